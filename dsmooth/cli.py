@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import difflib
 import inspect
@@ -10,10 +9,9 @@ import io
 import json
 import logging
 import os
-import re
 import sys
 import textwrap
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +26,7 @@ from .commands import options
 from .commands.options import DEFAULT_PRESET, RGB_PRESET, Train
 from .config import Role, TrainConfig
 from .distributed import rank_and_size
+from .fields import ArgumentError
 from .files import read_json
 from .presets import preset
 from .progress import lines_shown, silence
@@ -123,8 +122,10 @@ def _call(args: list[str]) -> int:
             return verb(command) or 0
     except BrokenPipeError:  # the reader of a pipe left
         return 141
+    except ArgumentError as error:
+        return _fail(error.told(option_types(kind)))
     except (ValueError, ArithmeticError, OSError, ImportError) as error:
-        return _fail(as_options(str(error), set(option_names(kind))))
+        return _fail(str(error))
     except MemoryError as error:
         return _fail(f"not enough memory {error}".rstrip())
     except RecursionError:
@@ -146,15 +147,10 @@ def _pair_commands(prog: str, command: Train, args: list[str]) -> tuple[Train, T
     if command.execution.config is not None:
         raise ValueError("a pair is two runs, and --config has the settings of one: name its role")
     folder = command.out or Path("runs") / "pair"
-    rest, left = [], iter(args)
-    for word in left:
-        if word == "--out":
-            next(left)
-        elif not word.startswith("--out=") and word != "pair":
-            rest.append(word)
 
     def command_of(role: Role) -> Train:
-        one: Train = _parse(prog, Train, [role, *rest, "--out", str(folder / role)])
+        own = [role if word == "pair" else word for word in args]
+        one: Train = _parse(prog, Train, [*own, "--out", str(folder / role)])
         share = None if one.settings.budget is None else one.settings.budget / 2
         return replace(one, settings=replace(one.settings, budget=share))
 
@@ -167,34 +163,15 @@ def _fail(message: str, prog: str = "dsmooth", status: int = 1) -> int:
     return status
 
 
-def option_names(kind: type) -> Iterator[str]:
-    """The names, in Python, of the options of a verb."""
+def option_types(kind: type) -> dict[str, Any]:
+    """The types of the options of a verb by their names in Python."""
+    types: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
         if is_dataclass(hint):
-            yield from option_names(cast(type, hint))
+            types |= option_types(cast(type, hint))
         elif name not in POSITIONAL:
-            yield name
-
-
-def as_options(message: str, names: Collection[str]) -> str:
-    """A message with its arguments in the command's words: `resume=True` becomes `--resume`."""
-
-    def option(match: re.Match[str]) -> str:
-        flag = f"--{match['name'].replace('_', '-')}"
-        value = (match.groupdict().get("value") or "True").strip('"')
-        return flag if value == "True" else f"{flag} {value}"
-
-    if not names:
-        return message
-    every = "|".join(sorted(names, key=len, reverse=True))
-    long = "|".join(name for name in every.split("|") if "_" in name)
-    for pattern in (
-        rf"(?<![\w./-])(?P<name>{every})=(?P<value>\S*?)(?=[,;:.)]*(\s|$))",  # with "="
-        rf"^(?P<name>{every})(?= (must|is|needs|can)\b)",  # at the beginning
-        rf"(?<![\w./-])(?P<name>{long})(?![\w/=-]|\.\w)",  # with an underscore
-    ):
-        message = re.sub(pattern, option, message)
-    return message
+            types[name] = hint
+    return types
 
 
 def _kind(args: list[str]) -> tuple[str, type, list[str]]:
@@ -232,19 +209,41 @@ def _union(kinds: Mapping[str, Any]) -> Any:
 
 def _parse(prog: str, kind: type, args: list[str]) -> Any:
     """The command that the arguments mean; prints help, or an error that names the nearest."""
-    own = {f"--{name.replace('_', '-')}" for name in option_names(kind)}
-    for flag in (arg.partition("=")[0] for arg in args):
-        meant = HINTS.get(flag, "")
-        if flag not in own and meant.partition(",")[0] in own:
+    types = option_types(kind)
+    given, words = _given(args, types)
+    for name in given.keys() - types.keys():
+        meant = HINTS.get(flag := f"--{name.replace('_', '-')}", "")
+        if meant[2:].partition(",")[0].replace("-", "_") in types:
             sys.exit(_fail(f"there is no {flag}: did you mean {meant}?", prog, 2))
+    default = None
+    if given.get("config"):
+        default = read_options(kind, Path(given["config"]), prog)
+    elif kind is Train:
+        role = next((word for word in words if word in get_args(Role)), "noisy")
+        default = _default_training(cast(Role, role), given, args)
     return tyro.cli(
         kind,
         args=args,
         prog=prog,
         description=_wrapped(kind.__doc__ or ""),
         config=(tyro.conf.HelptextFromCommentsOff,),
-        default=_default(prog, kind, args),
+        default=default,
     )
+
+
+def _given(args: Sequence[str], types: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """The options among the arguments, by their names in Python, and the other words."""
+    given, words, left = {}, [], iter(args)
+    for word in left:
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        if not word.startswith("--"):
+            words.append(word)
+        elif equals or types.get(name.removeprefix("no_")) is bool:
+            given[name] = value
+        else:
+            given[name] = next(left, "")
+    return given, words
 
 
 def _wrapped(text: str) -> str:
@@ -253,46 +252,33 @@ def _wrapped(text: str) -> str:
     return "\n".join(map(wrapper.fill, inspect.cleandoc(text).split("\n\n")))
 
 
-def _default(prog: str, kind: type, args: list[str]) -> Any:
-    """The options from --config; for `train` else from the run to resume, or a preset and data."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
-    if kind is Train:
-        parser.add_argument("role", nargs="?")
-        parser.add_argument("--resume", action="store_true")
-        for name in ("preset", "out", "init", "data", "data-dir", "image-channels"):
-            parser.add_argument(*sorted({f"--{name}", f"--{name.replace('-', '_')}"}))
-    known, _ = parser.parse_known_args(args)
-    if known.config:
-        return read_options(kind, known.config, prog)
-    if kind is not Train:
-        return None
-    role: Role = known.role if known.role in get_args(Role) else "noisy"
-    run = RunFolder(Path(known.out) if known.out else default_folder(role))
-    if known.resume and not known.preset and run.config.exists():
+def _default_training(role: Role, given: Mapping[str, str], args: Sequence[str]) -> Train:
+    """The options of `train` from the run to resume, else from a preset and from the data."""
+    run = RunFolder(given.get("out") or default_folder(role))
+    if "resume" in given and "preset" not in given and run.config.exists():
         return Train(role=tyro.MISSING, settings=run.read_config()[0])
-    settings = preset(known.preset or DEFAULT_PRESET, role)
-    folder = None
+    settings = preset(given.get("preset") or DEFAULT_PRESET, role)
+    folder, data = given.get("data_dir"), given.get("data") or settings.data
     # The word behind the role; elsewhere it may be the value of an option.
-    if len(args) > 1 and args[0] == known.role and not args[1].startswith("-"):
-        known.data, known.data_dir, folder = "folder", args[1], args[1]
-    data, channels = known.data or settings.data, None
-    if data == "folder" and known.data_dir and Path(known.data_dir).is_dir():
+    if len(args) > 1 and args[0] == role and not args[1].startswith("-"):
+        folder, data = args[1], "folder"
+        settings = replace(settings, data=data, data_dir=folder)
+    channels = None
+    if data == "folder" and folder and Path(folder).is_dir():
         from .data.folder import folder_channels
 
-        channels = folder_channels(Path(known.data_dir))
-    if not known.preset and (channels == 3 or data in ("cifar10", "celeba")):
-        settings = preset(RGB_PRESET, role)
-    if data != "celeba" and not (data == "folder" and known.preset):
+        channels = folder_channels(Path(folder))
+    if "preset" not in given and (channels == 3 or data in ("cifar10", "celeba")):
+        theirs = preset(RGB_PRESET, role)
+        settings = replace(theirs, data=settings.data, data_dir=settings.data_dir)
+    if data != "celeba" and not (data == "folder" and "preset" in given):
         settings = replace(settings, image_size=None)  # these have a size of their own
-    if folder is not None:
-        settings = replace(settings, data="folder", data_dir=folder)
-    if known.init:
+    if "init" in given:
         from .training.checkpoint import read_initial
 
-        network, smoothing, scale = read_initial(known.init, role)
+        network, smoothing, scale = read_initial(given["init"], role)
         settings = replace(settings, model=network.config, smoothing=smoothing, scale=scale)
-    elif channels is not None and known.image_channels is None:
+    elif channels is not None and "image_channels" not in given:
         settings = replace(settings, model=replace(settings.model, image_channels=channels))
     return Train(role=tyro.MISSING, settings=settings)
 

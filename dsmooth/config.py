@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import (
     Annotated,
     Any,
     Literal,
-    SupportsIndex,
     TypeVar,
     get_args,
-    get_origin,
-    get_type_hints,
 )
 
-import msgspec
 import tyro
 
-from .tables import shown
+from .fields import (
+    ArgumentError,
+    check_choices,
+    check_one_of,
+    check_positive,
+    check_whole,
+    structure,
+)
 
 T = TypeVar("T")
 
@@ -50,9 +52,10 @@ def bytes_of(atoms: Sequence[int] | Literal["all"], image_channels: int = 1) -> 
     if isinstance(atoms, str):
         check_one_of("atoms", atoms, ("all",))
         if image_channels != 1:
-            raise ValueError(
-                'atoms="all" is for grey images: an atom is one level in all colours, so list the '
-                f"levels; got {image_channels} image channels"
+            raise ArgumentError(
+                "atoms",
+                'can be "all" for grey images alone, for an atom is one byte in all colours; list '
+                f"the bytes: got {image_channels} image channels",
             )
         return tuple(range(256))
     return tuple(atoms)
@@ -67,16 +70,16 @@ def check_likelihood(
     """Raise ValueError for an unknown likelihood, or atoms or a scale that do not go with it."""
     check_one_of("likelihood", likelihood, allowed)
     if likelihood == "gaussian" and not 0 < smoothing_scale < math.inf:
-        raise ValueError(
-            f'smoothing_scale must be positive for likelihood "gaussian", got {smoothing_scale}'
+        raise ArgumentError(
+            "smoothing_scale", f'must be positive for likelihood "gaussian", got {smoothing_scale}'
         )
     if not atoms:
         return
     if likelihood != "discretized":
-        raise ValueError(f'atoms need likelihood "discretized", got {likelihood!r}')
+        raise ArgumentError("atoms", f'need likelihood "discretized", got {likelihood!r}')
     whole = all(isinstance(level, int) and 0 <= level <= 255 for level in atoms)
     if not whole or len(set(atoms)) != len(atoms):
-        raise ValueError(f"atoms must be distinct byte levels 0 .. 255, got {tuple(atoms)}")
+        raise ArgumentError("atoms", f"must be distinct bytes 0 .. 255, got {tuple(atoms)}")
 
 
 @dataclass(frozen=True)
@@ -127,27 +130,27 @@ class ModelConfig:
         check_choices(self)
         check_whole(self, ["image_channels"])
         if self.image_channels not in (1, 3):
-            raise ValueError(f"image_channels must be 1 or 3, got {self.image_channels}")
+            raise ArgumentError("image_channels", f"must be 1 or 3, got {self.image_channels}")
         check_whole(self, ["n_filters", "n_resnet", "n_mix", "context_filters"], 1, LARGEST)
         check_whole(self, ["context_layers"], 0, LARGEST)
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+            raise ArgumentError("dropout", f"must lie in [0, 1), got {self.dropout}")
         if not math.isfinite(self.smoothing_scale):
-            raise ValueError(f"smoothing_scale must be finite, got {self.smoothing_scale}")
+            raise ArgumentError("smoothing_scale", f"must be finite, got {self.smoothing_scale}")
         check_likelihood(self.likelihood, self.atom_bytes, self.smoothing_scale)
         check_whole(self, ["fourier_features"], 0, OCTAVES)
         check_whole(self, ["head_filters"], 0, LARGEST)
         if self.fourier_features and self.likelihood != "discretized":
-            raise ValueError(
-                'fourier_features need likelihood "discretized", whose pixels are bytes, got '
-                f'"{self.likelihood}"'
+            raise ArgumentError(
+                "fourier_features",
+                f'need likelihood "discretized", whose pixels are bytes, got "{self.likelihood}"',
             )
         if self.n_classes != "auto":
             check_whole(self, ["n_classes"], 0, LARGEST)
         levels = self.noise_levels
         rising = all(low < high for low, high in pairwise(levels))
         if len(levels) > LARGEST or not rising or not all(0 < s < math.inf for s in levels):
-            raise ValueError(f"noise_levels must be positive and rise, got {levels}")
+            raise ArgumentError("noise_levels", f"must be positive and rise, got {levels}")
 
     @property
     def condition_size(self) -> int:
@@ -156,8 +159,8 @@ class ModelConfig:
         Raises ValueError while n_classes is "auto".
         """
         if self.n_classes == "auto":
-            raise ValueError(
-                'n_classes="auto" is for training, which counts the labels of its data'
+            raise ArgumentError(
+                "n_classes", 'can be "auto" in training alone, which counts the labels of its data'
             )
         return self.n_classes
 
@@ -209,9 +212,35 @@ Graph = Literal["auto", "on", "off"]
 KeepGates = Literal["auto", "on", "off"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How a training run is carried out: settings that decide no weights.
+
+    Raises ValueError for a field out of range.
+    """
+
+    download: bool = False
+    """Whether to download the files into data_dir if they are not there."""
+    graph: Graph = "auto"
+    """Replay a step as one CUDA graph: auto where that is possible; on, or an error that says why
+    not; off."""
+    keep_gates: KeepGates = "auto"
+    """On a GPU, keep what the gates of gated resnets were made of for the backward, rather than
+    compute it again: auto where a quarter of the free memory holds it."""
+    evaluations: int = 8
+    """How often the held-out images are scored, the end included."""
+    checkpoint_minutes: float = 2.0
+    """Time between checkpoints."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_whole(self, ["evaluations"], 1)
+        check_positive(self, ["checkpoint_minutes"])
+
+
 @dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides the weights of a training run.
+class TrainConfig(RunSettings):
+    """Everything that decides the weights of a training run, and how it is carried out.
 
     Raises ValueError for a field out of range or fields that contradict each other.
     """
@@ -224,8 +253,6 @@ class TrainConfig:
     """Data set: mnist, fashion-mnist, cifar10, celeba, folder."""
     data_dir: str | None = None
     """Folder of its files; without one, mnist is the embedded subset of 6,000 images."""
-    download: bool = False
-    """Whether to download the files into data_dir if they are not there."""
     image_size: int | None = None
     """Pixels a side for celeba and folder; None for the data set's own."""
     flip: bool = False
@@ -279,58 +306,48 @@ class TrainConfig:
     """auto: bfloat16 autocast where the machine is fast at it, else float32."""
     compile: bool = False
     """Whether to compile the gated resnets with torch.compile."""
-    graph: Graph = "auto"
-    """Replay a step as one CUDA graph: auto where that is possible; on, or an error that says why
-    not; off."""
-    keep_gates: KeepGates = "auto"
-    """On a GPU, keep what the gates of gated resnets were made of for the backward, rather than
-    compute it again: auto where a quarter of the free memory holds it."""
     seed: int = 0
     """Decides weights, order, noise and dropout."""
-    evaluations: int = 8
-    """How often the held-out images are scored, the end included."""
     evaluation_images: int = 500
     """Held-out images that are scored each time, always the same with the same noise."""
-    checkpoint_minutes: float = 2.0
-    """Time between checkpoints."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        counts = ("batch_size", "accumulate", "evaluations", "evaluation_images", "images")
-        check_whole(self, counts, 1)
+        super().__post_init__()
+        check_whole(self, ["batch_size", "accumulate", "evaluation_images", "images"], 1)
         check_whole(self, ["image_size"])
         check_whole(self, ["warmup_images"], 0)
         check_whole(self, ["seed"], 0, 2**64 - 1)
-        for name in ("scale", "learning_rate", "budget", "checkpoint_minutes", "clip_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive, got {value}")
+        check_positive(self, ["scale", "learning_rate", "budget", "clip_norm"])
         if self.kernel_rate is not None:
             if self.optimizer != "muon":
-                raise ValueError(f'kernel_rate needs optimizer "muon", got "{self.optimizer}"')
+                raise ArgumentError(
+                    "kernel_rate", f'needs optimizer "muon", got "{self.optimizer}"'
+                )
             if not 0 < self.kernel_rate < 1:
-                raise ValueError(f"kernel_rate must lie in (0, 1), got {self.kernel_rate}")
+                raise ArgumentError("kernel_rate", f"must lie in (0, 1), got {self.kernel_rate}")
         if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
+            raise ArgumentError("ema", f"must lie in [0, 1), got {self.ema}")
         for name in ("cooldown", "learning_rate_decay"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
+                raise ArgumentError(name, f"must lie in (0, 1], got {getattr(self, name)}")
         if self.schedule_from < 0 or self.schedule_from >= (self.images or math.inf):
-            raise ValueError(
-                f"schedule_from must lie in 0 .. images, got {self.schedule_from} of {self.images}"
+            raise ArgumentError(
+                "schedule_from",
+                f"must lie in 0 .. images, got {self.schedule_from} of {self.images}",
             )
         if not 0 <= self.clean_noise < math.inf:
-            raise ValueError(f"clean_noise must not be negative, got {self.clean_noise}")
+            raise ArgumentError("clean_noise", f"must not be negative, got {self.clean_noise}")
         if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"batch_size must be a multiple of accumulate, got {self.batch_size} "
-                f"and {self.accumulate}"
+            raise ArgumentError(
+                "batch_size",
+                f"must be a multiple of accumulate, got {self.batch_size} and {self.accumulate}",
             )
         if self.model.noise_levels:
             if self.role == "plain" or self.smoothing != "gaussian" or self.clean_noise:
-                raise ValueError(
-                    "noise_levels are for a noisy model or a denoiser, with gaussian smoothing and "
-                    "without clean_noise"
+                raise ArgumentError(
+                    "noise_levels",
+                    "are for a noisy model or a denoiser, with gaussian smoothing and "
+                    "without clean_noise",
                 )
             object.__setattr__(self, "scale", self.model.noise_levels[-1])
         conditioned = self.model.conditioning != "none"
@@ -402,66 +419,7 @@ class ProbeSettings:
         for block in self.blocks:
             check_one_of("blocks", block, BLOCKS)
         if not self.blocks:
-            raise ValueError("blocks must name a block at least")
+            raise ArgumentError("blocks", "must name a block at least")
         check_whole(self, ["together"], 0)
         check_whole(self, ["train_images", "test_images", "epochs"], 1)
         check_whole(self, ["seed"], 0, 2**64 - 1)
-
-
-def structure(values: Any, kind: type[T]) -> T:
-    """The dataclass from what `asdict` or JSON gave, strictly; ValueError names the field."""
-    try:
-        made = msgspec.convert(values, kind, strict=True)
-    except msgspec.ValidationError as error:
-        reason, _, place = str(error).partition(" - at `$")
-        field = place.strip("`.")
-        raise ValueError(shown(f"{field}: {reason}" if field else reason)) from None
-    known = flatten(asdict(made))  # type: ignore[call-overload]  # typing has no bound "a dataclass"
-    unknown = [name for name in flatten(values) if name not in known]
-    if unknown:
-        raise ValueError(shown(f"{kind.__name__} has no field {', '.join(sorted(unknown))}"))
-    return made
-
-
-@cache
-def _choices(kind: type) -> dict[str, tuple[Any, ...]]:
-    """The values that each field of a dataclass may have, where its type lists them."""
-    hints = get_type_hints(kind).items()
-    return {name: get_args(hint) for name, hint in hints if get_origin(hint) is Literal}
-
-
-def check_choices(config: Any) -> None:
-    """Raise ValueError for a field that has none of the values that its type lists."""
-    for name, allowed in _choices(config.__class__).items():
-        check_one_of(name, getattr(config, name), allowed)
-
-
-def check_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
-    """Raise ValueError unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
-
-
-def check_whole(
-    config: Any, names: Iterable[str], least: int | None = None, most: int | None = None
-) -> None:
-    """Raise ValueError for a field that is no whole number within bounds, nor None if it may be."""
-    optional = {each.name for each in fields(config) if "None" in str(each.type)}
-    for name in names:
-        value = getattr(config, name)
-        if value is None and name in optional:
-            continue
-        if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-            raise ValueError(f"{name} must be a whole number, got {value!r}")
-        number = value.__index__()
-        if (least is not None and number < least) or (most is not None and number > most):
-            allowed = f"be at least {least}" if most is None else f"lie in {least} .. {most}"
-            raise ValueError(f"{name} must {allowed}, got {value}")
-
-
-def flatten(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys; tuples as lists, as JSON has them."""
-    if not isinstance(value, dict):
-        return {name: list(value) if isinstance(value, tuple) else value}
-    parts = [flatten(v, f"{name}.{k}" if name else k) for k, v in value.items()]
-    return {key: inner for part in parts for key, inner in part.items()}

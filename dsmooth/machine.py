@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .distributed import from_torchrun
+from .fields import ArgumentError
 
 if TYPE_CHECKING:
     import torch
@@ -25,15 +26,17 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cpu")
     kind, _, index = name.partition(":")
     if kind != "cuda" or (index and not index.isdigit()):
-        raise ValueError(f'device must be auto, cpu, cuda or cuda:N, got "{name}"')
+        raise ArgumentError("device", f'must be auto, cpu, cuda or cuda:N, got "{name}"')
     count = torch.cuda.device_count()
     if count == 0:
         built = torch.version.cuda is not None
         reason = "no GPU and driver that it can use" if built else "it was built without CUDA"
-        raise ValueError(f"device={name}: PyTorch finds no CUDA device ({reason})")
+        raise ArgumentError("device", f"cannot be {name}: PyTorch finds no CUDA device ({reason})")
     number = int(index) if index else from_torchrun("LOCAL_RANK", 0) % count
     if number >= count:
-        raise ValueError(f"device={name}: there are {count} CUDA devices, numbered from 0")
+        raise ArgumentError(
+            "device", f"cannot be {name}: there are {count} CUDA devices, numbered from 0"
+        )
     return torch.device("cuda", number)
 
 
@@ -62,7 +65,7 @@ def use_threads(threads: int | None) -> None:
     if threads is None:
         return
     if threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
+        raise ArgumentError("threads", f"must be at least 1, got {threads}")
     torch.set_num_threads(threads)
 
 

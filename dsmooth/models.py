@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .config import Role, TrainConfig
+from .fields import ArgumentError
 from .nn import PixelCNNpp
 from .nn.weights import weights_digest
 from .pair import SmoothedPair
@@ -109,7 +110,7 @@ class Models:
             raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")
         rungs = [] if pair is None else pair.rungs(request.levels)
         if candidates > 1 and (len(rungs) > 1 or request.method != "two-step"):
-            raise ValueError("candidates need method two-step and one noise level")
+            raise ArgumentError("candidates", "need method two-step and one noise level")
 
         def draw(part: Request, progress: Progress) -> Tensor:
             if candidates > 1:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor, nn
 
-from .config import Method, Precision, Role, Score, check_one_of
+from .config import Method, Precision, Role, Score
+from .fields import ArgumentError, check_one_of
 from .nn import PixelCNNpp
 from .nn.images import check_scale, check_tensor
 from .nn.levels import at_level
@@ -112,7 +113,7 @@ class SmoothedPair(nn.Module):
             choices["label"] = "prior"
         request = Request.make(n, choices, method=method, score=score, levels=levels)
         if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+            raise ArgumentError("batch_size", f"must be at least 1, got {batch_size}")
         rungs, sampler, drawn = self.rungs(levels), Sampler(Execution(threads, precision)), []
         with bar("drawing", n) if progress is True else nullcontext() as show:
 
@@ -145,7 +146,7 @@ class SmoothedPair(nn.Module):
         """
         self._check_images("x", x)
         if draws < 1:
-            raise ValueError(f"draws must be at least 1, got {draws}")
+            raise ArgumentError("draws", f"must be at least 1, got {draws}")
         if mask is None:
             mask = top_rows(keep_top, self.image_size).to(x.device)
         elif len(mask) == len(x):
@@ -262,7 +263,7 @@ class SmoothedPair(nn.Module):
         are none of bytes.
         """
         if n_noise < 1:
-            raise ValueError(f"n_noise must be at least 1, got {n_noise}")
+            raise ArgumentError("n_noise", f"must be at least 1, got {n_noise}")
         self._check_images("x", x)
         check_scale("x", x, levels=self.denoiser.config.likelihood == "discretized")
 
@@ -367,9 +368,10 @@ class SmoothedPair(nn.Module):
             return self.noise_levels[-1:]
         falling = all(high > low for high, low in pairwise(levels))
         if not levels or not falling or not set(levels) <= set(self.noise_levels):
-            raise ValueError(
-                f"levels must fall and be among {', '.join(map(str, self.noise_levels))}, got "
-                f"{', '.join(map(str, levels)) or 'none'}"
+            raise ArgumentError(
+                "levels",
+                f"must fall and be among {', '.join(map(str, self.noise_levels))}, got "
+                f"{', '.join(map(str, levels)) or 'none'}",
             )
         return tuple(levels)
 

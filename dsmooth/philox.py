@@ -12,6 +12,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from .fields import ArgumentError
+
 MAX_SEED = 2**64 - 1
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -42,9 +44,9 @@ class Stream(IntEnum):
 def split_seed(seed: int) -> tuple[int, int]:
     """The key (low word, high word) of a seed. Raises ValueError outside 0 <= seed < 2**64."""
     if not hasattr(seed, "__index__"):
-        raise ValueError(f"seed must be a whole number, got {seed!r}")
+        raise ArgumentError("seed", f"must be a whole number, got {seed!r}")
     if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed must lie in 0 .. 2**64 - 1, got {seed}")
+        raise ArgumentError("seed", f"must lie in 0 .. 2**64 - 1, got {seed}")
     return seed & _MASK, seed >> 32
 
 
@@ -101,7 +103,7 @@ def image_words(
     """
     known = not isinstance(first_index, Tensor)
     if known and (first_index < 0 or first_index + n_images > 2**63 - 1):
-        raise ValueError(f"first_index must lie in 0 .. 2**63 - 1, got {first_index}")
+        raise ArgumentError("first_index", f"must lie in 0 .. 2**63 - 1, got {first_index}")
     if not 0 <= repeat < 2**24:
         raise ValueError(f"repeat must lie in 0 .. 2**24 - 1, got {repeat}")
     if first_counter < 0 or first_counter + n_counters > 2**32:

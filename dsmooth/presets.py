@@ -6,7 +6,8 @@ import shlex
 from dataclasses import asdict, fields
 from typing import Any
 
-from .config import OWN, ModelConfig, Role, TrainConfig, flatten
+from .config import OWN, ModelConfig, Role, TrainConfig
+from .fields import ArgumentError, flatten
 
 # Meng et al. (ICLR 2021): no averaging, no clipping, no data-dependent init; a stacked denoiser
 # with a continuous likelihood. How long they trained is not published: give images or budget.
@@ -94,7 +95,7 @@ def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
     Raises ValueError for an unknown name, TypeError for an unknown field.
     """
     if name not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+        raise ArgumentError("preset", f"must be one of {', '.join(PRESETS)}, got {name!r}")
     table = PRESETS[name]
     values = {key: value for key, value in table.items() if key in _FIELDS} | table.get(role, {})
     model = table["model"] | table.get(f"{role}.model", {})

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .config import Role, TrainConfig, structure
+from .config import Role, TrainConfig
+from .fields import structure
 from .files import json_bytes, read_json, weight_bytes, write_json, write_together
 from .presets import train_command
 

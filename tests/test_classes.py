@@ -375,7 +375,7 @@ def test_data_without_the_labels_is_refused(tmp_path: Path) -> None:
     bare = replace(data, labels=None)
     for n_classes in ("auto", 2):
         config = tiny("plain", n_classes=n_classes)
-        with pytest.raises(ValueError, match=f'n_classes="?{n_classes}"? needs labels, but'):
+        with pytest.raises(ValueError, match=f"n_classes .*{n_classes}.* labels"):
             train(config, tmp_path / "run", dataset=(bare, bare))
     with pytest.raises(ValueError, match=r"needs labels of 0 .. 1, but .* has 0 .. 2"):
         train(tiny("plain", n_classes=2), tmp_path / "run", dataset=(data, data))

@@ -86,13 +86,13 @@ def test_missing_data_says_the_ways_out(tmp_path: Path, name: str) -> None:
 
 
 def test_arguments_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"the data set must be one of mnist, .* got 'svhn'"):
+    with pytest.raises(ValueError, match=r"data must be one of mnist, .* got 'svhn'"):
         load_dataset("svhn", "train")
     with pytest.raises(ValueError, match="split must be one of train, test, got 'valid'"):
         load_dataset("mnist", "valid")
     with pytest.raises(ValueError, match="image_size is for celeba and folder, got it for mnist"):
         load_dataset("mnist", "train", image_size=32)
-    with pytest.raises(ValueError, match="download=True needs data_dir"):
+    with pytest.raises(ValueError, match="download needs data_dir"):
         load_dataset("mnist", "train", download=True)
     with pytest.raises(ValueError, match=r"download is for mnist, .* got 'folder'"):
         load_dataset("folder", "train", "absent", download=True)
@@ -123,6 +123,6 @@ def test_a_failed_download_says_what_to_do(
 ) -> None:
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Mock(side_effect=failure))
     reason = " ".join(str(failure).split()) or "TimeoutError"
-    says = (tmp_path, "data_dir", "https://www.cs.toronto.edu/~kriz/cifar.html", reason)
+    says = (tmp_path, "name the folder", "https://www.cs.toronto.edu/~kriz/cifar.html", reason)
     with refused("could not download cifar10", *says, error=ConnectionError):
         load_dataset("cifar10", "train", tmp_path, download=True)

@@ -10,7 +10,7 @@ import torch
 
 from dsmooth.config import TrainConfig
 from dsmooth.data import SPLITS, folder, load_dataset
-from dsmooth.training.loop import load_data
+from dsmooth.training.beginning import load_data
 from tests.helpers.data_makers import random_bytes, refused, write_images
 
 pytestmark = pytest.mark.quick

@@ -54,7 +54,7 @@ def test_scores_are_those_of_the_images_labels() -> None:
     terms = torch.stack([*pair.elbo_terms(x, 3, 0, 1, label).values()]).sum(0)
     torch.testing.assert_close(bound.log_weights("discretized")[1].float(), terms)
     for model, bare in ((plain, score_plain), (pair, score_pair)):
-        with pytest.raises(ValueError, match="n_classes=3 needs labels, but made has none"):
+        with pytest.raises(ValueError, match="n_classes 3 needs labels, but made has none"):
             bare(model, replace(data, labels=None))
 
 

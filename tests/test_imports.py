@@ -31,7 +31,7 @@ FLOORS = (
     ("smoothing", "data", "nn"),
     ("functional", "kernels"),
     (
-        *("machine", "distributed", "presets", "philox", "files", "config"),
+        *("machine", "distributed", "presets", "philox", "files", "config", "fields"),
         *("progress", "tables", "_extension", "_version", "_C"),
     ),
 )

@@ -30,7 +30,7 @@ ATOMS = (0, 252, 253, 254, 255)
     ("settings", "message"),
     [
         ({"atoms": (0,)}, "atoms need likelihood \"discretized\", got 'continuous'"),
-        ({"likelihood": "discretized", "atoms": (0, 256)}, "distinct byte levels 0 .. 255"),
+        ({"likelihood": "discretized", "atoms": (0, 256)}, "atoms must be distinct bytes"),
         ({"likelihood": "discretized", "atoms": (3, 3)}, r"got \(3, 3\)"),
         ({"likelihood": "gaussian", "smoothing_scale": 0.0}, "smoothing_scale must be positive"),
         ({"likelihood": "laplace"}, "likelihood must be one of"),

@@ -20,10 +20,11 @@ import torch
 
 import dsmooth
 from dsmooth._extension import warn_once
-from dsmooth.cli import _kind, _parse, as_options, main
+from dsmooth.cli import _kind, _parse, main
 from dsmooth.commands.reproduce import choose_plan
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import load_dataset
+from dsmooth.fields import Argument, ArgumentError
 from dsmooth.models import load_models
 from dsmooth.pretrained import TITLE
 from dsmooth.progress import LOG, lines_shown
@@ -138,20 +139,15 @@ def test_commands_are_not_broken_by_lines() -> None:
     assert command in wrapped(f"Sentences of many words go before and behind: {command} trains on.")
 
 
-def test_the_command_says_arguments_with_dashes() -> None:
-    names = {"resume", "data_dir", "device", "pooling", "n_filters", "threads"}
-    for python, shell in {
-        "device must be auto": "--device must be auto",
-        "go on with it by resume=True, or": "go on with it by --resume, or",
-        "device=cuda:1: none": "--device cuda:1: none",
-        "Point data_dir to /a/data_dir/b or leave out data_dir.": (
-            "Point --data-dir to /a/data_dir/b or leave out --data-dir."
-        ),
-        "its model.n_filters is 4, not 8": "its model.n_filters is 4, not 8",
-        "use pooling=mean, or threads=": "use --pooling mean, or --threads",
-        "the device must be": "the device must be",
-    }.items():
-        assert as_options(python, names) == shell
+def test_an_error_names_arguments_for_python_and_for_the_command() -> None:
+    going_on = Argument("resume", True)
+    error = ArgumentError("data_dir", "must be /a/data_dir/b, or go on by", going_on)
+    assert str(error) == "data_dir must be /a/data_dir/b, or go on by resume=True"
+    assert error.told({"data_dir"}) == "--data-dir must be /a/data_dir/b, or go on by resume=True"
+    assert error.told({"resume"}).endswith("or go on by --resume")
+    pooling = ArgumentError("", "use", Argument("pooling", "mean"), "or", Argument("threads"))
+    assert str(pooling) == "use pooling='mean' or threads"
+    assert pooling.told({"pooling", "threads"}) == "use --pooling mean or --threads"
 
 
 # They speak to readers of the command alone.

@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dsmooth.config import ModelConfig, ProbeSettings, TrainConfig, flatten
+from dsmooth.config import ModelConfig, ProbeSettings, TrainConfig
 from dsmooth.data.arrays import read_npz
+from dsmooth.fields import flatten
 from dsmooth.files import lock_folder
 from dsmooth.models import load_models
 from dsmooth.pictures import is_diverged
@@ -27,7 +28,7 @@ from dsmooth.runs import RunFolder, training_seconds
 from dsmooth.sampling.output import write_images
 from dsmooth.sampling.request import Request
 from dsmooth.training import NonFiniteLoss, train
-from dsmooth.training.loop import load_data
+from dsmooth.training.beginning import load_data
 from tests.helpers.rank_processes import ForkedPython, start_ranks, wait_for_all
 from tests.helpers.report_checks import check_self_contained
 

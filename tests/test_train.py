@@ -23,7 +23,7 @@ from dsmooth.data.own import split_own
 from dsmooth.models import load_models
 from dsmooth.presets import preset
 from dsmooth.runs import RunFolder
-from dsmooth.training import Evaluation, loop, train
+from dsmooth.training import Evaluation, beginning, loop, train
 from dsmooth.training.log import RunLog
 from dsmooth.training.optimizers import EMA
 from dsmooth.training.step import TrainState, make_inputs, scheduled
@@ -83,7 +83,7 @@ def test_a_step_is_a_function_of_images_seen() -> None:
     """Noise, order and targets follow from (seed, images seen), for any batch size."""
     for role in ROLES:
         config = tiny(role, clean_noise=0.01 if role == "denoiser" else 0.0, flip=True)
-        data, _ = loop.load_data(config)
+        data, _ = beginning.load_data(config)
         state = TrainState(config, data, torch.device("cpu"))
         small = TrainState(replace(config, batch_size=4), data, torch.device("cpu"))
         x, context, *_ = state.inputs(16)
@@ -101,7 +101,7 @@ def test_a_step_is_a_function_of_images_seen() -> None:
 @pytest.mark.quick
 def test_half_of_the_images_are_mirrored() -> None:
     config = tiny("plain", batch_size=100)
-    data, _ = loop.load_data(config)
+    data, _ = beginning.load_data(config)
     given, mirrored = (
         TrainState(replace(config, flip=flip), data, torch.device("cpu")).inputs(0).target
         for flip in (False, True)
@@ -375,7 +375,7 @@ def test_snapshots_are_run_folders_and_the_last_stay(tmp_path: Path) -> None:
 
 
 def test_a_missing_length_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="give images= or budget="):
+    with pytest.raises(ValueError, match="images or budget must be given"):
         train(replace(tiny(), images=None), tmp_path)
 
 

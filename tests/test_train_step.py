@@ -19,7 +19,7 @@ from dsmooth.config import LearningRateSchedule, OptimizerName
 from dsmooth.data import ImageDataset
 from dsmooth.functional import use_impl
 from dsmooth.runs import RunFolder
-from dsmooth.training import NonFiniteLoss, device, loop, step, train
+from dsmooth.training import NonFiniteLoss, beginning, device, loop, step, train
 from dsmooth.training.checkpoint import load_checkpoint, read_checkpoint
 from dsmooth.training.step import TrainState, scheduled
 from tests.helpers.tiny_runs import ROLES, tiny
@@ -127,7 +127,7 @@ def test_a_loss_that_is_not_finite_is_found_and_spares_the_checkpoint(
     with pytest.raises(NonFiniteLoss, match=r"loss is nan .* at step 1 \(8 images\) with seed 7"):
         train(tiny(images=8 * 2 * READ_STEPS, seed=7), run.path)
     assert steps[-1] == 1 + READ_STEPS
-    kept = TrainState(tiny(images=8 * 2 * READ_STEPS, seed=7), loop.load_data(tiny())[0], CPU)
+    kept = TrainState(tiny(images=8 * 2 * READ_STEPS, seed=7), beginning.load_data(tiny())[0], CPU)
     load_checkpoint(read_checkpoint(run), kept)
     kept.check_finite()
     assert not run.weights.exists()

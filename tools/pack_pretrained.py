@@ -24,7 +24,7 @@ from dsmooth.training.step import total_images
 
 ROLES = ("noisy", "denoiser", "plain")
 STEPS = 300  # entries of a run's training steps that are kept, evenly spread
-UNTOLD = ("kernel_rate", "cooldown", "keep_gates", "checkpoint_minutes")  # of no effect, or of Muon
+UNTOLD = ("kernel_rate", "cooldown")  # they belong to Muon, or have no effect
 
 
 def pack(source: RunFolder, target: RunFolder, before: RunFolder | None = None) -> None:

@@ -11,6 +11,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from ..config import OWN
+from ..fields import Argument, ArgumentError, check_one_of
 from .cifar import load_cifar10
 from .dataset import ImageDataset, round_to_bytes, to_bytes, to_float
 from .folder import OnDecoded, load_celeba, load_folder
@@ -68,21 +69,20 @@ def load_dataset(
     and what to do.
     """
     if name == OWN:
-        raise ValueError(
-            "the data set was given to dsmooth.train in Python, where no command finds it: name "
-            f"another with data=, one of {', '.join(DATASETS)}"
+        raise ArgumentError(
+            "data",
+            f"must be one of {', '.join(DATASETS)}: the data set of this run was given to "
+            "dsmooth.train in Python, where no command finds it",
         )
-    if name not in DATASETS:
-        raise ValueError(f"the data set must be one of {', '.join(DATASETS)}, got {name!r}")
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    check_one_of("data", name, DATASETS)
+    check_one_of("split", split, SPLITS)
     if image_size is not None and name not in ("celeba", "folder"):
-        raise ValueError(f"image_size is for celeba and folder, got it for {name}")
+        raise ArgumentError("image_size", f"is for celeba and folder, got it for {name}")
     if image_size is not None and (image_size < 4 or image_size % 4):
-        raise ValueError(f"image_size must be a positive multiple of 4, got {image_size}")
+        raise ArgumentError("image_size", f"must be a positive multiple of 4, got {image_size}")
     if data_dir is None:
         if download:
-            raise ValueError("download=True needs data_dir, the folder to download into")
+            raise ArgumentError("download", "needs", Argument("data_dir"), "to download into")
         if name == "mnist":
             return load_embedded_mnist(split)
         raise missing(name, f"{name} needs the folder of its files")
@@ -106,7 +106,7 @@ def load_dataset(
 def _download(name: str, folder: Path) -> None:
     """Fetch a data set into `folder`, in torchvision's layout."""
     if name not in _PUBLISHED:
-        raise ValueError(f"download is for {', '.join(_PUBLISHED)}, got {name!r}")
+        raise ArgumentError("download", f"is for {', '.join(_PUBLISHED)}, got {name!r}")
     from torchvision import datasets
 
     torchvision_class, address = _PUBLISHED[name]
@@ -118,7 +118,7 @@ def _download(name: str, folder: Path) -> None:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConnectionError(
             f"could not download {name} to {folder}: {reason}\n"
-            f"Fetch it from {address} by hand and point data_dir to its files."
+            f"Fetch it from {address} by hand, and name the folder with its files."
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

@@ -10,6 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..fields import ArgumentError
+
 # An image (C, H, W), bytes, -> the image that one visit in training sees, bytes.
 Transform = Callable[[Tensor], Tensor]
 
@@ -112,12 +114,15 @@ class ImageDataset:
         if n_classes == 0:
             return None
         if self.labels is None:
-            raise ValueError(f"n_classes={n_classes} needs labels, but {self.source} has none")
+            raise ArgumentError(
+                "n_classes", f"{n_classes} needs labels, but {self.source} has none"
+            )
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= n_classes:
-            raise ValueError(
-                f"n_classes={n_classes} needs labels of 0 .. {n_classes - 1}, but {self.source} "
-                f"has {low} .. {high}"
+            raise ArgumentError(
+                "n_classes",
+                f"{n_classes} needs labels of 0 .. {n_classes - 1}, but {self.source} has {low} .. "
+                f"{high}",
             )
         return self.labels
 

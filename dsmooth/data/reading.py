@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..fields import Argument, ArgumentError
 from ..files import open_regular, printable
 
 
@@ -20,15 +21,18 @@ class InvalidFile(ValueError):
     """A file that a reader refuses. The message names it and says what is wrong."""
 
 
-def missing(name: str, what: str) -> FileNotFoundError:
+class MissingData(ArgumentError, FileNotFoundError):
+    """Files of a data set that are not there. The message says what to do."""
+
+
+def missing(name: str, what: str) -> MissingData:
     """The error where files of a data set are not there, with the ways out."""
+    point = f"{what}.\nPoint", Argument("data_dir")
     if name == "folder":
-        return FileNotFoundError(f"{what}.\nPoint data_dir to a folder of images.")
-    embedded = ", or leave out data_dir to use the embedded subset" if name == "mnist" else ""
-    return FileNotFoundError(
-        f"{what}.\nPoint data_dir to the folder of {name}'s files, or fetch them there with "
-        f"download=True{embedded}."
-    )
+        return MissingData("", *point, "to a folder of images")
+    embedded = ", or leave it out to use the embedded subset" if name == "mnist" else ""
+    where = f"to the folder of {name}'s files{embedded}, or fetch them there with"
+    return MissingData("", *point, where, Argument("download", True))
 
 
 @contextmanager

@@ -161,7 +161,7 @@ def classify(
     else:
         network, n_classes = model, model.config.condition_size
     if n_classes == 0:
-        raise ValueError("only a model with classes classifies: it was trained without n_classes")
+        raise ValueError("only a model with classes classifies: its n_classes is 0")
     if pair is None and network.config.conditioning != "none":
         raise ValueError("a denoiser does not classify alone: give the pair that it is of")
     labels = dataset.labels_for(n_classes)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import ImageDataset, indices_at, to_float
+from ..fields import ArgumentError
 from ..files import load_state, read_tensors, write_tensors
 from ..philox import Stream, image_words
 
@@ -80,7 +81,7 @@ def train_classifier(
     """
     labels = labels_of_digits(train_set)
     if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
+        raise ArgumentError("epochs", f"must be at least 1, got {epochs}")
     n = len(train_set)
     steps = math.ceil(epochs * n / BATCH_SIZE)
     with torch.random.fork_rng(devices=[]):

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..fields import Argument, ArgumentError
 from .features import FeatureExtractor, Features, extract_features
 from .frechet import (
     BOOTSTRAPS,
@@ -184,10 +185,10 @@ def check_statistics(statistics: Statistics, extractor: FeatureExtractor, dimens
     """Raise ValueError unless `statistics` were made with this very extractor."""
     if isinstance(statistics, PublishedStatistics):
         if not extractor.is_fid:
-            raise ValueError(
-                f"{statistics.source} is of Inception's features, not of {extractor.name}'s: take "
-                "extractor=inception"
+            source = (
+                f"{statistics.source} is of Inception's features, not of {extractor.name}'s: take"
             )
+            raise ArgumentError("", source, Argument("extractor", "inception"))
     elif (found := statistics.description.get("extractor")) != extractor.describe():
         raise ValueError(
             f"the saved statistics were made with {found}, not with {extractor.describe()}"

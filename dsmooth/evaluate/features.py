@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..data import to_float
 from ..distributed import distributed_map
+from ..fields import Argument, ArgumentError
 from ..files import read_tensors
 
 # The weights of the 2015 Inception network as pytorch-fid and torch-fidelity publish them, one and
@@ -94,7 +95,7 @@ def make_extractor(
     elif name == "inception":
         extractor = _inception(path)
     elif weights and (name in ("resnet50", "dinov2") or ":" in name):
-        raise ValueError(f"weights is for inception and mnist-classifier, not for {name}")
+        raise ArgumentError("weights", f"is for inception and mnist-classifier, not for {name}")
     elif name == "resnet50":
         extractor = _resnet50()
     elif name == "dinov2":
@@ -102,9 +103,10 @@ def make_extractor(
     elif ":" in name:
         extractor = _user_module(name)
     else:
-        raise ValueError(
-            "extractor must be mnist-classifier, resnet50, inception, dinov2, module:attribute or "
-            f"file.py:attribute, got {name!r}"
+        raise ArgumentError(
+            "extractor",
+            "must be mnist-classifier, resnet50, inception, dinov2, module:attribute or "
+            f"file.py:attribute, got {name!r}",
         )
     extractor.network.eval().requires_grad_(False).to(device)
     return extractor
@@ -161,10 +163,12 @@ def _mnist_classifier(weights: Path | None) -> FeatureExtractor:
 
     def apply(images: Tensor) -> tuple[Tensor, Tensor | None]:
         if images.shape[1:] != IMAGE_SHAPE:
-            raise ValueError(
+            raise ArgumentError(
+                "",
                 f"mnist-classifier needs images of shape {IMAGE_SHAPE}, got "
-                f"{tuple(images.shape[1:])}: for others take extractor=resnet50, or inception by "
-                "pip install 'dsmooth[fid]'"
+                f"{tuple(images.shape[1:])}: for others take",
+                Argument("extractor", "resnet50"),
+                "or inception by pip install 'dsmooth[fid]'",
             )
         return model(to_float(images))
 
@@ -282,7 +286,7 @@ def download_once(url: str) -> Path:
     except (OSError, RuntimeError) as error:
         raise ConnectionError(
             f"could not fetch the Inception weights ({error}): fetch {url} elsewhere and name the "
-            "file by weights=, or take extractor=mnist-classifier"
+            "file of weights, or take the extractor mnist-classifier"
         ) from None
     return path
 

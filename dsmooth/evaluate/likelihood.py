@@ -18,6 +18,7 @@ from torch import Tensor
 from ..config import Likelihood
 from ..data import ImageDataset
 from ..distributed import distributed_map, side_by_side
+from ..fields import ArgumentError
 from ..functional import logistic_mixture_log_prob
 from ..nn import PixelCNNpp
 from ..pair import SmoothedPair
@@ -229,9 +230,9 @@ def score_pair(
     done. Raises ValueError for counts below 1 and for images, or labels, that are not the pair's.
     """
     if n_noise < 1:
-        raise ValueError(f"n_noise must be at least 1, got {n_noise}")
+        raise ArgumentError("n_noise", f"must be at least 1, got {n_noise}")
     if not 0 <= clean_noise < math.inf:
-        raise ValueError(f"clean_noise must be finite and at least 0, got {clean_noise}")
+        raise ArgumentError("clean_noise", f"must be finite and at least 0, got {clean_noise}")
     if dataset.image_size != pair.image_size:
         raise ValueError(
             f"the pair is for images of {pair.image_size}, got {dataset.name} of "
@@ -325,9 +326,9 @@ def score_batches(
     device. Under torchrun each process scores its batches, and all have the rows of all.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, got {limit}")
+        raise ArgumentError("limit", f"must be at least 1, got {limit}")
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        raise ArgumentError("batch_size", f"must be at least 1, got {batch_size}")
     n = len(dataset) if limit is None else min(limit, len(dataset))
     if n < 1:
         raise ValueError(f"{dataset.name} has no images to score")

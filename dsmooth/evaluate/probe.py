@@ -308,8 +308,8 @@ class Probing:
                 if needed > free:
                     raise OSError(
                         f"the features need {needed / 1e9:.1f} GB in {self.folder}, which has "
-                        f"{free / 1e9:.1f} GB free: use fewer train_images, pooling=mean, or "
-                        "another folder"
+                        f"{free / 1e9:.1f} GB free: use fewer training images, mean pooling, "
+                        "or another folder"
                     )
                 for block in widths:
                     new = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data import epoch_order
+from ..fields import ArgumentError
 from .features import import_fidelity
 
 
@@ -46,11 +47,9 @@ def kernel_distance(
     Source: Binkowski et al., Demystifying MMD GANs (ICLR 2018).
     """
     check_features(features1, features2)
-    if subsets < 1 or subset_size < 2:
-        raise ValueError(
-            f"subsets must be at least 1 and subset_size at least 2, got {subsets} and "
-            f"{subset_size}"
-        )
+    for name, count, least in (("subsets", subsets, 1), ("subset_size", subset_size, 2)):
+        if count < least:
+            raise ArgumentError(name, f"must be at least {least}, got {count}")
     n1, n2 = len(features1), len(features2)
     m = min(subset_size, n1, n2)
     if m == n1 == n2:

@@ -17,6 +17,7 @@ from ..data import ImageDataset, load_dataset, to_bytes
 from ..data.arrays import names_in_npz, read_npz
 from ..data.folder import SUFFIXES, read_every_image, read_image_file
 from ..data.reading import guarded, open_regular
+from ..fields import ArgumentError
 from ..models import Models
 from ..pictures import is_diverged
 from ..progress import progress
@@ -80,7 +81,9 @@ def describe_data(dataset: ImageDataset) -> dict[str, str]:
 def check_labels(dataset: ImageDataset) -> None:
     """Raise ValueError unless the images have labels."""
     if dataset.labels is None:
-        raise ValueError(f"per_class needs labelled images, but {dataset.source} has no labels")
+        raise ArgumentError(
+            "per_class", f"needs labelled images, but {dataset.source} has no labels"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import LARGEST, Conditioning, Likelihood, ModelConfig, check_one_of
+from ..config import LARGEST, Conditioning, Likelihood, ModelConfig
+from ..fields import check_one_of
 from .layers import GatedResnet, WeightNormConv
 from .pixelcnnpp import PixelCNNpp
 from .weights import outline

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import ModelConfig, Role, SmoothingKind, TrainConfig, structure
+from ..config import ModelConfig, Role, SmoothingKind, TrainConfig
+from ..fields import structure
 from ..files import read_json
 from ..nn import PixelCNNpp
 from ..nn.weights import load_network, weights_digest

@@ -17,9 +17,9 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
-from ..config import flatten
 from ..evaluate.paper import EQUATION_4_BITS, PAPER_BITS, PAPER_PROBE, paper_sentence
 from ..evaluate.probe import PIXELS, best_block, best_probe
+from ..fields import flatten
 from ..files import write_atomically
 from ..pictures import grid_png, visible
 from ..tables import COMPARABLE, Table, bits_table, decimals, percent, shown

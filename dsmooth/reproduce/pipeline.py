@@ -21,12 +21,13 @@ from jinja2 import UndefinedError
 from torch import Tensor
 
 from .._version import __version__
-from ..config import OWN, Precision, ReproductionStage, Role, TrainConfig, check_one_of, flatten
+from ..config import OWN, Precision, ReproductionStage, Role, TrainConfig
 from ..data import ImageDataset
 from ..distributed import barrier, broadcast_int, process_group, rank_and_size
 from ..evaluate.features import make_extractor
 from ..evaluate.probe import check_images
 from ..evaluate.sources import choose_data
+from ..fields import Argument, ArgumentError, check_one_of, flatten
 from ..files import lock_folder, read_json, write_json
 from ..machine import choose_device, use_threads
 from ..models import Models, load_models
@@ -36,7 +37,7 @@ from ..pretrained import TITLE
 from ..report.page import sentences, write_report
 from ..runs import RunFolder
 from ..training import train
-from ..training.loop import load_data
+from ..training.beginning import load_data
 from .results import card_numbers, describe_machine, describe_model
 from .stages import Sizes, Stages
 
@@ -88,7 +89,7 @@ def plan_from_preset(
     Raises ValueError for an unknown preset or a budget that is not positive.
     """
     if not 0 < budget < math.inf:
-        raise ValueError(f"budget must be a positive number of minutes, got {budget}")
+        raise ArgumentError("budget", f"must be a positive number of minutes, got {budget}")
     configs = []
     for role, share in SHARES.items():
         settings, minutes = preset(name, role), share * budget
@@ -209,9 +210,11 @@ def reproduce(
             write_report(out / "report.html", results, histories, samples, again)
             bound, *advice = sentences(results, again)
         except (AttributeError, IndexError, KeyError, TypeError, UndefinedError) as error:
-            raise ValueError(
-                f"{out} holds a result that cannot be reported ({error!r}): only=STAGE computes a "
-                "stage again"
+            raise ArgumentError(
+                "",
+                f"{out} holds a result that cannot be reported ({error!r}):",
+                Argument("only", "STAGE"),
+                "computes a stage again",
             ) from error
         write_json(out / "results.json", results)
     print(f"\n{bound}")
@@ -280,9 +283,10 @@ def train_all(
     runs = {config.role: RunFolder(out / config.role) for config in plan.configs}
     untrained = [role for role, run in runs.items() if not run.is_finished()]
     if untrained and only:
-        raise ValueError(
-            f"only={only} needs trained models, and {' and '.join(untrained)} in {out} "
-            f"{'is' if len(untrained) == 1 else 'are'} not: repeat the call without it first"
+        raise ArgumentError(
+            "only",
+            f"needs trained models, and {' and '.join(untrained)} in {out} "
+            f"{'is' if len(untrained) == 1 else 'are'} not: repeat the call without it first",
         )
     for config, run in zip(plan.configs, runs.values(), strict=True):
         if broadcast_int(run.is_finished()):

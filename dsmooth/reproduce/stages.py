@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import Method, Precision, ProbeSettings, ReproductionStage, check_whole
+from ..config import Method, Precision, ProbeSettings, ReproductionStage
 from ..data import ImageDataset, to_bytes
 from ..data.arrays import read_npz
 from ..distributed import barrier, rank_and_size
@@ -21,6 +21,7 @@ from ..evaluate.features import make_extractor
 from ..evaluate.likelihood import bits_per_dim, paired_difference, score_pair, score_plain
 from ..evaluate.probe import probe_pair, probed_weights
 from ..evaluate.receptive_field import receptive_fields
+from ..fields import check_whole
 from ..files import read_json, write_json
 from ..machine import autocast, has_fast_bfloat16
 from ..models import Models

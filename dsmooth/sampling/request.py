@@ -12,7 +12,8 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor
 
-from ..config import Method, Precision, Score, check_choices, check_whole
+from ..config import Method, Precision, Score
+from ..fields import ArgumentError, check_choices, check_whole
 from ..nn.condition import check_label
 from ..philox import Stream, image_words, split_seed
 from ..progress import LOG
@@ -163,12 +164,14 @@ class Request:
             raise ValueError(f"the number of images must be at least 1, got {self.count}")
         split_seed(self.seed)
         if self.first_index < 0 or self.first_index + self.count > 2**63 - 1:
-            raise ValueError(f"first_index must lie in 0 .. 2**63 - 1, got {self.first_index}")
+            raise ArgumentError(
+                "first_index", f"must lie in 0 .. 2**63 - 1, got {self.first_index}"
+            )
         check_choices(self)
         normal, heat = torch.finfo(torch.float32), self.temperature
         if not isinstance(heat, Real) or not normal.tiny <= heat <= normal.max:
-            raise ValueError(
-                f"temperature must be positive, and a normal float32, got {self.temperature!r}"
+            raise ArgumentError(
+                "temperature", f"must be positive, and a normal float32, got {self.temperature!r}"
             )
         if isinstance(self.label, Tensor):
             if self.label.ndim not in (1, 2) or len(self.label) != self.count:
@@ -217,7 +220,7 @@ class Request:
             label = (torch.arange(self.count, device=device) + first) % modulus
         elif isinstance(label, int):
             if 0 < n_classes <= label:
-                raise ValueError(f"label must lie in 0 .. {n_classes - 1}, got {label}")
+                raise ArgumentError("label", f"must lie in 0 .. {n_classes - 1}, got {label}")
             label = torch.full((self.count,), label, device=device)
         elif isinstance(label, Tensor):  # before it moves to where nobody looks at its values
             check_label(label, n_classes, self.count)

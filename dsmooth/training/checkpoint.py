@@ -10,14 +10,15 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..config import ModelConfig, Role, SmoothingKind, TrainConfig, flatten
+from ..config import ModelConfig, Role, RunSettings, SmoothingKind, TrainConfig
 from ..distributed import all_reduce_max, rank_and_size
+from ..fields import Argument, ArgumentError, flatten
 from ..files import read_tensors, write_tensors
 from ..nn import PixelCNNpp
 from ..pretrained import resolve
@@ -25,7 +26,7 @@ from ..runs import RunFolder
 from .step import TrainState
 
 # Settings that may change at any time; `with_length` checks the length of a run.
-FREE = ("graph", "images", "evaluations", "schedule_from")
+FREE = {"images", "schedule_from", *(each.name for each in fields(RunSettings))}
 
 
 def save_checkpoint(run: RunFolder, state: TrainState) -> None:
@@ -82,7 +83,8 @@ def check_initial(own: ModelConfig, initial: ModelConfig, source: str) -> None:
     other = [name for name in mine if name not in free and mine[name] != theirs[name]]
     if other:
         values = ", ".join(f"{name} {theirs[name]}, not {mine[name]}" for name in other)
-        raise ValueError(f"init={source} has {values}: leave out {' and '.join(other)}")
+        left_out = [part for name in other for part in ("and", Argument(name))][1:]
+        raise ArgumentError("init", f"{source} has {values}: leave out", *left_out)
 
 
 def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -151,15 +153,17 @@ def load_checkpoint(checkpoint: Checkpoint, state: TrainState, *, force: bool = 
     path = checkpoint.path
     if not force:
         for name, (theirs, mine) in differences(checkpoint.settings, state.config).items():
-            if name != "keep_gates":
-                raise ValueError(
-                    f"{path} is a checkpoint of another run: its {name} is {theirs}, that of the "
-                    f"folder's settings {mine}"
-                )
-        if checkpoint.data != state.train_set.digest:
             raise ValueError(
+                f"{path} is a checkpoint of another run: its {name} is {theirs}, that of the "
+                f"folder's settings {mine}"
+            )
+        if checkpoint.data != state.train_set.digest:
+            raise ArgumentError(
+                "",
                 f"{path} was trained on other images than the {len(state.train_set):,} of "
-                f"{state.train_set.source}; force=True goes on with these"
+                f"{state.train_set.source};",
+                Argument("force", True),
+                "goes on with these",
             )
     state.restore(checkpoint.tensors, checkpoint.images_seen, checkpoint.steps, str(path))
 
@@ -170,8 +174,8 @@ def merge_with_run(
     """The settings to go on with: a run's `stored` ones, its new length, and by `force` others."""
     folder = checkpoint.path.parent
     if config.images is not None and config.images <= stored.schedule_from:
-        raise ValueError(
-            f"images must be more than {stored.schedule_from:,}, to which {folder} was prolonged"
+        raise ArgumentError(
+            "images", f"must be more than {stored.schedule_from:,}, to which {folder} was prolonged"
         )
     follows = [name for name in ("precision", "keep_gates") if getattr(config, name) == "auto"]
     if config.images is None:  # a budget has become a number of images
@@ -187,11 +191,14 @@ def merge_with_run(
         if name == "ema":
             stays = bool(theirs) != bool(mine)
         if stays and name != "model.dropout":
-            other = name in ("ema", "optimizer")
-            hint = f"; a new run can begin with its weights, by init={folder}" * other
-            raise ValueError(change + hint)
+            if name not in ("ema", "optimizer"):
+                raise ValueError(change)
+            weights = "; a new run can begin with its weights, by"
+            raise ArgumentError("", change + weights, Argument("init", str(folder)))
         if not force:
-            raise ValueError(f"{change}; force=True goes on with that from here")
+            raise ArgumentError(
+                "", f"{change};", Argument("force", True), "goes on with that from here"
+            )
     return with_length(config, checkpoint, force=force)
 
 
@@ -210,7 +217,7 @@ def with_length(config: TrainConfig, checkpoint: Checkpoint, *, force: bool) -> 
         return config
     folder = checkpoint.path.parent
     if images < seen:
-        raise ValueError(f"images must be at least {seen:,}, which {folder} has seen")
+        raise ArgumentError("images", f"must be at least {seen:,}, which {folder} has seen")
     # An exponential schedule and the constant part of a cooldown do not depend on the number, where
     # Muon's angle does not either: the run goes on as one of this length.
     angle_follows = config.optimizer == "muon" and config.kernel_rate is None
@@ -227,9 +234,12 @@ def with_length(config: TrainConfig, checkpoint: Checkpoint, *, force: bool) -> 
     if force:
         return config
     until = f", or until {latest:,.0f} images, where the learning rate falls" if latest else ""
-    raise ValueError(
-        f"images can be {images:,} instead of {before:,} once the run has finished{until}; "
-        f"{folder} has seen {seen:,}; force=True bends its schedule here"
+    raise ArgumentError(
+        "images",
+        f"can be {images:,} instead of {before:,} once the run has finished{until}; "
+        f"{folder} has seen {seen:,};",
+        Argument("force", True),
+        "bends its schedule here",
     )
 
 

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config import KeepGates, TrainConfig
 from ..distributed import EXCHANGE, broadcast_int, rank_and_size
+from ..fields import ArgumentError
 from ..machine import has_fast_bfloat16
 from ..nn import PixelCNNpp
 from ..nn.layers import GatedResnet
@@ -40,9 +41,10 @@ def share_of_batch(config: TrainConfig) -> tuple[int, int]:
     if config.batch_size % unit:
         below = config.batch_size // unit * unit
         sizes = " or ".join(str(n) for n in (below, below + unit) if n)
-        raise ValueError(
-            f"batch_size {config.batch_size} does not divide among {size} processes with "
-            f"accumulate={config.accumulate}: take {sizes}"
+        raise ArgumentError(
+            "batch_size",
+            f"must be {sizes} to divide among {size} processes in {config.accumulate} parts each, "
+            f"got {config.batch_size}",
         )
     rows = config.batch_size // size
     return rank * rows, rows
@@ -74,7 +76,7 @@ def uses_graph(config: TrainConfig, device: torch.device) -> bool:
     elif config.compile:
         obstacle = "compile=True launches kernels of its own, which are not recorded"
     if config.graph == "on" and obstacle is not None:
-        raise ValueError(f'graph="on" is not possible: {obstacle}; take "auto" or "off"')
+        raise ArgumentError("graph", f"cannot be on: {obstacle}; take auto or off")
     return config.graph != "off" and obstacle is None
 
 
@@ -108,7 +110,7 @@ class ReplayedStep:
                         self.step()
                 except RuntimeError as error:
                     raise RuntimeError(
-                        f'a step could not be recorded as a CUDA graph; take graph="off" ({error})'
+                        f"a step could not be recorded as a CUDA graph: turn graph off ({error})"
                     ) from error
             self.graph.replay()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -64,6 +64,7 @@ class RunLog(ExitStack):
         tensorboard: bool = False,
         on_evaluation: OnEvaluation | None = None,
         progress: bool = False,
+        keep_snapshots: int = 0,
     ) -> None:
         super().__init__()
         self.writer = None
@@ -80,7 +81,7 @@ class RunLog(ExitStack):
         self.config = config
         self.loss_name = loss_name(config)
         self.on_evaluation = on_evaluation
-        self.keep_snapshots = 0
+        self.keep_snapshots = keep_snapshots
         self.total = config.images or 0
         self.started = time.monotonic()
         self.first_image = images_seen
@@ -94,6 +95,14 @@ class RunLog(ExitStack):
         self.record("start", images_seen, total=self.total, loss=self.loss_name)
         if self.bar is not None:
             self.enter_context(self.bar)
+
+    def say_beginning(self, said: Iterable[str], kept: Iterable[str], images_seen: int) -> None:
+        """Say lines on what is trained and how the run goes on; the log keeps some as notes."""
+        for line in said:
+            self.say(line)
+        for note in kept:
+            self.record("note", images_seen, text=note)
+            self.say(note)
 
     def steps(self, images_seen: int, readings: Sequence[Reading]) -> None:
         """Note the updates up to `images_seen` since the last call."""
@@ -140,6 +149,12 @@ class RunLog(ExitStack):
             self.folder.keep_snapshot(found.model, seen, self.keep_snapshots)
         if self.on_evaluation is not None:
             self.on_evaluation(found)
+
+    def say_written(self) -> None:
+        """Say where the weights of a finished run are."""
+        weights, pictures = self.folder.weights, len(self.folder.grids())
+        beside = f" and {pictures} picture{'s' * (pictures > 1)} beside it" * (pictures > 0)
+        self.say(f"wrote {weights} ({weights.stat().st_size / 1e6:.1f} MB){beside}")
 
     def say(self, text: str) -> None:
         """Tell the logger a line; a bar stays below what it prints."""

@@ -17,33 +17,32 @@ import torch
 from torch import Tensor
 
 from ..config import OWN, TrainConfig
-from ..data import ImageDataset, load_dataset
+from ..data import ImageDataset
 from ..data.dataset import Transform
-from ..data.own import OwnData, split_own
+from ..data.own import OwnData
 from ..distributed import (
     all_reduce_max,
     barrier,
     broadcast_int,
     distributed_map,
-    from_torchrun,
     process_group,
     rank_and_size,
 )
-from ..files import lock_folder, save_weights
+from ..fields import Argument, ArgumentError
+from ..files import save_weights
 from ..machine import choose_device, use_threads
 from ..nn.levels import at_level
 from ..progress import lines_shown
 from ..runs import RunFolder, default_folder
 from ..sampling import sample_images
-from .checkpoint import (
-    Checkpoint,
-    Lines,
-    check_initial,
-    go_on,
-    read_initial,
-    save_checkpoint,
-    settings_to_go_on,
+from .beginning import (
+    begin_folder,
+    choose_beginning,
+    images_of,
+    initial_network,
+    with_data,
 )
+from .checkpoint import go_on, save_checkpoint
 from .device import with_device
 from .log import RECORD_SECONDS, Evaluation, OnEvaluation, RunLog, opening
 from .step import READ_STEPS, TrainState, make_inputs, total_images
@@ -119,74 +118,51 @@ def train(
             'dsmooth.preset("mnist-quick", "noisy", images=20_000), dataset=IMAGES)'
         )
     if keep_snapshots < 0:
-        raise ValueError(f"keep_snapshots must be at least 0, got {keep_snapshots}")
+        raise ArgumentError("keep_snapshots", f"must be at least 0, got {keep_snapshots}")
     run = RunFolder(default_folder(config.role) if folder is None else Path(folder))
     target = choose_device(device)
     if dataset is not None:
         config = replace(config, data=OWN, data_dir=None, download=False, image_size=None)
     with process_group(), contextlib.ExitStack() as stack:
         use_threads(threads)
-        writes = rank_and_size()[0] == 0
-        alone = (
-            lock_folder(run.path, "another training run") if writes else contextlib.nullcontext()
+        config, checkpoint, lines = choose_beginning(
+            run, config, stack, match_channels=match_channels, resume=resume, force=force
         )
-        restarted = from_torchrun("TORCHELASTIC_RESTART_COUNT", 0) > 0
-        checkpoint: Checkpoint | None = None
-        lines = Lines()
-        if resume and not run.config.exists():
-            lines = Lines(said=(f"there is no run in {run.path} to resume: it begins here",))
-        elif resume or (restarted and run.can_resume()):
-            before, _ = run.read_config()
-            stack.enter_context(alone)
-            if match_channels:
-                config = with_channels(config, before.model.image_channels)
-            config, checkpoint, lines = settings_to_go_on(run, config, force=force)
-        if checkpoint is None:
-            check_new_run(run, config)
-        train_set, test_set = _images_of(config, dataset, labels, transform)
+        train_set, test_set = images_of(config, dataset, labels, transform)
         config = with_data(config, train_set, test_set, match_channels)
         config = with_device(config, target, test_set.image_size)
-        begins = checkpoint is None and config.init is not None
-        initial = read_initial(str(config.init), config.role)[0] if begins else None
-        if initial is not None:
-            check_initial(config.model, initial.config, str(config.init))
+        initial = initial_network(config) if checkpoint is None else None
         state = TrainState(config, train_set, target, initial)
         stop = stack.enter_context(catch_signals())
         if config.images is None:
             state.config = fix_images(state, test_set)
-        if checkpoint is not None:
+        if checkpoint is None:
+            begin_folder(run, state, stack)
+        else:
             go_on(run, checkpoint, state, force=force)
             del checkpoint  # which is as large as the weights and their moments
-        elif writes:
-            stack.enter_context(alone)
-            check_new_run(run, config)
-            # Before the settings: a folder with settings can always be resumed.
-            save_checkpoint(run, state)
         log = None
-        if writes:
+        if rank_and_size()[0] == 0:
             run.write_config(state.config, test_set.image_size)
             if progress:
                 stack.enter_context(lines_shown())
-            log = RunLog(run, state.config, state.images_seen, tensorboard, on_evaluation, progress)
-            log.keep_snapshots = keep_snapshots
-            stack.enter_context(log)
-            _say_beginning(log, state, test_set, lines)
+            log = stack.enter_context(
+                RunLog(
+                    run,
+                    state.config,
+                    state.images_seen,
+                    tensorboard,
+                    on_evaluation,
+                    progress,
+                    keep_snapshots,
+                )
+            )
+            about = opening(state.config, train_set, test_set, state.model, target)
+            log.say_beginning([*about, *lines.said], lines.kept, state.images_seen)
         result = _loop(state, test_set, run, log, stop)
         if log is not None and result.interrupted is None:
-            pictures, size = len(run.grids()), run.weights.stat().st_size / 1e6
-            beside = f" and {pictures} picture{'s' * (pictures > 1)} beside it" * (pictures > 0)
-            log.say(f"wrote {run.weights} ({size:.1f} MB){beside}")
+            log.say_written()
         return result
-
-
-def _say_beginning(log: RunLog, state: TrainState, test_set: ImageDataset, lines: Lines) -> None:
-    """Say what is trained on what, and how the run goes on."""
-    about = opening(state.config, state.train_set, test_set, state.model, state.device)
-    for line in (*about, *lines.said):
-        log.say(line)
-    for note in lines.kept:
-        log.record("note", state.images_seen, text=note)
-        log.say(note)
 
 
 def _loop(
@@ -318,7 +294,9 @@ def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
     """Turn a budget of minutes into images and evaluations, by timing steps of a scratch copy."""
     config = state.config
     if config.budget is None:
-        raise ValueError("give images= or budget=: how long is the run to be?")
+        raise ArgumentError(
+            "images", "or", Argument("budget"), "must be given: how long is the run to be?"
+        )
     started = before = time.monotonic()
     scratch = TrainState(replace(config, images=10**9), state.train_set, state.device)
     times: list[float] = []  # that of the first step is more than its own
@@ -337,80 +315,6 @@ def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
     evaluations = broadcast_int(evaluations)
     steps = broadcast_int(max(1, int(left / statistics.median(times[1:]))))
     return replace(config, images=steps * config.batch_size, evaluations=evaluations)
-
-
-def check_new_run(run: RunFolder, config: TrainConfig) -> None:
-    """Raise ValueError for a file, a folder with a run, and one of training images."""
-    if run.path.exists() and not run.path.is_dir():
-        raise ValueError(f"{run.path} must be a folder for the run, and is a file: choose another")
-    if run.config.exists():
-        raise ValueError(
-            f"{run.path} already holds a run; go on with it by resume=True, or choose another "
-            "folder"
-        )
-    if config.data_dir is None or config.data not in ("folder", "celeba"):
-        return
-    if run.path.resolve().is_relative_to(Path(config.data_dir).resolve()):
-        raise ValueError(
-            f"{run.path} lies in the data's folder {config.data_dir}, where its samples would "
-            "become training images; choose another folder"
-        )
-
-
-def load_data(config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:
-    """Training and held-out images of the data set that `config` names."""
-    how: dict[str, Any] = {"download": config.download, "image_size": config.image_size}
-    train_set = load_dataset(config.data, "train", config.data_dir, **how)
-    return train_set, load_dataset(config.data, "test", config.data_dir, **how)
-
-
-def _images_of(
-    config: TrainConfig, dataset: OwnData | None, labels: Any, transform: Transform | None
-) -> tuple[ImageDataset, ImageDataset]:
-    """Training and held-out images: those given in Python, else of the data set that is named."""
-    if dataset is not None:
-        return split_own(dataset, labels, transform)
-    if labels is not None or transform is not None:
-        name = "labels" if transform is None else "transform"
-        raise ValueError(
-            f"{name}= is for images given by dataset=, such as tuple(dsmooth.data.load_dataset("
-            '"mnist", split) for split in dsmooth.data.SPLITS)'
-        )
-    return load_data(config)
-
-
-def with_channels(config: TrainConfig, channels: int) -> TrainConfig:
-    """The settings with another image_channels of the model; colour has no atom for every byte."""
-    grey = channels == 1 or config.model.atoms != "all"
-    # With features, and without those atoms, networks for colour are worse (docs/decisions/013).
-    bytes_: dict[str, Any] = {} if grey else {"atoms": (), "fourier_features": 0}
-    return replace(config, model=replace(config.model, image_channels=channels, **bytes_))
-
-
-def with_data(
-    config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset, match_channels: bool
-) -> TrainConfig:
-    """The settings with n_classes, and with `match_channels` the channels, of the data."""
-    if match_channels:
-        config = with_channels(config, test_set.image_channels)
-    if test_set.image_channels != config.model.image_channels:
-        own = config.model.image_channels
-        raise ValueError(
-            f"{config.data} has {test_set.image_channels} channels, but "
-            + (
-                f"the weights of {config.init} are for images of {own}"
-                if config.init
-                else f"the model's image_channels is {own}"
-            )
-        )
-    if config.model.n_classes == "auto":
-        if train_set.labels is None:
-            raise ValueError(f'n_classes="auto" needs labels, but {train_set.source} has none')
-        n_classes = 1 + int(train_set.labels.max())
-        config = replace(config, model=replace(config.model, n_classes=n_classes))
-    for dataset in (train_set, test_set):
-        dataset.labels_for(config.model.condition_size)
-    return config
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import torch
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.files import lock_folder, read_tensors, write_atomically, write_tensors
 from dsmooth.runs import RunFolder
-from dsmooth.training import NonFiniteLoss, checkpoint, loop, train
+from dsmooth.training import NonFiniteLoss, beginning, checkpoint, loop, train
 from dsmooth.training.checkpoint import digest, load_checkpoint, read_checkpoint, save_checkpoint
 from dsmooth.training.step import TrainState
 from tests.helpers.rank_processes import forked_script, wait_for_all
@@ -211,7 +211,7 @@ def test_a_write_that_ends_early_leaves_the_old_file(
 
 
 def test_weights_that_are_not_finite_replace_nothing(run: RunFolder) -> None:
-    data, _ = loop.load_data(CONFIG)
+    data, _ = beginning.load_data(CONFIG)
     state = TrainState(CONFIG, data, torch.device("cpu"))
     load_checkpoint(read_checkpoint(run), state)
     before = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import ImageDataset
 from dsmooth.runs import RunFolder
-from dsmooth.training import loop, train
+from dsmooth.training import beginning, loop, train
 from dsmooth.training.step import TrainState
 
 ROLES = ("noisy", "denoiser", "plain")
@@ -82,7 +82,7 @@ def assert_same_end(first: Path, second: Path) -> None:
 
 def use_small_runs(patch: pytest.MonkeyPatch) -> None:
     """Training sees the middle 8 x 8 pixels of its images and draws no grids."""
-    load = loop.load_data
+    load = beginning.load_data
 
     def load_small(config: TrainConfig) -> tuple[ImageDataset, ...]:
         middles = []
@@ -92,5 +92,5 @@ def use_small_runs(patch: pytest.MonkeyPatch) -> None:
             middles.append(replace(data, images=images.contiguous()))
         return tuple(middles)
 
-    patch.setattr(loop, "load_data", load_small)
+    patch.setattr(beginning, "load_data", load_small)
     patch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 8, 8))

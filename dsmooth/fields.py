@@ -1,0 +1,121 @@
+"""Arguments and fields of settings: their checks, their errors, and reading them from JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, fields
+from functools import cache
+from typing import (
+    Any,
+    Literal,
+    NamedTuple,
+    SupportsIndex,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import msgspec
+
+from .tables import shown
+
+T = TypeVar("T")
+
+
+class Argument(NamedTuple):
+    """An argument in a message, alone or with a value: `data_dir`, or `resume=True`."""
+
+    name: str
+    value: Any = None
+
+    def told(self, options: Collection[str]) -> str:
+        """The argument as in Python; `--data-dir` or `--resume` if it is one of the `options`."""
+        if self.name not in options:
+            return self.name if self.value is None else f"{self.name}={self.value!r}"
+        value = "" if self.value in (None, True) else f" {self.value}"
+        return f"--{self.name.replace('_', '-')}{value}"
+
+
+class ArgumentError(ValueError):
+    """A wrong argument: its name, "" if it has none here, and the message that follows the name.
+
+    Parts of the message that are an `Argument` name others. `str` has all names as in Python.
+    """
+
+    def __init__(self, name: str, *message: str | Argument) -> None:
+        self.name, self.parts = name, (Argument(name), *message)
+        super().__init__(self.told())
+
+    def told(self, options: Collection[str] = ()) -> str:
+        """The message of a command with these options: `--images must be at least 1, got 0`."""
+        parts = (part if isinstance(part, str) else part.told(options) for part in self.parts)
+        return " ".join(filter(None, parts))
+
+
+def check_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
+    """Raise ValueError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ArgumentError(name, f"must be one of {', '.join(map(str, allowed))}, got {value!r}")
+
+
+@cache
+def _choices(kind: type) -> dict[str, tuple[Any, ...]]:
+    """The values that each field of a dataclass may have, where its type lists them."""
+    hints = get_type_hints(kind).items()
+    return {name: get_args(hint) for name, hint in hints if get_origin(hint) is Literal}
+
+
+def check_choices(settings: Any) -> None:
+    """Raise ValueError for a field that has none of the values that its type lists."""
+    for name, allowed in _choices(settings.__class__).items():
+        check_one_of(name, getattr(settings, name), allowed)
+
+
+def check_whole(
+    settings: Any, names: Iterable[str], least: int | None = None, most: int | None = None
+) -> None:
+    """Raise ValueError for a field that is no whole number within bounds, nor None if it may be."""
+    optional = {each.name for each in fields(settings) if "None" in str(each.type)}
+    for name in names:
+        value = getattr(settings, name)
+        if value is None and name in optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+            raise ArgumentError(name, f"must be a whole number, got {value!r}")
+        number = value.__index__()
+        if (least is not None and number < least) or (most is not None and number > most):
+            allowed = f"be at least {least}" if most is None else f"lie in {least} .. {most}"
+            raise ArgumentError(name, f"must {allowed}, got {value}")
+
+
+def check_positive(settings: Any, names: Iterable[str]) -> None:
+    """Raise ValueError for a field that is neither positive and finite nor None."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ArgumentError(name, f"must be positive, got {value}")
+
+
+def structure(values: Any, kind: type[T]) -> T:
+    """The dataclass from what `asdict` or JSON gave, strictly; ValueError names the field."""
+    try:
+        made = msgspec.convert(values, kind, strict=True)
+    except msgspec.ValidationError as error:
+        reason, _, path = str(error).partition(" - at `$")
+        field = path.strip("`.")
+        raise ValueError(shown(f"{field}: {reason}" if field else reason)) from None
+    known = flatten(asdict(made))  # type: ignore[call-overload]  # typing has no bound "a dataclass"
+    unknown = [name for name in flatten(values) if name not in known]
+    if unknown:
+        raise ValueError(shown(f"{kind.__name__} has no field {', '.join(sorted(unknown))}"))
+    return made
+
+
+def flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys; tuples as lists, as JSON has them."""
+    if not isinstance(value, dict):
+        return {name: list(value) if isinstance(value, tuple) else value}
+    parts = [flatten(v, f"{name}.{k}" if name else k) for k, v in value.items()]
+    return {key: inner for part in parts for key, inner in part.items()}

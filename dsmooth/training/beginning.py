@@ -1,0 +1,148 @@
+"""The beginning of a run: its settings, its images, and the checkpoint that it goes on from."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..config import TrainConfig
+from ..data import ImageDataset, load_dataset
+from ..data.dataset import Transform
+from ..data.own import OwnData, split_own
+from ..distributed import from_torchrun, rank_and_size
+from ..fields import Argument, ArgumentError
+from ..files import lock_folder
+from ..nn import PixelCNNpp
+from ..runs import RunFolder
+from .checkpoint import (
+    Checkpoint,
+    Lines,
+    check_initial,
+    read_initial,
+    save_checkpoint,
+    settings_to_go_on,
+)
+from .step import TrainState
+
+
+def choose_beginning(
+    run: RunFolder,
+    config: TrainConfig,
+    stack: contextlib.ExitStack,
+    *,
+    match_channels: bool,
+    resume: bool,
+    force: bool,
+) -> tuple[TrainConfig, Checkpoint | None, Lines]:
+    """The settings of a run; the checkpoint that it goes on from, None for a new run; lines on it.
+
+    The folder of a run that goes on is locked until the stack is left.
+    """
+    restarted = from_torchrun("TORCHELASTIC_RESTART_COUNT", 0) > 0
+    if run.config.exists() if resume else restarted and run.can_resume():
+        lock(run, stack)
+        if match_channels:
+            config = with_channels(config, run.read_config()[0].model.image_channels)
+        return settings_to_go_on(run, config, force=force)
+    check_new_run(run, config)
+    nothing = f"there is no run in {run.path} to resume: it begins here"
+    return config, None, Lines(said=(nothing,) * resume)
+
+
+def lock(run: RunFolder, stack: contextlib.ExitStack) -> None:
+    """Keep other runs out of the folder until the stack is left; rank 0 does it for all."""
+    if rank_and_size()[0] == 0:
+        stack.enter_context(lock_folder(run.path, "another training run"))
+
+
+def begin_folder(run: RunFolder, state: TrainState, stack: contextlib.ExitStack) -> None:
+    """Write the first checkpoint of a new run: a folder with settings can always be resumed."""
+    if rank_and_size()[0] == 0:
+        lock(run, stack)
+        check_new_run(run, state.config)
+        save_checkpoint(run, state)
+
+
+def initial_network(config: TrainConfig) -> PixelCNNpp | None:
+    """The network whose weights a new run begins with, if it names one."""
+    if config.init is None:
+        return None
+    network = read_initial(config.init, config.role)[0]
+    check_initial(config.model, network.config, config.init)
+    return network
+
+
+def check_new_run(run: RunFolder, config: TrainConfig) -> None:
+    """Raise ValueError for a file, a folder with a run, and one of training images."""
+    if run.path.exists() and not run.path.is_dir():
+        raise ValueError(f"{run.path} must be a folder for the run, and is a file: choose another")
+    if run.config.exists():
+        raise ArgumentError(
+            "",
+            f"{run.path} already holds a run; go on with it by",
+            Argument("resume", True),
+            "or choose another folder",
+        )
+    if config.data_dir is None or config.data not in ("folder", "celeba"):
+        return
+    if run.path.resolve().is_relative_to(Path(config.data_dir).resolve()):
+        raise ValueError(
+            f"{run.path} lies in the data's folder {config.data_dir}, where its samples would "
+            "become training images; choose another folder"
+        )
+
+
+def load_data(config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:
+    """Training and held-out images of the data set that `config` names."""
+    how: dict[str, Any] = {"download": config.download, "image_size": config.image_size}
+    train_set = load_dataset(config.data, "train", config.data_dir, **how)
+    return train_set, load_dataset(config.data, "test", config.data_dir, **how)
+
+
+def images_of(
+    config: TrainConfig, dataset: OwnData | None, labels: Any, transform: Transform | None
+) -> tuple[ImageDataset, ImageDataset]:
+    """Training and held-out images: those given in Python, else of the data set that is named."""
+    if dataset is not None:
+        return split_own(dataset, labels, transform)
+    if labels is not None or transform is not None:
+        name = "labels" if transform is None else "transform"
+        raise ValueError(
+            f"{name}= is for images given by dataset=, such as tuple(dsmooth.data.load_dataset("
+            '"mnist", split) for split in dsmooth.data.SPLITS)'
+        )
+    return load_data(config)
+
+
+def with_channels(config: TrainConfig, channels: int) -> TrainConfig:
+    """The settings with another image_channels of the model; colour has no atom for every byte."""
+    grey = channels == 1 or config.model.atoms != "all"
+    # With features, and without those atoms, networks for colour are worse (docs/decisions/013).
+    bytes_: dict[str, Any] = {} if grey else {"atoms": (), "fourier_features": 0}
+    return replace(config, model=replace(config.model, image_channels=channels, **bytes_))
+
+
+def with_data(
+    config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset, match_channels: bool
+) -> TrainConfig:
+    """The settings with n_classes, and with `match_channels` the channels, of the data."""
+    if match_channels:
+        config = with_channels(config, test_set.image_channels)
+    if test_set.image_channels != config.model.image_channels:
+        raise ArgumentError(
+            "init" if config.init else "image_channels",
+            f"must fit the images of {config.data}, which have {test_set.image_channels} channels, "
+            f"not {config.model.image_channels}",
+        )
+    if config.model.n_classes == "auto":
+        if train_set.labels is None:
+            raise ArgumentError(
+                "n_classes", f'cannot be "auto": {train_set.source} has no labels to count'
+            )
+        n_classes = 1 + int(train_set.labels.max())
+        config = replace(config, model=replace(config.model, n_classes=n_classes))
+    for dataset in (train_set, test_set):
+        dataset.labels_for(config.model.condition_size)
+    return config
