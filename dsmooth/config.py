@@ -77,7 +77,7 @@ def check_likelihood(
         return
     if likelihood != "discretized":
         raise ArgumentError("atoms", f'need likelihood "discretized", got {likelihood!r}')
-    whole = all(isinstance(level, int) and 0 <= level <= 255 for level in atoms)
+    whole = all(isinstance(byte, int) and 0 <= byte <= 255 for byte in atoms)
     if not whole or len(set(atoms)) != len(atoms):
         raise ArgumentError("atoms", f"must be distinct bytes 0 .. 255, got {tuple(atoms)}")
 
@@ -103,7 +103,7 @@ class ModelConfig:
     """How a context image enters: not at all, stacked on top, or through an encoder."""
     likelihood: Likelihood = "continuous"
     """continuous: density of real-valued pixels under logistics; discretized: probability of the
-    256 levels; gaussian: density under Gaussians that contain the smoothing's noise."""
+    256 bytes; gaussian: density under Gaussians that contain the smoothing's noise."""
     atoms: Annotated[Atoms, tyro.conf.arg(help_behavior_hint=_default_hint)] = ()
     """Bytes with a probability of their own, for likelihood=discretized; all: each of the 256, for
     grey images."""
@@ -228,7 +228,7 @@ class RunSettings:
     """On a GPU, keep what the gates of gated resnets were made of for the backward, rather than
     compute it again: auto where a quarter of the free memory holds it."""
     evaluations: int = 8
-    """How often the held-out images are scored, the end included."""
+    """How often the held-out images are evaluated, the end included."""
     checkpoint_minutes: float = 2.0
     """Time between checkpoints."""
 
@@ -309,7 +309,7 @@ class TrainConfig(RunSettings):
     seed: int = 0
     """Decides weights, order, noise and dropout."""
     evaluation_images: int = 500
-    """Held-out images that are scored each time, always the same with the same noise."""
+    """Held-out images of each evaluation, always the same with the same noise."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

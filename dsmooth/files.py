@@ -13,6 +13,7 @@ import math
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -78,11 +79,11 @@ def lock_folder(folder: Path, holder: str) -> Iterator[None]:
     with ExitStack() as stack:
         file = stack.enter_context(open(open_to_write(folder / ".lock"), "w"))
         # The folder too: that file may be removed. Network file systems lock files alone.
-        place = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, place)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, descriptor)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
                 f"{holder} is at work in {folder}; wait for it, or choose another folder"
@@ -94,22 +95,35 @@ def lock_folder(folder: Path, holder: str) -> Iterator[None]:
         yield
 
 
+def check_writable(path: Path) -> None:
+    """Raise ValueError, before any work, unless `path` can be made, with its folders."""
+    there = next(p for p in (*path.absolute().parents, Path("/")) if p.exists())
+    if not there.is_dir():
+        raise ValueError(f"{there} must be a folder to write {path} into")
+    if path.suffix and path.is_dir():
+        raise ValueError(f"{path} must be a file to write, and is a folder")
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {there}: {error.strerror}") from None
+
+
 def to_json(value: Mapping[str, Any]) -> str:
-    """Indented JSON. Raises ValueError, naming the place, for a number that is not finite."""
+    """Indented JSON. Raises ValueError, naming the key, for a number that is not finite."""
     try:
         return json.dumps(value, indent=2, allow_nan=False)
     except ValueError:
         raise ValueError(f"{_not_finite(value)}, which is no number of JSON") from None
 
 
-def _not_finite(value: Any, place: str = "") -> str:
-    """The first NaN or infinity inside a value of JSON and its place; "" where there is none."""
+def _not_finite(value: Any, key: str = "") -> str:
+    """The first NaN or infinity inside a value of JSON, with its key; "" where there is none."""
     if isinstance(value, float) and not math.isfinite(value):
-        return f"{place.lstrip('.')} is {value}"
+        return f"{key.lstrip('.')} is {value}"
     if isinstance(value, (list, tuple)):
         value = dict(enumerate(value))
     inner = value.items() if isinstance(value, Mapping) else ()
-    return next(filter(None, (_not_finite(v, f"{place}.{k}") for k, v in inner)), "")
+    return next(filter(None, (_not_finite(v, f"{key}.{k}") for k, v in inner)), "")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

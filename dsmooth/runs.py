@@ -131,7 +131,7 @@ class RunFolder:
         """Origin of the weights. config: the settings, if they were read already."""
         config = config or self.read_config()[0]
         entries = self.history() if self.log.is_file() else []
-        scores = [entry["bits_per_dim"] for entry in entries if entry["event"] == "evaluation"]
+        evaluations = [entry["bits_per_dim"] for entry in entries if entry["event"] == "evaluation"]
         losses = [entry["loss"] for entry in entries if entry["event"] == "start"]
         return Origin(
             command=train_command(config),
@@ -140,7 +140,7 @@ class RunFolder:
             seed=config.seed,
             seconds=training_seconds(entries) if entries else None,
             loss=losses[-1] if losses else None,
-            bits_per_dim=scores[-1] if scores else None,
+            bits_per_dim=evaluations[-1] if evaluations else None,
             notes=tuple(entry["text"] for entry in entries if entry["event"] == "note"),
         )
 

@@ -172,7 +172,7 @@ def let_diverge(monkeypatch: pytest.MonkeyPatch, images: list[int]) -> None:
 
 def test_the_root_is_a_folder_as_others_are() -> None:
     with suppress(ValueError):  # of whoever may not write there
-        command.check_place(Path("/"))
+        command.check_writable(Path("/"))
 
 
 @pytest.mark.usefixtures("runs")

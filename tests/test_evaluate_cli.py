@@ -13,7 +13,7 @@ import torch
 import dsmooth
 from dsmooth.data import load_dataset
 from dsmooth.evaluate.classifier import load_classifier
-from dsmooth.evaluate.likelihood import LEVEL_BITS, conventions, score_pair, score_plain
+from dsmooth.evaluate.likelihood import BYTE_BITS, conventions, score_pair, score_plain
 from dsmooth.evaluate.sources import array_to_bytes, as_grey, read_images
 from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import measured, run, save_run
@@ -99,7 +99,7 @@ def test_bits_of_runs_and_of_a_saved_pair(
     again = measured("bpd", "saved", *data, "--n-noise", "1")
     assert again["data"]["n_images"] == 3
     density, offset = (row["value"] for row in again["pair"]["conventions"][1:])
-    assert offset - density == pytest.approx(LEVEL_BITS, abs=1e-9)
+    assert offset - density == pytest.approx(BYTE_BITS, abs=1e-9)
     assert "plain" not in again
 
 

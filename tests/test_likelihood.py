@@ -14,7 +14,7 @@ import dsmooth
 from dsmooth.data import ImageDataset
 from dsmooth.evaluate import likelihood as likelihood_module
 from dsmooth.evaluate.likelihood import (
-    LEVEL_BITS,
+    BYTE_BITS,
     Scores,
     bits_per_dim,
     conventions,
@@ -47,12 +47,12 @@ def test_conventions_differ_by_exactly_their_constants(likelihood: str) -> None:
     scores = score_pair(pair, data, n_noise=3)
     rows = {row.name: row for row in conventions(scores)}
     names = ["discrete bound", "discrete bound, importance-weighted, n = 3"]
-    names += ["density", f"density + {LEVEL_BITS:.3f}"]
+    names += ["density", f"density + {BYTE_BITS:.3f}"]
     assert list(rows) == names
     assert [row.comparable for row in rows.values()] == [True, True, False, False]
-    assert pytest.approx(6.9943534, abs=1e-7) == LEVEL_BITS
+    assert pytest.approx(6.9943534, abs=1e-7) == BYTE_BITS
     assert pytest.approx(0.7213475, abs=1e-7) == EQUATION_4_BITS
-    assert rows[names[3]].value - rows[names[2]].value == pytest.approx(LEVEL_BITS, abs=1e-12)
+    assert rows[names[3]].value - rows[names[2]].value == pytest.approx(BYTE_BITS, abs=1e-12)
     if likelihood == "discretized":
         assert rows[names[3]].value == pytest.approx(rows[names[0]].value, abs=1e-12)
     assert (scores.continuous is None) == (likelihood == "discretized")
@@ -106,7 +106,7 @@ def test_the_readings_of_the_paper_are_of_the_density_of_noised_images(likelihoo
         assert scores.noised.equal(scores.continuous)
     total = float((scores.noisy + scores.smoothing + scores.noised).mean())
     bits = -total / (scores.dimensions * math.log(2))
-    assert paper_readings(scores) == pytest.approx((bits + LEVEL_BITS, bits + EQUATION_4_BITS))
+    assert paper_readings(scores) == pytest.approx((bits + BYTE_BITS, bits + EQUATION_4_BITS))
     assert paper_readings(score_pair(tiny_pair(), dataset(3))) is None  # not MNIST
 
 
@@ -239,8 +239,8 @@ def test_a_plain_model_is_scored_exactly(likelihood: str) -> None:
         log_p = model.log_prob(dataset(5).batch(torch.arange(5)))
     expected = -float(log_p.mean()) / (64 * math.log(2))
     assert by_name(scores)[own] == pytest.approx(expected, rel=1e-6)
-    assert by_name(scores)[f"density + {LEVEL_BITS:.3f}"] - by_name(scores)["density"] == (
-        pytest.approx(LEVEL_BITS, abs=1e-12)
+    assert by_name(scores)[f"density + {BYTE_BITS:.3f}"] - by_name(scores)["density"] == (
+        pytest.approx(BYTE_BITS, abs=1e-12)
     )
     assert all(row.equation_4 is None for row in conventions(scores))
     exact = bits_per_dim(scores)

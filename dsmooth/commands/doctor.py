@@ -91,10 +91,10 @@ def _check_masses() -> str | None:
 
     from ..functional import logistic_mixture_log_prob
 
-    levels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    bytes_ = torch.arange(256, dtype=torch.float64) / 127.5 - 1
     params = torch.tensor([0.3, -0.2, -0.5, 0.4, -7.0, -1.0], dtype=torch.float64)
     log_prob = logistic_mixture_log_prob(
-        levels.view(1, 1, 1, 256), params.view(1, 6, 1, 1).expand(1, 6, 1, 256), "discretized"
+        bytes_.view(1, 1, 1, 256), params.view(1, 6, 1, 1).expand(1, 6, 1, 256), "discretized"
     )
     total = log_prob.exp().sum().item()
     return None if abs(total - 1) < 1e-12 else f"the sum is {total!r}"

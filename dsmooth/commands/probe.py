@@ -7,18 +7,17 @@ from typing import Any
 from ..distributed import process_group, rank_and_size
 from ..evaluate.probe import PIXELS, best_probe, probe_pair
 from ..evaluate.sources import choose_data
-from ..files import write_atomically
+from ..files import check_writable, write_atomically
 from ..machine import choose_device, use_threads
 from ..models import load_models
 from ..report.plots import probe_png
 from ..tables import Table, decimals
 from .options import Probe
-from .place import check_place
 
 
 def probe(options: Probe) -> None:
     """Carry out `dsmooth probe`: probes.json and a PNG per network."""
-    check_place(options.out / "probes.json")
+    check_writable(options.out / "probes.json")
     with process_group():
         use_threads(options.execution.threads)
         device, path = choose_device(options.execution.device), options.out / "probes.json"
@@ -57,6 +56,6 @@ def print_accuracies(results: dict[str, Any]) -> None:
     print(f"best on held-out training images: {best}")
 
 
-def in_percent(score: dict[str, float]) -> str:
+def in_percent(result: dict[str, float]) -> str:
     """An accuracy with its standard error."""
-    return decimals(100 * score["accuracy"], 1, 100 * score["standard_error"])
+    return decimals(100 * result["accuracy"], 1, 100 * result["standard_error"])

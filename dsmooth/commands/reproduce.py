@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config import ProbeSettings
+from ..files import check_writable
 from ..pretrained import DEFAULT, TITLE, find
 from ..reproduce import BUDGET_MINUTES, PretrainedPlan, Sizes, TrainingPlan, plan_from_preset
 from ..reproduce import reproduce as carry_out
 from .options import DEFAULT_PRESET, Reproduce
-from .place import check_place
 
 
 def reproduce(options: Reproduce) -> int:
@@ -17,7 +17,7 @@ def reproduce(options: Reproduce) -> int:
     probes = ProbeSettings(
         train_images=options.probe_train_images, test_images=options.probe_test_images
     )
-    check_place(options.out / "report.html")
+    check_writable(options.out / "report.html")
     sizes = Sizes(options.count, options.scored_images, probes, options.extractor)
     how = options.execution
     return carry_out(

@@ -12,6 +12,7 @@ import torch
 
 from .._extension import cuda_obstacle, is_available
 from ..distributed import process_group, rank_and_size
+from ..files import check_writable
 from ..machine import check_memory, choose_device
 from ..models import Models, load_models
 from ..pictures import is_diverged, save_grid, visible
@@ -29,7 +30,6 @@ from ..sampling.output import (
 )
 from ..sampling.request import Execution, Request, chosen_seed
 from .options import Computing, Drawing, Sample
-from .place import check_place
 
 # The most images that one PNG shows.
 GRID_LIMIT = 400
@@ -162,14 +162,14 @@ def check_outputs(
                 f"a .png shows at most {GRID_LIMIT} images, got {count}: use .npz, or a folder "
                 "with --png for one PNG per image"
             )
-        check_place(path)
+        check_writable(path)
 
 
 def check_output(path: Path, suffix: str, option: str = "--out") -> None:
     """Raise ValueError for a file that could not be written, before any work."""
     if path.suffix != suffix:
         raise ValueError(f"{option} must end in {suffix}, got {path}")
-    check_place(path)
+    check_writable(path)
 
 
 def make_sampler(options: Computing, models: Models, folder: Path | None = None) -> Sampler:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..distributed import rank_and_size
+from ..files import check_writable
 from ..runs import RunFolder, default_folder, training_seconds
 from .options import Train
-from .place import check_place
 
 
 def train(options: Train) -> int:
@@ -27,7 +27,7 @@ def train(options: Train) -> int:
     from ..training import train as train_run
 
     folder = options.out or default_folder(options.role)
-    check_place(RunFolder(folder).config)
+    check_writable(RunFolder(folder).config)
     result = train_run(
         settings,
         folder,

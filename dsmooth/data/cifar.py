@@ -59,7 +59,7 @@ def load_cifar10(split: str, data_dir: Path) -> ImageDataset:
     )
 
 
-def _binary_dataset(split: str, place: Path, batches: Mapping[Path, bytes]) -> ImageDataset:
+def _binary_dataset(split: str, source: Path, batches: Mapping[Path, bytes]) -> ImageDataset:
     for path, content in batches.items():
         if not content or len(content) % _RECORD:
             raise InvalidFile(
@@ -75,18 +75,18 @@ def _binary_dataset(split: str, place: Path, batches: Mapping[Path, bytes]) -> I
             )
     records = np.frombuffer(b"".join(batches.values()), np.uint8).reshape(-1, _RECORD)
     part = f", {len(batches)} of 5 batches" if split == "train" and len(batches) < 5 else ""
-    return _dataset(split, place, records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0], part)
+    return _dataset(split, source, records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0], part)
 
 
 def _dataset(
-    split: str, place: Path, images: NDArray[Any], labels: ArrayLike, part: str = ""
+    split: str, source: Path, images: NDArray[Any], labels: ArrayLike, part: str = ""
 ) -> ImageDataset:
     return ImageDataset(
         torch.from_numpy(np.require(images, requirements=["C", "W"])),
         torch.from_numpy(np.array(labels, np.int64)),
         "cifar10",
         split,
-        f"{printable(place)} ({len(images):,} images{part})",
+        f"{printable(source)} ({len(images):,} images{part})",
     )
 
 
@@ -110,7 +110,7 @@ def _unpack(path: Path, names: list[str]) -> dict[Path, bytes]:
     return dict(sorted(found.items()))
 
 
-def _python_dataset(split: str, folder: Path, place: Path) -> ImageDataset:
+def _python_dataset(split: str, folder: Path, source: Path) -> ImageDataset:
     """The published files, whose MD5s torchvision compares before it unpickles one."""
     from torchvision.datasets import CIFAR10
 
@@ -125,7 +125,7 @@ def _python_dataset(split: str, folder: Path, place: Path) -> ImageDataset:
             "and batches.meta; no other pickles are read: download them into another folder, or "
             f"give the binary form ({_STEMS[split][0]}.bin)"
         ) from error
-    return _dataset(split, place, published.data.transpose(0, 3, 1, 2), published.targets)
+    return _dataset(split, source, published.data.transpose(0, 3, 1, 2), published.targets)
 
 
 def _from_python_archive(split: str, path: Path) -> ImageDataset:

@@ -28,7 +28,7 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """Map [-1, 1] to bytes: the inverse of `to_float`, rounded to the nearest level and clamped.
+    """Map [-1, 1] to bytes: the inverse of `to_float`, rounded to the nearest byte and clamped.
 
     x: floating point, any shape; values outside [-1, 1], infinities too, go to 0 or 255.
     Returns uint8 of the same shape. Raises ValueError for another dtype or a NaN in x.
@@ -38,12 +38,12 @@ def to_bytes(x: Tensor) -> Tensor:
     if x.isnan().any():
         raise ValueError(f"x must be free of NaN, got {int(x.isnan().sum())} among {x.numel()}")
     # (x + 1) * 127.5 in bfloat16, with its 8 significant bits, would round before round() does.
-    level = (x.to(torch.promote_types(x.dtype, torch.float32)) + 1) * 127.5
-    return level.round().clamp(0, 255).to(torch.uint8)
+    byte = (x.to(torch.promote_types(x.dtype, torch.float32)) + 1) * 127.5
+    return byte.round().clamp(0, 255).to(torch.uint8)
 
 
 def round_to_bytes(x: Tensor) -> Tensor:
-    """The nearest of the 256 levels byte / 127.5 - 1 of x, which a likelihood of bytes needs.
+    """The nearest of the 256 values byte / 127.5 - 1 to x, which a likelihood of bytes needs.
 
     x: floating point, any shape, clamped to [-1, 1]. Same shape and dtype. Raises as `to_bytes`.
     """

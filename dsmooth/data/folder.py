@@ -88,8 +88,8 @@ def load_celeba(
     inner = ("img_align_celeba", "celeba/img_align_celeba")
     folder = next((data_dir / name for name in inner if (data_dir / name).is_dir()), data_dir)
     every = _image_paths(folder)
-    places = (folder, folder.parent, folder.parent / "Eval")
-    partition = next((p / _PARTITION for p in places if (p / _PARTITION).is_file()), None)
+    folders = (folder, folder.parent, folder.parent / "Eval")
+    partition = next((p / _PARTITION for p in folders if (p / _PARTITION).is_file()), None)
     if partition is None:
         paths, how = _split_by_hash(folder, every, split), "split by file name"
     else:

@@ -22,7 +22,7 @@ def obstacle(image: Any, *, in_memory: bool = False) -> str | None:
     # Phones put a second, smaller picture after a JPEG's own: Pillow calls that MPO.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         return "must hold one image, got several (an animation or pages)"
-    # Pillow decodes RGB of 16 bits, "RGB;16B", or of a PPM's levels, 65535, to 8 bits.
+    # Pillow decodes RGB of 16 bits, "RGB;16B", or of a PPM's 65535 shades, to 8 bits.
     arguments = [tile.args or () for tile in getattr(image, "tile", ())]
     deep = any(re.search(";16[BLN]", str(args)) for args in arguments)
     if getattr(image, "format", None) == "PPM":

@@ -36,7 +36,7 @@ def missing(name: str, what: str) -> MissingData:
 
 
 @contextmanager
-def guarded(place: Path | str, what: str) -> Iterator[None]:
+def guarded(source: Path | str, what: str) -> Iterator[None]:
     """Raise any error inside, for decoders raise all kinds, as one ValueError of one line."""
     try:
         yield
@@ -44,7 +44,7 @@ def guarded(place: Path | str, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(ascii(str(error))[1:-1].split())[:200] or type(error).__name__
-        raise InvalidFile(f"{printable(place)} cannot be read as {what} ({reason})") from error
+        raise InvalidFile(f"{printable(source)} cannot be read as {what} ({reason})") from error
 
 
 def read_regular(path: Path, limit: int, what: str) -> bytes:
@@ -62,20 +62,20 @@ def check_size(path: Path, size: int, limit: int) -> None:
         )
 
 
-def check_memory(place: Path | str, size: int) -> None:
-    """Raise ValueError, naming `place`, if what is in it takes more bytes than there is memory."""
+def check_memory(source: Path | str, size: int) -> None:
+    """Raise ValueError, naming `source`, if what is in it takes more bytes than there is memory."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > memory:
         raise InvalidFile(
-            f"{printable(place)} takes {size / 2**30:,.1f} GiB unpacked, more than there is memory"
+            f"{printable(source)} takes {size / 2**30:,.1f} GiB unpacked, more than there is memory"
         )
 
 
-def make_room(place: Path | str, shape: tuple[int, ...], dtype: Any = np.uint8) -> NDArray[Any]:
+def make_room(source: Path | str, shape: tuple[int, ...], dtype: Any = np.uint8) -> NDArray[Any]:
     """An array to fill: in memory, or mapped from a nameless file where that is too small."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     try:
-        check_memory(place, size)
+        check_memory(source, size)
     except InvalidFile as error:
         with TemporaryFile() as file:
             try:

@@ -173,10 +173,10 @@ def classify(
         how: dict[str, Any] = {"importance_weighted": True, "seed": seed, "first_index": first}
         return pair.elbo(x, label=label, n_noise=n_noise, **how)
 
-    def score(first: int, x: Tensor, _: Tensor | None) -> dict[str, Tensor]:
+    def nats_of(first: int, x: Tensor, _: Tensor | None) -> dict[str, Tensor]:
         every = (torch.full((len(x),), number, device=x.device) for number in range(n_classes))
         columns = [log_likelihood(x, label, first).double().cpu() for label in every]
         return {"nats": torch.stack(columns)}
 
-    nats = score_batches(score, dataset, network, None, limit, batch_size, progress)["nats"]
+    nats = score_batches(nats_of, dataset, network, None, limit, batch_size, progress)["nats"]
     return Classification(nats.mT.contiguous(), labels[: nats.shape[1]])

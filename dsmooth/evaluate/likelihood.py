@@ -27,8 +27,8 @@ from ..sampling.ladder import noise_terms
 from ..smoothing import GaussianSmoothing
 from .paper import EQUATION_4_BITS, PAPER_NOISE, noised_log_density
 
-# A density in units of [-1, 1] becomes one per grey level by adding this many bits/dim.
-LEVEL_BITS = math.log2(127.5)
+# A density in units of [-1, 1] becomes one per byte by adding this many bits/dim.
+BYTE_BITS = math.log2(127.5)
 # The fewest draws of noise whose scatter gives the error of their mean.
 ENOUGH_DRAWS = 10
 
@@ -90,7 +90,7 @@ class Scores:
     def log_weights(self, likelihood: Likelihood) -> Tensor:
         """log p(x~) - log q(x~ | x) + log p(x | x~), or log p(x) of a plain model: (R, N).
 
-        The density of a model that was trained on bytes is the mass of each level, spread evenly
+        The density of a model that was trained on bytes is the mass of each byte, spread evenly
         over its 1 / 127.5.
         """
         image = self.discretized
@@ -138,14 +138,14 @@ def conventions(scores: Scores) -> list[Convention]:
         return Convention(name, value, error, repeats, by_equation, comparable, meaning)
 
     discrete, density = (scores.log_weights(form) for form in ("discretized", "continuous"))
-    per_level = density - scores.dimensions * math.log(127.5)
+    per_byte = density - scores.dimensions * math.log(127.5)
     if scores.continuous is None:
         of_density = "the mass of each level spread evenly over it, in units of [-1, 1]"
-        of_level = "the same per grey level, so the discrete number again"
+        of_byte = "the same per grey level, so the discrete number again"
     else:
         target = f"x + {scores.clean_noise:g} n" if scores.clean_noise else "x"
         of_density = f"density of {target} in units of [-1, 1]"
-        of_level = "the same per grey level; not a probability of bytes"
+        of_byte = "the same per grey level; not a probability of bytes"
     if scores.noisy is None:
         rows = [row("discrete", discrete, "exactly -log2 P(bytes) / d")]
     else:
@@ -159,7 +159,7 @@ def conventions(scores: Scores) -> list[Convention]:
     return [
         *rows,
         row("density", density, of_density, comparable=False),
-        row(f"density + {LEVEL_BITS:.3f}", per_level, of_level, comparable=False),
+        row(f"density + {BYTE_BITS:.3f}", per_byte, of_byte, comparable=False),
     ]
 
 
@@ -176,7 +176,7 @@ def paper_readings(scores: Scores) -> tuple[float, float] | None:
     if scores.noised is None or scores.noisy is None or scores.smoothing is None:
         return None
     value = float(scores.bits(scores.noisy + scores.smoothing + scores.noised).mean())
-    return value + LEVEL_BITS, value + EQUATION_4_BITS
+    return value + BYTE_BITS, value + EQUATION_4_BITS
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def score_pair(
     of_paper = dataset.name == "mnist" and isinstance(pair.smoothing, GaussianSmoothing)
     of_paper = of_paper and dataset.image_channels == 1
 
-    def score(first: int, x: Tensor, label: Tensor | None) -> dict[str, Tensor]:
+    def nats_of(first: int, x: Tensor, label: Tensor | None) -> dict[str, Tensor]:
         """The rows (n_noise, B) of a batch."""
         own = pair.label_for(pair.denoiser, label)
         draws: list[dict[str, Tensor]] = []
@@ -270,7 +270,7 @@ def score_pair(
 
     labels = dataset.labels_for(pair.n_classes)
     nats: dict[str, Any] = score_batches(
-        score, dataset, pair.noisy, labels, limit, batch_size, progress
+        nats_of, dataset, pair.noisy, labels, limit, batch_size, progress
     )
     noise = clean_noise if trained_as == "continuous" else 0.0
     dimensions = dataset.images[0].numel()
@@ -296,12 +296,12 @@ def score_plain(
         )
     forms: set[Likelihood] = {"discretized", model.config.likelihood}
 
-    def score(first: int, x: Tensor, label: Tensor | None) -> dict[str, Tensor]:
+    def nats_of(first: int, x: Tensor, label: Tensor | None) -> dict[str, Tensor]:
         params = model(x, label=label)
         return {form: _log_prob(model, x, params, form).double().cpu()[None] for form in forms}
 
     labels = dataset.labels_for(model.config.condition_size)
-    nats = score_batches(score, dataset, model, labels, limit, batch_size, progress)
+    nats = score_batches(nats_of, dataset, model, labels, limit, batch_size, progress)
     return Scores(nats["discretized"], dataset.images[0].numel(), continuous=nats.get("continuous"))
 
 

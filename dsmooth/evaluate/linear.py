@@ -35,7 +35,7 @@ def train_linear(
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] = lambda images: None,
 ) -> dict[str, Any]:
-    """Train on `train` by minibatch Adam for `epochs` passes and score on `test`.
+    """Train on `train` by minibatch Adam for `epochs` passes and test on `test`.
 
     The loss is the cross-entropy of softmax(W z + b). z are the features less their mean over the
     training images, scaled as `moments` says. W and b start at 0, and the order of images is a
@@ -78,10 +78,10 @@ def train_linear(
         chosen = torch.cat([logits(centred(part)).argmax(1).cpu() for part in parts(data[0])])
         return float((chosen == data[1]).double().mean())
 
-    score, m = accuracy(test), len(test[1])
+    right, m = accuracy(test), len(test[1])
     return {
-        "accuracy": score,
-        "standard_error": (score * (1 - score) / m) ** 0.5,
+        "accuracy": right,
+        "standard_error": (right * (1 - right) / m) ** 0.5,
         "train_accuracy": accuracy(train),
         "features": len(mean),
     }

@@ -49,10 +49,10 @@ def noised_log_density(
     nearest = ((y + 1) * 127.5).round().clamp(0, 255)
     reach = math.ceil(10 * PAPER_NOISE * 127.5)
     for shift in range(-reach, reach + 1):
-        level = nearest + shift
-        value = level.clamp(0, 255) / 127.5 - 1
+        byte = nearest + shift
+        value = byte.clamp(0, 255) / 127.5 - 1
         mass = logistic_mixture_log_prob(value, params, "discretized", atoms=atoms)
-        inside = (level >= 0) & (level <= 255)
+        inside = (byte >= 0) & (byte <= 255)
         terms.append(
             torch.where(inside[:, 0], mass + noise.log_density(y - value)[:, 0], -math.inf)
         )

@@ -138,22 +138,22 @@ def probed_weights(pair: SmoothedPair, plain: PixelCNNpp | None) -> dict[str, st
     }
 
 
-def best_probe(scores: Mapping[str, Any]) -> str:
+def best_probe(results: Mapping[str, Any]) -> str:
     """The probe of a network that is best on the held-out training images.
 
-    scores: some of the network's entries in a result of `probe_pair`.
+    results: some of the network's entries in a result of `probe_pair`.
     """
-    return max(scores, key=lambda name: scores[name]["held_out"])
+    return max(results, key=lambda name: results[name]["held_out"])
 
 
-def best_block(scores: Mapping[str, Any]) -> str:
+def best_block(results: Mapping[str, Any]) -> str:
     """The best probe of a single block."""
-    return best_probe(single_blocks(scores))
+    return best_probe(single_blocks(results))
 
 
-def single_blocks(scores: Mapping[str, Any]) -> dict[str, Any]:
+def single_blocks(results: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a network without that of the joint probe."""
-    return {name: score for name, score in scores.items() if name != TOGETHER}
+    return {name: result for name, result in results.items() if name != TOGETHER}
 
 
 def check_images(pair: SmoothedPair, data: ImageDataset) -> None:

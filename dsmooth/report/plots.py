@@ -67,22 +67,22 @@ def images_and_bits(axes: Any, colours: Colours, *, legend: bool = True) -> None
 
 @plot
 def curve_png(axes: Any, colours: Colours, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Loss in bits/dim against images seen; held-out scores as dots.
+    """Loss in bits/dim against images seen; held-out bits/dim as dots.
 
     Lines stand where a schedule began again.
     """
     steps = [(e["images"], e["bits_per_dim"]) for e in entries if e["event"] == "step"]
-    scores = [(e["images"], e["bits_per_dim"]) for e in entries if e["event"] == "evaluation"]
+    evaluations = [(e["images"], e["bits_per_dim"]) for e in entries if e["event"] == "evaluation"]
     means = running_mean(steps)
     if steps:
         axes.plot(*zip(*steps, strict=True), color=colours.line, linewidth=0.6, alpha=0.3)
         axes.plot(*zip(*means, strict=True), color=colours.line, linewidth=1.4, label="training")
-    if scores:
-        dots_at = list(zip(*scores, strict=True))
+    if evaluations:
+        dots_at = list(zip(*evaluations, strict=True))
         axes.plot(*dots_at, "o", color=colours.dots, markersize=4, zorder=3, label="held out")
     mark_schedules(axes, colours, new_schedules(entries))
     # The first steps start so high that they would flatten the rest.
-    values = sorted(v for _, v in means + scores)
+    values = sorted(v for _, v in means + evaluations)
     if values:
         low, high = values[0], values[min(len(values) - 1, int(0.9 * len(values)))]
         margin = 0.15 * (high - low) + 0.01
@@ -142,16 +142,16 @@ def probe_png(
     for subject, label, marker, line, colour in lines:
         if subject not in accuracy:
             continue
-        scores = accuracy[subject]
-        blocks = [*single_blocks(scores)]
-        joint = [block for block in scores if block not in blocks]
+        results = accuracy[subject]
+        blocks = [*single_blocks(results)]
+        joint = [block for block in results if block not in blocks]
         # No line leads to the probe of all blocks.
         for names, fmt, words in ((blocks, marker + line, label), (joint, marker, None)):
-            places = ["all" if block == TOGETHER else block for block in names]
-            heights = [100 * scores[block]["accuracy"] for block in names]
-            errors = [100 * scores[block]["standard_error"] for block in names]
+            ticks = ["all" if block == TOGETHER else block for block in names]
+            heights = [100 * results[block]["accuracy"] for block in names]
+            errors = [100 * results[block]["standard_error"] for block in names]
             how = {"color": colour, "label": words, "markersize": 4, "capsize": 2, "linewidth": 1.2}
-            axes.errorbar(places, heights, errors, fmt=fmt, **how)
+            axes.errorbar(ticks, heights, errors, fmt=fmt, **how)
     if PIXELS in accuracy:
         height = 100 * accuracy[PIXELS][PIXELS]["accuracy"]
         axes.axhline(height, color=colours.dots, linewidth=1, linestyle=":", label="pixels")

@@ -90,7 +90,7 @@ def write_card(
     longer = None if options.longer is None else load_models([options.longer])
     if longer is not None and longer.plain is None:
         raise ValueError(f"{options.longer} must be the run of a plain model")
-    bits = stages.score(longer.plain if longer else None, n_noise=options.n_noise, seed=seed)
+    bits = stages.bits_per_dim(longer.plain if longer else None, n_noise=options.n_noise, seed=seed)
     if longer is not None:
         bits["longer"]["run"] = describe_model("plain", longer, test_set, len(train_set))
     probes = {}

@@ -45,7 +45,7 @@ WIDTH = 100  # of printed sentences
 
 # Each model's part of the training time; the pair matters most.
 SHARES: dict[Role, float] = {"noisy": 0.4, "denoiser": 0.4, "plain": 0.2}
-# The least training between two scores on held-out images.
+# The least training between two evaluations of held-out images.
 EVALUATION_MINUTES = 0.4
 BUDGET_MINUTES = 8.0
 
@@ -100,7 +100,7 @@ def plan_from_preset(
             data_dir=data_dir,
             download=download,
             seed=seed,
-            # A short run must not spend its time on being scored.
+            # A short run must not spend its time on evaluations.
             evaluations=max(1, min(settings.evaluations, int(minutes / EVALUATION_MINUTES))),
         )
         configs.append(config)

@@ -36,13 +36,13 @@ def describe_model(
         return description
     entries = run.history()
     settings["kernel_rate"] = kernel_rate(config) if config.optimizer == "muon" else None
-    scores = [e["bits_per_dim"] for e in entries if e["event"] == "evaluation"]
+    evaluations = [e["bits_per_dim"] for e in entries if e["event"] == "evaluation"]
     description |= {
         "images": config.images,
         "training_seconds": training_seconds(entries),
         "loss": loss_name(config),
         "notes": [e["text"] for e in entries if e["event"] == "note"],
-        "held_out_bits_per_dim": scores[-1],
+        "held_out_bits_per_dim": evaluations[-1],
         "held_out_images": min(config.evaluation_images, len(test_set)),
     }
     if trained_on:

@@ -99,7 +99,7 @@ class Stages:
         with whole("the report", SECONDS):
             pictures = self.draw()
             results = {
-                "bits_per_dim": self.score(),
+                "bits_per_dim": self.bits_per_dim(),
                 "frechet": self.compare(pictures),
                 "receptive_field": self.stored(
                     "receptive_field", "receptive-field", {"networks": 2}, receptive_fields
@@ -198,7 +198,7 @@ class Stages:
         barrier()
         return x if x is not None else _stored_images(path, key)
 
-    def score(self, longer: PixelCNNpp | None = None, **settings: Any) -> dict[str, Any]:
+    def bits_per_dim(self, longer: PixelCNNpp | None = None, **settings: Any) -> dict[str, Any]:
         """Bits/dim on held-out images. longer: a plain model, trained for as long as the pair."""
         models, n = self.models, min(self.sizes.scored_images, len(self.test_set))
         common: dict[str, Any] = {"limit": n, "batch_size": CHUNK}

@@ -123,8 +123,8 @@ def gate_bytes(config: TrainConfig, height: int, width: int) -> int:
     filters = 0.0
     for name, block in model.named_modules():
         if isinstance(block, GatedResnet):
-            part, level, *_ = name.split(".")
-            times = halvings[part][int(level)] if part in halvings else 0
+            part, number, *_ = name.split(".")
+            times = halvings[part][int(number)] if part in halvings else 0
             filters += 2 * block.conv_in.weight_v.shape[0] / 4**times
     rows = 2 * height if config.model.conditioning == "stack" else height
     images = share_of_batch(config)[1] // config.accumulate

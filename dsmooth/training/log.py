@@ -1,4 +1,4 @@
-"""The log of a training run, for programs and for people: losses, scores, notes, progress."""
+"""The log of a training run, for programs and for people: losses, evaluations, notes, progress."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from .step import Reading
 
 
 class Evaluation(NamedTuple):
-    """A score of held-out images on the way, as `on_evaluation` gets it.
+    """Bits/dim of held-out images during a run, as `on_evaluation` gets them.
 
-    model: the averaged weights. samples: some that it drew, (N, C, H, W), not finite where a model
-    in the beginning of its training diverges.
+    model: the averaged weights. samples: images that it drew, (N, C, H, W). Early in training some
+    diverge and are not finite.
     """
 
     images_seen: int
@@ -133,7 +133,7 @@ class RunLog(ExitStack):
             self.say(f"{images_seen:,}/{self.total:,} images · {text}")
 
     def evaluation(self, found: Evaluation) -> None:
-        """Note a score on held-out images, and tell others of it."""
+        """Note an evaluation of held-out images, draw its samples, and tell `on_evaluation`."""
         seen, bits = found.images_seen, found.bits_per_dim
         self.record("evaluation", seen, bits_per_dim=round(bits, 5))
         self.say(f"{seen:,} images · held out: {bits:.3f} {self.loss_name}")

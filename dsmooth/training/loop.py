@@ -181,17 +181,17 @@ def _loop(
     while state.images_seen < total:
         before = state.images_seen
         state.step()
-        scored = any(before < mark <= state.images_seen for mark in marks)
+        evaluated = any(before < mark <= state.images_seen for mark in marks)
         ended = state.images_seen >= total
-        if not (scored or ended or watch.is_due(state.steps)):
+        if not (evaluated or ended or watch.is_due(state.steps)):
             continue
 
         interrupted, save = watch.look(state.steps)
         readings = state.read()
         if log:
             log.steps(state.images_seen, readings)
-        if scored:
-            bits = _score(state, test_set, run, log)
+        if evaluated:
+            bits = _evaluate(state, test_set, run, log)
         if interrupted or save or ended:
             if log:
                 save_checkpoint(run, state)
@@ -202,7 +202,7 @@ def _loop(
                 log.say(f"stopped at {state.images_seen:,} of {total:,} images and saved")
             return TrainResult(state.images_seen, bits, interrupted)
     if broadcast_int(not run.weights.exists()):  # of a finished run whose file is gone
-        bits = _score(state, test_set, run, log)
+        bits = _evaluate(state, test_set, run, log)
     if log:
         log.record("end", state.images_seen)
     barrier()  # the others leave when all is written
@@ -236,7 +236,9 @@ class Watch:
         return signal or None, bool(due_there)
 
 
-def _score(state: TrainState, test_set: ImageDataset, run: RunFolder, log: RunLog | None) -> float:
+def _evaluate(
+    state: TrainState, test_set: ImageDataset, run: RunFolder, log: RunLog | None
+) -> float:
     """Bits/dim on the held-out images; the averaged weights and a grid of samples are saved."""
     state.check_finite()
     bits = evaluate(state, test_set)
@@ -255,7 +257,7 @@ def evaluate(state: TrainState, test_set: ImageDataset) -> float:
     model = state.averaged.eval()
     labels = test_set.labels_for(config.model.condition_size)
 
-    def score(first: int) -> float:
+    def nats_of(first: int) -> float:
         rows = torch.arange(first, min(first + 100, n))
         x = test_set.batch(rows).to(state.device)
         label = None if labels is None else labels[rows].to(state.device)
@@ -265,7 +267,7 @@ def evaluate(state: TrainState, test_set: ImageDataset) -> float:
             log_p = model.log_prob_given(inputs.target, model(*inputs))
             return -float(log_p.double().sum())
 
-    nats = sum(distributed_map(range(0, n, 100), score))
+    nats = sum(distributed_map(range(0, n, 100), nats_of))
     return nats / (math.log(2) * n * test_set.images[0].numel())
 
 
