@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from ..fields import Argument
 from ..files import open_regular, printable
 from .dataset import ImageDataset
 from .reading import InvalidFile, guarded, missing, read_regular
@@ -122,8 +123,9 @@ def _python_dataset(split: str, folder: Path, source: Path) -> ImageDataset:
     except RuntimeError as error:
         raise InvalidFile(
             f"{printable(folder)} must hold the six published batches of cifar-10-python.tar.gz "
-            "and batches.meta; no other pickles are read: download them into another folder, or "
-            f"give the binary form ({_STEMS[split][0]}.bin)"
+            "and batches.meta; no other pickles are read: fetch them into another folder with",
+            Argument("download", True),
+            f"or give the binary form ({_STEMS[split][0]}.bin)",
         ) from error
     return _dataset(split, source, published.data.transpose(0, 3, 1, 2), published.targets)
 
@@ -136,8 +138,9 @@ def _from_python_archive(split: str, path: Path) -> ImageDataset:
     if not check_integrity(path, CIFAR10.tgz_md5):
         raise InvalidFile(
             f"{printable(path)} is not the published archive (MD5 {CIFAR10.tgz_md5}); no other "
-            "pickles are read: download it into another folder, or give the binary form "
-            f" ({_BINARY_ARCHIVE})"
+            "pickles are read: fetch it into another folder with",
+            Argument("download", True),
+            f"or give the binary form ({_BINARY_ARCHIVE})",
         )
     with TemporaryDirectory() as folder:
         extract_archive(str(path), folder)

@@ -17,8 +17,11 @@ from ..fields import Argument, ArgumentError
 from ..files import open_regular, printable
 
 
-class InvalidFile(ValueError):
+class InvalidFile(ArgumentError):
     """A file that a reader refuses. The message names it and says what is wrong."""
+
+    def __init__(self, *message: str | Argument) -> None:
+        super().__init__("", *message)
 
 
 class MissingData(ArgumentError, FileNotFoundError):
