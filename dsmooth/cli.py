@@ -291,7 +291,7 @@ def read_options(kind: type, path: Path, prog: str) -> Any:
             missing = [key for key in ("role", "model") if key not in values]
             if missing:
                 words = " and no ".join(missing)
-                raise ValueError(f"not that of a training run: it has no {words}")
+                raise ValueError(f"not of a training run: it has no {words}")
             values = {k: v for k, v in values.items() if k not in ("dsmooth", "height_and_width")}
         given = _filled(kind, values, used)
         unknown = ", ".join(sorted(values.keys() - used))

@@ -108,10 +108,10 @@ class ModelConfig:
     """Bytes with a probability of their own, for likelihood=discretized; all: each of the 256, for
     grey images."""
     fourier_features: int = 0
-    """Octaves of Fourier features by which the network sees exactly which byte a pixel is, 0 to 8;
-    for likelihood=discretized."""
+    """Octaves of Fourier features, 0 to 8. They show the network exactly which byte a pixel is; for
+    likelihood=discretized."""
     head_filters: int = 0
-    """M: channels of a hidden layer of the head that sees the four pixels around as they are; 0 for
+    """M: channels of a hidden layer of the head, which sees the four pixels around directly; 0 for
     none."""
     smoothing_scale: float = 0.5
     """Standard deviation of the noise that likelihood=gaussian contains; training sets it to its
@@ -225,8 +225,8 @@ class RunSettings:
     """Replay a step as one CUDA graph: auto where that is possible; on, or an error that says why
     not; off."""
     keep_gates: KeepGates = "auto"
-    """On a GPU, keep what the gates of gated resnets were made of for the backward, rather than
-    compute it again: auto where a quarter of the free memory holds it."""
+    """On a GPU, keep the preactivations of gated resnets for the backward pass instead of computing
+    them again; auto: if they fit into a quarter of the free memory."""
     evaluations: int = 8
     """How often the held-out images are evaluated, the end included."""
     checkpoint_minutes: float = 2.0
@@ -294,12 +294,12 @@ class TrainConfig(RunSettings):
     """Largest norm of the gradient; None for no clipping."""
     ema: float = 0.9995
     """Largest decay of the moving average of weights; 0 for no average. The average reaches back
-    1 / (1 - ema) steps, which should be few beside those in which the rate falls."""
+    1 / (1 - ema) steps, which should be fewer than the steps over which the rate falls."""
     schedule_from: Annotated[int, tyro.conf.Suppress] = 0
     """Images after which the schedule began again: where a finished run was prolonged."""
     init: str | None = None
-    """Begin with the weights of this run or pair, whose network, smoothing and scale are the
-    defaults then, and with a new optimiser."""
+    """Begin with the weights of this run or pair, and with a new optimiser. Its network, smoothing
+    and scale become the defaults."""
     data_init: bool = True
     """Whether to set scales and biases from the first batch (data-dependent init)."""
     precision: Precision = "auto"

@@ -201,7 +201,7 @@ def distributed_map(
     to_all: bool = True,
     alone: Callable[[Callable[[Item], Result], Sequence[Item]], Iterator[Result]] = map,
 ) -> Iterator[Result]:
-    """work(item) of all items in their order, as of one process; each does every size-th of them.
+    """work(item) of all items, in order, as one process would give them; each does every size-th.
 
     Results travel pickled, tensors among them on the CPU, to all processes or to rank 0 alone. A
     single process has none to share with: `alone` maps.

@@ -112,5 +112,5 @@ def visible(x: Tensor) -> Tensor:
 
 
 def is_diverged(x: Tensor) -> Tensor:
-    """Which images of x (N, C, H, W) diverged, as those of a hardly trained model can: (N,)."""
+    """Whether each image of x (N, C, H, W) diverged, as with a hardly trained model: (N,) bool."""
     return ~x.isfinite().flatten(1).all(1)

@@ -63,8 +63,8 @@ _QUICK = {
     "context_layers": 2,
 }
 
-# Plain keys are fields of TrainConfig, "model" those of ModelConfig; a key that starts with a role
-# is for that role alone.
+# Plain keys are fields of TrainConfig; "model" has fields of ModelConfig. A key that starts with a
+# role is for that role alone.
 PRESETS: dict[str, dict[str, Any]] = {
     "mnist-quick": {**_OURS_MNIST, **_MNIST, "model": _QUICK, "batch_size": 16},
     "mnist": {**_OURS_MNIST, **_MNIST, "model": _F40, "images": 3_000_000},

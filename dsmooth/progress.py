@@ -14,7 +14,7 @@ from typing import Any
 from .tables import shown
 
 LINE_SECONDS = 10.0
-# INFO is the level of news that a command prints, WARNING that of lines every user should see.
+# INFO is for lines that a command prints, WARNING for lines that every user should see.
 LOG = logging.getLogger("dsmooth")
 
 
@@ -73,7 +73,7 @@ class _Whole:
 
     @contextmanager
     def part(self, title: str, total: int, unit: str) -> Iterator[Callable[[float], None]]:
-        """The bar of a part below that of the whole."""
+        """The bar of a part, below the bar of the whole."""
         task, overall = self.bar.add_task(title, total=total, text=unit), self.bar.task_ids[0]
 
         def show(done: float) -> None:

@@ -170,7 +170,7 @@ def training_seconds(entries: Sequence[dict[str, Any]]) -> float:
     return round(total + last, 1)
 
 
-# Fields of an entry of the log by its event, beside its images and seconds, and their types.
+# Further fields of a log entry, and their types, by its event.
 _NUMBER, _TEXT = (int, float), (str,)
 _FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "start": {"total": _NUMBER, "loss": _TEXT},
@@ -206,9 +206,7 @@ def run_config(values: dict[str, Any], path: Path) -> tuple[TrainConfig, tuple[i
     values.pop("dsmooth", None)
     missing = [key for key in ("role", "model", "height_and_width") if key not in values]
     if missing:
-        raise ValueError(
-            f"{path} is not that of a training run: it has no {' and no '.join(missing)}"
-        )
+        raise ValueError(f"{path} is not of a training run: it has no {' and no '.join(missing)}")
     try:
         size = structure({"height_and_width": values.pop("height_and_width")}, _ImageSize)
         return structure(values, TrainConfig), size.height_and_width

@@ -164,7 +164,7 @@ def test_the_command_classifies(plain: Path, capsys: pytest.CaptureFixture[str])
     assert sum(map(sum, found["confusion"])) == found["n_images"] == 6
     text = capsys.readouterr().out
     assert f"{100 * found['accuracy']:.2f} %" in text
-    assert "Bayes' rule over 10 classes, all as likely beforehand, by exact likelihoods" in text
+    assert "Bayes' rule over 10 classes of equal prior probability, by exact likelihoods" in text
 
 
 def test_the_commands_give_each_class(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -383,7 +383,7 @@ def test_data_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: Any) -> 
     wide = replace(test, images=test.images.repeat(1, 1, 1, 2))
     for data, message in (
         (replace(test, labels=None), "made for a test has no labels"),
-        (wide, r"\(1, 8, 8\), but those of made for a test are \(1, 8"),
+        (wide, r"\(1, 8, 8\), but the images of made for a test are \(1, 8"),
     ):
         with pytest.raises(ValueError, match=message):
             probe_pair(pair, train, data, SETTINGS, path)

@@ -202,7 +202,7 @@ def print_classification(result: Classification, dataset: ImageDataset, draws: i
         f"correctly, {dataset.source}, {dataset.split}"
     )
     print(f"p(label | x) of the true label: {result.bits:.4f} bits ({math.log2(k):.2f} by chance)")
-    print(f"Bayes' rule over {k} classes, all as likely beforehand, {how}")
+    print(f"Bayes' rule over {k} classes of equal prior probability, {how}")
 
 
 def make_classifier(options: ClassifierOptions) -> None:

@@ -119,7 +119,7 @@ def check_shape(options: FrechetOptions, shape: tuple[int, ...], real: ImageData
     named = options.dataset.data is not None
     taken = "" if named else f"--data was not named, so {real.name} was taken: "
     raise ValueError(
-        f"{taken}the real images are (C, H, W) = {wanted}, those of "
+        f"{taken}the real images are (C, H, W) = {wanted}, the samples of "
         f"{', '.join(map(str, options.samples))} are {shape}"
     )
 

@@ -39,8 +39,8 @@ class Running:
     quiet: Flag = False
     """Print errors alone."""
     config: Path | None = None
-    """Take options that are not named from this JSON file, such as --print-config prints; train
-    takes the config.json of a run too, instead of a preset."""
+    """JSON file with values of options that the command line does not name, as --print-config
+    prints them. For train also the config.json of a run, instead of a preset."""
     print_config: Flag = False
     """Print the options as JSON and stop."""
 
@@ -80,7 +80,7 @@ class Drawing:
     """Settings that decide the images, beside the models."""
 
     seed: int | None = 0
-    """Decides the images, with their numbers; None draws a seed and says which."""
+    """Decides the images; None draws a seed and prints it."""
     method: Method = "two-step"
     """two-step: x~ then x given x~; single-step: posterior mean of x~; noisy: x~ itself."""
     score: Score = "full"
@@ -89,7 +89,7 @@ class Drawing:
     """Noise levels of a ladder, falling, for a pair that has several; by default the highest."""
     label: Class | None = None
     """For models with classes: the class of all images, or each for classes in turn; by default
-    the class of an image is drawn, all as likely."""
+    the class of each image is drawn, with equal probabilities."""
     temperature: float = 1.0
     """Below 1 for likelier pixels, above 1 for more varied ones."""
 
@@ -115,15 +115,15 @@ class Train:
     out: Path | None = None
     """Folder of the run; by default runs/ROLE, of a pair runs/pair."""
     resume: Flag = False
-    """Go on with the run in --out, whose settings are the defaults then; begin it where there is
-    none. A finished one can be prolonged by more --images: its schedule begins again over those
-    that are added."""
+    """Go on with the run in --out, with its settings as the defaults, or begin it if there is none.
+    More --images prolong a finished run: its schedule begins again over the images that are
+    added."""
     force: Flag = False
     """With --resume: take settings that differ from the run's, from here on."""
     tensorboard: Flag = False
     """Also write TensorBoard event files (needs the extra "tensorboard")."""
     keep_snapshots: int = 0
-    """Keep the weights of so many last scorings, each as a run folder in snapshots/ of --out."""
+    """Keep the weights of this many evaluations, the last ones, as run folders in snapshots/."""
     execution: OmitArgPrefixes[OnDevice] = OnDevice()
 
 
@@ -166,10 +166,10 @@ class Complete:
     """mnist, the pair that comes with the package; a saved pair; the run folders of a noisy model
     and of its denoiser, or a folder with both; or the run folder of a plain model."""
     images: Path | None = None
-    """Images to complete, which may also stand behind the models: an image file, a folder of them,
-    a .npz or a .npy; by default held-out images of the data that the model was trained on."""
+    """Images to complete, also as the last of the models: an image file, a folder of them, a .npz
+    or a .npy; by default held-out images of the model's data."""
     count: Annotated[int, arg(aliases=["-n"])] = 8
-    """The first images of these."""
+    """How many of these images to take, the first ones."""
     keep_top: float | None = None
     """Fraction of the rows that are given, from the top; by default half of them."""
     mask: Path | None = None
@@ -177,8 +177,8 @@ class Complete:
     draws: int = 8
     """Completions of each image."""
     candidates: int = 1
-    """Draws behind each completion, of which one is taken by its weight: nearer to the conditional
-    distribution, and exact for very many. Worth it for masks that are not the upper rows."""
+    """Draws for each completion, one of which is picked by its weight. More draws come nearer to
+    the conditional distribution. Useful where the known pixels are not the upper rows."""
     out: tuple[Path, ...] = (Path("completed.png"),)
     """Files to write: .png for the picture, .npz for arrays `x` (the completions, N * draws, C, H,
     W), `original` (N, C, H, W) and `mask` (1, H, W)."""
@@ -212,7 +212,7 @@ class BitsOptions(Measure):
     """Bits/dim of held-out images, in every convention.
 
     A pair gives a bound by Monte Carlo over noise, a plain model the exact number. Prints a table
-    and writes JSON. What is comparable with the literature says so. Under torchrun several
+    and writes JSON. Numbers that compare with the literature are marked. Under torchrun several
     processes (and GPUs) score the same images together.
     """
 
@@ -221,7 +221,7 @@ class BitsOptions(Measure):
     levels: tuple[float, ...] | None = None
     """Noise levels of a ladder, falling, for a pair that has several; by default the highest."""
     clean_noise: float | None = None
-    """Standard deviation of noise on the target of the density; by default that of training."""
+    """Standard deviation of noise on the target of the density; by default as in training."""
     per_class: Flag = False
     """Also the number of each class of the data."""
     out: Path = Path("bits_per_dim.json")
@@ -289,7 +289,7 @@ class ClassifyOptions(Measure):
     """Classify images by Bayes' rule: p(label | x) from a model of each class's images.
 
     A plain model with classes gives exact likelihoods, a pair importance-weighted bounds by the
-    same noise for all classes. All classes are as likely beforehand. Prints the accuracy and
+    same noise for all classes. All classes have the same prior probability. Prints the accuracy and
     writes JSON. Under torchrun several processes (and GPUs) share the images.
     """
 

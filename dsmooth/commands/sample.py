@@ -133,7 +133,7 @@ def say_filled(filled: Filled, seconds: float) -> None:
     before = f", beside {there:,} that were there" if there else ""
     rate = f" ({drawn / seconds:.2f} img/s)" if drawn else ""
     print(f"{drawn:,} image{'s' * (drawn != 1)} in {seconds:.1f} s{rate}{before}")
-    said = f"{diverged:,} of {drawn:,} images diverged, as those of a hardly trained model can"
+    said = f"{diverged:,} of {drawn:,} images diverged, which happens with a hardly trained model"
     if diverged and diverged == drawn:
         raise ValueError(f"{said}: train longer")
     if diverged:

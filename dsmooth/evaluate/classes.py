@@ -30,7 +30,7 @@ class ClassBits:
 
 
 def bits_by_class(scores: Scores, labels: Tensor) -> list[ClassBits]:
-    """Bits/dim of each class that there is. labels: (N,), those of the scored images."""
+    """Bits/dim of each class that occurs. labels: (N,), of the images that `scores` has."""
     rows = []
     for label in labels.unique().tolist():
         own = scores.of_images(labels == label)
@@ -67,8 +67,8 @@ def frechet_by_class(
     """The distance of each class that has two samples and two real images.
 
     samples, reference, others: (bytes (N, C, H, W), labels (N,)) of samples, of real images, and of
-    real images that are not in the reference, for the floor. The features of a class are fewer than
-    those of all, so these distances are larger than that of all: compare them with their floors.
+    real images that are not in the reference, for the floor. A class has fewer images, so its
+    distance is larger than the distance of all images: compare it with its floor.
     """
     features: list[dict[int, Tensor]] = []  # by class, of those with two images and more
     sets = {"samples": samples, "real images": reference, "other real images": others}
@@ -98,7 +98,7 @@ def frechet_by_class(
 class Classification:
     """log p(x | label) of every image (rows) and class (columns): (N, K) float64, nats.
 
-    A bound on it for a pair. labels: (N,), the true ones. All classes are as likely beforehand.
+    For a pair a bound on it. labels: (N,), the true ones. All classes have the same prior.
     """
 
     log_likelihoods: Tensor
@@ -150,10 +150,10 @@ def classify(
 ) -> Classification:
     """Classify the first `limit` images (all by default) by the likelihoods of their classes.
 
-    model: a model without context, whose log p(x | label) is exact; or a pair, of which the
-    importance-weighted bound by `n_noise` draws of x~ stands for it, the same noise for all
-    classes. One of its models at least has classes. seed: decides the noise.
-    Raises ValueError for a model or data without classes, and as `score_pair` does.
+    model: a model without context, with exact log p(x | label); or a pair, at least one of whose
+    models has classes. A pair is judged by its importance-weighted bound from `n_noise` draws of
+    x~, the same noise for all classes. seed: decides the noise. Raises ValueError for a model or
+    data without classes, and as `score_pair` does.
     """
     pair: SmoothedPair | None = None
     if isinstance(model, SmoothedPair):

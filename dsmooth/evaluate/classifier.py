@@ -75,7 +75,7 @@ def train_classifier(
     """Train a classifier; on one machine with one number of threads a function of the seed.
 
     Adam with a cosine schedule over `epochs` passes; each image is moved by up to two pixels, and
-    dropout keeps features of training images like those of others.
+    dropout keeps features of training images like features of other images.
     progress: called with the number of images visited. Raises ValueError for images that are not
     labelled digits of 28 x 28.
     """

@@ -95,7 +95,7 @@ def compare_images(
 
     samples, reference, floor: bytes (N, C, H, W), N >= 2; floor: real images that are not in the
     reference, best as many as there are samples. reference may also be statistics that were saved
-    here, or those of Inception's features that another program saved.
+    here, or statistics of Inception's features that another program saved.
     batch_size: images at a time, changes roundings only. subsets, subset_size: of the kernel
     distance. seed: of its subsets and of the bootstrap. precision_recall: also precision and
     recall, for a reference of images. progress: such as `dsmooth.progress.progress`. Features of
@@ -215,7 +215,7 @@ def check_shapes(samples: Tensor, reference: Tensor | Statistics, floor: Tensor 
 
 
 def warn(n: int, reference: Statistics, n_floor: int) -> Iterator[str]:
-    """Sentences on the numbers of samples, of real images and of those of the floor."""
+    """Sentences on too few samples, real images, or images of the floor."""
     counts = {"samples": n, "real images": reference.count or 0, "images of the floor": n_floor}
     for what, count in counts.items():
         if 0 < count < reference.dimension:

@@ -203,7 +203,7 @@ class FeatureStatistics:
 class PublishedStatistics:
     """Mean (D,) and covariance (D, D), float64, of Inception's features, by another program.
 
-    Their file says neither of how many images they are, nor by which resize.
+    Their file states neither the number of images nor how they were resized.
     """
 
     source: Path

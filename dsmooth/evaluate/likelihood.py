@@ -171,7 +171,7 @@ def standard_error(values: Tensor) -> float | None:
 def paper_readings(scores: Scores) -> tuple[float, float] | None:
     """Bits/dim of x + 0.01 n per grey level, and in units of [-1, 1] by equation (4).
 
-    These are the two readings of the reproduction paper's 3.23. None where it was not scored.
+    These are the two readings of the reproduction paper's 3.23. None without `noised` nats.
     """
     if scores.noised is None or scores.noisy is None or scores.smoothing is None:
         return None
@@ -225,8 +225,8 @@ def score_pair(
     The noise of an image depends on (seed, its index, draw), so the result does not depend on
     batch_size beyond rounding. clean_noise: standard deviation of the noise on the target of the
     density, 0.01 for a denoiser trained as the paper's. levels: of a ladder, as of
-    `SmoothedPair.elbo`; x~ is that of its lowest. A pair with classes sees the images' labels, and
-    the bound is that of log p(x | label). progress is called with the number of images
+    `SmoothedPair.elbo`; x~ is drawn at its lowest. A pair with classes sees the images' labels and
+    bounds log p(x | label). progress is called with the number of images
     done. Raises ValueError for counts below 1 and for images, or labels, that are not the pair's.
     """
     if n_noise < 1:
@@ -361,7 +361,8 @@ class BitsPerDim:
     "continuous" for a density in units of [-1, 1]. value: a bound for a pair, exact for a plain
     model. standard_error: over images, None for a single one. noisy, smoothing, denoiser: the terms
     that a pair's bound is the sum of. terms: of `Scores`. n_images and n_noise: how many images and
-    draws per image. dimensions, clean_noise: of `Scores`. paper_readings: those of the function.
+    draws per image. dimensions, clean_noise: of `Scores`. paper_readings: as `paper_readings`
+    returns them.
     """
 
     likelihood: Likelihood

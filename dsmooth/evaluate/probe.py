@@ -64,8 +64,8 @@ def probe_pair(
 
     The controls are the pixels themselves, the model `plain` if given, and networks of the pair's
     shapes with untrained weights; these only with `controls`. One more probe sees the blocks
-    together. Beside its accuracy on test images each has one on held-out training images, by which
-    `best_probe` chooses. only: what is probed (noisy, denoiser, pixels, plain, untrained-noisy,
+    together. Each probe also has an accuracy on held-out training images, by which `best_probe`
+    chooses. only: what is probed (noisy, denoiser, pixels, plain, untrained-noisy,
     untrained-denoiser), by default all that there is. The result is written to `path` as JSON
     after each network. A later call with the same settings goes on from there. Features lie in the
     folder of `path` while they are needed. Their files have no name, so nothing is left however
@@ -161,7 +161,7 @@ def check_images(pair: SmoothedPair, data: ImageDataset) -> None:
     wanted = (pair.noisy.config.image_channels, *pair.image_size)
     if tuple(data.images.shape[1:]) != wanted:
         raise ValueError(
-            f"the pair is for images (C, H, W) = {wanted}, but those of {data.source} are "
+            f"the pair is for images (C, H, W) = {wanted}, but the images of {data.source} are "
             f"{tuple(data.images.shape[1:])}"
         )
 

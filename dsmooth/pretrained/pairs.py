@@ -84,7 +84,9 @@ def save_pretrained(
     folder = Path(folder)
     config, path = folder / CONFIG_FILE, folder / CARD_FILE
     if config.exists() and not {"noisy", "denoiser"} <= read_json(config).keys():
-        raise ValueError(f"{config} is not that of a saved pair, and stays: choose another folder")
+        raise ValueError(
+            f"{config} is not of a saved pair and is not overwritten: choose another folder"
+        )
     arriving = {role: arriving_weights(folder, role, digests[role]) for role in networks}
     files = {arriving[role]: weight_bytes(network) for role, network in networks.items()}
     with lock_folder(folder, "another process that saves a pair"):

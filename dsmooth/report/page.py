@@ -186,7 +186,7 @@ def at_the_end(curves: Mapping[str, Curve]) -> dict[str, float]:
 
 
 def below_controls(accuracy: Mapping[str, Any], title: str, name: str) -> str:
-    """A sentence where the best probe of network `name` is below that of one of its controls."""
+    """A sentence if a control of network `name` has a better probe than the network itself."""
     best = {
         words: accuracy[subject][best_probe(accuracy[subject])]["accuracy"]
         for subject, words in (

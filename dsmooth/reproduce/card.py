@@ -34,7 +34,7 @@ from ..report.page import render
 from .results import describe_machine, describe_model
 from .stages import Sizes, Stages, black_share, bytes_to_compare
 
-# Images of the embedded test set whose score a test computes again.
+# Images of the embedded test set whose bits/dim a test computes again.
 SLICE_IMAGES = 40
 CONFIDENT_IMAGES = 1000
 CONFIDENCES = (0.9, 0.99)
@@ -59,7 +59,7 @@ class CardOptions:
     samples: int = 10_000
     """Samples of each method."""
     test_images: int = 10_000
-    """Test images that are scored."""
+    """Test images whose bits/dim are measured."""
     n_noise: int = 4
     """Draws of x~ per image."""
     frechet_counts: tuple[int, ...] = (1000, 2000, 4000, 7000, 10_000)
@@ -174,7 +174,7 @@ def measure_samples(
 
 
 def limit_of_distances(counts: Sequence[int], distances: Sequence[float]) -> float | None:
-    """The intercept of a line in 1 / count, by which few samples are too far; None for one count.
+    """Distance at infinitely many samples, by a line in 1 / count; None for a single count.
 
     Source: Chong & Forsyth (CVPR 2020).
     """
@@ -184,7 +184,7 @@ def limit_of_distances(counts: Sequence[int], distances: Sequence[float]) -> flo
 
 
 def measure_slice(models: Models, seed: int) -> dict[str, Any]:
-    """The scores of a few images that are in the package, for a test to compute again."""
+    """Bits/dim of a few images in the package, which a test computes again."""
     data = load_dataset("mnist", "test")
     assert models.plain is not None  # packaged models have one
     pair = score_pair(models.pair, data, limit=SLICE_IMAGES, seed=seed)

@@ -111,9 +111,9 @@ def plan_from_preset(
 class PretrainedPlan:
     """A reproduction with models that are trained already.
 
-    models: as of `load_models`, a pair and perhaps a plain model. data, data_dir: which images; by
-    default those of the runs, and the embedded MNIST subset for a saved pair. name: of the models,
-    for the report.
+    models: names for `load_models`: a pair and perhaps a plain model. data, data_dir: the images;
+    by default the data of the runs, or the embedded MNIST subset for a saved pair. name: title of
+    the models in the report.
     """
 
     models: tuple[Path, ...]
@@ -125,7 +125,7 @@ class PretrainedPlan:
     budget: ClassVar[None] = None
 
     def load_data(self, models: Models) -> tuple[ImageDataset, ImageDataset]:
-        """Training and test images. Raises ValueError for those of another shape."""
+        """Training and test images. Raises ValueError if their shape is not the pair's."""
         choice = choose_data(models, self.data, self.data_dir, self.image_size)
         train_set, test_set = choice.load("train"), choice.load("test")
         for data in (train_set, test_set):
@@ -260,7 +260,7 @@ def longer_training(
 
 
 def claim_folder(out: Path, description: dict[str, Any]) -> None:
-    """Make `out` the folder of a reproduction. Raises ValueError if it is that of another."""
+    """Make `out` the folder of a reproduction. Raises ValueError if it belongs to another."""
     path, mine = out / "reproduction.json", flatten(description)
     if path.exists():
         theirs = flatten(read_json(path))

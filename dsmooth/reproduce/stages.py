@@ -115,7 +115,7 @@ class Stages:
         key: Mapping[str, Any],
         compute: Callable[[], dict[str, Any]],
     ) -> dict[str, Any]:
-        """The result in NAME.json, or that of `compute`, written there; empty if there is none."""
+        """Read the result in NAME.json, or compute and write it; empty if neither is to be done."""
         path = self.folder / f"{name}.json"
         barrier()  # nobody writes while another looks
         found = read_json(path) if path.exists() else {}
@@ -324,7 +324,7 @@ def digest_of(x: Tensor) -> str:
 
 
 def _stored_images(path: Path, key: Mapping[str, Any]) -> Tensor | None:
-    """The images in `path`; None for those of another key."""
+    """The images in `path`; None if they were drawn with another key."""
     arrays = read_npz(path) if path.exists() else {}
     same = str(arrays.get(KEY)) == json.dumps(key)
     return torch.from_numpy(arrays["x"]) if same else None

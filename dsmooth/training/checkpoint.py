@@ -154,8 +154,8 @@ def load_checkpoint(checkpoint: Checkpoint, state: TrainState, *, force: bool = 
     if not force:
         for name, (theirs, mine) in differences(checkpoint.settings, state.config).items():
             raise ValueError(
-                f"{path} is a checkpoint of another run: its {name} is {theirs}, that of the "
-                f"folder's settings {mine}"
+                f"{path} is a checkpoint of another run: its {name} is {theirs}, but "
+                f"{mine} in the folder's settings"
             )
         if checkpoint.data != state.train_set.digest:
             raise ArgumentError(

@@ -80,28 +80,27 @@ def train(
 ) -> TrainResult:
     """Train one model, or go on with `resume`, and write everything into `folder`.
 
-    The folder, by default runs/ROLE, gets the files of a `RunFolder`. dataset: images of one's own
-    instead of `config.data`: what `dsmooth.data.own_images` takes, of which one in ten is held out;
-    a tuple (training images, held-out images); or splits by name. labels: of a dataset that is one
-    array, whole numbers (N,) or one-hot. transform: a function of an image of the dataset, uint8
-    (C, H, W), that makes one, applied at each visit in training; what it draws of the generators of
-    torch, numpy and random is a function of the seed and the visit. Images may be larger than what
-    it makes, held-out ones have that size and are not transformed. match_channels: take the model's
+    The folder, by default runs/ROLE, gets the files of a `RunFolder`. dataset: images to train on
+    instead of `config.data`: anything that `dsmooth.data.own_images` takes, one in ten of which is
+    held out; a tuple (training images, held-out images); or splits by name. labels: whole numbers
+    (N,) or one-hot, for a dataset that is one array. transform: a function from an image of the
+    dataset, uint8 (C, H, W), to another, applied at each visit in training. Its random numbers,
+    from torch, numpy or random, depend on the seed and the visit alone. Held-out images are not
+    transformed and must have the size that it makes. match_channels: take the model's
     image_channels from the data. device: "auto" (a CUDA device if there is one), "cpu", "cuda" or
     "cuda:N". threads: CPU threads, None for torch's setting; sums are rounded in another order with
     another number. tensorboard: also write event files, which needs the extra of that name.
-    keep_snapshots: keep the averaged weights of the last so many scorings, each as a run folder in
-    snapshots/ of the folder. on_evaluation: a function that rank 0 calls with each `Evaluation`,
-    such as one that tells another logger. progress: print what is trained on what, a bar or a line
-    every ten seconds, and the scores; without it, these lines go to the logger `dsmooth` at level
-    INFO.
+    keep_snapshots: keep the averaged weights of this many evaluations, the last ones, as run
+    folders in snapshots/. on_evaluation: a function that rank 0 calls with each `Evaluation`, such
+    as one that tells another logger. progress: print what is trained, a bar or a line every ten
+    seconds, and the evaluations. Without it these lines go to the logger `dsmooth` as INFO.
 
     SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. `resume` begins a run where the
     folder has none, so that one call serves both. A resumed run must have the same
-    settings and data. A finished one can get more images: its schedule, warm-up included, begins
-    again over what is added. An exponential schedule, and that of a cooldown before the learning
-    rate falls, do not depend on the number of images and go on. force: take other settings that
-    differ too, from here on.
+    settings and data, but for `RunSettings`. A finished run can get more images: its schedule, with
+    the warm-up, begins again over the images that are added. An exponential schedule, or a cooldown
+    before the learning rate falls, does not depend on the number of images and goes on. force: take
+    other settings that differ, from here on.
 
     `config.init` names a run or a pair whose weights a new run begins with, by a new optimiser.
 
@@ -301,7 +300,7 @@ def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
         )
     started = before = time.monotonic()
     scratch = TrainState(replace(config, images=10**9), state.train_set, state.device)
-    times: list[float] = []  # that of the first step is more than its own
+    times: list[float] = []  # the first includes compiling and filling caches
     while broadcast_int(len(times) < 4 or time.monotonic() - started < min(5.0, 3 * config.budget)):
         scratch.step()
         scratch.read()

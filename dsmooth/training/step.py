@@ -210,7 +210,7 @@ class TrainState:
         if self.rows_made.is_cuda:
             torch.cuda.current_stream(self.device).synchronize()
         size = rank_and_size()[1]
-        if size > 1:  # the loss is that of a share; the norm and the rate are the batch's
+        if size > 1:  # the loss is of this share of the batch; norm and rate are of the whole
             losses = self.rows_read[:, 0].contiguous()
             with exchange():
                 dist.all_reduce(losses)

@@ -62,7 +62,7 @@ def test_settings_of_a_run(tmp_path: Path, name: str, role: Any) -> None:
             assert error.startswith(str(run.config))
             assert "\n" not in error
             # Fields that contradict each other name the other one too.
-            named = (key, "is not that of a training run", "role", "atoms", "batch_size")
+            named = (key, "is not of a training run", "role", "atoms", "batch_size")
             assert any(name in error for name in named), (key, error)
         else:
             assert isinstance(config, TrainConfig)
