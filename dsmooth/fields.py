@@ -33,7 +33,7 @@ class Argument(NamedTuple):
     def told(self, options: Collection[str]) -> str:
         """The argument as in Python; `--data-dir` or `--resume` if it is one of the `options`."""
         if self.name not in options:
-            return self.name if self.value is None else f"{self.name}={self.value!r}"
+            return self.name if self.value is None else f"{self.name}={self.value}"
         value = "" if self.value in (None, True) else f" {self.value}"
         return f"--{self.name.replace('_', '-')}{value}"
 

@@ -156,7 +156,7 @@ def test_a_label_is_for_models_with_classes() -> None:
     for wrong in (-1, 5000, "all", 1.5):
         with pytest.raises(ValueError, match="n_classes"):
             dsmooth.ModelConfig(n_classes=wrong)
-    with pytest.raises(ValueError, match="is for training, which counts"):
+    with pytest.raises(ValueError, match="in training alone, which counts"):
         dsmooth.PixelCNNpp(dsmooth.ModelConfig(n_classes="auto"))
 
 

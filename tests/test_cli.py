@@ -225,11 +225,7 @@ def test_folders_grow_and_rates_are_of_what_was_drawn(
         read = read_images(folder).images
         assert np.array_equal(read.permute(0, 2, 3, 1).numpy(), pixels[..., :1])
         assert run(*arguments, "-n", "5", "--temperature", "0.5") == 1
-        error = capsys.readouterr().err
-        assert error == (
-            f"dsmooth: error: {folder} holds another drawing: temperature 1.0, not 0.5; choose "
-            "another folder\n"
-        )
+        assert "temperature 1.0, not 0.5; choose another folder" in capsys.readouterr().err
 
 
 @pytest.mark.quick
@@ -245,8 +241,7 @@ def test_precision_and_a_drawn_seed(tmp_path: Path, capsys: pytest.CaptureFixtur
     out = tmp_path / "drawn.npz"
     assert run("sample", plain, "-n", "1", "--seed", "None", "--out", str(out)) == 0
     seed = int(np.load(out)["seed"])
-    reported = f"dsmooth: drew seed {seed}; seed={seed} gives the same images again\n"
-    assert capsys.readouterr().err == reported
+    assert f"drew seed {seed}" in capsys.readouterr().err
 
 
 def test_reading_and_sampling_import_no_compiler(tmp_path: Path) -> None:
@@ -280,15 +275,10 @@ def test_channels_follow_a_folder(
     assert (config.model.image_channels, size) == (3, (8, 8))
     train = len(load_dataset("folder", "train", "images"))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == (
-        f"noisy: folder: {train} images to train on and {12 - train} held out, RGB, 8 x 8; from "
-        f"images ({train} images)"
-    )
-    assert lines[1].startswith("noisy: ")
-    assert " parameters; cpu (" in lines[1]
-    assert lines[1].endswith("), float32")
-    assert lines[-2].startswith("noisy: wrote run/model.safetensors (0.")
-    assert lines[-1] == "noisy: next: train its denoiser, then `dsmooth sample run DENOISER`"
+    assert f"{train} images to train on and {12 - train} held out, RGB, 8 x 8" in lines[0]
+    assert re.search(r"parameters; cpu .* float32$", lines[1])
+    assert "wrote run/model.safetensors" in lines[-2]
+    assert lines[-1].endswith("`dsmooth sample run DENOISER`")
     assert run("train", "noisy", "--out", "run", *data, "--resume") == 0
     capsys.readouterr()
     for preset, scale in (([], 0.3), (["--preset", "mnist-quick"], 0.5)):

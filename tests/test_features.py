@@ -178,7 +178,7 @@ def test_resnet50_is_what_torchvision_has(tmp_path: Path, monkeypatch: pytest.Mo
     assert (features.shape, extractor.distance_name) == ((2, 2048), "Fréchet distance on resnet50")
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
     grey = make_extractor("mnist-classifier")
-    with pytest.raises(ValueError, match=r"take extractor='resnet50' or inception by pip install"):
+    with pytest.raises(ValueError, match=r"take extractor=resnet50 or inception by pip install"):
         extract_features(images, grey)
 
 

@@ -146,7 +146,7 @@ def test_an_error_names_arguments_for_python_and_for_the_command() -> None:
     assert error.told({"data_dir"}) == "--data-dir must be /a/data_dir/b, or go on by resume=True"
     assert error.told({"resume"}).endswith("or go on by --resume")
     pooling = ArgumentError("", "use", Argument("pooling", "mean"), "or", Argument("threads"))
-    assert str(pooling) == "use pooling='mean' or threads"
+    assert str(pooling) == "use pooling=mean or threads"
     assert pooling.told({"pooling", "threads"}) == "use --pooling mean or --threads"
 
 
@@ -200,8 +200,7 @@ def test_one_forward_a_pixel_is_said_once(caplog: pytest.LogCaptureFixture) -> N
     pair.denoise(torch.zeros(1, 1, 4, 4).double())
     dsmooth.sampling.sample_images(pair.noisy, 1, height=4, width=4)
     (line,) = caplog.messages
-    reason = "the weights are float64, not float32; `dsmooth doctor` says more"
-    assert line == f"one forward pass per pixel: {reason}"
+    assert re.match("one forward pass per pixel: .*float64", line)
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_what_can_be_forced(tmp_path: Path) -> None:
 def test_what_no_force_can_change(tmp_path: Path) -> None:
     config, folder = tiny(images=16), tmp_path / "run"
     train(config, folder)
-    hint = "; a new run can begin with its weights, by init='"
+    hint = "; a new run can begin with its weights, by init="
     for change, message in (
         # Weights of another network are none to begin with.
         ({"model": replace(tiny().model, n_filters=6)}, "model.n_filters is 4, not 6$"),

@@ -284,7 +284,8 @@ def train_all(
     untrained = [role for role, run in runs.items() if not run.is_finished()]
     if untrained and only:
         raise ArgumentError(
-            "only",
+            "",
+            Argument("only", only),
             f"needs trained models, and {' and '.join(untrained)} in {out} "
             f"{'is' if len(untrained) == 1 else 'are'} not: repeat the call without it first",
         )
