@@ -337,7 +337,7 @@ def test_a_pair_of_a_folder_by_one_command(
         (["sample", "{tmp}/noisy", "{tmp}/other"], "the runs do not fit together"),
         (
             ["train", "noisy", "--config", "{tmp}/noisy/log.json"],
-            "that of a training run: it has no role",
+            "not of a training run: it has no role",
         ),
         (["sample", "{tmp}/noisy", "--png"], "--png is for a folder: give --out a path without a"),
         (["sample", "{tmp}/noisy", "--adm"], "--adm is for a .npz: give --out one"),

@@ -209,7 +209,7 @@ def test_the_command_takes_network_and_smoothing_of_the_weights(
     assert (stored.model, stored.scale, stored.init) == (config.model, 0.3, str(first))
     assert "--init RUN" in RunFolder(second).origin().command
     assert call(*begin, "--out", str(tmp_path / "x"), "--n-filters", "6", "--images", "16") == 1
-    assert "has --n-filters 4, not 6: leave out --n-filters" in capsys.readouterr().err
+    assert "has n_filters 4, not 6: leave out --n-filters" in capsys.readouterr().err
 
 
 def test_weights_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
