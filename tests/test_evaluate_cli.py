@@ -232,7 +232,7 @@ def test_values_become_bytes_and_diverged_images_are_counted(tmp_path: Path) -> 
         ("fid empty", "holds neither a model, nor .npy shards, nor image files"),
         ("fid x.npy -n 0", "the number of images must be at least 1, got 0"),
         ("fid x.npy -n 1", "samples must hold at least 2 images, got 1"),
-        ("fid x.npy --subset-size 1", "--subset-size at least 2, got 100 and 1"),
+        ("fid x.npy --subset-size 1", "--subset-size must be at least 2, got 1"),
         ("fid x.npy --data mnist", "(C, H, W) = (1, 28, 28), the samples of x.npy are (1, 8, 8)"),
         ("fid noisy denoiser --extractor mnist-classifier", "mnist-classifier needs images of"),
         ("fid x.npy --reference none.npz", "there is no none.npz"),
