@@ -50,8 +50,8 @@ def chosen_by(table: str, choose: Callable[[Any], Any]) -> Iterator[None]:
 
     def install(function: Callable[..., Any]) -> None:
         setattr(module, table, function)
-        gated_resnet.forward_plans.cache_clear()
-        gated_resnet.backward_plans.cache_clear()
+        gated_resnet.prepare_forward.cache_clear()
+        gated_resnet.prepare_backward.cache_clear()
 
     install(lambda *shape: choose(original(*shape)))
     try:

@@ -1,4 +1,4 @@
-"""The left operands of a gated resnet's matmuls: images as rows (`geometry.Rows`).
+"""The left operands of a gated resnet's matmuls: images as rows (`geometry.PaddedImages`).
 
 concat_elu(x) is F channels of elu(x) and then F of elu(-x); that of h has dropout.
 """
@@ -13,23 +13,20 @@ import triton.language as tl
 from torch import Tensor
 
 from .elementwise import draw_kept, drop, elu_pair, gate_gradients, widen
-from .geometry import Operands, Rows, Settings, cdiv, planes_of
-from .launch import Plan, launch
+from .geometry import Operands, PaddedImages, Settings, cdiv, planes_of
+from .launch import Prepared, launch
 
-BLOCK_P = 32  # rows of a program of expand_kernel
+BLOCK_P = 32  # rows of a program of prepare_kernel
 
 
 @triton.jit
-def pixels_of_rows(
-    first, batch, height, width,
-    ABOVE: tl.constexpr, BEFORE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def pixels_of_rows(first, size, ABOVE: tl.constexpr, BEFORE: tl.constexpr, BLOCK: tl.constexpr):
     """The pixels (in B, H, W order) at BLOCK rows from `first` on, and which rows are pixels.
 
-    Returns (base int64, int32 offsets from it (BLOCK,), mask (BLOCK,)). The launchers admit less
-    than 2**31 rows, so offsets are 32-bit: 64-bit division is slow, and
-    64-bit offsets take twice the registers.
+    size: (batch, height, width). Returns (base int64, int32 offsets from it (BLOCK,), mask
+    (BLOCK,)); for the width of an offset see `matmul.rows_of_pixels`.
     """
+    batch, height, width = size
     s = first.to(tl.int32) + tl.arange(0, BLOCK)
     pitch = width + BEFORE
     lines = height + ABOVE
@@ -118,25 +115,51 @@ def store_gate_gradients(
 
 
 @triton.jit
-def expand_kernel(
-    x_ptr, a0_ptr, a1_ptr, h_ptr, e_ptr, kept_ptr, gates_ptr, dy_ptr, d_gates_ptr, dh_ptr, sums_ptr,
-    seed_ptr, layer, keep_from, first_pixel, margin, total, batch, height, width,
+def expand_inputs(
+    x, e_ptrs, pixel, is_pixel, mask_a, plane, first_f,
+    F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    """Channels first_f .. of a plane of x (x, skip, skip), the skips of S0 and of S1 channels."""
+    planes_0: tl.constexpr = (S0 + F - 1) // F
+    planes_1: tl.constexpr = (S1 + F - 1) // F
+    if plane == 0:
+        expand_block(
+            x[0], e_ptrs, pixel, is_pixel, mask_a, 0, first_f, None,
+            C=F, F=F, DROPOUT=False, SCALE=1.0, BLOCK_F=BLOCK_F,
+        )  # fmt: skip
+    if S0 > 0:  # noqa: SIM102 - alone a constant, without which the rest is not compiled
+        if (plane > 0) & (plane <= planes_0):
+            expand_block(
+                x[1], e_ptrs, pixel, is_pixel, mask_a, (plane - 1) * F, first_f, None,
+                C=S0, F=F, DROPOUT=False, SCALE=1.0, BLOCK_F=BLOCK_F,
+            )  # fmt: skip
+    if S1 > 0:  # noqa: SIM102 - as above
+        if (plane > planes_0) & (plane < 1 + planes_0 + planes_1):
+            expand_block(
+                x[2], e_ptrs, pixel, is_pixel, mask_a, (plane - 1 - planes_0) * F, first_f, None,
+                C=S1, F=F, DROPOUT=False, SCALE=1.0, BLOCK_F=BLOCK_F,
+            )  # fmt: skip
+
+
+@triton.jit
+def prepare_kernel(
+    x, h_ptr, e_ptr, kept_ptr, gates_ptr, dy_ptr, d_gates_ptr, dh_ptr, sums_ptr,
+    seed_ptr, layer, keep_from, first_pixel, margin, total, size,
     F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, X: tl.constexpr,
     DROPOUT: tl.constexpr, BACKWARD: tl.constexpr, GATES: tl.constexpr, SCALE: tl.constexpr,
     ABOVE: tl.constexpr, BEFORE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """The left operands of a gated resnet's matmuls, rows with margins: programs (rows, planes).
+    """All that the matmuls of a gated resnet read as rows: programs (rows, planes), by plane
 
-    e (planes, total, 2F): with X the planes of x and of the skips (of S channels, as many planes as
-    it takes, F channels each), then one of h. With DROPOUT `kept` (total, F) are the bits of the
-    last, as from pixel first_pixel of a larger batch on. Forward another kernel fills the last
-    plane's pixels, and its other rows become zeros here. BACKWARD it is filled here, and the other
-    rows of d_gates (total, 2F) and dh (total, F) become zeros. With GATES, which are A and G, a
-    program of another plane writes d_gates whole, and sums (blocks, 2F).
+        X: of x, then of the skips (as many planes as their channels take, F each)   `expand_inputs`
+        of h: dropout's bits, and forward the zeros around what another kernel writes; with BACKWARD
+            E(h), and the zeros of dh (total, F) and, without GATES, of d_gates
+        GATES: of A and G, d_gates (total, 2F) and sums (blocks, 2F)          `store_gate_gradients`
+
+    e: (planes, total, 2F), rows with margins; kept: (total, F), drawn as from pixel first_pixel of
+    a larger batch on.
     """
-    planes_0: tl.constexpr = (S0 + F - 1) // F
-    planes_1: tl.constexpr = (S1 + F - 1) // F
-    planes_x: tl.constexpr = 1 + planes_0 + planes_1 if X else 0
+    planes_x: tl.constexpr = 1 + (S0 + F - 1) // F + (S1 + F - 1) // F if X else 0
     chunks: tl.constexpr = (F + BLOCK_F - 1) // BLOCK_F
     pid = tl.program_id(0)
     plane = tl.program_id(1)
@@ -145,32 +168,16 @@ def expand_kernel(
     offs_a = block * BLOCK_P + tl.arange(0, BLOCK_P)
     mask_a = offs_a < total
     base, offset, is_pixel = pixels_of_rows(
-        block * BLOCK_P - margin, batch, height, width, ABOVE=ABOVE, BEFORE=BEFORE, BLOCK=BLOCK_P
+        block * BLOCK_P - margin, size, ABOVE=ABOVE, BEFORE=BEFORE, BLOCK=BLOCK_P
     )
     pixel = base + offset
     outside = mask_a & ~is_pixel
     e_plane = e_ptr + plane.to(tl.int64) * total * (2 * F)
     e_ptrs = e_plane + offs_a.to(tl.int64) * (2 * F)
     if X:
-        if plane == 0:
-            expand_block(
-                x_ptr, e_ptrs, pixel, is_pixel, mask_a, 0, first_f, None,
-                C=F, F=F, DROPOUT=False, SCALE=SCALE, BLOCK_F=BLOCK_F,
-            )  # fmt: skip
-        if S0 > 0:
-            first_c = (plane - 1) * F
-            if (plane > 0) & (plane <= planes_0):
-                expand_block(
-                    a0_ptr, e_ptrs, pixel, is_pixel, mask_a, first_c, first_f, None,
-                    C=S0, F=F, DROPOUT=False, SCALE=SCALE, BLOCK_F=BLOCK_F,
-                )  # fmt: skip
-        if S1 > 0:
-            first_c = (plane - 1 - planes_0) * F
-            if (plane > planes_0) & (plane < planes_x):
-                expand_block(
-                    a1_ptr, e_ptrs, pixel, is_pixel, mask_a, first_c, first_f, None,
-                    C=S1, F=F, DROPOUT=False, SCALE=SCALE, BLOCK_F=BLOCK_F,
-                )  # fmt: skip
+        expand_inputs(
+            x, e_ptrs, pixel, is_pixel, mask_a, plane, first_f, F=F, S0=S0, S1=S1, BLOCK_F=BLOCK_F
+        )
     of_h = plane == planes_x
     if of_h:
         kept = None
@@ -198,8 +205,8 @@ def expand_kernel(
             )  # fmt: skip
 
 
-def expand_plan(
-    rows: Rows,
+def prepare_expand(
+    rows: PaddedImages,
     filters: int,
     skip_channels: Sequence[int],
     settings: Settings,
@@ -207,17 +214,17 @@ def expand_plan(
     inputs: bool = True,
     backward: bool = False,
     gates: bool = False,
-) -> Plan:
-    """The plan of `expand`. inputs: whether E of x and the skips is wanted; gates: whether the
-    gates' gradients are."""
+) -> Prepared:
+    """The launch of `expand`. inputs: whether E of x and the skips is wanted; gates: whether the
+    gradients of A and G are."""
     s0, s1 = (*skip_channels, 0, 0)[:2]
     planes = 1 + (1 + planes_of(skip_channels, filters)) * inputs
     block_f = 32 if filters % 32 == 0 else min(64, max(16, triton.next_power_of_2(filters)))
     first_pixel = settings.first_image * rows.height * rows.width
-    return Plan(
+    return Prepared(
         (cdiv(rows.length, BLOCK_P) * cdiv(filters, block_f), planes + gates),
         layer=settings.layer, keep_from=settings.keep_from, first_pixel=first_pixel,
-        margin=rows.margin, total=rows.length, **rows.arguments(),
+        margin=rows.margin, total=rows.length, size=rows.size, ABOVE=rows.above, BEFORE=rows.before,
         F=filters, S0=s0, S1=s1, X=inputs, BACKWARD=backward, GATES=gates,
         DROPOUT=settings.dropout > 0, SCALE=settings.scale,
         BLOCK_P=BLOCK_P, BLOCK_F=block_f, num_warps=4,
@@ -225,7 +232,7 @@ def expand_plan(
 
 
 def expand(
-    plan: Plan, given: Operands, h: Tensor, **backward: Tensor | None
+    prepared: Prepared, given: Operands, h: Tensor, **backward: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """concat_elu of x and the skips, then of h with dropout; and the bits of dropout, if any.
 
@@ -236,19 +243,18 @@ def expand(
     are written. With gates_ptr, A and G as (B, 2F, H, W), and dy_ptr, the first is written whole,
     and sums_ptr, its sums over each BLOCK_P rows of room, (blocks, 2F).
     """
-    x, named = given.x, plan.arguments
-    planes, total, f = plan.grid[1] - named["GATES"], named["total"], named["F"]
+    x, named = given.x, prepared.arguments
+    planes, total, f = prepared.grid[1] - named["GATES"], named["total"], named["F"]
     room = torch.empty((planes, total, 2 * f), dtype=x.dtype, device=x.device)
     kept = None
     if named["DROPOUT"]:
         kept = torch.empty((1, total, f), dtype=torch.uint8, device=x.device)
     # x stands in for tensors that are not read.
-    first, second = (*given.skips, x, x)[:2]
     absent = dict.fromkeys(("gates_ptr", "dy_ptr", "d_gates_ptr", "dh_ptr", "sums_ptr"))
     rest = {"kept_ptr": kept, "seed_ptr": given.seed, **absent, **backward}
     launch(
-        expand_kernel, plan, x.device,
-        x_ptr=x, a0_ptr=first, a1_ptr=second, h_ptr=h, e_ptr=room,
+        prepare_kernel, prepared, x.device,
+        x=(x, *given.skips, x, x)[:3], h_ptr=h, e_ptr=room,
         **{name: x if tensor is None else tensor for name, tensor in rest.items()},
     )  # fmt: skip
     return room, kept

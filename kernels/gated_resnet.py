@@ -8,7 +8,8 @@ writes E(x), hidden_kernel ends in D E(h) too. Backward, E is written again, and
 ends with the slopes of elu. Saved for it are h, the packed weights and, if they are to be kept, A
 and G; else gate_kernel with GRAD computes them anew.
 
-What a launch takes beside tensors follows from the shape of a block: plans are kept for each.
+All arguments of a launch but its tensors follow from the shape of a gated resnet: launches are
+prepared once for each shape.
 """
 
 from __future__ import annotations
@@ -22,17 +23,19 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tilings
-from .expand import BLOCK_P, expand, expand_plan
+from .expand import BLOCK_P, expand, prepare_expand
 from .gated_resnet_kernels import (
     gate_kernel,
     hidden_gradient_kernel,
     hidden_kernel,
-    input_gradient_kernel,
+    last_gradients_kernel,
     parameter_gradient_kernel,
 )
 from .geometry import (
+    POINT,
+    Geometry,
     Operands,
-    Rows,
+    PaddedImages,
     Settings,
     Taps,
     cdiv,
@@ -41,11 +44,9 @@ from .geometry import (
     packed_sizes,
     planes_of,
 )
-from .launch import Plan, arithmetic_of, launch
+from .launch import Prepared, arithmetic_of, launch
 from .weights import (
     BLOCK_D,
-    BLOCK_K,
-    BLOCK_S,
     NOTHING,
     dense,
     pack,
@@ -66,14 +67,14 @@ class Needs(NamedTuple):
 EVERYTHING = Needs()
 
 
-class BlockShape(NamedTuple):
+class ResnetShape(NamedTuple):
     """The shape of a gated resnet, which its launches follow from.
 
     skip_channels: of each skip. image_bias: whether images have biases. tf32: whether float32 may
     round to TF32.
     """
 
-    rows: Rows
+    rows: PaddedImages
     filters: int
     skip_channels: tuple[int, ...]
     taps: Taps
@@ -84,10 +85,10 @@ class BlockShape(NamedTuple):
     capability: int
 
     @classmethod
-    def of(cls, given: Operands, settings: Settings) -> BlockShape:
+    def of(cls, given: Operands, settings: Settings) -> ResnetShape:
         x, taps = given.x, Taps.of(given.conv_in, settings.shift)
         settings = settings if settings.dropout > 0 else Settings(settings.shift)
-        shape = Rows.of(x.shape, taps), x.shape[1], given.skip_channels, taps, settings
+        shape = PaddedImages.of(x.shape, taps), x.shape[1], given.skip_channels, taps, settings
         return cls(*shape, given.image_bias is not None, x.dtype, *arithmetic_of(x))
 
     @property
@@ -95,10 +96,11 @@ class BlockShape(NamedTuple):
         """Planes of F channels that the skips take."""
         return planes_of(self.skip_channels, self.filters)
 
-    def arithmetic(self) -> dict[str, Any]:
-        """Constexprs: the accumulator's dtype and how float32 operands are multiplied."""
+    def geometry(self, taps: Taps, tiling: tilings.MatmulTiling) -> Geometry:
+        """The constants of a matmul by these taps."""
         wide = tl.float64 if self.dtype == torch.float64 else tl.float32
-        return {"ACC": wide, "PRECISION": "tf32" if self.tf32 else "ieee"}
+        precision: Any = "tf32" if self.tf32 else "ieee"
+        return Geometry(taps, self.rows.above, self.rows.before, wide, precision, *tiling[:4])
 
     def drops(self) -> dict[str, Any]:
         """Constexprs: whether there is dropout, and the factor of the elements that it keeps."""
@@ -115,13 +117,13 @@ def forward(
     """
     given = _readable(given)
     x, f = given.x, given.x.shape[1]
-    block = BlockShape.of(given, settings)
-    rows, (expand_rows, hidden, gate) = block.rows, forward_plans(block, keep)
+    shape = ResnetShape.of(given, settings)
+    rows, (expanded, hidden, gate) = shape.rows, prepare_forward(shape, keep)
     packed = pack(given, adjoint=save)
     w_hidden, w_out = packed.split(packed_sizes(given, save))[:2]
     h, y = (empty_channels_last(x, f) for _ in range(2))
     gates = empty_channels_last(x, 2 * f) if keep else x.new_empty(0)
-    e, kept = expand(expand_rows, given, x)
+    e, kept = expand(expanded, given, x)
     eh = rows.first(e, -1)
     launch(
         hidden_kernel, hidden, x.device,
@@ -143,13 +145,13 @@ def _readable(given: Operands) -> Operands:
     )
 
 
-def _gate(plan: Plan, e: Tensor, w: Tensor, given: Operands, **tensors: Tensor) -> None:
+def _gate(prepared: Prepared, e: Tensor, w: Tensor, given: Operands, **tensors: Tensor) -> None:
     """Launch gate_kernel. `out_ptr` stands in for the unused `sums_ptr`."""
     bias = given.bias_out
     image_bias = bias if given.image_bias is None else given.image_bias
     tensors = {"sums_ptr": tensors["out_ptr"], **tensors}
     launch(
-        gate_kernel, plan, e.device, e_ptr=e, w_ptr=w, bias_ptr=bias, image_bias_ptr=image_bias,
+        gate_kernel, prepared, e.device, e_ptr=e, w_ptr=w, bias_ptr=bias, image_bias_ptr=image_bias,
         **tensors,
     )  # fmt: skip
 
@@ -167,12 +169,12 @@ def backward(
     h, packed, gates = saved
     x, h, grad_y = given.x, channels_last(h), channels_last(grad_y)
     kept_gates = channels_last(gates) if gates.numel() > 0 else None
-    block = BlockShape.of(given, settings)
+    shape = ResnetShape.of(given, settings)
     strides = tuple([strides_of(weight) for weight in pad_to_three(given.weights)])
-    expand_rows, gate, hidden, parameters, inputs, sizes = backward_plans(
-        block, needs, kept_gates is not None, strides, given.gain_in is not None
+    expanded, gate, hidden, parameters, last, sizes = prepare_backward(
+        shape, needs, kept_gates is not None, strides, given.gain_in is not None
     )
-    f, rows = block.filters, block.rows
+    f, rows = shape.filters, shape.rows
     _, w_out, w_out_adjoint, w_in_adjoint, w_nin_adjoint = packed.contiguous().split(
         packed_sizes(given, True)
     )
@@ -183,7 +185,7 @@ def backward(
         torch.empty(size, dtype=wide, device=x.device) for size in sizes
     )
     e, kept = expand(
-        expand_rows, given, h,
+        expanded, given, h,
         d_gates_ptr=gates_room, dh_ptr=dh_room, gates_ptr=kept_gates, dy_ptr=grad_y,
         sums_ptr=out_sums,
     )  # fmt: skip
@@ -218,7 +220,7 @@ def backward(
         for image, wanted in zip(images, (needs.x, needs.skips, needs.skips), strict=False)
     ]
     launch(
-        input_gradient_kernel, inputs, x.device, g_ptr=dh, w_ptr=w_in_adjoint,
+        last_gradients_kernel, last, x.device, g_ptr=dh, w_ptr=w_in_adjoint,
         nin_ptr=w_nin_adjoint if given.skips else w_in_adjoint, x=pad_to_three(images),
         dy_ptr=grad_y, dx=pad_to_three(results), **unpacked,
     )  # fmt: skip
@@ -227,111 +229,104 @@ def backward(
 
 
 @functools.lru_cache(maxsize=4096)
-def forward_plans(block: BlockShape, keep: bool) -> tuple[Plan, Plan, Plan]:
-    """Plans of expand_kernel, hidden_kernel and gate_kernel. keep: whether A and G are kept."""
-    f = block.filters
-    hidden = matmul_plan(
-        block, block.taps, 2 * f, f, block.planes,
-        PLANES=block.planes, plane_stride=block.rows.length * 2 * f, **block.drops(),
+def prepare_forward(shape: ResnetShape, keep: bool) -> tuple[Prepared, Prepared, Prepared]:
+    """Launches of prepare_kernel, hidden_kernel and gate_kernel. keep: whether A and G are kept."""
+    f = shape.filters
+    hidden = prepare_matmul(
+        shape, shape.taps, 2 * f, f, shape.planes,
+        PLANES=shape.planes, plane_stride=shape.rows.length * 2 * f, **shape.drops(),
     )  # fmt: skip
-    gate = matmul_plan(
-        block, block.taps, 2 * f, 2 * f, GRAD=False, KEEP=keep, IMAGE_BIAS=block.image_bias
+    gate = prepare_matmul(
+        shape, shape.taps, 2 * f, 2 * f, GRAD=False, KEEP=keep, IMAGE_BIAS=shape.image_bias
     )
-    return expand_plan(block.rows, f, block.skip_channels, block.settings), hidden, gate
+    return prepare_expand(shape.rows, f, shape.skip_channels, shape.settings), hidden, gate
 
 
 @functools.lru_cache(maxsize=4096)
-def backward_plans(
-    block: BlockShape, needs: Needs, kept: bool, strides: tuple[Any, ...], normed: bool
-) -> tuple[Plan, Plan, Plan, Plan, Plan, tuple[tuple[int, ...], ...]]:
-    """Plans of expand_kernel, gate_kernel (which computes A and G again), hidden_gradient_kernel,
-    parameter_gradient_kernel and input_gradient_kernel; and the sizes of the parts of the gradients
-    of bias_out, bias_in, the weights of h and conv_out.
+def prepare_backward(
+    shape: ResnetShape, needs: Needs, kept: bool, strides: tuple[Any, ...], normed: bool
+) -> tuple[Prepared, Prepared, Prepared, Prepared, Prepared, tuple[tuple[int, ...], ...]]:
+    """Launches of prepare_kernel, gate_kernel (which computes A and G again),
+    hidden_gradient_kernel, parameter_gradient_kernel and last_gradients_kernel; and the sizes of
+    the parts of the gradients of bias_out, bias_in, the weights of h and conv_out.
 
     kept: whether A and G are; strides: of the weights; normed: whether they have gains.
     """
-    f, rows, t = block.filters, block.rows, block.taps.kh * block.taps.kw
-    gate = matmul_plan(
-        block, block.taps, 2 * f, 2 * f, GRAD=True, KEEP=False, IMAGE_BIAS=block.image_bias
+    f, rows, t = shape.filters, shape.rows, shape.taps.kh * shape.taps.kw
+    gate = prepare_matmul(
+        shape, shape.taps, 2 * f, 2 * f, GRAD=True, KEEP=False, IMAGE_BIAS=shape.image_bias
     )
-    hidden = matmul_plan(block, block.taps.adjoint(), 2 * f, 2 * f, **block.drops())
-    ks = (2 * f * (t + block.planes), 2 * f * t)
-    divided = tilings.block_gradient_plans(
-        rows.total, ks, f, block.dtype, block.tf32, block.capability
-    )
-    # Kept gates have sums over the blocks of rows of expand_kernel.
-    gate_blocks = cdiv(rows.pixels, gate.arguments["BLOCK_P"])
+    hidden = prepare_matmul(shape, shape.taps.adjoint(), 2 * f, 2 * f, **shape.drops())
+    ks = (2 * f * (t + shape.planes), 2 * f * t)
+    divided = tilings.divide_gradients(rows.total, ks, f, shape.dtype, shape.tf32, shape.capability)
+    # Kept preactivations have sums over the blocks of rows of prepare_kernel.
+    gate_blocks = cdiv(rows.pixels, gate.arguments["G"].block_p)
     gate_blocks = cdiv(rows.length, BLOCK_P) if kept else gate_blocks
-    hidden_blocks = cdiv(rows.pixels, hidden.arguments["BLOCK_P"])
+    hidden_blocks = cdiv(rows.pixels, hidden.arguments["G"].block_p)
     splits = divided[0].splits, divided[1].splits
     sums = (gate_blocks, 2 * f), (hidden_blocks, f)
     sizes = (*sums, (splits[0], ks[0], f), (splits[1], ks[1], 2 * f))
-    expand = expand_plan(
-        rows, f, block.skip_channels, block.settings,
+    expanded = prepare_expand(
+        rows, f, shape.skip_channels, shape.settings,
         inputs=needs.parameters, backward=True, gates=kept,
     )  # fmt: skip
     unpack: dict[str, Any] = {"counts": None, "strides": None, "NORMED": False}
     if needs.parameters:
         counts = (*splits, hidden_blocks, gate_blocks)
         unpack = {"counts": counts, "strides": strides, "NORMED": normed}
-    inputs = input_plan(block, needs, unpack)
-    return expand, gate, hidden, parameter_plan(block, *divided), inputs, sizes
+    last = prepare_last(shape, needs, unpack)
+    return expanded, gate, hidden, prepare_parameters(shape, *divided), last, sizes
 
 
-def matmul_plan(
-    block: BlockShape, taps: Taps, channels: int, columns: int, planes: int = 0, **constants: Any
-) -> Plan:
-    """The plan of a matmul of pixels by so many columns, with its epilogue."""
-    rows, k = block.rows, (taps.kh * taps.kw + planes) * channels
+def prepare_matmul(
+    shape: ResnetShape, taps: Taps, channels: int, columns: int, planes: int = 0, **constants: Any
+) -> Prepared:
+    """The launch of a matmul of pixels by so many columns, with its epilogue."""
+    rows, k = shape.rows, (taps.kh * taps.kw + planes) * channels
     tiling = tilings.matmul_tiling(
-        rows.pixels, columns, k, block.dtype, block.tf32, block.capability
+        rows.pixels, columns, k, shape.dtype, shape.tf32, shape.capability
     )
-    return Plan(
+    return Prepared(
         (cdiv(rows.pixels, tiling.block_p) * cdiv(columns, tiling.block_n),),
-        steps=cdiv(k, tiling.block_k), F=block.filters, **rows.arguments(), **taps.constants(),
-        **block.arithmetic(), BLOCK_P=tiling.block_p, N1=tiling.n1, N2=tiling.n2,
-        BLOCK_K=tiling.block_k, num_warps=tiling.num_warps, num_stages=tiling.num_stages,
+        steps=cdiv(k, tiling.block_k), size=rows.size, F=shape.filters,
+        G=shape.geometry(taps, tiling), num_warps=tiling.num_warps, num_stages=tiling.num_stages,
         **constants,
     )  # fmt: skip
 
 
-def parameter_plan(
-    block: BlockShape, hidden: tilings.GradientPlan, out: tilings.GradientPlan
-) -> Plan:
-    """The plan of parameter_gradient_kernel."""
-    f, programs = block.filters, hidden.tiles * hidden.splits
-    blocks = {
-        f"{name}_{part}": value
-        for name, tiling in (("HIDDEN", hidden.tiling), ("OUT", out.tiling))
-        for part, value in zip(("P", "N1", "N2", "M"), tiling, strict=False)
-    }
-    return Plan(
+def prepare_parameters(
+    shape: ResnetShape, hidden: tilings.DividedGradient, out: tilings.DividedGradient
+) -> Prepared:
+    """The launch of parameter_gradient_kernel."""
+    f, programs = shape.filters, hidden.tiles * hidden.splits
+    return Prepared(
         (programs + out.tiles * out.splits,),
-        pitch=block.rows.pitch, plane_stride=block.rows.length * 2 * f,
+        pitch=shape.rows.pitch, plane_stride=shape.rows.length * 2 * f,
         hidden_tiles=hidden.tiles, hidden_programs=programs, hidden_blocks=hidden.blocks,
         hidden_steps=hidden.steps, out_tiles=out.tiles, out_blocks=out.blocks,
-        out_steps=out.steps, F=f, PLANES=block.planes, PART=64 if 2 * f % 64 == 0 else 2 * f,
-        **block.taps.constants(), **blocks, **block.arithmetic(),
+        out_steps=out.steps, F=f, PLANES=shape.planes, PART=64 if 2 * f % 64 == 0 else 2 * f,
+        HIDDEN=shape.geometry(shape.taps, hidden.tiling),
+        OUT=shape.geometry(shape.taps, out.tiling),
         num_warps=out.tiling.num_warps, num_stages=out.tiling.num_stages,
     )  # fmt: skip
 
 
-def input_plan(block: BlockShape, needs: Needs, unpack: dict[str, Any]) -> Plan:
-    """The plan of input_gradient_kernel, whose first programs end the gradients of the parameters.
-
-    Planes of skips have steps of their own."""
-    f, planes = block.filters, block.planes
-    s0, s1 = (*block.skip_channels, 0, 0)[:2]
+def prepare_last(shape: ResnetShape, needs: Needs, unpack: dict[str, Any]) -> Prepared:
+    """The launch of last_gradients_kernel, whose first programs end the gradients of the
+    parameters. Planes of skips have steps of their own."""
+    f, planes = shape.filters, shape.planes
+    s0, s1 = (*shape.skip_channels, 0, 0)[:2]
     skips = needs.skips and planes > 0
-    first = cdiv(2 * f, BLOCK_D) + cdiv(f, BLOCK_D) * (2 if planes else 1)
+    filters = BLOCK_D.value
+    first = cdiv(2 * f, filters) + cdiv(f, filters) * (2 if planes else 1)
     first = first if needs.parameters else 0
-    one = matmul_plan(block, block.taps.adjoint(), f, 2 * f)
-    shape: dict[str, Any] = {"F": f, "S0": s0, "S1": s1, "PLANES": planes}
+    one = prepare_matmul(shape, shape.taps.adjoint(), f, 2 * f)
+    geometry, named = one.arguments["G"], {"F": f, "S0": s0, "S1": s1, "PLANES": planes}
     if not needs.x and not skips:
-        shape["num_warps"] = 8  # for the gradients of the parameters alone
-    return Plan(
+        named["num_warps"] = 8  # for the gradients of the parameters alone
+    return Prepared(
         (first + one.programs * (needs.x + skips * planes),),
         programs=max(1, one.programs), first_program=first, X=needs.x, SKIPS=skips,
-        UNPACK=needs.parameters, UNPACK_S=BLOCK_S, UNPACK_K=BLOCK_K, UNPACK_D=BLOCK_D,
-        point_steps=cdiv(f, one.arguments["BLOCK_K"]), **(one.arguments | shape), **unpack,
+        UNPACK=needs.parameters, POINT=geometry._replace(taps=POINT),
+        point_steps=cdiv(f, geometry.block_k), **(one.arguments | named), **unpack,
     )  # fmt: skip

@@ -47,28 +47,22 @@ def store_hidden(
 
 @triton.jit
 def hidden_kernel(
-    e_ptr, w_ptr, bias_ptr, nin_bias_ptr, h_ptr, kept_ptr, eh_ptr, batch, height, width,
-    plane_stride, steps,
+    e_ptr, w_ptr, bias_ptr, nin_bias_ptr, h_ptr, kept_ptr, eh_ptr, size, plane_stride, steps,
     F: tl.constexpr, PLANES: tl.constexpr, DROPOUT: tl.constexpr, SCALE: tl.constexpr,
-    KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
-    ABOVE: tl.constexpr, BEFORE: tl.constexpr,
-    ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
+    G: tl.constexpr,
 ):  # fmt: skip
     """h (P, F) from e, planes of 2F channels: concat_elu of x, then of the skips; and the next
     convolution's operand, eh = D concat_elu(h), rows of 2F of pixels alone.
 
-    w: (F, (KH KW + PLANES) 2F). kept: bits of dropout, rows of F.
+    w: (F, (taps + PLANES) 2F). kept: bits of dropout, rows of F.
     """
     acc, acc2, block, first_n, base, rows, is_pixel = matmul(
-        e_ptr, w_ptr, tl.program_id(0), batch, height, width, plane_stride, steps,
-        C=2 * F, N=F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=PLANES, ABOVE=ABOVE, BEFORE=BEFORE,
-        ACC=ACC, PRECISION=PRECISION, BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
-    )  # fmt: skip
-    h_ptr += (block * BLOCK_P).to(tl.int64) * F
+        e_ptr, w_ptr, tl.program_id(0), size, plane_stride, steps, C=2 * F, N=F, PLANES=PLANES, G=G
+    )
+    h_ptr += (block * G.block_p).to(tl.int64) * F
     kept_ptr += base * F
     eh_ptr += base * (2 * F)
-    parts = parts_of(acc, acc2, CHANNELS, N2=N2)
+    parts = parts_of(acc, acc2, CHANNELS, G)
     for i in tl.static_range(len(parts)):
         store_hidden(
             parts[i], bias_ptr, nin_bias_ptr, h_ptr, kept_ptr, eh_ptr, rows, is_pixel,
@@ -114,37 +108,30 @@ def store_gate(
 
 @triton.jit
 def gate_kernel(
-    e_ptr, w_ptr, bias_ptr, image_bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr,
-    batch, height, width, steps,
+    e_ptr, w_ptr, bias_ptr, image_bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, size, steps,
     F: tl.constexpr, GRAD: tl.constexpr, KEEP: tl.constexpr, IMAGE_BIAS: tl.constexpr,
-    KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
-    ABOVE: tl.constexpr, BEFORE: tl.constexpr,
-    ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
+    G: tl.constexpr,
 ):  # fmt: skip
     """y (P, F) = x + A sigmoid(G), with (A, G) = conv_out(e) + bias, e of 2F channels.
 
-    With IMAGE_BIAS, the row of image_bias (batch, 2F) of a pixel's image is added too. With KEEP, A
-    and G go to gates (P, 2F) too. With GRAD, x is dy, and out the gradients of A and of G, rows of
-    2F; sums (blocks, 2F) are theirs over each block of pixels. w: (2F, KH KW 2F), filters A_0, G_0,
-    A_1, ...
+    IMAGE_BIAS: the row of image_bias (batch, 2F) of a pixel's image is added. KEEP: A and G go to
+    gates (P, 2F) too. GRAD: x is dy, and out the gradients of A and of G, rows of 2F; sums
+    (blocks, 2F) are theirs over each block of pixels. w: (2F, taps 2F), filters A_0, G_0, A_1, ...
     """
     acc, acc2, block, first_n, base, rows, is_pixel = matmul(
-        e_ptr, w_ptr, tl.program_id(0), batch, height, width, 0, steps,
-        C=2 * F, N=2 * F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=0, ABOVE=ABOVE, BEFORE=BEFORE,
-        ACC=ACC, PRECISION=PRECISION, BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
-    )  # fmt: skip
-    first = block * BLOCK_P
+        e_ptr, w_ptr, tl.program_id(0), size, 0, steps, C=2 * F, N=2 * F, PLANES=0, G=G
+    )
+    first = block * G.block_p
     x_ptr += first.to(tl.int64) * F
     out_ptr += base * (2 * F) if GRAD else first.to(tl.int64) * F
     gates_ptr += first.to(tl.int64) * (2 * F)
     sums_ptr += block.to(tl.int64) * (2 * F)
     image = first
     if IMAGE_BIAS:
-        pixels = height * width
+        pixels = size[1] * size[2]
         image_bias_ptr += (first // pixels).to(tl.int64) * (2 * F)
-        image = (first % pixels + tl.arange(0, BLOCK_P)) // pixels
-    parts = parts_of(acc, acc2, 2 * CHANNELS, N2=N2)
+        image = (first % pixels + tl.arange(0, G.block_p)) // pixels
+    parts = parts_of(acc, acc2, 2 * CHANNELS, G)
     for i in tl.static_range(len(parts)):
         store_gate(
             parts[i], bias_ptr, image_bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, rows, is_pixel,
@@ -183,33 +170,27 @@ def store_data_gradient(
 
 @triton.jit
 def data_gradient_tile(
-    g_ptr, w_ptr, x_ptr, kept_ptr, add_ptr, dx_ptr, sums_ptr, pid, batch, height, width, steps,
-    first_c, F: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
-    KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
-    ABOVE: tl.constexpr, BEFORE: tl.constexpr,
-    DROPOUT: tl.constexpr, SCALE: tl.constexpr, ADD: tl.constexpr, HIDDEN: tl.constexpr,
-    ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
+    g_ptr, w_ptr, x_ptr, kept_ptr, add_ptr, dx_ptr, sums_ptr, pid, size, steps, first_c,
+    F: tl.constexpr, C: tl.constexpr, D: tl.constexpr, DROPOUT: tl.constexpr, SCALE: tl.constexpr,
+    ADD: tl.constexpr, HIDDEN: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """dx of conv(D E(x)), given the gradient g of that convolution's output, rows of D.
 
     dx = elu'(x) dE+ - elu'(-x) dE-, plus an image (ADD), of F channels from first_c on of an image
     (P, C). HIDDEN: x is h, and dx goes to rows of F of pixels alone; its sums over each block of
-    pixels, (blocks, F), are written too. KH .. LEFT are the adjoint's taps. w:
-    (2F, KH KW D), dE+_0, dE-_0, dE+_1, ...
+    pixels, (blocks, F), are written too. G has the adjoint's taps. w: (2F, taps D), dE+_0, dE-_0,
+    dE+_1, ...
     """
     acc, acc2, block, first_n, base, rows, is_pixel = matmul(
-        g_ptr, w_ptr, pid, batch, height, width, 0, steps,
-        C=D, N=2 * F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=0, ABOVE=ABOVE, BEFORE=BEFORE,
-        ACC=ACC, PRECISION=PRECISION, BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
-    )  # fmt: skip
-    first = block * BLOCK_P
+        g_ptr, w_ptr, pid, size, 0, steps, C=D, N=2 * F, PLANES=0, G=G
+    )
+    first = block * G.block_p
     x_ptr += first.to(tl.int64) * C
     add_ptr += first.to(tl.int64) * C
     kept_ptr += base * F
     dx_ptr += base * F if HIDDEN else first.to(tl.int64) * C
     sums_ptr += block.to(tl.int64) * F
-    parts = parts_of(acc, acc2, 2 * CHANNELS, N2=N2)
+    parts = parts_of(acc, acc2, 2 * CHANNELS, G)
     for i in tl.static_range(len(parts)):
         store_data_gradient(
             parts[i], x_ptr, kept_ptr, add_ptr, dx_ptr, sums_ptr, rows, is_pixel,
@@ -220,57 +201,36 @@ def data_gradient_tile(
 
 @triton.jit
 def hidden_gradient_kernel(
-    g_ptr, w_ptr, h_ptr, kept_ptr, dh_ptr, sums_ptr, batch, height, width, steps,
-    F: tl.constexpr, DROPOUT: tl.constexpr, SCALE: tl.constexpr,
-    KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
-    ABOVE: tl.constexpr, BEFORE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
+    g_ptr, w_ptr, h_ptr, kept_ptr, dh_ptr, sums_ptr, size, steps,
+    F: tl.constexpr, DROPOUT: tl.constexpr, SCALE: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """dh, rows of F, from the gradients g of A and G, rows of 2F; sums (blocks, F)."""
     data_gradient_tile(
-        g_ptr, w_ptr, h_ptr, kept_ptr, h_ptr, dh_ptr, sums_ptr, tl.program_id(0),
-        batch, height, width, steps, 0, F=F, C=F, D=2 * F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT,
-        ABOVE=ABOVE, BEFORE=BEFORE, DROPOUT=DROPOUT, SCALE=SCALE, ADD=False, HIDDEN=True,
-        ACC=ACC, PRECISION=PRECISION, BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
+        g_ptr, w_ptr, h_ptr, kept_ptr, h_ptr, dh_ptr, sums_ptr, tl.program_id(0), size, steps, 0,
+        F=F, C=F, D=2 * F, DROPOUT=DROPOUT, SCALE=SCALE, ADD=False, HIDDEN=True, G=G,
     )  # fmt: skip
 
 
 @triton.jit
-def input_gradient_kernel(
-    g_ptr, w_ptr, nin_ptr, x, dy_ptr, dx, programs, batch, height, width, steps, point_steps,
-    first_program, parts, sums, v, gain, grad_v, grad_gain, grad_bias, counts, strides,
+def input_gradient_tile(
+    own, g_ptr, w_ptr, nin_ptr, x, dy_ptr, dx, programs, size, steps, point_steps,
     F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, X: tl.constexpr, SKIPS: tl.constexpr,
-    UNPACK: tl.constexpr, PLANES: tl.constexpr, NORMED: tl.constexpr,
-    UNPACK_S: tl.constexpr, UNPACK_K: tl.constexpr, UNPACK_D: tl.constexpr,
-    KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
-    ABOVE: tl.constexpr, BEFORE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
+    G: tl.constexpr, POINT: tl.constexpr,
 ):  # fmt: skip
-    """The gradients dx of a block's inputs x, (x, skip, skip), from dh, rows of F.
+    """A tile of the gradients dx of a gated resnet's inputs x, (x, skip, skip), from dh, rows of F.
 
     X: whether that of x is wanted, which comes first; then (SKIPS) planes of F channels of the
-    first skip of S0 and the second of S1 channels, if any. programs: of one plane; w: x's, nin: a
-    plane's after the other. With UNPACK the programs before first_program are `unpack_block`'s.
+    first skip of S0 and the second of S1 channels, if any. own: number of the tile, none if
+    negative; programs: tiles of one plane; w: x's, nin: a plane's after the other, by POINT.
     """
-    if UNPACK:  # noqa: SIM102 - alone a constant, without which the rest is not compiled
-        if tl.program_id(0) < first_program:
-            unpack_block(
-                tl.program_id(0), parts, sums, v, gain, grad_v, grad_gain, grad_bias,
-                counts, strides,
-                F=F, S0=S0, S1=S1, PLANES=PLANES, T=KH * KW, NORMED=NORMED, ACC=ACC,
-                BLOCK_S=UNPACK_S, BLOCK_K=UNPACK_K, BLOCK_D=UNPACK_D,
-            )  # fmt: skip
     planes_0: tl.constexpr = (S0 + F - 1) // F
-    own = tl.program_id(0) - first_program
     plane = own // programs
     pid = own % programs
     if X:
         if (own >= 0) & (plane == 0):
             data_gradient_tile(
-                g_ptr, w_ptr, x[0], g_ptr, dy_ptr, dx[0], g_ptr, pid, batch, height, width, steps,
-                0, F=F, C=F, D=F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, ABOVE=ABOVE, BEFORE=BEFORE,
-                DROPOUT=False, SCALE=1.0, ADD=True, HIDDEN=False, ACC=ACC, PRECISION=PRECISION,
-                BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
+                g_ptr, w_ptr, x[0], g_ptr, dy_ptr, dx[0], g_ptr, pid, size, steps, 0,
+                F=F, C=F, D=F, DROPOUT=False, SCALE=1.0, ADD=True, HIDDEN=False, G=G,
             )  # fmt: skip
         plane -= 1
     nin_ptr += plane * (2 * F * F)
@@ -278,20 +238,42 @@ def input_gradient_kernel(
         first_c = plane * F
         if (own >= 0) & (plane >= 0) & (plane < planes_0):
             data_gradient_tile(
-                g_ptr, nin_ptr, x[1], g_ptr, g_ptr, dx[1], g_ptr, pid, batch, height, width,
-                point_steps, first_c, F=F, C=S0, D=F, KH=1, KW=1, TOP=0, LEFT=0,
-                ABOVE=ABOVE, BEFORE=BEFORE, DROPOUT=False, SCALE=1.0, ADD=False, HIDDEN=False,
-                ACC=ACC, PRECISION=PRECISION, BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
+                g_ptr, nin_ptr, x[1], g_ptr, g_ptr, dx[1], g_ptr, pid, size, point_steps, first_c,
+                F=F, C=S0, D=F, DROPOUT=False, SCALE=1.0, ADD=False, HIDDEN=False, G=POINT,
             )  # fmt: skip
     if SKIPS and S1 > 0:
         first_c = (plane - planes_0) * F
         if plane >= planes_0:
             data_gradient_tile(
-                g_ptr, nin_ptr, x[2], g_ptr, g_ptr, dx[2], g_ptr, pid, batch, height, width,
-                point_steps, first_c, F=F, C=S1, D=F, KH=1, KW=1, TOP=0, LEFT=0,
-                ABOVE=ABOVE, BEFORE=BEFORE, DROPOUT=False, SCALE=1.0, ADD=False, HIDDEN=False,
-                ACC=ACC, PRECISION=PRECISION, BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
+                g_ptr, nin_ptr, x[2], g_ptr, g_ptr, dx[2], g_ptr, pid, size, point_steps, first_c,
+                F=F, C=S1, D=F, DROPOUT=False, SCALE=1.0, ADD=False, HIDDEN=False, G=POINT,
             )  # fmt: skip
+
+
+@triton.jit
+def last_gradients_kernel(
+    g_ptr, w_ptr, nin_ptr, x, dy_ptr, dx, programs, size, steps, point_steps, first_program,
+    parts, sums, v, gain, grad_v, grad_gain, grad_bias, counts, strides,
+    F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, X: tl.constexpr, SKIPS: tl.constexpr,
+    UNPACK: tl.constexpr, PLANES: tl.constexpr, NORMED: tl.constexpr,
+    G: tl.constexpr, POINT: tl.constexpr,
+):  # fmt: skip
+    """The gradients that nothing else waits for: one launch, programs of two kinds.
+
+    With UNPACK the programs before first_program end those of the parameters (`unpack_block`); the
+    others compute those of the inputs (`input_gradient_tile`).
+    """
+    if UNPACK:  # noqa: SIM102 - alone a constant, without which the rest is not compiled
+        if tl.program_id(0) < first_program:
+            unpack_block(
+                tl.program_id(0), parts, sums, v, gain, grad_v, grad_gain, grad_bias,
+                counts, strides,
+                F=F, S0=S0, S1=S1, PLANES=PLANES, NORMED=NORMED, G=G,
+            )  # fmt: skip
+    input_gradient_tile(
+        tl.program_id(0) - first_program, g_ptr, w_ptr, nin_ptr, x, dy_ptr, dx, programs, size,
+        steps, point_steps, F=F, S0=S0, S1=S1, X=X, SKIPS=SKIPS, G=G, POINT=POINT,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -299,24 +281,20 @@ def parameter_gradient_kernel(
     e_ptr, eh_ptr, dh_ptr, d_gates_ptr, hidden_ptr, out_ptr, pitch, plane_stride,
     hidden_tiles, hidden_programs, hidden_blocks, hidden_steps, out_tiles, out_blocks, out_steps,
     F: tl.constexpr, PLANES: tl.constexpr, PART: tl.constexpr,
-    KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
-    ACC: tl.constexpr, PRECISION: tl.constexpr,
-    HIDDEN_P: tl.constexpr, HIDDEN_N1: tl.constexpr, HIDDEN_N2: tl.constexpr,
-    HIDDEN_M: tl.constexpr, OUT_P: tl.constexpr, OUT_N1: tl.constexpr, OUT_N2: tl.constexpr,
-    OUT_M: tl.constexpr,
+    HIDDEN: tl.constexpr, OUT: tl.constexpr,
 ):  # fmt: skip
     """Parts of the gradients of packed weights (see `weight_gradient_tile`).
 
     hidden: of conv_in and the skips', from e, planes of 2F channels, and dh; out: of conv_out, from
-    eh = D concat_elu(h) and the gradients of A and G. The first hidden_programs are the former's.
+    eh = D concat_elu(h) and the gradients of A and G. HIDDEN, OUT: their geometries. The first
+    hidden_programs are the former's.
     """
     pid = tl.program_id(0)
     if pid < hidden_programs:
         weight_gradient_tile(
             e_ptr, dh_ptr, hidden_ptr, pid % hidden_tiles, pid // hidden_tiles, pitch,
             plane_stride, hidden_blocks, hidden_steps,
-            C=2 * F, D=F, PART=PART, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=PLANES, ACC=ACC,
-            PRECISION=PRECISION, BLOCK_P=HIDDEN_P, N1=HIDDEN_N1, N2=HIDDEN_N2, BLOCK_M=HIDDEN_M,
+            C=2 * F, D=F, PART=PART, PLANES=PLANES, G=HIDDEN,
         )  # fmt: skip
     # No else: branches that are alike would get shared memory of their own, each.
     if pid >= hidden_programs:
@@ -324,6 +302,5 @@ def parameter_gradient_kernel(
         weight_gradient_tile(
             eh_ptr, d_gates_ptr, out_ptr, pid % out_tiles, pid // out_tiles, pitch,
             0, out_blocks, out_steps,
-            C=2 * F, D=2 * F, PART=PART, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=0, ACC=ACC,
-            PRECISION=PRECISION, BLOCK_P=OUT_P, N1=OUT_N1, N2=OUT_N2, BLOCK_M=OUT_M,
+            C=2 * F, D=2 * F, PART=PART, PLANES=0, G=OUT,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Operands and settings of a gated resnet, taps, and rows of a matmul. Needs no Triton."""
+"""Operands and settings of a gated resnet, taps, and images as rows. Needs no Triton."""
 
 from __future__ import annotations
 
@@ -88,16 +88,34 @@ class Taps(NamedTuple):
         top = (kh - 1) // 2 if shift == "none" else kh - 1
         return cls(kh, kw, top, kw - 1 if shift == "down_right" else (kw - 1) // 2)
 
-    def constants(self) -> dict[str, int]:
-        """The kernel and its padding as constexprs."""
-        return {"KH": self.kh, "KW": self.kw, "TOP": self.top, "LEFT": self.left}
-
     def adjoint(self) -> Taps:
         """The taps of the adjoint of a convolution, whose kernel is turned around."""
         return Taps(self.kh, self.kw, self.kh - 1 - self.top, self.kw - 1 - self.left)
 
 
-class Rows(NamedTuple):
+POINT = Taps(1, 1, 0, 0)  # of a 1x1 convolution
+
+
+class Geometry(NamedTuple):
+    """Constants of a matmul: a kernel has them as one constexpr and passes them on whole.
+
+    taps; above, before: of `PaddedImages`; acc: dtype of the accumulators; precision: how float32
+    operands are multiplied; a program's tile: block_p rows, n1 + n2 columns, block_k of the
+    contracted numbers a step (see `tilings.MatmulTiling`).
+    """
+
+    taps: Taps
+    above: int
+    before: int
+    acc: Any
+    precision: Literal["ieee", "tf32"]
+    block_p: int
+    n1: int
+    n2: int
+    block_k: int
+
+
+class PaddedImages(NamedTuple):
     """Images as rows of a matmul: pixels in order, with zeros between them.
 
     Each image has `above` rows of zeros above it, each of its rows `before` zeros before it: image
@@ -114,7 +132,7 @@ class Rows(NamedTuple):
     before: int
 
     @classmethod
-    def of(cls, size: Sequence[int], taps: Taps) -> Rows:
+    def of(cls, size: Sequence[int], taps: Taps) -> PaddedImages:
         """The rows of a (B, C, H, W) tensor. Raises ValueError for more than 32 bits can number."""
         batch, _, height, width = size
         above = max(taps.top, taps.kh - 1 - taps.top)
@@ -153,10 +171,10 @@ class Rows(NamedTuple):
         """All rows with a margin on both sides."""
         return self.total + 2 * self.margin
 
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of a kernel that finds pixels by `pixels_of_rows` or `rows_of_pixels`."""
-        size = {"batch": self.batch, "height": self.height, "width": self.width}
-        return size | {"ABOVE": self.above, "BEFORE": self.before}
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Batch, height and width: by these a kernel finds pixels and rows."""
+        return self.batch, self.height, self.width
 
     def empty(self, like: Tensor, channels: int) -> Tensor:
         """Uninitialised room (1, margin + total + margin, channels) of the dtype of `like`."""

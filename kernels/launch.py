@@ -35,8 +35,8 @@ def arithmetic_of(like: Tensor) -> tuple[bool, int]:
     return like.dtype == torch.float32 and allows_tf32(), capability_of(like.device)
 
 
-class Plan:
-    """The grid of a launch and its arguments that are no tensors: they follow from the shapes.
+class Prepared:
+    """A launch without its tensors: the grid and the other arguments, which follow from the shapes.
 
     Make it once for each shape, and keep it: it remembers what was compiled. Triton's own search
     for that takes 35 µs of Python, and a pass of a network has 500 launches.
@@ -52,30 +52,30 @@ class Plan:
 
 
 @functools.lru_cache(maxsize=4096, typed=True)
-def plan(grid: tuple[int, ...], **arguments: Any) -> Plan:
-    """The plan of a launch, kept by its grid and arguments."""
-    return Plan(grid, **arguments)
+def prepare(grid: tuple[int, ...], **arguments: Any) -> Prepared:
+    """The prepared launch, kept by its grid and arguments."""
+    return Prepared(grid, **arguments)
 
 
-def launch(kernel: Any, plan: Plan, device: torch.device, **tensors: Any) -> None:
+def launch(kernel: Any, prepared: Prepared, device: torch.device, **tensors: Any) -> None:
     """Run a kernel on the current stream of `device`; an empty grid is no launch.
 
     tensors: each a tensor, a tuple of some, or None.
 
     Multiplications and additions are fused, asked for by name: Triton's default is to change.
     """
-    if plan.programs == 0:
+    if prepared.programs == 0:
         return
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         interpreted = not isinstance(kernel, triton.JITFunction)  # or recorded by a test
         addresses, kinds = ({}, []) if interpreted else _addresses(tensors)
         key = (id(kernel), device.index, *kinds)
-        if interpreted or key not in plan.compiled:
-            named = tensors | plan.arguments
-            plan.compiled[key] = kernel[plan.grid](enable_fp_fusion=True, **named)
+        if interpreted or key not in prepared.compiled:
+            named = tensors | prepared.arguments
+            prepared.compiled[key] = kernel[prepared.grid](enable_fp_fusion=True, **named)
             return
-        named = plan.arguments | addresses
-        plan.compiled[key][plan.grid](*[named[name] for name in kernel.arg_names])
+        named = prepared.arguments | addresses
+        prepared.compiled[key][prepared.grid](*[named[name] for name in kernel.arg_names])
 
 
 def _addresses(tensors: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launch, plan
+from .launch import launch, prepare
 from .mixture_terms import byte_level, colour_terms, place_among, shift_of, tanh_pair
 
 
@@ -295,7 +295,7 @@ def log_prob(
     tiling = tiling or log_prob_tiling(n_mix, channels, likelihood)
     blocks = triton.cdiv(height * width, tiling.block_p)
     grad_strides = (0, 0, 0, 0) if grad_params is None else grad_params.stride()
-    planned = plan(
+    prepared = prepare(
         (batch * blocks,),
         pixels=height * width,
         width=width,
@@ -318,7 +318,7 @@ def log_prob(
     )
     launch(
         log_prob_kernel,
-        planned,
+        prepared,
         x.device,
         x_ptr=x,
         params_ptr=params,
@@ -336,7 +336,7 @@ def scale(unit: Tensor, grad: Tensor, out: Tensor) -> None:
     batch, channels, height, width = unit.shape
     tiling = scale_tiling(channels, unit.stride(1) == 1)
     blocks = triton.cdiv(height * width, tiling.block_p)
-    planned = plan(
+    prepared = prepare(
         (batch * blocks, triton.cdiv(channels, tiling.block_k)),
         channels=channels,
         pixels=height * width,
@@ -349,7 +349,7 @@ def scale(unit: Tensor, grad: Tensor, out: Tensor) -> None:
         BLOCK_N=tiling.block_k,
         num_warps=tiling.num_warps,
     )
-    launch(scale_kernel, planned, unit.device, unit_ptr=unit, grad_ptr=grad, out_ptr=out)
+    launch(scale_kernel, prepared, unit.device, unit_ptr=unit, grad_ptr=grad, out_ptr=out)
 
 
 def _rows_follow(tensor: Tensor) -> bool:

@@ -1,9 +1,9 @@
 """The matmuls behind every convolution, forward and backward.
 
-A convolution is a matmul of rows by weights. Rows are those of `geometry.Rows`: pixels in order,
-with zeros between the images and between their rows, so each tap is a constant distance away and
-nothing is masked or divided in a loop. Both operands go from memory to shared memory as they are:
-whatever must be computed of them (elu, dropout, folded weights) is computed before and stored. On
+A convolution is a matmul of rows by weights. Rows are those of `geometry.PaddedImages`: pixels in
+order, with zeros between the images and between their rows. So each tap is a constant distance
+away, and nothing is masked or divided in a loop. Both operands go from memory to shared memory as
+they are: elu, dropout and weight norm are computed before and stored. On
 Hopper that is a matter of correctness too. A matrix instruction with an operand in registers runs
 on while the program does, and some versions of Triton overwrite those registers too early.
 
@@ -11,9 +11,9 @@ The contracted index K runs over KH rows of taps, each KW x C numbers long (neig
 neighbours in memory), then over PLANES images of C channels that are read at the pixel itself (a
 skip's 1x1 convolution). It is the last, contiguous dimension of weights.
 
-A program has BLOCK_P rows that are pixels by N1 + N2 columns, as two accumulators: blocks are
-powers of two, and 160 = 128 + 32 columns then cost no padding. N2 may be 0. A weight
-gradient contracts all rows, with the zeros.
+A program has block_p rows that are pixels by n1 + n2 columns, as two accumulators: blocks are
+powers of two, and 160 = 128 + 32 columns then cost no padding. n2 may be 0. A weight gradient
+contracts all rows, with the zeros. G is the `geometry.Geometry` of a matmul.
 """
 
 from __future__ import annotations
@@ -23,80 +23,78 @@ import triton.language as tl
 
 from .elementwise import halves
 
-# Columns of the accumulator that N2 = 0 leaves unused; no instruction comes of it.
+# Columns of the accumulator that n2 = 0 leaves unused; no instruction comes of it.
 UNUSED = tl.constexpr(16)
 
 
 @triton.jit
-def row_of(pixel, height, width, ABOVE: tl.constexpr, BEFORE: tl.constexpr):
+def row_of(pixel, size, G: tl.constexpr):
     """The row of a pixel."""
+    width = size[2]
     line = pixel // width
-    return (line + (line // height + 1) * ABOVE) * (width + BEFORE) + BEFORE + pixel - line * width
+    padded = (line + (line // size[1] + 1) * G.above) * (width + G.before)
+    return padded + G.before + pixel - line * width
 
 
 @triton.jit
-def rows_of_pixels(
-    first, batch, height, width,
-    ABOVE: tl.constexpr, BEFORE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Rows (`geometry.Rows`) of BLOCK pixels from `first` on in B, H, W order: the first one's row,
-    how far from it each one is, and which of them exist.
+def rows_of_pixels(first, size, G: tl.constexpr):
+    """Rows (`geometry.PaddedImages`) of block_p pixels from `first` on, in B, H, W order.
 
-    The launchers admit less than 2**31 rows, so positions are 32-bit: 64-bit division is slow, and
+    Returns (row of the first int64, int32 offsets from it (block_p,), which exist (block_p,)). The
+    launchers admit less than 2**31 rows, so positions are 32-bit: 64-bit division is slow, and
     64-bit offsets take twice the registers.
     """
-    base = row_of(first, height, width, ABOVE=ABOVE, BEFORE=BEFORE)
-    pixel = first + tl.arange(0, BLOCK)
-    is_pixel = pixel < batch * height * width
-    row = row_of(tl.where(is_pixel, pixel, first), height, width, ABOVE=ABOVE, BEFORE=BEFORE)
+    base = row_of(first, size, G)
+    pixel = first + tl.arange(0, G.block_p)
+    is_pixel = pixel < size[0] * size[1] * size[2]
+    row = row_of(tl.where(is_pixel, pixel, first), size, G)
     return base.to(tl.int64), row - base, is_pixel
 
 
 @triton.jit
-def zeros(BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, ACC: tl.constexpr):
-    """Two accumulators."""
-    second: tl.constexpr = N2 if N2 > 0 else UNUSED
-    return tl.zeros((BLOCK_P, N1), dtype=ACC), tl.zeros((BLOCK_P, second), dtype=ACC)
+def zeros(ROWS: tl.constexpr, G: tl.constexpr):
+    """Two accumulators, (ROWS, n1) and (ROWS, n2)."""
+    second: tl.constexpr = G.n2 if G.n2 > 0 else UNUSED
+    return tl.zeros((ROWS, G.n1), dtype=G.acc), tl.zeros((ROWS, second), dtype=G.acc)
 
 
 @triton.jit
 def matmul(
-    a_ptr, w_ptr, pid, batch, height, width, plane_stride, steps,
-    C: tl.constexpr, N: tl.constexpr,
-    KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
-    PLANES: tl.constexpr, ABOVE: tl.constexpr, BEFORE: tl.constexpr,
-    ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
+    a_ptr, w_ptr, pid, size, plane_stride, steps,
+    C: tl.constexpr, N: tl.constexpr, PLANES: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """The tile of program `pid` in a product of pixels and N columns.
 
-    Returns the accumulators (BLOCK_P, N1) and (BLOCK_P, N2), the number of the block of pixels, the
+    Returns the accumulators (block_p, n1) and (block_p, n2), the number of the block of pixels, the
     first column, and what `rows_of_pixels` returns for the block. a: planes of rows of C channels;
-    w: (N, K). steps: of BLOCK_K numbers; no constant, or the compiler unrolls the loop.
+    w: (N, K). size: (batch, height, width). steps: of block_k numbers; no constant, or the compiler
+    unrolls the loop.
     """
-    blocks_n: tl.constexpr = (N + N1 + N2 - 1) // (N1 + N2)
+    KH: tl.constexpr = G.taps.kh
+    BLOCK_N: tl.constexpr = G.n1 + G.n2
+    BLOCK_K: tl.constexpr = G.block_k
+    blocks_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     block = pid // blocks_n
-    first = block * BLOCK_P
-    first_n = pid % blocks_n * (N1 + N2)
-    base, rows, is_pixel = rows_of_pixels(
-        first, batch, height, width, ABOVE=ABOVE, BEFORE=BEFORE, BLOCK=BLOCK_P
-    )
-    acc, acc2 = zeros(BLOCK_P, N1, N2, ACC)
+    first = block * G.block_p
+    first_n = pid % blocks_n * BLOCK_N
+    base, rows, is_pixel = rows_of_pixels(first, size, G)
+    acc, acc2 = zeros(G.block_p, G)
     a_ptr += base * C
-    pitch = width + BEFORE
-    RUN: tl.constexpr = KW * C
-    TAPS: tl.constexpr = KH * KW
+    pitch = size[2] + G.before
+    first_tap = G.taps.top * pitch + G.taps.left  # rows that the first tap lies before the pixel
+    RUN: tl.constexpr = G.taps.kw * C
+    TAPS: tl.constexpr = KH * G.taps.kw
     K: tl.constexpr = (TAPS + PLANES) * C
     WHOLE: tl.constexpr = K % BLOCK_K == 0
     IN_ONE_TAP: tl.constexpr = C % BLOCK_K == 0
     offs_k = tl.arange(0, BLOCK_K)
-    a_ptrs = a_ptr + (rows - (TOP * pitch + LEFT))[:, None] * C
+    a_ptrs = a_ptr + (rows - first_tap)[:, None] * C
     if IN_ONE_TAP:
         a_ptrs += offs_k[None, :]
-    offs_n = first_n + tl.arange(0, N1)
+    offs_n = first_n + tl.arange(0, G.n1)
     w_ptrs = w_ptr + offs_n[:, None] * K + offs_k[None, :]
-    if N2 > 0:
-        offs_n2 = first_n + N1 + tl.arange(0, N2)
+    if G.n2 > 0:
+        offs_n2 = first_n + G.n1 + tl.arange(0, G.n2)
         w2_ptrs = w_ptr + offs_n2[:, None] * K + offs_k[None, :]
     for step in range(steps):
         first_k = step * BLOCK_K
@@ -113,7 +111,7 @@ def matmul(
         if PLANES > 0:
             over = k - KH * RUN
             plane = over // C
-            at_pixel = (TOP * pitch + LEFT) * C + over - plane * C
+            at_pixel = first_tap * C + over - plane * C
             at_pixel += (plane + 1).to(tl.int64) * plane_stride
             offset = tl.where(over >= 0, at_pixel, offset)
         # Zeros in the last step keep out the numbers behind K, even a NaN.
@@ -122,11 +120,11 @@ def matmul(
             a = tl.load(a_ptrs + offset, cache_modifier=".ca")
         else:
             a = tl.load(a_ptrs + offset, mask=mask_k, other=0.0, cache_modifier=".ca")
-        w = load_weights(w_ptrs + first_k, mask_k, offs_n, N=N, BLOCK=N1 + N2, WHOLE=WHOLE)
-        acc = tl.dot(a, tl.trans(w), acc, input_precision=PRECISION, out_dtype=acc.dtype)
-        if N2 > 0:
-            w = load_weights(w2_ptrs + first_k, mask_k, offs_n2, N=N, BLOCK=N1 + N2, WHOLE=WHOLE)
-            acc2 = tl.dot(a, tl.trans(w), acc2, input_precision=PRECISION, out_dtype=acc.dtype)
+        w = load_weights(w_ptrs + first_k, mask_k, offs_n, N=N, BLOCK=BLOCK_N, WHOLE=WHOLE)
+        acc = tl.dot(a, tl.trans(w), acc, input_precision=G.precision, out_dtype=acc.dtype)
+        if G.n2 > 0:
+            w = load_weights(w2_ptrs + first_k, mask_k, offs_n2, N=N, BLOCK=BLOCK_N, WHOLE=WHOLE)
+            acc2 = tl.dot(a, tl.trans(w), acc2, input_precision=G.precision, out_dtype=acc.dtype)
     return acc, acc2, block, first_n, base, rows, is_pixel
 
 
@@ -141,13 +139,13 @@ def slices(acc, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def parts_of(acc, acc2, WIDTH: tl.constexpr, N2: tl.constexpr):
+def parts_of(acc, acc2, WIDTH: tl.constexpr, G: tl.constexpr):
     """The columns of both accumulators in blocks of WIDTH, of which the last may be narrower.
 
     An epilogue takes one after the other: the temporaries of all at once would spill.
     """
     parts = slices(acc, WIDTH)
-    if N2 > 0:
+    if G.n2 > 0:
         parts = parts + slices(acc2, WIDTH)
     return parts
 
@@ -167,21 +165,21 @@ def load_weights(ptrs, mask_k, offs_n, N: tl.constexpr, BLOCK: tl.constexpr, WHO
 @triton.jit
 def weight_gradient_tile(
     e_ptr, g_ptr, partial_ptr, tile, split, pitch, plane_stride, blocks, steps,
-    C: tl.constexpr, D: tl.constexpr, PART: tl.constexpr,
-    KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
-    PLANES: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_M: tl.constexpr,
+    C: tl.constexpr, D: tl.constexpr, PART: tl.constexpr, PLANES: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """A tile of partial (splits, K, D): sums over a split's rows of E[row + tap] x g[row].
 
-    E has C channels a row and K = (KH KW + PLANES) C columns of the matmul, g D channels and zeros
-    in rows that are no pixels. A split has `steps` blocks of rows, the last one the rest. A
-    tile has all taps of PART channels, then of the next: their rows overlap, and lie in L1.
+    E has C channels a row and K = (taps + PLANES) C columns of the matmul, g D channels and zeros
+    in rows that are no pixels. A split has `steps` blocks of block_p rows, the last one the rest.
+    A tile has block_k of K: all taps of PART channels, then of the next, whose rows overlap and lie
+    in L1.
     """
-    RUN: tl.constexpr = KW * C
-    TAPS: tl.constexpr = KH * KW
+    KH: tl.constexpr = G.taps.kh
+    BLOCK_M: tl.constexpr = G.block_k
+    RUN: tl.constexpr = G.taps.kw * C
+    TAPS: tl.constexpr = KH * G.taps.kw
     K: tl.constexpr = (TAPS + PLANES) * C
-    BLOCK_N: tl.constexpr = N1 + N2
+    BLOCK_N: tl.constexpr = G.n1 + G.n2
     blocks_n: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
     split = split.to(tl.int64)
     k = tile // blocks_n * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -192,7 +190,7 @@ def weight_gradient_tile(
         tapped = tap * C + part * PART + k % PART
         k = tl.where(k < TAPS * C, tapped, k)
     run = k // RUN
-    offset = ((run - TOP) * pitch - LEFT).to(tl.int64) * C + k % RUN
+    offset = ((run - G.taps.top) * pitch - G.taps.left).to(tl.int64) * C + k % RUN
     if PLANES > 0:
         over = k - KH * RUN
         at_pixel = (over // C + 1).to(tl.int64) * plane_stride + over % C
@@ -201,14 +199,14 @@ def weight_gradient_tile(
         # The compiler does not see that a part lies in one piece.
         offset = tl.max_contiguous(tl.multiple_of(offset, 8), 8)
     first_n = tile % blocks_n * BLOCK_N
-    offs_n = first_n + tl.arange(0, N1)
-    acc, acc2 = zeros(BLOCK_M, N1, N2, ACC)
-    rows = tl.arange(0, BLOCK_P)
-    first = split * steps * BLOCK_P
+    offs_n = first_n + tl.arange(0, G.n1)
+    acc, acc2 = zeros(BLOCK_M, G)
+    rows = tl.arange(0, G.block_p)
+    first = split * steps * G.block_p
     e_ptrs = e_ptr + first * C + (rows[:, None] * C + offset[None, :])
     g_ptrs = g_ptr + first * D + (rows[:, None] * D + offs_n[None, :])
-    if N2 > 0:
-        offs_n2 = first_n + N1 + tl.arange(0, N2)
+    if G.n2 > 0:
+        offs_n2 = first_n + G.n1 + tl.arange(0, G.n2)
         g2_ptrs = g_ptr + first * D + (rows[:, None] * D + offs_n2[None, :])
     for _ in range(tl.minimum(steps, blocks - split * steps)):
         if K % BLOCK_M != 0:
@@ -216,15 +214,15 @@ def weight_gradient_tile(
         else:
             e = tl.load(e_ptrs, cache_modifier=".ca")
         g = load_columns(g_ptrs, offs_n, N=D, BLOCK=BLOCK_N)
-        acc = tl.dot(tl.trans(e), g, acc, input_precision=PRECISION, out_dtype=ACC)
-        if N2 > 0:
+        acc = tl.dot(tl.trans(e), g, acc, input_precision=G.precision, out_dtype=G.acc)
+        if G.n2 > 0:
             g = load_columns(g2_ptrs, offs_n2, N=D, BLOCK=BLOCK_N)
-            acc2 = tl.dot(tl.trans(e), g, acc2, input_precision=PRECISION, out_dtype=ACC)
-            g2_ptrs += BLOCK_P * D
-        e_ptrs += BLOCK_P * C
-        g_ptrs += BLOCK_P * D
+            acc2 = tl.dot(tl.trans(e), g, acc2, input_precision=G.precision, out_dtype=G.acc)
+            g2_ptrs += G.block_p * D
+        e_ptrs += G.block_p * C
+        g_ptrs += G.block_p * D
     partial_ptr += split * (K * D)
-    parts = parts_of(acc, acc2, 32, N2=N2)
+    parts = parts_of(acc, acc2, 32, G)
     for i in tl.static_range(len(parts)):
         offs = first_n + i * parts[0].shape[1] + tl.arange(0, parts[i].shape[1])
         mask = mask_k[:, None] & (offs < D)[None, :]

@@ -10,15 +10,15 @@ from torch import Tensor
 from .elementwise import draw_kept, drop, elu_pair, elu_slopes, gate_gradients, widen
 from .expand import pixels_of_rows
 from .geometry import MAX_PIXELS, Settings, Taps, cdiv, empty_channels_last
-from .launch import launch, plan
+from .launch import launch, prepare
 
 BLOCK = 32  # pixels, and channels, of a program
 
 
 @triton.jit
 def pad_concat_elu_kernel(
-    v_ptr, e_ptr, dv_ptr, seed_ptr, layer, keep_from, first_pixel, total, first, batch, height,
-    width, C: tl.constexpr, ABOVE: tl.constexpr, BEFORE: tl.constexpr, DROPOUT: tl.constexpr,
+    v_ptr, e_ptr, dv_ptr, seed_ptr, layer, keep_from, first_pixel, total, first, size,
+    C: tl.constexpr, ABOVE: tl.constexpr, BEFORE: tl.constexpr, DROPOUT: tl.constexpr,
     SCALE: tl.constexpr, GRAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """e = D concat_elu(v), padded, 2C channels; or with GRAD dv from the gradient e of that.
@@ -27,7 +27,7 @@ def pad_concat_elu_kernel(
     """
     s = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     base, offset, is_pixel = pixels_of_rows(
-        tl.program_id(0) * BLOCK + first, batch, height, width, ABOVE, BEFORE, BLOCK
+        tl.program_id(0) * BLOCK + first, size, ABOVE, BEFORE, BLOCK
     )
     first_f = tl.program_id(1) * BLOCK
     offs_f = first_f + tl.arange(0, BLOCK)
@@ -88,15 +88,15 @@ def pad_concat_elu(
     total = e[:, 0].numel()
     if total > MAX_PIXELS:
         raise ValueError(f"an image tensor must have at most {MAX_PIXELS} pixels, got {total}")
-    planned = plan(
-        (cdiv(total, BLOCK), cdiv(channels, BLOCK)), total=total, batch=batch, height=height,
-        width=width, first=(above - taps.top) * (width + before) + before - taps.left,
+    prepared = prepare(
+        (cdiv(total, BLOCK), cdiv(channels, BLOCK)), total=total, size=(batch, height, width),
+        first=(above - taps.top) * (width + before) + before - taps.left,
         layer=settings.layer, keep_from=settings.keep_from, C=channels, ABOVE=above, BEFORE=before,
         first_pixel=settings.first_image * height * width, DROPOUT=seed is not None,
         SCALE=settings.scale, GRAD=grad is not None, BLOCK=BLOCK,
     )  # fmt: skip
     seed = v if seed is None else seed  # v stands in for it
-    launch(pad_concat_elu_kernel, planned, v.device, v_ptr=v, e_ptr=e, dv_ptr=out, seed_ptr=seed)
+    launch(pad_concat_elu_kernel, prepared, v.device, v_ptr=v, e_ptr=e, dv_ptr=out, seed_ptr=seed)
     return out
 
 
@@ -104,6 +104,7 @@ def gate_epilogue(x: Tensor, gates: Tensor, grad: bool = False) -> Tensor:
     """x + A sigmoid(G), or from x = dy the gradients of (A, G)."""
     filters, n = x.shape[1], x.numel() // x.shape[1]
     out = empty_channels_last(x, 2 * filters if grad else filters)
-    planned = plan((cdiv(n, BLOCK), cdiv(filters, BLOCK)), n=n, F=filters, GRAD=grad, BLOCK=BLOCK)
-    launch(gate_epilogue_kernel, planned, x.device, x_ptr=x, gates_ptr=gates, out_ptr=out)
+    grid = cdiv(n, BLOCK), cdiv(filters, BLOCK)
+    prepared = prepare(grid, n=n, F=filters, GRAD=grad, BLOCK=BLOCK)
+    launch(gate_epilogue_kernel, prepared, x.device, x_ptr=x, gates_ptr=gates, out_ptr=out)
     return out

@@ -132,7 +132,7 @@ def gradient_tiling(
     return MatmulTiling(128 if n2 == 8 else 64, n1, n2, block_k, 4, 3)
 
 
-class GradientPlan(NamedTuple):
+class DividedGradient(NamedTuple):
     """How a weight gradient is divided: tiles of the result, and splits of the rows into parts.
 
     A split has `steps` blocks of rows, the last one the rest of all `blocks`.
@@ -145,17 +145,17 @@ class GradientPlan(NamedTuple):
     steps: int
 
 
-def split(tiling: MatmulTiling, rows: int, k: int, columns: int, programs: int) -> GradientPlan:
+def split(tiling: MatmulTiling, rows: int, k: int, columns: int, programs: int) -> DividedGradient:
     """A weight gradient divided among so many programs, or its tiles where they are more."""
     tiles = -(-k // tiling.block_k) * -(-columns // tiling.block_n)
     blocks = rows // tiling.block_p
     steps = -(-blocks // max(1, min(blocks, programs // tiles)))
-    return GradientPlan(tiling, tiles, -(-blocks // steps), blocks, steps)
+    return DividedGradient(tiling, tiles, -(-blocks // steps), blocks, steps)
 
 
-def block_gradient_plans(
+def divide_gradients(
     rows: int, ks: tuple[int, int], filters: int, dtype: torch.dtype, tf32: bool, capability: int
-) -> tuple[GradientPlan, GradientPlan]:
+) -> tuple[DividedGradient, DividedGradient]:
     """The weight gradients of a gated resnet's two convolutions, which share one wave.
 
     ks: their contracted numbers; they have `filters` and twice as many columns. The wave is divided
@@ -166,15 +166,15 @@ def block_gradient_plans(
     warps = max(tiling.num_warps for tiling in tilings)
     tilings = [tiling._replace(num_warps=warps) for tiling in tilings]
 
-    def share(first: int) -> tuple[GradientPlan, GradientPlan]:
+    def share(first: int) -> tuple[DividedGradient, DividedGradient]:
         parts = zip(tilings, shapes, (first, PROCESSORS - first), strict=True)
         hidden, out = (split(tiling, rows, *shape, part) for tiling, shape, part in parts)
         return hidden, out
 
-    def waves_and_clocks(plans: tuple[GradientPlan, GradientPlan]) -> tuple[int, float]:
+    def waves_and_clocks(both: tuple[DividedGradient, DividedGradient]) -> tuple[int, float]:
         """How many waves the programs of both are, and about the clocks of the longest."""
-        tiles = ((p.tiling.block_k, p.tiling.block_n, p.steps * p.tiling.block_p) for p in plans)
+        tiles = ((p.tiling.block_k, p.tiling.block_n, p.steps * p.tiling.block_p) for p in both)
         longest = max(rows * tile_clocks(k * n, k + n) for k, n, rows in tiles)
-        return -(-sum(plan.tiles * plan.splits for plan in plans) // PROCESSORS), longest
+        return -(-sum(one.tiles * one.splits for one in both) // PROCESSORS), longest
 
     return min(map(share, range(1, PROCESSORS)), key=waves_and_clocks)

@@ -6,7 +6,7 @@ Columns that an epilogue takes in pairs lie side by side: A_i and G_i of a gate,
 elu(x_i) and elu(-x_i). Weight norm, w = g v / |v| per filter, is folded on the way.
 
 Back, the parts that the splits of a weight gradient left are added, weight norm is differentiated,
-and the biases' gradients are summed, in programs of input_gradient_kernel.
+and the biases' gradients are summed, in programs of last_gradients_kernel.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .geometry import Operands, cdiv, empty_weight, packed_sizes, planes_of
-from .launch import launch, plan
+from .launch import launch, prepare
 
 Value = TypeVar("Value")
-BLOCK_D = 8
-BLOCK_K = 256
-BLOCK_S = 4  # parts of a gradient that are added at once
+BLOCK_D = tl.constexpr(8)  # filters of a program
+BLOCK_K = tl.constexpr(256)
+BLOCK_S = tl.constexpr(4)  # parts of a gradient that are added at once
 
 
 @triton.jit
@@ -65,7 +65,7 @@ def interleaved(n, count, half):
 @triton.jit
 def pack_filters(
     v_ptr, gain_ptr, packed_ptr, block, source, forward, adjoint,
-    NORMED: tl.constexpr, ADJOINT: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    NORMED: tl.constexpr, ADJOINT: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_D filters g v / |v|, or v itself without NORMED, to their offsets, one for the
     convolution and (ADJOINT) one for its adjoint.
@@ -110,7 +110,7 @@ def pack_filters(
 @triton.jit
 def pack_kernel(
     v, gain, sources, forwards, adjoints, packed_ptr,
-    NORMED: tl.constexpr, ADJOINT: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    NORMED: tl.constexpr, ADJOINT: tl.constexpr,
 ):  # fmt: skip
     """Up to three weights v with their gains; the first programs are the first one's."""
     pid = tl.program_id(0)
@@ -119,17 +119,17 @@ def pack_kernel(
     if pid < blocks_0:
         pack_filters(
             v[0], gain[0], packed_ptr, pid, sources[0], forwards[0], adjoints[0],
-            NORMED=NORMED, ADJOINT=ADJOINT, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
+            NORMED=NORMED, ADJOINT=ADJOINT,
         )  # fmt: skip
     elif pid < blocks_1:
         pack_filters(
             v[1], gain[1], packed_ptr, pid - blocks_0, sources[1], forwards[1], adjoints[1],
-            NORMED=NORMED, ADJOINT=ADJOINT, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
+            NORMED=NORMED, ADJOINT=ADJOINT,
         )  # fmt: skip
     else:
         pack_filters(
             v[2], gain[2], packed_ptr, pid - blocks_1, sources[2], forwards[2], adjoints[2],
-            NORMED=NORMED, ADJOINT=ADJOINT, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
+            NORMED=NORMED, ADJOINT=ADJOINT,
         )  # fmt: skip
 
 
@@ -177,26 +177,23 @@ def pack(given: Operands, *, adjoint: bool) -> Tensor:
     )
     orders = [(*source, *strides_of(v)) for source, v in zip(sources, weights, strict=False)]
     count = len(weights)
-    planned = plan(
-        (sum(cdiv(weight.shape[0], BLOCK_D) for weight in weights),),
+    prepared = prepare(
+        (sum(cdiv(weight.shape[0], BLOCK_D.value) for weight in weights),),
         sources=pad_to_three(orders), forwards=pad_to_three(forwards[:count]),
         adjoints=pad_to_three(adjoints[:count]),
-        NORMED=bool(gains), ADJOINT=adjoint, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=8,
+        NORMED=bool(gains), ADJOINT=adjoint, num_warps=8,
     )  # fmt: skip
     size = sum(sizes if adjoint else sizes[:2])
     packed = torch.empty((size,), dtype=x.dtype, device=x.device)
     launch(
-        pack_kernel, planned, x.device,
+        pack_kernel, prepared, x.device,
         v=pad_to_three(weights), gain=pad_to_three(gains or weights), packed_ptr=packed,
     )  # fmt: skip
     return packed
 
 
 @triton.jit
-def sum_parts(
-    part_ptr, splits, offset, mask, part_stride, ACC: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+def sum_parts(part_ptr, splits, offset, mask, part_stride, ACC: tl.constexpr):
     """(BLOCK_K, BLOCK_D): the sum over splits of the numbers at `offset` of each."""
     total = tl.zeros((BLOCK_K, BLOCK_D), dtype=ACC)
     for first in range(0, splits, BLOCK_S):
@@ -216,7 +213,6 @@ def unpack_filters(
     grad_v_ptr, grad_gain_ptr, grad_bias_ptr, block, stride_d, stride_c, stride_t,
     T: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr,
     NORMED: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """From dw = the sum of parts (T C, D): dg = <dw, v> / |v| and dv = g / |v|
     (dw - v <dw, v> / |v|^2) per filter, or dv = dw without NORMED; and the bias's, the sum of
@@ -240,9 +236,8 @@ def unpack_filters(
             mask = exists[:, None] & mask_d[None, :]
             v = tl.load(v_ptr + filter_ + source[:, None], mask=mask, other=0.0)
             dw = sum_parts(
-                part_ptr, splits, k[:, None].to(tl.int64) * D + d[None, :], mask, part_stride,
-                ACC=ACC, BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
-            )  # fmt: skip
+                part_ptr, splits, k[:, None].to(tl.int64) * D + d[None, :], mask, part_stride, ACC
+            )
             square += tl.sum(v * v, axis=0)
             product += tl.sum(dw * v, axis=0)
         square = tl.where(mask_d, square, 1.0)
@@ -254,9 +249,8 @@ def unpack_filters(
         source, exists = source_of(k, stride_c, stride_t, T, C, S0, S1)
         mask = exists[:, None] & mask_d[None, :]
         dw = sum_parts(
-            part_ptr, splits, k[:, None].to(tl.int64) * D + d[None, :], mask, part_stride,
-            ACC=ACC, BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
-        )  # fmt: skip
+            part_ptr, splits, k[:, None].to(tl.int64) * D + d[None, :], mask, part_stride, ACC
+        )
         if NORMED:
             v = tl.load(v_ptr + filter_ + source[:, None], mask=mask, other=0.0)
             dw = (gain / norm)[None, :] * (dw - v * (product / square)[None, :])
@@ -266,9 +260,8 @@ def unpack_filters(
 @triton.jit
 def unpack_block(
     pid, parts, sums, v, gain, grad_v, grad_gain, grad_bias, counts, strides,
-    F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, PLANES: tl.constexpr, T: tl.constexpr,
-    NORMED: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, PLANES: tl.constexpr,
+    NORMED: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """One program of the gradients of a gated resnet's parameters: blocks of filters of conv_out,
     then of conv_in and nin_skip.
@@ -277,6 +270,7 @@ def unpack_block(
     (T + PLANES) 2F, F) of conv_in and the skips', parts (splits, T 2F, 2F); sums of biases'
     gradients. The other tuples are of conv_in, conv_out and nin_skip.
     """
+    T: tl.constexpr = G.taps.kh * G.taps.kw
     HIDDEN: tl.constexpr = (T + PLANES) * 2 * F * F
     blocks_in: tl.constexpr = (F + BLOCK_D - 1) // BLOCK_D
     blocks_out: tl.constexpr = (2 * F + BLOCK_D - 1) // BLOCK_D
@@ -285,24 +279,21 @@ def unpack_block(
             parts[1], counts[1], 4 * F * F * T, sums[1], counts[3],
             v[1], gain[1], grad_v[1], grad_gain[1], grad_bias[1], pid,
             strides[1][0], strides[1][1], strides[1][2], T=T, C=2 * F, D=2 * F, S0=0, S1=0,
-            NORMED=NORMED, ACC=ACC,
-            BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
+            NORMED=NORMED, ACC=G.acc,
         )  # fmt: skip
     elif pid < blocks_out + blocks_in:
         unpack_filters(
             parts[0], counts[0], HIDDEN, sums[0], counts[2],
             v[0], gain[0], grad_v[0], grad_gain[0], grad_bias[0], pid - blocks_out,
             strides[0][0], strides[0][1], strides[0][2], T=T, C=2 * F, D=F, S0=0, S1=0,
-            NORMED=NORMED, ACC=ACC,
-            BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
+            NORMED=NORMED, ACC=G.acc,
         )  # fmt: skip
     elif PLANES > 0:
         unpack_filters(
             parts[0] + 2 * F * F * T, counts[0], HIDDEN, sums[0], counts[2],
             v[2], gain[2], grad_v[2], grad_gain[2], grad_bias[2], pid - blocks_out - blocks_in,
             strides[2][0], strides[2][1], strides[2][2], T=PLANES, C=2 * F, D=F, S0=S0, S1=S1,
-            NORMED=NORMED, ACC=ACC,
-            BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
+            NORMED=NORMED, ACC=G.acc,
         )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ MORE_BLOCKS = [
     Block(40, (3, 3), skips=0, size=(2, 8, 8)),
 ]
 PARAMETERS_ALONE = Block(40, needs=Needs(x=False, skips=False))
-OF_WEIGHTS = {"pack_kernel", "input_gradient_kernel"}
+OF_WEIGHTS = {"pack_kernel", "last_gradients_kernel"}
 # Images, filters and skips.
 SIZES = [
     ((1, 1, 1), 1, 0), ((3, 5, 7), 5, 2), ((4, 8, 8), 24, 1), ((2, 28, 28), 40, 1),
@@ -90,7 +90,7 @@ def test_what_is_no_matmul_neither_spills_nor_fails(forms: tuple[str, ...]) -> N
     launches = Block(40, skips=2).launches(90) + Block(40, skips=2, keep=True).launches(90)
     launches += padded_launches(90, 40) + PARAMETERS_ALONE.launches(90)
     others = [launch for launch in launches if not is_matmul(launch)]
-    assert {launch.kernel.__name__ for launch in others} >= {"expand_kernel", *OF_WEIGHTS}
+    assert {launch.kernel.__name__ for launch in others} >= {"prepare_kernel", *OF_WEIGHTS}
     for launch in distinct(others, *forms):
         check(launch, compile_launch(launch, 90), 90)
 
@@ -121,18 +121,18 @@ def test_every_kernel_builds_for_blackwell() -> None:
 @pytest.mark.parametrize(
     ("needs", "kernels"),
     [
-        (Needs(), {"parameter_gradient_kernel", "input_gradient_kernel"}),
-        (Needs(parameters=False), {"input_gradient_kernel"}),
-        (Needs(x=False, skips=False), {"parameter_gradient_kernel", "input_gradient_kernel"}),
+        (Needs(), {"parameter_gradient_kernel", "last_gradients_kernel"}),
+        (Needs(parameters=False), {"last_gradients_kernel"}),
+        (Needs(x=False, skips=False), {"parameter_gradient_kernel", "last_gradients_kernel"}),
     ],
 )
 def test_gradients_that_nobody_needs_are_not_computed(needs: Needs, kernels: set[str]) -> None:
     launches = Block(8, size=(1, 4, 4), needs=needs).launches(90)
-    always = {"pack_kernel", "expand_kernel", "hidden_kernel", "gate_kernel"}
+    always = {"pack_kernel", "prepare_kernel", "hidden_kernel", "gate_kernel"}
     always |= {"hidden_gradient_kernel"}
     assert {launch.kernel.__name__ for launch in launches} == always | kernels
     for launch in launches:
-        if launch.kernel.__name__ == "input_gradient_kernel":
+        if launch.kernel.__name__ == "last_gradients_kernel":
             assert launch.arguments["UNPACK"] == needs.parameters
             assert (launch.arguments["first_program"] > 0) == needs.parameters
             programs = math.prod(launch.grid) - launch.arguments["first_program"]

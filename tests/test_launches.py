@@ -25,14 +25,14 @@ from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.functional import use_impl
 from dsmooth.kernels import expand, gated_resnet, logistic_mixture, weights
 from dsmooth.kernels import launch as launching
-from dsmooth.kernels.launch import Plan
+from dsmooth.kernels.launch import Prepared
 from dsmooth.nn.score import score_of
 from dsmooth.training.device import gate_bytes, resolve_keep_gates, set_keep_gates
 
 MODULES = (expand, gated_resnet, logistic_mixture, weights)
 OPS = ("gated_resnet", "logistic_mixture")
 UNPACKS = ", with gradients of parameters"
-WEIGHT_GRADIENTS = {"parameter_gradient_kernel", "input_gradient_kernel" + UNPACKS}
+WEIGHT_GRADIENTS = {"parameter_gradient_kernel", "last_gradients_kernel" + UNPACKS}
 BLOCKS = 64  # gated resnets of a network with 5 a block
 
 
@@ -41,9 +41,9 @@ def counted(patch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """Inside the block Triton computes on the CPU, by impl="triton", and launches are counted."""
     counts: Counter[str] = Counter()
 
-    def launch(kernel: Any, plan: Plan, device: torch.device, **tensors: Any) -> None:
-        name = kernel.__name__ + UNPACKS * bool(plan.arguments.get("UNPACK"))
-        counts[name] += plan.programs > 0
+    def launch(kernel: Any, prepared: Prepared, device: torch.device, **tensors: Any) -> None:
+        name = kernel.__name__ + UNPACKS * bool(prepared.arguments.get("UNPACK"))
+        counts[name] += prepared.programs > 0
 
     with patch.context() as inside, use_impl("triton"):
         for module in MODULES:
@@ -82,8 +82,8 @@ def test_a_kernel_is_compiled_once_for_each_kind_of_arguments(
     assert x.data_ptr() % 16 == other.data_ptr() % 16 == 0
 
     def launch(x: Tensor, pair: Any, n: int = 3) -> int:
-        plan = launching.plan((5, 2), n=n)
-        launching.launch(kernel, plan, torch.device("cpu"), pair=pair, x_ptr=x)
+        prepared = launching.prepare((5, 2), n=n)
+        launching.launch(kernel, prepared, torch.device("cpu"), pair=pair, x_ptr=x)
         return len(kernel.compiled)
 
     assert launch(x, (x, x)) == launch(other, (x, other)) == launch(x, (other, x)) == 1
@@ -100,8 +100,8 @@ def test_two_kernels_with_equal_arguments_are_two(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(launching.triton, "JITFunction", FakeKernel)
     kernels, x = [FakeKernel(), FakeKernel()], torch.zeros(4)
     for kernel in kernels * 2:
-        plan = launching.plan((1,), n=3)
-        launching.launch(kernel, plan, torch.device("cpu"), x_ptr=x, pair=None)
+        prepared = launching.prepare((1,), n=3)
+        launching.launch(kernel, prepared, torch.device("cpu"), x_ptr=x, pair=None)
     runs = [(x.data_ptr(), None, 3)]
     assert [(len(kernel.compiled), kernel.runs) for kernel in kernels] == [(1, runs)] * 2
 
@@ -122,7 +122,7 @@ def test_launches_of_a_training_step(monkeypatch: pytest.MonkeyPatch, keep: bool
     # Weights are packed once, for both directions; A and G are computed again unless they are kept.
     assert counts["gate_kernel"] == (1 if keep else 2) * BLOCKS
     assert counts["pack_kernel"] == BLOCKS
-    assert counts["input_gradient_kernel" + UNPACKS] == BLOCKS
+    assert counts["last_gradients_kernel" + UNPACKS] == BLOCKS
 
 
 @pytest.mark.parametrize(("role", "conditioning"), [("noisy", "none"), ("denoiser", "concat")])

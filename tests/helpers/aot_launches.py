@@ -26,19 +26,19 @@ from tests.helpers.sass import (
 from tests.helpers.triton_tools import Compiled, Launch, record_launches
 
 MATMULS = {
-    "hidden_kernel", "gate_kernel", "hidden_gradient_kernel", "input_gradient_kernel",
+    "hidden_kernel", "gate_kernel", "hidden_gradient_kernel", "last_gradients_kernel",
     "parameter_gradient_kernel",
 }  # fmt: skip
 # Bytes that a block may use of an SM's 164 KB (8.0) and 228 KB (9.0), 1 KB of each reserved.
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
 
 KERNELS = {
-    expand: ["expand_kernel"],
+    expand: ["prepare_kernel"],
     gated_resnet: [
         "hidden_kernel",
         "gate_kernel",
         "hidden_gradient_kernel",
-        "input_gradient_kernel",
+        "last_gradients_kernel",
         "parameter_gradient_kernel",
     ],
     padded: ["pad_concat_elu_kernel", "gate_epilogue_kernel"],
@@ -126,7 +126,7 @@ def distinct(launches: list[Launch], *constants: str) -> list[Launch]:
 
 
 def is_matmul(launch: Launch) -> bool:
-    """Without gradients of inputs, input_gradient_kernel only ends those of parameters."""
+    """Without gradients of inputs, last_gradients_kernel only ends those of parameters."""
     multiplies = launch.arguments.get("X", True) or launch.arguments.get("SKIPS")
     return launch.kernel.__name__ in MATMULS and bool(multiplies)
 
@@ -135,7 +135,8 @@ def numbers_of(launch: Launch) -> str:
     """How a matmul's operands are multiplied: "half", "tf32" or "ieee"."""
     values = (v[0] if isinstance(v, tuple) else v for v in launch.arguments.values())
     pointer = next(value for value in values if isinstance(value, Tensor))
-    return format_of(pointer.dtype, launch.arguments["PRECISION"] == "tf32")
+    geometry = launch.arguments.get("G") or launch.arguments["OUT"]
+    return format_of(pointer.dtype, geometry.precision == "tf32")
 
 
 def check(launch: Launch, compiled: Compiled, arch: int) -> None:

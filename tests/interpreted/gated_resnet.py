@@ -13,8 +13,8 @@ from dsmooth.functional.gated_resnet import dropout_factors
 from dsmooth.functional.gated_resnet_cudnn import gated_resnet_cudnn
 from dsmooth.functional.gated_resnet_triton import backward_op, forward_op
 from dsmooth.kernels import gated_resnet as kernels
-from dsmooth.kernels.expand import expand, expand_plan
-from dsmooth.kernels.geometry import Rows, Settings, Taps
+from dsmooth.kernels.expand import expand, prepare_expand
+from dsmooth.kernels.geometry import PaddedImages, Settings, Taps
 from dsmooth.nn.layers import GatedResnet
 from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.gated_cases import (
@@ -70,15 +70,15 @@ def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
     """The bits, and the elements that they keep; in margins and between the pixels, zeros."""
     shape = torch.Size((2, 2 * filters, 3, 5))
     h = torch.full((2, filters, 3, 5), -1.0).to(memory_format=torch.channels_last)
-    case, rows = make_case(filters=1), Rows.of(h.shape, Taps(2, 3, 1, 1))
+    case, rows = make_case(filters=1), PaddedImages.of(h.shape, Taps(2, 3, 1, 1))
     cases = ((0, 0, 0.5, 0), (0x1234_5678_9ABC_DEF0, 61, 0.1, 3), (2**63 - 2, 1, 0.9, 2**31 - 1))
     for seed, layer, p, first_image in cases:
         seed_tensor = torch.tensor(seed)
         settings = Settings("down", p, layer, first_image)
         d_gates, dh = rows.empty(h, 2 * filters), rows.empty(h, filters)
-        plan = expand_plan(rows, filters, (), settings, inputs=False, backward=True)
+        prepared = prepare_expand(rows, filters, (), settings, inputs=False, backward=True)
         given = case.operands(torch.float32)._replace(x=h, seed=seed_tensor)
-        room, bits = expand(plan, given, h, d_gates_ptr=d_gates, dh_ptr=dh)
+        room, bits = expand(prepared, given, h, d_gates_ptr=d_gates, dh_ptr=dh)
         assert bits is not None
         e, kept = rows.first(room), rows.first(bits)
         expected = dropout_factors(shape, settings, seed_tensor) > 0
@@ -91,7 +91,7 @@ def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
             assert not any(margin.count_nonzero() for margin in margins)
 
 
-def pixels(room: Tensor, rows: Rows) -> Tensor:
+def pixels(room: Tensor, rows: PaddedImages) -> Tensor:
     """The pixels (B, C, H, W) of rows (count + margin, C)."""
     lines = rows.batch * (rows.height + rows.above)
     image = room[: lines * rows.pitch].view(rows.batch, -1, rows.pitch, room.shape[1])

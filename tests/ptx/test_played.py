@@ -127,7 +127,7 @@ def test_gated_block(dropout: float, dtype: torch.dtype) -> None:
     with played(KERNELS, Memory(1 << 22)) as recorded:
         got = case.run("triton", dtype, keep_gates=dropout > 0)
     launches = [launch.kernel.__name__ for of_module in recorded for launch in of_module]
-    matmuls = {"hidden_kernel", "hidden_gradient_kernel", "input_gradient_kernel"}
+    matmuls = {"hidden_kernel", "hidden_gradient_kernel", "last_gradients_kernel"}
     assert matmuls | {"gate_kernel", "parameter_gradient_kernel"} <= set(launches)
     assert launches.count("gate_kernel") == (1 if dropout else 2)
     exact, eager = (case.run("reference", d) for d in (torch.float64, dtype))
