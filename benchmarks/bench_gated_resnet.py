@@ -1,4 +1,4 @@
-"""One gated block with a skip, forward and backward: native against eager and compiled PyTorch.
+"""One gated resnet with a skip, forward and backward: native against eager and compiled PyTorch.
 
 One thread, channels_last, batch 32. Seconds are of the thread's CPU, so that another process costs
 caches but not turns.

@@ -117,15 +117,15 @@ def _operations(model: PixelCNNpp, height: int, width: int) -> Iterator[tuple[Op
     """(operation, rows, columns where it runs); a stacked context counts as rows of a prompt."""
     canvas = 2 * height if model.config.conditioning == "stack" else height
     for op in Program(model).ops:
-        rows = sum(_runs_at(op.level, op.row_parity, row) for row in range(canvas))
-        columns = sum(_runs_at(op.level, op.column_parity, column) for column in range(width))
+        rows = sum(_runs_at(op.resolution, op.row_parity, row) for row in range(canvas))
+        columns = sum(_runs_at(op.resolution, op.column_parity, column) for column in range(width))
         yield op, rows, columns
 
 
-def _runs_at(level: int, parity: int, at: int) -> bool:
-    if at % 2**level:
+def _runs_at(resolution: int, parity: int, at: int) -> bool:
+    if at % 2**resolution:
         return False
-    return parity == NONE or (at >> level) % 2 == parity
+    return parity == NONE or (at >> resolution) % 2 == parity
 
 
 @torch.no_grad()

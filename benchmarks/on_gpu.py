@@ -132,7 +132,7 @@ def compile_blocks(model: PixelCNNpp) -> None:
 
 
 def block(name: str, card: Card) -> Case:
-    """A gated block with a skip and dropout, forward and backward: every kernel, for a profiler or
+    """A gated resnet with a skip and dropout, forward and backward: every kernel, for a profiler or
     the tuner."""
     network, batch = card.size(name, TRAINED[name])
     torch.manual_seed(0)

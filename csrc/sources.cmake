@@ -2,7 +2,7 @@
 include_guard()
 include(${CMAKE_CURRENT_LIST_DIR}/isa.cmake)
 
-# The gated block on the CPU.
+# The gated resnet on the CPU.
 function(add_gated_resnet target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/gated_resnet)
   target_sources(${target} PRIVATE ${here}/gated_resnet.cpp)
@@ -23,7 +23,7 @@ endfunction()
 function(add_sampler target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/sampler)
   target_sources(${target} PRIVATE ${here}/program.cpp ${here}/network.cpp
-    ${here}/device_plan.cpp ${here}/sampler_cpu.cpp)
+    ${here}/device_program.cpp ${here}/sampler_cpu.cpp)
   compile_for_instruction_sets(${target} ${here}/tiles_float32.cpp ${here}/sampler_cpu.cpp
     FLOAT32_SETS generic avx2 avx512 neon)
   compile_for_instruction_sets(${target} ${here}/tiles_bfloat16.cpp ${here}/sampler_cpu.cpp

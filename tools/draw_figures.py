@@ -164,7 +164,7 @@ def sampling() -> Figure:
 
 
 def gated_resnet() -> Figure:
-    """The gated block, step by step: what eager PyTorch writes, and what the kernels do."""
+    """The gated resnet, step by step: what eager PyTorch writes, and what the kernels do."""
     figure, axes = plt.subplots(figsize=(9, 2.5), layout="constrained")
     steps = ("concat_elu", "conv 1", "+ nin(skip)", "concat_elu", "dropout")
     steps += ("conv 2", "gate", "+ x")

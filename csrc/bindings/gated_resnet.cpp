@@ -1,4 +1,4 @@
-// The gated block's entry points for Python: tensors by name, of which every one is checked.
+// The gated resnet's entry points for Python: tensors by name, of which every one is checked.
 #include "../gated_resnet/gated_resnet.h"
 
 #include <pybind11/stl.h>

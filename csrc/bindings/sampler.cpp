@@ -22,11 +22,11 @@ namespace {
 
 namespace py = pybind11;
 
+using sampler::CpuCall;
 using sampler::CpuSampler;
 using sampler::Op;
 using sampler::Phase;
 using sampler::Program;
-using sampler::Request;
 using sampler::Slice;
 using sampler::Term;
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
@@ -48,10 +48,10 @@ Term to_term(const py::handle& t) {
 }
 
 Op to_op(const py::handle& o) {
-  Op op{{static_cast<Phase>(integer(o, "phase")), integer(o, "level"), integer(o, "row_parity"),
-         integer(o, "column_parity"), o.attr("gate").cast<bool>(), o.attr("split").cast<bool>(),
-         integer(o, "residual_in"), integer(o, "add"), integer(o, "residual_out"),
-         integer(o, "act_out"), integer(o, "raw_out")},
+  Op op{{static_cast<Phase>(integer(o, "phase")), integer(o, "resolution"),
+         integer(o, "row_parity"), integer(o, "column_parity"), o.attr("gate").cast<bool>(),
+         o.attr("split").cast<bool>(), integer(o, "residual_in"), integer(o, "add"),
+         integer(o, "residual_out"), integer(o, "act_out"), integer(o, "raw_out")},
         0,
         floats(o.attr("bias")),
         {},
@@ -77,7 +77,7 @@ Program to_program(const py::object& p) {
   program.features = static_cast<int>(features.shape(1));
   program.feature_table = floats(features);
   for (const py::handle c : p.attr("caches"))
-    program.caches.push_back({integer(c, "level"), integer(c, "channels"), integer(c, "rows"),
+    program.caches.push_back({integer(c, "resolution"), integer(c, "channels"), integer(c, "rows"),
                               c.attr("operand").cast<bool>()});
   for (const py::handle o : p.attr("ops")) program.ops.push_back(to_op(o));
   return program;
@@ -135,9 +135,9 @@ void sample(const CpuSampler& sampler, const py::object& out, const py::object& 
   const auto [n, all] = tensors.check(sampler.network(), Device{}, seed, first_index, temperature);
   check_threads(threads);
   if (slice < 0) refuse("slice", "not be negative", std::to_string(slice));
-  const Request request{n, all, threads, std::min(slice, kLargestSlice)};
+  const CpuCall call{n, all, threads, std::min(slice, kLargestSlice)};
   const py::gil_scoped_release release;
-  sampler.sample(request, [&](double done) {
+  sampler.sample(call, [&](double done) {
     const py::gil_scoped_acquire acquire;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     if (!progress.is_none()) progress(done);
@@ -145,7 +145,7 @@ void sample(const CpuSampler& sampler, const py::object& out, const py::object& 
 }
 
 #if defined(DSMOOTH_HAS_CUDA)
-using sampler::CudaRequest;
+using sampler::CudaCall;
 using sampler::CudaSampler;
 using sampler::Partition;
 
@@ -200,10 +200,10 @@ void sample_on_cuda(const CudaSampler& sampler, const py::object& out, const py:
   if (launch < 0 || launch >= sampler.launches(partition, all.height))
     refuse("launch", "be one of launches()", std::to_string(launch));
   const int64_t words = workspace_words(sampler, partition, all.height, all.width);
-  const CudaRequest request{n, all, partition, device_words(tensors.workspace, words, device),
-                            current_stream(device)};
+  const CudaCall call{n, all, partition, device_words(tensors.workspace, words, device),
+                      current_stream(device)};
   const py::gil_scoped_release release;
-  sampler.sample(request, launch);
+  sampler.sample(call, launch);
 }
 
 void register_cuda_sampler(py::module_& module) {

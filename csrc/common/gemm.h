@@ -1,4 +1,4 @@
-// Micro-kernels of matrix products: what the gated block's convolutions and the sampler's tiles
+// Micro-kernels of matrix products: what the gated resnet's convolutions and the sampler's tiles
 // share, and the convolutions' own. Compiled once per instruction set: see vector_math.h for what
 // that forbids.
 //

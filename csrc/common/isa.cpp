@@ -39,12 +39,12 @@ bool has_instruction_set(const std::string& name) {
 int find_instruction_set(const std::string& name) {
   const std::string wanted = name == "auto" ? instruction_sets().back() : name;
   std::string names = "auto or one of ";
-  int place = 0;
+  int index = 0;
   for (const auto& [known, is_here] : known_sets()) {
-    if (known == wanted && is_here) return place;
+    if (known == wanted && is_here) return index;
     if (known == wanted)
       throw std::runtime_error("instruction_set: this CPU or this build lacks " + name);
-    names += (place++ == 0 ? "" : ", ") + std::string(known);
+    names += (index++ == 0 ? "" : ", ") + std::string(known);
   }
   throw std::invalid_argument("instruction_set must be " + names + ", got " + name);
 }

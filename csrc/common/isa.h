@@ -41,9 +41,9 @@ class PerInstructionSet {
   // For a set that the op is not compiled for, the code of the best one below it. Throws as
   // find_instruction_set does.
   const Code& find(const std::string& name) const {
-    const int place = find_instruction_set(name);
+    const int index = find_instruction_set(name);
     size_t best = found_.size() - 1;
-    while (best > 0 && found_[best].first > place) --best;
+    while (best > 0 && found_[best].first > index) --best;
     return found_[best].second;
   }
 

@@ -8,7 +8,7 @@
 
 namespace dsmooth {
 
-// A density of logistics, their mass in a byte level, or a density of Gaussians.
+// A density of logistics, their mass in a byte, or a density of Gaussians.
 enum class Likelihood { kContinuous, kDiscretized, kGaussian };
 
 // Throws std::invalid_argument for another name.
@@ -21,17 +21,17 @@ inline Likelihood likelihood_named(const std::string& name) {
 }
 
 // Throws std::invalid_argument, which names the setting, if the settings contradict one another.
-// atoms: byte levels, for kDiscretized alone. smoothing_scale: for kGaussian alone.
-template <class Level>
-void check_mixture(Likelihood likelihood, const std::vector<Level>& atoms, double smoothing_scale) {
+// atoms: bytes, for kDiscretized alone. smoothing_scale: for kGaussian alone.
+template <class Byte>
+void check_mixture(Likelihood likelihood, const std::vector<Byte>& atoms, double smoothing_scale) {
   if (!atoms.empty() && likelihood != Likelihood::kDiscretized)
     throw std::invalid_argument("atoms need likelihood discretized");
   bool seen[256] = {};
-  for (const Level level : atoms) {
-    if (level < 0 || level > 255 || seen[level])
-      throw std::invalid_argument("atoms must be distinct byte levels 0 .. 255, got " +
-                                  std::to_string(level));
-    seen[level] = true;
+  for (const Byte byte : atoms) {
+    if (byte < 0 || byte > 255 || seen[byte])
+      throw std::invalid_argument("atoms must be distinct bytes 0 .. 255, got " +
+                                  std::to_string(byte));
+    seen[byte] = true;
   }
   if (likelihood == Likelihood::kGaussian &&
       !(std::isfinite(smoothing_scale) && smoothing_scale > 0))

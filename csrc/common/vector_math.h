@@ -1,5 +1,5 @@
 // Vectors of one instruction set, in registers and memory, and the functions on them that the
-// likelihood, the gated block and the sampler need.
+// likelihood, the gated resnet and the sampler need.
 //
 // Included only by files compiled once per instruction set, with DSMOOTH_ISA the name of its
 // namespace and DSMOOTH_VECTOR_BYTES the width. Nothing here may come out of line under a name that

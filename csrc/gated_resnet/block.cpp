@@ -1,5 +1,5 @@
-// The gated block over a range of images with the vectors of one instruction set. Compiled once per
-// set, each time with its own DSMOOTH_ISA; see vector_math.h for what this forbids.
+// The gated resnet over a range of images with the vectors of one instruction set. Compiled once
+// per set, each time with its own DSMOOTH_ISA; see vector_math.h for what this forbids.
 //
 // An image goes through the whole block before the next one starts, so that everything between the
 // block's inputs and outputs stays in the second-level cache.
@@ -11,12 +11,12 @@ namespace dsmooth::DSMOOTH_ISA {
 namespace {
 
 template <class D, class T>
-class Block {
+class GatedResnet {
   using P = Passes<D, T>;
   using Scalar = typename D::Scalar;
   using Element = typename D::Element;
   using Cell = typename D::Cell;
-  using Rows = typename Convolutions<D>::Rows;
+  using CellRows = typename Convolutions<D>::CellRows;
   static constexpr bool kPairs = D::kPair == 2;
 
  public:
@@ -31,23 +31,23 @@ class Block {
 
   static void forward(const GatedCall& call, const void* packed, int64_t first, int64_t last,
                       void* scratch) {
-    Block block(call.shape, call.dropout, packed, Scratch{static_cast<char*>(scratch)});
+    GatedResnet resnet(call.shape, call.dropout, packed, Scratch{static_cast<char*>(scratch)});
     for (int64_t image = first; image < last; ++image) {
-      call.dropout.active ? block.template forward_image<true>(call, image)
-                          : block.template forward_image<false>(call, image);
+      call.dropout.active ? resnet.template forward_image<true>(call, image)
+                          : resnet.template forward_image<false>(call, image);
     }
   }
 
   static void backward(const GatedCall& call, const void* packed, int64_t first, int64_t last,
                        void* scratch, void* sums) {
-    Block block(call.shape, call.dropout, packed, Scratch{static_cast<char*>(scratch)});
+    GatedResnet resnet(call.shape, call.dropout, packed, Scratch{static_cast<char*>(scratch)});
     auto* group = static_cast<Scalar*>(sums);
-    const Layout<D>& layout = block.layout_;
+    const Layout<D>& layout = resnet.layout_;
     fill_zero(group + layout.weight_sums(), layout.f2_pad + layout.f_pad);
     for (int64_t image = first; image < last; ++image) {
       call.dropout.active
-          ? block.template backward_image<true>(call, image, image == first, group)
-          : block.template backward_image<false>(call, image, image == first, group);
+          ? resnet.template backward_image<true>(call, image, image == first, group)
+          : resnet.template backward_image<false>(call, image, image == first, group);
     }
   }
 
@@ -86,7 +86,8 @@ class Block {
 
   static const Scalar* numbers(const void* p) { return static_cast<const Scalar*>(p); }
 
-  Block(const GatedShape& shape, const GatedDropout& dropout, const void* packed, Scratch scratch)
+  GatedResnet(const GatedShape& shape, const GatedDropout& dropout, const void* packed,
+              Scratch scratch)
       : shape_(shape),
         layout_(shape),
         dropout_(dropout),
@@ -237,8 +238,8 @@ class Block {
           channel += channels;
         }
       }
-      const Rows a = kPairs ? Rows{buffers_.skip_pairs, p.steps * p.s2, p.s2}
-                            : Rows{Convolutions<D>::cells(buffers_.skip), line, p.s2};
+      const CellRows a = kPairs ? CellRows{buffers_.skip_pairs, p.steps * p.s2, p.s2}
+                                : CellRows{Convolutions<D>::cells(buffers_.skip), line, p.s2};
       convolutions_.add_weight_gradient(
           a, convolutions_.gradient_rows(buffers_.grad_h, h_stride, buffers_.h_pairs, p.f_pad, r0),
           rows, p.s2, p.f_pad, !first_image || r0 > 0, sums);
@@ -289,7 +290,7 @@ class Block {
 
 template <class D, class T>
 GatedKernels kernels_of() {
-  using B = Block<D, T>;
+  using B = GatedResnet<D, T>;
   using W = Weights<D>;
   return {
       &B::sizes,    &W::template pack<false>, &W::template pack<true>, &B::forward, &B::backward,

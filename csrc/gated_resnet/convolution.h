@@ -122,7 +122,7 @@ class Convolutions {
 
  public:
   // Rows of cells of neighbouring pixels: how a sum over pixels sees its operands.
-  struct Rows {
+  struct CellRows {
     const Cell* start;
     int64_t row, step;  // cells from a row to the next, from a pixel's (or pair's) to the next
   };
@@ -205,27 +205,27 @@ class Convolutions {
         if (rows <= 0) continue;
         const bool add = !first_image || first > inside.first;
         const int64_t row = first + i - p.top;
-        const Rows b = gradient_rows(gradient, gradient_stride, gradient_pairs, n_pad, first);
+        const CellRows b = gradient_rows(gradient, gradient_stride, gradient_pairs, n_pad, first);
         for (int j = 0; j < p.kernel_w; ++j) {
           const Cell* pairs = (j % 2 == 0 ? even_ : odd_) + (row * p.pairs + j / 2) * p.f2;
           const Cell* pixels = cells(input + (row * p.cols + j) * p.f2);
-          const Rows a =
-              kPairs ? Rows{pairs, p.pairs * p.f2, p.f2} : Rows{pixels, p.cols * p.f2, p.f2};
+          const CellRows a = kPairs ? CellRows{pairs, p.pairs * p.f2, p.f2}
+                                    : CellRows{pixels, p.cols * p.f2, p.f2};
           add_weight_gradient(a, b, rows, p.f2, n_pad, add, sums + (i * p.kernel_w + j) * tap_sums);
         }
       }
     }
   }
 
-  Rows gradient_rows(const Element* gradient, int64_t stride, const Cell* pairs, int64_t n_pad,
-                     int64_t r0) const {
+  CellRows gradient_rows(const Element* gradient, int64_t stride, const Cell* pairs, int64_t n_pad,
+                         int64_t r0) const {
     if (kPairs) return {pairs + r0 * layout_.steps * n_pad, layout_.steps * n_pad, n_pad};
     const int64_t pixel = r0 * layout_.cols + layout_.back_left;
     return {cells(gradient + pixel * stride), layout_.cols * stride, stride};
   }
 
   // sums[k][n] (+)= the sum over `rows` rows and their pixels of a[pixel][k] b[pixel][n].
-  void add_weight_gradient(const Rows& a, const Rows& b, int64_t rows, int k, int64_t n_pad,
+  void add_weight_gradient(const CellRows& a, const CellRows& b, int64_t rows, int k, int64_t n_pad,
                            bool add, Scalar* sums) {
     int64_t offsets[Layout<D>::kMostRows];
     for (int64_t r = 0; r < rows; ++r) offsets[r] = r * a.row;

@@ -1,4 +1,4 @@
-// The check of a gated block's tensors against its extents; its choice of the instruction set, and
+// The check of a gated resnet's tensors against its extents; its choice of the instruction set, and
 // the split of the images over threads.
 #include "gated_resnet.h"
 
@@ -95,8 +95,8 @@ class Checker {
 
   const Borrowed& tensor(const std::string& name) const {
     static const Borrowed absent;
-    const auto place = given_.find(name);
-    return place == given_.end() ? absent : place->second;
+    const auto found = given_.find(name);
+    return found == given_.end() ? absent : found->second;
   }
 
   void check_names() const {
@@ -161,7 +161,7 @@ class Checker {
   static void check_most(std::initializer_list<int64_t> extents, int64_t most, const char* what) {
     const int64_t largest = std::max(extents);
     if (largest > most) {
-      refuse("a gated block", "have at most " + std::to_string(most) + " " + what,
+      refuse("a gated resnet", "have at most " + std::to_string(most) + " " + what,
              std::to_string(largest));
     }
   }

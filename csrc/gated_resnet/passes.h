@@ -1,4 +1,4 @@
-// Elementwise passes of the gated block over rows of pixels, between its convolutions. Compiled
+// Elementwise passes of the gated resnet over rows of pixels, between its convolutions. Compiled
 // once per instruction set: vector_math.h says what that forbids.
 //
 // D is the arithmetic of the convolutions (common/gemm.h), T the activations in memory.

@@ -9,7 +9,7 @@ namespace {
 
 // kLanes neighbouring pixels of a row; every tensor has adjacent columns.
 template <class T, int C, Likelihood kLikelihood>
-struct Block {
+struct PixelVector {
   using M = VectorMath<T>;
   using V = typename M::V;
   struct Position {
@@ -191,7 +191,7 @@ void run_gathered(const LogisticMixtureArgs<T>& args, typename B::Position at, i
 
 template <class T, int C, Likelihood kLikelihood, bool kBackward>
 void run_blocks(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last, T* scratch) {
-  using B = Block<T, C, kLikelihood>;
+  using B = PixelVector<T, C, kLikelihood>;
   constexpr int kLanes = VectorMath<T>::kLanes;
   const auto run = kBackward ? &B::backward : &B::forward;
   auto* vectors = reinterpret_cast<typename B::V*>(scratch);

@@ -3,7 +3,7 @@
 //
 // A vector V holds several pixels. Channels of a pixel: K logits of components, J logits of atoms;
 // per colour K means, K log-scales and, for RGB, K coefficient logits. An atom is a component that
-// puts all its probability on one byte level, the same in all colours.
+// puts all its probability on one byte, the same in all colours.
 #pragma once
 
 #include <cstdint>
@@ -15,9 +15,9 @@
 namespace dsmooth::DSMOOTH_ISA {
 
 inline constexpr double kMinLogScale = -7.0;
-inline constexpr double kHalfLevel = 1.0 / 255.0;        // delta
-inline constexpr double kLogLevel = -4.848116364598481;  // log(2 delta)
-inline constexpr double kOuterLevel = 0.999;  // beyond it, the outer levels take the tails
+inline constexpr double kHalfStep = 1.0 / 255.0;        // delta
+inline constexpr double kLogStep = -4.848116364598481;  // log(2 delta)
+inline constexpr double kOuterByte = 0.999;             // beyond it, the outer bytes take the tails
 inline constexpr double kLargeLogit = 256;
 inline constexpr double kHalfLogTwoPi = 0.9189385332046727;
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -75,9 +75,9 @@ DSMOOTH_INLINE Colour<typename M::V> colour_density(typename M::V distance,
   return out;
 }
 
-// With a, b = (x - mean +- delta) / s and D = a - b = 2 delta / s, the probability of a level is
-//   sigma(a) - sigma(b) = sigma(a) sigma(-b) (1 - e^-D);  sigma(a) at level 0, sigma(-b) at 255.
-// Seen from the mean, one edge of the level is far, |z| + D/2, and one is near, |z| - D/2:
+// With a, b = (x - mean +- delta) / s and D = a - b = 2 delta / s, the probability of a byte is
+//   sigma(a) - sigma(b) = sigma(a) sigma(-b) (1 - e^-D);  sigma(a) at byte 0, sigma(-b) at 255.
+// Seen from the mean, one edge of the byte is far, |z| + D/2, and one is near, |z| - D/2:
 //   sigma(a) - sigma(b) = sigma(far) sigma(-near) (1 - e^-D), whatever the sign of z,
 // so two exponentials, of |z| and D/2, serve all. And 1 - e^-D = D phi(D), log D = log(2 delta) -
 // log s: no small difference, and no underflow at any scale.
@@ -89,7 +89,7 @@ DSMOOTH_INLINE Colour<typename M::V> colour_mass(typename M::V x, typename M::V 
   const V zero = M::splat(0), one = M::splat(1);
   const V inverse_scale = M::exp(-log_scale);
   const V z = distance * inverse_scale;
-  const V half = static_cast<T>(kHalfLevel) * inverse_scale;  // D / 2 <= 4.3
+  const V half = static_cast<T>(kHalfStep) * inverse_scale;  // D / 2 <= 4.3
   const V far = M::abs(z) + half, near = M::abs(z) - half;
   const auto inside = near < 0;
   const V exp_z = M::exp(-M::abs(z));
@@ -104,9 +104,9 @@ DSMOOTH_INLINE Colour<typename M::V> colour_mass(typename M::V x, typename M::V 
   const V phi = one_less * M::reciprocal(width);
   const V d_width = exp_half.e * exp_half.e * width * M::reciprocal(one_less);  // D / (e^D - 1)
 
-  // The outermost levels keep one edge: level 0 the upper, a, which is the far one if z >= 0.
-  const auto is_first = x < static_cast<T>(-kOuterLevel);
-  const auto is_last = x > static_cast<T>(kOuterLevel);
+  // The outermost bytes keep one edge: byte 0 the upper, a, which is the far one if z >= 0.
+  const auto is_first = x < static_cast<T>(-kOuterByte);
+  const auto is_last = x > static_cast<T>(kOuterByte);
   const auto negative = z < 0, positive = z >= 0;
   const auto no_near = (is_first & positive) | (is_last & negative);
   const auto no_far = (is_first & negative) | (is_last & positive);
@@ -119,7 +119,7 @@ DSMOOTH_INLINE Colour<typename M::V> colour_mass(typename M::V x, typename M::V 
 
   Colour<V> out;
   out.exponent = M::select(no_near, zero, M::select(inside, zero, -near)) +
-                 M::select(outer, zero, static_cast<T>(kLogLevel) - log_scale);
+                 M::select(outer, zero, static_cast<T>(kLogStep) - log_scale);
   out.factor = M::select(no_far, one, inverse_far) * M::select(no_near, one, inverse_near) *
                M::select(outer, one, phi);
   out.slope = M::select(negative, -slope, slope) * inverse_scale;
@@ -232,18 +232,18 @@ DSMOOTH_INLINE void store_component(const Component<V, C>& component, V weight, 
   }
 }
 
-// The byte level that all colours of a pixel have; a number that is none where they differ.
+// The byte that all colours of a pixel have; a number that is none where they differ.
 template <class M, int C>
-DSMOOTH_INLINE typename M::V common_level(const typename M::V (&x)[C]) {
+DSMOOTH_INLINE typename M::V common_byte(const typename M::V (&x)[C]) {
   using V = typename M::V;
   using T = typename M::Scalar;
-  V level = M::round((x[0] + 1) * static_cast<T>(127.5));
+  V byte = M::round((x[0] + 1) * static_cast<T>(127.5));
   DSMOOTH_UNROLL
   for (int c = 1; c < C; ++c) {
     const V other = M::round((x[c] + 1) * static_cast<T>(127.5));
-    level = M::select(other == level, level, M::splat(-1));
+    byte = M::select(other == byte, byte, M::splat(-1));
   }
-  return level;
+  return byte;
 }
 
 // Taken off every logit before an exponent is added, which a large logit would round away.
@@ -254,19 +254,19 @@ DSMOOTH_INLINE typename M::V shift_of(typename M::V max_logit) {
   return M::select(M::abs(max_logit) > static_cast<T>(kLargeLogit), max_logit, M::splat(0));
 }
 
-// The atom at each pixel, the only one whose joint is not -inf: its place among the atoms, -1 for
+// The atom at each pixel, the only one whose joint is not -inf: its index, -1 for
 // none.
 template <class M>
 struct AtomHere {
-  int place[M::kLanes];
+  int atom[M::kLanes];
 
   template <int C>
   DSMOOTH_INLINE AtomHere(const LogisticMixtureArgs<typename M::Scalar>& args,
                           const typename M::V (&x)[C]) {
-    const typename M::V level = common_level<M, C>(x);
+    const typename M::V byte = common_byte<M, C>(x);
     for (int lane = 0; lane < M::kLanes; ++lane) {
-      const bool is_level = level[lane] >= 0 && level[lane] <= 255;  // false for NaN
-      place[lane] = is_level ? args.atom_places[static_cast<int>(level[lane])] : -1;
+      const bool is_byte = byte[lane] >= 0 && byte[lane] <= 255;  // false for NaN
+      atom[lane] = is_byte ? args.atom_of_byte[static_cast<int>(byte[lane])] : -1;
     }
   }
 
@@ -274,7 +274,7 @@ struct AtomHere {
   DSMOOTH_INLINE typename M::V logit(const typename M::Scalar* first, int64_t stride) const {
     typename M::V logit = M::splat(-kInfinity);
     for (int lane = 0; lane < M::kLanes; ++lane) {
-      if (place[lane] >= 0) logit[lane] = first[place[lane] * stride + lane];
+      if (atom[lane] >= 0) logit[lane] = first[atom[lane] * stride + lane];
     }
     return logit;
   }
@@ -282,7 +282,7 @@ struct AtomHere {
   // Writes a value for it alone.
   DSMOOTH_INLINE void store(typename M::V value, typename M::Scalar* first, int64_t stride) const {
     for (int lane = 0; lane < M::kLanes; ++lane) {
-      if (place[lane] >= 0) first[place[lane] * stride + lane] = value[lane];
+      if (atom[lane] >= 0) first[atom[lane] * stride + lane] = value[lane];
     }
   }
 };

@@ -75,9 +75,9 @@ LogisticMixtureArgs<T> check_operands(const MixtureTensors& t, const MixtureSett
   // A sigma under 1e-12 vanishes beside the narrowest s, e^-7, and 1 / sigma^2 must fit a float.
   const double sigma = std::fmax(mixture.smoothing_scale, 1e-12);
   args.smoothing = {std::log(sigma), 1 / (sigma * sigma)};
-  std::fill_n(args.atom_places, kLevels, int16_t{-1});
-  for (const int64_t level : mixture.atoms) {
-    args.atom_places[level] = static_cast<int16_t>(args.n_atoms++);
+  std::fill_n(args.atom_of_byte, kBytes, int16_t{-1});
+  for (const int64_t byte : mixture.atoms) {
+    args.atom_of_byte[byte] = static_cast<int16_t>(args.n_atoms++);
   }
   args.state = planes<T>(t.state, {batch, kStateChannels, rows, cols});
   args.batch = batch, args.rows = rows, args.cols = cols;

@@ -12,7 +12,7 @@
 
 namespace dsmooth {
 
-inline constexpr int kLevels = 256;             // of a byte
+inline constexpr int kBytes = 256;              // of a byte
 inline constexpr int kMaxComponents = 1 << 24;  // so that sizes of scratch fit an int64
 
 // The smoothing's own scale sigma, whose square is added to the variance of every Gaussian.
@@ -47,7 +47,7 @@ struct LogisticMixtureArgs {
   Likelihood likelihood = Likelihood::kContinuous;
   Smoothing smoothing;             // of kGaussian
   int64_t n_atoms = 0;             // not 0 for kDiscretized alone
-  int16_t atom_places[kLevels]{};  // of each byte level, -1 where it is no atom
+  int16_t atom_of_byte[kBytes]{};  // of each byte, -1 where it is no atom
 
   // Whether f holds for every tensor.
   template <class F>
@@ -58,7 +58,7 @@ struct LogisticMixtureArgs {
 
 // Sums of a pixel that the forward leaves for the backward: over components and atoms, max and sum
 // of exp(logit - max), and of factor * exp(joint - max) with joint = logit - shift + exponent. An
-// atom has factor 1, and joint = logit - shift at its level, else -inf.
+// atom has factor 1, and joint = logit - shift at its byte, else -inf.
 enum State { kMaxJoint, kSumJoint, kMaxLogit, kSumLogit, kStateChannels };
 
 // The tensors of a call, by the names of LogisticMixtureArgs; some are absent.

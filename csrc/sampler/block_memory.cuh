@@ -1,4 +1,4 @@
-// The data of the CUDA worker, made by device_plan.cpp: operations, addresses, the layout of a
+// The data of the CUDA worker, made by device_program.cpp: operations, addresses, the layout of a
 // block's shared memory. And the addresses there of all that a product reads and writes.
 //
 // A Block gives its lanes: Block::kWarps and Block::kWarpLanes, powers of two, lane(), sync() and
@@ -19,19 +19,19 @@ constexpr int kRowsInReach = 4, kRowAbove = -2;
 
 // A row of a cache or a column in it, counted in granules: where it begins in the workspace, and
 // how far it is from one image to the next.
-struct RowPlace {
+struct RowAddress {
   uint32_t offset, stride;
 };
 
 // The columns that a pixel part may read: the pixel's own of each cache, and the one to its left.
-// They are numbered behind one that is nowhere, whose place is {0, 0}.
-DSMOOTH_INLINE int own_column(int cache) { return 2 * cache + 2; }  // of kNone: nowhere
+// Number 0 is no column: its address is {0, 0}.
+DSMOOTH_INLINE int own_column(int cache) { return 2 * cache + 2; }  // 0 of kNone
 DSMOOTH_INLINE int left_column(int cache) { return 2 * cache + 1; }
 
 // The address of a granule of k. The column is the operation's, twice or half as many where the
 // cache has twice or half the resolution: (2 column >> halvings) + shift, zeros being column 0.
 struct alignas(8) Source {
-  uint16_t row;  // of RowPlaces: cache * kRowsInReach + row - kRowAbove
+  uint16_t row;  // of RowAddresses: cache * kRowsInReach + row - kRowAbove
   uint8_t shift, halvings;
   uint32_t within;  // an image, in granules
 
@@ -64,7 +64,7 @@ constexpr int kWindow = 8;
 // before it.
 struct alignas(16) PixelStage {
   const PixelSource* sources;
-  int32_t op, level;
+  int32_t op, resolution;
 };
 
 // A load of one of these, from memory that no kernel writes.
@@ -93,8 +93,8 @@ DSMOOTH_INLINE T load_constant(const T* from) {
 
 // The granules of k come in steps of kStepGranules; the last ones may be zeros. Outputs come in
 // units of kColumns columns: so many channels, or in a gate A and G of half as many, taken in turn.
-// The weights of a unit follow one another, step after step (weight_place). Biases and waiting sums
-// have the order of the columns. Arrays of two are those of Part.
+// The weights of a unit follow one another, step after step (weight_offset). Biases and waiting
+// sums have the order of the columns. Arrays of two are those of Part.
 struct alignas(16) CudaOp {
   const Granule* weights[2];
   const Source* sources[2];
@@ -122,11 +122,11 @@ constexpr int kMostImages = 2 * kRows;  // of a slice
 
 // Parts of a block's shared memory, in bytes from its beginning.
 struct SharedLayout {
-  int places;       // addresses of the slice's caches, and behind them
+  int addresses;    // addresses of the slice's caches, and behind them
   int partials;     // those of the waiting sums of each operation
   int ops;          // the operations, copied
-  int rows;         // places of the caches' rows in reach
-  int columns;      // places of the columns that a pixel part can read
+  int rows;         // addresses of the caches' rows in reach
+  int columns;      // addresses of the columns that a pixel part can read
   int near;         // results of the last operations at this pixel, two buffers
   int near_stride;  // of a row in a buffer
   int near_raw;     // of raw_out behind act_out in a row
@@ -169,10 +169,10 @@ class BlockMemory {
   DSMOOTH_HOST_DEVICE BlockHead& head() const { return head_of(block_); }
   DSMOOTH_HOST_DEVICE const SharedLayout& layout() const { return layout_; }
   DSMOOTH_HOST_DEVICE int batch() const { return batch_; }
-  DSMOOTH_HOST_DEVICE float** places() const { return at<float*>(layout_.places); }
+  DSMOOTH_HOST_DEVICE float** addresses() const { return at<float*>(layout_.addresses); }
   DSMOOTH_HOST_DEVICE CudaOp* ops() const { return at<CudaOp>(layout_.ops); }
-  DSMOOTH_HOST_DEVICE RowPlace* rows() const { return at<RowPlace>(layout_.rows); }
-  DSMOOTH_HOST_DEVICE RowPlace* columns() const { return at<RowPlace>(layout_.columns); }
+  DSMOOTH_HOST_DEVICE RowAddress* rows() const { return at<RowAddress>(layout_.rows); }
+  DSMOOTH_HOST_DEVICE RowAddress* columns() const { return at<RowAddress>(layout_.columns); }
   DSMOOTH_HOST_DEVICE unsigned char* near() const { return at<unsigned char>(layout_.near); }
   // This lane's own pairs are at i * kLanes.
   DSMOOTH_HOST_DEVICE Pair* scratch() const { return at<Pair>(layout_.scratch) + block_.lane(); }
@@ -182,9 +182,9 @@ class BlockMemory {
   DSMOOTH_HOST_DEVICE int lane() const { return block_.lane() % Block::kWarpLanes; }
 
   // A column of the current row of a cache; {0, 0} of kNone.
-  DSMOOTH_HOST_DEVICE RowPlace column_of(int cache, int column) const {
+  DSMOOTH_HOST_DEVICE RowAddress column_of(int cache, int column) const {
     if (cache == kNone) return {0, 0};
-    const RowPlace row = rows()[cache * kRowsInReach - kRowAbove];
+    const RowAddress row = rows()[cache * kRowsInReach - kRowAbove];
     const uint32_t image = static_cast<uint32_t>((column + 1) * batch());
     return {row.offset + image * row.stride, row.stride};
   }
@@ -206,25 +206,25 @@ class BlockMemory {
            image * static_cast<size_t>(ops()[index].columns());
   }
 
-  // The row of a cache that a place of rows() stands for, when the step has come to `row`.
-  DSMOOTH_HOST_DEVICE RowPlace find_row(int i, int row) const {
+  // The row of a cache that entry i of rows() addresses, when the step has come to `row`.
+  DSMOOTH_HOST_DEVICE RowAddress find_row(int i, int row) const {
     const StateView& state = head().state;
     if (i == state.network->n_caches * kRowsInReach) return {0, 0};
     const int index = i / kRowsInReach;
     const CacheView& cache = state.network->caches[index];
     const int rows = cache.rows_of(state.height);
-    const int slot = ((row >> cache.level) + i % kRowsInReach + kRowAbove + 1 + rows) % rows;
+    const int slot = ((row >> cache.resolution) + i % kRowsInReach + kRowAbove + 1 + rows) % rows;
     const uint32_t stride = static_cast<uint32_t>(cache.stride) * sizeof(float) / kGranule;
     const uint32_t images =
-        static_cast<uint32_t>(slot * (state.width_at(cache.level) + 2) * state.batch);
+        static_cast<uint32_t>(slot * (state.width_at(cache.resolution) + 2) * state.batch);
     const ptrdiff_t begin = reinterpret_cast<unsigned char*>(state.caches[index]) - base_;
     return {static_cast<uint32_t>(begin / kGranule) + images * stride, stride};
   }
-  // The column that a place of columns() stands for, at a column of pixels.
-  DSMOOTH_HOST_DEVICE RowPlace find_column(int i, int column) const {
+  // The column that entry i of columns() addresses, at a column of pixels.
+  DSMOOTH_HOST_DEVICE RowAddress find_column(int i, int column) const {
     if (i == 0) return {0, 0};
     const int cache = (i - 1) / 2, left = i == left_column(cache) ? 1 : 0;
-    return column_of(cache, (column >> head().state.network->caches[cache].level) - left);
+    return column_of(cache, (column >> head().state.network->caches[cache].resolution) - left);
   }
 
  private:

@@ -117,7 +117,7 @@ struct BlockRun {
 template <class Block>
 DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch, Block& block) {
   const NetworkView& network = run.network;
-  const int lane = block.lane(), n_places = network.n_caches + network.n_ops;
+  const int lane = block.lane(), n_addresses = network.n_caches + network.n_ops;
   constexpr int kLanes = BlockMemory<Block>::kLanes;
   if (lane == 0)
     *reinterpret_cast<BlockHead*>(block.shared()) = {
@@ -129,7 +129,7 @@ DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch
   const BlockMemory<Block> memory(block);
   // Sizes first, which take long to find; then one lane adds them up.
   uint32_t* const words = reinterpret_cast<uint32_t*>(memory.near());
-  for (int i = lane; i < n_places; i += kLanes)
+  for (int i = lane; i < n_addresses; i += kLanes)
     words[i] = static_cast<uint32_t>(
         workspace_words(network, i, run.partition.largest, run.all.height, run.all.width));
   const uint32_t* const ops = reinterpret_cast<const uint32_t*>(run.ops);
@@ -138,18 +138,18 @@ DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch
     copy[i] = ops[i];
   block.sync();
   if (lane == 0) {
-    float** const places = memory.places();
-    memory.head().state.caches = places;
-    memory.head().state.partials = places + network.n_caches;
-    float* place = base + kZeroWords;
-    for (int i = 0; i < n_places; place += words[i++]) places[i] = place;
-    memory.head().state.image_biases = place;
+    float** const addresses = memory.addresses();
+    memory.head().state.caches = addresses;
+    memory.head().state.partials = addresses + network.n_caches;
+    float* next = base + kZeroWords;
+    for (int i = 0; i < n_addresses; next += words[i++]) addresses[i] = next;
+    memory.head().state.image_biases = next;
   }
   block.sync();
   for (int i = lane; i < network.n_ops; i += kLanes) {
     CudaOp& op = memory.ops()[i];
     if (op.projected) op.bias = memory.head().state.image_bias(network.ops[i]);
-    op.begin = op.two_parts ? memory.places()[network.n_caches + i] : op.bias;
+    op.begin = op.two_parts ? memory.addresses()[network.n_caches + i] : op.bias;
     op.begin_stride = op.two_parts ? op.columns() : 0;
   }
   // No lane may find there what is not a number.

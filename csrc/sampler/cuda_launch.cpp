@@ -69,7 +69,7 @@ int launches_of_a_slice(int rows) { return (rows + kRowsPerLaunch - 1) / kRowsPe
 // thread: all of them set the most shared memory that the device allows. The carve-out is a hint:
 // what shared memory does not take is L1, which the rows of pixels are read through.
 CudaSampler::CudaSampler(Program program, bool bf16, int device)
-    : DevicePlan(std::move(program), bf16), device_(device) {
+    : DeviceProgram(std::move(program), bf16), device_(device) {
   processors_ = attribute(cudaDevAttrMultiProcessorCount, device);
   const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   shared_ = shared(kKernelWarps, limit);
@@ -103,7 +103,7 @@ int64_t CudaSampler::launches(const Partition& partition, int height) const {
   return rounds * launches_of_a_slice(network().rows(height));
 }
 
-void CudaSampler::sample(const CudaRequest& r, int64_t launch) const {
+void CudaSampler::sample(const CudaCall& r, int64_t launch) const {
   const int rows = network().rows(r.all.height);
   const int per_slice = launches_of_a_slice(rows);
   const int first = static_cast<int>(launch % per_slice) * kRowsPerLaunch;

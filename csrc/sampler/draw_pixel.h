@@ -27,7 +27,7 @@ DSMOOTH_HOST_DEVICE inline float draw_noise(const NetworkView& p, float log_scal
   return std::sqrt(variance) * temperature * ndtri(u);
 }
 
-DSMOOTH_HOST_DEVICE inline float snap_to_level(float x) {
+DSMOOTH_HOST_DEVICE inline float snap_to_byte(float x) {
   x = x < -1.0f ? -1.0f : x > 1.0f ? 1.0f : x;
   return std::nearbyint((x + 1.0f) * 127.5f) / 127.5f - 1.0f;
 }
@@ -56,8 +56,8 @@ DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline Pixel draw_pixel(const NetworkVie
                                      : pick_component(params, n, u, temperature);
   Pixel pixel{};
   if (component >= k) {
-    const float level = static_cast<float>(p.atoms[component - k]) / 127.5f - 1.0f;
-    for (int c = 0; c < colours; ++c) pixel.value[c] = level;
+    const float value = static_cast<float>(p.atoms[component - k]) / 127.5f - 1.0f;
+    for (int c = 0; c < colours; ++c) pixel.value[c] = value;
     return pixel;
   }
 
@@ -74,7 +74,7 @@ DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline Pixel draw_pixel(const NetworkVie
           std::tanh(parameter(1, 2)) * pixel.value[0] + std::tanh(parameter(2, 2)) * pixel.value[1];
     const float u = philox_uniform(words.word[1 + c]);
     const float x = mean + draw_noise(p, parameter(c, 1), u, temperature);
-    pixel.value[c] = p.likelihood == Likelihood::kDiscretized ? snap_to_level(x) : x;
+    pixel.value[c] = p.likelihood == Likelihood::kDiscretized ? snap_to_byte(x) : x;
   }
   return pixel;
 }

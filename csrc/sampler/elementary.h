@@ -1,7 +1,7 @@
 // elu and sigmoid, with the same roundings for a float and for vectors, and the quantile of the
 // normal distribution. For host and device.
 //
-// The loss and the gated block have an exp of their own (vector_math.h). One for both would change
+// The loss and the gated resnet have an exp of their own (vector_math.h). One for both would change
 // the bits of images or of trained weights.
 #pragma once
 

@@ -24,12 +24,12 @@ struct Column {
 struct Columns {
   Column added, residual_out, act_out, raw_out;
 
-  // place(cache): the RowPlace of the column.
+  // find(cache): the address of the column.
   template <class Block, class F>
   DSMOOTH_HOST_DEVICE static Columns of(const BlockMemory<Block>& memory, const CudaOp& op,
-                                        F place) {
+                                        F find) {
     const auto column = [&](int cache) {
-      const RowPlace found = place(cache);
+      const RowAddress found = find(cache);
       return Column{memory.granule(found.offset), found.stride * kGranule};
     };
     return {column(op.added), column(op.residual_out), column(op.act_out), column(op.raw_out)};

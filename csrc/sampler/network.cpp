@@ -11,7 +11,7 @@
 namespace dsmooth::sampler {
 
 Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
-  const auto level_of = [&](const Term& term) { return p.caches[term.cache].level; };
+  const auto resolution_of = [&](const Term& term) { return p.caches[term.cache].resolution; };
   const int components = p.n_mix + static_cast<int>(p.atoms.size());
   const int blocks = p.atoms.size() == kBytes ? blocks_of(components) : 0;
   for (size_t i = 0; i < p.caches.size(); ++i) {
@@ -20,7 +20,7 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
     // Behind the parameters there is room for two numbers a block.
     const int used = words + (static_cast<int>(i) == p.params ? 2 * blocks : 0);
     caches.push_back(
-        {c.level, c.rows, words, (used + stride_words - 1) / stride_words * stride_words});
+        {c.resolution, c.rows, words, (used + stride_words - 1) / stride_words * stride_words});
   }
   size_t n_terms = 0;
   for (const Op& op : p.ops) n_terms += op.terms.size();
@@ -34,7 +34,7 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
     view.terms = terms.data() + terms.size();
     for (const Term& term : op.terms) {
       terms.push_back(term);
-      view.by_column |= level_of(term) != op.level;
+      view.by_column |= resolution_of(term) != op.resolution;
     }
     ops.push_back(view);
   }
@@ -68,7 +68,7 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
       for (int i = network.begin(Phase::kHorizontal); i < network.end(Phase::kHead); ++i) {
         const OpView& op = ops[i];
         if (op.runs_at_row(row) && op.runs_at_column(column))
-          at_pixel.push_back({static_cast<int16_t>(i), static_cast<int16_t>(op.level)});
+          at_pixel.push_back({static_cast<int16_t>(i), static_cast<int16_t>(op.resolution)});
       }
       *++first = static_cast<int>(at_pixel.size());
     }

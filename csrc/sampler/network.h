@@ -34,9 +34,9 @@ struct MatrixView {
 };
 
 struct OpView : OpSpec {
-  bool by_column;  // one column at a time: it reads another level, writes every second column, or
-                   // on a device begins with biases of images
-  int channels;    // of the result
+  bool by_column;  // one column at a time: it reads another resolution, writes every second column,
+                   // or on a device begins with biases of images
+  int channels;  // of the result
   int n_terms;
   const TermSpec* terms;
   MatrixView row, pixel;
@@ -58,29 +58,31 @@ struct OpView : OpSpec {
 
  private:
   DSMOOTH_HOST_DEVICE bool runs(int parity, int at) const {
-    if (at & ((1 << level) - 1)) return false;
-    return parity == kNone || ((at >> level) & 1) == parity;
+    if (at & ((1 << resolution) - 1)) return false;
+    return parity == kNone || ((at >> resolution) & 1) == parity;
   }
 };
 
 struct CacheView {
-  int level;
+  int resolution;
   int rows;    // of the ring; 0: the whole image
   int words;   // of an image at a position
   int stride;  // from one image to the next; what lies beyond the words stays zero
 
-  DSMOOTH_HOST_DEVICE int rows_of(int height) const { return rows ? rows : (height >> level) + 2; }
+  DSMOOTH_HOST_DEVICE int rows_of(int height) const {
+    return rows ? rows : (height >> resolution) + 2;
+  }
   DSMOOTH_HOST_DEVICE size_t words_per_image(int height, int width) const {
-    return static_cast<size_t>(rows_of(height)) * ((width >> level) + 2) * stride;
+    return static_cast<size_t>(rows_of(height)) * ((width >> resolution) + 2) * stride;
   }
 };
 
 // An operation that runs at a pixel.
 struct PixelOp {
-  int16_t op, level;
+  int16_t op, resolution;
 };
-// Which they are depends on the parities of row and column at each level.
-constexpr int kPixelPeriod = 1 << kLevels;
+// Which they are depends on the parities of row and column at each resolution.
+constexpr int kPixelPeriod = 1 << kResolutions;
 
 struct NetworkView : ProgramSpec {
   int n_atoms, n_params;
@@ -97,7 +99,7 @@ struct NetworkView : ProgramSpec {
   // kPixelPeriod: first_at_pixel[i] .. first_at_pixel[i + 1] - 1 of at_pixel.
   const PixelOp* at_pixel;
   int first_at_pixel[kPixelPeriod * kPixelPeriod + 1];
-  uint8_t atoms[kBytes];       // byte levels, the first n_atoms
+  uint8_t atoms[kBytes];       // bytes, the first n_atoms
   int image_bias_columns = 0;  // of all operations with a projection
 
   // Index in at_pixel of the first of the n operations at a pixel.
@@ -119,7 +121,7 @@ struct NetworkView : ProgramSpec {
   // Words of the sums of one image that wait between the parts of an operation.
   DSMOOTH_HOST_DEVICE size_t partial_words(const OpView& op, int width) const {
     if (!op.two_parts()) return 0;
-    return static_cast<size_t>(width >> op.level) * op.row.columns;
+    return static_cast<size_t>(width >> op.resolution) * op.row.columns;
   }
 };
 
@@ -135,7 +137,7 @@ struct StateView {
   int batch, height, width;
   float* image_biases = nullptr;  // of one operation after the other
 
-  DSMOOTH_HOST_DEVICE int width_at(int level) const { return width >> level; }
+  DSMOOTH_HOST_DEVICE int width_at(int resolution) const { return width >> resolution; }
 
   // Words of image 0 at a position of a cache; rows count from -2 (of rings of 3) or -1 up to the
   // height inclusive.
@@ -143,7 +145,8 @@ struct StateView {
     const CacheView& c = network->caches[cache];
     const int rows = c.rows_of(height);
     const int slot = (row + 1 + rows) % rows;
-    const ptrdiff_t position = static_cast<ptrdiff_t>(slot) * (width_at(c.level) + 2) + column + 1;
+    const ptrdiff_t position =
+        static_cast<ptrdiff_t>(slot) * (width_at(c.resolution) + 2) + column + 1;
     return caches[cache] + position * batch * c.stride;
   }
   // The biases of the images that an operation with a projection has, row by row of packed columns.
@@ -190,7 +193,7 @@ struct Partition {
   int workers;
 };
 
-// Words of a workspace for `images` images that its place i takes: cache i, from n_caches on the
+// Words of a workspace for `images` images that its part i takes: cache i, from n_caches on the
 // waiting sums of operation i - n_caches, and last the biases of images.
 DSMOOTH_HOST_DEVICE inline size_t workspace_words(const NetworkView& network, int i, int images,
                                                   int height, int width) {
@@ -202,8 +205,8 @@ DSMOOTH_HOST_DEVICE inline size_t workspace_words(const NetworkView& network, in
 }
 
 // One matrix product of the step: a part of an operation at `count` columns of a row, in the
-// coordinates of the operation's level. Its rows are the images of the first column, of the next,
-// and so on; a sum over k runs over the terms and their taps in order.
+// coordinates of the operation's resolution. Its rows are the images of the first column, of the
+// next, and so on; a sum over k runs over the terms and their taps in order.
 struct Product {
   const StateView* state;
   int index;  // of the operation

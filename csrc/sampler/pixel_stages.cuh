@@ -15,7 +15,7 @@ namespace dsmooth::sampler {
 // Loads of global memory count on one scoreboard: a wait for one is a wait for all. So they are
 // issued together, behind the products of a window: weights, rows and summands of the next window,
 // and the sources of the one behind it. Nothing reads them before the next products. Rows that the
-// present operation writes come from shared memory; a summand is older (device_plan.cpp).
+// present operation writes come from shared memory; a summand is older (device_program.cpp).
 //
 // A warp's instructions are what a pixel takes, so there are few: the host has found where each
 // granule lies, and what may be missing is left out by a predicate instead of a branch.
@@ -30,7 +30,7 @@ class PixelStages {
     if (n_ == 0) return;
     Window now{stage_at(0), 0, memory_.warp(), 0};
     Sources sources = load_sources(now);
-    fetch(now, places_of(now), sources);
+    fetch(now, addresses_of(now), sources);
     Window next = behind(now, stage_at(1));
     sources = load_sources(next);
     PixelStage third = stage_at(next.index + 1);
@@ -39,13 +39,13 @@ class PixelStages {
       const CudaOp& op = memory_.ops()[now.stage.op];
       const int steps = op.steps[kPixelPart] - now.step;
       const bool mine = now.unit < op.units, whole = mine && steps <= kWindow;
-      const Places places = places_of(next);
+      const Addresses addresses = addresses_of(next);
       const Window after = behind(next, third);
       Sums values{};
       if (mine) multiply(steps, odd);
       if (whole)
         values = op.gate ? values_of<Results::kGate>(odd) : values_of<Results::kPairs>(odd);
-      fetch(next, places, sources);
+      fetch(next, addresses, sources);
       sources = load_sources(after);
       third = stage_at(after.index + 1);
       if (whole) {
@@ -84,7 +84,7 @@ class PixelStages {
     PixelSource of[kWindow][W::kLoadedGranules];
   };
   // Addresses of a window's operands, but for its rows.
-  struct Places {
+  struct Addresses {
     int unit, steps;    // left in the unit; 0 if there is no such unit
     bool begins, ends;  // the sums of the unit
     const Granule* weights;
@@ -128,7 +128,7 @@ class PixelStages {
     return sources;
   }
 
-  DSMOOTH_HOST_DEVICE Places places_of(const Window& window) const {
+  DSMOOTH_HOST_DEVICE Addresses addresses_of(const Window& window) const {
     const CudaOp& op = memory_.ops()[window.stage.op];
     const bool mine = window.unit < op.units;
     const int unit = mine ? window.unit : 0, steps = op.steps[kPixelPart];
@@ -144,33 +144,33 @@ class PixelStages {
 
   // Loads the operands of a window, but for the rows that the operation before writes; at the first
   // step the initial values of the sums, at the last one their summands.
-  DSMOOTH_HOST_DEVICE void fetch(const Window& window, const Places& places,
+  DSMOOTH_HOST_DEVICE void fetch(const Window& window, const Addresses& addresses,
                                  const Sources& sources) {
     DSMOOTH_DEVICE_UNROLL
     for (int j = 0; j < kWindow; ++j) {
       DSMOOTH_DEVICE_UNROLL
       for (int i = 0; i < W::kLoadedWeights; ++i)
-        load_weights(held_.weights[j][i], places.weights + j * kWeightGranules + W::weight(0, i),
-                     j < places.steps);
+        load_weights(held_.weights[j][i], addresses.weights + j * kWeightGranules + W::weight(0, i),
+                     j < addresses.steps);
     }
-    fetch_rows<0, kFirst>(sources, places.steps > 0);
-    fetch_rows<kFirst, kWindow>(sources, places.steps > kFirst);
+    fetch_rows<0, kFirst>(sources, addresses.steps > 0);
+    fetch_rows<kFirst, kWindow>(sources, addresses.steps > kFirst);
     const CudaOp& op = memory_.ops()[window.stage.op];
-    const int first = (column_ >> window.stage.level) * memory_.batch();
+    const int first = (column_ >> window.stage.resolution) * memory_.batch();
     each_slot([&](int high, int slot) {
       const int m = image(high, slot), row = first + (m < memory_.batch() ? m : 0);
-      const int column = places.unit * kColumns + W::slot_column(memory_.lane(), slot);
+      const int column = addresses.unit * kColumns + W::slot_column(memory_.lane(), slot);
       load_sums(held_.sums.of[high][slot], op.begin + (row * op.begin_stride + column),
-                places.begins);
+                addresses.begins);
       held_.added.of[high][slot] =
-          load_added(op, places.added, m, column, places.ends && m < memory_.batch());
+          load_added(op, addresses.added, m, column, addresses.ends && m < memory_.batch());
     });
   }
   template <int kBegin, int kEnd>
   DSMOOTH_HOST_DEVICE void fetch_rows(const Sources& sources, bool there) {
     each_granule<kBegin, kEnd>([&](int j, int q) {
       const PixelSource source = sources.of[j][q];
-      const RowPlace column = memory_.columns()[source.column()];
+      const RowAddress column = memory_.columns()[source.column()];
       held_.near[j][q] = source.near();
       DSMOOTH_DEVICE_UNROLL
       for (int i = 0; i < kHigh * W::kLoadedRows; ++i) {

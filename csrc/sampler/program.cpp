@@ -60,7 +60,7 @@ class Checker {
  private:
   static void check_cache(const Cache& c, const std::string& index) {
     const std::string where = "cache " + index;
-    require(c.level >= 0 && c.level < kLevels, where, "level out of range");
+    require(c.resolution >= 0 && c.resolution < kResolutions, where, "resolution out of range");
     require(c.channels >= 1 && c.channels <= kMostChannels && c.rows >= 0 && c.rows <= 3, where,
             "size out of range");
     require(!c.operand || c.channels % 2 == 0, where, "operands come in pairs of channels");
@@ -81,15 +81,17 @@ class Checker {
     return p_.caches[index];
   }
 
-  void check_use(int index, int level, int channels, bool operand, const std::string& where) const {
+  void check_use(int index, int resolution, int channels, bool operand,
+                 const std::string& where) const {
     const Cache& c = cache(index, where);
-    require(c.level == level && c.operand == operand, where, "level or type of a cache");
+    require(c.resolution == resolution && c.operand == operand, where,
+            "resolution or type of a cache");
     require(c.channels == channels, where, "channels of a cache");
   }
 
   void check_op(const Op& op, const std::string& where) const {
     require(op.phase >= Phase::kEncoder && op.phase <= Phase::kHead, where, "no such phase");
-    require(op.level >= 0 && op.level < kLevels, where, "level out of range");
+    require(op.resolution >= 0 && op.resolution < kResolutions, where, "resolution out of range");
     require(op.n >= 1 && op.n <= kMostChannels && (!op.gate || op.n % 2 == 0), where,
             "number of outputs");
     require(op.bias.size() == static_cast<size_t>(op.n), where, "size of the bias");
@@ -103,14 +105,14 @@ class Checker {
     require(!op.gate || op.residual_in != kNone, where, "a gate needs a residual");
     const int n = op.channels();
     for (int index : {op.residual_in, op.add, op.residual_out})
-      if (index != kNone) check_use(index, op.level, n, false, where);
-    if (op.act_out != kNone) check_use(op.act_out, op.level, op.act_channels(), true, where);
-    if (op.raw_out != kNone) check_use(op.raw_out, op.level, n + n % 2, true, where);
+      if (index != kNone) check_use(index, op.resolution, n, false, where);
+    if (op.act_out != kNone) check_use(op.act_out, op.resolution, op.act_channels(), true, where);
+    if (op.raw_out != kNone) check_use(op.raw_out, op.resolution, n + n % 2, true, where);
     require(op.terms.size() >= 1 && op.terms.size() <= 5, where, "number of terms");
     for (const Term& term : op.terms) check_term(op, term, where);
     if (op.phase == Phase::kEncoder) {  // it runs at every pixel
       const bool everywhere = op.row_parity == kNone && op.column_parity == kNone;
-      require(op.level == 0 && everywhere, where, "an encoder's operation misses pixels");
+      require(op.resolution == 0 && everywhere, where, "an encoder's operation misses pixels");
     }
     const auto in_pixel_part = [](const Term& term) { return !term.row_part; };
     require(std::any_of(op.terms.begin(), op.terms.end(), in_pixel_part), where,
@@ -122,7 +124,7 @@ class Checker {
     require(c.operand, where, "the cache of a term");
     require(term.channels >= 1 && term.channels <= c.channels && term.channels % 2 == 0, where,
             "channels of a term");
-    require(std::abs(c.level - op.level) <= 1, where, "a term jumps a level");
+    require(std::abs(c.resolution - op.resolution) <= 1, where, "a term jumps a resolution");
     require(term.taps >= 1 && term.taps <= 3, where, "number of taps");
     require(term.dcol >= -1 && term.dcol <= 2 - term.taps, where, "a tap beyond the padding");
     require(term.weight.size() == static_cast<size_t>(op.n) * term.taps * term.channels, where,
@@ -132,7 +134,7 @@ class Checker {
     require(term.cache != op.act_out && term.cache != op.raw_out, where, "reads what it writes");
     require(!term.row_part || op.phase == Phase::kHorizontal, where, "a row part elsewhere");
     if (op.phase == Phase::kEncoder) {
-      require(c.level == 0 && c.rows == 0 && term.drow >= -1 && term.drow <= 1, where,
+      require(c.resolution == 0 && c.rows == 0 && term.drow >= -1 && term.drow <= 1, where,
               "a row outside the context");
       return;
     }

@@ -9,14 +9,14 @@
 namespace dsmooth::sampler {
 
 constexpr int kNone = -1;
-constexpr int kBytes = 256;     // values of a discretized pixel
-constexpr int kLevels = 3;      // full, half and quarter resolution
-constexpr int kSplitParts = 3;  // operands that a split value is the sum of
+constexpr int kBytes = 256;      // values of a discretized pixel
+constexpr int kResolutions = 3;  // full, half and quarter resolution
+constexpr int kSplitParts = 3;   // operands that a split value is the sum of
 
 enum class Phase { kEncoder, kVertical, kHorizontal, kHead };
 
 struct Cache {
-  int level;
+  int resolution;
   int channels;
   int rows;  // of the ring; 0: the whole image
   bool operand;
@@ -33,7 +33,7 @@ struct TermSpec {
 
 struct OpSpec {
   Phase phase;
-  int level;
+  int resolution;
   int row_parity, column_parity;
   bool gate;
   bool split;  // act_out gets elu alone, in kSplitParts operands
@@ -73,7 +73,7 @@ struct Op : OpSpec {
 };
 
 struct Program : ProgramSpec {
-  std::vector<int> atoms;  // byte levels, kDiscretized alone
+  std::vector<int> atoms;  // bytes, kDiscretized alone
   std::vector<Cache> caches;
   std::vector<Op> ops;
   std::vector<float> feature_table;  // (kBytes, features)

@@ -114,7 +114,7 @@ class RowTile {
   DSMOOTH_HOST_DEVICE void find(int s) {
     DSMOOTH_DEVICE_UNROLL
     for (int q = 0; q < W::kLoadedGranules; ++q) {
-      const RowPlace row = memory_.rows()[sources_[q].row];
+      const RowAddress row = memory_.rows()[sources_[q].row];
       const int column = sources_[q].in_cache(column_) * memory_.batch();
       found_[q] = {row.offset + sources_[q].within + static_cast<uint32_t>(column) * row.stride,
                    row.stride};
@@ -173,11 +173,11 @@ class RowTile {
   DSMOOTH_HOST_DEVICE void finish() {
     using F = Finish<T, kResults>;
     Pair* scratch = memory_.scratch();
-    const auto place = [](int high, int wide, int slot) {
+    const auto index = [](int high, int wide, int slot) {
       return ((high * kWide + wide) * W::kSlots + slot) * BlockMemory<Block>::kLanes;
     };
     each([&](int high, int wide, int slot) {
-      store_sums<Shared>(&scratch[place(high, wide, slot)].x, sums_[high][wide][slot], true);
+      store_sums<Shared>(&scratch[index(high, wide, slot)].x, sums_[high][wide][slot], true);
     });
     const Columns to =
         Columns::of(memory_, op_, [&](int cache) { return memory_.column_of(cache, column_); });
@@ -190,7 +190,7 @@ class RowTile {
         each_in_group(
             [&](int i, int m, int at) {
               v[i] = load_added(op_, to.added, m, column(i), m < m_all_);
-              v[i] = F::value(scratch[place(at, wide, i % W::kSlots)], v[i]);
+              v[i] = F::value(scratch[index(at, wide, i % W::kSlots)], v[i]);
             },
             high);
         const auto store_all = [&](auto split) {
@@ -247,7 +247,7 @@ class RowTile {
   const Source* const from_;
   const Granule* weights_of_[kWide];
   Source sources_[W::kLoadedGranules];
-  RowPlace found_[W::kLoadedGranules];  // of image 0
+  RowAddress found_[W::kLoadedGranules];  // of image 0
   Granule weights_[2 * kTurn][kWide][W::kLoadedWeights];
   Granule rows_[2 * kTurn][kHigh * kFragmentGranules];
   Pair sums_[kHigh][kWide][W::kSlots];

@@ -84,7 +84,7 @@ void each_output(const Op& op, const Panel& panel, F f) {
 }
 
 // Weights are read once per slice and pixel, so a slice should be large; its caches are read once
-// per pixel, so they should stay in the last-level cache.
+// per pixel, so they should stay in the last-resolution cache.
 constexpr int kSlice = 16;
 
 // The memory of a slice's caches; a slice may be smaller.
@@ -115,9 +115,9 @@ class State {
 // One call: its slices, and the teams of threads that take them.
 class Run {
  public:
-  Run(const CpuSampler& sampler, const Request& request)
+  Run(const CpuSampler& sampler, const CpuCall& call)
       : sampler_(sampler),
-        r_(request),
+        r_(call),
         partition_(partition_among(r_.n, r_.threads, r_.slice > 0 ? r_.slice : kSlice)),
         lanes_(r_.threads / partition_.workers),
         current_(partition_.workers),
@@ -128,7 +128,7 @@ class Run {
     }
   }
 
-  // The work of one of `request.threads` threads.
+  // The work of one of `call.threads` threads.
   void work(int thread) {
     const int t = thread / lanes_, lane = thread % lanes_;
     if (t >= partition_.workers) return;
@@ -169,7 +169,7 @@ class Run {
   }
 
   const CpuSampler& sampler_;
-  const Request& r_;
+  const CpuCall& r_;
   const Partition partition_;
   const int lanes_;  // of a team
   Control control_;
@@ -246,21 +246,21 @@ const float* CpuSampler::pack_columns(const Op& op, const Panels& panels,
 }
 
 // Threads come first, as the system may give fewer than wanted: the images are the same.
-void CpuSampler::sample(const Request& request, const std::function<void(double)>& poll) const {
-  if (request.n == 0) return;
+void CpuSampler::sample(const CpuCall& call, const std::function<void(double)>& poll) const {
+  if (call.n == 0) return;
   std::promise<Run*> ready;  // null: there is nothing to do
   const std::shared_future<Run*> run_of_all = ready.get_future().share();
   std::vector<std::thread> threads;
-  threads.reserve(request.threads);
+  threads.reserve(call.threads);
   try {
-    while (static_cast<int>(threads.size()) < request.threads)
+    while (static_cast<int>(threads.size()) < call.threads)
       threads.emplace_back([run_of_all, i = static_cast<int>(threads.size())] {
         if (Run* const run = run_of_all.get()) run->work(i);
       });
   } catch (const std::exception&) {
     if (threads.empty()) throw std::runtime_error("the system lets this process start no thread");
   }
-  Request now = request;
+  CpuCall now = call;
   now.threads = static_cast<int>(threads.size());
   std::unique_ptr<Run> run;
   std::exception_ptr failure;

@@ -12,7 +12,7 @@
 
 namespace dsmooth::sampler {
 
-struct Request {
+struct CpuCall {
   int64_t n;
   Slice all;  // the n images; its batch is not used
   int threads;
@@ -39,10 +39,10 @@ class CpuSampler {
  public:
   CpuSampler(Program program, const std::string& instruction_set, bool bf16);
 
-  // Fills request.all.out, but for the known pixels. Calls `poll` with the fraction done some ten
+  // Fills call.all.out, but for the known pixels. Calls `poll` with the fraction done some ten
   // times a second from the calling thread; if it throws, the workers stop and the exception goes
   // on to the caller. Throws std::bad_alloc if the caches do not fit into memory.
-  void sample(const Request& request, const std::function<void(double)>& poll) const;
+  void sample(const CpuCall& call, const std::function<void(double)>& poll) const;
 
   const NetworkView& network() const { return skeleton_.network; }
   const TileKernels& kernels() const { return kernels_; }

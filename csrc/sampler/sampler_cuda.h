@@ -14,9 +14,9 @@ namespace dsmooth::sampler {
 //
 // The channels of a tap are padded to whole granules, which are zero in a cache, and a sum to whole
 // steps; weights are zero there.
-class DevicePlan {
+class DeviceProgram {
  public:
-  DevicePlan(Program program, bool bf16);
+  DeviceProgram(Program program, bool bf16);
 
   size_t bytes() const { return image_.size(); }
   // Writes the image of bytes() for a device that holds it at `address`, a multiple of 128; from
@@ -39,8 +39,8 @@ class DevicePlan {
   Workspace workspace(int images, int height, int width) const;
 
  private:
-  // Appends an array and returns its place in the image, as a pointer. Pointers in the image are
-  // places, too, until it is written.
+  // Appends an array and returns its offset in the image, as a pointer. Pointers in the image are
+  // offsets, too, until it is written.
   template <class T>
   const T* append(const std::vector<T>& values);
   template <class F>
@@ -68,7 +68,7 @@ class DevicePlan {
 Partition partition_batch(int64_t n, int processors, size_t image_bytes, size_t memory,
                           int max_slice);
 
-struct CudaRequest {
+struct CudaCall {
   int64_t n;
   Slice all;  // the n images, in memory of the device; its batch is not used
   Partition partition;
@@ -76,7 +76,7 @@ struct CudaRequest {
   void* stream;      // a cudaStream_t of the device
 };
 
-class CudaSampler : public DevicePlan {
+class CudaSampler : public DeviceProgram {
  public:
   // Reads the limits of the current device. Throws std::runtime_error, in plain words and with
   // CUDA's text, if there is none or if its driver is too old, and if the network is too wide for
@@ -93,7 +93,7 @@ class CudaSampler : public DevicePlan {
   // Launches one of them on the stream and returns; they must come in order, and the weights must
   // be on the device by then in the order of the stream. Throws std::runtime_error with CUDA's
   // text.
-  void sample(const CudaRequest& request, int64_t launch) const;
+  void sample(const CudaCall& request, int64_t launch) const;
 
  private:
   int device_;

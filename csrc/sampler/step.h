@@ -90,7 +90,7 @@ class Step {
     w_.for_each(s_.batch * s_.height, [&](int i) {
       const int b = i / s_.height, row = i % s_.height;
       for (int c = 0; c < s_.width; ++c)
-        store_pixel(n_, pixel_at(s_.context, b, row, c), place(n_.context, b, row, c));
+        store_pixel(n_, pixel_at(s_.context, b, row, c), address(n_.context, b, row, c));
     });
     w_.sync();
     for (int i = n_.begin(Phase::kEncoder); i < n_.end(Phase::kEncoder); ++i) {
@@ -116,10 +116,10 @@ class Step {
   // A part of an operation over a row of pixels.
   DSMOOTH_HOST_DEVICE void run(int i, Part part, int row) {
     const OpView& op = n_.ops[i];
-    const int width = state_.width_at(op.level), at_once = op.by_column ? 1 : width;
+    const int width = state_.width_at(op.resolution), at_once = op.by_column ? 1 : width;
     for (int column = 0; column < width; column += at_once)
       if (at_once == width || op.column_parity == kNone || (column & 1) == op.column_parity)
-        w_.matmul(Product{&state_, i, part, row >> op.level, column, at_once});
+        w_.matmul(Product{&state_, i, part, row >> op.resolution, column, at_once});
   }
 
   // The images that hold all pixels of a row, if all are known in all images; else null.
@@ -143,7 +143,7 @@ class Step {
     w_.for_each(s_.batch * s_.width, [&](int i) {
       const int b = i % s_.batch, column = i / s_.batch;
       const Pixel pixel = known ? pixel_at(known, b, image_row, column) : Pixel{};
-      float* const to = place(n_.image, b, row, column);
+      float* const to = address(n_.image, b, row, column);
       store_pixel(n_, pixel, to);
       store_own(n_, pixel, own, to + n_.pixel_words);
     });
@@ -158,20 +158,20 @@ class Step {
     return pixel;
   }
 
-  DSMOOTH_HOST_DEVICE float* place(int cache, int b, int row, int column) const {
+  DSMOOTH_HOST_DEVICE float* address(int cache, int b, int row, int column) const {
     return state_.at(cache, row, column) + int64_t{b} * n_.caches[cache].stride;
   }
 
   // image_row counts from the top of the image, canvas_row from that of the prompt.
   DSMOOTH_HOST_DEVICE void draw_image(int b, int image_row, int canvas_row, int column) {
-    const float* params = place(n_.params, b, canvas_row, column);
+    const float* params = address(n_.params, b, canvas_row, column);
     const uint32_t position = static_cast<uint32_t>(image_row * s_.width + column);
     const Pixel pixel =
         is_known(b, image_row, column)
             ? pixel_at(s_.out, b, image_row, column)
             : draw_pixel(n_, params, s_.seed, s_.first_index + static_cast<uint64_t>(b), position,
                          s_.temperature);
-    float* const to = place(n_.image, b, canvas_row, column);
+    float* const to = address(n_.image, b, canvas_row, column);
     store_pixel(n_, pixel, to);
     store_own(n_, pixel, true, to + n_.pixel_words);
     for (int c = 0; c < n_.image_channels; ++c) {

@@ -43,7 +43,7 @@ constexpr int kWeightGranules = 2 * 32;  // of a fragment and step
 
 // Bytes from the weights of a fragment and step to operand k of a column.
 template <class T>
-DSMOOTH_INLINE int weight_place(int column, int k) {
+DSMOOTH_INLINE int weight_offset(int column, int k) {
   constexpr int kPerGranule = kGranule / static_cast<int>(sizeof(T));
   const int lane = column / 2 * 4 + k / kPerGranule, i = k % kPerGranule, odd = column % 2;
   if (sizeof(T) == sizeof(float)) return (odd * 32 + lane) * kGranule + i * 4;
@@ -82,8 +82,8 @@ struct Warp {
       const int column = slot_column(lane, slot);
       for (int k = 0; k < kDepth; ++k) {
         const float x = at(row, k * static_cast<int>(sizeof(T)));
-        even[slot].x = fmaf(at(weights, weight_place<T>(column, k)), x, even[slot].x);
-        even[slot].y = fmaf(at(weights, weight_place<T>(column + 1, k)), x, even[slot].y);
+        even[slot].x = fmaf(at(weights, weight_offset<T>(column, k)), x, even[slot].x);
+        even[slot].y = fmaf(at(weights, weight_offset<T>(column + 1, k)), x, even[slot].y);
       }
     }
   }

@@ -26,7 +26,7 @@ struct Segment {
 };
 
 // Row m of memory begins at begin + m * stride; null means nowhere.
-struct Rows {
+struct StridedRows {
   float* begin = nullptr;
   ptrdiff_t stride = 0;  // in words
 
@@ -38,7 +38,7 @@ struct Epilogue {
   bool gate = false;
   bool split = false;  // act_out has kSplitParts operands, [0, channels) each, whose sum is elu(v)
   int channels = 0;    // of the result; else act_out has elu(v) in [0, channels), elu(-v) behind
-  Rows residual_in, add, residual_out, act_out, raw_out;
+  StridedRows residual_in, add, residual_out, act_out, raw_out;
 };
 
 // out[m] = epilogue(init[m % init_rows] + sum over segments a[m] b), for m rows.
@@ -51,7 +51,7 @@ struct Job {
   const float* init;  // packed columns
   ptrdiff_t init_stride;
   int init_rows;
-  Rows partial;  // if non-null, receives the sums (packed columns), and there is no epilogue
+  StridedRows partial;  // if non-null, receives the sums (packed columns), and there is no epilogue
   Epilogue epilogue;
 };
 

@@ -23,7 +23,7 @@ inline Job make_job(const Product& p) {
     const TermSpec& term = op.terms[t];
     if (op.phase == Phase::kHorizontal && term.row_part != (p.part == Part::kRow)) continue;
     const CacheView& cache = network.caches[term.cache];
-    const int down = op.level - cache.level;
+    const int down = op.resolution - cache.resolution;
     const auto in_cache = [&](int at) { return down > 0 ? at << 1 : down < 0 ? at >> 1 : at; };
     for (int tap = 0; tap < term.taps; ++tap)
       job.segments[job.n_segments++] = {
@@ -47,8 +47,9 @@ inline Job make_job(const Product& p) {
     return job;
   }
   const auto rows = [&](int cache) {
-    return cache == kNone ? Rows{}
-                          : Rows{state.at(cache, p.row, p.column), network.caches[cache].stride};
+    return cache == kNone
+               ? StridedRows{}
+               : StridedRows{state.at(cache, p.row, p.column), network.caches[cache].stride};
   };
   job.epilogue = {op.gate,          op.split,
                   op.channels,      rows(op.residual_in),
@@ -134,8 +135,8 @@ class CpuWorker {
     int n;
     const PixelOp* list = state.network->at_pixel + state.network->ops_at(row, column, n);
     for (int i = 0; i < n; ++i) {
-      const auto [op, level] = list[i];
-      matmul(Product{&state, op, Part::kPixel, row >> level, column >> level, 1});
+      const auto [op, resolution] = list[i];
+      matmul(Product{&state, op, Part::kPixel, row >> resolution, column >> resolution, 1});
       sync();
     }
   }

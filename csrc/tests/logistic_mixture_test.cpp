@@ -82,10 +82,10 @@ std::vector<Tensor> compute(const Case& c, ElementType type, int threads, const 
   Tensor x = image(c.channels), params = image(n_params), state = image(kStateChannels);
   Tensor grad = plane();
   fill(x, c.channels, [](int64_t pixel, int64_t colour) {
-    if (pixel % 3 == 0) colour = 0;  // grey: its colours have one level, which may be an atom's
-    const int64_t level =
+    if (pixel % 3 == 0) colour = 0;  // grey: its colours are one byte, which may be an atom's
+    const int64_t byte =
         (37 * pixel + 101 * colour) % 5 == 0 ? (pixel % 2) * 255 : (pixel * 53 + colour) % 256;
-    return static_cast<double>(level) / 127.5 - 1;
+    return static_cast<double>(byte) / 127.5 - 1;
   });
   fill(params, n_params, [](int64_t pixel, int64_t channel) {
     return kNumbers[(pixel * 7 + channel * 3) % std::size(kNumbers)];

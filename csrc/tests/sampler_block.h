@@ -128,7 +128,7 @@ std::vector<Granule> draw_as_cuda(Program program, const Slice& all, int64_t n,
                                   const Device& device, int max_slice, Mode mode,
                                   int64_t omit = -1) {
   using Lanes = HostBlock<kWarps, kWarpLanes>;
-  DevicePlan plan(std::move(program), sizeof(T) == sizeof(Bf16));
+  DeviceProgram plan(std::move(program), sizeof(T) == sizeof(Bf16));
   std::vector<Granule> weights(plan.bytes() / kGranule);
   plan.write(weights.data(), reinterpret_cast<uintptr_t>(weights.data()));
   const Partition partition =

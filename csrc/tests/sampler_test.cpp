@@ -7,13 +7,11 @@
 //                         file fuzz-seed has the last seed, for a process that was ended
 #include <algorithm>
 #include <chrono>
-#include <climits>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
-#include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -23,6 +21,7 @@
 #include "expect.h"
 #include "sampler_block.h"
 #include "sampler_toy.h"
+#include "wrong_programs.h"
 
 namespace dsmooth::sampler {
 namespace {
@@ -223,7 +222,7 @@ void batches_are_shared_out() {
 void blocks_fit_into_shared_memory() {
   for (bool bf16 : {false, true})
     for (int filters : {3, 40, 160, 400}) {
-      const DevicePlan plan(toy(filters, 3, Conditioning::kNone), bf16);
+      const DeviceProgram plan(toy(filters, 3, Conditioning::kNone), bf16);
       const auto lay_out = [&](int limit) { return plan.shared(8, limit); };
       const int roomy = lay_out(1 << 20).bytes, smallest = lay_out(roomy - 1).bytes;
       expect(throws([&] { lay_out(smallest - 1); }), "a block that does not fit");
@@ -231,7 +230,7 @@ void blocks_fit_into_shared_memory() {
         if (limit < smallest) continue;
         const SharedLayout l = lay_out(limit);
         expect(l.bytes <= limit && l.tall == (limit >= roomy), "shared memory overflows");
-        for (int at : {l.places, l.ops, l.rows, l.near, l.near_stride, l.near_raw, l.scratch})
+        for (int at : {l.addresses, l.ops, l.rows, l.near, l.near_stride, l.near_raw, l.scratch})
           expect(at % kGranule == 0, "what is read by granules is not aligned");
       }
     }
@@ -242,7 +241,7 @@ void bad_programs_are_refused() {
   const auto refused = [](auto change) {
     Program program = toy(4, 1, Conditioning::kNone);
     change(program);
-    return throws([&] { DevicePlan(program, true); });
+    return throws([&] { DeviceProgram(program, true); });
   };
   const auto projected = [&](int size, int missing) {
     return refused([&](Program& p) {
@@ -285,70 +284,6 @@ void an_exception_stops_the_workers() {
   const auto stop = [](double) { throw std::runtime_error("stop"); };
   for (int threads : {2, 3})
     expect(throws([&] { sampler.sample({2, all, threads, 0}, stop); }), "the call went on");
-}
-
-using Random = std::mt19937_64;
-
-int below(Random& random, int count) {
-  return static_cast<int>(random() % static_cast<uint64_t>(count));
-}
-auto& one_of(Random& random, auto& items) {
-  return items[below(random, static_cast<int>(std::size(items)))];
-}
-
-// Changes a number, a flag, or the order of the operations.
-void change(Random& random, Program& p) {
-  constexpr int kNumbers[] = {
-      0, 1, 2, 3, 5, 6, 8, 12, 255, 1 << 20, -1, -2, INT_MIN, INT_MAX, INT_MAX / 3 + 1};
-  std::vector<int*> numbers{&p.image_channels, &p.image_parts, &p.n_mix,          &p.image,
-                            &p.context,        &p.params,      &p.condition_size, &p.features};
-  std::vector<bool*> flags{&p.conditioned, &p.image_again};
-  for (Cache& cache : p.caches) {
-    numbers.insert(numbers.end(), {&cache.level, &cache.channels, &cache.rows});
-    flags.push_back(&cache.operand);
-  }
-  for (Op& op : p.ops) {
-    numbers.insert(numbers.end(),
-                   {&op.level, &op.row_parity, &op.column_parity, &op.n, &op.residual_in, &op.add,
-                    &op.residual_out, &op.act_out, &op.raw_out});
-    flags.insert(flags.end(), {&op.gate, &op.split});
-    for (Term& term : op.terms) {
-      numbers.insert(numbers.end(),
-                     {&term.cache, &term.drow, &term.dcol, &term.taps, &term.channels});
-      flags.push_back(&term.row_part);
-    }
-  }
-  Op& op = one_of(random, p.ops);
-  int& number = *one_of(random, numbers);
-  const int kind = below(random, 12);
-  if (kind == 0)
-    std::swap(one_of(random, p.ops), op);
-  else if (kind == 1)
-    op.terms.push_back(op.terms.front());
-  else if (kind == 2)
-    op.projection.resize(op.projection.empty() ? 1 : 0);
-  else if (kind < 5)
-    *one_of(random, flags) ^= true;
-  else if (kind < 9)
-    number = static_cast<int>(number + (kind < 7 ? 1u : -1u));
-  else
-    number = one_of(random, kNumbers);
-}
-
-// Weights and biases of the sizes that the program names, so that the check goes on to the rest.
-void fit_weights(Program& program) {
-  const auto few = [](int n) { return n >= 1 && n <= 300; };
-  if (few(program.features)) program.feature_table.resize(kBytes * program.features, 0.3f);
-  for (Op& op : program.ops) {
-    if (!few(op.n)) continue;
-    op.bias.resize(op.n, 0.1f);
-    if (!op.projection.empty() && few(program.condition_size))
-      op.projection.resize(op.n * program.condition_size, 0.2f);
-    for (Term& term : op.terms) {
-      if (few(term.channels) && few(term.taps))
-        term.weight.resize(op.n * term.taps * term.channels, 0.03f);
-    }
-  }
 }
 
 // A wrong program is refused, or its images do not depend on how the work is shared out, and CUDA's

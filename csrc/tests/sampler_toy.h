@@ -1,5 +1,5 @@
-// A small program with every kind of operation: both streams, two levels, gates, skips, an encoder,
-// a hidden layer of the head; and images to draw by a program.
+// A small program with every kind of operation: both streams, two resolutions, gates, skips, an
+// encoder, a hidden layer of the head; and images to draw by a program.
 #pragma once
 
 #include <cmath>
@@ -21,9 +21,9 @@ struct Bytes {
   int hidden = 0;    // channels of the head's hidden layer, 0: there is none
 
   static std::vector<int> all() {
-    std::vector<int> levels(kBytes);
-    std::iota(levels.begin(), levels.end(), 0);
-    return levels;
+    std::vector<int> bytes(kBytes);
+    std::iota(bytes.begin(), bytes.end(), 0);
+    return bytes;
   }
 };
 
@@ -49,11 +49,11 @@ class Toy {
   Program take() { return std::move(p_); }
 
  private:
-  int cache(int level, int channels, int rows, bool operand = true) {
-    p_.caches.push_back({level, channels, rows, operand});
+  int cache(int resolution, int channels, int rows, bool operand = true) {
+    p_.caches.push_back({resolution, channels, rows, operand});
     return static_cast<int>(p_.caches.size()) - 1;
   }
-  int act(int level, int rows) { return cache(level, 2 * f_, rows); }
+  int act(int resolution, int rows) { return cache(resolution, 2 * f_, rows); }
   int split_act() {
     const int used = kSplitParts * f_;
     return cache(0, used + used % 2, 1);
@@ -71,10 +71,10 @@ class Toy {
   struct Outputs {
     int residual, act, raw;
   };
-  void op(Phase phase, int level, int n, std::vector<Term> terms, Outputs to, bool gate = false,
-          int add = kNone, int row_parity = kNone, int column_parity = kNone) {
-    Op op{{phase, level, row_parity, column_parity, gate, false, gate ? to.residual : kNone, add,
-           to.residual, to.act, to.raw},
+  void op(Phase phase, int resolution, int n, std::vector<Term> terms, Outputs to,
+          bool gate = false, int add = kNone, int row_parity = kNone, int column_parity = kNone) {
+    Op op{{phase, resolution, row_parity, column_parity, gate, false, gate ? to.residual : kNone,
+           add, to.residual, to.act, to.raw},
           n,
           {},
           std::move(terms),

@@ -55,7 +55,7 @@ class Tensor {
   }
 
  private:
-  char* place(int64_t i) const {
+  char* address(int64_t i) const {
     int64_t element = 0;
     for (size_t dim = shape_.size(); dim-- > 0; i /= shape_[dim])
       element += i % shape_[dim] * strides_[dim];
@@ -64,12 +64,12 @@ class Tensor {
   template <class T>
   T load(int64_t i) const {
     T value;
-    std::memcpy(&value, place(i), sizeof value);
+    std::memcpy(&value, address(i), sizeof value);
     return value;
   }
   template <class T>
   void store(int64_t i, T value) {
-    std::memcpy(place(i), &value, sizeof value);
+    std::memcpy(address(i), &value, sizeof value);
   }
 
   ElementType type_;

@@ -40,12 +40,12 @@ class Phase(IntEnum):
 
 @dataclass(frozen=True)
 class Cache:
-    """A ring of `rows` rows at 1/2**level resolution; rows = 0 keeps the whole image.
+    """A ring of `rows` rows at 1/2**resolution of the image's size; rows = 0 keeps the whole image.
 
     operand: activations in the matmul's dtype, else float32.
     """
 
-    level: int
+    resolution: int
     channels: int
     rows: int
     operand: bool
@@ -56,7 +56,7 @@ class Term:
     """A run of taps in one row of a cache: weight (n, taps, channels), float64.
 
     It reads the first channels of the cache, an even number. Tap t reads row + drow, column + dcol
-    + t, in the coordinates of the cache's level. row_part: computed for the whole row when it
+    + t, in the coordinates of the cache's resolution. row_part: computed for the whole row when it
     begins, from what is known by then.
     """
 
@@ -80,7 +80,7 @@ class Op:
     """
 
     phase: Phase
-    level: int
+    resolution: int
     bias: Array
     terms: list[Term]
     gate: bool = False
@@ -99,7 +99,7 @@ class _Stream(NamedTuple):
     """A stream of the network, or the encoder: when it runs, and the caches that it has.
 
     rows: of each cache, 0 for the whole image. reach: the rows that a kernel sees, from the current
-    one. residual: at each level, the value of the layer last computed at a position, which the next
+    one. residual: at each resolution, the value of the layer last computed at a position, which the next
     one adds to.
     """
 
@@ -137,7 +137,7 @@ class Program:
         # Row r of u needs rows r - 1 and r of its inputs. ul needs one row only: the row part has
         # consumed the row above before the row itself is overwritten.
         self._u, self._ul = (
-            _Stream(phase, rows, (-1, 0), [self._values(level) for level in range(3)])
+            _Stream(phase, rows, (-1, 0), [self._values(resolution) for resolution in range(3)])
             for phase, rows in ((Phase.VERTICAL, 2), (Phase.HORIZONTAL, 1))
         )
         self.context = NONE
@@ -145,22 +145,24 @@ class Program:
         # The stem reads two rows above the current one.
         self.image = self._cache(0, self._pixel_width + self._own_width, 3)
         stack = [self._stem(e_u, e_ul)]
-        for level in range(3):
+        for resolution in range(3):
             # The stride-2 convolutions read a block's last value as it is.
-            raws = (self._raw(level, 2), self._raw(level, 1)) if level < 2 else NO_RAWS
-            stack.extend(self._block(model.up[level], stack[-1], raws))
-            if level < 2:
-                u = self._downsize(self._u, model.downsize_u[level], raws[0])
-                stack.append((u, self._downsize(self._ul, model.downsize_ul[level], raws[1])))
+            raws = (
+                (self._raw(resolution, 2), self._raw(resolution, 1)) if resolution < 2 else NO_RAWS
+            )
+            stack.extend(self._block(model.up[resolution], stack[-1], raws))
+            if resolution < 2:
+                u = self._downsize(self._u, model.downsize_u[resolution], raws[0])
+                stack.append((u, self._downsize(self._ul, model.downsize_ul[resolution], raws[1])))
 
         acts = stack.pop()
-        for level in (2, 1, 0):
+        for resolution in (2, 1, 0):
             # Only the current row of a block's end is read by the transposed convolutions.
-            raws = (self._raw(level, 1), self._raw(level, 1)) if level else NO_RAWS
-            *_, acts = self._block(model.down[2 - level], acts, raws, stack)
-            if level:
-                u = self._upsize(self._u, model.upsize_u[2 - level], raws[0])
-                acts = u, self._upsize(self._ul, model.upsize_ul[2 - level], raws[1])
+            raws = (self._raw(resolution, 1), self._raw(resolution, 1)) if resolution else NO_RAWS
+            *_, acts = self._block(model.down[2 - resolution], acts, raws, stack)
+            if resolution:
+                u = self._upsize(self._u, model.upsize_u[2 - resolution], raws[0])
+                acts = u, self._upsize(self._ul, model.upsize_ul[2 - resolution], raws[1])
         self._head(acts[1])
 
     def _block(
@@ -199,21 +201,21 @@ class Program:
         again = self._pixel_width if self.image_again else 0
         return self.image_channels * self.features.shape[1] + again
 
-    def _cache(self, level: int, channels: int, rows: int, *, operand: bool = True) -> int:
+    def _cache(self, resolution: int, channels: int, rows: int, *, operand: bool = True) -> int:
         """Add a cache and return its index."""
-        self.caches.append(Cache(level, channels, rows, operand))
+        self.caches.append(Cache(resolution, channels, rows, operand))
         return len(self.caches) - 1
 
-    def _raw(self, level: int, rows: int) -> int:
-        return self._cache(level, self._f + self._f % 2, rows)
+    def _raw(self, resolution: int, rows: int) -> int:
+        return self._cache(resolution, self._f + self._f % 2, rows)
 
-    def _values(self, level: int, rows: int = 1) -> int:
-        return self._cache(level, self._f, rows, operand=False)
+    def _values(self, resolution: int, rows: int = 1) -> int:
+        return self._cache(resolution, self._f, rows, operand=False)
 
     def _add(
         self,
         stream: _Stream,
-        level: int,
+        resolution: int,
         bias: Array,
         terms: list[Term],
         act_out: int | None = None,
@@ -221,8 +223,8 @@ class Program:
     ) -> int:
         """Add an operation; the cache of its value's concat_elu, by default a new one."""
         if act_out is None:
-            act_out = self._cache(level, 2 * self._f, stream.rows)
-        self.ops.append(Op(stream.phase, level, bias, terms, act_out=act_out, **outputs))
+            act_out = self._cache(resolution, 2 * self._f, stream.rows)
+        self.ops.append(Op(stream.phase, resolution, bias, terms, act_out=act_out, **outputs))
         return act_out
 
     def _terms(
@@ -281,7 +283,7 @@ class Program:
         caches: tuple[int | None, int | None] = (None, None),
     ) -> int:
         """caches: of h and of the result, by default new ones."""
-        level = self.caches[x].level
+        resolution = self.caches[x].resolution
         weight, bias = folded(layer.conv_in)
         terms = self._terms(stream, x, weight)
         if layer.nin_skip is not None:
@@ -294,31 +296,31 @@ class Program:
                 # The first skip of ul is u, of which the whole row is known.
                 row_part = stream.phase == Phase.HORIZONTAL and i == 0
                 terms.append(Term(skip, 0, 0, own, row_part))
-        h = self._add(stream, level, bias, terms, caches[0])
+        h = self._add(stream, resolution, bias, terms, caches[0])
         weight, bias = folded(layer.conv_out)
         projection = layer.condition_weight  # (2F, D)
         return self._add(
             stream,
-            level,
+            resolution,
             bias,
             self._terms(stream, h, weight),
             caches[1],
             gate=True,
             projection=None if projection is None else as_numpy(projection).astype(np.float64),
-            residual_in=stream.residual[level],
-            residual_out=stream.residual[level],
+            residual_in=stream.residual[resolution],
+            residual_out=stream.residual[resolution],
             raw_out=raw_out,
         )
 
     def _downsize(self, stream: _Stream, layer: nn.Module, raw: int) -> int:
-        level = self.caches[raw].level + 1
+        resolution = self.caches[raw].resolution + 1
         weight, bias = folded(layer)
         terms = self._terms(stream, raw, weight)
-        return self._add(stream, level, bias, terms, residual_out=stream.residual[level])
+        return self._add(stream, resolution, bias, terms, residual_out=stream.residual[resolution])
 
     def _upsize(self, stream: _Stream, layer: nn.Module, raw: int) -> int:
         """One operation per parity of row and column, each with the taps that fall there."""
-        level = self.caches[raw].level - 1
+        resolution = self.caches[raw].resolution - 1
         weight, bias = folded(layer)  # (c, n, 2, kw)
         weight = _widened(weight.swapaxes(0, 1), self.caches[raw].channels)
         # y[2i + a, 2j + b - first] += w[a, b] x[i, j]: the taps of an output column of each parity,
@@ -329,8 +331,10 @@ class Program:
             for column, taps in enumerate(columns):
                 terms = [Term(raw, 0, 0, weight[:, :, row, taps].swapaxes(1, 2))]
                 parity = {"row_parity": row, "column_parity": column}
-                residual = stream.residual[level]
-                act = self._add(stream, level, bias, terms, act, residual_out=residual, **parity)
+                residual = stream.residual[resolution]
+                act = self._add(
+                    stream, resolution, bias, terms, act, residual_out=residual, **parity
+                )
         assert act is not None
         return act
 
@@ -403,8 +407,8 @@ def feature_table(octaves: int) -> Array:
     """The Fourier features of each byte, (256, 2 octaves) float32."""
     if octaves == 0:
         return np.zeros((256, 0), np.float32)
-    levels = torch.arange(256, dtype=torch.float32) / 127.5 - 1
-    return as_numpy(fourier_features(levels.view(256, 1, 1, 1), octaves)[:, :, 0, 0])
+    bytes = torch.arange(256, dtype=torch.float32) / 127.5 - 1
+    return as_numpy(fourier_features(bytes.view(256, 1, 1, 1), octaves)[:, :, 0, 0])
 
 
 def as_numpy(parameter: Tensor) -> Array:

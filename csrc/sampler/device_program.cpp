@@ -52,28 +52,31 @@ CudaOp without_matrices(const Op& op) {
 }  // namespace
 
 template <class T>
-const T* DevicePlan::append(const std::vector<T>& values) {
-  const size_t place = (image_.size() + kAlignment - 1) / kAlignment * kAlignment;
-  image_.resize(place + values.size() * sizeof(T));
-  if (!values.empty()) std::memcpy(image_.data() + place, values.data(), values.size() * sizeof(T));
-  return reinterpret_cast<const T*>(place);
+const T* DeviceProgram::append(const std::vector<T>& values) {
+  const size_t offset = (image_.size() + kAlignment - 1) / kAlignment * kAlignment;
+  image_.resize(offset + values.size() * sizeof(T));
+  if (!values.empty())
+    std::memcpy(image_.data() + offset, values.data(), values.size() * sizeof(T));
+  return reinterpret_cast<const T*>(offset);
 }
 
 // Calls f(term, tap, granule) for every granule of k.
 template <class F>
-void DevicePlan::each_granule(const std::vector<const Term*>& terms, F f) const {
+void DeviceProgram::each_granule(const std::vector<const Term*>& terms, F f) const {
   for (const Term* term : terms)
     for (int tap = 0; tap < term->taps; ++tap)
       for (int i = 0; i < ceil_of(term->channels, per_granule()); ++i) f(*term, tap, i);
 }
 
-std::vector<Source> DevicePlan::sources(const Op& op, const std::vector<const Term*>& terms) const {
+std::vector<Source> DeviceProgram::sources(const Op& op,
+                                           const std::vector<const Term*>& terms) const {
   std::vector<Source> sources;
   each_granule(terms, [&](const Term& term, int tap, int i) {
     const CacheView& cache = skeleton_.caches[term.cache];
     const int row = term.cache * kRowsInReach + term.drow - kRowAbove;
     sources.push_back({static_cast<uint16_t>(row), static_cast<uint8_t>(term.dcol + tap + 1),
-                       static_cast<uint8_t>(1 + cache.level - op.level), static_cast<uint32_t>(i)});
+                       static_cast<uint8_t>(1 + cache.resolution - op.resolution),
+                       static_cast<uint32_t>(i)});
   });
   const int nowhere = network_.n_caches * kRowsInReach;
   while (sources.size() % kStepGranules != 0)
@@ -81,7 +84,7 @@ std::vector<Source> DevicePlan::sources(const Op& op, const std::vector<const Te
   return sources;
 }
 
-std::vector<PixelSource> DevicePlan::pixel_sources(const Op& op, const OpView* before) const {
+std::vector<PixelSource> DeviceProgram::pixel_sources(const Op& op, const OpView* before) const {
   std::vector<PixelSource> sources;
   each_granule(terms_of(op, Part::kPixel), [&](const Term& term, int tap, int i) {
     const bool own = term.dcol + tap == 0;
@@ -97,30 +100,30 @@ std::vector<PixelSource> DevicePlan::pixel_sources(const Op& op, const OpView* b
   return sources;
 }
 
-std::vector<PixelStage> DevicePlan::list_stages(const Program& program) {
+std::vector<PixelStage> DeviceProgram::list_stages(const Program& program) {
   std::vector<PixelStage> stages;
   std::map<std::array<int, 3>, const PixelSource*> known;  // operation, and what is near
   const NetworkView& network = skeleton_.network;
   for (int list = 0; list < kPixelPeriod * kPixelPeriod; ++list) {
     const OpView* before = nullptr;
     for (int i = network.first_at_pixel[list]; i < network.first_at_pixel[list + 1]; ++i) {
-      const auto [op, level] = skeleton_.at_pixel[i];
-      const auto [place, is_new] = known.insert(
+      const auto [op, resolution] = skeleton_.at_pixel[i];
+      const auto [found, is_new] = known.insert(
           {{op, before ? before->act_out : kNone, before ? before->raw_out : kNone}, nullptr});
       const OpView& now = network.ops[op];
       const int added = now.gate ? now.residual_in : now.add;
       if (before && added != kNone && added == before->residual_out)
         throw std::invalid_argument("sampler program, operation " + std::to_string(op) +
                                     ": adds what the one before it has just written");
-      if (is_new) place->second = append(pixel_sources(program.ops[op], before));
-      stages.push_back({place->second, op, level});
+      if (is_new) found->second = append(pixel_sources(program.ops[op], before));
+      stages.push_back({found->second, op, resolution});
       before = &network.ops[op];
     }
   }
   return stages;
 }
 
-MatrixView DevicePlan::pack(const Op& op, Part part, CudaOp& to) {
+MatrixView DeviceProgram::pack(const Op& op, Part part, CudaOp& to) {
   const std::vector<const Term*> terms = terms_of(op, part);
   if (terms.empty()) return {nullptr, 0, to.columns()};
   const std::vector<Source> from = sources(op, terms);
@@ -139,10 +142,10 @@ MatrixView DevicePlan::pack(const Op& op, Part part, CudaOp& to) {
         const size_t step = at / kColumns * steps + k / step_operands;
         auto* bytes = reinterpret_cast<unsigned char*>(weights.data() + step * kWeightGranules);
         if (network_.bf16)
-          put(reinterpret_cast<Bf16*>(bytes + weight_place<Bf16>(column, k % step_operands)),
+          put(reinterpret_cast<Bf16*>(bytes + weight_offset<Bf16>(column, k % step_operands)),
               weight[channel]);
         else
-          put(reinterpret_cast<float*>(bytes + weight_place<float>(column, k % step_operands)),
+          put(reinterpret_cast<float*>(bytes + weight_offset<float>(column, k % step_operands)),
               weight[channel]);
       }
       first += per_granule();
@@ -155,7 +158,7 @@ MatrixView DevicePlan::pack(const Op& op, Part part, CudaOp& to) {
   return {nullptr, 1, to.columns()};
 }
 
-DevicePlan::DevicePlan(Program given, bool bf16) {
+DeviceProgram::DeviceProgram(Program given, bool bf16) {
   const Program program = checked(std::move(given));
   skeleton_ = Skeleton(program, bf16, kGranule / static_cast<int>(sizeof(float)));
   network_ = skeleton_.network;
@@ -191,13 +194,13 @@ DevicePlan::DevicePlan(Program given, bool bf16) {
   image_.resize((image_.size() + kAlignment - 1) / kAlignment * kAlignment);
 }
 
-void DevicePlan::write(void* to, uintptr_t address) {
+void DeviceProgram::write(void* to, uintptr_t address) {
   const auto move = [address](auto& pointer) {
     using Pointer = std::remove_reference_t<decltype(pointer)>;
     pointer = reinterpret_cast<Pointer>(reinterpret_cast<uintptr_t>(pointer) + address);
   };
-  const auto in_image = [this]<class T>(const T* place) {
-    return reinterpret_cast<T*>(image_.data() + reinterpret_cast<uintptr_t>(place));
+  const auto in_image = [this]<class T>(const T* offset) {
+    return reinterpret_cast<T*>(image_.data() + reinterpret_cast<uintptr_t>(offset));
   };
   for (int i = 0; i < network_.n_ops; ++i) {
     OpView& view = in_image(network_.ops)[i];
@@ -222,7 +225,7 @@ void DevicePlan::write(void* to, uintptr_t address) {
   move(stages_);
 }
 
-int DevicePlan::widest(int OpView::* cache) const {
+int DeviceProgram::widest(int OpView::* cache) const {
   int bytes = 0;
   const NetworkView& network = skeleton_.network;
   for (int i = network.begin(Phase::kHorizontal); i < network.end(Phase::kHead); ++i)
@@ -231,18 +234,18 @@ int DevicePlan::widest(int OpView::* cache) const {
   return bytes;
 }
 
-SharedLayout DevicePlan::shared(int warps, int limit) const {
+SharedLayout DeviceProgram::shared(int warps, int limit) const {
   const NetworkView& network = skeleton_.network;
   const auto padded = [](int bytes) { return (bytes + 127) / 128 * 128; };
   SharedLayout layout{};
   int end = padded(sizeof(BlockHead));
   const auto take = [&](int bytes) { return std::exchange(end, end + padded(bytes)); };
-  const int n_places = network.n_caches + network.n_ops;
-  layout.places = take(n_places * static_cast<int>(sizeof(float*)));
-  layout.partials = layout.places + network.n_caches * static_cast<int>(sizeof(float*));
+  const int n_addresses = network.n_caches + network.n_ops;
+  layout.addresses = take(n_addresses * static_cast<int>(sizeof(float*)));
+  layout.partials = layout.addresses + network.n_caches * static_cast<int>(sizeof(float*));
   layout.ops = take(network.n_ops * static_cast<int>(sizeof(CudaOp)));
-  layout.rows = take((network.n_caches * kRowsInReach + 1) * static_cast<int>(sizeof(RowPlace)));
-  layout.columns = take((2 * network.n_caches + 1) * static_cast<int>(sizeof(RowPlace)));
+  layout.rows = take((network.n_caches * kRowsInReach + 1) * static_cast<int>(sizeof(RowAddress)));
+  layout.columns = take((2 * network.n_caches + 1) * static_cast<int>(sizeof(RowAddress)));
   // Two rows that lanes read at once lie in different banks.
   layout.near_raw = widest(&OpView::act_out);
   layout.near_stride =
@@ -259,7 +262,7 @@ SharedLayout DevicePlan::shared(int warps, int limit) const {
   return layout;
 }
 
-Workspace DevicePlan::workspace(int images, int height, int width) const {
+Workspace DeviceProgram::workspace(int images, int height, int width) const {
   check_size(height, width);
   const NetworkView& network = skeleton_.network;
   Workspace workspace{kZeroWords, 0};
