@@ -99,8 +99,8 @@ class _Stream(NamedTuple):
     """A stream of the network, or the encoder: when it runs, and the caches that it has.
 
     rows: of each cache, 0 for the whole image. reach: the rows that a kernel sees, from the current
-    one. residual: at each resolution, the value of the layer last computed at a position, which the next
-    one adds to.
+    one. residual: at each resolution, the value of the layer last computed at a position, to which
+    the next one adds.
     """
 
     phase: Phase
@@ -147,11 +147,10 @@ class Program:
         stack = [self._stem(e_u, e_ul)]
         for resolution in range(3):
             # The stride-2 convolutions read a block's last value as it is.
-            raws = (
-                (self._raw(resolution, 2), self._raw(resolution, 1)) if resolution < 2 else NO_RAWS
-            )
+            last = resolution == 2
+            raws = NO_RAWS if last else (self._raw(resolution, 2), self._raw(resolution, 1))
             stack.extend(self._block(model.up[resolution], stack[-1], raws))
-            if resolution < 2:
+            if not last:
                 u = self._downsize(self._u, model.downsize_u[resolution], raws[0])
                 stack.append((u, self._downsize(self._ul, model.downsize_ul[resolution], raws[1])))
 
