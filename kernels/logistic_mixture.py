@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import launch, prepare
-from .mixture_terms import byte_level, colour_terms, place_among, shift_of, tanh_pair
+from .mixture_terms import byte_of, colour_terms, index_among, shift_of, tanh_pair
 
 
 @triton.jit
@@ -40,7 +40,7 @@ def store_group(ptrs, value, mask, stride_k, group: tl.constexpr, N_MIX: tl.cons
 @triton.jit
 def load_atoms(ptrs, mask_p, stride_k, first, N_ATOMS: tl.constexpr, BLOCK_K: tl.constexpr):
     """The logits of atoms `first`, `first` + 1, ... of every pixel, (BLOCK_P, BLOCK_K) in float32;
-    lanes without an atom are -inf. And the atoms' places, (1, BLOCK_K), as floats.
+    lanes without an atom are -inf. And the atoms' indices, (1, BLOCK_K), as floats.
 
     ptrs: of the lanes of atom 0.
     """
@@ -69,7 +69,7 @@ def log_prob_kernel(
     CHANNELS: tl.constexpr,
     LIKELIHOOD: tl.constexpr,
     N_ATOMS: tl.constexpr,
-    LEVELS: tl.constexpr,  # tuple of their byte levels; None: all 256 in order
+    BYTES: tl.constexpr,  # tuple of their bytes; None: all 256 in order
     ROWS_FOLLOW: tl.constexpr,  # in x and params too: an image is then one row of pixels
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -123,22 +123,22 @@ def log_prob_kernel(
         factor = factor * factor1 * factor2  # > 1e-5: a sum scaled by exponents alone is safe
 
     # log sum_k pi_k p_k = log sum_k factor_k e^(logit_k + exponent_k) - log sum_k e^logit_k, where
-    # an atom has p = 1 at its level, else 0.
+    # an atom has p = 1 at its byte, else 0.
     logit = tl.where(mask_k[None, :], logit, float("-inf"))
     top_logit = logit
     if N_ATOMS > 0:
-        level = byte_level(x0)
+        byte = byte_of(x0)
         if CHANNELS == 3:
-            grey = (level == byte_level(x1)) & (level == byte_level(x2))
-            level = tl.where(grey, level, -1.0)
-        place = place_among(level, LEVELS)
+            grey = (byte == byte_of(x1)) & (byte == byte_of(x2))
+            byte = tl.where(grey, byte, -1.0)
+        index = index_among(byte, BYTES)
         atom_here = tl.full(logit.shape, float("-inf"), tl.float32)
         for first in tl.range(0, N_ATOMS, BLOCK_K, loop_unroll_factor=UNROLL):
             atom_logit, atom = load_atoms(
                 atom_ptrs, mask_p, params_strides[1], first, N_ATOMS=N_ATOMS, BLOCK_K=BLOCK_K
             )
             top_logit = tl.maximum(top_logit, atom_logit)
-            atom_here = tl.where(atom == place, atom_logit, atom_here)
+            atom_here = tl.where(atom == index, atom_logit, atom_here)
     max_logit = tl.max(top_logit, axis=1)[:, None]
     shift = shift_of(max_logit)
     joint = (logit - shift) + exponent
@@ -176,7 +176,7 @@ def log_prob_kernel(
                 atom_logit, atom = load_atoms(
                     atom_ptrs, mask_p, params_strides[1], first, N_ATOMS=N_ATOMS, BLOCK_K=BLOCK_K
                 )
-                d_atom = tl.where(atom == place, atom_responsibility, 0.0)
+                d_atom = tl.where(atom == index, atom_responsibility, 0.0)
                 d_atom -= tl.exp(atom_logit - max_logit) / sum_weight
                 tl.store(
                     grads + (N_MIX + first) * grad_strides[1],
@@ -309,7 +309,7 @@ def log_prob(
         CHANNELS=channels,
         LIKELIHOOD=likelihood,
         N_ATOMS=len(atoms),
-        LEVELS=None if tuple(atoms) == tuple(range(256)) else tuple(atoms),
+        BYTES=None if tuple(atoms) == tuple(range(256)) else tuple(atoms),
         ROWS_FOLLOW=_rows_follow(x) and _rows_follow(params),
         BLOCK_P=tiling.block_p,
         BLOCK_K=tiling.block_k,

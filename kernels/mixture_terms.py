@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 
 MIN_LOG_SCALE = tl.constexpr(-7.0)
-HALF_LEVEL = tl.constexpr(1 / 255)  # delta, half the distance of two of the 256 levels
-LOG_LEVEL = tl.constexpr(-4.848116364598481)  # log(2 delta)
-OUTER_LEVEL = tl.constexpr(0.999)  # beyond it, the outer levels take the tails
+HALF_STEP = tl.constexpr(1 / 255)  # delta, half the distance of two bytes in [-1, 1]
+LOG_STEP = tl.constexpr(-4.848116364598481)  # log(2 delta)
+OUTER_BYTE = tl.constexpr(0.999)  # beyond it, the outer bytes take the tails
 LARGE_LOGIT = tl.constexpr(256.0)
 NORMAL_PEAK = tl.constexpr(0.3989422804014327)  # 1 / sqrt(2 pi)
 
@@ -66,16 +66,16 @@ def colour_density(distance, log_scale, inverse_scale):
 
 @triton.jit
 def colour_mass(x, distance, log_scale, inverse_scale):
-    """As colour_density, for the probability of the level of x.
+    """As colour_density, for the probability of the byte of x.
 
-    With a, b = (x - mean +- delta) / s and D = a - b, that is sigma(a) - sigma(b), at level 0
-    sigma(a), at level 255 sigma(-b). Seen from the mean, one edge of the level is far, |z| + D/2,
+    With a, b = (x - mean +- delta) / s and D = a - b, that is sigma(a) - sigma(b), for byte 0
+    sigma(a), for byte 255 sigma(-b). Seen from the mean, one edge of the byte is far, |z| + D/2,
     and one near, |z| - D/2: sigma(far) sigma(-near) (1 - e^-D) whatever the sign of z, so the
     exponentials of |z| and D/2 serve all. And 1 - e^-D = D phi(D), log D = log(2 delta) - log s:
     no small difference, and no underflow at any scale.
     """
     z = distance * inverse_scale
-    half = HALF_LEVEL * inverse_scale  # D / 2 <= 4.3
+    half = HALF_STEP * inverse_scale  # D / 2 <= 4.3
     half = tl.where(half > 1e-30, half, 1e-30)
     far = tl.abs(z) + half
     near = tl.abs(z) - half
@@ -90,9 +90,9 @@ def colour_mass(x, distance, log_scale, inverse_scale):
     phi = one_less / width
     d_width = exp_half * exp_half * width / one_less  # D / (e^D - 1)
 
-    # The outermost levels keep one edge: level 0 the upper, a, which is the far one if z >= 0.
-    is_first = x < -OUTER_LEVEL
-    is_last = x > OUTER_LEVEL
+    # The outermost bytes keep one edge: byte 0 the upper, a, which is the far one if z >= 0.
+    is_first = x < -OUTER_BYTE
+    is_last = x > OUTER_BYTE
     outer = is_first | is_last
     no_near = (is_first & (z >= 0)) | (is_last & (z < 0))
     no_far = (is_first & (z < 0)) | (is_last & (z >= 0))
@@ -101,7 +101,7 @@ def colour_mass(x, distance, log_scale, inverse_scale):
     tail_far = tl.where(no_far, 0.0, exp_far * inverse_far)  # sigma(-far)
     tail_near = tl.where(no_near, 0.0, tl.where(inside, exp_near, 1.0) * inverse_near)
 
-    exponent = tl.where(no_near | inside, 0.0, -near) + tl.where(outer, 0.0, LOG_LEVEL - log_scale)
+    exponent = tl.where(no_near | inside, 0.0, -near) + tl.where(outer, 0.0, LOG_STEP - log_scale)
     factor = tl.where(no_far, 1.0, inverse_far) * tl.where(no_near, 1.0, inverse_near)
     factor = factor * tl.where(outer, 1.0, phi)
     slope = tail_far - tail_near
@@ -159,24 +159,24 @@ def tanh_pair(w):
 
 
 @triton.jit
-def byte_level(x):
+def byte_of(x):
     """The nearest whole number to (x + 1) 127.5, as a float; NaN for NaN."""
     return ((x + 1.0) * 127.5 + ROUND) - ROUND
 
 
 @triton.jit
-def place_among(level, LEVELS: tl.constexpr):
-    """The place of `level` in the tuple LEVELS, a float; some other number where it has none.
+def index_among(byte, BYTES: tl.constexpr):
+    """Index of `byte` in the tuple BYTES, as a float; a float that is no index where it is not in.
 
-    LEVELS: None for all 256 levels in their order.
+    BYTES: None for all 256 in their order.
     """
-    if LEVELS is None:
-        place = level
+    if BYTES is None:
+        index = byte
     else:
-        place = tl.full(level.shape, -1.0, tl.float32)
-        for j in tl.static_range(len(LEVELS)):
-            place = tl.where(level == LEVELS[j], 1.0 * j, place)
-    return place
+        index = tl.full(byte.shape, -1.0, tl.float32)
+        for j in tl.static_range(len(BYTES)):
+            index = tl.where(byte == BYTES[j], 1.0 * j, index)
+    return index
 
 
 @triton.jit

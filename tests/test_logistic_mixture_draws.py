@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_sample
-from dsmooth.functional.logistic_mixture import snap_to_levels, split_mixture
+from dsmooth.functional.logistic_mixture import snap_to_bytes, split_mixture
 from tests.helpers.mixture_cases import (
     GOLDEN,
     LEVELS,
@@ -125,8 +125,8 @@ def test_discretized_draws_are_levels_and_condition_as_such() -> None:
     scale = math.exp(-7) * torch.logit(uniforms_of(500))
     green = 0.1 + coefficients[0] * x[:, 0] + scale[:, 2]
     blue = 0.1 + coefficients[1] * x[:, 0] + coefficients[2] * x[:, 1] + scale[:, 3]
-    torch.testing.assert_close(x[:, 1], snap_to_levels(green), rtol=0, atol=1e-12)
-    torch.testing.assert_close(x[:, 2], snap_to_levels(blue), rtol=0, atol=1e-12)
+    torch.testing.assert_close(x[:, 1], snap_to_bytes(green), rtol=0, atol=1e-12)
+    torch.testing.assert_close(x[:, 2], snap_to_bytes(blue), rtol=0, atol=1e-12)
 
 
 def test_continuous_draws_are_not_clamped() -> None:
@@ -175,9 +175,9 @@ def test_all_is_each_level() -> None:
 
 
 def test_snapping_keeps_the_levels() -> None:
-    assert torch.equal(snap_to_levels(LEVELS), LEVELS)
+    assert torch.equal(snap_to_bytes(LEVELS), LEVELS)
     narrow = torch.arange(256, dtype=torch.float32) / 127.5 - 1
-    assert torch.equal(snap_to_levels(narrow), narrow)
+    assert torch.equal(snap_to_bytes(narrow), narrow)
 
 
 @each_channels

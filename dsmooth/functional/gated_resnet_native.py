@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _extension
 from ..kernels.geometry import Taps, empty_channels_last
-from .gated_resnet_operands import FIELDS, Operands, Settings, empty_gradient, register_block
+from .gated_resnet_operands import FIELDS, Operands, Settings, empty_gradient, register_gated_resnet
 
 MAX_TAPS = 64
 
@@ -83,6 +83,6 @@ def _call(
     function(tensors, *numbers, *dropout, torch.get_num_threads(), instruction_set)
 
 
-gated_resnet_native, forward_op, backward_op = register_block(
+gated_resnet_native, forward_op, backward_op = register_gated_resnet(
     "gated_resnet", ("str instruction_set", "auto"), 2, _outputs, _forward, _backward, _ordered
 )

@@ -60,7 +60,7 @@ def empty_gradient(name: str, given: Operands) -> Tensor:
     return empty_weight(tensor)
 
 
-def register_block(
+def register_gated_resnet(
     name: str,
     option: tuple[str, Any],
     saved: int,

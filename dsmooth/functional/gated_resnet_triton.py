@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from ..kernels.geometry import empty_channels_last, packed_sizes
-from .gated_resnet_operands import Operands, Settings, register_block
+from .gated_resnet_operands import Operands, Settings, register_gated_resnet
 
 
 def _outputs(given: Operands, save: bool, keep: bool) -> tuple[Tensor, ...]:
@@ -43,6 +43,6 @@ def _backward(
     return kernels.backward(grad_y, saved, given, settings, wanted)
 
 
-gated_resnet_triton, forward_op, backward_op = register_block(
+gated_resnet_triton, forward_op, backward_op = register_gated_resnet(
     "gated_resnet_triton", ("bool keep", False), 3, _outputs, _forward, _backward
 )

@@ -8,7 +8,7 @@ means:
     mean_g += c_gr x_r        mean_b += c_br x_r + c_bg x_g
 
 One component index serves all colours of a pixel. An atom is a component that puts all its
-probability on one byte level, the same in all colours. Equations: docs/math.md, sections 2 and 3.
+probability on one byte, the same in all colours. Equations: docs/math.md, sections 2 and 3.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .logistic_mixture_triton import triton_log_prob
 ReferenceLikelihood = Literal["continuous", "discretized", "gaussian", "discretized_legacy"]
 
 MIN_LOG_SCALE = -7.0
-HALF_LEVEL = 1 / 255  # half the distance of two of the 256 levels in [-1, 1]
+HALF_STEP = 1 / 255  # half the distance of two bytes in [-1, 1]
 
 
 def logistic_mixture_log_prob(
@@ -53,10 +53,10 @@ def logistic_mixture_log_prob(
     likelihood: "continuous" gives the log of a density of logistics; "discretized" the log of the
     probability of a byte; "gaussian" the log of a density of Gaussians whose variance is
     smoothing_scale**2 + exp(log_scale)**2, for images with Gaussian noise of that scale.
-    x: (B, C, H, W), C = 1 or 3; for "discretized" one of the 256 levels byte/127.5 - 1, else
+    x: (B, C, H, W), C = 1 or 3; for "discretized" one of the 256 bytes, byte/127.5 - 1, else
     real-valued and never clamped. params: (B, P, H, W) on x's device, P = 3K + J for C = 1 and
-    10K + J for C = 3, J = len(atoms). atoms: distinct byte levels, for "discretized" alone; each is
-    one more component, a point mass at that level in all colours. "all": the 256 of grey images.
+    10K + J for C = 3, J = len(atoms). atoms: distinct bytes, for "discretized" alone; each is
+    one more component, a point mass at that byte in all colours. "all": the 256 of grey images.
     Returns (B, H, W), the sum over colours inside one mixture. Half and bfloat16 inputs are
     computed and returned in float32, also under autocast; gradients come in each input's dtype.
     A NaN in x or in params gives NaN at that pixel.
@@ -67,7 +67,7 @@ def logistic_mixture_log_prob(
     resnet alone. Under "triton" the gradient of the plain sum is kept in each input's dtype, so in
     float16 it must not pass 65504.
 
-    Raises ValueError for shapes or levels that do not fit, TypeError for integer tensors, and
+    Raises ValueError for shapes or bytes that do not fit, TypeError for integer tensors, and
     RuntimeError with the reason for an explicit impl that cannot run.
     """
     atoms = check_mixture(x, params, likelihood, atoms, smoothing_scale)
@@ -147,7 +147,7 @@ def logistic_mixture_sample(
     the atom, by the cumulative softmax; the others give x_c = mean_c + scale_c * logit(u_c), for
     "gaussian" mean_c + sqrt(smoothing_scale**2 + scale_c**2) * ndtri(u_c). Colours are drawn in
     turn, and a drawn colour moves the means of the next. "discretized" is clamped to [-1, 1] and
-    snapped to the 256 levels before it moves a mean, an atom gives its level in all colours; the
+    snapped to the 256 bytes before it moves a mean, an atom gives its byte in all colours; the
     others are real-valued and not clamped. temperature > 0 divides the logits and multiplies the
     scales.
 
@@ -190,16 +190,16 @@ def logistic_mixture_sample(
             coefficients = mixture.coefficients.gather(2, index).squeeze(2)
             mean = mean + sum(w * colours[i] for i, w in _mean_shifts(coefficients, c))
         colour = mean + noise[:, c]
-        colours.append(snap_to_levels(colour) if likelihood == "discretized" else colour)
+        colours.append(snap_to_bytes(colour) if likelihood == "discretized" else colour)
     x = torch.stack(colours, dim=1)
     if atoms:
-        levels = params.new_tensor([0.0] * n_mix + list(atoms)) / 127.5 - 1
-        x = x.where(chosen < n_mix, levels[chosen])
+        values = params.new_tensor([0.0] * n_mix + list(atoms)) / 127.5 - 1
+        x = x.where(chosen < n_mix, values[chosen])
     return x
 
 
-def snap_to_levels(x: Tensor) -> Tensor:
-    """The nearest of the 256 levels byte/127.5 - 1, of any shape."""
+def snap_to_bytes(x: Tensor) -> Tensor:
+    """The nearest of the 256 values byte/127.5 - 1, of any shape."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
@@ -233,20 +233,20 @@ def check_mixture(
     smoothing_scale: float,
     allowed: Sequence[str] = get_args(Likelihood),
 ) -> tuple[int, ...]:
-    """The levels of atoms. Raise ValueError or TypeError unless x and params are one batch of
+    """The bytes of atoms. Raise ValueError or TypeError unless x and params are one batch of
     pixels and of mixtures of this kind."""
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"x must have shape (B, C, H, W) with C = 1 or 3, got {tuple(x.shape)}")
-    levels = bytes_of(atoms, x.shape[1])
-    check_likelihood(likelihood, levels, smoothing_scale, allowed)
-    _n_mix(params, x.shape[1], len(levels))
+    values = bytes_of(atoms, x.shape[1])
+    check_likelihood(likelihood, values, smoothing_scale, allowed)
+    _n_mix(params, x.shape[1], len(values))
     if (params.shape[0], *params.shape[2:]) != (x.shape[0], *x.shape[2:]):
         expected = (x.shape[0], params.shape[1], *x.shape[2:])
         raise ValueError(f"params must have shape {expected}, got {tuple(params.shape)}")
     if x.device != params.device:
         raise ValueError(f"params must be on x's device {x.device}, got {params.device}")
     _check_floating(x=x, params=params)
-    return levels
+    return values
 
 
 def _n_mix(params: Tensor, image_channels: int, n_atoms: int = 0) -> int:
@@ -311,23 +311,23 @@ def _log_gaussian(x: Tensor, means: Tensor, log_scales: Tensor, smoothing_scale:
 
 
 def _at_atoms(x: Tensor, atoms: Sequence[int]) -> Tensor:
-    """(B, J, H, W): whether all colours of a pixel of x (B, C, H, W) have the level of an atom."""
+    """(B, J, H, W): whether all colours of a pixel of x (B, C, H, W) have the byte of an atom."""
     # Made where x is: a list would be sent from the host, which a CUDA graph cannot record.
     if tuple(atoms) == tuple(range(256)):
-        levels = torch.arange(256, dtype=x.dtype, device=x.device)
+        values = torch.arange(256, dtype=x.dtype, device=x.device)
     else:
-        levels = torch.stack([x.new_full((), level) for level in atoms])
-    return (torch.round((x.unsqueeze(2) + 1) * 127.5) == levels.view(1, 1, -1, 1, 1)).all(1)
+        values = torch.stack([x.new_full((), byte) for byte in atoms])
+    return (torch.round((x.unsqueeze(2) + 1) * 127.5) == values.view(1, 1, -1, 1, 1)).all(1)
 
 
 def _log_mass(x: Tensor, means: Tensor, log_scales: Tensor, legacy: bool) -> Tensor:
-    """log of the probability of the level of x; the outer levels take the tails.
+    """log of the probability of the byte of x; the outer bytes take the tails.
 
     legacy: as in the classic code, with a midpoint density where the mass is small.
     """
     inverse_scale = torch.exp(-log_scales)
-    a = (x - means + HALF_LEVEL) * inverse_scale
-    b = (x - means - HALF_LEVEL) * inverse_scale
+    a = (x - means + HALF_STEP) * inverse_scale
+    b = (x - means - HALF_STEP) * inverse_scale
     if legacy:
         mass = torch.sigmoid(a) - torch.sigmoid(b)
         midpoint = _log_density(x, means, log_scales) - math.log(127.5)
@@ -335,12 +335,12 @@ def _log_mass(x: Tensor, means: Tensor, log_scales: Tensor, legacy: bool) -> Ten
     else:
         # sigma(a) - sigma(b) = sigma(a) sigma(-b) (1 - e^-D), D = a - b. An infinite value in the
         # branch that torch.where drops would still make the gradient NaN: its argument is clamped.
-        width = 2 * HALF_LEVEL * inverse_scale
+        width = 2 * HALF_STEP * inverse_scale
         tiny = 1e-30
         log_gap = torch.where(
             width > tiny,
             torch.log(-torch.expm1(-width.clamp(min=tiny))),
-            math.log(2 * HALF_LEVEL) - log_scales,
+            math.log(2 * HALF_STEP) - log_scales,
         )
         interior = F.logsigmoid(a) + F.logsigmoid(-b) + log_gap
     return torch.where(
