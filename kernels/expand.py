@@ -215,8 +215,8 @@ def prepare_expand(
     backward: bool = False,
     gates: bool = False,
 ) -> Prepared:
-    """The launch of `expand`. inputs: whether E of x and the skips is wanted; gates: whether the
-    gradients of A and G are."""
+    """The launch of `expand`. inputs: whether it writes E of x and the skips; gates: whether it
+    writes the gradients of A and G."""
     s0, s1 = (*skip_channels, 0, 0)[:2]
     planes = 1 + (1 + planes_of(skip_channels, filters)) * inputs
     block_f = 32 if filters % 32 == 0 else min(64, max(16, triton.next_power_of_2(filters)))
@@ -239,9 +239,9 @@ def expand(
     (planes, margin + total + margin, 2F), x's plane first and h's last, of which forward only the
     margins are written. Bits (1, margin + total + margin, F). Images are channels_last.
 
-    backward: d_gates_ptr and dh_ptr, room for the gradients of the gates and of h, whose margins
-    are written. With gates_ptr, A and G as (B, 2F, H, W), and dy_ptr, the first is written whole,
-    and sums_ptr, its sums over each BLOCK_P rows of room, (blocks, 2F).
+    backward: d_gates_ptr and dh_ptr, room for the gradients of (A, G) and of h; the margins of both
+    are written. Given gates_ptr, A and G as (B, 2F, H, W), and dy_ptr, d_gates is written whole,
+    and its sums over each BLOCK_P rows of room go to sums_ptr, (blocks, 2F).
     """
     x, named = given.x, prepared.arguments
     planes, total, f = prepared.grid[1] - named["GATES"], named["total"], named["F"]

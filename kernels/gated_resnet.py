@@ -247,8 +247,8 @@ def prepare_backward(
     shape: ResnetShape, needs: Needs, kept: bool, strides: tuple[Any, ...], normed: bool
 ) -> tuple[Prepared, Prepared, Prepared, Prepared, Prepared, tuple[tuple[int, ...], ...]]:
     """Launches of prepare_kernel, gate_kernel (which computes A and G again),
-    hidden_gradient_kernel, parameter_gradient_kernel and last_gradients_kernel; and the sizes of
-    the parts of the gradients of bias_out, bias_in, the weights of h and conv_out.
+    hidden_gradient_kernel, parameter_gradient_kernel and last_gradients_kernel. And the sizes of
+    four partial sums: of the gradients of bias_out, of bias_in, of the weights of h, of conv_out.
 
     kept: whether A and G are; strides: of the weights; normed: whether they have gains.
     """

@@ -62,7 +62,7 @@ def launch(kernel: Any, prepared: Prepared, device: torch.device, **tensors: Any
 
     tensors: each a tensor, a tuple of some, or None.
 
-    Multiplications and additions are fused, asked for by name: Triton's default is to change.
+    Asks for fused multiplications and additions by name: Triton's default will change.
     """
     if prepared.programs == 0:
         return

@@ -105,9 +105,11 @@ def matmul_tiling(
 
 
 def tile_clocks(products: int, read: float) -> float:
-    """Clocks of an H100 for each contracted number of a tile, about: those of the tensor cores or,
-    where it takes longer, of the second-level cache. 4096 FLOP a clock, and numbers of 2 bytes at
-    28 bytes a clock."""
+    """About the clocks of an H100 per contracted number of a tile.
+
+    The longer of two: the tensor cores at 4096 FLOP a clock, and the second-level cache, which
+    gives 28 bytes a clock, 2 for each number.
+    """
     return max(products / 2048, read / 14)
 
 
@@ -146,7 +148,7 @@ class DividedGradient(NamedTuple):
 
 
 def split(tiling: MatmulTiling, rows: int, k: int, columns: int, programs: int) -> DividedGradient:
-    """A weight gradient divided among so many programs, or its tiles where they are more."""
+    """A weight gradient divided among `programs`, or among its tiles if these are more."""
     tiles = -(-k // tiling.block_k) * -(-columns // tiling.block_n)
     blocks = rows // tiling.block_p
     steps = -(-blocks // max(1, min(blocks, programs // tiles)))
@@ -172,7 +174,7 @@ def divide_gradients(
         return hidden, out
 
     def waves_and_clocks(both: tuple[DividedGradient, DividedGradient]) -> tuple[int, float]:
-        """How many waves the programs of both are, and about the clocks of the longest."""
+        """Waves of the programs of both, and about the clocks of the longest program."""
         tiles = ((p.tiling.block_k, p.tiling.block_n, p.steps * p.tiling.block_p) for p in both)
         longest = max(rows * tile_clocks(k * n, k + n) for k, n, rows in tiles)
         return -(-sum(one.tiles * one.splits for one in both) // PROCESSORS), longest

@@ -31,7 +31,7 @@ BLOCK_S = tl.constexpr(4)  # parts of a gradient that are added at once
 
 @triton.jit
 def source_of(k, stride_c, stride_t, T, C, S0, S1):
-    """Offsets in a filter of numbers k = (tap, channel) of its packed row, and which exist.
+    """Offsets in their filter of the numbers k = (tap, channel) of a packed row, and a mask.
 
     With S0 > 0 the weight is that of the skips, of S0 and S1 channels: a "tap" is a plane of C / 2
     channels of a skip, elu of them and of their negatives.
@@ -67,8 +67,8 @@ def pack_filters(
     v_ptr, gain_ptr, packed_ptr, block, source, forward, adjoint,
     NORMED: tl.constexpr, ADJOINT: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_D filters g v / |v|, or v itself without NORMED, to their offsets, one for the
-    convolution and (ADJOINT) one for its adjoint.
+    """Write BLOCK_D filters, g v / |v| or (without NORMED) v, for the convolution and, with
+    ADJOINT, for its adjoint.
 
     source: taps, channels, filters, channels of two skips (see `source_of`), and strides of filter,
     channel and tap. forward, adjoint: the layout of number (d, c, t) (see `offset_of`), and how

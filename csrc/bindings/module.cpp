@@ -1,4 +1,4 @@
-// The Python module dsmooth._C: what no op owns, and the ops' own functions by their register_*.
+// The Python module dsmooth._C: the shared functions here, each op's own by its register_*.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -2,9 +2,10 @@
 // share, and the convolutions' own. Compiled once per instruction set: see vector_math.h for what
 // that forbids.
 //
-// Operands are counted in cells: what one multiplication takes of the summed index, one number for
-// float and double, a pair of bfloat16 where the CPU multiplies those. A tile of M rows and NV
-// vectors of columns stays in registers; a row's cell is broadcast against the columns' vectors.
+// Operands are counted in cells. A cell is the part of the summed index that one multiplication
+// takes: one number of float or double, a pair of bfloat16 where the CPU multiplies pairs. A tile
+// of M rows and NV vectors of columns stays in registers; a row's cell is broadcast against the
+// columns' vectors.
 #pragma once
 
 #include <type_traits>
@@ -232,7 +233,7 @@ struct TileTable {
 template <class D, bool kAdjacent>
 inline constexpr TileTable<D, kAdjacent> kTiles{};
 
-// Vectors of columns that the next tile takes: three only where twos would leave one over.
+// Vectors of columns of the next tile: two, or three if two would leave one over.
 DSMOOTH_INLINE int next_vectors(int vectors) { return vectors == 1 || vectors == 3 ? vectors : 2; }
 
 // The product over all rows and `columns`, a multiple of kColumns; `t` describes its upper left

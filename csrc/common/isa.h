@@ -1,5 +1,5 @@
-// Instruction sets at run time: which of the built ones this CPU has, and what an op has for the
-// one that a caller names. Their table is in csrc/isa.cmake.
+// Instruction sets at run time: the built ones that this CPU has, and an op's code for a set by
+// its name. Their table is in csrc/isa.cmake.
 #pragma once
 
 #include <initializer_list>

@@ -1,5 +1,5 @@
-// Tensors that someone else owns, described for the time of a call: their check. Every error of
-// shape, dtype, device or memory is raised here.
+// Borrowed tensors, described for the time of a call, and their check. Every error of shape, dtype,
+// device or memory is raised here.
 #pragma once
 
 #include <algorithm>
@@ -112,7 +112,8 @@ inline bool is_channels_last(const Borrowed& tensor) {
   return tensor.n_dims == 4 && is_dense(tensor, kOrder);
 }
 
-// The addresses from the first element to behind the last; none of an absent or empty tensor.
+// The range of addresses from the first element to behind the last; empty for an absent or empty
+// tensor.
 struct MemoryRange {
   uintptr_t begin = 0, end = 0;
 

@@ -103,7 +103,7 @@ struct VectorMath {
     return from_bits(bits(magnitude) | (bits(sign) & ~(~Word{0} >> 1)));
   }
 
-  // To a whole number, halves to even, for |v| < 2^22 (float) or 2^51 (double); beyond, to some
+  // The nearest whole number, halves to even, for |v| < 2^22 (float) or 2^51 (double); beyond, some
   // number beyond.
   DSMOOTH_INLINE static V round(V v) { return (v + Format::kRound) - Format::kRound; }
 

@@ -77,7 +77,7 @@ struct Layout {
   int64_t all_sums() const { return weight_sums() + f2_pad + f_pad; }
 };
 
-// Memory of a thread, handed out piece by piece; without memory it counts.
+// A thread's memory, handed out piece by piece. With no memory it only counts the bytes.
 struct Scratch {
   char* start = nullptr;
   int64_t used = 0;
@@ -96,8 +96,8 @@ void fill_zero(T* p, int64_t count) {
   __builtin_memset(p, 0, static_cast<size_t>(count) * sizeof(T));
 }
 
-// out[q][c] = the cell of in[2q][c] and in[2q + 1][c]: neighbouring columns side by side, as a
-// product that sums over pixels takes them.
+// out[q][c] = the cell of in[2q][c] and in[2q + 1][c]. Products that sum over pixels read
+// neighbouring columns side by side.
 template <class D>
 void pair_columns(const typename D::Element* in, int64_t stride, int64_t pairs, int channels,
                   typename D::Cell* out, int64_t out_stride) {

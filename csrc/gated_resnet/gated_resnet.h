@@ -86,8 +86,8 @@ struct GatedField {
   static const std::vector<GatedField>& table();
 };
 
-// The call without its dropout numbers, after a check of every tensor, given by the names of the
-// field table: presence, shape, dtype, device, memory order. The padding is checked when the call
+// Makes a call, still without its dropout, from tensors by the names of the field table. Checks
+// the presence, shape, dtype, device and memory order of each; the padding is checked when the call
 // runs. Throws std::invalid_argument, which names the tensor, what was expected and what came.
 GatedCall check_gated_operands(const std::map<std::string, Borrowed>& given, bool backward);
 
@@ -108,10 +108,10 @@ struct GatedKernels {
                   void* scratch);
   void (*backward)(const GatedCall& call, const void* packed, int64_t first, int64_t last,
                    void* scratch, void* sums);
-  // One of `parts` of adding the sums of all groups, `stride` bytes apart, to the first in order.
+  // Adds the sums of all groups, `stride` bytes apart, to the first, in order: one of `parts`.
   void (*add_sums)(const GatedShape& shape, void* sums, size_t stride, int64_t groups, int64_t part,
                    int64_t parts);
-  // One of `parts` of writing the gradients of the weights from these sums.
+  // Writes the gradients of the weights from these sums: one of `parts`.
   void (*write_gradients)(const GatedCall& call, const void* sums, int64_t part, int64_t parts);
 };
 

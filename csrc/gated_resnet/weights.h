@@ -62,7 +62,7 @@ void pack_kernel(const typename D::Scalar* weight, const KernelLayout& layout,
   }
 }
 
-// Some of the output channels of a convolution, and in how many columns of sums all of them lie.
+// A range of a convolution's output channels, and the number of columns that all of them take.
 struct Outputs {
   int64_t first, last, pad;
 };

@@ -232,7 +232,7 @@ DSMOOTH_INLINE void store_component(const Component<V, C>& component, V weight, 
   }
 }
 
-// The byte that all colours of a pixel have; a number that is none where they differ.
+// The byte that all colours of a pixel share, or a number that is no byte.
 template <class M, int C>
 DSMOOTH_INLINE typename M::V common_byte(const typename M::V (&x)[C]) {
   using V = typename M::V;
@@ -246,16 +246,15 @@ DSMOOTH_INLINE typename M::V common_byte(const typename M::V (&x)[C]) {
   return byte;
 }
 
-// Taken off every logit before an exponent is added, which a large logit would round away.
-// Small ones stay: their sums keep their bits.
+// Subtracted from every logit before an exponent is added: a large logit would round the exponent
+// away. 0 for small logits, whose sums keep their bits.
 template <class M>
 DSMOOTH_INLINE typename M::V shift_of(typename M::V max_logit) {
   using T = typename M::Scalar;
   return M::select(M::abs(max_logit) > static_cast<T>(kLargeLogit), max_logit, M::splat(0));
 }
 
-// The atom at each pixel, the only one whose joint is not -inf: its index, -1 for
-// none.
+// The index of the atom at each pixel, -1 for none. No other atom has a joint above -inf.
 template <class M>
 struct AtomHere {
   int atom[M::kLanes];

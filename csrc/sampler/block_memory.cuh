@@ -42,7 +42,8 @@ struct alignas(8) Source {
 // the beginning of an image; or in shared memory, if the operation before has just written it
 // there.
 //
-// Both are halves of a word: as fields they would be parted where they are loaded, which waits.
+// Both are halves of one word. As two fields they would be split right after the load, and the
+// split would wait for it.
 struct alignas(8) PixelSource {
   uint32_t column_and_near;
   uint32_t within;

@@ -152,7 +152,7 @@ DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch
     op.begin = op.two_parts ? memory.addresses()[network.n_caches + i] : op.bias;
     op.begin_stride = op.two_parts ? op.columns() : 0;
   }
-  // No lane may find there what is not a number.
+  // Zeros, so that no lane reads a NaN.
   for (int i = lane; i < 2 * run.shared.near_bytes() / 4; i += kLanes) words[i] = 0;
 }
 

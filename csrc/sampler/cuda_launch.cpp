@@ -32,8 +32,8 @@ std::string advice_about(cudaError_t status) {
   return "";
 }
 
-// Throws std::runtime_error with CUDA's text. The runtime keeps an error for whoever asks for the
-// last one, which would be the next launch of anyone in this thread: it is taken out first.
+// Throws std::runtime_error with CUDA's text. The runtime also keeps the error for the next call
+// that asks for the last one, in this thread. So the error is taken out first.
 void cuda_check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   const std::string text = std::string(what) + ": " + cudaGetErrorString(status);

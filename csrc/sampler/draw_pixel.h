@@ -32,7 +32,7 @@ DSMOOTH_HOST_DEVICE inline float snap_to_byte(float x) {
   return std::nearbyint((x + 1.0f) * 127.5f) / 127.5f - 1.0f;
 }
 
-// The byte of a value, for a NaN some byte.
+// The nearest byte to a value; any byte for a NaN.
 DSMOOTH_HOST_DEVICE inline int byte_of(float x) {
   const float byte = std::nearbyint((x + 1.0f) * 127.5f);
   return byte > 0.0f ? byte < 255.0f ? static_cast<int>(byte) : 255 : 0;

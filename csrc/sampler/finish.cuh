@@ -36,8 +36,8 @@ struct Columns {
   }
 };
 
-// Sums of a product lie in its registers otherwise than in pairs: to move them by pairs would make
-// the compiler copy them at every step.
+// Moves the two sums one by one. A product's registers do not hold them as pairs, and moves of
+// pairs would make the compiler copy them at every step.
 DSMOOTH_INLINE void load_sums(Pair& to, const float* from, bool there) {
   load_one(to.x, from, there);
   load_one(to.y, from + 1, there);
@@ -64,8 +64,8 @@ DSMOOTH_INLINE Pair load_added(const CudaOp& op, const Column& from, int m, int 
 template <class T>
 struct Curves : Scalar {};
 
-// With the device's exponential, which is off by 2^-22 of e^x. Operands of bfloat16 hide that:
-// beside it a sum of their products is rounded by as much.
+// With the device's exponential, whose relative error is 2^-22. The rounding of a sum of products
+// of bfloat16 is as large.
 struct ShortCurves {
   DSMOOTH_INLINE static float expm1_negative(float x) { return exponential(x) - 1.0f; }
   DSMOOTH_INLINE static float sigmoid(float x) { return reciprocal(1.0f + exponential(-x)); }

@@ -36,7 +36,7 @@ struct MatrixView {
 struct OpView : OpSpec {
   bool by_column;  // one column at a time: it reads another resolution, writes every second column,
                    // or on a device begins with biases of images
-  int channels;  // of the result
+  int channels;    // of the result
   int n_terms;
   const TermSpec* terms;
   MatrixView row, pixel;
@@ -95,7 +95,7 @@ struct NetworkView : ProgramSpec {
   const CacheView* caches;
   const OpView* ops;      // by phase
   int first_of_phase[5];  // operations first_of_phase[p] .. first_of_phase[p + 1] - 1
-  // Operations of the horizontal stream and the head, in order, for each row and column modulo
+  // The operations of the horizontal stream and the head, in order, for each row and column modulo
   // kPixelPeriod: first_at_pixel[i] .. first_at_pixel[i + 1] - 1 of at_pixel.
   const PixelOp* at_pixel;
   int first_at_pixel[kPixelPeriod * kPixelPeriod + 1];

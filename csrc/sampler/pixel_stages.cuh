@@ -17,8 +17,8 @@ namespace dsmooth::sampler {
 // and the sources of the one behind it. Nothing reads them before the next products. Rows that the
 // present operation writes come from shared memory; a summand is older (device_program.cpp).
 //
-// A warp's instructions are what a pixel takes, so there are few: the host has found where each
-// granule lies, and what may be missing is left out by a predicate instead of a branch.
+// The time of a pixel is a warp's number of instructions, so there are few. The host has found each
+// granule's address, and a predicate instead of a branch skips a missing operand.
 template <class T, class Block, int kHigh>
 class PixelStages {
  public:
@@ -215,8 +215,7 @@ class PixelStages {
     });
   }
 
-  // The results of the held sums, to which those of odd fragments of k belong, where a lane has
-  // them.
+  // The results of the held sums, plus the sums of odd fragments of k where a lane has those.
   template <Results kResults>
   DSMOOTH_HOST_DEVICE Sums values_of(const Sums& odd) const {
     Sums values;

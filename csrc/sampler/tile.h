@@ -101,7 +101,7 @@ void any_row_of_two(const Job& job, const Panel& first, const Panel& second, int
   if constexpr (U > 1) any_row_of_two<D, U - 1>(job, first, second, m, out, out2);
 }
 
-// Each part takes what the ones before left of v.
+// Each part is the rounded remainder of v after the parts before.
 template <class T>
 inline void store_split(T* p, int channels, Vec v, int n) {
   for (int part = 0; part < kSplitParts; ++part, p += channels) {

@@ -241,7 +241,7 @@ class CpuWorker {
     kernels_.finish(job, second, m, 1, out2, 0);
   }
 
-  // `solo` is the first lane's.
+  // Only the first lane writes `solo`.
   void wait_at_barrier(bool solo) {
     turn_ ^= 1;
     if (lane_ == 0)

@@ -65,9 +65,9 @@ def choose(
 ) -> Impl:
     """The implementation of an op; "auto" is "triton" on cuda, else "native", else "reference".
 
-    asked: as `resolve_impl` gave it. obstacle: why one cannot run, None if it can. Inside a
-    forward-mode derivative none but the reference can. Raises RuntimeError where an explicit choice
-    cannot.
+    asked: as `resolve_impl` gave it. obstacle: why an implementation cannot run, None if it can.
+    Inside a forward-mode derivative only the reference can. Raises RuntimeError if an explicit
+    choice cannot run.
     """
     chosen: Impl = asked if asked != "auto" else "triton" if device.type == "cuda" else "native"
     reason = None if chosen == "reference" else forward_mode_obstacle() or obstacle(chosen)
@@ -81,8 +81,8 @@ def choose(
 def forward_mode_obstacle() -> str | None:
     """Why an operator cannot compute in a block of forward-mode derivatives; None outside.
 
-    The block is asked, not its tensors: those of an outer `torch.func.jvp` show no tangents in an
-    inner one.
+    It asks for the block, not for tangents of tensors: in an inner `torch.func.jvp` the tensors of
+    an outer one show none.
     """
     inside = forward_ad._current_level >= 0
     return "it has no forward-mode derivative, impl='reference' has" if inside else None
@@ -172,8 +172,10 @@ def register_op(
     gradients: Callable[..., Sequence[Any]],
     keep_inputs: bool = True,
 ) -> tuple[Callable[..., Tensor], Any, Any]:
-    """A differentiable function, and its operators dsmooth::NAME, a result and `saved` tensors for
-    the backward, and dsmooth::NAME_backward.
+    """A differentiable function, and its two operators.
+
+    dsmooth::NAME gives a result and `saved` tensors for the backward, dsmooth::NAME_backward the
+    gradients.
 
     They compute on every device. It does not import torch's compiler, as the first call of
     `torch.library.custom_op` does. tensors, options: declarations of the arguments.

@@ -69,8 +69,9 @@ def register_gated_resnet(
     backward: Callable[..., Mapping[str, Tensor]],
     ordered: Callable[[Operands], Operands] = lambda given: given,
 ) -> tuple[Callable[..., Tensor], Any, Any]:
-    """A function of operands, settings and an option: y (B, F, H, W), channels_last, and the ops of
-    its forward and backward.
+    """A function of operands, settings and an option, and the ops of its forward and backward.
+
+    It returns y (B, F, H, W), channels_last.
 
     An op takes each tensor as its own argument: torch takes lists of tensors apart in Python, at
     every call. name: of the forward's op; option: its last argument, and the default.

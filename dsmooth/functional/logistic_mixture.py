@@ -63,9 +63,9 @@ def logistic_mixture_log_prob(
 
     impl: "triton" is one kernel for value and gradient, on cuda; "native" the C++ extension, on
     cpu; "reference" plain PyTorch (which alone can be differentiated twice). "auto" takes the first
-    of the three that can run, but "triton" only on cuda; so does "cudnn", a choice for the gated
-    resnet alone. Under "triton" the gradient of the plain sum is kept in each input's dtype, so in
-    float16 it must not pass 65504.
+    of the three that can run, but "triton" only on cuda. "cudnn" is a choice of the gated resnet;
+    here it means "auto". Under "triton" the gradient of the plain sum is kept in each input's
+    dtype, so in float16 it must not pass 65504.
 
     Raises ValueError for shapes or bytes that do not fit, TypeError for integer tensors, and
     RuntimeError with the reason for an explicit impl that cannot run.

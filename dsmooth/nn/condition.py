@@ -49,8 +49,8 @@ def condition_vectors(
 
 def check_label(values: Tensor | None, size: int, batch: int, name: str = "label") -> None:
     """Raise ValueError or TypeError unless `values` are the labels (`name`) of `batch` images.
-    size: the classes or noise levels of the model. If it is 0, `values` must be None. The numbers
-    are checked on the CPU alone: a GPU would have to be waited for.
+    size: the number of classes or noise levels of the model; if 0, `values` must be None. Values on
+    a GPU are not read, since that would wait for the GPU.
     """
     of_classes = name == "label"
     if size == 0:

@@ -1,4 +1,4 @@
-"""Checks of images whose likelihood is asked for: what is no image of that kind is not scored."""
+"""Checks of images before their likelihood is computed."""
 
 from __future__ import annotations
 

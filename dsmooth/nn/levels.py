@@ -18,7 +18,7 @@ def at_level(model: PixelCNNpp, level: int) -> PixelCNNpp:
 
     The result has no noise_levels. The projection of a fixed level is a constant: it is added to
     the biases. The other weights are shared with `model`.
-    Raises ValueError for a level that the model has not.
+    Raises ValueError for a level that the model does not have.
     """
     config, n_classes = model.config, model.config.condition_size
     if not 0 <= level < len(config.noise_levels):

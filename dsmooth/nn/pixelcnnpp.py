@@ -96,9 +96,9 @@ class _Hidden(nn.Module):
         self.ul = WeightNormConv(n_filters, hidden, (1, 1))
 
     def forward(self, seen: Tensor, elu_ul: Tensor) -> Tensor:
-        """The image as the network sees it (B, C', H, W), elu(ul) (B, F, H, W) -> (B, M, H, W).
+        """The input of the stem (B, C', H, W) and elu(ul) (B, F, H, W) -> (B, M, H, W).
 
-        C' = config.input_channels. Those pixels are the left one and the three above.
+        C' = config.input_channels. It reads the left pixel and the three above.
         """
         around = down_shift(self.above(seen)) + right_shift(self.left(seen))
         return around + self.ul(elu_ul)
@@ -275,7 +275,7 @@ class PixelCNNpp(nn.Module):
     def _streams(self, x: Tensor, encoded: Encoded, dropout: Dropout) -> list[Streams]:
         """The six block outputs for an image as `_seen` gives it; for "stack" those of both images.
 
-        Of a context that is stacked the network sees no features.
+        A stacked context has no features.
         """
         shared = {"condition": encoded.vector, **dropout._asdict()}
         if encoded.stacked is not None:

@@ -58,7 +58,7 @@ class PairSettings:
 class SavedNetwork:
     """A trained network on disk: its settings, which were read once, and the file of its weights.
 
-    run, settings: of its training. A saved pair states `origin` and `sha256` instead.
+    run, settings: of its training, None in a saved pair, which states `origin` and `sha256`.
     """
 
     folder: Path
@@ -231,5 +231,6 @@ def _read_pair(folder: Path, values: dict[str, Any]) -> list[SavedNetwork]:
 
 
 def arriving_weights(folder: Path, role: Role, sha256: str) -> Path:
-    """The file of a pair's weights before, and after a kill while, it gets its own name."""
+    """The temporary file of a pair's weights: it is there until `save_pretrained` renames it, and
+    stays if the process is killed before."""
     return folder / f".{role}-{sha256[:16]}.safetensors"

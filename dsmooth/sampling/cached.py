@@ -45,13 +45,13 @@ class CachedSampler:
     the sampler. Weights in half precision are packed as those numbers. dtype: torch.float32, or
     torch.bfloat16 for weights and activations with sums in float32, and the head in float32 as
     everywhere; on a CUDA device bfloat16 is the fast one, on tensor cores, and float32 is for
-    comparison. instruction_set: of the CPU; "auto" takes the best that there is, as "avx512" takes
-    "avx512bf16" for bfloat16.
+    comparison. instruction_set: of the CPU; "auto" is the best that the CPU has. For bfloat16
+    "avx512" includes "avx512bf16".
 
-    Raises TypeError for what is not a PixelCNNpp and for another dtype; ValueError for a model on
-    several or on other devices, for a parameter that is not finite and for an instruction set on a
-    CUDA device; RuntimeError, with the reason, if the extension is missing, was built without CUDA
-    or cannot use the device, or if the CPU lacks the instruction set.
+    Raises TypeError for a model that is no PixelCNNpp and for another dtype; ValueError for a model
+    on several or on other devices, for a parameter that is not finite and for an instruction set on
+    a CUDA device; RuntimeError, with the reason, if the extension is missing, was built without
+    CUDA or cannot use the device, or if the CPU lacks the instruction set.
     """
 
     def __init__(

@@ -70,7 +70,8 @@ def gather(
 
 
 class Filled(NamedTuple):
-    """Numbers of images: there before, drawn by this call, and diverged among the latter."""
+    """Numbers of images: those there before, those drawn by this call, and how many of these
+    diverged."""
 
     there: int
     drawn: int
@@ -335,6 +336,7 @@ def write_images(
 
 
 def write_adm_npz(path: Path, x: Tensor) -> None:
-    """Write images x (N, C, H, W) as ADM (guided-diffusion) reads them: finite, uint8 RGB."""
+    """Write the finite images of x (N, C, H, W) as uint8 RGB, the form that ADM
+    (guided-diffusion) reads."""
     pixels = nhwc_bytes(x[~is_diverged(x)])
     write_npz(path, {"arr_0": pixels.repeat(3, axis=3) if pixels.shape[3] == 1 else pixels})

@@ -74,8 +74,8 @@ class Op:
     With `gate` the 2n sums are (A, G) and the value is residual_in + A * sigmoid(G); else the value
     is the sum; `add` is added to it. It is stored as float32 (residual_out), as concat_elu of
     itself (act_out) and as operand (raw_out). split: act_out gets elu of the value alone, as
-    SPLIT_PARTS operands that add up to it. projection: (n, D), which times the vector of an image
-    is one more bias for it; or None. row_parity, column_parity: the positions where the operation
+    SPLIT_PARTS operands that add up to it. projection: (n, D) or None; its product with the vector
+    of an image is added to the bias. row_parity, column_parity: the positions where the operation
     runs, NONE for all.
     """
 
@@ -112,9 +112,9 @@ class _Stream(NamedTuple):
 class Program:
     """The whole network, with a copy of its weights; `image`, `context`, `params` name caches.
 
-    features: (256, 2 octaves), those of each byte. The image's cache has them behind pixel and one,
-    but not those of a prompt. image_again: behind them it has pixel and one once more, again but
-    for a prompt, for the head's hidden layer, which sees the modelled image alone.
+    features: (256, 2 octaves), the Fourier features of each byte. In the image's cache they follow
+    pixel and one; in a prompt they are zeros. image_again: pixel and one follow once more, zeros in
+    a prompt, for the head's hidden layer, which sees the modelled image alone.
     bf16: operands will be bfloat16. A pixel then enters as two of them (image_parts), or it would
     lose the low bits of its noise. The head multiplies split operands and weights, or a log-scale
     or a logit would be off by more than it can learn. conditioned: decides the stream of the noise.

@@ -44,8 +44,8 @@ def sequential_sample(
 
     The noise of pixel (r, c) of image i is Philox4x32-10 with key `seed` and counter
     (r * width + c, first_index + i low, high, stream), stream 0 without context and 1 with one. So
-    an image depends on its index and on the seed. The batch that it is drawn in matters to the
-    rounding of the forward alone. The model samples in evaluation mode, without dropout.
+    an image depends on its index and on the seed. Its batch only changes the rounding of the
+    forward pass. The model samples in evaluation mode, without dropout.
 
     context: (n, C, height, width) for a conditioned model. choices: seed=0, first_index=0,
     temperature=1.0, label=None, known=None and mask=None, see `Choices`.
@@ -95,18 +95,18 @@ def jacobi_sample(
 
     With the noise of every pixel fixed, a pixel is a function of those before it. So an image is a
     function F of itself, and the sampled image is the only fixed point x = F(x). From the guess
-    `start` the sampler iterates x <- F(x), one forward each. After t iterations the first t pixels
-    are exact, so it ends; it ends sooner where pixels depend little on others. An image leaves the
-    batch when an iteration, which counts, did not move its pixels: bitwise for a discretized
-    likelihood, within 8 roundings for a continuous one. by_row: settle row after row, each
-    iteration over the rows so far.
+    `start` the sampler iterates x <- F(x), one forward pass each. After t iterations the first t
+    pixels are exact, so it ends; it ends sooner where pixels depend little on others. An image
+    leaves the batch when an iteration, which counts, did not move its pixels: bitwise for a
+    discretized likelihood, within 8 roundings for a continuous one. by_row: settle row after row,
+    each iteration over the rows so far.
 
     start: (n, C, height, width), by default zeros; it decides the number of iterations, not the
     images, but for rounding. The other arguments are those of `sequential_sample`; F keeps known
     pixels.
 
-    Returns images (n, C, height, width) and iterations (n,): with by_row, the sum over rows of
-    forwards on as many rows. Raises ValueError as `sequential_sample` does, and for a start of
+    Returns images (n, C, height, width) and iterations (n,): with by_row, the sum of the
+    iterations of all rows. Raises ValueError as `sequential_sample` does, and for a start of
     another shape. Source: Song, Meng et al., Accelerating feedforward computation via parallel
     nonlinear equation solving (2021).
     """
