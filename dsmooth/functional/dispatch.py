@@ -175,10 +175,8 @@ def register_op(
     """A differentiable function, and its two operators.
 
     dsmooth::NAME gives a result and `saved` tensors for the backward, dsmooth::NAME_backward the
-    gradients.
-
-    They compute on every device. It does not import torch's compiler, as the first call of
-    `torch.library.custom_op` does. tensors, options: declarations of the arguments.
+    gradients. Both compute on every device. The registration does not import torch's compiler, as
+    the first call of `torch.library.custom_op` does. tensors, options: declarations of the arguments.
     forward(*tensors, *options): the results. backward(grad, saved, tensors, options, needs): a
     gradient of each tensor, or None where it is not needed; the operator's then has no elements.
     outputs, gradients: the same as these two, uninitialised. keep_inputs: whether the backward
@@ -187,13 +185,6 @@ def register_op(
     count = len(tensors)
     kept = [*(f"Tensor saved_{i}" for i in range(saved)), *(tensors if keep_inputs else ())]
     results, grads = (", ".join(["Tensor"] * n) for n in (1 + saved, count))
-
-    def register(op: str, schema: str, compute: Any, fake: Any) -> Any:
-        qualified = f"dsmooth::{op}"
-        torch.library.define(qualified, schema)
-        torch.library.impl(qualified, "default", compute)
-        torch.library.register_fake(qualified, fake)
-        return getattr(torch.ops.dsmooth, op).default
 
     def graded(function: Callable[..., Sequence[Any]]) -> Callable[..., tuple[Tensor, ...]]:
         def call(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
@@ -215,7 +206,7 @@ def register_op(
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             if torch.is_grad_enabled() and not keep_inputs:  # what is saved knows no inputs
-                refuse(ctx)
+                _refuse(name)
             needs = list(ctx.needs_input_grad[:count])
             grads = backward_op(grad, *ctx.saved_tensors, *ctx.options, needs)
             found = [tensor if need else None for tensor, need in zip(grads, needs, strict=True)]
@@ -227,18 +218,29 @@ def register_op(
             return Operator.apply(*args)
         return forward_op(*args)[0]
 
-    def refuse(ctx: Any, *grads: Any) -> NoReturn:
-        raise NotImplementedError(
-            f"the operator {name} cannot be differentiated twice; use impl='reference' "
-            "or a use_impl('reference') block"
-        )
-
     declared = f"({', '.join(tensors)}, {options}) -> ({results})"
-    forward_op = register(name, declared, forward, outputs)
+    forward_op = _define(name, declared, forward, outputs)
     declared = f"(Tensor grad, {', '.join(kept)}, {options}, bool[] needs) -> ({grads})"
-    backward_op = register(f"{name}_backward", declared, graded(backward), graded(gradients))
-    torch.library.register_autograd(f"dsmooth::{name}_backward", refuse)
+    backward_op = _define(f"{name}_backward", declared, graded(backward), graded(gradients))
+    twice = f"dsmooth::{name}_backward"
+    torch.library.register_autograd(twice, lambda ctx, *grads: _refuse(name))
     return run, forward_op, backward_op
+
+
+def _define(op: str, schema: str, compute: Any, fake: Any) -> Any:
+    """The operator dsmooth::OP, for every device. fake: its results, uninitialised."""
+    qualified = f"dsmooth::{op}"
+    torch.library.define(qualified, schema)
+    torch.library.impl(qualified, "default", compute)
+    torch.library.register_fake(qualified, fake)
+    return getattr(torch.ops.dsmooth, op).default
+
+
+def _refuse(name: str) -> NoReturn:
+    raise NotImplementedError(
+        f"the operator {name} cannot be differentiated twice; use impl='reference' "
+        "or a use_impl('reference') block"
+    )
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
