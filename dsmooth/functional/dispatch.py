@@ -176,11 +176,11 @@ def register_op(
 
     dsmooth::NAME gives a result and `saved` tensors for the backward, dsmooth::NAME_backward the
     gradients. Both compute on every device. The registration does not import torch's compiler, as
-    the first call of `torch.library.custom_op` does. tensors, options: declarations of the arguments.
-    forward(*tensors, *options): the results. backward(grad, saved, tensors, options, needs): a
-    gradient of each tensor, or None where it is not needed; the operator's then has no elements.
-    outputs, gradients: the same as these two, uninitialised. keep_inputs: whether the backward
-    gets the tensors.
+    the first call of `torch.library.custom_op` does. tensors, options: declarations of the
+    arguments. forward(*tensors, *options): the results. backward(grad, saved, tensors, options,
+    needs): a gradient of each tensor, or None where it is not needed; the operator's then has no
+    elements. outputs, gradients: the same as these two, uninitialised. keep_inputs: whether the
+    backward gets the tensors.
     """
     count = len(tensors)
     kept = [*(f"Tensor saved_{i}" for i in range(saved)), *(tensors if keep_inputs else ())]
