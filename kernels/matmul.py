@@ -54,8 +54,10 @@ def rows_of_pixels(first, size, G: tl.constexpr):
 @triton.jit
 def zeros(ROWS: tl.constexpr, G: tl.constexpr):
     """Two accumulators, (ROWS, n1) and (ROWS, n2)."""
+    # Triton 3.6 takes no number of a geometry in a tuple.
+    first: tl.constexpr = G.n1
     second: tl.constexpr = G.n2 if G.n2 > 0 else UNUSED
-    return tl.zeros((ROWS, G.n1), dtype=G.acc), tl.zeros((ROWS, second), dtype=G.acc)
+    return tl.zeros((ROWS, first), dtype=G.acc), tl.zeros((ROWS, second), dtype=G.acc)
 
 
 @triton.jit
