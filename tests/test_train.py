@@ -217,7 +217,7 @@ def test_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     dataset = torch.utils.data.TensorDataset(pixels.float() / 255, torch.arange(20))
     assert "train" in dir(dsmooth)
     config = tiny(images=16)
-    with pytest.raises(ValueError, match="image_channels must fit .* 3 channels, not 1"):
+    with pytest.raises(ValueError, match=r"image_channels must fit .* 3 channels, not 1"):
         dsmooth.train(config, tmp_path / "no", dataset=dataset)
     seen: list[Evaluation] = []
     options = {"dataset": dataset, "match_channels": True, "on_evaluation": seen.append}
