@@ -1,8 +1,8 @@
 // The gated resnet over a range of images with the vectors of one instruction set. Compiled once
 // per set, each time with its own DSMOOTH_ISA; see vector_math.h for what this forbids.
 //
-// An image goes through the whole block before the next one starts, so that everything between the
-// block's inputs and outputs stays in the second-level cache.
+// An image goes through the whole gated resnet before the next one starts. So everything between
+// the inputs and the outputs stays in the second-level cache.
 #include "convolution.h"
 #include "passes.h"
 #include "weights.h"

@@ -1,5 +1,5 @@
-// The layout of a block's images, weights and sums; its convolutions and the gradients of their
-// weights, as products over padded images.
+// The layout of a gated resnet's images, weights and sums. Its convolutions and the gradients of
+// their weights, as products over padded images.
 // Compiled once per instruction set: see vector_math.h for what that forbids.
 #pragma once
 
@@ -15,11 +15,11 @@ DSMOOTH_INLINE int64_t round_up(int64_t value, int64_t multiple) {
 DSMOOTH_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 DSMOOTH_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// The extents of a block's images, packed weights and sums. A padded image has the convolution's
-// columns of zeros on both sides, and some more on the right so that pairs of columns exist
-// wherever a tap looks, from an even or an odd column on. Rows outside the image are not there:
-// taps that would read them are left out. Gradients of a convolution's outputs are padded on the
-// opposite sides.
+// The extents of a gated resnet's images, packed weights and sums. A padded image has the
+// convolution's columns of zeros on both sides, and some more on the right so that pairs of columns
+// exist wherever a tap looks, from an even or an odd column on. Rows outside the image are not
+// there: taps that would read them are left out. Gradients of a convolution's outputs are padded on
+// the opposite sides.
 template <class D>
 struct Layout {
   int64_t height, width;

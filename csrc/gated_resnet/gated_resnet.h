@@ -1,4 +1,4 @@
-// The gated residual block of PixelCNN++ on the CPU, forward and backward: y = x + A sigmoid(G),
+// The gated resnet of PixelCNN++ on the CPU, forward and backward: y = x + A sigmoid(G),
 // (A, G) = conv_out(dropout(concat_elu(h))) + image_bias, h = conv_in(concat_elu(x)) +
 // nin(concat_elu(skips)).
 // docs/kernels.md has the equations of the backward and the reasons for this shape.

@@ -1,5 +1,5 @@
-// A block's weights in the order that its products read, and their gradients back in torch's.
-// Compiled once per instruction set: see vector_math.h for what that forbids.
+// A gated resnet's weights in the order that its products read, and their gradients back in
+// torch's. Compiled once per instruction set: see vector_math.h for what that forbids.
 #pragma once
 
 #include "convolution.h"

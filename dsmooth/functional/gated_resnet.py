@@ -44,7 +44,7 @@ def gated_resnet(
     (the reference takes any number, the others two), with nin_skip: weight (F, 2S, 1, 1), bias
     (F,); both or neither. gains: none, or g (D,) of each of these convolutions, whose weights are
     then v of a weight norm w = g v / |v| per output filter. image_bias: (B, 2F), added at every
-    pixel of its image: how a vector that belongs to an image enters the block. dropout: the
+    pixel of its image: how a vector that belongs to an image enters the layer. dropout: the
     probability of an element of concat_elu(h) to be zeroed, a function of `seed` (int64, no
     dimensions; by default drawn from torch's generator), `layer` and the element's index alone: the
     same in every implementation (see `dropout_factors`). first_image: where x begins in a larger
