@@ -84,7 +84,7 @@ void each_output(const Op& op, const Panel& panel, F f) {
 }
 
 // Weights are read once per slice and pixel, so a slice should be large; its caches are read once
-// per pixel, so they should stay in the last-resolution cache.
+// per pixel, so they should stay in the last-level cache.
 constexpr int kSlice = 16;
 
 // The memory of a slice's caches; a slice may be smaller.
@@ -92,13 +92,13 @@ class State {
  public:
   State(const NetworkView& network, int batch, int height, int width) : network_(network) {
     for (int i = 0; i <= network.n_caches + network.n_ops; ++i)
-      places_.emplace_back(workspace_words(network, i, batch, height, width));
-    for (Words& words : places_) pointers_.push_back(words.data());
+      memory_.emplace_back(workspace_words(network, i, batch, height, width));
+    for (Words& words : memory_) pointers_.push_back(words.data());
   }
 
   // For the next slice.
   void clear() {
-    for (int i = 0; i < network_.n_caches; ++i) places_[i].clear();
+    for (int i = 0; i < network_.n_caches; ++i) memory_[i].clear();
   }
   StateView view(const Slice& slice) const {
     return {&network_,       pointers_.data(), pointers_.data() + network_.n_caches,
@@ -108,7 +108,7 @@ class State {
 
  private:
   const NetworkView& network_;
-  std::vector<Words> places_;  // as workspace_words counts them
+  std::vector<Words> memory_;  // as workspace_words counts them
   std::vector<float*> pointers_;
 };
 
