@@ -28,6 +28,7 @@ from .config import Role, TrainConfig
 from .distributed import rank_and_size
 from .fields import ArgumentError
 from .files import read_json
+from .machine import keep_freed_memory
 from .presets import preset
 from .progress import lines_shown, silence
 from .runs import RunFolder, default_folder
@@ -81,6 +82,7 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # the locale may lack a letter

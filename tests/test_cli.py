@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -55,6 +56,28 @@ def test_waiting_threads_sleep_soon_unless_the_user_says_how(
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     run("--version")
     assert "GOMP_SPINCOUNT" not in os.environ
+
+
+@pytest.mark.quick
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting"
+)
+@pytest.mark.parametrize(("variables", "stays"), [({}, True), ({"MALLOC_ARENA_MAX": "1"}, False)])
+def test_large_blocks_stay_in_the_heap(variables: dict[str, str], stays: bool) -> None:
+    """Unless the user says how."""
+    code = (
+        "from dsmooth.machine import keep_freed_memory; keep_freed_memory()\n"
+        "import numpy; address = numpy.empty(2**26).ctypes.data\n"
+        "heap = next(line for line in open('/proc/self/maps') if '[heap]' in line)\n"
+        "first, end = (int(word, 16) for word in heap.split()[0].split('-'))\n"
+        "print(first <= address < end)"
+    )
+    command = [sys.executable, "-c", code]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        command, env=clean | variables, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{stays}\n"
 
 
 @pytest.mark.quick

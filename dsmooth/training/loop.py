@@ -30,7 +30,7 @@ from ..distributed import (
 )
 from ..fields import Argument, ArgumentError
 from ..files import save_weights
-from ..machine import choose_device, use_threads
+from ..machine import choose_device, keep_freed_memory, use_threads
 from ..nn.levels import at_level
 from ..progress import lines_shown
 from ..runs import RunFolder, default_folder
