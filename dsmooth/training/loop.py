@@ -124,6 +124,7 @@ def train(
         config = replace(config, data=OWN, data_dir=None, download=False, image_size=None)
     with process_group(), contextlib.ExitStack() as stack:
         use_threads(threads)
+        keep_freed_memory()
         config, checkpoint, lines = choose_beginning(
             run, config, stack, match_channels=match_channels, resume=resume, force=force
         )
