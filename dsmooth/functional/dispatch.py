@@ -19,6 +19,8 @@ from torch.autograd import forward_ad
 from .. import _extension
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Parts = Sequence[Any]  # some of an operator's arguments
+Grads = list[Tensor | None]
 Impl = Literal["auto", "reference", "triton", "cudnn", "native"]
 _IMPLS = get_args(Impl)
 MIN_CAPABILITY = (8, 0)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _extension
-from .dispatch import register_op
+from .dispatch import Grads, Parts, register_op
 
 
 def _forward(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
@@ -31,13 +30,7 @@ def _outputs(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty((batch, height, width)), x.new_empty((batch, 4, height, width))
 
 
-def _backward(
-    grad: Tensor,
-    saved: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    options: Sequence[Any],
-    needs: Sequence[bool],
-) -> list[Tensor | None]:
+def _backward(grad: Tensor, saved: Parts, inputs: Parts, options: Parts, needs: Parts) -> Grads:
     grad_x, grad_params = grads = _gradients(grad, saved, inputs, options, needs)
     # The gradient of a sum is one number spread by strides of 0, which no vector load can read. The
     # copy is a hundredth of params.
@@ -48,13 +41,7 @@ def _backward(
     return grads
 
 
-def _gradients(
-    grad: Tensor,
-    saved: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    options: Sequence[Any],
-    needs: Sequence[bool],
-) -> list[Tensor | None]:
+def _gradients(grad: Tensor, saved: Parts, inputs: Parts, options: Parts, needs: Parts) -> Grads:
     wanted = zip(inputs, needs, strict=True)
     return [tensor.new_empty(tensor.shape) if need else None for tensor, need in wanted]
 

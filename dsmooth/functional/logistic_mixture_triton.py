@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .dispatch import register_op
+from .dispatch import Grads, Parts, register_op
 
 
 def _forward(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,7 +46,7 @@ def _empty_gradient(params: Tensor) -> Tensor:
     return params.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
 
 
-def _backward(grad: Tensor, units: Sequence[Tensor], *rest: Any) -> list[Tensor | None]:
+def _backward(grad: Tensor, units: Parts, *rest: Any) -> Grads:
     """`units`, the gradients of the sum of log_prob, times grad (B, H, W) per pixel."""
     from ..kernels import logistic_mixture as kernels
 
@@ -58,13 +57,7 @@ def _backward(grad: Tensor, units: Sequence[Tensor], *rest: Any) -> list[Tensor 
     return outputs
 
 
-def _gradients(
-    grad: Tensor,
-    units: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    options: Sequence[Any],
-    needs: Sequence[bool],
-) -> list[Tensor | None]:
+def _gradients(grad: Tensor, units: Parts, inputs: Parts, options: Parts, needs: Parts) -> Grads:
     wanted = zip(units, needs, strict=True)
     return [_empty_gradient(unit) if need else None for unit, need in wanted]
 
