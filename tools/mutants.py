@@ -1,14 +1,19 @@
-"""python tools/mutants.py [ROOM ...]: which changes of the sources do the tests notice?
+"""python tools/mutants.py [--check] [ROOM or FILE ...]: which changes of sources do tests notice?
 
 Each line of mutants.txt changes one place of a file. In a copy of the checkout, with that change
-alone, the tests of its heading, of the default tier, must fail. Tests that fail without a change
-stop the program: nothing would be learned of them. C++ is built anew for each change. Prints every
-mutant and the sums by room.
+alone, the tests of its heading, of the default tier, must fail. Nothing is learned where they fail
+without a change. C++ is built anew for each change. Prints every mutant and the sums by room.
+
+With --check nothing runs: each place must be there once, and each name among the tests.
 """
 
 from __future__ import annotations
 
+import gc
+import importlib
+import inspect
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,8 +21,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,46 +31,100 @@ SECONDS = 600  # after which tests that a change keeps from ending have noticed 
 # Headings: room, file, tests, and the names among them that `-k` takes. Below each, changes of the
 # file: old => new, where "~" is nothing.
 TABLE = Path(__file__).with_suffix(".txt")
+# What most tests import, beside the package: here, not in every child.
+IMPORTED = ("torch", "torch.func", "jinja2", "numpy", "PIL.Image", "rich", "tyro")
+PACKAGE = ("dsmooth.cli", "dsmooth.pair", "dsmooth.training", "dsmooth.evaluate", "torch._dynamo")
+UNKNOWN = 99
 
 
 class Mutant(NamedTuple):
     room: str
     file: str
     tests: tuple[str, ...]
+    names: str
     old: str
     new: str
 
 
-def mutants(rooms: list[str]) -> Iterator[Mutant]:
-    room = file = ""
+def mutants(chosen: list[str]) -> Iterator[Mutant]:
+    room = file = names = ""
     tests: tuple[str, ...] = ()
     for line in filter(None, TABLE.read_text().splitlines()):
         if line.startswith("# "):
-            room, file, *files, names = line[2:].split(" | ")
-            tests = (*files[0].split(), "-k", names)
-        elif not rooms or room in rooms:
+            room, file, of, names = line[2:].split(" | ")
+            tests = tuple(of.split())
+        elif not chosen or {room, file} & {*chosen}:
             old, new = (part.replace("\\n", "\n") for part in line.split(" => "))
-            yield Mutant(room, file, tests, old, new.strip("~"))
+            yield Mutant(room, file, tests, names, old, new.strip("~"))
 
 
-def passes(copy: Path, tests: tuple[str, ...]) -> bool:
-    """Whether the tests pass in the copy, by a fork of this process, which has imported torch."""
+def faults(mutant: Mutant) -> Iterator[str]:
+    """Why a line of the table tells nothing."""
+    count = (ROOT / mutant.file).read_text().count(mutant.old)
+    if count != 1:
+        yield f"{mutant.file} has {count} times: {mutant.old!r}"
+    texts = "".join((ROOT / file).read_text() for file in mutant.tests)
+    for name in mutant.names.split(" or "):
+        if not re.search(rf"def \w*{name}|^from tests\.test_", texts, re.MULTILINE):
+            yield f"{' '.join(mutant.tests)}: no test has {name} in its name"
+
+
+def functions(code: CodeType) -> tuple[object, dict[str, CodeType]]:
+    """The functions of a module or a class by their full names, and all that stands around them."""
+    found: dict[str, CodeType] = {}
+    around: list[object] = [code.co_code, code.co_names]
+    for value in code.co_consts:
+        if not isinstance(value, CodeType):
+            around.append(value)
+        elif value.co_flags & inspect.CO_NEWLOCALS:
+            found[value.co_qualname] = value
+            around.append(value.co_qualname)
+        else:  # the body of a class
+            inner, members = functions(value)
+            around.append(inner)
+            found |= members
+    return around, found
+
+
+def put(path: Path, old: str, new: str) -> bool:
+    """Give the functions of an imported module their changed code; False if more has changed."""
+    (around, before), (others, after) = (
+        functions(compile(source, str(path), "exec")) for source in (old, new)
+    )
+    if around != others or before.keys() != after.keys():
+        return False
+    for function in gc.get_objects():
+        if type(function) is FunctionType and function.__code__.co_filename == str(path):
+            code = after.get(function.__code__.co_qualname)
+            if code is not None and code != function.__code__:
+                function.__code__ = code
+    return True
+
+
+def run(copy: Path, mutant: Mutant) -> int:
+    """Exit status of pytest in the copy, in silence."""
+    import pytest
+
+    os.chdir(copy)
+    if mutant.tests[0].startswith("tests/interpreted"):
+        os.environ["TRITON_INTERPRET"] = "1"
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    signal.alarm(SECONDS)
+    options = ["-x", "-q", "-n0", "-p", "no:cacheprovider"]
+    return pytest.main([*options, *mutant.tests, "-k", mutant.names])
+
+
+def status_of(work: Callable[[], int]) -> int:
+    """The result of a fork of this process."""
     child = os.fork()
     if not child:
-        os.chdir(copy)
-        sys.path.insert(0, str(copy))
-        os.environ["PYTHONPATH"] = str(copy)  # of processes that tests start
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-        signal.alarm(SECONDS)
-        import pytest
-
-        os._exit(pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", *tests]))
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status in (4, 5):
-        sys.exit(f"no tests: {' '.join(tests)}")
-    return status == 0
+        try:
+            os._exit(work())
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def build(copy: Path) -> None:
@@ -72,43 +132,95 @@ def build(copy: Path) -> None:
     subprocess.run(command, cwd=copy, check=True, capture_output=True)
 
 
-def main(rooms: list[str]) -> None:
-    import torch  # noqa: F401 - here, not in every child
+def judge(copy: Path, mutant: Mutant, imported: bool) -> int:
+    """Exit status of its tests; UNKNOWN where the imported package cannot be changed so."""
+    path = copy / mutant.file
+    source = path.read_text()
+    changed = source.replace(mutant.old, mutant.new)
+    native = mutant.file.startswith("csrc/")
 
-    sound: set[tuple[str, ...]] = set()
+    def work() -> int:
+        if imported and not put(path, source, changed):
+            return UNKNOWN
+        return run(copy, mutant)
+
+    path.write_text(changed)  # for processes that tests start, too
+    try:
+        if native:
+            build(copy)
+        return status_of(work)
+    finally:
+        path.write_text(source)
+        if native:
+            build(copy)
+
+
+def judged(copy: Path, every: list[Mutant], imported: bool) -> Iterator[tuple[Mutant, str, float]]:
+    """Each mutant that this process can judge, its word, and seconds."""
+    sound: dict[tuple[object, ...], int] = {}
+    for mutant in every:
+        started, judges = time.monotonic(), (mutant.tests, mutant.names)
+        status = judge(copy, mutant, imported)
+        if status == UNKNOWN:
+            continue
+        if status and judges not in sound:
+            sound[judges] = status_of(lambda mutant=mutant: run(copy, mutant))
+        if {status, sound.get(judges)} & {4, 5}:
+            sys.exit(f"no tests: {' '.join(mutant.tests)} -k {mutant.names}")
+        word = "SURVIVED" if status == 0 else "unjudged" if sound[judges] else "killed"
+        yield mutant, word, time.monotonic() - started
+
+
+def tell(copy: Path, every: list[Mutant], imported: bool, told: Path) -> None:
+    """Judge, print, and write the words of the mutants that were judged into a file."""
+    for mutant, word, seconds in judged(copy, every, imported):
+        print(f"{word:8} {seconds:4.0f} s  {mutant.file}: {mutant.old!r}", flush=True)
+        with told.open("a") as file:
+            file.write(f"{every.index(mutant)} {word}\n")
+
+
+def main(*arguments: str) -> None:
+    every = list(mutants([word for word in arguments if word != "--check"]))
+    wrong = sorted({fault for mutant in every for fault in faults(mutant)})
+    if wrong or "--check" in arguments:
+        sys.exit("\n".join(wrong) or None)
+    for name in IMPORTED:
+        importlib.import_module(name)
     made: Counter[str] = Counter()
     killed: Counter[str] = Counter()
     # Beside the checkout, so that a compiler's cache knows the files.
     with tempfile.TemporaryDirectory(dir=ROOT.parent) as folder:
-        copy = Path(folder) / "copy"
+        copy, told = Path(folder) / "copy", Path(folder) / "told"
         unused = shutil.ignore_patterns(".git", "build", "__pycache__", "*.egg-info")
         shutil.copytree(ROOT, copy, symlinks=True, ignore=unused)
-        for mutant in mutants(rooms):
-            path = copy / mutant.file
-            source = path.read_text()
-            if source.count(mutant.old) != 1:
-                sys.exit(f"{mutant.file} has {source.count(mutant.old)} times: {mutant.old}")
-            if mutant.tests not in sound and not passes(copy, mutant.tests):
-                sys.exit(f"fail without a change: {' '.join(mutant.tests)}")
-            sound.add(mutant.tests)
-            native = mutant.file.startswith("csrc/")
-            path.write_text(source.replace(mutant.old, mutant.new))
-            if native:
-                build(copy)
-            started = time.monotonic()
-            lives = passes(copy, mutant.tests)
-            path.write_text(source)
-            if native:
-                build(copy)
-            made[mutant.room] += 1
-            killed[mutant.room] += not lives
-            word = "SURVIVED" if lives else "killed"
-            seconds = time.monotonic() - started
-            print(f"{word:8} {seconds:4.0f} s  {mutant.file}: {mutant.old!r}", flush=True)
+        sys.path.insert(0, str(copy))
+        os.environ["PYTHONPATH"] = str(copy)  # of processes that tests start
+        told.touch()
+        # Most by a process that has imported the package, which takes longer than most tests.
+        plain = [m for m in every if m.file.startswith("dsmooth/")]
+
+        def work() -> int:
+            os.chdir(copy)
+            for name in PACKAGE:
+                importlib.import_module(name)
+            tell(copy, plain, True, told)
+            return 0
+
+        status_of(work)
+        found = [line.split() for line in told.read_text().splitlines()]
+        words = {plain[int(number)]: word for number, word in found}
+        rest = [mutant for mutant in every if mutant not in words]
+        told.write_text("")
+        tell(copy, rest, False, told)
+        found = [line.split() for line in told.read_text().splitlines()]
+        words |= {rest[int(number)]: word for number, word in found}
+    for mutant, word in words.items():
+        made[mutant.room] += word != "unjudged"
+        killed[mutant.room] += word == "killed"
     for room, count in made.items():
         print(f"{room}: {killed[room]} of {count}")
     print(f"all: {killed.total()} of {made.total()}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])
