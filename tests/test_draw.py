@@ -12,6 +12,7 @@ import torch
 
 import dsmooth
 from dsmooth.commands import sample as command
+from dsmooth.commands.options import Drawing
 from dsmooth.models import load_models
 from dsmooth.pictures import grid_png
 from dsmooth.sampling import CachedSampler, jacobi_sample, sample_images, sequential_sample
@@ -170,9 +171,21 @@ def let_diverge(monkeypatch: pytest.MonkeyPatch, images: list[int]) -> None:
     monkeypatch.setattr(dsmooth.SmoothedPair, "draw_noisy", draw)
 
 
-def test_the_root_is_a_folder_as_others_are() -> None:
+def test_places_of_files_and_folders(tmp_path: Path) -> None:
     with suppress(ValueError):  # of whoever may not write there
         command.check_writable(Path("/"))
+    (tmp_path / "x.npz").mkdir()
+    with pytest.raises(ValueError, match=r"x\.npz must be a file to write, and is a folder"):
+        command.check_writable(tmp_path / "x.npz")
+
+
+def test_several_processes_draw_no_seed(
+    pair: dsmooth.SmoothedPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.save_pretrained(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="--seed None is for one process"):
+        command.request_of(load_models([tmp_path]), Drawing(seed=None), 1)
 
 
 @pytest.mark.usefixtures("runs")

@@ -177,6 +177,7 @@ def test_files_that_are_no_statistics_are_named(tmp_path: Path) -> None:
     for arrays, message in (
         ({"mu": np.zeros(2)}, "found no sigma, n, description"),
         ({**pair, "n": 5, "description": "{}"}, r"must hold mu \(D,\), sigma \(D, D\)"),
+        ({"mu": [0], "sigma": [[1]], "n": 1, "description": "{}"}, "must hold n >= 2, got 1"),
         ({**pair, "n": 5, "description": np.array([{}], object)}, "without pickled objects"),
     ):
         np.savez(path, **arrays)

@@ -293,6 +293,7 @@ def test_use_impl_decides_and_an_explicit_impl_wins(monkeypatch: pytest.MonkeyPa
         with pytest.raises(RuntimeError, match="no compiler here"):
             logistic_mixture_log_prob(x, params)
         assert torch.equal(logistic_mixture_log_prob(x, params, impl="reference"), reference)
+    assert torch.equal(logistic_mixture_log_prob(x, params), reference)
     with pytest.raises(ValueError, match=r"impl must be one of auto, .*, got 'fast'"):
         logistic_mixture_log_prob(x, params, impl="fast")
 

@@ -208,6 +208,7 @@ def test_ladders_that_do_not_fit() -> None:
     for levels in ((0.1, 0.5), (0.5, 0.5), (0.3,), ()):
         with pytest.raises(ValueError, match=r"levels must fall and be among 0.1, 0.25, 0.5, got"):
             pair.sample(1, levels=levels)
+    assert Request(1, levels=(0.5, 0.1)).identity() != Request(1, levels=(0.5,)).identity()
     with pytest.raises(ValueError, match=r"the noise levels of the pair are \(0.5,\), not 0.1"):
         pair.at(0.5).at(0.1)
     other = network("concat", noise_levels=(0.1, 0.5))

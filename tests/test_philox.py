@@ -70,6 +70,10 @@ def test_uniforms_are_uniform() -> None:
     assert correlation.abs().max() < 5 / len(words) ** 0.5
 
 
+def test_streams_have_numbers_of_their_own() -> None:
+    assert len(Stream) == len(Stream.__members__)
+
+
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_seed_out_of_range(seed: int) -> None:
     with pytest.raises(ValueError, match="seed must lie in 0"):

@@ -97,6 +97,8 @@ def test_files_between_others_that_are_missing(tmp_path: Path) -> None:
     manifest = tmp_path / "shards.json"
     found = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**found, "sha256": [None, found["sha256"][1], None]}))
+    with pytest.raises(ValueError, match="is unfinished: repeat the command that draws it"):
+        read_images(tmp_path)
     draw = Draw()
     draw_into(tmp_path, 20, draw, chunk=14)
     assert draw.drawn == [7, 6]

@@ -72,6 +72,19 @@ def test_steps_read_nothing_back(role: str, optimizer: str) -> None:
         float(trained.position)
 
 
+def test_the_gradient_of_a_batch_is_clipped_and_reported_as_it_was() -> None:
+    """And Adam has the decay rates of the settings."""
+    state = TrainState(tiny(clip_norm=1e-3, betas=(0.5, 0.7)), made_images(), CPU)
+    state.step()
+    norms = [parameter.grad.norm() for parameter in state.parameters]
+    assert float(torch.stack(norms).norm()) == pytest.approx(1e-3, rel=1e-3)
+    assert state.read()[0].gradient_norm > 0.01
+    assert [group["betas"] for group in state.optimizer.adam.param_groups] == [(0.5, 0.7)]
+    state.rows_made[1, 1], state.steps = torch.inf, 2
+    with pytest.raises(NonFiniteLoss, match="gradient's norm inf"):
+        state.read()
+
+
 @pytest.mark.quick
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # the EMA's copy
 def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
