@@ -23,7 +23,6 @@ from tests.helpers.aot_launches import (
     is_matmul,
     padded_launches,
 )
-from tests.helpers.sass import matrix_loops, tensor_clocks
 from tests.helpers.triton_tools import Launch, compile_launch
 
 full = partial(pytest.param, marks=pytest.mark.full)
@@ -61,17 +60,8 @@ def matmuls(block: Block, arch: int) -> list[Launch]:
 
 @pytest.mark.parametrize("block", [*BLOCKS, *map(full, MORE_BLOCKS)], ids=str)
 def test_every_matmul_on_hopper(block: Block) -> None:
-    """At 160 filters the tensor cores also wait for memory, not for instructions."""
     for launch in matmuls(block, 90):
-        compiled = compile_launch(launch, 90)
-        check(launch, compiled, 90)
-        if block is BLOCKS[0]:
-            loops = matrix_loops(compiled.code)
-            assert loops
-            for body in loops:
-                # A warpgroup puts one warp on each of the four schedulers: instructions that one of
-                # them issues for each clock of the tensor cores.
-                assert len(body) / tensor_clocks(body) <= 0.6, launch.kernel.__name__
+        check(launch, compile_launch(launch, 90), 90)
 
 
 @pytest.mark.full

@@ -1,4 +1,4 @@
-"""The cached sampler on CUDA: its machine code, and the laws of a device alone.
+"""The cached sampler on CUDA: registers of its kernels, and the laws of a device alone.
 
 The others run on a device in test_cached_sampler.py, the worker's logic on the host in csrc/tests.
 """
@@ -17,7 +17,6 @@ from dsmooth.sampling import CachedSampler, sample_images
 from dsmooth.sampling.program import Program
 from tests.helpers.nvcc_builds import NVCC, compiled
 from tests.helpers.sampler_checks import network
-from tests.helpers.sass import disassemble, loops, matrix_loops, occurrences, parse, until_wait
 from tests.ptx.cuda_player import build_sampler
 
 SOURCES = Path(__file__).parents[1] / "csrc" / "sampler"
@@ -43,37 +42,6 @@ def test_kernels_keep_to_registers(architecture: str, dtype: str) -> None:
     assert max(used("spill (?:stores|loads)")) <= 4 * spills
     assert max(used("cumulative stack size")) <= stack
     assert max(used("smem"), default=0) <= 1024  # apart from what the launch asks for
-    if dtype == "bfloat16":
-        check_machine_code(folder / "sampler.cubin", completes=architecture == "90")
-
-
-def check_machine_code(cubin: Path, completes: bool) -> None:
-    """Two functions draw the operations of a pixel, for 8 images and for 16.
-
-    Between two barriers a warp multiplies up to 8 steps of k, loads those of the next operation and
-    stores its results. Nothing waits for those loads before the barrier. A third function draws row
-    parts; in its longest loop at least a quarter of the products stands between a load and the wait
-    for it. completes: the kernel for known pixels is held to this, too.
-    """
-    pytest.importorskip("triton")  # brings cuobjdump
-    slow = ("LD", "LDL", "STL", "CALL", "I2F")  # a generic load, a spill, a call, a division
-    kernels = disassemble(cubin).split("Function :")[1:]
-    for kernel in (k for k in kernels if completes or "Lb0E" in k.splitlines()[0]):
-        code = parse(kernel)
-        pixels = [loop for loop in loops(code, around="BAR") if occurrences(loop, "HMMA")]
-        assert len(pixels) == 2
-        for loop in pixels:
-            assert occurrences(loop, *slow) == 0
-            weights = [line for line in loop if line.name.startswith("LDG.E.EF")]
-            assert weights
-            assert all(occurrences(until_wait(load, loop), "BAR") for load in weights)
-        rows = max(matrix_loops(code), key=lambda loop: occurrences(loop, "HMMA"))
-        loads = [line for line in rows if re.match(r"LDG\..*128", line.name)]
-        assert loads
-        products = occurrences(rows, "HMMA")
-        assert all(occurrences(until_wait(load, rows), "HMMA") >= products // 4 for load in loads)
-        assert occurrences(rows, *slow) == 0
-        assert len(rows) / products <= 3.5
 
 
 def native_sampler(device: int) -> Any:

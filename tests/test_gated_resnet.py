@@ -247,9 +247,6 @@ def test_nan_and_infinity_come_through(impl: str) -> None:
         assert y[0, :, 0].isfinite().all()
 
 
-# ---- dropout ----------------------------------------------------------------------------------
-
-
 def test_dropout_factors_have_the_right_mean_and_depend_on_seed_and_layer() -> None:
     shape = torch.Size((4, 10, 16, 16))
     seed = torch.tensor(5)
@@ -320,9 +317,6 @@ def test_the_generator_decides_the_dropout(impl: str) -> None:
         torch.manual_seed(1)
         assert torch.equal(block(x), first)
     assert not torch.equal(first, second)
-
-
-# ---- the op as torch sees it ------------------------------------------------------------------
 
 
 @pytest.mark.grid

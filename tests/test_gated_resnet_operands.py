@@ -43,9 +43,6 @@ def arguments(case: Case, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     return case.operands(dtype)._asdict() | case.settings._asdict()
 
 
-# ---- the table --------------------------------------------------------------------------------
-
-
 def test_the_operands_are_the_inputs_of_the_table() -> None:
     inputs = [name for name, field in FIELDS.items() if field.group == "Input"]
     assert list(Operands._fields) == inputs
@@ -66,9 +63,6 @@ def test_the_extension_was_built_with_the_same_table(direction: str) -> None:
         function({"bogus": torch.ones(1)}, 0, 0, 0, 0, 0, 1.0)
     listed = str(error.value).removeprefix("tensors must be among ").split(", got ")[0]
     assert sorted(listed.split(", ")) == sorted(names)
-
-
-# ---- wrong arguments --------------------------------------------------------------------------
 
 
 def full_case() -> Case:
@@ -171,9 +165,6 @@ def test_autocast_takes_skips_of_several_dtypes() -> None:
     assert torch.equal(got, want)
 
 
-# ---- hooks on saved tensors -------------------------------------------------------------------
-
-
 contiguous_copies = partial(
     torch.autograd.graph.saved_tensors_hooks, lambda t: t.contiguous(), lambda t: t.contiguous()
 )
@@ -195,9 +186,6 @@ def test_hooks_that_change_the_memory_order_change_no_gradient(
         else:  # torch's own convolutions sum in an order that depends on the memory order
             band = 32 * EPS[dtype] * value.abs().max().item()
             assert_close(hooked[name], value, rtol=0, atol=band)
-
-
-# ---- who computes -----------------------------------------------------------------------------
 
 
 def test_triton_says_why_it_cannot_run() -> None:

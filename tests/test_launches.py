@@ -33,7 +33,6 @@ MODULES = (expand, gated_resnet, logistic_mixture, weights)
 OPS = ("gated_resnet", "logistic_mixture")
 UNPACKS = ", with gradients of parameters"
 WEIGHT_GRADIENTS = {"parameter_gradient_kernel", "last_gradients_kernel" + UNPACKS}
-BLOCKS = 64  # gated resnets of a network with 5 a block
 
 
 @contextmanager
@@ -88,12 +87,12 @@ def test_a_kernel_is_compiled_once_for_each_kind_of_arguments(
 
     assert launch(x, (x, x)) == launch(other, (x, other)) == launch(x, (other, x)) == 1
     assert kernel.runs[0] == (other.data_ptr(), (x.data_ptr(), other.data_ptr()), 3)
-    assert launch(x[1:], (x, x)) == 2
+    assert launch(x[2:], (x, x)) == 2
     assert launch(x, (x, x[1:])) == 3
     assert launch(x.half(), (x, x)) == 4
     assert launch(x, None) == 5
     assert launch(x, (x, x), n=4) == 6
-    assert launch(x[1:], (other, x)) == 6
+    assert launch(x[2:], (other, x)) == 6
 
 
 def test_two_kernels_with_equal_arguments_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,19 +109,6 @@ def make(**settings: Any) -> tuple[dsmooth.PixelCNNpp, Tensor]:
     torch.manual_seed(0)
     model = dsmooth.PixelCNNpp(dsmooth.ModelConfig(**settings))
     return model.to(memory_format=torch.channels_last), torch.rand(1, 1, 4, 4)
-
-
-@pytest.mark.parametrize("keep", [False, True])
-def test_launches_of_a_training_step(monkeypatch: pytest.MonkeyPatch, keep: bool) -> None:
-    model, x = make(n_filters=40, n_resnet=5, n_mix=10, dropout=0.5)
-    set_keep_gates(model, keep)
-    with counted(monkeypatch) as counts:
-        loss = -model.train().log_prob(x).sum()
-        loss.backward()
-    # Weights are packed once, for both directions; A and G are computed again unless they are kept.
-    assert counts["gate_kernel"] == (1 if keep else 2) * BLOCKS
-    assert counts["pack_kernel"] == BLOCKS
-    assert counts["last_gradients_kernel" + UNPACKS] == BLOCKS
 
 
 @pytest.mark.parametrize(("role", "conditioning"), [("noisy", "none"), ("denoiser", "concat")])

@@ -99,9 +99,6 @@ def test_a_batch_that_does_not_divide_is_named(monkeypatch: pytest.MonkeyPatch) 
         device.uses_graph(tiny(graph="on"), torch.device("cuda:0"))
 
 
-# ---- faults -----------------------------------------------------------------------------------
-
-
 def wait_for(what: Callable[[], bool], process: subprocess.Popen[str] | ForkedPython) -> None:
     deadline = time.monotonic() + 240
     while not what():
@@ -202,9 +199,6 @@ def test_control_c_saves_once_and_four_processes_go_on(tmp_path: Path) -> None:
     assert run.is_finished()
     starts = [entry["images"] for entry in run.read_log() if entry["event"] == "start"]
     assert starts == [0, seen]
-
-
-# ---- measures ---------------------------------------------------------------------------------
 
 
 def test_numbers_are_those_of_one_process(tmp_path: Path) -> None:

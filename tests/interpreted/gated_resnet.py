@@ -62,9 +62,6 @@ def test_as_good_as_eager(shapes: Shapes, impl: str, keep: bool, dtype: torch.dt
     assert_as_good(case.run(impl, dtype, keep_gates=keep), eager, exact, EPS[dtype])
 
 
-# ---- dropout ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("filters", [full(1), full(4), 6, full(40)])
 def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
     """The bits, and the elements that they keep; in margins and between the pixels, zeros."""
@@ -96,9 +93,6 @@ def pixels(room: Tensor, rows: PaddedImages) -> Tensor:
     lines = rows.batch * (rows.height + rows.above)
     image = room[: lines * rows.pitch].view(rows.batch, -1, rows.pitch, room.shape[1])
     return image[:, rows.above :, rows.before :].permute(0, 3, 1, 2)
-
-
-# ---- the op as torch sees it ------------------------------------------------------------------
 
 
 @pytest.mark.full

@@ -28,9 +28,6 @@ INTEGER = r"([us](?:16|32|64))"
 WIDER = {"u16": "u32", "s16": "s32", "u32": "u64", "s32": "s64"}
 
 
-# ---- floats -----------------------------------------------------------------------------------
-
-
 def flushed(x: np.ndarray) -> np.ndarray:
     """Subnormal float32 as zeros of their sign: the modifier ftz."""
     return np.where(np.abs(x) < np.float32(2.0**-126), np.copysign(np.float32(0), x), x)
@@ -119,8 +116,6 @@ def float32(name: str, mode: str, flush: str) -> Computation:
     flushing = lambda *values: flushed(function(*map(flushed, values)))  # noqa: E731
     return ("f32",) * count, "f32", flushing if flush else function
 
-
-# ---- integers and bits ------------------------------------------------------------------------
 
 UFUNCS = {
     "add": np.add, "sub": np.subtract, "min": np.minimum, "max": np.maximum, "neg": np.negative,
@@ -217,8 +212,6 @@ def extract(type_: str) -> Computation:
     return (type_, "u32", "u32"), type_, extracted
 
 
-# ---- comparisons, moves -----------------------------------------------------------------------
-
 ORDERED = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
     "ge": np.greater_equal,
@@ -264,9 +257,6 @@ def move(instruction: Instruction, registers: Registers, type_: str) -> Action:
     d = registers.write(target, type_)
     inputs = [registers.read(one, part) for one in source.parts]
     return lambda group: put(d, np.stack(inputs, 1).reshape(-1).view(d.dtype), group)
-
-
-# ---- conversions ------------------------------------------------------------------------------
 
 
 def truncated(x: np.ndarray) -> np.ndarray:
