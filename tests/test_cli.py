@@ -18,10 +18,10 @@ from dsmooth.data import load_dataset
 from dsmooth.evaluate.sources import read_images
 from dsmooth.presets import PRESETS
 from dsmooth.runs import RunFolder
-from tests.helpers.command_runs import run, save_run
+from tests.helpers.command_runs import complains, run, save_run
 from tests.helpers.data_makers import random_bytes, write_images
 
-TINY = ["--n-filters", "4", "--n-mix", "2", "--images", "16", "--batch-size", "8"]
+TINY = ["--n-filters=4", "--n-resnet=1", "--n-mix=2", "--images=16", "--batch-size=8"]
 
 
 @pytest.mark.quick
@@ -191,8 +191,7 @@ def test_config_repeats_a_run_and_resume_goes_on(
         (config, "already holds a run"),
         (["--resume", "--n-filters", "8"], "another run: its model.n_filters is 4, not 8"),
     ):
-        assert run("train", "denoiser", *second, *options) == 1
-        assert message in capsys.readouterr().err
+        complains(capsys, message, "train", "denoiser", *second, *options)
 
 
 @pytest.mark.quick
@@ -310,9 +309,10 @@ def test_channels_follow_a_folder(
         assert (settings["model"]["image_channels"], settings["scale"]) == (3, scale)
         assert settings["image_size"] is None
     assert run("train", "noisy", *data, "--init", "mnist") == 1
-    assert "--init must fit the images of folder, which have 3 channels" in capsys.readouterr().err
-    assert run("train", "noisy", "--out", "grey", *data, "--image-channels", "1") == 1
-    assert "--image-channels must fit the images of folder, which" in capsys.readouterr().err
+    error = "--init must fit the images of folder, which have 3 channels"
+    assert error in capsys.readouterr().err
+    grey = ["train", "noisy", "--out", "grey", *data, "--image-channels", "1"]
+    complains(capsys, "--image-channels must fit the images of folder, which", *grey)
 
 
 def test_a_pair_of_a_folder_by_one_command(
@@ -341,27 +341,15 @@ def test_a_pair_of_a_folder_by_one_command(
         (["train", "noisy", "--data", "cifar10", *TINY], "--data-dir"),
         (["train", "noisy", "--data-dir", "{tmp}/nowhere", *TINY], "nowhere"),
         (["train", "noisy", "--preset", "mnist-large", *TINY], "preset must be one of mnist-quick"),
-        (
-            ["train", "noisy", "--init", "{tmp}/noisy", *TINY, "--n-filters", "8"],
-            "not 8: leave",
-        ),
-        (
-            ["train", "noisy", "--out", "/proc/a", *TINY],
-            "config.json cannot be written: /proc",
-        ),
+        (["train", "noisy", "--init", "{tmp}/noisy", *TINY, "--n-filters", "8"], "not 8: leave"),
+        (["train", "noisy", "--out", "/proc/a", *TINY], "config.json cannot be written: /proc"),
         (["train", "noisy", "b", "--data-dir", "c", *TINY], "b and c are two folders of images"),
-        (
-            ["train", "pair", "--config", "{tmp}/noisy/config.json"],
-            "--config has the settings of one",
-        ),
+        (["train", "pair", "--config", "{tmp}/noisy/config.json"], "has the settings of one"),
         (["sample", "no-such-models"], "the package has no models of that name"),
         (["sample", "{tmp}/denoiser"], "is a denoiser: name the run of its noisy model too"),
         (["sample", "{tmp}/noisy", "{tmp}/noisy"], "both hold a noisy model"),
         (["sample", "{tmp}/noisy", "{tmp}/other"], "the runs do not fit together"),
-        (
-            ["train", "noisy", "--config", "{tmp}/noisy/log.json"],
-            "not of a training run: it has no role",
-        ),
+        (["train", "noisy", "--config", "{tmp}/noisy/log.json"], "training run: it has no role"),
         (["sample", "{tmp}/noisy", "--png"], "--png is for a folder: give --out a path without a"),
         (["sample", "{tmp}/noisy", "--adm"], "--adm is for a .npz: give --out one"),
         (["sample", "{tmp}/noisy", "-n", "401"], "or a folder with --png for one PNG per image"),

@@ -23,7 +23,7 @@ from dsmooth.evaluate.features import make_extractor
 from dsmooth.evaluate.likelihood import conventions, score_pair, score_plain
 from dsmooth.runs import RunFolder
 from tests.helpers.class_networks import CLASSES, conditional
-from tests.helpers.command_runs import measured, run
+from tests.helpers.command_runs import complains, measured
 
 pytestmark = pytest.mark.quick
 
@@ -145,9 +145,6 @@ def test_distances_are_those_of_each_class_alone() -> None:
     assert (one.n_samples, one.n_reference) == (len(chosen[0]), len(chosen[1]))
 
 
-# ---- the commands -----------------------------------------------------------------------------
-
-
 @pytest.fixture
 def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The run of a plain model of the ten digits, in the current folder."""
@@ -184,5 +181,4 @@ def test_the_commands_give_each_class(plain: Path, capsys: pytest.CaptureFixture
         (["fid", str(plain), "--per-class", "--reference", "r.npz"], "not --reference"),
         (["fid", "mnist", "--label", "3"], "--label is for models with classes"),
     ):
-        assert run("evaluate", *wrong, "--count", "2") == 1
-        assert message in capsys.readouterr().err
+        complains(capsys, message, "evaluate", *wrong, "--count", "2")

@@ -16,7 +16,7 @@ from dsmooth.evaluate.classifier import load_classifier
 from dsmooth.evaluate.likelihood import BYTE_BITS, conventions, score_pair, score_plain
 from dsmooth.evaluate.sources import array_to_bytes, as_grey, read_images
 from dsmooth.runs import RunFolder
-from tests.helpers.command_runs import measured, run, save_run
+from tests.helpers.command_runs import complains, measured, run, save_run
 from tests.helpers.data_makers import random_bytes, write_images, write_mnist
 
 EXTRACTOR = """
@@ -93,8 +93,7 @@ def test_bits_of_runs_and_of_a_saved_pair(
     assert f"paired over images: {less['value']:.4f} ± {less['standard_error']:.4f}" in printed
 
     pair.save_pretrained("saved")  # it knows its data, but not their folder
-    assert run("evaluate", "bpd", "saved") == 1
-    assert "Point --data-dir to a folder of images" in capsys.readouterr().err
+    complains(capsys, "Point --data-dir to a folder of images", "evaluate", "bpd", "saved")
     data = ["--data-dir", "images", "--limit", "3", "--batch-size", "2"]
     again = measured("bpd", "saved", *data, "--n-noise", "1")
     assert again["data"]["n_images"] == 3
@@ -116,8 +115,8 @@ def test_a_plain_model_is_scored_alone(place: Path, capsys: pytest.CaptureFixtur
     plain.head.bias.data *= math.nan
     RunFolder("nan").write_model(plain, *RunFolder("plain").read_config())
     for out in ("-", "nan.json"):
-        assert run("evaluate", "bpd", "nan", "--limit", "3", "--out", out) == 1
-        assert " is nan, which is no number of JSON" in capsys.readouterr().err
+        words = ["evaluate", "bpd", "nan", "--limit", "3", "--out", out]
+        complains(capsys, " is nan, which is no number of JSON", *words)
     assert not Path("nan.json").exists()
     # Beside a pair it gives the same number, whether named with the pair or by --plain.
     for words in (["noisy", "denoiser", "plain"], ["noisy", "denoiser", "--plain", "plain"]):
@@ -267,9 +266,5 @@ def test_mistakes_get_a_line_or_two(
             if option not in words:
                 words += [option, value]
     before = sorted(mistaken.rglob("*"))
-    assert run("evaluate", *words) == 1
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.startswith("dsmooth: error: ")
-    assert len(error.splitlines()) <= 3
+    complains(capsys, message, "evaluate", *words)
     assert sorted(mistaken.rglob("*")) == before

@@ -14,40 +14,12 @@ import dsmooth
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import ImageDataset
 from dsmooth.evaluate.likelihood import score_pair, score_plain
-from dsmooth.functional import (
-    logistic_mixture_log_prob,
-)
 from dsmooth.nn.score import score_of
 from dsmooth.presets import PRESETS, preset
-from dsmooth.training.step import TrainState
 from tests.helpers.tiny_pairs import tiny_config
 
 GOLDEN = Path(__file__).parent / "golden" / "network_c1_8x8_f4_r1_k2.safetensors"
 ATOMS = (0, 252, 253, 254, 255)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"atoms": (0,)}, "atoms need likelihood \"discretized\", got 'continuous'"),
-        ({"likelihood": "discretized", "atoms": (0, 256)}, "atoms must be distinct bytes"),
-        ({"likelihood": "discretized", "atoms": (3, 3)}, r"got \(3, 3\)"),
-        ({"likelihood": "gaussian", "smoothing_scale": 0.0}, "smoothing_scale must be positive"),
-        ({"likelihood": "laplace"}, "likelihood must be one of"),
-    ],
-)
-def test_what_does_not_go_together_is_named(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ModelConfig(**settings)
-    with pytest.raises(ValueError, match=message):
-        logistic_mixture_log_prob(torch.zeros(1, 1, 1, 1), torch.zeros(1, 9, 1, 1), **settings)
-
-
-def test_params_that_lack_the_atoms_are_named() -> None:
-    with pytest.raises(ValueError, match=r"\(B, 3K \+ 5, H, W\)"):
-        logistic_mixture_log_prob(
-            torch.zeros(1, 1, 1, 1), torch.zeros(1, 6, 1, 1), "discretized", atoms=ATOMS
-        )
 
 
 def test_only_our_mnist_presets_see_bytes() -> None:
@@ -117,23 +89,6 @@ def test_single_step_denoising_follows_the_gaussians() -> None:
     expected = x_tilde + 0.25 * (shares * (params[:, 3:6] - x_tilde) / variance).sum(1, True)
     torch.testing.assert_close(mean, expected, rtol=1e-9, atol=1e-9)
     assert score_of(pair.noisy, x_tilde).shape == x_tilde.shape
-
-
-def test_a_step_of_each_kind_moves_all_weights() -> None:
-    images = torch.randint(0, 2, (16, 1, 8, 8)).byte() * 253
-    data = ImageDataset(images, None, "made", "train", "made for a test")
-    for role in ("noisy", "denoiser", "plain"):
-        config = preset("mnist-quick", role)
-        model = replace(config.model, n_filters=4, n_resnet=1, n_mix=2, context_layers=1)
-        if role == "noisy":
-            assert model.likelihood == "gaussian"
-        config = replace(config, model=model, images=64, batch_size=8, precision="float32")
-        state = TrainState(config, data, torch.device("cpu"))
-        before = {key: value.clone() for key, value in state.model.state_dict().items()}
-        state.step()
-        after = state.model.state_dict()
-        moved = [key for key, value in before.items() if (value != after[key]).any()]
-        assert len(moved) > 0.9 * len(before)
 
 
 def test_an_old_checkpoint_with_atoms_is_read() -> None:

@@ -82,7 +82,10 @@ def test_bound_is_below_the_exact_likelihood(
 
 @torch.no_grad()
 def test_importance_weighting_is_tighter_over_all_subsets() -> None:
-    """Averaged over the subsets of the drawn noises, more draws give a larger bound, exactly."""
+    """Averaged over the subsets of the drawn noises, more draws give a larger bound, exactly.
+
+    An image's bound does not depend on its batch.
+    """
     pair = tiny_pair().double()
     x = (torch.randint(0, 256, (3, 1, 8, 8)) / 127.5 - 1).double()
     weights = torch.stack([sum(pair.elbo_terms(x, 4, 0, k).values()) for k in range(5)])
@@ -96,16 +99,8 @@ def test_importance_weighting_is_tighter_over_all_subsets() -> None:
     assert (torch.stack(bounds).diff(dim=0) > 0).all()
     iw = pair.elbo(x, n_noise=5, seed=4, importance_weighted=True)
     torch.testing.assert_close(iw, bounds[-1])
-
-
-@pytest.mark.quick
-@torch.no_grad()
-def test_bound_does_not_depend_on_the_batch() -> None:
-    pair = tiny_pair().double()
-    x = (torch.randint(0, 256, (4, 1, 8, 8)) / 127.5 - 1).double()
-    whole = pair.elbo(x, n_noise=2, first_index=20)
-    parts = [pair.elbo(x[i : i + 1], n_noise=2, first_index=20 + i) for i in range(4)]
-    torch.testing.assert_close(whole, torch.cat(parts))
+    alone = [pair.elbo(x[i : i + 1], n_noise=5, seed=4, first_index=i) for i in range(3)]
+    torch.testing.assert_close(torch.cat(alone), bounds[0])
 
 
 class GaussianModel(dsmooth.PixelCNNpp):
@@ -302,45 +297,41 @@ def test_draws_as_people_write_them(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_folders_that_are_not_pairs_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"config\.json"):
-        dsmooth.SmoothedPair.from_pretrained(tmp_path)
+    def refused(match: str) -> None:
+        with pytest.raises((FileNotFoundError, ValueError), match=match):
+            dsmooth.SmoothedPair.from_pretrained(tmp_path)
+
+    refused(r"there is no .*config\.json")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=r"name folders in .*, which has mine"):
-        dsmooth.SmoothedPair.from_pretrained(tmp_path)
+    refused(r"name folders in .*, which has mine")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="is not a pair's: Object missing required field `noisy`"):
-        dsmooth.SmoothedPair.from_pretrained(tmp_path)
+    refused("is not a pair's: Object missing required field `noisy`")
     with pytest.raises(ValueError, match=r"config\.json is not of a saved pair"):
         tiny_pair().save_pretrained(tmp_path)
     assert (tmp_path / "config.json").read_text() == "{}"
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
-        dsmooth.SmoothedPair.from_pretrained(tmp_path)
     (tmp_path / "config.json").unlink()
     tiny_pair().save_pretrained(tmp_path)
     other = tmp_path / "noisy.safetensors"
     other.write_bytes((tmp_path / "denoiser.safetensors").read_bytes())
-    with pytest.raises(ValueError, match=r"noisy\.safetensors holds a model of another shape"):
-        dsmooth.SmoothedPair.from_pretrained(tmp_path)
+    refused(r"noisy\.safetensors holds a model of another shape")
     other.write_bytes(other.read_bytes()[:500])
-    with pytest.raises(ValueError, match="not a readable safetensors file"):
-        dsmooth.SmoothedPair.from_pretrained(tmp_path)
+    refused("not a readable safetensors file")
 
 
 def test_models_that_do_not_fit_are_refused() -> None:
     noisy = dsmooth.PixelCNNpp(tiny_config("none", "continuous"))
     denoiser = dsmooth.PixelCNNpp(tiny_config("concat", "discretized"))
     smoothing = dsmooth.GaussianSmoothing(0.5)
-    with pytest.raises(ValueError, match="the noisy model must have"):
-        dsmooth.SmoothedPair(denoiser, denoiser, smoothing, (8, 8))
-    with pytest.raises(ValueError, match="the denoiser must have"):
-        dsmooth.SmoothedPair(noisy, noisy, smoothing, (8, 8))
     rgb = dsmooth.PixelCNNpp(tiny_config("stack", "continuous", channels=3))
-    with pytest.raises(ValueError, match="same image_channels, got 1 and 3"):
-        dsmooth.SmoothedPair(noisy, rgb, smoothing, (8, 8))
-    with pytest.raises(ValueError, match="multiples of 4"):
-        dsmooth.SmoothedPair(noisy, denoiser, smoothing, (8, 10))
+    for models, size, message in (
+        ((denoiser, denoiser), (8, 8), "the noisy model must have"),
+        ((noisy, noisy), (8, 8), "the denoiser must have"),
+        ((noisy, rgb), (8, 8), "same image_channels, got 1 and 3"),
+        ((noisy, denoiser), (8, 10), "multiples of 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dsmooth.SmoothedPair(*models, smoothing, size)
     pair = dsmooth.SmoothedPair(noisy, denoiser, dsmooth.UniformSmoothing(0.5), (8, 8))
     with pytest.raises(ValueError, match="single-step denoising needs gaussian smoothing"):
         pair.denoise(torch.zeros(1, 1, 8, 8), method="single-step")
@@ -358,8 +349,6 @@ def test_a_pair_describes_itself_in_a_few_lines() -> None:
     count = sum(p.numel() for p in pair.noisy.parameters())
     assert lines[1] == f"  noisy: {count:,} parameters, F 6, R 1, K 3, none, continuous"
     assert lines[3:5] == ["  smoothing: gaussian of scale 0.5", "  images: 1 x 8 x 8, on cpu"]
-    first = (dsmooth.SmoothedPair.sample.__doc__ or "").splitlines()[0]
-    assert "by default in two steps" in first
 
 
 @pytest.mark.quick

@@ -23,7 +23,7 @@ from dsmooth.data import ImageDataset, epoch_order
 from dsmooth.evaluate import probe as probe_module
 from dsmooth.evaluate.linear import moments, train_linear
 from dsmooth.evaluate.probe import PIXELS, Probing, best_probe, probe_pair
-from tests.helpers.command_runs import run, save_run
+from tests.helpers.command_runs import complains, run, save_run
 
 GREY = ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.0)
 STACK = replace(GREY, conditioning="stack")
@@ -50,9 +50,6 @@ def squares(n: int, split: str) -> ImageDataset:
 def probing(folder: Path, settings: ProbeSettings = SETTINGS) -> Probing:
     splits = {"train": squares(23, "train"), "test": squares(11, "test")}
     return Probing(dsmooth.GaussianSmoothing(0.3), splits, settings, folder)
-
-
-# --- the classifier ----------------------------------------------------------------------------
 
 
 def labelled(n: int, d: int, classes: int, seed: int) -> tuple[np.ndarray, Tensor]:
@@ -142,9 +139,6 @@ def test_moments_are_those_of_the_features(monkeypatch: pytest.MonkeyPatch) -> N
     mean, scale = moments(features, "cpu")
     np.testing.assert_allclose(mean.numpy(), exact.mean(0), rtol=1e-6)
     np.testing.assert_allclose(scale.numpy(), (variance + variance.mean()) ** -0.5, rtol=1e-6)
-
-
-# --- the features ------------------------------------------------------------------------------
 
 
 def extracted(run: Probing, name: str, network: Any, split: str) -> dict[str, Any]:
@@ -243,9 +237,6 @@ def test_an_untrained_network_is_new_and_leaves_the_generator_alone(tmp_path: Pa
     assert all(a.equal(b) for a, b in zip(fresh.parameters(), again.parameters(), strict=True))
     other = replace(run, settings=replace(run.settings, seed=1)).untrained(pair.denoiser)
     assert not fresh.stem_u.weight_v.equal(other.stem_u.weight_v)
-
-
-# --- the whole ---------------------------------------------------------------------------------
 
 
 def run_probes(path: Path, settings: ProbeSettings = SETTINGS, **options: Any) -> dict[str, Any]:
@@ -411,9 +402,6 @@ def test_settings_out_of_range_are_refused() -> None:
             ProbeSettings(**{field: value})
 
 
-# --- the command -------------------------------------------------------------------------------
-
-
 def test_the_command_writes_figures_and_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -427,8 +415,8 @@ def test_the_command_writes_figures_and_numbers(
     results = json.loads((out / "probes.json").read_text())
     best = 100 * results["accuracy"]["noisy"]["up1"]["accuracy"]
     assert f"{best:.1f} ±" in printed
-    assert run(*map(str, ["probe", noisy, denoiser, "--out", out, *sizes, "--seed", 1])) == 1
-    assert "their seed is 0, not 1" in capsys.readouterr().err
+    other = map(str, ["probe", noisy, denoiser, "--out", out, *sizes, "--seed", 1])
+    complains(capsys, "their seed is 0, not 1", *other)
 
 
 @pytest.mark.parametrize(
@@ -446,8 +434,5 @@ def test_mistakes_get_a_line_or_two(
         save_run(tmp_path / role, role)
     out = tmp_path / "probes"
     args = [arg.replace("{tmp}", str(tmp_path)) for arg in args]
-    assert run("probe", *args, "--out", str(out)) == 1
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.splitlines()) <= 3
+    complains(capsys, message, "probe", *args, "--out", str(out))
     assert not out.exists()

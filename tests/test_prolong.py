@@ -147,8 +147,8 @@ def test_the_command_prolongs_and_forces(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ["--out", str(tmp_path / "run")]
-    tiny_ones = "--n-filters 4 --n-mix 2 --batch-size 8 --evaluations 1 --evaluation-images 4"
-    assert call("train", "plain", *out, *tiny_ones.split(), "--images", "16") == 0
+    small = "--n-filters 4 --n-resnet 1 --n-mix 2 --batch-size 8 --evaluations 1"
+    assert call("train", "plain", *out, *small.split(), "--images", "16") == 0
     assert call("train", "plain", *out, "--force", "--images", "24") == 1
     assert "--force is for --resume" in capsys.readouterr().err
     assert call("train", "plain", *out, "--resume", "--images", "24", "--seed", "3") == 1

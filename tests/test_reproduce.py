@@ -30,7 +30,7 @@ from dsmooth.sampling.request import Request
 from dsmooth.training import NonFiniteLoss, train
 from dsmooth.training.beginning import load_data
 from tests.helpers.rank_processes import ForkedPython, start_ranks, wait_for_all
-from tests.helpers.report_checks import check_self_contained
+from tests.helpers.report_checks import check_self_contained, without_plots
 
 IMAGES = 160
 PROBES = ProbeSettings(train_images=12, test_images=6, epochs=1)
@@ -65,7 +65,8 @@ def tiny_plan(data: Path, images: int = IMAGES, seed: int = 0) -> TrainingPlan:
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("once") / "out"
-    assert reproduce(out, tiny_plan(data), sizes=SIZES) == 0
+    with without_plots():
+        assert reproduce(out, tiny_plan(data), sizes=SIZES) == 0
     return out
 
 

@@ -18,7 +18,7 @@ from dsmooth.models import load_models
 from dsmooth.reproduce import PretrainedPlan, Sizes, reproduce, stages
 from dsmooth.runs import RunFolder
 from tests.helpers.class_networks import conditional
-from tests.helpers.command_runs import run, save_run
+from tests.helpers.command_runs import complains, save_run
 from tests.helpers.report_checks import check_self_contained, without_plots
 
 SIZES = Sizes(9, 12, ProbeSettings(train_images=12, test_images=6, epochs=1))
@@ -187,10 +187,7 @@ def test_mistakes_get_a_line_or_two(
 ) -> None:
     places = {"{denoiser}": given[0], "{plain}": given[1], "{noisy}": given[2]}
     args = [str(places.get(arg, arg)) for arg in args]
-    assert run("reproduce", "--out", str(tmp_path / "out"), *args) == 1
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.splitlines()) <= 3
+    complains(capsys, message, "reproduce", "--out", str(tmp_path / "out"), *args)
 
 
 @pytest.mark.quick

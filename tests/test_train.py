@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -128,6 +128,24 @@ def test_what_each_role_is_trained_on() -> None:
     assert torch.corrcoef(torch.stack([target.flatten(), context.flatten()]))[0, 1].abs() < 0.4
 
 
+def test_held_out_noise_is_none_of_training() -> None:
+    x, config = torch.zeros(2, 1, 8, 8), tiny("noisy")
+    noises = [make_inputs(x, config, first_index=0, repeat=n).target for n in range(2)]
+    assert not torch.equal(*noises)
+    assert loop.EVALUATION_REPEAT > 0
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_ends_a_run(first: signal.Signals) -> None:
+    before = signal.getsignal(first)
+    with loop.catch_signals() as received:
+        assert received() is None
+        for number in (first, signal.SIGTERM):
+            signal.raise_signal(number)
+        assert received() == first
+    assert signal.getsignal(first) is before
+
+
 def test_schedules() -> None:
     config = tiny(images=80, warmup_images=16)
 
@@ -161,7 +179,7 @@ def test_ema_is_the_average_it_says() -> None:
 
 
 def test_budget_becomes_a_number_of_images(tmp_path: Path) -> None:
-    config = replace(tiny("noisy", budget=0.02), images=None)
+    config = replace(tiny("noisy", budget=0.005), images=None)
     started = time.monotonic()
     train(config, tmp_path / "run")
     assert time.monotonic() - started < 60
@@ -238,12 +256,6 @@ def test_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert torch.equal(value, weights[name]), name
     with pytest.raises(ValueError, match=r"given to dsmooth\.train in Python.*with data="):
         load_dataset("own", "test")
-
-
-@pytest.mark.quick
-def test_train_is_a_function() -> None:
-    assert inspect.isfunction(dsmooth.train)
-    assert dsmooth.train is train
 
 
 @pytest.mark.quick
@@ -347,6 +359,8 @@ def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         train(config, tmp_path, resume=True)
     with pytest.raises(ValueError, match="must be a folder for the run, and is a file"):
         train(config, tmp_path / "config.json")
+    with pytest.raises(ValueError, match="give images= or budget="):
+        train(replace(config, images=None), tmp_path / "b")
     with pytest.raises(TypeError, match=r"settings, got a Tensor: dsmooth\.train\("):
         dsmooth.train(BLACK)
 
@@ -372,11 +386,6 @@ def test_snapshots_are_run_folders_and_the_last_stay(tmp_path: Path) -> None:
     assert load_models([kept[0]]).networks["noisy"].config == final.config
     with pytest.raises(ValueError, match="keep_snapshots must be at least 0, got -1"):
         train(tiny(), tmp_path / "b", keep_snapshots=-1)
-
-
-def test_a_missing_length_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="images or budget must be given"):
-        train(replace(tiny(), images=None), tmp_path)
 
 
 def test_paper_presets_are_the_papers() -> None:

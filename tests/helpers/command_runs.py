@@ -22,6 +22,15 @@ def run(*args: str) -> int:
     return stop.value.code
 
 
+def complains(capsys: pytest.CaptureFixture[str], message: str, *words: str) -> None:
+    """The command fails with a line or two that have the message."""
+    assert run(*words) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("dsmooth: error: ")
+    assert len(error.splitlines()) <= 3
+
+
 def measured(*words: str) -> dict[str, Any]:
     """The numbers of `dsmooth evaluate`, which it writes into the current folder."""
     assert run("evaluate", *words, "--out", "numbers.json") == 0
