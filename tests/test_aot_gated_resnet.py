@@ -15,14 +15,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed: nothing can be compiled")
 
 from dsmooth.kernels.gated_resnet import Needs
-from tests.helpers.aot_launches import (
-    KERNELS,
-    Block,
-    check,
-    distinct,
-    is_matmul,
-    padded_launches,
-)
+from tests.helpers.aot_launches import KERNELS, Block, check, distinct, is_matmul, padded_launches
 from tests.helpers.triton_tools import Launch, compile_launch
 
 full = partial(pytest.param, marks=pytest.mark.full)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 
 import pytest
@@ -55,9 +54,8 @@ def launch_of(
     return launches[0]
 
 
-def check(compiled: Compiled, registers: int) -> None:
+def check(compiled: Compiled) -> None:
     assert compiled.local == compiled.stack == 0
-    assert compiled.registers <= registers
     assert compiled.shared <= SHARED_CEILING
 
 
@@ -75,26 +73,13 @@ def test_value_and_gradient(
     last: bool,
     arch: int,
 ) -> None:
-    discretized = likelihood == "discretized"
-    compiled = compile_launch(launch_of(channels, likelihood, atoms, dtype, last), arch)
-    check(compiled, 176 if channels == 3 and not discretized else 128)
-    # A thread loads all its numbers of a parameter at once if memory runs along pixels. In
-    # channels_last it runs along components, whose groups of 10 no wide load fits.
-    numbers = 2 if channels == 3 and discretized else 4
-    bits = "" if numbers * dtype.itemsize == 4 else f".{8 * numbers * dtype.itemsize}"
-    loads = set(re.findall(r"LDG\.E[.\w]*", compiled.sass))
-    assert last or loads == {f"LDG.E{bits}"}
+    check(compile_launch(launch_of(channels, likelihood, atoms, dtype, last), arch))
 
 
 @pytest.mark.parametrize("n_mix", [1, full(100), full(1000)])
-def test_each_tile(n_mix: int) -> None:
-    """For every number of components a thread holds 2 numbers of a tile, in 28 x 28 images too."""
+def test_any_number_of_components(n_mix: int) -> None:
     launch = launch_of(3, "discretized", (), torch.float32, False, n_mix=n_mix, size=(28, 28))
-    constants = launch.arguments
-    threads = 32 * launch.options["num_warps"]
-    assert constants["BLOCK_P"] * constants["BLOCK_K"] == 2 * threads
-    assert n_mix <= constants["BLOCK_K"] < 2 * n_mix
-    check(compile_launch(launch, 90), 128)
+    check(compile_launch(launch, 90))
 
 
 @pytest.mark.parametrize("last", [False, full(True)], ids=["contiguous", "channels_last"])
@@ -111,13 +96,10 @@ def test_each_tile(n_mix: int) -> None:
     ],
 )
 def test_any_number_of_atoms(channels: int, n_mix: int, n_atoms: int, last: bool) -> None:
-    """Tiles of atoms are read again for each use: no number of them fills the registers. All 256
-    levels are not compared one by one: the code stays shorter than with 33."""
+    """Tiles of atoms are read again for each use: no number of them fills the registers."""
     atoms = tuple(range(n_atoms))
     launch = launch_of(channels, "discretized", atoms, torch.bfloat16, last, n_mix=n_mix)
-    compiled = compile_launch(launch, 90)
-    check(compiled, 192 if channels == 3 else 160)
-    assert channels == 3 or len(compiled.code) < 3000
+    check(compile_launch(launch, 90))
 
 
 @pytest.mark.quick
@@ -129,9 +111,7 @@ def test_scaling(last: bool, arch: int) -> None:
         unit = unit.to(memory_format=torch.channels_last)
     with record_launches(kernels, "scale_kernel") as launches:
         kernels.scale(unit, torch.zeros(2, 28, 28), torch.empty_like(unit))
-    compiled = compile_launch(launches[0], arch)
-    check(compiled, 40)
-    assert last or "LDG.E.128" in compiled.sass
+    check(compile_launch(launches[0], arch))
 
 
 @pytest.mark.full

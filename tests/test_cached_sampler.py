@@ -119,21 +119,6 @@ def test_every_shape(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_atoms_are_drawn_as_often_as_they_weigh(temperature: float) -> None:
-    """Counts of two components and three atoms, within 3.5 standard deviations."""
-    logits = [0.3, -0.7, 1.1, -2.0, 0.0]
-    model = constant_network(logits, means=[-0.5, 0.5], **ATOMS)
-    x = CachedSampler(model).sample(128, 32, 32, seed=SEED, temperature=temperature)
-    levels = ((x + 1) * 127.5).round()
-    counts = [(levels == level).sum() for level in model.config.atoms]
-    own = torch.isin(levels, torch.tensor(model.config.atoms))
-    counts = [(~own & (x < 0)).sum(), (~own & (x > 0)).sum(), *counts]
-    share = torch.stack(counts).double() / x.numel()
-    p = torch.softmax(torch.tensor(logits, dtype=torch.float64) / temperature, 0)
-    assert ((share - p).abs() < 3.5 * (p * (1 - p) / x.numel()).sqrt()).all()
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_gaussian_noise_is_the_quantile_of_its_uniform(temperature: float) -> None:
     model = constant_network([0.0], means=[0.0], **GAUSSIAN)
     n, size = 64, 64
@@ -252,7 +237,6 @@ def test_a_network_that_has_learned_nothing_of_classes_draws_as_one_without() ->
     assert torch.equal(x, CachedSampler(plain).sample(5, 8, 8))
 
 
-@pytest.mark.quick
 def test_the_seed_and_the_weights_it_was_made_of_decide() -> None:
     """In training mode without dropout; weights in float64 are cast."""
     model = network()
@@ -379,7 +363,6 @@ def test_every_instruction_set_has_code_of_its_own_or_of_one_below(instruction_s
 INFINITE = {"likelihood": "gaussian", "atoms": (), "n_mix": 4, "smoothing_scale": math.inf}
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("part", "changes", "message"),
     [

@@ -61,7 +61,6 @@ def test_a_checkpoint_with_wrong_projections_is_refused() -> None:
         dsmooth.load_pixelcnnpp({**state, "module.up_layers.0.u_stream.0.hw": torch.ones(8)})
 
 
-@pytest.mark.quick
 @each_conditioning
 def test_one_class_is_the_network_without(conditioning: str) -> None:
     """Its projection is one more bias of the second convolutions."""
@@ -80,7 +79,6 @@ def test_one_class_is_the_network_without(conditioning: str) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.quick
 @each_conditioning
 def test_a_network_begins_as_the_one_without_classes(conditioning: str) -> None:
     """Bitwise, after data-dependent init too: the projections are zero."""
@@ -94,7 +92,6 @@ def test_a_network_begins_as_the_one_without_classes(conditioning: str) -> None:
     assert torch.equal(*results)
 
 
-@pytest.mark.quick
 @each_conditioning
 @torch.no_grad()
 def test_the_label_of_an_image_reaches_no_other(conditioning: str) -> None:
@@ -111,7 +108,6 @@ def test_the_label_of_an_image_reaches_no_other(conditioning: str) -> None:
     assert torch.equal(model(x, context, one_hot), expected)
 
 
-@pytest.mark.quick
 @torch.no_grad()
 def test_features_and_autocast_see_the_label() -> None:
     model = conditional("concat")
@@ -126,7 +122,6 @@ def test_features_and_autocast_see_the_label() -> None:
     torch.testing.assert_close(half, model.log_prob(x, context, label), rtol=0.02, atol=0.5)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("label", "error", "message"),
     [
@@ -146,7 +141,6 @@ def test_wrong_labels_are_named(label: object, error: type, message: str) -> Non
         model(torch.zeros(2, 1, 8, 8), label=label)
 
 
-@pytest.mark.quick
 def test_a_label_is_for_models_with_classes() -> None:
     model = conditional("none", n_classes=0)
     with pytest.raises(ValueError, match="label was given, but the model has n_classes=0"):
@@ -160,7 +154,6 @@ def test_a_label_is_for_models_with_classes() -> None:
         dsmooth.PixelCNNpp(dsmooth.ModelConfig(n_classes="auto"))
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("noise_levels", [(), (0.1, 0.5)])
 def test_classes_begin_as_the_network_without_them(role: str, noise_levels: tuple) -> None:
@@ -187,7 +180,6 @@ def test_classes_begin_as_the_network_without_them(role: str, noise_levels: tupl
         TrainState(replace(config, model=initial.config), data, torch.device("cpu"), model)
 
 
-@pytest.mark.quick
 def test_classes_of_the_prior_are_a_function_of_the_image_and_all_as_likely() -> None:
     request = Request(20_000, seed=3, first_index=7, label="prior")
     drawn = request.labels(10)
@@ -201,7 +193,6 @@ def test_classes_of_the_prior_are_a_function_of_the_image_and_all_as_likely() ->
     assert request.identity()["label"] == "prior"
 
 
-@pytest.mark.quick
 def test_the_labels_of_a_request() -> None:
     """A function of the image's number; parts have those of their images."""
     cpu = torch.device("cpu")
@@ -237,7 +228,6 @@ def make_pair(noisy: int, denoiser: int) -> dsmooth.SmoothedPair:
     return dsmooth.SmoothedPair(*models, dsmooth.GaussianSmoothing(0.5), (8, 8))
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("noisy", [0, CLASSES])
 @pytest.mark.parametrize("denoiser", [0, CLASSES])
 def test_either_or_both_of_a_pair_have_classes(tmp_path: Path, noisy: int, denoiser: int) -> None:
@@ -270,7 +260,6 @@ def test_either_or_both_of_a_pair_have_classes(tmp_path: Path, noisy: int, denoi
     torch.testing.assert_close(denoised, expected)
 
 
-@pytest.mark.quick
 def test_a_pair_draws_each_model_with_the_label() -> None:
     pair = make_pair(CLASSES, CLASSES)
     x_tilde = sample_images(pair.noisy, 2, height=8, width=8, label=1)
@@ -281,7 +270,6 @@ def test_a_pair_draws_each_model_with_the_label() -> None:
         make_pair(CLASSES, 2)
 
 
-@pytest.mark.quick
 def test_the_command_draws_a_class_or_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -323,7 +311,6 @@ def labelled(n: int = 30, classes: int = 2, split: str = "train") -> ImageDatase
     return ImageDataset(pixels.byte(), labels, "made", split, "images made for a test")
 
 
-@pytest.mark.quick
 @pytest.mark.usefixtures("small_runs")
 def test_a_run_learns_the_classes_of_its_data(tmp_path: Path) -> None:
     """n_classes="auto" counts the labels; the averaged projections have moved apart."""
@@ -342,7 +329,6 @@ def test_a_run_learns_the_classes_of_its_data(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.quick
 def test_batches_carry_the_labels_of_their_images() -> None:
     data = labelled(classes=3)
     config = tiny("plain", n_classes=3)
@@ -355,7 +341,6 @@ def test_batches_carry_the_labels_of_their_images() -> None:
     assert torch.equal(label, torch.cat([small.inputs(first)[2] for first in (24, 28)]))
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("role", ROLES)
 def test_held_out_images_are_scored_with_their_labels(role: str) -> None:
     config = tiny(role, n_classes=2)
@@ -369,7 +354,6 @@ def test_held_out_images_are_scored_with_their_labels(role: str) -> None:
     assert evaluate(state, test_set) != evaluate(state, swapped)
 
 
-@pytest.mark.quick
 def test_data_without_the_labels_is_refused(tmp_path: Path) -> None:
     data = labelled(classes=3)
     bare = replace(data, labels=None)

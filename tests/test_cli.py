@@ -58,7 +58,6 @@ def test_waiting_threads_sleep_soon_unless_the_user_says_how(
     assert "GOMP_SPINCOUNT" not in os.environ
 
 
-@pytest.mark.quick
 @pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting"
 )
@@ -80,7 +79,6 @@ def test_large_blocks_stay_in_the_heap(variables: dict[str, str], stays: bool) -
     assert done.stdout == f"{stays}\n"
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     "command",
     [
@@ -106,7 +104,6 @@ def test_help_is_for_people(capsys: pytest.CaptureFixture[str], command: str) ->
         assert all(f"--{name}" in text for name in ("device", "precision", "threads", "quiet"))
 
 
-@pytest.mark.quick
 def test_print_config_shows_overrides(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", "denoiser", "--preset", "mnist-paper", "--print-config", *TINY) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -131,7 +128,6 @@ CONFIGURED = [
 ]
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(("verb", "needed", "name"), CONFIGURED)
 def test_every_verb_takes_its_options_from_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str, needed: str, name: str
@@ -158,7 +154,6 @@ def test_every_verb_takes_its_options_from_a_file(
         assert line.startswith(f"dsmooth: error: {file}: {message}")
 
 
-@pytest.mark.quick
 def test_data_sets_of_one_size_take_no_size_from_a_preset(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -194,7 +189,6 @@ def test_config_repeats_a_run_and_resume_goes_on(
         complains(capsys, message, "train", "denoiser", *second, *options)
 
 
-@pytest.mark.quick
 def test_sample_from_runs_and_from_a_pair(tmp_path: Path) -> None:
     noisy = save_run(tmp_path / "noisy", "noisy")
     denoiser = save_run(tmp_path / "denoiser", "denoiser")
@@ -224,7 +218,6 @@ def test_a_single_chunk_shows_its_progress(
     assert "drawing: 2/4" in lines
 
 
-@pytest.mark.quick
 def test_folders_grow_and_rates_are_of_what_was_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,7 +243,6 @@ def test_folders_grow_and_rates_are_of_what_was_drawn(
         assert "temperature 1.0, not 0.5; choose another folder" in capsys.readouterr().err
 
 
-@pytest.mark.quick
 def test_precision_and_a_drawn_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = str(save_run(tmp_path / "plain", "plain"))
     images = {}
@@ -283,7 +275,6 @@ def test_reading_and_sampling_import_no_compiler(tmp_path: Path) -> None:
     assert (lines[0], lines[-1]) == ("set()", "set()")
 
 
-@pytest.mark.quick
 def test_channels_follow_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -384,7 +375,6 @@ def test_mistakes_get_a_line_or_two(
     assert {path.name for path in tmp_path.iterdir()} == {"noisy", "denoiser", "other"}
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -12,12 +12,7 @@ import torch
 import dsmooth
 from dsmooth.config import TrainConfig
 from dsmooth.data import ImageDataset, load_dataset
-from dsmooth.evaluate.classes import (
-    Classification,
-    bits_by_class,
-    classify,
-    frechet_by_class,
-)
+from dsmooth.evaluate.classes import Classification, bits_by_class, classify, frechet_by_class
 from dsmooth.evaluate.comparison import compare_images
 from dsmooth.evaluate.features import make_extractor
 from dsmooth.evaluate.likelihood import conventions, score_pair, score_plain

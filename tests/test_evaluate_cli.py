@@ -125,7 +125,6 @@ def test_a_plain_model_is_scored_alone(place: Path, capsys: pytest.CaptureFixtur
         assert len(both["pair"]["weights_sha256"]) == 2
 
 
-@pytest.mark.quick
 def test_frechet_of_drawn_samples_is_that_of_their_files(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -128,10 +128,7 @@ SHARED = ZEROS(2, 4, 3, 4)
             {"state": SHARED, "log_prob": SHARED[:, 3]},
             "log_prob must have memory of its own, got that of state",
         ),
-        (
-            {"x": SHARED[:, :1], "state": SHARED},
-            "state must have memory of its own, got that of x",
-        ),
+        ({"x": SHARED[:, :1], "state": SHARED}, "state must have memory of its own, got that of x"),
     ],
 )
 def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:

@@ -146,7 +146,6 @@ def test_the_memory_order_of_parameters_does_not_matter(op: Any) -> None:
             torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.quick
 @each_fast_impl
 @each_dtype
 @pytest.mark.parametrize("prepare", list(STRIDES.values()), ids=list(STRIDES))
@@ -160,7 +159,6 @@ def test_strides_do_not_matter(
         assert torch.equal(value, plain[name]), name
 
 
-@pytest.mark.quick
 @needs_extension
 @each_dtype
 def test_results_do_not_depend_on_the_thread_count(dtype: torch.dtype) -> None:
@@ -179,7 +177,6 @@ def test_results_do_not_depend_on_the_thread_count(dtype: torch.dtype) -> None:
             assert torch.equal(value, results[0][name]), name
 
 
-@pytest.mark.quick
 @pytest.mark.grid
 @each_dtype
 @pytest.mark.parametrize(
@@ -202,7 +199,6 @@ def test_nothing_is_written_or_read_beside_a_tensor(
         assert torch.equal(got[name], value), name
 
 
-@pytest.mark.quick
 @each_impl
 @each_dtype
 @pytest.mark.parametrize("shift", ["down", "down_right"])

@@ -17,11 +17,7 @@ from torch.testing import assert_close
 from dsmooth import _extension
 from dsmooth.functional import concat_elu, gated_resnet
 from dsmooth.functional.gated_resnet_native import forward_op
-from dsmooth.functional.gated_resnet_operands import (
-    FIELDS,
-    Operands,
-    Settings,
-)
+from dsmooth.functional.gated_resnet_operands import FIELDS, Operands, Settings
 from tests.helpers.gated_cases import (
     EPS,
     STRIDES,

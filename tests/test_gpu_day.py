@@ -103,6 +103,4 @@ def test_chosen_tests_are_there(tool: SimpleNamespace) -> None:
         return int(re.findall(r"(\d+)/\d+ tests collected", listed.stdout)[0])
 
     counts = [collected(chosen, *files) for files, chosen in tool.FAMILIES.values()]
-    assert all(counts)
-    assert 20 <= sum(counts) <= 40
-    assert 2 <= collected(tool.SANITIZED, *tool.PROVING) <= 4
+    assert all([*counts, collected(tool.SANITIZED, *tool.PROVING)])

@@ -232,7 +232,6 @@ def distance(model: dsmooth.PixelCNNpp, known: slice, candidates: int) -> float:
     return float((found - exact).abs().sum()) / 2
 
 
-@pytest.mark.quick
 def test_a_prefix_is_exact_other_masks_are_far_off_and_candidates_come_near() -> None:
     model = binary_network()
     noise = 16**0.5 / (2 * DRAWS**0.5)  # a bound on the expected distance of exact draws
@@ -243,7 +242,6 @@ def test_a_prefix_is_exact_other_masks_are_far_off_and_candidates_come_near() ->
     assert many < 2 * noise
 
 
-@pytest.mark.quick
 def test_the_weight_of_what_is_known_throughout_is_that_of_the_bound() -> None:
     pair: dsmooth.SmoothedPair = tiny_pair()
     x = torch.randint(0, 256, (3, 1, 8, 8), generator=torch.Generator().manual_seed(0)) / 127.5 - 1
@@ -255,7 +253,6 @@ def test_the_weight_of_what_is_known_throughout_is_that_of_the_bound() -> None:
     torch.testing.assert_close(log_weight.float(), expected, rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.quick
 def test_candidates_of_a_pair_keep_what_is_known_and_are_refused_elsewhere() -> None:
     pair = tiny_pair()
     networks = {"noisy": pair.noisy, "denoiser": pair.denoiser}

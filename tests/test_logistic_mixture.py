@@ -11,10 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dsmooth.functional import (
-    logistic_mixture_log_prob,
-    logistic_mixture_log_prob_ref,
-)
+from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_prob_ref
 from dsmooth.functional.logistic_mixture import split_mixture
 from tests.helpers.gated_cases import needs_extension
 from tests.helpers.mixture_cases import (
@@ -109,7 +106,6 @@ def test_masses_sum_to_one(impl: Any, atoms: list[int], seed: int) -> None:
     assert log_prob.exp().sum().item() == pytest.approx(1, abs=1e-12)
 
 
-@pytest.mark.quick
 @both_impls
 @pytest.mark.parametrize("mixture", ["gaussian", "discretized", "atoms"])
 @pytest.mark.parametrize("shared", [1e8, -1e8, 320.0])
@@ -232,7 +228,6 @@ def test_reference_is_twice_differentiable(mixture: str) -> None:
     assert torch.autograd.gradgradcheck(log_prob_of(mixture, "reference"), (x, params))
 
 
-@pytest.mark.quick
 @needs_extension
 @each_mixture
 @each_channels
@@ -259,7 +254,6 @@ def test_closed_form_equals_autograd(
         torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-13 * scale)
 
 
-@pytest.mark.quick
 @pytest.mark.grid
 @needs_extension
 @each_instruction_set

@@ -12,11 +12,7 @@ import torch
 from torch import Tensor
 
 from dsmooth import _extension
-from dsmooth.functional import (
-    logistic_mixture_log_prob,
-    logistic_mixture_log_prob_ref,
-    use_impl,
-)
+from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_prob_ref, use_impl
 from dsmooth.functional.logistic_mixture_native import native_backward, native_forward
 from dsmooth.functional.logistic_mixture_triton import triton_backward, triton_forward
 from tests.helpers.gated_cases import INTERPRETED, needs_extension
@@ -131,7 +127,6 @@ def test_any_strides_give_the_same(channels: int, mixture: str, impl: Any) -> No
             assert got[2].is_contiguous() == (not is_last)
 
 
-@pytest.mark.quick
 @pytest.mark.grid
 @both_impls
 @pytest.mark.parametrize(

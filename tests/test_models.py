@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from dsmooth.files import read_json
 from dsmooth.models import load_models
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pretrained import is_model
@@ -91,29 +89,6 @@ def test_a_saved_pair_has_the_weights_of_its_runs(folders: dict[str, Path], tmp_
         two.pair.noisy.head.bias[0] += 1
     assert weights_digest(two.pair.noisy) != one.digests()["noisy"]
     assert [is_model(path) for path in (folders["noisy"], folders["pair"], tmp_path)] == [1, 1, 0]
-
-
-@pytest.mark.parametrize("kind", ["runs", "pair"])
-def test_settings_are_read_once_and_logs_when_asked_for(
-    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    opened: list[str] = []
-
-    def read(path: Path) -> dict[str, Any]:
-        opened.append(path.name)
-        return read_json(path)
-
-    monkeypatch.setattr("dsmooth.pretrained.resolver.read_json", read)
-    monkeypatch.setattr("dsmooth.runs.read_json", read)
-    monkeypatch.setattr(RunFolder, "read_log", lambda self: opened.append("log") or [])
-    for role in ("noisy", "denoiser"):
-        RunFolder(folders[role]).log.touch()
-    folder = folders["pair"] if kind == "pair" else folders["noisy"].parent
-    models = load_models([folder])
-    settings = ["config.json"] * (1 if kind == "pair" else 2)
-    assert opened == settings
-    assert models.pair.origin["noisy"].data == "mnist"
-    assert opened == settings + ["log"] * (2 if kind == "runs" else 0)
 
 
 def test_a_run_is_finished_when_its_log_says_so(folders: dict[str, Path], tmp_path: Path) -> None:

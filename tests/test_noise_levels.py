@@ -144,7 +144,6 @@ def test_a_step_down_draws_noise_of_the_lower_level() -> None:
     assert correlation == pytest.approx(0.2 / 0.5, abs=0.02)
 
 
-@pytest.mark.quick
 def test_rungs_have_seeds_of_their_own() -> None:
     seeds = {seed_of_rung(5, rung, repeat) for rung in range(1, 4) for repeat in range(3)}
     assert len(seeds) == 9
@@ -202,7 +201,6 @@ def test_known_pixels_stay_on_a_ladder() -> None:
     assert torch.equal(nothing, pair.sample(3, levels=(0.5, 0.1)))
 
 
-@pytest.mark.quick
 def test_ladders_that_do_not_fit() -> None:
     pair = pair_of_levels()
     for levels in ((0.1, 0.5), (0.5, 0.5), (0.3,), ()):

@@ -88,7 +88,6 @@ def test_kernels_of_one_shape_step_as_if_alone_whatever_the_size_of_their_gradie
             torch.testing.assert_close(v, other, rtol=0, atol=2e-6)
 
 
-@pytest.mark.quick
 def test_filters_have_length_one_and_turn_by_the_angle() -> None:
     """A filter moves by the angle, root mean square; nearly at right angles, as gradients are."""
     layers = convolutions(SHAPES)
@@ -105,7 +104,6 @@ def test_filters_have_length_one_and_turn_by_the_angle() -> None:
         assert 0.05 < angles.square().mean().sqrt() < 0.1 * 1.13
 
 
-@pytest.mark.quick
 def test_a_step_descends() -> None:
     """A gradient times its polar factor is the sum of its singular values."""
     for layer in convolutions(SHAPES):

@@ -268,7 +268,6 @@ def test_weights_of_two_pairs_are_no_pair(tmp_path: Path) -> None:
     old.save_pretrained(tmp_path / "old")
 
 
-@pytest.mark.quick
 def test_draws_as_people_write_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_pair().save_pretrained(tmp_path)
     pair = dsmooth.SmoothedPair.from_pretrained(tmp_path, device="cpu", dtype=torch.float32)
@@ -341,7 +340,6 @@ def test_models_that_do_not_fit_are_refused() -> None:
         pair.elbo(torch.zeros(1, 1, 8, 8), n_noise=0)
 
 
-@pytest.mark.quick
 def test_a_pair_describes_itself_in_a_few_lines() -> None:
     pair = tiny_pair()
     lines = repr(pair).splitlines()
@@ -351,7 +349,6 @@ def test_a_pair_describes_itself_in_a_few_lines() -> None:
     assert lines[3:5] == ["  smoothing: gaussian of scale 0.5", "  images: 1 x 8 x 8, on cpu"]
 
 
-@pytest.mark.quick
 def test_a_seed_that_was_drawn_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     pair = tiny_pair()
     draws = [
@@ -373,7 +370,6 @@ def test_a_seed_that_was_drawn_is_reported(caplog: pytest.LogCaptureFixture) -> 
     assert len(seeds) == len(draws)
 
 
-@pytest.mark.quick
 def test_precision_is_that_of_the_cached_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = tiny_pair("continuous")
     exact = pair.sample(2)
@@ -388,7 +384,6 @@ def test_precision_is_that_of_the_cached_sampler(monkeypatch: pytest.MonkeyPatch
         pair.sample(2, precision="bfloat16")
 
 
-@pytest.mark.quick
 def test_images_that_a_likelihood_is_not_of_are_refused() -> None:
     """They would have a number too."""
     pair, density = tiny_pair(), tiny_pair("continuous")
@@ -417,7 +412,6 @@ def test_images_that_a_likelihood_is_not_of_are_refused() -> None:
     assert density.elbo(off_grid.clamp(-1, 1)).isfinite().all()
 
 
-@pytest.mark.quick
 def test_half_weights_are_packed_as_float32(caplog: pytest.LogCaptureFixture) -> None:
     pair = tiny_pair()
     for dtype in (torch.float16, torch.bfloat16):
@@ -428,7 +422,6 @@ def test_half_weights_are_packed_as_float32(caplog: pytest.LogCaptureFixture) ->
     assert not caplog.messages
 
 
-@pytest.mark.quick
 def test_a_pair_completes_and_is_called(tmp_path: Path) -> None:
     pair = tiny_pair()
     x = dsmooth.to_float(torch.randint(256, (2, 1, 8, 8)).byte())

@@ -82,7 +82,6 @@ def test_causality_is_exact(conditioning: str, channels: int, kind: dict[str, An
     assert torch.equal(got, expected)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_context_is_seen_where_the_design_says(conditioning: str) -> None:
     """The last pixel of x sees early pixels; a denoiser's first pixel sees its context."""
@@ -104,7 +103,6 @@ def test_context_is_seen_where_the_design_says(conditioning: str) -> None:
         assert seen[6, 6] == (conditioning == "stack")
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 @pytest.mark.parametrize(("height", "width", "batch"), [(4, 4, 1), (4, 12, 2), (16, 8, 3)])
 @torch.no_grad()
@@ -166,7 +164,6 @@ def test_data_dependent_init_normalises_every_layer(
         assert (std / scale - 1).abs().max() < 1e-2, name
 
 
-@pytest.mark.quick
 def test_fourier_features_are_those_of_the_byte() -> None:
     """The equation of docs/math.md, section 1, and its derivative; eight octaves tell all bytes."""
     byte = torch.arange(256, dtype=torch.float64)
@@ -296,7 +293,6 @@ def test_forward_mode_derivatives_are_those_of_reverse_mode() -> None:
 ZEROS = torch.zeros
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("conditioning", "x", "context", "error", "message"),
     [

@@ -92,7 +92,6 @@ def test_probes_do_not_depend_on_the_number_of_threads(
     assert found[:2] == found[2:]
 
 
-@pytest.mark.quick
 def test_the_gradient_is_that_of_the_cross_entropy() -> None:
     """Gradient of a first step from zero, by its signs, which Adam's first step keeps."""
     features, labels = labelled(50, 7, 3, 2)
@@ -269,7 +268,6 @@ def test_an_image_has_the_same_features_whatever_the_others_are(tmp_path: Path) 
     assert all(np.array_equal(rows[block], more[block][:23]) for block in BLOCKS)
 
 
-@pytest.mark.quick
 def test_networks_and_controls_are_there(tmp_path: Path) -> None:
     results = run_probes(tmp_path / "probes.json", plain=make_pair().noisy)
     assert mapped_files(tmp_path) == [str(tmp_path / "probes.json")]

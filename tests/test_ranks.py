@@ -14,13 +14,7 @@ import torch
 import dsmooth
 from dsmooth.machine import choose_device
 from tests.helpers.command_runs import run
-from tests.helpers.rank_processes import (
-    COMMAND,
-    ForkedPython,
-    free_port,
-    start_ranks,
-    wait_for_all,
-)
+from tests.helpers.rank_processes import COMMAND, ForkedPython, free_port, start_ranks, wait_for_all
 from tests.helpers.sampler_checks import BYTES, network
 
 

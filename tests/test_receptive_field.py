@@ -10,12 +10,7 @@ import torch
 
 import dsmooth
 from dsmooth.config import ModelConfig
-from dsmooth.evaluate.receptive_field import (
-    causal,
-    influence,
-    masked_stack,
-    receptive_fields,
-)
+from dsmooth.evaluate.receptive_field import causal, influence, masked_stack, receptive_fields
 
 pytestmark = pytest.mark.quick
 

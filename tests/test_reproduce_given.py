@@ -190,7 +190,6 @@ def test_mistakes_get_a_line_or_two(
     complains(capsys, message, "reproduce", "--out", str(tmp_path / "out"), *args)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("fast", [False, True])
 def test_features_are_in_bfloat16_where_the_machine_is_fast_at_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool

@@ -111,7 +111,6 @@ def test_half_of_the_images_are_mirrored() -> None:
     assert 30 < same.sum() < 70
 
 
-@pytest.mark.quick
 def test_what_each_role_is_trained_on() -> None:
     x = torch.zeros(2, 1, 8, 8)
     target, context, *_ = make_inputs(x, tiny("plain"), first_index=0)
@@ -228,7 +227,6 @@ def test_forms_of_images_of_ones_own() -> None:
         split_own({"a": pixels, "b": pixels})
 
 
-@pytest.mark.quick
 def test_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`dsmooth.train` is public; one in ten images is held out."""
     pixels = torch.from_numpy(random_bytes((20, 3, 8, 12)))
@@ -258,7 +256,6 @@ def test_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         load_dataset("own", "test")
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
@@ -283,7 +280,6 @@ def test_data_that_cannot_be_trained_on(dataset: object, message: str) -> None:
         split_own(dataset)
 
 
-@pytest.mark.quick
 def test_a_loop_of_ones_own_writes_a_run(tmp_path: Path) -> None:
     config = tiny("plain", images=1)
     model = dsmooth.PixelCNNpp(config.model)
@@ -300,7 +296,6 @@ def test_a_loop_of_ones_own_writes_a_run(tmp_path: Path) -> None:
         run.write_model(model, other, (8, 8))
 
 
-@pytest.mark.quick
 def test_a_run_is_looked_at_after_whole_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """So each look finds a second of losses to record."""
     now, looks = 0.0, []
@@ -314,7 +309,6 @@ def test_a_run_is_looked_at_after_whole_seconds(monkeypatch: pytest.MonkeyPatch)
     assert {round(b - a, 1) for a, b in itertools.pairwise(looks)} == {1.2}
 
 
-@pytest.mark.quick
 def test_a_picture_may_be_too_early(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "dsmooth")
     samples = torch.full((1, 1, 4, 4), torch.inf)
@@ -401,7 +395,6 @@ def test_paper_presets_are_the_papers() -> None:
         preset("mnist", "noisy", steps=64)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

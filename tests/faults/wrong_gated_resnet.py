@@ -267,10 +267,7 @@ TARGETS = [
         *("_C.gated_resnet_backward", _backward_arguments),
         *(partial(_of_extension, "backward", GRADIENTS), _expected_backward, VALUES, True),
     ),
-    Target(
-        *("functional.gated_resnet", _public_arguments, _public),
-        *(_expected_public, VALUES),
-    ),
+    Target(*("functional.gated_resnet", _public_arguments, _public), *(_expected_public, VALUES)),
 ]
 
 

@@ -14,11 +14,7 @@ from dsmooth.kernels import expand, gated_resnet, padded, weights
 from dsmooth.kernels import launch as launching
 from dsmooth.kernels.geometry import Operands, Settings, Shift, Taps
 from dsmooth.kernels.tilings import format_of
-from tests.helpers.sass import (
-    left_in_flight,
-    matrix_loops,
-    register_operand,
-)
+from tests.helpers.sass import left_in_flight, matrix_loops, register_operand
 from tests.helpers.triton_tools import Compiled, Launch, record_launches
 
 MATMULS = {

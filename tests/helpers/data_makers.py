@@ -65,9 +65,7 @@ def write_images(folder: Path, images: Mapping[str, Bytes]) -> None:
 
 @contextmanager
 def refused(
-    match: str,
-    *parts: object,
-    error: type[Exception] | tuple[type[Exception], ...] = ValueError,
+    match: str, *parts: object, error: type[Exception] | tuple[type[Exception], ...] = ValueError
 ) -> Iterator[None]:
     """The block raises an error of one or two lines that has every part."""
     with pytest.raises(error, match=match) as caught:

@@ -195,12 +195,7 @@ def native_mixture(mixture: Mixture) -> dict[str, Any]:
 
 
 def run_native(
-    x: Tensor,
-    params: Tensor,
-    mixture: Mixture,
-    *,
-    instruction_set: str = "auto",
-    threads: int = 1,
+    x: Tensor, params: Tensor, mixture: Mixture, *, instruction_set: str = "auto", threads: int = 1
 ) -> Gradients:
     """log_prob and the gradients of its sum by the extension, into buffers full of NaN."""
     batch, _, height, width = x.shape

@@ -13,9 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from dsmooth.functional import (
-    logistic_mixture_log_prob_ref,
-)
+from dsmooth.functional import logistic_mixture_log_prob_ref
 from dsmooth.functional.logistic_mixture_triton import triton_backward, triton_forward
 from dsmooth.kernels import logistic_mixture as kernels
 from dsmooth.kernels.launch import INTERPRETED

@@ -12,16 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from tests.ptx.lanes import (
-    DTYPES,
-    Action,
-    Computation,
-    Group,
-    Registers,
-    computes,
-    form,
-    put,
-)
+from tests.ptx.lanes import DTYPES, Action, Computation, Group, Registers, computes, form, put
 from tests.ptx.parse import SIZES, Instruction
 
 INTEGER = r"([us](?:16|32|64))"

@@ -26,14 +26,7 @@ from tests.helpers.mixture_cases import (
     value_and_gradients,
 )
 from tests.helpers.nvcc_builds import NVCC
-from tests.ptx.cuda_player import (
-    CudaPlayer,
-    build_sampler,
-    draw,
-    draw_on_host,
-    known_of,
-    make_case,
-)
+from tests.ptx.cuda_player import CudaPlayer, build_sampler, draw, draw_on_host, known_of, make_case
 from tests.ptx.memory import Memory
 
 # A pixel is drawn by the device's exp, log and tanh. Images are of the order of 1.
