@@ -128,11 +128,13 @@ def test_what_cannot_classify_says_so() -> None:
 def test_distances_are_those_of_each_class_alone() -> None:
     extractor = make_extractor("mnist-classifier")
     sets = [load_dataset("mnist", split) for split in ("test", "train")]
-    drawn, real = ((d.images[:200], d.labels[:200]) for d in sets)
+    (images, labels), real = ((d.images[:200], d.labels[:200]) for d in sets)
+    kept = (labels != 4) | ((labels == 4).cumsum(0) == 1)  # one of the fours, which is too few
+    drawn = images[kept], labels[kept]
     others = sets[1].images[200:300], sets[1].labels[200:300]
     rows = frechet_by_class(drawn, real, others, extractor)
-    assert [row.label for row in rows] == list(range(10))
-    one = rows[7]
+    assert [row.label for row in rows] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    one = rows[6]
     chosen = [images[labels == 7] for images, labels in (drawn, real, others)]
     alone = compare_images(*chosen[:2], extractor, floor=chosen[2], subsets=1, subset_size=2)
     assert one.value == pytest.approx(alone.value, rel=1e-6)

@@ -299,20 +299,17 @@ def test_a_clamped_log_scale_has_no_gradient(mixture: str, impl: Any) -> None:
     assert (grad_log_scales[~clamped] != 0).any()
 
 
-@pytest.mark.grid
 @both_impls
 @each_channels
 @pytest.mark.parametrize("mixture", ["discretized", "gaussian"])
-@pytest.mark.parametrize("log_scale", [-100.0, -7.0, 20.0, 40.0, 80.0, 95.0])
-def test_extreme_scales_are_finite(
-    log_scale: float, mixture: str, channels: int, impl: Any
-) -> None:
+def test_extreme_scales_are_finite(mixture: str, channels: int, impl: Any) -> None:
     """Float32, where 1 - e^-D underflows at wide scales and a dropped branch could be infinite, and
     which has no number for the square of e^80."""
-    params = torch.zeros(1, n_params(channels, 2), 1, 256)
+    log_scales = torch.tensor([-100.0, -7, 20, 40, 80, 95]).repeat_interleave(256)
+    params = torch.zeros(1, n_params(channels, 2), 1, len(log_scales))
     raw_parts(params, channels)[:, :, 0] = 0.3
-    raw_parts(params, channels)[:, :, 1] = log_scale
-    x = LEVELS.float().expand(1, channels, 1, 256)
+    raw_parts(params, channels)[:, :, 1] = log_scales
+    x = LEVELS.float().repeat(6).expand(1, channels, 1, -1)
     for out in value_and_gradients(log_prob_of(mixture, impl), x, params):
         assert out.isfinite().all()
 

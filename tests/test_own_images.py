@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from dsmooth.data import ImageDataset, own_images
 from dsmooth.data.dataset import Transform
 from dsmooth.data.order import transformed
 from dsmooth.data.own import split_own
+from dsmooth.philox import Stream, seed_from
 from dsmooth.training.step import TrainState
 from tests.helpers.data_makers import random_bytes
 from tests.helpers.tiny_runs import tiny
@@ -72,7 +74,7 @@ def test_a_loader_gives_the_images_of_its_sampler() -> None:
     assert torch.equal(held_out.images, PIXELS[halves[1].indices])
 
 
-class Stream(loaders.IterableDataset):
+class Endless(loaders.IterableDataset):
     def __iter__(self):
         return iter(PIXELS)
 
@@ -93,7 +95,7 @@ class Stream(loaders.IterableDataset):
             lambda own: loaders.DataLoader(own, sampler=loaders.DistributedSampler(own, 2, 0)),
             "cannot use a DistributedSampler",
         ),
-        (lambda _: loaders.DataLoader(Stream()), r"length, got a Stream; .*islice\(dataset"),
+        (lambda _: loaders.DataLoader(Endless()), r"length, got a Endless; .*islice\(dataset"),
         (lambda own: loaders.random_split(own, [20, 10, 10]), r"\(training images, .*, got 3"),
     ],
 )
@@ -144,6 +146,9 @@ def test_a_transform_is_a_function_of_seed_and_visit() -> None:
     assert torch.equal(whole, batches(16))
     assert not torch.equal(whole, batches(40, seed=1))
     assert len(whole.unique(dim=0)) == 80  # an image twice is two images
+    seeds: list[int] = []
+    transformed(PIXELS, lambda x: (seeds.append(torch.initial_seed()), x)[1], seed=3, first=5)
+    assert seeds == [seed_from(3, 5 + i, Stream.TRANSFORM) for i in range(40)]
     with pytest.raises(ValueError, match="transform must"):
         transformed(train_set.images[:1], lambda image: image[0], seed=0, first=0)
     assert random.getstate() == before[1]
@@ -203,3 +208,4 @@ def test_labels_in_every_form() -> None:
         dsmooth.train(tiny(), labels=y)
     train_set, held_out = split_own(((PIXELS, y), (PIXELS[:2], y[:2])))
     assert held_out.labels.tolist() == [0, 1]
+    assert train_set.digest != replace(train_set, labels=2 - y).digest

@@ -92,24 +92,28 @@ def test_probes_do_not_depend_on_the_number_of_threads(
     assert found[:2] == found[2:]
 
 
-def test_the_gradient_is_that_of_the_cross_entropy() -> None:
-    """Gradient of a first step from zero, by its signs, which Adam's first step keeps."""
-    features, labels = labelled(50, 7, 3, 2)
-    seen: list[Tensor] = []
-    with pytest.MonkeyPatch.context() as patch:
-        step = torch.optim.Adam.step
-        patch.setattr(
-            torch.optim.Adam,
-            "step",
-            lambda self: (seen.append(self.param_groups[0]["params"][0].grad.clone()), step(self)),
-        )
-        train_linear((features, labels), (features, labels), 3, epochs=1)
+def test_each_gradient_is_that_of_the_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = labelled(52, 7, 3, 2)  # ten steps of five images, and one of two
+    seen: list[list[Tensor]] = []
+    real = torch.optim.Adam.step
+
+    def step(adam: torch.optim.Adam) -> None:
+        seen.append([t.clone() for p in adam.param_groups[0]["params"] for t in (p, p.grad)])
+        real(adam)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    train_linear((features, labels), (features, labels), 3, epochs=1)
     mean, scale = moments(features, "cpu")
-    weight = torch.zeros(3, 7, requires_grad=True)
-    rows = epoch_order(50, 0, 0)[:5].sort().values
-    z = (torch.from_numpy(features[rows.numpy()]).float() - mean) * scale
-    torch.nn.functional.cross_entropy(z @ weight.T, labels[rows]).backward()
-    torch.testing.assert_close(seen[0], weight.grad)
+    for first, (weight, of_weight, bias, of_bias) in zip(range(0, 52, 5), seen, strict=True):
+        rows = epoch_order(52, 0, 0)[first : first + 5].sort().values
+        z = (torch.from_numpy(features[rows.numpy()]).float() - mean) * scale
+        leaves = weight.requires_grad_(), bias.requires_grad_()
+        logits = torch.nn.functional.linear(z, *leaves)
+        loss = torch.nn.functional.cross_entropy(logits, labels[rows])
+        for got, expected in zip(
+            (of_weight, of_bias), torch.autograd.grad(loss, leaves), strict=True
+        ):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_labels_that_have_nothing_to_do_with_the_features_are_not_told() -> None:

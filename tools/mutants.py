@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import importlib
 import inspect
+import itertools
 import os
 import re
 import shutil
@@ -22,9 +23,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import CodeType, FunctionType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 600  # after which tests that a change keeps from ending have noticed it
@@ -101,7 +104,7 @@ def put(path: Path, old: str, new: str) -> bool:
     return True
 
 
-def run(copy: Path, mutant: Mutant) -> int:
+def run(copy: Path, mutant: Mutant, plugin: object = None) -> int:
     """Exit status of pytest in the copy, in silence."""
     import pytest
 
@@ -111,15 +114,16 @@ def run(copy: Path, mutant: Mutant) -> int:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    signal.alarm(SECONDS)
     options = ["-x", "-q", "-n0", "-p", "no:cacheprovider"]
-    return pytest.main([*options, *mutant.tests, "-k", mutant.names])
+    plugins = [plugin] if plugin else []
+    return pytest.main([*options, *mutant.tests, "-k", mutant.names], plugins)
 
 
-def status_of(work: Callable[[], int]) -> int:
-    """The result of a fork of this process."""
+def status_of(work: Callable[[], int], seconds: int = 0) -> int:
+    """The result of a fork of this process, which has so many seconds for it, or any."""
     child = os.fork()
     if not child:
+        signal.alarm(seconds)
         try:
             os._exit(work())
         finally:
@@ -132,51 +136,71 @@ def build(copy: Path) -> None:
     subprocess.run(command, cwd=copy, check=True, capture_output=True)
 
 
-def judge(copy: Path, mutant: Mutant, imported: bool) -> int:
-    """Exit status of its tests; UNKNOWN where the imported package cannot be changed so."""
+@contextmanager
+def changed(copy: Path, mutant: Mutant) -> Iterator[tuple[str, str]]:
+    """Inside the block the file of the copy is changed; gives its text before and after."""
     path = copy / mutant.file
     source = path.read_text()
-    changed = source.replace(mutant.old, mutant.new)
     native = mutant.file.startswith("csrc/")
-
-    def work() -> int:
-        if imported and not put(path, source, changed):
-            return UNKNOWN
-        return run(copy, mutant)
-
-    path.write_text(changed)  # for processes that tests start, too
+    path.write_text(source.replace(mutant.old, mutant.new))
     try:
         if native:
             build(copy)
-        return status_of(work)
+        yield source, path.read_text()
     finally:
         path.write_text(source)
         if native:
             build(copy)
 
 
-def judged(copy: Path, every: list[Mutant], imported: bool) -> Iterator[tuple[Mutant, str, float]]:
-    """Each mutant that this process can judge, its word, and seconds."""
+class Judge:
+    """A plugin of pytest: runs what was collected without a change, then in forks with each.
+
+    tell: takes a mutant and its word; none for one that cannot be made of imported functions.
+    """
+
+    def __init__(self, copy: Path, every: list[Mutant], tell: Callable[[Mutant, str], None]):
+        self.copy, self.every, self.tell = copy, every, tell
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        from _pytest.main import pytest_runtestloop
+
+        def tests() -> int:
+            with suppress(session.Failed):
+                pytest_runtestloop(session)
+            return min(session.testsfailed, 1)
+
+        sound = session.items and status_of(tests, SECONDS) == 0
+        for mutant in self.every:
+            with changed(self.copy, mutant) as (before, after):
+
+                def work(before: str = before, after: str = after, m: Mutant = mutant) -> int:
+                    return tests() if put(self.copy / m.file, before, after) else UNKNOWN
+
+                status = status_of(work, SECONDS) if sound else 0
+            if status != UNKNOWN:
+                self.tell(mutant, "unjudged" if not sound else "killed" if status else "SURVIVED")
+        return True
+
+
+def judge_imported(copy: Path, every: list[Mutant], tell: Callable[[Mutant, str], None]) -> None:
+    """Those that a process with the package imported can judge; all tests are collected once."""
+    for _, group in itertools.groupby(every, lambda mutant: (mutant.tests, mutant.names)):
+        some = list(group)
+        status_of(partial(run, copy, some[0], Judge(copy, some, tell)))
+
+
+def judge_anew(copy: Path, every: list[Mutant], tell: Callable[[Mutant, str], None]) -> None:
+    """Each by a process that imports the package."""
     sound: dict[tuple[object, ...], int] = {}
     for mutant in every:
-        started, judges = time.monotonic(), (mutant.tests, mutant.names)
-        status = judge(copy, mutant, imported)
-        if status == UNKNOWN:
-            continue
-        if status and judges not in sound:
-            sound[judges] = status_of(lambda mutant=mutant: run(copy, mutant))
-        if {status, sound.get(judges)} & {4, 5}:
-            sys.exit(f"no tests: {' '.join(mutant.tests)} -k {mutant.names}")
-        word = "SURVIVED" if status == 0 else "unjudged" if sound[judges] else "killed"
-        yield mutant, word, time.monotonic() - started
-
-
-def tell(copy: Path, every: list[Mutant], imported: bool, told: Path) -> None:
-    """Judge, print, and write the words of the mutants that were judged into a file."""
-    for mutant, word, seconds in judged(copy, every, imported):
-        print(f"{word:8} {seconds:4.0f} s  {mutant.file}: {mutant.old!r}", flush=True)
-        with told.open("a") as file:
-            file.write(f"{every.index(mutant)} {word}\n")
+        judges = (mutant.tests, mutant.names)
+        if judges not in sound:
+            sound[judges] = status_of(partial(run, copy, mutant), SECONDS)
+        with changed(copy, mutant):
+            work = partial(run, copy, mutant)
+            status = 0 if sound[judges] else status_of(work, SECONDS)
+        tell(mutant, "unjudged" if sound[judges] else "killed" if status else "SURVIVED")
 
 
 def main(*arguments: str) -> None:
@@ -186,8 +210,6 @@ def main(*arguments: str) -> None:
         sys.exit("\n".join(wrong) or None)
     for name in IMPORTED:
         importlib.import_module(name)
-    made: Counter[str] = Counter()
-    killed: Counter[str] = Counter()
     # Beside the checkout, so that a compiler's cache knows the files.
     with tempfile.TemporaryDirectory(dir=ROOT.parent) as folder:
         copy, told = Path(folder) / "copy", Path(folder) / "told"
@@ -196,27 +218,30 @@ def main(*arguments: str) -> None:
         sys.path.insert(0, str(copy))
         os.environ["PYTHONPATH"] = str(copy)  # of processes that tests start
         told.touch()
-        # Most by a process that has imported the package, which takes longer than most tests.
-        plain = [m for m in every if m.file.startswith("dsmooth/")]
 
-        def work() -> int:
+        def tell(mutant: Mutant, word: str) -> None:
+            seconds = time.monotonic() - started
+            line = f"{word:8} {seconds:5.0f} s  {mutant.file}: {mutant.old!r}"
+            print(line, file=screen, flush=True)
+            with told.open("a") as file:
+                file.write(f"{every.index(mutant)} {word}\n")
+
+        def words() -> dict[Mutant, str]:
+            found = (line.split() for line in told.read_text().splitlines())
+            return {every[int(number)]: word for number, word in found}
+
+        def imported() -> int:
             os.chdir(copy)
             for name in PACKAGE:
                 importlib.import_module(name)
-            tell(copy, plain, True, told)
+            judge_imported(copy, [m for m in every if m.file.startswith("dsmooth/")], tell)
             return 0
 
-        status_of(work)
-        found = [line.split() for line in told.read_text().splitlines()]
-        words = {plain[int(number)]: word for number, word in found}
-        rest = [mutant for mutant in every if mutant not in words]
-        told.write_text("")
-        tell(copy, rest, False, told)
-        found = [line.split() for line in told.read_text().splitlines()]
-        words |= {rest[int(number)]: word for number, word in found}
-    for mutant, word in words.items():
-        made[mutant.room] += word != "unjudged"
-        killed[mutant.room] += word == "killed"
+        started, screen = time.monotonic(), os.fdopen(os.dup(1), "w")  # pytest is silenced
+        status_of(imported)
+        judge_anew(copy, [mutant for mutant in every if mutant not in words()], tell)
+        made = Counter(m.room for m, word in words().items() if word != "unjudged")
+        killed = Counter(m.room for m, word in words().items() if word == "killed")
     for room, count in made.items():
         print(f"{room}: {killed[room]} of {count}")
     print(f"all: {killed.total()} of {made.total()}")

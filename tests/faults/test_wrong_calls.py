@@ -44,10 +44,10 @@ def sanitized() -> Path | None:
 @pytest.mark.budget(60)
 @pytest.mark.parametrize(
     ("names", "part"),
-    [(FILES, 8), *(pytest.param([name], 1, marks=pytest.mark.full) for name in FILES)],
+    [(FILES, 12), *(pytest.param([name], 1, marks=pytest.mark.full) for name in FILES)],
 )
 def test_wrong_calls(names: list[str], part: int, tmp_path: Path) -> None:
-    """With an eighth of the calls, and with all."""
+    """With one call in twelve, and with all."""
     print(run_in_child(names, tmp_path, sanitized(), part))
 
 
