@@ -89,11 +89,14 @@ def test_exif_orientation_is_followed(tmp_path: Path) -> None:
 
     pixels = random_bytes((8, 12))
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show rotated by 90 degrees clockwise
-    for name in "ab":
-        Image.fromarray(pixels).save(tmp_path / f"{name}.png", exif=exif)
-    dataset = load_dataset("folder", "train", tmp_path)
-    assert np.array_equal(dataset.images[0, 0].numpy(), np.rot90(pixels, -1))
+    mirrored = pixels[:, ::-1]
+    ways = pixels, mirrored, np.rot90(pixels, 2), pixels[::-1]
+    ways += pixels.T, np.rot90(pixels, -1), np.rot90(mirrored, -1), np.rot90(pixels)
+    for exif[0x0112], upright in enumerate(ways, start=1):
+        for name in "ab":
+            Image.fromarray(pixels).save(tmp_path / f"{name}.png", exif=exif)
+        dataset = load_dataset("folder", "train", tmp_path)
+        assert np.array_equal(dataset.images[0, 0].numpy(), upright)
     for suffix, orientation, turned in (("tif", 6, np.rot90(pixels, -1)), ("png", 9, pixels)):
         exif[0x0112] = orientation
         Image.fromarray(pixels).save(tmp_path / f"c.{suffix}", exif=exif)

@@ -63,6 +63,10 @@ def mutants(chosen: list[str]) -> Iterator[Mutant]:
 
 def faults(mutant: Mutant) -> Iterator[str]:
     """Why a line of the table tells nothing."""
+    absent = [file for file in (mutant.file, *mutant.tests) if not (ROOT / file).exists()]
+    if absent:
+        yield f"there is no {absent[0]}"
+        return
     count = (ROOT / mutant.file).read_text().count(mutant.old)
     if count != 1:
         yield f"{mutant.file} has {count} times: {mutant.old!r}"
