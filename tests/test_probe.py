@@ -243,10 +243,10 @@ def test_an_untrained_network_is_new_and_leaves_the_generator_alone(tmp_path: Pa
 
 
 def run_probes(path: Path, settings: ProbeSettings = SETTINGS, **options: Any) -> dict[str, Any]:
+    """Of a pair whose noisy model is a plain one, too."""
     path.parent.mkdir(exist_ok=True)
-    return probe_pair(
-        make_pair(), squares(23, "train"), squares(11, "test"), settings, path, **options
-    )
+    pair, data = make_pair(), (squares(23, "train"), squares(11, "test"))
+    return probe_pair(pair, *data, settings, path, plain=pair.noisy, **options)
 
 
 @pytest.fixture(scope="module")
@@ -272,10 +272,9 @@ def test_an_image_has_the_same_features_whatever_the_others_are(tmp_path: Path) 
     assert all(np.array_equal(rows[block], more[block][:23]) for block in BLOCKS)
 
 
-def test_networks_and_controls_are_there(tmp_path: Path) -> None:
-    results = run_probes(tmp_path / "probes.json", plain=make_pair().noisy)
-    assert mapped_files(tmp_path) == [str(tmp_path / "probes.json")]
-    assert results == json.loads((tmp_path / "probes.json").read_text())
+def test_networks_and_controls_are_there(whole: Path) -> None:
+    assert mapped_files(whole.parent) == [str(whole)]
+    results = json.loads(whole.read_text())
     accuracy = results["accuracy"]
     names = ["noisy", "denoiser", PIXELS, "plain", "untrained-noisy", "untrained-denoiser"]
     assert list(accuracy) == names
@@ -357,7 +356,7 @@ def test_a_stopped_call_goes_on_after_the_last_network(
     assert list(json.loads(path.read_text())["accuracy"]) == ["noisy", "denoiser"]
     assert run_probes(path) == json.loads(whole.read_text())
     assert done[:3] == ["noisy", "denoiser", PIXELS]
-    assert sorted(done[3:]) == sorted([PIXELS, "untrained-noisy", "untrained-denoiser"])
+    assert sorted(done[3:]) == sorted([PIXELS, "plain", "untrained-noisy", "untrained-denoiser"])
 
 
 def test_other_settings_do_not_mix_with_stored_ones(whole: Path, tmp_path: Path) -> None:
