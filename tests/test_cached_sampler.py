@@ -22,6 +22,7 @@ from dsmooth.nn import PixelCNNpp
 from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling import CachedSampler
 from dsmooth.sampling.program import Program
+from tests.helpers.class_networks import conditional
 from tests.helpers.sampler_checks import (
     ATOMS,
     BYTES,
@@ -344,7 +345,7 @@ def test_bad_models() -> None:
     with pytest.raises(ValueError, match=r"finite.*down\.1\.ul\.0\.conv_in\.bias"):
         CachedSampler(model)
     with pytest.raises(ValueError, match="give it at one of them, by at_level"):
-        CachedSampler(network(noise_levels=(0.1, 0.5)))
+        CachedSampler(conditional("none", n_classes=0, noise_levels=(0.1, 0.5)))
     with pytest.raises(ValueError, match=r"must be auto or one of generic, .*got mmx"):
         CachedSampler(network(), instruction_set="mmx")  # type: ignore[arg-type]
 
