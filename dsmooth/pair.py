@@ -265,7 +265,7 @@ class SmoothedPair(nn.Module):
         if n_noise < 1:
             raise ArgumentError("n_noise", f"must be at least 1, got {n_noise}")
         self._check_images("x", x)
-        check_scale("x", x, levels=self.denoiser.config.likelihood == "discretized")
+        check_scale("x", x, as_bytes=self.denoiser.config.likelihood == "discretized")
 
         def weight(repeat: int, label: Tensor | None) -> Tensor:
             terms = self.elbo_terms(x, seed, first_index, repeat, label, levels)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 MIN_LOG_SCALE = tl.constexpr(-7.0)
-HALF_STEP = tl.constexpr(1 / 255)  # delta, half the distance of two bytes in [-1, 1]
+HALF_STEP = tl.constexpr(1 / 255)  # delta, half the distance of neighbouring bytes in [-1, 1]
 LOG_STEP = tl.constexpr(-4.848116364598481)  # log(2 delta)
 OUTER_BYTE = tl.constexpr(0.999)  # beyond it, the outer bytes take the tails
 LARGE_LOGIT = tl.constexpr(256.0)

@@ -36,7 +36,7 @@ from .logistic_mixture_triton import triton_log_prob
 ReferenceLikelihood = Literal["continuous", "discretized", "gaussian", "discretized_legacy"]
 
 MIN_LOG_SCALE = -7.0
-HALF_STEP = 1 / 255  # half the distance of two bytes in [-1, 1]
+HALF_STEP = 1 / 255  # half the distance of neighbouring bytes in [-1, 1]
 
 
 def logistic_mixture_log_prob(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# In steps between two levels; the rounding of half precision comes on top.
+# In steps between neighbouring bytes; the rounding of half precision comes on top.
 OFF_THE_GRID = 1e-3
 
 
@@ -25,8 +25,8 @@ def check_tensor(name: str, x: Any) -> None:
         )
 
 
-def check_scale(name: str, x: Tensor, *, levels: bool) -> None:
-    """Raise ValueError for values outside [-1, 1], and with `levels` for others than of bytes.
+def check_scale(name: str, x: Tensor, *, as_bytes: bool) -> None:
+    """Raise ValueError for values outside [-1, 1], and with `as_bytes` for values that are no byte.
 
     NaN passes: the likelihood of such an image is NaN.
     """
@@ -39,10 +39,10 @@ def check_scale(name: str, x: Tensor, *, levels: bool) -> None:
             f"{name} must lie in [-1, 1], got {low:g} to {high:g}: dsmooth.to_float makes it of "
             f"bytes, {name}.clamp(-1, 1) cuts it"
         )
-    if not levels:
+    if not as_bytes:
         return
-    level = (x.detach().to(torch.promote_types(x.dtype, torch.float32)) + 1) * 127.5
-    off = float((level - level.round()).abs().nan_to_num().max())
+    byte = (x.detach().to(torch.promote_types(x.dtype, torch.float32)) + 1) * 127.5
+    off = float((byte - byte.round()).abs().nan_to_num().max())
     if off > OFF_THE_GRID + 127.5 * torch.finfo(x.dtype).eps:
         scale = f", or 2 * {name} - 1 if these are images in [0, 1]" * (low >= 0)
         raise ValueError(

@@ -208,7 +208,7 @@ class PixelCNNpp(nn.Module):
         if not torch.compiler.is_compiling():
             check_tensor("x", x)
             if self.config.likelihood == "discretized":
-                check_scale("x", x, levels=True)
+                check_scale("x", x, as_bytes=True)
         return self.log_prob_given(x, self(x, context, label, level))
 
     def log_prob_given(self, x: Tensor, params: Tensor) -> Tensor:
