@@ -123,6 +123,6 @@ def test_a_failed_download_says_what_to_do(
 ) -> None:
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Mock(side_effect=failure))
     reason = " ".join(str(failure).split()) or "TimeoutError"
-    says = (tmp_path, "name the folder", "https://www.cs.toronto.edu/~kriz/cifar.html", reason)
+    says = (tmp_path, "data_dir", "https://www.cs.toronto.edu/~kriz/cifar.html", reason)
     with refused("could not download cifar10", *says, error=ConnectionError):
         load_dataset("cifar10", "train", tmp_path, download=True)

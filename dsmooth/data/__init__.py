@@ -18,7 +18,7 @@ from .folder import OnDecoded, load_celeba, load_folder
 from .mnist import load_embedded_mnist, load_idx_dataset
 from .order import epoch_order, indices_at
 from .own import own_images
-from .reading import missing
+from .reading import FetchError, missing
 
 __all__ = [
     "DATASETS",
@@ -116,9 +116,8 @@ def _download(name: str, folder: Path) -> None:
         getattr(datasets, torchvision_class)(root=str(folder), download=True)
     except (OSError, RuntimeError, HTTPException, EOFError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConnectionError(
-            f"could not download {name} to {folder}: {reason}\n"
-            f"Fetch it from {address} by hand, and name the folder with its files."
-        ) from error
+        failed = f"could not download {name} to {folder}: {reason}\nFetch it from {address} by hand"
+        point = Argument("data_dir")
+        raise FetchError("", failed, "and point", point, "to its files") from error
     finally:
         socket.setdefaulttimeout(timeout)

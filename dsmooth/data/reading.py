@@ -28,6 +28,10 @@ class MissingData(ArgumentError, FileNotFoundError):
     """Files of a data set that are not there. The message says what to do."""
 
 
+class FetchError(ArgumentError, ConnectionError):
+    """Files that could not be fetched. The message says what to do."""
+
+
 def missing(name: str, what: str) -> MissingData:
     """The error where files of a data set are not there, with the ways out."""
     point = f"{what}.\nPoint", Argument("data_dir")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import to_float
+from ..data.reading import FetchError
 from ..distributed import distributed_map
 from ..fields import Argument, ArgumentError
 from ..files import read_tensors
@@ -284,9 +285,12 @@ def download_once(url: str) -> Path:
     try:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=INCEPTION_SHA256[:8])
     except (OSError, RuntimeError) as error:
-        raise ConnectionError(
-            f"could not fetch the Inception weights ({error}): fetch {url} elsewhere and name the "
-            "file of weights, or take the extractor mnist-classifier"
+        raise FetchError(
+            "",
+            f"could not fetch the Inception weights ({error}): fetch {url} elsewhere and name it by",
+            Argument("weights", "FILE"),
+            "or take",
+            Argument("extractor", "mnist-classifier"),
         ) from None
     return path
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from ..config import Pooling, Precision, ProbeSettings, Split
 from ..data import ImageDataset
 from ..distributed import barrier, broadcast_int, distributed_map, rank_and_size, side_by_side
+from ..fields import Argument, ArgumentError
 from ..files import read_json, write_json
 from ..machine import autocast
 from ..nn import PixelCNNpp
@@ -45,6 +46,10 @@ FIRST_BATCH = 100
 # The last training images choose among probes: their share of all, and the share of passes that the
 # probes have trained when they are compared.
 HELD_OUT, HELD_OUT_PASSES = 1 / 6, 1 / 4
+
+
+class NoRoom(ArgumentError, OSError):
+    """A disk that has no room for the features. The message says what to do."""
 
 
 def probe_pair(
@@ -306,10 +311,13 @@ class Probing:
                 needed = 2 * sum(map(len, self.splits.values())) * sum(widths.values())
                 free = shutil.disk_usage(self.folder).free
                 if needed > free:
-                    raise OSError(
+                    raise NoRoom(
+                        "",
                         f"the features need {needed / 1e9:.1f} GB in {self.folder}, which has "
-                        f"{free / 1e9:.1f} GB free: use fewer training images, mean pooling, "
-                        "or another folder"
+                        f"{free / 1e9:.1f} GB free: use another folder, fewer",
+                        Argument("train_images"),
+                        "or",
+                        Argument("pooling", "mean"),
                     )
                 for block in widths:
                     new = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
