@@ -287,7 +287,7 @@ def download_once(url: str) -> Path:
     except (OSError, RuntimeError) as error:
         raise FetchError(
             "",
-            f"could not fetch the Inception weights ({error}): fetch {url} elsewhere and name it by",
+            f"could not fetch the Inception weights ({error}): fetch {url} and name it by",
             Argument("weights", "FILE"),
             "or take",
             Argument("extractor", "mnist-classifier"),
