@@ -36,7 +36,12 @@ BLACK = torch.zeros(3, 1, 8, 8).byte()
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
-    ("role", "optimizer"), [("noisy", "adam"), ("denoiser", "muon"), ("plain", "muon")]
+    ("role", "optimizer"),
+    [
+        ("noisy", "adam"),
+        ("denoiser", "muon"),
+        pytest.param("plain", "muon", marks=pytest.mark.full),
+    ],
 )
 def test_resumed_run_is_the_uninterrupted_run(
     tmp_path: Path, role: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
