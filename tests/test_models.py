@@ -100,7 +100,9 @@ def test_a_run_is_finished_when_its_log_says_so(folders: dict[str, Path], tmp_pa
     origin = run.origin()
     assert (origin.seconds, origin.loss, origin.bits_per_dim) == (None, None, None)
     run.log.unlink()
-    run.log.write_text(json.dumps({"event": "start", "images": 0, "seconds": 0.0}) + "\n")
+    entry = {"event": "start", "images": 0, "seconds": 0.0, "total": 1, "loss": "nats"}
+    run.log.write_text(json.dumps(entry) + "\n")
+    assert run.read_log() == [entry]
     assert not run.is_finished()
     with open(run.log, "a") as file:
         file.write(json.dumps({"event": "end", "images": 1, "seconds": 1.0}) + "\n")
