@@ -62,8 +62,10 @@ class SmoothedPair(nn.Module):
         self.saved: Sequence[SavedNetwork] = ()
 
     save_pretrained, push_to_hub = pairs.save_pretrained, pairs.push_to_hub
-    from_pretrained = classmethod(pairs.from_pretrained)
-    from_runs = classmethod(pairs.from_runs)
+    from_pretrained: classmethod[SmoothedPair, ..., SmoothedPair] = classmethod(
+        pairs.from_pretrained
+    )
+    from_runs: classmethod[SmoothedPair, ..., SmoothedPair] = classmethod(pairs.from_runs)
 
     @cached_property
     def origin(self) -> Mapping[Role, Origin]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 
@@ -28,7 +28,8 @@ from ..files import (
 )
 from ..nn import PixelCNNpp
 from ..nn.weights import weights_digest
-from ..smoothing import SMOOTHINGS
+from ..runs import Origin
+from ..smoothing import SMOOTHINGS, Smoothing
 from ..tables import COMPARABLE, bits_table, plain_text, shown
 from .resolver import (
     CARD_FILE,
@@ -45,15 +46,32 @@ from .resolver import (
     resolve,
 )
 
-if TYPE_CHECKING:
-    from ..pair import SmoothedPair
-
 # A card with this line is overwritten with the pair; one without it was written by a person.
 MARK = "<!-- Written by dsmooth. Without this line the file is yours, and stays. -->"
 
 
+class Pair(Protocol):
+    """The parts of a `SmoothedPair` that its folder holds."""
+
+    noisy: PixelCNNpp
+    denoiser: PixelCNNpp
+    smoothing: Smoothing
+    image_size: tuple[int, int]
+    saved: Sequence[SavedNetwork]
+
+    @property
+    def origin(self) -> Mapping[Role, Origin]: ...
+
+    def eval(self) -> object: ...
+
+    def to(self, *, device: Any, dtype: Any) -> object: ...
+
+
+P = TypeVar("P", bound=Pair)
+
+
 def save_pretrained(
-    pair: SmoothedPair,
+    pair: Pair,
     folder: str | Path,
     *,
     scores: str | Path | None = None,
@@ -101,7 +119,7 @@ def save_pretrained(
 
 
 def push_to_hub(
-    pair: SmoothedPair,
+    pair: Pair,
     repo_id: str,
     *,
     private: bool = False,
@@ -138,7 +156,7 @@ def push_to_hub(
     return str(commit.commit_url)
 
 
-def from_runs(cls: type[SmoothedPair], noisy: str | Path, denoiser: str | Path) -> SmoothedPair:
+def from_runs(cls: Callable[..., P], noisy: str | Path, denoiser: str | Path) -> P:
     """Make a pair of two run folders of `dsmooth train`.
 
     Raises FileNotFoundError or ValueError for folders that are not runs, have other roles, or
@@ -148,7 +166,7 @@ def from_runs(cls: type[SmoothedPair], noisy: str | Path, denoiser: str | Path) 
 
 
 def from_pretrained(
-    cls: type[SmoothedPair],
+    cls: Callable[..., P],
     name: str | Path,
     *,
     device: str | torch.device | None = None,
@@ -158,7 +176,7 @@ def from_pretrained(
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
-) -> SmoothedPair:
+) -> P:
     """Read a pair by its name or folder; both models in evaluation mode.
 
     name: "mnist", the pair that comes with the package; a folder that `save_pretrained` wrote;
@@ -175,7 +193,8 @@ def from_pretrained(
     while True:
         try:
             pair = of_networks(cls, saved)
-            return pair.to(device=device, dtype=torch_dtype if dtype is None else dtype)
+            pair.to(device=device, dtype=torch_dtype if dtype is None else dtype)
+            return pair
         except (OSError, ValueError):
             before, saved = saved, resolve(name, revision=revision, **hub)
             if saved == before:
@@ -183,7 +202,7 @@ def from_pretrained(
             # Another process saved a pair meanwhile.
 
 
-def of_networks(cls: type[SmoothedPair], saved: Sequence[SavedNetwork]) -> SmoothedPair:
+def of_networks(cls: Callable[..., P], saved: Sequence[SavedNetwork]) -> P:
     """Read a noisy model and its denoiser, in this order; raises as `from_runs` does."""
     found = ", ".join(f"{network.role} ({network.folder})" for network in saved)
     if [network.role for network in saved] != ["noisy", "denoiser"]:
@@ -200,9 +219,10 @@ def of_networks(cls: type[SmoothedPair], saved: Sequence[SavedNetwork]) -> Smoot
     networks = noisy.load(), denoiser.load()
     try:
         smoothing = SMOOTHINGS[noisy.smoothing](noisy.scale)
-        pair = cls(*networks, smoothing, noisy.image_size).eval()
+        pair = cls(*networks, smoothing, noisy.image_size)
     except ValueError as error:
         raise ValueError(f"{found} are no pair: {error}") from None
+    pair.eval()
     pair.saved = saved
     return pair
 
