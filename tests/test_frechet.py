@@ -265,7 +265,7 @@ def test_scores_refuse_what_does_not_fit() -> None:
         ((x, torch.zeros(4, 2)), {}, r"features2 must have shape \(N, 3\) with N >= 2"),
         ((x[:1], x), {}, "with N >= 2, got"),
         ((x / 0, x), {}, "features1 must be finite"),
-        ((x, x), {"subset_size": 1}, "subset_size at least 2, got 100 and 1"),
+        ((x, x), {"subset_size": 1}, "subset_size must be at least 2, got 1"),
     ):
         with pytest.raises(ValueError, match=message):
             kernel_distance(*sets, **sizes)

@@ -225,7 +225,7 @@ def test_largest_and_smallest_uniform_draw_something_finite() -> None:
         ({"likelihood": "legacy"}, "likelihood must be one of"),
         ({"atoms": (0, 0)}, "atoms"),
         ({"atoms": "some"}, "atoms must be one of all, got 'some'"),
-        ({"atoms": "all", "image_channels": 3}, "grey images: .*; got 3 image channels"),
+        ({"atoms": "all", "image_channels": 3}, "grey images alone.*got 3 image channels"),
         ({"likelihood": "gaussian", "smoothing_scale": -1.0}, "smoothing_scale"),
     ],
 )

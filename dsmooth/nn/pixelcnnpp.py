@@ -92,8 +92,8 @@ class _Hidden(nn.Module):
     def __init__(self, channels: int, n_filters: int, hidden: int) -> None:
         super().__init__()
         self.above = WeightNormConv(channels, hidden, (1, 3), shift="down")
-        self.left = WeightNormConv(channels, hidden, (1, 1))
-        self.ul = WeightNormConv(n_filters, hidden, (1, 1))
+        self.left = Nin(channels, hidden, (1, 1))
+        self.ul = Nin(n_filters, hidden, (1, 1))
 
     def forward(self, seen: Tensor, elu_ul: Tensor) -> Tensor:
         """The input of the stem (B, C', H, W) and elu(ul) (B, F, H, W) -> (B, M, H, W).

@@ -15,7 +15,7 @@ from ..distributed import EXCHANGE, broadcast_int, rank_and_size
 from ..fields import ArgumentError
 from ..machine import has_fast_bfloat16
 from ..nn import PixelCNNpp
-from ..nn.layers import GatedResnet
+from ..nn.layers import GatedResnet, Nin
 
 # Calls that run as they are before one is recorded: they make the optimiser's state, choose
 # algorithms and compile kernels, none of which may happen while a graph is recorded.
@@ -54,6 +54,12 @@ def share_gradients(model: nn.Module, config: TrainConfig, device: torch.device)
     """`model`, or a wrapper whose backward averages gradients over all processes."""
     if rank_and_size()[1] == 1:
         return model
+    for layer in model.modules():
+        if isinstance(layer, Nin):
+            # The strides of its gradient. Those of a 1x1 kernel mean nothing, but torch compares
+            # them, and warns.
+            v = layer.weight_v
+            v.data = v.data.flatten(1)[:, :, None, None]
     # Counters, signals and results travel through the CPU; gradients from GPU to GPU.
     on_cuda = device.type == "cuda"
     group = dist.new_group(backend="nccl", timeout=EXCHANGE) if on_cuda else None

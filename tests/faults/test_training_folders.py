@@ -15,7 +15,7 @@ import torch
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.files import lock_folder, read_tensors, write_atomically, write_tensors
 from dsmooth.runs import RunFolder
-from dsmooth.training import NonFiniteLoss, beginning, checkpoint, loop, train
+from dsmooth.training import NonFiniteLoss, beginning, checkpoint, train
 from dsmooth.training.checkpoint import digest, load_checkpoint, read_checkpoint, save_checkpoint
 from dsmooth.training.step import TrainState
 from tests.helpers.rank_processes import forked_script, wait_for_all
@@ -125,7 +125,7 @@ def test_the_checkpoint_of_another_run_is_refused(run: RunFolder) -> None:
     settings = json.loads(run.config.read_text())
     settings["learning_rate"] = 0.5
     run.config.write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=r"another run: its learning_rate is 0\.002, that of the"):
+    with pytest.raises(ValueError, match=r"another run: its learning_rate is 0\.002, but 0\.5"):
         train(replace(CONFIG, learning_rate=0.5), run.path, resume=True)
 
 
@@ -261,7 +261,7 @@ def test_a_run_is_read_once_its_folder_is_locked(
             run.write_config(replace(CONFIG, seed=5), (28, 28))
             yield
 
-    monkeypatch.setattr(loop, "lock_folder", late)
+    monkeypatch.setattr(beginning, "lock_folder", late)
     with pytest.raises(ValueError, match="another run: its seed is 5, not 0"):
         train(CONFIG, run.path, resume=True)
 

@@ -55,7 +55,8 @@ class TritonPlayer:
 
     def _placed(self, value: Any) -> Any:
         if isinstance(value, tuple):
-            return tuple(self._placed(part) for part in value)
+            parts = [self._placed(part) for part in value]
+            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
         if not isinstance(value, Tensor) or self.memory.holds(value):
             return value
         return self.memory.place(value.detach())

@@ -36,7 +36,7 @@ struct Warp<DeviceBf16, kLanes> : Warp<Bf16, kLanes> {
     double exact = sum;
     for (int i = 0; i < 16; ++i) {
       const int k = i / 4 * 8 + half * 4 + i % 4;
-      exact += at(weights, weight_place<Bf16>(column, k)) * at(row, 2 * k);
+      exact += at(weights, weight_offset<Bf16>(column, k)) * at(row, 2 * k);
     }
     sum = static_cast<float>(exact);
   }
