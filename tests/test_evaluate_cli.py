@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +265,7 @@ def test_mistakes_get_a_line_or_two(
         for option, value in defaults.items():
             if option not in words:
                 words += [option, value]
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of own.py
     before = sorted(mistaken.rglob("*"))
     complains(capsys, message, "evaluate", *words)
     assert sorted(mistaken.rglob("*")) == before
