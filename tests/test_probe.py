@@ -243,7 +243,7 @@ def test_an_untrained_network_is_new_and_leaves_the_generator_alone(tmp_path: Pa
 
 
 def run_probes(path: Path, settings: ProbeSettings = SETTINGS, **options: Any) -> dict[str, Any]:
-    """Of a pair whose noisy model is a plain one, too."""
+    """The same holds for a pair whose noisy model is a plain one."""
     path.parent.mkdir(exist_ok=True)
     pair, data = make_pair(), (squares(23, "train"), squares(11, "test"))
     return probe_pair(pair, *data, settings, path, plain=pair.noisy, **options)

@@ -34,7 +34,7 @@ SECONDS = 600  # after which tests that a change keeps from ending have noticed 
 # Headings: room, file, tests, and the names among them that `-k` takes. Below each, changes of the
 # file: old => new, where "~" is nothing.
 TABLE = Path(__file__).with_suffix(".txt")
-# What most tests import, beside the package: here, not in every child.
+# Most tests import these, beside the package: here, not in every child.
 IMPORTED = ("torch", "torch.func", "jinja2", "numpy", "PIL.Image", "rich", "tyro")
 PACKAGE = ("dsmooth.cli", "dsmooth.pair", "dsmooth.training", "dsmooth.evaluate", "torch._dynamo")
 UNKNOWN = 99
@@ -188,7 +188,7 @@ class Judge:
 
 
 def judge_imported(copy: Path, every: list[Mutant], tell: Callable[[Mutant, str], None]) -> None:
-    """Those that a process with the package imported can judge; all tests are collected once."""
+    """The mutants that a process with the package imported can judge; tests are collected once."""
     for _, group in itertools.groupby(every, lambda mutant: (mutant.tests, mutant.names)):
         some = list(group)
         status_of(partial(run, copy, some[0], Judge(copy, some, tell)))

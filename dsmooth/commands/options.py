@@ -108,7 +108,7 @@ class Train:
     role: Positional[Role | Literal["pair"]]
     """Which model."""
     settings: OmitArgPrefixes[TrainConfig]
-    """What decides the weights, and how the run is carried out."""
+    """The settings that decide the weights, and how the run is carried out."""
     folder: Annotated[Positional[Path | None], arg(metavar="FOLDER")] = None
     """Folder of images to train on."""
     preset: Annotated[str, arg(help=TRAIN_PRESET_HELP, metavar="|".join(PRESETS))] = DEFAULT_PRESET
