@@ -365,9 +365,9 @@ class Reproduce:
     """Samples of each kind: the first 64 are shown, all count for the Fréchet distance."""
     scored_images: int = 1000
     """Held-out images whose bits/dim are measured."""
-    probe_train_images: int = 2000
+    probe_train_images: int = 1000
     """Training images of the linear probes."""
-    probe_test_images: int = 1000
+    probe_test_images: int = 500
     """Test images of the linear probes."""
     extractor: str = "auto"
     """Extractor of the Fréchet distance: auto (the package's classifier for MNIST, none for other

@@ -51,8 +51,8 @@ def train_linear(
     def centred(features: FeatureMatrix) -> Tensor:
         return torch.from_numpy(features).to(device).float().sub_(mean)
 
-    def logits(z: Tensor) -> Tensor:
-        return torch.addmm(bias, z, (weight * scale).T)
+    def logits(z: Tensor) -> Tensor:  # (classes, B), faster than its transpose
+        return torch.addmm(bias.unsqueeze(1), weight * scale, z.T)
 
     features, labels = train
     n = len(labels)
@@ -65,17 +65,17 @@ def train_linear(
             rows = order[first : first + batch].sort().values  # so that a disk is read forwards
             z = centred(features[rows.numpy()])
             # Gradient of the mean cross-entropy: (softmax - one-hot) / B times the scaled features.
-            slope = logits(z).softmax(1)
-            slope[torch.arange(len(rows)), labels[rows]] -= 1
+            slope = logits(z).softmax(0)
+            slope[labels[rows], torch.arange(len(rows))] -= 1
             slope /= len(rows)
-            torch.mul(slope.T @ z, scale, out=weight.grad)
-            torch.sum(slope, 0, out=bias.grad)
+            torch.mul(slope @ z, scale, out=weight.grad)
+            torch.sum(slope, 1, out=bias.grad)
             optimizer.step()
             schedule.step()
             progress(epoch * n + first + len(rows))
 
     def accuracy(data: Labelled) -> float:
-        chosen = torch.cat([logits(centred(part)).argmax(1).cpu() for part in parts(data[0])])
+        chosen = torch.cat([logits(centred(part)).argmax(0).cpu() for part in parts(data[0])])
         return float((chosen == data[1]).double().mean())
 
     right, m = accuracy(test), len(test[1])

@@ -41,7 +41,7 @@ DENOISED_IMAGES = 10  # held-out images whose denoising the report shows
 # Networks that are probed, beside themselves untrained and the pixels: the plain model never saw
 # noise.
 PROBED = ("noisy", "denoiser")
-FEW_PROBES = ProbeSettings(train_images=2000, test_images=1000)
+FEW_PROBES = ProbeSettings(train_images=1000, test_images=500)
 # Seconds of the parts with the packaged models on two cores, for the bar of the whole.
 SECONDS = {
     "drawing noisy": 5,
@@ -51,8 +51,8 @@ SECONDS = {
     "scoring held-out images": 10,
     "scoring the plain model": 4,
     "features of real images": 4,
-    **{f"features of {kind}{name}": 15 for kind in ("", "untrained-") for name in PROBED},
-    **{f"probes of {kind}{name}": 3 for kind in ("", "untrained-") for name in PROBED},
+    **{f"features of {kind}{name}": 8 for kind in ("", "untrained-") for name in PROBED},
+    **{f"probes of {kind}{name}": 2 for kind in ("", "untrained-") for name in PROBED},
 }
 # Pictures whose distance to real images is measured.
 COMPARED = ("two-step", "single-step", "plain")
