@@ -1,6 +1,7 @@
 """Pairs in files: a folder of settings, weights and a model card, here or on the Hub.
 
-`SmoothedPair` has the functions that begin with a pair, or its class, as methods.
+The functions that begin with a pair, or with its class, are methods of `SmoothedPair`, which stands
+on a higher floor.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, cast
 
 import torch
 
@@ -28,8 +29,7 @@ from ..files import (
 )
 from ..nn import PixelCNNpp
 from ..nn.weights import weights_digest
-from ..runs import Origin
-from ..smoothing import SMOOTHINGS, Smoothing
+from ..smoothing import SMOOTHINGS
 from ..tables import COMPARABLE, bits_table, plain_text, shown
 from .resolver import (
     CARD_FILE,
@@ -50,28 +50,8 @@ from .resolver import (
 MARK = "<!-- Written by dsmooth. Without this line the file is yours, and stays. -->"
 
 
-class Pair(Protocol):
-    """The parts of a `SmoothedPair` that its folder holds."""
-
-    noisy: PixelCNNpp
-    denoiser: PixelCNNpp
-    smoothing: Smoothing
-    image_size: tuple[int, int]
-    saved: Sequence[SavedNetwork]
-
-    @property
-    def origin(self) -> Mapping[Role, Origin]: ...
-
-    def eval(self) -> object: ...
-
-    def to(self, *, device: Any, dtype: Any) -> object: ...
-
-
-P = TypeVar("P", bound=Pair)
-
-
 def save_pretrained(
-    pair: Pair,
+    pair: Any,
     folder: str | Path,
     *,
     scores: str | Path | None = None,
@@ -119,7 +99,7 @@ def save_pretrained(
 
 
 def push_to_hub(
-    pair: Pair,
+    pair: Any,
     repo_id: str,
     *,
     private: bool = False,
@@ -156,7 +136,7 @@ def push_to_hub(
     return str(commit.commit_url)
 
 
-def from_runs(cls: Callable[..., P], noisy: str | Path, denoiser: str | Path) -> P:
+def from_runs(cls: type[Any], noisy: str | Path, denoiser: str | Path) -> Any:
     """Make a pair of two run folders of `dsmooth train`.
 
     Raises FileNotFoundError or ValueError for folders that are not runs, have other roles, or
@@ -166,7 +146,7 @@ def from_runs(cls: Callable[..., P], noisy: str | Path, denoiser: str | Path) ->
 
 
 def from_pretrained(
-    cls: Callable[..., P],
+    cls: type[Any],
     name: str | Path,
     *,
     device: str | torch.device | None = None,
@@ -176,7 +156,7 @@ def from_pretrained(
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
-) -> P:
+) -> Any:
     """Read a pair by its name or folder; both models in evaluation mode.
 
     name: "mnist", the pair that comes with the package; a folder that `save_pretrained` wrote;
@@ -202,7 +182,7 @@ def from_pretrained(
             # Another process saved a pair meanwhile.
 
 
-def of_networks(cls: Callable[..., P], saved: Sequence[SavedNetwork]) -> P:
+def of_networks(cls: type[Any], saved: Sequence[SavedNetwork]) -> Any:
     """Read a noisy model and its denoiser, in this order; raises as `from_runs` does."""
     found = ", ".join(f"{network.role} ({network.folder})" for network in saved)
     if [network.role for network in saved] != ["noisy", "denoiser"]:
