@@ -216,17 +216,20 @@ class PixelCNNpp(nn.Module):
         return logistic_mixture_log_prob(x, params, **self.config.mixture).sum((1, 2))
 
     def features(
-        self, x: Tensor, *condition: Tensor | None, **named: Tensor | None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        label: Tensor | None = None,
+        level: Tensor | None = None,
     ) -> dict[str, Streams]:
-        """The streams (u, ul) after each block, of x alone.
+        """The streams (u, ul) after each block, of x alone; arguments as of `forward`.
 
-        condition: context, label and level, by their order or their names, as of `forward`.
         Keys up0, up1, up2, down0, down1, down2; each stream (B, F, H/s, W/s) with s = 1, 2, 4, 4,
         2, 1; up_i is taken before its stride-2 convolution.
         """
         scales = {"up0": 1, "up1": 2, "up2": 4, "down0": 4, "down1": 2, "down2": 1}
         dropout = self._drawn(Dropout(), x.device)
-        encoded = self.encode_context(x, Condition(*condition, **named), dropout)
+        encoded = self.encode_context(x, Condition(context, label, level), dropout)
         streams = self._streams(self._seen(x), encoded, dropout)
         return {
             name: (u[:, :, -(x.shape[2] // scale) :], ul[:, :, -(x.shape[2] // scale) :])
@@ -234,13 +237,18 @@ class PixelCNNpp(nn.Module):
         }
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, *condition: Tensor | None, **named: Tensor | None) -> None:
-        """Data-dependent init: set g and b of every layer on a first batch.
+    def initialize(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        label: Tensor | None = None,
+        level: Tensor | None = None,
+    ) -> None:
+        """Data-dependent init: set g and b of every layer on a first batch, as `forward` takes it.
 
         Each pre-activation gets mean 0 and variance 1, layer after layer, with the already
         corrected input. For the second convolution of a gated resnet the standard deviation is 0.1.
-        condition: as of `features`. Source: Salimans & Kingma, Weight normalization (2016),
-        section 3.
+        Source: Salimans & Kingma, Weight normalization (2016), section 3.
         """
 
         def before(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -254,7 +262,7 @@ class PixelCNNpp(nn.Module):
         self.eval()
         handles = [layer.register_forward_pre_hook(before) for layer in layers]
         try:
-            self(x, *condition, **named)
+            self(x, context, label, level)
         finally:
             for handle in handles:
                 handle.remove()
