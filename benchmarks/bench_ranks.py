@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.measure import Bench, Turns, Work, announce, full, has_bfloat16, quick, smoke
+from benchmarks.measure import CPU, Bench, Turns, Work, announce, full, quick, smoke
+from dsmooth.machine import has_fast_bfloat16
 from dsmooth.runs import RunFolder
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -50,7 +51,7 @@ def bench_ranks(bench: Bench, filters: int, layers: int, images: int, tmp_path: 
             step, losses[name] = run()
             turns.seconds[name].append(step)
     assert bench.smoke or losses[ours] == pytest.approx(losses[single], rel=0.02)
-    dtype = torch.bfloat16 if has_bfloat16() else torch.float32
+    dtype = torch.bfloat16 if has_fast_bfloat16(CPU) else torch.float32
     how = {"shape": (BATCH, 1, 28, 28), "dtype": dtype, "work": Work(images=BATCH)}
     bench.compare(contenders, ours, turns=turns, peak=lambda: None, **how)
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from benchmarks.measure import (
+    CPU,
     Bench,
     Work,
     full,
-    has_bfloat16,
     matmul,
     quick,
     smoke,
@@ -24,6 +24,7 @@ from benchmarks.measure import (
 )
 from benchmarks.networks import Network, flops_of_forward, make_step
 from dsmooth import ModelConfig, PixelCNNpp
+from dsmooth.machine import has_fast_bfloat16
 
 pytestmark = pytest.mark.usefixtures("native")
 BATCH = 32
@@ -48,7 +49,7 @@ def model(f: int, r: int) -> PixelCNNpp:
 def bench_training_step(bench: Bench, f: int, r: int, threads: int, compiled: bool) -> None:
     size = 8 if bench.smoke else 28
     x = torch.rand(BATCH, 1, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    dtypes = [torch.float32, *([torch.bfloat16] if has_bfloat16() else [])]
+    dtypes = [torch.float32, *([torch.bfloat16] if has_fast_bfloat16(CPU) else [])]
     chosen, name = dtypes[-1], str(dtypes[-1]).removeprefix("torch.")
     with torch_threads(threads):
         contenders = {

@@ -26,10 +26,11 @@ import torch
 
 from benchmarks import results
 from dsmooth import _extension
-from dsmooth.machine import cpu_name
+from dsmooth.machine import cpu_name, has_fast_bfloat16
 from dsmooth.progress import LINE_SECONDS
 
 Run = Callable[[], object]
+CPU = torch.device("cpu")
 
 
 def smoke(*values: Any, id: str) -> Any:
@@ -72,12 +73,6 @@ class Limit:
 
     def __call__(self) -> object:
         return self.run()
-
-
-def has_bfloat16() -> bool:
-    """Whether this processor multiplies in bfloat16; else PyTorch and dsmooth only emulate it."""
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def matmul(dtype: torch.dtype, size: int = 1536) -> Limit:
@@ -266,7 +261,7 @@ class Bench:
 
     def require(self, dtype: torch.dtype) -> None:
         """Skip a case whose dtype no user of this machine would choose."""
-        if dtype == torch.bfloat16 and not self.smoke and not has_bfloat16():
+        if dtype == torch.bfloat16 and not self.smoke and not has_fast_bfloat16(CPU):
             pytest.skip("this processor has no instructions for bfloat16")
 
     def compare(

@@ -276,10 +276,12 @@ def _default_training(role: Role, given: Mapping[str, str], args: Sequence[str])
     if data != "celeba" and not (data == "folder" and "preset" in given):
         settings = replace(settings, image_size=None)  # these have a size of their own
     if "init" in given:
-        from .training.checkpoint import read_initial
+        from .training.checkpoint import find_initial
 
-        network, smoothing, scale = read_initial(given["init"], role)
-        settings = replace(settings, model=network.config, smoothing=smoothing, scale=scale)
+        saved = find_initial(given["init"], role)
+        settings = replace(
+            settings, model=saved.config, smoothing=saved.smoothing, scale=saved.scale
+        )
     elif channels is not None and "image_channels" not in given:
         settings = replace(settings, model=replace(settings.model, image_channels=channels))
     return Train(role=tyro.MISSING, settings=settings)

@@ -201,11 +201,6 @@ def write_npz(path: Path, arrays: Mapping[str, Any], *, compressed: bool = True)
     write_atomically(path, buffer.getvalue())
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a model's state dict."""
-    write_atomically(path, weight_bytes(model))
-
-
 def weight_bytes(model: nn.Module) -> bytes:
     """The content of a file of a model's state dict."""
     return tensor_bytes(model.state_dict(), {"format": "pt"})

@@ -15,7 +15,7 @@ from dsmooth.data import load_dataset
 from dsmooth.nn.layers import WeightNormConv
 from dsmooth.runs import RunFolder
 from dsmooth.training import train
-from dsmooth.training.optimizers import Muon, filters, polar_factor
+from dsmooth.training.optimizers import MOMENTUM, Muon, filters, polar_factor
 from dsmooth.training.step import TrainState, kernel_rate
 from tests.helpers.tiny_runs import tiny
 
@@ -119,8 +119,8 @@ def test_a_step_has_the_momentum_of_nesterov() -> None:
         v = filters(layer.weight_v.detach().clone(), False).flatten(1)
         layer.weight_v.grad = torch.randn_like(layer.weight_v)
         gradient = filters(layer.weight_v.grad, False).flatten(1).clone()
-        average = torch.lerp(gradient, average, muon.momentum)
-        turned = polar_factor(torch.lerp(gradient, average, muon.momentum)[None])[0]
+        average = torch.lerp(gradient, average, MOMENTUM)
+        turned = polar_factor(torch.lerp(gradient, average, MOMENTUM)[None])[0]
         v -= 0.1 * max(1.0, v.shape[0] / v.shape[1]) ** 0.5 * turned
         muon.step(torch.tensor(0.1))
         new = filters(layer.weight_v.detach(), False).flatten(1)

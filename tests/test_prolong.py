@@ -15,7 +15,7 @@ from dsmooth.data import load_dataset
 from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
 from dsmooth.training import train
-from dsmooth.training.checkpoint import read_initial
+from dsmooth.training.checkpoint import find_initial
 from dsmooth.training.step import TrainState, scheduled
 from tests.helpers.command_runs import run as call
 from tests.helpers.tiny_pairs import tiny_pair
@@ -170,7 +170,7 @@ def test_a_run_begins_with_weights(tmp_path: Path) -> None:
     for role, place in itertools.product(("noisy", "denoiser"), ("run", "pair", "runs")):
         source = {"run": tmp_path / role, "pair": tmp_path / "pair", "runs": tmp_path}[place]
         config = replace(tiny(role, seed=9), init=str(source))
-        initial, _, _ = read_initial(str(source), role)
+        initial = find_initial(str(source), role).load()
         state = TrainState(config, load_dataset("mnist", "train"), CPU, initial)
         expected = averaged(tmp_path / role)
         for network in (state.model, state.averaged):

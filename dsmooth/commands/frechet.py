@@ -33,10 +33,9 @@ from ..machine import choose_device
 from ..models import Models, load_models
 from ..pretrained import is_model
 from ..progress import progress, significant
-from ..sampling.request import Request
 from ..tables import Table, decimals
 from .options import Drawing, FrechetOptions
-from .sample import check_models, check_output, check_outputs, make_sampler, sample_to_files
+from .sample import check_output, check_outputs, make_sampler, request_of, sample_to_files
 
 DEFAULT_COUNT = 1000
 
@@ -193,9 +192,8 @@ def collect_samples(
         return read_images(options.samples[0], options.count), {}, None
     count = DEFAULT_COUNT if options.count is None else options.count
     label = options.label if models.n_classes or options.label != "each" else None
-    check_models(models, Drawing(method=options.method, label=label))
     named: dict[str, Any] = {"method": options.method, "temperature": options.temperature}
-    request = Request(count, options.seed, label=label, **named)
+    request = request_of(models, Drawing(options.seed, label=label, **named), count)
     identity = {key: value for key, value in request.identity().items() if key != "score"}
     identity["weights_sha256"] = list(models.digests().values())
     if options.execution.precision != "auto":

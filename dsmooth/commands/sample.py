@@ -47,8 +47,8 @@ def sample(options: Sample) -> None:
         sample_to_files(models, request, sampler, options.out, png=options.png, adm=options.adm)
 
 
-def check_models(models: Models, drawing: Drawing) -> None:
-    """Raise ValueError for options that are missing, or that these models do not take."""
+def request_of(models: Models, drawing: Drawing, count: int, **others: Any) -> Request:
+    """The request of a command's options. Raises ValueError for options that do not fit."""
     if models.smoothed is None:
         # A noisy model alone gives x~, as a pair does by the method "noisy".
         own = ("two-step", "noisy") if "noisy" in models.networks else ("two-step",)
@@ -67,15 +67,10 @@ def check_models(models: Models, drawing: Drawing) -> None:
             f"the model has {n_classes} classes: give --label 0 .. {n_classes - 1}, or --label "
             f"each, got {label}"
         )
-
-
-def request_of(models: Models, drawing: Drawing, count: int, **others: Any) -> Request:
-    """The request of a command's options. Raises ValueError for options that do not fit."""
-    check_models(models, drawing)
     if drawing.seed is None and rank_and_size()[1] > 1:
         raise ValueError("--seed None is for one process: give all of them the same number")
     fields: dict[str, Any] = {**vars(drawing), "seed": chosen_seed(drawing.seed), **others}
-    if models.n_classes and drawing.label is None:
+    if n_classes and label is None:
         fields["label"] = "prior"
     return Request(count, **fields)
 

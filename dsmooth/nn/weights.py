@@ -15,7 +15,7 @@ from .pixelcnnpp import PixelCNNpp
 
 
 def load_network(config: ModelConfig, path: Path) -> PixelCNNpp:
-    """The network of `config` with the weights that `save_weights` wrote, in evaluation mode.
+    """The network of `config` with weights as `files.weight_bytes` has them, in evaluation mode.
 
     Raises FileNotFoundError for a missing file and ValueError for one that is damaged or belongs
     to a network of another shape.

@@ -20,7 +20,7 @@ from .checkpoint import (
     Checkpoint,
     Lines,
     check_initial,
-    read_initial,
+    find_initial,
     save_checkpoint,
     settings_to_go_on,
 )
@@ -69,9 +69,9 @@ def initial_network(config: TrainConfig) -> PixelCNNpp | None:
     """The network whose weights a new run begins with, if it names one."""
     if config.init is None:
         return None
-    network = read_initial(config.init, config.role)[0]
-    check_initial(config.model, network.config, config.init)
-    return network
+    saved = find_initial(config.init, config.role)
+    check_initial(config.model, saved.config, config.init)
+    return saved.load()
 
 
 def check_new_run(run: RunFolder, config: TrainConfig) -> None:

@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..config import ModelConfig, Role, RunSettings, SmoothingKind, TrainConfig
+from ..config import ModelConfig, Role, RunSettings, TrainConfig
 from ..distributed import all_reduce_max, rank_and_size
 from ..fields import Argument, ArgumentError, flatten
 from ..files import read_tensors, write_tensors
-from ..nn import PixelCNNpp
-from ..pretrained import resolve
+from ..pretrained import SavedNetwork, resolve
 from ..runs import RunFolder
 from .step import TrainState
 
@@ -66,12 +65,6 @@ def read_checkpoint(run: RunFolder) -> Checkpoint:
         except (OSError, ValueError) as error:
             fault = fault or str(error)
     return _read(last)._replace(fault=fault)
-
-
-def settle(run: RunFolder, checkpoint: Checkpoint) -> None:
-    """Name the checkpoint that a run goes on from as the newest one; a damaged one is not kept."""
-    if checkpoint.path != run.checkpoint:
-        os.replace(checkpoint.path, run.checkpoint)
 
 
 def check_initial(own: ModelConfig, initial: ModelConfig, source: str) -> None:
@@ -144,8 +137,8 @@ def go_on(run: RunFolder, checkpoint: Checkpoint, state: TrainState, *, force: b
             f"the processes read checkpoints at {-least:,} and {latest:,} images: "
             f"{run.path} must be one folder that all of them see"
         )
-    if rank_and_size()[0] == 0:  # all have read it
-        settle(run, checkpoint)
+    if rank_and_size()[0] == 0 and checkpoint.path != run.checkpoint:  # all have read it
+        os.replace(checkpoint.path, run.checkpoint)  # a damaged one is not kept
 
 
 def load_checkpoint(checkpoint: Checkpoint, state: TrainState, *, force: bool = False) -> None:
@@ -251,8 +244,8 @@ def changes(before: TrainConfig, after: TrainConfig, seen: int) -> Iterator[str]
         yield f"{name} {old} up to {seen:,} images, {new} from then on"
 
 
-def read_initial(source: str, role: Role) -> tuple[PixelCNNpp, SmoothingKind, float]:
-    """The network of a role in `source`, on the CPU, and kind and scale of its smoothing."""
+def find_initial(source: str, role: Role) -> SavedNetwork:
+    """The network of a role in `source`, whose weights a new run begins with."""
     found = resolve(source)
     run = found[0].run
     if role == "plain" and len(found) == 2 and run is not None:
@@ -262,4 +255,4 @@ def read_initial(source: str, role: Role) -> tuple[PixelCNNpp, SmoothingKind, fl
         raise ValueError(f"{source} is a pair, which has no plain model to begin with")
     if network is None:
         raise ValueError(f"{source} is the run of a {found[0].role} model, not of a {role} one")
-    return network.load(), network.smoothing, network.scale
+    return network

@@ -29,7 +29,7 @@ from ..distributed import (
     rank_and_size,
 )
 from ..fields import Argument, ArgumentError
-from ..files import save_weights
+from ..files import weight_bytes, write_atomically
 from ..machine import choose_device, keep_freed_memory, use_threads
 from ..nn.levels import at_level
 from ..progress import lines_shown
@@ -243,7 +243,7 @@ def _evaluate(
     state.check_finite()
     bits = evaluate(state, test_set)
     if log is not None:
-        save_weights(state.averaged, run.weights)
+        write_atomically(run.weights, weight_bytes(state.averaged))
         samples = sample_grid(state, test_set)
         log.evaluation(Evaluation(state.images_seen, bits, samples, state.averaged))
     return bits

@@ -65,8 +65,7 @@ class Muon:
     are fixed, so that a step can be recorded as a CUDA graph. The filters get length 1 at once.
     """
 
-    def __init__(self, convs: Mapping[str, WeightNormConv], momentum: float = MOMENTUM) -> None:
-        self.momentum = momentum
+    def __init__(self, convs: Mapping[str, WeightNormConv]) -> None:
         groups: dict[tuple[int, int], list[str]] = {}
         for name, conv in convs.items():
             rows = filters(conv.weight_v, conv.transposed)
@@ -87,8 +86,8 @@ class Muon:
         for (convs, _), average in zip(self.groups, self.averages, strict=True):
             v = _stack((conv.weight_v for conv in convs), convs)
             gradient = _stack((conv.weight_v.grad for conv in convs), convs)
-            average.lerp_(gradient, 1 - self.momentum)
-            update = polar_factor(gradient.lerp_(average, self.momentum))  # Nesterov's momentum
+            average.lerp_(gradient, 1 - MOMENTUM)
+            update = polar_factor(gradient.lerp_(average, MOMENTUM))  # Nesterov's momentum
             n_filters, size = update.shape[1:]
             v -= update * (angle * math.sqrt(max(1.0, n_filters / size)))
             v /= torch.linalg.vector_norm(v, dim=2, keepdim=True)
