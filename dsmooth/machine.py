@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import platform
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .distributed import from_torchrun
@@ -86,16 +84,6 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, 2**31 - 1)
     # Older versions refuse more than 32 MiB.
     _ = mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)
-
-
-def check_memory(shape: Sequence[int]) -> None:
-    """Raise ValueError, naming the bytes, if a machine can never hold (N, C, H, W) float32."""
-    needed, there = 4 * math.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
-        raise ValueError(
-            f"{shape[0]:,} images take {needed:,} bytes, and the machine has {there:,}: draw fewer "
-            "at a time, or into a folder of shards"
-        )
 
 
 def cpu_name() -> str:

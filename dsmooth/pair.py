@@ -186,16 +186,13 @@ class SmoothedPair(nn.Module):
         """This pair at each level of a ladder, by default at the highest alone."""
         return [self.at(scale) for scale in self.ladder(levels)]
 
-    def draw_noisy(
-        self, request: Request, sampler: Sampler, progress: Progress | None = None
-    ) -> Tensor:
-        """x~ ~ p(x~), (B, C, H, W). Its known pixels are those of x with the smoothing's noise."""
+    def noisy_request(self, request: Request) -> Request:
+        """The request of x~ ~ p(x~). Its known pixels are those of x with the smoothing's noise."""
         known, seed, first = request.known, request.seed, request.first_index
         if known is not None:
             x_tilde = self.smoothing.sample(known.images, seed=seed, first_index=first)
             known = replace(known, images=x_tilde)
-        request = replace(request, known=known, label=self.label_for(self.noisy, request.label))
-        return sampler.draw(self.noisy, request, self.image_size, progress=progress)
+        return replace(request, known=known, label=self.label_for(self.noisy, request.label))
 
     def draw_clean(
         self,

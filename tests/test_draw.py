@@ -161,14 +161,15 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def let_diverge(monkeypatch: pytest.MonkeyPatch, images: list[int]) -> None:
     """Let x~ of these images diverge."""
-    draw_noisy = dsmooth.SmoothedPair.draw_noisy
+    draw = Sampler.draw
 
-    def draw(self: dsmooth.SmoothedPair, *arguments: Any) -> torch.Tensor:
-        x_tilde = draw_noisy(self, *arguments)
-        x_tilde[images, 0, 0, 0] = torch.inf
-        return x_tilde
+    def diverge(*arguments: Any, **named: Any) -> torch.Tensor:
+        x = draw(*arguments, **named)
+        if len(arguments) == 4:  # without context: x~
+            x[images, 0, 0, 0] = torch.inf
+        return x
 
-    monkeypatch.setattr(dsmooth.SmoothedPair, "draw_noisy", draw)
+    monkeypatch.setattr(Sampler, "draw", diverge)
 
 
 def test_places_of_files_and_folders(tmp_path: Path) -> None:

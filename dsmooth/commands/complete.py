@@ -15,13 +15,12 @@ from ..data.folder import read_image_file
 from ..distributed import process_group, rank_and_size
 from ..evaluate.sources import as_grey, choose_data, read_images
 from ..files import write_npz
-from ..machine import check_memory
 from ..models import Models, load_models
 from ..pictures import BORDER, is_diverged, save_grid, visible
 from ..pretrained import is_model
 from ..progress import progress
 from ..sampling.output import Filled, gather
-from ..sampling.request import keep_top, known_pixels
+from ..sampling.request import checked_shape, keep_top, known_pixels
 from .options import Complete
 from .sample import GRID_LIMIT, check_outputs, make_sampler, request_of, say_filled
 
@@ -39,7 +38,7 @@ def complete(options: Complete) -> None:
         x = choose_images(source, options.count, models)
         mask = choose_mask(options, models.image_size)
         cells = len(x) * options.draws
-        check_memory((cells, *models.image_shape))
+        checked_shape(cells, *models.image_shape)
         sampler = make_sampler(options.execution, models)
         given = x.to(models.device).repeat_interleave(options.draws, dim=0)
         known = known_pixels(given, mask.to(models.device), cells)

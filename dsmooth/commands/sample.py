@@ -13,7 +13,7 @@ import torch
 from .._extension import cuda_obstacle, is_available
 from ..distributed import process_group, rank_and_size
 from ..files import check_writable
-from ..machine import check_memory, choose_device
+from ..machine import choose_device
 from ..models import Models, load_models
 from ..pictures import is_diverged, save_grid, visible
 from ..progress import LOG, progress
@@ -28,7 +28,7 @@ from ..sampling.output import (
     write_adm_npz,
     write_images,
 )
-from ..sampling.request import Execution, Request, chosen_seed
+from ..sampling.request import Execution, Request, checked_shape, chosen_seed
 from .options import Computing, Drawing, Sample
 
 # The most images that one PNG shows.
@@ -91,7 +91,7 @@ def sample_to_files(
     started, rank = time.monotonic(), rank_and_size()[0]
     draw = models.drawer(request, sampler)
     if outputs[0].suffix:
-        check_memory((request.count, *models.image_shape))
+        checked_shape(request.count, *models.image_shape)
     with progress("drawing", request.count) if rank == 0 else nullcontext() as done:
         if not outputs[0].suffix:
             description = {

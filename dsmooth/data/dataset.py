@@ -50,6 +50,15 @@ def round_to_bytes(x: Tensor) -> Tensor:
     return to_float(to_bytes(x)).to(x.dtype)
 
 
+def channels_first(x: Tensor) -> Tensor | None:
+    """Images (N, C, H, W), C = 1 or 3, of that, of (N, H, W, C) or (N, H, W); None of others."""
+    if x.ndim == 3:
+        x = x[:, None]
+    elif x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
+        x = x.permute(0, 3, 1, 2)
+    return x if x.ndim == 4 and x.shape[1] in (1, 3) else None
+
+
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
     """Images of one size, with or without labels, held in memory as bytes.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..config import OWN
 from ..progress import LOG
-from .dataset import ImageDataset, Transform, to_bytes
+from .dataset import ImageDataset, Transform, channels_first, to_bytes
 from .order import transformed
 from .pillow import channels_of, obstacle, upright
 from .reading import make_room
@@ -159,7 +159,7 @@ def _read(dataset: Any, split: str, labels: Any = None) -> Given:
     elif isinstance(dataset, loaders.DataLoader):
         given = _read(_images_of(dataset), split)
     elif isinstance(dataset, Tensor | np.ndarray):
-        images = _channels_first(_tensor(dataset, "images"), "images")
+        images = _images(_tensor(dataset, "images"), "images")
         given = Given(images, None, split, "images given in Python")
     elif not hasattr(dataset, "__len__"):
         raise ValueError(
@@ -248,7 +248,7 @@ def _image_and_label(number: int, item: Any) -> tuple[Tensor, int | None]:
             )
         item = (item[image], item.get(label))
     parts = item if isinstance(item, tuple | list) else (item,)
-    values = _channels_first(_tensor(parts[0], f"item {number}")[None], f"item {number}")[0]
+    values = _images(_tensor(parts[0], f"item {number}")[None], f"item {number}")[0]
     return values, _label(parts[1]) if len(parts) > 1 else None
 
 
@@ -292,20 +292,16 @@ def _tensor(values: Any, name: str) -> Tensor:
         return torch.from_numpy(array)
 
 
-def _channels_first(x: Tensor, name: str) -> Tensor:
-    """Images (N, C, H, W) from that, from (N, H, W, C) or from (N, H, W)."""
-    shape = tuple(x.shape)
-    if x.ndim == 3:
-        x = x[:, None]
-    elif x.ndim == 4 and shape[1] not in (1, 3) and shape[3] in (1, 3):
-        x = x.permute(0, 3, 1, 2)
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
+def _images(x: Tensor, name: str) -> Tensor:
+    """Images (N, C, H, W), bytes or float32, of an array in one of three layouts."""
+    images, shape = channels_first(x), tuple(x.shape)
+    if images is None:
         n, shape = ("N, ", shape) if name == "images" else ("", shape[1:])
         forms = f"({n}C, H, W), ({n}H, W, C) or ({n}H, W) with C = 1 or 3"
         raise ValueError(f"{name} must be {forms}, got {shape}")
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise ValueError(f"{name} must be uint8 or floating point, got {x.dtype}")
-    return x.float() if x.is_floating_point() else x
+    return images.float() if x.is_floating_point() else images
 
 
 def _as_data_sets(*parts: Given) -> list[ImageDataset]:

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from ..data import ImageDataset, load_dataset, to_bytes
 from ..data.arrays import names_in_npz, read_npz
+from ..data.dataset import channels_first
 from ..data.folder import SUFFIXES, read_every_image, read_image_file
-from ..data.reading import guarded, open_regular
+from ..data.reading import guarded
 from ..fields import ArgumentError
+from ..files import open_regular
 from ..models import Models
 from ..pictures import is_diverged
 from ..progress import progress
@@ -196,20 +198,17 @@ def array_to_bytes(array: NDArray[np.generic], source: str) -> Tensor:
 
     Raises ValueError, naming `source`, for other arrays.
     """
-    if array.ndim == 3:
-        array = array[:, None]
-    if array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
-        array = array.transpose(0, 3, 1, 2)
-    if array.ndim != 4 or array.shape[1] not in (1, 3):
+    is_bytes = array.dtype == np.uint8
+    if not is_bytes and array.dtype.kind != "f":
+        raise ValueError(f"{source} must hold bytes or floating-point values, got {array.dtype}")
+    x = channels_first(torch.from_numpy(np.array(array, np.uint8 if is_bytes else np.float32)))
+    if x is None:
         raise ValueError(
             f"{source} must hold images (N, C, H, W), (N, H, W, C) or (N, H, W) with C = 1 or 3, "
             f"got shape {array.shape}"
         )
-    if array.dtype == np.uint8:
-        return torch.from_numpy(np.array(array))
-    if array.dtype.kind != "f":
-        raise ValueError(f"{source} must hold bytes or floating-point values, got {array.dtype}")
-    x = torch.from_numpy(np.array(array, dtype=np.float32))
+    if is_bytes:
+        return x
     x = x[~is_diverged(x)]
     outside = float((x.abs() > 4).float().mean()) if x.numel() else 0.0
     if outside > 0.02:

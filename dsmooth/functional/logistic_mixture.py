@@ -73,9 +73,13 @@ def logistic_mixture_log_prob(
     atoms = check_mixture(x, params, likelihood, atoms, smoothing_scale)
     asked = resolve_impl(impl)
     asked = "auto" if asked == "cudnn" else asked
-    chosen = choose(
-        "logistic_mixture_log_prob", asked, x.device, lambda chosen: _obstacle(chosen, x, params)
-    )
+
+    def obstacle(chosen: Impl) -> str | None:
+        if chosen == "triton":
+            return triton_obstacle(x.device, x.dtype, params.dtype, matmul=False)
+        return native_obstacle(x.device.type)
+
+    chosen = choose("logistic_mixture_log_prob", asked, x.device, obstacle)
     if chosen == "reference":
         return logistic_mixture_log_prob_ref(
             x, params, likelihood, atoms=atoms, smoothing_scale=smoothing_scale
@@ -86,13 +90,6 @@ def logistic_mixture_log_prob(
     graded = torch.is_grad_enabled()
     needs = graded and x.requires_grad, graded and params.requires_grad
     return triton_log_prob(x, params, *options, *needs)
-
-
-def _obstacle(impl: Impl, x: Tensor, params: Tensor) -> str | None:
-    """Why an implementation other than the reference cannot compute this; None if it can."""
-    if impl == "triton":
-        return triton_obstacle(x.device, x.dtype, params.dtype, matmul=False)
-    return native_obstacle(x.device.type)
 
 
 def logistic_mixture_log_prob_ref(

@@ -80,7 +80,9 @@ def curve_png(axes: Any, colours: Colours, entries: Sequence[Mapping[str, Any]])
     if evaluations:
         dots_at = list(zip(*evaluations, strict=True))
         axes.plot(*dots_at, "o", color=colours.dots, markersize=4, zorder=3, label="held out")
-    mark_schedules(axes, colours, new_schedules(entries))
+    for number, images in enumerate(new_schedules(entries)):
+        label = "schedule begins again" if number == 0 else None
+        axes.axvline(images, color=colours.quiet, linewidth=1, linestyle="--", label=label)
     # The first steps start so high that they would flatten the rest.
     values = sorted(v for _, v in means + evaluations)
     if values:
@@ -95,13 +97,6 @@ def new_schedules(entries: Sequence[Mapping[str, Any]]) -> list[int]:
     notes = [(e["images"], e["text"]) for e in entries if e["event"] == "note"]
     again = "schedule begun again", "optimizer began again"
     return [images for images, text in notes if any(words in text for words in again)]
-
-
-def mark_schedules(axes: Any, colours: Colours, begun: Sequence[int]) -> None:
-    """A line at each number of images after which a schedule began again."""
-    for number, images in enumerate(begun):
-        label = "schedule begins again" if number == 0 else None
-        axes.axvline(images, color=colours.quiet, linewidth=1, linestyle="--", label=label)
 
 
 @plot

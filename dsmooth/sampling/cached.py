@@ -13,12 +13,11 @@ from torch import Tensor
 
 from .._extension import cuda_obstacle, extension, unavailable_reason, warn_once
 from ..config import Precision
-from ..machine import check_memory
 from ..nn import PixelCNNpp
 from ..nn.condition import Condition, condition_vectors
 from ..nn.pixelcnnpp import is_given
 from .program import Program, as_numpy
-from .request import AUTO, Choices, Execution, Progress, Request, check_like, check_size
+from .request import AUTO, Choices, Execution, Progress, Request, check_like, checked_shape
 from .sequential import draw_by_jacobi, draw_sequentially
 
 if TYPE_CHECKING:
@@ -143,9 +142,7 @@ class CachedSampler:
         progress: Progress | None = None,
     ) -> Tensor:
         """Draw a request for images of `size` (H, W), as `sample` does."""
-        check_size(size)
-        shape = (request.count, self.config.image_channels, *size)
-        check_memory(shape)
+        shape = checked_shape(request.count, self.config.image_channels, *size)
         out, mask = torch.empty(shape, dtype=torch.float32, device=self.device), None
         if is_given(context, self.config.conditioning):
             check_like("context", context, out)

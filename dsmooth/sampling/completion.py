@@ -76,7 +76,7 @@ def draw_weighted(
         x = sampler.draw(model, request, size, progress=progress)
         return x, log_prob(model, x)
     first, second = split(progress, 2)
-    x_tilde = model.draw_noisy(request, sampler, first)
+    x_tilde = sampler.draw(model.noisy, model.noisy_request(request), size, progress=first)
     x = model.draw_clean(x_tilde, request, sampler, second)
     noise = of_known(model.smoothing.log_density(x_tilde - x).sum(1))
     return x, log_prob(model.noisy, x_tilde) + log_prob(model.denoiser, x, x_tilde) - noise

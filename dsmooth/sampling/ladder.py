@@ -43,12 +43,13 @@ def draw_pair(
     rungs: a `SmoothedPair` of each level, which fall; one alone is two-step sampling. x_tilde: that
     of the highest level, drawn unless it is given.
     """
-    n_classes, last = rungs[0].n_classes, len(rungs) - 1
-    if n_classes:  # one class of an image on all rungs, whose seeds differ
-        request = replace(request, label=request.labels(n_classes, rungs[0].device))
+    first, last = rungs[0], len(rungs) - 1
+    if first.n_classes:  # one class of an image on all rungs, whose seeds differ
+        request = replace(request, label=request.labels(first.n_classes, first.device))
     steps = split(progress, (x_tilde is None) + last + (request.method == "two-step"))
     if x_tilde is None:
-        x_tilde = rungs[0].draw_noisy(request, sampler, next(steps))
+        own = first.noisy_request(request)
+        x_tilde = sampler.draw(first.noisy, own, first.image_size, progress=next(steps))
     for i, (high, low) in enumerate(pairwise(rungs)):
         above = replace(request, seed=seed_of_rung(request.seed, last - i), method="two-step")
         x = high.draw_clean(x_tilde, above, sampler, next(steps))

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.reading import guarded, open_regular
+from ..data.reading import guarded
 from ..distributed import distributed_map, process_group, rank_and_size
 from ..fields import flatten, structure
-from ..files import lock_folder, read_json, write_atomically, write_json, write_npz
+from ..files import lock_folder, open_regular, read_json, write_atomically, write_json, write_npz
 from ..pictures import is_diverged, nhwc_bytes, png, visible
 from ..runs import RunFolder
 from ..tables import shown

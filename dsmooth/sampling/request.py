@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -300,8 +302,16 @@ def chosen_seed(seed: int | None) -> int:
     return seed
 
 
-def check_size(size: tuple[int, int]) -> None:
-    """Raise ValueError for an image size (H, W) that no network has."""
-    for name, value in zip(("height", "width"), size, strict=True):
+def checked_shape(count: int, channels: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """The shape of images to draw; ValueError for one that no network or no memory here has."""
+    for name, value in (("height", height), ("width", width)):
         if value < 4 or value % 4:
             raise ValueError(f"{name} must be a positive multiple of 4, got {value}")
+    shape = (count, channels, height, width)
+    needed, there = 4 * math.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise ValueError(
+            f"{count:,} images take {needed:,} bytes, and the machine has {there:,}: draw fewer at "
+            "a time, or into a folder of shards"
+        )
+    return shape

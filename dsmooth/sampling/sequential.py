@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from ..functional import logistic_mixture_sample
-from ..machine import check_memory
 from ..nn import PixelCNNpp
 from ..nn.condition import Condition
 from ..nn.pixelcnnpp import Encoded
 from ..philox import Stream, image_words, to_uniform
-from .request import Choices, Progress, Request, check_size
+from .request import Choices, Progress, Request, checked_shape
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -160,9 +159,8 @@ class _Canvas:
         context: Tensor | None,
         start: Tensor | None = None,
     ) -> None:
-        check_size(size)
-        shape, like = (request.count, model.config.image_channels, *size), model.head.bias
-        check_memory(shape)
+        shape = checked_shape(request.count, model.config.image_channels, *size)
+        like = model.head.bias
         if start is not None and tuple(start.shape) != shape:
             raise ValueError(f"start must have shape {shape}, got {tuple(start.shape)}")
         self.x = like.new_zeros(shape) if start is None else start.detach().to(like).clone()
