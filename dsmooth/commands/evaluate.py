@@ -93,7 +93,7 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
     with autocast(device, options.execution.precision):
         if pair is not None:
             noise = models.clean_noise if options.clean_noise is None else options.clean_noise
-            with progress("scoring the pair", n) as done:
+            with progress("bits/dim of the pair", n) as done:
                 every["pair"] = score_pair(
                     pair,
                     dataset,
@@ -111,7 +111,7 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
             }
             result["equation_4"] = EQUATION_4_SENTENCE if every["pair"].equation_4 else None
         if models.plain is not None:
-            with progress("scoring the plain model", n) as done:
+            with progress("bits/dim of the plain model", n) as done:
                 every["plain"] = score_plain(models.plain, dataset, progress=done, **settings)
             numbers = asdict(bits_per_dim(every["plain"]))
             result["plain"] = {"weights_sha256": [digests["plain"]], **numbers}
@@ -144,7 +144,7 @@ def print_bits(result: Mapping[str, Any], title: str) -> None:
 
 
 def bits_of_classes(every: Mapping[str, Scores], dataset: ImageDataset) -> dict[str, Any]:
-    """The rows of each class of the scored images as JSON, which are printed too."""
+    """The rows of each class as JSON, which are printed too."""
     assert dataset.labels is not None  # `check_labels` has seen them
     found = {k: bits_by_class(v, dataset.labels[: v.n_images]) for k, v in every.items()}
     rows = []

@@ -68,7 +68,7 @@ class Scores:
 
     @property
     def n_images(self) -> int:
-        """N: the images scored, the last partial batch included."""
+        """N: the images, the last partial batch included."""
         return self.discretized.shape[1]
 
     @property

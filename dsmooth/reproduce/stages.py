@@ -35,7 +35,7 @@ from ..sampling.request import Execution, Label, Request
 from ..smoothing import GaussianSmoothing
 
 KEY = "asked"  # the field of a stored result that holds all that decides it
-CHUNK = 64  # images drawn or scored at a time
+CHUNK = 64  # images drawn, or given to a network, at a time
 GRID_IMAGES = 64  # samples in the picture of a grid
 DENOISED_IMAGES = 10  # held-out images whose denoising the report shows
 # Networks that are probed, beside themselves untrained and the pixels: the plain model never saw
@@ -48,8 +48,8 @@ SECONDS = {
     "drawing two-step": 6,
     "drawing single-step": 14,
     "drawing plain": 4,
-    "scoring held-out images": 10,
-    "scoring the plain model": 4,
+    "bits/dim of held-out images": 10,
+    "bits/dim of the plain model": 4,
     "features of real images": 4,
     **{f"features of {kind}{name}": 8 for kind in ("", "untrained-") for name in PROBED},
     **{f"probes of {kind}{name}": 2 for kind in ("", "untrained-") for name in PROBED},
@@ -205,7 +205,7 @@ class Stages:
 
         def compute() -> dict[str, Any]:
             with autocast(models.device, self.precision):
-                with progress("scoring held-out images", n) as done:
+                with progress("bits/dim of held-out images", n) as done:
                     scores = score_pair(
                         models.pair,
                         self.test_set,
@@ -218,7 +218,7 @@ class Stages:
                 result: dict[str, Any] = {"unit": "bits/dim", "pair": pair, "pair_less": {}}
                 for name, plain in {"plain": models.plain, "longer": longer}.items():
                     if plain is not None:
-                        with progress(f"scoring the {name} model", n) as done:
+                        with progress(f"bits/dim of the {name} model", n) as done:
                             other = score_plain(plain, self.test_set, progress=done, **common)
                         result[name] = asdict(bits_per_dim(other))
                         result["pair_less"][name] = asdict(paired_difference(scores, other))

@@ -92,7 +92,7 @@ def log_prob_of_noisy(
     """log p(x~) of the lowest level of a ladder, or one draw of a lower bound on it: (B,), nats.
 
     pairs: a `SmoothedPair` of each level, which fall. x~ climbs by independent noise; each step
-    down is bounded with an image from the lower denoiser, drawn and scored in float32: a bound
+    down is bounded with an image from the lower denoiser, drawn and evaluated in float32: a bound
     needs both to be of one distribution.
     """
     total = x_tilde.new_zeros(x_tilde.shape[0])
