@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import partial
 
@@ -99,24 +98,3 @@ def test_every_kernel_builds_for_blackwell() -> None:
     assert {launch.kernel.__name__ for launch in launches} == set().union(*KERNELS.values())
     for launch in distinct(launches):
         assert ".target sm_100" in compile_launch(launch, 100).ptx
-
-
-@pytest.mark.parametrize(
-    ("needs", "kernels"),
-    [
-        (Needs(), {"parameter_gradient_kernel", "last_gradients_kernel"}),
-        (Needs(parameters=False), {"last_gradients_kernel"}),
-        (Needs(x=False, skips=False), {"parameter_gradient_kernel", "last_gradients_kernel"}),
-    ],
-)
-def test_gradients_that_nobody_needs_are_not_computed(needs: Needs, kernels: set[str]) -> None:
-    launches = Block(8, size=(1, 4, 4), needs=needs).launches(90)
-    always = {"pack_kernel", "prepare_kernel", "hidden_kernel", "gate_kernel"}
-    always |= {"hidden_gradient_kernel"}
-    assert {launch.kernel.__name__ for launch in launches} == always | kernels
-    for launch in launches:
-        if launch.kernel.__name__ == "last_gradients_kernel":
-            assert launch.arguments["UNPACK"] == needs.parameters
-            assert (launch.arguments["first_program"] > 0) == needs.parameters
-            programs = math.prod(launch.grid) - launch.arguments["first_program"]
-            assert programs == launch.arguments["programs"] * (needs.x + 2 * needs.skips)

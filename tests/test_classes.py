@@ -22,7 +22,7 @@ from dsmooth.sampling.request import Request
 from dsmooth.training import train
 from dsmooth.training.loop import evaluate
 from dsmooth.training.step import TrainState
-from tests.helpers.class_networks import CLASSES, conditional, inputs, with_classes
+from tests.helpers.class_networks import CLASSES, conditional, inputs, make_pair, with_classes
 from tests.helpers.command_runs import run
 from tests.helpers.tiny_runs import ROLES, tiny
 
@@ -220,14 +220,6 @@ def test_the_labels_of_a_request() -> None:
             Request(5, label=wrong)
 
 
-def make_pair(noisy: int, denoiser: int) -> dsmooth.SmoothedPair:
-    models = [
-        conditional("none", n_classes=noisy),
-        conditional("concat", n_classes=denoiser, likelihood="discretized"),
-    ]
-    return dsmooth.SmoothedPair(*models, dsmooth.GaussianSmoothing(0.5), (8, 8))
-
-
 @pytest.mark.parametrize("noisy", [0, CLASSES])
 @pytest.mark.parametrize("denoiser", [0, CLASSES])
 def test_either_or_both_of_a_pair_have_classes(tmp_path: Path, noisy: int, denoiser: int) -> None:
@@ -313,14 +305,16 @@ def labelled(n: int = 30, classes: int = 2, split: str = "train") -> ImageDatase
 
 @pytest.mark.usefixtures("small_runs")
 def test_a_run_learns_the_classes_of_its_data(tmp_path: Path) -> None:
-    """n_classes="auto" counts the labels; the averaged projections have moved apart."""
-    config = tiny("denoiser", n_classes="auto")
+    """n_classes="auto" counts the labels; the averaged projections of classes have moved apart, and
+    those of noise levels from zero."""
+    config = tiny("denoiser", n_classes="auto", noise_levels=(0.1, 0.5))
     train(config, tmp_path / "run", dataset=(labelled(), labelled(10, split="test")))
     model, config, _ = RunFolder(tmp_path / "run").load_model()
     assert model.config == config.model
     assert config.model.n_classes == 2
     blocks = [m for m in model.modules() if isinstance(m, GatedResnet)]
     assert all((m.condition_weight[:, 0] != m.condition_weight[:, 1]).any() for m in blocks)
+    assert all((m.condition_weight != 0).any(0).tolist() == [True] * 4 for m in blocks)
     train(
         replace(config, model=replace(config.model, n_classes="auto"), data="own"),
         tmp_path / "run",

@@ -31,8 +31,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pair = dsmooth.SmoothedPair.from_runs(folder / "noisy", folder / "denoiser")
     pair.save_pretrained(folder / "pair")
     Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(folder / "mask.png")
-    Image.fromarray(np.zeros((8, 12), np.uint8)).save(folder / "large.png")
-    np.save(folder / "nan.npy", np.full((1, 8, 8), np.nan))
     return folder
 
 
@@ -79,37 +77,3 @@ def test_one_file_in_rgb_and_a_mask() -> None:
     level = to_float(torch.from_numpy(grey)).numpy()
     for x in stored["x"][:, 0]:
         assert np.array_equal(np.diagonal(x), np.diagonal(level))
-
-
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        ("pair images -n 0", "--count must be at least 1, got 0"),
-        ("pair images --draws 0", "--draws must be at least 1, got 0"),
-        ("pair images --candidates 0", "--candidates must be at least 1, got 0"),
-        ("pair images --candidates 2 --method noisy", "candidates need method two-step"),
-        ("pair images --out rows.gif", "--out must end in .png or .npz, got rows.gif"),
-        ("pair images --keep-top 0.2 --mask mask.png", "--keep-top and --mask both say"),
-        ("pair images --out rows", "--out must end in .png or .npz, got rows"),
-        ("pair images --draws 40000000 -n 4 --out x.npz", "and the machine has"),
-        ("noisy denoiser --images nowhere", "there is no folder, image file, .npz or .npy nowhere"),
-        ("pair images -n 50 --draws 8", "a .png shows at most 400 images, got 50 rows of 10"),
-        ("pair images --keep-top 1.5", "the fraction of known rows must lie in 0 .. 1, got 1.5"),
-        ("pair images --temperature 0", "temperature must be positive"),
-        ("pair", "pair does not say where its images are: name some by --images"),
-        ("pair nowhere", "there is no folder, image file, .npz or .npy nowhere"),
-        ("pair large.png", "pair draws images of (C, H, W) = (1, 8, 8), got 1 of (1, 8, 12) from"),
-        ("pair images --mask large.png", "large.png must have the images' size (8, 8), got (8, 1"),
-        ("pair nan.npy", "nan.npy holds images that are not finite (1 of the first 8): leave"),
-        ("noisy images", "noisy is a noisy model: name the pair that it is of"),
-        ("denoiser images", "denoiser is a denoiser: name the run of its noisy model too"),
-    ],
-)
-def test_mistakes_are_one_line(
-    capsys: pytest.CaptureFixture[str], command: str, message: str
-) -> None:
-    assert run("complete", *command.split()) == 1
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-    assert not Path("completed.png").exists()

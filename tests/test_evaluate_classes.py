@@ -17,7 +17,7 @@ from dsmooth.evaluate.comparison import compare_images
 from dsmooth.evaluate.features import make_extractor
 from dsmooth.evaluate.likelihood import conventions, score_pair, score_plain
 from dsmooth.runs import RunFolder
-from tests.helpers.class_networks import CLASSES, conditional
+from tests.helpers.class_networks import CLASSES, conditional, make_pair
 from tests.helpers.command_runs import complains, measured
 
 pytestmark = pytest.mark.quick
@@ -27,14 +27,6 @@ def made(n: int = 12, size: int = 8) -> ImageDataset:
     generator = torch.Generator().manual_seed(n)
     images = torch.randint(0, 256, (n, 1, size, size), generator=generator).byte()
     return ImageDataset(images, (torch.arange(n) * 2 + 1) % CLASSES, "made", "test", "made")
-
-
-def make_pair(noisy: int = CLASSES, denoiser: int = CLASSES) -> dsmooth.SmoothedPair:
-    models = [
-        conditional("none", n_classes=noisy),
-        conditional("concat", n_classes=denoiser, likelihood="discretized"),
-    ]
-    return dsmooth.SmoothedPair(*models, dsmooth.GaussianSmoothing(0.5), (8, 8))
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +16,8 @@ from dsmooth.evaluate.classifier import load_classifier
 from dsmooth.evaluate.likelihood import BYTE_BITS, conventions, score_pair, score_plain
 from dsmooth.evaluate.sources import array_to_bytes, as_grey, read_images
 from dsmooth.runs import RunFolder
-from tests.helpers.command_runs import complains, measured, run, save_run
+from tests.helpers.command_runs import EXTRACTOR, complains, measured, run, save_run
 from tests.helpers.data_makers import random_bytes, write_images, write_mnist
-
-EXTRACTOR = """
-import torch
-
-class Pixels(torch.nn.Module):
-    def forward(self, x):
-        return x.flatten(1)[:, :6] ** 2, x.flatten(1)[:, 6:9]
-"""
 
 
 @pytest.fixture(scope="module")
@@ -47,23 +38,6 @@ def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def mistaken(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All that is in `made`, and files that cannot be read; no mistake leaves anything here."""
-    folder = shutil.copytree(made, tmp_path_factory.mktemp("mistaken") / "copy")
-    pixels = random_bytes((20, 8, 8))
-    np.save(folder / "x.npy", pixels)
-    np.save(folder / "levels.npy", pixels.astype(np.float32))
-    np.save(folder / "shape.npy", random_bytes((20, 2, 8, 8)))
-    np.save(folder / "number.npy", pixels[0, 0, 0])
-    np.save(folder / "integers.npy", pixels.astype(np.int64))
-    np.save(folder / "pickle.npy", np.array([{}], dtype=object))
-    np.savez(folder / "bad.npz", text="text")
-    np.savez(folder / "fid.npz", mu=np.zeros(6), sigma=np.eye(6))
-    (folder / "empty").mkdir()
-    return folder
 
 
 @pytest.mark.quick
@@ -124,6 +98,18 @@ def test_a_plain_model_is_scored_alone(place: Path, capsys: pytest.CaptureFixtur
         both = measured("bpd", *words, "--n-noise", "1", "--limit", "3")
         assert both["plain"] == stored["plain"]
         assert len(both["pair"]["weights_sha256"]) == 2
+
+
+def test_the_noise_of_the_target_is_that_of_training_or_as_asked(place: Path) -> None:
+    kind = {"likelihood": "continuous", "atoms": (), "fourier_features": 0, "clean_noise": 0.1}
+    save_run(place / "dense", "denoiser", data="folder", data_dir="images", **kind)
+    pair = dsmooth.SmoothedPair.from_runs("noisy", "dense")
+    test_set, sizes = load_dataset("folder", "test", "images"), {"n_noise": 1, "limit": 3}
+    for option, noise in (([], 0.1), (["--clean-noise", "0.3"], 0.3)):
+        found = measured("bpd", "noisy", "dense", "--n-noise", "1", "--limit", "3", *option)
+        expected = conventions(score_pair(pair, test_set, clean_noise=noise, **sizes))
+        for row, stored in zip(expected, found["pair"]["conventions"], strict=True):
+            assert stored["value"] == pytest.approx(row.value, abs=1e-9)
 
 
 def test_frechet_of_drawn_samples_is_that_of_their_files(
@@ -211,61 +197,3 @@ def test_values_become_bytes_and_diverged_images_are_counted(tmp_path: Path) -> 
     found = read_images(tmp_path / "x.npy")
     assert found.diverged == 1
     assert found.images.flatten().tolist() == [0, 0, 0, 128, 128, 255, 255, 255]
-
-
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        ("bpd", "name a saved pair"),
-        ("bpd noisy", "is a single model: name a saved pair"),
-        ("bpd plain --plain plain", "plain and plain both hold a plain model"),
-        ("bpd noisy denoiser --threads 0", "--threads must be at least 1, got 0"),
-        ("bpd noisy denoiser --seed -1", "seed must lie in"),
-        ("bpd noisy denoiser --data mnist", "images of (8, 8), got mnist of (28, 28)"),
-        ("bpd noisy denoiser --data-dir nowhere", "nowhere is not a folder"),
-        ("bpd noisy denoiser --out own.py/x.json", "own.py must be a folder to write"),
-        ("bpd noisy denoiser --out x.txt", "--out must end in .json, got x.txt"),
-        ("fid", "name models to draw from, or a file or folder of images"),
-        ("fid nowhere", "there is no folder, image file, .npz or .npy nowhere"),
-        ("fid x.npy noisy", "name two run folders, or a single file or folder"),
-        ("fid empty", "holds neither a model, nor .npy shards, nor image files"),
-        ("fid x.npy -n 0", "the number of images must be at least 1, got 0"),
-        ("fid x.npy -n 1", "samples must hold at least 2 images, got 1"),
-        ("fid x.npy --subset-size 1", "--subset-size must be at least 2, got 1"),
-        ("fid x.npy --data mnist", "(C, H, W) = (1, 28, 28), the samples of x.npy are (1, 8, 8)"),
-        ("fid noisy denoiser --extractor mnist-classifier", "mnist-classifier needs images of"),
-        ("fid x.npy --reference none.npz", "there is no none.npz"),
-        ("fid x.npy --reference fid.npz", "--extractor inception"),
-        ("fid x.npy --reference fid.npz --precision-recall", "needs real images, not the stat"),
-        ("fid x.npy --save-reference r.txt", "--save-reference must end in .npz, got r.txt"),
-        ("fid bad.npz", "must hold an array x, images, samples, arr_0, got text"),
-        ("fid levels.npy", "must hold values in [-1, 1], got 97 % beyond 4"),
-        ("fid shape.npy", "must hold images (N, C, H, W), (N, H, W, C) or (N, H, W)"),
-        ("fid number.npy", "must hold images (N, C, H, W), (N, H, W, C) or (N, H, W)"),
-        ("fid integers.npy", "must hold bytes or floating-point values, got int64"),
-        ("fid pickle.npy", "without pickled objects"),
-        ("fid noisy denoiser -n 0", "the number of images must be at least 1, got 0"),
-        ("train-classifier --out c.pth", "must end in .safetensors, got c.pth"),
-        ("train-classifier --out c.safetensors --data-dir no", "no is not a folder"),
-    ],
-)
-def test_mistakes_get_a_line_or_two(
-    mistaken: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    command: str,
-    message: str,
-) -> None:
-    monkeypatch.chdir(mistaken)
-    words = command.split()
-    if words[0] == "fid":
-        defaults = {"--extractor": "own.py:Pixels", "--data": "folder", "--data-dir": "images"}
-        if "mnist" in words:
-            del defaults["--data-dir"]
-        for option, value in defaults.items():
-            if option not in words:
-                words += [option, value]
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of own.py
-    before = sorted(mistaken.rglob("*"))
-    complains(capsys, message, "evaluate", *words)
-    assert sorted(mistaken.rglob("*")) == before

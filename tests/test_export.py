@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from dsmooth.functional import use_impl
-from dsmooth.functional.dispatch import constant_when_compiled
 from tests.helpers.class_networks import conditional, inputs
 from tests.helpers.gated_cases import NATIVE
 
@@ -51,15 +50,3 @@ def test_a_training_step_compiles_as_one_graph(impl: Any) -> None:
         got = gradients(torch.compile(loss, fullgraph=True, backend="aot_eager"))
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-5)
-
-
-def test_the_mark_of_constants_is_that_of_torch() -> None:
-    """Set without the import of the compiler, which torch's own decorator does."""
-
-    def mark(decorator: Any) -> dict[str, Any]:
-        def function() -> None:
-            """Does nothing."""
-
-        return dict(vars(decorator(function)))
-
-    assert mark(constant_when_compiled) == mark(torch.compiler.assume_constant_result)

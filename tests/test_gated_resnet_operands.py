@@ -131,13 +131,6 @@ def test_without_autocast_all_have_one_dtype() -> None:
         call(given)
 
 
-def test_a_pair_of_nothing_is_no_weight() -> None:
-    x, _, _, *w = make_case().operands(torch.float32)
-    with pytest.raises(ValueError, match=r"zip\(\)"):
-        # An empty pair is refused by the types as well; here by the call.
-        gated_resnet(x, (w[0], w[1]), (w[2], w[3]), None, (), shift="down")  # type: ignore[arg-type]
-
-
 def test_the_dropout_is_computed_in_float64() -> None:
     """A number of another kind of floating point is the same probability."""
     x, _, _, *w = make_case().operands(torch.float64)

@@ -38,15 +38,6 @@ def test_cases_are_there(tool: SimpleNamespace, on_gpu: ModuleType, tmp_path: Pa
                 assert on_gpu.cases_of(case), case
 
 
-@pytest.mark.parametrize("words", [[], ["loss", "cifra"]])
-def test_the_tuner_refuses_what_is_no_case(
-    on_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, words: list[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["tune.py", *words])
-    with pytest.raises(SystemExit, match=r"the first words of .*block-cifar"):
-        importlib.import_module("benchmarks.tune").main()
-
-
 @pytest.mark.quick
 def test_it_needs_python_alone(tmp_path: Path) -> None:
     """As on a machine without the packages: no site-packages, and no dsmooth beside the script."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_sample
+from dsmooth.functional import logistic_mixture_sample
 from dsmooth.functional.logistic_mixture import snap_to_bytes, split_mixture
 from tests.helpers.mixture_cases import (
     GOLDEN,
@@ -129,12 +129,6 @@ def test_discretized_draws_are_levels_and_condition_as_such() -> None:
     torch.testing.assert_close(x[:, 2], snap_to_bytes(blue), rtol=0, atol=1e-12)
 
 
-def test_continuous_draws_are_not_clamped() -> None:
-    params = torch.tensor([0, 0.9, 0.0]).view(1, 3, 1, 1).expand(1, 3, 1, 1000)
-    assert logistic_mixture_sample(params, uniforms_of(1000), 1).max() > 2
-    assert logistic_mixture_sample(params, uniforms_of(1000), 1, "discretized").max() == 1
-
-
 def test_samples_have_the_atoms_weights_and_the_gaussians_quantiles() -> None:
     n = 40_000
     uniforms = uniforms_of(n).permute(3, 1, 2, 0)
@@ -164,14 +158,8 @@ def test_all_is_each_level() -> None:
     generator = torch.Generator().manual_seed(0)
     params = torch.randn(1, 3 * 2 + 256, 1, 40, generator=generator)
     arguments = params, uniforms_of(40).float(), 1, "discretized"
-    x = logistic_mixture_sample(*arguments, atoms="all")
-    assert torch.equal(x, logistic_mixture_sample(*arguments, atoms=range(256)))
-    for impl in ("reference", "auto"):
-        masses = [
-            logistic_mixture_log_prob(x, params, "discretized", impl, atoms=atoms)
-            for atoms in ("all", tuple(range(256)))
-        ]
-        assert torch.equal(*masses)
+    every, listed = (logistic_mixture_sample(*arguments, atoms=a) for a in ("all", range(256)))
+    assert torch.equal(every, listed)
 
 
 def test_snapping_keeps_the_levels() -> None:

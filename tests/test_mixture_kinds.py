@@ -15,20 +15,10 @@ from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import ImageDataset
 from dsmooth.evaluate.likelihood import score_pair, score_plain
 from dsmooth.nn.score import score_of
-from dsmooth.presets import PRESETS, preset
 from tests.helpers.tiny_pairs import tiny_config
 
 GOLDEN = Path(__file__).parent / "golden" / "network_c1_8x8_f4_r1_k2.safetensors"
 ATOMS = (0, 252, 253, 254, 255)
-
-
-def test_only_our_mnist_presets_see_bytes() -> None:
-    for name in PRESETS:
-        for role in ("noisy", "denoiser", "plain"):
-            model = preset(name, role).model
-            bytes_ = name in ("mnist", "mnist-quick") and role != "noisy"
-            assert (model.atoms == "all", model.fourier_features > 0) == (bytes_, bytes_)
-            assert (model.atoms == ()) != bytes_
 
 
 def test_a_gaussian_model_takes_the_scale_of_its_run() -> None:

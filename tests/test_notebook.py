@@ -72,6 +72,10 @@ def test_show_gives_a_picture_that_displays_itself() -> None:
     assert np.array_equal(pixels[10:18, 14:26], expected)
     assert (pixels[19:27, 1:13] == 128).all()
     assert dsmooth.show(x[:1, :1]).mode == "L"
+    for images in (bytes_ := dsmooth.to_bytes(x[:4]), bytes_.numpy()):
+        assert dsmooth.show(images).tobytes() == dsmooth.show(x[:4]).tobytes()
+    with pytest.raises(TypeError, match=r"x must be uint8 or floating point, got torch\.int32"):
+        dsmooth.show(bytes_.int())
     for one in (x[0], x[0, 0], x[:1, :1].numpy()):
         assert dsmooth.show(one).size == (2 * 12 + 4, 2 * 8 + 4)
     for wrong in (x[:0], x[:, :2], x[:, 0]):

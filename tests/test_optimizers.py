@@ -104,14 +104,6 @@ def test_filters_have_length_one_and_turn_by_the_angle() -> None:
         assert 0.05 < angles.square().mean().sqrt() < 0.1 * 1.13
 
 
-def test_a_step_descends() -> None:
-    """A gradient times its polar factor is the sum of its singular values."""
-    for layer in convolutions(SHAPES):
-        before = layer.weight_v.detach().clone()
-        stepped([layer], together=True, steps=1)
-        assert torch.sum((layer.weight_v.detach() - before) * layer.weight_v.grad) < 0
-
-
 def test_a_step_has_the_momentum_of_nesterov() -> None:
     (layer,) = convolutions(SHAPES[:1])
     muon, average = Muon({"layer": layer}), torch.zeros(1)

@@ -154,18 +154,6 @@ def test_full_score_is_the_gradient_and_conditional_is_not() -> None:
 
 
 @pytest.mark.quick
-def test_methods_share_the_noisy_image() -> None:
-    pair = tiny_pair()
-    noisy = pair.sample(2, seed=5, first_index=3, method="noisy")
-    two_step = pair.sample(2, seed=5, first_index=3)
-    assert torch.equal(two_step, pair.denoise(noisy, seed=5, first_index=3))
-    single = pair.sample(2, seed=5, first_index=3, method="single-step")
-    assert torch.equal(single, pair.denoise(noisy, method="single-step"))
-    torch.testing.assert_close(pair.sample(1, seed=5, first_index=4), two_step[1:])
-    assert not torch.equal(pair.sample(2, seed=6, first_index=3), two_step)
-
-
-@pytest.mark.quick
 @pytest.mark.parametrize("conditioning", ["stack", "concat"])
 def test_saved_pair_is_the_same_pair(tmp_path: Path, conditioning: str) -> None:
     pair = tiny_pair("continuous", conditioning)
@@ -338,15 +326,6 @@ def test_models_that_do_not_fit_are_refused() -> None:
         pair.sample(1, method="three-step")
     with pytest.raises(ValueError, match="n_noise"):
         pair.elbo(torch.zeros(1, 1, 8, 8), n_noise=0)
-
-
-def test_a_pair_describes_itself_in_a_few_lines() -> None:
-    pair = tiny_pair()
-    lines = repr(pair).splitlines()
-    assert len(lines) <= 10
-    count = sum(p.numel() for p in pair.noisy.parameters())
-    assert lines[1] == f"  noisy: {count:,} parameters, F 6, R 1, K 3, none, continuous"
-    assert lines[3:5] == ["  smoothing: gaussian of scale 0.5", "  images: 1 x 8 x 8, on cpu"]
 
 
 def test_a_seed_that_was_drawn_is_reported(caplog: pytest.LogCaptureFixture) -> None:

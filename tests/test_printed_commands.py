@@ -23,7 +23,6 @@ from dsmooth._extension import warn_once
 from dsmooth.cli import _kind, _parse, main
 from dsmooth.commands.reproduce import choose_plan
 from dsmooth.config import ModelConfig, TrainConfig
-from dsmooth.data import load_dataset
 from dsmooth.fields import Argument, ArgumentError
 from dsmooth.models import load_models
 from dsmooth.pretrained import TITLE
@@ -268,15 +267,6 @@ def test_exhausted_machines_and_deep_files_are_one_line(
         monkeypatch.setattr("dsmooth.commands.sample.load_models", fail)
         assert run("sample") == 1
         assert capsys.readouterr().err == f"dsmooth: error: {more}{message.splitlines()[0]}\n"
-
-
-def test_show_takes_bytes() -> None:
-    dataset = load_dataset("mnist", "test")
-    x = dataset.images[:3]
-    first, *others = map(dsmooth.show, (x, x.numpy(), dataset.batch(torch.arange(3))))
-    assert all(first.tobytes() == other.tobytes() for other in others)
-    with pytest.raises(TypeError, match=r"x must be uint8 or floating point, got torch\.int32"):
-        dsmooth.show(x.int())
 
 
 def test_one_completion_for_the_program(capsys: pytest.CaptureFixture[str]) -> None:

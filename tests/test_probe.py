@@ -286,13 +286,6 @@ def test_networks_and_controls_are_there(whole: Path) -> None:
     assert results["asked"]["train_images"] == 23
 
 
-def test_two_kinds_of_squares_are_told_apart(tmp_path: Path) -> None:
-    """They differ in place alone: pixels tell it, and so do maps of the pixels above."""
-    result = run_probes(tmp_path / "probes.json", ProbeSettings(epochs=10))
-    assert result["accuracy"][PIXELS][PIXELS]["accuracy"] == 1
-    assert result["accuracy"]["noisy"]["up0"]["accuracy"] == 1
-
-
 def mapped_files(folder: Path) -> list[str]:
     """Files in `folder`, and those without a name that this process still has open or mapped."""
     gc.collect()
@@ -418,22 +411,3 @@ def test_the_command_writes_figures_and_numbers(
     assert f"{best:.1f} ±" in printed
     other = map(str, ["probe", noisy, denoiser, "--out", out, *sizes, "--seed", 1])
     complains(capsys, "their seed is 0, not 1", *other)
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["{tmp}/noisy"], "is a single model: name a saved pair, or the run"),
-        (["{tmp}/noisy", "{tmp}/denoiser"], "the pair is for images (C, H, W) = (1, 8, 8)"),
-        (["{tmp}/noisy", "{tmp}/denoiser", "--data", "cifar10"], "--data-dir"),
-    ],
-)
-def test_mistakes_get_a_line_or_two(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
-) -> None:
-    for role in ("noisy", "denoiser"):
-        save_run(tmp_path / role, role)
-    out = tmp_path / "probes"
-    args = [arg.replace("{tmp}", str(tmp_path)) for arg in args]
-    complains(capsys, message, "probe", *args, "--out", str(out))
-    assert not out.exists()

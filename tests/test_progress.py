@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dsmooth.evaluate.comparison import compare_images
-from dsmooth.evaluate.features import FeatureExtractor
 from dsmooth.progress import _WHOLES, make_bar, progress, shows_bars, significant, whole
-from tests.helpers.data_makers import random_bytes
 
 pytestmark = pytest.mark.quick
 
@@ -77,21 +74,3 @@ def test_bars_are_for_terminals_and_notebooks(
     monkeypatch.setattr("sys.stdout", stream)
     assert shows_bars() == bars
     assert (make_bar("training", 10, 0) is not None) == bars
-
-
-def test_a_kernel_distance_counts_its_subsets(capsys: pytest.CaptureFixture[str]) -> None:
-    """Not subsets times their size, which is more images than there are."""
-    import torch
-
-    extractor = FeatureExtractor(
-        "own", "0" * 64, "none", torch.nn.Identity(), lambda x: (x.flatten(1).float(), None)
-    )
-    images = torch.from_numpy(random_bytes((64, 1, 2, 2)))
-    compare_images(images, images, extractor, subsets=3, subset_size=1000, progress=progress)
-    shown = [line for line in capsys.readouterr().out.splitlines() if "done in" not in line]
-    assert shown == [
-        "features of samples: 64 images",
-        "features of real images: 64 images",
-        "Fréchet distance on own: 20 resamples",
-        "Kernel distance on own: 3 subsets",
-    ]

@@ -103,13 +103,3 @@ def test_names_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("cuda:0") == torch.device("cuda:0")
     with pytest.raises(ValueError, match="there are 2 CUDA devices"):
         choose_device("cuda:2")
-
-
-def test_a_device_that_is_not_there_ends_the_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    out = tmp_path / "x.npz"
-    assert run("sample", str(saved_pair(tmp_path)), "--out", str(out), "--device", "cuda") == 1
-    assert "dsmooth: error: --device cannot be cuda: " in capsys.readouterr().err
-    assert not out.exists()

@@ -22,7 +22,6 @@ from dsmooth.report.page import (
     at_the_end,
     below_controls,
     held_out_curves,
-    sentences,
     write_report,
 )
 from dsmooth.report.plots import curve_png, new_schedules, running_mean
@@ -175,15 +174,6 @@ def test_diverged_samples_are_counted_not_hidden(tmp_path: Path, no_plots: None)
     assert shown[rest].equal(pictures["noisy"][rest])
 
 
-def test_advice_fits_the_data() -> None:
-    assert "by heart" in " ".join(sentences(made_up_results(), ["train"]))
-    seen = min(CARD["runs"][role]["images"] for role in ("noisy", "denoiser"))
-    full = made_up_results(embedded_subset=False, train_images=2 * seen)
-    del full["bits_per_dim"]
-    said = " ".join(sentences(full, ["train", "probe"]))
-    assert all(part in said for part in (f"{seen:,} images", "0.5 passes", "`train` and `probe`"))
-
-
 def test_packaged_models_are_told_with_the_numbers_of_their_card(
     tmp_path: Path, no_plots: None
 ) -> None:
@@ -241,9 +231,15 @@ def test_a_network_below_its_control_is_told() -> None:
 
 
 def test_schedules_that_begin_again_are_found_in_the_log() -> None:
-    texts = ("prolonged from 8 to 16 images, its schedule begun again", "seed 0 up to 8 images")
-    notes = [{"event": "note", "images": 8 * i, "text": text} for i, text in enumerate(texts, 1)]
-    assert new_schedules([*notes, {"event": "step", "images": 3}]) == [8]
+    notes = [
+        {"event": "note", "images": images, "text": text}
+        for images, text in (
+            (8, "prolonged from 8 to 16 images, its schedule begun again"),
+            (9, "seed 0 up to 9 images, 1 from then on"),
+            (16, "up to 16 images batch_size 16; then the optimizer began again"),
+        )
+    ]
+    assert new_schedules([*notes, {"event": "step", "images": 3}]) == [8, 16]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from dsmooth.files import lock_folder
 from dsmooth.models import load_models
 from dsmooth.pictures import is_diverged
 from dsmooth.reproduce import TrainingPlan, plan_from_preset, reproduce
-from dsmooth.reproduce.pipeline import say_how_to_use_all_gpus
 from dsmooth.reproduce.stages import Sizes, Stages
 from dsmooth.runs import RunFolder, training_seconds
 from dsmooth.sampling.output import write_images
@@ -128,6 +127,8 @@ def test_other_folders_are_refused_and_left_alone(
     with pytest.raises(FileNotFoundError, match="data_dir"):
         reproduce(tmp_path / "out", tiny_plan(tmp_path / "nowhere"))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(ValueError, match="only=probes needs trained models, and noisy"):
+        reproduce(tmp_path / "out", tiny_plan(data), only="probes")
 
 
 SCRIPT = """
@@ -206,17 +207,6 @@ def test_two_processes_reproduce_what_one_does(
     assert again["bits_per_dim"] == two["bits_per_dim"]
     assert again["frechet"] == two["frechet"]
     assert "trained already" in capfd.readouterr().out
-
-
-def test_several_gpus_and_one_process(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    say_how_to_use_all_gpus()
-    assert "torchrun --nproc-per-node 4 -m dsmooth reproduce" in capsys.readouterr().out
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    say_how_to_use_all_gpus()
-    assert capsys.readouterr().out == ""
 
 
 def test_a_failing_run_says_why_and_the_finished_one_stays(data: Path, tmp_path: Path) -> None:

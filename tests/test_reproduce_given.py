@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from dsmooth.models import load_models
 from dsmooth.reproduce import PretrainedPlan, Sizes, reproduce, stages
 from dsmooth.runs import RunFolder
 from tests.helpers.class_networks import conditional
-from tests.helpers.command_runs import complains, save_run
+from tests.helpers.command_runs import save_run
 from tests.helpers.report_checks import check_self_contained, without_plots
 
 SIZES = Sizes(9, 12, ProbeSettings(train_images=12, test_images=6, epochs=1))
@@ -76,21 +76,14 @@ def test_given_models_are_measured_and_reported(reported: Path) -> None:
 
 
 @pytest.mark.quick
-def test_finished_stages_are_not_repeated(given: tuple[Path, ...], again: Path) -> None:
-    before, results = stamps(again), (again / "results.json").read_bytes()
-    assert reproduce(again, PretrainedPlan(given), sizes=SIZES) == 0
-    assert stamps(again) == before
-    assert (again / "results.json").read_bytes() == results
-
-
-@pytest.mark.parametrize("stage", ["samples", "probes"])
-def test_only_repeats_one_stage(
-    given: tuple[Path, ...], again: Path, stage: ReproductionStage
+@pytest.mark.parametrize("stage", [None, "samples", "probes"])
+def test_no_finished_stage_is_repeated_but_the_one_that_is_asked_for(
+    given: tuple[Path, ...], again: Path, stage: ReproductionStage | None
 ) -> None:
     before, results = stamps(again), (again / "results.json").read_bytes()
     assert reproduce(again, PretrainedPlan(given), sizes=SIZES, only=stage) == 0
     after = stamps(again)
-    assert {name for name in after if after[name] != before[name]} == {stage}
+    assert {name for name in after if after[name] != before[name]} == {stage} - {None}
     assert (again / "results.json").read_bytes() == results
 
 
@@ -165,40 +158,22 @@ def test_one_stage_alone_and_of_a_saved_pair(
     assert "Linear probes" not in page
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--models", "{noisy}", "{denoiser}", "--budget", "1"], "--budget is for training"),
-        (["--models", "{noisy}", "{denoiser}", "--download"], "--download is for training"),
-        (["--models", "{noisy}", "{denoiser}", "--from-scratch"], "--from-scratch is for training"),
-        (["--download"], "--download is for training: add --from-scratch"),
-        (["--from-scratch", "--data", "mnist"], "--data goes with --models"),
-        (["--count", "0"], "count must be at least 1, got 0"),
-        (["--from-scratch", "--only", "probes"], "--only probes needs trained models, and noisy"),
-        (["--models", "{noisy}", "{denoiser}", "--extractor", "best"], "extractor must be mnist-"),
-    ],
-)
-def test_mistakes_get_a_line_or_two(
-    given: tuple[Path, ...],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    args: list[str],
-    message: str,
-) -> None:
-    places = {"{denoiser}": given[0], "{plain}": given[1], "{noisy}": given[2]}
-    args = [str(places.get(arg, arg)) for arg in args]
-    complains(capsys, message, "reproduce", "--out", str(tmp_path / "out"), *args)
-
-
 @pytest.mark.parametrize("fast", [False, True])
 def test_features_are_in_bfloat16_where_the_machine_is_fast_at_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
 ) -> None:
+    """And of the reproduction's seed."""
     seen: list[str] = []
+
+    def probe_pair(*given: Any, precision: str, **_: Any) -> None:
+        seen.append(precision)
+        assert given[3].seed == 7
+
     monkeypatch.setattr(stages, "has_fast_bfloat16", lambda device: fast)
-    monkeypatch.setattr(stages, "probe_pair", lambda *_, precision, **__: seen.append(precision))
+    monkeypatch.setattr(stages, "probe_pair", probe_pair)
     models = SimpleNamespace(pair=None, n_classes=0, device=torch.device("cpu"))
     digits = load_embedded_mnist("test")
     for precision in ("auto", "float32"):
-        stages.Stages(tmp_path, models, digits, digits, stages.Sizes(), precision=precision).probe()
+        given = tmp_path, models, digits, digits, stages.Sizes()
+        stages.Stages(*given, seed=7, precision=precision).probe()
     assert seen == ["bfloat16" if fast else "auto", "float32"]

@@ -118,17 +118,18 @@ def test_a_folder_grows(tmp_path: Path, counts: tuple[int, ...]) -> None:
     assert contents(tmp_path / "grown") == contents(tmp_path / "at once")
 
 
-def test_the_folder_of_a_run_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="is the folder of a run or a pair: choose another one"):
-        draw_into(tmp_path, 3)
-
-
 def test_another_calls_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is the folder of a run or a pair: choose another one"):
+        draw_into(tmp_path / "run", 3)
+
     def start(n: int, seed: int) -> None:
         fill(Shards(tmp_path, Request(n), SHAPE, {"seed": seed}), Draw(), 7)
 
     start(3, 0)
+    with lock_folder(tmp_path, "a test"), pytest.raises(ValueError, match="draws into it is at w"):
+        start(3, 0)
     with pytest.raises(ValueError, match="another drawing: seed 0, not 1; choose another folder"):
         start(3, 1)
     with pytest.raises(ValueError, match="a drawing of 3 images: ask for 3 or more, not 2"):
@@ -236,11 +237,3 @@ def test_shards_are_read_as_they_were_written(tmp_path: Path) -> None:
     found = read_images(tmp_path)
     assert torch.equal(found.images, to_bytes(x[::2]))
     assert found.diverged == 1
-
-
-def test_a_folder_has_one_writer(tmp_path: Path) -> None:
-    with (
-        lock_folder(tmp_path, "a test"),
-        pytest.raises(ValueError, match="another process that draws into it is at work"),
-    ):
-        draw_into(tmp_path, 3)

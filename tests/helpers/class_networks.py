@@ -34,6 +34,15 @@ def conditional(
     return model
 
 
+def make_pair(noisy: int = CLASSES, denoiser: int = CLASSES) -> dsmooth.SmoothedPair:
+    """A pair of them, of so many classes."""
+    models = [
+        conditional("none", n_classes=noisy),
+        conditional("concat", n_classes=denoiser, likelihood="discretized"),
+    ]
+    return dsmooth.SmoothedPair(*models, dsmooth.GaussianSmoothing(0.5), (8, 8))
+
+
 def inputs(
     conditioning: str, *, batch: int = 3, size: tuple[int, int] = (8, 8), channels: int = 1
 ) -> tuple[Tensor, Tensor | None, Tensor]:

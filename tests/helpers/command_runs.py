@@ -14,6 +14,15 @@ from dsmooth.cli import main
 from dsmooth.presets import preset
 from dsmooth.runs import RunFolder
 
+# Features of images in a module of the user's own, own.py:Pixels.
+EXTRACTOR = """
+import torch
+
+class Pixels(torch.nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :6] ** 2, x.flatten(1)[:, 6:9]
+"""
+
 
 def run(*args: str) -> int:
     with pytest.raises(SystemExit) as stop:

@@ -43,9 +43,10 @@ each_mixture = pytest.mark.parametrize(
     "mixture",
     [pytest.param(m, marks=[pytest.mark.full] * (INTERPRETED and m == "all")) for m in MIXTURES],
 )
-# For checks that take seconds: one of them in the default tier.
+# For checks that take seconds: one of them in the default tier, none where kernels are interpreted.
 each_mixture_in_full = pytest.mark.parametrize(
-    "mixture", [pytest.param(m, marks=[pytest.mark.full] * (m != "atoms")) for m in MIXTURES]
+    "mixture",
+    [pytest.param(m, marks=[pytest.mark.full] * (INTERPRETED or m != "atoms")) for m in MIXTURES],
 )
 each_channels = pytest.mark.parametrize("channels", [1, 3])
 # At scales of e^40 the reference's slopes cancel to nothing even in float64.

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth.functional import Shift, use_impl
+from dsmooth.functional import Shift, concat_elu, use_impl
 from dsmooth.functional.gated_resnet import dropout_factors
 from dsmooth.functional.gated_resnet_cudnn import gated_resnet_cudnn
 from dsmooth.functional.gated_resnet_triton import backward_op, forward_op
 from dsmooth.kernels import gated_resnet as kernels
 from dsmooth.kernels.expand import expand, prepare_expand
 from dsmooth.kernels.geometry import PaddedImages, Settings, Taps
+from dsmooth.kernels.padded import pad_concat_elu
 from dsmooth.nn.layers import GatedResnet
 from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.gated_cases import (
@@ -122,6 +123,15 @@ def test_frozen_weights_and_images_between_torchs_convolutions() -> None:
             torch.testing.assert_close(grad, exact[name])
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grads[0].sum().backward()
+
+
+def test_elu_keeps_its_digits_near_0() -> None:
+    x = torch.logspace(-30, 1, 128).view(2, 1, 8, 8)
+    x[1] *= -1
+    got = pad_concat_elu(
+        x.to(memory_format=torch.channels_last), Taps(1, 1, 0, 0), Settings("none"), None
+    )
+    torch.testing.assert_close(got.double(), concat_elu(x.double()), rtol=1e-6, atol=0)
 
 
 def test_only_by_name_and_not_in_bfloat16() -> None:

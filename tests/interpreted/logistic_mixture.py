@@ -145,7 +145,7 @@ def test_an_atom_far_above_the_components_neither_overflows_nor_vanishes() -> No
 
 @each_channels
 @pytest.mark.parametrize("n_mix", [1, 5, 17])
-@pytest.mark.parametrize("mixture", MIXTURES)
+@each_mixture
 def test_a_pixel_does_not_see_its_neighbours(mixture: str, n_mix: int, channels: int) -> None:
     """A part of an image, down to one pixel, gets the bits that it gets in the whole."""
     x, params, _ = float_case(channels, mixture, n_mix=n_mix, size=(2, 3, 13))

@@ -1,0 +1,133 @@
+"""Every mistake at the command gets a line or two, and leaves nothing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dsmooth.models import load_models
+from tests.helpers.command_runs import EXTRACTOR, complains, save_run
+from tests.helpers.data_makers import random_bytes, write_images
+
+TINY = "--n-filters=4 --n-resnet=1 --n-mix=2 --images=16 --batch-size=8"
+FID = "evaluate fid --extractor own.py:Pixels --data folder --data-dir images"
+NOISED = "reproduce --models noisy denoiser"
+MISTAKES = [
+    ("train noisy --out a", "--images or --budget must be given"),
+    (f"train noisy --data cifar10 {TINY}", "--data-dir"),
+    (f"train noisy --data-dir nowhere {TINY}", "nowhere"),
+    (f"train noisy --data imagenet {TINY}", "must be one of mnist, fashion-mnist"),
+    (f"train noisy --preset mnist-large {TINY}", "preset must be one of mnist-quick"),
+    (f"train noisy --out /proc/a {TINY}", "config.json cannot be written: /proc"),
+    (f"train noisy --out noisy {TINY}", "go on with it by --resume or choose"),
+    (f"train noisy b --data-dir c {TINY}", "b and c are two folders of images"),
+    ("train pair --config noisy/config.json", "has the settings of one"),
+    ("train noisy --config log.json", "training run: it has no role"),
+    ("sample no-such-models", "the package has no models of that name"),
+    ("sample denoiser", "is a denoiser: name the run of its noisy model too"),
+    ("sample noisy other", "the runs do not fit together"),
+    ("sample noisy --png", "--png is for a folder: give --out a path without a"),
+    ("sample noisy --adm", "--adm is for a .npz: give --out one"),
+    ("sample noisy -n 401", "or a folder with --png for one PNG per image"),
+    ("sample noisy --out x.gif", "or be a folder without a suffix, got x.gif"),
+    ("sample noisy --out log.json/x.png", "must be a folder to"),
+    ("sample noisy --out /proc/x.png", "/proc/x.png cannot be written: /proc"),
+    ("sample noisy --device gpu", "--device must be auto, cpu, cuda or cuda"),
+    ("sample noisy --seed -1", "seed must lie in"),
+    ("complete pair images -n 0", "--count must be at least 1, got 0"),
+    ("complete pair images --draws 0", "--draws must be at least 1, got 0"),
+    ("complete pair images --candidates 0", "--candidates must be at least 1, got 0"),
+    ("complete pair images --out rows", "--out must end in .png or .npz, got rows"),
+    ("complete pair images --keep-top 0.2 --mask mask.png", "--keep-top and --mask both say"),
+    ("complete pair images --draws 40000000 -n 4 --out x.npz", "and the machine has"),
+    ("complete pair images -n 50 --draws 8", "at most 400 images, got 50 rows of 10"),
+    ("complete pair", "pair does not say where its images are: name some by --images"),
+    ("complete pair large.png", "(C, H, W) = (1, 8, 8), got 1 of (1, 8, 12) from"),
+    ("complete pair images --mask large.png", "must have the images' size (8, 8), got (8, 1"),
+    ("complete pair nan.npy", "nan.npy holds images that are not finite (1 of the first 8): leave"),
+    ("complete noisy images", "noisy is a noisy model: name the pair that it is of"),
+    ("evaluate bpd", "name a saved pair"),
+    ("evaluate bpd noisy", "is a single model: name a saved pair"),
+    ("evaluate bpd plain --plain plain", "plain and plain both hold a plain model"),
+    ("evaluate bpd noisy denoiser --threads 0", "--threads must be at least 1, got 0"),
+    ("evaluate bpd noisy denoiser --data mnist", "images of (8, 8), got mnist of (28, 28)"),
+    ("evaluate bpd noisy denoiser --data-dir nowhere", "nowhere is not a folder"),
+    ("evaluate bpd noisy denoiser --out own.py/x.json", "own.py must be a folder to write"),
+    ("evaluate bpd noisy denoiser --out x.txt", "--out must end in .json, got x.txt"),
+    ("evaluate train-classifier --out c.pth", "must end in .safetensors, got c.pth"),
+    (FID, "name models to draw from, or a file or folder of images"),
+    (f"{FID} nowhere", "there is no folder, image file, .npz or .npy nowhere"),
+    (f"{FID} x.npy noisy", "name two run folders, or a single file or folder"),
+    (f"{FID} empty", "holds neither a model, nor .npy shards, nor image files"),
+    (f"{FID} x.npy -n 0", "the number of images must be at least 1, got 0"),
+    (f"{FID} x.npy -n 1", "samples must hold at least 2 images, got 1"),
+    (f"{FID} x.npy --subset-size 1", "--subset-size must be at least 2, got 1"),
+    (f"{FID} x.npy --reference none.npz", "there is no none.npz"),
+    (f"{FID} x.npy --reference fid.npz", "--extractor inception"),
+    (f"{FID} x.npy --reference fid.npz --precision-recall", "needs real images, not the stat"),
+    (f"{FID} x.npy --save-reference r.txt", "--save-reference must end in .npz, got r.txt"),
+    (f"{FID} bad.npz", "must hold an array x, images, samples, arr_0, got text"),
+    (f"{FID} levels.npy", "must hold values in [-1, 1], got 97 % beyond 4"),
+    (f"{FID} shape.npy", "must hold images (N, C, H, W), (N, H, W, C) or (N, H, W)"),
+    (f"{FID} integers.npy", "must hold bytes or floating-point values, got int64"),
+    (f"{FID} pickle.npy", "without pickled objects"),
+    ("evaluate fid x.npy --data mnist --extractor own.py:Pixels", "the samples of x.npy are (1, 8"),
+    ("evaluate fid noisy denoiser --extractor mnist-classifier", "classifier needs images of"),
+    ("probe noisy denoiser --data mnist", "the pair is for images (C, H, W) = (1, 8, 8)"),
+    (f"{NOISED} --budget 1", "--budget is for training"),
+    (f"{NOISED} --from-scratch", "--from-scratch is for training"),
+    (f"{NOISED} --extractor best", "extractor must be mnist-"),
+    ("reproduce --download", "--download is for training: add --from-scratch"),
+    ("reproduce --from-scratch --data mnist", "--data goes with --models"),
+    ("reproduce --count 0", "count must be at least 1, got 0"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of 8 x 8, models of them, and files that are none."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    pixels = random_bytes((20, 8, 8))
+    write_images(folder / "images", {f"{i}.png": array for i, array in enumerate(pixels)})
+    own = {"data": "folder", "data_dir": "images"}
+    runs = [save_run(folder / role, role, **own) for role in ("noisy", "denoiser")]
+    save_run(folder / "plain", "plain")
+    save_run(folder / "other", "denoiser", scale=0.3)
+    load_models(runs).pair.save_pretrained(folder / "pair")
+    arrays = {
+        "x": pixels,
+        "levels": pixels.astype(np.float32),
+        "shape": random_bytes((20, 2, 8, 8)),
+        "integers": pixels.astype(np.int64),
+        "pickle": np.array([{}], dtype=object),
+        "nan": np.full((1, 8, 8), np.nan),
+    }
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    np.savez(folder / "bad.npz", text="text")
+    np.savez(folder / "fid.npz", mu=np.zeros(6), sigma=np.eye(6))
+    for name, shape in (("mask", (8, 8)), ("large", (8, 12))):
+        Image.fromarray(np.zeros(shape, np.uint8)).save(folder / f"{name}.png")
+    (folder / "own.py").write_text(EXTRACTOR)
+    (folder / "log.json").write_text("{}")
+    (folder / "empty").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(("command", "message"), MISTAKES)
+def test_a_mistake_gets_a_line_or_two(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of own.py
+    before = {path for path in place.rglob("*") if path.name != ".lock"}
+    complains(capsys, message, *command.split())
+    assert {path for path in place.rglob("*") if path.name != ".lock"} == before
