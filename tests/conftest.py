@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections import defaultdict
@@ -63,6 +64,30 @@ def small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.helpers.tiny_runs import use_small_runs
 
     use_small_runs(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images of 8 x 8, the runs of small models of them, and the saved pair."""
+    from dsmooth.models import load_models
+    from tests.helpers.command_runs import save_run
+    from tests.helpers.data_makers import random_bytes, write_images
+
+    folder = tmp_path_factory.mktemp("made")
+    pixels = random_bytes((60, 8, 8), seed=3)
+    write_images(folder / "images", {f"{i:03d}.png": array for i, array in enumerate(pixels)})
+    for role in ("noisy", "denoiser", "plain"):
+        save_run(folder / role, role, data="folder", data_dir="images")
+    load_models([folder / "noisy", folder / "denoiser"]).pair.save_pretrained(folder / "pair")
+    return folder
+
+
+@pytest.fixture
+def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with all that is in `made`."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

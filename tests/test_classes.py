@@ -80,19 +80,6 @@ def test_one_class_is_the_network_without(conditioning: str) -> None:
 
 
 @each_conditioning
-def test_a_network_begins_as_the_one_without_classes(conditioning: str) -> None:
-    """Bitwise, after data-dependent init too: the projections are zero."""
-    x, context, label = inputs(conditioning)
-    results = []
-    for n_classes in (0, CLASSES):
-        model = conditional(conditioning, n_classes=n_classes, trained=False)
-        labels = label if n_classes else None
-        model.initialize(x, context, labels)
-        results.append(model(x, context, labels))
-    assert torch.equal(*results)
-
-
-@each_conditioning
 @torch.no_grad()
 def test_the_label_of_an_image_reaches_no_other(conditioning: str) -> None:
     model = conditional(conditioning)

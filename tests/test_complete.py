@@ -14,29 +14,9 @@ from dsmooth.data import load_dataset, to_float
 from dsmooth.data.arrays import read_npz
 from dsmooth.evaluate.sources import read_images
 from dsmooth.sampling import keep_top
-from tests.helpers.command_runs import run, save_run
-from tests.helpers.data_makers import random_bytes, write_images
+from tests.helpers.command_runs import run
 
 pytestmark = pytest.mark.usefixtures("place")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images of 8 x 8, runs trained on them, the saved pair and masks."""
-    folder = tmp_path_factory.mktemp("complete")
-    pixels = random_bytes((40, 8, 8), seed=3)
-    write_images(folder / "images", {f"{i:03d}.png": array for i, array in enumerate(pixels)})
-    for role in ("noisy", "denoiser", "plain"):
-        save_run(folder / role, role, data="folder", data_dir="images")
-    pair = dsmooth.SmoothedPair.from_runs(folder / "noisy", folder / "denoiser")
-    pair.save_pretrained(folder / "pair")
-    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(folder / "mask.png")
-    return folder
-
-
-@pytest.fixture
-def place(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(made)
 
 
 @pytest.mark.quick
@@ -70,6 +50,7 @@ def test_one_file_in_rgb_and_a_mask() -> None:
     with Image.open(sorted(Path("images").iterdir())[5]) as picture:
         grey = np.array(picture)
         picture.convert("RGB").save("digit.png")
+    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save("mask.png")
     options = ["--mask", "mask.png", "--draws", "3", "--out", "folder/x.npz"]
     assert run("complete", "noisy", "denoiser", "--images", "digit.png", *options) == 0
     stored = read_npz(Path("folder/x.npz"))

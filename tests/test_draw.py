@@ -19,7 +19,7 @@ from dsmooth.sampling import CachedSampler, jacobi_sample, sample_images, sequen
 from dsmooth.sampling.cached import Sampler, obstacle_of
 from dsmooth.sampling.ladder import draw_pair
 from dsmooth.sampling.request import Execution, Request, known_pixels
-from tests.helpers.command_runs import run, save_run
+from tests.helpers.command_runs import run
 from tests.helpers.sampler_checks import network
 
 pytestmark = pytest.mark.quick
@@ -150,15 +150,6 @@ def test_the_sequential_sampler_reports_rows() -> None:
     assert seen == [i / 8 for i in range(1, 9)]
 
 
-@pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the runs of a pair and of a plain model, which is the current one."""
-    for role in ("noisy", "denoiser", "plain"):
-        save_run(tmp_path / role, role)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def let_diverge(monkeypatch: pytest.MonkeyPatch, images: list[int]) -> None:
     """Let x~ of these images diverge."""
     draw = Sampler.draw
@@ -189,7 +180,7 @@ def test_several_processes_draw_no_seed(
         command.request_of(load_models([tmp_path]), Drawing(seed=None), 1)
 
 
-@pytest.mark.usefixtures("runs")
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("method", ["two-step", "noisy", "single-step"])
 def test_a_diverged_image_costs_no_other(
     method: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -212,7 +203,7 @@ def test_a_diverged_image_costs_no_other(
     assert capsys.readouterr().err.startswith(error)
 
 
-@pytest.mark.usefixtures("runs")
+@pytest.mark.usefixtures("place")
 def test_a_gpu_without_the_cuda_half(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -249,7 +240,7 @@ def test_a_gpu_draws_by_jacobi_iterations(
         assert line.startswith(f"{way}: no nvcc")
 
 
-@pytest.mark.usefixtures("runs")
+@pytest.mark.usefixtures("place")
 def test_options_of_a_pair_are_refused_for_a_single_model(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

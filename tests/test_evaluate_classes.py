@@ -19,19 +19,18 @@ from dsmooth.evaluate.likelihood import conventions, score_pair, score_plain
 from dsmooth.runs import RunFolder
 from tests.helpers.class_networks import CLASSES, conditional, make_pair
 from tests.helpers.command_runs import complains, measured
+from tests.helpers.data_makers import random_dataset
 
 pytestmark = pytest.mark.quick
 
 
-def made(n: int = 12, size: int = 8) -> ImageDataset:
-    generator = torch.Generator().manual_seed(n)
-    images = torch.randint(0, 256, (n, 1, size, size), generator=generator).byte()
-    return ImageDataset(images, (torch.arange(n) * 2 + 1) % CLASSES, "made", "test", "made")
+def labelled(n: int = 12) -> ImageDataset:
+    return random_dataset(n, labels=(torch.arange(n) * 2 + 1) % CLASSES)
 
 
 @torch.no_grad()
 def test_scores_are_those_of_the_images_labels() -> None:
-    data = made()
+    data = labelled()
     x, label = data.batch(torch.arange(12)), data.labels
     plain = conditional(likelihood="discretized")
     scores = score_plain(plain, data, batch_size=5)
@@ -41,12 +40,12 @@ def test_scores_are_those_of_the_images_labels() -> None:
     terms = torch.stack([*pair.elbo_terms(x, 3, 0, 1, label).values()]).sum(0)
     torch.testing.assert_close(bound.log_weights("discretized")[1].float(), terms)
     for model, bare in ((plain, score_plain), (pair, score_pair)):
-        with pytest.raises(ValueError, match="n_classes 3 needs labels, but made has none"):
+        with pytest.raises(ValueError, match="n_classes 3 needs labels, but noise has none"):
             bare(model, replace(data, labels=None))
 
 
 def test_the_classes_make_up_the_whole() -> None:
-    data = made()
+    data = labelled()
     for scores in (score_plain(conditional(), data), score_pair(make_pair(), data, n_noise=2)):
         rows = bits_by_class(scores, data.labels)
         assert [(row.label, row.n_images) for row in rows] == [(0, 4), (1, 4), (2, 4)]
@@ -72,7 +71,7 @@ def test_bayes_rule() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("batch_size", [5, 12])
 def test_a_plain_model_classifies_by_its_likelihoods(batch_size: int) -> None:
-    data = made()
+    data = labelled()
     model = conditional(likelihood="discretized")
     result = classify(model, data, batch_size=batch_size, limit=11)
     x = data.batch(torch.arange(11))
@@ -85,7 +84,7 @@ def test_a_plain_model_classifies_by_its_likelihoods(batch_size: int) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(("noisy", "denoiser"), [(CLASSES, CLASSES), (CLASSES, 0), (0, CLASSES)])
 def test_a_pair_classifies_by_its_bounds(noisy: int, denoiser: int) -> None:
-    data, pair = made(6), make_pair(noisy, denoiser)
+    data, pair = labelled(6), make_pair(noisy, denoiser)
     result = classify(pair, data, n_noise=2, seed=4, batch_size=6)
     x = data.batch(torch.arange(6))
     for label in range(CLASSES):
@@ -110,11 +109,11 @@ def test_images_that_a_model_draws_are_of_the_class_that_it_drew() -> None:
 
 def test_what_cannot_classify_says_so() -> None:
     with pytest.raises(ValueError, match="only a model with classes classifies"):
-        classify(conditional(n_classes=0), made())
+        classify(conditional(n_classes=0), labelled())
     with pytest.raises(ValueError, match="a denoiser does not classify alone"):
-        classify(conditional("concat"), made())
-    with pytest.raises(ValueError, match=r"needs labels of 0 .. 1, but made has 0 .. 2"):
-        classify(conditional(n_classes=2), made())
+        classify(conditional("concat"), labelled())
+    with pytest.raises(ValueError, match=r"needs labels of 0 .. 1, but noise has 0 .. 2"):
+        classify(conditional(n_classes=2), labelled())
 
 
 def test_distances_are_those_of_each_class_alone() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +17,6 @@ from dsmooth.evaluate.sources import array_to_bytes, as_grey, read_images
 from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import EXTRACTOR, complains, measured, run, save_run
 from tests.helpers.data_makers import random_bytes, write_images, write_mnist
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images of 8 x 8, runs trained on them and an extractor for them."""
-    folder = tmp_path_factory.mktemp("made")
-    pixels = random_bytes((60, 8, 8), seed=3)
-    write_images(folder / "images", {f"{i:03d}.png": array for i, array in enumerate(pixels)})
-    for role in ("noisy", "denoiser", "plain"):
-        save_run(folder / role, role, data="folder", data_dir="images")
-    (folder / "own.py").write_text(EXTRACTOR)
-    return folder
-
-
-@pytest.fixture
-def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with all that is in `made`."""
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.mark.quick
@@ -67,10 +46,10 @@ def test_bits_of_runs_and_of_a_saved_pair(
     assert less["value"] == pytest.approx(expected[0].value - exact, abs=1e-9)
     assert f"paired over images: {less['value']:.4f} ± {less['standard_error']:.4f}" in printed
 
-    pair.save_pretrained("saved")  # it knows its data, but not their folder
-    complains(capsys, "Point --data-dir to a folder of images", "evaluate", "bpd", "saved")
+    # The saved pair knows its data, but not their folder.
+    complains(capsys, "Point --data-dir to a folder of images", "evaluate", "bpd", "pair")
     data = ["--data-dir", "images", "--limit", "3", "--batch-size", "2"]
-    again = measured("bpd", "saved", *data, "--n-noise", "1")
+    again = measured("bpd", "pair", *data, "--n-noise", "1")
     assert again["data"]["n_images"] == 3
     density, offset = (row["value"] for row in again["pair"]["conventions"][1:])
     assert offset - density == pytest.approx(BYTE_BITS, abs=1e-9)
@@ -115,6 +94,7 @@ def test_the_noise_of_the_target_is_that_of_training_or_as_asked(place: Path) ->
 def test_frechet_of_drawn_samples_is_that_of_their_files(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    Path("own.py").write_text(EXTRACTOR)
     options = ["--extractor", "own.py:Pixels", "--subset-size", "10", "--subsets", "3"]
     drawn = ["fid", "noisy", "denoiser", "-n", "12", *options, "--seed", "2"]
     stored = measured(*drawn)

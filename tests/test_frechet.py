@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dsmooth import evaluate
 from dsmooth.evaluate.frechet import FeatureStatistics, bootstrap_error, frechet_distance
 from dsmooth.evaluate.scores import (
     PrecisionRecall,
@@ -23,12 +22,6 @@ from dsmooth.evaluate.scores import (
 )
 
 pytestmark = pytest.mark.quick
-
-
-def test_the_public_names_of_the_measures() -> None:
-    for name in evaluate.__all__:
-        assert getattr(evaluate, name).__doc__, name
-    assert evaluate.frechet.frechet_distance is evaluate.frechet_distance is frechet_distance
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -114,10 +107,8 @@ def test_arrays_lists_and_any_real_dtype_are_taken() -> None:
     ("change", "message"),
     [
         ({0: torch.zeros(3, 1)}, r"mean1 must have shape \(D,\), got \(3, 1\)"),
-        ({0: torch.zeros(0)}, r"mean1 must have shape \(D,\), got \(0,\)"),
         ({2: torch.zeros(2)}, r"mean2 must have mean1's shape \(3,\), got \(2,\)"),
         ({1: torch.eye(2)}, r"cov1 must have shape \(3, 3\), got \(2, 2\)"),
-        ({3: torch.ones(3)}, r"cov2 must have shape \(3, 3\), got \(3,\)"),
         ({0: torch.tensor([0, torch.nan, 0])}, "mean1 must be finite, got 1 NaN or infinite"),
         ({3: torch.eye(3) * torch.inf}, "cov2 must be finite, got 9 NaN"),
         ({1: torch.eye(3) + torch.eye(3).roll(1, 0)}, "cov1 must be symmetric, got entries that"),

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 import dsmooth
-from dsmooth.data import ImageDataset
 from dsmooth.evaluate import likelihood as likelihood_module
 from dsmooth.evaluate.likelihood import (
     BYTE_BITS,
@@ -25,15 +24,10 @@ from dsmooth.evaluate.likelihood import (
     score_plain,
 )
 from dsmooth.evaluate.paper import EQUATION_4_BITS, noised_log_density
+from tests.helpers.data_makers import random_dataset
 from tests.helpers.tiny_pairs import tiny_config, tiny_pair
 
 pytestmark = pytest.mark.quick
-
-
-def dataset(n: int, size: int = 8, channels: int = 1) -> ImageDataset:
-    generator = torch.Generator().manual_seed(n)
-    images = torch.randint(0, 256, (n, channels, size, size), generator=generator).byte()
-    return ImageDataset(images, None, "noise", "test", f"{n} images of noise")
 
 
 def by_name(scores: Scores) -> dict[str, float]:
@@ -43,7 +37,7 @@ def by_name(scores: Scores) -> dict[str, float]:
 @pytest.mark.parametrize("likelihood", ["discretized", "continuous"])
 def test_conventions_differ_by_exactly_their_constants(likelihood: str) -> None:
     pair = tiny_pair(likelihood)
-    data = replace(dataset(5), name="mnist")
+    data = replace(random_dataset(5), name="mnist")
     scores = score_pair(pair, data, n_noise=3)
     rows = {row.name: row for row in conventions(scores)}
     names = ["discrete bound", "discrete bound, importance-weighted, n = 3"]
@@ -99,7 +93,7 @@ def test_the_density_of_noised_bytes_is_a_mixture_over_all_levels(
 
 @pytest.mark.parametrize("likelihood", ["discretized", "continuous"])
 def test_the_readings_of_the_paper_are_of_the_density_of_noised_images(likelihood: str) -> None:
-    data = replace(dataset(3), name="mnist")
+    data = replace(random_dataset(3), name="mnist")
     scores = score_pair(tiny_pair(likelihood), data, n_noise=2, clean_noise=0.01)
     assert scores.noised is not None
     clean = score_pair(tiny_pair(likelihood), data, n_noise=2)
@@ -110,7 +104,7 @@ def test_the_readings_of_the_paper_are_of_the_density_of_noised_images(likelihoo
     total = float((scores.noisy + scores.smoothing + scores.noised).mean())
     bits = -total / (scores.dimensions * math.log(2))
     assert paper_readings(scores) == pytest.approx((bits + BYTE_BITS, bits + EQUATION_4_BITS))
-    assert paper_readings(score_pair(tiny_pair(), dataset(3))) is None  # not MNIST
+    assert paper_readings(score_pair(tiny_pair(), random_dataset(3))) is None  # not MNIST
 
 
 @pytest.mark.parametrize("likelihood", ["discretized", "continuous"])
@@ -118,7 +112,7 @@ def test_the_noise_of_the_target_is_independent_of_the_smoothing(
     likelihood: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
-    pair, data = tiny_pair(likelihood), replace(dataset(50), name="mnist")
+    pair, data = tiny_pair(likelihood), replace(random_dataset(50), name="mnist")
     pair.denoiser.register_forward_pre_hook(lambda _, given: seen.extend(given[:2]))
 
     def density(y: Tensor, *rest: Any) -> Tensor:
@@ -146,7 +140,7 @@ def test_a_paired_difference_has_the_error_of_the_differences() -> None:
 
 
 def test_the_error_over_repeats_needs_enough_of_them() -> None:
-    few, enough = (score_pair(tiny_pair(), dataset(2), n_noise=n) for n in (9, 10))
+    few, enough = (score_pair(tiny_pair(), random_dataset(2), n_noise=n) for n in (9, 10))
     assert conventions(few)[0].repeat_error is None
     repeats = enough.bits(enough.log_weights("discretized")).mean(1)
     expected = float(repeats.std()) / 10**0.5
@@ -155,12 +149,12 @@ def test_the_error_over_repeats_needs_enough_of_them() -> None:
 
 def test_equation_4_is_about_mnist_and_gaussian_noise() -> None:
     pair = tiny_pair()
-    assert {row.equation_4 for row in conventions(score_pair(pair, dataset(2)))} == {None}
+    assert {row.equation_4 for row in conventions(score_pair(pair, random_dataset(2)))} == {None}
     pair.smoothing = dsmooth.LaplaceSmoothing(0.3)
-    rows = conventions(score_pair(pair, replace(dataset(2), name="mnist")))
+    rows = conventions(score_pair(pair, replace(random_dataset(2), name="mnist")))
     assert [row.equation_4 for row in rows] == [None] * 3
     assert rows[0].repeat_error is None
-    assert conventions(score_pair(pair, dataset(1)))[0].standard_error is None
+    assert conventions(score_pair(pair, random_dataset(1)))[0].standard_error is None
 
 
 class LinearGaussian(dsmooth.PixelCNNpp):
@@ -206,31 +200,32 @@ def test_the_bound_is_tight_for_the_true_posterior_and_loose_by_the_divergence()
 
 
 def test_batches_change_nothing_and_the_last_one_counts() -> None:
-    pair = tiny_pair()
-    whole = score_pair(pair, dataset(7), n_noise=2, seed=3)
+    pair, data = tiny_pair(), random_dataset(7)
+    whole = score_pair(pair, data, n_noise=2, seed=3)
     assert whole.n_images == 7
     for batch_size in (1, 3, 100):
-        parts = score_pair(pair, dataset(7), n_noise=2, seed=3, batch_size=batch_size)
+        parts = score_pair(pair, data, n_noise=2, seed=3, batch_size=batch_size)
         torch.testing.assert_close(
             parts.log_weights("discretized"), whole.log_weights("discretized"), rtol=2e-6, atol=0
         )
     expected = whole.log_weights("continuous")[:, :5]
     for batch_size in (2, 100):  # the last batch has one of two, and all
-        limited = score_pair(pair, dataset(7), n_noise=2, seed=3, limit=5, batch_size=batch_size)
+        limited = score_pair(
+            pair, random_dataset(7), n_noise=2, seed=3, limit=5, batch_size=batch_size
+        )
         torch.testing.assert_close(limited.log_weights("continuous"), expected, rtol=2e-6, atol=0)
-    other = score_pair(pair, dataset(7), n_noise=2, seed=4)
+    other = score_pair(pair, data, n_noise=2, seed=4)
     assert not torch.allclose(other.noisy, whole.noisy)
-    assert by_name(score_pair(pair, dataset(7), n_noise=2, seed=3)) == by_name(whole)
 
 
 @pytest.mark.parametrize("likelihood", ["discretized", "continuous"])
 def test_a_plain_model_is_scored_exactly(likelihood: str) -> None:
     torch.manual_seed(0)
     model = dsmooth.PixelCNNpp(tiny_config("none", likelihood)).eval()
-    scores = score_plain(model, dataset(5), batch_size=2)
+    scores = score_plain(model, random_dataset(5), batch_size=2)
     own = "discrete" if likelihood == "discretized" else "density"
     with torch.no_grad():
-        log_p = model.log_prob(dataset(5).batch(torch.arange(5)))
+        log_p = model.log_prob(random_dataset(5).batch(torch.arange(5)))
     expected = -float(log_p.mean()) / (64 * math.log(2))
     assert by_name(scores)[own] == pytest.approx(expected, rel=1e-6)
     assert by_name(scores)[f"density + {BYTE_BITS:.3f}"] - by_name(scores)["density"] == (
@@ -242,14 +237,14 @@ def test_a_plain_model_is_scored_exactly(likelihood: str) -> None:
 
 
 def test_what_cannot_be_scored_is_named() -> None:
-    pair, data = tiny_pair(), dataset(2)
+    pair, data = tiny_pair(), random_dataset(2)
     for images, options, message in (
         (data, {"n_noise": 0}, "n_noise must be at least 1, got 0"),
         (data, {"limit": 0}, "limit must be at least 1, got 0"),
         (data, {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         (data, {"clean_noise": -1}, "clean_noise must be finite and at least 0, got -1"),
-        (dataset(2, 12), {}, r"images of \(8, 8\), got noise of \(12, 12\)"),
-        (dataset(2, channels=3), {}, "images with 1 channels, got noise with 3"),
+        (random_dataset(2, 12), {}, r"images of \(8, 8\), got noise of \(12, 12\)"),
+        (random_dataset(2, channels=3), {}, "images with 1 channels, got noise with 3"),
     ):
         with pytest.raises(ValueError, match=message):
             score_pair(pair, images, **options)
@@ -259,7 +254,7 @@ def test_what_cannot_be_scored_is_named() -> None:
 
 def test_scores_do_not_depend_on_the_number_of_threads() -> None:
     """Batches are scored side by side, in the contexts of the caller."""
-    pair, data, before = tiny_pair(), dataset(9), torch.get_num_threads()
+    pair, data, before = tiny_pair(), random_dataset(9), torch.get_num_threads()
     seen = []
     try:
         for threads in (1, 3):

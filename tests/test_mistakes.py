@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dsmooth.models import load_models
 from tests.helpers.command_runs import EXTRACTOR, complains, save_run
-from tests.helpers.data_makers import random_bytes, write_images
+from tests.helpers.data_makers import random_bytes
 
 TINY = "--n-filters=4 --n-resnet=1 --n-mix=2 --images=16 --batch-size=8"
 FID = "evaluate fid --extractor own.py:Pixels --data folder --data-dir images"
@@ -88,16 +88,11 @@ MISTAKES = [
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of 8 x 8, models of them, and files that are none."""
-    folder = tmp_path_factory.mktemp("mistakes")
+def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that is in `made`, and files that cannot be used."""
+    folder = shutil.copytree(made, tmp_path_factory.mktemp("mistakes") / "copy")
     pixels = random_bytes((20, 8, 8))
-    write_images(folder / "images", {f"{i}.png": array for i, array in enumerate(pixels)})
-    own = {"data": "folder", "data_dir": "images"}
-    runs = [save_run(folder / role, role, **own) for role in ("noisy", "denoiser")]
-    save_run(folder / "plain", "plain")
     save_run(folder / "other", "denoiser", scale=0.3)
-    load_models(runs).pair.save_pretrained(folder / "pair")
     arrays = {
         "x": pixels,
         "levels": pixels.astype(np.float32),
@@ -120,14 +115,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("command", "message"), MISTAKES)
 def test_a_mistake_gets_a_line_or_two(
-    place: Path,
+    folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     command: str,
     message: str,
 ) -> None:
-    monkeypatch.chdir(place)
+    monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of own.py
-    before = {path for path in place.rglob("*") if path.name != ".lock"}
+    before = {path for path in folder.rglob("*") if path.name != ".lock"}
     complains(capsys, message, *command.split())
-    assert {path for path in place.rglob("*") if path.name != ".lock"} == before
+    assert {path for path in folder.rglob("*") if path.name != ".lock"} == before

@@ -63,11 +63,9 @@ def test_networks_come_in_the_order_of_the_roles(
     [
         ([], "name a saved pair, .*; got nothing"),
         (["denoiser"], "is a denoiser: name the run of its noisy model too"),
-        (["noisy", "plain"], "name a saved pair"),
         (["denoiser", "plain"], "name a saved pair"),
         (["noisy", "noisy"], "both hold a noisy model; name a saved pair"),
         (["pair", "noisy"], "name a saved pair"),
-        (["pair", "pair"], "both hold a noisy model; name a saved pair"),
         (["pair", "large"], r"images of \(12, 12\), the pair for \(8, 8\)"),
     ],
 )

@@ -18,8 +18,9 @@ import dsmooth
 
 NOTEBOOK = Path(__file__).parent.parent / "docs" / "quickstart.ipynb"
 FEWER = {
-    "budget=1.0": "images=48", "(32": "(4", ", 32,": ", 4,", "arange(8)": "arange(2)",
-    "leave(6,": "leave(3,", "(8, 6)": "(2, 3)",
+    "budget=1.0, evaluations=2": "images=48, evaluations=1, evaluation_images=8",
+    "(32": "(4", ", 32,": ", 4,", "arange(8)": "arange(2)", "leave(6,": "leave(3,",
+    "(8, 6)": "(2, 3)",
 }  # fmt: skip
 
 

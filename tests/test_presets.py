@@ -11,11 +11,11 @@ import torch
 
 import dsmooth
 from dsmooth.config import TrainConfig
-from dsmooth.data import ImageDataset
 from dsmooth.presets import DESCRIPTIONS, PRESETS, preset
 from dsmooth.sampling import sample_images
 from dsmooth.training.loop import evaluate
 from dsmooth.training.step import TrainState
+from tests.helpers.data_makers import random_dataset
 from tests.helpers.tiny_runs import ROLES
 
 CPU = torch.device("cpu")
@@ -25,12 +25,6 @@ def shrink(config: TrainConfig) -> TrainConfig:
     """The preset with a small network; all else is the preset's."""
     model = replace(config.model, n_filters=4, n_resnet=1, n_mix=2, context_layers=1)
     return replace(config, model=model, images=64, batch_size=8, precision="float32")
-
-
-def dataset(channels: int, size: int) -> ImageDataset:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (16, channels, size, size), generator=generator).byte()
-    return ImageDataset(images, None, "made", "train", "made for a test")
 
 
 @pytest.mark.quick
@@ -44,7 +38,7 @@ def test_every_preset_is_described() -> None:
 def test_preset_trains_a_step_and_samples(name: str, role: str) -> None:
     config = shrink(preset(name, role))
     channels = config.model.image_channels
-    data = dataset(channels, 8)
+    data = random_dataset(16, channels=channels)
     state = TrainState(config, data, CPU)
     before = {key: value.clone() for key, value in state.model.state_dict().items()}
     state.step()

@@ -178,6 +178,7 @@ def test_stopped_and_resumed_is_the_uninterrupted_run(
     assert one["bits_per_dim"] == two["bits_per_dim"]
 
 
+@pytest.mark.full
 def test_two_processes_reproduce_what_one_does(
     data: Path, tmp_path: Path, no_plots: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,6 +218,7 @@ def test_a_failing_run_says_why_and_the_finished_one_stays(data: Path, tmp_path:
     assert RunFolder(tmp_path / "out" / "noisy").is_finished()
 
 
+@pytest.mark.full
 def test_results_of_other_weights_are_not_kept(
     finished: Path, data: Path, tmp_path: Path, no_plots: None
 ) -> None:

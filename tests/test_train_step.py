@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_leaves
 
 import dsmooth
 from dsmooth.config import LearningRateSchedule, OptimizerName
-from dsmooth.data import ImageDataset
 from dsmooth.functional import use_impl
 from dsmooth.runs import RunFolder
 from dsmooth.training import NonFiniteLoss, beginning, device, loop, step, train
 from dsmooth.training.checkpoint import load_checkpoint, read_checkpoint
 from dsmooth.training.step import TrainState, scheduled
+from tests.helpers.data_makers import random_dataset
 from tests.helpers.tiny_runs import ROLES, tiny
 
 READ_STEPS = 6
@@ -51,19 +51,13 @@ class OnCudaAlone(TorchDispatchMode):
         return result
 
 
-def made_images(n: int = 12) -> ImageDataset:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (n, 1, 8, 8), generator=generator).byte()
-    return ImageDataset(images, None, "made", "train", "made for a test")
-
-
 @pytest.mark.quick
 @pytest.mark.parametrize("optimizer", get_args(OptimizerName))
 @pytest.mark.parametrize("role", ROLES)
 def test_steps_read_nothing_back(role: str, optimizer: str) -> None:
     """Over the end of an epoch, with all that a step can have; reading them is refused."""
     config = tiny(role, accumulate=2, clip_norm=1.0, optimizer=optimizer, flip=True)
-    trained = TrainState(config, made_images(), CPU)
+    trained = TrainState(config, random_dataset(12), CPU)
     with NoReadBack():
         for _ in range(3):
             trained.step()
@@ -74,7 +68,7 @@ def test_steps_read_nothing_back(role: str, optimizer: str) -> None:
 
 def test_the_gradient_of_a_batch_is_clipped_and_reported_as_it_was() -> None:
     """And Adam has the decay rates of the settings."""
-    state = TrainState(tiny(clip_norm=1e-3, betas=(0.5, 0.7)), made_images(), CPU)
+    state = TrainState(tiny(clip_norm=1e-3, betas=(0.5, 0.7)), random_dataset(12), CPU)
     state.step()
     norms = [parameter.grad.norm() for parameter in state.parameters]
     assert float(torch.stack(norms).norm()) == pytest.approx(1e-3, rel=1e-3)
@@ -97,7 +91,7 @@ def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(step, "uses_graph", lambda config, device: False)
     monkeypatch.setattr(dsmooth.PixelCNNpp, "to", lambda model, *args, **keywords: model)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    images = made_images()
+    images = random_dataset(12)
     with FakeTensorMode(allow_non_fake_inputs=True), use_impl("reference"), CUDA:
         trained = TrainState(config, images, CUDA)
 
@@ -148,7 +142,7 @@ def test_a_loss_that_is_not_finite_is_found_and_spares_the_checkpoint(
 
 def test_a_graph_that_must_be_and_cannot_says_why() -> None:
     with pytest.raises(ValueError, match="needs a CUDA device, and this run computes on cpu"):
-        TrainState(tiny(graph="on"), made_images(), CPU)
+        TrainState(tiny(graph="on"), random_dataset(12), CPU)
     assert not device.uses_graph(tiny(), CPU)
     assert device.uses_graph(tiny(), CUDA)
     assert not device.uses_graph(tiny(graph="off"), CUDA)
@@ -181,7 +175,7 @@ def test_replayed_steps_are_the_steps(role: str) -> None:
     config = tiny(role, accumulate=2, clip_norm=1.0, optimizer="muon")
     runs = {}
     for how in ("on", "off"):
-        trained = TrainState(replace(config, graph=how), made_images(), CUDA)
+        trained = TrainState(replace(config, graph=how), random_dataset(12), CUDA)
         for _ in range(10):
             trained.step()
         runs[how] = [reading.loss for reading in trained.read()], trained.tensors()

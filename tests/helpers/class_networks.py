@@ -17,11 +17,10 @@ def conditional(
     conditioning: str = "none",
     *,
     n_classes: int = CLASSES,
-    trained: bool = True,
     channels: int = 1,
     **settings: Any,
 ) -> dsmooth.PixelCNNpp:
-    """A network in evaluation mode; trained: with projections that are not zero."""
+    """A network in evaluation mode, with projections that are not zero."""
     torch.manual_seed(0)
     small = {"n_filters": 6, "n_resnet": 1, "n_mix": 3, "context_layers": 1, "dropout": 0.0}
     settings = {**small, "conditioning": conditioning, "n_classes": n_classes, **settings}
@@ -29,7 +28,7 @@ def conditional(
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if trained and name.endswith("condition_weight"):
+            if name.endswith("condition_weight"):
                 weight.normal_(generator=generator)
     return model
 

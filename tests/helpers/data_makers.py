@@ -10,13 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+
+from dsmooth.data import ImageDataset
 
 Bytes = NDArray[np.uint8]
 
 
 def random_bytes(shape: tuple[int, ...], seed: int = 0) -> Bytes:
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def random_dataset(
+    n: int, size: int = 8, channels: int = 1, labels: torch.Tensor | None = None
+) -> ImageDataset:
+    images = torch.from_numpy(random_bytes((n, channels, size, size), seed=n))
+    return ImageDataset(images, labels, "noise", "test", f"{n} images of noise")
 
 
 def idx_bytes(array: Bytes) -> bytes:
