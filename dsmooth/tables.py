@@ -65,12 +65,13 @@ def plain_text(text: str) -> str:
     return re.sub(r"([\\`*_|\[\]])", r"\\\1", escape(line, quote=False))
 
 
-def bits_table(models: Mapping[str, Sequence[Mapping[str, Any]]], title: str = "") -> Table:
-    """Bits/dim of models by name, each in every convention (fields of `Convention`).
+def bits_table(models: Mapping[str, Any], title: str = "") -> Table:
+    """Bits/dim of the pair and of the plain model, as far as they are there, in every convention.
 
-    Columns that no convention fills are left out.
+    models: the fields of a `BitsPerDim` by its name. Columns that no convention fills are left out.
     """
-    conventions = [(name, each) for name, rows in models.items() for each in rows]
+    there = [name for name in ("pair", "plain") if name in models]
+    conventions = [(name, each) for name in there for each in models[name]["conventions"]]
     columns = [
         (words, key)
         for words, key in _BITS

@@ -51,10 +51,8 @@ class Prepared:
         self.compiled: dict[tuple[Any, ...], Any] = {}
 
 
-@functools.lru_cache(maxsize=4096, typed=True)
-def prepare(grid: tuple[int, ...], **arguments: Any) -> Prepared:
-    """The prepared launch, kept by its grid and arguments."""
-    return Prepared(grid, **arguments)
+# The prepared launch, kept by its grid and arguments.
+prepare = functools.lru_cache(maxsize=4096, typed=True)(Prepared)
 
 
 def launch(kernel: Any, prepared: Prepared, device: torch.device, **tensors: Any) -> None:

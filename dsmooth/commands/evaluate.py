@@ -126,8 +126,7 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
 
 def print_bits(result: Mapping[str, Any], title: str) -> None:
     """Print the table of all conventions of a pair, a plain model or both."""
-    models = [name for name in ("pair", "plain") if name in result]
-    bits_table({name: result[name]["conventions"] for name in models}, title).show()
+    bits_table(result, title).show()
     print(COMPARABLE)
     if "pair" in result:
         pair = result["pair"]

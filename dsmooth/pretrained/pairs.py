@@ -237,7 +237,7 @@ def render_card(
 
     def bits(rows: Sequence[Mapping[str, Any]]) -> str:
         plain = [{**row, "name": plain_text(row["name"])} for row in rows]
-        return bits_table({"pair": plain}).markdown()
+        return bits_table({"pair": {"conventions": plain}}).markdown()
 
     counts = {role: sum(p.numel() for p in one.parameters()) for role, one in networks.items()}
     constants = {"MARK": MARK, "COMPARABLE": COMPARABLE, "DATASETS": DATASETS, "OWN": OWN}

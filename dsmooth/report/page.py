@@ -74,7 +74,7 @@ def render(name: str, **numbers: Any) -> str:
         keep_trailing_newline=True,
     )
     pages.filters |= {"decimals": decimals, "percent": percent, "thousands": "{:,}".format}
-    functions = (best_block, best_probe, measured_bits, paper_sentence, settings_table)
+    functions = (best_block, best_probe, bits_table, paper_sentence, settings_table)
     pages.globals |= {each.__name__: each for each in functions}
     pages.globals |= {
         "COMPARABLE": COMPARABLE,
@@ -108,13 +108,6 @@ def _uri(png: bytes) -> str:
 def sentences(results: Mapping[str, Any], commands: Sequence[str] = ()) -> list[str]:
     """The pair's score, then sentences on the training so far and on more of it by `commands`."""
     return render("sentences.md", results=results, commands=commands).splitlines()
-
-
-def measured_bits(bits: Mapping[str, Any]) -> Table:
-    """Bits/dim of the pair and of the plain model, if there is one, in every convention."""
-    return bits_table(
-        {name: bits[name]["conventions"] for name in ("pair", "plain") if name in bits}
-    )
 
 
 def settings_table(names: Mapping[str, str], runs: Mapping[str, Any]) -> Table:
