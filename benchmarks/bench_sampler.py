@@ -24,7 +24,6 @@ from benchmarks.measure import (
     read,
     smoke,
     take_turns,
-    torch_threads,
 )
 from benchmarks.networks import (
     CIFAR,
@@ -37,6 +36,7 @@ from benchmarks.networks import (
     plain_forward,
     weight_bytes,
 )
+from dsmooth.machine import torch_threads
 from dsmooth.sampling import CachedSampler, jacobi_sample, sequential_sample
 
 pytestmark = pytest.mark.usefixtures("native")

@@ -20,11 +20,10 @@ from benchmarks.measure import (
     matmul,
     quick,
     smoke,
-    torch_threads,
 )
 from benchmarks.networks import Network, flops_of_forward, make_step
 from dsmooth import ModelConfig, PixelCNNpp
-from dsmooth.machine import has_fast_bfloat16
+from dsmooth.machine import has_fast_bfloat16, torch_threads
 
 pytestmark = pytest.mark.usefixtures("native")
 BATCH = 32

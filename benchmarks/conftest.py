@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.measure import Bench, announce, torch_threads
+from benchmarks.measure import Bench, announce
 from dsmooth import _extension
+from dsmooth.machine import torch_threads
 
 
 def pytest_xdist_auto_num_workers() -> int:

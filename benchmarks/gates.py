@@ -8,8 +8,9 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.bench_logistic_mixture import SHAPES, check, images_and_params, make_contenders
-from benchmarks.measure import take_turns, torch_threads, warm_memory
+from benchmarks.measure import take_turns, warm_memory
 from benchmarks.networks import MNIST, check_samples, plain_forward
+from dsmooth.machine import torch_threads
 from dsmooth.sampling import CachedSampler
 
 pytestmark = pytest.mark.usefixtures("native")

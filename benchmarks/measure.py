@@ -12,8 +12,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
@@ -26,7 +26,7 @@ import torch
 
 from benchmarks import results
 from dsmooth import _extension
-from dsmooth.machine import cpu_name, has_fast_bfloat16
+from dsmooth.machine import cpu_name, has_fast_bfloat16, torch_threads
 from dsmooth.progress import LINE_SECONDS
 
 Run = Callable[[], object]
@@ -156,15 +156,6 @@ def take_turns(
 def announce(text: str) -> None:
     """A line on the terminal at once, past the capture of the running case."""
     print(f"    {text}", file=sys.__stderr__, flush=True)
-
-
-@contextmanager
-def torch_threads(n: int) -> Iterator[None]:
-    """Within, torch uses n threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    yield
-    torch.set_num_threads(before)
 
 
 def warm_memory() -> None:

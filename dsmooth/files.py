@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import math
@@ -151,6 +152,15 @@ def open_regular(path: Path) -> BinaryIO:
     raise ValueError(
         f"{printable(path)} must be a regular file, found a folder, a pipe, a socket or a device"
     )
+
+
+def file_sha256(path: Path) -> str:
+    """The hex digest of a file's content."""
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .distributed import from_torchrun
@@ -66,6 +68,19 @@ def use_threads(threads: int | None) -> None:
     if threads < 1:
         raise ArgumentError("threads", f"must be at least 1, got {threads}")
     torch.set_num_threads(threads)
+
+
+@contextmanager
+def torch_threads(n: int) -> Iterator[None]:
+    """Inside the block torch uses n CPU threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def keep_freed_memory() -> None:

@@ -20,7 +20,7 @@ from ..data import to_float
 from ..data.reading import FetchError
 from ..distributed import distributed_map
 from ..fields import Argument, ArgumentError
-from ..files import read_tensors
+from ..files import file_sha256, read_tensors
 
 # The weights of the 2015 Inception network as pytorch-fid and torch-fidelity publish them, one and
 # the same file.
@@ -352,15 +352,6 @@ def faults_of(name: str, action: str) -> Iterator[None]:
         raise ValueError(
             f"extractor {name} cannot {action}: {type(error).__name__}: {reason}"
         ) from error
-
-
-def file_sha256(path: Path) -> str:
-    """The hex digest of a file's content."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def module_sha256(network: nn.Module) -> str:

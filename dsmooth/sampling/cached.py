@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._extension import cuda_obstacle, extension, unavailable_reason, warn_once
 from ..config import Precision
+from ..machine import torch_threads
 from ..nn import PixelCNNpp
 from ..nn.condition import Condition, condition_vectors
 from ..nn.pixelcnnpp import is_given
@@ -248,12 +249,8 @@ class Sampler:
         warn_once("%s: %s; `dsmooth doctor` says more", way, reason)
         if on_gpu:
             return draw_by_jacobi(model, request, size, context, progress).images
-        before = torch.get_num_threads()
-        torch.set_num_threads(execution.threads or before)
-        try:
+        with torch_threads(execution.threads or torch.get_num_threads()):
             return draw_sequentially(model, request, size, context, progress)
-        finally:
-            torch.set_num_threads(before)
 
 
 def settles_on_gpu(weight: Tensor) -> bool:

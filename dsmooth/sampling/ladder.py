@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,26 +58,18 @@ def draw_pair(
     return rungs[-1].draw_clean(x_tilde, request, sampler, next(steps, None))
 
 
-class NoiseTerms(NamedTuple):
-    """x~ of the lowest level, (B, C, H, W), and the terms of the bound that follow from it.
-
-    noisy: log p(x~). smoothing: -log q(x~ | x). Each (B,), nats.
-    """
-
-    x_tilde: Tensor
-    noisy: Tensor
-    smoothing: Tensor
-
-
-def noise_terms(pairs: Sequence[Any], x: Tensor, label: Tensor | None, **where: Any) -> NoiseTerms:
+def noise_terms(
+    pairs: Sequence[Any], x: Tensor, label: Tensor | None, **where: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     """One draw of x~ ~ q(x~ | x) at the lowest of some levels, which fall, and its terms.
 
-    where: seed, first_index and repeat, which decide the noise.
+    where: seed, first_index and repeat, which decide the noise. Returns x~ (B, C, H, W), log p(x~)
+    and -log q(x~ | x), each (B,), nats.
     """
     smoothing = pairs[-1].smoothing
     x_tilde = smoothing.sample(x, **where)
     noisy = log_prob_of_noisy(pairs, x_tilde, label, **where)
-    return NoiseTerms(x_tilde, noisy, -smoothing.log_prob(x_tilde, x))
+    return x_tilde, noisy, -smoothing.log_prob(x_tilde, x)
 
 
 def log_prob_of_noisy(

@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.reading import guarded
 from ..distributed import distributed_map, process_group, rank_and_size
 from ..fields import flatten, structure
-from ..files import lock_folder, open_regular, read_json, write_atomically, write_json, write_npz
+from ..files import file_sha256, lock_folder, read_json, write_atomically, write_json, write_npz
 from ..pictures import is_diverged, nhwc_bytes, png, visible
 from ..runs import RunFolder
 from ..tables import shown
@@ -288,11 +287,7 @@ def _short(value: Any) -> str:
 
 def check_file(path: Path, stated: str) -> None:
     """Raise ValueError unless a file has that SHA-256."""
-    digest = hashlib.sha256()
-    with open_regular(path) as file, guarded(path, "an array or a picture"):
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    if digest.hexdigest() != stated:
+    if file_sha256(path) != stated:
         raise ValueError(
             f"{path} does not hold the images that were drawn into it: remove its folder to draw "
             "again"
