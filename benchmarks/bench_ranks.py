@@ -53,7 +53,7 @@ def bench_ranks(bench: Bench, filters: int, layers: int, images: int, tmp_path: 
     assert bench.smoke or losses[ours] == pytest.approx(losses[single], rel=0.02)
     dtype = torch.bfloat16 if has_fast_bfloat16(CPU) else torch.float32
     how = {"shape": (BATCH, 1, 28, 28), "dtype": dtype, "work": Work(images=BATCH)}
-    bench.compare(contenders, ours, turns=turns, peak=lambda: None, **how)
+    bench.compare(contenders, ours, turns=turns, memory=False, **how)
 
 
 def train(folder: Path, settings: list[str], processes: int) -> tuple[float, float]:

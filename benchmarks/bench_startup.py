@@ -71,5 +71,5 @@ def bench_install(bench: Bench, cuda: str, tmp_path: Path) -> None:
         env = os.environ | {"DSMOOTH_CUDA": cuda}
         subprocess.run([*pip, target, str(source)], env=env, check=True)
 
-    how = {"rounds": 1, "warmup": 0, "peak": lambda: None, "shape": ()}
+    how = {"rounds": 1, "warmup": 0, "memory": False, "shape": ()}
     bench.compare({"pip install": install}, "pip install", **how)

@@ -262,7 +262,7 @@ class Bench:
         *,
         limits: Mapping[str, Callable[[], Limit]] | None = None,
         turns: Turns | None = None,
-        peak: Run | None = None,
+        memory: bool = True,
         shape: Sequence[int],
         dtype: torch.dtype = torch.float32,
         work: Work | None = None,
@@ -272,7 +272,7 @@ class Bench:
         """Let contenders and limits take turns; keep and print what that says of `ours`, and the
         memory that it takes. In a smoke test only run `ours`.
 
-        turns: those that were taken already. peak: measured for its memory in place of `ours`.
+        turns: those that were taken already. memory: whether `ours` takes it in this process.
         timing: arguments of `take_turns`.
         """
         if self.smoke:
@@ -281,9 +281,9 @@ class Bench:
         made = {name: make() for name, make in (limits or {}).items()}
         turns = turns or take_turns({**contenders, **made}, **timing)
         work, seconds = work or Work(), turns.of(ours).median
-        memory: list[int | None] = []
-        measured = peak or contenders[ours]
-        self.benchmark.pedantic(lambda: memory.append(peak_memory_of(measured)), rounds=1)
+        peaks: list[int | None] = []
+        measured = contenders[ours] if memory else lambda: None
+        self.benchmark.pedantic(lambda: peaks.append(peak_memory_of(measured)), rounds=1)
         result = {
             "suite": self.suite,
             "case": self.case,
@@ -302,7 +302,7 @@ class Bench:
             "dtype": str(dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "load": _round(os.getloadavg()[0]),
-            "peak_memory": memory[0],
+            "peak_memory": peaks[0] if memory else None,
             **machine(),
             **(facts or {}),
         }

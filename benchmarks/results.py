@@ -1,6 +1,6 @@
 """Results of benchmarks as data: reading, writing, a table, and the comparison of two runs.
 
-A result is what `measure.Bench.record` makes: a flat JSON object.
+A result is what `measure.Bench.compare` makes: a flat JSON object.
 """
 
 from __future__ import annotations
