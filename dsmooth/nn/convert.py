@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..config import LARGEST, Conditioning, Likelihood, ModelConfig
 from ..fields import check_one_of
+from ..files import read_tensors
 from .layers import GatedResnet, WeightNormConv
 from .pixelcnnpp import PixelCNNpp
 from .weights import outline
@@ -136,14 +137,7 @@ def _take(state: dict[str, Tensor], old: str, layer: WeightNormConv) -> tuple[Te
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.exists():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    if not path.is_file():
-        raise ValueError(f"{path} must be a regular file")
-    if path.suffix in (".pth", ".pt", ".ckpt", ".pkl"):
+    if path.is_file() and path.suffix in (".pth", ".pt", ".ckpt", ".pkl"):
         target = path.with_suffix(".safetensors")
         raise ValueError(
             f"{path} is a pickle, which can run code; convert it once, where you trust it:\n"
@@ -151,10 +145,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"c = torch.load('{path}', map_location='cpu', weights_only=True); "
             f"s.save_file(c if isinstance(c, dict) else c[0], '{target}')\""
         )
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from None
+    return read_tensors(path)[0]
 
 
 def _infer_config(state: Mapping[str, Tensor], atoms: tuple[int, ...], **rest: Any) -> ModelConfig:
