@@ -114,10 +114,6 @@ class RunFolder:
         lines = self.log.read_bytes().splitlines()
         return [entry for entry in map(read_entry, lines) if entry is not None]
 
-    def log_ends_whole(self) -> bool:
-        """Whether the log is empty or its last line is complete."""
-        return self.log.read_bytes()[-1:] in (b"", b"\n")
-
     def history(self) -> list[dict[str, Any]]:
         """The log without steps that a later start took back (those after the last checkpoint)."""
         kept: list[dict[str, Any]] = []

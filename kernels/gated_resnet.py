@@ -64,9 +64,6 @@ class Needs(NamedTuple):
     parameters: bool = True
 
 
-EVERYTHING = Needs()
-
-
 class ResnetShape(NamedTuple):
     """The shape of a gated resnet, which its launches follow from.
 
@@ -161,7 +158,7 @@ def backward(
     saved: Sequence[Tensor],
     given: Operands,
     settings: Settings,
-    needs: Needs = EVERYTHING,
+    needs: Needs,
 ) -> dict[str, Tensor]:
     """The gradients that are needed, by the names of the operands. saved: h, the packed weights,
     and A and G."""

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .geometry import cdiv
 from .launch import launch, prepare
 from .mixture_terms import byte_of, colour_terms, index_among, shift_of, tanh_pair
 
@@ -293,7 +294,7 @@ def log_prob(
     batch, channels, height, width = x.shape
     n_mix = (params.shape[1] - len(atoms)) // (3 if channels == 1 else 10)
     tiling = tiling or log_prob_tiling(n_mix, channels, likelihood)
-    blocks = triton.cdiv(height * width, tiling.block_p)
+    blocks = cdiv(height * width, tiling.block_p)
     grad_strides = (0, 0, 0, 0) if grad_params is None else grad_params.stride()
     prepared = prepare(
         (batch * blocks,),
@@ -313,7 +314,7 @@ def log_prob(
         ROWS_FOLLOW=_rows_follow(x) and _rows_follow(params),
         BLOCK_P=tiling.block_p,
         BLOCK_K=tiling.block_k,
-        UNROLL=min(4, triton.cdiv(len(atoms), tiling.block_k)),
+        UNROLL=min(4, cdiv(len(atoms), tiling.block_k)),
         num_warps=tiling.num_warps,
     )
     launch(
@@ -335,9 +336,9 @@ def scale(unit: Tensor, grad: Tensor, out: Tensor) -> None:
     """
     batch, channels, height, width = unit.shape
     tiling = scale_tiling(channels, unit.stride(1) == 1)
-    blocks = triton.cdiv(height * width, tiling.block_p)
+    blocks = cdiv(height * width, tiling.block_p)
     prepared = prepare(
-        (batch * blocks, triton.cdiv(channels, tiling.block_k)),
+        (batch * blocks, cdiv(channels, tiling.block_k)),
         channels=channels,
         pixels=height * width,
         width=width,

@@ -89,7 +89,7 @@ class RunLog(ExitStack):
         self.recorded = self.printed = self.started
         file = os.fdopen(open_to_write(folder.log, os.O_APPEND), "a", buffering=1)
         self.file = self.enter_context(file)
-        if not folder.log_ends_whole():
+        if folder.log.read_bytes()[-1:] not in (b"", b"\n"):
             self.file.write("\n")  # a line was cut by a crash
         self.bar = make_bar(config.role, self.total, images_seen) if progress else None
         self.record("start", images_seen, total=self.total, loss=self.loss_name)

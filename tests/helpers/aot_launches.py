@@ -48,6 +48,9 @@ def recorded(arch: int, tf32: bool) -> Iterator[list[list[Launch]]]:
         yield [stack.enter_context(record_launches(m, *names)) for m, names in KERNELS.items()]
 
 
+EVERYTHING = gated_resnet.Needs()
+
+
 @dataclass(frozen=True)
 class Block:
     """A gated resnet, forward and backward, with gains."""
@@ -59,7 +62,7 @@ class Block:
     dtype: torch.dtype = torch.bfloat16
     tf32: bool = False
     size: tuple[int, int, int] = (16, 32, 32)
-    needs: gated_resnet.Needs = gated_resnet.EVERYTHING
+    needs: gated_resnet.Needs = EVERYTHING
     keep: bool = False
 
     def launches(self, arch: int) -> list[Launch]:
