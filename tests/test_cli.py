@@ -26,7 +26,7 @@ TINY = ["--n-filters=4", "--n-resnet=1", "--n-mix=2", "--images=16", "--batch-si
 
 @pytest.mark.quick
 def test_the_command_imports_what_it_needs(tmp_path: Path) -> None:
-    """torch._dynamo, Triton and torchvision take as long to import as torch itself."""
+    """torch._dynamo, Triton, torchvision and sympy take as long to import as torch itself."""
     plain = save_run(tmp_path / "plain", "plain")
     code = (
         "import sys; from dsmooth.cli import main\n"
@@ -38,7 +38,7 @@ def test_the_command_imports_what_it_needs(tmp_path: Path) -> None:
         "import dsmooth.data; dsmooth.data.load_dataset('mnist', 'test')\n"
         "print({'PIL', 'torchvision', 'dsmooth.nn', 'dsmooth.functional'} & {*sys.modules})\n"
         f"try: main(['sample', {str(plain)!r}, '-n', '1'])\n"
-        "finally: print({'torch._dynamo', 'triton', 'torchvision'} & {*sys.modules})"
+        "finally: print({'torch._dynamo', 'triton', 'torchvision', 'sympy'} & {*sys.modules})"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..files import check_state, load_state, read_tensors
+from ..files import check_state, read_tensors
 from .pixelcnnpp import PixelCNNpp
 
 
@@ -23,8 +23,10 @@ def load_network(config: ModelConfig, path: Path) -> PixelCNNpp:
     tensors, _ = read_tensors(path)
     network = outline(config, tensors, str(path))
     check_state(network, tensors, str(path))
-    network.to_empty(device="cpu")
-    load_state(network, tensors, str(path))
+    # Not copied into an emptied network: to empty one, torch imports sympy.
+    own = network.state_dict()
+    copies = {name: tensor.to(own[name].dtype, copy=True) for name, tensor in tensors.items()}
+    network.load_state_dict(copies, assign=True)
     return network.eval()
 
 
