@@ -17,8 +17,7 @@ def train(options: Train) -> int:
     """Carry out `dsmooth train`; returns the exit status, 128 + the signal's number if stopped."""
     if options.force and not options.resume:
         raise ValueError("--force is for --resume: a new run has no settings to change")
-    if options.role == "pair":
-        raise ValueError("a pair is two runs: dsmooth.cli makes a command of each")
+    assert options.role != "pair"  # dsmooth.cli makes a command of each of its two runs
     settings = replace(options.settings, role=options.role)
     if options.folder is not None and settings.data_dir != str(options.folder):
         raise ValueError(
