@@ -6,7 +6,7 @@ include(${CMAKE_CURRENT_LIST_DIR}/isa.cmake)
 function(add_gated_resnet target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/gated_resnet)
   target_sources(${target} PRIVATE ${here}/gated_resnet.cpp)
-  compile_for_instruction_sets(${target} ${here}/block.cpp ${here}/gated_resnet.cpp BLOCK_SETS
+  compile_for_instruction_sets(${target} ${here}/images.cpp ${here}/gated_resnet.cpp RESNET_SETS
     generic avx2 avx512 avx512bf16 neon)
 endfunction()
 
@@ -14,7 +14,7 @@ endfunction()
 function(add_logistic_mixture target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/logistic_mixture)
   target_sources(${target} PRIVATE ${here}/logistic_mixture.cpp)
-  compile_for_instruction_sets(${target} ${here}/block.cpp ${here}/logistic_mixture.cpp LOSS_SETS
+  compile_for_instruction_sets(${target} ${here}/pixels.cpp ${here}/logistic_mixture.cpp LOSS_SETS
     generic avx2 avx512 neon)
 endfunction()
 

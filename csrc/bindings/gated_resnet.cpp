@@ -25,15 +25,13 @@ void run(const std::map<std::string, py::object>& tensors, int pad_top, int pad_
   check_threads(threads);
   std::map<std::string, Borrowed> given;
   for (const auto& [name, tensor] : tensors) given[name] = borrow(name.c_str(), tensor);
-  GatedCall call = check_gated_operands(given, kBackward);
+  GatedCall call = check_gated_operands(given, kBackward, pad_top, pad_left);
   // Dropout counts the elements of all images in 64 bits. An empty batch may have any extents.
   const int64_t elements =
       call.shape.batch == 0 ? 1 : 2 * call.shape.height * call.shape.width * call.shape.filters;
   const int64_t most = std::min<int64_t>(INT32_MAX, INT64_MAX / 2 / elements);
   if (first_image < 0 || first_image > most)
     refuse("first_image", "lie in 0 .. " + std::to_string(most), std::to_string(first_image));
-  call.shape.pad_top = pad_top;
-  call.shape.pad_left = pad_left;
   const auto* seed = static_cast<const uint64_t*>(call.tensors.seed);
   call.dropout = {
       seed != nullptr, seed == nullptr ? 0 : *seed, layer, first_image, keep_from, scale};

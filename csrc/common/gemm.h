@@ -170,7 +170,6 @@ inline constexpr int kMaxRows[3] = {14, 14, 9};
 inline constexpr int kMaxRows[3] = {8, 6, 4};
 #endif
 inline constexpr int kMaxVectors = 3;
-inline constexpr int kMostRows = 14;
 
 // kAdjacent: the rows' cells are neighbours (a_row = 1); else the inner steps' are (a_step = 1).
 // kHalf: the last of the NV vectors is half a one.
@@ -206,32 +205,22 @@ void run_tile(const TileArgs<D>& t) {
   for (int m = 0; m < M; ++m) sum[m].store(t.out + m * t.out_row);
 }
 
-template <class D>
-using TileKernel = void (*)(const TileArgs<D>&);
-
-template <class D, bool kAdjacent>
-struct TileTable {
-  TileKernel<D> kernel[2][kMaxVectors][kMostRows + 1] = {};  // [half][vectors - 1][rows]
-
-  template <int NV, int M>
-  constexpr void fill() {
-    if constexpr (M > 0) {
-      kernel[0][NV - 1][M] = &run_tile<D, M, NV, false, kAdjacent>;
-      if constexpr (D::Half::kExists) {
-        kernel[1][NV - 1][M] = &run_tile<D, M, NV, true, kAdjacent>;
-      }
-      fill<NV, M - 1>();
+template <class D, int NV, bool kAdjacent, int M = kMaxRows[NV - 1]>
+void run_tile_of(const TileArgs<D>& t, int64_t rows, bool half) {
+  if (rows == M) {
+    if constexpr (D::Half::kExists) {
+      if (half) return run_tile<D, M, NV, true, kAdjacent>(t);
     }
+    return run_tile<D, M, NV, false, kAdjacent>(t);
   }
-  constexpr TileTable() {
-    fill<1, kMaxRows[0]>();
-    fill<2, kMaxRows[1]>();
-    fill<3, kMaxRows[2]>();
-  }
-};
+  if constexpr (M > 1) run_tile_of<D, NV, kAdjacent, M - 1>(t, rows, half);
+}
 
-template <class D, bool kAdjacent>
-inline constexpr TileTable<D, kAdjacent> kTiles{};
+template <class D, bool kAdjacent, int NV = kMaxVectors>
+void run_any_tile(const TileArgs<D>& t, int64_t rows, int vectors, bool half) {
+  if (vectors == NV) return run_tile_of<D, NV, kAdjacent>(t, rows, half);
+  if constexpr (NV > 1) run_any_tile<D, kAdjacent, NV - 1>(t, rows, vectors, half);
+}
 
 // Vectors of columns of the next tile: two, or three if two would leave one over.
 DSMOOTH_INLINE int next_vectors(int vectors) { return vectors == 1 || vectors == 3 ? vectors : 2; }
@@ -244,14 +233,14 @@ void run_tiles(TileArgs<D> t, int64_t rows, int64_t columns) {
   const int vectors = static_cast<int>((columns + D::kLanes - 1) / D::kLanes);
   for (int done = 0; done < vectors;) {
     const int nv = next_vectors(vectors - done);
-    const int half = (done + nv) * D::kLanes > columns ? 1 : 0;
+    const bool half = (done + nv) * D::kLanes > columns;
     const int64_t tiles = (rows + kMaxRows[nv - 1] - 1) / kMaxRows[nv - 1];
     t.b = corner.b + done * D::kLanes;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
       t.a = corner.a + first * (kAdjacent ? 1 : t.a_row);
       t.out = corner.out + first * t.out_row + done * D::kLanes;
-      kTiles<D, kAdjacent>.kernel[half][nv - 1][last - first](t);
+      run_any_tile<D, kAdjacent>(t, last - first, nv, half);
     }
     done += nv;
   }

@@ -32,8 +32,7 @@ std::vector<std::string> instruction_sets() {
 }
 
 bool has_instruction_set(const std::string& name) {
-  const std::vector<std::string> here = instruction_sets();
-  return std::find(here.begin(), here.end(), name) != here.end();
+  return std::ranges::count(instruction_sets(), name) > 0;
 }
 
 int find_instruction_set(const std::string& name) {

@@ -8,6 +8,8 @@
 
 namespace dsmooth {
 
+inline constexpr int kBytes = 256;  // values of a discretized sub-pixel
+
 // A density of logistics, their mass in a byte, or a density of Gaussians.
 enum class Likelihood { kContinuous, kDiscretized, kGaussian };
 
@@ -26,9 +28,9 @@ template <class Byte>
 void check_mixture(Likelihood likelihood, const std::vector<Byte>& atoms, double smoothing_scale) {
   if (!atoms.empty() && likelihood != Likelihood::kDiscretized)
     throw std::invalid_argument("atoms need likelihood discretized");
-  bool seen[256] = {};
+  bool seen[kBytes] = {};
   for (const Byte byte : atoms) {
-    if (byte < 0 || byte > 255 || seen[byte])
+    if (byte < 0 || byte >= kBytes || seen[byte])
       throw std::invalid_argument("atoms must be distinct bytes 0 .. 255, got " +
                                   std::to_string(byte));
     seen[byte] = true;

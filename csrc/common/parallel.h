@@ -1,8 +1,10 @@
-// Work split over threads: those of the OpenMP runtime of the process, else std::thread.
+// Work split over threads: those of the OpenMP runtime of the process, else std::thread. And the
+// unit of memory that they do not share.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <system_error>
 #include <thread>
@@ -20,6 +22,12 @@ extern "C" {
 #endif
 
 namespace dsmooth {
+
+struct alignas(64) Line {  // of a cache
+  char bytes[64];
+};
+
+inline size_t lines_of(size_t bytes) { return (bytes + sizeof(Line) - 1) / sizeof(Line); }
 
 inline bool has_openmp() {
 #if defined(__linux__)

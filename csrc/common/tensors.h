@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace dsmooth {
@@ -28,7 +29,6 @@ inline constexpr ElementType kFloat32Type{ElementType::kFloat, 32};
 inline constexpr ElementType kFloat64Type{ElementType::kFloat, 64};
 inline constexpr ElementType kBFloat16Type{ElementType::kBFloat, 16};
 inline constexpr ElementType kInt64Type{ElementType::kInt, 64};
-inline constexpr ElementType kUint8Type{ElementType::kUnsigned, 8};
 
 // A DLPack device: its type, 1 for the CPU and 2 for CUDA, and its index.
 struct Device {
@@ -112,16 +112,9 @@ inline bool is_channels_last(const Borrowed& tensor) {
   return tensor.n_dims == 4 && is_dense(tensor, kOrder);
 }
 
-// The range of addresses from the first element to behind the last; empty for an absent or empty
-// tensor.
-struct MemoryRange {
-  uintptr_t begin = 0, end = 0;
-
-  bool overlaps(const MemoryRange& other) const { return begin < other.end && other.begin < end; }
-};
-
+// Addresses of the first element and behind the last; both null of an absent or empty tensor.
 // Strides are not negative: torch has none.
-inline MemoryRange range_of(const Borrowed& tensor) {
+inline std::pair<uintptr_t, uintptr_t> range_of(const Borrowed& tensor) {
   if (!tensor.given || is_empty(tensor)) return {};
   uintptr_t last = 0;
   for (int i = 0; i < tensor.n_dims; ++i) {
@@ -176,17 +169,13 @@ inline void check_tensor(const Borrowed& t, const std::vector<int64_t>& shape, E
 }
 
 template <class T>
-constexpr ElementType type_of() {
-  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double> ||
-                std::is_same_v<T, uint8_t>);
-  if (std::is_same_v<T, uint8_t>) return kUint8Type;
-  return std::is_same_v<T, float> ? kFloat32Type : kFloat64Type;
-}
+inline constexpr ElementType kTypeOf{
+    std::is_same_v<T, uint8_t> ? ElementType::kUnsigned : ElementType::kFloat, 8 * sizeof(T)};
 
 // The memory of a tensor that passes check_tensor and whose elements follow one another.
 template <class T>
 T* contiguous(const Borrowed& tensor, std::initializer_list<int64_t> shape, Device device = {}) {
-  check_tensor(tensor, shape, type_of<T>(), device);
+  check_tensor(tensor, shape, kTypeOf<T>, device);
   if (!is_contiguous(tensor)) {
     refuse(tensor.name, "be contiguous", "strides " + to_string(tensor.strides, tensor.n_dims));
   }
@@ -202,9 +191,11 @@ inline void check_apart(const std::vector<const Borrowed*>& written,
       refuse(tensor->name, "have an element's memory for each",
              "strides " + to_string(tensor->strides, tensor->n_dims));
     }
+    const auto [begin, end] = range_of(*tensor);
     for (const auto* tensors : {&written, &read}) {
       for (const Borrowed* other : *tensors) {
-        if (other != tensor && range_of(*tensor).overlaps(range_of(*other))) {
+        const auto [other_begin, other_end] = range_of(*other);
+        if (other != tensor && begin < other_end && other_begin < end) {
           refuse(tensor->name, "have memory of its own", std::string("that of ") + other->name);
         }
       }

@@ -10,7 +10,6 @@
 // csrc/tests/logistic_mixture_test.cpp).
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
 #include "bfloat16.h"

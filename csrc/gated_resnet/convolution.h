@@ -77,6 +77,21 @@ struct Layout {
   int64_t all_sums() const { return weight_sums() + f2_pad + f_pad; }
 };
 
+// Pixels of `stride` elements, with columns of zeros beside the image.
+template <class D>
+struct PaddedImage {
+  typename D::Element* data;
+  int64_t stride, cols;
+  int64_t top, left;  // rows and columns before a pixel that a kernel sees
+  // Of a gradient, for sums over pixels: its pixels in pairs of columns, of `n_pad` cells.
+  typename D::Cell* pairs = nullptr;
+  int64_t n_pad = 0;
+
+  typename D::Element* row(int64_t r) const { return data + r * cols * stride; }
+  typename D::Element* inside(int64_t r) const { return row(r) + left * stride; }
+  int64_t pixel_cells() const { return stride / D::kPair; }
+};
+
 // A thread's memory, handed out piece by piece. With no memory it only counts the bytes.
 struct Scratch {
   char* start = nullptr;
@@ -141,15 +156,14 @@ class Convolutions {
   }
 
   // row_[c][n] = the convolution of a padded image, of F or 2F channels, at the pixels of output
-  // row r, whose first taps lie in row r - above.
-  void convolve_row(const Element* image, int64_t pixel_cells, const Cell* packed, int64_t n_pad,
-                    int64_t r, int64_t above) {
-    const int64_t* offsets = pixel_cells == layout_.f2_cells ? wide_taps_ : narrow_taps_;
-    const auto [first, last] = layout_.kernel_rows(r, above);
+  // row r.
+  void convolve_row(const PaddedImage<D>& image, const Cell* packed, int64_t n_pad, int64_t r) {
+    const int64_t cells = image.pixel_cells();
+    const auto [first, last] = layout_.kernel_rows(r, image.top);
     const int64_t before = first * layout_.kernel_w;
-    convolve(image + (r - above + first) * layout_.cols * pixel_cells * D::kPair, pixel_cells,
-             offsets, (last - first) * layout_.kernel_w, packed + before * pixel_cells * n_pad,
-             n_pad, false);
+    convolve(image.row(r - image.top + first), cells,
+             cells == layout_.f2_cells ? wide_taps_ : narrow_taps_,
+             (last - first) * layout_.kernel_w, packed + before * cells * n_pad, n_pad, false);
   }
 
   // row_[c][n] (+)= a convolution by a kernel of one tap at the pixels of a row, which starts at
@@ -180,18 +194,17 @@ class Convolutions {
   }
 
   // sums[tap][k][n] += the gradient of a convolution's weights over an image; = if `first_image`.
-  void add_conv_gradient(const Element* input, const Element* gradient, int64_t gradient_stride,
-                         const Cell* gradient_pairs, int64_t n_pad, bool first_image,
-                         Scalar* sums) {
+  void add_conv_gradient(const PaddedImage<D>& input, const PaddedImage<D>& gradient,
+                         bool first_image, Scalar* sums) {
     const Layout<D>& p = layout_;
     for (int64_t r = 0; r < (kPairs ? p.height : 0); ++r) {
-      const Element* row = input + r * p.cols * p.f2;
+      const Element* row = input.row(r);
       pair_columns<D>(row, p.f2, p.pairs, p.f2, even_ + r * p.pairs * p.f2, p.f2);
       if (p.kernel_w > 1) {
         pair_columns<D>(row + p.f2, p.f2, p.pairs - 1, p.f2, odd_ + r * p.pairs * p.f2, p.f2);
       }
     }
-    const int64_t tap_sums = p.f2 * n_pad;
+    const int64_t tap_sums = p.f2 * gradient.n_pad;
     for (int i = 0; first_image && i < p.kernel_h; ++i) {
       if (p.output_rows(i).first >= p.output_rows(i).last) {
         fill_zero(sums + i * p.kernel_w * tap_sums, p.kernel_w * tap_sums);
@@ -205,23 +218,23 @@ class Convolutions {
         if (rows <= 0) continue;
         const bool add = !first_image || first > inside.first;
         const int64_t row = first + i - p.top;
-        const CellRows b = gradient_rows(gradient, gradient_stride, gradient_pairs, n_pad, first);
+        const CellRows b = gradient_rows(gradient, first);
         for (int j = 0; j < p.kernel_w; ++j) {
           const Cell* pairs = (j % 2 == 0 ? even_ : odd_) + (row * p.pairs + j / 2) * p.f2;
-          const Cell* pixels = cells(input + (row * p.cols + j) * p.f2);
+          const Cell* pixels = cells(input.row(row) + j * p.f2);
           const CellRows a = kPairs ? CellRows{pairs, p.pairs * p.f2, p.f2}
                                     : CellRows{pixels, p.cols * p.f2, p.f2};
-          add_weight_gradient(a, b, rows, p.f2, n_pad, add, sums + (i * p.kernel_w + j) * tap_sums);
+          add_weight_gradient(a, b, rows, p.f2, gradient.n_pad, add,
+                              sums + (i * p.kernel_w + j) * tap_sums);
         }
       }
     }
   }
 
-  CellRows gradient_rows(const Element* gradient, int64_t stride, const Cell* pairs, int64_t n_pad,
-                         int64_t r0) const {
-    if (kPairs) return {pairs + r0 * layout_.steps * n_pad, layout_.steps * n_pad, n_pad};
-    const int64_t pixel = r0 * layout_.cols + layout_.back_left;
-    return {cells(gradient + pixel * stride), layout_.cols * stride, stride};
+  CellRows gradient_rows(const PaddedImage<D>& gradient, int64_t r0) const {
+    const int64_t row = layout_.steps * gradient.n_pad;
+    if (kPairs) return {gradient.pairs + r0 * row, row, gradient.n_pad};
+    return {cells(gradient.inside(r0)), gradient.cols * gradient.stride, gradient.stride};
   }
 
   // sums[k][n] (+)= the sum over `rows` rows and their pixels of a[pixel][k] b[pixel][n].

@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <initializer_list>
 #include <memory>
-#include <string>
-#include <vector>
 
 #include "../common/isa.h"
 #include "../common/parallel.h"
@@ -17,7 +15,7 @@ namespace dsmooth {
   namespace name {                       \
   GatedKernelSet gated_resnet_kernels(); \
   }
-BLOCK_SETS
+RESNET_SETS
 #undef DSMOOTH_SET
 
 namespace {
@@ -52,10 +50,13 @@ class Checker {
   Checker(const std::map<std::string, Borrowed>& given, bool backward)
       : given_(given), backward_(backward) {}
 
-  GatedCall check() {
+  GatedCall check(int pad_top, int pad_left) {
     check_names();
     GatedCall call;
     call.shape = read_shape();
+    check_padding("pad_top", pad_top, call.shape.kernel_h);
+    check_padding("pad_left", pad_left, call.shape.kernel_w);
+    call.shape.pad_top = pad_top, call.shape.pad_left = pad_left;
     std::vector<const Borrowed*> written, read;
     for (const Slot& slot : slots()) {
       const Borrowed& t = tensor(slot.name);
@@ -158,6 +159,11 @@ class Checker {
             taps_outside_};
   }
 
+  static void check_padding(const char* name, int got, int limit) {
+    if (got < 0 || got >= limit)
+      refuse(name, "lie in [0, " + std::to_string(limit) + ")", std::to_string(got));
+  }
+
   static void check_most(std::initializer_list<int64_t> extents, int64_t most, const char* what) {
     const int64_t largest = std::max(extents);
     if (largest > most) {
@@ -206,27 +212,12 @@ class Checker {
 
 const GatedKernels& find_kernels(ElementType type, const std::string& instruction_set) {
 #define DSMOOTH_SET(name) {#name, &name::gated_resnet_kernels},
-  static const PerInstructionSet<GatedKernelSet> sets{BLOCK_SETS};
+  static const PerInstructionSet<GatedKernelSet> sets{RESNET_SETS};
 #undef DSMOOTH_SET
   const GatedKernelSet& kernels = sets.find(instruction_set);
   if (type == kFloat64Type) return kernels.float64;
   return type == kBFloat16Type ? kernels.bfloat16 : kernels.float32;
 }
-
-void check_padding(const GatedShape& s) {
-  const auto check = [](const char* name, int limit, int got) {
-    if (got < 0 || got >= limit)
-      refuse(name, "lie in [0, " + std::to_string(limit) + ")", std::to_string(got));
-  };
-  check("pad_top", s.kernel_h, s.pad_top);
-  check("pad_left", s.kernel_w, s.pad_left);
-}
-
-struct alignas(64) Line {  // of a cache
-  char bytes[64];
-};
-
-size_t lines(size_t bytes) { return (bytes + sizeof(Line) - 1) / sizeof(Line); }
 
 // Memory that stays with the calling thread: a fresh page costs more than what is computed in it.
 Line* take(size_t count) {
@@ -256,12 +247,12 @@ int64_t count_groups(const GatedShape& s, size_t sums_bytes) {
 
 }  // namespace
 
-GatedCall check_gated_operands(const std::map<std::string, Borrowed>& given, bool backward) {
-  return Checker(given, backward).check();
+GatedCall check_gated_operands(const std::map<std::string, Borrowed>& given, bool backward,
+                               int pad_top, int pad_left) {
+  return Checker(given, backward).check(pad_top, pad_left);
 }
 
 void gated_resnet_forward(const GatedCall& call, int threads, const std::string& instruction_set) {
-  check_padding(call.shape);
   const GatedKernels& kernels = find_kernels(call.shape.type, instruction_set);
   const int64_t batch = call.shape.batch;
   if (batch == 0) return;
@@ -269,7 +260,7 @@ void gated_resnet_forward(const GatedCall& call, int threads, const std::string&
       std::clamp<int64_t>(batch * call.shape.height * call.shape.width / kPixels, 1, batch);
   const int64_t workers = std::clamp<int64_t>(threads, 1, pieces);
   const GatedSizes sizes = kernels.sizes(call.shape);
-  const size_t scratch_lines = lines(sizes.scratch), packed_lines = lines(sizes.packed);
+  const size_t scratch_lines = lines_of(sizes.scratch), packed_lines = lines_of(sizes.packed);
   Line* const packed = take(packed_lines + scratch_lines * workers);
   Line* const scratch = packed + packed_lines;
   kernels.pack_forward(call, packed);
@@ -280,12 +271,11 @@ void gated_resnet_forward(const GatedCall& call, int threads, const std::string&
 }
 
 void gated_resnet_backward(const GatedCall& call, int threads, const std::string& instruction_set) {
-  check_padding(call.shape);
   const GatedKernels& kernels = find_kernels(call.shape.type, instruction_set);
   const int64_t batch = call.shape.batch;
   const GatedSizes sizes = kernels.sizes(call.shape);
-  const size_t scratch_lines = lines(sizes.scratch), packed_lines = lines(sizes.packed);
-  const size_t sums_lines = lines(sizes.sums);
+  const size_t scratch_lines = lines_of(sizes.scratch), packed_lines = lines_of(sizes.packed);
+  const size_t sums_lines = lines_of(sizes.sums);
   const int64_t groups = count_groups(call.shape, sums_lines * sizeof(Line));
   const int64_t workers = std::clamp<int64_t>(threads, 1, std::max<int64_t>(groups, 1));
   Line* const packed =

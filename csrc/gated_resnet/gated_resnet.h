@@ -87,9 +87,10 @@ struct GatedField {
 };
 
 // Makes a call, still without its dropout, from tensors by the names of the field table. Checks
-// the presence, shape, dtype, device and memory order of each; the padding is checked when the call
-// runs. Throws std::invalid_argument, which names the tensor, what was expected and what came.
-GatedCall check_gated_operands(const std::map<std::string, Borrowed>& given, bool backward);
+// the presence, shape, dtype, device and memory order of each. Throws std::invalid_argument, which
+// names the argument, what was expected and what came.
+GatedCall check_gated_operands(const std::map<std::string, Borrowed>& given, bool backward,
+                               int pad_top, int pad_left);
 
 // Bytes of the packed weights, of a thread's scratch and of a group's sums. An empty batch, which
 // may have any extents, has no scratch.

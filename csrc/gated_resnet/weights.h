@@ -31,8 +31,10 @@ typename D::Scalar sum_of_products(const typename D::Scalar* a, const typename D
 
 // scale[n] = g[n] / |v[n]|, or 1 without gains.
 template <class D>
-void write_scales(const typename D::Scalar* v, const typename D::Scalar* gain, int n_count,
-                  int64_t length, typename D::Scalar* scale) {
+void write_scales(const void* weight, const void* gains, int n_count, int64_t length,
+                  typename D::Scalar* scale) {
+  const auto* v = static_cast<const typename D::Scalar*>(weight);
+  const auto* gain = static_cast<const typename D::Scalar*>(gains);
   for (int n = 0; n < n_count; ++n, v += length) {
     scale[n] = gain == nullptr ? 1 : gain[n] / D::square_root(sum_of_products<D>(v, v, length));
   }
@@ -41,15 +43,15 @@ void write_scales(const typename D::Scalar* v, const typename D::Scalar* gain, i
 // Weights times their scales: packed[tap][in / pair][out], or, for the backward, packed[last tap
 // first][out / pair][in].
 template <class D, bool kBackward>
-void pack_kernel(const typename D::Scalar* weight, const KernelLayout& layout,
-                 const typename D::Scalar* scale, int outputs, int inputs, int taps,
-                 typename D::Cell* packed) {
+void pack_kernel(const void* weight, const KernelLayout& layout, const typename D::Scalar* scale,
+                 int outputs, int inputs, int taps, typename D::Cell* packed) {
   const int summed = kBackward ? outputs : inputs, others = kBackward ? inputs : outputs;
   const int64_t step = kBackward ? layout.out : layout.in;
   const int64_t other_step = kBackward ? layout.in : layout.out;
   const int64_t pad = round_up(others, D::kColumns);
   for (int t = 0; t < taps; ++t) {
-    const auto* of_tap = weight + (kBackward ? taps - 1 - t : t) * layout.tap;
+    const auto* of_tap = static_cast<const typename D::Scalar*>(weight) +
+                         (kBackward ? taps - 1 - t : t) * layout.tap;
     for (int k = 0; k < summed; k += D::kPair, packed += pad) {
       const bool second = D::kPair == 2 && k + 1 < summed;  // an odd last one has no partner
       const auto* at = of_tap + k * step;
@@ -67,8 +69,8 @@ struct Outputs {
   int64_t first, last, pad;
 };
 
-// The gradient of v from sums[tap][in][out], that of w = g v / |v|, and of g unless there are no
-// gains: dg = <dw, v> / |v|, dv = g / |v| (dw - v <dw, v> / |v|^2).
+// Writes the gradient of v, and of the gains g if there are any, from sums[tap][in][out], the
+// gradient of w = g v / |v|: dg = <dw, v> / |v|, dv = g / |v| (dw - v <dw, v> / |v|^2).
 template <class D>
 void write_gradient(const typename D::Scalar* sums, const Outputs& outputs,
                     const KernelLayout& layout, int inputs, int taps, const void* weight,
@@ -103,8 +105,6 @@ class Weights {
   using Scalar = typename D::Scalar;
   using Cell = typename D::Cell;
 
-  static const Scalar* numbers(const void* p) { return static_cast<const Scalar*>(p); }
-
  public:
   // The packed weights, and behind them the scales of their outputs.
   template <bool kBackward>
@@ -117,16 +117,16 @@ class Weights {
     Scalar* scale_in = scale_out + layout.f2;
     Scalar* scale_nin = scale_in + layout.f;
     const int64_t length = static_cast<int64_t>(layout.f2) * layout.taps;
-    write_scales<D>(numbers(w.conv_out), numbers(w.gain_out), layout.f2, length, scale_out);
-    write_scales<D>(numbers(w.conv_in), numbers(w.gain_in), layout.f, length, scale_in);
-    pack_kernel<D, kBackward>(numbers(w.conv_out), conv, scale_out, layout.f2, layout.f2,
-                              layout.taps, cells);
-    pack_kernel<D, kBackward>(numbers(w.conv_in), conv, scale_in, layout.f, layout.f2, layout.taps,
+    write_scales<D>(w.conv_out, w.gain_out, layout.f2, length, scale_out);
+    write_scales<D>(w.conv_in, w.gain_in, layout.f, length, scale_in);
+    pack_kernel<D, kBackward>(w.conv_out, conv, scale_out, layout.f2, layout.f2, layout.taps,
+                              cells);
+    pack_kernel<D, kBackward>(w.conv_in, conv, scale_in, layout.f, layout.f2, layout.taps,
                               cells + layout.conv_in_start());
     if (layout.s2 > 0) {
       const KernelLayout nin(layout.s2, 1, false);
-      write_scales<D>(numbers(w.nin_skip), numbers(w.gain_nin), layout.f, layout.s2, scale_nin);
-      pack_kernel<D, kBackward>(numbers(w.nin_skip), nin, scale_nin, layout.f, layout.s2, 1,
+      write_scales<D>(w.nin_skip, w.gain_nin, layout.f, layout.s2, scale_nin);
+      pack_kernel<D, kBackward>(w.nin_skip, nin, scale_nin, layout.f, layout.s2, 1,
                                 cells + layout.nin_start());
     }
   }

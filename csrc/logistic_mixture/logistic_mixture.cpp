@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
-#include <new>
-#include <string>
 
 #include "../common/isa.h"
 #include "../common/parallel.h"
@@ -25,7 +23,7 @@ namespace {
 // A checked tensor (B, channels, H, W), or (B, H, W).
 template <class T>
 Planes<T> planes(const Borrowed& t, std::initializer_list<int64_t> shape) {
-  check_tensor(t, shape, type_of<std::remove_const_t<T>>());
+  check_tensor(t, shape, kTypeOf<std::remove_const_t<T>>);
   T* const data = static_cast<T*>(t.data);
   const int64_t* const stride = t.strides;
   if (t.n_dims == 3) return {data, stride[0], 0, stride[1], stride[2]};
@@ -105,21 +103,19 @@ void run(const MixtureKernel<T>& kernel, const MixtureTensors& tensors,
   // An empty tensor may have extents whose products fit no int64.
   if (args.batch == 0 || args.rows == 0 || args.cols == 0) return;
   collapse_rows(args);
-  const int64_t blocks_per_row = (args.cols + kernel.lanes - 1) / kernel.lanes;
-  const int64_t blocks = args.batch * args.rows * blocks_per_row;
-  const int64_t parts = std::min<int64_t>(threads, blocks);
+  const int64_t vectors_per_row = (args.cols + kernel.lanes - 1) / kernel.lanes;
+  const int64_t vectors = args.batch * args.rows * vectors_per_row;
+  const int64_t parts = std::min<int64_t>(threads, vectors);
   // Memory is taken here, where failing may throw, and not in the threads.
   const size_t scratch_size = static_cast<size_t>(kScratchPerComponent * args.n_mix +
                                                   kScratchPerAtom * args.n_atoms + kScratchFixed) *
                               kernel.lanes;
-  constexpr std::align_val_t kAlignment{64};
-  const auto release = [=](T* memory) { ::operator delete(memory, kAlignment); };
-  const std::unique_ptr<T, decltype(release)> scratch(
-      static_cast<T*>(::operator new(sizeof(T) * scratch_size * parts, kAlignment)), release);
+  const size_t scratch_lines = lines_of(scratch_size * sizeof(T));
+  const std::unique_ptr<Line[]> scratch(new Line[scratch_lines * parts]);
   parallel_for(parts, [&](int64_t part) {
-    (backward ? kernel.backward : kernel.forward)(args, blocks * part / parts,
-                                                  blocks * (part + 1) / parts,
-                                                  scratch.get() + scratch_size * part);
+    (backward ? kernel.backward : kernel.forward)(
+        args, vectors * part / parts, vectors * (part + 1) / parts,
+        reinterpret_cast<T*>(&scratch[scratch_lines * part]));
   });
 }
 
@@ -132,7 +128,6 @@ void run_logistic_mixture(const MixtureTensors& tensors, const MixtureSettings& 
   static const PerInstructionSet<MixtureKernels> sets{LOSS_SETS};
 #undef DSMOOTH_SET
   const MixtureKernels& kernels = sets.find(instruction_set);
-  if (!tensors.x.given) refuse("x", "be a tensor", "None");
   if (tensors.x.type == kFloat32Type) return run(kernels.float32, tensors, settings, threads);
   if (tensors.x.type == kFloat64Type) return run(kernels.float64, tensors, settings, threads);
   refuse("x", "be float32 or float64", to_string(tensors.x.type));

@@ -12,7 +12,6 @@
 
 namespace dsmooth {
 
-inline constexpr int kBytes = 256;              // of a byte
 inline constexpr int kMaxComponents = 1 << 24;  // so that sizes of scratch fit an int64
 
 // The smoothing's own scale sigma, whose square is added to the variance of every Gaussian.
@@ -21,7 +20,7 @@ struct Smoothing {
   double precision = 1;  // 1 / sigma^2
 };
 
-// A (B, channels, H, W) tensor, rows and columns perhaps collapsed; strides in elements.
+// A (B, channels, H, W) tensor, whose rows may be collapsed to one; strides in elements.
 template <class T>
 struct Planes {
   T* data = nullptr;
@@ -80,8 +79,8 @@ struct MixtureSettings {
 void run_logistic_mixture(const MixtureTensors& tensors, const MixtureSettings& settings,
                           int threads, const std::string& instruction_set);
 
-// Work is counted in blocks of up to `lanes` neighbouring pixels of a row. `scratch` holds
-// kScratchPerComponent * n_mix + kScratchPerAtom * n_atoms + kScratchFixed vectors of that many
+// Work is counted in vectors of up to `lanes` neighbouring pixels of a row. `scratch` holds
+// kScratchPerComponent * n_mix + kScratchPerAtom * n_atoms + kScratchFixed vectors of `lanes`
 // numbers.
 inline constexpr int kScratchPerComponent = 23;  // 3 in the forward; 10 + 10 parameters, gathered
 inline constexpr int kScratchPerAtom = 2;        // its logit and the gradient by it, gathered
@@ -89,8 +88,7 @@ inline constexpr int kScratchFixed = 12;         // x, gradient by x, log_prob, 
 
 template <class T>
 struct MixtureKernel {
-  using Run = void (*)(const LogisticMixtureArgs<T>& args, int64_t first_block, int64_t last_block,
-                       T* scratch);
+  using Run = void (*)(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last, T* scratch);
   int lanes;
   Run forward, backward;
 };

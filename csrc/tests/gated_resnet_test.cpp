@@ -62,8 +62,8 @@ Numbers compute(const Case& c, ElementType type, int threads, const std::string&
     backward[f.gradient_name] = grad.borrow();
   }
   for (const bool is_backward : {false, true}) {
-    GatedCall call = check_gated_operands(is_backward ? backward : forward, is_backward);
-    call.shape.pad_top = c.pad_top, call.shape.pad_left = c.pad_left;
+    GatedCall call =
+        check_gated_operands(is_backward ? backward : forward, is_backward, c.pad_top, c.pad_left);
     call.dropout = {c.dropout, (uint64_t{5} << 32) + 3, 2, 1, 1u << 21, 1 / 0.75};
     (is_backward ? gated_resnet_backward : gated_resnet_forward)(call, threads, set);
   }

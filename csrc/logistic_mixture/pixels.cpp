@@ -25,13 +25,13 @@ struct PixelVector {
     M::store(value, planes.at(at.b, at.row, at.col) + channel * planes.stride_c);
   }
 
-  // Begins to fetch what follows a channel's block in memory: a processor does not foresee as many
-  // planes as a pixel with hundreds of atoms has.
+  // Begins to fetch the next cache line of a channel: a processor does not foresee as many planes
+  // as a pixel with hundreds of atoms has.
   template <class U>
   DSMOOTH_INLINE static void prefetch(const Planes<U>& planes, Position at, int64_t channel) {
     constexpr int kCacheLine = 64;
-    const U* const block = planes.at(at.b, at.row, at.col) + channel * planes.stride_c;
-    __builtin_prefetch(block + kCacheLine / sizeof(T), std::is_const_v<U> ? 0 : 1);
+    const U* const here = planes.at(at.b, at.row, at.col) + channel * planes.stride_c;
+    __builtin_prefetch(here + kCacheLine / sizeof(T), std::is_const_v<U> ? 0 : 1);
   }
 
   DSMOOTH_INLINE static V evaluate(const LogisticMixtureArgs<T>& args, Position at, const V (&x)[C],
@@ -141,8 +141,8 @@ struct PixelVector {
   }
 };
 
-// Runs a block at the end of a row, or of columns that are not adjacent, in a small buffer where it
-// is a full block of adjacent columns. So every pixel goes through the same instructions.
+// Runs a vector at the end of a row, or of columns that are not adjacent, in a small buffer where
+// it is a full one of adjacent columns. So every pixel goes through the same instructions.
 template <class B, class T, int C, bool kBackward>
 void run_gathered(const LogisticMixtureArgs<T>& args, typename B::Position at, int count,
                   T* scratch) {
@@ -161,7 +161,7 @@ void run_gathered(const LogisticMixtureArgs<T>& args, typename B::Position at, i
     visit(args.grad_x, local.grad_x, C, false);
     visit(args.grad_params, local.grad_params, n_params, false);
   };
-  T* free = scratch + 3 * args.n_mix * kLanes;  // of the block itself
+  T* free = scratch + 3 * args.n_mix * kLanes;  // of the vector itself
   each([&](const auto& planes, auto& copy, int64_t channels, bool is_read) {
     T* const memory = free;
     free += channels * kLanes;
@@ -190,20 +190,20 @@ void run_gathered(const LogisticMixtureArgs<T>& args, typename B::Position at, i
 }
 
 template <class T, int C, Likelihood kLikelihood, bool kBackward>
-void run_blocks(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last, T* scratch) {
+void run_vectors(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last, T* scratch) {
   using B = PixelVector<T, C, kLikelihood>;
   constexpr int kLanes = VectorMath<T>::kLanes;
   const auto run = kBackward ? &B::backward : &B::forward;
-  auto* vectors = reinterpret_cast<typename B::V*>(scratch);
-  const int64_t blocks_per_row = (args.cols + kLanes - 1) / kLanes;
+  auto* free = reinterpret_cast<typename B::V*>(scratch);
+  const int64_t vectors_per_row = (args.cols + kLanes - 1) / kLanes;
   const bool adjacent = args.all([](const auto& planes) { return planes.stride_col == 1; });
-  for (int64_t block = first; block < last; ++block) {
-    const int64_t line = block / blocks_per_row;
+  for (int64_t vector = first; vector < last; ++vector) {
+    const int64_t line = vector / vectors_per_row;
     const int64_t b = line / args.rows, row = line % args.rows;
-    const int64_t col = block % blocks_per_row * kLanes;
+    const int64_t col = vector % vectors_per_row * kLanes;
     const int64_t left = args.cols - col;
     if (left >= kLanes && adjacent) {
-      run(args, {b, row, col}, vectors);
+      run(args, {b, row, col}, free);
       continue;
     }
     run_gathered<B, T, C, kBackward>(args, {b, row, col},
@@ -214,9 +214,9 @@ void run_blocks(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last,
 template <class T, bool kBackward>
 void run_range(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last, T* scratch) {
   const auto run = [&]<Likelihood kLikelihood>() {
-    const auto blocks = args.channels == 1 ? &run_blocks<T, 1, kLikelihood, kBackward>
-                                           : &run_blocks<T, 3, kLikelihood, kBackward>;
-    blocks(args, first, last, scratch);
+    const auto run_all = args.channels == 1 ? &run_vectors<T, 1, kLikelihood, kBackward>
+                                            : &run_vectors<T, 3, kLikelihood, kBackward>;
+    run_all(args, first, last, scratch);
   };
   switch (args.likelihood) {
     case Likelihood::kContinuous:

@@ -17,6 +17,7 @@ class GatedResnet {
   using Element = typename D::Element;
   using Cell = typename D::Cell;
   using CellRows = typename Convolutions<D>::CellRows;
+  using Padded = PaddedImage<D>;
   static constexpr bool kPairs = D::kPair == 2;
 
  public:
@@ -53,26 +54,31 @@ class GatedResnet {
 
  private:
   struct Buffers {
-    Element *x, *h;  // padded images: concat_elu of x and of h, one at a time in backward
-    Element *grad_gates, *grad_h;  // padded images, shifted the other way
-    Cell *even, *odd;              // concat_elu in pairs of columns
-    Cell *gates_pairs, *h_pairs, *skip_pairs;
-    Element* skip;                            // concat_elu of some rows of the skips
+    Padded x, h;                // concat_elu of x and of h, one at a time in backward
+    Padded grad_gates, grad_h;  // shifted the other way
+    Cell *even, *odd;           // concat_elu in pairs of columns
+    Element* skip;              // concat_elu of some rows of the skips, and in pairs of columns
+    Cell* skip_pairs;
     Element *x_slope, *h_slope, *skip_slope;  // exp(-|v|) of x and h, and of a row of the skips
     Scalar *row, *keep;  // sums of a row of pixels; dropout's factors of an image
     T* h_row;
 
     Buffers(const GatedShape& shape, Scratch& scratch) {
       const Layout<D> p(shape);
-      const int64_t padded = p.height * p.cols;
-      x = scratch.take<Element>(padded * p.f2);
-      h = scratch.take<Element>(padded * p.f2);
-      grad_gates = scratch.take<Element>(padded * p.f2);
-      grad_h = scratch.take<Element>(padded * p.f_cells * D::kPair);
+      const auto input = [&] {
+        return Padded{scratch.take<Element>(p.height * p.cols * p.f2), p.f2, p.cols, p.top, p.left};
+      };
+      const auto gradient = [&](int64_t stride, int64_t n_pad) {
+        Element* const data = scratch.take<Element>(p.height * p.cols * stride);
+        Cell* const pairs = scratch.take<Cell>(kPairs ? p.height * p.steps * n_pad : 0);
+        return Padded{data, stride, p.cols, p.back_top, p.back_left, pairs, n_pad};
+      };
+      x = input();
+      h = input();
+      grad_gates = gradient(p.f2, p.f2_pad);
+      grad_h = gradient(p.f_cells * D::kPair, p.f_pad);
       even = scratch.take<Cell>(kPairs ? p.height * p.pairs * p.f2 : 0);
       odd = scratch.take<Cell>(kPairs ? p.height * p.pairs * p.f2 : 0);
-      gates_pairs = scratch.take<Cell>(kPairs ? p.height * p.steps * p.f2_pad : 0);
-      h_pairs = scratch.take<Cell>(kPairs ? p.height * p.steps * p.f_pad : 0);
       skip = scratch.take<Element>(p.chunk * p.steps * D::kPair * p.s2);
       skip_pairs = scratch.take<Cell>(kPairs ? p.chunk * p.steps * p.s2 : 0);
       row = scratch.take<Scalar>(p.width * larger(p.f2_pad, p.s2_pad));
@@ -94,14 +100,13 @@ class GatedResnet {
         buffers_(shape, scratch),
         convolutions_(layout_, buffers_.row, buffers_.even, buffers_.odd) {
     // The zeros around the images stay: passes write the inside alone.
-    fill_margins(buffers_.x, layout_.f2, layout_.left);
-    fill_margins(buffers_.h, layout_.f2, layout_.left);
-    fill_margins(buffers_.grad_gates, layout_.f2, layout_.back_left);
-    const int64_t h_stride = layout_.f_cells * D::kPair;
-    if (h_stride == layout_.f) {
-      fill_margins(buffers_.grad_h, h_stride, layout_.back_left);
+    fill_margins(buffers_.x);
+    fill_margins(buffers_.h);
+    fill_margins(buffers_.grad_gates);
+    if (buffers_.grad_h.stride == layout_.f) {
+      fill_margins(buffers_.grad_h);
     } else {  // the last channel's partner is zero, too
-      fill_zero(buffers_.grad_h, layout_.height * layout_.cols * h_stride);
+      fill_zero(buffers_.grad_h.data, layout_.height * layout_.cols * buffers_.grad_h.stride);
     }
     fill_zero(buffers_.skip, layout_.chunk * layout_.steps * D::kPair * layout_.s2);
     conv_out_ = static_cast<const Cell*>(packed);
@@ -109,14 +114,18 @@ class GatedResnet {
     nin_ = conv_out_ + layout_.nin_start();
   }
 
-  // Zeros in the columns beside a padded image of `channels`, `left` of them before it.
-  void fill_margins(Element* padded, int64_t channels, int64_t left) const {
-    const int64_t right = layout_.cols - left - layout_.width;
+  void fill_margins(const Padded& image) const {
+    const int64_t right = image.cols - image.left - layout_.width;
     for (int64_t r = 0; r < layout_.height; ++r) {
-      Element* row = padded + r * layout_.cols * channels;
-      fill_zero(row, left * channels);
-      fill_zero(row + (left + layout_.width) * channels, right * channels);
+      fill_zero(image.row(r), image.left * image.stride);
+      fill_zero(image.inside(r) + layout_.width * image.stride, right * image.stride);
     }
+  }
+
+  // Row r of a gradient of so many channels in pairs of columns.
+  void pair_row(const Padded& gradient, int channels, int64_t r) const {
+    pair_columns<D>(gradient.inside(r), gradient.stride, layout_.steps, channels,
+                    gradient.pairs + r * layout_.steps * gradient.n_pad, gradient.n_pad);
   }
 
   template <bool kDropout>
@@ -129,11 +138,11 @@ class GatedResnet {
     const int64_t line = p.width * p.f;
     if constexpr (kDropout) draw_keep(first);
     for (int64_t r = 0; r < p.height; ++r) {
-      P::template write_concat_elu<false, false>(
-          x + r * line, p.width, p.f, inside(buffers_.x, r, p.f2), p.f2, p.f, nullptr, nullptr);
+      P::template write_concat_elu<false, false>(x + r * line, p.width, p.f, buffers_.x.inside(r),
+                                                 p.f2, p.f, nullptr, nullptr);
     }
     for (int64_t r = 0; r < p.height; ++r) {
-      convolutions_.convolve_row(buffers_.x, p.f2_cells, conv_in_, p.f_pad, r, p.top);
+      convolutions_.convolve_row(buffers_.x, conv_in_, p.f_pad, r);
       if (p.s2 > 0) {
         write_skip_row<false>(call.tensors, first + r * p.width, buffers_.skip);
         convolutions_.convolve_points(buffers_.skip, p.s2_cells, nin_, p.f_pad, true);
@@ -142,11 +151,11 @@ class GatedResnet {
                                        : static_cast<T*>(call.tensors.h) + first * p.f + r * line;
       P::write_biased(buffers_.row, p.f_pad, numbers(call.tensors.bias_in),
                       p.s2 > 0 ? numbers(call.tensors.bias_nin) : nullptr, p.width, p.f, h);
-      P::template write_concat_elu<kDropout, false>(h, p.width, p.f, inside(buffers_.h, r, p.f2),
-                                                    p.f2, p.f, keep_row(r), nullptr);
+      P::template write_concat_elu<kDropout, false>(h, p.width, p.f, buffers_.h.inside(r), p.f2,
+                                                    p.f, keep_row(r), nullptr);
     }
     for (int64_t r = 0; r < p.height; ++r) {
-      convolutions_.convolve_row(buffers_.h, p.f2_cells, conv_out_, p.f2_pad, r, p.top);
+      convolutions_.convolve_row(buffers_.h, conv_out_, p.f2_pad, r);
       T* gates = call.tensors.gates == nullptr
                      ? nullptr
                      : static_cast<T*>(call.tensors.gates) + 2 * (first * p.f + r * line);
@@ -172,40 +181,32 @@ class GatedResnet {
     Scalar* image_sums = row_of<Scalar>(call.grads.image_bias, image);
     if (image_sums != nullptr) fill_zero(image_sums, p.f2);
     Scalar* gate_sums = image_sums == nullptr ? sums_bias_out : image_sums;
-    const int64_t h_stride = p.f_cells * D::kPair;
+    const Padded &grad_gates = buffers_.grad_gates, &grad_h = buffers_.grad_h;
 
     if constexpr (kDropout) draw_keep(first);
     for (int64_t r = 0; r < p.height; ++r) {
-      Element* out = back_inside(buffers_.grad_gates, r, p.f2);
-      P::write_gate_gradient(grad_y + r * line, gates + 2 * r * line, p.width, p.f, out, p.f2,
-                             gate_sums);
-      pair_columns<D>(out, p.f2, p.steps, p.f2, buffers_.gates_pairs + r * p.steps * p.f2_pad,
-                      p.f2_pad);
-      P::template write_concat_elu<kDropout, true>(h + r * line, p.width, p.f,
-                                                   inside(buffers_.h, r, p.f2), p.f2, p.f,
-                                                   keep_row(r), buffers_.h_slope + r * line);
+      P::write_gate_gradient(grad_y + r * line, gates + 2 * r * line, p.width, p.f,
+                             grad_gates.inside(r), p.f2, gate_sums);
+      pair_row(grad_gates, p.f2, r);
+      P::template write_concat_elu<kDropout, true>(h + r * line, p.width, p.f, buffers_.h.inside(r),
+                                                   p.f2, p.f, keep_row(r),
+                                                   buffers_.h_slope + r * line);
     }
     for (int c = 0; image_sums != nullptr && c < p.f2; ++c) sums_bias_out[c] += image_sums[c];
-    convolutions_.add_conv_gradient(buffers_.h, buffers_.grad_gates, p.f2, buffers_.gates_pairs,
-                                    p.f2_pad, first_image, sums);
+    convolutions_.add_conv_gradient(buffers_.h, grad_gates, first_image, sums);
 
     for (int64_t r = 0; r < p.height; ++r) {
-      convolutions_.convolve_row(buffers_.grad_gates, p.f2_cells, conv_out_, p.f2_pad, r,
-                                 p.back_top);
-      Element* out = back_inside(buffers_.grad_h, r, h_stride);
-      P::template write_hidden_gradient<kDropout>(buffers_.row, p.f2_pad, h + r * line,
-                                                  buffers_.h_slope + r * line, keep_row(r), p.width,
-                                                  p.f, out, h_stride, sums_bias_in);
-      pair_columns<D>(out, h_stride, p.steps, p.f, buffers_.h_pairs + r * p.steps * p.f_pad,
-                      p.f_pad);
-      P::template write_concat_elu<false, true>(x + r * line, p.width, p.f,
-                                                inside(buffers_.x, r, p.f2), p.f2, p.f, nullptr,
-                                                buffers_.x_slope + r * line);
+      convolutions_.convolve_row(grad_gates, conv_out_, p.f2_pad, r);
+      P::template write_hidden_gradient<kDropout>(
+          buffers_.row, p.f2_pad, h + r * line, buffers_.h_slope + r * line, keep_row(r), p.width,
+          p.f, grad_h.inside(r), grad_h.stride, sums_bias_in);
+      pair_row(grad_h, p.f, r);
+      P::template write_concat_elu<false, true>(x + r * line, p.width, p.f, buffers_.x.inside(r),
+                                                p.f2, p.f, nullptr, buffers_.x_slope + r * line);
     }
-    convolutions_.add_conv_gradient(buffers_.x, buffers_.grad_h, h_stride, buffers_.h_pairs,
-                                    p.f_pad, first_image, sums_in);
+    convolutions_.add_conv_gradient(buffers_.x, grad_h, first_image, sums_in);
     for (int64_t r = 0; r < p.height; ++r) {
-      convolutions_.convolve_row(buffers_.grad_h, p.f_cells, conv_in_, p.f2_pad, r, p.back_top);
+      convolutions_.convolve_row(grad_h, conv_in_, p.f2_pad, r);
       P::write_input_gradient(buffers_.row, p.f2_pad, p.f, x + r * line,
                               buffers_.x_slope + r * line, grad_y + r * line, p.width, p.f,
                               grad_x + r * line);
@@ -217,7 +218,6 @@ class GatedResnet {
     const void* const skips[kMaxSkips] = {call.tensors.skip, call.tensors.skip_2};
     void* const grad_skips[kMaxSkips] = {call.grads.skip, call.grads.skip_2};
     const Layout<D>& p = layout_;
-    const int64_t h_stride = p.f_cells * D::kPair;
     const int64_t line = p.steps * D::kPair * p.s2;  // elements of a row of buffers_.skip
     for (int64_t r0 = 0; r0 < p.height; r0 += p.chunk) {
       const int64_t rows = smaller(p.chunk, p.height - r0);
@@ -226,8 +226,8 @@ class GatedResnet {
         Element* skip = buffers_.skip + r * line;
         write_skip_row<true>(call.tensors, pixel, skip);
         pair_columns<D>(skip, p.s2, p.steps, p.s2, buffers_.skip_pairs + r * p.steps * p.s2, p.s2);
-        convolutions_.convolve_points(back_inside(buffers_.grad_h, r0 + r, h_stride), p.f_cells,
-                                      nin_, p.s2_pad, false);
+        convolutions_.convolve_points(buffers_.grad_h.inside(r0 + r), p.f_cells, nin_, p.s2_pad,
+                                      false);
         int64_t channel = 0;
         for (int i = 0; i < kMaxSkips; ++i) {
           const int channels = shape_.skip_channels[i];
@@ -240,17 +240,9 @@ class GatedResnet {
       }
       const CellRows a = kPairs ? CellRows{buffers_.skip_pairs, p.steps * p.s2, p.s2}
                                 : CellRows{Convolutions<D>::cells(buffers_.skip), line, p.s2};
-      convolutions_.add_weight_gradient(
-          a, convolutions_.gradient_rows(buffers_.grad_h, h_stride, buffers_.h_pairs, p.f_pad, r0),
-          rows, p.s2, p.f_pad, !first_image || r0 > 0, sums);
+      convolutions_.add_weight_gradient(a, convolutions_.gradient_rows(buffers_.grad_h, r0), rows,
+                                        p.s2, p.f_pad, !first_image || r0 > 0, sums);
     }
-  }
-
-  Element* inside(Element* padded, int64_t r, int64_t stride) const {
-    return padded + (r * layout_.cols + layout_.left) * stride;
-  }
-  Element* back_inside(Element* padded, int64_t r, int64_t stride) const {
-    return padded + (r * layout_.cols + layout_.back_left) * stride;
   }
 
   // The 2F numbers of an image in (B, 2F); null where there are none.
