@@ -23,13 +23,13 @@ struct RowAddress {
   uint32_t offset, stride;
 };
 
-// The columns that a pixel part may read: the pixel's own of each cache, and the one to its left.
-// Number 0 is no column: its address is {0, 0}.
+// Index of a column that a pixel part may read: the pixel's own of each cache, and the one to its
+// left. Index 0 is no column: its address is {0, 0}.
 DSMOOTH_INLINE int own_column(int cache) { return 2 * cache + 2; }  // 0 of kNone
 DSMOOTH_INLINE int left_column(int cache) { return 2 * cache + 1; }
 
-// The address of a granule of k. The column is the operation's, twice or half as many where the
-// cache has twice or half the resolution: (2 column >> halvings) + shift, zeros being column 0.
+// The address of a granule of k. Its column is the operation's, doubled or halved where the cache's
+// resolution is: (2 column >> halvings) + shift. Column 0 is zeros.
 struct alignas(8) Source {
   uint16_t row;  // of RowAddresses: cache * kRowsInReach + row - kRowAbove
   uint8_t shift, halvings;
@@ -40,10 +40,8 @@ struct alignas(8) Source {
 
 // The address of a granule of k for a pixel part: in a column of a cache, `within` granules from
 // the beginning of an image; or in shared memory, if the operation before has just written it
-// there.
-//
-// Both are halves of one word. As two fields they would be split right after the load, and the
-// split would wait for it.
+// there. Both are halves of one word: two fields would be split right after the load, and wait for
+// it.
 struct alignas(8) PixelSource {
   uint32_t column_and_near;
   uint32_t within;
@@ -61,14 +59,13 @@ struct alignas(8) PixelSource {
 // A pixel part multiplies its steps in windows. Windows are padded with null sources.
 constexpr int kWindow = 8;
 
-// An operation at a pixel, in the list of those that run there. Its sources depend on what comes
-// before it.
+// An operation at a pixel. Its sources depend on the operation before it.
 struct alignas(16) PixelStage {
   const PixelSource* sources;
   int32_t op, resolution;
 };
 
-// A load of one of these, from memory that no kernel writes.
+// Loads from memory that no kernel writes.
 template <class T>
 DSMOOTH_INLINE T load_constant(const T* from) {
 #if defined(__CUDA_ARCH__)
@@ -93,13 +90,13 @@ DSMOOTH_INLINE T load_constant(const T* from) {
 }
 
 // The granules of k come in steps of kStepGranules; the last ones may be zeros. Outputs come in
-// units of kColumns columns: so many channels, or in a gate A and G of half as many, taken in turn.
-// The weights of a unit follow one another, step after step (weight_offset). Biases and waiting
-// sums have the order of the columns. Arrays of two are those of Part.
+// units of kColumns columns; in a gate A and G of a channel are neighbours. The weights of a unit
+// follow one another, step after step (weight_offset). Biases and waiting sums have the order of
+// the columns. Part is the index of an array of two.
 struct alignas(16) CudaOp {
   const Granule* weights[2];
   const Source* sources[2];
-  const float* bias;  // in shared memory, if `projected`, the biases of the slice's images
+  const float* bias;  // in the shared copy, the biases of the slice's images if `projected`
   // Initial values of the pixel part's sums at column 0 and image 0, bias or row part, and floats
   // from one image to the next. A block sets them (block_run.cuh).
   const float* begin;
@@ -130,7 +127,7 @@ struct SharedLayout {
   int columns;      // addresses of the columns that a pixel part can read
   int near;         // results of the last operations at this pixel, two buffers
   int near_stride;  // of a row in a buffer
-  int near_raw;     // of raw_out behind act_out in a row
+  int near_raw;     // from act_out to raw_out in a row
   int scratch;      // sums of row tiles, each lane's own
   bool tall;        // whether it has room for tall tiles
   int bytes;        // in all
@@ -193,19 +190,8 @@ class BlockMemory {
     return base_ + static_cast<size_t>(i) * kGranule;
   }
 
-  // Initial values of a part's sums, and their stride from one image to the next. Biases of images
-  // begin the sums of each column.
-  DSMOOTH_HOST_DEVICE const float* init(int index, Part part, int column, int& stride) const {
-    const CudaOp& op = ops()[index];
-    stride = part == Part::kPixel ? op.begin_stride : op.projected ? op.columns() : 0;
-    return part == Part::kPixel ? op.begin + ptrdiff_t{column * batch()} * stride : op.bias;
-  }
-  // The sums that wait between the parts of an operation.
-  DSMOOTH_HOST_DEVICE float* partial(int index, int column) const {
-    const size_t image = static_cast<size_t>(column * batch());
-    return at<float*>(layout_.partials)[index] +
-           image * static_cast<size_t>(ops()[index].columns());
-  }
+  // The sums that wait between the parts of each operation.
+  DSMOOTH_HOST_DEVICE float** partials() const { return at<float*>(layout_.partials); }
 
   // The row of a cache that entry i of rows() addresses, when the step has come to `row`.
   DSMOOTH_HOST_DEVICE RowAddress find_row(int i, int row) const {

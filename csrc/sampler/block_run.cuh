@@ -11,37 +11,36 @@
 
 namespace dsmooth::sampler {
 
-// The weights of a pixel's components and the sums of their blocks, which the lanes share; the
-// largest logit of each block stands behind the sums. A sync follows.
+// Turns the logits of a pixel to weights, with the sums of their groups. The largest logit of each
+// group stands behind the sums. Ends with a sync.
 template <class Block>
 DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE void weigh_components(Block& block, const StateView& state,
                                                               int row, int column,
                                                               float temperature) {
   const NetworkView& network = *state.network;
-  const int n = network.n_mix + network.n_atoms, blocks = network.blocks;
+  const int n = network.n_mix + network.n_atoms, groups = network.groups;
   float* const params = state.at(network.params, row, column);
   const int stride = network.caches[network.params].stride;
-  // f(logits, sums, block) of each image.
-  const auto each_block = [&](auto f) {
-    for (int i = block.lane(); i < state.batch * blocks; i += BlockMemory<Block>::kLanes) {
-      float* const logits = params + ptrdiff_t{i / blocks} * stride;
-      f(logits, logits + network.n_params, i % blocks);
+  // f(logits, sums, group) of each image.
+  const auto each_group = [&](auto f) {
+    for (int i = block.lane(); i < state.batch * groups; i += BlockMemory<Block>::kLanes) {
+      float* const logits = params + ptrdiff_t{i / groups} * stride;
+      f(logits, logits + network.n_params, i % groups);
     }
     block.sync();
   };
-  each_block(
-      [&](float* logits, float* sums, int i) { sums[blocks + i] = top_of_block(logits, n, i); });
-  each_block([&](float* logits, float* sums, int i) {
-    float top = sums[blocks];
-    for (int other = 1; other < blocks; ++other)
-      top = sums[blocks + other] > top ? sums[blocks + other] : top;
-    sums[i] = weigh_block(logits, n, i, top, temperature);
+  each_group(
+      [&](float* logits, float* sums, int i) { sums[groups + i] = top_of_group(logits, n, i); });
+  each_group([&](float* logits, float* sums, int i) {
+    float top = sums[groups];
+    for (int other = 1; other < groups; ++other)
+      top = sums[groups + other] > top ? sums[groups + other] : top;
+    sums[i] = weigh_group(logits, n, i, top, temperature);
   });
 }
 
 // A worker that is one thread block. The sum of an output runs over k in the same steps whatever
-// the batch, so that images do not depend on how many share a slice. T: float, or Bf16 with sums in
-// float.
+// the batch, so images do not depend on the slice. T: float, or Bf16 with sums in float.
 template <class T, class Block, bool kKeeps>
 class CudaWorker {
  public:
@@ -68,7 +67,7 @@ class CudaWorker {
         BlockMemory<Block>::head_of(block_).stages + state.network->ops_at(row, column, n);
     state.batch <= kRows ? draw_stages<T, 1>(block_, list, n, column)
                          : draw_stages<T, 2>(block_, list, n, column);
-    find_columns(column + 1);  // the sync behind the pixel's noise is theirs too
+    find_columns(column + 1);  // the sync that follows the drawing of the pixel serves them, too
   }
 
   DSMOOTH_HOST_DEVICE void weigh(const StateView& state, int row, int column, float temperature) {
@@ -127,7 +126,7 @@ DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch
         reinterpret_cast<unsigned char*>(base)};
   block.sync();
   const BlockMemory<Block> memory(block);
-  // Sizes first, which take long to find; then one lane adds them up.
+  // The lanes find the sizes, which takes long. Then one lane adds them up.
   uint32_t* const words = reinterpret_cast<uint32_t*>(memory.near());
   for (int i = lane; i < n_addresses; i += kLanes)
     words[i] = static_cast<uint32_t>(
@@ -178,9 +177,8 @@ DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& 
 }
 
 // The kernels for a type of operands. completes: the kernel keeps the pixels of a mask and adds
-// biases of images. That has a kernel of its own: what it holds would cost all other images
-// registers, and with them a tenth of the time of a stage. The two share the functions that they
-// call, so that one file compiles both.
+// biases of images. In the other kernel that code would cost registers, and a tenth of the time of
+// a stage. The two share the functions that they call, so one file compiles both.
 using SampleKernel = void (*)(BlockRun);
 SampleKernel float32_kernel(bool completes);   // cuda_float32.cu
 SampleKernel bfloat16_kernel(bool completes);  // cuda_bfloat16.cu
@@ -199,7 +197,7 @@ struct ThreadBlock {
   }
 };
 
-// One block a multiprocessor: shared memory holds no second one.
+// One block per multiprocessor: shared memory holds no second one.
 template <class T, bool kCompletes>
 __global__ void __launch_bounds__(kKernelWarps * 32, 1)
     sample(const __grid_constant__ BlockRun run) {

@@ -1,9 +1,9 @@
 // The component of a mixture that a uniform picks by the cumulative softmax of the logits.
 //
-// Few components are taken one after the other. Those of a network that has an atom for every byte
-// are taken by blocks: each exponential is computed once and takes the place of its logit, and the
-// sum of a block is formed in one order of additions, a tree. So vectors of any width, and lanes
-// that share the blocks, give the same bits.
+// Few components are taken one after the other. A network with an atom for every byte takes them by
+// groups: each exponential is computed once and takes the place of its logit. The sum of a group is
+// a tree of additions, so vectors of any width, and lanes that share the groups, give the same
+// bits.
 #pragma once
 
 #include <cmath>
@@ -13,11 +13,11 @@
 
 namespace dsmooth::sampler {
 
-constexpr int kBlock = 16;
+constexpr int kGroupSize = 16;
 
-DSMOOTH_INLINE int blocks_of(int components) { return (components + kBlock - 1) / kBlock; }
+DSMOOTH_INLINE int groups_of(int components) { return (components + kGroupSize - 1) / kGroupSize; }
 
-// The component that u picks, one after the other.
+// The component that u picks; they are taken one after the other.
 DSMOOTH_HOST_DEVICE inline int pick_component(const float* logits, int n, float u,
                                               float temperature) {
   float top = logits[0];
@@ -34,47 +34,48 @@ DSMOOTH_HOST_DEVICE inline int pick_component(const float* logits, int n, float 
   return component;
 }
 
-// The largest logit of a block.
-DSMOOTH_HOST_DEVICE inline float top_of_block(const float* logits, int n, int block) {
-  const int first = block * kBlock, end = n < first + kBlock ? n : first + kBlock;
+// The largest logit of a group.
+DSMOOTH_HOST_DEVICE inline float top_of_group(const float* logits, int n, int group) {
+  const int first = group * kGroupSize, end = n < first + kGroupSize ? n : first + kGroupSize;
   float top = logits[first];
   for (int i = first + 1; i < end; ++i) top = logits[i] > top ? logits[i] : top;
   return top;
 }
 
-// Turns the logits of a block to e^((logit - top) / temperature); returns their sum.
-DSMOOTH_HOST_DEVICE inline float weigh_block(float* logits, int n, int block, float top,
+// Turns the logits of a group to e^((logit - top) / temperature); returns their sum.
+DSMOOTH_HOST_DEVICE inline float weigh_group(float* logits, int n, int group, float top,
                                              float temperature) {
-  const int first = block * kBlock;
-  float sums[kBlock];
+  const int first = group * kGroupSize;
+  float sums[kGroupSize];
   DSMOOTH_DEVICE_UNROLL
-  for (int i = 0; i < kBlock; ++i) {
+  for (int i = 0; i < kGroupSize; ++i) {
     sums[i] = 0;
     if (first + i < n)
       logits[first + i] = sums[i] = Scalar::exp_negative((logits[first + i] - top) / temperature);
   }
   DSMOOTH_DEVICE_UNROLL
-  for (int half = kBlock / 2; half > 0; half /= 2) {
+  for (int half = kGroupSize / 2; half > 0; half /= 2) {
     DSMOOTH_DEVICE_UNROLL
     for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
   }
   return sums[0];
 }
 
-// The component that u picks by weights in blocks of these sums.
-DSMOOTH_HOST_DEVICE inline int pick_by_blocks(const float* weights, const float* sums, int n,
+// The component that u picks by weights in groups of these sums.
+DSMOOTH_HOST_DEVICE inline int pick_by_groups(const float* weights, const float* sums, int n,
                                               float u) {
-  const int blocks = blocks_of(n);
+  const int groups = groups_of(n);
   float total = 0;
-  for (int i = 0; i < blocks; ++i) total += sums[i];
+  for (int i = 0; i < groups; ++i) total += sums[i];
   const float threshold = u * total;
-  int block = 0;
-  float before = 0, next = sums[0];  // weights of the blocks before the picked one, and with it
-  while (block < blocks - 1 && threshold >= next) {
+  int group = 0;
+  float before = 0, next = sums[0];  // weights of the groups before the picked one, and with it
+  while (group < groups - 1 && threshold >= next) {
     before = next;
-    next += sums[++block];
+    next += sums[++group];
   }
-  const int first = block * kBlock, last = (n < first + kBlock ? n : first + kBlock) - 1;
+  const int first = group * kGroupSize,
+            last = (n < first + kGroupSize ? n : first + kGroupSize) - 1;
   int component = first;
   for (int i = first; i < last; ++i) {
     before += weights[i];

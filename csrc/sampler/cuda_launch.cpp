@@ -65,9 +65,9 @@ int launches_of_a_slice(int rows) { return (rows + kRowsPerLaunch - 1) / kRowsPe
 
 }  // namespace
 
-// Attributes belong to the kernel, not to the launch, and other samplers set them too, in any
-// thread: all of them set the most shared memory that the device allows. The carve-out is a hint:
-// what shared memory does not take is L1, which the rows of pixels are read through.
+// Attributes belong to the kernel, and other samplers set them too, in any thread. So all of them
+// set the most shared memory that the device allows. The carve-out is a hint: the rest is L1, which
+// the rows of pixels are read through.
 CudaSampler::CudaSampler(Program program, bool bf16, int device)
     : DeviceProgram(std::move(program), bf16), device_(device) {
   processors_ = attribute(cudaDevAttrMultiProcessorCount, device);

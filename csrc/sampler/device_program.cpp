@@ -107,7 +107,7 @@ std::vector<PixelStage> DeviceProgram::list_stages(const Program& program) {
   for (int list = 0; list < kPixelPeriod * kPixelPeriod; ++list) {
     const OpView* before = nullptr;
     for (int i = network.first_at_pixel[list]; i < network.first_at_pixel[list + 1]; ++i) {
-      const auto [op, resolution] = skeleton_.at_pixel[i];
+      const int op = skeleton_.at_pixel[i];
       const auto [found, is_new] = known.insert(
           {{op, before ? before->act_out : kNone, before ? before->raw_out : kNone}, nullptr});
       const OpView& now = network.ops[op];
@@ -116,7 +116,7 @@ std::vector<PixelStage> DeviceProgram::list_stages(const Program& program) {
         throw std::invalid_argument("sampler program, operation " + std::to_string(op) +
                                     ": adds what the one before it has just written");
       if (is_new) found->second = append(pixel_sources(program.ops[op], before));
-      stages.push_back({found->second, op, resolution});
+      stages.push_back({found->second, op, now.resolution});
       before = &network.ops[op];
     }
   }

@@ -38,8 +38,8 @@ DSMOOTH_HOST_DEVICE inline int byte_of(float x) {
   return byte > 0.0f ? byte < 255.0f ? static_cast<int>(byte) : 255 : 0;
 }
 
-// Four uniforms: the component, from n_mix on an atom, then a colour each. With blocks of
-// components the params hold their weights, and the sums of the blocks behind the last parameter.
+// Uses four uniforms: for the component, or from n_mix on the atom, then for each colour. With
+// groups, params hold the weights of components, and behind the last parameter the sums of groups.
 DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline Pixel draw_pixel(const NetworkView& p,
                                                                 const float* params, uint64_t seed,
                                                                 uint64_t index, uint32_t position,
@@ -52,7 +52,7 @@ DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline Pixel draw_pixel(const NetworkVie
                     static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
   const int n = k + p.n_atoms;
   const float u = philox_uniform(words.word[0]);
-  const int component = p.blocks > 0 ? pick_by_blocks(params, params + p.n_params, n, u)
+  const int component = p.groups > 0 ? pick_by_groups(params, params + p.n_params, n, u)
                                      : pick_component(params, n, u, temperature);
   Pixel pixel{};
   if (component >= k) {
@@ -79,8 +79,8 @@ DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline Pixel draw_pixel(const NetworkVie
   return pixel;
 }
 
-// The channels of a pixel that every image has, `to` where they begin: colours (then, in two parts,
-// what rounding to bfloat16 left of them), one.
+// Writes the channels of a pixel that every image has: its colours, in two parts also their
+// remainders after rounding to bfloat16, and a one.
 DSMOOTH_HOST_DEVICE inline void store_pixel(const NetworkView& p, const Pixel& pixel, float* to) {
   const int colours = p.image_channels;
   if (!p.bf16) {
@@ -102,9 +102,8 @@ DSMOOTH_HOST_DEVICE inline void store_pixel(const NetworkView& p, const Pixel& p
   std::memcpy(to, channels, static_cast<size_t>(ones + 1 + (ones + 1) % 2) * sizeof(bfloat16));
 }
 
-// The channels that the modelled image alone has, zeros in a prompt above it, where it is not
-// `there`: the features of each colour's byte, and if a layer sees that image alone, colours and
-// one again.
+// Writes the channels that the modelled image alone has: the features of each colour's byte and, if
+// a layer sees that image alone, colours and one again. Zeros unless `there`, as in a prompt.
 DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline void store_own(const NetworkView& p, Pixel pixel,
                                                               bool there, float* to) {
   const int each = p.feature_words;

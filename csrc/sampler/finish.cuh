@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cmath>
-#include <cstddef>
 
 #include "block_memory.cuh"
 #include "elementary.h"
@@ -48,7 +47,7 @@ DSMOOTH_INLINE void store_sums(float* to, Pair sums, bool there) {
   Space::store(to + 1, bits_of(to, sums.y), there);
 }
 
-// The summands of a pair of sums, the first at `column`; zeros if there are none.
+// The summands of the pair of sums at `column`; zeros if there are none.
 DSMOOTH_INLINE Pair load_added(const CudaOp& op, const Column& from, int m, int column,
                                bool there) {
   Pair added{};
@@ -94,9 +93,8 @@ template <>
 struct Curves<Bf16> : ShortCurves {};
 #endif
 
-// Results of a pair of sums: one channel of a gate, in .x alone; or two channels, of which the
-// second is zero if it lies beyond the last one. kOdd: of an odd number of channels, which parts
-// the pairs of activations, as these lie close.
+// Results of a pair of sums: one channel of a gate, in .x alone, or two channels, the second zero
+// if it lies beyond the last one. kOdd: two of an odd number, so elu(-v) does not begin at a pair.
 enum class Results { kGate, kPairs, kOdd };
 
 template <class T, Results kResults>

@@ -13,12 +13,12 @@ namespace dsmooth::sampler {
 Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
   const auto resolution_of = [&](const Term& term) { return p.caches[term.cache].resolution; };
   const int components = p.n_mix + static_cast<int>(p.atoms.size());
-  const int blocks = p.atoms.size() == kBytes ? blocks_of(components) : 0;
+  const int groups = p.atoms.size() == kBytes ? groups_of(components) : 0;
   for (size_t i = 0; i < p.caches.size(); ++i) {
     const Cache& c = p.caches[i];
     const int words = c.operand && bf16 ? c.channels / 2 : c.channels;
-    // Behind the parameters there is room for two numbers a block.
-    const int used = words + (static_cast<int>(i) == p.params ? 2 * blocks : 0);
+    // Behind the parameters there is room for two numbers per group.
+    const int used = words + (static_cast<int>(i) == p.params ? 2 * groups : 0);
     caches.push_back(
         {c.resolution, c.rows, words, (used + stride_words - 1) / stride_words * stride_words});
   }
@@ -41,17 +41,12 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
   static_cast<ProgramSpec&>(network) = p;
   network.n_atoms = static_cast<int>(p.atoms.size());
   network.n_params = p.n_params();
-  network.blocks = blocks;
+  network.groups = groups;
   network.pixel_words = p.pixel_channels() / (bf16 ? 2 : 1);
   network.feature_words = p.features / (bf16 ? 2 : 1);
   features.resize(static_cast<size_t>(kBytes) * network.feature_words);
-  for (size_t i = 0; i < p.feature_table.size(); ++i) {
-    const bfloat16 half = to_bfloat16(p.feature_table[i]);
-    if (bf16)
-      std::memcpy(reinterpret_cast<char*>(features.data()) + i * sizeof half, &half, sizeof half);
-    else
-      features[i] = p.feature_table[i];
-  }
+  for (size_t i = 0; i < p.feature_table.size(); ++i)
+    put_operand(features.data(), i, p.feature_table[i], bf16);
   network.features = features.data();
   std::copy(p.atoms.begin(), p.atoms.end(), network.atoms);
   network.bf16 = bf16;
@@ -68,11 +63,19 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
       for (int i = network.begin(Phase::kHorizontal); i < network.end(Phase::kHead); ++i) {
         const OpView& op = ops[i];
         if (op.runs_at_row(row) && op.runs_at_column(column))
-          at_pixel.push_back({static_cast<int16_t>(i), static_cast<int16_t>(op.resolution)});
+          at_pixel.push_back(static_cast<int16_t>(i));
       }
       *++first = static_cast<int>(at_pixel.size());
     }
   network.at_pixel = at_pixel.data();
+}
+
+void put_operand(float* words, size_t i, float value, bool bf16) {
+  const bfloat16 half = to_bfloat16(value);
+  if (bf16)
+    std::memcpy(reinterpret_cast<char*>(words) + i * sizeof half, &half, sizeof half);
+  else
+    words[i] = value;
 }
 
 void Skeleton::add_projection(size_t op, const float* projection) {

@@ -42,12 +42,12 @@ struct OpView : OpSpec {
   MatrixView row, pixel;
   const float* bias;                  // packed columns
   const float* projection = nullptr;  // (condition_size, packed columns) or null
-  int image_bias = 0;  // with a projection: columns of the biases of an image before its own
+  int image_bias = 0;  // columns of an image's biases that come before those of this operation
 
   DSMOOTH_HOST_DEVICE const MatrixView& matrix(Part part) const {
     return part == Part::kRow ? row : pixel;
   }
-  // Layers of lower resolution run at every second (fourth) row and column: there their inputs are
+  // Layers of lower resolution run at every second (fourth) row and column. There their inputs are
   // complete, and nothing reads them earlier.
   DSMOOTH_HOST_DEVICE bool runs_at_row(int row) const { return runs(row_parity, row); }
   DSMOOTH_HOST_DEVICE bool runs_at_column(int column) const { return runs(column_parity, column); }
@@ -77,18 +77,14 @@ struct CacheView {
   }
 };
 
-// An operation that runs at a pixel.
-struct PixelOp {
-  int16_t op, resolution;
-};
-// Which they are depends on the parities of row and column at each resolution.
+// The operations that run at a pixel depend on the parities of row and column at each resolution.
 constexpr int kPixelPeriod = 1 << kResolutions;
 
 struct NetworkView : ProgramSpec {
   int n_atoms, n_params;
-  int blocks;         // of components (components.h), 0: they are taken one after the other
-  int pixel_words;    // of a pixel in a cache of images, but for what the modelled image alone has
-  int feature_words;  // of a colour's byte
+  int groups;       // of components (components.h); 0 if they are taken one after the other
+  int pixel_words;  // of a pixel in a cache of images, without channels of the modelled image alone
+  int feature_words;      // of a colour's byte
   const float* features;  // (kBytes, feature_words)
   bool bf16;              // operands
   int n_caches, n_ops;
@@ -97,7 +93,7 @@ struct NetworkView : ProgramSpec {
   int first_of_phase[5];  // operations first_of_phase[p] .. first_of_phase[p + 1] - 1
   // The operations of the horizontal stream and the head, in order, for each row and column modulo
   // kPixelPeriod: first_at_pixel[i] .. first_at_pixel[i + 1] - 1 of at_pixel.
-  const PixelOp* at_pixel;
+  const int16_t* at_pixel;
   int first_at_pixel[kPixelPeriod * kPixelPeriod + 1];
   uint8_t atoms[kBytes];       // bytes, the first n_atoms
   int image_bias_columns = 0;  // of all operations with a projection
@@ -108,7 +104,7 @@ struct NetworkView : ProgramSpec {
     n = first_at_pixel[list + 1] - first_at_pixel[list];
     return first_at_pixel[list];
   }
-  // Rows to draw for an image, those of a prompt above it included.
+  // Rows to draw for an image, including a prompt above it.
   DSMOOTH_HOST_DEVICE int rows(int height) const {
     return conditioned && context == kNone ? 2 * height : height;
   }
@@ -127,9 +123,9 @@ struct NetworkView : ProgramSpec {
 
 // The caches of a slice.
 //
-// Within a row of a cache, columns follow one another and within a column images do, so the matrix
-// product over the images of a column, or over all of a row, reads memory in order. One column of
-// zeros on either side is the padding of the convolutions; rows above the image are zero likewise.
+// A row of a cache is column after column, and a column is image after image. So a product over the
+// images of a column, or over a whole row, reads memory in order. One column of zeros on either
+// side is the padding of the convolutions; rows above the image are zero, too.
 struct StateView {
   const NetworkView* network;
   float* const* caches;
@@ -149,7 +145,7 @@ struct StateView {
         static_cast<ptrdiff_t>(slot) * (width_at(c.resolution) + 2) + column + 1;
     return caches[cache] + position * batch * c.stride;
   }
-  // The biases of the images that an operation with a projection has, row by row of packed columns.
+  // The images' biases of an operation with a projection: a row of packed columns per image.
   DSMOOTH_HOST_DEVICE float* image_bias(const OpView& op) const {
     return image_biases + ptrdiff_t{op.image_bias} * batch;
   }
@@ -193,8 +189,8 @@ struct Partition {
   int workers;
 };
 
-// Words of a workspace for `images` images that its part i takes: cache i, from n_caches on the
-// waiting sums of operation i - n_caches, and last the biases of images.
+// Words of part i of a workspace for `images` images. The parts are the caches, then the waiting
+// sums of each operation, then the biases of images.
 DSMOOTH_HOST_DEVICE inline size_t workspace_words(const NetworkView& network, int i, int images,
                                                   int height, int width) {
   const size_t words = i < network.n_caches ? network.caches[i].words_per_image(height, width)
@@ -219,7 +215,7 @@ struct Skeleton {
   std::vector<CacheView> caches;
   std::vector<TermSpec> terms;
   std::vector<OpView> ops;
-  std::vector<PixelOp> at_pixel;
+  std::vector<int16_t> at_pixel;
   std::vector<float> features;  // as NetworkView has them
   NetworkView network{};
 
@@ -230,9 +226,12 @@ struct Skeleton {
   Skeleton(Skeleton&&) = default;
   Skeleton& operator=(Skeleton&&) = default;
 
-  // Gives an operation, whose matrices are there, its packed projection.
+  // Gives an operation that has its matrices its packed projection.
   void add_projection(size_t op, const float* projection);
 };
+
+// Writes operand i of an array of words.
+void put_operand(float* words, size_t i, float value, bool bf16);
 
 // The terms of one part of an operation; outside the horizontal stream there is one part only.
 std::vector<const Term*> terms_of(const Op& op, Part part);

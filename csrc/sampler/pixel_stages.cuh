@@ -8,17 +8,13 @@
 
 namespace dsmooth::sampler {
 
-// Each weight is used once. So nothing is staged: a warp takes a unit of output columns, loads its
-// weights into the registers where they are multiplied, and finishes them there. kHigh: fragments
-// of 8 images.
+// A warp takes a unit of output columns, loads its weights into the registers where they are
+// multiplied, and finishes the sums there. kHigh: fragments of 8 images. docs/sampler.md says why.
 //
-// Loads of global memory count on one scoreboard: a wait for one is a wait for all. So they are
-// issued together, behind the products of a window: weights, rows and summands of the next window,
-// and the sources of the one behind it. Nothing reads them before the next products. Rows that the
-// present operation writes come from shared memory; a summand is older (device_program.cpp).
-//
-// The time of a pixel is a warp's number of instructions, so there are few. The host has found each
-// granule's address, and a predicate instead of a branch skips a missing operand.
+// Loads are issued together, behind the products of a window: weights, rows and summands of the
+// next window, and the sources of the one behind it. Nothing reads them before the next products.
+// Rows that the present operation writes come from shared memory; a summand is older
+// (device_program.cpp).
 template <class T, class Block, int kHigh>
 class PixelStages {
  public:
@@ -77,7 +73,7 @@ class PixelStages {
   // The steps of a unit that are multiplied at once.
   struct Window {
     PixelStage stage;
-    int index;       // of the stage in the list; behind the last one, nothing that matters
+    int index;       // of the stage in the list; from n_ on the window is not used
     int unit, step;  // the first ones
   };
   struct Sources {
@@ -100,7 +96,7 @@ class PixelStages {
   DSMOOTH_HOST_DEVICE PixelStage stage_at(int index) const {
     return load_constant(list_ + (index < n_ ? index : n_ - 1));
   }
-  // The window behind another. stage: the one behind that window's.
+  // The window behind another; `stage` is the one behind that window's.
   DSMOOTH_HOST_DEVICE Window behind(const Window& window, const PixelStage& stage) const {
     const CudaOp& op = memory_.ops()[window.stage.op];
     const bool goes_on = window.unit < op.units && op.steps[kPixelPart] - window.step > kWindow;
@@ -113,7 +109,7 @@ class PixelStages {
   DSMOOTH_HOST_DEVICE int image(int high, int slot) const {
     return high * kRows + W::slot_row(memory_.lane(), slot);
   }
-  // An image that is not there is replaced by another, whose results go nowhere.
+  // A missing image is replaced by image 0, whose results are then not stored.
   DSMOOTH_HOST_DEVICE int loaded_image(int i) const {
     const int m = i / W::kLoadedRows * kRows + W::row(memory_.lane(), i % W::kLoadedRows);
     return m < memory_.batch() ? m : 0;
@@ -299,7 +295,7 @@ class PixelStages {
   Held held_{};     // finite, whatever is multiplied by zeros
 };
 
-// All operations of a pixel, by a function of their own: no register holds anything else.
+// All operations of a pixel. A function of its own, so that no register holds anything else.
 template <class T, int kHigh, class Block>
 DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE void draw_stages(Block& block, const PixelStage* list,
                                                          int n, int column) {

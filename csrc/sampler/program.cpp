@@ -4,12 +4,11 @@
 #include <cmath>
 #include <stdexcept>
 #include <string>
-#include <utility>
 
 namespace dsmooth::sampler {
 namespace {
 
-// Sums and products of these fit in int, and what the plans count in 16 bits fits there.
+// Sums and products of these fit in int, and the 16 bits of a DeviceProgram hold them.
 constexpr int kMostChannels = (1 << 16) - 1;  // of a cache, outputs of an operation, components
 constexpr int kMostFeatures = 1 << 10;        // of a colour
 constexpr size_t kMostOperations = (1 << 15) - 1;  // and caches

@@ -9,9 +9,8 @@
 namespace dsmooth::sampler {
 
 constexpr int kNone = -1;
-constexpr int kBytes = 256;      // values of a discretized pixel
 constexpr int kResolutions = 3;  // full, half and quarter resolution
-constexpr int kSplitParts = 3;   // operands that a split value is the sum of
+constexpr int kSplitParts = 3;   // operands whose sum a split value is
 
 enum class Phase { kEncoder, kVertical, kHorizontal, kHead };
 
@@ -22,13 +21,13 @@ struct Cache {
   bool operand;
 };
 
-// The part of a term, an operation and a program that their plans keep as it is.
+// The fields of a term, an operation and a program that their views keep unchanged.
 struct TermSpec {
   int cache;
   int drow, dcol;
   int taps;
   bool row_part;
-  int channels;  // the first ones of the cache, an even number
+  int channels;  // so many of the cache, from its first on; an even number
 };
 
 struct OpSpec {
@@ -42,15 +41,15 @@ struct OpSpec {
 
 struct ProgramSpec {
   int image_channels;
-  int image_parts;  // a pixel enters as a sum of so many operands
+  int image_parts;  // operands whose sum a pixel is
   int n_mix;
   Likelihood likelihood;
   float smoothing_scale;       // kGaussian alone
   bool conditioned;            // decides the stream of the noise
   int image, context, params;  // caches
   int condition_size = 0;      // length of the vector that each image is conditioned on
-  int features = 0;            // of each colour's byte, in the image's cache behind the pixel
-  bool image_again = false;    // pixels stand there once more, which a prompt's do not
+  int features = 0;            // of each colour's byte; they follow the pixel in the image's cache
+  bool image_again = false;    // pixels of the image, not of a prompt, stand there a second time
 };
 
 struct Term : TermSpec {
@@ -61,8 +60,8 @@ struct Op : OpSpec {
   int n;                    // outputs of the matrix product: twice the channels of a gate's result
   std::vector<float> bias;  // (n)
   std::vector<Term> terms;
-  std::vector<float> projection;  // (n, condition_size) or empty: times an image's vector it is a
-                                  // bias of that image
+  std::vector<float> projection;  // (n, condition_size) or empty; its product with an image's
+                                  // vector is a bias of that image
 
   int channels() const { return gate ? n / 2 : n; }
   // Channels of the cache of act_out, an even number.
@@ -80,7 +79,7 @@ struct Program : ProgramSpec {
 
   // Channels of a pixel in a cache of images: the colours' parts and a one, an even number.
   int pixel_channels() const { return (image_channels * image_parts + 2) / 2 * 2; }
-  // And with those that the modelled image alone has.
+  // The same with the channels that the modelled image alone has.
   int seen_channels() const {
     return pixel_channels() * (image_again ? 2 : 1) + image_channels * features;
   }

@@ -10,12 +10,10 @@
 namespace dsmooth::sampler {
 
 // A tile is drawn by one warp: kHigh fragments of rows by up to kWide units of columns. It loads
-// operands from memory into the registers where they are multiplied; what several warps load comes
-// from the first cache. No warp waits for another.
+// operands from memory into the registers where they are multiplied (docs/sampler.md).
 //
-// Loads of global memory count on one scoreboard: a wait for one is a wait for all. So those of a
-// turn, kTurn steps of k, are issued together, ahead of the products of the turn before, which hide
-// them. Their addresses are found ahead, too, by sources that were loaded a step earlier.
+// The loads of a turn, kTurn steps of k, are issued together, ahead of the products of the turn
+// before, which hide them. Their addresses are found ahead, too, by sources loaded a step earlier.
 template <class T, class Block, int kHigh>
 class RowTile {
  public:
@@ -92,8 +90,11 @@ class RowTile {
   }
 
   DSMOOTH_HOST_DEVICE void begin() {
-    int stride;
-    const float* init = memory_.init(index_, part_, column_, stride) + unit_ * kColumns;
+    const bool is_pixel = part_ == Part::kPixel;
+    const int stride = is_pixel ? op_.begin_stride : op_.projected ? op_.columns() : 0;
+    const float* init =
+        (is_pixel ? op_.begin + ptrdiff_t{column_ * memory_.batch()} * stride : op_.bias) +
+        unit_ * kColumns;
     each([&](int high, int wide, int slot) {
       const int m = slot_row(high, slot);
       load_sums(sums_[high][wide][slot],
@@ -122,8 +123,8 @@ class RowTile {
     load_sources(s);
   }
 
-  // Loads step s, whose rows were found, if it is there, and finds those of the next one. A unit or
-  // row that is not there is replaced by another, whose results go nowhere.
+  // Loads step s, whose rows were found, if it is there, and finds the rows of the next one. A
+  // missing unit or row is replaced by the first one, whose results are then not stored.
   DSMOOTH_HOST_DEVICE void load(int j, int s, bool there) {
     DSMOOTH_DEVICE_UNROLL
     for (int q = 0; q < W::kLoadedGranules; ++q) {
@@ -159,8 +160,10 @@ class RowTile {
   }
 
   DSMOOTH_HOST_DEVICE void keep() {
-    float* partial = memory_.partial(index_, column_) + unit_ * kColumns;
+    const size_t image = static_cast<size_t>(column_ * memory_.batch());
     const int columns = op_.columns();
+    float* partial =
+        memory_.partials()[index_] + image * static_cast<size_t>(columns) + unit_ * kColumns;
     each([&](int high, int wide, int slot) {
       const int m = slot_row(high, slot);
       store_sums<Global>(partial + m * columns + slot_column(wide, slot), sums_[high][wide][slot],
@@ -168,7 +171,7 @@ class RowTile {
     });
   }
 
-  // Through memory of the lane's own, so that the code of an output need not be there for each.
+  // Goes through the lane's own memory, so that the code of an output is there once.
   template <Results kResults>
   DSMOOTH_HOST_DEVICE void finish() {
     using F = Finish<T, kResults>;

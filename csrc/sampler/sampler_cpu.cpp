@@ -4,7 +4,6 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <cstring>
 #include <exception>
 #include <future>
 #include <memory>
@@ -12,25 +11,19 @@
 #include <stdexcept>
 #include <thread>
 #include <utility>
-#include <vector>
 
-#include "../common/bfloat16.h"
 #include "../common/isa.h"
 #include "step.h"
 #include "worker_cpu.h"
 
 namespace dsmooth::sampler {
 
-#define DSMOOTH_SET(name)             \
-  namespace name {                    \
-  const TileKernels* float32_tiles(); \
-  }
-FLOAT32_SETS
-#undef DSMOOTH_SET
 #define DSMOOTH_SET(name)              \
   namespace name {                     \
+  const TileKernels* float32_tiles();  \
   const TileKernels* bfloat16_tiles(); \
   }
+FLOAT32_SETS
 BFLOAT16_SETS
 #undef DSMOOTH_SET
 
@@ -48,7 +41,7 @@ const TileKernels& find_tile_kernels(const std::string& instruction_set, bool bf
 
 namespace {
 
-// Panels as even as possible; two at least, so that two threads can share a single image.
+// Panels as even as possible, at least two, so that two threads can share a single image.
 std::vector<Panel> cut(const Op& op, int max_units) {
   const int units = (op.n + kUnit - 1) / kUnit;
   const int count = std::max((units + max_units - 1) / max_units, std::min(units, 2));
@@ -72,7 +65,7 @@ int count_columns(const std::vector<Panel>& panels) {
   return panels.back().column + panels.back().units * kUnit;
 }
 
-// Calls f(column, output) for the columns of a panel, but for its padding, and what they compute.
+// Calls f(column, output) for each column of a panel that is no padding.
 template <class F>
 void each_output(const Op& op, const Panel& panel, F f) {
   const int half = panel.units * kUnit / 2;
@@ -87,18 +80,20 @@ void each_output(const Op& op, const Panel& panel, F f) {
 // per pixel, so they should stay in the last-level cache.
 constexpr int kSlice = 16;
 
-// The memory of a slice's caches; a slice may be smaller.
+// Memory of the caches of a slice, or of a smaller one.
 class State {
  public:
   State(const NetworkView& network, int batch, int height, int width) : network_(network) {
     for (int i = 0; i <= network.n_caches + network.n_ops; ++i)
-      memory_.emplace_back(workspace_words(network, i, batch, height, width));
-    for (Words& words : memory_) pointers_.push_back(words.data());
+      memory_.push_back(zero_words(workspace_words(network, i, batch, height, width)));
+    for (std::vector<Line>& lines : memory_)
+      pointers_.push_back(reinterpret_cast<float*>(lines.data()));
   }
 
   // For the next slice.
   void clear() {
-    for (int i = 0; i < network_.n_caches; ++i) memory_[i].clear();
+    for (int i = 0; i < network_.n_caches; ++i)
+      std::fill(memory_[i].begin(), memory_[i].end(), Line{});
   }
   StateView view(const Slice& slice) const {
     return {&network_,       pointers_.data(), pointers_.data() + network_.n_caches,
@@ -108,7 +103,7 @@ class State {
 
  private:
   const NetworkView& network_;
-  std::vector<Words> memory_;  // as workspace_words counts them
+  std::vector<std::vector<Line>> memory_;  // as workspace_words counts them
   std::vector<float*> pointers_;
 };
 
@@ -138,7 +133,8 @@ class Run {
       worker.end_row(0);
       if (current_[t].batch == 0 || worker.stop()) break;
       const StateView state = states_[t].view(current_[t]);
-      if (!Step<CpuWorker>(sampler_.network(), current_[t], state, worker).draw()) break;
+      Step<CpuWorker> step(sampler_.network(), current_[t], state, worker);
+      if (!step.draw(0, sampler_.network().rows(r_.all.height))) break;
     }
     std::lock_guard lock(mutex_);
     if (--running_ == 0) finished_.notify_one();
@@ -218,12 +214,7 @@ MatrixView CpuSampler::pack(const Op& op, Part part, Panels panels) {
       each_output(op, panel, [&](int column, int output) {
         for (size_t k = 0; k < length; ++k) {
           float* const word = b + k / per_word * width + column;
-          const float weight = term->weight[output * length + k];
-          const bfloat16 half = to_bfloat16(weight);
-          if (kernels_.bf16)
-            std::memcpy(reinterpret_cast<char*>(word) + k % 2 * sizeof half, &half, sizeof half);
-          else
-            *word = weight;
+          put_operand(word, k % per_word, term->weight[output * length + k], kernels_.bf16);
         }
       });
       b += length / per_word * width;
@@ -245,7 +236,7 @@ const float* CpuSampler::pack_columns(const Op& op, const Panels& panels,
   return packed;
 }
 
-// Threads come first, as the system may give fewer than wanted: the images are the same.
+// The threads start first: the system may give fewer than wanted, and the images are the same.
 void CpuSampler::sample(const CpuCall& call, const std::function<void(double)>& poll) const {
   if (call.n == 0) return;
   std::promise<Run*> ready;  // null: there is nothing to do

@@ -1,12 +1,12 @@
 // Draws images on the CPU: the batch in slices, slices over workers, workers on threads.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "../common/parallel.h"
 #include "network.h"
 #include "tile_kernels.h"
 
@@ -16,25 +16,15 @@ struct CpuCall {
   int64_t n;
   Slice all;  // the n images; its batch is not used
   int threads;
-  int slice;  // images at most that a worker draws at a time; 0: as suits the caches
+  int slice;  // the most images that a worker draws at a time; 0: as suits the caches
 };
 
-// Zeroed memory, aligned to a cache line.
-class Words {
- public:
-  explicit Words(size_t count) : lines_((count + 15) / 16) {}
-  float* data() { return reinterpret_cast<float*>(lines_.data()); }
-  void clear() { std::fill(lines_.begin(), lines_.end(), Line{}); }
+// So many zeros, and more up to a whole line.
+inline std::vector<Line> zero_words(size_t count) {
+  return std::vector<Line>(lines_of(count * sizeof(float)));
+}
 
- private:
-  struct alignas(64) Line {
-    float word[16];
-  };
-  std::vector<Line> lines_;
-};
-
-// A program packed for an instruction set. Workers and calls share it; the pointers of its network
-// stay valid when it is moved.
+// A program packed for an instruction set. Pointers into it stay valid when it is moved.
 class CpuSampler {
  public:
   CpuSampler(Program program, const std::string& instruction_set, bool bf16);
@@ -54,7 +44,9 @@ class CpuSampler {
   using Panels = std::vector<Panel>;
 
   // Memory that lives as long as the sampler.
-  float* keep(size_t words) { return words_.emplace_back(words).data(); }
+  float* keep(size_t words) {
+    return reinterpret_cast<float*>(kept_.emplace_back(zero_words(words)).data());
+  }
   // The matrix of the terms of one part of an operation, cut into panels; no panels without terms.
   MatrixView pack(const Op& op, Part part, Panels panels);
   // Output o of row r is values[o * rows + r]; packed rows of columns.
@@ -63,7 +55,7 @@ class CpuSampler {
 
   const TileKernels& kernels_;
   std::vector<Panels> panels_;
-  std::vector<Words> words_;
+  std::vector<std::vector<Line>> kept_;
   Skeleton skeleton_;
 };
 

@@ -12,20 +12,20 @@ namespace dsmooth::sampler {
 // A program made ready for a device: one image of memory that holds the views, the biases and the
 // packed matrices, to be copied there as it is.
 //
-// The channels of a tap are padded to whole granules, which are zero in a cache, and a sum to whole
-// steps; weights are zero there.
+// The channels of a tap are padded to whole granules, and a sum to whole steps. The padding is zero
+// in caches and weights.
 class DeviceProgram {
  public:
   DeviceProgram(Program program, bool bf16);
 
   size_t bytes() const { return image_.size(); }
-  // Writes the image of bytes() for a device that holds it at `address`, a multiple of 128; from
-  // then on network(), ops() and stages() are addresses of the device. To be called once: the
-  // host's copy goes.
+  // Writes the image of bytes() for a device that holds it at `address`, a multiple of 128. From
+  // then on network(), ops() and stages() are addresses of the device. Call it once: the host's
+  // copy goes.
   void write(void* to, uintptr_t address);
   const NetworkView& network() const { return network_; }
   const CudaOp* ops() const { return ops_; }
-  const PixelStage* stages() const { return stages_; }  // those of a pixel as at_pixel has them
+  const PixelStage* stages() const { return stages_; }  // in the order of at_pixel
 
   // The shared memory of a block. Throws std::runtime_error with both numbers if `limit` bytes do
   // not hold it.
@@ -34,8 +34,8 @@ class DeviceProgram {
   size_t bytes_per_image(int height, int width) const {
     return sampler::bytes_per_image(skeleton_.network, height, width);
   }
-  // Throws as check_size does, and std::runtime_error if it has more granules than 32 bits count,
-  // or an operation more sums that wait than an int counts.
+  // Throws as check_size does, and std::runtime_error if 32 bits do not count its granules, or an
+  // int an operation's waiting sums.
   Workspace workspace(int images, int height, int width) const;
 
  private:
@@ -90,9 +90,8 @@ class CudaSampler : public DeviceProgram {
   // Number of launches that draw a batch: each block draws one slice after the other, a few rows in
   // each launch, so that none takes long. A slice's state stays in the workspace between launches.
   int64_t launches(const Partition& partition, int height) const;
-  // Launches one of them on the stream and returns; they must come in order, and the weights must
-  // be on the device by then in the order of the stream. Throws std::runtime_error with CUDA's
-  // text.
+  // Launches one of them on the stream and returns. They must come in order, behind the copy of the
+  // weights. Throws std::runtime_error with CUDA's text.
   void sample(const CudaCall& request, int64_t launch) const;
 
  private:

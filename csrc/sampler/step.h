@@ -4,13 +4,12 @@
 //   worker.begin_row(row)     all that follows belongs to this row
 //   worker.matmul(product)    lanes share the tiles of a product; the epilogue follows each tile
 //   worker.pixel(state, row, column)  all operations at a pixel, with a sync behind each
-//   worker.weigh(state, row, column, temperature)  by blocks: a pixel's logits become weights of
-//   its
-//                             components, with their sums, for the lane that draws the image next
+//   worker.weigh(state, row, column, temperature)  a pixel's logits become weights, with the sums
+//                             of their groups, for the lane that draws the image next
 //   worker.for_each(n, f)     lanes share f(0) .. f(n - 1)
-//   worker.sync()             what any lane wrote before is there for all lanes after
+//   worker.sync()             all lanes see what any lane wrote before
 //   worker.end_row(images)    a sync at the end of a row, which counts it as done
-//   worker.stop()             the same answer in all lanes between two syncs: leave early
+//   worker.stop()             whether to leave early: the same in all lanes between two syncs
 //   Worker::kCompletes        whether it has code to keep known pixels and add biases of images
 // Every lane runs the whole of `draw`. A lane is a thread on the CPU, a thread of the block on a
 // GPU; all functions here are compiled for both.
@@ -26,16 +25,14 @@ namespace dsmooth::sampler {
 template <class Worker>
 class Step {
  public:
-  // state: must outlive the step, and be a copy of the lane's own where its owner may prepare the
-  // next slice while another lane still leaves.
+  // The state must outlive the step. Each lane needs its own copy if the owner may prepare the next
+  // slice while another lane still leaves.
   DSMOOTH_HOST_DEVICE Step(const NetworkView& network, const Slice& slice, const StateView& state,
                            Worker& worker)
       : n_(network), s_(slice), state_(state), w_(worker) {}
 
-  // Draws the slice; false if it was stopped.
-  DSMOOTH_HOST_DEVICE bool draw() { return draw(0, n_.rows(s_.height)); }
-
   // Draws rows first .. end - 1, when all before them are drawn; the rows of a prompt come first.
+  // False if it was stopped.
   DSMOOTH_HOST_DEVICE bool draw(int first, int end) {
     if (first == 0 && Worker::kCompletes && n_.condition_size > 0) project();
     if (first == 0 && n_.context != kNone) encode();
@@ -54,7 +51,7 @@ class Step {
       } else {
         for (int column = 0; column < s_.width; ++column) {
           w_.pixel(state_, row, column);
-          if (n_.blocks > 0) w_.weigh(state_, row, column, s_.temperature);
+          if (n_.groups > 0) w_.weigh(state_, row, column, s_.temperature);
           w_.for_each(s_.batch, [&](int b) { draw_image(b, row - prompt, row, column); });
           w_.sync();
           if (w_.stop()) return false;
@@ -66,8 +63,7 @@ class Step {
   }
 
  private:
-  // Biases of the images: for each operation with a projection, its bias plus the projection of the
-  // image's vector.
+  // The images' biases: an operation's bias plus its projection of the image's vector.
   DSMOOTH_HOST_DEVICE void project() {
     for (int i = 0; Worker::kCompletes && i < n_.n_ops; ++i) {
       const OpView& op = n_.ops[i];
@@ -122,7 +118,7 @@ class Step {
         w_.matmul(Product{&state_, i, part, row >> op.resolution, column, at_once});
   }
 
-  // The images that hold all pixels of a row, if all are known in all images; else null.
+  // The output images if they hold every pixel of a row, else null.
   DSMOOTH_HOST_DEVICE const float* known_row(int image_row) const {
     bool known = Worker::kCompletes && s_.mask != nullptr;
     for (int i = 0; known && i < s_.batch * s_.width; ++i)
@@ -135,8 +131,8 @@ class Step {
            s_.mask[(int64_t{b} * s_.height + image_row) * s_.width + column] != 0;
   }
 
-  // Ones tell the image from its padding; they may stand before the pixels do, since no pixel to
-  // the right is read. known: images that hold the row, as those of a prompt do, or null.
+  // Writes the pixels of a row that images hold, or zeros if `known` is null, and the ones that
+  // tell the image from its padding. No pixel to the right is read, so ones may come before pixels.
   DSMOOTH_HOST_DEVICE void begin_row(int row, const float* known) {
     const int image_row = row % s_.height;
     const bool own = known == s_.out;

@@ -31,12 +31,12 @@ struct alignas(8) Pair {
   float x, y;
 };
 
-// A product is formed in fragments of 16 columns by 8 rows, the weights on the left as mma.sync
-// m16n8k16 wants its larger side, and in steps of 4 granules of k: 32 operands in bfloat16, 16 in
-// float32. Of 32 lanes, lane 4r + q loads granule q of row r, two granules of weights, and holds
-// the sums of columns 2r and 2r + 1 in rows 2q and 2q + 1. mma.sync wants other operands in a lane;
-// but a sum may run over k in any order, the same in rows and columns, and in this one what a lane
-// needs lies together in memory.
+// A product is formed in fragments of 16 columns by 8 rows. The weights are the left operand, the
+// larger side of mma.sync m16n8k16. A step is 4 granules of k: 32 operands in bfloat16, 16 in
+// float32. Lane 4r + q of 32 loads granule q of row r and two granules of weights, and holds the
+// sums of columns 2r and 2r + 1 in rows 2q and 2q + 1. mma.sync expects other operands in a lane.
+// But a sum may run over k in any order that rows and columns share, and in this order the operands
+// of a lane lie together in memory.
 constexpr int kRows = 8, kColumns = 16;  // of a fragment
 constexpr int kStepGranules = 4;
 constexpr int kWeightGranules = 2 * 32;  // of a fragment and step
@@ -72,8 +72,8 @@ struct Warp {
   static int slot_column(int lane, int slot) { return (lane + slot * kLanes) % 32 / 4 * 2; }
 
   // Adds weights times rows. A lane may have two sums for each output, `even` and `odd`, to be
-  // added. A product has kParts, which its caller takes in a loop, in their order: unrolled, those
-  // of float32 are thousands of instructions, on which the compiler spends most of its time.
+  // added. The caller takes the kParts of a product in order, in a loop: unrolled, those of float32
+  // are thousands of instructions, on which the compiler spends most of its time.
   static void multiply(const Granule* weights, const Granule* rows, Pair* even, Pair*, int lane,
                        int /*part*/) {
     constexpr int kDepth = kStepGranules * kGranule / static_cast<int>(sizeof(T));
@@ -155,7 +155,7 @@ struct Warp<float, 32> : WarpLanes {
 };
 #endif
 
-// x, which is the same in all lanes of a warp; the compiler learns that it is.
+// Tells the compiler that x is the same in all lanes of a warp.
 DSMOOTH_INLINE int same_in_warp(int x) {
 #if defined(__CUDA_ARCH__)
   return __shfl_sync(0xffffffffu, x, 0);
@@ -164,7 +164,7 @@ DSMOOTH_INLINE int same_in_warp(int x) {
 #endif
 }
 
-// The device wants what it moves at once aligned to its size; the host asserts it.
+// Asserts on the host the alignment that a load or store of the device needs.
 template <class To>
 DSMOOTH_INLINE void check_aligned([[maybe_unused]] const void* p) {
 #if !defined(__CUDA_ARCH__)
@@ -172,10 +172,9 @@ DSMOOTH_INLINE void check_aligned([[maybe_unused]] const void* p) {
 #endif
 }
 
-// Loads and stores that clobber memory stay on their side of a barrier, where the worker puts them;
-// on the host they load when they are called.
-//
-// They do nothing unless `there`: without a branch, which costs more than what it skips.
+// Loads and stores that clobber memory stay on their side of a barrier; on the host they load when
+// they are called. They do nothing unless `there`, by a predicate: a branch costs more than it
+// saves.
 #if defined(__CUDA_ARCH__)
 #define DSMOOTH_IF_THERE(argument, code) \
   "{ .reg .pred %%there; setp.ne.b32 %%there, %" #argument ", 0; @%%there " code "; }"

@@ -101,15 +101,6 @@ void any_row_of_two(const Job& job, const Panel& first, const Panel& second, int
   if constexpr (U > 1) any_row_of_two<D, U - 1>(job, first, second, m, out, out2);
 }
 
-// Each part is the rounded remainder of v after the parts before.
-template <class T>
-inline void store_split(T* p, int channels, Vec v, int n) {
-  for (int part = 0; part < kSplitParts; ++part, p += channels) {
-    M::store(v, p, n);
-    v = v - M::load(p, n);
-  }
-}
-
 template <class T>
 [[gnu::flatten]] void finish(const Job& job, const Panel& panel, int m0, int rows,
                              const float* sums, ptrdiff_t stride) {
@@ -131,12 +122,13 @@ template <class T>
         // One of elu(v) and elu(-v) is |v|, the other e^-|v| - 1.
         const Vec small = Elementary<M>::expm1_negative(M::minus_abs(v));
         T* act = reinterpret_cast<T*>(e.act_out.row(m)) + channel;
-        const Vec elu = M::select(v > 0, v, small);
-        if (e.split) {
-          store_split(act, e.channels, elu, n);
-        } else {
-          M::store(elu, act, n);
-          M::store(M::select(v > 0, small, 0.0f - v), act + e.channels, n);
+        Vec elu = M::select(v > 0, v, small);
+        M::store(elu, act, n);
+        if (!e.split) M::store(M::select(v > 0, small, 0.0f - v), act + e.channels, n);
+        // Each part is the rounded remainder of elu(v) after the parts before.
+        for (int part = 1; e.split && part < kSplitParts; ++part, act += e.channels) {
+          elu = elu - M::load(act, n);
+          M::store(elu, act + e.channels, n);
         }
       }
     }
@@ -154,32 +146,32 @@ template <class T>
   M::store(top, lanes);
   for (int i = 1; i < kLanes; ++i) lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
   const float largest = lanes[0];
-  for (int first = 0; first < n; first += kBlock) {
-    Vec block[kBlock / kLanes];
+  for (int first = 0; first < n; first += kGroupSize) {
+    Vec group[kGroupSize / kLanes];
 #pragma GCC unroll 4
-    for (int i = 0; i < kBlock / kLanes; ++i) {
+    for (int i = 0; i < kGroupSize / kLanes; ++i) {
       const int at = first + i * kLanes, left = n - at;
       const int count = left >= kLanes ? kLanes : left > 0 ? left : 0;
       const Vec v = (M::load(logits + at, count) - largest) / temperature;
       M::store(Elementary<M>::exp_negative(v), logits + at, count);
-      block[i] = M::load(logits + at, count);
+      group[i] = M::load(logits + at, count);
     }
 #pragma GCC unroll 2
-    for (int half = kBlock / kLanes / 2; half > 0; half /= 2)
+    for (int half = kGroupSize / kLanes / 2; half > 0; half /= 2)
 #pragma GCC unroll 2
-      for (int i = 0; i < half; ++i) block[i] = block[i] + block[i + half];
-    M::store(block[0], lanes);
+      for (int i = 0; i < half; ++i) group[i] = group[i] + group[i + half];
+    M::store(group[0], lanes);
 #pragma GCC unroll 4
     for (int half = kLanes / 2; half > 0; half /= 2)
 #pragma GCC unroll 8
       for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    sums[first / kBlock] = lanes[0];
+    sums[first / kGroupSize] = lanes[0];
   }
 }
 
 template <class D, class T>
 constexpr TileKernels kKernels = {DSMOOTH_ISA_NAME, sizeof(T) == sizeof(bfloat16),
-                                  kMaxPanelUnits,   [](int units) { return max_tile_rows(units); },
+                                  kMaxPanelUnits,   max_tile_rows,
                                   any_tile<D>,      any_row_of_two<D>,
                                   finish<T>,        weigh};
 

@@ -7,7 +7,6 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <string>
 
 #include "network.h"
@@ -37,7 +36,7 @@ struct StridedRows {
 struct Epilogue {
   bool gate = false;
   bool split = false;  // act_out has kSplitParts operands, [0, channels) each, whose sum is elu(v)
-  int channels = 0;    // of the result; else act_out has elu(v) in [0, channels), elu(-v) behind
+  int channels = 0;    // of the result; without split, act_out has elu(v) in so many, then elu(-v)
   StridedRows residual_in, add, residual_out, act_out, raw_out;
 };
 
@@ -60,14 +59,14 @@ struct TileKernels {
   bool bf16;  // operands
   int max_units;
   int (*max_rows)(int units);
-  // Rows m0 .. m0 + rows - 1 of one panel: sums to out, and the epilogue from there.
+  // Writes the sums of rows m0 .. m0 + rows - 1 of one panel to out; `finish` is their epilogue.
   void (*tile)(const Job& job, const Panel& panel, int m0, int rows, float* out, ptrdiff_t stride);
   // One row of two panels, the second as wide as the first or a unit less: the same sums.
   void (*row_of_two)(const Job& job, const Panel& first, const Panel& second, int m, float* out,
                      float* out2);
   void (*finish)(const Job& job, const Panel& panel, int m0, int rows, const float* sums,
                  ptrdiff_t stride);
-  // Turns n logits to weights and gives the sum of each block, as weigh_block does (components.h).
+  // Turns n logits to weights and gives the sum of each group, as weigh_group does (components.h).
   void (*weigh)(float* logits, int n, float* sums, float temperature);
 };
 

@@ -64,8 +64,8 @@ struct Control {
   std::atomic<int64_t> image_rows{0};  // done
 };
 
-// A barrier of few threads that meet every microsecond: they spin, and sleep when one is late,
-// which means that it has lost its core to another process.
+// A barrier of few threads that meet every microsecond. They spin, and sleep when one is late: it
+// has lost its core to another process.
 class Barrier {
  public:
   explicit Barrier(int n) : n_(n) {}
@@ -103,14 +103,14 @@ class Barrier {
   alignas(64) std::atomic<unsigned> round_{0};
 };
 
-// State that the lanes of a team share. On a busy machine, lanes that wait for one another 30 times
-// per pixel are slower than one lane alone by an order of magnitude: then the first one works solo
-// for some rows, and the others sleep. Results do not change.
+// State that the lanes of a team share. Lanes meet 30 times per pixel. On a busy machine that is
+// slower than one lane alone by an order of magnitude: then the first lane works solo for some
+// rows, and the others sleep. Results do not change.
 struct Team {
   Team(int lanes, Control& given) : control(given), barrier(lanes) {}
 
-  // The first lane's decision before a barrier, for all lanes to read behind it. Two in turn: the
-  // first lane may come to the next barrier while another still reads.
+  // The first lane decides before a barrier, and all lanes read the decision behind it. There are
+  // two in turn, as the first lane may come to the next barrier while another still reads.
   struct Decision {
     bool stop = false;
     bool solo = false;
@@ -133,9 +133,9 @@ class CpuWorker {
   // The horizontal stream at one pixel, and the parameters of its mixture, product after product.
   void pixel(const StateView& state, int row, int column) {
     int n;
-    const PixelOp* list = state.network->at_pixel + state.network->ops_at(row, column, n);
+    const int16_t* list = state.network->at_pixel + state.network->ops_at(row, column, n);
     for (int i = 0; i < n; ++i) {
-      const auto [op, resolution] = list[i];
+      const int op = list[i], resolution = state.network->ops[op].resolution;
       matmul(Product{&state, op, Part::kPixel, row >> resolution, column >> resolution, 1});
       sync();
     }
@@ -154,7 +154,7 @@ class CpuWorker {
       tiles(job, 0, job.m, lane_, lanes_);
   }
 
-  // An image's lane draws it next.
+  // The lane that weighs an image draws it next.
   void weigh(const StateView& state, int row, int column, float temperature) const {
     const NetworkView& network = *state.network;
     float* const params = state.at(network.params, row, column);
@@ -183,7 +183,7 @@ class CpuWorker {
     if (lane_ != 0) return wait_at_barrier(false);
     team_.control.image_rows.fetch_add(images, std::memory_order_relaxed);
     if (now_.solo && --solo_rows_ > 0) return wait_at_barrier(true);
-    // Having been too late again, the lanes try again after twice as many rows.
+    // Lanes that were late again wait for twice as many rows.
     if (team_.late.load(std::memory_order_relaxed) > kLate)
       patience_ = std::min(2 * patience_, kMostPatience);
     else if (!now_.solo)
@@ -202,18 +202,18 @@ class CpuWorker {
 
   void tiles(const Job& job, int begin, int end, int first_panel, int step) const {
     alignas(64) float sums[kMaxRows * kMaxUnits * kUnit];
-    for (int block = begin; block < end; block += kRowsAtATime) {
-      const int block_end = std::min(end, block + kRowsAtATime);
+    for (int first = begin; first < end; first += kRowsAtATime) {
+      const int last = std::min(end, first + kRowsAtATime);
       for (int i = first_panel; i < job.n_panels; i += step) {
         const Panel& panel = job.panels[i];
-        if (block_end - block == 1 && i + step < job.n_panels) {
-          row_of_two(job, panel, job.panels[i += step], block, sums);
+        if (last - first == 1 && i + step < job.n_panels) {
+          row_of_two(job, panel, job.panels[i += step], first, sums);
           continue;
         }
         const int most = kernels_.max_rows(panel.units);
-        const int count = (block_end - block + most - 1) / most;
-        for (int t = 0, m = block; t < count; ++t) {
-          const int next = block + (block_end - block) * (t + 1) / count;
+        const int count = (last - first + most - 1) / most;
+        for (int t = 0, m = first; t < count; ++t) {
+          const int next = first + (last - first) * (t + 1) / count;
           tile(job, panel, m, next - m, sums);
           m = next;
         }
