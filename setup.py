@@ -38,7 +38,7 @@ PAPER_CODE = "Autoregressive-Modeling-with-Distribution-Smoothing"
 COMPILER_HINT = (
     "apt install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora) or xcode-select --install "
     "(macOS) installs one; DSMOOTH_EXTENSION=0 leaves the extension out, and sampling then takes "
-    "a forward a pixel"
+    "one forward pass per pixel"
 )
 
 
