@@ -15,7 +15,7 @@ from tests.helpers.data_makers import random_bytes
 
 TINY = "--n-filters=4 --n-resnet=1 --n-mix=2 --images=16 --batch-size=8"
 FID = "evaluate fid --extractor own.py:Pixels --data folder --data-dir images"
-NOISED = "reproduce --models noisy denoiser"
+REPRODUCE = "reproduce --models noisy denoiser"
 MISTAKES = [
     ("train noisy --out a", "--images or --budget must be given"),
     (f"train noisy --data cifar10 {TINY}", "--data-dir"),
@@ -78,13 +78,13 @@ MISTAKES = [
     ("evaluate fid x.npy --data mnist --extractor own.py:Pixels", "the samples of x.npy are (1, 8"),
     ("evaluate fid noisy denoiser --extractor mnist-classifier", "classifier needs images of"),
     ("probe noisy denoiser --data mnist", "the pair is for images (C, H, W) = (1, 8, 8)"),
-    (f"{NOISED} --budget 1", "--budget is for training"),
-    (f"{NOISED} --from-scratch", "--from-scratch is for training"),
-    (f"{NOISED} --extractor best", "extractor must be mnist-"),
+    (f"{REPRODUCE} --budget 1", "--budget is for training"),
+    (f"{REPRODUCE} --from-scratch", "--from-scratch is for training"),
+    (f"{REPRODUCE} --extractor best", "extractor must be mnist-"),
     ("reproduce --download", "--download is for training: add --from-scratch"),
     ("reproduce --from-scratch --data mnist", "--data goes with --models"),
     ("reproduce --count 0", "count must be at least 1, got 0"),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
