@@ -24,8 +24,8 @@ from dsmooth.data.mnist import load_embedded_mnist
 
 ROOT = Path(__file__).parent.parent
 # Twelve quick steps, after which samples do not diverge.
-TINY = "--n-filters 4 --n-resnet 1 --n-mix 2 --context-layers 1 --dropout 0 --images 48"
-TINY += " --batch-size 4 --ema 0 --learning-rate 2e-2 --warmup-images 0 --evaluations 1"
+TINY = "--n-filters 4 --n-resnet 1 --n-mix 2 --context-layers 1 --dropout 0 --images 96"
+TINY += " --batch-size 8 --ema 0 --learning-rate 2e-2 --warmup-images 0 --evaluations 1"
 TINY += " --evaluation-images 4"
 
 
@@ -37,7 +37,7 @@ def blocks() -> Iterator[tuple[str, str]]:
 def shrink(command: list[str]) -> list[str]:
     """The documented command with a tiny network and few images."""
     if command[0] == "train" and ("--resume" in command or "--init" in command):
-        images = "52" if "--resume" in command else "16"  # a step more than TINY, or a few
+        images = "104" if "--resume" in command else "16"  # a step more than TINY, or one
         command[command.index("--images") + 1] = images
         return [*command, "--evaluations", "1", "--evaluation-images", "4"]
     if command[0] == "train" and "--config" not in command:
