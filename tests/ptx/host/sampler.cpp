@@ -30,7 +30,7 @@ struct Case {
 
 Program program(const Case& c) {
   const auto atoms =
-      c.n_atoms == kBytes ? Bytes::all() : std::vector<int>(c.atoms, c.atoms + c.n_atoms);
+      c.n_atoms == dsmooth::kBytes ? Bytes::all() : std::vector<int>(c.atoms, c.atoms + c.n_atoms);
   return Toy(c.filters, c.channels, static_cast<Conditioning>(c.conditioning),
              static_cast<dsmooth::Likelihood>(c.likelihood), {atoms, c.features, c.hidden},
              c.condition_size)
