@@ -44,15 +44,15 @@ PROBED = ("noisy", "denoiser")
 FEW_PROBES = ProbeSettings(train_images=1000, test_images=500)
 # Seconds of the parts with the packaged models on two cores, for the bar of the whole.
 SECONDS = {
-    "drawing noisy": 5,
-    "drawing two-step": 6,
-    "drawing single-step": 14,
-    "drawing plain": 4,
-    "bits/dim of held-out images": 10,
-    "bits/dim of the plain model": 4,
-    "features of real images": 4,
+    "drawing noisy": 7,
+    "drawing two-step": 7,
+    "drawing single-step": 18,
+    "drawing plain": 6,
+    "bits/dim of held-out images": 13,
+    "bits/dim of the plain model": 5,
+    "features of real images": 1,
     **{f"features of {kind}{name}": 8 for kind in ("", "untrained-") for name in PROBED},
-    **{f"probes of {kind}{name}": 2 for kind in ("", "untrained-") for name in PROBED},
+    **{f"probes of {kind}{name}": 6 for kind in ("", "untrained-") for name in PROBED},
 }
 # Pictures whose distance to real images is measured.
 COMPARED = ("two-step", "single-step", "plain")
