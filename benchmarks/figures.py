@@ -76,6 +76,8 @@ def roofline(axes: plt.Axes, results: list[Result]) -> bool:
                 label = f"{suite.replace('_', ' ')}, {dtype}"
                 axes.plot(*zip(*points, strict=True), marker, color=colour, label=label)
                 reach += [x for x, _ in points]
+    if len(reach) == 2:
+        return False
     first, last = min(reach), max(reach)
     axes.plot([first, 1, last], [first, 1, 1], color=INK, linewidth=1)
     axes.set(
@@ -88,7 +90,7 @@ def roofline(axes: plt.Axes, results: list[Result]) -> bool:
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend(frameon=False, loc="lower right")
-    return len(reach) > 2
+    return True
 
 
 def image_size(axes: plt.Axes, results: list[Result]) -> bool:
