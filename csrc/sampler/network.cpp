@@ -1,11 +1,9 @@
 #include "network.h"
 
 #include <algorithm>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 
-#include "../common/bfloat16.h"
 #include "components.h"
 
 namespace dsmooth::sampler {
@@ -68,14 +66,6 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
       *++first = static_cast<int>(at_pixel.size());
     }
   network.at_pixel = at_pixel.data();
-}
-
-void put_operand(float* words, size_t i, float value, bool bf16) {
-  const bfloat16 half = to_bfloat16(value);
-  if (bf16)
-    std::memcpy(reinterpret_cast<char*>(words) + i * sizeof half, &half, sizeof half);
-  else
-    words[i] = value;
 }
 
 void Skeleton::add_projection(size_t op, const float* projection) {

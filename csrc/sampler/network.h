@@ -4,8 +4,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
+#include "../common/bfloat16.h"
 #include "../common/host_device.h"
 #include "program.h"
 
@@ -230,8 +232,15 @@ struct Skeleton {
   void add_projection(size_t op, const float* projection);
 };
 
-// Writes operand i of an array of words.
-void put_operand(float* words, size_t i, float value, bool bf16);
+// Writes operand i of an array of words. Inline: packing writes every weight of a network.
+inline void put_operand(float* words, size_t i, float value, bool bf16) {
+  if (!bf16) {
+    words[i] = value;
+    return;
+  }
+  const bfloat16 half = to_bfloat16(value);
+  std::memcpy(reinterpret_cast<char*>(words) + i * sizeof half, &half, sizeof half);
+}
 
 // The terms of one part of an operation; outside the horizontal stream there is one part only.
 std::vector<const Term*> terms_of(const Op& op, Part part);
