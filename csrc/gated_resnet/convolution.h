@@ -83,7 +83,7 @@ struct PaddedImage {
   typename D::Element* data;
   int64_t stride, cols;
   int64_t top, left;  // rows and columns before a pixel that a kernel sees
-  // Of a gradient, for sums over pixels: its pixels in pairs of columns, of `n_pad` cells.
+  // A gradient has its pixels again for sums over pixels: in pairs of columns, of `n_pad` cells.
   typename D::Cell* pairs = nullptr;
   int64_t n_pad = 0;
 
