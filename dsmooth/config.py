@@ -257,6 +257,9 @@ class TrainConfig(RunSettings):
     """Pixels a side for celeba and folder; None for the data set's own."""
     flip: bool = False
     """Mirror half of the training images left to right, drawn anew at each visit."""
+    label_dropout: float = 0.0
+    """The fraction of the training images whose class is hidden, drawn anew at each visit: the
+    network also learns the images of all classes, for a label of zeros."""
     smoothing: SmoothingKind = "gaussian"
     """The distribution of x~ given x."""
     scale: float = 0.5
@@ -337,6 +340,10 @@ class TrainConfig(RunSettings):
             )
         if not 0 <= self.clean_noise < math.inf:
             raise ArgumentError("clean_noise", f"must not be negative, got {self.clean_noise}")
+        if not 0 <= self.label_dropout < 1:
+            raise ArgumentError("label_dropout", f"must lie in [0, 1), got {self.label_dropout}")
+        if self.label_dropout and self.model.n_classes == 0:
+            raise ArgumentError("label_dropout", "needs a model with classes: give n_classes")
         if self.batch_size % self.accumulate:
             raise ArgumentError(
                 "batch_size",

@@ -116,7 +116,11 @@ class SmoothedPair(nn.Module):
         request = Request.make(n, choices, method=method, score=score, levels=levels)
         if batch_size is not None and batch_size < 1:
             raise ArgumentError("batch_size", f"must be at least 1, got {batch_size}")
-        rungs, sampler, drawn = self.rungs(levels), Sampler(Execution(threads, precision)), []
+        rungs, sampler, drawn = (
+            self.rungs(levels),
+            Sampler(Execution(threads, precision), keep=True),
+            [],
+        )
         with bar("drawing", n) if progress is True else nullcontext() as show:
 
             def report(fraction: float) -> None:
@@ -179,7 +183,7 @@ class SmoothedPair(nn.Module):
         self._check_images("x_tilde", x_tilde)
         n = x_tilde.shape[0]
         request = Request.make(n, choices, method=method, score=score, levels=levels)
-        sampler = Sampler(Execution(threads, precision))
+        sampler = Sampler(Execution(threads, precision), keep=True)
         return draw_pair(self.rungs(levels), request, sampler, x_tilde=x_tilde)
 
     def rungs(self, levels: Sequence[float] | None = None) -> list[SmoothedPair]:

@@ -39,6 +39,7 @@ class Stream(IntEnum):
     CLASS = 10  # the class of an image, drawn from the prior
     CANDIDATE = 11  # the seeds of several draws of an image, and the choice among them
     TRANSFORM = 12  # of training images of one's own
+    LABEL = 13  # the training images whose class is hidden
 
 
 def split_seed(seed: int) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE
 from dsmooth.nn import PixelCNNpp
 from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling import CachedSampler
+from dsmooth.sampling.cached import packed_before
 from dsmooth.sampling.program import Program
 from tests.helpers.class_networks import conditional
 from tests.helpers.sampler_checks import (
@@ -257,6 +258,20 @@ def test_the_seed_and_the_weights_it_was_made_of_decide() -> None:
     with torch.no_grad():
         model.stem_u.weight_g.fill_(float("nan"))
     assert torch.equal(sampler.sample(2, 4, 4), x)
+
+
+def test_a_model_is_packed_again_only_where_a_weight_or_the_type_changed() -> None:
+    model, other = network(), copy.deepcopy(network())
+    first = packed_before(model, torch.float32)
+    assert packed_before(model, torch.float32) is first
+    assert packed_before(other, torch.float32) is not first
+    model.stem_u.weight_v.data.mul_(-1)  # which no version counter of a tensor shows
+    changed = packed_before(model, torch.float32)
+    assert torch.equal(changed.sample(2, 4, 4), CachedSampler(model).sample(2, 4, 4))
+    assert not torch.equal(changed.sample(2, 4, 4), first.sample(2, 4, 4))
+    assert packed_before(model, torch.bfloat16).dtype == torch.bfloat16
+    half = packed_before(model.bfloat16(), torch.float32)
+    assert torch.equal(half.sample(2, 4, 4), CachedSampler(model).sample(2, 4, 4))
 
 
 def test_context_may_be_strided_or_a_negative_view() -> None:

@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 import dsmooth
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import load_dataset, own_images, to_float
+from dsmooth.data.order import hide_labels
 from dsmooth.data.own import split_own
+from dsmooth.fields import ArgumentError
 from dsmooth.models import load_models
 from dsmooth.presets import preset
 from dsmooth.runs import RunFolder
@@ -113,6 +115,28 @@ def test_half_of_the_images_are_mirrored() -> None:
     same = (mirrored == given).flatten(1).all(dim=1)
     assert torch.equal(mirrored[~same], given[~same].flip(3))
     assert 30 < same.sum() < 70
+
+
+def test_the_label_of_a_fraction_of_the_images_is_hidden() -> None:
+    config = tiny("plain", batch_size=400, n_classes=10)
+    data, _ = beginning.load_data(config)
+    state, hidden = (
+        TrainState(replace(config, label_dropout=part), data, torch.device("cpu"))
+        for part in (0.0, 0.25)
+    )
+    label, vectors = state.inputs(400).label, hidden.inputs(400).label
+    assert label is not None
+    assert vectors is not None
+    shown = vectors.sum(1) > 0
+    assert torch.equal(vectors[shown], torch.nn.functional.one_hot(label, 10)[shown].float())
+    assert 70 < (~shown).sum() < 130
+    assert torch.equal(vectors[200:], hide_labels(label[200:], 0.25, 10, 600, config.seed))
+    later = hidden.inputs(800).label
+    assert later is not None
+    assert not torch.equal(shown, later.sum(1) > 0)
+    for wrong, sizes in ((1.0, 10), (-0.1, 10), (0.1, 0)):
+        with pytest.raises(ArgumentError, match="label_dropout"):
+            tiny("plain", label_dropout=wrong, n_classes=sizes)
 
 
 def test_what_each_role_is_trained_on() -> None:

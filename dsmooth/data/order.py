@@ -11,9 +11,11 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..philox import Stream, image_words
@@ -74,6 +76,20 @@ def flips(
     """
     words = image_words(count, 1, seed=seed, first_index=first, stream=Stream.FLIP, device=device)
     return words[:, 0, 0] >= 1 << 31
+
+
+def hide_labels(
+    labels: Tensor, fraction: float, n_classes: int, first: int | Tensor, seed: int
+) -> Tensor:
+    """labels (B,) int64 as one-hot vectors (B, n_classes), zeros for a `fraction` of the images.
+
+    Hidden is the label at stream position first + b if Philox's first word at (0, position low,
+    position high, LABEL) is below fraction * 2**32.
+    """
+    where: dict[str, Any] = {"seed": seed, "first_index": first, "device": labels.device}
+    words = image_words(len(labels), 1, stream=Stream.LABEL, **where)
+    shown = words[:, 0, 0] >= int(fraction * 2**32)
+    return F.one_hot(labels, n_classes) * shown[:, None].float()
 
 
 def transformed(images: Tensor, transform: Transform, *, seed: int, first: int) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..data import ImageDataset, to_float
-from ..data.order import ImagesOnDevice, flips
+from ..data.order import ImagesOnDevice, flips, hide_labels
 from ..distributed import exchange, rank_and_size
 from ..files import load_state
 from ..machine import autocast
@@ -55,7 +55,8 @@ class Reading(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Arguments of a network in training: images (B, C, H, W), label and level (B,) int64."""
+    """Arguments of a network in training: images (B, C, H, W), level (B,) int64, and label, the
+    same or (B, n_classes) floating point."""
 
     target: Tensor
     context: Tensor | None = None
@@ -236,6 +237,9 @@ class TrainState:
         if self.config.flip:
             coins = flips(first, count, seed=self.config.seed, device=self.device)
             x = torch.where(coins.view(-1, 1, 1, 1), x.flip(3), x)
+        if label is not None and (hidden := self.config.label_dropout):
+            n_classes = self.config.model.condition_size
+            label = hide_labels(label, hidden, n_classes, first, self.config.seed)
         return make_inputs(x, self.config, label, first_index=first)
 
     def _update(self) -> None:
