@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from .config import Role, TrainConfig
 from .fields import ArgumentError
@@ -21,7 +22,7 @@ from .sampling.cached import Sampler, obstacle_of
 from .sampling.completion import draw_completions
 from .sampling.ladder import draw_pair
 from .sampling.output import DrawPart
-from .sampling.request import Progress, Request
+from .sampling.request import Request
 
 # Images that a process draws at a time: enough to fill the device, few enough to lie in memory.
 CHUNK = {"cpu": 256, "cuda": 4096}
@@ -94,16 +95,10 @@ class Models:
         """`weights_digest` of each network."""
         return {role: weights_digest(network) for role, network in self.networks.items()}
 
-    def drawer(
-        self,
-        request: Request,
-        sampler: Sampler,
-        candidates: int = 1,
-        x_tilde: Tensor | None = None,
-    ) -> DrawPart:
-        """A function that draws parts of a request: from the pair, or from the single model.
+    def drawer(self, request: Request, sampler: Sampler, candidates: int = 1) -> DrawPart:
+        """The function that draws parts of a request: from the pair, or from the single model.
 
-        candidates: draws behind each completion. x_tilde: (count, C, H, W), denoised by the pair.
+        candidates: draws behind each completion.
         """
         network, size, pair = next(iter(self.networks.values())), self.image_size, self.smoothed
         if pair is not None and self.plain is not None:
@@ -111,20 +106,12 @@ class Models:
         rungs = [] if pair is None else pair.rungs(request.levels)
         if candidates > 1 and (len(rungs) > 1 or request.method != "two-step"):
             raise ArgumentError("candidates", "need method two-step and one noise level")
-
-        def draw(part: Request, progress: Progress) -> Tensor:
-            if candidates > 1:
-                model = rungs[0] if rungs else network
-                return draw_completions(model, part, sampler, size, candidates, progress)
-            if not rungs:
-                return sampler.draw(network, part, size, progress=progress)
-            noisy = x_tilde
-            if noisy is not None:
-                noisy = noisy[part.first_index - request.first_index :][: part.count]
-                noisy = noisy.to(self.device)
-            return draw_pair(rungs, part, sampler, progress, noisy)
-
-        return draw
+        if candidates > 1:
+            own: dict[str, Any] = {"size": size, "candidates": candidates}
+            return partial(draw_completions, pair or network, sampler=sampler, **own)
+        if rungs:
+            return partial(draw_pair, rungs, sampler=sampler)
+        return partial(sampler.draw, network, size=size)
 
     def of(self, *roles: Role) -> Models:
         """Some of the networks, and the pair if its noisy model is among them."""

@@ -116,11 +116,8 @@ class SmoothedPair(nn.Module):
         request = Request.make(n, choices, method=method, score=score, levels=levels)
         if batch_size is not None and batch_size < 1:
             raise ArgumentError("batch_size", f"must be at least 1, got {batch_size}")
-        rungs, sampler, drawn = (
-            self.rungs(levels),
-            Sampler(Execution(threads, precision), keep=True),
-            [],
-        )
+        sampler = Sampler(Execution(threads, precision), keep=True)
+        rungs, drawn = self.rungs(levels), []
         with bar("drawing", n) if progress is True else nullcontext() as show:
 
             def report(fraction: float) -> None:
@@ -182,9 +179,10 @@ class SmoothedPair(nn.Module):
         """
         self._check_images("x_tilde", x_tilde)
         n = x_tilde.shape[0]
-        request = Request.make(n, choices, method=method, score=score, levels=levels)
+        asked: dict[str, Any] = {"method": method, "score": score, "levels": levels}
+        request = Request.make(n, choices, **asked, x_tilde=x_tilde)
         sampler = Sampler(Execution(threads, precision), keep=True)
-        return draw_pair(self.rungs(levels), request, sampler, x_tilde=x_tilde)
+        return draw_pair(self.rungs(levels), request, sampler)
 
     def rungs(self, levels: Sequence[float] | None = None) -> list[SmoothedPair]:
         """This pair at each level of a ladder, by default at the highest alone."""

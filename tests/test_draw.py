@@ -135,12 +135,21 @@ def test_a_sampler_of_a_drawing_packs_once_and_public_calls_see_new_weights(
             pair.noisy.head.bias.sub_(0.1)
 
 
+def test_parts_of_given_noisy_images_are_their_images(pair: dsmooth.SmoothedPair) -> None:
+    x_tilde = pair.sample(4, seed=3, method="noisy")
+    request, sampler = Request(4, seed=1, x_tilde=x_tilde), Sampler()
+    parts = torch.cat([draw_pair([pair], part, sampler) for part in request.parts(3)])
+    assert torch.equal(parts, pair.denoise(x_tilde, seed=1))
+    others = Request(4, seed=1), Request(4, seed=1, x_tilde=-x_tilde)
+    assert request.identity() not in [other.identity() for other in others]
+
+
 def test_a_drawer_reports_every_draw_of_a_network(
     pair: dsmooth.SmoothedPair, tmp_path: Path
 ) -> None:
     pair.save_pretrained(tmp_path)
     request, seen = Request(2, known=known_pixels(X, MASK, 2)), list[float]()
-    load_models([tmp_path]).drawer(request, Sampler(), candidates=3)(request, seen.append)
+    load_models([tmp_path]).drawer(request, Sampler(), candidates=3)(request, progress=seen.append)
     assert (seen, seen[-1]) == (sorted(seen), 1)
 
 

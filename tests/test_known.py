@@ -194,6 +194,10 @@ def test_keep_top() -> None:
             keep_top(fraction, SIZE)
 
 
+def ignore(done: float) -> None:
+    """No progress."""
+
+
 DRAWS = 2000
 FIRST_ROWS, LAST_ROWS = slice(0, 3), slice(1, 4)
 
@@ -225,7 +229,7 @@ def distance(model: dsmooth.PixelCNNpp, known: slice, candidates: int) -> float:
     given = known_pixels(x.view(1, 1, 4, 4), mask, DRAWS)
     request = Request(DRAWS, seed=1, known=given)
     draw = Models({"plain": model}, None, (4, 4), ()).drawer(request, Sampler(), candidates)
-    drawn = draw(request, lambda done: None)
+    drawn = draw(request, progress=ignore)
     assert torch.equal(drawn[:, 0][given.mask], x[mask[0]].repeat(DRAWS))
     bits = (drawn[:, 0][~given.mask].view(DRAWS, 4) > 0).long()
     found = torch.bincount(bits @ torch.tensor([8, 4, 2, 1]), minlength=16) / DRAWS
@@ -260,9 +264,9 @@ def test_candidates_of_a_pair_keep_what_is_known_and_are_refused_elsewhere() -> 
     x, mask = torch.zeros(1, 1, 8, 8) + 1 / 255, torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[:, 2:5] = True
     request = Request(4, seed=3, known=known_pixels(x, mask, 4))
-    drawn = models.drawer(request, Sampler(), 3)(request, lambda done: None)
+    drawn = models.drawer(request, Sampler(), 3)(request, progress=ignore)
     assert (drawn[:, 0, 2:5] == x[0, 0, 0, 0]).all()
-    part = models.drawer(request, Sampler(), 3)(request.part(1, 2), lambda done: None)
+    part = models.drawer(request, Sampler(), 3)(request.part(1, 2), progress=ignore)
     assert torch.equal(part, drawn[1:3])
     with pytest.raises(ValueError, match="candidates need method two-step and one noise level"):
         models.drawer(replace(request, method="noisy"), Sampler(), 3)

@@ -178,18 +178,17 @@ class Stages:
         label: Label = None
         if models.n_classes:
             label = "each" if labels is None else labels[:count]
-        request = Request(count, self.seed, method=method, label=label)
+        given = None if x_tilde is None else x_tilde.to(models.device)
+        request = Request(count, self.seed, method=method, label=label, x_tilde=given)
         weights = list(models.digests().values())
         key = {"count": count, **request.identity(), "weights_sha256": weights}
-        if x_tilde is not None:
-            key["given_sha256"] = digest_of(x_tilde)
         if self.precision != "auto":
             key["precision"] = self.precision
         path = self.folder / "samples" / f"{name}.npz"
         x = None if self.only == "samples" else _stored_images(path, key)
         if x is not None or self.only not in (None, "samples"):
             return x
-        draw = models.drawer(request, sampler, x_tilde=x_tilde)
+        draw = models.drawer(request, sampler)
         with progress(f"drawing {name}", count) as done:
             x = gather(draw, request, CHUNK, done)
         if x is not None:
@@ -326,5 +325,5 @@ def digest_of(x: Tensor) -> str:
 def _stored_images(path: Path, key: Mapping[str, Any]) -> Tensor | None:
     """The images in `path`; None if they were drawn with another key."""
     arrays = read_npz(path) if path.exists() else {}
-    same = str(arrays.get(KEY)) == json.dumps(key)
+    same = json.loads(str(arrays.get(KEY, "null"))) == json.loads(json.dumps(key))
     return torch.from_numpy(arrays["x"]) if same else None

@@ -36,14 +36,12 @@ def draw_pair(
     request: Request,
     sampler: Sampler,
     progress: Progress | None = None,
-    x_tilde: Tensor | None = None,
 ) -> Tensor:
     """The images of a request: x~ of the highest level, then an image and x~ of the next, ..., x.
 
-    rungs: a `SmoothedPair` of each level, which fall; one alone is two-step sampling. x_tilde: that
-    of the highest level, drawn unless it is given.
+    rungs: a `SmoothedPair` of each level, which fall; one alone is two-step sampling.
     """
-    first, last = rungs[0], len(rungs) - 1
+    first, last, x_tilde = rungs[0], len(rungs) - 1, request.x_tilde
     if first.n_classes:  # one class of an image on all rungs, whose seeds differ
         request = replace(request, label=request.labels(first.n_classes, first.device))
     steps = split(progress, (x_tilde is None) + last + (request.method == "two-step"))

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +25,12 @@ from ..tables import shown
 from .request import Progress, Request
 
 T = TypeVar("T")
-# Draws a part of a request; reports the fraction of it that is done.
-DrawPart = Callable[[Request, Progress], Tensor]
+
+
+class DrawPart(Protocol):
+    """Draws a part of a request, (count, C, H, W)."""
+
+    def __call__(self, request: Request, *, progress: Progress) -> Tensor: ...
 
 
 def draw_parts(
@@ -51,7 +55,7 @@ def draw_parts(
             if progress is not None:
                 progress(first + fraction * (last - first))
 
-        images = draw(parts[number], report)
+        images = draw(parts[number], progress=report)
         report(1.0)
         return keep(parts[number], images)
 

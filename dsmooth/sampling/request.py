@@ -145,7 +145,8 @@ def keep_top(fraction: float, size: tuple[int, int]) -> Tensor:
 class Request:
     """Images first_index .. first_index + count - 1 of the stream that `seed` names.
 
-    method, score, levels: of `SmoothedPair.sample`; the other fields are those of `Choices`.
+    method, score, levels: of `SmoothedPair.sample`. x_tilde: (count, C, H, W), noisy images that a
+    pair denoises, instead of those that it draws. The other fields are those of `Choices`.
     """
 
     count: int
@@ -157,6 +158,7 @@ class Request:
     known: KnownPixels | None = None
     label: Label = None
     levels: Sequence[float] | None = None
+    x_tilde: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.levels is not None:
@@ -231,13 +233,15 @@ class Request:
     def part(self, offset: int, count: int) -> Request:
         """The `count` images behind the first `offset` ones, drawn the same way."""
         here = slice(offset, offset + count)
-        known, label = self.known, self.label
+        known, label, x_tilde = self.known, self.label, self.x_tilde
         if known is not None:
             known = KnownPixels(known.images[here], known.mask[here])
         if isinstance(label, Tensor):
             label = label[here]
-        first = self.first_index + offset
-        return replace(self, first_index=first, count=count, known=known, label=label)
+        if x_tilde is not None:
+            x_tilde = x_tilde[here]
+        given: dict[str, Any] = {"known": known, "label": label, "x_tilde": x_tilde}
+        return replace(self, first_index=self.first_index + offset, count=count, **given)
 
     def parts(self, chunk: int) -> list[Request]:
         """This request in parts of `chunk` images, the last one the rest."""
@@ -256,6 +260,8 @@ class Request:
             identity["levels"] = list(self.levels)
         if self.known is not None:
             identity["known_sha256"] = _digest(self.known.mask, self.known.images.float())
+        if self.x_tilde is not None:
+            identity["given_sha256"] = _digest(self.x_tilde)
         return identity
 
 
