@@ -1,4 +1,4 @@
-"""The native extension `dsmooth._C`: its only import, and the reason where it is not there.
+"""The native extension `dsmooth._C`: its only import, and the reason if it is missing.
 
 The record `_build_info.json` is written by setup.py beside the package. A source tree without a
 built extension has neither: the message then says what to do.

@@ -1,4 +1,4 @@
-"""The command `dsmooth`: parses arguments and calls; torch is imported by what it calls."""
+"""The command `dsmooth`: parses arguments and calls a verb; the verbs import torch."""
 
 from __future__ import annotations
 

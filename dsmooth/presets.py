@@ -89,7 +89,7 @@ DESCRIPTIONS = {
 
 
 def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
-    """The settings of one role of a preset, and others in the place of some.
+    """The settings of one role of a preset, some of them replaced.
 
     settings: fields of `TrainConfig` or of its model: `preset("mnist", "noisy", images=64)`.
     Raises ValueError for an unknown name, TypeError for an unknown field.

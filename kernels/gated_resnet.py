@@ -309,7 +309,7 @@ def prepare_parameters(
 
 
 def prepare_last(shape: ResnetShape, needs: Needs, unpack: dict[str, Any]) -> Prepared:
-    """The launch of last_gradients_kernel, whose first programs end the gradients of the
+    """The launch of last_gradients_kernel, whose first programs finish the gradients of the
     parameters. Planes of skips have steps of their own."""
     f, planes = shape.filters, shape.planes
     s0, s1 = (*shape.skip_channels, 0, 0)[:2]

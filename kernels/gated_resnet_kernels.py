@@ -260,8 +260,8 @@ def last_gradients_kernel(
 ):  # fmt: skip
     """The gradients that nothing else waits for: one launch, programs of two kinds.
 
-    With UNPACK the programs before first_program end those of the parameters (`unpack_block`); the
-    others compute those of the inputs (`input_gradient_tile`).
+    With UNPACK the programs before first_program finish the gradients of the parameters
+    (`unpack_block`). The others compute the gradients of the inputs (`input_gradient_tile`).
     """
     if UNPACK:  # noqa: SIM102 - alone a constant, without which the rest is not compiled
         if tl.program_id(0) < first_program:

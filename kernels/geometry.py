@@ -15,7 +15,7 @@ ROW_BLOCK = 128  # the largest number of rows that a program multiplies; smaller
 
 
 class Operands(NamedTuple):
-    """The inputs of a gated resnet, in the order of the field table; None for what is absent."""
+    """The inputs of a gated resnet, in the order of the field table. Absent ones are None."""
 
     x: Tensor
     skip: Tensor | None
@@ -119,10 +119,10 @@ class PaddedImages(NamedTuple):
     """Images as rows of a matmul: pixels in order, with zeros between them.
 
     Each image has `above` rows of zeros above it, each of its rows `before` zeros before it: image
-    b's pixel (r, c) is row ((height + above) b + r + above) pitch + c + before. They are as many as
-    the farthest tap reaches, and serve on both sides: what lies right of a row or below an image is
-    the zeros of the next one. So each tap reads a constant distance away, and finds a zero where it
-    leaves the image.
+    b's pixel (r, c) is row ((height + above) b + r + above) pitch + c + before. There are as many
+    zeros as the farthest tap reaches, and they serve both sides: right of a row are those of the
+    next row, below an image those of the next image. So each tap reads a constant distance away,
+    and reads a zero outside the image.
     """
 
     batch: int

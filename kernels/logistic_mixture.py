@@ -27,7 +27,7 @@ from .mixture_terms import byte_of, colour_terms, index_among, shift_of, tanh_pa
 def load_group(ptrs, mask, stride_k, group: tl.constexpr, N_MIX: tl.constexpr):
     """The K parameters of group `group` of every pixel, (BLOCK_P, BLOCK_K) in float32.
 
-    Lanes without a parameter are 0, which meets nothing unusual.
+    Lanes without a parameter are 0, where all terms are finite.
     """
     return tl.load(ptrs + group * N_MIX * stride_k, mask=mask, other=0.0).to(tl.float32)
 

@@ -36,8 +36,8 @@ EXP_4 = tl.constexpr(0.0013926184)
 def exp_pair(y):
     """exp(y) and exp(y) - 1 for y <= 88, within 2 ulp; exp is never under 1.2e-38. NaN for NaN.
 
-    The hardware's exponential is neither: at -80 it is off by 1e-5 of itself, and minus one it
-    leaves nothing of a small y.
+    The hardware's exponential is less exact: its relative error is 1e-5 at -80, and its difference
+    from 1 has no digit of a small y.
     """
     y = tl.where(y < LEAST_EXP, LEAST_EXP, y)
     shifted = y * LOG2_E + ROUND
@@ -114,7 +114,7 @@ def colour_gaussian(distance, log_scale, inverse_scale, noise, log_noise):
     """As colour_density, for a Gaussian of variance v = noise^2 + s^2.
 
     With q = noise / s, v = s^2 (1 + q^2), which overflows at no scale. The logarithm of the larger
-    of noise and s is in the exponent; what it leaves of 1 / sqrt(2 pi v) is over 0.28.
+    of noise and s is in the exponent. The other factor of 1 / sqrt(2 pi v) is over 0.28.
     """
     z = distance * inverse_scale
     ratio = noise * inverse_scale
@@ -166,7 +166,7 @@ def byte_of(x):
 
 @triton.jit
 def index_among(byte, BYTES: tl.constexpr):
-    """Index of `byte` in the tuple BYTES, as a float; a float that is no index where it is not in.
+    """Index of `byte` in the tuple BYTES, as a float; if it is absent, a number that is no index.
 
     BYTES: None for all 256 in their order.
     """
@@ -181,6 +181,6 @@ def index_among(byte, BYTES: tl.constexpr):
 
 @triton.jit
 def shift_of(max_logit):
-    """Taken off all logits before an exponent is added, which a large logit would round
-    away. Small ones stay: their sums keep their bits."""
+    """The number to subtract from all logits before an exponent is added: a large logit would round
+    the exponent away. It is 0 for small logits, whose sums keep their bits."""
     return tl.where(tl.abs(max_logit) > LARGE_LOGIT, max_logit, 0.0)

@@ -105,7 +105,7 @@ def matmul_tiling(
 
 
 def tile_clocks(products: int, read: float) -> float:
-    """About the clocks of an H100 per contracted number of a tile.
+    """Approximate clocks of an H100 for each contracted number of a tile.
 
     The longer of two: the tensor cores at 4096 FLOP a clock, and the second-level cache, which
     gives 28 bytes a clock, 2 for each number.

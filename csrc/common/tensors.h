@@ -125,7 +125,7 @@ inline std::pair<uintptr_t, uintptr_t> range_of(const Borrowed& tensor) {
 }
 
 // Whether two elements may share memory, as in an expanded tensor: whether a step along a dimension
-// stays within what the dimensions of smaller steps reach.
+// is no longer than the reach of the dimensions with smaller steps.
 inline bool repeats_elements(const Borrowed& tensor) {
   if (!tensor.given || is_empty(tensor)) return false;
   const int64_t *shape = tensor.shape, *strides = tensor.strides;
@@ -182,8 +182,8 @@ T* contiguous(const Borrowed& tensor, std::initializer_list<int64_t> shape, Devi
   return static_cast<T*>(tensor.data);
 }
 
-// Throws std::invalid_argument unless what is written lies apart: each element in memory of its
-// own, and all of them outside the memory from another tensor's first element to its last.
+// Throws std::invalid_argument if elements of a written tensor share memory, or if it reaches into
+// the memory between the first and the last element of another tensor.
 inline void check_apart(const std::vector<const Borrowed*>& written,
                         const std::vector<const Borrowed*>& read) {
   for (const Borrowed* tensor : written) {

@@ -219,7 +219,7 @@ const GatedKernels& find_kernels(ElementType type, const std::string& instructio
   return type == kBFloat16Type ? kernels.bfloat16 : kernels.float32;
 }
 
-// Memory that stays with the calling thread: a fresh page costs more than what is computed in it.
+// Memory that stays with the calling thread: a fresh page costs more than the computation in it.
 Line* take(size_t count) {
   thread_local std::unique_ptr<Line[]> memory;
   thread_local size_t size = 0;

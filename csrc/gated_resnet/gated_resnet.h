@@ -42,7 +42,7 @@ struct GatedDropout {
   uint32_t layer = 0;
   int64_t first_image = 0;
   uint32_t keep_from = 0;
-  double scale = 1.0;  // of what is kept
+  double scale = 1.0;  // of the elements that are kept
 };
 
 // The memory of every tensor of the field table, null for one that is absent. With gains g, of each

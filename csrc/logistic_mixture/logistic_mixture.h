@@ -73,7 +73,7 @@ struct MixtureSettings {
 };
 
 // The forward, or with `grad` the backward, of all pixels, split over threads, after a check of
-// every tensor: shape, dtype, device, memory, and that what is written lies apart. Throws
+// every tensor: shape, dtype, device, memory, and that no output overlaps another tensor. Throws
 // std::invalid_argument, which names the tensor or the setting, what was expected and what came.
 // instruction_set: as for find_instruction_set.
 void run_logistic_mixture(const MixtureTensors& tensors, const MixtureSettings& settings,

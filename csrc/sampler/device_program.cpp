@@ -102,7 +102,7 @@ std::vector<PixelSource> DeviceProgram::pixel_sources(const Op& op, const OpView
 
 std::vector<PixelStage> DeviceProgram::list_stages(const Program& program) {
   std::vector<PixelStage> stages;
-  std::map<std::array<int, 3>, const PixelSource*> known;  // operation, and what is near
+  std::map<std::array<int, 3>, const PixelSource*> known;  // operation, near caches
   const NetworkView& network = skeleton_.network;
   for (int list = 0; list < kPixelPeriod * kPixelPeriod; ++list) {
     const OpView* before = nullptr;

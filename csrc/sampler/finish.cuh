@@ -59,7 +59,7 @@ DSMOOTH_INLINE Pair load_added(const CudaOp& op, const Column& from, int m, int 
   return added;
 }
 
-// elu and sigmoid of an epilogue, those of the CPU.
+// elu and sigmoid of an epilogue, as on the CPU.
 template <class T>
 struct Curves : Scalar {};
 

@@ -269,7 +269,7 @@ class PixelStages {
       });
   }
 
-  // Calls f(step, granule) for what a lane loads of a row.
+  // Calls f(step, granule) for each granule of a row that a lane loads.
   template <int kBegin, int kEnd, class F>
   DSMOOTH_HOST_DEVICE static void each_granule(F f) {
     DSMOOTH_DEVICE_UNROLL

@@ -1,4 +1,4 @@
-// A PixelCNN++ as data: what is cached, which operations run where, with which weights. Built in
+// A PixelCNN++ as data: caches, operations with their places and weights. Built in
 // Python from the module (dsmooth/sampling/program.py, which explains each field), checked here.
 #pragma once
 
@@ -91,7 +91,7 @@ struct Program : ProgramSpec {
 
 // The program with its operations in the order of their phases. Throws std::invalid_argument naming
 // the argument if the mixture contradicts itself, and the operation if an index, a size or a tap is
-// out of range, if an operation reads what is not there yet, or if a weight is not finite.
+// out of range, if an operation reads a value before it is written, or if a weight is not finite.
 Program checked(Program program);
 
 }  // namespace dsmooth::sampler

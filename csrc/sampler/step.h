@@ -98,8 +98,8 @@ class Step {
     }
   }
 
-  // A stream's operations over a row of pixels. Nothing in a row part of the horizontal stream
-  // reads what is written there, so it needs no sync.
+  // A stream's operations over a row of pixels. No operation in a row part of the horizontal stream
+  // reads an output of another one there, so it needs no sync.
   DSMOOTH_HOST_DEVICE void run_stream(Phase phase, Part part, int row) {
     for (int i = n_.begin(phase); i < n_.end(phase); ++i) {
       const OpView& op = n_.ops[i];

@@ -71,7 +71,7 @@ struct TileKernels {
 };
 
 // The kernels for an instruction set, or those of the best set below it that has some. AVX-512
-// multiplies bfloat16 in its BF16 extension alone, so with bf16 "avx512" takes that in where the
+// multiplies bfloat16 in its BF16 extension alone, so with bf16 "avx512" includes that where the
 // CPU has it. Throws as find_instruction_set does.
 const TileKernels& find_tile_kernels(const std::string& instruction_set, bool bf16);
 

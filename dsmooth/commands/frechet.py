@@ -187,7 +187,7 @@ def models_to_draw(samples: Sequence[Path]) -> Models | None:
 def collect_samples(
     options: FrechetOptions, models: Models | None
 ) -> tuple[ImageSet, dict[str, Any], Tensor | None]:
-    """The images to score, drawn or read, how they were drawn, and their labels if they have."""
+    """The images to measure, drawn or read, how they were drawn, and their labels if they have."""
     if models is None:
         return read_images(options.samples[0], options.count), {}, None
     count = DEFAULT_COUNT if options.count is None else options.count

@@ -213,11 +213,11 @@ class BitsOptions(Measure):
 
     A pair gives a bound by Monte Carlo over noise, a plain model the exact number. Prints a table
     and writes JSON. Numbers that compare with the literature are marked. Under torchrun several
-    processes (and GPUs) score the same images together.
+    processes (and GPUs) share the images.
     """
 
     plain: Path | None = None
-    """Run folder of a plain PixelCNN++ to score beside the pair."""
+    """Run folder of a plain PixelCNN++ to measure beside the pair."""
     levels: tuple[float, ...] | None = None
     """Noise levels of a ladder, falling, for a pair that has several; by default the highest."""
     clean_noise: float | None = None
@@ -239,8 +239,8 @@ class FrechetOptions:
     """
 
     samples: Folders
-    """Images to score: those of a .npz, a .npy, a folder of .npy shards or of image files; or drawn
-    from models as `dsmooth sample` takes them."""
+    """Images to measure: those of a .npz, a .npy, a folder of .npy shards or of image files; or
+    models, as `dsmooth sample` takes them, to draw some."""
     count: Annotated[int | None, arg(aliases=["-n"])] = None
     """Samples to draw (1,000 by default), or the first of a file (all by default)."""
     extractor: str = "mnist-classifier"

@@ -51,7 +51,7 @@ def round_to_bytes(x: Tensor) -> Tensor:
 
 
 def channels_first(x: Tensor) -> Tensor | None:
-    """Images (N, C, H, W), C = 1 or 3, of that, of (N, H, W, C) or (N, H, W); None of others."""
+    """Images (N, C, H, W), C = 1 or 3, from that order, (N, H, W, C) or (N, H, W); else None."""
     if x.ndim == 3:
         x = x[:, None]
     elif x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):

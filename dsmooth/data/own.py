@@ -225,7 +225,7 @@ def _read_items(given: Any, split: str) -> Given:
 
 
 def _read_again(given: Any, images: Tensor) -> None:
-    """Warn where the first items differ from what they were: that is noticed nowhere else."""
+    """Warn if the first items differ at a second read: nothing else would notice it."""
     with suppress(NotImplementedError, TypeError, KeyError, IndexError):
         for number, before in enumerate(images):
             now, _ = _image_and_label(number, given[number])

@@ -17,7 +17,7 @@ FLATTENED = (
 def obstacle(image: Any, *, in_memory: bool = False) -> str | None:
     """Why a picture cannot be used; None for one opaque picture of 8 bits a channel.
 
-    in_memory: say the line that converts it, for who has it in Python.
+    in_memory: add the line that converts a picture in Python.
     """
     # Phones put a second, smaller picture after a JPEG's own: Pillow calls that MPO.
     if getattr(image, "is_animated", False) and image.format != "MPO":

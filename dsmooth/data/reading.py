@@ -44,7 +44,7 @@ def missing(name: str, what: str) -> MissingData:
 
 @contextmanager
 def guarded(source: Path | str, what: str) -> Iterator[None]:
-    """Raise any error inside, for decoders raise all kinds, as one ValueError of one line."""
+    """Turn any error inside into a ValueError of one line: decoders raise all kinds."""
     try:
         yield
     except InvalidFile:
@@ -70,7 +70,7 @@ def check_size(path: Path, size: int, limit: int) -> None:
 
 
 def check_memory(source: Path | str, size: int) -> None:
-    """Raise ValueError, naming `source`, if what is in it takes more bytes than there is memory."""
+    """Raise ValueError, naming `source`, if its content takes more bytes than there is memory."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > memory:
         raise InvalidFile(

@@ -1,5 +1,5 @@
-"""Measures of classes: bits/dim and Fréchet distance of each, and the classifier that a
-class-conditional model is by Bayes' rule (docs/math.md, section 8)."""
+"""Measures of classes: bits/dim and the Fréchet distance of each, and classification by Bayes' rule
+with a class-conditional model (docs/math.md, section 8)."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ def noised_log_density(
 ) -> Tensor:
     """log of the density of y = x + 0.01 n by a discretized mixture of the bytes x: (B,), nats.
 
-    y: (B, 1, H, W). params: (B, P, H, W). A pixel's density is the sum over levels v of p(v) times
-    the density of N(v, 0.01^2) at y; levels beyond ten standard deviations add nothing.
+    y: (B, 1, H, W). params: (B, P, H, W). A pixel's density is the sum over bytes v of p(v)
+    times the density of N(v, 0.01^2) at y; bytes beyond ten standard deviations add nothing.
     """
     noise, terms = GaussianSmoothing(PAPER_NOISE), []
     nearest = ((y + 1) * 127.5).round().clamp(0, 255)

@@ -1,9 +1,9 @@
 """The pixels that a pixel's distribution can depend on: one masked stack against two streams.
 
 A stack of masked convolutions has a blind spot. It reaches rows above only through pixels at most
-as far to the right as up. So much of the past on the right is never seen. PixelCNN++ has a stream
-for the rows above and one for the row, and none (the paper's Figure 10). Both are shown by the
-gradients of real networks, small and untrained.
+as far to the right as up. So much of the past on the right is never seen. PixelCNN++ has one stream
+for the rows above and one for the row, and no blind spot (the paper's Figure 10). Both are shown by
+the gradients of real networks, small and untrained.
 """
 
 from __future__ import annotations

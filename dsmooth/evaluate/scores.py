@@ -65,7 +65,7 @@ def kernel_distance(
 
 
 def squared_mmd(x: Tensor, y: Tensor) -> float:
-    """The unbiased estimate of MMD^2 from x (M, D) and y (N, D): pairs of the same set differ."""
+    """The unbiased estimate of MMD^2 from x (M, D) and y (N, D): no row is paired with itself."""
     x, y = x.double(), y.double()
     m, n = len(x), len(y)
     within_x, within_y, across = (_kernel(*pair) for pair in ((x, x), (y, y), (x, y)))
@@ -118,7 +118,8 @@ def inception_score(logits: Tensor, *, splits: int = 10) -> InceptionScore:
 class PrecisionRecall:
     """Shares of the samples near real images, and of the real images near samples, in [0, 1].
 
-    Near: not farther than another image of that set is from its own `neighbours`-th neighbour.
+    Near a set: inside a ball around one of its images, which reaches to the `neighbours`-th
+    neighbour of that image in the set.
     """
 
     precision: float

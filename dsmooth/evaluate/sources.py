@@ -33,7 +33,7 @@ ARRAY_NAMES = ("x", "images", "samples", "arr_0")
 
 @dataclass(frozen=True)
 class DataChoice:
-    """The arguments of `load_dataset` for a data set, but for the split."""
+    """The arguments of `load_dataset` for a data set, without the split."""
 
     name: str
     data_dir: str | None
@@ -76,7 +76,7 @@ def choose_data(
 
 
 def describe_data(dataset: ImageDataset) -> dict[str, str]:
-    """The images that a number is of, as JSON."""
+    """The images behind a number, as JSON."""
     return {"name": dataset.name, "split": dataset.split, "source": dataset.source}
 
 

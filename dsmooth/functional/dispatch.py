@@ -207,7 +207,7 @@ def register_op(
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-            if torch.is_grad_enabled() and not keep_inputs:  # what is saved knows no inputs
+            if torch.is_grad_enabled() and not keep_inputs:  # saved tensors know no inputs
                 _refuse(name)
             needs = list(ctx.needs_input_grad[:count])
             grads = backward_op(grad, *ctx.saved_tensors, *ctx.options, needs)

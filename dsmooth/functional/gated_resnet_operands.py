@@ -128,9 +128,9 @@ def check_operands(
 ) -> None:
     """Raise ValueError unless every operand has the expected shape and x's dtype and device.
 
-    Settings out of range are a ValueError too, what is not a tensor a TypeError. Messages have the
-    names of the field table, and the extension has the same messages. images: x and the skips;
-    weights: conv_in to image_bias.
+    Raises ValueError also for settings out of range, TypeError for an operand that is no tensor.
+    Messages have the names of the field table, and the extension has the same messages. images: x
+    and the skips; weights: conv_in to image_bias.
     """
     x, conv = images["x"], weights["conv_in"]
     if not isinstance(x, Tensor):

@@ -22,7 +22,7 @@ Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in
 
 
 class Encoded(NamedTuple):
-    """The condition of a batch, as `PixelCNNpp.decode` takes it; None for what is not there.
+    """The condition of a batch, as `PixelCNNpp.decode` takes it. Each part may be None.
 
     stacked: (B, C, H, W), the context of conditioning="stack". streams: e_u and e_ul of "concat".
     vector: (B, D), which enters every gated resnet.
@@ -167,7 +167,7 @@ class PixelCNNpp(nn.Module):
     def encode_context(
         self, x: Tensor, condition: Condition, dropout: Dropout | None = None
     ) -> Encoded:
-        """Check `x` against what it is conditioned on and return what `decode` needs of that.
+        """Check `x` and its condition; returns the condition as `decode` takes it.
 
         dropout: as of `decode`. Raises as `forward` does.
         """
@@ -199,7 +199,7 @@ class PixelCNNpp(nn.Module):
         label: Tensor | None = None,
         level: Tensor | None = None,
     ) -> Tensor:
-        """log p(x), given what the model is conditioned on, by its likelihood: (B,).
+        """log p(x) given the condition of x, by the model's likelihood: (B,).
 
         In nats. "continuous" is a density in units of [-1, 1]; "discretized" the probability of
         bytes. Arguments and errors as of `forward`, and for "discretized" ValueError for values

@@ -27,7 +27,7 @@ DARK = Colours("#d6d9df", "#7fb2ff", "#ffb454", "#6fd39c", "#a3abb5", "#2b3038")
 
 
 def plot(paint: Callable[..., None]) -> Callable[..., bytes]:
-    """A plot as PNG: `paint` gets axes and colours, then what the plot is called with."""
+    """A plot as PNG: `paint` gets axes, colours and the arguments of the plot."""
 
     @functools.wraps(paint)
     def draw(*numbers: Any, dark: bool = False, transparent: bool = True) -> bytes:
@@ -175,7 +175,7 @@ def receptive_png(axes: Any, colours: Colours, field: Mapping[str, Any], name: s
     reached = influence > 0
     strength = np.log(influence, where=reached, out=np.zeros_like(influence))
     low, high = strength[reached].min(), strength[reached].max()
-    # The weakest keeps enough colour to be told from what is not reached.
+    # The weakest influence keeps enough colour to differ from none.
     share = 0.35 + 0.65 * (strength[reached] - low) / max(high - low, math.ulp(1.0))
     picture[reached] = faint + share[:, None] * (line - faint)
     picture[before & ~reached] = dots

@@ -80,8 +80,8 @@ class Sizes:
 class Stages:
     """The stages for some models in one folder; a result is computed unless it is there.
 
-    only: compute this stage again and no other; of the others only what is there is read, whatever
-    its sizes, unless it is of other weights. precision: of networks, as of `dsmooth sample`.
+    only: compute this stage again and no other. Results of the others are read if they are there
+    and of these weights, whatever their sizes. precision: of networks, as of `dsmooth sample`.
     Under torchrun all processes compute together, and rank 0 writes.
     """
 

@@ -57,7 +57,7 @@ class Term:
 
     It reads the first channels of the cache, an even number. Tap t reads row + drow, column + dcol
     + t, in the coordinates of the cache's resolution. row_part: computed for the whole row when it
-    begins, from what is known by then.
+    begins, from rows and streams that are complete by then.
     """
 
     cache: int

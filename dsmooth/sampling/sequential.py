@@ -96,9 +96,9 @@ def jacobi_sample(
     function F of itself, and the sampled image is the only fixed point x = F(x). From the guess
     `start` the sampler iterates x <- F(x), one forward pass each. After t iterations the first t
     pixels are exact, so it ends; it ends sooner where pixels depend little on others. An image
-    leaves the batch when an iteration, which counts, did not move its pixels: bitwise for a
-    discretized likelihood, within 8 roundings for a continuous one. by_row: settle row after row,
-    each iteration over the rows so far.
+    leaves the batch after an iteration that did not move its pixels: not by a bit for a discretized
+    likelihood, by at most 8 roundings for a continuous one. That iteration counts too. by_row:
+    settle row after row, each iteration over the rows so far.
 
     start: (n, C, height, width), by default zeros; it decides the number of iterations, not the
     images, but for rounding. The other arguments are those of `sequential_sample`; F keeps known

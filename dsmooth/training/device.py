@@ -122,7 +122,7 @@ class ReplayedStep:
 
 
 def gate_bytes(config: TrainConfig, height: int, width: int) -> int:
-    """Memory of all A and G of what a process computes at once, of images of this size."""
+    """Memory of A and G of all gated resnets, for the images that a process computes at once."""
     with torch.device("meta"):
         model = PixelCNNpp(config.model)
     halvings = {"up": (0, 1, 2), "down": (2, 1, 0)}

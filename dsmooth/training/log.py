@@ -97,7 +97,7 @@ class RunLog(ExitStack):
             self.enter_context(self.bar)
 
     def say_beginning(self, said: Iterable[str], kept: Iterable[str], images_seen: int) -> None:
-        """Say lines on what is trained and how the run goes on; the log keeps some as notes."""
+        """Say how the run begins or goes on; the log keeps some of the lines as notes."""
         for line in said:
             self.say(line)
         for note in kept:
@@ -157,7 +157,7 @@ class RunLog(ExitStack):
         self.say(f"wrote {weights} ({weights.stat().st_size / 1e6:.1f} MB){beside}")
 
     def say(self, text: str) -> None:
-        """Tell the logger a line; a bar stays below what it prints."""
+        """Tell the logger a line; a bar stays below the lines."""
         LOG.info("%s: %s", self.config.role, text)
 
     def record(self, event: str, images_seen: int, **values: Any) -> None:
@@ -177,7 +177,7 @@ def opening(
     model: PixelCNNpp,
     device: torch.device,
 ) -> Iterator[str]:
-    """Lines that say what is trained on what, where, and in which precision."""
+    """Lines on the model, its images, the device and the precision."""
     height, width = test_set.image_size
     kind = "grey" if test_set.image_channels == 1 else "RGB"
     yield (

@@ -321,7 +321,7 @@ def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[Callable[[], int | None]]:
-    """Inside the block SIGINT, SIGTERM and SIGHUP only set what the yielded function returns."""
+    """Inside the block the yielded function returns the first SIGINT, SIGTERM or SIGHUP, if any."""
     received: list[int] = []
     with contextlib.ExitStack() as stack:
         if threading.current_thread() is threading.main_thread():  # nobody sends them to others

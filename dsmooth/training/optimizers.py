@@ -31,7 +31,7 @@ POLAR_EXPRESS = (
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
-# Keeps the largest singular value below 1, where the polynomials are made for, despite rounding.
+# Keeps the largest singular value below 1 despite rounding: the polynomials are made for that.
 MARGIN = 1.01
 
 

@@ -298,7 +298,7 @@ class TrainState:
     def restore(
         self, tensors: Mapping[str, Tensor], images_seen: int, steps: int, source: str
     ) -> None:
-        """Continue from what `tensors` gave. Raises ValueError, naming `source`, for others."""
+        """Continue from what `tensors` returned. Raises ValueError, naming `source`, for others."""
         rest = dict(tensors)
         models = {"model.": self.model} | ({"ema.": self.ema.model} if self.ema else {})
         for prefix, model in models.items():
