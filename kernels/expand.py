@@ -16,7 +16,7 @@ from .elementwise import draw_kept, drop, elu_pair, gate_gradients, widen
 from .geometry import Operands, PaddedImages, Settings, cdiv, planes_of
 from .launch import Prepared, launch
 
-BLOCK_P = 32  # rows of a program of prepare_kernel
+BLOCK_P = 32  # rows of a program of operands_kernel
 
 
 @triton.jit
@@ -142,7 +142,7 @@ def expand_inputs(
 
 
 @triton.jit
-def prepare_kernel(
+def operands_kernel(
     x, h_ptr, e_ptr, kept_ptr, gates_ptr, dy_ptr, d_gates_ptr, dh_ptr, sums_ptr,
     seed_ptr, layer, keep_from, first_pixel, margin, total, size,
     F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, X: tl.constexpr,
@@ -253,7 +253,7 @@ def expand(
     absent = dict.fromkeys(("gates_ptr", "dy_ptr", "d_gates_ptr", "dh_ptr", "sums_ptr"))
     rest = {"kept_ptr": kept, "seed_ptr": given.seed, **absent, **backward}
     launch(
-        prepare_kernel, prepared, x.device,
+        operands_kernel, prepared, x.device,
         x=(x, *given.skips, x, x)[:3], h_ptr=h, e_ptr=room,
         **{name: x if tensor is None else tensor for name, tensor in rest.items()},
     )  # fmt: skip

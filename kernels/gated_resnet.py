@@ -227,7 +227,7 @@ def backward(
 
 @functools.lru_cache(maxsize=4096)
 def prepare_forward(shape: ResnetShape, keep: bool) -> tuple[Prepared, Prepared, Prepared]:
-    """Launches of prepare_kernel, hidden_kernel and gate_kernel. keep: whether A and G are kept."""
+    """Launches of operands_kernel, hidden_kernel, gate_kernel. keep: whether A and G are kept."""
     f = shape.filters
     hidden = prepare_matmul(
         shape, shape.taps, 2 * f, f, shape.planes,
@@ -243,7 +243,7 @@ def prepare_forward(shape: ResnetShape, keep: bool) -> tuple[Prepared, Prepared,
 def prepare_backward(
     shape: ResnetShape, needs: Needs, kept: bool, strides: tuple[Any, ...], normed: bool
 ) -> tuple[Prepared, Prepared, Prepared, Prepared, Prepared, tuple[tuple[int, ...], ...]]:
-    """Launches of prepare_kernel, gate_kernel (which computes A and G again),
+    """Launches of operands_kernel, gate_kernel (which computes A and G again),
     hidden_gradient_kernel, parameter_gradient_kernel and last_gradients_kernel. And the sizes of
     four partial sums: of the gradients of bias_out, of bias_in, of the weights of h, of conv_out.
 
@@ -256,7 +256,7 @@ def prepare_backward(
     hidden = prepare_matmul(shape, shape.taps.adjoint(), 2 * f, 2 * f, **shape.drops())
     ks = (2 * f * (t + shape.planes), 2 * f * t)
     divided = tilings.divide_gradients(rows.total, ks, f, shape.dtype, shape.tf32, shape.capability)
-    # Kept preactivations have sums over the blocks of rows of prepare_kernel.
+    # Kept preactivations have sums over the blocks of rows of operands_kernel.
     gate_blocks = cdiv(rows.pixels, gate.arguments["G"].block_p)
     gate_blocks = cdiv(rows.length, BLOCK_P) if kept else gate_blocks
     hidden_blocks = cdiv(rows.pixels, hidden.arguments["G"].block_p)

@@ -72,7 +72,7 @@ def test_what_is_no_matmul_neither_spills_nor_fails(forms: tuple[str, ...]) -> N
     launches = Block(40, skips=2).launches(90) + Block(40, skips=2, keep=True).launches(90)
     launches += padded_launches(90, 40) + PARAMETERS_ALONE.launches(90)
     others = [launch for launch in launches if not is_matmul(launch)]
-    assert {launch.kernel.__name__ for launch in others} >= {"prepare_kernel", *OF_WEIGHTS}
+    assert {launch.kernel.__name__ for launch in others} >= {"operands_kernel", *OF_WEIGHTS}
     for launch in distinct(others, *forms):
         check(launch, compile_launch(launch, 90), 90)
 

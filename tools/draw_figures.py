@@ -102,18 +102,18 @@ def streams() -> Figure:
 
 
 def atoms() -> Figure:
-    """The masses of 256 levels under two logistics and two atoms, on a logarithmic scale."""
+    """The masses of 256 bytes under two logistics and two atoms, on a logarithmic scale."""
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     edges = np.concatenate(([-np.inf], np.arange(255) + 0.5, [np.inf]))
     masses = sum(
         weight * np.diff(1 / (1 + np.exp(-(edges - mean) / scale)))
-        for weight, mean, scale in ((0.10, 130.0, 40.0), (0.05, 240.0, 8.0))  # in levels
+        for weight, mean, scale in ((0.10, 130.0, 40.0), (0.05, 240.0, 8.0))  # in bytes
     )
-    for level, weight in ((0, 0.81), (253, 0.04)):
-        axes.bar(level, masses[level] + weight, width=1.8, color=NOTED)
+    for byte, weight in ((0, 0.81), (253, 0.04)):
+        axes.bar(byte, masses[byte] + weight, width=1.8, color=NOTED)
     axes.bar(range(256), masses, width=0.8, color=NOW)
     axes.set(
-        title="probability of a level", xlabel="byte level", yscale="log", ylim=(1e-5, 1),
+        title="probability of a byte", xlabel="byte", yscale="log", ylim=(1e-5, 1),
         xlim=(-2, 257), xticks=[0, 64, 128, 192, 253],
     )  # fmt: skip
     axes.grid(axis="y", color=KNOWN)
@@ -170,7 +170,7 @@ def gated_resnet() -> Figure:
     steps += ("conv 2", "gate", "+ x")
     rows = (
         (1, "eager PyTorch: every step writes its result", range(8), PAPER),
-        (0, "Triton kernels: what is multiplied, h and y are written", (0, 2, 4, 7), KNOWN),
+        (0, "Triton kernels: operands of products, h and y are written", (0, 2, 4, 7), KNOWN),
     )
     for y, title, stored, colour in rows:
         axes.text(-0.45, y + 0.35, title, size=10, weight="bold")
@@ -182,7 +182,7 @@ def gated_resnet() -> Figure:
             axes.add_patch(plt.Rectangle(*box, facecolor=colour, edgecolor=GREY))
             axes.text(x, y, step, ha="center", va="center")
         axes.plot([x + 0.5 for x in stored], [y] * len(stored), "o", color=NOTED)
-    for first, last, name in ((0, 0, "expand"), (1, 2, "hidden"), (3, 4, "expand"), (5, 7, "gate")):
+    for first, last, name in ((0, 0, "operands"), (1, 4, "hidden"), (5, 7, "gate")):
         ends = (first - 0.4, last + 0.4)
         axes.plot(np.repeat(ends, 2), (-0.25, -0.32, -0.32, -0.25), color=NOW, linewidth=1)
         axes.text(sum(ends) / 2, -0.5, name, color=NOW, ha="center")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +30,7 @@ from ..pictures import is_diverged, save_grid, visible
 from ..progress import progress, whole
 from ..sampling.cached import Sampler
 from ..sampling.output import gather, write_images
-from ..sampling.request import Execution, Label, Request
+from ..sampling.request import Execution, Label, Request, digest_of
 from ..smoothing import GaussianSmoothing
 
 KEY = "asked"  # the field of a stored result that holds all that decides it
@@ -315,11 +314,6 @@ def bytes_to_compare(pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def black_share(images: Tensor) -> float:
     """The share of values of bytes that are 0."""
     return float((images == 0).double().mean())
-
-
-def digest_of(x: Tensor) -> str:
-    """SHA-256 of the values of a tensor."""
-    return hashlib.sha256(x.numpy(force=True).tobytes()).hexdigest()
 
 
 def _stored_images(path: Path, key: Mapping[str, Any]) -> Tensor | None:

@@ -253,15 +253,15 @@ class Request:
         names = ("seed", "method", "score", "temperature")
         identity: dict[str, Any] = {name: getattr(self, name) for name in names}
         if isinstance(self.label, Tensor):
-            identity["label"] = _digest(self.label.detach())
+            identity["label"] = digest_of(self.label.detach())
         elif self.label is not None:
             identity["label"] = self.label
         if self.levels is not None:
             identity["levels"] = list(self.levels)
         if self.known is not None:
-            identity["known_sha256"] = _digest(self.known.mask, self.known.images.float())
+            identity["known_sha256"] = digest_of(self.known.mask, self.known.images.float())
         if self.x_tilde is not None:
-            identity["given_sha256"] = _digest(self.x_tilde)
+            identity["given_sha256"] = digest_of(self.x_tilde)
         return identity
 
 
@@ -291,7 +291,7 @@ class Execution:
 AUTO = Execution()
 
 
-def _digest(*tensors: Tensor) -> str:
+def digest_of(*tensors: Tensor) -> str:
     """SHA-256 of the values of tensors."""
     digest = hashlib.sha256()
     for tensor in tensors:

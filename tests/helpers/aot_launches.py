@@ -25,7 +25,7 @@ MATMULS = {
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
 
 KERNELS = {
-    expand: ["prepare_kernel"],
+    expand: ["operands_kernel"],
     gated_resnet: [
         "hidden_kernel",
         "gate_kernel",
