@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import runpy
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from dsmooth.config import ProbeSettings
@@ -34,11 +37,13 @@ LARGEST = 10e6  # bytes of all packaged models
 PROBES = ProbeSettings(train_images=20, test_images=10, epochs=1, pooling="mean")
 
 
-def tiny_models(folder: Path) -> Path:
+def tiny_models(
+    folder: Path, roles: Sequence[str] = ("noisy", "denoiser", "plain"), **settings: object
+) -> Path:
     """Runs of untrained models of digits, as training leaves them."""
     folder.mkdir()
-    for role in ("noisy", "denoiser", "plain"):
-        log = RunFolder(save_run(folder / role, role, size=28)).log
+    for role in roles:
+        log = RunFolder(save_run(folder / role, role, size=28, **settings)).log
         entries = (
             {"event": "start", "images": 0, "seconds": 0.0, "total": 1, "loss": "bits/dim"},
             {"event": "evaluation", "images": 1, "seconds": 1.0, "bits_per_dim": 8.0},
@@ -116,21 +121,22 @@ def test_networks_go_before_a_name_and_other_folders_do_not(
 
 
 def test_packaged_models_are_small_and_know_no_path() -> None:
-    files = [path for path in find(DEFAULT).rglob("*") if path.is_file()]
+    files = [path for name in names() for path in find(name).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= LARGEST
     for path in files:
         if path.suffix == ".json":
             assert json.loads(path.read_text()).get("data_dir") is None
 
 
-def test_the_card_is_of_these_weights() -> None:
-    folder = find(DEFAULT)
+@pytest.mark.parametrize("name", names())
+def test_the_card_is_of_these_weights(name: str) -> None:
+    folder = find(name)
     card = json.loads((folder / "card.json").read_text())
     assert (folder / "README.md").read_text() == render_card(card)
     readme = Path(__file__).parents[1] / "README.md"
-    if readme.exists():
+    if name == DEFAULT and readme.exists():
         assert render_card(card, "summary.md").strip() in readme.read_text()
-    models = load_models([folder, folder / "plain"])
+    models = load_models([folder, *(path for path in [folder / "plain"] if path.exists())])
     assert models.digests() == card["weights_sha256"]
     again = measure_slice(models, card["seed"])
     assert again == pytest.approx(card["slice"], abs=1e-4)
@@ -160,6 +166,25 @@ def test_a_card_is_measured_and_goes_on(tmp_path: Path) -> None:
     RunFolder(folder / "noisy").log.unlink()
     with pytest.raises(ValueError, match="noisy is not the folder of a finished run"):
         write_card(options, train_set, test_set)
+
+
+@pytest.mark.long
+def test_a_card_of_a_pair_with_classes(tmp_path: Path) -> None:
+    """It has no plain model and no probes; the bounds of its classes sum to that without."""
+    folder = tiny_models(tmp_path / "models", ("noisy", "denoiser"), n_classes=10)
+    train_set, test_set = (
+        first_images(load_dataset("mnist", split), 60) for split in ("train", "test")
+    )
+    options = CardOptions("", folder, tmp_path / "work", 24, 20, 2, (12, 24), PROBES, classified=6)
+    card = write_card(options, train_set, test_set)
+    assert card["probes"] == {}
+    assert set(card["slice"]) == {"n_images", "pair"}
+    x = test_set.batch(torch.arange(6))
+    without = -SmoothedPair.from_pretrained(folder).elbo(x).mean() / (784 * math.log(2))
+    assert card["classes"]["bits_without"] == pytest.approx(float(without), rel=1e-5)
+    assert "# MNIST by class" in (folder / "README.md").read_text()
+    with Image.open(folder / "samples.png") as picture:
+        assert picture.width > 2 * 10 * 28
 
 
 def test_the_limit_of_distances_is_the_intercept_in_one_over_n() -> None:

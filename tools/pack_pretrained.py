@@ -1,10 +1,10 @@
-"""Make packaged models of three finished runs: float16 weights, thinned logs, no paths.
+"""Make packaged models of finished runs: float16 weights, thinned logs, no paths.
 
     python tools/pack_pretrained.py RUNS dsmooth/pretrained/mnist [BEFORE]
 
-RUNS is a folder with the runs `noisy`, `denoiser` and `plain` in it. BEFORE is a copy of the
-packaged models that some began with (`dsmooth train ROLE --init mnist`): their logs and settings
-then are those of one run, which was prolonged.
+RUNS is a folder with the runs `noisy` and `denoiser` in it, and `plain` if it is to be packed.
+BEFORE is a copy of the packaged models that some began with (`dsmooth train ROLE --init mnist`):
+their logs and settings then are those of one run, which was prolonged.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def prolonged(
 
 def main() -> None:
     source, target, *before = map(Path, sys.argv[1:])
-    for role in ROLES:
+    for role in ROLES if (source / "plain").exists() else ROLES[:2]:
         began = RunFolder(before[0] / role) if before else None
         pack(RunFolder(source / role), RunFolder(target / role), began)
 

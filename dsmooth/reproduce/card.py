@@ -1,12 +1,13 @@
 """The model card of packaged models: every number is measured from the weights, then written.
 
-    python -m dsmooth.reproduce.card --data-dir FOLDER
+    python -m dsmooth.reproduce.card --data-dir FOLDER [--folder mnist-classes]
 
 FOLDER has the full MNIST. A stopped call can be repeated: it goes on where it was.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 from .._version import __version__
 from ..config import ProbeInput, ProbeSettings
 from ..data import ImageDataset, epoch_order, load_dataset
+from ..evaluate.classes import classify
 from ..evaluate.comparison import collect_statistics, measure_images
 from ..evaluate.features import make_extractor
 from ..evaluate.frechet import bootstrap_error
@@ -52,8 +54,8 @@ class CardOptions:
 
     data_dir: str
     """Folder of the full MNIST."""
-    folder: Path = field(default_factory=lambda: find(DEFAULT))
-    """Folder with the runs noisy, denoiser and plain."""
+    folder: Path = Path(DEFAULT)
+    """Folder, or name, of the runs noisy and denoiser, and plain if it is there."""
     work: Path = Path("card")
     """Folder for samples and for the numbers of each part, which a later call goes on from."""
     samples: int = 10_000
@@ -72,14 +74,17 @@ class CardOptions:
     """Decides noise and samples."""
     threads: int | None = None
     """CPU threads; by default all cores."""
+    classified: int = 1000
+    """Test images that a pair with classes classifies."""
 
 
 def write_card(
     options: CardOptions, train_set: ImageDataset, test_set: ImageDataset
 ) -> dict[str, Any]:
     """Measure the models and write their card; returns the content of card.json."""
-    folder, work, seed = options.folder, options.work, options.seed
-    models = load_models([folder, folder / "plain"])
+    folder, work, seed = find(options.folder), options.work, options.seed
+    plain = folder / "plain"
+    models = load_models([folder, plain] if plain.exists() else [folder])
     for run in models.runs.values():
         if not run.is_finished():
             raise ValueError(f"{run.path} is not the folder of a finished run")
@@ -94,11 +99,11 @@ def write_card(
     if longer is not None:
         bits["longer"]["run"] = describe_model("plain", longer, test_set, len(train_set))
     probes = {}
-    for kind, only in PROBED.items():
+    for kind, only in PROBED.items() if models.n_classes == 0 else ():
         settings = replace(options.probes, input=kind, seed=seed)
-        path, plain = work / f"probes-{kind}.json", models.plain if "plain" in only else None
+        path, control = work / f"probes-{kind}.json", models.plain if "plain" in only else None
         probes[kind] = probe_pair(
-            models.pair, train_set, test_set, settings, path, plain=plain, only=only
+            models.pair, train_set, test_set, settings, path, plain=control, only=only
         )
     card = {
         "dsmooth": __version__,
@@ -114,19 +119,47 @@ def write_card(
         "probes": probes,
         "slice": measure_slice(models, seed),
     }
-    save_samples(pictures, folder / "samples.png")
+    if models.n_classes:
+        card["classes"] = measure_classes(stages, options.classified)
+    save_samples(pictures, models.n_classes or 8, folder / "samples.png")
     write_json(folder / "card.json", card)
     write_atomically(folder / "README.md", render_card(card).encode())
     return card
 
 
-def save_samples(pictures: Mapping[str, Tensor], path: Path) -> None:
-    """The first samples of three kinds as grids in a row, each of 8 columns and up to 8 rows."""
-    kinds = [visible(pictures[name][:64]) for name in ("plain", "noisy", "two-step")]
-    plain, noisy, two_step = (x[: len(x) // 8 * 8].unflatten(0, (-1, 8)) for x in kinds)
-    gap = torch.full_like(plain[:, :1], BORDER / 127.5 - 1)
-    grid = torch.cat([plain, gap, noisy, gap, two_step], dim=1)
+def save_samples(pictures: Mapping[str, Tensor], columns: int, path: Path) -> None:
+    """The first samples of each kind as grids in a row, of so many columns and at most as rows.
+
+    With as many columns as classes a column has the images of a class.
+    """
+    kinds = [pictures[name] for name in ("plain", "noisy", "two-step") if name in pictures]
+    rows = min(columns, len(kinds[0]) // columns)
+    grids = [visible(x[: rows * columns]).unflatten(0, (rows, columns)) for x in kinds]
+    gap = torch.full_like(grids[0][:, :1], BORDER / 127.5 - 1)
+    grid = torch.cat([part for x in grids for part in (gap, x)][1:], dim=1)
     save_grid(grid.flatten(0, 1), path, columns=grid.shape[1])
+
+
+def measure_classes(stages: Stages, count: int) -> dict[str, Any]:
+    """Test images classified by Bayes' rule, and their bits/dim given their class and without."""
+
+    def compute() -> dict[str, Any]:
+        pair, data = stages.models.pair, stages.test_set
+        with progress("classes of test images", min(count, len(data))) as done:
+            found = classify(pair, data, limit=count, seed=stages.seed, progress=done)
+        nats, per_bit = found.log_likelihoods, math.log(2) * data.images[0].numel()
+        given = nats.gather(1, found.labels[:, None])[:, 0]
+        without = nats.logsumexp(1) - math.log(nats.shape[1])
+        return {
+            "n_images": len(nats),
+            "accuracy": found.accuracy,
+            "accuracy_error": found.accuracy_error,
+            "bits_given_class": -float(given.mean()) / per_bit,
+            "bits_without": -float(without.mean()) / per_bit,
+        }
+
+    key = {"n_images": count, "weights_sha256": stages.models.digests()}
+    return stages.stored("classes", "bits-per-dim", key, compute)
 
 
 def measure_samples(
@@ -186,22 +219,20 @@ def limit_of_distances(counts: Sequence[int], distances: Sequence[float]) -> flo
 def measure_slice(models: Models, seed: int) -> dict[str, Any]:
     """Bits/dim of a few images in the package, which a test computes again."""
     data = load_dataset("mnist", "test")
-    assert models.plain is not None  # packaged models have one
-    pair = score_pair(models.pair, data, limit=SLICE_IMAGES, seed=seed)
-    plain = score_plain(models.plain, data, limit=SLICE_IMAGES)
-    return {
-        "n_images": SLICE_IMAGES,
-        "pair": conventions(pair)[0].value,
-        "plain": conventions(plain)[0].value,
-    }
+    scores = {"pair": score_pair(models.pair, data, limit=SLICE_IMAGES, seed=seed)}
+    if models.plain is not None:
+        scores["plain"] = score_plain(models.plain, data, limit=SLICE_IMAGES)
+    values = {name: conventions(score)[0].value for name, score in scores.items()}
+    return {"n_images": SLICE_IMAGES, **values}
 
 
-def render_card(card: Mapping[str, Any], template: str = "card.md") -> str:
+def render_card(card: Mapping[str, Any], template: str | None = None) -> str:
     """README.md of the folder of packaged models, from the content of card.json.
 
     template: summary.md has the few numbers of the package's README, beside published ones.
     """
-    return render(template, card=card, CONFIDENT_IMAGES=CONFIDENT_IMAGES)
+    own = "card_classes.md" if "classes" in card else "card.md"
+    return render(template or own, card=card, CONFIDENT_IMAGES=CONFIDENT_IMAGES)
 
 
 def main() -> None:
@@ -211,7 +242,7 @@ def main() -> None:
     options = tyro.cli(CardOptions, prog="python -m dsmooth.reproduce.card")
     use_threads(options.threads)
     write_card(options, *(load_dataset("mnist", s, options.data_dir) for s in ("train", "test")))
-    print(f"wrote {options.folder / 'README.md'}")
+    print(f"wrote {find(options.folder) / 'README.md'}")
 
 
 if __name__ == "__main__":
