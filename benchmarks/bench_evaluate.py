@@ -1,4 +1,4 @@
-"""Scoring: bits/dim of a pair, features of the packaged classifier, the Fréchet distance.
+"""Measures: bits/dim of a pair, features of the packaged classifier, the Fréchet distance.
 
 The distance is also computed by the textbook formula, a root of the product of the covariances.
 """

@@ -21,7 +21,7 @@ A pair of your own images, uint8 (N, C, H, W):
 
 What is here, each with a help of its own:
 
-    SmoothedPair                a pair: draw, complete, denoise, score, save, publish
+    SmoothedPair                a pair: draw, complete, denoise, measure, save, publish
     PixelCNNpp, ModelConfig     one network and its settings
     train, TrainConfig, preset  training, its settings, settings by name
     RunFolder                   the folder of a training run

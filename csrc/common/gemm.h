@@ -1,6 +1,6 @@
-// Micro-kernels of matrix products: what the gated resnet's convolutions and the sampler's tiles
-// share, and the convolutions' own. Compiled once per instruction set: see vector_math.h for what
-// that forbids.
+// Micro-kernels of matrix products. The gated resnet's convolutions and the sampler's tiles share
+// some; the others are the convolutions' own. Compiled once per instruction set: see vector_math.h
+// for what that forbids.
 //
 // Operands are counted in cells. A cell is the part of the summed index that one multiplication
 // takes: one number of float or double, a pair of bfloat16 where the CPU multiplies pairs. A tile
@@ -160,7 +160,7 @@ struct TileArgs {
   int64_t outer = 0, inner = 0;
   typename D::Scalar* out = nullptr;
   int64_t out_row = 0;
-  bool add = false;  // to what `out` holds
+  bool add = false;  // to the content of `out`
 };
 
 // Registers: M NV sums, NV columns and one broadcast.

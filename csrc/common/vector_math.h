@@ -88,7 +88,7 @@ struct VectorMath {
   using Word = typename Format::Word;
   using V = typename Format::Vector;
   using Bits = typename Format::Bits;
-  using Mask = typename Format::Mask;  // what a comparison gives: lanes of 0 or -1
+  using Mask = typename Format::Mask;  // of a comparison: lanes of 0 or -1
   static constexpr int kLanes = DSMOOTH_VECTOR_BYTES / sizeof(T);
 
   DSMOOTH_INLINE static V splat(double value) { return V{} + static_cast<T>(value); }
@@ -103,7 +103,7 @@ struct VectorMath {
   }
 
   // The nearest whole number, halves to even, for |v| < 2^22 (float) or 2^51 (double); beyond, some
-  // number beyond.
+  // number outside of that range.
   DSMOOTH_INLINE static V round(V v) { return (v + Format::kRound) - Format::kRound; }
 
   // 1 / v for 2^-100 < v < 2^100, within 2 ulp.

@@ -35,7 +35,7 @@ struct GatedShape {
 
 // An element of concat_elu(h), counted in (B, H, W, 2F) order from image `first_image` of a larger
 // batch on, is kept if word >> 9 >= keep_from, where word is number (element % 4) of the Philox
-// block at counter (element / 4 low, high, layer, Stream::kDropout).
+// call at counter (element / 4 low, high, layer, Stream::kDropout).
 struct GatedDropout {
   bool active = false;
   uint64_t seed = 0;

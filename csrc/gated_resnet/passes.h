@@ -36,7 +36,7 @@ struct Passes {
     return kRough ? M::rough_exp_pair(-M::abs(v)) : M::exp_pair(-M::abs(v));
   }
 
-  // `keep + at`: what an element is multiplied by. Zero drops it, whatever it is.
+  // `keep + at`: the factor of an element. Zero drops it, even a NaN.
   template <bool kDropout>
   DSMOOTH_INLINE static V kept(V v, const Scalar* keep, int at, int count) {
     if constexpr (kDropout) {
@@ -47,7 +47,7 @@ struct Passes {
   }
 
   // out[p][c] = elu(in[p][c]), out[p][negative + c] = elu(-in[p][c]), with dropout; slope[p][c] =
-  // exp(-|in[p][c]|), what a backward needs of it. Pixels of `out` are `stride` elements apart,
+  // exp(-|in[p][c]|), for the backward. Pixels of `out` are `stride` elements apart,
   // those of `keep` 2 `channels`.
   template <bool kDropout, bool kSlope>
   static void write_concat_elu(const T* in, int64_t pixels, int channels, Element* out,
@@ -68,7 +68,7 @@ struct Passes {
     }
   }
 
-  // The gradient of v, given `positive` and `negative`, those of elu(v) and elu(-v), and e.
+  // The gradient of v, given `positive` of elu(v), `negative` of elu(-v), and e.
   DSMOOTH_INLINE static V through_concat_elu(V v, V e, V positive, V negative) {
     return M::select(v > 0, positive - negative * e, positive * e - negative);
   }

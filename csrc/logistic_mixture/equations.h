@@ -278,7 +278,7 @@ struct AtomHere {
     return logit;
   }
 
-  // Writes a value for it alone.
+  // Writes a value at that atom, and at no other.
   DSMOOTH_INLINE void store(typename M::V value, typename M::Scalar* first, int64_t stride) const {
     for (int lane = 0; lane < M::kLanes; ++lane) {
       if (atom[lane] >= 0) first[atom[lane] * stride + lane] = value[lane];

@@ -38,7 +38,7 @@ struct LogisticMixtureArgs {
   Planes<T> log_prob;      // (B, 1, H, W); forward only
   // (B, 4, H, W), see State: written by the forward, read by the backward.
   Planes<T> state;
-  Planes<const T> grad;   // (B, 1, H, W): d loss / d log_prob; backward only, like what follows
+  Planes<const T> grad;   // (B, 1, H, W): d loss / d log_prob; from here on backward only
   Planes<T> grad_x;       // (B, C, H, W), or data == nullptr: not wanted
   Planes<T> grad_params;  // (B, P, H, W), or data == nullptr: not wanted
   int64_t batch = 0, rows = 0, cols = 0, n_mix = 0;
