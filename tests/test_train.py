@@ -162,6 +162,15 @@ def test_held_out_noise_is_none_of_training() -> None:
     assert loop.EVALUATION_REPEAT > 0
 
 
+def test_training_leaves_the_callers_generator_and_needs_no_gradients(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    with torch.inference_mode():
+        train(tiny(), tmp_path / "within")
+    assert torch.equal(torch.get_rng_state(), before)
+    train(tiny(), tmp_path / "outside")
+    assert_same_end(tmp_path / "within", tmp_path / "outside")
+
+
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_ends_a_run(first: signal.Signals) -> None:
     before = signal.getsignal(first)

@@ -122,7 +122,12 @@ def train(
     target = choose_device(device)
     if dataset is not None:
         config = replace(config, data=OWN, data_dir=None, download=False, image_size=None)
-    with process_group(), contextlib.ExitStack() as stack:
+    with (
+        process_group(),
+        torch.inference_mode(False),
+        torch.enable_grad(),  # a notebook that draws may have turned gradients off
+        contextlib.ExitStack() as stack,
+    ):
         use_threads(threads)
         keep_freed_memory()
         config, checkpoint, lines = choose_beginning(

@@ -163,8 +163,10 @@ class TrainState:
         if uses_graph(config, device):
             self._run = ReplayedStep(self._update, device)
 
-        torch.manual_seed(config.seed)
-        self.model = PixelCNNpp(config.model).to(device).to(memory_format=torch.channels_last)
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on
+            torch.manual_seed(config.seed)
+            model = PixelCNNpp(config.model)
+        self.model = model.to(device, torch.float32).to(memory_format=torch.channels_last)
         set_keep_gates(self.model, config.keep_gates == "on")
         if initial is not None:
             load_state(self.model, initial_state(self.model, initial), str(config.init))
