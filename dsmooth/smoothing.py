@@ -33,8 +33,9 @@ class Smoothing:
         """The noise below which a fraction `u` of its distribution lies; any shape."""
         raise NotImplementedError
 
-    def log_density(self, noise: Tensor) -> Tensor:
-        """log of the density at `noise`, elementwise, nats."""
+    def log_density(self, noise: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """log of the density at `noise`, elementwise, nats. dtype: of the images that it is the
+        difference of, by default its own."""
         raise NotImplementedError
 
     def entropy(self, d: int) -> float:
@@ -53,8 +54,10 @@ class Smoothing:
 
         Row b is image first_index + b: its noise is a pure function of (seed, image index,
         repeat), whatever the batch. first_index: a number, or int64 without dimensions on x's
-        device. Raises ValueError for numbers out of range.
+        device. Raises ValueError for numbers out of range, TypeError for bytes.
         """
+        if not x.is_floating_point():
+            raise TypeError(f"x must be floating point in [-1, 1], got {x.dtype}")
         n = x.shape[0]
         d = math.prod(x.shape[1:])
         words = image_words(
@@ -70,12 +73,18 @@ class Smoothing:
         return x + self.quantile(u).to(x.dtype)
 
     def log_prob(self, x_tilde: Tensor, x: Tensor) -> Tensor:
-        """log q(x~ | x) of a batch: (B, C, H, W) twice -> (B,), nats, in units of [-1, 1]."""
+        """log q(x~ | x) of a batch: (B, C, H, W) twice -> (B,), nats, in units of [-1, 1].
+
+        In float32 at least.
+        """
         if x_tilde.shape != x.shape:
             raise ValueError(
                 f"x_tilde must have x's shape {tuple(x.shape)}, got {tuple(x_tilde.shape)}"
             )
-        return self.log_density(x_tilde - x).flatten(1).sum(1)
+        common = torch.promote_types(x_tilde.dtype, x.dtype)
+        exact = torch.promote_types(common, torch.float32)
+        noise = x_tilde.to(exact) - x.to(exact)
+        return self.log_density(noise, common).flatten(1).sum(1)
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ class GaussianSmoothing(Smoothing):
         """scale * Phi^-1(u)."""
         return self.scale * torch.special.ndtri(u)
 
-    def log_density(self, noise: Tensor) -> Tensor:
+    def log_density(self, noise: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """-(noise / scale)**2 / 2 - log(scale * sqrt(2 pi))."""
         return -0.5 * (noise / self.scale) ** 2 - math.log(self.scale * math.sqrt(2 * math.pi))
 
@@ -108,7 +117,7 @@ class LaplaceSmoothing(Smoothing):
         centred = u - 0.5
         return -self.scale * centred.sign() * torch.log1p(-2 * centred.abs())
 
-    def log_density(self, noise: Tensor) -> Tensor:
+    def log_density(self, noise: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """-|noise| / scale - log(2 scale)."""
         return -noise.abs() / self.scale - math.log(2 * self.scale)
 
@@ -127,10 +136,10 @@ class UniformSmoothing(Smoothing):
         """scale * (2u - 1)."""
         return self.scale * (2 * u - 1)
 
-    def log_density(self, noise: Tensor) -> Tensor:
+    def log_density(self, noise: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """-log(2 scale) inside the interval, -inf outside."""
         # A rounding of x + noise - x can leave the interval by a few units in the last place.
-        slack = 8 * torch.finfo(noise.dtype).eps * max(1.0, self.scale)
+        slack = 8 * torch.finfo(dtype or noise.dtype).eps * max(1.0, self.scale)
         inside = noise.abs() <= self.scale + slack
         return torch.where(inside, -math.log(2 * self.scale), -math.inf).to(noise.dtype)
 

@@ -79,7 +79,19 @@ def test_uniform_density_is_zero_outside() -> None:
         assert q.log_prob(q.sample(x), x).isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_density_is_summed_in_float32_at_least(kind: str, dtype: torch.dtype) -> None:
+    q = SMOOTHINGS[kind](0.3)
+    x = (torch.rand(4, 1, 32, 32) * 2 - 1).to(dtype)
+    x_tilde = q.sample(x)
+    found, expected = q.log_prob(x_tilde, x), q.log_density(x_tilde.double() - x.double(), dtype)
+    torch.testing.assert_close(found, expected.sum((1, 2, 3)).float(), rtol=1e-5, atol=1e-3)
+
+
 def test_bad_scales_and_shapes() -> None:
+    with pytest.raises(TypeError, match=r"x must be floating point in \[-1, 1\], got torch.uint8"):
+        dsmooth.GaussianSmoothing(0.5).sample(torch.zeros(1, 1, 4, 4).byte())
     for scale in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="scale must be positive and finite"):
             dsmooth.GaussianSmoothing(scale)

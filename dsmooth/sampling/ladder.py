@@ -85,7 +85,8 @@ def log_prob_of_noisy(
     down is bounded with an image from the lower denoiser, drawn and evaluated in float32: a bound
     needs both to be of one distribution.
     """
-    total = x_tilde.new_zeros(x_tilde.shape[0])
+    exact = torch.promote_types(x_tilde.dtype, torch.float32)
+    total = x_tilde.new_zeros(x_tilde.shape[0], dtype=exact)
     rising = [*reversed(pairs)]
     for rung, (low, high) in enumerate(pairwise(rising), 1):
         scales = low.smoothing.scale, high.smoothing.scale
