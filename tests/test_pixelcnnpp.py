@@ -288,6 +288,10 @@ def test_forward_mode_derivatives_are_those_of_reverse_mode() -> None:
     torch.testing.assert_close(slope(x.detach()), (grad * v).sum().detach())
     with use_impl("native"), pytest.raises(RuntimeError, match="no forward-mode derivative"):
         slope(x.detach())
+    one_by_one = torch.func.vmap(torch.func.grad(lambda x: log_p(x[None])))(x.detach())
+    torch.testing.assert_close(one_by_one, grad)
+    with use_impl("native"), pytest.raises(RuntimeError, match="func cannot transform it"):
+        torch.func.grad(log_p)(x.detach())
 
 
 ZEROS = torch.zeros

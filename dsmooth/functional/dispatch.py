@@ -68,11 +68,13 @@ def choose(
     """The implementation of an op; "auto" is "triton" on cuda, else "native", else "reference".
 
     asked: as `resolve_impl` gave it. obstacle: why an implementation cannot run, None if it can.
-    Inside a forward-mode derivative only the reference can. Raises RuntimeError if an explicit
-    choice cannot run.
+    Inside a forward-mode derivative and torch.func only the reference can. Raises RuntimeError if
+    an explicit choice cannot run.
     """
     chosen: Impl = asked if asked != "auto" else "triton" if device.type == "cuda" else "native"
-    reason = None if chosen == "reference" else forward_mode_obstacle() or obstacle(chosen)
+    reason = None
+    if chosen != "reference":
+        reason = forward_mode_obstacle() or transform_obstacle() or obstacle(chosen)
     if reason is None:
         return chosen
     if asked == "auto":
@@ -88,6 +90,13 @@ def forward_mode_obstacle() -> str | None:
     """
     inside = forward_ad._current_level >= 0
     return "it has no forward-mode derivative, impl='reference' has" if inside else None
+
+
+def transform_obstacle() -> str | None:
+    """Why an operator cannot compute inside `torch.func.grad` or `vmap`; None outside."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return None
+    return "torch.func cannot transform it, impl='reference' it can"
 
 
 def constant_when_compiled(function: Function) -> Function:
