@@ -72,6 +72,7 @@ MISTAKES = [
     (f"{FID} x.npy --save-reference r.txt", "--save-reference must end in .npz, got r.txt"),
     (f"{FID} bad.npz", "must hold an array x, images, samples, arr_0, got text"),
     (f"{FID} levels.npy", "must hold values in [-1, 1], got 97 % beyond 4"),
+    (f"{FID} pale.npy", "got none below 0: images in [0, 1] would be pale; store 2 * x - 1, or"),
     (f"{FID} shape.npy", "must hold images (N, C, H, W), (N, H, W, C) or (N, H, W)"),
     (f"{FID} integers.npy", "must hold bytes or floating-point values, got int64"),
     (f"{FID} pickle.npy", "without pickled objects"),
@@ -96,6 +97,7 @@ def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     arrays = {
         "x": pixels,
         "levels": pixels.astype(np.float32),
+        "pale": pixels / 255,
         "shape": random_bytes((20, 2, 8, 8)),
         "integers": pixels.astype(np.int64),
         "pickle": np.array([{}], dtype=object),

@@ -23,7 +23,7 @@ from ..files import open_regular
 from ..models import Models
 from ..pictures import is_diverged
 from ..progress import progress
-from ..sampling.output import check_folder
+from ..sampling.output import Shards, check_folder
 from .frechet import FeatureStatistics, PublishedStatistics
 
 BYTES = "x in [-1, 1] to round((x + 1) * 127.5), clamped to 0 .. 255"
@@ -129,7 +129,7 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
                 f"{path} must hold an array {', '.join(ARRAY_NAMES)}, got "
                 f"{', '.join(arrays) or 'none'}"
             )
-        return _collect([arrays[name]], path, limit)
+        return _collect([arrays[name]], path, limit, ours="first_index" in arrays)
     if path.suffix == ".npy":
         return _collect([_load_npy(path)], path, limit)
     if path.suffix.lower() in SUFFIXES and path.is_file():
@@ -138,7 +138,8 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
         raise FileNotFoundError(f"there is no folder, image file, .npz or .npy {path}")
     check_folder(path)
     if shards := sorted(path.glob("*.npy")):
-        return _collect(map(_load_npy, shards), path, limit)
+        ours = (path / Shards.manifest).exists()
+        return _collect(map(_load_npy, shards), path, limit, ours=ours)
     if any(child.suffix.lower() in SUFFIXES for child in path.iterdir()):
         images = read_every_image(path, limit)
         return ImageSet(images, f"{path} ({len(images):,} image files)")
@@ -175,11 +176,17 @@ def _load_npy(path: Path) -> NDArray[np.generic]:
         return np.lib.format.open_memmap(path, mode="r")
 
 
-def _collect(arrays: Iterable[NDArray[np.generic]], path: Path, limit: int | None) -> ImageSet:
-    """One set of the first `limit` images in `arrays`, a thousand at a time."""
+def _collect(
+    arrays: Iterable[NDArray[np.generic]], path: Path, limit: int | None, *, ours: bool = False
+) -> ImageSet:
+    """One set of the first `limit` images in `arrays`, a thousand at a time.
+
+    ours: whether dsmooth drew them, whose range is known.
+    """
     parts: list[Tensor] = []
-    count = 0
+    count, floating = 0, False
     for array in map(np.atleast_1d, arrays):
+        floating |= array.dtype.kind == "f"
         taken = array if limit is None else array[: limit - count]
         for first in range(0, max(1, len(taken)), 1000):
             parts.append(array_to_bytes(np.asarray(taken[first : first + 1000]), str(path)))
@@ -190,6 +197,11 @@ def _collect(arrays: Iterable[NDArray[np.generic]], path: Path, limit: int | Non
     if len(shapes) > 1:
         raise ValueError(f"{path} holds images of different shapes: {sorted(shapes)}")
     images = torch.cat(parts)
+    if floating and not ours and images.numel() and 127 < int(images.min()) < int(images.max()):
+        raise ValueError(
+            f"{path} must hold values in [-1, 1], got none below 0: images in [0, 1] would be "
+            "pale; store 2 * x - 1, or bytes as uint8"
+        )
     return ImageSet(images, f"{path} ({count:,} images)", count - len(images))
 
 
