@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .data import to_bytes, to_float
+from .fields import ArgumentError
 from .files import write_atomically
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ def grid_png(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> bytes:
 def _grid(x: Tensor, columns: int | None, zoom: int) -> NDArray[np.uint8]:
     """Bytes (H, W, C) of a grid of images x (B, C, H, W)."""
     _check_batch(x)
+    for name, value in (("columns", columns), ("zoom", zoom)):
+        if value is not None and value < 1:
+            raise ArgumentError(name, f"must be at least 1, got {value}")
     pixels = nhwc_bytes(x).repeat(zoom, axis=1).repeat(zoom, axis=2)
     count, height, width, channels = pixels.shape
     columns = min(count, columns or math.isqrt(count - 1) + 1)
