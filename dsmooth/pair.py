@@ -19,6 +19,7 @@ from .nn import PixelCNNpp
 from .nn.images import check_scale, check_tensor
 from .nn.levels import at_level
 from .nn.score import score_of
+from .nn.weights import in_evaluation
 from .pictures import is_diverged
 from .pretrained import SavedNetwork, pairs
 from .progress import progress as bar
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 class SmoothedPair(nn.Module):
     """p(x~) and p(x | x~) with the smoothing q(x~ | x) that they were trained for.
 
+    It draws and scores without dropout, in training mode too.
     noisy: a model with conditioning "none" and likelihood "continuous", or "gaussian" with the
     smoothing's scale. denoiser: a model with conditioning "stack" or "concat". Either or both may
     have classes, as many. Both may have noise_levels, the same; smoothing is then that of the
@@ -113,7 +115,7 @@ class SmoothedPair(nn.Module):
         """
         if self.n_classes and choices.get("label") is None:
             choices["label"] = "prior"
-        request = Request.make(n, choices, method=method, score=score, levels=levels)
+        request = self._request(n, choices, method=method, score=score, levels=levels)
         if batch_size is not None and batch_size < 1:
             raise ArgumentError("batch_size", f"must be at least 1, got {batch_size}")
         sampler = Sampler(Execution(threads, precision), keep=True)
@@ -154,7 +156,8 @@ class SmoothedPair(nn.Module):
             mask = top_rows(keep_top, self.image_size).to(x.device)
         elif len(mask) == len(x):
             mask = mask.repeat_interleave(draws, dim=0)
-        known = x.float().repeat_interleave(draws, dim=0)
+        exact = torch.promote_types(self.dtype, torch.float32)
+        known = x.to(exact).repeat_interleave(draws, dim=0)
         return self.sample(len(known), known=known, mask=mask, **options)
 
     def forward(self, x: Tensor, **options: Any) -> Tensor:
@@ -180,9 +183,21 @@ class SmoothedPair(nn.Module):
         self._check_images("x_tilde", x_tilde)
         n = x_tilde.shape[0]
         asked: dict[str, Any] = {"method": method, "score": score, "levels": levels}
-        request = Request.make(n, choices, **asked, x_tilde=x_tilde)
+        request = self._request(n, choices, **asked, x_tilde=x_tilde)
         sampler = Sampler(Execution(threads, precision), keep=True)
         return draw_pair(self.rungs(levels), request, sampler)
+
+    def _request(self, n: int, choices: Choices, **how: Any) -> Request:
+        """The request of a user's choices; ValueError for known pixels that are none of images."""
+        request = Request.make(n, choices, **how)
+        if request.known is not None:
+            values = request.known.images.movedim(1, -1)[request.known.mask]
+            check_scale("known", values, as_bytes=self._sees_bytes)
+        return request
+
+    @property
+    def _sees_bytes(self) -> bool:
+        return self.denoiser.config.likelihood == "discretized"
 
     def rungs(self, levels: Sequence[float] | None = None) -> list[SmoothedPair]:
         """This pair at each level of a ladder, by default at the highest alone."""
@@ -266,7 +281,7 @@ class SmoothedPair(nn.Module):
         if n_noise < 1:
             raise ArgumentError("n_noise", f"must be at least 1, got {n_noise}")
         self._check_images("x", x)
-        check_scale("x", x, as_bytes=self.denoiser.config.likelihood == "discretized")
+        check_scale("x", x, as_bytes=self._sees_bytes)
 
         def weight(repeat: int, label: Tensor | None) -> Tensor:
             terms = self.elbo_terms(x, seed, first_index, repeat, label, levels)
@@ -349,16 +364,21 @@ class SmoothedPair(nn.Module):
     def at(self, scale: float) -> SmoothedPair:
         """The pair at one of its `noise_levels`, with shared weights.
 
-        The result has that level alone; a pair of one level returns itself. Raises ValueError for
-        another scale.
+        The result has that level alone, in evaluation mode; a pair of one level that is in it
+        returns itself. Raises ValueError for another scale.
         """
         if scale not in self.noise_levels:
             raise ValueError(f"the noise levels of the pair are {self.noise_levels}, not {scale}")
-        if not self.noisy.config.noise_levels:
+        noisy, denoiser, smoothing = self.noisy, self.denoiser, self.smoothing
+        if noisy.config.noise_levels:
+            level = self.noise_levels.index(scale)
+            noisy, denoiser = (at_level(model, level) for model in (noisy, denoiser))
+            smoothing = GaussianSmoothing(scale)
+        elif noisy.training or denoiser.training:
+            noisy, denoiser = in_evaluation(noisy), in_evaluation(denoiser)
+        else:
             return self
-        level = self.noise_levels.index(scale)
-        noisy, denoiser = (at_level(model, level) for model in (self.noisy, self.denoiser))
-        return SmoothedPair(noisy, denoiser, GaussianSmoothing(scale), self.image_size).eval()
+        return SmoothedPair(noisy, denoiser, smoothing, self.image_size).eval()
 
     def ladder(self, levels: Sequence[float] | None) -> tuple[float, ...]:
         """The scales of noise of a ladder, falling; by default the highest of all alone.

@@ -170,7 +170,7 @@ def test_a_ladder_step_by_step(n_classes: int) -> None:
 
 
 def test_known_pixels_stay_on_a_ladder() -> None:
-    pair, x = pair_of_levels(), (images() * 127.5).round() / 127.5
+    pair, x = pair_of_levels(), dsmooth.round_to_bytes(images())
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[:, :4] = True
     drawn = pair.sample(3, levels=(0.5, 0.25, 0.1), known=x, mask=mask)

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import dsmooth
+from dsmooth.evaluate import score_plain
 from dsmooth.files import lock_folder
 from dsmooth.nn.score import score_of
 from dsmooth.nn.weights import weights_digest
@@ -30,6 +32,7 @@ from dsmooth.sampling import (
     sample_images,
     sequential_sample,
 )
+from tests.helpers.data_makers import random_dataset
 from tests.helpers.tiny_pairs import (
     tiny_config,
     tiny_pair,
@@ -319,6 +322,29 @@ def test_precision_is_that_of_the_cached_sampler(monkeypatch: pytest.MonkeyPatch
         pair.sample(2, precision="bfloat16")
 
 
+def test_training_mode_and_inference_mode_change_no_number() -> None:
+    """A model in training mode stays in it, yet no dropout enters what is drawn or scored."""
+    pair = tiny_pair()
+    configs = (replace(m.config, dropout=0.5) for m in (pair.noisy, pair.denoiser))
+    models = [dsmooth.PixelCNNpp(config).eval() for config in configs]
+    pair = dsmooth.SmoothedPair(*models, pair.smoothing, (8, 8)).eval()
+    data = random_dataset(2)
+    x = data.batch(torch.arange(2))
+
+    def numbers() -> list[Tensor]:
+        single = pair.denoise(x, method="single-step")
+        exact = score_plain(pair.noisy, data).log_weights("continuous")
+        return [pair.elbo(x), single, exact]
+
+    expected = numbers()
+    assert all(map(torch.equal, expected, numbers()))
+    with torch.inference_mode():
+        assert all(map(torch.equal, expected, numbers()))
+    pair.train()
+    assert all(map(torch.equal, expected, numbers()))
+    assert pair.noisy.training
+
+
 def test_images_that_a_likelihood_is_not_of_are_refused() -> None:
     """They would have a number too."""
     pair, density = tiny_pair(), tiny_pair("continuous")
@@ -338,8 +364,18 @@ def test_images_that_a_likelihood_is_not_of_are_refused() -> None:
         pair.denoise(x.repeat(1, 1, 2, 2), method="single-step")
     with pytest.raises(ValueError, match="x must lie in"):
         density.elbo(x * 1.2)
-    for wrong, hint in ((x.numpy(), "from_numpy"), (dsmooth.to_bytes(x), r"to_float\(x\)")):
-        for score in (pair.elbo, pair.noisy.log_prob):
+    one_broken = torch.stack([x[0] * torch.nan, x[1] * 1.2])
+    with pytest.raises(ValueError, match="x must lie in"):
+        density.elbo(one_broken)
+    for wrong in (x * 1.2, (x + 1) / 2):  # where the mask is
+        with pytest.raises(ValueError, match=r"known must (lie in|have values of bytes)"):
+            pair.sample(2, known=wrong, mask=keep_top(0.5, (8, 8)))
+    for wrong, hint in (
+        (x.numpy(), "from_numpy"),
+        (dsmooth.to_bytes(x), r"to_float\(x\)"),
+        (dsmooth.to_bytes(x).long(), r"to_float\(x.byte\(\)\)"),
+    ):
+        for score in (pair.elbo, pair.complete, pair.noisy.log_prob, pair.denoiser.log_prob):
             with pytest.raises(TypeError, match=hint):
                 score(wrong)
     rounded = dsmooth.round_to_bytes(off_grid)
@@ -371,5 +407,6 @@ def test_a_pair_completes_and_is_called(tmp_path: Path) -> None:
     pair.save_pretrained(tmp_path)
     read = dsmooth.SmoothedPair.from_pretrained(tmp_path, torch_dtype=torch.float64)
     assert read.dtype == torch.float64
+    assert read.complete(x).dtype == torch.float64
     first, _ = dsmooth.to_pil(x)
     assert torch.equal(torch.from_numpy(np.array(first)), dsmooth.to_bytes(x)[0, 0])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data import ImageDataset
 from ..nn import PixelCNNpp
+from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
 from .comparison import ShowProgress, collect_statistics, measure_images, no_progress
 from .features import FeatureExtractor
@@ -159,7 +160,7 @@ def classify(
     if isinstance(model, SmoothedPair):
         pair, network, n_classes = model, model.noisy, model.n_classes
     else:
-        network, n_classes = model, model.config.condition_size
+        network, n_classes = in_evaluation(model), model.config.condition_size
     if n_classes == 0:
         raise ValueError("only a model with classes classifies: its n_classes is 0")
     if pair is None and network.config.conditioning != "none":

@@ -21,6 +21,7 @@ from ..distributed import distributed_map, side_by_side
 from ..fields import ArgumentError
 from ..functional import logistic_mixture_log_prob
 from ..nn import PixelCNNpp
+from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
 from ..philox import Stream
 from ..sampling.ladder import noise_terms
@@ -295,6 +296,7 @@ def score_plain(
             f'a plain model must have conditioning="none", got "{model.config.conditioning}"'
         )
     forms: set[Likelihood] = {"discretized", model.config.likelihood}
+    model = in_evaluation(model)
 
     def nats_of(first: int, x: Tensor, label: Tensor | None) -> dict[str, Tensor]:
         params = model(x, label=label)

@@ -29,7 +29,7 @@ from ..fields import Argument, ArgumentError
 from ..files import read_json, write_json
 from ..machine import autocast
 from ..nn import PixelCNNpp
-from ..nn.weights import weights_digest
+from ..nn.weights import in_evaluation, weights_digest
 from ..pair import SmoothedPair
 from ..progress import progress
 from ..smoothing import Smoothing
@@ -118,7 +118,7 @@ def probe_pair(
         yield from networks.items()
         yield PIXELS, None
         if plain is not None:
-            yield "plain", plain
+            yield "plain", in_evaluation(plain)
         for name, network in networks.items() if controls else ():
             yield f"untrained-{name}", probing.untrained(network)
 

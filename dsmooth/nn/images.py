@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,16 +13,17 @@ OFF_THE_GRID = 1e-3
 
 
 def check_tensor(name: str, x: Any) -> None:
-    """Raise TypeError for an array of numpy and for bytes, with the line that converts."""
+    """Raise TypeError for an array of numpy and for whole numbers, with the line that converts."""
     if not isinstance(x, Tensor):
         raise TypeError(
             f"{name} must be a torch.Tensor, got a {type(x).__name__}: torch.from_numpy makes one "
             "of an array"
         )
-    if x.dtype == torch.uint8:
+    if not x.is_floating_point():
+        bytes_ = name if x.dtype == torch.uint8 else f"{name}.byte()"
         raise TypeError(
-            f"{name} must be floating point in [-1, 1], got torch.uint8: dsmooth.to_float({name}) "
-            "makes it"
+            f"{name} must be floating point in [-1, 1], got {x.dtype}: dsmooth.to_float({bytes_}) "
+            "makes it of bytes"
         )
 
 
@@ -32,7 +34,8 @@ def check_scale(name: str, x: Tensor, *, as_bytes: bool) -> None:
     """
     if not x.numel():
         return
-    low, high = (float(bound) for bound in x.detach().aminmax())
+    there = x.detach().nan_to_num(0.0, posinf=math.inf, neginf=-math.inf)
+    low, high = (float(bound) for bound in there.aminmax())
     slack = OFF_THE_GRID / 127.5 + torch.finfo(x.dtype).eps
     if low < -1 - slack or high > 1 + slack:
         raise ValueError(

@@ -32,8 +32,8 @@ def score_of(
     """
     if forward_mode_obstacle():
         raise NotImplementedError("the slope of a log-density has no forward-mode derivative")
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x.detach().clone().requires_grad_(True)  # that of inference mode takes no gradient
         if score == "full":
             # Frozen: the gradients of the weights would cost a third of all.
             whole = _LogProb(model)

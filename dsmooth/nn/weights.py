@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +25,7 @@ def load_network(config: ModelConfig, path: Path) -> PixelCNNpp:
     network = outline(config, tensors, str(path))
     check_state(network, tensors, str(path))
     # Not copied into an emptied network: to empty one, torch imports sympy.
-    own = network.state_dict()
-    copies = {name: tensor.to(own[name].dtype, copy=True) for name, tensor in tensors.items()}
+    copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
     network.load_state_dict(copies, assign=True)
     return network.eval()
 
@@ -49,6 +49,17 @@ def outline(config: ModelConfig, tensors: Mapping[str, Tensor], source: str) -> 
         )
     with torch.device("meta"):
         return PixelCNNpp(config)
+
+
+def in_evaluation(model: PixelCNNpp) -> PixelCNNpp:
+    """The model, without dropout: itself, or a copy that shares its weights.
+
+    A model in training mode stays so, for another thread may go on training it.
+    """
+    if not model.training:
+        return model
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared).eval()
 
 
 def weights_digest(model: PixelCNNpp) -> str:

@@ -241,6 +241,8 @@ class Sampler:
     ) -> Tensor:
         """The images (count, C, H, W) of a request."""
         execution, weight, reason = self.execution, model.head.bias, obstacle_of(model)
+        if context is not None and context.is_floating_point():
+            context = context.to(torch.float32 if reason is None else weight.dtype)
         if reason is None:
             if model not in self._packed:
                 dtype = getattr(torch, execution.precision_on(weight.device))
@@ -269,8 +271,10 @@ def packed_before(model: PixelCNNpp, dtype: torch.dtype) -> CachedSampler:
         pairs = zip(weights, last[0], strict=True)
         if all(a.dtype == b.dtype and a.device == b.device and a.equal(b) for a, b in pairs):
             return last[1]
+    # Kept first: weights that another thread changes meanwhile differ from these at the next call.
+    kept = [weight.detach().clone() for weight in weights]
     sampler = CachedSampler(model, dtype)
-    _LAST[model] = [weight.detach().clone() for weight in weights], sampler
+    _LAST[model] = kept, sampler
     return sampler
 
 

@@ -111,6 +111,9 @@ def known_pixels(known: Tensor | None, mask: Tensor | None, count: int) -> Known
         return None
     if known is None or mask is None:
         raise ValueError("known and mask must be given together")
+    for name, given in (("known", known), ("mask", mask)):
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got a {type(given).__name__}")
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be torch.bool, True where a pixel is known, got {mask.dtype}")
     if not known.is_floating_point():

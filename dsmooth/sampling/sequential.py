@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from ..functional import logistic_mixture_sample
 from ..nn import PixelCNNpp
 from ..nn.condition import Condition
 from ..nn.pixelcnnpp import Encoded
+from ..nn.weights import in_evaluation
 from ..philox import Stream, image_words, to_uniform
 from .request import Choices, Progress, Request, checked_shape
 
@@ -179,12 +179,9 @@ class _Canvas:
         )
         uniforms = to_uniform(words).to(like.dtype)
         self.uniforms = uniforms.view(-1, *size, 4).permute(0, 3, 1, 2)
-        if model.training:  # another thread may go on training it: the copy shares its weights
-            shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-            model = copy.deepcopy(model, shared).eval()
-        self.model, self.temperature = model, request.temperature
+        self.model, self.temperature = in_evaluation(model), request.temperature
         label = request.labels(model.config.condition_size, like.device)
-        self.encoded = model.encode_context(self.x, Condition(context, label))
+        self.encoded = self.model.encode_context(self.x, Condition(context, label))
 
     def redrawn(self, images: Tensor | slice, rows: slice, columns: slice) -> Tensor:
         """Some pixels of some images, drawn given the images; known ones as they are."""
