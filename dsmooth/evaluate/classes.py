@@ -17,7 +17,7 @@ from ..pair import SmoothedPair
 from .comparison import ShowProgress, collect_statistics, measure_images, no_progress
 from .features import FeatureExtractor
 from .frechet import bootstrap_error
-from .likelihood import OnImages, Scores, conventions, score_batches, standard_error
+from .likelihood import OnImages, Scores, conventions, nats_of_images, standard_error
 
 
 @dataclass(frozen=True)
@@ -179,5 +179,5 @@ def classify(
         columns = [log_likelihood(x, label, first).double().cpu() for label in every]
         return {"nats": torch.stack(columns)}
 
-    nats = score_batches(nats_of, dataset, network, None, limit, batch_size, progress)["nats"]
+    nats = nats_of_images(nats_of, dataset, network, None, limit, batch_size, progress)["nats"]
     return Classification(nats.mT.contiguous(), labels[: nats.shape[1]])

@@ -196,7 +196,7 @@ def paired_difference(one: Scores, other: Scores) -> Difference:
     """How many bits/dim `one` needs more than `other`. ValueError for other numbers of images."""
     if one.n_images != other.n_images:
         raise ValueError(
-            f"both must score the same images, got {one.n_images} and {other.n_images}"
+            f"both must be of the same images, got {one.n_images} and {other.n_images}"
         )
     bits = [scores.bits(scores.log_weights("discretized").mean(0)) for scores in (one, other)]
     difference = bits[0] - bits[1]
@@ -221,7 +221,7 @@ def score_pair(
     levels: Sequence[float] | None = None,
     progress: OnImages | None = None,
 ) -> Scores:
-    """Score the first `limit` images (all by default), each with `n_noise` draws of x~.
+    """Nats of the first `limit` images (all by default), each with `n_noise` draws of x~.
 
     The noise of an image depends on (seed, its index, draw), so the result does not depend on
     batch_size beyond rounding. clean_noise: standard deviation of the noise on the target of the
@@ -270,7 +270,7 @@ def score_pair(
         return {k: torch.stack([draw[k].double().cpu() for draw in draws]) for k in draws[0]}
 
     labels = dataset.labels_for(pair.n_classes)
-    nats: dict[str, Any] = score_batches(
+    nats: dict[str, Any] = nats_of_images(
         nats_of, dataset, pair.noisy, labels, limit, batch_size, progress
     )
     noise = clean_noise if trained_as == "continuous" else 0.0
@@ -287,7 +287,7 @@ def score_plain(
     batch_size: int = 100,
     progress: OnImages | None = None,
 ) -> Scores:
-    """Score the first `limit` images by a model without context: exact, no bound.
+    """Nats of the first `limit` images by a model without context: exact, no bound.
 
     A model with classes gives log p(x | label). Arguments and errors as for `score_pair`.
     """
@@ -303,7 +303,7 @@ def score_plain(
         return {form: _log_prob(model, x, params, form).double().cpu()[None] for form in forms}
 
     labels = dataset.labels_for(model.config.condition_size)
-    nats = score_batches(nats_of, dataset, model, labels, limit, batch_size, progress)
+    nats = nats_of_images(nats_of, dataset, model, labels, limit, batch_size, progress)
     return Scores(nats["discretized"], dataset.images[0].numel(), continuous=nats.get("continuous"))
 
 
@@ -313,8 +313,8 @@ def _log_prob(model: PixelCNNpp, x: Tensor, params: Tensor, likelihood: Likeliho
     return logistic_mixture_log_prob(x, params, **mixture).double().sum((1, 2))
 
 
-def score_batches(
-    score: Callable[[int, Tensor, Tensor | None], dict[str, Tensor]],
+def nats_of_images(
+    nats_of: Callable[[int, Tensor, Tensor | None], dict[str, Tensor]],
     dataset: ImageDataset,
     model: PixelCNNpp,
     labels: Tensor | None,
@@ -322,10 +322,10 @@ def score_batches(
     batch_size: int,
     progress: OnImages | None,
 ) -> dict[str, Tensor]:
-    """The rows (R, N) of the first `limit` images, by the names that `score` gives them.
+    """The rows (R, N) of the first `limit` images, by the names that `nats_of` gives them.
 
-    score(index of its first image, batch, its labels if any) gives those of a batch, on the model's
-    device. Under torchrun each process scores its batches, and all have the rows of all.
+    nats_of(index of the first image, batch, its labels if any): the rows of a batch, on the model's
+    device. Under torchrun each process computes its batches, and all have the rows of all.
     """
     if limit is not None and limit < 1:
         raise ArgumentError("limit", f"must be at least 1, got {limit}")
@@ -333,7 +333,7 @@ def score_batches(
         raise ArgumentError("batch_size", f"must be at least 1, got {batch_size}")
     n = len(dataset) if limit is None else min(limit, len(dataset))
     if n < 1:
-        raise ValueError(f"{dataset.name} has no images to score")
+        raise ValueError(f"{dataset.name} has no images to measure")
     if dataset.image_channels != model.config.image_channels:
         raise ValueError(
             f"the model is for images with {model.config.image_channels} channels, got "
@@ -341,14 +341,14 @@ def score_batches(
         )
     parameter = model.head.bias
 
-    def score_from(first: int) -> dict[str, Tensor]:
+    def from_image(first: int) -> dict[str, Tensor]:
         rows = torch.arange(first, min(first + batch_size, n))
         label = None if labels is None else labels[rows].to(parameter.device)
-        return score(first, dataset.batch(rows).to(parameter.device, parameter.dtype), label)
+        return nats_of(first, dataset.batch(rows).to(parameter.device, parameter.dtype), label)
 
     parts: list[dict[str, Tensor]] = []
     alone = side_by_side if parameter.device.type == "cpu" else map
-    for rows in distributed_map(range(0, n, batch_size), score_from, alone=alone):
+    for rows in distributed_map(range(0, n, batch_size), from_image, alone=alone):
         parts.append(rows)
         if progress:
             progress(min(len(parts) * batch_size, n))

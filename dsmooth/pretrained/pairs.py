@@ -73,9 +73,9 @@ def save_pretrained(
     configs = pair.noisy.config, pair.denoiser.config
     settings = asdict(PairSettings(*configs, kind, pair.image_size, dict(pair.origin), digests))
     measured = None if scores is None else read_json(Path(scores))
-    scored = {} if measured is None else measured.get("pair")
+    of_pair = {} if measured is None else measured.get("pair")
     if measured is not None and (
-        not isinstance(scored, dict) or scored.get("weights_sha256") != [*digests.values()]
+        not isinstance(of_pair, dict) or of_pair.get("weights_sha256") != [*digests.values()]
     ):
         raise ValueError(f"{scores} does not hold the scores of these weights")
     card = render_card(settings, networks, name or str(folder), measured, license)
