@@ -141,7 +141,7 @@ def conventions(scores: Scores) -> list[Convention]:
     discrete, density = (scores.log_weights(form) for form in ("discretized", "continuous"))
     per_byte = density - scores.dimensions * math.log(127.5)
     if scores.continuous is None:
-        of_density = "the mass of each level spread evenly over it, in units of [-1, 1]"
+        of_density = "the mass of each byte spread evenly over it, in units of [-1, 1]"
         of_byte = "the same per grey level, so the discrete number again"
     else:
         target = f"x + {scores.clean_noise:g} n" if scores.clean_noise else "x"
