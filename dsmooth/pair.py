@@ -96,8 +96,8 @@ class SmoothedPair(nn.Module):
         method: "two-step"; "single-step" replaces the second draw by the posterior mean
         x~ + scale**2 * grad log p(x~) (Gaussian smoothing only); "noisy" gives x~ itself. score:
         how "single-step" differentiates, see `single_step`. levels: for a pair of several noise
-        levels, the scales of a ladder, falling: x~ of the first is drawn, then an image and x~ of
-        the next, and so on, at last x (docs/math.md, section 7). By default the highest alone.
+        levels, the scales of a ladder, falling; by default the highest alone. x~ of the first is
+        drawn, then an image and x~ of the next, and so on, at last x (docs/math.md, section 7).
         threads: None for torch's setting. precision: of the cached sampler; "auto" is bfloat16 on a
         CUDA device, float32 on the CPU. batch_size: images drawn at a time at most, to save memory;
         the cached sampler's images do not depend on it. progress: True shows a bar; a function is
@@ -238,10 +238,10 @@ class SmoothedPair(nn.Module):
     ) -> Tensor:
         """The posterior mean E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula).
 
-        score: "full" differentiates through the whole network, which makes the formula exact for
-        a perfect model; "conditional" holds the network's parameters fixed and differentiates each
-        pixel's own conditional only, as the paper's released code does. label: as in `elbo`. The
-        result has no derivative.
+        score: "full" differentiates through the whole network. The formula is then exact for a
+        perfect model. "conditional" differentiates each pixel's own conditional only, its
+        parameters held fixed, as the paper's released code does. label: as in `elbo`. The result
+        has no derivative.
         Raises ValueError for smoothing that is not Gaussian and for an unknown score.
         """
         if not isinstance(self.smoothing, GaussianSmoothing):

@@ -48,11 +48,11 @@ def own_images(dataset: Sized, split: str = "train", labels: Any = None) -> Imag
     """The images of a data set of one's own, as bytes; in a temporary file if memory is too small.
 
     dataset: an `ImageDataset`; an array or tensor (N, C, H, W), (N, H, W, C) or (N, H, W), or a
-    tuple of it and its labels; a data set of the Hugging Face Hub or a dictionary of its splits, of
-    which `split` is taken; a DataLoader, from which the images that its sampler visits are taken in
-    the order of the data set; or anything with a length whose items are images, or tuples that
-    begin with an image and perhaps a label, such as a `torch.utils.data.Dataset`. An image is a PIL
-    image or an array (C, H, W), (H, W, C) or (H, W). PIL images of any mode become grey or RGB, as
+    tuple of it and its labels; a data set of the Hugging Face Hub; a dictionary of splits, of which
+    `split` is taken; a DataLoader; or anything with a length, such as a `torch.utils.data.Dataset`.
+    Its items are images, or tuples of an image and perhaps a label. Of a DataLoader the images that
+    its sampler visits are taken, in the order of the data set. An image is a PIL image or an array
+    (C, H, W), (H, W, C) or (H, W). PIL images of any mode become grey or RGB, as
     images of a folder do. Arrays are uint8, or floating point in [0, 1] (as torchvision's ToTensor
     makes it) or [-1, 1], which is rounded to the nearest byte. labels: whole numbers (N,), or
     one-hot (N, K). Raises ValueError, with the item's number, for anything else and for images of

@@ -40,17 +40,18 @@ def gated_resnet(
         (A, G) = split(conv_out(dropout(concat_elu(h))) [+ image_bias])
 
     x: (B, F, H, W). conv_in: weight (F, 2F, kh, kw), bias (F,). conv_out: weight (2F, 2F, kh, kw),
-    bias (2F,). skip: (B, S, H, W), or a tuple of such tensors that stands for their concatenation
-    (the reference takes any number, the others two), with nin_skip: weight (F, 2S, 1, 1), bias
-    (F,); both or neither. gains: none, or g (D,) of each of these convolutions, whose weights are
-    then v of a weight norm w = g v / |v| per output filter. image_bias: (B, 2F), added at every
+    bias (2F,). skip: (B, S, H, W), or a tuple of such tensors that stands for their concatenation;
+    the reference takes any number, the others two. nin_skip: weight (F, 2S, 1, 1), bias (F,); given
+    with a skip, and only then. gains: none, or g (D,) of each of these convolutions, whose weights
+    are then v of a weight norm w = g v / |v| per output filter. image_bias: (B, 2F), added at every
     pixel of its image: how a vector that belongs to an image enters the layer. dropout: the
-    probability of an element of concat_elu(h) to be zeroed, a function of `seed` (int64, no
-    dimensions; by default drawn from torch's generator), `layer` and the element's index alone: the
-    same in every implementation (see `dropout_factors`). first_image: where x begins in a larger
-    batch whose dropout it shares. With probability 0 nothing is drawn. keep_gates: whether "triton"
-    keeps A and G for the backward, two more images of x's size and dtype, rather than to compute
-    them again; "native" always does. Returns (B, F, H, W), in the autocast dtype under autocast.
+    probability of an element of concat_elu(h) to be zeroed. The choice is a function of `seed`
+    (int64, no dimensions; by default drawn from torch's generator), `layer` and the element's
+    index, the same in every implementation (see `dropout_factors`). first_image: where x begins in
+    a larger batch whose dropout it shares. With probability 0 nothing is drawn. keep_gates: whether
+    "triton" keeps A and G for the backward, two more images of x's size and dtype, rather than to
+    compute them again; "native" always does. Returns (B, F, H, W), in the autocast dtype under
+    autocast.
 
     impl: "native" is the C++ extension on the CPU, for float32, float64 and bfloat16; "triton" the
     Triton kernels on CUDA, for float32, bfloat16 and float16; "cudnn" torch's own convolutions

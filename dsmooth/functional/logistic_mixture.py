@@ -140,13 +140,13 @@ def logistic_mixture_sample(
 ) -> Tensor:
     """Draw every pixel from its mixture, as a function of four uniforms each.
 
-    params: (B, P, H, W) float. uniforms: (B, 4, H, W) in (0, 1): the first picks the component, or
-    the atom, by the cumulative softmax; the others give x_c = mean_c + scale_c * logit(u_c), for
+    params: (B, P, H, W) float. uniforms: (B, 4, H, W) in (0, 1). The first picks the component, or
+    the atom, by the cumulative softmax. The others give x_c = mean_c + scale_c * logit(u_c), for
     "gaussian" mean_c + sqrt(smoothing_scale**2 + scale_c**2) * ndtri(u_c). Colours are drawn in
-    turn, and a drawn colour moves the means of the next. "discretized" is clamped to [-1, 1] and
-    snapped to the 256 bytes before it moves a mean, an atom gives its byte in all colours; the
-    others are real-valued and not clamped. temperature > 0 divides the logits and multiplies the
-    scales.
+    turn, and a drawn colour moves the means of the next. With "discretized" a colour is clamped to
+    [-1, 1] and snapped to the nearest byte before it moves a mean, and an atom gives its byte in
+    all colours. Other pixels are real-valued and not clamped. temperature > 0 divides the logits
+    and multiplies the scales.
 
     Returns (B, C, H, W), float32 at least. Raises ValueError for arguments that do not fit,
     TypeError for integer tensors.

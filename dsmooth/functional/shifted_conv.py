@@ -75,9 +75,9 @@ def shifted_conv_transpose2d(
 ) -> Tensor:
     """Transposed convolution of stride 2 that keeps the causal order: doubles H and W.
 
-    x: (B, C, H, W); weight: (C, D, 2, kw), kw odd for "down". Returns (B, D, 2H, 2W): of the
-    full output (output_padding 1) the last row goes, and the columns that would look ahead: for
-    "down" the first and the last ones, for "down_right" the last.
+    x: (B, C, H, W); weight: (C, D, 2, kw), kw odd for "down". Returns (B, D, 2H, 2W), the full
+    output (output_padding 1) without its last row and without the columns that would look ahead.
+    For "down" these are the first and the last ones, for "down_right" the last.
 
     Raises as `shifted_conv2d` does.
     """

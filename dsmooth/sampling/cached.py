@@ -43,18 +43,19 @@ class CachedSampler:
     work is one forward pass per image instead of one per pixel. On one dtype and instruction set
     the images are bitwise the same for any batch size, first_index, slicing and number of threads.
 
-    model: on the CPU or a CUDA device, in evaluation or training mode (it samples without
-    dropout). Its weights are copied and packed here, once: later changes to the model do not reach
-    the sampler. Weights in half precision are packed as those numbers. dtype: torch.float32, or
-    torch.bfloat16 for weights and activations with sums in float32, and the head in float32 as
-    everywhere; on a CUDA device bfloat16 is the fast one, on tensor cores, and float32 is for
-    comparison. instruction_set: of the CPU; "auto" is the best that the CPU has. For bfloat16
-    "avx512" includes "avx512bf16".
+    model: on the CPU or a CUDA device, in evaluation or training mode (it samples without dropout).
+    Its weights are copied and packed here, once: later changes to the model do not reach the
+    sampler. Weights in half precision are packed as those numbers. dtype: torch.float32, or
+    torch.bfloat16 for weights and activations. Sums and the head are float32 in either. On a CUDA
+    device bfloat16 is the fast one, on tensor cores, and float32 is for comparison.
+    instruction_set: of the CPU; "auto" is the best that the CPU has. For bfloat16 "avx512" includes
+    "avx512bf16".
 
-    Raises TypeError for a model that is no PixelCNNpp and for another dtype; ValueError for a model
-    on several or on other devices, for a parameter that is not finite and for an instruction set on
-    a CUDA device; RuntimeError, with the reason, if the extension is missing, was built without
-    CUDA or cannot use the device, or if the CPU lacks the instruction set.
+    Raises TypeError for a model that is no PixelCNNpp and for another dtype. Raises ValueError for
+    a model on several or on other devices, for a parameter that is not finite and for an
+    instruction set on a CUDA device. Raises RuntimeError, with the reason, if the extension is
+    missing, was built without CUDA or cannot use the device, or if the CPU lacks the instruction
+    set.
     """
 
     def __init__(
@@ -124,10 +125,10 @@ class CachedSampler:
         discretized likelihood, unclamped for the others.
 
         On the CPU, Ctrl-C ends the call within a second with KeyboardInterrupt. On a CUDA device
-        the call launches a kernel for every few rows on the current stream and returns while the
-        last ones are on their way: threads and progress are not used, and a context that is not
-        finite gives images that are not. Ctrl-C is heard between launches. A CUDA graph can capture
-        the call; it draws the same images again, as long as the sampler lives.
+        the call launches a kernel for every few rows on the current stream, and returns while the
+        last ones are on their way. It uses neither threads nor progress. A context that is not
+        finite gives images that are not finite. Ctrl-C is heard between launches. A CUDA graph can
+        capture the call; it draws the same images again, as long as the sampler lives.
 
         Raises ValueError for a count, size, seed, index, temperature, context or known pixels out
         of range, before any work; MemoryError, or torch.cuda.OutOfMemoryError, if the caches do not

@@ -44,15 +44,15 @@ class Choices(TypedDict, total=False):
     image in the stream that `seed` names, 0 by default. temperature: > 0, 1 by default; divides the
     logits and multiplies the scales.
 
-    label: for models with classes. A number is the class of all images, "each" makes image i one of
-    class i modulo the number of classes, "prior" draws the class of each, all as likely, as a
-    function of the seed and the image's number, and a tensor has a class (n,) int64, or weights of
+    label: for models with classes. A number is the class of all images. "each" makes image i one of
+    class i modulo the number of classes. "prior" draws the class of each image, all as likely: it
+    is a function of the seed and the image's number. A tensor has a class (n,) int64, or weights of
     classes (n, n_classes), for every image.
 
     known: (n or 1, C, H, W), images whose pixels where mask, (n or 1, H, W) bool, is True are kept.
     Each of the others is drawn given all pixels before it, with its own noise. If the known pixels
-    come first in raster order this is the model's conditional distribution; else later known pixels
-    do not influence earlier ones, and the distribution may be far off the conditional one.
+    come first in raster order this is the model's conditional distribution. Otherwise known pixels
+    do not influence those before them, and the distribution may be far off the conditional one.
     """
 
     seed: int | None
