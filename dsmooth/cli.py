@@ -307,7 +307,7 @@ def read_options(kind: type, path: Path, prog: str) -> Any:
 
 
 def _filled(kind: type, values: Mapping[str, Any], used: set[str]) -> Any:
-    """Options of `kind` from `values`; the names of those that were found come into `used`."""
+    """Options of `kind` from `values`; adds the names that were found to `used`."""
     given: dict[str, Any] = {}
     hints = get_type_hints(kind)
     for field in fields(kind):

@@ -128,7 +128,7 @@ class Models:
 def load_models(names: Sequence[str | Path]) -> Models:
     """Read a pair and perhaps a plain model, or a single model that can draw, onto the CPU.
 
-    names: as of `resolve`, in any order.
+    names: as in `resolve`, in any order.
     """
     saved = [network for name in names for network in resolve(name)]
     by_role: dict[Role, SavedNetwork] = {}

@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 class SmoothedPair(nn.Module):
     """p(x~) and p(x | x~) with the smoothing q(x~ | x) that they were trained for.
 
-    It draws and scores without dropout, in training mode too.
+    It draws and measures without dropout, in training mode too.
     noisy: a model with conditioning "none" and likelihood "continuous", or "gaussian" with the
-    smoothing's scale. denoiser: a model with conditioning "stack" or "concat". Either or both may
-    have classes, as many. Both may have noise_levels, the same; smoothing is then that of the
-    highest. image_size: (H, W), multiples of 4.
+    smoothing's scale. denoiser: a model with conditioning "stack" or "concat". Either may have
+    classes, or both as many. Both may have the same noise_levels; smoothing is then of the highest.
+    image_size: (H, W), multiples of 4.
     Raises ValueError for models that do not fit together. Source: Meng et al. (ICLR 2021).
     """
 
@@ -204,7 +204,7 @@ class SmoothedPair(nn.Module):
         return [self.at(scale) for scale in self.ladder(levels)]
 
     def noisy_request(self, request: Request) -> Request:
-        """The request of x~ ~ p(x~). Its known pixels are those of x with the smoothing's noise."""
+        """The request of x~ ~ p(x~). Its known pixels have the smoothing's noise."""
         known, seed, first = request.known, request.seed, request.first_index
         if known is not None:
             x_tilde = self.smoothing.sample(known.images, seed=seed, first_index=first)
@@ -358,7 +358,7 @@ class SmoothedPair(nn.Module):
 
     @property
     def noise_levels(self) -> tuple[float, ...]:
-        """The scales of noise that the models know, rising; often that of the smoothing alone."""
+        """The scales of noise that the models know, rising; often the smoothing's alone."""
         return self.noisy.config.noise_levels or (self.smoothing.scale,)
 
     def at(self, scale: float) -> SmoothedPair:

@@ -8,7 +8,7 @@
 
 namespace dsmooth {
 
-// The tensor's description, or that of an absent tensor for None. It holds while the tensor
+// The tensor's description; for None, of an absent tensor. It holds while the tensor
 // lives and keeps its shape, and the name does. Throws std::invalid_argument, naming the tensor,
 // for anything else and for a tensor whose numbers its memory does not hold (a meta tensor, a
 // sparse one, a negative view).

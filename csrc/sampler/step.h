@@ -158,7 +158,7 @@ class Step {
     return state_.at(cache, row, column) + int64_t{b} * n_.caches[cache].stride;
   }
 
-  // image_row counts from the top of the image, canvas_row from that of the prompt.
+  // image_row counts from the top of the image, canvas_row from the top of the prompt.
   DSMOOTH_HOST_DEVICE void draw_image(int b, int image_row, int canvas_row, int column) {
     const float* params = address(n_.params, b, canvas_row, column);
     const uint32_t position = static_cast<uint32_t>(image_row * s_.width + column);

@@ -157,7 +157,7 @@ def best_block(results: Mapping[str, Any]) -> str:
 
 
 def single_blocks(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a network without that of the joint probe."""
+    """The entries of a network's single blocks, without the joint probe."""
     return {name: result for name, result in results.items() if name != TOGETHER}
 
 

@@ -169,7 +169,7 @@ class PixelCNNpp(nn.Module):
     ) -> Encoded:
         """Check `x` and its condition; returns the condition as `decode` takes it.
 
-        dropout: as of `decode`. Raises as `forward` does.
+        dropout: as in `decode`. Raises as `forward` does.
         """
         self._check(x, condition.context)
         vector = condition_vectors(condition, self.config, x.shape[0], self.head.bias)
@@ -180,7 +180,7 @@ class PixelCNNpp(nn.Module):
     def decode(self, x: Tensor, encoded: Encoded, dropout: Dropout | None = None) -> Tensor:
         """`forward` for an encoded context, which a sampler computes once for many calls.
 
-        dropout: in training, by default that of a seed for each gated resnet.
+        dropout: of training; by default each gated resnet draws a seed of its own.
         """
         seen, dtype = self._seen(x), self.head.bias.dtype
         _, ul = self._streams(seen, encoded, dropout or Dropout())[-1]
@@ -222,7 +222,7 @@ class PixelCNNpp(nn.Module):
         label: Tensor | None = None,
         level: Tensor | None = None,
     ) -> dict[str, Streams]:
-        """The streams (u, ul) after each block, of x alone; arguments as of `forward`.
+        """The streams (u, ul) after each block, of x alone; arguments as in `forward`.
 
         Keys up0, up1, up2, down0, down1, down2; each stream (B, F, H/s, W/s) with s = 1, 2, 4, 4,
         2, 1; up_i is taken before its stride-2 convolution.

@@ -299,7 +299,7 @@ def check_file(path: Path, stated: str) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ValueError unless the files of a folder with a manifest are those of a whole draw."""
+    """Raise ValueError unless a folder with a manifest holds all of its files, unchanged."""
     for kind in (Shards, Pictures):
         if not (folder / kind.manifest).exists():
             continue

@@ -148,8 +148,8 @@ def keep_top(fraction: float, size: tuple[int, int]) -> Tensor:
 class Request:
     """Images first_index .. first_index + count - 1 of the stream that `seed` names.
 
-    method, score, levels: of `SmoothedPair.sample`. x_tilde: (count, C, H, W), noisy images that a
-    pair denoises, instead of those that it draws. The other fields are those of `Choices`.
+    method, score, levels: of `SmoothedPair.sample`. x_tilde: (count, C, H, W), noisy images for a
+    pair to denoise; by default it draws them. The other fields are those of `Choices`.
     """
 
     count: int

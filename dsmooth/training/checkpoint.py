@@ -196,7 +196,7 @@ def merge_with_run(
 
 
 def differences(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ, by name, but for those that may change at any time."""
+    """Settings that differ, by name, without the ones that may change at any time."""
     old, new = flatten(asdict(before)), flatten(asdict(after))
     return {
         name: (old[name], new[name]) for name in new if old[name] != new[name] and name not in FREE
