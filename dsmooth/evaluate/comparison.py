@@ -119,8 +119,7 @@ def compare_images(
     def compare(found: Features, statistics: FeatureStatistics, what: str = "") -> dict[str, Any]:
         with progress(f"{extractor.distance_name}{what}", BOOTSTRAPS, "resamples") as done:
             value = statistics.distance(against)
-            error = bootstrap_error(found.features, against, seed=seed)
-            done(BOOTSTRAPS)
+            error = bootstrap_error(found.features, against, seed=seed, progress=done)
         kernel = nearness = score = None
         if real is not None:
             sizes = {"subsets": subsets, "subset_size": subset_size, "seed": seed}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..data import to_float
 from ..data.reading import FetchError
-from ..distributed import distributed_map
+from ..distributed import distributed_map, side_by_side
 from ..fields import Argument, ArgumentError
 from ..files import file_sha256, read_tensors
 
@@ -46,6 +46,7 @@ class FeatureExtractor:
     weights. resize: the change of an image before the network, in words. is_fid: whether these are
     the 2015 Inception weights, the only ones whose Fréchet distance is called FID.
     apply: bytes (B, C, H, W) on the network's device -> features (B, D) and logits or None.
+    small: whether a CPU computes several batches at a time rather than parts of one.
     """
 
     name: str
@@ -54,6 +55,7 @@ class FeatureExtractor:
     network: nn.Module
     apply: Callable[[Tensor], tuple[Tensor, Tensor | None]]
     is_fid: bool = False
+    small: bool = False
 
     @property
     def distance_name(self) -> str:
@@ -148,7 +150,8 @@ def extract_features(
         return f.float().cpu(), None if g is None else g.float().cpu()
 
     parts = []
-    for f, g in distributed_map(range(0, len(images), batch_size), apply):
+    alone = side_by_side if extractor.small and device.type == "cpu" else map
+    for f, g in distributed_map(range(0, len(images), batch_size), apply, alone=alone):
         parts.append((f, g))
         if progress:
             progress(min(len(parts) * batch_size, len(images)))
@@ -174,7 +177,7 @@ def _mnist_classifier(weights: Path | None) -> FeatureExtractor:
         return model(to_float(images))
 
     name = "mnist-classifier" if weights is None else f"mnist-classifier ({path.name})"
-    return FeatureExtractor(name, file_sha256(path), "none", model, apply)
+    return FeatureExtractor(name, file_sha256(path), "none", model, apply, small=True)
 
 
 def _resnet50() -> FeatureExtractor:

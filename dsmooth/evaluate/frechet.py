@@ -7,7 +7,7 @@ network; features.py has others.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..data.arrays import read_npz
 from ..data.reading import guarded
+from ..distributed import side_by_side
 from ..files import write_npz
 
 # How far from symmetric and from positive semi-definite a covariance may be, relative to its
@@ -62,21 +63,33 @@ def frechet_distance(
 
 
 def bootstrap_error(
-    features: Tensor, other: Statistics, *, seed: int = 0, repeats: int = BOOTSTRAPS
+    features: Tensor,
+    other: Statistics,
+    *,
+    seed: int = 0,
+    repeats: int = BOOTSTRAPS,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> float:
     """Standard error of the Fréchet distance of features (N, D) to `other`, over the N images.
 
     It is the standard deviation of the distances of `repeats` resamples of the images, drawn with
-    replacement as a function of the seed. ValueError for fewer than 2 images.
+    replacement as a function of the seed. progress: called with the number of resamples done.
+    ValueError for fewer than 2 images.
     """
-    generator = torch.Generator().manual_seed(seed)
-    distances = torch.empty(repeats, dtype=torch.float64)
-    for i in range(repeats):
+    generator, n = torch.Generator().manual_seed(seed), len(features)
+
+    def distance(rows: Tensor) -> float:
         resampled = FeatureStatistics(features.shape[1])
-        for rows in torch.randint(len(features), (len(features),), generator=generator).split(1000):
-            resampled.update(features[rows])
-        distances[i] = resampled.distance(other)
-    return float(distances.std())
+        for part in rows.split(1000):
+            resampled.update(features[part])
+        return resampled.distance(other)
+
+    drawn = (torch.randint(n, (n,), generator=generator) for _ in range(repeats))
+    distances = []
+    for found in side_by_side(distance, drawn):
+        distances.append(found)
+        progress(len(distances))
+    return float(torch.tensor(distances, dtype=torch.float64).std())
 
 
 def _as_float64(name: str, value: Tensor | ArrayLike) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,20 +10,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim.adam import adam
 
 from ..data import epoch_order
 
 FeatureMatrix = NDArray[np.float16]  # features (N, D), possibly on disk
 Labelled = tuple[FeatureMatrix, Tensor]  # and labels (N,) int64
 
-# Images of a step; fewer where an epoch would have less than ten steps.
+# Images that are read at a time: of a step too, or fewer where an epoch would have less than ten.
 STEP_IMAGES = 100
 STEPS_PER_EPOCH = 10
 # A step of Adam moves every weight by about its rate, and so a sum over D scaled features by up to
 # about D / 2 rates: the rate that suits every D is this number over D.
 STEP_OF_A_LOGIT = 3.0
-# Float32 values that one read of the features brings into memory.
-READ_VALUES = 2**24
+# As in torch.optim.Adam. That class imports torch's compiler, which takes two seconds.
+ADAM: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
 
 
 def train_linear(
@@ -44,12 +46,14 @@ def train_linear(
     its "standard_error", "train_accuracy" and the number of "features".
     """
     mean, scale = moments(train[0], device)
-    weight = torch.zeros(classes, len(mean), device=device)
-    bias = torch.zeros(classes, device=device)
-    weight.grad, bias.grad = torch.zeros_like(weight), torch.zeros_like(bias)
+    both, gradient, *of_adam = torch.zeros(4, classes, len(mean) + 1, device=device)
+    weight, bias = both[:, :-1], both[:, -1]
+    state = [[both], [gradient], *([moment] for moment in of_adam), []]
+    state.append([torch.zeros((), device=device)])  # the number of steps
+    space = torch.empty(STEP_IMAGES, len(mean), device=device)
 
-    def centred(features: FeatureMatrix) -> Tensor:
-        return torch.from_numpy(features).to(device).float().sub_(mean)
+    def centred(features: FeatureMatrix) -> Tensor:  # until the next call
+        return space[: len(features)].copy_(torch.from_numpy(features)).sub_(mean)
 
     def logits(z: Tensor) -> Tensor:  # (classes, B), faster than its transpose
         return torch.addmm(bias.unsqueeze(1), weight * scale, z.T)
@@ -57,8 +61,7 @@ def train_linear(
     features, labels = train
     n = len(labels)
     batch = max(1, min(STEP_IMAGES, n // STEPS_PER_EPOCH))
-    optimizer = torch.optim.Adam([weight, bias], lr=STEP_OF_A_LOGIT / len(mean))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-n // batch))
+    steps = -(-n // batch)
     for epoch in range(epochs):
         order = epoch_order(n, epoch, seed)
         for first in range(0, n, batch):
@@ -68,10 +71,11 @@ def train_linear(
             slope = logits(z).softmax(0)
             slope[labels[rows], torch.arange(len(rows))] -= 1
             slope /= len(rows)
-            torch.mul(slope @ z, scale, out=weight.grad)
-            torch.sum(slope, 1, out=bias.grad)
-            optimizer.step()
-            schedule.step()
+            torch.mul(slope @ z, scale, out=gradient[:, :-1])
+            torch.sum(slope, 1, out=gradient[:, -1])
+            done = (epoch * steps + first // batch) / (epochs * steps)
+            rate = STEP_OF_A_LOGIT / len(mean) * (1 + math.cos(math.pi * done)) / 2
+            adam(*state, fused=True, amsgrad=False, maximize=False, lr=rate, **ADAM)
             progress(epoch * n + first + len(rows))
 
     def accuracy(data: Labelled) -> float:
@@ -88,10 +92,9 @@ def train_linear(
 
 
 def parts(features: FeatureMatrix) -> Iterator[FeatureMatrix]:
-    """`features` in parts that fit into memory, in order."""
-    rows = max(1, READ_VALUES // features.shape[1])
-    for first in range(0, len(features), rows):
-        yield np.array(features[first : first + rows])
+    """`features` in parts that fit into the cache, in order."""
+    for first in range(0, len(features), STEP_IMAGES):
+        yield np.array(features[first : first + STEP_IMAGES])
 
 
 def moments(features: FeatureMatrix, device: torch.device | str) -> tuple[Tensor, Tensor]:
@@ -103,12 +106,14 @@ def moments(features: FeatureMatrix, device: torch.device | str) -> tuple[Tensor
     """
     total = torch.zeros(features.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(total)
+    # Float32 is enough for the sums of a part about a mean that is nearly that of all.
+    near = torch.from_numpy(next(parts(features))).float().mean(0)
     for part in parts(features):
-        values = torch.from_numpy(part).float()
-        total += values.sum(0, dtype=torch.float64)
-        squares += values.square().sum(0, dtype=torch.float64)
+        values = torch.from_numpy(part).float().sub_(near)
+        total += values.sum(0)
+        squares += values.square_().sum(0)
     mean = total / len(features)
     variance = (squares / len(features) - mean.square()).clamp(min=0)
     # Every scale is as good where nothing varies at all.
     scale = (variance + variance.mean()).clamp(min=torch.finfo(torch.float32).tiny).rsqrt()
-    return mean.float().to(device), scale.float().to(device)
+    return (near + mean).float().to(device), scale.float().to(device)
