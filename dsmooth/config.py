@@ -390,6 +390,10 @@ Pooling = Literal["flat", "mean"]
 ProbeInput = Literal["noisy", "clean"]
 
 
+# Images of the probes of a reproduction.
+FEW_TRAIN_IMAGES, FEW_TEST_IMAGES = 1000, 500
+
+
 @dataclass(frozen=True)
 class ProbeSettings:
     """The input of linear probes and the length of their training.

@@ -20,6 +20,7 @@ from dsmooth.evaluate.scores import (
     precision_and_recall,
     squared_mmd,
 )
+from dsmooth.machine import torch_threads
 
 pytestmark = pytest.mark.quick
 
@@ -280,5 +281,8 @@ def test_the_bootstrap_gives_the_scatter_of_independent_samples() -> None:
         distances.append(statistics.distance(real))
     error = bootstrap_error(samples, real, repeats=100)
     assert error == pytest.approx(float(np.std(distances)), rel=0.4)
-    assert error == bootstrap_error(samples, real, repeats=100)
+    seen: list[int] = []
+    with torch_threads(3):  # side by side
+        assert error == bootstrap_error(samples, real, repeats=100, progress=seen.append)
+    assert seen == [*range(1, 101)]
     assert error != bootstrap_error(samples, real, repeats=100, seed=1)

@@ -126,9 +126,9 @@ def test_other_folders_are_refused_and_left_alone(
         reproduce(tmp_path, tiny_plan(data))
     with pytest.raises(FileNotFoundError, match="data_dir"):
         reproduce(tmp_path / "out", tiny_plan(tmp_path / "nowhere"))
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(ValueError, match="only=probes needs trained models, and noisy"):
         reproduce(tmp_path / "out", tiny_plan(data), only="probes")
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 SCRIPT = """

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from ..config import (
+    FEW_TEST_IMAGES,
+    FEW_TRAIN_IMAGES,
     Method,
     Precision,
     ProbeSettings,
@@ -365,9 +367,9 @@ class Reproduce:
     """Samples of each kind: the first 64 are shown, all count for the Fréchet distance."""
     scored_images: int = 1000
     """Held-out images whose bits/dim are measured."""
-    probe_train_images: int = 1000
+    probe_train_images: int = FEW_TRAIN_IMAGES
     """Training images of the linear probes."""
-    probe_test_images: int = 500
+    probe_test_images: int = FEW_TEST_IMAGES
     """Test images of the linear probes."""
     extractor: str = "auto"
     """Extractor of the Fréchet distance: auto (the package's classifier for MNIST, none for other

@@ -24,7 +24,15 @@ STEPS_PER_EPOCH = 10
 # about D / 2 rates: the rate that suits every D is this number over D.
 STEP_OF_A_LOGIT = 3.0
 # As in torch.optim.Adam. That class imports torch's compiler, which takes two seconds.
-ADAM: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
+ADAM: dict[str, Any] = {
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "amsgrad": False,
+    "maximize": False,
+    "fused": True,
+}
 
 
 def train_linear(
@@ -46,10 +54,12 @@ def train_linear(
     its "standard_error", "train_accuracy" and the number of "features".
     """
     mean, scale = moments(train[0], device)
-    both, gradient, *of_adam = torch.zeros(4, classes, len(mean) + 1, device=device)
+    both, gradient, first_moment, second_moment = torch.zeros(
+        4, classes, len(mean) + 1, device=device
+    )
     weight, bias = both[:, :-1], both[:, -1]
-    state = [[both], [gradient], *([moment] for moment in of_adam), []]
-    state.append([torch.zeros((), device=device)])  # the number of steps
+    moved = [both], [gradient], [first_moment], [second_moment]
+    counts = [torch.zeros((), device=device)]  # of steps
     space = torch.empty(STEP_IMAGES, len(mean), device=device)
 
     def centred(features: FeatureMatrix) -> Tensor:  # until the next call
@@ -75,7 +85,7 @@ def train_linear(
             torch.sum(slope, 1, out=gradient[:, -1])
             done = (epoch * steps + first // batch) / (epochs * steps)
             rate = STEP_OF_A_LOGIT / len(mean) * (1 + math.cos(math.pi * done)) / 2
-            adam(*state, fused=True, amsgrad=False, maximize=False, lr=rate, **ADAM)
+            adam(*moved, [], counts, lr=rate, **ADAM)
             progress(epoch * n + first + len(rows))
 
     def accuracy(data: Labelled) -> float:

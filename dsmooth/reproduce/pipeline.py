@@ -180,6 +180,7 @@ def reproduce(
             train_set, test_set = plan.load_data(models)
             description = plan.description(models, test_set)
         else:
+            check_trained(out, plan, only)
             train_set, test_set = load_data(plan.configs[0])
             description = plan.description()
         if first:
@@ -189,7 +190,7 @@ def reproduce(
             stack.enter_context(lock_folder(out, "another dsmooth reproduce"))
         try:
             if isinstance(plan, TrainingPlan):
-                interrupted = train_all(out, plan, only, device)
+                interrupted = train_all(out, plan, device)
                 if interrupted:
                     print(f"stopped and saved in {out}; repeat the same command to go on")
                     return 128 + interrupted
@@ -276,12 +277,10 @@ def claim_folder(out: Path, description: dict[str, Any]) -> None:
     write_json(path, description)
 
 
-def train_all(
-    out: Path, plan: TrainingPlan, only: ReproductionStage | None, device: str
-) -> int | None:
-    """Train what is not trained yet; the number of the signal that stopped it, if any."""
-    runs = {config.role: RunFolder(out / config.role) for config in plan.configs}
-    untrained = [role for role, run in runs.items() if not run.is_finished()]
+def check_trained(out: Path, plan: TrainingPlan, only: ReproductionStage | None) -> None:
+    """Raise ArgumentError for one stage of models that are not all trained."""
+    roles = [config.role for config in plan.configs]
+    untrained = [role for role in roles if not RunFolder(out / role).is_finished()]
     if untrained and only:
         raise ArgumentError(
             "",
@@ -289,7 +288,12 @@ def train_all(
             f"needs trained models, and {' and '.join(untrained)} in {out} "
             f"{'is' if len(untrained) == 1 else 'are'} not: repeat the call without it first",
         )
-    for config, run in zip(plan.configs, runs.values(), strict=True):
+
+
+def train_all(out: Path, plan: TrainingPlan, device: str) -> int | None:
+    """Train what is not trained yet; the number of the signal that stopped it, if any."""
+    for config in plan.configs:
+        run = RunFolder(out / config.role)
         if broadcast_int(run.is_finished()):
             print(f"{config.role}: trained already")
             continue

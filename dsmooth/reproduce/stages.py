@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import Method, Precision, ProbeSettings, ReproductionStage
+from ..config import (
+    FEW_TEST_IMAGES,
+    FEW_TRAIN_IMAGES,
+    Method,
+    Precision,
+    ProbeSettings,
+    ReproductionStage,
+)
 from ..data import ImageDataset, to_bytes
 from ..data.arrays import read_npz
 from ..distributed import barrier, rank_and_size
@@ -40,7 +47,7 @@ DENOISED_IMAGES = 10  # held-out images whose denoising the report shows
 # Networks that are probed, beside themselves untrained and the pixels: the plain model never saw
 # noise.
 PROBED = ("noisy", "denoiser")
-FEW_PROBES = ProbeSettings(train_images=1000, test_images=500)
+FEW_PROBES = ProbeSettings(train_images=FEW_TRAIN_IMAGES, test_images=FEW_TEST_IMAGES)
 # Seconds of the parts with the packaged models on two cores, for the bar of the whole.
 SECONDS = {
     "drawing noisy": 7,
