@@ -68,8 +68,8 @@ void parallel_for(int64_t parts, const Body& body) {
   for (std::thread& other : others) other.join();
 }
 
-// Calls body(item, worker) for every item of [0, count), each on the worker that is free first;
-// workers are numbered from 0 to before `threads`, and one works on one item at a time.
+// Calls body(item, worker) for every item of [0, count), on the worker that is free first. Workers
+// are numbered from 0 to before `threads`, and each works on one item at a time.
 template <class Body>
 void parallel_for_each(int64_t count, int threads, const Body& body) {
   std::atomic<int64_t> next{0};

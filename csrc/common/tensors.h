@@ -146,8 +146,8 @@ inline bool repeats_elements(const Borrowed& tensor) {
   throw std::invalid_argument(name + " must " + expected + ", got " + got);
 }
 
-// Throws std::invalid_argument, which names the tensor, unless it is given with this shape (kAny
-// where an extent may be anything), type and device, and has memory, aligned to its elements.
+// Throws std::invalid_argument, which names the tensor, unless it is given with this shape (kAny:
+// any extent), type and device, and has memory that is aligned to its elements.
 inline void check_tensor(const Borrowed& t, const std::vector<int64_t>& shape, ElementType type,
                          Device device = {}) {
   if (!t.given) refuse(t.name, "be a tensor", "None");

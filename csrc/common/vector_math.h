@@ -2,9 +2,9 @@
 // likelihood, the gated resnet and the sampler need.
 //
 // Included only by files compiled once per instruction set, with DSMOOTH_ISA the name of its
-// namespace and DSMOOTH_VECTOR_BYTES the width. Nothing here may come out of line under a name that
-// two instruction sets share, or the linker could keep the AVX-512 copy for every CPU: everything
-// is inside the namespace, and no inline function of the standard library is called.
+// namespace and DSMOOTH_VECTOR_BYTES the width. Two instruction sets must not share the name of an
+// out-of-line function, or the linker could keep the AVX-512 copy for every CPU. So everything is
+// inside the namespace, and no inline function of the standard library is called.
 //
 // exp, exp - 1 and log are within 2 ulp over the domain stated at each (asserted by
 // csrc/tests/logistic_mixture_test.cpp).

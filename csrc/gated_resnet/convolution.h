@@ -16,10 +16,9 @@ DSMOOTH_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 DSMOOTH_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The extents of a gated resnet's images, packed weights and sums. A padded image has the
-// convolution's columns of zeros on both sides, and some more on the right so that pairs of columns
-// exist wherever a tap looks, from an even or an odd column on. Rows outside the image are not
-// there: taps that would read them are left out. Gradients of a convolution's outputs are padded on
-// the opposite sides.
+// convolution's columns of zeros on both sides. Some more on the right give every tap its pairs of
+// columns, from an even or an odd column on. Rows outside the image are not there: taps that would
+// read them are left out. Gradients of a convolution's outputs are padded on the opposite sides.
 template <class D>
 struct Layout {
   int64_t height, width;

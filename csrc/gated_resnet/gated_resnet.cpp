@@ -235,9 +235,9 @@ Line* take(size_t count) {
 // About so many pixels are one thread's next piece of work.
 constexpr int64_t kPixels = 784;
 
-// Groups of images whose weight gradients are summed apart. A function of the shape alone, so that
-// the sum is the same for every thread count; about kPixels each, which makes adding up the sums
-// cheap beside computing them.
+// Groups of images whose weight gradients are summed apart. They are a function of the shape alone,
+// so that the sum is the same for every thread count. Each has about kPixels, so that adding up the
+// sums is cheap beside computing them.
 int64_t count_groups(const GatedShape& s, size_t sums_bytes) {
   constexpr int64_t kFewest = 4, kMostBytes = 64 << 20;
   const int64_t by_pixels = std::max(s.batch * s.height * s.width / kPixels, kFewest);

@@ -33,9 +33,9 @@ struct GatedShape {
   int all_skip_channels() const { return skip_channels[0] + skip_channels[1]; }
 };
 
-// An element of concat_elu(h), counted in (B, H, W, 2F) order from image `first_image` of a larger
-// batch on, is kept if word >> 9 >= keep_from, where word is number (element % 4) of the Philox
-// call at counter (element / 4 low, high, layer, Stream::kDropout).
+// Elements of concat_elu(h) are counted in (B, H, W, 2F) order, from image `first_image` of a
+// larger batch on. One is kept if its word >> 9 >= keep_from. Its word is number (element % 4) of
+// the Philox call at counter (element / 4 low, high, layer, Stream::kDropout).
 struct GatedDropout {
   bool active = false;
   uint64_t seed = 0;

@@ -38,8 +38,8 @@ struct Channels {
 // Density of one component at one pixel, over all colours and without the weight, and the
 // derivatives of log p by the raw parameters and by x.
 //
-// p = factor * exp(exponent), where 1e-5 < factor <= 1: small enough a range to keep sums over k
-// scaled by their largest exponent alone, which spares a logarithm per component.
+// p = factor * exp(exponent), where 1e-5 < factor <= 1. The range is so small that sums over k are
+// scaled by their largest exponent alone: no component needs a logarithm.
 template <class V, int C>
 struct Component {
   V exponent, factor;

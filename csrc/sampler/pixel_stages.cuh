@@ -138,8 +138,8 @@ class PixelStages {
             columns_of(op).added};
   }
 
-  // Loads the operands of a window, but for the rows that the operation before writes; at the first
-  // step the initial values of the sums, at the last one their summands.
+  // Loads the operands of a window, without the rows that the operation before writes. The first
+  // step also loads the initial values of the sums, the last one their summands.
   DSMOOTH_HOST_DEVICE void fetch(const Window& window, const Addresses& addresses,
                                  const Sources& sources) {
     DSMOOTH_DEVICE_UNROLL

@@ -89,9 +89,10 @@ struct Program : ProgramSpec {
   }
 };
 
-// The program with its operations in the order of their phases. Throws std::invalid_argument naming
-// the argument if the mixture contradicts itself, and the operation if an index, a size or a tap is
-// out of range, if an operation reads a value before it is written, or if a weight is not finite.
+// The program with its operations in the order of their phases. Throws std::invalid_argument: it
+// names the argument if the mixture contradicts itself. It names the operation if an index, a size
+// or a tap is out of range, if an operation reads a value before it is written, or if a weight is
+// not finite.
 Program checked(Program program);
 
 }  // namespace dsmooth::sampler

@@ -1,9 +1,8 @@
 // The matrix product of a tile and its epilogue, and the weights of a pixel's components, for each
 // instruction set.
 //
-// The functions are compiled once per instruction set and reached through a table, so that nothing
-// else, and no inline function of the standard library, is compiled for a CPU that may not be
-// there.
+// The functions are compiled once per instruction set and reached through a table. Nothing else is
+// compiled for a CPU that may not be there, and no inline function of the standard library.
 #pragma once
 
 #include <cstddef>

@@ -30,7 +30,7 @@ inline Job make_job(const Product& p) {
           state.at(term.cache, in_cache(p.row) + term.drow, in_cache(p.column) + term.dcol + tap),
           cache.stride, network.bf16 ? term.channels / 2 : term.channels};
   }
-  // The sums begin with those that waited, with the biases of the images, or with one bias.
+  // The initial sums: sums that waited, the biases of the images, or one bias.
   job.init_stride = op.row.columns;
   if (op.two_parts() && p.part == Part::kPixel) {
     job.init = state.partial(p.index, p.column);
