@@ -149,12 +149,12 @@ def operands_kernel(
     DROPOUT: tl.constexpr, BACKWARD: tl.constexpr, GATES: tl.constexpr, SCALE: tl.constexpr,
     ABOVE: tl.constexpr, BEFORE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """All that the matmuls of a gated resnet read as rows: programs (rows, planes), by plane
+    """All rows that the matmuls of a gated resnet read. Programs (rows, planes), by plane in order:
 
-        X: of x, then of the skips (as many planes as their channels take, F each)   `expand_inputs`
-        of h: dropout's bits, and forward the zeros around what another kernel writes; with BACKWARD
-            E(h), and the zeros of dh (total, F) and, without GATES, of d_gates
-        GATES: of A and G, d_gates (total, 2F) and sums (blocks, 2F)          `store_gate_gradients`
+        X: of x, then of the skips, as many as their channels take, F each: `expand_inputs`
+        of h: the bits of dropout. Forward also the zeros around the rows that another kernel
+            writes. With BACKWARD E(h), the zeros of dh (total, F) and, without GATES, of d_gates
+        GATES: of A and G, d_gates (total, 2F) and sums (blocks, 2F): `store_gate_gradients`
 
     e: (planes, total, 2F), rows with margins; kept: (total, F), drawn as from pixel first_pixel of
     a larger batch on.
