@@ -10,6 +10,7 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from dsmooth.evaluate.receptive_field import receptive_fields
 from dsmooth.files import read_json
 from dsmooth.pictures import visible
 from dsmooth.pretrained import DEFAULT, find
+from dsmooth.report import plots
 from dsmooth.report.page import (
     at,
     at_the_end,
@@ -269,9 +271,29 @@ def test_running_mean_keeps_lines_and_few_points() -> None:
 
 @pytest.mark.parametrize("entries", [[], HISTORIES["noisy"][:1], HISTORIES["noisy"]])
 def test_curves_draw_from_any_history(entries: list[dict[str, Any]]) -> None:
-    light, dark = (curve_png(entries, dark=d) for d in (False, True))
-    assert light.startswith(b"\x89PNG")
-    assert light != dark
+    assert curve_png(entries).startswith(b"\x89PNG")
+
+
+def test_plots_are_legible_on_light_and_on_dark_pages() -> None:
+    """Contrasts of WCAG 2; invert(1) and hue-rotate(180deg) as Filter Effects Module 1 has them."""
+    page = Path(plots.__file__).with_name("page.html").read_text()
+    assert ".curves img { filter: invert(1) hue-rotate(180deg); }" in page
+    luma = np.array([0.213, 0.715, 0.072])
+    turn = 2 * np.tile(luma, (3, 1)) - np.eye(3)
+
+    def numbers(colour: str) -> Any:
+        return np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+
+    def luminance(rgb: Any) -> float:
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    light, dark = (luminance(numbers(card)) for card in re.findall(r"--card: (#\w+);", page))
+    for colour in (plots.TEXT, plots.LINE, plots.DOTS, plots.THIRD, plots.QUIET):
+        rgb = numbers(colour)
+        turned = np.clip(turn @ (1 - rgb), 0, 1)
+        assert (light + 0.05) / (luminance(rgb) + 0.05) > 4.5
+        assert (luminance(turned) + 0.05) / (dark + 0.05) > 4.5
 
 
 def test_a_table_in_markdown_and_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

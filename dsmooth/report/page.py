@@ -85,9 +85,9 @@ def render(name: str, **numbers: Any) -> str:
     return pages.get_template(name).render(numbers)
 
 
-def _plot(draw: Callable[..., bytes], *numbers: Any) -> tuple[str, str]:
-    """A plot as URIs, for light and for dark mode."""
-    return _uri(draw(*numbers, dark=False)), _uri(draw(*numbers, dark=True))
+def _plot(draw: Callable[..., bytes], *numbers: Any) -> str:
+    """URI of a plot."""
+    return _uri(draw(*numbers))
 
 
 def _grid(*rows: Tensor) -> str:

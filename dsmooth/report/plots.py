@@ -6,43 +6,31 @@ import functools
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..evaluate.probe import PIXELS, TOGETHER, single_blocks
 
-
-class Colours(NamedTuple):
-    """One set for a light page, one for a dark one."""
-
-    text: str
-    line: str
-    dots: str
-    third: str
-    quiet: str
-    faint: str
-
-
-LIGHT = Colours("#333333", "#2f6fd0", "#b34700", "#1e7d4f", "#6b7480", "#eceef1")
-DARK = Colours("#d6d9df", "#7fb2ff", "#ffb454", "#6fd39c", "#a3abb5", "#2b3038")
+# For a light page. A dark one turns their lightness around, see page.html.
+TEXT, LINE, DOTS, THIRD = "#333333", "#2f6fd0", "#b34700", "#1e7d4f"
+QUIET, FAINT = "#6b7480", "#eceef1"
 
 
 def plot(paint: Callable[..., None]) -> Callable[..., bytes]:
-    """A plot as PNG: `paint` gets axes, colours and the arguments of the plot."""
+    """A plot as PNG: `paint` gets axes and the arguments of the plot."""
 
     @functools.wraps(paint)
-    def draw(*numbers: Any, dark: bool = False, transparent: bool = True) -> bytes:
+    def draw(*numbers: Any, transparent: bool = True) -> bytes:
         from matplotlib.figure import Figure
 
-        colours = DARK if dark else LIGHT
         canvas = Figure(figsize=(3.6, 2.7), dpi=220, layout="constrained")
         axes = canvas.add_subplot()
-        axes.tick_params(which="both", colors=colours.text)
+        axes.tick_params(which="both", colors=TEXT)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(colours.text)
-        axes.xaxis.label.set_color(colours.text)
-        axes.yaxis.label.set_color(colours.text)
-        paint(axes, colours, *numbers)
+        axes.spines[["left", "bottom"]].set_color(TEXT)
+        axes.xaxis.label.set_color(TEXT)
+        axes.yaxis.label.set_color(TEXT)
+        paint(axes, *numbers)
         return png(canvas, transparent=transparent)
 
     return draw
@@ -55,18 +43,18 @@ def png(canvas: Any, *, transparent: bool) -> bytes:
     return buffer.getvalue()
 
 
-def images_and_bits(axes: Any, colours: Colours, *, legend: bool = True) -> None:
+def images_and_bits(axes: Any, *, legend: bool = True) -> None:
     """Name the axes of a plot of bits/dim against images."""
     from matplotlib.ticker import EngFormatter
 
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set(xlabel="images seen", ylabel="bits/dim")
     if legend:
-        axes.legend(frameon=False, labelcolor=colours.text)
+        axes.legend(frameon=False, labelcolor=TEXT)
 
 
 @plot
-def curve_png(axes: Any, colours: Colours, entries: Sequence[Mapping[str, Any]]) -> None:
+def curve_png(axes: Any, entries: Sequence[Mapping[str, Any]]) -> None:
     """Loss in bits/dim against images seen; held-out bits/dim as dots.
 
     Lines stand where a schedule began again.
@@ -75,21 +63,21 @@ def curve_png(axes: Any, colours: Colours, entries: Sequence[Mapping[str, Any]])
     evaluations = [(e["images"], e["bits_per_dim"]) for e in entries if e["event"] == "evaluation"]
     means = running_mean(steps)
     if steps:
-        axes.plot(*zip(*steps, strict=True), color=colours.line, linewidth=0.6, alpha=0.3)
-        axes.plot(*zip(*means, strict=True), color=colours.line, linewidth=1.4, label="training")
+        axes.plot(*zip(*steps, strict=True), color=LINE, linewidth=0.6, alpha=0.3)
+        axes.plot(*zip(*means, strict=True), color=LINE, linewidth=1.4, label="training")
     if evaluations:
         dots_at = list(zip(*evaluations, strict=True))
-        axes.plot(*dots_at, "o", color=colours.dots, markersize=4, zorder=3, label="held out")
+        axes.plot(*dots_at, "o", color=DOTS, markersize=4, zorder=3, label="held out")
     for number, images in enumerate(new_schedules(entries)):
         label = "schedule begins again" if number == 0 else None
-        axes.axvline(images, color=colours.quiet, linewidth=1, linestyle="--", label=label)
+        axes.axvline(images, color=QUIET, linewidth=1, linestyle="--", label=label)
     # The first steps start so high that they would flatten the rest.
     values = sorted(v for _, v in means + evaluations)
     if values:
         low, high = values[0], values[min(len(values) - 1, int(0.9 * len(values)))]
         margin = 0.15 * (high - low) + 0.01
         axes.set_ylim(low - margin, high + margin)
-    images_and_bits(axes, colours, legend=bool(values))
+    images_and_bits(axes, legend=bool(values))
 
 
 def new_schedules(entries: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -100,16 +88,16 @@ def new_schedules(entries: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 @plot
-def growth_png(axes: Any, colours: Colours, curves: Mapping[str, Any]) -> None:
+def growth_png(axes: Any, curves: Mapping[str, Any]) -> None:
     """Bits/dim of "pair" and "plain" against images seen, both axes logarithmic."""
     from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
-    for (name, curve), colour in zip(curves.items(), (colours.line, colours.dots), strict=True):
+    for (name, curve), colour in zip(curves.items(), (LINE, DOTS), strict=True):
         axes.loglog(*zip(*curve, strict=True), "o-", color=colour, label=name, markersize=3)
     axes.xaxis.set_minor_formatter(NullFormatter())
     for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         which(FormatStrFormatter("%.2f"))
-    images_and_bits(axes, colours)
+    images_and_bits(axes)
 
 
 def running_mean(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -121,18 +109,16 @@ def running_mean(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]
 
 
 @plot
-def probe_png(
-    axes: Any, colours: Colours, accuracy: Mapping[str, Mapping[str, Any]], name: str
-) -> None:
+def probe_png(axes: Any, accuracy: Mapping[str, Mapping[str, Any]], name: str) -> None:
     """Accuracy of the probe after each block of network `name`, its controls beside it.
 
     accuracy: the entry of that name in the result of `probe_pair`. Bars are standard errors; "all"
     is the probe of the blocks together.
     """
     lines = (
-        (name, "trained", "o", "-", colours.line),
-        ("plain", "plain model", "^", "-.", colours.third),
-        (f"untrained-{name}", "untrained", "s", "--", colours.quiet),
+        (name, "trained", "o", "-", LINE),
+        ("plain", "plain model", "^", "-.", THIRD),
+        (f"untrained-{name}", "untrained", "s", "--", QUIET),
     )
     for subject, label, marker, line, colour in lines:
         if subject not in accuracy:
@@ -149,14 +135,14 @@ def probe_png(
             axes.errorbar(ticks, heights, errors, fmt=fmt, **how)
     if PIXELS in accuracy:
         height = 100 * accuracy[PIXELS][PIXELS]["accuracy"]
-        axes.axhline(height, color=colours.dots, linewidth=1, linestyle=":", label="pixels")
+        axes.axhline(height, color=DOTS, linewidth=1, linestyle=":", label="pixels")
     axes.set(xlabel="after block", ylabel="test accuracy, %")
     axes.tick_params(axis="x", labelsize="small")
-    axes.figure.legend(loc="outside upper center", ncols=2, frameon=False, labelcolor=colours.text)
+    axes.figure.legend(loc="outside upper center", ncols=2, frameon=False, labelcolor=TEXT)
 
 
 @plot
-def receptive_png(axes: Any, colours: Colours, field: Mapping[str, Any], name: str) -> None:
+def receptive_png(axes: Any, field: Mapping[str, Any], name: str) -> None:
     """The pixels that the marked one of network `name` depends on; blind spots stand out.
 
     field: the result of `receptive_fields`. The shade is the logarithm of the gradient.
@@ -169,7 +155,7 @@ def receptive_png(axes: Any, colours: Colours, field: Mapping[str, Any], name: s
     row, column = field["pixel"]
     order = np.arange(influence.size).reshape(influence.shape)
     before = order < order[row, column]
-    shown = colours.text, colours.line, colours.dots, colours.faint
+    shown = TEXT, LINE, DOTS, FAINT
     text, line, dots, faint = (np.array(to_rgb(colour)) for colour in shown)
     picture = np.broadcast_to(faint, (*influence.shape, 3)).copy()
     reached = influence > 0
@@ -189,5 +175,5 @@ def receptive_png(axes: Any, colours: Colours, field: Mapping[str, Any], name: s
         handles=[Patch(color=tuple(colour), label=label) for colour, label in marks],
         loc="outside right upper",
         frameon=False,
-        labelcolor=colours.text,
+        labelcolor=TEXT,
     )
