@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -239,6 +240,12 @@ def test_a_ladder_scores_its_draws_in_the_precision_that_drew_them(
     with torch.autocast("cpu", torch.bfloat16):
         log_prob_of_noisy(pairs, images(), seed=2)
     assert scored == [(True, 0.5), (False, 0.1)]
+
+
+def test_a_ladder_in_half_precision_has_nearly_the_bound() -> None:
+    pair, x = pair_of_levels(), images()
+    half = copy.deepcopy(pair).bfloat16().elbo(x.bfloat16(), levels=(0.5, 0.1))
+    torch.testing.assert_close(half, pair.elbo(x, levels=(0.5, 0.1)), rtol=0.1, atol=0)
 
 
 AS_ON_CUDA = {"auto": "bfloat16", "bfloat16": "bfloat16", "float32": "float32"}

@@ -95,7 +95,7 @@ def log_prob_of_noisy(
         up = GaussianSmoothing(math.sqrt(scales[1] ** 2 - scales[0] ** 2), Stream.LADDER)
         x_high = up.sample(x_tilde, **where)
         own = low.label_for(low.denoiser, label)
-        x = low.denoise(x_tilde, label=own, precision="float32", **where)
+        x = low.denoise(x_tilde, label=own, precision="float32", **where).to(x_tilde.dtype)
         total += high.denoiser_log_prob(x, x_high, label)
         mean, noise = step_down(*scales, x, x_high)
         total += noise.log_prob(x_tilde, mean)
