@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     import torch
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str | torch.device) -> torch.device:
     """The device that "auto", "cpu", "cuda" (LOCAL_RANK's) or "cuda:1" means."""
     import torch
 
+    name = str(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":

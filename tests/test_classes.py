@@ -183,7 +183,8 @@ def test_classes_of_the_prior_are_a_function_of_the_image_and_all_as_likely() ->
 def test_the_labels_of_a_request() -> None:
     """A function of the image's number; parts have those of their images."""
     cpu = torch.device("cpu")
-    assert Request(3, label=2).labels(4, cpu).tolist() == [2, 2, 2]
+    for label in (2, np.int64(2)):
+        assert Request(3, label=label).labels(4, cpu).tolist() == [2, 2, 2]
     each = Request(5, first_index=2**40 + 1, label="each")
     assert each.labels(3, cpu).tolist() == [(2**40 + 1 + i) % 3 for i in range(5)]
     assert each.part(2, 2).labels(3, cpu).tolist() == each.labels(3, cpu)[2:4].tolist()

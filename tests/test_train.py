@@ -167,7 +167,7 @@ def test_training_leaves_the_callers_generator_and_needs_no_gradients(tmp_path: 
     with torch.inference_mode():
         train(tiny(), tmp_path / "within")
     assert torch.equal(torch.get_rng_state(), before)
-    train(tiny(), tmp_path / "outside")
+    train(tiny(), tmp_path / "outside", device=torch.device("cpu"))
     assert_same_end(tmp_path / "within", tmp_path / "outside")
 
 
@@ -407,6 +407,7 @@ def test_paper_presets_are_the_papers() -> None:
         ({"seed": -1}, "seed must lie in"),
         ({"ema": 1.0}, "ema must lie in"),
         ({"scale": 0.0}, "scale must be positive"),
+        ({"learning_rate": "1e-3"}, "learning_rate must be positive, got '1e-3'"),  # as YAML has it
         ({"role": "denoiser"}, "does not go with conditioning"),
         ({"model": ModelConfig(likelihood="discretized")}, "noisy pixels are not bytes"),
         ({"images": 0}, "images must be at least 1"),

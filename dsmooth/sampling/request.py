@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, SupportsIndex, TypedDict
 
 import torch
 from torch import Tensor
@@ -166,6 +166,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.levels is not None:
             object.__setattr__(self, "levels", tuple(self.levels))
+        if isinstance(self.label, SupportsIndex) and not isinstance(self.label, bool | Tensor):
+            object.__setattr__(self, "label", self.label.__index__())  # numpy's numbers too
         check_whole(self, ("count", "seed", "first_index"))
         if self.count < 1:
             raise ValueError(f"the number of images must be at least 1, got {self.count}")

@@ -71,7 +71,7 @@ def train(
     match_channels: bool = False,
     resume: bool = False,
     force: bool = False,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     threads: int | None = None,
     tensorboard: bool = False,
     keep_snapshots: int = 0,
