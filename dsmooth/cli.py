@@ -52,6 +52,7 @@ VERBS: dict[str, Any] = {
 HINTS = {
     "--lr": "--learning-rate",
     "--epochs": "--images, training images to visit with repeats counted",
+    "--n": "--count",
     "--num-samples": "--count",
     "--num-images": "--count",
     "--n-samples": "--count",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, fields
 from functools import cache
+from numbers import Real
 from typing import (
     Any,
     Literal,
@@ -94,8 +95,9 @@ def check_positive(settings: Any, names: Iterable[str]) -> None:
     """Raise ValueError for a field that is neither positive and finite nor None."""
     for name in names:
         value = getattr(settings, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ArgumentError(name, f"must be positive, got {value}")
+        if value is None or (isinstance(value, Real) and 0 < value < math.inf):
+            continue
+        raise ArgumentError(name, f"must be positive, got {value!r}")
 
 
 def structure(values: Any, kind: type[T]) -> T:

@@ -83,6 +83,8 @@ def test_other_files_are_named(tmp_path: Path) -> None:
 
 def test_wrong_keys_and_shapes_are_named() -> None:
     state = load_file(GOLDEN)
+    with pytest.raises(ValueError, match=r"dsmooth's own: .*load_model\(\) reads it"):
+        dsmooth.load_pixelcnnpp(dsmooth.PixelCNNpp(dsmooth.ModelConfig(n_filters=4)).state_dict())
     with pytest.raises(ValueError, match="not a PixelCNN"):
         dsmooth.load_pixelcnnpp({"weight": torch.zeros(3)})
     lacking = {k: v for k, v in state.items() if "downsize_u_stream.1.conv.bias" not in k}

@@ -250,6 +250,9 @@ def test_what_cannot_be_scored_is_named() -> None:
             score_pair(pair, images, **options)
     with pytest.raises(ValueError, match='a plain model must have conditioning="none"'):
         score_plain(pair.denoiser, data)
+    for score, model in ((score_pair, pair), (score_plain, pair.noisy)):
+        with pytest.raises(TypeError, match=r"got a Tensor: dsmooth\.data\.own_images\(images\)"):
+            score(model, data.images)
 
 
 def test_scores_do_not_depend_on_the_number_of_threads() -> None:

@@ -17,7 +17,14 @@ from ..pair import SmoothedPair
 from .comparison import ShowProgress, collect_statistics, measure_images, no_progress
 from .features import FeatureExtractor
 from .frechet import bootstrap_error
-from .likelihood import OnImages, Scores, conventions, nats_of_images, standard_error
+from .likelihood import (
+    OnImages,
+    Scores,
+    check_dataset,
+    conventions,
+    nats_of_images,
+    standard_error,
+)
 
 
 @dataclass(frozen=True)
@@ -165,6 +172,7 @@ def classify(
         raise ValueError("only a model with classes classifies: its n_classes is 0")
     if pair is None and network.config.conditioning != "none":
         raise ValueError("a denoiser does not classify alone: give the pair that it is of")
+    check_dataset(dataset)
     labels = dataset.labels_for(n_classes)
     assert labels is not None  # n_classes is not 0
 

@@ -234,6 +234,7 @@ def score_pair(
         raise ArgumentError("n_noise", f"must be at least 1, got {n_noise}")
     if not 0 <= clean_noise < math.inf:
         raise ArgumentError("clean_noise", f"must be finite and at least 0, got {clean_noise}")
+    check_dataset(dataset)
     if dataset.image_size != pair.image_size:
         raise ValueError(
             f"the pair is for images of {pair.image_size}, got {dataset.name} of "
@@ -296,6 +297,7 @@ def score_plain(
             f'a plain model must have conditioning="none", got "{model.config.conditioning}"'
         )
     forms: set[Likelihood] = {"discretized", model.config.likelihood}
+    check_dataset(dataset)
     model = in_evaluation(model)
 
     def nats_of(first: int, x: Tensor, label: Tensor | None) -> dict[str, Tensor]:
@@ -311,6 +313,15 @@ def _log_prob(model: PixelCNNpp, x: Tensor, params: Tensor, likelihood: Likeliho
     """log p(x) by a likelihood and the parameters `params`: (B,), nats, summed in float64."""
     mixture = {**model.config.mixture, "likelihood": likelihood}
     return logistic_mixture_log_prob(x, params, **mixture).double().sum((1, 2))
+
+
+def check_dataset(dataset: Any) -> None:
+    """Raise TypeError for images that are no `ImageDataset`, with the line that makes it."""
+    if not isinstance(dataset, ImageDataset):
+        raise TypeError(
+            f"dataset must be an ImageDataset, got a {type(dataset).__name__}: "
+            "dsmooth.data.own_images(images) makes one"
+        )
 
 
 def nats_of_images(

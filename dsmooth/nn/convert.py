@@ -149,6 +149,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _infer_config(state: Mapping[str, Tensor], atoms: tuple[int, ...], **rest: Any) -> ModelConfig:
+    if "stem_u.weight_v" in state:
+        raise ValueError("this is dsmooth's own: dsmooth.RunFolder(folder).load_model() reads it")
     for name, ndim in ((_STEM, 4), (_HEAD, 1)):
         if name not in state or state[name].ndim != ndim:
             raise ValueError(f"not a PixelCNN++ checkpoint: it lacks {name!r} of {ndim} dimensions")
