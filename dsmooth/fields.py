@@ -6,11 +6,11 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, fields
 from functools import cache
-from numbers import Real
 from typing import (
     Any,
     Literal,
     NamedTuple,
+    SupportsFloat,
     SupportsIndex,
     TypeVar,
     get_args,
@@ -95,7 +95,7 @@ def check_positive(settings: Any, names: Iterable[str]) -> None:
     """Raise ValueError for a field that is neither positive and finite nor None."""
     for name in names:
         value = getattr(settings, name)
-        if value is None or (isinstance(value, Real) and 0 < value < math.inf):
+        if value is None or (isinstance(value, SupportsFloat) and 0 < float(value) < math.inf):
             continue
         raise ArgumentError(name, f"must be positive, got {value!r}")
 
