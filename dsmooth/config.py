@@ -333,10 +333,13 @@ class TrainConfig(RunSettings):
         for name in ("cooldown", "learning_rate_decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise ArgumentError(name, f"must lie in (0, 1], got {getattr(self, name)}")
-        if self.schedule_from < 0 or self.schedule_from >= (self.images or math.inf):
+        if self.schedule_from < 0:
+            raise ArgumentError("schedule_from", f"must be at least 0, got {self.schedule_from}")
+        if self.schedule_from >= (self.images or math.inf):
             raise ArgumentError(
-                "schedule_from",
-                f"must lie in 0 .. images, got {self.schedule_from} of {self.images}",
+                "images",
+                f"must be more than the {self.schedule_from} after which the schedule began again, "
+                f"got {self.images}",
             )
         if not 0 <= self.clean_noise < math.inf:
             raise ArgumentError("clean_noise", f"must not be negative, got {self.clean_noise}")

@@ -23,6 +23,7 @@ MISTAKES = [
     (f"train noisy --data imagenet {TINY}", "must be one of mnist, fashion-mnist"),
     (f"train noisy --preset mnist-large {TINY}", "preset must be one of mnist-quick"),
     (f"train noisy --out /proc/a {TINY}", "config.json cannot be written: /proc"),
+    ("train denoiser --out noisy --resume", "another run: its role is noisy, not denoiser"),
     (f"train noisy --out noisy {TINY}", "go on with it by --resume or choose"),
     (f"train noisy b --data-dir c {TINY}", "b and c are two folders of images"),
     ("train pair --config noisy/config.json", "has the settings of one"),

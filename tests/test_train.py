@@ -411,6 +411,7 @@ def test_paper_presets_are_the_papers() -> None:
         ({"role": "denoiser"}, "does not go with conditioning"),
         ({"model": ModelConfig(likelihood="discretized")}, "noisy pixels are not bytes"),
         ({"images": 0}, "images must be at least 1"),
+        ({"images": 8, "schedule_from": 32}, "images must be more than the 32 after which"),
         ({"cooldown": 0.0}, "cooldown must lie in"),
         ({"optimizer": "sgd"}, "optimizer must be one of adam, muon, got 'sgd'"),
         ({"kernel_rate": 0.02}, 'kernel_rate needs optimizer "muon", got "adam"'),

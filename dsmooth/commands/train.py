@@ -18,6 +18,12 @@ def train(options: Train) -> int:
     if options.force and not options.resume:
         raise ValueError("--force is for --resume: a new run has no settings to change")
     assert options.role != "pair"  # dsmooth.cli makes a command of each of its two runs
+    folder = options.out or default_folder(options.role)
+    run = RunFolder(folder)
+    if options.resume and run.config.exists():
+        role = run.read_config()[0].role
+        if role != options.role:  # with the run's settings it would fit no other
+            raise ValueError(f"{folder} holds another run: its role is {role}, not {options.role}")
     settings = replace(options.settings, role=options.role)
     if options.folder is not None and settings.data_dir != str(options.folder):
         raise ValueError(
@@ -25,8 +31,7 @@ def train(options: Train) -> int:
         )
     from ..training import train as train_run
 
-    folder = options.out or default_folder(options.role)
-    check_writable(RunFolder(folder).config)
+    check_writable(run.config)
     result = train_run(
         settings,
         folder,
@@ -42,7 +47,7 @@ def train(options: Train) -> int:
         print(f"{options.role}: go on with `{resume_command(options, folder)}`")
         return 128 + result.interrupted
     # NOISY and DENOISER stand for the folders of other runs.
-    path, classes = shlex.quote(str(folder)), RunFolder(folder).read_config()[0].model.n_classes
+    path, classes = shlex.quote(str(folder)), run.read_config()[0].model.n_classes
     label = " --label each" * bool(classes)
     step = {
         "noisy": f"train its denoiser, then `dsmooth sample {path} DENOISER{label}`",
