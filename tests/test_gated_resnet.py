@@ -343,7 +343,8 @@ def test_a_second_derivative_is_refused(op: Any) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_gradient_does_not_depend_on_which_others_are_wanted(op: Any) -> None:
-    case = make_case("down", (1, 3, 4), 4, (4, 2), 0.5, gains=True)
+    """Nor on whether any weight's is: in part or wholly frozen networks have the same bits."""
+    case = make_case("down", (1, 3, 4), 4, (4, 2), 0.5, gains=True, image_bias=True)
     given = case.operands(torch.float64)
     names = [name for name, t in given._asdict().items() if t is not None and name != "seed"]
 
@@ -355,6 +356,7 @@ def test_a_gradient_does_not_depend_on_which_others_are_wanted(op: Any) -> None:
         return dict(zip(wanted, torch.autograd.grad((y * case.grad_y).sum(), leaves), strict=True))
 
     every = gradients(names)
-    for wanted in (["skip_2", "conv_out"], ["x", "gain_nin"]):
+    images = ["x", "skip", "skip_2", "image_bias"]
+    for wanted in (["skip_2", "conv_out"], ["x", "gain_nin"], ["bias_nin"], images, images[3:]):
         for name, grad in gradients(wanted).items():
             assert torch.equal(grad, every[name])

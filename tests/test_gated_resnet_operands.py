@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -59,6 +59,33 @@ def test_the_extension_was_built_with_the_same_table(direction: str) -> None:
         function({"bogus": torch.ones(1)}, 0, 0, 0, 0, 0, 1.0)
     listed = str(error.value).removeprefix("tensors must be among ").split(", got ")[0]
     assert sorted(listed.split(", ")) == sorted(names)
+
+
+@needs_extension
+def test_gradients_of_weights_are_all_given_or_none() -> None:
+    case = full_case()
+    given, settings = case.operands(torch.float32), case.settings
+    _, h, gates = forward_op(*given, *settings, True, "auto")
+    tensors = {**given._asdict(), "h": h, "gates": gates, "grad_y": h}
+    grads = {n: torch.empty_like(tensors[n]) for n in given._fields if FIELDS[n].gradient}
+    of_weights = [n for n in grads if FIELDS[n].of_weights]
+
+    def run(names: Collection[str]) -> None:
+        written = {f"grad_{name}": grads[name] for name in names}
+        numbers = 1, 1, settings.layer, 0, settings.keep_from, settings.scale
+        _extension.extension().gated_resnet_backward(tensors | written, *numbers)
+
+    images = grads.keys() - of_weights
+    run(images)
+    for name in of_weights:
+        mixture = r"must be given with grad_\w+ \(all gradients of weights are, or none\), got None"
+        with pytest.raises(ValueError, match=f"^grad_{name} {mixture}"):
+            run(grads.keys() - {name})
+        with pytest.raises(ValueError, match=f"with grad_{name} "):
+            run(images | {name})
+    for name in images:
+        with pytest.raises(ValueError, match=f"^grad_{name} must be given, got None"):
+            run(images - {name})
 
 
 def full_case() -> Case:

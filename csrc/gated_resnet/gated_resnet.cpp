@@ -57,6 +57,10 @@ class Checker {
     check_padding("pad_top", pad_top, call.shape.kernel_h);
     check_padding("pad_left", pad_left, call.shape.kernel_w);
     call.shape.pad_top = pad_top, call.shape.pad_left = pad_left;
+    for (const GatedField& f : GatedField::table()) {
+      const bool of_weights = f.gradient == GatedField::kOfWeights;
+      if (of_weights && tensor(f.gradient_name).given) given_of_weights_ = f.gradient_name;
+    }
     std::vector<const Borrowed*> written, read;
     for (const Slot& slot : slots()) {
       const Borrowed& t = tensor(slot.name);
@@ -88,7 +92,7 @@ class Checker {
       const bool is_input = f.group == GatedField::kInput;
       if (!backward_ || f.group != GatedField::kOutput)
         slots.push_back({f.name, &f, false, !backward_ && !is_input});
-      if (backward_ && f.gradient == GatedField::kGradient)
+      if (backward_ && f.gradient != GatedField::kNone)
         slots.push_back({f.gradient_name, &f, true, is_input});
     }
     return slots;
@@ -178,6 +182,7 @@ class Checker {
     bool allowed = true, needed = true;
     if (slot.gradient && is_input) {
       allowed = tensor(f.name).given;
+      if (f.gradient == GatedField::kOfWeights && given_of_weights_ == nullptr) needed = false;
     } else if (is_input) {
       const unsigned lacking = f.with & ~((tensor("skip").given ? GatedField::kSkip : 0u) |
                                           (tensor("gain_in").given ? GatedField::kGains : 0u));
@@ -187,7 +192,13 @@ class Checker {
       allowed = tensor("h").given;
     }
     if (given && !allowed) refuse(slot.name, "be None", "a tensor");
-    if (!given && allowed && needed) refuse(slot.name, "be given", "None");
+    if (given || !allowed || !needed) return;
+    refuse(slot.name,
+           slot.gradient && f.gradient == GatedField::kOfWeights
+               ? "be given with " + std::string(given_of_weights_) +
+                     " (all gradients of weights are, or none)"
+               : "be given",
+           "None");
   }
 
   void check_field(const GatedField& f, const Borrowed& t) const {
@@ -208,6 +219,7 @@ class Checker {
   GatedField::Extents extents_{};
   ElementType type_;
   bool taps_outside_ = false;
+  const char* given_of_weights_ = nullptr;  // a weight's gradient that is given
 };
 
 const GatedKernels& find_kernels(ElementType type, const std::string& instruction_set) {
@@ -241,7 +253,8 @@ constexpr int64_t kPixels = 784;
 int64_t count_groups(const GatedShape& s, size_t sums_bytes) {
   constexpr int64_t kFewest = 4, kMostBytes = 64 << 20;
   const int64_t by_pixels = std::max(s.batch * s.height * s.width / kPixels, kFewest);
-  const int64_t by_memory = std::max(kMostBytes / static_cast<int64_t>(sums_bytes), kFewest);
+  const int64_t by_memory =
+      std::max(kMostBytes / std::max<int64_t>(static_cast<int64_t>(sums_bytes), 1), kFewest);
   return std::min({s.batch, by_pixels, by_memory});
 }
 
@@ -275,7 +288,8 @@ void gated_resnet_backward(const GatedCall& call, int threads, const std::string
   const int64_t batch = call.shape.batch;
   const GatedSizes sizes = kernels.sizes(call.shape);
   const size_t scratch_lines = lines_of(sizes.scratch), packed_lines = lines_of(sizes.packed);
-  const size_t sums_lines = lines_of(sizes.sums);
+  const bool frozen = call.grads.conv_in == nullptr;  // no gradient of a weight is wanted
+  const size_t sums_lines = frozen ? 0 : lines_of(sizes.sums);
   const int64_t groups = count_groups(call.shape, sums_lines * sizeof(Line));
   const int64_t workers = std::clamp<int64_t>(threads, 1, std::max<int64_t>(groups, 1));
   Line* const packed =
@@ -285,8 +299,10 @@ void gated_resnet_backward(const GatedCall& call, int threads, const std::string
   if (groups > 0) kernels.pack_backward(call, packed);
   parallel_for_each(groups, static_cast<int>(workers), [&](int64_t group, int64_t worker) {
     kernels.backward(call, packed, batch * group / groups, batch * (group + 1) / groups,
-                     scratch + scratch_lines * worker, sums + sums_lines * group);
+                     scratch + scratch_lines * worker,
+                     frozen ? nullptr : sums + sums_lines * group);
   });
+  if (frozen) return;
   parallel_for(workers, [&](int64_t part) {
     kernels.add_sums(call.shape, sums, sums_lines * sizeof(Line), groups, part, workers);
   });

@@ -57,7 +57,9 @@ struct GatedCall {
   GatedShape shape;
   GatedDropout dropout;
   GatedTensors tensors;  // the forward keeps neither h nor the gates where they are null
-  GatedTensors grads;    // of the backward; bias_in's is that of bias_nin too: both are added to h
+  // Of the backward. bias_in's is that of bias_nin too: both are added to h. Those of all weights
+  // are null where none is wanted.
+  GatedTensors grads;
 };
 
 // A tensor of the field table, which explains the words.
@@ -67,7 +69,7 @@ struct GatedField {
   enum Condition : unsigned { kSkip = 1, kGains = 2 };
   enum DtypeRule { kImage, kWeight, kInt64 };
   enum Layout { kChannelsLast, kKernel, kContiguous };
-  enum Gradient { kNone, kGradient };
+  enum Gradient { kNone, kGradient, kOfWeights };
   // By the letters of the shapes.
   struct Extents {
     int64_t B, F, H, W, KH, KW, S, S_1, S_2;
@@ -100,7 +102,8 @@ struct GatedSizes {
 
 // The code of one instruction set for one type of activations. The weights are packed once a call;
 // `first` and `last` bound a range of images; `scratch` belongs to the caller's thread. `sums` are
-// the weight gradients of a group of images, in the packed order, written by backward.
+// the weight gradients of a group of images, in the packed order, written by backward; null where
+// none is wanted.
 struct GatedKernels {
   GatedSizes (*sizes)(const GatedShape& shape);
   void (*pack_forward)(const GatedCall& call, void* packed);

@@ -44,7 +44,7 @@ class GatedResnet {
     GatedResnet resnet(call.shape, call.dropout, packed, Scratch{static_cast<char*>(scratch)});
     auto* group = static_cast<Scalar*>(sums);
     const Layout<D>& layout = resnet.layout_;
-    fill_zero(group + layout.weight_sums(), layout.f2_pad + layout.f_pad);
+    if (group != nullptr) fill_zero(group + layout.weight_sums(), layout.f2_pad + layout.f_pad);
     for (int64_t image = first; image < last; ++image) {
       call.dropout.active
           ? resnet.template backward_image<true>(call, image, image == first, group)
@@ -173,10 +173,11 @@ class GatedResnet {
     const T *grad_y = at(call.grads.y), *x = at(call.tensors.x), *h = at(call.tensors.h);
     const T* gates = static_cast<const T*>(call.tensors.gates) + 2 * first * p.f;
     T* grad_x = static_cast<T*>(call.grads.x) + first * p.f;
-    Scalar* sums_in = sums + p.conv_out_sums();
-    Scalar* sums_nin = sums_in + p.conv_in_sums();
-    Scalar* sums_bias_out = sums_nin + p.nin_sums();
-    Scalar* sums_bias_in = sums_bias_out + p.f2_pad;
+    const bool frozen = sums == nullptr;
+    Scalar* sums_in = frozen ? nullptr : sums + p.conv_out_sums();
+    Scalar* sums_nin = frozen ? nullptr : sums_in + p.conv_in_sums();
+    Scalar* sums_bias_out = frozen ? nullptr : sums_nin + p.nin_sums();
+    Scalar* sums_bias_in = frozen ? nullptr : sums_bias_out + p.f2_pad;
     // The sums of an image with a bias of its own are that bias's gradient first.
     Scalar* image_sums = row_of<Scalar>(call.grads.image_bias, image);
     if (image_sums != nullptr) fill_zero(image_sums, p.f2);
@@ -187,24 +188,26 @@ class GatedResnet {
     for (int64_t r = 0; r < p.height; ++r) {
       P::write_gate_gradient(grad_y + r * line, gates + 2 * r * line, p.width, p.f,
                              grad_gates.inside(r), p.f2, gate_sums);
-      pair_row(grad_gates, p.f2, r);
+      if (!frozen) pair_row(grad_gates, p.f2, r);
       P::template write_concat_elu<kDropout, true>(h + r * line, p.width, p.f, buffers_.h.inside(r),
                                                    p.f2, p.f, keep_row(r),
                                                    buffers_.h_slope + r * line);
     }
-    for (int c = 0; image_sums != nullptr && c < p.f2; ++c) sums_bias_out[c] += image_sums[c];
-    convolutions_.add_conv_gradient(buffers_.h, grad_gates, first_image, sums);
+    if (!frozen) {
+      for (int c = 0; image_sums != nullptr && c < p.f2; ++c) sums_bias_out[c] += image_sums[c];
+      convolutions_.add_conv_gradient(buffers_.h, grad_gates, first_image, sums);
+    }
 
     for (int64_t r = 0; r < p.height; ++r) {
       convolutions_.convolve_row(grad_gates, conv_out_, p.f2_pad, r);
       P::template write_hidden_gradient<kDropout>(
           buffers_.row, p.f2_pad, h + r * line, buffers_.h_slope + r * line, keep_row(r), p.width,
           p.f, grad_h.inside(r), grad_h.stride, sums_bias_in);
-      pair_row(grad_h, p.f, r);
+      if (!frozen) pair_row(grad_h, p.f, r);
       P::template write_concat_elu<false, true>(x + r * line, p.width, p.f, buffers_.x.inside(r),
                                                 p.f2, p.f, nullptr, buffers_.x_slope + r * line);
     }
-    convolutions_.add_conv_gradient(buffers_.x, grad_h, first_image, sums_in);
+    if (!frozen) convolutions_.add_conv_gradient(buffers_.x, grad_h, first_image, sums_in);
     for (int64_t r = 0; r < p.height; ++r) {
       convolutions_.convolve_row(grad_h, conv_in_, p.f2_pad, r);
       P::write_input_gradient(buffers_.row, p.f2_pad, p.f, x + r * line,
@@ -225,7 +228,10 @@ class GatedResnet {
         const int64_t pixel = first + (r0 + r) * p.width;
         Element* skip = buffers_.skip + r * line;
         write_skip_row<true>(call.tensors, pixel, skip);
-        pair_columns<D>(skip, p.s2, p.steps, p.s2, buffers_.skip_pairs + r * p.steps * p.s2, p.s2);
+        if (sums != nullptr) {
+          pair_columns<D>(skip, p.s2, p.steps, p.s2, buffers_.skip_pairs + r * p.steps * p.s2,
+                          p.s2);
+        }
         convolutions_.convolve_points(buffers_.grad_h.inside(r0 + r), p.f_cells, nin_, p.s2_pad,
                                       false);
         int64_t channel = 0;
@@ -238,6 +244,7 @@ class GatedResnet {
           channel += channels;
         }
       }
+      if (sums == nullptr) continue;
       const CellRows a = kPairs ? CellRows{buffers_.skip_pairs, p.steps * p.s2, p.s2}
                                 : CellRows{Convolutions<D>::cells(buffers_.skip), line, p.s2};
       convolutions_.add_weight_gradient(a, convolutions_.gradient_rows(buffers_.grad_h, r0), rows,

@@ -117,7 +117,8 @@ struct Passes {
     M::store(M::load(total, count) + v, total, count);
   }
 
-  // dA = dy sigmoid(G), dG = dy A sigmoid(G) (1 - sigmoid(G)), and their sums over pixels.
+  // dA = dy sigmoid(G), dG = dy A sigmoid(G) (1 - sigmoid(G)), and their sums over pixels unless
+  // `bias_sums` is null.
   static void write_gate_gradient(const T* grad_y, const T* gates, int64_t pixels, int f,
                                   Element* out, int64_t stride, Scalar* bias_sums) {
     for (int64_t p = 0; p < pixels; ++p, grad_y += f, gates += 2 * f, out += stride) {
@@ -128,13 +129,15 @@ struct Passes {
         const V dg = da * M::load(gates + c, count) * (1 - s);
         M::store(da, out + c, count);
         M::store(dg, out + f + c, count);
+        if (bias_sums == nullptr) return;
         add_to(bias_sums + c, da, count);
         add_to(bias_sums + f + c, dg, count);
       });
     }
   }
 
-  // The gradient of v from that of dropout(concat_elu(v)) in `sums`, and its sum over pixels.
+  // The gradient of v from that of dropout(concat_elu(v)) in `sums`, and its sum over pixels unless
+  // `bias_sums` is null.
   template <bool kDropout>
   static void write_hidden_gradient(const Scalar* sums, int64_t sums_stride, const T* v,
                                     const Element* slope, const Scalar* keep, int64_t pixels, int f,
@@ -147,7 +150,7 @@ struct Passes {
                                kept<kDropout>(M::load(sums + c, count), keep_p, c, count),
                                kept<kDropout>(M::load(sums + f + c, count), keep_p, f + c, count));
         M::store(dv, out + c, count);
-        add_to(bias_sums + c, dv, count);
+        if (bias_sums != nullptr) add_to(bias_sums + c, dv, count);
       });
     }
   }

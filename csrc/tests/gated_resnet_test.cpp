@@ -34,8 +34,9 @@ bool has(const Case& c, const GatedField& f) {
 
 using Numbers = std::map<std::string, Tensor>;
 
-// All tensors of a forward and a backward, given grad_y = cos.
-Numbers compute(const Case& c, ElementType type, int threads, const std::string& set) {
+// All tensors of a forward and a backward, given grad_y = cos. frozen: no gradient of a weight.
+Numbers compute(const Case& c, ElementType type, int threads, const std::string& set,
+                bool frozen = false) {
   Numbers numbers;
   std::map<std::string, Borrowed> forward, backward;
   int seed = 0;
@@ -56,6 +57,7 @@ Numbers compute(const Case& c, ElementType type, int threads, const std::string&
     forward[f.name] = tensor.borrow();
     if (f.group != GatedField::kOutput) backward[f.name] = tensor.borrow();
     if (f.gradient == GatedField::kNone) continue;
+    if (frozen && f.gradient == GatedField::kOfWeights) continue;
     Tensor& grad = add(f.gradient_name);
     for (int64_t i = 0; !is_input && i < grad.size(); ++i)
       grad.set(i, std::cos(static_cast<double>(i)));
@@ -93,6 +95,8 @@ void check(const Case& c) {
                what + "other numbers");
         expect(distance(alone.at(name), shared.at(name)) == 0, what + "other bits with threads");
       }
+      for (const auto& [name, got] : compute(c, type, 3, set, true))
+        expect(distance(got, alone.at(name)) == 0, set + ", " + name + ": other bits if frozen");
     }
 }
 

@@ -13,6 +13,7 @@ from ..kernels.geometry import Taps, empty_channels_last
 from .gated_resnet_operands import FIELDS, Operands, Settings, empty_gradient, register_gated_resnet
 
 MAX_TAPS = 64
+WEIGHTS = {*(name for name, field in FIELDS.items() if field.of_weights), "bias_nin"}
 
 
 def _outputs(given: Operands, save: bool, instruction_set: str) -> tuple[Tensor, ...]:
@@ -43,17 +44,19 @@ def _backward(
 ) -> dict[str, Tensor]:
     given = _ordered(given)
     tensors: dict[str, Any] = given._asdict()
+    needed = {name for name, need in zip(tensors, needs, strict=True) if need}
+    frozen = needed.isdisjoint(WEIGHTS)
     grads = {
         name: empty_gradient(name, given)
         for name, tensor in tensors.items()
-        if tensor is not None and FIELDS[name].gradient
+        if tensor is not None and FIELDS[name].gradient and not (frozen and name in WEIGHTS)
     }
     # Hooks on saved tensors may have brought them back in another memory order.
     for name, tensor in zip(("grad_y", "h", "gates"), (grad_y, *saved), strict=True):
         tensors[name] = tensor.contiguous(memory_format=torch.channels_last)
     written = {f"grad_{name}": grad for name, grad in grads.items()}
     _call("backward", tensors | written, settings, instruction_set)
-    if given.bias_nin is not None:  # it is added to h as bias_in is
+    if "bias_nin" in needed:  # it is added to h as bias_in is
         grads["bias_nin"] = grads["bias_in"].clone()
     return grads
 

@@ -27,6 +27,7 @@ class Field(NamedTuple):
     conditions: tuple[str, ...]  # the fields it comes with
     optional: bool
     gradient: bool
+    of_weights: bool  # whether its gradient comes with those of all weights or not at all
     group: str
 
 
@@ -44,7 +45,7 @@ def _read_fields() -> dict[str, Field]:
         words = re.sub(r"\bk(?=[A-Z])", "", columns).split(", ")
         name, group, presence, conditions, dtype, layout, gradient = words
         extents = shape.replace("2 * ", "2").replace(",", "")
-        whether = presence == "Optional", gradient == "Gradient"
+        whether = presence == "Optional", gradient != "None", gradient == "OfWeights"
         found[name] = Field(extents, dtype, layout, beside[conditions], *whether, group)
     return found
 

@@ -192,8 +192,8 @@ def _expected_backward(given: Arguments) -> list[Tensor]:
     y, _, _ = _block(inputs, _numbers(given), saved)
     for value in (*saved, given["grad_y"]):
         assert value.dtype == given["x"].dtype
-    leaves = (inputs[name.removeprefix("grad_")] for name in GRADIENTS)
-    present = [leaf for leaf in leaves if leaf is not None]
+    written = (name for name in GRADIENTS if given.get(name) is not None)
+    present = [inputs[name.removeprefix("grad_")] for name in written]
     return list(torch.autograd.grad(y, present, given["grad_y"].detach().double()))
 
 
@@ -244,10 +244,12 @@ def _forward_arguments() -> Arguments:
     return {**_base(), **outputs, **_settings_of_extension()}
 
 
-def _backward_arguments() -> Arguments:
+def _backward_arguments(frozen: bool) -> Arguments:
+    """frozen: without the gradients of weights."""
     inputs, saved = _base(), _saved()
     del saved["y"]
-    names = (name.removeprefix("grad_") for name in GRADIENTS)
+    every = (name.removeprefix("grad_") for name in GRADIENTS)
+    names = [name for name in every if not (frozen and FIELDS[name].of_weights)]
     grads = {f"grad_{n}": guarded(torch.full_like(inputs[n], torch.nan)) for n in names}
     return {**inputs, **saved, **grads, **_settings_of_extension()}
 
@@ -263,10 +265,13 @@ TARGETS = [
         *("_C.gated_resnet_forward", _forward_arguments),
         *(partial(_of_extension, "forward", OUTPUTS), _expected_forward, VALUES, True),
     ),
-    Target(
-        *("_C.gated_resnet_backward", _backward_arguments),
-        *(partial(_of_extension, "backward", GRADIENTS), _expected_backward, VALUES, True),
-    ),
+    *[
+        Target(
+            *(f"_C.gated_resnet_backward{words}", partial(_backward_arguments, frozen)),
+            *(partial(_of_extension, "backward", GRADIENTS), _expected_backward, VALUES, True),
+        )
+        for words, frozen in (("", False), (", frozen", True))
+    ],
     Target(*("functional.gated_resnet", _public_arguments, _public), *(_expected_public, VALUES)),
 ]
 
