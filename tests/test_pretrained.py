@@ -134,8 +134,9 @@ def test_the_card_is_of_these_weights(name: str) -> None:
     card = json.loads((folder / "card.json").read_text())
     assert (folder / "README.md").read_text() == render_card(card)
     readme = Path(__file__).parents[1] / "README.md"
-    if name == DEFAULT and readme.exists():
-        assert render_card(card, "summary.md").strip() in readme.read_text()
+    if readme.exists():
+        summary = "summary.md" if name == DEFAULT else "summary_classes.md"
+        assert render_card(card, summary).strip() in readme.read_text()
     models = load_models([folder, *(path for path in [folder / "plain"] if path.exists())])
     assert models.digests() == card["weights_sha256"]
     again = measure_slice(models, card["seed"])

@@ -229,7 +229,7 @@ def measure_slice(models: Models, seed: int) -> dict[str, Any]:
 def render_card(card: Mapping[str, Any], template: str | None = None) -> str:
     """README.md of the folder of packaged models, from the content of card.json.
 
-    template: summary.md has the few numbers of the package's README, beside published ones.
+    template: summary.md and summary_classes.md have the few numbers of the package's README.
     """
     own = "card_classes.md" if "classes" in card else "card.md"
     return render(template or own, card=card, CONFIDENT_IMAGES=CONFIDENT_IMAGES)
