@@ -338,8 +338,8 @@ class TrainConfig(RunSettings):
         if self.schedule_from >= (self.images or math.inf):
             raise ArgumentError(
                 "images",
-                f"must be more than the {self.schedule_from} after which the schedule began again, "
-                f"got {self.images}",
+                f"must be more than the {self.schedule_from} after which the schedule began again "
+                f"(schedule_from), got {self.images}",
             )
         if not 0 <= self.clean_noise < math.inf:
             raise ArgumentError("clean_noise", f"must not be negative, got {self.clean_noise}")

@@ -167,7 +167,7 @@ def test_numbered_pictures(tmp_path: Path) -> None:
 
     def draw(n: int, seed: int = 0) -> tuple[int, int, int]:
         folder = Pictures(tmp_path, Request(n, first_index=7), SHAPE, {"seed": seed})
-        return fill(folder, lambda part, _: x[part.first_index - 7 :][: part.count], 1)
+        return fill(folder, lambda part, progress=None: x[part.first_index - 7 :][: part.count], 1)
 
     assert draw(2) == (0, 2, 0)
     assert draw(5) == (2, 3, 1)
@@ -231,7 +231,7 @@ def test_shards_are_read_as_they_were_written(tmp_path: Path) -> None:
     """A diverged image too, which readers of bytes leave out and count."""
     x = torch.linspace(-1, 1, 18).view(3, *SHAPE).clone()
     x[1] = torch.nan
-    filled = fill(Shards(tmp_path, Request(3), SHAPE, size=2), lambda part, _: x, 4)
+    filled = fill(Shards(tmp_path, Request(3), SHAPE, size=2), lambda part, progress=None: x, 4)
     assert filled == (0, 3, 1)
     assert np.array_equal(read(tmp_path), x.numpy(), equal_nan=True)
     found = read_images(tmp_path)

@@ -25,7 +25,8 @@ def load_network(config: ModelConfig, path: Path) -> PixelCNNpp:
     network = outline(config, tensors, str(path))
     check_state(network, tensors, str(path))
     # Not copied into an emptied network: to empty one, torch imports sympy.
-    copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    own = network.state_dict()
+    copies = {name: tensor.to(own[name].dtype, copy=True) for name, tensor in tensors.items()}
     network.load_state_dict(copies, assign=True)
     return network.eval()
 
