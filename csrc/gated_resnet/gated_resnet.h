@@ -57,7 +57,7 @@ struct GatedCall {
   GatedShape shape;
   GatedDropout dropout;
   GatedTensors tensors;  // the forward keeps neither h nor the gates where they are null
-  // Of the backward. bias_in's is that of bias_nin too: both are added to h. Those of all weights
+  // For the backward. bias_in's is that of bias_nin too: both are added to h. Those of all weights
   // are null where none is wanted.
   GatedTensors grads;
 };

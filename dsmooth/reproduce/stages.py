@@ -52,13 +52,13 @@ FEW_PROBES = ProbeSettings(train_images=FEW_TRAIN_IMAGES, test_images=FEW_TEST_I
 SECONDS = {
     "drawing noisy": 7,
     "drawing two-step": 7,
-    "drawing single-step": 18,
+    "drawing single-step": 14,
     "drawing plain": 6,
     "bits/dim of held-out images": 13,
     "bits/dim of the plain model": 5,
     "features of real images": 1,
     **{f"features of {kind}{name}": 8 for kind in ("", "untrained-") for name in PROBED},
-    **{f"probes of {kind}{name}": 6 for kind in ("", "untrained-") for name in PROBED},
+    **{f"probes of {kind}{name}": 3 for kind in ("", "untrained-") for name in PROBED},
 }
 # Pictures whose distance to real images is measured.
 COMPARED = ("two-step", "single-step", "plain")
