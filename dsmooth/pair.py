@@ -283,39 +283,27 @@ class SmoothedPair(nn.Module):
         self._check_images("x", x)
         check_scale("x", x, as_bytes=self._sees_bytes)
 
-        def weight(repeat: int, label: Tensor | None) -> Tensor:
-            terms = self.elbo_terms(x, seed, first_index, repeat, label, levels)
-            return torch.stack(list(terms.values())).sum(0)
-
         labels: list[Tensor | None] = [label]
         if label is None and self.n_classes:
             every = torch.arange(self.n_classes, device=x.device)
             labels = [each.expand(len(x)) for each in every]
-        draws = [torch.stack([weight(r, each) for each in labels]) for r in range(n_noise)]
+        rungs = self.rungs(levels)
+        # A denoiser without classes needs no second pass.
+        told = labels if rungs[-1].denoiser.config.condition_size else labels[:1]
+        draws: list[Tensor] = []
+        for repeat in range(n_noise):
+            noise: list[Tensor] = []
+            for each in labels:
+                x_tilde, noisy, smoothing = noise_terms(
+                    rungs, x, each, seed=seed, first_index=first_index, repeat=repeat
+                )
+                noise.append(noisy + smoothing)
+            clean = [rungs[-1].denoiser_log_prob(x, x_tilde, each) for each in told]
+            draws.append(torch.stack(noise) + torch.stack(clean))
         weights = torch.stack(draws).logsumexp(1) - math.log(len(labels))
         if importance_weighted:
             return torch.logsumexp(weights, dim=0) - math.log(n_noise)
         return weights.mean(0)
-
-    @torch.no_grad()
-    def elbo_terms(
-        self,
-        x: Tensor,
-        seed: int,
-        first_index: int,
-        repeat: int,
-        label: Tensor | None = None,
-        levels: Sequence[float] | None = None,
-    ) -> dict[str, Tensor]:
-        """The three terms of one draw's log-weight, each (B,), nats, summing to it.
-
-        Keys "noisy" (log p(x~)), "smoothing" (-log q(x~ | x)) and "denoiser" (log p(x | x~)), x~ of
-        the lowest level.
-        """
-        rungs, where = self.rungs(levels), {"first_index": first_index, "repeat": repeat}
-        x_tilde, noisy, smoothing = noise_terms(rungs, x, label, seed=seed, **where)
-        denoiser = rungs[-1].denoiser_log_prob(x, x_tilde, label)
-        return {"noisy": noisy, "smoothing": smoothing, "denoiser": denoiser}
 
     def noisy_log_prob(self, x_tilde: Tensor, label: Tensor | None = None) -> Tensor:
         """log p(x~) of noise of one level: (B,), nats."""

@@ -24,6 +24,7 @@ from dsmooth.training.loop import evaluate
 from dsmooth.training.step import TrainState
 from tests.helpers.class_networks import CLASSES, conditional, inputs, make_pair, with_classes
 from tests.helpers.command_runs import run
+from tests.helpers.tiny_pairs import log_weight
 from tests.helpers.tiny_runs import ROLES, tiny
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -221,7 +222,7 @@ def test_either_or_both_of_a_pair_have_classes(tmp_path: Path, noisy: int, denoi
             with pytest.raises(ValueError, match="neither model of the pair has classes"):
                 call(x, label=label)
         return
-    terms, others = (again.elbo_terms(x, 0, 0, 0, y) for y in (label, (label + 1) % CLASSES))
+    terms, others = (log_weight(again, x, y) for y in (label, (label + 1) % CLASSES))
     assert torch.equal(terms["smoothing"], others["smoothing"])
     assert torch.equal(terms["noisy"], others["noisy"]) == (noisy == 0)
     assert torch.equal(terms["denoiser"], others["denoiser"]) == (denoiser == 0)
@@ -229,7 +230,10 @@ def test_either_or_both_of_a_pair_have_classes(tmp_path: Path, noisy: int, denoi
     torch.testing.assert_close(total, torch.stack(list(terms.values())).sum(0))
     every = [pair.elbo(x, label=torch.full((3,), c), n_noise=1) for c in range(CLASSES)]
     expected = torch.stack(every).logsumexp(0) - math.log(CLASSES)
+    passes: list[None] = []
+    pair.denoiser.register_forward_pre_hook(lambda *_: passes.append(None))
     torch.testing.assert_close(pair.elbo(x), expected)
+    assert len(passes) == (denoiser or 1)
     drawn = Request(3, seed=4, first_index=1, label="prior").labels(CLASSES)
     assert torch.equal(
         pair.sample(3, seed=4, first_index=1), pair.sample(3, seed=4, first_index=1, label=drawn)

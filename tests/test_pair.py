@@ -33,10 +33,7 @@ from dsmooth.sampling import (
     sequential_sample,
 )
 from tests.helpers.data_makers import random_dataset
-from tests.helpers.tiny_pairs import (
-    tiny_config,
-    tiny_pair,
-)
+from tests.helpers.tiny_pairs import log_weight, tiny_config, tiny_pair
 
 
 @torch.no_grad()
@@ -47,7 +44,7 @@ def test_importance_weighting_is_tighter_over_all_subsets() -> None:
     """
     pair = tiny_pair().double()
     x = (torch.randint(0, 256, (3, 1, 8, 8)) / 127.5 - 1).double()
-    weights = torch.stack([sum(pair.elbo_terms(x, 4, 0, k).values()) for k in range(5)])
+    weights = torch.stack([sum(log_weight(pair, x, seed=4, repeat=k).values()) for k in range(5)])
     torch.testing.assert_close(pair.elbo(x, n_noise=5, seed=4), weights.mean(0))
     bounds = []
     for size in range(1, 6):

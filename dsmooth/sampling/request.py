@@ -139,7 +139,7 @@ def keep_top(fraction: float, size: tuple[int, int]) -> Tensor:
     Raises ValueError for a fraction outside 0 .. 1.
     """
     if not 0 <= fraction <= 1:
-        raise ValueError(f"the fraction of known rows must lie in 0 .. 1, got {fraction}")
+        raise ArgumentError("keep_top", f"must lie in 0 .. 1, got {fraction}")
     height, width = size
     return (torch.arange(height) < round(fraction * height)).view(1, -1, 1).expand(1, -1, width)
 

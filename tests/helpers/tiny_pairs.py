@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 import dsmooth
+from dsmooth.sampling.ladder import noise_terms
 
 
 def tiny_config(conditioning: str, likelihood: str, channels: int = 1) -> dsmooth.ModelConfig:
@@ -24,3 +28,13 @@ def tiny_pair(
         denoiser.head.weight_g.mul_(0.3)
     smoothing = dsmooth.GaussianSmoothing(0.5)
     return dsmooth.SmoothedPair(noisy, denoiser, smoothing, (8, 8)).eval()
+
+
+def log_weight(
+    pair: dsmooth.SmoothedPair, x: Tensor, label: Any = None, *, seed: int = 0, repeat: int = 0
+) -> dict[str, Tensor]:
+    """The terms of one draw's log-weight of a pair of one level: each (B,), nats."""
+    rungs, where = pair.rungs(), {"seed": seed, "first_index": 0, "repeat": repeat}
+    x_tilde, noisy, smoothing = noise_terms(rungs, x, label, **where)
+    denoiser = rungs[0].denoiser_log_prob(x, x_tilde, label)
+    return {"noisy": noisy, "smoothing": smoothing, "denoiser": denoiser}
