@@ -18,18 +18,15 @@ from torch import Tensor
 import dsmooth
 from dsmooth import _extension, functional
 from dsmooth.commands import doctor
+from tests.helpers.gated_cases import needs_extension
 
 pytestmark = pytest.mark.quick
 
-# A build may be told to leave the extension out, and its record says so: the first test below fails
-# wherever it is missing for another reason.
-needs_extension = pytest.mark.skipif(
-    not _extension.is_available(), reason=str(_extension.unavailable_reason())
-)
 PACKAGE = Path(dsmooth.__file__).parent
 
 
 def test_extension_is_there_unless_the_build_was_told() -> None:
+    """Its record says so; wherever it is missing for another reason, this fails."""
     info = _extension.build_info()
     assert info is not None, _extension.unavailable_reason()
     assert {"extension", "reason", "cuda", "python"} <= info.keys()

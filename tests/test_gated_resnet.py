@@ -16,6 +16,7 @@ from dsmooth.functional import Shift, gated_resnet, use_impl
 from dsmooth.functional.gated_resnet import dropout_factors
 from dsmooth.functional.gated_resnet_native import backward_op, forward_op, gated_resnet_native
 from dsmooth.functional.gated_resnet_operands import Settings
+from dsmooth.machine import torch_threads
 from dsmooth.nn.layers import GatedResnet
 from tests.helpers.gated_cases import (
     EPS,
@@ -163,14 +164,10 @@ def test_strides_do_not_matter(
 def test_results_do_not_depend_on_the_thread_count(dtype: torch.dtype) -> None:
     options = {"gains": True, "image_bias": True}
     case = make_case(size=(7, 9, 14), filters=12, skip_channels=(12,), dropout=0.5, **options)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+    results = []
+    for threads in (1, 2, 3):
+        with torch_threads(threads):
             results.append(case.run("native", dtype))
-    finally:
-        torch.set_num_threads(before)
     for result in results[1:]:
         for name, value in result.items():
             assert torch.equal(value, results[0][name]), name

@@ -8,10 +8,7 @@ import torch
 from dsmooth.functional import Shift
 from tests.helpers.gated_cases import EPS, KERNELS, STRIDES, assert_as_good, make_case
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [
     ((1, 1, 1), 1, ()),

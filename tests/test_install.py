@@ -153,24 +153,6 @@ def check_wheel(folder: Path, clone: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(wheel)
 
 
-@pytest.mark.full
-def test_wheel_holds_the_package_and_a_working_extension(clone: Path, tmp_path: Path) -> None:
-    """Compiled without optimisation, whatever the build asks."""
-    compiler = tmp_path / "quick-c++"
-    compiler.write_text(f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} "$@" -O0\n')
-    compiler.chmod(0o755)
-    environment = {"CXX": str(compiler), "DSMOOTH_CUDA": "0"}
-    done = pip("wheel", clone, "-w", tmp_path / "w", cwd=tmp_path, **environment)
-    assert done.returncode == 0, done.stdout
-    site = tmp_path / "site"
-    check_wheel(tmp_path / "w", clone).extractall(site)
-    assert list((site / "dsmooth").glob("_C.*"))
-    ran = python("from dsmooth.commands.doctor import doctor; exit(doctor())", tmp_path, site)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "CUDA build: none (DSMOOTH_CUDA=0)" in ran.stdout.splitlines()
-    assert "native against reference: ok" in ran.stdout
-
-
 @pytest.mark.parametrize("way", [pytest.param("wheel", marks=pytest.mark.full), "editable"])
 def test_a_lost_symlink_is_made_up_for(way: str, clone: Path, tmp_path: Path) -> None:
     """And an editable install without an extension leaves no stale one."""

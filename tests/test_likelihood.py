@@ -24,6 +24,7 @@ from dsmooth.evaluate.likelihood import (
     score_plain,
 )
 from dsmooth.evaluate.paper import EQUATION_4_BITS, noised_log_density
+from dsmooth.machine import torch_threads
 from tests.helpers.data_makers import random_dataset
 from tests.helpers.tiny_pairs import tiny_config, tiny_pair
 
@@ -257,15 +258,10 @@ def test_what_cannot_be_scored_is_named() -> None:
 
 def test_scores_do_not_depend_on_the_number_of_threads() -> None:
     """Batches are scored side by side, in the contexts of the caller."""
-    pair, data, before = tiny_pair(), random_dataset(9), torch.get_num_threads()
-    seen = []
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            with torch.autocast("cpu", torch.bfloat16):
-                seen.append(score_pair(pair, data, batch_size=2).discretized)
+    pair, data, seen = tiny_pair(), random_dataset(9), []
+    for threads in (1, 3):
+        with torch_threads(threads), torch.autocast("cpu", torch.bfloat16):
+            seen.append(score_pair(pair, data, batch_size=2).discretized)
             assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(*seen)
     assert not torch.equal(seen[0], score_pair(pair, data, batch_size=2).discretized)

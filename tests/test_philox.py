@@ -12,13 +12,10 @@ from hypothesis import strategies as st
 
 from dsmooth import _extension
 from dsmooth.philox import Stream, image_words, philox4x32, seed_from, to_uniform
+from tests.helpers.gated_cases import needs_extension
 
 pytestmark = pytest.mark.quick
 
-# Without a C++ compiler there is no extension; test_extension.py asserts it everywhere else.
-native = pytest.mark.skipif(
-    not _extension.is_available(), reason=str(_extension.unavailable_reason())
-)
 word = st.integers(0, 2**32 - 1)
 KNOWN = json.loads((Path(__file__).parent / "golden" / "logistic_mixture.json").read_text())
 
@@ -82,7 +79,7 @@ def test_numbers_out_of_range() -> None:
                 image_words(1, 1, **{"seed": 0, "stream": Stream.SAMPLE, name: wrong})
 
 
-@native
+@needs_extension
 @given(counter=st.lists(word, min_size=4, max_size=4), key=st.lists(word, min_size=2, max_size=2))
 def test_same_words_as_python(counter: list[int], key: list[int]) -> None:
     words = philox4x32(torch.tensor(counter), (key[0], key[1])).tolist()

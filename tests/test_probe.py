@@ -24,6 +24,7 @@ from dsmooth.data import ImageDataset, epoch_order
 from dsmooth.evaluate import probe as probe_module
 from dsmooth.evaluate.linear import moments, train_linear
 from dsmooth.evaluate.probe import PIXELS, Probing, best_probe, probe_pair
+from dsmooth.machine import torch_threads
 from tests.helpers.command_runs import complains, run, save_run
 
 GREY = ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.0)
@@ -80,16 +81,13 @@ def test_probes_do_not_depend_on_the_number_of_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each has one thread, and the caller keeps its own."""
-    before, found = torch.get_num_threads(), []
+    found = []
     monkeypatch.setattr(probe_module, "CALL_IMAGES", 4)
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
+    for threads in (1, 3):
+        with torch_threads(threads):
             found.append(probing(tmp_path).probe("pixels", None))
             found.append(probing(tmp_path).probe("noisy", make_pair().noisy))
             assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
     assert found[:2] == found[2:]
 
 

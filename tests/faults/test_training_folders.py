@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import builtins
+import itertools
 import json
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +22,6 @@ from dsmooth.runs import RunFolder
 from dsmooth.training import NonFiniteLoss, beginning, checkpoint, train
 from dsmooth.training.checkpoint import digest, load_checkpoint, read_checkpoint, save_checkpoint
 from dsmooth.training.step import TrainState
-from tests.helpers.rank_processes import forked_script, wait_for_all
 from tests.helpers.tiny_runs import assert_same_end, use_small_runs
 
 CONFIG = TrainConfig(
@@ -306,12 +309,62 @@ def test_what_a_checkpoint_states_is_checked(run: RunFolder, name: str, value: s
         train(CONFIG, run.path, resume=True)
 
 
+# Every step of writing a file goes through one of these.
+CHANGES = ((os, "replace"), (os, "fsync"), (os, "unlink"), (builtins, "open"))
+
+
+def kill_at(change: int) -> None:
+    """This process ends just before its `change`-th change of a file."""
+    changes = itertools.count(1)
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **keywords: Any) -> Any:
+            if next(changes) == change:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **keywords)
+
+        return call
+
+    for module, name in CHANGES:
+        setattr(module, name, counted(getattr(module, name)))
+
+
+def is_killed(work: Callable[[], None]) -> bool:
+    """Whether a forked process that does `work` is killed; it must not fail."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        except BaseException as error:
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+            os._exit(1)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, -signal.SIGKILL), "the run failed"
+    return status != 0
+
+
 @pytest.mark.parametrize(("every", "least"), [(16, 3), pytest.param(1, 33, marks=pytest.mark.full)])
 def test_a_run_survives_being_killed_anywhere(
     finished: RunFolder, tmp_path: Path, every: int, least: int
 ) -> None:
-    """At every change of a file in turn, or at a few."""
-    script = Path(__file__).with_name("kill_training.py")
-    arguments = [str(tmp_path), str(finished.path), str(every)]
-    (output,) = wait_for_all([forked_script(script, arguments, tmp_path)])
-    assert int(output.split()[0]) >= least
+    """At every change of a file in turn, or at a few, until the run ends before the next."""
+    known = {file.name for file in finished.path.iterdir()}
+    for kills in itertools.count():
+        run = RunFolder(tmp_path / str(kills))
+
+        def go_on(run: RunFolder = run) -> None:
+            train(CONFIG, run.path, resume=run.can_resume(), threads=1)
+
+        def begin(change: int = 1 + kills * every) -> None:
+            kill_at(change)
+            go_on()
+
+        killed = is_killed(begin)
+        assert not is_killed(go_on)
+        assert_same_end(run.path, finished.path)
+        assert run.is_finished()
+        assert {file.name for file in run.path.iterdir()} <= known, "something was left over"
+        if not killed:
+            break
+    assert kills >= least

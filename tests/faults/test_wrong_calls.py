@@ -16,10 +16,8 @@ import pytest
 
 from dsmooth import _extension
 from tests.faults.harness import run_in_child
+from tests.helpers.gated_cases import needs_extension
 
-needs_extension = pytest.mark.skipif(
-    not _extension.is_available(), reason=str(_extension.unavailable_reason())
-)
 FILES = sorted(path.name for path in Path(__file__).parent.glob("wrong_*.py"))
 # In builds with CUDA alone; their wrong calls are made on a device (test_cached_sampler_cuda.py).
 ON_A_DEVICE = {

@@ -136,11 +136,6 @@ def wait_for_all(processes: Sequence[ForkedPython]) -> list[str]:
     return outputs
 
 
-def forked_script(script: Path, arguments: Sequence[str], folder: Path) -> ForkedPython:
-    """`python SCRIPT ARGUMENTS` in a folder."""
-    return ForkedPython(_RUN.format(str(script)), arguments, folder)
-
-
 def run_script(script: Path, size: int, arguments: Sequence[str], folder: Path) -> None:
     """Run a script by so many ranks; they end well."""
     wait_for_all(start_ranks(size, arguments, folder, _RUN.format(str(script))))
