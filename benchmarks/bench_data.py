@@ -1,4 +1,4 @@
-"""Reading images and making batches: the waits of a training step beside the network.
+"""Making batches: the wait of a training step beside the network.
 
 A batch needs an order, which is a function of the seed; bytes; and smoothing noise, which is a
 function of the image's index. Other trainers have random states there. The contender is a
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.measure import Bench, Work, copy, quick, smoke
 from dsmooth import GaussianSmoothing
-from dsmooth.data import ImageDataset, indices_at, load_dataset, to_float
+from dsmooth.data import ImageDataset, indices_at, to_float
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMOOTHING = GaussianSmoothing(0.5)
@@ -73,17 +73,3 @@ def bench_batches(bench: Bench, images: tuple[int, int, int], batch: int) -> Non
 def repeat_forever(loader: DataLoader) -> Iterator[list[torch.Tensor]]:
     while True:
         yield from loader
-
-
-@pytest.mark.parametrize("split", [smoke("test", id="small"), quick("train", id="mnist-subset")])
-def bench_embedded(bench: Bench, split: str) -> None:
-    """The embedded subset, from the package's file to bytes in memory."""
-
-    def read() -> ImageDataset:
-        return load_dataset("mnist", split)
-
-    dataset = read()
-    assert dataset.images.shape[1:] == (1, 28, 28)
-    shape = dataset.images.shape
-    work = Work(images=len(dataset), bytes=shape.numel())
-    bench.compare({"read": read}, "read", rounds=7, shape=shape, work=work)

@@ -1,4 +1,4 @@
-"""Figures of benchmark results: speed-up against batch size, roofline, time against image size."""
+"""Figures of benchmark results: speed-up against batch size, time against image size."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.ticker import NullFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import NullLocator
 
 from benchmarks.results import Result
 
 # Ramachandran et al. (2017), cached against plain sampling of a PixelCNN++ on CIFAR-10, K40 GPU.
 PUBLISHED = dict(zip((2**i for i in range(9)), (2, 4, 6, 10, 18, 33, 61, 109, 183), strict=True))
-INK, BLUE, ORANGE, GREY = "#222222", "#1f6fb4", "#d9730d", "#888888"
+BLUE, ORANGE, GREY = "#1f6fb4", "#d9730d", "#888888"
 
 
 def draw_all(results: list[Result], folder: Path) -> Iterator[Path]:
@@ -58,41 +58,6 @@ def speedup(axes: plt.Axes, results: list[Result]) -> bool:
     return len(cases) > 1
 
 
-def roofline(axes: plt.Axes, results: list[Result]) -> bool:
-    """Arithmetic rate against arithmetic intensity, both in units of the machine as measured.
-
-    Under the roof min(1, x) cases with other dtypes and thread counts can stand side by side.
-    """
-    reach = [1e-1, 1e1]
-    for suite, colour in (("sampler", BLUE), ("gated_resnet", ORANGE)):
-        for dtype, marker in (("float32", "o"), ("bfloat16", "^")):
-            points = []
-            for r in results:
-                rates = dict(map(tuple, r["limits"].values()))
-                if (r["suite"], r["dtype"]) == (suite, dtype) and len(rates) == 2:
-                    intensity = r["flops"] / r["bytes"] * rates["bytes"] / rates["flops"]
-                    points.append((intensity, 1e9 * r["gflop_per_s"] / rates["flops"]))
-            if points:
-                label = f"{suite.replace('_', ' ')}, {dtype}"
-                axes.plot(*zip(*points, strict=True), marker, color=colour, label=label)
-                reach += [x for x, _ in points]
-    if len(reach) == 2:
-        return False
-    first, last = min(reach), max(reach)
-    axes.plot([first, 1, last], [first, 1, 1], color=INK, linewidth=1)
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="FLOP per byte, over torch.mm's FLOP/s per byte/s of memory",
-        ylabel="share of torch.mm",
-        title="Roofline",
-    )
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.legend(frameon=False, loc="lower right")
-    return True
-
-
 def image_size(axes: plt.Axes, results: list[Result]) -> bool:
     """Seconds per image against its pixels, beside a line through the largest."""
     cases = [r for r in results if r["suite"] == "sampler" and r["case"].startswith("size-")]
@@ -114,4 +79,4 @@ def image_size(axes: plt.Axes, results: list[Result]) -> bool:
     return True
 
 
-FIGURES = {"speedup": speedup, "roofline": roofline, "image_size": image_size}
+FIGURES = {"speedup": speedup, "image_size": image_size}

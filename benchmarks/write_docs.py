@@ -22,8 +22,6 @@ BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 FIGURES = """
 ![Cached sampling against plain sampling](figures/{stem}/speedup.png)
 
-![Roofline](figures/{stem}/roofline.png)
-
 ![Time against image size](figures/{stem}/image_size.png)
 """
 # The rows of the README's table: (suite, case, words).

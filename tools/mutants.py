@@ -144,7 +144,7 @@ def main(*arguments: str) -> None:
         unused = shutil.ignore_patterns(".git", "build", "__pycache__", "*.egg-info")
         shutil.copytree(ROOT, copy, symlinks=True, ignore=unused)
         # Bytecode of changed sources must not outlive them.
-        compileall.compile_dir(copy, quiet=2)
+        compileall.compile_dir(copy / "dsmooth", quiet=2)
         sys.dont_write_bytecode = True
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         sys.path.insert(0, str(copy))
