@@ -15,16 +15,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.measure import (
-    Bench,
-    Work,
-    full,
-    matmul,
-    quick,
-    read,
-    smoke,
-    take_turns,
-)
+from benchmarks.measure import Bench, Work, full, matmul, quick, read, smoke, take_turns
 from benchmarks.networks import (
     CIFAR,
     MNIST,

@@ -12,15 +12,7 @@ import time
 import pytest
 import torch
 
-from benchmarks.measure import (
-    CPU,
-    Bench,
-    Work,
-    full,
-    matmul,
-    quick,
-    smoke,
-)
+from benchmarks.measure import CPU, Bench, Work, full, matmul, quick, smoke
 from benchmarks.networks import Network, flops_of_forward, make_step
 from dsmooth import ModelConfig, PixelCNNpp
 from dsmooth.machine import has_fast_bfloat16, torch_threads

@@ -19,13 +19,7 @@ from dsmooth.files import read_json
 from dsmooth.pictures import visible
 from dsmooth.pretrained import DEFAULT, find
 from dsmooth.report import plots
-from dsmooth.report.page import (
-    at,
-    at_the_end,
-    below_controls,
-    held_out_curves,
-    write_report,
-)
+from dsmooth.report.page import at, at_the_end, below_controls, held_out_curves, write_report
 from dsmooth.report.plots import curve_png, new_schedules, running_mean
 from dsmooth.reproduce.results import card_numbers
 from dsmooth.tables import Table
