@@ -393,8 +393,9 @@ Pooling = Literal["flat", "mean"]
 ProbeInput = Literal["noisy", "clean"]
 
 
-# Images of the probes of a reproduction.
-FEW_TRAIN_IMAGES, FEW_TEST_IMAGES = 1000, 500
+# Images of a reproduction: samples of a kind and scored ones, and those of the probes.
+FEW_IMAGES = 500
+FEW_TRAIN_IMAGES, FEW_TEST_IMAGES = 1000, 250
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dsmooth.config import ProbeSettings, ReproductionStage, TrainConfig
 from dsmooth.data.mnist import load_embedded_mnist
 from dsmooth.models import load_models
 from dsmooth.reproduce import PretrainedPlan, Sizes, reproduce, stages
+from dsmooth.reproduce.stages import PROBED
 from dsmooth.runs import RunFolder
 from tests.helpers.class_networks import conditional
 from tests.helpers.command_runs import save_run
@@ -63,7 +64,7 @@ def test_given_models_are_measured_and_reported(reported: Path) -> None:
     assert results["data"]["embedded_subset"]
     assert {"two-step", "single-step", "plain", "real"} == set(results["frechet"]["distances"])
     assert "mnist-classifier" in results["frechet"]["name"]
-    assert len(results["probes"]["accuracy"]) == 5
+    assert list(results["probes"]["accuracy"]) == [*PROBED]
     assert results["receptive_field"]["networks"]["two-streams"]["blind_spot"] == 0
     for key in ("bits_per_dim", "frechet", "probes", "receptive_field"):
         assert results[key]["unit"]

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from ..config import (
+    FEW_IMAGES,
     FEW_TEST_IMAGES,
     FEW_TRAIN_IMAGES,
     Method,
@@ -363,9 +364,9 @@ class Reproduce:
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()
     download: Flag = False
     """Download the data set into --data-dir if it is not there."""
-    count: Annotated[int, arg(aliases=["-n"])] = 1000
+    count: Annotated[int, arg(aliases=["-n"])] = FEW_IMAGES
     """Samples of each kind: the first 64 are shown, all count for the Fréchet distance."""
-    scored_images: int = 1000
+    scored_images: int = FEW_IMAGES
     """Held-out images whose bits/dim are measured."""
     probe_train_images: int = FEW_TRAIN_IMAGES
     """Training images of the linear probes."""

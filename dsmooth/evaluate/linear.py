@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch.optim.adam import adam
 
 from ..data import epoch_order
 
-FeatureMatrix = NDArray[np.float16]  # features (N, D), possibly on disk
+FeatureMatrix = NDArray[np.float16]  # features (N, D), writable, possibly on disk
 Labelled = tuple[FeatureMatrix, Tensor]  # and labels (N,) int64
 
 # Images that are read at a time: of a step too, or fewer where an epoch would have less than ten.
@@ -62,13 +62,13 @@ def train_linear(
     counts = [torch.zeros((), device=device)]  # of steps
     space = torch.empty(STEP_IMAGES, len(mean), device=device)
 
-    def centred(features: FeatureMatrix) -> Tensor:  # until the next call
-        return space[: len(features)].copy_(torch.from_numpy(features)).sub_(mean)
+    def centred(features: Tensor) -> Tensor:  # until the next call
+        return space[: len(features)].copy_(features).sub_(mean)
 
     def logits(z: Tensor) -> Tensor:  # (classes, B), faster than its transpose
         return torch.addmm(bias.unsqueeze(1), weight * scale, z.T)
 
-    features, labels = train
+    features, labels = torch.from_numpy(train[0]), train[1]
     n = len(labels)
     batch = max(1, min(STEP_IMAGES, n // STEPS_PER_EPOCH))
     steps = -(-n // batch)
@@ -76,7 +76,7 @@ def train_linear(
         order = epoch_order(n, epoch, seed)
         for first in range(0, n, batch):
             rows = order[first : first + batch].sort().values  # so that a disk is read forwards
-            z = centred(features[rows.numpy()])
+            z = centred(features.index_select(0, rows))
             # Gradient of the mean cross-entropy: (softmax - one-hot) / B times the scaled features.
             slope = logits(z).softmax(0)
             slope[labels[rows], torch.arange(len(rows))] -= 1
@@ -89,7 +89,8 @@ def train_linear(
             progress(epoch * n + first + len(rows))
 
     def accuracy(data: Labelled) -> float:
-        chosen = torch.cat([logits(centred(part)).argmax(0).cpu() for part in parts(data[0])])
+        parts = torch.from_numpy(data[0]).split(STEP_IMAGES)
+        chosen = torch.cat([logits(centred(part)).argmax(0).cpu() for part in parts])
         return float((chosen == data[1]).double().mean())
 
     right, m = accuracy(test), len(test[1])
@@ -99,12 +100,6 @@ def train_linear(
         "train_accuracy": accuracy(train),
         "features": len(mean),
     }
-
-
-def parts(features: FeatureMatrix) -> Iterator[FeatureMatrix]:
-    """`features` in parts that fit into the cache, in order."""
-    for first in range(0, len(features), STEP_IMAGES):
-        yield np.array(features[first : first + STEP_IMAGES])
 
 
 def moments(features: FeatureMatrix, device: torch.device | str) -> tuple[Tensor, Tensor]:
@@ -117,9 +112,10 @@ def moments(features: FeatureMatrix, device: torch.device | str) -> tuple[Tensor
     total = torch.zeros(features.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(total)
     # Float32 is enough for the sums of a part about a mean that is nearly that of all.
-    near = torch.from_numpy(next(parts(features))).float().mean(0)
-    for part in parts(features):
-        values = torch.from_numpy(part).float().sub_(near)
+    parts = torch.from_numpy(features).split(STEP_IMAGES)
+    near = parts[0].float().mean(0)
+    for part in parts:
+        values = part.float().sub_(near)
         total += values.sum(0)
         squares += values.square_().sum(0)
     mean = total / len(features)

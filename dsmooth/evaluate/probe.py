@@ -42,7 +42,7 @@ REPEATS: dict[Split, int] = {"train": 0, "test": 1}
 # whatever the others are and however many there are.
 CALL_IMAGES = 50
 # Training images that set the scales and biases of an untrained network.
-FIRST_BATCH = 100
+FIRST_BATCH = 25
 # The last training images choose among probes: their share of all, and the share of passes that the
 # probes have trained when they are compared.
 HELD_OUT, HELD_OUT_PASSES = 1 / 6, 1 / 4
@@ -328,7 +328,7 @@ class Probing:
         for file in files.values():
             file.flush()
         return {
-            block: np.memmap(file, np.float16, "r", shape=(count, widths[block]))
+            block: np.memmap(file, np.float16, "c", shape=(count, widths[block]))
             for block, file in files.items()
         }
 

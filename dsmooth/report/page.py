@@ -35,13 +35,14 @@ def write_report(
     histories: Mapping[str, Sequence[Mapping[str, Any]]],
     pictures: Mapping[str, Tensor],
     commands: Sequence[str] = (),
-) -> None:
+) -> list[str]:
     """Write the report of `results` (the content of results.json) to `path`.
 
+    Returns the pair's score, then sentences on the training so far and on more of it.
     histories: the log of each role's run. pictures: (N, C, H, W) images by name, as
     `dsmooth.reproduce.stages.Stages.draw` returns them. commands: for longer training.
     """
-    lead, *advice = sentences(results, commands)
+    lead, *advice = render("sentences.md", results=results, commands=commands).splitlines()
     text = render(
         "page.html",
         results=results,
@@ -61,6 +62,7 @@ def write_report(
     )
     # p(x | x~) must not break at the bar: after one, only a word joiner forbids it.
     write_atomically(path, shown(text.replace(" | ", "\u00a0|\u2060\u00a0")).encode())
+    return [lead, *advice]
 
 
 def render(name: str, **numbers: Any) -> str:
@@ -103,11 +105,6 @@ def _grid(*rows: Tensor) -> str:
 
 def _uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-
-
-def sentences(results: Mapping[str, Any], commands: Sequence[str] = ()) -> list[str]:
-    """The pair's score, then sentences on the training so far and on more of it by `commands`."""
-    return render("sentences.md", results=results, commands=commands).splitlines()
 
 
 def settings_table(names: Mapping[str, str], runs: Mapping[str, Any]) -> Table:

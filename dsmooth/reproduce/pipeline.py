@@ -34,7 +34,7 @@ from ..models import Models, load_models
 from ..pictures import is_diverged
 from ..presets import preset
 from ..pretrained import TITLE
-from ..report.page import sentences, write_report
+from ..report.page import write_report
 from ..runs import RunFolder
 from ..training import train
 from ..training.beginning import load_data
@@ -208,8 +208,7 @@ def reproduce(
         }
         again = longer_training(plan, models, results["data"]["embedded_subset"])
         try:
-            write_report(out / "report.html", results, histories, samples, again)
-            bound, *advice = sentences(results, again)
+            bound, *advice = write_report(out / "report.html", results, histories, samples, again)
         except (AttributeError, IndexError, KeyError, TypeError, UndefinedError) as error:
             raise ArgumentError(
                 "",

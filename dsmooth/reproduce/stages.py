@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..config import (
+    FEW_IMAGES,
     FEW_TEST_IMAGES,
     FEW_TRAIN_IMAGES,
     Method,
@@ -25,7 +26,7 @@ from ..distributed import barrier, rank_and_size
 from ..evaluate.comparison import compare_images, measure_images
 from ..evaluate.features import make_extractor
 from ..evaluate.likelihood import bits_per_dim, paired_difference, score_pair, score_plain
-from ..evaluate.probe import probe_pair, probed_weights
+from ..evaluate.probe import PIXELS, probe_pair, probed_weights
 from ..evaluate.receptive_field import receptive_fields
 from ..fields import check_whole
 from ..files import read_json, write_json
@@ -44,21 +45,20 @@ KEY = "asked"  # the field of a stored result that holds all that decides it
 CHUNK = 64  # images drawn, or given to a network, at a time
 GRID_IMAGES = 64  # samples in the picture of a grid
 DENOISED_IMAGES = 10  # held-out images whose denoising the report shows
-# Networks that are probed, beside themselves untrained and the pixels: the plain model never saw
-# noise.
-PROBED = ("noisy", "denoiser")
+# What is probed. The plain model never saw noise, and one untrained network is control enough.
+PROBED = ("noisy", "denoiser", PIXELS, "untrained-noisy")
 FEW_PROBES = ProbeSettings(train_images=FEW_TRAIN_IMAGES, test_images=FEW_TEST_IMAGES)
 # Seconds of the parts with the packaged models on two cores, for the bar of the whole.
 SECONDS = {
-    "drawing noisy": 7,
-    "drawing two-step": 7,
-    "drawing single-step": 14,
-    "drawing plain": 6,
-    "bits/dim of held-out images": 13,
-    "bits/dim of the plain model": 5,
+    "drawing noisy": 3.5,
+    "drawing two-step": 3.5,
+    "drawing single-step": 7,
+    "drawing plain": 3,
+    "bits/dim of held-out images": 6.5,
+    "bits/dim of the plain model": 2.5,
     "features of real images": 1,
-    **{f"features of {kind}{name}": 8 for kind in ("", "untrained-") for name in PROBED},
-    **{f"probes of {kind}{name}": 3 for kind in ("", "untrained-") for name in PROBED},
+    **{f"features of {name}": 6.5 for name in PROBED if name != PIXELS},
+    **{f"probes of {name}": 3 for name in PROBED if name != PIXELS},
 }
 # Pictures whose distance to real images is measured.
 COMPARED = ("two-step", "single-step", "plain")
@@ -73,8 +73,8 @@ class Sizes:
     names it; auto: the package's classifier for MNIST, none for other data.
     """
 
-    count: int = 1000
-    scored_images: int = 1000
+    count: int = FEW_IMAGES
+    scored_images: int = FEW_IMAGES
     probes: ProbeSettings = FEW_PROBES
     extractor: str = "auto"
 
@@ -307,6 +307,7 @@ class Stages:
             self.test_set,
             replace(self.sizes.probes, seed=self.seed),
             path,
+            only=PROBED,
             precision="bfloat16" if fast else self.precision,
             replace_other=True,
         )
