@@ -1,12 +1,14 @@
-"""The documents show the committed results of the benchmarks; two results are compared."""
+"""Benchmarks: turns of contenders, the comparison of results, the documents that show them."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 
 from benchmarks import results, write_docs
+from benchmarks.measure import take_turns
 
 pytestmark = pytest.mark.quick
 
@@ -29,3 +31,13 @@ def test_a_case_differs_where_the_quartiles_do_not_overlap() -> None:
         assert told.startswith(f"{results.name_of(saved[0])}: seconds ")
         assert f"({word}, {change - 1:+.0%})" in told
         assert ", 1 differ beyond the spread." in total
+
+
+def test_contenders_take_turns_and_timed_calls_alone_count() -> None:
+    seen: list[str] = []
+    contenders = {name: lambda name=name: seen.append(name) for name in "ab"}
+    ticks, count = itertools.count(), {"before": 1, "calls": {"b": 10}}
+    turns = take_turns(contenders, 2, warmup=1, clock=lambda: next(ticks), **count)
+    assert seen == ["a", "a", "b", "b"] * 3
+    assert turns.seconds == {"a": [1, 1], "b": [10, 10]}
+    assert turns.ratio("b", "a").median == 10

@@ -14,8 +14,8 @@ from torch import Tensor
 from dsmooth import _extension
 from dsmooth.functional import gated_resnet
 from dsmooth.functional.gated_resnet import draw_seed, dropout_factors
-from dsmooth.functional.gated_resnet_operands import FIELDS, Operands
-from dsmooth.functional.shifted_conv import concat_elu
+from dsmooth.functional.gated_resnet_operands import FIELDS, Operands, check_operands
+from dsmooth.functional.shifted_conv import check_kernel, concat_elu, fold_weight_norm
 from dsmooth.kernels.geometry import Settings, Taps
 from tests.faults.harness import Arguments, Target, guarded, run
 from tests.helpers.gated_cases import make_case
@@ -50,26 +50,6 @@ def _base() -> dict[str, Any]:
     return {name: guarded(tensor) for name, tensor in tensors.items()}
 
 
-def _taps(given: Arguments) -> tuple[int, int]:
-    """Rows and columns padded before the image; raises where a kernel and a shift do not fit."""
-    kh, kw = given["conv_in"].shape[2:]
-    shift = given["shift"]
-    if shift not in ("down", "down_right", "none"):
-        raise ValueError(shift)
-    assert shift == "down_right" or kw % 2 == 1
-    assert shift != "none" or kh % 2 == 1
-    taps = Taps.of(given["conv_in"], shift)
-    return taps.top, taps.left
-
-
-def _weights(given: Arguments, name: str, gain: str) -> Tensor:
-    v = given[name]
-    if given[gain] is None:
-        return v
-    norm = torch.linalg.vector_norm(v, dim=(1, 2, 3))
-    return v * (given[gain] / norm).view(-1, 1, 1, 1)
-
-
 def _block(
     given: Arguments,
     numbers: tuple[int, int, int, int, int, float],
@@ -80,47 +60,35 @@ def _block(
     saved: values that h and the gates have instead, with gradients as if they were computed.
     """
     top, left, layer, first_image, least, scale = numbers
-    x = given["x"]
+    x, seed, image_bias = given["x"], given["seed"], given["image_bias"]
+    skips = [given[name] for name in ("skip", "skip_2") if given[name] is not None]
+    images = {"x": x, **dict(zip(("skip", "skip_2"), skips, strict=False))}
+    weights = {name: given[name] for name in Operands._fields[3:-1]}
+    check_operands(images, weights, seed, Settings("down_right"))  # which fits every kernel
     kh, kw = given["conv_in"].shape[2:]
 
-    def conv(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        assert weight.shape[2:] == (kh, kw)
-        assert bias.shape == weight.shape[:1]
-        return F.conv2d(F.pad(image, (left, kw - 1 - left, top, kh - 1 - top)), weight, bias)
+    def conv(image: Tensor, part: str) -> Tensor:
+        padded = F.pad(image, (left, kw - 1 - left, top, kh - 1 - top))
+        weight = fold_weight_norm(given[f"conv_{part}"], given[f"gain_{part}"])
+        return F.conv2d(padded, weight, given[f"bias_{part}"])
 
-    skips = [given[name] for name in ("skip", "skip_2") if given[name] is not None]
-    assert (given["gain_in"] is None) == (given["gain_out"] is None)
-    h = conv(concat_elu(x), _weights(given, "conv_in", "gain_in"), given["bias_in"])
+    h = conv(concat_elu(x), "in")
     if skips:
-        assert (given["gain_in"] is None) == (given["gain_nin"] is None)
-        nin, bias = _weights(given, "nin_skip", "gain_nin"), given["bias_nin"]
-        assert nin.shape[2:] == (1, 1)
-        assert bias.shape == nin.shape[:1]
-        h = h + F.conv2d(concat_elu(torch.cat(skips, dim=1)), nin, bias)
-    else:
-        assert given["nin_skip"] is None
-        assert given["bias_nin"] is None
-        assert given["gain_nin"] is None
-    assert h.shape == x.shape
+        nin = fold_weight_norm(given["nin_skip"], given["gain_nin"])
+        h = h + F.conv2d(concat_elu(torch.cat(skips, dim=1)), nin, given["bias_nin"])
     if saved is not None:
         h = saved[0].double() + (h - h.detach())
     e = concat_elu(h)
-    seed = given["seed"]
     if seed is not None:
-        assert seed.dtype == torch.int64
-        assert seed.shape == ()
         settings = Settings("none", least / 2**23, layer, first_image)
         kept = dropout_factors(e.shape, settings, seed) > 0
         e = torch.where(kept, e * scale, 0)
-    gates = conv(e, _weights(given, "conv_out", "gain_out"), given["bias_out"])
-    image_bias = given["image_bias"]
+    gates = conv(e, "out")
     if image_bias is not None:
-        assert image_bias.shape == gates.shape[:2]
         gates = gates + image_bias[:, :, None, None]
     if saved is not None:
         gates = saved[1].double() + (gates - gates.detach())
     a, g = gates.chunk(2, dim=1)
-    assert a.shape == x.shape
     return x + a * torch.sigmoid(g), h, gates
 
 
@@ -157,10 +125,11 @@ def _numbers(given: Arguments) -> tuple[int, int, int, int, int, float]:
         assert 0 <= left < kw
         return top, left, layer, first_image, least, scale
     assert 0 <= given["dropout"] < 1
-    top, left = _taps(given)
+    check_kernel(given["conv_in"], given["shift"])
+    taps = Taps.of(given["conv_in"], given["shift"])
     place = given["layer"], given.get("first_image", 0)
     settings = Settings("none", given["dropout"])
-    return top, left, *place, settings.keep_from, settings.scale
+    return taps.top, taps.left, *place, settings.keep_from, settings.scale
 
 
 def _with_gradients(y: Tensor, inputs: Arguments, given: Arguments) -> list[Tensor]:
