@@ -24,18 +24,10 @@ from tests.helpers.tiny_pairs import tiny_pair
 from tests.helpers.tiny_runs import ROLES, assert_same_end, tiny
 
 SCRIPTS = Path(__file__).with_name("ranks")
-TINY = [
-    "--n-filters=4",
-    "--n-resnet=1",
-    "--n-mix=2",
-    "--dropout=0.3",
-    "--batch-size=8",
-    "--evaluations=1",
-    "--evaluation-images=8",
-    "--warmup-images=16",
-    "--precision=float32",
-    "--threads=1",
-]
+TINY = (
+    "--n-filters=4 --n-resnet=1 --n-mix=2 --dropout=0.3 --batch-size=8 --evaluations=1"
+    " --evaluation-images=8 --warmup-images=16 --precision=float32 --threads=1"
+)
 
 
 def settings_of(config: TrainConfig) -> str:
@@ -105,7 +97,7 @@ def images_saved(run: RunFolder) -> int:
         return 0
 
 
-KILLED = ["train", "noisy", *TINY, "--images=240", "--checkpoint-minutes=1e-9"]
+KILLED = ["train", "noisy", *TINY.split(), "--images=240", "--checkpoint-minutes=1e-9"]
 
 
 def assert_went_on(folder: Path) -> None:
@@ -133,7 +125,7 @@ def test_a_killed_rank_ends_the_other_and_a_restart_goes_on(tmp_path: Path) -> N
     assert_went_on(tmp_path)
 
 
-LONG = ["train", "noisy", *TINY, "--images=100000", "--schedule=cooldown"]
+LONG = ["train", "noisy", *TINY.split(), "--images=100000", "--schedule=cooldown"]
 LONG += ["--kernel-rate=0.02", "--out=run"]  # an angle that does not follow from the images
 
 

@@ -12,13 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsmooth import _extension
-from dsmooth.functional import gated_resnet
 from dsmooth.functional.gated_resnet import draw_seed, dropout_factors
 from dsmooth.functional.gated_resnet_operands import FIELDS, Operands, check_operands
 from dsmooth.functional.shifted_conv import check_kernel, concat_elu, fold_weight_norm
 from dsmooth.kernels.geometry import Settings, Taps
 from tests.faults.harness import Arguments, Target, guarded, run
-from tests.helpers.gated_cases import make_case
+from tests.helpers.gated_cases import call, make_case
 
 EXTENSION = _extension.extension()
 GRADIENTS = [
@@ -174,21 +173,8 @@ def _of_extension(direction: str, written: Sequence[str], given: Arguments) -> l
 
 
 def _public(given: Arguments) -> list[Tensor]:
-    skips = tuple(given[name] for name in ("skip", "skip_2") if given[name] is not None)
-    gains = tuple(given[n] for n in ("gain_in", "gain_out", "gain_nin") if given[n] is not None)
-    nin = (given["nin_skip"], given["bias_nin"])
     torch.manual_seed(0)
-    y = gated_resnet(
-        given["x"],
-        (given["conv_in"], given["bias_in"]),
-        (given["conv_out"], given["bias_out"]),
-        skips or None,
-        None if nin == (None, None) else nin,
-        gains=gains,
-        **{
-            name: given[name] for name in ("image_bias", "shift", "dropout", "seed", "impl", *PLACE)
-        },
-    )
+    y = call(given, impl=given["impl"])
     return [y.detach(), *_with_gradients(y, given, given)]
 
 

@@ -13,11 +13,11 @@ from hypothesis import given, seed
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dsmooth import ModelConfig, PixelCNNpp
 from dsmooth._extension import extension
 from dsmooth.philox import philox4x32
 from dsmooth.sampling.program import Program
 from tests.faults.harness import SEED, Arguments, Target, WrongCall, guarded, note, run, settings_of
+from tests.helpers.sampler_checks import network
 
 SHAPE = (3, 1, 8, 8)
 VALUES: dict[str, list[Any]] = {
@@ -40,22 +40,9 @@ BYTES: dict[str, Any] = {"atoms": "all", "fourier_features": 8, "head_filters": 
 
 def make_program(conditioning: str, bf16: bool, n_classes: int = 0, **more: Any) -> Program:
     """more: fields of the model's configuration."""
-    torch.manual_seed(0)
-    settings: dict[str, Any] = {
-        "n_filters": 3,
-        "n_resnet": 1,
-        "n_mix": 2,
-        "dropout": 0.0,
-        "conditioning": conditioning,
-        "likelihood": "discretized",
-        "atoms": (0, 255),
-        "n_classes": n_classes,
-    }
-    model = PixelCNNpp(ModelConfig(**settings | more))
-    for name, weight in model.named_parameters():
-        if name.endswith("condition_weight"):
-            torch.nn.init.normal_(weight)
-    return Program(model, bf16=bf16)
+    sizes = {"n_filters": 3, "n_mix": 2, "n_classes": n_classes}
+    kind = {"likelihood": "discretized", "atoms": (0, 255), "conditioning": conditioning}
+    return Program(network(**sizes, **kind | more), bf16=bf16)
 
 
 def make_sampler(conditioning: str, bf16: bool, n_classes: int = 0, **more: Any) -> Any:

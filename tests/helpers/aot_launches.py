@@ -26,13 +26,7 @@ SHARED = {80: 163 * 1024, 90: 227 * 1024}
 
 KERNELS = {
     expand: ["operands_kernel"],
-    gated_resnet: [
-        "hidden_kernel",
-        "gate_kernel",
-        "hidden_gradient_kernel",
-        "last_gradients_kernel",
-        "parameter_gradient_kernel",
-    ],
+    gated_resnet: sorted(MATMULS),
     padded: ["pad_concat_elu_kernel", "gate_epilogue_kernel"],
     weights: ["pack_kernel"],
 }
