@@ -18,11 +18,11 @@ from .pair import SmoothedPair
 from .pretrained import SavedNetwork, resolve
 from .pretrained.pairs import of_networks
 from .runs import RunFolder
-from .sampling.cached import Sampler, obstacle_of
+from .sampling.cached import draw, obstacle_of
 from .sampling.completion import draw_completions
 from .sampling.ladder import draw_pair
 from .sampling.output import DrawPart
-from .sampling.request import Request
+from .sampling.request import AUTO, Execution, Request
 
 # Images that a process draws at a time: enough to fill the device, few enough to lie in memory.
 CHUNK = {"cpu": 256, "cuda": 4096}
@@ -95,7 +95,9 @@ class Models:
         """`weights_digest` of each network."""
         return {role: weights_digest(network) for role, network in self.networks.items()}
 
-    def drawer(self, request: Request, sampler: Sampler, candidates: int = 1) -> DrawPart:
+    def drawer(
+        self, request: Request, execution: Execution = AUTO, candidates: int = 1
+    ) -> DrawPart:
         """The function that draws parts of a request: from the pair, or from the single model.
 
         candidates: draws behind each completion.
@@ -104,14 +106,15 @@ class Models:
         if pair is not None and self.plain is not None:
             raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")
         rungs = [] if pair is None else pair.rungs(request.levels)
+        how: dict[str, Any] = {"execution": execution}
         if candidates > 1 and (len(rungs) > 1 or request.method != "two-step"):
             raise ArgumentError("candidates", "need method two-step and one noise level")
         if candidates > 1:
-            own: dict[str, Any] = {"size": size, "candidates": candidates}
-            return partial(draw_completions, pair or network, sampler=sampler, **own)
+            how["candidates"] = candidates
+            return partial(draw_completions, pair or network, size=size, **how)
         if rungs:
-            return partial(draw_pair, rungs, sampler=sampler)
-        return partial(sampler.draw, network, size=size)
+            return partial(draw_pair, rungs, **how)
+        return partial(draw, network, size=size, **how)
 
     def of(self, *roles: Role) -> Models:
         """Some of the networks, and the pair if its noisy model is among them."""

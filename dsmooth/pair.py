@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .config import Method, Precision, Role, Score
 from .fields import ArgumentError, check_one_of
+from .fit import check_fit, describe
 from .nn import PixelCNNpp
 from .nn.images import check_scale, check_tensor
 from .nn.levels import at_level
@@ -24,7 +25,7 @@ from .pictures import is_diverged
 from .pretrained import SavedNetwork, pairs
 from .progress import progress as bar
 from .runs import Origin
-from .sampling.cached import Sampler
+from .sampling import cached
 from .sampling.ladder import draw_pair, noise_terms
 from .sampling.request import Choices, Execution, Progress, Request
 from .sampling.request import keep_top as top_rows
@@ -53,7 +54,7 @@ class SmoothedPair(nn.Module):
         image_size: Sequence[int],
     ) -> None:
         super().__init__()
-        _check_fit(noisy, denoiser, smoothing)
+        check_fit(noisy, denoiser, smoothing)
         height, width = image_size
         if height < 4 or width < 4 or height % 4 or width % 4:
             raise ValueError(f"image_size must be multiples of 4, got {tuple(image_size)}")
@@ -118,7 +119,7 @@ class SmoothedPair(nn.Module):
         request = self._request(n, choices, method=method, score=score, levels=levels)
         if batch_size is not None and batch_size < 1:
             raise ArgumentError("batch_size", f"must be at least 1, got {batch_size}")
-        sampler = Sampler(Execution(threads, precision), keep=True)
+        execution = Execution(threads, precision)
         rungs, drawn = self.rungs(levels), []
         with bar("drawing", n) if progress is True else nullcontext() as show:
 
@@ -130,7 +131,7 @@ class SmoothedPair(nn.Module):
                     progress(images / n)
 
             for part in request.parts(batch_size or n):
-                drawn.append(draw_pair(rungs, part, sampler, report if progress else None))
+                drawn.append(draw_pair(rungs, part, execution, report if progress else None))
         return torch.cat(drawn)
 
     @torch.no_grad()
@@ -184,24 +185,31 @@ class SmoothedPair(nn.Module):
         n = x_tilde.shape[0]
         asked: dict[str, Any] = {"method": method, "score": score, "levels": levels}
         request = self._request(n, choices, **asked, x_tilde=x_tilde)
-        sampler = Sampler(Execution(threads, precision), keep=True)
-        return draw_pair(self.rungs(levels), request, sampler)
+        return draw_pair(self.rungs(levels), request, Execution(threads, precision))
 
     def _request(self, n: int, choices: Choices, **how: Any) -> Request:
         """The request of a user's choices; ValueError for known pixels that are none of images."""
         request = Request.make(n, choices, **how)
         if request.known is not None:
             values = request.known.images.movedim(1, -1)[request.known.mask]
-            check_scale("known", values, as_bytes=self._sees_bytes)
+            self._check_scale("known", values)
         return request
 
-    @property
-    def _sees_bytes(self) -> bool:
-        return self.denoiser.config.likelihood == "discretized"
-
     def rungs(self, levels: Sequence[float] | None = None) -> list[SmoothedPair]:
-        """This pair at each level of a ladder, by default at the highest alone."""
-        return [self.at(scale) for scale in self.ladder(levels)]
+        """This pair at each level of a ladder, falling; by default at the highest of all alone.
+
+        Raises ValueError for levels that do not fall or that the pair does not have.
+        """
+        known = self.noise_levels
+        chosen = known[-1:] if levels is None else levels
+        falling = all(high > low for high, low in pairwise(chosen))
+        if not chosen or not falling or not set(chosen) <= set(known):
+            raise ArgumentError(
+                "levels",
+                f"must fall and be among {', '.join(map(str, known))}, got "
+                f"{', '.join(map(str, chosen)) or 'none'}",
+            )
+        return [self.at(scale) for scale in chosen]
 
     def noisy_request(self, request: Request) -> Request:
         """The request of x~ ~ p(x~). Its known pixels have the smoothing's noise."""
@@ -215,7 +223,7 @@ class SmoothedPair(nn.Module):
         self,
         x_tilde: Tensor,
         request: Request,
-        sampler: Sampler,
+        execution: Execution,
         progress: Progress | None = None,
     ) -> Tensor:
         """The image of each x~ (B, C, H, W), by the request's method; NaN where x~ diverged."""
@@ -229,7 +237,8 @@ class SmoothedPair(nn.Module):
             x = x if request.known is None else request.known.keep(x)
         else:
             request = replace(request, label=self.label_for(self.denoiser, request.label))
-            x = sampler.draw(self.denoiser, request, self.image_size, x_tilde, progress)
+            size = self.image_size
+            x = cached.draw(self.denoiser, request, size, x_tilde, progress, execution)
         return torch.where(diverged, math.nan, x)
 
     @torch.no_grad()
@@ -281,7 +290,7 @@ class SmoothedPair(nn.Module):
         if n_noise < 1:
             raise ArgumentError("n_noise", f"must be at least 1, got {n_noise}")
         self._check_images("x", x)
-        check_scale("x", x, as_bytes=self._sees_bytes)
+        self._check_scale("x", x)
 
         labels: list[Tensor | None] = [label]
         if label is None and self.n_classes:
@@ -329,6 +338,9 @@ class SmoothedPair(nn.Module):
                 "crop, pad or resize the images"
             )
 
+    def _check_scale(self, name: str, x: Tensor) -> None:
+        check_scale(name, x, as_bytes=self.denoiser.config.likelihood == "discretized")
+
     @property
     def device(self) -> torch.device:
         """Device of the models."""
@@ -368,74 +380,12 @@ class SmoothedPair(nn.Module):
             return self
         return SmoothedPair(noisy, denoiser, smoothing, self.image_size).eval()
 
-    def ladder(self, levels: Sequence[float] | None) -> tuple[float, ...]:
-        """The scales of noise of a ladder, falling; by default the highest of all alone.
-
-        Raises ValueError for levels that do not fall or that the pair does not have.
-        """
-        if levels is None:
-            return self.noise_levels[-1:]
-        falling = all(high > low for high, low in pairwise(levels))
-        if not levels or not falling or not set(levels) <= set(self.noise_levels):
-            raise ArgumentError(
-                "levels",
-                f"must fall and be among {', '.join(map(str, self.noise_levels))}, got "
-                f"{', '.join(map(str, levels)) or 'none'}",
-            )
-        return tuple(levels)
-
     def __repr__(self) -> str:
         """Both networks, the smoothing and the images in a few lines; not every layer."""
         shape = " x ".join(map(str, (self.noisy.config.image_channels, *self.image_size)))
         return (
-            f"SmoothedPair(\n  noisy: {_describe(self.noisy)}\n"
-            f"  denoiser: {_describe(self.denoiser)}\n"
+            f"SmoothedPair(\n  noisy: {describe(self.noisy)}\n"
+            f"  denoiser: {describe(self.denoiser)}\n"
             f"  smoothing: {self.smoothing.kind} of scale {self.smoothing.scale}\n"
             f"  images: {shape}, on {self.device}\n)"
         )
-
-
-def _check_fit(noisy: PixelCNNpp, denoiser: PixelCNNpp, smoothing: Smoothing) -> None:
-    """Raise ValueError for models that do not fit together."""
-    ours, theirs = noisy.config, denoiser.config
-    if ours.conditioning != "none" or ours.likelihood == "discretized":
-        raise ValueError(
-            'the noisy model must have conditioning="none" and likelihood="continuous" or '
-            f'"gaussian", got "{ours.conditioning}" and "{ours.likelihood}"'
-        )
-    if theirs.conditioning == "none":
-        raise ValueError('the denoiser must have conditioning="stack" or "concat", got "none"')
-    for name, one, other in (
-        ("image_channels", ours.image_channels, theirs.image_channels),
-        ("n_classes, or one of them none", ours.n_classes, theirs.n_classes),
-        ("noise_levels", ours.noise_levels, theirs.noise_levels),
-    ):
-        if one != other and 0 not in (one, other):
-            raise ValueError(f"the models must have the same {name}, got {one} and {other}")
-    given, levels = f"{smoothing.kind} smoothing of scale {smoothing.scale}", ours.noise_levels
-    contains = ours.smoothing_scale if ours.likelihood == "gaussian" else 0
-    if contains and (smoothing.kind != "gaussian" or smoothing.scale < contains):
-        raise ValueError(
-            'the noisy model\'s likelihood "gaussian" contains gaussian noise of scale '
-            f"{contains}, got {given}"
-        )
-    if levels and (smoothing.kind, smoothing.scale) != ("gaussian", levels[-1]):
-        raise ValueError(
-            f"models with noise_levels {levels} need gaussian smoothing of scale {levels[-1]}, "
-            f"got {given}"
-        )
-
-
-def _describe(model: PixelCNNpp) -> str:
-    """The settings of a network that matter most, in one line."""
-    config = model.config
-    atoms = f" with {len(config.atom_bytes)} atoms" if config.atoms else ""
-    octaves = f", {config.fourier_features} octaves" if config.fourier_features else ""
-    hidden = f", M {config.head_filters}" if config.head_filters else ""
-    classes = f", {config.n_classes} classes" if config.n_classes else ""
-    number = sum(p.numel() for p in model.parameters())
-    levels = f", noise {', '.join(map(str, config.noise_levels))}" if config.noise_levels else ""
-    return (
-        f"{number:,} parameters, F {config.n_filters}, R {config.n_resnet}, K {config.n_mix}, "
-        f"{config.conditioning}, {config.likelihood}{atoms}{octaves}{hidden}{classes}{levels}"
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from dsmooth.commands import sample as command
 from dsmooth.commands.options import Drawing
 from dsmooth.models import load_models
 from dsmooth.pictures import grid_png
-from dsmooth.sampling import CachedSampler, jacobi_sample, sample_images, sequential_sample
-from dsmooth.sampling.cached import Sampler, obstacle_of
+from dsmooth.sampling import CachedSampler, cached, jacobi_sample, sample_images, sequential_sample
+from dsmooth.sampling.cached import obstacle_of
 from dsmooth.sampling.ladder import draw_pair
 from dsmooth.sampling.request import Execution, Request, known_pixels
 from tests.helpers.command_runs import run
@@ -107,7 +108,7 @@ def test_names_that_a_network_does_not_know(pair: dsmooth.SmoothedPair) -> None:
         pair.sample(1, count=3)
 
 
-def test_a_sampler_of_a_drawing_packs_once_and_public_calls_see_new_weights(
+def test_a_network_is_packed_once_and_public_calls_see_new_weights(
     pair: dsmooth.SmoothedPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if obstacle_of(pair.noisy):
@@ -120,8 +121,8 @@ def test_a_sampler_of_a_drawing_packs_once_and_public_calls_see_new_weights(
         original(self, *arguments, **keywords)
 
     monkeypatch.setattr(CachedSampler, "__init__", counting)
-    sampler = Sampler()
-    parts = torch.cat([draw_pair([pair], part, sampler) for part in Request(4, seed=1).parts(2)])
+    monkeypatch.setattr(cached, "_LAST", WeakKeyDictionary())
+    parts = torch.cat([draw_pair([pair], part) for part in Request(4, seed=1).parts(2)])
     assert packed == [pair.noisy, pair.denoiser]
     assert torch.equal(parts, pair.sample(4, seed=1))
 
@@ -137,8 +138,8 @@ def test_a_sampler_of_a_drawing_packs_once_and_public_calls_see_new_weights(
 
 def test_parts_of_given_noisy_images_are_their_images(pair: dsmooth.SmoothedPair) -> None:
     x_tilde = pair.sample(4, seed=3, method="noisy")
-    request, sampler = Request(4, seed=1, x_tilde=x_tilde), Sampler()
-    parts = torch.cat([draw_pair([pair], part, sampler) for part in request.parts(3)])
+    request = Request(4, seed=1, x_tilde=x_tilde)
+    parts = torch.cat([draw_pair([pair], part) for part in request.parts(3)])
     assert torch.equal(parts, pair.denoise(x_tilde, seed=1))
     others = Request(4, seed=1), Request(4, seed=1, x_tilde=-x_tilde)
     assert request.identity() not in [other.identity() for other in others]
@@ -149,7 +150,7 @@ def test_a_drawer_reports_every_draw_of_a_network(
 ) -> None:
     pair.save_pretrained(tmp_path)
     request, seen = Request(2, known=known_pixels(X, MASK, 2)), list[float]()
-    load_models([tmp_path]).drawer(request, Sampler(), candidates=3)(request, progress=seen.append)
+    load_models([tmp_path]).drawer(request, candidates=3)(request, progress=seen.append)
     assert (seen, seen[-1]) == (sorted(seen), 1)
 
 
@@ -161,15 +162,15 @@ def test_the_sequential_sampler_reports_rows() -> None:
 
 def let_diverge(monkeypatch: pytest.MonkeyPatch, images: list[int]) -> None:
     """Let x~ of these images diverge."""
-    draw = Sampler.draw
+    draw = cached.draw
 
-    def diverge(*arguments: Any, **named: Any) -> torch.Tensor:
-        x = draw(*arguments, **named)
-        if len(arguments) == 4:  # without context: x~
+    def diverge(model: Any, request: Any, size: Any, context: Any, *rest: Any) -> torch.Tensor:
+        x = draw(model, request, size, context, *rest)
+        if context is None:  # x~
             x[images, 0, 0, 0] = torch.inf
         return x
 
-    monkeypatch.setattr(Sampler, "draw", diverge)
+    monkeypatch.setattr(cached, "draw", diverge)
 
 
 def test_places_of_files_and_folders(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ FLOORS = (
     ("evaluate",),
     ("models",),
     ("pair", "training"),
-    ("pretrained", "sampling", "runs", "pictures"),
+    ("fit", "pretrained", "sampling", "runs", "pictures"),
     ("smoothing", "data", "nn"),
     ("functional", "kernels"),
     (

@@ -24,7 +24,7 @@ from dsmooth.sampling import (
     sample_images,
     sequential_sample,
 )
-from dsmooth.sampling.cached import Sampler, obstacle_of
+from dsmooth.sampling.cached import obstacle_of
 from dsmooth.sampling.completion import draw_weighted
 from dsmooth.sampling.output import gather
 from dsmooth.sampling.request import Request, known_pixels
@@ -166,7 +166,7 @@ def test_parts_of_a_completion_are_its_images() -> None:
     pair, x, mask = tiny_pair(), random_images(1, 5), random_mask(5)
     request = Request(5, seed=2, known=known_pixels(x, mask, 5))
     models = Models({"noisy": pair.noisy, "denoiser": pair.denoiser}, pair, SIZE, ())
-    parts = gather(models.drawer(request, Sampler()), request, chunk=2)
+    parts = gather(models.drawer(request), request, chunk=2)
     assert parts is not None
     assert torch.equal(parts, pair.sample(5, seed=2, known=x, mask=mask))
 
@@ -228,7 +228,7 @@ def distance(model: dsmooth.PixelCNNpp, known: slice, candidates: int) -> float:
         exact = model.log_prob(every).double().softmax(0)
     given = known_pixels(x.view(1, 1, 4, 4), mask, DRAWS)
     request = Request(DRAWS, seed=1, known=given)
-    draw = Models({"plain": model}, None, (4, 4), ()).drawer(request, Sampler(), candidates)
+    draw = Models({"plain": model}, None, (4, 4), ()).drawer(request, candidates=candidates)
     drawn = draw(request, progress=ignore)
     assert torch.equal(drawn[:, 0][given.mask], x[mask[0]].repeat(DRAWS))
     bits = (drawn[:, 0][~given.mask].view(DRAWS, 4) > 0).long()
@@ -251,7 +251,7 @@ def test_the_weight_of_what_is_known_throughout_is_that_of_the_bound() -> None:
     x = torch.randint(0, 256, (3, 1, 8, 8), generator=torch.Generator().manual_seed(0)) / 127.5 - 1
     known = known_pixels(x, torch.ones(1, 8, 8, dtype=torch.bool), 3)
     request = Request(3, seed=5, first_index=7, known=known)
-    found, log_weight = draw_weighted(pair, request, Sampler(), pair.image_size)
+    found, log_weight = draw_weighted(pair, request, pair.image_size)
     assert torch.equal(found, x)
     expected: Tensor = pair.elbo(x, seed=5, first_index=7)
     torch.testing.assert_close(log_weight.float(), expected, rtol=1e-5, atol=1e-3)
@@ -264,9 +264,9 @@ def test_candidates_of_a_pair_keep_what_is_known_and_are_refused_elsewhere() -> 
     x, mask = torch.zeros(1, 1, 8, 8) + 1 / 255, torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[:, 2:5] = True
     request = Request(4, seed=3, known=known_pixels(x, mask, 4))
-    drawn = models.drawer(request, Sampler(), 3)(request, progress=ignore)
+    drawn = models.drawer(request, candidates=3)(request, progress=ignore)
     assert (drawn[:, 0, 2:5] == x[0, 0, 0, 0]).all()
-    part = models.drawer(request, Sampler(), 3)(request.part(1, 2), progress=ignore)
+    part = models.drawer(request, candidates=3)(request.part(1, 2), progress=ignore)
     assert torch.equal(part, drawn[1:3])
     with pytest.raises(ValueError, match="candidates need method two-step and one noise level"):
-        models.drawer(replace(request, method="noisy"), Sampler(), 3)
+        models.drawer(replace(request, method="noisy"), candidates=3)

@@ -22,7 +22,7 @@ from ..progress import progress
 from ..sampling.output import Filled, gather
 from ..sampling.request import checked_shape, keep_top, known_pixels
 from .options import Complete
-from .sample import GRID_LIMIT, check_outputs, make_sampler, request_of, say_filled
+from .sample import GRID_LIMIT, check_outputs, prepare, request_of, say_filled
 
 
 def complete(options: Complete) -> None:
@@ -39,13 +39,13 @@ def complete(options: Complete) -> None:
         mask = choose_mask(options, models.image_size)
         cells = len(x) * options.draws
         checked_shape(cells, *models.image_shape)
-        sampler = make_sampler(options.execution, models)
+        execution = prepare(options.execution, models)
         given = x.to(models.device).repeat_interleave(options.draws, dim=0)
         known = known_pixels(given, mask.to(models.device), cells)
         request = request_of(models, options.drawing, cells, known=known)
         started, rank = time.monotonic(), rank_and_size()[0]
         with progress("completing", request.count) if rank == 0 else nullcontext() as done:
-            drawer = models.drawer(request, sampler, options.candidates)
+            drawer = models.drawer(request, execution, options.candidates)
             completed = gather(drawer, request, models.chunk, done)
     if completed is not None:
         seconds = time.monotonic() - started

@@ -106,7 +106,7 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
                 )
             result["pair"] = {
                 "weights_sha256": [digests[role] for role in ("noisy", "denoiser")],
-                "levels": list(pair.ladder(options.levels)),
+                "levels": [rung.smoothing.scale for rung in pair.rungs(options.levels)],
                 **asdict(bits_per_dim(every["pair"])),
             }
             result["equation_4"] = EQUATION_4_SENTENCE if every["pair"].equation_4 else None

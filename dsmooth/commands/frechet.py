@@ -35,7 +35,7 @@ from ..pretrained import is_model
 from ..progress import progress, significant
 from ..tables import Table, decimals
 from .options import Drawing, FrechetOptions
-from .sample import check_output, check_outputs, make_sampler, request_of, sample_to_files
+from .sample import check_output, check_outputs, prepare, request_of, sample_to_files
 
 DEFAULT_COUNT = 1000
 
@@ -202,8 +202,7 @@ def collect_samples(
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
     keep = options.keep or options.out.parent / f"samples-{options.method}-{count}-{digest}"
     check_outputs([keep], count)
-    sampler = make_sampler(options.execution, models, keep)
-    sample_to_files(models, request, sampler, [keep])
+    sample_to_files(models, request, prepare(options.execution, models, keep), [keep])
     barrier()
     return read_images(keep), identity, request.labels(models.n_classes)
 

@@ -17,7 +17,6 @@ from ..machine import choose_device
 from ..models import Models, load_models
 from ..pictures import is_diverged, save_grid, visible
 from ..progress import LOG, progress
-from ..sampling.cached import Sampler
 from ..sampling.output import (
     Filled,
     Manifest,
@@ -43,8 +42,8 @@ def sample(options: Sample) -> None:
         first = options.first_index
         request = request_of(models, options.drawing, options.count, first_index=first)
         folder = None if options.out[0].suffix else options.out[0]
-        sampler = make_sampler(options.execution, models, folder)
-        sample_to_files(models, request, sampler, options.out, png=options.png, adm=options.adm)
+        execution = prepare(options.execution, models, folder)
+        sample_to_files(models, request, execution, options.out, png=options.png, adm=options.adm)
 
 
 def request_of(models: Models, drawing: Drawing, count: int, **others: Any) -> Request:
@@ -78,7 +77,7 @@ def request_of(models: Models, drawing: Drawing, count: int, **others: Any) -> R
 def sample_to_files(
     models: Models,
     request: Request,
-    sampler: Sampler,
+    execution: Execution,
     outputs: Sequence[Path],
     *,
     png: bool = False,
@@ -89,7 +88,7 @@ def sample_to_files(
     A path without a suffix is a folder of `Shards`, or with `png` of `Pictures`.
     """
     started, rank = time.monotonic(), rank_and_size()[0]
-    draw = models.drawer(request, sampler)
+    draw = models.drawer(request, execution)
     if outputs[0].suffix:
         checked_shape(request.count, *models.image_shape)
     with progress("drawing", request.count) if rank == 0 else nullcontext() as done:
@@ -97,7 +96,7 @@ def sample_to_files(
             description = {
                 **request.identity(),
                 "device": models.device.type,
-                "precision": sampler.execution.precision_on(models.device),
+                "precision": execution.precision_on(models.device),
                 "weights_sha256": list(models.digests().values()),
             }
             kind = Pictures if png else Shards
@@ -167,11 +166,11 @@ def check_output(path: Path, suffix: str, option: str = "--out") -> None:
     check_writable(path)
 
 
-def make_sampler(options: Computing, models: Models, folder: Path | None = None) -> Sampler:
-    """A sampler, for models that move to its device. folder: images are added to it."""
+def prepare(options: Computing, models: Models, folder: Path | None = None) -> Execution:
+    """Move models to the device that draws, and say how. folder: images are added to it."""
     execution = Execution(options.threads, options.precision)
     models.to(drawing_device(options.device, folder))
-    return Sampler(execution)
+    return execution
 
 
 def drawing_device(name: str, folder: Path | None = None) -> torch.device:

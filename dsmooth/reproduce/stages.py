@@ -36,7 +36,6 @@ from ..nn import PixelCNNpp
 from ..nn.weights import weights_digest
 from ..pictures import is_diverged, save_grid, visible
 from ..progress import progress, whole
-from ..sampling.cached import Sampler
 from ..sampling.output import gather, write_images
 from ..sampling.request import Execution, Label, Request, digest_of
 from ..smoothing import GaussianSmoothing
@@ -145,13 +144,13 @@ class Stages:
         """
         (self.folder / "samples").mkdir(exist_ok=True)
         barrier()
-        pair, sampler = self.models.pair, Sampler(Execution(precision=self.precision))
+        pair = self.models.pair
         methods: tuple[Method, ...] = ("two-step",)
         if isinstance(pair.smoothing, GaussianSmoothing):
             methods = ("two-step", "single-step")
         clean = self.test_set.batch(torch.arange(min(DENOISED_IMAGES, len(self.test_set))))
         pictures: dict[str, Tensor | None] = {
-            "noisy": self.images("noisy", "noisy", sampler, self.models.of("noisy")),
+            "noisy": self.images("noisy", "noisy", self.models.of("noisy")),
             "held-out": clean,
             "held-out-noisy": pair.smoothing.sample(clean, seed=self.seed, first_index=0, repeat=0),
         }
@@ -159,18 +158,17 @@ class Stages:
         for prefix, labels in (("", None), ("held-out-", self.test_set.labels)):
             x_tilde = pictures[f"{prefix}noisy"]
             for method in methods if x_tilde is not None else ():
-                x = self.images(f"{prefix}{method}", method, sampler, both, x_tilde, labels)
+                x = self.images(f"{prefix}{method}", method, both, x_tilde, labels)
                 pictures[f"{prefix}{method}"] = x
         if self.models.plain is not None:
             plain = self.models.of("plain")
-            pictures["plain"] = self.images("plain", "two-step", sampler, plain)
+            pictures["plain"] = self.images("plain", "two-step", plain)
         return {name: x for name, x in pictures.items() if x is not None}
 
     def images(
         self,
         name: str,
         method: Method,
-        sampler: Sampler,
         models: Models,
         x_tilde: Tensor | None = None,
         labels: Tensor | None = None,
@@ -194,7 +192,7 @@ class Stages:
         x = None if self.only == "samples" else _stored_images(path, key)
         if x is not None or self.only not in (None, "samples"):
             return x
-        draw = models.drawer(request, sampler)
+        draw = models.drawer(request, Execution(precision=self.precision))
         with progress(f"drawing {name}", count) as done:
             x = gather(draw, request, CHUNK, done)
         if x is not None:

@@ -218,48 +218,35 @@ class CachedSampler:
                         time.sleep(POLL_SECONDS)
 
 
-class Sampler:
-    """Draws from networks by `CachedSampler` where it runs, else by forward passes.
+def draw(
+    model: PixelCNNpp,
+    request: Request,
+    size: tuple[int, int],
+    context: Tensor | None = None,
+    progress: Progress | None = None,
+    execution: Execution = AUTO,
+) -> Tensor:
+    """The images (count, C, H, W) of a request, by `CachedSampler` where it runs.
 
-    On a GPU these are Jacobi iterations, for one pixel alone would leave it idle. Elsewhere there
-    is one forward pass per pixel. A network is packed when it is first drawn from, and later
-    changes of its weights may not be seen: make a sampler for each drawing. keep: take the network
-    as another sampler packed it if its weights are still the same, and leave it for the next one.
+    Elsewhere by forward passes: on a GPU these are Jacobi iterations, for one pixel alone would
+    leave it idle, else there is one per pixel.
     """
-
-    def __init__(self, execution: Execution = AUTO, *, keep: bool = False) -> None:
-        self.execution = execution
-        self.keep = keep
-        self._packed: dict[PixelCNNpp, CachedSampler] = {}
-
-    def draw(
-        self,
-        model: PixelCNNpp,
-        request: Request,
-        size: tuple[int, int],
-        context: Tensor | None = None,
-        progress: Progress | None = None,
-    ) -> Tensor:
-        """The images (count, C, H, W) of a request."""
-        execution, weight, reason = self.execution, model.head.bias, obstacle_of(model)
-        if context is not None and context.is_floating_point():
-            context = context.to(torch.float32 if reason is None else weight.dtype)
-        if reason is None:
-            if model not in self._packed:
-                dtype = getattr(torch, execution.precision_on(weight.device))
-                pack = packed_before if self.keep else CachedSampler
-                self._packed[model] = pack(model, dtype)
-            return self._packed[model].draw(request, size, context, execution, progress)
-        if execution.precision == "bfloat16":
-            raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
-        on_gpu = settles_on_gpu(weight)
-        way = "Jacobi iterations of whole images" if on_gpu else "one forward pass per pixel"
-        reason = textwrap.shorten(reason, 200, placeholder=" ...")
-        warn_once("%s: %s; `dsmooth doctor` says more", way, reason)
-        if on_gpu:
-            return draw_by_jacobi(model, request, size, context, progress).images
-        with torch_threads(execution.threads or torch.get_num_threads()):
-            return draw_sequentially(model, request, size, context, progress)
+    weight, reason = model.head.bias, obstacle_of(model)
+    if context is not None and context.is_floating_point():
+        context = context.to(torch.float32 if reason is None else weight.dtype)
+    if reason is None:
+        sampler = packed_before(model, getattr(torch, execution.precision_on(weight.device)))
+        return sampler.draw(request, size, context, execution, progress)
+    if execution.precision == "bfloat16":
+        raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
+    on_gpu = settles_on_gpu(weight)
+    way = "Jacobi iterations of whole images" if on_gpu else "one forward pass per pixel"
+    reason = textwrap.shorten(reason, 200, placeholder=" ...")
+    warn_once("%s: %s; `dsmooth doctor` says more", way, reason)
+    if on_gpu:
+        return draw_by_jacobi(model, request, size, context, progress).images
+    with torch_threads(execution.threads or torch.get_num_threads()):
+        return draw_sequentially(model, request, size, context, progress)
 
 
 def packed_before(model: PixelCNNpp, dtype: torch.dtype) -> CachedSampler:
@@ -299,12 +286,11 @@ def sample_images(
     """Draw n images: `CachedSampler` where it runs, else `sequential_sample`, or `jacobi_sample`.
 
     precision: of the cached sampler; "auto" is bfloat16 on a CUDA device, float32 on the CPU. Other
-    arguments, result and errors are those of `CachedSampler.sample`; weights are packed anew at
-    each call, which takes milliseconds for a small network: keep a `CachedSampler` to draw in many
-    small calls.
+    arguments, result and errors are those of `CachedSampler.sample`. A network is packed again
+    where one of its weights has changed.
     """
-    request, sampler = Request.make(n, choices), Sampler(Execution(threads, precision))
-    return sampler.draw(model, request, (height, width), context, progress)
+    request, execution = Request.make(n, choices), Execution(threads, precision)
+    return draw(model, request, (height, width), context, progress, execution)
 
 
 def obstacle_of(model: PixelCNNpp) -> str | None:

@@ -16,16 +16,16 @@ from torch import Tensor
 from ..functional import logistic_mixture_log_prob
 from ..nn import PixelCNNpp
 from ..philox import Stream, image_words, seed_from, to_uniform
-from .cached import Sampler
-from .request import Progress, Request, split
+from . import cached
+from .request import AUTO, Execution, Progress, Request, split
 
 
 def draw_completions(
     model: Any,
     request: Request,
-    sampler: Sampler,
     size: tuple[int, int],
     candidates: int,
+    execution: Execution = AUTO,
     progress: Progress | None = None,
 ) -> Tensor:
     """The images (count, C, H, W) of a request with known pixels, each one of `candidates` draws.
@@ -37,7 +37,7 @@ def draw_completions(
     where: dict[str, Any] = {"seed": seed, "first_index": first_index, "stream": Stream.CANDIDATE}
     for i, own_progress in enumerate(split(progress, candidates)):
         own = replace(request, seed=seed_from(seed, i, Stream.CANDIDATE)) if i else request
-        x, log_weight = draw_weighted(model, own, sampler, size, own_progress)
+        x, log_weight = draw_weighted(model, own, size, execution, own_progress)
         words = image_words(request.count, 1, repeat=i + 1, **where)
         # The largest of log-weights with Gumbel noise is a draw in proportion to the weights.
         key = log_weight - to_uniform(words)[:, 0, 0].to(log_weight).log().neg().log()
@@ -54,8 +54,8 @@ def draw_completions(
 def draw_weighted(
     model: Any,
     request: Request,
-    sampler: Sampler,
     size: tuple[int, int],
+    execution: Execution = AUTO,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Images (B, C, H, W) of a request with known pixels, and their log-weights (B,), nats."""
@@ -73,10 +73,11 @@ def draw_weighted(
         return of_known(logistic_mixture_log_prob(x, params, **network.config.mixture))
 
     if isinstance(model, PixelCNNpp):
-        x = sampler.draw(model, request, size, progress=progress)
+        x = cached.draw(model, request, size, None, progress, execution)
         return x, log_prob(model, x)
     first, second = split(progress, 2)
-    x_tilde = sampler.draw(model.noisy, model.noisy_request(request), size, progress=first)
-    x = model.draw_clean(x_tilde, request, sampler, second)
+    noisy = model.noisy_request(request)
+    x_tilde = cached.draw(model.noisy, noisy, size, None, first, execution)
+    x = model.draw_clean(x_tilde, request, execution, second)
     noise = of_known(model.smoothing.log_density(x_tilde - x).sum(1))
     return x, log_prob(model.noisy, x_tilde) + log_prob(model.denoiser, x, x_tilde) - noise

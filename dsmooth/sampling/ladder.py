@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..philox import Stream, seed_from
 from ..smoothing import GaussianSmoothing
-from .cached import Sampler
-from .request import Progress, Request, split
+from . import cached
+from .request import AUTO, Execution, Progress, Request, split
 
 
 def seed_of_rung(seed: int, rung: int, repeat: int = 0) -> int:
@@ -34,7 +34,7 @@ def step_down(
 def draw_pair(
     rungs: Sequence[Any],
     request: Request,
-    sampler: Sampler,
+    execution: Execution = AUTO,
     progress: Progress | None = None,
 ) -> Tensor:
     """The images of a request: x~ of the highest level, then an image and x~ of the next, ..., x.
@@ -47,13 +47,13 @@ def draw_pair(
     steps = split(progress, (x_tilde is None) + last + (request.method == "two-step"))
     if x_tilde is None:
         own = first.noisy_request(request)
-        x_tilde = sampler.draw(first.noisy, own, first.image_size, progress=next(steps))
+        x_tilde = cached.draw(first.noisy, own, first.image_size, None, next(steps), execution)
     for i, (high, low) in enumerate(pairwise(rungs)):
         above = replace(request, seed=seed_of_rung(request.seed, last - i), method="two-step")
-        x = high.draw_clean(x_tilde, above, sampler, next(steps))
+        x = high.draw_clean(x_tilde, above, execution, next(steps))
         mean, noise = step_down(low.smoothing.scale, high.smoothing.scale, x, x_tilde)
         x_tilde = noise.sample(mean, seed=above.seed, first_index=request.first_index)
-    return rungs[-1].draw_clean(x_tilde, request, sampler, next(steps, None))
+    return rungs[-1].draw_clean(x_tilde, request, execution, next(steps, None))
 
 
 def noise_terms(
