@@ -18,9 +18,8 @@ from .fields import ArgumentError, check_one_of
 from .fit import check_fit, describe
 from .nn import PixelCNNpp
 from .nn.images import check_scale, check_tensor
-from .nn.levels import at_level
 from .nn.score import score_of
-from .nn.weights import in_evaluation
+from .nn.weights import at_level, in_evaluation
 from .pictures import is_diverged
 from .pretrained import SavedNetwork, pairs
 from .progress import progress as bar

@@ -11,7 +11,7 @@ from PIL import Image
 
 import dsmooth
 from dsmooth.data import load_dataset, to_float
-from dsmooth.data.arrays import read_npz
+from dsmooth.data.reading import read_npz
 from dsmooth.evaluate.sources import read_images
 from dsmooth.sampling import keep_top
 from tests.helpers.command_runs import run

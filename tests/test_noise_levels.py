@@ -13,7 +13,7 @@ from torch import Tensor
 import dsmooth
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.evaluate import score_pair
-from dsmooth.nn.levels import at_level
+from dsmooth.nn.weights import at_level
 from dsmooth.philox import Stream, image_words
 from dsmooth.sampling.ladder import log_prob_of_noisy, seed_of_rung, step_down
 from dsmooth.sampling.request import Execution, Request

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dsmooth.config import ModelConfig, ProbeSettings, TrainConfig
-from dsmooth.data.arrays import read_npz
+from dsmooth.data.reading import read_npz
 from dsmooth.fields import flatten
 from dsmooth.files import lock_folder
 from dsmooth.models import load_models

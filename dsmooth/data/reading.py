@@ -1,10 +1,11 @@
-"""Careful reading: regular files only, bounded sizes, one kind of error."""
+"""Careful reading, and that of a .npz: regular files only, bounded sizes, one kind of error."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
@@ -91,3 +92,39 @@ def make_room(source: Path | str, shape: tuple[int, ...], dtype: Any = np.uint8)
                 raise InvalidFile(f"{error}, and than {gettempdir()} has room for") from full
             return np.memmap(file, dtype, "r+", shape=shape)
     return np.empty(shape, dtype)
+
+
+def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+    """Return the arrays `names` of a .npz, all by default; nothing is unpickled."""
+    with _opened_npz(path) as archive:
+        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+        names = list(members) if names is None else names
+        missing = [name for name in names if name not in members]
+        if missing:
+            raise InvalidFile(
+                f"{printable(path)} must hold {', '.join(names)}, found no {', '.join(missing)}"
+            )
+        check_memory(path, sum(members[name].file_size for name in names))
+        arrays = {}
+        for name in names:
+            with archive.open(members[name]) as stream:
+                arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+                if stream.read(1):  # at the end zipfile compares the CRC-32
+                    raise ValueError(f"{name!a} holds more than its header promises")
+        return arrays
+
+
+def names_in_npz(path: Path) -> set[str]:
+    """Names of the arrays in a .npz. Raises as `read_npz` does."""
+    with _opened_npz(path) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist()}
+
+
+@contextmanager
+def _opened_npz(path: Path) -> Iterator[zipfile.ZipFile]:
+    with (
+        open_regular(path) as file,
+        guarded(path, "a .npz without pickled objects"),
+        zipfile.ZipFile(file) as archive,
+    ):
+        yield archive

@@ -17,8 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ..data.arrays import read_npz
-from ..data.reading import guarded
+from ..data.reading import guarded, read_npz
 from ..distributed import side_by_side
 from ..files import write_npz
 

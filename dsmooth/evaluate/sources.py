@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import ImageDataset, load_dataset, to_bytes
-from ..data.arrays import names_in_npz, read_npz
 from ..data.dataset import channels_first
 from ..data.folder import SUFFIXES, read_every_image, read_image_file
-from ..data.reading import guarded
+from ..data.reading import guarded, names_in_npz, read_npz
 from ..fields import ArgumentError
 from ..files import open_regular
 from ..models import Models

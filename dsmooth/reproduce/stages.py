@@ -21,7 +21,7 @@ from ..config import (
     ReproductionStage,
 )
 from ..data import ImageDataset, to_bytes
-from ..data.arrays import read_npz
+from ..data.reading import read_npz
 from ..distributed import barrier, rank_and_size
 from ..evaluate.comparison import compare_images, measure_images
 from ..evaluate.features import make_extractor

@@ -31,7 +31,7 @@ from ..distributed import (
 from ..fields import Argument, ArgumentError
 from ..files import weight_bytes, write_atomically
 from ..machine import choose_device, keep_freed_memory, use_threads
-from ..nn.levels import at_level
+from ..nn.weights import at_level
 from ..progress import lines_shown
 from ..runs import RunFolder, default_folder
 from ..sampling import sample_images

@@ -27,7 +27,7 @@ from ..files import load_state
 from ..machine import autocast
 from ..nn import PixelCNNpp
 from ..nn.layers import GatedResnet
-from ..nn.levels import PROJECTION
+from ..nn.weights import PROJECTION
 from ..philox import Stream, image_words
 from ..smoothing import SMOOTHINGS, GaussianSmoothing
 from .device import ReplayedStep, set_keep_gates, share_gradients, share_of_batch, uses_graph

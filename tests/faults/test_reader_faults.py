@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from dsmooth.data import SPLITS, cifar, load_dataset, own_images, reading
-from dsmooth.data.arrays import read_npz
 from dsmooth.data.mnist import SUBSET_PATH
+from dsmooth.data.reading import read_npz
 from dsmooth.evaluate.sources import read_images
 from tests.helpers.data_makers import (
     cifar_binary,
