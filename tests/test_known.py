@@ -120,8 +120,7 @@ def test_drawn_pixels_follow_from_the_pixels_before_them(
 def test_a_network_that_sees_bytes_takes_no_other_pixels(sampler: str) -> None:
     model, known, mask = network(**BYTES), random_images(1), random_mask()
     for wrong in (0.3, 1 + 1 / 127.5, -1 - 1 / 127.5):
-        message = rf"known must hold bytes n as n / 127\.5 - 1, .*, got {wrong:.6g}$"
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=r"known must (have values of bytes|lie in \[-1, 1\])"):
             draw(sampler, model, known=torch.where(mask[:, None], wrong, known), mask=mask)
     draw(sampler, model, known=torch.where(mask[:, None], known, 0.3), mask=mask)
 

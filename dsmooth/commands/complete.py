@@ -27,7 +27,20 @@ from .sample import GRID_LIMIT, check_outputs, prepare, request_of, say_filled
 
 def complete(options: Complete) -> None:
     """Carry out `dsmooth complete`. Raises ValueError or FileNotFoundError before any work."""
-    check_options(options)
+    for name in ("count", "draws", "candidates"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    if options.mask is not None and options.keep_top is not None:
+        raise ValueError("--keep-top and --mask both say which pixels are given: leave one out")
+    if any(path.suffix not in (".png", ".npz") for path in options.out):
+        raise ValueError(f"--out must end in .png or .npz, got {' '.join(map(str, options.out))}")
+    check_outputs(options.out, 1)
+    cells = options.count * (options.draws + 2)
+    if cells > GRID_LIMIT and any(path.suffix == ".png" for path in options.out):
+        raise ValueError(
+            f"a .png shows at most {GRID_LIMIT} images, got {options.count} rows of "
+            f"{options.draws + 2}: use .npz, or a smaller --count or --draws"
+        )
     names, source = list(options.models), options.images
     if source is None and len(names) > 1 and not is_model(names[-1]):
         source = names.pop()
@@ -36,7 +49,15 @@ def complete(options: Complete) -> None:
         if models.smoothed is None and "noisy" in models.networks:
             raise ValueError(f"{names[0]} is a noisy model: name the pair that it is of")
         x = choose_images(source, options.count, models)
-        mask = choose_mask(options, models.image_size)
+        size = models.image_size
+        if options.mask is None:
+            mask = keep_top(0.5 if options.keep_top is None else options.keep_top, size)
+        else:
+            mask = read_image_file(options.mask).float().mean(1) >= 128
+            if tuple(mask.shape[1:]) != size:
+                raise ValueError(
+                    f"{options.mask} must have the images' size {size}, got {tuple(mask.shape[1:])}"
+                )
         cells = len(x) * options.draws
         checked_shape(cells, *models.image_shape)
         execution = prepare(options.execution, models)
@@ -53,24 +74,6 @@ def complete(options: Complete) -> None:
             write_completions(path, x, mask, completed, request.seed)
             print(f"wrote {path}")
         say_filled(Filled(0, len(completed), int(is_diverged(completed).sum())), seconds)
-
-
-def check_options(options: Complete) -> None:
-    """Raise ValueError for numbers and files that cannot be."""
-    for name in ("count", "draws", "candidates"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
-    if options.mask is not None and options.keep_top is not None:
-        raise ValueError("--keep-top and --mask both say which pixels are given: leave one out")
-    if any(path.suffix not in (".png", ".npz") for path in options.out):
-        raise ValueError(f"--out must end in .png or .npz, got {' '.join(map(str, options.out))}")
-    check_outputs(options.out, 1)
-    cells = options.count * (options.draws + 2)
-    if cells > GRID_LIMIT and any(path.suffix == ".png" for path in options.out):
-        raise ValueError(
-            f"a .png shows at most {GRID_LIMIT} images, got {options.count} rows of "
-            f"{options.draws + 2}: use .npz, or a smaller --count or --draws"
-        )
 
 
 def choose_images(source: Path | None, count: int, models: Models) -> Tensor:
@@ -100,18 +103,6 @@ def choose_images(source: Path | None, count: int, models: Models) -> Tensor:
             f"{tuple(images.shape[1:])} from {words}"
         )
     return to_float(images)
-
-
-def choose_mask(options: Complete, size: tuple[int, int]) -> Tensor:
-    """The known pixels of every image: (1, H, W) bool."""
-    if options.mask is None:
-        return keep_top(0.5 if options.keep_top is None else options.keep_top, size)
-    mask = read_image_file(options.mask).float().mean(1) >= 128
-    if tuple(mask.shape[1:]) != size:
-        raise ValueError(
-            f"{options.mask} must have the images' size {size}, got {tuple(mask.shape[1:])}"
-        )
-    return mask
 
 
 def write_completions(path: Path, x: Tensor, mask: Tensor, completed: Tensor, seed: int) -> None:

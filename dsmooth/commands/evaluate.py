@@ -15,7 +15,7 @@ import torch
 from .._version import __version__
 from ..data import SPLITS, ImageDataset, load_dataset
 from ..distributed import process_group, rank_and_size
-from ..evaluate.classes import Classification, bits_by_class, classify
+from ..evaluate.classes import bits_by_class, classify
 from ..evaluate.classifier import (
     EPOCHS,
     accuracy,
@@ -173,8 +173,18 @@ def evaluate_classify(options: ClassifyOptions) -> dict[str, Any]:
             seed=options.seed,
             progress=done,
         )
-    draws = options.n_noise if models.smoothed is not None else None
-    print_classification(result, dataset, draws)
+    draws = options.n_noise if models.smoothed is not None else None  # None: exact likelihoods
+    error = "" if result.accuracy_error is None else f" ± {100 * result.accuracy_error:.2f}"
+    how = "by exact likelihoods"
+    if draws is not None:
+        how = f"by importance-weighted bounds of {draws} draw{'s' * (draws > 1)}"
+    k = result.log_likelihoods.shape[1]
+    print(
+        f"{100 * result.accuracy:.2f} %{error} of {n:,} images classified correctly, "
+        f"{dataset.source}, {dataset.split}"
+    )
+    print(f"p(label | x) of the true label: {result.bits:.4f} bits ({math.log2(k):.2f} by chance)")
+    print(f"Bayes' rule over {k} classes of equal prior probability, {how}")
     return {
         "accuracy": result.accuracy,
         "accuracy_error": result.accuracy_error,
@@ -187,21 +197,6 @@ def evaluate_classify(options: ClassifyOptions) -> dict[str, Any]:
         "seed": options.seed,
         "weights_sha256": list(models.digests().values()),
     }
-
-
-def print_classification(result: Classification, dataset: ImageDataset, draws: int | None) -> None:
-    """Print the result. draws: of x~ for a bound, None for exact likelihoods."""
-    error = "" if result.accuracy_error is None else f" ± {100 * result.accuracy_error:.2f}"
-    how = "by exact likelihoods"
-    if draws is not None:
-        how = f"by importance-weighted bounds of {draws} draw{'s' * (draws > 1)}"
-    k = result.log_likelihoods.shape[1]
-    print(
-        f"{100 * result.accuracy:.2f} %{error} of {len(result.labels):,} images classified "
-        f"correctly, {dataset.source}, {dataset.split}"
-    )
-    print(f"p(label | x) of the true label: {result.bits:.4f} bits ({math.log2(k):.2f} by chance)")
-    print(f"Bayes' rule over {k} classes of equal prior probability, {how}")
 
 
 def make_classifier(options: ClassifierOptions) -> None:

@@ -136,7 +136,14 @@ def load_real(
         dataset = choice.load(split)
         if options.per_class:
             check_labels(dataset)
-        return dataset if options.label == "each" else of_class(dataset, options.label)
+        if options.label == "each":
+            return dataset
+        if dataset.labels is None:
+            raise ValueError(f"--label needs labelled images, but {dataset.source} has none")
+        chosen = dataset.labels == options.label
+        if int(chosen.sum()) < 2:
+            raise ValueError(f"{dataset.source} has fewer than two images of class {options.label}")
+        return replace(dataset, images=dataset.images[chosen], labels=dataset.labels[chosen])
 
     other_split = next(split for split in SPLITS if split != options.split)
     if options.reference is None:
@@ -158,16 +165,6 @@ def load_real(
         raise ValueError("--precision-recall needs real images, not the statistics of --reference")
     real = as_grey(found.images) if isinstance(found, ImageSet) else found
     return real, described, load(other_split) if known else None
-
-
-def of_class(dataset: ImageDataset, label: int) -> ImageDataset:
-    """The images of one class. Raises ValueError where there are fewer than two."""
-    if dataset.labels is None:
-        raise ValueError(f"--label {label} needs labelled images, but {dataset.source} has none")
-    chosen = dataset.labels == label
-    if int(chosen.sum()) < 2:
-        raise ValueError(f"{dataset.source} has fewer than two images of class {label}")
-    return replace(dataset, images=dataset.images[chosen], labels=dataset.labels[chosen])
 
 
 def models_to_draw(samples: Sequence[Path]) -> Models | None:

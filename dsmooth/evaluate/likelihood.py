@@ -234,12 +234,7 @@ def score_pair(
         raise ArgumentError("n_noise", f"must be at least 1, got {n_noise}")
     if not 0 <= clean_noise < math.inf:
         raise ArgumentError("clean_noise", f"must be finite and at least 0, got {clean_noise}")
-    check_dataset(dataset)
-    if dataset.image_size != pair.image_size:
-        raise ValueError(
-            f"the pair is for images of {pair.image_size}, got {dataset.name} of "
-            f"{dataset.image_size}"
-        )
+    check_images(pair, dataset)
     rungs = pair.rungs(levels)
     pair = rungs[-1]
     trained_as = pair.denoiser.config.likelihood
@@ -324,6 +319,17 @@ def check_dataset(dataset: Any) -> None:
         )
 
 
+def check_images(pair: SmoothedPair, dataset: ImageDataset) -> None:
+    """Raise ValueError for images of another shape than the pair's."""
+    check_dataset(dataset)
+    wanted = (pair.noisy.config.image_channels, *pair.image_size)
+    if tuple(dataset.images.shape[1:]) != wanted:
+        raise ValueError(
+            f"the pair is for images (C, H, W) = {wanted}, but the images of {dataset.source} are "
+            f"{tuple(dataset.images.shape[1:])}"
+        )
+
+
 def nats_of_images(
     nats_of: Callable[[int, Tensor, Tensor | None], dict[str, Tensor]],
     dataset: ImageDataset,
@@ -345,11 +351,6 @@ def nats_of_images(
     n = len(dataset) if limit is None else min(limit, len(dataset))
     if n < 1:
         raise ValueError(f"{dataset.name} has no images to measure")
-    if dataset.image_channels != model.config.image_channels:
-        raise ValueError(
-            f"the model is for images with {model.config.image_channels} channels, got "
-            f"{dataset.name} with {dataset.image_channels}"
-        )
     parameter = model.head.bias
 
     def from_image(first: int) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ from ..nn.weights import in_evaluation, weights_digest
 from ..pair import SmoothedPair
 from ..progress import progress
 from ..smoothing import Smoothing
+from .likelihood import check_images
 from .linear import FeatureMatrix, train_linear
 
 PIXELS, TOGETHER = "pixels", "together"
@@ -159,16 +160,6 @@ def best_block(results: Mapping[str, Any]) -> str:
 def single_blocks(results: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a network's single blocks, without the joint probe."""
     return {name: result for name, result in results.items() if name != TOGETHER}
-
-
-def check_images(pair: SmoothedPair, data: ImageDataset) -> None:
-    """Raise ValueError for images of another shape than the pair's."""
-    wanted = (pair.noisy.config.image_channels, *pair.image_size)
-    if tuple(data.images.shape[1:]) != wanted:
-        raise ValueError(
-            f"the pair is for images (C, H, W) = {wanted}, but the images of {data.source} are "
-            f"{tuple(data.images.shape[1:])}"
-        )
 
 
 def first_images(data: ImageDataset, count: int | None) -> ImageDataset:

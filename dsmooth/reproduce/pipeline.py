@@ -25,7 +25,7 @@ from ..config import OWN, Precision, ReproductionStage, Role, TrainConfig
 from ..data import ImageDataset
 from ..distributed import barrier, broadcast_int, process_group, rank_and_size
 from ..evaluate.features import make_extractor
-from ..evaluate.probe import check_images
+from ..evaluate.likelihood import check_images
 from ..evaluate.sources import choose_data
 from ..fields import Argument, ArgumentError, check_one_of, flatten
 from ..files import lock_folder, read_json, write_json

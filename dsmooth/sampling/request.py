@@ -17,6 +17,7 @@ from torch import Tensor
 from ..config import Method, Precision, Score
 from ..fields import ArgumentError, check_choices, check_whole
 from ..nn.condition import check_label
+from ..nn.images import check_scale
 from ..philox import Stream, image_words, split_seed
 from ..progress import LOG
 
@@ -81,17 +82,7 @@ class KnownPixels:
         """
         check_like("known", self.images, x)
         if as_bytes:
-            known = self.images.permute(0, 2, 3, 1)[self.mask]
-            byte = 127.5 * (known + 1)
-            # Twice the rounding of a pixel that was float32 once, in bytes.
-            rounding = max(torch.finfo(dtype).eps for dtype in (x.dtype, torch.float32))
-            near = (byte - byte.round()).abs() <= 256 * rounding
-            wrong = known[~(near & (byte > -0.5) & (byte < 255.5))]
-            if len(wrong):
-                raise ValueError(
-                    "known must hold bytes n as n / 127.5 - 1, for a model with fourier_features, "
-                    f"got {wrong[0].item():.6g}"
-                )
+            check_scale("known", self.images.movedim(1, -1)[self.mask], as_bytes=True)
         return torch.where(self.mask[:, None], self.images, x).contiguous()
 
 
