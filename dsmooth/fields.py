@@ -115,6 +115,13 @@ def structure(values: Any, kind: type[T]) -> T:
     return made
 
 
+def difference(theirs: Any, mine: Any) -> str:
+    """The first field that two nested dictionaries have otherwise, in words; "" for none."""
+    old, new = flatten(theirs), flatten(mine)
+    others = (key for key in {**new, **old} if old.get(key) != new.get(key))
+    return next((f"its {key} is {old.get(key)}, not {new.get(key)}" for key in others), "")
+
+
 def flatten(value: Any, name: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, with dotted keys; tuples as lists, as JSON has them."""
     if not isinstance(value, dict):

@@ -282,7 +282,7 @@ def test_the_command_draws_a_class_or_each(
     for count in (2, 5):  # the larger call goes on with the folder
         draw("each", "folder", count)
     assert (np.load("folder/shard_00000.npy") == each["x"]).all()
-    for label, message in (("1", "another drawing: label each, not 1"), ("3", "3 classes: give")):
+    for label, message in (("1", "label is each, not 1"), ("3", "--label must lie in 0 .. 2")):
         assert run("sample", "pair", "--device", "cpu", "--label", label, "--out", "folder") == 1
         assert message in capsys.readouterr().err
 

@@ -130,7 +130,7 @@ def test_another_calls_folder_is_refused(tmp_path: Path) -> None:
     start(3, 0)
     with lock_folder(tmp_path, "a test"), pytest.raises(ValueError, match="draws into it is at w"):
         start(3, 0)
-    with pytest.raises(ValueError, match="another drawing: seed 0, not 1; choose another folder"):
+    with pytest.raises(ValueError, match="another drawing: its seed is 0, not 1;"):
         start(3, 1)
     with pytest.raises(ValueError, match="a drawing of 3 images: ask for 3 or more, not 2"):
         start(2, 0)
@@ -180,7 +180,7 @@ def test_numbered_pictures(tmp_path: Path) -> None:
     x[3] = 0  # grey
     assert np.array_equal(pixels, to_bytes(x)[:, 0].numpy())
     assert torch.equal(read_images(tmp_path).images, to_bytes(x))
-    with pytest.raises(ValueError, match="another drawing: seed 0, not 1; choose another folder"):
+    with pytest.raises(ValueError, match="another drawing: its seed is 0, not 1;"):
         draw(5, seed=1)
     (tmp_path / names[0]).write_bytes((tmp_path / names[1]).read_bytes())
     for use in (lambda: draw(5), lambda: read_images(tmp_path)):

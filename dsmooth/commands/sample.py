@@ -61,17 +61,14 @@ def request_of(models: Models, drawing: Drawing, count: int, **others: Any) -> R
     n_classes, label = models.n_classes, drawing.label
     if n_classes == 0 and label is not None:
         raise ValueError("--label is for models with classes, which these have not")
-    if n_classes and isinstance(label, int) and not 0 <= label < n_classes:
-        raise ValueError(
-            f"the model has {n_classes} classes: give --label 0 .. {n_classes - 1}, or --label "
-            f"each, got {label}"
-        )
     if drawing.seed is None and rank_and_size()[1] > 1:
         raise ValueError("--seed None is for one process: give all of them the same number")
     fields: dict[str, Any] = {**vars(drawing), "seed": chosen_seed(drawing.seed), **others}
     if n_classes and label is None:
         fields["label"] = "prior"
-    return Request(count, **fields)
+    request = Request(count, **fields)
+    request.labels(n_classes)  # refused before any work
+    return request
 
 
 def sample_to_files(

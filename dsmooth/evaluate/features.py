@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import inspect
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ from ..data.reading import FetchError
 from ..distributed import distributed_map, side_by_side
 from ..fields import Argument, ArgumentError
 from ..files import file_sha256, read_tensors
+from ..nn.weights import weights_digest
 
 # The weights of the 2015 Inception network as pytorch-fid and torch-fidelity publish them, one and
 # the same file.
@@ -321,7 +320,7 @@ def _user_module(name: str) -> FeatureExtractor:
             f"{name} must return features, or features and logits, got {type(out).__name__}"
         )
 
-    return FeatureExtractor(name, module_sha256(found), "its own", found, apply)
+    return FeatureExtractor(name, weights_digest(found), "its own", found, apply)
 
 
 def _import(where: str) -> Any:
@@ -355,16 +354,3 @@ def faults_of(name: str, action: str) -> Iterator[None]:
         raise ValueError(
             f"extractor {name} cannot {action}: {type(error).__name__}: {reason}"
         ) from error
-
-
-def module_sha256(network: nn.Module) -> str:
-    """A digest of a network's source code, where there is some, and of its weights."""
-    digest = hashlib.sha256()
-    try:
-        digest.update(inspect.getsource(type(network)).encode())
-    except (OSError, TypeError):
-        digest.update(type(network).__qualname__.encode())
-    for key, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

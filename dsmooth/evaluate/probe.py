@@ -25,7 +25,7 @@ from torch import Tensor
 from ..config import Pooling, Precision, ProbeSettings, Split
 from ..data import ImageDataset
 from ..distributed import barrier, broadcast_int, distributed_map, rank_and_size, side_by_side
-from ..fields import Argument, ArgumentError
+from ..fields import Argument, ArgumentError, difference
 from ..files import read_json, write_json
 from ..machine import autocast
 from ..nn import PixelCNNpp
@@ -105,11 +105,8 @@ def probe_pair(
     found = results.get("asked")
     if found != cache_key:
         if found and not replace_other:
-            key = next(key for key in cache_key if found.get(key) != cache_key[key])
-            raise ValueError(
-                f"{path} holds other probes: their {key} is {found.get(key)}, not "
-                f"{cache_key[key]}; choose another folder"
-            )
+            other = difference(found, cache_key)
+            raise ValueError(f"{path} holds other probes: {other}; choose another folder")
         unit = "fraction classified correctly"
         results = {"unit": unit, "asked": cache_key, "accuracy": {}}
     probing = Probing(pair.smoothing, splits, settings, path.parent, precision)

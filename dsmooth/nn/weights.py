@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..files import check_state, read_tensors
@@ -98,7 +98,7 @@ def at_level(model: PixelCNNpp, level: int) -> PixelCNNpp:
     return fixed.eval()
 
 
-def weights_digest(model: PixelCNNpp) -> str:
+def weights_digest(model: nn.Module) -> str:
     """SHA-256 of a model's weights as float32, in the order of their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from ..distributed import distributed_map, process_group, rank_and_size
-from ..fields import flatten, structure
+from ..fields import difference, structure
 from ..files import file_sha256, lock_folder, read_json, write_atomically, write_json, write_npz
 from ..pictures import is_diverged, nhwc_bytes, png, visible
 from ..runs import RunFolder
-from ..tables import shown
 from .request import Progress, Request
 
 T = TypeVar("T")
@@ -109,6 +108,12 @@ class Manifest:
     shard_size: int = 1
     n: int = 0
     sha256: list[str | None] = field(default_factory=list)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that is the same for all files."""
+        own = {name: getattr(self, name) for name in ("first_index", "image_shape", "shard_size")}
+        return {**self.description, **own}
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -239,17 +244,8 @@ class Folder:
                 )
             return 0
         found = Manifest.read(path)
-        there = flatten(asdict(found))
-        own = flatten(asdict(replace(self.drawing, n=found.n, sha256=found.sha256)))
-        different = [
-            f"{name.removeprefix('description.')} {_short(there.get(name))}, not {_short(value)}"
-            for name, value in own.items()
-            if there.get(name) != value
-        ]
-        if different:
-            raise ValueError(
-                f"{self.path} holds another drawing: {'; '.join(different)}; choose another folder"
-            )
+        if other := difference(found.settings, self.drawing.settings):
+            raise ValueError(f"{self.path} holds another drawing: {other}; choose another folder")
         self.drawing = found
         return found.n
 
@@ -280,13 +276,6 @@ class Pictures(Folder):
     @staticmethod
     def encode(images: Tensor) -> bytes:
         return png(nhwc_bytes(visible(images))[0])
-
-
-def _short(value: Any) -> str:
-    """A value for a message: of digests the first eight digits."""
-    if isinstance(value, list):
-        return "+".join(map(_short, value))
-    return value[:8] if isinstance(value, str) and len(value) == 64 else shown(str(value))
 
 
 def check_file(path: Path, stated: str) -> None:
