@@ -165,11 +165,6 @@ class ModelConfig:
         return self.n_classes
 
     @property
-    def vector_size(self) -> int:
-        """D: length of the vector of an image, which has its class and its noise level."""
-        return self.condition_size + len(self.noise_levels)
-
-    @property
     def atom_bytes(self) -> tuple[int, ...]:
         """The bytes that have an atom, all 256 for "all"."""
         return bytes_of(self.atoms, self.image_channels)
@@ -208,8 +203,7 @@ SmoothingKind = Literal["gaussian", "laplace", "uniform"]
 Precision = Literal["auto", "float32", "bfloat16"]
 OptimizerName = Literal["adam", "muon"]
 LearningRateSchedule = Literal["cosine", "cooldown", "exponential"]
-Graph = Literal["auto", "on", "off"]
-KeepGates = Literal["auto", "on", "off"]
+Switch = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,10 +215,10 @@ class RunSettings:
 
     download: bool = False
     """Whether to download the files into data_dir if they are not there."""
-    graph: Graph = "auto"
+    graph: Switch = "auto"
     """Replay a step as one CUDA graph: auto where that is possible; on, or an error that says why
     not; off."""
-    keep_gates: KeepGates = "auto"
+    keep_gates: Switch = "auto"
     """On a GPU, keep the preactivations of gated resnets for the backward pass instead of computing
     them again; auto: if they fit into a quarter of the free memory."""
     evaluations: int = 8
@@ -318,7 +312,7 @@ class TrainConfig(RunSettings):
         super().__post_init__()
         check_whole(self, ["batch_size", "accumulate", "evaluation_images", "images"], 1)
         check_whole(self, ["image_size"])
-        check_whole(self, ["warmup_images"], 0)
+        check_whole(self, ["warmup_images", "schedule_from"], 0)
         check_whole(self, ["seed"], 0, 2**64 - 1)
         check_positive(self, ["scale", "learning_rate", "budget", "clip_norm"])
         if self.kernel_rate is not None:
@@ -328,13 +322,12 @@ class TrainConfig(RunSettings):
                 )
             if not 0 < self.kernel_rate < 1:
                 raise ArgumentError("kernel_rate", f"must lie in (0, 1), got {self.kernel_rate}")
-        if not 0 <= self.ema < 1:
-            raise ArgumentError("ema", f"must lie in [0, 1), got {self.ema}")
+        for name in ("ema", "label_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ArgumentError(name, f"must lie in [0, 1), got {getattr(self, name)}")
         for name in ("cooldown", "learning_rate_decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise ArgumentError(name, f"must lie in (0, 1], got {getattr(self, name)}")
-        if self.schedule_from < 0:
-            raise ArgumentError("schedule_from", f"must be at least 0, got {self.schedule_from}")
         if self.schedule_from >= (self.images or math.inf):
             raise ArgumentError(
                 "images",
@@ -343,8 +336,6 @@ class TrainConfig(RunSettings):
             )
         if not 0 <= self.clean_noise < math.inf:
             raise ArgumentError("clean_noise", f"must not be negative, got {self.clean_noise}")
-        if not 0 <= self.label_dropout < 1:
-            raise ArgumentError("label_dropout", f"must lie in [0, 1), got {self.label_dropout}")
         if self.label_dropout and self.model.n_classes == 0:
             raise ArgumentError("label_dropout", "needs a model with classes: give n_classes")
         if self.batch_size % self.accumulate:

@@ -166,13 +166,26 @@ def training_seconds(entries: Sequence[dict[str, Any]]) -> float:
     return round(total + last, 1)
 
 
+# Further fields of a log entry, and their types, by its event.
+_NUMBER, _TEXT = (int, float), (str,)
+_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "start": {"total": _NUMBER, "loss": _TEXT},
+    "step": {"bits_per_dim": _NUMBER, "images_per_second": _NUMBER},
+    "evaluation": {"bits_per_dim": _NUMBER},
+    "note": {"text": _TEXT},
+}
+
+
 def read_entry(line: bytes) -> dict[str, Any] | None:
     """Parse a log line; None if it is not an entry."""
     try:
         entry = json.loads(line)
-        return entry if {"event", "images", "seconds"} <= entry.keys() else None
-    except (ValueError, RecursionError, AttributeError):  # not JSON, not UTF-8, no object
+        own = _FIELDS.get(entry["event"], {})
+        fields = {"event": _TEXT, "images": (int,), "seconds": _NUMBER, **own}
+        whole = all(type(entry[name]) in kinds for name, kinds in fields.items())
+    except (ValueError, RecursionError, KeyError, TypeError):  # not JSON, not UTF-8, no entry
         return None
+    return entry if whole else None
 
 
 def _described(config: TrainConfig, image_size: tuple[int, int]) -> dict[str, Any]:

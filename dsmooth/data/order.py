@@ -135,14 +135,6 @@ def _generators_kept() -> Iterator[None]:
         np.random.set_state(numpys)  # noqa: NPY002 - as above
 
 
-def visited(dataset: ImageDataset, indices: Tensor, *, seed: int, first: int) -> Tensor:
-    """The images `indices`, bytes, as training sees them at positions from `first` on."""
-    x = dataset.images.index_select(0, indices)
-    if dataset.transform is None:
-        return x
-    return transformed(x, dataset.transform, seed=seed, first=first)
-
-
 class ImagesOnDevice:
     """Training images on a device, by a position that is a tensor there and is not read back."""
 
@@ -166,7 +158,9 @@ class ImagesOnDevice:
     def batch_at(self, images_seen: int, count: int) -> list[Tensor]:
         """Images at positions from images_seen on, and their labels if there are any."""
         indices = indices_at(self.n, images_seen, count, self.seed)
-        x = visited(self.dataset, indices, seed=self.seed, first=images_seen)
+        x = self.dataset.images.index_select(0, indices)
+        if self.dataset.transform is not None:
+            x = transformed(x, self.dataset.transform, seed=self.seed, first=images_seen)
         return [x] if self.labels is None else [x, self.labels.index_select(0, indices)]
 
     def prepare(self, images_seen: int) -> None:

@@ -134,24 +134,20 @@ def _triton_obstacle(
     if INTERPRETED and matmul and torch.bfloat16 in dtypes:
         return "Triton's interpreter multiplies bfloat16 matrices wrongly"
     taken = (*TRITON_DTYPES, *[torch.float64] * (INTERPRETED and matmul))
-    reasons = [
-        f"its kernels take {', '.join(map(str, taken))}, got {dtype}"
-        for dtype in dtypes
-        if dtype not in taken
-    ]
-    if INTERPRETED and device.type == "cuda":
-        reasons.append("its kernels are interpreted, on cpu tensors alone")
-    elif not INTERPRETED and device.type == "cpu":
-        reasons.append(
-            "Triton runs on cuda tensors, got cpu (a process started with TRITON_INTERPRET=1 "
-            "interprets the kernels on cpu tensors)"
+    for dtype in dtypes:
+        if dtype not in taken:
+            return f"its kernels take {', '.join(map(str, taken))}, got {dtype}"
+    if (device.type == "cuda") == INTERPRETED:
+        return (
+            f"Triton runs on cuda tensors, got {device.type} (in a process started with "
+            "TRITON_INTERPRET=1 on cpu tensors alone)"
         )
-    elif device.type == "cuda" and torch.version.hip is not None:
-        reasons.append("the Triton kernels were made for NVIDIA GPUs")
-    elif device.type == "cuda" and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
-        got = torch.cuda.get_device_capability(device)
-        reasons.append(f"the Triton kernels need compute capability 8.0, got {got}")
-    return "; ".join(reasons) or None
+    if device.type == "cpu":
+        return None
+    made_for = torch.version.hip is None
+    if not made_for or torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
+        return "the Triton kernels need an NVIDIA GPU of compute capability 8.0"
+    return None
 
 
 @constant_when_compiled

@@ -119,7 +119,8 @@ class PixelCNNpp(nn.Module):
         self.stem_u = WeightNormConv(channels, f, (2, 3), shift="down")
         self.stem_ul_above = WeightNormConv(channels, f, (1, 3), shift="down")
         self.stem_ul_left = WeightNormConv(channels, f, (2, 1), shift="down_right")
-        both: dict[str, Any] = {"condition_size": config.vector_size, "dropout": config.dropout}
+        size = config.condition_size + len(config.noise_levels)
+        both: dict[str, Any] = {"condition_size": size, "dropout": config.dropout}
         self.up = nn.ModuleList(_Block(r, f, down=False, **both) for _ in range(3))
         self.down = nn.ModuleList(_Block(r + (i > 0), f, down=True, **both) for i in range(3))
         u: dict[str, Any] = {"kernel_size": (2, 3), "shift": "down"}

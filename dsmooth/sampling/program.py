@@ -143,7 +143,8 @@ class Program:
         self.context = NONE
         e_u, e_ul = self._encoder() if model.encoder is not None else (NONE, NONE)
         # The stem reads two rows above the current one.
-        self.image = self._cache(0, self._pixel_width + self._own_width, 3)
+        own = self.image_channels * self.features.shape[1] + self._pixel_width * self.image_again
+        self.image = self._cache(0, self._pixel_width + own, 3)
         stack = [self._stem(e_u, e_ul)]
         for resolution in range(3):
             # The stride-2 convolutions read a block's last value as it is.
@@ -193,12 +194,6 @@ class Program:
         """Pixel (in one or two parts), one; an even number, for operands come in pairs."""
         n = self.image_channels * self.image_parts + 1
         return n + n % 2
-
-    @property
-    def _own_width(self) -> int:
-        """Channels behind these that the modelled image alone has."""
-        again = self._pixel_width if self.image_again else 0
-        return self.image_channels * self.features.shape[1] + again
 
     def _cache(self, resolution: int, channels: int, rows: int, *, operand: bool = True) -> int:
         """Add a cache and return its index."""

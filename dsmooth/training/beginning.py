@@ -15,10 +15,10 @@ from ..distributed import from_torchrun, rank_and_size
 from ..fields import Argument, ArgumentError
 from ..files import lock_folder
 from ..nn import PixelCNNpp
+from ..progress import LOG
 from ..runs import RunFolder
 from .checkpoint import (
     Checkpoint,
-    Lines,
     check_initial,
     find_initial,
     save_checkpoint,
@@ -35,8 +35,8 @@ def choose_beginning(
     match_channels: bool,
     resume: bool,
     force: bool,
-) -> tuple[TrainConfig, Checkpoint | None, Lines]:
-    """The settings of a run; the checkpoint that it goes on from, None for a new run; lines on it.
+) -> tuple[TrainConfig, Checkpoint | None, list[str]]:
+    """The settings of a run; the checkpoint that it goes on from, if there is one; notes of its log.
 
     The folder of a run that goes on is locked until the stack is left.
     """
@@ -47,8 +47,9 @@ def choose_beginning(
             config = with_channels(config, run.read_config()[0].model.image_channels)
         return settings_to_go_on(run, config, force=force)
     check_new_run(run, config)
-    nothing = f"there is no run in {run.path} to resume: it begins here"
-    return config, None, Lines(said=(nothing,) * resume)
+    if resume:
+        LOG.info("%s: there is no run in %s to resume: it begins here", config.role, run.path)
+    return config, None, []
 
 
 def lock(run: RunFolder, stack: contextlib.ExitStack) -> None:

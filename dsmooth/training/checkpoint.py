@@ -21,6 +21,7 @@ from ..distributed import all_reduce_max, rank_and_size
 from ..fields import Argument, ArgumentError, flatten
 from ..files import read_tensors, write_tensors
 from ..pretrained import SavedNetwork, resolve
+from ..progress import LOG
 from ..runs import RunFolder
 from .step import TrainState
 
@@ -107,25 +108,17 @@ def _read(path: Path) -> Checkpoint:
     return Checkpoint(path, tensors, settings, *position, metadata.get("data", ""))
 
 
-class Lines(NamedTuple):
-    """Lines on how a run goes on: those that are only said, and those that its log keeps too."""
-
-    said: tuple[str, ...] = ()
-    kept: tuple[str, ...] = ()
-
-
 def settings_to_go_on(
     run: RunFolder, config: TrainConfig, *, force: bool
-) -> tuple[TrainConfig, Checkpoint, Lines]:
-    """The settings of a run that goes on, the checkpoint that it goes on from, lines on both."""
+) -> tuple[TrainConfig, Checkpoint, list[str]]:
+    """The settings of a run that goes on, the checkpoint that it goes on from, notes of its log."""
     before, _ = run.read_config()
     checkpoint = read_checkpoint(run)
-    said: tuple[str, ...] = ()
     config = merge_with_run(config, before, checkpoint, force=force)
     if checkpoint.fault:
-        seen = f"{checkpoint.images_seen:,} images"
-        said = (f"{checkpoint.fault}; going on from the checkpoint before it, at {seen}",)
-    return config, checkpoint, Lines(said, tuple(changes(before, config, checkpoint.images_seen)))
+        words = "%s: %s; going on from the checkpoint before it, at %s images"
+        LOG.info(words, config.role, checkpoint.fault, f"{checkpoint.images_seen:,}")
+    return config, checkpoint, [*changes(before, config, checkpoint.images_seen)]
 
 
 def go_on(run: RunFolder, checkpoint: Checkpoint, state: TrainState, *, force: bool) -> None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..config import KeepGates, TrainConfig
+from ..config import Switch, TrainConfig
 from ..distributed import EXCHANGE, broadcast_int, rank_and_size
 from ..fields import ArgumentError
 from ..machine import has_fast_bfloat16
@@ -137,9 +137,7 @@ def gate_bytes(config: TrainConfig, height: int, width: int) -> int:
     return int(filters * images * rows * width * (2 if config.precision == "bfloat16" else 4))
 
 
-def resolve_keep_gates(
-    config: TrainConfig, device: torch.device, size: tuple[int, int]
-) -> KeepGates:
+def resolve_keep_gates(config: TrainConfig, device: torch.device, size: tuple[int, int]) -> Switch:
     """Replace "auto" by "on" where MEMORY_FRACTION of a GPU holds A and G of (H, W) images."""
     if config.keep_gates != "auto":
         return config.keep_gates

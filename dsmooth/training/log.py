@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -95,14 +95,6 @@ class RunLog(ExitStack):
         self.record("start", images_seen, total=self.total, loss=self.loss_name)
         if self.bar is not None:
             self.enter_context(self.bar)
-
-    def say_beginning(self, said: Iterable[str], kept: Iterable[str], images_seen: int) -> None:
-        """Say how the run begins or goes on; the log keeps some of the lines as notes."""
-        for line in said:
-            self.say(line)
-        for note in kept:
-            self.record("note", images_seen, text=note)
-            self.say(note)
 
     def steps(self, images_seen: int, readings: Sequence[Reading]) -> None:
         """Note the updates up to `images_seen` since the last call."""

@@ -130,7 +130,9 @@ def train(
     ):
         use_threads(threads)
         keep_freed_memory()
-        config, checkpoint, lines = choose_beginning(
+        if progress and rank_and_size()[0] == 0:
+            stack.enter_context(lines_shown())
+        config, checkpoint, notes = choose_beginning(
             run, config, stack, match_channels=match_channels, resume=resume, force=force
         )
         train_set, test_set = images_of(config, dataset, labels, transform)
@@ -149,8 +151,6 @@ def train(
         log = None
         if rank_and_size()[0] == 0:
             run.write_config(state.config, test_set.image_size)
-            if progress:
-                stack.enter_context(lines_shown())
             log = stack.enter_context(
                 RunLog(
                     run,
@@ -162,8 +162,11 @@ def train(
                     keep_snapshots,
                 )
             )
-            about = opening(state.config, train_set, test_set, state.model, target)
-            log.say_beginning([*about, *lines.said], lines.kept, state.images_seen)
+            for line in opening(state.config, train_set, test_set, state.model, target):
+                log.say(line)
+            for note in notes:
+                log.record("note", state.images_seen, text=note)
+                log.say(note)
         result = _loop(state, test_set, run, log, stop)
         if log is not None and result.interrupted is None:
             log.say_written()
