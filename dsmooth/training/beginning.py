@@ -36,7 +36,7 @@ def choose_beginning(
     resume: bool,
     force: bool,
 ) -> tuple[TrainConfig, Checkpoint | None, list[str]]:
-    """The settings of a run; the checkpoint that it goes on from, if there is one; notes of its log.
+    """The settings of a run; the checkpoint that it goes on from, if any; notes of its log.
 
     The folder of a run that goes on is locked until the stack is left.
     """
