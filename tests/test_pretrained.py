@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 
 from dsmooth.config import ProbeSettings
 from dsmooth.data import load_dataset
-from dsmooth.evaluate.probe import first_images
 from dsmooth.models import load_models
 from dsmooth.pair import SmoothedPair
 from dsmooth.pretrained import DEFAULT, find, is_model, names, resolve
@@ -147,7 +146,7 @@ def test_the_card_is_of_these_weights(name: str) -> None:
 def test_a_card_is_measured_and_goes_on(tmp_path: Path) -> None:
     folder = tiny_models(tmp_path / "models")
     train_set, test_set = (
-        first_images(load_dataset("mnist", split), 60) for split in ("train", "test")
+        load_dataset("mnist", split).part(slice(60)) for split in ("train", "test")
     )
     options = CardOptions("", folder, tmp_path / "work", 24, 20, 2, (12, 24), PROBES)
     card = write_card(options, train_set, test_set)
@@ -174,7 +173,7 @@ def test_a_card_of_a_pair_with_classes(tmp_path: Path) -> None:
     """It has no plain model and no probes; the bounds of its classes sum to that without."""
     folder = tiny_models(tmp_path / "models", ("noisy", "denoiser"), n_classes=10)
     train_set, test_set = (
-        first_images(load_dataset("mnist", split), 60) for split in ("train", "test")
+        load_dataset("mnist", split).part(slice(60)) for split in ("train", "test")
     )
     options = CardOptions("", folder, tmp_path / "work", 24, 20, 2, (12, 24), PROBES, classified=6)
     card = write_card(options, train_set, test_set)

@@ -31,7 +31,7 @@ from ..evaluate.likelihood import (
     score_plain,
 )
 from ..evaluate.paper import EQUATION_4_SENTENCE, paper_sentence
-from ..evaluate.sources import check_labels, choose_data, describe_data
+from ..evaluate.sources import choose_data, describe_data
 from ..files import to_json, write_json
 from ..machine import autocast, choose_device, use_threads
 from ..models import load_models
@@ -80,7 +80,7 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
     pair = models.pair if models.plain is None else models.smoothed
     dataset = choose_data(models, **vars(options.dataset)).load(options.split)
     if options.per_class:
-        check_labels(dataset)
+        dataset.known_labels()  # refused before any work
     n = len(dataset) if options.limit is None else min(options.limit, len(dataset))
     settings: dict[str, Any] = {"limit": options.limit, "batch_size": options.batch_size}
     every: dict[str, Scores] = {}
@@ -144,8 +144,8 @@ def print_bits(result: Mapping[str, Any], title: str) -> None:
 
 def bits_of_classes(every: Mapping[str, Scores], dataset: ImageDataset) -> dict[str, Any]:
     """The rows of each class as JSON, which are printed too."""
-    assert dataset.labels is not None  # `check_labels` has seen them
-    found = {k: bits_by_class(v, dataset.labels[: v.n_images]) for k, v in every.items()}
+    labels = dataset.known_labels()
+    found = {k: bits_by_class(v, labels[: v.n_images]) for k, v in every.items()}
     rows = []
     for same in zip(*found.values(), strict=True):
         values = (decimals(row.value, error=row.standard_error) for row in same)

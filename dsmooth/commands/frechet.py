@@ -23,7 +23,6 @@ from ..evaluate.sources import (
     DataChoice,
     ImageSet,
     as_grey,
-    check_labels,
     choose_data,
     describe_data,
     read_images,
@@ -135,15 +134,13 @@ def load_real(
     def load(split: str) -> ImageDataset:
         dataset = choice.load(split)
         if options.per_class:
-            check_labels(dataset)
+            dataset.known_labels()
         if options.label == "each":
             return dataset
-        if dataset.labels is None:
-            raise ValueError(f"--label needs labelled images, but {dataset.source} has none")
-        chosen = dataset.labels == options.label
-        if int(chosen.sum()) < 2:
+        found = dataset.part(dataset.known_labels() == options.label)
+        if len(found) < 2:
             raise ValueError(f"{dataset.source} has fewer than two images of class {options.label}")
-        return replace(dataset, images=dataset.images[chosen], labels=dataset.labels[chosen])
+        return found
 
     other_split = next(split for split in SPLITS if split != options.split)
     if options.reference is None:

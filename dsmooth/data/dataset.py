@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -114,6 +114,17 @@ class ImageDataset:
     def image_channels(self) -> int:
         """1 for grey, 3 for RGB."""
         return self.images.shape[1]
+
+    def part(self, chosen: Tensor | slice) -> ImageDataset:
+        """The images, and labels, that a mask, numbers or a slice choose."""
+        labels = None if self.labels is None else self.labels[chosen]
+        return replace(self, images=self.images[chosen], labels=labels)
+
+    def known_labels(self) -> Tensor:
+        """The labels (N,). Raises ValueError for a data set that has none."""
+        if self.labels is None:
+            raise ValueError(f"this needs labelled images, but {self.source} has no labels")
+        return self.labels
 
     def labels_for(self, n_classes: int) -> Tensor | None:
         """The labels (N,) for a model of `n_classes`, None for one without classes.

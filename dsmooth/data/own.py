@@ -91,13 +91,7 @@ def split_own(
             )
         last = torch.arange(len(train)) % HELD_OUT == HELD_OUT - 1
         train, test = (
-            replace(
-                train,
-                images=train.images[chosen],
-                labels=None if train.labels is None else train.labels[chosen],
-                name=OWN,
-                split=split,
-            )
+            replace(train.part(chosen), name=OWN, split=split)
             for split, chosen in (("train", ~last), ("test", last))
         )
     if transform is not None:
@@ -312,21 +306,17 @@ def _as_data_sets(*parts: Given) -> list[ImageDataset]:
             "training and held-out images must be of one kind, got bytes and floating point: "
             "dsmooth.to_bytes makes bytes of images in [-1, 1]"
         )
-    convert = None if torch.uint8 in kinds else _conversion([part.images for part in parts])
+    convert = _conversion([part.images for part in parts])
     return [
-        ImageDataset(
-            part.images if convert is None else convert(part.images),
-            part.labels,
-            OWN,
-            part.split,
-            part.source,
-        )
+        ImageDataset(convert(part.images), part.labels, OWN, part.split, part.source)
         for part in parts
     ]
 
 
 def _conversion(parts: Sequence[Tensor]) -> Any:
-    """The function to bytes for floating-point images whose range all of them show."""
+    """The function to bytes, for floating-point images by the range that all of them show."""
+    if parts[0].dtype == torch.uint8:
+        return lambda x: x
     bounds = [part.aminmax() for part in parts if part.numel()]
     low = min((float(one.min) for one in bounds), default=0.0)
     high = max((float(one.max) for one in bounds), default=0.0)

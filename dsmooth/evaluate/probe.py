@@ -12,7 +12,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -84,13 +84,12 @@ def probe_pair(
     """
     for data in (train_set, test_set):
         check_images(pair, data)
-        if data.labels is None:
-            raise ValueError(f"probes need labelled images, but {data.source} has no labels")
+        data.known_labels()
     path.parent.mkdir(parents=True, exist_ok=True)
     pair = pair.at(pair.smoothing.scale)  # the highest of several noise levels
     splits: dict[Split, ImageDataset] = {
-        "train": first_images(train_set, settings.train_images),
-        "test": first_images(test_set, settings.test_images),
+        "train": train_set.part(slice(settings.train_images)),
+        "test": test_set.part(slice(settings.test_images)),
     }
     cache_key = {
         **asdict(settings),
@@ -159,12 +158,6 @@ def single_blocks(results: Mapping[str, Any]) -> dict[str, Any]:
     return {name: result for name, result in results.items() if name != TOGETHER}
 
 
-def first_images(data: ImageDataset, count: int | None) -> ImageDataset:
-    """The first `count` images, or all if there are fewer or count is None."""
-    labels = None if data.labels is None else data.labels[:count]
-    return replace(data, images=data.images[:count], labels=labels)
-
-
 @dataclass(frozen=True)
 class Probing:
     """The images, the noise, the settings and the folder of features that all subjects share."""
@@ -231,7 +224,7 @@ class Probing:
     def probe(self, name: str, network: PixelCNNpp | None) -> dict[str, dict[str, Any]] | None:
         """Write all features in one pass, then train each block's probe; None except at rank 0."""
         n_train, n_test = (len(self.splits[split]) for split in ("train", "test"))
-        labels = {s: data.labels for s, data in self.splits.items() if data.labels is not None}
+        labels = {split: data.known_labels() for split, data in self.splits.items()}
         fit = partial(
             train_linear,
             classes=1 + max(int(values.max()) for values in labels.values()),

@@ -17,7 +17,6 @@ from ..data import ImageDataset, load_dataset, to_bytes
 from ..data.dataset import channels_first
 from ..data.folder import SUFFIXES, read_every_image, read_image_file
 from ..data.reading import guarded, names_in_npz, read_npz
-from ..fields import ArgumentError
 from ..files import open_regular
 from ..models import Models
 from ..pictures import is_diverged
@@ -77,14 +76,6 @@ def choose_data(
 def describe_data(dataset: ImageDataset) -> dict[str, str]:
     """The images behind a number, as JSON."""
     return {"name": dataset.name, "split": dataset.split, "source": dataset.source}
-
-
-def check_labels(dataset: ImageDataset) -> None:
-    """Raise ValueError unless the images have labels."""
-    if dataset.labels is None:
-        raise ArgumentError(
-            "per_class", f"needs labelled images, but {dataset.source} has no labels"
-        )
 
 
 @dataclass(frozen=True, eq=False)
