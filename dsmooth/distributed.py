@@ -199,16 +199,14 @@ def distributed_map(
     work: Callable[[Item], Result],
     *,
     to_all: bool = True,
-    alone: Callable[[Callable[[Item], Result], Sequence[Item]], Iterator[Result]] = map,
 ) -> Iterator[Result]:
     """work(item) of all items, in order, as one process would give them; each does every size-th.
 
-    Results travel pickled, tensors among them on the CPU, to all processes or to rank 0 alone. A
-    single process has none to share with: `alone` maps.
+    Results travel pickled, tensors among them on the CPU, to all processes or to rank 0 alone.
     """
     rank, size = rank_and_size()
     if size == 1:
-        yield from alone(work, items)
+        yield from map(work, items)
         return
     import torch.distributed as dist
 
@@ -222,3 +220,26 @@ def distributed_map(
                 dist.gather_object(mine, results if rank == 0 else None)
         if to_all or rank == 0:
             yield from results[: len(items) - first]
+
+
+def in_batches(
+    n: int,
+    size: int,
+    work: Callable[[int], Result],
+    *,
+    on_cpu: bool,
+    progress: Callable[[int], None] | None = None,
+    to_all: bool = True,
+) -> Iterator[Result]:
+    """work(first) of the batches of n images, in order, as of `distributed_map`.
+
+    A process that is alone computes them `side_by_side` on a CPU. progress: called with the number
+    of images done.
+    """
+    firsts = range(0, n, size)
+    alone = on_cpu and rank_and_size()[1] == 1
+    results = side_by_side(work, firsts) if alone else distributed_map(firsts, work, to_all=to_all)
+    for result, first in zip(results, firsts, strict=False):
+        yield result
+        if progress:
+            progress(min(first + size, n))

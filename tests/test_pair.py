@@ -66,7 +66,7 @@ class GaussianModel(dsmooth.PixelCNNpp):
         super().__init__(tiny_config("none", "continuous"))
         self.precision = torch.linalg.inv(covariance)
 
-    def log_prob(self, x: Tensor, context: object = None, label: object = None) -> Tensor:
+    def log_prob_given(self, x: Tensor, params: Tensor) -> Tensor:
         flat = x.flatten(1)
         quadratic = torch.einsum("bi,ij,bj->b", flat[:, :2], self.precision, flat[:, :2])
         return -0.5 * (quadratic + flat[:, 2:].square().sum(1))

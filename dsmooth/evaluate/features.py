@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..data import to_float
 from ..data.reading import FetchError
-from ..distributed import distributed_map, side_by_side
+from ..distributed import in_batches
 from ..fields import Argument, ArgumentError
 from ..files import file_sha256, read_tensors
 from ..nn.weights import weights_digest
@@ -148,12 +148,8 @@ def extract_features(
             raise ValueError(f"{extractor.name} returned features that are not finite")
         return f.float().cpu(), None if g is None else g.float().cpu()
 
-    parts = []
-    alone = side_by_side if extractor.small and device.type == "cpu" else map
-    for f, g in distributed_map(range(0, len(images), batch_size), apply, alone=alone):
-        parts.append((f, g))
-        if progress:
-            progress(min(len(parts) * batch_size, len(images)))
+    on_cpu = extractor.small and device.type == "cpu"
+    parts = in_batches(len(images), batch_size, apply, on_cpu=on_cpu, progress=progress)
     features, logits = zip(*parts, strict=True)
     return Features(torch.cat(features), None if logits[0] is None else torch.cat(logits))
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..config import Likelihood
 from ..data import ImageDataset
-from ..distributed import distributed_map, side_by_side
+from ..distributed import in_batches
 from ..fields import ArgumentError
 from ..functional import logistic_mixture_log_prob
 from ..nn import PixelCNNpp
@@ -358,12 +358,8 @@ def nats_of_images(
         label = None if labels is None else labels[rows].to(parameter.device)
         return nats_of(first, dataset.batch(rows).to(parameter.device, parameter.dtype), label)
 
-    parts: list[dict[str, Tensor]] = []
-    alone = side_by_side if parameter.device.type == "cpu" else map
-    for rows in distributed_map(range(0, n, batch_size), from_image, alone=alone):
-        parts.append(rows)
-        if progress:
-            progress(min(len(parts) * batch_size, n))
+    on_cpu = parameter.device.type == "cpu"
+    parts = list(in_batches(n, batch_size, from_image, on_cpu=on_cpu, progress=progress))
     return {name: torch.cat([rows[name] for rows in parts], dim=1) for name in parts[0]}
 
 

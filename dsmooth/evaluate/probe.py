@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..config import Pooling, Precision, ProbeSettings, Split
 from ..data import ImageDataset
-from ..distributed import barrier, broadcast_int, distributed_map, rank_and_size, side_by_side
+from ..distributed import barrier, broadcast_int, in_batches, rank_and_size, side_by_side
 from ..fields import Argument, ArgumentError, difference
 from ..files import read_json, write_json
 from ..machine import autocast
@@ -280,13 +280,9 @@ class Probing:
         count = len(self.splits[split])
         files: dict[str, IO[bytes]] = {}
         widths: dict[str, int] = {}
-        firsts = range(0, count, CALL_IMAGES)
         of_call = partial(self.features, name, network, split)
-        on_cpu = device_of(network).type == "cpu"
-        calls = distributed_map(
-            firsts, of_call, to_all=False, alone=side_by_side if on_cpu else map
-        )
-        for first, rows in zip(firsts, calls, strict=False):
+        how = {"on_cpu": device_of(network).type == "cpu", "to_all": False}
+        for rows in in_batches(count, CALL_IMAGES, of_call, progress=done, **how):
             if not files:
                 widths = {block: values.shape[1] for block, values in rows.items()}
                 needed = 2 * sum(map(len, self.splits.values())) * sum(widths.values())
@@ -305,7 +301,6 @@ class Probing:
                     files[block] = stack.enter_context(new)  # which closes it
             for block, values in rows.items():
                 files[block].write(values.numpy().tobytes())
-            done(min(first + CALL_IMAGES, count))
         for file in files.values():
             file.flush()
         return {
