@@ -92,26 +92,23 @@ def image_words(
     first_index: int | Tensor = 0,
     stream: Stream,
     repeat: int = 0,
-    first_counter: int = 0,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Random words of images first_index .. first_index + n_images - 1.
 
-    The counter is (first_counter + i, image index low, image index high, stream | repeat << 8) for
-    i = 0 .. n_counters - 1. first_index: a number, or int64 without dimensions on `device`, which
-    is not read back, and so not checked. Returns (n_images, n_counters, 4) int64.
-    Raises ValueError for a seed, an index, a counter, a stream or a repeat out of range.
+    The counter is (i, image index low, image index high, stream | repeat << 8) for i = 0 ..
+    n_counters - 1. first_index: a number, or int64 without dimensions on `device`, which is not
+    read back, and so not checked. Returns (n_images, n_counters, 4) int64.
+    Raises ValueError for a seed, an index, a stream or a repeat out of range.
     """
     known = not isinstance(first_index, Tensor)
     if known and (first_index < 0 or first_index + n_images > 2**63 - 1):
         raise ArgumentError("first_index", f"must lie in 0 .. 2**63 - 1, got {first_index}")
     if not 0 <= repeat < 2**24:
         raise ValueError(f"repeat must lie in 0 .. 2**24 - 1, got {repeat}")
-    if first_counter < 0 or first_counter + n_counters > 2**32:
-        raise ValueError(f"first_counter must lie in 0 .. 2**32 - 1, got {first_counter}")
     last_word = int(Stream(stream)) | repeat << 8
     index = first_index + torch.arange(n_images, device=device)[:, None]
-    position = torch.arange(first_counter, first_counter + n_counters, device=device)[None, :]
+    position = torch.arange(n_counters, device=device)[None, :]
     counter = torch.stack(
         torch.broadcast_tensors(
             position,

@@ -32,8 +32,6 @@ def test_words_depend_on_the_image_index_and_not_on_the_batch() -> None:
     whole = image_words(6, 5, first_index=2**33, **settings)
     for i in range(6):
         assert torch.equal(image_words(1, 5, first_index=2**33 + i, **settings)[0], whole[i])
-    tail = image_words(6, 2, first_index=2**33, first_counter=3, **settings)
-    assert torch.equal(tail, whole[:, 3:])
 
 
 def test_counter_is_position_index_stream_and_repeat() -> None:
@@ -72,7 +70,7 @@ def test_streams_have_numbers_of_their_own() -> None:
 
 
 def test_numbers_out_of_range() -> None:
-    ends = {"seed": 2**64, "first_index": 2**63, "repeat": 2**24, "first_counter": 2**32}
+    ends = {"seed": 2**64, "first_index": 2**63, "repeat": 2**24}
     for name, end in ends.items():
         for wrong in (-1, end):
             with pytest.raises(ValueError, match=f"{name} must lie in 0"):
