@@ -67,7 +67,8 @@ def request_of(models: Models, drawing: Drawing, count: int, **others: Any) -> R
     if n_classes and label is None:
         fields["label"] = "prior"
     request = Request(count, **fields)
-    request.labels(n_classes)  # refused before any work
+    if isinstance(label, int):
+        request.labels(n_classes)  # refused before any work
     return request
 
 
