@@ -384,8 +384,9 @@ Pooling = Literal["flat", "mean"]
 ProbeInput = Literal["noisy", "clean"]
 
 
-# Images of a reproduction: samples of a kind and scored ones, and those of the probes.
-FEW_IMAGES = 500
+# Images of a reproduction: samples of a kind and scored ones, and those of the probes. The Fréchet
+# distance of 500 samples has twice the error of 1,000, that of 700 at most 1.4 times it.
+FEW_SAMPLES, FEW_SCORED_IMAGES = 700, 500
 FEW_TRAIN_IMAGES, FEW_TEST_IMAGES = 1000, 250
 
 

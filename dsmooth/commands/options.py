@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from ..config import (
-    FEW_IMAGES,
+    FEW_SAMPLES,
+    FEW_SCORED_IMAGES,
     FEW_TEST_IMAGES,
     FEW_TRAIN_IMAGES,
     Method,
@@ -364,9 +365,9 @@ class Reproduce:
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()
     download: Flag = False
     """Download the data set into --data-dir if it is not there."""
-    count: Annotated[int, arg(aliases=["-n"])] = FEW_IMAGES
+    count: Annotated[int, arg(aliases=["-n"])] = FEW_SAMPLES
     """Samples of each kind: the first 64 are shown, all count for the Fréchet distance."""
-    scored_images: int = FEW_IMAGES
+    scored_images: int = FEW_SCORED_IMAGES
     """Held-out images whose bits/dim are measured."""
     probe_train_images: int = FEW_TRAIN_IMAGES
     """Training images of the linear probes."""

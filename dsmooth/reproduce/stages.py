@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..config import (
-    FEW_IMAGES,
+    FEW_SAMPLES,
+    FEW_SCORED_IMAGES,
     FEW_TEST_IMAGES,
     FEW_TRAIN_IMAGES,
     Method,
@@ -49,14 +50,14 @@ PROBED = ("noisy", "denoiser", PIXELS, "untrained-noisy")
 FEW_PROBES = ProbeSettings(train_images=FEW_TRAIN_IMAGES, test_images=FEW_TEST_IMAGES)
 # Seconds of the parts with the packaged models on two cores, for the bar of the whole.
 SECONDS = {
-    "drawing noisy": 3.5,
-    "drawing two-step": 3.5,
-    "drawing single-step": 7,
-    "drawing plain": 3,
-    "bits/dim of held-out images": 6.5,
-    "bits/dim of the plain model": 2.5,
+    "drawing noisy": 5,
+    "drawing two-step": 5,
+    "drawing single-step": 9,
+    "drawing plain": 4,
+    "bits/dim of held-out images": 7,
+    "bits/dim of the plain model": 3,
     "features of real images": 1,
-    **{f"features of {name}": 6.5 for name in PROBED if name != PIXELS},
+    **{f"features of {name}": 6 for name in PROBED if name != PIXELS},
     **{f"probes of {name}": 3 for name in PROBED if name != PIXELS},
 }
 # Pictures whose distance to real images is measured.
@@ -72,8 +73,8 @@ class Sizes:
     names it; auto: the package's classifier for MNIST, none for other data.
     """
 
-    count: int = FEW_IMAGES
-    scored_images: int = FEW_IMAGES
+    count: int = FEW_SAMPLES
+    scored_images: int = FEW_SCORED_IMAGES
     probes: ProbeSettings = FEW_PROBES
     extractor: str = "auto"
 
