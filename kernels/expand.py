@@ -117,35 +117,25 @@ def store_gate_gradients(
 @triton.jit
 def expand_inputs(
     x, e_ptrs, pixel, is_pixel, mask_a, plane, first_f,
-    F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, BLOCK_F: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """Channels first_f .. of a plane of x (x, skip, skip), the skips of S0 and of S1 channels."""
-    planes_0: tl.constexpr = (S0 + F - 1) // F
-    planes_1: tl.constexpr = (S1 + F - 1) // F
-    if plane == 0:
-        expand_block(
-            x[0], e_ptrs, pixel, is_pixel, mask_a, 0, first_f, None,
-            C=F, F=F, DROPOUT=False, SCALE=1.0, BLOCK_F=BLOCK_F,
-        )  # fmt: skip
-    if S0 > 0:  # noqa: SIM102 - alone a constant, without which the rest is not compiled
-        if (plane > 0) & (plane <= planes_0):
-            expand_block(
-                x[1], e_ptrs, pixel, is_pixel, mask_a, (plane - 1) * F, first_f, None,
-                C=S0, F=F, DROPOUT=False, SCALE=1.0, BLOCK_F=BLOCK_F,
-            )  # fmt: skip
-    if S1 > 0:  # noqa: SIM102 - as above
-        if (plane > planes_0) & (plane < 1 + planes_0 + planes_1):
-            expand_block(
-                x[2], e_ptrs, pixel, is_pixel, mask_a, (plane - 1 - planes_0) * F, first_f, None,
-                C=S1, F=F, DROPOUT=False, SCALE=1.0, BLOCK_F=BLOCK_F,
-            )  # fmt: skip
+    """Channels first_f .. of a plane of x (x, skip, skip), images of so many CHANNELS."""
+    F: tl.constexpr = CHANNELS[0]
+    for i in tl.static_range(3):
+        if CHANNELS[i] > 0:  # noqa: SIM102 - a constant, without which the rest is not compiled
+            if (plane >= 0) & (plane * F < CHANNELS[i]):
+                expand_block(
+                    x[i], e_ptrs, pixel, is_pixel, mask_a, plane * F, first_f, None,
+                    C=CHANNELS[i], F=F, DROPOUT=False, SCALE=1.0, BLOCK_F=BLOCK_F,
+                )  # fmt: skip
+        plane -= (CHANNELS[i] + F - 1) // F
 
 
 @triton.jit
 def operands_kernel(
     x, h_ptr, e_ptr, kept_ptr, gates_ptr, dy_ptr, d_gates_ptr, dh_ptr, sums_ptr,
     seed_ptr, layer, keep_from, first_pixel, margin, total, size,
-    F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, X: tl.constexpr,
+    F: tl.constexpr, CHANNELS: tl.constexpr, X: tl.constexpr,
     DROPOUT: tl.constexpr, BACKWARD: tl.constexpr, GATES: tl.constexpr, SCALE: tl.constexpr,
     ABOVE: tl.constexpr, BEFORE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
@@ -159,7 +149,7 @@ def operands_kernel(
     e: (planes, total, 2F), rows with margins; kept: (total, F), drawn as from pixel first_pixel of
     a larger batch on.
     """
-    planes_x: tl.constexpr = 1 + (S0 + F - 1) // F + (S1 + F - 1) // F if X else 0
+    planes_x: tl.constexpr = 1 + (CHANNELS[1] + F - 1) // F + (CHANNELS[2] + F - 1) // F if X else 0
     chunks: tl.constexpr = (F + BLOCK_F - 1) // BLOCK_F
     pid = tl.program_id(0)
     plane = tl.program_id(1)
@@ -176,7 +166,7 @@ def operands_kernel(
     e_ptrs = e_plane + offs_a.to(tl.int64) * (2 * F)
     if X:
         expand_inputs(
-            x, e_ptrs, pixel, is_pixel, mask_a, plane, first_f, F=F, S0=S0, S1=S1, BLOCK_F=BLOCK_F
+            x, e_ptrs, pixel, is_pixel, mask_a, plane, first_f, CHANNELS=CHANNELS, BLOCK_F=BLOCK_F
         )
     of_h = plane == planes_x
     if of_h:
@@ -217,7 +207,6 @@ def prepare_expand(
 ) -> Prepared:
     """The launch of `expand`. inputs: whether it writes E of x and the skips; gates: whether it
     writes the gradients of A and G."""
-    s0, s1 = (*skip_channels, 0, 0)[:2]
     planes = 1 + (1 + planes_of(skip_channels, filters)) * inputs
     block_f = 32 if filters % 32 == 0 else min(64, max(16, triton.next_power_of_2(filters)))
     first_pixel = settings.first_image * rows.height * rows.width
@@ -225,8 +214,8 @@ def prepare_expand(
         (cdiv(rows.length, BLOCK_P) * cdiv(filters, block_f), planes + gates),
         layer=settings.layer, keep_from=settings.keep_from, first_pixel=first_pixel,
         margin=rows.margin, total=rows.length, size=rows.size, ABOVE=rows.above, BEFORE=rows.before,
-        F=filters, S0=s0, S1=s1, X=inputs, BACKWARD=backward, GATES=gates,
-        DROPOUT=settings.dropout > 0, SCALE=settings.scale,
+        F=filters, CHANNELS=(filters, *skip_channels, 0, 0)[:3], X=inputs, BACKWARD=backward,
+        GATES=gates, DROPOUT=settings.dropout > 0, SCALE=settings.scale,
         BLOCK_P=BLOCK_P, BLOCK_F=block_f, num_warps=4,
     )  # fmt: skip
 

@@ -312,13 +312,13 @@ def prepare_last(shape: ResnetShape, needs: Needs, unpack: dict[str, Any]) -> Pr
     """The launch of last_gradients_kernel, whose first programs finish the gradients of the
     parameters. Planes of skips have steps of their own."""
     f, planes = shape.filters, shape.planes
-    s0, s1 = (*shape.skip_channels, 0, 0)[:2]
+    images = (f, *shape.skip_channels, 0, 0)[:3]
     skips = needs.skips and planes > 0
     filters = BLOCK_D.value
     first = cdiv(2 * f, filters) + cdiv(f, filters) * (2 if planes else 1)
     first = first if needs.parameters else 0
     one = prepare_matmul(shape, shape.taps.adjoint(), f, 2 * f)
-    geometry, named = one.arguments["G"], {"F": f, "S0": s0, "S1": s1, "PLANES": planes}
+    geometry, named = one.arguments["G"], {"F": f, "CHANNELS": images, "PLANES": planes}
     if not needs.x and not skips:
         named["num_warps"] = 8  # for the gradients of the parameters alone
     return Prepared(

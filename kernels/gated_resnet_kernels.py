@@ -214,16 +214,17 @@ def hidden_gradient_kernel(
 @triton.jit
 def input_gradient_tile(
     own, g_ptr, w_ptr, nin_ptr, x, dy_ptr, dx, programs, size, steps, point_steps,
-    F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, X: tl.constexpr, SKIPS: tl.constexpr,
+    CHANNELS: tl.constexpr, X: tl.constexpr, SKIPS: tl.constexpr,
     G: tl.constexpr, POINT: tl.constexpr,
 ):  # fmt: skip
     """A tile of the gradients dx of a gated resnet's inputs x, (x, skip, skip), from dh, rows of F.
 
-    X: whether that of x is wanted, which comes first; then (SKIPS) planes of F channels of the
-    first skip of S0 and the second of S1 channels, if any. own: number of the tile, none if
-    negative; programs: tiles of one plane; w: x's, nin: a plane's after the other, by POINT.
+    CHANNELS: of x, which has F, and of the skips, 0 of an absent one. X: whether the gradient of x
+    is wanted, which comes first; then (SKIPS) planes of F channels of the skips. own: number of the
+    tile, none if negative; programs: tiles of one plane; w: x's, nin: a plane's after the other, by
+    POINT.
     """
-    planes_0: tl.constexpr = (S0 + F - 1) // F
+    F: tl.constexpr = CHANNELS[0]
     plane = own // programs
     pid = own % programs
     if X:
@@ -234,27 +235,22 @@ def input_gradient_tile(
             )  # fmt: skip
         plane -= 1
     nin_ptr += plane * (2 * F * F)
-    if SKIPS and S0 > 0:
-        first_c = plane * F
-        if (own >= 0) & (plane >= 0) & (plane < planes_0):
-            data_gradient_tile(
-                g_ptr, nin_ptr, x[1], g_ptr, g_ptr, dx[1], g_ptr, pid, size, point_steps, first_c,
-                F=F, C=S0, D=F, DROPOUT=False, SCALE=1.0, ADD=False, HIDDEN=False, G=POINT,
-            )  # fmt: skip
-    if SKIPS and S1 > 0:
-        first_c = (plane - planes_0) * F
-        if plane >= planes_0:
-            data_gradient_tile(
-                g_ptr, nin_ptr, x[2], g_ptr, g_ptr, dx[2], g_ptr, pid, size, point_steps, first_c,
-                F=F, C=S1, D=F, DROPOUT=False, SCALE=1.0, ADD=False, HIDDEN=False, G=POINT,
-            )  # fmt: skip
+    for i in tl.static_range(1, 3):
+        if SKIPS and CHANNELS[i] > 0:  # noqa: SIM102 - as in `expand_inputs`
+            if (own >= 0) & (plane >= 0) & (plane * F < CHANNELS[i]):
+                data_gradient_tile(
+                    g_ptr, nin_ptr, x[i], g_ptr, g_ptr, dx[i], g_ptr, pid, size, point_steps,
+                    plane * F, F=F, C=CHANNELS[i], D=F, DROPOUT=False, SCALE=1.0, ADD=False,
+                    HIDDEN=False, G=POINT,
+                )  # fmt: skip
+        plane -= (CHANNELS[i] + F - 1) // F
 
 
 @triton.jit
 def last_gradients_kernel(
     g_ptr, w_ptr, nin_ptr, x, dy_ptr, dx, programs, size, steps, point_steps, first_program,
     parts, sums, v, gain, grad_v, grad_gain, grad_bias, counts, strides,
-    F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, X: tl.constexpr, SKIPS: tl.constexpr,
+    F: tl.constexpr, CHANNELS: tl.constexpr, X: tl.constexpr, SKIPS: tl.constexpr,
     UNPACK: tl.constexpr, PLANES: tl.constexpr, NORMED: tl.constexpr,
     G: tl.constexpr, POINT: tl.constexpr,
 ):  # fmt: skip
@@ -268,11 +264,11 @@ def last_gradients_kernel(
             unpack_block(
                 tl.program_id(0), parts, sums, v, gain, grad_v, grad_gain, grad_bias,
                 counts, strides,
-                F=F, S0=S0, S1=S1, PLANES=PLANES, NORMED=NORMED, G=G,
+                F=F, S0=CHANNELS[1], S1=CHANNELS[2], PLANES=PLANES, NORMED=NORMED, G=G,
             )  # fmt: skip
     input_gradient_tile(
         tl.program_id(0) - first_program, g_ptr, w_ptr, nin_ptr, x, dy_ptr, dx, programs, size,
-        steps, point_steps, F=F, S0=S0, S1=S1, X=X, SKIPS=SKIPS, G=G, POINT=POINT,
+        steps, point_steps, CHANNELS=CHANNELS, X=X, SKIPS=SKIPS, G=G, POINT=POINT,
     )  # fmt: skip
 
 

@@ -213,39 +213,6 @@ def log_prob_kernel(
         tl.store(grad_x_ptrs, grad_x0, mask=mask_p)
 
 
-@triton.jit
-def scale_kernel(
-    unit_ptr,  # (B, N, H, W): the gradient of the sum of log_prob; rows follow each other
-    grad_ptr,  # (B, H, W): the gradient by log_prob
-    out_ptr,  # as unit_ptr, with the same strides
-    channels,  # N
-    pixels,
-    width,
-    blocks,
-    unit_strides,  # image, channel, column
-    grad_strides,  # image, row, column
-    ROWS_FOLLOW: tl.constexpr,  # in grad too
-    BLOCK_P: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    image = (tl.program_id(0) // blocks).to(tl.int64)
-    block = (tl.program_id(0) % blocks).to(tl.int64)
-    offs_p = block * BLOCK_P + tl.arange(0, BLOCK_P)
-    offs_n = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask_p = offs_p < pixels
-    mask = mask_p[:, None] & (offs_n < channels)[None, :]  # (BLOCK_P, BLOCK_N)
-    if ROWS_FOLLOW:
-        grad_offs = offs_p * grad_strides[2]
-    else:
-        grad_offs = offs_p // width * grad_strides[1] + offs_p % width * grad_strides[2]
-    grad_ptrs = grad_ptr + image * grad_strides[0] + grad_offs[:, None]
-    grad = tl.load(grad_ptrs, mask=mask_p[:, None], other=0.0)
-    offs = image * unit_strides[0] + offs_p[:, None] * unit_strides[2]
-    offs = offs + offs_n[None, :] * unit_strides[1]
-    unit = tl.load(unit_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out_ptr + offs, (unit * grad).to(out_ptr.dtype.element_ty), mask=mask)
-
-
 class Tiling(NamedTuple):
     """How a launch is cut: tiles of (block_p, block_k), shared by 32 num_warps threads."""
 
@@ -264,13 +231,6 @@ def log_prob_tiling(n_mix: int, channels: int, likelihood: str) -> Tiling:
     block_k = triton.next_power_of_2(n_mix)
     num_warps = min(32, max(num_warps, block_k // (32 * numbers)))
     return Tiling(max(1, 32 * numbers * num_warps // block_k), block_k, num_warps)
-
-
-def scale_tiling(channels: int, adjacent_channels: bool) -> Tiling:
-    """8 numbers a thread; the longer side of the tile lies along adjacent memory."""
-    along = 128 if adjacent_channels else 8
-    block_n = min(along, triton.next_power_of_2(channels))
-    return Tiling(1024 // block_n, block_n, 4)
 
 
 def log_prob(
@@ -327,30 +287,6 @@ def log_prob(
         grad_x_ptr=grad_x,
         grad_params_ptr=grad_params,
     )
-
-
-def scale(unit: Tensor, grad: Tensor, out: Tensor) -> None:
-    """Write to `out` (B, N, H, W) the product of `unit`, like it, and grad (B, H, W).
-
-    unit and out: of one layout, contiguous or channels_last. grad: float32, with any strides.
-    """
-    batch, channels, height, width = unit.shape
-    tiling = scale_tiling(channels, unit.stride(1) == 1)
-    blocks = cdiv(height * width, tiling.block_p)
-    prepared = prepare(
-        (batch * blocks, cdiv(channels, tiling.block_k)),
-        channels=channels,
-        pixels=height * width,
-        width=width,
-        blocks=blocks,
-        unit_strides=(unit.stride(0), unit.stride(1), unit.stride(3)),
-        grad_strides=grad.stride(),
-        ROWS_FOLLOW=_rows_follow(grad),
-        BLOCK_P=tiling.block_p,
-        BLOCK_N=tiling.block_k,
-        num_warps=tiling.num_warps,
-    )
-    launch(scale_kernel, prepared, unit.device, unit_ptr=unit, grad_ptr=grad, out_ptr=out)
 
 
 def _rows_follow(tensor: Tensor) -> bool:

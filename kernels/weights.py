@@ -114,23 +114,14 @@ def pack_kernel(
 ):  # fmt: skip
     """Up to three weights v with their gains; the first programs are the first one's."""
     pid = tl.program_id(0)
-    blocks_0 = (sources[0][2] + BLOCK_D - 1) // BLOCK_D
-    blocks_1 = blocks_0 + (sources[1][2] + BLOCK_D - 1) // BLOCK_D
-    if pid < blocks_0:
-        pack_filters(
-            v[0], gain[0], packed_ptr, pid, sources[0], forwards[0], adjoints[0],
-            NORMED=NORMED, ADJOINT=ADJOINT,
-        )  # fmt: skip
-    elif pid < blocks_1:
-        pack_filters(
-            v[1], gain[1], packed_ptr, pid - blocks_0, sources[1], forwards[1], adjoints[1],
-            NORMED=NORMED, ADJOINT=ADJOINT,
-        )  # fmt: skip
-    else:
-        pack_filters(
-            v[2], gain[2], packed_ptr, pid - blocks_1, sources[2], forwards[2], adjoints[2],
-            NORMED=NORMED, ADJOINT=ADJOINT,
-        )  # fmt: skip
+    for i in tl.static_range(3):
+        blocks = (sources[i][2] + BLOCK_D - 1) // BLOCK_D
+        if (pid >= 0) & (pid < blocks):
+            pack_filters(
+                v[i], gain[i], packed_ptr, pid, sources[i], forwards[i], adjoints[i],
+                NORMED=NORMED, ADJOINT=ADJOINT,
+            )  # fmt: skip
+        pid -= blocks
 
 
 def dense(v: Tensor) -> Tensor:

@@ -102,18 +102,6 @@ def test_any_number_of_atoms(channels: int, n_mix: int, n_atoms: int, last: bool
     check(compile_launch(launch, 90))
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("last", [False, True])
-def test_scaling(last: bool, arch: int) -> None:
-    unit = torch.zeros(2, 100, 28, 28, dtype=torch.bfloat16)
-    if last:
-        unit = unit.to(memory_format=torch.channels_last)
-    with record_launches(kernels, "scale_kernel") as launches:
-        kernels.scale(unit, torch.zeros(2, 28, 28), torch.empty_like(unit))
-    check(compile_launch(launches[0], arch))
-
-
 @pytest.mark.full
 @pytest.mark.parametrize(("likelihood", "atoms"), [("discretized", FIVE), ("gaussian", ())])
 def test_blackwell_builds(likelihood: str, atoms: tuple[int, ...]) -> None:

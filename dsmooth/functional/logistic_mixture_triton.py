@@ -47,13 +47,14 @@ def _empty_gradient(params: Tensor) -> Tensor:
 
 
 def _backward(grad: Tensor, units: Parts, *rest: Any) -> Grads:
-    """`units`, the gradients of the sum of log_prob, times grad (B, H, W) per pixel."""
-    from ..kernels import logistic_mixture as kernels
+    """`units`, the gradients of the sum of log_prob, times grad (B, H, W) per pixel.
 
+    torch multiplies in float32 and rounds each product once.
+    """
     outputs = _gradients(grad, units, *rest)
     for unit, out in zip(units, outputs, strict=True):
         if out is not None:
-            kernels.scale(unit, grad, out)
+            torch.mul(unit, grad[:, None], out=out)
     return outputs
 
 

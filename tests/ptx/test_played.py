@@ -154,7 +154,7 @@ def test_logistic_mixture(channels: int, mixture: str, dtype: torch.dtype) -> No
     avoid_kink(params, channels, n_atoms(mixture))
     options = dict(MIXTURES[mixture])
     likelihood: Any = options.pop("likelihood")
-    with played({kernels: ["log_prob_kernel", "scale_kernel"]}, Memory(1 << 22)):
+    with played({kernels: ["log_prob_kernel"]}, Memory(1 << 22)):
         got = value_and_gradients(
             lambda x, p: logistic_mixture_log_prob(x, p, likelihood, impl="triton", **options),
             x, params,
