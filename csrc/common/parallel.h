@@ -6,7 +6,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <system_error>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -61,7 +61,7 @@ void parallel_for(int64_t parts, const Body& body) {
   int64_t given = 1;
   try {
     for (; given < parts; ++given) others.emplace_back(body, given);
-  } catch (const std::system_error&) {  // there are no more threads
+  } catch (const std::exception&) {  // there are no more threads, or no memory for them
   }
   body(0);
   for (int64_t part = given; part < parts; ++part) body(part);

@@ -81,6 +81,10 @@ LogisticMixtureArgs<T> check_operands(const MixtureTensors& t, const MixtureSett
   args.batch = batch, args.rows = rows, args.cols = cols;
   args.n_mix = count_components(n_params, channels, args.n_atoms);
   args.channels = static_cast<int>(channels);
+  for (const Borrowed* result : {&t.log_prob, &t.grad_x, &t.grad_params}) {
+    if (result->given && backward == (result == &t.log_prob))
+      refuse(result->name, backward ? "be None with grad" : "be None without grad", "a tensor");
+  }
   if (backward) {
     args.grad = planes<const T>(t.grad, {batch, rows, cols});
   } else {

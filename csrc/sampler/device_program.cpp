@@ -141,12 +141,9 @@ MatrixView DeviceProgram::pack(const Op& op, Part part, CudaOp& to) {
         const int k = first + channel - begin;
         const size_t step = at / kColumns * steps + k / step_operands;
         auto* bytes = reinterpret_cast<unsigned char*>(weights.data() + step * kWeightGranules);
-        if (network_.bf16)
-          put(reinterpret_cast<Bf16*>(bytes + weight_offset<Bf16>(column, k % step_operands)),
-              weight[channel]);
-        else
-          put(reinterpret_cast<float*>(bytes + weight_offset<float>(column, k % step_operands)),
-              weight[channel]);
+        bytes += network_.bf16 ? weight_offset<Bf16>(column, k % step_operands)
+                               : weight_offset<float>(column, k % step_operands);
+        put_operand(reinterpret_cast<float*>(bytes), 0, weight[channel], network_.bf16);
       }
       first += per_granule();
     });
@@ -266,11 +263,11 @@ Workspace DeviceProgram::workspace(int images, int height, int width) const {
   check_size(height, width);
   const NetworkView& network = skeleton_.network;
   Workspace workspace{kZeroWords, 0};
-  bool countable = true;  // granules by 32 bits, the sums of an operation by 31
+  bool countable = true;  // granules and a cache's words by 32 bits, an operation's sums by 31
   for (int i = 0; i <= network.n_caches + network.n_ops; ++i) {
     if (i == network.n_caches) workspace.cache_words = workspace.words;
     const size_t words = workspace_words(network, i, images, height, width);
-    countable &= i < network.n_caches || words <= INT32_MAX;
+    countable &= words <= (i < network.n_caches ? UINT32_MAX : INT32_MAX);
     workspace.words += words;
   }
   if (!countable || workspace.words / (kGranule / sizeof(float)) > UINT32_MAX)

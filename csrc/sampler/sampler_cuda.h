@@ -34,8 +34,8 @@ class DeviceProgram {
   size_t bytes_per_image(int height, int width) const {
     return sampler::bytes_per_image(skeleton_.network, height, width);
   }
-  // Throws as check_size does, and std::runtime_error if 32 bits do not count its granules, or an
-  // int an operation's waiting sums.
+  // Throws as check_size does, and std::runtime_error if 32 bits do not count its granules or the
+  // words of a cache, or an int an operation's waiting sums.
   Workspace workspace(int images, int height, int width) const;
 
  private:

@@ -236,6 +236,14 @@ void blocks_fit_into_shared_memory() {
     }
 }
 
+// One image of 39 GB with a cache of 19 GB has few enough granules, but 2^32 words in that cache.
+void caches_are_counted_by_32_bits() {
+  const DeviceProgram plan(toy(64, 1, Conditioning::kConcat), false);
+  expect(plan.workspace(1, 4096, 4096).words > 0, "an image that fits");
+  expect(throws([&] { plan.workspace(1, 6144, 6144); }),
+         "a cache whose words 32 bits do not count");
+}
+
 // Beside those of tests/faults and tests/test_cached_sampler.py.
 void bad_programs_are_refused() {
   const auto refused = [](auto change) {
@@ -368,6 +376,7 @@ void run_all() {
   cuda_equals_cpu_on_all_shapes();
   batches_are_shared_out();
   blocks_fit_into_shared_memory();
+  caches_are_counted_by_32_bits();
   an_exception_stops_the_workers();
 }
 

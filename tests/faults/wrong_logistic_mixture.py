@@ -141,3 +141,13 @@ TARGETS = [
 @pytest.mark.parametrize("target", TARGETS, ids=[target.name for target in TARGETS])
 def test_a_wrong_call_raises_or_answers_rightly(target: Target) -> None:
     run(target, examples=150)
+
+
+def test_results_of_the_other_direction_are_refused() -> None:
+    run_native = _extension.extension().logistic_mixture
+    forward, backward = _forward_arguments(1), _backward_arguments(1)
+    for name in ("grad_x", "grad_params"):
+        with pytest.raises(ValueError, match=f"{name} must be None without grad, got a tensor"):
+            run_native(**forward, **{name: backward[name]})
+    with pytest.raises(ValueError, match="log_prob must be None with grad, got a tensor"):
+        run_native(**backward, log_prob=forward["log_prob"])
