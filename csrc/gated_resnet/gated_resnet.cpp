@@ -18,14 +18,10 @@ namespace dsmooth {
 RESNET_SETS
 #undef DSMOOTH_SET
 
-namespace {
-
 template <class... Dims>
-std::vector<int64_t> make_shape(Dims... dims) {
+static std::vector<int64_t> make_shape(Dims... dims) {
   return {int64_t{dims}...};
 }
-
-}  // namespace
 
 const std::vector<GatedField>& GatedField::table() {
 #define DSMOOTH_SHAPE(shape)                                                  \
@@ -48,21 +44,24 @@ namespace {
 class Checker {
  public:
   Checker(const std::map<std::string, Borrowed>& given, bool backward)
-      : given_(given), backward_(backward) {}
+      : given_(given), backward_(backward) {
+    for (const GatedField& f : GatedField::table()) {
+      const bool is_input = f.group == GatedField::kInput;
+      if (!backward || f.group != GatedField::kOutput)
+        slots_.push_back({f.name, &f, false, !backward && !is_input});
+      if (backward && f.gradient != GatedField::kNone)
+        slots_.push_back({f.gradient_name, &f, true, is_input});
+    }
+  }
 
   GatedCall check(int pad_top, int pad_left) {
     check_names();
-    GatedCall call;
-    call.shape = read_shape();
-    check_padding("pad_top", pad_top, call.shape.kernel_h);
-    check_padding("pad_left", pad_left, call.shape.kernel_w);
-    call.shape.pad_top = pad_top, call.shape.pad_left = pad_left;
-    for (const GatedField& f : GatedField::table()) {
-      const bool of_weights = f.gradient == GatedField::kOfWeights;
-      if (of_weights && tensor(f.gradient_name).given) given_of_weights_ = f.gradient_name;
-    }
+    read_shape();
+    check_padding("pad_top", pad_top, call_.shape.kernel_h);
+    check_padding("pad_left", pad_left, call_.shape.kernel_w);
+    call_.shape.pad_top = pad_top, call_.shape.pad_left = pad_left;
     std::vector<const Borrowed*> written, read;
-    for (const Slot& slot : slots()) {
+    for (const Slot& slot : slots_) {
       const Borrowed& t = tensor(slot.name);
       check_presence(slot, t.given);
       if (!t.given) continue;
@@ -70,12 +69,12 @@ class Checker {
       (slot.written ? written : read).push_back(&t);
     }
     check_apart(written, read);
-#define FIELD(name, ...)                  \
-  call.tensors.name = tensor(#name).data; \
-  call.grads.name = tensor("grad_" #name).data;
+#define FIELD(name, ...)                   \
+  call_.tensors.name = tensor(#name).data; \
+  call_.grads.name = tensor("grad_" #name).data;
 #include "../../dsmooth/functional/gated_resnet.def"
 #undef FIELD
-    return call;
+    return call_;
   }
 
  private:
@@ -86,30 +85,20 @@ class Checker {
     bool gradient, written;
   };
 
-  std::vector<Slot> slots() const {
-    std::vector<Slot> slots;
-    for (const GatedField& f : GatedField::table()) {
-      const bool is_input = f.group == GatedField::kInput;
-      if (!backward_ || f.group != GatedField::kOutput)
-        slots.push_back({f.name, &f, false, !backward_ && !is_input});
-      if (backward_ && f.gradient != GatedField::kNone)
-        slots.push_back({f.gradient_name, &f, true, is_input});
-    }
-    return slots;
-  }
-
   const Borrowed& tensor(const std::string& name) const {
     static const Borrowed absent;
     const auto found = given_.find(name);
     return found == given_.end() ? absent : found->second;
   }
 
-  void check_names() const {
+  void check_names() {
     std::string known, names;
     size_t found = 0;
-    for (const Slot& slot : slots()) {
-      known += (known.empty() ? "" : ", ") + std::string(slot.name);
-      found += given_.count(slot.name);
+    for (const auto& [name, field, gradient, written] : slots_) {
+      known += (known.empty() ? "" : ", ") + std::string(name);
+      found += given_.count(name);
+      if (gradient && field->gradient == GatedField::kOfWeights && tensor(name).given)
+        given_of_weights_ = name;
     }
     for (const auto& [name, tensor] : given_) names += (names.empty() ? "'" : ", '") + name + "'";
     if (found != given_.size()) refuse("tensors", "be among " + known, "[" + names + "]");
@@ -123,7 +112,7 @@ class Checker {
     return t.shape;
   }
 
-  GatedShape read_shape() {
+  void read_shape() {
     const int64_t* x = shape_of("x", "have 4 dimensions");
     const int64_t* conv = shape_of("conv_in", "have shape (F, 2 F, kh, kw)");
     const auto channels_of = [&](const char* name) {
@@ -144,23 +133,15 @@ class Checker {
       refuse("conv_in", "have 1 to " + std::to_string(kMaxTaps) + " taps", to_string(conv, 4));
     }
     extents_ = {x[0], conv[0], x[2], x[3], conv[2], conv[3], s_1 + s_2, s_1, s_2};
-    type_ = tensor("x").type;
-    if (type_ != kFloat32Type && type_ != kFloat64Type && type_ != kBFloat16Type) {
-      refuse("x", "be float32, float64 or bfloat16", to_string(type_));
+    const ElementType type = tensor("x").type;
+    if (type != kFloat32Type && type != kFloat64Type && type != kBFloat16Type) {
+      refuse("x", "be float32, float64 or bfloat16", to_string(type));
     }
-    taps_outside_ = !is_contiguous(tensor("conv_in"));
     const auto number = [](int64_t n) { return static_cast<int>(n); };
-    return {type_,
-            x[0],
-            x[2],
-            x[3],
-            number(conv[0]),
-            number(conv[2]),
-            number(conv[3]),
-            0,
-            0,
-            {number(s_1), number(s_2)},
-            taps_outside_};
+    GatedShape& shape = call_.shape;
+    shape = {type, x[0], x[2], x[3], number(conv[0]), number(conv[2]), number(conv[3])};
+    shape.skip_channels[0] = number(s_1), shape.skip_channels[1] = number(s_2);
+    shape.taps_outside = !is_contiguous(tensor("conv_in"));
   }
 
   static void check_padding(const char* name, int got, int limit) {
@@ -178,37 +159,34 @@ class Checker {
 
   void check_presence(const Slot& slot, bool given) const {
     const GatedField& f = *slot.field;
-    const bool is_input = f.group == GatedField::kInput;
+    const bool of_weights = slot.gradient && f.gradient == GatedField::kOfWeights;
     bool allowed = true, needed = true;
-    if (slot.gradient && is_input) {
+    if (f.group == GatedField::kInput && slot.gradient) {
       allowed = tensor(f.name).given;
-      if (f.gradient == GatedField::kOfWeights && given_of_weights_ == nullptr) needed = false;
-    } else if (is_input) {
-      const unsigned lacking = f.with & ~((tensor("skip").given ? GatedField::kSkip : 0u) |
-                                          (tensor("gain_in").given ? GatedField::kGains : 0u));
-      allowed = lacking == 0;
+      needed = !of_weights || given_of_weights_ != nullptr;
+    } else if (f.group == GatedField::kInput) {
+      const unsigned met = (tensor("skip").given ? GatedField::kSkip : 0u) |
+                           (tensor("gain_in").given ? GatedField::kGains : 0u);
+      allowed = (f.with & ~met) == 0;
       needed = f.presence == GatedField::kNeeded;
     } else if (f.group == GatedField::kSaved && !backward_) {
       allowed = tensor("h").given;
     }
     if (given && !allowed) refuse(slot.name, "be None", "a tensor");
     if (given || !allowed || !needed) return;
-    refuse(slot.name,
-           slot.gradient && f.gradient == GatedField::kOfWeights
-               ? "be given with " + std::string(given_of_weights_) +
-                     " (all gradients of weights are, or none)"
-               : "be given",
-           "None");
+    const std::string all = of_weights ? " with " + std::string(given_of_weights_) +
+                                             " (all gradients of weights are, or none)"
+                                       : "";
+    refuse(slot.name, "be given" + all, "None");
   }
 
   void check_field(const GatedField& f, const Borrowed& t) const {
-    const ElementType weight = type_ == kFloat64Type ? type_ : kFloat32Type;
-    check_tensor(t, f.shape(extents_),
-                 f.dtype == GatedField::kInt64    ? kInt64Type
-                 : f.dtype == GatedField::kWeight ? weight
-                                                  : type_);
-    const bool last =
-        f.layout == GatedField::kChannelsLast || (f.layout == GatedField::kKernel && taps_outside_);
+    ElementType type = call_.shape.type;
+    if (f.dtype == GatedField::kInt64) type = kInt64Type;
+    if (f.dtype == GatedField::kWeight && type == kBFloat16Type) type = kFloat32Type;
+    check_tensor(t, f.shape(extents_), type);
+    const bool last = f.layout == GatedField::kChannelsLast ||
+                      (f.layout == GatedField::kKernel && call_.shape.taps_outside);
     if (last ? is_channels_last(t) : is_contiguous(t)) return;
     refuse(t.name, last ? "be channels_last" : "be contiguous",
            "strides " + to_string(t.strides, t.n_dims));
@@ -216,10 +194,10 @@ class Checker {
 
   const std::map<std::string, Borrowed>& given_;
   const bool backward_;
-  GatedField::Extents extents_{};
-  ElementType type_;
-  bool taps_outside_ = false;
+  std::vector<Slot> slots_;
   const char* given_of_weights_ = nullptr;  // a weight's gradient that is given
+  GatedField::Extents extents_{};
+  GatedCall call_;
 };
 
 const GatedKernels& find_kernels(ElementType type, const std::string& instruction_set) {
@@ -291,9 +269,9 @@ void gated_resnet_backward(const GatedCall& call, int threads, const std::string
   const bool frozen = call.grads.conv_in == nullptr;  // no gradient of a weight is wanted
   const size_t sums_lines = frozen ? 0 : lines_of(sizes.sums);
   const int64_t groups = count_groups(call.shape, sums_lines * sizeof(Line));
-  const int64_t workers = std::clamp<int64_t>(threads, 1, std::max<int64_t>(groups, 1));
-  Line* const packed =
-      take(packed_lines + scratch_lines * workers + sums_lines * std::max<int64_t>(groups, 1));
+  const int64_t rooms = std::max<int64_t>(groups, 1);  // for the sums, zeros of an empty batch too
+  const int64_t workers = std::clamp<int64_t>(threads, 1, rooms);
+  Line* const packed = take(packed_lines + scratch_lines * workers + sums_lines * rooms);
   Line* const scratch = packed + packed_lines;
   Line* const sums = scratch + scratch_lines * workers;
   if (groups > 0) kernels.pack_backward(call, packed);

@@ -33,10 +33,7 @@ class GatedResnet {
   static void forward(const GatedCall& call, const void* packed, int64_t first, int64_t last,
                       void* scratch) {
     GatedResnet resnet(call.shape, call.dropout, packed, Scratch{static_cast<char*>(scratch)});
-    for (int64_t image = first; image < last; ++image) {
-      call.dropout.active ? resnet.template forward_image<true>(call, image)
-                          : resnet.template forward_image<false>(call, image);
-    }
+    for (int64_t image = first; image < last; ++image) resnet.forward_image(call, image);
   }
 
   static void backward(const GatedCall& call, const void* packed, int64_t first, int64_t last,
@@ -45,11 +42,8 @@ class GatedResnet {
     auto* group = static_cast<Scalar*>(sums);
     const Layout<D>& layout = resnet.layout_;
     if (group != nullptr) fill_zero(group + layout.weight_sums(), layout.f2_pad + layout.f_pad);
-    for (int64_t image = first; image < last; ++image) {
-      call.dropout.active
-          ? resnet.template backward_image<true>(call, image, image == first, group)
-          : resnet.template backward_image<false>(call, image, image == first, group);
-    }
+    for (int64_t image = first; image < last; ++image)
+      resnet.backward_image(call, image, image == first, group);
   }
 
  private:
@@ -128,7 +122,6 @@ class GatedResnet {
                     gradient.pairs + r * layout_.steps * gradient.n_pad, gradient.n_pad);
   }
 
-  template <bool kDropout>
   void forward_image(const GatedCall& call, int64_t image) {
     const Layout<D>& p = layout_;
     const int64_t first = image * p.height * p.width;
@@ -136,23 +129,22 @@ class GatedResnet {
     T* y = static_cast<T*>(call.tensors.y) + first * p.f;
     const Scalar* image_bias = row_of<const Scalar>(call.tensors.image_bias, image);
     const int64_t line = p.width * p.f;
-    if constexpr (kDropout) draw_keep(first);
+    draw_keep(first);
     for (int64_t r = 0; r < p.height; ++r) {
-      P::template write_concat_elu<false, false>(x + r * line, p.width, p.f, buffers_.x.inside(r),
-                                                 p.f2, p.f, nullptr, nullptr);
+      P::write_concat_elu(x + r * line, p.width, p.f, buffers_.x.inside(r), p.f2, p.f, nullptr,
+                          nullptr);
     }
     for (int64_t r = 0; r < p.height; ++r) {
       convolutions_.convolve_row(buffers_.x, conv_in_, p.f_pad, r);
       if (p.s2 > 0) {
-        write_skip_row<false>(call.tensors, first + r * p.width, buffers_.skip);
+        write_skip_row(call.tensors, first + r * p.width, buffers_.skip, nullptr);
         convolutions_.convolve_points(buffers_.skip, p.s2_cells, nin_, p.f_pad, true);
       }
       T* h = call.tensors.h == nullptr ? buffers_.h_row
                                        : static_cast<T*>(call.tensors.h) + first * p.f + r * line;
       P::write_biased(buffers_.row, p.f_pad, numbers(call.tensors.bias_in),
                       p.s2 > 0 ? numbers(call.tensors.bias_nin) : nullptr, p.width, p.f, h);
-      P::template write_concat_elu<kDropout, false>(h, p.width, p.f, buffers_.h.inside(r), p.f2,
-                                                    p.f, keep_row(r), nullptr);
+      P::write_concat_elu(h, p.width, p.f, buffers_.h.inside(r), p.f2, p.f, keep_row(r), nullptr);
     }
     for (int64_t r = 0; r < p.height; ++r) {
       convolutions_.convolve_row(buffers_.h, conv_out_, p.f2_pad, r);
@@ -164,7 +156,6 @@ class GatedResnet {
     }
   }
 
-  template <bool kDropout>
   void backward_image(const GatedCall& call, int64_t image, bool first_image, Scalar* sums) {
     const Layout<D>& p = layout_;
     const int64_t first = image * p.height * p.width;
@@ -184,14 +175,13 @@ class GatedResnet {
     Scalar* gate_sums = image_sums == nullptr ? sums_bias_out : image_sums;
     const Padded &grad_gates = buffers_.grad_gates, &grad_h = buffers_.grad_h;
 
-    if constexpr (kDropout) draw_keep(first);
+    draw_keep(first);
     for (int64_t r = 0; r < p.height; ++r) {
       P::write_gate_gradient(grad_y + r * line, gates + 2 * r * line, p.width, p.f,
                              grad_gates.inside(r), p.f2, gate_sums);
       if (!frozen) pair_row(grad_gates, p.f2, r);
-      P::template write_concat_elu<kDropout, true>(h + r * line, p.width, p.f, buffers_.h.inside(r),
-                                                   p.f2, p.f, keep_row(r),
-                                                   buffers_.h_slope + r * line);
+      P::write_concat_elu(h + r * line, p.width, p.f, buffers_.h.inside(r), p.f2, p.f, keep_row(r),
+                          buffers_.h_slope + r * line);
     }
     if (!frozen) {
       for (int c = 0; image_sums != nullptr && c < p.f2; ++c) sums_bias_out[c] += image_sums[c];
@@ -200,12 +190,12 @@ class GatedResnet {
 
     for (int64_t r = 0; r < p.height; ++r) {
       convolutions_.convolve_row(grad_gates, conv_out_, p.f2_pad, r);
-      P::template write_hidden_gradient<kDropout>(
-          buffers_.row, p.f2_pad, h + r * line, buffers_.h_slope + r * line, keep_row(r), p.width,
-          p.f, grad_h.inside(r), grad_h.stride, sums_bias_in);
+      P::write_hidden_gradient(buffers_.row, p.f2_pad, h + r * line, buffers_.h_slope + r * line,
+                               keep_row(r), p.width, p.f, grad_h.inside(r), grad_h.stride,
+                               sums_bias_in);
       if (!frozen) pair_row(grad_h, p.f, r);
-      P::template write_concat_elu<false, true>(x + r * line, p.width, p.f, buffers_.x.inside(r),
-                                                p.f2, p.f, nullptr, buffers_.x_slope + r * line);
+      P::write_concat_elu(x + r * line, p.width, p.f, buffers_.x.inside(r), p.f2, p.f, nullptr,
+                          buffers_.x_slope + r * line);
     }
     if (!frozen) convolutions_.add_conv_gradient(buffers_.x, grad_h, first_image, sums_in);
     for (int64_t r = 0; r < p.height; ++r) {
@@ -227,7 +217,7 @@ class GatedResnet {
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t pixel = first + (r0 + r) * p.width;
         Element* skip = buffers_.skip + r * line;
-        write_skip_row<true>(call.tensors, pixel, skip);
+        write_skip_row(call.tensors, pixel, skip, buffers_.skip_slope);
         if (sums != nullptr) {
           pair_columns<D>(skip, p.s2, p.steps, p.s2, buffers_.skip_pairs + r * p.steps * p.s2,
                           p.s2);
@@ -259,22 +249,23 @@ class GatedResnet {
   }
 
   void draw_keep(int64_t first_pixel) {
+    if (!dropout_.active) return;
     const int64_t pixels = layout_.height * layout_.width;
     P::write_keep(dropout_, (dropout_.first_image * pixels + first_pixel) * layout_.f2,
                   pixels * layout_.f2, buffers_.keep);
   }
-  const Scalar* keep_row(int64_t r) const { return buffers_.keep + r * layout_.width * layout_.f2; }
+  const Scalar* keep_row(int64_t r) const {
+    return dropout_.active ? buffers_.keep + r * layout_.width * layout_.f2 : nullptr;
+  }
 
-  template <bool kSlope>
-  void write_skip_row(const GatedTensors& tensors, int64_t pixel, Element* out) {
+  void write_skip_row(const GatedTensors& tensors, int64_t pixel, Element* out, Element* slope) {
     const void* const skips[kMaxSkips] = {tensors.skip, tensors.skip_2};
     int64_t channel = 0;
     for (int i = 0; i < kMaxSkips; ++i) {
       const int channels = shape_.skip_channels[i];
-      P::template write_concat_elu<false, kSlope>(
-          static_cast<const T*>(skips[i]) + pixel * channels, layout_.width, channels,
-          out + channel, layout_.s2, layout_.s2 / 2, nullptr,
-          buffers_.skip_slope + channel * layout_.width);
+      P::write_concat_elu(static_cast<const T*>(skips[i]) + pixel * channels, layout_.width,
+                          channels, out + channel, layout_.s2, layout_.s2 / 2, nullptr,
+                          slope == nullptr ? nullptr : slope + channel * layout_.width);
       channel += channels;
     }
   }

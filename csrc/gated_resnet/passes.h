@@ -36,34 +36,30 @@ struct Passes {
     return kRough ? M::rough_exp_pair(-M::abs(v)) : M::exp_pair(-M::abs(v));
   }
 
-  // `keep + at`: the factor of an element. Zero drops it, even a NaN.
-  template <bool kDropout>
-  DSMOOTH_INLINE static V kept(V v, const Scalar* keep, int at, int count) {
-    if constexpr (kDropout) {
-      const V factor = M::load(keep + at, count);
-      return M::select(factor != 0, v * factor, V{});
-    }
-    return v;
+  // v times the factors at `keep + at`, which drop even a NaN where they are zero; v without
+  // dropout, when `keep` is null.
+  DSMOOTH_INLINE static V kept(V v, const Scalar* keep, int64_t at, int count) {
+    if (keep == nullptr) return v;
+    const V factor = M::load(keep + at, count);
+    return M::select(factor != 0, v * factor, V{});
   }
 
-  // out[p][c] = elu(in[p][c]), out[p][negative + c] = elu(-in[p][c]), with dropout; slope[p][c] =
-  // exp(-|in[p][c]|), for the backward. Pixels of `out` are `stride` elements apart,
-  // those of `keep` 2 `channels`.
-  template <bool kDropout, bool kSlope>
+  // out[p][c] = elu(in[p][c]), out[p][negative + c] = elu(-in[p][c]), with dropout; and unless it
+  // is null, slope[p][c] = exp(-|in[p][c]|), for the backward. Pixels of `out` are `stride`
+  // elements apart, those of `keep` 2 `channels`.
   static void write_concat_elu(const T* in, int64_t pixels, int channels, Element* out,
                                int64_t stride, int64_t negative, const Scalar* keep,
                                Element* slope) {
     for (int64_t p = 0; p < pixels; ++p, in += channels, out += stride) {
-      Element* slope_p = kSlope ? slope + p * channels : nullptr;
-      const Scalar* keep_p = kDropout ? keep + p * 2 * channels : nullptr;
+      const int64_t at = p * 2 * channels;
       for_vectors(channels, [&](int c, int count) DSMOOTH_INLINE_LAMBDA {
         const V v = M::load(in + c, count);
         const ExpPair<V> exp = exp_minus_abs(v);
         const V m = exp.em1;
-        if constexpr (kSlope) M::store(exp.e, slope_p + c, count);
-        M::store(kept<kDropout>(M::select(v > 0, v, m), keep_p, c, count), out + c, count);
-        M::store(kept<kDropout>(M::select(v > 0, m, -v), keep_p, channels + c, count),
-                 out + negative + c, count);
+        if (slope != nullptr) M::store(exp.e, slope + p * channels + c, count);
+        M::store(kept(M::select(v > 0, v, m), keep, at + c, count), out + c, count);
+        M::store(kept(M::select(v > 0, m, -v), keep, at + channels + c, count), out + negative + c,
+                 count);
       });
     }
   }
@@ -138,17 +134,16 @@ struct Passes {
 
   // The gradient of v from that of dropout(concat_elu(v)) in `sums`, and its sum over pixels unless
   // `bias_sums` is null.
-  template <bool kDropout>
   static void write_hidden_gradient(const Scalar* sums, int64_t sums_stride, const T* v,
                                     const Element* slope, const Scalar* keep, int64_t pixels, int f,
                                     Element* out, int64_t stride, Scalar* bias_sums) {
     for (int64_t p = 0; p < pixels; ++p, sums += sums_stride, v += f, slope += f, out += stride) {
-      const Scalar* keep_p = kDropout ? keep + p * 2 * f : nullptr;
+      const int64_t at = p * 2 * f;
       for_vectors(f, [&](int c, int count) DSMOOTH_INLINE_LAMBDA {
         const V dv =
             through_concat_elu(M::load(v + c, count), M::load(slope + c, count),
-                               kept<kDropout>(M::load(sums + c, count), keep_p, c, count),
-                               kept<kDropout>(M::load(sums + f + c, count), keep_p, f + c, count));
+                               kept(M::load(sums + c, count), keep, at + c, count),
+                               kept(M::load(sums + f + c, count), keep, at + f + c, count));
         M::store(dv, out + c, count);
         if (bias_sums != nullptr) add_to(bias_sums + c, dv, count);
       });
