@@ -37,13 +37,6 @@ def elu_slopes(v):
 
 
 @triton.jit
-def halves(x):
-    """The left and the right columns of x (P, N), each (P, N / 2)."""
-    parts = tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2))
-    return tl.split(tl.permute(parts, (0, 2, 1)))
-
-
-@triton.jit
 def deinterleave(v):
     """(P, 2N) -> the even and the odd columns, (P, N) each."""
     return tl.split(tl.reshape(v, (v.shape[0], v.shape[1] // 2, 2)))

@@ -76,22 +76,6 @@ def clear_block(ptr, offs_a, mask, first, C: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def draw_block(
-    kept_ptr, seed_ptr, layer, keep_from, pixel, offs_a, mask_a, first_f,
-    F: tl.constexpr, BLOCK_F: tl.constexpr,
-):  # fmt: skip
-    """Bits of dropout for channels first_f .., (P, BLOCK_F), written to `kept` as well."""
-    kept = draw_kept(seed_ptr, layer, keep_from, pixel, first_f, F=F, BLOCK_F=BLOCK_F)
-    offs_f = first_f + tl.arange(0, BLOCK_F)
-    tl.store(
-        kept_ptr + offs_a.to(tl.int64)[:, None] * F + offs_f[None, :],
-        kept,
-        mask=mask_a[:, None] & (offs_f < F)[None, :],
-    )
-    return kept
-
-
-@triton.jit
 def store_gate_gradients(
     gates_ptr, dy_ptr, d_gates_ptr, sums_ptr, pixel, is_pixel, offs_a, mask_a, block, first_f,
     F: tl.constexpr, BLOCK_F: tl.constexpr,
@@ -172,10 +156,15 @@ def operands_kernel(
     if of_h:
         kept = None
         if DROPOUT:
-            kept = draw_block(
-                kept_ptr, seed_ptr, layer, keep_from, first_pixel + pixel, offs_a, mask_a, first_f,
-                F=F, BLOCK_F=BLOCK_F,
-            )  # fmt: skip
+            kept = draw_kept(
+                seed_ptr, layer, keep_from, first_pixel + pixel, first_f, F=F, BLOCK_F=BLOCK_F
+            )
+            offs_f = first_f + tl.arange(0, BLOCK_F)
+            tl.store(
+                kept_ptr + offs_a.to(tl.int64)[:, None] * F + offs_f[None, :],
+                kept,
+                mask=mask_a[:, None] & (offs_f < F)[None, :],
+            )
         if BACKWARD:
             expand_block(
                 h_ptr, e_ptrs, pixel, is_pixel, mask_a, 0, first_f, kept,

@@ -21,8 +21,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .elementwise import halves
-
 # Columns of the accumulator that n2 = 0 leaves unused; no instruction comes of it.
 UNUSED = tl.constexpr(16)
 
@@ -136,7 +134,8 @@ def slices(acc, WIDTH: tl.constexpr):
     if acc.shape[1] <= WIDTH:
         return (acc,)
     else:
-        left, right = halves(acc)
+        halves = tl.reshape(acc, (acc.shape[0], 2, acc.shape[1] // 2))
+        left, right = tl.split(tl.permute(halves, (0, 2, 1)))
         return slices(left, WIDTH) + slices(right, WIDTH)
 
 
