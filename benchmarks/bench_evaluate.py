@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from benchmarks.measure import Bench, Work, quick, smoke
-from benchmarks.networks import SMALL, Network
-from dsmooth import GaussianSmoothing, SmoothedPair
+from benchmarks.networks import SMALL, Network, make_pair
 from dsmooth.data import ImageDataset, load_dataset
 from dsmooth.evaluate.features import extract_features, make_extractor
 from dsmooth.evaluate.frechet import frechet_distance
@@ -28,9 +27,7 @@ pytestmark = pytest.mark.usefixtures("native")
 )
 def bench_bits(bench: Bench, network: Network, images: int) -> None:
     """The bound of a concat pair, one draw of noise per image, on 256 images."""
-    size = network.size
-    models = network.build(), network.build("concat")
-    pair = SmoothedPair(*models, GaussianSmoothing(0.5), (size, size)).eval()
+    pair, size = make_pair(network, "concat"), network.size
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (images, 1, size, size), generator=generator).byte()
     dataset = ImageDataset(pixels, None, "random", "test", "random bytes")

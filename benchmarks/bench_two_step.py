@@ -19,9 +19,9 @@ from benchmarks.networks import (
     Network,
     check_samples,
     flops_of_forward,
+    make_pair,
     plain_forward,
 )
-from dsmooth import GaussianSmoothing, SmoothedPair
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -37,9 +37,8 @@ pytestmark = pytest.mark.usefixtures("native")
     ],
 )
 def bench_two_step(bench: Bench, network: Network, conditioning: Any, batch: int) -> None:
-    models = [network.build(), network.build(conditioning)]
-    size = network.size
-    pair = SmoothedPair(*models, GaussianSmoothing(0.5), (size, size)).eval()
+    pair = make_pair(network, conditioning)
+    models = pair.noisy, pair.denoiser
 
     def two_step() -> torch.Tensor:
         return pair.sample(batch)
@@ -56,7 +55,7 @@ def bench_two_step(bench: Bench, network: Network, conditioning: Any, batch: int
         "two-step",
         limits={"torch.mm": lambda: matmul(torch.float32)},
         rounds=3,
-        calls={"plain": size**2},
+        calls={"plain": network.size**2},
         shape=network.shape(batch),
         work=Work(batch, flops),
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsmooth import ModelConfig, PixelCNNpp
+from dsmooth import GaussianSmoothing, ModelConfig, PixelCNNpp, SmoothedPair
 from dsmooth.functional import logistic_mixture_sample, use_impl
 from dsmooth.nn.condition import Condition
 from dsmooth.philox import Stream, image_words, to_uniform
@@ -54,6 +54,13 @@ BYTES: dict[str, Any] = {"atoms": "all", "fourier_features": 8, "head_filters": 
 SMALL = Network(n_filters=8, n_resnet=1, size=8)
 MNIST = Network()
 CIFAR = Network(channels=3, n_filters=160, size=32)
+
+
+def make_pair(network: Network, conditioning: Any) -> SmoothedPair:
+    """A noisy model and a denoiser that are such networks."""
+    models = network.build(), network.build(conditioning)
+    size = (network.size, network.size)
+    return SmoothedPair(*models, GaussianSmoothing(0.5), size).eval()
 
 
 @torch.no_grad()

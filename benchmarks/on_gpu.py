@@ -29,8 +29,8 @@ from torch import Tensor
 
 from benchmarks.ceilings import BF16, CEILINGS, Card, Case
 from benchmarks.measure import Work, machine, take_turns
-from benchmarks.networks import check_samples, flops_of_forward, make_step, plain_forward
-from dsmooth import GaussianSmoothing, PixelCNNpp, SmoothedPair
+from benchmarks.networks import check_samples, flops_of_forward, make_pair, make_step, plain_forward
+from dsmooth import PixelCNNpp
 from dsmooth.files import write_atomically
 from dsmooth.functional import logistic_mixture_log_prob, use_impl
 from dsmooth.nn.layers import GatedResnet
@@ -66,11 +66,11 @@ def plain(name: str, batch: int, card: Card) -> Case:
 def two_step(conditioning: str, card: Card) -> Case:
     """x~ and then x."""
     network, batch = card.size("mnist", 1056)
-    models = [network.build(), network.build(conditioning)]
-    size = (network.size, network.size)
-    pair = SmoothedPair(*models, GaussianSmoothing(0.5), size).eval().to(card.device)
-    assert torch.isfinite(pair.sample(min(batch, 4))).all()
+    pair = make_pair(network, conditioning)
+    models = pair.noisy, pair.denoiser
     flops = sum(flops_of_forward(model, network.shape(batch)) for model in models)
+    pair.to(card.device)
+    assert torch.isfinite(pair.sample(min(batch, 4))).all()
     return Case(lambda: pair.sample(batch), Work(images=batch, flops=flops), rounds=3)
 
 

@@ -12,13 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from dsmooth.config import ProbeSettings, ReproductionStage, TrainConfig
+from dsmooth.config import ProbeSettings, ReproductionStage
 from dsmooth.data.mnist import load_embedded_mnist
 from dsmooth.models import load_models
 from dsmooth.reproduce import PretrainedPlan, Sizes, reproduce, stages
 from dsmooth.reproduce.stages import PROBED
-from dsmooth.runs import RunFolder
-from tests.helpers.class_networks import conditional
 from tests.helpers.command_runs import save_run
 from tests.helpers.report_checks import check_self_contained, without_plots
 
@@ -104,11 +102,8 @@ def test_results_of_other_weights_and_damaged_ones_are_not_reported(
 
 
 def test_models_with_classes(tmp_path: Path, no_plots: None) -> None:
-    for role, conditioning in (("noisy", "none"), ("denoiser", "concat"), ("plain", "none")):
-        likelihood = "continuous" if role == "noisy" else "discretized"
-        model = conditional(conditioning, n_classes=10, likelihood=likelihood)
-        config = TrainConfig(role=role, model=model.config, images=1)
-        RunFolder(tmp_path / role).write_model(model, config, (28, 28))
+    for role in ("noisy", "denoiser", "plain"):
+        save_run(tmp_path / role, role, size=28, n_classes=10)
     plan = PretrainedPlan((tmp_path, tmp_path / "plain"))
     only: tuple[ReproductionStage, ...] = ("samples", "probes")
     for stage in only:

@@ -105,14 +105,9 @@ def try_out(version: str, wheel: Path, torch: str | None) -> None:
     shutil.rmtree(place, ignore_errors=True)
     run(f"python{version}", "-m", "venv", place)
     bare = {"PATH": str(place / "bin")}
-    run(
-        place / "bin" / "pip",
-        "install",
-        f"torch=={torch}" if torch else "torch",
-        "torchvision",
-        **bare,
-    )
-    run(place / "bin" / "pip", "install", wheel, **bare)
+    pip = place / "bin" / "pip"
+    run(pip, "install", f"torch=={torch}" if torch else "torch", "torchvision", **bare)
+    run(pip, "install", wheel, **bare)
     run(place / "bin" / "python", "-I", "-c", DRAW, **bare)  # -I: not the package of this tree
 
 
