@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 from torch.utils import data as loaders
 
 import dsmooth
-from dsmooth.data import ImageDataset, own_images
+from dsmooth.data import ImageDataset, own_images, to_float
 from dsmooth.data.dataset import Transform
 from dsmooth.data.order import transformed
 from dsmooth.data.own import split_own
@@ -25,6 +26,7 @@ from tests.helpers.tiny_runs import tiny
 pytestmark = pytest.mark.quick
 
 CHESS = np.indices((8, 8)).sum(0) % 2  # black and white
+BLACK = torch.zeros(3, 1, 8, 8).byte()
 PIXELS = torch.from_numpy(random_bytes((40, 1, 8, 8)))
 CPU = torch.device("cpu")
 
@@ -209,3 +211,64 @@ def test_labels_in_every_form() -> None:
     train_set, held_out = split_own(((PIXELS, y), (PIXELS[:2], y[:2])))
     assert held_out.labels.tolist() == [0, 1]
     assert train_set.digest != replace(train_set, labels=2 - y).digest
+
+
+class InOrder(loaders.IterableDataset):
+    """A data set that is read in order, in [-1, 1]; length: what it says, by default the truth."""
+
+    def __init__(self, pixels: torch.Tensor, length: int | None = None) -> None:
+        self.pixels, self.length = pixels, length or len(pixels)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter(to_float(self.pixels))
+
+
+def test_forms_of_images_of_ones_own() -> None:
+    pixels = torch.from_numpy(random_bytes((20, 3, 8, 12)))
+    last = pixels.permute(0, 2, 3, 1)
+    for dataset in (
+        *(last, last.numpy(), pixels.double() / 255, last.float().numpy() / 255, to_float(pixels)),
+        *(list(last.numpy()), InOrder(pixels), loaders.DataLoader(InOrder(pixels))),
+        loaders.DataLoader(loaders.TensorDataset(pixels), shuffle=True),
+    ):
+        found = own_images(dataset)
+        assert torch.equal(found.images, pixels)
+        assert found.labels is None
+    assert torch.equal(own_images(pixels[:, 0]).images, pixels[:, :1])
+    # As a data set of the Hugging Face Hub.
+    pictures = map(Image.fromarray, last.numpy())
+    items = [{"idx": i, "img": picture, "label": i % 3} for i, picture in enumerate(pictures)]
+    train_set, held_out = split_own({"train": items, "validation": items[:5], "test": None})
+    assert torch.equal(train_set.images, pixels)
+    assert train_set.labels.tolist() == [i % 3 for i in range(20)]
+    assert (held_out.split, len(held_out)) == ("validation", 5)
+    assert len(split_own({"train": pixels})[1]) == 2
+    with pytest.raises(ValueError, match="has no split 'train', but a, b"):
+        split_own({"a": pixels, "b": pixels})
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ([torch.zeros(8, 8)] * 9, "10 images or more, one of which is held out, got 9"),
+        ([torch.zeros(8, 8), torch.zeros(8, 4)], "one shape.* item 1 of "),
+        ([torch.full((8, 8), -2.0)], r"floating point in \[0, 1\] or \[-1, 1\], got -2 to -2"),
+        (torch.linspace(-0.1, 1, 640).view(10, 1, 8, 8), "got -0.1 to 1: convert them to bytes"),
+        ([torch.zeros(8, 8).int()], "item 0 must be uint8 or floating point, got torch.int32"),
+        (["a.png"], "item 0 must be an image, got a str"),
+        (InOrder(BLACK, 20), "says that it has 20 items, but gave 3"),
+        (InOrder(BLACK, 1 << 50), "more than there is memory"),
+        ([{"pixels": 3}], "item 0 must have an entry image, img, .*, got pixels"),
+        ([torch.zeros(2, 8, 8)], r"item 0 must be \(C, H, W\), .* got \(2, 8, 8\)"),
+        (torch.zeros(20, 8, 8, 2).byte(), r"images must be .* got \(20, 8, 8, 2\)"),
+        ([], "must have a length and hold images, got none"),
+        (torch.zeros(20, 1, 8, 6, dtype=torch.uint8), "multiples of 4, got 8 x 6: crop, pad"),
+        ((BLACK, BLACK.expand(-1, 3, -1, -1)), "held-out images must"),
+    ],
+)
+def test_data_that_cannot_be_trained_on(dataset: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        split_own(dataset)

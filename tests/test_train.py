@@ -6,19 +6,18 @@ import itertools
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 import dsmooth
 from dsmooth.config import ModelConfig, TrainConfig
-from dsmooth.data import load_dataset, own_images, to_float
+from dsmooth.data import load_dataset, own_images
 from dsmooth.data.order import hide_labels
 from dsmooth.data.own import split_own
 from dsmooth.fields import ArgumentError
@@ -32,7 +31,6 @@ from tests.helpers.data_makers import random_bytes
 from tests.helpers.tiny_runs import ROLES, assert_same_end, tiny, train_until
 
 pytestmark = pytest.mark.usefixtures("small_runs")
-BLACK = torch.zeros(3, 1, 8, 8).byte()
 
 
 @pytest.mark.quick
@@ -227,43 +225,6 @@ def test_budget_becomes_a_number_of_images(tmp_path: Path) -> None:
     assert a == b
 
 
-class InOrder(torch.utils.data.IterableDataset):
-    """A data set that is read in order, in [-1, 1]; length: what it says, by default the truth."""
-
-    def __init__(self, pixels: torch.Tensor, length: int | None = None) -> None:
-        self.pixels, self.length = pixels, length or len(pixels)
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        return iter(to_float(self.pixels))
-
-
-def test_forms_of_images_of_ones_own() -> None:
-    pixels = torch.from_numpy(random_bytes((20, 3, 8, 12)))
-    last = pixels.permute(0, 2, 3, 1)
-    for dataset in (
-        *(last, last.numpy(), pixels.double() / 255, last.float().numpy() / 255, to_float(pixels)),
-        *(list(last.numpy()), InOrder(pixels), torch.utils.data.DataLoader(InOrder(pixels))),
-        torch.utils.data.DataLoader(torch.utils.data.TensorDataset(pixels), shuffle=True),
-    ):
-        found = own_images(dataset)
-        assert torch.equal(found.images, pixels)
-        assert found.labels is None
-    assert torch.equal(own_images(pixels[:, 0]).images, pixels[:, :1])
-    # As a data set of the Hugging Face Hub.
-    pictures = map(Image.fromarray, last.numpy())
-    items = [{"idx": i, "img": picture, "label": i % 3} for i, picture in enumerate(pictures)]
-    train_set, held_out = split_own({"train": items, "validation": items[:5], "test": None})
-    assert torch.equal(train_set.images, pixels)
-    assert train_set.labels.tolist() == [i % 3 for i in range(20)]
-    assert (held_out.split, len(held_out)) == ("validation", 5)
-    assert len(split_own({"train": pixels})[1]) == 2
-    with pytest.raises(ValueError, match="has no split 'train', but a, b"):
-        split_own({"a": pixels, "b": pixels})
-
-
 def test_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`dsmooth.train` is public; one in ten images is held out."""
     pixels = torch.from_numpy(random_bytes((20, 3, 8, 12)))
@@ -291,30 +252,6 @@ def test_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert torch.equal(value, weights[name]), name
     with pytest.raises(ValueError, match=r"data must .* given to dsmooth\.train in Python"):
         load_dataset("own", "test")
-
-
-@pytest.mark.parametrize(
-    ("dataset", "message"),
-    [
-        ([torch.zeros(8, 8)] * 9, "10 images or more, one of which is held out, got 9"),
-        ([torch.zeros(8, 8), torch.zeros(8, 4)], "one shape.* item 1 of "),
-        ([torch.full((8, 8), -2.0)], r"floating point in \[0, 1\] or \[-1, 1\], got -2 to -2"),
-        (torch.linspace(-0.1, 1, 640).view(10, 1, 8, 8), "got -0.1 to 1: convert them to bytes"),
-        ([torch.zeros(8, 8).int()], "item 0 must be uint8 or floating point, got torch.int32"),
-        (["a.png"], "item 0 must be an image, got a str"),
-        (InOrder(BLACK, 20), "says that it has 20 items, but gave 3"),
-        (InOrder(BLACK, 1 << 50), "more than there is memory"),
-        ([{"pixels": 3}], "item 0 must have an entry image, img, .*, got pixels"),
-        ([torch.zeros(2, 8, 8)], r"item 0 must be \(C, H, W\), .* got \(2, 8, 8\)"),
-        (torch.zeros(20, 8, 8, 2).byte(), r"images must be .* got \(20, 8, 8, 2\)"),
-        ([], "must have a length and hold images, got none"),
-        (torch.zeros(20, 1, 8, 6, dtype=torch.uint8), "multiples of 4, got 8 x 6: crop, pad"),
-        ((BLACK, BLACK.expand(-1, 3, -1, -1)), "held-out images must"),
-    ],
-)
-def test_data_that_cannot_be_trained_on(dataset: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        split_own(dataset)
 
 
 def test_a_loop_of_ones_own_writes_a_run(tmp_path: Path) -> None:
@@ -364,7 +301,7 @@ def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="images or budget must be given"):
         train(replace(config, images=None), tmp_path / "b")
     with pytest.raises(TypeError, match=r"settings, got a Tensor: dsmooth\.train\("):
-        dsmooth.train(BLACK)
+        dsmooth.train(torch.zeros(3, 1, 8, 8).byte())
 
 
 def test_resume_begins_a_run_where_there_is_none(
