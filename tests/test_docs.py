@@ -12,15 +12,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 import dsmooth
 from dsmooth.cli import main
 from dsmooth.config import ProbeSettings
 from dsmooth.data import ImageDataset
 from dsmooth.data.mnist import load_embedded_mnist
+from tests.helpers.data_makers import random_bytes, write_images
 
 ROOT = Path(__file__).parent.parent
 # Twelve quick steps, after which samples do not diverge.
@@ -74,11 +73,8 @@ def test_documented_commands_and_code_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_plots: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "images").mkdir()
-    pixels = np.random.default_rng(0)
-    for i in range(12):
-        array = pixels.integers(0, 256, (8, 12, 3), dtype=np.uint8)
-        Image.fromarray(array).save(tmp_path / "images" / f"{i}.png")
+    pixels = random_bytes((12, 8, 12, 3))
+    write_images(tmp_path / "images", {f"{i}.png": picture for i, picture in enumerate(pixels)})
     monkeypatch.setattr("dsmooth.data.load_embedded_mnist", few_digits)
     one_pass = partial(ProbeSettings, epochs=1)
     monkeypatch.setattr("dsmooth.commands.reproduce.ProbeSettings", one_pass)
