@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import inspect
 import io
 import json
@@ -46,6 +47,19 @@ VERBS: dict[str, Any] = {
     "probe": options.Probe,
     "reproduce": options.Reproduce,
     "doctor": options.Doctor,
+}
+# Options of other programs, and ours for the same.
+HINTS = {
+    "--lr": "--learning-rate",
+    "--epochs": "--images, training images to visit with repeats counted",
+    "--n": "--count",
+    "--num-samples": "--count",
+    "--num-images": "--count",
+    "--n-samples": "--count",
+    "--output": "--out",
+    "--batch": "--batch-size",
+    "--num-classes": "--n-classes",
+    "--resolution": "--image-size",
 }
 POSITIONAL = ("role", "models", "samples")
 # Errors of a machine that has not enough of something.
@@ -146,10 +160,10 @@ def _pair_commands(prog: str, command: Train, args: list[str]) -> tuple[Train, T
     return command_of("noisy"), command_of("denoiser")
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, prog: str = "dsmooth", status: int = 1) -> int:
     """Print an error; returns the exit status."""
-    print(shown(f"dsmooth: error: {message}"), file=sys.stderr)
-    return 1
+    print(shown(f"{prog}: error: {message}"), file=sys.stderr)
+    return status
 
 
 def option_types(kind: type) -> dict[str, Any]:
@@ -174,6 +188,11 @@ def _kind(args: list[str]) -> tuple[str, type, list[str]]:
     if args[:1] == ["--version"]:
         print(f"dsmooth {__version__}")
         sys.exit(0)
+    if rest and not rest[0].startswith("-"):
+        close = difflib.get_close_matches(rest[0], kinds, 1)
+        meant = f"did you mean {close[0]}?" if close else f"verbs are {', '.join(kinds)}"
+        told = f"there is no verb {rest[0]!r}: {meant}; {prog} --help lists them"
+        sys.exit(_fail(told, prog, 2))
     # Help, a completion, or an error.
     tyro.cli(_union(VERBS), prog="dsmooth", description=_wrapped(ABOUT), args=args)
     raise AssertionError("tyro leaves")
@@ -195,6 +214,10 @@ def _parse(prog: str, kind: type, args: list[str]) -> Any:
     """The command that the arguments mean; prints help, or an error that names the nearest."""
     types = option_types(kind)
     given, words = _given(args, types)
+    for name in given.keys() - types.keys():
+        meant = HINTS.get(flag := f"--{name.replace('_', '-')}", "")
+        if meant[2:].partition(",")[0].replace("-", "_") in types:
+            sys.exit(_fail(f"there is no {flag}: did you mean {meant}?", prog, 2))
     default = None
     if given.get("config"):
         default = read_options(kind, Path(given["config"]), prog)

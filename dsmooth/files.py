@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import secrets
 import stat
@@ -109,11 +110,21 @@ def check_writable(path: Path) -> None:
 
 
 def to_json(value: Mapping[str, Any]) -> str:
-    """Indented JSON. Raises ValueError for a number that is not finite."""
+    """Indented JSON. Raises ValueError, naming the key, for a number that is not finite."""
     try:
         return json.dumps(value, indent=2, allow_nan=False)
     except ValueError:
-        raise ValueError("a result is NaN or infinite, which is no number of JSON") from None
+        raise ValueError(f"{_not_finite(value)}, which is no number of JSON") from None
+
+
+def _not_finite(value: Any, key: str = "") -> str:
+    """The first NaN or infinity inside a value of JSON, with its key; "" where there is none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{key.lstrip('.')} is {value}"
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    inner = value.items() if isinstance(value, Mapping) else ()
+    return next(filter(None, (_not_finite(v, f"{key}.{k}") for k, v in inner)), "")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

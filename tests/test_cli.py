@@ -284,8 +284,12 @@ def test_a_pair_of_a_folder_by_one_command(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["trian"], "Available subcommands: train, sample"),
-        (["evaluate", "bbd"], "Available subcommands: bpd, fid"),
+        (["trian"], "there is no verb 'trian': did you mean train?; dsmooth --help lists them"),
+        (["evaluate", "bbd"], "did you mean bpd?; dsmooth evaluate --help lists them"),
+        (["train", "noisy", "--lr", "1e-3"], "there is no --lr: did you mean --learning-rate?"),
+        (["train", "noisy", "--epochs=3"], "did you mean --images, training images to visit"),
+        (["sample", "--n", "3"], "there is no --n: did you mean --count?"),
+        (["sample", "--num-samples", "3"], "there is no --num-samples: did you mean --count?"),
         (["sample", "--tempurature", "2"], "--temperature"),
         (["sample", "--tempurature", "2"], "run dsmooth sample --help"),
         (["evaluate", "fid", "x", "--extracter", "y"], "run dsmooth evaluate fid --help"),

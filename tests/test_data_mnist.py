@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.datasets import FashionMNIST
 
 from dsmooth.data import SPLITS, load_dataset, mnist
 from tests.helpers.data_makers import idx_bytes, random_bytes, refused, write_mnist
@@ -89,14 +90,36 @@ def test_damaged_idx_files_are_refused(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("split", SPLITS)
 def test_idx_datasets_are_read_back(
-    tmp_path: Path, name: str, inner: str, gz: bool, split: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, inner: str, gz: bool, split: str
 ) -> None:
+    monkeypatch.setattr(FashionMNIST, "resources", [])
     images, labels = write_mnist(tmp_path / inner, 5, split, gz)
     dataset = load_dataset(name, split, tmp_path)
     assert torch.equal(dataset.images, torch.from_numpy(images[:, None]))
     assert dataset.labels is not None
     assert dataset.labels.tolist() == labels.tolist()
     assert dataset.source == f"{tmp_path / inner} (5 images)"
+
+
+def test_a_difference_from_the_published_files_only_warns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MNIST is known by its content, Fashion-MNIST by its packed files."""
+    images, _ = write_mnist(tmp_path, 5, gz=True)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    sha256 = hashlib.sha256(idx_bytes(images)).hexdigest()
+    monkeypatch.setattr(mnist, "_MNIST_SHA256", {images.shape: sha256})
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(FashionMNIST, "resources", [(path.name, md5)])
+    for name in ("mnist", "fashion-mnist"):
+        load_dataset(name, "train", tmp_path)  # warnings are errors here
+    images[4, 27, 27] ^= 1
+    path.write_bytes(gzip.compress(idx_bytes(images)))
+    for name in ("mnist", "fashion-mnist"):
+        with pytest.warns(UserWarning, match="of a published file but not its content") as warned:
+            dataset = load_dataset(name, "train", tmp_path)
+        assert str(path) in str(warned[0].message)
+        assert torch.equal(dataset.images[:, 0], torch.from_numpy(images))
 
 
 def test_labels_must_match_images(tmp_path: Path) -> None:

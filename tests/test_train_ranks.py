@@ -139,7 +139,13 @@ def test_control_c_saves_once_and_four_processes_go_on(tmp_path: Path) -> None:
             rank.send_signal(number)
     written = [rank.communicate() for rank in ranks]
     assert [rank.returncode for rank in ranks] == [128 + signal.SIGINT] * 2
-    assert sum(output.count("with --resume goes on") for output, _ in written) == 1, written
+    assert (
+        sum(
+            output.count("go on with `torchrun --nproc-per-node 2 -m dsmooth train")
+            for output, _ in written
+        )
+        == 1
+    ), written
     events = [entry["event"] for entry in run.read_log()]
     assert events.count("interrupted") == 1
     assert events[-1] == "interrupted"

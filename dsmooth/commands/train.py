@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
+from ..distributed import rank_and_size
 from ..files import check_writable
 from ..runs import RunFolder, default_folder, training_seconds
 from .options import Train
@@ -41,7 +44,7 @@ def train(options: Train) -> int:
         progress=True,
     )
     if result.interrupted:
-        print(f"{options.role}: the same command with --resume goes on")
+        print(f"{options.role}: go on with `{resume_command(options, folder)}`")
         return 128 + result.interrupted
     # NOISY and DENOISER stand for the folders of other runs.
     path, classes = shlex.quote(str(folder)), run.read_config()[0].model.n_classes
@@ -63,6 +66,7 @@ def train_pair(noisy: Train, denoiser: Train) -> int:
             print(f"{options.role}: {share:.3g} of the pair's {2 * share:.3g} minutes", flush=True)
         status = train(options)
         if status:
+            print("pair: the same command with --resume goes on")
             return status
     assert noisy.out is not None
     assert denoiser.out is not None
@@ -73,3 +77,21 @@ def train_pair(noisy: Train, denoiser: Train) -> int:
     path = shlex.quote(str(noisy.out.parent))
     print(f"pair: minutes of training: {', '.join(minutes)}; next: `dsmooth sample {path}`")
     return 0
+
+
+def resume_command(options: Train, folder: Path) -> str:
+    """The command that goes on with a run as it was begun, by as many processes and threads."""
+    words = ["dsmooth", "train", options.role, "--out", str(folder), "--resume"]
+    for name in ("threads", "device"):
+        value = getattr(options.execution, name)
+        if value not in (None, "auto"):
+            words += [f"--{name}", str(value)]
+    if options.keep_snapshots:
+        words += ["--keep-snapshots", str(options.keep_snapshots)]
+    if options.tensorboard:
+        words.append("--tensorboard")
+    size = rank_and_size()[1]
+    if size > 1:
+        local = os.environ.get("LOCAL_WORLD_SIZE", size)
+        words = ["torchrun", "--nproc-per-node", str(local), "-m", *words]
+    return shlex.join(words)

@@ -1,7 +1,7 @@
 """Data sets: readers, the embedded MNIST subset, and the order in which training visits images.
 
-Pillow is imported to decode image files alone, and torchvision to download and to read CIFAR-10's
-Python files.
+Pillow is imported to decode image files alone, and torchvision to download, to read CIFAR-10's
+Python files and to check packed files of Fashion-MNIST.
 """
 
 from __future__ import annotations

@@ -8,8 +8,10 @@ order. A file may be gzipped.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import itertools
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,13 @@ SUBSET_PATH = Path(__file__).with_name("mnist_subset.npz")
 _MAX_IDX_BYTES = 1 << 30  # the largest file of this family, EMNIST by class, has 0.51 GiB
 _PREFIXES = {"train": "train", "test": "t10k"}
 _FOLDERS = {"mnist": "MNIST/raw", "fashion-mnist": "FashionMNIST/raw"}  # torchvision's layout
+# By the shape of the array; of the file without compression, header included.
+_MNIST_SHA256 = {
+    (60000, 28, 28): "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    (60000,): "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    (10000, 28, 28): "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    (10000,): "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
 
 
 def load_embedded_mnist(split: str) -> ImageDataset:
@@ -46,6 +55,14 @@ def load_idx_dataset(name: str, split: str, data_dir: Path) -> ImageDataset:
             f"{printable(labels_path)} must hold one label per image of {images_path.name}: "
             f"expected {len(images)}, found {len(labels)}"
         )
+    # A difference only warns: several data sets share these names and sizes.
+    for path, array in ((images_path, images), (labels_path, labels)):
+        if not _is_published(name, path, array):
+            warnings.warn(
+                f"{printable(path)} has the name and size of a published file but not its "
+                "content: another data set, packed anew, or damaged",
+                stacklevel=2,
+            )
     source = f"{printable(images_path.parent)} ({len(images):,} images)"
     return _dataset(images, labels, name, split, source)
 
@@ -86,6 +103,22 @@ def _find(name: str, stem: str, ndim: int, data_dir: Path) -> Path:
     raise missing(
         name, f"{stem}-idx{ndim}-ubyte (or .gz) is neither in {' nor in '.join(map(str, folders))}"
     )
+
+
+def _is_published(name: str, path: Path, array: NDArray[np.uint8]) -> bool:
+    """Whether a file has the published content, as far as its checksum is known."""
+    if name == "mnist":
+        expected = _MNIST_SHA256.get(array.shape)
+        digest = hashlib.sha256(bytes((0, 0, 8, array.ndim)))
+        digest.update(np.array(array.shape, ">u4").tobytes())
+        digest.update(array.data)
+        return expected in (None, digest.hexdigest())
+    if path.suffix != ".gz":
+        return True
+    from torchvision.datasets import FashionMNIST
+    from torchvision.datasets.utils import check_integrity
+
+    return bool(check_integrity(path, dict(FashionMNIST.resources).get(path.name)))
 
 
 def _dataset(
