@@ -217,7 +217,7 @@ def test_folders_grow_and_rates_are_of_what_was_drawn(
         read = read_images(folder).images
         assert np.array_equal(read.permute(0, 2, 3, 1).numpy(), pixels[..., :1])
         assert run(*arguments, "-n", "5", "--temperature", "0.5") == 1
-        assert "temperature 1.0, not 0.5; choose another folder" in capsys.readouterr().err
+        assert "temperature is 1.0, not 0.5; choose another folder" in capsys.readouterr().err
 
 
 def test_precision(tmp_path: Path) -> None:
