@@ -385,7 +385,7 @@ ProbeInput = Literal["noisy", "clean"]
 
 
 # Images of a reproduction: samples of a kind and scored ones, and those of the probes. The Fréchet
-# distance of 500 samples has twice the error of 1,000, that of 700 at most 1.4 times it.
+# distance of 500 test images has twice the error of 1,000, that of 700 hardly more than that.
 FEW_SAMPLES, FEW_SCORED_IMAGES = 700, 500
 FEW_TRAIN_IMAGES, FEW_TEST_IMAGES = 1000, 250
 
