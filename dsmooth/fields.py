@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, fields
 from functools import cache
@@ -119,7 +120,13 @@ def difference(theirs: Any, mine: Any) -> str:
     """The first field that two nested dictionaries have otherwise, in words; "" for none."""
     old, new = flatten(theirs), flatten(mine)
     others = (key for key in {**new, **old} if old.get(key) != new.get(key))
-    return next((f"its {key} is {old.get(key)}, not {new.get(key)}" for key in others), "")
+    return next((f"its {key} is {_short(old, key)}, not {_short(new, key)}" for key in others), "")
+
+
+def _short(values: dict[str, Any], key: str) -> str:
+    """A value for a message, of digests the ends."""
+    text = str(value := values.get(key))
+    return text if len(text) < 64 else reprlib.repr(value)
 
 
 def flatten(value: Any, name: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dsmooth.data import to_bytes
 from dsmooth.evaluate.sources import read_images
+from dsmooth.fields import difference
 from dsmooth.files import lock_folder
 from dsmooth.sampling.output import Pictures, Shards, fill, write_adm_npz
 from dsmooth.sampling.request import Progress, Request
@@ -132,6 +133,7 @@ def test_another_calls_folder_is_refused(tmp_path: Path) -> None:
         start(3, 0)
     with pytest.raises(ValueError, match="another drawing: its seed is 0, not 1;"):
         start(3, 1)
+    assert difference({"sha256": ["0" * 64]}, {"sha256": ["1" * 64]}).count("0") < 64
     with pytest.raises(ValueError, match="a drawing of 3 images: ask for 3 or more, not 2"):
         start(2, 0)
     found = json.loads((tmp_path / "shards.json").read_text())

@@ -18,7 +18,7 @@ from ..machine import torch_threads
 from ..nn import PixelCNNpp
 from ..nn.condition import Condition, condition_vectors
 from ..nn.pixelcnnpp import is_given
-from .program import Program
+from .program import Program, as_numpy
 from .request import AUTO, Choices, Execution, Progress, Request, check_like, checked_shape
 from .sequential import draw_by_jacobi, draw_sequentially
 
@@ -326,4 +326,6 @@ def _check_model(model: PixelCNNpp) -> torch.device:
                 f"the model must be on one device, got {name} on {parameter.device} "
                 f"and head.bias on {device}"
             )
+        if not np.isfinite(as_numpy(parameter)).all():
+            raise ValueError(f"every parameter must be finite, got a NaN or infinity in {name}")
     return device
