@@ -244,8 +244,8 @@ def test_what_cannot_be_scored_is_named() -> None:
         (data, {"limit": 0}, "limit must be at least 1, got 0"),
         (data, {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         (data, {"clean_noise": -1}, "clean_noise must be finite and at least 0, got -1"),
-        (random_dataset(2, 12), {}, r"images of \(8, 8\), got noise of \(12, 12\)"),
-        (random_dataset(2, channels=3), {}, "images with 1 channels, got noise with 3"),
+        (random_dataset(2, 12), {}, r"\(1, 8, 8\), got noise of \(1, 12, 12\): 2 images"),
+        (random_dataset(2, channels=3), {}, r"got noise of \(3, 8, 8\)"),
     ):
         with pytest.raises(ValueError, match=message):
             score_pair(pair, images, **options)

@@ -325,8 +325,8 @@ def check_images(pair: SmoothedPair, dataset: ImageDataset) -> None:
     wanted = (pair.noisy.config.image_channels, *pair.image_size)
     if tuple(dataset.images.shape[1:]) != wanted:
         raise ValueError(
-            f"the pair is for images (C, H, W) = {wanted}, but the images of {dataset.source} are "
-            f"{tuple(dataset.images.shape[1:])}"
+            f"the pair is for images (C, H, W) = {wanted}, got {dataset.name} of "
+            f"{tuple(dataset.images.shape[1:])}: {dataset.source}"
         )
 
 
