@@ -91,7 +91,7 @@ def run(suite: str, options: Options) -> tuple[list[results.Result], int]:
             *(sys.executable, "-m", "pytest", "-q", "-s", "--no-header", "--benchmark-quiet"),
             f"bench_{suite}.py",
             f"--benchmark-json={path}",
-            # Where -k leaves no case there is nothing to save.
+            # If -k leaves no case there is nothing to save.
             *("-W", "ignore::pytest_benchmark.logger.PytestBenchmarkWarning"),
             *("-m", "quick" if options.quick else "not smoke"),
             *([f"-k={options.cases}"] if options.cases else []),

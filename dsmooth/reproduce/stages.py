@@ -45,7 +45,8 @@ KEY = "asked"  # the field of a stored result that holds all that decides it
 CHUNK = 64  # images drawn, or given to a network, at a time
 GRID_IMAGES = 64  # samples in the picture of a grid
 DENOISED_IMAGES = 10  # held-out images whose denoising the report shows
-# What is probed. The plain model never saw noise, and one untrained network is control enough.
+# Networks that are probed. The plain model never saw noise, and one untrained network is control
+# enough.
 PROBED = ("noisy", "denoiser", PIXELS, "untrained-noisy")
 FEW_PROBES = ProbeSettings(train_images=FEW_TRAIN_IMAGES, test_images=FEW_TEST_IMAGES)
 # Seconds of the parts with the packaged models on two cores, for the bar of the whole.
