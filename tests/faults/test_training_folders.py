@@ -344,7 +344,10 @@ def is_killed(work: Callable[[], None]) -> bool:
     return status != 0
 
 
-@pytest.mark.parametrize(("every", "least"), [(16, 3), pytest.param(1, 33, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("every", "least"),
+    [(16, 3), pytest.param(1, 33, marks=[pytest.mark.full, pytest.mark.budget(90)])],
+)
 def test_a_run_survives_being_killed_anywhere(
     finished: RunFolder, tmp_path: Path, every: int, least: int
 ) -> None:

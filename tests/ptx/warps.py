@@ -145,3 +145,10 @@ def shfl(instruction: Instruction, registers: Registers, mode: str) -> Action:
             put(predicate, inside, group)
 
     return run
+
+
+@form(r"bar\.warp\.sync")
+def warp_barrier(instruction: Instruction, registers: Registers) -> Action:
+    """Lanes of a warp that run together have met already; all that are named must be here."""
+    names = registers.read(instruction.operands[0], "u32")
+    return lambda group: check_members(names, group)
