@@ -384,8 +384,8 @@ Pooling = Literal["flat", "mean"]
 ProbeInput = Literal["noisy", "clean"]
 
 
-# Images of a reproduction: samples of a kind and scored ones, and those of the probes. The Fréchet
-# distance of 500 test images has twice the error of 1,000, that of 700 hardly more than that.
+# Images of a reproduction: samples of a kind and scored ones, and those of the probes. The error of
+# the Fréchet distance of test images doubles from 1,000 to 500 of them, and hardly grows to 700.
 FEW_SAMPLES, FEW_SCORED_IMAGES = 700, 500
 FEW_TRAIN_IMAGES, FEW_TEST_IMAGES = 1000, 250
 

@@ -121,6 +121,10 @@ def test_the_hash_follows_the_weights(tmp_path: Path) -> None:
         (tmp_path / "user.py").write_text(USER_MODULE.format(weight=weight))
         digests.add(make_extractor(f"{tmp_path / 'user.py'}:Halves").sha256)
     assert len(digests) == 5
+    other = USER_MODULE.format(weight="3.0").replace("self.weight *", "2 * self.weight *")
+    (tmp_path / "other_code.py").write_text(other)
+    digests.add(make_extractor(f"{tmp_path / 'other_code.py'}:Halves").sha256)
+    assert len(digests) == 6
 
 
 def test_modules_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

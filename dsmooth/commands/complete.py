@@ -35,8 +35,8 @@ def complete(options: Complete) -> None:
     if any(path.suffix not in (".png", ".npz") for path in options.out):
         raise ValueError(f"--out must end in .png or .npz, got {' '.join(map(str, options.out))}")
     check_outputs(options.out, 1)
-    cells = options.count * (options.draws + 2)
-    if cells > GRID_LIMIT and any(path.suffix == ".png" for path in options.out):
+    shown = options.count * (options.draws + 2)
+    if shown > GRID_LIMIT and any(path.suffix == ".png" for path in options.out):
         raise ValueError(
             f"a .png shows at most {GRID_LIMIT} images, got {options.count} rows of "
             f"{options.draws + 2}: use .npz, or a smaller --count or --draws"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import inspect
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -316,7 +318,7 @@ def _user_module(name: str) -> FeatureExtractor:
             f"{name} must return features, or features and logits, got {type(out).__name__}"
         )
 
-    return FeatureExtractor(name, weights_digest(found), "its own", found, apply)
+    return FeatureExtractor(name, module_sha256(found), "its own", found, apply)
 
 
 def _import(where: str) -> Any:
@@ -350,3 +352,12 @@ def faults_of(name: str, action: str) -> Iterator[None]:
         raise ValueError(
             f"extractor {name} cannot {action}: {type(error).__name__}: {reason}"
         ) from error
+
+
+def module_sha256(network: nn.Module) -> str:
+    """A digest of a network's source code, where there is some, and of its weights."""
+    try:
+        source = inspect.getsource(type(network))
+    except (OSError, TypeError):
+        source = type(network).__qualname__
+    return hashlib.sha256(f"{source}\n{weights_digest(network)}".encode()).hexdigest()
