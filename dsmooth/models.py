@@ -107,6 +107,8 @@ class Models:
             raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")
         rungs = [] if pair is None else pair.rungs(request.levels)
         how: dict[str, Any] = {"execution": execution}
+        if candidates > 1 and request.guidance:
+            raise ArgumentError("candidates", "take no guidance: the weights would be others'")
         if candidates > 1 and (len(rungs) > 1 or request.method != "two-step"):
             raise ArgumentError("candidates", "need method two-step and one noise level")
         if candidates > 1:

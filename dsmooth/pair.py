@@ -103,9 +103,9 @@ class SmoothedPair(nn.Module):
         the cached sampler's images do not depend on it. progress: True shows a bar; a function is
         called with the fraction that is done.
 
-        choices: seed=0, generator=None, first_index=0, temperature=1.0, label=None, known=None and
-        mask=None, see `dsmooth.sampling.Choices`. The known pixels of x~ are known plus the
-        smoothing's noise, a function of (seed, image index); method "noisy" returns these.
+        choices: seed=0, generator=None, first_index=0, temperature=1.0, label=None, guidance=0,
+        known=None and mask=None, see `dsmooth.sampling.Choices`. The known pixels of x~ are known
+        plus the smoothing's noise, a function of (seed, image index); method "noisy" returns these.
         docs/math.md, section 4, says which distribution this draws from. Without a label a pair
         with classes draws the class of each image, "prior".
 
@@ -189,6 +189,8 @@ class SmoothedPair(nn.Module):
     def _request(self, n: int, choices: Choices, **how: Any) -> Request:
         """The request of a user's choices; ValueError for known pixels that are none of images."""
         request = Request.make(n, choices, **how)
+        if request.guidance and not self.n_classes:
+            raise ArgumentError("guidance", "is for pairs with classes, which this one has not")
         if request.known is not None:
             values = request.known.images.movedim(1, -1)[request.known.mask]
             self._check_scale("known", values)
@@ -216,7 +218,7 @@ class SmoothedPair(nn.Module):
         if known is not None:
             x_tilde = self.smoothing.sample(known.images, seed=seed, first_index=first)
             known = replace(known, images=x_tilde)
-        return replace(request, known=known, label=self.label_for(self.noisy, request.label))
+        return replace(self._request_for(self.noisy, request), known=known)
 
     def draw_clean(
         self,
@@ -232,24 +234,30 @@ class SmoothedPair(nn.Module):
         x_tilde = torch.where(diverged, 0.0, x_tilde)
         if request.method == "single-step":
             labels = request.labels(self.n_classes, x_tilde.device)
-            x = self.single_step(x_tilde.to(self.dtype), score=request.score, label=labels)
+            how: dict[str, Any] = {"score": request.score, "guidance": request.guidance}
+            x = self.single_step(x_tilde.to(self.dtype), label=labels, **how)
             x = x if request.known is None else request.known.keep(x)
         else:
-            request = replace(request, label=self.label_for(self.denoiser, request.label))
-            size = self.image_size
-            x = cached.draw(self.denoiser, request, size, x_tilde, progress, execution)
+            own, size = self._request_for(self.denoiser, request), self.image_size
+            x = cached.draw(self.denoiser, own, size, x_tilde, progress, execution)
         return torch.where(diverged, math.nan, x)
 
     @torch.no_grad()
     def single_step(
-        self, x_tilde: Tensor, *, score: Score = "full", label: Tensor | None = None
+        self,
+        x_tilde: Tensor,
+        *,
+        score: Score = "full",
+        label: Tensor | None = None,
+        guidance: float = 0.0,
     ) -> Tensor:
         """The posterior mean E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula).
 
         score: "full" differentiates through the whole network. The formula is then exact for a
         perfect model. "conditional" differentiates each pixel's own conditional only, its
-        parameters held fixed, as the paper's released code does. label: as in `elbo`. The result
-        has no derivative.
+        parameters held fixed, as the paper's released code does. label: as in `elbo`. guidance: of
+        `Choices`; the gradients of the two passes are extrapolated in place of their parameters.
+        The result has no derivative.
         Raises ValueError for smoothing that is not Gaussian and for an unknown score.
         """
         if not isinstance(self.smoothing, GaussianSmoothing):
@@ -258,7 +266,12 @@ class SmoothedPair(nn.Module):
             )
         check_one_of("score", score, get_args(Score))
         noisy = self.at(self.smoothing.scale).noisy
-        gradient = score_of(noisy, x_tilde, score, self.label_for(noisy, label))
+        label = self.label_for(noisy, label)
+        gradient = score_of(noisy, x_tilde, score, label)
+        if guidance and label is not None:
+            no_class = x_tilde.new_zeros(len(x_tilde), noisy.config.condition_size)
+            other = score_of(noisy, x_tilde, score, no_class)
+            gradient = torch.lerp(other, gradient, 1 + guidance)
         return x_tilde + self.smoothing.scale**2 * gradient
 
     @torch.no_grad()
@@ -326,6 +339,11 @@ class SmoothedPair(nn.Module):
         if label is not None and not self.n_classes:
             raise ValueError("label was given, but neither model of the pair has classes")
         return label if model.config.condition_size else None
+
+    def _request_for(self, model: PixelCNNpp, request: Request) -> Request:
+        """The request as one of the two models takes it."""
+        guidance = request.guidance if model.config.condition_size else 0.0
+        return replace(request, label=self.label_for(model, request.label), guidance=guidance)
 
     def _check_images(self, name: str, x: Tensor) -> None:
         """Raise TypeError or ValueError unless x is a tensor of images of the pair's shape."""

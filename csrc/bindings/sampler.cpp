@@ -98,7 +98,7 @@ struct Tensors {
   // The images to draw, and their number. Throws std::invalid_argument, naming the argument, unless
   // the call reads and writes inside its tensors and asks for something that can be drawn.
   std::pair<int64_t, Slice> check(const sampler::NetworkView& network, Device device, uint64_t seed,
-                                  uint64_t first_index, float temperature) const {
+                                  uint64_t first_index, float temperature, float guidance) const {
     const int64_t channels = network.image_channels;
     float* const images = contiguous<float>(out, {kAny, channels, kAny, kAny}, device);
     const int64_t n = out.shape[0], height = out.shape[2], width = out.shape[3];
@@ -111,11 +111,17 @@ struct Tensors {
     if (!(temperature > 0 && std::isfinite(temperature))) {
       refuse("temperature", "be positive and finite", std::to_string(temperature));
     }
+    if (!(guidance >= 0 && std::isfinite(guidance)) || (guidance > 0 && !condition.given)) {
+      refuse("guidance", "be finite and not negative, 0 without a condition",
+             std::to_string(guidance));
+    }
+    if (guidance > 0 && n % 2 != 0) refuse("out", "hold pairs of images", std::to_string(n));
     check_apart({&out, &workspace}, {&context, &mask, &condition});
-    return {n,
-            {0, static_cast<int>(height), static_cast<int>(width), seed, first_index, temperature,
-             static_cast<const float*>(context.data), images,
-             static_cast<const uint8_t*>(mask.data), static_cast<const float*>(condition.data)}};
+    return {
+        n,
+        {0, static_cast<int>(height), static_cast<int>(width), seed, first_index, temperature,
+         static_cast<const float*>(context.data), images, static_cast<const uint8_t*>(mask.data),
+         static_cast<const float*>(condition.data), guidance}};
   }
 };
 
@@ -123,7 +129,7 @@ struct Tensors {
 // that Ctrl-C ends the call, and for the caller's progress.
 void sample(const CpuSampler& sampler, const py::object& out, const py::object& context,
             const py::object& mask, const py::object& condition, uint64_t seed,
-            uint64_t first_index, float temperature, int threads, int slice,
+            uint64_t first_index, float temperature, float guidance, int threads, int slice,
             const py::object& progress) {
   constexpr int kLargestSlice = 1 << 14;
   const Tensors tensors{borrow("out", out),
@@ -131,7 +137,8 @@ void sample(const CpuSampler& sampler, const py::object& out, const py::object& 
                         borrow("mask", mask),
                         borrow("condition", condition),
                         {}};
-  const auto [n, all] = tensors.check(sampler.network(), Device{}, seed, first_index, temperature);
+  const auto [n, all] =
+      tensors.check(sampler.network(), Device{}, seed, first_index, temperature, guidance);
   check_threads(threads);
   if (slice < 0) refuse("slice", "not be negative", std::to_string(slice));
   const CpuCall call{n, all, threads, std::min(slice, kLargestSlice)};
@@ -172,11 +179,13 @@ void write_weights(CudaSampler& sampler, const py::object& host, const py::objec
 }
 
 Partition partition(const CudaSampler& sampler, int64_t n, int height, int width, size_t memory,
-                    int max_slice) {
+                    int max_slice, int passes) {
   constexpr int64_t kMostImages = int64_t{1} << 40;
   if (n < 1 || n > kMostImages) refuse("n", "lie in 1 .. 2**40", std::to_string(n));
   if (max_slice < 0) refuse("max_slice", "not be negative", std::to_string(max_slice));
-  return sampler.partition(n, height, width, memory, max_slice);
+  if ((passes != 1 && passes != 2) || n % passes != 0)
+    refuse("passes", "be 1, or 2 for pairs of images", std::to_string(passes));
+  return sampler.partition(n, height, width, memory, max_slice, passes);
 }
 
 int64_t workspace_words(const CudaSampler& sampler, const Partition& partition, int height,
@@ -187,12 +196,13 @@ int64_t workspace_words(const CudaSampler& sampler, const Partition& partition, 
 void sample_on_cuda(const CudaSampler& sampler, const py::object& out, const py::object& context,
                     const py::object& mask, const py::object& workspace, const Partition& partition,
                     int64_t launch, uint64_t seed, uint64_t first_index, float temperature,
-                    const py::object& condition) {
+                    float guidance, const py::object& condition) {
   if (weight_words(sampler) != 0) throw std::invalid_argument("the weights must be written before");
   const Device device = device_of(sampler);
   const Tensors tensors{borrow("out", out), borrow("context", context), borrow("mask", mask),
                         borrow("condition", condition), borrow("workspace", workspace)};
-  const auto [n, all] = tensors.check(sampler.network(), device, seed, first_index, temperature);
+  const auto [n, all] =
+      tensors.check(sampler.network(), device, seed, first_index, temperature, guidance);
   if (n < partition.slices || (n + partition.slices - 1) / partition.slices > partition.largest) {
     refuse("partition", "be of as many images as out has", std::to_string(n));
   }
@@ -218,14 +228,14 @@ void register_cuda_sampler(py::module_& module) {
            "Writes to `host`, once, what `device` is to hold; `device` lives as long as this.")
       .def("bytes_per_image", &CudaSampler::bytes_per_image, py::arg("height"), py::arg("width"))
       .def("partition", &partition, py::arg("n"), py::arg("height"), py::arg("width"),
-           py::arg("memory"), py::arg("max_slice"))
+           py::arg("memory"), py::arg("max_slice"), py::arg("passes"))
       .def("workspace_words", &workspace_words, py::arg("partition"), py::arg("height"),
            py::arg("width"))
       .def("launches", &CudaSampler::launches, py::arg("partition"), py::arg("height"))
       .def("sample", &sample_on_cuda, py::kw_only(), py::arg("out"), py::arg("context"),
            py::arg("mask"), py::arg("workspace"), py::arg("partition"), py::arg("launch"),
-           py::arg("seed"), py::arg("first_index"), py::arg("temperature"), py::arg("condition"),
-           "On torch's current stream of the device.");
+           py::arg("seed"), py::arg("first_index"), py::arg("temperature"), py::arg("guidance"),
+           py::arg("condition"), "On torch's current stream of the device.");
 }
 #endif
 
@@ -242,9 +252,10 @@ void register_sampler(py::module_& module) {
            py::arg("program"), py::arg("bf16"), py::arg("instruction_set"))
       .def("sample", &sample, py::kw_only(), py::arg("out"), py::arg("context"), py::arg("mask"),
            py::arg("condition"), py::arg("seed"), py::arg("first_index"), py::arg("temperature"),
-           py::arg("threads"), py::arg("slice"), py::arg("progress"),
+           py::arg("guidance"), py::arg("threads"), py::arg("slice"), py::arg("progress"),
            "mask: (N, H, W) uint8, not 0 where a pixel of out is known and stays; or None. "
-           "condition: (N, condition_size), the vectors of the images; None if that is 0.")
+           "condition: (N, condition_size), the vectors of the images; None if that is 0. "
+           "guidance: 0, or of images 2i and 2i + 1, which are drawn as one.")
       .def_property_readonly("instruction_set",
                              [](const CpuSampler& s) { return s.kernels().instruction_set; })
       .def("bytes_per_image", &CpuSampler::bytes_per_image, py::arg("height"), py::arg("width"));

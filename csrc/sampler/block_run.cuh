@@ -161,8 +161,8 @@ DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& 
   const NetworkView& network = run.network;
   const int64_t i = run.round * run.partition.workers + block_index;
   if (i >= run.partition.slices) return;
-  const int64_t first = run.n * i / run.partition.slices;
-  const int64_t end = run.n * (i + 1) / run.partition.slices;
+  const int64_t first = run.all.begin(run.n, i, run.partition.slices);
+  const int64_t end = run.all.begin(run.n, i + 1, run.partition.slices);
   const Slice slice = run.all.part<kCompletes>(network, first, end);
   float* const base = run.memory + static_cast<size_t>(block_index) * run.workspace.words;
   if (run.first_row == 0)

@@ -87,9 +87,9 @@ CudaSampler::CudaSampler(Program program, bool bf16, int device)
   }
 }
 
-Partition CudaSampler::partition(int64_t n, int height, int width, size_t memory,
-                                 int max_slice) const {
-  return partition_batch(n, processors_, bytes_per_image(height, width), memory, max_slice);
+Partition CudaSampler::partition(int64_t n, int height, int width, size_t memory, int max_slice,
+                                 int passes) const {
+  return partition_batch(n, processors_, bytes_per_image(height, width), memory, max_slice, passes);
 }
 
 size_t CudaSampler::workspace_bytes(const Partition& partition, int height, int width) const {

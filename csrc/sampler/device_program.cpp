@@ -277,15 +277,16 @@ Workspace DeviceProgram::workspace(int images, int height, int width) const {
 }
 
 Partition partition_batch(int64_t n, int processors, size_t image_bytes, size_t memory,
-                          int max_slice) {
+                          int max_slice, int passes) {
+  image_bytes *= passes;
   const int64_t fit = static_cast<int64_t>(memory / image_bytes);
   if (fit < 1)
     throw std::runtime_error("the caches of one image take " + std::to_string(image_bytes) +
                              " bytes, and " + std::to_string(memory) + " are free");
-  const int64_t blocks = std::min<int64_t>({n, processors, fit});
-  int64_t most = std::min<int64_t>(kMostImages, fit / blocks);
+  const int64_t blocks = std::min<int64_t>({n / passes, processors, fit});
+  int64_t most = std::min<int64_t>(kMostImages, fit / blocks * passes);
   if (max_slice > 0) most = std::min<int64_t>(most, max_slice);
-  return partition_among(n, blocks, most);
+  return partition_among(n, blocks, most, passes);
 }
 
 }  // namespace dsmooth::sampler

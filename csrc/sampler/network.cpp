@@ -83,11 +83,14 @@ std::vector<const Term*> terms_of(const Op& op, Part part) {
   return terms;
 }
 
-Partition partition_among(int64_t n, int64_t workers, int64_t most) {
+Partition partition_among(int64_t n, int64_t workers, int64_t most, int passes) {
+  n /= passes;
+  most = std::max<int64_t>(most / passes, 1);
   workers = std::min(n, workers);
   const int64_t rounds = (n + workers * most - 1) / (workers * most);
   const int64_t slices = std::min(n, rounds * workers);
-  return {slices, static_cast<int>((n + slices - 1) / slices), static_cast<int>(workers)};
+  const int64_t largest = (n + slices - 1) / slices * passes;
+  return {slices, static_cast<int>(largest), static_cast<int>(workers)};
 }
 
 void check_size(int64_t height, int64_t width) {

@@ -168,14 +168,24 @@ struct Slice {
   float* out;                        // (batch, C, H, W)
   const uint8_t* mask = nullptr;     // (batch, H, W), not 0 where a pixel is known; null: none is
   const float* condition = nullptr;  // (batch, condition_size) or null
+  // If it is not 0, image 2i + 1 is image 2i again, with another condition. Their parameters p and
+  // q become q + (1 + guidance)(p - q), and one pixel is drawn for both (math.md section 8).
+  float guidance = 0.0f;
 
+  // Images of the batch that are drawn as one.
+  DSMOOTH_HOST_DEVICE int passes() const { return guidance != 0.0f ? 2 : 1; }
+
+  // The first image of slice i of the `slices` of n images.
+  DSMOOTH_HOST_DEVICE int64_t begin(int64_t n, int64_t i, int64_t slices) const {
+    return n / passes() * i / slices * passes();
+  }
   // Images first .. end - 1 of these. kCompletes: whether they may have a mask or a condition.
   template <bool kCompletes = true>
   DSMOOTH_HOST_DEVICE Slice part(const NetworkView& network, int64_t first, int64_t end) const {
     const int64_t plane = int64_t{height} * width, pixels = network.image_channels * plane;
     Slice slice = *this;
     slice.batch = static_cast<int>(end - first);
-    slice.first_index += static_cast<uint64_t>(first);
+    slice.first_index += static_cast<uint64_t>(first / passes());
     slice.context = context ? context + first * pixels : nullptr;
     slice.out += first * pixels;
     if (kCompletes && mask != nullptr) slice.mask += first * plane;
@@ -245,8 +255,9 @@ inline void put_operand(float* words, size_t i, float value, bool bf16) {
 // The terms of one part of an operation; outside the horizontal stream there is one part only.
 std::vector<const Term*> terms_of(const Op& op, Part part);
 
-// As few slices, of at most `most` images, as keep every worker busy.
-Partition partition_among(int64_t n, int64_t workers, int64_t most);
+// As few slices, of at most `most` images, as keep every worker busy. `passes` images, which are
+// drawn as one, stay together.
+Partition partition_among(int64_t n, int64_t workers, int64_t most, int passes);
 
 // Throws std::invalid_argument unless images may have this size.
 void check_size(int64_t height, int64_t width);

@@ -113,7 +113,8 @@ class Run {
   Run(const CpuSampler& sampler, const CpuCall& call)
       : sampler_(sampler),
         r_(call),
-        partition_(partition_among(r_.n, r_.threads, r_.slice > 0 ? r_.slice : kSlice)),
+        partition_(
+            partition_among(r_.n, r_.threads, r_.slice > 0 ? r_.slice : kSlice, r_.all.passes())),
         lanes_(r_.threads / partition_.workers),
         current_(partition_.workers),
         running_(partition_.workers * lanes_) {
@@ -160,7 +161,8 @@ class Run {
     const int64_t slices = partition_.slices;
     current_[team] = Slice{};
     if (i >= slices) return;
-    current_[team] = r_.all.part(sampler_.network(), r_.n * i / slices, r_.n * (i + 1) / slices);
+    const auto begin = [&](int64_t slice) { return r_.all.begin(r_.n, slice, slices); };
+    current_[team] = r_.all.part(sampler_.network(), begin(i), begin(i + 1));
     states_[team].clear();
   }
 

@@ -64,9 +64,10 @@ class DeviceProgram {
 // Slices for n images on `processors` streaming multiprocessors, one block each, when the caches of
 // an image take `image_bytes` of at most `memory` bytes. Each block streams all weights for its
 // slice whatever its size, so slices are as few as keep every processor busy; `max_slice` (0: none)
-// bounds them. Throws std::runtime_error with both numbers if not even one image fits.
+// bounds them. Throws std::runtime_error with both numbers if not even one image fits, or `passes`
+// of them, which are drawn as one.
 Partition partition_batch(int64_t n, int processors, size_t image_bytes, size_t memory,
-                          int max_slice);
+                          int max_slice, int passes = 1);
 
 struct CudaCall {
   int64_t n;
@@ -84,7 +85,8 @@ class CudaSampler : public DeviceProgram {
   CudaSampler(Program program, bool bf16, int device);
 
   int device() const { return device_; }
-  Partition partition(int64_t n, int height, int width, size_t memory, int max_slice) const;
+  Partition partition(int64_t n, int height, int width, size_t memory, int max_slice,
+                      int passes = 1) const;
   size_t workspace_bytes(const Partition& partition, int height, int width) const;
 
   // Number of launches that draw a batch: each block draws one slice after the other, a few rows in

@@ -10,7 +10,8 @@
 //   worker.sync()             all lanes see what any lane wrote before
 //   worker.end_row(images)    a sync at the end of a row, which counts it as done
 //   worker.stop()             whether to leave early: the same in all lanes between two syncs
-//   Worker::kCompletes        whether it has code to keep known pixels and add biases of images
+//   Worker::kCompletes        whether it has code to keep known pixels, add biases of images and
+//                             guide them
 // Every lane runs the whole of `draw`. A lane is a thread on the CPU, a thread of the block on a
 // GPU; all functions here are compiled for both.
 #pragma once
@@ -51,6 +52,7 @@ class Step {
       } else {
         for (int column = 0; column < s_.width; ++column) {
           w_.pixel(state_, row, column);
+          if (Worker::kCompletes && s_.guidance != 0.0f) guide(row, column);
           if (n_.groups > 0) w_.weigh(state_, row, column, s_.temperature);
           w_.for_each(s_.batch, [&](int b) { draw_image(b, row - prompt, row, column); });
           w_.sync();
@@ -96,6 +98,16 @@ class Step {
       }
       w_.sync();
     }
+  }
+
+  // The parameters of a pixel, with those of the other pass taken away.
+  DSMOOTH_HOST_DEVICE void guide(int row, int column) {
+    w_.for_each(s_.batch / 2 * n_.n_params, [&](int i) {
+      float* const params = address(n_.params, i / n_.n_params * 2, row, column) + i % n_.n_params;
+      const float other = params[n_.caches[n_.params].stride];
+      *params = other + (1.0f + s_.guidance) * (*params - other);
+    });
+    w_.sync();
   }
 
   // A stream's operations over a row of pixels. No operation in a row part of the horizontal stream
@@ -160,19 +172,23 @@ class Step {
 
   // image_row counts from the top of the image, canvas_row from the top of the prompt.
   DSMOOTH_HOST_DEVICE void draw_image(int b, int image_row, int canvas_row, int column) {
+    const int passes = Worker::kCompletes ? s_.passes() : 1;
+    if (b % passes != 0) return;
     const float* params = address(n_.params, b, canvas_row, column);
     const uint32_t position = static_cast<uint32_t>(image_row * s_.width + column);
     const Pixel pixel =
         is_known(b, image_row, column)
             ? pixel_at(s_.out, b, image_row, column)
-            : draw_pixel(n_, params, s_.seed, s_.first_index + static_cast<uint64_t>(b), position,
-                         s_.temperature);
-    float* const to = address(n_.image, b, canvas_row, column);
-    store_pixel(n_, pixel, to);
-    store_own(n_, pixel, true, to + n_.pixel_words);
-    for (int c = 0; c < n_.image_channels; ++c) {
-      const int64_t plane = int64_t{b} * n_.image_channels + c;
-      s_.out[(plane * s_.height + image_row) * s_.width + column] = pixel.value[c];
+            : draw_pixel(n_, params, s_.seed, s_.first_index + static_cast<uint64_t>(b / passes),
+                         position, s_.temperature);
+    for (int copy = b; copy < b + passes; ++copy) {
+      float* const to = address(n_.image, copy, canvas_row, column);
+      store_pixel(n_, pixel, to);
+      store_own(n_, pixel, true, to + n_.pixel_words);
+      for (int c = 0; c < n_.image_channels; ++c) {
+        const int64_t plane = int64_t{copy} * n_.image_channels + c;
+        s_.out[(plane * s_.height + image_row) * s_.width + column] = pixel.value[c];
+      }
     }
   }
 

@@ -186,8 +186,9 @@ def collect_samples(
         return read_images(options.samples[0], options.count), {}, None
     count = DEFAULT_COUNT if options.count is None else options.count
     label = options.label if models.n_classes or options.label != "each" else None
-    named: dict[str, Any] = {"method": options.method, "temperature": options.temperature}
-    request = request_of(models, Drawing(options.seed, label=label, **named), count)
+    names = ("seed", "method", "guidance", "temperature")
+    named: dict[str, Any] = {name: getattr(options, name) for name in names}
+    request = request_of(models, Drawing(label=label, **named), count)
     identity = {key: value for key, value in request.identity().items() if key != "score"}
     identity["weights_sha256"] = list(models.digests().values())
     if options.execution.precision != "auto":

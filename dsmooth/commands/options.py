@@ -94,6 +94,8 @@ class Drawing:
     label: Class | None = None
     """For models with classes: the class of all images, or each for classes in turn; by default
     the class of each image is drawn, with equal probabilities."""
+    guidance: float = 0.0
+    """Above 0 for images that are more typical of their class, of models with classes."""
     temperature: float = 1.0
     """Below 1 for likelier pixels, above 1 for more varied ones."""
 
@@ -270,6 +272,8 @@ class FrechetOptions:
     that class; or each for classes in turn."""
     per_class: Flag = False
     """Also the distance of each class, of models with classes."""
+    guidance: float = 0.0
+    """Above 0 for images that are more typical of their class, of models with classes."""
     temperature: float = 1.0
     """Below 1 for likelier pixels, above 1 for more varied ones."""
     seed: int = 0

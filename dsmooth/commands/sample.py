@@ -61,6 +61,8 @@ def request_of(models: Models, drawing: Drawing, count: int, **others: Any) -> R
     n_classes, label = models.n_classes, drawing.label
     if n_classes == 0 and label is not None:
         raise ValueError("--label is for models with classes, which these have not")
+    if n_classes == 0 and drawing.guidance:
+        raise ValueError("--guidance is for models with classes, which these have not")
     if drawing.seed is None and rank_and_size()[1] > 1:
         raise ValueError("--seed None is for one process: give all of them the same number")
     fields: dict[str, Any] = {**vars(drawing), "seed": chosen_seed(drawing.seed), **others}

@@ -151,29 +151,42 @@ class CachedSampler:
         out, mask = torch.empty(shape, dtype=torch.float32, device=self.device), None
         if is_given(context, self.config.conditioning):
             check_like("context", context, out)
-        label = request.labels(self.config.condition_size, self.device)
         if request.known is not None:
             out = request.known.keep(out, as_bytes=self.config.fourier_features > 0)
-            mask = request.known.mask.contiguous().view(torch.uint8)
-        vectors = condition_vectors(Condition(None, label), self.config, request.count, out)
-        plain = {"context": context, "label": vectors}
+            mask = request.known.mask.view(torch.uint8)
+        passes = request.passes(self.config, out)
+        vectors = [
+            vector
+            for label in passes
+            if (vector := condition_vectors(Condition(None, label), self.config, len(out), out))
+            is not None
+        ]
+
+        def repeated(values: Tensor) -> Tensor:  # the passes of an image lie one behind the other
+            return values.repeat_interleave(len(passes), dim=0)
+
+        plain = {
+            "context": None if context is None else repeated(context),
+            "label": torch.stack(vectors, 1).flatten(0, 1) if vectors else None,
+        }
         for name, values in plain.items():
             if values is not None:
                 plain[name] = values = values.detach().resolve_neg().contiguous()
                 if self.device.type == "cpu" and not np.isfinite(values.numpy()).all():
                     raise ValueError(f"{name} must be finite, got a NaN or an infinity")
         arguments: dict[str, Any] = {
-            "out": out,
+            "out": repeated(out),
             "context": plain["context"],
-            "mask": mask,
+            "mask": None if mask is None else repeated(mask),
             "condition": plain["label"],
             "seed": request.seed,
             "first_index": request.first_index,
             "temperature": request.temperature,
+            "guidance": request.guidance,
         }
         if self.device.type == "cuda":
-            self._launch(arguments, execution.max_slice or 0)
-            return out
+            self._launch(arguments, execution.max_slice or 0, len(passes))
+            return arguments["out"][:: len(passes)].contiguous()
         self._native.sample(
             **arguments,
             threads=execution.threads or torch.get_num_threads(),
@@ -182,9 +195,9 @@ class CachedSampler:
         )
         if progress is not None:
             progress(1.0)
-        return out
+        return arguments["out"][:: len(passes)].contiguous()
 
-    def _launch(self, arguments: dict[str, Any], max_slice: int) -> None:
+    def _launch(self, arguments: dict[str, Any], max_slice: int, passes: int) -> None:
         """Launch a kernel for every few rows, on the caller's current stream.
 
         It waits only while more than LAUNCHES_AHEAD launches are on their way, and never in the
@@ -197,7 +210,7 @@ class CachedSampler:
             if not capturing:  # the driver is not asked in a capture
                 self._free = _free_memory()
             partition = self._native.partition(
-                n, height, width, int(MEMORY_FRACTION * self._free), max_slice
+                n, height, width, int(MEMORY_FRACTION * self._free), max_slice, passes
             )
             words = self._native.workspace_words(partition, height, width)
             workspace = torch.empty(words, dtype=torch.float32, device=self.device)

@@ -14,7 +14,7 @@ from typing import Any, Literal, SupportsIndex, TypedDict
 import torch
 from torch import Tensor
 
-from ..config import Method, Precision, Score
+from ..config import Method, ModelConfig, Precision, Score
 from ..fields import ArgumentError, check_choices, check_whole
 from ..nn.condition import check_label
 from ..nn.images import check_scale
@@ -50,6 +50,11 @@ class Choices(TypedDict, total=False):
     is a function of the seed and the image's number. A tensor has a class (n,) int64, or weights of
     classes (n, n_classes), for every image.
 
+    guidance: >= 0, 0 by default; for models with classes that were trained with a label_dropout.
+    Each pixel's parameters are then those without a class plus 1 + guidance times their difference
+    from those with it, for two passes (docs/math.md, section 8). Images become more typical of
+    their class and vary less.
+
     known: (n or 1, C, H, W), images whose pixels where mask, (n or 1, H, W) bool, is True are kept.
     Each of the others is drawn given all pixels before it, with its own noise. If the known pixels
     come first in raster order this is the model's conditional distribution. Otherwise known pixels
@@ -61,6 +66,7 @@ class Choices(TypedDict, total=False):
     first_index: int
     temperature: float
     label: Label
+    guidance: float
     known: Tensor | None
     mask: Tensor | None
 
@@ -151,6 +157,7 @@ class Request:
     temperature: float = 1.0
     known: KnownPixels | None = None
     label: Label = None
+    guidance: float = 0.0
     levels: Sequence[float] | None = None
     x_tilde: Tensor | None = None
 
@@ -173,6 +180,9 @@ class Request:
             raise ArgumentError(
                 "temperature", f"must be positive, and a normal float32, got {self.temperature!r}"
             )
+        guidance = self.guidance
+        if not isinstance(guidance, Real) or not 0 <= guidance <= normal.max:
+            raise ArgumentError("guidance", f"must be finite and not negative, got {guidance!r}")
         if isinstance(self.label, Tensor):
             if self.label.ndim not in (1, 2) or len(self.label) != self.count:
                 raise ValueError(
@@ -226,6 +236,18 @@ class Request:
             check_label(label, n_classes, self.count)
         return None if label is None else label.to(device)
 
+    def passes(self, config: ModelConfig, like: Tensor) -> list[Tensor | None]:
+        """The labels of every image in each pass of a model; with guidance a second, of no class.
+
+        Raises ValueError for guidance of a model without classes, and as `labels` does.
+        """
+        labels = self.labels(config.condition_size, like.device)
+        if not self.guidance:
+            return [labels]
+        if config.condition_size == 0:
+            raise ArgumentError("guidance", "is for models with classes, which this one has not")
+        return [labels, like.new_zeros(self.count, config.condition_size)]
+
     def part(self, offset: int, count: int) -> Request:
         """The `count` images behind the first `offset` ones, drawn the same way."""
         here = slice(offset, offset + count)
@@ -252,6 +274,8 @@ class Request:
             identity["label"] = digest_of(self.label.detach())
         elif self.label is not None:
             identity["label"] = self.label
+        if self.guidance:
+            identity["guidance"] = self.guidance
         if self.levels is not None:
             identity["levels"] = list(self.levels)
         if self.known is not None:

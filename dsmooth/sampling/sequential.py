@@ -180,18 +180,26 @@ class _Canvas:
         uniforms = to_uniform(words).to(like.dtype)
         self.uniforms = uniforms.view(-1, *size, 4).permute(0, 3, 1, 2)
         self.model, self.temperature = in_evaluation(model), request.temperature
-        label = request.labels(model.config.condition_size, like.device)
-        self.encoded = self.model.encode_context(self.x, Condition(context, label))
+        self.guidance = request.guidance
+        self.passes = [
+            self.model.encode_context(self.x, Condition(context, label))
+            for label in request.passes(model.config, like)
+        ]
 
     def redrawn(self, images: Tensor | slice, rows: slice, columns: slice) -> Tensor:
         """Some pixels of some images, drawn given the images; known ones as they are."""
         visible = (rows.stop + 3) // 4 * 4  # rows below cannot matter; it takes a multiple of 4
-        stacked, streams, vector = self.encoded
-        stacked, vector = (None if e is None else e[images] for e in (stacked, vector))
-        if streams is not None:
-            u, ul = (e[images, :, :visible] for e in streams)
-            streams = u, ul
-        params = self.model.decode(self.x[images, :, :visible], Encoded(stacked, streams, vector))
+        given = []
+        for stacked, streams, vector in self.passes:
+            stacked, vector = (None if e is None else e[images] for e in (stacked, vector))
+            if streams is not None:
+                u, ul = (e[images, :, :visible] for e in streams)
+                streams = u, ul
+            encoded = Encoded(stacked, streams, vector)
+            given.append(self.model.decode(self.x[images, :, :visible], encoded))
+        params = given[0]
+        if self.guidance:  # the second pass has no class
+            params = torch.lerp(given[1], params, 1 + self.guidance)
         x = self.x[images, :, rows, columns]
         drawn = logistic_mixture_sample(
             params[:, :, rows, columns],
