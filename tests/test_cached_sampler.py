@@ -67,7 +67,7 @@ def make_sampler(model: PixelCNNpp, dtype: torch.dtype, code: str) -> CachedSamp
 @pytest.mark.parametrize("code", [*INSTRUCTION_SETS, *CUDA])
 @pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
 @pytest.mark.parametrize(("channels", "temperature"), [(1, 1.0), (3, 0.7)])
-@pytest.mark.parametrize("classes", ["none", "hard", "soft"])
+@pytest.mark.parametrize("classes", ["none", "hard", "soft", "guided"])
 @pytest.mark.parametrize(
     "mixture",
     [{}, {"likelihood": "discretized"}, ATOMS, GAUSSIAN, BYTES, {"head_filters": 3}],
@@ -85,7 +85,8 @@ def test_equals_the_network_teacher_forced(
     model = network(channels=channels, conditioning=conditioning, n_classes=n_classes, **mixture)
     sampler = make_sampler(model, torch.float32, code)
     label = labels_of(3, n_classes, soft=classes == "soft")
-    check_teacher_forced(sampler, model, (8, 8), temperature=temperature, label=label)
+    how = {"temperature": temperature, "guidance": 0.7 if classes == "guided" else 0.0}
+    check_teacher_forced(sampler, model, (8, 8), label=label, **how)
 
 
 @pytest.mark.grid
@@ -184,7 +185,9 @@ def test_head_of_bfloat16_is_in_float32(code: str, n_filters: int, head_filters:
     ],
 )
 @pytest.mark.parametrize("completes", [False, True])
+@pytest.mark.parametrize("guidance", [0.0, 0.4])
 def test_same_bits_however_the_work_is_shared(
+    guidance: float,
     completes: bool,
     conditioning: str,
     channels: int,
@@ -196,6 +199,8 @@ def test_same_bits_however_the_work_is_shared(
     model = network(conditioning=conditioning, channels=channels, n_filters=9, **fields)
     sampler = make_sampler(model, dtype, code)
     n, size = 600 if code == "cuda" else 64, (4, 8)
+    if guidance and not model.config.n_classes:
+        return
     context = context_for(model, n, *size)
     classes = labels_of(n, model.config.n_classes, soft=conditioning == "concat")
     known = mask = None
@@ -208,7 +213,8 @@ def test_same_bits_however_the_work_is_shared(
         part = slice(first, first + count)
         given = {"context": context, "label": label, "known": known, "mask": mask}
         given = {k: None if t is None else t[part].to(sampler.device) for k, t in given.items()}
-        return sampler.sample(count, *size, seed=SEED, first_index=FIRST + first, **given, **how)
+        how |= {"seed": SEED, "first_index": FIRST + first, "guidance": guidance}
+        return sampler.sample(count, *size, **given, **how)
 
     expected = draw(threads=1)
     assert len(expected.flatten(1).unique(dim=0)) == n
@@ -225,6 +231,18 @@ def test_same_bits_however_the_work_is_shared(
         beside = draw(label=others, threads=1)
         assert torch.equal(beside[7], expected[7])
         assert not torch.equal(beside[8], expected[8])
+
+
+@pytest.mark.quick
+def test_guidance_away_from_the_same_class_changes_nothing() -> None:
+    """Bitwise. And guidance towards a class goes on from the image of that class."""
+    sampler, label = CachedSampler(network(n_classes=3)), labels_of(5, 3)
+    none = torch.zeros(5, 3)
+    x = sampler.sample(5, 8, 8, label=none)
+    assert torch.equal(sampler.sample(5, 8, 8, label=none, guidance=3.0), x)
+    towards = [sampler.sample(5, 8, 8, label=label, guidance=w) for w in (0.0, 1e-7, 0.5)]
+    torch.testing.assert_close(towards[1], towards[0], rtol=0, atol=1e-4)
+    assert (towards[2] - towards[0]).abs().mean() > 1e-3
 
 
 @pytest.mark.quick

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +209,38 @@ def test_the_labels_of_a_request() -> None:
     for wrong in (torch.zeros(4, dtype=torch.int64), torch.zeros(())):
         with pytest.raises(ValueError, match=r"label must have shape \(5,\)"):
             Request(5, label=wrong)
+
+
+@pytest.mark.parametrize(("noisy", "denoiser"), [(0, CLASSES), (CLASSES, 0)])
+def test_guidance_of_a_pair_is_for_the_models_with_classes(noisy: int, denoiser: int) -> None:
+    pair, (x, _, label) = make_pair(noisy, denoiser), inputs("none")
+    for changes, draw in (
+        (noisy, partial(pair.sample, 3, method="noisy", label=label)),
+        (denoiser, partial(pair.denoise, x, label=label)),
+        (noisy, partial(pair.denoise, x, label=label, method="single-step")),
+    ):
+        assert torch.equal(draw(guidance=0.5), draw()) == (not changes)
+    slopes = [pair.single_step(x, label=y) - x for y in (label, torch.zeros(3, CLASSES))]
+    found = pair.single_step(x, label=label, guidance=0.5) - x
+    torch.testing.assert_close(found, slopes[1] + 1.5 * (slopes[0] - slopes[1]))
+    assert Request(3, label=1, guidance=0.5).identity() == {
+        **Request(3, label=1).identity(),
+        "guidance": 0.5,
+    }
+
+
+def test_guidance_is_refused_without_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = make_pair(0, 0)
+    message = "guidance is for .* with classes, which (this one has|these have) not"
+    for draw in (pair.sample, partial(sequential_sample, pair.noisy, height=8, width=8)):
+        with pytest.raises(ValueError, match=message):
+            draw(2, guidance=1.0)
+    pair.save_pretrained(tmp_path)
+    out = str(tmp_path / "x.png")
+    assert run("sample", str(tmp_path), "-n", "2", "--guidance", "1", "--out", out) == 1
+    assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("noisy", [0, CLASSES])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"temperature": 0.0}, "temperature must be positive"),
     ({"temperature": 1e39}, "temperature must be positive, and a normal float32, got 1e\\+39"),
     ({"temperature": float("nan")}, "temperature must be positive"),
+    ({"guidance": -0.5}, "guidance must be finite and not negative, got -0.5"),
+    ({"guidance": math.inf}, "guidance must be finite and not negative, got inf"),
     ({"threads": 0}, "threads must be at least 1"),
     ({"method": "three-step"}, "method must be one of"),
     ({"score": "half"}, "score must be one of"),
@@ -56,7 +59,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"known": X.log(), "mask": MASK}, "known pixels must be finite, got a NaN or an infinity"),
     ({"known": X, "mask": MASK.to("meta")}, "mask must be on known's device cpu, got meta"),
 ]
-OF_A_REQUEST = {"seed", "first_index", "temperature", "method", "score"}
+OF_A_REQUEST = {"seed", "first_index", "temperature", "guidance", "method", "score"}
 OF_EXECUTION = {"threads", "max_slice"}
 
 

@@ -71,7 +71,7 @@ def test_jacobi_sampling_equals_sequential_sampling(
     height, width = size = 8, 4
     settings = {"conditioning": conditioning, "channels": channels, "n_classes": n_classes}
     model, given = double_network(3, size, **settings, **mixture)
-    given["label"] = labels_of(3, n_classes)
+    given["label"], given["guidance"] = labels_of(3, n_classes), 0.3 if n_classes else 0.0
     expected = sequential_sample(model, 3, **given)
     x, iterations = jacobi_sample(model, 3, **given, by_row=by_row)
     rounding = 0.0 if model.config.likelihood == "discretized" else 1e-12

@@ -133,7 +133,7 @@ std::vector<Granule> draw_as_cuda(Program program, const Slice& all, int64_t n,
   plan.write(weights.data(), reinterpret_cast<uintptr_t>(weights.data()));
   const Partition partition =
       partition_batch(n, device.processors, plan.bytes_per_image(all.height, all.width),
-                      size_t{1} << 30, max_slice);
+                      size_t{1} << 30, max_slice, all.passes());
   const Workspace workspace = plan.workspace(partition.largest, all.height, all.width);
   const SharedLayout layout = plan.shared(kWarps, device.shared_bytes);
   constexpr uint32_t kNaN = ~0u;  // as a float and as two bfloat16

@@ -38,27 +38,33 @@ Program toy(int filters, int channels, Conditioning conditioning, int condition_
 struct Case {
   Program program;
   bool completes = false;  // some pixels are known
-  int64_t size(int64_t n) const { return n * program.image_channels * kHeight * kWidth; }
+  float guidance = 0.0f;   // then of two images at a time, which have other contexts too
+  int64_t images(int64_t n) const { return guidance > 0 ? 2 * n : n; }
+  int64_t size(int64_t n) const { return images(n) * program.image_channels * kHeight * kWidth; }
 };
-const Case kCases[] = {{toy(12, 1, Conditioning::kNone)},
-                       {toy(9, 3, Conditioning::kStack, 0, Likelihood::kGaussian)},
-                       {toy(20, 1, Conditioning::kConcat)},
-                       {toy(7, 3, Conditioning::kNone, 0, kDiscretized, {{0, 255, 17}})},
-                       {toy(10, 3, Conditioning::kStack), true},
-                       {toy(11, 1, Conditioning::kNone), true},
-                       {toy(13, 1, Conditioning::kNone, 3)},
-                       {toy(9, 3, Conditioning::kStack, 1)},
-                       {toy(9, 1, Conditioning::kNone, 2), true},
-                       {toy(12, 1, Conditioning::kConcat, 2)},
-                       {toy(6, 1, Conditioning::kNone, 0, kDiscretized, {kAll, 4, 5}), true},
-                       {toy(5, 3, Conditioning::kStack, 0, kDiscretized, {{0, 255}, 2, 3})},
-                       {toy(4, 1, Conditioning::kStack, 0, Likelihood::kContinuous, {{}, 0, 3})},
-                       {toy(3, 1, Conditioning::kConcat, 2, kDiscretized, {kAll, 16, 0})}};
+const Case kCases[] = {
+    {toy(12, 1, Conditioning::kNone)},
+    {toy(9, 3, Conditioning::kStack, 0, Likelihood::kGaussian)},
+    {toy(20, 1, Conditioning::kConcat)},
+    {toy(7, 3, Conditioning::kNone, 0, kDiscretized, {{0, 255, 17}})},
+    {toy(10, 3, Conditioning::kStack), true},
+    {toy(11, 1, Conditioning::kNone), true},
+    {toy(13, 1, Conditioning::kNone, 3)},
+    {toy(9, 3, Conditioning::kStack, 1)},
+    {toy(9, 1, Conditioning::kNone, 2), true},
+    {toy(12, 1, Conditioning::kConcat, 2)},
+    {toy(6, 1, Conditioning::kNone, 0, kDiscretized, {kAll, 4, 5}), true},
+    {toy(5, 3, Conditioning::kStack, 0, kDiscretized, {{0, 255}, 2, 3})},
+    {toy(4, 1, Conditioning::kStack, 0, Likelihood::kContinuous, {{}, 0, 3})},
+    {toy(3, 1, Conditioning::kConcat, 2, kDiscretized, {kAll, 16, 0})},
+    {toy(12, 1, Conditioning::kConcat, 2), false, 0.5f},
+    {toy(6, 1, Conditioning::kNone, 3, kDiscretized, {kAll, 4, 5}), false, 2.0f}};
 
 std::vector<float> draw(const CpuSampler& sampler, const Case& c, int64_t first, int64_t n,
                         int threads, int slice) {
-  Drawing drawing(c.program, first + n, kHeight, kWidth, c.completes);
-  sampler.sample({n, drawing.all.part(sampler.network(), first, first + n), threads, slice},
+  const int64_t begin = c.images(first), end = c.images(first + n);
+  Drawing drawing(c.program, end, kHeight, kWidth, c.completes, c.guidance);
+  sampler.sample({end - begin, drawing.all.part(sampler.network(), begin, end), threads, slice},
                  [](double) {});
   const std::vector<float> out(drawing.out.begin() + c.size(first), drawing.out.end());
   for (size_t i = 0; i < out.size(); ++i)
@@ -88,8 +94,9 @@ void same_bits_however_shared(const Case& c, const std::string& set, bool bf16) 
 template <class T, int kWarps, int kWarpLanes>
 std::vector<float> draw_as_cuda(const Case& c, int n, const Device& device, int max_slice,
                                 Mode mode, int64_t omit = -1) {
-  Drawing drawing(c.program, n, kHeight, kWidth, c.completes);
-  draw_as_cuda<T, kWarps, kWarpLanes>(c.program, drawing.all, n, device, max_slice, mode, omit);
+  Drawing drawing(c.program, c.images(n), kHeight, kWidth, c.completes, c.guidance);
+  draw_as_cuda<T, kWarps, kWarpLanes>(c.program, drawing.all, c.images(n), device, max_slice, mode,
+                                      omit);
   return drawing.out;
 }
 
@@ -202,16 +209,17 @@ void batches_are_shared_out() {
   for (int64_t n : {1, 5, 131, 132, 133, 2112, 4300, 50000})
     for (int processors : {1, 84, 132})
       for (size_t images_that_fit : {1, 100, 5000, 1000000})
-        for (int max_slice : {0, 1, 7}) {
-          const Partition s =
-              partition_batch(n, processors, 1000, 1000 * images_that_fit + 999, max_slice);
-          const int most = max_slice ? max_slice : kMostImages;
-          expect(s.workers >= 1 && s.workers <= processors && s.workers <= s.slices &&
-                     s.slices <= n && (n + s.slices - 1) / s.slices == s.largest &&
-                     static_cast<size_t>(s.workers * s.largest) <= images_that_fit &&
-                     s.largest <= most,
-                 "slices of " + std::to_string(n) + " images");
-        }
+        for (int max_slice : {0, 1, 7})
+          for (int passes : {1, 2}) {
+            const size_t fit = passes * images_that_fit;
+            const Partition s =
+                partition_batch(passes * n, processors, 1000, 1000 * fit + 999, max_slice, passes);
+            const int most = std::max(max_slice ? max_slice : kMostImages, passes);
+            expect(s.workers >= 1 && s.workers <= processors && s.workers <= s.slices &&
+                       s.slices <= n && (n + s.slices - 1) / s.slices * passes == s.largest &&
+                       static_cast<size_t>(s.workers * s.largest) <= fit && s.largest <= most,
+                   "slices of " + std::to_string(n) + " images");
+          }
   // The processors of an H100 all busy, in one round if slices of 32 suffice.
   const Partition s = partition_batch(2112, 132, 1, 1 << 20, 0);
   expect(s.workers == 132 && s.slices == 132 && s.largest == 16, "2112 images on 132 processors");

@@ -163,7 +163,8 @@ struct Drawing {
   std::vector<uint8_t> mask;
   Slice all;
 
-  Drawing(const Program& p, int64_t n, int height, int width, bool completes = false)
+  Drawing(const Program& p, int64_t n, int height, int width, bool completes = false,
+          float guidance = 0.0f)
       : context(n * p.image_channels * height * width),
         condition(n * p.condition_size),
         known(context.size(), NAN),
@@ -185,7 +186,8 @@ struct Drawing {
            p.conditioned ? context.data() : nullptr,
            out.data(),
            completes ? mask.data() : nullptr,
-           p.condition_size > 0 ? condition.data() : nullptr};
+           p.condition_size > 0 ? condition.data() : nullptr,
+           guidance};
   }
   Drawing(const Drawing&) = delete;
 };

@@ -24,6 +24,7 @@ VALUES: dict[str, list[Any]] = {
     "seed": [-1, 2**64, 1.5, "x", 2**64 - 1],
     "first_index": [-1, 2**64, 0.5, 2**63],
     "temperature": [0.0, -1.0, float("nan"), float("inf"), "x", 1e-30, 1e30],
+    "guidance": [-1.0, float("nan"), float("inf"), "x", 0.5],  # the images are no pairs
     "threads": [0, -1, 2**31, 2**40, 1.5, 64, 10**6],
     "slice": [-1, 2**31, 1.5, 1, 1000, 2**31 - 1],
     "progress": [3, "x", lambda: None],
@@ -61,6 +62,7 @@ def _arguments(conditioning: str, completes: bool = False, n_classes: int = 0) -
         "seed": 5,
         "first_index": 2,
         "temperature": 1.0,
+        "guidance": 0.0,
         "threads": 2,
         "slice": 0,
         "progress": None,

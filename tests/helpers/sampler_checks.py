@@ -74,13 +74,18 @@ def teacher_forced(
     dtype: torch.dtype,
     temperature: float,
     label: Tensor | None = None,
+    guidance: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Every pixel of x redrawn from one eager forward on x itself: the pixels, and how near its
     uniform is to a boundary between components (a distance in probability), (B, 1, H, W)."""
     model = copy.deepcopy(model).to(dtype)
     n, channels, height, width = x.shape
     with use_impl("reference"):
-        params = model(x.to(dtype), None if context is None else context.to(dtype), label)
+        given = (x.to(dtype), None if context is None else context.to(dtype))
+        params = model(*given, label)
+        if guidance:
+            other = model(*given, torch.zeros(n, model.config.n_classes))
+            params = other + (1 + guidance) * (params - other)
     conditioned = model.config.conditioning != "none"
     stream = Stream.SAMPLE_CONDITIONED if conditioned else Stream.SAMPLE
     words = image_words(n, height * width, seed=SEED, first_index=FIRST, stream=stream)
@@ -148,15 +153,16 @@ def check_teacher_forced(
     temperature: float = 1.0,
     n: int = 3,
     label: Tensor | None = None,
+    guidance: float = 0.0,
 ) -> None:
     context = context_for(model, n, *size)
     given = {"context": None if context is None else context.to(sampler.device), "label": label}
     where: dict[str, Any] = {"seed": SEED, "first_index": FIRST, "temperature": temperature}
-    x = sampler.sample(n, *size, **where, **given).cpu()
+    x = sampler.sample(n, *size, guidance=guidance, **where, **given).cpu()
     model = copy.deepcopy(model).cpu()
     assert x.isfinite().all()
-    exact, distance = teacher_forced(model, x, context, torch.float64, temperature, label)
-    eager, _ = teacher_forced(model, x, context, torch.float32, temperature, label)
+    exact, distance = teacher_forced(model, x, context, torch.float64, temperature, label, guidance)
+    eager, _ = teacher_forced(model, x, context, torch.float32, temperature, label, guidance)
     # Rounding may take a discretized value to the next level; a component only at a boundary.
     discretized = model.config.likelihood == "discretized"
     flipped = ((x - exact).abs() > (1.5 / 127.5 if discretized else 1e-3)).any(1, keepdim=True)

@@ -107,6 +107,7 @@ class Case(ctypes.Structure):
         ("n", ctypes.c_int64), ("seed", ctypes.c_uint64), ("first_index", ctypes.c_uint64),
         ("temperature", ctypes.c_float), ("max_slice", ctypes.c_int),
         ("condition_size", ctypes.c_int), ("completes", ctypes.c_int),
+        ("guidance", ctypes.c_float),
     )  # fmt: skip
 
 
@@ -114,7 +115,7 @@ def make_case(
     conditioning: str = "none",
     likelihood: str = "continuous",
     atoms: Sequence[int] = (),
-    **fields: int,
+    **fields: float,
 ) -> Case:
     named = {
         "conditioning": CONDITIONING.index(conditioning),

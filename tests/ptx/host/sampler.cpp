@@ -26,6 +26,7 @@ struct Case {
   int max_slice;
   int condition_size;
   int completes;  // the caller hands over known pixels and their mask
+  float guidance;
 };
 
 Program program(const Case& c) {
@@ -39,8 +40,8 @@ Program program(const Case& c) {
 
 Slice images(const Case& c, const float* context, float* out, const uint8_t* mask,
              const float* condition) {
-  return {0,       c.height, c.width, c.seed,   c.first_index, c.temperature,
-          context, out,      mask,    condition};
+  return {0,       c.height, c.width, c.seed,    c.first_index, c.temperature,
+          context, out,      mask,    condition, c.guidance};
 }
 
 struct Sampler {
@@ -51,7 +52,8 @@ struct Sampler {
   explicit Sampler(const Case& given)
       : c(given),
         sampler(program(given), given.bf16 != 0, 0),
-        partition(sampler.partition(c.n, c.height, c.width, size_t{1} << 30, c.max_slice)) {}
+        partition(sampler.partition(c.n, c.height, c.width, size_t{1} << 30, c.max_slice,
+                                    c.guidance > 0 ? 2 : 1)) {}
 };
 
 }  // namespace
