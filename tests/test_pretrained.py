@@ -182,7 +182,10 @@ def test_a_card_of_a_pair_with_classes(tmp_path: Path) -> None:
     x = test_set.batch(torch.arange(6))
     without = -SmoothedPair.from_pretrained(folder).elbo(x).mean() / (784 * math.log(2))
     assert card["classes"]["bits_without"] == pytest.approx(float(without), rel=1e-5)
-    assert "# MNIST by class" in (folder / "README.md").read_text()
+    assert "# MNIST by class" in (text := (folder / "README.md").read_text())
+    assert text.count("| two-step samples, guidance 0.1 |") == 2
+    with np.load(tmp_path / "work" / "samples" / "guided.npz") as arrays:
+        assert json.loads(str(arrays["asked"]))["guidance"] == card["samples"]["guidance"] == 0.1
     with Image.open(folder / "samples.png") as picture:
         assert picture.width > 2 * 10 * 28
 

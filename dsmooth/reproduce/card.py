@@ -76,6 +76,8 @@ class CardOptions:
     """CPU threads; by default all cores."""
     classified: int = 1000
     """Test images that a pair with classes classifies."""
+    guidance: float = 0.1
+    """Guidance of further samples of a pair with classes; 0 for none."""
 
 
 def write_card(
@@ -90,7 +92,8 @@ def write_card(
             raise ValueError(f"{run.path} is not the folder of a finished run")
     work.mkdir(parents=True, exist_ok=True)
     sizes = Sizes(options.samples, options.test_images, extractor="mnist-classifier")
-    stages = Stages(work, models, train_set, test_set, sizes, seed)
+    guidance = options.guidance if models.n_classes else 0.0
+    stages = Stages(work, models, train_set, test_set, sizes, seed, guidance=guidance)
     pictures = stages.draw()
     longer = None if options.longer is None else load_models([options.longer])
     if longer is not None and longer.plain is None:
@@ -195,11 +198,12 @@ def measure_samples(
                 "limit": limit_of_distances(counts, [*distance.values()]),
                 "confident": {f"{p:g}": float((surest >= p).double().mean()) for p in CONFIDENCES},
             }
-        return {"name": extractor.distance_name, "of": results}
+        return {"name": extractor.distance_name, "guidance": stages.guidance, "of": results}
 
     cache_key = {
         "counts": list(options.frechet_counts),
         "samples": options.samples,
+        "guidance": stages.guidance,
         "extractor": extractor.describe(),
         "weights_sha256": stages.models.digests(),
     }

@@ -62,7 +62,7 @@ SECONDS = {
     **{f"probes of {name}": 3 for name in PROBED if name != PIXELS},
 }
 # Pictures whose distance to real images is measured.
-COMPARED = ("two-step", "single-step", "plain")
+COMPARED = ("two-step", "single-step", "guided", "plain")
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class Stages:
 
     only: compute this stage again and no other. Results of the others are read if they are there
     and of these weights, whatever their sizes. precision: of networks, as of `dsmooth sample`.
+    guidance: for a pair with classes, of two-step samples beside the others; by default none.
     Under torchrun all processes compute together, and rank 0 writes.
     """
 
@@ -100,6 +101,7 @@ class Stages:
     seed: int = 0
     only: ReproductionStage | None = None
     precision: Precision = "auto"
+    guidance: float = 0.0
 
     def run(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The numbers of every stage that is there, by their key in results.json; the pictures."""
@@ -141,8 +143,8 @@ class Stages:
     def draw(self) -> dict[str, Tensor]:
         """The pictures of the report: (N, C, H, W) by name, drawn or read from samples/.
 
-        "noisy", "two-step", "single-step" and "plain" are samples; the same x~ stands behind the
-        first three. Names with "held-out" are of test images, with noise, and denoised.
+        "noisy", "two-step", "single-step", "guided" and "plain" are samples; the same x~ stands
+        behind the first three. Names with "held-out" are of test images, with noise, and denoised.
         """
         (self.folder / "samples").mkdir(exist_ok=True)
         barrier()
@@ -162,6 +164,8 @@ class Stages:
             for method in methods if x_tilde is not None else ():
                 x = self.images(f"{prefix}{method}", method, both, x_tilde, labels)
                 pictures[f"{prefix}{method}"] = x
+        if self.guidance:
+            pictures["guided"] = self.images("guided", "two-step", both, guidance=self.guidance)
         if self.models.plain is not None:
             plain = self.models.of("plain")
             pictures["plain"] = self.images("plain", "two-step", plain)
@@ -174,6 +178,7 @@ class Stages:
         models: Models,
         x_tilde: Tensor | None = None,
         labels: Tensor | None = None,
+        guidance: float = 0.0,
     ) -> Tensor | None:
         """Images drawn from `models`, or x_tilde denoised, read from NAME.npz or drawn.
 
@@ -185,7 +190,8 @@ class Stages:
         if models.n_classes:
             label = "each" if labels is None else labels[:count]
         given = None if x_tilde is None else x_tilde.to(models.device)
-        request = Request(count, self.seed, method=method, label=label, x_tilde=given)
+        asked: dict[str, Any] = {"method": method, "label": label, "guidance": guidance}
+        request = Request(count, self.seed, x_tilde=given, **asked)
         weights = list(models.digests().values())
         key = {"count": count, **request.identity(), "weights_sha256": weights}
         if self.precision != "auto":
