@@ -19,7 +19,6 @@ from torch.autograd import forward_ad
 from .. import _extension
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-Parts = Sequence[Any]  # some of an operator's arguments
 Grads = list[Tensor | None]
 Impl = Literal["auto", "reference", "triton", "cudnn", "native"]
 _IMPLS = get_args(Impl)
@@ -175,8 +174,8 @@ def register_op(
     saved: int,
     forward: Callable[..., tuple[Tensor, ...]],
     outputs: Callable[..., tuple[Tensor, ...]],
-    backward: Callable[..., Sequence[Any]],
-    gradients: Callable[..., Sequence[Any]],
+    backward: Callable[..., Grads],
+    gradients: Callable[..., Grads],
     keep_inputs: bool = True,
 ) -> tuple[Callable[..., Tensor], Any, Any]:
     """A differentiable function, and its two operators.
@@ -184,23 +183,37 @@ def register_op(
     dsmooth::NAME gives a result and `saved` tensors for the backward, dsmooth::NAME_backward the
     gradients. Both compute on every device. The registration does not import torch's compiler, as
     the first call of `torch.library.custom_op` does. tensors, options: declarations of the
-    arguments. forward(*tensors, *options): the results. backward(grad, saved, tensors, options,
-    needs): a gradient of each tensor, or None where it is not needed; the operator's then has no
-    elements. outputs, gradients: the same as these two, uninitialised. keep_inputs: whether the
-    backward gets the tensors.
+    arguments. forward(*tensors, *options): the results. backward(grad, *saved, *tensors, *options,
+    needs): a gradient of each tensor, or None where it is not needed. outputs, gradients: the same
+    as these two, uninitialised. keep_inputs: whether the backward gets the tensors.
     """
-    count = len(tensors)
     kept = [*(f"Tensor saved_{i}" for i in range(saved)), *(tensors if keep_inputs else ())]
-    results, grads = (", ".join(["Tensor"] * n) for n in (1 + saved, count))
+    results, grads = (", ".join(["Tensor"] * n) for n in (1 + saved, len(tensors)))
+    declared = f"({', '.join(tensors)}, {options}) -> ({results})"
+    forward_op = _define(name, declared, forward, outputs)
+    declared = f"(Tensor grad, {', '.join(kept)}, {options}, bool[] needs) -> ({grads})"
+    functions = _empty_for_none(backward), _empty_for_none(gradients)
+    backward_op = _define(f"{name}_backward", declared, *functions)
+    twice = f"dsmooth::{name}_backward"
+    torch.library.register_autograd(twice, lambda ctx, *grads: _refuse(name))
+    function = _differentiable(name, forward_op, backward_op, len(tensors), keep_inputs)
+    return function, forward_op, backward_op
 
-    def graded(function: Callable[..., Sequence[Any]]) -> Callable[..., tuple[Tensor, ...]]:
-        def call(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-            *rest, needs = args
-            parts = rest[:saved], rest[saved : len(kept)], rest[len(kept) :]
-            found = zip(function(grad, *parts, needs), needs, strict=True)
-            return tuple([tensor if need else grad.new_empty(0) for tensor, need in found])
 
-        return call
+def _empty_for_none(backward: Callable[..., Grads]) -> Callable[..., tuple[Tensor, ...]]:
+    """`backward` for an operator, whose results are tensors: for None one without elements."""
+
+    def compute(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        found = backward(grad, *args)
+        return tuple([grad.new_empty(0) if tensor is None else tensor for tensor in found])
+
+    return compute
+
+
+def _differentiable(
+    name: str, forward_op: Any, backward_op: Any, count: int, keep_inputs: bool
+) -> Callable[..., Tensor]:
+    """The first result of an operator, differentiable by its first `count` arguments."""
 
     class Operator(torch.autograd.Function):
         @staticmethod
@@ -225,13 +238,7 @@ def register_op(
             return Operator.apply(*args)
         return forward_op(*args)[0]
 
-    declared = f"({', '.join(tensors)}, {options}) -> ({results})"
-    forward_op = _define(name, declared, forward, outputs)
-    declared = f"(Tensor grad, {', '.join(kept)}, {options}, bool[] needs) -> ({grads})"
-    backward_op = _define(f"{name}_backward", declared, graded(backward), graded(gradients))
-    twice = f"dsmooth::{name}_backward"
-    torch.library.register_autograd(twice, lambda ctx, *grads: _refuse(name))
-    return run, forward_op, backward_op
+    return run
 
 
 def _define(op: str, schema: str, compute: Any, fake: Any) -> Any:

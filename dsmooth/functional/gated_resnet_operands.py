@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.geometry import Operands, Settings, empty_channels_last, empty_weight
-from .dispatch import Grads, Parts, autocast_dtype, register_op
+from .dispatch import Grads, autocast_dtype, register_op
 from .shifted_conv import check_kernel
 
 _AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that autocast casts
@@ -90,19 +90,18 @@ def register_gated_resnet(
     def fake(*args: Any) -> tuple[Tensor, ...]:
         return outputs(Operands(*args[:count]), *args[-2:])
 
-    def differentiate(
-        grad_y: Tensor, kept: Parts, inputs: Parts, options: Parts, needs: Parts
-    ) -> Grads:
-        *settings, _, option = options
-        given = Operands(*inputs)
-        grads = backward(grad_y, kept, given, Settings(*settings), option, needs)
-        return [grads.get(name) for name in Operands._fields]
+    def differentiate(grad_y: Tensor, *args: Any) -> Grads:
+        *rest, _, option, needs = args
+        given, settings = Operands(*rest[saved:-4]), Settings(*rest[-4:])
+        grads = backward(grad_y, rest[:saved], given, settings, option, needs)
+        return [
+            grads.get(name) if need else None
+            for name, need in zip(Operands._fields, needs, strict=True)
+        ]
 
-    def fake_gradients(
-        grad_y: Tensor, kept: Parts, inputs: Parts, options: Parts, needs: Parts
-    ) -> Grads:
-        given = ordered(Operands(*inputs))
-        wanted = zip(Operands._fields, needs, strict=True)
+    def fake_gradients(grad_y: Tensor, *args: Any) -> Grads:
+        given = ordered(Operands(*args[saved : saved + count]))
+        wanted = zip(Operands._fields, args[-1], strict=True)
         return [empty_gradient(name, given) if need else None for name, need in wanted]
 
     argument, default = option

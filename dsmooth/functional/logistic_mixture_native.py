@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from .dispatch import Grads, Parts, register_op
+from .dispatch import Grads, register_op
 
 
 def _forward(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
@@ -30,19 +30,20 @@ def _outputs(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty((batch, height, width)), x.new_empty((batch, 4, height, width))
 
 
-def _backward(grad: Tensor, saved: Parts, inputs: Parts, options: Parts, needs: Parts) -> Grads:
-    grad_x, grad_params = grads = _gradients(grad, saved, inputs, options, needs)
+def _backward(grad: Tensor, state: Tensor, x: Tensor, params: Tensor, *options: Any) -> Grads:
+    *mixture, needs = options
+    grad_x, grad_params = grads = _gradients(grad, state, x, params, needs)
     # The gradient of a sum is one number spread by strides of 0, which no vector load can read. The
     # copy is a hundredth of params.
     _extension.extension().logistic_mixture(
-        *(*inputs, *saved, *options, torch.get_num_threads()),
+        *(x, params, state, *mixture, torch.get_num_threads()),
         grad=grad.contiguous(), grad_x=grad_x, grad_params=grad_params,
     )  # fmt: skip
     return grads
 
 
-def _gradients(grad: Tensor, saved: Parts, inputs: Parts, options: Parts, needs: Parts) -> Grads:
-    wanted = zip(inputs, needs, strict=True)
+def _gradients(grad: Tensor, state: Tensor, x: Tensor, params: Tensor, *options: Any) -> Grads:
+    wanted = zip((x, params), options[-1], strict=True)
     return [tensor.new_empty(tensor.shape) if need else None for tensor, need in wanted]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dispatch import Grads, Parts, register_op
+from .dispatch import Grads, register_op
 
 
 def _forward(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,20 +46,20 @@ def _empty_gradient(params: Tensor) -> Tensor:
     return params.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
 
 
-def _backward(grad: Tensor, units: Parts, *rest: Any) -> Grads:
-    """`units`, the gradients of the sum of log_prob, times grad (B, H, W) per pixel.
+def _backward(grad: Tensor, unit_x: Tensor, unit_params: Tensor, *options: Any) -> Grads:
+    """The gradients of the sum of log_prob, unit_x and unit_params, times grad (B, H, W) per pixel.
 
     torch multiplies in float32 and rounds each product once.
     """
-    outputs = _gradients(grad, units, *rest)
-    for unit, out in zip(units, outputs, strict=True):
+    grads = _gradients(grad, unit_x, unit_params, *options)
+    for unit, out in zip((unit_x, unit_params), grads, strict=True):
         if out is not None:
             torch.mul(unit, grad[:, None], out=out)
-    return outputs
+    return grads
 
 
-def _gradients(grad: Tensor, units: Parts, inputs: Parts, options: Parts, needs: Parts) -> Grads:
-    wanted = zip(units, needs, strict=True)
+def _gradients(grad: Tensor, unit_x: Tensor, unit_params: Tensor, *options: Any) -> Grads:
+    wanted = zip((unit_x, unit_params), options[-1], strict=True)
     return [_empty_gradient(unit) if need else None for unit, need in wanted]
 
 
