@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Bench, Work, copy, full, quick, smoke, warm_memory
-from dsmooth.config import bytes_of
 from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_prob_ref
+from dsmooth.likelihoods import bytes_of
 
 pytestmark = pytest.mark.usefixtures("native", "one_thread")
 SHAPES = {

@@ -14,7 +14,8 @@ from dsmooth import GaussianSmoothing, ModelConfig, PixelCNNpp, SmoothedPair
 from dsmooth.functional import logistic_mixture_sample, use_impl
 from dsmooth.nn.condition import Condition
 from dsmooth.philox import Stream, image_words, to_uniform
-from dsmooth.sampling.program import NONE, Op, Phase, Program
+from dsmooth.sampling.operations import NONE, Op, Phase
+from dsmooth.sampling.program import Program
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ FLOORS = (
     ("smoothing", "data", "nn"),
     ("functional", "kernels"),
     (
-        *("machine", "distributed", "presets", "philox", "files", "config", "fields"),
+        *("machine", "distributed", "presets", "philox", "files", "config", "likelihoods"),
+        "fields",
         *("progress", "tables", "_extension", "_version", "_C"),
     ),
 )

@@ -14,17 +14,11 @@ from ..data import ImageDataset
 from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
+from .batches import OnImages, check_dataset, nats_of_images
 from .comparison import ShowProgress, collect_statistics, measure_images, no_progress
 from .features import FeatureExtractor
 from .frechet import bootstrap_error
-from .likelihood import (
-    OnImages,
-    Scores,
-    check_dataset,
-    conventions,
-    nats_of_images,
-    standard_error,
-)
+from .likelihood import Scores, conventions, standard_error
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from ..nn.weights import in_evaluation, weights_digest
 from ..pair import SmoothedPair
 from ..progress import progress
 from ..smoothing import Smoothing
-from .likelihood import check_images
+from .batches import check_images
 from .linear import FeatureMatrix, train_linear
 
 PIXELS, TOGETHER = "pixels", "together"

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import Likelihood, bytes_of, check_likelihood
+from ..likelihoods import Likelihood, bytes_of, check_likelihood
 from .dispatch import (
     Impl,
     choose,

@@ -7,6 +7,7 @@ calls them DS and DRS. Source: Salimans et al., PixelCNN++ (2017), section 2.4.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import get_args
 
 import torch
@@ -95,20 +96,16 @@ def shifted_conv_transpose2d(
     return y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1)
 
 
-def filter_norms(v: Tensor, *, transposed: bool = False) -> Tensor:
-    """|v| of each output filter of a kernel (D, C, kh, kw), transposed (C, D, kh, kw): (D,)."""
-    return torch.linalg.vector_norm(v, dim=(0, 2, 3) if transposed else (1, 2, 3))
+def fold_weight_norm(v: Tensor, gain: Tensor | None, over: Sequence[int] = (1, 2, 3)) -> Tensor:
+    """The weight g v / |v| of a weight norm, in the shape of v.
 
-
-def fold_weight_norm(v: Tensor, gain: Tensor | None, *, transposed: bool = False) -> Tensor:
-    """The weight g v / |v| of a weight norm per output filter, in the shape of v.
-
-    gain: g (D,); None for v itself.
+    over: the dimensions that a norm is taken over; by default it is the norm of each output filter
+    of v (D, C, kh, kw). gain: g, one number a norm; None for v itself.
     """
     if gain is None:
         return v
-    scale = gain / filter_norms(v, transposed=transposed)
-    return v * scale.view((1, -1, 1, 1) if transposed else (-1, 1, 1, 1))
+    norm = torch.linalg.vector_norm(v, dim=over, keepdim=True)
+    return v * (gain.view_as(norm) / norm)
 
 
 def _check_image(x: Tensor) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import LARGEST, Conditioning, Likelihood, ModelConfig
+from ..config import LARGEST, Conditioning, ModelConfig
 from ..fields import check_one_of
 from ..files import read_tensors
+from ..functional.shifted_conv import fold_weight_norm
+from ..likelihoods import Likelihood
 from .layers import GatedResnet, WeightNormConv
 from .pixelcnnpp import PixelCNNpp
 from .weights import outline
@@ -129,8 +131,7 @@ def _take(state: dict[str, Tensor], old: str, layer: WeightNormConv) -> tuple[Te
     over = [i for i in range(v.ndim) if g.shape[i] == 1] if g.ndim == v.ndim else []
     if not over or any(g.shape[i] != v.shape[i] for i in range(v.ndim) if i not in over):
         raise ValueError(f"weight_g of shape {tuple(g.shape)} does not fit {tuple(v.shape)}")
-    v, g = v.double(), g.double()
-    weight = g * v / torch.linalg.vector_norm(v, dim=over, keepdim=True)
+    weight = fold_weight_norm(v.double(), g.double(), over)
     if not weight.isfinite().all() or not bias.isfinite().all():
         raise ValueError(f"{old} must be finite")
     return weight, bias.double()

@@ -14,7 +14,7 @@ from ..functional import (
     shifted_conv_transpose2d,
 )
 from ..functional.dispatch import without_autocast
-from ..functional.shifted_conv import filter_norms, fold_weight_norm
+from ..functional.shifted_conv import fold_weight_norm
 
 Skip = Tensor | tuple[Tensor, ...] | None
 
@@ -40,6 +40,7 @@ class WeightNormConv(nn.Module):
         self.shift: Shift = shift
         self.stride = stride
         self.transposed = transposed
+        self.filter_dims = (0, 2, 3) if transposed else (1, 2, 3)
         channels = (in_channels, out_channels) if transposed else (out_channels, in_channels)
         v = torch.empty(*channels, *kernel_size)
         fan_in = in_channels * kernel_size[0] * kernel_size[1]
@@ -59,12 +60,11 @@ class WeightNormConv(nn.Module):
 
     def norm(self, v: Tensor) -> Tensor:
         """|v| of each output filter."""
-        return filter_norms(v, transposed=self.transposed)
+        return torch.linalg.vector_norm(v, dim=self.filter_dims)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """(weight in the shape of weight_v, bias), as the functional ops take them."""
-        weight = fold_weight_norm(self.weight_v, self.weight_g, transposed=self.transposed)
-        return weight, self.bias
+        return fold_weight_norm(self.weight_v, self.weight_g, self.filter_dims), self.bias
 
     def initialize(self, x: Tensor, scale: float = 1.0) -> None:
         """Data-dependent init: set g and b so that the output for `x` has mean 0 and std `scale`

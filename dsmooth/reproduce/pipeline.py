@@ -24,8 +24,8 @@ from .._version import __version__
 from ..config import OWN, Precision, ReproductionStage, Role, TrainConfig
 from ..data import ImageDataset
 from ..distributed import barrier, broadcast_int, process_group, rank_and_size
+from ..evaluate.batches import check_images
 from ..evaluate.features import make_extractor
-from ..evaluate.likelihood import check_images
 from ..evaluate.sources import choose_data
 from ..fields import Argument, ArgumentError, check_one_of, flatten
 from ..files import lock_folder, read_json, write_json

@@ -1,8 +1,6 @@
 """A program for the cached sampler: a PixelCNN++ as caches, operations and folded weights.
 
-Each operation computes one layer at one position (or one row of positions) from cached activations:
-a sum of matrix products, one per tap of a convolution, then an activation or the gate. The
-operations run in phases (see docs/sampler.md): the encoder of the context, once per image;
+The operations run in phases (see docs/sampler.md): the encoder of the context, once per image;
 the vertical stream, row by row; the horizontal stream, whose terms are split into a row part (what
 is known when a row begins: the row above and u) and a pixel part (the pixel to the left and the
 pixel itself). Every activation of the network is computed once per image.
@@ -11,8 +9,6 @@ pixel itself). Every activation of the network is computed once per image.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -21,78 +17,10 @@ from torch import Tensor, nn
 
 from ..nn.layers import GatedResnet, WeightNormConv
 from ..nn.pixelcnnpp import PixelCNNpp, fourier_features
+from .operations import NONE, SPLIT_PARTS, Array, Cache, Op, Phase, Term
 
-Array = np.ndarray
-NONE = -1  # no cache
 NO_RAWS = (NONE, NONE)
-SPLIT_PARTS = 3  # bfloat16 values that a float32 is the sum of
 HIDDEN_PARTS = 2  # of the weights on the hidden layer of the head, in bfloat16
-
-
-class Phase(IntEnum):
-    """When an operation runs."""
-
-    ENCODER = 0
-    VERTICAL = 1
-    HORIZONTAL = 2
-    HEAD = 3
-
-
-@dataclass(frozen=True)
-class Cache:
-    """A ring of `rows` rows at 1/2**resolution of the image's size; rows = 0 keeps the whole image.
-
-    operand: activations in the matmul's dtype, else float32.
-    """
-
-    resolution: int
-    channels: int
-    rows: int
-    operand: bool
-
-
-@dataclass(frozen=True)
-class Term:
-    """A run of taps in one row of a cache: weight (n, taps, channels), float64.
-
-    It reads the first channels of the cache, an even number. Tap t reads row + drow, column + dcol
-    + t, in the coordinates of the cache's resolution. row_part: computed for the whole row when it
-    begins, from rows and streams that are complete by then.
-    """
-
-    cache: int
-    drow: int
-    dcol: int
-    weight: Array
-    row_part: bool = False
-
-
-@dataclass
-class Op:
-    """One layer: bias plus terms, then where the result goes (cache indices or NONE).
-
-    With `gate` the 2n sums are (A, G) and the value is residual_in + A * sigmoid(G); else the value
-    is the sum; `add` is added to it. It is stored as float32 (residual_out), as concat_elu of
-    itself (act_out) and as operand (raw_out). split: act_out gets elu of the value alone, as
-    SPLIT_PARTS operands that add up to it. projection: (n, D) or None; its product with the vector
-    of an image is added to the bias. row_parity, column_parity: the positions where the operation
-    runs, NONE for all.
-    """
-
-    phase: Phase
-    resolution: int
-    bias: Array
-    terms: list[Term]
-    gate: bool = False
-    residual_in: int = NONE
-    add: int = NONE
-    residual_out: int = NONE
-    act_out: int = NONE
-    raw_out: int = NONE
-    split: bool = False
-    projection: Array | None = None
-    row_parity: int = NONE
-    column_parity: int = NONE
 
 
 class _Stream(NamedTuple):
@@ -421,12 +349,10 @@ def folded(layer: nn.Module) -> tuple[Array, Array]:
     assert isinstance(layer, WeightNormConv)
     given = [as_numpy(p) for p in (layer.weight_v, layer.weight_g, layer.bias)]
     v, g, bias = (values.astype(np.float64) for values in given)
-    over = (0, 2, 3) if layer.transposed else (1, 2, 3)
-    norm = np.sqrt(np.square(v).sum(over))
+    norm = np.sqrt(np.square(v).sum(layer.filter_dims, keepdims=True))
     limits = np.finfo(given[0].dtype)
     norm[(norm < limits.tiny) | (norm > limits.max)] = np.nan
-    scale = g / norm
-    return v * scale.reshape((1, -1, 1, 1) if layer.transposed else (-1, 1, 1, 1)), bias
+    return v * (g.reshape(norm.shape) / norm), bias
 
 
 def split(values: Array) -> list[Array]:

@@ -1,0 +1,70 @@
+"""The nats of images by a network, batch by batch, and the check of the images before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import ImageDataset
+from ..distributed import in_batches
+from ..fields import ArgumentError
+from ..nn import PixelCNNpp
+from ..pair import SmoothedPair
+
+OnImages = Callable[[int], None]  # called with the number of images done
+
+
+def check_dataset(dataset: Any) -> None:
+    """Raise TypeError for images that are no `ImageDataset`, with the line that makes it."""
+    if not isinstance(dataset, ImageDataset):
+        raise TypeError(
+            f"dataset must be an ImageDataset, got a {type(dataset).__name__}: "
+            "dsmooth.data.own_images(images) makes one"
+        )
+
+
+def check_images(pair: SmoothedPair, dataset: ImageDataset) -> None:
+    """Raise ValueError for images of another shape than the pair's."""
+    check_dataset(dataset)
+    wanted = (pair.noisy.config.image_channels, *pair.image_size)
+    if tuple(dataset.images.shape[1:]) != wanted:
+        raise ValueError(
+            f"the pair is for images (C, H, W) = {wanted}, got {dataset.name} of "
+            f"{tuple(dataset.images.shape[1:])}: {dataset.source}"
+        )
+
+
+def nats_of_images(
+    nats_of: Callable[[int, Tensor, Tensor | None], dict[str, Tensor]],
+    dataset: ImageDataset,
+    model: PixelCNNpp,
+    labels: Tensor | None,
+    limit: int | None,
+    batch_size: int,
+    progress: OnImages | None,
+) -> dict[str, Tensor]:
+    """The rows (R, N) of the first `limit` images, by the names that `nats_of` gives them.
+
+    nats_of(index of the first image, batch, its labels if any): the rows of a batch, on the model's
+    device. Under torchrun each process computes its batches, and all have the rows of all.
+    """
+    if limit is not None and limit < 1:
+        raise ArgumentError("limit", f"must be at least 1, got {limit}")
+    if batch_size < 1:
+        raise ArgumentError("batch_size", f"must be at least 1, got {batch_size}")
+    n = len(dataset) if limit is None else min(limit, len(dataset))
+    if n < 1:
+        raise ValueError(f"{dataset.name} has no images to measure")
+    parameter = model.head.bias
+
+    def from_image(first: int) -> dict[str, Tensor]:
+        rows = torch.arange(first, min(first + batch_size, n))
+        label = None if labels is None else labels[rows].to(parameter.device)
+        return nats_of(first, dataset.batch(rows).to(parameter.device, parameter.dtype), label)
+
+    on_cpu = parameter.device.type == "cpu"
+    parts = list(in_batches(n, batch_size, from_image, on_cpu=on_cpu, progress=progress))
+    return {name: torch.cat([rows[name] for rows in parts], dim=1) for name in parts[0]}

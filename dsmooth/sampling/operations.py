@@ -1,0 +1,82 @@
+"""The operations that the cached sampler runs, and the caches that they read and write.
+
+Each operation computes one layer at one position (or one row of positions) from cached activations:
+a sum of matrix products, one per tap of a convolution, then an activation or the gate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+Array = np.ndarray
+NONE = -1  # no cache
+SPLIT_PARTS = 3  # bfloat16 values that a float32 is the sum of
+
+
+class Phase(IntEnum):
+    """When an operation runs."""
+
+    ENCODER = 0
+    VERTICAL = 1
+    HORIZONTAL = 2
+    HEAD = 3
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A ring of `rows` rows at 1/2**resolution of the image's size; rows = 0 keeps the whole image.
+
+    operand: activations in the matmul's dtype, else float32.
+    """
+
+    resolution: int
+    channels: int
+    rows: int
+    operand: bool
+
+
+@dataclass(frozen=True)
+class Term:
+    """A run of taps in one row of a cache: weight (n, taps, channels), float64.
+
+    It reads the first channels of the cache, an even number. Tap t reads row + drow, column + dcol
+    + t, in the coordinates of the cache's resolution. row_part: computed for the whole row when it
+    begins, from rows and streams that are complete by then.
+    """
+
+    cache: int
+    drow: int
+    dcol: int
+    weight: Array
+    row_part: bool = False
+
+
+@dataclass
+class Op:
+    """One layer: bias plus terms, then where the result goes (cache indices or NONE).
+
+    With `gate` the 2n sums are (A, G) and the value is residual_in + A * sigmoid(G); else the value
+    is the sum; `add` is added to it. It is stored as float32 (residual_out), as concat_elu of
+    itself (act_out) and as operand (raw_out). split: act_out gets elu of the value alone, as
+    SPLIT_PARTS operands that add up to it. projection: (n, D) or None; its product with the vector
+    of an image is added to the bias. row_parity, column_parity: the positions where the operation
+    runs, NONE for all.
+    """
+
+    phase: Phase
+    resolution: int
+    bias: Array
+    terms: list[Term]
+    gate: bool = False
+    residual_in: int = NONE
+    add: int = NONE
+    residual_out: int = NONE
+    act_out: int = NONE
+    raw_out: int = NONE
+    split: bool = False
+    projection: Array | None = None
+    row_parity: int = NONE
+    column_parity: int = NONE
