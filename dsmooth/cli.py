@@ -64,9 +64,9 @@ HINTS = {
 POSITIONAL = ("role", "models", "samples")
 # Errors of a machine that has not enough of something.
 EXHAUSTED = ("can't start new thread", "can't allocate memory", "out of memory")
-# Turns that a waiting thread of libgomp spins before it sleeps, read when torch is loaded. By its
-# 300,000, some milliseconds, threads keep the cores from one another wherever other work runs: 150
-# forwards by two threads beside it took 1.7 times as long and as much CPU.
+# How often a waiting thread of libgomp turns before it sleeps, read when torch is loaded. Its own
+# 300,000 turns are some milliseconds, in which a thread keeps its core from other work. Beside such
+# work 150 forward passes by two threads took 1.7 times as long and as much CPU.
 SPINS = "10000"
 HELP_WIDTH = 80
 ABOUT = """Autoregressive image modelling with distribution smoothing, made fast.
@@ -113,7 +113,7 @@ def _call(args: list[str]) -> int:
                 shown = {one.role: as_json(one) for one in _pair_commands(prog, command, rest)}
             print(json.dumps(shown, indent=2, default=str))
             return 0
-        # Numbers on the standard output are no talk: `evaluate` keeps the rest quiet itself.
+        # With --quiet `evaluate` still prints the numbers of --out -, and silences the rest itself.
         silent = silence() if how.quiet and args[0] != "evaluate" else contextlib.nullcontext()
         with lines_shown(logging.ERROR if how.quiet else logging.INFO), silent:
             if kind is Train and command.role == "pair":

@@ -18,8 +18,8 @@ from contextvars import copy_context
 from datetime import timedelta
 from typing import Any, TypeVar
 
-# How long a process waits for the others: until they have all started, and at an exchange, which
-# one may come to later than another. One that has ended is not waited for.
+# How long a process waits for the others: until all have started, and at an exchange, which some
+# reach later than others. It does not wait for a process that has ended.
 START = timedelta(minutes=5)
 EXCHANGE = timedelta(minutes=30)
 
@@ -200,9 +200,10 @@ def distributed_map(
     *,
     to_all: bool = True,
 ) -> Iterator[Result]:
-    """work(item) of all items, in order, as one process would give them; each does every size-th.
+    """work(item) of all items, in order, as one process would give them.
 
-    Results travel pickled, tensors among them on the CPU, to all processes or to rank 0 alone.
+    Each process does every size-th item. Results travel pickled, tensors among them on the CPU, to
+    all processes or to rank 0 alone.
     """
     rank, size = rank_and_size()
     if size == 1:
@@ -231,9 +232,9 @@ def in_batches(
     progress: Callable[[int], None] | None = None,
     to_all: bool = True,
 ) -> Iterator[Result]:
-    """work(first) of the batches of n images, in order, as of `distributed_map`.
+    """work(first) of the batches of n images, in order, by `distributed_map`.
 
-    A process that is alone computes them `side_by_side` on a CPU. progress: called with the number
+    On a CPU a process that is alone computes them `side_by_side`. progress: called with the number
     of images done.
     """
     firsts = range(0, n, size)

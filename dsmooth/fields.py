@@ -124,7 +124,7 @@ def difference(theirs: Any, mine: Any) -> str:
 
 
 def _short(values: dict[str, Any], key: str) -> str:
-    """A value for a message, of digests the ends."""
+    """A value for a message; a long one, such as a digest, without its middle."""
     text = str(value := values.get(key))
     return text if len(text) < 64 else reprlib.repr(value)
 

@@ -187,7 +187,7 @@ class SmoothedPair(nn.Module):
         return draw_pair(self.rungs(levels), request, Execution(threads, precision))
 
     def _request(self, n: int, choices: Choices, **how: Any) -> Request:
-        """The request of a user's choices; ValueError for known pixels that are none of images."""
+        """The request of a user's choices; ValueError for known pixels that no image can have."""
         request = Request.make(n, choices, **how)
         if request.guidance and not self.n_classes:
             raise ArgumentError("guidance", "is for pairs with classes, which this one has not")
@@ -381,8 +381,8 @@ class SmoothedPair(nn.Module):
     def at(self, scale: float) -> SmoothedPair:
         """The pair at one of its `noise_levels`, with shared weights.
 
-        The result has that level alone, in evaluation mode; a pair of one level that is in it
-        returns itself. Raises ValueError for another scale.
+        The result has that level alone and is in evaluation mode. A pair of one level in evaluation
+        mode returns itself. Raises ValueError for another scale.
         """
         if scale not in self.noise_levels:
             raise ValueError(f"the noise levels of the pair are {self.noise_levels}, not {scale}")

@@ -60,7 +60,7 @@ def silence() -> Iterator[None]:
 
 
 class _Whole:
-    """Progress of what has several parts, in per cent of the time that they are known to take."""
+    """Progress of work in several parts, in per cent of the time that all parts take together."""
 
     def __init__(self, title: str, seconds: Mapping[str, float]) -> None:
         self.title, self.seconds, self.done = title, seconds, 0.0

@@ -34,8 +34,8 @@ class Smoothing:
         raise NotImplementedError
 
     def log_density(self, noise: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """log of the density at `noise`, elementwise, nats. dtype: of the images that it is the
-        difference of, by default its own."""
+        """log of the density at `noise`, elementwise, nats. dtype: of the two images whose
+        difference is the noise; by default that of `noise`."""
         raise NotImplementedError
 
     def entropy(self, d: int) -> float:

@@ -3,12 +3,12 @@
     h = conv_in(E(x)) + nin(E(a)) + biases           hidden_kernel
     y = x + A sigmoid(G), (A, G) = conv_out(D E(h))  gate_kernel
 
-with E = concat_elu and dropout D; (A, G) plus a bias of each image, if there is one. `expand`
-writes E(x), hidden_kernel ends in D E(h) too. Backward, E is written again, and each data gradient
-ends with the slopes of elu. Saved for it are h, the packed weights and, if they are to be kept, A
-and G; else gate_kernel with GRAD computes them anew.
+with E = concat_elu and dropout D. If images have biases, (A, G) get that of their image. `expand`
+writes E(x), and hidden_kernel also writes D E(h). The backward writes E again, and each data
+gradient ends with the slopes of elu. The forward saves h, the packed weights and, if they are to be
+kept, A and G. Otherwise gate_kernel with GRAD computes A and G again.
 
-All arguments of a launch but its tensors follow from the shape of a gated resnet: launches are
+All arguments of a launch but its tensors follow from the shape of a gated resnet. So launches are
 prepared once for each shape.
 """
 

@@ -64,7 +64,7 @@ class Settings(NamedTuple):
 
     @property
     def keep_from(self) -> int:
-        """The least n = word >> 9 that is kept: whose uniform (n + 1/2) 2**-23 is >= dropout."""
+        """The least n = word >> 9 that is kept. Its uniform (n + 1/2) 2**-23 is >= dropout."""
         return math.ceil(self.dropout * 2**23 - 0.5)
 
     @property

@@ -23,7 +23,7 @@ def pad_concat_elu_kernel(
 ):  # fmt: skip
     """e = D concat_elu(v), padded, 2C channels; or with GRAD dv from the gradient e of that.
 
-    Row s of e is row s + first of images with all their ABOVE and BEFORE on those sides.
+    Row s of e is row s + first of the padded images. All padding lies above and before an image.
     """
     s = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     base, offset, is_pixel = pixels_of_rows(

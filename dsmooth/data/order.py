@@ -83,7 +83,7 @@ def hide_labels(
 ) -> Tensor:
     """labels (B,) int64 as one-hot vectors (B, n_classes), zeros for a `fraction` of the images.
 
-    Hidden is the label at stream position first + b if Philox's first word at (0, position low,
+    The label at stream position first + b is hidden if Philox's first word at (0, position low,
     position high, LABEL) is below fraction * 2**32.
     """
     where: dict[str, Any] = {"seed": seed, "first_index": first, "device": labels.device}

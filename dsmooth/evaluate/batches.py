@@ -61,9 +61,9 @@ def nats_of_images(
     parameter = model.head.bias
 
     def from_image(first: int) -> dict[str, Tensor]:
-        rows = torch.arange(first, min(first + batch_size, n))
-        label = None if labels is None else labels[rows].to(parameter.device)
-        return nats_of(first, dataset.batch(rows).to(parameter.device, parameter.dtype), label)
+        indices = torch.arange(first, min(first + batch_size, n))
+        label = None if labels is None else labels[indices].to(parameter.device)
+        return nats_of(first, dataset.batch(indices).to(parameter.device, parameter.dtype), label)
 
     on_cpu = parameter.device.type == "cpu"
     parts = list(in_batches(n, batch_size, from_image, on_cpu=on_cpu, progress=progress))

@@ -43,7 +43,7 @@ class Features(NamedTuple):
 class FeatureExtractor:
     """A frozen network, and the facts that every number computed with it must state.
 
-    name: of the network, and of the file of weights that are not the usual ones. sha256: of the
+    name: of the network, with its file if the weights are not the usual ones. sha256: of the
     weights. resize: the change of an image before the network, in words. is_fid: whether these are
     the 2015 Inception weights, the only ones whose Fréchet distance is called FID.
     apply: bytes (B, C, H, W) on the network's device -> features (B, D) and logits or None.

@@ -47,8 +47,8 @@ class Scores:
     grey MNIST. A denoiser that was trained on bytes gives a pixel a mixture of 256 Gaussians, one
     at each byte. noisy, smoothing: log p(x~) and -log q(x~ | x) of a pair; None for a plain model,
     which has one row. dimensions: d, sub-pixels of an image. clean_noise: standard deviation of the
-    noise on the target of the density. equation_4: whether the reproduction paper's equation (4) is
-    about such scores: a pair's, of MNIST with Gaussian smoothing.
+    noise on the target of the density. equation_4: whether equation (4) of the reproduction paper
+    applies, which is about pairs of MNIST with Gaussian smoothing.
     """
 
     discretized: Tensor

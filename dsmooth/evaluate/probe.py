@@ -39,13 +39,13 @@ from .linear import FeatureMatrix, train_linear
 PIXELS, TOGETHER = "pixels", "together"
 # Training image i and test image i get different draws of noise.
 REPEATS: dict[Split, int] = {"train": 0, "test": 1}
-# Images of every network call, the last one filled up: sums are then rounded alike for an image
-# whatever the others are and however many there are.
+# Images of every network call; the last call is filled up. So the sums of an image are rounded
+# alike, whatever the other images are and however many there are.
 CALL_IMAGES = 50
 # Training images that set the scales and biases of an untrained network.
 FIRST_BATCH = 25
-# The last training images choose among probes: their share of all, and the share of passes that the
-# probes have trained when they are compared.
+# The last training images choose among probes. HELD_OUT is their share of all training images,
+# HELD_OUT_PASSES the share of the passes after which probes are compared on them.
 HELD_OUT, HELD_OUT_PASSES = 1 / 6, 1 / 4
 
 

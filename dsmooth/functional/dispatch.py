@@ -67,8 +67,8 @@ def choose(
     """The implementation of an op; "auto" is "triton" on cuda, else "native", else "reference".
 
     asked: as `resolve_impl` gave it. obstacle: why an implementation cannot run, None if it can.
-    Inside a forward-mode derivative and torch.func only the reference can. Raises RuntimeError if
-    an explicit choice cannot run.
+    Only the reference runs inside a forward-mode derivative and inside torch.func. Raises
+    RuntimeError if an explicit choice cannot run.
     """
     chosen: Impl = asked if asked != "auto" else "triton" if device.type == "cuda" else "native"
     reason = None
@@ -114,8 +114,8 @@ def triton_obstacle(device: torch.device, *dtypes: torch.dtype, matmul: bool = T
     """Why Triton kernels cannot compute on tensors of this device and dtypes; None if they can.
 
     Where the kernels are interpreted (TRITON_INTERPRET=1 before Triton was imported) they run on
-    CPU tensors, slowly: for tests. matmul: whether the kernels multiply matrices; interpreted ones
-    that do take float64 but not bfloat16.
+    CPU tensors, slowly: for tests. matmul: whether the kernels multiply matrices. If they do and
+    are interpreted, they take float64 but not bfloat16.
     """
     return _triton_obstacle(device, dtypes, matmul)
 

@@ -1,4 +1,4 @@
-"""The native operator of the logistic mixture: the C++ extension and its place in autograd."""
+"""The native operator of the logistic mixture: the C++ extension as a differentiable function."""
 
 from __future__ import annotations
 

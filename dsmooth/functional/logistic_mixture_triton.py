@@ -1,4 +1,4 @@
-"""The Triton operator of the logistic mixture: the kernels' place in autograd."""
+"""The Triton operator of the logistic mixture: the kernels as a differentiable function."""
 
 from __future__ import annotations
 

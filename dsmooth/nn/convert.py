@@ -54,7 +54,7 @@ def load_pixelcnnpp(
     channel: every norm is folded in float64, re-split per output filter, then cast to `dtype`.
     Returns a model without dropout, in evaluation mode.
 
-    The checkpoint says neither of these. conditioning: "stack" for the denoiser of the smoothing
+    A checkpoint does not state the rest. conditioning: "stack" for the denoiser of the smoothing
     authors. likelihood: "continuous" or "discretized"; by default discretized with `atoms`, else
     continuous.
 

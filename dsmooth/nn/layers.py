@@ -98,8 +98,8 @@ class GatedResnet(nn.Module):
 
     skip_channels: channels of the skip input, 0 without one. condition_size: D of the vector that
     each image is conditioned on, 0 without one. Its projection begins at zero, so that a network
-    begins as the unconditional one of the same seed. layer: index of its dropout stream, another
-    one for each gated resnet of a network. keep_gates, an attribute: as of the function.
+    begins as the unconditional one of the same seed. layer: index of its dropout stream; each gated
+    resnet of a network has its own. The attribute keep_gates is the function's argument.
     """
 
     def __init__(

@@ -135,7 +135,7 @@ class PixelCNNpp(nn.Module):
         self.head = Nin(f + 2 * hidden, config.n_params, (1, 1))
         self.hidden = _Hidden(channels, f, hidden) if hidden else None
         self.encoder = ContextEncoder(config, **both) if config.conditioning == "concat" else None
-        # One seed a forward serves all dropout: each gated resnet has a number of its own.
+        # One seed per forward pass serves all dropout, since each gated resnet has its own number.
         blocks = cast("Iterable[_Block]", [*self.up, *self.down])
         layers: list[Any] = [layer for block in blocks for pair in block for layer in pair]
         for number, layer in enumerate([*layers, *(self.encoder.layers if self.encoder else ())]):
@@ -282,9 +282,9 @@ class PixelCNNpp(nn.Module):
         return _with_ones(x)
 
     def _streams(self, x: Tensor, encoded: Encoded, dropout: Dropout) -> list[Streams]:
-        """The six block outputs for an image as `_seen` gives it; for "stack" those of both images.
+        """The outputs of the six blocks for an image as `_seen` gives it.
 
-        A stacked context has no features.
+        With a stacked context, which has no features, they are of the context and the image below.
         """
         shared = {"condition": encoded.vector, **dropout._asdict()}
         if encoded.stacked is not None:

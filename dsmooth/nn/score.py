@@ -22,7 +22,7 @@ def score_of(
     if forward_mode_obstacle():
         raise NotImplementedError("the slope of a log-density has no forward-mode derivative")
     with torch.inference_mode(False), torch.enable_grad():
-        x = x.detach().clone().requires_grad_(True)  # that of inference mode takes no gradient
+        x = x.detach().clone().requires_grad_(True)  # a tensor of inference mode takes no gradient
         # Frozen: the gradients of the weights would cost a third of all.
         frozen = {name: weight.detach() for name, weight in model.named_parameters()}
         with torch.set_grad_enabled(score == "full"):

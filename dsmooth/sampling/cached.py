@@ -241,8 +241,8 @@ def draw(
 ) -> Tensor:
     """The images (count, C, H, W) of a request, by `CachedSampler` where it runs.
 
-    Elsewhere by forward passes: on a GPU these are Jacobi iterations, for one pixel alone would
-    leave it idle, else there is one per pixel.
+    Elsewhere they take forward passes: one per pixel, or on a GPU Jacobi iterations of whole
+    images, since a single pixel would leave a GPU idle.
     """
     weight, reason = model.head.bias, obstacle_of(model)
     if context is not None and context.is_floating_point():
@@ -280,7 +280,7 @@ def packed_before(model: PixelCNNpp, dtype: torch.dtype) -> CachedSampler:
 
 
 def settles_on_gpu(weight: Tensor) -> bool:
-    """Whether the network draws by Jacobi iterations, which half precision ends too early."""
+    """Whether the network draws by Jacobi iterations. Half precision would end them too early."""
     return weight.is_cuda and weight.dtype in (torch.float32, torch.float64)
 
 

@@ -1,8 +1,8 @@
 """Completions of images, each chosen among several draws (docs/math.md, sections 3 and 4).
 
-The samplers draw a missing pixel given the pixels before it. The weight of a draw is what they left
-out: the probability of the known pixels given what was drawn before them. To take one of M draws in
-proportion to their weights is exact as M grows.
+The samplers draw a missing pixel given the pixels before it. They leave out the probability of the
+known pixels, given the pixels drawn before them: that is the weight of a draw. One of M draws,
+taken in proportion to its weight, comes from the conditional distribution as M grows.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def draw_parts(
 ) -> Iterator[T]:
     """Draw parts on all ranks; rank 0 alone yields keep(part, images) of each, in order.
 
-    progress: called with the number of images that are there, `done` of them before.
+    progress: called with the number of images that are there. done: how many were there before.
     """
     size = rank_and_size()[1]
     before = list(accumulate((part.count for part in parts), initial=done))
@@ -206,7 +206,7 @@ class Folder:
         return [self.request.part(first, end - first) for first, end in spans]
 
     def keep(self, part: Request, images: Tensor) -> tuple[list[str], int]:
-        """Write a part's images (N, C, H, W); the digests of its files, the number diverged."""
+        """Write a part's images (N, C, H, W); the digests of its files, how many diverged."""
         x = images.detach().float().cpu()
         first, before = divmod(part.first_index - self.request.first_index, self.size)
         if before:  # images of the first file that were there

@@ -104,8 +104,7 @@ class Program:
 
         stack: on the way down, the caches whose last are the skips of the next layer.
         """
-        # To a type checker the attributes of a module may be single tensors.
-        layers = list(zip(block.u, block.ul, strict=True))  # type: ignore[arg-type]
+        layers = list(cast(Any, block))
         for i, (res_u, res_ul) in enumerate(layers):
             raw_u, raw_ul = raws if i == len(layers) - 1 else NO_RAWS
             skips = [[act] for act in stack.pop()] if stack is not None else [[], []]

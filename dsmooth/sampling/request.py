@@ -29,7 +29,7 @@ Progress = Callable[[float], None]
 
 
 def split(progress: Progress | None, steps: int) -> Iterator[Progress | None]:
-    """The progress of each of `steps` steps that take as long, as a part of the whole."""
+    """The progress of each of `steps` equally long steps, as a part of the whole."""
 
     def part(step: int) -> Progress | None:
         return None if progress is None else lambda done: progress((step + done) / steps)
@@ -40,10 +40,10 @@ def split(progress: Progress | None, steps: int) -> Iterator[Progress | None]:
 class Choices(TypedDict, total=False):
     """Keyword arguments of every sampler: with the weights they decide the images.
 
-    seed: 0 by default. None draws one, which the logger `dsmooth` warns of. generator: a generator
-    of torch that gives the seed instead, another one at each call. first_index: number of the first
-    image in the stream that `seed` names, 0 by default. temperature: > 0, 1 by default; divides the
-    logits and multiplies the scales.
+    seed: 0 by default. None draws one, and a warning of the logger `dsmooth` states it. generator:
+    a torch.Generator that gives the seed instead, a new one at each call. first_index: number of
+    the first image in the stream that `seed` names, 0 by default. temperature: > 0, 1 by default;
+    divides the logits and multiplies the scales.
 
     label: for models with classes. A number is the class of all images. "each" makes image i one of
     class i modulo the number of classes. "prior" draws the class of each image, all as likely: it
@@ -82,9 +82,10 @@ class KnownPixels:
     mask: Tensor
 
     def keep(self, x: Tensor, *, as_bytes: bool = False) -> Tensor:
-        """x (n, C, H, W) with the known pixels in their places, in new memory, contiguous.
+        """x (n, C, H, W) with the known pixels put in, in new memory, contiguous.
 
-        as_bytes: for a model that sees which byte a pixel is. Raises ValueError, then, for others.
+        as_bytes: for a model that sees which byte a pixel is. Known pixels that are no bytes then
+        raise ValueError.
         """
         check_like("known", self.images, x)
         if as_bytes:
@@ -232,7 +233,7 @@ class Request:
             if 0 < n_classes <= label:
                 raise ArgumentError("label", f"must lie in 0 .. {n_classes - 1}, got {label}")
             label = torch.full((self.count,), label, device=device)
-        elif isinstance(label, Tensor):  # before it moves to where nobody looks at its values
+        elif isinstance(label, Tensor):  # before it moves to a GPU, where its values are not read
             check_label(label, n_classes, self.count)
         return None if label is None else label.to(device)
 
@@ -287,7 +288,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a request is carried out. Of the images it changes the rounding alone.
+    """How a request is carried out. It changes the images by rounding alone.
 
     threads, max_slice: of `CachedSampler.sample`. precision: of the cached sampler; "auto" is
     bfloat16 on a CUDA device and float32 on the CPU.

@@ -101,8 +101,8 @@ def jacobi_sample(
     settle row after row, each iteration over the rows so far.
 
     start: (n, C, height, width), by default zeros; it decides the number of iterations, not the
-    images, but for rounding. The other arguments are those of `sequential_sample`; F keeps known
-    pixels.
+    images, but for rounding. The other arguments are those of `sequential_sample`. Known pixels are
+    kept in every iteration.
 
     Returns images (n, C, height, width) and iterations (n,): with by_row, the sum of the
     iterations of all rows. Raises ValueError as `sequential_sample` does, and for a start of

@@ -204,8 +204,8 @@ def with_length(config: TrainConfig, checkpoint: Checkpoint, *, force: bool) -> 
     folder = checkpoint.path.parent
     if images < seen:
         raise ArgumentError("images", f"must be at least {seen:,}, which {folder} has seen")
-    # An exponential schedule and the constant part of a cooldown do not depend on the number, where
-    # Muon's angle does not either: the run goes on as one of this length.
+    # An exponential schedule and the constant part of a cooldown do not depend on the number of
+    # images. If Muon's angle does not either, the run goes on as one of this length.
     angle_follows = config.optimizer == "muon" and config.kernel_rate is None
     if config.schedule == "exponential" and not angle_follows:
         return config

@@ -35,7 +35,7 @@ def with_device(config: TrainConfig, device: torch.device, size: tuple[int, int]
 
 
 def share_of_batch(config: TrainConfig) -> tuple[int, int]:
-    """(first row, rows) of a batch that this process computes."""
+    """The share of a batch that this process computes: its first image, and how many images."""
     rank, size = rank_and_size()
     unit = size * config.accumulate
     if config.batch_size % unit:
@@ -46,8 +46,8 @@ def share_of_batch(config: TrainConfig) -> tuple[int, int]:
             f"must be {sizes} to divide among {size} processes in {config.accumulate} parts each, "
             f"got {config.batch_size}",
         )
-    rows = config.batch_size // size
-    return rank * rows, rows
+    count = config.batch_size // size
+    return rank * count, count
 
 
 def share_gradients(model: nn.Module, config: TrainConfig, device: torch.device) -> nn.Module:

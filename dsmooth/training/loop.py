@@ -88,12 +88,13 @@ def train(
     from torch, numpy or random, depend on the seed and the visit alone. Held-out images are not
     transformed and must have the size that it makes. match_channels: take the model's
     image_channels from the data. device: "auto" (a CUDA device if there is one), "cpu", "cuda" or
-    "cuda:N". threads: CPU threads, None for torch's setting; sums are rounded in another order with
-    another number. tensorboard: also write event files, which needs the extra of that name.
-    keep_snapshots: keep the averaged weights of this many evaluations, the last ones, as run
-    folders in snapshots/. on_evaluation: a function that rank 0 calls with each `Evaluation`, such
-    as one that tells another logger. progress: print what is trained, a bar or a line every ten
-    seconds, and the evaluations. Without it these lines go to the logger `dsmooth` as INFO.
+    "cuda:N". threads: CPU threads, None for torch's setting; another number of threads adds in
+    another order, which changes roundings. tensorboard: also write event files, which needs the
+    extra of that name. keep_snapshots: keep the averaged weights of this many evaluations, the last
+    ones, as run folders in snapshots/. on_evaluation: a function that rank 0 calls with each
+    `Evaluation`, such as one that tells another logger. progress: print what is trained, a bar or a
+    line every ten seconds, and the evaluations. Without it these lines go to the logger `dsmooth`
+    as INFO.
 
     SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. `resume` begins a run where the
     folder has none, so that one call serves both. A resumed run must have the same
@@ -209,7 +210,7 @@ def _loop(
                 log.record("interrupted", state.images_seen)
                 log.say(f"stopped at {state.images_seen:,} of {total:,} images and saved")
             return TrainResult(state.images_seen, bits, interrupted)
-    if broadcast_int(not run.weights.exists()):  # of a finished run whose file is gone
+    if broadcast_int(not run.weights.exists()):  # a finished run whose weights were removed
         bits = _evaluate(state, test_set, run, log)
     if log:
         log.record("end", state.images_seen)
@@ -266,9 +267,9 @@ def evaluate(state: TrainState, test_set: ImageDataset) -> float:
     labels = test_set.labels_for(config.model.condition_size)
 
     def nats_of(first: int) -> float:
-        rows = torch.arange(first, min(first + 100, n))
-        x = test_set.batch(rows).to(state.device)
-        label = None if labels is None else labels[rows].to(state.device)
+        indices = torch.arange(first, min(first + 100, n))
+        x = test_set.batch(indices).to(state.device)
+        label = None if labels is None else labels[indices].to(state.device)
         inputs = make_inputs(x, config, label, first_index=first, repeat=EVALUATION_REPEAT)
         with state.autocast:
             # Not log_prob: with clean_noise a target has no values of bytes.

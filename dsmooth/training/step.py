@@ -72,7 +72,7 @@ def make_inputs(
     first_index: int | Tensor,
     repeat: int = 0,
 ) -> Inputs:
-    """A role's inputs for clean x; the noise follows from (seed, first_index + row, repeat)."""
+    """A role's inputs for clean x; image b's noise follows from (seed, first_index + b, repeat)."""
     if config.role == "plain":
         return Inputs(x, None, label)
     where: dict[str, Any] = {"seed": config.seed, "first_index": first_index, "repeat": repeat}
@@ -102,7 +102,7 @@ def total_images(config: TrainConfig) -> int:
 
 
 def kernel_rate(config: TrainConfig) -> float:
-    """Muon's peak angle in radians; without one of its own, a run's follows from its steps."""
+    """Muon's peak angle in radians: the run's setting, else one that follows from its steps."""
     if config.kernel_rate is not None:
         return config.kernel_rate
     steps = (total_images(config) - config.schedule_from) / config.batch_size
@@ -150,7 +150,7 @@ class TrainState:
         self.images_seen = self.steps = self.steps_read = 0
         self.autocast = autocast(device, config.precision)
         labels = train_set.labels_for(config.model.condition_size)
-        self.first_row, self.rows = share_of_batch(config)
+        self.first_image, self.share = share_of_batch(config)
         self.images = ImagesOnDevice(train_set, labels, config.batch_size, config.seed, device)
         # `images_seen` and `steps` where a step can use them.
         self.position = torch.zeros((), dtype=torch.int64, device=device)
@@ -254,21 +254,21 @@ class TrainState:
             where: dict[str, Any] = {"first_index": self.position, "device": self.device}
             words = image_words(1, 1, seed=config.seed, stream=Stream.DROPOUT, **where)[0, 0]
             seed = words[0] | words[1] << 32
-        inputs = self._inputs_at(self.position + self.first_row, self.rows)
+        inputs = self._inputs_at(self.position + self.first_image, self.share)
         if not self.model.training:  # a walk through all modules
             self.model.train()
         for parameter in self.parameters:
             parameter.grad = None
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        size = self.rows // config.accumulate
-        for first in range(0, self.rows, size):
-            rows, last = slice(first, first + size), first + size == self.rows
+        size = self.share // config.accumulate
+        for first in range(0, self.share, size):
+            part, last = slice(first, first + size), first + size == self.share
             with contextlib.nullcontext() if last else self.without_exchange():
                 with self.autocast:
-                    target, *given = (None if part is None else part[rows] for part in inputs)
-                    first_image = self.first_row + first
+                    target, *given = (None if each is None else each[part] for each in inputs)
+                    first_image = self.first_image + first
                     params = self.network(target, *given, seed=seed, first_image=first_image)
-                    log_p = self.model.log_prob_given(inputs.target[rows], params)
+                    log_p = self.model.log_prob_given(inputs.target[part], params)
                 part_loss = -log_p.sum() / (math.log(2) * inputs.target.numel())
                 part_loss.backward()
             loss += part_loss.detach()
