@@ -114,7 +114,7 @@ def _agree_on_a_name(store: Any, rank: int, size: int) -> str:
 
 
 def _wait_for_rank_0() -> None:
-    """Raise OSError if rank 0 does not listen within `START`: torch prints a page then."""
+    """Raise OSError if rank 0 does not listen within `START`; torch would print a page of text."""
     if "MASTER_ADDR" not in os.environ:
         raise ValueError("MASTER_ADDR, which torchrun sets, is not set, but WORLD_SIZE is")
     address = os.environ["MASTER_ADDR"], from_torchrun("MASTER_PORT")

@@ -78,7 +78,7 @@ def check_choices(settings: Any) -> None:
 def check_whole(
     settings: Any, names: Iterable[str], least: int | None = None, most: int | None = None
 ) -> None:
-    """Raise ValueError for a field that is no whole number within bounds, nor None if it may be."""
+    """Raise ValueError for a field that is no whole number within bounds, unless it may be None."""
     optional = {each.name for each in fields(settings) if "None" in str(each.type)}
     for name in names:
         value = getattr(settings, name)
@@ -117,7 +117,7 @@ def structure(values: Any, kind: type[T]) -> T:
 
 
 def difference(theirs: Any, mine: Any) -> str:
-    """The first field that two nested dictionaries have otherwise, in words; "" for none."""
+    """The first field that differs between two nested dictionaries, in words; "" for none."""
     old, new = flatten(theirs), flatten(mine)
     others = (key for key in {**new, **old} if old.get(key) != new.get(key))
     return next((f"its {key} is {_short(old, key)}, not {_short(new, key)}" for key in others), "")

@@ -197,7 +197,7 @@ class SmoothedPair(nn.Module):
         return request
 
     def rungs(self, levels: Sequence[float] | None = None) -> list[SmoothedPair]:
-        """This pair at each level of a ladder, falling; by default at the highest of all alone.
+        """This pair at each noise level of a ladder, falling; by default at its highest alone.
 
         Raises ValueError for levels that do not fall or that the pair does not have.
         """
@@ -327,11 +327,11 @@ class SmoothedPair(nn.Module):
         return weights.mean(0)
 
     def noisy_log_prob(self, x_tilde: Tensor, label: Tensor | None = None) -> Tensor:
-        """log p(x~) of noise of one level: (B,), nats."""
+        """log p(x~), for a pair of one noise level: (B,), nats."""
         return self.noisy.log_prob(x_tilde, label=self.label_for(self.noisy, label))
 
     def denoiser_log_prob(self, x: Tensor, x_tilde: Tensor, label: Tensor | None = None) -> Tensor:
-        """log p(x | x~) of noise of one level: (B,), nats."""
+        """log p(x | x~), for a pair of one noise level: (B,), nats."""
         return self.denoiser.log_prob(x, x_tilde, self.label_for(self.denoiser, label))
 
     def label_for(self, model: PixelCNNpp, label: Any) -> Any:

@@ -98,8 +98,8 @@ def matmul_tiling(
 
     found = tiling(n1, n2, 128 // size)
     if numbers == "half" and warps == 4 and capability < 90:
-        # Eight columns want longer steps, for the sake of those 16 bytes. For Hopper Triton 3.6
-        # would multiply them by another instruction, and wait for each of Hopper's own.
+        # Eight columns need longer steps to have those 16 bytes. On Hopper Triton 3.6 multiplies
+        # eight columns by another instruction, and would wait for each of Hopper's own.
         found = min(found, tiling(*columns_of(columns, 160, 8), 128), key=padded_products)
     return found
 

@@ -67,7 +67,10 @@ def own_images(dataset: Sized, split: str = "train", labels: Any = None) -> Imag
 def split_own(
     dataset: OwnData, labels: Any = None, transform: Transform | None = None
 ) -> tuple[ImageDataset, ImageDataset]:
-    """Training and held-out images of the arguments of `dsmooth.train`: one in HELD_OUT."""
+    """Training and held-out images from the arguments of `dsmooth.train`.
+
+    Of images that come without held-out ones, one in HELD_OUT is held out.
+    """
     held_out: Any = None
     if isinstance(dataset, Mapping):
         name = next((name for name in HELD_OUT_SPLITS if name in dataset), None)

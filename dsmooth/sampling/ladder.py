@@ -39,7 +39,8 @@ def draw_pair(
 ) -> Tensor:
     """The images of a request: x~ of the highest level, then an image and x~ of the next, ..., x.
 
-    rungs: a `SmoothedPair` of each level, which fall; one alone is two-step sampling.
+    rungs: a `SmoothedPair` for each noise level, from the highest down; one alone is two-step
+    sampling.
     """
     first, last, x_tilde = rungs[0], len(rungs) - 1, request.x_tilde
     if first.n_classes:  # one class of an image on all rungs, whose seeds differ
@@ -57,21 +58,21 @@ def draw_pair(
 
 
 def noise_terms(
-    pairs: Sequence[Any], x: Tensor, label: Tensor | None, **where: Any
+    rungs: Sequence[Any], x: Tensor, label: Tensor | None, **where: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One draw of x~ ~ q(x~ | x) at the lowest of some levels, which fall, and its terms.
+    """One draw of x~ ~ q(x~ | x) at the lowest noise level of a ladder, and its terms.
 
-    where: seed, first_index and repeat, which decide the noise. Returns x~ (B, C, H, W), log p(x~)
-    and -log q(x~ | x), each (B,), nats.
+    rungs: as in `draw_pair`. where: seed, first_index and repeat, which decide the noise. Returns
+    x~ (B, C, H, W), log p(x~) and -log q(x~ | x), each (B,), nats.
     """
-    smoothing = pairs[-1].smoothing
+    smoothing = rungs[-1].smoothing
     x_tilde = smoothing.sample(x, **where)
-    noisy = log_prob_of_noisy(pairs, x_tilde, label, **where)
+    noisy = log_prob_of_noisy(rungs, x_tilde, label, **where)
     return x_tilde, noisy, -smoothing.log_prob(x_tilde, x)
 
 
 def log_prob_of_noisy(
-    pairs: Sequence[Any],
+    rungs: Sequence[Any],
     x_tilde: Tensor,
     label: Tensor | None = None,
     *,
@@ -79,15 +80,15 @@ def log_prob_of_noisy(
     first_index: int = 0,
     repeat: int = 0,
 ) -> Tensor:
-    """log p(x~) of the lowest level of a ladder, or one draw of a lower bound on it: (B,), nats.
+    """log p(x~) at the lowest level of a ladder, or one draw of a lower bound on it: (B,), nats.
 
-    pairs: a `SmoothedPair` of each level, which fall. x~ climbs by independent noise; each step
-    down is bounded with an image from the lower denoiser, drawn and evaluated in float32: a bound
-    needs both to be of one distribution.
+    rungs: as in `draw_pair`. x~ climbs by independent noise. Each step down is bounded with an
+    image from the lower denoiser. It is drawn and evaluated in float32, for a bound needs both to
+    be of one distribution.
     """
     exact = torch.promote_types(x_tilde.dtype, torch.float32)
     total = x_tilde.new_zeros(x_tilde.shape[0], dtype=exact)
-    rising = [*reversed(pairs)]
+    rising = [*reversed(rungs)]
     for rung, (low, high) in enumerate(pairwise(rising), 1):
         scales = low.smoothing.scale, high.smoothing.scale
         own_seed = seed_of_rung(seed, rung, repeat)

@@ -59,11 +59,11 @@ class Op:
     """One layer: bias plus terms, then where the result goes (cache indices or NONE).
 
     With `gate` the 2n sums are (A, G) and the value is residual_in + A * sigmoid(G); else the value
-    is the sum; `add` is added to it. It is stored as float32 (residual_out), as concat_elu of
-    itself (act_out) and as operand (raw_out). split: act_out gets elu of the value alone, as
-    SPLIT_PARTS operands that add up to it. projection: (n, D) or None; its product with the vector
-    of an image is added to the bias. row_parity, column_parity: the positions where the operation
-    runs, NONE for all.
+    is the sum. The cache `add` is added to the value. It is stored as float32 (residual_out), as
+    concat_elu of itself (act_out) and as operand (raw_out). split: act_out gets elu of the value
+    alone, as SPLIT_PARTS operands that add up to it. projection: (n, D) or None; its product with
+    the vector of an image is added to the bias. row_parity, column_parity: the positions where the
+    operation runs, NONE for all.
     """
 
     phase: Phase

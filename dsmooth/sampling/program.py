@@ -41,8 +41,8 @@ class Program:
     """The whole network, with a copy of its weights; `image`, `context`, `params` name caches.
 
     features: (256, 2 octaves), the Fourier features of each byte. In the image's cache they follow
-    pixel and one; in a prompt they are zeros. image_again: pixel and one follow once more, zeros in
-    a prompt, for the head's hidden layer, which sees the modelled image alone.
+    pixel and one; in a prompt they are zeros. image_again: pixel and one follow once more, for the
+    head's hidden layer, which sees the modelled image alone: in a prompt they are zeros.
     bf16: operands will be bfloat16. A pixel then enters as two of them (image_parts), or it would
     lose the low bits of its noise. The head multiplies split operands and weights, or a log-scale
     or a logit would be off by more than it can learn. conditioned: decides the stream of the noise.
@@ -102,7 +102,7 @@ class Program:
     ) -> Iterator[tuple[int, int]]:
         """The caches of u and ul behind each layer of a block; the last one writes `raws`, too.
 
-        stack: on the way down, the caches whose last are the skips of the next layer.
+        stack: on the way down, caches whose last pair are the skips of the next layer.
         """
         layers = list(cast(Any, block))
         for i, (res_u, res_ul) in enumerate(layers):

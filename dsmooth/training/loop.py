@@ -103,7 +103,7 @@ def train(
     before the learning rate falls, does not depend on the number of images and goes on. force: take
     other settings that differ, from here on.
 
-    `config.init` names a run or a pair whose weights a new run begins with, by a new optimiser.
+    `config.init` names a run or a pair. A new run begins with its weights and a new optimiser.
 
     Under torchrun all processes call this and train together: each computes its share of every
     batch, and rank 0 writes. `folder` and the data must be there for all of them. A run that
