@@ -136,7 +136,7 @@ def _generators_kept() -> Iterator[None]:
 
 
 class ImagesOnDevice:
-    """Training images on a device, by a position that is a tensor there and is not read back."""
+    """Training images on a device. Their position is a tensor there, which is not read back."""
 
     def __init__(
         self,

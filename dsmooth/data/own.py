@@ -302,7 +302,7 @@ def _images(x: Tensor, name: str) -> Tensor:
 
 
 def _as_data_sets(*parts: Given) -> list[ImageDataset]:
-    """All of them as bytes, from bytes or from floating point of one range, [0, 1] or [-1, 1]."""
+    """Data sets of bytes. Floating-point images of all parts have one range, [0, 1] or [-1, 1]."""
     kinds = {part.images.dtype for part in parts}
     if len(kinds) > 1:
         raise ValueError(

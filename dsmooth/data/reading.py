@@ -1,4 +1,4 @@
-"""Careful reading, and that of a .npz: regular files only, bounded sizes, one kind of error."""
+"""Reading of files that strangers wrote, .npz among them: bounded sizes, one kind of error."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def frechet_by_class(
     real images that are not in the reference, for the floor. A class has fewer images, so its
     distance is larger than the distance of all images: compare it with its floor.
     """
-    features: list[dict[int, Tensor]] = []  # by class, of those with two images and more
+    features: list[dict[int, Tensor]] = []  # of each class that has two images or more
     sets = {"samples": samples, "real images": reference, "other real images": others}
     how: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     for name, (images, labels) in sets.items():

@@ -118,8 +118,8 @@ def inception_score(logits: Tensor, *, splits: int = 10) -> InceptionScore:
 class PrecisionRecall:
     """Shares of the samples near real images, and of the real images near samples, in [0, 1].
 
-    Near a set: inside a ball around one of its images, which reaches to the `neighbours`-th
-    neighbour of that image in the set.
+    An image is near a set if it lies in a ball around one of the set's images. The ball reaches to
+    that image's `neighbours`-th neighbour in the set.
     """
 
     precision: float

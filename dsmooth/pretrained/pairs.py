@@ -62,7 +62,7 @@ def save_pretrained(
 
     The card says what the pair is and, where it was made of run folders, how it was trained.
     scores: the file that `dsmooth evaluate bpd` wrote for it, whose table the card shows. name:
-    by which the card's example reads the pair, by default the folder's. license: of the
+    the one by which the card's example reads the pair, by default the folder's. license: of the
     weights, by its name on the Hub, such as "mit". A README.md that dsmooth did not write
     stays.
     Raises ValueError for scores of another pair.

@@ -38,7 +38,7 @@ def split(progress: Progress | None, steps: int) -> Iterator[Progress | None]:
 
 
 class Choices(TypedDict, total=False):
-    """Keyword arguments of every sampler: with the weights they decide the images.
+    """Keyword arguments of every sampler. With the weights they decide the images.
 
     seed: 0 by default. None draws one, and a warning of the logger `dsmooth` states it. generator:
     a torch.Generator that gives the seed instead, a new one at each call. first_index: number of
@@ -51,9 +51,9 @@ class Choices(TypedDict, total=False):
     classes (n, n_classes), for every image.
 
     guidance: >= 0, 0 by default; for models with classes that were trained with a label_dropout.
-    Each pixel's parameters are then those without a class plus 1 + guidance times their difference
-    from those with it, for two passes (docs/math.md, section 8). Images become more typical of
-    their class and vary less.
+    Two passes give a pixel's parameters without a class, p0, and with it, p1. The pixel is drawn by
+    p0 + (1 + guidance) (p1 - p0) (docs/math.md, section 8). Images become more typical of their
+    class and vary less.
 
     known: (n or 1, C, H, W), images whose pixels where mask, (n or 1, H, W) bool, is True are kept.
     Each of the others is drawn given all pixels before it, with its own noise. If the known pixels
