@@ -78,6 +78,19 @@ def torch_threads(n: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def torch_seed(seed: int) -> Iterator[None]:
+    """Inside the block torch's CPU generator begins at `seed`; after it, it goes on as before.
+
+    torch.manual_seed would also seed those of all devices.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 def keep_freed_memory() -> None:
     """Make this process keep freed memory for its next tensors, where the C library is glibc.
 

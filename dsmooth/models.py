@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,16 @@ class Models:
         """`weights_digest` of each network."""
         return {role: weights_digest(network) for role, network in self.networks.items()}
 
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide images beside the weights, as JSON."""
+        settings: dict[str, Any] = {}
+        for role, network in self.networks.items():
+            settings[role] = asdict(network.config)
+        if self.smoothed is not None:
+            smoothing = self.smoothed.smoothing
+            settings["smoothing"] = {"kind": smoothing.kind, "scale": smoothing.scale}
+        return settings
+
     def drawer(
         self, request: Request, execution: Execution = AUTO, candidates: int = 1
     ) -> DrawPart:
@@ -113,7 +123,7 @@ class Models:
             raise ArgumentError("candidates", "need method two-step and one noise level")
         if candidates > 1:
             how["candidates"] = candidates
-            return partial(draw_completions, pair or network, size=size, **how)
+            return partial(draw_completions, rungs[0] if rungs else network, size=size, **how)
         if rungs:
             return partial(draw_pair, rungs, **how)
         return partial(draw, network, size=size, **how)

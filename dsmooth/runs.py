@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -92,8 +93,14 @@ class RunFolder:
         """
         if model.config != config.model:
             raise ValueError(f"config.model must be the model's own {model.config}")
-        settings = json_bytes(_described(config, image_size))
-        write_together({self.weights: weight_bytes(model), self.config: settings})
+        new = {self.weights: weight_bytes(model)}
+        new[self.config] = json_bytes(_described(config, image_size))
+        arriving = {path: path.with_name(f".new-{path.name}") for path in new}
+        write_together({arriving[path]: data for path, data in new.items()})
+        # A kill from here on leaves no settings, rather than those of other weights.
+        self.config.unlink(missing_ok=True)
+        for path, written in arriving.items():
+            os.replace(written, path)
 
     def keep_snapshot(self, model: PixelCNNpp, images_seen: int, count: int) -> None:
         """Write weights as a run folder of their own, snapshots/IMAGES; the last `count` stay."""
@@ -137,7 +144,8 @@ class RunFolder:
             seconds=training_seconds(entries) if entries else None,
             loss=losses[-1] if losses else None,
             bits_per_dim=evaluations[-1] if evaluations else None,
-            notes=tuple(entry["text"] for entry in entries if entry["event"] == "note"),
+            # A run that is killed before its first checkpoint notes the same again.
+            notes=tuple({e["text"]: None for e in entries if e["event"] == "note"}),
         )
 
     def load_model(self) -> tuple[PixelCNNpp, TrainConfig, tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from contextlib import suppress
 from pathlib import Path
@@ -15,11 +16,12 @@ import torch
 import dsmooth
 from dsmooth.commands import sample as command
 from dsmooth.commands.options import Drawing
-from dsmooth.models import load_models
+from dsmooth.models import Models, load_models
 from dsmooth.pictures import grid_png
 from dsmooth.sampling import CachedSampler, cached, jacobi_sample, sample_images, sequential_sample
 from dsmooth.sampling.cached import obstacle_of
 from dsmooth.sampling.ladder import draw_pair
+from dsmooth.sampling.output import Shards
 from dsmooth.sampling.request import Execution, Request, known_pixels
 from tests.helpers.command_runs import run
 from tests.helpers.sampler_checks import network
@@ -100,6 +102,25 @@ def test_every_door_checks(
     for door in doors:
         with pytest.raises((ValueError, TypeError), match=message):
             door()
+
+
+def test_equal_weights_with_other_settings_add_no_images(
+    pair: dsmooth.SmoothedPair, tmp_path: Path
+) -> None:
+    def add(n: int, scale: float = 0.5) -> None:
+        networks, smoothing = (pair.noisy, pair.denoiser), dsmooth.GaussianSmoothing(scale)
+        own = dsmooth.SmoothedPair(*networks, smoothing, (8, 8))
+        models = Models({"noisy": own.noisy, "denoiser": own.denoiser}, own, (8, 8), ())
+        command.sample_to_files(models, Request(n), Execution(), [tmp_path / "x"])
+
+    add(1)
+    with pytest.raises(ValueError, match=r"its models\.smoothing\.scale is 0\.5, not 0\.25"):
+        add(2, scale=0.25)
+    path = tmp_path / "x" / Shards.manifest
+    manifest = json.loads(path.read_text())
+    del manifest["description"]["models"]  # as dsmooth 0.2 wrote it
+    path.write_text(json.dumps(manifest))
+    add(2)
 
 
 def test_names_that_a_network_does_not_know(pair: dsmooth.SmoothedPair) -> None:

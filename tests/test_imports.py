@@ -109,6 +109,11 @@ def test_implementations_of_an_op_know_neither_the_op_nor_each_other(kind: str) 
         assert within <= IMPLEMENTATION_IMPORTS, f"{name} imports {within}"
 
 
+def test_no_module_seeds_the_generators_of_all_devices() -> None:
+    for name, tree in MODULES.items():
+        assert "torch.manual_seed" not in map(ast.unparse, ast.walk(tree)), name
+
+
 def test_the_options_know_settings_alone() -> None:
     assert imports("commands.options") == OPTIONS
 

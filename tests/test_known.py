@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 import dsmooth
 from dsmooth.models import Models
 from dsmooth.nn import PixelCNNpp
+from dsmooth.pictures import is_diverged
 from dsmooth.sampling import (
     CachedSampler,
     jacobi_sample,
@@ -25,7 +27,7 @@ from dsmooth.sampling import (
     sequential_sample,
 )
 from dsmooth.sampling.cached import obstacle_of
-from dsmooth.sampling.completion import draw_weighted
+from dsmooth.sampling.completion import draw_completions, draw_weighted
 from dsmooth.sampling.output import gather
 from dsmooth.sampling.request import Request, known_pixels
 from tests.helpers.sampler_checks import (
@@ -254,6 +256,23 @@ def test_the_weight_of_what_is_known_throughout_is_that_of_the_bound() -> None:
     assert torch.equal(found, x)
     expected: Tensor = pair.elbo(x, seed=5, first_index=7)
     torch.testing.assert_close(log_weight.float(), expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("weight", [0.0, math.nan])
+def test_a_candidate_that_diverged_is_taken_where_all_did(
+    monkeypatch: pytest.MonkeyPatch, weight: float
+) -> None:
+    """Draw i of image j diverges for i <= j; the second image has the third draw alone."""
+    draws = itertools.count()
+
+    def draw_weighted(*given: Any) -> tuple[Tensor, Tensor]:
+        lost = next(draws) <= torch.arange(4)
+        x = torch.where(lost, math.nan, 0.5).view(4, 1, 1, 1).expand(4, 1, 8, 8)
+        return x, torch.where(lost, weight, -1e9).double()
+
+    monkeypatch.setattr("dsmooth.sampling.completion.draw_weighted", draw_weighted)
+    x = draw_completions(None, Request(4), SIZE, candidates=3)
+    assert is_diverged(x).tolist() == [False, False, True, True]
 
 
 def test_candidates_of_a_pair_keep_what_is_known_and_are_refused_elsewhere() -> None:

@@ -35,6 +35,13 @@ def by_name(scores: Scores) -> dict[str, float]:
     return {row.name: row.value for row in conventions(scores)}
 
 
+def test_half_precision_scores_the_bytes_themselves() -> None:
+    model, data = dsmooth.PixelCNNpp(tiny_config("none", "discretized")), random_dataset(5)
+    torch.nn.init.zeros_(model.head.weight_g)  # the parameters do not depend on pixels
+    half = score_plain(model.bfloat16(), data).discretized
+    assert torch.equal(half, score_plain(model.float(), data).discretized)
+
+
 @pytest.mark.parametrize("likelihood", ["discretized", "continuous"])
 def test_conventions_differ_by_exactly_their_constants(likelihood: str) -> None:
     pair = tiny_pair(likelihood)

@@ -18,6 +18,7 @@ from torch import Tensor
 import dsmooth
 from dsmooth.functional import concat_elu, use_impl
 from dsmooth.nn.condition import Condition
+from dsmooth.nn.images import check_scale
 from dsmooth.nn.layers import GatedResnet, WeightNormConv
 from dsmooth.nn.pixelcnnpp import Dropout, fourier_features
 from tests.helpers.class_networks import conditional
@@ -183,6 +184,20 @@ def test_fourier_features_are_those_of_the_byte() -> None:
     torch.testing.assert_close(fourier_features(x.float(), 8).double(), features, atol=1e-4, rtol=0)
     rgb = torch.cat([x, -x, x], dim=1)  # colour by colour
     torch.testing.assert_close(fourier_features(rgb, 8)[:, 16:32], fourier_features(-x, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_bytes_in_half_precision_are_those_bytes(dtype: torch.dtype) -> None:
+    byte = torch.arange(256).view(1, 1, 16, 16)
+    x, between = byte / 127.5 - 1, (byte[..., :15] + 0.5) / 127.5 - 1
+    half, model = x.to(dtype), tiny(**BYTES)
+    assert torch.equal(fourier_features(half, 8), fourier_features(x, 8).to(dtype))
+    params = torch.randn(1, model.config.n_params, 16, 16)
+    assert torch.equal(model.log_prob_given(half, params), model.log_prob_given(x, params))
+    check_scale("x", half, as_bytes=True)
+    for wrong in between.to(dtype).flatten():
+        with pytest.raises(ValueError, match="x must have values of bytes"):
+            check_scale("x", wrong, as_bytes=True)
 
 
 def test_the_hidden_layer_sees_the_four_pixels_around() -> None:

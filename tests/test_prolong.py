@@ -121,6 +121,27 @@ def test_a_changed_setting_is_named_and_can_be_forced(tmp_path: Path) -> None:
     train(other, folder, resume=True)  # now they are its settings
 
 
+def test_settings_change_with_the_first_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is killed before it is the run with the settings of its weights."""
+    config, run = tiny(images=16, schedule="exponential"), RunFolder(tmp_path / "run")
+    other = replace(config, images=40, scale=0.25)
+    train(config, run.path)
+    for _ in range(2):
+        with monkeypatch.context() as killed:
+            killed.setattr(TrainState, "step", None)
+            with pytest.raises(TypeError):
+                train(other, run.path, resume=True, force=True)
+        assert run.read_config()[0] == config
+    assert run.origin().notes == ("scale 0.5 up to 16 images, 0.25 from then on",)
+    train_until(24, other, run.path, monkeypatch, resume=True, force=True)
+    assert run.read_config()[0] == other
+    run.write_config(config, (8, 8))
+    with pytest.raises(ValueError, match=r"another run: its scale is 0\.25, not 0\.5; force"):
+        train(replace(config, images=40), run.path, resume=True)
+
+
 def test_what_can_be_forced(tmp_path: Path) -> None:
     config, folder = tiny(images=16), tmp_path / "run"
     train(config, folder)

@@ -98,6 +98,7 @@ def sample_to_files(
                 "device": models.device.type,
                 "precision": execution.precision_on(models.device),
                 "weights_sha256": list(models.digests().values()),
+                "models": models.identity(),
             }
             kind = Pictures if png else Shards
             folder = kind(outputs[0], request, models.image_shape, description)

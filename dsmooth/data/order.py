@@ -102,7 +102,7 @@ def transformed(images: Tensor, transform: Transform, *, seed: int, first: int) 
     words = image_words(len(images), 1, seed=seed, first_index=first, stream=Stream.TRANSFORM)
     with _generators_kept():
         for image, (low, high) in zip(images, words[:, 0, :2].tolist(), strict=True):
-            torch.manual_seed(low | high << 32)
+            torch.default_generator.manual_seed(low | high << 32)  # and no device's
             random.seed(low | high << 32)
             np.random.seed(low)  # noqa: NPY002 - the generator that transforms draw from
             result = transform(image.clone())  # some write into their argument

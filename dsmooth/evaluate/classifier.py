@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..data import ImageDataset, indices_at, to_float
 from ..fields import ArgumentError
 from ..files import load_state, read_tensors, write_tensors
+from ..machine import torch_seed
 from ..philox import Stream, image_words
 
 WEIGHTS_PATH = Path(__file__).with_name("mnist_classifier.safetensors")
@@ -84,8 +85,7 @@ def train_classifier(
         raise ArgumentError("epochs", f"must be at least 1, got {epochs}")
     n = len(train_set)
     steps = math.ceil(epochs * n / BATCH_SIZE)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed % 2**63)
+    with torch_seed(seed % 2**63):
         model = MnistClassifier()
         optimizer = torch.optim.Adam(model.parameters())
         for step in range(steps):

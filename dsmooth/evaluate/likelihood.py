@@ -20,6 +20,7 @@ from ..fields import ArgumentError
 from ..functional import logistic_mixture_log_prob
 from ..likelihoods import Likelihood
 from ..nn import PixelCNNpp
+from ..nn.images import unrounded
 from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
 from ..philox import Stream
@@ -305,6 +306,8 @@ def score_plain(
 def _log_prob(model: PixelCNNpp, x: Tensor, params: Tensor, likelihood: Likelihood) -> Tensor:
     """log p(x) by a likelihood and the parameters `params`: (B,), nats, summed in float64."""
     mixture = {**model.config.mixture, "likelihood": likelihood}
+    if likelihood == "discretized":
+        x = unrounded(x)
     return logistic_mixture_log_prob(x, params, **mixture).double().sum((1, 2))
 
 

@@ -27,7 +27,7 @@ from ..data import ImageDataset
 from ..distributed import barrier, broadcast_int, in_batches, rank_and_size, side_by_side
 from ..fields import Argument, ArgumentError, difference
 from ..files import read_json, write_json
-from ..machine import autocast
+from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation, weights_digest
 from ..pair import SmoothedPair
@@ -170,8 +170,7 @@ class Probing:
 
     def untrained(self, network: PixelCNNpp) -> PixelCNNpp:
         """An untrained network of the same shape, its scales and biases set from a first batch."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.settings.seed)
+        with torch_seed(self.settings.seed):
             fresh = PixelCNNpp(network.config).eval()
         first = torch.arange(min(FIRST_BATCH, len(self.splits["train"])))
         fresh.initialize(*self.inputs(fresh, self.splits["train"].batch(first), 0, "train"))

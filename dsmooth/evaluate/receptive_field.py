@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..machine import torch_seed
 from ..nn import PixelCNNpp
 
 SIZE = 16
@@ -75,8 +76,7 @@ def receptive_fields(size: int = SIZE) -> dict[str, Any]:
     is not what limits it.
     """
     row = column = size // 2
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch_seed(0):
         stack = masked_stack(size)
         config = ModelConfig(n_filters=FILTERS, n_resnet=RESNETS, n_mix=1, dropout=0.0)
         streams = PixelCNNpp(config)

@@ -14,10 +14,10 @@ from .dispatch import Grads, register_op
 def _forward(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     """(log_prob (B, H, W), state (B, 4, H, W)) of float32 or float64 tensors.
 
-    The state is two sums over components and atoms per pixel. With it the backward evaluates each
-    component once and writes each gradient once, already times the gradient from above. Keeping
-    unit gradients from the forward would save the second evaluation. But they need a second tensor
-    of the size of params, which takes longer to write and read.
+    The state of a pixel is two sums over components and atoms, each with its maximum. With it the
+    backward evaluates each component once and writes each gradient once, already times the gradient
+    from above. Keeping unit gradients from the forward would save the second evaluation. But they
+    need a second tensor of the size of params, which takes longer to write and read.
     """
     log_prob, state = outputs = _outputs(x, params)
     threads = torch.get_num_threads()

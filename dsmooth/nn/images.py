@@ -8,8 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..functional.logistic_mixture import snap_to_bytes
+
 # In steps between neighbouring bytes; the rounding of half precision comes on top.
 OFF_THE_GRID = 1e-3
+
+
+def unrounded(x: Tensor) -> Tensor:
+    """Images of bytes, in float32 at least, as they were before a rounding to half precision.
+
+    bfloat16 moves a byte by up to a quarter of a step. The derivative is 1.
+    """
+    if torch.finfo(x.dtype).bits > 16:
+        return x
+    exact = x.float()
+    return exact + (snap_to_bytes(exact) - exact).detach()
 
 
 def check_tensor(name: str, x: Any) -> None:
@@ -46,7 +59,7 @@ def check_scale(name: str, x: Tensor, *, as_bytes: bool) -> None:
         return
     byte = (x.detach().to(torch.promote_types(x.dtype, torch.float32)) + 1) * 127.5
     off = float((byte - byte.round()).abs().nan_to_num().max())
-    if off > OFF_THE_GRID + 127.5 * torch.finfo(x.dtype).eps:
+    if off > OFF_THE_GRID + 127.5 * torch.finfo(x.dtype).eps / 4:  # half a spacing below 1
         scale = f", or 2 * {name} - 1 if these are images in [0, 1]" * (low >= 0)
         raise ValueError(
             f"{name} must have values of bytes, byte / 127.5 - 1, for a discretized likelihood, "

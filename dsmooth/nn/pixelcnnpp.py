@@ -15,7 +15,7 @@ from ..functional import concat_elu, down_shift, logistic_mixture_log_prob, righ
 from ..functional.dispatch import without_autocast
 from ..functional.gated_resnet import draw_seed
 from .condition import Condition, condition_vectors
-from .images import check_scale, check_tensor
+from .images import check_scale, check_tensor, unrounded
 from .layers import GatedResnet, Nin, WeightNormConv
 
 Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in the row)
@@ -214,6 +214,8 @@ class PixelCNNpp(nn.Module):
 
     def log_prob_given(self, x: Tensor, params: Tensor) -> Tensor:
         """log p(x) given the mixture parameters (B, P, H, W) of its pixels: (B,), nats."""
+        if self.config.likelihood == "discretized":
+            x = unrounded(x)
         return logistic_mixture_log_prob(x, params, **self.config.mixture).sum((1, 2))
 
     def features(
@@ -354,7 +356,7 @@ def fourier_features(x: Tensor, octaves: int) -> Tensor:
     n = 127.5 (x + 1) the byte of the pixel. Computed in float32 at least, returned in the
     dtype of x. Source: Kingma et al., Variational diffusion models (2021).
     """
-    byte = 127.5 * (x.to(torch.promote_types(x.dtype, torch.float32)) + 1)
+    byte = 127.5 * (unrounded(x) + 1)
     scales = [2.0**k / 256 for k in range(octaves)]
     # Whole turns leave first: they would cost the angle digits.
     turns = torch.stack([byte * scale for scale in scales], dim=2).remainder(1)

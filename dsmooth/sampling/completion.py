@@ -16,6 +16,7 @@ from torch import Tensor
 from ..functional import logistic_mixture_log_prob
 from ..nn import PixelCNNpp
 from ..philox import Stream, image_words, seed_from, to_uniform
+from ..pictures import is_diverged
 from . import cached
 from .request import AUTO, Execution, Progress, Request, split
 
@@ -41,6 +42,8 @@ def draw_completions(
         words = image_words(request.count, 1, repeat=i + 1, **where)
         # The largest of log-weights with Gumbel noise is a draw in proportion to the weights.
         key = log_weight - to_uniform(words)[:, 0, 0].to(log_weight).log().neg().log()
+        # A diverged draw is taken where all diverged: a pair's is NaN, with a weight all the same.
+        key = key.masked_fill(is_diverged(x) | key.isnan(), -torch.inf)
         if taken is None or best is None:
             taken, best = x, key
         better = key > best

@@ -243,8 +243,10 @@ class Folder:
                     "folder"
                 )
             return 0
-        found = Manifest.read(path)
-        if other := difference(found.settings, self.drawing.settings):
+        found, asked = Manifest.read(path), self.drawing.settings
+        if "models" not in found.description:  # of dsmooth 0.2
+            asked.pop("models", None)
+        if other := difference(found.settings, asked):
             raise ValueError(f"{self.path} holds another drawing: {other}; choose another folder")
         self.drawing = found
         return found.n

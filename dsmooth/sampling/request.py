@@ -87,10 +87,13 @@ class KnownPixels:
         as_bytes: for a model that sees which byte a pixel is. Known pixels that are no bytes then
         raise ValueError.
         """
-        check_like("known", self.images, x)
+        images = self.images
+        if images.dtype == torch.promote_types(x.dtype, torch.float32):
+            images = images.to(x.dtype)  # rounded, where x has half precision
+        check_like("known", images, x)
         if as_bytes:
             check_scale("known", self.images.movedim(1, -1)[self.mask], as_bytes=True)
-        return torch.where(self.mask[:, None], self.images, x).contiguous()
+        return torch.where(self.mask[:, None], images, x).contiguous()
 
 
 def check_like(name: str, values: Tensor, like: Tensor) -> None:

@@ -58,12 +58,15 @@ def lock(run: RunFolder, stack: contextlib.ExitStack) -> None:
         stack.enter_context(lock_folder(run.path, "another training run"))
 
 
-def begin_folder(run: RunFolder, state: TrainState, stack: contextlib.ExitStack) -> None:
+def begin_folder(
+    run: RunFolder, state: TrainState, image_size: tuple[int, int], stack: contextlib.ExitStack
+) -> None:
     """Write the first checkpoint of a new run: a folder with settings can always be resumed."""
     if rank_and_size()[0] == 0:
         lock(run, stack)
         check_new_run(run, state.config)
         save_checkpoint(run, state)
+        run.write_config(state.config, image_size)
 
 
 def initial_network(config: TrainConfig) -> PixelCNNpp | None:

@@ -139,9 +139,11 @@ def load_checkpoint(checkpoint: Checkpoint, state: TrainState, *, force: bool = 
     path = checkpoint.path
     if not force:
         for name, (theirs, mine) in differences(checkpoint.settings, state.config).items():
-            raise ValueError(
-                f"{path} is a checkpoint of another run: its {name} is {theirs}, but "
-                f"{mine} in the folder's settings"
+            raise ArgumentError(
+                "",
+                f"{path} is a checkpoint of another run: its {name} is {theirs}, not {mine};",
+                Argument("force", True),
+                "goes on with that from here",
             )
         if checkpoint.data != state.train_set.digest:
             raise ArgumentError(

@@ -145,13 +145,12 @@ def train(
         if config.images is None:
             state.config = fix_images(state, test_set)
         if checkpoint is None:
-            begin_folder(run, state, stack)
+            begin_folder(run, state, test_set.image_size, stack)
         else:
             go_on(run, checkpoint, state, force=force)
             del checkpoint  # which is as large as the weights and their moments
         log = None
         if rank_and_size()[0] == 0:
-            run.write_config(state.config, test_set.image_size)
             log = stack.enter_context(
                 RunLog(
                     run,
@@ -199,9 +198,12 @@ def _loop(
         readings = state.read()
         if log:
             log.steps(state.images_seen, readings)
+        save = save or ended or interrupted is not None
+        if log and (evaluated or save):  # other settings than before stand beside what they made
+            run.write_config(config, test_set.image_size)
         if evaluated:
             bits = _evaluate(state, test_set, run, log)
-        if interrupted or save or ended:
+        if save:
             if log:
                 save_checkpoint(run, state)
             watch.saved = time.monotonic()

@@ -24,7 +24,7 @@ from ..data import ImageDataset, to_float
 from ..data.order import ImagesOnDevice, flips, hide_labels
 from ..distributed import exchange, rank_and_size
 from ..files import load_state
-from ..machine import autocast
+from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
 from ..nn.layers import GatedResnet
 from ..nn.weights import PROJECTION
@@ -163,8 +163,7 @@ class TrainState:
         if uses_graph(config, device):
             self._run = ReplayedStep(self._update, device)
 
-        with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on
-            torch.manual_seed(config.seed)
+        with torch_seed(config.seed):
             model = PixelCNNpp(config.model)
         self.model = model.to(device, torch.float32).to(memory_format=torch.channels_last)
         set_keep_gates(self.model, config.keep_gates == "on")

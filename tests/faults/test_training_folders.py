@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import itertools
 import json
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.files import lock_folder, read_tensors, write_atomically, write_tensors
+from dsmooth.nn.weights import weights_digest
 from dsmooth.runs import RunFolder
 from dsmooth.training import NonFiniteLoss, beginning, checkpoint, train
 from dsmooth.training.checkpoint import digest, load_checkpoint, read_checkpoint, save_checkpoint
@@ -185,6 +187,34 @@ def test_a_model_and_its_settings_are_written_together(
         with pytest.raises((StopIteration, ValueError)):
             run.write_model(model, replace(other, seed=7), size)
     assert before == {path: path.read_bytes() for path in run.path.iterdir()}
+
+
+def test_a_model_never_stands_under_the_settings_of_another(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever a kill ends the writing: a folder without settings is refused."""
+    old, config, size = run.load_model()
+    new, other = copy.deepcopy(old), replace(config, scale=0.25)
+    torch.nn.init.zeros_(new.head.bias)
+    wholes = [(weights_digest(old), config), (weights_digest(new), other)]
+    real = os.replace
+    for done in itertools.count():
+        left = iter(range(done))
+
+        def end(*given: Any, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            real(*given)
+
+        run.write_model(old, config, size)
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(os, "replace", end)
+            run.write_model(new, other, size)
+            break
+        if run.config.exists():
+            found, settings, _ = run.load_model()
+            assert (weights_digest(found), settings) in wholes
+    assert done == 4
 
 
 @pytest.mark.parametrize(
