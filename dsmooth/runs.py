@@ -93,14 +93,14 @@ class RunFolder:
         """
         if model.config != config.model:
             raise ValueError(f"config.model must be the model's own {model.config}")
-        new = {self.weights: weight_bytes(model)}
-        new[self.config] = json_bytes(_described(config, image_size))
-        arriving = {path: path.with_name(f".new-{path.name}") for path in new}
-        write_together({arriving[path]: data for path, data in new.items()})
+        settings = json_bytes(_described(config, image_size))
+        files = {self.weights: weight_bytes(model), self.config: settings}
+        new = {path: path.with_name(f".new-{path.name}") for path in files}
+        write_together({new[path]: data for path, data in files.items()})
         # A kill from here on leaves no settings, rather than those of other weights.
         self.config.unlink(missing_ok=True)
-        for path, written in arriving.items():
-            os.replace(written, path)
+        for path in files:
+            os.replace(new[path], path)
 
     def keep_snapshot(self, model: PixelCNNpp, images_seen: int, count: int) -> None:
         """Write weights as a run folder of their own, snapshots/IMAGES; the last `count` stay."""

@@ -198,14 +198,12 @@ def _loop(
         readings = state.read()
         if log:
             log.steps(state.images_seen, readings)
-        save = save or ended or interrupted is not None
-        if log and (evaluated or save):  # other settings than before stand beside what they made
-            run.write_config(config, test_set.image_size)
         if evaluated:
             bits = _evaluate(state, test_set, run, log)
-        if save:
+        if interrupted or save or ended:
             if log:
                 save_checkpoint(run, state)
+                run.write_config(config, test_set.image_size)
             watch.saved = time.monotonic()
         if interrupted:
             if log:
@@ -254,6 +252,7 @@ def _evaluate(
     state.check_finite()
     bits = evaluate(state, test_set)
     if log is not None:
+        run.write_config(state.config, test_set.image_size)  # forced settings begin here
         write_atomically(run.weights, weight_bytes(state.averaged))
         samples = sample_grid(state, test_set)
         log.evaluation(Evaluation(state.images_seen, bits, samples, state.averaged))
