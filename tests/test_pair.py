@@ -385,7 +385,7 @@ def test_half_weights_are_packed_as_float32(caplog: pytest.LogCaptureFixture) ->
         rounded = copy.deepcopy(half).float()
         assert torch.equal(half.sample(2), rounded.sample(2))
         assert half.sample(2, method="single-step").isfinite().all()
-        x, upper = torch.full((1, 1, 8, 8), 0.3), keep_top(0.9, (8, 8))
+        x, upper = torch.full((1, 1, 8, 8), 200 / 127.5 - 1), keep_top(0.9, (8, 8))
         completed = half.complete(x, upper, method="single-step")
         by_pixel = sequential_sample(half.noisy, 1, height=8, width=8, known=x, mask=upper)
         for kept in (completed, by_pixel):
