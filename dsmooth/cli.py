@@ -150,12 +150,15 @@ def _pair_commands(prog: str, command: Train, args: list[str]) -> tuple[Train, T
     if command.execution.config is not None:
         raise ValueError("a pair is two runs, and --config has the settings of one: name its role")
     folder = command.out or Path("runs") / "pair"
+    given, words = _given(args, option_types(Train))
+    place = next(i for i, word in words.items() if word == "pair")
 
     def command_of(role: Role) -> Train:
-        own = [role if word == "pair" else word for word in args]
-        one: Train = _parse(prog, Train, [*own, "--out", str(folder / role)])
-        share = None if one.settings.budget is None else one.settings.budget / 2
-        return replace(one, settings=replace(one.settings, budget=share))
+        own = [*args[:place], role, *args[place + 1 :], "--out", str(folder / role)]
+        one: Train = _parse(prog, Train, own)
+        if "budget" not in given or one.settings.budget is None:
+            return one  # a run to go on with has its share already
+        return replace(one, settings=replace(one.settings, budget=one.settings.budget / 2))
 
     return command_of("noisy"), command_of("denoiser")
 
@@ -222,7 +225,7 @@ def _parse(prog: str, kind: type, args: list[str]) -> Any:
     if given.get("config"):
         default = read_options(kind, Path(given["config"]), prog)
     elif kind is Train:
-        role = next((word for word in words if word in get_args(Role)), "noisy")
+        role = next((word for word in words.values() if word in get_args(Role)), "noisy")
         default = _default_training(cast(Role, role), given, args)
     return tyro.cli(
         kind,
@@ -234,18 +237,18 @@ def _parse(prog: str, kind: type, args: list[str]) -> Any:
     )
 
 
-def _given(args: Sequence[str], types: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
-    """The options among the arguments, by their names in Python, and the other words."""
-    given, words, left = {}, [], iter(args)
-    for word in left:
+def _given(args: Sequence[str], types: Mapping[str, Any]) -> tuple[dict[str, str], dict[int, str]]:
+    """The options among the arguments, by their names in Python; the other words by their place."""
+    given, words, left = {}, {}, iter(enumerate(args))
+    for i, word in left:
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
         if not word.startswith("--"):
-            words.append(word)
+            words[i] = word
         elif equals or types.get(name.removeprefix("no_")) is bool:
             given[name] = value
         else:
-            given[name] = next(left, "")
+            given[name] = next(left, (0, ""))[1]
     return given, words
 
 

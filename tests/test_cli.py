@@ -281,6 +281,22 @@ def test_a_pair_of_a_folder_by_one_command(
     assert [path.read_bytes() for path in weights] == before
 
 
+def test_a_pair_divides_named_minutes_alone_and_may_be_called_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that goes on has its half in its settings."""
+    monkeypatch.chdir(tmp_path)
+    for role in ("noisy", "denoiser"):
+        save_run(Path("pair") / role, role, budget=1.0)
+    command = ["train", "--out", "pair", "pair", "--data-dir", "pair", "--resume", "--print-config"]
+    for words, minutes in (([], 1.0), (["--budget", "8"], 4.0)):
+        assert run(*command, *words) == 0
+        shown = json.loads(capsys.readouterr().out)
+        for role in ("noisy", "denoiser"):
+            assert shown[role]["role"] == role
+            assert (shown[role]["budget"], shown[role]["data_dir"]) == (minutes, "pair")
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
