@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import dsmooth
-from dsmooth.data import load_dataset
+from dsmooth.commands.frechet import load_real
+from dsmooth.commands.options import DataOptions, FrechetOptions
+from dsmooth.data import ImageDataset, load_dataset
 from dsmooth.evaluate.classifier import load_classifier
+from dsmooth.evaluate.frechet import FeatureStatistics
 from dsmooth.evaluate.likelihood import BYTE_BITS, conventions, score_pair, score_plain
-from dsmooth.evaluate.sources import array_to_bytes, as_grey, read_images
+from dsmooth.evaluate.sources import DataChoice, array_to_bytes, as_grey, read_images
 from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import EXTRACTOR, complains, measured, run, save_run
 from tests.helpers.data_makers import random_bytes, write_images, write_mnist
@@ -130,6 +135,33 @@ def test_frechet_of_drawn_samples_is_that_of_their_files(
     assert (alone["n_reference"], alone["n_floor"], alone["floor_images"]) == (12, 0, None)
     assert alone["value"] == pytest.approx(0, abs=1e-9)
     assert alone["precision_recall"] == {"precision": 1, "recall": 1, "neighbours": 3}
+
+
+def test_statistics_are_compared_with_their_own_data_and_label(tmp_path: Path) -> None:
+    pixels = random_bytes((12, 8, 8, 3))
+    write_images(tmp_path / "images", {f"{i}.png": picture for i, picture in enumerate(pixels)})
+    path, mnist = tmp_path / "statistics.npz", DataChoice("mnist", None, None)
+    images = DataOptions(data_dir=str(tmp_path / "images"))
+    options = FrechetOptions((Path("x.npz"),), dataset=images)
+
+    def floor(described: dict[str, Any], **changed: Any) -> ImageDataset | None:
+        statistics = FeatureStatistics(2, described)
+        statistics.update(torch.eye(2))
+        statistics.save(path)
+        return load_real(replace(options, reference=path, **changed), mnist, None)[2]
+
+    folder = {"name": "folder", "split": "train"}
+    others = floor(folder)
+    assert others is not None
+    assert others.name == "folder"
+    with pytest.raises(ValueError, match="npz is of folder, not of --data mnist"):
+        floor(folder, dataset=DataOptions(data="mnist"))
+    real, described, _ = load_real(FrechetOptions((Path("x.npz"),), label=3), mnist, None)
+    assert isinstance(real, ImageDataset)
+    assert f"{len(real)} images of class 3 of " in described["source"]
+    for label in ("each", 4):
+        with pytest.raises(ValueError, match=r"npz needs --label 3"):
+            floor(described, label=label)
 
 
 def test_a_classifier_is_trained_and_measured(

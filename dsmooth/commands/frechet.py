@@ -128,7 +128,7 @@ def load_real(
     """The reference and its description; the images of the floor.
 
     There is no floor if neither the file, --data nor the models say which data set the reference is
-    of.
+    of. Statistics that were saved here are of the floor's data set and label.
     """
 
     def load(split: str) -> ImageDataset:
@@ -140,24 +140,34 @@ def load_real(
         found = dataset.part(dataset.known_labels() == options.label)
         if len(found) < 2:
             raise ValueError(f"{dataset.source} has fewer than two images of class {options.label}")
-        return found
+        source = f"{len(found):,} images of class {options.label} of {dataset.source}"
+        return replace(found, source=source)
 
     other_split = next(split for split in SPLITS if split != options.split)
     if options.reference is None:
         dataset = load(options.split)
-        return dataset, describe_data(dataset), load(other_split)
+        return dataset, describe_data(dataset) | {"label": options.label}, load(other_split)
     found = read_reference(options.reference)
+    known = options.dataset.data is not None or models is not None
     if isinstance(found, FeatureStatistics):
-        described = {key: found.description.get(key) for key in ("name", "split", "source")}
+        keys = ("name", "split", "source", "label")
+        described = {key: found.description.get(key) for key in keys}
         if described["split"] == other_split:
             raise ValueError(
                 f"{options.reference} is of the {other_split} images, which give the floor: "
                 f"add --split {other_split}"
             )
-        known = True
+        if described["label"] not in (None, options.label):  # version 0.2 did not save it
+            raise ValueError(f"{options.reference} needs --label {described['label']}")
+        if described["name"] not in (None, choice.name):
+            if options.dataset.data is not None:
+                raise ValueError(
+                    f"{options.reference} is of {described['name']}, not of --data {choice.name}"
+                )
+            choice = choose_data(models, **{**vars(options.dataset), "data": described["name"]})
+        known |= described["name"] is not None
     else:
         described = {"source": str(found.source)}
-        known = options.dataset.data is not None or models is not None
     if options.precision_recall and not isinstance(found, ImageSet):
         raise ValueError("--precision-recall needs real images, not the statistics of --reference")
     real = as_grey(found.images) if isinstance(found, ImageSet) else found

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ def choose_data(
     return DataChoice(data or next(iter(origins), "mnist"), directory, image_size)
 
 
-def describe_data(dataset: ImageDataset) -> dict[str, str]:
+def describe_data(dataset: ImageDataset) -> dict[str, Any]:
     """The images behind a number, as JSON."""
     return {"name": dataset.name, "split": dataset.split, "source": dataset.source}
 
