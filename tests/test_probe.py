@@ -355,6 +355,17 @@ def test_other_settings_do_not_mix_with_stored_ones(whole: Path, tmp_path: Path)
     before = stored.read_bytes()
     with pytest.raises(ValueError, match="its epochs is 2, not 3; choose another folder"):
         run_probes(stored, ProbeSettings(epochs=3))
+    pair, data = make_pair(), (squares(23, "train"), squares(11, "test"))
+    other = replace(data[1], images=255 - data[1].images)
+    wide = dsmooth.SmoothedPair(
+        pair.noisy, pair.denoiser, dsmooth.GaussianSmoothing(0.4), (8, 8)
+    ).eval()
+    for given, message in (
+        ((pair, data[0], other), r"its data_sha256\.test is .*, not"),
+        ((wide, *data), r"its smoothing\.scale is 0\.3, not 0\.4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            probe_pair(*given, SETTINGS, stored, plain=pair.noisy)
     assert stored.read_bytes() == before
     replaced = run_probes(stored, ProbeSettings(epochs=3), replace_other=True)
     assert replaced["asked"]["epochs"] == 3

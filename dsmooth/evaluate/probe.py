@@ -96,6 +96,8 @@ def probe_pair(
         "blocks": list(settings.blocks),
         **{f"{split}_images": len(data) for split, data in splits.items()},
         "data": splits["train"].name,
+        "data_sha256": {split: data.digest for split, data in splits.items()},
+        "smoothing": {"kind": pair.smoothing.kind, "scale": pair.smoothing.scale},
         "weights_sha256": probed_weights(pair, plain),
     }
     if precision == "bfloat16":
