@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import runpy
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 
 from dsmooth.config import ProbeSettings
 from dsmooth.data import load_dataset
@@ -24,10 +28,13 @@ from dsmooth.pretrained import DEFAULT, find, is_model, names, resolve
 from dsmooth.reproduce.card import (
     CardOptions,
     limit_of_distances,
+    measure_classes,
+    measure_samples,
     measure_slice,
     render_card,
     write_card,
 )
+from dsmooth.reproduce.stages import Sizes
 from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import run, save_run
 
@@ -135,7 +142,10 @@ def test_the_card_is_of_these_weights(name: str) -> None:
     readme = Path(__file__).parents[1] / "README.md"
     if readme.exists():
         summary = "summary.md" if name == DEFAULT else "summary_classes.md"
-        assert render_card(card, summary).strip() in readme.read_text()
+        rendered = render_card(card, summary).strip()
+        assert rendered in readme.read_text()
+        if name == DEFAULT:  # its sentences state no number, so they are true of other weights too
+            assert not re.search(r"\d", rendered.rpartition("|\n")[2])
     models = load_models([folder, *(path for path in [folder / "plain"] if path.exists())])
     assert models.digests() == card["weights_sha256"]
     again = measure_slice(models, card["seed"])
@@ -188,6 +198,29 @@ def test_a_card_of_a_pair_with_classes(tmp_path: Path) -> None:
         assert json.loads(str(arrays["asked"]))["guidance"] == card["samples"]["guidance"] == 0.1
     with Image.open(folder / "samples.png") as picture:
         assert picture.width > 2 * 10 * 28
+
+
+def test_numbers_of_a_card_are_of_their_seed_and_samples() -> None:
+    """Numbers that an earlier call stored are taken for the same key alone."""
+
+    def keys(seed: int, x: Tensor) -> tuple[Any, Any]:
+        stages: Any = SimpleNamespace(
+            seed=seed,
+            sizes=Sizes(extractor="mnist-classifier"),
+            models=SimpleNamespace(digests=dict),
+            train_set=None,
+            test_set=None,
+            stored=lambda name, stage, key, compute: key,
+        )
+        options = CardOptions("", seed=seed)
+        return measure_samples(options, stages, {"plain": x}), measure_classes(stages, 1)
+
+    x = torch.zeros(2, 1, 28, 28)
+    samples, classes = keys(0, x)
+    assert keys(0, x.clone()) == (samples, classes)
+    assert keys(1, x)[0] != samples
+    assert keys(1, x)[1] != classes
+    assert keys(0, x + 1)[0] != samples
 
 
 def test_the_limit_of_distances_is_the_intercept_in_one_over_n() -> None:

@@ -33,6 +33,7 @@ from ..pictures import BORDER, save_grid, visible
 from ..pretrained import DEFAULT, find
 from ..progress import progress
 from ..report.page import render
+from ..sampling.request import digest_of
 from .results import describe_machine, describe_model
 from .stages import Sizes, Stages, black_share, bytes_to_compare
 
@@ -161,7 +162,7 @@ def measure_classes(stages: Stages, count: int) -> dict[str, Any]:
             "bits_without": -float(without.mean()) / per_bit,
         }
 
-    key = {"n_images": count, "weights_sha256": stages.models.digests()}
+    key = {"n_images": count, "seed": stages.seed, "weights_sha256": stages.models.digests()}
     return stages.stored("classes", "bits-per-dim", key, compute)
 
 
@@ -171,14 +172,14 @@ def measure_samples(
     """Fréchet distances at several numbers of samples, and how sure the classifier is of them."""
     extractor = make_extractor(stages.sizes.extractor)
     train_set, test_set = stages.train_set, stages.test_set
+    samples = bytes_to_compare(pictures)
 
     def compute() -> dict[str, Any]:
         images = train_set.images
         _, reference = measure_images(extractor, "training images", images, progress=progress)
-        kinds = bytes_to_compare(pictures)
         # Shuffled: the later ones of MNIST's test images are harder.
         order = epoch_order(len(test_set), 0, 0)
-        kinds["test images"] = test_set.images[order[: options.samples]]
+        kinds = {**samples, "test images": test_set.images[order[: options.samples]]}
         results = {}
         for name, images in kinds.items():
             (found, logits), _ = measure_images(extractor, name, images, progress=progress)
@@ -204,7 +205,9 @@ def measure_samples(
         "counts": list(options.frechet_counts),
         "samples": options.samples,
         "guidance": stages.guidance,
+        "seed": options.seed,
         "extractor": extractor.describe(),
+        "samples_sha256": {name: digest_of(images) for name, images in samples.items()},
         "weights_sha256": stages.models.digests(),
     }
     return stages.stored("frechet", "frechet", cache_key, compute)
