@@ -127,6 +127,19 @@ def test_the_hash_follows_the_weights(tmp_path: Path) -> None:
     assert len(digests) == 6
 
 
+def test_the_hash_follows_layers_without_weights_and_code_inside(tmp_path: Path) -> None:
+    digests = set()
+    for i, (result, layer) in enumerate((("x", "ReLU"), ("x", "Tanh"), ("-x", "ReLU"))):
+        path = tmp_path / f"layers_{i}.py"
+        path.write_text(
+            "from torch import nn\n\n"
+            f"class Inner(nn.Module):\n    def forward(self, x):\n        return {result}\n\n"
+            f"made = nn.Sequential(Inner(), nn.{layer}())\n"
+        )
+        digests.add(make_extractor(f"{path}:made").sha256)
+    assert len(digests) == 3
+
+
 def test_modules_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "user_features.py").write_text(USER_MODULE.format(weight="2.0"))
     images = torch.tensor([[0, 255], [255, 0]]).byte().view(2, 1, 1, 2)

@@ -8,7 +8,7 @@ import inspect
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -355,9 +355,10 @@ def faults_of(name: str, action: str) -> Iterator[None]:
 
 
 def module_sha256(network: nn.Module) -> str:
-    """A digest of a network's source code, where there is some, and of its weights."""
-    try:
-        source = inspect.getsource(type(network))
-    except (OSError, TypeError):
-        source = type(network).__qualname__
-    return hashlib.sha256(f"{source}\n{weights_digest(network)}".encode()).hexdigest()
+    """A digest of a network's layers, of their source code where there is some, and its weights."""
+    words = [repr(network), weights_digest(network)]
+    for kind in dict.fromkeys(map(type, network.modules())):
+        if not kind.__module__.startswith("torch."):  # whose layers `repr` tells of
+            with suppress(OSError, TypeError):
+                words.append(inspect.getsource(kind))
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
