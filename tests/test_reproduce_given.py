@@ -16,7 +16,9 @@ from dsmooth.config import ProbeSettings, ReproductionStage
 from dsmooth.data.mnist import load_embedded_mnist
 from dsmooth.models import load_models
 from dsmooth.reproduce import PretrainedPlan, Sizes, reproduce, stages
+from dsmooth.reproduce.results import describe_model
 from dsmooth.reproduce.stages import PROBED
+from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import save_run
 from tests.helpers.report_checks import check_self_contained, without_plots
 
@@ -152,6 +154,38 @@ def test_one_stage_alone_and_of_a_saved_pair(
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Bits per dimension" in page
     assert "Linear probes" not in page
+
+
+def test_probes_that_are_stopped_leave_the_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def probe_pair(*given: Any, **_: Any) -> dict[str, Any]:
+        given[4].write_text("later")
+        if stopped:
+            raise KeyboardInterrupt
+        return {}
+
+    monkeypatch.setattr(stages, "probe_pair", probe_pair)
+    models = SimpleNamespace(pair=None, n_classes=0, device=torch.device("cpu"))
+    digits = load_embedded_mnist("test")
+    again = stages.Stages(tmp_path, models, digits, digits, stages.Sizes(), only="probes")
+    path = tmp_path / "probes.json"
+    path.write_text("earlier")
+    stopped = True
+    with pytest.raises(KeyboardInterrupt):
+        again.probe()
+    assert path.read_text() == "earlier"
+    stopped = False
+    again.probe()
+    assert path.read_text() == "later"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_finished_run_may_have_no_evaluation(tmp_path: Path) -> None:
+    folders = [save_run(tmp_path / role, role, size=28) for role in ("noisy", "denoiser")]
+    RunFolder(folders[0]).log.write_text('{"event": "end", "images": 1, "seconds": 1.0}\n')
+    described = describe_model("noisy", load_models(folders), load_embedded_mnist("test"))
+    assert described["held_out_bits_per_dim"] is None
 
 
 @pytest.mark.parametrize("fast", [False, True])

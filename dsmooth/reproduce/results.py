@@ -42,7 +42,7 @@ def describe_model(
         "training_seconds": training_seconds(entries),
         "loss": loss_name(config),
         "notes": [e["text"] for e in entries if e["event"] == "note"],
-        "held_out_bits_per_dim": evaluations[-1],
+        "held_out_bits_per_dim": evaluations[-1] if evaluations else None,
         "held_out_images": min(config.evaluation_images, len(test_set)),
     }
     if trained_on:

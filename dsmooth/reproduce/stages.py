@@ -304,19 +304,21 @@ class Stages:
         # By 500 + 500 images the accuracies of the noisy model's seven probes were the same then
         # but for one image in two of them.
         fast = self.precision == "auto" and has_fast_bfloat16(self.models.device)
-        if self.only == "probes":
-            path.unlink(missing_ok=True)
-            barrier()
-        return probe_pair(
+        # Earlier probes stay until there are others.
+        written = path if self.only is None else path.with_name("probes-again.json")
+        results = probe_pair(
             pair,
             self.train_set,
             self.test_set,
             replace(self.sizes.probes, seed=self.seed),
-            path,
+            written,
             only=PROBED,
             precision="bfloat16" if fast else self.precision,
             replace_other=True,
         )
+        if written != path and rank_and_size()[0] == 0:
+            written.replace(path)
+        return results
 
 
 def bytes_to_compare(pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
