@@ -207,6 +207,7 @@ def test_numbers_of_a_card_are_of_their_seed_and_samples() -> None:
         stages: Any = SimpleNamespace(
             seed=seed,
             sizes=Sizes(extractor="mnist-classifier"),
+            guidance=0.0,
             models=SimpleNamespace(digests=dict),
             train_set=None,
             test_set=None,
