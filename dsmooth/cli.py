@@ -29,7 +29,7 @@ from .distributed import rank_and_size
 from .fields import ArgumentError
 from .files import read_json
 from .machine import keep_freed_memory
-from .presets import preset
+from .presets import check_one_length, preset
 from .progress import lines_shown, silence
 from .runs import RunFolder, default_folder
 from .tables import shown
@@ -217,6 +217,7 @@ def _parse(prog: str, kind: type, args: list[str]) -> Any:
     """The command that the arguments mean; prints help, or an error that names the nearest."""
     types = option_types(kind)
     given, words = _given(args, types)
+    check_one_length(given)
     for name in given.keys() - types.keys():
         meant = HINTS.get(flag := f"--{name.replace('_', '-')}", "")
         if meant[2:].partition(",")[0].replace("-", "_") in types:
@@ -224,6 +225,8 @@ def _parse(prog: str, kind: type, args: list[str]) -> Any:
     default = None
     if given.get("config"):
         default = read_options(kind, Path(given["config"]), prog)
+        if kind is Train and "budget" in given:
+            default = replace(default, settings=replace(default.settings, images=None))
     elif kind is Train:
         role = next((word for word in words.values() if word in get_args(Role)), "noisy")
         default = _default_training(cast(Role, role), given, args)
@@ -264,6 +267,8 @@ def _default_training(role: Role, given: Mapping[str, str], args: Sequence[str])
     if "resume" in given and "preset" not in given and run.config.exists():
         return Train(role=tyro.MISSING, settings=run.read_config()[0])
     settings = preset(given.get("preset") or DEFAULT_PRESET, role)
+    if "budget" in given:
+        settings = replace(settings, images=None)
     folder, data = given.get("data_dir"), given.get("data") or settings.data
     # The word behind the role; elsewhere it may be the value of an option.
     if len(args) > 1 and args[0] == role and not args[1].startswith("-"):

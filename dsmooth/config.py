@@ -142,6 +142,13 @@ class ModelConfig:
             "smoothing_scale": self.smoothing_scale,
         }
 
+    @property
+    def unused(self) -> set[str]:
+        """Fields that change nothing about this network."""
+        found = set() if self.likelihood == "gaussian" else {"smoothing_scale"}
+        encoder = set() if self.conditioning == "concat" else {"context_layers", "context_filters"}
+        return found | encoder
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
         """Rebuild a config from `dataclasses.asdict` or JSON. Raises ValueError for other keys."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
 from .config import OWN, ModelConfig, Role, TrainConfig
-from .fields import ArgumentError, flatten
+from .fields import Argument, ArgumentError, flatten
 
 # Meng et al. (ICLR 2021): no averaging, no clipping, no data-dependent init; a stacked denoiser
 # with a continuous likelihood. How long they trained is not published: give images or budget.
@@ -91,16 +92,28 @@ DESCRIPTIONS = {
 def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
     """The settings of one role of a preset, some of them replaced.
 
-    settings: fields of `TrainConfig` or of its model: `preset("mnist", "noisy", images=64)`.
-    Raises ValueError for an unknown name, TypeError for an unknown field.
+    settings: fields of `TrainConfig` or of its model: `preset("mnist", "noisy", images=64)`. A
+    budget takes the place of the preset's images. Raises ValueError for an unknown name, and for
+    images and a budget, TypeError for an unknown field.
     """
     if name not in PRESETS:
         raise ArgumentError("preset", f"must be one of {', '.join(PRESETS)}, got {name!r}")
     table = PRESETS[name]
     values = {key: value for key, value in table.items() if key in _FIELDS} | table.get(role, {})
+    if settings.get("budget") is not None:
+        check_one_length(settings)
+        values["images"] = None
     model = table["model"] | table.get(f"{role}.model", {})
     model |= {key: settings.pop(key) for key in list(settings) if key in _MODEL_FIELDS}
     return TrainConfig(role=role, **{**values, "model": ModelConfig(**model), **settings})
+
+
+def check_one_length(given: Mapping[str, Any]) -> None:
+    """Raise ArgumentError for a budget and images, both of which say how long a run is."""
+    if None not in (given.get("budget"), given.get("images")):
+        raise ArgumentError(
+            "images", "and", Argument("budget"), "both say how long the run is: leave one out"
+        )
 
 
 def train_command(config: TrainConfig) -> str:

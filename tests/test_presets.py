@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from dsmooth.presets import DESCRIPTIONS, PRESETS, preset
 from dsmooth.sampling import sample_images
 from dsmooth.training.loop import evaluate
 from dsmooth.training.step import TrainState
+from tests.helpers.command_runs import run
 from tests.helpers.data_makers import random_dataset
 from tests.helpers.tiny_runs import ROLES
 
@@ -30,6 +32,17 @@ def shrink(config: TrainConfig) -> TrainConfig:
 @pytest.mark.quick
 def test_every_preset_is_described() -> None:
     assert PRESETS.keys() == DESCRIPTIONS.keys()
+
+
+@pytest.mark.quick
+def test_a_budget_takes_the_place_of_the_images(capsys: pytest.CaptureFixture[str]) -> None:
+    """In Python and at the command; both together are refused."""
+    assert preset("mnist", "noisy").images == 3_000_000
+    assert preset("mnist", "noisy", budget=2.0).images is None
+    assert run("train", "noisy", "--preset", "mnist", "--budget", "2", "--print-config") == 0
+    assert json.loads(capsys.readouterr().out)["images"] is None
+    with pytest.raises(ValueError, match="images and budget both say how long the run is"):
+        preset("mnist", "noisy", budget=2.0, images=64)
 
 
 @pytest.mark.grid

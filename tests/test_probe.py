@@ -350,6 +350,19 @@ def test_a_stopped_call_goes_on_after_the_last_network(
     assert sorted(done[3:]) == sorted([PIXELS, "plain", "untrained-noisy", "untrained-denoiser"])
 
 
+def test_a_call_for_some_networks_depends_on_these_alone(whole: Path, tmp_path: Path) -> None:
+    """It shows no others, though the file has them, and another denoiser repeats nothing."""
+    stored = Path(shutil.copy(whole, tmp_path))
+    both = run_probes(stored, only=("noisy", "denoiser", "plain"))
+    assert list(both["accuracy"]) == ["noisy", "denoiser", "plain"]
+    few, path = ("noisy", PIXELS), tmp_path / "few.json"
+    first = run_probes(path, only=few)
+    before, data = path.stat().st_mtime_ns, (squares(23, "train"), squares(11, "test"))
+    pair = make_pair(replace(CONCAT, context_layers=0))
+    assert probe_pair(pair, *data, SETTINGS, path, plain=pair.noisy, only=few) == first
+    assert path.stat().st_mtime_ns == before
+
+
 def test_other_settings_do_not_mix_with_stored_ones(whole: Path, tmp_path: Path) -> None:
     stored = Path(shutil.copy(whole, tmp_path))
     before = stored.read_bytes()

@@ -15,7 +15,7 @@ from dsmooth.data import load_dataset
 from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
 from dsmooth.training import train
-from dsmooth.training.checkpoint import find_initial
+from dsmooth.training.checkpoint import check_initial, differences, find_initial
 from dsmooth.training.step import TrainState, scheduled
 from tests.helpers.command_runs import run as call
 from tests.helpers.tiny_pairs import tiny_pair
@@ -230,7 +230,21 @@ def test_the_command_takes_network_and_smoothing_of_the_weights(
     assert (stored.model, stored.scale, stored.init) == (config.model, 0.3, str(first))
     assert "--init RUN" in RunFolder(second).origin().command
     assert call(*begin, "--out", str(tmp_path / "x"), "--n-filters", "6", "--images", "16") == 1
-    assert "has n_filters 4, not 6: leave out --n-filters" in capsys.readouterr().err
+    assert "has n_filters 4, not 6: take its --n-filters" in capsys.readouterr().err
+
+
+@pytest.mark.quick
+def test_settings_that_the_network_does_not_use_fit_whatever_they_are() -> None:
+    """To begin from weights, and to go on."""
+    noisy = tiny()
+    other = replace(noisy, model=replace(noisy.model, context_layers=9, smoothing_scale=0.7))
+    check_initial(noisy.model, other.model, "other")
+    assert differences(noisy, other) == {}
+    denoiser = tiny("denoiser")
+    more = replace(denoiser, model=replace(denoiser.model, context_layers=9))
+    assert differences(denoiser, more) == {"model.context_layers": (1, 9)}
+    with pytest.raises(ValueError, match="has context_layers 9, not 1: take its context_layers"):
+        check_initial(denoiser.model, more.model, "more")
 
 
 def test_weights_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

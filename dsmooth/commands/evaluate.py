@@ -32,13 +32,14 @@ from ..evaluate.likelihood import (
 )
 from ..evaluate.paper import EQUATION_4_SENTENCE, paper_sentence
 from ..evaluate.sources import choose_data, describe_data
+from ..fields import check_whole
 from ..files import to_json, write_json
 from ..machine import autocast, choose_device, use_threads
 from ..models import load_models
 from ..progress import progress, silence
 from ..tables import COMPARABLE, Table, bits_table, decimals
 from .frechet import evaluate_frechet
-from .options import BitsOptions, ClassifierOptions, ClassifyOptions, FrechetOptions
+from .options import BitsOptions, ClassifierOptions, ClassifyOptions, FrechetOptions, Measure
 from .sample import check_output
 
 STDOUT = Path("-")
@@ -47,6 +48,8 @@ STDOUT = Path("-")
 def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions | ClassifierOptions) -> None:
     """Carry out one command. Raises ValueError, OSError or ImportError for what does not fit."""
     use_threads(options.execution.threads)
+    if isinstance(options, Measure):
+        check_whole(options, ["limit", "n_noise", "batch_size"], 1)
     if isinstance(options, ClassifierOptions):
         check_output(options.out, ".safetensors")
         if rank_and_size()[0] == 0:  # nothing to share
@@ -80,7 +83,7 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
     pair = models.pair if models.plain is None else models.smoothed
     dataset = choose_data(models, **vars(options.dataset)).load(options.split)
     if options.per_class:
-        dataset.known_labels()  # refused before any work
+        dataset.known_labels("per_class")  # refused before any work
     n = len(dataset) if options.limit is None else min(options.limit, len(dataset))
     settings: dict[str, Any] = {"limit": options.limit, "batch_size": options.batch_size}
     every: dict[str, Scores] = {}

@@ -134,10 +134,10 @@ def load_real(
     def load(split: str) -> ImageDataset:
         dataset = choice.load(split)
         if options.per_class:
-            dataset.known_labels()
+            dataset.known_labels("per_class")
         if options.label == "each":
             return dataset
-        found = dataset.part(dataset.known_labels() == options.label)
+        found = dataset.part(dataset.known_labels("label") == options.label)
         if len(found) < 2:
             raise ValueError(f"{dataset.source} has fewer than two images of class {options.label}")
         source = f"{len(found):,} images of class {options.label} of {dataset.source}"

@@ -120,10 +120,11 @@ class ImageDataset:
         labels = None if self.labels is None else self.labels[chosen]
         return replace(self, images=self.images[chosen], labels=labels)
 
-    def known_labels(self) -> Tensor:
-        """The labels (N,). Raises ValueError for a data set that has none."""
+    def known_labels(self, asked_by: str = "") -> Tensor:
+        """The labels (N,). Raises ValueError, naming who asked, for a data set that has none."""
         if self.labels is None:
-            raise ValueError(f"this needs labelled images, but {self.source} has no labels")
+            words = f"needs labelled images, but {self.source} has no labels"
+            raise ArgumentError(asked_by, words if asked_by else f"this {words}")
         return self.labels
 
     def labels_for(self, n_classes: int) -> Tensor | None:

@@ -98,7 +98,7 @@ def probe_pair(
         "data": splits["train"].name,
         "data_sha256": {split: data.digest for split, data in splits.items()},
         "smoothing": {"kind": pair.smoothing.kind, "scale": pair.smoothing.scale},
-        "weights_sha256": probed_weights(pair, plain),
+        "weights_sha256": probed_weights(pair, plain, only),
     }
     if precision == "bfloat16":
         cache_key["precision"] = precision
@@ -110,6 +110,7 @@ def probe_pair(
             raise ValueError(f"{path} holds other probes: {other}; choose another folder")
         unit = "fraction classified correctly"
         results = {"unit": unit, "asked": cache_key, "accuracy": {}}
+    results = results_of(results, only)
     probing = Probing(pair.smoothing, splits, settings, path.parent, precision)
 
     def subjects() -> Iterator[tuple[str, PixelCNNpp | None]]:
@@ -133,13 +134,24 @@ def probe_pair(
     return results
 
 
-def probed_weights(pair: SmoothedPair, plain: PixelCNNpp | None) -> dict[str, str]:
+def probed_weights(
+    pair: SmoothedPair, plain: PixelCNNpp | None, only: Collection[str] | None = None
+) -> dict[str, str]:
     """Digests of the networks that are probed, at the highest of several noise levels."""
     pair = pair.at(pair.smoothing.scale)
     networks = {"noisy": pair.noisy, "denoiser": pair.denoiser, "plain": plain}
     return {
-        name: weights_digest(network) for name, network in networks.items() if network is not None
+        name: weights_digest(network)
+        for name, network in networks.items()
+        if network is not None and (only is None or name in only)
     }
+
+
+def results_of(results: Mapping[str, Any], only: Collection[str] | None) -> dict[str, Any]:
+    """A result of `probe_pair` with the accuracies of `only` what is named; None for all."""
+    found = results.get("accuracy", {})
+    kept = {name: found[name] for name in found if only is None or name in only}
+    return {**results, "accuracy": kept}
 
 
 def best_probe(results: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from ..distributed import barrier, rank_and_size
 from ..evaluate.comparison import compare_images, measure_images
 from ..evaluate.features import make_extractor
 from ..evaluate.likelihood import bits_per_dim, paired_difference, score_pair, score_plain
-from ..evaluate.probe import PIXELS, probe_pair, probed_weights
+from ..evaluate.probe import PIXELS, probe_pair, probed_weights, results_of
 from ..evaluate.receptive_field import receptive_fields
 from ..fields import check_whole
 from ..files import read_json, write_json
@@ -295,8 +295,9 @@ class Stages:
         """Accuracies of linear probes; "skipped" says why there are none without labels."""
         path, pair = self.folder / "probes.json", self.models.pair
         if self.only not in (None, "probes"):
-            key = {"weights_sha256": probed_weights(pair, None)}
-            return self.stored("probes", "probes", key, dict)
+            key = {"weights_sha256": probed_weights(pair, None, PROBED)}
+            found = self.stored("probes", "probes", key, dict)
+            return results_of(found, PROBED) if found else {}
         if self.train_set.labels is None or self.test_set.labels is None:
             return {"skipped": "the images have no labels"}
         if self.models.n_classes:

@@ -70,15 +70,15 @@ def read_checkpoint(run: RunFolder) -> Checkpoint:
 
 def check_initial(own: ModelConfig, initial: ModelConfig, source: str) -> None:
     """Raise ValueError, naming the settings, for weights of a network of another architecture."""
-    free = {"dropout", "likelihood", "smoothing_scale", "noise_levels"}
+    free = {"dropout", "likelihood", "smoothing_scale", "noise_levels", *own.unused}
     if initial.condition_size == 0:  # the run adds the classes
         free.add("n_classes")
     mine, theirs = flatten(asdict(own)), flatten(asdict(initial))
     other = [name for name in mine if name not in free and mine[name] != theirs[name]]
     if other:
         values = ", ".join(f"{name} {theirs[name]}, not {mine[name]}" for name in other)
-        left_out = [part for name in other for part in ("and", Argument(name))][1:]
-        raise ArgumentError("init", f"{source} has {values}: leave out", *left_out)
+        named = [part for name in other for part in ("and", Argument(name))][1:]
+        raise ArgumentError("init", f"{source} has {values}: take its", *named)
 
 
 def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -193,8 +193,10 @@ def merge_with_run(
 def differences(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """Settings that differ, by name, without the ones that may change at any time."""
     old, new = flatten(asdict(before)), flatten(asdict(after))
+    unused = before.model.unused & after.model.unused
+    free = FREE | {f"model.{name}" for name in unused}
     return {
-        name: (old[name], new[name]) for name in new if old[name] != new[name] and name not in FREE
+        name: (old[name], new[name]) for name in new if old[name] != new[name] and name not in free
     }
 
 
