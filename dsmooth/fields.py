@@ -82,14 +82,18 @@ def check_whole(
     optional = {each.name for each in fields(settings) if "None" in str(each.type)}
     for name in names:
         value = getattr(settings, name)
-        if value is None and name in optional:
-            continue
-        if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-            raise ArgumentError(name, f"must be a whole number, got {value!r}")
-        number = value.__index__()
-        if (least is not None and number < least) or (most is not None and number > most):
-            allowed = f"be at least {least}" if most is None else f"lie in {least} .. {most}"
-            raise ArgumentError(name, f"must {allowed}, got {value}")
+        if value is not None or name not in optional:
+            check_number(name, value, least, most)
+
+
+def check_number(name: str, value: Any, least: int | None = 1, most: int | None = None) -> None:
+    """Raise ValueError for what is no whole number within bounds."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise ArgumentError(name, f"must be a whole number, got {value!r}")
+    number = value.__index__()
+    if (least is not None and number < least) or (most is not None and number > most):
+        allowed = f"be at least {least}" if most is None else f"lie in {least} .. {most}"
+        raise ArgumentError(name, f"must {allowed}, got {value}")
 
 
 def check_positive(settings: Any, names: Iterable[str]) -> None:

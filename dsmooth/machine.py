@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .distributed import from_torchrun
-from .fields import ArgumentError
+from .fields import ArgumentError, check_number
 
 if TYPE_CHECKING:
     import torch
@@ -60,8 +60,7 @@ def use_threads(threads: int | None) -> None:
 
     if threads is None:
         return
-    if threads < 1:
-        raise ArgumentError("threads", f"must be at least 1, got {threads}")
+    check_number("threads", threads)
     torch.set_num_threads(threads)
 
 

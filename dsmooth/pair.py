@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import Method, Precision, Role, Score
-from .fields import ArgumentError, check_one_of
+from .fields import ArgumentError, check_number, check_one_of
 from .fit import check_fit, describe
 from .nn import PixelCNNpp
 from .nn.images import check_scale, check_tensor
@@ -116,8 +116,8 @@ class SmoothedPair(nn.Module):
         if self.n_classes and choices.get("label") is None:
             choices["label"] = "prior"
         request = self._request(n, choices, method=method, score=score, levels=levels)
-        if batch_size is not None and batch_size < 1:
-            raise ArgumentError("batch_size", f"must be at least 1, got {batch_size}")
+        if batch_size is not None:
+            check_number("batch_size", batch_size)
         execution = Execution(threads, precision)
         rungs, drawn = self.rungs(levels), []
         with bar("drawing", n) if progress is True else nullcontext() as show:
@@ -150,8 +150,7 @@ class SmoothedPair(nn.Module):
         from. Returns (B * draws, C, H, W), the completions of an image one after the other.
         """
         self._check_images("x", x)
-        if draws < 1:
-            raise ArgumentError("draws", f"must be at least 1, got {draws}")
+        check_number("draws", draws)
         if mask is None:
             mask = top_rows(keep_top, self.image_size).to(x.device)
         elif len(mask) == len(x):
@@ -265,6 +264,7 @@ class SmoothedPair(nn.Module):
                 f"single-step denoising needs gaussian smoothing, got {self.smoothing.kind}"
             )
         check_one_of("score", score, get_args(Score))
+        self._check_images("x_tilde", x_tilde)
         noisy = self.at(self.smoothing.scale).noisy
         label = self.label_for(noisy, label)
         gradient = score_of(noisy, x_tilde, score, label)
@@ -299,8 +299,7 @@ class SmoothedPair(nn.Module):
         images of another size or outside [-1, 1], and for a discretized denoiser for values that
         are none of bytes.
         """
-        if n_noise < 1:
-            raise ArgumentError("n_noise", f"must be at least 1, got {n_noise}")
+        check_number("n_noise", n_noise)
         self._check_images("x", x)
         self._check_scale("x", x)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .data import to_bytes, to_float
-from .fields import ArgumentError
+from .fields import check_number
 from .files import write_atomically
 
 if TYPE_CHECKING:
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 BORDER = 96  # grey between the images of a grid
 
 
-def show(x: Tensor | NDArray[Any], *, columns: int | None = None, zoom: int = 2) -> Image:
+def show(
+    x: Tensor | NDArray[Any] | list[Tensor], *, columns: int | None = None, zoom: int = 2
+) -> Image:
     """A picture of images x (B, C, H, W) in [-1, 1] or of bytes, which a notebook displays.
 
-    x may be one image too, (C, H, W) or (H, W). columns: images per row, by default about the
-    square root of B. zoom: pixels per pixel. Values outside [-1, 1] are clamped, and images that
-    diverged to infinity are grey.
+    x may be one image too, (C, H, W) or (H, W), or a list of images (C, H, W). columns: images per
+    row, by default about the square root of B. zoom: pixels per pixel. Values outside [-1, 1] are
+    clamped, and images that diverged to infinity are grey.
     Returns a Pillow image: `.save("x.png")` writes it. Raises ValueError for a batch that is empty
     or not images, and for floating point in [0, 1], which would be pale; TypeError for other
     numbers.
@@ -35,14 +37,14 @@ def show(x: Tensor | NDArray[Any], *, columns: int | None = None, zoom: int = 2)
     return _image(_grid(_batch(x), columns, zoom))
 
 
-def to_pil(x: Tensor | NDArray[Any]) -> list[Image]:
+def to_pil(x: Tensor | NDArray[Any] | list[Tensor]) -> list[Image]:
     """A Pillow image of each of x, which is as `show` takes it. Raises as `show` does."""
     return [_image(pixels) for pixels in nhwc_bytes(_batch(x))]
 
 
-def _batch(x: Tensor | NDArray[Any]) -> Tensor:
+def _batch(x: Tensor | NDArray[Any] | list[Tensor]) -> Tensor:
     """Images (B, C, H, W) in [-1, 1] from what `show` takes; those that diverged are grey."""
-    x = torch.as_tensor(x)
+    x = torch.stack([*map(torch.as_tensor, x)]) if isinstance(x, list) else torch.as_tensor(x)
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise TypeError(f"x must be uint8 or floating point, got {x.dtype}")
     x = x[None, None] if x.ndim == 2 else x[None] if x.ndim == 3 and x.shape[0] in (1, 3) else x
@@ -72,8 +74,8 @@ def _grid(x: Tensor, columns: int | None, zoom: int) -> NDArray[np.uint8]:
     """Bytes (H, W, C) of a grid of images x (B, C, H, W)."""
     _check_batch(x)
     for name, value in (("columns", columns), ("zoom", zoom)):
-        if value is not None and value < 1:
-            raise ArgumentError(name, f"must be at least 1, got {value}")
+        if value is not None:
+            check_number(name, value)
     pixels = nhwc_bytes(x).repeat(zoom, axis=1).repeat(zoom, axis=2)
     count, height, width, channels = pixels.shape
     columns = min(count, columns or math.isqrt(count - 1) + 1)

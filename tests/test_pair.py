@@ -34,6 +34,7 @@ from dsmooth.sampling import (
 )
 from tests.helpers.data_makers import random_dataset
 from tests.helpers.tiny_pairs import log_weight, tiny_config, tiny_pair
+from tests.helpers.tiny_runs import tiny
 
 
 @torch.no_grad()
@@ -235,8 +236,22 @@ def test_draws_as_people_write_them(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not torch.equal(pair.sample(2, generator=generators[0]), one)
     with pytest.raises(ValueError, match="seed and generator were both given"):
         pair.sample(2, seed=0, generator=generators[0])
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        pair.sample(2, batch_size=0)
+    with pytest.raises(TypeError, match=r"dtype must be a torch.dtype.*, got 'bfloat16'"):
+        dsmooth.SmoothedPair.from_pretrained(tmp_path, torch_dtype="bfloat16")
+
+
+@pytest.mark.parametrize(("count", "message"), [(0, "be at least 1, got 0"), (1.5, "be a whole")])
+def test_counts_are_whole_numbers(tmp_path: Path, count: Any, message: str) -> None:
+    pair, x = tiny_pair(), torch.zeros(1, 1, 8, 8)
+    for name, call in (
+        ("batch_size", lambda: pair.sample(2, batch_size=count)),
+        ("draws", lambda: pair.complete(x, draws=count)),
+        ("n_noise", lambda: pair.elbo(x, n_noise=count)),
+        ("zoom", lambda: dsmooth.show(x, zoom=count)),
+        ("threads", lambda: dsmooth.train(tiny(), tmp_path, threads=count)),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} must {message}"):
+            call()
 
 
 def test_folders_that_are_not_pairs_are_named(tmp_path: Path) -> None:
@@ -370,7 +385,8 @@ def test_images_that_a_likelihood_is_not_of_are_refused() -> None:
         (dsmooth.to_bytes(x), r"to_float\(x\)"),
         (dsmooth.to_bytes(x).long(), r"to_float\(x.byte\(\)\)"),
     ):
-        for score in (pair.elbo, pair.complete, pair.noisy.log_prob, pair.denoiser.log_prob):
+        networks = pair.noisy.log_prob, pair.denoiser.log_prob
+        for score in (pair.elbo, pair.complete, pair.single_step, *networks):
             with pytest.raises(TypeError, match=hint):
                 score(wrong)
     rounded = dsmooth.round_to_bytes(off_grid)
@@ -408,5 +424,5 @@ def test_a_pair_completes_and_is_called(tmp_path: Path) -> None:
     read = dsmooth.SmoothedPair.from_pretrained(tmp_path, torch_dtype=torch.float64)
     assert read.dtype == torch.float64
     assert read.complete(x).dtype == torch.float64
-    first, _ = dsmooth.to_pil(x)
+    first, _ = dsmooth.to_pil([*x])
     assert torch.equal(torch.from_numpy(np.array(first)), dsmooth.to_bytes(x)[0, 0])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data import ImageDataset
 from ..distributed import in_batches
-from ..fields import ArgumentError
+from ..fields import check_number
 from ..nn import PixelCNNpp
 from ..pair import SmoothedPair
 
@@ -51,10 +51,9 @@ def nats_of_images(
     nats_of(index of the first image, batch, its labels if any): the rows of a batch, on the model's
     device. Under torchrun each process computes its batches, and all have the rows of all.
     """
-    if limit is not None and limit < 1:
-        raise ArgumentError("limit", f"must be at least 1, got {limit}")
-    if batch_size < 1:
-        raise ArgumentError("batch_size", f"must be at least 1, got {batch_size}")
+    if limit is not None:
+        check_number("limit", limit)
+    check_number("batch_size", batch_size)
     n = len(dataset) if limit is None else min(limit, len(dataset))
     if n < 1:
         raise ValueError(f"{dataset.name} has no images to measure")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..data import ImageDataset
-from ..fields import ArgumentError
+from ..fields import ArgumentError, check_number
 from ..functional import logistic_mixture_log_prob
 from ..likelihoods import Likelihood
 from ..nn import PixelCNNpp
@@ -229,8 +229,7 @@ def score_pair(
     bounds log p(x | label). progress is called with the number of images
     done. Raises ValueError for counts below 1 and for images, or labels, that are not the pair's.
     """
-    if n_noise < 1:
-        raise ArgumentError("n_noise", f"must be at least 1, got {n_noise}")
+    check_number("n_noise", n_noise)
     if not 0 <= clean_noise < math.inf:
         raise ArgumentError("clean_noise", f"must be finite and at least 0, got {clean_noise}")
     check_images(pair, dataset)

@@ -168,12 +168,15 @@ def from_pretrained(
     Raises FileNotFoundError or ValueError, naming the file, for anything else;
     ModuleNotFoundError without the extra, and OSError if the Hub does not give the pair.
     """
+    dtype = torch_dtype if dtype is None else dtype
+    if not isinstance(dtype, torch.dtype | None):
+        raise TypeError(f"dtype must be a torch.dtype, such as torch.bfloat16, got {dtype!r}")
     hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
     saved = resolve(name, revision=revision, **hub)
     while True:
         try:
             pair = of_networks(cls, saved)
-            pair.to(device=device, dtype=torch_dtype if dtype is None else dtype)
+            pair.to(device=device, dtype=dtype)
             return pair
         except (OSError, ValueError):
             before, saved = saved, resolve(name, revision=revision, **hub)

@@ -28,7 +28,7 @@ from ..distributed import (
     process_group,
     rank_and_size,
 )
-from ..fields import Argument, ArgumentError
+from ..fields import Argument, ArgumentError, check_number
 from ..files import weight_bytes, write_atomically
 from ..machine import choose_device, keep_freed_memory, use_threads
 from ..nn.weights import at_level
@@ -117,8 +117,7 @@ def train(
             f"the first argument must be settings, got a {type(config).__name__}: dsmooth.train("
             'dsmooth.preset("mnist-quick", "noisy", images=20_000), dataset=IMAGES)'
         )
-    if keep_snapshots < 0:
-        raise ArgumentError("keep_snapshots", f"must be at least 0, got {keep_snapshots}")
+    check_number("keep_snapshots", keep_snapshots, 0)
     run = RunFolder(default_folder(config.role) if folder is None else Path(folder))
     target = choose_device(device)
     if dataset is not None:
