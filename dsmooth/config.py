@@ -145,9 +145,12 @@ class ModelConfig:
     @property
     def unused(self) -> set[str]:
         """Fields that change nothing about this network."""
-        found = set() if self.likelihood == "gaussian" else {"smoothing_scale"}
-        encoder = set() if self.conditioning == "concat" else {"context_layers", "context_filters"}
-        return found | encoder
+        found: set[str] = set()
+        if self.likelihood != "gaussian":
+            found.add("smoothing_scale")
+        if self.conditioning != "concat":
+            found |= {"context_layers", "context_filters"}
+        return found
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:

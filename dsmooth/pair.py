@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
+from numbers import Real
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -115,11 +116,11 @@ class SmoothedPair(nn.Module):
         """
         if self.n_classes and choices.get("label") is None:
             choices["label"] = "prior"
+        rungs, drawn = self.rungs(levels), []
         request = self._request(n, choices, method=method, score=score, levels=levels)
         if batch_size is not None:
             check_number("batch_size", batch_size)
         execution = Execution(threads, precision)
-        rungs, drawn = self.rungs(levels), []
         with bar("drawing", n) if progress is True else nullcontext() as show:
 
             def report(fraction: float) -> None:
@@ -180,10 +181,10 @@ class SmoothedPair(nn.Module):
         Their noise has the scale levels[0]. Raises ValueError for images of another size.
         """
         self._check_images("x_tilde", x_tilde)
-        n = x_tilde.shape[0]
+        n, rungs = x_tilde.shape[0], self.rungs(levels)
         asked: dict[str, Any] = {"method": method, "score": score, "levels": levels}
         request = self._request(n, choices, **asked, x_tilde=x_tilde)
-        return draw_pair(self.rungs(levels), request, Execution(threads, precision))
+        return draw_pair(rungs, request, Execution(threads, precision))
 
     def _request(self, n: int, choices: Choices, **how: Any) -> Request:
         """The request of a user's choices; ValueError for known pixels that no image can have."""
@@ -201,6 +202,8 @@ class SmoothedPair(nn.Module):
         Raises ValueError for levels that do not fall or that the pair does not have.
         """
         known = self.noise_levels
+        if isinstance(levels, Real):
+            raise ArgumentError("levels", f"must be a list of noise levels, got {levels}")
         chosen = known[-1:] if levels is None else levels
         falling = all(high > low for high, low in pairwise(chosen))
         if not chosen or not falling or not set(chosen) <= set(known):

@@ -186,7 +186,7 @@ def test_classes_of_the_prior_are_a_function_of_the_image_and_all_as_likely() ->
 def test_the_labels_of_a_request() -> None:
     """A function of the image's number; parts have those of their images."""
     cpu = torch.device("cpu")
-    for label in (2, np.int64(2)):
+    for label in (2, np.int64(2), np.array(2), np.array([2, 2, 2])):
         assert Request(3, label=label).labels(4, cpu).tolist() == [2, 2, 2]
     each = Request(5, first_index=2**40 + 1, label="each")
     assert each.labels(3, cpu).tolist() == [(2**40 + 1 + i) % 3 for i in range(5)]
@@ -203,6 +203,8 @@ def test_the_labels_of_a_request() -> None:
         Request(5, label=7).labels(3, cpu)
     with pytest.raises(ValueError, match=r"label must lie in 0 .. 2, got 0 .. 3"):
         Request(2, label=torch.tensor([0, 3])).labels(3, "meta")  # as a GPU: nobody looks there
+    with pytest.raises(TypeError, match=r"must be floating point, got torch.int64"):
+        Request(2, label=torch.eye(3).long()[:2]).labels(3)
     for wrong in (-1, True, "all", 0.5):
         with pytest.raises(ValueError, match="label must be a class"):
             Request(5, label=wrong)

@@ -49,6 +49,7 @@ def condition_vectors(
 
 def check_label(values: Tensor | None, size: int, batch: int, name: str = "label") -> None:
     """Raise ValueError or TypeError unless `values` are the labels (`name`) of `batch` images.
+
     size: the number of classes or noise levels of the model; if 0, `values` must be None. Values on
     a GPU are not read, since that would wait for the GPU.
     """
@@ -65,6 +66,8 @@ def check_label(values: Tensor | None, size: int, batch: int, name: str = "label
         raise TypeError(f"{name} must be a tensor, got {type(values).__name__}")
     soft = of_classes and values.is_floating_point()
     shape = (batch, size) if soft else (batch,)
+    if of_classes and values.ndim == 2 and not soft:
+        raise TypeError(f"label of shape (B, n_classes) must be floating point, got {values.dtype}")
     if values.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(values.shape)}")
     if soft:

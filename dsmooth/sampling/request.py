@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal, SupportsIndex, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,8 +48,8 @@ class Choices(TypedDict, total=False):
 
     label: for models with classes. A number is the class of all images. "each" makes image i one of
     class i modulo the number of classes. "prior" draws the class of each image, all as likely: it
-    is a function of the seed and the image's number. A tensor has a class (n,) int64, or weights of
-    classes (n, n_classes), for every image.
+    is a function of the seed and the image's number. A tensor, or an array of numpy, has a class
+    (n,) int64, or weights of classes (n, n_classes), for every image.
 
     guidance: >= 0, 0 by default; for models with classes that were trained with a label_dropout.
     Two passes give a pixel's parameters without a class, p0, and with it, p1. The pixel is drawn by
@@ -168,7 +169,9 @@ class Request:
     def __post_init__(self) -> None:
         if self.levels is not None:
             object.__setattr__(self, "levels", tuple(self.levels))
-        if isinstance(self.label, SupportsIndex) and not isinstance(self.label, bool | Tensor):
+        if isinstance(self.label, np.ndarray) and self.label.ndim:
+            object.__setattr__(self, "label", torch.from_numpy(self.label))
+        elif isinstance(self.label, SupportsIndex) and not isinstance(self.label, bool | Tensor):
             object.__setattr__(self, "label", self.label.__index__())  # numpy's numbers too
         check_whole(self, ("count", "seed", "first_index"))
         if self.count < 1:
