@@ -238,7 +238,7 @@ def test_draws_as_people_write_them(tmp_path: Path, capsys: pytest.CaptureFixtur
         pair.sample(2, seed=0, generator=generators[0])
     for call in (pair.sample, pair.denoise, pair.elbo):
         with pytest.raises(ValueError, match=r"levels must be a list of noise levels, got 0\.5"):
-            call(2 if call == pair.sample else x, levels=0.5)
+            call(2 if call == pair.sample else torch.zeros(2, 1, 8, 8), levels=0.5)
     with pytest.raises(TypeError, match=r"dtype must be a torch.dtype.*, got 'bfloat16'"):
         dsmooth.SmoothedPair.from_pretrained(tmp_path, torch_dtype="bfloat16")
 
@@ -385,8 +385,8 @@ def test_images_that_a_likelihood_is_not_of_are_refused() -> None:
             pair.sample(2, known=wrong, mask=keep_top(0.5, (8, 8)))
     for wrong, hint in (
         (x.numpy(), "from_numpy"),
-        (dsmooth.to_bytes(x), r"to_float\(x\)"),
-        (dsmooth.to_bytes(x).long(), r"to_float\(x.byte\(\)\)"),
+        (dsmooth.to_bytes(x), r"to_float\((x|x_tilde)\)"),
+        (dsmooth.to_bytes(x).long(), r"to_float\((x|x_tilde).byte\(\)\)"),
     ):
         networks = pair.noisy.log_prob, pair.denoiser.log_prob
         for score in (pair.elbo, pair.complete, pair.single_step, *networks):
