@@ -81,6 +81,9 @@ class ModelConfig:
     """Scales of gaussian noise that the model is conditioned on, rising, instead of one."""
 
     def __post_init__(self) -> None:
+        for name in ("atoms", "noise_levels"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
         check_choices(self)
         check_whole(self, ["image_channels"])
         if self.image_channels not in (1, 3):

@@ -192,6 +192,7 @@ def test_labels_in_every_form() -> None:
     for dataset, labels in (
         *((PIXELS, y), (PIXELS, y.tolist()), (PIXELS, one_hot), (PIXELS.numpy(), y.numpy())),
         *(((PIXELS, y), None), ((PIXELS, one_hot.float()), None), ((PIXELS, y.tolist()), None)),
+        *(((PIXELS, [*y.numpy()]), None), (PIXELS, [*y])),
         *((loaders.TensorDataset(PIXELS, each), None) for each in (y, one_hot, y.float())),
     ):
         train_set, held_out = split_own(dataset, labels)
@@ -201,6 +202,7 @@ def test_labels_in_every_form() -> None:
         (y[:3], r"whole numbers \(40,\), or one-hot \(40, K\), got torch.int64 of shape \(3,\)"),
         (y + 0.5, "whole numbers"),
         (torch.rand(40, 3), "one-hot"),
+        (["cat"] * 40, r"labels must be whole numbers \(40,\), got one like 'cat'"),
     ):
         with pytest.raises(ValueError, match=message):
             split_own(PIXELS, labels)
@@ -259,6 +261,7 @@ def test_forms_of_images_of_ones_own() -> None:
         (torch.linspace(-0.1, 1, 640).view(10, 1, 8, 8), "got -0.1 to 1: convert them to bytes"),
         ([torch.zeros(8, 8).int()], "item 0 must be uint8 or floating point, got torch.int32"),
         (["a.png"], "item 0 must be an image, got a str"),
+        *((path, "got the path images: data=.folder.") for path in ("images", Path("images"))),
         (InOrder(BLACK, 20), "says that it has 20 items, but gave 3"),
         (InOrder(BLACK, 1 << 50), "more than there is memory"),
         ([{"pixels": 3}], "item 0 must have an entry image, img, .*, got pixels"),

@@ -45,6 +45,20 @@ def test_a_budget_takes_the_place_of_the_images(capsys: pytest.CaptureFixture[st
         preset("mnist", "noisy", budget=2.0, images=64)
 
 
+@pytest.mark.quick
+def test_lists_in_settings_are_tuples() -> None:
+    levels, atoms = [0.2, 0.5], [0, 255]
+    for one, other in (
+        (dsmooth.ModelConfig(noise_levels=levels), dsmooth.ModelConfig(noise_levels=(0.2, 0.5))),
+        (
+            dsmooth.ModelConfig(likelihood="discretized", atoms=atoms),
+            dsmooth.ModelConfig(likelihood="discretized", atoms=(0, 255)),
+        ),
+    ):
+        assert one == other
+        assert hash(one) == hash(other)
+
+
 @pytest.mark.grid
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("name", PRESETS)

@@ -11,11 +11,18 @@ import pytest
 import torch
 
 import dsmooth
+from dsmooth.config import OWN
 from dsmooth.data import load_dataset
 from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
 from dsmooth.training import train
-from dsmooth.training.checkpoint import check_initial, differences, find_initial
+from dsmooth.training.checkpoint import (
+    Checkpoint,
+    check_initial,
+    differences,
+    find_initial,
+    merge_with_run,
+)
 from dsmooth.training.step import TrainState, scheduled
 from tests.helpers.command_runs import run as call
 from tests.helpers.tiny_pairs import tiny_pair
@@ -240,6 +247,10 @@ def test_settings_that_the_network_does_not_use_fit_whatever_they_are() -> None:
     other = replace(noisy, model=replace(noisy.model, context_layers=9, smoothing_scale=0.7))
     check_initial(noisy.model, other.model, "other")
     assert differences(noisy, other) == {}
+    own = replace(noisy, data=OWN)
+    checkpoint = Checkpoint(Path("run/x"), {}, own, 0, 0, "")
+    with pytest.raises(ValueError, match=r"given by dataset=, not on mnist: give them; force=True"):
+        merge_with_run(noisy, own, checkpoint)
     denoiser = tiny("denoiser")
     more = replace(denoiser, model=replace(denoiser.model, context_layers=9))
     assert differences(denoiser, more) == {"model.context_layers": (1, 9)}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence, Sized
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
+from os import PathLike
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -137,7 +138,8 @@ def _is_labelled(dataset: Any) -> bool:
         return False
     images, labels = dataset
     flat = isinstance(labels, Tensor | np.ndarray) and labels.ndim <= 2
-    flat |= isinstance(labels, list | tuple) and bool(labels) and isinstance(labels[0], int)
+    numbers = isinstance(labels, list | tuple) and bool(labels)
+    flat |= numbers and isinstance(labels[0], int | np.integer)
     return flat and isinstance(images, Tensor | np.ndarray)
 
 
@@ -158,6 +160,11 @@ def _read(dataset: Any, split: str, labels: Any = None) -> Given:
     elif isinstance(dataset, Tensor | np.ndarray):
         images = _images(_tensor(dataset, "images"), "images")
         given = Given(images, None, split, "images given in Python")
+    elif isinstance(dataset, str | PathLike):
+        raise ValueError(
+            f'the data set must hold images, got the path {dataset}: data="folder" and data_dir '
+            "of the settings read a folder"
+        )
     elif not hasattr(dataset, "__len__"):
         raise ValueError(
             f"the data set must have a length, got a {type(dataset).__name__}; of one that is read "
@@ -260,7 +267,10 @@ def _label(value: Any) -> int | None:
 
 def _labels(values: Any, count: int) -> Tensor:
     """Labels (N,) int64 from whole numbers (N,) or one-hot vectors (N, K)."""
-    found = torch.as_tensor(values).detach().cpu()
+    array = values if isinstance(values, Tensor) else np.asarray(values)
+    if not isinstance(array, Tensor) and array.dtype.kind not in "buif":
+        raise ValueError(f"labels must be whole numbers ({count},), got one like {values[0]!r}")
+    found = torch.as_tensor(array).detach().cpu()
     if found.ndim == 2 and found.shape[1] == 1:
         found = found[:, 0]
     if found.ndim == 2 and bool(((found == 0) | (found == 1)).all() & (found.sum(1) == 1).all()):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..config import ModelConfig, Role, RunSettings, TrainConfig
+from ..config import OWN, ModelConfig, Role, RunSettings, TrainConfig
 from ..distributed import all_reduce_max, rank_and_size
 from ..fields import Argument, ArgumentError, flatten
 from ..files import read_tensors, write_tensors
@@ -174,6 +174,8 @@ def merge_with_run(
     config = replace(config, **values)
     for name, (theirs, mine) in differences(stored, config).items():
         change = f"{folder} holds another run: its {name} is {theirs}, not {mine}"
+        if name == "data" and theirs == OWN:
+            change = f"{folder} was trained on images given by dataset=, not on {mine}: give them"
         # The network, its average and its task stay.
         stays = name in ("role", "init", "optimizer") or name.startswith("model.")
         if name == "ema":
