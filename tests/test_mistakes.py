@@ -56,6 +56,7 @@ MISTAKES = [
     ("evaluate bpd noisy denoiser --out x.txt", "--out must end in .json, got x.txt"),
     ("evaluate train-classifier --out c.pth", "must end in .safetensors, got c.pth"),
     (FID, "name models to draw from, or a file or folder of images"),
+    (f"{FID} nowhere --subsets 0", "--subsets must be at least 1, got 0"),
     (f"{FID} nowhere", "there is no folder, image file, .npz or .npy nowhere"),
     (f"{FID} x.npy noisy", "name two run folders, or a single file or folder"),
     (f"{FID} empty", "holds neither a model, nor .npy shards, nor image files"),

@@ -50,6 +50,8 @@ def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions | Classifie
     use_threads(options.execution.threads)
     if isinstance(options, Measure):
         check_whole(options, ["limit", "n_noise", "batch_size"], 1)
+    if isinstance(options, FrechetOptions):
+        check_whole(options, ["subsets", "subset_size", "batch_size"], 1)
     if isinstance(options, ClassifierOptions):
         check_output(options.out, ".safetensors")
         if rank_and_size()[0] == 0:  # nothing to share
