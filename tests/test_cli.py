@@ -273,6 +273,7 @@ def test_a_pair_of_a_folder_by_one_command(
     said = capsys.readouterr().out
     told = r"pair: minutes of training: noisy \d+\.\d, denoiser \d+\.\d; next: `dsmooth sample "
     assert re.search(told, said)
+    assert said.count("next:") == 1
     pair = dsmooth.SmoothedPair.from_pretrained(tmp_path / "mine")
     assert pair.denoiser.config.conditioning == "concat"
     weights = [(tmp_path / "mine" / role / "model.safetensors") for role in ("noisy", "denoiser")]

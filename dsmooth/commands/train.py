@@ -15,10 +15,26 @@ from .options import Train
 
 def train(options: Train) -> int:
     """Carry out `dsmooth train`; returns the exit status, 128 + the signal's number if stopped."""
-    if options.force and not options.resume:
-        raise ValueError("--force is for --resume: a new run has no settings to change")
     assert options.role != "pair"  # dsmooth.cli makes a command of each of its two runs
     folder = options.out or default_folder(options.role)
+    if (status := train_one(options, folder)) == 0:
+        # NOISY and DENOISER stand for the folders of other runs.
+        path, config = shlex.quote(str(folder)), RunFolder(folder).read_config()[0]
+        label = " --label each" * bool(config.model.n_classes)
+        step = {
+            "noisy": f"train its denoiser, then `dsmooth sample {path} DENOISER{label}`",
+            "denoiser": f"`dsmooth sample NOISY {path}{label}`, with the folder of its noisy model",
+            "plain": f"`dsmooth sample {path}{label}`, or `dsmooth evaluate bpd {path}`",
+        }[options.role]
+        print(f"{options.role}: next: {step}")
+    return status
+
+
+def train_one(options: Train, folder: Path) -> int:
+    """Train a model into `folder`; returns the exit status as `train` does."""
+    if options.force and not options.resume:
+        raise ValueError("--force is for --resume: a new run has no settings to change")
+    assert options.role != "pair"
     run = RunFolder(folder)
     if options.resume and run.config.exists():
         role = run.read_config()[0].role
@@ -46,30 +62,21 @@ def train(options: Train) -> int:
     if result.interrupted:
         print(f"{options.role}: go on with `{resume_command(options, folder)}`")
         return 128 + result.interrupted
-    # NOISY and DENOISER stand for the folders of other runs.
-    path, classes = shlex.quote(str(folder)), run.read_config()[0].model.n_classes
-    label = " --label each" * bool(classes)
-    step = {
-        "noisy": f"train its denoiser, then `dsmooth sample {path} DENOISER{label}`",
-        "denoiser": f"`dsmooth sample NOISY {path}{label}`, with the folder of its noisy model",
-        "plain": f"`dsmooth sample {path}{label}`, or `dsmooth evaluate bpd {path}`",
-    }[options.role]
-    print(f"{options.role}: next: {step}")
     return 0
 
 
 def train_pair(noisy: Train, denoiser: Train) -> int:
     """Carry out `dsmooth train pair`; returns the exit status as `train` does."""
-    for options in (noisy, denoiser):
+    assert noisy.out is not None
+    assert denoiser.out is not None
+    for options, folder in ((noisy, noisy.out), (denoiser, denoiser.out)):
         share = options.settings.budget
         if share is not None:
             print(f"{options.role}: {share:.3g} of the pair's {2 * share:.3g} minutes", flush=True)
-        status = train(options)
+        status = train_one(options, folder)
         if status:
             print("pair: the same command with --resume goes on")
             return status
-    assert noisy.out is not None
-    assert denoiser.out is not None
     minutes = [
         f"{folder.name} {training_seconds(RunFolder(folder).history()) / 60:.1f}"
         for folder in (noisy.out, denoiser.out)
