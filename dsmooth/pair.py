@@ -154,7 +154,7 @@ class SmoothedPair(nn.Module):
         check_number("draws", draws)
         if mask is None:
             mask = top_rows(keep_top, self.image_size).to(x.device)
-        elif len(mask) == len(x):
+        elif isinstance(mask, Tensor) and len(mask) == len(x):
             mask = mask.repeat_interleave(draws, dim=0)
         exact = torch.promote_types(self.dtype, torch.float32)
         known = x.to(exact).repeat_interleave(draws, dim=0)

@@ -422,6 +422,8 @@ def test_a_pair_completes_and_is_called(tmp_path: Path) -> None:
     assert torch.equal(completed, expected)
     assert torch.equal(completed[:, :, :4], x.repeat_interleave(3, 0)[:, :, :4])
     assert torch.equal(pair.complete(x, every, draws=3, seed=5)[:3], expected[:3])
+    with pytest.raises(TypeError, match=r"mask must be a .*Tensor, got a ndarray"):
+        pair.complete(x, every.numpy())
     assert torch.equal(pair(x, n_noise=2), pair.elbo(x, n_noise=2))
     pair.save_pretrained(tmp_path)
     read = dsmooth.SmoothedPair.from_pretrained(tmp_path, torch_dtype=torch.float64)
