@@ -130,7 +130,9 @@ def test_the_checkpoint_of_another_run_is_refused(run: RunFolder) -> None:
     settings = json.loads(run.config.read_text())
     settings["learning_rate"] = 0.5
     run.config.write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=r"another run: its learning_rate is 0\.002, but 0\.5"):
+    with pytest.raises(
+        ValueError, match=r"another run: its learning_rate is 0\.002, not 0\.5; force=True"
+    ):
         train(replace(CONFIG, learning_rate=0.5), run.path, resume=True)
 
 
