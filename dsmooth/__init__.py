@@ -15,7 +15,7 @@ a pair, and drawing from it is two-step sampling (Meng et al., ICLR 2021). Both 
 A pair of your own images, uint8 (N, C, H, W):
 
     for role in ("noisy", "denoiser"):
-        settings = dataclasses.replace(dsmooth.preset("mnist-quick", role), budget=10)  # minutes
+        settings = dsmooth.preset("mnist-quick", role, budget=10)  # minutes
         dsmooth.train(settings, f"runs/{role}", dataset=images)
     pair = dsmooth.SmoothedPair.from_pretrained("runs")
 

@@ -123,6 +123,7 @@ def train_command(config: TrainConfig) -> str:
     # Named elsewhere in the command, or no option: one follows from the scale, one from prolonging.
     skipped = {"role", "data_dir", "init", "model.smoothing_scale", "schedule_from"}
     skipped |= {"data"} if in_python else set()
+    skipped |= {"budget"} if config.images is not None else set()  # it has become these images
     changes: dict[str, list[str]] = {}
 
     def as_flag(name: str, value: Any) -> str:

@@ -12,7 +12,7 @@ import torch
 
 import dsmooth
 from dsmooth.config import TrainConfig
-from dsmooth.presets import DESCRIPTIONS, PRESETS, preset
+from dsmooth.presets import DESCRIPTIONS, PRESETS, preset, train_command
 from dsmooth.sampling import sample_images
 from dsmooth.training.loop import evaluate
 from dsmooth.training.step import TrainState
@@ -43,6 +43,8 @@ def test_a_budget_takes_the_place_of_the_images(capsys: pytest.CaptureFixture[st
     assert json.loads(capsys.readouterr().out)["images"] is None
     with pytest.raises(ValueError, match="images and budget both say how long the run is"):
         preset("mnist", "noisy", budget=2.0, images=64)
+    trained = replace(preset("mnist", "noisy", budget=2.0), images=64)  # as a run stores it
+    assert train_command(trained) == "dsmooth train noisy --preset mnist --images 64"
 
 
 @pytest.mark.quick
