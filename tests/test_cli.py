@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -288,7 +289,9 @@ def test_a_pair_divides_named_minutes_alone_and_may_be_called_pair(
     """A run that goes on has its half in its settings."""
     monkeypatch.chdir(tmp_path)
     for role in ("noisy", "denoiser"):
-        save_run(Path("pair") / role, role, budget=1.0)
+        trained = RunFolder(save_run(Path("pair") / role, role))
+        config, size = trained.read_config()
+        trained.write_config(replace(config, budget=1.0), size)
     command = ["train", "--out", "pair", "pair", "--data-dir", "pair", "--resume", "--print-config"]
     for words, minutes in (([], 1.0), (["--budget", "8"], 4.0)):
         assert run(*command, *words) == 0
