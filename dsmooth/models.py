@@ -118,7 +118,9 @@ class Models:
         rungs = [] if pair is None else pair.rungs(request.levels)
         how: dict[str, Any] = {"execution": execution}
         if candidates > 1 and request.guidance:
-            raise ArgumentError("candidates", "take no guidance: the weights would be others'")
+            raise ArgumentError(
+                "candidates", "take no guidance, since their weights are of draws without it"
+            )
         if candidates > 1 and (len(rungs) > 1 or request.method != "two-step"):
             raise ArgumentError("candidates", "need method two-step and one noise level")
         if candidates > 1:

@@ -45,6 +45,8 @@ def test_conversions_refuse_what_has_no_meaning() -> None:
         to_bytes(torch.tensor([0.0, float("nan"), 1.0]))
     with pytest.raises(ValueError, match=r"x must have a floating-point dtype, got torch.uint8"):
         to_bytes(torch.zeros(2, dtype=torch.uint8))
+    with pytest.raises(TypeError, match=r"x must be a torch.Tensor, got a ndarray: use torch.from"):
+        to_bytes(torch.zeros(2).numpy())
     with pytest.raises(ValueError, match=r"images must have dtype torch.uint8, got torch.float32"):
         to_float(torch.zeros(2))
 

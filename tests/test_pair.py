@@ -184,6 +184,8 @@ def test_a_pair_that_is_saved_meanwhile_is_read_whole(
     assert digests(dsmooth.SmoothedPair.from_pretrained(tmp_path)) == digests(other_pair())
     with lock_folder(tmp_path, "someone"), pytest.raises(ValueError, match="saves a pair is at"):
         tiny_pair().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"config\.json is a file: name a folder"):
+        tiny_pair().save_pretrained(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)

@@ -184,6 +184,8 @@ def test_numbered_pictures(tmp_path: Path) -> None:
     assert torch.equal(read_images(tmp_path).images, to_bytes(x))
     with pytest.raises(ValueError, match="another drawing: its seed is 0, not 1;"):
         draw(5, seed=1)
+    with pytest.raises(ValueError, match=r"holds \*\.png: choose another folder"):
+        draw_into(tmp_path, 3)
     (tmp_path / names[0]).write_bytes((tmp_path / names[1]).read_bytes())
     for use in (lambda: draw(5), lambda: read_images(tmp_path)):
         with pytest.raises(ValueError, match=r"00000007\.png does not hold the images that were"):

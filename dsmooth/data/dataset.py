@@ -31,8 +31,11 @@ def to_bytes(x: Tensor) -> Tensor:
     """Map [-1, 1] to bytes: the inverse of `to_float`, rounded to the nearest byte and clamped.
 
     x: floating point, any shape; values outside [-1, 1], infinities too, go to 0 or 255.
-    Returns uint8 of the same shape. Raises ValueError for another dtype or a NaN in x.
+    Returns uint8 of the same shape. Raises ValueError for another dtype or a NaN in x, and
+    TypeError for an array of numpy.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a torch.Tensor, got a {type(x).__name__}: use torch.from_numpy")
     if not x.is_floating_point():
         raise ValueError(f"x must have a floating-point dtype, got {x.dtype}")
     if x.isnan().any():

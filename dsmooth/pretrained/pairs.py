@@ -65,8 +65,10 @@ def save_pretrained(
     the one by which the card's example reads the pair, by default the folder's. license: of the
     weights, by its name on the Hub, such as "mit". A README.md that dsmooth did not write
     stays.
-    Raises ValueError for scores of another pair.
+    Raises ValueError for scores of another pair, and for a folder that is a file.
     """
+    if Path(folder).is_file():
+        raise ValueError(f"{folder} is a file: name a folder")
     kind = SmoothingSettings(cast(SmoothingKind, pair.smoothing.kind), pair.smoothing.scale)
     networks: dict[Role, PixelCNNpp] = {"noisy": pair.noisy, "denoiser": pair.denoiser}
     digests = {role: weights_digest(network) for role, network in networks.items()}
