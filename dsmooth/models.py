@@ -117,9 +117,9 @@ class Models:
             raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")
         rungs = [] if pair is None else pair.rungs(request.levels)
         how: dict[str, Any] = {"execution": execution}
-        if candidates > 1 and request.guidance:
+        if candidates > 1 and (request.guidance or request.temperature != 1):
             raise ArgumentError(
-                "candidates", "take no guidance, since their weights are of draws without it"
+                "candidates", "are weighed as drawn without temperature or guidance"
             )
         if candidates > 1 and (len(rungs) > 1 or request.method != "two-step"):
             raise ArgumentError("candidates", "need method two-step and one noise level")

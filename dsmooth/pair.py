@@ -27,7 +27,7 @@ from .progress import progress as bar
 from .runs import Origin
 from .sampling import cached
 from .sampling.ladder import draw_pair, noise_terms
-from .sampling.request import Choices, Execution, Progress, Request
+from .sampling.request import Choices, Execution, Progress, Request, checked_guidance
 from .sampling.request import keep_top as top_rows
 from .smoothing import GaussianSmoothing, Smoothing
 
@@ -189,8 +189,7 @@ class SmoothedPair(nn.Module):
     def _request(self, n: int, choices: Choices, **how: Any) -> Request:
         """The request of a user's choices; ValueError for known pixels that no image can have."""
         request = Request.make(n, choices, **how)
-        if request.guidance and not self.n_classes:
-            raise ArgumentError("guidance", "is for pairs with classes, which this one has not")
+        self._checked_guidance(request.guidance)
         if request.known is not None:
             values = request.known.images.movedim(1, -1)[request.known.mask]
             self._check_scale("known", values)
@@ -268,6 +267,7 @@ class SmoothedPair(nn.Module):
             )
         check_one_of("score", score, get_args(Score))
         self._check_images("x_tilde", x_tilde)
+        guidance = self._checked_guidance(guidance)
         noisy = self.at(self.smoothing.scale).noisy
         label = self.label_for(noisy, label)
         gradient = score_of(noisy, x_tilde, score, label)
@@ -341,6 +341,11 @@ class SmoothedPair(nn.Module):
         if label is not None and not self.n_classes:
             raise ValueError("label was given, but neither model of the pair has classes")
         return label if model.config.condition_size else None
+
+    def _checked_guidance(self, guidance: float) -> float:
+        if guidance and not self.n_classes:
+            raise ArgumentError("guidance", "is for pairs with classes, which this one has not")
+        return checked_guidance(guidance)
 
     def _request_for(self, model: PixelCNNpp, request: Request) -> Request:
         """The request as one of the two models takes it."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dsmooth._extension import extension, instruction_sets
-from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE
+from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE, split_mixture
 from dsmooth.nn import PixelCNNpp
 from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling import CachedSampler
@@ -231,6 +231,16 @@ def test_same_bits_however_the_work_is_shared(
         beside = draw(label=others, threads=1)
         assert torch.equal(beside[7], expected[7])
         assert not torch.equal(beside[8], expected[8])
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("channels", [1, 3])
+def test_guidance_does_not_see_log_scales_below_the_least(channels: int) -> None:
+    model = network(channels=channels, n_classes=3)
+    with torch.no_grad():
+        split_mixture(model.head.bias.view(1, -1, 1, 1), channels).log_scales.sub_(40)
+    sampler = CachedSampler(model)
+    check_teacher_forced(sampler, model, (8, 8), label=labels_of(3, 3), guidance=3.0)
 
 
 @pytest.mark.quick

@@ -239,6 +239,10 @@ def test_guidance_is_refused_without_classes(
     for draw in (pair.sample, partial(sequential_sample, pair.noisy, height=8, width=8)):
         with pytest.raises(ValueError, match=message):
             draw(2, guidance=1.0)
+    with pytest.raises(ValueError, match=message):
+        pair.single_step(torch.zeros(2, 1, 8, 8), guidance=1.0)
+    with pytest.raises(ValueError, match="guidance must be 0, or positive and a normal float32"):
+        make_pair().single_step(torch.zeros(2, 1, 8, 8), guidance=math.nan)
     pair.save_pretrained(tmp_path)
     out = str(tmp_path / "x.png")
     assert run("sample", str(tmp_path), "-n", "2", "--guidance", "1", "--out", out) == 1

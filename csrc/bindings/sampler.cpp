@@ -203,7 +203,9 @@ void sample_on_cuda(const CudaSampler& sampler, const py::object& out, const py:
                         borrow("condition", condition), borrow("workspace", workspace)};
   const auto [n, all] =
       tensors.check(sampler.network(), device, seed, first_index, temperature, guidance);
-  if (n < partition.slices || (n + partition.slices - 1) / partition.slices > partition.largest) {
+  const int64_t passes = all.passes(), drawn = n / passes;
+  if (drawn < partition.slices ||
+      (drawn + partition.slices - 1) / partition.slices * passes > partition.largest) {
     refuse("partition", "be of as many images as out has", std::to_string(n));
   }
   if (launch < 0 || launch >= sampler.launches(partition, all.height))

@@ -17,10 +17,12 @@ struct Pixel {
   float value[3];
 };
 
+constexpr float kMinLogScale = -7.0f;
+
 // The distance from the mean at which a component's distribution function is u.
 DSMOOTH_HOST_DEVICE inline float draw_noise(const NetworkView& p, float log_scale, float u,
                                             float temperature) {
-  const float scale = std::exp(log_scale < -7.0f ? -7.0f : log_scale);
+  const float scale = std::exp(log_scale < kMinLogScale ? kMinLogScale : log_scale);
   if (p.likelihood != Likelihood::kGaussian)
     return scale * temperature * (std::log(u) - std::log1p(-u));
   const float variance = scale * scale + p.smoothing_scale * p.smoothing_scale;

@@ -1,5 +1,6 @@
 // A PixelCNN++ as data: caches, operations with their places and weights. Built in
-// Python from the module (dsmooth/sampling/program.py, which explains each field), checked here.
+// Python from the module (dsmooth/sampling/program.py; operations.py explains each field), checked
+// here.
 #pragma once
 
 #include <vector>

@@ -100,12 +100,19 @@ class Step {
     }
   }
 
-  // The parameters of a pixel, with those of the other pass taken away.
+  // The parameters of a pixel, extrapolated from those of the other pass. Below their least value
+  // log-scales mean the same, so they begin there.
   DSMOOTH_HOST_DEVICE void guide(int row, int column) {
+    const int weights = n_.n_mix + n_.n_atoms, per_colour = n_.image_channels == 1 ? 2 : 3;
     w_.for_each(s_.batch / 2 * n_.n_params, [&](int i) {
-      float* const params = address(n_.params, i / n_.n_params * 2, row, column) + i % n_.n_params;
-      const float other = params[n_.caches[n_.params].stride];
-      *params = other + (1.0f + s_.guidance) * (*params - other);
+      const int parameter = i % n_.n_params, slot = (parameter - weights) / n_.n_mix % per_colour;
+      float* const at = address(n_.params, i / n_.n_params * 2, row, column) + parameter;
+      float own = *at, other = at[n_.caches[n_.params].stride];
+      if (parameter >= weights && slot == 1) {
+        own = own < kMinLogScale ? kMinLogScale : own;
+        other = other < kMinLogScale ? kMinLogScale : other;
+      }
+      *at = other + (1.0f + s_.guidance) * (own - other);
     });
     w_.sync();
   }

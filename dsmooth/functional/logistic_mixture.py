@@ -222,6 +222,19 @@ def split_mixture(params: Tensor, image_channels: int, n_atoms: int = 0) -> Mixt
     )
 
 
+def extrapolate(
+    start: Tensor, end: Tensor, weight: float, image_channels: int, n_atoms: int = 0
+) -> Tensor:
+    """Mixture parameters (B, P, H, W) start + weight (end - start), with log-scales of at least -7.
+
+    Lower log-scales mean the same and have no derivative. Source: docs/math.md, section 8.
+    """
+    start, end = start.clone(), end.clone()
+    for params in (start, end):
+        split_mixture(params, image_channels, n_atoms).log_scales.clamp_(min=MIN_LOG_SCALE)
+    return torch.lerp(start, end, weight)
+
+
 def check_mixture(
     x: Tensor,
     params: Tensor,

@@ -153,18 +153,21 @@ class CachedSampler:
             check_like("context", context, out)
         if request.known is not None:
             out = request.known.keep(out, as_bytes=self.config.fourier_features > 0)
-            mask = request.known.mask.view(torch.uint8)
+            mask = request.known.mask.contiguous().view(torch.uint8)
         passes = request.passes(self.config, out)
         vectors = [
             vector
             for label in passes
-            if (vector := condition_vectors(Condition(None, label), self.config, len(out), out))
+            if (
+                vector := condition_vectors(Condition(None, label), self.config, request.count, out)
+            )
             is not None
         ]
 
         def repeated(values: Tensor) -> Tensor:  # the passes of an image lie one behind the other
-            return values.repeat_interleave(len(passes), dim=0)
+            return values.repeat_interleave(len(passes), dim=0) if len(passes) > 1 else values
 
+        out = repeated(out)
         plain = {
             "context": None if context is None else repeated(context),
             "label": torch.stack(vectors, 1).flatten(0, 1) if vectors else None,
@@ -175,7 +178,7 @@ class CachedSampler:
                 if self.device.type == "cpu" and not np.isfinite(values.numpy()).all():
                     raise ValueError(f"{name} must be finite, got a NaN or an infinity")
         arguments: dict[str, Any] = {
-            "out": repeated(out),
+            "out": out,
             "context": plain["context"],
             "mask": None if mask is None else repeated(mask),
             "condition": plain["label"],
@@ -186,7 +189,7 @@ class CachedSampler:
         }
         if self.device.type == "cuda":
             self._launch(arguments, execution.max_slice or 0, len(passes))
-            return arguments["out"][:: len(passes)].contiguous()
+            return out[:: len(passes)].contiguous()
         self._native.sample(
             **arguments,
             threads=execution.threads or torch.get_num_threads(),
@@ -195,7 +198,7 @@ class CachedSampler:
         )
         if progress is not None:
             progress(1.0)
-        return arguments["out"][:: len(passes)].contiguous()
+        return out[:: len(passes)].contiguous()
 
     def _launch(self, arguments: dict[str, Any], max_slice: int, passes: int) -> None:
         """Launch a kernel for every few rows, on the caller's current stream.

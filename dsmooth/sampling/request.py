@@ -187,9 +187,7 @@ class Request:
             raise ArgumentError(
                 "temperature", f"must be positive, and a normal float32, got {self.temperature!r}"
             )
-        guidance = self.guidance
-        if not isinstance(guidance, Real) or not 0 <= guidance <= normal.max:
-            raise ArgumentError("guidance", f"must be finite and not negative, got {guidance!r}")
+        object.__setattr__(self, "guidance", checked_guidance(self.guidance))
         if isinstance(self.label, Tensor):
             if self.label.ndim not in (1, 2) or len(self.label) != self.count:
                 raise ValueError(
@@ -316,6 +314,19 @@ class Execution:
 
 
 AUTO = Execution()
+
+
+def checked_guidance(value: Any) -> float:
+    """A weight of guidance as a float. Raises ValueError for one out of range.
+
+    The samplers compute in float32. One that is 0 there, or may be, must be 0 everywhere.
+    """
+    normal = torch.finfo(torch.float32)
+    if not isinstance(value, Real) or not (value == 0 or normal.tiny <= value <= normal.max):
+        raise ArgumentError(
+            "guidance", f"must be 0, or positive and a normal float32, got {value!r}"
+        )
+    return float(value)
 
 
 def digest_of(*tensors: Tensor) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..functional import logistic_mixture_sample
+from ..functional.logistic_mixture import extrapolate
 from ..nn import PixelCNNpp
 from ..nn.condition import Condition
 from ..nn.pixelcnnpp import Encoded
@@ -199,7 +200,8 @@ class _Canvas:
             given.append(self.model.decode(self.x[images, :, :visible], encoded))
         params = given[0]
         if self.guidance:  # the second pass has no class
-            params = torch.lerp(given[1], params, 1 + self.guidance)
+            n_atoms = len(self.model.config.atom_bytes)
+            params = extrapolate(given[1], params, 1 + self.guidance, self.x.shape[1], n_atoms)
         x = self.x[images, :, rows, columns]
         drawn = logistic_mixture_sample(
             params[:, :, rows, columns],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth.functional import concat_elu, logistic_mixture_sample, use_impl
-from dsmooth.functional.logistic_mixture import split_mixture
+from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE, split_mixture
 from dsmooth.nn import PixelCNNpp
 from dsmooth.nn.layers import WeightNormConv
 from dsmooth.nn.pixelcnnpp import Dropout, Encoded
@@ -85,6 +85,9 @@ def teacher_forced(
         params = model(*given, label)
         if guidance:
             other = model(*given, torch.zeros(n, model.config.n_classes))
+            for each in (params, other):  # log-scales below the least one mean the same
+                parts = split_mixture(each, channels, len(model.config.atom_bytes))
+                parts.log_scales.clamp_(min=MIN_LOG_SCALE)
             params = other + (1 + guidance) * (params - other)
     conditioned = model.config.conditioning != "none"
     stream = Stream.SAMPLE_CONDITIONED if conditioned else Stream.SAMPLE
