@@ -116,6 +116,14 @@ def check_one_length(given: Mapping[str, Any]) -> None:
         )
 
 
+def as_flag(name: str, value: Any) -> str:
+    """The option that gives a field its value."""
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{option}" if value else f"--no-{option}"
+    return shlex.join([f"--{option}", *map(str, value if isinstance(value, list) else [value])])
+
+
 def train_command(config: TrainConfig) -> str:
     """The `dsmooth train` that begins with these settings, without a path of this machine."""
     in_python = config.data == OWN
@@ -125,12 +133,6 @@ def train_command(config: TrainConfig) -> str:
     skipped |= {"data"} if in_python else set()
     skipped |= {"budget"} if config.images is not None else set()  # it has become these images
     changes: dict[str, list[str]] = {}
-
-    def as_flag(name: str, value: Any) -> str:
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            return f"--{option}" if value else f"--no-{option}"
-        return shlex.join([f"--{option}", *map(str, value if isinstance(value, list) else [value])])
 
     for name in PRESETS:
         theirs = flatten(asdict(preset(name, config.role)))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import tyro
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -150,6 +151,35 @@ def test_the_card_is_of_these_weights(name: str) -> None:
     assert models.digests() == card["weights_sha256"]
     again = measure_slice(models, card["seed"])
     assert again == pytest.approx(card["slice"], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_command_of_a_card_measures_its_numbers(name: str) -> None:
+    card = json.loads((find(name) / "card.json").read_text())
+    command = re.search(r"`python -m dsmooth.reproduce.card (.*?)`", render_card(card))
+    assert command is not None
+    options = tyro.cli(CardOptions, args=command[1].split())
+    bits, samples = card["bits_per_dim"]["asked"], card["samples"]
+    asked = (options.n_noise, options.test_images, options.seed, options.samples)
+    assert asked == (bits["n_noise"], bits["n_images"], card["seed"], samples["asked"]["samples"])
+    assert list(options.frechet_counts) == samples["asked"]["counts"]
+    assert str(options.folder) == name
+    if "classes" in card:
+        assert options.guidance == samples.get("guidance", 0)
+
+
+def test_sentences_of_a_card_are_of_its_numbers() -> None:
+    card = json.loads((find(DEFAULT) / "card.json").read_text())
+    more, nearer = "The pair had more compute", "nearer to the data than the plain model's"
+    assert all(sentence in render_card(card, "summary.md") for sentence in (more, nearer))
+    assert "The plain model and an untrained" not in render_card(card)
+    probes = card["probes"]["clean"]["accuracy"]
+    probes["plain"] = probes["noisy"]
+    assert "The plain model and an untrained" in render_card(card)
+    card["runs"]["plain"]["training_seconds"] *= 3
+    of = card["samples"]["of"]
+    of["plain"], of["two-step"] = of["two-step"], of["plain"]
+    assert not any(sentence in render_card(card, "summary.md") for sentence in (more, nearer))
 
 
 @pytest.mark.long

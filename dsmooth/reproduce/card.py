@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,12 @@ from ..evaluate.features import make_extractor
 from ..evaluate.frechet import bootstrap_error
 from ..evaluate.likelihood import conventions, score_pair, score_plain
 from ..evaluate.probe import probe_pair
+from ..fields import flatten
 from ..files import write_atomically, write_json
 from ..machine import use_threads
 from ..models import Models, load_models
 from ..pictures import BORDER, save_grid, visible
+from ..presets import as_flag
 from ..pretrained import DEFAULT, find
 from ..progress import progress
 from ..report.page import render
@@ -239,7 +241,28 @@ def render_card(card: Mapping[str, Any], template: str | None = None) -> str:
     template: summary.md and summary_classes.md have the few numbers of the package's README.
     """
     own = "card_classes.md" if "classes" in card else "card.md"
-    return render(template or own, card=card, CONFIDENT_IMAGES=CONFIDENT_IMAGES)
+    command = measuring_command(card)
+    return render(template or own, card=card, command=command, CONFIDENT_IMAGES=CONFIDENT_IMAGES)
+
+
+def measuring_command(card: Mapping[str, Any]) -> str:
+    """The command that measures the numbers of a card again."""
+    bits, samples = card["bits_per_dim"], card["samples"]
+    settings = {
+        "samples": samples["asked"]["samples"],
+        "test_images": bits["asked"]["n_images"],
+        "n_noise": bits["asked"]["n_noise"],
+        "frechet_counts": samples["asked"]["counts"],
+        "seed": card["seed"],
+    }
+    if "classes" in card:
+        settings |= {"folder": "mnist-classes", "classified": card["classes"]["n_images"]}
+        settings["guidance"] = samples.get("guidance", 0.0)
+    if "longer" in bits:
+        settings["longer"] = "RUN"
+    usual = flatten(asdict(CardOptions("MNIST")))
+    changed = [as_flag(name, value) for name, value in settings.items() if value != usual[name]]
+    return " ".join(["python -m dsmooth.reproduce.card --data-dir MNIST", *changed])
 
 
 def main() -> None:
