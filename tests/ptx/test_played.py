@@ -59,7 +59,6 @@ FULL_CASES: dict[str, dict[str, Any]] = {
         "max_slice": 2,
         "condition_size": 3,
         "guidance": 0.5,
-        **BYTES,
     },
     "rgb discretized in float32": {"filters": 3, "channels": 3, "n": 1, **DISCRETIZED},
     "grey concat": {"filters": 20, "conditioning": "concat", "bf16": True, "n": 1},
