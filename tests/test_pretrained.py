@@ -188,8 +188,10 @@ def test_a_card_is_measured_and_goes_on(tmp_path: Path) -> None:
     train_set, test_set = (
         load_dataset("mnist", split).part(slice(60)) for split in ("train", "test")
     )
-    options = CardOptions("", folder, tmp_path / "work", 24, 20, 2, (12, 24), PROBES)
+    longer = tiny_models(tmp_path / "longer", ("plain",)) / "plain"
+    options = CardOptions("", folder, tmp_path / "work", 24, 20, 2, (12, 24), PROBES, longer)
     card = write_card(options, train_set, test_set)
+    assert card["bits_per_dim"]["longer"]["run"]["images"] == 1
     assert json.loads(json.dumps(card)) == json.loads((folder / "card.json").read_text())
     text = (folder / "README.md").read_text()
     pair = card["bits_per_dim"]["pair"]

@@ -188,6 +188,12 @@ def test_a_finished_run_may_have_no_evaluation(tmp_path: Path) -> None:
     assert described["held_out_bits_per_dim"] is None
 
 
+def test_a_plain_model_without_a_pair_is_described(tmp_path: Path) -> None:
+    plain = load_models([save_run(tmp_path / "plain", "plain", size=28)])
+    described = describe_model("plain", plain, load_embedded_mnist("test"))
+    assert described["settings"]["role"] == "plain"
+
+
 @pytest.mark.parametrize("fast", [False, True])
 def test_features_are_in_bfloat16_where_the_machine_is_fast_at_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool

@@ -24,9 +24,10 @@ def describe_model(
     role: Role, models: Models, test_set: ImageDataset, trained_on: int | None = None
 ) -> dict[str, Any]:
     """A model's settings and size; its training on so many images, if its run is finished."""
-    network, smoothing = models.networks[role], models.pair.smoothing
+    network = models.networks[role]
     parameters = sum(p.numel() for p in network.parameters())
     if role not in models.settings:
+        smoothing = models.pair.smoothing
         noise = {"smoothing": smoothing.kind, "scale": smoothing.scale}
         return {"settings": {"model": asdict(network.config), **noise}, "parameters": parameters}
     run, config = models.runs[role], models.settings[role]
