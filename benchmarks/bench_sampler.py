@@ -24,7 +24,7 @@ from benchmarks.networks import (
     check_samples,
     dependent_stages,
     flops_of_forward,
-    plain_forward,
+    plain_pass,
     weight_bytes,
 )
 from dsmooth.machine import torch_threads
@@ -62,7 +62,7 @@ def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype
     # A forward that takes ten seconds needs no warming up.
     rounds, warmup = (3, 0) if flops > 1e12 else (7, 1)
     bench.compare(
-        {"plain": lambda: plain_forward(model, network.shape(batch)), "cached": cached},
+        {"plain": plain_pass(model, network.shape(batch)), "cached": cached},
         "cached",
         # From whichever cache holds what one pixel reads.
         limits={"torch.mm": lambda: matmul(dtype), "read": lambda: read(n_bytes // size**2)},

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.bench_logistic_mixture import SHAPES, check, images_and_params, make_contenders
 from benchmarks.measure import take_turns, warm_memory
-from benchmarks.networks import MNIST, check_samples, plain_forward
+from benchmarks.networks import MNIST, check_samples, plain_pass
 from dsmooth.machine import torch_threads
 from dsmooth.sampling import CachedSampler
 
@@ -21,7 +21,7 @@ def test_cached_sampling_beats_plain_sampling_300_times() -> None:
     model, size = MNIST.build(), MNIST.size
     sampler = CachedSampler(model)
     contenders = {
-        "plain": lambda: plain_forward(model, MNIST.shape(16)),
+        "plain": plain_pass(model, MNIST.shape(16)),
         "cached": lambda: sampler.sample(16, size, size),
     }
     check_samples(model, sampler.sample(4, size, size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from dsmooth.nn.condition import Condition
 from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling.operations import NONE, Op, Phase
 from dsmooth.sampling.program import Program
+
+RECOMPILE_LIMIT = 64
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,21 @@ def make_pair(network: Network, conditioning: Any) -> SmoothedPair:
     return SmoothedPair(*models, GaussianSmoothing(0.5), size).eval()
 
 
-@torch.no_grad()
-def plain_forward(model: PixelCNNpp, shape: tuple[int, ...]) -> None:
-    """One forward: the work of plain sampling for one pixel of every image."""
+def plain_pass(model: PixelCNNpp, shape: tuple[int, ...]) -> Callable[[], None]:
+    """A function that does the work of plain sampling for one pixel of every image.
+
+    A context is encoded here, once for all pixels.
+    """
     context = None if model.config.conditioning == "none" else torch.zeros(shape)
     x = torch.zeros(shape)
-    with use_impl("reference"):
-        model.decode(x, model.encode_context(x, Condition(context)))
+    with torch.no_grad(), use_impl("reference"):
+        encoded = model.encode_context(x, Condition(context))
+
+    def run() -> None:
+        with torch.no_grad(), use_impl("reference"):
+            model.decode(x, encoded)
+
+    return run
 
 
 def make_step(
@@ -78,7 +89,10 @@ def make_step(
 ) -> Callable[[], Tensor]:
     """A function that makes one update by Adam, with clipping, and returns its loss."""
     optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True, capturable=x.is_cuda)
-    log_prob = torch.compile(model.log_prob) if compiled else model.log_prob
+    log_prob = model.log_prob
+    if compiled:
+        never_fall_back()
+        log_prob = torch.compile(log_prob, dynamic=False, fullgraph=True)
     half = dtype == torch.bfloat16
 
     def step() -> Tensor:
@@ -93,10 +107,18 @@ def make_step(
     return step
 
 
+def never_fall_back() -> None:
+    """Have torch.compile fail where it would run eagerly after many shapes."""
+    dynamo = import_module("torch._dynamo.config")
+    dynamo.recompile_limit = RECOMPILE_LIMIT
+    if hasattr(dynamo, "fail_on_recompile_limit_hit"):
+        dynamo.fail_on_recompile_limit_hit = True
+
+
 def flops_of_forward(model: PixelCNNpp, shape: tuple[int, ...]) -> int:
     """Also those of cached sampling: every activation is computed once."""
     with FlopCounterMode(display=False) as counter:
-        plain_forward(model, (1, *shape[1:]))
+        plain_pass(model, (1, *shape[1:]))()
     return shape[0] * int(counter.get_total_flops())
 
 

@@ -29,7 +29,14 @@ from torch import Tensor
 
 from benchmarks.ceilings import BF16, CEILINGS, Card, Case
 from benchmarks.measure import Work, machine, take_turns
-from benchmarks.networks import check_samples, flops_of_forward, make_pair, make_step, plain_forward
+from benchmarks.networks import (
+    check_samples,
+    flops_of_forward,
+    make_pair,
+    make_step,
+    never_fall_back,
+    plain_pass,
+)
 from dsmooth import PixelCNNpp
 from dsmooth.files import write_atomically
 from dsmooth.functional import logistic_mixture_log_prob, use_impl
@@ -37,7 +44,6 @@ from dsmooth.nn.layers import GatedResnet
 from dsmooth.sampling import CachedSampler
 from dsmooth.training.device import ReplayedStep, set_keep_gates
 
-RECOMPILE_LIMIT = 64
 GRADIENT_ERROR = 5e-2  # of its norm
 
 
@@ -56,9 +62,12 @@ def plain(name: str, batch: int, card: Card) -> Case:
     network, batch = card.size(name, batch)
     model = network.build().to(card.device, memory_format=torch.channels_last)
 
+    with card.device:
+        one_pixel = plain_pass(model, network.shape(batch))
+
     def run() -> None:
-        with card.device, torch.autocast(card.device.type, BF16):
-            plain_forward(model, network.shape(batch))
+        with torch.autocast(card.device.type, BF16):
+            one_pixel()
 
     return Case(run, Work(images=batch), rounds=3, calls=network.size**2)
 
@@ -121,10 +130,7 @@ def compile_blocks(model: PixelCNNpp) -> None:
     """
     # By name: a mode would capture graphs of its own inside ours.
     import_module("torch._inductor.config").max_autotune = True
-    dynamo = import_module("torch._dynamo.config")
-    dynamo.recompile_limit = RECOMPILE_LIMIT
-    if hasattr(dynamo, "fail_on_recompile_limit_hit"):
-        dynamo.fail_on_recompile_limit_hit = True
+    never_fall_back()
     for module in model.modules():
         if isinstance(module, GatedResnet):
             module.layer = 0

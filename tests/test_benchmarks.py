@@ -6,9 +6,11 @@ import copy
 import itertools
 
 import pytest
+import torch
 
 from benchmarks import results, write_docs
 from benchmarks.measure import take_turns
+from benchmarks.networks import SMALL, make_step, plain_pass
 
 pytestmark = pytest.mark.quick
 
@@ -41,3 +43,27 @@ def test_contenders_take_turns_and_timed_calls_alone_count() -> None:
     assert seen == ["a", "a", "b", "b"] * 3
     assert turns.seconds == {"a": [1, 1], "b": [10, 10]}
     assert turns.ratio("b", "a").median == 10
+
+
+def test_plain_sampling_encodes_its_context_once() -> None:
+    model, calls = SMALL.build("concat"), []
+    assert model.encoder is not None
+    model.encoder.register_forward_hook(lambda *_: calls.append("encoder"))
+    model.head.register_forward_hook(lambda *_: calls.append("head"))
+    one_pixel = plain_pass(model, SMALL.shape(2))
+    for _ in range(3):
+        one_pixel()
+    assert calls == ["encoder", "head", "head", "head"]
+
+
+@pytest.mark.full
+def test_a_compiled_step_that_would_run_eagerly_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = SMALL.build(), torch.zeros(SMALL.shape(1))
+
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return type(model).log_prob(model, x)
+
+    monkeypatch.setattr(model, "log_prob", broken)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="graph"):
+        make_step(model, x, "reference", torch.float32, compiled=True)()
