@@ -139,6 +139,7 @@ def test_a_continuous_denoiser_is_not_called_discrete(tmp_path: Path, no_plots: 
     seen = read(tmp_path, results)
     assert f"density bound, in [-1, 1] units, is {BOUND}" in seen
     assert "not comparable with discrete bits/dim" in seen
+    assert "given the clean" not in seen
 
 
 def test_sections_without_numbers_are_left_out(tmp_path: Path, no_plots: None) -> None:
@@ -191,6 +192,7 @@ def test_only_mnist_stands_beside_the_paper(page: str, tmp_path: Path, no_plots:
     for part in (*numbers, "98.3 %", "98.5 %", "trained on 60,000 images"):
         assert part in paper
     assert paper.count("not comparable") == 2
+    assert paper.count("given the clean") == 3  # by a denoiser of bytes both readings are
     assert "FID" not in page.replace("not comparable with an FID", "")
     assert "Beside the paper" not in read(tmp_path, made_up_results(name="fashion-mnist"))
 

@@ -140,7 +140,7 @@ def print_bits(result: Mapping[str, Any], title: str) -> None:
         if result["equation_4"]:
             print(result["equation_4"])
         if pair["paper_readings"]:
-            print(paper_sentence(pair["paper_readings"]))
+            print(paper_sentence(pair["paper_readings"], pair["likelihood"]))
     if "pair_less" in result:
         less = result["pair_less"]["plain"]
         value = decimals(less["value"], error=less["standard_error"])

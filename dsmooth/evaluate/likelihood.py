@@ -46,10 +46,11 @@ class Scores:
     its log-density in units of [-1, 1] by the same mixtures; None for a model that was trained on
     bytes, whose density says nothing. noised: log-density of x + 0.01 n in units of [-1, 1] for
     grey MNIST. A denoiser that was trained on bytes gives a pixel a mixture of 256 Gaussians, one
-    at each byte. noisy, smoothing: log p(x~) and -log q(x~ | x) of a pair; None for a plain model,
-    which has one row. dimensions: d, sub-pixels of an image. clean_noise: standard deviation of the
-    noise on the target of the density. equation_4: whether equation (4) of the reproduction paper
-    applies, which is about pairs of MNIST with Gaussian smoothing.
+    at each byte, by the clean pixels before it: their product is no density of x + 0.01 n. noisy,
+    smoothing: log p(x~) and -log q(x~ | x) of a pair; None for a plain model, which has one row.
+    dimensions: d, sub-pixels of an image. clean_noise: standard deviation of the noise on the
+    target of the density. equation_4: whether equation (4) of the reproduction paper applies, which
+    is about pairs of MNIST with Gaussian smoothing.
     """
 
     discretized: Tensor
@@ -171,7 +172,8 @@ def standard_error(values: Tensor) -> float | None:
 def paper_readings(scores: Scores) -> tuple[float, float] | None:
     """Bits/dim of x + 0.01 n per grey level, and in units of [-1, 1] by equation (4).
 
-    These are the two readings of the reproduction paper's 3.23. None without `noised` nats.
+    These are beside the two readings of the reproduction paper's 3.23; `Scores` says of what they
+    are for a denoiser of bytes. None without `noised` nats.
     """
     if scores.noised is None or scores.noisy is None or scores.smoothing is None:
         return None

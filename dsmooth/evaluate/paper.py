@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..functional import logistic_mixture_log_prob
+from ..likelihoods import Likelihood
 from ..smoothing import GaussianSmoothing
 
 # The part of the entropy of Gaussian noise, per dimension, that is lost without its e.
@@ -27,23 +28,32 @@ PAPER_NOISE = 0.01
 PAPER_PROBE = 98.5
 
 
-def paper_sentence(readings: Sequence[float]) -> str:
-    """Both readings of the reproduction paper's number beside a pair's."""
+def paper_sentence(readings: Sequence[float], likelihood: Likelihood) -> str:
+    """Both readings of the reproduction paper's number beside those of a pair whose denoiser was
+    trained with this likelihood."""
     per_level, by_equation = readings
-    return (
+    sentence = (
         f"The reproduction paper's {PAPER_BITS} is of the density of x + {PAPER_NOISE:g} n. Per "
         f"grey level this pair has {per_level:.2f}; if {PAPER_BITS} is |-{PAPER_BITS}|, in units "
         f"of [-1, 1] by equation (4) as printed, this pair has {by_equation:.2f}."
     )
+    if likelihood == "discretized":
+        sentence += (
+            " Its denoiser is of bytes, so these are of each noisy pixel given the clean pixels "
+            "before it: not the paper's quantity, and as a rule lower."
+        )
+    return sentence
 
 
 def noised_log_density(
     y: Tensor, params: Tensor, atoms: Sequence[int] | Literal["all"] = ()
 ) -> Tensor:
-    """log of the density of y = x + 0.01 n by a discretized mixture of the bytes x: (B,), nats.
+    """log-densities of the pixels of y = x + 0.01 n, each given the pixels of x before it, summed.
 
-    y: (B, 1, H, W). params: (B, P, H, W). A pixel's density is the sum over bytes v of p(v)
-    times the density of N(v, 0.01^2) at y; bytes beyond ten standard deviations add nothing.
+    By a discretized mixture of the bytes x: (B,), nats. It is no density of y, whose pixels would
+    be given those of y. y: (B, 1, H, W). params: (B, P, H, W). A pixel's density is the sum over
+    bytes v of p(v) times the density of N(v, 0.01^2) at y; bytes beyond ten standard deviations add
+    nothing.
     """
     noise, terms = GaussianSmoothing(PAPER_NOISE), []
     nearest = ((y + 1) * 127.5).round().clamp(0, 255)

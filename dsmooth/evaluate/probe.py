@@ -2,7 +2,7 @@
 
 The frozen features of a block are the input of a linear softmax classifier (docs/math.md, section
 6). The six blocks of a network come from one pass over the images. They wait on disk as float16
-until their probe is trained: for 60,000 images at F = 40 they take 10 GB.
+until their probe is trained: for all 70,000 images of MNIST at F = 40 they take 12.6 GB.
 """
 
 from __future__ import annotations
