@@ -73,7 +73,8 @@ ABOUT = """Autoregressive image modelling with distribution smoothing, made fast
 
 `dsmooth VERB --help` describes a verb, `dsmooth --version` prints the version, and `dsmooth
 --tyro-print-completion SHELL` a script that lets bash, zsh or tcsh complete."""
-# Not read from --config.
+# Not read from --config: of a run so far, and of a command.
+OF_A_RUN = ("dsmooth", "height_and_width", "schedule_from")
 OWN = ("config", "print_config")
 
 
@@ -305,7 +306,7 @@ def read_options(kind: type, path: Path, prog: str) -> Any:
             if missing:
                 words = " and no ".join(missing)
                 raise ValueError(f"not of a training run: it has no {words}")
-            values = {k: v for k, v in values.items() if k not in ("dsmooth", "height_and_width")}
+            values = {k: v for k, v in values.items() if k not in OF_A_RUN}
         given = _filled(kind, values, used)
         unknown = ", ".join(sorted(values.keys() - used))
         if unknown:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,20 @@ def test_a_finished_run_is_prolonged(
     assert RunFolder(tmp_path / "one").read_config()[0].schedule_from == 56
     with pytest.raises(ValueError, match=r"images must be more than 56, to which .* was prolonged"):
         train(config, tmp_path / "one", resume=True)
+
+
+def test_a_new_run_with_the_settings_of_a_prolonged_one_begins_its_schedule(tmp_path: Path) -> None:
+    config = tiny(images=24)
+    prolonged = replace(config, images=24, schedule_from=16)
+    train(config, tmp_path / "one")
+    train(prolonged, tmp_path / "two")
+    assert_same_end(tmp_path / "one", tmp_path / "two")
+    assert RunFolder(tmp_path / "two").read_config()[0] == config
+    given = tmp_path / "given.json"
+    given.write_text(json.dumps(asdict(prolonged)))
+    out = ["--out", str(tmp_path / "three"), "--config", str(given)]
+    assert call("train", "noisy", *out, "--images", "16") == 0  # fewer than schedule_from
+    assert RunFolder(tmp_path / "three").read_config()[0] == replace(config, images=16)
 
 
 def test_an_exponential_schedule_goes_on(tmp_path: Path) -> None:

@@ -243,10 +243,8 @@ def sanitize(tool: str) -> Step:
 
 def train(state: Path, role: str) -> Step:
     """Training with the settings of the released pair, not prolonged but by one schedule."""
-    run, config = state / "runs" / role, state / f"{role}.json"
-    released = ROOT / "dsmooth" / "pretrained" / "mnist" / role / "config.json"
-    state.mkdir(parents=True, exist_ok=True)
-    write(config, json.dumps(json.loads(released.read_text()) | {"schedule_from": 0}).encode())
+    run = state / "runs" / role
+    config = ROOT / "dsmooth" / "pretrained" / "mnist" / role / "config.json"
     command = [PYTHON, "-m", "dsmooth", "train", role, f"--out={run}", f"--config={config}"]
     command += ["--resume"] * any(run.glob("checkpoint*.safetensors"))
     tiny = ("--n-filters=4", "--n-resnet=1", "--images=16", "--evaluations=1")

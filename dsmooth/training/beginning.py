@@ -49,7 +49,7 @@ def choose_beginning(
     check_new_run(run, config)
     if resume:
         LOG.info("%s: there is no run in %s to resume: it begins here", config.role, run.path)
-    return config, None, []
+    return replace(config, schedule_from=0), None, []
 
 
 def lock(run: RunFolder, stack: contextlib.ExitStack) -> None:
