@@ -79,6 +79,11 @@ class RunFolder:
         entries = self.read_log()
         return bool(entries) and entries[-1]["event"] == "end"
 
+    def is_evaluated(self, images_seen: int) -> bool:
+        """Whether the weights are there and of so many training images, by the log."""
+        seen = [entry["images"] for entry in self.read_log() if entry["event"] == "evaluation"]
+        return self.weights.exists() and seen[-1:] == [images_seen]
+
     def write_config(self, config: TrainConfig, image_size: tuple[int, int]) -> None:
         """Write the settings, the version of dsmooth and the image size."""
         write_json(self.config, _described(config, image_size))

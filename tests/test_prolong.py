@@ -16,7 +16,7 @@ from dsmooth.config import OWN
 from dsmooth.data import load_dataset
 from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
-from dsmooth.training import train
+from dsmooth.training import loop, train
 from dsmooth.training.checkpoint import (
     Checkpoint,
     check_initial,
@@ -72,7 +72,9 @@ def test_a_finished_run_is_prolonged(
     assert scored == [24, 24, 40, 56, 56]  # evaluations and ends
     # Interrupted on the way, it goes on by itself to the same end.
     train_until(40, longer, tmp_path / "two", monkeypatch, resume=True)
+    RunFolder(tmp_path / "two").write_config(config, (8, 8))  # killed behind its checkpoint
     assert train(replace(longer, schedule_from=0), tmp_path / "two", resume=True).images_seen == 56
+    assert RunFolder(tmp_path / "two").origin().notes == (text,)
     assert_same_end(tmp_path / "one", tmp_path / "two")
     # And once more.
     train(replace(longer, images=72), tmp_path / "one", resume=True)
@@ -105,6 +107,31 @@ def test_an_exponential_schedule_goes_on(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "prolonged").read_config()[0] == longer
     with pytest.raises(ValueError, match=r"images must be at least 40, which .* has seen"):
         train(replace(longer, images=32), tmp_path / "prolonged", resume=True)
+
+
+def test_a_run_that_ends_where_it_was_stopped_is_the_run_of_that_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longer = tiny(images=40, schedule="exponential", evaluations=2)  # at 24 and 40 images
+    config = replace(longer, images=32)
+    train_until(32, longer, tmp_path / "stopped", monkeypatch)
+    for folder in ("stopped", "whole"):
+        train(config, tmp_path / folder, resume=True)
+    assert_same_end(tmp_path / "whole", tmp_path / "stopped")
+    assert RunFolder(tmp_path / "stopped").read_config()[0] == config
+
+
+@pytest.mark.quick
+def test_a_budget_is_for_a_new_run() -> None:
+    stored = tiny(budget=2.0)
+    checkpoint = Checkpoint(Path("run/x"), {}, stored, 0, 0, "")
+    for given in ({"images": None}, {"budget": None}):
+        assert merge_with_run(replace(stored, **given), stored, checkpoint) == stored
+    message = "^budget is for a new run, and run is one of 40 images: images makes it longer$"
+    for images in (None, 40):
+        other = replace(stored, images=images, budget=4.0)
+        with pytest.raises(ValueError, match=message):
+            merge_with_run(other, stored, checkpoint, force=True)
 
 
 def test_an_unfinished_run_keeps_its_length_unless_forced(
@@ -148,7 +175,7 @@ def test_settings_change_with_the_first_checkpoint(
 ) -> None:
     """A run that is killed before it is the run with the settings of its weights."""
     config, run = tiny(images=16, schedule="exponential"), RunFolder(tmp_path / "run")
-    other = replace(config, images=40, scale=0.25)
+    other = replace(config, images=40, scale=0.25, evaluations=2)
     train(config, run.path)
     for _ in range(2):
         with monkeypatch.context() as killed:
@@ -157,8 +184,12 @@ def test_settings_change_with_the_first_checkpoint(
                 train(other, run.path, resume=True, force=True)
         assert run.read_config()[0] == config
     assert run.origin().notes == ("scale 0.5 up to 16 images, 0.25 from then on",)
-    train_until(24, other, run.path, monkeypatch, resume=True, force=True)
+    with monkeypatch.context() as killed:
+        killed.setattr(loop, "sample_grid", None)  # in the first evaluation, at 24 images
+        with pytest.raises(TypeError):
+            train(other, run.path, resume=True, force=True)
     assert run.read_config()[0] == other
+    train_until(32, other, run.path, monkeypatch, resume=True)
     run.write_config(config, (8, 8))
     with pytest.raises(ValueError, match=r"another run: its scale is 0\.25, not 0\.5; force"):
         train(replace(config, images=40), run.path, resume=True)

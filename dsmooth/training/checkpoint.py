@@ -160,15 +160,23 @@ def merge_with_run(
     config: TrainConfig, stored: TrainConfig, checkpoint: Checkpoint, *, force: bool = False
 ) -> TrainConfig:
     """The settings to go on with: a run's `stored` ones, its new length, and by `force` others."""
-    folder = checkpoint.path.parent
-    if config.images is not None and config.images <= stored.schedule_from:
+    folder, begun = checkpoint.path.parent, checkpoint.settings.schedule_from
+    if config.images is not None and config.images <= begun:
         raise ArgumentError(
-            "images", f"must be more than {stored.schedule_from:,}, to which {folder} was prolonged"
+            "images", f"must be more than {begun:,}, to which {folder} was prolonged"
+        )
+    if config.budget not in (None, stored.budget):
+        raise ArgumentError(
+            "budget",
+            f"is for a new run, and {folder} is one of {stored.images:,} images:",
+            Argument("images"),
+            "makes it longer",
         )
     follows = [name for name in ("precision", "keep_gates") if getattr(config, name) == "auto"]
     if config.images is None:  # a budget has become a number of images
-        follows += ["images", "budget", "evaluations"]
-    values: dict[str, Any] = {name: getattr(stored, name) for name in ("schedule_from", *follows)}
+        follows += ["images", "evaluations"]
+    values: dict[str, Any] = {name: getattr(stored, name) for name in ("budget", *follows)}
+    values["schedule_from"] = begun  # settings are written after their checkpoint
     if config.model.n_classes == "auto":
         values["model"] = replace(config.model, n_classes=stored.model.n_classes)
     config = replace(config, **values)
@@ -238,7 +246,8 @@ def with_length(config: TrainConfig, checkpoint: Checkpoint, *, force: bool) -> 
 def changes(before: TrainConfig, after: TrainConfig, seen: int) -> Iterator[str]:
     """Sentences for the log on the settings that change in a run after so many images."""
     if before.schedule_from != after.schedule_from:
-        yield f"prolonged from {seen:,} to {after.images:,} images, its schedule begun again"
+        lengths = f"{after.schedule_from:,} to {after.images:,}"
+        yield f"prolonged from {lengths} images, its schedule begun again"
     for name, (old, new) in differences(before, after).items():
         yield f"{name} {old} up to {seen:,} images, {new} from then on"
 

@@ -188,9 +188,9 @@ def _loop(
     while state.images_seen < total:
         before = state.images_seen
         state.step()
+        # The last mark is the end.
         evaluated = any(before < mark <= state.images_seen for mark in marks)
-        ended = state.images_seen >= total
-        if not (evaluated or ended or watch.is_due(state.steps)):
+        if not (evaluated or watch.is_due(state.steps)):
             continue
 
         interrupted, save = watch.look(state.steps)
@@ -199,17 +199,17 @@ def _loop(
             log.steps(state.images_seen, readings)
         if evaluated:
             bits = _evaluate(state, test_set, run, log)
-        if interrupted or save or ended:
-            if log:
-                save_checkpoint(run, state)
-                run.write_config(config, test_set.image_size)
+        elif log and (interrupted or save):
+            _save(state, test_set, run)
+        if evaluated or interrupted or save:
             watch.saved = time.monotonic()
         if interrupted:
             if log:
                 log.record("interrupted", state.images_seen)
                 log.say(f"stopped at {state.images_seen:,} of {total:,} images and saved")
             return TrainResult(state.images_seen, bits, interrupted)
-    if broadcast_int(not run.weights.exists()):  # a finished run whose weights were removed
+    # With nothing left to train the weights may be of fewer images, or have been removed.
+    if broadcast_int(log is not None and not run.is_evaluated(state.images_seen)):
         bits = _evaluate(state, test_set, run, log)
     if log:
         log.record("end", state.images_seen)
@@ -247,15 +247,21 @@ class Watch:
 def _evaluate(
     state: TrainState, test_set: ImageDataset, run: RunFolder, log: RunLog | None
 ) -> float:
-    """Bits/dim on the held-out images; the averaged weights and a grid of samples are saved."""
+    """Bits/dim on the held-out images; the run, the averaged weights and a grid are saved."""
     state.check_finite()
     bits = evaluate(state, test_set)
     if log is not None:
-        run.write_config(state.config, test_set.image_size)  # forced settings begin here
+        _save(state, test_set, run)
         write_atomically(run.weights, weight_bytes(state.averaged))
         samples = sample_grid(state, test_set)
         log.evaluation(Evaluation(state.images_seen, bits, samples, state.averaged))
     return bits
+
+
+def _save(state: TrainState, test_set: ImageDataset, run: RunFolder) -> None:
+    """Save a checkpoint and then its settings: forced ones begin with it."""
+    save_checkpoint(run, state)
+    run.write_config(state.config, test_set.image_size)
 
 
 @torch.no_grad()
