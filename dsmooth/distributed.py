@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 # How long a process waits for the others: until all have started, and at an exchange, which some
@@ -49,6 +50,14 @@ def from_torchrun(name: str, default: int | None = None) -> int:
     if not text.isdecimal():
         raise ValueError(f"{name}, which torchrun sets, must be a number, got {text!r}")
     return int(text)
+
+
+def launch() -> str | None:
+    """The name that torchrun gave to its processes and gives them again; None without it."""
+    # It is in TORCHELASTIC_ERROR_FILE: FOLDER/NAME/attempt_1/0/error.json. TORCHELASTIC_RUN_ID may
+    # be the same for several launches.
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    return Path(file).parents[2].name if file else None
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from dsmooth.training import device, train
 from dsmooth.training.device import share_of_batch
 from tests.helpers.rank_processes import ForkedPython, run_script, start_ranks, wait_for_all
 from tests.helpers.tiny_pairs import tiny_pair
-from tests.helpers.tiny_runs import ROLES, assert_same_end, tiny
+from tests.helpers.tiny_runs import ROLES, assert_same_end, tiny, train_until
 
 SCRIPTS = Path(__file__).with_name("ranks")
 TINY = (
@@ -123,6 +123,24 @@ def test_a_killed_rank_ends_the_other_and_a_restart_goes_on(tmp_path: Path) -> N
         patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
         wait_for_all(start_ranks(2, arguments, tmp_path))
     assert_went_on(tmp_path)
+
+
+def test_a_restart_goes_on_with_a_run_of_its_own_launch(
+    tmp_path: Path, small_runs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not with one that was there before, which its first start refused."""
+
+    def start(launch: str, count: int) -> None:
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", f"/x/{launch}/attempt_{count}/0/error.json")
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(count))
+
+    start("one", 0)
+    train_until(16, tiny(images=24), tmp_path, monkeypatch)
+    start("two", 1)
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(tiny(images=24), tmp_path)
+    start("one", 1)
+    assert train(tiny(images=24), tmp_path).images_seen == 24
 
 
 LONG = ["train", "noisy", *TINY.split(), "--images=100000", "--schedule=cooldown"]

@@ -11,7 +11,7 @@ from ..config import TrainConfig
 from ..data import ImageDataset, load_dataset
 from ..data.dataset import Transform
 from ..data.own import OwnData, split_own
-from ..distributed import from_torchrun, rank_and_size
+from ..distributed import broadcast_int, from_torchrun, launch, rank_and_size
 from ..fields import Argument, ArgumentError
 from ..files import lock_folder
 from ..nn import PixelCNNpp
@@ -40,8 +40,7 @@ def choose_beginning(
 
     The folder of a run that goes on is locked until the stack is left.
     """
-    restarted = from_torchrun("TORCHELASTIC_RESTART_COUNT", 0) > 0
-    if run.config.exists() if resume else restarted and run.can_resume():
+    if run.config.exists() if resume else broadcast_int(is_restart(run)):
         lock(run, stack)
         if match_channels:
             config = with_channels(config, run.read_config()[0].model.image_channels)
@@ -50,6 +49,15 @@ def choose_beginning(
     if resume:
         LOG.info("%s: there is no run in %s to resume: it begins here", config.role, run.path)
     return replace(config, schedule_from=0), None, []
+
+
+def is_restart(run: RunFolder) -> bool:
+    """Whether torchrun starts its processes again, and the run was begun by the same torchrun."""
+    restarted = from_torchrun("TORCHELASTIC_RESTART_COUNT", 0) > 0
+    if not (restarted and run.can_resume() and run.log.is_file()):
+        return False
+    starts = [entry for entry in run.read_log() if entry["event"] == "start"]
+    return bool(starts) and starts[-1].get("launch") == launch()
 
 
 def lock(run: RunFolder, stack: contextlib.ExitStack) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..data import ImageDataset
-from ..distributed import rank_and_size
+from ..distributed import launch, rank_and_size
 from ..files import open_to_write
 from ..nn import PixelCNNpp
 from ..pictures import save_grid
@@ -92,7 +92,7 @@ class RunLog(ExitStack):
         if folder.log.read_bytes()[-1:] not in (b"", b"\n"):
             self.file.write("\n")  # a line was cut by a crash
         self.bar = make_bar(config.role, self.total, images_seen) if progress else None
-        self.record("start", images_seen, total=self.total, loss=self.loss_name)
+        self.record("start", images_seen, total=self.total, loss=self.loss_name, launch=launch())
         if self.bar is not None:
             self.enter_context(self.bar)
 

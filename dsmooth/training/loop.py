@@ -106,8 +106,8 @@ def train(
     `config.init` names a run or a pair. A new run begins with its weights and a new optimiser.
 
     Under torchrun all processes call this and train together: each computes its share of every
-    batch, and rank 0 writes. `folder` and the data must be there for all of them. A run that
-    torchrun starts again goes on from its last checkpoint, whatever `resume` says.
+    batch, and rank 0 writes. `folder` and the data must be there for all of them. A run whose
+    processes torchrun starts again goes on from its last checkpoint, whatever `resume` says.
 
     Raises ValueError or FileNotFoundError for data, settings or a folder that do not fit,
     NonFiniteLoss, naming step and seed, and ProcessLost if another process is gone.
