@@ -164,6 +164,20 @@ def test_a_transform_is_a_function_of_seed_and_visit() -> None:
     assert torch.equal(test_set.images, held_out)
 
 
+def test_the_transform_of_a_data_set_is_the_argument() -> None:
+    own = ImageDataset(PIXELS, None, "own", "train", "pixels", crop)
+    held_out = replace(own, images=PIXELS[:4, :, :4, :4])
+    train_set, test_set = split_own((own, held_out))
+    assert train_set.digest == split_own((PIXELS, held_out), transform=crop)[0].digest
+    for sets, transform in (
+        ((train_set, test_set), crop),
+        (split_own(replace(own, transform=torch.clone)), torch.clone),
+    ):
+        assert [each.transform for each in sets] == [transform, None]
+    with pytest.raises(ValueError, match="transform= was given beside that of an ImageDataset"):
+        split_own((own, held_out), transform=crop)
+
+
 @pytest.mark.parametrize(
     ("transform", "message"),
     [

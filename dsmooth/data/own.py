@@ -43,6 +43,7 @@ class Given(NamedTuple):
     labels: Tensor | None
     split: str
     source: str
+    transform: Transform | None = None
 
 
 def own_images(dataset: Sized, split: str = "train", labels: Any = None) -> ImageDataset:
@@ -70,7 +71,8 @@ def split_own(
 ) -> tuple[ImageDataset, ImageDataset]:
     """Training and held-out images from the arguments of `dsmooth.train`.
 
-    Of images that come without held-out ones, one in HELD_OUT is held out.
+    Of images that come without held-out ones, one in HELD_OUT is held out. transform: of the
+    training images, if it is not that of their `ImageDataset`.
     """
     held_out: Any = None
     if isinstance(dataset, Mapping):
@@ -98,8 +100,10 @@ def split_own(
             replace(train.part(chosen), name=OWN, split=split)
             for split, chosen in (("train", ~last), ("test", last))
         )
-    if transform is not None:
-        train = replace(train, transform=transform)
+    if None not in (train.transform, transform):
+        raise ValueError("transform= was given beside that of an ImageDataset: leave one out")
+    transform = transform or train.transform
+    train, test = replace(train, transform=transform), replace(test, transform=None)
     shape, made = train.images.shape[1:], ""
     if transform is not None:
         made = " that transform makes"
@@ -154,7 +158,9 @@ def _read(dataset: Any, split: str, labels: Any = None) -> Given:
             raise ValueError("labels= was given beside (images, labels): leave one out")
         dataset, labels = dataset
     if isinstance(dataset, ImageDataset):
-        given = Given(dataset.images, dataset.labels, dataset.split, dataset.source)
+        given = Given(
+            dataset.images, dataset.labels, dataset.split, dataset.source, dataset.transform
+        )
     elif isinstance(dataset, loaders.DataLoader):
         given = _read(_images_of(dataset), split)
     elif isinstance(dataset, Tensor | np.ndarray):
@@ -321,7 +327,9 @@ def _as_data_sets(*parts: Given) -> list[ImageDataset]:
         )
     convert = _conversion([part.images for part in parts])
     return [
-        ImageDataset(convert(part.images), part.labels, OWN, part.split, part.source)
+        ImageDataset(
+            convert(part.images), part.labels, OWN, part.split, part.source, part.transform
+        )
         for part in parts
     ]
 
