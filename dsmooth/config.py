@@ -16,6 +16,7 @@ from .fields import (
     check_one_of,
     check_positive,
     check_whole,
+    make_plain,
     structure,
 )
 from .likelihoods import Atoms, Likelihood, bytes_of, check_likelihood
@@ -81,9 +82,7 @@ class ModelConfig:
     """Scales of gaussian noise that the model is conditioned on, rising, instead of one."""
 
     def __post_init__(self) -> None:
-        for name in ("atoms", "noise_levels"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+        make_plain(self)
         check_choices(self)
         check_whole(self, ["image_channels"])
         if self.image_channels not in (1, 3):
@@ -194,6 +193,7 @@ class RunSettings:
     """Time between checkpoints."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_choices(self)
         check_whole(self, ["evaluations"], 1)
         check_positive(self, ["checkpoint_minutes"])
@@ -385,6 +385,7 @@ class ProbeSettings:
     """Decides the noise, the order of images and the untrained networks."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_choices(self)
         if isinstance(self.pooling, str):
             check_one_of("pooling", self.pooling, get_args(Pooling))

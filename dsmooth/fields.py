@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import reprlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, fields
@@ -60,6 +61,19 @@ def check_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
     """Raise ValueError unless `value` is one of `allowed`."""
     if value not in allowed:
         raise ArgumentError(name, f"must be one of {', '.join(map(str, allowed))}, got {value!r}")
+
+
+def make_plain(settings: Any) -> None:
+    """Make the fields of JSON's kinds: numbers and arrays of numpy, lists, and paths."""
+    for each in fields(settings):
+        object.__setattr__(settings, each.name, _plain(getattr(settings, each.name)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 @cache

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -59,6 +61,19 @@ def test_lists_in_settings_are_tuples() -> None:
     ):
         assert one == other
         assert hash(one) == hash(other)
+
+
+@pytest.mark.quick
+def test_settings_of_numpys_numbers_are_those_of_pythons() -> None:
+    """And of JSON, where training would find that out when data and network are made."""
+    mine = {"images": 20_000, "seed": 3, "learning_rate": 0.25, "flip": True, "data_dir": "a"}
+    theirs = {name: np.asarray(value)[()] for name, value in mine.items()}
+    levels = np.array([0.25, 0.5], np.float32)
+    for named in ({**theirs, "data_dir": Path("a")}, {"images": torch.tensor(20_000), **mine}):
+        found = preset("mnist-quick", "noisy", **named, noise_levels=[*levels])
+        expected = preset("mnist-quick", "noisy", **mine, noise_levels=(0.25, 0.5))
+        assert json.dumps(asdict(found)) == json.dumps(asdict(expected))
+        assert found == replace(expected, model=replace(expected.model, noise_levels=levels))
 
 
 @pytest.mark.grid
