@@ -66,6 +66,7 @@ MISTAKES = [
     (f"{FID} x.npy --reference none.npz", "there is no none.npz"),
     (f"{FID} x.npy --reference fid.npz", "--extractor inception"),
     (f"{FID} x.npy --reference fid.npz --precision-recall", "needs real images, not the stat"),
+    (f"{FID} x.npy --reference fid.npz --save-reference r.npz", "needs real images, not the stat"),
     (f"{FID} x.npy --save-reference r.txt", "--save-reference must end in .npz, got r.txt"),
     (f"{FID} bad.npz", "must hold an array x, images, samples, arr_0, got text"),
     (f"{FID} levels.npy", "must hold values in [-1, 1], got 97 % beyond 4"),

@@ -55,6 +55,8 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
     choice = choose_data(models, **vars(options.dataset))
     real, described, others = load_real(options, choice, models)
     reference = real.images if isinstance(real, ImageDataset) else real
+    if options.save_reference and not isinstance(reference, Tensor):
+        raise ValueError("--save-reference needs real images, not the statistics of --reference")
     # A misfit is refused before anything is drawn.
     if options.per_class and (models is None or models.n_classes == 0):
         raise ValueError("--per-class needs samples of models with classes")
@@ -101,7 +103,7 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
             samples, labels, (real, others), extractor, options.batch_size
         )
     made = result.reference
-    if options.save_reference and isinstance(reference, Tensor) and rank_and_size()[0] == 0:
+    if options.save_reference and rank_and_size()[0] == 0:
         assert isinstance(made, FeatureStatistics)
         made.description |= described
         made.save(options.save_reference)
