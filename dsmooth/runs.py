@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 from .config import Role, TrainConfig
 from .fields import structure
-from .files import json_bytes, read_json, weight_bytes, write_json, write_together
+from .files import (
+    json_bytes,
+    lock_folder,
+    read_json,
+    weight_bytes,
+    write_json,
+    write_together,
+)
 from .presets import train_command
 
 if TYPE_CHECKING:
@@ -94,18 +101,22 @@ class RunFolder:
         """Make this the run folder of a model that another training loop made.
 
         Every command then takes the folder. config: says the model's role, smoothing and data.
-        image_size: (H, W). Raises ValueError if the model is not the one that the config describes.
+        image_size: (H, W). Raises ValueError if the model is not the one that the config describes,
+        and for a folder with the log or a checkpoint of a run, which would be of other weights.
         """
         if model.config != config.model:
             raise ValueError(f"config.model must be the model's own {model.config}")
         settings = json_bytes(_described(config, image_size))
         files = {self.weights: weight_bytes(model), self.config: settings}
         new = {path: path.with_name(f".new-{path.name}") for path in files}
-        write_together({new[path]: data for path, data in files.items()})
-        # A kill from here on leaves no settings, rather than those of other weights.
-        self.config.unlink(missing_ok=True)
-        for path in files:
-            os.replace(new[path], path)
+        with lock_folder(self.path, "a training run"):
+            if any(path.exists() for path in (self.log, *self.checkpoints())):
+                raise ValueError(f"{self.path} already holds a training run; choose another folder")
+            write_together({new[path]: data for path, data in files.items()})
+            # A kill from here on leaves no settings, rather than those of other weights.
+            self.config.unlink(missing_ok=True)
+            for path in files:
+                os.replace(new[path], path)
 
     def keep_snapshot(self, model: PixelCNNpp, images_seen: int, count: int) -> None:
         """Write weights as a run folder of their own, snapshots/IMAGES; the last `count` stay."""

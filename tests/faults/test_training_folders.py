@@ -181,8 +181,11 @@ def test_a_run_is_not_among_its_data(tmp_path: Path) -> None:
 def test_a_model_and_its_settings_are_written_together(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = {path: path.read_bytes() for path in run.path.iterdir()}
     model, config, size = run.load_model()
+    for path in (run.log, *run.checkpoints()):
+        path.unlink(missing_ok=True)
+    run.write_model(model, config, size)
+    before = {path: path.read_bytes() for path in run.path.iterdir()}
     synced = iter([None])
     monkeypatch.setattr("os.fsync", lambda _: next(synced))  # the disk is full at the second
     for other in (config, replace(config, model=replace(config.model, n_mix=3))):
@@ -191,11 +194,30 @@ def test_a_model_and_its_settings_are_written_together(
     assert before == {path: path.read_bytes() for path in run.path.iterdir()}
 
 
+def test_a_run_keeps_its_weights_and_its_folder(run: RunFolder, tmp_path: Path) -> None:
+    """No model stands over the log or the checkpoint of another, or beside a run at work."""
+    model, config, size = run.load_model()
+    before = {path: path.read_bytes() for path in run.path.iterdir()}
+    for gone in ((), (run.log,), (run.checkpoint,)):
+        for path in gone:
+            path.unlink()
+            del before[path]
+        with pytest.raises(ValueError, match="run already holds a training run; choose another"):
+            run.write_model(model, replace(config, seed=7), size)
+        assert before == {path: path.read_bytes() for path in run.path.iterdir()}
+    with (
+        lock_folder(tmp_path / "new", "one"),
+        pytest.raises(ValueError, match=r"a training run is at work in .*new"),
+    ):
+        RunFolder(tmp_path / "new").write_model(model, config, size)
+
+
 def test_a_model_never_stands_under_the_settings_of_another(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever a kill ends the writing: a folder without settings is refused."""
     old, config, size = run.load_model()
+    run = RunFolder(tmp_path / "model")
     new, other = copy.deepcopy(old), replace(config, scale=0.25)
     torch.nn.init.zeros_(new.head.bias)
     wholes = [(weights_digest(old), config), (weights_digest(new), other)]
