@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from importlib.util import find_spec
 from typing import Any
 
@@ -131,6 +131,21 @@ def progress(title: str, total: int, unit: str = "images") -> Iterator[Callable[
         around.done += around.seconds.get(title, 0.0)
         share = f"; {around.percent():.0f} % of {around.title}"
     print(f"{title}: done in {time.monotonic() - started:.1f} s{share}", flush=True)
+
+
+@contextmanager
+def reading(split: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how many images of a split are read, if any is: a reader tells the total then."""
+    with ExitStack() as stack:
+        bar = None
+
+        def show(done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None:
+                bar = stack.enter_context(progress(f"reading {split} images", total))
+            bar(done)
+
+        yield show
 
 
 def make_bar(name: str, total: int, completed: int = 0, text: str = "starting") -> Any:

@@ -104,7 +104,7 @@ def test_exif_orientation_is_followed(tmp_path: Path) -> None:
         assert np.array_equal(image[0, 0].numpy(), turned)
 
 
-def test_image_size_crops_the_centre(tmp_path: Path) -> None:
+def test_image_size_crops_the_centre(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wide, tall = random_bytes((8, 20), seed=1), random_bytes((16, 8), seed=2)
     write_images(tmp_path, {"a.png": wide, "b.png": tall})
     seen = []
@@ -120,6 +120,10 @@ def test_image_size_crops_the_centre(tmp_path: Path) -> None:
     config = TrainConfig(data="folder", data_dir=str(tmp_path), image_size=8)
     for images, data in zip(parts, load_data(config), strict=True):
         assert torch.equal(images, data.images)
+    assert capsys.readouterr().out == ""
+    load_data(config, progress=True)
+    said = capsys.readouterr().out
+    assert all(f"reading {split} images: 1 image\n" in said for split in SPLITS)
 
 
 def test_folder_errors_name_the_file(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import dsmooth
+from dsmooth.config import TrainConfig
 from dsmooth.machine import choose_device
+from dsmooth.training import beginning
 from tests.helpers.command_runs import run
 from tests.helpers.rank_processes import COMMAND, ForkedPython, free_port, start_ranks, wait_for_all
 from tests.helpers.sampler_checks import BYTES, network
@@ -86,6 +88,24 @@ def test_two_processes_write_the_images_of_one(
     assert "472 images" in said
     assert "beside 128 that were there" in said
     assert files("two") == files("one")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("rank", "local", "turn"), [(0, 0, 0), (2, 0, 1), (1, 1, 2), (3, 1, 2)])
+def test_one_process_at_a_time_downloads_into_a_folder(
+    monkeypatch: pytest.MonkeyPatch, rank: int, local: int, turn: int
+) -> None:
+    """Two machines of two processes: rank 0, the first of the other machine, then those beside."""
+    done: list[str] = []
+    for name, value in (("RANK", rank), ("WORLD_SIZE", 4), ("LOCAL_RANK", local)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(beginning, "barrier", lambda: done.append("barrier"))
+    monkeypatch.setattr(beginning, "load_dataset", lambda _, split, *__, **___: done.append(split))
+    beginning.load_data(TrainConfig(download=True))
+    assert done == ["barrier"] * turn + ["train", "test"] + ["barrier"] * (3 - turn)
+    done.clear()
+    beginning.load_data(TrainConfig())
+    assert done == ["train", "test"]
 
 
 def test_names_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from ..data.reading import guarded, names_in_npz, read_npz
 from ..files import open_regular
 from ..models import Models
 from ..pictures import is_diverged
-from ..progress import progress
+from ..progress import reading
 from ..sampling.output import Shards, check_folder
 from .frechet import FeatureStatistics, PublishedStatistics
 
@@ -40,15 +39,7 @@ class DataChoice:
 
     def load(self, split: str) -> ImageDataset:
         """The images of a split, with a progress bar while files are decoded."""
-        with ExitStack() as stack:
-            bar = None
-
-            def show(done: int, total: int) -> None:
-                nonlocal bar
-                if bar is None:
-                    bar = stack.enter_context(progress(f"reading {split} images", total))
-                bar(done)
-
+        with reading(split) as show:
             return load_dataset(
                 self.name, split, self.data_dir, image_size=self.image_size, progress=show
             )

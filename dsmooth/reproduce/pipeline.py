@@ -181,7 +181,7 @@ def reproduce(
             description = plan.description(models, test_set)
         else:
             check_trained(out, plan, only)
-            train_set, test_set = load_data(plan.configs[0])
+            train_set, test_set = load_data(plan.configs[0], progress=True)
             description = plan.description()
         if first:
             claim_folder(out, description)

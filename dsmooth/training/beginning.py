@@ -11,11 +11,11 @@ from ..config import TrainConfig
 from ..data import ImageDataset, load_dataset
 from ..data.dataset import Transform
 from ..data.own import OwnData, split_own
-from ..distributed import broadcast_int, from_torchrun, launch, rank_and_size
+from ..distributed import barrier, broadcast_int, from_torchrun, launch, rank_and_size
 from ..fields import Argument, ArgumentError
 from ..files import lock_folder
 from ..nn import PixelCNNpp
-from ..progress import LOG
+from ..progress import LOG, reading
 from ..runs import RunFolder
 from .checkpoint import (
     Checkpoint,
@@ -106,15 +106,35 @@ def check_new_run(run: RunFolder, config: TrainConfig) -> None:
         )
 
 
-def load_data(config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:
-    """Training and held-out images of the data set that `config` names."""
-    how: dict[str, Any] = {"download": config.download, "image_size": config.image_size}
-    train_set = load_dataset(config.data, "train", config.data_dir, **how)
-    return train_set, load_dataset(config.data, "test", config.data_dir, **how)
+def load_data(config: TrainConfig, *, progress: bool = False) -> tuple[ImageDataset, ImageDataset]:
+    """Training and held-out images of the data set that `config` names.
+
+    progress: whether rank 0 shows how far it is. All processes call this.
+    """
+    rank = rank_and_size()[0]
+
+    def load(split: str) -> ImageDataset:
+        how: dict[str, Any] = {"download": config.download, "image_size": config.image_size}
+        with reading(split) if progress and rank == 0 else contextlib.nullcontext() as show:
+            return load_dataset(config.data, split, config.data_dir, progress=show, **how)
+
+    if not config.download:
+        return load("train"), load("test")
+    # Rank 0 downloads, then the first process of each machine without these files. The rest read.
+    mine = (rank > 0) + (from_torchrun("LOCAL_RANK", 0) > 0)
+    for turn in range(3):
+        if turn == mine:
+            found = load("train"), load("test")
+        barrier()
+    return found
 
 
 def images_of(
-    config: TrainConfig, dataset: OwnData | None, labels: Any, transform: Transform | None
+    config: TrainConfig,
+    dataset: OwnData | None,
+    labels: Any,
+    transform: Transform | None,
+    progress: bool,
 ) -> tuple[ImageDataset, ImageDataset]:
     """Training and held-out images: those given in Python, else of the data set that is named."""
     if dataset is not None:
@@ -125,7 +145,7 @@ def images_of(
             f"{name}= is for images given by dataset=, such as tuple(dsmooth.data.load_dataset("
             '"mnist", split) for split in dsmooth.data.SPLITS)'
         )
-    return load_data(config)
+    return load_data(config, progress=progress)
 
 
 def with_channels(config: TrainConfig, channels: int) -> TrainConfig:

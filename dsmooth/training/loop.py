@@ -135,7 +135,7 @@ def train(
         config, checkpoint, notes = choose_beginning(
             run, config, stack, match_channels=match_channels, resume=resume, force=force
         )
-        train_set, test_set = images_of(config, dataset, labels, transform)
+        train_set, test_set = images_of(config, dataset, labels, transform, progress)
         config = with_data(config, train_set, test_set, match_channels)
         config = with_device(config, target, test_set.image_size)
         initial = initial_network(config) if checkpoint is None else None

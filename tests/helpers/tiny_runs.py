@@ -84,9 +84,9 @@ def use_small_runs(patch: pytest.MonkeyPatch) -> None:
     """Training sees the middle 8 x 8 pixels of its images and draws no grids."""
     load = beginning.load_data
 
-    def load_small(config: TrainConfig) -> tuple[ImageDataset, ...]:
+    def load_small(config: TrainConfig, **options: bool) -> tuple[ImageDataset, ...]:
         middles = []
-        for data in load(config):
+        for data in load(config, **options):
             top, left = ((size - 8) // 2 for size in data.images.shape[2:])
             images = data.images[:, :, top : top + 8, left : left + 8]
             middles.append(replace(data, images=images.contiguous()))
