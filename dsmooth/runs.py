@@ -13,14 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 from .config import Role, TrainConfig
 from .fields import structure
-from .files import (
-    json_bytes,
-    lock_folder,
-    read_json,
-    weight_bytes,
-    write_json,
-    write_together,
-)
+from .files import json_bytes, lock_folder, read_json, weight_bytes, write_json, write_together
 from .presets import train_command
 
 if TYPE_CHECKING:
