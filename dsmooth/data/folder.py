@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,10 @@ _SUGGESTED_SIZE = 64
 def load_folder(
     split: str, data_dir: Path, image_size: int | None = None, progress: OnDecoded | None = None
 ) -> ImageDataset:
-    """Images of one size, or cropped and resized, grey if all are, in order of paths."""
+    """Images of one size, or cropped and resized, grey if all are.
+
+    They are in the order of a hash of their paths, so that the first ones are of every class.
+    """
     every = _image_paths(data_dir)
     channels, size = _scan(every, check_sizes=image_size is None)
     if image_size is not None:
@@ -58,7 +62,8 @@ def load_folder(
             f"{size[1]} in {printable(every[0])};",
             *_resize_hint(min(size)),
         )
-    paths, crop = _split_by_hash(data_dir, every, split), None if image_size is None else 0
+    paths = sorted(_split_by_hash(data_dir, every, split), key=partial(_hash_of, data_dir))
+    crop = None if image_size is None else 0
     images = _decode_all(data_dir, paths, (channels, *size), crop, progress)
     source = f"{printable(data_dir)} ({len(images):,} images)"
     return ImageDataset(images, _labels(data_dir, every, paths), "folder", split, source)
@@ -162,13 +167,17 @@ def _split_by_hash(folder: Path, paths: list[Path], split: str) -> list[Path]:
         raise InvalidFile(
             f"{printable(folder)} must hold at least 2 images, one to test with, found 1"
         )
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    encoded = [name.encode(errors="surrogateescape") for name in names]
-    keys = [int.from_bytes(sha256(name).digest()[:8], "big") for name in encoded]
+    keys = [_hash_of(folder, path) for path in paths]
     # The bounds keep an image in either split of a small folder, whatever the names.
     limit = max(min(keys), min(max(keys) - 1, int(TEST_FRACTION * 2**64)))
     test = split == "test"
     return [path for path, key in zip(paths, keys, strict=True) if (key <= limit) == test]
+
+
+def _hash_of(folder: Path, path: Path) -> int:
+    """64 bits that depend on the path in the folder alone."""
+    name = path.relative_to(folder).as_posix().encode(errors="surrogateescape")
+    return int.from_bytes(sha256(name).digest()[:8], "big")
 
 
 def _split_by_partition(partition: Path, paths: list[Path], split: str) -> list[Path]:

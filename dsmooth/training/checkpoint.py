@@ -149,7 +149,7 @@ def load_checkpoint(checkpoint: Checkpoint, state: TrainState, *, force: bool = 
             raise ArgumentError(
                 "",
                 f"{path} was trained on other images than the {len(state.train_set):,} of "
-                f"{state.train_set.source};",
+                f"{state.train_set.source}, or in another order;",
                 Argument("force", True),
                 "goes on with these",
             )
