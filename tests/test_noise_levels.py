@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth.config import ModelConfig, TrainConfig
-from dsmooth.evaluate import score_pair
+from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
 from dsmooth.models import Models
 from dsmooth.nn.weights import at_level
 from dsmooth.philox import Stream, image_words
@@ -136,6 +137,15 @@ def pair_of_levels(n_classes: int = 0, **settings: object) -> dsmooth.SmoothedPa
     noisy = network("none", n_classes, **settings)
     denoiser = network("concat", n_classes, likelihood="discretized")
     return dsmooth.SmoothedPair(noisy, denoiser, GaussianSmoothing(LEVELS[-1]), (8, 8))
+
+
+def test_equation_4_is_about_one_level() -> None:
+    """A ladder's q has a Gaussian for each level, each with an e of its own."""
+    data = replace(random_dataset(2), name="mnist")
+    for levels, applies in (((0.5,), True), ((0.5, 0.1), False)):
+        bits = bits_per_dim(score_pair(pair_of_levels(), data, levels=levels))
+        assert (bits.conventions[0].equation_4 is not None) == applies
+        assert (bits.paper_readings is not None) == applies
 
 
 def test_one_level_is_two_step_sampling() -> None:

@@ -239,7 +239,7 @@ def score_pair(
     pair = rungs[-1]
     trained_as = pair.denoiser.config.likelihood
     of_paper = dataset.name == "mnist" and isinstance(pair.smoothing, GaussianSmoothing)
-    of_paper = of_paper and dataset.image_channels == 1
+    of_paper = of_paper and dataset.image_channels == 1 and len(rungs) == 1
 
     def nats_of(first: int, x: Tensor, label: Tensor | None) -> dict[str, Tensor]:
         """The rows (n_noise, B) of a batch."""
