@@ -15,6 +15,7 @@ import dsmooth
 from dsmooth.commands.frechet import load_real
 from dsmooth.commands.options import DataOptions, FrechetOptions
 from dsmooth.data import ImageDataset, load_dataset
+from dsmooth.data.order import choose_images
 from dsmooth.evaluate.classifier import load_classifier
 from dsmooth.evaluate.frechet import FeatureStatistics
 from dsmooth.evaluate.likelihood import BYTE_BITS, conventions, score_pair, score_plain
@@ -130,6 +131,10 @@ def test_frechet_of_drawn_samples_is_that_of_their_files(
     assert statistics["kernel"] is None
     assert statistics["reference"]["split"] == "train"
     assert batches["kernel"]["value"] == pytest.approx(stored["kernel"]["value"], rel=1e-5)
+    test_set = load_dataset("folder", "test", "images")
+    np.savez("few.npz", x=choose_images(test_set, len(test_set) - 1))
+    few = measured("fid", "few.npz", *by_file[2:])
+    assert few["floor"] == few["value"]  # the floor is of such images
     # Images of another's file as the reference; nothing says of which data they are.
     alone = measured("fid", "x.npz", "--reference", "x.npz", *options, "--precision-recall")
     assert (alone["n_reference"], alone["n_floor"], alone["floor_images"]) == (12, 0, None)
@@ -154,11 +159,15 @@ def test_statistics_are_compared_with_their_own_data_and_label(tmp_path: Path) -
     others = floor(folder)
     assert others is not None
     assert others.name == "folder"
+    floor(folder | {"floor_sha256": others.digest})
+    with pytest.raises(ValueError, match="npz was saved with other test images than those of "):
+        floor(folder | {"floor_sha256": "0" * 64})
     with pytest.raises(ValueError, match="npz is of folder, not of --data mnist"):
         floor(folder, dataset=DataOptions(data="mnist"))
-    real, described, _ = load_real(FrechetOptions((Path("x.npz"),), label=3), mnist, None)
+    real, described, threes = load_real(FrechetOptions((Path("x.npz"),), label=3), mnist, None)
     assert isinstance(real, ImageDataset)
     assert f"{len(real)} images of class 3 of " in described["source"]
+    assert described["floor_sha256"] == threes.digest
     for label in ("each", 4):
         with pytest.raises(ValueError, match=r"npz needs --label 3"):
             floor(described, label=label)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..data import SPLITS, ImageDataset
+from ..data.order import choose_images
 from ..distributed import barrier, rank_and_size
 from ..evaluate.classes import frechet_by_class
 from ..evaluate.comparison import Comparison, check_statistics, compare_images
@@ -75,7 +76,7 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
         samples.images,
         reference,
         extractor,
-        floor=None if others is None else others.images[: len(samples.images)],
+        floor=None if others is None else choose_images(others, len(samples.images)),
         batch_size=options.batch_size,
         subsets=options.subsets,
         subset_size=options.subset_size,
@@ -93,7 +94,7 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
         "reference": described,
         "floor_images": None
         if others is None
-        else {**describe_data(others), "first": result.n_floor},
+        else {**describe_data(others), "n_images": result.n_floor},
         "bytes": BYTES,
         "seed": options.seed,
     }
@@ -147,8 +148,9 @@ def load_real(
 
     other_split = next(split for split in SPLITS if split != options.split)
     if options.reference is None:
-        dataset = load(options.split)
-        return dataset, describe_data(dataset) | {"label": options.label}, load(other_split)
+        dataset, others = load(options.split), load(other_split)
+        asked = {"label": options.label, "floor_sha256": others.digest}
+        return dataset, describe_data(dataset) | asked, others
     found = read_reference(options.reference)
     known = options.dataset.data is not None or models is not None
     if isinstance(found, FeatureStatistics):
@@ -173,7 +175,14 @@ def load_real(
     if options.precision_recall and not isinstance(found, ImageSet):
         raise ValueError("--precision-recall needs real images, not the statistics of --reference")
     real = as_grey(found.images) if isinstance(found, ImageSet) else found
-    return real, described, load(other_split) if known else None
+    floor = load(other_split) if known else None
+    stated = found.description.get("floor_sha256") if isinstance(found, FeatureStatistics) else None
+    if floor is not None and stated not in (None, floor.digest):  # version 0.2 did not save it
+        raise ValueError(
+            f"{options.reference} was saved with other {other_split} images than those of "
+            f"{floor.source}: name its own data"
+        )
+    return real, described, floor
 
 
 def models_to_draw(samples: Sequence[Path]) -> Models | None:

@@ -53,6 +53,14 @@ def epoch_order(n: int, epoch: int, seed: int) -> Tensor:
     return _permutation(n, epoch, seed).clone()
 
 
+def choose_images(dataset: ImageDataset, count: int) -> Tensor:
+    """`count` images, or all, in a fixed random order: the later ones may be harder, as MNIST's.
+
+    Returns bytes (N, C, H, W).
+    """
+    return dataset.images[epoch_order(len(dataset), 0, 0)[:count]]
+
+
 def indices_at(n: int, images_seen: int, batch_size: int, seed: int) -> Tensor:
     """Return the image indices of positions images_seen .. images_seen + batch_size - 1.
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from .._version import __version__
 from ..config import ProbeInput, ProbeSettings
-from ..data import ImageDataset, epoch_order, load_dataset
+from ..data import ImageDataset, load_dataset
+from ..data.order import choose_images
 from ..evaluate.classes import classify
 from ..evaluate.comparison import collect_statistics, measure_images
 from ..evaluate.features import make_extractor
@@ -179,9 +180,7 @@ def measure_samples(
     def compute() -> dict[str, Any]:
         images = train_set.images
         _, reference = measure_images(extractor, "training images", images, progress=progress)
-        # Shuffled: the later ones of MNIST's test images are harder.
-        order = epoch_order(len(test_set), 0, 0)
-        kinds = {**samples, "test images": test_set.images[order[: options.samples]]}
+        kinds = {**samples, "test images": choose_images(test_set, options.samples)}
         results = {}
         for name, images in kinds.items():
             (found, logits), _ = measure_images(extractor, name, images, progress=progress)
