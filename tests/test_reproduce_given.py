@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -12,8 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+import dsmooth
 from dsmooth.config import ProbeSettings, ReproductionStage
+from dsmooth.data import to_float
 from dsmooth.data.mnist import load_embedded_mnist
+from dsmooth.data.order import choose_images
+from dsmooth.evaluate.likelihood import evaluate_bits_per_dim
 from dsmooth.models import load_models
 from dsmooth.reproduce import PretrainedPlan, Sizes, reproduce, stages
 from dsmooth.reproduce.results import describe_model
@@ -77,15 +83,37 @@ def test_given_models_are_measured_and_reported(reported: Path) -> None:
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("stage", [None, "samples", "probes"])
+@pytest.mark.parametrize("stage", [None, "samples", "frechet", "probes"])
 def test_no_finished_stage_is_repeated_but_the_one_that_is_asked_for(
     given: tuple[Path, ...], again: Path, stage: ReproductionStage | None
 ) -> None:
+    """Samples are read whatever their number."""
     before, results = stamps(again), (again / "results.json").read_bytes()
-    assert reproduce(again, PretrainedPlan(given), sizes=SIZES, only=stage) == 0
+    sizes = SIZES if stage in (None, "samples") else replace(SIZES, count=5)
+    assert reproduce(again, PretrainedPlan(given), sizes=sizes, only=stage) == 0
     after = stamps(again)
     assert {name for name in after if after[name] != before[name]} == {stage} - {None}
     assert (again / "results.json").read_bytes() == results
+
+
+def test_numbers_are_of_their_images_seed_and_settings(
+    given: tuple[Path, ...], tmp_path: Path
+) -> None:
+    models, every = load_models(given), load_embedded_mnist("test")
+    other = replace(models, smoothed=copy.copy(models.pair))
+    other.pair.smoothing = dsmooth.GaussianSmoothing(0.5)
+    cases = ((models, 0, 0), (models, 7, 0), (models, 7, 4), (other, 7, 4))
+    for chosen, seed, first in cases:
+        data = every.part(slice(first, first + 6))
+        one = stages.Stages(tmp_path, chosen, every, data, replace(SIZES, scored_images=4), seed)
+        pair = evaluate_bits_per_dim(chosen.pair, data, seed=seed, limit=4)
+        assert one.bits_per_dim()["pair"]["value"] == pair.value
+        found = one.compare({"plain": to_float(choose_images(every.part(slice(6)), 3))})
+        distances = [found["distances"][name]["value"] for name in ("plain", "real")]
+        assert (distances[0] == distances[1]) == (first == 0)  # the floor is of such images
+    kept = (tmp_path / "frechet.json").read_bytes()
+    assert replace(one, only="frechet").compare({}) == found
+    assert (tmp_path / "frechet.json").read_bytes() == kept
 
 
 def test_results_of_other_weights_and_damaged_ones_are_not_reported(

@@ -133,7 +133,7 @@ class PretrainedPlan:
         return train_set, test_set
 
     def description(self, models: Models, test_set: ImageDataset) -> dict[str, Any]:
-        """All that decides the results, as JSON."""
+        """The facts that tell this reproduction from others, as JSON."""
         return {
             "name": self.name,
             "seed": self.seed,

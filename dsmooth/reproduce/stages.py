@@ -22,6 +22,7 @@ from ..config import (
     ReproductionStage,
 )
 from ..data import ImageDataset, to_bytes
+from ..data.order import choose_images
 from ..data.reading import read_npz
 from ..distributed import barrier, rank_and_size
 from ..evaluate.comparison import compare_images, measure_images
@@ -88,9 +89,9 @@ class Stages:
     """The stages for some models in one folder; a result is computed unless it is there.
 
     only: compute this stage again and no other. Results of the others are read if they are there
-    and of these weights, whatever their sizes. precision: of networks, as of `dsmooth sample`.
-    guidance: for a pair with classes, of two-step samples beside the others; by default none.
-    Under torchrun all processes compute together, and rank 0 writes.
+    and of these weights and images, whatever their sizes. precision: of networks, as of
+    `dsmooth sample`. guidance: for a pair with classes, of two-step samples beside the others; by
+    default none. Under torchrun all processes compute together, and rank 0 writes.
     """
 
     folder: Path
@@ -128,14 +129,19 @@ class Stages:
         path = self.folder / f"{name}.json"
         barrier()  # nobody writes while another looks
         found = read_json(path) if path.exists() else {}
-        stated = found.get(KEY)
+        key = json.loads(json.dumps(key))  # as a later call reads it
+        stated = found[KEY] if isinstance(found.get(KEY), dict) else {}
+        # Version 0.2 did not state the data.
+        known = {"data_sha256": key.get("data_sha256"), **stated}
+        names = key.keys() & {"weights_sha256", "data_sha256"}
+        kept = found if all(known.get(name) == key[name] for name in names) else {}
         if self.only not in (None, stage):
-            stated = stated if isinstance(stated, dict) else {}
-            return found if stated.get("weights_sha256") == key.get("weights_sha256") else {}
+            return kept
         if self.only is None and stated == key:
             return found
-        # As a later call reads it.
         result: dict[str, Any] = json.loads(json.dumps({KEY: key, **compute()}))
+        if "skipped" in result and found and "skipped" not in found:
+            return kept or result  # the numbers stay
         if rank_and_size()[0] == 0:
             write_json(path, result)
         return result
@@ -192,13 +198,18 @@ class Stages:
         given = None if x_tilde is None else x_tilde.to(models.device)
         asked: dict[str, Any] = {"method": method, "label": label, "guidance": guidance}
         request = Request(count, self.seed, x_tilde=given, **asked)
-        weights = list(models.digests().values())
-        key = {"count": count, **request.identity(), "weights_sha256": weights}
+        key = {
+            "count": count,
+            **request.identity(),
+            "settings": models.identity(),
+            "weights_sha256": list(models.digests().values()),
+        }
         if self.precision != "auto":
             key["precision"] = self.precision
         path = self.folder / "samples" / f"{name}.npz"
-        x = None if self.only == "samples" else _stored_images(path, key)
-        if x is not None or self.only not in (None, "samples"):
+        others = self.only not in (None, "samples")
+        x = None if self.only == "samples" else _stored_images(path, key, any_count=others)
+        if x is not None or others:
             return x
         draw = models.drawer(request, Execution(precision=self.precision))
         with progress(f"drawing {name}", count) as done:
@@ -213,6 +224,7 @@ class Stages:
         """Bits/dim on held-out images. longer: a plain model, trained for as long as the pair."""
         models, n = self.models, min(self.sizes.scored_images, len(self.test_set))
         common: dict[str, Any] = {"limit": n, "batch_size": CHUNK}
+        settings = {"seed": self.seed, **settings}
 
         def compute() -> dict[str, Any]:
             with autocast(models.device, self.precision):
@@ -235,7 +247,14 @@ class Stages:
                         result["pair_less"][name] = asdict(paired_difference(scores, other))
             return result
 
-        key = {"n_images": n, **settings, "weights_sha256": models.digests()}
+        key = {
+            "n_images": n,
+            **settings,
+            "settings": models.identity(),
+            "clean_noise": models.clean_noise,
+            "data_sha256": {"test": self.test_set.digest},
+            "weights_sha256": models.digests(),
+        }
         if longer is not None:
             key["longer_sha256"] = weights_digest(longer)
         if self.precision == "bfloat16":
@@ -263,7 +282,7 @@ class Stages:
             if not samples:
                 return {"skipped": "there are no samples to compare"}
             _, reference = measure_images(network, "real images", real, progress=progress)
-            others = self.test_set.images[:count]
+            others = choose_images(self.test_set, count)
             distances: dict[str, Any] = {}
             floor: dict[str, Any] = {}
             for name, images in samples.items():
@@ -287,6 +306,7 @@ class Stages:
         key = {
             "extractor": extractor if network is None else network.describe(),
             "samples_sha256": {name: digest_of(images) for name, images in samples.items()},
+            "data_sha256": {"train": self.train_set.digest, "test": self.test_set.digest},
             "weights_sha256": self.models.digests(),
         }
         return self.stored("frechet", "frechet", key, compute)
@@ -333,8 +353,11 @@ def black_share(images: Tensor) -> float:
     return float((images == 0).double().mean())
 
 
-def _stored_images(path: Path, key: Mapping[str, Any]) -> Tensor | None:
+def _stored_images(path: Path, key: Mapping[str, Any], *, any_count: bool = False) -> Tensor | None:
     """The images in `path`; None if they were drawn with another key."""
-    arrays = read_npz(path) if path.exists() else {}
-    same = json.loads(str(arrays.get(KEY, "null"))) == json.loads(json.dumps(key))
-    return torch.from_numpy(arrays["x"]) if same else None
+    arrays, key = read_npz(path) if path.exists() else {}, json.loads(json.dumps(key))
+    # Version 0.2 did not state the settings.
+    stated = {"settings": key["settings"], **json.loads(str(arrays.get(KEY, "{}")))}
+    if any_count:
+        stated["count"] = key["count"]
+    return torch.from_numpy(arrays["x"]) if stated == key else None
