@@ -229,7 +229,7 @@ def test_a_card_of_a_pair_with_classes(tmp_path: Path) -> None:
     with np.load(tmp_path / "work" / "samples" / "guided.npz") as arrays:
         assert json.loads(str(arrays["asked"]))["guidance"] == card["samples"]["guidance"] == 0.1
     with Image.open(folder / "samples.png") as picture:
-        assert picture.width > 2 * 10 * 28
+        assert picture.width > 3 * 10 * 28
 
 
 def test_numbers_of_a_card_are_of_their_seed_and_samples() -> None:

@@ -44,6 +44,7 @@ from .stages import Sizes, Stages, black_share, bytes_to_compare
 SLICE_IMAGES = 40
 CONFIDENT_IMAGES = 1000
 CONFIDENCES = (0.9, 0.99)
+GRIDS = ("plain", "noisy", "two-step", "guided")  # samples that the card shows
 # Networks that are probed, by their input: the noisy model as in the paper; on clean images also
 # the plain model and an untrained one, to compare it with.
 PROBED: dict[ProbeInput, tuple[str, ...]] = {
@@ -139,7 +140,7 @@ def save_samples(pictures: Mapping[str, Tensor], columns: int, path: Path) -> No
 
     With as many columns as classes a column has the images of a class.
     """
-    kinds = [pictures[name] for name in ("plain", "noisy", "two-step") if name in pictures]
+    kinds = [pictures[name] for name in GRIDS if name in pictures]
     rows = min(columns, len(kinds[0]) // columns)
     grids = [visible(x[: rows * columns]).unflatten(0, (rows, columns)) for x in kinds]
     gap = torch.full_like(grids[0][:, :1], BORDER / 127.5 - 1)
