@@ -236,9 +236,9 @@ class Folder:
         path = self.path / self.manifest
         if RunFolder(self.path).config.exists():
             raise ValueError(f"{self.path} is the folder of a run or a pair: choose another one")
-        for other in Folder.__subclasses__():
-            if other.manifest != self.manifest and (self.path / other.manifest).exists():
-                raise ValueError(f"{self.path} holds {other.pattern}: choose another folder")
+        for kind in Folder.__subclasses__():
+            if kind.manifest != self.manifest and (self.path / kind.manifest).exists():
+                raise ValueError(f"{self.path} holds {kind.pattern}: choose another folder")
         if not path.exists():
             if any(self.path.glob(self.pattern)):
                 raise ValueError(

@@ -322,11 +322,12 @@ def checked_guidance(value: Any) -> float:
     The samplers compute in float32. One that is 0 there, or may be, must be 0 everywhere.
     """
     normal = torch.finfo(torch.float32)
-    if not isinstance(value, Real) or not (value == 0 or normal.tiny <= value <= normal.max):
+    number = float(value) if isinstance(value, Real) else math.nan
+    if number != 0 and not normal.tiny <= number <= normal.max:
         raise ArgumentError(
             "guidance", f"must be 0, or positive and a normal float32, got {value!r}"
         )
-    return float(value)
+    return number
 
 
 def digest_of(*tensors: Tensor) -> str:
