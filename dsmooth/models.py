@@ -119,7 +119,7 @@ class Models:
         how: dict[str, Any] = {"execution": execution}
         if candidates > 1 and (request.guidance or request.temperature != 1):
             raise ArgumentError(
-                "candidates", "are weighed as drawn without temperature or guidance"
+                "candidates", "need temperature 1 and no guidance, as their weights do"
             )
         if candidates > 1 and (len(rungs) > 1 or request.method != "two-step"):
             raise ArgumentError("candidates", "need method two-step and one noise level")
