@@ -17,8 +17,8 @@ from ..data import epoch_order
 FeatureMatrix = NDArray[np.float16]  # features (N, D), writable, possibly on disk
 Labelled = tuple[FeatureMatrix, Tensor]  # and labels (N,) int64
 
-# Images that are read at a time. A step takes as many, or fewer if an epoch of so large steps had
-# less than STEPS_PER_EPOCH.
+# Images that are read at a time. A step takes as many, or fewer if an epoch would otherwise have
+# fewer than STEPS_PER_EPOCH steps.
 STEP_IMAGES = 100
 STEPS_PER_EPOCH = 10
 # A step of Adam moves every weight by about its rate, and so a sum over D scaled features by up to

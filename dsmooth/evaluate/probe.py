@@ -148,7 +148,7 @@ def probed_weights(
 
 
 def results_of(results: Mapping[str, Any], only: Collection[str] | None) -> dict[str, Any]:
-    """A result of `probe_pair` with the accuracies of `only` what is named; None for all."""
+    """A result of `probe_pair` with the accuracies of these networks alone; of all for None."""
     found = results.get("accuracy", {})
     kept = {name: found[name] for name in found if only is None or name in only}
     return {**results, "accuracy": kept}
