@@ -235,14 +235,21 @@ def measure_slice(models: Models, seed: int) -> dict[str, Any]:
     return {"n_images": SLICE_IMAGES, **values}
 
 
-def render_card(card: Mapping[str, Any], template: str | None = None) -> str:
-    """README.md of the folder of packaged models, from the content of card.json.
-
-    template: summary.md and summary_classes.md have the few numbers of the package's README.
-    """
-    own = "card_classes.md" if "classes" in card else "card.md"
+def render_card(card: Mapping[str, Any]) -> str:
+    """README.md of the folder of packaged models, from the content of card.json."""
+    template = "card_classes.md" if "classes" in card else "card.md"
     command = measuring_command(card)
-    return render(template or own, card=card, command=command, CONFIDENT_IMAGES=CONFIDENT_IMAGES)
+    return render(template, card=card, command=command, CONFIDENT_IMAGES=CONFIDENT_IMAGES)
+
+
+def render_summary(card: Mapping[str, Any], told: Mapping[str, Any]) -> str:
+    """The few numbers of the package's README, from the cards of `mnist` and `mnist-classes`.
+
+    The second pair's bound is given the class, whose own bits are added to it: so it is comparable.
+    """
+    n_classes = told["runs"]["noisy"]["settings"]["model"]["n_classes"]
+    label_bits = math.log2(n_classes) / told["bits_per_dim"]["pair"]["dimensions"]
+    return render("summary.md", card=card, told=told, label_bits=label_bits)
 
 
 def measuring_command(card: Mapping[str, Any]) -> str:
