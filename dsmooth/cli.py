@@ -14,8 +14,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any, Union, cast, get_args, get_type_hints
+from typing import Annotated, Any, Union, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 import tyro
@@ -218,6 +219,10 @@ def _parse(prog: str, kind: type, args: list[str]) -> Any:
     """The command that the arguments mean; prints help, or an error that names the nearest."""
     types = option_types(kind)
     given, words = _given(args, types)
+    folder = None
+    if kind is Train and len(words) > 1:  # FOLDER, behind the role, stands for two options
+        folder = {"data": "folder", "data_dir": str(Path([*words.values()][1]))}
+        given |= folder
     check_one_length(given)
     for name in given.keys() - types.keys():
         meant = HINTS.get(flag := f"--{name.replace('_', '-')}", "")
@@ -230,7 +235,9 @@ def _parse(prog: str, kind: type, args: list[str]) -> Any:
             default = replace(default, settings=replace(default.settings, images=None))
     elif kind is Train:
         role = next((word for word in words.values() if word in get_args(Role)), "noisy")
-        default = _default_training(cast(Role, role), given, args)
+        default = Train(role=tyro.MISSING, settings=_default_training(cast(Role, role), given))
+    if folder:
+        default = replace(default, settings=replace(default.settings, **folder))
     return tyro.cli(
         kind,
         args=args,
@@ -242,18 +249,32 @@ def _parse(prog: str, kind: type, args: list[str]) -> Any:
 
 
 def _given(args: Sequence[str], types: Mapping[str, Any]) -> tuple[dict[str, str], dict[int, str]]:
-    """The options among the arguments, by their names in Python; the other words by their place."""
-    given, words, left = {}, {}, iter(enumerate(args))
-    for i, word in left:
-        name, equals, value = word[2:].partition("=")
+    """The options among the arguments, by their names in Python; the other words by their place.
+
+    Of an option with several values the first is kept.
+    """
+    given, words, i = dict[str, str](), dict[int, str](), 0
+    while i < len(args):
+        name, equals, value = args[i][2:].partition("=")
         name = name.replace("-", "_")
-        if not word.startswith("--"):
-            words[i] = word
-        elif equals or types.get(name.removeprefix("no_")) is bool:
-            given[name] = value
+        values = list[str]()
+        if not args[i].startswith("--"):
+            words[i] = args[i]
         else:
-            given[name] = next(left, (0, ""))[1]
+            if not equals and types.get(name.removeprefix("no_")) is not bool:
+                behind = args[i + 1 :][: _most_values(types.get(name))]
+                values = [*takewhile(lambda word: not word.startswith("--"), behind)]
+            given[name] = next(iter(values), value)
+        i += 1 + len(values)
     return given, words
+
+
+def _most_values(hint: Any) -> int | None:
+    """How many words an option of this type takes at most; None for any number."""
+    for part in (hint, *get_args(hint)):
+        if get_origin(part) is tuple:
+            return None if ... in get_args(part) else len(get_args(part))
+    return 1
 
 
 def _wrapped(text: str) -> str:
@@ -262,28 +283,22 @@ def _wrapped(text: str) -> str:
     return "\n".join(map(wrapper.fill, inspect.cleandoc(text).split("\n\n")))
 
 
-def _default_training(role: Role, given: Mapping[str, str], args: Sequence[str]) -> Train:
-    """The options of `train` from the run to resume, else from a preset and from the data."""
+def _default_training(role: Role, given: Mapping[str, str]) -> TrainConfig:
+    """The settings of the run to resume, else of a preset and of the data."""
     run = RunFolder(given.get("out") or default_folder(role))
     if "resume" in given and "preset" not in given and run.config.exists():
-        return Train(role=tyro.MISSING, settings=run.read_config()[0])
-    settings = preset(given.get("preset") or DEFAULT_PRESET, role)
-    if "budget" in given:
-        settings = replace(settings, images=None)
-    folder, data = given.get("data_dir"), given.get("data") or settings.data
-    # The word behind the role; elsewhere it may be the value of an option.
-    if len(args) > 1 and args[0] == role and not args[1].startswith("-"):
-        folder, data = args[1], "folder"
-        settings = replace(settings, data=data, data_dir=folder)
+        return run.read_config()[0]
+    named: dict[str, Any] = {key: given[key] for key in ("data", "data_dir") if given.get(key)}
+    named |= {"images": None} if "budget" in given else {}
+    settings = preset(given.get("preset") or DEFAULT_PRESET, role, **named)
     channels = None
-    if data == "folder" and folder and Path(folder).is_dir():
+    if settings.data == "folder" and settings.data_dir and Path(settings.data_dir).is_dir():
         from .data.folder import folder_channels
 
-        channels = folder_channels(Path(folder))
-    if "preset" not in given and (channels == 3 or data in ("cifar10", "celeba")):
-        theirs = preset(RGB_PRESET, role)
-        settings = replace(theirs, data=settings.data, data_dir=settings.data_dir)
-    if data != "celeba" and not (data == "folder" and "preset" in given):
+        channels = folder_channels(Path(settings.data_dir))
+    if "preset" not in given and (channels == 3 or settings.data in ("cifar10", "celeba")):
+        settings = preset(RGB_PRESET, role, **named)
+    if settings.data != "celeba" and not (settings.data == "folder" and "preset" in given):
         settings = replace(settings, image_size=None)  # these have a size of their own
     if "init" in given:
         from .training.checkpoint import find_initial
@@ -294,7 +309,7 @@ def _default_training(role: Role, given: Mapping[str, str], args: Sequence[str])
         )
     elif channels is not None and "image_channels" not in given:
         settings = replace(settings, model=replace(settings.model, image_channels=channels))
-    return Train(role=tyro.MISSING, settings=settings)
+    return settings
 
 
 def read_options(kind: type, path: Path, prog: str) -> Any:

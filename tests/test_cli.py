@@ -263,6 +263,27 @@ def test_channels_follow_a_folder(
     complains(capsys, "--image-channels must fit the images of folder, which", *grey)
 
 
+def test_a_folder_stands_for_two_options_wherever_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "images", {"a.png": random_bytes((1, 8, 8, 3))[0]})
+    save_run(tmp_path / "run", "noisy")
+
+    def shown(words: str) -> dict[str, object]:
+        assert run("train", "noisy", *words.split(), "--print-config") == 0
+        return json.loads(capsys.readouterr().out)
+
+    for options, folder in (
+        *(("", spelt) for spelt in ("images", "images/", "./images")),
+        *((f"{several} ", "images") for several in ("--budget 1", "--flip", "--betas 0.9 0.99")),
+        ("--noise-levels 0.2 0.5 --out x ", "images"),
+        ("--config run/config.json ", "images"),
+        ("--out run --resume ", "images"),
+    ):
+        assert shown(options + folder) == shown(f"{options} --data folder --data-dir images")
+
+
 def test_a_pair_of_a_folder_by_one_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], small_runs: None
 ) -> None:

@@ -22,11 +22,15 @@ MISTAKES = [
     (f"train noisy --out /proc/a {TINY}", "config.json cannot be written: /proc"),
     ("train denoiser --out noisy --resume", "another run: its role is noisy, not denoiser"),
     (f"train noisy --out noisy {TINY}", "go on with it by --resume or choose"),
-    (f"train noisy b --data-dir c {TINY}", "b and c are two folders of images"),
+    (f"train noisy b --data-dir c {TINY}", "b, and --data folder --data-dir c was given: leave"),
+    (f"train noisy {TINY} b --data mnist", "b stands for --data folder --data-dir b, and --data m"),
+    (f"train pair {TINY} --out half", "half/denoiser already holds a run"),
+    (f"train pair {TINY} --out swapped --resume", "another run: its role is noisy, not denoiser"),
     ("train pair --config noisy/config.json", "has the settings of one"),
     (f"train noisy --budget 1 {TINY}", "--images and --budget both say how long the run is"),
     ("train noisy --config log.json", "training run: it has no role"),
     ("sample noisy other", "the runs do not fit together"),
+    ("sample noisy -n 0", "--count must be at least 1, got 0"),
     ("sample noisy --png", "--png is for a folder: give --out a path without a"),
     ("sample noisy --adm", "--adm is for a .npz: give --out one"),
     ("sample noisy -n 401", "or a folder with --png for one PNG per image"),
@@ -48,6 +52,8 @@ MISTAKES = [
     ("evaluate bpd", "name a saved pair"),
     ("evaluate bpd noisy", "is a single model: name a saved pair"),
     ("evaluate bpd plain --plain plain", "plain and plain both hold a plain model"),
+    ("evaluate bpd plain --levels 0.5", "--levels is for a pair, not for a plain model"),
+    ("evaluate bpd plain --clean-noise 0", "--clean-noise is for a pair, not for a plain model"),
     ("evaluate bpd noisy denoiser --per-class", "--per-class needs labelled images, but"),
     ("evaluate bpd noisy denoiser --data-dir nowhere --limit 0", "--limit must be at least 1, got"),
     ("evaluate bpd noisy denoiser --threads 0", "--threads must be at least 1, got 0"),
@@ -60,7 +66,12 @@ MISTAKES = [
     (f"{FID} nowhere", "there is no folder, image file, .npz or .npy nowhere"),
     (f"{FID} x.npy noisy", "name two run folders, or a single file or folder"),
     (f"{FID} empty", "holds neither a model, nor .npy shards, nor image files"),
-    (f"{FID} x.npy -n 0", "the number of images must be at least 1, got 0"),
+    (f"{FID} x.npy -n 0", "--count must be at least 1, got 0"),
+    (f"{FID} x.npy --method noisy", "--method is for models to draw from, not for x.npy"),
+    (f"{FID} x.npy --guidance 1", "--guidance is for models to draw from, not for x.npy"),
+    (f"{FID} x.npy --temperature 2", "--temperature is for models to draw from, not for x.npy"),
+    (f"{FID} x.npy --keep kept", "--keep is for models to draw from, not for x.npy"),
+    (f"{FID} pair --keep kept.npz", "--keep must be a folder, without a suffix, got kept.npz"),
     (f"{FID} x.npy -n 1", "samples must hold at least 2 images, got 1"),
     (f"{FID} x.npy --label 3", "--label needs labelled images, but"),
     (f"{FID} x.npy --reference none.npz", "there is no none.npz"),
@@ -90,6 +101,8 @@ def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = shutil.copytree(made, tmp_path_factory.mktemp("mistakes") / "copy")
     pixels = random_bytes((20, 8, 8))
     save_run(folder / "other", "denoiser", scale=0.3)
+    save_run(folder / "half" / "denoiser", "denoiser")
+    save_run(folder / "swapped" / "denoiser", "noisy")
     arrays = {
         "x": pixels,
         "levels": pixels.astype(np.float32),

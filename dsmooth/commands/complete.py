@@ -14,6 +14,7 @@ from ..data import to_float
 from ..data.folder import read_image_file
 from ..distributed import process_group, rank_and_size
 from ..evaluate.sources import as_grey, choose_data, read_images
+from ..fields import check_whole
 from ..files import write_npz
 from ..models import Models, load_models
 from ..pictures import BORDER, is_diverged, save_grid, visible
@@ -27,9 +28,7 @@ from .sample import GRID_LIMIT, check_outputs, prepare, request_of, say_filled
 
 def complete(options: Complete) -> None:
     """Carry out `dsmooth complete`. Raises ValueError or FileNotFoundError before any work."""
-    for name in ("count", "draws", "candidates"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    check_whole(options, ["count", "draws", "candidates"], 1)
     if options.mask is not None and options.keep_top is not None:
         raise ValueError("--keep-top and --mask both say which pixels are given: leave one out")
     if any(path.suffix not in (".png", ".npz") for path in options.out):

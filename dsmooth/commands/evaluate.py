@@ -32,7 +32,7 @@ from ..evaluate.likelihood import (
 )
 from ..evaluate.paper import EQUATION_4_SENTENCE, paper_sentence
 from ..evaluate.sources import choose_data, describe_data
-from ..fields import check_whole
+from ..fields import ArgumentError, check_whole
 from ..files import to_json, write_json
 from ..machine import autocast, choose_device, use_threads
 from ..models import load_models
@@ -51,7 +51,7 @@ def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions | Classifie
     if isinstance(options, Measure):
         check_whole(options, ["limit", "n_noise", "batch_size"], 1)
     if isinstance(options, FrechetOptions):
-        check_whole(options, ["subsets", "subset_size", "batch_size"], 1)
+        check_whole(options, ["count", "subsets", "subset_size", "batch_size"], 1)
     if isinstance(options, ClassifierOptions):
         check_output(options.out, ".safetensors")
         if rank_and_size()[0] == 0:  # nothing to share
@@ -83,6 +83,9 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
     device = choose_device(options.execution.device)
     models = load_models([*options.models, *filter(None, [options.plain])])
     pair = models.pair if models.plain is None else models.smoothed
+    for name in ("levels", "clean_noise"):
+        if pair is None and getattr(options, name) is not None:
+            raise ArgumentError(name, "is for a pair, not for a plain model: leave it out")
     dataset = choose_data(models, **vars(options.dataset)).load(options.split)
     if options.per_class:
         dataset.known_labels("per_class")  # refused before any work

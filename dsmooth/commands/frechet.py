@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -29,6 +28,7 @@ from ..evaluate.sources import (
     read_images,
     read_reference,
 )
+from ..fields import ArgumentError
 from ..machine import choose_device
 from ..models import Models, load_models
 from ..pretrained import is_model
@@ -52,7 +52,7 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
         import_fidelity("metric_prc", "--precision-recall needs")
     device = choose_device(options.execution.device)
     extractor = make_extractor(options.extractor, weights=options.weights, device=device)
-    models = models_to_draw(options.samples)
+    models = models_to_draw(options)
     choice = choose_data(models, **vars(options.dataset))
     real, described, others = load_real(options, choice, models)
     reference = real.images if isinstance(real, ImageDataset) else real
@@ -185,17 +185,23 @@ def load_real(
     return real, described, floor
 
 
-def models_to_draw(samples: Sequence[Path]) -> Models | None:
-    """The models that `samples` names; None for one file or folder of images."""
+def models_to_draw(options: FrechetOptions) -> Models | None:
+    """The models that the samples are drawn from; None for one file or folder of images."""
+    samples = options.samples
     if not samples:
         raise ValueError("name models to draw from, or a file or folder of images")
     if all(map(is_model, samples)):
+        if options.keep and options.keep.suffix:
+            raise ArgumentError("keep", f"must be a folder, without a suffix, got {options.keep}")
         return load_models(samples)
     if len(samples) > 1:
         raise ValueError(
             "name two run folders, or a single file or folder of images, got "
             f"{', '.join(map(str, samples))}"
         )
+    for name in ("method", "guidance", "temperature", "keep"):
+        if getattr(options, name) != getattr(FrechetOptions, name):
+            raise ArgumentError(name, f"is for models to draw from, not for {samples[0]}")
     return None
 
 

@@ -12,6 +12,7 @@ import torch
 
 from .._extension import cuda_obstacle, is_available
 from ..distributed import process_group, rank_and_size
+from ..fields import check_whole
 from ..files import check_writable
 from ..machine import choose_device
 from ..models import Models, load_models
@@ -36,6 +37,7 @@ GRID_LIMIT = 400
 
 def sample(options: Sample) -> None:
     """Carry out `dsmooth sample`. Raises ValueError or FileNotFoundError before any work."""
+    check_whole(options, ["count"], 1)
     check_outputs(options.out, options.count, png=options.png, adm=options.adm)
     with process_group():
         models = load_models(options.models)

@@ -17,6 +17,7 @@ def train(options: Train) -> int:
     """Carry out `dsmooth train`; returns the exit status, 128 + the signal's number if stopped."""
     assert options.role != "pair"  # dsmooth.cli makes a command of each of its two runs
     folder = options.out or default_folder(options.role)
+    check_run(options, folder)
     if (status := train_one(options, folder)) == 0:
         # NOISY and DENOISER stand for the folders of other runs.
         path, config = shlex.quote(str(folder)), RunFolder(folder).read_config()[0]
@@ -30,26 +31,34 @@ def train(options: Train) -> int:
     return status
 
 
-def train_one(options: Train, folder: Path) -> int:
-    """Train a model into `folder`; returns the exit status as `train` does."""
+def check_run(options: Train, folder: Path) -> None:
+    """Raise ValueError for options and a folder that do not fit, before any work."""
+    from ..training.beginning import check_new_run, is_restart
+
     if options.force and not options.resume:
         raise ValueError("--force is for --resume: a new run has no settings to change")
-    assert options.role != "pair"
-    run = RunFolder(folder)
+    run, images, settings = RunFolder(folder), options.folder, options.settings
     if options.resume and run.config.exists():
         role = run.read_config()[0].role
         if role != options.role:  # with the run's settings it would fit no other
             raise ValueError(f"{folder} holds another run: its role is {role}, not {options.role}")
-    settings = replace(options.settings, role=options.role)
-    if options.folder is not None and settings.data_dir != str(options.folder):
+    if images is not None and (settings.data, settings.data_dir) != ("folder", str(images)):
         raise ValueError(
-            f"{options.folder} and {settings.data_dir} are two folders of images: leave one out"
+            f"{images} stands for --data folder --data-dir {images}, and --data {settings.data} "
+            f"--data-dir {settings.data_dir} was given: leave one out"
         )
+    check_writable(run.config)
+    if not (options.resume or is_restart(run)):
+        check_new_run(run, settings)
+
+
+def train_one(options: Train, folder: Path) -> int:
+    """Train a model into `folder`; returns the exit status as `train` does."""
     from ..training import train as train_run
 
-    check_writable(run.config)
+    assert options.role != "pair"
     result = train_run(
-        settings,
+        replace(options.settings, role=options.role),
         folder,
         resume=options.resume,
         force=options.force,
@@ -69,7 +78,10 @@ def train_pair(noisy: Train, denoiser: Train) -> int:
     """Carry out `dsmooth train pair`; returns the exit status as `train` does."""
     assert noisy.out is not None
     assert denoiser.out is not None
-    for options, folder in ((noisy, noisy.out), (denoiser, denoiser.out)):
+    runs = {noisy.out: noisy, denoiser.out: denoiser}
+    for folder, options in runs.items():  # of both, before the first is trained
+        check_run(options, folder)
+    for folder, options in runs.items():
         share = options.settings.budget
         if share is not None:
             print(f"{options.role}: {share:.3g} of the pair's {2 * share:.3g} minutes", flush=True)
@@ -78,8 +90,7 @@ def train_pair(noisy: Train, denoiser: Train) -> int:
             print("pair: the same command with --resume goes on")
             return status
     minutes = [
-        f"{folder.name} {training_seconds(RunFolder(folder).history()) / 60:.1f}"
-        for folder in (noisy.out, denoiser.out)
+        f"{folder.name} {training_seconds(RunFolder(folder).history()) / 60:.1f}" for folder in runs
     ]
     path = shlex.quote(str(noisy.out.parent))
     print(f"pair: minutes of training: {', '.join(minutes)}; next: `dsmooth sample {path}`")
