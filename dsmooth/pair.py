@@ -18,7 +18,7 @@ from .config import Method, Precision, Role, Score
 from .fields import ArgumentError, check_number, check_one_of
 from .fit import check_fit, describe
 from .nn import PixelCNNpp
-from .nn.images import check_scale, check_tensor
+from .nn.images import check_scale, check_tensor, unrounded
 from .nn.score import score_of
 from .nn.weights import at_level, in_evaluation
 from .pictures import is_diverged
@@ -26,8 +26,15 @@ from .pretrained import SavedNetwork, pairs
 from .progress import progress as bar
 from .runs import Origin
 from .sampling import cached
-from .sampling.ladder import draw_pair, noise_terms
-from .sampling.request import Choices, Execution, Progress, Request, checked_guidance
+from .sampling.ladder import draw_pair, log_weight
+from .sampling.request import (
+    Choices,
+    Execution,
+    Progress,
+    Request,
+    checked_guidance,
+    known_pixels,
+)
 from .sampling.request import keep_top as top_rows
 from .smoothing import GaussianSmoothing, Smoothing
 
@@ -154,10 +161,12 @@ class SmoothedPair(nn.Module):
         check_number("draws", draws)
         if mask is None:
             mask = top_rows(keep_top, self.image_size).to(x.device)
-        elif isinstance(mask, Tensor) and len(mask) == len(x):
-            mask = mask.repeat_interleave(draws, dim=0)
-        exact = torch.promote_types(self.dtype, torch.float32)
-        known = x.to(exact).repeat_interleave(draws, dim=0)
+        given = known_pixels(x, mask, len(x), "x")
+        self._check_scale("x", given.values)
+        if self.denoiser.config.likelihood == "discretized":
+            x = unrounded(x)
+        exact = x.to(torch.promote_types(self.dtype, torch.float32))
+        known, mask = (each.repeat_interleave(draws, dim=0) for each in (exact, given.mask))
         return self.sample(len(known), known=known, mask=mask, **options)
 
     def forward(self, x: Tensor, **options: Any) -> Tensor:
@@ -189,10 +198,8 @@ class SmoothedPair(nn.Module):
     def _request(self, n: int, choices: Choices, **how: Any) -> Request:
         """The request of a user's choices; ValueError for known pixels that no image can have."""
         request = Request.make(n, choices, **how)
-        self._checked_guidance(request.guidance)
         if request.known is not None:
-            values = request.known.images.movedim(1, -1)[request.known.mask]
-            self._check_scale("known", values)
+            self._check_scale("known", request.known.values)
         return request
 
     def rungs(self, levels: Sequence[float] | None = None) -> list[SmoothedPair]:
@@ -203,7 +210,7 @@ class SmoothedPair(nn.Module):
         known = self.noise_levels
         if isinstance(levels, Real):
             raise ArgumentError("levels", f"must be a list of noise levels, got {levels}")
-        chosen = known[-1:] if levels is None else levels
+        chosen = known[-1:] if levels is None else tuple(levels)
         falling = all(high > low for high, low in pairwise(chosen))
         if not chosen or not falling or not set(chosen) <= set(known):
             raise ArgumentError(
@@ -267,14 +274,11 @@ class SmoothedPair(nn.Module):
             )
         check_one_of("score", score, get_args(Score))
         self._check_images("x_tilde", x_tilde)
-        guidance = self._checked_guidance(guidance)
+        guidance = checked_guidance(guidance)
+        if guidance and not self.n_classes:
+            raise ArgumentError("guidance", "is for pairs with classes, which this one has not")
         noisy = self.at(self.smoothing.scale).noisy
-        label = self.label_for(noisy, label)
-        gradient = score_of(noisy, x_tilde, score, label)
-        if guidance and label is not None:
-            no_class = x_tilde.new_zeros(len(x_tilde), noisy.config.condition_size)
-            other = score_of(noisy, x_tilde, score, no_class)
-            gradient = torch.lerp(other, gradient, 1 + guidance)
+        gradient = score_of(noisy, x_tilde, score, self.label_for(noisy, label), guidance)
         return x_tilde + self.smoothing.scale**2 * gradient
 
     @torch.no_grad()
@@ -306,24 +310,9 @@ class SmoothedPair(nn.Module):
         self._check_images("x", x)
         self._check_scale("x", x)
 
-        labels: list[Tensor | None] = [label]
-        if label is None and self.n_classes:
-            every = torch.arange(self.n_classes, device=x.device)
-            labels = [each.expand(len(x)) for each in every]
-        rungs = self.rungs(levels)
-        # A denoiser without classes needs no second pass.
-        told = labels if rungs[-1].denoiser.config.condition_size else labels[:1]
-        draws: list[Tensor] = []
-        for repeat in range(n_noise):
-            noise: list[Tensor] = []
-            for each in labels:
-                x_tilde, noisy, smoothing = noise_terms(
-                    rungs, x, each, seed=seed, first_index=first_index, repeat=repeat
-                )
-                noise.append(noisy + smoothing)
-            clean = [rungs[-1].denoiser_log_prob(x, x_tilde, each) for each in told]
-            draws.append(torch.stack(noise) + torch.stack(clean))
-        weights = torch.stack(draws).logsumexp(1) - math.log(len(labels))
+        rungs, where = self.rungs(levels), {"seed": seed, "first_index": first_index}
+        draws = [log_weight(rungs, x, label, repeat=i, **where) for i in range(n_noise)]
+        weights = torch.stack(draws)
         if importance_weighted:
             return torch.logsumexp(weights, dim=0) - math.log(n_noise)
         return weights.mean(0)
@@ -342,14 +331,9 @@ class SmoothedPair(nn.Module):
             raise ValueError("label was given, but neither model of the pair has classes")
         return label if model.config.condition_size else None
 
-    def _checked_guidance(self, guidance: float) -> float:
-        if guidance and not self.n_classes:
-            raise ArgumentError("guidance", "is for pairs with classes, which this one has not")
-        return checked_guidance(guidance)
-
     def _request_for(self, model: PixelCNNpp, request: Request) -> Request:
-        """The request as one of the two models takes it."""
-        guidance = request.guidance if model.config.condition_size else 0.0
+        """The request as one of the two models takes it; without classes both refuse guidance."""
+        guidance = request.guidance if model.config.condition_size or not self.n_classes else 0.0
         return replace(request, label=self.label_for(model, request.label), guidance=guidance)
 
     def _check_images(self, name: str, x: Tensor) -> None:

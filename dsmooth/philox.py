@@ -8,11 +8,12 @@ batch size, order, thread count or rank.
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .fields import ArgumentError
+from .fields import ArgumentError, check_number
 
 MAX_SEED = 2**64 - 1
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -42,13 +43,22 @@ class Stream(IntEnum):
     LABEL = 13  # the training images whose class is hidden
 
 
-def split_seed(seed: int) -> tuple[int, int]:
+def split_seed(seed: Any) -> tuple[int, int]:
     """The key (low word, high word) of a seed. Raises ValueError outside 0 <= seed < 2**64."""
-    if not hasattr(seed, "__index__"):
-        raise ArgumentError("seed", f"must be a whole number, got {seed!r}")
+    check_number("seed", seed, None)
+    seed = seed.__index__()
     if not 0 <= seed <= MAX_SEED:
         raise ArgumentError("seed", f"must lie in 0 .. 2**64 - 1, got {seed}")
     return seed & _MASK, seed >> 32
+
+
+def whole_index(first_index: Any, n_images: int) -> int:
+    """The number of the first of some images. Raises ValueError where one is out of range."""
+    check_number("first_index", first_index, None)
+    first_index = first_index.__index__()
+    if first_index < 0 or first_index + n_images > 2**63 - 1:
+        raise ArgumentError("first_index", f"must lie in 0 .. 2**63 - 1, got {first_index}")
+    return int(first_index)
 
 
 def seed_from(seed: int, number: int, stream: Stream, repeat: int = 0) -> int:
@@ -101,9 +111,8 @@ def image_words(
     read back, and so not checked. Returns (n_images, n_counters, 4) int64.
     Raises ValueError for a seed, an index, a stream or a repeat out of range.
     """
-    known = not isinstance(first_index, Tensor)
-    if known and (first_index < 0 or first_index + n_images > 2**63 - 1):
-        raise ArgumentError("first_index", f"must lie in 0 .. 2**63 - 1, got {first_index}")
+    if not isinstance(first_index, Tensor):
+        first_index = whole_index(first_index, n_images)
     if not 0 <= repeat < 2**24:
         raise ValueError(f"repeat must lie in 0 .. 2**24 - 1, got {repeat}")
     last_word = int(Stream(stream)) | repeat << 8

@@ -44,7 +44,10 @@ def to_pil(x: Tensor | NDArray[Any] | list[Tensor]) -> list[Image]:
 
 def _batch(x: Tensor | NDArray[Any] | list[Tensor]) -> Tensor:
     """Images (B, C, H, W) in [-1, 1] from what `show` takes; those that diverged are grey."""
-    x = torch.stack([*map(torch.as_tensor, x)]) if isinstance(x, list) else torch.as_tensor(x)
+    if isinstance(x, list):
+        x = torch.stack([*map(torch.as_tensor, x)])
+        x = x[:, None] if x.ndim == 3 else x
+    x = torch.as_tensor(x)
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise TypeError(f"x must be uint8 or floating point, got {x.dtype}")
     x = x[None, None] if x.ndim == 2 else x[None] if x.ndim == 3 and x.shape[0] in (1, 3) else x

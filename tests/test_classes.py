@@ -186,7 +186,8 @@ def test_classes_of_the_prior_are_a_function_of_the_image_and_all_as_likely() ->
 def test_the_labels_of_a_request() -> None:
     """A function of the image's number; parts have those of their images."""
     cpu = torch.device("cpu")
-    for label in (2, np.int64(2), np.array(2), np.array([2, 2, 2])):
+    fixed = np.broadcast_to(np.array(2), 3)  # nobody may write into it
+    for label in (2, np.int64(2), np.array(2), np.array([2, 2, 2])[::-1], fixed):
         assert Request(3, label=label).labels(4, cpu).tolist() == [2, 2, 2]
     each = Request(5, first_index=2**40 + 1, label="each")
     assert each.labels(3, cpu).tolist() == [(2**40 + 1 + i) % 3 for i in range(5)]
@@ -270,10 +271,11 @@ def test_either_or_both_of_a_pair_have_classes(tmp_path: Path, noisy: int, denoi
     torch.testing.assert_close(total, torch.stack(list(terms.values())).sum(0))
     every = [pair.elbo(x, label=torch.full((3,), c), n_noise=1) for c in range(CLASSES)]
     expected = torch.stack(every).logsumexp(0) - math.log(CLASSES)
-    passes: list[None] = []
-    pair.denoiser.register_forward_pre_hook(lambda *_: passes.append(None))
+    passes: list[object] = []
+    for network in (pair.noisy, pair.denoiser):
+        network.register_forward_pre_hook(lambda network, _: passes.append(network))
     torch.testing.assert_close(pair.elbo(x), expected)
-    assert len(passes) == (denoiser or 1)
+    assert (passes.count(pair.noisy), passes.count(pair.denoiser)) == (noisy or 1, denoiser or 1)
     drawn = Request(3, seed=4, first_index=1, label="prior").labels(CLASSES)
     assert torch.equal(
         pair.sample(3, seed=4, first_index=1), pair.sample(3, seed=4, first_index=1, label=drawn)

@@ -45,6 +45,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"score": "half"}, "score must be one of"),
     ({"max_slice": 0}, "max_slice must be at least 1"),
     ({"n": 0}, "number of images must be at least 1, got 0"),
+    ({"n": 2.5}, r"number of images must be a whole number, got 2\.5"),
     ({"n": 10**12}, "images take 256,000,000,000,000 bytes"),
     ({"height": 6}, "height must be a positive multiple of 4, got 6"),
     ({"width": 0}, "width must be a positive multiple of 4, got 0"),
@@ -79,6 +80,17 @@ def test_parts_make_the_whole() -> None:
     assert all(p.identity() == draw.identity() for p in parts)
     with pytest.raises(AttributeError):
         draw.seed = 4  # type: ignore[misc]
+
+
+def test_numbers_of_numpy_and_torch_are_those_numbers() -> None:
+    last, heat = np.int32(2**31 - 1), np.float32(0.5)
+    request = Request(np.int64(2), np.int32(4), last, temperature=heat)  # type: ignore[arg-type]
+    same = Request(2, 4, 2**31 - 1, temperature=0.5)
+    assert json.dumps(request.identity()) == json.dumps(same.identity())
+    expected = sample_images(network(), 2, height=4, width=4, seed=4, first_index=int(last))
+    for seed in (np.int32(4), np.uint64(4), torch.tensor(4)):
+        x = sample_images(network(), 2, height=4, width=4, seed=seed, first_index=last)
+        assert torch.equal(x, expected)
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)

@@ -256,6 +256,9 @@ def test_the_weight_of_what_is_known_throughout_is_that_of_the_bound() -> None:
     assert torch.equal(found, x)
     expected: Tensor = pair.elbo(x, seed=5, first_index=7)
     torch.testing.assert_close(log_weight.float(), expected, rtol=1e-5, atol=1e-3)
+    for dtype in (torch.bfloat16, torch.float16):
+        _, half = draw_weighted(copy.deepcopy(pair).to(dtype), request, pair.image_size)
+        torch.testing.assert_close(half, log_weight, rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize("weight", [0.0, math.nan])

@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -206,7 +207,7 @@ def test_a_completion_among_candidates_is_that_of_its_level() -> None:
 
 def test_ladders_that_do_not_fit() -> None:
     pair = pair_of_levels()
-    for levels in ((0.1, 0.5), (0.5, 0.5), (0.3,), ()):
+    for levels in ((0.1, 0.5), (0.5, 0.5), (0.3,), (), np.array([0.1, 0.5])):
         with pytest.raises(ValueError, match=r"levels must fall and be among 0.1, 0.25, 0.5, got"):
             pair.sample(1, levels=levels)
     assert Request(1, levels=(0.5, 0.1)).identity() != Request(1, levels=(0.5,)).identity()

@@ -82,6 +82,7 @@ def test_show_gives_a_picture_that_displays_itself() -> None:
             dsmooth.show(x, **{name: 0})
     for one in (x[0], x[0, 0], x[:1, :1].numpy()):
         assert dsmooth.show(one).size == (2 * 12 + 4, 2 * 8 + 4)
+    assert dsmooth.show([*x[:3, 0]]).tobytes() == dsmooth.show(x[:3, :1]).tobytes()
     for wrong in (x[:0], x[:, :2], x[:, 0]):
         with pytest.raises(ValueError, match="x must have shape"):
             dsmooth.show(wrong)

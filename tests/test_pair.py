@@ -346,18 +346,21 @@ def test_training_mode_and_inference_mode_change_no_number() -> None:
     data = random_dataset(2)
     x = data.batch(torch.arange(2))
 
-    def numbers() -> list[Tensor]:
+    def numbers(pair: dsmooth.SmoothedPair) -> list[Tensor]:
         single = pair.denoise(x, method="single-step")
         exact = score_plain(pair.noisy, data).log_weights("continuous")
         return [pair.elbo(x), single, exact]
 
-    expected = numbers()
-    assert all(map(torch.equal, expected, numbers()))
+    expected = numbers(pair)
     with torch.inference_mode():
-        assert all(map(torch.equal, expected, numbers()))
-    pair.train()
-    assert all(map(torch.equal, expected, numbers()))
-    assert pair.noisy.training
+        made = copy.deepcopy(pair)
+        assert all(map(torch.equal, expected, numbers(pair)))
+    assert all(map(torch.equal, expected, numbers(made)))
+    for model in (pair.noisy, pair.denoiser):
+        model.train()
+        assert all(map(torch.equal, expected, numbers(pair)))
+        assert model.training
+        model.eval()
 
 
 def test_images_that_a_likelihood_is_not_of_are_refused() -> None:
@@ -383,8 +386,10 @@ def test_images_that_a_likelihood_is_not_of_are_refused() -> None:
     with pytest.raises(ValueError, match="x must lie in"):
         density.elbo(one_broken)
     for wrong in (x * 1.2, (x + 1) / 2):  # where the mask is
-        with pytest.raises(ValueError, match=r"known must (lie in|have values of bytes)"):
+        with pytest.raises(ValueError, match=r"^known must (lie in|have values of bytes)"):
             pair.sample(2, known=wrong, mask=keep_top(0.5, (8, 8)))
+        with pytest.raises(ValueError, match=r"^x must (lie in|have values of bytes)"):
+            pair.complete(wrong)
     for wrong, hint in (
         (x.numpy(), "from_numpy"),
         (dsmooth.to_bytes(x), r"to_float\((x|x_tilde)\)"),
@@ -411,6 +416,7 @@ def test_half_weights_are_packed_as_float32(caplog: pytest.LogCaptureFixture) ->
         by_pixel = sequential_sample(half.noisy, 1, height=8, width=8, known=x, mask=upper)
         for kept in (completed, by_pixel):
             assert torch.equal(kept[:, :, :7], x[:, :, :7].to(dtype))
+        assert torch.equal(half.complete(x.to(dtype), upper), half.complete(x, upper))
     assert not caplog.messages
 
 
@@ -426,6 +432,8 @@ def test_a_pair_completes_and_is_called(tmp_path: Path) -> None:
     assert torch.equal(pair.complete(x, every, draws=3, seed=5)[:3], expected[:3])
     with pytest.raises(TypeError, match=r"mask must be a .*Tensor, got a ndarray"):
         pair.complete(x, every.numpy())
+    with pytest.raises(ValueError, match=r"mask must have shape \(2 or 1, 8, 8\), got \(6, 8, 8"):
+        pair.complete(x, upper.expand(6, -1, -1), draws=3)
     assert torch.equal(pair(x, n_noise=2), pair.elbo(x, n_noise=2))
     pair.save_pretrained(tmp_path)
     read = dsmooth.SmoothedPair.from_pretrained(tmp_path, torch_dtype=torch.float64)

@@ -75,6 +75,10 @@ def test_numbers_out_of_range() -> None:
         for wrong in (-1, end):
             with pytest.raises(ValueError, match=f"{name} must lie in 0"):
                 image_words(1, 1, **{"seed": 0, "stream": Stream.SAMPLE, name: wrong})
+    for name in ("seed", "first_index"):
+        for wrong in (1.5, None, True):
+            with pytest.raises(ValueError, match=f"{name} must be a whole number, got {wrong}"):
+                image_words(1, 1, **{"seed": 0, "stream": Stream.SAMPLE, name: wrong})
 
 
 @needs_extension

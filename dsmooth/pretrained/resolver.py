@@ -79,7 +79,7 @@ class SavedNetwork:
         Raises FileNotFoundError or ValueError, naming the file.
         """
         network = load_network(self.config, self.weights)
-        if self.sha256 not in (None, weights_digest(network)):
+        if self.sha256 is not None and weights_digest(network) != self.sha256:
             raise ValueError(
                 f"{self.weights} does not hold the weights that {CONFIG_FILE} beside it states: "
                 "save the pair again"

@@ -155,33 +155,25 @@ class CachedSampler:
             out = request.known.keep(out, as_bytes=self.config.fourier_features > 0)
             mask = request.known.mask.contiguous().view(torch.uint8)
         passes = request.passes(self.config, out)
-        vectors = [
-            vector
-            for label in passes
-            if (
-                vector := condition_vectors(Condition(None, label), self.config, request.count, out)
-            )
-            is not None
-        ]
+        conditions = (Condition(None, label) for label in passes)
+        given = (condition_vectors(each, self.config, request.count, out) for each in conditions)
+        vectors = [vector for vector in given if vector is not None]
 
         def repeated(values: Tensor) -> Tensor:  # the passes of an image lie one behind the other
             return values.repeat_interleave(len(passes), dim=0) if len(passes) > 1 else values
 
+        def plain(name: str, values: Tensor) -> Tensor:
+            values = values.detach().resolve_neg().contiguous()
+            if self.device.type == "cpu" and not np.isfinite(values.numpy()).all():
+                raise ValueError(f"{name} must be finite, got a NaN or an infinity")
+            return values
+
         out = repeated(out)
-        plain = {
-            "context": None if context is None else repeated(context),
-            "label": torch.stack(vectors, 1).flatten(0, 1) if vectors else None,
-        }
-        for name, values in plain.items():
-            if values is not None:
-                plain[name] = values = values.detach().resolve_neg().contiguous()
-                if self.device.type == "cpu" and not np.isfinite(values.numpy()).all():
-                    raise ValueError(f"{name} must be finite, got a NaN or an infinity")
         arguments: dict[str, Any] = {
             "out": out,
-            "context": plain["context"],
+            "context": None if context is None else plain("context", repeated(context)),
             "mask": None if mask is None else repeated(mask),
-            "condition": plain["label"],
+            "condition": plain("label", torch.stack(vectors, 1).flatten(0, 1)) if vectors else None,
             "seed": request.seed,
             "first_index": request.first_index,
             "temperature": request.temperature,

@@ -72,7 +72,8 @@ def draw_weighted(
         """log-probability of the known pixels, each given all pixels before it."""
         n_classes = network.config.condition_size
         label = request.labels(n_classes, x.device) if n_classes else None
-        params = network(x, context, label)
+        given = [each if each is None else each.to(network.head.bias) for each in (x, context)]
+        params = network(*given, label)
         return of_known(logistic_mixture_log_prob(x, params, **network.config.mixture))
 
     if isinstance(model, PixelCNNpp):

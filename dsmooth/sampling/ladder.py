@@ -71,6 +71,27 @@ def noise_terms(
     return x_tilde, noisy, -smoothing.log_prob(x_tilde, x)
 
 
+def log_weight(rungs: Sequence[Any], x: Tensor, label: Tensor | None, **where: Any) -> Tensor:
+    """One draw's log-weight of images x, log p(x~) - log q(x~ | x) + log p(x | x~): (B,), nats.
+
+    rungs, where: as in `noise_terms`. Without a label a pair with classes has the mean weight of
+    all classes.
+    """
+    last = rungs[-1]
+    labels: list[Tensor | None] = [label]
+    if label is None and last.n_classes:
+        labels = [each.expand(len(x)) for each in torch.arange(last.n_classes, device=x.device)]
+    # A network without classes needs no second pass. Down a ladder log p(x~) is of both networks.
+    of_noisy = labels if last.noisy.config.condition_size or len(rungs) > 1 else labels[:1]
+    of_denoiser = labels if last.denoiser.config.condition_size else labels[:1]
+    noise: list[Tensor] = []
+    for each in of_noisy:
+        x_tilde, noisy, smoothing = noise_terms(rungs, x, each, **where)
+        noise.append(noisy + smoothing)
+    clean = [last.denoiser_log_prob(x, x_tilde, each) for each in of_denoiser]
+    return (torch.stack(noise) + torch.stack(clean)).logsumexp(0) - math.log(len(labels))
+
+
 def log_prob_of_noisy(
     rungs: Sequence[Any],
     x_tilde: Tensor,

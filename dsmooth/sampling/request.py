@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from ..config import Method, ModelConfig, Precision, Score
-from ..fields import ArgumentError, check_choices, check_whole
+from ..fields import ArgumentError, check_choices, check_number, check_whole
 from ..nn.condition import check_label
 from ..nn.images import check_scale
-from ..philox import Stream, image_words, split_seed
+from ..philox import Stream, image_words, split_seed, whole_index
 from ..progress import LOG
 
 # One class for all images; the classes in turn; each drawn from the prior; or (n,) int64, or
@@ -82,6 +82,11 @@ class KnownPixels:
     images: Tensor
     mask: Tensor
 
+    @property
+    def values(self) -> Tensor:
+        """The pixels that are known: (number, C)."""
+        return self.images.movedim(1, -1)[self.mask]
+
     def keep(self, x: Tensor, *, as_bytes: bool = False) -> Tensor:
         """x (n, C, H, W) with the known pixels put in, in new memory, contiguous.
 
@@ -93,7 +98,7 @@ class KnownPixels:
             images = images.to(x.dtype)  # rounded, where x has half precision
         check_like("known", images, x)
         if as_bytes:
-            check_scale("known", self.images.movedim(1, -1)[self.mask], as_bytes=True)
+            check_scale("known", self.values, as_bytes=True)
         return torch.where(self.mask[:, None], images, x).contiguous()
 
 
@@ -107,28 +112,26 @@ def check_like(name: str, values: Tensor, like: Tensor) -> None:
         raise ValueError(f"{name} must be on {like.device}, got {values.device}")
 
 
-def known_pixels(known: Tensor | None, mask: Tensor | None, count: int) -> KnownPixels | None:
-    """The known pixels of `count` images; None if neither argument is given, see `Choices`."""
-    if known is None and mask is None:
-        return None
-    if known is None or mask is None:
-        raise ValueError("known and mask must be given together")
-    for name, given in (("known", known), ("mask", mask)):
+def known_pixels(known: Tensor, mask: Tensor, count: int, name: str = "known") -> KnownPixels:
+    """The known pixels of `count` images, see `Choices`; an error calls the images `name`."""
+    for argument, given in ((name, known), ("mask", mask)):
         if not isinstance(given, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got a {type(given).__name__}")
+            raise TypeError(f"{argument} must be a torch.Tensor, got a {type(given).__name__}")
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be torch.bool, True where a pixel is known, got {mask.dtype}")
     if not known.is_floating_point():
-        raise TypeError(f"known must be floating point in [-1, 1], got {known.dtype}")
+        raise TypeError(f"{name} must be floating point in [-1, 1], got {known.dtype}")
     if known.ndim != 4 or known.shape[0] not in (1, count):
-        raise ValueError(f"known must have shape ({count} or 1, C, H, W), got {tuple(known.shape)}")
+        raise ValueError(
+            f"{name} must have shape ({count} or 1, C, H, W), got {tuple(known.shape)}"
+        )
     if mask.ndim != 3 or mask.shape[0] not in (1, count) or mask.shape[1:] != known.shape[2:]:
         height, width = known.shape[2:]
         raise ValueError(
             f"mask must have shape ({count} or 1, {height}, {width}), got {tuple(mask.shape)}"
         )
     if mask.device != known.device:
-        raise ValueError(f"mask must be on known's device {known.device}, got {mask.device}")
+        raise ValueError(f"mask must be on {name}'s device {known.device}, got {mask.device}")
     images = torch.where(mask[:, None], known.detach(), 0)
     if not images.isfinite().all():
         raise ValueError("known pixels must be finite, got a NaN or an infinity")
@@ -170,23 +173,21 @@ class Request:
         if self.levels is not None:
             object.__setattr__(self, "levels", tuple(self.levels))
         if isinstance(self.label, np.ndarray) and self.label.ndim:
-            object.__setattr__(self, "label", torch.from_numpy(self.label))
+            object.__setattr__(self, "label", torch.from_numpy(self.label.copy()))
         elif isinstance(self.label, SupportsIndex) and not isinstance(self.label, bool | Tensor):
             object.__setattr__(self, "label", self.label.__index__())  # numpy's numbers too
-        check_whole(self, ("count", "seed", "first_index"))
-        if self.count < 1:
-            raise ValueError(f"the number of images must be at least 1, got {self.count}")
+        check_number("the number of images", self.count)
         split_seed(self.seed)
-        if self.first_index < 0 or self.first_index + self.count > 2**63 - 1:
-            raise ArgumentError(
-                "first_index", f"must lie in 0 .. 2**63 - 1, got {self.first_index}"
-            )
+        whole_index(self.first_index, self.count)
+        for name in ("count", "seed", "first_index"):
+            object.__setattr__(self, name, getattr(self, name).__index__())
         check_choices(self)
         normal, heat = torch.finfo(torch.float32), self.temperature
         if not isinstance(heat, Real) or not normal.tiny <= heat <= normal.max:
             raise ArgumentError(
                 "temperature", f"must be positive, and a normal float32, got {self.temperature!r}"
             )
+        object.__setattr__(self, "temperature", float(heat))
         object.__setattr__(self, "guidance", checked_guidance(self.guidance))
         if isinstance(self.label, Tensor):
             if self.label.ndim not in (1, 2) or len(self.label) != self.count:
@@ -216,7 +217,10 @@ class Request:
             random = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
             seed = int(random)
         seed = chosen_seed(seed)
-        known = known_pixels(others.pop("known", None), others.pop("mask", None), count)
+        images, mask = others.pop("known", None), others.pop("mask", None)
+        if (images is None) != (mask is None):
+            raise ValueError("known and mask must be given together")
+        known = None if images is None else known_pixels(images, mask, count)
         return cls(**{**for_a_pair, **others, "count": count, "seed": seed, "known": known})
 
     def labels(self, n_classes: int, device: torch.device | str = "cpu") -> Tensor | None:
