@@ -26,8 +26,8 @@ def score_of(
     """
     if guidance and label is not None:
         no_class = x.new_zeros(len(x), model.config.condition_size)
-        ends = [score_of(model, x, score, each) for each in (no_class, label)]
-        return torch.lerp(*ends, 1 + guidance)
+        without, told = (score_of(model, x, score, each) for each in (no_class, label))
+        return torch.lerp(without, told, 1 + guidance)
     if forward_mode_obstacle():
         raise NotImplementedError("the slope of a log-density has no forward-mode derivative")
     with torch.inference_mode(False), torch.enable_grad():
