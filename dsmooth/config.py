@@ -13,8 +13,10 @@ import tyro
 from .fields import (
     ArgumentError,
     check_choices,
+    check_interval,
     check_one_of,
     check_positive,
+    check_types,
     check_whole,
     make_plain,
     structure,
@@ -89,20 +91,19 @@ class ModelConfig:
             raise ArgumentError("image_channels", f"must be 1 or 3, got {self.image_channels}")
         check_whole(self, ["n_filters", "n_resnet", "n_mix", "context_filters"], 1, LARGEST)
         check_whole(self, ["context_layers"], 0, LARGEST)
-        if not 0 <= self.dropout < 1:
-            raise ArgumentError("dropout", f"must lie in [0, 1), got {self.dropout}")
-        if not math.isfinite(self.smoothing_scale):
-            raise ArgumentError("smoothing_scale", f"must be finite, got {self.smoothing_scale}")
-        check_likelihood(self.likelihood, self.atom_bytes, self.smoothing_scale)
         check_whole(self, ["fourier_features"], 0, OCTAVES)
         check_whole(self, ["head_filters"], 0, LARGEST)
+        if self.n_classes != "auto":
+            check_whole(self, ["n_classes"], 0, LARGEST)
+        check_interval(self, ["dropout"], "[0, 1)")
+        check_interval(self, ["smoothing_scale"], "(-inf, inf)")
+        check_types(self)
+        check_likelihood(self.likelihood, self.atom_bytes, self.smoothing_scale)
         if self.fourier_features and self.likelihood != "discretized":
             raise ArgumentError(
                 "fourier_features",
                 f'need likelihood "discretized", whose pixels are bytes, got "{self.likelihood}"',
             )
-        if self.n_classes != "auto":
-            check_whole(self, ["n_classes"], 0, LARGEST)
         levels = self.noise_levels
         rising = all(low < high for low, high in pairwise(levels))
         if len(levels) > LARGEST or not rising or not all(0 < s < math.inf for s in levels):
@@ -277,32 +278,26 @@ class TrainConfig(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole(self, ["batch_size", "accumulate", "evaluation_images", "images"], 1)
-        check_whole(self, ["image_size"])
+        counts = ["batch_size", "accumulate", "evaluation_images", "images", "image_size"]
+        check_whole(self, counts, 1)
         check_whole(self, ["warmup_images", "schedule_from"], 0)
         check_whole(self, ["seed"], 0, 2**64 - 1)
         check_positive(self, ["scale", "learning_rate", "budget", "clip_norm"])
-        if self.kernel_rate is not None:
-            if self.optimizer != "muon":
-                raise ArgumentError(
-                    "kernel_rate", f'needs optimizer "muon", got "{self.optimizer}"'
-                )
-            if not 0 < self.kernel_rate < 1:
-                raise ArgumentError("kernel_rate", f"must lie in (0, 1), got {self.kernel_rate}")
-        for name in ("ema", "label_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ArgumentError(name, f"must lie in [0, 1), got {getattr(self, name)}")
-        for name in ("cooldown", "learning_rate_decay"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ArgumentError(name, f"must lie in (0, 1], got {getattr(self, name)}")
+        check_interval(self, ["ema", "label_dropout"], "[0, 1)")
+        check_interval(self, ["kernel_rate"], "(0, 1)")
+        check_interval(self, ["cooldown", "learning_rate_decay"], "(0, 1]")
+        check_interval(self, ["clean_noise"], "[0, inf)")
+        check_types(self)
+        if not all(0 <= rate < 1 for rate in self.betas):
+            raise ArgumentError("betas", f"must both lie in [0, 1), got {self.betas}")
+        if self.kernel_rate is not None and self.optimizer != "muon":
+            raise ArgumentError("kernel_rate", f'needs optimizer "muon", got "{self.optimizer}"')
         if self.schedule_from >= (self.images or math.inf):
             raise ArgumentError(
                 "images",
                 f"must be more than the {self.schedule_from} after which the schedule began again "
                 f"(schedule_from), got {self.images}",
             )
-        if not 0 <= self.clean_noise < math.inf:
-            raise ArgumentError("clean_noise", f"must not be negative, got {self.clean_noise}")
         if self.label_dropout and self.model.n_classes == 0:
             raise ArgumentError("label_dropout", "needs a model with classes: give n_classes")
         if self.batch_size % self.accumulate:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import reprlib
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from typing import (
     Any,
@@ -76,28 +76,45 @@ def _plain(value: Any) -> Any:
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
-@cache
-def _choices(kind: type) -> dict[str, tuple[Any, ...]]:
-    """The values that each field of a dataclass may have, where its type lists them."""
-    hints = get_type_hints(kind).items()
-    return {name: get_args(hint) for name, hint in hints if get_origin(hint) is Literal}
+_hints = cache(get_type_hints)
 
 
 def check_choices(settings: Any) -> None:
     """Raise ValueError for a field that has none of the values that its type lists."""
-    for name, allowed in _choices(settings.__class__).items():
-        check_one_of(name, getattr(settings, name), allowed)
+    for name, hint in _hints(settings.__class__).items():
+        if get_origin(hint) is Literal:
+            check_one_of(name, getattr(settings, name), get_args(hint))
+
+
+def check_types(settings: Any) -> None:
+    """Raise ValueError for a field that has not its type; after the checks that say more."""
+    for name, hint in _hints(settings.__class__).items():
+        value = getattr(settings, name)
+        if is_dataclass(hint):  # one that is there has checked itself
+            if not isinstance(value, hint):
+                raise ArgumentError(name, f"must be a {hint.__name__}, got {value!r}")
+            continue
+        try:
+            msgspec.convert(value, hint, strict=True)
+        except msgspec.ValidationError as error:
+            raise ArgumentError(name, f"cannot be {value!r}: {error}") from None
+
+
+def _given(settings: Any, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Names and values of fields, without those that are None and may be."""
+    hints = _hints(settings.__class__)
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None or type(None) not in get_args(hints[name]):
+            yield name, value
 
 
 def check_whole(
     settings: Any, names: Iterable[str], least: int | None = None, most: int | None = None
 ) -> None:
     """Raise ValueError for a field that is no whole number within bounds, unless it may be None."""
-    optional = {each.name for each in fields(settings) if "None" in str(each.type)}
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None or name not in optional:
-            check_number(name, value, least, most)
+    for name, value in _given(settings, names):
+        check_number(name, value, least, most)
 
 
 def check_number(name: str, value: Any, least: int | None = 1, most: int | None = None) -> None:
@@ -111,12 +128,19 @@ def check_number(name: str, value: Any, least: int | None = 1, most: int | None 
 
 
 def check_positive(settings: Any, names: Iterable[str]) -> None:
-    """Raise ValueError for a field that is neither positive and finite nor None."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is None or (isinstance(value, SupportsFloat) and 0 < float(value) < math.inf):
-            continue
-        raise ArgumentError(name, f"must be positive, got {value!r}")
+    """Raise ValueError for a field that is no positive finite number, unless it may be None."""
+    for name, value in _given(settings, names):
+        if not isinstance(value, SupportsFloat) or not 0 < float(value) < math.inf:
+            raise ArgumentError(name, f"must be positive, got {value!r}")
+
+
+def check_interval(settings: Any, names: Iterable[str], interval: str) -> None:
+    """Raise ValueError for a field that lies not in an interval such as "[0, 1)"."""
+    low, high = map(float, interval[1:-1].split(","))
+    ends = [low] * ("[" in interval) + [high] * ("]" in interval)
+    for name, value in _given(settings, names):
+        if not isinstance(value, SupportsFloat) or not (low < value < high or value in ends):
+            raise ArgumentError(name, f"must lie in {interval}, got {value!r}")
 
 
 def structure(values: Any, kind: type[T]) -> T:

@@ -34,8 +34,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     write_together({path: data})
 
 
-def write_together(files: Mapping[Path, bytes]) -> None:
-    """Replace files, in order, once all are on the disk: a full one leaves every old content."""
+def write_together(files: Mapping[Path, bytes], without: Path | None = None) -> None:
+    """Replace files, in order, once all are on the disk: a full one leaves every old content.
+
+    without: one that is not there while the others are replaced.
+    """
     partial: dict[Path, Path] = {}
     try:
         for path, data in files.items():
@@ -46,6 +49,8 @@ def write_together(files: Mapping[Path, bytes]) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+        if without is not None:
+            without.unlink(missing_ok=True)
         for path, temporary in partial.items():
             os.replace(temporary, path)
     except BaseException as error:  # Ctrl-C too leaves no part behind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from .config import OWN, ModelConfig, Role, TrainConfig
@@ -103,9 +103,11 @@ def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
     if settings.get("budget") is not None:
         check_one_length(settings)
         values["images"] = None
-    model = table["model"] | table.get(f"{role}.model", {})
-    model |= {key: settings.pop(key) for key in list(settings) if key in _MODEL_FIELDS}
-    return TrainConfig(role=role, **{**values, "model": ModelConfig(**model), **settings})
+    own = {key: settings.pop(key) for key in list(settings) if key in _MODEL_FIELDS}
+    model = ModelConfig(**table["model"] | table.get(f"{role}.model", {}))
+    values |= {"model": model, **settings}
+    values["model"] = replace(values["model"], **own)
+    return TrainConfig(role=role, **values)
 
 
 def check_one_length(given: Mapping[str, Any]) -> None:

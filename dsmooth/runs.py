@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -48,11 +47,10 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.json"  # the settings
         self.log = self.path / "log.jsonl"  # one JSON object a line
-        # The newest checkpoint, from which a run is resumed; the one before it, should that one be
-        # damaged; and one that is about to take the name of the newest.
+        # The newest checkpoint, from which a run is resumed; and the one before it, should that one
+        # be damaged or not written yet.
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.earlier_checkpoint = self.path / "checkpoint-earlier.safetensors"
-        self.new_checkpoint = self.path / ".checkpoint-new.safetensors"
         self.weights = self.path / "model.safetensors"  # averaged, at the last evaluation
         self.tensorboard = self.path / "tensorboard"  # the folder of its event files
 
@@ -66,7 +64,7 @@ class RunFolder:
 
     def checkpoints(self) -> tuple[Path, ...]:
         """The files that may hold a checkpoint, the newest first."""
-        return self.new_checkpoint, self.checkpoint, self.earlier_checkpoint
+        return self.checkpoint, self.earlier_checkpoint
 
     def can_resume(self) -> bool:
         """Whether there is a run to go on with."""
@@ -101,15 +99,11 @@ class RunFolder:
             raise ValueError(f"config.model must be the model's own {model.config}")
         settings = json_bytes(_described(config, image_size))
         files = {self.weights: weight_bytes(model), self.config: settings}
-        new = {path: path.with_name(f".new-{path.name}") for path in files}
         with lock_folder(self.path, "a training run"):
             if any(path.exists() for path in (self.log, *self.checkpoints())):
                 raise ValueError(f"{self.path} already holds a training run; choose another folder")
-            write_together({new[path]: data for path, data in files.items()})
-            # A kill from here on leaves no settings, rather than those of other weights.
-            self.config.unlink(missing_ok=True)
-            for path in files:
-                os.replace(new[path], path)
+            # A kill on the way leaves no settings, rather than those of other weights.
+            write_together(files, without=self.config)
 
     def keep_snapshot(self, model: PixelCNNpp, images_seen: int, count: int) -> None:
         """Write weights as a run folder of their own, snapshots/IMAGES; the last `count` stay."""

@@ -26,6 +26,7 @@ def test_folder_is_read_back_split_and_stable(tmp_path: Path) -> None:
     images = grey_folder(tmp_path, 40)
     (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / "._0.png").write_text("not an image either")
+    write_images(tmp_path / ".ipynb_checkpoints", {"0-checkpoint.png": images["0/0.png"]})
     train, test = (load_dataset("folder", split, tmp_path) for split in SPLITS)
     assert train.image_size == (8, 12)
     assert train.image_channels == 1

@@ -198,6 +198,8 @@ def test_training_and_held_out_images_have_one_range(tmp_path: Path) -> None:
     assert (split_own({"train": both[0], "test": both[1]})[1].images == 191).all()
     with pytest.raises(ValueError, match="of one kind, got bytes and floating point"):
         split_own((PIXELS, both[1]))
+    with pytest.raises(ValueError, match=r"in \[0, 1\] or \[-1, 1\], got nan to nan"):
+        split_own((PIXELS / 255, torch.full_like(both[1], torch.nan)))
 
 
 def test_labels_in_every_form() -> None:
@@ -206,7 +208,7 @@ def test_labels_in_every_form() -> None:
     for dataset, labels in (
         *((PIXELS, y), (PIXELS, y.tolist()), (PIXELS, one_hot), (PIXELS.numpy(), y.numpy())),
         *(((PIXELS, y), None), ((PIXELS, one_hot.float()), None), ((PIXELS, y.tolist()), None)),
-        *(((PIXELS, [*y.numpy()]), None), (PIXELS, [*y])),
+        *(((PIXELS, [*y.numpy()]), None), (PIXELS, [*y]), (PIXELS, one_hot.bool().numpy())),
         *((loaders.TensorDataset(PIXELS, each), None) for each in (y, one_hot, y.float())),
     ):
         train_set, held_out = split_own(dataset, labels)
@@ -281,7 +283,8 @@ def test_forms_of_images_of_ones_own() -> None:
         ([{"pixels": 3}], "item 0 must have an entry image, img, .*, got pixels"),
         ([torch.zeros(2, 8, 8)], r"item 0 must be \(C, H, W\), .* got \(2, 8, 8\)"),
         (torch.zeros(20, 8, 8, 2).byte(), r"images must be .* got \(20, 8, 8, 2\)"),
-        ([], "must have a length and hold images, got none"),
+        ([], "train data set must have a length and hold images, got none"),
+        ((BLACK, BLACK[:0]), "test data set must have a length and hold images, got none"),
         (torch.zeros(20, 1, 8, 6, dtype=torch.uint8), "multiples of 4, got 8 x 6: crop, pad"),
         ((BLACK, BLACK.expand(-1, 3, -1, -1)), "held-out images must"),
     ],

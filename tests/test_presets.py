@@ -50,6 +50,14 @@ def test_a_budget_takes_the_place_of_the_images(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.quick
+def test_fields_of_a_model_that_is_given_are_replaced() -> None:
+    own = dsmooth.ModelConfig(n_filters=8, n_mix=3)
+    assert preset("mnist", "noisy", model=own, n_filters=6, likelihood="gaussian").model == replace(
+        own, n_filters=6, likelihood="gaussian"
+    )
+
+
+@pytest.mark.quick
 def test_lists_in_settings_are_tuples() -> None:
     levels, atoms = [0.2, 0.5], [0, 255]
     for one, other in (

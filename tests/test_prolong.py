@@ -22,7 +22,7 @@ from dsmooth.training.checkpoint import (
     check_initial,
     differences,
     find_initial,
-    merge_with_run,
+    settings_to_go_on,
 )
 from dsmooth.training.step import TrainState, scheduled
 from tests.helpers.command_runs import run as call
@@ -97,28 +97,38 @@ def test_a_new_run_with_the_settings_of_a_prolonged_one_begins_its_schedule(tmp_
     assert RunFolder(tmp_path / "three").read_config()[0] == replace(config, images=16)
 
 
-def test_an_exponential_schedule_goes_on(tmp_path: Path) -> None:
-    """A run that is prolonged is the run that was longer from the start, when finished too."""
-    longer = tiny(images=40, schedule="exponential", learning_rate_decay=0.9)
-    train(longer, tmp_path / "longer")
-    train(replace(longer, images=24), tmp_path / "prolonged")
-    train(longer, tmp_path / "prolonged", resume=True)
-    assert_same_end(tmp_path / "longer", tmp_path / "prolonged")
-    assert RunFolder(tmp_path / "prolonged").read_config()[0] == longer
-    with pytest.raises(ValueError, match=r"images must be at least 40, which .* has seen"):
-        train(replace(longer, images=32), tmp_path / "prolonged", resume=True)
+COOLDOWN = {"schedule": "cooldown", "cooldown": 0.4}
+DECAY = {"schedule": "exponential", "learning_rate_decay": 0.9}
 
 
-def test_a_run_that_ends_where_it_was_stopped_is_the_run_of_that_length(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("settings", "first", "seen", "last", "refused", "message"),
+    [
+        (COOLDOWN, 40, 24, 80, 32, "or until 19 images, where the learning rate falls"),
+        (DECAY, 24, 24, 40, 16, "images must be at least 24, which .* has seen"),  # it has finished
+        (DECAY, 40, 32, 32, 24, "images must be at least 32"),
+    ],
+)
+def test_a_run_whose_rates_stay_is_the_run_of_its_last_length(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    first: int,
+    seen: int,
+    last: int,
+    refused: int,
+    message: str,
 ) -> None:
-    longer = tiny(images=40, schedule="exponential", evaluations=2)  # at 24 and 40 images
-    config = replace(longer, images=32)
-    train_until(32, longer, tmp_path / "stopped", monkeypatch)
-    for folder in ("stopped", "whole"):
-        train(config, tmp_path / folder, resume=True)
-    assert_same_end(tmp_path / "whole", tmp_path / "stopped")
-    assert RunFolder(tmp_path / "stopped").read_config()[0] == config
+    config = tiny(images=last, evaluations=2, **settings)
+    run = RunFolder(tmp_path / "run")
+    train_until(seen, replace(config, images=first, evaluations=1), run.path, monkeypatch)
+    with pytest.raises(ValueError, match=message):
+        train(replace(config, images=refused), run.path, resume=True)
+    for folder in (run.path, tmp_path / "whole"):
+        train(config, folder, resume=True)
+    assert_same_end(tmp_path / "whole", run.path)
+    assert run.read_config()[0] == config
+    assert not run.origin().notes
 
 
 @pytest.mark.quick
@@ -126,12 +136,12 @@ def test_a_budget_is_for_a_new_run() -> None:
     stored = tiny(budget=2.0)
     checkpoint = Checkpoint(Path("run/x"), {}, stored, 0, 0, "")
     for given in ({"images": None}, {"budget": None}):
-        assert merge_with_run(replace(stored, **given), stored, checkpoint) == stored
+        assert settings_to_go_on(replace(stored, **given), checkpoint) == stored
     message = "^budget is for a new run, and run is one of 40 images: images makes it longer$"
     for images in (None, 40):
         other = replace(stored, images=images, budget=4.0)
         with pytest.raises(ValueError, match=message):
-            merge_with_run(other, stored, checkpoint, force=True)
+            settings_to_go_on(other, checkpoint, force=True)
 
 
 def test_an_unfinished_run_keeps_its_length_unless_forced(
@@ -145,6 +155,7 @@ def test_an_unfinished_run_keeps_its_length_unless_forced(
         train(longer, folder, resume=True)
     train(longer, folder, resume=True, force=True)
     assert RunFolder(folder).read_config()[0] == longer
+    assert notes(folder) == ["images 40 up to 16 images, 64 from then on"]
     steps = torch.zeros((), dtype=torch.int64)
     last = scheduled(longer.learning_rate, longer, torch.tensor(56), steps)
     assert rates(folder)[-1] == pytest.approx(float(last))
@@ -170,6 +181,23 @@ def test_a_changed_setting_is_named_and_can_be_forced(tmp_path: Path) -> None:
     train(other, folder, resume=True)  # now they are its settings
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_where_nothing_is_left_to_train_no_setting_changes(tmp_path: Path, lost: bool) -> None:
+    """Neither are there notes of one: no weights have seen it."""
+    config, run = tiny(images=20), RunFolder(tmp_path)
+    train(config, run.path)
+    before = read_tensors(run.checkpoint)[1]["settings"]
+    if lost:
+        run.weights.unlink()  # an evaluation writes them again
+    for images in (20, 24):  # the last batch is a whole one
+        other = replace(config, images=images, scale=0.25)
+        assert train(other, run.path, resume=True, force=True).images_seen == 24
+    assert run.read_config()[0] == config
+    assert not run.origin().notes
+    assert run.weights.exists()
+    assert read_tensors(run.checkpoint)[1]["settings"] == before
+
+
 def test_settings_change_with_the_first_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +219,9 @@ def test_settings_change_with_the_first_checkpoint(
     assert run.read_config()[0] == other
     train_until(32, other, run.path, monkeypatch, resume=True)
     run.write_config(config, (8, 8))
+    train_until(40, other, run.path, monkeypatch, resume=True, force=True)
+    assert run.origin().notes == ("scale 0.5 up to 16 images, 0.25 from then on",)
+    run.write_config(config, (8, 8))
     with pytest.raises(ValueError, match=r"another run: its scale is 0\.25, not 0\.5; force"):
         train(replace(config, images=40), run.path, resume=True)
 
@@ -211,10 +242,19 @@ def test_what_no_force_can_change(tmp_path: Path) -> None:
         # Weights of another network are none to begin with.
         ({"model": replace(tiny().model, n_filters=6)}, "model.n_filters is 4, not 6$"),
         ({"ema": 0.0}, f"ema is 0.9995, not 0.0{hint}"),
+        ({"optimizer": "muon"}, f"optimizer is adam, not muon{hint}"),
         ({"init": "other"}, "init is None, not other$"),
     ):
         with pytest.raises(ValueError, match=f"its {message}"):
             train(replace(config, images=32, **change), folder, resume=True, force=True)
+
+
+@pytest.mark.quick
+def test_the_noise_that_a_likelihood_contains_stays() -> None:
+    stored = replace(tiny(), model=replace(tiny().model, likelihood="gaussian"))
+    checkpoint = Checkpoint(Path("run/x"), {}, stored, 0, 0, "")
+    with pytest.raises(ValueError, match=r"run holds another run: its scale is 0\.5, not 0\.25$"):
+        settings_to_go_on(replace(stored, scale=0.25), checkpoint, force=True)
 
 
 def test_the_command_prolongs_and_forces(
@@ -296,7 +336,7 @@ def test_settings_that_the_network_does_not_use_fit_whatever_they_are() -> None:
     own = replace(noisy, data=OWN)
     checkpoint = Checkpoint(Path("run/x"), {}, own, 0, 0, "")
     with pytest.raises(ValueError, match=r"given by dataset=, not on mnist: give them; force=True"):
-        merge_with_run(noisy, own, checkpoint)
+        settings_to_go_on(noisy, checkpoint)
     denoiser = tiny("denoiser")
     more = replace(denoiser, model=replace(denoiser.model, context_layers=9))
     assert differences(denoiser, more) == {"model.context_layers": (1, 9)}
@@ -308,10 +348,13 @@ def test_weights_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     train(tiny(images=8), tmp_path / "run")
     tiny_pair().save_pretrained("pair")
+    config = tiny(noise_levels=(0.2, 0.5))
+    RunFolder("levels").write_model(dsmooth.PixelCNNpp(config.model), config, (8, 8))
     for source, role, error, message in (
         ("nothing", "noisy", FileNotFoundError, "there is no nothing"),
         ("run", "denoiser", ValueError, "run is the run of a noisy model, not of a denoiser one"),
         ("pair", "plain", ValueError, "pair is a pair, which has no plain model to begin with"),
+        ("levels", "noisy", ValueError, r"has noise_levels \[0.2, 0.5\], not \[\]: take its"),
     ):
         with pytest.raises(error, match=message):
             train(replace(tiny(role), init=source), tmp_path / "new")

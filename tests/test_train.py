@@ -67,22 +67,6 @@ def test_resumed_run_is_the_uninterrupted_run(
     assert_same_end(whole.path, parts.path)
 
 
-def test_a_cooldown_can_be_moved_until_it_begins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run that is prolonged in its constant part is the run that was longer from the start."""
-    longer = tiny(images=80, schedule="cooldown", cooldown=0.4, evaluations=2)
-    train(longer, tmp_path / "longer")
-    shorter = replace(longer, images=40, evaluations=1)
-    train_until(24, shorter, tmp_path / "moved", monkeypatch)
-    with pytest.raises(ValueError, match="or until 19 images, where the learning rate falls"):
-        train(replace(longer, images=32), tmp_path / "moved", resume=True)
-    train(longer, tmp_path / "moved", resume=True)
-    moved = RunFolder(tmp_path / "moved")
-    assert_same_end(tmp_path / "longer", moved.path)
-    assert moved.read_config()[0] == longer
-
-
 def test_a_step_is_a_function_of_images_seen() -> None:
     """Noise, order and targets follow from (seed, images seen), for any batch size."""
     for role in ROLES:
@@ -348,6 +332,12 @@ def test_paper_presets_are_the_papers() -> None:
         ({"ema": 1.0}, "ema must lie in"),
         ({"scale": 0.0}, "scale must be positive"),
         ({"learning_rate": "1e-3"}, "learning_rate must be positive, got '1e-3'"),  # as YAML has it
+        ({"ema": "0.999"}, r"ema must lie in \[0, 1\), got '0.999'"),
+        ({"scale": None}, "scale must be positive, got None"),
+        ({"flip": "no"}, "flip cannot be 'no': Expected `bool`, got `str`"),
+        ({"betas": (0.9,)}, r"betas cannot be \(0.9,\): Expected `array` of length 2"),
+        ({"betas": (0.9, 1.5)}, r"betas must both lie in \[0, 1\), got \(0.9, 1.5\)"),
+        ({"model": {"n_filters": 4}}, "model must be a ModelConfig, got {'n_filters': 4}"),
         ({"role": "denoiser"}, "does not go with conditioning"),
         ({"model": ModelConfig(likelihood="discretized")}, "noisy pixels are not bytes"),
         ({"images": 0}, "images must be at least 1"),

@@ -77,6 +77,10 @@ def test_a_batch_that_does_not_divide_is_named(monkeypatch: pytest.MonkeyPatch) 
         share_of_batch(tiny(batch_size=8))
     with pytest.raises(ValueError, match=r"batch_size must be 6 .*got 4"):
         share_of_batch(tiny(batch_size=4, accumulate=2))
+    told: list[bool] = []
+    monkeypatch.setattr(device, "broadcast_int", lambda fast: told.append(fast) or 1)
+    on_cpu = device.with_device(tiny(precision="auto"), torch.device("cpu"), (8, 8))
+    assert (len(told), on_cpu.precision) == (1, "bfloat16")  # as rank 0 says
     with pytest.raises(ValueError, match="several processes exchange gradients in every step"):
         device.uses_graph(tiny(graph="on"), torch.device("cuda:0"))
 

@@ -19,7 +19,7 @@ from dsmooth.config import LearningRateSchedule, OptimizerName
 from dsmooth.functional import use_impl
 from dsmooth.runs import RunFolder
 from dsmooth.training import NonFiniteLoss, beginning, device, loop, step, train
-from dsmooth.training.checkpoint import load_checkpoint, read_checkpoint
+from dsmooth.training.checkpoint import go_on, read_checkpoint
 from dsmooth.training.step import TrainState, scheduled
 from tests.helpers.data_makers import random_dataset
 from tests.helpers.tiny_runs import ROLES, tiny
@@ -135,7 +135,7 @@ def test_a_loss_that_is_not_finite_is_found_and_spares_the_checkpoint(
         train(tiny(images=8 * 2 * READ_STEPS, seed=7), run.path)
     assert steps[-1] == 1 + READ_STEPS
     kept = TrainState(tiny(images=8 * 2 * READ_STEPS, seed=7), beginning.load_data(tiny())[0], CPU)
-    load_checkpoint(read_checkpoint(run), kept)
+    go_on(run, read_checkpoint(run), kept)
     kept.check_finite()
     assert not run.weights.exists()
 

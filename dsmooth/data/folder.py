@@ -150,7 +150,8 @@ def _image_paths(folder: Path) -> list[Path]:
         (
             path
             for path in folder.rglob("*")
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+            if path.suffix.lower() in SUFFIXES
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         ),
         key=lambda path: path.relative_to(folder).as_posix(),
     )

@@ -18,8 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..fields import check_number
 from ..philox import Stream, image_words
 from .dataset import ImageDataset, Transform
+
+MOST_IMAGES = 2**32 - 1  # a word of Philox's counter
 
 
 # A batch smaller than the data set lies in at most two epochs. A permutation of a million images
@@ -32,16 +35,6 @@ def _permutation(n: int, epoch: int, seed: int) -> Tensor:
     return torch.argsort(keys, stable=True)  # equal keys stay in the order of their indices
 
 
-def _check(n: int, **counts: int) -> None:
-    """Raise ValueError for a number of images, or another, that is out of range."""
-    if not 0 < n < 1 << 32:
-        raise ValueError(f"n must lie in 1 .. 2**32 - 1 images, got {n}")
-    for name, count in counts.items():
-        least = int(name == "batch_size")
-        if count < least:
-            raise ValueError(f"{name} must be {least} or more, got {count}")
-
-
 def epoch_order(n: int, epoch: int, seed: int) -> Tensor:
     """Return the permutation of 0 .. n - 1 in which epoch `epoch` (from 0) visits n images.
 
@@ -49,7 +42,8 @@ def epoch_order(n: int, epoch: int, seed: int) -> Tensor:
     ORDER); the permutation sorts these 64-bit keys, equal ones by index. Returns (n,) int64.
     Raises ValueError for n, epoch or seed out of range.
     """
-    _check(n, epoch=epoch)
+    check_number("n", n, 1, MOST_IMAGES)
+    check_number("epoch", epoch, 0)
     return _permutation(n, epoch, seed).clone()
 
 
@@ -68,7 +62,9 @@ def indices_at(n: int, images_seen: int, batch_size: int, seed: int) -> Tensor:
     epochs, and nothing is dropped. Returns (batch_size,) int64.
     Raises ValueError for an argument out of range.
     """
-    _check(n, images_seen=images_seen, batch_size=batch_size)
+    check_number("n", n, 1, MOST_IMAGES)
+    check_number("images_seen", images_seen, 0)
+    check_number("batch_size", batch_size)
     end = images_seen + batch_size
     epochs = range(images_seen // n, (end - 1) // n + 1)
     pieces = [_permutation(n, e, seed)[max(0, images_seen - e * n) : end - e * n] for e in epochs]
@@ -154,7 +150,6 @@ class ImagesOnDevice:
         seed: int,
         device: torch.device,
     ) -> None:
-        _check(len(dataset), batch_size=batch_size)
         self.n, self.batch_size, self.seed = len(dataset), batch_size, seed
         self.dataset, self.labels = dataset, labels
         self.there = [

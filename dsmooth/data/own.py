@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sized
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -54,11 +54,10 @@ def own_images(dataset: Sized, split: str = "train", labels: Any = None) -> Imag
     `split` is taken; a DataLoader; or anything with a length, such as a `torch.utils.data.Dataset`.
     Its items are images, or tuples of an image and perhaps a label. Of a DataLoader the images that
     its sampler visits are taken, in the order of the data set. An image is a PIL image or an array
-    (C, H, W), (H, W, C) or (H, W). PIL images of any mode become grey or RGB, as
-    images of a folder do. Arrays are uint8, or floating point in [0, 1] (as torchvision's ToTensor
-    makes it) or [-1, 1], which is rounded to the nearest byte. labels: whole numbers (N,), or
-    one-hot (N, K). Raises ValueError, with the item's number, for anything else and for images of
-    several shapes.
+    (C, H, W), (H, W, C) or (H, W). PIL images of any mode become grey or RGB, each by its mode.
+    Arrays are uint8, or floating point in [0, 1] (as torchvision's ToTensor makes it) or [-1, 1],
+    which is rounded to the nearest byte. labels: whole numbers (N,), or one-hot (N, K). Raises
+    ValueError, with the item's number, for anything else and for images of several shapes.
     """
     if isinstance(dataset, ImageDataset) and labels is None:
         return dataset
@@ -74,32 +73,29 @@ def split_own(
     Of images that come without held-out ones, one in HELD_OUT is held out. transform: of the
     training images, if it is not that of their `ImageDataset`.
     """
-    held_out: Any = None
     if isinstance(dataset, Mapping):
         name = next((name for name in HELD_OUT_SPLITS if name in dataset), None)
         parts = [_read(dataset, split) for split in ("train", name) if split is not None]
     elif (two := _training_and_held_out(dataset)) is not None:
-        dataset, held_out = two
-        parts = [_read(dataset, "train"), _read(held_out, "test")]
+        parts = [_read(two[0], "train"), _read(two[1], "test")]
     else:
         parts = [_read(dataset, "train", labels)]
     if labels is not None and (len(parts) > 1 or isinstance(dataset, Mapping)):
         raise ValueError(
             "labels= is for one set of images: give ((images, labels), (held-out images, labels))"
         )
-    train, *tests = _as_data_sets(*parts)
-    test = tests[0] if tests else None
-    if test is None:
-        if len(train) < HELD_OUT:
+    sets = _as_data_sets(*parts)
+    if len(sets) == 1:
+        (whole,) = sets
+        if len(whole) < HELD_OUT:
             raise ValueError(
                 f"the data set must hold {HELD_OUT} images or more, one of which is held out, got "
-                f"{len(train)}; or give (training images, held-out images)"
+                f"{len(whole)}; or give (training images, held-out images)"
             )
-        last = torch.arange(len(train)) % HELD_OUT == HELD_OUT - 1
-        train, test = (
-            replace(train.part(chosen), name=OWN, split=split)
-            for split, chosen in (("train", ~last), ("test", last))
-        )
+        last = torch.arange(len(whole)) % HELD_OUT == HELD_OUT - 1
+        chosen = {"train": ~last, "test": last}
+        sets = [replace(whole.part(mask), split=split) for split, mask in chosen.items()]
+    train, test = sets
     if None not in (train.transform, transform):
         raise ValueError("transform= was given beside that of an ImageDataset: leave one out")
     transform = transform or train.transform
@@ -176,10 +172,10 @@ def _read(dataset: Any, split: str, labels: Any = None) -> Given:
             f"the data set must have a length, got a {type(dataset).__name__}; of one that is read "
             "in order, list(itertools.islice(dataset, 1000)) holds the first 1,000 images"
         )
-    elif not len(dataset):
-        raise ValueError("the data set must have a length and hold images, got none")
     else:
         given = _read_items(dataset, split)
+    if not given.images.numel():
+        raise ValueError(f"the {split} data set must have a length and hold images, got none")
     if labels is None:
         return given
     return given._replace(labels=_labels(labels, len(given.images)))
@@ -280,7 +276,7 @@ def _labels(values: Any, count: int) -> Tensor:
     if found.ndim == 2 and found.shape[1] == 1:
         found = found[:, 0]
     if found.ndim == 2 and bool(((found == 0) | (found == 1)).all() & (found.sum(1) == 1).all()):
-        found = found.argmax(1)
+        found = found.long().argmax(1)
     if tuple(found.shape) != (count,) or not bool((found == found.long()).all()):
         raise ValueError(
             f"labels must be whole numbers ({count},), or one-hot ({count}, K), got "
@@ -325,27 +321,20 @@ def _as_data_sets(*parts: Given) -> list[ImageDataset]:
             "training and held-out images must be of one kind, got bytes and floating point: "
             "dsmooth.to_bytes makes bytes of images in [-1, 1]"
         )
-    convert = _conversion([part.images for part in parts])
+    every = [part.images for part in parts]
+    if torch.uint8 not in kinds:
+        ends = torch.stack([end for images in every for end in images.aminmax()])
+        low, high = float(ends.min()), float(ends.max())  # NaN for a NaN
+        if low >= 0 and high <= 1:
+            every = [(images * 255).round().to(torch.uint8) for images in every]
+        elif -1 <= low <= -0.5 and high <= 1:
+            every = [to_bytes(images) for images in every]
+        else:
+            raise ValueError(
+                "images must be uint8 or floating point in [0, 1] or [-1, 1], got "
+                f"{low:g} to {high:g}: convert them to bytes"
+            )
     return [
-        ImageDataset(
-            convert(part.images), part.labels, OWN, part.split, part.source, part.transform
-        )
-        for part in parts
+        ImageDataset(images, part.labels, OWN, part.split, part.source, part.transform)
+        for images, part in zip(every, parts, strict=True)
     ]
-
-
-def _conversion(parts: Sequence[Tensor]) -> Any:
-    """The function to bytes, for floating-point images by the range that all of them show."""
-    if parts[0].dtype == torch.uint8:
-        return lambda x: x
-    bounds = [part.aminmax() for part in parts if part.numel()]
-    low = min((float(one.min) for one in bounds), default=0.0)
-    high = max((float(one.max) for one in bounds), default=0.0)
-    if low >= 0 and high <= 1:
-        return lambda x: (x * 255).round().to(torch.uint8)
-    if -1 <= low <= -0.5 and high <= 1:
-        return to_bytes
-    raise ValueError(
-        f"images must be uint8 or floating point in [0, 1] or [-1, 1], got {low:g} to {high:g}: "
-        "convert them to bytes"
-    )

@@ -21,6 +21,7 @@ from .checkpoint import (
     Checkpoint,
     check_initial,
     find_initial,
+    read_checkpoint,
     save_checkpoint,
     settings_to_go_on,
 )
@@ -35,20 +36,21 @@ def choose_beginning(
     match_channels: bool,
     resume: bool,
     force: bool,
-) -> tuple[TrainConfig, Checkpoint | None, list[str]]:
-    """The settings of a run; the checkpoint that it goes on from, if any; notes of its log.
+) -> tuple[TrainConfig, Checkpoint | None]:
+    """The settings of a run, and the checkpoint that it goes on from, if any.
 
     The folder of a run that goes on is locked until the stack is left.
     """
     if run.config.exists() if resume else broadcast_int(is_restart(run)):
         lock(run, stack)
+        checkpoint = read_checkpoint(run)
         if match_channels:
-            config = with_channels(config, run.read_config()[0].model.image_channels)
-        return settings_to_go_on(run, config, force=force)
+            config = with_channels(config, checkpoint.settings.model.image_channels)
+        return settings_to_go_on(config, checkpoint, force=force), checkpoint
     check_new_run(run, config)
     if resume:
         LOG.info("%s: there is no run in %s to resume: it begins here", config.role, run.path)
-    return replace(config, schedule_from=0), None, []
+    return replace(config, schedule_from=0), None
 
 
 def is_restart(run: RunFolder) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -23,10 +24,12 @@ from ..files import read_tensors, write_tensors
 from ..pretrained import SavedNetwork, resolve
 from ..progress import LOG
 from ..runs import RunFolder
-from .step import TrainState
+from .step import TrainState, total_images
 
-# Settings that may change at any time; `with_length` checks the length of a run.
-FREE = {"images", "schedule_from", *(each.name for each in fields(RunSettings))}
+# Settings that may change at any time; `with_length` checks the length of a run. The network's
+# smoothing_scale follows from the scale or the noise levels.
+FREE = {"images", "schedule_from", "model.smoothing_scale"}
+FREE |= {each.name for each in fields(RunSettings)}
 
 
 def save_checkpoint(run: RunFolder, state: TrainState) -> None:
@@ -40,10 +43,9 @@ def save_checkpoint(run: RunFolder, state: TrainState) -> None:
         "data": state.train_set.digest,
     }
     metadata["sha256"] = digest(tensors, metadata)
-    write_tensors(run.new_checkpoint, tensors, metadata)
     if run.checkpoint.exists():
         os.replace(run.checkpoint, run.earlier_checkpoint)
-    os.replace(run.new_checkpoint, run.checkpoint)
+    write_tensors(run.checkpoint, tensors, metadata)
 
 
 class Checkpoint(NamedTuple):
@@ -57,22 +59,22 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(run: RunFolder) -> Checkpoint:
-    """The newest whole checkpoint of a run."""
-    fault = ""
-    *newer, last = [p for p in run.checkpoints() if p == run.checkpoint or p.exists()]
-    for path in newer:
-        try:
-            return _read(path)._replace(fault=fault)
-        except (OSError, ValueError) as error:
-            fault = fault or str(error)
-    return _read(last)._replace(fault=fault)
+    """The newest checkpoint of a run, or the one before it where that is damaged or not there."""
+    try:
+        return _read(run.checkpoint)
+    except (OSError, ValueError) as error:
+        if not run.earlier_checkpoint.exists():
+            raise
+        return _read(run.earlier_checkpoint)._replace(fault=str(error))
 
 
 def check_initial(own: ModelConfig, initial: ModelConfig, source: str) -> None:
     """Raise ValueError, naming the settings, for weights of a network of another architecture."""
-    free = {"dropout", "likelihood", "smoothing_scale", "noise_levels", *own.unused}
+    free = {"dropout", "likelihood", "smoothing_scale", *own.unused}
     if initial.condition_size == 0:  # the run adds the classes
         free.add("n_classes")
+    if len(own.noise_levels) == len(initial.noise_levels):
+        free.add("noise_levels")
     mine, theirs = flatten(asdict(own)), flatten(asdict(initial))
     other = [name for name in mine if name not in free and mine[name] != theirs[name]]
     if other:
@@ -108,44 +110,14 @@ def _read(path: Path) -> Checkpoint:
     return Checkpoint(path, tensors, settings, *position, metadata.get("data", ""))
 
 
-def settings_to_go_on(
-    run: RunFolder, config: TrainConfig, *, force: bool
-) -> tuple[TrainConfig, Checkpoint, list[str]]:
-    """The settings of a run that goes on, the checkpoint that it goes on from, notes of its log."""
-    before, _ = run.read_config()
-    checkpoint = read_checkpoint(run)
-    config = merge_with_run(config, before, checkpoint, force=force)
-    if checkpoint.fault:
-        words = "%s: %s; going on from the checkpoint before it, at %s images"
-        LOG.info(words, config.role, checkpoint.fault, f"{checkpoint.images_seen:,}")
-    return config, checkpoint, [*changes(before, config, checkpoint.images_seen)]
-
-
-def go_on(run: RunFolder, checkpoint: Checkpoint, state: TrainState, *, force: bool) -> None:
-    """Continue from a checkpoint, which must be the same for all processes."""
-    load_checkpoint(checkpoint, state, force=force)
-    latest, least = all_reduce_max(state.images_seen, -state.images_seen)
-    if latest != -least:
-        raise ValueError(
-            f"the processes read checkpoints at {-least:,} and {latest:,} images: "
-            f"{run.path} must be one folder that all of them see"
-        )
-    if rank_and_size()[0] == 0 and checkpoint.path != run.checkpoint:  # all have read it
-        os.replace(checkpoint.path, run.checkpoint)  # a damaged one is not kept
-
-
-def load_checkpoint(checkpoint: Checkpoint, state: TrainState, *, force: bool = False) -> None:
-    """Continue from a checkpoint. Raises ValueError, unless `force`d, for one of another run."""
-    path = checkpoint.path
-    if not force:
-        for name, (theirs, mine) in differences(checkpoint.settings, state.config).items():
-            raise ArgumentError(
-                "",
-                f"{path} is a checkpoint of another run: its {name} is {theirs}, not {mine};",
-                Argument("force", True),
-                "goes on with that from here",
-            )
-        if checkpoint.data != state.train_set.digest:
+def go_on(
+    run: RunFolder, checkpoint: Checkpoint, state: TrainState, *, force: bool = False
+) -> list[str]:
+    """Continue from a checkpoint, which must be the same for all processes; notes for the log."""
+    path, seen = checkpoint.path, checkpoint.images_seen
+    notes = [*changes(checkpoint.settings, state.config, seen)]
+    if checkpoint.data != state.train_set.digest:
+        if not force:
             raise ArgumentError(
                 "",
                 f"{path} was trained on other images than the {len(state.train_set):,} of "
@@ -153,14 +125,31 @@ def load_checkpoint(checkpoint: Checkpoint, state: TrainState, *, force: bool = 
                 Argument("force", True),
                 "goes on with these",
             )
-    state.restore(checkpoint.tensors, checkpoint.images_seen, checkpoint.steps, str(path))
+        notes.append(f"other images, or in another order, from {seen:,} images on")
+    state.restore(checkpoint.tensors, seen, checkpoint.steps, str(path))
+    if checkpoint.fault:
+        words = "%s: %s; going on from the checkpoint before it, at %s images"
+        LOG.info(words, state.config.role, checkpoint.fault, f"{seen:,}")
+    latest, least = all_reduce_max(seen, -seen)
+    if latest != -least:
+        raise ValueError(
+            f"the processes read checkpoints at {-least:,} and {latest:,} images: "
+            f"{run.path} must be one folder that all of them see"
+        )
+    if rank_and_size()[0] == 0 and path != run.checkpoint:  # all have read it
+        os.replace(path, run.checkpoint)  # a damaged one is not kept
+    return notes if seen < total_images(state.config) else []
 
 
-def merge_with_run(
-    config: TrainConfig, stored: TrainConfig, checkpoint: Checkpoint, *, force: bool = False
+def settings_to_go_on(
+    config: TrainConfig, checkpoint: Checkpoint, *, force: bool = False
 ) -> TrainConfig:
-    """The settings to go on with: a run's `stored` ones, its new length, and by `force` others."""
-    folder, begun = checkpoint.path.parent, checkpoint.settings.schedule_from
+    """The settings to go on with: those of the checkpoint, its new length, and by `force` others.
+
+    Where nothing is left to train, `force` changes nothing.
+    """
+    stored, seen = checkpoint.settings, checkpoint.images_seen
+    folder, begun = checkpoint.path.parent, stored.schedule_from
     if config.images is not None and config.images <= begun:
         raise ArgumentError(
             "images", f"must be more than {begun:,}, to which {folder} was prolonged"
@@ -175,28 +164,29 @@ def merge_with_run(
     follows = [name for name in ("precision", "keep_gates") if getattr(config, name) == "auto"]
     if config.images is None:  # a budget has become a number of images
         follows += ["images", "evaluations"]
-    values: dict[str, Any] = {name: getattr(stored, name) for name in ("budget", *follows)}
-    values["schedule_from"] = begun  # settings are written after their checkpoint
+    same = ("budget", "schedule_from", *follows)
+    values: dict[str, Any] = {name: getattr(stored, name) for name in same}
     if config.model.n_classes == "auto":
         values["model"] = replace(config.model, n_classes=stored.model.n_classes)
     config = replace(config, **values)
+    fixed = {"role", "init"}
+    if stored.model.likelihood == "gaussian":  # the network has the scale
+        fixed.add("scale")
     for name, (theirs, mine) in differences(stored, config).items():
         change = f"{folder} holds another run: its {name} is {theirs}, not {mine}"
         if name == "data" and theirs == OWN:
             change = f"{folder} was trained on images given by dataset=, not on {mine}: give them"
-        # The network, its average and its task stay.
-        stays = name in ("role", "init", "optimizer") or name.startswith("model.")
-        if name == "ema":
-            stays = bool(theirs) != bool(mine)
-        if stays and name != "model.dropout":
-            if name not in ("ema", "optimizer"):
-                raise ValueError(change)
-            weights = "; a new run can begin with its weights, by"
-            raise ArgumentError("", change + weights, Argument("init", str(folder)))
+        if name in fixed or (name.startswith("model.") and name != "model.dropout"):
+            raise ValueError(change)
+        if name == "optimizer" or (name == "ema" and 0 in (theirs, mine)):
+            weights = f"{change}; a new run can begin with its weights, by"
+            raise ArgumentError("", weights, Argument("init", str(folder)))
         if not force:
             raise ArgumentError(
                 "", f"{change};", Argument("force", True), "goes on with that from here"
             )
+    if force and seen >= total_images(config):
+        return replace(stored, images=config.images, data_dir=config.data_dir)
     return with_length(config, checkpoint, force=force)
 
 
@@ -210,34 +200,36 @@ def differences(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any,
     }
 
 
+def same_until(config: TrainConfig, before: TrainConfig) -> float:
+    """The images up to which a run of another length has the learning rates of `config`."""
+    begun, longest = config.schedule_from, min(total_images(config), total_images(before))
+    if config.optimizer == "muon" and config.kernel_rate is None:
+        return begun  # Muon's angle follows from the number of images
+    if config.schedule == "cooldown":
+        return begun + (1 - config.cooldown) * (longest - begun)
+    return math.inf if config.schedule == "exponential" else begun
+
+
 def with_length(config: TrainConfig, checkpoint: Checkpoint, *, force: bool) -> TrainConfig:
     """Fit the schedule of `config` to another number of images than the checkpoint's."""
-    seen, images, before = checkpoint.images_seen, config.images, checkpoint.settings.images
-    if images is None or before is None or images == before:
+    seen, folder = checkpoint.images_seen, checkpoint.path.parent
+    images, before = total_images(config), total_images(checkpoint.settings)
+    if images == before or images == seen >= before:
         return config
-    folder = checkpoint.path.parent
     if images < seen:
         raise ArgumentError("images", f"must be at least {seen:,}, which {folder} has seen")
-    # An exponential schedule and the constant part of a cooldown do not depend on the number of
-    # images. If Muon's angle does not either, the run goes on as one of this length.
-    angle_follows = config.optimizer == "muon" and config.kernel_rate is None
-    if config.schedule == "exponential" and not angle_follows:
+    latest = same_until(config, checkpoint.settings)
+    if seen <= latest:
         return config
-    latest = None
-    if config.schedule == "cooldown" and not angle_follows:
-        begun = config.schedule_from
-        latest = begun + (1 - config.cooldown) * (min(images, before) - begun)
-        if seen <= latest:
-            return config
     if seen >= before:  # finished: the schedule begins again, over the images that are added
         return replace(config, schedule_from=seen)
     if force:
         return config
-    until = f", or until {latest:,.0f} images, where the learning rate falls" if latest else ""
+    until = f", or until {latest:,.0f} images, where the learning rate falls"
     raise ArgumentError(
         "images",
-        f"can be {images:,} instead of {before:,} once the run has finished{until}; "
-        f"{folder} has seen {seen:,};",
+        f"can be {images:,} instead of {before:,} once the run has finished"
+        f"{until * (latest > config.schedule_from)}; {folder} has seen {seen:,};",
         Argument("force", True),
         "bends its schedule here",
     )
@@ -245,10 +237,13 @@ def with_length(config: TrainConfig, checkpoint: Checkpoint, *, force: bool) -> 
 
 def changes(before: TrainConfig, after: TrainConfig, seen: int) -> Iterator[str]:
     """Sentences for the log on the settings that change in a run after so many images."""
+    changed = differences(before, after)
     if before.schedule_from != after.schedule_from:
         lengths = f"{after.schedule_from:,} to {after.images:,}"
         yield f"prolonged from {lengths} images, its schedule begun again"
-    for name, (old, new) in differences(before, after).items():
+    elif before.images != after.images and seen > same_until(after, before):
+        changed["images"] = before.images, after.images
+    for name, (old, new) in changed.items():
         yield f"{name} {old} up to {seen:,} images, {new} from then on"
 
 

@@ -29,7 +29,7 @@ def with_device(config: TrainConfig, device: torch.device, size: tuple[int, int]
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if config.precision == "auto":
-        fast = has_fast_bfloat16(device)
+        fast = broadcast_int(has_fast_bfloat16(device))  # machines may differ
         config = replace(config, precision="bfloat16" if fast else "float32")
     return replace(config, keep_gates=resolve_keep_gates(config, device, size))
 

@@ -132,7 +132,7 @@ def train(
         keep_freed_memory()
         if progress and rank_and_size()[0] == 0:
             stack.enter_context(lines_shown())
-        config, checkpoint, notes = choose_beginning(
+        config, checkpoint = choose_beginning(
             run, config, stack, match_channels=match_channels, resume=resume, force=force
         )
         train_set, test_set = images_of(config, dataset, labels, transform, progress)
@@ -143,10 +143,11 @@ def train(
         stop = stack.enter_context(catch_signals())
         if config.images is None:
             state.config = fix_images(state, test_set)
+        notes: list[str] = []
         if checkpoint is None:
             begin_folder(run, state, test_set.image_size, stack)
         else:
-            go_on(run, checkpoint, state, force=force)
+            notes = go_on(run, checkpoint, state, force=force)
             del checkpoint  # which is as large as the weights and their moments
         log = None
         if rank_and_size()[0] == 0:

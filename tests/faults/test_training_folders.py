@@ -10,19 +10,20 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from dsmooth.config import ModelConfig, TrainConfig
-from dsmooth.files import lock_folder, read_tensors, write_atomically, write_tensors
+from dsmooth.files import lock_folder, read_tensors, write_atomically, write_tensors, write_together
 from dsmooth.nn.weights import weights_digest
 from dsmooth.runs import RunFolder
-from dsmooth.training import NonFiniteLoss, beginning, checkpoint, train
-from dsmooth.training.checkpoint import digest, load_checkpoint, read_checkpoint, save_checkpoint
+from dsmooth.training import NonFiniteLoss, beginning, train
+from dsmooth.training.checkpoint import digest, go_on, read_checkpoint, save_checkpoint
 from dsmooth.training.step import TrainState
 from tests.helpers.tiny_runs import assert_same_end, use_small_runs
 
@@ -102,19 +103,6 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
     assert images_of(run.earlier_checkpoint) == "24"  # not the damaged one
 
 
-def test_a_checkpoint_that_has_not_got_its_name_is_used(run: RunFolder) -> None:
-    run.checkpoint.replace(run.new_checkpoint)
-    for without in (None, run.earlier_checkpoint):
-        if without is not None:
-            without.unlink()
-        assert run.can_resume()
-        found = read_checkpoint(run)
-        assert (found.images_seen, found.fault) == (32, "")
-    train(CONFIG, run.path, resume=True)
-    assert images_of(run.checkpoint) == "32"
-    assert not run.new_checkpoint.exists()
-
-
 @pytest.mark.parametrize("damage", [change, empty])
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused(run: RunFolder, damage) -> None:
     weights = run.weights.read_bytes()
@@ -137,10 +125,8 @@ def test_the_checkpoint_of_another_run_is_refused(run: RunFolder) -> None:
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused(run: RunFolder) -> None:
-    tensors, metadata = read_tensors(run.earlier_checkpoint)
-    del metadata["data"]
+    rewrite(run.checkpoint, data=None)
     run.earlier_checkpoint.unlink()
-    write_tensors(run.checkpoint, tensors, metadata)
     with pytest.raises(ValueError, match=r"is of dsmooth 0\.1, whose runs 0\.2 goes on with"):
         train(CONFIG, run.path, resume=True)
 
@@ -153,6 +139,9 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"other images than the 36 of .*; force=True goes on"):
         train(longer, tmp_path, dataset=255 - images, resume=True)
     train(longer, tmp_path, dataset=images, resume=True)
+    train(replace(config, images=24), tmp_path, dataset=255 - images, resume=True, force=True)
+    note = "other images, or in another order, from 16 images on"
+    assert RunFolder(tmp_path).origin().notes[-1] == note
 
 
 @pytest.mark.parametrize("name", [".lock", "log.jsonl"])
@@ -176,22 +165,6 @@ def test_a_run_is_not_among_its_data(tmp_path: Path) -> None:
     ):
         train(config, tmp_path / "sub" / ".." / "run")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_model_and_its_settings_are_written_together(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, config, size = run.load_model()
-    for path in (run.log, *run.checkpoints()):
-        path.unlink(missing_ok=True)
-    run.write_model(model, config, size)
-    before = {path: path.read_bytes() for path in run.path.iterdir()}
-    synced = iter([None])
-    monkeypatch.setattr("os.fsync", lambda _: next(synced))  # the disk is full at the second
-    for other in (config, replace(config, model=replace(config.model, n_mix=3))):
-        with pytest.raises((StopIteration, ValueError)):
-            run.write_model(model, replace(other, seed=7), size)
-    assert before == {path: path.read_bytes() for path in run.path.iterdir()}
 
 
 def test_a_run_keeps_its_weights_and_its_folder(run: RunFolder, tmp_path: Path) -> None:
@@ -238,7 +211,7 @@ def test_a_model_never_stands_under_the_settings_of_another(
         if run.config.exists():
             found, settings, _ = run.load_model()
             assert (weights_digest(found), settings) in wholes
-    assert done == 4
+    assert done == 2
 
 
 @pytest.mark.parametrize(
@@ -248,29 +221,26 @@ def test_a_model_never_stands_under_the_settings_of_another(
         (OSError(28, "No space left on device"), "could not write .*No sp"),
     ],
 )
-def test_a_write_that_ends_early_leaves_the_old_file(
+def test_writes_that_end_early_leave_the_old_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, message: str
 ) -> None:
-    """And a file is for whom the user's other files are."""
+    """All of them; and a file is for whom the user's other files are."""
     path, other = tmp_path / "file", tmp_path / "other"
     write_atomically(path, b"old")
     other.touch()
     assert path.stat().st_mode == other.stat().st_mode
-    other.unlink()
-
-    def fail(descriptor: int) -> None:
-        raise error
-
-    monkeypatch.setattr("os.fsync", fail)
+    synced = Mock(side_effect=[None, error])  # the disk is full at the second
+    monkeypatch.setattr("os.fsync", synced)
     with pytest.raises(type(error), match=message):
-        write_atomically(path, b"new")
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"old")]
+        write_together({path: b"new", other: b"new"}, without=path)
+    found = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert found == {"file": b"old", "other": b""}
 
 
 def test_weights_that_are_not_finite_replace_nothing(run: RunFolder) -> None:
     data, _ = beginning.load_data(CONFIG)
     state = TrainState(CONFIG, data, torch.device("cpu"))
-    load_checkpoint(read_checkpoint(run), state)
+    go_on(run, read_checkpoint(run), state)
     before = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
     with torch.no_grad():
         state.ema.model.head.bias[0] = torch.nan
@@ -315,26 +285,12 @@ def test_a_run_is_read_once_its_folder_is_locked(
     @contextmanager
     def late(folder: Path, holder: str) -> Iterator[None]:
         with lock_folder(folder, holder):
-            run.write_config(replace(CONFIG, seed=5), (28, 28))
+            rewrite(run.checkpoint, settings=json.dumps(asdict(replace(CONFIG, seed=5))))
             yield
 
     monkeypatch.setattr(beginning, "lock_folder", late)
     with pytest.raises(ValueError, match="another run: its seed is 5, not 0"):
         train(CONFIG, run.path, resume=True)
-
-
-def test_a_checkpoint_that_may_not_be_read_gives_way(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(path: Path) -> object:
-        if path == run.checkpoint:
-            raise PermissionError(13, "Permission denied", str(path))
-        return read_tensors(path)
-
-    monkeypatch.setattr(checkpoint, "read_tensors", refuse)
-    found = read_checkpoint(run)
-    assert found.images_seen == 24
-    assert "Permission denied" in found.fault
 
 
 def rewrite(path: Path, **stated: str | None) -> None:
