@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import dsmooth
+from dsmooth.commands.frechet import distances_of_classes
 from dsmooth.config import TrainConfig
 from dsmooth.data import ImageDataset, load_dataset
 from dsmooth.evaluate.classes import Classification, bits_by_class, classify, frechet_by_class
 from dsmooth.evaluate.comparison import compare_images
 from dsmooth.evaluate.features import make_extractor
 from dsmooth.evaluate.likelihood import conventions, score_pair, score_plain
+from dsmooth.evaluate.sources import ImageSet
 from dsmooth.runs import RunFolder
 from tests.helpers.class_networks import CLASSES, conditional, make_pair
 from tests.helpers.command_runs import complains, measured
@@ -49,12 +51,17 @@ def test_the_classes_make_up_the_whole() -> None:
     data = labelled()
     for scores in (score_plain(conditional(), data), score_pair(make_pair(), data, n_noise=2)):
         rows = bits_by_class(scores, data.labels)
+        meanings = [row.meaning for row in conventions(scores)]
+        assert "P(bytes | class)" in meanings[0]
+        assert ("given the class" in meanings[-2]) == (scores.continuous is not None)
         assert [(row.label, row.n_images) for row in rows] == [(0, 4), (1, 4), (2, 4)]
         mean = sum(row.value * row.n_images for row in rows) / 12
         assert mean == pytest.approx(conventions(scores)[0].value)
         assert len({row.value for row in rows}) == 3
     one = bits_by_class(scores.of_images(torch.tensor([3])), data.labels[3:4])
     assert one[0].standard_error is None
+    with pytest.raises(ValueError, match=r"labels must have shape \(12,\), .* got \(13,\)"):
+        bits_by_class(scores, torch.zeros(13))
 
 
 def test_bayes_rule() -> None:
@@ -132,6 +139,10 @@ def test_distances_are_those_of_each_class_alone() -> None:
     assert one.value == pytest.approx(alone.value, rel=1e-6)
     assert one.floor == pytest.approx(alone.floor, rel=1e-6)
     assert (one.n_samples, one.n_reference) == (len(chosen[0]), len(chosen[1]))
+    # Of samples that were left out the labels are, too.
+    data = [ImageDataset(*part, "digits", "test", "made") for part in (real, others)]
+    found = distances_of_classes(ImageSet(drawn[0], "", kept), labels, data, extractor, 100)
+    assert found == [*map(asdict, rows)]
 
 
 @pytest.fixture

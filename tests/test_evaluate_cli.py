@@ -209,12 +209,12 @@ def test_images_come_in_many_forms(tmp_path: Path) -> None:
         assert torch.equal(read_images(tmp_path / name, 4).images, images[:4]), name
     assert torch.equal(as_grey(images), images)
     assert torch.equal(as_grey(images[:, :1].expand(-1, 3, -1, -1)), images[:, :1])
-    assert torch.equal(array_to_bytes(images[:, 0].numpy(), "grey"), images[:, :1])
+    assert torch.equal(array_to_bytes(images[:, 0].numpy(), "grey")[0], images[:, :1])
 
 
 def test_values_become_bytes_and_diverged_images_are_counted(tmp_path: Path) -> None:
     x = torch.tensor([[-3.5, -1, -0.999, 0, 0.001, 0.9999, 1, 3], [0, 0, 0, torch.inf, 0, 0, 0, 0]])
     np.save(tmp_path / "x.npy", x.view(2, 1, 2, 4).numpy())
     found = read_images(tmp_path / "x.npy")
-    assert found.diverged == 1
+    assert (found.diverged, found.kept.tolist()) == (1, [True, False])
     assert found.images.flatten().tolist() == [0, 0, 0, 128, 128, 255, 255, 255]

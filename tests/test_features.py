@@ -130,14 +130,16 @@ def test_the_hash_follows_the_weights(tmp_path: Path) -> None:
 def test_the_hash_follows_layers_without_weights_and_code_inside(tmp_path: Path) -> None:
     digests = set()
     for i, (result, layer) in enumerate((("x", "ReLU"), ("x", "Tanh"), ("-x", "ReLU"))):
-        path = tmp_path / f"layers_{i}.py"
+        (tmp_path / str(i)).mkdir()
+        path = tmp_path / str(i) / "layers.py"  # files of one name
         path.write_text(
-            "from torch import nn\n\n"
-            f"class Inner(nn.Module):\n    def forward(self, x):\n        return {result}\n\n"
+            f"from torch import nn\n\ndef result(x):\n    return {result}\n\n"
+            "class Inner(nn.Module):\n    def forward(self, x):\n        return result(x)\n\n"
             f"made = nn.Sequential(Inner(), nn.{layer}())\n"
         )
         digests.add(make_extractor(f"{path}:made").sha256)
     assert len(digests) == 3
+    assert "layers" not in sys.modules
 
 
 def test_modules_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,12 +316,19 @@ def test_networks_that_return_something_else(monkeypatch: pytest.MonkeyPatch) ->
         (torch.zeros(2, 3, 4), r"must return features \(2, D\), got \(2, 3, 4\)"),
         (torch.zeros(1, 3), r"must return features \(2, D\), got \(1, 3\)"),
         (torch.full((2, 3), torch.nan), "returned features that are not finite"),
+        ((torch.zeros(2, 3), torch.zeros(1, 4)), r"must return logits \(2, K\), got \(1, 4\)"),
+        ((torch.zeros(2, 3), torch.zeros(2)), r"must return logits \(2, K\), got \(2,\)"),
+        (torch.full((2, 2, 3), torch.inf).unbind(), "returned features that are not finite"),
+        ((torch.zeros(2, 3), torch.full((2, 4), torch.nan)), "returned logits that are not"),
         ("text", "must return features, or features and logits, got str"),
         (RuntimeError("a\nb"), r"cannot compute features of images \(2, 1, 4, 4\): .*: a b"),
     ):
         network.forward = Mock(side_effect=[result])
         with pytest.raises(ValueError, match=message):
             extract_features(torch.zeros(2, 1, 4, 4).byte(), extractor)
+    network.register_buffer("of_no_parameter", torch.zeros(1, device="meta"))
+    network.forward = Mock(side_effect=lambda x: torch.zeros(2, 3 if x.is_meta else 0))
+    assert extract_features(torch.zeros(2, 1, 4, 4).byte(), extractor).features.shape == (2, 3)
 
 
 def test_a_comparison_orders_real_images_before_noise(digits: ImageDataset) -> None:
@@ -370,11 +379,13 @@ def test_statistics_of_other_programs(tmp_path: Path) -> None:
     for name in ("pytorch-fid.npz", "adm.npz"):
         published = read_reference(tmp_path / name)
         assert isinstance(published, PublishedStatistics)
-        found = compare_images(x, published, extractor)
+        found = compare_images(x, published, extractor, floor=x[:1])
         assert found.name == "FID"
+        assert found.floor is None
+        assert "one image gives no floor" in found.warnings
         assert found.value == pytest.approx(direct.value, rel=1e-9)
         assert (found.n_reference, found.kernel) == (None, None)
-        assert f"{name} states neither the number of its images" in found.warnings[-1]
+        assert any(f"{name} states neither the number of its" in text for text in found.warnings)
         with pytest.raises(ValueError, match=f"{name} is of Inception's features, not of own's"):
             compare_images(x, published, replace(extractor, name="own", is_fid=False))
         with pytest.raises(ValueError, match="must have dimension 4, got 12"):
@@ -382,6 +393,9 @@ def test_statistics_of_other_programs(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="precision and recall need real images"):
             compare_images(x, published, extractor, precision_recall=True)
     np.savez(tmp_path / "images.npz", arr_0=y.permute(0, 2, 3, 1).numpy())
+    for wrong in ({"subsets": 0}, {"subset_size": 1}, {"seed": -1}, {"seed": 2**64}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must "):
+            compare_images(x, y, Mock(), **wrong)  # before any work
     images = read_reference(tmp_path / "images.npz")
     assert isinstance(images, ImageSet)
     assert images.images.equal(y)

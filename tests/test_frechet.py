@@ -102,6 +102,8 @@ def test_arrays_lists_and_any_real_dtype_are_taken() -> None:
     single = frechet_distance(*(x.float().requires_grad_() for x in (m1, c1, m2, c2)))
     assert single == pytest.approx(distance, rel=1e-5)
     assert frechet_distance([0, 0], np.eye(2, dtype=int), [3, 4], np.eye(2, dtype=int)) == 25
+    for kind in (">f8", np.longdouble, np.float16, np.uint16, bool):
+        assert frechet_distance(np.ones(2, kind), np.eye(2, dtype=kind), [4, 5], np.eye(2)) == 25
 
 
 @pytest.mark.parametrize(
@@ -170,6 +172,7 @@ def test_files_that_are_no_statistics_are_named(tmp_path: Path) -> None:
         ({"mu": np.zeros(2)}, "found no sigma, n, description"),
         ({**pair, "n": 5, "description": "{}"}, r"must hold mu \(D,\), sigma \(D, D\)"),
         ({"mu": [0], "sigma": [[1]], "n": 1, "description": "{}"}, "must hold n >= 2, got 1"),
+        ({**pair, "mu": ["a"], "n": 5, "description": "{}"}, "x.npz: mu must be real, got <U1"),
         ({**pair, "n": 5, "description": np.array([{}], object)}, "without pickled objects"),
     ):
         np.savez(path, **arrays)
@@ -227,8 +230,8 @@ def test_inception_score_agrees_with_torch_fidelity_and_its_limits() -> None:
     score = inception_score(logits, splits=10)
     isc = pytest.importorskip("torch_fidelity.metric_isc")
     theirs = isc.isc_features_to_metric(logits, splits=10, shuffle=False)
-    assert score.split_mean == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
-    assert score.split_deviation == pytest.approx(theirs["inception_score_std"], rel=1e-5)
+    assert score.split_mean == pytest.approx(theirs["inception_score_mean"], rel=1e-9)
+    assert score.split_deviation == pytest.approx(theirs["inception_score_std"], rel=1e-9)
     whole = isc.isc_features_to_metric(logits, splits=1, shuffle=False)
     assert score.value == pytest.approx(whole["inception_score_mean"], rel=1e-9)
     assert inception_score(logits.flip(0)).value == pytest.approx(score.value, rel=1e-12)

@@ -25,6 +25,7 @@ from dsmooth.evaluate import probe as probe_module
 from dsmooth.evaluate.linear import moments, train_linear
 from dsmooth.evaluate.probe import PIXELS, Probing, best_probe, probe_pair
 from dsmooth.machine import torch_threads
+from dsmooth.nn import PixelCNNpp
 from tests.helpers.command_runs import complains, run, save_run
 
 GREY = ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.0)
@@ -144,21 +145,25 @@ def test_moments_are_those_of_the_features() -> None:
 
 def extracted(run: Probing, name: str, network: Any, split: str) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
-        return run.extract(name, network, split, stack, lambda n: None)
+        return run.extract(name, network, stack, lambda n: None)[split]
 
 
 @pytest.mark.parametrize(
-    ("denoiser", "see", "stream", "pooling"),
-    [(STACK, "noisy", "ul", "flat"), (CONCAT, "clean", "both", "mean")],
+    ("denoiser", "see", "stream", "pooling", "dtype"),
+    [
+        (STACK, "noisy", "ul", "flat", torch.float32),
+        (CONCAT, "clean", "both", "mean", torch.bfloat16),
+    ],
 )
 def test_rows_are_the_features_of_the_network_in_float16(
-    tmp_path: Path, denoiser: ModelConfig, see: Any, stream: Any, pooling: Any
+    tmp_path: Path, denoiser: ModelConfig, see: Any, stream: Any, pooling: Any, dtype: torch.dtype
 ) -> None:
-    pair, given = make_pair(denoiser), {"stream": stream, "pooling": pooling, "input": see}
+    pair = make_pair(denoiser).to(dtype)
+    given = {"stream": stream, "pooling": pooling, "input": see}
     run = probing(tmp_path, ProbeSettings(together=0, seed=5, **given))
     for name, network in (("noisy", pair.noisy), ("denoiser", pair.denoiser)):
         for repeat, (split, data) in enumerate(run.splits.items()):
-            x = data.batch(torch.arange(len(data)))
+            x = data.batch(torch.arange(len(data))).to(dtype)
             x_tilde = run.smoothing.sample(x, seed=5, first_index=0, repeat=repeat)
             seen = x_tilde if see == "noisy" else x
             inputs = (seen,) if name == "noisy" else (seen, x_tilde)
@@ -217,6 +222,8 @@ def test_the_best_probe_is_chosen_without_the_test_set(
         assert other["held_out"] == one["held_out"]
         assert other["accuracy"] == pytest.approx(1 - one["accuracy"])
     assert rows == {(23, 11), (19, 4)}
+    few = probe_pair(make_pair(), squares(2, "train"), test, SETTINGS, tmp_path / "few.json")
+    assert all("held_out" in one for each in few["accuracy"].values() for one in each.values())
 
 
 def test_pixels_are_what_the_networks_see(tmp_path: Path) -> None:
@@ -238,6 +245,7 @@ def test_an_untrained_network_is_new_and_leaves_the_generator_alone(tmp_path: Pa
     assert all(a.equal(b) for a, b in zip(fresh.parameters(), again.parameters(), strict=True))
     other = replace(run, settings=replace(run.settings, seed=1)).untrained(pair.denoiser)
     assert not fresh.stem_u.weight_v.equal(other.stem_u.weight_v)
+    assert run.untrained(pair.denoiser.bfloat16()).head.bias.dtype == torch.bfloat16
 
 
 def run_probes(path: Path, settings: ProbeSettings = SETTINGS, **options: Any) -> dict[str, Any]:
@@ -355,6 +363,12 @@ def test_a_call_for_some_networks_depends_on_these_alone(whole: Path, tmp_path: 
     stored = Path(shutil.copy(whole, tmp_path))
     both = run_probes(stored, only=("noisy", "denoiser", "plain"))
     assert list(both["accuracy"]) == ["noisy", "denoiser", "plain"]
+    accuracy = json.loads(stored.read_text())["accuracy"]
+    stored.write_text(json.dumps({**both, "accuracy": {**accuracy, "plain": None}}))
+    del accuracy["plain"]
+    stored.write_text(json.dumps({**both, "accuracy": accuracy}))
+    run_probes(stored, only=("noisy", "denoiser", "plain"))
+    assert json.loads(stored.read_text())["accuracy"].keys() == accuracy.keys() | {"plain"}
     few, path = ("noisy", PIXELS), tmp_path / "few.json"
     first = run_probes(path, only=few)
     before, data = path.stat().st_mtime_ns, (squares(23, "train"), squares(11, "test"))
@@ -388,14 +402,23 @@ def test_data_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: Any) -> 
     pair, path = make_pair(), tmp_path / "probes.json"
     train, test = squares(9, "train"), squares(9, "test")
     wide = replace(test, images=test.images.repeat(1, 1, 1, 2))
-    for data, message in (
-        (replace(test, labels=None), "made for a test has no labels"),
-        (wide, r"\(1, 8, 8\), got .* of \(1, 8, .*: made for a test"),
+    told = PixelCNNpp(replace(GREY, n_classes=2))
+    for plain, first, second, message in (
+        (None, train, replace(test, labels=None), "made for a test has no labels"),
+        (None, train, replace(test, labels=test.labels - 1), "need labels of 0 or more, but made"),
+        (None, train, wide, r"\(1, 8, 8\), got .* of \(1, 8, .*: made for a test"),
+        (None, train.part(slice(1)), test, "train_images must be at least 2, got 1"),
+        (None, train, test.part(slice(0)), "test_images must be at least 1, got 0"),
+        (told, train, test, "probes are of models without classes"),
     ):
         with pytest.raises(ValueError, match=message):
-            probe_pair(pair, train, data, SETTINGS, path)
-    usage = SimpleNamespace(free=1000)
-    monkeypatch.setattr(probe_module.shutil, "disk_usage", lambda folder: usage)
+            probe_pair(pair, first, second, SETTINGS, path, plain=plain)
+    # Room for all features is there, until those of the training images take some of it.
+    free = [2 * (9 + 9) * 64, 0, 0]
+    usage = lambda folder: SimpleNamespace(free=free.pop(0))  # noqa: E731 - of these lines alone
+    monkeypatch.setattr(probe_module.shutil, "disk_usage", usage)
+    probe_pair(pair, train, test, SETTINGS, path, only=[PIXELS])
+    path.unlink()
     with pytest.raises(OSError, match=r"need 0\.0 GB in .*train_images"):
         probe_pair(pair, train, test, SETTINGS, path)
     assert list(tmp_path.iterdir()) == []

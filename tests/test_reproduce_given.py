@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
 import pytest
-import torch
 
 import dsmooth
 from dsmooth.config import ProbeSettings, ReproductionStage
@@ -111,8 +111,11 @@ def test_numbers_are_of_their_images_seed_and_settings(
         found = one.compare({"plain": to_float(choose_images(every.part(slice(6)), 3))})
         distances = [found["distances"][name]["value"] for name in ("plain", "real")]
         assert (distances[0] == distances[1]) == (first == 0)  # the floor is of such images
+    frechet = replace(one, only="frechet")
+    assert one.probe()["accuracy"] == frechet.probe()["accuracy"]
+    assert replace(frechet, test_set=every).probe() == {}  # of other images
     kept = (tmp_path / "frechet.json").read_bytes()
-    assert replace(one, only="frechet").compare({}) == found
+    assert frechet.compare({}) == found
     assert (tmp_path / "frechet.json").read_bytes() == kept
 
 
@@ -184,29 +187,34 @@ def test_one_stage_alone_and_of_a_saved_pair(
     assert "Linear probes" not in page
 
 
-def test_probes_that_are_stopped_leave_the_earlier_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_is_stopped_leaves_the_earlier_probes_and_no_picture_missing(
+    given: tuple[Path, ...], again: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def probe_pair(*given: Any, **_: Any) -> dict[str, Any]:
-        given[4].write_text("later")
-        if stopped:
-            raise KeyboardInterrupt
-        return {}
+    models, digits = load_models(given), load_embedded_mnist("test")
+    alone = stages.Stages(again, models, digits, digits, SIZES, only="probes")
+    before, calls = (again / "probes.json").read_bytes(), itertools.count()
 
-    monkeypatch.setattr(stages, "probe_pair", probe_pair)
-    models = SimpleNamespace(pair=None, n_classes=0, device=torch.device("cpu"))
-    digits = load_embedded_mnist("test")
-    again = stages.Stages(tmp_path, models, digits, digits, stages.Sizes(), only="probes")
-    path = tmp_path / "probes.json"
-    path.write_text("earlier")
-    stopped = True
-    with pytest.raises(KeyboardInterrupt):
-        again.probe()
-    assert path.read_text() == "earlier"
-    stopped = False
-    again.probe()
-    assert path.read_text() == "later"
-    assert list(tmp_path.iterdir()) == [path]
+    def stop(*_: Any, **__: Any) -> None:
+        if next(calls):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dsmooth.evaluate.probe.write_json", stop)
+        with pytest.raises(KeyboardInterrupt):
+            alone.probe()
+    assert (again / "probes.json").read_bytes() == before
+
+    real, drawn = os.replace, replace(alone, only=None)
+    for first in (0, 1):  # of the two files of a kind of samples
+        shutil.rmtree(again / "samples")
+        calls = itertools.count(first)
+        with monkeypatch.context() as patch:
+            patch.setattr("os.replace", lambda *files: (stop(), real(*files)))
+            with pytest.raises(KeyboardInterrupt):
+                drawn.draw()
+        drawn.draw()
+        names = {path.stem for path in (again / "samples").glob("*.npz")}
+        assert {path.stem for path in (again / "samples").glob("*.png")} == names
 
 
 def test_a_finished_run_may_have_no_evaluation(tmp_path: Path) -> None:
@@ -224,20 +232,20 @@ def test_a_plain_model_without_a_pair_is_described(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_features_are_in_bfloat16_where_the_machine_is_fast_at_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+    given: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
 ) -> None:
     """And of the reproduction's seed."""
     seen: list[str] = []
 
-    def probe_pair(*given: Any, precision: str, **_: Any) -> None:
+    def probe_pair(*_: Any, precision: str, settings: ProbeSettings, **__: Any) -> dict[str, Any]:
         seen.append(precision)
-        assert given[3].seed == 7
+        assert settings.seed == 7
+        return {}
 
     monkeypatch.setattr(stages, "has_fast_bfloat16", lambda device: fast)
     monkeypatch.setattr(stages, "probe_pair", probe_pair)
-    models = SimpleNamespace(pair=None, n_classes=0, device=torch.device("cpu"))
-    digits = load_embedded_mnist("test")
+    models, digits = load_models(given), load_embedded_mnist("test")
     for precision in ("auto", "float32"):
-        given = tmp_path, models, digits, digits, stages.Sizes()
-        stages.Stages(*given, seed=7, precision=precision).probe()
+        folder = tmp_path / precision
+        stages.Stages(folder, models, digits, digits, SIZES, 7, precision=precision).probe()
     assert seen == ["bfloat16" if fast else "auto", "float32"]

@@ -51,7 +51,9 @@ def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions | Classifie
     if isinstance(options, Measure):
         check_whole(options, ["limit", "n_noise", "batch_size"], 1)
     if isinstance(options, FrechetOptions):
-        check_whole(options, ["count", "subsets", "subset_size", "batch_size"], 1)
+        check_whole(options, ["count", "subsets", "batch_size"], 1)
+        check_whole(options, ["subset_size"], 2)
+        check_whole(options, ["seed"], 0, 2**64 - 1)
     if isinstance(options, ClassifierOptions):
         check_output(options.out, ".safetensors")
         if rank_and_size()[0] == 0:  # nothing to share

@@ -275,11 +275,7 @@ def distances_of_classes(
     batch_size: int,
 ) -> list[dict[str, Any]]:
     """The rows of each class as JSON, also printed. real: data sets of the reference and floor."""
-    if samples.diverged:
-        raise ValueError(
-            f"--per-class needs the class of every sample, but {samples.diverged:,} were left out"
-        )
-    drawn = samples.images, labels[: len(samples.images)]
+    drawn = samples.images, labels[samples.kept]
     reference, others = ((each.images, each.labels) for each in real)
     how: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     found = frechet_by_class(drawn, reference, others, extractor, **how)

@@ -32,7 +32,15 @@ class ClassBits:
 
 
 def bits_by_class(scores: Scores, labels: Tensor) -> list[ClassBits]:
-    """Bits/dim of each class that occurs. labels: (N,), of the images that `scores` has."""
+    """Bits/dim of each class that occurs. labels: (N,), of the images that `scores` has.
+
+    Raises ValueError for another number of labels.
+    """
+    if labels.shape != (scores.n_images,):
+        raise ValueError(
+            f"labels must have shape ({scores.n_images},), one for each image that was scored, got "
+            f"{tuple(labels.shape)}"
+        )
     rows = []
     for label in labels.unique().tolist():
         own = scores.of_images(labels == label)

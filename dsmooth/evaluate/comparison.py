@@ -23,6 +23,7 @@ from .scores import (
     InceptionScore,
     KernelDistance,
     PrecisionRecall,
+    check_subsets,
     inception_score,
     kernel_distance,
     precision_and_recall,
@@ -94,8 +95,9 @@ def compare_images(
     """Compare `samples` with `reference` by the features of `extractor`.
 
     samples, reference, floor: bytes (N, C, H, W), N >= 2; floor: real images that are not in the
-    reference, best as many as there are samples. reference may also be statistics that were saved
-    here, or statistics of Inception's features that another program saved.
+    reference, best as many as there are samples; a single one gives no floor. reference may also be
+    statistics that were saved here, or statistics of Inception's features that another program
+    saved.
     batch_size: images at a time, changes roundings only. subsets, subset_size: of the kernel
     distance. seed: of its subsets and of the bootstrap. precision_recall: also precision and
     recall, for a reference of images. progress: such as `dsmooth.progress.progress`. Features of
@@ -103,6 +105,9 @@ def compare_images(
 
     Raises ValueError for images that do not fit together and statistics of another extractor.
     """
+    check_subsets(subsets, subset_size, seed)
+    alone = floor is not None and len(floor) == 1
+    floor = None if alone else floor
     check_shapes(samples, reference, floor)
     if precision_recall and not isinstance(reference, Tensor):
         raise ValueError("precision and recall need real images, not their statistics")
@@ -149,7 +154,7 @@ def compare_images(
         real_score=lowest["score"],
         precision_recall_floor=lowest["precision_recall"],
         extractor={**extractor.describe(), "dimension": statistics.dimension},
-        warnings=tuple(warn(len(samples), reference, n_floor)),
+        warnings=(*warn(len(samples), reference, n_floor), *["one image gives no floor"] * alone),
         reference=reference,
         **numbers,
     )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import itertools
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -137,17 +139,22 @@ def extract_features(
         )
     if len(images) < 1 or batch_size < 1:
         raise ValueError(f"needs images and a batch_size of at least 1, got {len(images)} images")
-    device = next(extractor.network.parameters(), torch.empty(0)).device
+    weights = itertools.chain(extractor.network.parameters(), extractor.network.buffers())
+    device = next(weights, torch.empty(0)).device
 
     def apply(first: int) -> tuple[Tensor, Tensor | None]:
         batch = images[first : first + batch_size]
         f, g = extractor.apply(batch.to(device))
-        if f.ndim != 2 or len(f) != len(batch) or (g is not None and len(g) != len(batch)):
-            raise ValueError(
-                f"{extractor.name} must return features ({len(batch)}, D), got {tuple(f.shape)}"
-            )
-        if not f.isfinite().all():
-            raise ValueError(f"{extractor.name} returned features that are not finite")
+        for what, size, found in (("features", "D", f), ("logits", "K", g)):
+            if found is None:
+                continue
+            if found.ndim != 2 or len(found) != len(batch):
+                raise ValueError(
+                    f"{extractor.name} must return {what} ({len(batch)}, {size}), got "
+                    f"{tuple(found.shape)}"
+                )
+            if not found.isfinite().all():
+                raise ValueError(f"{extractor.name} returned {what} that are not finite")
         return f.float().cpu(), None if g is None else g.float().cpu()
 
     on_cpu = extractor.small and device.type == "cpu"
@@ -297,7 +304,8 @@ def download_once(url: str) -> Path:
 
 def _user_module(name: str) -> FeatureExtractor:
     where, _, attribute = name.rpartition(":")
-    found: Any = getattr(_import(where), attribute, None)
+    module = _import(where)
+    found: Any = getattr(module, attribute, None)
     if not isinstance(found, nn.Module) and callable(found):
         with faults_of(name, "be made without arguments"):
             found = found()
@@ -318,7 +326,7 @@ def _user_module(name: str) -> FeatureExtractor:
             f"{name} must return features, or features and logits, got {type(out).__name__}"
         )
 
-    return FeatureExtractor(name, module_sha256(found), "its own", found, apply)
+    return FeatureExtractor(name, digest_of_code(found, module), "its own", found, apply)
 
 
 def _import(where: str) -> Any:
@@ -328,11 +336,13 @@ def _import(where: str) -> Any:
     with faults_of(where, "be imported"):
         if path.suffix != ".py":
             return importlib.import_module(where)
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        # Another file, or a library, may have the same stem.
+        name = f"dsmooth_extractor_{hashlib.sha256(bytes(path.resolve())).hexdigest()}"
+        spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None  # there is a loader for .py
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules.setdefault(path.stem, module)  # dataclasses look their module up
+        sys.modules[name] = module  # where dataclasses and `inspect` look it up
         spec.loader.exec_module(module)
     return module
 
@@ -354,11 +364,16 @@ def faults_of(name: str, action: str) -> Iterator[None]:
         ) from error
 
 
-def module_sha256(network: nn.Module) -> str:
-    """A digest of a network's layers, of their source code where there is some, and its weights."""
+def digest_of_code(network: nn.Module, module: ModuleType) -> str:
+    """SHA-256 of a network's layers and weights, and of the source of its layers' modules.
+
+    module: also of this one. torch's are left out, for `repr` tells of their layers, and modules
+    without a source.
+    """
     words = [repr(network), weights_digest(network)]
-    for kind in dict.fromkeys(map(type, network.modules())):
-        if not kind.__module__.startswith("torch."):  # whose layers `repr` tells of
+    of_layers = (sys.modules.get(type(layer).__module__) for layer in network.modules())
+    for each in dict.fromkeys((module, *of_layers)):
+        if each is not None and not each.__name__.startswith("torch."):
             with suppress(OSError, TypeError):
-                words.append(inspect.getsource(kind))
+                words.append(inspect.getsource(each))
     return hashlib.sha256("\n".join(words).encode()).hexdigest()

@@ -92,10 +92,13 @@ def bootstrap_error(
 
 
 def _as_float64(name: str, value: Tensor | ArrayLike) -> Tensor:
-    tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
-    if tensor.is_complex():
-        raise ValueError(f"{name} must be real, got {tensor.dtype}")
-    tensor = tensor.to("cpu", torch.float64)
+    if not isinstance(value, Tensor):
+        value = np.asarray(value)
+        if value.dtype.kind in "biuf":
+            value = torch.from_numpy(value.astype(np.float64))
+    if not isinstance(value, Tensor) or value.is_complex():
+        raise ValueError(f"{name} must be real, got {value.dtype}")
+    tensor = value.detach().to("cpu", torch.float64)
     if not tensor.isfinite().all():
         bad = int((~tensor.isfinite()).sum())
         raise ValueError(f"{name} must be finite, got {bad} NaN or infinite among {tensor.numel()}")

@@ -50,7 +50,8 @@ class Scores:
     smoothing: log p(x~) and -log q(x~ | x) of a pair; None for a plain model, which has one row.
     dimensions: d, sub-pixels of an image. clean_noise: standard deviation of the noise on the
     target of the density. equation_4: whether equation (4) of the reproduction paper applies, which
-    is about pairs of MNIST with Gaussian smoothing.
+    is about pairs of MNIST with Gaussian smoothing. given_class: whether all is given the class of
+    the image.
     """
 
     discretized: Tensor
@@ -61,6 +62,7 @@ class Scores:
     noised: Tensor | None = None
     clean_noise: float = 0.0
     equation_4: bool = False
+    given_class: bool = False
 
     @property
     def n_noise(self) -> int:
@@ -140,17 +142,18 @@ def conventions(scores: Scores) -> list[Convention]:
 
     discrete, density = (scores.log_weights(form) for form in ("discretized", "continuous"))
     per_byte = density - scores.dimensions * math.log(127.5)
+    bytes_, given = ("bytes | class", " given the class") if scores.given_class else ("bytes", "")
     if scores.continuous is None:
         of_density = "the mass of each byte spread evenly over it, in units of [-1, 1]"
         of_byte = "the same per grey level, so the discrete number again"
     else:
         target = f"x + {scores.clean_noise:g} n" if scores.clean_noise else "x"
-        of_density = f"density of {target} in units of [-1, 1]"
+        of_density = f"density of {target}{given} in units of [-1, 1]"
         of_byte = "the same per grey level; not a probability of bytes"
     if scores.noisy is None:
-        rows = [row("discrete", discrete, "exactly -log2 P(bytes) / d")]
+        rows = [row("discrete", discrete, f"exactly -log2 P({bytes_}) / d")]
     else:
-        rows = [row("discrete bound", discrete, "upper bound on -log2 P(bytes) / d")]
+        rows = [row("discrete bound", discrete, f"upper bound on -log2 P({bytes_}) / d")]
         if scores.n_noise > 1:
             name = f"discrete bound, importance-weighted, n = {scores.n_noise}"
             meaning = "the same by the log of the mean weight, which is tighter"
@@ -271,7 +274,8 @@ def score_pair(
     )
     noise = clean_noise if trained_as == "continuous" else 0.0
     dimensions = dataset.images[0].numel()
-    return Scores(dimensions=dimensions, clean_noise=noise, equation_4=of_paper, **nats)
+    facts = {"clean_noise": noise, "equation_4": of_paper, "given_class": pair.n_classes > 0}
+    return Scores(dimensions=dimensions, **facts, **nats)
 
 
 @torch.no_grad()
@@ -300,8 +304,12 @@ def score_plain(
         return {form: _log_prob(model, x, params, form).double().cpu()[None] for form in forms}
 
     labels = dataset.labels_for(model.config.condition_size)
-    nats = nats_of_images(nats_of, dataset, model, labels, limit, batch_size, progress)
-    return Scores(nats["discretized"], dataset.images[0].numel(), continuous=nats.get("continuous"))
+    nats: dict[str, Any] = nats_of_images(
+        nats_of, dataset, model, labels, limit, batch_size, progress
+    )
+    return Scores(
+        dimensions=dataset.images[0].numel(), given_class=model.config.condition_size > 0, **nats
+    )
 
 
 def _log_prob(model: PixelCNNpp, x: Tensor, params: Tensor, likelihood: Likelihood) -> Tensor:

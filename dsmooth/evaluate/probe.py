@@ -78,30 +78,25 @@ def probe_pair(
     the call ends.
     precision: that networks compute features in; "auto" is float32. replace_other: overwrite a
     result of other settings or weights.
-    Raises ValueError for data without labels or of another shape than the pair's and for another
-    result in `path`, OSError where the disk has no room for the features. Under torchrun all
-    processes call this; the result is rank 0's.
+    Raises ValueError for models with classes, for data without labels or of another shape than the
+    pair's and for another result in `path`, OSError where the disk has no room for the features.
+    Under torchrun all processes call this; the result is rank 0's.
     """
-    for data in (train_set, test_set):
-        check_images(pair, data)
-        data.known_labels()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pair = pair.at(pair.smoothing.scale)  # the highest of several noise levels
     splits: dict[Split, ImageDataset] = {
         "train": train_set.part(slice(settings.train_images)),
         "test": test_set.part(slice(settings.test_images)),
     }
-    cache_key = {
-        **asdict(settings),
-        "blocks": list(settings.blocks),
-        **{f"{split}_images": len(data) for split, data in splits.items()},
-        "data": splits["train"].name,
-        "data_sha256": {split: data.digest for split, data in splits.items()},
-        "smoothing": {"kind": pair.smoothing.kind, "scale": pair.smoothing.scale},
-        "weights_sha256": probed_weights(pair, plain, only),
-    }
-    if precision == "bfloat16":
-        cache_key["precision"] = precision
+    for (split, data), least in zip(splits.items(), (2, 1), strict=True):  # one is held out
+        check_images(pair, data)
+        if len(data) < least:
+            raise ArgumentError(f"{split}_images", f"must be at least {least}, got {len(data)}")
+        if (data.known_labels() < 0).any():
+            raise ValueError(f"probes need labels of 0 or more, but {data.source} has others")
+    if pair.n_classes or (plain is not None and plain.config.condition_size):
+        raise ValueError("probes are of models without classes: these are told what a probe tells")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pair = pair.at(pair.smoothing.scale)  # the highest of several noise levels
+    cache_key = probe_key(pair, train_set, test_set, settings, plain, only, precision)
     results = read_json(path) if path.exists() else {}
     found = results.get("asked")
     if found != cache_key:
@@ -110,7 +105,6 @@ def probe_pair(
             raise ValueError(f"{path} holds other probes: {other}; choose another folder")
         unit = "fraction classified correctly"
         results = {"unit": unit, "asked": cache_key, "accuracy": {}}
-    results = results_of(results, only)
     probing = Probing(pair.smoothing, splits, settings, path.parent, precision)
 
     def subjects() -> Iterator[tuple[str, PixelCNNpp | None]]:
@@ -131,27 +125,40 @@ def probe_pair(
                 results["accuracy"][name] = accuracy
                 write_json(path, results)
     barrier()
-    return results
+    found = results["accuracy"]
+    shown = {name: found[name] for name in found if only is None or name in only}
+    return {**results, "accuracy": shown}
 
 
-def probed_weights(
-    pair: SmoothedPair, plain: PixelCNNpp | None, only: Collection[str] | None = None
-) -> dict[str, str]:
-    """Digests of the networks that are probed, at the highest of several noise levels."""
+def probe_key(
+    pair: SmoothedPair,
+    train_set: ImageDataset,
+    test_set: ImageDataset,
+    settings: ProbeSettings,
+    plain: PixelCNNpp | None = None,
+    only: Collection[str] | None = None,
+    precision: Precision = "auto",
+) -> dict[str, Any]:
+    """All that decides the result of `probe_pair`, as JSON."""
     pair = pair.at(pair.smoothing.scale)
     networks = {"noisy": pair.noisy, "denoiser": pair.denoiser, "plain": plain}
-    return {
-        name: weights_digest(network)
-        for name, network in networks.items()
-        if network is not None and (only is None or name in only)
+    most = settings.train_images, settings.test_images
+    counts = [len(data.images[:n]) for data, n in zip((train_set, test_set), most, strict=True)]
+    key = {
+        **asdict(settings),
+        "blocks": list(settings.blocks),
+        "train_images": counts[0],
+        "test_images": counts[1],
+        "data": train_set.name,
+        "data_sha256": {"train": train_set.digest, "test": test_set.digest},
+        "smoothing": {"kind": pair.smoothing.kind, "scale": pair.smoothing.scale},
+        "weights_sha256": {
+            name: weights_digest(network)
+            for name, network in networks.items()
+            if network is not None and (only is None or name in only)
+        },
     }
-
-
-def results_of(results: Mapping[str, Any], only: Collection[str] | None) -> dict[str, Any]:
-    """A result of `probe_pair` with the accuracies of these networks alone; of all for None."""
-    found = results.get("accuracy", {})
-    kept = {name: found[name] for name in found if only is None or name in only}
-    return {**results, "accuracy": kept}
+    return key | ({"precision": precision} if precision == "bfloat16" else {})
 
 
 def best_probe(results: Mapping[str, Any]) -> str:
@@ -188,7 +195,7 @@ class Probing:
             fresh = PixelCNNpp(network.config).eval()
         first = torch.arange(min(FIRST_BATCH, len(self.splits["train"])))
         fresh.initialize(*self.inputs(fresh, self.splits["train"].batch(first), 0, "train"))
-        return fresh.to(device_of(network))
+        return fresh.to(parameter_of(network))
 
     def inputs(
         self, network: PixelCNNpp | None, x: Tensor, first: int, split: Split
@@ -208,7 +215,7 @@ class Probing:
         """Rows (B, D), float16, of CALL_IMAGES images from `first` on, after each block."""
         data = self.splits[split]
         indices = torch.arange(first, first + CALL_IMAGES)
-        x = data.batch(indices.clamp(max=len(data) - 1)).to(device_of(network))
+        x = data.batch(indices.clamp(max=len(data) - 1)).to(parameter_of(network))
         count = min(CALL_IMAGES, len(data) - first)
         inputs = self.inputs(network, x, first, split)
         if network is None:
@@ -242,15 +249,15 @@ class Probing:
             train_linear,
             classes=1 + max(int(values.max()) for values in labels.values()),
             seed=self.settings.seed,
-            device=device_of(network),
+            device=parameter_of(network).device,
         )
-        epochs, first = self.settings.epochs, n_train - round(HELD_OUT * n_train)
+        epochs, first = self.settings.epochs, n_train - max(1, round(HELD_OUT * n_train))
         with contextlib.ExitStack() as stack:
             with progress(f"features of {name}", n_train + n_test) as done:
-                train = self.extract(name, network, "train", stack, done)
-                test = self.extract(name, network, "test", stack, lambda n: done(n_train + n))
+                maps = self.extract(name, network, stack, done)
             if rank_and_size()[0] > 0:
                 return None
+            train, test = maps["train"], maps["test"]
             with progress(f"probes of {name}", len(train), "blocks") as done:
                 parts_done = dict.fromkeys(train, 0.0)
 
@@ -267,14 +274,12 @@ class Probing:
                         epochs=epochs,
                         progress=part_done,
                     )
-                    if 0 < first < n_train:
-                        held_out = fit(
-                            (rows[:first], labels["train"][:first]),
-                            (rows[first:], labels["train"][first:]),
-                            epochs=math.ceil(HELD_OUT_PASSES * epochs),
-                        )
-                        result["held_out"] = held_out["accuracy"]
-                    return result
+                    held_out = fit(
+                        (rows[:first], labels["train"][:first]),
+                        (rows[first:], labels["train"][first:]),
+                        epochs=math.ceil(HELD_OUT_PASSES * epochs),
+                    )
+                    return {**result, "held_out": held_out["accuracy"]}
 
                 # The widest first, so that none is left alone at the end.
                 order = sorted(train, key=lambda block: -train[block].shape[1])
@@ -285,41 +290,48 @@ class Probing:
         self,
         name: str,
         network: PixelCNNpp | None,
-        split: Split,
         stack: contextlib.ExitStack,
         done: Callable[[int], None],
-    ) -> dict[str, FeatureMatrix]:
-        """The features of all images of `split` by block, as maps of files that `stack` closes."""
-        count = len(self.splits[split])
-        files: dict[str, IO[bytes]] = {}
+    ) -> dict[Split, dict[str, FeatureMatrix]]:
+        """The features of all images by split and block, as maps of files that `stack` closes."""
         widths: dict[str, int] = {}
-        of_call = partial(self.features, name, network, split)
-        how = {"on_cpu": device_of(network).type == "cpu", "to_all": False}
-        for rows in in_batches(count, CALL_IMAGES, of_call, progress=done, **how):
-            if not files:
-                widths = {block: values.shape[1] for block, values in rows.items()}
-                needed = 2 * sum(map(len, self.splits.values())) * sum(widths.values())
-                free = shutil.disk_usage(self.folder).free
-                if needed > free:
-                    raise NoRoom(
-                        "",
-                        f"the features need {needed / 1e9:.1f} GB in {self.folder}, which has "
-                        f"{free / 1e9:.1f} GB free: use another folder, fewer",
-                        Argument("train_images"),
-                        "or",
-                        Argument("pooling", "mean"),
-                    )
-                for block in widths:
-                    new = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
-                    files[block] = stack.enter_context(new)  # which closes it
-            for block, values in rows.items():
-                files[block].write(values.numpy().tobytes())
-        for file in files.values():
-            file.flush()
-        return {
-            block: np.memmap(file, np.float16, "c", shape=(count, widths[block]))
-            for block, file in files.items()
-        }
+        maps: dict[Split, dict[str, FeatureMatrix]] = {}
+        before, on_cpu = 0, parameter_of(network).device.type == "cpu"
+        for split, data in self.splits.items():
+            files: dict[str, IO[bytes]] = {}
+            of_call = partial(self.features, name, network, split)
+            results = in_batches(len(data), CALL_IMAGES, of_call, on_cpu=on_cpu, to_all=False)
+            for number, rows in enumerate(results, 1):
+                if not widths:
+                    widths = {block: values.shape[1] for block, values in rows.items()}
+                    self.check_room(sum(widths.values()))
+                for block, values in rows.items():
+                    if block not in files:
+                        new = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
+                        files[block] = stack.enter_context(new)  # which closes it
+                    files[block].write(values.numpy().tobytes())
+                done(before + min(number * CALL_IMAGES, len(data)))
+            before += len(data)
+            maps[split] = {}
+            for block, file in files.items():
+                file.flush()
+                shape = len(data), widths[block]
+                maps[split][block] = np.memmap(file, np.float16, "c", shape=shape)
+        return maps
+
+    def check_room(self, width: int) -> None:
+        """Raise NoRoom unless the disk has room for so many features of every image."""
+        needed = 2 * sum(map(len, self.splits.values())) * width
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise NoRoom(
+                "",
+                f"the features need {needed / 1e9:.1f} GB in {self.folder}, which has "
+                f"{free / 1e9:.1f} GB free: use another folder, fewer",
+                Argument("train_images"),
+                "or",
+                Argument("pooling", "mean"),
+            )
 
 
 def pool(values: Tensor, how: Pooling | int) -> Tensor:
@@ -332,6 +344,6 @@ def pool(values: Tensor, how: Pooling | int) -> Tensor:
     return F.adaptive_avg_pool2d(values, (min(how, height), min(how, width)))
 
 
-def device_of(network: PixelCNNpp | None) -> torch.device:
-    """The device of a network; pixels are on the CPU."""
-    return torch.device("cpu") if network is None else next(network.parameters()).device
+def parameter_of(network: PixelCNNpp | None) -> Tensor:
+    """A parameter of a network, whose device and dtype its images take; of pixels, an empty one."""
+    return torch.empty(0) if network is None else network.head.bias

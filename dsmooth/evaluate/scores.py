@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..data import epoch_order
-from ..fields import ArgumentError
+from ..fields import check_number
+from ..philox import split_seed
 from .features import import_fidelity
 
 
@@ -46,10 +47,8 @@ def kernel_distance(
     Raises ValueError for other shapes, fewer than 2 features and counts below 1.
     Source: Binkowski et al., Demystifying MMD GANs (ICLR 2018).
     """
+    check_subsets(subsets, subset_size, seed)
     check_features(features1, features2)
-    for name, count, least in (("subsets", subsets, 1), ("subset_size", subset_size, 2)):
-        if count < least:
-            raise ArgumentError(name, f"must be at least {least}, got {count}")
     n1, n2 = len(features1), len(features2)
     m = min(subset_size, n1, n2)
     if m == n1 == n2:
@@ -62,6 +61,13 @@ def kernel_distance(
         if progress:
             progress(k + 1)
     return KernelDistance(float(values.mean()), float(values.std(correction=0)), subsets, m)
+
+
+def check_subsets(subsets: int, subset_size: int, seed: int) -> None:
+    """Raise ValueError for counts, or a seed, that are out of range."""
+    check_number("subsets", subsets)
+    check_number("subset_size", subset_size, 2)
+    split_seed(seed)
 
 
 def squared_mmd(x: Tensor, y: Tensor) -> float:
@@ -110,7 +116,8 @@ def inception_score(logits: Tensor, *, splits: int = 10) -> InceptionScore:
         return float((part.exp() * (part - log_marginal)).sum(1).mean().exp())
 
     bounds = [i * n // splits for i in range(splits + 1)]
-    parts = torch.tensor([score(log_p[a:b]) for a, b in itertools.pairwise(bounds)])
+    scores = [score(log_p[a:b]) for a, b in itertools.pairwise(bounds)]
+    parts = torch.tensor(scores, dtype=torch.float64)
     return InceptionScore(score(log_p), float(parts.mean()), float(parts.std(correction=0)), splits)
 
 

@@ -72,14 +72,20 @@ def describe_data(dataset: ImageDataset) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images as bytes (N, C, H, W), where they come from, and how many were left out.
+    """Images as bytes (N, C, H, W), and where they come from.
 
-    diverged: images with NaN or infinite values, which have no bytes.
+    kept: (M,) bool, M >= N; False for images that are left out, since NaN and infinite values have
+    no bytes.
     """
 
     images: Tensor
     source: str
-    diverged: int = 0
+    kept: Tensor
+
+    @property
+    def diverged(self) -> int:
+        """M - N: how many images were left out."""
+        return len(self.kept) - len(self.images)
 
 
 def as_grey(images: Tensor) -> Tensor:
@@ -115,7 +121,7 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
     if path.suffix == ".npy":
         return _collect([_load_npy(path)], path, limit)
     if path.suffix.lower() in SUFFIXES and path.is_file():
-        return ImageSet(read_image_file(path), str(path))
+        return ImageSet(read_image_file(path), str(path), torch.ones(1, dtype=torch.bool))
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder, image file, .npz or .npy {path}")
     check_folder(path)
@@ -124,7 +130,8 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
         return _collect(map(_load_npy, shards), path, limit, ours=ours)
     if any(child.suffix.lower() in SUFFIXES for child in path.iterdir()):
         images = read_every_image(path, limit)
-        return ImageSet(images, f"{path} ({len(images):,} image files)")
+        kept = torch.ones(len(images), dtype=torch.bool)
+        return ImageSet(images, f"{path} ({len(images):,} image files)", kept)
     raise ValueError(f"{path} holds neither a model, nor .npy shards, nor image files")
 
 
@@ -165,7 +172,7 @@ def _collect(
 
     ours: whether dsmooth drew them, whose range is known.
     """
-    parts: list[Tensor] = []
+    parts: list[tuple[Tensor, Tensor]] = []
     count, floating = 0, False
     for array in map(np.atleast_1d, arrays):
         floating |= array.dtype.kind == "f"
@@ -175,22 +182,22 @@ def _collect(
         count += len(taken)
         if count == limit:
             break
-    shapes = {tuple(part.shape[1:]) for part in parts}
+    shapes = {tuple(part.shape[1:]) for part, _ in parts}
     if len(shapes) > 1:
         raise ValueError(f"{path} holds images of different shapes: {sorted(shapes)}")
-    images = torch.cat(parts)
+    images, kept = map(torch.cat, zip(*parts, strict=True))
     if floating and not ours and images.numel() and 127 < int(images.min()) < int(images.max()):
         raise ValueError(
             f"{path} must hold values in [-1, 1], got none below 0: images in [0, 1] would be "
             "pale; store 2 * x - 1, or bytes as uint8"
         )
-    return ImageSet(images, f"{path} ({count:,} images)", count - len(images))
+    return ImageSet(images, f"{path} ({count:,} images)", kept)
 
 
-def array_to_bytes(array: NDArray[np.generic], source: str) -> Tensor:
-    """Bytes (N, C, H, W) of an array in one of three layouts, without images that diverged.
+def array_to_bytes(array: NDArray[np.generic], source: str) -> tuple[Tensor, Tensor]:
+    """Bytes (N, C, H, W) of an array in one of three layouts, and which these are: (M,) bool.
 
-    Raises ValueError, naming `source`, for other arrays.
+    Images that diverged are left out. Raises ValueError, naming `source`, for other arrays.
     """
     is_bytes = array.dtype == np.uint8
     if not is_bytes and array.dtype.kind != "f":
@@ -202,12 +209,13 @@ def array_to_bytes(array: NDArray[np.generic], source: str) -> Tensor:
             f"got shape {array.shape}"
         )
     if is_bytes:
-        return x
-    x = x[~is_diverged(x)]
+        return x, torch.ones(len(x), dtype=torch.bool)
+    kept = ~is_diverged(x)
+    x = x[kept]
     outside = float((x.abs() > 4).float().mean()) if x.numel() else 0.0
     if outside > 0.02:
         raise ValueError(
             f"{source} must hold values in [-1, 1], got {100 * outside:.0f} % beyond 4: "
             "store bytes as uint8"
         )
-    return to_bytes(x)
+    return to_bytes(x), kept

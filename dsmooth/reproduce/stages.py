@@ -28,7 +28,7 @@ from ..distributed import barrier, rank_and_size
 from ..evaluate.comparison import compare_images, measure_images
 from ..evaluate.features import make_extractor
 from ..evaluate.likelihood import bits_per_dim, paired_difference, score_pair, score_plain
-from ..evaluate.probe import PIXELS, probe_pair, probed_weights, results_of
+from ..evaluate.probe import PIXELS, probe_key, probe_pair
 from ..evaluate.receptive_field import receptive_fields
 from ..fields import check_whole
 from ..files import read_json, write_json
@@ -215,8 +215,9 @@ class Stages:
         with progress(f"drawing {name}", count) as done:
             x = gather(draw, request, CHUNK, done)
         if x is not None:
-            write_images(path, x, request, key, n_classes=models.n_classes)
+            # A picture without its array is made again.
             save_grid(visible(x[:GRID_IMAGES]), path.with_suffix(".png"))
+            write_images(path, x, request, key, n_classes=models.n_classes)
         barrier()
         return x if x is not None else _stored_images(path, key)
 
@@ -312,34 +313,29 @@ class Stages:
         return self.stored("frechet", "frechet", key, compute)
 
     def probe(self) -> dict[str, Any]:
-        """Accuracies of linear probes; "skipped" says why there are none without labels."""
-        path, pair = self.folder / "probes.json", self.models.pair
-        if self.only not in (None, "probes"):
-            key = {"weights_sha256": probed_weights(pair, None, PROBED)}
-            found = self.stored("probes", "probes", key, dict)
-            return results_of(found, PROBED) if found else {}
-        if self.train_set.labels is None or self.test_set.labels is None:
-            return {"skipped": "the images have no labels"}
-        if self.models.n_classes:
-            return {"skipped": "the models are told the classes"}
-        # By 500 + 500 images the accuracies of the noisy model's seven probes were the same then
-        # but for one image in two of them.
+        """Accuracies of linear probes; "skipped" says why there are none."""
         fast = self.precision == "auto" and has_fast_bfloat16(self.models.device)
-        # Earlier probes stay until there are others.
-        written = path if self.only is None else path.with_name("probes-again.json")
-        results = probe_pair(
-            pair,
-            self.train_set,
-            self.test_set,
-            replace(self.sizes.probes, seed=self.seed),
-            written,
-            only=PROBED,
-            precision="bfloat16" if fast else self.precision,
-            replace_other=True,
-        )
-        if written != path and rank_and_size()[0] == 0:
-            written.replace(path)
-        return results
+        how: dict[str, Any] = {
+            "settings": replace(self.sizes.probes, seed=self.seed),
+            "only": PROBED,
+            # By 500 + 500 images the accuracies of the noisy model's seven probes were the same
+            # then but for one image in two of them.
+            "precision": "bfloat16" if fast else self.precision,
+        }
+        given = self.models.pair, self.train_set, self.test_set
+        unfinished = self.folder / "probes-unfinished.json"
+
+        def compute() -> dict[str, Any]:
+            if self.train_set.labels is None or self.test_set.labels is None:
+                return {"skipped": "the images have no labels"}
+            if self.models.n_classes:
+                return {"skipped": "the models are told the classes"}
+            return probe_pair(*given, path=unfinished, replace_other=True, **how)
+
+        result = self.stored("probes", "probes", probe_key(*given, **how), compute)
+        if rank_and_size()[0] == 0:
+            unfinished.unlink(missing_ok=True)
+        return result
 
 
 def bytes_to_compare(pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
