@@ -34,6 +34,8 @@ MISTAKES = [
     ("sample noisy --png", "--png is for a folder: give --out a path without a"),
     ("sample noisy --adm", "--adm is for a .npz: give --out one"),
     ("sample noisy -n 401", "or a folder with --png for one PNG per image"),
+    ("sample noisy --out -", "or be a folder without a suffix, got -"),
+    ("sample x.npy", "there is no x.npy/config.json: name a saved pair, or the folder of a run"),
     ("sample noisy --out x.gif", "or be a folder without a suffix, got x.gif"),
     ("sample noisy --out log.json/x.png", "must be a folder to"),
     ("sample noisy --out /proc/x.png", "/proc/x.png cannot be written: /proc"),

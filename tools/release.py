@@ -94,11 +94,6 @@ assert dsmooth.SmoothedPair.from_pretrained("mnist").sample(2, seed=0).isfinite(
 """
 
 
-def say(stage: str) -> None:
-    """Print the next stage, which may take minutes."""
-    print(f"{stage} ...", flush=True)
-
-
 def try_out(version: str, wheel: Path, torch: str | None) -> None:
     """Install a wheel where torch is installed and no compiler is; it must draw."""
     place = WORK / f"try-{version}"
@@ -118,22 +113,22 @@ def main() -> None:
     parser.add_argument("--try", dest="tries", action="store_true", help="install each, and draw")
     options = parser.parse_args()
     DIST.mkdir(exist_ok=True)
-    say("sdist")
+    print("sdist ...", flush=True)
     run(sys.executable, "-m", "build", "--sdist", "-o", DIST, ROOT)
     made = list(DIST.glob("*.tar.gz"))
     if options.versions:
-        say("libraries of glibc 2.28")
+        print("libraries of glibc 2.28 ...", flush=True)
     linking = old_glibc() if options.versions else ""
     for version in options.versions:
-        say(f"wheel of Python {version}: compile, auditwheel")
+        print(f"wheel of Python {version}: compile, auditwheel ...", flush=True)
         wheel = build(version, linking)
         made.append(wheel)
         print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB", flush=True)
         if options.tries:
-            say(f"trying {wheel.name} with torch {options.torch or 'of today'}, without a compiler")
+            print(f"trying {wheel.name} without a compiler ...", flush=True)
             try_out(version, wheel, options.torch)
             print("installed, and draws", flush=True)
-    say("twine check")
+    print("twine check ...", flush=True)
     run(sys.executable, "-m", "twine", "check", "--strict", *made)
 
 

@@ -1,4 +1,4 @@
-"""Compile Triton's kernels for a GPU that is elsewhere: python tools/triton_cache.py [CASE ...]
+"""Compile Triton's kernels for an H100 that is elsewhere: python tools/triton_cache.py
 
 Triton itself compiles what a step would launch, for a driver that launches nothing, into the folder
 build/triton, where it goes on from what is there. It finds them again on the other machine, in a
@@ -12,7 +12,6 @@ whether it is the same build of Triton, which else would compile all of them aga
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import sys
@@ -22,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+ARCHITECTURE = 90  # compute capability of an H100
 CACHE = Path("build/triton")  # relative: Triton lists the files of a kernel by their paths
 KEY = CACHE / "triton-key"  # says which build of Triton compiled them
 
@@ -40,7 +40,7 @@ def check() -> None:
     print(len(list(CACHE.glob("*/*.cubin"))), "kernels in", CACHE)
 
 
-def pretend(architecture: int) -> None:
+def pretend() -> None:
     """Have this process compute with the Triton kernels on the CPU, for a stand-in of a GPU."""
     import torch
     from triton.backends.compiler import GPUTarget
@@ -56,14 +56,14 @@ def pretend(architecture: int) -> None:
         load_binary=lambda *args: (1, 1, 0, 0, 1024),
     )
     stand_in = types.SimpleNamespace(
-        get_current_target=lambda: GPUTarget("cuda", architecture, 32),
+        get_current_target=lambda: GPUTarget("cuda", ARCHITECTURE, 32),
         get_current_device=lambda: 0,
         get_current_stream=lambda device: 0,
         launcher_cls=lambda src, metadata: lambda *args: None,
         utils=utils,
     )
     driver.set_active(stand_in)
-    launch.capability_of = lambda device: architecture
+    launch.capability_of = lambda device: ARCHITECTURE
     dispatch._triton_obstacle = lambda *args: None
     Card.ours = "triton"
 
@@ -113,18 +113,14 @@ BENCHMARKED = (
     *("loss-cifar-continuous-ours", "loss-cifar-discretized-ours"),
     *("loss-mnist-continuous-ours", "loss-mnist-discretized-ours"),
 )
-CASES: dict[str, Callable[[], None]] = {
-    **{name: partial(benchmarked, name) for name in BENCHMARKED},
-    "tests": tested,
-}
 
 
-def fill(cases: Mapping[str, Callable[[], None]], architecture: int = 90) -> int:
+def fill(cases: Mapping[str, Callable[[], None]]) -> int:
     """Compile what the cases launch; returns how many kernels that made."""
     from triton import knobs
 
     knobs.cache.dir = str(CACHE)
-    pretend(architecture)
+    pretend()
     first = before = len(list(CACHE.glob("*/*.cubin")))
     for name, case in cases.items():
         case()
@@ -135,18 +131,10 @@ def fill(cases: Mapping[str, Callable[[], None]], architecture: int = 90) -> int
     return before - first
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; or all")
-    parser.add_argument("--architecture", type=int, default=90, help="compute capability, as 90")
-    parser.add_argument("--check", action="store_true", help="of this build of Triton? and stop")
-    options = parser.parse_args()
-    os.chdir(ROOT)
-    if options.check:
-        return check()
-    sys.path.append(str(ROOT))
-    fill({name: CASES[name] for name in options.cases or CASES}, options.architecture)
-
-
 if __name__ == "__main__":
-    main()
+    os.chdir(ROOT)
+    if sys.argv[1:] == ["--check"]:
+        check()
+    else:
+        sys.path.append(str(ROOT))
+        fill({**{name: partial(benchmarked, name) for name in BENCHMARKED}, "tests": tested})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ..data import to_float
 from ..data.folder import read_image_file
-from ..distributed import process_group, rank_and_size
+from ..distributed import process_group
 from ..evaluate.sources import as_grey, choose_data, read_images
 from ..fields import check_whole
 from ..files import write_npz
@@ -63,8 +62,8 @@ def complete(options: Complete) -> None:
         given = x.to(models.device).repeat_interleave(options.draws, dim=0)
         known = known_pixels(given, mask.to(models.device), cells)
         request = request_of(models, options.drawing, cells, known=known)
-        started, rank = time.monotonic(), rank_and_size()[0]
-        with progress("completing", request.count) if rank == 0 else nullcontext() as done:
+        started = time.monotonic()
+        with progress("completing", request.count) as done:
             drawer = models.drawer(request, execution, options.candidates)
             completed = gather(drawer, request, models.chunk, done)
     if completed is not None:

@@ -341,7 +341,7 @@ class Probe:
     """Input of the probes, and the length of their training."""
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()
     out: Path = Path("probes")
-    """Folder for the results; also for features meanwhile, up to 10 GB for all of MNIST."""
+    """Folder for the results; also for features meanwhile, up to 13 GB for all of MNIST at F 40."""
     execution: OmitArgPrefixes[Computing] = Computing()
 
 

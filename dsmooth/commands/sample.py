@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +88,11 @@ def sample_to_files(
 
     A path without a suffix is a folder of `Shards`, or with `png` of `Pictures`.
     """
-    started, rank = time.monotonic(), rank_and_size()[0]
+    started = time.monotonic()
     draw = models.drawer(request, execution)
     if outputs[0].suffix:
         checked_shape(request.count, *models.image_shape)
-    with progress("drawing", request.count) if rank == 0 else nullcontext() as done:
+    with progress("drawing", request.count) as done:
         if not outputs[0].suffix:
             description = {
                 **request.identity(),
@@ -117,8 +116,6 @@ def sample_to_files(
                 else:
                     write_images(path, x, request, n_classes=models.n_classes)
             filled = Filled(0, request.count, int(is_diverged(x).sum()))
-    if rank > 0:
-        return
     for path in outputs:
         print(f"wrote {path}" if filled.drawn else f"nothing to draw: {path} has them all")
     say_filled(filled, time.monotonic() - started)
@@ -150,7 +147,7 @@ def check_outputs(
     for path in outputs:
         if not path.suffix and len(outputs) > 1:
             raise ValueError(f"a folder must be the only --out, got {path} among others")
-        if path.suffix not in ("", ".png", ".npz"):
+        if path.suffix not in ("", ".png", ".npz") or path.name == "-":
             raise ValueError(
                 f"--out must end in .png or .npz, or be a folder without a suffix, got {path}"
             )

@@ -182,8 +182,9 @@ def resolve(name: str | Path, **hub: Any) -> list[SavedNetwork]:
         return [_read_run(config.parent, read_json(config)) for config in inside]
     if values is None:
         others = sorted(config.parent.name for config in folder.glob(f"*/{CONFIG_FILE}"))
-        hint = f": name folders in {folder}, which has {', '.join(others)}" if others else ""
-        raise FileNotFoundError(f"there is no {path}{hint}")
+        hint = f"folders in {folder}, which has {', '.join(others)}"
+        hint = hint if others else "a saved pair, or the folder of a run"
+        raise FileNotFoundError(f"there is no {path}: name {hint}")
     return [_read_run(folder, values)]
 
 
