@@ -19,7 +19,7 @@ from dsmooth.files import read_json
 from dsmooth.pictures import visible
 from dsmooth.pretrained import DEFAULT, find
 from dsmooth.report import plots
-from dsmooth.report.page import at, at_the_end, below_controls, held_out_curves, write_report
+from dsmooth.report.page import at, below_controls, held_out_curves, write_report
 from dsmooth.report.plots import curve_png, new_schedules, running_mean
 from dsmooth.reproduce.results import card_numbers
 from dsmooth.tables import Table
@@ -121,7 +121,7 @@ def test_the_page_says_what_was_measured(page: str) -> None:
         f"{pair['value']:.4f} {pair['standard_error']:.4f} {pair['equation_4']:.4f}",
         f"{plain['value']:.4f} {plain['standard_error']:.4f} –",
         f"{less['value']:.4f} ± {less['standard_error']:.4f}",
-        *(f"{terms['noisy']:.4f} (noisy", f"{terms['smoothing']:.4f} (the noise"),
+        *(f"{terms['noisy']:.4f} (noisy", f"−{-terms['smoothing']:.4f} (the noise"),
         *(f"{terms['denoiser']:.4f} (denoiser)", f"{BOUND} ± {pair['standard_error']:.3f}"),
         "3.125 ± 0.250 80.7 %",
         *("reproduce --budget 64", "100,001 parameters", "480,000 images", "8.0 passes"),
@@ -137,7 +137,7 @@ def test_a_continuous_denoiser_is_not_called_discrete(tmp_path: Path, no_plots: 
     results = made_up_results()
     results["bits_per_dim"]["pair"]["likelihood"] = "continuous"
     seen = read(tmp_path, results)
-    assert f"density bound, in [-1, 1] units, is {BOUND}" in seen
+    assert f"density bound, in [−1, 1] units, is {BOUND}" in seen
     assert "not comparable with discrete bits/dim" in seen
     assert "given the clean" not in seen
 
@@ -207,16 +207,10 @@ def test_growth_is_of_both_losses_less_the_entropy() -> None:
     entropy = 0.5 * math.log2(2 * math.pi * math.e * 0.25)
     expected = [2.3 - entropy - 0.05 * i for i in (0, 2, 4)]
     assert [v for _, v in curves["pair"]] == pytest.approx(expected)
+    assert at([(1000, 1.0), (4000, 0.9)], 2000) == pytest.approx(0.95)
     assert len(curves["plain"]) == len(IMAGES)
     runs["plain"]["images"] = 64_000  # its schedule ends elsewhere
     assert held_out_curves(runs, HISTORIES) is None
-
-
-def test_the_end_of_runs_of_one_length() -> None:
-    curve = [(1000, 1.0), (4000, 0.9)]
-    assert [at(curve, n) for n in (2000, 500, 9000)] == pytest.approx([0.95, 1.0, 0.9])
-    end = at_the_end({"pair": [(1000, 1.0), (16000, 0.8)], "plain": [(1000, 1.1), (8000, 0.95)]})
-    assert end == pytest.approx({"images": 8000, "plain": 0.95, "pair": 0.85})
 
 
 def test_a_network_below_its_control_is_told() -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,25 +44,13 @@ def write_report(
     `dsmooth.reproduce.stages.Stages.draw` returns them. commands: for longer training.
     """
     lead, *advice = render("sentences.md", results=results, commands=commands).splitlines()
-    text = render(
-        "page.html",
-        results=results,
-        histories=histories,
-        pictures=pictures,
-        lead=lead,
-        advice=advice,
-        curves=held_out_curves(results["runs"], histories),
-        at_the_end=at_the_end,
-        below_controls=below_controls,
-        grid=_grid,
-        plot=_plot,
-        curve_png=curve_png,
-        growth_png=growth_png,
-        probe_png=probe_png,
-        receptive_png=receptive_png,
-    )
+    numbers = {"results": results, "histories": histories, "pictures": pictures}
+    curves = held_out_curves(results["runs"], histories)
+    text = render("page.html", **numbers, curves=curves, lead=lead, advice=advice)
     # p(x | x~) must not break at the bar: after one, only a word joiner forbids it.
-    write_atomically(path, shown(text.replace(" | ", "\u00a0|\u2060\u00a0")).encode())
+    text = text.replace(" | ", "\u00a0|\u2060\u00a0")
+    text = re.sub(r"(?<![\w-])-(?=\d)", "\u2212", text)  # the minus sign of a number
+    write_atomically(path, shown(text).encode())
     return [lead, *advice]
 
 
@@ -75,8 +64,12 @@ def render(name: str, **numbers: Any) -> str:
         trim_blocks=not html,
         keep_trailing_newline=True,
     )
-    pages.filters |= {"decimals": decimals, "percent": percent, "thousands": "{:,}".format}
-    functions = (best_block, best_probe, bits_table, paper_sentence, settings_table)
+    filters = {"decimals": decimals, "percent": percent, "thousands": "{:,}".format, "uri": uri}
+    pages.filters |= filters
+    functions = (
+        *(best_block, best_probe, below_controls, bits_table, paper_sentence, settings_table),
+        *(curve_png, grid, growth_png, probe_png, receptive_png),
+    )
     pages.globals |= {each.__name__: each for each in functions}
     pages.globals |= {
         "COMPARABLE": COMPARABLE,
@@ -87,23 +80,19 @@ def render(name: str, **numbers: Any) -> str:
     return pages.get_template(name).render(numbers)
 
 
-def _plot(draw: Callable[..., bytes], *numbers: Any) -> str:
-    """URI of a plot."""
-    return _uri(draw(*numbers))
-
-
-def _grid(*rows: Tensor) -> str:
-    """URI of a grid: one batch in a square, or several batches a row each.
+def grid(*rows: Tensor) -> bytes:
+    """A grid as PNG: one batch in a square, or several batches a row each.
 
     The grid is sharp on a dense screen, and diverged images are plain grey.
     """
     x = torch.cat(rows)
     columns = len(rows[0]) if len(rows) > 1 else math.isqrt(len(x) - 1) + 1
     zoom = max(2, math.ceil(MIN_WIDTH / (columns * x.shape[3])))
-    return _uri(grid_png(visible(x), columns=columns, zoom=zoom))
+    return grid_png(visible(x), columns=columns, zoom=zoom)
 
 
-def _uri(png: bytes) -> str:
+def uri(png: bytes) -> str:
+    """A picture inside the page."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
@@ -166,13 +155,6 @@ def at(curve: Curve, images: float) -> float:
     """The curve at a number of images inside it, by a line in the logarithm of the images."""
     seen, values = zip(*curve, strict=True)
     return float(np.interp(math.log(images), np.log(seen), values))
-
-
-def at_the_end(curves: Mapping[str, Curve]) -> dict[str, float]:
-    """Number of images, plain model and pair at the end of runs of the same length."""
-    pair, plain = curves["pair"], curves["plain"]
-    images = min(pair[-1][0], plain[-1][0])
-    return {"images": images, "plain": at(plain, images), "pair": at(pair, images)}
 
 
 def below_controls(accuracy: Mapping[str, Any], title: str, name: str) -> str:

@@ -43,14 +43,19 @@ def png(canvas: Any, *, transparent: bool) -> bytes:
     return buffer.getvalue()
 
 
-def images_and_bits(axes: Any, *, legend: bool = True) -> None:
-    """Name the axes of a plot of bits/dim against images."""
+def legend(axes: Any) -> None:
+    """Tell above the plot what its lines are."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.figure.legend(loc="outside upper center", ncols=2, frameon=False, labelcolor=TEXT)
+
+
+def images_and_bits(axes: Any) -> None:
+    """Name the axes and lines of a plot of bits/dim against images."""
     from matplotlib.ticker import EngFormatter
 
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set(xlabel="images seen", ylabel="bits/dim")
-    if legend:
-        axes.legend(frameon=False, labelcolor=TEXT)
+    legend(axes)
 
 
 @plot
@@ -77,7 +82,7 @@ def curve_png(axes: Any, entries: Sequence[Mapping[str, Any]]) -> None:
         low, high = values[0], values[min(len(values) - 1, int(0.9 * len(values)))]
         margin = 0.15 * (high - low) + 0.01
         axes.set_ylim(low - margin, high + margin)
-    images_and_bits(axes, legend=bool(values))
+    images_and_bits(axes)
 
 
 def new_schedules(entries: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -138,7 +143,7 @@ def probe_png(axes: Any, accuracy: Mapping[str, Mapping[str, Any]], name: str) -
         axes.axhline(height, color=DOTS, linewidth=1, linestyle=":", label="pixels")
     axes.set(xlabel="after block", ylabel="test accuracy, %")
     axes.tick_params(axis="x", labelsize="small")
-    axes.figure.legend(loc="outside upper center", ncols=2, frameon=False, labelcolor=TEXT)
+    legend(axes)
 
 
 @plot

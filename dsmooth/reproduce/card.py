@@ -237,9 +237,8 @@ def measure_slice(models: Models, seed: int) -> dict[str, Any]:
 
 def render_card(card: Mapping[str, Any]) -> str:
     """README.md of the folder of packaged models, from the content of card.json."""
-    template = "card_classes.md" if "classes" in card else "card.md"
     command = measuring_command(card)
-    return render(template, card=card, command=command, CONFIDENT_IMAGES=CONFIDENT_IMAGES)
+    return render("card.md", card=card, command=command, CONFIDENT_IMAGES=CONFIDENT_IMAGES)
 
 
 def render_summary(card: Mapping[str, Any], told: Mapping[str, Any]) -> str:
