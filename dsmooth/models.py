@@ -116,19 +116,19 @@ class Models:
         if pair is not None and self.plain is not None:
             raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")
         rungs = [] if pair is None else pair.rungs(request.levels)
-        how: dict[str, Any] = {"execution": execution}
-        if candidates > 1 and (request.guidance or request.temperature != 1):
+        if candidates == 1 and rungs:
+            return partial(draw_pair, rungs, execution=execution)
+        how: dict[str, Any] = {"size": size, "execution": execution}
+        if candidates == 1:
+            return partial(draw, network, **how)
+        if request.guidance or request.temperature != 1:
             raise ArgumentError(
                 "candidates", "need temperature 1 and no guidance, as their weights do"
             )
-        if candidates > 1 and (len(rungs) > 1 or request.method != "two-step"):
+        if len(rungs) > 1 or request.method != "two-step":
             raise ArgumentError("candidates", "need method two-step and one noise level")
-        if candidates > 1:
-            how["candidates"] = candidates
-            return partial(draw_completions, rungs[0] if rungs else network, size=size, **how)
-        if rungs:
-            return partial(draw_pair, rungs, **how)
-        return partial(draw, network, size=size, **how)
+        how["candidates"] = candidates
+        return partial(draw_completions, rungs[0] if rungs else network, **how)
 
     def of(self, *roles: Role) -> Models:
         """Some of the networks, and the pair if its noisy model is among them."""

@@ -32,8 +32,8 @@ from .sampling.request import (
     Execution,
     Progress,
     Request,
-    checked_guidance,
     known_pixels,
+    normal_float,
 )
 from .sampling.request import keep_top as top_rows
 from .smoothing import GaussianSmoothing, Smoothing
@@ -274,7 +274,7 @@ class SmoothedPair(nn.Module):
             )
         check_one_of("score", score, get_args(Score))
         self._check_images("x_tilde", x_tilde)
-        guidance = checked_guidance(guidance)
+        guidance = normal_float("guidance", guidance, or_zero=True)
         if guidance and not self.n_classes:
             raise ArgumentError("guidance", "is for pairs with classes, which this one has not")
         noisy = self.at(self.smoothing.scale).noisy

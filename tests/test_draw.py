@@ -20,8 +20,7 @@ from dsmooth.models import Models, load_models
 from dsmooth.pictures import grid_png
 from dsmooth.sampling import CachedSampler, cached, jacobi_sample, sample_images, sequential_sample
 from dsmooth.sampling.cached import obstacle_of
-from dsmooth.sampling.ladder import draw_pair
-from dsmooth.sampling.output import Shards
+from dsmooth.sampling.output import Shards, gather
 from dsmooth.sampling.request import Execution, Request, known_pixels
 from tests.helpers.command_runs import run
 from tests.helpers.sampler_checks import network
@@ -35,7 +34,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"first_index": -1}, "first_index must lie in"),
     ({"first_index": 2**63 - 1}, "first_index must lie in"),
     ({"temperature": 0.0}, "temperature must be positive"),
-    ({"temperature": 1e39}, "temperature must be positive, and a normal float32, got 1e\\+39"),
+    ({"temperature": 1e39}, "temperature must be positive and a normal float32, got 1e\\+39"),
     ({"temperature": float("nan")}, "temperature must be positive"),
     ({"guidance": -0.5}, "guidance must be 0, or positive and a normal float32, got -0.5"),
     ({"guidance": math.inf}, "guidance must be 0, or .* got inf"),
@@ -145,41 +144,37 @@ def test_names_that_a_network_does_not_know(pair: dsmooth.SmoothedPair) -> None:
         pair.sample(1, count=3)
 
 
-def test_a_network_is_packed_once_and_public_calls_see_new_weights(
+def test_a_network_is_packed_once_for_all_parts(
     pair: dsmooth.SmoothedPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if obstacle_of(pair.noisy):
         pytest.skip("needs the extension")
     packed: list[object] = []
-    original = CachedSampler.__init__
 
-    def counting(self: CachedSampler, *arguments: Any, **keywords: Any) -> None:
-        packed.append(arguments[0])
-        original(self, *arguments, **keywords)
+    def pack(model: Any, dtype: torch.dtype) -> CachedSampler:
+        packed.append(model)
+        return CachedSampler(model, dtype)
 
-    monkeypatch.setattr(CachedSampler, "__init__", counting)
+    monkeypatch.setattr(cached, "CachedSampler", pack)
     monkeypatch.setattr(cached, "_LAST", WeakKeyDictionary())
-    parts = torch.cat([draw_pair([pair], part) for part in Request(4, seed=1).parts(2)])
+    pair.sample(4, batch_size=2)
     assert packed == [pair.noisy, pair.denoiser]
-    assert torch.equal(parts, pair.sample(4, seed=1))
-
-    before = pair.sample(2, seed=1, method="noisy")
-    with torch.no_grad():
-        pair.noisy.head.bias.add_(0.1)
-    try:
-        assert not torch.equal(pair.sample(2, seed=1, method="noisy"), before)
-    finally:
-        with torch.no_grad():
-            pair.noisy.head.bias.sub_(0.1)
 
 
-def test_parts_of_given_noisy_images_are_their_images(pair: dsmooth.SmoothedPair) -> None:
-    x_tilde = pair.sample(4, seed=3, method="noisy")
-    request = Request(4, seed=1, x_tilde=x_tilde)
-    parts = torch.cat([draw_pair([pair], part) for part in request.parts(3)])
-    assert torch.equal(parts, pair.denoise(x_tilde, seed=1))
-    others = Request(4, seed=1), Request(4, seed=1, x_tilde=-x_tilde)
-    assert request.identity() not in [other.identity() for other in others]
+def test_parts_of_what_is_given_are_of_their_images(pair: dsmooth.SmoothedPair) -> None:
+    models = Models({"noisy": pair.noisy, "denoiser": pair.denoiser}, pair, (8, 8), ())
+    x, mask = torch.rand(5, 1, 8, 8), torch.rand(5, 8, 8) < 0.5
+    x_tilde, known = {"x_tilde": x}, {"known": known_pixels(x, mask, 5)}
+    for given, whole in (
+        (x_tilde, pair.denoise(x, seed=1)),
+        (known, pair.sample(5, seed=1, known=x, mask=mask)),
+    ):
+        request = Request(5, seed=1, **given)
+        parts = gather(models.drawer(request), request, chunk=2)
+        assert parts is not None
+        assert torch.equal(parts, whole)
+    others = Request(5, seed=1), Request(5, seed=1, x_tilde=-x)
+    assert Request(5, seed=1, **x_tilde).identity() not in [each.identity() for each in others]
 
 
 def test_a_drawer_reports_every_draw_of_a_network(

@@ -28,7 +28,6 @@ from dsmooth.sampling import (
 )
 from dsmooth.sampling.cached import obstacle_of
 from dsmooth.sampling.completion import draw_completions, draw_weighted
-from dsmooth.sampling.output import gather
 from dsmooth.sampling.request import Request, known_pixels
 from tests.helpers.sampler_checks import (
     ATOMS,
@@ -159,17 +158,6 @@ def test_a_pair_keeps_pixels_and_their_smoothed_ones(method: Any) -> None:
     assert torch.equal(known, smoothed if method == "noisy" else x)
     plain = pair.sample(N, **given)
     assert torch.equal(pair.sample(N, **given, known=x, mask=~everywhere), plain)
-
-
-@pytest.mark.quick
-def test_parts_of_a_completion_are_its_images() -> None:
-    """Each part has the pixels and the mask of its own images."""
-    pair, x, mask = tiny_pair(), random_images(1, 5), random_mask(5)
-    request = Request(5, seed=2, known=known_pixels(x, mask, 5))
-    models = Models({"noisy": pair.noisy, "denoiser": pair.denoiser}, pair, SIZE, ())
-    parts = gather(models.drawer(request), request, chunk=2)
-    assert parts is not None
-    assert torch.equal(parts, pair.sample(5, seed=2, known=x, mask=mask))
 
 
 def test_what_is_known_decides_the_images() -> None:

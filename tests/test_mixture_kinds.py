@@ -42,8 +42,11 @@ def gaussian_pair(atoms: tuple[int, ...] = ATOMS) -> dsmooth.SmoothedPair:
 
 def test_a_pair_refuses_a_gaussian_model_of_another_scale() -> None:
     pair = gaussian_pair()
-    with pytest.raises(ValueError, match=r"noise of scale 0\.5, got gaussian smoothing of scale 0"):
-        dsmooth.SmoothedPair(pair.noisy, pair.denoiser, dsmooth.GaussianSmoothing(0.3), (8, 8))
+    for smoothing in (dsmooth.GaussianSmoothing(0.3), dsmooth.LaplaceSmoothing(0.5)):
+        with pytest.raises(
+            ValueError, match=f"noise of scale 0.5, got {smoothing.kind} smoothing "
+        ):
+            dsmooth.SmoothedPair(pair.noisy, pair.denoiser, smoothing, (8, 8))
 
 
 @torch.no_grad()

@@ -134,10 +134,10 @@ def test_rungs_have_seeds_of_their_own() -> None:
     assert seed_of_rung(5, 0, 2) == 5
 
 
-def pair_of_levels(n_classes: int = 0, **settings: object) -> dsmooth.SmoothedPair:
-    noisy = network("none", n_classes, **settings)
-    denoiser = network("concat", n_classes, likelihood="discretized")
-    return dsmooth.SmoothedPair(noisy, denoiser, GaussianSmoothing(LEVELS[-1]), (8, 8))
+def pair_of_levels(noisy: int = 0, denoiser: int = 0) -> dsmooth.SmoothedPair:
+    """A pair of so many classes."""
+    models = network("none", noisy), network("concat", denoiser, likelihood="discretized")
+    return dsmooth.SmoothedPair(*models, GaussianSmoothing(LEVELS[-1]), (8, 8))
 
 
 def test_equation_4_is_about_one_level() -> None:
@@ -165,7 +165,7 @@ def test_one_level_is_two_step_sampling() -> None:
 @pytest.mark.parametrize("n_classes", [0, 3])
 def test_a_ladder_step_by_step(n_classes: int) -> None:
     """Its images are those of its parts, whatever stands beside them in the batch."""
-    pair, label = pair_of_levels(n_classes), 1 if n_classes else None
+    pair, label = pair_of_levels(n_classes, n_classes), 1 if n_classes else None
     high, low = pair.at(0.5), pair.at(0.1)
     seed = seed_of_rung(4, 1)
     x_high = high.sample(3, label=label, seed=4, method="noisy")
@@ -237,12 +237,20 @@ def test_the_bound_of_a_ladder_is_below_the_truth() -> None:
 
 
 def test_a_ladder_draws_one_class_for_all_its_rungs() -> None:
-    pair = pair_of_levels(n_classes=3)
+    pair = pair_of_levels(3, 3)
     own = Request(4, seed=2, label="prior").labels(3)
     assert len(own.unique()) > 1
     levels = (0.5, 0.1)
     drawn = pair.sample(4, seed=2, levels=levels)
     assert torch.equal(drawn, pair.sample(4, seed=2, levels=levels, label=own))
+
+
+def test_the_bound_of_a_ladder_without_a_label_is_of_all_classes() -> None:
+    """The denoiser has a part in log p(x~) there, if the noisy model has no classes."""
+    pair, x = pair_of_levels(0, 3), images()
+    every = [pair.elbo(x, label=torch.full((3,), i), levels=(0.5, 0.1)) for i in range(3)]
+    expected = torch.stack(every).logsumexp(0) - math.log(3)
+    torch.testing.assert_close(pair.elbo(x, levels=(0.5, 0.1)), expected)
 
 
 def test_a_ladder_scores_its_draws_in_the_precision_that_drew_them(

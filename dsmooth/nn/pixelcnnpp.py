@@ -322,6 +322,7 @@ class PixelCNNpp(nn.Module):
         return outputs
 
     def _check(self, x: Tensor, context: Tensor | None) -> None:
+        check_tensor("x", x)
         channels, conditioning = self.config.image_channels, self.config.conditioning
         if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(f"x must have shape (B, {channels}, H, W), got {tuple(x.shape)}")
@@ -330,8 +331,6 @@ class PixelCNNpp(nn.Module):
                 f"H and W must be positive multiples of 4, got {x.shape[2]} x {x.shape[3]}: "
                 "pad or crop the images"
             )
-        if not x.is_floating_point():
-            raise TypeError(f"x must be floating point in [-1, 1], got {x.dtype}")
         expected = self.head.bias
         if x.device != expected.device:
             raise ValueError(f"x must be on the model's device {expected.device}, got {x.device}")

@@ -67,7 +67,8 @@ def save_pretrained(
     stays.
     Raises ValueError for scores of another pair, and for a folder that is a file.
     """
-    if Path(folder).is_file():
+    name, folder = name or str(folder), Path(folder)
+    if folder.is_file():
         raise ValueError(f"{folder} is a file: name a folder")
     kind = SmoothingSettings(cast(SmoothingKind, pair.smoothing.kind), pair.smoothing.scale)
     networks: dict[Role, PixelCNNpp] = {"noisy": pair.noisy, "denoiser": pair.denoiser}
@@ -80,8 +81,7 @@ def save_pretrained(
         not isinstance(of_pair, dict) or of_pair.get("weights_sha256") != [*digests.values()]
     ):
         raise ValueError(f"{scores} does not hold the scores of these weights")
-    card = render_card(settings, networks, name or str(folder), measured, license)
-    folder = Path(folder)
+    card = render_card(settings, networks, name, measured, license)
     config, path = folder / CONFIG_FILE, folder / CARD_FILE
     if config.exists() and not {"noisy", "denoiser"} <= read_json(config).keys():
         raise ValueError(

@@ -34,22 +34,21 @@ def draw_completions(
     model: a `SmoothedPair` of one noise level, or a network without context. The first candidate is
     the image that is drawn without others.
     """
-    seed, first_index, taken, best = request.seed, request.first_index, None, None
-    where: dict[str, Any] = {"seed": seed, "first_index": first_index, "stream": Stream.CANDIDATE}
+    seed = request.seed
+    where: dict[str, Any] = {"first_index": request.first_index, "stream": Stream.CANDIDATE}
     for i, own_progress in enumerate(split(progress, candidates)):
         own = replace(request, seed=seed_from(seed, i, Stream.CANDIDATE)) if i else request
         x, log_weight = draw_weighted(model, own, size, execution, own_progress)
-        words = image_words(request.count, 1, repeat=i + 1, **where)
+        words = image_words(request.count, 1, seed=seed, repeat=i + 1, **where)
         # The largest of log-weights with Gumbel noise is a draw in proportion to the weights.
         key = log_weight - to_uniform(words)[:, 0, 0].to(log_weight).log().neg().log()
         # A diverged draw is taken where all diverged: a pair's is NaN, with a weight all the same.
         key = key.masked_fill(is_diverged(x) | key.isnan(), -torch.inf)
-        if taken is None or best is None:
+        if i == 0:
             taken, best = x, key
         better = key > best
         taken = torch.where(better[:, None, None, None], x, taken)
-        best = torch.where(better, key, best)
-    assert taken is not None  # there is a candidate
+        best = torch.maximum(best, key)
     return taken
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..config import Method, ModelConfig, Precision, Score
 from ..fields import ArgumentError, check_choices, check_number, check_whole
 from ..nn.condition import check_label
-from ..nn.images import check_scale
+from ..nn.images import check_scale, check_tensor
 from ..philox import Stream, image_words, split_seed, whole_index
 from ..progress import LOG
 
@@ -114,13 +114,11 @@ def check_like(name: str, values: Tensor, like: Tensor) -> None:
 
 def known_pixels(known: Tensor, mask: Tensor, count: int, name: str = "known") -> KnownPixels:
     """The known pixels of `count` images, see `Choices`; an error calls the images `name`."""
-    for argument, given in ((name, known), ("mask", mask)):
-        if not isinstance(given, Tensor):
-            raise TypeError(f"{argument} must be a torch.Tensor, got a {type(given).__name__}")
+    check_tensor(name, known)
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a torch.Tensor, got a {type(mask).__name__}")
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be torch.bool, True where a pixel is known, got {mask.dtype}")
-    if not known.is_floating_point():
-        raise TypeError(f"{name} must be floating point in [-1, 1], got {known.dtype}")
     if known.ndim != 4 or known.shape[0] not in (1, count):
         raise ValueError(
             f"{name} must have shape ({count} or 1, C, H, W), got {tuple(known.shape)}"
@@ -182,13 +180,8 @@ class Request:
         for name in ("count", "seed", "first_index"):
             object.__setattr__(self, name, getattr(self, name).__index__())
         check_choices(self)
-        normal, heat = torch.finfo(torch.float32), self.temperature
-        if not isinstance(heat, Real) or not normal.tiny <= heat <= normal.max:
-            raise ArgumentError(
-                "temperature", f"must be positive, and a normal float32, got {self.temperature!r}"
-            )
-        object.__setattr__(self, "temperature", float(heat))
-        object.__setattr__(self, "guidance", checked_guidance(self.guidance))
+        object.__setattr__(self, "temperature", normal_float("temperature", self.temperature))
+        object.__setattr__(self, "guidance", normal_float("guidance", self.guidance, or_zero=True))
         if isinstance(self.label, Tensor):
             if self.label.ndim not in (1, 2) or len(self.label) != self.count:
                 raise ValueError(
@@ -277,21 +270,19 @@ class Request:
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide an image beside its number and the weights, as JSON."""
-        names = ("seed", "method", "score", "temperature")
-        identity: dict[str, Any] = {name: getattr(self, name) for name in names}
-        if isinstance(self.label, Tensor):
-            identity["label"] = digest_of(self.label.detach())
-        elif self.label is not None:
-            identity["label"] = self.label
-        if self.guidance:
-            identity["guidance"] = self.guidance
-        if self.levels is not None:
-            identity["levels"] = list(self.levels)
-        if self.known is not None:
-            identity["known_sha256"] = digest_of(self.known.mask, self.known.images.float())
-        if self.x_tilde is not None:
-            identity["given_sha256"] = digest_of(self.x_tilde)
-        return identity
+        label, known, x_tilde = self.label, self.known, self.x_tilde
+        identity = {
+            "seed": self.seed,
+            "method": self.method,
+            "score": self.score,
+            "temperature": self.temperature,
+            "label": digest_of(label.detach()) if isinstance(label, Tensor) else label,
+            "guidance": self.guidance or None,
+            "levels": self.levels and list(self.levels),
+            "known_sha256": known and digest_of(known.mask, known.images.float()),
+            "given_sha256": None if x_tilde is None else digest_of(x_tilde),
+        }
+        return {name: value for name, value in identity.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -320,17 +311,16 @@ class Execution:
 AUTO = Execution()
 
 
-def checked_guidance(value: Any) -> float:
-    """A weight of guidance as a float. Raises ValueError for one out of range.
+def normal_float(name: str, value: Any, *, or_zero: bool = False) -> float:
+    """A temperature, or a weight of guidance, as a float. Raises ValueError for one out of range.
 
-    The samplers compute in float32. One that is 0 there, or may be, must be 0 everywhere.
+    The samplers compute in float32. A number that is 0 there, or may be, must be 0 everywhere.
     """
     normal = torch.finfo(torch.float32)
     number = float(value) if isinstance(value, Real) else math.nan
-    if number != 0 and not normal.tiny <= number <= normal.max:
-        raise ArgumentError(
-            "guidance", f"must be 0, or positive and a normal float32, got {value!r}"
-        )
+    if not normal.tiny <= number <= normal.max and not (or_zero and number == 0):
+        zero = "0, or " if or_zero else ""
+        raise ArgumentError(name, f"must be {zero}positive and a normal float32, got {value!r}")
     return number
 
 
