@@ -154,11 +154,6 @@ class Folder:
         shape = list(image_shape)
         self.drawing = Manifest(dict(description or {}), request.first_index, shape, self.size)
 
-    @classmethod
-    def name(cls, number: int, first_index: int) -> str:
-        """The name of file `number`; first_index: the first image of the request."""
-        return cls.filename.format(number=number, index=first_index + number)
-
     @staticmethod
     def encode(images: Tensor) -> bytes:
         """The content of a file of images (N, C, H, W)."""
@@ -166,7 +161,8 @@ class Folder:
 
     def file(self, number: int) -> Path:
         """The path of a file."""
-        return self.path / self.name(number, self.request.first_index)
+        index = self.request.first_index + number
+        return self.path / self.filename.format(number=number, index=index)
 
     def missing(self) -> list[tuple[int, int]]:
         """Spans (first, end) of images to draw, one for each file that lacks some.
@@ -301,8 +297,8 @@ def check_folder(folder: Path) -> None:
         if None in found.sha256:
             raise ValueError(f"{folder} is unfinished: repeat the command that draws it to go on")
         for number, stated in enumerate(found.sha256):
-            path = folder / kind.name(number, found.first_index)
-            check_file(path, str(stated))
+            name = kind.filename.format(number=number, index=found.first_index + number)
+            check_file(folder / name, str(stated))
 
 
 def write_images(

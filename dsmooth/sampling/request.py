@@ -188,12 +188,12 @@ class Request:
                     f"label must have shape ({self.count},) or ({self.count}, n_classes), got "
                     f"{tuple(self.label.shape)}"
                 )
-        elif self.label not in (None, "each", "prior"):
-            whole = isinstance(self.label, int) and not isinstance(self.label, bool)
-            if not whole or not 0 <= self.label < 2**63:
-                raise ValueError(
-                    f'label must be a class, "each", "prior" or a tensor, got {self.label!r}'
-                )
+        elif self.label not in (None, "each", "prior") and (
+            type(self.label) is not int or not 0 <= self.label < 2**63
+        ):
+            raise ValueError(
+                f'label must be a class, "each", "prior" or a tensor, got {self.label!r}'
+            )
 
     @classmethod
     def make(cls, count: int, choices: Choices, **for_a_pair: Any) -> Request:
