@@ -15,7 +15,6 @@ from .fields import (
     check_choices,
     check_interval,
     check_one_of,
-    check_positive,
     check_types,
     check_whole,
     make_plain,
@@ -197,7 +196,7 @@ class RunSettings:
         make_plain(self)
         check_choices(self)
         check_whole(self, ["evaluations"], 1)
-        check_positive(self, ["checkpoint_minutes"])
+        check_interval(self, ["checkpoint_minutes"], "(0, inf)")
 
 
 @dataclass(frozen=True)
@@ -282,7 +281,7 @@ class TrainConfig(RunSettings):
         check_whole(self, counts, 1)
         check_whole(self, ["warmup_images", "schedule_from"], 0)
         check_whole(self, ["seed"], 0, 2**64 - 1)
-        check_positive(self, ["scale", "learning_rate", "budget", "clip_norm"])
+        check_interval(self, ["scale", "learning_rate", "budget", "clip_norm"], "(0, inf)")
         check_interval(self, ["ema", "label_dropout"], "[0, 1)")
         check_interval(self, ["kernel_rate"], "(0, 1)")
         check_interval(self, ["cooldown", "learning_rate_decay"], "(0, 1]")

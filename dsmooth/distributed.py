@@ -165,6 +165,12 @@ def all_reduce_max(*numbers: int) -> list[int]:
     return largest.tolist()
 
 
+def all_same(number: int) -> bool:
+    """Whether all processes, which all call this, have the same number."""
+    most, least = all_reduce_max(number, -number)
+    return most == -least
+
+
 def barrier() -> None:
     """Wait until all processes are here: what rank 0 wrote before is there for all then."""
     all_reduce_max(0)

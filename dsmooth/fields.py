@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import reprlib
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
@@ -37,7 +38,7 @@ class Argument(NamedTuple):
         """The argument as in Python; `--data-dir` or `--resume` if it is one of the `options`."""
         if self.name not in options:
             return self.name if self.value is None else f"{self.name}={self.value}"
-        value = "" if self.value in (None, True) else f" {self.value}"
+        value = "" if self.value in (None, True) else f" {shlex.quote(str(self.value))}"
         return f"--{self.name.replace('_', '-')}{value}"
 
 
@@ -90,7 +91,7 @@ def check_types(settings: Any) -> None:
     """Raise ValueError for a field that has not its type; after the checks that say more."""
     for name, hint in _hints(settings.__class__).items():
         value = getattr(settings, name)
-        if is_dataclass(hint):  # one that is there has checked itself
+        if isinstance(hint, type) and is_dataclass(hint):  # one that is there has checked itself
             if not isinstance(value, hint):
                 raise ArgumentError(name, f"must be a {hint.__name__}, got {value!r}")
             continue
@@ -127,20 +128,19 @@ def check_number(name: str, value: Any, least: int | None = 1, most: int | None 
         raise ArgumentError(name, f"must {allowed}, got {value}")
 
 
-def check_positive(settings: Any, names: Iterable[str]) -> None:
-    """Raise ValueError for a field that is no positive finite number, unless it may be None."""
-    for name, value in _given(settings, names):
-        if not isinstance(value, SupportsFloat) or not 0 < float(value) < math.inf:
-            raise ArgumentError(name, f"must be positive, got {value!r}")
+# Intervals that have a word.
+_INTERVALS = {"(0, inf)": "be positive", "[0, inf)": "not be negative", "(-inf, inf)": "be finite"}
 
 
 def check_interval(settings: Any, names: Iterable[str], interval: str) -> None:
-    """Raise ValueError for a field that lies not in an interval such as "[0, 1)"."""
+    """Raise ValueError for a field that is no number in an interval such as "[0, 1)"."""
     low, high = map(float, interval[1:-1].split(","))
     ends = [low] * ("[" in interval) + [high] * ("]" in interval)
     for name, value in _given(settings, names):
-        if not isinstance(value, SupportsFloat) or not (low < value < high or value in ends):
-            raise ArgumentError(name, f"must lie in {interval}, got {value!r}")
+        number = float(value) if isinstance(value, SupportsFloat) else math.nan
+        if not (low < number < high or number in ends):
+            allowed = _INTERVALS.get(interval, f"lie in {interval}")
+            raise ArgumentError(name, f"must {allowed}, got {value!r}")
 
 
 def structure(values: Any, kind: type[T]) -> T:

@@ -14,6 +14,7 @@ import torch
 import dsmooth
 from dsmooth.config import OWN
 from dsmooth.data import load_dataset
+from dsmooth.fields import ArgumentError
 from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
 from dsmooth.training import loop, train
@@ -235,18 +236,20 @@ def test_what_can_be_forced(tmp_path: Path) -> None:
 
 
 def test_what_no_force_can_change(tmp_path: Path) -> None:
-    config, folder = tiny(images=16), tmp_path / "run"
+    config, folder = tiny(images=16), tmp_path / "my run"
     train(config, folder)
     hint = "; a new run can begin with its weights, by init="
     for change, message in (
         # Weights of another network are none to begin with.
         ({"model": replace(tiny().model, n_filters=6)}, "model.n_filters is 4, not 6$"),
+        ({"init": "other"}, "init is None, not other$"),
         ({"ema": 0.0}, f"ema is 0.9995, not 0.0{hint}"),
         ({"optimizer": "muon"}, f"optimizer is adam, not muon{hint}"),
-        ({"init": "other"}, "init is None, not other$"),
     ):
-        with pytest.raises(ValueError, match=f"its {message}"):
+        with pytest.raises(ValueError, match=f"its {message}") as caught:
             train(replace(config, images=32, **change), folder, resume=True, force=True)
+    assert isinstance(caught.value, ArgumentError)
+    assert caught.value.told(["init"]).endswith(f" --init '{folder}'")
 
 
 @pytest.mark.quick

@@ -141,7 +141,7 @@ class ImageDataset:
             raise ArgumentError(
                 "n_classes", f"{n_classes} needs labels, but {self.source} has none"
             )
-        low, high = int(self.labels.min()), int(self.labels.max())
+        low, high = map(int, self.labels.aminmax())
         if low < 0 or high >= n_classes:
             raise ArgumentError(
                 "n_classes",

@@ -9,9 +9,7 @@ from typing import Any
 
 from ..config import TrainConfig
 from ..data import ImageDataset, load_dataset
-from ..data.dataset import Transform
-from ..data.own import OwnData, split_own
-from ..distributed import barrier, broadcast_int, from_torchrun, launch, rank_and_size
+from ..distributed import all_same, barrier, broadcast_int, from_torchrun, launch, rank_and_size
 from ..fields import Argument, ArgumentError
 from ..files import lock_folder
 from ..nn import PixelCNNpp
@@ -26,6 +24,8 @@ from .checkpoint import (
     settings_to_go_on,
 )
 from .step import TrainState
+
+RUN = "another training run"  # that holds the lock of a folder
 
 
 def choose_beginning(
@@ -42,7 +42,8 @@ def choose_beginning(
     The folder of a run that goes on is locked until the stack is left.
     """
     if run.config.exists() if resume else broadcast_int(is_restart(run)):
-        lock(run, stack)
+        if rank_and_size()[0] == 0:
+            stack.enter_context(lock_folder(run.path, RUN))
         checkpoint = read_checkpoint(run)
         if match_channels:
             config = with_channels(config, checkpoint.settings.model.image_channels)
@@ -62,18 +63,12 @@ def is_restart(run: RunFolder) -> bool:
     return bool(starts) and starts[-1].get("launch") == launch()
 
 
-def lock(run: RunFolder, stack: contextlib.ExitStack) -> None:
-    """Keep other runs out of the folder until the stack is left; rank 0 does it for all."""
-    if rank_and_size()[0] == 0:
-        stack.enter_context(lock_folder(run.path, "another training run"))
-
-
 def begin_folder(
     run: RunFolder, state: TrainState, image_size: tuple[int, int], stack: contextlib.ExitStack
 ) -> None:
     """Write the first checkpoint of a new run: a folder with settings can always be resumed."""
     if rank_and_size()[0] == 0:
-        lock(run, stack)
+        stack.enter_context(lock_folder(run.path, RUN))
         check_new_run(run, state.config)
         save_checkpoint(run, state)
         run.write_config(state.config, image_size)
@@ -131,25 +126,6 @@ def load_data(config: TrainConfig, *, progress: bool = False) -> tuple[ImageData
     return found
 
 
-def images_of(
-    config: TrainConfig,
-    dataset: OwnData | None,
-    labels: Any,
-    transform: Transform | None,
-    progress: bool,
-) -> tuple[ImageDataset, ImageDataset]:
-    """Training and held-out images: those given in Python, else of the data set that is named."""
-    if dataset is not None:
-        return split_own(dataset, labels, transform)
-    if labels is not None or transform is not None:
-        name = "labels" if transform is None else "transform"
-        raise ValueError(
-            f"{name}= is for images given by dataset=, such as tuple(dsmooth.data.load_dataset("
-            '"mnist", split) for split in dsmooth.data.SPLITS)'
-        )
-    return load_data(config, progress=progress)
-
-
 def with_channels(config: TrainConfig, channels: int) -> TrainConfig:
     """The settings with another image_channels of the model; colour has no atom for every byte."""
     grey = channels == 1 or config.model.atoms != "all"
@@ -161,7 +137,16 @@ def with_channels(config: TrainConfig, channels: int) -> TrainConfig:
 def with_data(
     config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset, match_channels: bool
 ) -> TrainConfig:
-    """The settings with n_classes, and with `match_channels` the channels, of the data."""
+    """The settings with n_classes, and with `match_channels` the channels, of the data.
+
+    Raises ValueError for data that do not fit, or differ between the processes.
+    """
+    for dataset in (train_set, test_set):
+        if not all_same(int(dataset.digest[:15], 16)):
+            raise ValueError(
+                f"rank {rank_and_size()[0]}: the processes read different {dataset.split} images, "
+                f"here {len(dataset):,} of {dataset.source}: all must see the same"
+            )
     if match_channels:
         config = with_channels(config, test_set.image_channels)
     if test_set.image_channels != config.model.image_channels:

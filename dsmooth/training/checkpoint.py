@@ -99,15 +99,14 @@ def _read(path: Path) -> Checkpoint:
         raise ValueError(f"{path} is of dsmooth 0.1, whose runs 0.2 goes on with")
     if stated != digest(tensors, metadata):
         raise ValueError(f"{path} is damaged: it does not have the digest that it states")
-    images_seen, steps = (metadata.get(name, "") for name in ("images_seen", "steps"))
-    if not all(re.fullmatch("[0-9]{1,18}", count) for count in (images_seen, steps)):
+    counts = [metadata.get(name, "") for name in ("images_seen", "steps")]
+    if not all(re.fullmatch("[0-9]{1,18}", count) for count in counts):
         raise ValueError(f"{path} is not a training checkpoint")
     try:
         settings = TrainConfig.from_dict(json.loads(metadata["settings"]))
     except (KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} states settings that cannot be read: {error}") from None
-    position = int(images_seen), int(steps)
-    return Checkpoint(path, tensors, settings, *position, metadata.get("data", ""))
+    return Checkpoint(path, tensors, settings, int(counts[0]), int(counts[1]), metadata["data"])
 
 
 def go_on(

@@ -20,7 +20,7 @@ from ..nn import PixelCNNpp
 from ..pictures import save_grid
 from ..progress import LINE_SECONDS, LOG, clock, make_bar
 from ..runs import RunFolder
-from .step import Reading
+from .step import Reading, TrainState, total_images
 
 
 class Evaluation(NamedTuple):
@@ -59,12 +59,11 @@ class RunLog(ExitStack):
     def __init__(
         self,
         folder: RunFolder,
-        config: TrainConfig,
-        images_seen: int,
-        tensorboard: bool = False,
-        on_evaluation: OnEvaluation | None = None,
-        progress: bool = False,
-        keep_snapshots: int = 0,
+        state: TrainState,
+        tensorboard: bool,
+        on_evaluation: OnEvaluation | None,
+        progress: bool,
+        keep_snapshots: int,
     ) -> None:
         super().__init__()
         self.writer = None
@@ -78,28 +77,27 @@ class RunLog(ExitStack):
             self.writer = SummaryWriter(str(folder.tensorboard))
             self.callback(self.writer.close)
         self.folder = folder
-        self.config = config
-        self.loss_name = loss_name(config)
+        self.config = state.config
+        self.loss_name = loss_name(state.config)
         self.on_evaluation = on_evaluation
         self.keep_snapshots = keep_snapshots
-        self.total = config.images or 0
+        self.total = total_images(state.config)
         self.started = time.monotonic()
-        self.first_image = images_seen
+        self.first_image = state.images_seen
         self.losses: list[float] = []
         self.recorded = self.printed = self.started
         file = os.fdopen(open_to_write(folder.log, os.O_APPEND), "a", buffering=1)
         self.file = self.enter_context(file)
         if folder.log.read_bytes()[-1:] not in (b"", b"\n"):
             self.file.write("\n")  # a line was cut by a crash
-        self.bar = make_bar(config.role, self.total, images_seen) if progress else None
-        self.record("start", images_seen, total=self.total, loss=self.loss_name, launch=launch())
+        self.bar = make_bar(self.config.role, self.total, self.first_image) if progress else None
+        start = {"total": self.total, "loss": self.loss_name, "launch": launch()}
+        self.record("start", self.first_image, **start)
         if self.bar is not None:
             self.enter_context(self.bar)
 
     def steps(self, images_seen: int, readings: Sequence[Reading]) -> None:
         """Note the updates up to `images_seen` since the last call."""
-        if not readings:
-            return
         self.losses += [reading.loss for reading in readings]
         now = time.monotonic()
         if now - self.recorded < RECORD_SECONDS and images_seen < self.total:
@@ -162,14 +160,9 @@ class RunLog(ExitStack):
                 self.writer.add_scalar(f"{event}/{name}", value, images_seen)
 
 
-def opening(
-    config: TrainConfig,
-    train_set: ImageDataset,
-    test_set: ImageDataset,
-    model: PixelCNNpp,
-    device: torch.device,
-) -> Iterator[str]:
+def opening(state: TrainState, test_set: ImageDataset) -> Iterator[str]:
     """Lines on the model, its images, the device and the precision."""
+    config, train_set, device = state.config, state.train_set, state.device
     height, width = test_set.image_size
     kind = "grey" if test_set.image_channels == 1 else "RGB"
     yield (
@@ -179,7 +172,7 @@ def opening(
     count, size = torch.get_num_threads(), rank_and_size()[1]
     threads = f" ({count} thread{'s' * (count > 1)})" if device.type == "cpu" else ""
     machine = f"{device}{threads}" if size == 1 else f"{size} processes on {device.type}{threads}"
-    number = sum(parameter.numel() for parameter in model.parameters())
+    number = sum(parameter.numel() for parameter in state.parameters)
     if config.model.n_classes:
         yield f"{config.model.n_classes} classes, by the labels of the images"
     if config.model.noise_levels:

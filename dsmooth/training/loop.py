@@ -19,7 +19,7 @@ from torch import Tensor
 from ..config import OWN, TrainConfig
 from ..data import ImageDataset
 from ..data.dataset import Transform
-from ..data.own import OwnData
+from ..data.own import OwnData, split_own
 from ..distributed import (
     all_reduce_max,
     barrier,
@@ -38,8 +38,8 @@ from ..sampling import sample_images
 from .beginning import (
     begin_folder,
     choose_beginning,
-    images_of,
     initial_network,
+    load_data,
     with_data,
 )
 from .checkpoint import go_on, save_checkpoint
@@ -118,6 +118,12 @@ def train(
             'dsmooth.preset("mnist-quick", "noisy", images=20_000), dataset=IMAGES)'
         )
     check_number("keep_snapshots", keep_snapshots, 0)
+    if dataset is None and (labels is not None or transform is not None):
+        name = "labels" if transform is None else "transform"
+        raise ValueError(
+            f"{name}= is for images given by dataset=, such as tuple(dsmooth.data.load_dataset("
+            '"mnist", split) for split in dsmooth.data.SPLITS)'
+        )
     run = RunFolder(default_folder(config.role) if folder is None else Path(folder))
     target = choose_device(device)
     if dataset is not None:
@@ -135,7 +141,11 @@ def train(
         config, checkpoint = choose_beginning(
             run, config, stack, match_channels=match_channels, resume=resume, force=force
         )
-        train_set, test_set = images_of(config, dataset, labels, transform, progress)
+        train_set, test_set = (
+            load_data(config, progress=progress)
+            if dataset is None
+            else split_own(dataset, labels, transform)
+        )
         config = with_data(config, train_set, test_set, match_channels)
         config = with_device(config, target, test_set.image_size)
         initial = initial_network(config) if checkpoint is None else None
@@ -143,26 +153,16 @@ def train(
         stop = stack.enter_context(catch_signals())
         if config.images is None:
             state.config = fix_images(state, test_set)
-        notes: list[str] = []
         if checkpoint is None:
             begin_folder(run, state, test_set.image_size, stack)
-        else:
-            notes = go_on(run, checkpoint, state, force=force)
-            del checkpoint  # which is as large as the weights and their moments
+        notes = go_on(run, checkpoint, state, force=force) if checkpoint else []
+        del checkpoint  # which is as large as the weights and their moments
         log = None
         if rank_and_size()[0] == 0:
             log = stack.enter_context(
-                RunLog(
-                    run,
-                    state.config,
-                    state.images_seen,
-                    tensorboard,
-                    on_evaluation,
-                    progress,
-                    keep_snapshots,
-                )
+                RunLog(run, state, tensorboard, on_evaluation, progress, keep_snapshots)
             )
-            for line in opening(state.config, train_set, test_set, state.model, target):
+            for line in opening(state, test_set):
                 log.say(line)
             for note in notes:
                 log.record("note", state.images_seen, text=note)

@@ -166,7 +166,8 @@ def test_arguments_of_the_wrong_type_are_named() -> None:
             GaussianSmoothing(0.5).sample(torch.zeros(1, 1, 4, 4), seed=wrong)
     for wrong in (None, 1.0, "1", True, math.nan):
         for name in ("count", "seed", "first_index"):
-            with pytest.raises(ValueError, match=f"^{name} {message}"):
+            words = "the number of images" if name == "count" else name
+            with pytest.raises(ValueError, match=f"^{words} {message}"):
                 Request(**{"count": 4, name: wrong})
         for name in ("n_filters", "n_resnet", "n_mix", "context_layers"):
             with pytest.raises(ValueError, match=f"^{name} {message}"):

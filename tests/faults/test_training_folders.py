@@ -293,6 +293,22 @@ def test_a_run_is_read_once_its_folder_is_locked(
         train(CONFIG, run.path, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("distributed", "read different train images, here 5,000 of embedded"),
+        ("training.checkpoint", "read checkpoints at 31 and 32 images: .* must be one folder"),
+    ],
+)
+def test_processes_that_do_not_read_the_same_end(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, module: str, message: str
+) -> None:
+    other = f"dsmooth.{module}.all_reduce_max"
+    monkeypatch.setattr(other, lambda most, least: [most, least + 1])
+    with pytest.raises(ValueError, match=message):
+        train(CONFIG, run.path, resume=True)
+
+
 def rewrite(path: Path, **stated: str | None) -> None:
     """Write a checkpoint that states other things, and the digest of what it then holds."""
     tensors, metadata = read_tensors(path)

@@ -92,5 +92,6 @@ def use_small_runs(patch: pytest.MonkeyPatch) -> None:
             middles.append(replace(data, images=images.contiguous()))
         return tuple(middles)
 
-    patch.setattr(beginning, "load_data", load_small)
+    for module in (beginning, loop):
+        patch.setattr(module, "load_data", load_small)
     patch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 8, 8))
