@@ -189,6 +189,8 @@ def test_a_classifier_is_trained_and_measured(
     right = float((logits.argmax(1) == test_set.labels).float().mean())
     assert float(metadata["test_accuracy"]) == pytest.approx(right, abs=1e-4)
     assert f"{100 * right:.2f} % of 30 test images" in capsys.readouterr().out
+    assert run("evaluate", "train-classifier", *options, "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
 
 
 def test_images_come_in_many_forms(tmp_path: Path) -> None:

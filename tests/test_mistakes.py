@@ -62,6 +62,7 @@ MISTAKES = [
     ("evaluate bpd noisy denoiser --data-dir nowhere", "nowhere is not a folder"),
     ("evaluate bpd noisy denoiser --out own.py/x.json", "own.py must be a folder to write"),
     ("evaluate bpd noisy denoiser --out x.txt", "--out must end in .json, got x.txt"),
+    ("evaluate train-classifier --out -", "must end in .safetensors, got -"),
     ("evaluate train-classifier --out c.pth", "must end in .safetensors, got c.pth"),
     (FID, "name models to draw from, or a file or folder of images"),
     (f"{FID} nowhere --subsets 0", "--subsets must be at least 1, got 0"),

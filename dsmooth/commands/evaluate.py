@@ -54,28 +54,27 @@ def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions | Classifie
         check_whole(options, ["count", "subsets", "batch_size"], 1)
         check_whole(options, ["subset_size"], 2)
         check_whole(options, ["seed"], 0, 2**64 - 1)
-    if isinstance(options, ClassifierOptions):
-        check_output(options.out, ".safetensors")
-        if rank_and_size()[0] == 0:  # nothing to share
-            make_classifier(options)
-        return
+    making = isinstance(options, ClassifierOptions)
     screen, aside, first = sys.stdout, options.out == STDOUT, rank_and_size()[0] == 0
-    if not aside:
-        check_output(options.out, ".json")
+    if making or not aside:
+        check_output(options.out, ".safetensors" if making else ".json")
     told = redirect_stdout(sys.stderr) if aside and first else nullcontext()
-    with process_group(), silence() if options.execution.quiet else told:
-        if isinstance(options, BitsOptions):
-            numbers = evaluate_bits(options)
-        elif isinstance(options, FrechetOptions):
-            numbers = evaluate_frechet(options)
-        else:
-            numbers = evaluate_classify(options)
-        if not first:
+    with silence() if options.execution.quiet else told:
+        if isinstance(options, ClassifierOptions):
+            if first:  # nothing to share
+                make_classifier(options)
             return
+        with process_group():
+            if isinstance(options, BitsOptions):
+                numbers = evaluate_bits(options)
+            elif isinstance(options, FrechetOptions):
+                numbers = evaluate_frechet(options)
+            else:
+                numbers = evaluate_classify(options)
         numbers = {"dsmooth": __version__, **numbers}
-        if aside:
+        if first and aside:
             print(to_json(numbers), file=screen)
-        else:
+        elif first:
             write_json(options.out, numbers)
             print(f"wrote {options.out}")
 
