@@ -285,9 +285,12 @@ def test_a_folder_stands_for_two_options_wherever_it_is_named(
 
 
 def test_a_pair_of_a_folder_by_one_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], small_runs: None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    small_runs: None,
 ) -> None:
-    """Each network gets its own settings; repeated with --resume, what is there stays."""
+    """Each network gets its own settings; repeated, by a user or torchrun, what is there stays."""
     pixels = random_bytes((12, 8, 8, 3))
     write_images(tmp_path / "images", {f"{i}.png": picture for i, picture in enumerate(pixels)})
     command = ["train", "pair", str(tmp_path / "images"), "--out", str(tmp_path / "mine"), *TINY]
@@ -301,6 +304,9 @@ def test_a_pair_of_a_folder_by_one_command(
     weights = [(tmp_path / "mine" / role / "model.safetensors") for role in ("noisy", "denoiser")]
     before = [path.read_bytes() for path in weights]
     assert run(*command, "--resume") == 0
+    assert run(*command) == 1
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert run(*command) == 0
     assert [path.read_bytes() for path in weights] == before
 
 

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ import torch
 import dsmooth
 from dsmooth._extension import warn_once
 from dsmooth.cli import _kind, _parse, main
+from dsmooth.commands.options import Train
 from dsmooth.commands.reproduce import choose_plan
+from dsmooth.commands.train import resume_command
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.fields import Argument, ArgumentError
 from dsmooth.models import load_models
@@ -131,6 +134,14 @@ def test_every_printed_command_runs(
     assert len(every) >= 14
     for command in sorted(every):
         follow(command)
+
+
+def test_the_command_that_goes_on_has_what_no_run_keeps() -> None:
+    words = "plain --out 'my run' --threads 3 --device cuda:1 --keep-snapshots 2 --tensorboard"
+    begun = _parse("dsmooth train", Train, shlex.split(words))
+    printed = shlex.split(resume_command(begun, Path("my run")))
+    assert printed[:2] == ["dsmooth", "train"]
+    assert _parse("dsmooth train", Train, printed[2:]) == replace(begun, resume=True)
 
 
 def test_commands_are_not_broken_by_lines() -> None:

@@ -7,7 +7,7 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from ..distributed import rank_and_size
+from ..distributed import broadcast_int, process_group, rank_and_size
 from ..files import check_writable
 from ..runs import RunFolder, default_folder, training_seconds
 from .options import Train
@@ -33,8 +33,6 @@ def train(options: Train) -> int:
 
 def check_run(options: Train, folder: Path) -> None:
     """Raise ValueError for options and a folder that do not fit, before any work."""
-    from ..training.beginning import check_new_run, is_restart
-
     if options.force and not options.resume:
         raise ValueError("--force is for --resume: a new run has no settings to change")
     run, images, settings = RunFolder(folder), options.folder, options.settings
@@ -48,8 +46,6 @@ def check_run(options: Train, folder: Path) -> None:
             f"--data-dir {settings.data_dir} was given: leave one out"
         )
     check_writable(run.config)
-    if not (options.resume or is_restart(run)):
-        check_new_run(run, settings)
 
 
 def train_one(options: Train, folder: Path) -> int:
@@ -76,11 +72,17 @@ def train_one(options: Train, folder: Path) -> int:
 
 def train_pair(noisy: Train, denoiser: Train) -> int:
     """Carry out `dsmooth train pair`; returns the exit status as `train` does."""
+    from ..training.beginning import check_new_run, is_restart
+
     assert noisy.out is not None
     assert denoiser.out is not None
     runs = {noisy.out: noisy, denoiser.out: denoiser}
-    for folder, options in runs.items():  # of both, before the first is trained
-        check_run(options, folder)
+    with process_group():
+        for folder, options in runs.items():  # of both, before the first is trained
+            check_run(options, folder)
+            run = RunFolder(folder)
+            if not (options.resume or broadcast_int(is_restart(run))):
+                check_new_run(run, options.settings)
     for folder, options in runs.items():
         share = options.settings.budget
         if share is not None:
