@@ -59,7 +59,7 @@ def test_rehearsal(
     """On the CPU, of each kind of command one."""
     out = tmp_path / "out"
     monkeypatch.setenv("OUT", str(out))
-    only = ["build", "smoke-loss", "step-mnist-kept", "loss", "trace-mnist", "train-noisy"]
+    only = ["build", "smoke-loss", "step-mnist-kept", "loss", "train-noisy"]
     arguments = ["--rehearse", "--minutes", "20", "--state", str(tmp_path / "state")]
     assert tool.main([*arguments, "--only", *only]) == 0
     written = json.loads((out / "day.json").read_text())["steps"]
@@ -69,7 +69,7 @@ def test_rehearsal(
     assert set(results) == {*on_gpu.cases_of("step-mnist-kept"), *on_gpu.cases_of("loss")}
     assert "| loss-mnist-continuous-ours |" in (out / "day.md").read_text()
     with tarfile.open(out / "logs.tar.gz") as tar:
-        assert {"logs/trace-mnist.json.gz", "runs/noisy/model.safetensors"} <= set(tar.getnames())
+        assert {"logs/loss.log", "runs/noisy/model.safetensors"} <= set(tar.getnames())
 
 
 def test_a_wrong_number_stops_its_family_alone(tool: SimpleNamespace, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_wrong_number_stops_its_family_alone(tool: SimpleNamespace, tmp_path: 
         harmless = dataclasses.replace(step, command=["true"])
         tool.attempt(harmless, day, 1000, False)
     stopped = {name for name in timed if day.steps[name]["outcome"] == "skipped"}
-    training = {name for name in timed if name.startswith(("step-", "trace-", "train-"))}
+    training = {name for name in timed if name.startswith(("step-", "train-"))}
     assert {"sampler-mnist", "loss", "tune-block-cifar", "step-cifar-kept"} <= set(timed)
     assert stopped == training
 

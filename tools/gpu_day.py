@@ -154,11 +154,6 @@ def steps(state: Path) -> list[Step]:
         measure(state, "loss", 90, rehearsed=True),
         measure(state, "two-step", 60),
         measure(state, "plain", 60),
-        # A sweep launches one kernel for every 4 rows; a block launches each Triton kernel.
-        ncu("ncu-sampler", "sampler-mnist-1056", "sample", "--launch-skip=3", "--launch-count=1"),
-        ncu("ncu-block", "block-cifar", "_kernel"),
-        trace(state, "trace-mnist", "step-mnist-kept-uncaptured", rehearsed=True),
-        trace(state, "trace-cifar", "step-cifar-kept-uncaptured"),
         measure(state, "step-cifar-compile", 420),
         measure(state, "step-mnist-compile", 300),
         check(state, "tests-gated-resnet", 300, *PROVING[:1]),
@@ -184,28 +179,11 @@ def proofs_of(case: str) -> list[str]:
     return ["doctor", *(f"smoke-{family}" for family in TIMED[case.partition("-")[0]])]
 
 
-def measure(
-    state: Path, case: str, seconds: float, name: str = "", *arguments: str, rehearsed: bool = False
-) -> Step:
+def measure(state: Path, case: str, seconds: float, rehearsed: bool = False) -> Step:
     """Cases of benchmarks/on_gpu.py that begin so; each is written as soon as it is measured."""
-    written = arguments or (f"--out={state / 'measured.json'}",)
     tiny = ("--device=cpu", "--tiny") if rehearsed else None
-    command = [PYTHON, "benchmarks/on_gpu.py", case, *written]
-    return Step(name or case, command, seconds, tiny, proofs=proofs_of(case))
-
-
-def trace(state: Path, name: str, case: str, rehearsed: bool = False) -> Step:
-    """A trace of one warm call by torch.profiler."""
-    file = state / "logs" / f"{name}.json.gz"
-    return measure(state, case, 60, name, f"--trace={file}", rehearsed=rehearsed)
-
-
-def ncu(name: str, case: str, kernel: str, *launches: str) -> Step:
-    """Nsight Compute on launches of kernels named so, in one warm call."""
-    program = ["ncu", "--profile-from-start=off", "--clock-control=none", "--set=full"]
-    program += [f"--kernel-name=regex:{kernel}$", *launches]
-    command = [*program, PYTHON, "benchmarks/on_gpu.py", case, "--once"]
-    return Step(name, command, 120, proofs=proofs_of(case))
+    command = [PYTHON, "benchmarks/on_gpu.py", case, f"--out={state / 'measured.json'}"]
+    return Step(case, command, seconds, tiny, proofs=proofs_of(case))
 
 
 def gpu_tests(*arguments: str) -> list[str]:
@@ -296,7 +274,7 @@ class Day:
                 write(self.out / file, (self.state / file).read_bytes())
         partial = self.out / "logs.tar.gz.partial"
         with tarfile.open(partial, mode="w:gz") as tar:
-            tar.add(self.state / "logs", "logs")  # with reports and traces
+            tar.add(self.state / "logs", "logs")  # with reports
             for path in sorted(self.state.glob("runs/*/*")):
                 if path.name in ("config.json", "log.jsonl", "model.safetensors"):
                     tar.add(path, path.relative_to(self.state))

@@ -20,9 +20,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,63 +70,55 @@ def faults(mutant: Mutant) -> Iterator[str]:
             yield f"{' '.join(mutant.tests)}: no test has {name} in its name"
 
 
-def run(copy: Path, mutant: Mutant) -> int:
+def run(copy: Path, tests: tuple[str, ...], names: str) -> int:
     """Exit status of pytest in the copy, in silence."""
     import pytest
 
     os.chdir(copy)
-    if mutant.tests[0].startswith("tests/interpreted"):
+    if tests[0].startswith("tests/interpreted"):
         os.environ["TRITON_INTERPRET"] = "1"
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    options = ["-x", "-q", "-n0", "-p", "no:cacheprovider"]
-    return pytest.main([*options, *mutant.tests, "-k", mutant.names])
+    return pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", *tests, "-k", names])
 
 
-def passes(work: Callable[[], int]) -> bool:
-    """Whether `work` returns 0 in a fork of this process, in time."""
+def passes(copy: Path, tests: tuple[str, ...], names: str) -> bool:
+    """Whether the tests pass in a fork of this process, in time."""
     child = os.fork()
     if not child:
         signal.alarm(SECONDS)
         try:
-            os._exit(work())
+            os._exit(run(copy, tests, names))
         finally:
             os._exit(1)
     return os.waitpid(child, 0)[1] == 0
 
 
-def build(copy: Path) -> None:
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    subprocess.run(command, cwd=copy, check=True, capture_output=True)
+pass_unchanged = cache(passes)
 
 
-@contextmanager
-def changed(copy: Path, mutant: Mutant) -> Iterator[None]:
-    """Inside the block the file of the copy is changed."""
+def build(copy: Path, file: str) -> None:
+    """Build the extension, if the file belongs to it."""
+    if file.startswith("csrc/"):
+        command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+        subprocess.run(command, cwd=copy, check=True, capture_output=True)
+
+
+def judge(copy: Path, mutant: Mutant) -> str:
+    """The word for a mutant."""
+    judges = copy, mutant.tests, mutant.names
+    if not pass_unchanged(*judges):
+        return "unjudged"
     path = copy / mutant.file
     source = path.read_text()
-    native = mutant.file.startswith("csrc/")
     path.write_text(source.replace(mutant.old, mutant.new))
     try:
-        if native:
-            build(copy)
-        yield
+        build(copy, mutant.file)
+        return "SURVIVED" if passes(*judges) else "killed"
     finally:
         path.write_text(source)
-        if native:
-            build(copy)
-
-
-def judge(copy: Path, mutant: Mutant, sound: dict[tuple[object, ...], bool]) -> str:
-    """The word for a mutant. sound: whether tests pass without a change, as far as it is known."""
-    work, judges = partial(run, copy, mutant), (mutant.tests, mutant.names)
-    if judges not in sound:
-        sound[judges] = passes(work)
-    if not sound[judges]:
-        return "unjudged"
-    with changed(copy, mutant):
-        return "SURVIVED" if passes(work) else "killed"
+        build(copy, mutant.file)
 
 
 def main(*arguments: str) -> None:
@@ -149,10 +140,9 @@ def main(*arguments: str) -> None:
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         sys.path.insert(0, str(copy))
         os.environ["PYTHONPATH"] = str(copy)  # of processes that tests start
-        sound: dict[tuple[object, ...], bool] = {}
         started = time.monotonic()
         for mutant in every:
-            word = judge(copy, mutant, sound)
+            word = judge(copy, mutant)
             seconds = time.monotonic() - started
             print(f"{word:8} {seconds:5.0f} s  {mutant.file}: {mutant.old!r}", flush=True)
             made[mutant.room] += word != "unjudged"
