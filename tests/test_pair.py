@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 import dsmooth
 from dsmooth.evaluate import score_plain
 from dsmooth.files import lock_folder
+from dsmooth.models import load_models
 from dsmooth.nn.score import score_of
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pretrained import resolve
@@ -171,8 +172,7 @@ def test_a_save_that_ends_anywhere_leaves_a_pair(
 def test_a_pair_that_is_saved_meanwhile_is_read_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny_pair().save_pretrained(tmp_path)
-    saves = [other_pair()]
+    saves: list[dsmooth.SmoothedPair] = []
 
     def resolved(*name: Any, **hub: Any) -> Any:
         found = resolve(*name, **hub)
@@ -180,8 +180,12 @@ def test_a_pair_that_is_saved_meanwhile_is_read_whole(
             saves.pop().save_pretrained(tmp_path)
         return found
 
-    monkeypatch.setattr("dsmooth.pretrained.pairs.resolve", resolved)
-    assert digests(dsmooth.SmoothedPair.from_pretrained(tmp_path)) == digests(other_pair())
+    for module in ("pretrained.pairs", "models"):
+        monkeypatch.setattr(f"dsmooth.{module}.resolve", resolved)
+    for read in (dsmooth.SmoothedPair.from_pretrained, lambda path: load_models([path]).pair):
+        tiny_pair().save_pretrained(tmp_path)
+        saves.append(other_pair())
+        assert digests(read(tmp_path)) == digests(other_pair())
     with lock_folder(tmp_path, "someone"), pytest.raises(ValueError, match="saves a pair is at"):
         tiny_pair().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"config\.json is a file: name a folder"):

@@ -174,21 +174,26 @@ def from_pretrained(
     if not isinstance(dtype, torch.dtype | None):
         raise TypeError(f"dtype must be a torch.dtype, such as torch.bfloat16, got {dtype!r}")
     hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-    saved = resolve(name, revision=revision, **hub)
+    pair = of_networks(cls, resolve(name, revision=revision, **hub))
+    pair.to(device=device, dtype=dtype)
+    return pair
+
+
+def of_networks(cls: type[Any], saved: Sequence[SavedNetwork]) -> Any:
+    """Read a noisy model and its denoiser, in this order; raises as `from_runs` does."""
     while True:
         try:
-            pair = of_networks(cls, saved)
-            pair.to(device=device, dtype=dtype)
-            return pair
+            return _read(cls, saved)
         except (OSError, ValueError):
-            before, saved = saved, resolve(name, revision=revision, **hub)
+            before, roles = saved, [network.role for network in saved]
+            again = {network.folder: resolve(network.folder) for network in saved}
+            saved = [one for found in again.values() for one in found if one.role in roles]
             if saved == before:
                 raise
             # Another process saved a pair meanwhile.
 
 
-def of_networks(cls: type[Any], saved: Sequence[SavedNetwork]) -> Any:
-    """Read a noisy model and its denoiser, in this order; raises as `from_runs` does."""
+def _read(cls: type[Any], saved: Sequence[SavedNetwork]) -> Any:
     found = ", ".join(f"{network.role} ({network.folder})" for network in saved)
     if [network.role for network in saved] != ["noisy", "denoiser"]:
         raise ValueError(
