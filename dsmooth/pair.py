@@ -213,10 +213,9 @@ class SmoothedPair(nn.Module):
         chosen = known[-1:] if levels is None else tuple(levels)
         falling = all(high > low for high, low in pairwise(chosen))
         if not chosen or not falling or not set(chosen) <= set(known):
+            allowed, given = (", ".join(map(str, scales)) for scales in (known, chosen))
             raise ArgumentError(
-                "levels",
-                f"must fall and be among {', '.join(map(str, known))}, got "
-                f"{', '.join(map(str, chosen)) or 'none'}",
+                "levels", f"must fall and be among {allowed}, got {given or 'none'}"
             )
         return [self.at(scale) for scale in chosen]
 
@@ -243,7 +242,7 @@ class SmoothedPair(nn.Module):
         if request.method == "single-step":
             labels = request.labels(self.n_classes, x_tilde.device)
             how: dict[str, Any] = {"score": request.score, "guidance": request.guidance}
-            x = self.single_step(x_tilde.to(self.dtype), label=labels, **how)
+            x = self.single_step(x_tilde, label=labels, **how)
             x = x if request.known is None else request.known.keep(x)
         else:
             own, size = self._request_for(self.denoiser, request), self.image_size
@@ -277,7 +276,7 @@ class SmoothedPair(nn.Module):
         guidance = normal_float("guidance", guidance, or_zero=True)
         if guidance and not self.n_classes:
             raise ArgumentError("guidance", "is for pairs with classes, which this one has not")
-        noisy = self.at(self.smoothing.scale).noisy
+        noisy, x_tilde = self.at(self.smoothing.scale).noisy, x_tilde.to(self.dtype)
         gradient = score_of(noisy, x_tilde, score, self.label_for(noisy, label), guidance)
         return x_tilde + self.smoothing.scale**2 * gradient
 
@@ -337,7 +336,7 @@ class SmoothedPair(nn.Module):
         return replace(request, label=self.label_for(model, request.label), guidance=guidance)
 
     def _check_images(self, name: str, x: Tensor) -> None:
-        """Raise TypeError or ValueError unless x is a tensor of images of the pair's shape."""
+        """Raise TypeError or ValueError unless x has the pair's shape of images and its device."""
         check_tensor(name, x)
         shape = (self.noisy.config.image_channels, *self.image_size)
         if tuple(x.shape[1:]) != shape:
@@ -345,6 +344,8 @@ class SmoothedPair(nn.Module):
                 f"{name} must have shape (B, {', '.join(map(str, shape))}), got {tuple(x.shape)}: "
                 "crop, pad or resize the images"
             )
+        if x.device != self.device:
+            raise ValueError(f"{name} must be on {self.device}, as the pair is, got {x.device}")
 
     def _check_scale(self, name: str, x: Tensor) -> None:
         check_scale(name, x, as_bytes=self.denoiser.config.likelihood == "discretized")

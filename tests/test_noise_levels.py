@@ -173,8 +173,11 @@ def test_a_ladder_step_by_step(n_classes: int) -> None:
     mean, noise = step_down(0.1, 0.5, x, x_high)
     x_low = noise.sample(mean, seed=seed)
     expected = low.denoise(x_low, label=label, seed=4)
-    drawn = pair.sample(3, label=label, seed=4, levels=(0.5, 0.1))
+    seen: list[float] = []
+    drawn = pair.sample(3, label=label, seed=4, levels=(0.5, 0.1), progress=seen.append)
     assert torch.equal(drawn, expected)
+    assert (seen, seen[-1]) == (sorted(seen), 1)
+    assert torch.equal(pair.denoise(x_high, label=label, seed=4, levels=(0.5, 0.1)), drawn)
     noisy = pair.sample(3, label=label, seed=4, levels=(0.5, 0.1), method="noisy")
     assert torch.equal(noisy, x_low)
     alone = pair.sample(1, label=label, seed=4, levels=(0.5, 0.1), first_index=2)

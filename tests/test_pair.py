@@ -106,7 +106,9 @@ def test_full_score_is_the_gradient_and_conditional_is_not() -> None:
     # No later pixel follows the last one, so there both agree; elsewhere they do not.
     torch.testing.assert_close(conditional[..., -1, -1], full[..., -1, -1])
     assert (conditional - full).abs().max() > 1e-3
-    assert not tiny_pair().single_step(x.float().requires_grad_()).requires_grad
+    cast = tiny_pair().single_step(x.float().requires_grad_())
+    assert not cast.requires_grad
+    assert torch.equal(tiny_pair().single_step(x), cast)
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
         score_of(model, x)
 
@@ -403,6 +405,9 @@ def test_images_that_a_likelihood_is_not_of_are_refused() -> None:
         for score in (pair.elbo, pair.complete, pair.single_step, *networks):
             with pytest.raises(TypeError, match=hint):
                 score(wrong)
+    for score in (pair.elbo, pair.complete, pair.denoise):
+        with pytest.raises(ValueError, match=r"^x\w* must be on cpu, as the pair is, got meta"):
+            score(x.to("meta"))
     rounded = dsmooth.round_to_bytes(off_grid)
     torch.testing.assert_close(pair.elbo(rounded), pair.elbo(x))
     assert density.elbo(off_grid.clamp(-1, 1)).isfinite().all()
