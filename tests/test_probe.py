@@ -161,16 +161,19 @@ def test_rows_are_the_features_of_the_network_in_float16(
     pair = make_pair(denoiser).to(dtype)
     given = {"stream": stream, "pooling": pooling, "input": see}
     run = probing(tmp_path, ProbeSettings(together=0, seed=5, **given))
-    for name, network in (("noisy", pair.noisy), ("denoiser", pair.denoiser)):
+    for name, network in (("noisy", pair.noisy), ("denoiser", pair.denoiser), (PIXELS, None)):
         for repeat, (split, data) in enumerate(run.splits.items()):
-            x = data.batch(torch.arange(len(data))).to(dtype)
+            x = data.batch(torch.arange(len(data))).to(dtype if network else torch.float32)
             x_tilde = run.smoothing.sample(x, seed=5, first_index=0, repeat=repeat)
             seen = x_tilde if see == "noisy" else x
+            rows = extracted(run, name, network, split)
+            if network is None:  # the pixels are what the networks see
+                assert np.array_equal(rows[PIXELS], seen.flatten(1).half().numpy())
+                continue
             inputs = (seen,) if name == "noisy" else (seen, x_tilde)
             rows_of_call = torch.arange(50).clamp(max=len(data) - 1)  # sums are rounded alike
             with torch.no_grad():
                 expected = network.features(*(x[rows_of_call] for x in inputs))
-            rows = extracted(run, name, network, split)
             assert tuple(rows) == BLOCKS
             for block, (u, ul) in expected.items():
                 maps = {"u": u, "ul": ul, "both": torch.cat((u, ul), 1)}[stream]
@@ -224,14 +227,6 @@ def test_the_best_probe_is_chosen_without_the_test_set(
     assert rows == {(23, 11), (19, 4)}
     few = probe_pair(make_pair(), squares(2, "train"), test, SETTINGS, tmp_path / "few.json")
     assert all("held_out" in one for each in few["accuracy"].values() for one in each.values())
-
-
-def test_pixels_are_what_the_networks_see(tmp_path: Path) -> None:
-    run = probing(tmp_path)
-    x = run.splits["test"].batch(torch.arange(11))
-    rows = extracted(run, PIXELS, None, "test")
-    noisy = run.smoothing.sample(x, seed=0, first_index=0, repeat=1)
-    assert np.array_equal(rows[PIXELS], noisy.flatten(1).half().numpy())
 
 
 def test_an_untrained_network_is_new_and_leaves_the_generator_alone(tmp_path: Path) -> None:

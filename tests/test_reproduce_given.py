@@ -217,17 +217,12 @@ def test_what_is_stopped_leaves_the_earlier_probes_and_no_picture_missing(
         assert {path.stem for path in (again / "samples").glob("*.png")} == names
 
 
-def test_a_finished_run_may_have_no_evaluation(tmp_path: Path) -> None:
-    folders = [save_run(tmp_path / role, role, size=28) for role in ("noisy", "denoiser")]
-    RunFolder(folders[0]).log.write_text('{"event": "end", "images": 1, "seconds": 1.0}\n')
-    described = describe_model("noisy", load_models(folders), load_embedded_mnist("test"))
-    assert described["held_out_bits_per_dim"] is None
-
-
-def test_a_plain_model_without_a_pair_is_described(tmp_path: Path) -> None:
-    plain = load_models([save_run(tmp_path / "plain", "plain", size=28)])
-    described = describe_model("plain", plain, load_embedded_mnist("test"))
+def test_a_model_is_described_without_a_pair_or_an_evaluation(tmp_path: Path) -> None:
+    plain = save_run(tmp_path / "plain", "plain", size=28)
+    RunFolder(plain).log.write_text('{"event": "end", "images": 1, "seconds": 1.0}\n')
+    described = describe_model("plain", load_models([plain]), load_embedded_mnist("test"))
     assert described["settings"]["role"] == "plain"
+    assert described["held_out_bits_per_dim"] is None
 
 
 @pytest.mark.parametrize("fast", [False, True])

@@ -171,12 +171,7 @@ def best_probe(results: Mapping[str, Any]) -> str:
 
 def best_block(results: Mapping[str, Any]) -> str:
     """The best probe of a single block."""
-    return best_probe(single_blocks(results))
-
-
-def single_blocks(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a network's single blocks, without the joint probe."""
-    return {name: result for name, result in results.items() if name != TOGETHER}
+    return best_probe({name: result for name, result in results.items() if name != TOGETHER})
 
 
 @dataclass(frozen=True)

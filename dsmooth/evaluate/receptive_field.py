@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
@@ -32,21 +31,11 @@ def masked_stack(layers: int) -> nn.Sequential:
     """
     network = nn.Sequential()
     for i in range(layers):
-        network.append(MaskedConv(FILTERS if i else 1, FILTERS, own=i > 0)).append(nn.Tanh())
+        conv = nn.Conv2d(FILTERS if i else 1, FILTERS, 3, padding=1)
+        own = float(i > 0)
+        conv.weight.data *= torch.tensor([[1.0, 1.0, 1.0], [1.0, own, 0.0], [0.0, 0.0, 0.0]])
+        network.append(conv).append(nn.Tanh())
     return network
-
-
-class MaskedConv(nn.Conv2d):
-    """A 3 x 3 convolution that sees the earlier pixels, and with `own` the pixel itself."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, own: bool) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1)
-        mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, float(own), 0.0], [0.0, 0.0, 0.0]])
-        self.register_buffer("mask", mask)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D, H, W)."""
-        return F.conv2d(x, self.weight * self.get_buffer("mask"), self.bias, padding=1)
 
 
 def influence(network: Callable[[Tensor], Tensor], size: int, row: int, column: int) -> Tensor:

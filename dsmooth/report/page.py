@@ -18,7 +18,7 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
-from ..evaluate.paper import EQUATION_4_BITS, PAPER_BITS, PAPER_PROBE, paper_sentence
+from ..evaluate.paper import EQUATION_4_SENTENCE, PAPER_BITS, PAPER_PROBE, paper_sentence
 from ..evaluate.probe import PIXELS, best_block, best_probe
 from ..fields import flatten
 from ..files import write_atomically
@@ -73,7 +73,7 @@ def render(name: str, **numbers: Any) -> str:
     pages.globals |= {each.__name__: each for each in functions}
     pages.globals |= {
         "COMPARABLE": COMPARABLE,
-        "EQUATION_4_BITS": EQUATION_4_BITS,
+        "EQUATION_4_SENTENCE": EQUATION_4_SENTENCE,
         "PAPER_BITS": PAPER_BITS,
         "PAPER_PROBE": PAPER_PROBE,
     }

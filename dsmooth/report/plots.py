@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..evaluate.probe import PIXELS, TOGETHER, single_blocks
+from ..evaluate.probe import PIXELS, TOGETHER
 
 # For a light page. A dark one turns their lightness around, see page.html.
 TEXT, LINE, DOTS, THIRD = "#333333", "#2f6fd0", "#b34700", "#1e7d4f"
@@ -129,8 +129,8 @@ def probe_png(axes: Any, accuracy: Mapping[str, Mapping[str, Any]], name: str) -
         if subject not in accuracy:
             continue
         results = accuracy[subject]
-        blocks = [*single_blocks(results)]
-        joint = [block for block in results if block not in blocks]
+        blocks = [block for block in results if block != TOGETHER]
+        joint = [block for block in results if block == TOGETHER]
         # No line leads to the probe of all blocks.
         for names, fmt, words in ((blocks, marker + line, label), (joint, marker, None)):
             ticks = ["all" if block == TOGETHER else block for block in names]

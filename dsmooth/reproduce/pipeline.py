@@ -27,7 +27,7 @@ from ..distributed import barrier, broadcast_int, process_group, rank_and_size
 from ..evaluate.batches import check_images
 from ..evaluate.features import make_extractor
 from ..evaluate.sources import choose_data
-from ..fields import Argument, ArgumentError, check_one_of, flatten
+from ..fields import Argument, ArgumentError, check_one_of, difference, flatten
 from ..files import lock_folder, read_json, write_json
 from ..machine import choose_device, use_threads
 from ..models import Models, load_models
@@ -264,12 +264,8 @@ def claim_folder(out: Path, description: dict[str, Any]) -> None:
     path, mine = out / "reproduction.json", flatten(description)
     if path.exists():
         theirs = flatten(read_json(path))
-        for key in mine:
-            if mine[key] != theirs.get(key):
-                raise ValueError(
-                    f"{out} holds another reproduction: its {key} is {theirs.get(key)}, not "
-                    f"{mine[key]}; choose another folder"
-                )
+        if other := difference({key: theirs.get(key) for key in mine}, mine):
+            raise ValueError(f"{out} holds another reproduction: {other}; choose another folder")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there and holds no reproduction; choose another folder")
