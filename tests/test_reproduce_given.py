@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
 
 import dsmooth
 from dsmooth.config import ProbeSettings, ReproductionStage
@@ -223,6 +224,11 @@ def test_a_model_is_described_without_a_pair_or_an_evaluation(tmp_path: Path) ->
     described = describe_model("plain", load_models([plain]), load_embedded_mnist("test"))
     assert described["settings"]["role"] == "plain"
     assert described["held_out_bits_per_dim"] is None
+
+
+def test_black_pixels_are_black_in_every_colour() -> None:
+    red_and_black = torch.tensor([[255, 0], [0, 0], [0, 0]]).byte().view(1, 3, 1, 2)
+    assert stages.black_share(red_and_black) == 0.5
 
 
 @pytest.mark.parametrize("fast", [False, True])

@@ -68,9 +68,10 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
         if not isinstance(reference, Tensor):
             check_statistics(reference, extractor, features.shape[1])
     samples, how, labels = collect_samples(options, models)
+    like = reference if others is None else others.images
+    if isinstance(like, Tensor) and like.shape[1] == 1:
+        samples = replace(samples, images=as_grey(samples.images))
     if others is not None:
-        if others.image_channels == 1:
-            samples = replace(samples, images=as_grey(samples.images))
         check_shape(options, tuple(samples.images.shape[1:]), others)
     result = compare_images(
         samples.images,
