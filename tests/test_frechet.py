@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -183,22 +184,6 @@ def test_files_that_are_no_statistics_are_named(tmp_path: Path) -> None:
         FeatureStatistics.load(path)
 
 
-def test_statistics_refuse_what_does_not_fit() -> None:
-    statistics = FeatureStatistics(3)
-    with pytest.raises(ValueError, match="dimension must be at least 1, got 0"):
-        FeatureStatistics(0)
-    with pytest.raises(ValueError, match=r"features must have shape \(B, 3\), got \(2, 4\)"):
-        statistics.update(torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="features must be finite"):
-        statistics.update(torch.full((2, 3), torch.nan))
-    assert statistics.count == 0
-    statistics.update(torch.zeros(1, 3))
-    with pytest.raises(ValueError, match="at least 2 images, got 1"):
-        statistics.covariance  # noqa: B018 - the property raises
-    with pytest.raises(ValueError, match="other must have dimension 3, got 2"):
-        statistics.merge(FeatureStatistics(2))
-
-
 def test_kernel_distance_agrees_with_torch_fidelity() -> None:
     kid = pytest.importorskip("torch_fidelity.metric_kid")
     x, y = normal(120, 16, seed=1).relu(), 0.2 + normal(120, 16, seed=2).relu()
@@ -254,22 +239,31 @@ def test_precision_is_of_the_samples_and_recall_of_the_real_images() -> None:
         precision_and_recall(both, few[:3])
 
 
-def test_scores_refuse_what_does_not_fit() -> None:
-    x = torch.zeros(4, 3)
-    for sets, sizes, message in (
-        ((x, torch.zeros(4, 2)), {}, r"features2 must have shape \(N, 3\) with N >= 2"),
-        ((x[:1], x), {}, "with N >= 2, got"),
-        ((x / 0, x), {}, "features1 must be finite"),
-        ((x, x), {"subset_size": 1}, "subset_size must be at least 2, got 1"),
+def test_what_does_not_fit_is_refused() -> None:
+    statistics, x = FeatureStatistics(3), torch.zeros(4, 3)
+    for call, arguments, message in (
+        (FeatureStatistics, (0,), "dimension must be at least 1, got 0"),
+        (statistics.update, (torch.zeros(2, 4),), r"must have shape \(B, 3\), got \(2, 4\)"),
+        (statistics.update, (torch.full((2, 3), torch.nan),), "features must be finite"),
+        (statistics.merge, (FeatureStatistics(2),), "other must have dimension 3, got 2"),
+        (statistics.distance, (statistics,), "at least 2 images, got 0"),
+        (
+            kernel_distance,
+            (x, torch.zeros(4, 2)),
+            r"features2 must have shape \(N, 3\) with N >= 2",
+        ),
+        (kernel_distance, (x[:1], x), "with N >= 2, got"),
+        (kernel_distance, (x / 0, x), "features1 must be finite"),
+        (partial(kernel_distance, subset_size=1), (x, x), "subset_size must be at least 2, got 1"),
+        (partial(inception_score, splits=5), (x,), r"splits must lie in 1 \.\. 4"),
+        (inception_score, (x[0],), r"must have shape \(N, K\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            kernel_distance(*sets, **sizes)
-    for logits, message in (
-        (x, r"splits must lie in 1 \.\. 4"),
-        (x[0], r"must have shape \(N, K\)"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            inception_score(logits, splits=5)
+            call(*arguments)
+    assert statistics.count == 0
+    statistics.update(x[:1])
+    with pytest.raises(ValueError, match="at least 2 images, got 1"):
+        statistics.distance(statistics)
 
 
 def test_the_bootstrap_gives_the_scatter_of_independent_samples() -> None:

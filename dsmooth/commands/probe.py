@@ -53,7 +53,7 @@ def print_accuracies(results: dict[str, Any]) -> None:
     Table(["after block", *columns], rows, f"test accuracy in %, {count:,} images").show()
     print(f"pixels: {in_percent(accuracy[PIXELS][PIXELS])}; ± is the standard error")
     best = ", ".join(f"{name} {best_probe(accuracy[name])}" for name in columns)
-    print(f"best on held-out training images: {best}")
+    print(f"best on the last sixth of the training images: {best}")
 
 
 def in_percent(result: dict[str, float]) -> str:

@@ -82,26 +82,24 @@ def frechet_by_class(
     """
     features: list[dict[int, Tensor]] = []  # of each class that has two images or more
     sets = {"samples": samples, "real images": reference, "other real images": others}
-    how: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     for name, (images, labels) in sets.items():
-        (found, _), _ = measure_images(extractor, name, images, **how)
+        (found, _), _ = measure_images(
+            extractor, name, images, batch_size=batch_size, progress=progress
+        )
         parts = {label: found[labels == label] for label in labels.unique().tolist()}
         features.append({label: part for label, part in parts.items() if len(part) > 1})
-    drawn, real, other = (
-        {label: collect_statistics(found, reference[0], extractor) for label, found in one.items()}
-        for one in features
-    )
-    return [
-        ClassDistance(
-            label,
-            drawn[label].distance(real[label]),
-            bootstrap_error(features[0][label], real[label]),
-            other[label].distance(real[label]) if label in other else None,
-            drawn[label].count,
-            real[label].count,
+    rows = []
+    for label in sorted(features[0].keys() & features[1].keys()):
+        drawn, real, *other = (
+            collect_statistics(one[label], reference[0], extractor)
+            for one in features
+            if label in one
         )
-        for label in sorted(drawn.keys() & real.keys())
-    ]
+        floor = other[0].distance(real) if other else None
+        error = bootstrap_error(features[0][label], real)
+        counts = drawn.count, real.count
+        rows.append(ClassDistance(label, drawn.distance(real), error, floor, *counts))
+    return rows
 
 
 @dataclass(frozen=True, eq=False)

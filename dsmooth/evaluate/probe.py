@@ -70,12 +70,12 @@ def probe_pair(
 
     The controls are the pixels themselves, the model `plain` if given, and networks of the pair's
     shapes with untrained weights; these only with `controls`. One more probe sees the blocks
-    together. Each probe also has an accuracy on held-out training images, by which `best_probe`
-    chooses. only: what is probed (noisy, denoiser, pixels, plain, untrained-noisy,
-    untrained-denoiser), by default all that there is. The result is written to `path` as JSON
-    after each network. A later call with the same settings goes on from there. Features lie in the
-    folder of `path` while they are needed. Their files have no name, so nothing is left however
-    the call ends.
+    together. Each probe also has an accuracy on the last sixth of the training images, after
+    training on the others, by which `best_probe` chooses. only: what is probed (noisy, denoiser,
+    pixels, plain, untrained-noisy, untrained-denoiser), by default all that there is. The result is
+    written to `path` as JSON after each network. A later call with the same settings goes on from
+    there. Features lie in the folder of `path` while they are needed. Their files have no name, so
+    nothing is left however the call ends.
     precision: that networks compute features in; "auto" is float32. replace_other: overwrite a
     result of other settings or weights.
     Raises ValueError for models with classes, for data without labels or of another shape than the
@@ -162,7 +162,7 @@ def probe_key(
 
 
 def best_probe(results: Mapping[str, Any]) -> str:
-    """The probe of a network that is best on the held-out training images.
+    """The probe of a network that is best on the last sixth of the training images.
 
     results: some of the network's entries in a result of `probe_pair`.
     """
