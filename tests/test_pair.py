@@ -145,9 +145,10 @@ def digests(pair: dsmooth.SmoothedPair) -> list[str]:
 def test_a_save_that_ends_anywhere_leaves_a_pair(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    """The old one or the new one, whole; the next save leaves its files alone."""
+    """The old one or the new one, whole; the next save leaves its files alone. A full disk leaves
+    the old one with its card."""
     old, new = tiny_pair(), other_pair()
-    old.save_pretrained(tmp_path)
+    old.save_pretrained(tmp_path, name="old")
     files, real = set(tmp_path.iterdir()), getattr(os, change)
     for done in itertools.count():
         left = iter(range(done))
@@ -161,11 +162,14 @@ def test_a_save_that_ends_anywhere_leaves_a_pair(
             patch.setattr(os, change, end)
             if change == "unlink":  # and a save that ended before left something
                 (tmp_path / ".noisy-0.safetensors").touch()
-            new.save_pretrained(tmp_path)
+            new.save_pretrained(tmp_path, name="new")
             break
         found = dsmooth.SmoothedPair.from_pretrained(tmp_path)
         assert digests(found) in (digests(old), digests(new))
-        old.save_pretrained(tmp_path)
+        if change == "fsync":
+            assert digests(found) == digests(old)
+            assert 'from_pretrained("old")' in (tmp_path / "README.md").read_text()
+        old.save_pretrained(tmp_path, name="old")
         assert digests(dsmooth.SmoothedPair.from_pretrained(tmp_path)) == digests(old)
         assert set(tmp_path.iterdir()) == files
     assert done == {"fsync": 4, "replace": 6, "unlink": 1}[change]

@@ -24,7 +24,6 @@ from ..files import (
     lock_folder,
     read_json,
     weight_bytes,
-    write_atomically,
     write_together,
 )
 from ..nn import PixelCNNpp
@@ -89,6 +88,8 @@ def save_pretrained(
         )
     arriving = {role: arriving_weights(folder, role, digests[role]) for role in networks}
     files = {arriving[role]: weight_bytes(network) for role, network in networks.items()}
+    if not path.exists() or MARK in path.read_text(errors="replace"):
+        files[path] = card.encode()
     with lock_folder(folder, "another process that saves a pair"):
         # With these settings the folder is the new pair, before them it is the old one.
         write_together({**files, config: json_bytes({"dsmooth": __version__, **settings})})
@@ -96,8 +97,6 @@ def save_pretrained(
             os.replace(arriving[role], folder / WEIGHT_FILES[role])
             for left in folder.glob(arriving_weights(Path(), role, "*").name):
                 left.unlink()  # by a save that was killed
-        if not path.exists() or MARK in path.read_text(errors="replace"):
-            write_atomically(path, card.encode())
 
 
 def push_to_hub(
