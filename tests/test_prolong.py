@@ -113,6 +113,7 @@ DECAY = {"schedule": "exponential", "learning_rate_decay": 0.9}
 def test_a_run_whose_rates_stay_is_the_run_of_its_last_length(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
     settings: dict[str, Any],
     first: int,
     seen: int,
@@ -125,8 +126,12 @@ def test_a_run_whose_rates_stay_is_the_run_of_its_last_length(
     train_until(seen, replace(config, images=first, evaluations=1), run.path, monkeypatch)
     with pytest.raises(ValueError, match=message):
         train(replace(config, images=refused), run.path, resume=True)
+    caplog.set_level("INFO", "dsmooth")
     for folder in (run.path, tmp_path / "whole"):
         train(config, folder, resume=True)
+    assert (
+        f"noisy: there is no run in {tmp_path / 'whole'} to resume: it begins here" in caplog.text
+    )
     assert_same_end(tmp_path / "whole", run.path)
     assert run.read_config()[0] == config
     assert not run.origin().notes
@@ -183,8 +188,11 @@ def test_a_changed_setting_is_named_and_can_be_forced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_where_nothing_is_left_to_train_no_setting_changes(tmp_path: Path, lost: bool) -> None:
+def test_where_nothing_is_left_to_train_no_setting_changes(
+    tmp_path: Path, lost: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """Neither are there notes of one: no weights have seen it."""
+    caplog.set_level("INFO", "dsmooth")
     config, run = tiny(images=20), RunFolder(tmp_path)
     train(config, run.path)
     before = read_tensors(run.checkpoint)[1]["settings"]
@@ -193,6 +201,7 @@ def test_where_nothing_is_left_to_train_no_setting_changes(tmp_path: Path, lost:
     for images in (20, 24):  # the last batch is a whole one
         other = replace(config, images=images, scale=0.25)
         assert train(other, run.path, resume=True, force=True).images_seen == 24
+        assert "nothing is left to train" in caplog.text
     assert run.read_config()[0] == config
     assert not run.origin().notes
     assert run.weights.exists()
@@ -294,7 +303,7 @@ def test_a_run_begins_with_weights(tmp_path: Path) -> None:
             found = network.state_dict()
             assert all(torch.equal(found[key], value) for key, value in expected.items())
         assert state.images_seen == 0
-        assert not state.optimizer.tensors()
+        assert not any(moment.any() for moment in state.optimizer.tensors().values())
 
 
 def test_a_run_from_weights_goes_on_without_them(

@@ -291,15 +291,6 @@ def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         dsmooth.train(torch.zeros(3, 1, 8, 8).byte())
 
 
-def test_resume_begins_a_run_where_there_is_none(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", "dsmooth")
-    train(tiny(), tmp_path / "a", resume=True)
-    assert any("to resume: it begins here" in line for line in caplog.messages)
-    assert RunFolder(tmp_path / "a").is_finished()
-
-
 def test_snapshots_are_run_folders_and_the_last_stay(tmp_path: Path) -> None:
     models = []
     options = {"keep_snapshots": 2, "on_evaluation": lambda score: models.append(score)}

@@ -185,6 +185,7 @@ def settings_to_go_on(
                 "", f"{change};", Argument("force", True), "goes on with that from here"
             )
     if force and seen >= total_images(config):
+        LOG.info("%s: nothing is left to train: other settings need more images", config.role)
         return replace(stored, images=config.images, data_dir=config.data_dir)
     return with_length(config, checkpoint, force=force)
 

@@ -17,8 +17,8 @@ from ..machine import has_fast_bfloat16
 from ..nn import PixelCNNpp
 from ..nn.layers import GatedResnet, Nin
 
-# Calls that run as they are before one is recorded: they make the optimiser's state, choose
-# algorithms and compile kernels, none of which may happen while a graph is recorded.
+# Calls that run as they are before one is recorded: they choose algorithms and compile kernels,
+# neither of which may happen while a graph is recorded.
 WARM_UP = 3
 # A and G, if kept, may take this share of the memory that is free before a run begins.
 MEMORY_FRACTION = 0.25

@@ -129,6 +129,9 @@ class Optimizer:
         exact = torch.float32 if device.type == "cuda" else torch.float64
         for group in self.adam.param_groups:
             group["lr"] = torch.zeros((), dtype=exact, device=device)
+        for parameter in self.parameters.values():  # as Adam's first step would
+            moments = {key: torch.zeros_like(parameter) for key in ADAM_MOMENTS}
+            self.adam.state[parameter] = {"step": parameter.new_zeros(()), **moments}
 
     def step(self, rate: Tensor, angle: Tensor) -> None:
         """One update from the gradients; rate of Adam and angle of Muon: float64, no dimensions."""
@@ -139,34 +142,19 @@ class Optimizer:
             self.muon.step(angle.float())
 
     def tensors(self) -> dict[str, Tensor]:
-        """The moments that a resumed run needs, by name; Adam has none before its first step."""
+        """The moments that a resumed run needs, by name."""
         tensors = {
             f"adam.{key}.{name}": self.adam.state[parameter][key]
             for name, parameter in self.parameters.items()
             for key in ADAM_MOMENTS
-            if parameter in self.adam.state
         }
-        if self.muon and tensors:
-            tensors |= {f"muon.{name}": average for name, average in self.muon.moments().items()}
-        return tensors
-
-    def restore(self, tensors: Mapping[str, Tensor], steps: int, source: str) -> None:
-        """Go on from what `tensors` gave after so many steps; `source` names them in errors."""
         averages = self.muon.moments() if self.muon else {}
-        expected = {
-            f"adam.{m}.{n}": p.shape for n, p in self.parameters.items() for m in ADAM_MOMENTS
-        }
-        expected |= {f"muon.{name}": average.shape for name, average in averages.items()}
-        if {name: tensor.shape for name, tensor in tensors.items()} != expected:
-            raise ValueError(f"{source} holds the state of another optimiser")
-        for name, average in averages.items():
-            average.copy_(tensors[f"muon.{name}"])
-        for name, parameter in self.parameters.items():
-            # The fused optimiser walks memory: moments must lie in the order of their parameter.
-            self.adam.state[parameter] = {
-                key: torch.empty_like(parameter).copy_(tensors[f"adam.{key}.{name}"])
-                for key in ADAM_MOMENTS
-            } | {"step": torch.tensor(float(steps), device=parameter.device)}
+        return tensors | {f"muon.{name}": average for name, average in averages.items()}
+
+    def count(self, steps: int) -> None:
+        """Go on as after so many steps."""
+        for state in self.adam.state.values():
+            state["step"].fill_(steps)
 
 
 class EMA:

@@ -300,15 +300,22 @@ class TrainState:
         self, tensors: Mapping[str, Tensor], images_seen: int, steps: int, source: str
     ) -> None:
         """Continue from what `tensors` returned. Raises ValueError, naming `source`, for others."""
-        rest = dict(tensors)
-        models = {"model.": self.model} | ({"ema.": self.ema.model} if self.ema else {})
-        for prefix, model in models.items():
-            names = [name for name in rest if name.startswith(prefix)]
-            load_state(model, {name.removeprefix(prefix): rest.pop(name) for name in names}, source)
+        own = self.tensors()
+        # Version 0.2 wrote no moments before the first step.
+        given = tensors if steps else {**own, **tensors}
+        different = sorted(own.keys() ^ given.keys()) or [
+            name for name, tensor in own.items() if tensor.shape != given[name].shape
+        ]
+        if different:
+            raise ValueError(
+                f"{source} holds the state of another network or optimiser: {len(different)} "
+                f"tensors differ, first {different[0]!r}"
+            )
+        for name, tensor in own.items():
+            tensor.copy_(given[name])
+        self.optimizer.count(steps)
         if self.ema:
             self.ema.n_updates.fill_(steps)
-        if steps:  # the optimiser has no moments before its first step
-            self.optimizer.restore(rest, steps, source)
         self.images_seen = images_seen
         self.steps = self.steps_read = steps
         self.position.fill_(images_seen)

@@ -113,17 +113,6 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(run: RunFolder, dama
     assert run.weights.read_bytes() == weights
 
 
-def test_the_checkpoint_of_another_run_is_refused(run: RunFolder) -> None:
-    """Or one beside settings that were edited."""
-    settings = json.loads(run.config.read_text())
-    settings["learning_rate"] = 0.5
-    run.config.write_text(json.dumps(settings))
-    with pytest.raises(
-        ValueError, match=r"another run: its learning_rate is 0\.002, not 0\.5; force=True"
-    ):
-        train(replace(CONFIG, learning_rate=0.5), run.path, resume=True)
-
-
 def test_a_checkpoint_of_an_earlier_version_is_refused(run: RunFolder) -> None:
     rewrite(run.checkpoint, data=None)
     run.earlier_checkpoint.unlink()
