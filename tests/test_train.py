@@ -194,7 +194,7 @@ def test_ema_is_the_average_it_says() -> None:
             model.weight.fill_(float(n))
         decay = min(0.9995, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * n
-        ema.update(model)
+        ema.update(model, torch.tensor(n))
     assert ema.model.weight.item() == pytest.approx(expected, rel=1e-5)
     assert not ema.model.weight.requires_grad
 

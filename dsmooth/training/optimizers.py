@@ -158,24 +158,23 @@ class Optimizer:
 
 
 class EMA:
-    """A second copy of a model that follows its weights with decay min(0.9995, (1+n)/(10+n)).
+    """A second copy of a model that follows its weights with decay min(max_decay, (1+n)/(10+n)).
 
-    n counts updates from 0, on the device of the weights. Start it after the data-dependent init;
-    evaluate and sample with `model`, which is in evaluation mode and takes no gradient.
+    n counts updates from 0. Start it after the data-dependent init; evaluate and sample with
+    `model`, which is in evaluation mode and takes no gradient.
     """
 
-    def __init__(self, model: PixelCNNpp, max_decay: float = 0.9995) -> None:
+    def __init__(self, model: PixelCNNpp, max_decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.average: list[Tensor] = list(self.model.parameters())
         self.max_decay = max_decay
-        self.n_updates = torch.zeros((), dtype=torch.int64, device=self.average[0].device)
 
     @torch.no_grad()
-    def update(self, model: PixelCNNpp) -> None:
-        """Move the average towards the weights of `model`."""
+    def update(self, model: PixelCNNpp, updates: Tensor) -> None:
+        """Move the average towards the weights of `model`, after so many updates."""
         average = self.average
         current: list[Tensor] = list(model.parameters())
-        n = self.n_updates.double()
+        n = updates.double()
         decay = ((1 + n) / (10 + n)).clamp(max=self.max_decay)
         weight = (1 - decay).to(average[0].dtype)
         if weight.is_cuda:  # all tensors in one launch, which a lerp with such a weight is not
@@ -184,4 +183,3 @@ class EMA:
             torch._foreach_add_(average, difference)
         else:
             torch._foreach_lerp_(average, current, [weight] * len(average))
-        self.n_updates += 1

@@ -274,7 +274,7 @@ class TrainState:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm or math.inf)
         self.optimizer.step(rate, angle)
         if self.ema:
-            self.ema.update(self.model)
+            self.ema.update(self.model, self.counter)
         row = torch.stack([loss, norm.double(), rate])
         self.rows_made.index_copy_(0, (self.counter % READ_STEPS).view(1), row.view(1, 3))
         self.counter += 1
@@ -314,8 +314,6 @@ class TrainState:
         for name, tensor in own.items():
             tensor.copy_(given[name])
         self.optimizer.count(steps)
-        if self.ema:
-            self.ema.n_updates.fill_(steps)
         self.images_seen = images_seen
         self.steps = self.steps_read = steps
         self.position.fill_(images_seen)
