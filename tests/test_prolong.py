@@ -202,6 +202,7 @@ def test_where_nothing_is_left_to_train_no_setting_changes(
         other = replace(config, images=images, scale=0.25)
         assert train(other, run.path, resume=True, force=True).images_seen == 24
         assert "nothing is left to train" in caplog.text
+    assert train(replace(config, images=24), run.path, resume=True).images_seen == 24
     assert run.read_config()[0] == config
     assert not run.origin().notes
     assert run.weights.exists()

@@ -117,6 +117,8 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     images = torch.randint(0, 256, (40, 1, 8, 8)).byte()
     config = replace(CONFIG, images=8, evaluations=1, evaluation_images=2)
     train(config, tmp_path, dataset=images)
+    train(config, tmp_path, dataset=255 - images, resume=True, force=True)  # which trains nothing
+    assert not RunFolder(tmp_path).origin().notes
     longer = replace(config, images=16)
     with pytest.raises(ValueError, match=r"other images than the 36 of .*; force=True goes on"):
         train(longer, tmp_path, dataset=255 - images, resume=True)
