@@ -274,7 +274,11 @@ def score_pair(
     )
     noise = clean_noise if trained_as == "continuous" else 0.0
     dimensions = dataset.images[0].numel()
-    facts = {"clean_noise": noise, "equation_4": of_paper, "given_class": pair.n_classes > 0}
+    facts: dict[str, Any] = {
+        "clean_noise": noise,
+        "equation_4": of_paper,
+        "given_class": pair.n_classes > 0,
+    }
     return Scores(dimensions=dimensions, **facts, **nats)
 
 
