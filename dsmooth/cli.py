@@ -27,7 +27,7 @@ from .commands import options
 from .commands.options import DEFAULT_PRESET, RGB_PRESET, Train
 from .config import Role, TrainConfig
 from .distributed import rank_and_size
-from .fields import ArgumentError
+from .fields import ArgumentError, flatten
 from .files import read_json
 from .machine import keep_freed_memory
 from .presets import check_one_length, preset
@@ -110,10 +110,10 @@ def _call(args: list[str]) -> int:
         command = _parse(prog, kind, rest)
         how = getattr(command, "execution", options.Running())  # doctor has none
         if how.print_config:
-            shown = as_json(command)
+            asked = as_json(command)
             if kind is Train and command.role == "pair":
-                shown = {one.role: as_json(one) for one in _pair_commands(prog, command, rest)}
-            print(json.dumps(shown, indent=2, default=str))
+                asked = {one.role: as_json(one) for one in _pair_commands(prog, command, rest)}
+            print(json.dumps(asked, indent=2, default=str))
             return 0
         # With --quiet `evaluate` still prints the numbers of --out -, and silences the rest itself.
         silent = silence() if how.quiet and args[0] != "evaluate" else contextlib.nullcontext()
@@ -359,11 +359,6 @@ def as_json(options: Any) -> dict[str, Any]:
     if isinstance(options, Train):
         role = options.settings.role if options.role == "pair" else options.role
         return asdict(replace(options.settings, role=role))
-    shown: dict[str, Any] = {}
-    for field in fields(options):
-        value = getattr(options, field.name)
-        if is_dataclass(value):
-            shown |= as_json(value)
-        elif field.name not in OWN:
-            shown[field.name] = value
-    return shown
+    # Groups of options have names that no user types.
+    values = {name.rpartition(".")[2]: value for name, value in flatten(asdict(options)).items()}
+    return {name: value for name, value in values.items() if name not in OWN}

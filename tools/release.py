@@ -4,7 +4,7 @@ A wheel for each version whose interpreter is on PATH, tagged manylinux_2_28: th
 machine's, with its CUDA half where nvcc is found (DSMOOTH_CUDA=0: without). The module is linked
 against the symbols of glibc 2.28, which the package ziglang has, and a static libstdc++. auditwheel
 must agree to the tag, and twine to the metadata. `--try` installs each wheel into a new virtual
-environment that has torch and no compiler, and draws images; `--torch 2.11.0` names the torch.
+environment that has torch and no compiler, and draws images.
 With DSMOOTH_REPOSITORY, an address, links of the README lead there.
 
 Needed: pip install auditwheel build twine wheel ziglang==0.17.1. Hosted, cibuildwheel does the same
@@ -94,14 +94,14 @@ assert dsmooth.SmoothedPair.from_pretrained("mnist").sample(2, seed=0).isfinite(
 """
 
 
-def try_out(version: str, wheel: Path, torch: str | None) -> None:
+def try_out(version: str, wheel: Path) -> None:
     """Install a wheel where torch is installed and no compiler is; it must draw."""
     place = WORK / f"try-{version}"
     shutil.rmtree(place, ignore_errors=True)
     run(f"python{version}", "-m", "venv", place)
     bare = {"PATH": str(place / "bin")}
     pip = place / "bin" / "pip"
-    run(pip, "install", f"torch=={torch}" if torch else "torch", "torchvision", **bare)
+    run(pip, "install", "torch", "torchvision", **bare)
     run(pip, "install", wheel, **bare)
     run(place / "bin" / "python", "-I", "-c", DRAW, **bare)  # -I: not the package of this tree
 
@@ -109,7 +109,6 @@ def try_out(version: str, wheel: Path, torch: str | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
     parser.add_argument("versions", nargs="*", metavar="VERSION", help="of Python, such as 3.11")
-    parser.add_argument("--torch", metavar="VERSION", help="of torch, for --try")
     parser.add_argument("--try", dest="tries", action="store_true", help="install each, and draw")
     options = parser.parse_args()
     DIST.mkdir(exist_ok=True)
@@ -126,7 +125,7 @@ def main() -> None:
         print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB", flush=True)
         if options.tries:
             print(f"trying {wheel.name} without a compiler ...", flush=True)
-            try_out(version, wheel, options.torch)
+            try_out(version, wheel)
             print("installed, and draws", flush=True)
     print("twine check ...", flush=True)
     run(sys.executable, "-m", "twine", "check", "--strict", *made)
