@@ -7,7 +7,10 @@ function(add_gated_resnet target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/gated_resnet)
   target_sources(${target} PRIVATE ${here}/gated_resnet.cpp)
   compile_for_instruction_sets(${target} ${here}/images.cpp ${here}/gated_resnet.cpp RESNET_SETS
-    generic avx2 avx512 avx512bf16 neon)
+    generic avx2 avx512 neon)
+  # For bfloat16 alone: all else would be the code of AVX-512 again.
+  compile_for_instruction_sets(${target} ${here}/images.cpp ${here}/gated_resnet.cpp PAIR_SETS
+    avx512bf16)
 endfunction()
 
 # The loss on the CPU.
@@ -38,12 +41,10 @@ function(add_extension)
   find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
   set(PYBIND11_FINDPYTHON ON)
   find_package(pybind11 2.13 CONFIG REQUIRED)
-  set(sources module gated_resnet logistic_mixture sampler)
-  list(TRANSFORM sources REPLACE ".+" "${here}/\\0.cpp")
   # NO_EXTRAS: no link-time optimisation, which could move code between instruction sets.
-  pybind11_add_module(_C MODULE NO_EXTRAS ${sources} ${here}/borrow.cpp)
-  # These only convert arguments: -O1 saves time.
-  set_source_files_properties(${sources} PROPERTIES COMPILE_OPTIONS -O1)
+  pybind11_add_module(_C MODULE NO_EXTRAS ${here}/module.cpp)
+  # It only converts arguments: -O1 saves time.
+  set_source_files_properties(${here}/module.cpp PROPERTIES COMPILE_OPTIONS -O1)
   target_link_libraries(_C PRIVATE dsmooth_flags)
   add_gated_resnet(_C)
   add_logistic_mixture(_C)

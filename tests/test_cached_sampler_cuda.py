@@ -36,11 +36,16 @@ def test_kernels_keep_to_registers(architecture: str, dtype: str) -> None:
     def used(what: str) -> list[int]:
         return [int(number) for number in re.findall(rf"(\d+) bytes {what}", said)]
 
-    assert len(re.findall(rf"'\w+6sample\w+' for 'sm_{architecture}'", said)) == 2
-    # On sm_80 the kernel that completes images keeps two registers in memory in a stage.
-    spills, stack = (2, 128) if architecture == "80" else (0, 112)
-    assert max(used("spill (?:stores|loads)")) <= 4 * spills
-    assert max(used("cumulative stack size")) <= stack
+    assert len(re.findall(rf"'\w+6sample\w+' for 'sm_{architecture}'", said)) == 1
+    # What the kernel itself does between the stages may keep one register in memory; on sm_80 a
+    # stage of more than 8 images keeps two, of thousands of instructions.
+    line = r"for (\w+)\n.* (\d+) bytes spill stores, (\d+) bytes spill loads"
+    spilled = {name: max(int(a), int(b)) for name, a, b in re.findall(line, said)}
+    of_sums = [n for name, n in spilled.items() if re.search("draw_stages|draw_rows", name)]
+    assert len(of_sums) == 3
+    assert max(of_sums) <= (8 if architecture == "80" else 0)
+    assert max(spilled.values()) <= (8 if architecture == "80" else 4)
+    assert max(used("cumulative stack size")) <= 128
     assert max(used("smem"), default=0) <= 1024  # apart from what the launch asks for
 
 

@@ -126,7 +126,10 @@ def test_every_tensor_is_checked(name: str, fault: str) -> None:
         ({"shift": "none"}, "a kernel of 2x3 has no centre for shift='none'"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
         ({"dropout": math.nan}, r"dropout must lie in \[0, 1\), got nan"),
-        ({"first_image": 2**31}, r"first_image must lie in 0 \.\. 2\*\*31 - 1, got 2147483648"),
+        ({"first_image": 2**31}, r"first_image must be an int in 0 .. 2\*\*31 - 1, got 2147483648"),
+        ({"first_image": 1.0}, r"first_image must be an int in .*, got 1.0"),
+        ({"layer": -1}, r"layer must be an int in 0 .. 2\*\*32 - 1, got -1"),
+        ({"layer": 2**32}, r"layer must be an int in .*, got 4294967296"),
         ({"nin_skip": None}, "nin_skip must be given with skip, got None"),
         ({"skip": None, "skip_2": None}, "nin_skip must be None without skip, got a tensor"),
         ({"gain_nin": None}, "gains must be none, or 3"),
@@ -155,6 +158,13 @@ def test_without_autocast_all_have_one_dtype() -> None:
         pytest.raises(ValueError, match="bias_out must be float32 or bfloat16 or float16"),
     ):
         call(given)
+
+
+@each_impl
+def test_an_image_comes_back_in_the_dtype_of_autocast(impl: str) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        y = call(arguments(full_case()), impl=impl.partition(":")[0])
+    assert y.dtype == torch.bfloat16
 
 
 def test_the_dropout_is_computed_in_float64() -> None:

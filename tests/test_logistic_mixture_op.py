@@ -326,6 +326,7 @@ ZEROS = torch.zeros
         (ZEROS(2, 1, 4, 4), ZEROS(1, 3, 4, 4), ValueError, r"params .*\(2, 3, 4, 4\), got \(1, 3"),
         (ZEROS(1, 1, 4, 4).int(), ZEROS(1, 3, 4, 4), TypeError, "x must be a floating-point"),
         (ZEROS(1, 1, 4, 4), ZEROS(1, 3, 4, 4).long(), TypeError, "params must be a floating"),
+        (ZEROS(1, 1, 4, 4).numpy(), ZEROS(1, 3, 4, 4), TypeError, "x must be .*, got ndarray"),
         (ZEROS(1, 1, 4, 4), ZEROS(1, 3, 4, 4, device="meta"), ValueError, "on x's device cpu"),
     ],
 )

@@ -1,5 +1,5 @@
-// The Python module dsmooth._C: the shared functions here, each op's own by its register_*.
-#include <pybind11/pybind11.h>
+// The Python module dsmooth._C: the shared functions here, each op's own by its register_*. They
+// are headers of one file because pybind11's own take five seconds to compile, for each file.
 #include <pybind11/stl.h>
 
 #include <array>
@@ -8,9 +8,9 @@
 #include "../common/isa.h"
 #include "../common/parallel.h"
 #include "../common/philox.h"
-#include "bindings.h"
-
-namespace py = pybind11;
+#include "gated_resnet.h"
+#include "logistic_mixture.h"
+#include "sampler.h"
 
 namespace dsmooth {
 namespace {

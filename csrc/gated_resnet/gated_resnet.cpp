@@ -16,6 +16,7 @@ namespace dsmooth {
   GatedKernelSet gated_resnet_kernels(); \
   }
 RESNET_SETS
+PAIR_SETS
 #undef DSMOOTH_SET
 
 template <class... Dims>
@@ -202,11 +203,11 @@ class Checker {
 
 const GatedKernels& find_kernels(ElementType type, const std::string& instruction_set) {
 #define DSMOOTH_SET(name) {#name, &name::gated_resnet_kernels},
-  static const PerInstructionSet<GatedKernelSet> sets{RESNET_SETS};
+  static const PerInstructionSet<GatedKernelSet> sets{RESNET_SETS}, all{RESNET_SETS PAIR_SETS};
 #undef DSMOOTH_SET
+  if (type == kBFloat16Type) return all.find(instruction_set).bfloat16;
   const GatedKernelSet& kernels = sets.find(instruction_set);
-  if (type == kFloat64Type) return kernels.float64;
-  return type == kBFloat16Type ? kernels.bfloat16 : kernels.float32;
+  return type == kFloat64Type ? kernels.float64 : kernels.float32;
 }
 
 // Memory that stays with the calling thread: a fresh page costs more than the computation in it.

@@ -119,6 +119,7 @@ struct GatedKernels {
   void (*write_gradients)(const GatedCall& call, const void* sums, int64_t part, int64_t parts);
 };
 
+// The set for pairs of bfloat16 has no other type.
 struct GatedKernelSet {
   GatedKernels float32, float64, bfloat16;
 };

@@ -291,8 +291,7 @@ GatedKernels kernels_of() {
 
 GatedKernelSet gated_resnet_kernels() {
 #if defined(__AVX512BF16__)
-  return {kernels_of<PlainDot<float>, float>(), kernels_of<PlainDot<double>, double>(),
-          kernels_of<PairDot, bfloat16>()};
+  return {{}, {}, kernels_of<PairDot, bfloat16>()};
 #else
   return {kernels_of<PlainDot<float>, float>(), kernels_of<PlainDot<double>, double>(),
           kernels_of<PlainDot<float>, bfloat16>()};

@@ -7,14 +7,15 @@
 namespace dsmooth::DSMOOTH_ISA {
 namespace {
 
+struct Position {
+  int64_t b, row, col;  // of the first pixel
+};
+
 // kLanes neighbouring pixels of a row; every tensor has adjacent columns.
 template <class T, int C, Likelihood kLikelihood>
 struct PixelVector {
   using M = VectorMath<T>;
   using V = typename M::V;
-  struct Position {
-    int64_t b, row, col;  // of the first pixel
-  };
 
   template <class U>
   DSMOOTH_INLINE static V load(const Planes<U>& planes, Position at, int64_t channel) {
@@ -141,24 +142,30 @@ struct PixelVector {
   }
 };
 
+// Forward or backward of one vector of pixels.
+template <class T>
+using RunVector = void (*)(const LogisticMixtureArgs<T>& args, Position at,
+                           typename VectorMath<T>::V* scratch);
+
 // Runs a vector at the end of a row, or of columns that are not adjacent, in a small buffer where
 // it is a full one of adjacent columns. So every pixel goes through the same instructions.
-template <class B, class T, int C, bool kBackward>
-void run_gathered(const LogisticMixtureArgs<T>& args, typename B::Position at, int count,
-                  T* scratch) {
+template <class T>
+void run_gathered(RunVector<T> run, bool backward, const LogisticMixtureArgs<T>& args, Position at,
+                  int count, T* scratch) {
   constexpr int kLanes = VectorMath<T>::kLanes;
-  const int64_t n_params = args.n_mix * (C == 1 ? 3 : 10) + args.n_atoms;
+  const int64_t colours = args.channels;
+  const int64_t n_params = args.n_mix * (colours == 1 ? 3 : 10) + args.n_atoms;
   LogisticMixtureArgs<T> local = args;
   const auto each = [&](const auto& f) {
     const auto visit = [&](const auto& planes, auto& copy, int64_t channels, bool is_read) {
       if (planes.data != nullptr) f(planes, copy, channels, is_read);
     };
-    visit(args.x, local.x, C, true);
+    visit(args.x, local.x, colours, true);
     visit(args.params, local.params, n_params, true);
     visit(args.grad, local.grad, 1, true);
-    visit(args.state, local.state, kStateChannels, kBackward);
+    visit(args.state, local.state, kStateChannels, backward);
     visit(args.log_prob, local.log_prob, 1, false);
-    visit(args.grad_x, local.grad_x, C, false);
+    visit(args.grad_x, local.grad_x, colours, false);
     visit(args.grad_params, local.grad_params, n_params, false);
   };
   T* free = scratch + 3 * args.n_mix * kLanes;  // of the vector itself
@@ -174,8 +181,7 @@ void run_gathered(const LogisticMixtureArgs<T>& args, typename B::Position at, i
       for (int64_t c = 0; c < channels; ++c) memory[c * kLanes + lane] = pixel[c * planes.stride_c];
     }
   });
-  (kBackward ? B::backward : B::forward)(local, {0, 0, 0},
-                                         reinterpret_cast<typename B::V*>(scratch));
+  run(local, {0, 0, 0}, reinterpret_cast<typename VectorMath<T>::V*>(scratch));
   each([&]<class U>(const Planes<U>& planes, auto& copy, int64_t channels, bool is_read) {
     if constexpr (std::is_same_v<U, T>) {
       if (is_read) return;
@@ -189,12 +195,26 @@ void run_gathered(const LogisticMixtureArgs<T>& args, typename B::Position at, i
   });
 }
 
-template <class T, int C, Likelihood kLikelihood, bool kBackward>
-void run_vectors(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last, T* scratch) {
-  using B = PixelVector<T, C, kLikelihood>;
+template <class T, bool kBackward>
+RunVector<T> find_run(const LogisticMixtureArgs<T>& args) {
+  const auto of = [&]<Likelihood kLikelihood>() -> RunVector<T> {
+    using Grey = PixelVector<T, 1, kLikelihood>;
+    using Colours = PixelVector<T, 3, kLikelihood>;
+    if constexpr (kBackward) return args.channels == 1 ? &Grey::backward : &Colours::backward;
+    return args.channels == 1 ? &Grey::forward : &Colours::forward;
+  };
+  if (args.likelihood == Likelihood::kContinuous)
+    return of.template operator()<Likelihood::kContinuous>();
+  if (args.likelihood == Likelihood::kDiscretized)
+    return of.template operator()<Likelihood::kDiscretized>();
+  return of.template operator()<Likelihood::kGaussian>();
+}
+
+template <class T, bool kBackward>
+void run_range(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last, T* scratch) {
   constexpr int kLanes = VectorMath<T>::kLanes;
-  const auto run = kBackward ? &B::backward : &B::forward;
-  auto* free = reinterpret_cast<typename B::V*>(scratch);
+  const RunVector<T> run = find_run<T, kBackward>(args);
+  auto* free = reinterpret_cast<typename VectorMath<T>::V*>(scratch);
   const int64_t vectors_per_row = (args.cols + kLanes - 1) / kLanes;
   const bool adjacent = args.all([](const auto& planes) { return planes.stride_col == 1; });
   for (int64_t vector = first; vector < last; ++vector) {
@@ -204,27 +224,10 @@ void run_vectors(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last
     const int64_t left = args.cols - col;
     if (left >= kLanes && adjacent) {
       run(args, {b, row, col}, free);
-      continue;
+    } else {
+      const int count = left < kLanes ? static_cast<int>(left) : kLanes;
+      run_gathered<T>(run, kBackward, args, {b, row, col}, count, scratch);
     }
-    run_gathered<B, T, C, kBackward>(args, {b, row, col},
-                                     left < kLanes ? static_cast<int>(left) : kLanes, scratch);
-  }
-}
-
-template <class T, bool kBackward>
-void run_range(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last, T* scratch) {
-  const auto run = [&]<Likelihood kLikelihood>() {
-    const auto run_all = args.channels == 1 ? &run_vectors<T, 1, kLikelihood, kBackward>
-                                            : &run_vectors<T, 3, kLikelihood, kBackward>;
-    run_all(args, first, last, scratch);
-  };
-  switch (args.likelihood) {
-    case Likelihood::kContinuous:
-      return run.template operator()<Likelihood::kContinuous>();
-    case Likelihood::kDiscretized:
-      return run.template operator()<Likelihood::kDiscretized>();
-    case Likelihood::kGaussian:
-      return run.template operator()<Likelihood::kGaussian>();
   }
 }
 

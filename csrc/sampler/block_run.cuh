@@ -155,33 +155,36 @@ DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch
   for (int i = lane; i < 2 * run.shared.near_bytes() / 4; i += kLanes) words[i] = 0;
 }
 
-// kCompletes: whether a slice may have known pixels.
-template <class T, bool kCompletes = true, class Block>
+template <class T, class Block>
 DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& block) {
   const NetworkView& network = run.network;
   const int64_t i = run.round * run.partition.workers + block_index;
   if (i >= run.partition.slices) return;
   const int64_t first = run.all.begin(run.n, i, run.partition.slices);
   const int64_t end = run.all.begin(run.n, i + 1, run.partition.slices);
-  const Slice slice = run.all.part<kCompletes>(network, first, end);
+  const Slice slice = run.all.part(network, first, end);
   float* const base = run.memory + static_cast<size_t>(block_index) * run.workspace.words;
   if (run.first_row == 0)
     for (size_t word = static_cast<size_t>(block.lane()); word < run.workspace.cache_words;
          word += static_cast<size_t>(BlockMemory<Block>::kLanes))
       base[word] = 0.0f;
   begin_block(run, base, slice.batch, block);
-  using Worker = CudaWorker<T, Block, kCompletes>;
-  Worker worker(block);
-  const StateView& state = BlockMemory<Block>::head_of(block).state;
-  Step<Worker>(network, slice, state, worker).draw(run.first_row, run.end_row);
+  const auto draw = [&](auto worker) {
+    const StateView& state = BlockMemory<Block>::head_of(block).state;
+    Step<decltype(worker)>(network, slice, state, worker).draw(run.first_row, run.end_row);
+  };
+  // Where nothing is known, the code for it would cost registers, and a tenth of the time of a
+  // stage. The assembler compiles all that a kernel calls for this kernel, so there is one.
+  if (slice.mask != nullptr || slice.condition != nullptr)
+    draw(CudaWorker<T, Block, true>(block));
+  else
+    draw(CudaWorker<T, Block, false>(block));
 }
 
-// The kernels for a type of operands. completes: the kernel keeps the pixels of a mask and adds
-// biases of images. In the other kernel that code would cost registers, and a tenth of the time of
-// a stage. The two share the functions that they call, so one file compiles both.
+// The kernel for a type of operands.
 using SampleKernel = void (*)(BlockRun);
-SampleKernel float32_kernel(bool completes);   // cuda_float32.cu
-SampleKernel bfloat16_kernel(bool completes);  // cuda_bfloat16.cu
+SampleKernel float32_kernel();   // cuda_float32.cu
+SampleKernel bfloat16_kernel();  // cuda_bfloat16.cu
 constexpr int kKernelWarps = 8;
 
 #if defined(__CUDACC__)
@@ -198,11 +201,11 @@ struct ThreadBlock {
 };
 
 // One block per multiprocessor: shared memory holds no second one.
-template <class T, bool kCompletes>
+template <class T>
 __global__ void __launch_bounds__(kKernelWarps * 32, 1)
     sample(const __grid_constant__ BlockRun run) {
   ThreadBlock block;
-  run_block<T, kCompletes>(run, static_cast<int>(blockIdx.x), block);
+  run_block<T>(run, static_cast<int>(blockIdx.x), block);
 }
 
 }  // namespace

@@ -1,10 +1,8 @@
-// The kernels with operands in bfloat16; cuda_launch.cpp launches them.
+// The kernel with operands in bfloat16; cuda_launch.cpp launches it.
 #include "block_run.cuh"
 
 namespace dsmooth::sampler {
 
-SampleKernel bfloat16_kernel(bool completes) {
-  return completes ? sample<Bf16, true> : sample<Bf16, false>;
-}
+SampleKernel bfloat16_kernel() { return sample<Bf16>; }
 
 }  // namespace dsmooth::sampler

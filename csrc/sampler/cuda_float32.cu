@@ -1,10 +1,8 @@
-// The kernels with operands in float32; cuda_launch.cpp launches them.
+// The kernel with operands in float32; cuda_launch.cpp launches it.
 #include "block_run.cuh"
 
 namespace dsmooth::sampler {
 
-SampleKernel float32_kernel(bool completes) {
-  return completes ? sample<float, true> : sample<float, false>;
-}
+SampleKernel float32_kernel() { return sample<float>; }
 
 }  // namespace dsmooth::sampler

@@ -57,8 +57,8 @@ int attribute(cudaDeviceAttr name, int device) {
   return value;
 }
 
-SampleKernel kernel_of(bool bf16, bool completes) {
-  return bf16 ? bfloat16_kernel(completes) : float32_kernel(completes);
+const void* kernel_of(bool bf16) {
+  return reinterpret_cast<const void*>(bf16 ? bfloat16_kernel() : float32_kernel());
 }
 
 int launches_of_a_slice(int rows) { return (rows + kRowsPerLaunch - 1) / kRowsPerLaunch; }
@@ -77,14 +77,11 @@ CudaSampler::CudaSampler(Program program, bool bf16, int device)
   const int all = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   const int of_the_system = attribute(cudaDevAttrReservedSharedMemoryPerBlock, device);
   const int percent = 100 * (shared_.bytes + of_the_system) / all + 1;
-  const auto set = [](SampleKernel kernel, cudaFuncAttribute what, int value) {
-    cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), what, value),
-               "cudaFuncSetAttribute");
+  const auto set = [bf16](cudaFuncAttribute what, int value) {
+    cuda_check(cudaFuncSetAttribute(kernel_of(bf16), what, value), "cudaFuncSetAttribute");
   };
-  for (const SampleKernel kernel : {kernel_of(bf16, false), kernel_of(bf16, true)}) {
-    set(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit);
-    set(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, std::min(percent, 100));
-  }
+  set(cudaFuncAttributeMaxDynamicSharedMemorySize, limit);
+  set(cudaFuncAttributePreferredSharedMemoryCarveout, std::min(percent, 100));
 }
 
 Partition CudaSampler::partition(int64_t n, int height, int width, size_t memory, int max_slice,
@@ -120,7 +117,6 @@ void CudaSampler::sample(const CudaCall& r, int64_t launch) const {
                first,
                std::min(first + kRowsPerLaunch, rows)};
   check_current(device_);
-  const SampleKernel kernel = kernel_of(network().bf16, r.all.mask || r.all.condition);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(r.partition.workers));
   config.blockDim = dim3(kKernelWarps * 32);
@@ -128,7 +124,7 @@ void CudaSampler::sample(const CudaCall& r, int64_t launch) const {
   config.stream = static_cast<cudaStream_t>(r.stream);
   void* arguments[] = {&run};
   // The launch's own status is checked, not the thread's last error, which may be another's.
-  cuda_check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments),
+  cuda_check(cudaLaunchKernelExC(&config, kernel_of(network().bf16), arguments),
              "launch of sample_kernel");
 }
 

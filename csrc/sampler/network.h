@@ -179,8 +179,7 @@ struct Slice {
   DSMOOTH_HOST_DEVICE int64_t begin(int64_t n, int64_t i, int64_t slices) const {
     return n / passes() * i / slices * passes();
   }
-  // Images first .. end - 1 of these. kCompletes: whether they may have a mask or a condition.
-  template <bool kCompletes = true>
+  // Images first .. end - 1 of these.
   DSMOOTH_HOST_DEVICE Slice part(const NetworkView& network, int64_t first, int64_t end) const {
     const int64_t plane = int64_t{height} * width, pixels = network.image_channels * plane;
     Slice slice = *this;
@@ -188,8 +187,8 @@ struct Slice {
     slice.first_index += static_cast<uint64_t>(first / passes());
     slice.context = context ? context + first * pixels : nullptr;
     slice.out += first * pixels;
-    if (kCompletes && mask != nullptr) slice.mask += first * plane;
-    if (kCompletes && condition != nullptr) slice.condition += first * network.condition_size;
+    if (mask != nullptr) slice.mask += first * plane;
+    if (condition != nullptr) slice.condition += first * network.condition_size;
     return slice;
   }
 };

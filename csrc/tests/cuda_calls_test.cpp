@@ -16,19 +16,15 @@ namespace dsmooth::sampler {
 namespace {
 
 // A kernel that no launch calls.
-template <class T, bool kCompletes>
+template <class T>
 void kernel(BlockRun) {
-  std::printf("%zu bytes, known pixels: %d\n", sizeof(T), kCompletes);
+  std::printf("%zu bytes\n", sizeof(T));
 }
 
 }  // namespace
 
-SampleKernel float32_kernel(bool completes) {
-  return completes ? kernel<float, true> : kernel<float, false>;
-}
-SampleKernel bfloat16_kernel(bool completes) {
-  return completes ? kernel<Bf16, true> : kernel<Bf16, false>;
-}
+SampleKernel float32_kernel() { return kernel<float>; }
+SampleKernel bfloat16_kernel() { return kernel<Bf16>; }
 
 namespace {
 
@@ -99,7 +95,7 @@ void samplers_share_a_kernel() {
   for (const FakeCuda::Launch& launch : fake_cuda.launches) {
     expect(launch.config.blockDim.x == kKernelWarps * 32 && launch.config.gridDim.x == 3,
            "another shape of a launch");
-    expect(launch.kernel == reinterpret_cast<const void*>(kernel<Bf16, false>), "another kernel");
+    expect(launch.kernel == reinterpret_cast<const void*>(kernel<Bf16>), "another kernel");
   }
   expect(fake_cuda.launches.front().config.dynamicSmemBytes <
              fake_cuda.launches.back().config.dynamicSmemBytes,

@@ -46,9 +46,9 @@ def gated_resnet(
     are then v of a weight norm w = g v / |v| per output filter. image_bias: (B, 2F), added at every
     pixel of its image: how a vector that belongs to an image enters the layer. dropout: the
     probability of an element of concat_elu(h) to be zeroed. The choice is a function of `seed`
-    (int64, no dimensions; by default drawn from torch's generator), `layer` and the element's
-    index, the same in every implementation (see `dropout_factors`). first_image: where x begins in
-    a larger batch whose dropout it shares. With probability 0 nothing is drawn. keep_gates: whether
+    (int64, no dimensions; by default drawn from torch's generator), `layer` (of 32 bits) and the
+    element's index, the same in every implementation (see `dropout_factors`). first_image: where x
+    begins in a larger batch whose dropout it shares. With probability 0 nothing is drawn. keep_gates: whether
     "triton" keeps A and G for the backward, two more images of x's size and dtype, rather than to
     compute them again; "native" always does. Returns (B, F, H, W), in the autocast dtype under
     autocast.
@@ -136,7 +136,7 @@ def _reference(given: Operands, settings: Settings) -> Tensor:
     if given.image_bias is not None:
         gates = gates + given.image_bias[:, :, None, None].to(gates.dtype)
     a, g = torch.chunk(gates, 2, dim=1)
-    return given.x + a * torch.sigmoid(g)
+    return given.x.to(a.dtype) + a * torch.sigmoid(g)
 
 
 def draw_seed(device: torch.device) -> Tensor:
@@ -157,7 +157,7 @@ def dropout_factors(shape: torch.Size, settings: Settings, seed: Tensor) -> Tens
     count = batch * channels * rows * cols
     first = settings.first_image * (count // max(batch, 1))
     call = torch.arange(first // 4, (first + count + 3) // 4, device=seed.device)
-    rest = [torch.full_like(call, word) for word in (settings.layer & low, int(Stream.DROPOUT))]
+    rest = [torch.full_like(call, word) for word in (settings.layer, int(Stream.DROPOUT))]
     counter = torch.stack([call & low, call >> 32, *rest], dim=-1)
     key: Any = (seed & low, seed >> 32 & low)  # tensors: reading them would wait for a GPU
     words = philox4x32(counter, key).flatten()[first % 4 :][:count]

@@ -166,12 +166,13 @@ def check_operands(
             raise ValueError(f"{name} must be given{beside and f' with {beside}'}, got None")
     if seed is not None:
         _check_tensor("seed", seed, (), (torch.int64,), x)
-    shift, dropout, _, first_image = settings
+    shift, dropout, layer, first_image = settings
     check_kernel(conv, shift, "conv_in")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-    if not isinstance(first_image, (int, torch.SymInt)) or not 0 <= first_image < 2**31:
-        raise ValueError(f"first_image must lie in 0 .. 2**31 - 1, got {first_image}")
+    for name, number, bits in (("layer", layer, 32), ("first_image", first_image, 31)):
+        if not isinstance(number, (int, torch.SymInt)) or not 0 <= number < 2**bits:
+            raise ValueError(f"{name} must be an int in 0 .. 2**{bits} - 1, got {number!r}")
 
 
 def _check_tensor(

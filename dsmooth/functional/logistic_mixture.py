@@ -151,6 +151,7 @@ def logistic_mixture_sample(
     Returns (B, C, H, W), float32 at least. Raises ValueError for arguments that do not fit,
     TypeError for integer tensors.
     """
+    _check_floating(params=params, uniforms=uniforms)
     atoms = bytes_of(atoms, image_channels)
     check_likelihood(likelihood, atoms, smoothing_scale)
     n_mix = _n_mix(params, image_channels, len(atoms))
@@ -159,7 +160,6 @@ def logistic_mixture_sample(
         raise ValueError(f"uniforms must have shape {expected}, got {tuple(uniforms.shape)}")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
-    _check_floating(params=params, uniforms=uniforms)
     params, uniforms = _at_least_float32(params, uniforms)
 
     mixture = split_mixture(params, image_channels, len(atoms))
@@ -245,6 +245,7 @@ def check_mixture(
 ) -> tuple[int, ...]:
     """The bytes of atoms. Raise ValueError or TypeError unless x and params are one batch of
     pixels and of mixtures of this kind."""
+    _check_floating(x=x, params=params)
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"x must have shape (B, C, H, W) with C = 1 or 3, got {tuple(x.shape)}")
     values = bytes_of(atoms, x.shape[1])
@@ -255,7 +256,6 @@ def check_mixture(
         raise ValueError(f"params must have shape {expected}, got {tuple(params.shape)}")
     if x.device != params.device:
         raise ValueError(f"params must be on x's device {x.device}, got {params.device}")
-    _check_floating(x=x, params=params)
     return values
 
 
@@ -275,8 +275,9 @@ def _n_mix(params: Tensor, image_channels: int, n_atoms: int = 0) -> int:
 
 def _check_floating(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"{name} must be a floating-point tensor, got {got}")
 
 
 def _at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:

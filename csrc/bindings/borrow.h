@@ -1,7 +1,14 @@
+// A torch tensor of Python's as memory to borrow, without linking torch: by DLPack's C exchange
+// interface, which torch.Tensor offers.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
-#include "bindings.h"
+#include "../common/tensors.h"
 
 namespace dsmooth {
 namespace {
@@ -58,8 +65,10 @@ const Torch& torch() {
   return found;
 }
 
-}  // namespace
-
+// The tensor's description; for None, of an absent tensor. It holds while the tensor
+// lives and keeps its shape, and the name does. Throws std::invalid_argument, naming the tensor,
+// for anything else and for a tensor whose numbers its memory does not hold (a meta tensor, a
+// sparse one, a negative view).
 Borrowed borrow(const char* name, const py::object& object) {
   Borrowed borrowed{};
   borrowed.name = name;
@@ -90,7 +99,8 @@ Borrowed borrow(const char* name, const py::object& object) {
           tensor.strides};
 }
 
-void* current_stream(Device device) {
+// Torch's current stream of a CUDA device: a cudaStream_t. Throws what torch throws.
+[[maybe_unused]] void* current_stream(Device device) {
   void* stream = nullptr;
   if (torch().exchange->current_stream(device.type, device.index, &stream) != 0) {
     throw py::error_already_set();
@@ -98,4 +108,5 @@ void* current_stream(Device device) {
   return stream;
 }
 
+}  // namespace
 }  // namespace dsmooth

@@ -1,5 +1,5 @@
 // The loss's entry point for Python, on CPU tensors.
-#include "../logistic_mixture/logistic_mixture.h"
+#pragma once
 
 #include <pybind11/stl.h>
 
@@ -7,17 +7,17 @@
 #include <string>
 #include <vector>
 
-#include "bindings.h"
+#include "../logistic_mixture/logistic_mixture.h"
+#include "borrow.h"
 
 namespace dsmooth {
 namespace {
 
-namespace py = pybind11;
-
-void run(const py::object& x, const py::object& params, const py::object& state,
-         const std::string& likelihood, const std::vector<int64_t>& atoms, double smoothing_scale,
-         int threads, const std::string& instruction_set, const py::object& log_prob,
-         const py::object& grad, const py::object& grad_x, const py::object& grad_params) {
+void logistic_mixture(const py::object& x, const py::object& params, const py::object& state,
+                      const std::string& likelihood, const std::vector<int64_t>& atoms,
+                      double smoothing_scale, int threads, const std::string& instruction_set,
+                      const py::object& log_prob, const py::object& grad, const py::object& grad_x,
+                      const py::object& grad_params) {
   const MixtureTensors tensors{borrow("x", x),
                                borrow("params", params),
                                borrow("log_prob", log_prob),
@@ -29,11 +29,9 @@ void run(const py::object& x, const py::object& params, const py::object& state,
   run_logistic_mixture(tensors, {likelihood, atoms, smoothing_scale}, threads, instruction_set);
 }
 
-}  // namespace
-
 void register_logistic_mixture(py::module_& module) {
-  module.def("logistic_mixture", &run, py::arg("x"), py::arg("params"), py::arg("state"),
-             py::arg("likelihood"), py::arg("atoms"), py::arg("smoothing_scale"),
+  module.def("logistic_mixture", &logistic_mixture, py::arg("x"), py::arg("params"),
+             py::arg("state"), py::arg("likelihood"), py::arg("atoms"), py::arg("smoothing_scale"),
              py::arg("threads") = 1, py::arg("instruction_set") = "auto", py::kw_only(),
              py::arg("log_prob") = py::none(), py::arg("grad") = py::none(),
              py::arg("grad_x") = py::none(), py::arg("grad_params") = py::none(),
@@ -42,4 +40,5 @@ void register_logistic_mixture(py::module_& module) {
              "sum of grad times log_prob.");
 }
 
+}  // namespace
 }  // namespace dsmooth

@@ -1,6 +1,7 @@
 // The Python side of the sampler: programs in, images out.
+#pragma once
+
 #include <pybind11/numpy.h>
-#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <cmath>
@@ -14,12 +15,10 @@
 #if defined(DSMOOTH_HAS_CUDA)
 #include "../sampler/sampler_cuda.h"
 #endif
-#include "bindings.h"
+#include "borrow.h"
 
 namespace dsmooth {
 namespace {
-
-namespace py = pybind11;
 
 using sampler::CpuCall;
 using sampler::CpuSampler;
@@ -241,8 +240,7 @@ void register_cuda_sampler(py::module_& module) {
 }
 #endif
 
-}  // namespace
-
+// The classes CpuSampler and, where CUDA was built, CudaSampler: see dsmooth/sampling/cached.py.
 void register_sampler(py::module_& module) {
 #if defined(DSMOOTH_HAS_CUDA)
   register_cuda_sampler(module);
@@ -263,4 +261,5 @@ void register_sampler(py::module_& module) {
       .def("bytes_per_image", &CpuSampler::bytes_per_image, py::arg("height"), py::arg("width"));
 }
 
+}  // namespace
 }  // namespace dsmooth

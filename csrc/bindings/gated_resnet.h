@@ -1,5 +1,5 @@
 // The gated resnet's entry points for Python: tensors by name, of which every one is checked.
-#include "../gated_resnet/gated_resnet.h"
+#pragma once
 
 #include <pybind11/stl.h>
 
@@ -9,18 +9,17 @@
 #include <map>
 #include <string>
 
-#include "bindings.h"
+#include "../gated_resnet/gated_resnet.h"
+#include "borrow.h"
 
 namespace dsmooth {
 namespace {
 
-namespace py = pybind11;
-
 // The tensors live, in the caller's map, while the interpreter is free to run something else.
 template <bool kBackward>
-void run(const std::map<std::string, py::object>& tensors, int pad_top, int pad_left,
-         uint32_t layer, int64_t first_image, uint32_t keep_from, double scale, int threads,
-         const std::string& instruction_set) {
+void run_gated_resnet(const std::map<std::string, py::object>& tensors, int pad_top, int pad_left,
+                      uint32_t layer, int64_t first_image, uint32_t keep_from, double scale,
+                      int threads, const std::string& instruction_set) {
   if (!std::isfinite(scale)) refuse("scale", "be finite", std::to_string(scale));
   check_threads(threads);
   std::map<std::string, Borrowed> given;
@@ -40,22 +39,21 @@ void run(const std::map<std::string, py::object>& tensors, int pad_top, int pad_
 }
 
 template <bool kBackward>
-void define(py::module_& module, const char* name, const char* doc) {
-  module.def(name, &run<kBackward>, py::arg("tensors"), py::arg("pad_top"), py::arg("pad_left"),
-             py::arg("layer"), py::arg("first_image"), py::arg("keep_from"), py::arg("scale"),
-             py::arg("threads") = 1, py::arg("instruction_set") = "auto", doc);
+void define_gated_resnet(py::module_& module, const char* name, const char* doc) {
+  module.def(name, &run_gated_resnet<kBackward>, py::arg("tensors"), py::arg("pad_top"),
+             py::arg("pad_left"), py::arg("layer"), py::arg("first_image"), py::arg("keep_from"),
+             py::arg("scale"), py::arg("threads") = 1, py::arg("instruction_set") = "auto", doc);
 }
 
-}  // namespace
-
 void register_gated_resnet(py::module_& module) {
-  define<false>(
+  define_gated_resnet<false>(
       module, "gated_resnet_forward",
       "Writes y and, where they are given, h and gates. tensors: by the names of the "
       "field table in dsmooth/functional/gated_resnet.def. The others: see GatedDropout.");
-  define<true>(
+  define_gated_resnet<true>(
       module, "gated_resnet_backward",
       "Writes the gradients (grad_x, ...) by the tensors given, from grad_y, h and gates.");
 }
 
+}  // namespace
 }  // namespace dsmooth
