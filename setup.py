@@ -124,10 +124,13 @@ def build_native(target: Path, build_dir: Path) -> dict[str, Any]:
         return None if done.returncode == 0 else complaint(done.stdout)
 
     nvcc = None if wish == "0" else find_nvcc()
-    info["cuda"]["reason"] = "DSMOOTH_CUDA=0" if wish == "0" else "nvcc not found"
+    asked = os.environ.get("CUDACXX")
+    at = f" at CUDACXX={asked}" if asked else ""
+    info["cuda"]["reason"] = "DSMOOTH_CUDA=0" if wish == "0" else f"nvcc not found{at}"
     if wish == "1" and nvcc is None:
         raise BuildError(
-            "DSMOOTH_CUDA=1, but nvcc was not found: put it on PATH, or use DSMOOTH_CUDA=0"
+            f"DSMOOTH_CUDA=1, but nvcc was not found{at}: put it {'there' if asked else 'on PATH'},"
+            " or use DSMOOTH_CUDA=0"
         )
     failure = configure(nvcc) if nvcc else None
     if failure and wish == "1":

@@ -211,6 +211,7 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict
         monkeypatch.setitem(build_native.__globals__, "find_nvcc", lambda: nvcc)
         return build_native(target, tmp_path / "build")
 
+    monkeypatch.delenv("CUDACXX", raising=False)
     return play
 
 
@@ -245,6 +246,16 @@ def test_cuda_is_built_or_has_its_reason(
     assert info["extension"] is True
     assert info["cuda"]["built"] is bool(cuda["archs"])
     assert {name: info["cuda"][name] for name in cuda} == cuda
+
+
+def test_a_wrong_cudacxx_is_named(
+    build: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDACXX", "/opt/none")
+    info = build("auto", nvcc=None, working=always)
+    assert info["cuda"]["reason"] == "nvcc not found at CUDACXX=/opt/none"
+    with pytest.raises(SystemExit, match="not found at CUDACXX=/opt/none: put it there, or use"):
+        build("1", nvcc=None, working=always)
 
 
 @pytest.mark.parametrize(
