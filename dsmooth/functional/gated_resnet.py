@@ -48,10 +48,10 @@ def gated_resnet(
     probability of an element of concat_elu(h) to be zeroed. The choice is a function of `seed`
     (int64, no dimensions; by default drawn from torch's generator), `layer` (of 32 bits) and the
     element's index, the same in every implementation (see `dropout_factors`). first_image: where x
-    begins in a larger batch whose dropout it shares. With probability 0 nothing is drawn. keep_gates: whether
-    "triton" keeps A and G for the backward, two more images of x's size and dtype, rather than to
-    compute them again; "native" always does. Returns (B, F, H, W), in the autocast dtype under
-    autocast.
+    begins in a larger batch whose dropout it shares. With probability 0 nothing is drawn.
+    keep_gates: whether "triton" keeps A and G for the backward, two more images of x's size and
+    dtype, rather than to compute them again; "native" always does. Returns (B, F, H, W), in the
+    autocast dtype under autocast.
 
     impl: "native" is the C++ extension on the CPU, for float32, float64 and bfloat16; "triton" the
     Triton kernels on CUDA, for float32, bfloat16 and float16; "cudnn" torch's own convolutions
