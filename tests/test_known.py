@@ -183,10 +183,6 @@ def test_keep_top() -> None:
             keep_top(fraction, SIZE)
 
 
-def ignore(done: float) -> None:
-    """No progress."""
-
-
 DRAWS = 2000
 FIRST_ROWS, LAST_ROWS = slice(0, 3), slice(1, 4)
 
@@ -218,7 +214,7 @@ def distance(model: dsmooth.PixelCNNpp, known: slice, candidates: int) -> float:
     given = known_pixels(x.view(1, 1, 4, 4), mask, DRAWS)
     request = Request(DRAWS, seed=1, known=given)
     draw = Models({"plain": model}, None, (4, 4), ()).drawer(request, candidates=candidates)
-    drawn = draw(request, progress=ignore)
+    drawn = draw(request, progress=[].append)
     assert torch.equal(drawn[:, 0][given.mask], x[mask[0]].repeat(DRAWS))
     bits = (drawn[:, 0][~given.mask].view(DRAWS, 4) > 0).long()
     found = torch.bincount(bits @ torch.tensor([8, 4, 2, 1]), minlength=16) / DRAWS
@@ -273,9 +269,9 @@ def test_candidates_of_a_pair_keep_what_is_known_and_are_refused_elsewhere() -> 
     x, mask = torch.zeros(1, 1, 8, 8) + 1 / 255, torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[:, 2:5] = True
     request = Request(4, seed=3, known=known_pixels(x, mask, 4))
-    drawn = models.drawer(request, candidates=3)(request, progress=ignore)
+    drawn = models.drawer(request, candidates=3)(request, progress=[].append)
     assert (drawn[:, 0, 2:5] == x[0, 0, 0, 0]).all()
-    part = models.drawer(request, candidates=3)(request.part(1, 2), progress=ignore)
+    part = models.drawer(request, candidates=3)(request.part(1, 2), progress=[].append)
     assert torch.equal(part, drawn[1:3])
     with pytest.raises(ValueError, match="candidates need temperature 1 and no guidance"):
         models.drawer(replace(request, temperature=0.5), candidates=2)

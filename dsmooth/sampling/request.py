@@ -168,8 +168,6 @@ class Request:
     x_tilde: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.levels is not None:
-            object.__setattr__(self, "levels", tuple(self.levels))
         if isinstance(self.label, np.ndarray) and self.label.ndim:
             object.__setattr__(self, "label", torch.from_numpy(self.label.copy()))
         elif isinstance(self.label, SupportsIndex) and not isinstance(self.label, bool | Tensor):
@@ -278,7 +276,7 @@ class Request:
             "temperature": self.temperature,
             "label": digest_of(label.detach()) if isinstance(label, Tensor) else label,
             "guidance": self.guidance or None,
-            "levels": self.levels and list(self.levels),
+            "levels": None if self.levels is None else list(self.levels),
             "known_sha256": known and digest_of(known.mask, known.images.float()),
             "given_sha256": None if x_tilde is None else digest_of(x_tilde),
         }
