@@ -177,15 +177,6 @@ def test_parts_of_what_is_given_are_of_their_images(pair: dsmooth.SmoothedPair) 
     assert Request(5, seed=1, **x_tilde).identity() not in [each.identity() for each in others]
 
 
-def test_a_drawer_reports_every_draw_of_a_network(
-    pair: dsmooth.SmoothedPair, tmp_path: Path
-) -> None:
-    pair.save_pretrained(tmp_path)
-    request, seen = Request(2, known=known_pixels(X, MASK, 2)), list[float]()
-    load_models([tmp_path]).drawer(request, candidates=3)(request, progress=seen.append)
-    assert (seen, seen[-1]) == (sorted(seen), 1)
-
-
 def test_the_sequential_sampler_reports_rows() -> None:
     seen: list[float] = []
     sample_images(network().double(), 1, height=8, width=4, progress=seen.append)

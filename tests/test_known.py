@@ -269,7 +269,9 @@ def test_candidates_of_a_pair_keep_what_is_known_and_are_refused_elsewhere() -> 
     x, mask = torch.zeros(1, 1, 8, 8) + 1 / 255, torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[:, 2:5] = True
     request = Request(4, seed=3, known=known_pixels(x, mask, 4))
-    drawn = models.drawer(request, candidates=3)(request, progress=[].append)
+    seen: list[float] = []
+    drawn = models.drawer(request, candidates=3)(request, progress=seen.append)
+    assert (seen, seen[-1]) == (sorted(seen), 1)
     assert (drawn[:, 0, 2:5] == x[0, 0, 0, 0]).all()
     part = models.drawer(request, candidates=3)(request.part(1, 2), progress=[].append)
     assert torch.equal(part, drawn[1:3])
