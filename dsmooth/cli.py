@@ -228,7 +228,7 @@ def _parse(prog: str, kind: type, args: list[str]) -> Any:
         meant = HINTS.get(flag := f"--{name.replace('_', '-')}", "")
         if meant[2:].partition(",")[0].replace("-", "_") in types:
             sys.exit(_fail(f"there is no {flag}: did you mean {meant}?", prog, 2))
-    default = None
+    default: Any = None
     if given.get("config"):
         default = read_options(kind, Path(given["config"]), prog)
         if kind is Train and "budget" in given:
