@@ -72,11 +72,13 @@ echo "== wrong programs, $seconds s"
 run_tests thread
 
 echo "== a missing sync"
-for plant in 5 40 101; do
-    if "$build/thread/sampler_test" plant $plant >"$build/plant.txt" 2>&1; then
-        echo "ThreadSanitizer missed that a sync is missing: $plant"
-        exit 1
-    fi
+found() {  # on a busy machine threads may come one after the other, and no race is seen
+    for _ in 1 2 3 4 5; do
+        "$build/thread/sampler_test" plant "$1" >"$build/plant.txt" 2>&1 || break
+    done
     grep -q "data race" "$build/plant.txt"
+}
+for plant in 5 40 101; do
+    found $plant || { echo "ThreadSanitizer missed that a sync is missing: $plant"; exit 1; }
 done
 echo "found"
