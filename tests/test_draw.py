@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from contextlib import suppress
@@ -157,8 +158,13 @@ def test_a_network_is_packed_once_for_all_parts(
 
     monkeypatch.setattr(cached, "CachedSampler", pack)
     monkeypatch.setattr(cached, "_LAST", WeakKeyDictionary())
+    pair = copy.deepcopy(pair)
     pair.sample(4, batch_size=2)
     assert packed == [pair.noisy, pair.denoiser]
+    with torch.no_grad():
+        pair.noisy.head.bias.add_(0.1)
+    pair.sample(1)
+    assert packed[2:] == [pair.noisy]
 
 
 def test_parts_of_what_is_given_are_of_their_images(pair: dsmooth.SmoothedPair) -> None:

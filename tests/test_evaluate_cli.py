@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -141,9 +142,12 @@ def test_frechet_of_drawn_samples_is_that_of_their_files(
     assert alone["value"] == pytest.approx(0, abs=1e-9)
     assert alone["precision_recall"] == {"precision": 1, "recall": 1, "neighbours": 3}
     # Grey images that are kept as RGB are grey on both sides.
-    np.savez("rgb.npz", arr_0=random_bytes((9, 8, 8, 1)).repeat(3, 3))
-    grey = measured("fid", "rgb.npz", "--reference", "rgb.npz", *options)
-    assert grey["value"] == pytest.approx(0, abs=1e-9)
+    pixels = random_bytes((9, 8, 8, 1))
+    np.savez("grey.npz", arr_0=pixels)
+    np.savez("rgb.npz", arr_0=pixels.repeat(3, 3))
+    for one, other in itertools.permutations(["grey.npz", "rgb.npz"]):
+        grey = measured("fid", one, "--reference", other, *options)
+        assert grey["value"] == pytest.approx(0, abs=1e-9)
 
 
 def test_statistics_are_compared_with_their_own_data_and_label(tmp_path: Path) -> None:

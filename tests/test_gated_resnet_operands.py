@@ -165,6 +165,7 @@ def test_an_image_comes_back_in_the_dtype_of_autocast(impl: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         y = call(arguments(full_case()), impl=impl.partition(":")[0])
     assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), call(arguments(full_case())), atol=0.1, rtol=0.05)
 
 
 def test_the_dropout_is_computed_in_float64() -> None:

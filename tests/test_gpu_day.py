@@ -39,12 +39,11 @@ def test_cases_are_there(tool: SimpleNamespace, on_gpu: ModuleType, tmp_path: Pa
 
 
 @pytest.mark.quick
-def test_it_needs_python_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_needs_python_alone(tmp_path: Path) -> None:
     """As on a machine without the packages: no site-packages, and no dsmooth beside the script."""
     out = tmp_path / "out"
-    monkeypatch.setenv("OUT", str(out))
     alone = [sys.executable, "-I", "-S", str(SCRIPT), "--only", "preflight"]
-    subprocess.run([*alone, f"--state={tmp_path / 'state'}"], check=True)
+    subprocess.run([*alone, f"--state={tmp_path / 'state'}", f"--out={out}"], check=True)
     assert {path.name for path in out.iterdir()} == {"day.json", "day.md", "logs.tar.gz"}
     with tarfile.open(out / "logs.tar.gz") as tar:
         log = tar.extractfile("logs/preflight.log")
@@ -53,14 +52,11 @@ def test_it_needs_python_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.full
-def test_rehearsal(
-    tool: SimpleNamespace, on_gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rehearsal(tool: SimpleNamespace, on_gpu: ModuleType, tmp_path: Path) -> None:
     """On the CPU, of each kind of command one."""
-    out = tmp_path / "out"
-    monkeypatch.setenv("OUT", str(out))
-    only = ["build", "smoke-loss", "step-mnist-kept", "loss", "train-noisy"]
-    arguments = ["--rehearse", "--minutes", "20", "--state", str(tmp_path / "state")]
+    state, out = tmp_path / "state", tmp_path / "out"
+    only = ["build", "smoke-loss", "step-mnist-kept", "loss", "trace-mnist", "train-noisy"]
+    arguments = ["--rehearse", "--minutes", "20", "--state", str(state), "--out", str(out)]
     assert tool.main([*arguments, "--only", *only]) == 0
     written = json.loads((out / "day.json").read_text())["steps"]
     outcomes = {name: found["outcome"] for name, found in written.items()}
@@ -69,20 +65,23 @@ def test_rehearsal(
     assert set(results) == {*on_gpu.cases_of("step-mnist-kept"), *on_gpu.cases_of("loss")}
     assert "| loss-mnist-continuous-ours |" in (out / "day.md").read_text()
     with tarfile.open(out / "logs.tar.gz") as tar:
-        assert {"logs/loss.log", "runs/noisy/model.safetensors"} <= set(tar.getnames())
+        assert {"logs/trace-mnist.json.gz", "runs/noisy/model.safetensors"} <= set(tar.getnames())
 
 
-def test_a_wrong_number_stops_its_family_alone(tool: SimpleNamespace, tmp_path: Path) -> None:
+@pytest.mark.parametrize("go_on", [False, True])
+def test_a_wrong_number_stops_its_family_alone(
+    tool: SimpleNamespace, tmp_path: Path, go_on: bool
+) -> None:
     day = tool.Day(tmp_path, tmp_path)
     day.note("smoke-training", "failed")
     timed = {step.name: step for step in tool.steps(tmp_path) if step.proofs}
     for step in timed.values():
         harmless = dataclasses.replace(step, command=["true"])
-        tool.attempt(harmless, day, 1000, False)
+        tool.attempt(harmless, day, 1000, False, go_on)
     stopped = {name for name in timed if day.steps[name]["outcome"] == "skipped"}
-    training = {name for name in timed if name.startswith(("step-", "train-"))}
+    training = {name for name in timed if name.startswith(("step-", "trace-", "train-"))}
     assert {"sampler-mnist", "loss", "tune-block-cifar", "step-cifar-kept"} <= set(timed)
-    assert stopped == training
+    assert stopped == (set() if go_on else training)
 
 
 @pytest.mark.full

@@ -251,7 +251,10 @@ def test_cuda_is_built_or_has_its_reason(
 def test_a_wrong_cudacxx_is_named(
     build: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And no other is taken instead."""
     monkeypatch.setenv("CUDACXX", "/opt/none")
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: None if "/" in name else name)
+    assert runpy.run_path(str(ROOT / "setup.py"), run_name="setup")["find_nvcc"]() is None
     info = build("auto", nvcc=None, working=always)
     assert info["cuda"]["reason"] == "nvcc not found at CUDACXX=/opt/none"
     with pytest.raises(SystemExit, match="not found at CUDACXX=/opt/none: put it there, or use"):

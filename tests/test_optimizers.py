@@ -148,10 +148,12 @@ def test_the_loss_falls(optimizer: str) -> None:
 
 
 def test_the_state_of_the_other_optimizer_is_refused() -> None:
-    states = [TrainState(tiny("plain", optimizer=name), random_dataset(12), CPU) for name in NAMES]
-    for state in states:
-        state.step()
-    for one, other in itertools.permutations(states):
+    for names in itertools.permutations(NAMES):
+        one, other = (
+            TrainState(tiny("plain", optimizer=name), random_dataset(12), CPU) for name in names
+        )
+        for state in (one, other):
+            state.step()
         with pytest.raises(ValueError, match=r"x holds the state of another .* differ"):
             one.restore(other.tensors(), 8, 1, "x")
         networks = {k: v for k, v in other.tensors().items() if k.startswith(("model.", "ema."))}

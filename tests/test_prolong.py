@@ -199,6 +199,7 @@ def test_where_nothing_is_left_to_train_no_setting_changes(
     if lost:
         run.weights.unlink()  # an evaluation writes them again
     for images in (20, 24):  # the last batch is a whole one
+        caplog.clear()
         other = replace(config, images=images, scale=0.25)
         assert train(other, run.path, resume=True, force=True).images_seen == 24
         assert "nothing is left to train" in caplog.text

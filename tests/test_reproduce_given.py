@@ -204,6 +204,9 @@ def test_what_is_stopped_leaves_the_earlier_probes_and_no_picture_missing(
         with pytest.raises(KeyboardInterrupt):
             alone.probe()
     assert (again / "probes.json").read_bytes() == before
+    alone.probe()
+    assert (again / "probes.json").read_bytes() != before
+    assert not [*again.glob("probes-*")]
 
     real, drawn = os.replace, replace(alone, only=None)
     for first in (0, 1):  # of the two files of a kind of samples

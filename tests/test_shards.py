@@ -138,7 +138,7 @@ def test_another_calls_folder_is_refused(tmp_path: Path) -> None:
         start(2, 0)
     found = json.loads((tmp_path / "shards.json").read_text())
     damaged = {"n": 3}, {**found, "n": "3"}, {**found, "n": 200}, {**found, "shard_size": 0}
-    ancient = {**found, "done": 3}, {k: v for k, v in found.items() if k != "sha256"}
+    ancient = {"shard_size": 100, "done": 3}, {k: v for k, v in found.items() if k != "sha256"}
     for values in (*damaged, *ancient):
         (tmp_path / "shards.json").write_text(json.dumps(values))
         said = "is damaged: " if values in damaged else r"is of dsmooth 0\.1, .*: draw them again"

@@ -2,12 +2,11 @@
 
 A call takes at most --minutes. Each step is a command whose output goes to a log; one that should
 take longer than is left is skipped, for the next call, which does again what failed and not what is
-done. After each step the folder $OUT, if it is set, else build/gpu-day, holds day.json, day.md,
-measured.json and logs.tar.gz. To go on with another machine, put day.json and measured.json into
-build/gpu-day there.
+done. After each step the folder --out holds day.json, day.md, measured.json and logs.tar.gz. To go
+on with another machine, put day.json and measured.json into build/gpu-day there.
 
 A wrong number in the smoke tests of a family (block, loss, training, sampler) leaves out what is
-timed of it, and of no other.
+timed of it, and of no other; --go-on times all the same.
 
 The tool itself needs Python alone. Where there is a network, `--wheels` gathers what a GPU's
 machine may lack into build/wheels, and tools/triton_cache.py compiles kernels ahead, some minutes
@@ -70,6 +69,10 @@ pip=("$0" -m pip install -q --no-deps)
 { [ "$(cat build/built)" = "$1" ] && "$0" -P -c "from dsmooth import _C; assert _C.has_cuda"; } ||
   "${pip[@]}" --force-reinstall --no-index --find-links=build/wheels dsmooth ||
   "${pip[@]}" --no-build-isolation -e . && echo "$1" > build/built
+"""
+# The GPU tests that follow, by the assembler of the machine's CUDA instead of Triton's own.
+OTHER_PTXAS = """
+export TRITON_PTXAS_PATH="$(command -v ptxas || ls /usr/local/cuda/bin/ptxas)" && exec "$@"
 """
 
 
@@ -154,11 +157,17 @@ def steps(state: Path) -> list[Step]:
         measure(state, "loss", 90, rehearsed=True),
         measure(state, "two-step", 60),
         measure(state, "plain", 60),
+        # A sweep launches one kernel for every 4 rows; a block launches each Triton kernel.
+        ncu("ncu-sampler", "sampler-mnist-1056", "sample", "--launch-skip=3", "--launch-count=1"),
+        ncu("ncu-block", "block-cifar", "_kernel"),
+        trace(state, "trace-mnist", "step-mnist-kept-uncaptured", rehearsed=True),
+        trace(state, "trace-cifar", "step-cifar-kept-uncaptured"),
         measure(state, "step-cifar-compile", 420),
         measure(state, "step-mnist-compile", 300),
         check(state, "tests-gated-resnet", 300, *PROVING[:1]),
         check(state, "tests-mixture", 200, *PROVING[1:2]),
         check(state, "tests-others", 300, *(f"--ignore={file}" for file in PROVING[:2])),
+        other_ptxas(),
         *(sanitize(tool) for tool in ("memcheck", "racecheck", "initcheck", "synccheck")),
         *(
             Step(f"tune-{name}", [PYTHON, "benchmarks/tune.py", name], 400, proofs=proofs_of(name))
@@ -179,11 +188,28 @@ def proofs_of(case: str) -> list[str]:
     return ["doctor", *(f"smoke-{family}" for family in TIMED[case.partition("-")[0]])]
 
 
-def measure(state: Path, case: str, seconds: float, rehearsed: bool = False) -> Step:
+def measure(
+    state: Path, case: str, seconds: float, name: str = "", *arguments: str, rehearsed: bool = False
+) -> Step:
     """Cases of benchmarks/on_gpu.py that begin so; each is written as soon as it is measured."""
+    written = arguments or (f"--out={state / 'measured.json'}",)
     tiny = ("--device=cpu", "--tiny") if rehearsed else None
-    command = [PYTHON, "benchmarks/on_gpu.py", case, f"--out={state / 'measured.json'}"]
-    return Step(case, command, seconds, tiny, proofs=proofs_of(case))
+    command = [PYTHON, "benchmarks/on_gpu.py", case, *written]
+    return Step(name or case, command, seconds, tiny, proofs=proofs_of(case))
+
+
+def trace(state: Path, name: str, case: str, rehearsed: bool = False) -> Step:
+    """A trace of one warm call by torch.profiler."""
+    file = state / "logs" / f"{name}.json.gz"
+    return measure(state, case, 60, name, f"--trace={file}", rehearsed=rehearsed)
+
+
+def ncu(name: str, case: str, kernel: str, *launches: str) -> Step:
+    """Nsight Compute on launches of kernels named so, in one warm call."""
+    program = ["ncu", "--profile-from-start=off", "--clock-control=none", "--set=full"]
+    program += [f"--kernel-name=regex:{kernel}$", *launches]
+    command = [*program, PYTHON, "benchmarks/on_gpu.py", case, "--once"]
+    return Step(name, command, 120, proofs=proofs_of(case))
 
 
 def gpu_tests(*arguments: str) -> list[str]:
@@ -199,6 +225,13 @@ def check(state: Path, name: str, seconds: float, *arguments: str, rehearsed: bo
     """Tests by eight workers, which compile kernels at the same time."""
     command = gpu_tests("-n8", f"--junitxml={state / 'logs' / name}.xml", *arguments)
     return Step(name, command, seconds, ("-n0",) if rehearsed else None)
+
+
+def other_ptxas() -> Step:
+    """The kernels of F = 40 and 160, compiled anew."""
+    chosen = "(size2-40 or size3-160) and bfloat16"
+    tests = gpu_tests("-n8", "-k", chosen, *FAMILIES["block"][0])
+    return Step("tests-other-ptxas", ["bash", "-c", OTHER_PTXAS, "bash", *tests], 200)
 
 
 def sanitize(tool: str) -> Step:
@@ -274,7 +307,7 @@ class Day:
                 write(self.out / file, (self.state / file).read_bytes())
         partial = self.out / "logs.tar.gz.partial"
         with tarfile.open(partial, mode="w:gz") as tar:
-            tar.add(self.state / "logs", "logs")  # with reports
+            tar.add(self.state / "logs", "logs")  # with reports and traces
             for path in sorted(self.state.glob("runs/*/*")):
                 if path.name in ("config.json", "log.jsonl", "model.safetensors"):
                     tar.add(path, path.relative_to(self.state))
@@ -294,9 +327,9 @@ class Day:
         return "".join(f"| {' | '.join(row)} |\n" if row else "\n" for row in rows)
 
 
-def attempt(step: Step, day: Day, left: float, rehearse: bool) -> None:
+def attempt(step: Step, day: Day, left: float, rehearse: bool, go_on: bool) -> None:
     """Run a step and note its outcome, unless it must be left out."""
-    wrong = day.failed(*step.proofs)
+    wrong = [] if go_on else day.failed(*step.proofs)
     reason = ""
     if rehearse and step.tiny is None:
         reason = "needs a GPU"
@@ -323,8 +356,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=9, help="what this call may take")
     parser.add_argument("--state", type=Path, default=BUILD / "gpu-day", help="what is done")
+    parser.add_argument("--out", type=Path, help="results; $OUT if it is set, else as --state")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on the CPU")
+    parser.add_argument("--go-on", action="store_true", help="time what was found to be wrong")
     parser.add_argument("--wheels", action="store_true", help=f"gather {WHEELS}, and stop")
     options = parser.parse_args(arguments)
     if options.wheels:  # for CPython 3.12 on x86-64 Linux
@@ -333,16 +368,17 @@ def main(arguments: list[str] | None = None) -> int:
         command += [f"--platform={platform}" for platform in PLATFORMS]
         return subprocess.run([*command, *CARRIED]).returncode
     state = options.state.resolve()
-    out = Path(os.environ.get("OUT") or state).resolve()
+    out = options.out or Path(os.environ.get("OUT") or state)
     planned = {step.name: step for step in steps(state)}
     for name in options.only or ():
         if name not in planned:
             parser.error(f"{name!r} is no step: they are {', '.join(planned)}")
-    day, end = Day(state, out), time.monotonic() + 60 * options.minutes
+    day, end = Day(state, out.resolve()), time.monotonic() + 60 * options.minutes
     for name, step in planned.items():
         done = day.steps.get(name, {}).get("outcome") == "done" and not step.always
         if name in (options.only or planned) and not done:
-            attempt(step, day, end - time.monotonic(), options.rehearse)
+            left = end - time.monotonic()
+            attempt(step, day, left, options.rehearse, options.go_on)
             if name in PREPARES and day.failed(name):
                 break
     print(day.table())

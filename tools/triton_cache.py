@@ -135,6 +135,8 @@ if __name__ == "__main__":
     os.chdir(ROOT)
     if sys.argv[1:] == ["--check"]:
         check()
+    elif sys.argv[1:]:
+        sys.exit(__doc__)
     else:
         sys.path.append(str(ROOT))
         fill({**{name: partial(benchmarked, name) for name in BENCHMARKED}, "tests": tested})

@@ -203,11 +203,15 @@ RunVector<T> find_run(const LogisticMixtureArgs<T>& args) {
     if constexpr (kBackward) return args.channels == 1 ? &Grey::backward : &Colours::backward;
     return args.channels == 1 ? &Grey::forward : &Colours::forward;
   };
-  if (args.likelihood == Likelihood::kContinuous)
-    return of.template operator()<Likelihood::kContinuous>();
-  if (args.likelihood == Likelihood::kDiscretized)
-    return of.template operator()<Likelihood::kDiscretized>();
-  return of.template operator()<Likelihood::kGaussian>();
+  switch (args.likelihood) {
+    case Likelihood::kContinuous:
+      return of.template operator()<Likelihood::kContinuous>();
+    case Likelihood::kDiscretized:
+      return of.template operator()<Likelihood::kDiscretized>();
+    case Likelihood::kGaussian:
+      return of.template operator()<Likelihood::kGaussian>();
+  }
+  return nullptr;
 }
 
 template <class T, bool kBackward>

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -171,7 +171,7 @@ def check_operands(
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
     for name, number, bits in (("layer", layer, 32), ("first_image", first_image, 31)):
-        if not isinstance(number, (int, torch.SymInt)) or not 0 <= number < 2**bits:
+        if not isinstance(number, SupportsIndex) or not 0 <= number < 2**bits:
             raise ValueError(f"{name} must be an int in 0 .. 2**{bits} - 1, got {number!r}")
 
 

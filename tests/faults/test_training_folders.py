@@ -195,6 +195,9 @@ def test_a_model_never_stands_under_the_settings_of_another(
         if run.config.exists():
             found, settings, _ = run.load_model()
             assert (weights_digest(found), settings) in wholes
+        else:
+            with pytest.raises(FileNotFoundError):
+                run.load_model()
     assert done == 2
 
 
