@@ -258,13 +258,13 @@ def _given(args: Sequence[str], types: Mapping[str, Any]) -> tuple[dict[str, str
         name, equals, value = args[i][2:].partition("=")
         name = name.replace("-", "_")
         values = list[str]()
-        if not args[i].startswith("--"):
-            words[i] = args[i]
-        else:
+        if args[i].startswith("--"):
             if not equals and types.get(name.removeprefix("no_")) is not bool:
                 behind = args[i + 1 :][: _most_values(types.get(name))]
                 values = [*takewhile(lambda word: not word.startswith("--"), behind)]
             given[name] = next(iter(values), value)
+        elif args[i] != "-h":
+            words[i] = args[i]
         i += 1 + len(values)
     return given, words
 

@@ -15,7 +15,7 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -34,10 +34,10 @@ def write_atomically(path: Path, data: bytes) -> None:
     write_together({path: data})
 
 
-def write_together(files: Mapping[Path, bytes], without: Path | None = None) -> None:
+def write_together(files: Mapping[Path, bytes], first: Callable[[], object] | None = None) -> None:
     """Replace files, in order, once all are on the disk: a full one leaves every old content.
 
-    without: one that is not there while the others are replaced.
+    first: called once all are on the disk, before any is replaced.
     """
     partial: dict[Path, Path] = {}
     try:
@@ -49,8 +49,8 @@ def write_together(files: Mapping[Path, bytes], without: Path | None = None) -> 
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        if without is not None:
-            without.unlink(missing_ok=True)
+        if first is not None:
+            first()
         for path, temporary in partial.items():
             os.replace(temporary, path)
     except BaseException as error:  # Ctrl-C too leaves no part behind

@@ -103,7 +103,7 @@ class RunFolder:
             if any(path.exists() for path in (self.log, *self.checkpoints())):
                 raise ValueError(f"{self.path} already holds a training run; choose another folder")
             # A kill on the way leaves no settings, rather than those of other weights.
-            write_together(files, without=self.config)
+            write_together(files, first=lambda: self.config.unlink(missing_ok=True))
 
     def keep_snapshot(self, model: PixelCNNpp, images_seen: int, count: int) -> None:
         """Write weights as a run folder of their own, snapshots/IMAGES; the last `count` stay."""

@@ -282,6 +282,8 @@ def test_a_folder_stands_for_two_options_wherever_it_is_named(
         ("--out run --resume ", "images"),
     ):
         assert shown(options + folder) == shown(f"{options} --data folder --data-dir images")
+    assert run("train", "noisy", "-h") == 0
+    assert "default: -h" not in capsys.readouterr().out
 
 
 def test_a_pair_of_a_folder_by_one_command(

@@ -138,6 +138,15 @@ def test_a_run_whose_rates_stay_is_the_run_of_its_last_length(
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize("force", [False, True])
+def test_a_run_does_not_end_before_what_it_has_seen(force: bool) -> None:
+    stored = tiny(images=40)
+    checkpoint = Checkpoint(Path("run/x"), {}, stored, 32, 4, "")
+    with pytest.raises(ValueError, match="images must be at least 32, which run has seen"):
+        settings_to_go_on(replace(stored, images=16), checkpoint, force=force)
+
+
+@pytest.mark.quick
 def test_a_budget_is_for_a_new_run() -> None:
     stored = tiny(budget=2.0)
     checkpoint = Checkpoint(Path("run/x"), {}, stored, 0, 0, "")

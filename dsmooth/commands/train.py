@@ -7,7 +7,8 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from ..distributed import broadcast_int, process_group, rank_and_size
+from ..distributed import barrier, broadcast_int, process_group, rank_and_size
+from ..fields import Argument, ArgumentError
 from ..files import check_writable
 from ..runs import RunFolder, default_folder, training_seconds
 from .options import Train
@@ -41,9 +42,10 @@ def check_run(options: Train, folder: Path) -> None:
         if role != options.role:  # with the run's settings it would fit no other
             raise ValueError(f"{folder} holds another run: its role is {role}, not {options.role}")
     if images is not None and (settings.data, settings.data_dir) != ("folder", str(images)):
-        raise ValueError(
-            f"{images} stands for --data folder --data-dir {images}, and --data {settings.data} "
-            f"--data-dir {settings.data_dir} was given: leave one out"
+        name = "data" if settings.data != "folder" else "data_dir"
+        told = f"{images} is a folder of images, but"
+        raise ArgumentError(
+            "", told, Argument(name), f"is {getattr(settings, name)}: leave one out"
         )
     check_writable(run.config)
 
@@ -83,6 +85,7 @@ def train_pair(noisy: Train, denoiser: Train) -> int:
             run = RunFolder(folder)
             if not (options.resume or broadcast_int(is_restart(run))):
                 check_new_run(run, options.settings)
+        barrier()  # what one process refuses ends all of them before any trains
     for folder, options in runs.items():
         share = options.settings.budget
         if share is not None:

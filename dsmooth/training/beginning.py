@@ -25,7 +25,7 @@ from .checkpoint import (
 )
 from .step import TrainState
 
-RUN = "another training run"  # that holds the lock of a folder
+HOLDER = "another training run"  # of the lock of a folder
 
 
 def choose_beginning(
@@ -43,7 +43,7 @@ def choose_beginning(
     """
     if run.config.exists() if resume else broadcast_int(is_restart(run)):
         if rank_and_size()[0] == 0:
-            stack.enter_context(lock_folder(run.path, RUN))
+            stack.enter_context(lock_folder(run.path, HOLDER))
         checkpoint = read_checkpoint(run)
         if match_channels:
             config = with_channels(config, checkpoint.settings.model.image_channels)
@@ -68,7 +68,7 @@ def begin_folder(
 ) -> None:
     """Write the first checkpoint of a new run: a folder with settings can always be resumed."""
     if rank_and_size()[0] == 0:
-        stack.enter_context(lock_folder(run.path, RUN))
+        stack.enter_context(lock_folder(run.path, HOLDER))
         check_new_run(run, state.config)
         save_checkpoint(run, state)
         run.write_config(state.config, image_size)
@@ -145,7 +145,8 @@ def with_data(
         if not all_same(int(dataset.digest[:15], 16)):
             raise ValueError(
                 f"rank {rank_and_size()[0]}: the processes read different {dataset.split} images, "
-                f"here {len(dataset):,} of {dataset.source}: all must see the same"
+                f"here {len(dataset):,} of {dataset.source}: all must see the same (a random "
+                "transform of images given in Python belongs into transform=)"
             )
     if match_channels:
         config = with_channels(config, test_set.image_channels)

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..config import OWN, ModelConfig, Role, RunSettings, TrainConfig
 from ..distributed import all_reduce_max, rank_and_size
 from ..fields import Argument, ArgumentError, flatten
-from ..files import read_tensors, write_tensors
+from ..files import read_tensors, tensor_bytes, write_together
 from ..pretrained import SavedNetwork, resolve
 from ..progress import LOG
 from ..runs import RunFolder
@@ -43,9 +43,12 @@ def save_checkpoint(run: RunFolder, state: TrainState) -> None:
         "data": state.train_set.digest,
     }
     metadata["sha256"] = digest(tensors, metadata)
-    if run.checkpoint.exists():
-        os.replace(run.checkpoint, run.earlier_checkpoint)
-    write_tensors(run.checkpoint, tensors, metadata)
+
+    def keep() -> None:
+        if run.checkpoint.exists():
+            os.replace(run.checkpoint, run.earlier_checkpoint)
+
+    write_together({run.checkpoint: tensor_bytes(tensors, metadata)}, first=keep)
 
 
 class Checkpoint(NamedTuple):
@@ -143,9 +146,10 @@ def go_on(
 def settings_to_go_on(
     config: TrainConfig, checkpoint: Checkpoint, *, force: bool = False
 ) -> TrainConfig:
-    """The settings to go on with: those of the checkpoint, its new length, and by `force` others.
+    """The settings given, fitted to a checkpoint: its length and precision where none are given.
 
-    Where nothing is left to train, `force` changes nothing.
+    Raises ValueError for others than the checkpoint's, but by `force`. Where nothing is left to
+    train, `force` changes none that decides weights.
     """
     stored, seen = checkpoint.settings, checkpoint.images_seen
     folder, begun = checkpoint.path.parent, stored.schedule_from
@@ -184,9 +188,12 @@ def settings_to_go_on(
             raise ArgumentError(
                 "", f"{change};", Argument("force", True), "goes on with that from here"
             )
-    if force and seen >= total_images(config):
-        LOG.info("%s: nothing is left to train: other settings need more images", config.role)
-        return replace(stored, images=config.images, data_dir=config.data_dir)
+    end = total_images(stored)
+    if force and seen >= end and total_images(config) in (end, seen):
+        if differences(stored, config):
+            LOG.info("%s: nothing is left to train: other settings need more images", config.role)
+        free = {each.name: getattr(config, each.name) for each in fields(RunSettings)}
+        return replace(stored, **free, images=config.images, data_dir=config.data_dir)
     return with_length(config, checkpoint, force=force)
 
 

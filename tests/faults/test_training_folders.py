@@ -219,16 +219,23 @@ def test_writes_that_end_early_leave_the_old_files(
     synced = Mock(side_effect=[None, error])  # the disk is full at the second
     monkeypatch.setattr("os.fsync", synced)
     with pytest.raises(type(error), match=message):
-        write_together({path: b"new", other: b"new"}, without=path)
+        write_together({path: b"new", other: b"new"}, first=path.unlink)
     found = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     assert found == {"file": b"old", "other": b""}
 
 
-def test_weights_that_are_not_finite_replace_nothing(run: RunFolder) -> None:
+def test_weights_that_are_not_finite_and_a_full_disk_replace_nothing(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, _ = beginning.load_data(CONFIG)
     state = TrainState(CONFIG, data, torch.device("cpu"))
     go_on(run, read_checkpoint(run), state)
     before = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            save_checkpoint(run, state)
+    assert before == {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
     with torch.no_grad():
         state.ema.model.head.bias[0] = torch.nan
     with pytest.raises(
