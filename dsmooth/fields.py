@@ -6,7 +6,7 @@ import math
 import os
 import reprlib
 import shlex
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from typing import (
@@ -65,16 +65,26 @@ def check_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
 
 
 def make_plain(settings: Any) -> None:
-    """Make the fields of JSON's kinds: numbers and arrays of numpy, lists, and paths."""
+    """Make the fields of JSON's kinds: numbers and arrays of numpy, iterables, and paths.
+
+    Truth may be 0 or 1, and a floating-point number may be False or True.
+    """
+    hints = _hints(settings.__class__)
     for each in fields(settings):
-        object.__setattr__(settings, each.name, _plain(getattr(settings, each.name)))
+        value, hint = _plain(getattr(settings, each.name)), hints[each.name]
+        if hint is bool and value in (0, 1):
+            value = bool(value)
+        elif isinstance(value, bool) and float in (hint, *get_args(hint)):
+            value = float(value)
+        object.__setattr__(settings, each.name, value)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     value = value.tolist() if hasattr(value, "tolist") else value
-    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+    whole = isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable)
+    return value if whole else tuple(map(_plain, value))
 
 
 _hints = cache(get_type_hints)
@@ -98,7 +108,8 @@ def check_types(settings: Any) -> None:
         try:
             msgspec.convert(value, hint, strict=True)
         except msgspec.ValidationError as error:
-            raise ArgumentError(name, f"cannot be {value!r}: {error}") from None
+            reason = str(error).replace("`", "").replace("array", "a list").replace("null", "None")
+            raise ArgumentError(name, f"cannot be {value!r}: {reason}") from None
 
 
 def _given(settings: Any, names: Iterable[str]) -> Iterator[tuple[str, Any]]:

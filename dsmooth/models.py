@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .config import Role, TrainConfig
-from .fields import ArgumentError
+from .fields import ArgumentError, check_number
 from .nn import PixelCNNpp
 from .nn.weights import weights_digest
 from .pair import SmoothedPair
@@ -112,6 +112,7 @@ class Models:
 
         candidates: draws behind each completion.
         """
+        check_number("candidates", candidates)
         network, size, pair = next(iter(self.networks.values())), self.image_size, self.smoothed
         if pair is not None and self.plain is not None:
             raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")

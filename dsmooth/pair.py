@@ -242,7 +242,7 @@ class SmoothedPair(nn.Module):
         if request.method == "single-step":
             labels = request.labels(self.n_classes, x_tilde.device)
             how: dict[str, Any] = {"score": request.score, "guidance": request.guidance}
-            x = self.single_step(x_tilde, label=labels, **how)
+            x = self.single_step(x_tilde.to(self.dtype), label=labels, **how)
             x = x if request.known is None else request.known.keep(x)
         else:
             own, size = self._request_for(self.denoiser, request), self.image_size
@@ -276,7 +276,7 @@ class SmoothedPair(nn.Module):
         guidance = normal_float("guidance", guidance, or_zero=True)
         if guidance and not self.n_classes:
             raise ArgumentError("guidance", "is for pairs with classes, which this one has not")
-        noisy, x_tilde = self.at(self.smoothing.scale).noisy, x_tilde.to(self.dtype)
+        noisy = self.at(self.smoothing.scale).noisy
         gradient = score_of(noisy, x_tilde, score, self.label_for(noisy, label), guidance)
         return x_tilde + self.smoothing.scale**2 * gradient
 

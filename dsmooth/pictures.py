@@ -51,8 +51,7 @@ def _batch(x: Tensor | NDArray[Any] | list[Tensor]) -> Tensor:
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise TypeError(f"x must be uint8 or floating point, got {x.dtype}")
     x = x[None, None] if x.ndim == 2 else x[None] if x.ndim == 3 and x.shape[0] in (1, 3) else x
-    if x.ndim != 4 or x.shape[0] < 1 or x.shape[1] not in (1, 3):
-        raise ValueError(f"x must have shape (B, 1 or 3, H, W) with B >= 1, got {tuple(x.shape)}")
+    _check_batch(x)
     if x.dtype == torch.uint8:
         return to_float(x)
     finite = x[x.isfinite()]
@@ -64,6 +63,11 @@ def _batch(x: Tensor | NDArray[Any] | list[Tensor]) -> Tensor:
     return visible(x)
 
 
+def _check_batch(x: Tensor) -> None:
+    if x.ndim != 4 or x.shape[0] < 1 or x.shape[1] not in (1, 3):
+        raise ValueError(f"x must have shape (B, 1 or 3, H, W) with B >= 1, got {tuple(x.shape)}")
+
+
 def grid_png(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> bytes:
     """PNG bytes of a grid of images x (B, C, H, W) in [-1, 1]; values outside are clamped."""
     return png(_grid(x, columns, zoom))
@@ -71,6 +75,7 @@ def grid_png(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> bytes:
 
 def _grid(x: Tensor, columns: int | None, zoom: int) -> NDArray[np.uint8]:
     """Bytes (H, W, C) of a grid of images x (B, C, H, W)."""
+    _check_batch(x)
     for name, value in (("columns", columns), ("zoom", zoom)):
         if value is not None:
             check_number(name, value)

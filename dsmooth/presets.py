@@ -106,7 +106,8 @@ def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
     own = {key: settings.pop(key) for key in list(settings) if key in _MODEL_FIELDS}
     model = ModelConfig(**table["model"] | table.get(f"{role}.model", {}))
     values |= {"model": model, **settings}
-    values["model"] = replace(values["model"], **own)
+    if isinstance(values["model"], ModelConfig):  # else the settings say what it must be
+        values["model"] = replace(values["model"], **own)
     return TrainConfig(role=role, **values)
 
 

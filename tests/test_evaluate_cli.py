@@ -146,8 +146,10 @@ def test_frechet_of_drawn_samples_is_that_of_their_files(
     np.savez("grey.npz", arr_0=pixels)
     np.savez("rgb.npz", arr_0=pixels.repeat(3, 3))
     for one, other in itertools.permutations(["grey.npz", "rgb.npz"]):
-        grey = measured("fid", one, "--reference", other, *options)
-        assert grey["value"] == pytest.approx(0, abs=1e-9)
+        saved = ["--save-reference", "saved.npz"]
+        for how in ([other, *saved], ["saved.npz"]):
+            grey = measured("fid", one, "--reference", *how, *options)
+            assert grey["value"] == pytest.approx(0, abs=1e-9)
 
 
 def test_statistics_are_compared_with_their_own_data_and_label(tmp_path: Path) -> None:

@@ -275,6 +275,8 @@ def test_candidates_of_a_pair_keep_what_is_known_and_are_refused_elsewhere() -> 
     assert (drawn[:, 0, 2:5] == x[0, 0, 0, 0]).all()
     part = models.drawer(request, candidates=3)(request.part(1, 2), progress=[].append)
     assert torch.equal(part, drawn[1:3])
+    with pytest.raises(ValueError, match="candidates must be at least 1, got 0"):
+        models.drawer(request, candidates=0)
     with pytest.raises(ValueError, match="candidates need temperature 1 and no guidance"):
         models.drawer(replace(request, temperature=0.5), candidates=2)
     with pytest.raises(ValueError, match="candidates need method two-step and one noise level"):

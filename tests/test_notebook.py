@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import dsmooth
+from dsmooth.pictures import save_grid
 
 NOTEBOOK = Path(__file__).parent.parent / "docs" / "quickstart.ipynb"
 FEWER = {
@@ -86,6 +87,8 @@ def test_show_gives_a_picture_that_displays_itself() -> None:
     for wrong in (x[:0], x[:, :2], x[:, 0]):
         with pytest.raises(ValueError, match="x must have shape"):
             dsmooth.show(wrong)
+        with pytest.raises(ValueError, match="x must have shape"):
+            save_grid(wrong, Path("x.png"))
     with pytest.raises(ValueError, match=r"show\(2 \* x - 1\) shows images in \[0, 1\]"):
         dsmooth.show((x[:4] + 1) / 2)
 

@@ -108,7 +108,8 @@ def test_full_score_is_the_gradient_and_conditional_is_not() -> None:
     assert (conditional - full).abs().max() > 1e-3
     cast = tiny_pair().single_step(x.float().requires_grad_())
     assert not cast.requires_grad
-    assert torch.equal(tiny_pair().single_step(x), cast)
+    with pytest.raises(TypeError, match="x must have the model's dtype"):
+        tiny_pair().single_step(x)
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
         score_of(model, x)
 
@@ -168,6 +169,7 @@ def test_a_save_that_ends_anywhere_leaves_a_pair(
         assert digests(found) in (digests(old), digests(new))
         if change == "fsync":
             assert digests(found) == digests(old)
+        if digests(found) == digests(old):
             assert 'from_pretrained("old")' in (tmp_path / "README.md").read_text()
         old.save_pretrained(tmp_path, name="old")
         assert digests(dsmooth.SmoothedPair.from_pretrained(tmp_path)) == digests(old)
@@ -212,6 +214,8 @@ def test_weights_of_two_pairs_are_no_pair(tmp_path: Path) -> None:
     """As earlier versions left where a process was killed in a save."""
     old, new = tiny_pair(), other_pair()
     old.save_pretrained(tmp_path / "old")
+    with pytest.raises(ValueError, match=r"got noisy .*, denoiser .*, noisy .*, denoiser "):
+        dsmooth.SmoothedPair.from_runs(tmp_path / "old", tmp_path / "old")
     new.save_pretrained(tmp_path / "new")
     (tmp_path / "new" / "noisy.safetensors").replace(tmp_path / "old" / "noisy.safetensors")
     with pytest.raises(ValueError, match=r"old/noisy\.safetensors does not hold the weights that"):

@@ -55,6 +55,9 @@ def test_fields_of_a_model_that_is_given_are_replaced() -> None:
     assert preset("mnist", "noisy", model=own, n_filters=6, likelihood="gaussian").model == replace(
         own, n_filters=6, likelihood="gaussian"
     )
+    for settings in ({}, {"n_filters": 6}):
+        with pytest.raises(ValueError, match=r"model must be a ModelConfig, got {}"):
+            preset("mnist", "noisy", model={}, **settings)
 
 
 @pytest.mark.quick
@@ -69,6 +72,14 @@ def test_lists_in_settings_are_tuples() -> None:
     ):
         assert one == other
         assert hash(one) == hash(other)
+    assert dsmooth.ModelConfig(likelihood="discretized", atoms=range(2)).atoms == (0, 1)
+
+
+@pytest.mark.quick
+def test_truth_and_numbers_of_settings_stand_for_each_other() -> None:
+    config = TrainConfig(flip=1, ema=False, clean_noise=False, images=8)
+    assert config == TrainConfig(flip=True, ema=0.0, images=8)
+    assert TrainConfig.from_dict(asdict(config)) == config
 
 
 @pytest.mark.quick

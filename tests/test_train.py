@@ -325,8 +325,10 @@ def test_paper_presets_are_the_papers() -> None:
         ({"learning_rate": "1e-3"}, "learning_rate must be positive, got '1e-3'"),  # as YAML has it
         ({"ema": "0.999"}, r"ema must lie in \[0, 1\), got '0.999'"),
         ({"scale": None}, "scale must be positive, got None"),
-        ({"flip": "no"}, "flip cannot be 'no': Expected `bool`, got `str`"),
-        ({"betas": (0.9,)}, r"betas cannot be \(0.9,\): Expected `array` of length 2"),
+        ({"flip": "no"}, "flip cannot be 'no': Expected bool, got str"),
+        ({"betas": (0.9,)}, r"betas cannot be \(0.9,\): Expected a list of length 2"),
+        ({"betas": 0.9}, "betas cannot be 0.9: Expected a list, got float"),
+        ({"data_dir": 3}, "data_dir cannot be 3: Expected str | None, got int"),
         ({"betas": (0.9, 1.5)}, r"betas must both lie in \[0, 1\), got \(0.9, 1.5\)"),
         ({"model": {"n_filters": 4}}, "model must be a ModelConfig, got {'n_filters': 4}"),
         ({"role": "denoiser"}, "does not go with conditioning"),

@@ -68,8 +68,14 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
         if not isinstance(reference, Tensor):
             check_statistics(reference, extractor, features.shape[1])
     samples, how, labels = collect_samples(options, models)
-    like = reference if others is None else others.images
-    if isinstance(like, Tensor) and like.shape[1] == 1:
+    shape = samples.images.shape[1:]
+    if others is not None:
+        shape = others.images.shape[1:]
+    elif isinstance(reference, Tensor):
+        shape = reference.shape[1:]
+    elif isinstance(reference, FeatureStatistics):
+        shape = reference.description.get("image_shape", shape)
+    if shape[0] == 1:
         samples = replace(samples, images=as_grey(samples.images))
     if others is not None:
         check_shape(options, tuple(samples.images.shape[1:]), others)

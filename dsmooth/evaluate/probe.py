@@ -142,13 +142,13 @@ def probe_key(
     """All that decides the result of `probe_pair`, as JSON."""
     pair = pair.at(pair.smoothing.scale)
     networks = {"noisy": pair.noisy, "denoiser": pair.denoiser, "plain": plain}
-    most = settings.train_images, settings.test_images
-    counts = [len(data.images[:n]) for data, n in zip((train_set, test_set), most, strict=True)]
+    train_set = train_set.part(slice(settings.train_images))
+    test_set = test_set.part(slice(settings.test_images))
     key = {
         **asdict(settings),
         "blocks": list(settings.blocks),
-        "train_images": counts[0],
-        "test_images": counts[1],
+        "train_images": len(train_set),
+        "test_images": len(test_set),
         "data": train_set.name,
         "data_sha256": {"train": train_set.digest, "test": test_set.digest},
         "smoothing": {"kind": pair.smoothing.kind, "scale": pair.smoothing.scale},

@@ -88,11 +88,12 @@ def save_pretrained(
         )
     arriving = {role: arriving_weights(folder, role, digests[role]) for role in networks}
     files = {arriving[role]: weight_bytes(network) for role, network in networks.items()}
-    if not path.exists() or MARK in path.read_text(errors="replace"):
-        files[path] = card.encode()
+    # With these settings the folder is the new pair, before them it is the old one.
+    files[config] = json_bytes({"dsmooth": __version__, **settings})
     with lock_folder(folder, "another process that saves a pair"):
-        # With these settings the folder is the new pair, before them it is the old one.
-        write_together({**files, config: json_bytes({"dsmooth": __version__, **settings})})
+        if not path.exists() or MARK in path.read_text(errors="replace"):
+            files[path] = card.encode()
+        write_together(files)
         for role in networks:
             os.replace(arriving[role], folder / WEIGHT_FILES[role])
             for left in folder.glob(arriving_weights(Path(), role, "*").name):
@@ -184,9 +185,8 @@ def of_networks(cls: type[Any], saved: Sequence[SavedNetwork]) -> Any:
         try:
             return _read(cls, saved)
         except (OSError, ValueError):
-            before, roles = saved, [network.role for network in saved]
-            again = {network.folder: resolve(network.folder) for network in saved}
-            saved = [one for found in again.values() for one in found if one.role in roles]
+            before, again = saved, {each.folder: resolve(each.folder) for each in saved}
+            saved = [one for each in saved for one in again[each.folder] if one.role == each.role]
             if saved == before:
                 raise
             # Another process saved a pair meanwhile.

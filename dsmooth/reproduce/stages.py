@@ -323,7 +323,13 @@ class Stages:
             "precision": "bfloat16" if fast else self.precision,
         }
         given = self.models.pair, self.train_set, self.test_set
-        unfinished = self.folder / "probes-unfinished.json"
+        path, unfinished = self.folder / "probes.json", self.folder / "probes-unfinished.json"
+        writes = self.only in (None, "probes") and rank_and_size()[0] == 0
+        if writes and path.exists():
+            found = read_json(path).get("accuracy")
+            # Version 0.2 wrote there after each network.
+            if isinstance(found, dict) and not found.keys() >= {*PROBED}:
+                path.replace(unfinished)
 
         def compute() -> dict[str, Any]:
             if self.train_set.labels is None or self.test_set.labels is None:
@@ -333,7 +339,7 @@ class Stages:
             return probe_pair(*given, path=unfinished, replace_other=True, **how)
 
         result = self.stored("probes", "probes", probe_key(*given, **how), compute)
-        if rank_and_size()[0] == 0:
+        if writes:
             unfinished.unlink(missing_ok=True)
         return result
 
