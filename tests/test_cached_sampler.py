@@ -20,7 +20,7 @@ from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE, split_mixture
 from dsmooth.nn import PixelCNNpp
 from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling import CachedSampler
-from dsmooth.sampling.cached import packed_before
+from dsmooth.sampling.cached import packed_before, sample_images
 from dsmooth.sampling.program import Program
 from tests.helpers.class_networks import conditional
 from tests.helpers.sampler_checks import (
@@ -370,6 +370,8 @@ def test_bad_contexts_and_labels() -> None:
 def test_bad_models() -> None:
     with pytest.raises(TypeError, match="must be a PixelCNNpp, got Linear"):
         CachedSampler(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="must be a PixelCNNpp, got Linear"):
+        sample_images(torch.nn.Linear(1, 1), 1, height=4, width=4)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"torch.float32 or torch.bfloat16, got torch.float16"):
         CachedSampler(network(), torch.float16)
     model = network()

@@ -260,6 +260,10 @@ def test_a_loop_of_ones_own_writes_a_run(tmp_path: Path) -> None:
 def test_tensorboard_gets_numbers_and_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ModuleNotFoundError, match=r"'dsmooth\[tensorboard\]'"):
+        train(tiny(images=16), tmp_path / "run", tensorboard=True)
+    assert not (tmp_path / "run").exists()
     module = Mock()
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     train(tiny(images=16), tmp_path / "run", tensorboard=True)

@@ -303,6 +303,7 @@ def sample_images(
 
 def obstacle_of(model: PixelCNNpp) -> str | None:
     """The reason why `CachedSampler` cannot sample a model, in one sentence; None if it can."""
+    check_network(model)
     device, dtype = model.head.bias.device.type, model.head.bias.dtype
     if (reason := unavailable_reason()) is not None:
         return reason
@@ -319,10 +320,15 @@ def _free_memory() -> int:
     return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
 
 
-def _check_model(model: PixelCNNpp) -> torch.device:
-    """The device of the model. Raises as `CachedSampler` does."""
+def check_network(model: PixelCNNpp) -> None:
+    """Raise TypeError for another model, such as a pair."""
     if not isinstance(model, PixelCNNpp):
         raise TypeError(f"model must be a PixelCNNpp, got {type(model).__name__}")
+
+
+def _check_model(model: PixelCNNpp) -> torch.device:
+    """The device of the model. Raises as `CachedSampler` does."""
+    check_network(model)
     device = model.head.bias.device
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"the model must be on the CPU or a CUDA device, got {device}")

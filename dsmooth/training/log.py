@@ -49,6 +49,17 @@ RECORD_SECONDS = 1.0
 EARLY_IMAGES = 10_000  # samples may diverge before so many, whatever the settings
 
 
+def writer_of_events() -> Any:
+    """TensorBoard's class that writes event files. Raises ModuleNotFoundError without the extra."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ModuleNotFoundError(
+            "tensorboard needs the extra: pip install 'dsmooth[tensorboard]'"
+        ) from None
+    return SummaryWriter
+
+
 class RunLog(ExitStack):
     """Writes log, pictures and event files of a run, and tells the logger or a bar.
 
@@ -68,13 +79,7 @@ class RunLog(ExitStack):
         super().__init__()
         self.writer = None
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise ModuleNotFoundError(
-                    "tensorboard needs the extra: pip install 'dsmooth[tensorboard]'"
-                ) from None
-            self.writer = SummaryWriter(str(folder.tensorboard))
+            self.writer = writer_of_events()(str(folder.tensorboard))
             self.callback(self.writer.close)
         self.folder = folder
         self.config = state.config

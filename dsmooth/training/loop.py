@@ -44,7 +44,7 @@ from .beginning import (
 )
 from .checkpoint import go_on, save_checkpoint
 from .device import with_device
-from .log import RECORD_SECONDS, Evaluation, OnEvaluation, RunLog, opening
+from .log import RECORD_SECONDS, Evaluation, OnEvaluation, RunLog, opening, writer_of_events
 from .step import READ_STEPS, TrainState, make_inputs, total_images
 
 # Noise of evaluations never repeats a training draw: training uses repeat 0.
@@ -118,6 +118,8 @@ def train(
             'dsmooth.preset("mnist-quick", "noisy", images=20_000), dataset=IMAGES)'
         )
     check_number("keep_snapshots", keep_snapshots, 0)
+    if tensorboard:
+        writer_of_events()  # refused before any work
     if dataset is None and (labels is not None or transform is not None):
         name = "labels" if transform is None else "transform"
         raise ValueError(
