@@ -239,7 +239,7 @@ def draw(
     Elsewhere they take forward passes: one per pixel, or on a GPU Jacobi iterations of whole
     images, since a single pixel would leave a GPU idle.
     """
-    weight, reason = model.head.bias, obstacle_of(model)
+    reason, weight = obstacle_of(model), model.head.bias
     if context is not None and context.is_floating_point():
         context = context.to(torch.float32 if reason is None else weight.dtype)
     if reason is None:
