@@ -96,6 +96,8 @@ class ModelConfig:
             check_whole(self, ["n_classes"], 0, LARGEST)
         check_interval(self, ["dropout"], "[0, 1)")
         check_interval(self, ["smoothing_scale"], "(-inf, inf)")
+        if isinstance(self.atoms, str):
+            check_one_of("atoms", self.atoms, ("all",))
         check_types(self)
         check_likelihood(self.likelihood, self.atom_bytes, self.smoothing_scale)
         if self.fourier_features and self.likelihood != "discretized":
