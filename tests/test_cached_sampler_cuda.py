@@ -37,8 +37,8 @@ def test_kernels_keep_to_registers(architecture: str, dtype: str) -> None:
         return [int(number) for number in re.findall(rf"(\d+) bytes {what}", said)]
 
     assert len(re.findall(rf"'\w+6sample\w+' for 'sm_{architecture}'", said)) == 1
-    # What the kernel itself does between the stages may keep one register in memory; on sm_80 a
-    # stage of more than 8 images keeps two, of thousands of instructions.
+    # Between the stages the kernel may keep one register in memory; on sm_80 a stage of more than
+    # 8 images, which has thousands of instructions, keeps two.
     line = r"for (\w+)\n.* (\d+) bytes spill stores, (\d+) bytes spill loads"
     spilled = {name: max(int(a), int(b)) for name, a, b in re.findall(line, said)}
     assert sum("draw_stages" in name or "draw_rows" in name for name in spilled) == 3

@@ -139,7 +139,7 @@ def test_distances_are_those_of_each_class_alone() -> None:
     assert one.value == pytest.approx(alone.value, rel=1e-6)
     assert one.floor == pytest.approx(alone.floor, rel=1e-6)
     assert (one.n_samples, one.n_reference) == (len(chosen[0]), len(chosen[1]))
-    # Of samples that were left out the labels are, too.
+    # The labels of samples that were left out are left out, too.
     data = [ImageDataset(*part, "digits", "test", "made") for part in (real, others)]
     found = distances_of_classes(ImageSet(drawn[0], "", kept), labels, data, extractor, 100)
     assert found == [*map(asdict, rows)]
