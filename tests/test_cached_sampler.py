@@ -368,10 +368,11 @@ def test_bad_contexts_and_labels() -> None:
 
 
 def test_bad_models() -> None:
+    linear: Any = torch.nn.Linear(1, 1)
     with pytest.raises(TypeError, match="must be a PixelCNNpp, got Linear"):
-        CachedSampler(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+        CachedSampler(linear)
     with pytest.raises(TypeError, match="must be a PixelCNNpp, got Linear"):
-        sample_images(torch.nn.Linear(1, 1), 1, height=4, width=4)  # type: ignore[arg-type]
+        sample_images(linear, 1, height=4, width=4)
     with pytest.raises(TypeError, match=r"torch.float32 or torch.bfloat16, got torch.float16"):
         CachedSampler(network(), torch.float16)
     model = network()

@@ -7,7 +7,7 @@ import json
 import math
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -83,8 +83,10 @@ def test_parts_make_the_whole() -> None:
 
 
 def test_numbers_of_numpy_and_torch_are_those_numbers() -> None:
-    last, heat = np.int32(2**31 - 1), np.float32(0.5)
-    request = Request(np.int64(2), np.int32(4), last, temperature=heat)  # type: ignore[arg-type]
+    last: Any = np.int32(2**31 - 1)
+    count: Any = np.int64(2)
+    seed: Any = np.int32(4)
+    request = Request(count, seed, last, temperature=cast(Any, np.float32(0.5)))
     same = Request(2, 4, 2**31 - 1, temperature=0.5)
     assert json.dumps(request.identity()) == json.dumps(same.identity())
     expected = sample_images(network(), 2, height=4, width=4, seed=4, first_index=int(last))

@@ -302,8 +302,8 @@ class Probing:
                     self.check_room(sum(widths.values()))
                 for block, values in rows.items():
                     if block not in files:
-                        new = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
-                        files[block] = stack.enter_context(new)  # which closes it
+                        new = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - by the stack
+                        files[block] = stack.enter_context(new)
                     files[block].write(values.numpy().tobytes())
                 done(before + min(number * CALL_IMAGES, len(data)))
             before += len(data)
