@@ -173,8 +173,8 @@ DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& 
     const StateView& state = BlockMemory<Block>::head_of(block).state;
     Step<decltype(worker)>(network, slice, state, worker).draw(run.first_row, run.end_row);
   };
-  // Where nothing is known, the code for it would cost registers, and a tenth of the time of a
-  // stage. The assembler compiles all that a kernel calls for this kernel, so there is one.
+  // The code for known pixels takes registers, and a tenth of the time of a stage: so it is a
+  // branch of its own. The assembler compiles all that a kernel calls for it, so there is one.
   if (slice.mask != nullptr || slice.condition != nullptr)
     draw(CudaWorker<T, Block, true>(block));
   else
