@@ -8,8 +8,7 @@ generator. So it stays the same over versions of torch and numpy.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from functools import lru_cache
 from typing import Any
 
@@ -104,11 +103,15 @@ def transformed(images: Tensor, transform: Transform, *, seed: int, first: int) 
     """
     made: list[Tensor] = []
     words = image_words(len(images), 1, seed=seed, first_index=first, stream=Stream.TRANSFORM)
-    with _generators_kept():
+    with ExitStack() as kept:  # the global generators are left as they were
+        kept.enter_context(torch.random.fork_rng(devices=[]))
+        kept.callback(random.setstate, random.getstate())
+        numpys = np.random.get_state()  # noqa: NPY002 - the generator that transforms draw from
+        kept.callback(np.random.set_state, numpys)  # noqa: NPY002 - as above
         for image, (low, high) in zip(images, words[:, 0, :2].tolist(), strict=True):
             torch.default_generator.manual_seed(low | high << 32)  # and no device's
             random.seed(low | high << 32)
-            np.random.seed(low)  # noqa: NPY002 - the generator that transforms draw from
+            np.random.seed(low)  # noqa: NPY002 - as above
             result = transform(image.clone())  # some write into their argument
             if not isinstance(result, Tensor) or result.dtype != torch.uint8 or result.ndim != 3:
                 got = getattr(result, "dtype", type(result).__name__)
@@ -124,19 +127,6 @@ def transformed(images: Tensor, transform: Transform, *, seed: int, first: int) 
                 )
             made.append(result)
     return torch.stack(made)
-
-
-@contextmanager
-def _generators_kept() -> Iterator[None]:
-    """Leave the global generators as they were."""
-    pythons = random.getstate()
-    numpys = np.random.get_state()  # noqa: NPY002 - the generator that transforms draw from
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(pythons)
-        np.random.set_state(numpys)  # noqa: NPY002 - as above
 
 
 class ImagesOnDevice:
