@@ -14,15 +14,12 @@ from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import ArrayLike, NDArray
 
 from ..fields import Argument
 from ..files import open_regular, printable
-from .dataset import ImageDataset
+from .dataset import ImageDataset, from_arrays
 from .reading import InvalidFile, guarded, missing, read_regular
 
 _RECORD = 1 + 3 * 32 * 32
@@ -76,19 +73,9 @@ def _binary_dataset(split: str, source: Path, batches: Mapping[Path, bytes]) -> 
             )
     records = np.frombuffer(b"".join(batches.values()), np.uint8).reshape(-1, _RECORD)
     part = f", {len(batches)} of 5 batches" if split == "train" and len(batches) < 5 else ""
-    return _dataset(split, source, records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0], part)
-
-
-def _dataset(
-    split: str, source: Path, images: NDArray[Any], labels: ArrayLike, part: str = ""
-) -> ImageDataset:
-    return ImageDataset(
-        torch.from_numpy(np.require(images, requirements=["C", "W"])),
-        torch.from_numpy(np.array(labels, np.int64)),
-        "cifar10",
-        split,
-        f"{printable(source)} ({len(images):,} images{part})",
-    )
+    told = f"{printable(source)} ({len(records):,} images{part})"
+    images = records[:, 1:].reshape(-1, 3, 32, 32)
+    return from_arrays(images, records[:, 0], "cifar10", split, told)
 
 
 def _unpack(path: Path, names: list[str]) -> dict[Path, bytes]:
@@ -127,7 +114,8 @@ def _python_dataset(split: str, folder: Path, source: Path) -> ImageDataset:
             Argument("download", True),
             f"or give the binary form ({_STEMS[split][0]}.bin)",
         ) from error
-    return _dataset(split, source, published.data.transpose(0, 3, 1, 2), published.targets)
+    images, told = published.data, f"{printable(source)} ({len(published):,} images)"
+    return from_arrays(images.transpose(0, 3, 1, 2), published.targets, "cifar10", split, told)
 
 
 def _from_python_archive(split: str, path: Path) -> ImageDataset:

@@ -15,11 +15,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..files import open_regular, printable
-from .dataset import ImageDataset
+from .dataset import ImageDataset, from_arrays
 from .reading import InvalidFile, check_size, guarded, missing, read_npz
 
 SUBSET_PATH = Path(__file__).with_name("mnist_subset.npz")
@@ -40,7 +39,7 @@ def load_embedded_mnist(split: str) -> ImageDataset:
     """The subset in the package, in rounds of one of each digit: any prefix is balanced."""
     images, labels = read_npz(SUBSET_PATH, (f"{split}_images", f"{split}_labels")).values()
     source = f"embedded MNIST subset ({len(images):,} images)"
-    return _dataset(images, labels, "mnist", split, source)
+    return from_arrays(images[:, None], labels, "mnist", split, source)
 
 
 def load_idx_dataset(name: str, split: str, data_dir: Path) -> ImageDataset:
@@ -64,7 +63,7 @@ def load_idx_dataset(name: str, split: str, data_dir: Path) -> ImageDataset:
                 stacklevel=2,
             )
     source = f"{printable(images_path.parent)} ({len(images):,} images)"
-    return _dataset(images, labels, name, split, source)
+    return from_arrays(images[:, None], labels, name, split, source)
 
 
 def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
@@ -119,10 +118,3 @@ def _is_published(name: str, path: Path, array: NDArray[np.uint8]) -> bool:
     from torchvision.datasets.utils import check_integrity
 
     return bool(check_integrity(path, dict(FashionMNIST.resources).get(path.name)))
-
-
-def _dataset(
-    images: NDArray[np.uint8], labels: NDArray[np.uint8], name: str, split: str, source: str
-) -> ImageDataset:
-    planes, classes = torch.from_numpy(images)[:, None], torch.from_numpy(labels.astype(np.int64))
-    return ImageDataset(planes, classes, name, split, source)
