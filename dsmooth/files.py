@@ -221,27 +221,20 @@ def weight_bytes(model: nn.Module) -> bytes:
     return tensor_bytes(model.state_dict(), {"format": "pt"})
 
 
-def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy `state` into `model`; ValueError naming `source` where `check_state` refuses it."""
-    import torch
-
-    check_state(model, state, source)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            tensor.copy_(state[name])
-
-
-def check_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def check_tensors(
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    source: str,
+    what: str = "a model of another shape",
+) -> None:
     """Raise ValueError, naming `source`, where keys, shapes or kinds of numbers differ."""
-    own = model.state_dict()
-    different = sorted(own.keys() ^ state.keys()) or sorted(
+    different = sorted(own.keys() ^ given.keys()) or sorted(
         name
         for name, tensor in own.items()
-        if tensor.shape != state[name].shape
-        or tensor.is_floating_point() != state[name].is_floating_point()
+        if tensor.shape != given[name].shape
+        or tensor.is_floating_point() != given[name].is_floating_point()
     )
     if different:
         raise ValueError(
-            f"{source} holds a model of another shape: {len(different)} tensors differ, "
-            f"first {different[0]!r}"
+            f"{source} holds {what}: {len(different)} tensors differ, first {different[0]!r}"
         )

@@ -172,6 +172,6 @@ class ImageDataset:
 def from_arrays(
     images: NDArray[Any], labels: ArrayLike, name: str, split: str, source: str
 ) -> ImageDataset:
-    """The data set of images (N, C, H, W), uint8, and labels (N,); they share memory if they can."""
+    """The data set of images (N, C, H, W), uint8, and labels (N,)."""
     pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
     return ImageDataset(pixels, torch.from_numpy(np.array(labels, np.int64)), name, split, source)

@@ -107,7 +107,7 @@ def transformed(images: Tensor, transform: Transform, *, seed: int, first: int) 
         kept.enter_context(torch.random.fork_rng(devices=[]))
         kept.callback(random.setstate, random.getstate())
         numpys = np.random.get_state()  # noqa: NPY002 - the generator that transforms draw from
-        kept.callback(np.random.set_state, numpys)  # noqa: NPY002 - as above
+        kept.callback(np.random.set_state, numpys)
         for image, (low, high) in zip(images, words[:, 0, :2].tolist(), strict=True):
             torch.default_generator.manual_seed(low | high << 32)  # and no device's
             random.seed(low | high << 32)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..data import ImageDataset, indices_at, to_float
 from ..fields import ArgumentError
-from ..files import load_state, read_tensors, write_tensors
+from ..files import check_tensors, read_tensors, write_tensors
 from ..machine import torch_seed
 from ..philox import Stream, image_words
 
@@ -152,5 +152,6 @@ def load_classifier(path: Path = WEIGHTS_PATH) -> tuple[MnistClassifier, dict[st
     """
     tensors, metadata = read_tensors(path)
     model = MnistClassifier()
-    load_state(model, tensors, str(path))
+    check_tensors(model.state_dict(), tensors, str(path))
+    model.load_state_dict(tensors)
     return model.eval().requires_grad_(False), metadata

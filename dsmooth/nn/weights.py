@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..files import check_state, read_tensors
+from ..files import check_tensors, read_tensors
 from .pixelcnnpp import PixelCNNpp
 
 
@@ -27,9 +27,9 @@ def load_network(config: ModelConfig, path: Path) -> PixelCNNpp:
     """
     tensors, _ = read_tensors(path)
     network = outline(config, tensors, str(path))
-    check_state(network, tensors, str(path))
-    # Not copied into an emptied network: to empty one, torch imports sympy.
     own = network.state_dict()
+    check_tensors(own, tensors, str(path))
+    # Not copied into an emptied network: to empty one, torch imports sympy.
     copies = {name: tensor.to(own[name].dtype, copy=True) for name, tensor in tensors.items()}
     network.load_state_dict(copies, assign=True)
     return network.eval()

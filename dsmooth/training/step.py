@@ -23,7 +23,7 @@ from ..config import TrainConfig
 from ..data import ImageDataset, to_float
 from ..data.order import ImagesOnDevice, flips, hide_labels
 from ..distributed import exchange, rank_and_size
-from ..files import load_state
+from ..files import check_tensors
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
 from ..nn.layers import GatedResnet
@@ -168,7 +168,9 @@ class TrainState:
         self.model = model.to(device, torch.float32).to(memory_format=torch.channels_last)
         set_keep_gates(self.model, config.keep_gates == "on")
         if initial is not None:
-            load_state(self.model, initial_state(self.model, initial), str(config.init))
+            state = initial_state(self.model, initial)
+            check_tensors(self.model.state_dict(), state, str(config.init))
+            self.model.load_state_dict(state)
         elif config.data_init:
             self.model.initialize(*self.inputs(0))
         self.parameters = list(self.model.parameters())
@@ -303,14 +305,7 @@ class TrainState:
         own = self.tensors()
         # Version 0.2 wrote no moments before the first step.
         given = tensors if steps else {**own, **tensors}
-        different = sorted(own.keys() ^ given.keys()) or [
-            name for name, tensor in own.items() if tensor.shape != given[name].shape
-        ]
-        if different:
-            raise ValueError(
-                f"{source} holds the state of another network or optimiser: {len(different)} "
-                f"tensors differ, first {different[0]!r}"
-            )
+        check_tensors(own, given, source, "the state of another network or optimiser")
         for name, tensor in own.items():
             tensor.copy_(given[name])
         self.optimizer.count(steps)
