@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..config import Switch, TrainConfig
+from ..config import TrainConfig
 from ..distributed import EXCHANGE, broadcast_int, rank_and_size
 from ..fields import ArgumentError
 from ..machine import has_fast_bfloat16
@@ -31,7 +31,13 @@ def with_device(config: TrainConfig, device: torch.device, size: tuple[int, int]
     if config.precision == "auto":
         fast = broadcast_int(has_fast_bfloat16(device))  # machines may differ
         config = replace(config, precision="bfloat16" if fast else "float32")
-    return replace(config, keep_gates=resolve_keep_gates(config, device, size))
+    if config.keep_gates == "auto":
+        fits = False
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            fits = bool(broadcast_int(gate_bytes(config, *size) <= MEMORY_FRACTION * free))
+        config = replace(config, keep_gates="on" if fits else "off")
+    return config
 
 
 def share_of_batch(config: TrainConfig) -> tuple[int, int]:
@@ -135,17 +141,6 @@ def gate_bytes(config: TrainConfig, height: int, width: int) -> int:
     rows = 2 * height if config.model.conditioning == "stack" else height
     images = share_of_batch(config)[1] // config.accumulate
     return int(filters * images * rows * width * (2 if config.precision == "bfloat16" else 4))
-
-
-def resolve_keep_gates(config: TrainConfig, device: torch.device, size: tuple[int, int]) -> Switch:
-    """Replace "auto" by "on" where MEMORY_FRACTION of a GPU holds A and G of (H, W) images."""
-    if config.keep_gates != "auto":
-        return config.keep_gates
-    if device.type != "cuda":
-        return "off"
-    free, _ = torch.cuda.mem_get_info(device)
-    fits = gate_bytes(config, *size) <= MEMORY_FRACTION * free
-    return "on" if broadcast_int(fits) else "off"
 
 
 def set_keep_gates(model: PixelCNNpp, keep: bool) -> None:
