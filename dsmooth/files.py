@@ -114,10 +114,10 @@ def check_writable(path: Path) -> None:
         raise ValueError(f"{path} cannot be written: {there}: {error.strerror}") from None
 
 
-def to_json(value: Mapping[str, Any]) -> str:
-    """Indented JSON. Raises ValueError, naming the key, for a number that is not finite."""
+def json_text(value: Mapping[str, Any]) -> str:
+    """The text of a file of JSON; ValueError, naming the key, for a number that is not finite."""
     try:
-        return json.dumps(value, indent=2, allow_nan=False)
+        return json.dumps(value, indent=2, allow_nan=False) + "\n"
     except ValueError:
         raise ValueError(f"{_not_finite(value)}, which is no number of JSON") from None
 
@@ -133,13 +133,8 @@ def _not_finite(value: Any, key: str = "") -> str:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` as `to_json` has it."""
-    write_atomically(path, json_bytes(value))
-
-
-def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """The content of a file of JSON."""
-    return (to_json(value) + "\n").encode()
+    """Write `value` as `json_text` has it."""
+    write_atomically(path, json_text(value).encode())
 
 
 def printable(path: Path | str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 from .config import Role, TrainConfig
 from .fields import structure
-from .files import json_bytes, lock_folder, read_json, weight_bytes, write_json, write_together
+from .files import json_text, lock_folder, read_json, weight_bytes, write_json, write_together
 from .presets import train_command
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class RunFolder:
         """
         if model.config != config.model:
             raise ValueError(f"config.model must be the model's own {model.config}")
-        settings = json_bytes(_described(config, image_size))
+        settings = json_text(_described(config, image_size)).encode()
         files = {self.weights: weight_bytes(model), self.config: settings}
         with lock_folder(self.path, "a training run"):
             if any(path.exists() for path in (self.log, *self.checkpoints())):

@@ -33,7 +33,7 @@ from ..evaluate.likelihood import (
 from ..evaluate.paper import EQUATION_4_SENTENCE, paper_sentence
 from ..evaluate.sources import choose_data, describe_data
 from ..fields import ArgumentError, check_whole
-from ..files import to_json, write_json
+from ..files import json_text, write_json
 from ..machine import autocast, choose_device, use_threads
 from ..models import load_models
 from ..progress import progress, silence
@@ -73,7 +73,7 @@ def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions | Classifie
                 numbers = evaluate_classify(options)
         numbers = {"dsmooth": __version__, **numbers}
         if first and aside:
-            print(to_json(numbers), file=screen)
+            print(json_text(numbers), end="", file=screen)
         elif first:
             write_json(options.out, numbers)
             print(f"wrote {options.out}")

@@ -20,7 +20,7 @@ from .._version import __version__
 from ..config import OWN, Role, SmoothingKind
 from ..data import DATASETS
 from ..files import (
-    json_bytes,
+    json_text,
     lock_folder,
     read_json,
     weight_bytes,
@@ -89,7 +89,7 @@ def save_pretrained(
     arriving = {role: arriving_weights(folder, role, digests[role]) for role in networks}
     files = {arriving[role]: weight_bytes(network) for role, network in networks.items()}
     # With these settings the folder is the new pair, before them it is the old one.
-    files[config] = json_bytes({"dsmooth": __version__, **settings})
+    files[config] = json_text({"dsmooth": __version__, **settings}).encode()
     with lock_folder(folder, "another process that saves a pair"):
         if not path.exists() or MARK in path.read_text(errors="replace"):
             files[path] = card.encode()
