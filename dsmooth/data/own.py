@@ -31,10 +31,6 @@ HELD_OUT_SPLITS = ("validation", "valid", "val", "test")
 # Items that are read again, which shows transforms that draw random numbers.
 READ_AGAIN = 8
 
-# The argument of `dsmooth.train`: images, which it splits; (training images, held-out images); or
-# splits by name.
-OwnData = Sized
-
 
 class Given(NamedTuple):
     """Images as they were given, (N, C, H, W) uint8 or float32, and labels (N,) int64."""
@@ -66,7 +62,7 @@ def own_images(dataset: Sized, split: str = "train", labels: Any = None) -> Imag
 
 
 def split_own(
-    dataset: OwnData, labels: Any = None, transform: Transform | None = None
+    dataset: Sized, labels: Any = None, transform: Transform | None = None
 ) -> tuple[ImageDataset, ImageDataset]:
     """Training and held-out images from the arguments of `dsmooth.train`.
 

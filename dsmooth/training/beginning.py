@@ -70,8 +70,7 @@ def begin_folder(
     if rank_and_size()[0] == 0:
         stack.enter_context(lock_folder(run.path, HOLDER))
         check_new_run(run, state.config)
-        save_checkpoint(run, state)
-        run.write_config(state.config, image_size)
+        save_checkpoint(run, state, image_size)
 
 
 def initial_network(config: TrainConfig) -> PixelCNNpp | None:

@@ -32,8 +32,11 @@ FREE = {"images", "schedule_from", "model.smoothing_scale"}
 FREE |= {each.name for each in fields(RunSettings)}
 
 
-def save_checkpoint(run: RunFolder, state: TrainState) -> None:
-    """Write the newest checkpoint, if all weights are finite; the one before it is kept."""
+def save_checkpoint(run: RunFolder, state: TrainState, image_size: tuple[int, int]) -> None:
+    """Write the newest checkpoint, if all weights are finite, and then its settings.
+
+    The checkpoint before it is kept. Forced settings begin with a checkpoint.
+    """
     state.check_finite()
     tensors = state.tensors()
     metadata = {
@@ -49,6 +52,7 @@ def save_checkpoint(run: RunFolder, state: TrainState) -> None:
             os.replace(run.checkpoint, run.earlier_checkpoint)
 
     write_together({run.checkpoint: tensor_bytes(tensors, metadata)}, first=keep)
+    run.write_config(state.config, image_size)
 
 
 class Checkpoint(NamedTuple):

@@ -8,7 +8,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..config import OWN, TrainConfig
 from ..data import ImageDataset
 from ..data.dataset import Transform
-from ..data.own import OwnData, split_own
+from ..data.own import split_own
 from ..distributed import (
     all_reduce_max,
     barrier,
@@ -65,7 +65,7 @@ def train(
     config: TrainConfig,
     folder: str | Path | None = None,
     *,
-    dataset: OwnData | None = None,
+    dataset: Sized | None = None,
     labels: Any = None,
     transform: Transform | None = None,
     match_channels: bool = False,
@@ -203,7 +203,7 @@ def _loop(
         if evaluated:
             bits = _evaluate(state, test_set, run, log)
         elif log and (interrupted or save):
-            _save(state, test_set, run)
+            save_checkpoint(run, state, test_set.image_size)
         if evaluated or interrupted or save:
             watch.saved = time.monotonic()
         if interrupted:
@@ -254,17 +254,11 @@ def _evaluate(
     state.check_finite()
     bits = evaluate(state, test_set)
     if log is not None:
-        _save(state, test_set, run)
+        save_checkpoint(run, state, test_set.image_size)
         write_atomically(run.weights, weight_bytes(state.averaged))
         samples = sample_grid(state, test_set)
         log.evaluation(Evaluation(state.images_seen, bits, samples, state.averaged))
     return bits
-
-
-def _save(state: TrainState, test_set: ImageDataset, run: RunFolder) -> None:
-    """Save a checkpoint and then its settings: forced ones begin with it."""
-    save_checkpoint(run, state)
-    run.write_config(state.config, test_set.image_size)
 
 
 @torch.no_grad()

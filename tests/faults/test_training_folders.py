@@ -234,14 +234,14 @@ def test_weights_that_are_not_finite_and_a_full_disk_replace_nothing(
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
         with pytest.raises(OSError, match="No space"):
-            save_checkpoint(run, state)
+            save_checkpoint(run, state, (8, 8))
     assert before == {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
     with torch.no_grad():
         state.ema.model.head.bias[0] = torch.nan
     with pytest.raises(
         NonFiniteLoss, match=r"ema\.head\.bias is not finite after step 4 .* seed 0"
     ):
-        save_checkpoint(run, state)
+        save_checkpoint(run, state, (8, 8))
     assert before == {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
 
 
