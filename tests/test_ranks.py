@@ -34,7 +34,7 @@ def test_a_killed_process_ends_the_other_with_one_line(tmp_path: Path) -> None:
     first, second = start_ranks(2, arguments, tmp_path)
     manifest = tmp_path / "x" / "shards.json"
     while not manifest.exists() or json.loads(manifest.read_text())["sha256"][0] is None:
-        assert first.poll() is None, first.communicate()
+        assert first.returncode is None, first.communicate()
         time.sleep(0.05)
     second.kill()
     _, errors = first.communicate(timeout=60)

@@ -160,7 +160,7 @@ def test_stopped_and_resumed_is_the_uninterrupted_run(
     deadline = time.monotonic() + 120
     while not (log.exists() and '"start"' in log.read_text()):
         assert time.monotonic() < deadline
-        assert stopped.poll() is None
+        assert stopped.returncode is None
         time.sleep(0.05)
     stopped.send_signal(signal.SIGINT)
     output, _ = stopped.communicate(timeout=120)

@@ -88,7 +88,7 @@ def test_a_batch_that_does_not_divide_is_named(monkeypatch: pytest.MonkeyPatch) 
 def wait_for(what: Callable[[], bool], process: ForkedPython) -> None:
     deadline = time.monotonic() + 240
     while not what():
-        assert process.poll() is None, process.communicate()
+        assert process.returncode is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
