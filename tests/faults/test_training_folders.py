@@ -18,25 +18,15 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.files import lock_folder, read_tensors, write_atomically, write_tensors, write_together
 from dsmooth.nn.weights import weights_digest
 from dsmooth.runs import RunFolder
 from dsmooth.training import NonFiniteLoss, beginning, train
 from dsmooth.training.checkpoint import digest, go_on, read_checkpoint, save_checkpoint
 from dsmooth.training.step import TrainState
-from tests.helpers.tiny_runs import assert_same_end, use_small_runs
+from tests.helpers.tiny_runs import assert_same_end, tiny, use_small_runs
 
-CONFIG = TrainConfig(
-    model=ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.3),
-    images=32,
-    batch_size=8,
-    evaluations=2,
-    evaluation_images=10,
-    checkpoint_minutes=1e-9,
-    precision="float32",
-)
-
+CONFIG = tiny(images=32, evaluations=2, checkpoint_minutes=1e-9)
 
 pytestmark = pytest.mark.usefixtures("small_runs")
 
@@ -65,10 +55,10 @@ def images_of(path: Path) -> str:
     return read_tensors(path)[1]["images_seen"]
 
 
-def change(path: Path, name: str = "model.head.bias") -> None:
+def change(path: Path) -> None:
     """Flip the lowest bit of one weight, and keep what the file says of itself."""
     tensors, metadata = read_tensors(path)
-    tensors[name].view(torch.int32)[0] ^= 1
+    tensors["model.head.bias"].view(torch.int32)[0] ^= 1
     write_tensors(path, tensors, metadata)
 
 
@@ -78,20 +68,11 @@ def recount(path: Path) -> None:
     write_tensors(path, tensors, metadata | {"images_seen": "16", "steps": "2"})
 
 
-def flip_header(path: Path) -> None:
-    """Flip a bit of the name of the position."""
-    path.write_bytes(path.read_bytes().replace(b"images_seen", b"images_sedn", 1))
-
-
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-@pytest.mark.parametrize("damage", [change, recount, flip_header, cut, Path.unlink])
+@pytest.mark.parametrize("damage", [change, recount, cut, Path.unlink])
 def test_the_checkpoint_before_a_damaged_one_is_used(
     run: RunFolder, finished: RunFolder, damage, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,7 +84,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
     assert images_of(run.earlier_checkpoint) == "24"  # not the damaged one
 
 
-@pytest.mark.parametrize("damage", [change, empty])
+@pytest.mark.parametrize("damage", [change, cut])
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused(run: RunFolder, damage) -> None:
     weights = run.weights.read_bytes()
     damage(run.checkpoint)
@@ -243,12 +224,6 @@ def test_weights_that_are_not_finite_and_a_full_disk_replace_nothing(
     ):
         save_checkpoint(run, state, (8, 8))
     assert before == {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
-
-
-def test_a_lost_model_file_is_written_again(run: RunFolder, finished: RunFolder) -> None:
-    run.weights.unlink()
-    train(CONFIG, run.path, resume=True)
-    assert_same_end(run.path, finished.path)
 
 
 def test_a_cut_line_of_the_log_does_not_swallow_the_next(run: RunFolder) -> None:
