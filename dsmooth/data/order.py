@@ -130,7 +130,7 @@ def transformed(images: Tensor, transform: Transform, *, seed: int, first: int) 
 
 
 class ImagesOnDevice:
-    """Training images on a device. Their position is a tensor there, which is not read back."""
+    """The batches of training images on a device, one at a time."""
 
     def __init__(
         self,
@@ -146,7 +146,6 @@ class ImagesOnDevice:
             part.new_zeros((batch_size, *part.shape[1:]), device=device)
             for part in self.batch_at(0, 1)
         ]
-        self.first = torch.zeros((), dtype=torch.int64, device=device)  # position of the first
 
     def batch_at(self, images_seen: int, count: int) -> list[Tensor]:
         """Images at positions from images_seen on, and their labels if there are any."""
@@ -159,13 +158,11 @@ class ImagesOnDevice:
     def prepare(self, images_seen: int) -> None:
         """Send the batch at a position, without waiting."""
         batch = self.batch_at(images_seen, self.batch_size)
-        self.first.fill_(images_seen)
         for x, there in zip(batch, self.there, strict=True):
             # From pinned memory a copy is queued behind a GPU's earlier work.
             there.copy_(x.pin_memory() if there.is_cuda else x, non_blocking=True)
 
-    def at(self, first: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
-        """Images and labels of positions first .. first + count - 1 of the prepared batch."""
-        rows = first - self.first + torch.arange(count, device=self.first.device)
-        images, *labels = (there[rows] for there in self.there)
+    def part(self, first: int, count: int) -> tuple[Tensor, Tensor | None]:
+        """Images first .. first + count - 1 of the prepared batch, and their labels, in place."""
+        images, *labels = (there[first : first + count] for there in self.there)
         return images, labels[0] if labels else None

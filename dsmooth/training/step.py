@@ -195,7 +195,8 @@ class TrainState:
     def inputs(self, first: int) -> Inputs:
         """The whole batch at stream position `first`."""
         self.images.prepare(first)
-        return self._inputs_at(torch.tensor(first, device=self.device), self.config.batch_size)
+        position = torch.tensor(first, device=self.device)
+        return self._inputs_of(position, 0, self.config.batch_size)
 
     def step(self) -> None:
         """One update by all processes, which may still run when this returns: `read` waits."""
@@ -233,17 +234,17 @@ class TrainState:
                 )
         return readings
 
-    def _inputs_at(self, first: Tensor, count: int) -> Inputs:
-        """The inputs of stream positions first .. first + count - 1."""
-        images, label = self.images.at(first, count)
-        x = to_float(images)
+    def _inputs_of(self, position: Tensor, first: int, count: int) -> Inputs:
+        """Images first .. first + count - 1 of the batch that begins at a stream position."""
+        images, label = self.images.part(first, count)
+        x, position = to_float(images), position + first
         if self.config.flip:
-            coins = flips(first, count, seed=self.config.seed, device=self.device)
+            coins = flips(position, count, seed=self.config.seed, device=self.device)
             x = torch.where(coins.view(-1, 1, 1, 1), x.flip(3), x)
         if label is not None and (hidden := self.config.label_dropout):
             n_classes = self.config.model.condition_size
-            label = hide_labels(label, hidden, n_classes, first, self.config.seed)
-        return make_inputs(x, self.config, label, first_index=first)
+            label = hide_labels(label, hidden, n_classes, position, self.config.seed)
+        return make_inputs(x, self.config, label, first_index=position)
 
     def _update(self) -> None:
         """One update, from tensors on the device to tensors on the device."""
@@ -255,7 +256,7 @@ class TrainState:
             where: dict[str, Any] = {"first_index": self.position, "device": self.device}
             words = image_words(1, 1, seed=config.seed, stream=Stream.DROPOUT, **where)[0, 0]
             seed = words[0] | words[1] << 32
-        inputs = self._inputs_at(self.position + self.first_image, self.share)
+        inputs = self._inputs_of(self.position, self.first_image, self.share)
         if not self.model.training:  # a walk through all modules
             self.model.train()
         for parameter in self.parameters:
