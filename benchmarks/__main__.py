@@ -1,11 +1,126 @@
-"""`python benchmarks`; see command.py."""
+"""Run benchmark suites, keep the results, draw them, and compare them with saved ones.
 
+python benchmarks                              every suite, about half an hour
+python benchmarks sampler logistic_mixture --quick
+python benchmarks --compare benchmarks/results/epyc-zen4-2-cores.json
+python benchmarks --write-docs                 docs/benchmarks.md, from benchmarks/results/
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
 import sys
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 # Last, so that an installed dsmooth is found before the source tree.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.command import main
+import tyro
+from rich.console import Console
 
-sys.exit(main())
+from benchmarks import figures, results, write_docs
+
+FOLDER = Path(__file__).resolve().parent
+FILE = "results.json"
+NO_CASES = 5  # pytest's exit status where -k leaves none
+SUITES = sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
+
+
+@dataclass(frozen=True)
+class Options:
+    """Run benchmark suites against the installed dsmooth."""
+
+    suites: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Which suites; all of them if none is named."""
+    quick: bool = False
+    """Only the cases that take seconds."""
+    cases: str | None = None
+    """Only cases whose name fits this expression, as for pytest's -k."""
+    out: Path = Path("benchmark-results")
+    """Folder for the figures and results.json; what it has of other cases is kept."""
+    compare: Path | None = None
+    """A results.json of before, to say which differences exceed the spread."""
+    list: bool = False
+    """Name the suites and stop."""
+    write_docs: bool = False
+    """Write docs/benchmarks.md and the README's table from the committed results, and stop."""
+
+
+def main() -> int:
+    """Parse the command line and do what it says; returns the exit status."""
+    options = tyro.cli(Options, prog="python benchmarks", config=(tyro.conf.FlagCreatePairsOff,))
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    if options.list:
+        print("\n".join(SUITES))
+        return 0
+    if options.write_docs:
+        write_docs.write()
+        return 0
+    unknown = [suite for suite in options.suites if suite not in SUITES]
+    if unknown:
+        print(f"unknown suite {unknown[0]!r}: the suites are {', '.join(SUITES)}", file=sys.stderr)
+        return 2
+    try:
+        saved = None if options.compare is None else results.load(options.compare)
+    except (OSError, ValueError) as error:
+        print(f"python benchmarks: error: {error}", file=sys.stderr)
+        return 2
+    measured, status = [], 0
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / FILE
+    for suite in options.suites or SUITES:
+        found, ended = run(suite, options)
+        # Kept whatever ends the next suite.
+        results.save(path, results.merge(results.load(path) if path.exists() else [], found))
+        measured += found
+        status = status or (0 if ended == NO_CASES else ended)
+    show(measured, options.out, console)
+    if saved is not None:
+        for sentence in results.compare(saved, measured):
+            console.print(sentence)
+    return status
+
+
+def run(suite: str, options: Options) -> tuple[list[results.Result], int]:
+    """A suite's results, and pytest's exit status; after Ctrl-C those of the finished cases."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pytest-benchmark.json"
+        # In this folder no source tree hides the installed package from `python -m`.
+        command = [
+            *(sys.executable, "-m", "pytest", "-q", "-s", "--no-header", "--benchmark-quiet"),
+            f"bench_{suite}.py",
+            f"--benchmark-json={path}",
+            # If -k leaves no case there is nothing to save.
+            *("-W", "ignore::pytest_benchmark.logger.PytestBenchmarkWarning"),
+            *("-m", "quick" if options.quick else "not smoke"),
+            *([f"-k={options.cases}"] if options.cases else []),
+        ]
+        status = subprocess.run(command, cwd=FOLDER).returncode
+        text = path.read_text() if path.exists() else ""
+    records = json.loads(text)["benchmarks"] if text else []
+    return [record["extra_info"] for record in records if record["extra_info"]], status
+
+
+def show(measured: list[results.Result], folder: Path, console: Console) -> None:
+    """Print a table of results, and draw the figures of all that the folder has."""
+    console.print(results.table(measured))
+    busy = [result for result in measured if result["load"] > result["cores"]]
+    if busy:
+        worst = max(busy, key=lambda result: result["load"])
+        console.print(
+            f"Warning: the load exceeded the {worst['cores']} cores in {len(busy)} of "
+            f"{len(measured)} cases (up to {worst['load']:.1f}, in {results.name_of(worst)}): "
+            "other work ran beside them.",
+            style="yellow",
+        )
+    for figure in figures.draw_all(results.load(folder / FILE), folder):
+        console.print(f"Figure:  {figure}")
+    console.print(f"Results: {folder / FILE}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
