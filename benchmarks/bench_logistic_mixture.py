@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Bench, Work, copy, full, quick, smoke, warm_memory
+from benchmarks.measure import Bench, Work, copy, full, quick, smoke
 from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_prob_ref
 from dsmooth.likelihoods import bytes_of
+from dsmooth.machine import keep_freed_memory
 
 pytestmark = pytest.mark.usefixtures("native", "one_thread")
 SHAPES = {
@@ -49,7 +50,7 @@ def bench_loss(bench: Bench, shape: str, kind: str, gradient: bool) -> None:
     x, params = images_and_params(SHAPES[shape], kind, gradient)
     contenders = make_contenders(x, params, kind, gradient, compiled=not bench.smoke)
     check(contenders)
-    warm_memory()
+    keep_freed_memory()
     # params are read and, with the gradient, one number is written for each.
     moved = 4 * (params.numel() * (2 if gradient else 1) + x.numel())
     bench.compare(

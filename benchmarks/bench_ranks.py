@@ -17,13 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.measure import CPU, Bench, Turns, Work, announce, full, quick, smoke
+from benchmarks.measure import CPU, Bench, Work, full, quick, smoke
 from dsmooth.machine import has_fast_bfloat16
 from dsmooth.runs import RunFolder
 
 pytestmark = pytest.mark.usefixtures("native")
 BATCH = 32
-ROUNDS = 3
 CORES = os.cpu_count() or 1
 
 
@@ -41,19 +40,28 @@ def bench_ranks(bench: Bench, filters: int, layers: int, images: int, tmp_path: 
     settings = [f"--n-filters={filters}", f"--n-resnet={layers}", f"--batch-size={BATCH}"]
     settings += [f"--images={images}", "--evaluations=1", "--evaluation-images=200"]
     ours, single = f"{processes} processes of 1 thread", f"1 process of {CORES} threads"
-    folder, counts = tmp_path / "run", {ours: processes, single: 1}
-    contenders = {name: partial(train, folder, settings, n) for name, n in counts.items()}
-    turns = Turns({name: [] for name in contenders})
-    losses: dict[str, float] = {}
-    for number in range(0 if bench.smoke else ROUNDS):
-        for name, run in contenders.items():
-            announce(f"round {number + 1} of {ROUNDS}: {name}")
-            step, losses[name] = run()
-            turns.seconds[name].append(step)
-    assert bench.smoke or losses[ours] == pytest.approx(losses[single], rel=0.02)
+    seconds = 0.0
+    losses: list[float] = []
+
+    def run(processes: int) -> None:
+        nonlocal seconds
+        step, loss = train(tmp_path / "run", settings, processes)
+        seconds += step
+        losses.append(loss)
+        assert bench.smoke or loss == pytest.approx(losses[0], rel=0.02)
+
     dtype = torch.bfloat16 if has_fast_bfloat16(CPU) else torch.float32
-    how = {"shape": (BATCH, 1, 28, 28), "dtype": dtype, "work": Work(images=BATCH)}
-    bench.compare(contenders, ours, turns=turns, memory=False, **how)
+    bench.compare(
+        {ours: partial(run, processes), single: partial(run, 1)},
+        ours,
+        memory=False,
+        rounds=3,
+        warmup=0,
+        clock=lambda: seconds,
+        shape=(BATCH, 1, 28, 28),
+        dtype=dtype,
+        work=Work(images=BATCH),
+    )
 
 
 def train(folder: Path, settings: list[str], processes: int) -> tuple[float, float]:

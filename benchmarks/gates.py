@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.bench_logistic_mixture import SHAPES, check, images_and_params, make_contenders
-from benchmarks.measure import take_turns, warm_memory
+from benchmarks.measure import take_turns
 from benchmarks.networks import MNIST, check_samples, plain_pass
-from dsmooth.machine import torch_threads
+from dsmooth.machine import keep_freed_memory, torch_threads
 from dsmooth.sampling import CachedSampler
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -34,6 +34,6 @@ def test_fused_loss_and_gradient_beat_eager_twice() -> None:
         x, params = images_and_params(SHAPES["cifar"], "continuous", gradient=True)
         contenders = make_contenders(x, params, "continuous", gradient=True, compiled=False)
         check(contenders)
-        warm_memory()
+        keep_freed_memory()
         ratio = take_turns(contenders, rounds=15, warmup=2, before=1).ratio("eager", "native")
     assert ratio.median >= 2, ratio

@@ -135,7 +135,7 @@ def take_turns(
 
     before: untimed calls of a contender right before its timed one, which fill the caches with its
     data. calls: how many calls of a contender do the whole work, of which one is timed. clock:
-    time.thread_time counts the CPU seconds of this thread.
+    time.thread_time counts the CPU seconds of this thread; contenders may count seconds themselves.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     told = time.monotonic()
@@ -156,15 +156,6 @@ def take_turns(
 def announce(text: str) -> None:
     """A line on the terminal at once, past the capture of the running case."""
     print(f"    {text}", file=sys.__stderr__, flush=True)
-
-
-def warm_memory() -> None:
-    """Make the allocator keep freed tensors, as it does in training.
-
-    In a young process each freed tensor goes back to the system, and page faults on fresh memory
-    take longer than a contender; that ends once a larger block was freed.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8).fill_(1)
 
 
 def peak_memory_of(run: Run) -> int | None:
@@ -261,7 +252,6 @@ class Bench:
         ours: str,
         *,
         limits: Mapping[str, Callable[[], Limit]] | None = None,
-        turns: Turns | None = None,
         memory: bool = True,
         shape: Sequence[int],
         dtype: torch.dtype = torch.float32,
@@ -272,14 +262,13 @@ class Bench:
         """Let contenders and limits take turns; keep and print what that says of `ours`, and the
         memory that it takes. In a smoke test only run `ours`.
 
-        turns: those that were taken already. memory: whether `ours` takes it in this process.
-        timing: arguments of `take_turns`.
+        memory: whether `ours` takes it in this process. timing: arguments of `take_turns`.
         """
         if self.smoke:
             self.benchmark.pedantic(contenders[ours], rounds=1)
             return None
         made = {name: make() for name, make in (limits or {}).items()}
-        turns = turns or take_turns({**contenders, **made}, **timing)
+        turns = take_turns({**contenders, **made}, **timing)
         work, seconds = work or Work(), turns.of(ours).median
         peaks: list[int | None] = []
         measured = contenders[ours] if memory else lambda: None
