@@ -22,10 +22,9 @@ from benchmarks.networks import (
     SMALL,
     Network,
     check_samples,
-    dependent_stages,
+    cost_of_sweep,
     flops_of_forward,
     plain_pass,
-    weight_bytes,
 )
 from dsmooth.machine import torch_threads
 from dsmooth.sampling import CachedSampler, jacobi_sample, sequential_sample
@@ -57,8 +56,8 @@ def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype
 
     check_samples(model, cached(), dtype)
     flops = flops_of_forward(model, network.shape(batch))
-    n_bytes = weight_bytes(model, size, size, dtype)
-    stages, stage_seconds = dependent_stages(model, size, size), seconds_per_stage(network)
+    stages, n_weights = cost_of_sweep(model, size, size)
+    n_bytes, stage_seconds = n_weights * dtype.itemsize, seconds_per_stage(network)
     # A forward that takes ten seconds needs no warming up.
     rounds, warmup = (3, 0) if flops > 1e12 else (7, 1)
     bench.compare(
@@ -113,7 +112,7 @@ def seconds_per_stage(network: Network) -> float:
     model, size = narrow.build(), network.size
     sampler = CachedSampler(model)
     turns = take_turns({"narrow": lambda: sampler.sample(1, size, size, threads=1)}, rounds=3)
-    return turns.of("narrow").median / dependent_stages(model, size, size)
+    return turns.of("narrow").median / cost_of_sweep(model, size, size)[0]
 
 
 @pytest.mark.parametrize(

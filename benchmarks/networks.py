@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
@@ -15,7 +15,7 @@ from dsmooth import GaussianSmoothing, ModelConfig, PixelCNNpp, SmoothedPair
 from dsmooth.functional import logistic_mixture_sample, use_impl
 from dsmooth.nn.condition import Condition
 from dsmooth.philox import Stream, image_words, to_uniform
-from dsmooth.sampling.operations import NONE, Op, Phase
+from dsmooth.sampling.operations import NONE, Phase
 from dsmooth.sampling.program import Program
 
 RECOMPILE_LIMIT = 64
@@ -122,34 +122,20 @@ def flops_of_forward(model: PixelCNNpp, shape: tuple[int, ...]) -> int:
     return shape[0] * int(counter.get_total_flops())
 
 
-def dependent_stages(model: PixelCNNpp, height: int, width: int) -> int:
-    """Matrix products of a sweep that must follow one another."""
-    total = 0
-    for op, rows, columns in _operations(model, height, width):
-        if op.phase in (Phase.ENCODER, Phase.VERTICAL):
-            total += rows
-        else:
-            total += rows * (columns + any(term.row_part for term in op.terms))
-    return total
-
-
-def weight_bytes(model: PixelCNNpp, height: int, width: int, dtype: torch.dtype) -> int:
-    """Bytes of weights that one sweep reads: those of an operation each time that it runs."""
-    total = 0
-    for op, rows, columns in _operations(model, height, width):
-        at_once = op.phase in (Phase.ENCODER, Phase.VERTICAL)
-        for term in op.terms:
-            total += term.weight.size * rows * (1 if at_once or term.row_part else columns)
-    return total * dtype.itemsize
-
-
-def _operations(model: PixelCNNpp, height: int, width: int) -> Iterator[tuple[Op, int, int]]:
-    """(operation, rows, columns where it runs); a stacked context counts as rows of a prompt."""
+def cost_of_sweep(model: PixelCNNpp, height: int, width: int) -> tuple[int, int]:
+    """Matrix products of a sweep that must follow one another, and the weights that it reads: those
+    of an operation each time that it runs. A stacked context counts as rows of a prompt."""
     canvas = 2 * height if model.config.conditioning == "stack" else height
+    stages = weights = 0
     for op in Program(model).ops:
         rows = sum(_runs_at(op.resolution, op.row_parity, row) for row in range(canvas))
         columns = sum(_runs_at(op.resolution, op.column_parity, column) for column in range(width))
-        yield op, rows, columns
+        at_once = op.phase in (Phase.ENCODER, Phase.VERTICAL)
+        row_parts = any(term.row_part for term in op.terms)
+        stages += rows if at_once else rows * (columns + row_parts)
+        for term in op.terms:
+            weights += term.weight.size * rows * (1 if at_once or term.row_part else columns)
+    return stages, weights
 
 
 def _runs_at(resolution: int, parity: int, at: int) -> bool:
