@@ -30,10 +30,9 @@ def on_gpu() -> ModuleType:
     return importlib.import_module("benchmarks.on_gpu")
 
 
-def test_cases_are_there(tool: SimpleNamespace, on_gpu: ModuleType, tmp_path: Path) -> None:
-    commands = [step.command for step in tool.steps(tmp_path)]
-    for command in commands:
-        for script, case in itertools.pairwise(command):
+def test_cases_are_there(tool: SimpleNamespace, on_gpu: ModuleType) -> None:
+    for step in tool.steps():
+        for script, case in itertools.pairwise(step.command):
             if script.startswith("benchmarks/"):
                 assert on_gpu.cases_of(case), case
 
@@ -74,7 +73,7 @@ def test_a_wrong_number_stops_its_family_alone(
 ) -> None:
     day = tool.Day(tmp_path, tmp_path)
     day.note("smoke-training", "failed")
-    timed = {step.name: step for step in tool.steps(tmp_path) if step.proofs}
+    timed = {step.name: step for step in tool.steps() if tool.proofs_of(step.name)}
     for step in timed.values():
         harmless = dataclasses.replace(step, command=["true"])
         tool.attempt(harmless, day, 1000, False, go_on)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import signal
@@ -55,6 +56,8 @@ CARRIED = [
     *("sortedcontainers>=2.1", "setuptools>=78.1.1"),
 ]
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+ON_GPU = (PYTHON, "benchmarks/on_gpu.py")
+TINY = ("--device=cpu", "--tiny")  # of on_gpu.py
 # In bash, with Python as $0. Versions, packages and clocks of the machine:
 DESCRIBE = """
 "$0" -VV; "$0" -m pip list; nvcc --version; nvidia-smi --format=csv \
@@ -81,8 +84,9 @@ class Step:
     """A command, how many seconds it should take, and more arguments to rehearse it with (None: it
     needs a GPU).
 
-    A step is told to stop after LIMIT seconds; training saves then, and goes on later. always: it
-    prepares the machine, in each call. proofs: steps without which its time means nothing.
+    In the command STATE stands for the folder of logs, results and runs. A step is told to stop
+    after LIMIT seconds; training saves then, and goes on later. always: it prepares the machine, in
+    each call.
     """
 
     name: str
@@ -90,7 +94,6 @@ class Step:
     seconds: float
     tiny: Sequence[str] | None = None
     always: bool = False
-    proofs: Sequence[str] = ()
 
 
 PREPARES = ("install", "build")  # if one of these fails, the call ends
@@ -114,7 +117,7 @@ FAMILIES = {
     ),
 }
 PROVING = [file for files, _ in FAMILIES.values() for file in files]
-# The families that a case of benchmarks/on_gpu.py, a tuner or training times, by its first word.
+# The families that a step times, by the first word of its name, behind "ncu-" or "tune-".
 TIMED = {
     "ceiling": (),
     "plain": (),
@@ -122,7 +125,7 @@ TIMED = {
     "two": ("sampler",),  # two-step sampling
     "block": ("block",),
     "loss": ("loss",),
-    "step": ("block", "loss", "training"),
+    **dict.fromkeys(("step", "trace", "train"), ("block", "loss", "training")),
 }
 # compute-sanitizer slows kernels a hundredfold: four cases.
 SANITIZED = (
@@ -131,49 +134,52 @@ SANITIZED = (
 )
 
 
-def steps(state: Path) -> list[Step]:
-    """In the order in which they run. state: the folder of logs, results and runs."""
-    install = [PYTHON, "-m", "pip", "install", "-q", "--no-deps"]
-    carried = [*install, "--no-index", f"--find-links={WHEELS}", *CARRIED]
+def steps() -> list[Step]:
+    """In the order in which they run."""
+    install = [PYTHON, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
+    carried = [*install, f"--find-links={WHEELS}", *CARRIED]
     unpack = ["bash", "-c", UNPACK, PYTHON]
+    # F = 40 and 160, whose kernels are compiled anew.
+    chosen = "(size2-40 or size3-160) and bfloat16"
+    anew = gpu_tests("-n8", "-k", chosen, *FAMILIES["block"][0])
     return [
         Step("preflight", ["bash", "-c", DESCRIBE, PYTHON], 10, (), always=True),
         *([Step("install", carried, 10, always=True)] if WHEELS.is_dir() else []),
         *([Step("kernels", unpack, 10, (), always=True)] if KERNELS.is_file() else []),
         Step("build", ["bash", "-c", INSTALL, PYTHON, digest()], 180, always=True),
-        measure(state, "ceiling", 30),
+        measure("ceiling", 30),
         Step("doctor", [PYTHON, "-m", "dsmooth", "doctor"], 20, ()),
         *(
-            check(state, f"smoke-{family}", 60, "-x", "-k", chosen, *files, rehearsed=True)
+            check(f"smoke-{family}", 60, "-x", "-k", chosen, *files, tiny=("-n0",))
             for family, (files, chosen) in FAMILIES.items()
         ),
-        measure(state, "sampler-mnist", 60, rehearsed=True),
-        measure(state, "sampler-cifar", 90),
+        measure("sampler-mnist", 60, TINY),
+        measure("sampler-cifar", 90),
         # The first step of a network compiles those of its kernels that were not carried.
-        measure(state, "step-mnist-kept", 150, rehearsed=True),
-        *(measure(state, f"step-mnist-{mode}", 45) for mode in ("again", "cudnn", "eager")),
-        measure(state, "step-cifar-kept", 250),
-        *(measure(state, f"step-cifar-{mode}", 60) for mode in ("again", "cudnn", "eager")),
-        measure(state, "loss", 90, rehearsed=True),
-        measure(state, "two-step", 60),
-        measure(state, "plain", 60),
+        measure("step-mnist-kept", 150, TINY),
+        *(measure(f"step-mnist-{mode}", 45) for mode in ("again", "cudnn", "eager")),
+        measure("step-cifar-kept", 250),
+        *(measure(f"step-cifar-{mode}", 60) for mode in ("again", "cudnn", "eager")),
+        measure("loss", 90, TINY),
+        measure("two-step", 60),
+        measure("plain", 60),
         # A sweep launches one kernel for every 4 rows; a block launches each Triton kernel.
-        ncu("ncu-sampler", "sampler-mnist-1056", "sample", "--launch-skip=3", "--launch-count=1"),
-        ncu("ncu-block", "block-cifar", "_kernel"),
-        trace(state, "trace-mnist", "step-mnist-kept-uncaptured", rehearsed=True),
-        trace(state, "trace-cifar", "step-cifar-kept-uncaptured"),
-        measure(state, "step-cifar-compile", 420),
-        measure(state, "step-mnist-compile", 300),
-        check(state, "tests-gated-resnet", 300, *PROVING[:1]),
-        check(state, "tests-mixture", 200, *PROVING[1:2]),
-        check(state, "tests-others", 300, *(f"--ignore={file}" for file in PROVING[:2])),
-        other_ptxas(),
+        ncu("sampler", "sampler-mnist-1056", "sample", "--launch-skip=3", "--launch-count=1"),
+        ncu("block", "block-cifar", "_kernel"),
+        trace("mnist", TINY),
+        trace("cifar"),
+        measure("step-cifar-compile", 420),
+        measure("step-mnist-compile", 300),
+        check("tests-gated-resnet", 300, *PROVING[:1]),
+        check("tests-mixture", 200, *PROVING[1:2]),
+        check("tests-others", 300, *(f"--ignore={file}" for file in PROVING[:2])),
+        Step("tests-other-ptxas", ["bash", "-c", OTHER_PTXAS, "bash", *anew], 200),
         *(sanitize(tool) for tool in ("memcheck", "racecheck", "initcheck", "synccheck")),
         *(
-            Step(f"tune-{name}", [PYTHON, "benchmarks/tune.py", name], 400, proofs=proofs_of(name))
+            Step(f"tune-{name}", [PYTHON, "benchmarks/tune.py", name], 400)
             for name in ("block-cifar", "block-mnist", "loss")
         ),
-        *(train(state, role) for role in ("noisy", "denoiser")),
+        *(train(role) for role in ("noisy", "denoiser")),
     ]
 
 
@@ -184,32 +190,29 @@ def digest() -> str:
     return hashlib.sha256(b"".join(contents)).hexdigest()
 
 
-def proofs_of(case: str) -> list[str]:
-    return ["doctor", *(f"smoke-{family}" for family in TIMED[case.partition("-")[0]])]
+def proofs_of(name: str) -> list[str]:
+    """The steps without which the time of this one means nothing."""
+    word = name.removeprefix("ncu-").removeprefix("tune-").partition("-")[0]
+    return ["doctor", *(f"smoke-{family}" for family in TIMED[word])] if word in TIMED else []
 
 
-def measure(
-    state: Path, case: str, seconds: float, name: str = "", *arguments: str, rehearsed: bool = False
-) -> Step:
+def measure(case: str, seconds: float, tiny: Sequence[str] | None = None) -> Step:
     """Cases of benchmarks/on_gpu.py that begin so; each is written as soon as it is measured."""
-    written = arguments or (f"--out={state / 'measured.json'}",)
-    tiny = ("--device=cpu", "--tiny") if rehearsed else None
-    command = [PYTHON, "benchmarks/on_gpu.py", case, *written]
-    return Step(name or case, command, seconds, tiny, proofs=proofs_of(case))
+    return Step(case, [*ON_GPU, case, "--out=STATE/measured.json"], seconds, tiny)
 
 
-def trace(state: Path, name: str, case: str, rehearsed: bool = False) -> Step:
-    """A trace of one warm call by torch.profiler."""
-    file = state / "logs" / f"{name}.json.gz"
-    return measure(state, case, 60, name, f"--trace={file}", rehearsed=rehearsed)
+def trace(network: str, tiny: Sequence[str] | None = None) -> Step:
+    """A trace of one warm training step by torch.profiler."""
+    file = f"STATE/logs/trace-{network}.json.gz"
+    command = [*ON_GPU, f"step-{network}-kept-uncaptured", f"--trace={file}"]
+    return Step(f"trace-{network}", command, 60, tiny)
 
 
-def ncu(name: str, case: str, kernel: str, *launches: str) -> Step:
+def ncu(family: str, case: str, kernel: str, *launches: str) -> Step:
     """Nsight Compute on launches of kernels named so, in one warm call."""
     program = ["ncu", "--profile-from-start=off", "--clock-control=none", "--set=full"]
     program += [f"--kernel-name=regex:{kernel}$", *launches]
-    command = [*program, PYTHON, "benchmarks/on_gpu.py", case, "--once"]
-    return Step(name, command, 120, proofs=proofs_of(case))
+    return Step(f"ncu-{family}", [*program, *ON_GPU, case, "--once"], 120)
 
 
 def gpu_tests(*arguments: str) -> list[str]:
@@ -221,17 +224,11 @@ def gpu_tests(*arguments: str) -> list[str]:
     return [*pytest, "-v", "-m", "gpu", "-W", "default", *arguments]
 
 
-def check(state: Path, name: str, seconds: float, *arguments: str, rehearsed: bool = False) -> Step:
+def check(name: str, seconds: float, *arguments: str, tiny: Sequence[str] | None = None) -> Step:
     """Tests by eight workers, which compile kernels at the same time."""
-    command = gpu_tests("-n8", f"--junitxml={state / 'logs' / name}.xml", *arguments)
-    return Step(name, command, seconds, ("-n0",) if rehearsed else None)
-
-
-def other_ptxas() -> Step:
-    """The kernels of F = 40 and 160, compiled anew."""
-    chosen = "(size2-40 or size3-160) and bfloat16"
-    tests = gpu_tests("-n8", "-k", chosen, *FAMILIES["block"][0])
-    return Step("tests-other-ptxas", ["bash", "-c", OTHER_PTXAS, "bash", *tests], 200)
+    return Step(
+        name, gpu_tests("-n8", f"--junitxml=STATE/logs/{name}.xml", *arguments), seconds, tiny
+    )
 
 
 def sanitize(tool: str) -> Step:
@@ -241,15 +238,13 @@ def sanitize(tool: str) -> Step:
     return Step(tool, command, 120)
 
 
-def train(state: Path, role: str) -> Step:
+def train(role: str) -> Step:
     """Training with the settings of the released pair, not prolonged but by one schedule."""
-    run = state / "runs" / role
     config = ROOT / "dsmooth" / "pretrained" / "mnist" / role / "config.json"
-    command = [PYTHON, "-m", "dsmooth", "train", role, f"--out={run}", f"--config={config}"]
-    command += ["--resume"] * any(run.glob("checkpoint*.safetensors"))
+    command = [PYTHON, "-m", "dsmooth", "train", role, f"--out=STATE/runs/{role}", "--resume"]
     tiny = ("--n-filters=4", "--n-resnet=1", "--images=16", "--evaluations=1")
     tiny = (*tiny, "--evaluation-images=4")
-    return Step(f"train-{role}", command, 120, tiny, proofs=proofs_of("step"))
+    return Step(f"train-{role}", [*command, f"--config={config}"], 120, tiny)
 
 
 def run(command: Sequence[str], environment: Any, log: Path, limit: float) -> int | None:
@@ -305,13 +300,13 @@ class Day:
         for file in ("day.json", "measured.json"):
             if self.out != self.state and (self.state / file).exists():
                 write(self.out / file, (self.state / file).read_bytes())
-        partial = self.out / "logs.tar.gz.partial"
-        with tarfile.open(partial, mode="w:gz") as tar:
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz") as tar:
             tar.add(self.state / "logs", "logs")  # with reports and traces
             for path in sorted(self.state.glob("runs/*/*")):
                 if path.name in ("config.json", "log.jsonl", "model.safetensors"):
                     tar.add(path, path.relative_to(self.state))
-        partial.replace(self.out / "logs.tar.gz")
+        write(self.out / "logs.tar.gz", packed.getvalue())
         print(f"{name}: {outcome}, {seconds:.0f} s. {text}", flush=True)
 
     def table(self) -> str:
@@ -329,7 +324,7 @@ class Day:
 
 def attempt(step: Step, day: Day, left: float, rehearse: bool, go_on: bool) -> None:
     """Run a step and note its outcome, unless it must be left out."""
-    wrong = [] if go_on else day.failed(*step.proofs)
+    wrong = [] if go_on else day.failed(*proofs_of(step.name))
     reason = ""
     if rehearse and step.tiny is None:
         reason = "needs a GPU"
@@ -341,6 +336,7 @@ def attempt(step: Step, day: Day, left: float, rehearse: bool, go_on: bool) -> N
         day.note(step.name, "skipped", text=reason)
         return
     command = [*step.command, *(step.tiny or () if rehearse else ())]
+    command = [word.replace("STATE", str(day.state)) for word in command]
     log, limit = day.state / "logs" / f"{step.name}.log", min(LIMIT, left)
     started = time.monotonic()
     status = run(command, os.environ | ENVIRONMENT, log, limit)
@@ -369,7 +365,7 @@ def main(arguments: list[str] | None = None) -> int:
         return subprocess.run([*command, *CARRIED]).returncode
     state = options.state.resolve()
     out = options.out or Path(os.environ.get("OUT") or state)
-    planned = {step.name: step for step in steps(state)}
+    planned = {step.name: step for step in steps()}
     for name in options.only or ():
         if name not in planned:
             parser.error(f"{name!r} is no step: they are {', '.join(planned)}")
