@@ -13,23 +13,13 @@ from pathlib import Path
 import pytest
 
 from dsmooth.runs import RunFolder
+from tests.helpers.command_runs import smaller
 from tests.helpers.rank_processes import COMMAND, START, ForkedPython, free_port, wait_for_all
 
 pytestmark = pytest.mark.full
 PAGE = Path(__file__).parent.parent / "docs" / "many_machines.md"
-TINY = (
-    "--n-filters 4 --n-resnet 1 --n-mix 2 --dropout 0 --images 320 --batch-size 16 --ema 0"
-    " --learning-rate 2e-2 --warmup-images 0 --evaluations 1 --evaluation-images 4 --threads 1"
-)
-SMALLER = {
-    "sample": "-n 4",
-    "bpd": "--limit 4",
-    "fid": "--extractor mnist-classifier --data mnist --subsets 2",
-    "probe": "--train-images 40 --test-images 20",
-    "reproduce": "-n 4 --scored-images 4 --probe-train-images 40 --probe-test-images 20",
-}
-# Options for eight GPUs and data that are not here.
-BIGGER = re.compile(r"--(preset|data|data-dir|extractor|batch-size) \S+ ?|-n \d+ ")
+# Options for data and weights that are not here.
+ELSEWHERE = re.compile(r"--(preset|data|data-dir|extractor) \S+ ?")
 
 
 def commands(language: str) -> Iterator[str]:
@@ -37,16 +27,9 @@ def commands(language: str) -> Iterator[str]:
         yield from text.replace("\\\n", "").splitlines()
 
 
-def parts(command: str) -> tuple[str, list[str]]:
-    """The words before dsmooth, and its arguments for a tiny network and few images."""
-    start, _, arguments = command.partition("dsmooth ")
-    verb = next(verb for verb in ("train", *SMALLER) if verb in arguments.split())
-    small = BIGGER.sub("", arguments) + " " + (TINY if verb == "train" else SMALLER[verb])
-    return start, shlex.split(small)
-
-
-def follow(start: str, arguments: list[str], folder: Path) -> None:
+def follow(command: str, folder: Path) -> None:
     """Start torchrun as the page does, of two machines twice here, with two processes in all."""
+    start, arguments = command.partition("dsmooth ")[0], smaller(command)
     machines = 2 if "--nnodes 2" in start else 1
     start = re.sub(r"--nproc-per-node \d+", f"--nproc-per-node {2 // machines}", start)
     start = start.replace("first:29400", f"127.0.0.1:{free_port()}")
@@ -71,12 +54,12 @@ def follow(start: str, arguments: list[str], folder: Path) -> None:
 
 
 def test_the_commands_run(tmp_path: Path) -> None:
-    calls = [parts(command) for command in commands("bash")]
+    alone, *calls = (ELSEWHERE.sub("", command) for command in commands("bash"))
     (tmp_path / "alone").mkdir()
-    wait_for_all([ForkedPython(COMMAND, calls[0][1], tmp_path / "alone")])
-    for start, arguments in calls[1:]:
-        follow(start, arguments, tmp_path)
-    assert len(calls) == 10
+    wait_for_all([ForkedPython(COMMAND, smaller(alone), tmp_path / "alone")])
+    for command in calls:
+        follow(command, tmp_path)
+    assert len(calls) == 9
     for run in ("alone/runs/noisy", "runs/noisy", "runs/denoiser", "runs/two", "runs/plain"):
         assert RunFolder(tmp_path / run).is_finished()
     for made in ("samples", "bits.json", "frechet.json", "probes/probes.json"):

@@ -33,14 +33,11 @@ from dsmooth.progress import LOG, lines_shown
 from dsmooth.reproduce import PretrainedPlan, TrainingPlan, plan_from_preset
 from dsmooth.reproduce.pipeline import longer_training, wrapped
 from dsmooth.tables import Table
-from tests.helpers.command_runs import run
+from tests.helpers.command_runs import SMALLER, run
 from tests.helpers.data_makers import random_bytes, write_images
 
 PACKAGE = Path(dsmooth.__file__).parent
-TINY = "--data folder --data-dir images --n-filters 4 --n-resnet 1 --n-mix 2 --context-layers 1"
-TINY += " --dropout 0 --images 192 --batch-size 8 --ema 0 --learning-rate 2e-2 --warmup-images 0"
-TINY += " --evaluations 1 --evaluation-images 4"
-FEW = "-n 4 --scored-images 4 --probe-train-images 4 --probe-test-images 4"
+TINY = f"--data folder --data-dir images {SMALLER['train']} --images 192"
 # Folders that a reader is to name.
 PLACES = {"NOISY": "runs/noisy", "DENOISER": "runs/denoiser", "FOLDER": "images"}
 
@@ -98,7 +95,9 @@ def test_every_printed_command_runs(
     assert "--threads 1" in printed
 
     models = ["runs", "runs/my plain"]
-    assert run("reproduce", "--models", *models, *FEW.split(), "--out", "report") == 0
+    assert (
+        run("reproduce", "--models", *models, *SMALLER["reproduce"].split(), "--out", "report") == 0
+    )
     told = capsys.readouterr().out
     assert "next: " not in told
     for text in (printed, told, Path("report/report.html").read_text()):
