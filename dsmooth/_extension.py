@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 PACKAGE = Path(__file__).resolve().parent
 
 
-@lru_cache(maxsize=1)
+@cache
 def build_info() -> dict[str, Any] | None:
     """The record of the build, or None in a source tree that was never built."""
     try:
@@ -26,7 +26,7 @@ def build_info() -> dict[str, Any] | None:
         return None
 
 
-@lru_cache(maxsize=1)
+@cache
 def _load() -> ModuleType | str:
     """The module, or the reason in one sentence why it cannot be had."""
     # torch first: the loader then finds its OpenMP runtime for the extension, which links none.
@@ -61,14 +61,6 @@ def unavailable_reason() -> str | None:
     """Why `is_available()` is false, in one sentence; None if it is true."""
     loaded = _load()
     return loaded if isinstance(loaded, str) else None
-
-
-def native_obstacle() -> str | None:
-    """As `unavailable_reason`, for an op that then runs in PyTorch: a warning says so once."""
-    reason = unavailable_reason()
-    if reason is not None:
-        warn_once("operations run in PyTorch, slower: %s", reason)
-    return reason
 
 
 warn_once = cache(logging.getLogger("dsmooth").warning)

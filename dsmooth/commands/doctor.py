@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
+import torch
+
 from .. import _extension
 from .._version import __version__
+from ..functional import logistic_mixture_log_prob
 from ..machine import cpu_name
+from ..philox import philox4x32
 from .options import Doctor
 
 _PHILOX_ZERO = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)  # counter and key all zero
@@ -20,10 +24,7 @@ def doctor(options: Doctor | None = None) -> int:
     """Carry out `dsmooth doctor`; 1 if the self-test failed, not for a missing extension."""
     for line in describe():
         print(line)
-    checks: dict[str, Callable[[], str | None]] = {
-        "Philox": _check_philox,
-        "256 masses sum to 1": _check_masses,
-    }
+    checks = {"Philox": _check_philox, "256 masses sum to 1": _check_masses}
     if _extension.is_available():
         checks["loss and gradient, native against reference"] = _check_native
     failed = 0
@@ -39,8 +40,6 @@ def doctor(options: Doctor | None = None) -> int:
 
 def describe() -> Iterator[str]:
     """The lines of the report before the self-test."""
-    import torch
-
     try:
         triton = metadata.version("triton")
     except metadata.PackageNotFoundError:
@@ -72,10 +71,6 @@ def describe() -> Iterator[str]:
 
 
 def _check_philox() -> str | None:
-    import torch
-
-    from ..philox import philox4x32
-
     words = tuple(philox4x32(torch.zeros(4, dtype=torch.int64), (0, 0)).tolist())
     if words != _PHILOX_ZERO:
         return f"Python gives {words}"
@@ -87,10 +82,6 @@ def _check_philox() -> str | None:
 
 
 def _check_masses() -> str | None:
-    import torch
-
-    from ..functional import logistic_mixture_log_prob
-
     bytes_ = torch.arange(256, dtype=torch.float64) / 127.5 - 1
     params = torch.tensor([0.3, -0.2, -0.5, 0.4, -7.0, -1.0], dtype=torch.float64)
     log_prob = logistic_mixture_log_prob(
@@ -102,10 +93,6 @@ def _check_masses() -> str | None:
 
 def _check_native() -> str | None:
     """Compare the native op with its reference in float64: they may differ by rounding alone."""
-    import torch
-
-    from ..functional import logistic_mixture_log_prob
-
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(2, 3, 8, 9, generator=generator, dtype=torch.float64) * 2 - 1
     x[0], x[1, :, :4] = -1, 1  # at the two atoms

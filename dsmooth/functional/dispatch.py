@@ -151,12 +151,18 @@ def _triton_obstacle(
 
 @constant_when_compiled
 def native_obstacle(device_type: str, dtype: torch.dtype | None = None) -> str | None:
-    """Why the extension cannot compute on a device of this type, and in a dtype; None if it can."""
+    """Why the extension cannot compute on a device of this type, and in a dtype; None if it can.
+
+    A warning says once that there is no extension.
+    """
     if device_type != "cpu":
         return f"the extension computes it on cpu tensors, got {device_type}"
     if dtype not in (None, torch.float32, torch.float64, torch.bfloat16):
         return f"it computes in float32, float64 and bfloat16, got {dtype}"
-    return _extension.native_obstacle()
+    reason = _extension.unavailable_reason()
+    if reason is not None:
+        _extension.warn_once("operations run in PyTorch, slower: %s", reason)
+    return reason
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
