@@ -25,6 +25,7 @@ from dsmooth._version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ["csrc", "dsmooth", "kernels", "pyproject.toml", "setup.py", "MANIFEST.in"]
+SOURCES += ["README.md", "LICENSE"]
 PURE = {"CC": "/bin/false", "CXX": "/bin/false", "DSMOOTH_EXTENSION": "0"}
 REPOSITORY = "https://example.org/owner/dsmooth"
 
@@ -45,38 +46,29 @@ def clone(tmp_path: Path) -> Path:
             shutil.copytree(source, target / name, symlinks=True, ignore=leftovers)
         else:
             shutil.copy(source, target / name)
-    for name in ("README.md", "LICENSE"):
-        if (ROOT / name).is_file():
-            shutil.copy(ROOT / name, target / name)
     return target
 
 
-def pip(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pip", *map(str, arguments)]
-    command += ["--no-build-isolation", "--no-deps", "--no-index", "--disable-pip-version-check"]
-    return subprocess.run(
-        command,
+def python(*arguments: str | Path, cwd: Path, **environment: str) -> tuple[str, str]:
+    """What a process that succeeds prints, and its errors."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
         cwd=cwd,
         env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         text=True,
     )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+def pip(*arguments: str | Path, cwd: Path, **environment: str) -> None:
+    offline = ["--no-build-isolation", "--no-deps", "--no-index", "--disable-pip-version-check"]
+    python("-m", "pip", *arguments, *offline, cwd=cwd, **environment)
 
 
 # An editable install would give the modules that an installed package lacks.
 ALONE = "import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in str(f)]\n"
-
-
-def python(code: str, cwd: Path, *path: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
-    return subprocess.run(
-        [sys.executable, "-c", ALONE + code],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
 
 
 def test_sdist_builds_a_complete_wheel_without_an_extension(clone: Path, tmp_path: Path) -> None:
@@ -86,10 +78,7 @@ def test_sdist_builds_a_complete_wheel_without_an_extension(clone: Path, tmp_pat
     why it has no extension.
     """
     code = "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=clone, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    python("-c", code, tmp_path, cwd=clone)
     (archive,) = tmp_path.glob("dsmooth-*.tar.gz")
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
@@ -98,10 +87,8 @@ def test_sdist_builds_a_complete_wheel_without_an_extension(clone: Path, tmp_pat
     assert not [name for name in names if name.endswith((".so", "_build_info.json"))]
 
     unpacked, site = tmp_path / archive.name.removesuffix(".tar.gz"), tmp_path / "site"
-    done = pip(
-        "wheel", unpacked, "-w", tmp_path / "w", cwd=tmp_path, **PURE, DSMOOTH_REPOSITORY=REPOSITORY
-    )
-    assert done.returncode == 0, done.stdout
+    settings = {**PURE, "DSMOOTH_REPOSITORY": REPOSITORY}
+    pip("wheel", unpacked, "-w", tmp_path / "w", cwd=tmp_path, **settings)
     wheel = check_wheel(tmp_path / "w", clone)
     (metadata,) = (wheel.read(name).decode() for name in wheel.namelist() if "/METADATA" in name)
     assert f"Project-URL: Repository, {REPOSITORY}\n" in metadata
@@ -126,10 +113,10 @@ except RuntimeError as error:
     print("refused:", error)
 print("exit code", doctor())
 """
-    ran = python(code, tmp_path, site)
-    lines = ran.stdout.splitlines()
-    assert lines[0] == "torch.Size([1, 4, 4])", ran.stdout + ran.stderr
-    (said,) = [line for line in ran.stderr.splitlines() if "run in PyTorch, slower" in line]
+    printed, errors = python("-c", ALONE + code, cwd=tmp_path, PYTHONPATH=str(site))
+    lines = printed.splitlines()
+    assert lines[0] == "torch.Size([1, 4, 4])"
+    (said,) = [line for line in errors.splitlines() if "run in PyTorch, slower" in line]
     assert "(DSMOOTH_EXTENSION=0): `pip install --no-cache-dir --force-reinstall`" in said
     assert lines[1].startswith("refused: ")
     assert "DSMOOTH_EXTENSION=0" in lines[1]
@@ -164,15 +151,14 @@ def test_a_lost_symlink_is_made_up_for(way: str, clone: Path, tmp_path: Path) ->
     # Without --ignore-installed pip would first uninstall the dsmooth that runs these tests.
     where = ["--prefix", tmp_path / "p", "--ignore-installed"]
     editable = ["-e"] * (way == "editable")
-    done = pip("install", *editable, clone, *where, cwd=tmp_path, **PURE)
-    assert done.returncode == 0, done.stdout
+    pip("install", *editable, clone, *where, cwd=tmp_path, **PURE)
     assert stale.exists() == (way == "wheel")
     (site,) = (tmp_path / "p").rglob("site-packages")
     code = f"import site; site.addsitedir({str(site)!r}); import dsmooth.kernels as k; print(k)"
-    command = [sys.executable, "-S", "-c", code]  # without the dsmooth that runs these tests
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    # -S: without the dsmooth that runs these tests.
+    printed, _ = python("-S", "-c", code, cwd=tmp_path)
     folder = clone / "kernels" if way == "editable" else site / "dsmooth" / "kernels"
-    assert str(folder / "__init__.py") in ran.stdout, ran.stdout + ran.stderr
+    assert str(folder / "__init__.py") in printed
 
 
 CMAKE_ERROR = """-- The CUDA compiler identification is unknown
@@ -185,20 +171,20 @@ CMake Error at CMakeLists.txt:75 (enable_language):
 
 -- Configuring incomplete, errors occurred!
 """
+Build = Callable[..., dict[str, Any]]
 MESSAGE = 'The CUDA compiler "/opt/nvcc" is not able to compile a simple test program.'
 
 
 @pytest.fixture
-def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """build_native of setup.py; `working` says which of its commands succeed."""
+def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Build:
+    """build_native of setup.py; its commands that have the text `broken` fail."""
     namespace = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")
     build_native = namespace["build_native"]
     target = tmp_path / "_C.so"
 
-    def play(wish: str, *, nvcc: str | None, working: Callable[[str], bool]) -> dict[str, Any]:
+    def play(wish: str, nvcc: str | None, broken: str = "nothing") -> dict[str, Any]:
         def run(command: list[str]) -> SimpleNamespace:
-            text = " ".join(command)
-            if not working(text):
+            if broken in " ".join(command):
                 return SimpleNamespace(returncode=1, stdout=CMAKE_ERROR)
             if "--build" in command:
                 target.write_bytes(b"module")
@@ -215,71 +201,50 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict
     return play
 
 
-def always(command: str) -> bool:
-    return True
-
-
-def without_cuda(command: str) -> bool:
-    return "-DDSMOOTH_CUDA=ON" not in command
+WITH_CUDA = "-DDSMOOTH_CUDA=ON"
 
 
 @pytest.mark.parametrize(
-    ("wish", "nvcc", "working", "cuda"),
+    ("way", "archs", "reason"),
     [
-        ("auto", "/opt/nvcc", always, {"archs": ["sm_90", "PTX"], "reason": None}),
-        ("auto", None, always, {"archs": [], "reason": "nvcc not found"}),
-        ("0", "/opt/nvcc", always, {"archs": [], "reason": "DSMOOTH_CUDA=0"}),
-        (
-            *("auto", "/opt/nvcc", without_cuda),
-            {"archs": [], "reason": f"/opt/nvcc failed CMake's check: {MESSAGE}"},
-        ),
+        (("auto", "/opt/nvcc"), ["sm_90", "PTX"], None),
+        (("auto", None), [], "nvcc not found"),
+        (("0", "/opt/nvcc"), [], "DSMOOTH_CUDA=0"),
+        (("auto", "/opt/nvcc", WITH_CUDA), [], f"/opt/nvcc failed CMake's check: {MESSAGE}"),
     ],
 )
 def test_cuda_is_built_or_has_its_reason(
-    build: Callable[..., dict[str, Any]],
-    wish: str,
-    nvcc: str | None,
-    working: Callable[[str], bool],
-    cuda: dict[str, Any],
+    build: Build, way: tuple[Any, ...], archs: list[str], reason: str | None
 ) -> None:
-    info = build(wish, nvcc=nvcc, working=working)
+    info = build(*way)
     assert info["extension"] is True
-    assert info["cuda"]["built"] is bool(cuda["archs"])
-    assert {name: info["cuda"][name] for name in cuda} == cuda
+    cuda = info["cuda"]
+    assert (cuda["built"], cuda["archs"], cuda["reason"]) == (bool(archs), archs, reason)
 
 
-def test_a_wrong_cudacxx_is_named(
-    build: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_cudacxx_is_named(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """And no other is taken instead."""
     monkeypatch.setenv("CUDACXX", "/opt/none")
     monkeypatch.setattr(shutil, "which", lambda name, path=None: None if "/" in name else name)
     assert runpy.run_path(str(ROOT / "setup.py"), run_name="setup")["find_nvcc"]() is None
-    info = build("auto", nvcc=None, working=always)
+    info = build("auto", None)
     assert info["cuda"]["reason"] == "nvcc not found at CUDACXX=/opt/none"
     with pytest.raises(SystemExit, match="not found at CUDACXX=/opt/none: put it there, or use"):
-        build("1", nvcc=None, working=always)
+        build("1", None)
 
 
 @pytest.mark.parametrize(
-    ("wish", "nvcc", "working", "message"),
+    ("way", "message"),
     [
-        ("1", None, always, "nvcc was not found: put it on PATH"),
-        ("yes", None, always, "DSMOOTH_CUDA must be auto, 0 or 1, got 'yes'"),
-        ("0", None, lambda _: False, rf"no working C\+\+20 compiler: {MESSAGE}\napt install g\+\+"),
-        ("1", "/opt/nvcc", without_cuda, "DSMOOTH_CUDA=1, but CMake cannot use /opt/nvcc"),
-        (
-            *("auto", "/opt/nvcc", lambda command: "--build" not in command),
-            r"did not compile.*DSMOOTH_CUDA=0 builds without CUDA",
-        ),
+        (("1", None), "nvcc was not found: put it on PATH"),
+        (("yes", None), "DSMOOTH_CUDA must be auto, 0 or 1, got 'yes'"),
+        (("0", None, ""), rf"no working C\+\+20 compiler: {MESSAGE}\napt install g\+\+"),
+        (("1", "/opt/nvcc", WITH_CUDA), "DSMOOTH_CUDA=1, but CMake cannot use /opt/nvcc"),
+        (("auto", "/opt/nvcc", "--build"), "did not compile.*DSMOOTH_CUDA=0 builds without CUDA"),
     ],
 )
 def test_a_wish_that_cannot_be_met_stops_the_build(
-    build: Callable[..., dict[str, Any]],
-    wish: str,
-    nvcc: str | None,
-    working: Callable[[str], bool],
-    message: str,
+    build: Build, way: tuple[Any, ...], message: str
 ) -> None:
     with pytest.raises(SystemExit, match=message):
-        build(wish, nvcc=nvcc, working=working)
+        build(*way)
