@@ -20,7 +20,6 @@ from typing import Annotated
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import tyro
-from rich.console import Console
 
 from benchmarks import figures, results, write_docs
 
@@ -53,7 +52,6 @@ class Options:
 def main() -> int:
     """Parse the command line and do what it says; returns the exit status."""
     options = tyro.cli(Options, prog="python benchmarks", config=(tyro.conf.FlagCreatePairsOff,))
-    console = Console(width=None if sys.stdout.isatty() else 140)
     if options.list:
         print("\n".join(SUITES))
         return 0
@@ -78,10 +76,9 @@ def main() -> int:
         results.save(path, results.merge(results.load(path) if path.exists() else [], found))
         measured += found
         status = status or (0 if ended == NO_CASES else ended)
-    show(measured, options.out, console)
+    show(measured, options.out)
     if saved is not None:
-        for sentence in results.compare(saved, measured):
-            console.print(sentence)
+        print(*results.compare(saved, measured), sep="\n")
     return status
 
 
@@ -105,21 +102,24 @@ def run(suite: str, options: Options) -> tuple[list[results.Result], int]:
     return [record["extra_info"] for record in records if record["extra_info"]], status
 
 
-def show(measured: list[results.Result], folder: Path, console: Console) -> None:
+def show(measured: list[results.Result], folder: Path) -> None:
     """Print a table of results, and draw the figures of all that the folder has."""
-    console.print(results.table(measured))
+    table = results.table(measured)
+    if sys.stdout.isatty():
+        table.show()
+    else:
+        print(table.markdown())
     busy = [result for result in measured if result["load"] > result["cores"]]
     if busy:
         worst = max(busy, key=lambda result: result["load"])
-        console.print(
+        print(
             f"Warning: the load exceeded the {worst['cores']} cores in {len(busy)} of "
             f"{len(measured)} cases (up to {worst['load']:.1f}, in {results.name_of(worst)}): "
-            "other work ran beside them.",
-            style="yellow",
+            "other work ran beside them."
         )
     for figure in figures.draw_all(results.load(folder / FILE), folder):
-        console.print(f"Figure:  {figure}")
-    console.print(f"Results: {folder / FILE}")
+        print(f"Figure:  {figure}")
+    print(f"Results: {folder / FILE}")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from dsmooth.progress import significant
+from dsmooth.tables import Table
 
 Result = dict[str, Any]
 COLUMNS = ("case", "threads", "time", "spread", "rate", "against", "of the limit", "memory")
@@ -51,12 +50,7 @@ def name_of(result: Result) -> str:
 
 def table(results: list[Result]) -> Table:
     """Time, rate, what it was compared with, and how near it came to the machine's limit."""
-    made = Table(title="Benchmarks: medians", title_justify="left")
-    for column in COLUMNS:
-        made.add_column(column, justify="left" if column in ("case", "against") else "right")
-    for result in results:
-        made.add_row(*cells(result))
-    return made
+    return Table(COLUMNS, [cells(result) for result in results], "Benchmarks: medians")
 
 
 def cells(result: Result) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks import figures, results
 from benchmarks.results import Result
+from dsmooth.tables import Table
 
 PROJECT = Path(__file__).resolve().parents[1]
 SAVED = PROJECT / "benchmarks" / "results"
@@ -86,11 +87,8 @@ def section(path: Path, measured: list[Result]) -> Iterator[str]:
 
 Saved in `benchmarks/results/{path.name}`, by `python benchmarks`. Versions: {versions};
 commit {commits}; load average {min(loads):.1f} to {max(loads):.1f}.
-
-| {" | ".join(results.COLUMNS)} |
-{"|---" * len(results.COLUMNS)}|"""
-    for result in measured:
-        yield "| " + " | ".join(results.cells(result)) + " |"
+"""
+    yield results.table(measured).markdown()
     yield FIGURES.format(stem=path.stem)
 
 
@@ -99,17 +97,12 @@ def readme_table(files: dict[Path, list[Result]]) -> Iterator[str]:
     machines = [{(r["suite"], r["case"]): r for r in measured} for measured in files.values()]
     firsts = [measured[0] for measured in files.values()]
     names = [f"{r['device']}, {r['cores']} cores, {r['instruction_set']}" for r in firsts]
-    yield f"""
-By `python benchmarks`, with torch {firsts[0]["versions"]["torch"]}:
-
-| | {" | against | ".join(names)} | against |
-|---|{"---|---|" * len(machines)}"""
+    yield f"\nBy `python benchmarks`, with torch {firsts[0]['versions']['torch']}:\n"
+    rows = []
     for suite, case, words in HIGHLIGHTS:
-        cells = [words]
-        for measured in machines:
-            result = measured.get((suite, case))
-            cells += ["–", "–"] if result is None else rate_and_ratios(result)
-        yield f"| {' | '.join(cells)} |"
+        found = [measured.get((suite, case)) for measured in machines]
+        rows.append([words, *(cell for result in found for cell in rate_and_ratios(result))])
+    yield Table(["", *(head for name in names for head in (name, "against"))], rows).markdown()
     batch, ratio = max(figures.PUBLISHED.items())
     yield (
         "\nPublished, of the same idea: CIFAR-10, F160 R5, batch "
@@ -117,6 +110,9 @@ By `python benchmarks`, with torch {firsts[0]["versions"]["torch"]}:
     )
 
 
-def rate_and_ratios(result: Result) -> list[str]:
+def rate_and_ratios(result: Result | None) -> list[str]:
+    """Two cells of the README's table, dashes for a case that was not measured."""
+    if result is None:
+        return ["–", "–"]
     dtype = "" if result["dtype"] == "float32" else f" ({result['dtype']})"
     return [results.rate_text(result) + dtype, results.ratios_text(result)]
