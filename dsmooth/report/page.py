@@ -18,16 +18,15 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
-from ..evaluate.paper import EQUATION_4_SENTENCE, PAPER_BITS, PAPER_PROBE, paper_sentence
+from ..evaluate import paper
 from ..evaluate.probe import PIXELS, best_block, best_probe
 from ..fields import flatten
 from ..files import write_atomically
 from ..pictures import grid_png, visible
 from ..tables import COMPARABLE, Table, bits_table, decimals, percent, shown
-from .plots import curve_png, growth_png, probe_png, receptive_png
+from . import plots
 
 MIN_WIDTH = 600  # pixels of a grid
-Curve = Sequence[tuple[int, float]]  # (images seen, bits/dim), in order
 
 
 def write_report(
@@ -66,17 +65,9 @@ def render(name: str, **numbers: Any) -> str:
     )
     filters = {"decimals": decimals, "percent": percent, "thousands": "{:,}".format, "uri": uri}
     pages.filters |= filters
-    functions = (
-        *(best_block, best_probe, below_controls, bits_table, paper_sentence, settings_table),
-        *(curve_png, grid, growth_png, probe_png, receptive_png),
-    )
+    functions = (best_block, best_probe, below_controls, bits_table, grid, settings_table)
     pages.globals |= {each.__name__: each for each in functions}
-    pages.globals |= {
-        "COMPARABLE": COMPARABLE,
-        "EQUATION_4_SENTENCE": EQUATION_4_SENTENCE,
-        "PAPER_BITS": PAPER_BITS,
-        "PAPER_PROBE": PAPER_PROBE,
-    }
+    pages.globals |= {"COMPARABLE": COMPARABLE, "paper": paper, "plots": plots}
     return pages.get_template(name).render(numbers)
 
 
@@ -123,10 +114,10 @@ def _setting_words(value: Any) -> str:
 
 def held_out_curves(
     runs: Mapping[str, Any], histories: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> dict[str, Curve] | None:
+) -> dict[str, list[tuple[int, float]]] | None:
     """The pair's bound and the plain model's bits/dim; None without three runs of such numbers.
 
-    Both are of the probability of bytes, so they may be compared. The runs must end at the same
+    Each is a list of (images seen, bits/dim). Both are of the probability of bytes, so they may be compared. The runs must end at the same
     number of images: in the middle of a schedule bits/dim say little of a run that ends there.
     """
     roles = ("noisy", "denoiser", "plain")
@@ -143,18 +134,16 @@ def held_out_curves(
         for role in roles
     )
     entropy = 0.5 * math.log2(2 * math.pi * math.e * settings["scale"] ** 2)
+    if not noisy:
+        return None
+    seen, bits = zip(*noisy, strict=True)
     pair = [
-        (n, at(noisy, n) + value - entropy)
+        # The noisy model's by a line in the logarithm of the images.
+        (n, float(np.interp(math.log(n), np.log(seen), bits)) + value - entropy)
         for n, value in denoiser
-        if noisy and noisy[0][0] <= n <= noisy[-1][0]
+        if seen[0] <= n <= seen[-1]
     ]
     return {"pair": pair, "plain": plain} if len(pair) > 1 and len(plain) > 1 else None
-
-
-def at(curve: Curve, images: float) -> float:
-    """The curve at a number of images inside it, by a line in the logarithm of the images."""
-    seen, values = zip(*curve, strict=True)
-    return float(np.interp(math.log(images), np.log(seen), values))
 
 
 def below_controls(accuracy: Mapping[str, Any], title: str, name: str) -> str:
