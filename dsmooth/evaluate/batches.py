@@ -41,16 +41,19 @@ def nats_of_images(
     nats_of: Callable[[int, Tensor, Tensor | None], dict[str, Tensor]],
     dataset: ImageDataset,
     model: PixelCNNpp,
-    labels: Tensor | None,
+    n_classes: int,
     limit: int | None,
     batch_size: int,
     progress: OnImages | None,
 ) -> dict[str, Tensor]:
     """The rows (R, N) of the first `limit` images, by the names that `nats_of` gives them.
 
-    nats_of(index of the first image, batch, its labels if any): the rows of a batch, on the model's
-    device. Under torchrun each process computes its batches, and all have the rows of all.
+    nats_of(index of the first image, batch, its labels if there are classes): the rows of a batch,
+    on the model's device. Under torchrun each process computes its batches, and all have the rows
+    of all.
     """
+    check_dataset(dataset)
+    labels = dataset.labels_for(n_classes)
     if limit is not None:
         check_number("limit", limit)
     check_number("batch_size", batch_size)

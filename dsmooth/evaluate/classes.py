@@ -14,7 +14,7 @@ from ..data import ImageDataset
 from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
-from .batches import OnImages, check_dataset, nats_of_images
+from .batches import OnImages, nats_of_images
 from .comparison import ShowProgress, collect_statistics, measure_images, no_progress
 from .features import FeatureExtractor
 from .frechet import bootstrap_error
@@ -172,9 +172,6 @@ def classify(
         raise ValueError("only a model with classes classifies: its n_classes is 0")
     if pair is None and network.config.conditioning != "none":
         raise ValueError("a denoiser does not classify alone: give the pair that it is of")
-    check_dataset(dataset)
-    labels = dataset.labels_for(n_classes)
-    assert labels is not None  # n_classes is not 0
 
     def log_likelihood(x: Tensor, label: Tensor, first: int) -> Tensor:
         if pair is None:
@@ -187,5 +184,6 @@ def classify(
         columns = [log_likelihood(x, label, first).double().cpu() for label in every]
         return {"nats": torch.stack(columns)}
 
-    nats = nats_of_images(nats_of, dataset, network, None, limit, batch_size, progress)["nats"]
-    return Classification(nats.mT.contiguous(), labels[: nats.shape[1]])
+    found = nats_of_images(nats_of, dataset, network, n_classes, limit, batch_size, progress)
+    nats = found["nats"].mT.contiguous()
+    return Classification(nats, dataset.known_labels()[: len(nats)])

@@ -26,7 +26,7 @@ from ..pair import SmoothedPair
 from ..philox import Stream
 from ..sampling.ladder import noise_terms
 from ..smoothing import GaussianSmoothing
-from .batches import OnImages, check_dataset, check_images, nats_of_images
+from .batches import OnImages, check_images, nats_of_images
 from .paper import EQUATION_4_BITS, PAPER_NOISE, noised_log_density
 
 # A density in units of [-1, 1] becomes one per byte by adding this many bits/dim.
@@ -268,18 +268,16 @@ def score_pair(
             draws.append(draw)
         return {k: torch.stack([draw[k].double().cpu() for draw in draws]) for k in draws[0]}
 
-    labels = dataset.labels_for(pair.n_classes)
     nats: dict[str, Any] = nats_of_images(
-        nats_of, dataset, pair.noisy, labels, limit, batch_size, progress
+        nats_of, dataset, pair.noisy, pair.n_classes, limit, batch_size, progress
     )
-    noise = clean_noise if trained_as == "continuous" else 0.0
-    dimensions = dataset.images[0].numel()
-    facts: dict[str, Any] = {
-        "clean_noise": noise,
-        "equation_4": of_paper,
-        "given_class": pair.n_classes > 0,
-    }
-    return Scores(dimensions=dimensions, **facts, **nats)
+    return Scores(
+        dimensions=dataset.images[0].numel(),
+        clean_noise=clean_noise if trained_as == "continuous" else 0.0,
+        equation_4=of_paper,
+        given_class=pair.n_classes > 0,
+        **nats,
+    )
 
 
 @torch.no_grad()
@@ -300,20 +298,16 @@ def score_plain(
             f'a plain model must have conditioning="none", got "{model.config.conditioning}"'
         )
     forms: set[Likelihood] = {"discretized", model.config.likelihood}
-    check_dataset(dataset)
-    model = in_evaluation(model)
+    model, n_classes = in_evaluation(model), model.config.condition_size
 
     def nats_of(first: int, x: Tensor, label: Tensor | None) -> dict[str, Tensor]:
         params = model(x, label=label)
         return {form: _log_prob(model, x, params, form).double().cpu()[None] for form in forms}
 
-    labels = dataset.labels_for(model.config.condition_size)
     nats: dict[str, Any] = nats_of_images(
-        nats_of, dataset, model, labels, limit, batch_size, progress
+        nats_of, dataset, model, n_classes, limit, batch_size, progress
     )
-    return Scores(
-        dimensions=dataset.images[0].numel(), given_class=model.config.condition_size > 0, **nats
-    )
+    return Scores(dimensions=dataset.images[0].numel(), given_class=n_classes > 0, **nats)
 
 
 def _log_prob(model: PixelCNNpp, x: Tensor, params: Tensor, likelihood: Likelihood) -> Tensor:
