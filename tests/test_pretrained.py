@@ -263,7 +263,7 @@ def test_numbers_of_a_card_are_of_their_seed_and_samples() -> None:
             models=SimpleNamespace(digests=dict),
             train_set=None,
             test_set=None,
-            stored=lambda name, stage, key, compute: key,
+            stored=lambda name, key, compute: key,
         )
         options = CardOptions("", seed=seed)
         return measure_samples(options, stages, {"plain": x}), measure_classes(stages, 1)

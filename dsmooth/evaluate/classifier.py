@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import ImageDataset, indices_at, to_float
-from ..fields import ArgumentError
+from ..fields import check_number
 from ..files import check_tensors, read_tensors, write_tensors
 from ..machine import torch_seed
 from ..philox import Stream, image_words
@@ -81,8 +81,7 @@ def train_classifier(
     labelled digits of 28 x 28.
     """
     labels = labels_of_digits(train_set)
-    if epochs < 1:
-        raise ArgumentError("epochs", f"must be at least 1, got {epochs}")
+    check_number("epochs", epochs)
     n = len(train_set)
     steps = math.ceil(epochs * n / BATCH_SIZE)
     with torch_seed(seed % 2**63):

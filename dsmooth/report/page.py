@@ -63,11 +63,10 @@ def render(name: str, **numbers: Any) -> str:
         trim_blocks=not html,
         keep_trailing_newline=True,
     )
-    filters = {"decimals": decimals, "percent": percent, "thousands": "{:,}".format, "uri": uri}
-    pages.filters |= filters
+    pages.filters |= {"decimals": decimals, "percent": percent, "thousands": "{:,}".format}
     functions = (best_block, best_probe, below_controls, bits_table, grid, settings_table)
     pages.globals |= {each.__name__: each for each in functions}
-    pages.globals |= {"COMPARABLE": COMPARABLE, "paper": paper, "plots": plots}
+    pages.globals |= {"COMPARABLE": COMPARABLE, "base64": base64, "paper": paper, "plots": plots}
     return pages.get_template(name).render(numbers)
 
 
@@ -80,11 +79,6 @@ def grid(*rows: Tensor) -> bytes:
     columns = len(rows[0]) if len(rows) > 1 else math.isqrt(len(x) - 1) + 1
     zoom = max(2, math.ceil(MIN_WIDTH / (columns * x.shape[3])))
     return grid_png(visible(x), columns=columns, zoom=zoom)
-
-
-def uri(png: bytes) -> str:
-    """A picture inside the page."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def settings_table(names: Mapping[str, str], runs: Mapping[str, Any]) -> Table:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..evaluate.probe import PIXELS, TOGETHER
+from ..evaluate.receptive_field import causal
 
 # For a light page. A dark one turns their lightness around, see page.html.
 TEXT, LINE, DOTS, THIRD = "#333333", "#2f6fd0", "#b34700", "#1e7d4f"
@@ -158,8 +159,7 @@ def receptive_png(axes: Any, field: Mapping[str, Any], name: str) -> None:
 
     influence = np.array(field["networks"][name]["influence"])
     row, column = field["pixel"]
-    order = np.arange(influence.size).reshape(influence.shape)
-    before = order < order[row, column]
+    before = causal(len(influence), row, column).numpy()
     shown = TEXT, LINE, DOTS, FAINT
     text, line, dots, faint = (np.array(to_rgb(colour)) for colour in shown)
     picture = np.broadcast_to(faint, (*influence.shape, 3)).copy()

@@ -103,7 +103,7 @@ def write_card(
     longer = None if options.longer is None else load_models([options.longer])
     if longer is not None and longer.plain is None:
         raise ValueError(f"{options.longer} must be the run of a plain model")
-    bits = stages.bits_per_dim(longer.plain if longer else None, n_noise=options.n_noise, seed=seed)
+    bits = stages.bits_per_dim(longer.plain if longer else None, n_noise=options.n_noise)
     if longer is not None:
         bits["longer"]["run"] = describe_model("plain", longer, test_set, len(train_set))
     probes = {}
@@ -167,7 +167,7 @@ def measure_classes(stages: Stages, count: int) -> dict[str, Any]:
         }
 
     key = {"n_images": count, "seed": stages.seed, "weights_sha256": stages.models.digests()}
-    return stages.stored("classes", "bits-per-dim", key, compute)
+    return stages.stored("classes", key, compute)
 
 
 def measure_samples(
@@ -212,7 +212,7 @@ def measure_samples(
         "samples_sha256": {name: digest_of(images) for name, images in samples.items()},
         "weights_sha256": stages.models.digests(),
     }
-    return stages.stored("frechet", "frechet", cache_key, compute)
+    return stages.stored("frechet", cache_key, compute)
 
 
 def limit_of_distances(counts: Sequence[int], distances: Sequence[float]) -> float | None:

@@ -111,22 +111,16 @@ class Stages:
             results = {
                 "bits_per_dim": self.bits_per_dim(),
                 "frechet": self.compare(pictures),
-                "receptive_field": self.stored(
-                    "receptive_field", "receptive-field", {"networks": 2}, receptive_fields
-                ),
+                "receptive_field": self.stored("receptive_field", {"networks": 2}, receptive_fields),
                 "probes": self.probe(),
             }
         return {name: result for name, result in results.items() if result}, pictures
 
     def stored(
-        self,
-        name: str,
-        stage: ReproductionStage,
-        key: Mapping[str, Any],
-        compute: Callable[[], dict[str, Any]],
+        self, name: str, key: Mapping[str, Any], compute: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
         """Read the result in NAME.json, or compute and write it; empty if neither is to be done."""
-        path = self.folder / f"{name}.json"
+        path, stage = self.folder / f"{name}.json", name.replace("_", "-")
         barrier()  # nobody writes while another looks
         found = read_json(path) if path.exists() else {}
         key = json.loads(json.dumps(key))  # as a later call reads it
@@ -260,7 +254,7 @@ class Stages:
             key["longer_sha256"] = weights_digest(longer)
         if self.precision == "bfloat16":
             key["precision"] = self.precision
-        return self.stored("bits_per_dim", "bits-per-dim", key, compute)
+        return self.stored("bits_per_dim", key, compute)
 
     def compare(self, pictures: Mapping[str, Tensor]) -> dict[str, Any]:
         """Fréchet distances of samples, and of as many test images, to the training images."""
@@ -310,7 +304,7 @@ class Stages:
             "data_sha256": {"train": self.train_set.digest, "test": self.test_set.digest},
             "weights_sha256": self.models.digests(),
         }
-        return self.stored("frechet", "frechet", key, compute)
+        return self.stored("frechet", key, compute)
 
     def probe(self) -> dict[str, Any]:
         """Accuracies of linear probes; "skipped" says why there are none."""
@@ -338,7 +332,7 @@ class Stages:
                 return {"skipped": "the models are told the classes"}
             return probe_pair(*given, path=unfinished, replace_other=True, **how)
 
-        result = self.stored("probes", "probes", probe_key(*given, **how), compute)
+        result = self.stored("probes", probe_key(*given, **how), compute)
         if writes:
             unfinished.unlink(missing_ok=True)
         return result
