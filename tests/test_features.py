@@ -53,6 +53,18 @@ made = Halves()
 def wrong():
     return "text"
 """
+LAYERS = """
+from torch import nn
+
+def result(x):
+    return {result}
+
+class Inner(nn.Module):
+    def forward(self, x):
+        return result(x)
+
+made = nn.Sequential(Inner(), nn.{layer}())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -117,28 +129,21 @@ def test_the_hash_follows_the_weights(tmp_path: Path) -> None:
         assert extractor.name == "mnist-classifier (mine.safetensors)"
         digests.add(extractor.sha256)
     assert len(digests) == 3
-    for weight in ("2.0", "3.0", "3.0"):
-        (tmp_path / "user.py").write_text(USER_MODULE.format(weight=weight))
-        digests.add(make_extractor(f"{tmp_path / 'user.py'}:Halves").sha256)
-    assert len(digests) == 5
-    other = USER_MODULE.format(weight="3.0").replace("self.weight *", "2 * self.weight *")
-    (tmp_path / "other_code.py").write_text(other)
-    digests.add(make_extractor(f"{tmp_path / 'other_code.py'}:Halves").sha256)
-    assert len(digests) == 6
 
 
-def test_the_hash_follows_layers_without_weights_and_code_inside(tmp_path: Path) -> None:
-    digests = set()
-    for i, (result, layer) in enumerate((("x", "ReLU"), ("x", "Tanh"), ("-x", "ReLU"))):
-        (tmp_path / str(i)).mkdir()
+def test_the_hash_of_a_users_module_follows_weights_layers_and_code(tmp_path: Path) -> None:
+    halves = USER_MODULE.format(weight="3.0")
+    layers = ((result, layer) for result in ("x", "-x") for layer in ("ReLU", "Tanh"))
+    codes = [USER_MODULE.format(weight="2.0"), halves, halves.replace("flat =", "flat = 2 *")]
+    codes += [LAYERS.format(result=result, layer=layer) for result, layer in layers]
+    digests = []
+    for i, code in enumerate(codes * 2):
         path = tmp_path / str(i) / "layers.py"  # files of one name
-        path.write_text(
-            f"from torch import nn\n\ndef result(x):\n    return {result}\n\n"
-            "class Inner(nn.Module):\n    def forward(self, x):\n        return result(x)\n\n"
-            f"made = nn.Sequential(Inner(), nn.{layer}())\n"
-        )
-        digests.add(make_extractor(f"{path}:made").sha256)
-    assert len(digests) == 3
+        path.parent.mkdir()
+        path.write_text(code)
+        digests.append(make_extractor(f"{path}:made").sha256)
+    assert digests[:7] == digests[7:]
+    assert len({*digests}) == 7
     assert "layers" not in sys.modules
 
 
@@ -154,17 +159,6 @@ def test_modules_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert features.flatten().tolist() == [-2, 2]
         assert logits.flatten().tolist() == [2, -2]
     sys.modules.pop("user_features")
-
-
-def fake_inception() -> nn.Module:
-    """torch-fidelity's network with random weights instead of the file it would download."""
-    fidelity = pytest.importorskip("torch_fidelity")
-    network = fidelity.feature_extractor_inceptionv3
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(network, "load_state_dict_from_url", lambda *a, **k: {})
-        patch.setattr(nn.Module, "load_state_dict", lambda *a, **k: None)
-        torch.manual_seed(0)
-        return fidelity.FeatureExtractorInceptionV3("random", ["2048", "logits_unbiased"])
 
 
 def test_resnet50_is_what_torchvision_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +183,13 @@ def test_resnet50_is_what_torchvision_has(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_inception_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the published file is called FID; others are read without unpickling."""
-    theirs = fake_inception()
+    fidelity = pytest.importorskip("torch_fidelity")
+    torch.manual_seed(0)
+    with monkeypatch.context() as patch:  # random weights, not the file that it would download
+        network = fidelity.feature_extractor_inceptionv3
+        patch.setattr(network, "load_state_dict_from_url", lambda *a, **k: {})
+        patch.setattr(nn.Module, "load_state_dict", lambda *a, **k: None)
+        theirs = fidelity.FeatureExtractorInceptionV3("random", ["2048", "logits_unbiased"])
     path = tmp_path / "other.safetensors"
     save_file(theirs.state_dict(), path)
     extractor = make_extractor("inception", weights=path)
@@ -289,23 +289,19 @@ def test_extractors_that_are_none(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_extracted_or_trained_on_is_named(digits: ImageDataset) -> None:
-    extractor, bare = make_extractor("mnist-classifier"), replace(digits, labels=None)
-    shifted = replace(digits, labels=digits.labels + 1)
+    extract = partial(extract_features, extractor=make_extractor("mnist-classifier"))
+    colour, grey = torch.zeros(2, 3, 8, 8).byte(), torch.zeros(2, 1, 28, 28)
+    bare, shifted = (replace(digits, labels=y) for y in (None, digits.labels + 1))
     for call, argument, message in (
-        (
-            extract_features,
-            torch.zeros(2, 3, 8, 8).byte(),
-            r"images of shape \(1, 28, 28\), got \(3, ",
-        ),
-        (extract_features, torch.zeros(2, 1, 28, 28), "images must be uint8"),
-        (extract_features, torch.zeros(0, 1, 28, 28).byte(), "at least 1, got 0 images"),
+        (extract, colour, r"images of shape \(1, 28, 28\), got \(3, "),
+        (extract, grey, "images must be uint8"),
+        (extract, grey[:0].byte(), "at least 1, got 0 images"),
         (train_classifier, bare, "labelled images of shape"),
         (partial(train_classifier, epochs=0), digits, "epochs must be at least 1, got 0"),
         (partial(accuracy, MnistClassifier()), shifted, r"lie in 0 \.\. 9"),
     ):
-        others = [extractor] if call is extract_features else []
         with pytest.raises(ValueError, match=message):
-            call(argument, *others)
+            call(argument)
 
 
 def test_networks_that_return_something_else(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,25 +17,17 @@ import pytest
 import torch
 
 import dsmooth
-from dsmooth.config import BLOCKS, ModelConfig, ProbeSettings
+from dsmooth.config import BLOCKS, ProbeSettings
 from dsmooth.data import ImageDataset
 from dsmooth.evaluate import probe as probe_module
 from dsmooth.evaluate.linear import train_linear
 from dsmooth.evaluate.probe import PIXELS, Probing, best_probe, probe_pair
 from dsmooth.machine import torch_threads
-from dsmooth.nn import PixelCNNpp
+from tests.helpers.class_networks import conditional
 from tests.helpers.command_runs import complains, run, save_run
+from tests.helpers.tiny_pairs import tiny_pair
 
-GREY = ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.0)
-STACK = replace(GREY, conditioning="stack")
-CONCAT = replace(GREY, conditioning="concat", likelihood="discretized", context_layers=1)
 SETTINGS = ProbeSettings(epochs=2)
-
-
-def make_pair(denoiser: ModelConfig = CONCAT) -> dsmooth.SmoothedPair:
-    torch.manual_seed(0)
-    networks = [dsmooth.PixelCNNpp(config) for config in (GREY, denoiser)]
-    return dsmooth.SmoothedPair(*networks, dsmooth.GaussianSmoothing(0.3), (8, 8)).eval()
 
 
 def squares(n: int, split: str) -> ImageDataset:
@@ -48,8 +40,11 @@ def squares(n: int, split: str) -> ImageDataset:
     return ImageDataset(images, kinds, "squares", split, "made for a test")
 
 
+TRAIN, TEST = squares(23, "train"), squares(11, "test")
+
+
 def probing(folder: Path, settings: ProbeSettings = SETTINGS) -> Probing:
-    splits = {"train": squares(23, "train"), "test": squares(11, "test")}
+    splits = {"train": TRAIN, "test": TEST}
     return Probing(dsmooth.GaussianSmoothing(0.3), splits, settings, folder)
 
 
@@ -63,7 +58,7 @@ def test_probes_do_not_depend_on_the_number_of_threads(
     for threads in (1, 3):
         with torch_threads(threads):
             found.append(probing(tmp_path).probe("pixels", None))
-            found.append(probing(tmp_path).probe("noisy", make_pair().noisy))
+            found.append(probing(tmp_path).probe("noisy", tiny_pair().noisy))
             assert torch.get_num_threads() == threads
     assert found[:2] == found[2:]
 
@@ -74,16 +69,16 @@ def extracted(run: Probing, name: str, network: Any, split: str) -> dict[str, An
 
 
 @pytest.mark.parametrize(
-    ("denoiser", "see", "stream", "pooling", "dtype"),
+    ("conditioning", "see", "stream", "pooling", "dtype"),
     [
-        (STACK, "noisy", "ul", "flat", torch.float32),
-        (CONCAT, "clean", "both", "mean", torch.bfloat16),
+        ("stack", "noisy", "ul", "flat", torch.float32),
+        ("concat", "clean", "both", "mean", torch.bfloat16),
     ],
 )
 def test_rows_are_the_features_of_the_network_in_float16(
-    tmp_path: Path, denoiser: ModelConfig, see: Any, stream: Any, pooling: Any, dtype: torch.dtype
+    tmp_path: Path, conditioning: str, see: Any, stream: Any, pooling: Any, dtype: torch.dtype
 ) -> None:
-    pair = make_pair(denoiser).to(dtype)
+    pair = tiny_pair(conditioning=conditioning).to(dtype)
     given = {"stream": stream, "pooling": pooling, "input": see}
     run = probing(tmp_path, ProbeSettings(together=0, seed=5, **given))
     for name, network in (("noisy", pair.noisy), ("denoiser", pair.denoiser), (PIXELS, None)):
@@ -108,13 +103,13 @@ def test_rows_are_the_features_of_the_network_in_float16(
 
 def test_rows_of_blocks_together_are_averages_over_parts_of_both_streams(tmp_path: Path) -> None:
     settings = ProbeSettings(blocks=("up2", "down2"), pooling=2, stream="u", together=4)
-    run, network = probing(tmp_path, settings), make_pair().noisy
+    run, network = probing(tmp_path, settings), tiny_pair().noisy
     rows = run.features("noisy", network, "test", 0)
     x = run.splits["test"].batch(torch.arange(11))
     x = torch.cat([x, x[-1:].expand(39, -1, -1, -1)])  # a call of 50
     with torch.no_grad():
         maps = network.features(run.smoothing.sample(x, seed=0, first_index=0, repeat=1))
-    by_part = [rows[name].view(11, 4, -1) for name in ("up2", "down2", "together")]
+    by_part = [rows[name].view(11, 6, -1) for name in ("up2", "down2")]
     (small, _), (large, _) = (maps[block] for block in ("up2", "down2"))
     # 8 x 8 -> 2 x 2: each number is the mean of a quarter of the map. 2 x 2 stays.
     quarters = large[:11].unflatten(3, (2, 4)).unflatten(2, (2, 4)).mean((3, 5)).flatten(2)
@@ -140,22 +135,21 @@ def test_the_best_probe_is_chosen_without_the_test_set(
     names = ("up0", "together")
     results = [{"accuracy": a, "held_out": h} for a, h in ((0.9, 0.5), (0.8, 0.7))]
     assert best_probe(dict(zip(names, results, strict=True))) == "together"
-    train, test = squares(23, "train"), squares(11, "test")
-    swapped = replace(test, labels=1 - test.labels)
+    swapped = replace(TEST, labels=1 - TEST.labels)
     scores = []
-    for i, each in enumerate((test, swapped)):
-        run = probe_pair(make_pair(), train, each, SETTINGS, tmp_path / f"{i}.json", controls=False)
+    for i, each in enumerate((TEST, swapped)):
+        run = probe_pair(tiny_pair(), TRAIN, each, SETTINGS, tmp_path / f"{i}.json", controls=False)
         scores.append(run["accuracy"]["noisy"])
     for one, other in zip(*(each.values() for each in scores), strict=True):
         assert other["held_out"] == one["held_out"]
         assert other["accuracy"] == pytest.approx(1 - one["accuracy"])
     assert rows == {(23, 11), (19, 4)}
-    few = probe_pair(make_pair(), squares(2, "train"), test, SETTINGS, tmp_path / "few.json")
+    few = probe_pair(tiny_pair(), squares(2, "train"), TEST, SETTINGS, tmp_path / "few.json")
     assert all("held_out" in one for each in few["accuracy"].values() for one in each.values())
 
 
 def test_an_untrained_network_is_new_and_leaves_the_generator_alone(tmp_path: Path) -> None:
-    pair, run = make_pair(), probing(tmp_path)
+    pair, run = tiny_pair(), probing(tmp_path)
     state = torch.random.get_rng_state()
     fresh = run.untrained(pair.denoiser)
     assert torch.random.get_rng_state().equal(state)
@@ -171,8 +165,8 @@ def test_an_untrained_network_is_new_and_leaves_the_generator_alone(tmp_path: Pa
 def run_probes(path: Path, settings: ProbeSettings = SETTINGS, **options: Any) -> dict[str, Any]:
     """The same holds for a pair whose noisy model is a plain one."""
     path.parent.mkdir(exist_ok=True)
-    pair, data = make_pair(), (squares(23, "train"), squares(11, "test"))
-    return probe_pair(pair, *data, settings, path, plain=pair.noisy, **options)
+    pair = tiny_pair()
+    return probe_pair(pair, TRAIN, TEST, settings, path, plain=pair.noisy, **options)
 
 
 @pytest.fixture(scope="module")
@@ -190,14 +184,6 @@ def test_the_result_does_not_depend_on_the_batch_size(
     assert run_probes(tmp_path / "probes.json") == json.loads(whole.read_text())
 
 
-def test_an_image_has_the_same_features_whatever_the_others_are(tmp_path: Path) -> None:
-    few = probing(tmp_path)
-    many = replace(few, splits={"train": squares(57, "train"), "test": squares(11, "test")})
-    network = make_pair().denoiser
-    rows, more = (extracted(run, "denoiser", network, "train") for run in (few, many))
-    assert all(np.array_equal(rows[block], more[block][:23]) for block in BLOCKS)
-
-
 def test_networks_and_controls_are_there(whole: Path) -> None:
     assert mapped_files(whole.parent) == [str(whole)]
     results = json.loads(whole.read_text())
@@ -207,8 +193,8 @@ def test_networks_and_controls_are_there(whole: Path) -> None:
     for name in names:
         assert tuple(accuracy[name]) == ((PIXELS,) if name == PIXELS else (*BLOCKS, "together"))
     assert accuracy["plain"] == accuracy["noisy"]  # here the same network
-    assert accuracy["noisy"]["together"]["features"] == 2 * 4 * (4 * 16 + 2 * 4)
-    assert [accuracy["noisy"][b]["features"] for b in BLOCKS] == [256, 64, 16, 16, 64, 256]
+    assert accuracy["noisy"]["together"]["features"] == 2 * 6 * (4 * 16 + 2 * 4)
+    assert [accuracy["noisy"][b]["features"] for b in BLOCKS] == [384, 96, 24, 24, 96, 384]
     assert results["asked"]["train_images"] == 23
 
 
@@ -290,9 +276,8 @@ def test_a_call_for_some_networks_depends_on_these_alone(whole: Path, tmp_path: 
     assert json.loads(stored.read_text())["accuracy"].keys() == accuracy.keys() | {"plain"}
     few, path = ("noisy", PIXELS), tmp_path / "few.json"
     first = run_probes(path, only=few)
-    before, data = path.stat().st_mtime_ns, (squares(23, "train"), squares(11, "test"))
-    pair = make_pair(replace(CONCAT, context_layers=0))
-    assert probe_pair(pair, *data, SETTINGS, path, plain=pair.noisy, only=few) == first
+    before, pair = path.stat().st_mtime_ns, tiny_pair(conditioning="stack")
+    assert probe_pair(pair, TRAIN, TEST, SETTINGS, path, plain=pair.noisy, only=few) == first
     assert path.stat().st_mtime_ns == before
 
 
@@ -301,27 +286,25 @@ def test_other_settings_do_not_mix_with_stored_ones(whole: Path, tmp_path: Path)
     before = stored.read_bytes()
     with pytest.raises(ValueError, match="its epochs is 2, not 3; choose another folder"):
         run_probes(stored, ProbeSettings(epochs=3))
-    pair, data = make_pair(), (squares(23, "train"), squares(11, "test"))
-    other = replace(data[1], images=255 - data[1].images)
-    wide = dsmooth.SmoothedPair(
-        pair.noisy, pair.denoiser, dsmooth.GaussianSmoothing(0.4), (8, 8)
-    ).eval()
-    for given, message in (
-        ((pair, data[0], other), r"its data_sha256\.test is .*, not"),
-        ((wide, *data), r"its smoothing\.scale is 0\.3, not 0\.4"),
+    pair, wide = tiny_pair(), tiny_pair()
+    wide.smoothing = dsmooth.GaussianSmoothing(0.4)
+    other = replace(TEST, images=255 - TEST.images)
+    for given, test_set, message in (
+        (pair, other, r"its data_sha256\.test is .*, not"),
+        (wide, TEST, r"its smoothing\.scale is 0\.5, not 0\.4"),
     ):
         with pytest.raises(ValueError, match=message):
-            probe_pair(*given, SETTINGS, stored, plain=pair.noisy)
+            probe_pair(given, TRAIN, test_set, SETTINGS, stored, plain=pair.noisy)
     assert stored.read_bytes() == before
     replaced = run_probes(stored, ProbeSettings(epochs=3), replace_other=True)
     assert replaced["asked"]["epochs"] == 3
 
 
 def test_data_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
-    pair, path = make_pair(), tmp_path / "probes.json"
+    pair, path = tiny_pair(), tmp_path / "probes.json"
     train, test = squares(9, "train"), squares(9, "test")
     wide = replace(test, images=test.images.repeat(1, 1, 1, 2))
-    told = PixelCNNpp(replace(GREY, n_classes=2))
+    told = conditional(n_classes=2)
     for plain, first, second, message in (
         (None, train, replace(test, labels=None), "made for a test has no labels"),
         (None, train, replace(test, labels=test.labels - 1), "need labels of 0 or more, but made"),
@@ -345,7 +328,7 @@ def test_data_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: Any) -> 
 
 
 def test_a_diverged_network_is_named(tmp_path: Path) -> None:
-    pair = make_pair()
+    pair = tiny_pair()
     with torch.no_grad():
         pair.denoiser.stem_u.weight_g.fill_(1e30)
     with pytest.raises(ArithmeticError, match="block up0 of denoiser has values beyond float16"):
