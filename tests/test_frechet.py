@@ -200,14 +200,11 @@ def test_kernel_distance_agrees_with_torch_fidelity() -> None:
     assert subsets != kernel_distance(x, y, subsets=400, subset_size=30, seed=4)
 
 
-def test_kernel_distance_is_unbiased_and_free_of_order() -> None:
+def test_kernel_distance_is_unbiased() -> None:
     """Averaged over pairs of sets from one distribution it is zero, unlike the plain estimate."""
     values = torch.tensor([squared_mmd(normal(12, 4, seed=2 * i), normal(20, 4, seed=2 * i + 1))
                            for i in range(400)])  # fmt: skip
     assert abs(float(values.mean())) < 4 * float(values.std()) / 20
-    x, y = normal(50, 4, seed=1), normal(50, 4, seed=2)
-    shuffled = kernel_distance(x.flip(0), y.roll(7, 0), subset_size=50)
-    assert shuffled.value == pytest.approx(kernel_distance(x, y, subset_size=50).value, rel=1e-9)
 
 
 def test_inception_score_agrees_with_torch_fidelity_and_its_limits() -> None:

@@ -157,7 +157,6 @@ def test_equation_4_is_about_mnist_and_gaussian_noise() -> None:
     pair.smoothing = dsmooth.LaplaceSmoothing(0.3)
     rows = conventions(score_pair(pair, replace(random_dataset(2), name="mnist")))
     assert [row.equation_4 for row in rows] == [None] * 3
-    assert rows[0].repeat_error is None
     assert conventions(score_pair(pair, random_dataset(1)))[0].standard_error is None
 
 

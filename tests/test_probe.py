@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import json
 import shutil
 import sys
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -213,27 +215,23 @@ def mapped_files(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("stop", "where"), [(RuntimeError, "train_linear"), (KeyboardInterrupt, "features")]
+    ("stop", "where", "call"),
+    [(RuntimeError, "train_linear", 0), (KeyboardInterrupt, "Probing.features", 3)],
 )
 def test_features_are_gone_however_the_call_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException], where: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: Any, where: str, call: int
 ) -> None:
     held: list[int] = []
+    real, calls = attrgetter(where)(probe_module), itertools.count()
     monkeypatch.setattr(probe_module, "CALL_IMAGES", 7)
 
     def fail(*args: Any, **options: Any) -> Any:
+        if next(calls) < call:
+            return real(*args, **options)
         held.append(len(mapped_files(tmp_path)))
         raise stop
 
-    if where == "train_linear":
-        monkeypatch.setattr(probe_module, "train_linear", fail)
-    else:
-        real, calls = Probing.features, iter(range(100))
-        monkeypatch.setattr(
-            Probing,
-            "features",
-            lambda self, *args, **named: fail() if next(calls) == 3 else real(self, *args, **named),
-        )
+    monkeypatch.setattr(f"dsmooth.evaluate.probe.{where}", fail)
     with pytest.raises(stop):
         run_probes(tmp_path / "probes.json")
     if sys.platform == "linux":

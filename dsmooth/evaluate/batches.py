@@ -14,8 +14,6 @@ from ..fields import check_number
 from ..nn import PixelCNNpp
 from ..pair import SmoothedPair
 
-OnImages = Callable[[int], None]  # called with the number of images done
-
 
 def check_dataset(dataset: Any) -> None:
     """Raise TypeError for images that are no `ImageDataset`, with the line that makes it."""
@@ -44,7 +42,7 @@ def nats_of_images(
     n_classes: int,
     limit: int | None,
     batch_size: int,
-    progress: OnImages | None,
+    progress: Callable[[int], None] | None,
 ) -> dict[str, Tensor]:
     """The rows (R, N) of the first `limit` images, by the names that `nats_of` gives them.
 

@@ -4,6 +4,7 @@ with a class-conditional model (docs/math.md, section 8)."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..data import ImageDataset
 from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
-from .batches import OnImages, nats_of_images
+from .batches import nats_of_images
 from .comparison import ShowProgress, collect_statistics, measure_images, no_progress
 from .features import FeatureExtractor
 from .frechet import bootstrap_error
@@ -154,7 +155,7 @@ def classify(
     n_noise: int = 1,
     batch_size: int = 100,
     seed: int = 0,
-    progress: OnImages | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Classification:
     """Classify the first `limit` images (all by default) by the likelihoods of their classes.
 

@@ -8,7 +8,7 @@ with.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from ..pair import SmoothedPair
 from ..philox import Stream
 from ..sampling.ladder import noise_terms
 from ..smoothing import GaussianSmoothing
-from .batches import OnImages, check_images, nats_of_images
+from .batches import check_images, nats_of_images
 from .paper import EQUATION_4_BITS, PAPER_NOISE, noised_log_density
 
 # A density in units of [-1, 1] becomes one per byte by adding this many bits/dim.
@@ -223,7 +223,7 @@ def score_pair(
     seed: int = 0,
     clean_noise: float = 0.0,
     levels: Sequence[float] | None = None,
-    progress: OnImages | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Scores:
     """Nats of the first `limit` images (all by default), each with `n_noise` draws of x~.
 
@@ -287,7 +287,7 @@ def score_plain(
     *,
     limit: int | None = None,
     batch_size: int = 100,
-    progress: OnImages | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Scores:
     """Nats of the first `limit` images by a model without context: exact, no bound.
 

@@ -111,8 +111,9 @@ def held_out_curves(
 ) -> dict[str, list[tuple[int, float]]] | None:
     """The pair's bound and the plain model's bits/dim; None without three runs of such numbers.
 
-    Each is a list of (images seen, bits/dim). Both are of the probability of bytes, so they may be compared. The runs must end at the same
-    number of images: in the middle of a schedule bits/dim say little of a run that ends there.
+    Each is a list of (images seen, bits/dim). Both are of the probability of bytes, so they may be
+    compared. The runs must end at the same number of images: in the middle of a schedule bits/dim
+    say little of a run that ends there.
     """
     roles = ("noisy", "denoiser", "plain")
     if not set(roles) <= histories.keys():

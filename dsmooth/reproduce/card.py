@@ -109,10 +109,8 @@ def write_card(
     probes = {}
     for kind, only in PROBED.items() if models.n_classes == 0 else ():
         settings = replace(options.probes, input=kind, seed=seed)
-        path, control = work / f"probes-{kind}.json", models.plain if "plain" in only else None
-        probes[kind] = probe_pair(
-            models.pair, train_set, test_set, settings, path, plain=control, only=only
-        )
+        given = models.pair, train_set, test_set, settings, work / f"probes-{kind}.json"
+        probes[kind] = probe_pair(*given, plain=models.plain, only=only)
     card = {
         "dsmooth": __version__,
         "seed": seed,

@@ -41,8 +41,6 @@ from ..training.beginning import load_data
 from .results import card_numbers, describe_machine, describe_model
 from .stages import Sizes, Stages
 
-WIDTH = 100  # of printed sentences
-
 # Each model's part of the training time; the pair matters most.
 SHARES: dict[Role, float] = {"noisy": 0.4, "denoiser": 0.4, "plain": 0.2}
 # The least training between two evaluations of held-out images.
@@ -229,7 +227,7 @@ def reproduce(
 def wrapped(sentence: str) -> str:
     """A sentence in lines, none of which ends within a command, for these are copied."""
     whole = re.sub("`[^`]*`", lambda command: command[0].replace(" ", "\0"), sentence)
-    lines = textwrap.fill(whole, WIDTH, break_long_words=False, break_on_hyphens=False)
+    lines = textwrap.fill(whole, 100, break_long_words=False, break_on_hyphens=False)
     return lines.replace("\0", " ")
 
 

@@ -111,7 +111,9 @@ class Stages:
             results = {
                 "bits_per_dim": self.bits_per_dim(),
                 "frechet": self.compare(pictures),
-                "receptive_field": self.stored("receptive_field", {"networks": 2}, receptive_fields),
+                "receptive_field": self.stored(
+                    "receptive_field", {"networks": 2}, receptive_fields
+                ),
                 "probes": self.probe(),
             }
         return {name: result for name, result in results.items() if result}, pictures
