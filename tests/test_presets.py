@@ -62,17 +62,10 @@ def test_fields_of_a_model_that_is_given_are_replaced() -> None:
 
 @pytest.mark.quick
 def test_lists_in_settings_are_tuples() -> None:
-    levels, atoms = [0.2, 0.5], [0, 255]
-    for one, other in (
-        (dsmooth.ModelConfig(noise_levels=levels), dsmooth.ModelConfig(noise_levels=(0.2, 0.5))),
-        (
-            dsmooth.ModelConfig(likelihood="discretized", atoms=atoms),
-            dsmooth.ModelConfig(likelihood="discretized", atoms=(0, 255)),
-        ),
-    ):
-        assert one == other
-        assert hash(one) == hash(other)
-    assert dsmooth.ModelConfig(likelihood="discretized", atoms=range(2)).atoms == (0, 1)
+    tuples = dsmooth.ModelConfig(likelihood="discretized", atoms=(0, 1), noise_levels=(0.2, 0.5))
+    for atoms in ([0, 1], range(2)):
+        given = replace(tuples, atoms=atoms, noise_levels=[0.2, 0.5])
+        assert (given, hash(given)) == (tuples, hash(tuples))
 
 
 @pytest.mark.quick

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import dsmooth
-from dsmooth.config import OWN
+from dsmooth.config import OWN, TrainConfig
 from dsmooth.data import load_dataset
 from dsmooth.fields import ArgumentError
 from dsmooth.files import read_tensors
@@ -137,26 +137,38 @@ def test_a_run_whose_rates_stay_is_the_run_of_its_last_length(
     assert not run.origin().notes
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("force", [False, True])
-def test_a_run_does_not_end_before_what_it_has_seen(force: bool) -> None:
-    stored = tiny(images=40)
-    checkpoint = Checkpoint(Path("run/x"), {}, stored, 32, 4, "")
-    with pytest.raises(ValueError, match="images must be at least 32, which run has seen"):
-        settings_to_go_on(replace(stored, images=16), checkpoint, force=force)
+def stopped(stored: TrainConfig, images_seen: int = 0) -> Checkpoint:
+    return Checkpoint(Path("run/x"), {}, stored, images_seen, images_seen // 8, "")
+
+
+ONCE = "^budget is for a new run, and run is one of 40 images: images makes it longer$"
+GAUSSIAN = replace(tiny(), model=replace(tiny().model, likelihood="gaussian"))
 
 
 @pytest.mark.quick
-def test_a_budget_is_for_a_new_run() -> None:
-    stored = tiny(budget=2.0)
-    checkpoint = Checkpoint(Path("run/x"), {}, stored, 0, 0, "")
-    for given in ({"images": None}, {"budget": None}):
-        assert settings_to_go_on(replace(stored, **given), checkpoint) == stored
-    message = "^budget is for a new run, and run is one of 40 images: images makes it longer$"
-    for images in (None, 40):
-        other = replace(stored, images=images, budget=4.0)
+@pytest.mark.parametrize(
+    ("stored", "change", "message"),
+    [
+        (tiny(), {"images": 16}, "images must be at least 32, which run has seen"),
+        (tiny(budget=2.0), {"budget": 4.0}, ONCE),
+        (tiny(budget=2.0), {"budget": 4.0, "images": None}, ONCE),
+        # The noise that a likelihood contains stays.
+        (GAUSSIAN, {"scale": 0.25}, r"run holds another run: its scale is 0\.5, not 0\.25$"),
+    ],
+)
+def test_what_no_force_makes_of_a_checkpoint(
+    stored: TrainConfig, change: dict[str, Any], message: str
+) -> None:
+    for force in (False, True):
         with pytest.raises(ValueError, match=message):
-            settings_to_go_on(other, checkpoint, force=True)
+            settings_to_go_on(replace(stored, **change), stopped(stored, 32), force=force)
+
+
+@pytest.mark.quick
+def test_a_budget_has_become_images() -> None:
+    stored = tiny(budget=2.0)
+    for given in ({"images": None}, {"budget": None}):
+        assert settings_to_go_on(replace(stored, **given), stopped(stored)) == stored
 
 
 def test_an_unfinished_run_keeps_its_length_unless_forced(
@@ -272,14 +284,6 @@ def test_what_no_force_can_change(tmp_path: Path) -> None:
     assert caught.value.told(["init"]).endswith(f" --init '{folder}'")
 
 
-@pytest.mark.quick
-def test_the_noise_that_a_likelihood_contains_stays() -> None:
-    stored = replace(tiny(), model=replace(tiny().model, likelihood="gaussian"))
-    checkpoint = Checkpoint(Path("run/x"), {}, stored, 0, 0, "")
-    with pytest.raises(ValueError, match=r"run holds another run: its scale is 0\.5, not 0\.25$"):
-        settings_to_go_on(replace(stored, scale=0.25), checkpoint, force=True)
-
-
 def test_the_command_prolongs_and_forces(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -356,10 +360,8 @@ def test_settings_that_the_network_does_not_use_fit_whatever_they_are() -> None:
     other = replace(noisy, model=replace(noisy.model, context_layers=9, smoothing_scale=0.7))
     check_initial(noisy.model, other.model, "other")
     assert differences(noisy, other) == {}
-    own = replace(noisy, data=OWN)
-    checkpoint = Checkpoint(Path("run/x"), {}, own, 0, 0, "")
     with pytest.raises(ValueError, match=r"given by dataset=, not on mnist: give them; force=True"):
-        settings_to_go_on(noisy, checkpoint)
+        settings_to_go_on(noisy, stopped(replace(noisy, data=OWN)))
     denoiser = tiny("denoiser")
     more = replace(denoiser, model=replace(denoiser.model, context_layers=9))
     assert differences(denoiser, more) == {"model.context_layers": (1, 9)}

@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dsmooth.config import TrainConfig
 from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
 from dsmooth.training import device, train
@@ -23,15 +22,11 @@ from tests.helpers.rank_processes import ForkedPython, run_script, start_ranks, 
 from tests.helpers.tiny_pairs import tiny_pair
 from tests.helpers.tiny_runs import ROLES, assert_same_end, tiny, train_until
 
-SCRIPTS = Path(__file__).with_name("ranks")
+WORK = Path(__file__).with_name("ranks") / "work.py"
 TINY = (
     "--n-filters=4 --n-resnet=1 --n-mix=2 --dropout=0.3 --batch-size=8 --evaluations=1"
     " --evaluation-images=8 --warmup-images=16 --precision=float32 --threads=1"
 )
-
-
-def settings_of(config: TrainConfig) -> str:
-    return json.dumps(asdict(config))
 
 
 @pytest.mark.long
@@ -42,11 +37,11 @@ def test_the_same_steps_for_any_number_of_ranks(tmp_path: Path) -> None:
         for role, parts, classes in zip(ROLES, (1, 2, 1), (3, 3, 0), strict=True)
     ]
     configs.append(replace(configs[1], optimizer="muon"))
+    settings = [json.dumps(asdict(config)) for config in configs]
     for size in (1, 3):
         out = tmp_path / str(size)
         out.mkdir()
-        script = SCRIPTS / "steps.py"
-        run_script(script, size, [str(out), *map(settings_of, configs)], tmp_path)
+        run_script(WORK, size, ["steps", str(out), *settings], tmp_path)
     for number in range(len(configs)):
         one, three = (torch.load(tmp_path / size / f"{number}.pt") for size in ("1", "3"))
         # The polar factor brings the smallest parts of a gradient, and their rounding, to size 1.
@@ -161,13 +156,8 @@ def test_control_c_saves_once_and_four_processes_go_on(tmp_path: Path) -> None:
             rank.send_signal(number)
     written = [rank.communicate() for rank in ranks]
     assert [rank.returncode for rank in ranks] == [128 + signal.SIGINT] * 2
-    assert (
-        sum(
-            output.count("go on with `torchrun --nproc-per-node 2 -m dsmooth train")
-            for output, _ in written
-        )
-        == 1
-    ), written
+    hint = "go on with `torchrun --nproc-per-node 2 -m dsmooth train"
+    assert sum(output.count(hint) for output, _ in written) == 1, written
     events = [entry["event"] for entry in run.read_log()]
     assert events.count("interrupted") == 1
     assert events[-1] == "interrupted"
@@ -188,7 +178,7 @@ def test_numbers_are_those_of_one_process(tmp_path: Path) -> None:
     for size in (1, 2):
         out = tmp_path / str(size)
         out.mkdir()
-        run_script(SCRIPTS / "measures.py", size, [str(tmp_path / "pair"), str(out)], tmp_path)
+        run_script(WORK, size, ["measures", str(tmp_path / "pair"), str(out)], tmp_path)
         results.append(torch.load(out / "numbers.pt"))
     (one, probes), (two, probes_of_two) = results
     for name, tensor in one.items():

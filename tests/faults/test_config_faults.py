@@ -66,13 +66,10 @@ def test_settings_of_a_run(tmp_path: Path, name: str, role: Any) -> None:
             assert any(name in error for name in named), (key, error)
         else:
             assert isinstance(config, TrainConfig)
-            assert TrainConfig.from_dict(json.loads(json.dumps(mutant_settings(mutant)))) == config
+            own = {k: v for k, v in mutant.items() if k not in ("dsmooth", "height_and_width")}
+            assert TrainConfig.from_dict(json.loads(json.dumps(own))) == config
             assert all(type(extent) is int for extent in size)
     assert refused > 300
-
-
-def mutant_settings(mutant: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in mutant.items() if k not in ("dsmooth", "height_and_width")}
 
 
 @pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.full)])

@@ -66,7 +66,7 @@ class Block:
         def empty(*shape: int) -> Tensor:
             return torch.empty(shape, device="meta")
 
-        x, skips = self._image(f), [self._image(f) for _ in range(self.skips)]
+        x, *skips = (_image(self.dtype, f, self.size) for _ in range(1 + self.skips))
         nin = (empty(f, 2 * self.skips * f, 1, 1), empty(f)) if skips else (None, None)
         given = Operands(
             *(x, *skips, None, None)[:3],
@@ -80,9 +80,6 @@ class Block:
             y, *saved = gated_resnet.forward(given, settings, keep=self.keep)
             gated_resnet.backward(y, saved, given, settings, self.needs)
         return [launch for launches in lists for launch in launches]
-
-    def _image(self, channels: int) -> Tensor:
-        return _image(self.dtype, channels, self.size)
 
 
 def padded_launches(arch: int, filters: int) -> list[Launch]:

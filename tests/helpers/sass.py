@@ -51,11 +51,6 @@ def parse(sass: str) -> list[Instruction]:
     return [Instruction(int(m[1], 16), m[2], m[3].strip()) for m in _LINE.finditer(sass)]
 
 
-def occurrences(code: list[Instruction], *names: str) -> int:
-    """How many instructions have one of these names, such as "HMMA", without their suffixes."""
-    return sum(line.name.split(".")[0] in names for line in code)
-
-
 def loops(code: list[Instruction]) -> list[list[Instruction]]:
     """Bodies of the innermost loops: from a branch backwards to its target."""
     spans = [

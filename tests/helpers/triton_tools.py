@@ -25,7 +25,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.sass import Instruction, disassemble, occurrences, parse
+from tests.helpers.sass import Instruction, disassemble, parse
 
 WARP_SIZE = 32
 Type = str | tuple["Type", ...]
@@ -64,8 +64,8 @@ class Compiled:
         return parse(self.sass)
 
     def count(self, instruction: str) -> int:
-        """How many instructions of the machine code begin with this name, such as "HMMA"."""
-        return occurrences(self.code, instruction)
+        """How many instructions of the machine code have this name, such as "HMMA"."""
+        return sum(line.name.split(".")[0] == instruction for line in self.code)
 
 
 @dataclass(frozen=True)

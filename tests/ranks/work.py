@@ -1,0 +1,67 @@
+"""work.py FUNCTION ARGUMENTS...: a function of this file, by this rank; rank 0 writes into OUT."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+import dsmooth
+from dsmooth.config import ProbeSettings, TrainConfig
+from dsmooth.data import ImageDataset
+from dsmooth.distributed import process_group, rank_and_size
+from dsmooth.evaluate.comparison import collect_statistics
+from dsmooth.evaluate.features import extract_features, make_extractor
+from dsmooth.evaluate.likelihood import score_pair
+from dsmooth.evaluate.probe import probe_pair
+from dsmooth.training.step import TrainState
+
+
+def made_images(n: int, size: int = 8) -> ImageDataset:
+    generator = torch.Generator().manual_seed(n)
+    images = torch.randint(0, 256, (n, 1, size, size), generator=generator).byte()
+    return ImageDataset(images, torch.arange(n) % 3, "made", "train", "made for a test")
+
+
+def steps(out: str, *settings: str) -> None:
+    """Losses, gradients' norms and weights of three steps of training number i: OUT/i.pt."""
+    data = made_images(40)
+    for number, text in enumerate(settings):
+        state = TrainState(TrainConfig.from_dict(json.loads(text)), data, torch.device("cpu"))
+        for _ in range(3):
+            state.step()
+        readings = state.read()
+        if rank_and_size()[0] == 0:
+            losses, norms = ([r[i] for r in readings] for i in (1, 2))
+            torch.save((losses, norms, state.tensors()), Path(out, f"{number}.pt"))
+
+
+def measures(pair_folder: str, out: str) -> None:
+    """Bits/dim, features with their statistics, and probes: OUT/numbers.pt."""
+    pair = dsmooth.SmoothedPair.from_pretrained(pair_folder)
+    data, digits = made_images(13), made_images(33, 28).images
+    extractor = make_extractor("mnist-classifier")
+    scores = score_pair(pair, data, batch_size=5, n_noise=2)
+    features, logits = extract_features(digits, extractor, batch_size=10)
+    statistics = collect_statistics(features, digits, extractor)
+    settings = ProbeSettings(epochs=1)
+    probes = probe_pair(pair, made_images(120), data, settings, Path(out, "probes.json"))
+    if rank_and_size()[0] == 0:
+        numbers = {
+            "noisy": scores.noisy,
+            "smoothing": scores.smoothing,
+            "discretized": scores.discretized,
+            "features": features,
+            "logits": logits,
+            "mean": statistics.mean,
+            "covariance": statistics.covariance,
+        }
+        torch.save((numbers, probes["accuracy"]), Path(out, "numbers.pt"))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with process_group():
+        globals()[sys.argv[1]](*sys.argv[2:])
