@@ -62,7 +62,6 @@ class Checkpoint(NamedTuple):
     images_seen: int
     steps: int
     data: str  # digest of the images
-    fault: str = ""  # of a newer checkpoint
 
 
 def read_checkpoint(run: RunFolder) -> Checkpoint:
@@ -72,7 +71,10 @@ def read_checkpoint(run: RunFolder) -> Checkpoint:
     except (OSError, ValueError) as error:
         if not run.earlier_checkpoint.exists():
             raise
-        return _read(run.earlier_checkpoint)._replace(fault=str(error))
+        earlier = _read(run.earlier_checkpoint)
+        words = "%s: %s; going on from the checkpoint before it, at %s images"
+        LOG.info(words, earlier.settings.role, error, f"{earlier.images_seen:,}")
+        return earlier
 
 
 def check_initial(own: ModelConfig, initial: ModelConfig, source: str) -> None:
@@ -133,9 +135,6 @@ def go_on(
             )
         notes.append(f"other images, or in another order, from {seen:,} images on")
     state.restore(checkpoint.tensors, seen, checkpoint.steps, str(path))
-    if checkpoint.fault:
-        words = "%s: %s; going on from the checkpoint before it, at %s images"
-        LOG.info(words, state.config.role, checkpoint.fault, f"{seen:,}")
     latest, least = all_reduce_max(seen, -seen)
     if latest != -least:
         raise ValueError(
