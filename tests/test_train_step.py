@@ -74,7 +74,7 @@ def test_the_gradient_of_a_batch_is_clipped_and_reported_as_it_was() -> None:
     assert float(torch.stack(norms).norm()) == pytest.approx(1e-3, rel=1e-3)
     assert state.read()[0].gradient_norm > 0.01
     assert [group["betas"] for group in state.optimizer.adam.param_groups] == [(0.5, 0.7)]
-    state.rows_made[1, 1], state.steps = torch.inf, 2
+    state.rows[1, 1], state.steps = torch.inf, 2
     with pytest.raises(NonFiniteLoss, match="gradient's norm inf"):
         state.read()
 

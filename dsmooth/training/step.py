@@ -156,9 +156,7 @@ class TrainState:
         self.position = torch.zeros((), dtype=torch.int64, device=device)
         self.counter = torch.zeros((), dtype=torch.int64, device=device)
         # Loss, norm of the gradient and rate of step n in row n % READ_STEPS.
-        pinned = device.type == "cuda"
-        self.rows_made = torch.zeros(READ_STEPS, 3, dtype=torch.float64, device=device)
-        self.rows_read = torch.zeros(READ_STEPS, 3, dtype=torch.float64, pin_memory=pinned)
+        self.rows = torch.zeros(READ_STEPS, 3, dtype=torch.float64, device=device)
         self._run: Callable[[], None] = self._update
         if uses_graph(config, device):
             self._run = ReplayedStep(self._update, device)
@@ -211,18 +209,15 @@ class TrainState:
 
         Raises NonFiniteLoss if a loss or a gradient norm is not finite. Call it before saving.
         """
-        self.rows_read.copy_(self.rows_made, non_blocking=True)
-        if self.rows_made.is_cuda:
-            torch.cuda.current_stream(self.device).synchronize()
+        rows = self.rows.to("cpu", copy=True)
         size = rank_and_size()[1]
         if size > 1:  # the loss is of this share of the batch; norm and rate are of the whole
-            losses = self.rows_read[:, 0].contiguous()
+            losses = rows[:, 0].contiguous()
             with exchange():
                 dist.all_reduce(losses)
-            self.rows_read[:, 0] = losses / size
-        rows = self.rows_read.tolist()
+            rows[:, 0] = losses / size
         steps = range(max(self.steps_read, self.steps - READ_STEPS), self.steps)
-        readings = [Reading(step, *rows[step % READ_STEPS]) for step in steps]
+        readings = [Reading(step, *rows[step % READ_STEPS].tolist()) for step in steps]
         self.steps_read = self.steps
         for reading in readings:
             if not (math.isfinite(reading.loss) and math.isfinite(reading.gradient_norm)):
@@ -279,7 +274,7 @@ class TrainState:
         if self.ema:
             self.ema.update(self.model, self.counter)
         row = torch.stack([loss, norm.double(), rate])
-        self.rows_made.index_copy_(0, (self.counter % READ_STEPS).view(1), row.view(1, 3))
+        self.rows.index_copy_(0, (self.counter % READ_STEPS).view(1), row.view(1, 3))
         self.counter += 1
         self.position += config.batch_size
 
