@@ -163,6 +163,6 @@ class ImagesOnDevice:
             there.copy_(x.pin_memory() if there.is_cuda else x, non_blocking=True)
 
     def part(self, first: int, count: int) -> tuple[Tensor, Tensor | None]:
-        """Images first .. first + count - 1 of the prepared batch, and their labels, in place."""
-        images, *labels = (there[first : first + count] for there in self.there)
+        """Images first .. first + count - 1 of the prepared batch, and their labels."""
+        images, *labels = (there[first : first + count].clone() for there in self.there)
         return images, labels[0] if labels else None
