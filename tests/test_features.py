@@ -264,8 +264,9 @@ def test_inception_without_network_or_extra_says_what_to_do(
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    with pytest.raises(ConnectionError, match=r"no route to host.*: fetch .*weights="):
-        make_extractor("inception")
+    for name, way in (("inception", "weights=FILE"), ("resnet50", "put it into")):
+        with pytest.raises(ConnectionError, match=f"no route to host.*: fetch .*{way}"):
+            make_extractor(name)
 
 
 def test_extractors_that_are_none(tmp_path: Path) -> None:

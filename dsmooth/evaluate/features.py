@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import to_float
-from ..data.reading import FetchError
+from ..data.reading import FetchError, guarded
 from ..distributed import in_batches
 from ..fields import Argument, ArgumentError
 from ..files import file_sha256, read_tensors
@@ -185,20 +185,13 @@ def _mnist_classifier(weights: Path | None) -> FeatureExtractor:
 
 
 def _resnet50() -> FeatureExtractor:
-    """ResNet-50 of He et al. (2016) with torchvision's weights, which it keeps or fetches once."""
+    """ResNet-50 of He et al. (2016) with torchvision's weights."""
     from torchvision.models import ResNet50_Weights, resnet50
 
-    weights = ResNet50_Weights.IMAGENET1K_V2
-    path = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[1]
-    try:
-        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:
-        raise ConnectionError(
-            f"could not fetch torchvision's ResNet-50 ({error}): fetch {weights.url} elsewhere and "
-            f"put it into {path.parent}"
-        ) from None
+    path = fetch_once(ResNet50_Weights.IMAGENET1K_V2.url, "torchvision's ResNet-50")
     body = resnet50()
-    body.load_state_dict(state)
+    with guarded(path, "torchvision's ResNet-50"):
+        body.load_state_dict(torch.load(path, weights_only=True))
     body.fc, head = nn.Identity(), body.fc
 
     def apply(images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -220,7 +213,12 @@ def _resnet50() -> FeatureExtractor:
 
 def _inception(weights: Path | None) -> FeatureExtractor:
     fidelity = import_fidelity("feature_extractor_inceptionv3", "the inception extractor needs")
-    path = weights or download_once(fidelity.URL_INCEPTION_V3)
+    path = weights or fetch_once(
+        fidelity.URL_INCEPTION_V3,
+        "the Inception weights",
+        *("or name it by", Argument("weights", "FILE")),
+        *("or take", Argument("extractor", "mnist-classifier")),
+    )
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}")
     digest = file_sha256(path)
@@ -283,22 +281,20 @@ def import_fidelity(module: str, who: str) -> Any:
     return importlib.import_module(f"torch_fidelity.{module}")
 
 
-def download_once(url: str) -> Path:
-    """The file at `url`, kept in torch.hub's folder. Raises ConnectionError if it cannot be had."""
+def fetch_once(url: str, what: str, *ways: str | Argument) -> Path:
+    """The file at `url`, kept in torch.hub's folder. Raises ConnectionError if it cannot be had.
+
+    Its name ends with the beginning of its SHA-256. ways: others to have the features.
+    """
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-    if path.is_file():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=INCEPTION_SHA256[:8])
-    except (OSError, RuntimeError) as error:
-        raise FetchError(
-            "",
-            f"could not fetch the Inception weights ({error}): fetch {url} and name it by",
-            Argument("weights", "FILE"),
-            "or take",
-            Argument("extractor", "mnist-classifier"),
-        ) from None
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest = path.stem.rpartition("-")[2]
+        try:
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)
+        except (OSError, RuntimeError) as error:
+            fetch = f"could not fetch {what} ({error}): fetch {url} and put it into {path.parent}"
+            raise FetchError("", fetch, *ways) from None
     return path
 
 
