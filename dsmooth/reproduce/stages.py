@@ -148,8 +148,6 @@ class Stages:
         "noisy", "two-step", "single-step", "guided" and "plain" are samples; the same x~ stands
         behind the first three. Names with "held-out" are of test images, with noise, and denoised.
         """
-        (self.folder / "samples").mkdir(exist_ok=True)
-        barrier()
         pair = self.models.pair
         methods: tuple[Method, ...] = ("two-step",)
         if isinstance(pair.smoothing, GaussianSmoothing):
