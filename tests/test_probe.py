@@ -65,11 +65,6 @@ def test_probes_do_not_depend_on_the_number_of_threads(
     assert found[:2] == found[2:]
 
 
-def extracted(run: Probing, name: str, network: Any, split: str) -> dict[str, Any]:
-    with contextlib.ExitStack() as stack:
-        return run.extract(name, network, stack, lambda n: None)[split]
-
-
 @pytest.mark.parametrize(
     ("conditioning", "see", "stream", "pooling", "dtype"),
     [
@@ -88,7 +83,8 @@ def test_rows_are_the_features_of_the_network_in_float16(
             x = data.batch(torch.arange(len(data))).to(dtype if network else torch.float32)
             x_tilde = run.smoothing.sample(x, seed=5, first_index=0, repeat=repeat)
             seen = x_tilde if see == "noisy" else x
-            rows = extracted(run, name, network, split)
+            with contextlib.ExitStack() as stack:
+                rows = run.extract(name, network, stack, lambda n: None)[split]
             if network is None:  # the pixels are what the networks see
                 assert np.array_equal(rows[PIXELS], seen.flatten(1).half().numpy())
                 continue

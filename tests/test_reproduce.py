@@ -27,8 +27,7 @@ from tests.helpers.report_checks import check_self_contained, without_plots
 from tests.helpers.tiny_runs import tiny
 
 IMAGES = 160
-PROBES = ProbeSettings(train_images=12, test_images=6, epochs=1)
-SIZES = Sizes(count=9, scored_images=12, probes=PROBES)
+SIZES = Sizes(9, 12, ProbeSettings(train_images=12, test_images=6, epochs=1))
 
 
 @pytest.fixture(scope="module")

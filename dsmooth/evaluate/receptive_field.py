@@ -18,9 +18,7 @@ from ..config import ModelConfig
 from ..machine import torch_seed
 from ..nn import PixelCNNpp
 
-SIZE = 16
 FILTERS = 4
-RESNETS = 3
 
 
 def masked_stack(layers: int) -> nn.Sequential:
@@ -56,7 +54,7 @@ def causal(size: int, row: int, column: int) -> Tensor:
     return order < row * size + column
 
 
-def receptive_fields(size: int = SIZE) -> dict[str, Any]:
+def receptive_fields(size: int = 16) -> dict[str, Any]:
     """The dependence of the middle pixel of a size x size image, in both kinds of network.
 
     Returns counts for "masked-stack" and "two-streams": how many of the `causal` earlier pixels are
@@ -67,7 +65,7 @@ def receptive_fields(size: int = SIZE) -> dict[str, Any]:
     row = column = size // 2
     with torch_seed(0):
         stack = masked_stack(size)
-        config = ModelConfig(n_filters=FILTERS, n_resnet=RESNETS, n_mix=1, dropout=0.0)
+        config = ModelConfig(n_filters=FILTERS, n_resnet=3, n_mix=1, dropout=0.0)
         streams = PixelCNNpp(config)
     before = causal(size, row, column)
     networks = {}

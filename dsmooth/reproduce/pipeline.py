@@ -183,9 +183,8 @@ def reproduce(
             description = plan.description()
         if first:
             claim_folder(out, description)
-        barrier()
-        if first:
             stack.enter_context(lock_folder(out, "another dsmooth reproduce"))
+        barrier()
         try:
             if isinstance(plan, TrainingPlan):
                 interrupted = train_all(out, plan, device)
