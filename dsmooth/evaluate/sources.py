@@ -107,8 +107,6 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
 
     Raises FileNotFoundError or ValueError, naming the file and what it must hold.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"the number of images must be at least 1, got {limit}")
     if path.suffix == ".npz":
         arrays = read_npz(path)
         name = next((name for name in ARRAY_NAMES if name in arrays), None)
