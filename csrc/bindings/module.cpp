@@ -37,7 +37,7 @@ PYBIND11_MODULE(_C, module) {
              "Names of the instruction sets built that this CPU has, the best last.");
   register_logistic_mixture(module);
   register_gated_resnet(module);
-  register_sampler(module);
+  sampler::register_sampler(module);
   module.def("philox4x32_10", &philox, py::arg("counter"), py::arg("key"),
              "The 4 words of a Philox4x32-10 block.");
 }

@@ -17,16 +17,9 @@
 #endif
 #include "borrow.h"
 
-namespace dsmooth {
+namespace dsmooth::sampler {
 namespace {
 
-using sampler::CpuCall;
-using sampler::CpuSampler;
-using sampler::Op;
-using sampler::Phase;
-using sampler::Program;
-using sampler::Slice;
-using sampler::Term;
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
 std::vector<float> floats(const py::handle& array) {
@@ -96,12 +89,12 @@ struct Tensors {
 
   // The images to draw, and their number. Throws std::invalid_argument, naming the argument, unless
   // the call reads and writes inside its tensors and asks for something that can be drawn.
-  std::pair<int64_t, Slice> check(const sampler::NetworkView& network, Device device, uint64_t seed,
+  std::pair<int64_t, Slice> check(const NetworkView& network, Device device, uint64_t seed,
                                   uint64_t first_index, float temperature, float guidance) const {
     const int64_t channels = network.image_channels;
     float* const images = contiguous<float>(out, {kAny, channels, kAny, kAny}, device);
     const int64_t n = out.shape[0], height = out.shape[2], width = out.shape[3];
-    sampler::check_size(height, width);
+    check_size(height, width);
     check_given(context, network.conditioned);
     if (context.given) contiguous<float>(context, {n, channels, height, width}, device);
     if (mask.given) contiguous<uint8_t>(mask, {n, height, width}, device);
@@ -150,10 +143,6 @@ void sample(const CpuSampler& sampler, const py::object& out, const py::object& 
 }
 
 #if defined(DSMOOTH_HAS_CUDA)
-using sampler::CudaCall;
-using sampler::CudaSampler;
-using sampler::Partition;
-
 Device device_of(const CudaSampler& sampler) { return {Device::kCuda, sampler.device()}; }
 
 // A contiguous tensor of so many floats on the device, aligned for the kernels.
@@ -187,11 +176,6 @@ Partition partition(const CudaSampler& sampler, int64_t n, int height, int width
   return sampler.partition(n, height, width, memory, max_slice, passes);
 }
 
-int64_t workspace_words(const CudaSampler& sampler, const Partition& partition, int height,
-                        int width) {
-  return static_cast<int64_t>(sampler.workspace_bytes(partition, height, width) / sizeof(float));
-}
-
 void sample_on_cuda(const CudaSampler& sampler, const py::object& out, const py::object& context,
                     const py::object& mask, const py::object& workspace, const Partition& partition,
                     int64_t launch, uint64_t seed, uint64_t first_index, float temperature,
@@ -209,7 +193,7 @@ void sample_on_cuda(const CudaSampler& sampler, const py::object& out, const py:
   }
   if (launch < 0 || launch >= sampler.launches(partition, all.height))
     refuse("launch", "be one of launches()", std::to_string(launch));
-  const int64_t words = workspace_words(sampler, partition, all.height, all.width);
+  const int64_t words = sampler.workspace_words(partition, all.height, all.width);
   const CudaCall call{n, all, partition, device_words(tensors.workspace, words, device),
                       current_stream(device)};
   const py::gil_scoped_release release;
@@ -230,8 +214,8 @@ void register_cuda_sampler(py::module_& module) {
       .def("bytes_per_image", &CudaSampler::bytes_per_image, py::arg("height"), py::arg("width"))
       .def("partition", &partition, py::arg("n"), py::arg("height"), py::arg("width"),
            py::arg("memory"), py::arg("max_slice"), py::arg("passes"))
-      .def("workspace_words", &workspace_words, py::arg("partition"), py::arg("height"),
-           py::arg("width"))
+      .def("workspace_words", &CudaSampler::workspace_words, py::arg("partition"),
+           py::arg("height"), py::arg("width"))
       .def("launches", &CudaSampler::launches, py::arg("partition"), py::arg("height"))
       .def("sample", &sample_on_cuda, py::kw_only(), py::arg("out"), py::arg("context"),
            py::arg("mask"), py::arg("workspace"), py::arg("partition"), py::arg("launch"),
@@ -262,4 +246,4 @@ void register_sampler(py::module_& module) {
 }
 
 }  // namespace
-}  // namespace dsmooth
+}  // namespace dsmooth::sampler

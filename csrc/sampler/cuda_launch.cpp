@@ -89,9 +89,9 @@ Partition CudaSampler::partition(int64_t n, int height, int width, size_t memory
   return partition_batch(n, processors_, bytes_per_image(height, width), memory, max_slice, passes);
 }
 
-size_t CudaSampler::workspace_bytes(const Partition& partition, int height, int width) const {
-  return static_cast<size_t>(partition.workers) *
-         workspace(partition.largest, height, width).words * sizeof(float);
+int64_t CudaSampler::workspace_words(const Partition& partition, int height, int width) const {
+  return partition.workers *
+         static_cast<int64_t>(workspace(partition.largest, height, width).words);
 }
 
 int64_t CudaSampler::launches(const Partition& partition, int height) const {

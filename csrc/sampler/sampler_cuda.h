@@ -73,7 +73,7 @@ struct CudaCall {
   int64_t n;
   Slice all;  // the n images, in memory of the device; its batch is not used
   Partition partition;
-  float* workspace;  // workspace_bytes(partition), aligned to 128
+  float* workspace;  // workspace_words(partition), aligned to 128 bytes
   void* stream;      // a cudaStream_t of the device
 };
 
@@ -87,7 +87,7 @@ class CudaSampler : public DeviceProgram {
   int device() const { return device_; }
   Partition partition(int64_t n, int height, int width, size_t memory, int max_slice,
                       int passes = 1) const;
-  size_t workspace_bytes(const Partition& partition, int height, int width) const;
+  int64_t workspace_words(const Partition& partition, int height, int width) const;
 
   // Number of launches that draw a batch: each block draws one slice after the other, a few rows in
   // each launch, so that none takes long. A slice's state stays in the workspace between launches.

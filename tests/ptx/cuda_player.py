@@ -47,45 +47,83 @@ def build_sampler() -> Path:
     )
 
 
-class CudaPlayer:
-    """A library whose launches are played. What a launch raises comes out of `call`.
+class Played(ctypes.Structure):
+    """The runtime, as a test sees it (host/runtime.cpp)."""
 
-    edit: may change the PTX.
-    """
+    _fields_ = (
+        ("launched", LAUNCHED), ("processors", ctypes.c_int), ("current", ctypes.c_int),
+        ("failing", ctypes.c_char_p), ("failure", ctypes.c_int), ("last_error", ctypes.c_int),
+        ("shared_limit", ctypes.c_int), ("carve_out", ctypes.c_int),
+    )  # fmt: skip
 
-    def __init__(
-        self, built: Path, case: Case, edit: Callable[[str], str] = lambda text: text
-    ) -> None:
+
+class HostLibrary:
+    """The host's side, whose launches `launched` gets. Raises RuntimeError where C++ throws, and
+    what `launched` raises."""
+
+    def __init__(self, built: Path, processors: int = 1) -> None:
         self.library = ctypes.CDLL(str(built / "sampler.so"))
-        ptx = built / f"cuda_{'bfloat16' if case.bf16 else 'float32'}.ptx"
-        self.memory, self.case = Memory(), case
-        self.player = Player(edit(ptx.read_text()), self.memory)
+        self.played = Played.in_dll(self.library, "played")
         self._failure: BaseException | None = None
         self._callback = LAUNCHED(self._launched)
+        ctypes.pointer(self.played)[0] = Played(self._callback, processors, failing=b"")
 
     def call(self, function: str, *arguments: Any, result: Any = None) -> Any:
-        found = self.library[function]
-        found.restype = result
-        self.library.play_launches(self._callback, 1)  # multiprocessors
+        found, error = self.library[function], self.library.error_of_last_call
+        found.restype, error.restype = result, ctypes.c_char_p
+        self.played.launched = self._callback  # another's may be there
         value = found(*arguments)
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+        if words := error():
+            raise RuntimeError(words.decode())
         return value
 
-    def _launched(self, name: bytes, grid: Any, block: Any, shared: int, arguments: Any) -> None:
+    @contextmanager
+    def sampler(self, case: Case, device: int = 0) -> Iterator[Callable[..., Any]]:
+        """Functions of a sampler of the case, to be called by name."""
+        pointer = ctypes.c_void_p
+        made = pointer(self.call("make_sampler", ctypes.byref(case), device, result=pointer))
+
+        def call(function: str, *tensors: Tensor | None, result: Any = None) -> Any:
+            places = (pointer(None if t is None else t.data_ptr()) for t in tensors)
+            return self.call(function, made, *places, result=result)
+
+        try:
+            yield call
+        finally:
+            self.library.free_sampler(made)
+
+    def launched(self, name: str, grid: Any, block: Any, shared: int, arguments: Any) -> None:
+        raise NotImplementedError
+
+    def _launched(self, name: bytes, *rest: Any) -> None:
         if self._failure is not None:
             return  # a launch before has failed
         try:
-            entry = self.player.functions[name.decode()]
-            data, at = b"", 0
-            for i, parameter in enumerate(entry.parameters):
-                data += bytes(-at % parameter.alignment)
-                data += ctypes.string_at(arguments[i], parameter.size)
-                at = len(data)
-            self.player.launch(entry.name, grid[:3], block[:3], data, shared)
+            self.launched(name.decode(), *rest)
         except BaseException as error:  # comes out of `call`
             self._failure = error
+
+
+class CudaPlayer(HostLibrary):
+    """A library whose launches are played. edit: may change the PTX."""
+
+    def __init__(
+        self, built: Path, case: Case, edit: Callable[[str], str] = lambda text: text
+    ) -> None:
+        super().__init__(built)
+        ptx = built / f"cuda_{'bfloat16' if case.bf16 else 'float32'}.ptx"
+        self.memory, self.case = Memory(), case
+        self.player = Player(edit(ptx.read_text()), self.memory)
+
+    def launched(self, name: str, grid: Any, block: Any, shared: int, arguments: Any) -> None:
+        entry, data = self.player.functions[name], b""
+        for i, parameter in enumerate(entry.parameters):
+            data += bytes(-len(data) % parameter.alignment)
+            data += ctypes.string_at(arguments[i], parameter.size)
+        self.player.launch(entry.name, grid[:3], block[:3], data, shared)
 
 
 CONDITIONING = ("none", "stack", "concat")
@@ -164,27 +202,10 @@ class Drawn(NamedTuple):
     workspace: Tensor
 
 
-@contextmanager
-def made_sampler(player: CudaPlayer) -> Iterator[Callable[..., Any]]:
-    """Functions of a sampler of the player's case, to be called by name."""
-    pointer = ctypes.c_void_p
-    sampler = pointer(player.call("make_sampler", ctypes.byref(player.case), result=pointer))
-    assert sampler.value is not None, "the sampler refuses the case"
-
-    def call(function: str, *tensors: Tensor | None, result: Any = None) -> Any:
-        places = (pointer(None if t is None else t.data_ptr()) for t in tensors)
-        return player.call(function, sampler, *places, result=result)
-
-    try:
-        yield call
-    finally:
-        call("free_sampler")
-
-
 def draw(player: CudaPlayer) -> Drawn:
     """Images that the compiled kernel draws."""
     memory, case = player.memory, player.case
-    with memory.borrowed(), made_sampler(player) as call:
+    with memory.borrowed(), player.sampler(case) as call:
         weights = memory.empty((call("weight_bytes", result=ctypes.c_int64),), torch.uint8)
         call("write_weights", weights)
         memory.mark(weights, memory.INPUT)
@@ -209,7 +230,7 @@ def draw_on_host(player: CudaPlayer) -> Drawn:
     """The same by the worker's emulation on the host."""
     out, mask = known_of(player.case)
     context, condition = context_of(player.case), condition_of(player.case)
-    with made_sampler(player) as call:
+    with player.sampler(player.case) as call:
         workspace = torch.empty(call("workspace_bytes", result=ctypes.c_int64), dtype=torch.uint8)
         call("draw_on_host", context, out, mask, condition, workspace)
     return Drawn(out, workspace)

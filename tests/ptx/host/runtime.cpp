@@ -1,17 +1,35 @@
 // The CUDA runtime of a process without a device: launches go to a function that Python gives, with
-// the kernel's name in the PTX, grid, block, shared memory and the addresses of the arguments.
+// the kernel's name in the PTX, grid, block, shared memory and the addresses of the arguments. Like
+// the real runtime, it keeps the last error until someone asks for it.
 #include <cuda_runtime.h>
 
 #include <cstddef>
 #include <map>
 #include <string>
+#include <utility>
+
+// What Python sees and decides, as `Played` in cuda_player.py.
+struct Played {
+  void (*launched)(const char* kernel, const unsigned* grid, const unsigned* block, size_t shared,
+                   void** arguments);
+  int processors;
+  int current;               // of two devices
+  const char* failing = "";  // the name of the call that fails, and how
+  cudaError_t failure, last_error;
+  int shared_limit, carve_out;  // attributes of the kernel: bytes; percent
+};
+
+extern "C" {
+Played played;
+}
 
 namespace {
 
-using Launched = void (*)(const char* kernel, const unsigned* grid, const unsigned* block,
-                          size_t shared, void** arguments);
-Launched launched = nullptr;
-int processors = 1;
+cudaError_t done(const std::string& name, cudaError_t status = cudaSuccess) {
+  if (played.failing == name) status = played.failure;
+  if (status != cudaSuccess) played.last_error = status;
+  return status;
+}
 
 std::map<const void*, std::string>& kernels() {
   static std::map<const void*, std::string> names;
@@ -26,20 +44,15 @@ struct Configuration {
 
 cudaError_t launch(const void* kernel, dim3 grid, dim3 block, void** arguments, size_t shared) {
   const auto found = kernels().find(kernel);
-  if (found == kernels().end() || launched == nullptr) return cudaErrorInvalidDeviceFunction;
+  if (found == kernels().end()) return cudaErrorInvalidDeviceFunction;
   const unsigned g[] = {grid.x, grid.y, grid.z}, b[] = {block.x, block.y, block.z};
-  launched(found->second.c_str(), g, b, shared, arguments);
+  played.launched(found->second.c_str(), g, b, shared, arguments);
   return cudaSuccess;
 }
 
 }  // namespace
 
 extern "C" {
-
-void play_launches(Launched function, int count) {
-  launched = function;
-  processors = count;
-}
 
 void** __cudaRegisterFatBinary(void*) { return nullptr; }
 void __cudaRegisterFatBinaryEnd(void**) {}
@@ -75,24 +88,37 @@ cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 block, void** a
 }
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel,
                                 void** arguments) {
-  return launch(kernel, config->gridDim, config->blockDim, arguments, config->dynamicSmemBytes);
+  const size_t shared = config->dynamicSmemBytes;
+  const bool fits = shared <= static_cast<size_t>(played.shared_limit);
+  const auto status = done("cudaLaunchKernelExC", fits ? cudaSuccess : cudaErrorInvalidValue);
+  if (status != cudaSuccess) return status;
+  return launch(kernel, config->gridDim, config->blockDim, arguments, shared);
 }
-cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr name, int) {
-  *value = name == cudaDevAttrMultiProcessorCount ? processors : 163 << 10;
-  return cudaSuccess;
+cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute name, int value) {
+  const bool is_limit = name == cudaFuncAttributeMaxDynamicSharedMemorySize;
+  (is_limit ? played.shared_limit : played.carve_out) = value;
+  return done("cudaFuncSetAttribute");
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr name, int device) {
+  *value = name == cudaDevAttrMultiProcessorCount                ? played.processors
+           : name == cudaDevAttrMaxSharedMemoryPerMultiprocessor ? 164 << 10
+           : name == cudaDevAttrReservedSharedMemoryPerBlock     ? 1 << 10
+                                                                 : 163 << 10;
+  return done("cudaDeviceGetAttribute", device < 2 ? cudaSuccess : cudaErrorInvalidDevice);
 }
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = played.current;
   return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaGetLastError() { return std::exchange(played.last_error, cudaSuccess); }
 cudaError_t cudaDriverGetVersion(int* version) {
-  *version = CUDART_VERSION;
+  *version = 12040;
   return cudaSuccess;
 }
-const char* cudaGetErrorString(cudaError_t) { return "an error of the player's runtime"; }
+const char* cudaGetErrorString(cudaError_t status) {
+  return status == cudaErrorInvalidDevice ? "invalid device ordinal" : "an error";
+}
 const char* cudaGetErrorName(cudaError_t) { return "an error"; }
 
 }  // extern "C"

@@ -2,8 +2,8 @@
 // runtime beside this file hands on, and the same images by the worker's emulation on the host.
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
+#include <exception>
 #include <string>
 #include <vector>
 
@@ -48,25 +48,35 @@ struct Sampler {
   Case c;
   CudaSampler sampler;
   Partition partition;
-  std::string error;
-  explicit Sampler(const Case& given)
+  Sampler(const Case& given, int device)
       : c(given),
-        sampler(program(given), given.bf16 != 0, 0),
+        sampler(program(given), given.bf16 != 0, device),
         partition(sampler.partition(c.n, c.height, c.width, size_t{1} << 30, c.max_slice,
                                     c.guidance > 0 ? 2 : 1)) {}
 };
+
+std::string words;  // of the last call's error
+
+template <class F>
+void attempt(F f) {
+  words.clear();
+  try {
+    f();
+  } catch (const std::exception& error) {
+    words = error.what();
+  }
+}
 
 }  // namespace
 
 extern "C" {
 
-void* make_sampler(const Case* c) {
-  try {
-    return new Sampler(*c);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return nullptr;
-  }
+const char* error_of_last_call() { return words.c_str(); }
+
+void* make_sampler(const Case* c, int device) {
+  Sampler* sampler = nullptr;
+  attempt([&] { sampler = new Sampler(*c, device); });
+  return sampler;
 }
 void free_sampler(void* s) { delete static_cast<Sampler*>(s); }
 int64_t weight_bytes(void* s) {
@@ -77,15 +87,22 @@ void write_weights(void* s, void* to) {
 }
 int64_t workspace_bytes(void* s) {
   auto& sampler = *static_cast<Sampler*>(s);
-  return static_cast<int64_t>(
-      sampler.sampler.workspace_bytes(sampler.partition, sampler.c.height, sampler.c.width));
+  return 4 * sampler.sampler.workspace_words(sampler.partition, sampler.c.height, sampler.c.width);
 }
 void draw(void* s, const float* context, float* out, const uint8_t* mask, const float* condition,
           float* workspace) {
-  auto& [c, sampler, partition, error] = *static_cast<Sampler*>(s);
-  const Slice all = images(c, context, out, mask, condition);
-  for (int64_t i = 0; i < sampler.launches(partition, c.height); ++i)
-    sampler.sample({c.n, all, partition, workspace, nullptr}, i);
+  const Sampler& made = *static_cast<Sampler*>(s);
+  const Slice all = images(made.c, context, out, mask, condition);
+  attempt([&] {
+    for (int64_t i = 0; i < made.sampler.launches(made.partition, made.c.height); ++i)
+      made.sampler.sample({made.c.n, all, made.partition, workspace, nullptr}, i);
+  });
+}
+
+// The round and the rows, from the first to before the last, that a launch draws.
+void rows_of(void** arguments, int* rows) {
+  const auto& run = *static_cast<const BlockRun*>(arguments[0]);
+  rows[0] = static_cast<int>(run.round), rows[1] = run.first_row, rows[2] = run.end_row;
 }
 
 // The same by a lane of the host.
