@@ -18,9 +18,6 @@
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
-#if defined(__AVX512F__) && DSMOOTH_VECTOR_BYTES == 64
-#define DSMOOTH_HAS_AVX512_MATH
-#endif
 
 namespace dsmooth::DSMOOTH_ISA {
 
@@ -108,7 +105,7 @@ struct VectorMath {
 
   // 1 / v for 2^-100 < v < 2^100, within 2 ulp.
   DSMOOTH_INLINE static V reciprocal(V v) {
-#if defined(DSMOOTH_HAS_AVX512_MATH)
+#if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) {
       // One step of Newton from 14 bits: a division takes as long as 10 other operations.
       const V guess = V(_mm512_rcp14_ps(__m512(v)));
@@ -120,7 +117,7 @@ struct VectorMath {
 
   // The larger one; a NaN in v stays.
   DSMOOTH_INLINE static V at_least(V v, T low) {
-#if defined(DSMOOTH_HAS_AVX512_MATH)
+#if defined(__AVX512F__)
     // The instruction returns its second operand if one is NaN.
     if constexpr (sizeof(T) == 4) return V(_mm512_max_ps(__m512(splat(low)), __m512(v)));
 #endif
@@ -132,7 +129,7 @@ struct VectorMath {
   // One rounding where the instruction set has FMA. On x86 a compiler may leave some sums unfused,
   // which makes long chains shorter: it is told.
   DSMOOTH_INLINE static V multiply_add(V a, V b, V c) {
-#if defined(DSMOOTH_HAS_AVX512_MATH)
+#if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) return V(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
 #elif defined(__AVX2__)
     if constexpr (sizeof(T) == 4) return V(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
@@ -148,7 +145,7 @@ struct VectorMath {
 
   // exp(y) for y <= 88 (float) or 709 (double); 0 or denormal under the smallest normal number.
   DSMOOTH_INLINE static V exp(V y) {
-#if defined(DSMOOTH_HAS_AVX512_MATH)
+#if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) {
       // y = n ln 2 + r with n in sixteenths, |r| <= ln 2 / 32: 2^n is a table's entry times a power
       // of two, and three terms of exp(r) remain (remainder r^4 / 24 = 9e-9).
@@ -169,7 +166,7 @@ struct VectorMath {
   // = exp(r) - 1 is computed without its 1: for n = 0 nothing cancels.
   DSMOOTH_INLINE static ExpPair<V> exp_pair(V y) {
     constexpr T kLog2E = static_cast<T>(1.4426950408889634), kOne = 1;
-#if defined(DSMOOTH_HAS_AVX512_MATH)
+#if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) {
       y = at_least(y, -Format::kHuge);
       const V n = V(_mm512_roundscale_ps(__m512(y * kLog2E), 0));
@@ -190,7 +187,7 @@ struct VectorMath {
   // exp_pair for results that are rounded to bfloat16: e within 2^-12 and em1 within 2^-11 of
   // itself, for y <= 0. exp(y) = 2^n 2^f, |f| <= 1/2.
   DSMOOTH_INLINE static ExpPair<V> rough_exp_pair(V y) {
-#if defined(DSMOOTH_HAS_AVX512_MATH)
+#if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) {
       // (2^f - 1) / f interpolated at the Chebyshev nodes.
       constexpr T kRough[3] = {0x1.62e43p-1f, 0x1.efb038p-3f, 0x1.c8bdfap-5f};
@@ -248,7 +245,7 @@ struct VectorMath {
   // The first `count` lanes; the other lanes are 0, or not stored.
   DSMOOTH_INLINE static V load(const T* p, int count) {
     if (count == kLanes) return load(p);
-#if defined(DSMOOTH_HAS_AVX512_MATH)
+#if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) {
       return V(_mm512_maskz_loadu_ps(mask(count), p));
     } else {
@@ -266,7 +263,7 @@ struct VectorMath {
 
   DSMOOTH_INLINE static void store(V v, T* p, int count) {
     if (count == kLanes) return store(v, p);
-#if defined(DSMOOTH_HAS_AVX512_MATH)
+#if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) {
       _mm512_mask_storeu_ps(p, mask(count), __m512(v));
     } else {
@@ -284,7 +281,7 @@ struct VectorMath {
 
   // The same of bfloat16, widened to float.
   DSMOOTH_INLINE static V load(const bfloat16* p, int count) {
-#if defined(DSMOOTH_HAS_AVX512_MATH)
+#if defined(__AVX512F__)
     const __m256i half = count == kLanes ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
                                          : _mm256_maskz_loadu_epi16(mask(count), p);
     return __builtin_bit_cast(V, _mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
@@ -296,7 +293,7 @@ struct VectorMath {
   }
 
   DSMOOTH_INLINE static void store(V v, bfloat16* p, int count) {
-#if defined(DSMOOTH_HAS_AVX512_MATH)
+#if defined(__AVX512F__)
 #if defined(__AVX512BF16__)
     const auto half =
         __builtin_bit_cast(__m256i, _mm512_cvtneps_pbh(__builtin_bit_cast(__m512, v)));
@@ -315,7 +312,7 @@ struct VectorMath {
   }
 
  private:
-#if defined(DSMOOTH_HAS_AVX512_MATH)
+#if defined(__AVX512F__)
   DSMOOTH_INLINE static __mmask16 mask(int count) {
     return static_cast<__mmask16>((1u << count) - 1);
   }
