@@ -20,11 +20,9 @@ DSMOOTH_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 // columns, from an even or an odd column on. Rows outside the image are not there: taps that would
 // read them are left out. Gradients of a convolution's outputs are padded on the opposite sides.
 template <class D>
-struct Layout {
-  int64_t height, width;
-  int kernel_h, kernel_w, taps;
-  int64_t cols, pairs;  // of a padded image; pairs of columns
-  int64_t top, left, back_top, back_left;
+struct Layout : GatedShape {
+  int64_t cols, pairs;                  // of a padded image; pairs of columns
+  int64_t back_top, back_left;          // padding of gradients
   int f, f2, s2;                        // channels of h, of concat_elu(h), of concat_elu(skips)
   int64_t f_cells, f2_cells, s2_cells;  // cells of these channels of one pixel
   int64_t f_pad, f2_pad, s2_pad;        // these channels in columns of a product
@@ -33,13 +31,10 @@ struct Layout {
 
   static constexpr int64_t kChunkCells = 56;  // of a channel: two operands then fit the first cache
 
-  explicit Layout(const GatedShape& s) {
-    height = s.height, width = s.width;
-    kernel_h = s.kernel_h, kernel_w = s.kernel_w, taps = s.taps();
+  explicit Layout(const GatedShape& shape) : GatedShape(shape) {
     cols = round_up(width + kernel_w - 1, 2) + 2, pairs = cols / 2;
-    top = s.pad_top, left = s.pad_left;
-    back_top = kernel_h - 1 - top, back_left = kernel_w - 1 - left;
-    f = s.filters, f2 = 2 * f, s2 = 2 * s.all_skip_channels();
+    back_top = kernel_h - 1 - pad_top, back_left = kernel_w - 1 - pad_left;
+    f = filters, f2 = 2 * f, s2 = 2 * all_skip_channels();
     f_cells = round_up(f, D::kPair) / D::kPair, f2_cells = f2 / D::kPair, s2_cells = s2 / D::kPair;
     f_pad = round_up(f, D::kColumns), f2_pad = round_up(f2, D::kColumns);
     s2_pad = round_up(s2, D::kColumns);
@@ -59,18 +54,20 @@ struct Layout {
     return {larger(above - r, 0), smaller(height + above - r, kernel_h)};
   }
   // Output rows at which row i of the kernel lies inside the image.
-  Range output_rows(int i) const { return {larger(top - i, 0), smaller(height + top - i, height)}; }
+  Range output_rows(int i) const {
+    return {larger(pad_top - i, 0), smaller(height + pad_top - i, height)};
+  }
 
   // Packed weights: [tap][cell of the channel summed over][the other channel].
-  int64_t conv_in_start() const { return taps * f2_cells * f2_pad; }
+  int64_t conv_in_start() const { return taps() * f2_cells * f2_pad; }
   int64_t nin_start() const {
-    return conv_in_start() + taps * larger(f2_cells * f_pad, f_cells * f2_pad);
+    return conv_in_start() + taps() * larger(f2_cells * f_pad, f_cells * f2_pad);
   }
   int64_t all_cells() const { return nin_start() + larger(s2_cells * f_pad, f_cells * s2_pad); }
 
   // Sums: [tap][input channel][output channel] of conv_out, conv_in and nin; then the biases.
-  int64_t conv_out_sums() const { return taps * f2 * f2_pad; }
-  int64_t conv_in_sums() const { return taps * f2 * f_pad; }
+  int64_t conv_out_sums() const { return taps() * f2 * f2_pad; }
+  int64_t conv_in_sums() const { return taps() * f2 * f_pad; }
   int64_t nin_sums() const { return s2 * f_pad; }
   int64_t weight_sums() const { return conv_out_sums() + conv_in_sums() + nin_sums(); }
   int64_t all_sums() const { return weight_sums() + f2_pad + f_pad; }
@@ -216,7 +213,7 @@ class Convolutions {
         const int64_t rows = smaller(r0 + p.chunk, inside.last) - first;
         if (rows <= 0) continue;
         const bool add = !first_image || first > inside.first;
-        const int64_t row = first + i - p.top;
+        const int64_t row = first + i - p.pad_top;
         const CellRows b = gradient_rows(gradient, first);
         for (int j = 0; j < p.kernel_w; ++j) {
           const Cell* pairs = (j % 2 == 0 ? even_ : odd_) + (row * p.pairs + j / 2) * p.f2;

@@ -24,7 +24,7 @@ class GatedResnet {
   static GatedSizes sizes(const GatedShape& shape) {
     const Layout<D> p(shape);
     Scratch scratch;
-    if (shape.batch > 0) Buffers(shape, scratch);
+    if (shape.batch > 0) Buffers(p, scratch);
     return {static_cast<size_t>(p.all_cells()) * sizeof(Cell) +
                 static_cast<size_t>(2 * p.f + p.f2) * sizeof(Scalar),
             static_cast<size_t>(scratch.used), static_cast<size_t>(p.all_sums()) * sizeof(Scalar)};
@@ -57,10 +57,10 @@ class GatedResnet {
     Scalar *row, *keep;  // sums of a row of pixels; dropout's factors of an image
     T* h_row;
 
-    Buffers(const GatedShape& shape, Scratch& scratch) {
-      const Layout<D> p(shape);
+    Buffers(const Layout<D>& p, Scratch& scratch) {
       const auto input = [&] {
-        return Padded{scratch.take<Element>(p.height * p.cols * p.f2), p.f2, p.cols, p.top, p.left};
+        return Padded{scratch.take<Element>(p.height * p.cols * p.f2), p.f2, p.cols, p.pad_top,
+                      p.pad_left};
       };
       const auto gradient = [&](int64_t stride, int64_t n_pad) {
         Element* const data = scratch.take<Element>(p.height * p.cols * stride);
@@ -88,10 +88,9 @@ class GatedResnet {
 
   GatedResnet(const GatedShape& shape, const GatedDropout& dropout, const void* packed,
               Scratch scratch)
-      : shape_(shape),
-        layout_(shape),
+      : layout_(shape),
         dropout_(dropout),
-        buffers_(shape, scratch),
+        buffers_(layout_, scratch),
         convolutions_(layout_, buffers_.row, buffers_.even, buffers_.odd) {
     // The zeros around the images stay: passes write the inside alone.
     fill_margins(buffers_.x);
@@ -226,7 +225,7 @@ class GatedResnet {
                                       false);
         int64_t channel = 0;
         for (int i = 0; i < kMaxSkips; ++i) {
-          const int channels = shape_.skip_channels[i];
+          const int channels = layout_.skip_channels[i];
           P::write_input_gradient(buffers_.row + channel, p.s2_pad, p.s2 / 2,
                                   static_cast<const T*>(skips[i]) + pixel * channels,
                                   buffers_.skip_slope + channel * p.width, nullptr, p.width,
@@ -262,7 +261,7 @@ class GatedResnet {
     const void* const skips[kMaxSkips] = {tensors.skip, tensors.skip_2};
     int64_t channel = 0;
     for (int i = 0; i < kMaxSkips; ++i) {
-      const int channels = shape_.skip_channels[i];
+      const int channels = layout_.skip_channels[i];
       P::write_concat_elu(static_cast<const T*>(skips[i]) + pixel * channels, layout_.width,
                           channels, out + channel, layout_.s2, layout_.s2 / 2, nullptr,
                           slope == nullptr ? nullptr : slope + channel * layout_.width);
@@ -270,7 +269,6 @@ class GatedResnet {
     }
   }
 
-  const GatedShape& shape_;
   Layout<D> layout_;
   const GatedDropout& dropout_;
   Buffers buffers_;

@@ -111,17 +111,17 @@ class Weights {
   static void pack(const GatedCall& call, void* packed) {
     const Layout<D> layout(call.shape);
     const GatedTensors& w = call.tensors;
-    const KernelLayout conv(layout.f2, layout.taps, call.shape.taps_outside);
+    const KernelLayout conv(layout.f2, layout.taps(), layout.taps_outside);
     auto* cells = static_cast<Cell*>(packed);
     auto* scale_out = reinterpret_cast<Scalar*>(cells + layout.all_cells());
     Scalar* scale_in = scale_out + layout.f2;
     Scalar* scale_nin = scale_in + layout.f;
-    const int64_t length = static_cast<int64_t>(layout.f2) * layout.taps;
+    const int64_t length = static_cast<int64_t>(layout.f2) * layout.taps();
     write_scales<D>(w.conv_out, w.gain_out, layout.f2, length, scale_out);
     write_scales<D>(w.conv_in, w.gain_in, layout.f, length, scale_in);
-    pack_kernel<D, kBackward>(w.conv_out, conv, scale_out, layout.f2, layout.f2, layout.taps,
+    pack_kernel<D, kBackward>(w.conv_out, conv, scale_out, layout.f2, layout.f2, layout.taps(),
                               cells);
-    pack_kernel<D, kBackward>(w.conv_in, conv, scale_in, layout.f, layout.f2, layout.taps,
+    pack_kernel<D, kBackward>(w.conv_in, conv, scale_in, layout.f, layout.f2, layout.taps(),
                               cells + layout.conv_in_start());
     if (layout.s2 > 0) {
       const KernelLayout nin(layout.s2, 1, false);
@@ -149,14 +149,14 @@ class Weights {
     const Layout<D> layout(call.shape);
     const GatedTensors &w = call.tensors, &grads = call.grads;
     const auto* total = static_cast<const Scalar*>(sums);
-    const KernelLayout conv(layout.f2, layout.taps, call.shape.taps_outside);
+    const KernelLayout conv(layout.f2, layout.taps(), layout.taps_outside);
     const KernelLayout plain(1, 1, false), nin(layout.s2, 1, false);
     const Outputs wide{layout.f2 * part / parts, layout.f2 * (part + 1) / parts, layout.f2_pad};
     const Outputs narrow{layout.f * part / parts, layout.f * (part + 1) / parts, layout.f_pad};
-    write_gradient<D>(total, wide, conv, layout.f2, layout.taps, w.conv_out, w.gain_out,
+    write_gradient<D>(total, wide, conv, layout.f2, layout.taps(), w.conv_out, w.gain_out,
                       grads.conv_out, grads.gain_out);
     total += layout.conv_out_sums();
-    write_gradient<D>(total, narrow, conv, layout.f2, layout.taps, w.conv_in, w.gain_in,
+    write_gradient<D>(total, narrow, conv, layout.f2, layout.taps(), w.conv_in, w.gain_in,
                       grads.conv_in, grads.gain_in);
     total += layout.conv_in_sums();
     if (layout.s2 > 0) {
