@@ -216,22 +216,6 @@ DSMOOTH_INLINE Component<typename M::V, C> evaluate_component(const typename M::
   return out;
 }
 
-// The gradient by every parameter of component k, given its weight pi and its responsibility r,
-// each times d loss / d log_prob; store(channel, value).
-template <int C, class V, class Store>
-DSMOOTH_INLINE void store_component(const Component<V, C>& component, V weight, V responsibility,
-                                    Channels<C> channel, int64_t k, const Store& store) {
-  store(k, responsibility - weight);
-  DSMOOTH_UNROLL
-  for (int c = 0; c < C; ++c) {
-    store(channel.mean(c, k), responsibility * component.d_mean[c]);
-    store(channel.log_scale(c, k), responsibility * component.d_log_scale[c]);
-    if constexpr (C == 3) {
-      store(channel.coefficient(c, k), responsibility * component.d_coefficient[c]);
-    }
-  }
-}
-
 // The byte that all colours of a pixel share, or a number that is no byte.
 template <class M, int C>
 DSMOOTH_INLINE typename M::V common_byte(const typename M::V (&x)[C]) {

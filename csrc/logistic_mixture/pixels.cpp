@@ -105,6 +105,7 @@ struct PixelVector {
     const V scale_joint = grad / load(args.state, at, kSumJoint);
     const V scale_logit = grad / load(args.state, at, kSumLogit);
     const auto set = [&](int64_t channel, V value) { store(value, args.grad_params, at, channel); };
+    const Channels<C> channel{args.n_mix, args.n_atoms};
     for (int64_t k = 0; k < args.n_mix; ++k) {
       Component<V, C> component;
       const V logit = evaluate(args, at, x, k, component);
@@ -113,9 +114,15 @@ struct PixelVector {
       DSMOOTH_UNROLL
       for (int c = 0; c < C; ++c) grad_x[c] += responsibility * component.d_x[c];
       if (args.grad_params.data == nullptr) continue;
-      const V weight = M::exp(logit - max_logit) * scale_logit;
-      store_component<C>(component, weight, responsibility, Channels<C>{args.n_mix, args.n_atoms},
-                         k, set);
+      set(k, responsibility - M::exp(logit - max_logit) * scale_logit);
+      DSMOOTH_UNROLL
+      for (int c = 0; c < C; ++c) {
+        set(channel.mean(c, k), responsibility * component.d_mean[c]);
+        set(channel.log_scale(c, k), responsibility * component.d_log_scale[c]);
+        if constexpr (C == 3) {
+          set(channel.coefficient(c, k), responsibility * component.d_coefficient[c]);
+        }
+      }
     }
     const bool has_atoms = kLikelihood == Likelihood::kDiscretized && args.n_atoms > 0;
     if (has_atoms && args.grad_params.data != nullptr) {
