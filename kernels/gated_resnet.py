@@ -67,8 +67,7 @@ class Needs(NamedTuple):
 class ResnetShape(NamedTuple):
     """The shape of a gated resnet, which its launches follow from.
 
-    skip_channels: of each skip. image_bias: whether images have biases. tf32: whether float32 may
-    round to TF32.
+    skip_channels: of each skip. image_bias: whether images have biases.
     """
 
     rows: PaddedImages
@@ -78,7 +77,7 @@ class ResnetShape(NamedTuple):
     settings: Settings
     image_bias: bool
     dtype: torch.dtype
-    tf32: bool
+    numbers: tilings.Format
     capability: int
 
     @classmethod
@@ -96,7 +95,7 @@ class ResnetShape(NamedTuple):
     def geometry(self, taps: Taps, tiling: tilings.MatmulTiling) -> Geometry:
         """The constants of a matmul by these taps."""
         wide = tl.float64 if self.dtype == torch.float64 else tl.float32
-        precision: Any = "tf32" if self.tf32 else "ieee"
+        precision: Any = "tf32" if self.numbers == "tf32" else "ieee"
         return Geometry(taps, self.rows.above, self.rows.before, wide, precision, *tiling[:4])
 
     def drops(self) -> dict[str, Any]:
@@ -255,7 +254,7 @@ def prepare_backward(
     )
     hidden = prepare_matmul(shape, shape.taps.adjoint(), 2 * f, 2 * f, **shape.drops())
     ks = (2 * f * (t + shape.planes), 2 * f * t)
-    divided = tilings.divide_gradients(rows.total, ks, f, shape.dtype, shape.tf32, shape.capability)
+    divided = tilings.divide_gradients(rows.total, ks, f, shape.numbers, shape.capability)
     # Kept preactivations have sums over the blocks of rows of operands_kernel.
     gate_blocks = cdiv(rows.pixels, gate.arguments["G"].block_p)
     gate_blocks = cdiv(rows.length, BLOCK_P) if kept else gate_blocks
@@ -280,9 +279,7 @@ def prepare_matmul(
 ) -> Prepared:
     """The launch of a matmul of pixels by so many columns, with its epilogue."""
     rows, k = shape.rows, (taps.kh * taps.kw + planes) * channels
-    tiling = tilings.matmul_tiling(
-        rows.pixels, columns, k, shape.dtype, shape.tf32, shape.capability
-    )
+    tiling = tilings.matmul_tiling(rows.pixels, columns, k, shape.numbers, shape.capability)
     return Prepared(
         (cdiv(rows.pixels, tiling.block_p) * cdiv(columns, tiling.block_n),),
         steps=cdiv(k, tiling.block_k), size=rows.size, F=shape.filters,

@@ -11,6 +11,8 @@ import torch
 import triton
 from torch import Tensor
 
+from .tilings import Format, format_of
+
 # Whether the kernels run in Triton's interpreter. It reads TRITON_INTERPRET as it decorates a
 # function; every file of kernels imports this one first.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -30,9 +32,9 @@ def capability_of(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def arithmetic_of(like: Tensor) -> tuple[bool, int]:
-    """Whether matmuls of the dtype of `like` round to TF32, and the capability of its device."""
-    return like.dtype == torch.float32 and allows_tf32(), capability_of(like.device)
+def arithmetic_of(like: Tensor) -> tuple[Format, int]:
+    """How numbers of the dtype of `like` are multiplied, and the capability of its device."""
+    return format_of(like.dtype, allows_tf32()), capability_of(like.device)
 
 
 class Prepared:

@@ -59,10 +59,9 @@ def columns_of(n: int, widest: int, narrowest: int = 16) -> tuple[int, int]:
 
 
 def matmul_tiling(
-    rows: int, columns: int, k: int, dtype: torch.dtype, tf32: bool, capability: int
+    rows: int, columns: int, k: int, numbers: Format, capability: int
 ) -> MatmulTiling:
     """The tiling of rows x columns sums over k numbers. capability: 80, 86, 90, ..."""
-    numbers = format_of(dtype, tf32)
     if numbers == "ieee":
         return MatmulTiling(32, *columns_of(columns, 32), 16, 4, 2)
     size = 2 if numbers == "half" else 4
@@ -113,11 +112,8 @@ def tile_clocks(products: int, read: float) -> float:
     return max(products / 2048, read / 14)
 
 
-def gradient_tiling(
-    k: int, columns: int, dtype: torch.dtype, tf32: bool, capability: int
-) -> MatmulTiling:
+def gradient_tiling(k: int, columns: int, numbers: Format, capability: int) -> MatmulTiling:
     """The tiling of a weight gradient of k x columns sums over rows. capability: 80, 86, 90, ..."""
-    numbers = format_of(dtype, tf32)
     if numbers == "ieee":
         return MatmulTiling(16, *columns_of(columns, 32), 32, 4, 2)
     if numbers == "tf32":
@@ -156,7 +152,7 @@ def split(tiling: MatmulTiling, rows: int, k: int, columns: int, programs: int) 
 
 
 def divide_gradients(
-    rows: int, ks: tuple[int, int], filters: int, dtype: torch.dtype, tf32: bool, capability: int
+    rows: int, ks: tuple[int, int], filters: int, numbers: Format, capability: int
 ) -> tuple[DividedGradient, DividedGradient]:
     """The weight gradients of a gated resnet's two convolutions, which share one wave.
 
@@ -164,7 +160,7 @@ def divide_gradients(
     so that the programs of both end together.
     """
     shapes = tuple(zip(ks, (filters, 2 * filters), strict=True))
-    tilings = [gradient_tiling(k, columns, dtype, tf32, capability) for k, columns in shapes]
+    tilings = [gradient_tiling(k, columns, numbers, capability) for k, columns in shapes]
     warps = max(tiling.num_warps for tiling in tilings)
     tilings = [tiling._replace(num_warps=warps) for tiling in tilings]
 

@@ -120,10 +120,10 @@ def gated_resnet(
 
 def _reference(given: Operands, settings: Settings) -> Tensor:
     """The equation of `gated_resnet`, line for line."""
-    skips = [skip for skip in (given.skip, given.skip_2) if skip is not None]
     conv_in = fold_weight_norm(given.conv_in, given.gain_in)
     h = shifted_conv2d(concat_elu(given.x), conv_in, given.bias_in, shift=settings.shift)
     if given.nin_skip is not None:
+        skips = given.skips
         a = torch.cat(skips, dim=1) if len(skips) > 1 else skips[0]
         nin = fold_weight_norm(given.nin_skip, given.gain_nin)
         h = h + F.conv2d(concat_elu(a), nin, given.bias_nin)
