@@ -13,7 +13,6 @@ from torch import Tensor
 from dsmooth.functional import logistic_mixture_sample
 from dsmooth.functional.logistic_mixture import snap_to_bytes, split_mixture
 from tests.helpers.mixture_cases import (
-    GOLDEN,
     LEVELS,
     each_channels,
     each_likelihood,
@@ -90,15 +89,6 @@ def test_draws_follow_the_mixture(channels: int, likelihood: Any) -> None:
         assert ks_distance(u) < limit
     wrong = conditional_cdf(x + 0.05, params, "continuous", 0.5)
     assert max(ks_distance(u) for u in wrong) > limit  # the test can fail
-
-
-def test_quantiles_of_the_golden_mixture() -> None:
-    case = GOLDEN["mixture_quantiles"]
-    params = torch.tensor([case["logits"] + case["means"] + case["log_scales"]])
-    params = params.double().view(1, 9, 1, 1)
-    for u, quantile in case["u_and_quantile"]:
-        x = torch.full((1, 1, 1, 1), quantile, dtype=torch.float64)
-        assert conditional_cdf(x, params, "continuous", 0.5)[0].item() == pytest.approx(u, rel=1e-6)
 
 
 def test_a_draw_inverts_its_uniforms() -> None:

@@ -27,7 +27,6 @@ KERNELS: list[tuple[Shift, int, int]] = [
     ("down_right", 2, 2),
     ("down_right", 1, 3),
 ]
-each_kernel = pytest.mark.parametrize(("shift", "kh", "kw"), KERNELS)
 CONV, TRANSPOSED = shifted_conv2d, shifted_conv_transpose2d
 
 
@@ -35,14 +34,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def sees(shift: Shift, r: int, c: int, rows: int, cols: int) -> Tensor:
-    """Mask (rows, cols) of the input pixels that an output at (r, c) may depend on."""
-    mask = torch.zeros(rows, cols, dtype=torch.bool)
-    mask[: r + 1, : c + 1 if shift == "down_right" else cols] = True
-    return mask
-
-
-@each_kernel
+@pytest.mark.parametrize(("shift", "kh", "kw"), KERNELS)
 def test_values_are_the_sum_over_taps(shift: Shift, kh: int, kw: int) -> None:
     x, weight, bias = draw(2, 3, 4, 5), draw(6, 3, kh, kw, seed=1), draw(6, seed=2)
     y = shifted_conv2d(x, weight, bias, shift=shift)
@@ -53,36 +45,8 @@ def test_values_are_the_sum_over_taps(shift: Shift, kh: int, kw: int) -> None:
         if 0 <= row < 4 and 0 <= col < 5:
             expected[:, :, r, c] += x[:, :, row, col] @ weight[:, :, i, j].T
     torch.testing.assert_close(y, expected)
-
-
-@each_kernel
-def test_outputs_do_not_see_what_comes_later(shift: Shift, kh: int, kw: int) -> None:
-    x, weight = draw(1, 2, 4, 6), draw(3, 2, kh, kw, seed=1)
-    plain = shifted_conv2d(x, weight, shift=shift)
-    for r, c in itertools.product(range(4), range(6)):
-        poisoned = x.masked_fill(~sees(shift, r, c, 4, 6), torch.nan)
-        y = shifted_conv2d(poisoned, weight, shift=shift)
-        torch.testing.assert_close(y[:, :, r, c], plain[:, :, r, c])
-
-
-@pytest.mark.parametrize(("shift", "kw"), [("down", 3), ("down_right", 2)])
-def test_strides_down_and_up_again_do_not_see_what_comes_later(shift: Shift, kw: int) -> None:
-    """A stride-2 convolution, its output shifted by the stream, and a transposed one keep order."""
-    x = draw(1, 2, 8, 8)
-    down, up = draw(3, 2, 2, kw, seed=1), draw(3, 4, 2, kw, seed=2)
-
-    def through(x: Tensor) -> Tensor:
-        return shifted_conv_transpose2d(
-            shifted_conv2d(x, down, shift=shift, stride=2), up, shift=shift
-        )
-
-    plain = through(x)
-    assert plain.shape == (1, 4, 8, 8)
-    for r, c in itertools.product(range(8), range(8)):
-        # An output of the pair may see the whole 2x2 cell that its own pixel lies in, no more.
-        mask = sees(shift, r | 1, c | 1, 8, 8)
-        y = through(x.masked_fill(~mask, torch.nan))
-        torch.testing.assert_close(y[:, :, r, c], plain[:, :, r, c])
+    half = shifted_conv2d(x, weight, bias, shift=shift, stride=2)
+    torch.testing.assert_close(half, expected[:, :, ::2, ::2])
 
 
 @pytest.mark.parametrize(("shift", "kw"), [("down", 3), ("down_right", 2)])
@@ -106,17 +70,13 @@ def test_unshifted_is_the_ordinary_convolution(shape: tuple[int, ...]) -> None:
 
 
 def test_shifts_move_by_one_and_fill_with_zeros() -> None:
-    x = draw(2, 3, 4, 5)
+    x = draw(2, 3, 4, 5).to(memory_format=torch.channels_last)
     down, right = down_shift(x), right_shift(x)
     assert torch.equal(down[:, :, 1:], x[:, :, :-1])
     assert torch.equal(right[..., 1:], x[..., :-1])
     assert not down[:, :, 0].any()
     assert not right[..., 0].any()
-
-
-def test_shifts_keep_channels_last_dense() -> None:
-    x = draw(2, 3, 4, 5).to(memory_format=torch.channels_last)
-    for y in (down_shift(x), right_shift(x)):
+    for y in (down, right):
         assert y.is_contiguous(memory_format=torch.channels_last)
 
 

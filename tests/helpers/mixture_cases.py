@@ -55,6 +55,11 @@ Mixture = str | dict[str, Any]  # one of MIXTURES, or its like
 Gradients = tuple[Tensor, Tensor, Tensor]  # log_prob, and its sum's gradients by x and by params
 
 
+def some_atoms(n: int) -> list[int]:
+    """Bytes in no order."""
+    return [97 * i % 256 for i in range(n)]
+
+
 def n_params(channels: int, n_mix: int) -> int:
     return (3 if channels == 1 else 10) * n_mix
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from dsmooth.functional import logistic_mixture_log_prob_ref
 from dsmooth.functional.logistic_mixture_triton import triton_backward, triton_forward
 from dsmooth.kernels import logistic_mixture as kernels
 from dsmooth.kernels.launch import INTERPRETED
@@ -21,15 +20,18 @@ from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.mixture_cases import (
     LEVELS,
     MIXTURES,
+    Mixture,
     assert_as_exact_as_eager,
     avoid_kink,
     each_channels,
     each_likelihood,
     each_mixture,
     float_case,
+    log_prob_of,
     n_atoms,
     native_mixture,
     random_case,
+    some_atoms,
     value_and_gradients,
 )
 from tests.helpers.mixture_cases import run_triton as run
@@ -59,10 +61,8 @@ KINDS: dict[str, dict[str, Any]] = {
         f"gaussian {sigma}": {"likelihood": "gaussian", "smoothing_scale": sigma}
         for sigma in (0.5, 0.02, 30.0)
     },
-    # in no order
     **{
-        f"{n} atoms": {"likelihood": "discretized", "atoms": [97 * i % 256 for i in range(n)]}
-        for n in (1, 5, 33, 256)
+        f"{n} atoms": {"likelihood": "discretized", "atoms": some_atoms(n)} for n in (1, 5, 33, 256)
     },
     "all": MIXTURES["all"],
 }
@@ -102,36 +102,28 @@ def test_inputs_of_two_dtypes(likelihood: Any) -> None:
 
 @pytest.mark.parametrize("log_scale", [-100.0, -6.9, 40.0, 80.0, 95.0])
 @pytest.mark.parametrize("mean", [0.3, -1000.0])
-@each_likelihood
-def test_extremes(likelihood: Any, mean: float, log_scale: float) -> None:
-    """Every level, seen from near and from 10^6 scales away, and at the narrowest and at scales
-    whose 1 - e^-D underflows."""
+@pytest.mark.parametrize(
+    "mixture",
+    [
+        *("continuous", "discretized"),
+        *({"likelihood": "gaussian", "smoothing_scale": sigma} for sigma in (1e-6, 0.3, 1e6)),
+    ],
+    ids=str,
+)
+def test_extremes(mixture: Mixture, mean: float, log_scale: float) -> None:
+    """Every level, seen from near and from 10^6 scales away, at the narrowest scale, where 1 - e^-D
+    underflows, and where the variance, and with it eager PyTorch, overflows in float32."""
     params = torch.tensor([0, mean, log_scale]).view(1, 3, 1, 1).expand(1, 3, 1, 256)
     x = LEVELS.float().view(1, 1, 1, 256)
-    got = run(x, params, likelihood)
-    assert all(g.isfinite().all() for g in got)
-    assert_as_exact_as_eager(got, x, params, likelihood)
-    if log_scale < -7:
-        assert (got[2][:, 2] == 0).all()  # clamped: no gradient
-
-
-@pytest.mark.parametrize("log_scale", [-100.0, -6.9, 40.0, 80.0, 95.0])
-@pytest.mark.parametrize("mean", [0.3, -1000.0])
-@pytest.mark.parametrize("sigma", [1e-6, 0.3, 1e6])
-def test_extremes_of_a_gaussian(sigma: float, mean: float, log_scale: float) -> None:
-    """Also where the variance, and with it eager PyTorch, overflows in float32."""
-    params = torch.tensor([0, mean, log_scale]).view(1, 3, 1, 1).expand(1, 3, 1, 256)
-    x = LEVELS.float().view(1, 1, 1, 256)
-    got = run(x, params, {"likelihood": "gaussian", "smoothing_scale": sigma})
-    want = value_and_gradients(
-        lambda x, p: logistic_mixture_log_prob_ref(x, p, "gaussian", smoothing_scale=sigma),
-        x.double(),
-        params.double(),
-    )
+    got = run(x, params, mixture)
+    exact = log_prob_of(mixture, "reference")
+    want = value_and_gradients(exact, x.double(), params.double())
     for g, w in zip(got, want, strict=True):
         # Values and derivatives by the log-scale change their sign: a part of the largest.
         atol = 3e-7 * w.abs().max().item() + 1e-30
         torch.testing.assert_close(g.double(), w, rtol=2e-6, atol=atol)
+    if log_scale < -7:
+        assert (got[2][:, 2] == 0).all()  # clamped: no gradient
 
 
 def test_an_atom_far_above_the_components_neither_overflows_nor_vanishes() -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from dsmooth.functional import dispatch
 from dsmooth.kernels import launch as launching
 from tests.helpers.triton_tools import Launch, compile_kernel, record_launches, specialise
 from tests.ptx.memory import WARP, Memory
@@ -94,9 +94,7 @@ def played(
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(launching, "capability_of", lambda device: ARCHITECTURE)
         patch.setattr(launching, "allows_tf32", lambda: False)
-        for op in ("gated_resnet", "logistic_mixture"):
-            asked = import_module(f"dsmooth.functional.{op}")
-            patch.setattr(asked, "triton_obstacle", lambda *args, **kw: None)
+        patch.setattr(dispatch, "_triton_obstacle", lambda *args: None)
         patch.setattr(torch, "empty", empty)
         patch.setattr(torch, "empty_like", empty_like)
         patch.setattr(Tensor, "new_empty", new_empty)
