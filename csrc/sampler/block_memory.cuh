@@ -8,7 +8,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
 #include "network.h"
 #include "tensor_core.cuh"
@@ -70,8 +69,21 @@ struct alignas(16) PixelStage {
 template <class T>
 DSMOOTH_INLINE T load_constant(const T* from) {
 #if defined(__CUDA_ARCH__)
-  using Words = std::conditional_t<sizeof(T) == 8, uint2, uint4>;
-  return __builtin_bit_cast(T, __ldg(reinterpret_cast<const Words*>(from)));
+  if constexpr (sizeof(T) == 8) {
+    struct {
+      uint32_t low, high;
+    } bits;
+    asm("ld.global.nc.v2.b32 {%0, %1}, [%2];" : "=r"(bits.low), "=r"(bits.high) : "l"(from));
+    return __builtin_bit_cast(T, bits);
+  } else {
+    struct {
+      uint32_t word[4];
+    } bits;
+    asm("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(bits.word[0]), "=r"(bits.word[1]), "=r"(bits.word[2]), "=r"(bits.word[3])
+        : "l"(from));
+    return __builtin_bit_cast(T, bits);
+  }
 #else
   return *from;
 #endif
