@@ -279,20 +279,3 @@ def test_a_gpu_draws_by_jacobi_iterations(
     ways = ("one forward pass per pixel", "Jacobi iterations of whole images")
     for way, line in zip(ways, caplog.messages, strict=True):
         assert line.startswith(f"{way}: no nvcc")
-
-
-@pytest.mark.usefixtures("place")
-def test_options_of_a_pair_are_refused_for_a_single_model(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    for model, *options in (
-        ("plain", "--method", "noisy"),
-        ("plain", "--levels", "0.5"),
-        ("plain", "--score", "conditional"),
-        ("noisy", "--method", "single-step"),
-    ):
-        assert run("sample", model, "--device", "cpu", *options) == 1
-        error = f"{options[0]} is for a pair"
-        assert error in capsys.readouterr().err
-    assert run("complete", "plain", "--levels", "0.5", "--device", "cpu") == 1
-    assert run("sample", "noisy", "-n", "1", "--method", "noisy", "--device", "cpu") == 0

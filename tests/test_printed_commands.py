@@ -15,6 +15,7 @@ from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -270,10 +271,7 @@ def test_exhausted_machines_and_deep_files_are_one_line(
         ("CUDA out of memory. Tried\nmore", ""),
         (refused, "not enough memory, as it seems: "),
     ):
-
-        def fail(*_: object, message: str = message) -> None:
-            raise RuntimeError(message)
-
+        fail = Mock(side_effect=RuntimeError(message))
         monkeypatch.setattr("dsmooth.commands.sample.load_models", fail)
         assert run("sample") == 1
         assert capsys.readouterr().err == f"dsmooth: error: {more}{message.splitlines()[0]}\n"

@@ -46,30 +46,19 @@ def test_parts_count_by_their_share_of_the_whole(
         assert "s; 75 % of the report\n" in capsys.readouterr().out
 
 
-class _Stream:
-    def __init__(self, terminal: bool) -> None:
-        self.terminal = terminal
-
-    def isatty(self) -> bool:
-        return self.terminal
-
-
-class _Notebook(_Stream):
-    __module__ = "ipykernel.iostream"
-
-
 @pytest.mark.parametrize(
-    ("stream", "widgets", "bars"),
+    ("module", "terminal", "widgets", "bars"),
     [
-        (_Stream(True), False, True),
-        (_Stream(False), True, False),
-        (_Notebook(False), True, True),
-        (_Notebook(False), False, False),
+        ("io", True, False, True),
+        ("io", False, True, False),
+        ("ipykernel.iostream", False, True, True),
+        ("ipykernel.iostream", False, False, False),
     ],
 )
 def test_bars_are_for_terminals_and_notebooks(
-    monkeypatch: pytest.MonkeyPatch, stream: _Stream, widgets: bool, bars: bool
+    monkeypatch: pytest.MonkeyPatch, module: str, terminal: bool, widgets: bool, bars: bool
 ) -> None:
+    stream = type("Stream", (), {"__module__": module, "isatty": lambda self: terminal})()
     monkeypatch.setattr("dsmooth.progress.find_spec", lambda name: widgets or None)
     monkeypatch.setattr("sys.stdout", stream)
     assert shows_bars() == bars
