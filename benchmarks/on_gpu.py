@@ -27,6 +27,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
+from benchmarks.bench_logistic_mixture import images_and_params
 from benchmarks.ceilings import BF16, CEILINGS, Card, Case
 from benchmarks.measure import Work, machine, take_turns
 from benchmarks.networks import (
@@ -162,16 +163,14 @@ def block(name: str, card: Card) -> Case:
     return Case(run)
 
 
-def loss(shape: tuple[int, ...], likelihood: Any, contender: str, card: Card) -> Case:
+def loss(shape: tuple[int, int, int, int], likelihood: Any, contender: str, card: Card) -> Case:
     """Value and gradient of the mixture's log-likelihood, by our kernels or "eager"."""
     impl = card.ours if contender == "ours" else "reference"
     if card.tiny:
         shape = (2, shape[1], 8, 8)
-    torch.manual_seed(0)
-    x = torch.randint(0, 256, shape, device=card.device) / 127.5 - 1
-    width = 10 * (3 if shape[1] == 1 else 10)
-    params = torch.randn(shape[0], width, *shape[2:], device=card.device)
-    params = params.to(memory_format=torch.channels_last).requires_grad_()
+    x, params = images_and_params(shape, likelihood, gradient=False)
+    x = x.to(card.device)
+    params = params.to(card.device, memory_format=torch.channels_last).requires_grad_()
 
     def gradient(impl: Any) -> list[Tensor]:
         log_p = logistic_mixture_log_prob(x, params, likelihood, impl)
