@@ -18,8 +18,6 @@ from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling.operations import NONE, Phase
 from dsmooth.sampling.program import Program
 
-RECOMPILE_LIMIT = 64
-
 
 @dataclass(frozen=True)
 class Network:
@@ -110,9 +108,8 @@ def make_step(
 def never_fall_back() -> None:
     """Have torch.compile fail where it would run eagerly after many shapes."""
     dynamo = import_module("torch._dynamo.config")
-    dynamo.recompile_limit = RECOMPILE_LIMIT
-    if hasattr(dynamo, "fail_on_recompile_limit_hit"):
-        dynamo.fail_on_recompile_limit_hit = True
+    dynamo.recompile_limit = 64
+    dynamo.fail_on_recompile_limit_hit = True
 
 
 def flops_of_forward(model: PixelCNNpp, shape: tuple[int, ...]) -> int:

@@ -6,7 +6,6 @@ A result is what `measure.Bench.compare` makes: a flat JSON object.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,15 +32,9 @@ def save(path: Path, results: list[Result]) -> None:
 
 
 def merge(before: list[Result], after: list[Result]) -> list[Result]:
-    """`before` with its cases replaced by those of `after`, sorted by name."""
+    """`before` with its cases replaced by those of `after`, others behind them; by suite."""
     merged = {name_of(result): result for result in (*before, *after)}
-
-    def in_order(name: str) -> list[tuple[int, str]]:
-        """By suite and case, numbers within a name by their value."""
-        parts = re.split(r"(\d+)", name)
-        return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
-
-    return [merged[name] for name in sorted(merged, key=in_order)]
+    return sorted(merged.values(), key=lambda result: result["suite"])
 
 
 def name_of(result: Result) -> str:
