@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -18,14 +21,19 @@ import dsmooth
 from dsmooth.config import ProbeSettings
 from dsmooth.data import ImageDataset
 from dsmooth.data.mnist import load_embedded_mnist
+from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import run, smaller
 from tests.helpers.data_makers import random_bytes, write_images
+from tests.helpers.rank_processes import COMMAND, START, ForkedPython, free_port, wait_for_all
 
 ROOT = Path(__file__).parent.parent
+# Options for data and weights that are not here.
+ELSEWHERE = re.compile(r"--(preset|data|data-dir|extractor) \S+ ?")
 
 
-def blocks() -> Iterator[tuple[str, str]]:
-    for page in ("README.md", "docs/guide.md"):
+def blocks(*pages: str) -> Iterator[tuple[str, str]]:
+    """Language and text of each code block."""
+    for page in pages:
         yield from re.findall(r"```(\w*)\n(.*?)```", (ROOT / page).read_text(), re.S)
 
 
@@ -60,7 +68,7 @@ def test_documented_commands_and_code_run(
         shutil.copy(golden, tmp_path)
 
     ran = {"commands": 0, "python": 0}
-    for language, text in blocks():
+    for language, text in blocks("README.md", "docs/guide.md"):
         if language == "python":
             exec(compile(text.replace("sample(64", "sample(2"), "documentation", "exec"), {})
             ran["python"] += 1
@@ -94,3 +102,61 @@ def test_the_reference_has_every_public_name(module: Any) -> None:
     }
     modules = {name for name in module.__all__ if isinstance(getattr(module, name), ModuleType)}
     assert set(module.__all__) - modules - {"__version__"} <= described
+
+
+def on_many_machines(language: str) -> Iterator[str]:
+    """Lines of that language in "From one machine to many"."""
+    for found, text in blocks("docs/many_machines.md"):
+        if found == language:
+            yield from text.replace("\\\n", "").splitlines()
+
+
+def follow(command: str, folder: Path) -> None:
+    """Start torchrun as the page does, of two machines twice here, with two processes in all."""
+    start, arguments = command.partition("dsmooth ")[0], smaller(command)
+    machines = 2 if "--nnodes 2" in start else 1
+    start = re.sub(r"--nproc-per-node \d+", f"--nproc-per-node {2 // machines}", start)
+    start = start.replace("first:29400", f"127.0.0.1:{free_port()}")
+    if machines == 1:
+        start = start.replace("torchrun", "torchrun --standalone")
+    _, *options = shlex.split(start.replace("-m ", "--no-python "))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *options]
+    children = [
+        subprocess.Popen(
+            [*torchrun, sys.executable, "-c", START + COMMAND, *arguments],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            text=True,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        )
+        for _ in range(machines)
+    ]
+    for child in children:
+        _, errors = child.communicate(timeout=200)
+        assert child.returncode == 0, errors
+
+
+@pytest.mark.full
+def test_the_commands_of_many_machines_run(tmp_path: Path) -> None:
+    """At their smallest sizes, with gloo."""
+    alone, *calls = (ELSEWHERE.sub("", command) for command in on_many_machines("bash"))
+    (tmp_path / "alone").mkdir()
+    wait_for_all([ForkedPython(COMMAND, smaller(alone), tmp_path / "alone")])
+    for command in calls:
+        follow(command, tmp_path)
+    assert len(calls) == 9
+    for folder in ("alone/runs/noisy", "runs/noisy", "runs/denoiser", "runs/two", "runs/plain"):
+        assert RunFolder(tmp_path / folder).is_finished()
+    for made in ("samples", "bits.json", "frechet.json", "probes/probes.json"):
+        assert (tmp_path / made).exists()
+    assert (tmp_path / "reproduction" / "report.html").exists()
+
+
+def test_the_slurm_script_starts_the_command_of_two_machines() -> None:
+    *_, last = on_many_machines("slurm")
+    (two,) = (command for command in on_many_machines("bash") if "--nnodes 2" in command)
+    variables = {'"$SLURM_NNODES"': "2", '"$SLURM_JOB_ID"': "run", '"$FIRST:29400"': "first:29400"}
+    for variable, value in {**variables, "runs/slurm": "runs/two"}.items():
+        last = last.replace(variable, value)
+    assert last.split() == ["srun", *two.split()]

@@ -160,13 +160,9 @@ def test_an_error_names_arguments_for_python_and_for_the_command() -> None:
     assert pooling.told({"pooling", "threads"}) == "use --pooling mean or --threads"
 
 
-# They speak to readers of the command alone.
-OF_THE_COMMAND = ("cli", "commands")
-
-
 def test_errors_speak_python() -> None:
     for path in sorted(PACKAGE.rglob("*.py")):
-        if {*path.parts, path.stem} & {*OF_THE_COMMAND}:
+        if {*path.parts, path.stem} & {"cli", "commands"}:  # they speak to readers of these alone
             continue
         raised = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Raise)]
         for part in (part for node in raised for part in ast.walk(node)):
