@@ -336,7 +336,7 @@ def attempt(step: Step, day: Day, left: float, rehearse: bool, go_on: bool) -> N
         day.note(step.name, "skipped", text=reason)
         return
     command = [*step.command, *(step.tiny or () if rehearse else ())]
-    command = [word.replace("STATE", str(day.state)) for word in command]
+    command = [word.replace("=STATE/", f"={day.state}/") for word in command]
     log, limit = day.state / "logs" / f"{step.name}.log", min(LIMIT, left)
     started = time.monotonic()
     status = run(command, os.environ | ENVIRONMENT, log, limit)
