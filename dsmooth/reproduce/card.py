@@ -95,6 +95,7 @@ def write_card(
     for run in models.runs.values():
         if not run.is_finished():
             raise ValueError(f"{run.path} is not the folder of a finished run")
+    work.mkdir(parents=True, exist_ok=True)
     sizes = Sizes(options.samples, options.test_images, extractor="mnist-classifier")
     guidance = options.guidance if models.n_classes else 0.0
     stages = Stages(work, models, train_set, test_set, sizes, seed, guidance=guidance)
