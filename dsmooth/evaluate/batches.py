@@ -46,9 +46,8 @@ def nats_of_images(
 ) -> dict[str, Tensor]:
     """The rows (R, N) of the first `limit` images, by the names that `nats_of` gives them.
 
-    nats_of(index of the first image, batch, its labels if there are classes): the rows of a batch,
-    on the model's device. Under torchrun each process computes its batches, and all have the rows
-    of all.
+    nats_of(index of the first image, batch, labels or None): the rows of a batch, on the model's
+    device. Under torchrun each process computes its batches, and all have the rows of all.
     """
     check_dataset(dataset)
     labels = dataset.labels_for(n_classes)
