@@ -43,7 +43,7 @@ def to_pil(x: Tensor | NDArray[Any] | list[Tensor]) -> list[Image]:
 
 
 def _batch(x: Tensor | NDArray[Any] | list[Tensor]) -> Tensor:
-    """Images (B, C, H, W) in [-1, 1] from what `show` takes; those that diverged are grey."""
+    """Images (B, C, H, W) in [-1, 1] from what `show` takes."""
     if isinstance(x, list):
         x = torch.stack([*map(torch.as_tensor, x)])
         x = x[:, None] if x.ndim == 3 else x
@@ -60,7 +60,7 @@ def _batch(x: Tensor | NDArray[Any] | list[Tensor]) -> Tensor:
             "x must lie in [-1, 1], got no value below 0: show(2 * x - 1) shows images in [0, 1], "
             "show(dsmooth.to_bytes(x)) those that are as bright as that"
         )
-    return visible(x)
+    return x
 
 
 def _check_batch(x: Tensor) -> None:
@@ -69,7 +69,7 @@ def _check_batch(x: Tensor) -> None:
 
 
 def grid_png(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> bytes:
-    """PNG bytes of a grid of images x (B, C, H, W) in [-1, 1]; values outside are clamped."""
+    """PNG bytes of a grid of images x, as `nhwc_bytes` takes them."""
     return png(_grid(x, columns, zoom))
 
 
@@ -92,8 +92,13 @@ def _grid(x: Tensor, columns: int | None, zoom: int) -> NDArray[np.uint8]:
 
 
 def nhwc_bytes(x: Tensor) -> NDArray[np.uint8]:
-    """x (B, C, H, W) in [-1, 1] as bytes (B, H, W, C); values outside are clamped."""
-    return to_bytes(x.detach().float().cpu()).permute(0, 2, 3, 1).numpy()
+    """x (B, C, H, W) in [-1, 1] as bytes (B, H, W, C).
+
+    Values outside are clamped; images that diverged are plain grey.
+    """
+    x = x.detach().float().cpu()
+    shown = torch.where(is_diverged(x)[:, None, None, None], 0.0, x)
+    return to_bytes(shown).permute(0, 2, 3, 1).numpy()
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
@@ -113,11 +118,6 @@ def _image(pixels: NDArray[np.uint8]) -> Image:
 def save_grid(x: Tensor, path: Path, *, columns: int | None = None) -> None:
     """Write `grid_png` to `path`."""
     write_atomically(path, grid_png(x, columns=columns))
-
-
-def visible(x: Tensor) -> Tensor:
-    """x (N, C, H, W) with images that diverged to infinity replaced by plain grey ones."""
-    return torch.where(is_diverged(x)[:, None, None, None], 0.0, x)
 
 
 def is_diverged(x: Tensor) -> Tensor:

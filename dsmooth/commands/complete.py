@@ -16,7 +16,7 @@ from ..evaluate.sources import as_grey, choose_data, read_images
 from ..fields import check_whole
 from ..files import write_npz
 from ..models import Models, load_models
-from ..pictures import BORDER, is_diverged, save_grid, visible
+from ..pictures import BORDER, is_diverged, save_grid
 from ..pretrained import is_model
 from ..progress import progress
 from ..sampling.output import Filled, gather
@@ -116,4 +116,4 @@ def write_completions(path: Path, x: Tensor, mask: Tensor, completed: Tensor, se
         return
     given = torch.where(mask[:, None], x, BORDER / 127.5 - 1)
     rows = torch.cat([x[:, None], given[:, None], completed.unflatten(0, (len(x), -1))], dim=1)
-    save_grid(visible(rows.flatten(0, 1)), path, columns=rows.shape[1])
+    save_grid(rows.flatten(0, 1), path, columns=rows.shape[1])

@@ -15,7 +15,7 @@ from ..fields import check_whole
 from ..files import check_writable
 from ..machine import choose_device
 from ..models import Models, load_models
-from ..pictures import is_diverged, save_grid, visible
+from ..pictures import is_diverged, save_grid
 from ..progress import LOG, progress
 from ..sampling.output import (
     Filled,
@@ -110,7 +110,7 @@ def sample_to_files(
                 return
             for path in outputs:
                 if path.suffix == ".png":
-                    save_grid(visible(x), path)
+                    save_grid(x, path)
                 elif adm:
                     write_adm_npz(path, x)
                 else:

@@ -22,7 +22,7 @@ from ..evaluate import paper
 from ..evaluate.probe import PIXELS, best_block, best_probe
 from ..fields import flatten
 from ..files import write_atomically
-from ..pictures import grid_png, visible
+from ..pictures import grid_png
 from ..tables import COMPARABLE, Table, bits_table, decimals, percent, shown
 from . import plots
 
@@ -78,7 +78,7 @@ def grid(*rows: Tensor) -> bytes:
     x = torch.cat(rows)
     columns = len(rows[0]) if len(rows) > 1 else math.isqrt(len(x) - 1) + 1
     zoom = max(2, math.ceil(MIN_WIDTH / (columns * x.shape[3])))
-    return grid_png(visible(x), columns=columns, zoom=zoom)
+    return grid_png(x, columns=columns, zoom=zoom)
 
 
 def settings_table(names: Mapping[str, str], runs: Mapping[str, Any]) -> Table:

@@ -31,7 +31,7 @@ from ..fields import flatten
 from ..files import write_atomically, write_json
 from ..machine import use_threads
 from ..models import Models, load_models
-from ..pictures import BORDER, save_grid, visible
+from ..pictures import BORDER, save_grid
 from ..presets import as_flag
 from ..pretrained import DEFAULT, find
 from ..progress import progress
@@ -140,7 +140,7 @@ def save_samples(pictures: Mapping[str, Tensor], columns: int, path: Path) -> No
     """
     kinds = [pictures[name] for name in GRIDS if name in pictures]
     rows = min(columns, len(kinds[0]) // columns)
-    grids = [visible(x[: rows * columns]).unflatten(0, (rows, columns)) for x in kinds]
+    grids = [x[: rows * columns].unflatten(0, (rows, columns)) for x in kinds]
     gap = torch.full_like(grids[0][:, :1], BORDER / 127.5 - 1)
     grid = torch.cat([part for x in grids for part in (gap, x)][1:], dim=1)
     save_grid(grid.flatten(0, 1), path, columns=grid.shape[1])

@@ -36,7 +36,7 @@ from ..machine import autocast, has_fast_bfloat16
 from ..models import Models
 from ..nn import PixelCNNpp
 from ..nn.weights import weights_digest
-from ..pictures import is_diverged, save_grid, visible
+from ..pictures import is_diverged, save_grid
 from ..progress import progress, whole
 from ..sampling.output import gather, write_images
 from ..sampling.request import Execution, Label, Request, digest_of
@@ -210,7 +210,7 @@ class Stages:
             x = gather(draw, request, CHUNK, done)
         if x is not None:
             # A picture without its array is made again.
-            save_grid(visible(x[:GRID_IMAGES]), path.with_suffix(".png"))
+            save_grid(x[:GRID_IMAGES], path.with_suffix(".png"))
             write_images(path, x, request, key, n_classes=models.n_classes)
         barrier()
         return x if x is not None else _stored_images(path, key)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..distributed import distributed_map, process_group, rank_and_size
 from ..fields import difference, structure
 from ..files import file_sha256, lock_folder, read_json, write_atomically, write_json, write_npz
-from ..pictures import is_diverged, nhwc_bytes, png, visible
+from ..pictures import is_diverged, nhwc_bytes, png
 from ..runs import RunFolder
 from .request import Progress, Request
 
@@ -276,7 +276,7 @@ class Pictures(Folder):
 
     @staticmethod
     def encode(images: Tensor) -> bytes:
-        return png(nhwc_bytes(visible(images))[0])
+        return png(nhwc_bytes(images)[0])
 
 
 def check_file(path: Path, stated: str) -> None:
