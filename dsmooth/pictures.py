@@ -69,7 +69,7 @@ def _check_batch(x: Tensor) -> None:
 
 
 def grid_png(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> bytes:
-    """PNG bytes of a grid of images x, as `nhwc_bytes` takes them."""
+    """PNG bytes of a grid of images x (B, C, H, W) in [-1, 1]."""
     return png(_grid(x, columns, zoom))
 
 

@@ -40,6 +40,16 @@ def check_tensor(name: str, x: Any) -> None:
         )
 
 
+def check_like(name: str, values: Tensor, like: Tensor) -> None:
+    """Raise ValueError or TypeError unless `values` have the shape, dtype and device of `like`."""
+    if values.shape != like.shape:
+        raise ValueError(f"{name} must have shape {tuple(like.shape)}, got {tuple(values.shape)}")
+    if values.dtype != like.dtype:
+        raise TypeError(f"{name} must be {like.dtype}, got {values.dtype}")
+    if values.device != like.device:
+        raise ValueError(f"{name} must be on {like.device}, got {values.device}")
+
+
 def check_scale(name: str, x: Tensor, *, as_bytes: bool) -> None:
     """Raise ValueError for values outside [-1, 1], and with `as_bytes` for values that are no byte.
 

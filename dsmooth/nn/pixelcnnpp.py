@@ -15,7 +15,7 @@ from ..functional import concat_elu, down_shift, logistic_mixture_log_prob, righ
 from ..functional.dispatch import without_autocast
 from ..functional.gated_resnet import draw_seed
 from .condition import Condition, condition_vectors
-from .images import check_scale, check_tensor, unrounded
+from .images import check_like, check_scale, check_tensor, unrounded
 from .layers import GatedResnet, Nin, WeightNormConv
 
 Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in the row)
@@ -323,7 +323,7 @@ class PixelCNNpp(nn.Module):
 
     def _check(self, x: Tensor, context: Tensor | None) -> None:
         check_tensor("x", x)
-        channels, conditioning = self.config.image_channels, self.config.conditioning
+        channels = self.config.image_channels
         if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(f"x must have shape (B, {channels}, H, W), got {tuple(x.shape)}")
         if x.shape[2] % 4 or x.shape[3] % 4 or 0 in x.shape[2:]:
@@ -336,16 +336,8 @@ class PixelCNNpp(nn.Module):
             raise ValueError(f"x must be on the model's device {expected.device}, got {x.device}")
         if x.dtype != expected.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"x must have the model's dtype {expected.dtype}, got {x.dtype}")
-        if not is_given(context, conditioning):
-            return
-        if context.shape != x.shape:
-            raise ValueError(
-                f"context must have shape {tuple(x.shape)}, got {tuple(context.shape)}"
-            )
-        if context.dtype != x.dtype or context.device != x.device:
-            raise TypeError(
-                f"context must be {x.dtype} on {x.device}, got {context.dtype} on {context.device}"
-            )
+        if is_given(context, self.config.conditioning):
+            check_like("context", context, x)
 
 
 def fourier_features(x: Tensor, octaves: int) -> Tensor:

@@ -17,9 +17,10 @@ from ..config import Precision
 from ..machine import torch_threads
 from ..nn import PixelCNNpp
 from ..nn.condition import Condition, condition_vectors
+from ..nn.images import check_like
 from ..nn.pixelcnnpp import is_given
 from .program import Program, as_numpy
-from .request import AUTO, Choices, Execution, Progress, Request, check_like, checked_shape
+from .request import AUTO, Choices, Execution, Progress, Request, checked_shape
 from .sequential import draw_by_jacobi, draw_sequentially
 
 if TYPE_CHECKING:

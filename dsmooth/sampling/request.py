@@ -18,7 +18,7 @@ from torch import Tensor
 from ..config import Method, ModelConfig, Precision, Score
 from ..fields import ArgumentError, check_choices, check_number, check_whole
 from ..nn.condition import check_label
-from ..nn.images import check_scale, check_tensor
+from ..nn.images import check_like, check_scale, check_tensor
 from ..philox import Stream, image_words, split_seed, whole_index
 from ..progress import LOG
 
@@ -100,16 +100,6 @@ class KnownPixels:
         if as_bytes:
             check_scale("known", self.values, as_bytes=True)
         return torch.where(self.mask[:, None], images, x).contiguous()
-
-
-def check_like(name: str, values: Tensor, like: Tensor) -> None:
-    """Raise ValueError or TypeError unless `values` have the shape, dtype and device of `like`."""
-    if values.shape != like.shape:
-        raise ValueError(f"{name} must have shape {tuple(like.shape)}, got {tuple(values.shape)}")
-    if values.dtype != like.dtype:
-        raise TypeError(f"{name} must be {like.dtype}, got {values.dtype}")
-    if values.device != like.device:
-        raise ValueError(f"{name} must be on {like.device}, got {values.device}")
 
 
 def known_pixels(known: Tensor, mask: Tensor, count: int, name: str = "known") -> KnownPixels:
