@@ -173,8 +173,8 @@ def from_pretrained(
     dtype = torch_dtype if dtype is None else dtype
     if not isinstance(dtype, torch.dtype | None):
         raise TypeError(f"dtype must be a torch.dtype, such as torch.bfloat16, got {dtype!r}")
-    hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-    pair = of_networks(cls, resolve(name, revision=revision, **hub))
+    cache = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+    pair = of_networks(cls, resolve(name, revision=revision, token=token, **cache))
     pair.to(device=device, dtype=dtype)
     return pair
 

@@ -120,16 +120,13 @@ def find(name: str | Path, **hub: Any) -> Path:
     )
 
 
-def _download(repo_id: str, revision: str | None = None, **options: Any) -> Path:
+def _download(repo_id: str, **options: Any) -> Path:
     missing = f"there is no folder {repo_id} here"
     hub = huggingface_hub(f"{missing}; to read it from the Hugging Face Hub")
     # The name may be a path that was mistyped.
     LOG.warning("%s: reading %s of the Hugging Face Hub", missing, repo_id)
-    given = {name: value for name, value in options.items() if value}
     try:
-        folder = hub.snapshot_download(
-            repo_id, revision=revision, allow_patterns=HUB_FILES, **given
-        )
+        folder = hub.snapshot_download(repo_id, allow_patterns=HUB_FILES, **options)
     except Exception as error:  # the Hub's own classes, and those of its HTTP library
         raise OSError(
             f"{missing}, and the Hugging Face Hub does not give it: {first_line(error)}. What was "

@@ -169,8 +169,9 @@ class Folder:
 
         Raises ValueError for a folder of something else, and for files that were changed.
         """
-        there, n, size = self._read_manifest(), self.request.count, self.size
-        digests = self.drawing.sha256
+        self._read_manifest()
+        n, size = self.request.count, self.size
+        there, digests = self.drawing.n, self.drawing.sha256
         if there > n and size > 1:
             raise ValueError(
                 f"{self.path} holds a drawing of {there} images: ask for {there} or more, not {n}"
@@ -227,8 +228,8 @@ class Folder:
         self.drawing.n = len(self.drawing.sha256) if self.size == 1 else self.request.count
         write_json(self.path / self.manifest, asdict(self.drawing))
 
-    def _read_manifest(self) -> int:
-        """The number of images of the folder; reads `drawing`. Raises as `missing` does."""
+    def _read_manifest(self) -> None:
+        """Read `drawing`, if the folder has one. Raises as `missing` does."""
         path = self.path / self.manifest
         if RunFolder(self.path).config.exists():
             raise ValueError(f"{self.path} is the folder of a run or a pair: choose another one")
@@ -241,14 +242,13 @@ class Folder:
                     f"{self.path} holds {self.pattern} without {self.manifest}: choose another "
                     "folder"
                 )
-            return 0
+            return
         found, asked = Manifest.read(path), self.drawing.settings
         if "models" not in found.description:  # of dsmooth 0.2
             asked.pop("models", None)
         if other := difference(found.settings, asked):
             raise ValueError(f"{self.path} holds another drawing: {other}; choose another folder")
         self.drawing = found
-        return found.n
 
 
 class Shards(Folder):

@@ -180,8 +180,7 @@ class _Canvas:
         )
         uniforms = to_uniform(words).to(like.dtype)
         self.uniforms = uniforms.view(-1, *size, 4).permute(0, 3, 1, 2)
-        self.model, self.temperature = in_evaluation(model), request.temperature
-        self.guidance = request.guidance
+        self.model, self.request = in_evaluation(model), request
         self.passes = [
             self.model.encode_context(self.x, Condition(context, label))
             for label in request.passes(model.config, like)
@@ -199,15 +198,15 @@ class _Canvas:
             encoded = Encoded(stacked, streams, vector)
             given.append(self.model.decode(self.x[images, :, :visible], encoded))
         params = given[0]
-        if self.guidance:  # the second pass has no class
+        if guidance := self.request.guidance:  # the second pass has no class
             n_atoms = len(self.model.config.atom_bytes)
-            params = extrapolate(given[1], params, 1 + self.guidance, self.x.shape[1], n_atoms)
+            params = extrapolate(given[1], params, 1 + guidance, self.x.shape[1], n_atoms)
         x = self.x[images, :, rows, columns]
         drawn = logistic_mixture_sample(
             params[:, :, rows, columns],
             self.uniforms[images, :, rows, columns],
             x.shape[1],
-            temperature=self.temperature,
+            temperature=self.request.temperature,
             **self.model.config.mixture,
         )
         return torch.where(self.mask[images, :, rows, columns], x, drawn.to(x.dtype))
