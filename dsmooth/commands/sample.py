@@ -27,7 +27,7 @@ from ..sampling.output import (
     write_adm_npz,
     write_images,
 )
-from ..sampling.request import Execution, Request, checked_shape, chosen_seed
+from ..sampling.request import Execution, Request, checked_shape
 from .options import Computing, Drawing, Sample
 
 # The most images that one PNG shows.
@@ -66,10 +66,10 @@ def request_of(models: Models, drawing: Drawing, count: int, **others: Any) -> R
         raise ValueError("--guidance is for models with classes, which these have not")
     if drawing.seed is None and rank_and_size()[1] > 1:
         raise ValueError("--seed None is for one process: give all of them the same number")
-    fields: dict[str, Any] = {**vars(drawing), "seed": chosen_seed(drawing.seed), **others}
+    fields: dict[str, Any] = {**vars(drawing), **others}
     if n_classes and label is None:
         fields["label"] = "prior"
-    request = Request(count, **fields)
+    request = Request.make(count, {"seed": drawing.seed}, **fields)
     if isinstance(label, int):
         request.labels(n_classes)  # refused before any work
     return request

@@ -197,12 +197,15 @@ class Request:
                 raise ValueError("seed and generator were both given: leave one out")
             random = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
             seed = int(random)
-        seed = chosen_seed(seed)
+        if seed is None:
+            seed = secrets.randbits(32)
+            LOG.warning("drew seed %d; seed=%d gives the same images again", seed, seed)
         images, mask = others.pop("known", None), others.pop("mask", None)
         if (images is None) != (mask is None):
             raise ValueError("known and mask must be given together")
-        known = None if images is None else known_pixels(images, mask, count)
-        return cls(**{**for_a_pair, **others, "count": count, "seed": seed, "known": known})
+        if images is not None:
+            others["known"] = known_pixels(images, mask, count)
+        return cls(count, **{**for_a_pair, **others, "seed": seed})
 
     def labels(self, n_classes: int, device: torch.device | str = "cpu") -> Tensor | None:
         """The label of every image for a model of `n_classes`; None for a model without classes.
@@ -318,15 +321,6 @@ def digest_of(*tensors: Tensor) -> str:
     for tensor in tensors:
         digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def chosen_seed(seed: int | None) -> int:
-    """`seed`; for None one from the operating system, which a warning reports."""
-    if seed is not None:
-        return seed
-    seed = secrets.randbits(32)
-    LOG.warning("drew seed %d; seed=%d gives the same images again", seed, seed)
-    return seed
 
 
 def checked_shape(count: int, channels: int, height: int, width: int) -> tuple[int, int, int, int]:
