@@ -98,8 +98,8 @@ class GatedResnet(nn.Module):
 
     skip_channels: channels of the skip input, 0 without one. condition_size: D of the vector that
     each image is conditioned on, 0 without one. Its projection begins at zero, so that a network
-    begins as the unconditional one of the same seed. layer: index of its dropout stream; each gated
-    resnet of a network has its own. The attribute keep_gates is the function's argument.
+    begins as the unconditional one of the same seed. Attributes: layer is the index of its dropout
+    stream, each gated resnet of a network has its own; keep_gates is the function's argument.
     """
 
     def __init__(
@@ -111,11 +111,10 @@ class GatedResnet(nn.Module):
         skip_channels: int = 0,
         condition_size: int = 0,
         dropout: float = 0.0,
-        layer: int = 0,
     ) -> None:
         super().__init__()
         self.dropout = dropout
-        self.layer = layer
+        self.layer = 0
         self.keep_gates = False
         f, size = n_filters, condition_size
         self.conv_in = WeightNormConv(2 * f, f, kernel_size, shift=shift)

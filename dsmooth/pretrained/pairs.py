@@ -74,12 +74,12 @@ def save_pretrained(
     digests = {role: weights_digest(network) for role, network in networks.items()}
     configs = pair.noisy.config, pair.denoiser.config
     settings = asdict(PairSettings(*configs, kind, pair.image_size, dict(pair.origin), digests))
-    measured = None if scores is None else read_json(Path(scores))
-    of_pair = {} if measured is None else measured.get("pair")
-    if measured is not None and (
-        not isinstance(of_pair, dict) or of_pair.get("weights_sha256") != [*digests.values()]
-    ):
-        raise ValueError(f"{scores} does not hold the scores of these weights")
+    measured = None
+    if scores is not None:
+        measured = read_json(Path(scores))
+        of_pair = measured.get("pair")
+        if not isinstance(of_pair, dict) or of_pair.get("weights_sha256") != [*digests.values()]:
+            raise ValueError(f"{scores} does not hold the scores of these weights")
     card = render_card(settings, networks, name, measured, license)
     config, path = folder / CONFIG_FILE, folder / CARD_FILE
     if config.exists() and not {"noisy", "denoiser"} <= read_json(config).keys():
