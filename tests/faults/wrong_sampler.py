@@ -17,7 +17,7 @@ from dsmooth._extension import extension
 from dsmooth.philox import philox4x32
 from dsmooth.sampling.program import Program
 from tests.faults.harness import SEED, Arguments, Target, WrongCall, guarded, note, run, settings_of
-from tests.helpers.sampler_checks import network
+from tests.helpers.networks import network
 
 SHAPE = (3, 1, 8, 8)
 VALUES: dict[str, list[Any]] = {
@@ -80,25 +80,20 @@ def _target(
 
     def expected(given: Arguments) -> list[Tensor]:
         """The images of one thread, into fresh memory."""
-        images, context, mask = given["out"], given["context"], given["mask"]
+        images = given["out"]
         assert images.dtype == torch.float32
-        out = torch.full(images.shape, torch.nan)
-        if mask is not None:
-            assert mask.dtype == torch.uint8
-            assert mask.shape == (len(images), *images.shape[2:])
-            mask = mask.clone(memory_format=torch.contiguous_format)
-            out = torch.where(mask[:, None] != 0, images.detach(), out).contiguous()
-        if context is not None:
-            assert context.shape == images.shape
-            context = context.detach().clone(memory_format=torch.contiguous_format)
-        condition = given["condition"]
-        if condition is not None:
-            assert condition.dtype == torch.float32
-            assert condition.shape == (len(images), n_classes)
-            condition = condition.detach().clone(memory_format=torch.contiguous_format)
-        vectors = {"context": context, "mask": mask, "condition": condition}
+        n, out = len(images), torch.full(images.shape, torch.nan)
+        shapes = {"context": images.shape, "condition": (n, n_classes)}
+        shapes["mask"] = n, *images.shape[2:]
         plain = {"threads": 1, "slice": 0, "progress": None}
-        sampler.sample(**{**given, "out": out, **vectors, **plain})
+        for name, shape in shapes.items():
+            if (values := given[name]) is not None:
+                assert values.dtype == (torch.uint8 if name == "mask" else torch.float32)
+                assert values.shape == shape
+                plain[name] = values.detach().clone(memory_format=torch.contiguous_format)
+        if "mask" in plain:
+            out = torch.where(plain["mask"][:, None] != 0, images.detach(), out).contiguous()
+        sampler.sample(**{**given, "out": out, **plain})
         assert out.isfinite().all()
         return [out]
 
