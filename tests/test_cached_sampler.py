@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,19 +22,15 @@ from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling import CachedSampler
 from dsmooth.sampling.cached import packed_before, sample_images
 from dsmooth.sampling.program import Program
-from tests.helpers.class_networks import conditional
+from tests.helpers.networks import ATOMS, BYTES, GAUSSIAN, MIXTURES, network
 from tests.helpers.sampler_checks import (
-    ATOMS,
-    BYTES,
     FIRST,
-    GAUSSIAN,
     SEED,
     check_head_in_float32,
     check_teacher_forced,
     constant_network,
     context_for,
     labels_of,
-    network,
     network_of_biases,
     teacher_forced,
 )
@@ -45,15 +41,6 @@ CUDA = [pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available(
 # Instruction sets with code of their own for the dtype.
 INSTRUCTION_SETS = [name for name in instruction_sets() if name != "avx512bf16"]
 BF16_INSTRUCTION_SETS = [name for name in instruction_sets() if name != "avx512"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These networks are too small to share; the sampler's own threads are arguments."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_sampler(model: PixelCNNpp, dtype: torch.dtype, code: str) -> CachedSampler:
@@ -70,8 +57,8 @@ def make_sampler(model: PixelCNNpp, dtype: torch.dtype, code: str) -> CachedSamp
 @pytest.mark.parametrize("classes", ["none", "hard", "soft", "guided"])
 @pytest.mark.parametrize(
     "mixture",
-    [{}, {"likelihood": "discretized"}, ATOMS, GAUSSIAN, BYTES, {"head_filters": 3}],
-    ids=["continuous", "discretized", "atoms", "gaussian", "bytes", "hidden"],
+    [*MIXTURES.values(), {"head_filters": 3}],
+    ids=[*MIXTURES, "hidden"],
 )
 def test_equals_the_network_teacher_forced(
     mixture: dict[str, Any],
@@ -82,7 +69,7 @@ def test_equals_the_network_teacher_forced(
     code: str,
 ) -> None:
     n_classes = 0 if classes == "none" else 3
-    model = network(channels=channels, conditioning=conditioning, n_classes=n_classes, **mixture)
+    model = network(conditioning, channels=channels, n_classes=n_classes, **mixture)
     sampler = make_sampler(model, torch.float32, code)
     label = labels_of(3, n_classes, soft=classes == "soft")
     how = {"temperature": temperature, "guidance": 0.7 if classes == "guided" else 0.0}
@@ -114,7 +101,7 @@ def test_every_shape(
     """numbers: of filters, resnets, components and classes; encoder: its depth and width."""
     names = ("n_filters", "n_resnet", "n_mix", "n_classes", "context_layers", "context_filters")
     shape = dict(zip(names, (*numbers, *encoder), strict=True))
-    model = network(conditioning=conditioning, **shape)
+    model = network(conditioning, **shape)
     sampler = make_sampler(model, torch.float32, code)
     label = labels_of(2, model.config.condition_size)
     check_teacher_forced(sampler, model, size, temperature=temperature, n=2, label=label)
@@ -138,7 +125,7 @@ def test_gaussian_noise_is_the_quantile_of_its_uniform(temperature: float) -> No
 @pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
 def test_bfloat16_stays_near_the_network(conditioning: str, code: str) -> None:
     """And far from that of other classes."""
-    model, label = network(n_filters=40, conditioning=conditioning, n_classes=3), labels_of(16, 3)
+    model, label = network(conditioning, n_filters=40, n_classes=3), labels_of(16, 3)
     context = context_for(model, 16, 8, 8)
     sampler = make_sampler(model, torch.bfloat16, code)
     given = {"context": None if context is None else context.to(sampler.device), "label": label}
@@ -196,7 +183,7 @@ def test_same_bits_however_the_work_is_shared(
     code: str,
 ) -> None:
     """And whatever labels stand beside an image's; a row known in all is computed at once."""
-    model = network(conditioning=conditioning, channels=channels, n_filters=9, **fields)
+    model = network(conditioning, channels=channels, n_filters=9, **fields)
     sampler = make_sampler(model, dtype, code)
     n, size = 600 if code == "cuda" else 64, (4, 8)
     if guidance and not model.config.n_classes:
@@ -304,7 +291,7 @@ def test_a_model_is_packed_again_only_where_a_weight_or_the_type_changed() -> No
 
 
 def test_context_may_be_strided_a_negative_view_or_of_a_graph() -> None:
-    model = network(conditioning="stack", channels=3)
+    model = network("stack", channels=3)
     sampler = CachedSampler(model)
     context = torch.randn(2, 3, 8, 4)
     x = sampler.sample(2, 8, 4, context=context)
@@ -351,7 +338,7 @@ def test_ctrl_c_ends_a_call(slow_sampler: CachedSampler, n: int) -> None:
 
 
 def test_bad_contexts_and_labels() -> None:
-    sampler = CachedSampler(network(conditioning="stack"))
+    sampler = CachedSampler(network("stack"))
     for context, message in (
         (None, "context is missing"),
         (torch.zeros(2, 1, 4, 4), r"context must have shape \(1, 1, 4, 4\), got \(2, "),
@@ -381,7 +368,7 @@ def test_bad_models() -> None:
     with pytest.raises(ValueError, match=r"finite.*down\.1\.ul\.0\.conv_in\.bias"):
         CachedSampler(model)
     with pytest.raises(ValueError, match="give it at one of them, by at_level"):
-        CachedSampler(conditional("none", n_classes=0, noise_levels=(0.1, 0.5)))
+        CachedSampler(network(noise_levels=(0.1, 0.5)))
     with pytest.raises(ValueError, match=r"must be auto or one of generic, .*got mmx"):
         CachedSampler(network(), instruction_set="mmx")  # type: ignore[arg-type]
 

@@ -15,8 +15,8 @@ import torch
 from dsmooth._extension import build_info, cuda_obstacle, extension
 from dsmooth.sampling import CachedSampler, sample_images
 from dsmooth.sampling.program import Program
+from tests.helpers.networks import network
 from tests.helpers.nvcc_builds import NVCC, compiled
-from tests.helpers.sampler_checks import network
 from tests.ptx.cuda_player import build_sampler
 
 SOURCES = Path(__file__).parents[1] / "csrc" / "sampler"
@@ -83,7 +83,7 @@ def test_other_devices_are_refused() -> None:
 @pytest.mark.gpu
 def test_runs_on_the_current_stream_without_waiting() -> None:
     """Behind a long kernel on a side stream the call must come back at once, and use its result."""
-    model = network(conditioning="stack").cuda()
+    model = network("stack").cuda()
     sampler = CachedSampler(model)
     context = torch.randn(4, 1, 8, 8, device="cuda")
     expected = sampler.sample(4, 8, 8, context=context)
@@ -147,7 +147,7 @@ def test_images_are_drawn_in_bfloat16_where_the_model_lies() -> None:
 
 @pytest.mark.gpu
 def test_bad_arguments_on_a_device() -> None:
-    model = network(conditioning="concat").cuda()
+    model = network("concat").cuda()
     with pytest.raises(ValueError, match='instruction_set must be "auto" on cuda:0'):
         CachedSampler(model, instruction_set="avx2")
     sampler = CachedSampler(model)

@@ -1,4 +1,4 @@
-"""Class-conditional models: golden values, and laws of labels in networks, pairs and training."""
+"""Class-network models: golden values, and laws of labels in networks, pairs and training."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ from dsmooth.sampling.request import Request
 from dsmooth.training import train
 from dsmooth.training.loop import evaluate
 from dsmooth.training.step import TrainState
-from tests.helpers.class_networks import CLASSES, conditional, inputs, make_pair, with_classes
 from tests.helpers.command_runs import run
-from tests.helpers.tiny_pairs import log_weight
+from tests.helpers.networks import CLASSES, inputs, log_weight, network, tiny_pair, with_classes
 from tests.helpers.tiny_runs import ROLES, tiny
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -67,7 +66,7 @@ def test_a_checkpoint_with_wrong_projections_is_refused() -> None:
 @each_conditioning
 def test_one_class_is_the_network_without(conditioning: str) -> None:
     """Its projection is one more bias of the second convolutions."""
-    model = conditional(conditioning, n_classes=1).double()
+    model = network(conditioning, n_classes=1).double()
     plain = dsmooth.PixelCNNpp(replace(model.config, n_classes=0)).double().eval()
     weights = model.state_dict()
     for name in model.state_dict():
@@ -85,7 +84,7 @@ def test_one_class_is_the_network_without(conditioning: str) -> None:
 @each_conditioning
 @torch.no_grad()
 def test_the_label_of_an_image_reaches_no_other(conditioning: str) -> None:
-    model = conditional(conditioning)
+    model = network(conditioning, n_classes=CLASSES)
     x, context, label = inputs(conditioning, batch=5)
     expected = model(x, context, label)
     other = (label + torch.tensor([0, 1, 0, 2, 0])) % CLASSES
@@ -100,7 +99,7 @@ def test_the_label_of_an_image_reaches_no_other(conditioning: str) -> None:
 
 @torch.no_grad()
 def test_features_and_autocast_see_the_label() -> None:
-    model = conditional("concat")
+    model = network("concat", n_classes=CLASSES)
     x, context, label = inputs("concat")
     names = model.features(x, context, label)
     others = model.features(x, context, (label + 1) % CLASSES)
@@ -126,13 +125,13 @@ def test_features_and_autocast_see_the_label() -> None:
     ],
 )
 def test_wrong_labels_are_named(label: object, error: type, message: str) -> None:
-    model = conditional("none")
+    model = network("none", n_classes=CLASSES)
     with pytest.raises(error, match=message):
         model(torch.zeros(2, 1, 8, 8), label=label)
 
 
 def test_a_label_is_for_models_with_classes() -> None:
-    model = conditional("none", n_classes=0)
+    model = network("none", n_classes=0)
     with pytest.raises(ValueError, match="label was given, but the model has n_classes=0"):
         model(torch.zeros(1, 1, 8, 8), label=torch.tensor([0]))
     with pytest.raises(ValueError, match="label was given"):
@@ -216,7 +215,7 @@ def test_the_labels_of_a_request() -> None:
 
 @pytest.mark.parametrize(("noisy", "denoiser"), [(0, CLASSES), (CLASSES, 0)])
 def test_guidance_of_a_pair_is_for_the_models_with_classes(noisy: int, denoiser: int) -> None:
-    pair, (x, _, label) = make_pair(noisy, denoiser), inputs("none")
+    pair, (x, _, label) = tiny_pair(classes=(noisy, denoiser)), inputs("none")
     for changes, draw in (
         (noisy, partial(pair.sample, 3, method="noisy", label=label)),
         (denoiser, partial(pair.denoise, x, label=label)),
@@ -235,7 +234,7 @@ def test_guidance_of_a_pair_is_for_the_models_with_classes(noisy: int, denoiser:
 def test_guidance_is_refused_without_classes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pair = make_pair(0, 0)
+    pair = tiny_pair(classes=(0, 0))
     message = "guidance is for .* with classes, which (this one has|these have) not"
     for draw in (pair.sample, partial(sequential_sample, pair.noisy, height=8, width=8)):
         with pytest.raises(ValueError, match=message):
@@ -243,7 +242,7 @@ def test_guidance_is_refused_without_classes(
     with pytest.raises(ValueError, match=message):
         pair.single_step(torch.zeros(2, 1, 8, 8), guidance=1.0)
     with pytest.raises(ValueError, match="guidance must be 0, or positive and a normal float32"):
-        make_pair().single_step(torch.zeros(2, 1, 8, 8), guidance=math.nan)
+        pair.single_step(torch.zeros(2, 1, 8, 8), guidance=math.nan)
     pair.save_pretrained(tmp_path)
     out = str(tmp_path / "x.png")
     assert run("sample", str(tmp_path), "-n", "2", "--guidance", "1", "--out", out) == 1
@@ -253,7 +252,7 @@ def test_guidance_is_refused_without_classes(
 @pytest.mark.parametrize("noisy", [0, CLASSES])
 @pytest.mark.parametrize("denoiser", [0, CLASSES])
 def test_either_or_both_of_a_pair_have_classes(tmp_path: Path, noisy: int, denoiser: int) -> None:
-    pair = make_pair(noisy, denoiser)
+    pair = tiny_pair(classes=(noisy, denoiser))
     x, _, label = inputs("none")
     pair.save_pretrained(tmp_path)
     again = dsmooth.SmoothedPair.from_pretrained(tmp_path)
@@ -272,8 +271,8 @@ def test_either_or_both_of_a_pair_have_classes(tmp_path: Path, noisy: int, denoi
     every = [pair.elbo(x, label=torch.full((3,), c), n_noise=1) for c in range(CLASSES)]
     expected = torch.stack(every).logsumexp(0) - math.log(CLASSES)
     passes: list[object] = []
-    for network in (pair.noisy, pair.denoiser):
-        network.register_forward_pre_hook(lambda network, _: passes.append(network))
+    for model in (pair.noisy, pair.denoiser):
+        model.register_forward_pre_hook(lambda model, _: passes.append(model))
     torch.testing.assert_close(pair.elbo(x), expected)
     assert (passes.count(pair.noisy), passes.count(pair.denoiser)) == (noisy or 1, denoiser or 1)
     drawn = Request(3, seed=4, first_index=1, label="prior").labels(CLASSES)
@@ -287,13 +286,13 @@ def test_either_or_both_of_a_pair_have_classes(tmp_path: Path, noisy: int, denoi
 
 
 def test_a_pair_draws_each_model_with_the_label() -> None:
-    pair = make_pair(CLASSES, CLASSES)
+    pair = tiny_pair(classes=(CLASSES, CLASSES))
     x_tilde = sample_images(pair.noisy, 2, height=8, width=8, label=1)
     expected = sample_images(pair.denoiser, 2, height=8, width=8, context=x_tilde, label=1)
     assert torch.equal(pair.sample(2, label=1), expected)
     assert torch.equal(pair.denoise(x_tilde, label=1), expected)
     with pytest.raises(ValueError, match="the same n_classes, or one of them none, got 3 and 2"):
-        make_pair(CLASSES, 2)
+        tiny_pair(classes=(CLASSES, 2))
 
 
 def test_the_command_draws_a_class_or_each(
@@ -301,7 +300,7 @@ def test_the_command_draws_a_class_or_each(
 ) -> None:
     """Image i of a class is the same image beside others of its own class and of others."""
     monkeypatch.chdir(tmp_path)
-    pair = make_pair(CLASSES, 0)
+    pair = tiny_pair(classes=(CLASSES, 0))
     with torch.no_grad():
         for network in (pair.noisy, pair.denoiser):
             network.head.weight_g.mul_(0.1)

@@ -24,7 +24,7 @@ from dsmooth.sampling.cached import obstacle_of
 from dsmooth.sampling.output import Shards, gather
 from dsmooth.sampling.request import Execution, Request, known_pixels
 from tests.helpers.command_runs import run
-from tests.helpers.sampler_checks import network
+from tests.helpers.networks import network, tiny_pair
 
 pytestmark = pytest.mark.quick
 
@@ -69,8 +69,7 @@ OF_EXECUTION = {"threads", "max_slice"}
 
 @pytest.fixture(scope="module")
 def pair() -> dsmooth.SmoothedPair:
-    smoothing = dsmooth.GaussianSmoothing(0.5)
-    return dsmooth.SmoothedPair(network(), network(conditioning="stack"), smoothing, (8, 8))
+    return tiny_pair("continuous", "stack")
 
 
 def test_parts_make_the_whole() -> None:

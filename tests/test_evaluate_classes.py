@@ -20,10 +20,9 @@ from dsmooth.evaluate.features import make_extractor
 from dsmooth.evaluate.likelihood import conventions, score_pair, score_plain
 from dsmooth.evaluate.sources import ImageSet
 from dsmooth.runs import RunFolder
-from tests.helpers.class_networks import CLASSES, conditional, make_pair
 from tests.helpers.command_runs import complains, measured
 from tests.helpers.data_makers import random_dataset
-from tests.helpers.tiny_pairs import log_weight
+from tests.helpers.networks import CLASSES, log_weight, network, tiny_pair
 
 pytestmark = pytest.mark.quick
 
@@ -36,10 +35,10 @@ def labelled(n: int = 12) -> ImageDataset:
 def test_scores_are_those_of_the_images_labels() -> None:
     data = labelled()
     x, label = data.batch(torch.arange(12)), data.labels
-    plain = conditional(likelihood="discretized")
+    plain = network(likelihood="discretized", n_classes=CLASSES)
     scores = score_plain(plain, data, batch_size=5)
     torch.testing.assert_close(scores.discretized[0].float(), plain.log_prob(x, label=label))
-    pair = make_pair()
+    pair = tiny_pair(classes=(CLASSES, CLASSES))
     bound = score_pair(pair, data, n_noise=2, batch_size=5, seed=3)
     terms = sum(log_weight(pair, x, label, seed=3, repeat=1).values())
     torch.testing.assert_close(bound.log_weights("discretized")[1].float(), terms)
@@ -50,7 +49,8 @@ def test_scores_are_those_of_the_images_labels() -> None:
 
 def test_the_classes_make_up_the_whole() -> None:
     data = labelled()
-    for scores in (score_plain(conditional(), data), score_pair(make_pair(), data, n_noise=2)):
+    plain, pair = network(n_classes=CLASSES), tiny_pair(classes=(CLASSES, CLASSES))
+    for scores in (score_plain(plain, data), score_pair(pair, data, n_noise=2)):
         rows = bits_by_class(scores, data.labels)
         meanings = [row.meaning for row in conventions(scores)]
         assert "P(bytes | class)" in meanings[0]
@@ -83,10 +83,10 @@ def test_images_are_classified_by_their_likelihoods(classes: tuple[int, int] | N
     """By those of a plain model, or by the bounds of a pair."""
     data = labelled(6)
     if classes is None:
-        model = conditional(likelihood="discretized")
+        model = network(likelihood="discretized", n_classes=CLASSES)
         log_likelihood = model.log_prob
     else:
-        model = make_pair(*classes)
+        model = tiny_pair(classes=classes)
         log_likelihood = partial(model.elbo, n_noise=2, importance_weighted=True, seed=4)
     result = classify(model, data, limit=5, n_noise=2, seed=4, batch_size=3)
     x = data.batch(torch.arange(5))
@@ -98,7 +98,7 @@ def test_images_are_classified_by_their_likelihoods(classes: tuple[int, int] | N
 
 def test_images_that_a_model_draws_are_of_the_class_that_it_drew() -> None:
     """A model whose classes are dark and bright classifies its own samples."""
-    model = conditional(n_classes=2, likelihood="discretized")
+    model = network(n_classes=2, likelihood="discretized")
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("condition_weight"):
@@ -111,11 +111,11 @@ def test_images_that_a_model_draws_are_of_the_class_that_it_drew() -> None:
 
 def test_what_cannot_classify_says_so() -> None:
     with pytest.raises(ValueError, match="only a model with classes classifies"):
-        classify(conditional(n_classes=0), labelled())
+        classify(network(n_classes=0), labelled())
     with pytest.raises(ValueError, match="a denoiser does not classify alone"):
-        classify(conditional("concat"), labelled())
+        classify(network("concat", n_classes=CLASSES), labelled())
     with pytest.raises(ValueError, match=r"needs labels of 0 .. 1, but .* has 0 .. 2"):
-        classify(conditional(n_classes=2), labelled())
+        classify(network(n_classes=2), labelled())
 
 
 def test_distances_are_those_of_each_class_alone() -> None:
@@ -143,7 +143,7 @@ def test_distances_are_those_of_each_class_alone() -> None:
 def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The run of a plain model of the ten digits, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    model = conditional(n_classes=10, likelihood="discretized")
+    model = network(n_classes=10, likelihood="discretized")
     config = TrainConfig(role="plain", model=model.config, images=1)
     RunFolder(tmp_path / "run").write_model(model, config, (28, 28))
     return tmp_path / "run"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dsmooth.functional import use_impl
-from tests.helpers.class_networks import conditional, inputs
 from tests.helpers.gated_cases import NATIVE
+from tests.helpers.networks import CLASSES, inputs, network
 
 full = partial(pytest.param, marks=pytest.mark.full)
 each_impl = pytest.mark.parametrize("impl", [full("reference"), NATIVE])
@@ -20,7 +20,7 @@ each_impl = pytest.mark.parametrize("impl", [full("reference"), NATIVE])
 @each_impl
 @pytest.mark.parametrize("conditioning", [full("none"), full("stack"), "concat"])
 def test_exports_for_any_batch(conditioning: str, impl: Any) -> None:
-    model = conditional(conditioning, n_classes=0, dropout=0.5)
+    model = network(conditioning, dropout=0.5)
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
     count = 1 if conditioning == "none" else 2
     arguments, other = (inputs(conditioning, batch=n)[:count] for n in (3, 5))
@@ -34,7 +34,7 @@ def test_exports_for_any_batch(conditioning: str, impl: Any) -> None:
 @each_impl
 def test_a_training_step_compiles_as_one_graph(impl: Any) -> None:
     """Loss and every gradient, with a context, classes and dropout."""
-    model = conditional("concat", dropout=0.5).train()
+    model = network("concat", n_classes=CLASSES, dropout=0.5).train()
     arguments = inputs("concat")
 
     def loss(x: Tensor, context: Tensor, label: Tensor) -> Tensor:

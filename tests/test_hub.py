@@ -23,7 +23,7 @@ from dsmooth.presets import PRESETS, preset, train_command
 from dsmooth.pretrained.resolver import CARD_FILE
 from dsmooth.runs import Origin, RunFolder
 from tests.helpers.command_runs import run
-from tests.helpers.tiny_pairs import tiny_pair
+from tests.helpers.networks import tiny_pair
 
 
 class FakeHub(ModuleType):

@@ -29,16 +29,8 @@ from dsmooth.sampling import (
 from dsmooth.sampling.cached import obstacle_of
 from dsmooth.sampling.completion import draw_completions, draw_weighted
 from dsmooth.sampling.request import Request, known_pixels
-from tests.helpers.sampler_checks import (
-    ATOMS,
-    BYTES,
-    FIRST,
-    SEED,
-    context_for,
-    network,
-    teacher_forced,
-)
-from tests.helpers.tiny_pairs import tiny_pair
+from tests.helpers.networks import ATOMS, BYTES, images, network, tiny_pair
+from tests.helpers.sampler_checks import FIRST, SEED, context_for, teacher_forced
 
 N, SIZE = 3, (8, 8)
 SETTINGS: dict[str, Any] = {"height": 8, "width": 8, "seed": SEED, "first_index": FIRST}
@@ -74,12 +66,6 @@ def random_mask(n: int = N) -> Tensor:
     return mask
 
 
-def random_images(channels: int, n: int = N) -> Tensor:
-    """Bytes."""
-    random = torch.rand(n, channels, *SIZE, generator=torch.Generator().manual_seed(4))
-    return (random * 255).round() / 127.5 - 1
-
-
 @pytest.mark.quick
 @pytest.mark.grid
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -89,8 +75,9 @@ def test_a_sample_with_all_of_it_none_or_parts_known(
 ) -> None:
     """The same noise behind the same pixels draws the same pixel, bit for bit; a continuous pixel
     of Jacobi sampling has settled up to rounding only."""
-    model = network(conditioning=conditioning, channels=channels, n_filters=4, **mixture)
-    everywhere, own = torch.ones(1, *SIZE, dtype=torch.bool), random_images(channels).mT  # strided
+    model = network(conditioning, channels=channels, n_filters=4, **mixture)
+    own = images(channels=channels).mT  # strided
+    everywhere = torch.ones(1, *SIZE, dtype=torch.bool)
     assert torch.equal(draw(sampler, model, known=own, mask=everywhere), own)
     x, nothing = draw(sampler, model), torch.full_like(own, torch.nan)
     assert torch.equal(draw(sampler, model, known=nothing, mask=~everywhere), x)
@@ -107,8 +94,8 @@ def test_drawn_pixels_follow_from_the_pixels_before_them(
     conditioning: str, channels: int, mixture: dict[str, Any], sampler: str
 ) -> None:
     """Teacher forcing: one forward on the completed images, then the same noise."""
-    model = network(conditioning=conditioning, channels=channels, n_filters=4, **mixture)
-    known, mask = random_images(channels), random_mask()
+    model = network(conditioning, channels=channels, n_filters=4, **mixture)
+    known, mask = images(channels=channels), random_mask()
     x = draw(sampler, model, known=known, mask=mask)
     kept = mask[:, None].expand_as(x)
     assert torch.equal(x[kept], known[kept])
@@ -119,7 +106,7 @@ def test_drawn_pixels_follow_from_the_pixels_before_them(
 
 @pytest.mark.parametrize("sampler", ["sequential", "cached"])
 def test_a_network_that_sees_bytes_takes_no_other_pixels(sampler: str) -> None:
-    model, known, mask = network(**BYTES), random_images(1), random_mask()
+    model, known, mask = network(**BYTES), images(), random_mask()
     for wrong in (0.3, 1 + 1 / 127.5, -1 - 1 / 127.5):
         with pytest.raises(ValueError, match=r"known must (have values of bytes|lie in \[-1, 1\])"):
             draw(sampler, model, known=torch.where(mask[:, None], wrong, known), mask=mask)
@@ -128,7 +115,7 @@ def test_a_network_that_sees_bytes_takes_no_other_pixels(sampler: str) -> None:
 
 def test_one_image_and_one_mask_serve_all() -> None:
     model = network()
-    known, mask = random_images(1, 1), random_mask(1)
+    known, mask = images(1), random_mask(1)
     x = sample_images(model, N, **SETTINGS, known=known, mask=mask)
     every = {"known": known.expand(N, -1, -1, -1), "mask": mask.expand(N, -1, -1)}
     assert torch.equal(x, sample_images(model, N, **SETTINGS, **every))
@@ -139,7 +126,7 @@ def test_one_image_and_one_mask_serve_all() -> None:
 @pytest.mark.parametrize("method", ["two-step", "single-step", "noisy"])
 def test_a_pair_keeps_pixels_and_their_smoothed_ones(method: Any) -> None:
     pair = tiny_pair()
-    x, mask = random_images(1), random_mask()
+    x, mask = images(), random_mask()
     given = {"seed": 5, "first_index": 9, "method": method}
     completed = pair.sample(N, **given, known=x, mask=mask)
     kept = mask[:, None]
@@ -162,7 +149,7 @@ def test_a_pair_keeps_pixels_and_their_smoothed_ones(method: Any) -> None:
 
 def test_what_is_known_decides_the_images() -> None:
     """A folder of shards must not go on with another completion."""
-    x, mask = random_images(1), random_mask()
+    x, mask = images(), random_mask()
     masks = mask, ~mask, torch.ones_like(mask)
     requests = [Request(N, known=known_pixels(x, own, N)) for own in masks]
     requests += [Request(N), Request(N, known=known_pixels(-x, mask, N))]
@@ -233,7 +220,7 @@ def test_a_prefix_is_exact_other_masks_are_far_off_and_candidates_come_near() ->
 
 def test_the_weight_of_what_is_known_throughout_is_that_of_the_bound() -> None:
     pair: dsmooth.SmoothedPair = tiny_pair()
-    x = torch.randint(0, 256, (3, 1, 8, 8), generator=torch.Generator().manual_seed(0)) / 127.5 - 1
+    x = images()
     known = known_pixels(x, torch.ones(1, 8, 8, dtype=torch.bool), 3)
     request = Request(3, seed=5, first_index=7, known=known)
     found, log_weight = draw_weighted(pair, request, pair.image_size)

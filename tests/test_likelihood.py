@@ -26,13 +26,13 @@ from dsmooth.evaluate.likelihood import (
 from dsmooth.evaluate.paper import EQUATION_4_BITS, noised_log_density
 from dsmooth.machine import torch_threads
 from tests.helpers.data_makers import random_dataset
-from tests.helpers.tiny_pairs import tiny_config, tiny_pair
+from tests.helpers.networks import network, tiny_config, tiny_pair
 
 pytestmark = pytest.mark.quick
 
 
 def test_half_precision_scores_the_bytes_themselves() -> None:
-    model, data = dsmooth.PixelCNNpp(tiny_config("none", "discretized")), random_dataset(5)
+    model, data = network(likelihood="discretized"), random_dataset(5)
     torch.nn.init.zeros_(model.head.weight_g)  # the parameters do not depend on pixels
     half = score_plain(model.bfloat16(), data).discretized
     assert torch.equal(half, score_plain(model.float(), data).discretized)
@@ -223,8 +223,7 @@ def test_batches_change_nothing_and_the_last_one_counts() -> None:
 
 @pytest.mark.parametrize("likelihood", ["discretized", "continuous"])
 def test_a_plain_model_is_scored_exactly(likelihood: str) -> None:
-    torch.manual_seed(0)
-    model = dsmooth.PixelCNNpp(tiny_config("none", likelihood)).eval()
+    model = network(likelihood=likelihood)
     scores = score_plain(model, random_dataset(5), batch_size=2)
     own = "discrete" if likelihood == "discretized" else "density"
     with torch.no_grad():

@@ -15,10 +15,9 @@ from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import ImageDataset
 from dsmooth.evaluate.likelihood import score_pair, score_plain
 from dsmooth.nn.score import score_of
-from tests.helpers.tiny_pairs import tiny_config
+from tests.helpers.networks import network
 
 GOLDEN = Path(__file__).parent / "golden" / "network_c1_8x8_f4_r1_k2.safetensors"
-ATOMS = (0, 252, 253, 254, 255)
 
 
 def test_a_gaussian_model_takes_the_scale_of_its_run() -> None:
@@ -30,14 +29,10 @@ def test_a_gaussian_model_takes_the_scale_of_its_run() -> None:
         replace(config, smoothing="laplace")
 
 
-def gaussian_pair(atoms: tuple[int, ...] = ATOMS) -> dsmooth.SmoothedPair:
-    torch.manual_seed(0)
-    noisy = replace(tiny_config("none", "gaussian"), smoothing_scale=0.5)
-    denoiser = replace(tiny_config("concat", "discretized"), atoms=atoms)
-    models = dsmooth.PixelCNNpp(noisy), dsmooth.PixelCNNpp(denoiser)
-    for model in models:
-        model.head.weight_g.data.mul_(0.3)
-    return dsmooth.SmoothedPair(*models, dsmooth.GaussianSmoothing(0.5), (8, 8)).eval()
+def gaussian_pair() -> dsmooth.SmoothedPair:
+    noisy = network(likelihood="gaussian", smoothing_scale=0.5)
+    denoiser = network("concat", likelihood="discretized", atoms=(0, 252, 253, 254, 255))
+    return dsmooth.SmoothedPair(noisy, denoiser, dsmooth.GaussianSmoothing(0.5), (8, 8))
 
 
 def test_a_pair_refuses_a_gaussian_model_of_another_scale() -> None:
@@ -104,8 +99,7 @@ def test_an_old_checkpoint_with_atoms_is_read() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("conditioning", ["none", "concat"])
 def test_the_head_computes_in_float32_under_autocast(conditioning: str) -> None:
-    torch.manual_seed(0)
-    model = dsmooth.PixelCNNpp(tiny_config(conditioning, "continuous")).eval()
+    model = network(conditioning)
     x = torch.randn(2, 1, 8, 8)
     context = torch.randn(2, 1, 8, 8) if conditioning == "concat" else None
     with torch.autocast("cpu", torch.bfloat16):

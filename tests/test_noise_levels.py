@@ -23,32 +23,18 @@ from dsmooth.sampling.output import gather
 from dsmooth.sampling.request import Execution, Request, known_pixels
 from dsmooth.smoothing import GaussianSmoothing
 from dsmooth.training.step import make_inputs
-from tests.helpers.class_networks import conditional
 from tests.helpers.data_makers import random_dataset
+from tests.helpers.networks import images, network, tiny_pair
 from tests.helpers.tiny_runs import tiny
 
 LEVELS = (0.1, 0.25, 0.5)
 
 
-def network(
-    conditioning: str = "none", n_classes: int = 0, **settings: object
-) -> dsmooth.PixelCNNpp:
-    settings = {"noise_levels": LEVELS, "n_mix": 2, **settings}
-    model = conditional(conditioning, n_classes=n_classes, **settings)
-    with torch.no_grad():
-        model.head.weight_g.mul_(0.1)
-    return model
-
-
-def images(n: int = 3) -> Tensor:
-    x = torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    return dsmooth.round_to_bytes(x)
-
-
 @pytest.mark.parametrize("n_classes", [0, 3])
 @pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
 def test_a_level_that_is_fixed_is_that_level(conditioning: str, n_classes: int) -> None:
-    model, x = network(conditioning, n_classes), images()
+    model = network(conditioning, n_classes=n_classes, noise_levels=LEVELS)
+    x = images()
     context = None if conditioning == "none" else x + 0.1
     label = torch.tensor([0, 2, 1]) if n_classes else None
     outputs = []
@@ -67,7 +53,7 @@ def test_a_level_that_is_fixed_is_that_level(conditioning: str, n_classes: int) 
 
 @pytest.mark.quick
 def test_levels_that_do_not_fit() -> None:
-    model, x = network(), images()
+    model, x = network(noise_levels=LEVELS), images()
     for level, message in (
         (None, "level is missing: the model has 3 noise_levels"),
         (torch.tensor([0, 1, 3]), "level must lie in 0 .. 2, got 0 .. 3"),
@@ -136,8 +122,7 @@ def test_rungs_have_seeds_of_their_own() -> None:
 
 def pair_of_levels(noisy: int = 0, denoiser: int = 0) -> dsmooth.SmoothedPair:
     """A pair of so many classes."""
-    models = network("none", noisy), network("concat", denoiser, likelihood="discretized")
-    return dsmooth.SmoothedPair(*models, GaussianSmoothing(LEVELS[-1]), (8, 8))
+    return tiny_pair(classes=(noisy, denoiser), noise_levels=LEVELS)
 
 
 def test_equation_4_is_about_one_level() -> None:
@@ -187,7 +172,7 @@ def test_a_ladder_step_by_step(n_classes: int) -> None:
 
 
 def test_known_pixels_stay_on_a_ladder() -> None:
-    pair, x = pair_of_levels(), dsmooth.round_to_bytes(images())
+    pair, x = pair_of_levels(), images()
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[:, :4] = True
     drawn = pair.sample(3, levels=(0.5, 0.25, 0.1), known=x, mask=mask)

@@ -6,7 +6,6 @@ import copy
 import json
 import math
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,7 @@ from dsmooth.nn.condition import Condition
 from dsmooth.nn.images import check_scale
 from dsmooth.nn.layers import GatedResnet, WeightNormConv
 from dsmooth.nn.pixelcnnpp import Dropout, fourier_features
-from tests.helpers.class_networks import conditional
-from tests.helpers.class_networks import inputs as class_inputs
+from tests.helpers.networks import inputs, network
 
 GOLDEN = Path(__file__).parent / "golden"
 CONDITIONINGS = ("none", "stack", "concat")
@@ -30,15 +28,6 @@ CONDITIONINGS = ("none", "stack", "concat")
 
 # A network that sees bytes and names them; no four of its numbers are equal.
 BYTES: dict[str, Any] = {"likelihood": "discretized", "fourier_features": 3, "head_filters": 5}
-
-tiny = partial(conditional, n_classes=0)
-
-
-def inputs(
-    conditioning: str, channels: int, height: int, width: int, batch: int = 2
-) -> tuple[Tensor, Tensor | None]:
-    x, context, _ = class_inputs(conditioning, batch=batch, size=(height, width), channels=channels)
-    return x, context
 
 
 @pytest.mark.quick
@@ -68,8 +57,8 @@ def test_causality_is_exact(conditioning: str, channels: int, kind: dict[str, An
     """With a pixel and all later ones set to NaN, its parameters are finite and unchanged."""
     height, width = 8, 12
     n = height * width
-    model = tiny(conditioning, channels=channels, **kind)
-    x, context = inputs(conditioning, channels, height, width, batch=1)
+    model = network(conditioning, channels=channels, **kind)
+    x, context, _ = inputs(conditioning, batch=1, size=(height, width), channels=channels)
     # Copy i of the image loses its pixels from i on.
     x = x.repeat(n, 1, 1, 1)
     context = None if context is None else context.repeat(n, 1, 1, 1)
@@ -86,8 +75,8 @@ def test_causality_is_exact(conditioning: str, channels: int, kind: dict[str, An
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_context_is_seen_where_the_design_says(conditioning: str) -> None:
     """The last pixel of x sees early pixels; a denoiser's first pixel sees its context."""
-    model = tiny(conditioning).double()
-    x, context = (None if t is None else t.double() for t in inputs(conditioning, 1, 8, 8))
+    model = network(conditioning).double()
+    x, context = (None if t is None else t.double() for t in inputs(conditioning)[:2])
     x.requires_grad_(True)
     params = model(x, context if context is None else context.requires_grad_(True))
     (gradient,) = torch.autograd.grad(params[0, :, 7, 7].sum(), x, retain_graph=True)
@@ -110,8 +99,8 @@ def test_context_is_seen_where_the_design_says(conditioning: str) -> None:
 def test_shapes_of_output_and_features(
     conditioning: str, height: int, width: int, batch: int
 ) -> None:
-    model = tiny(conditioning, channels=3)
-    x, context = inputs(conditioning, 3, height, width, batch)
+    model = network(conditioning, channels=3)
+    x, context, _ = inputs(conditioning, batch=batch, size=(height, width), channels=3)
     assert model(x, context).shape == (batch, 30, height, width)
     assert model.log_prob(x, context).shape == (batch,)
     features = model.features(x, context)
@@ -135,8 +124,8 @@ def test_shapes_of_output_and_features(
 def test_data_dependent_init_normalises_every_layer(
     conditioning: str, kind: dict[str, Any]
 ) -> None:
-    model = tiny(conditioning, channels=3, n_resnet=2, **kind)
-    x, context = inputs(conditioning, 3, 16, 16, batch=8)
+    model = network(conditioning, channels=3, n_resnet=2, **kind)
+    x, context, _ = inputs(conditioning, batch=8, size=(16, 16), channels=3)
     model.initialize(x, context)
 
     seen: dict[str, Tensor] = {}
@@ -190,7 +179,7 @@ def test_fourier_features_are_those_of_the_byte() -> None:
 def test_bytes_in_half_precision_are_those_bytes(dtype: torch.dtype) -> None:
     byte = torch.arange(256).view(1, 1, 16, 16)
     x, between = byte / 127.5 - 1, (byte[..., :15] + 0.5) / 127.5 - 1
-    half, model = x.to(dtype), tiny(**BYTES)
+    half, model = x.to(dtype), network(**BYTES)
     assert torch.equal(fourier_features(half, 8), fourier_features(x, 8).to(dtype))
     params = torch.randn(1, model.config.n_params, 16, 16)
     assert torch.equal(model.log_prob_given(half, params), model.log_prob_given(x, params))
@@ -202,7 +191,7 @@ def test_bytes_in_half_precision_are_those_bytes(dtype: torch.dtype) -> None:
 
 def test_the_hidden_layer_sees_the_four_pixels_around() -> None:
     """With the streams cut off, the parameters of a pixel are a function of those pixels alone."""
-    model = tiny(**BYTES, atoms="all").double()
+    model = network(**BYTES, atoms="all").double()
     with torch.no_grad():
         model.hidden.ul.weight_g.zero_()
         model.head.weight_v[:, 2 * model.config.head_filters :] = 0
@@ -215,7 +204,7 @@ def test_the_hidden_layer_sees_the_four_pixels_around() -> None:
 @torch.no_grad()
 def test_a_stacked_context_has_no_features() -> None:
     """A context moved by one byte hardly moves the parameters; x does, by its parity."""
-    model = tiny("stack", likelihood="discretized", fourier_features=8).double()
+    model = network("stack", likelihood="discretized", fourier_features=8).double()
     x = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
     step = torch.full_like(x, 1 / 127.5)
     before = model(x, x)
@@ -224,20 +213,20 @@ def test_a_stacked_context_has_no_features() -> None:
 
 
 def test_all_atoms_are_the_256_bytes() -> None:
-    model = tiny(**BYTES, atoms="all")
+    model = network(**BYTES, atoms="all")
     listed = dsmooth.ModelConfig.from_dict(asdict(model.config) | {"atoms": tuple(range(256))})
     assert model.config.n_params == listed.n_params == 9 + 256
     assert (
         dsmooth.ModelConfig.from_dict(json.loads(json.dumps(asdict(model.config)))) == model.config
     )
-    same = dsmooth.PixelCNNpp(listed)
+    same = dsmooth.PixelCNNpp(listed).eval()
     same.load_state_dict(model.state_dict())
     x = torch.arange(256).view(1, 1, 16, 16) / 127.5 - 1
     assert torch.equal(model.log_prob(x), same.log_prob(x))
 
 
 def test_weight_norm_is_per_output_filter_and_can_be_copied() -> None:
-    model = tiny()
+    model = network()
     clone = copy.deepcopy(model)
     with torch.no_grad():
         for p in clone.parameters():
@@ -252,8 +241,8 @@ def test_weight_norm_is_per_output_filter_and_can_be_copied() -> None:
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_one_seed_a_forward_and_a_number_for_every_gated_resnet(conditioning: str) -> None:
     """The seed is drawn once, or given; the numbers follow the order of the blocks."""
-    model = tiny(conditioning, n_resnet=2, dropout=0.5).train()
-    x, context = inputs(conditioning, 1, 4, 4)
+    model = network(conditioning, n_resnet=2, dropout=0.5).train()
+    x, context, _ = inputs(conditioning, size=(4, 4))
     seen: list[tuple[int, Tensor]] = []
 
     def record(block: GatedResnet, args: Any, named: dict[str, Any]) -> None:
@@ -279,7 +268,7 @@ def test_one_seed_a_forward_and_a_number_for_every_gated_resnet(conditioning: st
 
 
 def test_init_leaves_the_mode_and_the_gain_of_a_constant_filter() -> None:
-    layer, model, x = WeightNormConv(1, 2, (1, 1)), tiny(), torch.zeros(2, 1, 8, 8)
+    layer, model, x = WeightNormConv(1, 2, (1, 1)), network(), torch.zeros(2, 1, 8, 8)
     gains = layer.weight_g.clone()
     layer.initialize(x)
     assert torch.equal(layer.weight_g, gains)
@@ -290,7 +279,7 @@ def test_init_leaves_the_mode_and_the_gain_of_a_constant_filter() -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")  # torch's own
 def test_forward_mode_derivatives_are_those_of_reverse_mode() -> None:
-    model = tiny().double().eval().requires_grad_(False)
+    model = network().double().eval().requires_grad_(False)
     x, v = torch.randn(2, 2, 1, 4, 4, dtype=torch.float64).requires_grad_()
 
     def log_p(x: Tensor) -> Tensor:
@@ -327,7 +316,7 @@ ZEROS = torch.zeros
 )
 def test_bad_images_are_named(conditioning, x, context, error, message) -> None:
     with pytest.raises(error, match=message):
-        tiny(conditioning)(x, context)
+        network(conditioning)(x, context)
 
 
 @pytest.mark.parametrize(

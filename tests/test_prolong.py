@@ -27,7 +27,7 @@ from dsmooth.training.checkpoint import (
 )
 from dsmooth.training.step import TrainState, scheduled
 from tests.helpers.command_runs import run as call
-from tests.helpers.tiny_pairs import tiny_pair
+from tests.helpers.networks import tiny_pair
 from tests.helpers.tiny_runs import assert_same_end, tiny, train_until
 
 CPU = torch.device("cpu")

@@ -16,13 +16,13 @@ from dsmooth.config import TrainConfig
 from dsmooth.machine import choose_device
 from dsmooth.training import beginning
 from tests.helpers.command_runs import run
+from tests.helpers.networks import BYTES, network
 from tests.helpers.rank_processes import COMMAND, ForkedPython, free_port, start_ranks, wait_for_all
-from tests.helpers.sampler_checks import BYTES, network
 
 
 def saved_pair(folder: Path) -> Path:
     smoothing = dsmooth.GaussianSmoothing(0.5)
-    denoiser = network(conditioning="stack", **BYTES)
+    denoiser = network("stack", **BYTES)
     pair = dsmooth.SmoothedPair(network(), denoiser, smoothing, (8, 8))
     pair.save_pretrained(folder)
     return folder

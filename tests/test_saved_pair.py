@@ -18,7 +18,7 @@ from dsmooth.files import lock_folder
 from dsmooth.models import load_models
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pretrained import resolve
-from tests.helpers.tiny_pairs import tiny_pair
+from tests.helpers.networks import tiny_pair
 
 
 @pytest.mark.quick

@@ -10,20 +10,16 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth.sampling import jacobi_sample, sequential_sample
+from tests.helpers.networks import MIXTURES, network
 from tests.helpers.sampler_checks import (
-    ATOMS,
-    BYTES,
     FIRST,
-    GAUSSIAN,
     SEED,
     context_for,
     labels_of,
-    network,
     teacher_forced,
 )
 
-MIXTURES = [{}, {"likelihood": "discretized"}, ATOMS, GAUSSIAN, BYTES]
-IDS = ["continuous", "discretized", "atoms", "gaussian", "bytes"]
+each_mixture = pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES)
 
 
 def double_network(n: int, size: tuple[int, int], **settings: Any) -> tuple[Any, dict[str, Any]]:
@@ -37,7 +33,7 @@ def double_network(n: int, size: tuple[int, int], **settings: Any) -> tuple[Any,
 
 @pytest.mark.grid
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("mixture", MIXTURES, ids=IDS)
+@each_mixture
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
 def test_samples_are_redrawn_from_their_own_parameters(
@@ -59,7 +55,7 @@ def test_samples_are_redrawn_from_their_own_parameters(
 
 @pytest.mark.grid
 @pytest.mark.parametrize("by_row", [False, True])
-@pytest.mark.parametrize("mixture", MIXTURES, ids=IDS)
+@each_mixture
 @pytest.mark.parametrize(
     ("conditioning", "channels", "n_classes"),
     [("none", 1, 3), ("none", 3, 0), ("stack", 1, 0), ("concat", 3, 3)],

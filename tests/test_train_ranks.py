@@ -18,8 +18,8 @@ from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
 from dsmooth.training import device, train
 from dsmooth.training.device import share_of_batch
+from tests.helpers.networks import tiny_pair
 from tests.helpers.rank_processes import ForkedPython, run_script, start_ranks, wait_for_all
-from tests.helpers.tiny_pairs import tiny_pair
 from tests.helpers.tiny_runs import ROLES, assert_same_end, tiny, train_until
 
 WORK = Path(__file__).with_name("ranks") / "work.py"

@@ -1,4 +1,4 @@
-"""Small networks, and the law of every sampler: each pixel is the one that its network draws."""
+"""The law of every sampler: each pixel is the one that its network draws."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import dsmooth
 from dsmooth.functional import concat_elu, logistic_mixture_sample, use_impl
 from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE, split_mixture
 from dsmooth.nn import PixelCNNpp
@@ -16,38 +15,9 @@ from dsmooth.nn.layers import WeightNormConv
 from dsmooth.nn.pixelcnnpp import Dropout, Encoded
 from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling import CachedSampler
+from tests.helpers.networks import network
 
 SEED, FIRST = 2**40 + 5, 2**32 - 2
-# Distributions of a pixel, as fields of a ModelConfig.
-# A network that sees bytes and, of grey images, names them all.
-BYTES: dict[str, Any] = {
-    "likelihood": "discretized", "atoms": "all", "fourier_features": 8, "head_filters": 5,
-}  # fmt: skip
-ATOMS: dict[str, Any] = {"likelihood": "discretized", "atoms": (255, 0, 77)}
-GAUSSIAN: dict[str, Any] = {"likelihood": "gaussian", "smoothing_scale": 0.3}
-
-
-def network(*, channels: int = 1, conditioning: str = "none", **settings: Any) -> PixelCNNpp:
-    """A random network whose streams have unit variance and whose pixels stay near [-1, 1]."""
-    torch.manual_seed(0)
-    settings = {"n_filters": 6, "n_resnet": 1, "n_mix": 3, "context_layers": 1, **settings}
-    if channels == 3 and settings.get("atoms") == "all":
-        settings["atoms"] = ATOMS["atoms"]
-    config = dsmooth.ModelConfig(image_channels=channels, conditioning=conditioning, **settings)
-    model = PixelCNNpp(config).eval()
-    x = 0.5 * torch.randn(8, channels, 8, 8)
-    label = torch.arange(8) % config.n_classes if config.n_classes else None
-    model.initialize(x, None if conditioning == "none" else x + 0.3 * torch.randn_like(x), label)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name.endswith("condition_weight"):
-                weight.normal_(std=0.3)
-        model.head.weight_g.mul_(0.3)
-        model.head.bias.mul_(0.3)
-        n_mix = config.n_mix
-        components = model.head.bias[n_mix + len(config.atom_bytes) :].view(channels, -1, n_mix)
-        components[:, 1] -= 2  # log-scales
-    return model
 
 
 def labels_of(n: int, n_classes: int, *, soft: bool = False) -> Tensor | None:

@@ -1,0 +1,126 @@
+"""Small networks whose every weight matters, pairs of them, and their inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import dsmooth
+from dsmooth.sampling.ladder import noise_terms
+
+CLASSES = 3
+# Distributions of a pixel, as fields of a ModelConfig.
+# A network that sees bytes and, of grey images, names them all.
+BYTES: dict[str, Any] = {
+    "likelihood": "discretized", "atoms": "all", "fourier_features": 8, "head_filters": 5,
+}  # fmt: skip
+ATOMS: dict[str, Any] = {"likelihood": "discretized", "atoms": (255, 0, 77)}
+GAUSSIAN: dict[str, Any] = {"likelihood": "gaussian", "smoothing_scale": 0.3}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "continuous": {},
+    "discretized": {"likelihood": "discretized"},
+    "atoms": ATOMS,
+    "gaussian": GAUSSIAN,
+    "bytes": BYTES,
+}
+
+
+def tiny_config(
+    conditioning: str = "none", likelihood: str = "continuous", channels: int = 1, **settings: Any
+) -> dsmooth.ModelConfig:
+    settings = {"n_filters": 6, "n_resnet": 1, "n_mix": 3, "context_layers": 1, **settings}
+    if channels == 3 and settings.get("atoms") == "all":
+        settings["atoms"] = ATOMS["atoms"]
+    kind = {"image_channels": channels, "conditioning": conditioning, "likelihood": likelihood}
+    return dsmooth.ModelConfig(**settings, **kind)
+
+
+def network(conditioning: str = "none", **settings: Any) -> dsmooth.PixelCNNpp:
+    """A random network in evaluation mode, whose streams have unit variance and whose pixels stay
+    near [-1, 1]. settings: as `tiny_config` takes them."""
+    model = copy.deepcopy(_network(tiny_config(conditioning, **settings)))
+    torch.manual_seed(0)
+    return model
+
+
+@cache
+def _network(config: dsmooth.ModelConfig) -> dsmooth.PixelCNNpp:
+    torch.manual_seed(0)
+    model = dsmooth.PixelCNNpp(config).eval()
+    x = 0.5 * torch.randn(8, config.image_channels, 8, 8)
+    context = None if config.conditioning == "none" else x + 0.3 * torch.randn_like(x)
+    kinds = config.n_classes, len(config.noise_levels)
+    model.initialize(x, context, *(torch.arange(8) % kind if kind else None for kind in kinds))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("condition_weight"):
+                weight.normal_(std=0.3)
+        model.head.weight_g.mul_(0.3)
+        model.head.bias.mul_(0.3)
+        n_mix = config.n_mix
+        components = model.head.bias[n_mix + len(config.atom_bytes) :].view(
+            config.image_channels, -1, n_mix
+        )
+        components[:, 1] -= 2  # log-scales
+    return model
+
+
+def tiny_pair(
+    likelihood: str = "discretized",
+    conditioning: str = "concat",
+    *,
+    classes: tuple[int, int] = (0, 0),
+    noise_levels: tuple[float, ...] = (),
+) -> dsmooth.SmoothedPair:
+    """A pair of them for images of 8 x 8. classes: of the noisy model and of the denoiser."""
+    noisy = network(n_classes=classes[0], noise_levels=noise_levels)
+    denoiser = network(
+        conditioning, likelihood=likelihood, n_classes=classes[1], noise_levels=noise_levels
+    )
+    return dsmooth.SmoothedPair(noisy, denoiser, dsmooth.GaussianSmoothing(0.5), (8, 8)).eval()
+
+
+def log_weight(
+    pair: dsmooth.SmoothedPair, x: Tensor, label: Any = None, *, seed: int = 0, repeat: int = 0
+) -> dict[str, Tensor]:
+    """The terms of one draw's log-weight of a pair of one level: each (B,), nats."""
+    rungs, where = pair.rungs(), {"seed": seed, "first_index": 0, "repeat": repeat}
+    x_tilde, noisy, smoothing = noise_terms(rungs, x, label, **where)
+    denoiser = rungs[0].denoiser_log_prob(x, x_tilde, label)
+    return {"noisy": noisy, "smoothing": smoothing, "denoiser": denoiser}
+
+
+def images(n: int = 3, channels: int = 1, size: tuple[int, int] = (8, 8)) -> Tensor:
+    """Random bytes."""
+    generator = torch.Generator().manual_seed(1)
+    return dsmooth.round_to_bytes(torch.rand(n, channels, *size, generator=generator) * 2 - 1)
+
+
+def inputs(
+    conditioning: str, *, batch: int = 3, size: tuple[int, int] = (8, 8), channels: int = 1
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Images, their contexts for a denoiser, and labels of classes in turn."""
+    x, context = images(batch, channels, size), None
+    if conditioning != "none":
+        context = x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    return x, context, torch.arange(batch) % CLASSES
+
+
+def with_classes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint of the older ports with a projection of `CLASSES` classes in every gated resnet.
+
+    The golden values of classes are of these projections.
+    """
+    generator = torch.Generator().manual_seed(7)
+    bias = ".conv_out.conv.bias"
+    projections = {
+        key.replace(bias, ".hw"): 0.5 * torch.randn(CLASSES, len(value), generator=generator)
+        for key, value in sorted(state.items())
+        if key.endswith(bias)
+    }
+    return {**state, **projections}
