@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .fields import ArgumentError, check_number
 
-MAX_SEED = 2**64 - 1
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
@@ -47,7 +46,7 @@ def split_seed(seed: Any) -> tuple[int, int]:
     """The key (low word, high word) of a seed. Raises ValueError outside 0 <= seed < 2**64."""
     check_number("seed", seed, None)
     seed = seed.__index__()
-    if not 0 <= seed <= MAX_SEED:
+    if not 0 <= seed < 2**64:
         raise ArgumentError("seed", f"must lie in 0 .. 2**64 - 1, got {seed}")
     return seed & _MASK, seed >> 32
 

@@ -20,7 +20,6 @@ from ..nn.pixelcnnpp import PixelCNNpp, fourier_features
 from .operations import NONE, SPLIT_PARTS, Array, Cache, Op, Phase, Term
 
 NO_RAWS = (NONE, NONE)
-HIDDEN_PARTS = 2  # of the weights on the hidden layer of the head, in bfloat16
 
 
 class _Stream(NamedTuple):
@@ -276,7 +275,7 @@ class Program:
         if self._model.hidden is not None:
             hidden = self._hidden(ul)
             # The layer itself is in bfloat16, so its operands have one part; weights have two.
-            parts = split(on_hidden)[:HIDDEN_PARTS] if self.image_parts == 2 else [on_hidden]
+            parts = split(on_hidden)[:2] if self.image_parts == 2 else [on_hidden]
             terms = [*(self._point(hidden, part) for part in parts), *terms]
         self.params = self._cache(0, self._model.config.n_params, 1, operand=False)
         self.ops.append(Op(Phase.HEAD, 0, bias, terms, residual_out=self.params))
