@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import ModelConfig
+from ..config import Conditioning, ModelConfig
+from .images import check_like
 
 
 class Condition(NamedTuple):
@@ -45,6 +46,17 @@ def condition_vectors(
         vectors = values if values.is_floating_point() else F.one_hot(values, size)
         parts.append(vectors.to(like.dtype))
     return torch.cat(parts, dim=1) if parts else None
+
+
+def check_context(context: Tensor | None, conditioning: Conditioning, like: Tensor) -> None:
+    """Raise ValueError or TypeError unless a model gets the context that it takes, like `like`."""
+    if conditioning == "none":
+        if context is not None:
+            raise ValueError('context was given, but the model has conditioning="none"')
+    elif context is None:
+        raise ValueError(f'context is missing: the model has conditioning="{conditioning}"')
+    else:
+        check_like("context", context, like)
 
 
 def check_label(values: Tensor | None, size: int, batch: int, name: str = "label") -> None:

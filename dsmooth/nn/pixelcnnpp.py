@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, TypeGuard, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import Conditioning, ModelConfig
+from ..config import ModelConfig
 from ..functional import concat_elu, down_shift, logistic_mixture_log_prob, right_shift
 from ..functional.dispatch import without_autocast
 from ..functional.gated_resnet import draw_seed
-from .condition import Condition, condition_vectors
-from .images import check_like, check_scale, check_tensor, unrounded
+from .condition import Condition, check_context, condition_vectors
+from .images import check_scale, check_tensor, unrounded
 from .layers import GatedResnet, Nin, WeightNormConv
 
 Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in the row)
@@ -161,8 +161,9 @@ class PixelCNNpp(nn.Module):
         Raises ValueError for a wrong shape and for a context, label or level missing or
         superfluous, TypeError for a wrong dtype.
         """
-        condition = Condition(context, label, level)
-        dropout = self._drawn(Dropout(seed, first_image), x.device)
+        if seed is None and self.training and self.config.dropout > 0:
+            seed = draw_seed(x.device)  # one for all gated resnets, where they would draw their own
+        condition, dropout = Condition(context, label, level), Dropout(seed, first_image)
         return self.decode(x, self.encode_context(x, condition, dropout), dropout)
 
     def encode_context(
@@ -231,9 +232,8 @@ class PixelCNNpp(nn.Module):
         2, 1; up_i is taken before its stride-2 convolution.
         """
         scales = {"up0": 1, "up1": 2, "up2": 4, "down0": 4, "down1": 2, "down2": 1}
-        dropout = self._drawn(Dropout(), x.device)
-        encoded = self.encode_context(x, Condition(context, label, level), dropout)
-        streams = self._streams(self._seen(x), encoded, dropout)
+        encoded = self.encode_context(x, Condition(context, label, level))
+        streams = self._streams(self._seen(x), encoded, Dropout())
         return {
             name: (u[:, :, -(x.shape[2] // scale) :], ul[:, :, -(x.shape[2] // scale) :])
             for (name, scale), (u, ul) in zip(scales.items(), streams, strict=True)
@@ -270,12 +270,6 @@ class PixelCNNpp(nn.Module):
             for handle in handles:
                 handle.remove()
             self.train(was_training)
-
-    def _drawn(self, dropout: Dropout, device: torch.device) -> Dropout:
-        """Give all gated resnets one seed, where they would draw their own."""
-        if dropout.seed is None and self.training and self.config.dropout > 0:
-            return dropout._replace(seed=draw_seed(device))
-        return dropout
 
     def _seen(self, x: Tensor) -> Tensor:
         """The input of the first layers: the colours of x, ones and Fourier features."""
@@ -336,8 +330,7 @@ class PixelCNNpp(nn.Module):
             raise ValueError(f"x must be on the model's device {expected.device}, got {x.device}")
         if x.dtype != expected.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"x must have the model's dtype {expected.dtype}, got {x.dtype}")
-        if is_given(context, self.config.conditioning):
-            check_like("context", context, x)
+        check_context(context, self.config.conditioning, x)
 
 
 def fourier_features(x: Tensor, octaves: int) -> Tensor:
@@ -353,17 +346,6 @@ def fourier_features(x: Tensor, octaves: int) -> Tensor:
     turns = torch.stack([byte * scale for scale in scales], dim=2).remainder(1)
     angle = 2 * math.pi * turns
     return torch.stack([angle.cos(), angle.sin()], dim=3).flatten(1, 3).to(x.dtype)
-
-
-def is_given(context: Tensor | None, conditioning: Conditioning) -> TypeGuard[Tensor]:
-    """Whether a model has a context. Raises ValueError for one missing or superfluous."""
-    if conditioning == "none":
-        if context is not None:
-            raise ValueError('context was given, but the model has conditioning="none"')
-        return False
-    if context is None:
-        raise ValueError(f'context is missing: the model has conditioning="{conditioning}"')
-    return True
 
 
 def _with_ones(x: Tensor) -> Tensor:

@@ -16,9 +16,7 @@ from .._extension import cuda_obstacle, extension, unavailable_reason, warn_once
 from ..config import Precision
 from ..machine import torch_threads
 from ..nn import PixelCNNpp
-from ..nn.condition import Condition, condition_vectors
-from ..nn.images import check_like
-from ..nn.pixelcnnpp import is_given
+from ..nn.condition import Condition, check_context, condition_vectors
 from .program import Program, as_numpy
 from .request import AUTO, Choices, Execution, Progress, Request, checked_shape
 from .sequential import draw_by_jacobi, draw_sequentially
@@ -150,8 +148,7 @@ class CachedSampler:
         """Draw a request for images of `size` (H, W), as `sample` does."""
         shape = checked_shape(request.count, self.config.image_channels, *size)
         out, mask = torch.empty(shape, dtype=torch.float32, device=self.device), None
-        if is_given(context, self.config.conditioning):
-            check_like("context", context, out)
+        check_context(context, self.config.conditioning, out)
         if request.known is not None:
             out = request.known.keep(out, as_bytes=self.config.fourier_features > 0)
             mask = request.known.mask.contiguous().view(torch.uint8)
