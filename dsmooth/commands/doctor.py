@@ -55,7 +55,8 @@ def describe() -> Iterator[str]:
     else:
         threads = "OpenMP" if _extension.extension().has_openmp else "std::thread"
         yield f"extension: {info['compiler']}, {info['flags']}, {threads}"
-    cuda = info["cuda"] if info else {"built": False, "reason": "the extension was not built"}
+    unbuilt: dict[str, Any] = {"built": False, "reason": "the extension was not built"}
+    cuda = info["cuda"] if info else unbuilt
     codes = " ".join(cuda["archs"]).replace(" PTX", " + PTX") if cuda["built"] else None
     yield "CUDA build: " + (codes or f"none ({cuda['reason']})")
     if reason is None:
