@@ -2,7 +2,6 @@
 // unit of memory that they do not share.
 #pragma once
 
-#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -68,15 +67,14 @@ void parallel_for(int64_t parts, const Body& body) {
   for (std::thread& other : others) other.join();
 }
 
-// Calls body(item, worker) for every item of [0, count), on the worker that is free first. Workers
-// are numbered from 0 to before `threads`, and each works on one item at a time.
+// Calls body(item, worker) for every item of [0, count), on the one of [0, workers) that is free
+// first; each works on one item at a time.
 template <class Body>
-void parallel_for_each(int64_t count, int threads, const Body& body) {
+void parallel_for_each(int64_t count, int64_t workers, const Body& body) {
   std::atomic<int64_t> next{0};
-  const auto work = [&](int64_t worker) {
+  parallel_for(workers, [&](int64_t worker) {
     for (int64_t item = next++; item < count; item = next++) body(item, worker);
-  };
-  parallel_for(std::clamp<int64_t>(threads, 1, std::max<int64_t>(count, 1)), work);
+  });
 }
 
 }  // namespace dsmooth

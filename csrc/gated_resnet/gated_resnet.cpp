@@ -256,7 +256,7 @@ void gated_resnet_forward(const GatedCall& call, int threads, const std::string&
   Line* const packed = take(packed_lines + scratch_lines * workers);
   Line* const scratch = packed + packed_lines;
   kernels.pack_forward(call, packed);
-  parallel_for_each(pieces, static_cast<int>(workers), [&](int64_t piece, int64_t worker) {
+  parallel_for_each(pieces, workers, [&](int64_t piece, int64_t worker) {
     kernels.forward(call, packed, batch * piece / pieces, batch * (piece + 1) / pieces,
                     scratch + scratch_lines * worker);
   });
@@ -276,7 +276,7 @@ void gated_resnet_backward(const GatedCall& call, int threads, const std::string
   Line* const scratch = packed + packed_lines;
   Line* const sums = scratch + scratch_lines * workers;
   if (groups > 0) kernels.pack_backward(call, packed);
-  parallel_for_each(groups, static_cast<int>(workers), [&](int64_t group, int64_t worker) {
+  parallel_for_each(groups, workers, [&](int64_t group, int64_t worker) {
     kernels.backward(call, packed, batch * group / groups, batch * (group + 1) / groups,
                      scratch + scratch_lines * worker,
                      frozen ? nullptr : sums + sums_lines * group);
