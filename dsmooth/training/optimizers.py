@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 from typing import cast
 
 import torch
@@ -68,22 +67,23 @@ class Muon:
     def __init__(self, convs: Mapping[str, WeightNormConv]) -> None:
         groups: dict[tuple[int, int], list[str]] = {}
         for name, conv in convs.items():
-            rows = filters(conv.weight_v, conv.transposed)
+            rows = filters(conv.weight_v.detach(), conv.transposed)
+            rows /= torch.linalg.vector_norm(rows, dim=(1, 2, 3), keepdim=True)
             groups.setdefault((rows.shape[0], rows[0].numel()), []).append(name)
-        self.groups = [([convs[name] for name in names], names) for names in groups.values()]
-        self.averages = [
-            torch.zeros(len(names), *shape, device=members[0].weight_v.device)
-            for shape, (members, names) in zip(groups, self.groups, strict=True)
-        ]
-        with torch.no_grad():
-            for conv in convs.values():
-                rows = filters(conv.weight_v, conv.transposed)
-                rows /= torch.linalg.vector_norm(rows, dim=(1, 2, 3), keepdim=True)
+        # The kernels of one shape and their average gradients, (N, D, kh kw C); and each of these
+        # by the name of its layer, a view.
+        self.groups: list[tuple[list[WeightNormConv], Tensor]] = []
+        self.averages: dict[str, Tensor] = {}
+        for shape, names in groups.items():
+            members = [convs[name] for name in names]
+            average = torch.zeros(len(names), *shape, device=members[0].weight_v.device)
+            self.groups.append((members, average))
+            self.averages.update(zip(names, average, strict=True))
 
     @torch.no_grad()
     def step(self, angle: Tensor) -> None:
         """Turn all kernels; angle: radians, float32 without dimensions."""
-        for (convs, _), average in zip(self.groups, self.averages, strict=True):
+        for convs, average in self.groups:
             v = _stack((conv.weight_v for conv in convs), convs)
             gradient = _stack((conv.weight_v.grad for conv in convs), convs)
             average.lerp_(gradient, 1 - MOMENTUM)
@@ -95,11 +95,6 @@ class Muon:
             torch._foreach_copy_(
                 views, [new.view_as(view) for new, view in zip(v, views, strict=True)]
             )
-
-    def moments(self) -> dict[str, Tensor]:
-        """The average gradient of each kernel by the name of its layer: (D, kh kw C) views."""
-        names = chain.from_iterable(names for _, names in self.groups)
-        return dict(zip(names, chain.from_iterable(self.averages), strict=True))
 
 
 def _stack(tensors: Iterable[Tensor | None], convs: Sequence[WeightNormConv]) -> Tensor:
@@ -148,7 +143,7 @@ class Optimizer:
             for name, parameter in self.parameters.items()
             for key in ADAM_MOMENTS
         }
-        averages = self.muon.moments() if self.muon else {}
+        averages = self.muon.averages if self.muon else {}
         return tensors | {f"muon.{name}": average for name, average in averages.items()}
 
     def count(self, steps: int) -> None:
