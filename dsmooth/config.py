@@ -89,9 +89,8 @@ class ModelConfig:
         if self.image_channels not in (1, 3):
             raise ArgumentError("image_channels", f"must be 1 or 3, got {self.image_channels}")
         check_whole(self, ["n_filters", "n_resnet", "n_mix", "context_filters"], 1, LARGEST)
-        check_whole(self, ["context_layers"], 0, LARGEST)
+        check_whole(self, ["context_layers", "head_filters"], 0, LARGEST)
         check_whole(self, ["fourier_features"], 0, OCTAVES)
-        check_whole(self, ["head_filters"], 0, LARGEST)
         if self.n_classes != "auto":
             check_whole(self, ["n_classes"], 0, LARGEST)
         check_interval(self, ["dropout"], "[0, 1)")

@@ -115,9 +115,8 @@ def test_a_strangers_folder_opens_no_file_elsewhere(tmp_path: Path, name: str, k
     other, path = tmp_path / "other", tmp_path / "run" / name
     other.write_text("mine")
     path.parent.mkdir()
-    {"link": lambda: path.symlink_to(other), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}[
-        kind
-    ]()
+    make = {"link": lambda: path.symlink_to(other), "pipe": lambda: os.mkfifo(path)}
+    make.get(kind, path.mkdir)()
     with pytest.raises(ValueError, match=f"{name} must be a regular file"):
         train(CONFIG, tmp_path / "run")
     assert other.read_text() == "mine"
