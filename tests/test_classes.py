@@ -1,4 +1,4 @@
-"""Class-network models: golden values, and laws of labels in networks, pairs and training."""
+"""Class-conditional models: golden values, and laws of labels in networks, pairs and training."""
 
 from __future__ import annotations
 

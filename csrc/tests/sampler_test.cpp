@@ -346,6 +346,22 @@ void fuzz(double seconds, uint64_t first) {
   std::printf("%llu programs\n", static_cast<unsigned long long>(seed - first));
 }
 
+void pixels_enter_to_16_bits() {
+  NetworkView view{};
+  view.image_channels = 3;
+  view.image_parts = 2;
+  view.bf16 = true;
+  const Pixel pixel{{0.1234567f, -0.9876543f, 1 / 3.0f}};
+  float to[4] = {};
+  store_pixel(view, pixel, to);
+  bfloat16 channels[8];
+  std::memcpy(channels, to, sizeof(channels));
+  for (int c = 0; c < 3; ++c) {
+    const float sum = from_bfloat16(channels[c]) + from_bfloat16(channels[3 + c]);
+    expect(std::abs(sum - pixel.value[c]) < 0x1p-16f, "a pixel lost bits on its way in");
+  }
+}
+
 void write_images() {
   for (bool bf16 : {false, true})
     for (const Case& c : kCases) {
@@ -357,6 +373,7 @@ void write_images() {
 void run_all() {
   bad_programs_are_refused();
   ndtri_inverts_the_normal_distribution();
+  pixels_enter_to_16_bits();
   for (bool bf16 : {false, true})
     for (const std::string& set : instruction_sets()) {
       const TileKernels& kernels = find_tile_kernels(set, bf16);

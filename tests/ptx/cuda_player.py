@@ -53,7 +53,7 @@ class Played(ctypes.Structure):
     _fields_ = (
         ("launched", LAUNCHED), ("processors", ctypes.c_int), ("current", ctypes.c_int),
         ("failing", ctypes.c_char_p), ("failure", ctypes.c_int), ("last_error", ctypes.c_int),
-        ("shared_limit", ctypes.c_int), ("carve_out", ctypes.c_int),
+        ("carve_out", ctypes.c_int),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ struct Played {
   int current;               // of two devices
   const char* failing = "";  // the name of the call that fails, and how
   cudaError_t failure, last_error;
-  int shared_limit, carve_out;  // attributes of the kernel: bytes; percent
+  int carve_out;  // of shared memory, in percent, as it was set last
 };
 
 extern "C" {
@@ -35,6 +35,9 @@ std::map<const void*, std::string>& kernels() {
   static std::map<const void*, std::string> names;
   return names;
 }
+
+// The most dynamic shared memory that each kernel may take, in bytes.
+std::map<const void*, int> shared_limits;
 
 struct Configuration {
   dim3 grid, block;
@@ -89,14 +92,14 @@ cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 block, void** a
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel,
                                 void** arguments) {
   const size_t shared = config->dynamicSmemBytes;
-  const bool fits = shared <= static_cast<size_t>(played.shared_limit);
+  const bool fits = shared <= static_cast<size_t>(shared_limits[kernel]);
   const auto status = done("cudaLaunchKernelExC", fits ? cudaSuccess : cudaErrorInvalidValue);
   if (status != cudaSuccess) return status;
   return launch(kernel, config->gridDim, config->blockDim, arguments, shared);
 }
-cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute name, int value) {
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute name, int value) {
   const bool is_limit = name == cudaFuncAttributeMaxDynamicSharedMemorySize;
-  (is_limit ? played.shared_limit : played.carve_out) = value;
+  (is_limit ? shared_limits[kernel] : played.carve_out) = value;
   return done("cudaFuncSetAttribute");
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr name, int device) {
