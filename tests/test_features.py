@@ -267,6 +267,13 @@ def test_inception_without_network_or_extra_says_what_to_do(
     for name, way in (("inception", "weights=FILE"), ("resnet50", "put it into")):
         with pytest.raises(ConnectionError, match=f"no route to host.*: fetch .*{way}"):
             make_extractor(name)
+    damaged = tmp_path / "checkpoints" / Path(models.ResNet50_Weights.IMAGENET1K_V2.url).name
+    damaged.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"resnet50.* cannot be read as .*; remove it to fetch it"):
+        make_extractor("resnet50")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(damaged))  # no folder can be made there
+    with pytest.raises(ConnectionError, match=r"Not a directory.*: fetch .*put it into"):
+        make_extractor("resnet50")
 
 
 def test_extractors_that_are_none(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def python(*arguments: str | Path, cwd: Path, **environment: str) -> tuple[str, str]:
-    """What a process that succeeds prints, and its errors."""
+    """Output and errors of a process, which succeeds."""
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,

@@ -190,7 +190,7 @@ def _resnet50() -> FeatureExtractor:
 
     path = fetch_once(ResNet50_Weights.IMAGENET1K_V2.url, "torchvision's ResNet-50")
     body = resnet50()
-    with guarded(path, "torchvision's ResNet-50"):
+    with guarded(path, "torchvision's ResNet-50; remove it to fetch it again"):
         body.load_state_dict(torch.load(path, weights_only=True))
     body.fc, head = nn.Identity(), body.fc
 
@@ -288,13 +288,13 @@ def fetch_once(url: str, what: str, *ways: str | Argument) -> Path:
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
         digest = path.stem.rpartition("-")[2]
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)
         except (OSError, RuntimeError) as error:
-            fetch = f"could not fetch {what} ({error}): fetch {url} and put it into {path.parent}"
-            raise FetchError("", fetch, *ways) from None
+            message = f"could not fetch {what} ({error}): fetch {url} elsewhere and put it into"
+            raise FetchError("", f"{message} {path.parent}", *ways) from None
     return path
 
 
