@@ -302,8 +302,8 @@ def test_the_command_draws_a_class_or_each(
     monkeypatch.chdir(tmp_path)
     pair = tiny_pair(classes=(CLASSES, 0))
     with torch.no_grad():
-        for network in (pair.noisy, pair.denoiser):
-            network.head.weight_g.mul_(0.1)
+        for model in (pair.noisy, pair.denoiser):
+            model.head.weight_g.mul_(0.1)
     pair.save_pretrained("pair")
 
     def draw(label: object, out: str, count: int = 5) -> dict[str, np.ndarray]:

@@ -106,6 +106,15 @@ def test_filters_have_length_one_and_turn_by_the_angle() -> None:
         assert 0.05 < angles.square().mean().sqrt() < 0.1 * 1.13
 
 
+def test_the_averages_have_the_names_of_their_kernels() -> None:
+    layers = {str(i): layer for i, layer in enumerate(convolutions(SHAPES))}
+    muon = Muon(layers)
+    muon.step(torch.tensor(0.1))
+    for name, layer in layers.items():
+        gradient = filters(layer.weight_v.grad, layer.transposed).flatten(1)
+        torch.testing.assert_close(muon.averages[name], (1 - MOMENTUM) * gradient)
+
+
 def test_a_step_has_the_momentum_of_nesterov() -> None:
     (layer,) = convolutions(SHAPES[:1])
     muon, average = Muon({"layer": layer}), torch.zeros(1)

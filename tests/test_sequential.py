@@ -69,6 +69,9 @@ def test_jacobi_sampling_equals_sequential_sampling(
     model, given = double_network(3, size, **settings, **mixture)
     given["label"], given["guidance"] = labels_of(3, n_classes), 0.3 if n_classes else 0.0
     expected = sequential_sample(model, 3, **given)
+    classes = given["label"], given["guidance"]
+    again, _ = teacher_forced(model, expected, given["context"], torch.float64, 1.0, *classes)
+    torch.testing.assert_close(expected, again, rtol=1e-9, atol=1e-9)
     x, iterations = jacobi_sample(model, 3, **given, by_row=by_row)
     rounding = 0.0 if model.config.likelihood == "discretized" else 1e-12
     torch.testing.assert_close(x, expected, rtol=rounding, atol=rounding)

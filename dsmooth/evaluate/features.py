@@ -24,6 +24,7 @@ from ..distributed import in_batches
 from ..fields import Argument, ArgumentError
 from ..files import file_sha256, read_tensors
 from ..nn.weights import weights_digest
+from ..progress import shows_bars
 
 # The weights of the 2015 Inception network as pytorch-fid and torch-fidelity publish them, one and
 # the same file.
@@ -291,7 +292,8 @@ def fetch_once(url: str, what: str, *ways: str | Argument) -> Path:
         digest = path.stem.rpartition("-")[2]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)
+            shown = shows_bars()  # not with quiet
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=shown)
         except (OSError, RuntimeError) as error:
             message = f"could not fetch {what} ({error}): fetch {url} elsewhere and put it into"
             raise FetchError("", f"{message} {path.parent}", *ways) from None
