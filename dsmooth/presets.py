@@ -57,8 +57,8 @@ _F40 = {"image_channels": 1, "n_filters": 40, "n_resnet": 5, "n_mix": 10, "dropo
 _F160 = {"image_channels": 3, "n_filters": 160, "n_resnet": 5, "n_mix": 10, "dropout": 0.5}
 _QUICK = {
     "image_channels": 1,
-    "n_filters": 24,
-    "n_resnet": 2,
+    "n_filters": 16,
+    "n_resnet": 1,
     "n_mix": 5,
     "dropout": 0.0,
     "context_layers": 2,
