@@ -8,7 +8,7 @@
 #include <string>
 #include <utility>
 
-// What Python sees and decides, as `Played` in cuda_player.py.
+// The fields that Python sees and sets, as `Played` in cuda_player.py.
 struct Played {
   void (*launched)(const char* kernel, const unsigned* grid, const unsigned* block, size_t shared,
                    void** arguments);
