@@ -44,14 +44,17 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16."""
+    """Whether a device computes faster in bfloat16 than in float32.
+
+    Of processors with instructions for it, AMD's train 1.8 times as fast and an Intel Xeon (Emerald
+    Rapids) 0.66 times. Intel's AMX tiles are not used here.
+    """
     import torch
 
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported()
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16")) and "Intel" not in cpu_name()
 
 
 def use_threads(threads: int | None) -> None:

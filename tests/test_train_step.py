@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import dsmooth
+from dsmooth import machine
 from dsmooth.config import LearningRateSchedule, OptimizerName
 from dsmooth.functional import use_impl
 from dsmooth.runs import RunFolder
@@ -182,3 +183,21 @@ def test_replayed_steps_are_the_steps(role: str) -> None:
     assert runs["on"][0] == pytest.approx(runs["off"][0], rel=1e-5)
     for name, tensor in runs["on"][1].items():
         torch.testing.assert_close(tensor, runs["off"][1][name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("processor", "instructions", "chosen"),
+    [
+        ("AMD EPYC 9R14", True, "bfloat16"),
+        ("AMD EPYC 7R13", False, "float32"),
+        ("Intel(R) Xeon(R) Processor", True, "float32"),
+    ],
+)
+def test_bfloat16_is_chosen_where_it_is_faster(
+    monkeypatch: pytest.MonkeyPatch, processor: str, instructions: bool, chosen: str
+) -> None:
+    capabilities = {"avx512_bf16": instructions, "amx_bf16": instructions}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(machine, "cpu_name", lambda: processor)
+    config = tiny("noisy", precision="auto")
+    assert device.with_device(config, torch.device("cpu"), (8, 8)).precision == chosen
