@@ -173,6 +173,20 @@ def test_results_do_not_depend_on_the_thread_count(dtype: torch.dtype) -> None:
             assert torch.equal(value, results[0][name]), name
 
 
+@needs_extension
+@pytest.mark.parametrize("threads", [1, 2])
+def test_denormal_gradients_are_zero(threads: int) -> None:
+    """On a processor that is slow at them they would decide the time. The caller's own stay."""
+    case = make_case(size=(2, 3, 4), skip_channels=(5,))
+    denormal = torch.tensor(2.0**-130)
+    case.grad_y.fill_(denormal)
+    with torch_threads(threads):
+        results = case.run("native", torch.float32)
+    assert results.pop("y").all()
+    assert not any(grad.any() for grad in results.values())
+    assert denormal * torch.ones(()) == 2.0**-130
+
+
 @pytest.mark.grid
 @each_dtype
 @pytest.mark.parametrize(

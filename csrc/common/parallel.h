@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "denormals.h"
+
 // The interface that GNU's compiler calls for `#pragma omp parallel`; the runtimes of GNU, LLVM and
 // Intel have it. Nothing is linked: the loader finds the functions in the runtime that PyTorch has
 // loaded, so that the two share its threads, and else leaves null.
@@ -37,23 +39,28 @@ inline bool has_openmp() {
 #endif
 }
 
-// Calls body(part) for each of [0, parts), on a thread each. body must not throw.
-template <class Body>
-void parallel_for(int64_t parts, const Body& body) {
+// Calls work(part) for each of [0, parts), on a thread each, without denormal numbers. work must
+// not throw.
+template <class Work>
+void parallel_for(int64_t parts, const Work& work) {
+  const auto body = [&work](int64_t part) {
+    const FlushDenormals flush;
+    work(part);
+  };
   if (parts == 1) return body(0);
 #if defined(__linux__)
   if (has_openmp()) {
-    struct Work {
-      int64_t parts;
-      const Body& body;
-    } work{parts, body};
+    struct Parts {
+      int64_t count;
+      const decltype(body)& each;
+    } all{parts, body};
     const auto run = [](void* data) {
-      const Work& work = *static_cast<const Work*>(data);
+      const Parts& all = *static_cast<const Parts*>(data);
       // The runtime may give fewer threads than parts.
       const int64_t threads = omp_get_num_threads();
-      for (int64_t part = omp_get_thread_num(); part < work.parts; part += threads) work.body(part);
+      for (int64_t part = omp_get_thread_num(); part < all.count; part += threads) all.each(part);
     };
-    return GOMP_parallel(run, &work, static_cast<unsigned>(parts), 0);
+    return GOMP_parallel(run, &all, static_cast<unsigned>(parts), 0);
   }
 #endif
   std::vector<std::thread> others;
