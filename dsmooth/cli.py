@@ -238,14 +238,24 @@ def _parse(prog: str, kind: type, args: list[str]) -> Any:
         default = Train(role=tyro.MISSING, settings=_default_training(cast(Role, role), given))
     if folder:
         default = replace(default, settings=replace(default.settings, **folder))
-    return tyro.cli(
-        kind,
-        args=args,
-        prog=prog,
-        description=_wrapped(kind.__doc__ or ""),
-        config=(tyro.conf.HelptextFromCommentsOff,),
-        default=default,
-    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                args=args,
+                prog=prog,
+                description=_wrapped(kind.__doc__ or ""),
+                config=(tyro.conf.HelptextFromCommentsOff,),
+                default=default,
+            )
+    except SystemExit as left:
+        # Settings that are refused: tyro would name their field, not the option.
+        refused = left.__context__ and left.__context__.__context__
+        if isinstance(refused, ArgumentError):
+            raise refused from None
+        sys.stderr.write(said.getvalue())
+        raise
 
 
 def _given(args: Sequence[str], types: Mapping[str, Any]) -> tuple[dict[str, str], dict[int, str]]:

@@ -106,8 +106,9 @@ def check_writable(path: Path) -> None:
     there = next(p for p in (*path.absolute().parents, Path("/")) if p.exists())
     if not there.is_dir():
         raise ValueError(f"{there} must be a folder to write {path} into")
-    if path.suffix and path.is_dir():
-        raise ValueError(f"{path} must be a file to write, and is a folder")
+    if path.exists() and path.is_dir() == bool(path.suffix):
+        wanted, found = ("a file", "a folder") if path.suffix else ("a folder", "a file")
+        raise ValueError(f"{path} must be {wanted} to write, and is {found}")
     try:
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:

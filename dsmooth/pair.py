@@ -340,9 +340,12 @@ class SmoothedPair(nn.Module):
         check_tensor(name, x)
         shape = (self.noisy.config.image_channels, *self.image_size)
         if tuple(x.shape[1:]) != shape:
+            how = ": crop, pad or resize the images" * (x.ndim == 4 and x.shape[1] == shape[0])
+            if tuple(x.shape) == shape:
+                how = f": {name}[None] is a batch of one"
             raise ValueError(
-                f"{name} must have shape (B, {', '.join(map(str, shape))}), got {tuple(x.shape)}: "
-                "crop, pad or resize the images"
+                f"{name} must have shape (B, {', '.join(map(str, shape))}), got "
+                f"{tuple(x.shape)}{how}"
             )
         if x.device != self.device:
             raise ValueError(f"{name} must be on {self.device}, as the pair is, got {x.device}")

@@ -44,6 +44,13 @@ def to_pil(x: Tensor | NDArray[Any] | list[Tensor]) -> list[Image]:
 
 def _batch(x: Tensor | NDArray[Any] | list[Tensor]) -> Tensor:
     """Images (B, C, H, W) in [-1, 1] from what `show` takes."""
+    parts = x if isinstance(x, list) else [x]
+    for part in parts:
+        if not hasattr(part, "__len__") or isinstance(part, str):
+            raise TypeError(
+                "x must be a tensor or an array of images, or a list of them, got a "
+                f"{type(part).__name__}"
+            )
     if isinstance(x, list):
         x = torch.stack([*map(torch.as_tensor, x)])
         x = x[:, None] if x.ndim == 3 else x
@@ -56,8 +63,9 @@ def _batch(x: Tensor | NDArray[Any] | list[Tensor]) -> Tensor:
         return to_float(x)
     finite = x[x.isfinite()]
     if finite.numel() and 0 <= float(finite.min()) < float(finite.max()):
+        scale, shown = ("[0, 255]", "x.byte()") if finite.max() > 2 else ("[0, 1]", "2 * x - 1")
         raise ValueError(
-            "x must lie in [-1, 1], got no value below 0: show(2 * x - 1) shows images in [0, 1], "
+            f"x must lie in [-1, 1], got no value below 0: show({shown}) shows images in {scale}, "
             "show(dsmooth.to_bytes(x)) those that are as bright as that"
         )
     return x

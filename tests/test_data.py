@@ -49,6 +49,8 @@ def test_conversions_refuse_what_has_no_meaning() -> None:
         to_bytes(torch.zeros(2).numpy())
     with pytest.raises(ValueError, match=r"images must have dtype torch.uint8, got torch.float32"):
         to_float(torch.zeros(2))
+    with pytest.raises(TypeError, match=r"images must be a torch.Tensor, got a ndarray: use torch"):
+        to_float(torch.zeros(2).byte().numpy())
 
 
 def test_dataset_hands_out_what_it_holds() -> None:

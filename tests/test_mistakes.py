@@ -30,6 +30,8 @@ MISTAKES = [
     (f"train pair {TINY} --out half", "half/denoiser already holds a run"),
     (f"train pair {TINY} --out swapped --resume", "another run: its role is noisy, not denoiser"),
     ("train pair --config noisy/config.json", "has the settings of one"),
+    ("train noisy --images 0", "error: --images must be at least 1, got 0"),
+    ("train noisy --n-filters 0", "error: --n-filters must lie in 1 .. 4096, got 0"),
     (f"train noisy --budget 1 {TINY}", "--images and --budget both say how long the run is"),
     ("train noisy --config log.json", "training run: it has no role"),
     ("sample noisy other", "the runs do not fit together"),
@@ -41,6 +43,7 @@ MISTAKES = [
     ("sample x.npy", "there is no x.npy/config.json: name a saved pair, or the folder of a run"),
     ("sample noisy --out x.gif", "or be a folder without a suffix, got x.gif"),
     ("sample noisy --out log.json/x.png", "must be a folder to"),
+    ("sample noisy --out suffixless", "suffixless must be a folder to write, and is a file"),
     ("sample noisy --out /proc/x.png", "/proc/x.png cannot be written: /proc"),
     ("sample plain --method noisy", "--method is for a pair, not for a single model: leave it out"),
     ("sample plain --levels 0.5", "--levels is for a pair"),
@@ -130,6 +133,7 @@ def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(np.zeros(shape, np.uint8)).save(folder / f"{name}.png")
     (folder / "own.py").write_text(EXTRACTOR)
     (folder / "log.json").write_text("{}")
+    (folder / "suffixless").touch()
     (folder / "empty").mkdir()
     return folder
 

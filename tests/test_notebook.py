@@ -91,6 +91,11 @@ def test_show_gives_a_picture_that_displays_itself() -> None:
             save_grid(wrong, Path("x.png"))
     with pytest.raises(ValueError, match=r"show\(2 \* x - 1\) shows images in \[0, 1\]"):
         dsmooth.show((x[:4] + 1) / 2)
+    with pytest.raises(ValueError, match=r"show\(x\.byte\(\)\) shows images in \[0, 255\]"):
+        dsmooth.show((x[:4] + 1) * 127.5)
+    for wrong, name in (("x.png", "str"), (dsmooth.to_pil(x[:4]), "Image")):
+        with pytest.raises(TypeError, match=f"x must be a tensor or an array .*, got a {name}"):
+            dsmooth.show(wrong)
 
 
 @pytest.mark.quick

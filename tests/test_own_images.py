@@ -14,11 +14,13 @@ from PIL import Image
 from torch.utils import data as loaders
 
 import dsmooth
+from dsmooth.config import OWN
 from dsmooth.data import ImageDataset, own_images, to_float
 from dsmooth.data.dataset import Transform
 from dsmooth.data.order import transformed
 from dsmooth.data.own import split_own
 from dsmooth.philox import Stream, seed_from
+from dsmooth.training.beginning import with_data
 from dsmooth.training.step import TrainState
 from tests.helpers.data_makers import random_bytes
 from tests.helpers.tiny_runs import tiny
@@ -182,11 +184,14 @@ def test_the_transform_of_a_data_set_is_the_argument() -> None:
     ("transform", "message"),
     [
         (torch.Tensor.float, "must make uint8 .* got torch.float32 .*leave out ToTensor"),
+        (torch.Tensor.numpy, r"must make uint8 .* got ndarray \(1, 8, 8\)"),
         (lambda x: x[:, : int(x[0, 0, 0])], "must make images of one shape"),
         (lambda x: x[:, :4], r"must have the shape \(1, 4, 8\) .* that transform makes"),
     ],
 )
 def test_transforms_that_cannot_be(transform: Transform, message: str) -> None:
+    with pytest.raises(TypeError, match=r"transform must be a function from .*, got a int"):
+        split_own(PIXELS, transform=3)
     pixels = torch.arange(8, 0, -1).byte().view(8, 1, 1, 1).expand(-1, -1, 8, 8)
     with pytest.raises(ValueError, match=message):
         TrainState(tiny(), split_own((pixels, pixels), transform=transform)[0], CPU).inputs(0)
@@ -272,9 +277,11 @@ def test_forms_of_images_of_ones_own() -> None:
     ("dataset", "message"),
     [
         ([torch.zeros(8, 8)] * 9, "10 images or more, one of which is held out, got 9"),
-        ([torch.zeros(8, 8), torch.zeros(8, 4)], "one shape.* item 1 of "),
+        ([torch.zeros(8, 8), torch.zeros(8, 4)], "one shape.* item 1 of .*float32$"),
+        ([chess("L"), chess("RGB")], r"item 1 of .*: image\.convert\(.RGB.\) makes colour "),
         ([torch.full((8, 8), -2.0)], r"floating point in \[0, 1\] or \[-1, 1\], got -2 to -2"),
         (torch.linspace(-0.1, 1, 640).view(10, 1, 8, 8), "got -0.1 to 1: convert them to bytes"),
+        (torch.full((20, 1, 8, 8), 9.0), r"got 9 to 9: images.to\(torch.uint8\) makes bytes of"),
         ([torch.zeros(8, 8).int()], "item 0 must be uint8 or floating point, got torch.int32"),
         (["a.png"], "item 0 must be an image, got a str"),
         *((path, "got the path images: data=.folder.") for path in ("images", Path("images"))),
@@ -287,8 +294,9 @@ def test_forms_of_images_of_ones_own() -> None:
         ((BLACK, BLACK[:0]), "test data set must have a length and hold images, got none"),
         (torch.zeros(20, 1, 8, 6, dtype=torch.uint8), "multiples of 4, got 8 x 6: crop, pad"),
         ((BLACK, BLACK.expand(-1, 3, -1, -1)), "held-out images must"),
+        (PIXELS.expand(-1, 3, -1, -1), "image_channels must fit the images given, which have 3 "),
     ],
 )
 def test_data_that_cannot_be_trained_on(dataset: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        split_own(dataset)
+        with_data(tiny(data=OWN), *split_own(dataset), match_channels=False)

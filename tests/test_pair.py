@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import dsmooth
+from dsmooth._extension import warn_once
 from dsmooth.evaluate import score_plain
 from dsmooth.nn.score import score_of
 from dsmooth.sampling import (
@@ -282,6 +283,22 @@ def test_half_weights_are_packed_as_float32(caplog: pytest.LogCaptureFixture) ->
             assert torch.equal(kept[:, :, :7], x[:, :, :7].to(dtype))
         assert torch.equal(half.complete(x.to(dtype), upper), half.complete(x, upper))
     assert not caplog.messages
+    warn_once.cache_clear()
+    pair.double().sample(1)
+    assert caplog.messages == [
+        "one forward pass per pixel: the weights are float64: .float() rounds"
+    ]
+
+
+def test_an_image_of_another_shape_gets_a_fitting_hint() -> None:
+    pair, x = tiny_pair(), torch.zeros(1, 1, 8, 8)
+    for given, hint in (
+        (x[0], r"got \(1, 8, 8\): x\[None\] is a batch of one$"),
+        (x.expand(1, 3, 8, 8), r"got \(1, 3, 8, 8\)$"),
+        (x[..., :4], r"got \(1, 1, 8, 4\): crop, pad or resize the images$"),
+    ):
+        with pytest.raises(ValueError, match=hint):
+            pair.elbo(given)
 
 
 def test_a_pair_completes_and_is_called(tmp_path: Path) -> None:

@@ -308,6 +308,12 @@ def test_data_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: Any) -> 
     ):
         with pytest.raises(ValueError, match=message):
             probe_pair(pair, first, second, SETTINGS, path, plain=plain)
+    for only, message in (
+        (["noisy", "plain"], "only must be among noisy, denoiser, pixels, .*, got plain; plain= g"),
+        ([], "only must be among .*, got none$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            probe_pair(pair, train, test, SETTINGS, path, only=only)
     # Room for all features is there, until those of the training images take some of it.
     free = [2 * (9 + 9) * 64, 0, 0]
     monkeypatch.setattr(

@@ -369,6 +369,22 @@ def test_settings_that_the_network_does_not_use_fit_whatever_they_are() -> None:
         check_initial(denoiser.model, more.model, "more")
 
 
+@pytest.mark.quick
+def test_a_folder_is_the_same_however_it_is_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("images", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("images")
+    for name in ("data_dir", "init"):
+        before = tiny(**{name: "images"})
+        for spelled in ("images/", "./images", "link", str(tmp_path / "images")):
+            assert differences(before, tiny(**{name: spelled})) == {}
+        for other in ("other", None):
+            assert differences(before, tiny(**{name: other})) == {name: ("images", other)}
+
+
 def test_weights_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     train(tiny(images=8), tmp_path / "run")

@@ -23,8 +23,9 @@ def to_float(images: Tensor) -> Tensor:
     """Map bytes to [-1, 1] by x = byte / 127.5 - 1.
 
     images: uint8, any shape. Returns float32 of the same shape.
-    Raises ValueError for another dtype.
+    Raises ValueError for another dtype, and TypeError for an array of numpy.
     """
+    _check_tensor("images", images)
     if images.dtype != torch.uint8:
         raise ValueError(f"images must have dtype torch.uint8, got {images.dtype}")
     return images.to(torch.float32) / 127.5 - 1
@@ -37,8 +38,7 @@ def to_bytes(x: Tensor) -> Tensor:
     Returns uint8 of the same shape. Raises ValueError for another dtype or a NaN in x, and
     TypeError for an array of numpy.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a torch.Tensor, got a {type(x).__name__}: use torch.from_numpy")
+    _check_tensor("x", x)
     if not x.is_floating_point():
         raise ValueError(f"x must have a floating-point dtype, got {x.dtype}")
     if x.isnan().any():
@@ -46,6 +46,12 @@ def to_bytes(x: Tensor) -> Tensor:
     # (x + 1) * 127.5 in bfloat16, with its 8 significant bits, would round before round() does.
     byte = (x.to(torch.promote_types(x.dtype, torch.float32)) + 1) * 127.5
     return byte.round().clamp(0, 255).to(torch.uint8)
+
+
+def _check_tensor(name: str, x: Any) -> None:
+    if not isinstance(x, Tensor):
+        kind = type(x).__name__
+        raise TypeError(f"{name} must be a torch.Tensor, got a {kind}: use torch.from_numpy")
 
 
 def round_to_bytes(x: Tensor) -> Tensor:
@@ -149,7 +155,7 @@ class ImageDataset:
             raise ArgumentError(
                 "n_classes",
                 f"{n_classes} needs labels of 0 .. {n_classes - 1}, but {self.source} has {low} .. "
-                f"{high}",
+                f"{high} in its {self.split} images",
             )
         return self.labels
 

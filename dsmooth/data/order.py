@@ -114,7 +114,7 @@ def transformed(images: Tensor, transform: Transform, *, seed: int, first: int) 
             np.random.seed(low)  # noqa: NPY002 - as above
             result = transform(image.clone())  # some write into their argument
             if not isinstance(result, Tensor) or result.dtype != torch.uint8 or result.ndim != 3:
-                got = getattr(result, "dtype", type(result).__name__)
+                got = result.dtype if isinstance(result, Tensor) else type(result).__name__
                 shape = tuple(getattr(result, "shape", ()))
                 raise ValueError(
                     f"transform must make uint8 (C, H, W) of uint8 {tuple(image.shape)}, got {got} "

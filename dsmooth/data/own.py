@@ -69,6 +69,11 @@ def split_own(
     Of images that come without held-out ones, one in HELD_OUT is held out. transform: of the
     training images, if it is not that of their `ImageDataset`.
     """
+    if transform is not None and not callable(transform):
+        raise TypeError(
+            "transform must be a function from an image, uint8 (C, H, W), to another, got a "
+            f"{type(transform).__name__}"
+        )
     if isinstance(dataset, Mapping):
         name = next((name for name in HELD_OUT_SPLITS if name in dataset), None)
         parts = [_read(dataset, split) for split in ("train", name) if split is not None]
@@ -212,9 +217,11 @@ def _read_items(given: Any, split: str) -> Given:
             images = torch.from_numpy(make_room(source, (len(given), *image.shape), kind))
             labels = torch.zeros(len(given), dtype=torch.int64)
         if (image.shape, image.dtype) != (images.shape[1:], images.dtype):
+            size = image.shape[1:] == images.shape[2:] and image.dtype == images.dtype
+            how = ': image.convert("RGB") makes colour of grey Pillow images' * size
             raise ValueError(
                 f"images must have one shape and dtype, got {tuple(images.shape[1:])} "
-                f"{images.dtype} and item {number} of {tuple(image.shape)} {image.dtype}"
+                f"{images.dtype} and item {number} of {tuple(image.shape)} {image.dtype}{how}"
             )
         images[number] = image
         labels[number], labelled = label or 0, labelled and label is not None
@@ -326,9 +333,12 @@ def _as_data_sets(*parts: Given) -> list[ImageDataset]:
         elif -1 <= low <= -0.5 and high <= 1:
             every = [to_bytes(images) for images in every]
         else:
+            how = "convert them to bytes, or leave out Normalize"
+            if low >= 0 and high <= 255:
+                how = "images.to(torch.uint8) makes bytes of 0 .. 255"
             raise ValueError(
                 "images must be uint8 or floating point in [0, 1] or [-1, 1], got "
-                f"{low:g} to {high:g}: convert them to bytes"
+                f"{low:g} to {high:g}: {how}"
             )
     return [
         ImageDataset(images, part.labels, OWN, part.split, part.source, part.transform)

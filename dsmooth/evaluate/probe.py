@@ -79,7 +79,8 @@ def probe_pair(
     precision: that networks compute features in; "auto" is float32. replace_other: overwrite a
     result of other settings or weights.
     Raises ValueError for models with classes, for data without labels or of another shape than the
-    pair's and for another result in `path`, OSError where the disk has no room for the features.
+    pair's, for another result in `path`, and where `only` names what there is not; OSError where
+    the disk has no room for the features.
     Under torchrun all processes call this; the result is rank 0's.
     """
     splits: dict[Split, ImageDataset] = {
@@ -92,6 +93,13 @@ def probe_pair(
             raise ArgumentError(f"{split}_images", f"must be at least {least}, got {len(data)}")
         if (data.known_labels() < 0).any():
             raise ValueError(f"probes need labels of 0 or more, but {data.source} has others")
+    untrained = [f"untrained-{name}" for name in ("noisy", "denoiser") if controls]
+    there = ["noisy", "denoiser", PIXELS, *["plain"] * (plain is not None), *untrained]
+    missing = [name for name in only or () if name not in there]
+    if missing or (only is not None and not only):
+        how = "; plain= gives a plain model" * ("plain" in missing)
+        got = ", ".join(missing) or "none"
+        raise ArgumentError("only", f"must be among {', '.join(there)}, got {got}{how}")
     if pair.n_classes or (plain is not None and plain.config.condition_size):
         raise ValueError("probes are of models without classes: these are told what a probe tells")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -110,7 +110,8 @@ def write_card(
     for kind, only in PROBED.items() if models.n_classes == 0 else ():
         settings = replace(options.probes, input=kind, seed=seed)
         given = models.pair, train_set, test_set, settings, work / f"probes-{kind}.json"
-        probes[kind] = probe_pair(*given, plain=models.plain, only=only)
+        there = [name for name in only if name != "plain" or models.plain is not None]
+        probes[kind] = probe_pair(*given, plain=models.plain, only=there)
     card = {
         "dsmooth": __version__,
         "seed": seed,

@@ -248,7 +248,8 @@ def draw(
     on_gpu = settles_on_gpu(weight)
     way = "Jacobi iterations of whole images" if on_gpu else "one forward pass per pixel"
     reason = textwrap.shorten(reason, 200, placeholder=" ...")
-    warn_once("%s: %s; `dsmooth doctor` says more", way, reason)
+    more = "" if weight.dtype == torch.float64 else "; `dsmooth doctor` says more"
+    warn_once("%s: %s%s", way, reason, more)
     if on_gpu:
         return draw_by_jacobi(model, request, size, context, progress).images
     with torch_threads(execution.threads or torch.get_num_threads()):
@@ -306,7 +307,7 @@ def obstacle_of(model: PixelCNNpp) -> str | None:
     if (reason := unavailable_reason()) is not None:
         return reason
     if dtype == torch.float64:  # float32 would not be what was asked for
-        return "the weights are float64, not float32"
+        return "the weights are float64: .float() rounds"
     if device == "cuda":
         return cuda_obstacle()
     return None if device == "cpu" else f"there is no code for {device}"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import TrainConfig
+from ..config import OWN, TrainConfig
 from ..data import ImageDataset, load_dataset
 from ..distributed import all_same, barrier, broadcast_int, from_torchrun, launch, rank_and_size
 from ..fields import Argument, ArgumentError
@@ -152,8 +152,8 @@ def with_data(
     if test_set.image_channels != config.model.image_channels:
         raise ArgumentError(
             "init" if config.init else "image_channels",
-            f"must fit the images of {config.data}, which have {test_set.image_channels} channels, "
-            f"not {config.model.image_channels}",
+            f"must fit the images {'given' if config.data == OWN else f'of {config.data}'}, which "
+            f"have {test_set.image_channels} channels, not {config.model.image_channels}",
         )
     if config.model.n_classes == "auto":
         if train_set.labels is None:

@@ -52,6 +52,8 @@ def save_checkpoint(run: RunFolder, state: TrainState, image_size: tuple[int, in
             os.replace(run.checkpoint, run.earlier_checkpoint)
 
     write_together({run.checkpoint: tensor_bytes(tensors, metadata)}, first=keep)
+    # What a run of 0.2 leaves that was killed.
+    run.path.joinpath(".checkpoint-new.safetensors").unlink(missing_ok=True)
     run.write_config(state.config, image_size)
 
 
@@ -203,6 +205,9 @@ def settings_to_go_on(
 def differences(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """Settings that differ, by name, without the ones that may change at any time."""
     old, new = flatten(asdict(before)), flatten(asdict(after))
+    for name in ("data_dir", "init"):  # a folder is the same however it is spelled
+        if old[name] and new[name] and os.path.realpath(old[name]) == os.path.realpath(new[name]):
+            old[name] = new[name]
     unused = before.model.unused & after.model.unused
     free = FREE | {f"model.{name}" for name in unused}
     return {
