@@ -7,7 +7,11 @@ from .smoothing import Smoothing
 
 
 def check_fit(noisy: PixelCNNpp, denoiser: PixelCNNpp, smoothing: Smoothing) -> None:
-    """Raise ValueError for models that do not fit together."""
+    """Raise ValueError for models that do not fit together, TypeError for a number as smoothing."""
+    if not isinstance(smoothing, Smoothing):
+        raise TypeError(
+            f"smoothing must be a Smoothing, as GaussianSmoothing(0.5), got {smoothing}"
+        )
     ours, theirs = noisy.config, denoiser.config
     if ours.conditioning != "none" or ours.likelihood == "discretized":
         raise ValueError(

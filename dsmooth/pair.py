@@ -62,13 +62,15 @@ class SmoothedPair(nn.Module):
     ) -> None:
         super().__init__()
         check_fit(noisy, denoiser, smoothing)
-        height, width = image_size
-        if height < 4 or width < 4 or height % 4 or width % 4:
-            raise ValueError(f"image_size must be multiples of 4, got {tuple(image_size)}")
+        sizes = tuple(image_size) if hasattr(image_size, "__len__") else ()
+        if len(sizes) != 2 or any(size < 4 or size % 4 for size in sizes):
+            raise ValueError(
+                f"image_size must be a height and a width, multiples of 4, got {image_size}"
+            )
         self.noisy = noisy
         self.denoiser = denoiser
         self.smoothing = smoothing
-        self.image_size = (int(height), int(width))
+        self.image_size = (int(sizes[0]), int(sizes[1]))
         self.saved: Sequence[SavedNetwork] = ()
 
     save_pretrained, push_to_hub = pairs.save_pretrained, pairs.push_to_hub

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from .nn.images import check_tensor
 from .philox import Stream, image_words, to_uniform
 
 
@@ -26,7 +28,7 @@ class Smoothing:
     """The stream of random words that the noise comes from."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale < math.inf:
+        if not (isinstance(self.scale, Real) and 0 < self.scale < math.inf):
             raise ValueError(f"scale must be positive and finite, got {self.scale}")
 
     def quantile(self, u: Tensor) -> Tensor:
@@ -54,10 +56,10 @@ class Smoothing:
 
         Row b is image first_index + b: its noise is a pure function of (seed, image index,
         repeat), whatever the batch. first_index: a number, or int64 without dimensions on x's
-        device. Raises ValueError for numbers out of range, TypeError for bytes.
+        device. Raises ValueError for numbers out of range, TypeError for bytes
+        and arrays of numpy.
         """
-        if not x.is_floating_point():
-            raise TypeError(f"x must be floating point in [-1, 1], got {x.dtype}")
+        check_tensor("x", x)
         n = x.shape[0]
         d = math.prod(x.shape[1:])
         words = image_words(

@@ -250,6 +250,8 @@ def test_what_cannot_be_scored_is_named() -> None:
             score_pair(pair, images, **options)
     with pytest.raises(ValueError, match='a plain model must have conditioning="none"'):
         score_plain(pair.denoiser, data)
+    with pytest.raises(ValueError, match=r'and no gaussian noise in its likelihood, got .*"gauss'):
+        score_plain(network(likelihood="gaussian", smoothing_scale=0.5), data)
     for score, model in ((score_pair, pair), (score_plain, pair.noisy)):
         with pytest.raises(TypeError, match=r"got a Tensor: dsmooth\.data\.own_images\(images\)"):
             score(model, data.images)

@@ -342,6 +342,8 @@ def test_bad_images_are_named(conditioning, x, context, error, message) -> None:
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match="config must be a ModelConfig, got a dict"):
+        dsmooth.PixelCNNpp(settings)
     with pytest.raises(ValueError, match=message):
         dsmooth.ModelConfig(**settings)
     if settings.keys() & {"likelihood", "atoms"}:  # the op is told of a mixture with the same words

@@ -92,7 +92,9 @@ def test_a_density_is_summed_in_float32_at_least(kind: str, dtype: torch.dtype) 
 def test_bad_scales_and_shapes() -> None:
     with pytest.raises(TypeError, match=r"x must be floating point in \[-1, 1\], got torch.uint8"):
         dsmooth.GaussianSmoothing(0.5).sample(torch.zeros(1, 1, 4, 4).byte())
-    for scale in (0.0, -1.0, math.inf, math.nan):
+    with pytest.raises(TypeError, match=r"x must be a torch\.Tensor, got a ndarray"):
+        dsmooth.GaussianSmoothing(0.5).sample(torch.zeros(1, 1, 4, 4).numpy())
+    for scale in (0.0, -1.0, math.inf, math.nan, "0.5"):
         with pytest.raises(ValueError, match="scale must be positive and finite"):
             dsmooth.GaussianSmoothing(scale)
     with pytest.raises(ValueError, match=r"x_tilde must have x's shape \(1, 1, 4, 4\)"):

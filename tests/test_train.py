@@ -287,8 +287,14 @@ def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(FileNotFoundError, match=r"there is no .*checkpoint\.safetensors"):
         train(config, tmp_path, resume=True)
-    with pytest.raises(ValueError, match="must be a folder for the run, and is a file"):
-        train(config, tmp_path / "config.json")
+    for path in (tmp_path / "config.json", tmp_path / "config.json" / "run"):
+        with pytest.raises(
+            ValueError, match=r"config\.json must be a folder to write .*config\.json"
+        ):
+            train(config, path)
+    for name in ("transform", "on_evaluation"):
+        with pytest.raises(TypeError, match=f"{name} must be a function, got a int"):
+            train(config, tmp_path / "b", **{name: 3})
     with pytest.raises(ValueError, match="images or budget must be given"):
         train(replace(config, images=None), tmp_path / "b")
     with pytest.raises(TypeError, match=r"settings, got a Tensor: dsmooth\.train\("):

@@ -69,11 +69,6 @@ def split_own(
     Of images that come without held-out ones, one in HELD_OUT is held out. transform: of the
     training images, if it is not that of their `ImageDataset`.
     """
-    if transform is not None and not callable(transform):
-        raise TypeError(
-            "transform must be a function from an image, uint8 (C, H, W), to another, got a "
-            f"{type(transform).__name__}"
-        )
     if isinstance(dataset, Mapping):
         name = next((name for name in HELD_OUT_SPLITS if name in dataset), None)
         parts = [_read(dataset, split) for split in ("train", name) if split is not None]

@@ -293,9 +293,11 @@ def score_plain(
 
     A model with classes gives log p(x | label). Arguments and errors as for `score_pair`.
     """
-    if model.config.conditioning != "none":
+    kinds = model.config.conditioning, model.config.likelihood
+    if kinds[0] != "none" or kinds[1] == "gaussian":
         raise ValueError(
-            f'a plain model must have conditioning="none", got "{model.config.conditioning}"'
+            'a plain model must have conditioning="none" and no gaussian noise in its likelihood, '
+            f'got "{kinds[0]}" and "{kinds[1]}"'
         )
     forms: set[Likelihood] = {"discretized", model.config.likelihood}
     model, n_classes = in_evaluation(model), model.config.condition_size

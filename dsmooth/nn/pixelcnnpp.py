@@ -114,6 +114,8 @@ class PixelCNNpp(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        if not isinstance(config, ModelConfig):
+            raise TypeError(f"config must be a ModelConfig, got a {type(config).__name__}")
         self.config = config
         channels, f, r = config.input_channels, config.n_filters, config.n_resnet
         self.stem_u = WeightNormConv(channels, f, (2, 3), shift="down")

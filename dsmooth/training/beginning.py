@@ -11,7 +11,7 @@ from ..config import OWN, TrainConfig
 from ..data import ImageDataset, load_dataset
 from ..distributed import all_same, barrier, broadcast_int, from_torchrun, launch, rank_and_size
 from ..fields import Argument, ArgumentError
-from ..files import lock_folder
+from ..files import check_writable, lock_folder
 from ..nn import PixelCNNpp
 from ..progress import LOG, reading
 from ..runs import RunFolder
@@ -83,9 +83,8 @@ def initial_network(config: TrainConfig) -> PixelCNNpp | None:
 
 
 def check_new_run(run: RunFolder, config: TrainConfig) -> None:
-    """Raise ValueError for a file, a folder with a run, and one of training images."""
-    if run.path.exists() and not run.path.is_dir():
-        raise ValueError(f"{run.path} must be a folder for the run, and is a file: choose another")
+    """Raise ValueError for a folder that cannot be, that has a run, or is of training images."""
+    check_writable(run.config)
     if run.config.exists():
         raise ArgumentError(
             "",

@@ -118,6 +118,9 @@ def train(
             'dsmooth.preset("mnist-quick", "noisy", images=20_000), dataset=IMAGES)'
         )
     check_number("keep_snapshots", keep_snapshots, 0)
+    for name, given in (("transform", transform), ("on_evaluation", on_evaluation)):
+        if given is not None and not callable(given):
+            raise TypeError(f"{name} must be a function, got a {type(given).__name__}")
     if tensorboard:
         writer_of_events()  # refused before any work
     if dataset is None and (labels is not None or transform is not None):
