@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-int getentropy(void *buffer, size_t length);
+int getentropy(void* buffer, size_t length);
 
 #pragma GCC visibility push(hidden)
 
@@ -19,8 +19,8 @@ unsigned arc4random(void) {
 }
 
 /* Waits by the wall clock, as libstdc++ did before there was this function. */
-int pthread_cond_clockwait(pthread_cond_t *condition, pthread_mutex_t *mutex, clockid_t clock,
-                           const struct timespec *until) {
+int pthread_cond_clockwait(pthread_cond_t* condition, pthread_mutex_t* mutex, clockid_t clock,
+                           const struct timespec* until) {
   struct timespec now, wall;
   clock_gettime(clock, &now);
   clock_gettime(CLOCK_REALTIME, &wall);

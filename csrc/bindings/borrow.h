@@ -73,9 +73,8 @@ Borrowed borrow(const char* name, const py::object& object) {
   Borrowed borrowed{};
   borrowed.name = name;
   if (object.is_none()) return borrowed;
-  if (!PyObject_TypeCheck(object.ptr(), torch().tensor_type)) {
+  if (!PyObject_TypeCheck(object.ptr(), torch().tensor_type))
     refuse(name, "be a tensor", Py_TYPE(object.ptr())->tp_name);
-  }
   DlTensor tensor{};
   if (torch().exchange->tensor_from_object(object.ptr(), &tensor) != 0) {
     const py::error_already_set error;
@@ -83,12 +82,10 @@ Borrowed borrow(const char* name, const py::object& object) {
     refuse(name, "be a strided tensor on cpu or cuda",
            "one on " + std::string(device) + " (" + std::string(py::str(error.value())) + ")");
   }
-  if (tensor.n_dims > 0 && (tensor.shape == nullptr || tensor.strides == nullptr)) {
+  if (tensor.n_dims > 0 && (tensor.shape == nullptr || tensor.strides == nullptr))
     refuse(name, "be a strided tensor", "one without strides");
-  }
-  if (object.attr("is_neg")().cast<bool>()) {
+  if (object.attr("is_neg")().cast<bool>())
     refuse(name, "hold its numbers", "a negative view: resolve_neg() gives its numbers");
-  }
   return {name,
           true,
           tensor.data == nullptr ? nullptr : static_cast<char*>(tensor.data) + tensor.byte_offset,
@@ -102,9 +99,8 @@ Borrowed borrow(const char* name, const py::object& object) {
 // Torch's current stream of a CUDA device: a cudaStream_t. Throws what torch throws.
 [[maybe_unused]] void* current_stream(Device device) {
   void* stream = nullptr;
-  if (torch().exchange->current_stream(device.type, device.index, &stream) != 0) {
+  if (torch().exchange->current_stream(device.type, device.index, &stream) != 0)
     throw py::error_already_set();
-  }
   return stream;
 }
 

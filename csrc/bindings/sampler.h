@@ -100,9 +100,8 @@ struct Tensors {
     if (mask.given) contiguous<uint8_t>(mask, {n, height, width}, device);
     check_given(condition, network.condition_size > 0);
     if (condition.given) contiguous<float>(condition, {n, network.condition_size}, device);
-    if (!(temperature > 0 && std::isfinite(temperature))) {
+    if (!(temperature > 0 && std::isfinite(temperature)))
       refuse("temperature", "be positive and finite", std::to_string(temperature));
-    }
     if (!(guidance >= 0 && std::isfinite(guidance)) || (guidance > 0 && !condition.given)) {
       refuse("guidance", "be finite and not negative, 0 without a condition",
              std::to_string(guidance));
@@ -148,9 +147,8 @@ Device device_of(const CudaSampler& sampler) { return {Device::kCuda, sampler.de
 // A contiguous tensor of so many floats on the device, aligned for the kernels.
 float* device_words(const Borrowed& tensor, int64_t words, Device device) {
   float* data = contiguous<float>(tensor, {words}, device);
-  if (reinterpret_cast<uintptr_t>(data) % 128 != 0) {
+  if (reinterpret_cast<uintptr_t>(data) % 128 != 0)
     refuse(tensor.name, "be aligned to 128 bytes", "a tensor that is not");
-  }
   return data;
 }
 
@@ -173,7 +171,8 @@ Partition partition(const CudaSampler& sampler, int64_t n, int height, int width
   if (max_slice < 0) refuse("max_slice", "not be negative", std::to_string(max_slice));
   if ((passes != 1 && passes != 2) || n % passes != 0)
     refuse("passes", "be 1, or 2 for pairs of images", std::to_string(passes));
-  return sampler.partition(n, height, width, memory, max_slice, passes);
+  const size_t image_bytes = sampler.bytes_per_image(height, width);
+  return partition_batch(n, sampler.processors(), image_bytes, memory, max_slice, passes);
 }
 
 void sample_on_cuda(const CudaSampler& sampler, const py::object& out, const py::object& context,

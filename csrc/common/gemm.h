@@ -179,9 +179,8 @@ void run_tile(const TileArgs<D>& t) {
   constexpr int kBases = kAdjacent ? 1 : (M + 2) / 3;  // row 3q + j is base q plus j strides
   Row sum[M] = {};
 #pragma GCC unroll 16
-  for (int m = 0; m < M; ++m) {
+  for (int m = 0; m < M; ++m)
     if (t.add) sum[m].load(t.out + m * t.out_row);
-  }
   const int64_t row = kAdjacent ? 1 : t.a_row;
   for (int64_t o = 0; o < t.outer; ++o) {
     const typename D::Cell* a = t.a + t.a_offsets[o];

@@ -25,9 +25,8 @@ const std::vector<InstructionSet>& known_sets() {
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
-  for (const InstructionSet& set : known_sets()) {
+  for (const InstructionSet& set : known_sets())
     if (set.is_here) names.push_back(set.name);
-  }
   return names;
 }
 

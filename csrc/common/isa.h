@@ -31,11 +31,9 @@ class PerInstructionSet {
 
   // From the least set on, the generic one first.
   PerInstructionSet(std::initializer_list<Entry> entries) {
-    for (const Entry& entry : entries) {
-      if (has_instruction_set(entry.set)) {
+    for (const Entry& entry : entries)
+      if (has_instruction_set(entry.set))
         found_.push_back({find_instruction_set(entry.set), entry.make()});
-      }
-    }
   }
 
   // For a set that the op is not compiled for, the code of the best one below it. Throws as

@@ -71,9 +71,8 @@ inline constexpr int64_t kAny = std::numeric_limits<int64_t>::min();
 // As Python writes a tuple, with * for kAny.
 inline std::string to_string(const int64_t* extents, int count) {
   std::string text = "(";
-  for (int i = 0; i < count; ++i) {
+  for (int i = 0; i < count; ++i)
     text += (i == 0 ? "" : ", ") + (extents[i] == kAny ? "*" : std::to_string(extents[i]));
-  }
   return text + (count == 1 ? ",)" : ")");
 }
 
@@ -82,9 +81,8 @@ inline size_t bytes_of(ElementType type) {
 }
 
 inline bool is_empty(const Borrowed& tensor) {
-  for (int i = 0; i < tensor.n_dims; ++i) {
+  for (int i = 0; i < tensor.n_dims; ++i)
     if (tensor.shape[i] == 0) return true;
-  }
   return false;
 }
 
@@ -117,9 +115,8 @@ inline bool is_channels_last(const Borrowed& tensor) {
 inline std::pair<uintptr_t, uintptr_t> range_of(const Borrowed& tensor) {
   if (!tensor.given || is_empty(tensor)) return {};
   uintptr_t last = 0;
-  for (int i = 0; i < tensor.n_dims; ++i) {
+  for (int i = 0; i < tensor.n_dims; ++i)
     last += static_cast<uintptr_t>((tensor.shape[i] - 1) * tensor.strides[i]);
-  }
   const auto begin = reinterpret_cast<uintptr_t>(tensor.data);
   return {begin, begin + (last + 1) * bytes_of(tensor.type)};
 }
@@ -152,9 +149,8 @@ inline void check_tensor(const Borrowed& t, const std::vector<int64_t>& shape, E
                          Device device = {}) {
   if (!t.given) refuse(t.name, "be a tensor", "None");
   bool fits = t.n_dims == static_cast<int>(shape.size());
-  for (size_t i = 0; fits && i < shape.size(); ++i) {
+  for (size_t i = 0; fits && i < shape.size(); ++i)
     fits = t.shape[i] >= 0 && (shape[i] == kAny || shape[i] == t.shape[i]);
-  }
   if (!fits) {
     refuse(t.name, "have shape " + to_string(shape.data(), static_cast<int>(shape.size())),
            to_string(t.shape, t.n_dims));
@@ -163,9 +159,8 @@ inline void check_tensor(const Borrowed& t, const std::vector<int64_t>& shape, E
   if (!(t.device == device)) refuse(t.name, "be on " + to_string(device), to_string(t.device));
   if (is_empty(t)) return;
   if (t.data == nullptr) refuse(t.name, "have memory", "a tensor without");
-  if (reinterpret_cast<uintptr_t>(t.data) % bytes_of(type) != 0) {
+  if (reinterpret_cast<uintptr_t>(t.data) % bytes_of(type) != 0)
     refuse(t.name, "be aligned to its elements", "a tensor that is not");
-  }
 }
 
 template <class T>
@@ -176,9 +171,8 @@ inline constexpr ElementType kTypeOf{
 template <class T>
 T* contiguous(const Borrowed& tensor, std::initializer_list<int64_t> shape, Device device = {}) {
   check_tensor(tensor, shape, kTypeOf<T>, device);
-  if (!is_contiguous(tensor)) {
+  if (!is_contiguous(tensor))
     refuse(tensor.name, "be contiguous", "strides " + to_string(tensor.strides, tensor.n_dims));
-  }
   return static_cast<T*>(tensor.data);
 }
 
@@ -195,9 +189,8 @@ inline void check_apart(const std::vector<const Borrowed*>& written,
     for (const auto* tensors : {&written, &read}) {
       for (const Borrowed* other : *tensors) {
         const auto [other_begin, other_end] = range_of(*other);
-        if (other != tensor && begin < other_end && other_begin < end) {
+        if (other != tensor && begin < other_end && other_begin < end)
           refuse(tensor->name, "have memory of its own", std::string("that of ") + other->name);
-        }
       }
     }
   }

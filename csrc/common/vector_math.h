@@ -217,9 +217,8 @@ struct VectorMath {
     const V square = s * s;
     V tail = splat(2.0 / (2 * Format::kLogTerms - 1));
     DSMOOTH_UNROLL
-    for (int i = Format::kLogTerms - 2; i >= 1; --i) {
+    for (int i = Format::kLogTerms - 2; i >= 1; --i)
       tail = tail * square + static_cast<T>(2.0 / (2 * i + 1));
-    }
     const V half_square = f * f * static_cast<T>(0.5);
     const V rest = s * (square * tail + half_square) + n * Format::kLn2Low;
     const V result = n * Format::kLn2High + (f - (half_square - rest));
@@ -246,11 +245,10 @@ struct VectorMath {
   DSMOOTH_INLINE static V load(const T* p, int count) {
     if (count == kLanes) return load(p);
 #if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4) {
+    if constexpr (sizeof(T) == 4)
       return V(_mm512_maskz_loadu_ps(mask(count), p));
-    } else {
+    else
       return V(_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask(count)), p));
-    }
 #else
 #if defined(__AVX2__)
     if constexpr (sizeof(T) == 4) return V(_mm256_maskload_ps(p, mask(count)));
@@ -264,11 +262,10 @@ struct VectorMath {
   DSMOOTH_INLINE static void store(V v, T* p, int count) {
     if (count == kLanes) return store(v, p);
 #if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4) {
+    if constexpr (sizeof(T) == 4)
       _mm512_mask_storeu_ps(p, mask(count), __m512(v));
-    } else {
+    else
       _mm512_mask_storeu_pd(p, static_cast<__mmask8>(mask(count)), __m512d(v));
-    }
 #else
 #if defined(__AVX2__)
     if constexpr (sizeof(T) == 4) return _mm256_maskstore_ps(p, mask(count), __m256(v));
@@ -300,11 +297,10 @@ struct VectorMath {
 #else
     const auto half = _mm512_cvtepi32_epi16(__builtin_bit_cast(__m512i, nearest_bfloat16<Bits>(v)));
 #endif
-    if (count == kLanes) {
+    if (count == kLanes)
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
-    } else {
+    else
       _mm256_mask_storeu_epi16(p, mask(count), half);
-    }
 #else
     const auto bits = nearest_bfloat16<Bits>(v);
     for (int i = 0; i < count; ++i) p[i] = static_cast<bfloat16>(bits[i]);

@@ -16,9 +16,10 @@ DSMOOTH_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 DSMOOTH_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The extents of a gated resnet's images, packed weights and sums. A padded image has the
-// convolution's columns of zeros on both sides. Some more on the right give every tap its pairs of
-// columns, from an even or an odd column on. Rows outside the image are not there: taps that would
-// read them are left out. Gradients of a convolution's outputs are padded on the opposite sides.
+// convolution's columns of zeros on both sides. There are more on the right: then every tap finds
+// whole pairs of columns, from an even or an odd column on. Rows outside the image are not stored,
+// and taps that would read them are left out. Gradients of a convolution's outputs are padded on
+// the opposite sides.
 template <class D>
 struct Layout : GatedShape {
   int64_t cols, pairs;                  // of a padded image; pairs of columns
@@ -196,16 +197,13 @@ class Convolutions {
     for (int64_t r = 0; r < (kPairs ? p.height : 0); ++r) {
       const Element* row = input.row(r);
       pair_columns<D>(row, p.f2, p.pairs, p.f2, even_ + r * p.pairs * p.f2, p.f2);
-      if (p.kernel_w > 1) {
+      if (p.kernel_w > 1)
         pair_columns<D>(row + p.f2, p.f2, p.pairs - 1, p.f2, odd_ + r * p.pairs * p.f2, p.f2);
-      }
     }
     const int64_t tap_sums = p.f2 * gradient.n_pad;
-    for (int i = 0; first_image && i < p.kernel_h; ++i) {
-      if (p.output_rows(i).first >= p.output_rows(i).last) {
+    for (int i = 0; first_image && i < p.kernel_h; ++i)
+      if (p.output_rows(i).first >= p.output_rows(i).last)
         fill_zero(sums + i * p.kernel_w * tap_sums, p.kernel_w * tap_sums);
-      }
-    }
     for (int64_t r0 = 0; r0 < p.height; r0 += p.chunk) {
       for (int i = 0; i < p.kernel_h; ++i) {
         const auto inside = p.output_rows(i);

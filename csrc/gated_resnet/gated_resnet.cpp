@@ -125,19 +125,16 @@ class Checker {
     check_most({x[2], x[3]}, INT32_MAX, "rows and columns");
     for (const char* name : {"x", "skip", "skip_2"}) {
       const Borrowed& t = tensor(name);
-      if (t.given && (t.shape[1] < 1 || t.shape[2] < 1 || t.shape[3] < 1)) {
+      if (t.given && (t.shape[1] < 1 || t.shape[2] < 1 || t.shape[3] < 1))
         refuse(name, "have a channel, a row and a column", to_string(t.shape, 4));
-      }
     }
     const bool few = conv[2] <= kMaxTaps && conv[3] <= kMaxTaps && conv[2] * conv[3] <= kMaxTaps;
-    if (conv[2] < 1 || conv[3] < 1 || !few) {
+    if (conv[2] < 1 || conv[3] < 1 || !few)
       refuse("conv_in", "have 1 to " + std::to_string(kMaxTaps) + " taps", to_string(conv, 4));
-    }
     extents_ = {x[0], conv[0], x[2], x[3], conv[2], conv[3], s_1 + s_2, s_1, s_2};
     const ElementType type = tensor("x").type;
-    if (type != kFloat32Type && type != kFloat64Type && type != kBFloat16Type) {
+    if (type != kFloat32Type && type != kFloat64Type && type != kBFloat16Type)
       refuse("x", "be float32, float64 or bfloat16", to_string(type));
-    }
     const auto number = [](int64_t n) { return static_cast<int>(n); };
     GatedShape& shape = call_.shape;
     shape = {type, x[0], x[2], x[3], number(conv[0]), number(conv[2]), number(conv[3])};

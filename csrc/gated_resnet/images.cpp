@@ -96,11 +96,10 @@ class GatedResnet {
     fill_margins(buffers_.x);
     fill_margins(buffers_.h);
     fill_margins(buffers_.grad_gates);
-    if (buffers_.grad_h.stride == layout_.f) {
+    if (buffers_.grad_h.stride == layout_.f)
       fill_margins(buffers_.grad_h);
-    } else {  // the last channel's partner is zero, too
+    else  // the last channel's partner is zero, too
       fill_zero(buffers_.grad_h.data, layout_.height * layout_.cols * buffers_.grad_h.stride);
-    }
     fill_zero(buffers_.skip, layout_.chunk * layout_.steps * D::kPair * layout_.s2);
     conv_out_ = static_cast<const Cell*>(packed);
     conv_in_ = conv_out_ + layout_.conv_in_start();
@@ -189,9 +188,9 @@ class GatedResnet {
 
     for (int64_t r = 0; r < p.height; ++r) {
       convolutions_.convolve_row(grad_gates, conv_out_, p.f2_pad, r);
-      P::write_hidden_gradient(buffers_.row, p.f2_pad, h + r * line, buffers_.h_slope + r * line,
-                               keep_row(r), p.width, p.f, grad_h.inside(r), grad_h.stride,
-                               sums_bias_in);
+      P::write_elu_gradient(buffers_.row, p.f2_pad, p.f, h + r * line, buffers_.h_slope + r * line,
+                            keep_row(r), nullptr, p.width, p.f, grad_h.inside(r), grad_h.stride,
+                            sums_bias_in);
       if (!frozen) pair_row(grad_h, p.f, r);
       P::write_concat_elu(x + r * line, p.width, p.f, buffers_.x.inside(r), p.f2, p.f, nullptr,
                           buffers_.x_slope + r * line);
@@ -199,9 +198,9 @@ class GatedResnet {
     if (!frozen) convolutions_.add_conv_gradient(buffers_.x, grad_h, first_image, sums_in);
     for (int64_t r = 0; r < p.height; ++r) {
       convolutions_.convolve_row(grad_h, conv_in_, p.f2_pad, r);
-      P::write_input_gradient(buffers_.row, p.f2_pad, p.f, x + r * line,
-                              buffers_.x_slope + r * line, grad_y + r * line, p.width, p.f,
-                              grad_x + r * line);
+      P::write_elu_gradient(buffers_.row, p.f2_pad, p.f, x + r * line, buffers_.x_slope + r * line,
+                            nullptr, grad_y + r * line, p.width, p.f, grad_x + r * line, p.f,
+                            nullptr);
     }
     if (p.s2 > 0) backward_skips(call, first, first_image, sums_nin);
   }
@@ -226,10 +225,11 @@ class GatedResnet {
         int64_t channel = 0;
         for (int i = 0; i < kMaxSkips; ++i) {
           const int channels = layout_.skip_channels[i];
-          P::write_input_gradient(buffers_.row + channel, p.s2_pad, p.s2 / 2,
-                                  static_cast<const T*>(skips[i]) + pixel * channels,
-                                  buffers_.skip_slope + channel * p.width, nullptr, p.width,
-                                  channels, static_cast<T*>(grad_skips[i]) + pixel * channels);
+          P::write_elu_gradient(buffers_.row + channel, p.s2_pad, p.s2 / 2,
+                                static_cast<const T*>(skips[i]) + pixel * channels,
+                                buffers_.skip_slope + channel * p.width, nullptr, nullptr, p.width,
+                                channels, static_cast<T*>(grad_skips[i]) + pixel * channels,
+                                channels, nullptr);
           channel += channels;
         }
       }

@@ -30,8 +30,8 @@ struct Passes {
     if (i < n) body(i, n - i);
   }
 
-  // elu(v) = v > 0 ? v : m and elu(-v) = v > 0 ? m : -v with m = exp(-|v|) - 1; the derivatives are
-  // 1 and e = exp(-|v|) in place of v and m.
+  // elu(v) = v > 0 ? v : m and elu(-v) = v > 0 ? m : -v with m = exp(-|v|) - 1; in the
+  // derivatives 1 stands for v and e = exp(-|v|) for m.
   DSMOOTH_INLINE static ExpPair<V> exp_minus_abs(V v) {
     return kRough ? M::rough_exp_pair(-M::abs(v)) : M::exp_pair(-M::abs(v));
   }
@@ -132,35 +132,23 @@ struct Passes {
     }
   }
 
-  // The gradient of v from that of dropout(concat_elu(v)) in `sums`, and its sum over pixels unless
-  // `bias_sums` is null.
-  static void write_hidden_gradient(const Scalar* sums, int64_t sums_stride, const T* v,
-                                    const Element* slope, const Scalar* keep, int64_t pixels, int f,
-                                    Element* out, int64_t stride, Scalar* bias_sums) {
-    for (int64_t p = 0; p < pixels; ++p, sums += sums_stride, v += f, slope += f, out += stride) {
-      const int64_t at = p * 2 * f;
-      for_vectors(f, [&](int c, int count) DSMOOTH_INLINE_LAMBDA {
-        const V dv =
-            through_concat_elu(M::load(v + c, count), M::load(slope + c, count),
-                               kept(M::load(sums + c, count), keep, at + c, count),
-                               kept(M::load(sums + f + c, count), keep, at + f + c, count));
-        M::store(dv, out + c, count);
-        if (bias_sums != nullptr) add_to(bias_sums + c, dv, count);
-      });
-    }
-  }
-
-  // The gradient of v from that of concat_elu(v), plus `more` unless that is null.
-  static void write_input_gradient(const Scalar* sums, int64_t sums_stride, int64_t negative,
-                                   const T* v, const Element* slope, const T* more, int64_t pixels,
-                                   int channels, T* out) {
-    for (int64_t p = 0; p < pixels; ++p, sums += sums_stride) {
+  // The gradient of v from that of dropout(concat_elu(v)) in `sums`, whose part of elu(-v) begins
+  // at `negative`. Adds `more` to it and sums it over pixels into `bias_sums`, each unless null.
+  template <class Out>
+  static void write_elu_gradient(const Scalar* sums, int64_t sums_stride, int64_t negative,
+                                 const T* v, const Element* slope, const Scalar* keep,
+                                 const T* more, int64_t pixels, int channels, Out* out,
+                                 int64_t stride, Scalar* bias_sums) {
+    for (int64_t p = 0; p < pixels; ++p, sums += sums_stride, out += stride) {
       const int64_t at = p * channels;
       for_vectors(channels, [&](int c, int count) DSMOOTH_INLINE_LAMBDA {
-        V dv = through_concat_elu(M::load(v + at + c, count), M::load(slope + at + c, count),
-                                  M::load(sums + c, count), M::load(sums + negative + c, count));
+        V dv = through_concat_elu(
+            M::load(v + at + c, count), M::load(slope + at + c, count),
+            kept(M::load(sums + c, count), keep, 2 * at + c, count),
+            kept(M::load(sums + negative + c, count), keep, 2 * at + channels + c, count));
         if (more != nullptr) dv += M::load(more + at + c, count);
-        M::store(dv, out + at + c, count);
+        M::store(dv, out + c, count);
+        if (bias_sums != nullptr) add_to(bias_sums + c, dv, count);
       });
     }
   }
@@ -179,9 +167,8 @@ struct Passes {
             philox4x32_10({{static_cast<uint32_t>(number), static_cast<uint32_t>(number >> 32),
                             dropout.layer, static_cast<uint32_t>(Stream::kDropout)}},
                           key0, key1);
-        for (int j = 0; j < 4; ++j) {
+        for (int j = 0; j < 4; ++j)
           factor[i][j] = (drawn.word[j] >> 9) >= dropout.keep_from ? scale : Scalar{0};
-        }
       }
       const int64_t base = 4 * counter - first;
       const int64_t from = base < 0 ? -base : 0;

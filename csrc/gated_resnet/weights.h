@@ -35,9 +35,8 @@ void write_scales(const void* weight, const void* gains, int n_count, int64_t le
                   typename D::Scalar* scale) {
   const auto* v = static_cast<const typename D::Scalar*>(weight);
   const auto* gain = static_cast<const typename D::Scalar*>(gains);
-  for (int n = 0; n < n_count; ++n, v += length) {
+  for (int n = 0; n < n_count; ++n, v += length)
     scale[n] = gain == nullptr ? 1 : gain[n] / D::square_root(sum_of_products<D>(v, v, length));
-  }
 }
 
 // Weights times their scales: packed[tap][in / pair][out], or, for the backward, packed[last tap

@@ -189,13 +189,12 @@ DSMOOTH_INLINE Component<typename M::V, C> evaluate_component(const typename M::
     const V log_scale = M::select(clamped, M::splat(kMinLogScale), raw);
     const V distance = x[c] - mean[c];
     Colour<V> colour;
-    if constexpr (kLikelihood == Likelihood::kDiscretized) {
+    if constexpr (kLikelihood == Likelihood::kDiscretized)
       colour = colour_mass<M>(x[c], distance, log_scale);
-    } else if constexpr (kLikelihood == Likelihood::kGaussian) {
+    else if constexpr (kLikelihood == Likelihood::kGaussian)
       colour = colour_gaussian<M>(distance, log_scale, smoothing);
-    } else {
+    else
       colour = colour_density<M>(distance, log_scale);
-    }
     out.exponent = out.exponent + colour.exponent;
     out.factor = out.factor * colour.factor;
     out.d_x[c] = colour.slope;
@@ -253,20 +252,20 @@ struct AtomHere {
     }
   }
 
-  // Its logit, -inf for none. first: of the pixels' adjacent logits of atom 0.
-  DSMOOTH_INLINE typename M::V logit(const typename M::Scalar* first, int64_t stride) const {
+  // Its logit, -inf for none. first: the channel of atom 0; columns are adjacent.
+  DSMOOTH_INLINE typename M::V logit(const Planes<const typename M::Scalar>& params,
+                                     const Position& at, int64_t first) const {
     typename M::V logit = M::splat(-kInfinity);
-    for (int lane = 0; lane < M::kLanes; ++lane) {
-      if (atom[lane] >= 0) logit[lane] = first[atom[lane] * stride + lane];
-    }
+    for (int lane = 0; lane < M::kLanes; ++lane)
+      if (atom[lane] >= 0) logit[lane] = params.at(at, first + atom[lane])[lane];
     return logit;
   }
 
   // Writes a value at that atom, and at no other.
-  DSMOOTH_INLINE void store(typename M::V value, typename M::Scalar* first, int64_t stride) const {
-    for (int lane = 0; lane < M::kLanes; ++lane) {
-      if (atom[lane] >= 0) first[atom[lane] * stride + lane] = value[lane];
-    }
+  DSMOOTH_INLINE void store(typename M::V value, const Planes<typename M::Scalar>& params,
+                            const Position& at, int64_t first) const {
+    for (int lane = 0; lane < M::kLanes; ++lane)
+      if (atom[lane] >= 0) params.at(at, first + atom[lane])[lane] = value[lane];
   }
 };
 

@@ -74,26 +74,22 @@ LogisticMixtureArgs<T> check_operands(const MixtureTensors& t, const MixtureSett
   const double sigma = std::fmax(mixture.smoothing_scale, 1e-12);
   args.smoothing = {std::log(sigma), 1 / (sigma * sigma)};
   std::fill_n(args.atom_of_byte, kBytes, int16_t{-1});
-  for (const int64_t byte : mixture.atoms) {
+  for (const int64_t byte : mixture.atoms)
     args.atom_of_byte[byte] = static_cast<int16_t>(args.n_atoms++);
-  }
   args.state = planes<T>(t.state, {batch, kStateChannels, rows, cols});
   args.batch = batch, args.rows = rows, args.cols = cols;
   args.n_mix = count_components(n_params, channels, args.n_atoms);
   args.channels = static_cast<int>(channels);
-  for (const Borrowed* result : {&t.log_prob, &t.grad_x, &t.grad_params}) {
+  for (const Borrowed* result : {&t.log_prob, &t.grad_x, &t.grad_params})
     if (result->given && backward == (result == &t.log_prob))
       refuse(result->name, backward ? "be None with grad" : "be None without grad", "a tensor");
-  }
-  if (backward) {
+  if (backward)
     args.grad = planes<const T>(t.grad, {batch, rows, cols});
-  } else {
+  else
     args.log_prob = planes<T>(t.log_prob, {batch, rows, cols});
-  }
   if (t.grad_x.given) args.grad_x = planes<T>(t.grad_x, {batch, channels, rows, cols});
-  if (t.grad_params.given) {
+  if (t.grad_params.given)
     args.grad_params = planes<T>(t.grad_params, {batch, n_params, rows, cols});
-  }
   backward ? check_apart({&t.grad_x, &t.grad_params}, {&t.x, &t.params, &t.grad, &t.state})
            : check_apart({&t.log_prob, &t.state}, {&t.x, &t.params});
   return args;

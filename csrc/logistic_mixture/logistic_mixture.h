@@ -20,14 +20,18 @@ struct Smoothing {
   double precision = 1;  // 1 / sigma^2
 };
 
+struct Position {
+  int64_t b, row, col;  // of a pixel, or the first of a vector's
+};
+
 // A (B, channels, H, W) tensor, whose rows may be collapsed to one; strides in elements.
 template <class T>
 struct Planes {
   T* data = nullptr;
   int64_t stride_b = 0, stride_c = 0, stride_row = 0, stride_col = 1;
 
-  DSMOOTH_INLINE T* at(int64_t b, int64_t row, int64_t col) const {
-    return data + b * stride_b + row * stride_row + col * stride_col;
+  DSMOOTH_INLINE T* at(const Position& p, int64_t channel = 0) const {
+    return data + p.b * stride_b + p.row * stride_row + p.col * stride_col + channel * stride_c;
   }
 };
 

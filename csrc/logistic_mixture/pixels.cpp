@@ -7,37 +7,23 @@
 namespace dsmooth::DSMOOTH_ISA {
 namespace {
 
-struct Position {
-  int64_t b, row, col;  // of the first pixel
-};
-
 // kLanes neighbouring pixels of a row; every tensor has adjacent columns.
 template <class T, int C, Likelihood kLikelihood>
 struct PixelVector {
   using M = VectorMath<T>;
   using V = typename M::V;
 
-  template <class U>
-  DSMOOTH_INLINE static V load(const Planes<U>& planes, Position at, int64_t channel) {
-    return M::load(planes.at(at.b, at.row, at.col) + channel * planes.stride_c);
-  }
-
-  DSMOOTH_INLINE static void store(V value, const Planes<T>& planes, Position at, int64_t channel) {
-    M::store(value, planes.at(at.b, at.row, at.col) + channel * planes.stride_c);
-  }
-
   // Begins to fetch the next cache line of a channel: a processor does not foresee as many planes
   // as a pixel with hundreds of atoms has.
   template <class U>
   DSMOOTH_INLINE static void prefetch(const Planes<U>& planes, Position at, int64_t channel) {
     constexpr int kCacheLine = 64;
-    const U* const here = planes.at(at.b, at.row, at.col) + channel * planes.stride_c;
-    __builtin_prefetch(here + kCacheLine / sizeof(T), std::is_const_v<U> ? 0 : 1);
+    __builtin_prefetch(planes.at(at, channel) + kCacheLine / sizeof(T), std::is_const_v<U> ? 0 : 1);
   }
 
   DSMOOTH_INLINE static V evaluate(const LogisticMixtureArgs<T>& args, Position at, const V (&x)[C],
                                    int64_t k, Component<V, C>& out) {
-    const auto get = [&](int64_t channel) { return load(args.params, at, channel); };
+    const auto get = [&](int64_t channel) { return M::load(args.params.at(at, channel)); };
     out = evaluate_component<M, C, kLikelihood>(x, Channels<C>{args.n_mix, args.n_atoms}, k,
                                                 args.smoothing, get);
     return get(k);
@@ -46,8 +32,8 @@ struct PixelVector {
   static void forward(const LogisticMixtureArgs<T>& args, Position at, V* scratch) {
     V x[C];
     DSMOOTH_UNROLL
-    for (int c = 0; c < C; ++c) x[c] = load(args.x, at, c);
-    const auto get = [&](int64_t channel) { return load(args.params, at, channel); };
+    for (int c = 0; c < C; ++c) x[c] = M::load(args.x.at(at, c));
+    const auto get = [&](int64_t channel) { return M::load(args.params.at(at, channel)); };
     V max_logit = get(0);
     for (int64_t i = 1; i < args.n_mix + args.n_atoms; ++i) {
       const V logit = get(i);
@@ -68,8 +54,7 @@ struct PixelVector {
     const bool has_atoms = kLikelihood == Likelihood::kDiscretized && args.n_atoms > 0;
     V atom = impossible;
     if (has_atoms) {
-      const T* first = args.params.at(at.b, at.row, at.col) + args.n_mix * args.params.stride_c;
-      atom = AtomHere<M>(args, x).logit(first, args.params.stride_c) - shift;
+      atom = AtomHere<M>(args, x).logit(args.params, at, args.n_mix) - shift;
       max_joint = M::select(atom > max_joint, atom, max_joint);
     }
     // If no component is possible, as for x = inf, every exp(joint - base) is 0, and log_prob -inf.
@@ -87,24 +72,26 @@ struct PixelVector {
       }
     }
     const V log_sums = M::log(sum_joint) - M::log(sum_logit);
-    store((max_joint - (max_logit - shift)) + log_sums, args.log_prob, at, 0);
-    store(max_joint, args.state, at, kMaxJoint);
-    store(sum_joint, args.state, at, kSumJoint);
-    store(max_logit, args.state, at, kMaxLogit);
-    store(sum_logit, args.state, at, kSumLogit);
+    M::store((max_joint - (max_logit - shift)) + log_sums, args.log_prob.at(at, 0));
+    M::store(max_joint, args.state.at(at, kMaxJoint));
+    M::store(sum_joint, args.state.at(at, kSumJoint));
+    M::store(max_logit, args.state.at(at, kMaxLogit));
+    M::store(sum_logit, args.state.at(at, kSumLogit));
   }
 
   static void backward(const LogisticMixtureArgs<T>& args, Position at, V*) {
     V x[C], grad_x[C] = {};
     DSMOOTH_UNROLL
-    for (int c = 0; c < C; ++c) x[c] = load(args.x, at, c);
-    const V grad = load(args.grad, at, 0);
-    const V max_joint = load(args.state, at, kMaxJoint);
-    const V max_logit = load(args.state, at, kMaxLogit);
+    for (int c = 0; c < C; ++c) x[c] = M::load(args.x.at(at, c));
+    const V grad = M::load(args.grad.at(at, 0));
+    const V max_joint = M::load(args.state.at(at, kMaxJoint));
+    const V max_logit = M::load(args.state.at(at, kMaxLogit));
     const V shift = shift_of<M>(max_logit);
-    const V scale_joint = grad / load(args.state, at, kSumJoint);
-    const V scale_logit = grad / load(args.state, at, kSumLogit);
-    const auto set = [&](int64_t channel, V value) { store(value, args.grad_params, at, channel); };
+    const V scale_joint = grad / M::load(args.state.at(at, kSumJoint));
+    const V scale_logit = grad / M::load(args.state.at(at, kSumLogit));
+    const auto set = [&](int64_t channel, V value) {
+      M::store(value, args.grad_params.at(at, channel));
+    };
     const Channels<C> channel{args.n_mix, args.n_atoms};
     for (int64_t k = 0; k < args.n_mix; ++k) {
       Component<V, C> component;
@@ -119,9 +106,8 @@ struct PixelVector {
       for (int c = 0; c < C; ++c) {
         set(channel.mean(c, k), responsibility * component.d_mean[c]);
         set(channel.log_scale(c, k), responsibility * component.d_log_scale[c]);
-        if constexpr (C == 3) {
+        if constexpr (C == 3)
           set(channel.coefficient(c, k), responsibility * component.d_coefficient[c]);
-        }
       }
     }
     const bool has_atoms = kLikelihood == Likelihood::kDiscretized && args.n_atoms > 0;
@@ -129,23 +115,20 @@ struct PixelVector {
       for (int64_t j = args.n_mix; j < args.n_mix + args.n_atoms; ++j) {
         prefetch(args.params, at, j);
         prefetch(args.grad_params, at, j);
-        set(j, V{} - M::exp(load(args.params, at, j) - max_logit) * scale_logit);
+        set(j, V{} - M::exp(M::load(args.params.at(at, j)) - max_logit) * scale_logit);
       }
-      const int64_t stride = args.params.stride_c, grad_stride = args.grad_params.stride_c;
       const AtomHere<M> here(args, x);
-      const V logit =
-          here.logit(args.params.at(at.b, at.row, at.col) + args.n_mix * stride, stride);
+      const V logit = here.logit(args.params, at, args.n_mix);
       // Selected, so that it is the weight's product that fuses with the difference, as in the
       // loop.
       const V responsibility =
           M::select(logit > -kInfinity, M::exp((logit - shift) - max_joint) * scale_joint, V{});
       const V gradient = responsibility - M::exp(logit - max_logit) * scale_logit;
-      here.store(gradient, args.grad_params.at(at.b, at.row, at.col) + args.n_mix * grad_stride,
-                 grad_stride);
+      here.store(gradient, args.grad_params, at, args.n_mix);
     }
     if (args.grad_x.data == nullptr) return;
     DSMOOTH_UNROLL
-    for (int c = 0; c < C; ++c) store(grad_x[c], args.grad_x, at, c);
+    for (int c = 0; c < C; ++c) M::store(grad_x[c], args.grad_x.at(at, c));
   }
 };
 
@@ -183,8 +166,7 @@ void run_gathered(RunVector<T> run, bool backward, const LogisticMixtureArgs<T>&
     if (!is_read) return;
     // Lanes without a pixel repeat the last one, so that they meet nothing unusual.
     for (int lane = 0; lane < kLanes; ++lane) {
-      const T* pixel =
-          planes.at(at.b, at.row, at.col) + (lane < count ? lane : count - 1) * planes.stride_col;
+      const T* pixel = planes.at(at) + (lane < count ? lane : count - 1) * planes.stride_col;
       for (int64_t c = 0; c < channels; ++c) memory[c * kLanes + lane] = pixel[c * planes.stride_c];
     }
   });
@@ -192,12 +174,10 @@ void run_gathered(RunVector<T> run, bool backward, const LogisticMixtureArgs<T>&
   each([&]<class U>(const Planes<U>& planes, auto& copy, int64_t channels, bool is_read) {
     if constexpr (std::is_same_v<U, T>) {
       if (is_read) return;
-      T* target = planes.at(at.b, at.row, at.col);
-      for (int64_t c = 0; c < channels; ++c) {
-        for (int lane = 0; lane < count; ++lane) {
+      T* target = planes.at(at);
+      for (int64_t c = 0; c < channels; ++c)
+        for (int lane = 0; lane < count; ++lane)
           target[c * planes.stride_c + lane * planes.stride_col] = copy.data[c * kLanes + lane];
-        }
-      }
     }
   });
 }

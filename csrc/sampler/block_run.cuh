@@ -97,16 +97,21 @@ class CudaWorker {
   int turn_ = 0;  // the warp that takes the next tile of a row part
 };
 
+struct CudaCall {
+  int64_t n;
+  Slice all;  // the n images, in memory of the device; its batch is not used
+  Partition partition;
+  float* memory;  // Workspace::words for each worker, aligned to 128 bytes
+  void* stream;   // a cudaStream_t of the device
+};
+
 // One launch, the same for all blocks. Block b draws slice round * blocks + b.
 struct BlockRun {
+  CudaCall call;
   NetworkView network;
   const CudaOp* ops;
   const PixelStage* stages;
   SharedLayout shared;
-  Partition partition;
-  int64_t n;
-  Slice all;      // of all n images; its batch is not used
-  float* memory;  // workspace.words for each block
   Workspace workspace;
   int64_t round;
   int first_row, end_row;  // those of a prompt come first
@@ -116,11 +121,12 @@ struct BlockRun {
 template <class Block>
 DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch, Block& block) {
   const NetworkView& network = run.network;
+  const Slice& all = run.call.all;
   const int lane = block.lane(), n_addresses = network.n_caches + network.n_ops;
   constexpr int kLanes = BlockMemory<Block>::kLanes;
   if (lane == 0)
     *reinterpret_cast<BlockHead*>(block.shared()) = {
-        {&network, nullptr, nullptr, batch, run.all.height, run.all.width},
+        {&network, nullptr, nullptr, batch, all.height, all.width},
         run.shared,
         run.stages,
         reinterpret_cast<unsigned char*>(base)};
@@ -130,7 +136,7 @@ DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch
   uint32_t* const words = reinterpret_cast<uint32_t*>(memory.near());
   for (int i = lane; i < n_addresses; i += kLanes)
     words[i] = static_cast<uint32_t>(
-        workspace_words(network, i, run.partition.largest, run.all.height, run.all.width));
+        workspace_words(network, i, run.call.partition.largest, all.height, all.width));
   const uint32_t* const ops = reinterpret_cast<const uint32_t*>(run.ops);
   uint32_t* const copy = reinterpret_cast<uint32_t*>(memory.ops());
   for (int i = lane; i < network.n_ops * static_cast<int>(sizeof(CudaOp) / 4); i += kLanes)
@@ -158,12 +164,13 @@ DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch
 template <class T, class Block>
 DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& block) {
   const NetworkView& network = run.network;
-  const int64_t i = run.round * run.partition.workers + block_index;
-  if (i >= run.partition.slices) return;
-  const int64_t first = run.all.begin(run.n, i, run.partition.slices);
-  const int64_t end = run.all.begin(run.n, i + 1, run.partition.slices);
-  const Slice slice = run.all.part(network, first, end);
-  float* const base = run.memory + static_cast<size_t>(block_index) * run.workspace.words;
+  const CudaCall& call = run.call;
+  const int64_t slices = call.partition.slices;
+  const int64_t i = run.round * call.partition.workers + block_index;
+  if (i >= slices) return;
+  const int64_t first = call.all.begin(call.n, i, slices);
+  const Slice slice = call.all.part(network, first, call.all.begin(call.n, i + 1, slices));
+  float* const base = call.memory + static_cast<size_t>(block_index) * run.workspace.words;
   if (run.first_row == 0)
     for (size_t word = static_cast<size_t>(block.lane()); word < run.workspace.cache_words;
          word += static_cast<size_t>(BlockMemory<Block>::kLanes))

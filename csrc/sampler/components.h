@@ -1,9 +1,8 @@
 // The component of a mixture that a uniform picks by the cumulative softmax of the logits.
 //
 // Few components are taken one after the other. A network with an atom for every byte takes them by
-// groups: each exponential is computed once and takes the place of its logit. The sum of a group is
-// a tree of additions, so vectors of any width, and lanes that share the groups, give the same
-// bits.
+// groups. Each exponential is computed once and replaces its logit. The sum of a group is a tree of
+// additions, so vectors of any width, and lanes that share the groups, give the same bits.
 #pragma once
 
 #include <cmath>

@@ -84,11 +84,6 @@ CudaSampler::CudaSampler(Program program, bool bf16, int device)
   set(cudaFuncAttributePreferredSharedMemoryCarveout, std::min(percent, 100));
 }
 
-Partition CudaSampler::partition(int64_t n, int height, int width, size_t memory, int max_slice,
-                                 int passes) const {
-  return partition_batch(n, processors_, bytes_per_image(height, width), memory, max_slice, passes);
-}
-
 int64_t CudaSampler::workspace_words(const Partition& partition, int height, int width) const {
   return partition.workers *
          static_cast<int64_t>(workspace(partition.largest, height, width).words);
@@ -104,18 +99,9 @@ void CudaSampler::sample(const CudaCall& r, int64_t launch) const {
   const int rows = network().rows(r.all.height);
   const int per_slice = launches_of_a_slice(rows);
   const int first = static_cast<int>(launch % per_slice) * kRowsPerLaunch;
-  BlockRun run{network(),
-               ops(),
-               stages(),
-               shared_,
-               r.partition,
-               r.n,
-               r.all,
-               r.workspace,
-               workspace(r.partition.largest, r.all.height, r.all.width),
-               launch / per_slice,
-               first,
-               std::min(first + kRowsPerLaunch, rows)};
+  const Workspace needed = workspace(r.partition.largest, r.all.height, r.all.width);
+  const int end = std::min(first + kRowsPerLaunch, rows);
+  BlockRun run{r, network(), ops(), stages(), shared_, needed, launch / per_slice, first, end};
   check_current(device_);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(r.partition.workers));

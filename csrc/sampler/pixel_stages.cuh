@@ -11,10 +11,10 @@ namespace dsmooth::sampler {
 // A warp takes a unit of output columns, loads its weights into the registers where they are
 // multiplied, and finishes the sums there. kHigh: fragments of 8 images. docs/sampler.md says why.
 //
-// Loads are issued together, behind the products of a window: weights, rows and summands of the
-// next window, and the sources of the one behind it. Nothing reads them before the next products.
-// Rows that the present operation writes come from shared memory; a summand is older
-// (device_program.cpp).
+// After the products of a window, the weights, rows and summands of the next one are loaded, all
+// at once, and the sources of the window after that. Nothing reads them before the next products.
+// Rows that this operation writes come from shared memory. A summand was written by an earlier
+// operation (device_program.cpp).
 template <class T, class Block, int kHigh>
 class PixelStages {
  public:

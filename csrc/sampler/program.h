@@ -1,6 +1,5 @@
-// A PixelCNN++ as data: caches, operations with their places and weights. Built in
-// Python from the module (dsmooth/sampling/program.py; operations.py explains each field), checked
-// here.
+// A PixelCNN++ as data: its caches, and its operations in order, with their weights. Python builds
+// it from the module (dsmooth/sampling/program.py; operations.py explains each field).
 #pragma once
 
 #include <vector>

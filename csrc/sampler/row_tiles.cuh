@@ -12,8 +12,8 @@ namespace dsmooth::sampler {
 // A tile is drawn by one warp: kHigh fragments of rows by up to kWide units of columns. It loads
 // operands from memory into the registers where they are multiplied (docs/sampler.md).
 //
-// The loads of a turn, kTurn steps of k, are issued together, ahead of the products of the turn
-// before, which hide them. Their addresses are found ahead, too, by sources loaded a step earlier.
+// A turn is kTurn steps of k. Its loads are issued together, before the products of the turn before
+// it, which hide them. Their addresses come from sources that were loaded a step earlier.
 template <class T, class Block, int kHigh>
 class RowTile {
  public:
@@ -57,7 +57,7 @@ class RowTile {
         for (int j = 0; j < kTurn; ++j) multiply(turn * kTurn + j);
       }
     }
-    // Registers that are read must have been written, or they are held from call to call.
+    // Every register that is read below was written, else it would be held from call to call.
     static_assert(kTurn <= 2);
     const int left = steps_ - s;
     if (kTurn > 1 && left > kTurn) {

@@ -69,14 +69,6 @@ class DeviceProgram {
 Partition partition_batch(int64_t n, int processors, size_t image_bytes, size_t memory,
                           int max_slice, int passes = 1);
 
-struct CudaCall {
-  int64_t n;
-  Slice all;  // the n images, in memory of the device; its batch is not used
-  Partition partition;
-  float* workspace;  // workspace_words(partition), aligned to 128 bytes
-  void* stream;      // a cudaStream_t of the device
-};
-
 class CudaSampler : public DeviceProgram {
  public:
   // Reads the limits of the current device. Throws std::runtime_error, in plain words and with
@@ -85,8 +77,7 @@ class CudaSampler : public DeviceProgram {
   CudaSampler(Program program, bool bf16, int device);
 
   int device() const { return device_; }
-  Partition partition(int64_t n, int height, int width, size_t memory, int max_slice,
-                      int passes = 1) const;
+  int processors() const { return processors_; }
   int64_t workspace_words(const Partition& partition, int height, int width) const;
 
   // Number of launches that draw a batch: each block draws one slice after the other, a few rows in
@@ -94,7 +85,7 @@ class CudaSampler : public DeviceProgram {
   int64_t launches(const Partition& partition, int height) const;
   // Launches one of them on the stream and returns. They must come in order, behind the copy of the
   // weights. Throws std::runtime_error with CUDA's text.
-  void sample(const CudaCall& request, int64_t launch) const;
+  void sample(const CudaCall& call, int64_t launch) const;
 
  private:
   int device_;

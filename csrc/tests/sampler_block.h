@@ -114,8 +114,8 @@ class HostBlock {
   int64_t count_ = 0, round_ = 0;
 };
 
-// The limits of a device, for a call that is played.
-struct Device {
+// The limits of a GPU, for a call that is played.
+struct Card {
   int processors;
   int shared_bytes;
   int rows_per_launch = 0;  // 0: all
@@ -124,30 +124,30 @@ struct Device {
 // Draws n images as CudaSampler does, launch after launch and block after block. omit: the number
 // of a sync to leave out in the first block of each launch, -1 for none. Returns the workspace.
 template <class T, int kWarps, int kWarpLanes>
-std::vector<Granule> draw_as_cuda(Program program, const Slice& all, int64_t n,
-                                  const Device& device, int max_slice, Mode mode,
-                                  int64_t omit = -1) {
+std::vector<Granule> draw_as_cuda(Program program, const Slice& all, int64_t n, const Card& device,
+                                  int max_slice, Mode mode, int64_t omit = -1) {
   using Lanes = HostBlock<kWarps, kWarpLanes>;
-  DeviceProgram plan(std::move(program), sizeof(T) == sizeof(Bf16));
-  std::vector<Granule> weights(plan.bytes() / kGranule);
-  plan.write(weights.data(), reinterpret_cast<uintptr_t>(weights.data()));
+  DeviceProgram packed(std::move(program), sizeof(T) == sizeof(Bf16));
+  std::vector<Granule> weights(packed.bytes() / kGranule);
+  packed.write(weights.data(), reinterpret_cast<uintptr_t>(weights.data()));
   const Partition partition =
-      partition_batch(n, device.processors, plan.bytes_per_image(all.height, all.width),
+      partition_batch(n, device.processors, packed.bytes_per_image(all.height, all.width),
                       size_t{1} << 30, max_slice, all.passes());
-  const Workspace workspace = plan.workspace(partition.largest, all.height, all.width);
-  const SharedLayout layout = plan.shared(kWarps, device.shared_bytes);
+  const Workspace workspace = packed.workspace(partition.largest, all.height, all.width);
+  const SharedLayout layout = packed.shared(kWarps, device.shared_bytes);
   constexpr uint32_t kNaN = ~0u;  // as a float and as two bfloat16
   const Granule not_numbers{{kNaN, kNaN, kNaN, kNaN}};
   std::vector<Granule> memory(partition.workers * workspace.words * sizeof(float) / kGranule,
                               not_numbers);
-  const int rows = plan.network().rows(all.height);
+  const int rows = packed.network().rows(all.height);
   const int per_launch = device.rows_per_launch ? device.rows_per_launch : rows;
+  const CudaCall call{n, all, partition, reinterpret_cast<float*>(memory.data()), nullptr};
   for (int64_t round = 0; round * partition.workers < partition.slices; ++round)
     for (int row = 0; row < rows; row += per_launch) {
-      const BlockRun run{
-          plan.network(), plan.ops(), plan.stages(), layout,
-          partition,      n,          all,           reinterpret_cast<float*>(memory.data()),
-          workspace,      round,      row,           std::min(row + per_launch, rows)};
+      const int end = std::min(row + per_launch, rows);
+      const BlockRun run{call,   packed.network(), packed.ops(), packed.stages(),
+                         layout, workspace,        round,        row,
+                         end};
       for (int i = 0; i < partition.workers; ++i) {
         std::vector<Granule> shared(layout.bytes / kGranule, not_numbers);
         Block block(kWarps * kWarpLanes, mode);

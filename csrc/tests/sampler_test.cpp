@@ -30,11 +30,6 @@ constexpr int kHeight = 4, kWidth = 8;
 constexpr Likelihood kDiscretized = Likelihood::kDiscretized;
 const std::vector<int> kAll = Bytes::all();
 
-Program toy(int filters, int channels, Conditioning conditioning, int condition_size = 0,
-            Likelihood likelihood = Likelihood::kContinuous, const Bytes& bytes = {}) {
-  return Toy(filters, channels, conditioning, likelihood, bytes, condition_size).take();
-}
-
 struct Case {
   Program program;
   bool completes = false;  // some pixels are known
@@ -43,22 +38,22 @@ struct Case {
   int64_t size(int64_t n) const { return images(n) * program.image_channels * kHeight * kWidth; }
 };
 const Case kCases[] = {
-    {toy(12, 1, Conditioning::kNone)},
-    {toy(9, 3, Conditioning::kStack, 0, Likelihood::kGaussian)},
-    {toy(20, 1, Conditioning::kConcat)},
-    {toy(7, 3, Conditioning::kNone, 0, kDiscretized, {{0, 255, 17}})},
-    {toy(10, 3, Conditioning::kStack), true},
-    {toy(11, 1, Conditioning::kNone), true},
-    {toy(13, 1, Conditioning::kNone, 3)},
-    {toy(9, 3, Conditioning::kStack, 1)},
-    {toy(9, 1, Conditioning::kNone, 2), true},
-    {toy(12, 1, Conditioning::kConcat, 2)},
-    {toy(6, 1, Conditioning::kNone, 0, kDiscretized, {kAll, 4, 5}), true},
-    {toy(5, 3, Conditioning::kStack, 0, kDiscretized, {{0, 255}, 2, 3})},
-    {toy(4, 1, Conditioning::kStack, 0, Likelihood::kContinuous, {{}, 0, 3})},
-    {toy(3, 1, Conditioning::kConcat, 2, kDiscretized, {kAll, 16, 0})},
-    {toy(12, 1, Conditioning::kConcat, 2), false, 0.5f},
-    {toy(6, 1, Conditioning::kNone, 3, kDiscretized, {kAll, 4, 5}), false, 2.0f}};
+    {Toy(12, 1, Conditioning::kNone)},
+    {Toy(9, 3, Conditioning::kStack, 0, Likelihood::kGaussian)},
+    {Toy(20, 1, Conditioning::kConcat)},
+    {Toy(7, 3, Conditioning::kNone, 0, kDiscretized, {{0, 255, 17}})},
+    {Toy(10, 3, Conditioning::kStack), true},
+    {Toy(11, 1, Conditioning::kNone), true},
+    {Toy(13, 1, Conditioning::kNone, 3)},
+    {Toy(9, 3, Conditioning::kStack, 1)},
+    {Toy(9, 1, Conditioning::kNone, 2), true},
+    {Toy(12, 1, Conditioning::kConcat, 2)},
+    {Toy(6, 1, Conditioning::kNone, 0, kDiscretized, {kAll, 4, 5}), true},
+    {Toy(5, 3, Conditioning::kStack, 0, kDiscretized, {{0, 255}, 2, 3})},
+    {Toy(4, 1, Conditioning::kStack, 0, Likelihood::kContinuous, {{}, 0, 3})},
+    {Toy(3, 1, Conditioning::kConcat, 2, kDiscretized, {kAll, 16, 0})},
+    {Toy(12, 1, Conditioning::kConcat, 2), false, 0.5f},
+    {Toy(6, 1, Conditioning::kNone, 3, kDiscretized, {kAll, 4, 5}), false, 2.0f}};
 
 std::vector<float> draw(const CpuSampler& sampler, const Case& c, int64_t first, int64_t n,
                         int threads, int slice) {
@@ -92,8 +87,8 @@ void same_bits_however_shared(const Case& c, const std::string& set, bool bf16) 
 
 // The images of a call of the CUDA sampler, played.
 template <class T, int kWarps, int kWarpLanes>
-std::vector<float> draw_as_cuda(const Case& c, int n, const Device& device, int max_slice,
-                                Mode mode, int64_t omit = -1) {
+std::vector<float> draw_as_cuda(const Case& c, int n, const Card& device, int max_slice, Mode mode,
+                                int64_t omit = -1) {
   Drawing drawing(c.program, c.images(n), kHeight, kWidth, c.completes, c.guidance);
   draw_as_cuda<T, kWarps, kWarpLanes>(c.program, drawing.all, c.images(n), device, max_slice, mode,
                                       omit);
@@ -110,7 +105,7 @@ std::string fma_set() {
 // Sums in the order of CUDA's emulated fragments, one rounding per product, are those of the CPU
 // where it has FMA: the images are then the same bits.
 template <class T, int kWarps, int kWarpLanes>
-void cuda_equals_cpu(const Case& c, const Device& device, int max_slice, Mode mode) {
+void cuda_equals_cpu(const Case& c, const Card& device, int max_slice, Mode mode) {
   constexpr int kImages = 5;
   const CpuSampler sampler(c.program, fma_set(), sizeof(T) == sizeof(Bf16));
   const std::vector<float> expected = draw(sampler, c, 0, kImages, 1, 0);
@@ -123,7 +118,7 @@ void cuda_equals_cpu(const Case& c, const Device& device, int max_slice, Mode mo
 
 void cuda_equals_cpu_on_all_shapes() {
   if (fma_set().empty()) return;
-  constexpr Device kRoomy{2, 227 << 10, 3}, kTight{1, 40 << 10};
+  constexpr Card kRoomy{2, 227 << 10, 3}, kTight{1, 40 << 10};
 #if defined(__SANITIZE_THREAD__)
   // Lanes that run at the same time mostly wait, so there are few of them.
   for (const Case& c : kCases) {
@@ -139,7 +134,7 @@ void cuda_equals_cpu_on_all_shapes() {
   // The shape of the device.
   cuda_equals_cpu<float, 8, 32>(kCases[0], kRoomy, 0, Mode::kTurns);
   // Three panels for the row part of a gate, one of 18 fragments for its pixel part.
-  const Case wide{toy(136, 1, Conditioning::kNone)};
+  const Case wide{Toy(136, 1, Conditioning::kNone)};
   cuda_equals_cpu<Bf16, 4, 1>(wide, {1, 227 << 10}, 0, Mode::kTurns);
 #endif
 }
@@ -230,8 +225,8 @@ void batches_are_shared_out() {
 void blocks_fit_into_shared_memory() {
   for (bool bf16 : {false, true})
     for (int filters : {3, 40, 160, 400}) {
-      const DeviceProgram plan(toy(filters, 3, Conditioning::kNone), bf16);
-      const auto lay_out = [&](int limit) { return plan.shared(8, limit); };
+      const DeviceProgram packed(Toy(filters, 3, Conditioning::kNone), bf16);
+      const auto lay_out = [&](int limit) { return packed.shared(8, limit); };
       const int roomy = lay_out(1 << 20).bytes, smallest = lay_out(roomy - 1).bytes;
       expect(throws([&] { lay_out(smallest - 1); }), "a block that does not fit");
       for (int limit : {smallest, 227 << 10, roomy}) {
@@ -246,16 +241,16 @@ void blocks_fit_into_shared_memory() {
 
 // One image of 39 GB with a cache of 19 GB has few enough granules, but 2^32 words in that cache.
 void caches_are_counted_by_32_bits() {
-  const DeviceProgram plan(toy(64, 1, Conditioning::kConcat), false);
-  expect(plan.workspace(1, 4096, 4096).words > 0, "an image that fits");
-  expect(throws([&] { plan.workspace(1, 6144, 6144); }),
+  const DeviceProgram packed(Toy(64, 1, Conditioning::kConcat), false);
+  expect(packed.workspace(1, 4096, 4096).words > 0, "an image that fits");
+  expect(throws([&] { packed.workspace(1, 6144, 6144); }),
          "a cache whose words 32 bits do not count");
 }
 
 // Beside those of tests/faults and tests/test_cached_sampler.py.
 void bad_programs_are_refused() {
   const auto refused = [](auto change) {
-    Program program = toy(4, 1, Conditioning::kNone);
+    Program program = Toy(4, 1, Conditioning::kNone);
     change(program);
     return throws([&] { DeviceProgram(program, true); });
   };
@@ -294,7 +289,7 @@ void bad_programs_are_refused() {
 }
 
 void an_exception_stops_the_workers() {
-  const CpuSampler sampler(toy(40, 1, Conditioning::kNone), "generic", false);
+  const CpuSampler sampler(Toy(40, 1, Conditioning::kNone), "generic", false);
   std::vector<float> out(2u * 4096u * 64u);
   const Slice all{0, 4096, 64, 0, 0, 1.0f, nullptr, out.data()};
   const auto stop = [](double) { throw std::runtime_error("stop"); };
@@ -310,7 +305,7 @@ void draw_from_wrong_program(uint64_t seed) {
   const auto conditioning = static_cast<Conditioning>(below(random, 3));
   const Bytes bytes[] = {{}, {kAll, 4, 5}, {{7}, 2, 0}};
   const Bytes& seen = one_of(random, bytes);
-  Case c{toy(one_of(random, kFilters), one_of(random, kChannels), conditioning, below(random, 3),
+  Case c{Toy(one_of(random, kFilters), one_of(random, kChannels), conditioning, below(random, 3),
              seen.atoms.empty() ? Likelihood::kContinuous : kDiscretized, seen)};
   for (int changes = below(random, 5); changes > 0; --changes) change(random, c.program);
   if (below(random, 4) > 0) fit_weights(c.program);

@@ -29,9 +29,8 @@ struct Bytes {
 
 class Toy {
  public:
-  Toy(int filters, int image_channels, Conditioning conditioning,
-      Likelihood likelihood = Likelihood::kContinuous, const Bytes& bytes = {},
-      int condition_size = 0)
+  Toy(int filters, int image_channels, Conditioning conditioning, int condition_size = 0,
+      Likelihood likelihood = Likelihood::kContinuous, const Bytes& bytes = {})
       : f_(filters),
         hidden_(bytes.hidden),
         p_{{image_channels, 2, 2, likelihood, 0.25f, conditioning != Conditioning::kNone, kNone,
@@ -46,7 +45,7 @@ class Toy {
     p_.image = cache(0, p_.seen_channels(), 3);
     streams(e);
   }
-  Program take() { return std::move(p_); }
+  operator Program() && { return std::move(p_); }
 
  private:
   int cache(int resolution, int channels, int rows, bool operand = true) {

@@ -69,10 +69,9 @@ inline void fit_weights(Program& program) {
     op.bias.resize(op.n, 0.1f);
     if (!op.projection.empty() && few(program.condition_size))
       op.projection.resize(op.n * program.condition_size, 0.2f);
-    for (Term& term : op.terms) {
+    for (Term& term : op.terms)
       if (few(term.channels) && few(term.taps))
         term.weight.resize(op.n * term.taps * term.channels, 0.03f);
-    }
   }
 }
 

@@ -32,10 +32,8 @@ struct Case {
 Program program(const Case& c) {
   const auto atoms =
       c.n_atoms == dsmooth::kBytes ? Bytes::all() : std::vector<int>(c.atoms, c.atoms + c.n_atoms);
-  return Toy(c.filters, c.channels, static_cast<Conditioning>(c.conditioning),
-             static_cast<dsmooth::Likelihood>(c.likelihood), {atoms, c.features, c.hidden},
-             c.condition_size)
-      .take();
+  return Toy(c.filters, c.channels, static_cast<Conditioning>(c.conditioning), c.condition_size,
+             static_cast<dsmooth::Likelihood>(c.likelihood), {atoms, c.features, c.hidden});
 }
 
 Slice images(const Case& c, const float* context, float* out, const uint8_t* mask,
@@ -51,8 +49,9 @@ struct Sampler {
   Sampler(const Case& given, int device)
       : c(given),
         sampler(program(given), given.bf16 != 0, device),
-        partition(sampler.partition(c.n, c.height, c.width, size_t{1} << 30, c.max_slice,
-                                    c.guidance > 0 ? 2 : 1)) {}
+        partition(partition_batch(c.n, sampler.processors(),
+                                  sampler.bytes_per_image(c.height, c.width), size_t{1} << 30,
+                                  c.max_slice, c.guidance > 0 ? 2 : 1)) {}
 };
 
 std::string words;  // of the last call's error
