@@ -1,3 +1,3 @@
-"""The one place that holds the version, read by setuptools without importing torch."""
+"""The version, for Python and for setuptools, which reads it without importing torch."""
 
 __version__ = "0.2.0"

@@ -74,7 +74,7 @@ ABOUT = """Autoregressive image modelling with distribution smoothing, made fast
 
 `dsmooth VERB --help` describes a verb, `dsmooth --version` prints the version, and `dsmooth
 --tyro-print-completion SHELL` a script that lets bash, zsh or tcsh complete."""
-# Not read from --config: of a run so far, and of a command.
+# Left out of what --config reads: facts of a run so far, and options of one command.
 OF_A_RUN = ("dsmooth", "height_and_width", "schedule_from")
 OWN = ("config", "print_config")
 
@@ -153,10 +153,10 @@ def _pair_commands(prog: str, command: Train, args: list[str]) -> tuple[Train, T
         raise ValueError("a pair is two runs, and --config has the settings of one: name its role")
     folder = command.out or Path("runs") / "pair"
     given, words = _given(args, option_types(Train))
-    place = next(i for i, word in words.items() if word == "pair")
+    at = next(i for i, word in words.items() if word == "pair")
 
     def command_of(role: Role) -> Train:
-        own = [*args[:place], role, *args[place + 1 :], "--out", str(folder / role)]
+        own = [*args[:at], role, *args[at + 1 :], "--out", str(folder / role)]
         one: Train = _parse(prog, Train, own)
         if "budget" not in given or one.settings.budget is None:
             return one  # a run to go on with has its share already
@@ -259,9 +259,9 @@ def _parse(prog: str, kind: type, args: list[str]) -> Any:
 
 
 def _given(args: Sequence[str], types: Mapping[str, Any]) -> tuple[dict[str, str], dict[int, str]]:
-    """The options among the arguments, by their names in Python; the other words by their place.
+    """The options among the arguments by their names in Python; the other words by position.
 
-    Of an option with several values the first is kept.
+    An option with several values keeps the first.
     """
     given, words, i = dict[str, str](), dict[int, str](), 0
     while i < len(args):

@@ -143,7 +143,7 @@ def exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # gloo raises RuntimeError with the place in its sources, NCCL a class of its own.
+        # gloo's RuntimeError names a file of its sources. NCCL raises a class of its own.
         if type(error).__name__.startswith("Dist") or "/gloo/" in str(error):
             raise ProcessLost(
                 f"rank {rank_and_size()[0]}: another process ended or did not answer; one that "

@@ -98,7 +98,7 @@ def check_choices(settings: Any) -> None:
 
 
 def check_types(settings: Any) -> None:
-    """Raise ValueError for a field that has not its type; after the checks that say more."""
+    """Raise ValueError for a field of a wrong type. Call it after checks whose errors say more."""
     for name, hint in _hints(settings.__class__).items():
         value = getattr(settings, name)
         if isinstance(hint, type) and is_dataclass(hint):  # one that is there has checked itself

@@ -264,8 +264,8 @@ class SmoothedPair(nn.Module):
 
         score: "full" differentiates through the whole network. The formula is then exact for a
         perfect model. "conditional" differentiates each pixel's own conditional only, its
-        parameters held fixed, as the paper's released code does. label: as in `elbo`. guidance: of
-        `Choices`; the gradients of the two passes are extrapolated in place of their parameters.
+        parameters held fixed, as the paper's released code does. label: as in `elbo`. guidance: as
+        in `Choices`, but it extrapolates the gradients of the two passes, not their parameters.
         The result has no derivative.
         Raises ValueError for smoothing that is not Gaussian and for an unknown score.
         """

@@ -46,9 +46,8 @@ def expand_block(
     C: tl.constexpr, F: tl.constexpr, DROPOUT: tl.constexpr, SCALE: tl.constexpr,
     BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """Channels first_c + first_f .. of an image of C channels, to columns first_f .. of its plane.
-
-    Zeros in rows that are no pixels and where the image has no such channel.
+    """Write channels first_c + first_f .. of an image of C channels to its plane, from column
+    first_f on. Rows that are no pixels get zeros, and so do channels that the image lacks.
     """
     offs_f = first_f + tl.arange(0, BLOCK_F)
     mask_f = (offs_f < F) & (first_c + offs_f < C)

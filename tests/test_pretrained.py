@@ -186,9 +186,9 @@ def test_the_bound_of_a_pair_that_is_told_pays_for_the_label() -> None:
 def test_sentences_of_a_card_are_of_its_numbers() -> None:
     card, told = cards()
     sentences = (
-        "The pair had more compute",
+        "the pair had more compute",
         "nearer to the data than the plain model's",
-        "as near as other images of the data are",
+        "as near to the data as other images of it",
     )
     assert all(sentence in render_summary(card, told) for sentence in sentences)
     assert "The plain model and an untrained" not in render_card(card)

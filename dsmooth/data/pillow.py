@@ -1,4 +1,4 @@
-"""Which of Pillow's pictures can be used, and as what: one rule for files and for Python."""
+"""Whether a picture of Pillow's can be used, and in which colours: for files and for Python."""
 
 from __future__ import annotations
 

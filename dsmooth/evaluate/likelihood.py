@@ -158,7 +158,7 @@ def conventions(scores: Scores) -> list[Convention]:
             name = f"discrete bound, importance-weighted, n = {scores.n_noise}"
             meaning = "the same by the log of the mean weight, which is tighter"
             weighted = row(name, importance_weighted(discrete)[None], meaning)
-            # Equation (4) is about the entropy, which has no place in a mean of weights.
+            # Equation (4) is about the entropy, which a mean of weights does not contain.
             rows.append(replace(weighted, equation_4=None))
     return [
         *rows,
@@ -175,8 +175,8 @@ def standard_error(values: Tensor) -> float | None:
 def paper_readings(scores: Scores) -> tuple[float, float] | None:
     """Bits/dim of x + 0.01 n per grey level, and in units of [-1, 1] by equation (4).
 
-    These are beside the two readings of the reproduction paper's 3.23; `Scores` says of what they
-    are for a denoiser of bytes. None without `noised` nats.
+    They stand beside the two readings of the reproduction paper's 3.23. With a denoiser of bytes
+    they measure something else, which `Scores` describes. None without `noised` nats.
     """
     if scores.noised is None or scores.noisy is None or scores.smoothing is None:
         return None

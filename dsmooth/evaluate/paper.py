@@ -39,8 +39,8 @@ def paper_sentence(readings: Sequence[float], likelihood: Likelihood) -> str:
     )
     if likelihood == "discretized":
         sentence += (
-            " Its denoiser is of bytes, so these are of each noisy pixel given the clean pixels "
-            "before it: not the paper's quantity, and as a rule lower."
+            " Its denoiser is a model of bytes, so both are densities of a noisy pixel given the "
+            "clean pixels before it. That is not the paper's quantity, and as a rule it is lower."
         )
     return sentence
 

@@ -38,7 +38,7 @@ def write_report(
 ) -> list[str]:
     """Write the report of `results` (the content of results.json) to `path`.
 
-    Returns the pair's score, then sentences on the training so far and on more of it.
+    Returns the pair's bits/dim, then sentences on the training so far and on more of it.
     histories: the log of each role's run. pictures: (N, C, H, W) images by name, as
     `dsmooth.reproduce.stages.Stages.draw` returns them. commands: for longer training.
     """

@@ -50,7 +50,7 @@ DENOISED_IMAGES = 10  # held-out images whose denoising the report shows
 # enough.
 PROBED = ("noisy", "denoiser", PIXELS, "untrained-noisy")
 FEW_PROBES = ProbeSettings(train_images=FEW_TRAIN_IMAGES, test_images=FEW_TEST_IMAGES)
-# Seconds of the parts with the packaged models on two cores, for the bar of the whole.
+# Seconds that each part takes with the packaged models on two cores: its share of the bar.
 SECONDS = {
     "drawing noisy": 5,
     "drawing two-step": 5,
@@ -312,8 +312,8 @@ class Stages:
         how: dict[str, Any] = {
             "settings": replace(self.sizes.probes, seed=self.seed),
             "only": PROBED,
-            # By 500 + 500 images the accuracies of the noisy model's seven probes were the same
-            # then but for one image in two of them.
+            # With 500 + 500 images, five of the noisy model's seven probes were as accurate in
+            # bfloat16. Two differed by one image.
             "precision": "bfloat16" if fast else self.precision,
         }
         given = self.models.pair, self.train_set, self.test_set

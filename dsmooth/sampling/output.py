@@ -193,7 +193,7 @@ class Folder:
         return found
 
     def parts(self, missing: list[tuple[int, int]], chunk: int, ranks: int) -> list[Request]:
-        """Whole files in parts of about `chunk` images, fewer if each rank is to have some."""
+        """The missing files in parts of about `chunk` images, smaller if a rank would get none."""
         most = self.size * max(1, min(chunk // self.size, -(-len(missing) // ranks)))
         spans: list[tuple[int, int]] = []
         for first, end in missing:
