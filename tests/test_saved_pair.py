@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import DEFAULT, Mock
 
 import pytest
 import torch
@@ -59,13 +59,8 @@ def test_a_save_that_ends_anywhere_leaves_a_pair(
     old.save_pretrained(tmp_path, name="old")
     files, real = set(tmp_path.iterdir()), getattr(os, change)
     for done in itertools.count():
-        left = iter(range(done))
-
-        def end(*given: Any, left: Iterator[int] = left) -> None:
-            if next(left, None) is None:
-                raise OSError(28, "No space left on device")
-            real(*given)
-
+        full = itertools.repeat(OSError(28, "No space left on device"))
+        end = Mock(wraps=real, side_effect=itertools.chain([DEFAULT] * done, full))
         with monkeypatch.context() as patch, suppress(OSError):
             patch.setattr(os, change, end)
             if change == "unlink":  # and a save that ended before left something

@@ -15,8 +15,7 @@ namespace {
 
 namespace py = pybind11;
 
-// The used part of DLPack 1.x, whose layout is a stable interface (github.com/dmlc/dlpack,
-// dlpack.h).
+// The used part of dlpack.h of DLPack 1.x (github.com/dmlc/dlpack), whose layout is stable.
 struct DlTensor {
   void* data;
   int32_t device_type, device_index;

@@ -37,17 +37,6 @@ void logistic_mixture(const py::object& x, const py::object& params, const py::o
   run_logistic_mixture(tensors, {likelihood, atoms, smoothing_scale}, threads, instruction_set);
 }
 
-void register_logistic_mixture(py::module_& module) {
-  module.def("logistic_mixture", &logistic_mixture, py::arg("x"), py::arg("params"),
-             py::arg("state"), py::arg("likelihood"), py::arg("atoms"), py::arg("smoothing_scale"),
-             py::arg("threads") = 1, py::arg("instruction_set") = "auto", py::kw_only(),
-             py::arg("log_prob") = py::none(), py::arg("grad") = py::none(),
-             py::arg("grad_x") = py::none(), py::arg("grad_params") = py::none(),
-             "Without grad, writes log_prob (B, H, W), and state (B, 4, H, W) for the backward. "
-             "With grad (B, H, W), writes the gradients by x and params, each unless None, of the "
-             "sum of grad times log_prob.");
-}
-
 // The tensors live, in the caller's map, while the interpreter is free to run something else.
 template <bool kBackward>
 void run_gated_resnet(const std::map<std::string, py::object>& tensors, int pad_top, int pad_left,
@@ -78,16 +67,6 @@ void define_gated_resnet(py::module_& module, const char* name, const char* doc)
              py::arg("scale"), py::arg("threads") = 1, py::arg("instruction_set") = "auto", doc);
 }
 
-void register_gated_resnet(py::module_& module) {
-  define_gated_resnet<false>(
-      module, "gated_resnet_forward",
-      "Writes y and, where they are given, h and gates. tensors: by the names of the "
-      "field table in dsmooth/functional/gated_resnet.def. The others: see GatedDropout.");
-  define_gated_resnet<true>(
-      module, "gated_resnet_backward",
-      "Writes the gradients (grad_x, ...) by the tensors given, from grad_y, h and gates.");
-}
-
 std::array<uint32_t, 4> philox(const std::array<uint32_t, 4>& counter,
                                const std::array<uint32_t, 2>& key) {
   const PhiloxBlock block =
@@ -108,8 +87,21 @@ PYBIND11_MODULE(_C, module) {
 
   module.def("instruction_sets", &instruction_sets,
              "Names of the instruction sets built that this CPU has, the best last.");
-  register_logistic_mixture(module);
-  register_gated_resnet(module);
+  module.def("logistic_mixture", &logistic_mixture, py::arg("x"), py::arg("params"),
+             py::arg("state"), py::arg("likelihood"), py::arg("atoms"), py::arg("smoothing_scale"),
+             py::arg("threads") = 1, py::arg("instruction_set") = "auto", py::kw_only(),
+             py::arg("log_prob") = py::none(), py::arg("grad") = py::none(),
+             py::arg("grad_x") = py::none(), py::arg("grad_params") = py::none(),
+             "Without grad, writes log_prob (B, H, W), and state (B, 4, H, W) for the backward. "
+             "With grad (B, H, W), writes the gradients by x and params, each unless None, of the "
+             "sum of grad times log_prob.");
+  define_gated_resnet<false>(
+      module, "gated_resnet_forward",
+      "Writes y and, where they are given, h and gates. tensors: by the names of the "
+      "field table in dsmooth/functional/gated_resnet.def. The others: see GatedDropout.");
+  define_gated_resnet<true>(
+      module, "gated_resnet_backward",
+      "Writes the gradients (grad_x, ...) by the tensors given, from grad_y, h and gates.");
   sampler::register_sampler(module);
   module.def("philox4x32_10", &philox, py::arg("counter"), py::arg("key"),
              "The 4 words of a Philox4x32-10 block.");

@@ -85,7 +85,7 @@ struct Tensors {
   Borrowed out, context;  // both (N, C, H, W) float32; context may be absent
   Borrowed mask;          // (N, H, W) uint8, or absent; known pixels stand in out
   Borrowed condition;     // (N, condition_size) float32, or absent
-  Borrowed workspace;     // absent on the CPU
+  Borrowed workspace{};   // absent on the CPU
 
   // The images to draw, and their number. Throws std::invalid_argument, naming the argument, unless
   // the call reads and writes inside its tensors and asks for something that can be drawn.
@@ -123,11 +123,8 @@ void sample(const CpuSampler& sampler, const py::object& out, const py::object& 
             uint64_t first_index, float temperature, float guidance, int threads, int slice,
             const py::object& progress) {
   constexpr int kLargestSlice = 1 << 14;
-  const Tensors tensors{borrow("out", out),
-                        borrow("context", context),
-                        borrow("mask", mask),
-                        borrow("condition", condition),
-                        {}};
+  const Tensors tensors{borrow("out", out), borrow("context", context), borrow("mask", mask),
+                        borrow("condition", condition)};
   const auto [n, all] =
       tensors.check(sampler.network(), Device{}, seed, first_index, temperature, guidance);
   check_threads(threads);

@@ -43,34 +43,28 @@ inline bool has_openmp() {
 // not throw.
 template <class Work>
 void parallel_for(int64_t parts, const Work& work) {
-  const auto body = [&work](int64_t part) {
+  auto every = [&](int64_t step, int64_t first) {
     const FlushDenormals flush;
-    work(part);
+    for (int64_t part = first; part < parts; part += step) work(part);
   };
-  if (parts == 1) return body(0);
+  if (parts == 1) return every(1, 0);
 #if defined(__linux__)
   if (has_openmp()) {
-    struct Parts {
-      int64_t count;
-      const decltype(body)& each;
-    } all{parts, body};
-    const auto run = [](void* data) {
-      const Parts& all = *static_cast<const Parts*>(data);
-      // The runtime may give fewer threads than parts.
-      const int64_t threads = omp_get_num_threads();
-      for (int64_t part = omp_get_thread_num(); part < all.count; part += threads) all.each(part);
+    // The runtime may give fewer threads than parts.
+    const auto on_thread = [](void* data) {
+      (*static_cast<decltype(every)*>(data))(omp_get_num_threads(), omp_get_thread_num());
     };
-    return GOMP_parallel(run, &all, static_cast<unsigned>(parts), 0);
+    return GOMP_parallel(on_thread, &every, static_cast<unsigned>(parts), 0);
   }
 #endif
   std::vector<std::thread> others;
   int64_t given = 1;
   try {
-    for (; given < parts; ++given) others.emplace_back(body, given);
+    for (; given < parts; ++given) others.emplace_back(every, parts, given);
   } catch (const std::exception&) {  // there are no more threads, or no memory for them
   }
-  body(0);
-  for (int64_t part = given; part < parts; ++part) body(part);
+  every(parts, 0);
+  for (; given < parts; ++given) every(parts, given);
   for (std::thread& other : others) other.join();
 }
 

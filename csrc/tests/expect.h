@@ -15,12 +15,13 @@ inline void expect(bool condition, const std::string& what) {
   std::printf("FAILED: %s\n", what.c_str());
 }
 
+// Whether f throws, with this message if one is given.
 template <class F>
-bool throws(F f) {
+bool throws(F f, const std::string& message = "") {
   try {
     f();
-  } catch (const std::exception&) {
-    return true;
+  } catch (const std::exception& error) {
+    return message.empty() || error.what() == message;
   }
   return false;
 }

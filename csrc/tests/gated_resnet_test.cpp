@@ -3,7 +3,6 @@
 // compares with the formula, and threads change no bit.
 #include "../gated_resnet/gated_resnet.h"
 
-#include <algorithm>
 #include <cmath>
 #include <map>
 #include <string>
@@ -70,17 +69,6 @@ Numbers compute(const Case& c, ElementType type, int threads, const std::string&
     (is_backward ? gated_resnet_backward : gated_resnet_forward)(call, threads, set);
   }
   return numbers;
-}
-
-// The largest difference, relative to the largest number.
-double distance(const Tensor& got, const Tensor& expected) {
-  double most = 0, difference = 0;
-  for (int64_t i = 0; i < expected.size(); ++i) {
-    most = std::max(most, std::abs(expected.get(i)));
-    if (!std::isfinite(got.get(i))) return INFINITY;
-    difference = std::max(difference, std::abs(got.get(i) - expected.get(i)));
-  }
-  return difference == 0 ? 0 : difference / most;
 }
 
 void check(const Case& c) {

@@ -23,31 +23,9 @@ namespace dsmooth::sampler {
 
 enum class Mode { kThreads, kTurns };
 
-// A barrier that only the last to arrive releases: one that lets its waiters sleep has counters of
-// its own, through which ThreadSanitizer sees an order that the missing sync would have made.
-class HostBarrier {
- public:
-  explicit HostBarrier(int n) : n_(n) {}
-  void wait() {
-    const unsigned round = round_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == n_) {
-      arrived_.store(0, std::memory_order_relaxed);
-      round_.store(round + 1, std::memory_order_release);
-      return;
-    }
-    while (round_.load(std::memory_order_acquire) == round) std::this_thread::yield();
-  }
-
- private:
-  const int n_;
-  std::atomic<int> arrived_{0};
-  std::atomic<unsigned> round_{0};
-};
-
 class Block {
  public:
-  Block(int lanes, Mode mode)
-      : lanes_(lanes), mode_(mode), barrier_(lanes), order_(lanes), turn_came_(lanes) {
+  Block(int lanes, Mode mode) : lanes_(lanes), mode_(mode), order_(lanes), turn_came_(lanes) {
     std::iota(order_.begin(), order_.end(), 0);
     shuffle();
   }
@@ -57,7 +35,7 @@ class Block {
     if (mode_ == Mode::kTurns) await_turn(lane, 0);
   }
   void sync(int lane, int64_t round) {
-    if (mode_ == Mode::kThreads) return barrier_.wait();
+    if (mode_ == Mode::kThreads) return await_all();
     end_turn();
     await_turn(lane, round + 1);
   }
@@ -66,6 +44,17 @@ class Block {
   }
 
  private:
+  // Only the last to arrive releases the others. A barrier that lets its waiters sleep has counters
+  // of its own, through which ThreadSanitizer sees an order that the missing sync would have made.
+  void await_all() {
+    const unsigned met = met_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == lanes_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      met_.store(met + 1, std::memory_order_release);
+      return;
+    }
+    while (met_.load(std::memory_order_acquire) == met) std::this_thread::yield();
+  }
   void await_turn(int lane, int64_t round) {
     std::unique_lock lock(mutex_);
     turn_came_[lane].wait(lock, [&] { return round_ == round && order_[turn_] == lane; });
@@ -83,7 +72,8 @@ class Block {
 
   const int lanes_;
   const Mode mode_;
-  HostBarrier barrier_;
+  std::atomic<int> arrived_{0};
+  std::atomic<unsigned> met_{0};
   std::mutex mutex_;
   std::mt19937 random_{1};
   std::vector<int> order_;

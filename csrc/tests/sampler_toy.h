@@ -176,17 +176,12 @@ struct Drawing {
     for (size_t i = 0; completes && i < known.size(); ++i)
       if (mask[i / plane / channels * plane + i % plane]) known[i] = context[i];
     out = known;
-    all = {0,
-           height,
-           width,
-           (uint64_t{3} << 32) + 7,
-           (uint64_t{1} << 32) - 1,
-           1.0f,
-           p.conditioned ? context.data() : nullptr,
-           out.data(),
-           completes ? mask.data() : nullptr,
-           p.condition_size > 0 ? condition.data() : nullptr,
-           guidance};
+    constexpr uint64_t kSeed = (uint64_t{3} << 32) + 7, kFirst = (uint64_t{1} << 32) - 1;
+    all = {0, height, width, kSeed, kFirst, 1.0f, nullptr, out.data()};
+    if (p.conditioned) all.context = context.data();
+    if (completes) all.mask = mask.data();
+    if (p.condition_size > 0) all.condition = condition.data();
+    all.guidance = guidance;
   }
   Drawing(const Drawing&) = delete;
 };

@@ -2,6 +2,7 @@
 // is caught.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -77,5 +78,16 @@ class Tensor {
   int64_t size_ = 1;
   std::unique_ptr<char[]> memory_;
 };
+
+// The largest difference, relative to the largest number.
+inline double distance(const Tensor& got, const Tensor& expected) {
+  double most = 0, difference = 0;
+  for (int64_t i = 0; i < expected.size(); ++i) {
+    most = std::max(most, std::abs(expected.get(i)));
+    if (!std::isfinite(got.get(i))) return INFINITY;
+    difference = std::max(difference, std::abs(got.get(i) - expected.get(i)));
+  }
+  return difference == 0 ? 0 : difference / most;
+}
 
 }  // namespace dsmooth

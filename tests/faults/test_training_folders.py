@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import DEFAULT, Mock
 
 import pytest
 import torch
@@ -160,13 +160,8 @@ def test_a_model_never_stands_under_the_settings_of_another(
     wholes = [(weights_digest(old), config), (weights_digest(new), other)]
     real = os.replace
     for done in itertools.count():
-        left = iter(range(done))
-
-        def end(*given: Any, left: Iterator[int] = left) -> None:
-            if next(left, None) is None:
-                raise KeyboardInterrupt
-            real(*given)
-
+        killed = itertools.repeat(KeyboardInterrupt)
+        end = Mock(wraps=real, side_effect=itertools.chain([DEFAULT] * done, killed))
         run.write_model(old, config, size)
         with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
             patch.setattr(os, "replace", end)
