@@ -52,7 +52,7 @@ def save_checkpoint(run: RunFolder, state: TrainState, image_size: tuple[int, in
             os.replace(run.checkpoint, run.earlier_checkpoint)
 
     write_together({run.checkpoint: tensor_bytes(tensors, metadata)}, first=keep)
-    # What a run of 0.2 leaves that was killed.
+    # A killed run of 0.2 left this file.
     run.path.joinpath(".checkpoint-new.safetensors").unlink(missing_ok=True)
     run.write_config(state.config, image_size)
 
