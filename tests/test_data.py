@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsmooth.data import DATASETS, SPLITS, ImageDataset, load_dataset, to_bytes, to_float
-from tests.helpers.data_makers import random_bytes, refused, write_mnist
+from dsmooth.data.published import PUBLISHED
+from tests.helpers.data_makers import random_bytes, refused
 
 pytestmark = pytest.mark.quick
 
@@ -81,10 +82,7 @@ def test_missing_data_says_the_ways_out(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     for split, place in itertools.product(SPLITS, ("empty", "absent")):
         says = [tmp_path / place] + ["embedded subset"] * (name == "mnist")
-        if name in ("mnist", "fashion-mnist", "cifar10"):
-            says.append("download=True")
-        if place == "empty" and "mnist" in name:
-            says.append(f"{ {'train': 'train', 'test': 't10k'}[split] }-images-idx3-ubyte")
+        says += ["download=True", PUBLISHED[name][1]] if name in PUBLISHED else []
         with refused("data_dir", *says, error=FileNotFoundError):
             load_dataset(name, split, tmp_path / place)
 
@@ -103,22 +101,6 @@ def test_arguments_are_checked() -> None:
     says = ("data_dir", "download=True")
     with refused("cifar10 needs the folder", *says, error=FileNotFoundError):
         load_dataset("cifar10", "train")
-
-
-def test_download_fetches_only_what_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
-
-    def fetch(root: str, download: bool) -> None:
-        calls.append((root, download))
-        write_mnist(Path(root) / "MNIST" / "raw", 5)
-
-    monkeypatch.setattr(torchvision.datasets, "MNIST", fetch)
-    folder = tmp_path / "new"
-    for _ in range(2):
-        assert len(load_dataset("mnist", "train", folder, download=True)) == 5
-    assert calls == [(str(folder), True)]
 
 
 @pytest.mark.parametrize("failure", [URLError("no name"), RuntimeError("x:\ny"), TimeoutError()])

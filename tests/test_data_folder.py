@@ -1,4 +1,4 @@
-"""Image folders and CelebA: pixels are kept, crops are centred, splits are stable."""
+"""Image folders: pixels are kept, crops are centred, splits are stable."""
 
 from __future__ import annotations
 
@@ -178,61 +178,3 @@ def test_what_cannot_be_used_is_named_all_at_once(tmp_path: Path) -> None:
         str(tmp_path / f"clear{number:02d}.png") for number in range(10)
     ]
     assert lines[10:] == ["  ... and 3 more"]
-
-
-def celeba_image(seed: int) -> np.ndarray:
-    return random_bytes((218, 178, 3), seed)
-
-
-def test_celeba_crops_140_and_averages_to_32(tmp_path: Path) -> None:
-    frame = celeba_image(0)
-    frame[39:179, 19:159] = (10, 20, 30)  # the centre; the noise around it must not be seen
-    write_images(tmp_path, {"000001.png": frame, "000002.png": frame})
-    dataset = load_dataset("celeba", "train", tmp_path)
-    assert dataset.images.shape == (1, 3, 32, 32)
-    assert torch.equal(
-        dataset.images[0], torch.tensor([10, 20, 30])[:, None, None].expand(3, 32, 32)
-    )
-    assert dataset.labels is None
-
-    write_images(tmp_path, {"000001.png": celeba_image(1), "000002.png": celeba_image(1)})
-    whole = load_dataset("celeba", "train", tmp_path, image_size=140).images[0]
-    assert np.array_equal(whole, celeba_image(1)[39:179, 19:159].transpose(2, 0, 1))
-    # A widened triangle filter of a 140 / 32 pixels' radius keeps the mean of the image.
-    small = load_dataset("celeba", "train", tmp_path).images[0]
-    assert abs(small.double().mean() - whole.double().mean()) < 2
-    assert small.double().std() < 0.4 * whole.double().std()  # nearest or unwidened would keep it
-
-
-@pytest.mark.grid
-@pytest.mark.parametrize("layout", [".", "img_align_celeba", "celeba/img_align_celeba"])
-@pytest.mark.parametrize("where", ["", "..", "../Eval"])
-def test_celeba_follows_the_official_split(tmp_path: Path, layout: str, where: str) -> None:
-    root = tmp_path / "root"
-    folder = root / layout
-    write_images(folder, {f"{i:06}.png": celeba_image(i) for i in range(1, 6)})
-    partition = folder / where / "list_eval_partition.txt"
-    partition.resolve().parent.mkdir(exist_ok=True)
-    lines = [f"{i:06}.png {part}" for i, part in zip(range(1, 7), (2, 0, 1, 0, 2, 0), strict=True)]
-    partition.resolve().write_text("\n".join(lines) + "\n")
-    train, test = (load_dataset("celeba", split, root, image_size=140) for split in SPLITS)
-    expected = [celeba_image(i)[39:179, 19:159].transpose(2, 0, 1) for i in range(1, 6)]
-    assert np.array_equal(train.images, np.stack([expected[1], expected[3]]))
-    assert np.array_equal(test.images, np.stack([expected[0], expected[4]]))
-    assert "official split" in train.source
-
-
-def test_celeba_errors_name_the_file(tmp_path: Path) -> None:
-    write_images(tmp_path, {"1.png": random_bytes((139, 200, 3)), "2.png": celeba_image(2)})
-    partition = tmp_path / "list_eval_partition.txt"
-    partition.write_text("1.png 0\n2.png 0\n")
-    with refused("at least 140 x 140", tmp_path / "1.png", "got 139 x 200"):
-        load_dataset("celeba", "train", tmp_path)
-    with refused(r"must put an image in test", partition):
-        load_dataset("celeba", "test", tmp_path)
-    partition.write_text("1.png 0\n")
-    with refused("found no line", tmp_path / "2.png", partition):
-        load_dataset("celeba", "train", tmp_path)
-    partition.write_text("1.png 0\n\n2.png 3\n")
-    with refused("line 3", partition, "'2.png 3'"):
-        load_dataset("celeba", "train", tmp_path)

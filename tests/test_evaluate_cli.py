@@ -182,8 +182,7 @@ def test_a_classifier_is_trained_and_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for n, split in ((60, "train"), (30, "test")):
-        write_mnist(tmp_path / "data", n, split)
+    write_mnist(tmp_path / "data", 60, 30)
     options = ["--data-dir", "data", "--epochs", "1", "--seed", "3", "--out", "c.safetensors"]
     assert run("evaluate", "train-classifier", *options) == 0
     model, metadata = load_classifier(tmp_path / "c.safetensors")

@@ -8,9 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..fields import ArgumentError
@@ -173,11 +171,3 @@ class ImageDataset:
     def batch(self, indices: Tensor) -> Tensor:
         """Return images `indices` ((B,) int64): (B, C, H, W) float32 in [-1, 1]."""
         return to_float(self.images[indices])
-
-
-def from_arrays(
-    images: NDArray[Any], labels: ArrayLike, name: str, split: str, source: str
-) -> ImageDataset:
-    """The data set of images (N, C, H, W), uint8, and labels (N,)."""
-    pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
-    return ImageDataset(pixels, torch.from_numpy(np.array(labels, np.int64)), name, split, source)

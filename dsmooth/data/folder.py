@@ -1,4 +1,4 @@
-"""Images in a folder, and CelebA; one picture from one file, by Pillow, within bounds.
+"""Images in a folder, or one picture from one file, by Pillow, within bounds.
 
 Pillow chooses a decoder by a file's content, not by its name. Only the formats in `FORMATS` may be
 chosen: others run programs (EPS) or are seldom tested.
@@ -24,7 +24,7 @@ from ..fields import Argument
 from ..files import open_regular, printable
 from .dataset import ImageDataset
 from .pillow import channels_of, obstacle, upright
-from .reading import InvalidFile, check_size, guarded, make_room, missing, read_regular
+from .reading import InvalidFile, check_size, guarded, make_room, missing
 
 OnDecoded = Callable[[int, int], None]
 
@@ -32,12 +32,8 @@ FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 MAX_PIXELS = 1 << 26  # 8192 x 8192
 TEST_FRACTION = 0.1
-CELEBA_CROP = 140
-CELEBA_SIZE = 32
 
 _MAX_BYTES = 1 << 28  # of a file: four uncompressed bytes a pixel
-_MAX_PARTITION = 1 << 26  # bytes; CelebA's has 2.8 MB
-_PARTITION = "list_eval_partition.txt"
 _ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 turn the image by 90 degrees
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 _CHUNK = 512  # pictures that wait for a thread
@@ -64,7 +60,7 @@ def load_folder(
         )
     paths = sorted(_split_by_hash(data_dir, every, split), key=partial(_hash_of, data_dir))
     crop = None if image_size is None else 0
-    images = _decode_all(data_dir, paths, (channels, *size), crop, progress)
+    images = decode_all(data_dir, paths, (channels, *size), crop, progress)
     source = f"{printable(data_dir)} ({len(images):,} images)"
     return ImageDataset(images, _labels(data_dir, every, paths), "folder", split, source)
 
@@ -78,32 +74,13 @@ def read_every_image(folder: Path, limit: int | None = None) -> Tensor:
     """The first `limit` images in a folder, of one size: (N, C, H, W) uint8."""
     paths = _image_paths(folder)[:limit]
     channels, size = _scan(paths, check_sizes=True)
-    return _decode_all(folder, paths, (channels, *size))
+    return decode_all(folder, paths, (channels, *size))
 
 
 def read_image_file(path: Path) -> Tensor:
     """Return the image in a file: (1, C, H, W) uint8, of any height and width."""
     channels, size = _read_header(path)
-    return _decode_all(path, [path], (channels, *size))
-
-
-def load_celeba(
-    split: str, data_dir: Path, image_size: int | None = None, progress: OnDecoded | None = None
-) -> ImageDataset:
-    """CelebA's aligned images, cropped to 140, in the official split if its list is near."""
-    size = CELEBA_SIZE if image_size is None else image_size
-    inner = ("img_align_celeba", "celeba/img_align_celeba")
-    folder = next((data_dir / name for name in inner if (data_dir / name).is_dir()), data_dir)
-    every = _image_paths(folder)
-    folders = (folder, folder.parent, folder.parent / "Eval")
-    partition = next((p / _PARTITION for p in folders if (p / _PARTITION).is_file()), None)
-    if partition is None:
-        paths, how = _split_by_hash(folder, every, split), "split by file name"
-    else:
-        paths, how = _split_by_partition(partition, every, split), "official split"
-    images = _decode_all(folder, paths, (3, size, size), CELEBA_CROP, progress)
-    source = f"{printable(folder)} ({len(images):,} images, {how})"
-    return ImageDataset(images, _labels(folder, every, paths), "celeba", split, source)
+    return decode_all(path, [path], (channels, *size))
 
 
 def _read_header(path: Path) -> tuple[int, tuple[int, int]]:
@@ -181,35 +158,6 @@ def _hash_of(folder: Path, path: Path) -> int:
     return int.from_bytes(sha256(name).digest()[:8], "big")
 
 
-def _split_by_partition(partition: Path, paths: list[Path], split: str) -> list[Path]:
-    content = read_regular(partition, _MAX_PARTITION, "a list of images")
-    part_of = {}
-    lines = content.decode(errors="surrogateescape").splitlines()
-    for number, line in enumerate(lines, start=1):
-        match line.split():
-            case []:
-                pass
-            case [name, "0" | "1" | "2" as part]:
-                part_of[name] = part
-            case _:
-                raise InvalidFile(
-                    f"{printable(partition)}, line {number}: expected a file name and 0, 1 or 2, "
-                    f"found {line[:200]!r}"
-                )
-    unlisted = next((path for path in paths if path.name not in part_of), None)
-    if unlisted is not None:
-        raise InvalidFile(
-            f"{printable(unlisted)} must be listed in {printable(partition)}, found no line for it"
-        )
-    wanted = {"train": "0", "test": "2"}[split]
-    chosen = [path for path in paths if part_of[path.name] == wanted]
-    if not chosen:
-        raise InvalidFile(
-            f"{printable(partition)} must put an image in {split} ({wanted}), found none present"
-        )
-    return chosen
-
-
 def _labels(folder: Path, every: list[Path], paths: list[Path]) -> torch.Tensor | None:
     """The numbers of the subfolders, by name; None for images outside or a single folder."""
     outside = any(len(path.relative_to(folder).parts) == 1 for path in every)
@@ -264,7 +212,7 @@ def _resize_hint(smallest: int) -> tuple[str, Argument, str]:
     return "give", size, "or another multiple of 4, to crop and resize them"
 
 
-def _decode_all(
+def decode_all(
     folder: Path,
     paths: list[Path],
     shape: tuple[int, int, int],

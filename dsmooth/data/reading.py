@@ -38,9 +38,9 @@ def missing(name: str, what: str) -> MissingData:
     point = f"{what}.\nPoint", Argument("data_dir")
     if name == "folder":
         return MissingData("", *point, "to a folder of images")
-    embedded = ", or leave it out to use the embedded subset" if name == "mnist" else ""
-    where = f"to the folder of {name}'s files{embedded}, or fetch them there with"
-    return MissingData("", *point, where, Argument("download", True))
+    subset = ", or leave it out to use the embedded subset" if name == "mnist" else ""
+    fetch = f"to such a folder{subset}, or fetch the files there with"
+    return MissingData("", *point, fetch, Argument("download", True))
 
 
 @contextmanager
@@ -53,13 +53,6 @@ def guarded(source: Path | str, what: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(ascii(str(error))[1:-1].split())[:200] or type(error).__name__
         raise InvalidFile(f"{printable(source)} cannot be read as {what} ({reason})") from error
-
-
-def read_regular(path: Path, limit: int, what: str) -> bytes:
-    """Return the content of a regular file of at most `limit` bytes; `what` names it in errors."""
-    with open_regular(path) as file, guarded(path, what):
-        check_size(path, os.fstat(file.fileno()).st_size, limit)
-        return file.read(limit)
 
 
 def check_size(path: Path, size: int, limit: int) -> None:

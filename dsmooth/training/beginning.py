@@ -92,7 +92,7 @@ def check_new_run(run: RunFolder, config: TrainConfig) -> None:
             Argument("resume", True),
             "or choose another folder",
         )
-    if config.data_dir is None or config.data not in ("folder", "celeba"):
+    if config.data_dir is None or config.data != "folder":
         return
     if run.path.resolve().is_relative_to(Path(config.data_dir).resolve()):
         raise ValueError(

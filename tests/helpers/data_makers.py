@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,38 +27,18 @@ def random_dataset(
     return ImageDataset(images, labels, "noise", "test", f"{n} images of noise")
 
 
-def idx_bytes(array: Bytes) -> bytes:
-    header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
-    return header + array.tobytes()
-
-
-def write_mnist(
-    folder: Path, n: int, split: str = "train", gz: bool = False
-) -> tuple[Bytes, Bytes]:
-    """Write n random 28 x 28 images and their labels as IDX files; return both arrays."""
-    folder.mkdir(parents=True, exist_ok=True)
-    images, labels = random_bytes((n, 28, 28)), random_bytes((n,), seed=1) % 10
-    prefix = {"train": "train", "test": "t10k"}[split]
-    for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
-        content = idx_bytes(array)
-        path = folder / f"{prefix}-{kind}-ubyte{'.gz' if gz else ''}"
-        path.write_bytes(gzip.compress(content) if gz else content)
-    return images, labels
-
-
-def cifar_binary(pixels: Bytes, labels: Bytes) -> bytes:
-    """pixels (N, 3072), labels (N,): the content of a data_batch_*.bin."""
-    return np.concatenate([labels[:, None], pixels], axis=1).tobytes()
-
-
-def write_tar_gz(path: Path, members: Mapping[str, bytes]) -> None:
-    folder = path.parent / f"{path.name}-members"
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in members.items():
-            file = folder / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
-            archive.add(file, name)
+def write_mnist(folder: Path, train: int, test: int, root: str = "MNIST") -> tuple[Bytes, Bytes]:
+    """Write 28 x 28 noise and its labels in torchvision's layout; return both, training first."""
+    n = train + test
+    arrays = {"images-idx3": random_bytes((n, 28, 28)), "labels-idx1": random_bytes((n,), 1) % 10}
+    (folder / root / "raw").mkdir(parents=True)
+    for prefix, part in (("train", slice(train)), ("t10k", slice(train, None))):
+        for kind, array in arrays.items():
+            header = bytes((0, 0, 8, array.ndim))
+            header += np.array(array[part].shape, ">u4").tobytes()
+            path = folder / root / "raw" / f"{prefix}-{kind}-ubyte"
+            path.write_bytes(header + array[part].tobytes())
+    return arrays["images-idx3"], arrays["labels-idx1"]
 
 
 def write_images(folder: Path, images: Mapping[str, Bytes]) -> None:

@@ -1,0 +1,91 @@
+"""Published data sets, read by torchvision from its own layout of folders.
+
+torchvision compares the MD5s of what it downloads, of CIFAR-10's batches before it unpickles one,
+and of CelebA's lists.
+"""
+
+from __future__ import annotations
+
+import socket
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ..fields import Argument
+from ..files import printable
+from .dataset import ImageDataset
+from .folder import OnDecoded, decode_all
+from .reading import FetchError, missing
+
+# torchvision's class of each data set, what a folder must hold, and an address of the files.
+PUBLISHED = {
+    "mnist": (
+        "MNIST",
+        "MNIST/raw with its four files, unpacked",
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    ),
+    "fashion-mnist": (
+        "FashionMNIST",
+        "FashionMNIST/raw with its four files, unpacked",
+        "https://github.com/zalandoresearch/fashion-mnist",
+    ),
+    "cifar10": (
+        "CIFAR10",
+        "cifar-10-batches-py with the published batches",
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+    ),
+    "celeba": (
+        "CelebA",
+        "celeba with img_align_celeba and the five published lists",
+        "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
+    ),
+}
+
+_TIMEOUT = 30.0  # seconds without an answer; torchvision sets none
+_CELEBA_CROP, _CELEBA_SIZE = 140, 32
+
+
+def load_published(
+    name: str,
+    split: str,
+    folder: Path,
+    *,
+    download: bool = False,
+    image_size: int | None = None,
+    progress: OnDecoded | None = None,
+) -> ImageDataset:
+    """A data set of `PUBLISHED`, of whose files `folder` is torchvision's root.
+
+    CelebA's images are cropped to 140 and resized to `image_size`, 32 by default.
+    """
+    from torchvision import datasets
+
+    torchvision_class, files, address = PUBLISHED[name]
+    reader = partial(getattr(datasets, torchvision_class), root=folder, download=download)
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT)
+    try:
+        if name == "celeba":
+            published = reader(split=split, target_type=[])
+        else:
+            published = reader(train=split == "train")
+    except Exception as error:  # of any kind, where a file is damaged
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if not download:
+            sentence = reason.partition(". ")[0]  # torchvision's next one advises to download
+            raise missing(name, f"{folder} must hold {files} ({sentence})") from error
+        failed = f"could not download {name} to {folder}: {reason}\nFetch it from {address} by hand"
+        point = Argument("data_dir")
+        raise FetchError("", failed, "and point", point, f"to a folder of {files}") from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+    source = f"{printable(folder)} ({len(published):,} images)"
+    if name == "celeba":
+        paths = [folder / "celeba" / "img_align_celeba" / leaf for leaf in published.filename]
+        size = _CELEBA_SIZE if image_size is None else image_size
+        images = decode_all(folder, paths, (3, size, size), _CELEBA_CROP, progress)
+        return ImageDataset(images, None, name, split, source)
+    images = torch.as_tensor(published.data)
+    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+    return ImageDataset(images, torch.as_tensor(published.targets), name, split, source)
