@@ -97,8 +97,8 @@ def _opened(path: Path) -> Iterator[Any]:
     """Open one opaque picture of 8 bits a channel; errors inside name the file."""
     from PIL import Image, UnidentifiedImageError
 
-    def refuse(how: str) -> InvalidFile:
-        return InvalidFile(f"{printable(path)} {how}")
+    def refuse(reason: str) -> InvalidFile:
+        return InvalidFile(f"{printable(path)} {reason}")
 
     with open_regular(path) as file, guarded(path, "an image"):
         check_size(path, os.fstat(file.fileno()).st_size, _MAX_BYTES)
@@ -134,8 +134,8 @@ def _image_paths(folder: Path) -> list[Path]:
     )
     if not paths:
         suffixes = ", ".join(sorted(SUFFIXES))
-        where = f"{printable(folder)} or the folders inside it"
-        raise missing("folder", f"no image ({suffixes}) is in {where}")
+        folders = f"{printable(folder)} or the folders inside it"
+        raise missing("folder", f"no image ({suffixes}) is in {folders}")
     return paths
 
 
@@ -185,15 +185,15 @@ def _scan(paths: list[Path], check_sizes: bool) -> tuple[int, tuple[int, int]]:
         except ValueError as error:
             return str(error)
 
-    found = list(_in_threads(read, paths))
-    refused = [reason for reason in found if isinstance(reason, str)]
+    headers = list(_in_threads(read, paths))
+    refused = [reason for reason in headers if isinstance(reason, str)]
     if len(refused) == 1:
         raise InvalidFile(refused[0])
     if refused:
         left = len(refused) - _MOST_NAMED
         lines = "\n  ".join(refused[:_MOST_NAMED] + [f"... and {left:,} more"] * (left > 0))
         raise InvalidFile(f"{len(refused):,} of {len(paths):,} images cannot be used:\n  {lines}")
-    sizes = [size for _, size in found]
+    sizes = [size for _, size in headers]
     other = [i for i, size in enumerate(sizes) if size != sizes[0]]
     if check_sizes and other:
         (height, width), (first_height, first_width) = sizes[other[0]], sizes[0]
@@ -203,7 +203,7 @@ def _scan(paths: list[Path], check_sizes: bool) -> tuple[int, tuple[int, int]]:
             f"{printable(paths[0])} and {height} x {width} in {printable(paths[other[0]])}{more};",
             *_resize_hint(min(map(min, sizes))),
         )
-    return max(channels for channels, _ in found), sizes[0]
+    return max(channels for channels, _ in headers), sizes[0]
 
 
 def _resize_hint(smallest: int) -> tuple[str, Argument, str]:

@@ -109,9 +109,15 @@ def load_data(config: TrainConfig, *, progress: bool = False) -> tuple[ImageData
     rank = rank_and_size()[0]
 
     def load(split: str) -> ImageDataset:
-        how: dict[str, Any] = {"download": config.download, "image_size": config.image_size}
         with reading(split) if progress and rank == 0 else contextlib.nullcontext() as show:
-            return load_dataset(config.data, split, config.data_dir, progress=show, **how)
+            return load_dataset(
+                config.data,
+                split,
+                config.data_dir,
+                download=config.download,
+                image_size=config.image_size,
+                progress=show,
+            )
 
     if not config.download:
         return load("train"), load("test")
@@ -119,9 +125,9 @@ def load_data(config: TrainConfig, *, progress: bool = False) -> tuple[ImageData
     mine = (rank > 0) + (from_torchrun("LOCAL_RANK", 0) > 0)
     for turn in range(3):
         if turn == mine:
-            found = load("train"), load("test")
+            sets = load("train"), load("test")
         barrier()
-    return found
+    return sets
 
 
 def with_channels(config: TrainConfig, channels: int) -> TrainConfig:
