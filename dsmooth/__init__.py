@@ -62,11 +62,11 @@ if TYPE_CHECKING:
     from .data import to_bytes as to_bytes
     from .data import to_float as to_float
     from .nn import PixelCNNpp as PixelCNNpp
-    from .nn.convert import load_pixelcnnpp as load_pixelcnnpp
     from .pair import SmoothedPair as SmoothedPair
     from .pictures import show as show
     from .pictures import to_pil as to_pil
     from .presets import preset as preset
+    from .pretrained.convert import load_pixelcnnpp as load_pixelcnnpp
     from .runs import RunFolder as RunFolder
     from .smoothing import GaussianSmoothing as GaussianSmoothing
     from .smoothing import LaplaceSmoothing as LaplaceSmoothing
@@ -83,7 +83,7 @@ _HOME = {
     "SmoothedPair": "pair",
     "TrainConfig": "config",
     "UniformSmoothing": "smoothing",
-    "load_pixelcnnpp": "nn.convert",
+    "load_pixelcnnpp": "pretrained.convert",
     "preset": "presets",
     "round_to_bytes": "data",
     "show": "pictures",

@@ -12,13 +12,12 @@ import os
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, is_dataclass, replace
+from dataclasses import asdict, is_dataclass, replace
 from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Union, cast, get_args, get_origin, get_type_hints
 
-import msgspec
 import tyro
 from tyro.conf import subcommand
 
@@ -27,12 +26,12 @@ from .commands import options
 from .commands.options import DEFAULT_PRESET, RGB_PRESET, Train
 from .config import Role, TrainConfig
 from .distributed import rank_and_size
-from .fields import ArgumentError, flatten
+from .fields import ArgumentError
 from .files import read_json
 from .machine import keep_freed_memory
 from .presets import check_one_length, preset
 from .progress import lines_shown, silence
-from .runs import RunFolder, default_folder
+from .runs import RunFolder, default_folder, run_config
 from .tables import shown
 
 VERBS: dict[str, Any] = {
@@ -74,9 +73,6 @@ ABOUT = """Autoregressive image modelling with distribution smoothing, made fast
 
 `dsmooth VERB --help` describes a verb, `dsmooth --version` prints the version, and `dsmooth
 --tyro-print-completion SHELL` a script that lets bash, zsh or tcsh complete."""
-# Left out of what --config reads: facts of a run so far, and options of one command.
-OF_A_RUN = ("dsmooth", "height_and_width", "schedule_from")
-OWN = ("config", "print_config")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -108,20 +104,22 @@ def _call(args: list[str]) -> int:
     prog, kind, rest = _kind(args)
     try:
         command = _parse(prog, kind, rest)
-        how = getattr(command, "execution", options.Running())  # doctor has none
-        if how.print_config:
-            asked = as_json(command)
-            if kind is Train and command.role == "pair":
-                asked = {one.role: as_json(one) for one in _pair_commands(prog, command, rest)}
-            print(json.dumps(asked, indent=2, default=str))
+        pair = None
+        if kind is Train and command.role == "pair":
+            pair = _pair_commands(prog, command, rest)
+        if kind is Train and command.print_config:
+            settings = [asdict(replace(one.settings, role=one.role)) for one in pair or [command]]
+            asked = {one["role"]: one for one in settings} if pair else settings[0]
+            print(json.dumps(asked, indent=2))
             return 0
+        quiet = getattr(command, "execution", options.Running()).quiet  # doctor has none
         # With --quiet `evaluate` still prints the numbers of --out -, and silences the rest itself.
-        silent = silence() if how.quiet and args[0] != "evaluate" else contextlib.nullcontext()
-        with lines_shown(logging.ERROR if how.quiet else logging.INFO), silent:
-            if kind is Train and command.role == "pair":
+        silent = silence() if quiet and args[0] != "evaluate" else contextlib.nullcontext()
+        with lines_shown(logging.ERROR if quiet else logging.INFO), silent:
+            if pair:
                 from .commands.train import train_pair
 
-                return train_pair(*_pair_commands(prog, command, rest))
+                return train_pair(*pair)
             # A verb is imported when it is called, and torch with it.
             verb = getattr(import_module(f".commands.{args[0]}", __package__), args[0])
             return verb(command) or 0
@@ -149,7 +147,7 @@ def _call(args: list[str]) -> int:
 
 def _pair_commands(prog: str, command: Train, args: list[str]) -> tuple[Train, Train]:
     """The two commands that `dsmooth train pair` stands for."""
-    if command.execution.config is not None:
+    if command.config is not None:
         raise ValueError("a pair is two runs, and --config has the settings of one: name its role")
     folder = command.out or Path("runs") / "pair"
     given, words = _given(args, option_types(Train))
@@ -229,13 +227,10 @@ def _parse(prog: str, kind: type, args: list[str]) -> Any:
         if meant[2:].partition(",")[0].replace("-", "_") in types:
             sys.exit(_fail(f"there is no {flag}: did you mean {meant}?", prog, 2))
     default: Any = None
-    if given.get("config"):
-        default = read_options(kind, Path(given["config"]), prog)
-        if kind is Train and "budget" in given:
-            default = replace(default, settings=replace(default.settings, images=None))
-    elif kind is Train:
+    if kind is Train:
         role = next((word for word in words.values() if word in get_args(Role)), "noisy")
-        default = Train(role=tyro.MISSING, settings=_default_training(cast(Role, role), given))
+        settings = _default_training(cast(Role, role), given)
+        default = Train(settings.role if given.get("config") else tyro.MISSING, settings)
     if folder:
         default = replace(default, settings=replace(default.settings, **folder))
     said = io.StringIO()
@@ -294,7 +289,13 @@ def _wrapped(text: str) -> str:
 
 
 def _default_training(role: Role, given: Mapping[str, str]) -> TrainConfig:
-    """The settings of the run to resume, else of a preset and of the data."""
+    """The settings of --config or of the run to resume, else of a preset and of the data."""
+    if given.get("config"):
+        path = Path(given["config"])
+        # --print-config prints no size.
+        settings, _ = run_config({"height_and_width": (0, 0), **read_json(path)}, path)
+        images = None if "budget" in given else settings.images
+        return replace(settings, images=images, schedule_from=0)
     run = RunFolder(given.get("out") or default_folder(role))
     if "resume" in given and "preset" not in given and run.config.exists():
         return run.read_config()[0]
@@ -320,55 +321,3 @@ def _default_training(role: Role, given: Mapping[str, str]) -> TrainConfig:
     elif channels is not None and "image_channels" not in given:
         settings = replace(settings, model=replace(settings.model, image_channels=channels))
     return settings
-
-
-def read_options(kind: type, path: Path, prog: str) -> Any:
-    """Options of the verb `prog` from a file; tyro's MISSING for what must be named."""
-    values, used = read_json(path), set[str]()
-    try:
-        if kind is Train:
-            missing = [key for key in ("role", "model") if key not in values]
-            if missing:
-                words = " and no ".join(missing)
-                raise ValueError(f"not of a training run: it has no {words}")
-            values = {k: v for k, v in values.items() if k not in OF_A_RUN}
-        given = _filled(kind, values, used)
-        unknown = ", ".join(sorted(values.keys() - used))
-        if unknown:
-            raise ValueError(f"{prog} has no option {unknown}")
-        return given
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def _filled(kind: type, values: Mapping[str, Any], used: set[str]) -> Any:
-    """Options of `kind` from `values`; adds the names that were found to `used`."""
-    given: dict[str, Any] = {}
-    hints = get_type_hints(kind)
-    for field in fields(kind):
-        name, hint = field.name, hints[field.name]
-        if hint is TrainConfig:
-            own = {each.name for each in fields(TrainConfig)} & values.keys()
-            given[name] = TrainConfig.from_dict({key: values[key] for key in own})
-            used |= own
-        elif is_dataclass(hint):
-            given[name] = _filled(cast(type, hint), values, used)
-        elif name in values and name not in OWN:
-            used.add(name)
-            try:
-                given[name] = msgspec.convert(values[name], hint, dec_hook=lambda _, x: Path(x))
-            except msgspec.ValidationError as error:
-                raise ValueError(f"{name}: {error}") from None
-        elif field.default is MISSING and field.default_factory is MISSING:
-            given[name] = tyro.MISSING
-    return kind(**given)
-
-
-def as_json(options: Any) -> dict[str, Any]:
-    """The options of a verb as `read_options` reads them; of `train` the settings alone."""
-    if isinstance(options, Train):
-        role = options.settings.role if options.role == "pair" else options.role
-        return asdict(replace(options.settings, role=role))
-    # Groups of options have names that no user types.
-    values = {name.rpartition(".")[2]: value for name, value in flatten(asdict(options)).items()}
-    return {name: value for name, value in values.items() if name not in OWN}

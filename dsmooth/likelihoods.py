@@ -28,13 +28,10 @@ def bytes_of(atoms: Sequence[int] | Literal["all"], image_channels: int = 1) -> 
 
 
 def check_likelihood(
-    likelihood: str,
-    atoms: Sequence[int] = (),
-    smoothing_scale: float = 0.0,
-    allowed: Sequence[str] = get_args(Likelihood),
+    likelihood: str, atoms: Sequence[int] = (), smoothing_scale: float = 0.0
 ) -> None:
     """Raise ValueError for an unknown likelihood, or atoms or a scale that do not go with it."""
-    check_one_of("likelihood", likelihood, allowed)
+    check_one_of("likelihood", likelihood, get_args(Likelihood))
     if likelihood == "gaussian" and not 0 < smoothing_scale < math.inf:
         raise ArgumentError(
             "smoothing_scale", f'must be positive for likelihood "gaussian", got {smoothing_scale}'

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from .config import Role, TrainConfig
-from .fields import ArgumentError, check_number
 from .nn import PixelCNNpp
 from .nn.weights import weights_digest
 from .pair import SmoothedPair
@@ -19,7 +18,6 @@ from .pretrained import SavedNetwork, resolve
 from .pretrained.pairs import of_networks
 from .runs import RunFolder
 from .sampling.cached import draw, obstacle_of
-from .sampling.completion import draw_completions
 from .sampling.ladder import draw_pair
 from .sampling.output import DrawPart
 from .sampling.request import AUTO, Execution, Request
@@ -105,31 +103,14 @@ class Models:
             settings["smoothing"] = {"kind": smoothing.kind, "scale": smoothing.scale}
         return settings
 
-    def drawer(
-        self, request: Request, execution: Execution = AUTO, candidates: int = 1
-    ) -> DrawPart:
-        """The function that draws parts of a request: from the pair, or from the single model.
-
-        candidates: draws behind each completion.
-        """
-        check_number("candidates", candidates)
-        network, size, pair = next(iter(self.networks.values())), self.image_size, self.smoothed
-        if pair is not None and self.plain is not None:
+    def drawer(self, request: Request, execution: Execution = AUTO) -> DrawPart:
+        """The function that draws parts of a request: from the pair, or from the single model."""
+        if self.smoothed is None:
+            network = next(iter(self.networks.values()))
+            return partial(draw, network, size=self.image_size, execution=execution)
+        if self.plain is not None:
             raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")
-        rungs = [] if pair is None else pair.rungs(request.levels)
-        if candidates == 1 and rungs:
-            return partial(draw_pair, rungs, execution=execution)
-        how: dict[str, Any] = {"size": size, "execution": execution}
-        if candidates == 1:
-            return partial(draw, network, **how)
-        if request.guidance or request.temperature != 1:
-            raise ArgumentError(
-                "candidates", "need temperature 1 and no guidance, as their weights do"
-            )
-        if len(rungs) > 1 or request.method != "two-step":
-            raise ArgumentError("candidates", "need method two-step and one noise level")
-        how["candidates"] = candidates
-        return partial(draw_completions, rungs[0] if rungs else network, **how)
+        return partial(draw_pair, self.smoothed.rungs(request.levels), execution=execution)
 
     def of(self, *roles: Role) -> Models:
         """Some of the networks, and the pair if its noisy model is among them."""

@@ -37,7 +37,7 @@ class Stream(IntEnum):
     LADDER = 8  # between the noise levels of a ladder
     FLIP = 9  # horizontal flips of training images
     CLASS = 10  # the class of an image, drawn from the prior
-    CANDIDATE = 11  # the seeds of several draws of an image, and the choice among them
+    # 11 is reserved.
     TRANSFORM = 12  # of training images of one's own
     LABEL = 13  # the training images whose class is hidden
 

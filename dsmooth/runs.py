@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,7 +51,6 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.earlier_checkpoint = self.path / "checkpoint-earlier.safetensors"
         self.weights = self.path / "model.safetensors"  # averaged, at the last evaluation
-        self.tensorboard = self.path / "tensorboard"  # the folder of its event files
 
     def grid(self, images_seen: int) -> Path:
         """The samples after so many training images."""
@@ -104,13 +102,6 @@ class RunFolder:
                 raise ValueError(f"{self.path} already holds a training run; choose another folder")
             # A kill on the way leaves no settings, rather than those of other weights.
             write_together(files, first=lambda: self.config.unlink(missing_ok=True))
-
-    def keep_snapshot(self, model: PixelCNNpp, images_seen: int, count: int) -> None:
-        """Write weights as a run folder of their own, snapshots/IMAGES; the last `count` stay."""
-        snapshots = self.path / "snapshots"
-        RunFolder(snapshots / f"{images_seen:09d}").write_model(model, *self.read_config())
-        for old in sorted(snapshots.glob("[0-9]" * 9))[:-count]:
-            shutil.rmtree(old)
 
     def read_config(self) -> tuple[TrainConfig, tuple[int, int]]:
         """The settings and the image size.

@@ -195,10 +195,10 @@ def channels_last(image: Tensor) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last)
 
 
-def empty_channels_last(like: Tensor, channels: int, size: tuple[int, int] | None = None) -> Tensor:
-    """Uninitialised, with the batch, dtype and device of `like` and, without `size`, its extent."""
+def empty_channels_last(like: Tensor, channels: int) -> Tensor:
+    """Uninitialised, with the batch, extent, dtype and device of `like`."""
     return torch.empty(
-        (like.shape[0], channels, *(size or like.shape[2:])),
+        (like.shape[0], channels, *like.shape[2:]),
         dtype=like.dtype,
         device=like.device,
         memory_format=torch.channels_last,

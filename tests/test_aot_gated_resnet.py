@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed: nothing can be compiled")
 
 from dsmooth.kernels.gated_resnet import Needs
-from tests.helpers.aot_launches import KERNELS, Block, check, distinct, is_matmul, padded_launches
+from tests.helpers.aot_launches import KERNELS, Block, check, distinct, is_matmul
 from tests.helpers.triton_tools import Launch, compile_launch
 
 full = partial(pytest.param, marks=pytest.mark.full)
@@ -70,7 +70,7 @@ def test_every_matmul_elsewhere(block: Block, arch: int) -> None:
 def test_what_is_no_matmul_neither_spills_nor_fails(forms: tuple[str, ...]) -> None:
     """Each kernel in one of its forms, and in all."""
     launches = Block(40, skips=2).launches(90) + Block(40, skips=2, keep=True).launches(90)
-    launches += padded_launches(90, 40) + PARAMETERS_ALONE.launches(90)
+    launches += PARAMETERS_ALONE.launches(90)
     others = [launch for launch in launches if not is_matmul(launch)]
     assert {launch.kernel.__name__ for launch in others} >= {"operands_kernel", *OF_WEIGHTS}
     for launch in distinct(others, *forms):
@@ -94,7 +94,7 @@ def test_weights_are_packed_and_unpacked_in_registers(
 
 @pytest.mark.full
 def test_every_kernel_builds_for_blackwell() -> None:
-    launches = Block(40).launches(100) + padded_launches(100, 40)
+    launches = Block(40).launches(100)
     assert {launch.kernel.__name__ for launch in launches} == set().union(*KERNELS.values())
     for launch in distinct(launches):
         assert ".target sm_100" in compile_launch(launch, 100).ptx

@@ -113,42 +113,25 @@ def test_help_is_for_people(capsys: pytest.CaptureFixture[str], command: str) ->
         assert all(f"--{name}" in text for name in ("device", "precision", "threads", "quiet"))
 
 
-@pytest.mark.parametrize(
-    ("verb", "needed", "name"),
-    [
-        ("train noisy", "", "batch_size"),
-        ("sample", "mnist", "count"),
-        ("complete", "mnist", "draws"),
-        ("evaluate bpd", "mnist", "limit"),
-        ("evaluate fid", "mnist", "subsets"),
-        ("evaluate classify", "mnist", "n_noise"),
-        ("evaluate train-classifier", "--out x.safetensors", "epochs"),
-        ("probe", "mnist", "train_images"),
-        ("reproduce", "", "scored_images"),
-    ],
-)
-def test_every_verb_takes_its_options_from_a_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str, needed: str, name: str
-) -> None:
-    """name: an option in the file. The command line wins, and a name that is no option's is refused
-    in a line."""
-    file = tmp_path / "options.json"
+def test_settings_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command line wins, and a name that is no setting's is refused in a line."""
+    file = tmp_path / "settings.json"
 
     def shown(*arguments: str) -> dict[str, object]:
-        assert run(*verb.split(), *arguments, "--print-config") == 0
+        assert run("train", *arguments, "--print-config") == 0
         return json.loads(capsys.readouterr().out)
 
-    values = {**shown(*needed.split()), name: 7}
+    values = {**shown("noisy"), "batch_size": 7}
     file.write_text(json.dumps(values))
-    config, flag = ["--config", str(file)], f"--{name.replace('_', '-')}"
-    assert shown(*config) == values
-    assert shown(*config, flag, "3") == {**values, name: 3}
+    config = ["--config", str(file)]
+    assert shown(*config) == shown("noisy", *config) == values
+    assert shown("noisy", *config, "--batch-size", "3") == {**values, "batch_size": 3}
     for wrong, message in (
-        ({"colour": 1}, f"dsmooth {verb.removesuffix(' noisy')} has no option colour"),
-        ({name: "many"}, f"{name}: Expected `int"),
+        ({"colour": 1}, "TrainConfig has no field colour"),
+        ({"batch_size": "many"}, "batch_size: Expected `int"),
     ):
         file.write_text(json.dumps({**values, **wrong}))
-        complains(capsys, f"dsmooth: error: {file}: {message}", *verb.split(), *config)
+        complains(capsys, f"dsmooth: error: {file}: {message}", "train", "noisy", *config)
 
 
 def test_data_sets_of_one_size_take_no_size_from_a_preset(
@@ -165,12 +148,7 @@ def test_config_repeats_a_run_and_resume_goes_on(tmp_path: Path) -> None:
     few = ["--evaluations", "1", "--evaluation-images", "4"]
     assert run("train", "denoiser", *first, *TINY, *few) == 0
     settings = tmp_path / "first" / "config.json"
-    # The file may hold the options that decide no weights too.
-    file = tmp_path / "options.json"
-    file.write_text(
-        json.dumps({**json.loads(settings.read_text()), "out": second[1], "threads": 1})
-    )
-    assert run("train", "denoiser", "--config", str(file)) == 0
+    assert run("train", "denoiser", *second, "--config", str(settings)) == 0
     for name in ("model.safetensors", "config.json"):
         one, two = (tmp_path / folder / name for folder in ("first", "second"))
         assert one.read_bytes() == two.read_bytes()

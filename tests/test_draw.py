@@ -21,7 +21,7 @@ from dsmooth.models import Models, load_models
 from dsmooth.pictures import grid_png
 from dsmooth.sampling import CachedSampler, cached, jacobi_sample, sample_images, sequential_sample
 from dsmooth.sampling.cached import obstacle_of
-from dsmooth.sampling.output import Shards, gather
+from dsmooth.sampling.output import gather
 from dsmooth.sampling.request import Execution, Request, known_pixels
 from tests.helpers.command_runs import run
 from tests.helpers.networks import network, tiny_pair
@@ -130,11 +130,6 @@ def test_equal_weights_with_other_settings_add_no_images(
     add(1)
     with pytest.raises(ValueError, match=r"its models\.smoothing\.scale is 0\.5, not 0\.25"):
         add(2, scale=0.25)
-    path = tmp_path / "x" / Shards.manifest
-    manifest = json.loads(path.read_text())
-    del manifest["description"]["models"]  # as dsmooth 0.2 wrote it
-    path.write_text(json.dumps(manifest))
-    add(2)
 
 
 def test_names_that_a_network_does_not_know(pair: dsmooth.SmoothedPair) -> None:

@@ -1,14 +1,9 @@
-"""Completion: known pixels stay, and every other pixel is the one that the sampler draws there.
-
-A choice among candidates has the distribution of all completions, enumerated.
-"""
+"""Completion: known pixels stay, and every other pixel is the one that the sampler draws there."""
 
 from __future__ import annotations
 
 import copy
 import itertools
-import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +13,6 @@ from torch import Tensor
 import dsmooth
 from dsmooth.models import Models
 from dsmooth.nn import PixelCNNpp
-from dsmooth.pictures import is_diverged
 from dsmooth.sampling import (
     CachedSampler,
     jacobi_sample,
@@ -27,7 +21,6 @@ from dsmooth.sampling import (
     sequential_sample,
 )
 from dsmooth.sampling.cached import obstacle_of
-from dsmooth.sampling.completion import draw_completions, draw_weighted
 from dsmooth.sampling.request import Request, known_pixels
 from tests.helpers.networks import ATOMS, BYTES, images, network, tiny_pair
 from tests.helpers.sampler_checks import FIRST, SEED, context_for, teacher_forced
@@ -189,7 +182,7 @@ def binary_network() -> dsmooth.PixelCNNpp:
     return model
 
 
-def distance(model: dsmooth.PixelCNNpp, known: slice, candidates: int) -> float:
+def distance(model: dsmooth.PixelCNNpp, known: slice) -> float:
     """Total variation between drawn completions and p(missing | known), missing 4 pixels."""
     mask = torch.zeros(1, 4, 4, dtype=torch.bool)
     mask[:, known] = True
@@ -200,7 +193,7 @@ def distance(model: dsmooth.PixelCNNpp, known: slice, candidates: int) -> float:
         exact = model.log_prob(every).double().softmax(0)
     given = known_pixels(x.view(1, 1, 4, 4), mask, DRAWS)
     request = Request(DRAWS, seed=1, known=given)
-    draw = Models({"plain": model}, None, (4, 4), ()).drawer(request, candidates=candidates)
+    draw = Models({"plain": model}, None, (4, 4), ()).drawer(request)
     drawn = draw(request, progress=[].append)
     assert torch.equal(drawn[:, 0][given.mask], x[mask[0]].repeat(DRAWS))
     bits = (drawn[:, 0][~given.mask].view(DRAWS, 4) > 0).long()
@@ -208,63 +201,8 @@ def distance(model: dsmooth.PixelCNNpp, known: slice, candidates: int) -> float:
     return float((found - exact).abs().sum()) / 2
 
 
-def test_a_prefix_is_exact_other_masks_are_far_off_and_candidates_come_near() -> None:
+def test_a_prefix_is_exact_and_other_masks_are_far_off() -> None:
     model = binary_network()
     noise = 16**0.5 / (2 * DRAWS**0.5)  # a bound on the expected distance of exact draws
-    assert distance(model, FIRST_ROWS, candidates=1) < noise
-    alone, few, many = (distance(model, LAST_ROWS, candidates=m) for m in (1, 4, 16))
-    assert alone > 0.3
-    assert few < 0.5 * alone
-    assert many < 2 * noise
-
-
-def test_the_weight_of_what_is_known_throughout_is_that_of_the_bound() -> None:
-    pair: dsmooth.SmoothedPair = tiny_pair()
-    x = images()
-    known = known_pixels(x, torch.ones(1, 8, 8, dtype=torch.bool), 3)
-    request = Request(3, seed=5, first_index=7, known=known)
-    found, log_weight = draw_weighted(pair, request, pair.image_size)
-    assert torch.equal(found, x)
-    expected: Tensor = pair.elbo(x, seed=5, first_index=7)
-    torch.testing.assert_close(log_weight.float(), expected, rtol=1e-5, atol=1e-3)
-    for dtype in (torch.bfloat16, torch.float16):
-        _, half = draw_weighted(copy.deepcopy(pair).to(dtype), request, pair.image_size)
-        torch.testing.assert_close(half, log_weight, rtol=0.01, atol=0)
-
-
-@pytest.mark.parametrize("weight", [0.0, math.nan])
-def test_a_candidate_that_diverged_is_taken_where_all_did(
-    monkeypatch: pytest.MonkeyPatch, weight: float
-) -> None:
-    """Draw i of image j diverges for i <= j; the second image has the third draw alone."""
-    draws = itertools.count()
-
-    def draw_weighted(*given: Any) -> tuple[Tensor, Tensor]:
-        lost = next(draws) <= torch.arange(4)
-        x = torch.where(lost, math.nan, 0.5).view(4, 1, 1, 1).expand(4, 1, 8, 8)
-        return x, torch.where(lost, weight, -1e9).double()
-
-    monkeypatch.setattr("dsmooth.sampling.completion.draw_weighted", draw_weighted)
-    x = draw_completions(None, Request(4), SIZE, candidates=3)
-    assert is_diverged(x).tolist() == [False, False, True, True]
-
-
-def test_candidates_of_a_pair_keep_what_is_known_and_are_refused_elsewhere() -> None:
-    pair = tiny_pair()
-    networks = {"noisy": pair.noisy, "denoiser": pair.denoiser}
-    models = Models(networks, pair, pair.image_size, ())
-    x, mask = torch.zeros(1, 1, 8, 8) + 1 / 255, torch.zeros(1, 8, 8, dtype=torch.bool)
-    mask[:, 2:5] = True
-    request = Request(4, seed=3, known=known_pixels(x, mask, 4))
-    seen: list[float] = []
-    drawn = models.drawer(request, candidates=3)(request, progress=seen.append)
-    assert (seen, seen[-1]) == (sorted(seen), 1)
-    assert (drawn[:, 0, 2:5] == x[0, 0, 0, 0]).all()
-    part = models.drawer(request, candidates=3)(request.part(1, 2), progress=[].append)
-    assert torch.equal(part, drawn[1:3])
-    with pytest.raises(ValueError, match="candidates must be at least 1, got 0"):
-        models.drawer(request, candidates=0)
-    with pytest.raises(ValueError, match="candidates need temperature 1 and no guidance"):
-        models.drawer(replace(request, temperature=0.5), candidates=2)
-    with pytest.raises(ValueError, match="candidates need method two-step and one noise level"):
-        models.drawer(replace(request, method="noisy"), candidates=3)
+    assert distance(model, FIRST_ROWS) < noise
+    assert distance(model, LAST_ROWS) > 0.3

@@ -68,21 +68,14 @@ def test_golden_values(name: str, likelihood: str, impl: Any) -> None:
         torch.testing.assert_close(grad_x.flatten()[:8], first_x, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", GOLDEN_CASES)
-def test_golden_legacy(name: str) -> None:
-    x, params = golden_inputs(GOLDEN[name], "narrow" in name)
-    total = logistic_mixture_log_prob_ref(x, params, "discretized_legacy").sum().item()
-    assert total == pytest.approx(GOLDEN[name]["discretized_legacy_sum"], rel=1e-12)
-
-
-@pytest.mark.parametrize("likelihood", [*LIKELIHOODS, "discretized_legacy"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("case", GOLDEN["scalar_one_component"])
 def test_golden_single_component(case: dict[str, float], likelihood: Any) -> None:
     x = torch.full((1, 1, 1, 1), case["byte"] / 127.5 - 1, dtype=torch.float64)
     params = torch.tensor([0, case["mean"], case["log_scale"]], dtype=torch.float64)
     got = logistic_mixture_log_prob_ref(x, params.view(1, 3, 1, 1), likelihood).item()
     assert got == pytest.approx(case[likelihood], rel=1e-12)
-    if likelihood != "discretized_legacy" and INSTRUCTION_SETS:
+    if INSTRUCTION_SETS:
         native = run_native(x, params.view(1, 3, 1, 1), likelihood)[0].item()
         assert native == pytest.approx(case[likelihood], rel=1e-12, abs=1e-15)
 

@@ -344,7 +344,5 @@ def test_bad_likelihood() -> None:
             log_prob(ZEROS(1, 3, 4, 4), ZEROS(1, 266, 4, 4), "discretized", atoms="all")
         with pytest.raises(ValueError, match=r"\(B, 3K \+ 256, H, W\).*, got \(1, 257, 4, 4\)"):
             log_prob(ZEROS(1, 1, 4, 4), ZEROS(1, 257, 4, 4), "discretized", atoms="all")
-    with pytest.raises(ValueError, match="discretized, gaussian, got 'discretised'"):
-        logistic_mixture_log_prob(x, params, "discretised")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="discretized_legacy, got 'x'"):
-        logistic_mixture_log_prob_ref(x, params, "x")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="discretized, gaussian, got 'discretised'"):
+            log_prob(x, params, "discretised")

@@ -52,7 +52,6 @@ MISTAKES = [
     ("complete plain --levels 0.5", "--levels is for a pair"),
     ("complete pair images -n 0", "--count must be at least 1, got 0"),
     ("complete pair images --draws 0", "--draws must be at least 1, got 0"),
-    ("complete pair images --candidates 0", "--candidates must be at least 1, got 0"),
     ("complete pair images --out rows", "--out must end in .png or .npz, got rows"),
     ("complete pair images --keep-top 0.2 --mask mask.png", "--keep-top and --mask both say"),
     ("complete pair images --draws 40000000 -n 4 --out x.npz", "and the machine has"),

@@ -15,12 +15,10 @@ from torch import Tensor
 import dsmooth
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
-from dsmooth.models import Models
 from dsmooth.nn.weights import at_level
 from dsmooth.philox import Stream, image_words
 from dsmooth.sampling.ladder import log_prob_of_noisy, seed_of_rung, step_down
-from dsmooth.sampling.output import gather
-from dsmooth.sampling.request import Execution, Request, known_pixels
+from dsmooth.sampling.request import Execution, Request
 from dsmooth.smoothing import GaussianSmoothing
 from dsmooth.training.step import make_inputs
 from tests.helpers.data_makers import random_dataset
@@ -179,18 +177,6 @@ def test_known_pixels_stay_on_a_ladder() -> None:
     assert torch.equal(drawn[:, :, :4], x[:, :, :4])
     nothing = pair.sample(3, levels=(0.5, 0.1), known=x, mask=torch.zeros_like(mask))
     assert torch.equal(nothing, pair.sample(3, levels=(0.5, 0.1)))
-
-
-def test_a_completion_among_candidates_is_that_of_its_level() -> None:
-    pair = pair_of_levels()
-    given = known_pixels(images(), torch.eye(8, dtype=torch.bool)[None], 3)
-    request = Request(3, seed=4, known=given, levels=(0.25,))
-    drawn = []
-    for own in (pair, pair.at(0.25)):
-        models = Models({"noisy": own.noisy, "denoiser": own.denoiser}, own, (8, 8), ())
-        drawn.append(gather(models.drawer(request, candidates=2), request, chunk=3))
-    assert drawn[0] is not None
-    assert torch.equal(*drawn)
 
 
 def test_ladders_that_do_not_fit() -> None:

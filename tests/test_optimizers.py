@@ -165,6 +165,3 @@ def test_the_state_of_the_other_optimizer_is_refused() -> None:
             state.step()
         with pytest.raises(ValueError, match=r"x holds the state of another .* differ"):
             one.restore(other.tensors(), 8, 1, "x")
-        networks = {k: v for k, v in other.tensors().items() if k.startswith(("model.", "ema."))}
-        one.restore(networks, 0, 0, "x")  # version 0.2 wrote no others before the first step
-        assert torch.equal(one.model.head.bias, other.model.head.bias)

@@ -134,7 +134,7 @@ def test_draws_as_people_write_them(tmp_path: Path, capsys: pytest.CaptureFixtur
         with pytest.raises(ValueError, match=r"levels must be a list of noise levels, got 0\.5"):
             call(2 if call == pair.sample else torch.full((2, 1, 8, 8), -1.0), levels=0.5)
     with pytest.raises(TypeError, match=r"dtype must be a torch.dtype.*, got 'bfloat16'"):
-        dsmooth.SmoothedPair.from_pretrained(tmp_path, torch_dtype="bfloat16")
+        dsmooth.SmoothedPair.from_pretrained(tmp_path, dtype="bfloat16")
 
 
 @pytest.mark.parametrize(("count", "message"), [(0, "be at least 1, got 0"), (1.5, "be a whole")])
@@ -322,7 +322,7 @@ def test_a_pair_completes_and_is_called(tmp_path: Path) -> None:
         pair.complete(x, upper.expand(6, -1, -1), draws=3)
     assert torch.equal(pair(x, n_noise=2), pair.elbo(x, n_noise=2))
     pair.save_pretrained(tmp_path)
-    read = dsmooth.SmoothedPair.from_pretrained(tmp_path, torch_dtype=torch.float64)
+    read = dsmooth.SmoothedPair.from_pretrained(tmp_path, dtype=torch.float64)
     assert read.dtype == torch.float64
     assert read.complete(x).dtype == torch.float64
     first, _ = dsmooth.to_pil([*x])

@@ -137,7 +137,7 @@ def test_every_printed_command_runs(
 
 
 def test_the_command_that_goes_on_has_what_no_run_keeps() -> None:
-    words = "plain --out 'my run' --threads 3 --device cuda:1 --keep-snapshots 2 --tensorboard"
+    words = "plain --out 'my run' --threads 3 --device cuda:1 --tensorboard"
     begun = _parse("dsmooth train", Train, shlex.split(words))
     printed = shlex.split(resume_command(begun, Path("my run")))
     assert printed[:2] == ["dsmooth", "train"]

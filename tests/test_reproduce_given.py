@@ -214,12 +214,6 @@ def test_what_is_stopped_leaves_the_earlier_probes_and_no_picture_missing(
     assert not [*again.glob("probes-*")]
     kept = digits.part(slice(12)).digest, digits.part(slice(6)).digest
     assert results["asked"]["data_sha256"] == dict(zip(("train", "test"), kept, strict=True))
-    # Version 0.2 kept an unfinished result there, which goes on.
-    half = {**results, "accuracy": {"noisy": {**results["accuracy"]["noisy"], "kept": 1}}}
-    (again / "probes.json").write_text(json.dumps(half))
-    whole = replace(alone, only=None).probe()
-    assert list(whole["accuracy"]) == [*PROBED]
-    assert whole["accuracy"]["noisy"]["kept"]
 
     real, drawn = os.replace, replace(alone, only=None)
     for first in (0, 1):  # of the two files of a kind of samples

@@ -138,12 +138,10 @@ def test_another_calls_folder_is_refused(tmp_path: Path) -> None:
         start(2, 0)
     found = json.loads((tmp_path / "shards.json").read_text())
     damaged = {"n": 3}, {**found, "n": "3"}, {**found, "n": 200}, {**found, "shard_size": 0}
-    ancient = {"shard_size": 100, "done": 3}, {k: v for k, v in found.items() if k != "sha256"}
-    for values in (*damaged, *ancient):
+    for values in damaged:
         (tmp_path / "shards.json").write_text(json.dumps(values))
-        said = "is damaged: " if values in damaged else r"is of dsmooth 0\.1, .*: draw them again"
         for use in (lambda: start(20, 0), lambda: read_images(tmp_path)):
-            with pytest.raises(ValueError, match=rf"shards\.json {said}"):
+            with pytest.raises(ValueError, match=r"shards\.json is damaged: "):
                 use()
     (tmp_path / "shards.json").unlink()
     with pytest.raises(ValueError, match=r"without shards\.json"):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from dsmooth.fields import ArgumentError
 from dsmooth.models import load_models
 from dsmooth.presets import preset
 from dsmooth.runs import RunFolder
-from dsmooth.training import Evaluation, beginning, loop, train
+from dsmooth.training import Evaluation, beginning, loop, tensorboard, train
 from dsmooth.training.optimizers import EMA
 from dsmooth.training.step import TrainState, make_inputs, scheduled
 from tests.helpers.data_makers import random_bytes
@@ -258,24 +258,20 @@ def test_a_loop_of_ones_own_writes_a_run(tmp_path: Path) -> None:
 
 
 def test_tensorboard_gets_numbers_and_pictures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ModuleNotFoundError, match=r"'dsmooth\[tensorboard\]'"):
-        train(tiny(images=16), tmp_path / "run", tensorboard=True)
-    assert not (tmp_path / "run").exists()
-    module = Mock()
+        tensorboard(tmp_path)
+    module = MagicMock()
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    train(tiny(images=16), tmp_path / "run", tensorboard=True)
-    assert capsys.readouterr() == ("", "")
-    writer = module.SummaryWriter(str(tmp_path / "run" / "tensorboard"))
-    assert module.SummaryWriter.call_args_list[0] == module.SummaryWriter.call_args
-    ((name, picture, images_seen), _) = writer.add_images.call_args
+    train(tiny(images=16), tmp_path / "run", on_evaluation=tensorboard(tmp_path / "events"))
+    module.SummaryWriter.assert_called_with(str(tmp_path / "events"))
+    writer = module.SummaryWriter().__enter__()
+    assert writer.add_scalar.call_args.args[::2] == ("bits_per_dim", 16)
+    name, picture, images_seen = writer.add_images.call_args.args
     assert (name, picture.shape, images_seen) == ("samples", (1, 1, 8, 8), 16)
     assert (picture == 0.5).all()
-    named = {call.args[0] for call in writer.add_scalar.call_args_list}
-    assert {"evaluation/bits_per_dim", "step/learning_rate"} <= named
-    writer.close.assert_called_once()
 
 
 def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -299,19 +295,6 @@ def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         train(replace(config, images=None), tmp_path / "b")
     with pytest.raises(TypeError, match=r"settings, got a Tensor: dsmooth\.train\("):
         dsmooth.train(torch.zeros(3, 1, 8, 8).byte())
-
-
-def test_snapshots_are_run_folders_and_the_last_stay(tmp_path: Path) -> None:
-    models = []
-    options = {"keep_snapshots": 2, "on_evaluation": lambda score: models.append(score)}
-    train(tiny(evaluations=4), tmp_path, **options)
-    kept = sorted((tmp_path / "snapshots").iterdir())
-    assert [int(path.name) for path in kept] == [score.images_seen for score in models[-2:]]
-    last, final = (RunFolder(path).load_model()[0] for path in (kept[-1], tmp_path))
-    assert all(map(torch.equal, last.state_dict().values(), final.state_dict().values()))
-    assert load_models([kept[0]]).networks["noisy"].config == final.config
-    with pytest.raises(ValueError, match="keep_snapshots must be at least 0, got -1"):
-        train(tiny(), tmp_path / "b", keep_snapshots=-1)
 
 
 def test_paper_presets_are_the_papers() -> None:

@@ -157,9 +157,9 @@ def steps() -> list[Step]:
         measure("sampler-cifar", 90),
         # The first step of a network compiles those of its kernels that were not carried.
         measure("step-mnist-kept", 150, TINY),
-        *(measure(f"step-mnist-{mode}", 45) for mode in ("again", "cudnn", "eager")),
+        *(measure(f"step-mnist-{mode}", 45) for mode in ("again", "eager")),
         measure("step-cifar-kept", 250),
-        *(measure(f"step-cifar-{mode}", 60) for mode in ("again", "cudnn", "eager")),
+        *(measure(f"step-cifar-{mode}", 60) for mode in ("again", "eager")),
         measure("loss", 90, TINY),
         measure("two-step", 60),
         measure("plain", 60),

@@ -96,8 +96,7 @@ def tested() -> None:
         for size, filters, skips in BLOCKS:
             case = make_case(shift, size, filters, skips, 0.5, bf16, gains=True)
             for prepare in STRIDES.values():
-                for impl in ("triton", "cudnn"):
-                    case.run(impl, bf16, prepare)
+                case.run("triton", bf16, prepare)
     for mixture in MIXTURES:
         for channels in (1, 3):
             for size, n_mix in MIXED:
@@ -107,7 +106,6 @@ def tested() -> None:
                     value_and_gradients(function, x.to(bf16), params.to(bf16, memory_format=order))
 
 
-# Not steps between torch's convolutions, which the CPU would take minutes to compute.
 BENCHMARKED = (
     *("step-cifar-kept", "step-cifar-again", "step-mnist-kept", "step-mnist-again"),
     *("loss-cifar-continuous-ours", "loss-cifar-discretized-ours"),

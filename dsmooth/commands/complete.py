@@ -27,7 +27,7 @@ from .sample import GRID_LIMIT, check_outputs, prepare, request_of, say_filled
 
 def complete(options: Complete) -> None:
     """Carry out `dsmooth complete`. Raises ValueError or FileNotFoundError before any work."""
-    check_whole(options, ["count", "draws", "candidates"], 1)
+    check_whole(options, ["count", "draws"], 1)
     if options.mask is not None and options.keep_top is not None:
         raise ValueError("--keep-top and --mask both say which pixels are given: leave one out")
     if any(path.suffix not in (".png", ".npz") for path in options.out):
@@ -64,7 +64,7 @@ def complete(options: Complete) -> None:
         request = request_of(models, options.drawing, cells, known=known)
         started = time.monotonic()
         with progress("completing", request.count) as done:
-            drawer = models.drawer(request, execution, options.candidates)
+            drawer = models.drawer(request, execution)
             completed = gather(drawer, request, models.chunk, done)
     if completed is not None:
         seconds = time.monotonic() - started

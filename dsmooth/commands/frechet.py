@@ -168,7 +168,7 @@ def load_real(
                 f"{options.reference} is of the {other_split} images, which give the floor: "
                 f"add --split {other_split}"
             )
-        if described["label"] not in (None, options.label):  # version 0.2 did not save it
+        if described["label"] not in (None, options.label):
             raise ValueError(f"{options.reference} needs --label {described['label']}")
         if described["name"] not in (None, choice.name):
             if options.dataset.data is not None:
@@ -184,7 +184,7 @@ def load_real(
     real = as_grey(found.images) if isinstance(found, ImageSet) else found
     floor = load(other_split) if known else None
     stated = found.description.get("floor_sha256") if isinstance(found, FeatureStatistics) else None
-    if floor is not None and stated not in (None, floor.digest):  # version 0.2 did not save it
+    if floor is not None and stated not in (None, floor.digest):
         raise ValueError(
             f"{options.reference} was saved with other {other_split} images than those of "
             f"{floor.source}: name its own data"

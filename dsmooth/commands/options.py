@@ -42,11 +42,6 @@ class Running:
     """CPU threads; by default all cores."""
     quiet: Flag = False
     """Print errors alone."""
-    config: Path | None = None
-    """JSON file with values of options that the command line does not name, as --print-config
-    prints them. For train also the config.json of a run, instead of a preset."""
-    print_config: Flag = False
-    """Print the options as JSON and stop."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +122,12 @@ class Train:
     force: Flag = False
     """With --resume: take settings that differ from the run's, from here on."""
     tensorboard: Flag = False
-    """Also write TensorBoard event files (needs the extra "tensorboard")."""
-    keep_snapshots: int = 0
-    """Keep the weights of this many evaluations, the last ones, as run folders in snapshots/."""
+    """Also write event files of the evaluations (needs the extra "tensorboard")."""
+    config: Path | None = None
+    """JSON file with the settings to start from, instead of a preset: the config.json of a run, or
+    what --print-config prints."""
+    print_config: Flag = False
+    """Print the settings as JSON and stop."""
     execution: OmitArgPrefixes[OnDevice] = OnDevice()
 
 
@@ -182,9 +180,6 @@ class Complete:
     """A picture of the images' size instead: its white pixels are given, its black ones missing."""
     draws: int = 8
     """Completions of each image."""
-    candidates: int = 1
-    """Draws for each completion, one of which is picked by its weight. More draws come nearer to
-    the conditional distribution. Useful where the known pixels are not the upper rows."""
     out: tuple[Path, ...] = (Path("completed.png"),)
     """Files to write: .png for the picture, .npz for arrays `x` (the completions, N * draws, C, H,
     W), `original` (N, C, H, W) and `mask` (1, H, W)."""

@@ -52,6 +52,7 @@ def check_run(options: Train, folder: Path) -> None:
 
 def train_one(options: Train, folder: Path) -> int:
     """Train a model into `folder`; returns the exit status as `train` does."""
+    from ..training import tensorboard
     from ..training import train as train_run
 
     assert options.role != "pair"
@@ -62,8 +63,7 @@ def train_one(options: Train, folder: Path) -> int:
         force=options.force,
         device=options.execution.device,
         threads=options.execution.threads,
-        tensorboard=options.tensorboard,
-        keep_snapshots=options.keep_snapshots,
+        on_evaluation=tensorboard(folder / "tensorboard") if options.tensorboard else None,
         progress=True,
     )
     if result.interrupted:
@@ -109,8 +109,6 @@ def resume_command(options: Train, folder: Path) -> str:
         value = getattr(options.execution, name)
         if value not in (None, "auto"):
             words += [f"--{name}", str(value)]
-    if options.keep_snapshots:
-        words += ["--keep-snapshots", str(options.keep_snapshots)]
     if options.tensorboard:
         words.append("--tensorboard")
     size = rank_and_size()[1]

@@ -20,7 +20,7 @@ from .. import _extension
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Grads = list[Tensor | None]
-Impl = Literal["auto", "reference", "triton", "cudnn", "native"]
+Impl = Literal["auto", "reference", "triton", "native"]
 _IMPLS = get_args(Impl)
 MIN_CAPABILITY = (8, 0)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

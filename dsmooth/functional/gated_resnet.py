@@ -54,10 +54,10 @@ def gated_resnet(
     autocast dtype under autocast.
 
     impl: "native" is the C++ extension on the CPU, for float32, float64 and bfloat16; "triton" the
-    Triton kernels on CUDA, for float32, bfloat16 and float16; "cudnn" torch's own convolutions
-    between such kernels; "reference" plain PyTorch (which alone can be differentiated twice);
-    "auto" takes "native" or "triton" if it can run, else "reference". The first three return
-    channels_last, and copy an x or skip that is not channels_last.
+    Triton kernels on CUDA, for float32, bfloat16 and float16; "reference" plain PyTorch (which
+    alone can be differentiated twice); "auto" takes "native" or "triton" if it can run, else
+    "reference". The first two return channels_last, and copy an x or skip that is not
+    channels_last.
 
     Without autocast all tensors but the seed have x's dtype; all are on its device. Raises
     ValueError for a shape, dtype, device or shift that does not fit, and RuntimeError, with the
@@ -82,7 +82,7 @@ def gated_resnet(
     def obstacle(chosen: Impl) -> str | None:
         if len(skips) > MAX_SKIPS:
             return f"it takes at most {MAX_SKIPS} skips, got {len(skips)}"
-        if chosen in ("triton", "cudnn"):
+        if chosen == "triton":
             return triton_obstacle(x.device, dtype)
         taps = conv_in[0].shape[2] * conv_in[0].shape[3]
         if taps > MAX_TAPS:
@@ -107,10 +107,6 @@ def gated_resnet(
         tensor if tensor is None or tensor.dtype == own else tensor.to(own)
         for tensor, own in zip(given, wanted, strict=False)
     )
-    if chosen == "cudnn":
-        from .gated_resnet_cudnn import gated_resnet_cudnn
-
-        return gated_resnet_cudnn(given, settings)
     if chosen == "triton":
         from .gated_resnet_triton import gated_resnet_triton
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +32,6 @@ from .dispatch import (
 )
 from .logistic_mixture_native import native
 from .logistic_mixture_triton import triton_log_prob
-
-ReferenceLikelihood = Literal["continuous", "discretized", "gaussian", "discretized_legacy"]
 
 MIN_LOG_SCALE = -7.0
 HALF_STEP = 1 / 255  # half the distance of neighbouring bytes in [-1, 1]
@@ -63,23 +61,20 @@ def logistic_mixture_log_prob(
 
     impl: "triton" is one kernel for value and gradient, on cuda; "native" the C++ extension, on
     cpu; "reference" plain PyTorch (which alone can be differentiated twice). "auto" takes the first
-    of the three that can run, but "triton" only on cuda. "cudnn" is a choice of the gated resnet;
-    here it means "auto". Under "triton" the gradient of the plain sum is kept in each input's
-    dtype, so in float16 it must not pass 65504.
+    of the three that can run, but "triton" only on cuda. Under "triton" the gradient of the plain
+    sum is kept in each input's dtype, so in float16 it must not pass 65504.
 
     Raises ValueError for shapes or bytes that do not fit, TypeError for integer tensors, and
     RuntimeError with the reason for an explicit impl that cannot run.
     """
     atoms = check_mixture(x, params, likelihood, atoms, smoothing_scale)
-    asked = resolve_impl(impl)
-    asked = "auto" if asked == "cudnn" else asked
 
     def obstacle(chosen: Impl) -> str | None:
         if chosen == "triton":
             return triton_obstacle(x.device, x.dtype, params.dtype, matmul=False)
         return native_obstacle(x.device.type)
 
-    chosen = choose("logistic_mixture_log_prob", asked, x.device, obstacle)
+    chosen = choose("logistic_mixture_log_prob", resolve_impl(impl), x.device, obstacle)
     if chosen == "reference":
         return logistic_mixture_log_prob_ref(
             x, params, likelihood, atoms=atoms, smoothing_scale=smoothing_scale
@@ -95,19 +90,14 @@ def logistic_mixture_log_prob(
 def logistic_mixture_log_prob_ref(
     x: Tensor,
     params: Tensor,
-    likelihood: ReferenceLikelihood = "continuous",
+    likelihood: Likelihood = "continuous",
     *,
     atoms: Sequence[int] | Literal["all"] = (),
     smoothing_scale: float = 0.0,
 ) -> Tensor:
     """The reference of `logistic_mixture_log_prob`: the equation in PyTorch, any number of times
-    differentiable.
-
-    "discretized_legacy" is the discretized likelihood of the classic code, whose midpoint fallback
-    is off by up to 2.15 nats per sub-pixel at narrow scales: only for comparing with old numbers.
-    """
-    allowed = get_args(ReferenceLikelihood)
-    atoms = check_mixture(x, params, likelihood, atoms, smoothing_scale, allowed)
+    differentiable."""
+    atoms = check_mixture(x, params, likelihood, atoms, smoothing_scale)
     x, params = _at_least_float32(x, params)
     with without_autocast(x.device.type):
         mixture = split_mixture(params, x.shape[1], len(atoms))
@@ -119,7 +109,7 @@ def logistic_mixture_log_prob_ref(
         elif likelihood == "gaussian":
             per_colour = _log_gaussian(*where, smoothing_scale)
         else:
-            per_colour = _log_mass(*where, likelihood == "discretized_legacy")
+            per_colour = _log_mass(*where)
         log_weights = F.log_softmax(mixture.logits, dim=1)  # of components, then of atoms
         joint = log_weights[:, : means.shape[2]] + per_colour.sum(1)
         if atoms:
@@ -241,7 +231,6 @@ def check_mixture(
     likelihood: str,
     atoms: Sequence[int] | Literal["all"],
     smoothing_scale: float,
-    allowed: Sequence[str] = get_args(Likelihood),
 ) -> tuple[int, ...]:
     """The bytes of atoms. Raise ValueError or TypeError unless x and params are one batch of
     pixels and of mixtures of this kind."""
@@ -249,7 +238,7 @@ def check_mixture(
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"x must have shape (B, C, H, W) with C = 1 or 3, got {tuple(x.shape)}")
     values = bytes_of(atoms, x.shape[1])
-    check_likelihood(likelihood, values, smoothing_scale, allowed)
+    check_likelihood(likelihood, values, smoothing_scale)
     _n_mix(params, x.shape[1], len(values))
     if (params.shape[0], *params.shape[2:]) != (x.shape[0], *x.shape[2:]):
         expected = (x.shape[0], params.shape[1], *x.shape[2:])
@@ -331,29 +320,21 @@ def _at_atoms(x: Tensor, atoms: Sequence[int]) -> Tensor:
     return (torch.round((x.unsqueeze(2) + 1) * 127.5) == values.view(1, 1, -1, 1, 1)).all(1)
 
 
-def _log_mass(x: Tensor, means: Tensor, log_scales: Tensor, legacy: bool) -> Tensor:
-    """log of the probability of the byte of x; the outer bytes take the tails.
-
-    legacy: as in the classic code, with a midpoint density where the mass is small.
-    """
+def _log_mass(x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
+    """log of the probability of the byte of x; the outer bytes take the tails."""
     inverse_scale = torch.exp(-log_scales)
     a = (x - means + HALF_STEP) * inverse_scale
     b = (x - means - HALF_STEP) * inverse_scale
-    if legacy:
-        mass = torch.sigmoid(a) - torch.sigmoid(b)
-        midpoint = _log_density(x, means, log_scales) - math.log(127.5)
-        interior = torch.where(mass > 1e-5, torch.log(mass.clamp(min=1e-12)), midpoint)
-    else:
-        # sigma(a) - sigma(b) = sigma(a) sigma(-b) (1 - e^-D), D = a - b. An infinite value in the
-        # branch that torch.where drops would still make the gradient NaN: its argument is clamped.
-        width = 2 * HALF_STEP * inverse_scale
-        tiny = 1e-30
-        log_gap = torch.where(
-            width > tiny,
-            torch.log(-torch.expm1(-width.clamp(min=tiny))),
-            math.log(2 * HALF_STEP) - log_scales,
-        )
-        interior = F.logsigmoid(a) + F.logsigmoid(-b) + log_gap
+    # sigma(a) - sigma(b) = sigma(a) sigma(-b) (1 - e^-D), D = a - b. An infinite value in the
+    # branch that torch.where drops would still make the gradient NaN: its argument is clamped.
+    width = 2 * HALF_STEP * inverse_scale
+    tiny = 1e-30
+    log_gap = torch.where(
+        width > tiny,
+        torch.log(-torch.expm1(-width.clamp(min=tiny))),
+        math.log(2 * HALF_STEP) - log_scales,
+    )
+    interior = F.logsigmoid(a) + F.logsigmoid(-b) + log_gap
     return torch.where(
         x < -0.999, F.logsigmoid(a), torch.where(x > 0.999, F.logsigmoid(-b), interior)
     )

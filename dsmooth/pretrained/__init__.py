@@ -1,7 +1,7 @@
 """Trained networks by name: found, read and written.
 
 `resolve` finds and reads what a name, a folder or an id of the Hugging Face Hub stands for; `pairs`
-reads and writes pairs with their model cards.
+reads and writes pairs with their model cards; `convert` reads checkpoints of older PyTorch ports.
 
 The folders here are the models that come with the package: the runs `noisy`, `denoiser` and
 `plain`, a model card (README.md) and its numbers (card.json), which

@@ -153,7 +153,6 @@ def from_pretrained(
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
-    torch_dtype: torch.dtype | None = None,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
@@ -164,13 +163,12 @@ def from_pretrained(
     name: "mnist", the pair that comes with the package; a folder that `save_pretrained` wrote;
     one with the runs `noisy` and `denoiser` in it, such as that of `dsmooth reproduce`; or, by
     the extra "hub", the "owner/name" of such a folder on the Hugging Face Hub. device, dtype:
-    of the models, by default the CPU and float32; torch_dtype is another name of dtype.
+    of the models, by default the CPU and float32.
     revision, cache_dir, token, local_files_only: of the Hub, as
     `huggingface_hub.snapshot_download` takes them.
     Raises FileNotFoundError or ValueError, naming the file, for anything else;
     ModuleNotFoundError without the extra, and OSError if the Hub does not give the pair.
     """
-    dtype = torch_dtype if dtype is None else dtype
     if not isinstance(dtype, torch.dtype | None):
         raise TypeError(f"dtype must be a torch.dtype, such as torch.bfloat16, got {dtype!r}")
     cache = {"cache_dir": cache_dir, "local_files_only": local_files_only}

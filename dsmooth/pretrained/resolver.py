@@ -203,8 +203,6 @@ def _read_run(folder: Path, values: dict[str, Any]) -> SavedNetwork:
 
 def _read_pair(folder: Path, values: dict[str, Any]) -> list[SavedNetwork]:
     values.pop("dsmooth", None)
-    if "smoothing" in values and "weights_sha256" not in values:
-        raise ValueError(f"{folder} is a pair of dsmooth 0.1: read it by 0.2 and save it again")
     try:
         found = structure(values, PairSettings)
     except ValueError as error:

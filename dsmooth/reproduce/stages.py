@@ -127,10 +127,8 @@ class Stages:
         found = read_json(path) if path.exists() else {}
         key = json.loads(json.dumps(key))  # as a later call reads it
         stated = found[KEY] if isinstance(found.get(KEY), dict) else {}
-        # Version 0.2 did not state the data.
-        known = {"data_sha256": key.get("data_sha256"), **stated}
         names = key.keys() & {"weights_sha256", "data_sha256"}
-        kept = found if all(known.get(name) == key[name] for name in names) else {}
+        kept = found if all(stated.get(name) == key[name] for name in names) else {}
         if self.only not in (None, stage):
             return kept
         if self.only is None and stated == key:
@@ -317,13 +315,8 @@ class Stages:
             "precision": "bfloat16" if fast else self.precision,
         }
         given = self.models.pair, self.train_set, self.test_set
-        path, unfinished = self.folder / "probes.json", self.folder / "probes-unfinished.json"
+        unfinished = self.folder / "probes-unfinished.json"
         writes = self.only in (None, "probes") and rank_and_size()[0] == 0
-        if writes and path.exists():
-            found = read_json(path).get("accuracy")
-            # Version 0.2 wrote there after each network.
-            if isinstance(found, dict) and not found.keys() >= {*PROBED}:
-                path.replace(unfinished)
 
         def compute() -> dict[str, Any]:
             if self.train_set.labels is None or self.test_set.labels is None:
@@ -352,8 +345,7 @@ def black_share(images: Tensor) -> float:
 def _stored_images(path: Path, key: Mapping[str, Any], *, any_count: bool = False) -> Tensor | None:
     """The images in `path`; None if they were drawn with another key."""
     arrays, key = read_npz(path) if path.exists() else {}, json.loads(json.dumps(key))
-    # Version 0.2 did not state the settings.
-    stated = {"settings": key["settings"], **json.loads(str(arrays.get(KEY, "{}")))}
+    stated = json.loads(str(arrays.get(KEY, "{}")))
     if any_count:
         stated["count"] = key["count"]
     return torch.from_numpy(arrays["x"]) if stated == key else None

@@ -117,10 +117,8 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Read a manifest. Raises ValueError, naming the file, if it is damaged or of 0.1."""
+        """Read a manifest. Raises ValueError, naming the file, if it is damaged."""
         values = read_json(path)
-        if "done" in values or ("description" in values and "sha256" not in values):
-            raise ValueError(f"{path} is of dsmooth 0.1, whose folders 0.2 reads: draw them again")
         try:
             found = structure(values, cls)
             files = len(found.sha256)
@@ -243,10 +241,8 @@ class Folder:
                     "folder"
                 )
             return
-        found, asked = Manifest.read(path), self.drawing.settings
-        if "models" not in found.description:  # of dsmooth 0.2
-            asked.pop("models", None)
-        if other := difference(found.settings, asked):
+        found = Manifest.read(path)
+        if other := difference(found.settings, self.drawing.settings):
             raise ValueError(f"{self.path} holds another drawing: {other}; choose another folder")
         self.drawing = found
 

@@ -52,8 +52,6 @@ def save_checkpoint(run: RunFolder, state: TrainState, image_size: tuple[int, in
             os.replace(run.checkpoint, run.earlier_checkpoint)
 
     write_together({run.checkpoint: tensor_bytes(tensors, metadata)}, first=keep)
-    # A killed run of 0.2 left this file.
-    run.path.joinpath(".checkpoint-new.safetensors").unlink(missing_ok=True)
     run.write_config(state.config, image_size)
 
 
@@ -106,18 +104,16 @@ def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 def _read(path: Path) -> Checkpoint:
     tensors, metadata = read_tensors(path)
     stated = metadata.pop("sha256", None)
-    if "images_seen" in metadata and "data" not in metadata:
-        raise ValueError(f"{path} is of dsmooth 0.1, whose runs 0.2 goes on with")
     if stated != digest(tensors, metadata):
         raise ValueError(f"{path} is damaged: it does not have the digest that it states")
     counts = [metadata.get(name, "") for name in ("images_seen", "steps")]
     if not all(re.fullmatch("[0-9]{1,18}", count) for count in counts):
         raise ValueError(f"{path} is not a training checkpoint")
     try:
-        settings = TrainConfig.from_dict(json.loads(metadata["settings"]))
+        settings, data = TrainConfig.from_dict(json.loads(metadata["settings"])), metadata["data"]
     except (KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} states settings that cannot be read: {error}") from None
-    return Checkpoint(path, tensors, settings, int(counts[0]), int(counts[1]), metadata["data"])
+    return Checkpoint(path, tensors, settings, int(counts[0]), int(counts[1]), data)
 
 
 def go_on(

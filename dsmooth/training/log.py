@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -49,19 +50,30 @@ RECORD_SECONDS = 1.0
 EARLY_IMAGES = 10_000  # samples may diverge before so many, whatever the settings
 
 
-def writer_of_events() -> Any:
-    """TensorBoard's class that writes event files. Raises ModuleNotFoundError without the extra."""
+def tensorboard(folder: str | Path) -> OnEvaluation:
+    """A function for `on_evaluation` that writes bits/dim and samples as TensorBoard's event files.
+
+    Raises ModuleNotFoundError without the extra of that name.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ModuleNotFoundError(
             "tensorboard needs the extra: pip install 'dsmooth[tensorboard]'"
         ) from None
-    return SummaryWriter
+
+    def write(found: Evaluation) -> None:
+        with SummaryWriter(str(folder)) as writer:
+            writer.add_scalar("bits_per_dim", found.bits_per_dim, found.images_seen)
+            if found.samples.isfinite().all():
+                pixels = (found.samples.clamp(-1, 1) + 1) / 2
+                writer.add_images("samples", pixels, found.images_seen)
+
+    return write
 
 
 class RunLog(ExitStack):
-    """Writes log, pictures and event files of a run, and tells the logger or a bar.
+    """Writes log and pictures of a run, and tells the logger or a bar.
 
     The log holds an object a line with an "event": start, step (about one a second, its loss
     averaged since the last), evaluation, note, interrupted or end.
@@ -71,21 +83,14 @@ class RunLog(ExitStack):
         self,
         folder: RunFolder,
         state: TrainState,
-        tensorboard: bool,
         on_evaluation: OnEvaluation | None,
         progress: bool,
-        keep_snapshots: int,
     ) -> None:
         super().__init__()
-        self.writer = None
-        if tensorboard:
-            self.writer = writer_of_events()(str(folder.tensorboard))
-            self.callback(self.writer.close)
         self.folder = folder
         self.config = state.config
         self.loss_name = loss_name(state.config)
         self.on_evaluation = on_evaluation
-        self.keep_snapshots = keep_snapshots
         self.total = total_images(state.config)
         self.started = time.monotonic()
         self.first_image = state.images_seen
@@ -137,11 +142,7 @@ class RunLog(ExitStack):
             why = "too early for a picture" if early else "samples diverged: no picture"
             self.say(f"{seen:,} images · {why}")
         else:
-            if self.writer is not None:
-                self.writer.add_images("samples", (found.samples.clamp(-1, 1) + 1) / 2, seen)
             save_grid(found.samples, self.folder.grid(seen))
-        if self.keep_snapshots:
-            self.folder.keep_snapshot(found.model, seen, self.keep_snapshots)
         if self.on_evaluation is not None:
             self.on_evaluation(found)
 
@@ -160,9 +161,6 @@ class RunLog(ExitStack):
         seconds = round(time.monotonic() - self.started, 2)
         entry = {"event": event, "images": images_seen, "seconds": seconds, **values}
         self.file.write(json.dumps(entry) + "\n")
-        if self.writer is not None and event in ("step", "evaluation"):
-            for name, value in values.items():
-                self.writer.add_scalar(f"{event}/{name}", value, images_seen)
 
 
 def opening(state: TrainState, test_set: ImageDataset) -> Iterator[str]:

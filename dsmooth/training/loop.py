@@ -28,7 +28,7 @@ from ..distributed import (
     process_group,
     rank_and_size,
 )
-from ..fields import Argument, ArgumentError, check_number
+from ..fields import Argument, ArgumentError
 from ..files import weight_bytes, write_atomically
 from ..machine import choose_device, keep_freed_memory, use_threads
 from ..nn.weights import at_level
@@ -44,7 +44,7 @@ from .beginning import (
 )
 from .checkpoint import go_on, save_checkpoint
 from .device import with_device
-from .log import RECORD_SECONDS, Evaluation, OnEvaluation, RunLog, opening, writer_of_events
+from .log import RECORD_SECONDS, Evaluation, OnEvaluation, RunLog, opening
 from .step import READ_STEPS, TrainState, make_inputs, total_images
 
 # Noise of evaluations never repeats a training draw: training uses repeat 0.
@@ -73,8 +73,6 @@ def train(
     force: bool = False,
     device: str | torch.device = "auto",
     threads: int | None = None,
-    tensorboard: bool = False,
-    keep_snapshots: int = 0,
     on_evaluation: OnEvaluation | None = None,
     progress: bool = False,
 ) -> TrainResult:
@@ -89,12 +87,10 @@ def train(
     transformed and must have the size that it makes. match_channels: take the model's
     image_channels from the data. device: "auto" (a CUDA device if there is one), "cpu", "cuda" or
     "cuda:N". threads: CPU threads, None for torch's setting; another number of threads adds in
-    another order, which changes roundings. tensorboard: also write event files, which needs the
-    extra of that name. keep_snapshots: keep the averaged weights of this many evaluations, the last
-    ones, as run folders in snapshots/. on_evaluation: a function that rank 0 calls with each
-    `Evaluation`, such as one that tells another logger. progress: print what is trained, a bar or a
-    line every ten seconds, and the evaluations. Without it these lines go to the logger `dsmooth`
-    as INFO.
+    another order, which changes roundings. on_evaluation: a function that rank
+    0 calls with each `Evaluation`, such as `dsmooth.training.tensorboard(FOLDER)`. progress: print
+    what is trained, a bar or a line every ten seconds, and the evaluations. Without it these lines
+    go to the logger `dsmooth` as INFO.
 
     SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. `resume` begins a run where the
     folder has none, so that one call serves both. A resumed run must have the same
@@ -117,12 +113,9 @@ def train(
             f"the first argument must be settings, got a {type(config).__name__}: dsmooth.train("
             'dsmooth.preset("mnist-quick", "noisy", images=20_000), dataset=IMAGES)'
         )
-    check_number("keep_snapshots", keep_snapshots, 0)
     for name, given in (("transform", transform), ("on_evaluation", on_evaluation)):
         if given is not None and not callable(given):
             raise TypeError(f"{name} must be a function, got a {type(given).__name__}")
-    if tensorboard:
-        writer_of_events()  # refused before any work
     if dataset is None and (labels is not None or transform is not None):
         name = "labels" if transform is None else "transform"
         raise ValueError(
@@ -164,9 +157,7 @@ def train(
         del checkpoint  # which is as large as the weights and their moments
         log = None
         if rank_and_size()[0] == 0:
-            log = stack.enter_context(
-                RunLog(run, state, tensorboard, on_evaluation, progress, keep_snapshots)
-            )
+            log = stack.enter_context(RunLog(run, state, on_evaluation, progress))
             for line in opening(state, test_set):
                 log.say(line)
             for note in notes:

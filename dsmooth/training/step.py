@@ -299,11 +299,9 @@ class TrainState:
     ) -> None:
         """Continue from what `tensors` returned. Raises ValueError, naming `source`, for others."""
         own = self.tensors()
-        # Version 0.2 wrote no moments before the first step.
-        given = tensors if steps else {**own, **tensors}
-        check_tensors(own, given, source, "the state of another network or optimiser")
+        check_tensors(own, tensors, source, "the state of another network or optimiser")
         for name, tensor in own.items():
-            tensor.copy_(given[name])
+            tensor.copy_(tensors[name])
         self.optimizer.count(steps)
         self.images_seen = images_seen
         self.steps = self.steps_read = steps

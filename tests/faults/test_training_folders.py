@@ -205,8 +205,6 @@ def test_weights_that_are_not_finite_and_a_full_disk_replace_nothing(
     data, _ = beginning.load_data(CONFIG)
     state = TrainState(CONFIG, data, torch.device("cpu"))
     go_on(run, read_checkpoint(run), state)
-    left = run.path / ".checkpoint-new.safetensors"  # by a run of 0.2 that was killed
-    left.write_bytes(b"cut")
     before = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
@@ -214,7 +212,6 @@ def test_weights_that_are_not_finite_and_a_full_disk_replace_nothing(
             save_checkpoint(run, state, (8, 8))
     assert before == {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
     save_checkpoint(run, state, (8, 8))
-    assert not left.exists()
     before = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
     with torch.no_grad():
         state.ema.model.head.bias[0] = torch.nan
@@ -294,7 +291,7 @@ def rewrite(path: Path, **stated: str | None) -> None:
         ("steps", "a", "is not a training checkpoint"),
         ("settings", "[" * 100_000, "states settings that cannot be read"),
         ("settings", '{"role": 3}', "states settings that cannot be read"),
-        ("data", None, r"is of dsmooth 0\.1, whose runs 0\.2 goes on with"),
+        ("data", None, "states settings that cannot be read: 'data'"),
     ],
 )
 def test_what_a_checkpoint_states_is_checked(

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth.kernels import expand, gated_resnet, padded, weights
+from dsmooth.kernels import expand, gated_resnet, weights
 from dsmooth.kernels import launch as launching
-from dsmooth.kernels.geometry import Operands, Settings, Shift, Taps
+from dsmooth.kernels.geometry import Operands, Settings, Shift
 from dsmooth.kernels.tilings import format_of
 from tests.helpers.sass import left_in_flight, matrix_loops, register_operand
 from tests.helpers.triton_tools import Compiled, Launch, record_launches
@@ -27,7 +27,6 @@ SHARED = {80: 163 * 1024, 90: 227 * 1024}
 KERNELS = {
     expand: ["operands_kernel"],
     gated_resnet: sorted(MATMULS),
-    padded: ["pad_concat_elu_kernel", "gate_epilogue_kernel"],
     weights: ["pack_kernel"],
 }
 
@@ -80,20 +79,6 @@ class Block:
             y, *saved = gated_resnet.forward(given, settings, keep=self.keep)
             gated_resnet.backward(y, saved, given, settings, self.needs)
         return [launch for launches in lists for launch in launches]
-
-
-def padded_launches(arch: int, filters: int) -> list[Launch]:
-    """The launches of a gated resnet between torch's convolutions, with dropout, both ways."""
-    v, taps = _image(torch.bfloat16, filters, (16, 32, 32)), Taps(2, 3, 1, 1)
-    seed = torch.empty((), dtype=torch.int64, device="meta")
-    with recorded(arch, False) as lists:
-        for given in ((Settings("down"), None), (Settings("down", 0.5, 3), seed)):
-            padded.pad_concat_elu(v, taps, *given, padded.pad_concat_elu(v, taps, *given))
-        gates = padded.gate_epilogue(
-            v, _image(torch.bfloat16, 2 * filters, (16, 32, 32)), grad=True
-        )
-        padded.gate_epilogue(v, gates)
-    return [launch for launches in lists for launch in launches]
 
 
 def _image(dtype: torch.dtype, channels: int, size: tuple[int, int, int]) -> Tensor:

@@ -37,7 +37,7 @@ needs_extension = pytest.mark.skipif(
     not _extension.is_available(), reason=str(_extension.unavailable_reason())
 )
 NATIVE = pytest.param("native", marks=needs_extension)
-FAST = ["triton", "cudnn"] if INTERPRETED else [NATIVE]
+FAST = ["triton"] if INTERPRETED else [NATIVE]
 # The extension once for each instruction set of this machine, each an "impl" of `Case.run`.
 SETS = [f"native:{name}" for name in _extension.instruction_sets()]
 DTYPES = [torch.float64, torch.float32, torch.float16 if INTERPRETED else torch.bfloat16]

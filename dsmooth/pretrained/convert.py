@@ -15,9 +15,9 @@ from ..fields import check_one_of
 from ..files import read_tensors
 from ..functional.shifted_conv import fold_weight_norm
 from ..likelihoods import Likelihood
-from .layers import GatedResnet, WeightNormConv
-from .pixelcnnpp import PixelCNNpp
-from .weights import outline
+from ..nn import PixelCNNpp
+from ..nn.layers import GatedResnet, WeightNormConv
+from ..nn.weights import outline
 
 # Parts of our module names, and theirs.
 _RENAMES = (
