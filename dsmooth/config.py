@@ -164,7 +164,6 @@ class ModelConfig:
 Role = Literal["noisy", "denoiser", "plain"]
 Split = Literal["train", "test"]
 Method = Literal["two-step", "single-step", "noisy"]
-Score = Literal["full", "conditional"]
 ReproductionStage = Literal["samples", "bits-per-dim", "frechet", "probes", "receptive-field"]
 SmoothingKind = Literal["gaussian", "laplace", "uniform"]
 Precision = Literal["auto", "float32", "bfloat16"]

@@ -9,17 +9,17 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from numbers import Real
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .config import Method, Precision, Role, Score
-from .fields import ArgumentError, check_number, check_one_of
+from .config import Method, Precision, Role
+from .fields import ArgumentError, check_number
 from .fit import check_fit, describe
 from .nn import PixelCNNpp
+from .nn.gradient import gradient_of
 from .nn.images import check_scale, check_tensor, unrounded
-from .nn.score import score_of
 from .nn.weights import at_level, in_evaluation
 from .pictures import is_diverged
 from .pretrained import SavedNetwork, pairs
@@ -91,7 +91,6 @@ class SmoothedPair(nn.Module):
         n: int,
         *,
         method: Method = "two-step",
-        score: Score = "full",
         levels: Sequence[float] | None = None,
         threads: int | None = None,
         precision: Precision = "auto",
@@ -104,10 +103,10 @@ class SmoothedPair(nn.Module):
         The steps are x~ ~ p(x~) and x ~ p(x | x~).
 
         method: "two-step"; "single-step" replaces the second draw by the posterior mean
-        x~ + scale**2 * grad log p(x~) (Gaussian smoothing only); "noisy" gives x~ itself. score:
-        how "single-step" differentiates, see `single_step`. levels: for a pair of several noise
-        levels, the scales of a ladder, falling; by default the highest alone. x~ of the first is
-        drawn, then an image and x~ of the next, and so on, at last x (docs/math.md, section 7).
+        x~ + scale**2 * grad log p(x~) (Gaussian smoothing only); "noisy" gives x~ itself.
+        levels: for a pair of several noise levels, the scales of a ladder, falling; by default the
+        highest alone. x~ of the first is drawn, then an image and x~ of the next, and so on, at
+        last x (docs/math.md, section 7).
         threads: None for torch's setting. precision: of the cached sampler; "auto" is bfloat16 on a
         CUDA device, float32 on the CPU. batch_size: images drawn at a time at most, to save memory;
         the cached sampler's images do not depend on it. progress: True shows a bar; a function is
@@ -126,7 +125,7 @@ class SmoothedPair(nn.Module):
         if self.n_classes and choices.get("label") is None:
             choices["label"] = "prior"
         rungs, drawn = self.rungs(levels), []
-        request = self._request(n, choices, method=method, score=score, levels=levels)
+        request = self._request(n, choices, method=method, levels=levels)
         if batch_size is not None:
             check_number("batch_size", batch_size)
         execution = Execution(threads, precision)
@@ -181,7 +180,6 @@ class SmoothedPair(nn.Module):
         x_tilde: Tensor,
         *,
         method: Method = "two-step",
-        score: Score = "full",
         levels: Sequence[float] | None = None,
         threads: int | None = None,
         precision: Precision = "auto",
@@ -193,7 +191,7 @@ class SmoothedPair(nn.Module):
         """
         self._check_images("x_tilde", x_tilde)
         n, rungs = x_tilde.shape[0], self.rungs(levels)
-        asked: dict[str, Any] = {"method": method, "score": score, "levels": levels}
+        asked: dict[str, Any] = {"method": method, "levels": levels}
         request = self._request(n, choices, **asked, x_tilde=x_tilde)
         return draw_pair(rungs, request, Execution(threads, precision))
 
@@ -243,8 +241,8 @@ class SmoothedPair(nn.Module):
         x_tilde = torch.where(diverged, 0.0, x_tilde)
         if request.method == "single-step":
             labels = request.labels(self.n_classes, x_tilde.device)
-            how: dict[str, Any] = {"score": request.score, "guidance": request.guidance}
-            x = self.single_step(x_tilde.to(self.dtype), label=labels, **how)
+            x_tilde = x_tilde.to(self.dtype)
+            x = self.single_step(x_tilde, label=labels, guidance=request.guidance)
             x = x if request.known is None else request.known.keep(x)
         else:
             own, size = self._request_for(self.denoiser, request), self.image_size
@@ -256,30 +254,25 @@ class SmoothedPair(nn.Module):
         self,
         x_tilde: Tensor,
         *,
-        score: Score = "full",
         label: Tensor | None = None,
         guidance: float = 0.0,
     ) -> Tensor:
         """The posterior mean E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula).
 
-        score: "full" differentiates through the whole network. The formula is then exact for a
-        perfect model. "conditional" differentiates each pixel's own conditional only, its
-        parameters held fixed, as the paper's released code does. label: as in `elbo`. guidance: as
-        in `Choices`, but it extrapolates the gradients of the two passes, not their parameters.
-        The result has no derivative.
-        Raises ValueError for smoothing that is not Gaussian and for an unknown score.
+        label: as in `elbo`. guidance: as in `Choices`, but it extrapolates the gradients of the two
+        passes, not their parameters. The result has no derivative.
+        Raises ValueError for smoothing that is not Gaussian.
         """
         if not isinstance(self.smoothing, GaussianSmoothing):
             raise ValueError(
                 f"single-step denoising needs gaussian smoothing, got {self.smoothing.kind}"
             )
-        check_one_of("score", score, get_args(Score))
         self._check_images("x_tilde", x_tilde)
         guidance = normal_float("guidance", guidance, or_zero=True)
         if guidance and not self.n_classes:
             raise ArgumentError("guidance", "is for pairs with classes, which this one has not")
         noisy = self.at(self.smoothing.scale).noisy
-        gradient = score_of(noisy, x_tilde, score, self.label_for(noisy, label), guidance)
+        gradient = gradient_of(noisy, x_tilde, self.label_for(noisy, label), guidance)
         return x_tilde + self.smoothing.scale**2 * gradient
 
     @torch.no_grad()

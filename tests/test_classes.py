@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 import dsmooth
 from dsmooth.data import ImageDataset, load_dataset
+from dsmooth.nn.gradient import gradient_of
 from dsmooth.nn.layers import GatedResnet
-from dsmooth.nn.score import score_of
 from dsmooth.philox import Stream, image_words
 from dsmooth.runs import RunFolder
 from dsmooth.sampling import sample_images, sequential_sample
@@ -281,7 +281,7 @@ def test_either_or_both_of_a_pair_have_classes(tmp_path: Path, noisy: int, denoi
     )
     denoised = pair.denoise(x, method="single-step", label=label)
     own = label if noisy else None
-    expected = x + 0.25 * score_of(pair.noisy, x, label=own)
+    expected = x + 0.25 * gradient_of(pair.noisy, x, own)
     torch.testing.assert_close(denoised, expected)
 
 

@@ -47,7 +47,6 @@ MISTAKES = [
     ("sample noisy --out /proc/x.png", "/proc/x.png cannot be written: /proc"),
     ("sample plain --method noisy", "--method is for a pair, not for a single model: leave it out"),
     ("sample plain --levels 0.5", "--levels is for a pair"),
-    ("sample plain --score conditional", "--score is for a pair"),
     ("sample noisy --method single-step", "--method is for a pair"),
     ("complete plain --levels 0.5", "--levels is for a pair"),
     ("complete pair images -n 0", "--count must be at least 1, got 0"),

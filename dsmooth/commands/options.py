@@ -18,7 +18,6 @@ from ..config import (
     ProbeSettings,
     ReproductionStage,
     Role,
-    Score,
     Split,
     TrainConfig,
 )
@@ -87,8 +86,6 @@ class Drawing:
     """Decides the images; None draws a seed and prints it."""
     method: Method = "two-step"
     """two-step: x~ then x given x~; single-step: posterior mean of x~; noisy: x~ itself."""
-    score: Score = "full"
-    """Gradient of single-step: through the whole network, or each pixel's own conditional."""
     levels: tuple[float, ...] | None = None
     """Noise levels of a ladder, falling, for a pair that has several; by default the highest."""
     label: Class | None = None

@@ -54,7 +54,6 @@ def request_of(models: Models, drawing: Drawing, count: int, **others: Any) -> R
         own = ("two-step", "noisy") if "noisy" in models.networks else ("two-step",)
         for name, given in (
             ("method", drawing.method not in own),
-            ("score", drawing.score != "full"),
             ("levels", drawing.levels is not None),
         ):
             if given:
