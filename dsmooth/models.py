@@ -20,7 +20,6 @@ from .pretrained.pairs import of_networks
 from .runs import RunFolder
 from .sampling.cached import draw, obstacle_of
 from .sampling.completion import draw_completions
-from .sampling.ladder import draw_pair
 from .sampling.output import DrawPart
 from .sampling.request import AUTO, Execution, Request
 
@@ -116,9 +115,8 @@ class Models:
         network, size, pair = next(iter(self.networks.values())), self.image_size, self.smoothed
         if pair is not None and self.plain is not None:
             raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")
-        rungs = [] if pair is None else pair.rungs(request.levels)
-        if candidates == 1 and rungs:
-            return partial(draw_pair, rungs, execution=execution)
+        if candidates == 1 and pair is not None:
+            return partial(pair.draw, execution=execution)
         how: dict[str, Any] = {"size": size, "execution": execution}
         if candidates == 1:
             return partial(draw, network, **how)
@@ -126,10 +124,10 @@ class Models:
             raise ArgumentError(
                 "candidates", "need temperature 1 and no guidance, as their weights do"
             )
-        if len(rungs) > 1 or request.method != "two-step":
-            raise ArgumentError("candidates", "need method two-step and one noise level")
+        if request.method != "two-step":
+            raise ArgumentError("candidates", "need method two-step")
         how["candidates"] = candidates
-        return partial(draw_completions, rungs[0] if rungs else network, **how)
+        return partial(draw_completions, pair or network, **how)
 
     def of(self, *roles: Role) -> Models:
         """Some of the networks, and the pair if its noisy model is among them."""

@@ -31,7 +31,7 @@ def draw_completions(
 ) -> Tensor:
     """The images (count, C, H, W) of a request with known pixels, each one of `candidates` draws.
 
-    model: a `SmoothedPair` of one noise level, or a network without context. The first candidate is
+    model: a `SmoothedPair`, or a network without context. The first candidate is
     the image that is drawn without others.
     """
     seed = request.seed

@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal, SupportsIndex, TypedDict
@@ -141,7 +141,7 @@ def keep_top(fraction: float, size: tuple[int, int]) -> Tensor:
 class Request:
     """Images first_index .. first_index + count - 1 of the stream that `seed` names.
 
-    method, levels: of `SmoothedPair.sample`. x_tilde: (count, C, H, W), noisy images for a
+    method: of `SmoothedPair.sample`. x_tilde: (count, C, H, W), noisy images for a
     pair to denoise; by default it draws them. The other fields are those of `Choices`.
     """
 
@@ -153,7 +153,6 @@ class Request:
     known: KnownPixels | None = None
     label: Label = None
     guidance: float = 0.0
-    levels: Sequence[float] | None = None
     x_tilde: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -267,7 +266,6 @@ class Request:
             "temperature": self.temperature,
             "label": digest_of(label.detach()) if isinstance(label, Tensor) else label,
             "guidance": self.guidance or None,
-            "levels": None if self.levels is None else list(self.levels),
             "known_sha256": known and digest_of(known.mask, known.images.float()),
             "given_sha256": None if x_tilde is None else digest_of(x_tilde),
         }
