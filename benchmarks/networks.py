@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsmooth import GaussianSmoothing, ModelConfig, PixelCNNpp, SmoothedPair
 from dsmooth.functional import logistic_mixture_sample, use_impl
-from dsmooth.nn.condition import Condition
 from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling.operations import NONE, Phase
 from dsmooth.sampling.program import Program
@@ -73,7 +72,7 @@ def plain_pass(model: PixelCNNpp, shape: tuple[int, ...]) -> Callable[[], None]:
     context = None if model.config.conditioning == "none" else torch.zeros(shape)
     x = torch.zeros(shape)
     with torch.no_grad(), use_impl("reference"):
-        encoded = model.encode_context(x, Condition(context))
+        encoded = model.encode_context(x, context)
 
     def run() -> None:
         with torch.no_grad(), use_impl("reference"):

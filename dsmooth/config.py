@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args
 
 import tyro
@@ -79,8 +78,6 @@ class ModelConfig:
     n_classes: Count = 0
     """Classes of images that the model is conditioned on, 0 for none; auto: as many as the labels
     of the training data."""
-    noise_levels: Annotated[tuple[float, ...], tyro.conf.arg(help_behavior_hint=_default_hint)] = ()
-    """Scales of gaussian noise that the model is conditioned on, rising, instead of one."""
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -104,10 +101,6 @@ class ModelConfig:
                 "fourier_features",
                 f'need likelihood "discretized", whose pixels are bytes, got "{self.likelihood}"',
             )
-        levels = self.noise_levels
-        rising = all(low < high for low, high in pairwise(levels))
-        if len(levels) > LARGEST or not rising or not all(0 < s < math.inf for s in levels):
-            raise ArgumentError("noise_levels", f"must be positive and rise, got {levels}")
 
     @property
     def condition_size(self) -> int:
@@ -164,7 +157,6 @@ class ModelConfig:
 Role = Literal["noisy", "denoiser", "plain"]
 Split = Literal["train", "test"]
 Method = Literal["two-step", "single-step", "noisy"]
-Score = Literal["full", "conditional"]
 ReproductionStage = Literal["samples", "bits-per-dim", "frechet", "probes", "receptive-field"]
 SmoothingKind = Literal["gaussian", "laplace", "uniform"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -225,8 +217,7 @@ class TrainConfig(RunSettings):
     smoothing: SmoothingKind = "gaussian"
     """The distribution of x~ given x."""
     scale: float = 0.5
-    """Its scale (for gaussian the standard deviation), in units of [-1, 1] pixels; the highest of
-    noise_levels where the model has some."""
+    """Its scale (for gaussian the standard deviation), in units of [-1, 1] pixels."""
     clean_noise: float = 0.0
     """Standard deviation of noise added to the denoiser's target (the paper uses 0.01)."""
     images: int | None = None
@@ -305,14 +296,6 @@ class TrainConfig(RunSettings):
                 "batch_size",
                 f"must be a multiple of accumulate, got {self.batch_size} and {self.accumulate}",
             )
-        if self.model.noise_levels:
-            if self.role == "plain" or self.smoothing != "gaussian" or self.clean_noise:
-                raise ArgumentError(
-                    "noise_levels",
-                    "are for a noisy model or a denoiser, with gaussian smoothing and "
-                    "without clean_noise",
-                )
-            object.__setattr__(self, "scale", self.model.noise_levels[-1])
         conditioned = self.model.conditioning != "none"
         if conditioned != (self.role == "denoiser"):
             raise ValueError(
@@ -329,8 +312,7 @@ class TrainConfig(RunSettings):
                     'likelihood "gaussian" is for role "noisy" with gaussian smoothing, got role '
                     f'"{self.role}" with {self.smoothing} smoothing; take "continuous"'
                 )
-            lowest = self.model.noise_levels[0] if self.model.noise_levels else self.scale
-            model = replace(self.model, smoothing_scale=lowest)
+            model = replace(self.model, smoothing_scale=self.scale)
             object.__setattr__(self, "model", model)
 
     @classmethod

@@ -18,7 +18,6 @@ from .pretrained import SavedNetwork, resolve
 from .pretrained.pairs import of_networks
 from .runs import RunFolder
 from .sampling.cached import draw, obstacle_of
-from .sampling.ladder import draw_pair
 from .sampling.output import DrawPart
 from .sampling.request import AUTO, Execution, Request
 
@@ -110,7 +109,7 @@ class Models:
             return partial(draw, network, size=self.image_size, execution=execution)
         if self.plain is not None:
             raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")
-        return partial(draw_pair, self.smoothed.rungs(request.levels), execution=execution)
+        return partial(self.smoothed.draw, execution=execution)
 
     def of(self, *roles: Role) -> Models:
         """Some of the networks, and the pair if its noisy model is among them."""

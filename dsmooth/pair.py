@@ -7,33 +7,31 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
-from itertools import pairwise
-from numbers import Real
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .config import Method, Precision, Role, Score
-from .fields import ArgumentError, check_number, check_one_of
-from .fit import check_fit, describe
+from .config import Method, Precision, Role
+from .fields import ArgumentError, check_number
 from .nn import PixelCNNpp
+from .nn.gradient import gradient_of
 from .nn.images import check_scale, check_tensor, unrounded
-from .nn.score import score_of
-from .nn.weights import at_level, in_evaluation
+from .nn.weights import in_evaluation
 from .pictures import is_diverged
 from .pretrained import SavedNetwork, pairs
 from .progress import progress as bar
 from .runs import Origin
 from .sampling import cached
-from .sampling.ladder import draw_pair, log_weight
 from .sampling.request import (
+    AUTO,
     Choices,
     Execution,
     Progress,
     Request,
     known_pixels,
     normal_float,
+    split,
 )
 from .sampling.request import keep_top as top_rows
 from .smoothing import GaussianSmoothing, Smoothing
@@ -48,8 +46,7 @@ class SmoothedPair(nn.Module):
     It draws and measures without dropout, in training mode too.
     noisy: a model with conditioning "none" and likelihood "continuous", or "gaussian" with the
     smoothing's scale. denoiser: a model with conditioning "stack" or "concat". Either may have
-    classes, or both as many. Both may have the same noise_levels; smoothing is then of the highest.
-    image_size: (H, W), multiples of 4.
+    classes, or both as many. image_size: (H, W), multiples of 4.
     Raises ValueError for models that do not fit together. Source: Meng et al. (ICLR 2021).
     """
 
@@ -91,8 +88,6 @@ class SmoothedPair(nn.Module):
         n: int,
         *,
         method: Method = "two-step",
-        score: Score = "full",
-        levels: Sequence[float] | None = None,
         threads: int | None = None,
         precision: Precision = "auto",
         batch_size: int | None = None,
@@ -104,10 +99,7 @@ class SmoothedPair(nn.Module):
         The steps are x~ ~ p(x~) and x ~ p(x | x~).
 
         method: "two-step"; "single-step" replaces the second draw by the posterior mean
-        x~ + scale**2 * grad log p(x~) (Gaussian smoothing only); "noisy" gives x~ itself. score:
-        how "single-step" differentiates, see `single_step`. levels: for a pair of several noise
-        levels, the scales of a ladder, falling; by default the highest alone. x~ of the first is
-        drawn, then an image and x~ of the next, and so on, at last x (docs/math.md, section 7).
+        x~ + scale**2 * grad log p(x~) (Gaussian smoothing only); "noisy" gives x~ itself.
         threads: None for torch's setting. precision: of the cached sampler; "auto" is bfloat16 on a
         CUDA device, float32 on the CPU. batch_size: images drawn at a time at most, to save memory;
         the cached sampler's images do not depend on it. progress: True shows a bar; a function is
@@ -125,8 +117,7 @@ class SmoothedPair(nn.Module):
         """
         if self.n_classes and choices.get("label") is None:
             choices["label"] = "prior"
-        rungs, drawn = self.rungs(levels), []
-        request = self._request(n, choices, method=method, score=score, levels=levels)
+        request, drawn = self._request(n, choices, method), []
         if batch_size is not None:
             check_number("batch_size", batch_size)
         execution = Execution(threads, precision)
@@ -140,7 +131,7 @@ class SmoothedPair(nn.Module):
                     progress(images / n)
 
             for part in request.parts(batch_size or n):
-                drawn.append(draw_pair(rungs, part, execution, report if progress else None))
+                drawn.append(self.draw(part, execution, report if progress else None))
         return torch.cat(drawn)
 
     @torch.no_grad()
@@ -181,45 +172,39 @@ class SmoothedPair(nn.Module):
         x_tilde: Tensor,
         *,
         method: Method = "two-step",
-        score: Score = "full",
-        levels: Sequence[float] | None = None,
         threads: int | None = None,
         precision: Precision = "auto",
         **choices: Unpack[Choices],
     ) -> Tensor:
         """Denoise images x~ (B, C, H, W): the second step of `sample`.
 
-        Their noise has the scale levels[0]. Raises ValueError for images of another size.
+        Raises ValueError for images of another size.
         """
         self._check_images("x_tilde", x_tilde)
-        n, rungs = x_tilde.shape[0], self.rungs(levels)
-        asked: dict[str, Any] = {"method": method, "score": score, "levels": levels}
-        request = self._request(n, choices, **asked, x_tilde=x_tilde)
-        return draw_pair(rungs, request, Execution(threads, precision))
+        request = self._request(len(x_tilde), choices, method, x_tilde)
+        return self.draw(request, Execution(threads, precision))
 
-    def _request(self, n: int, choices: Choices, **how: Any) -> Request:
+    def _request(
+        self, n: int, choices: Choices, method: Method, x_tilde: Tensor | None = None
+    ) -> Request:
         """The request of a user's choices; ValueError for known pixels that no image can have."""
-        request = Request.make(n, choices, **how)
+        request = Request.make(n, choices, method=method, x_tilde=x_tilde)
         if request.known is not None:
             self._check_scale("known", request.known.values)
         return request
 
-    def rungs(self, levels: Sequence[float] | None = None) -> list[SmoothedPair]:
-        """This pair at each noise level of a ladder, falling; by default at its highest alone.
-
-        Raises ValueError for levels that do not fall or that the pair does not have.
-        """
-        known = self.noise_levels
-        if isinstance(levels, Real):
-            raise ArgumentError("levels", f"must be a list of noise levels, got {levels}")
-        chosen = known[-1:] if levels is None else tuple(levels)
-        falling = all(high > low for high, low in pairwise(chosen))
-        if not chosen or not falling or not set(chosen) <= set(known):
-            allowed, given = (", ".join(map(str, scales)) for scales in (known, chosen))
-            raise ArgumentError(
-                "levels", f"must fall and be among {allowed}, got {given or 'none'}"
-            )
-        return [self.at(scale) for scale in chosen]
+    def draw(
+        self, request: Request, execution: Execution = AUTO, progress: Progress | None = None
+    ) -> Tensor:
+        """The images of a request: x~ ~ p(x~), unless it gives x~, and then x of `draw_clean`."""
+        if self.n_classes:  # the same class for both models, and refused before any work
+            request = replace(request, label=request.labels(self.n_classes, self.device))
+        x_tilde = request.x_tilde
+        steps = split(progress, (x_tilde is None) + (request.method == "two-step"))
+        if x_tilde is None:
+            own, size = self.noisy_request(request), self.image_size
+            x_tilde = cached.draw(self.noisy, own, size, None, next(steps), execution)
+        return self.draw_clean(x_tilde, request, execution, next(steps, None))
 
     def noisy_request(self, request: Request) -> Request:
         """The request of x~ ~ p(x~). Its known pixels have the smoothing's noise."""
@@ -243,8 +228,8 @@ class SmoothedPair(nn.Module):
         x_tilde = torch.where(diverged, 0.0, x_tilde)
         if request.method == "single-step":
             labels = request.labels(self.n_classes, x_tilde.device)
-            how: dict[str, Any] = {"score": request.score, "guidance": request.guidance}
-            x = self.single_step(x_tilde.to(self.dtype), label=labels, **how)
+            x_tilde = x_tilde.to(self.dtype)
+            x = self.single_step(x_tilde, label=labels, guidance=request.guidance)
             x = x if request.known is None else request.known.keep(x)
         else:
             own, size = self._request_for(self.denoiser, request), self.image_size
@@ -256,30 +241,25 @@ class SmoothedPair(nn.Module):
         self,
         x_tilde: Tensor,
         *,
-        score: Score = "full",
         label: Tensor | None = None,
         guidance: float = 0.0,
     ) -> Tensor:
         """The posterior mean E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula).
 
-        score: "full" differentiates through the whole network. The formula is then exact for a
-        perfect model. "conditional" differentiates each pixel's own conditional only, its
-        parameters held fixed, as the paper's released code does. label: as in `elbo`. guidance: as
-        in `Choices`, but it extrapolates the gradients of the two passes, not their parameters.
-        The result has no derivative.
-        Raises ValueError for smoothing that is not Gaussian and for an unknown score.
+        label: as in `elbo`. guidance: as in `Choices`, but it extrapolates the gradients of the two
+        passes, not their parameters. The result has no derivative.
+        Raises ValueError for smoothing that is not Gaussian.
         """
         if not isinstance(self.smoothing, GaussianSmoothing):
             raise ValueError(
                 f"single-step denoising needs gaussian smoothing, got {self.smoothing.kind}"
             )
-        check_one_of("score", score, get_args(Score))
         self._check_images("x_tilde", x_tilde)
         guidance = normal_float("guidance", guidance, or_zero=True)
         if guidance and not self.n_classes:
             raise ArgumentError("guidance", "is for pairs with classes, which this one has not")
-        noisy = self.at(self.smoothing.scale).noisy
-        gradient = score_of(noisy, x_tilde, score, self.label_for(noisy, label), guidance)
+        label = self.label_for(self.noisy, label)
+        gradient = gradient_of(in_evaluation(self.noisy), x_tilde, label, guidance)
         return x_tilde + self.smoothing.scale**2 * gradient
 
     @torch.no_grad()
@@ -288,7 +268,6 @@ class SmoothedPair(nn.Module):
         x: Tensor,
         *,
         label: Tensor | None = None,
-        levels: Sequence[float] | None = None,
         n_noise: int = 1,
         importance_weighted: bool = False,
         seed: int = 0,
@@ -302,29 +281,50 @@ class SmoothedPair(nn.Module):
         with a continuous one a log-density in units of [-1, 1].
         The noise of row b is a function of (seed, first_index + b, draw). label: for a pair with
         classes, as in `PixelCNNpp.forward`; the bound is then that of log p(x | label). Without
-        one a weight is the sum over classes, all as likely beforehand. levels: of a ladder, as in
-        `sample`; log p(x~) is then a bound itself (docs/math.md, section 7). Raises ValueError for
-        images of another size or outside [-1, 1], and for a discretized denoiser for values that
-        are none of bytes.
+        one a weight is the sum over classes, all as likely beforehand. Raises ValueError for images
+        of another size or outside [-1, 1], and for a discretized denoiser for values that are none
+        of bytes.
         """
         check_number("n_noise", n_noise)
         self._check_images("x", x)
         self._check_scale("x", x)
-
-        rungs, where = self.rungs(levels), {"seed": seed, "first_index": first_index}
-        draws = [log_weight(rungs, x, label, repeat=i, **where) for i in range(n_noise)]
+        pair = in_evaluation(self)
+        draws = [
+            pair.log_weight(x, label, seed=seed, first_index=first_index, repeat=i)
+            for i in range(n_noise)
+        ]
         weights = torch.stack(draws)
         if importance_weighted:
             return torch.logsumexp(weights, dim=0) - math.log(n_noise)
         return weights.mean(0)
 
-    def noisy_log_prob(self, x_tilde: Tensor, label: Tensor | None = None) -> Tensor:
-        """log p(x~), for a pair of one noise level: (B,), nats."""
-        return self.noisy.log_prob(x_tilde, label=self.label_for(self.noisy, label))
+    def log_weight(
+        self,
+        x: Tensor,
+        label: Tensor | None = None,
+        *,
+        seed: int = 0,
+        first_index: int = 0,
+        repeat: int = 0,
+    ) -> Tensor:
+        """log p(x~) - log q(x~ | x) + log p(x | x~) of one draw x~ ~ q(x~ | x): (B,), nats.
 
-    def denoiser_log_prob(self, x: Tensor, x_tilde: Tensor, label: Tensor | None = None) -> Tensor:
-        """log p(x | x~), for a pair of one noise level: (B,), nats."""
-        return self.denoiser.log_prob(x, x_tilde, self.label_for(self.denoiser, label))
+        Arguments as of `elbo`; repeat: the number of the draw. The models must be in evaluation
+        mode. Without a label a pair with classes has the mean weight of all classes.
+        """
+        x_tilde = self.smoothing.sample(x, seed=seed, first_index=first_index, repeat=repeat)
+        labels = [label]
+        if label is None and self.n_classes:
+            labels = [each.expand(len(x)) for each in torch.arange(self.n_classes, device=x.device)]
+
+        def log_prob(model: PixelCNNpp, x: Tensor, context: Tensor | None = None) -> Tensor:
+            """A row for each label, a single one of a model without classes."""
+            own = labels if model.config.condition_size else labels[:1]
+            return torch.stack([model.log_prob(x, context, self.label_for(model, y)) for y in own])
+
+        noisy, denoiser = log_prob(self.noisy, x_tilde), log_prob(self.denoiser, x, x_tilde)
+        weights = noisy - self.smoothing.log_prob(x_tilde, x) + denoiser
+        return weights.logsumexp(0) - math.log(len(labels))
 
     def label_for(self, model: PixelCNNpp, label: Any) -> Any:
         """`label` as one of the two models takes it: None for a model without classes."""
@@ -370,30 +370,6 @@ class SmoothedPair(nn.Module):
         """Classes of the models that have some, 0 for a pair without."""
         return max(model.config.condition_size for model in (self.noisy, self.denoiser))
 
-    @property
-    def noise_levels(self) -> tuple[float, ...]:
-        """The scales of noise that the models know, rising; often the smoothing's alone."""
-        return self.noisy.config.noise_levels or (self.smoothing.scale,)
-
-    def at(self, scale: float) -> SmoothedPair:
-        """The pair at one of its `noise_levels`, with shared weights.
-
-        The result has that level alone and is in evaluation mode. A pair of one level in evaluation
-        mode returns itself. Raises ValueError for another scale.
-        """
-        if scale not in self.noise_levels:
-            raise ValueError(f"the noise levels of the pair are {self.noise_levels}, not {scale}")
-        noisy, denoiser, smoothing = self.noisy, self.denoiser, self.smoothing
-        if noisy.config.noise_levels:
-            level = self.noise_levels.index(scale)
-            noisy, denoiser = (at_level(model, level) for model in (noisy, denoiser))
-            smoothing = GaussianSmoothing(scale)
-        elif noisy.training or denoiser.training:
-            noisy, denoiser = in_evaluation(noisy), in_evaluation(denoiser)
-        else:
-            return self
-        return SmoothedPair(noisy, denoiser, smoothing, self.image_size).eval()
-
     def __repr__(self) -> str:
         """Both networks, the smoothing and the images in a few lines; not every layer."""
         shape = " x ".join(map(str, (self.noisy.config.image_channels, *self.image_size)))
@@ -403,3 +379,45 @@ class SmoothedPair(nn.Module):
             f"  smoothing: {self.smoothing.kind} of scale {self.smoothing.scale}\n"
             f"  images: {shape}, on {self.device}\n)"
         )
+
+
+def check_fit(noisy: PixelCNNpp, denoiser: PixelCNNpp, smoothing: Smoothing) -> None:
+    """Raise ValueError for models that do not fit together, TypeError for a number as smoothing."""
+    if not isinstance(smoothing, Smoothing):
+        raise TypeError(
+            f"smoothing must be a Smoothing, as GaussianSmoothing(0.5), got {smoothing}"
+        )
+    ours, theirs = noisy.config, denoiser.config
+    if ours.conditioning != "none" or ours.likelihood == "discretized":
+        raise ValueError(
+            'the noisy model must have conditioning="none" and likelihood="continuous" or '
+            f'"gaussian", got "{ours.conditioning}" and "{ours.likelihood}"'
+        )
+    if theirs.conditioning == "none":
+        raise ValueError('the denoiser must have conditioning="stack" or "concat", got "none"')
+    for name, one, other in (
+        ("image_channels", ours.image_channels, theirs.image_channels),
+        ("n_classes, or one of them none", ours.n_classes, theirs.n_classes),
+    ):
+        if one != other and 0 not in (one, other):
+            raise ValueError(f"the models must have the same {name}, got {one} and {other}")
+    contains = ours.smoothing_scale if ours.likelihood == "gaussian" else 0
+    if contains and (smoothing.kind != "gaussian" or smoothing.scale < contains):
+        raise ValueError(
+            'the noisy model\'s likelihood "gaussian" contains gaussian noise of scale '
+            f"{contains}, got {smoothing.kind} smoothing of scale {smoothing.scale}"
+        )
+
+
+def describe(model: PixelCNNpp) -> str:
+    """The settings of a network that matter most, in one line."""
+    config = model.config
+    atoms = f" with {len(config.atom_bytes)} atoms" if config.atoms else ""
+    octaves = f", {config.fourier_features} octaves" if config.fourier_features else ""
+    hidden = f", M {config.head_filters}" if config.head_filters else ""
+    classes = f", {config.n_classes} classes" if config.n_classes else ""
+    number = sum(p.numel() for p in model.parameters())
+    return (
+        f"{number:,} parameters, F {config.n_filters}, R {config.n_resnet}, K {config.n_mix}, "
+        f"{config.conditioning}, {config.likelihood}{atoms}{octaves}{hidden}{classes}"
+    )

@@ -26,6 +26,8 @@ class Stream(IntEnum):
     csrc/common/philox.h gives the same numbers to the streams that it names.
     """
 
+    # 7 and 8 are reserved: with other numbers for the streams every image would change.
+
     SAMPLE = 0  # pixels of a model without context
     SAMPLE_CONDITIONED = 1  # pixels of a model with context
     SMOOTHING = 2  # x~ given x
@@ -33,8 +35,6 @@ class Stream(IntEnum):
     CLEAN_NOISE = 4  # the paper's x + 0.01 n
     DROPOUT = 5
     SHIFT = 6  # of a classifier's training images
-    LEVEL = 7  # the noise level of a training image
-    LADDER = 8  # between the noise levels of a ladder
     FLIP = 9  # horizontal flips of training images
     CLASS = 10  # the class of an image, drawn from the prior
     # 11 is reserved.
@@ -60,9 +60,9 @@ def whole_index(first_index: Any, n_images: int) -> int:
     return int(first_index)
 
 
-def seed_from(seed: int, number: int, stream: Stream, repeat: int = 0) -> int:
+def seed_from(seed: int, number: int, stream: Stream) -> int:
     """Another seed, a function of `seed` and a number: the first two words of that image index."""
-    words = image_words(1, 1, seed=seed, first_index=number, stream=stream, repeat=repeat)
+    words = image_words(1, 1, seed=seed, first_index=number, stream=stream)
     low, high, *_ = words[0, 0].tolist()
     return int(low | high << 32)
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 import dsmooth
 from dsmooth.data import ImageDataset, load_dataset
+from dsmooth.nn.gradient import gradient_of
 from dsmooth.nn.layers import GatedResnet
-from dsmooth.nn.score import score_of
 from dsmooth.philox import Stream, image_words
 from dsmooth.runs import RunFolder
 from dsmooth.sampling import sample_images, sequential_sample
@@ -144,12 +144,8 @@ def test_a_label_is_for_models_with_classes() -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("noise_levels", [(), (0.1, 0.5)])
-def test_classes_begin_as_the_network_without_them(role: str, noise_levels: tuple) -> None:
-    if role == "plain" and noise_levels:
-        pytest.skip("a plain model has no noise levels")
-    settings = {"noise_levels": noise_levels} if noise_levels else {}
-    config = tiny(role, n_classes=10, **settings)
+def test_classes_begin_as_the_network_without_them(role: str) -> None:
+    config = tiny(role, n_classes=10)
     torch.manual_seed(1)
     initial = dsmooth.PixelCNNpp(replace(config.model, n_classes=0))
     with torch.no_grad():
@@ -159,10 +155,9 @@ def test_classes_begin_as_the_network_without_them(role: str, noise_levels: tupl
     model = TrainState(config, data, torch.device("cpu"), initial).model.eval()
     x, _, label = inputs("none")
     context = x.flip(0) if role == "denoiser" else None
-    level = torch.tensor([0, 1, 1]) if noise_levels else None
     x, context = (t if t is None else t.double() for t in (x, context))
-    found = model.double()(x, context, label, level)
-    expected = initial.double().eval()(x, context, None, level)
+    found = model.double()(x, context, label)
+    expected = initial.double().eval()(x, context)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     model.float()
     with pytest.raises(ValueError, match="another shape"):
@@ -281,7 +276,7 @@ def test_either_or_both_of_a_pair_have_classes(tmp_path: Path, noisy: int, denoi
     )
     denoised = pair.denoise(x, method="single-step", label=label)
     own = label if noisy else None
-    expected = x + 0.25 * score_of(pair.noisy, x, label=own)
+    expected = x + 0.25 * gradient_of(pair.noisy, x, own)
     torch.testing.assert_close(denoised, expected)
 
 
@@ -338,16 +333,14 @@ def labelled(n: int = 30, classes: int = 2, split: str = "train") -> ImageDatase
 
 @pytest.mark.usefixtures("small_runs")
 def test_a_run_learns_the_classes_of_its_data(tmp_path: Path) -> None:
-    """n_classes="auto" counts the labels; the averaged projections of classes have moved apart, and
-    those of noise levels from zero."""
-    config = tiny("denoiser", n_classes="auto", noise_levels=(0.1, 0.5))
+    """n_classes="auto" counts the labels; the averaged projections of classes have moved apart."""
+    config = tiny("denoiser", n_classes="auto")
     train(config, tmp_path / "run", dataset=(labelled(), labelled(10, split="test")))
     model, config, _ = RunFolder(tmp_path / "run").load_model()
     assert model.config == config.model
     assert config.model.n_classes == 2
     blocks = [m for m in model.modules() if isinstance(m, GatedResnet)]
     assert all((m.condition_weight[:, 0] != m.condition_weight[:, 1]).any() for m in blocks)
-    assert all((m.condition_weight != 0).any(0).tolist() == [True] * 4 for m in blocks)
     train(
         replace(config, model=replace(config.model, n_classes="auto"), data="own"),
         tmp_path / "run",
@@ -360,7 +353,7 @@ def test_batches_carry_the_labels_of_their_images() -> None:
     data = labelled(classes=3)
     config = tiny("plain", n_classes=3)
     state = TrainState(config, data, torch.device("cpu"))
-    x, _, label, _ = state.inputs(24)  # over the end of an epoch
+    x, _, label = state.inputs(24)  # over the end of an epoch
     for image, number in zip(x, label.tolist(), strict=True):
         found = (data.batch(torch.arange(30)) == image).flatten(1).all(1).nonzero().item()
         assert data.labels[found] == number

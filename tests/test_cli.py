@@ -243,7 +243,7 @@ def test_a_folder_stands_for_two_options_wherever_it_is_named(
     for options, folder in (
         *(("", spelt) for spelt in ("images", "images/", "./images")),
         *((f"{several} ", "images") for several in ("--budget 1", "--flip", "--betas 0.9 0.99")),
-        ("--noise-levels 0.2 0.5 --out x ", "images"),
+        ("--betas 0.9 0.99 --out x ", "images"),
         ("--config run/config.json ", "images"),
         ("--out run --resume ", "images"),
     ):

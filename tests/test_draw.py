@@ -42,7 +42,6 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"guidance": 1e-46}, "guidance must be 0, or .* got 1e-46"),
     ({"threads": 0}, "threads must be at least 1"),
     ({"method": "three-step"}, "method must be one of"),
-    ({"score": "half"}, "score must be one of"),
     ({"max_slice": 0}, "max_slice must be at least 1"),
     ({"n": 0}, "number of images must be at least 1, got 0"),
     ({"n": 2.5}, r"number of images must be a whole number, got 2\.5"),
@@ -63,7 +62,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"known": X.log(), "mask": MASK}, "known pixels must be finite, got a NaN or an infinity"),
     ({"known": X, "mask": MASK.to("meta")}, "mask must be on known's device cpu, got meta"),
 ]
-OF_A_REQUEST = {"seed", "first_index", "temperature", "guidance", "method", "score"}
+OF_A_REQUEST = {"seed", "first_index", "temperature", "guidance", "method"}
 OF_EXECUTION = {"threads", "max_slice"}
 
 
@@ -108,10 +107,10 @@ def test_every_door_checks(
     if names <= {*OF_A_REQUEST, "threads", "known", "mask"}:
         doors.append(lambda: pair.sample(2, **arguments))
         doors.append(lambda: pair.denoise(X, **arguments))
-    if not names & {"method", "score", *OF_EXECUTION}:
+    if not names & {"method", *OF_EXECUTION}:
         doors.append(lambda: sequential_sample(model, **given))
         doors.append(lambda: jacobi_sample(model, **given))
-    if not names & {"method", "score"} and not obstacle_of(model):
+    if not names & {"method"} and not obstacle_of(model):
         doors.append(lambda: CachedSampler(model).sample(**given))
     for door in doors:
         with pytest.raises((ValueError, TypeError), match=message):

@@ -27,7 +27,7 @@ FLOORS = (
     ("evaluate",),
     ("models",),
     ("pair", "training"),
-    ("fit", "pretrained", "sampling", "runs", "pictures"),
+    ("pretrained", "sampling", "runs", "pictures"),
     ("smoothing", "data", "nn"),
     ("functional", "kernels"),
     (

@@ -24,7 +24,7 @@ from dsmooth.functional import dispatch, use_impl
 from dsmooth.kernels import expand, gated_resnet, logistic_mixture, weights
 from dsmooth.kernels import launch as launching
 from dsmooth.kernels.launch import Prepared
-from dsmooth.nn.score import score_of
+from dsmooth.nn.gradient import gradient_of
 from dsmooth.training.device import gate_bytes, set_keep_gates, with_device
 
 MODULES = (expand, gated_resnet, logistic_mixture, weights)
@@ -154,7 +154,7 @@ def test_nothing_is_launched_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
             model.log_prob(x)
         assert counts == forward
         counts.clear()
-        score_of(model, x)
+        gradient_of(model, x)
         scored = Counter(counts)
         counts.clear()
         model.requires_grad_(False)

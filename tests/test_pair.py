@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 import dsmooth
 from dsmooth._extension import warn_once
 from dsmooth.evaluate import score_plain
-from dsmooth.nn.score import score_of
+from dsmooth.nn.gradient import gradient_of
 from dsmooth.sampling import (
     CachedSampler,
     jacobi_sample,
@@ -82,10 +82,10 @@ def test_single_step_is_the_posterior_mean_of_a_gaussian() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")  # torch's own
-def test_full_score_is_the_gradient_and_conditional_is_not() -> None:
+def test_the_gradient_is_that_of_the_whole_network() -> None:
     model = tiny_pair().noisy.double()
     x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
-    full = score_of(model, x, "full")
+    gradient = gradient_of(model, x)
     step = 1e-6
     for i in (0, 13, 40):
         moved = x.clone()
@@ -94,17 +94,13 @@ def test_full_score_is_the_gradient_and_conditional_is_not() -> None:
         back.view(2, -1)[:, i] -= step
         with torch.no_grad():
             slope = (model.log_prob(moved) - model.log_prob(back)) / (2 * step)
-        torch.testing.assert_close(full.view(2, -1)[:, i], slope, rtol=1e-5, atol=1e-6)
-    conditional = score_of(model, x, "conditional")
-    # No later pixel follows the last one, so there both agree; elsewhere they do not.
-    torch.testing.assert_close(conditional[..., -1, -1], full[..., -1, -1])
-    assert (conditional - full).abs().max() > 1e-3
+        torch.testing.assert_close(gradient.view(2, -1)[:, i], slope, rtol=1e-5, atol=1e-6)
     cast = tiny_pair().single_step(x.float().requires_grad_())
     assert not cast.requires_grad
     with pytest.raises(TypeError, match="x must have the model's dtype"):
         tiny_pair().single_step(x)
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
-        score_of(model, x)
+        gradient_of(model, x)
 
 
 def test_draws_as_people_write_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,9 +126,6 @@ def test_draws_as_people_write_them(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not torch.equal(pair.sample(2, generator=generators[0]), one)
     with pytest.raises(ValueError, match="seed and generator were both given"):
         pair.sample(2, seed=0, generator=generators[0])
-    for call in (pair.sample, pair.denoise, pair.elbo):
-        with pytest.raises(ValueError, match=r"levels must be a list of noise levels, got 0\.5"):
-            call(2 if call == pair.sample else torch.full((2, 1, 8, 8), -1.0), levels=0.5)
     with pytest.raises(TypeError, match=r"dtype must be a torch.dtype.*, got 'bfloat16'"):
         dsmooth.SmoothedPair.from_pretrained(tmp_path, dtype="bfloat16")
 

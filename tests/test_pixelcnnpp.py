@@ -16,7 +16,6 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth.functional import concat_elu, use_impl
-from dsmooth.nn.condition import Condition
 from dsmooth.nn.images import check_scale
 from dsmooth.nn.layers import GatedResnet, WeightNormConv
 from dsmooth.nn.pixelcnnpp import Dropout, fourier_features
@@ -260,7 +259,7 @@ def test_one_seed_a_forward_and_a_number_for_every_gated_resnet(conditioning: st
     assert parts == sorted(parts, key=["up", "down", "encoder"].index)
 
     dropout = Dropout(seen[0][1])
-    again = model.decode(x, model.encode_context(x, Condition(context), dropout), dropout)
+    again = model.decode(x, model.encode_context(x, context, dropout=dropout), dropout)
     assert torch.equal(again, drawn)
     before = torch.get_rng_state()
     model.eval()(x, context)

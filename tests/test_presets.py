@@ -62,9 +62,9 @@ def test_fields_of_a_model_that_is_given_are_replaced() -> None:
 
 @pytest.mark.quick
 def test_lists_in_settings_are_tuples() -> None:
-    tuples = dsmooth.ModelConfig(likelihood="discretized", atoms=(0, 1), noise_levels=(0.2, 0.5))
+    tuples = dsmooth.ModelConfig(likelihood="discretized", atoms=(0, 1))
     for atoms in ([0, 1], range(2)):
-        given = replace(tuples, atoms=atoms, noise_levels=[0.2, 0.5])
+        given = replace(tuples, atoms=atoms)
         assert (given, hash(given)) == (tuples, hash(tuples))
 
 
@@ -80,12 +80,12 @@ def test_settings_of_numpys_numbers_are_those_of_pythons() -> None:
     """And of JSON, where training would find that out when data and network are made."""
     mine = {"images": 20_000, "seed": 3, "learning_rate": 0.25, "flip": True, "data_dir": "a"}
     theirs = {name: np.asarray(value)[()] for name, value in mine.items()}
-    levels = np.array([0.25, 0.5], np.float32)
+    betas = np.array([0.25, 0.5], np.float32)
     for named in ({**theirs, "data_dir": Path("a")}, {"images": torch.tensor(20_000), **mine}):
-        found = preset("mnist-quick", "noisy", **named, noise_levels=[*levels])
-        expected = preset("mnist-quick", "noisy", **mine, noise_levels=(0.25, 0.5))
+        found = preset("mnist-quick", "noisy", **named, betas=[*betas])
+        expected = preset("mnist-quick", "noisy", **mine, betas=(0.25, 0.5))
         assert json.dumps(asdict(found)) == json.dumps(asdict(expected))
-        assert found == replace(expected, model=replace(expected.model, noise_levels=levels))
+        assert found == replace(expected, betas=betas)
 
 
 @pytest.mark.grid

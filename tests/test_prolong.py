@@ -389,13 +389,10 @@ def test_weights_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     train(tiny(images=8), tmp_path / "run")
     tiny_pair().save_pretrained("pair")
-    config = tiny(noise_levels=(0.2, 0.5))
-    RunFolder("levels").write_model(dsmooth.PixelCNNpp(config.model), config, (8, 8))
     for source, role, error, message in (
         ("nothing", "noisy", FileNotFoundError, "there is no nothing"),
         ("run", "denoiser", ValueError, "run is the run of a noisy model, not of a denoiser one"),
         ("pair", "plain", ValueError, "pair is a pair, which has no plain model to begin with"),
-        ("levels", "noisy", ValueError, r"has noise_levels \[0.2, 0.5\], not \[\]: take its"),
     ):
         with pytest.raises(error, match=message):
             train(replace(tiny(role), init=source), tmp_path / "new")

@@ -84,9 +84,8 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
     device = choose_device(options.execution.device)
     models = load_models([*options.models, *filter(None, [options.plain])])
     pair = models.pair if models.plain is None else models.smoothed
-    for name in ("levels", "clean_noise"):
-        if pair is None and getattr(options, name) is not None:
-            raise ArgumentError(name, "is for a pair, not for a plain model: leave it out")
+    if pair is None and options.clean_noise is not None:
+        raise ArgumentError("clean_noise", "is for a pair, not for a plain model: leave it out")
     dataset = choose_data(models, **vars(options.dataset)).load(options.split)
     if options.per_class:
         dataset.known_labels("per_class")  # refused before any work
@@ -109,13 +108,11 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
                     n_noise=options.n_noise,
                     seed=options.seed,
                     clean_noise=noise,
-                    levels=options.levels,
                     progress=done,
                     **settings,
                 )
             result["pair"] = {
                 "weights_sha256": [digests[role] for role in ("noisy", "denoiser")],
-                "levels": [rung.smoothing.scale for rung in pair.rungs(options.levels)],
                 **asdict(bits_per_dim(every["pair"])),
             }
             result["equation_4"] = EQUATION_4_SENTENCE if every["pair"].equation_4 else None

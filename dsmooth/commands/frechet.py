@@ -223,8 +223,7 @@ def collect_samples(
     names = ("seed", "method", "guidance", "temperature")
     named: dict[str, Any] = {name: getattr(options, name) for name in names}
     request = request_of(models, Drawing(label=label, **named), count)
-    identity = {key: value for key, value in request.identity().items() if key != "score"}
-    identity["weights_sha256"] = list(models.digests().values())
+    identity = {**request.identity(), "weights_sha256": list(models.digests().values())}
     if options.execution.precision != "auto":
         identity["precision"] = options.execution.precision
     # Other settings or weights go to another folder, so that nothing has to be deleted.

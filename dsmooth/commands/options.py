@@ -18,7 +18,6 @@ from ..config import (
     ProbeSettings,
     ReproductionStage,
     Role,
-    Score,
     Split,
     TrainConfig,
 )
@@ -82,10 +81,6 @@ class Drawing:
     """Decides the images; None draws a seed and prints it."""
     method: Method = "two-step"
     """two-step: x~ then x given x~; single-step: posterior mean of x~; noisy: x~ itself."""
-    score: Score = "full"
-    """Gradient of single-step: through the whole network, or each pixel's own conditional."""
-    levels: tuple[float, ...] | None = None
-    """Noise levels of a ladder, falling, for a pair that has several; by default the highest."""
     label: Class | None = None
     """For models with classes: the class of all images, or each for classes in turn; by default
     the class of each image is drawn, with equal probabilities."""
@@ -219,8 +214,6 @@ class BitsOptions(Measure):
 
     plain: Path | None = None
     """Run folder of a plain PixelCNN++ to measure beside the pair."""
-    levels: tuple[float, ...] | None = None
-    """Noise levels of a ladder, falling, for a pair that has several; by default the highest."""
     clean_noise: float | None = None
     """Standard deviation of noise on the target of the density; by default as in training."""
     per_class: Flag = False

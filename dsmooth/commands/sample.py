@@ -52,13 +52,8 @@ def request_of(models: Models, drawing: Drawing, count: int, **others: Any) -> R
     if models.smoothed is None:
         # A noisy model alone gives x~, as a pair does by the method "noisy".
         own = ("two-step", "noisy") if "noisy" in models.networks else ("two-step",)
-        for name, given in (
-            ("method", drawing.method not in own),
-            ("score", drawing.score != "full"),
-            ("levels", drawing.levels is not None),
-        ):
-            if given:
-                raise ValueError(f"--{name} is for a pair, not for a single model: leave it out")
+        if drawing.method not in own:
+            raise ValueError("--method is for a pair, not for a single model: leave it out")
     n_classes, label = models.n_classes, drawing.label
     if n_classes == 0 and label is not None:
         raise ValueError("--label is for models with classes, which these have not")

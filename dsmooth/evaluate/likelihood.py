@@ -8,7 +8,7 @@ with.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,6 @@ from ..nn.images import unrounded
 from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
 from ..philox import Stream
-from ..sampling.ladder import noise_terms
 from ..smoothing import GaussianSmoothing
 from .batches import check_images, nats_of_images
 from .paper import EQUATION_4_BITS, PAPER_NOISE, noised_log_density
@@ -222,27 +221,24 @@ def score_pair(
     batch_size: int = 100,
     seed: int = 0,
     clean_noise: float = 0.0,
-    levels: Sequence[float] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Scores:
     """Nats of the first `limit` images (all by default), each with `n_noise` draws of x~.
 
     The noise of an image depends on (seed, its index, draw), so the result does not depend on
     batch_size beyond rounding. clean_noise: standard deviation of the noise on the target of the
-    density, 0.01 for a denoiser trained as the paper's. levels: of a ladder, as of
-    `SmoothedPair.elbo`; x~ is drawn at its lowest. A pair with classes sees the images' labels and
-    bounds log p(x | label). progress is called with the number of images
-    done. Raises ValueError for counts below 1 and for images, or labels, that are not the pair's.
+    density, 0.01 for a denoiser trained as the paper's. A pair with classes sees the images'
+    labels and bounds log p(x | label). progress is called with the number of images done. Raises
+    ValueError for counts below 1 and for images, or labels, that are not the pair's.
     """
     check_number("n_noise", n_noise)
     if not 0 <= clean_noise < math.inf:
         raise ArgumentError("clean_noise", f"must be finite and at least 0, got {clean_noise}")
     check_images(pair, dataset)
-    rungs = pair.rungs(levels)
-    pair = rungs[-1]
+    pair = in_evaluation(pair)
     trained_as = pair.denoiser.config.likelihood
     of_paper = dataset.name == "mnist" and isinstance(pair.smoothing, GaussianSmoothing)
-    of_paper = of_paper and dataset.image_channels == 1 and len(rungs) == 1
+    of_paper = of_paper and dataset.image_channels == 1
 
     def nats_of(first: int, x: Tensor, label: Tensor | None) -> dict[str, Tensor]:
         """The rows (n_noise, B) of a batch."""
@@ -250,7 +246,9 @@ def score_pair(
         draws: list[dict[str, Tensor]] = []
         for repeat in range(n_noise):
             where: dict[str, Any] = {"seed": seed, "first_index": first, "repeat": repeat}
-            x_tilde, noisy, smoothing = noise_terms(rungs, x, label, **where)
+            x_tilde = pair.smoothing.sample(x, **where)
+            noisy = pair.noisy.log_prob(x_tilde, label=pair.label_for(pair.noisy, label))
+            smoothing = -pair.smoothing.log_prob(x_tilde, x)
             params = pair.denoiser(x, x_tilde, own)
             discretized = _log_prob(pair.denoiser, x, params, "discretized")
             draw = {"noisy": noisy, "smoothing": smoothing, "discretized": discretized}

@@ -103,7 +103,7 @@ def probe_pair(
     if pair.n_classes or (plain is not None and plain.config.condition_size):
         raise ValueError("probes are of models without classes: these are told what a probe tells")
     path.parent.mkdir(parents=True, exist_ok=True)
-    pair = pair.at(pair.smoothing.scale)  # the highest of several noise levels
+    pair = in_evaluation(pair)
     cache_key = probe_key(pair, train_set, test_set, settings, plain, only, precision)
     results = read_json(path) if path.exists() else {}
     found = results.get("asked")
@@ -148,7 +148,6 @@ def probe_key(
     precision: Precision = "auto",
 ) -> dict[str, Any]:
     """All that decides the result of `probe_pair`, as JSON."""
-    pair = pair.at(pair.smoothing.scale)
     networks = {"noisy": pair.noisy, "denoiser": pair.denoiser, "plain": plain}
     train_set = train_set.part(slice(settings.train_images))
     test_set = test_set.part(slice(settings.test_images))

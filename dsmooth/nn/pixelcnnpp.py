@@ -14,7 +14,7 @@ from ..config import ModelConfig
 from ..functional import concat_elu, down_shift, logistic_mixture_log_prob, right_shift
 from ..functional.dispatch import without_autocast
 from ..functional.gated_resnet import draw_seed
-from .condition import Condition, check_context, condition_vectors
+from .condition import check_context, label_vectors
 from .images import check_scale, check_tensor, unrounded
 from .layers import GatedResnet, Nin, WeightNormConv
 
@@ -121,8 +121,7 @@ class PixelCNNpp(nn.Module):
         self.stem_u = WeightNormConv(channels, f, (2, 3), shift="down")
         self.stem_ul_above = WeightNormConv(channels, f, (1, 3), shift="down")
         self.stem_ul_left = WeightNormConv(channels, f, (2, 1), shift="down_right")
-        size = config.condition_size + len(config.noise_levels)
-        both: dict[str, Any] = {"condition_size": size, "dropout": config.dropout}
+        both: dict[str, Any] = {"condition_size": config.condition_size, "dropout": config.dropout}
         self.up = nn.ModuleList(_Block(r, f, down=False, **both) for _ in range(3))
         self.down = nn.ModuleList(_Block(r + (i > 0), f, down=True, **both) for i in range(3))
         u: dict[str, Any] = {"kernel_size": (2, 3), "shift": "down"}
@@ -148,7 +147,6 @@ class PixelCNNpp(nn.Module):
         x: Tensor,
         context: Tensor | None = None,
         label: Tensor | None = None,
-        level: Tensor | None = None,
         *,
         seed: Tensor | None = None,
         first_image: int = 0,
@@ -156,30 +154,35 @@ class PixelCNNpp(nn.Module):
         """Mixture parameters of every pixel.
 
         x: (B, C, H, W) in [-1, 1] (noisy images go beyond), H and W multiples of 4.
-        context, label, level: see `Condition`. seed, first_image: see `Dropout`. Returns
-        (B, P, H, W) for x alone: logits, then means, log-scales and coefficients per colour, as in
-        docs/math.md, section 1.
+        context: (B, C, H, W), like x, for a conditioned model only. label: (B,) int64 in
+        0 .. n_classes - 1, or (B, n_classes) floating point for soft classes; for a model with
+        classes only. seed, first_image: see `Dropout`. Returns (B, P, H, W) for x alone: logits,
+        then means, log-scales and coefficients per colour, as in docs/math.md, section 1.
 
-        Raises ValueError for a wrong shape and for a context, label or level missing or
-        superfluous, TypeError for a wrong dtype.
+        Raises ValueError for a wrong shape and for a context or label missing or superfluous,
+        TypeError for a wrong dtype.
         """
         if seed is None and self.training and self.config.dropout > 0:
             seed = draw_seed(x.device)  # one for all gated resnets, where they would draw their own
-        condition, dropout = Condition(context, label, level), Dropout(seed, first_image)
-        return self.decode(x, self.encode_context(x, condition, dropout), dropout)
+        dropout = Dropout(seed, first_image)
+        return self.decode(x, self.encode_context(x, context, label, dropout), dropout)
 
     def encode_context(
-        self, x: Tensor, condition: Condition, dropout: Dropout | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        label: Tensor | None = None,
+        dropout: Dropout | None = None,
     ) -> Encoded:
-        """Check `x` and its condition; returns the condition as `decode` takes it.
+        """Check `x`, its context and its label; returns the two as `decode` takes them.
 
         dropout: as in `decode`. Raises as `forward` does.
         """
-        self._check(x, condition.context)
-        vector = condition_vectors(condition, self.config, x.shape[0], self.head.bias)
-        if self.encoder is None or condition.context is None:
-            return Encoded(condition.context, None, vector)
-        return Encoded(None, self.encoder(condition.context, vector, dropout or Dropout()), vector)
+        self._check(x, context)
+        vector = label_vectors(label, self.config.condition_size, x.shape[0], self.head.bias)
+        if self.encoder is None or context is None:
+            return Encoded(context, None, vector)
+        return Encoded(None, self.encoder(context, vector, dropout or Dropout()), vector)
 
     def decode(self, x: Tensor, encoded: Encoded, dropout: Dropout | None = None) -> Tensor:
         """`forward` for an encoded context, which a sampler computes once for many calls.
@@ -201,7 +204,6 @@ class PixelCNNpp(nn.Module):
         x: Tensor,
         context: Tensor | None = None,
         label: Tensor | None = None,
-        level: Tensor | None = None,
     ) -> Tensor:
         """log p(x) given the condition of x, by the model's likelihood: (B,).
 
@@ -213,7 +215,7 @@ class PixelCNNpp(nn.Module):
             check_tensor("x", x)
             if self.config.likelihood == "discretized":
                 check_scale("x", x, as_bytes=True)
-        return self.log_prob_given(x, self(x, context, label, level))
+        return self.log_prob_given(x, self(x, context, label))
 
     def log_prob_given(self, x: Tensor, params: Tensor) -> Tensor:
         """log p(x) given the mixture parameters (B, P, H, W) of its pixels: (B,), nats."""
@@ -226,7 +228,6 @@ class PixelCNNpp(nn.Module):
         x: Tensor,
         context: Tensor | None = None,
         label: Tensor | None = None,
-        level: Tensor | None = None,
     ) -> dict[str, Streams]:
         """The streams (u, ul) after each block, of x alone; arguments as in `forward`.
 
@@ -234,7 +235,7 @@ class PixelCNNpp(nn.Module):
         2, 1; up_i is taken before its stride-2 convolution.
         """
         scales = {"up0": 1, "up1": 2, "up2": 4, "down0": 4, "down1": 2, "down2": 1}
-        encoded = self.encode_context(x, Condition(context, label, level))
+        encoded = self.encode_context(x, context, label)
         streams = self._streams(self._seen(x), encoded, Dropout())
         return {
             name: (u[:, :, -(x.shape[2] // scale) :], ul[:, :, -(x.shape[2] // scale) :])
@@ -247,7 +248,6 @@ class PixelCNNpp(nn.Module):
         x: Tensor,
         context: Tensor | None = None,
         label: Tensor | None = None,
-        level: Tensor | None = None,
     ) -> None:
         """Data-dependent init: set g and b of every layer on a first batch, as `forward` takes it.
 
@@ -267,7 +267,7 @@ class PixelCNNpp(nn.Module):
         self.eval()
         handles = [layer.register_forward_pre_hook(before) for layer in layers]
         try:
-            self(x, context, label, level)
+            self(x, context, label)
         finally:
             for handle in handles:
                 handle.remove()

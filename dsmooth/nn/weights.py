@@ -1,4 +1,4 @@
-"""Networks by their weights: from files, in evaluation mode, at one noise level.
+"""Networks by their weights: from files, in evaluation mode.
 
 A file's tensors decide the memory, not the settings beside it.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..files import check_tensors, read_tensors
 from .pixelcnnpp import PixelCNNpp
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def load_network(config: ModelConfig, path: Path) -> PixelCNNpp:
@@ -56,46 +58,15 @@ def outline(config: ModelConfig, tensors: Mapping[str, Tensor], source: str) -> 
         return PixelCNNpp(config)
 
 
-def in_evaluation(model: PixelCNNpp) -> PixelCNNpp:
-    """The model, without dropout: itself, or a copy that shares its weights.
+def in_evaluation(model: Network) -> Network:
+    """The model or the pair, without dropout: itself, or a copy that shares its weights.
 
     A model in training mode stays so, for another thread may go on training it.
     """
-    if not model.training:
+    if not any(module.training for module in model.modules()):
         return model
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared).eval()
-
-
-BIAS, PROJECTION = "conv_out.bias", "condition_weight"
-
-
-@torch.no_grad()
-def at_level(model: PixelCNNpp, level: int) -> PixelCNNpp:
-    """The network for noise of `model.config.noise_levels[level]` alone, in evaluation mode.
-
-    The result has no noise_levels. The projection of a fixed level is a constant: it is added to
-    the biases. The other weights are shared with `model`.
-    Raises ValueError for a level that the model does not have.
-    """
-    config, n_classes = model.config, model.config.condition_size
-    if not 0 <= level < len(config.noise_levels):
-        raise ValueError(
-            f"level must lie in 0 .. {len(config.noise_levels) - 1}, got {level}"
-            if config.noise_levels
-            else "the model has no noise_levels"
-        )
-    with torch.device("meta"):
-        fixed = PixelCNNpp(replace(config, noise_levels=()))
-    weights: dict[str, Tensor] = dict(model.state_dict())
-    for name in [name for name in weights if name.endswith(PROJECTION)]:
-        projection = weights.pop(name)
-        bias = name.removesuffix(PROJECTION) + BIAS
-        weights[bias] = weights[bias] + projection[:, n_classes + level]
-        if n_classes:
-            weights[name] = projection[:, :n_classes].contiguous()
-    fixed.load_state_dict(weights, assign=True)
-    return fixed.eval()
 
 
 def weights_digest(model: nn.Module) -> str:

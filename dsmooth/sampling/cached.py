@@ -16,7 +16,7 @@ from .._extension import cuda_obstacle, extension, unavailable_reason, warn_once
 from ..config import Precision
 from ..machine import torch_threads
 from ..nn import PixelCNNpp
-from ..nn.condition import Condition, check_context, condition_vectors
+from ..nn.condition import check_context, label_vectors
 from .program import Program, as_numpy
 from .request import AUTO, Choices, Execution, Progress, Request, checked_shape
 from .sequential import draw_by_jacobi, draw_sequentially
@@ -153,9 +153,9 @@ class CachedSampler:
             out = request.known.keep(out, as_bytes=self.config.fourier_features > 0)
             mask = request.known.mask.contiguous().view(torch.uint8)
         passes = request.passes(self.config, out)
-        conditions = (Condition(None, label) for label in passes)
-        given = (condition_vectors(each, self.config, request.count, out) for each in conditions)
-        vectors = [vector for vector in given if vector is not None]
+        n, n_classes = request.count, self.config.condition_size
+        every = (label_vectors(label, n_classes, n, out) for label in passes)
+        vectors = [vector for vector in every if vector is not None]
 
         def repeated(values: Tensor) -> Tensor:  # the passes of an image lie one behind the other
             return values.repeat_interleave(len(passes), dim=0) if len(passes) > 1 else values
@@ -331,8 +331,6 @@ def _check_model(model: PixelCNNpp) -> torch.device:
     device = model.head.bias.device
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"the model must be on the CPU or a CUDA device, got {device}")
-    if model.config.noise_levels:
-        raise ValueError("the model has several noise_levels: give it at one of them, by at_level")
     for name, parameter in model.named_parameters():
         if parameter.device != device:
             raise ValueError(

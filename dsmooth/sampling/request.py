@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal, SupportsIndex, TypedDict
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import Method, ModelConfig, Precision, Score
+from ..config import Method, ModelConfig, Precision
 from ..fields import ArgumentError, check_choices, check_number, check_whole
 from ..nn.condition import check_label
 from ..nn.images import check_like, check_scale, check_tensor
@@ -141,7 +141,7 @@ def keep_top(fraction: float, size: tuple[int, int]) -> Tensor:
 class Request:
     """Images first_index .. first_index + count - 1 of the stream that `seed` names.
 
-    method, score, levels: of `SmoothedPair.sample`. x_tilde: (count, C, H, W), noisy images for a
+    method: of `SmoothedPair.sample`. x_tilde: (count, C, H, W), noisy images for a
     pair to denoise; by default it draws them. The other fields are those of `Choices`.
     """
 
@@ -149,12 +149,10 @@ class Request:
     seed: int = 0
     first_index: int = 0
     method: Method = "two-step"
-    score: Score = "full"
     temperature: float = 1.0
     known: KnownPixels | None = None
     label: Label = None
     guidance: float = 0.0
-    levels: Sequence[float] | None = None
     x_tilde: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -265,11 +263,9 @@ class Request:
         identity = {
             "seed": self.seed,
             "method": self.method,
-            "score": self.score,
             "temperature": self.temperature,
             "label": digest_of(label.detach()) if isinstance(label, Tensor) else label,
             "guidance": self.guidance or None,
-            "levels": None if self.levels is None else list(self.levels),
             "known_sha256": known and digest_of(known.mask, known.images.float()),
             "given_sha256": None if x_tilde is None else digest_of(x_tilde),
         }

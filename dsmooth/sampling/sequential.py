@@ -10,7 +10,6 @@ from torch import Tensor
 from ..functional import logistic_mixture_sample
 from ..functional.logistic_mixture import extrapolate
 from ..nn import PixelCNNpp
-from ..nn.condition import Condition
 from ..nn.pixelcnnpp import Encoded
 from ..nn.weights import in_evaluation
 from ..philox import Stream, image_words, to_uniform
@@ -182,7 +181,7 @@ class _Canvas:
         self.uniforms = uniforms.view(-1, *size, 4).permute(0, 3, 1, 2)
         self.model, self.request = in_evaluation(model), request
         self.passes = [
-            self.model.encode_context(self.x, Condition(context, label))
+            self.model.encode_context(self.x, context, label)
             for label in request.passes(model.config, like)
         ]
 

@@ -27,7 +27,7 @@ from ..runs import RunFolder
 from .step import TrainState, total_images
 
 # Settings that may change at any time; `with_length` checks the length of a run. The network's
-# smoothing_scale follows from the scale or the noise levels.
+# smoothing_scale follows from the scale.
 FREE = {"images", "schedule_from", "model.smoothing_scale"}
 FREE |= {each.name for each in fields(RunSettings)}
 
@@ -82,8 +82,6 @@ def check_initial(own: ModelConfig, initial: ModelConfig, source: str) -> None:
     free = {"dropout", "likelihood", "smoothing_scale", *own.unused}
     if initial.condition_size == 0:  # the run adds the classes
         free.add("n_classes")
-    if len(own.noise_levels) == len(initial.noise_levels):
-        free.add("noise_levels")
     mine, theirs = flatten(asdict(own)), flatten(asdict(initial))
     other = [name for name in mine if name not in free and mine[name] != theirs[name]]
     if other:

@@ -178,6 +178,4 @@ def opening(state: TrainState, test_set: ImageDataset) -> Iterator[str]:
     number = sum(parameter.numel() for parameter in state.parameters)
     if config.model.n_classes:
         yield f"{config.model.n_classes} classes, by the labels of the images"
-    if config.model.noise_levels:
-        yield f"noise of {', '.join(map(str, config.model.noise_levels))}, drawn for each image"
     yield f"{number:,} parameters; {machine}, {config.precision}"

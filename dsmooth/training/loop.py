@@ -31,7 +31,6 @@ from ..distributed import (
 from ..fields import Argument, ArgumentError
 from ..files import weight_bytes, write_atomically
 from ..machine import choose_device, keep_freed_memory, use_threads
-from ..nn.weights import at_level
 from ..progress import lines_shown
 from ..runs import RunFolder, default_folder
 from ..sampling import sample_images
@@ -279,16 +278,13 @@ def evaluate(state: TrainState, test_set: ImageDataset) -> float:
 
 def sample_grid(state: TrainState, test_set: ImageDataset) -> Tensor:
     """Samples of the averaged weights, for labels and noise of the first held-out images."""
-    config, model = state.config, state.averaged
-    if config.model.noise_levels:
-        model = at_level(model, len(config.model.noise_levels) - 1)
-        config = replace(config, model=replace(config.model, noise_levels=()))
+    config = state.config
     height, width = test_set.image_size
     x = test_set.batch(torch.arange(min(GRID_IMAGES, len(test_set)))).to(state.device)
     context = make_inputs(x, config, first_index=0, repeat=EVALUATION_REPEAT).context
     labels = test_set.labels_for(config.model.condition_size)
     return sample_images(
-        model,
+        state.averaged,
         x.shape[0],
         height=height,
         width=width,

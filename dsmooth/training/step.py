@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import TrainConfig
@@ -27,7 +26,6 @@ from ..files import check_tensors
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
 from ..nn.layers import GatedResnet
-from ..nn.weights import PROJECTION
 from ..philox import Stream, image_words
 from ..smoothing import SMOOTHINGS, GaussianSmoothing
 from .device import ReplayedStep, set_keep_gates, share_gradients, share_of_batch, uses_graph
@@ -55,13 +53,11 @@ class Reading(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Arguments of a network in training: images (B, C, H, W), level (B,) int64, and label, the
-    same or (B, n_classes) floating point."""
+    """Arguments of a network in training, as `PixelCNNpp.forward` takes them."""
 
     target: Tensor
     context: Tensor | None = None
     label: Tensor | None = None
-    level: Tensor | None = None
 
 
 def make_inputs(
@@ -76,22 +72,12 @@ def make_inputs(
     if config.role == "plain":
         return Inputs(x, None, label)
     where: dict[str, Any] = {"seed": config.seed, "first_index": first_index, "repeat": repeat}
-    level, scales = None, config.model.noise_levels
-    if scales:
-        words = image_words(x.shape[0], 1, stream=Stream.LEVEL, device=x.device, **where)
-        level = words[:, 0, 0] * len(scales) >> 32  # evenly
-        scale = x.new_zeros(x.shape[0])
-        for i, value in enumerate(scales):
-            scale = torch.where(level == i, value, scale)
-        noise = GaussianSmoothing(1.0).sample(torch.zeros_like(x), **where)
-        x_tilde = x + scale.view(-1, 1, 1, 1) * noise
-    else:
-        x_tilde = SMOOTHINGS[config.smoothing](config.scale).sample(x, **where)
+    x_tilde = SMOOTHINGS[config.smoothing](config.scale).sample(x, **where)
     if config.role == "noisy":
-        return Inputs(x_tilde, None, label, level)
+        return Inputs(x_tilde, None, label)
     if config.clean_noise:
         x = GaussianSmoothing(config.clean_noise, Stream.CLEAN_NOISE).sample(x, **where)
-    return Inputs(x, x_tilde, label, level)
+    return Inputs(x, x_tilde, label)
 
 
 def total_images(config: TrainConfig) -> int:
@@ -124,14 +110,12 @@ def scheduled(peak: float, config: TrainConfig, images_seen: Tensor, steps: Tens
 
 def initial_state(model: PixelCNNpp, initial: PixelCNNpp) -> dict[str, Tensor]:
     """The weights of `initial` for `model`; classes that only `model` has get zero projections."""
-    state, ours, theirs = initial.state_dict(), model.config, initial.config
-    if theirs.condition_size or ours.noise_levels != theirs.noise_levels:
-        return state
-    for name, own in model.state_dict().items():
-        if name.endswith(PROJECTION):
-            levels = state.get(name, own[:, :0])
-            state[name] = F.pad(levels, (own.shape[1] - levels.shape[1], 0))
-    return state
+    projections = {
+        name: torch.zeros_like(own)
+        for name, own in model.state_dict().items()
+        if name.endswith("condition_weight")
+    }
+    return projections | initial.state_dict()
 
 
 class TrainState:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 import dsmooth
-from dsmooth.sampling.ladder import noise_terms
 
 CLASSES = 3
 # Distributions of a pixel, as fields of a ModelConfig.
@@ -54,8 +53,8 @@ def _network(config: dsmooth.ModelConfig) -> dsmooth.PixelCNNpp:
     model = dsmooth.PixelCNNpp(config).eval()
     x = 0.5 * torch.randn(8, config.image_channels, 8, 8)
     context = None if config.conditioning == "none" else x + 0.3 * torch.randn_like(x)
-    kinds = config.n_classes, len(config.noise_levels)
-    model.initialize(x, context, *(torch.arange(8) % kind if kind else None for kind in kinds))
+    label = torch.arange(8) % config.n_classes if config.n_classes else None
+    model.initialize(x, context, label)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("condition_weight"):
@@ -75,24 +74,24 @@ def tiny_pair(
     conditioning: str = "concat",
     *,
     classes: tuple[int, int] = (0, 0),
-    noise_levels: tuple[float, ...] = (),
 ) -> dsmooth.SmoothedPair:
     """A pair of them for images of 8 x 8. classes: of the noisy model and of the denoiser."""
-    noisy = network(n_classes=classes[0], noise_levels=noise_levels)
-    denoiser = network(
-        conditioning, likelihood=likelihood, n_classes=classes[1], noise_levels=noise_levels
-    )
+    noisy = network(n_classes=classes[0])
+    denoiser = network(conditioning, likelihood=likelihood, n_classes=classes[1])
     return dsmooth.SmoothedPair(noisy, denoiser, dsmooth.GaussianSmoothing(0.5), (8, 8)).eval()
 
 
 def log_weight(
     pair: dsmooth.SmoothedPair, x: Tensor, label: Any = None, *, seed: int = 0, repeat: int = 0
 ) -> dict[str, Tensor]:
-    """The terms of one draw's log-weight of a pair of one level: each (B,), nats."""
-    rungs, where = pair.rungs(), {"seed": seed, "first_index": 0, "repeat": repeat}
-    x_tilde, noisy, smoothing = noise_terms(rungs, x, label, **where)
-    denoiser = rungs[0].denoiser_log_prob(x, x_tilde, label)
-    return {"noisy": noisy, "smoothing": smoothing, "denoiser": denoiser}
+    """The terms of one draw's log-weight: each (B,), nats."""
+    x_tilde = pair.smoothing.sample(x, seed=seed, repeat=repeat)
+    own = [pair.label_for(model, label) for model in (pair.noisy, pair.denoiser)]
+    return {
+        "noisy": pair.noisy.log_prob(x_tilde, label=own[0]),
+        "smoothing": -pair.smoothing.log_prob(x_tilde, x),
+        "denoiser": pair.denoiser.log_prob(x, x_tilde, own[1]),
+    }
 
 
 def images(n: int = 3, channels: int = 1, size: tuple[int, int] = (8, 8)) -> Tensor:

@@ -23,7 +23,6 @@ def tiny(
     role: str = "noisy",
     dropout: float = 0.3,
     n_classes: int | str = 0,
-    noise_levels: tuple[float, ...] = (),
     **settings: object,
 ) -> TrainConfig:
     """40 images in batches of 8 through the smallest network; settings: of TrainConfig."""
@@ -38,7 +37,6 @@ def tiny(
         n_mix=2,
         dropout=dropout,
         n_classes=n_classes,
-        noise_levels=noise_levels,
         **model,
     )
     defaults = {

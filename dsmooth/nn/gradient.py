@@ -6,17 +6,12 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ..config import Score
 from ..functional.dispatch import forward_mode_obstacle
 from .pixelcnnpp import PixelCNNpp
 
 
-def score_of(
-    model: PixelCNNpp,
-    x: Tensor,
-    score: Score = "full",
-    label: Tensor | None = None,
-    guidance: float = 0.0,
+def gradient_of(
+    model: PixelCNNpp, x: Tensor, label: Tensor | None = None, guidance: float = 0.0
 ) -> Tensor:
     """The gradient of log p(x) with respect to x (B, C, H, W): same shape, nats per unit of x.
 
@@ -26,8 +21,8 @@ def score_of(
     """
     if guidance and label is not None:
         no_class = x.new_zeros(len(x), model.config.condition_size)
-        without, told = (score_of(model, x, score, each) for each in (no_class, label))
-        return torch.lerp(without, told, 1 + guidance)
+        without, of_class = (gradient_of(model, x, each) for each in (no_class, label))
+        return torch.lerp(without, of_class, 1 + guidance)
     if forward_mode_obstacle():
         raise NotImplementedError("the slope of a log-density has no forward-mode derivative")
     with torch.inference_mode(False), torch.enable_grad():
@@ -38,7 +33,6 @@ def score_of(
             name: weight.clone() if weight.is_inference() else weight.detach()
             for name, weight in model.named_parameters()
         }
-        with torch.set_grad_enabled(score == "full"):
-            params = functional_call(model, frozen, (x,), {"label": label})
+        params = functional_call(model, frozen, (x,), {"label": label})
         (gradient,) = torch.autograd.grad(model.log_prob_given(x, params).sum(), x)
     return gradient
