@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth.config import ModelConfig, TrainConfig
-from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
+from dsmooth.evaluate.likelihood import score_pair
 from dsmooth.models import Models
 from dsmooth.nn.weights import at_level
 from dsmooth.philox import Stream, image_words
@@ -123,15 +122,6 @@ def test_rungs_have_seeds_of_their_own() -> None:
 def pair_of_levels(noisy: int = 0, denoiser: int = 0) -> dsmooth.SmoothedPair:
     """A pair of so many classes."""
     return tiny_pair(classes=(noisy, denoiser), noise_levels=LEVELS)
-
-
-def test_equation_4_is_about_one_level() -> None:
-    """A ladder's q has a Gaussian for each level, each with an e of its own."""
-    data = replace(random_dataset(2), name="mnist")
-    for levels, applies in (((0.5,), True), ((0.5, 0.1), False)):
-        bits = bits_per_dim(score_pair(pair_of_levels(), data, levels=levels))
-        assert (bits.conventions[0].equation_4 is not None) == applies
-        assert (bits.paper_readings is not None) == applies
 
 
 def test_one_level_is_two_step_sampling() -> None:

@@ -226,8 +226,6 @@ class BitsOptions(Measure):
     """Run folder of a plain PixelCNN++ to measure beside the pair."""
     levels: tuple[float, ...] | None = None
     """Noise levels of a ladder, falling, for a pair that has several; by default the highest."""
-    clean_noise: float | None = None
-    """Standard deviation of noise on the target of the density; by default as in training."""
     per_class: Flag = False
     """Also the number of each class of the data."""
     out: Path = Path("bits_per_dim.json")

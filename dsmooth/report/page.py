@@ -18,7 +18,6 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
-from ..evaluate import paper
 from ..evaluate.probe import PIXELS, best_block, best_probe
 from ..fields import flatten
 from ..files import write_atomically
@@ -66,7 +65,7 @@ def render(name: str, **numbers: Any) -> str:
     pages.filters |= {"decimals": decimals, "percent": percent, "thousands": "{:,}".format}
     functions = (best_block, best_probe, below_controls, bits_table, grid, settings_table)
     pages.globals |= {each.__name__: each for each in functions}
-    pages.globals |= {"COMPARABLE": COMPARABLE, "base64": base64, "paper": paper, "plots": plots}
+    pages.globals |= {"COMPARABLE": COMPARABLE, "base64": base64, "plots": plots}
     return pages.get_template(name).render(numbers)
 
 
