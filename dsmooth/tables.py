@@ -15,7 +15,6 @@ _BITS = (
     ("bits/dim", "value"),
     ("± images", "standard_error"),
     ("± repeats", "repeat_error"),
-    ("by eq. (4)", "equation_4"),
 )
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import dsmooth
-from dsmooth.evaluate import likelihood as likelihood_module
 from dsmooth.evaluate.likelihood import (
     BYTE_BITS,
     Scores,
@@ -19,11 +17,9 @@ from dsmooth.evaluate.likelihood import (
     conventions,
     evaluate_bits_per_dim,
     paired_difference,
-    paper_readings,
     score_pair,
     score_plain,
 )
-from dsmooth.evaluate.paper import EQUATION_4_BITS, noised_log_density
 from dsmooth.machine import torch_threads
 from tests.helpers.data_makers import random_dataset
 from tests.helpers.networks import network, tiny_config, tiny_pair
@@ -41,7 +37,7 @@ def test_half_precision_scores_the_bytes_themselves() -> None:
 @pytest.mark.parametrize("likelihood", ["discretized", "continuous"])
 def test_conventions_differ_by_exactly_their_constants(likelihood: str) -> None:
     pair = tiny_pair(likelihood)
-    data = replace(random_dataset(5), name="mnist")
+    data = random_dataset(5)
     scores = score_pair(pair, data, n_noise=3)
     rows = {row.name: row for row in conventions(scores)}
     names = ["discrete bound", "discrete bound, importance-weighted, n = 3"]
@@ -49,15 +45,10 @@ def test_conventions_differ_by_exactly_their_constants(likelihood: str) -> None:
     assert list(rows) == names
     assert [row.comparable for row in rows.values()] == [True, True, False, False]
     assert pytest.approx(6.9943534, abs=1e-7) == BYTE_BITS
-    assert pytest.approx(0.7213475, abs=1e-7) == EQUATION_4_BITS
     assert rows[names[3]].value - rows[names[2]].value == pytest.approx(BYTE_BITS, abs=1e-12)
     if likelihood == "discretized":
         assert rows[names[3]].value == pytest.approx(rows[names[0]].value, abs=1e-12)
     assert (scores.continuous is None) == (likelihood == "discretized")
-    for name in (names[0], *names[2:]):
-        right = rows[name].value
-        assert rows[name].equation_4 == pytest.approx(right + EQUATION_4_BITS, abs=1e-12)
-    assert rows[names[1]].equation_4 is None
     assert rows[names[1]].value < rows[names[0]].value
 
     # The bounds are SmoothedPair.elbo's, in the likelihood that the denoiser has.
@@ -78,53 +69,15 @@ def test_conventions_differ_by_exactly_their_constants(likelihood: str) -> None:
         assert rows[name].value == pytest.approx(float(bits.mean()), abs=1e-6)
 
 
-@pytest.mark.parametrize(("atoms", "n_params"), [((0, 200), 8), ("all", 262)])
-def test_the_density_of_noised_bytes_is_a_mixture_over_all_levels(
-    atoms: Any, n_params: int
-) -> None:
-    params = torch.randn(1, n_params, 1, 1, generator=torch.Generator().manual_seed(3)).double()
-    y = torch.linspace(-1.2, 1.2, 2401, dtype=torch.float64).view(-1, 1, 1, 1)
-    density = noised_log_density(y, params.expand(len(y), -1, -1, -1), atoms=atoms).exp()
-    assert float(density.sum()) * 1e-3 == pytest.approx(1, abs=1e-9)
-    levels = (torch.arange(256).double() / 127.5 - 1).view(-1, 1, 1, 1)
-    every = params.expand(256, -1, -1, -1)
-    masses = dsmooth.functional.logistic_mixture_log_prob(levels, every, "discretized", atoms=atoms)
-    for i in (199, 1234, 2203):  # around black, in the middle, beyond white
-        noise = (-((y[i] - levels).flatten() ** 2) / 2e-4).exp() / (2e-4 * math.pi) ** 0.5
-        expected = float((masses.exp()[:, 0, 0] * noise).sum())
-        assert float(density[i]) == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize("likelihood", ["discretized", "continuous"])
-def test_the_readings_of_the_paper_are_of_the_density_of_noised_images(likelihood: str) -> None:
-    data = replace(random_dataset(3), name="mnist")
-    scores = score_pair(tiny_pair(likelihood), data, n_noise=2, clean_noise=0.01)
-    assert scores.noised is not None
-    clean = score_pair(tiny_pair(likelihood), data, n_noise=2)
-    assert torch.equal(clean.discretized, scores.discretized)
-    if likelihood == "continuous":
-        assert scores.noised.equal(scores.continuous)
-        assert not torch.equal(scores.continuous, clean.continuous)
-    total = float((scores.noisy + scores.smoothing + scores.noised).mean())
-    bits = -total / (scores.dimensions * math.log(2))
-    assert paper_readings(scores) == pytest.approx((bits + BYTE_BITS, bits + EQUATION_4_BITS))
-    assert paper_readings(score_pair(tiny_pair(), random_dataset(3))) is None  # not MNIST
-
-
-@pytest.mark.parametrize("likelihood", ["discretized", "continuous"])
-def test_the_noise_of_the_target_is_independent_of_the_smoothing(
-    likelihood: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_noise_of_the_target_is_independent_of_the_smoothing() -> None:
+    """And changes the density alone."""
     seen: list[Tensor] = []
-    pair, data = tiny_pair(likelihood), replace(random_dataset(50), name="mnist")
-    pair.denoiser.register_forward_pre_hook(lambda _, given: seen.extend(given[:2]))
-
-    def density(y: Tensor, *rest: Any) -> Tensor:
-        seen.append(y)
-        return noised_log_density(y, *rest)
-
-    monkeypatch.setattr(likelihood_module, "noised_log_density", density)
-    score_pair(pair, data, clean_noise=0.01)
+    pair, data = tiny_pair("continuous"), random_dataset(50)
+    clean = score_pair(pair, data)
+    pair.denoiser.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[:2]))
+    noised = score_pair(pair, data, clean_noise=0.01)
+    assert torch.equal(clean.discretized, noised.discretized)
+    assert not torch.equal(clean.continuous, noised.continuous)
     x, x_tilde, target = seen[:3]
     both = torch.stack([(x_tilde - x).flatten(), (target - x).flatten()])
     assert abs(torch.corrcoef(both)[0, 1]) < 4 / x.numel() ** 0.5
@@ -146,18 +99,10 @@ def test_a_paired_difference_has_the_error_of_the_differences() -> None:
 def test_the_error_over_repeats_needs_enough_of_them() -> None:
     few, enough = (score_pair(tiny_pair(), random_dataset(2), n_noise=n) for n in (9, 10))
     assert conventions(few)[0].repeat_error is None
+    assert conventions(score_pair(tiny_pair(), random_dataset(1)))[0].standard_error is None
     repeats = enough.bits(enough.log_weights("discretized")).mean(1)
     expected = float(repeats.std()) / 10**0.5
     assert conventions(enough)[0].repeat_error == pytest.approx(expected)
-
-
-def test_equation_4_is_about_mnist_and_gaussian_noise() -> None:
-    pair = tiny_pair()
-    assert {row.equation_4 for row in conventions(score_pair(pair, random_dataset(2)))} == {None}
-    pair.smoothing = dsmooth.LaplaceSmoothing(0.3)
-    rows = conventions(score_pair(pair, replace(random_dataset(2), name="mnist")))
-    assert [row.equation_4 for row in rows] == [None] * 3
-    assert conventions(score_pair(pair, random_dataset(1)))[0].standard_error is None
 
 
 class LinearGaussian(dsmooth.PixelCNNpp):
@@ -231,7 +176,6 @@ def test_a_plain_model_is_scored_exactly(likelihood: str) -> None:
     expected = -float(log_p.mean()) / (64 * math.log(2))
     rows = {row.name: row for row in conventions(scores)}
     assert rows[own].value == pytest.approx(expected, rel=1e-6)
-    assert all(row.equation_4 is None for row in rows.values())
     exact = bits_per_dim(scores)
     assert (exact.value, exact.noisy, exact.denoiser) == (rows[own].value, None, None)
 

@@ -61,7 +61,6 @@ MISTAKES = [
     ("evaluate bpd", "name a saved pair"),
     ("evaluate bpd noisy", "is a single model: name a saved pair"),
     ("evaluate bpd plain --plain plain", "plain and plain both hold a plain model"),
-    ("evaluate bpd plain --clean-noise 0", "--clean-noise is for a pair, not for a plain model"),
     ("evaluate bpd noisy denoiser --per-class", "--per-class needs labelled images, but"),
     ("evaluate bpd noisy denoiser --data-dir nowhere --limit 0", "--limit must be at least 1, got"),
     ("evaluate bpd noisy denoiser --threads 0", "--threads must be at least 1, got 0"),

@@ -30,9 +30,8 @@ from ..evaluate.likelihood import (
     score_pair,
     score_plain,
 )
-from ..evaluate.paper import EQUATION_4_SENTENCE, paper_sentence
 from ..evaluate.sources import choose_data, describe_data
-from ..fields import ArgumentError, check_whole
+from ..fields import check_whole
 from ..files import json_text, write_json
 from ..machine import autocast, choose_device, use_threads
 from ..models import load_models
@@ -84,8 +83,6 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
     device = choose_device(options.execution.device)
     models = load_models([*options.models, *filter(None, [options.plain])])
     pair = models.pair if models.plain is None else models.smoothed
-    if pair is None and options.clean_noise is not None:
-        raise ArgumentError("clean_noise", "is for a pair, not for a plain model: leave it out")
     dataset = choose_data(models, **vars(options.dataset)).load(options.split)
     if options.per_class:
         dataset.known_labels("per_class")  # refused before any work
@@ -100,14 +97,13 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
     digests = models.to(device).digests()
     with autocast(device, options.execution.precision):
         if pair is not None:
-            noise = models.clean_noise if options.clean_noise is None else options.clean_noise
             with progress("bits/dim of the pair", n) as done:
                 every["pair"] = score_pair(
                     pair,
                     dataset,
                     n_noise=options.n_noise,
                     seed=options.seed,
-                    clean_noise=noise,
+                    clean_noise=models.clean_noise,
                     progress=done,
                     **settings,
                 )
@@ -115,7 +111,6 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
                 "weights_sha256": [digests[role] for role in ("noisy", "denoiser")],
                 **asdict(bits_per_dim(every["pair"])),
             }
-            result["equation_4"] = EQUATION_4_SENTENCE if every["pair"].equation_4 else None
         if models.plain is not None:
             with progress("bits/dim of the plain model", n) as done:
                 every["plain"] = score_plain(models.plain, dataset, progress=done, **settings)
@@ -138,10 +133,6 @@ def print_bits(result: Mapping[str, Any], title: str) -> None:
         pair = result["pair"]
         draws = f"{pair['n_noise']} draw{'s' * (pair['n_noise'] > 1)} of noise per image"
         print(f"The denoiser was trained as {pair['likelihood']}; {draws}.")
-        if result["equation_4"]:
-            print(result["equation_4"])
-        if pair["paper_readings"]:
-            print(paper_sentence(pair["paper_readings"], pair["likelihood"]))
     if "pair_less" in result:
         less = result["pair_less"]["plain"]
         value = decimals(less["value"], error=less["standard_error"])

@@ -214,8 +214,6 @@ class BitsOptions(Measure):
 
     plain: Path | None = None
     """Run folder of a plain PixelCNN++ to measure beside the pair."""
-    clean_noise: float | None = None
-    """Standard deviation of noise on the target of the density; by default as in training."""
     per_class: Flag = False
     """Also the number of each class of the data."""
     out: Path = Path("bits_per_dim.json")

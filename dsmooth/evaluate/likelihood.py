@@ -26,7 +26,6 @@ from ..pair import SmoothedPair
 from ..philox import Stream
 from ..smoothing import GaussianSmoothing
 from .batches import check_images, nats_of_images
-from .paper import EQUATION_4_BITS, PAPER_NOISE, noised_log_density
 
 # A density in units of [-1, 1] becomes one per byte by adding this many bits/dim.
 BYTE_BITS = math.log2(127.5)
@@ -34,7 +33,7 @@ BYTE_BITS = math.log2(127.5)
 ENOUGH_DRAWS = 10
 
 # The fields of `Scores` with nats of every draw and image.
-TERMS = ("noisy", "smoothing", "discretized", "continuous", "noised")
+TERMS = ("noisy", "smoothing", "discretized", "continuous")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,14 +42,10 @@ class Scores:
 
     discretized: log-probability of the bytes of the clean image, for a pair given x~. continuous:
     its log-density in units of [-1, 1] by the same mixtures; None for a model that was trained on
-    bytes, whose density says nothing. noised: log-density of x + 0.01 n in units of [-1, 1] for
-    grey MNIST. A denoiser that was trained on bytes gives a pixel a mixture of 256 Gaussians, one
-    at each byte, by the clean pixels before it: their product is no density of x + 0.01 n. noisy,
-    smoothing: log p(x~) and -log q(x~ | x) of a pair; None for a plain model, which has one row.
-    dimensions: d, sub-pixels of an image. clean_noise: standard deviation of the noise on the
-    target of the density. equation_4: whether equation (4) of the reproduction paper applies, which
-    is about pairs of MNIST with Gaussian smoothing. given_class: whether all is given the class of
-    the image.
+    bytes, whose density says nothing. noisy, smoothing: log p(x~) and -log q(x~ | x) of a pair;
+    None for a plain model, which has one row. dimensions: d, sub-pixels of an image. clean_noise:
+    standard deviation of the noise on the target of the density. given_class: whether all is given
+    the class of the image.
     """
 
     discretized: Tensor
@@ -58,9 +53,7 @@ class Scores:
     continuous: Tensor | None = None
     noisy: Tensor | None = None
     smoothing: Tensor | None = None
-    noised: Tensor | None = None
     clean_noise: float = 0.0
-    equation_4: bool = False
     given_class: bool = False
 
     @property
@@ -113,8 +106,7 @@ class Convention:
     """One number in bits/dim and its meaning.
 
     standard_error: over images, None for a single one. repeat_error: of the mean, over the draws
-    of noise, None for fewer than `ENOUGH_DRAWS`. equation_4: the number by the reproduction
-    paper's equation (4), None where that does not apply. comparable: with discrete bits/dim of the
+    of noise, None for fewer than `ENOUGH_DRAWS`. comparable: with discrete bits/dim of the
     literature.
     """
 
@@ -122,7 +114,6 @@ class Convention:
     value: float
     standard_error: float | None
     repeat_error: float | None
-    equation_4: float | None
     comparable: bool
     meaning: str
 
@@ -135,9 +126,8 @@ def conventions(scores: Scores) -> list[Convention]:
         value, repeats = float(bits.mean()), None
         if len(bits) >= ENOUGH_DRAWS:
             repeats = standard_error(bits.mean(1))
-        by_equation = value + EQUATION_4_BITS if scores.equation_4 else None
         error = standard_error(bits.mean(0))
-        return Convention(name, value, error, repeats, by_equation, comparable, meaning)
+        return Convention(name, value, error, repeats, comparable, meaning)
 
     discrete, density = (scores.log_weights(form) for form in ("discretized", "continuous"))
     per_byte = density - scores.dimensions * math.log(127.5)
@@ -156,9 +146,7 @@ def conventions(scores: Scores) -> list[Convention]:
         if scores.n_noise > 1:
             name = f"discrete bound, importance-weighted, n = {scores.n_noise}"
             meaning = "the same by the log of the mean weight, which is tighter"
-            weighted = row(name, importance_weighted(discrete)[None], meaning)
-            # Equation (4) is about the entropy, which a mean of weights does not contain.
-            rows.append(replace(weighted, equation_4=None))
+            rows.append(row(name, importance_weighted(discrete)[None], meaning))
     return [
         *rows,
         row("density", density, of_density, comparable=False),
@@ -169,18 +157,6 @@ def conventions(scores: Scores) -> list[Convention]:
 def standard_error(values: Tensor) -> float | None:
     """Standard error of the mean of independent values (n,); None for a single one."""
     return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
-
-
-def paper_readings(scores: Scores) -> tuple[float, float] | None:
-    """Bits/dim of x + 0.01 n per grey level, and in units of [-1, 1] by equation (4).
-
-    They stand beside the two readings of the reproduction paper's 3.23. With a denoiser of bytes
-    they measure something else, which `Scores` describes. None without `noised` nats.
-    """
-    if scores.noised is None or scores.noisy is None or scores.smoothing is None:
-        return None
-    value = float(scores.bits(scores.noisy + scores.smoothing + scores.noised).mean())
-    return value + BYTE_BITS, value + EQUATION_4_BITS
 
 
 @dataclass(frozen=True)
@@ -237,8 +213,6 @@ def score_pair(
     check_images(pair, dataset)
     pair = in_evaluation(pair)
     trained_as = pair.denoiser.config.likelihood
-    of_paper = dataset.name == "mnist" and isinstance(pair.smoothing, GaussianSmoothing)
-    of_paper = of_paper and dataset.image_channels == 1
 
     def nats_of(first: int, x: Tensor, label: Tensor | None) -> dict[str, Tensor]:
         """The rows (n_noise, B) of a batch."""
@@ -258,11 +232,6 @@ def score_pair(
                     target = GaussianSmoothing(clean_noise, Stream.CLEAN_NOISE).sample(x, **where)
                     params = pair.denoiser(target, x_tilde, own)
                 draw["continuous"] = _log_prob(pair.denoiser, target, params, "continuous")
-                if of_paper and clean_noise == PAPER_NOISE:
-                    draw["noised"] = draw["continuous"]
-            elif of_paper:
-                y = GaussianSmoothing(PAPER_NOISE, Stream.CLEAN_NOISE).sample(x, **where)
-                draw["noised"] = noised_log_density(y, params, pair.denoiser.config.atom_bytes)
             draws.append(draw)
         return {k: torch.stack([draw[k].double().cpu() for draw in draws]) for k in draws[0]}
 
@@ -272,7 +241,6 @@ def score_pair(
     return Scores(
         dimensions=dataset.images[0].numel(),
         clean_noise=clean_noise if trained_as == "continuous" else 0.0,
-        equation_4=of_paper,
         given_class=pair.n_classes > 0,
         **nats,
     )
@@ -326,8 +294,7 @@ class BitsPerDim:
     "continuous" for a density in units of [-1, 1]. value: a bound for a pair, exact for a plain
     model. standard_error: over images, None for a single one. noisy, smoothing, denoiser: the terms
     that a pair's bound is the sum of. terms: of `Scores`. n_images and n_noise: how many images and
-    draws per image. dimensions, clean_noise: of `Scores`. paper_readings: as `paper_readings`
-    returns them.
+    draws per image. dimensions, clean_noise: of `Scores`.
     """
 
     likelihood: Likelihood
@@ -342,7 +309,6 @@ class BitsPerDim:
     dimensions: int
     clean_noise: float
     conventions: tuple[Convention, ...]
-    paper_readings: tuple[float, float] | None = None
 
 
 def bits_per_dim(scores: Scores) -> BitsPerDim:
@@ -362,7 +328,6 @@ def bits_per_dim(scores: Scores) -> BitsPerDim:
         dimensions=scores.dimensions,
         clean_noise=scores.clean_noise,
         conventions=tuple(rows),
-        paper_readings=paper_readings(scores),
     )
 
 

@@ -4,8 +4,8 @@
 reads and writes pairs with their model cards; `convert` reads checkpoints of older PyTorch ports.
 
 The folders here are the models that come with the package: the runs `noisy`, `denoiser` and
-`plain`, a model card (README.md) and its numbers (card.json), which
-`python -m dsmooth.reproduce.card` measures again.
+`plain`, a model card (README.md) and its numbers (card.json), which `python tools/card.py` of the
+sources measures again.
 """
 
 from .resolver import DEFAULT, TITLE, SavedNetwork, find, is_model, names, resolve

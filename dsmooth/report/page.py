@@ -1,7 +1,7 @@
-"""Texts of a reproduction from the templates of this folder: report.html, and cards as Markdown.
+"""Texts of a reproduction from templates: report.html, and the lines that the command prints.
 
 report.html is one file, with pictures inline, without script or network. The templates have its
-words, and read the numbers of results.json or card.json.
+words, and read the numbers of results.json.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
-from ..evaluate import paper
 from ..evaluate.probe import PIXELS, best_block, best_probe
 from ..fields import flatten
 from ..files import write_atomically
@@ -26,6 +25,7 @@ from ..pictures import grid_png
 from ..tables import COMPARABLE, Table, bits_table, decimals, percent, shown
 from . import plots
 
+FOLDER = Path(__file__).parent
 MIN_WIDTH = 600  # pixels of a grid
 
 
@@ -43,9 +43,15 @@ def write_report(
     `dsmooth.reproduce.stages.Stages.draw` returns them. commands: for longer training.
     """
     lead, *advice = render("sentences.md", results=results, commands=commands).splitlines()
-    numbers = {"results": results, "histories": histories, "pictures": pictures}
-    curves = held_out_curves(results["runs"], histories)
-    text = render("page.html", **numbers, curves=curves, lead=lead, advice=advice)
+    text = render(
+        "page.html",
+        results=results,
+        histories=histories,
+        pictures=pictures,
+        curves=held_out_curves(results["runs"], histories),
+        lead=lead,
+        advice=advice,
+    )
     # p(x | x~) must not break at the bar: after one, only a word joiner forbids it.
     text = text.replace(" | ", "\u00a0|\u2060\u00a0")
     text = re.sub(r"(?<![\w-])-(?=\d)", "\u2212", text)  # the minus sign of a number
@@ -53,11 +59,11 @@ def write_report(
     return [lead, *advice]
 
 
-def render(name: str, **numbers: Any) -> str:
-    """The text of a template of this folder; a text in HTML has its words escaped."""
+def render(name: str, folder: Path = FOLDER, **numbers: Any) -> str:
+    """The text of a template of `folder`, which may import from those here; HTML is escaped."""
     html = name.endswith(".html")
     pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([folder, FOLDER]),
         autoescape=html,
         undefined=StrictUndefined,
         trim_blocks=not html,
@@ -66,7 +72,7 @@ def render(name: str, **numbers: Any) -> str:
     pages.filters |= {"decimals": decimals, "percent": percent, "thousands": "{:,}".format}
     functions = (best_block, best_probe, below_controls, bits_table, grid, settings_table)
     pages.globals |= {each.__name__: each for each in functions}
-    pages.globals |= {"COMPARABLE": COMPARABLE, "base64": base64, "paper": paper, "plots": plots}
+    pages.globals |= {"COMPARABLE": COMPARABLE, "base64": base64, "plots": plots}
     return pages.get_template(name).render(numbers)
 
 

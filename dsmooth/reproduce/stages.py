@@ -34,8 +34,6 @@ from ..fields import check_whole
 from ..files import read_json, write_json
 from ..machine import autocast, has_fast_bfloat16
 from ..models import Models
-from ..nn import PixelCNNpp
-from ..nn.weights import weights_digest
 from ..pictures import is_diverged, save_grid
 from ..progress import progress, whole
 from ..sampling.output import gather, write_images
@@ -213,11 +211,10 @@ class Stages:
         barrier()
         return x if x is not None else _stored_images(path, key)
 
-    def bits_per_dim(self, longer: PixelCNNpp | None = None, **settings: Any) -> dict[str, Any]:
-        """Bits/dim on held-out images. longer: a plain model, trained for as long as the pair."""
+    def bits_per_dim(self, n_noise: int = 1) -> dict[str, Any]:
+        """Bits/dim on held-out images, of the pair by so many draws of x~ per image."""
         models, n = self.models, min(self.sizes.scored_images, len(self.test_set))
         common: dict[str, Any] = {"limit": n, "batch_size": CHUNK}
-        settings = {"seed": self.seed, **settings}
 
         def compute() -> dict[str, Any]:
             with autocast(models.device, self.precision):
@@ -227,29 +224,28 @@ class Stages:
                         self.test_set,
                         clean_noise=models.clean_noise,
                         progress=done,
+                        n_noise=n_noise,
+                        seed=self.seed,
                         **common,
-                        **settings,
                     )
                 pair = asdict(bits_per_dim(scores))
                 result: dict[str, Any] = {"unit": "bits/dim", "pair": pair, "pair_less": {}}
-                for name, plain in {"plain": models.plain, "longer": longer}.items():
-                    if plain is not None:
-                        with progress(f"bits/dim of the {name} model", n) as done:
-                            other = score_plain(plain, self.test_set, progress=done, **common)
-                        result[name] = asdict(bits_per_dim(other))
-                        result["pair_less"][name] = asdict(paired_difference(scores, other))
+                if models.plain is not None:
+                    with progress("bits/dim of the plain model", n) as done:
+                        other = score_plain(models.plain, self.test_set, progress=done, **common)
+                    result["plain"] = asdict(bits_per_dim(other))
+                    result["pair_less"]["plain"] = asdict(paired_difference(scores, other))
             return result
 
         key = {
             "n_images": n,
-            **settings,
+            "n_noise": n_noise,
+            "seed": self.seed,
             "settings": models.identity(),
             "clean_noise": models.clean_noise,
             "data_sha256": {"test": self.test_set.digest},
             "weights_sha256": models.digests(),
         }
-        if longer is not None:
-            key["longer_sha256"] = weights_digest(longer)
         if self.precision == "bfloat16":
             key["precision"] = self.precision
         return self.stored("bits_per_dim", key, compute)

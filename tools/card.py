@@ -1,0 +1,183 @@
+"""The card of packaged models: README.md, card.json and samples.png, measured from their weights.
+
+    python tools/card.py MNIST mnist [RUNS [BEFORE]]
+
+MNIST is the folder of the full data. The models are packed from the folder RUNS first, if it is
+named (`pack`). What was drawn and measured lies in build/card, where a repeated call goes on. The
+table of the package's README is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsmooth import __version__
+from dsmooth.config import ProbeSettings, TrainConfig
+from dsmooth.data import SPLITS, ImageDataset, load_dataset
+from dsmooth.data.order import choose_images
+from dsmooth.evaluate.classes import classify
+from dsmooth.evaluate.comparison import compare_images, measure_images
+from dsmooth.evaluate.features import extract_features, make_extractor
+from dsmooth.evaluate.probe import probe_pair
+from dsmooth.files import read_json, read_tensors, write_atomically, write_json, write_tensors
+from dsmooth.models import load_models
+from dsmooth.pictures import BORDER
+from dsmooth.pretrained import find
+from dsmooth.progress import progress
+from dsmooth.report.page import grid, render
+from dsmooth.reproduce.results import describe_machine, describe_model
+from dsmooth.reproduce.stages import Sizes, Stages, black_share, bytes_to_compare
+from dsmooth.runs import RunFolder
+from dsmooth.training.checkpoint import differences
+from dsmooth.training.step import total_images
+
+FEW = 1000  # images that are classified, or counted where a classifier is sure
+# Networks that are probed, by their input: on clean images also those to compare with.
+PROBED = {"noisy": ("noisy", "pixels"), "clean": ("noisy", "pixels", "plain", "untrained-noisy")}
+STEPS = 300  # entries of a run's training steps that are packed, evenly spread
+UNTOLD = ("kernel_rate", "cooldown")  # they belong to Muon, or have no effect
+
+
+def pack(runs: Path, folder: Path, before: Path | None = None) -> None:
+    """Write float16 weights, settings without paths and thinned logs of runs that are finished.
+
+    before: the packaged models that some began with (`dsmooth train ROLE --init mnist`): their logs
+    and settings then are those of one run, which was prolonged. Raises ValueError if it is needed.
+    """
+    for role in ("noisy", "denoiser", *["plain"] * (runs / "plain").exists()):
+        source, target = RunFolder(runs / role), RunFolder(folder / role)
+        if not source.is_finished():
+            raise ValueError(f"{source.path} is not the folder of a finished run")
+        config, size = source.read_config()
+        config, entries = replace(config, data_dir=None, download=False), source.history()
+        steps = [entry for entry in entries if entry["event"] == "step"]
+        kept = steps[:: max(1, len(steps) // STEPS)]
+        entries = [entry for entry in entries if entry["event"] != "step" or entry in kept]
+        if config.init is not None:
+            if before is None:
+                raise ValueError(f"{source.path} began with the weights {config.init}: name BEFORE")
+            config, entries = prolonged(RunFolder(before / role), config, entries)
+        target.path.mkdir(parents=True, exist_ok=True)
+        target.write_config(config, size)
+        tensors, metadata = read_tensors(source.weights)
+        write_tensors(target.weights, {name: t.half() for name, t in tensors.items()}, metadata)
+        write_atomically(target.log, "".join(json.dumps(e) + "\n" for e in entries).encode())
+
+
+def prolonged(
+    before: RunFolder, config: TrainConfig, entries: Sequence[Mapping[str, Any]]
+) -> tuple[TrainConfig, list[dict[str, Any]]]:
+    """Settings and log of a run that began with the weights of `before`, after its own."""
+    old = before.read_config()[0]
+    seen = total_images(old)
+    new = replace(config, init=None, images=seen + total_images(config), schedule_from=seen)
+    changed = differences(old, new).items()
+    settings = [f"{name} {value}" for name, (value, _) in changed if name not in UNTOLD]
+    words = f"up to {seen:,} images {', '.join(settings)}; then the optimizer began again"
+    note = {"event": "note", "images": seen, "seconds": 0.0, "text": words}
+    log = [entry for entry in before.history() if entry["event"] != "end"]
+    for entry in entries:
+        shifted = {**entry, "images": seen + entry["images"]}
+        if entry["event"] == "start":
+            shifted["total"] = new.images
+        elif entry["event"] == "note":
+            shifted["text"] = f"{entry['text']}, counted from {seen:,} on"
+        log += [shifted, note] if entry is entries[0] else [shifted]
+    return new, log
+
+
+def write_card(
+    folder: Path, work: Path, train_set: ImageDataset, test_set: ImageDataset, count: int = 10_000
+) -> dict[str, Any]:
+    """Measure a pair by `count` samples and test images, write its card, and return card.json."""
+    models = load_models([folder, *filter(Path.exists, [folder / "plain"])])
+    guidance = 0.1 if models.n_classes else 0.0
+    stages = Stages(work, models, train_set, test_set, Sizes(count, count), guidance=guidance)
+    pictures, key = stages.draw(), {"count": count, "weights_sha256": models.digests()}
+    card: dict[str, Any] = {
+        "dsmooth": __version__,
+        "machine": describe_machine(models.device),
+        "weights_sha256": models.digests(),
+        "data": {"train_images": len(train_set), "test_images": len(test_set)},
+        "runs": {r: describe_model(r, models, test_set, len(train_set)) for r in models.networks},
+        "bits_per_dim": stages.bits_per_dim(n_noise=2),
+        "samples": stages.stored("samples", key, lambda: measure_samples(stages, pictures)),
+        "probes": {},
+    }
+    if models.n_classes:
+        card["classes"] = stages.stored("classes", key, lambda: measure_classes(stages))
+    for kind, only in {} if models.n_classes else PROBED.items():
+        settings = ProbeSettings(input=kind, train_images=6 * count, test_images=count)
+        card["probes"][kind] = probe_pair(
+            models.pair, train_set, test_set, settings, work / f"probes-{kind}.json",
+            plain=models.plain, only=only, replace_other=True,
+        )  # fmt: skip
+    # The kinds beside one another, with a column for each class.
+    kinds = [pictures[k] for k in ("plain", "noisy", "two-step", "guided") if k in pictures]
+    n, gap = models.n_classes or 8, torch.full_like(kinds[0][:1], BORDER / 127.5 - 1)
+    rows = [[part for x in kinds for part in (x[i * n :][:n], gap)] for i in range(min(n, 10))]
+    write_atomically(folder / "samples.png", grid(*(torch.cat(row[:-1]) for row in rows)))
+    write_json(folder / "card.json", card)
+    write_atomically(folder / "README.md", text("card.md", card=card).encode())
+    return card
+
+
+def measure_samples(stages: Stages, pictures: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Fréchet distances of the first samples, and how sure the classifier is of their digits."""
+    network, count = make_extractor("mnist-classifier"), stages.sizes.count
+    others = choose_images(stages.test_set, count)
+    _, real = measure_images(network, "real images", stages.train_set.images, progress=progress)
+    results = {}
+    for name, x in {**bytes_to_compare(pictures), "test images": others}.items():
+        counts = sorted({min(count * tenths // 10, len(x)) for tenths in (1, 2, 4, 7, 10)})
+        found = {str(n): compare_images(x[:n], real, network, progress=progress) for n in counts}
+        surest = extract_features(x[:FEW], network).logits.softmax(1).amax(1)
+        results[name] = {
+            "distance": {n: comparison.value for n, comparison in found.items()},
+            "error": {n: comparison.error for n, comparison in found.items()},
+            "black": black_share(x[:FEW]),
+            "confident": {str(p): float((surest >= p).double().mean()) for p in (0.9, 0.99)},
+        }
+    return {"name": network.distance_name, "guidance": stages.guidance, "of": results}
+
+
+def measure_classes(stages: Stages) -> dict[str, Any]:
+    """Test images classified by Bayes' rule, and their bits/dim given their class and without."""
+    data = stages.test_set.part(slice(FEW))
+    found = classify(stages.models.pair, data)
+    nats, per_bit = found.log_likelihoods, -math.log(2) * data.images[0].numel()
+    return {
+        "n_images": len(data),
+        "accuracy": found.accuracy,
+        "accuracy_error": found.accuracy_error,
+        "bits_given_class": float(nats.gather(1, found.labels[:, None]).mean()) / per_bit,
+        "bits_without": float(nats.logsumexp(1).mean() - math.log(nats.shape[1])) / per_bit,
+    }
+
+
+def text(name: str, **cards: Any) -> str:
+    """README.md of a folder, or the table of the package's, from a template and card.json."""
+    return render(name, Path(__file__).parent, **cards, FEW=FEW, log2=math.log2)
+
+
+def main() -> None:
+    data, name, *packed = sys.argv[1:]
+    folder, (train_set, test_set) = find(name), (load_dataset("mnist", s, data) for s in SPLITS)
+    if packed:
+        pack(Path(packed[0]), folder, *map(Path, packed[1:]))
+    write_card(folder, Path("build", "card", name), train_set, test_set)
+    card, told = (read_json(find(n) / "card.json") for n in ("mnist", "mnist-classes"))
+    print(text("summary.md", card=card, told=told))
+
+
+if __name__ == "__main__":
+    main()
