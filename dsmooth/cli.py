@@ -42,7 +42,6 @@ VERBS: dict[str, Any] = {
         "bpd": options.BitsOptions,
         "fid": options.FrechetOptions,
         "classify": options.ClassifyOptions,
-        "train-classifier": options.ClassifierOptions,
     },
     "probe": options.Probe,
     "reproduce": options.Reproduce,

@@ -92,7 +92,7 @@ def test_large_blocks_stay_in_the_heap(variables: dict[str, str], stays: bool) -
     "command",
     [
         *("train", "sample", "complete", "probe", "reproduce", "doctor", "evaluate", ""),
-        *("evaluate bpd", "evaluate fid", "evaluate train-classifier"),
+        *("evaluate bpd", "evaluate fid"),
     ],
 )
 def test_help_is_for_people(capsys: pytest.CaptureFixture[str], command: str) -> None:

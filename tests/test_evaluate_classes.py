@@ -129,13 +129,13 @@ def test_distances_are_those_of_each_class_alone() -> None:
     assert [row.label for row in rows] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
     one = rows[6]
     chosen = [images[labels == 7] for images, labels in (drawn, real, others)]
-    alone = compare_images(*chosen[:2], extractor, floor=chosen[2], subsets=1, subset_size=2)
+    alone = compare_images(*chosen[:2], extractor, floor=chosen[2])
     assert one.value == pytest.approx(alone.value, rel=1e-6)
     assert one.floor == pytest.approx(alone.floor, rel=1e-6)
     assert (one.n_samples, one.n_reference) == (len(chosen[0]), len(chosen[1]))
     # The labels of samples that were left out are left out, too.
     data = [ImageDataset(*part, "digits", "test", "made") for part in (real, others)]
-    found = distances_of_classes(ImageSet(drawn[0], "", kept), labels, data, extractor, 100)
+    found = distances_of_classes(ImageSet(drawn[0], "", kept), labels, data, extractor)
     assert found == [*map(asdict, rows)]
 
 
@@ -161,11 +161,10 @@ def test_the_command_classifies(plain: Path, capsys: pytest.CaptureFixture[str])
 def test_the_commands_give_each_class(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bits = measured("bpd", str(plain), "--limit", "20", "--per-class")
     assert sum(row["n_images"] for row in bits["classes"]["plain"]) == 20
-    settings = ["--count", "20", "--subsets", "1", "--subset-size", "4"]
-    each = measured("fid", str(plain), *settings, "--per-class")
+    each = measured("fid", str(plain), "--count", "20", "--per-class")
     assert [row["label"] for row in each["classes"]] == list(range(10))
     assert {row["n_samples"] for row in each["classes"]} == {2}
-    three = measured("fid", str(plain), *settings, "--label", "3")
+    three = measured("fid", str(plain), "--count", "20", "--label", "3")
     labels = load_dataset("mnist", "train").labels
     assert three["n_reference"] == int((labels == 3).sum())
     assert three["samples"]["label"] == 3

@@ -13,17 +13,18 @@ import pytest
 import torch
 
 import dsmooth
+from dsmooth.commands import frechet
 from dsmooth.commands.frechet import load_real
-from dsmooth.commands.options import DataOptions, FrechetOptions
+from dsmooth.commands.options import FrechetOptions
 from dsmooth.data import ImageDataset, load_dataset
 from dsmooth.data.order import choose_images
-from dsmooth.evaluate.classifier import load_classifier
+from dsmooth.evaluate import comparison
 from dsmooth.evaluate.frechet import FeatureStatistics
 from dsmooth.evaluate.likelihood import conventions, score_pair, score_plain
 from dsmooth.evaluate.sources import DataChoice, array_to_bytes, as_grey, read_images
 from dsmooth.runs import RunFolder
-from tests.helpers.command_runs import EXTRACTOR, complains, measured, run, save_run
-from tests.helpers.data_makers import random_bytes, write_images, write_mnist
+from tests.helpers.command_runs import complains, measured, run, save_run
+from tests.helpers.data_makers import random_bytes, write_images
 
 
 @pytest.mark.quick
@@ -92,107 +93,100 @@ def test_the_noise_of_the_target_is_that_of_training(place: Path) -> None:
 
 
 def test_frechet_of_drawn_samples_is_that_of_their_files(
-    place: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("own.py").write_text(EXTRACTOR)
-    options = ["--extractor", "own.py:Pixels", "--subset-size", "10", "--subsets", "3"]
-    drawn = ["fid", "noisy", "denoiser", "-n", "12", *options, "--seed", "2"]
+    monkeypatch.chdir(tmp_path)
+    save_run(tmp_path / "plain", "plain", size=28)
+    name, train, test = "Fréchet distance on mnist-classifier", 5000, 1000
+    drawn = ["fid", "plain", "-n", "12", "--seed", "2"]
     stored = measured(*drawn)
-    assert stored["name"] == "Fréchet distance on own.py:Pixels"
-    assert stored["n_samples"] == 12
-    assert stored["n_reference"] == len(load_dataset("folder", "train", "images"))
-    assert stored["n_floor"] == min(12, len(load_dataset("folder", "test", "images")))
+    assert stored["name"] == name
+    assert (stored["n_samples"], stored["n_reference"], stored["n_floor"]) == (12, train, 12)
     assert len(stored["extractor"]["sha256"]) == 64
     assert stored["reference"]["split"] == "train"
     assert stored["floor_images"]["split"] == "test"
-    assert stored["samples"]["method"] == "two-step"
-    assert len(stored["samples"]["weights_sha256"]) == 2
-    assert "Fréchet distance on own.py:Pixels" in " ".join(capsys.readouterr().out.split())
+    assert len(stored["samples"]["weights_sha256"]) == 1
+    assert name in " ".join(capsys.readouterr().out.split())
 
     # The shards are used again, and a .npz of the same images gives the same numbers.
-    (shard,) = place.glob("samples-two-step-12-*/shard_00000.npy")
+    (shard,) = tmp_path.glob("samples-12-*/shard_00000.npy")
     written = shard.stat().st_mtime_ns
     measured(*drawn, "--save-reference", "reference.npz")
     assert shard.stat().st_mtime_ns == written
     np.savez("x.npz", x=np.load(shard))
-    by_file = ["fid", "x.npz", "--data", "folder", "--data-dir", "images", *options]
-    statistics = measured(*by_file, "--reference", "reference.npz")
-    batches = measured(*by_file, "--batch-size", "5", "--seed", "2")
-    for again in (measured(*by_file), statistics, batches):
+    statistics = measured("fid", "x.npz", "--reference", "reference.npz")
+    for again in (measured("fid", "x.npz"), statistics):
         assert again["value"] == pytest.approx(stored["value"], rel=1e-6)
         assert again["floor"] == pytest.approx(stored["floor"], rel=1e-6)
         assert again["extractor"] == stored["extractor"]
-    assert statistics["kernel"] is None
+    assert "kernel_distance" not in statistics["scores"]
     assert statistics["reference"]["split"] == "train"
-    assert batches["kernel"]["value"] == pytest.approx(stored["kernel"]["value"], rel=1e-5)
-    test_set = load_dataset("folder", "test", "images")
-    np.savez("few.npz", x=choose_images(test_set, len(test_set) - 1))
-    few = measured("fid", "few.npz", *by_file[2:])
+    np.savez("few.npz", x=choose_images(load_dataset("mnist", "test"), test - 1))
+    few = measured("fid", "few.npz")
     assert few["floor"] == few["value"]  # the floor is of such images
     # Images of another's file as the reference; nothing says of which data they are.
-    alone = measured("fid", "x.npz", "--reference", "x.npz", *options, "--precision-recall")
+    alone = measured("fid", "x.npz", "--reference", "x.npz")
     assert (alone["n_reference"], alone["n_floor"], alone["floor_images"]) == (12, 0, None)
     assert alone["value"] == pytest.approx(0, abs=1e-9)
-    assert alone["precision_recall"] == {"precision": 1, "recall": 1, "neighbours": 3}
     # Grey images that are kept as RGB are grey on both sides.
-    pixels = random_bytes((9, 8, 8, 1))
+    pixels = random_bytes((9, 28, 28, 1))
     np.savez("grey.npz", arr_0=pixels)
     np.savez("rgb.npz", arr_0=pixels.repeat(3, 3))
     for one, other in itertools.permutations(["grey.npz", "rgb.npz"]):
-        saved = ["--save-reference", "saved.npz"]
-        for how in ([other, *saved], ["saved.npz"]):
-            grey = measured("fid", one, "--reference", *how, *options)
+        for reference in ([other, "--save-reference", "saved.npz"], ["saved.npz"]):
+            grey = measured("fid", one, "--reference", *reference)
             assert grey["value"] == pytest.approx(0, abs=1e-9)
+
+
+def test_scores_come_with_the_extra_and_are_named_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", random_bytes((6, 28, 28)))
+    files = ["fid", "x.npy", "--reference", "x.npy"]
+    words = "Kernel distance, Inception score, precision, recall: pip install 'dsmooth[fid]'"
+    if frechet.HAS_FIDELITY:
+        assert measured(*files)["scores"]["precision"] == 1
+        text = capsys.readouterr().out
+        assert words not in text
+        rows = ("Kernel distance, ±", "Inception-style score, ±", "Precision", "Recall")
+        assert all(row in text for row in rows)
+    for module in (frechet, comparison):
+        monkeypatch.setattr(module, "HAS_FIDELITY", False)
+    assert measured(*files)["scores"] == {}
+    assert words in capsys.readouterr().out
 
 
 def test_statistics_are_compared_with_their_own_data_and_label(tmp_path: Path) -> None:
     pixels = random_bytes((12, 8, 8, 3))
     write_images(tmp_path / "images", {f"{i}.png": picture for i, picture in enumerate(pixels)})
     path, mnist = tmp_path / "statistics.npz", DataChoice("mnist", None, None)
-    images = DataOptions(data_dir=str(tmp_path / "images"))
-    options = FrechetOptions((Path("x.npz"),), dataset=images)
+    folder = DataChoice("folder", str(tmp_path / "images"), None)
+    options = FrechetOptions((Path("x.npz"),))
 
-    def floor(described: dict[str, Any], **changed: Any) -> ImageDataset | None:
-        statistics = FeatureStatistics(2, described)
-        statistics.update(torch.eye(2))
-        statistics.save(path)
-        return load_real(replace(options, reference=path, **changed), mnist, None)[2]
+    def floor(description: dict[str, Any], **changed: Any) -> ImageDataset | None:
+        FeatureStatistics.of_batches([torch.eye(2)], description).save(path)
+        return load_real(replace(options, reference=path, **changed), folder, None)[2]
 
-    folder = {"name": "folder", "split": "train"}
-    others = floor(folder)
+    described = {"name": "folder", "split": "train"}
+    others = floor(described)
     assert others is not None
     assert others.name == "folder"
-    floor(folder | {"floor_sha256": others.digest})
+    floor(described | {"floor_sha256": others.digest})
     with pytest.raises(ValueError, match="npz was saved with other test images than those of "):
-        floor(folder | {"floor_sha256": "0" * 64})
-    with pytest.raises(ValueError, match="npz is of folder, not of --data mnist"):
-        floor(folder, dataset=DataOptions(data="mnist"))
+        floor(described | {"floor_sha256": "0" * 64})
+    with pytest.raises(ValueError, match=r"data must be mnist, as .*npz was saved, got folder"):
+        floor({"name": "mnist"})
+    with pytest.raises(ValueError, match=r"split must be test, as .*npz was saved, got train"):
+        floor({"split": "test"})
+    assert floor({}) is None  # of nobody knows what
     real, described, threes = load_real(FrechetOptions((Path("x.npz"),), label=3), mnist, None)
     assert isinstance(real, ImageDataset)
     assert f"{len(real)} images of class 3 of " in described["source"]
     assert described["floor_sha256"] == threes.digest
     for label in ("each", 4):
-        with pytest.raises(ValueError, match=r"npz needs --label 3"):
-            floor(described, label=label)
-
-
-def test_a_classifier_is_trained_and_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_mnist(tmp_path / "data", 60, 30)
-    options = ["--data-dir", "data", "--epochs", "1", "--seed", "3", "--out", "c.safetensors"]
-    assert run("evaluate", "train-classifier", *options) == 0
-    model, metadata = load_classifier(tmp_path / "c.safetensors")
-    assert metadata["seed"] == "3"
-    test_set = load_dataset("mnist", "test", "data")
-    with torch.no_grad():
-        _, logits = model(test_set.batch(torch.arange(30)))
-    right = float((logits.argmax(1) == test_set.labels).float().mean())
-    assert float(metadata["test_accuracy"]) == pytest.approx(right, abs=1e-4)
-    assert f"{100 * right:.2f} % of 30 test images" in capsys.readouterr().out
-    assert run("evaluate", "train-classifier", *options, "--quiet") == 0
-    assert capsys.readouterr() == ("", "")
+        with pytest.raises(ValueError, match=rf"label must be 3, as .*npz was saved, got {label}"):
+            floor({"label": 3}, label=label)
 
 
 def test_images_come_in_many_forms(tmp_path: Path) -> None:

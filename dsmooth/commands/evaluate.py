@@ -10,19 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .._version import __version__
-from ..data import SPLITS, ImageDataset, load_dataset
+from ..data import ImageDataset
 from ..distributed import process_group, rank_and_size
 from ..evaluate.classes import bits_by_class, classify
-from ..evaluate.classifier import (
-    EPOCHS,
-    accuracy,
-    load_classifier,
-    save_classifier,
-    train_classifier,
-)
 from ..evaluate.likelihood import (
     Scores,
     bits_per_dim,
@@ -38,31 +29,25 @@ from ..models import load_models
 from ..progress import progress, silence
 from ..tables import COMPARABLE, Table, bits_table, decimals
 from .frechet import evaluate_frechet
-from .options import BitsOptions, ClassifierOptions, ClassifyOptions, FrechetOptions, Measure
+from .options import BitsOptions, ClassifyOptions, FrechetOptions, Measure
 from .sample import check_output
 
 STDOUT = Path("-")
 
 
-def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions | ClassifierOptions) -> None:
+def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions) -> None:
     """Carry out one command. Raises ValueError, OSError or ImportError for what does not fit."""
     use_threads(options.execution.threads)
     if isinstance(options, Measure):
         check_whole(options, ["limit", "n_noise", "batch_size"], 1)
     if isinstance(options, FrechetOptions):
-        check_whole(options, ["count", "subsets", "batch_size"], 1)
-        check_whole(options, ["subset_size"], 2)
+        check_whole(options, ["count"], 1)
         check_whole(options, ["seed"], 0, 2**64 - 1)
-    making = isinstance(options, ClassifierOptions)
     screen, aside, first = sys.stdout, options.out == STDOUT, rank_and_size()[0] == 0
-    if making or not aside:
-        check_output(options.out, ".safetensors" if making else ".json")
+    if not aside:
+        check_output(options.out, ".json")
     told = redirect_stdout(sys.stderr) if aside and first else nullcontext()
     with silence() if options.execution.quiet else told:
-        if isinstance(options, ClassifierOptions):
-            if first:  # nothing to share
-                make_classifier(options)
-            return
         with process_group():
             if isinstance(options, BitsOptions):
                 numbers = evaluate_bits(options)
@@ -194,32 +179,3 @@ def evaluate_classify(options: ClassifyOptions) -> dict[str, Any]:
         "seed": options.seed,
         "weights_sha256": list(models.digests().values()),
     }
-
-
-def make_classifier(options: ClassifierOptions) -> None:
-    """`dsmooth evaluate train-classifier`."""
-    epochs = EPOCHS if options.epochs is None else options.epochs
-    train_set, test_set = (load_dataset("mnist", split, options.data_dir) for split in SPLITS)
-    with progress("training the classifier", epochs, "epochs") as done:
-        model = train_classifier(
-            train_set,
-            epochs=epochs,
-            seed=options.seed,
-            progress=lambda visited: done(visited / len(train_set)),
-        )
-    metadata = {
-        "what": "classifier of MNIST digits of dsmooth.evaluate.classifier",
-        "dsmooth": __version__,
-        "torch": torch.__version__,
-        "threads": str(torch.get_num_threads()),
-        "seed": str(options.seed),
-        "epochs": str(epochs),
-        "train_images": str(len(train_set)),
-        "test_images": str(len(test_set)),
-    }
-    save_classifier(model, options.out, metadata)
-    # Measured on the file, whose weights are float16.
-    right = accuracy(load_classifier(options.out)[0], test_set)
-    save_classifier(model, options.out, {**metadata, "test_accuracy": f"{right:.4f}"})
-    print(f"{100 * right:.2f} % of {len(test_set):,} test images classified correctly")
-    print(f"wrote {options.out} ({options.out.stat().st_size / 1000:.0f} kB)")

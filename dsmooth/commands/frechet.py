@@ -14,10 +14,10 @@ from ..data import SPLITS, ImageDataset
 from ..data.order import choose_images
 from ..distributed import barrier, rank_and_size
 from ..evaluate.classes import frechet_by_class
-from ..evaluate.comparison import Comparison, check_statistics, compare_images
-from ..evaluate.features import FeatureExtractor, extract_features, import_fidelity, make_extractor
-from ..evaluate.frechet import FeatureStatistics, Statistics
-from ..evaluate.scores import KernelDistance
+from ..evaluate.comparison import Comparison, check_statistics, compare_images, image_shape
+from ..evaluate.features import FeatureExtractor, extract_features, make_extractor
+from ..evaluate.frechet import FeatureStatistics
+from ..evaluate.scores import HAS_FIDELITY
 from ..evaluate.sources import (
     BYTES,
     DataChoice,
@@ -48,14 +48,11 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
         raise ValueError("--per-class needs --label each")
     if options.per_class and options.reference is not None:
         raise ValueError("--per-class needs the images of a data set, not --reference")
-    if options.precision_recall:
-        import_fidelity("metric_prc", "--precision-recall needs")
-    device = choose_device(options.execution.device)
-    extractor = make_extractor(options.extractor, weights=options.weights, device=device)
+    extractor = make_extractor(options.extractor, device=choose_device(options.execution.device))
     models = models_to_draw(options)
     choice = choose_data(models, **vars(options.dataset))
     real, described, others = load_real(options, choice, models)
-    reference = real.images if isinstance(real, ImageDataset) else real
+    reference = real if isinstance(real, FeatureStatistics) else real.images
     if options.save_reference and not isinstance(reference, Tensor):
         raise ValueError("--save-reference needs real images, not the statistics of --reference")
     # A misfit is refused before anything is drawn.
@@ -65,17 +62,11 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
         if models is not None:
             check_shape(options, models.image_shape, others)
         features, _ = extract_features(others.images[:1], extractor)
-        if not isinstance(reference, Tensor):
+        if isinstance(reference, FeatureStatistics):
             check_statistics(reference, extractor, features.shape[1])
-    samples, how, labels = collect_samples(options, models)
-    shape = samples.images.shape[1:]
-    if others is not None:
-        shape = others.images.shape[1:]
-    elif isinstance(reference, Tensor):
-        shape = reference.shape[1:]
-    elif isinstance(reference, FeatureStatistics):
-        shape = reference.description.get("image_shape", shape)
-    if shape[0] == 1:
+    samples, drawing, labels = collect_samples(options, models)
+    shape = image_shape(reference if others is None else others.images)
+    if shape is not None and shape[0] == 1:
         samples = replace(samples, images=as_grey(samples.images))
     if others is not None:
         check_shape(options, tuple(samples.images.shape[1:]), others)
@@ -84,11 +75,7 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
         reference,
         extractor,
         floor=None if others is None else choose_images(others, len(samples.images)),
-        batch_size=options.batch_size,
-        subsets=options.subsets,
-        subset_size=options.subset_size,
         seed=options.seed,
-        precision_recall=options.precision_recall,
         progress=progress,
     )
     warnings = list(result.warnings)
@@ -97,7 +84,7 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
     numbers = {
         **result.as_json(),
         "warnings": warnings,
-        "samples": {"source": samples.source, "left_out": samples.diverged, **how},
+        "samples": {"source": samples.source, "left_out": samples.diverged, **drawing},
         "reference": described,
         "floor_images": None
         if others is None
@@ -107,14 +94,10 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
     }
     print_comparison(numbers, result)
     if options.per_class and isinstance(real, ImageDataset) and labels is not None:
-        numbers["classes"] = distances_of_classes(
-            samples, labels, (real, others), extractor, options.batch_size
-        )
-    made = result.reference
+        numbers["classes"] = distances_of_classes(samples, labels, (real, others), extractor)
     if options.save_reference and rank_and_size()[0] == 0:
-        assert isinstance(made, FeatureStatistics)
-        made.description |= described
-        made.save(options.save_reference)
+        result.reference.description.update(described)
+        result.reference.save(options.save_reference)
         print(f"wrote {options.save_reference}")
     return numbers
 
@@ -134,11 +117,11 @@ def check_shape(options: FrechetOptions, shape: tuple[int, ...], real: ImageData
 
 def load_real(
     options: FrechetOptions, choice: DataChoice, models: Models | None
-) -> tuple[ImageDataset | Tensor | Statistics, dict[str, Any], ImageDataset | None]:
+) -> tuple[ImageDataset | ImageSet | FeatureStatistics, dict[str, Any], ImageDataset | None]:
     """The reference and its description; the images of the floor.
 
     There is no floor if neither the file, --data nor the models say which data set the reference is
-    of. Statistics that were saved here are of the floor's data set and label.
+    of. Statistics that were saved here are of the floor's data set, split and label.
     """
 
     def load(split: str) -> ImageDataset:
@@ -158,38 +141,27 @@ def load_real(
         dataset, others = load(options.split), load(other_split)
         asked = {"label": options.label, "floor_sha256": others.digest}
         return dataset, describe_data(dataset) | asked, others
-    found = read_reference(options.reference)
+    reference = read_reference(options.reference)
     known = options.dataset.data is not None or models is not None
-    if isinstance(found, FeatureStatistics):
-        keys = ("name", "split", "source", "label")
-        described = {key: found.description.get(key) for key in keys}
-        if described["split"] == other_split:
-            raise ValueError(
-                f"{options.reference} is of the {other_split} images, which give the floor: "
-                f"add --split {other_split}"
-            )
-        if described["label"] not in (None, options.label):
-            raise ValueError(f"{options.reference} needs --label {described['label']}")
-        if described["name"] not in (None, choice.name):
-            if options.dataset.data is not None:
-                raise ValueError(
-                    f"{options.reference} is of {described['name']}, not of --data {choice.name}"
-                )
-            choice = choose_data(models, **{**vars(options.dataset), "data": described["name"]})
-        known |= described["name"] is not None
-    else:
-        described = {"source": str(found.source)}
-    if options.precision_recall and not isinstance(found, ImageSet):
-        raise ValueError("--precision-recall needs real images, not the statistics of --reference")
-    real = as_grey(found.images) if isinstance(found, ImageSet) else found
-    floor = load(other_split) if known else None
-    stated = found.description.get("floor_sha256") if isinstance(found, FeatureStatistics) else None
-    if floor is not None and stated not in (None, floor.digest):
+    if isinstance(reference, ImageSet):
+        images = replace(reference, images=as_grey(reference.images))
+        return images, {"source": reference.source}, load(other_split) if known else None
+    saved = reference.description
+    asked = {"data": choice.name, "split": options.split, "label": options.label}
+    for option, value in asked.items():
+        stated = saved.get("name" if option == "data" else option, value)
+        if stated != value:
+            as_saved = f"must be {stated}, as {options.reference} was saved, got {value}"
+            raise ArgumentError(option, as_saved)
+    floor = load(other_split) if known or "name" in saved else None
+    if floor is not None and saved.get("floor_sha256", floor.digest) != floor.digest:
         raise ValueError(
             f"{options.reference} was saved with other {other_split} images than those of "
             f"{floor.source}: name its own data"
         )
-    return real, described, floor
+    described: dict[str, Any] = {"source": str(options.reference)}
+    described |= {key: saved[key] for key in ("name", "split", "source", "label") if key in saved}
+    return reference, described, floor
 
 
 def models_to_draw(options: FrechetOptions) -> Models | None:
@@ -198,17 +170,12 @@ def models_to_draw(options: FrechetOptions) -> Models | None:
     if not samples:
         raise ValueError("name models to draw from, or a file or folder of images")
     if all(map(is_model, samples)):
-        if options.keep and options.keep.suffix:
-            raise ArgumentError("keep", f"must be a folder, without a suffix, got {options.keep}")
         return load_models(samples)
     if len(samples) > 1:
         raise ValueError(
             "name two run folders, or a single file or folder of images, got "
             f"{', '.join(map(str, samples))}"
         )
-    for name in ("method", "guidance", "temperature", "keep"):
-        if getattr(options, name) != getattr(FrechetOptions, name):
-            raise ArgumentError(name, f"is for models to draw from, not for {samples[0]}")
     return None
 
 
@@ -220,19 +187,17 @@ def collect_samples(
         return read_images(options.samples[0], options.count), {}, None
     count = DEFAULT_COUNT if options.count is None else options.count
     label = options.label if models.n_classes or options.label != "each" else None
-    names = ("seed", "method", "guidance", "temperature")
-    named: dict[str, Any] = {name: getattr(options, name) for name in names}
-    request = request_of(models, Drawing(label=label, **named), count)
+    request = request_of(models, Drawing(seed=options.seed, label=label), count)
     identity = {**request.identity(), "weights_sha256": list(models.digests().values())}
     if options.execution.precision != "auto":
         identity["precision"] = options.execution.precision
     # Other settings or weights go to another folder, so that nothing has to be deleted.
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
-    keep = options.keep or options.out.parent / f"samples-{options.method}-{count}-{digest}"
-    check_outputs([keep], count)
-    sample_to_files(models, request, prepare(options.execution, models, keep), [keep])
+    folder = options.out.parent / f"samples-{count}-{digest}"
+    check_outputs([folder], count)
+    sample_to_files(models, request, prepare(options.execution, models, folder), [folder])
     barrier()
-    return read_images(keep), identity, request.labels(models.n_classes)
+    return read_images(folder), identity, request.labels(models.n_classes)
 
 
 def print_comparison(numbers: dict[str, Any], result: Comparison) -> None:
@@ -240,17 +205,16 @@ def print_comparison(numbers: dict[str, Any], result: Comparison) -> None:
     words = f"{result.name}, ± standard error by the bootstrap"
     floor = decimals(result.floor, error=result.floor_error)
     rows = [[words, decimals(result.value, error=result.error), floor]]
-    if result.kernel:
-        words = f"{result.kernel_name}, ± standard deviation of {result.kernel.subsets} subsets"
-        rows.append([words, spread(result.kernel), spread(result.kernel_floor)])
-    if result.score:
-        real = None if result.real_score is None else result.real_score.value
-        rows.append([result.score_name, decimals(result.score.value), decimals(real)])
-    if result.precision_recall:
-        other = result.precision_recall_floor
-        for name in ("precision", "recall"):
-            both = (getattr(each, name, None) for each in (result.precision_recall, other))
-            rows.append([f"{name.title()} on {result.extractor['name']}", *map(decimals, both)])
+    fid = result.name == "FID"
+    for key, name in (
+        ("kernel_distance", "KID" if fid else "Kernel distance"),
+        ("inception_score", "Inception score" if fid else "Inception-style score"),
+        ("precision", "Precision"),
+        ("recall", "Recall"),
+    ):
+        if key in result.scores:
+            words = f"{name}{', ± standard deviation' * (f'{key}_deviation' in result.scores)}"
+            rows.append([words, spread(result.scores, key), spread(result.floor_scores, key)])
     head = ["", f"{result.n_samples:,} samples", f"{result.n_floor:,} real images"]
     count = "" if result.n_reference is None else f"{result.n_reference:,} "
     title = f"{numbers['samples']['source']} against {count}real images"
@@ -262,15 +226,19 @@ def print_comparison(numbers: dict[str, Any], result: Comparison) -> None:
         f"{extractor['sha256'][:16]}, {extractor['dimension']:,} features, resize: "
         f"{extractor['resize']}. Values become bytes: {BYTES}."
     )
+    if not HAS_FIDELITY:
+        print("Kernel distance, Inception score, precision, recall: pip install 'dsmooth[fid]'")
     for warning in numbers["warnings"]:
         print(f"warning: {warning}")
 
 
-def spread(distance: KernelDistance | None) -> str:
-    """Mean ± standard deviation over subsets, or a dash."""
-    if distance is None:
+def spread(scores: dict[str, float], key: str) -> str:
+    """A score, with its standard deviation if there is one; a dash where there is no score."""
+    if key not in scores:
         return decimals(None)
-    return f"{significant(distance.value, 4)} ± {significant(distance.standard_deviation, 2)}"
+    deviation = scores.get(f"{key}_deviation")
+    error = "" if deviation is None else f" ± {significant(deviation, 2)}"
+    return f"{significant(scores[key], 4)}{error}"
 
 
 def distances_of_classes(
@@ -278,13 +246,11 @@ def distances_of_classes(
     labels: Tensor,
     real: Sequence[Any],
     extractor: FeatureExtractor,
-    batch_size: int,
 ) -> list[dict[str, Any]]:
     """The rows of each class as JSON, also printed. real: data sets of the reference and floor."""
     drawn = samples.images, labels[samples.kept]
     reference, others = ((each.images, each.labels) for each in real)
-    how: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-    found = frechet_by_class(drawn, reference, others, extractor, **how)
+    found = frechet_by_class(drawn, reference, others, extractor, progress=progress)
     rows = []
     for row in found:
         counts = f"{row.n_samples:,}", f"{row.n_reference:,}"

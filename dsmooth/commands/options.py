@@ -223,56 +223,37 @@ class BitsOptions(Measure):
 
 @dataclass(frozen=True)
 class FrechetOptions:
-    """Fréchet distance of samples to real images, with kernel distance and Inception score.
+    """Fréchet distance of samples to real images.
 
     Called FID only with the 2015 Inception network. Beside it stands the distance of other real
-    images to the same reference. Values in [-1, 1] become bytes by rounding and clamping. Prints a
-    table and writes JSON.
+    images to the same reference. The extra "fid" adds kernel distance, Inception score, precision
+    and recall. Values in [-1, 1] become bytes by rounding and clamping. Prints a table and writes
+    JSON.
     """
 
     samples: Folders
     """Images to measure: those of a .npz, a .npy, a folder of .npy shards or of image files; or
-    models, as `dsmooth sample` takes them, to draw some."""
+    models, to draw some as `dsmooth sample` does without further options."""
     count: Annotated[int | None, arg(aliases=["-n"])] = None
     """Samples to draw (1,000 by default), or the first of a file (all by default)."""
     extractor: str = "mnist-classifier"
-    """mnist-classifier; resnet50, with torchvision's weights, for images of any size; inception or
-    dinov2 (by the extra "fid"); or a torch.nn.Module of yours as module:attribute or
-    file.py:attribute."""
-    weights: Path | None = None
-    """File of the extractor's weights, instead of the package's or the published ones."""
+    """mnist-classifier, which comes with the package; or a name that torch-fidelity has (needs the
+    extra "fid"): inception-v3-compat for FID, dinov2-vit-l-14, clip-vit-b-32, vgg16 and others."""
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()
     split: Split = "train"
     """Real images to compare with; the other split gives the floor."""
     reference: Path | None = None
-    """Another reference: statistics that an earlier call saved, or pytorch-fid, ADM or
-    EDM (mu and sigma of a .npz, of inception's features); or a file or folder of images."""
+    """Another reference: a .npz with mean mu and covariance sigma of the extractor's features, of
+    an earlier call or another program; or a file or folder of images."""
     save_reference: Path | None = None
-    """Save the statistics of the real images as .npz."""
-    precision_recall: Flag = False
-    """Also precision and recall, by the third-nearest neighbours (needs the extra "fid")."""
-    method: Method = "two-step"
-    """How a pair draws."""
+    """Save mu and sigma of the real images as .npz."""
     label: Class = "each"
     """For models with classes: the class of all samples, which is compared with the real images of
     that class; or each for classes in turn."""
     per_class: Flag = False
     """Also the distance of each class, of models with classes."""
-    guidance: float = 0.0
-    """Above 0 for images that are more typical of their class, of models with classes."""
-    temperature: float = 1.0
-    """Below 1 for likelier pixels, above 1 for more varied ones."""
     seed: int = 0
-    """Decides the samples and the subsets of the kernel distance."""
-    keep: Path | None = None
-    """Folder for drawn samples, which a call with the same models and settings uses again; by
-    default one beside --out that is named after them."""
-    subsets: int = 100
-    """Subsets of the kernel distance."""
-    subset_size: int = 1000
-    """Images in each."""
-    batch_size: int = 100
-    """Images at a time; does not change the result."""
+    """Decides the samples and the bootstrap."""
     out: Path = Path("frechet.json")
     """File for the numbers; - for the standard output."""
     execution: OmitArgPrefixes[Computing] = Computing()
@@ -290,24 +271,6 @@ class ClassifyOptions(Measure):
     out: Path = Path("classified.json")
     """File for the numbers; - for the standard output."""
     execution: OmitArgPrefixes[Computing] = Computing()
-
-
-@dataclass(frozen=True)
-class ClassifierOptions:
-    """Train the small MNIST classifier whose features stand in for Inception's.
-
-    The package has its weights; this makes them again, or others.
-    """
-
-    out: Path
-    """File for the weights, .safetensors."""
-    data_dir: Path | None = None
-    """Folder of the full MNIST; without one, the embedded subset, which gives a worse one."""
-    epochs: int | None = None
-    """Passes over the training images."""
-    seed: int = 0
-    """Decides the weights, on one machine with one number of threads."""
-    execution: OmitArgPrefixes[Running] = Running()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from .frechet import frechet_distance
 from .likelihood import conventions, evaluate_bits_per_dim, score_pair, score_plain
 from .probe import probe_pair
 from .receptive_field import receptive_fields
-from .scores import inception_score, kernel_distance
 
 __all__ = [
     "bits_by_class",
@@ -18,8 +17,6 @@ __all__ = [
     "extract_features",
     "frechet_by_class",
     "frechet_distance",
-    "inception_score",
-    "kernel_distance",
     "make_extractor",
     "probe_pair",
     "receptive_fields",

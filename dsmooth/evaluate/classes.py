@@ -72,7 +72,6 @@ def frechet_by_class(
     others: tuple[Tensor, Tensor],
     extractor: FeatureExtractor,
     *,
-    batch_size: int = 100,
     progress: ShowProgress = no_progress,
 ) -> list[ClassDistance]:
     """The distance of each class that has two samples and two real images.
@@ -84,9 +83,7 @@ def frechet_by_class(
     features: list[dict[int, Tensor]] = []  # of each class that has two images or more
     sets = {"samples": samples, "real images": reference, "other real images": others}
     for name, (images, labels) in sets.items():
-        (found, _), _ = measure_images(
-            extractor, name, images, batch_size=batch_size, progress=progress
-        )
+        (found, _), _ = measure_images(extractor, name, images, progress=progress)
         parts = {label: found[labels == label] for label in labels.unique().tolist()}
         features.append({label: part for label, part in parts.items() if len(part) > 1})
     rows = []
@@ -98,7 +95,7 @@ def frechet_by_class(
         )
         floor = other[0].distance(real) if other else None
         error = bootstrap_error(features[0][label], real)
-        counts = drawn.count, real.count
+        counts = len(features[0][label]), len(features[1][label])
         rows.append(ClassDistance(label, drawn.distance(real), error, floor, *counts))
     return rows
 

@@ -7,17 +7,17 @@ network; features.py has others.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..data.reading import guarded, read_npz
+from ..data.reading import guarded, names_in_npz, read_npz
 from ..distributed import side_by_side
 from ..files import write_npz
 
@@ -63,7 +63,7 @@ def frechet_distance(
 
 def bootstrap_error(
     features: Tensor,
-    other: Statistics,
+    other: FeatureStatistics,
     *,
     seed: int = 0,
     repeats: int = BOOTSTRAPS,
@@ -78,9 +78,7 @@ def bootstrap_error(
     generator, n = torch.Generator().manual_seed(seed), len(features)
 
     def distance(rows: Tensor) -> float:
-        resampled = FeatureStatistics(features.shape[1])
-        for part in rows.split(1000):
-            resampled.update(features[part])
+        resampled = FeatureStatistics.of_batches(features[part] for part in rows.split(1000))
         return resampled.distance(other)
 
     drawn = (torch.randint(n, (n,), generator=generator) for _ in range(repeats))
@@ -127,129 +125,78 @@ def _factor(name: str, cov: Tensor, d: int) -> Tensor:
     return vectors[:, kept] * values[kept].sqrt()
 
 
+@dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """Mean and covariance of a stream of features, in float64.
+    """Mean (D,) and covariance (D, D) of features, float64.
 
-    Batches are merged by the update of Chan, Golub & LeVeque (1983). So batch size and order matter
-    to rounding only, and a large mean does not drown a small variance.
-
-    dimension: D. count: features seen. mean: (D,). scatter: (D, D), the sum of outer products of
-    deviations from the mean. description: source of the features, JSON values.
-    Raises ValueError for a dimension below 1.
+    count: of images, None for a file that does not say. description: source of the features, JSON
+    values.
     """
 
-    def __init__(self, dimension: int, description: Mapping[str, Any] | None = None) -> None:
-        if dimension < 1:
-            raise ValueError(f"dimension must be at least 1, got {dimension}")
-        self.dimension = dimension
-        self.description = dict(description or {})
-        self.count = 0
-        self.mean = torch.zeros(dimension, dtype=torch.float64)
-        self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64)
+    mean: Tensor
+    covariance: Tensor
+    count: int | None
+    description: dict[str, Any]
 
-    def update(self, features: Tensor) -> None:
-        """Take in features (B, D), floating point, on any device; B may be 0.
+    @classmethod
+    def of_batches(
+        cls, batches: Iterable[Tensor], description: Mapping[str, Any] | None = None
+    ) -> FeatureStatistics:
+        """Statistics of features in batches (B, D), floating point, on any device; B may be 0.
 
-        Raises ValueError for another shape and for values that are not finite.
+        Batches are merged by the update of Chan, Golub & LeVeque (1983). So batch size and order
+        matter to rounding only, and a large mean does not drown a small variance. Raises ValueError
+        for other shapes, values that are not finite, and fewer than 2 images.
         """
-        if features.ndim != 2 or features.shape[1] != self.dimension:
-            raise ValueError(
-                f"features must have shape (B, {self.dimension}), got {tuple(features.shape)}"
-            )
-        batch = _as_float64("features", features)
-        if len(batch):
-            mean = batch.mean(0)
-            centred = batch - mean
-            self._merge(len(batch), mean, centred.T @ centred)
+        count, mean = 0, torch.zeros((), dtype=torch.float64)
+        scatter = mean  # the sum of outer products of deviations from the mean
+        for features in batches:
+            if features.ndim != 2 or (count and features.shape[1] != len(mean)):
+                d = len(mean) if count else "D"
+                raise ValueError(f"features must have shape (B, {d}), got {tuple(features.shape)}")
+            batch = _as_float64("features", features)
+            n = len(batch)
+            if n:
+                centred = batch - batch.mean(0)
+                step = batch.mean(0) - mean
+                between = torch.outer(step, step) * (count * n / (count + n))
+                scatter = scatter + centred.T @ centred + between
+                mean = mean + step * (n / (count + n))
+                count += n
+        if count < 2:
+            raise ValueError(f"a covariance needs at least 2 images, got {count}")
+        return cls(mean, scatter / (count - 1), count, dict(description or {}))
 
-    def merge(self, other: FeatureStatistics) -> None:
-        """Take in the features of `other`. Raises ValueError for another dimension."""
-        if other.dimension != self.dimension:
-            raise ValueError(f"other must have dimension {self.dimension}, got {other.dimension}")
-        if other.count:
-            self._merge(other.count, other.mean, other.scatter)
-
-    def _merge(self, n: int, mean: Tensor, scatter: Tensor) -> None:
-        total = self.count + n
-        step = mean - self.mean
-        self.scatter = self.scatter + scatter + torch.outer(step, step) * (self.count * n / total)
-        self.mean = self.mean + step * (n / total)
-        self.count = total
-
-    @property
-    def covariance(self) -> Tensor:
-        """(D, D), scatter / (count - 1). Raises ValueError for fewer than 2 features."""
-        if self.count < 2:
-            raise ValueError(f"a covariance needs at least 2 images, got {self.count}")
-        return self.scatter / (self.count - 1)
-
-    def distance(self, other: Statistics) -> float:
-        """The Fréchet distance to `other`; ValueError if either has fewer than 2 features."""
+    def distance(self, other: FeatureStatistics) -> float:
+        """The Fréchet distance to `other`."""
         return frechet_distance(self.mean, self.covariance, other.mean, other.covariance)
 
     def save(self, path: Path) -> None:
-        """Write a .npz with `mu` and `sigma`, as pytorch-fid names them, `n` and `description`."""
+        """Write a .npz with `mu` and `sigma`, as other programs do, `n` and `description`."""
         arrays = {
             "mu": self.mean.numpy(),
             "sigma": self.covariance.numpy(),
-            "n": np.int64(self.count),
+            "n": np.int64(self.count or 0),
             "description": np.str_(json.dumps(self.description)),
         }
         write_npz(path, arrays, compressed=False)
 
     @classmethod
     def load(cls, path: Path) -> FeatureStatistics:
-        """Read a file of `save`; nothing in it is unpickled.
+        """Read `mu` and `sigma` of a .npz, and what else `save` wrote; nothing in it is unpickled.
 
         Raises FileNotFoundError or ValueError, naming the file.
         """
-        arrays = read_npz(path, ("mu", "sigma", "n", "description"))
-        mean, covariance = _moments(path, arrays)
+        stated = [name for name in ("n", "description") if name in names_in_npz(path)]
+        arrays = read_npz(path, ("mu", "sigma", *stated))
+        mean, covariance = (_as_float64(f"{path}: {key}", arrays[key]) for key in ("mu", "sigma"))
+        d = mean.numel()
+        if mean.ndim != 1 or covariance.shape != (d, d):
+            raise ValueError(
+                f"{path} must hold mu (D,), sigma (D, D), got {tuple(mean.shape)} and "
+                f"{tuple(covariance.shape)}"
+            )
         with guarded(path, "saved statistics"):
-            n, description = int(arrays["n"]), dict(json.loads(str(arrays["description"])))
-        if n < 2:
-            raise ValueError(f"{path} must hold n >= 2, got {n}")
-        statistics = cls(mean.numel(), description)
-        statistics.count, statistics.mean, statistics.scatter = n, mean, covariance * (n - 1)
-        return statistics
-
-
-@dataclass(frozen=True, eq=False)
-class PublishedStatistics:
-    """Mean (D,) and covariance (D, D), float64, of Inception's features, by another program.
-
-    Their file states neither the number of images nor how they were resized.
-    """
-
-    source: Path
-    mean: Tensor
-    covariance: Tensor
-    count: ClassVar[int | None] = None
-
-    @classmethod
-    def load(cls, path: Path) -> PublishedStatistics:
-        """Read `mu` and `sigma` of a .npz as pytorch-fid, ADM and EDM write it, and nothing else.
-
-        Raises FileNotFoundError or ValueError, naming the file.
-        """
-        return cls(path, *_moments(path, read_npz(path, ("mu", "sigma"))))
-
-    @property
-    def dimension(self) -> int:
-        """D."""
-        return self.mean.numel()
-
-
-Statistics: TypeAlias = FeatureStatistics | PublishedStatistics
-
-
-def _moments(path: Path, arrays: Mapping[str, NDArray[Any]]) -> tuple[Tensor, Tensor]:
-    """mu (D,) and sigma (D, D) of a file's arrays, float64."""
-    mean, covariance = (_as_float64(f"{path}: {key}", arrays[key]) for key in ("mu", "sigma"))
-    d = mean.numel()
-    if mean.ndim != 1 or covariance.shape != (d, d):
-        raise ValueError(
-            f"{path} must hold mu (D,), sigma (D, D), got {tuple(mean.shape)} and "
-            f"{tuple(covariance.shape)}"
-        )
-    return mean, covariance
+            count = int(arrays.get("n", 0)) or None
+            description = dict(json.loads(str(arrays.get("description", "{}"))))
+        return cls(mean, covariance, count, description)

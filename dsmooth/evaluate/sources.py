@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from ..models import Models
 from ..pictures import is_diverged
 from ..progress import reading
 from ..sampling.output import Shards, check_folder
-from .frechet import FeatureStatistics, PublishedStatistics
+from .frechet import FeatureStatistics
 
 BYTES = "x in [-1, 1] to round((x + 1) * 127.5), clamped to 0 .. 255"
 # Names of an array of images in a .npz: ours, two that are common, and savez's first.
@@ -133,27 +132,9 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
     raise ValueError(f"{path} holds neither a model, nor .npy shards, nor image files")
 
 
-def read_reference(path: Path) -> ImageSet | FeatureStatistics | PublishedStatistics:
-    """The real images of a file or folder, or their statistics if a .npz has `mu` and `sigma`.
-
-    Raises as `read_images` does, and ValueError for a pickle.
-    """
-    if path.suffix in (".pkl", ".pickle"):
-        code = (
-            "import pathlib, pickle, numpy; "
-            f"stats = pickle.loads(pathlib.Path({str(path)!r}).read_bytes()); "
-            f"numpy.savez({path.stem + '.npz'!r}, **stats['fid'])"
-        )
-        raise ValueError(
-            f"{path} is a pickle, which can run code. If you trust it, this converts EDM2's: "
-            + shlex.join(["python", "-c", code])
-        )
-    if path.suffix != ".npz":
-        return read_images(path)
-    names = names_in_npz(path)
-    if {"mu", "sigma"} <= names and "n" not in names:
-        return PublishedStatistics.load(path)
-    if names.isdisjoint(ARRAY_NAMES):
+def read_reference(path: Path) -> ImageSet | FeatureStatistics:
+    """The real images of a file or folder, or their statistics if a .npz has `mu` and `sigma`."""
+    if path.suffix == ".npz" and {"mu", "sigma"} <= names_in_npz(path):
         return FeatureStatistics.load(path)
     return read_images(path)
 

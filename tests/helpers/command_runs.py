@@ -16,15 +16,6 @@ from dsmooth.cli import main
 from dsmooth.presets import preset
 from dsmooth.runs import RunFolder
 
-# Features of images in a module of the user's own, own.py:Pixels.
-EXTRACTOR = """
-import torch
-
-class Pixels(torch.nn.Module):
-    def forward(self, x):
-        return x.flatten(1)[:, :6] ** 2, x.flatten(1)[:, 6:9]
-"""
-
 # Options behind those of a documented command, whose place they take: a tiny network, twelve quick
 # steps, after which samples do not diverge, and few images.
 SMALLER = {
@@ -34,7 +25,7 @@ SMALLER = {
     "sample": "-n 4",
     "complete": "--draws 2",
     "bpd": "--limit 4 --n-noise 2",
-    "fid": "-n 4 --subsets 2",
+    "fid": "-n 4",
     "classify": "--limit 4",
     "probe": "--train-images 4 --test-images 4 --epochs 1",
     "reproduce": "-n 4 --scored-images 4 --probe-train-images 4 --probe-test-images 4",

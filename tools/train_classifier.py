@@ -1,0 +1,97 @@
+"""Train the classifier of MNIST digits in dsmooth/evaluate, and write its weights as float16.
+
+    python -m tools.train_classifier OUT.safetensors FOLDER
+
+FOLDER has the files of MNIST. Adam, ten passes, a cosine schedule; images are moved by up to two
+pixels, and dropout keeps features of training images like those of others. On one machine with one
+number of threads the weights are a function of the seed.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dsmooth import __version__
+from dsmooth.data import ImageDataset, indices_at, load_dataset, to_float
+from dsmooth.evaluate.classifier import MnistClassifier, load_classifier
+from dsmooth.files import write_tensors
+from dsmooth.machine import torch_seed
+from dsmooth.philox import Stream, image_words
+from dsmooth.progress import progress
+
+EPOCHS = 10
+BATCH_SIZE = 100
+LEARNING_RATE = 2e-3
+SCALING_IMAGES = 5000
+SHIFT = 2  # pixels by which training images are moved at most, to every side
+
+
+def train_classifier(train_set: ImageDataset, epochs: int = EPOCHS, seed: int = 0) -> nn.Module:
+    """A trained classifier, its features scaled to a mean variance of 1, its logits kept."""
+    labels, n = train_set.known_labels(), len(train_set)
+    steps = math.ceil(epochs * n / BATCH_SIZE)
+    with torch_seed(seed), progress("training the classifier", steps, "steps") as done:
+        model = MnistClassifier()
+        for weight in (*(conv.weight for conv in model.convs), model.hidden.weight):
+            nn.init.kaiming_normal_(weight, nonlinearity="relu")
+        optimizer = torch.optim.Adam(model.parameters())
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * step / steps)) / 2
+            first = step * BATCH_SIZE
+            indices = indices_at(n, first, BATCH_SIZE, seed)
+            x = shift_images(train_set.images[indices], seed=seed, first_index=first)
+            _, logits = model(to_float(x))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(logits, labels[indices]).backward()
+            optimizer.step()
+            done(step + 1)
+    with torch.no_grad():
+        features, _ = model.eval()(to_float(train_set.images[:SCALING_IMAGES]))
+        factor = features.var(0).mean().rsqrt()
+        model.hidden.weight.mul_(factor)
+        model.hidden.bias.mul_(factor)
+        model.head.weight.div_(factor)
+    return model
+
+
+def shift_images(images: Tensor, *, seed: int, first_index: int) -> Tensor:
+    """Move each of images (B, 1, H, W), bytes, by up to SHIFT pixels, filling with black."""
+    b, _, height, width = images.shape
+    words = image_words(b, 1, seed=seed, first_index=first_index, stream=Stream.SHIFT)[:, 0, :2]
+    offsets = (words >> 16) * (2 * SHIFT + 1) >> 16  # 0 .. 2 SHIFT
+    padded = nn.functional.pad(images, (SHIFT,) * 4)
+    rows = offsets[:, 0, None] + torch.arange(height)
+    columns = offsets[:, 1, None] + torch.arange(width)
+    which = torch.arange(b)[:, None, None]
+    return padded[which, 0, rows[:, :, None], columns[:, None, :]][:, None]
+
+
+def main() -> None:
+    out, folder = map(Path, sys.argv[1:])
+    train_set, test_set = (load_dataset("mnist", split, folder) for split in ("train", "test"))
+    model = train_classifier(train_set)
+    state = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    metadata = {
+        "what": "classifier of MNIST digits of dsmooth.evaluate.classifier",
+        "dsmooth": __version__,
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+        "train_images": str(len(train_set)),
+        "test_images": str(len(test_set)),
+    }
+    write_tensors(out, state, metadata)
+    # Measured on the file, whose weights are float16.
+    _, logits = load_classifier(out)(to_float(test_set.images))
+    right = float((logits.argmax(1) == test_set.known_labels()).double().mean())
+    write_tensors(out, state, metadata | {"test_accuracy": f"{right:.4f}"})
+    print(f"{100 * right:.2f} % of {len(test_set):,} test images classified correctly")
+
+
+if __name__ == "__main__":
+    main()
