@@ -39,6 +39,7 @@ VERBS: dict[str, Any] = {
     "train": Train,
     "sample": options.Sample,
     "complete": options.Complete,
+    "cluster": options.Cluster,
     "evaluate": {
         "bpd": options.BitsOptions,
         "fid": options.FrechetOptions,

@@ -193,6 +193,26 @@ class Complete:
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """Name images without labels, by clusters of a noisy model's features.
+
+    Clusters of equal size of the training images; held-out images get the nearest. Writes
+    labels.npz, which `dsmooth train --labels` takes, and clusters.png with a row for each cluster.
+    """
+
+    models: Folders = (Path("mnist"),)
+    """A pair, or the run folder of a noisy model; mnist is the pair that comes with the package."""
+    clusters: int = 10
+    """Number of clusters."""
+    dataset: OmitArgPrefixes[DataOptions] = DataOptions()
+    seed: int = 0
+    """Decides where the clusters begin."""
+    out: Path = Path("clusters")
+    """Folder for the labels and the picture."""
+    execution: OmitArgPrefixes[OnDevice] = OnDevice()
+
+
+@dataclass(frozen=True)
 class Measure:
     """Images of a data set, seen by models."""
 

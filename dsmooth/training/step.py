@@ -123,15 +123,21 @@ def scheduled(peak: float, config: TrainConfig, images_seen: Tensor, steps: Tens
 
 
 def initial_state(model: PixelCNNpp, initial: PixelCNNpp) -> dict[str, Tensor]:
-    """The weights of `initial` for `model`; classes that only `model` has get zero projections."""
+    """The weights of `initial` for `model`, whose classes have zero projections unless they are
+    those of `initial`."""
     state, ours, theirs = initial.state_dict(), model.config, initial.config
-    if theirs.condition_size or ours.noise_levels != theirs.noise_levels:
+    if (ours.n_classes, ours.class_names or theirs.class_names) == (
+        theirs.n_classes,
+        theirs.class_names or ours.class_names,
+    ):
         return state
-    for name, own in model.state_dict().items():
-        if name.endswith(PROJECTION):
-            levels = state.get(name, own[:, :0])
-            state[name] = F.pad(levels, (own.shape[1] - levels.shape[1], 0))
-    return state
+    classless = {name: value for name, value in state.items() if not name.endswith(PROJECTION)}
+    projections = {
+        name: torch.zeros_like(value)
+        for name, value in model.state_dict().items()
+        if name.endswith(PROJECTION)
+    }
+    return classless | projections
 
 
 class TrainState:
