@@ -24,7 +24,15 @@ from tyro.conf import subcommand
 
 from ._version import __version__
 from .commands import options
-from .commands.options import DEFAULT_PRESET, RGB_PRESET, Train
+from .commands.options import (
+    CLUSTERS,
+    DEFAULT_PRESET,
+    LABEL_DROPOUT,
+    LABELS,
+    RGB_PRESET,
+    UNNAMED,
+    Train,
+)
 from .config import Role, TrainConfig
 from .distributed import rank_and_size
 from .fields import ArgumentError, flatten
@@ -113,7 +121,9 @@ def _call(args: list[str]) -> int:
         if how.print_config:
             asked = as_json(command)
             if kind is Train and command.role == "pair":
-                asked = {one.role: as_json(one) for one in _pair_commands(prog, command, rest)}
+                asked = {
+                    name: as_json(run) for name, run in _pair_commands(prog, command, rest).items()
+                }
             print(json.dumps(asked, indent=2, default=str))
             return 0
         # With --quiet `evaluate` still prints the numbers of --out -, and silences the rest itself.
@@ -122,7 +132,7 @@ def _call(args: list[str]) -> int:
             if kind is Train and command.role == "pair":
                 from .commands.train import train_pair
 
-                return train_pair(*_pair_commands(prog, command, rest))
+                return train_pair(_pair_commands(prog, command, rest))
             # A verb is imported when it is called, and torch with it.
             verb = getattr(import_module(f".commands.{args[0]}", __package__), args[0])
             return verb(command) or 0
@@ -148,22 +158,40 @@ def _call(args: list[str]) -> int:
         return 130
 
 
-def _pair_commands(prog: str, command: Train, args: list[str]) -> tuple[Train, Train]:
-    """The two commands that `dsmooth train pair` stands for."""
+def _pair_commands(prog: str, command: Train, args: list[str]) -> dict[str, Train]:
+    """The commands that `dsmooth train pair` stands for, by the folders of their runs.
+
+    With clusters the noisy model goes on from a first one, and each has half of its images.
+    """
     if command.execution.config is not None:
         raise ValueError("a pair is two runs, and --config has the settings of one: name its role")
     folder = command.out or Path("runs") / "pair"
-    given, words = _given(args, option_types(Train))
+    _, words = _given(args, option_types(Train))
     at = next(i for i, word in words.items() if word == "pair")
 
-    def command_of(role: Role) -> Train:
-        own = [*args[:at], role, *args[at + 1 :], "--out", str(folder / role)]
-        one: Train = _parse(prog, Train, own)
-        if "budget" not in given or one.settings.budget is None:
-            return one  # a run to go on with has its share already
-        return replace(one, settings=replace(one.settings, budget=one.settings.budget / 2))
+    def command_of(role: Role, name: str) -> Train:
+        own = [*args[:at], role, *args[at + 1 :], "--out", str(folder / name)]
+        run: Train = _parse(prog, Train, own)
+        if command.resume and RunFolder(folder / name).config.exists():
+            return run  # it has its share already
+        settings, halves = run.settings, 1 + (role == "noisy" and command.clusters is not None)
+        if settings.budget is not None:
+            settings = replace(settings, budget=settings.budget / 2 / halves)
+        elif settings.images is not None:
+            settings = replace(settings, images=-(-settings.images // halves))
+        if name == "noisy" and command.clusters is not None:
+            settings = replace(
+                settings,
+                init=str(folder / UNNAMED),
+                labels=str(folder / CLUSTERS / LABELS),
+                label_dropout=settings.label_dropout or LABEL_DROPOUT,
+            )
+        return replace(run, settings=settings)
 
-    return command_of("noisy"), command_of("denoiser")
+    names: list[tuple[Role, str]] = [("noisy", "noisy"), ("denoiser", "denoiser")]
+    if command.clusters is not None:
+        names.insert(0, ("noisy", UNNAMED))
+    return {name: command_of(role, name) for role, name in names}
 
 
 def _fail(message: str, prog: str = "dsmooth", status: int = 1) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +20,8 @@ from ..nn import PixelCNNpp
 from ..pictures import save_grid
 from ..progress import progress
 from ..tables import Table
-from .options import Cluster
+from .options import LABELS, Cluster
 
-LABELS = "labels.npz"
 SHOWN = 16  # images of a cluster in the picture
 
 
@@ -67,15 +65,13 @@ def write_clusters(
     write_labels(out / LABELS, labelled, names)
     save_grid(examples(labelled[0]), out / "clusters.png", columns=SHOWN)
     sizes = [numbers.bincount(minlength=n_clusters).tolist() for numbers in (labels, held_out)]
-    rows = [
-        [name, *map(str, counts)] for name, *counts in zip(names, *sizes, strict=True)
-    ]
+    rows = [[name, *map(str, counts)] for name, *counts in zip(names, *sizes, strict=True)]
     Table(["", "training images", "held-out images"], rows).show()
     if train.labels is not None:
         purity, information = agreement(labels, train.labels)
         print(
-            f"the labels of {train.name}, which were not used: purity {purity:.3f}, normalized mutual "
-            f"information {information:.3f}"
+            f"beside the labels of {train.name}, which were not used: purity {purity:.3f}, "
+            f"normalized mutual information {information:.3f}"
         )
     print(f"wrote {out / LABELS} and {out / 'clusters.png'}, a row for each cluster")
 

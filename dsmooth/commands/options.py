@@ -29,6 +29,9 @@ Flag = FlagCreatePairsOff[bool]
 Class = int | Literal["each"]
 Folders = Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="")]
 DEFAULT_PRESET = "mnist-quick"
+# Of a pair with clusters: folders of the first noisy model and of the clusters, the file of labels,
+# and the label dropout where none is named.
+UNNAMED, CLUSTERS, LABELS, LABEL_DROPOUT = "noisy-unnamed", "clusters", "labels.npz", 0.1
 RGB_PRESET = "photos"
 PRESET_HELP = "Settings to start from: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
 TRAIN_PRESET_HELP = f"{PRESET_HELP}. RGB data is trained by {RGB_PRESET} unless another is named"
@@ -118,6 +121,10 @@ class Train:
     folder: Annotated[Positional[Path | None], arg(metavar="FOLDER")] = None
     """Folder of images to train on."""
     preset: Annotated[str, arg(help=TRAIN_PRESET_HELP, metavar="|".join(PRESETS))] = DEFAULT_PRESET
+    clusters: int | None = None
+    """For a pair: name the images by so many clusters of a first noisy model's features, and tell
+    the noisy model its image's cluster. The first one takes a quarter of --budget, or half of the
+    noisy model's --images."""
     out: Path | None = None
     """Folder of the run; by default runs/ROLE, of a pair runs/pair."""
     resume: Flag = False

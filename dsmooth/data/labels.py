@@ -38,9 +38,13 @@ def with_labels(dataset: ImageDataset, path: Path) -> ImageDataset:
             f"{dataset.source}, found those of other images"
         )
     whole = labels.dtype.kind in "iu" and labels.shape == (len(dataset),)
-    if not whole or names.ndim != 1 or not all(0 <= n < len(names) for n in (labels.min(), labels.max())):
+    if (
+        not whole
+        or names.ndim != 1
+        or not all(0 <= n < len(names) for n in (labels.min(), labels.max()))
+    ):
         raise InvalidFile(
-            f"{printable(path)} must hold a label, 0 or more, of each {split} image, and their names"
+            f"{printable(path)} must hold a label of each {split} image, among those it names"
         )
     return replace(
         dataset,

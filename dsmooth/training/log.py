@@ -179,9 +179,8 @@ def opening(state: TrainState, test_set: ImageDataset) -> Iterator[str]:
     machine = f"{device}{threads}" if size == 1 else f"{size} processes on {device.type}{threads}"
     number = sum(parameter.numel() for parameter in state.parameters)
     if config.model.n_classes:
-        names = enumerate(config.model.class_names)
-        listed = ": " + ", ".join(f"{number} {name}" for number, name in names)
-        yield f"{config.model.n_classes} classes, by the labels of the images{listed[: -2 * (listed == ': ')]}"
+        names = ", ".join(f"{n} {name}" for n, name in enumerate(config.model.class_names))
+        yield f"{config.model.n_classes} classes{': ' * bool(names)}{names}"
     if config.model.noise_levels:
         yield f"noise of {', '.join(map(str, config.model.noise_levels))}, drawn for each image"
     yield f"{number:,} parameters; {machine}, {config.precision}"
