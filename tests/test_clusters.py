@@ -1,4 +1,4 @@
-"""Clusters of a noisy model's features: equal sizes, a function of the seed, labels for training."""
+"""Clusters of a noisy model's features: equal sizes, a function of the seed, files of labels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def bars(count: int, size: int = 8) -> tuple[ImageDataset, Tensor]:
     return ImageDataset(images.to(torch.uint8), None, "bars", "train", "a test"), place
 
 
-@pytest.mark.parametrize("count,n_clusters", [(61, 2), (120, 7), (10, 10)])
+@pytest.mark.parametrize(("count", "n_clusters"), [(61, 2), (120, 7), (10, 10)])
 def test_clusters_have_equal_sizes(noisy, count, n_clusters):
     data, _ = bars(count)
     sizes = cluster(noisy, data, n_clusters).bincount(minlength=n_clusters)
@@ -88,7 +88,7 @@ def test_agreement_of_known_tables():
 
 
 @pytest.mark.parametrize(
-    "model,count,n_clusters,words",
+    ("model", "count", "n_clusters", "words"),
     [
         ({}, 8, 1, "n_clusters must be"),
         ({}, 8, 9, "n_clusters must be at most the 8 images"),

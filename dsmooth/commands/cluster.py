@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ..data import ImageDataset
+from ..data.folder import paths_of_split
 from ..data.labels import write_labels
 from ..distributed import process_group, rank_and_size
 from ..evaluate.clusters import agreement, find_clusters
@@ -37,17 +39,28 @@ def cluster(options: Cluster) -> None:
         models.to(choose_device(options.execution.device))
         datasets = [choice.load(split) for split in ("train", "test")]
         write_clusters(
-            models.networks["noisy"], datasets, options.clusters, options.seed, options.out
+            models.networks["noisy"],
+            datasets,
+            options.clusters,
+            options.seed,
+            options.out,
+            data_dir=None if choice.data_dir is None else Path(choice.data_dir),
         )
     if rank_and_size()[0] == 0:
         print(f"next: `dsmooth train noisy --labels {options.out / LABELS} --label-dropout 0.1`")
 
 
 def write_clusters(
-    noisy: PixelCNNpp, datasets: Sequence[ImageDataset], n_clusters: int, seed: int, out: Path
+    noisy: PixelCNNpp,
+    datasets: Sequence[ImageDataset],
+    n_clusters: int,
+    seed: int,
+    out: Path,
+    data_dir: Path | None = None,
 ) -> None:
     """Cluster the training images, give the held-out ones the same clusters, and write both.
 
+    data_dir: the folder of the images, if they lie in one. Links to them are made then.
     All processes call this; rank 0 writes and prints.
     """
     train, test = datasets
@@ -63,6 +76,8 @@ def write_clusters(
         for dataset, numbers in zip(datasets, (labels, held_out), strict=True)
     ]
     write_labels(out / LABELS, labelled, names)
+    if train.name == "folder" and data_dir is not None:
+        link_images(labelled, data_dir, out / "images")
     save_grid(examples(labelled[0]), out / "clusters.png", columns=SHOWN)
     sizes = [numbers.bincount(minlength=n_clusters).tolist() for numbers in (labels, held_out)]
     rows = [[name, *map(str, counts)] for name, *counts in zip(names, *sizes, strict=True)]
@@ -74,6 +89,24 @@ def write_clusters(
             f"normalized mutual information {information:.3f}"
         )
     print(f"wrote {out / LABELS} and {out / 'clusters.png'}, a row for each cluster")
+
+
+def link_images(datasets: Sequence[ImageDataset], data_dir: Path, out: Path) -> None:
+    """Links to the images of a folder, SPLIT/CLUSTER/NAME; links of an earlier call are replaced.
+
+    Raises ValueError for a folder that holds anything else.
+    """
+    if out.is_dir():
+        if other := next((p for p in out.rglob("*") if not (p.is_symlink() or p.is_dir())), None):
+            raise ValueError(f"{other} is no link of an earlier call: choose another --out")
+        shutil.rmtree(out)
+    for dataset in datasets:
+        paths = paths_of_split(data_dir, dataset.split)
+        for path, number in zip(paths, dataset.known_labels().tolist(), strict=True):
+            name = "-".join(path.relative_to(data_dir).parts)
+            link = out / dataset.split / dataset.class_names[number] / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path.resolve())
 
 
 def examples(dataset: ImageDataset) -> torch.Tensor:

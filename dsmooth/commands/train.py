@@ -122,7 +122,10 @@ def cluster_data(folder: Path, options: Train) -> None:
         model, config, _ = RunFolder(folder).load_model()
         assert options.clusters is not None
         model.to(choose_device(options.execution.device))
-        write_clusters(model, load_data(config), options.clusters, config.seed, out)
+        folder_of_images = None if config.data_dir is None else Path(config.data_dir)
+        write_clusters(
+            model, load_data(config), options.clusters, config.seed, out, folder_of_images
+        )
 
 
 def resume_command(options: Train, folder: Path) -> str:

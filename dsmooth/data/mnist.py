@@ -19,6 +19,4 @@ def load_embedded_mnist(split: str) -> ImageDataset:
     )
     source = f"embedded MNIST subset ({len(images):,} images)"
     names = tuple("0123456789")
-    return ImageDataset(
-        images[:, None], labels.long(), "mnist", split, source, class_names=names
-    )
+    return ImageDataset(images[:, None], labels.long(), "mnist", split, source, class_names=names)

@@ -111,8 +111,7 @@ def load_data(config: TrainConfig, *, progress: bool = False) -> tuple[ImageData
 
     def load(split: str) -> ImageDataset:
         with reading(split) if progress and rank == 0 else contextlib.nullcontext() as show:
-<<<<<<< HEAD
-            return load_dataset(
+            dataset = load_dataset(
                 config.data,
                 split,
                 config.data_dir,
@@ -120,10 +119,7 @@ def load_data(config: TrainConfig, *, progress: bool = False) -> tuple[ImageData
                 image_size=config.image_size,
                 progress=show,
             )
-=======
-            dataset = load_dataset(config.data, split, config.data_dir, progress=show, **how)
         return dataset if config.labels is None else with_labels(dataset, Path(config.labels))
->>>>>>> 288ee76 (Cluster images by a noisy model's features: dsmooth.cluster and the command)
 
     if not config.download:
         return load("train"), load("test")
