@@ -25,6 +25,7 @@ What is here, each with a help of its own:
     PixelCNNpp, ModelConfig     one network and its settings
     train, TrainConfig, preset  training, its settings, settings by name
     RunFolder                   the folder of a training run
+    cluster                     labels that images give themselves
     GaussianSmoothing, LaplaceSmoothing, UniformSmoothing    the noise
     show, to_pil                images as a picture, and as Pillow images
     to_bytes, to_float, round_to_bytes    images in [-1, 1] as bytes, and back
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from .data import round_to_bytes as round_to_bytes
     from .data import to_bytes as to_bytes
     from .data import to_float as to_float
+    from .evaluate import cluster as cluster
     from .nn import PixelCNNpp as PixelCNNpp
     from .pair import SmoothedPair as SmoothedPair
     from .pictures import show as show
@@ -83,6 +85,7 @@ _HOME = {
     "SmoothedPair": "pair",
     "TrainConfig": "config",
     "UniformSmoothing": "smoothing",
+    "cluster": "evaluate",
     "load_pixelcnnpp": "pretrained.convert",
     "preset": "presets",
     "round_to_bytes": "data",

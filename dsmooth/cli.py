@@ -23,7 +23,15 @@ from tyro.conf import subcommand
 
 from ._version import __version__
 from .commands import options
-from .commands.options import DEFAULT_PRESET, RGB_PRESET, Train
+from .commands.options import (
+    CLUSTERS,
+    DEFAULT_PRESET,
+    LABEL_DROPOUT,
+    LABELS,
+    RGB_PRESET,
+    UNNAMED,
+    Train,
+)
 from .config import Role, TrainConfig
 from .distributed import rank_and_size
 from .fields import ArgumentError
@@ -38,6 +46,7 @@ VERBS: dict[str, Any] = {
     "train": Train,
     "sample": options.Sample,
     "complete": options.Complete,
+    "cluster": options.Cluster,
     "evaluate": {
         "bpd": options.BitsOptions,
         "fid": options.FrechetOptions,
@@ -107,9 +116,11 @@ def _call(args: list[str]) -> int:
         if kind is Train and command.role == "pair":
             pair = _pair_commands(prog, command, rest)
         if kind is Train and command.print_config:
-            settings = [asdict(replace(one.settings, role=one.role)) for one in pair or [command]]
-            asked = {one["role"]: one for one in settings} if pair else settings[0]
-            print(json.dumps(asked, indent=2))
+            settings = {
+                name: {**asdict(one.settings), "role": one.role}
+                for name, one in (pair or {"": command}).items()
+            }
+            print(json.dumps(settings if pair else settings[""], indent=2))
             return 0
         quiet = getattr(command, "execution", options.Running()).quiet  # doctor has none
         # With --quiet `evaluate` still prints the numbers of --out -, and silences the rest itself.
@@ -118,7 +129,7 @@ def _call(args: list[str]) -> int:
             if pair:
                 from .commands.train import train_pair
 
-                return train_pair(*pair)
+                return train_pair(pair)
             # A verb is imported when it is called, and torch with it.
             verb = getattr(import_module(f".commands.{args[0]}", __package__), args[0])
             return verb(command) or 0
@@ -144,22 +155,40 @@ def _call(args: list[str]) -> int:
         return 130
 
 
-def _pair_commands(prog: str, command: Train, args: list[str]) -> tuple[Train, Train]:
-    """The two commands that `dsmooth train pair` stands for."""
+def _pair_commands(prog: str, command: Train, args: list[str]) -> dict[str, Train]:
+    """The commands that `dsmooth train pair` stands for, by the folders of their runs.
+
+    With clusters the noisy model goes on from a first one, and each has half of its images.
+    """
     if command.config is not None:
         raise ValueError("a pair is two runs, and --config has the settings of one: name its role")
     folder = command.out or Path("runs") / "pair"
-    given, words = _given(args, option_types(Train))
+    _, words = _given(args, option_types(Train))
     at = next(i for i, word in words.items() if word == "pair")
 
-    def command_of(role: Role) -> Train:
-        own = [*args[:at], role, *args[at + 1 :], "--out", str(folder / role)]
-        one: Train = _parse(prog, Train, own)
-        if "budget" not in given or one.settings.budget is None:
-            return one  # a run to go on with has its share already
-        return replace(one, settings=replace(one.settings, budget=one.settings.budget / 2))
+    def command_of(role: Role, name: str) -> Train:
+        own = [*args[:at], role, *args[at + 1 :], "--out", str(folder / name)]
+        run: Train = _parse(prog, Train, own)
+        if command.resume and RunFolder(folder / name).config.exists():
+            return run  # it has its share already
+        settings, halves = run.settings, 1 + (role == "noisy" and command.clusters is not None)
+        if settings.budget is not None:
+            settings = replace(settings, budget=settings.budget / 2 / halves)
+        elif settings.images is not None:
+            settings = replace(settings, images=-(-settings.images // halves))
+        if name == "noisy" and command.clusters is not None:
+            settings = replace(
+                settings,
+                init=str(folder / UNNAMED),
+                labels=str(folder / CLUSTERS / LABELS),
+                label_dropout=settings.label_dropout or LABEL_DROPOUT,
+            )
+        return replace(run, settings=settings)
 
-    return command_of("noisy"), command_of("denoiser")
+    names: list[tuple[Role, str]] = [("noisy", "noisy"), ("denoiser", "denoiser")]
+    if command.clusters is not None:
+        names.insert(0, ("noisy", UNNAMED))
+    return {name: command_of(role, name) for role, name in names}
 
 
 def _fail(message: str, prog: str = "dsmooth", status: int = 1) -> int:

@@ -78,6 +78,8 @@ class ModelConfig:
     n_classes: Count = 0
     """Classes of images that the model is conditioned on, 0 for none; auto: as many as the labels
     of the training data."""
+    class_names: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    """Names of the classes in their order; training takes those of its data. None if unknown."""
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -90,6 +92,11 @@ class ModelConfig:
         check_whole(self, ["fourier_features"], 0, OCTAVES)
         if self.n_classes != "auto":
             check_whole(self, ["n_classes"], 0, LARGEST)
+        if self.class_names and len({*self.class_names}) != self.n_classes:
+            raise ArgumentError(
+                "class_names",
+                f"must be {self.n_classes} different names, got {', '.join(self.class_names)}",
+            )
         check_interval(self, ["dropout"], "[0, 1)")
         check_interval(self, ["smoothing_scale"], "(-inf, inf)")
         if isinstance(self.atoms, str):
@@ -209,6 +216,8 @@ class TrainConfig(RunSettings):
     """Folder of its files; without one, mnist is the embedded subset of 6,000 images."""
     image_size: int | None = None
     """Pixels a side for celeba and folder; None for the data set's own."""
+    labels: str | None = None
+    """File of labels, as `dsmooth cluster` writes it, in place of the data set's own."""
     flip: bool = False
     """Mirror half of the training images left to right, drawn anew at each visit."""
     label_dropout: float = 0.0
@@ -289,6 +298,8 @@ class TrainConfig(RunSettings):
                 f"must be more than the {self.schedule_from} after which the schedule began again "
                 f"(schedule_from), got {self.images}",
             )
+        if self.labels is not None and self.model.n_classes == 0:
+            object.__setattr__(self, "model", replace(self.model, n_classes="auto"))
         if self.label_dropout and self.model.n_classes == 0:
             raise ArgumentError("label_dropout", "needs a model with classes: give n_classes")
         if self.batch_size % self.accumulate:

@@ -132,7 +132,8 @@ def train_command(config: TrainConfig) -> str:
     in_python = config.data == OWN
     own = flatten(asdict(config))
     # Named elsewhere in the command, or no option: one follows from the scale, one from prolonging.
-    skipped = {"role", "data_dir", "init", "model.smoothing_scale", "schedule_from"}
+    skipped = {"role", "data_dir", "init", "model.smoothing_scale", "model.class_names"}
+    skipped |= {"labels", "schedule_from"}
     skipped |= {"data"} if in_python else set()
     skipped |= {"budget"} if config.images is not None else set()  # it has become these images
     changes: dict[str, list[str]] = {}
@@ -144,6 +145,7 @@ def train_command(config: TrainConfig) -> str:
     nearest = min(changes, key=lambda name: len(changes[name]))
     folders = ["--data-dir FOLDER"] * (config.data_dir is not None)
     folders += ["--init RUN"] * (config.init is not None)
+    folders += ["--labels FILE"] * (config.labels is not None)
     end = ["--print-config  # for dsmooth.train(settings, dataset=IMAGES)"] * in_python
     return " ".join(
         ["dsmooth train", config.role, f"--preset {nearest}", *folders, *changes[nearest], *end]

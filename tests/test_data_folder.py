@@ -178,3 +178,20 @@ def test_what_cannot_be_used_is_named_all_at_once(tmp_path: Path) -> None:
         str(tmp_path / f"clear{number:02d}.png") for number in range(10)
     ]
     assert lines[10:] == ["  ... and 3 more"]
+
+
+@pytest.mark.parametrize("held_out", ["test", "val", "valid", "validation"])
+def test_folders_train_and_val_are_splits_each_with_its_classes(tmp_path, held_out):
+    pixels = random_bytes((10, 8, 8))
+    names = [f"train/cat/{i}.png" for i in range(4)] + [f"train/dog/{i}.png" for i in range(3)]
+    names += [f"{held_out}/dog/{i}.png" for i in range(3)]
+    write_images(tmp_path, dict(zip(names, pixels, strict=True)))
+    write_images(tmp_path, {"__MACOSX/train/cat/0.png": pixels[0]})
+    train, test = (load_dataset("folder", split, tmp_path) for split in ("train", "test"))
+    assert train.class_names == test.class_names == ("cat", "dog")
+    assert (len(train), len(test)) == (7, 3)
+    assert sorted(train.known_labels().tolist()) == [0] * 4 + [1] * 3
+    assert test.known_labels().tolist() == [1] * 3
+    write_images(tmp_path, {"bird/0.png": pixels[0]})
+    with pytest.raises(ValueError, match=f"holds train and {held_out}, so it must hold no other"):
+        load_dataset("folder", "train", tmp_path)

@@ -28,6 +28,9 @@ Flag = FlagCreatePairsOff[bool]
 Class = int | Literal["each"]
 Folders = Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="")]
 DEFAULT_PRESET = "mnist-quick"
+# Of a pair with clusters: folders of the first noisy model and of the clusters, the file of labels,
+# and the label dropout where none is named.
+UNNAMED, CLUSTERS, LABELS, LABEL_DROPOUT = "noisy-unnamed", "clusters", "labels.npz", 0.1
 RGB_PRESET = "photos"
 PRESET_HELP = "Settings to start from: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
 TRAIN_PRESET_HELP = f"{PRESET_HELP}. RGB data is trained by {RGB_PRESET} unless another is named"
@@ -108,6 +111,10 @@ class Train:
     folder: Annotated[Positional[Path | None], arg(metavar="FOLDER")] = None
     """Folder of images to train on."""
     preset: Annotated[str, arg(help=TRAIN_PRESET_HELP, metavar="|".join(PRESETS))] = DEFAULT_PRESET
+    clusters: int | None = None
+    """For a pair: name the images by so many clusters of a first noisy model's features, and tell
+    the noisy model its image's cluster. The first one takes a quarter of --budget, or half of the
+    noisy model's --images."""
     out: Path | None = None
     """Folder of the run; by default runs/ROLE, of a pair runs/pair."""
     resume: Flag = False
@@ -180,6 +187,26 @@ class Complete:
     W), `original` (N, C, H, W) and `mask` (1, H, W)."""
     drawing: OmitArgPrefixes[Drawing] = Drawing()
     execution: OmitArgPrefixes[Computing] = Computing()
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Name images without labels, by clusters of a noisy model's features.
+
+    Clusters of equal size of the training images; held-out images get the nearest. Writes
+    labels.npz, which `dsmooth train --labels` takes, and clusters.png with a row for each cluster.
+    """
+
+    models: Folders = (Path("mnist"),)
+    """A pair, or the run folder of a noisy model; mnist is the pair that comes with the package."""
+    clusters: int = 10
+    """Number of clusters."""
+    dataset: OmitArgPrefixes[DataOptions] = DataOptions()
+    seed: int = 0
+    """Decides where the clusters begin."""
+    out: Path = Path("clusters")
+    """Folder for the labels and the picture."""
+    execution: OmitArgPrefixes[OnDevice] = OnDevice()
 
 
 @dataclass(frozen=True)

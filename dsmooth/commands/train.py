@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from ..distributed import barrier, broadcast_int, process_group, rank_and_size
 from ..fields import Argument, ArgumentError
 from ..files import check_writable
+from ..machine import choose_device, use_threads
 from ..runs import RunFolder, default_folder, training_seconds
-from .options import Train
+from .options import CLUSTERS, LABELS, UNNAMED, Train
 
 
 def train(options: Train) -> int:
@@ -72,15 +74,18 @@ def train_one(options: Train, folder: Path) -> int:
     return 0
 
 
-def train_pair(noisy: Train, denoiser: Train) -> int:
-    """Carry out `dsmooth train pair`; returns the exit status as `train` does."""
+def train_pair(commands: Mapping[str, Train]) -> int:
+    """Carry out `dsmooth train pair`; returns the exit status as `train` does.
+
+    commands: of the runs, by the names of their folders, in order.
+    """
     from ..training.beginning import check_new_run, is_restart
 
-    assert noisy.out is not None
-    assert denoiser.out is not None
-    runs = {noisy.out: noisy, denoiser.out: denoiser}
+    runs = {options.out: options for options in commands.values() if options.out is not None}
+    folders = dict(zip(commands, runs, strict=True))
+    whole = sum(options.settings.budget or 0 for options in runs.values())
     with process_group():
-        for folder, options in runs.items():  # of both, before the first is trained
+        for folder, options in runs.items():  # of all, before the first is trained
             check_run(options, folder)
             run = RunFolder(folder)
             if not (options.resume or broadcast_int(is_restart(run))):
@@ -89,17 +94,38 @@ def train_pair(noisy: Train, denoiser: Train) -> int:
     for folder, options in runs.items():
         share = options.settings.budget
         if share is not None:
-            print(f"{options.role}: {share:.3g} of the pair's {2 * share:.3g} minutes", flush=True)
+            print(f"{folder.name}: {share:.3g} of the pair's {whole:.3g} minutes", flush=True)
         status = train_one(options, folder)
         if status:
             print("pair: the same command with --resume goes on")
             return status
+        if folder == folders.get(UNNAMED):
+            cluster_data(folder, options)
     minutes = [
         f"{folder.name} {training_seconds(RunFolder(folder).history()) / 60:.1f}" for folder in runs
     ]
-    path = shlex.quote(str(noisy.out.parent))
+    path = shlex.quote(str(folders["noisy"].parent))
     print(f"pair: minutes of training: {', '.join(minutes)}; next: `dsmooth sample {path}`")
     return 0
+
+
+def cluster_data(folder: Path, options: Train) -> None:
+    """Write the clusters of a run's images by its model beside it, unless they are there."""
+    from ..training.beginning import load_data
+    from .cluster import write_clusters
+
+    out = folder.parent / CLUSTERS
+    with process_group():
+        if broadcast_int((out / LABELS).exists()):
+            return
+        use_threads(options.execution.threads)
+        model, config, _ = RunFolder(folder).load_model()
+        assert options.clusters is not None
+        model.to(choose_device(options.execution.device))
+        folder_of_images = None if config.data_dir is None else Path(config.data_dir)
+        write_clusters(
+            model, load_data(config), options.clusters, config.seed, out, folder_of_images
+        )
 
 
 def resume_command(options: Train, folder: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -79,6 +79,7 @@ class ImageDataset:
     split: "train" or "test".
     source: where the images come from, in words for a person.
     transform: applied to an image whenever training visits it, see `dsmooth.train`.
+    class_names: of the classes 0, 1, ..; empty if unknown.
     Raises ValueError for another shape or dtype.
     """
 
@@ -88,6 +89,7 @@ class ImageDataset:
     split: str
     source: str
     transform: Transform | None = None
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -136,6 +138,12 @@ class ImageDataset:
             words = f"needs labelled images, but {self.source} has no labels"
             raise ArgumentError(asked_by, words if asked_by else f"this {words}")
         return self.labels
+
+    def has_classes(self, names: Sequence[str]) -> bool:
+        """Whether the labels may be of a model's classes: of the same names, or of unknown ones."""
+        return self.labels is not None and (
+            not names or not self.class_names or tuple(names) == self.class_names
+        )
 
     def labels_for(self, n_classes: int) -> Tensor | None:
         """The labels (N,) for a model of `n_classes`, None for one without classes.

@@ -32,6 +32,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 MAX_PIXELS = 1 << 26  # 8192 x 8192
 TEST_FRACTION = 0.1
+HELD_OUT_FOLDERS = ("test", "val", "valid", "validation")
 
 _MAX_BYTES = 1 << 28  # of a file: four uncompressed bytes a pixel
 _ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 turn the image by 90 degrees
@@ -46,7 +47,9 @@ def load_folder(
 ) -> ImageDataset:
     """Images of one size, or cropped and resized, grey if all are.
 
-    They are in the order of a hash of their paths, so that the first ones are of every class.
+    Each subfolder is a class. Folders train and test (or val, valid, validation) are the splits,
+    each with its classes; else one image in ten is for tests. Images are in the order of a hash of
+    their paths, so that the first ones are of every class.
     """
     every = _image_paths(data_dir)
     channels, size = _scan(every, check_sizes=image_size is None)
@@ -58,11 +61,24 @@ def load_folder(
             f"{size[1]} in {printable(every[0])};",
             *_resize_hint(min(size)),
         )
-    paths = sorted(_split_by_hash(data_dir, every, split), key=partial(_hash_of, data_dir))
+    paths = paths_of_split(data_dir, split)
     crop = None if image_size is None else 0
     images = decode_all(data_dir, paths, (channels, *size), crop, progress)
     source = f"{printable(data_dir)} ({len(images):,} images)"
-    return ImageDataset(images, _labels(data_dir, every, paths), "folder", split, source)
+    labels, names = _classes(data_dir, every, paths)
+    return ImageDataset(images, labels, "folder", split, source, class_names=names)
+
+
+def paths_of_split(data_dir: Path, split: str) -> list[Path]:
+    """The files of `load_folder`'s images, in their order. Raises as it does."""
+    every = _image_paths(data_dir)
+    held_out = _held_out_folder(data_dir, every)
+    if held_out is None:
+        paths = _split_by_hash(data_dir, every, split)
+    else:
+        top = "train" if split == "train" else held_out
+        paths = [path for path in every if path.relative_to(data_dir).parts[0] == top]
+    return sorted(paths, key=partial(_hash_of, data_dir))
 
 
 def folder_channels(data_dir: Path) -> int:
@@ -128,7 +144,10 @@ def _image_paths(folder: Path) -> list[Path]:
             path
             for path in folder.rglob("*")
             if path.suffix.lower() in SUFFIXES
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            and not any(
+                part.startswith(".") or part == "__MACOSX"
+                for part in path.relative_to(folder).parts
+            )
         ),
         key=lambda path: path.relative_to(folder).as_posix(),
     )
@@ -137,6 +156,23 @@ def _image_paths(folder: Path) -> list[Path]:
         folders = f"{printable(folder)} or the folders inside it"
         raise missing("folder", f"no image ({suffixes}) is in {folders}")
     return paths
+
+
+def _held_out_folder(folder: Path, paths: list[Path]) -> str | None:
+    """The subfolder of the held-out images beside "train"; None where there are no such two.
+
+    Raises ValueError for other images beside the two.
+    """
+    tops = {path.relative_to(folder).parts[0] for path in paths}
+    held_out = next((name for name in HELD_OUT_FOLDERS if name in tops), None)
+    if held_out is None or "train" not in tops:
+        return None
+    if others := sorted(tops - {"train", *HELD_OUT_FOLDERS}):
+        raise InvalidFile(
+            f"{printable(folder)} holds train and {held_out}, so it must hold no other images, "
+            f"found {printable(others[0])}: move it, or rename the two if they are classes"
+        )
+    return held_out
 
 
 def _split_by_hash(folder: Path, paths: list[Path], split: str) -> list[Path]:
@@ -158,14 +194,20 @@ def _hash_of(folder: Path, path: Path) -> int:
     return int.from_bytes(sha256(name).digest()[:8], "big")
 
 
-def _labels(folder: Path, every: list[Path], paths: list[Path]) -> torch.Tensor | None:
-    """The numbers of the subfolders, by name; None for images outside or a single folder."""
-    outside = any(len(path.relative_to(folder).parts) == 1 for path in every)
-    names = sorted({path.relative_to(folder).parts[0] for path in every})
-    if outside or len(names) < 2:
-        return None
+def _classes(
+    folder: Path, every: list[Path], paths: list[Path]
+) -> tuple[Tensor | None, tuple[str, ...]]:
+    """The numbers of the subfolders of `paths`, by name, and the names.
+
+    None for images outside or a single folder.
+    """
+    depth = 0 if _held_out_folder(folder, every) is None else 1
+    parts = {path: path.relative_to(folder).parts[depth:] for path in every}
+    names = sorted({those[0] for those in parts.values()})
+    if len(names) < 2 or any(len(those) == 1 for those in parts.values()):
+        return None, ()
     number = {name: i for i, name in enumerate(names)}
-    return torch.tensor([number[path.relative_to(folder).parts[0]] for path in paths])
+    return torch.tensor([number[parts[path][0]] for path in paths]), tuple(map(printable, names))
 
 
 def _in_threads(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:

@@ -18,4 +18,5 @@ def load_embedded_mnist(split: str) -> ImageDataset:
         torch.from_numpy, read_npz(SUBSET_PATH, (f"{split}_images", f"{split}_labels")).values()
     )
     source = f"embedded MNIST subset ({len(images):,} images)"
-    return ImageDataset(images[:, None], labels.long(), "mnist", split, source)
+    names = tuple("0123456789")
+    return ImageDataset(images[:, None], labels.long(), "mnist", split, source, class_names=names)

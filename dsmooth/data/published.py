@@ -88,4 +88,6 @@ def load_published(
         return ImageDataset(images, None, name, split, source)
     images = torch.as_tensor(published.data)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
-    return ImageDataset(images, torch.as_tensor(published.targets), name, split, source)
+    names = tuple(each.partition(" - ")[0] for each in published.classes)  # of MNIST "0 - zero"
+    labels = torch.as_tensor(published.targets)
+    return ImageDataset(images, labels, name, split, source, class_names=names)

@@ -1,6 +1,7 @@
 """Measures: bits/dim, distances and scores of samples, linear probes, receptive fields."""
 
 from .classes import bits_by_class, classify, frechet_by_class
+from .clusters import cluster
 from .comparison import compare_images
 from .features import extract_features, make_extractor
 from .frechet import frechet_distance
@@ -11,6 +12,7 @@ from .receptive_field import receptive_fields
 __all__ = [
     "bits_by_class",
     "classify",
+    "cluster",
     "compare_images",
     "conventions",
     "evaluate_bits_per_dim",

@@ -11,7 +11,7 @@ import contextlib
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from ..fields import Argument, ArgumentError, difference
 from ..files import read_json, write_json
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
+from ..nn.pixelcnnpp import Streams
 from ..nn.weights import in_evaluation, weights_digest
 from ..pair import SmoothedPair
 from ..progress import progress
@@ -39,6 +40,8 @@ from .linear import FeatureMatrix, train_linear
 PIXELS, TOGETHER = "pixels", "together"
 # Training image i and test image i get different draws of noise.
 REPEATS: dict[Split, int] = {"train": 0, "test": 1}
+# Both streams of all blocks are averaged over so many parts of a map a side, for clusters too.
+TOGETHER_PARTS = 4
 # Images of every network call; the last call is filled up. So the sums of an image are rounded
 # alike, whatever the other images are and however many there are.
 CALL_IMAGES = 50
@@ -78,9 +81,9 @@ def probe_pair(
     nothing is left however the call ends.
     precision: that networks compute features in; "auto" is float32. replace_other: overwrite a
     result of other settings or weights.
-    Raises ValueError for models with classes, for data without labels or of another shape than the
-    pair's, for another result in `path`, and where `only` names what there is not; OSError where
-    the disk has no room for the features.
+    A model with classes sees a label of zeros. Raises ValueError for data without labels or of
+    another shape than the pair's, for another result in `path`, and where `only` names what there
+    is not; OSError where the disk has no room for the features.
     Under torchrun all processes call this; the result is rank 0's.
     """
     splits: dict[Split, ImageDataset] = {
@@ -100,8 +103,6 @@ def probe_pair(
         how = "; plain= gives a plain model" * ("plain" in missing)
         got = ", ".join(missing) or "none"
         raise ArgumentError("only", f"must be among {', '.join(there)}, got {got}{how}")
-    if pair.n_classes or (plain is not None and plain.config.condition_size):
-        raise ValueError("probes are of models without classes: these are told what a probe tells")
     path.parent.mkdir(parents=True, exist_ok=True)
     pair = in_evaluation(pair)
     cache_key = probe_key(pair, train_set, test_set, settings, plain, only, precision)
@@ -196,7 +197,8 @@ class Probing:
         with torch_seed(self.settings.seed):
             fresh = PixelCNNpp(network.config).eval()
         first = torch.arange(min(FIRST_BATCH, len(self.splits["train"])))
-        fresh.initialize(*self.inputs(fresh, self.splits["train"].batch(first), 0, "train"))
+        x = self.splits["train"].batch(first)
+        fresh.initialize(*self.inputs(fresh, x, 0, "train"), hidden_label(fresh, x))
         return fresh.to(parameter_of(network))
 
     def inputs(
@@ -224,16 +226,15 @@ class Probing:
             blocks = {PIXELS: inputs[0]}
         else:
             with autocast(x.device, self.precision):
-                streams = network.features(*inputs)
+                streams = network.features(*inputs, hidden_label(network, x))
             settings, blocks = self.settings, {}
             for one in settings.blocks:
                 named = zip(("u", "ul"), streams[one], strict=True)
                 chosen = [values for stream, values in named if settings.stream in (stream, "both")]
                 blocks[one] = pool(torch.cat(chosen, 1), settings.pooling)
             if settings.together:
-                maps = [values for one in settings.blocks for values in streams[one]]
-                joined = [pool(values, settings.together).flatten(1) for values in maps]
-                blocks[TOGETHER] = torch.cat(joined, 1)
+                chosen_streams = [streams[one] for one in settings.blocks]
+                blocks[TOGETHER] = joined_features(chosen_streams, settings.together)
         rows = {block: values[:count].flatten(1).half().cpu() for block, values in blocks.items()}
         for block, values in rows.items():
             if not values.isfinite().all():
@@ -344,6 +345,17 @@ def pool(values: Tensor, how: Pooling | int) -> Tensor:
         return values.mean((2, 3))
     height, width = values.shape[2:]
     return F.adaptive_avg_pool2d(values, (min(how, height), min(how, width)))
+
+
+def joined_features(streams: Iterable[Streams], parts: int) -> Tensor:
+    """Features (B, D) of several blocks: both streams of each, averaged over parts x parts."""
+    return torch.cat([pool(values, parts).flatten(1) for both in streams for values in both], 1)
+
+
+def hidden_label(network: PixelCNNpp, x: Tensor) -> Tensor | None:
+    """A label of zeros for images x, which names no class; None for a network without classes."""
+    size = network.config.condition_size
+    return x.new_zeros(x.shape[0], size) if size else None
 
 
 def parameter_of(network: PixelCNNpp | None) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..config import OWN, TrainConfig
 from ..data import ImageDataset, load_dataset
+from ..data.labels import with_labels
 from ..distributed import all_same, barrier, broadcast_int, from_torchrun, launch, rank_and_size
 from ..fields import Argument, ArgumentError
 from ..files import check_writable, lock_folder
@@ -110,7 +111,7 @@ def load_data(config: TrainConfig, *, progress: bool = False) -> tuple[ImageData
 
     def load(split: str) -> ImageDataset:
         with reading(split) if progress and rank == 0 else contextlib.nullcontext() as show:
-            return load_dataset(
+            dataset = load_dataset(
                 config.data,
                 split,
                 config.data_dir,
@@ -118,6 +119,7 @@ def load_data(config: TrainConfig, *, progress: bool = False) -> tuple[ImageData
                 image_size=config.image_size,
                 progress=show,
             )
+        return dataset if config.labels is None else with_labels(dataset, Path(config.labels))
 
     if not config.download:
         return load("train"), load("test")
@@ -141,7 +143,7 @@ def with_channels(config: TrainConfig, channels: int) -> TrainConfig:
 def with_data(
     config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset, match_channels: bool
 ) -> TrainConfig:
-    """The settings with n_classes, and with `match_channels` the channels, of the data.
+    """The settings with the classes, and with `match_channels` the channels, of the data.
 
     Raises ValueError for data that do not fit, or differ between the processes.
     """
@@ -165,8 +167,10 @@ def with_data(
             raise ArgumentError(
                 "n_classes", f'cannot be "auto": {train_set.source} has no labels to count'
             )
-        n_classes = 1 + int(train_set.labels.max())
+        n_classes = len(train_set.class_names) or 1 + int(train_set.labels.max())
         config = replace(config, model=replace(config.model, n_classes=n_classes))
+    n_classes = config.model.condition_size
     for dataset in (train_set, test_set):
-        dataset.labels_for(config.model.condition_size)
-    return config
+        dataset.labels_for(n_classes)
+    names = train_set.class_names if len(train_set.class_names) == n_classes else ()
+    return replace(config, model=replace(config.model, class_names=names))

@@ -27,8 +27,8 @@ from ..runs import RunFolder
 from .step import TrainState, total_images
 
 # Settings that may change at any time; `with_length` checks the length of a run. The network's
-# smoothing_scale follows from the scale.
-FREE = {"images", "schedule_from", "model.smoothing_scale"}
+# smoothing_scale follows from the scale, the names of its classes from the data.
+FREE = {"images", "schedule_from", "model.smoothing_scale", "model.class_names"}
 FREE |= {each.name for each in fields(RunSettings)}
 
 
@@ -79,9 +79,8 @@ def read_checkpoint(run: RunFolder) -> Checkpoint:
 
 def check_initial(own: ModelConfig, initial: ModelConfig, source: str) -> None:
     """Raise ValueError, naming the settings, for weights of a network of another architecture."""
-    free = {"dropout", "likelihood", "smoothing_scale", *own.unused}
-    if initial.condition_size == 0:  # the run adds the classes
-        free.add("n_classes")
+    # Classes that are not the other run's begin with its label of zeros.
+    free = {"dropout", "likelihood", "smoothing_scale", "n_classes", "class_names", *own.unused}
     mine, theirs = flatten(asdict(own)), flatten(asdict(initial))
     other = [name for name in mine if name not in free and mine[name] != theirs[name]]
     if other:

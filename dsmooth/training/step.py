@@ -109,13 +109,19 @@ def scheduled(peak: float, config: TrainConfig, images_seen: Tensor, steps: Tens
 
 
 def initial_state(model: PixelCNNpp, initial: PixelCNNpp) -> dict[str, Tensor]:
-    """The weights of `initial` for `model`; classes that only `model` has get zero projections."""
+    """The weights of `initial` for `model`, whose classes have zero projections unless they are
+    those of `initial`."""
+    state, own, other = initial.state_dict(), model.config, initial.config
+    named = not own.class_names or not other.class_names or own.class_names == other.class_names
+    if own.n_classes == other.n_classes and named:
+        return state
     projections = {
-        name: torch.zeros_like(own)
-        for name, own in model.state_dict().items()
+        name: torch.zeros_like(value)
+        for name, value in model.state_dict().items()
         if name.endswith("condition_weight")
     }
-    return projections | initial.state_dict()
+    kept = {name for name in state if not name.endswith("condition_weight")}
+    return {name: state[name] for name in kept} | projections
 
 
 class TrainState:

@@ -1,0 +1,215 @@
+"""Labels that images give themselves: clusters of equal size of a noisy model's features.
+
+An image's features are the streams of all blocks for the clean image, averaged over parts of each
+map and whitened along their leading principal components. k-means makes the clusters. A price on
+each, which rises while it has too many members, makes them equally large, so that the prior of the
+classes is uniform (docs/math.md, section 9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import Precision
+from ..data import ImageDataset, own_images
+from ..distributed import in_batches
+from ..fields import ArgumentError, check_number
+from ..machine import autocast
+from ..nn import PixelCNNpp
+from ..nn.weights import in_evaluation
+from .probe import CALL_IMAGES, TOGETHER_PARTS, hidden_label, joined_features
+
+# Principal components of the features, at least so many images for each of them, and images that
+# they are computed from, since the features of all would fill the memory.
+COMPONENTS, IMAGES_PER_COMPONENT, FITTED_IMAGES = 50, 10, 20_000
+# k-means: starts, of which the closest clusters are taken; rounds of a start; and steps of the
+# prices in a round and after the last one.
+STARTS, ROUNDS, PRICE_STEPS, LAST_PRICE_STEPS = 10, 40, 20, 60
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """Clusters of whitened features z: an image's is argmin_k |z - centres_k|^2 + prices_k.
+
+    mean (D,), projection (D, d): z = (features - mean) @ projection. centres: (K, d). prices: (K,).
+    """
+
+    mean: Tensor
+    projection: Tensor
+    centres: Tensor
+    prices: Tensor
+
+    @torch.no_grad()
+    def labels(
+        self,
+        model: PixelCNNpp,
+        images: ImageDataset,
+        *,
+        precision: Precision = "auto",
+        progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """The cluster of each image: (N,) int64. Other images than those that were clustered may
+        be spread unevenly."""
+        every = torch.arange(len(images))
+        z = [
+            (features - self.mean) @ self.projection
+            for features in _features(model, images, every, precision, progress)
+        ]
+        return _costs(torch.cat(z), self.centres, self.prices).argmin(1)
+
+
+def cluster(
+    model: PixelCNNpp,
+    images: Any,
+    n_clusters: int,
+    *,
+    seed: int = 0,
+    precision: Precision = "auto",
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Labels of images by clusters of a model's features: (N,) int64 in 0 .. n_clusters - 1.
+
+    model: a model without context, such as the noisy model of a pair; of one with classes the
+    features are those of a label of zeros. images: as `dsmooth.data.own_images` takes them, of the
+    model's channels. The clusters have N / n_clusters members, to within one or two. precision: of
+    the network; "auto" is float32. progress: called with the number of images done. The labels are
+    a function of the model, the images, their order and the seed.
+    Raises ValueError for images or a number that do not fit, and for a model with context.
+    """
+    return find_clusters(
+        model, own_images(images), n_clusters, seed=seed, precision=precision, progress=progress
+    )[1]
+
+
+@torch.no_grad()
+def find_clusters(
+    model: PixelCNNpp,
+    images: ImageDataset,
+    n_clusters: int,
+    *,
+    seed: int = 0,
+    precision: Precision = "auto",
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Clusters, Tensor]:
+    """The clusters of images and each image's (N,) int64. Arguments and errors as of `cluster`."""
+    check_number("n_clusters", n_clusters, 2)
+    n = len(images)
+    if n < n_clusters:
+        raise ArgumentError("n_clusters", f"must be at most the {n} images, got {n_clusters}")
+    fitted = torch.arange(n)
+    if n > FITTED_IMAGES:
+        fitted = torch.linspace(0, n - 1, FITTED_IMAGES, dtype=torch.float64).long()
+    others = torch.ones(n, dtype=torch.bool).index_fill(0, fitted, False).nonzero()[:, 0]
+
+    def done(first: int) -> Callable[[int], None] | None:
+        return None if progress is None else lambda count: progress(first + count)
+
+    features = torch.cat([*_features(model, images, fitted, precision, done(0))])
+    mean, projection = _whitening(features, seed)
+    z = torch.empty(n, projection.shape[1])
+    z[fitted] = (features - mean) @ projection
+    if len(others):
+        rows = _features(model, images, others, precision, done(len(fitted)))
+        z[others] = torch.cat([(row - mean) @ projection for row in rows])
+    generator = torch.Generator().manual_seed(seed)
+    starts = (_equal_clusters(z, n_clusters, generator) for _ in range(STARTS))
+    _, centres, prices = min(starts, key=lambda start: start[0])
+    clusters = Clusters(mean, projection, centres, prices)
+    return clusters, _costs(z, centres, prices).argmin(1)
+
+
+def _features(
+    model: PixelCNNpp,
+    images: ImageDataset,
+    indices: Tensor,
+    precision: Precision,
+    progress: Callable[[int], None] | None,
+) -> list[Tensor]:
+    """Features (B, D) float32 of the images `indices`, in batches, by all processes."""
+    if model.config.conditioning != "none":
+        raise ValueError("a model with context has no features of images alone: give a noisy model")
+    if images.image_channels != model.config.image_channels:
+        raise ValueError(
+            f"the model is for images of {model.config.image_channels} channels, got "
+            f"{images.name} of {images.image_channels}"
+        )
+    model, parameter = in_evaluation(model), model.head.bias
+
+    def features_of(first: int) -> Tensor:
+        # The last call is filled up, so that an image's sums are rounded alike in any batch.
+        rows = indices[torch.arange(first, first + CALL_IMAGES).clamp(max=len(indices) - 1)]
+        x = images.batch(rows).to(parameter.device, parameter.dtype)
+        with autocast(x.device, precision):
+            streams = model.features(x, label=hidden_label(model, x))
+        joined = joined_features(streams.values(), TOGETHER_PARTS)
+        return joined[: len(indices) - first].float().cpu()
+
+    on_cpu = parameter.device.type == "cpu"
+    return [*in_batches(len(indices), CALL_IMAGES, features_of, on_cpu=on_cpu, progress=progress)]
+
+
+def _whitening(features: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """The mean (D,) and the projection (D, d) that whitens features (N, D)."""
+    n, size = features.shape
+    dimensions = max(1, min(COMPONENTS, n // IMAGES_PER_COMPONENT, size))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        _, scales, directions = torch.pca_lowrank(features, min(dimensions + 10, n, size), niter=4)
+    # A direction in which nothing varies counts for nothing.
+    least = 1e-6 * scales[0].clamp(min=torch.finfo(torch.float32).tiny)
+    scales = torch.where(scales > least, scales, torch.inf)[:dimensions]
+    return features.mean(0), directions[:, :dimensions] * (n**0.5 / scales)
+
+
+def _costs(z: Tensor, centres: Tensor, prices: Tensor) -> Tensor:
+    """|z - centre|^2 - |z|^2 + price of each image and cluster: (N, K)."""
+    return centres.square().sum(1) - 2 * z @ centres.T + prices
+
+
+def _equal_clusters(z: Tensor, k: int, generator: torch.Generator) -> tuple[float, Tensor, Tensor]:
+    """k-means whose clusters have about len(z) / k members: (mean squared distance, centres,
+    prices)."""
+    n = len(z)
+    centres = z[torch.randperm(n, generator=generator)[:k]]
+    prices, step = torch.zeros(k), 0.0
+
+    def level(prices: Tensor, costs: Tensor, steps: int) -> Tensor:
+        """Prices after ever smaller steps up for large clusters and down for small ones."""
+        for i in range(steps):
+            sizes = (costs + prices).argmin(1).bincount(minlength=k)
+            prices = prices + step * (1 - i / (steps + 2)) * (k * (sizes + 1) / n).log()
+        return prices
+
+    for _ in range(ROUNDS):
+        costs = _costs(z, centres, torch.zeros(k))
+        nearest = costs.topk(2, largest=False).values
+        step = float((nearest[:, 1] - nearest[:, 0]).mean()) / 2
+        prices = level(prices, costs, PRICE_STEPS)
+        members = F.one_hot((costs + prices).argmin(1), k).to(z.dtype)
+        centres = members.T @ z / members.sum(0).clamp(min=1)[:, None]
+    costs = _costs(z, centres, torch.zeros(k))
+    prices = level(prices, costs, LAST_PRICE_STEPS)
+    labels = (costs + prices).argmin(1)
+    return float((z - centres[labels]).square().sum(1).mean()), centres, prices
+
+
+def agreement(clusters: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Purity and normalized mutual information of clusters (N,) and labels (N,), int64.
+
+    Purity is the share of images whose label is the most frequent one of their cluster. The mutual
+    information is divided by the mean of both entropies.
+    """
+    counts = torch.zeros(int(clusters.max()) + 1, int(labels.max()) + 1, dtype=torch.float64)
+    counts.index_put_((clusters, labels), counts.new_ones(()), accumulate=True)
+    joint = counts / counts.sum()
+    entropies = [float(torch.special.entr(p).sum()) for p in (joint, joint.sum(0), joint.sum(1))]
+    both, of_labels, of_clusters = entropies
+    mutual = of_labels + of_clusters - both
+    mean = (of_labels + of_clusters) / 2
+    return float(counts.amax(1).sum() / counts.sum()), mutual / mean if mean else 1.0

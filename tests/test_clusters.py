@@ -1,0 +1,116 @@
+"""Clusters of a noisy model's features: equal sizes, a function of the seed, files of labels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import dsmooth
+from dsmooth.data import ImageDataset
+from dsmooth.data.labels import with_labels, write_labels
+from dsmooth.evaluate import clusters
+from dsmooth.evaluate.clusters import agreement, cluster, find_clusters
+from dsmooth.evaluate.probe import CALL_IMAGES
+from tests.helpers.networks import network
+
+
+@pytest.fixture(scope="module")
+def noisy() -> dsmooth.PixelCNNpp:
+    return network()
+
+
+def bars(count: int, size: int = 8) -> tuple[ImageDataset, Tensor]:
+    """Images with a bright bar at one of four places, in any brightness, and the place of each."""
+    generator = torch.Generator().manual_seed(5)
+    place = torch.arange(count) % 4
+    images = torch.randint(0, 30, (count, 1, size, size), generator=generator)
+    for i, p in enumerate(place.tolist()):
+        images[i, 0, 2 * p : 2 * p + 2] += int(torch.randint(150, 220, (), generator=generator))
+    return ImageDataset(images.to(torch.uint8), None, "bars", "train", "a test"), place
+
+
+@pytest.mark.parametrize(("count", "n_clusters"), [(61, 2), (120, 7), (10, 10)])
+def test_clusters_have_equal_sizes(noisy, count, n_clusters):
+    data, _ = bars(count)
+    sizes = cluster(noisy, data, n_clusters).bincount(minlength=n_clusters)
+    assert sizes.sum() == count
+    assert int(sizes.max() - sizes.min()) <= 2
+
+
+def test_images_that_look_alike_share_a_cluster(noisy):
+    data, place = bars(160)
+    labels = cluster(noisy, data, 4)
+    assert labels.dtype == torch.int64
+    assert agreement(labels, place)[0] == 1.0
+
+
+def test_labels_are_a_function_of_images_and_seed(noisy):
+    data, _ = bars(CALL_IMAGES + 30)  # the last call is filled up
+    labels = cluster(noisy, data, 6, seed=3)
+    torch.manual_seed(9)
+    assert torch.equal(labels, cluster(noisy, data.images, 6, seed=3))
+    assert torch.equal(labels, cluster(noisy, dsmooth.to_float(data.images), 6, seed=3))
+    assert not torch.equal(labels, cluster(noisy, data, 6, seed=4))
+
+
+def test_other_images_get_the_clusters_that_were_found(noisy, monkeypatch):
+    """With fewer images in the principal components than there are, too: then in two passes."""
+    monkeypatch.setattr(clusters, "FITTED_IMAGES", 64)
+    data, place = bars(160)
+    found, labels = find_clusters(noisy, data, 4)
+    assert torch.equal(found.labels(noisy, data), labels)
+    part = data.part(slice(10, 50))
+    assert torch.equal(found.labels(noisy, part), labels[10:50])
+    assert agreement(labels, place)[0] == 1.0
+
+
+def test_a_model_with_classes_shows_a_label_of_zeros(noisy):
+    data, _ = bars(80)
+    told = network(n_classes=3)
+    state = {**told.state_dict(), **noisy.state_dict()}
+    told.load_state_dict(state)
+    assert torch.equal(cluster(told, data, 4), cluster(noisy, data, 4))
+
+
+def test_agreement_of_known_tables():
+    same = torch.tensor([0, 0, 1, 1, 2, 2])
+    assert agreement(same, same.flip(0)) == pytest.approx((1.0, 1.0))
+    assert agreement(same, torch.tensor([0, 1, 0, 1, 0, 1])) == pytest.approx((0.5, 0.0))
+    # H = 1 bit and ln 3 / ln 2 bits; mutual information 2/3 of a bit.
+    mixed = torch.tensor([0, 0, 0, 1, 1, 1])
+    information = (2 / 3) / ((1 + np.log2(3)) / 2)
+    assert agreement(same, mixed) == pytest.approx((5 / 6, information))
+
+
+@pytest.mark.parametrize(
+    ("model", "count", "n_clusters", "words"),
+    [
+        ({}, 8, 1, "n_clusters must be"),
+        ({}, 8, 9, "n_clusters must be at most the 8 images"),
+        ({"channels": 3}, 8, 2, "images of 3 channels"),
+        ({"conditioning": "concat"}, 8, 2, "give a noisy model"),
+    ],
+)
+def test_what_cannot_be_clustered_is_refused(model, count, n_clusters, words):
+    data, _ = bars(count)
+    with pytest.raises(ValueError, match=words):
+        cluster(network(**model), data, n_clusters)
+
+
+def test_a_file_of_labels_is_of_its_images_alone(tmp_path: Path):
+    data, place = bars(12)
+    labelled = replace(data, labels=place, class_names=("a", "b", "c", "d"))
+    write_labels(tmp_path / "labels.npz", [labelled], labelled.class_names)
+    again = with_labels(data, tmp_path / "labels.npz")
+    assert again.class_names == labelled.class_names
+    assert torch.equal(again.known_labels(), place)
+    other = replace(data, images=data.images.flip(0))
+    with pytest.raises(ValueError, match=r"labels\.npz must have labels of the 12 train images"):
+        with_labels(other, tmp_path / "labels.npz")
+    with pytest.raises(ValueError, match="found no test"):
+        with_labels(replace(data, split="test"), tmp_path / "labels.npz")
