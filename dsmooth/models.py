@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from .config import Role, TrainConfig
+from .fields import ArgumentError
 from .nn import PixelCNNpp
 from .nn.weights import weights_digest
 from .pair import SmoothedPair
@@ -55,6 +56,12 @@ class Models:
         """(C, H, W) of the images."""
         channels = next(iter(self.networks.values())).config.image_channels
         return (channels, *self.image_size)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, empty if they are unknown."""
+        named = (network.config.class_names for network in self.networks.values())
+        return next(filter(None, named), ())
 
     @property
     def n_classes(self) -> int:
@@ -121,6 +128,18 @@ class Models:
         """Images that a process draws at a time."""
         obstacle = obstacle_of(next(iter(self.networks.values())))
         return CHUNK["cpu" if obstacle else self.device.type]
+
+
+def class_number(label: str | int, names: Sequence[str]) -> int | Literal["each"]:
+    """The number of a class by its number or name; "each" stays. ValueError for another."""
+    if label == "each":
+        return "each"
+    if isinstance(label, int) or label.isdecimal():
+        return int(label)
+    if label not in names:
+        known = f" or one of {', '.join(names)}" if names else ""
+        raise ArgumentError("label", f"must be each, a number{known}, got {label}")
+    return names.index(label)
 
 
 def load_models(names: Sequence[str | Path]) -> Models:

@@ -366,6 +366,12 @@ class SmoothedPair(nn.Module):
         return self.noisy.head.bias.dtype
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, empty if they are unknown."""
+        named = (model.config.class_names for model in (self.noisy, self.denoiser))
+        return next(filter(None, named), ())
+
+    @property
     def n_classes(self) -> int:
         """Classes of the models that have some, 0 for a pair without."""
         return max(model.config.condition_size for model in (self.noisy, self.denoiser))

@@ -25,7 +25,7 @@ from ..evaluate.sources import choose_data, describe_data
 from ..fields import check_whole
 from ..files import json_text, write_json
 from ..machine import autocast, choose_device, use_threads
-from ..models import load_models
+from ..models import Models, load_models
 from ..progress import progress, silence
 from ..tables import COMPARABLE, Table, bits_table, decimals
 from .frechet import evaluate_frechet
@@ -104,10 +104,20 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
     if len(every) > 1:
         difference = paired_difference(every["pair"], every["plain"])
         result["pair_less"] = {"plain": asdict(difference)}
+    say_hidden(models, dataset)
     print_bits(result, f"bits/dim · {dataset.source}, {dataset.split}: {n:,} images")
     if options.per_class:
         result["classes"] = bits_of_classes(every, dataset)
     return result
+
+
+def say_hidden(models: Models, dataset: ImageDataset) -> None:
+    """Print that networks with classes saw a label of zeros, where they did."""
+    if models.class_names and not dataset.has_classes(models.class_names):
+        print(
+            f"{dataset.name} has no labels of the model's classes {models.class_names[0]} to "
+            f"{models.class_names[-1]}: a label of zeros stands for all of them"
+        )
 
 
 def print_bits(result: Mapping[str, Any], title: str) -> None:

@@ -30,7 +30,7 @@ from ..evaluate.sources import (
 )
 from ..fields import ArgumentError
 from ..machine import choose_device
-from ..models import Models, load_models
+from ..models import Models, class_number, load_models
 from ..pretrained import is_model
 from ..progress import progress, significant
 from ..tables import Table, decimals
@@ -126,11 +126,15 @@ def load_real(
 
     def load(split: str) -> ImageDataset:
         dataset = choice.load(split)
-        if options.per_class:
-            dataset.known_labels("per_class")
-        if options.label == "each":
+        if options.per_class or options.label != "each":
+            dataset.known_labels("per_class" if options.per_class else "label")
+            if models is not None and not dataset.has_classes(models.class_names):
+                names = ", ".join(models.class_names)
+                raise ValueError(f"{dataset.source} has labels of other classes than {names}")
+        label = class_number(options.label, dataset.class_names)
+        if label == "each":
             return dataset
-        found = dataset.part(dataset.known_labels("label") == options.label)
+        found = dataset.part(dataset.known_labels("label") == label)
         if len(found) < 2:
             raise ValueError(f"{dataset.source} has fewer than two images of class {options.label}")
         source = f"{len(found):,} images of class {options.label} of {dataset.source}"

@@ -25,7 +25,6 @@ from ..presets import DESCRIPTIONS, PRESETS
 
 # A switch that is off: without this, help would list its negation too.
 Flag = FlagCreatePairsOff[bool]
-Class = int | Literal["each"]
 Folders = Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="")]
 DEFAULT_PRESET = "mnist-quick"
 # Of a pair with clusters: folders of the first noisy model and of the clusters, the file of labels,
@@ -84,9 +83,9 @@ class Drawing:
     """Decides the images; None draws a seed and prints it."""
     method: Method = "two-step"
     """two-step: x~ then x given x~; single-step: posterior mean of x~; noisy: x~ itself."""
-    label: Class | None = None
-    """For models with classes: the class of all images, or each for classes in turn; by default
-    the class of each image is drawn, with equal probabilities."""
+    label: str | None = None
+    """For models with classes: the class of all images, by its number or name, or each for classes
+    in turn; by default the class of each image is drawn, with equal probabilities."""
     guidance: float = 0.0
     """Above 0 for images that are more typical of their class, of models with classes."""
     temperature: float = 1.0
@@ -274,7 +273,7 @@ class FrechetOptions:
     an earlier call or another program; or a file or folder of images."""
     save_reference: Path | None = None
     """Save mu and sigma of the real images as .npz."""
-    label: Class = "each"
+    label: str = "each"
     """For models with classes: the class of all samples, which is compared with the real images of
     that class; or each for classes in turn."""
     per_class: Flag = False

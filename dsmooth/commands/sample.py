@@ -14,7 +14,7 @@ from ..distributed import process_group, rank_and_size
 from ..fields import check_whole
 from ..files import check_writable
 from ..machine import choose_device
-from ..models import Models, load_models
+from ..models import Models, class_number, load_models
 from ..pictures import is_diverged, save_grid
 from ..progress import LOG, progress
 from ..sampling.output import (
@@ -54,16 +54,16 @@ def request_of(models: Models, drawing: Drawing, count: int, **others: Any) -> R
         own = ("two-step", "noisy") if "noisy" in models.networks else ("two-step",)
         if drawing.method not in own:
             raise ValueError("--method is for a pair, not for a single model: leave it out")
-    n_classes, label = models.n_classes, drawing.label
+    n_classes = models.n_classes
+    label = None if drawing.label is None else class_number(drawing.label, models.class_names)
     if n_classes == 0 and label is not None:
         raise ValueError("--label is for models with classes, which these have not")
     if n_classes == 0 and drawing.guidance:
         raise ValueError("--guidance is for models with classes, which these have not")
     if drawing.seed is None and rank_and_size()[1] > 1:
         raise ValueError("--seed None is for one process: give all of them the same number")
-    fields: dict[str, Any] = {**vars(drawing), **others}
-    if n_classes and label is None:
-        fields["label"] = "prior"
+    label_or_prior = "prior" if n_classes and label is None else label
+    fields: dict[str, Any] = {**vars(drawing), "label": label_or_prior, **others}
     request = Request.make(count, {"seed": drawing.seed}, **fields)
     if isinstance(label, int):
         request.labels(n_classes)  # refused before any work

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,11 +35,24 @@ def check_images(pair: SmoothedPair, dataset: ImageDataset) -> None:
         )
 
 
+def labels_for_model(
+    dataset: ImageDataset, n_classes: int, class_names: Sequence[str]
+) -> Tensor | None:
+    """The labels (N,) for a model, None for one without classes.
+
+    Where the images have no labels of its classes, a label of zeros: (N, n_classes) float32.
+    Raises ValueError for a model whose classes have no names and images without labels.
+    """
+    if n_classes and class_names and not dataset.has_classes(class_names):
+        return torch.zeros(1, n_classes).expand(len(dataset), -1)
+    return dataset.labels_for(n_classes)
+
+
 def nats_of_images(
     nats_of: Callable[[int, Tensor, Tensor | None], dict[str, Tensor]],
     dataset: ImageDataset,
     model: PixelCNNpp,
-    n_classes: int,
+    labels: Tensor | None,
     limit: int | None,
     batch_size: int,
     progress: Callable[[int], None] | None,
@@ -47,10 +60,10 @@ def nats_of_images(
     """The rows (R, N) of the first `limit` images, by the names that `nats_of` gives them.
 
     nats_of(index of the first image, batch, labels or None): the rows of a batch, on the model's
-    device. Under torchrun each process computes its batches, and all have the rows of all.
+    device. labels: of all images, as `labels_for_model` gives them.
+    Under torchrun each process computes its batches, and all have the rows of all.
     """
     check_dataset(dataset)
-    labels = dataset.labels_for(n_classes)
     if limit is not None:
         check_number("limit", limit)
     check_number("batch_size", batch_size)

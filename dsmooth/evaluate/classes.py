@@ -15,7 +15,7 @@ from ..data import ImageDataset
 from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
-from .batches import nats_of_images
+from .batches import check_dataset, nats_of_images
 from .comparison import ShowProgress, collect_statistics, measure_images, no_progress
 from .features import FeatureExtractor
 from .frechet import bootstrap_error
@@ -168,6 +168,13 @@ def classify(
         network, n_classes = in_evaluation(model), model.config.condition_size
     if n_classes == 0:
         raise ValueError("only a model with classes classifies: its n_classes is 0")
+    names = network.config.class_names if pair is None else pair.class_names
+    check_dataset(dataset)
+    if dataset.labels is not None and not dataset.has_classes(names):
+        raise ValueError(
+            f"the labels of {dataset.source} are of other classes than the model's "
+            f"{', '.join(names)}"
+        )
     if pair is None and network.config.conditioning != "none":
         raise ValueError("a denoiser does not classify alone: give the pair that it is of")
 
@@ -182,6 +189,7 @@ def classify(
         columns = [log_likelihood(x, label, first).double().cpu() for label in every]
         return {"nats": torch.stack(columns)}
 
-    found = nats_of_images(nats_of, dataset, network, n_classes, limit, batch_size, progress)
+    labels = dataset.labels_for(n_classes)
+    found = nats_of_images(nats_of, dataset, network, labels, limit, batch_size, progress)
     nats = found["nats"].mT.contiguous()
     return Classification(nats, dataset.known_labels()[: len(nats)])

@@ -25,7 +25,7 @@ from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
 from ..philox import Stream
 from ..smoothing import GaussianSmoothing
-from .batches import check_images, nats_of_images
+from .batches import check_images, labels_for_model, nats_of_images
 
 # A density in units of [-1, 1] becomes one per byte by adding this many bits/dim.
 BYTE_BITS = math.log2(127.5)
@@ -204,7 +204,8 @@ def score_pair(
     The noise of an image depends on (seed, its index, draw), so the result does not depend on
     batch_size beyond rounding. clean_noise: standard deviation of the noise on the target of the
     density, 0.01 for a denoiser trained as the paper's. A pair with classes sees the images'
-    labels and bounds log p(x | label). progress is called with the number of images done. Raises
+    labels and bounds log p(x | label), or sees a label of zeros where the images' classes have
+    other names than its own. progress is called with the number of images done. Raises
     ValueError for counts below 1 and for images, or labels, that are not the pair's.
     """
     check_number("n_noise", n_noise)
@@ -235,13 +236,14 @@ def score_pair(
             draws.append(draw)
         return {k: torch.stack([draw[k].double().cpu() for draw in draws]) for k in draws[0]}
 
+    labels = labels_for_model(dataset, pair.n_classes, pair.class_names)
     nats: dict[str, Any] = nats_of_images(
-        nats_of, dataset, pair.noisy, pair.n_classes, limit, batch_size, progress
+        nats_of, dataset, pair.noisy, labels, limit, batch_size, progress
     )
     return Scores(
         dimensions=dataset.images[0].numel(),
         clean_noise=clean_noise if trained_as == "continuous" else 0.0,
-        given_class=pair.n_classes > 0,
+        given_class=labels is not None and not labels.is_floating_point(),
         **nats,
     )
 
@@ -266,16 +268,19 @@ def score_plain(
             f'got "{kinds[0]}" and "{kinds[1]}"'
         )
     forms: set[Likelihood] = {"discretized", model.config.likelihood}
-    model, n_classes = in_evaluation(model), model.config.condition_size
+    model = in_evaluation(model)
 
     def nats_of(first: int, x: Tensor, label: Tensor | None) -> dict[str, Tensor]:
         params = model(x, label=label)
         return {form: _log_prob(model, x, params, form).double().cpu()[None] for form in forms}
 
+    config = model.config
+    labels = labels_for_model(dataset, config.condition_size, config.class_names)
     nats: dict[str, Any] = nats_of_images(
-        nats_of, dataset, model, n_classes, limit, batch_size, progress
+        nats_of, dataset, model, labels, limit, batch_size, progress
     )
-    return Scores(dimensions=dataset.images[0].numel(), given_class=n_classes > 0, **nats)
+    told = labels is not None and not labels.is_floating_point()
+    return Scores(dimensions=dataset.images[0].numel(), given_class=told, **nats)
 
 
 def _log_prob(model: PixelCNNpp, x: Tensor, params: Tensor, likelihood: Likelihood) -> Tensor:

@@ -25,6 +25,7 @@ from ..data import ImageDataset, to_bytes
 from ..data.order import choose_images
 from ..data.reading import read_npz
 from ..distributed import barrier, rank_and_size
+from ..evaluate.batches import labels_for_model
 from ..evaluate.comparison import compare_images, measure_images
 from ..evaluate.features import make_extractor
 from ..evaluate.likelihood import bits_per_dim, paired_difference, score_pair, score_plain
@@ -155,7 +156,9 @@ class Stages:
             "held-out-noisy": pair.smoothing.sample(clean, seed=self.seed, first_index=0, repeat=0),
         }
         both = self.models.of("noisy", "denoiser")
-        for prefix, labels in (("", None), ("held-out-", self.test_set.labels)):
+        models = self.models
+        held_out = labels_for_model(self.test_set, models.n_classes, models.class_names)
+        for prefix, labels in (("", None), ("held-out-", held_out)):
             x_tilde = pictures[f"{prefix}noisy"]
             for method in methods if x_tilde is not None else ():
                 x = self.images(f"{prefix}{method}", method, both, x_tilde, labels)
@@ -317,8 +320,6 @@ class Stages:
         def compute() -> dict[str, Any]:
             if self.train_set.labels is None or self.test_set.labels is None:
                 return {"skipped": "the images have no labels"}
-            if self.models.n_classes:
-                return {"skipped": "the models are told the classes"}
             return probe_pair(*given, path=unfinished, replace_other=True, **how)
 
         result = self.stored("probes", probe_key(*given, **how), compute)
