@@ -27,10 +27,11 @@ from dsmooth.data.order import choose_images
 from dsmooth.evaluate.classes import classify
 from dsmooth.evaluate.comparison import compare_images, measure_images
 from dsmooth.evaluate.features import extract_features, make_extractor
+from dsmooth.evaluate.likelihood import score_pair
 from dsmooth.evaluate.probe import probe_pair
 from dsmooth.files import read_json, read_tensors, write_atomically, write_json, write_tensors
 from dsmooth.models import load_models
-from dsmooth.pictures import BORDER
+from dsmooth.pictures import BORDER, save_grid
 from dsmooth.pretrained import find
 from dsmooth.progress import progress
 from dsmooth.report.page import grid, render
@@ -113,19 +114,26 @@ def write_card(
         "samples": stages.stored("samples", key, lambda: measure_samples(stages, pictures)),
         "probes": {},
     }
+    told = models.n_classes > 0 and test_set.has_classes(models.class_names)
     if models.n_classes:
-        card["classes"] = stages.stored("classes", key, lambda: measure_classes(stages))
-    for kind, only in {} if models.n_classes else PROBED.items():
+        measure = measure_classes if told else measure_clusters
+        card["classes"] = stages.stored("classes", key, lambda: measure(stages))
+    for kind, only in {} if told else PROBED.items():
         settings = ProbeSettings(input=kind, train_images=6 * count, test_images=count)
         card["probes"][kind] = probe_pair(
             models.pair, train_set, test_set, settings, work / f"probes-{kind}.json",
             plain=models.plain, only=only, replace_other=True,
         )  # fmt: skip
-    # The kinds beside one another, with a column for each class.
-    kinds = [pictures[k] for k in ("plain", "noisy", "two-step", "guided") if k in pictures]
-    n, gap = models.n_classes or 8, torch.full_like(kinds[0][:1], BORDER / 127.5 - 1)
+    # The kinds beside one another, with a column for each class that people named.
+    shown = ("noisy", "two-step", "guided") if told else ("plain", "noisy", "two-step")
+    kinds = [pictures[kind] for kind in shown if kind in pictures]
+    n, gap = models.n_classes if told else 8, torch.full_like(kinds[0][:1], BORDER / 127.5 - 1)
     rows = [[part for x in kinds for part in (x[i * n :][:n], gap)] for i in range(min(n, 10))]
     write_atomically(folder / "samples.png", grid(*(torch.cat(row[:-1]) for row in rows)))
+    if models.n_classes and not told:  # a row of each cluster
+        k = models.n_classes
+        clusters = [pictures["two-step"][i::k][:16] for i in range(k)]
+        save_grid(torch.cat(clusters), folder / "clusters.png", columns=16)
     write_json(folder / "card.json", card)
     write_atomically(folder / "README.md", text("card.md", card=card).encode())
     return card
@@ -161,6 +169,23 @@ def measure_classes(stages: Stages) -> dict[str, Any]:
         "accuracy_error": found.accuracy_error,
         "bits_given_class": float(nats.gather(1, found.labels[:, None]).mean()) / per_bit,
         "bits_without": float(nats.logsumexp(1).mean() - math.log(nats.shape[1])) / per_bit,
+    }
+
+
+def measure_clusters(stages: Stages) -> dict[str, Any]:
+    """Bits/dim of test images by the sum over the clusters, and by a label of zeros."""
+    data, pair = stages.test_set.part(slice(FEW)), stages.models.pair
+    with progress("the sum over the clusters", FEW) as done:
+        nats = []
+        for first in range(0, FEW, 50):
+            x = data.batch(torch.arange(first, first + 50))
+            nats.append(pair.elbo(x, n_noise=2, first_index=first).double())
+            done(first + 50)
+    hidden = score_pair(pair, data, n_noise=2)
+    return {
+        "n_images": len(data),
+        "bits_summed": float(hidden.bits(torch.cat(nats)).mean()),
+        "bits_hidden": float(hidden.bits(hidden.log_weights("discretized")).mean()),
     }
 
 

@@ -170,7 +170,13 @@ def with_data(
         n_classes = len(train_set.class_names) or 1 + int(train_set.labels.max())
         config = replace(config, model=replace(config.model, n_classes=n_classes))
     n_classes = config.model.condition_size
+    names = train_set.class_names if n_classes else ()
+    if len(names) not in (0, n_classes):
+        raise ArgumentError(
+            "n_classes",
+            f"must be {len(names)}, for the classes {', '.join(names)} of {train_set.source}, or "
+            f"0, got {n_classes}",
+        )
     for dataset in (train_set, test_set):
         dataset.labels_for(n_classes)
-    names = train_set.class_names if len(train_set.class_names) == n_classes else ()
     return replace(config, model=replace(config.model, class_names=names))
