@@ -163,20 +163,20 @@ def _pair_commands(prog: str, command: Train, args: list[str]) -> dict[str, Trai
     if command.config is not None:
         raise ValueError("a pair is two runs, and --config has the settings of one: name its role")
     folder = command.out or Path("runs") / "pair"
-    _, words = _given(args, option_types(Train))
+    named, words = _given(args, option_types(Train))
     at = next(i for i, word in words.items() if word == "pair")
 
     def command_of(role: Role, name: str) -> Train:
         own = [*args[:at], role, *args[at + 1 :], "--out", str(folder / name)]
         run: Train = _parse(prog, Train, own)
-        if command.resume and RunFolder(folder / name).config.exists():
-            return run  # it has its share already
+        new = not (command.resume and RunFolder(folder / name).config.exists())
         settings, halves = run.settings, 1 + (role == "noisy" and command.clusters is not None)
-        if settings.budget is not None:
+        # A run that goes on has its share already.
+        if settings.budget is not None and (new or "budget" in named):
             settings = replace(settings, budget=settings.budget / 2 / halves)
-        elif settings.images is not None:
+        elif settings.images is not None and (new or "images" in named):
             settings = replace(settings, images=-(-settings.images // halves))
-        if name == "noisy" and command.clusters is not None:
+        if name == "noisy" and command.clusters is not None and new:
             settings = replace(
                 settings,
                 init=str(folder / UNNAMED),

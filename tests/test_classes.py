@@ -161,7 +161,8 @@ def test_classes_begin_as_the_network_without_them(role: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     model.float()
     with pytest.raises(ValueError, match="another shape"):
-        TrainState(replace(config, model=initial.config), data, torch.device("cpu"), model)
+        wider = replace(config, model=replace(config.model, n_filters=5))
+        TrainState(wider, data, torch.device("cpu"), model)
 
 
 def test_classes_of_the_prior_are_a_function_of_the_image_and_all_as_likely() -> None:

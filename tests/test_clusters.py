@@ -14,9 +14,14 @@ import dsmooth
 from dsmooth.data import ImageDataset
 from dsmooth.data.labels import with_labels, write_labels
 from dsmooth.evaluate import clusters
+from dsmooth.evaluate.classes import classify
 from dsmooth.evaluate.clusters import agreement, cluster, find_clusters
+from dsmooth.evaluate.likelihood import score_pair
 from dsmooth.evaluate.probe import CALL_IMAGES
-from tests.helpers.networks import network
+from dsmooth.models import class_number
+from dsmooth.training.beginning import with_data
+from dsmooth.training.step import initial_state
+from tests.helpers.networks import images, network, tiny_pair
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +119,59 @@ def test_a_file_of_labels_is_of_its_images_alone(tmp_path: Path):
         with_labels(other, tmp_path / "labels.npz")
     with pytest.raises(ValueError, match="found no test"):
         with_labels(replace(data, split="test"), tmp_path / "labels.npz")
+
+
+def test_labels_of_other_classes_are_not_a_models() -> None:
+    """Digits are no clusters, however many there are: a label of zeros stands for those."""
+    names = ("cluster 0", "cluster 1", "cluster 2")
+    x = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8)
+    labels = torch.arange(6) % 3
+    digits = ImageDataset(x, labels, "digits", "test", "a test", class_names=("0", "1", "2"))
+    same = replace(digits, class_names=names)
+    pair = tiny_pair(classes=(3, 0))
+    pair.noisy.config = replace(pair.noisy.config, class_names=names)
+    assert pair.class_names == names
+    hidden, told = (score_pair(pair, data) for data in (digits, same))
+    assert (hidden.given_class, told.given_class) == (False, True)
+    x_float, zeros = digits.batch(torch.arange(6)), torch.zeros(6, 3)
+    for scores, label in ((hidden, zeros), (told, labels)):
+        expected = pair.log_weight(x_float, label).double()
+        torch.testing.assert_close(
+            scores.log_weights("discretized")[0], expected, rtol=1e-6, atol=0
+        )
+    classify(pair, same)
+    with pytest.raises(ValueError, match="other classes than the model's cluster 0, cluster 1"):
+        classify(pair, digits)
+    assert class_number("cluster 2", names) == class_number(2, names) == 2
+    with pytest.raises(ValueError, match="label must be each, a number or one of cluster 0"):
+        class_number("cat", names)
+
+
+def test_training_takes_classes_from_its_data() -> None:
+    data, place = bars(40)
+    named = replace(data, labels=place, class_names=("a", "b", "c", "d"))
+    held_out = replace(named, split="test")
+    config = dsmooth.preset("mnist-quick", "plain", images=8, n_classes=4, evaluation_images=4)
+    assert with_data(config, named, held_out, False).model.class_names == named.class_names
+    for wrong in (3, 7):
+        other = replace(config, model=replace(config.model, n_classes=wrong))
+        with pytest.raises(ValueError, match="n_classes must be 4, for the classes a, b, c, d"):
+            with_data(other, named, held_out, False)
+    auto = replace(config, model=replace(config.model, n_classes="auto"))
+    assert with_data(auto, named, held_out, False).model.n_classes == 4
+
+
+def test_weights_of_other_classes_begin_with_the_label_of_zeros() -> None:
+    """--init of a run with classes gives the same network to a run with others, or with none."""
+    told = network(n_classes=3)
+    x, zeros = images(), torch.zeros(3, 3)
+    for classes in ({}, {"n_classes": 5}, {"n_classes": 3, "class_names": ("a", "b", "c")}):
+        if "class_names" in classes:
+            told.config = replace(told.config, class_names=("d", "e", "f"))
+        model = network(**classes)
+        model.load_state_dict(initial_state(model, told))
+        label = None if not classes else torch.arange(3)
+        assert torch.equal(model(x, label=label), told(x, label=zeros))
+    same = network(n_classes=3)
+    same.load_state_dict(initial_state(same, told))
+    assert torch.equal(same(x, label=torch.arange(3)), told(x, label=torch.arange(3)))

@@ -172,6 +172,6 @@ def test_the_commands_give_each_class(plain: Path, capsys: pytest.CaptureFixture
         (["fid", str(plain), "--label", "10"], "fewer than two images of class 10"),
         (["fid", str(plain), "--label", "3", "--per-class"], "--per-class needs --label each"),
         (["fid", str(plain), "--per-class", "--reference", "r.npz"], "not --reference"),
-        (["fid", "mnist", "--label", "3"], "--label is for models with classes"),
+        (["fid", "mnist", "--label", "3"], "has labels of other classes than cluster 0, cluster 1"),
     ):
         complains(capsys, message, "evaluate", *wrong, "--count", "2")

@@ -51,7 +51,9 @@ def test_resumed_run_is_the_uninterrupted_run(
     whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
     result = train(config, whole.path)
     assert (result.images_seen, result.interrupted) == (40, None)
-    assert whole.read_config() == (config, (8, 8))
+    names = tuple("0123456789") if n_classes else ()  # of the data
+    named = replace(config, model=replace(config.model, class_names=names))
+    assert whole.read_config() == (named, (8, 8))
     weights, checkpoint = load_file(whole.weights), load_file(whole.checkpoint)
     assert weights.keys() == dsmooth.PixelCNNpp(config.model).state_dict().keys()
     assert all(torch.equal(value, checkpoint[f"ema.{key}"]) for key, value in weights.items())

@@ -43,6 +43,7 @@ def labels_for_model(
     Where the images have no labels of its classes, a label of zeros: (N, n_classes) float32.
     Raises ValueError for a model whose classes have no names and images without labels.
     """
+    check_dataset(dataset)
     if n_classes and class_names and not dataset.has_classes(class_names):
         return torch.zeros(1, n_classes).expand(len(dataset), -1)
     return dataset.labels_for(n_classes)
