@@ -343,8 +343,7 @@ def _default_training(role: Role, given: Mapping[str, str]) -> TrainConfig:
         from .training.checkpoint import find_initial
 
         saved = find_initial(given["init"], role)
-        # The data name the classes.
-        model = replace(saved.config, class_names=())
+        model = replace(saved.config, n_classes=0, class_names=())  # the data name the classes
         settings = replace(settings, model=model, smoothing=saved.smoothing, scale=saved.scale)
     elif channels is not None and "image_channels" not in given:
         settings = replace(settings, model=replace(settings.model, image_channels=channels))

@@ -263,8 +263,8 @@ class TrainConfig(RunSettings):
     schedule_from: Annotated[int, tyro.conf.Suppress] = 0
     """Images after which the schedule began again: where a finished run was prolonged."""
     init: str | None = None
-    """Begin with the weights of this run or pair, and with a new optimiser. Its network, smoothing
-    and scale become the defaults."""
+    """Begin with the weights of this run or pair, and with a new optimiser. Its network but
+    for classes, its smoothing and its scale become the defaults."""
     data_init: bool = True
     """Whether to set scales and biases from the first batch (data-dependent init)."""
     precision: Precision = "auto"

@@ -160,8 +160,8 @@ def test_classes_begin_as_the_network_without_them(role: str) -> None:
     expected = initial.double().eval()(x, context)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     model.float()
+    wider = replace(config, model=replace(config.model, n_filters=5))
     with pytest.raises(ValueError, match="another shape"):
-        wider = replace(config, model=replace(config.model, n_filters=5))
         TrainState(wider, data, torch.device("cpu"), model)
 
 

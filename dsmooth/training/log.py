@@ -177,6 +177,7 @@ def opening(state: TrainState, test_set: ImageDataset) -> Iterator[str]:
     machine = f"{device}{threads}" if size == 1 else f"{size} processes on {device.type}{threads}"
     number = sum(parameter.numel() for parameter in state.parameters)
     if config.model.n_classes:
-        names = ", ".join(f"{n} {name}" for n, name in enumerate(config.model.class_names))
+        numbered = enumerate(config.model.class_names)
+        names = ", ".join(name if name == str(n) else f"{n} {name}" for n, name in numbered)
         yield f"{config.model.n_classes} classes{': ' * bool(names)}{names}"
     yield f"{number:,} parameters; {machine}, {config.precision}"
