@@ -124,12 +124,12 @@ struct Team {
 
 class CpuWorker {
  public:
-  static constexpr bool kCompletes = true;
+  static constexpr bool kCompletes = true, kStops = true;
 
   CpuWorker(const TileKernels& kernels, Team& team, int lane, int lanes)
       : kernels_(kernels), team_(team), lane_(lane), lanes_(lanes) {}
 
-  void begin_row(int) const {}
+  void begin_row(int) { sync(); }
   // The horizontal stream at one pixel, and the parameters of its mixture, product after product.
   void pixel(const StateView& state, int row, int column) {
     int n;
@@ -173,13 +173,17 @@ class CpuWorker {
     for (int i = lane_; i < n; i += step) f(i);
   }
 
+  // A lane that works solo comes to a barrier before the end of the row only to say that it stops.
   void sync() {
     if (!now_.solo)
       wait_at_barrier(lanes_ > 1 && team_.late.load(std::memory_order_relaxed) > kLate);
+    else if (lane_ == 0 && !now_.stop && team_.control.stop.load(std::memory_order_relaxed))
+      wait_at_barrier(true);
   }
 
   // The end of a row of so many images, where all lanes meet.
   void end_row(int images) {
+    if (now_.stop) return;
     if (lane_ != 0) return wait_at_barrier(false);
     team_.control.image_rows.fetch_add(images, std::memory_order_relaxed);
     if (now_.solo && --solo_rows_ > 0) return wait_at_barrier(true);
