@@ -221,11 +221,13 @@ def test_same_bits_however_the_work_is_shared(
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize("shift", [5, 40])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_nothing_sees_log_scales_below_the_least(channels: int) -> None:
+def test_nothing_sees_log_scales_below_the_least(channels: int, shift: float) -> None:
+    """shift: so that they lie on both sides of it, in the two passes of guidance, or all below."""
     model = network(channels=channels, n_classes=3)
     with torch.no_grad():
-        split_mixture(model.head.bias.view(1, -1, 1, 1), channels).log_scales.sub_(40)
+        split_mixture(model.head.bias.view(1, -1, 1, 1), channels).log_scales.sub_(shift)
     sampler = CachedSampler(model)
     for guidance in (0.0, 3.0):
         check_teacher_forced(sampler, model, (8, 8), label=labels_of(3, 3), guidance=guidance)
