@@ -44,7 +44,7 @@ DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE void weigh_components(Block& block, cons
 template <class T, class Block, bool kKeeps>
 class CudaWorker {
  public:
-  static constexpr bool kCompletes = kKeeps;
+  static constexpr bool kCompletes = kKeeps, kStops = false;
 
   DSMOOTH_HOST_DEVICE explicit CudaWorker(Block& block) : block_(block) {}
 

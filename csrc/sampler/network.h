@@ -20,9 +20,11 @@ constexpr int kUnit = 8;  // outputs; panels are so many units wide
 enum class Part { kRow, kPixel };
 
 // Some output columns of a packed matrix. In the matrix of a gate, the first half of the columns
-// are A, the second half G, of the same channels.
+// are A, the second half G, of the same channels. Panels 2i and 2i + 1 may lie side by side: at
+// each k, the columns of one behind those of the other.
 struct Panel {
   const float* b;
+  int step;  // words from one k to the next
   int units;
   int column;   // of the packed matrix
   int channel;  // of the result

@@ -41,16 +41,19 @@ const TileKernels& find_tile_kernels(const std::string& instruction_set, bool bf
 
 namespace {
 
-// Panels as even as possible, at least two, so that two threads can share a single image.
+// Panels as even as possible, at least two, so that two threads can share a single image; of whole
+// vectors, where no tile takes all columns.
 std::vector<Panel> cut(const Op& op, int max_units) {
   const int units = (op.n + kUnit - 1) / kUnit;
   const int count = std::max((units + max_units - 1) / max_units, std::min(units, 2));
+  const int vector = units > max_units && max_units % 2 == 0 ? 2 : 1;
+  const int vectors = (units + vector - 1) / vector;
   const int per_column = op.gate ? 2 : 1;
   std::vector<Panel> panels;
   int column = 0, channel = 0;
   for (int i = 0; i < count; ++i) {
     Panel panel{};
-    panel.units = units / count + (i < units % count);
+    panel.units = std::min(units, vectors * (i + 1) / count * vector) - column / kUnit;
     panel.column = column;
     panel.channel = channel;
     panel.channels = std::clamp(op.channels() - channel, 0, panel.units * kUnit / per_column);
@@ -75,10 +78,6 @@ void each_output(const Op& op, const Panel& panel, F f) {
       f(column, panel.channel + within + (op.gate && column >= half ? op.n / 2 : 0));
   }
 }
-
-// Weights are read once per slice and pixel, so a slice should be large; its caches are read once
-// per pixel, so they should stay in the last-level cache.
-constexpr int kSlice = 16;
 
 // Memory of the caches of a slice, or of a smaller one.
 class State {
@@ -113,8 +112,8 @@ class Run {
   Run(const CpuSampler& sampler, const CpuCall& call)
       : sampler_(sampler),
         r_(call),
-        partition_(
-            partition_among(r_.n, r_.threads, r_.slice > 0 ? r_.slice : kSlice, r_.all.passes())),
+        partition_(partition_among(r_.n, r_.threads, r_.slice > 0 ? r_.slice : sampler.slice(),
+                                   r_.all.passes())),
         lanes_(r_.threads / partition_.workers),
         current_(partition_.workers),
         running_(partition_.workers * lanes_) {
@@ -197,6 +196,15 @@ CpuSampler::CpuSampler(Program given, const std::string& instruction_set, bool b
   }
 }
 
+// Weights are read once per slice and pixel, so a slice of a large network should be large. Its own
+// memory is read once per pixel, so it should stay in a near cache.
+int CpuSampler::slice() const {
+  constexpr size_t kFewWeights = size_t{4} << 20;
+  size_t bytes = 0;
+  for (const std::vector<Line>& lines : kept_) bytes += lines.size() * sizeof(Line);
+  return bytes <= kFewWeights ? 8 : 16;
+}
+
 MatrixView CpuSampler::pack(const Op& op, Part part, Panels panels) {
   const std::vector<const Term*> terms = terms_of(op, part);
   const int columns = count_columns(panels);
@@ -207,19 +215,25 @@ MatrixView CpuSampler::pack(const Op& op, Part part, Panels panels) {
   };
   size_t depth = 0;
   for (const Term* term : terms) depth += length_of(*term) / per_word;
-  float* b = keep(depth * columns);
-  for (Panel& panel : panels) {
-    const int width = panel.units * kUnit;
-    panel.b = b;
+  float* const b = keep(depth * columns);
+  // Rows read a wide panel again and again: packed alone, it keeps to the first cache.
+  const bool paired = part == Part::kPixel || columns <= kernels_.max_units * kUnit;
+  for (size_t i = 0; i < panels.size(); ++i) {
+    Panel& panel = panels[i];
+    const Panel& first = panels[paired ? i / 2 * 2 : i];
+    const Panel& last = panels[paired ? std::min(i | 1, panels.size() - 1) : i];
+    panel.step = last.column + last.units * kUnit - first.column;
+    float* to = b + depth * first.column + (panel.column - first.column);
+    panel.b = to;
     for (const Term* term : terms) {
       const size_t length = length_of(*term);
       each_output(op, panel, [&](int column, int output) {
         for (size_t k = 0; k < length; ++k) {
-          float* const word = b + k / per_word * width + column;
+          float* const word = to + k / per_word * panel.step + column;
           put_operand(word, k % per_word, term->weight[output * length + k], kernels_.bf16);
         }
       });
-      b += length / per_word * width;
+      to += length / per_word * panel.step;
     }
   }
   const Panels& kept = panels_.emplace_back(std::move(panels));

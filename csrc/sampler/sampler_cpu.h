@@ -16,7 +16,7 @@ struct CpuCall {
   int64_t n;
   Slice all;  // the n images; its batch is not used
   int threads;
-  int slice;  // the most images that a worker draws at a time; 0: as suits the caches
+  int slice;  // the most images that a worker draws at a time; 0: that of CpuSampler::slice
 };
 
 // So many zeros, and more up to a whole line.
@@ -36,6 +36,7 @@ class CpuSampler {
 
   const NetworkView& network() const { return skeleton_.network; }
   const TileKernels& kernels() const { return kernels_; }
+  int slice() const;  // images that a worker best draws at a time
   size_t bytes_per_image(int height, int width) const {
     return sampler::bytes_per_image(network(), height, width);
   }

@@ -10,6 +10,7 @@
 //   worker.sync()             all lanes see what any lane wrote before
 //   worker.end_row(images)    a sync at the end of a row, which counts it as done
 //   worker.stop()             whether to leave early: the same in all lanes between two syncs
+//   Worker::kStops            whether it ever does: then lanes meet within a row part, too
 //   Worker::kCompletes        whether it has code to keep known pixels, add biases of images and
 //                             guide them
 // Every lane runs the whole of `draw`. A lane is a thread on the CPU, a thread of the block on a
@@ -36,19 +37,18 @@ class Step {
   // False if it was stopped.
   DSMOOTH_HOST_DEVICE bool draw(int first, int end) {
     if (first == 0 && Worker::kCompletes && n_.condition_size > 0) project();
-    if (first == 0 && n_.context != kNone) encode();
+    if (first == 0 && n_.context != kNone && !encode()) return false;
     const int prompt = n_.rows(s_.height) - s_.height;
     for (int row = first; row < end; ++row) {
       w_.begin_row(row);
-      run_stream(Phase::kVertical, Part::kRow, row);
+      if (!run_stream(Phase::kVertical, Part::kRow, row)) return false;
       // The contributions of the row above and of u to the horizontal stream.
-      run_stream(Phase::kHorizontal, Part::kRow, row);
+      if (!run_stream(Phase::kHorizontal, Part::kRow, row)) return false;
       const float* const known = row < prompt ? s_.context : known_row(row - prompt);
       begin_row(row, known);
       w_.sync();
       if (known != nullptr) {
-        run_stream(Phase::kHorizontal, Part::kPixel, row);
-        if (w_.stop()) return false;
+        if (!run_stream(Phase::kHorizontal, Part::kPixel, row)) return false;
       } else {
         for (int column = 0; column < s_.width; ++column) {
           w_.pixel(state_, row, column);
@@ -60,6 +60,7 @@ class Step {
         }
       }
       w_.end_row(s_.batch);
+      if (w_.stop()) return false;
     }
     return true;
   }
@@ -83,8 +84,8 @@ class Step {
     w_.sync();
   }
 
-  // The context's encoder: operation after operation over the whole image.
-  DSMOOTH_HOST_DEVICE void encode() {
+  // The context's encoder: operation after operation over the whole image. False if it was stopped.
+  DSMOOTH_HOST_DEVICE bool encode() {
     w_.for_each(s_.batch * s_.height, [&](int i) {
       const int b = i / s_.height, row = i % s_.height;
       for (int c = 0; c < s_.width; ++c)
@@ -94,10 +95,12 @@ class Step {
     for (int i = n_.begin(Phase::kEncoder); i < n_.end(Phase::kEncoder); ++i) {
       for (int row = 0; row < s_.height; ++row) {
         w_.begin_row(row);
+        if (w_.stop()) return false;
         run(i, Part::kRow, row);
       }
       w_.sync();
     }
+    return true;
   }
 
   // The parameters of a pixel, extrapolated from those of the other pass. Below their least value
@@ -117,15 +120,17 @@ class Step {
     w_.sync();
   }
 
-  // A stream's operations over a row of pixels. No operation in a row part of the horizontal stream
-  // reads an output of another one there, so it needs no sync.
-  DSMOOTH_HOST_DEVICE void run_stream(Phase phase, Part part, int row) {
+  // A stream's operations over a row of pixels; false if it was stopped. No operation in a row part
+  // of the horizontal stream reads an output of another one there, so it needs no sync.
+  DSMOOTH_HOST_DEVICE bool run_stream(Phase phase, Part part, int row) {
     for (int i = n_.begin(phase); i < n_.end(phase); ++i) {
       const OpView& op = n_.ops[i];
       if (!op.runs_at_row(row) || op.matrix(part).n_panels == 0) continue;
       run(i, part, row);
-      if (phase != Phase::kHorizontal || part != Part::kRow) w_.sync();
+      if (Worker::kStops || phase != Phase::kHorizontal || part != Part::kRow) w_.sync();
+      if (w_.stop()) return false;
     }
+    return true;
   }
 
   // A part of an operation over a row of pixels.

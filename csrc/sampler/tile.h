@@ -15,10 +15,12 @@ using M = isa::VectorMath<float>;
 using Vec = M::V;
 constexpr int kLanes = M::kLanes;
 
-// Registers hold the sums of a tile, a row of columns and a broadcast.
+// Registers hold the sums of a tile, a row of columns and a broadcast. Of two panels that are too
+// wide for them together, a tile is one row.
 constexpr int kRegisterBytes = DSMOOTH_VECTOR_BYTES * DSMOOTH_VECTOR_REGISTERS;
 constexpr int kMaxPanelUnits = kRegisterBytes == 2048 ? 6 : kRegisterBytes == 512 ? 3 : 2;
 constexpr int max_tile_rows(int units) {
+  if (units > kMaxPanelUnits) return 1;
   if (kRegisterBytes == 2048) return units <= 4 ? 12 : 8;
   if (kRegisterBytes == 512) return units == 1 ? 8 : units == 2 ? 6 : 4;
   return units == 1 ? 4 : 2;
@@ -26,23 +28,23 @@ constexpr int max_tile_rows(int units) {
 
 // Sums of R rows by U units in registers; one accumulator per output, k ascending.
 template <class D, int R, int U>
-[[gnu::flatten]] void tile(const Job& job, const Panel& panel, int m0, float* out,
+[[gnu::flatten]] void tile(const Job& job, const Panel& first, int m0, float* out,
                            ptrdiff_t stride) {
   using Row = isa::TileRow<D, U * kUnit / kLanes, U * kUnit % kLanes != 0>;
   Row sum[R];
-  const float* init = job.init + panel.column;
+  const float* init = job.init + first.column;
   int row = m0 % job.init_rows;
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
     sum[i].load(init + row * job.init_stride);
     row = row + 1 == job.init_rows ? 0 : row + 1;
   }
-  const auto* b = reinterpret_cast<const typename D::Cell*>(panel.b);
+  const auto* b = reinterpret_cast<const typename D::Cell*>(first.b);
   for (int s = 0; s < job.n_segments; ++s) {
     const Segment& segment = job.segments[s];
     const ptrdiff_t step = segment.stride;
     const auto* a = reinterpret_cast<const typename D::Cell*>(segment.a + m0 * step);
-    for (int k = segment.k; k > 0; --k, ++a, b += U * kUnit) {
+    for (int k = segment.k; k > 0; --k, ++a, b += first.step) {
       const typename Row::Columns columns(b);
 #pragma GCC unroll 16
       for (int i = 0; i < R; ++i) sum[i].add(D::broadcast(a + i * step), columns);
@@ -53,52 +55,16 @@ template <class D, int R, int U>
 }
 
 template <class D, int U, int R = max_tile_rows(U)>
-void tile_of(const Job& job, const Panel& panel, int m0, int rows, float* out, ptrdiff_t stride) {
-  if (rows == R) return tile<D, R, U>(job, panel, m0, out, stride);
-  if constexpr (R > 1) tile_of<D, U, R - 1>(job, panel, m0, rows, out, stride);
+void tile_of(const Job& job, const Panel& first, int m0, int rows, float* out, ptrdiff_t stride) {
+  if (rows == R) return tile<D, R, U>(job, first, m0, out, stride);
+  if constexpr (R > 1) tile_of<D, U, R - 1>(job, first, m0, rows, out, stride);
 }
 
-template <class D, int U = kMaxPanelUnits>
-void any_tile(const Job& job, const Panel& panel, int m0, int rows, float* out, ptrdiff_t stride) {
-  if (panel.units == U) return tile_of<D, U>(job, panel, m0, rows, out, stride);
-  if constexpr (U > 1) any_tile<D, U - 1>(job, panel, m0, rows, out, stride);
-}
-
-// One row of two panels at once: alone, the few sums of a panel would wait for one another.
-template <class D, int U, int V>
-[[gnu::flatten]] void row_of_two(const Job& job, const Panel& first, const Panel& second, int m,
-                                 float* out, float* out2) {
-  using Row = isa::TileRow<D, U * kUnit / kLanes, U * kUnit % kLanes != 0>;
-  using Row2 = isa::TileRow<D, V * kUnit / kLanes, V * kUnit % kLanes != 0>;
-  const float* init = job.init + m % job.init_rows * job.init_stride;
-  Row sum;
-  Row2 sum2;
-  sum.load(init + first.column);
-  sum2.load(init + second.column);
-  const auto* b = reinterpret_cast<const typename D::Cell*>(first.b);
-  const auto* b2 = reinterpret_cast<const typename D::Cell*>(second.b);
-  for (int s = 0; s < job.n_segments; ++s) {
-    const Segment& segment = job.segments[s];
-    const auto* a = reinterpret_cast<const typename D::Cell*>(segment.a + m * segment.stride);
-    for (int k = segment.k; k > 0; --k, ++a, b += U * kUnit, b2 += V * kUnit) {
-      const auto cell = D::broadcast(a);
-      sum.add(cell, typename Row::Columns(b));
-      sum2.add(cell, typename Row2::Columns(b2));
-    }
-  }
-  sum.store(out);
-  sum2.store(out2);
-}
-
-// Panels are cut so that the second is as wide as the first, or a unit less.
-template <class D, int U = kMaxPanelUnits>
-void any_row_of_two(const Job& job, const Panel& first, const Panel& second, int m, float* out,
-                    float* out2) {
-  if (first.units == U) {
-    if (second.units == U) return row_of_two<D, U, U>(job, first, second, m, out, out2);
-    if constexpr (U > 1) return row_of_two<D, U, U - 1>(job, first, second, m, out, out2);
-  }
-  if constexpr (U > 1) any_row_of_two<D, U - 1>(job, first, second, m, out, out2);
+template <class D, int U = 2 * kMaxPanelUnits>
+void any_tile(const Job& job, const Panel& first, int units, int m0, int rows, float* out,
+              ptrdiff_t stride) {
+  if (units == U) return tile_of<D, U>(job, first, m0, rows, out, stride);
+  if constexpr (U > 1) any_tile<D, U - 1>(job, first, units, m0, rows, out, stride);
 }
 
 template <class T>
@@ -152,28 +118,29 @@ template <class T>
     for (int i = 0; i < kGroupSize / kLanes; ++i) {
       const int at = first + i * kLanes, left = n - at;
       const int count = left >= kLanes ? kLanes : left > 0 ? left : 0;
-      const Vec v = (M::load(logits + at, count) - largest) / temperature;
+      Vec v = M::load(logits + at, count) - largest;
+      if (temperature != 1.0f) v = v / temperature;
       M::store(Elementary<M>::exp_negative(v), logits + at, count);
       group[i] = M::load(logits + at, count);
     }
-#pragma GCC unroll 2
-    for (int half = kGroupSize / kLanes / 2; half > 0; half /= 2)
-#pragma GCC unroll 2
-      for (int i = 0; i < half; ++i) group[i] = group[i] + group[i + half];
-    M::store(group[0], lanes);
-#pragma GCC unroll 4
-    for (int half = kLanes / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    sums[first / kGroupSize] = lanes[0];
+    // The tree of weigh_group, in quarters of the group.
+    typedef float Quarter __attribute__((vector_size(kGroupSize)));
+    Quarter q[4];
+    static_assert(sizeof q == sizeof group);
+    __builtin_memcpy(q, group, sizeof q);
+    q[0] = (q[0] + q[2]) + (q[1] + q[3]);
+    sums[first / kGroupSize] = (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
   }
 }
 
 template <class D, class T>
-constexpr TileKernels kKernels = {DSMOOTH_ISA_NAME, sizeof(T) == sizeof(bfloat16),
-                                  kMaxPanelUnits,   max_tile_rows,
-                                  any_tile<D>,      any_row_of_two<D>,
-                                  finish<T>,        weigh};
+constexpr TileKernels kKernels = {DSMOOTH_ISA_NAME,
+                                  sizeof(T) == sizeof(bfloat16),
+                                  kMaxPanelUnits,
+                                  max_tile_rows,
+                                  any_tile<D>,
+                                  finish<T>,
+                                  weigh};
 
 }  // namespace
 }  // namespace dsmooth::sampler::DSMOOTH_ISA

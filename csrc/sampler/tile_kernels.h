@@ -13,8 +13,8 @@
 namespace dsmooth::sampler {
 
 // A sum over k runs over words in ascending order, in one accumulator per output.
-constexpr int kMaxRows = 12;  // of a tile
-constexpr int kMaxUnits = 6;
+constexpr int kMaxRows = 12;      // of a tile
+constexpr int kMaxUnits = 6;      // and twice as many in a tile of one row
 constexpr int kMaxSegments = 16;  // runs of consecutive words that a sum is made of
 
 struct Segment {
@@ -57,12 +57,12 @@ struct TileKernels {
   const char* instruction_set;
   bool bf16;  // operands
   int max_units;
-  int (*max_rows)(int units);
-  // Writes the sums of rows m0 .. m0 + rows - 1 of one panel to out; `finish` is their epilogue.
-  void (*tile)(const Job& job, const Panel& panel, int m0, int rows, float* out, ptrdiff_t stride);
-  // One row of two panels, the second as wide as the first or a unit less: the same sums.
-  void (*row_of_two)(const Job& job, const Panel& first, const Panel& second, int m, float* out,
-                     float* out2);
+  int (*max_rows)(int units);  // of a tile
+  // Writes the sums of rows m0 .. m0 + rows - 1 to out, for so many units from the first column of
+  // a panel on: that panel, or the pair that it begins.
+  void (*tile)(const Job& job, const Panel& first, int units, int m0, int rows, float* out,
+               ptrdiff_t stride);
+  // The epilogue of the sums of one panel.
   void (*finish)(const Job& job, const Panel& panel, int m0, int rows, const float* sums,
                  ptrdiff_t stride);
   // Turns n logits to weights and gives the sum of each group, as weigh_group does (components.h).

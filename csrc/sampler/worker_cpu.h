@@ -124,12 +124,12 @@ struct Team {
 
 class CpuWorker {
  public:
-  static constexpr bool kCompletes = true;
+  static constexpr bool kCompletes = true, kStops = true;
 
   CpuWorker(const TileKernels& kernels, Team& team, int lane, int lanes)
       : kernels_(kernels), team_(team), lane_(lane), lanes_(lanes) {}
 
-  void begin_row(int) const {}
+  void begin_row(int) { sync(); }
   // The horizontal stream at one pixel, and the parameters of its mixture, product after product.
   void pixel(const StateView& state, int row, int column) {
     int n;
@@ -173,13 +173,17 @@ class CpuWorker {
     for (int i = lane_; i < n; i += step) f(i);
   }
 
+  // A lane that works solo comes to a barrier before the end of the row only to say that it stops.
   void sync() {
     if (!now_.solo)
       wait_at_barrier(lanes_ > 1 && team_.late.load(std::memory_order_relaxed) > kLate);
+    else if (lane_ == 0 && !now_.stop && team_.control.stop.load(std::memory_order_relaxed))
+      wait_at_barrier(true);
   }
 
   // The end of a row of so many images, where all lanes meet.
   void end_row(int images) {
+    if (now_.stop) return;
     if (lane_ != 0) return wait_at_barrier(false);
     team_.control.image_rows.fetch_add(images, std::memory_order_relaxed);
     if (now_.solo && --solo_rows_ > 0) return wait_at_barrier(true);
@@ -200,45 +204,46 @@ class CpuWorker {
   // Rows of activations that stay in the first cache while the panels go by.
   static constexpr int kRowsAtATime = 48;
 
-  void tiles(const Job& job, int begin, int end, int first_panel, int step) const {
-    alignas(64) float sums[kMaxRows * kMaxUnits * kUnit];
+  // A lane's share of rows begin .. end - 1: every so many pairs of panels or, where they do not
+  // lie side by side or there are fewer pairs than lanes, panels.
+  void tiles(const Job& job, int begin, int end, int lane, int lanes) const {
+    const bool paired = job.panels->step > job.panels->units * kUnit;
+    const int most = paired && (job.n_panels + 1) / 2 >= lanes ? 2 : 1;
     for (int first = begin; first < end; first += kRowsAtATime) {
       const int last = std::min(end, first + kRowsAtATime);
-      for (int i = first_panel; i < job.n_panels; i += step) {
-        const Panel& panel = job.panels[i];
-        if (last - first == 1 && i + step < job.n_panels) {
-          row_of_two(job, panel, job.panels[i += step], first, sums);
-          continue;
-        }
-        const int most = kernels_.max_rows(panel.units);
-        const int count = (last - first + most - 1) / most;
-        for (int t = 0, m = first; t < count; ++t) {
-          const int next = first + (last - first) * (t + 1) / count;
-          tile(job, panel, m, next - m, sums);
-          m = next;
-        }
+      for (int i = lane * most; i < job.n_panels; i += lanes * most) {
+        const int count = std::min(most, job.n_panels - i), rows = std::min(last - first, 2);
+        const Panel* const panels = job.panels + i;
+        if (kernels_.max_rows(units_of(panels, count)) >= rows)
+          tiles_of(job, panels, count, first, last);
+        else
+          for (int j = 0; j < count; ++j) tiles_of(job, panels + j, 1, first, last);
       }
     }
   }
 
-  void tile(const Job& job, const Panel& panel, int m, int rows, float* sums) const {
-    if (job.partial.begin)
-      return kernels_.tile(job, panel, m, rows, job.partial.row(m) + panel.column,
-                           job.partial.stride);
-    const int stride = panel.units * kUnit;
-    kernels_.tile(job, panel, m, rows, sums, stride);
-    kernels_.finish(job, panel, m, rows, sums, stride);
+  static int units_of(const Panel* panels, int count) {
+    return panels[0].units + (count == 2 ? panels[1].units : 0);
   }
 
-  void row_of_two(const Job& job, const Panel& first, const Panel& second, int m,
-                  float* sums) const {
-    float* const to = job.partial.begin ? job.partial.row(m) : nullptr;
-    float* const out = to ? to + first.column : sums;
-    float* const out2 = to ? to + second.column : sums + first.units * kUnit;
-    kernels_.row_of_two(job, first, second, m, out, out2);
-    if (to) return;
-    kernels_.finish(job, first, m, 1, out, 0);
-    kernels_.finish(job, second, m, 1, out2, 0);
+  // Of one panel, or of two side by side at once. Alone, the few sums of a row would wait for one
+  // another, and few columns fill half a vector.
+  void tiles_of(const Job& job, const Panel* panels, int count, int begin, int end) const {
+    alignas(64) float sums[kMaxRows * kMaxUnits * kUnit];
+    const int units = units_of(panels, count), stride = units * kUnit;
+    const int most = kernels_.max_rows(units), n = (end - begin + most - 1) / most;
+    for (int t = 0, m = begin, next; t < n; ++t, m = next) {
+      next = begin + (end - begin) * (t + 1) / n;
+      if (job.partial.begin) {
+        kernels_.tile(job, *panels, units, m, next - m, job.partial.row(m) + panels->column,
+                      job.partial.stride);
+        continue;
+      }
+      kernels_.tile(job, *panels, units, m, next - m, sums, stride);
+      for (int j = 0; j < count; ++j)
+        kernels_.finish(job, panels[j], m, next - m, sums + panels[j].column - panels->column,
+                        stride);
+    }
   }
 
   // Only the first lane writes `solo`.

@@ -170,6 +170,12 @@ def test_what_is_written_has_memory_of_its_own() -> None:
             sampler.sample(**given | {name: same})
 
 
+def test_guidance_needs_a_condition() -> None:
+    two = {"out": guarded(torch.zeros(2, 1, 8, 8)), "guidance": 0.5}
+    with pytest.raises(ValueError, match=r"guidance must be .*, 0 without a condition, got 0\.5"):
+        make_sampler("none", False).sample(**_arguments("none") | two)
+
+
 NUMBERS = [-(2**31), -2, -1, 0, 1, 2, 3, 5, 64, 2**20, 2**31 - 1, 2**31, 2**70]
 ODD = [None, "x", 1.5, True, False, (), [], {}, np.zeros(3), torch.ones(2), object(), *NUMBERS]
 WEIGHTS = [
