@@ -168,7 +168,7 @@ def test_the_summary_is_of_the_numbers_of_the_cards(tool: SimpleNamespace) -> No
     sentences = (
         "the pair had more compute",
         "nearer to the data than the plain model's",
-        "as near to the data as other images of it",
+        "as near to the training images as the test images are",
     )
     summary = tool.text("summary.md", **of_both)
     assert all(part in summary for part in (*sentences, f"≤ {bound:.3f} ±"))
