@@ -225,7 +225,7 @@ def measure(name: str, card: Card) -> dict[str, Any]:
         "tb_per_s": case.work.bytes / seconds.median / 1e12,
     }
     return {
-        "seconds": seconds,
+        "seconds": [*seconds],
         **{unit: float(f"{rate:.4g}") for unit, rate in rates.items() if rate},
         "device": torch.cuda.get_device_name() if card.is_cuda else "cpu",
     }
