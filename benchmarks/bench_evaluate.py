@@ -8,9 +8,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.bench_data import random_images
 from benchmarks.measure import Bench, Work, quick, smoke
 from benchmarks.networks import SMALL, Network, make_pair
-from dsmooth.data import ImageDataset, load_dataset
+from dsmooth.data import load_dataset
 from dsmooth.evaluate.features import extract_features, make_extractor
 from dsmooth.evaluate.frechet import frechet_distance
 from dsmooth.evaluate.likelihood import evaluate_bits_per_dim
@@ -27,17 +28,15 @@ pytestmark = pytest.mark.usefixtures("native")
 )
 def bench_bits(bench: Bench, network: Network, images: int) -> None:
     """The bound of a concat pair, one draw of noise per image, on 256 images."""
-    pair, size = make_pair(network, "concat"), network.size
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (images, 1, size, size), generator=generator).byte()
-    dataset = ImageDataset(pixels, None, "random", "test", "random bytes")
+    pair = make_pair(network, "concat")
+    dataset = random_images(images, 1, network.size)
 
     def score(batch_size: int = 64) -> float:
         return evaluate_bits_per_dim(pair, dataset, batch_size=batch_size).value
 
     assert score() == pytest.approx(score(batch_size=3), rel=1e-4)
     work = Work(images=images)
-    bench.compare({"score": score}, "score", rounds=5, shape=pixels.shape, work=work)
+    bench.compare({"score": score}, "score", rounds=5, shape=dataset.images.shape, work=work)
 
 
 @pytest.mark.parametrize("count", [smoke(8, id="features-small"), quick(1000, id="features")])

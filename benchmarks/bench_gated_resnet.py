@@ -6,6 +6,7 @@ caches but not turns.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -39,29 +40,22 @@ def bench_gated_resnet(bench: Bench, f: int, size: int, dtype: torch.dtype) -> N
     bench.require(dtype)
     generator = torch.Generator().manual_seed(0)
 
-    def draw(*shape: int, scale: float = 1.0) -> Tensor:
-        return torch.randn(shape, generator=generator) * scale
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
 
     def image() -> Tensor:
         return draw(BATCH, f, size, size).to(dtype).to(memory_format=torch.channels_last)
 
-    kernel_scale = (8 * f) ** -0.5
-    weights = [
-        draw(f, 2 * f, 2, 2, scale=kernel_scale),
-        draw(f),
-        draw(2 * f, 2 * f, 2, 2, scale=kernel_scale),
-        draw(2 * f),
-        draw(f, 2 * f, 1, 1, scale=(2 * f) ** -0.5),
-        draw(f),
-    ]
+    kernels = ((f, 2 * f, 2, 2), (2 * f, 2 * f, 2, 2), (f, 2 * f, 1, 1))
+    weights: list[Tensor] = []
+    for kernel in kernels:
+        weights += draw(*kernel) * math.prod(kernel[1:]) ** -0.5, draw(kernel[0])
     leaves = [t.requires_grad_() for t in (image(), image(), *weights)]
     grad_y = image()
 
     def block(impl: Any) -> Callable[..., Tensor]:
         def run(x: Tensor, skip: Tensor, *w: Tensor) -> Tensor:
-            return gated_resnet(
-                *(x, (w[0], w[1]), (w[2], w[3]), skip, (w[4], w[5])), shift="down_right", impl=impl
-            )
+            return gated_resnet(x, w[:2], w[2:4], skip, w[4:], shift="down_right", impl=impl)
 
         return run
 

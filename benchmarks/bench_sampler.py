@@ -42,10 +42,12 @@ BF16 = torch.bfloat16
         quick(MNIST, 64, BF16, id="mnist-64-bf16"),
         *(full(CIFAR, n, torch.float32, id=f"cifar-{n}") for n in (1, 4, 16, 64)),
         full(CIFAR, 16, BF16, id="cifar-16-bf16"),
+        *(quick(Network(size=n), 16, torch.float32, id=f"size-{n}x{n}") for n in (16, 28)),
+        *(full(Network(size=n), 16, torch.float32, id=f"size-{n}x{n}") for n in (40, 56, 80)),
     ],
 )
 def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype) -> None:
-    """Batch sweep."""
+    """Batch sweep, and time against H W: linear, where plain sampling's is quadratic."""
     bench.require(dtype)
     model = network.build()
     sampler = CachedSampler(model, dtype)
@@ -58,6 +60,8 @@ def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype
     flops = flops_of_forward(model, network.shape(batch))
     stages, n_weights = cost_of_sweep(model, size, size)
     n_bytes, stage_seconds = n_weights * dtype.itemsize, seconds_per_stage(network)
+    # Two workers with caches for 16 images each, and the images.
+    cached_images, shape = min(batch, 16 * torch.get_num_threads()), network.shape(batch)
     # A forward that takes ten seconds needs no warming up.
     rounds, warmup = (3, 0) if flops > 1e12 else (7, 1)
     bench.compare(
@@ -68,18 +72,11 @@ def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype
         rounds=rounds,
         warmup=warmup,
         calls={"plain": size**2},
-        shape=network.shape(batch),
+        shape=shape,
         dtype=dtype,
         # A worker draws 16 images at a time and reads the weights for them once.
         work=Work(batch, flops, n_bytes * math.ceil(batch / 16), stages, stage_seconds),
-        facts={
-            "seconds_per_stage": stage_seconds,
-            # Two workers with caches for 16 images each, and the images.
-            "memory_formula": min(batch, 16 * torch.get_num_threads())
-            * sampler.bytes_per_image(size, size)
-            + 4 * batch * network.channels * size**2,
-            "instruction_set": sampler.instruction_set,
-        },
+        memory_formula=cached_images * sampler.bytes_per_image(size, size) + 4 * math.prod(shape),
     )
 
 
@@ -133,35 +130,6 @@ def bench_threads(bench: Bench, network: Network, batch: int) -> None:
     assert torch.equal(one, two)
     settings = {"shape": network.shape(batch), "work": Work(images=batch)}
     bench.compare(contenders, "2 thread(s)", rounds=5, **settings)
-
-
-@pytest.mark.parametrize(
-    "network",
-    [
-        smoke(SMALL, id="small"),
-        *(quick(Network(size=n), id=f"size-{n}x{n}") for n in (16, 28)),
-        *(full(Network(size=n), id=f"size-{n}x{n}") for n in (40, 56, 80)),
-    ],
-)
-def bench_image_size(bench: Bench, network: Network) -> None:
-    """Time against H W: linear, where plain sampling's is quadratic."""
-    size = network.size
-    model = network.build()
-    sampler = CachedSampler(model)
-
-    def cached() -> torch.Tensor:
-        return sampler.sample(16, size, size)
-
-    check_samples(model, cached())
-    shape = network.shape(16)
-    bench.compare(
-        {"cached": cached},
-        "cached",
-        limits={"torch.mm": lambda: matmul(torch.float32)},
-        rounds=5,
-        shape=shape,
-        work=Work(16, flops_of_forward(model, shape)),
-    )
 
 
 @pytest.mark.parametrize(

@@ -14,17 +14,10 @@ import torch
 
 from benchmarks.measure import CPU, Bench, Work, full, matmul, quick, smoke
 from benchmarks.networks import Network, flops_of_forward, make_step
-from dsmooth import ModelConfig, PixelCNNpp
 from dsmooth.machine import has_fast_bfloat16, torch_threads
 
 pytestmark = pytest.mark.usefixtures("native")
 BATCH = 32
-
-
-def model(f: int, r: int) -> PixelCNNpp:
-    torch.manual_seed(0)
-    config = ModelConfig(n_filters=f, n_resnet=r, dropout=0.0)
-    return PixelCNNpp(config).to(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(
@@ -42,18 +35,18 @@ def bench_training_step(bench: Bench, f: int, r: int, threads: int, compiled: bo
     x = torch.rand(BATCH, 1, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     dtypes = [torch.float32, *([torch.bfloat16] if has_fast_bfloat16(CPU) else [])]
     chosen, name = dtypes[-1], str(dtypes[-1]).removeprefix("torch.")
+    network = Network(n_filters=f, n_resnet=r, size=size)
     with torch_threads(threads):
         contenders = {
-            f"{kind} {str(dtype)[6:]}": make_step(model(f, r), x, impl, dtype)
+            f"{kind} {str(dtype)[6:]}": make_step(network.build(), x, impl, dtype)
             for impl, kind in (("reference", "eager"), ("native", "native"))
             for dtype in dtypes
         }
         if compiled:
-            contenders[f"compile {name}"] = make_step(model(f, r), x, "reference", chosen, True)
+            contenders[f"compile {name}"] = make_step(network.build(), x, "reference", chosen, True)
         first = {name: step() for name, step in contenders.items()}
         for contender, loss in first.items():
             assert abs(loss / first["eager float32"] - 1) < 5e-3, contender
-        network = Network(n_filters=f, n_resnet=r, size=size)
         bench.compare(
             contenders,
             f"native {name}",

@@ -34,7 +34,7 @@ def draw_all(results: list[Result], folder: Path) -> Iterator[Path]:
 def speedup(axes: plt.Axes, results: list[Result]) -> bool:
     """Cached against plain sampling, by batch size, beside the published curve."""
     cases = [r for r in results if (r["suite"], r["dtype"]) == ("sampler", "float32")]
-    cases = [r for r in cases if "plain" in r["ratios"]]
+    cases = [r for r in cases if "plain" in r["ratios"] and not r["case"].startswith("size-")]
     for channels, network, colour in ((1, "MNIST F40", BLUE), (3, "CIFAR-10 F160", ORANGE)):
         curve = [r for r in cases if r["shape"][1] == channels]
         points = sorted((r["shape"][0], r["ratios"]["plain"][0]) for r in curve)

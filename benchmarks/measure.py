@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -31,24 +31,15 @@ from dsmooth.progress import LINE_SECONDS
 
 Run = Callable[[], object]
 CPU = torch.device("cpu")
+# Parameters: of the smallest case, which `pytest --benchmark-disable -m smoke` runs; those that
+# --quick keeps; those that it leaves out.
+smoke = partial(pytest.param, marks=pytest.mark.smoke)
+quick = partial(pytest.param, marks=pytest.mark.quick)
+full = pytest.param
 
 
-def smoke(*values: Any, id: str) -> Any:
-    """A parameter of the smallest case: what `pytest --benchmark-disable -m smoke` runs."""
-    return pytest.param(*values, id=id, marks=pytest.mark.smoke)
-
-
-def quick(*values: Any, id: str) -> Any:
-    """A parameter that --quick keeps."""
-    return pytest.param(*values, id=id, marks=pytest.mark.quick)
-
-
-full = pytest.param  # a parameter that --quick leaves out
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median and quartiles."""
+class Spread(NamedTuple):
+    """Median and quartiles, four digits of each."""
 
     median: float
     q1: float
@@ -56,11 +47,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        return cls(*(float(v) for v in np.percentile(values, (50, 25, 75))))
-
-    def as_list(self) -> list[float]:
-        """[median, q1, q3], four digits of each."""
-        return [float(f"{v:.4g}") for v in (self.median, self.q1, self.q3)]
+        return cls(*(_round(v) for v in np.percentile(values, (50, 25, 75))))
 
 
 @dataclass(frozen=True)
@@ -169,14 +156,13 @@ def peak_memory_of(run: Run) -> int | None:
     except (OSError, AttributeError):
         run()
         return None
-    before = _memory(status, "VmRSS")
+
+    def kilobytes(field_name: str) -> int:
+        return int(status.read_text().partition(f"{field_name}:")[2].split()[0])
+
+    before = kilobytes("VmRSS")
     run()
-    return max(0, _memory(status, "VmHWM") - before)
-
-
-def _memory(status: Path, field_name: str) -> int:
-    line = next(s for s in status.read_text().splitlines() if s.startswith(field_name + ":"))
-    return 1024 * int(line.split()[1])
+    return 1024 * max(0, kilobytes("VmHWM") - before)
 
 
 @lru_cache(maxsize=1)
@@ -256,7 +242,7 @@ class Bench:
         shape: Sequence[int],
         dtype: torch.dtype = torch.float32,
         work: Work | None = None,
-        facts: Mapping[str, Any] | None = None,
+        memory_formula: int | None = None,
         **timing: Any,
     ) -> Turns | None:
         """Let contenders and limits take turns; keep and print what that says of `ours`, and the
@@ -270,19 +256,16 @@ class Bench:
         made = {name: make() for name, make in (limits or {}).items()}
         turns = take_turns({**contenders, **made}, **timing)
         work, seconds = work or Work(), turns.of(ours).median
-        peaks: list[int | None] = []
-        measured = contenders[ours] if memory else lambda: None
-        self.benchmark.pedantic(lambda: peaks.append(peak_memory_of(measured)), rounds=1)
+        measure_memory = peak_memory_of if memory else lambda run: None
+        peak = self.benchmark.pedantic(measure_memory, [contenders[ours]], rounds=1)
         result = {
             "suite": self.suite,
             "case": self.case,
             "ours": ours,
-            "seconds": {name: turns.of(name).as_list() for name in turns.seconds},
-            "ratios": {n: turns.ratio(n, ours).as_list() for n in contenders if n != ours},
+            "seconds": {name: turns.of(name) for name in turns.seconds},
+            "ratios": {n: turns.ratio(n, ours) for n in contenders if n != ours},
             "rounds": len(turns.seconds[ours]),
             "img_per_s": _round(work.images / seconds),
-            "gflop_per_s": _round(work.flops / seconds / 1e9),
-            "gb_per_s": _round(work.bytes / seconds / 1e9),
             "flops": work.flops,
             "bytes": work.bytes,
             "limits": {n: [unit, _round(rate)] for n, (unit, rate) in turns.rates().items()},
@@ -291,9 +274,9 @@ class Bench:
             "dtype": str(dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "load": _round(os.getloadavg()[0]),
-            "peak_memory": peaks[0] if memory else None,
+            "peak_memory": peak,
+            "memory_formula": memory_formula,
             **machine(),
-            **(facts or {}),
         }
         self.benchmark.extra_info.update(result)
         with self.capsys.disabled():

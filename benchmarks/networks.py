@@ -85,6 +85,7 @@ def make_step(
     model: PixelCNNpp, x: Tensor, impl: Any, dtype: torch.dtype, compiled: bool = False
 ) -> Callable[[], Tensor]:
     """A function that makes one update by Adam, with clipping, and returns its loss."""
+    model.to(x.device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True, capturable=x.is_cuda)
     log_prob = model.log_prob
     if compiled:

@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
 from importlib import import_module
@@ -27,7 +27,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from benchmarks.bench_logistic_mixture import images_and_params
+from benchmarks.bench_logistic_mixture import check, images_and_params, make_contenders
 from benchmarks.ceilings import BF16, CEILINGS, Card, Case
 from benchmarks.measure import Work, machine, take_turns
 from benchmarks.networks import (
@@ -40,7 +40,7 @@ from benchmarks.networks import (
 )
 from dsmooth import PixelCNNpp
 from dsmooth.files import write_atomically
-from dsmooth.functional import logistic_mixture_log_prob, use_impl
+from dsmooth.functional import use_impl
 from dsmooth.nn.layers import GatedResnet
 from dsmooth.sampling import CachedSampler
 from dsmooth.training.device import ReplayedStep, set_keep_gates
@@ -97,7 +97,7 @@ def training_step(name: str, batch: int, mode: str, card: Card) -> Case:
     x = torch.rand(network.shape(batch), device=card.device) * 2 - 1
     kind = mode.removesuffix("-uncaptured")
     impl: Any = card.ours if kind in ("kept", "again") else "reference"
-    model = network.build().to(card.device, memory_format=torch.channels_last)
+    model = network.build()
     set_keep_gates(model, kind == "kept")
     step = make_step(model, x, impl, BF16)
 
@@ -165,25 +165,17 @@ def block(name: str, card: Card) -> Case:
 
 def loss(shape: tuple[int, int, int, int], likelihood: Any, contender: str, card: Card) -> Case:
     """Value and gradient of the mixture's log-likelihood, by our kernels or "eager"."""
-    impl = card.ours if contender == "ours" else "reference"
     if card.tiny:
         shape = (2, shape[1], 8, 8)
     x, params = images_and_params(shape, likelihood, gradient=False)
     x = x.to(card.device)
     params = params.to(card.device, memory_format=torch.channels_last).requires_grad_()
 
-    def gradient(impl: Any) -> list[Tensor]:
-        log_p = logistic_mixture_log_prob(x, params, likelihood, impl)
-        return [*torch.autograd.grad(log_p.sum(), params)]
-
-    def check() -> None:
-        (want,) = gradient("reference")
-        tolerance = 1e-4 * want.abs().max().item()
-        torch.testing.assert_close(gradient(impl), [want], rtol=1e-3, atol=tolerance)
-
+    contenders = make_contenders(x, params, likelihood, True, compiled=False, impl=card.ours)
     # values, their gradients, and those scaled
     moved = 4 * (4 * params.numel() + x.numel())
-    return Case(lambda: gradient(impl), Work(images=shape[0], bytes=moved), check)
+    run = contenders[card.ours if contender == "ours" else "eager"]
+    return Case(run, Work(images=shape[0], bytes=moved), partial(check, contenders, rtol=1e-3))
 
 
 SAMPLED = {"mnist": (1, 64, 132, 1056, 2112), "cifar": (1, 132, 1056, 2112)}
@@ -233,7 +225,7 @@ def measure(name: str, card: Card) -> dict[str, Any]:
         "tb_per_s": case.work.bytes / seconds.median / 1e12,
     }
     return {
-        "seconds": seconds.as_list(),
+        "seconds": [*seconds],
         **{unit: float(f"{rate:.4g}") for unit, rate in rates.items() if rate},
         "device": torch.cuda.get_device_name() if card.is_cuda else "cpu",
     }
@@ -246,11 +238,8 @@ def profile(name: str, card: Card, trace: Path | None) -> None:
     for _ in range(case.warmup):
         case.run()
     card.wait()
-    with ExitStack() as stack:
-        if trace is not None:
-            profiler = stack.enter_context(torch.profiler.profile())
-        elif card.is_cuda:
-            stack.enter_context(torch.cuda.profiler.profile())
+    marks = torch.cuda.profiler.profile if card.is_cuda else nullcontext
+    with (torch.profiler.profile if trace is not None else marks)() as profiler:
         case.run()
         card.wait()
     if trace is not None:

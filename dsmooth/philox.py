@@ -26,7 +26,7 @@ class Stream(IntEnum):
     csrc/common/philox.h gives the same numbers to the streams that it names.
     """
 
-    # 7 and 8 are reserved: with other numbers for the streams every image would change.
+    # 6, 7 and 8 are reserved: with other numbers for the streams every image would change.
 
     SAMPLE = 0  # pixels of a model without context
     SAMPLE_CONDITIONED = 1  # pixels of a model with context
@@ -34,7 +34,6 @@ class Stream(IntEnum):
     ORDER = 3  # the order of training images in an epoch
     CLEAN_NOISE = 4  # the paper's x + 0.01 n
     DROPOUT = 5
-    SHIFT = 6  # of a classifier's training images
     FLIP = 9  # horizontal flips of training images
     CLASS = 10  # the class of an image, drawn from the prior
     # 11 is reserved.

@@ -2,11 +2,11 @@
 
 A call takes at most --minutes. Each step is a command whose output goes to a log; one that should
 take longer than is left is skipped, for the next call, which does again what failed and not what is
-done. After each step the folder --out holds day.json, day.md, measured.json and logs.tar.gz. To go
-on with another machine, put day.json and measured.json into build/gpu-day there.
+done. After each step the folder $OUT, else --state, holds day.json, day.md, measured.json and
+logs.tar.gz. To go on with another machine, put the first and the third into build/gpu-day there.
 
 A wrong number in the smoke tests of a family (block, loss, training, sampler) leaves out what is
-timed of it, and of no other; --go-on times all the same.
+timed of it, and of no other; benchmarks/on_gpu.py times all the same.
 
 The tool itself needs Python alone. Where there is a network, `--wheels` gathers what a GPU's
 machine may lack into build/wheels, and tools/triton_cache.py compiles kernels ahead, some minutes
@@ -73,10 +73,6 @@ pip=("$0" -m pip install -q --no-deps)
   "${pip[@]}" --force-reinstall --no-index --find-links=build/wheels dsmooth ||
   "${pip[@]}" --no-build-isolation -e . && echo "$1" > build/built
 """
-# The GPU tests that follow, by the assembler of the machine's CUDA instead of Triton's own.
-OTHER_PTXAS = """
-export TRITON_PTXAS_PATH="$(command -v ptxas || ls /usr/local/cuda/bin/ptxas)" && exec "$@"
-"""
 
 
 @dataclass(frozen=True)
@@ -139,9 +135,6 @@ def steps() -> list[Step]:
     install = [PYTHON, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
     carried = [*install, f"--find-links={WHEELS}", *CARRIED]
     unpack = ["bash", "-c", UNPACK, PYTHON]
-    # F = 40 and 160, whose kernels are compiled anew.
-    chosen = "(size2-40 or size3-160) and bfloat16"
-    anew = gpu_tests("-n8", "-k", chosen, *FAMILIES["block"][0])
     return [
         Step("preflight", ["bash", "-c", DESCRIBE, PYTHON], 10, (), always=True),
         *([Step("install", carried, 10, always=True)] if WHEELS.is_dir() else []),
@@ -173,7 +166,6 @@ def steps() -> list[Step]:
         check("tests-gated-resnet", 300, *PROVING[:1]),
         check("tests-mixture", 200, *PROVING[1:2]),
         check("tests-others", 300, *(f"--ignore={file}" for file in PROVING[:2])),
-        Step("tests-other-ptxas", ["bash", "-c", OTHER_PTXAS, "bash", *anew], 200),
         *(sanitize(tool) for tool in ("memcheck", "racecheck", "initcheck", "synccheck")),
         *(
             Step(f"tune-{name}", [PYTHON, "benchmarks/tune.py", name], 400)
@@ -278,10 +270,10 @@ def write(path: Path, content: bytes) -> None:
 class Day:
     """Record of what was done so far, in a folder of state, and its copy for whoever asked."""
 
-    def __init__(self, state: Path, out: Path) -> None:
-        self.state, self.out = state, out
+    def __init__(self, state: Path) -> None:
+        self.state, self.out = state, Path(os.environ.get("OUT") or state).resolve()
         (state / "logs").mkdir(parents=True, exist_ok=True)
-        out.mkdir(parents=True, exist_ok=True)
+        self.out.mkdir(parents=True, exist_ok=True)
         self.steps: dict[str, Any] = self.read("day.json", "steps")
 
     def read(self, file: str, key: str) -> dict[str, Any]:
@@ -322,9 +314,9 @@ class Day:
         return "".join(f"| {' | '.join(row)} |\n" if row else "\n" for row in rows)
 
 
-def attempt(step: Step, day: Day, left: float, rehearse: bool, go_on: bool) -> None:
+def attempt(step: Step, day: Day, left: float, rehearse: bool) -> None:
     """Run a step and note its outcome, unless it must be left out."""
-    wrong = [] if go_on else day.failed(*proofs_of(step.name))
+    wrong = day.failed(*proofs_of(step.name))
     reason = ""
     if rehearse and step.tiny is None:
         reason = "needs a GPU"
@@ -351,11 +343,9 @@ def attempt(step: Step, day: Day, left: float, rehearse: bool, go_on: bool) -> N
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=9, help="what this call may take")
-    parser.add_argument("--state", type=Path, default=BUILD / "gpu-day", help="what is done")
-    parser.add_argument("--out", type=Path, help="results; $OUT if it is set, else as --state")
+    parser.add_argument("--state", type=Path, default=BUILD / "gpu-day", help="results; $OUT too")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on the CPU")
-    parser.add_argument("--go-on", action="store_true", help="time what was found to be wrong")
     parser.add_argument("--wheels", action="store_true", help=f"gather {WHEELS}, and stop")
     options = parser.parse_args(arguments)
     if options.wheels:  # for CPython 3.12 on x86-64 Linux
@@ -363,18 +353,16 @@ def main(arguments: list[str] | None = None) -> int:
         command += [str(WHEELS), "--implementation=cp", "--python-version=3.12"]
         command += [f"--platform={platform}" for platform in PLATFORMS]
         return subprocess.run([*command, *CARRIED]).returncode
-    state = options.state.resolve()
-    out = options.out or Path(os.environ.get("OUT") or state)
     planned = {step.name: step for step in steps()}
     for name in options.only or ():
         if name not in planned:
             parser.error(f"{name!r} is no step: they are {', '.join(planned)}")
-    day, end = Day(state, out.resolve()), time.monotonic() + 60 * options.minutes
+    day, end = Day(options.state.resolve()), time.monotonic() + 60 * options.minutes
     for name, step in planned.items():
         done = day.steps.get(name, {}).get("outcome") == "done" and not step.always
         if name in (options.only or planned) and not done:
             left = end - time.monotonic()
-            attempt(step, day, left, options.rehearse, options.go_on)
+            attempt(step, day, left, options.rehearse)
             if name in PREPARES and day.failed(name):
                 break
     print(day.table())

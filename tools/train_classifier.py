@@ -14,21 +14,22 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torchvision.transforms.v2 import RandomCrop
 
 from dsmooth import __version__
-from dsmooth.data import ImageDataset, indices_at, load_dataset, to_float
-from dsmooth.evaluate.classifier import MnistClassifier, load_classifier
+from dsmooth.data import SPLITS, ImageDataset, indices_at, load_dataset, to_float
+from dsmooth.data.order import transformed
+from dsmooth.evaluate.classifier import MnistClassifier
 from dsmooth.files import write_tensors
 from dsmooth.machine import torch_seed
-from dsmooth.philox import Stream, image_words
 from dsmooth.progress import progress
 
 EPOCHS = 10
 BATCH_SIZE = 100
 LEARNING_RATE = 2e-3
 SCALING_IMAGES = 5000
-SHIFT = 2  # pixels by which training images are moved at most, to every side
+SHIFTED = RandomCrop(28, padding=2)  # moves by up to 2 pixels, and fills with black
 
 
 def train_classifier(train_set: ImageDataset, epochs: int = EPOCHS, seed: int = 0) -> nn.Module:
@@ -45,7 +46,7 @@ def train_classifier(train_set: ImageDataset, epochs: int = EPOCHS, seed: int = 
                 group["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * step / steps)) / 2
             first = step * BATCH_SIZE
             indices = indices_at(n, first, BATCH_SIZE, seed)
-            x = shift_images(train_set.images[indices], seed=seed, first_index=first)
+            x = transformed(train_set.images[indices], SHIFTED, seed=seed, first=first)
             _, logits = model(to_float(x))
             optimizer.zero_grad()
             nn.functional.cross_entropy(logits, labels[indices]).backward()
@@ -60,36 +61,21 @@ def train_classifier(train_set: ImageDataset, epochs: int = EPOCHS, seed: int = 
     return model
 
 
-def shift_images(images: Tensor, *, seed: int, first_index: int) -> Tensor:
-    """Move each of images (B, 1, H, W), bytes, by up to SHIFT pixels, filling with black."""
-    b, _, height, width = images.shape
-    words = image_words(b, 1, seed=seed, first_index=first_index, stream=Stream.SHIFT)[:, 0, :2]
-    offsets = (words >> 16) * (2 * SHIFT + 1) >> 16  # 0 .. 2 SHIFT
-    padded = nn.functional.pad(images, (SHIFT,) * 4)
-    rows = offsets[:, 0, None] + torch.arange(height)
-    columns = offsets[:, 1, None] + torch.arange(width)
-    which = torch.arange(b)[:, None, None]
-    return padded[which, 0, rows[:, :, None], columns[:, None, :]][:, None]
-
-
 def main() -> None:
     out, folder = map(Path, sys.argv[1:])
-    train_set, test_set = (load_dataset("mnist", split, folder) for split in ("train", "test"))
-    model = train_classifier(train_set)
-    state = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    train_set, test_set = (load_dataset("mnist", split, folder) for split in SPLITS)
+    model = train_classifier(train_set).half().float()  # as the file has them
+    _, logits = model(to_float(test_set.images))
+    right = float((logits.argmax(1) == test_set.known_labels()).double().mean())
     metadata = {
         "what": "classifier of MNIST digits of dsmooth.evaluate.classifier",
         "dsmooth": __version__,
         "torch": torch.__version__,
         "threads": str(torch.get_num_threads()),
         "train_images": str(len(train_set)),
-        "test_images": str(len(test_set)),
+        "test_accuracy": f"{right:.4f}",
     }
-    write_tensors(out, state, metadata)
-    # Measured on the file, whose weights are float16.
-    _, logits = load_classifier(out)(to_float(test_set.images))
-    right = float((logits.argmax(1) == test_set.known_labels()).double().mean())
-    write_tensors(out, state, metadata | {"test_accuracy": f"{right:.4f}"})
+    write_tensors(out, {k: tensor.half() for k, tensor in model.state_dict().items()}, metadata)
     print(f"{100 * right:.2f} % of {len(test_set):,} test images classified correctly")
 
 
