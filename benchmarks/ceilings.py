@@ -1,4 +1,4 @@
-"""Ceilings of a CUDA device: a copy, a product, the second cache, mma.sync."""
+"""Ceilings of a CUDA device: a copy, a product, the second cache, both tensor-core instructions."""
 
 from __future__ import annotations
 
@@ -116,6 +116,19 @@ def mma_kernel(sums_ptr, repeats, BLOCK: tl.constexpr):
     tl.store(sums_ptr + offs, c0 + c1 + c2 + c3)
 
 
+@triton.jit
+def wgmma_kernel(a_ptr, b_ptr, sums_ptr, repeats, M: tl.constexpr, N: tl.constexpr):
+    """Each program adds products of the same (M, M) and (M, N) in shared memory."""
+    offs_m, offs_n = tl.arange(0, M), tl.arange(0, N)
+    a = tl.load(a_ptr + offs_m[:, None] * M + offs_m[None, :])
+    b = tl.load(b_ptr + offs_m[:, None] * N + offs_n[None, :])
+    sums = tl.zeros((M, N), tl.float32)
+    for _ in range(repeats):
+        sums = tl.dot(a, b, sums)
+    offs = tl.program_id(0) * M * N + offs_m[:, None] * N + offs_n[None, :]
+    tl.store(sums_ptr + offs, sums)
+
+
 def mma_ceiling(card: Card) -> Case:
     """mma.sync in bfloat16, two warps a scheduler as in the sampler."""
     programs, block, repeats = 2 * multiprocessors(card), 1024, 1 << 14
@@ -129,10 +142,25 @@ def mma_ceiling(card: Card) -> Case:
     return Case(run, Work(flops=2 * 4 * 16 * sums.numel() * repeats))
 
 
+def wgmma_ceiling(card: Card) -> Case:
+    """wgmma in bfloat16, where the device has it."""
+    programs, m, n, repeats = multiprocessors(card), 128, 256, 1 << 12
+    a, b = (torch.ones(m, k, device=card.device, dtype=BF16) for k in (m, n))
+    sums = torch.empty(programs, m, n, device=card.device)
+
+    def run() -> None:
+        wgmma_kernel[(programs,)](a, b, sums, repeats, M=m, N=n, num_warps=8)
+
+    run()
+    assert (sums == m * repeats).all()
+    return Case(run, Work(flops=2 * m * sums.numel() * repeats))
+
+
 CEILINGS: dict[str, Callable[[Card], Case]] = {
     "ceiling-copy": partial(torch_ceiling, partial(copy, 2**30)),  # larger than the caches
     "ceiling-matmul": partial(torch_ceiling, partial(matmul, BF16, 8192)),
     "ceiling-l2-one": partial(l2_ceiling, False),
     "ceiling-l2-all": partial(l2_ceiling, True),
     "ceiling-mma": mma_ceiling,
+    "ceiling-wgmma": wgmma_ceiling,
 }

@@ -175,7 +175,7 @@ def test_the_summary_is_of_the_numbers_of_the_cards(tool: SimpleNamespace) -> No
     card["runs"]["plain"]["training_seconds"] *= 3
     of = card["samples"]["of"]
     of["plain"], of["two-step"] = of["two-step"], of["plain"]
-    told["samples"]["of"]["two-step"] = of["single-step"]
+    told["samples"]["of"]["two-step"] = of["two-step"]  # the plain model's
     summary = tool.text("summary.md", **of_both)
     assert not any(sentence in summary for sentence in sentences)
 
