@@ -17,6 +17,7 @@ from ..config import Precision
 from ..machine import torch_threads
 from ..nn import PixelCNNpp
 from ..nn.condition import check_context, label_vectors
+from ..nn.pixelcnnpp import changed_layer
 from .program import Program, as_numpy
 from .request import AUTO, Choices, Execution, Progress, Request, checked_shape
 from .sequential import draw_by_jacobi, draw_sequentially
@@ -50,11 +51,11 @@ class CachedSampler:
     instruction_set: of the CPU; "auto" is the best that the CPU has. For bfloat16 "avx512" includes
     "avx512bf16".
 
-    Raises TypeError for a model that is no PixelCNNpp and for another dtype. Raises ValueError for
-    a model on several or on other devices, for a parameter that is not finite and for an
-    instruction set on a CUDA device. Raises RuntimeError, with the reason, if the extension is
-    missing, was built without CUDA or cannot use the device, or if the CPU lacks the instruction
-    set.
+    Raises TypeError for a model that is no PixelCNNpp, for one with a layer that is not the
+    library's own or has forward hooks, and for another dtype. Raises ValueError for a model on
+    several or on other devices, for a parameter that is not finite and for an instruction set on a
+    CUDA device. Raises RuntimeError, with the reason, if the extension is missing, was built
+    without CUDA or cannot use the device, or if the CPU lacks the instruction set.
     """
 
     def __init__(
@@ -248,7 +249,8 @@ def draw(
     on_gpu = settles_on_gpu(weight)
     way = "Jacobi iterations of whole images" if on_gpu else "one forward pass per pixel"
     reason = textwrap.shorten(reason, 200, placeholder=" ...")
-    more = "" if weight.dtype == torch.float64 else "; `dsmooth doctor` says more"
+    of_model = weight.dtype == torch.float64 or changed_layer(model) is not None
+    more = "" if of_model else "; `dsmooth doctor` says more"
     warn_once("%s: %s%s", way, reason, more)
     if on_gpu:
         return draw_by_jacobi(model, request, size, context, progress).images
@@ -303,6 +305,8 @@ def sample_images(
 def obstacle_of(model: PixelCNNpp) -> str | None:
     """The reason why `CachedSampler` cannot sample a model, in one sentence; None if it can."""
     check_network(model)
+    if (reason := changed_layer(model)) is not None:
+        return reason
     device, dtype = model.head.bias.device.type, model.head.bias.dtype
     if (reason := unavailable_reason()) is not None:
         return reason
@@ -322,12 +326,15 @@ def _free_memory() -> int:
 def check_network(model: PixelCNNpp) -> None:
     """Raise TypeError for another model, such as a pair."""
     if not isinstance(model, PixelCNNpp):
-        raise TypeError(f"model must be a PixelCNNpp, got {type(model).__name__}")
+        hint = ": give model._orig_mod" * hasattr(model, "_orig_mod")
+        raise TypeError(f"model must be a PixelCNNpp, got {type(model).__name__}{hint}")
 
 
 def _check_model(model: PixelCNNpp) -> torch.device:
     """The device of the model. Raises as `CachedSampler` does."""
     check_network(model)
+    if (reason := changed_layer(model)) is not None:
+        raise TypeError(f"the cached sampler cannot run this model: {reason}")
     device = model.head.bias.device
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"the model must be on the CPU or a CUDA device, got {device}")
