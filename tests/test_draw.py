@@ -151,14 +151,14 @@ def test_a_network_is_packed_once_for_all_parts(
     packed: list[object] = []
 
     def pack(model: Any, dtype: torch.dtype) -> CachedSampler:
-        packed.append(model)
+        packed.append(model.config)
         return CachedSampler(model, dtype)
 
     monkeypatch.setattr(cached, "CachedSampler", pack)
     monkeypatch.setattr(cached, "_LAST", WeakKeyDictionary())
     pair = copy.deepcopy(pair)
     pair.sample(4, batch_size=2)
-    assert packed == [pair.noisy, pair.denoiser]
+    assert packed == [pair.noisy.config, pair.denoiser.config]
     with torch.no_grad():
         pair.noisy.head.bias.add_(0.1)
     pair.sample(1)

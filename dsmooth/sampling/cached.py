@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import textwrap
 import time
 from collections import deque
@@ -10,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._extension import cuda_obstacle, extension, unavailable_reason, warn_once
 from ..config import Precision
@@ -32,8 +33,8 @@ MEMORY_FRACTION = 0.8
 # Launches, of a few rows each, that may be on their way: about as much work as Ctrl-C waits for.
 LAUNCHES_AHEAD = 8
 POLL_SECONDS = 0.001
-# The weights that a living model was packed with, and what they were packed into.
-_LAST: WeakKeyDictionary[PixelCNNpp, tuple[list[Tensor], CachedSampler]] = WeakKeyDictionary()
+# The copy of a living model that was packed last, and the sampler that it was packed into.
+_LAST: WeakKeyDictionary[PixelCNNpp, tuple[PixelCNNpp, CachedSampler]] = WeakKeyDictionary()
 
 
 class CachedSampler:
@@ -259,19 +260,23 @@ def draw(
 
 
 def packed_before(model: PixelCNNpp, dtype: torch.dtype) -> CachedSampler:
-    """The sampler that the last call for this model made, if its weights and `dtype` are the same.
+    """The sampler that the last call for this model made, if nothing that decides it has changed.
 
-    Otherwise a new one. Every weight is compared, which takes a tenth of the time of packing.
+    These are weights, config and `dtype`. Otherwise a new one. Every weight is compared, which
+    takes a tenth of the time of packing.
     """
     weights = [*model.parameters()]
-    if (last := _LAST.get(model)) is not None and last[1].dtype == dtype:
-        pairs = zip(weights, last[0], strict=True)
-        if all(a.dtype == b.dtype and a.device == b.device and a.equal(b) for a, b in pairs):
-            return last[1]
-    # Kept first: weights that another thread changes meanwhile differ from these at the next call.
-    kept = [weight.detach().clone() for weight in weights]
-    sampler = CachedSampler(model, dtype)
-    _LAST[model] = kept, sampler
+    last, sampler = _LAST.get(model, (None, None))
+    if last is not None and sampler is not None and sampler.dtype == dtype:
+        pairs = zip(weights, last.parameters(), strict=True)
+        same = all(a.dtype == b.dtype and a.device == b.device and a.equal(b) for a, b in pairs)
+        if same and last.config == model.config:
+            return sampler
+    # What is compared is what is packed: another thread may change the weights and set them back.
+    copies = {id(w): nn.Parameter(w.detach().clone(), requires_grad=False) for w in weights}
+    packed = copy.deepcopy(model, copies)
+    sampler = CachedSampler(packed, dtype)
+    _LAST[model] = packed, sampler
     return sampler
 
 
