@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -148,7 +149,8 @@ class SmoothedPair(nn.Module):
 
         mask: (1, H, W) or (B, H, W) bool, True where a pixel is known; by default the upper rows,
         the fraction `keep_top` of them. options: those of `sample`, which says what this draws
-        from. Returns (B * draws, C, H, W), the completions of an image one after the other.
+        from; a label for every image has B rows. Returns (B * draws, C, H, W), the completions of
+        an image one after the other.
         """
         self._check_images("x", x)
         check_number("draws", draws)
@@ -160,6 +162,8 @@ class SmoothedPair(nn.Module):
             x = unrounded(x)
         exact = x.to(torch.promote_types(self.dtype, torch.float32))
         known, mask = (each.repeat_interleave(draws, dim=0) for each in (exact, given.mask))
+        if isinstance(label := options.get("label"), Tensor | np.ndarray) and label.ndim:
+            options["label"] = torch.as_tensor(label).repeat_interleave(draws, dim=0)
         return self.sample(len(known), known=known, mask=mask, **options)
 
     def forward(self, x: Tensor, **options: Any) -> Tensor:

@@ -299,6 +299,19 @@ def test_an_image_of_another_shape_gets_a_fitting_hint() -> None:
             pair.elbo(given)
 
 
+def test_every_draw_of_a_completion_has_the_label_of_its_image() -> None:
+    pair, x, label = tiny_pair(classes=(3, 3)), images(2), torch.tensor([2, 1])
+    upper = keep_top(0.5, (8, 8))
+    for own in (label, label.numpy(), torch.nn.functional.one_hot(label, 3).float()):
+        repeated = torch.as_tensor(own).repeat_interleave(3, 0)
+        known = x.repeat_interleave(3, 0)
+        expected = pair.sample(6, known=known, mask=upper, label=repeated)
+        assert torch.equal(pair.complete(x, draws=3, label=own), expected)
+    assert torch.equal(pair.complete(x, label=2), pair.complete(x, label=torch.tensor([2, 2])))
+    with pytest.raises(ValueError, match=r"label must have shape \(6,\)"):
+        pair.complete(x, draws=3, label=label[:1])
+
+
 def test_a_pair_completes_and_is_called(tmp_path: Path) -> None:
     pair = tiny_pair()
     x = images(2)
