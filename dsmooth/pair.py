@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -148,7 +149,8 @@ class SmoothedPair(nn.Module):
 
         mask: (1, H, W) or (B, H, W) bool, True where a pixel is known; by default the upper rows,
         the fraction `keep_top` of them. options: those of `sample`, which says what this draws
-        from. Returns (B * draws, C, H, W), the completions of an image one after the other.
+        from; a label for every image has B rows. Returns (B * draws, C, H, W), the completions of
+        an image one after the other.
         """
         self._check_images("x", x)
         check_number("draws", draws)
@@ -160,10 +162,12 @@ class SmoothedPair(nn.Module):
             x = unrounded(x)
         exact = x.to(torch.promote_types(self.dtype, torch.float32))
         known, mask = (each.repeat_interleave(draws, dim=0) for each in (exact, given.mask))
+        if isinstance(label := options.get("label"), Tensor | np.ndarray) and label.ndim:
+            options["label"] = torch.as_tensor(label).repeat_interleave(draws, dim=0)
         return self.sample(len(known), known=known, mask=mask, **options)
 
     def forward(self, x: Tensor, **options: Any) -> Tensor:
-        """The bound of `elbo`: (B,), nats."""
+        """The bound of `elbo`: (B,), nats, with gradients; -pair(x).mean() tunes both models."""
         return self.elbo(x, **options)
 
     @torch.no_grad()
@@ -262,7 +266,6 @@ class SmoothedPair(nn.Module):
         gradient = gradient_of(in_evaluation(self.noisy), x_tilde, label, guidance)
         return x_tilde + self.smoothing.scale**2 * gradient
 
-    @torch.no_grad()
     def elbo(
         self,
         x: Tensor,
@@ -284,6 +287,9 @@ class SmoothedPair(nn.Module):
         one a weight is the sum over classes, all as likely beforehand. Raises ValueError for images
         of another size or outside [-1, 1], and for a discretized denoiser for values that are none
         of bytes.
+
+        The bound has gradients in the weights of both models and in x, without dropout in training
+        mode too. Under `torch.no_grad()` it has none and takes less memory.
         """
         check_number("n_noise", n_noise)
         self._check_images("x", x)
@@ -310,7 +316,8 @@ class SmoothedPair(nn.Module):
         """log p(x~) - log q(x~ | x) + log p(x | x~) of one draw x~ ~ q(x~ | x): (B,), nats.
 
         Arguments as of `elbo`; repeat: the number of the draw. The models must be in evaluation
-        mode. Without a label a pair with classes has the mean weight of all classes.
+        mode. Without a label a pair with classes has the mean weight of all classes. It has
+        gradients as the bound has.
         """
         x_tilde = self.smoothing.sample(x, seed=seed, first_index=first_index, repeat=repeat)
         labels = [label]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import dsmooth
+from dsmooth._extension import warn_once
 from dsmooth.commands import sample as command
 from dsmooth.commands.options import Drawing
 from dsmooth.models import Models, load_models
@@ -25,6 +27,7 @@ from dsmooth.sampling.output import gather
 from dsmooth.sampling.request import Execution, Request, known_pixels
 from tests.helpers.command_runs import run
 from tests.helpers.networks import network, tiny_pair
+from tests.helpers.sampler_checks import FIRST, SEED, teacher_forced
 
 pytestmark = pytest.mark.quick
 
@@ -148,14 +151,14 @@ def test_a_network_is_packed_once_for_all_parts(
     packed: list[object] = []
 
     def pack(model: Any, dtype: torch.dtype) -> CachedSampler:
-        packed.append(model)
+        packed.append(model.config)
         return CachedSampler(model, dtype)
 
     monkeypatch.setattr(cached, "CachedSampler", pack)
     monkeypatch.setattr(cached, "_LAST", WeakKeyDictionary())
     pair = copy.deepcopy(pair)
     pair.sample(4, batch_size=2)
-    assert packed == [pair.noisy, pair.denoiser]
+    assert packed == [pair.noisy.config, pair.denoiser.config]
     with torch.no_grad():
         pair.noisy.head.bias.add_(0.1)
     pair.sample(1)
@@ -272,3 +275,107 @@ def test_a_gpu_draws_by_jacobi_iterations(
     ways = ("one forward pass per pixel", "Jacobi iterations of whole images")
     for way, line in zip(ways, caplog.messages, strict=True):
         assert line.startswith(f"{way}: no nvcc")
+
+
+class White(dsmooth.PixelCNNpp):
+    """A network whose pixels are white, by a decode of its own."""
+
+    def decode(self, *inputs: Any) -> torch.Tensor:
+        return white(super().decode(*inputs))
+
+
+class Whiter(dsmooth.PixelCNNpp):
+    """The same by a forward of its own."""
+
+    def forward(self, *inputs: Any, **options: Any) -> torch.Tensor:
+        return white(super().forward(*inputs, **options))
+
+
+def white(params: torch.Tensor) -> torch.Tensor:
+    return torch.where(torch.arange(params.shape[1]).view(-1, 1, 1) < 6, params * 0 + 1, -7)
+
+
+def hooked(model: dsmooth.PixelCNNpp, name: str = "", pre: bool = False) -> dsmooth.PixelCNNpp:
+    layer = model.get_submodule(name)
+    if pre:
+        layer.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 0 + 1, *inputs[1:]))
+    else:
+        layer.register_forward_hook(lambda _, inputs, output: output * 0 + 1)
+    return model
+
+
+class Doubled(torch.nn.Module):
+    """A layer around another one, as an adapter is."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer, self.bias = layer, layer.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.layer(x)
+
+
+def replaced(model: dsmooth.PixelCNNpp) -> dsmooth.PixelCNNpp:
+    model.head = cast(Any, Doubled(model.head))
+    return model
+
+
+def patched(model: dsmooth.PixelCNNpp) -> dsmooth.PixelCNNpp:
+    decode = model.decode
+    model.decode = lambda *inputs: 2 * decode(*inputs)  # type: ignore[method-assign]
+    return model
+
+
+def of_kind(kind: type[dsmooth.PixelCNNpp], model: dsmooth.PixelCNNpp) -> dsmooth.PixelCNNpp:
+    own = kind(model.config).eval()
+    own.load_state_dict(model.state_dict())
+    return own
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda model: of_kind(White, model), "the model is a White, not the library's own"),
+        (lambda model: of_kind(Whiter, model), "the model is a Whiter, not the library's own"),
+        (hooked, "the model has forward hooks"),
+        (lambda model: hooked(model, pre=True), "the model has forward hooks"),
+        (lambda model: hooked(model, "stem_u"), "stem_u has forward hooks"),
+        (lambda model: hooked(model, "down.1.ul.0", True), r"down\.1\.ul\.0 has forward hooks"),
+        (replaced, "head is a Doubled, not the library's own"),
+        (patched, "the model has a method decode of its own"),
+    ],
+)
+def test_every_sampler_draws_from_the_model_that_it_is_given(
+    change: Any, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_once.cache_clear()
+    model = change(network("stack", n_classes=3))
+    arguments: dict[str, Any] = {
+        "height": 4,
+        "width": 4,
+        "label": torch.tensor([2, 1]),
+        "context": torch.randn(2, 1, 4, 4),
+        "seed": SEED,
+        "first_index": FIRST,
+    }
+    x = sample_images(model, 2, **arguments)
+    (line,) = caplog.messages
+    assert re.fullmatch(f"one forward pass per pixel: {reason}", line)
+    assert torch.equal(x, sequential_sample(model, 2, **arguments))
+    torch.testing.assert_close(jacobi_sample(model, 2, **arguments).images, x)
+    plain = sequential_sample(network("stack", n_classes=3), 2, **arguments)
+    assert not torch.allclose(x, plain, atol=1e-3)
+    with pytest.raises(TypeError, match=f"cannot run this model: {reason}"):
+        CachedSampler(model)
+    y, context, label = x, arguments["context"], arguments["label"]
+    forced, _ = teacher_forced(model, y, context, torch.float32, 1.0, label, 0.0)
+    torch.testing.assert_close(forced, x)
+
+
+@pytest.mark.full  # it imports the compiler
+def test_a_compiled_model_is_sampled_by_its_own() -> None:
+    compiled: Any = torch.compile(network())
+    with pytest.raises(TypeError, match=r"got OptimizedModule: give model\._orig_mod$"):
+        sample_images(compiled, 1, height=4, width=4)
+    with pytest.raises(TypeError, match=r"got OptimizedModule: give model\._orig_mod$"):
+        CachedSampler(compiled)

@@ -174,6 +174,12 @@ def test_temperature_divides_logits_and_widens_scales(channels: int) -> None:
     )
 
 
+def test_logits_whose_quotient_leaves_float32() -> None:
+    params = torch.tensor([0.0, 2e38, -2e38, -1, 1, 2, -9, -9, -9]).view(1, 9, 1, 1)
+    x = logistic_mixture_sample(params, torch.full((1, 4, 1, 1), 0.5), 1, temperature=0.3)
+    assert x.item() == 1
+
+
 @pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-38, 1e-7])
 @pytest.mark.parametrize("shared", [-30.0, 20.0])
 def test_the_coldest_draw_is_the_likeliest_component(shared: float, temperature: float) -> None:

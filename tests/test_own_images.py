@@ -6,6 +6,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -197,8 +199,12 @@ def test_transforms_that_cannot_be(transform: Transform, message: str) -> None:
 
 def test_training_and_held_out_images_have_one_range(tmp_path: Path) -> None:
     both = dsmooth.data.to_float(PIXELS), torch.full((4, 1, 8, 8), 0.5)
-    assert (split_own(both)[1].images == 191).all()
-    assert (split_own({"train": both[0], "test": both[1]})[1].images == 191).all()
+    both[1][0, 0, 0, 0] = -0.2
+    for sets in (both, {"train": both[0], "test": both[1]}):
+        assert (split_own(sets)[1].images[1:] == 191).all()
+    ranges = r"of one range, got 0 to 1 and -1 to 1: dsmooth\.to_bytes"
+    with pytest.raises(ValueError, match=ranges):
+        split_own((PIXELS / 255, both[0]))
     with pytest.raises(ValueError, match="of one kind, got bytes and floating point"):
         split_own((PIXELS, both[1]))
     with pytest.raises(ValueError, match=r"in \[0, 1\] or \[-1, 1\], got nan to nan"):
@@ -216,12 +222,19 @@ def test_labels_in_every_form() -> None:
     ):
         train_set, held_out = split_own(dataset, labels)
         assert torch.equal(torch.cat([train_set.labels[:9], held_out.labels[:1]]), y[:10])
-    assert own_images(loaders.TensorDataset(PIXELS, torch.rand(40))).labels is None
+    with pytest.raises(ValueError, match=r"label of item 0 must be a whole number, got 0"):
+        own_images(loaders.TensorDataset(PIXELS, torch.rand(40) / 2 + 0.1))
+    for wrong in (None, "cat"):
+        with pytest.raises(
+            ValueError, match=f"of one kind, got {wrong!r} of item 0 and 1 of item 1"
+        ):
+            own_images([(PIXELS[0], wrong), (PIXELS[1], 1)])
     for labels, message in (
         (y[:3], r"whole numbers \(40,\), or one-hot \(40, K\), got torch.int64 of shape \(3,\)"),
         (y + 0.5, "whole numbers"),
         (torch.rand(40, 3), "one-hot"),
-        (["cat"] * 40, r"labels must be whole numbers \(40,\), got one like 'cat'"),
+        (["cat"] * 39, r"labels must be whole numbers \(40,\), got one like 'cat'"),
+        (["cat", 3] * 20, r"labels must be whole numbers \(40,\), got one like 'cat'"),
     ):
         with pytest.raises(ValueError, match=message):
             split_own(PIXELS, labels)
@@ -232,6 +245,45 @@ def test_labels_in_every_form() -> None:
     train_set, held_out = split_own(((PIXELS, y), (PIXELS[:2], y[:2])))
     assert held_out.labels.tolist() == [0, 1]
     assert train_set.digest != replace(train_set, labels=2 - y).digest
+
+
+class Hub(list):
+    """As a data set of the Hugging Face Hub with names of its classes."""
+
+    features: ClassVar = {"image": None, "label": SimpleNamespace(names=["dog", "cat"])}
+
+
+def test_names_of_classes() -> None:
+    names = ["dog", "cat", "emu", "cat"] * 10
+    items = [*zip(PIXELS, names, strict=True)]
+    for dataset, labels in (
+        *((PIXELS, names), ((PIXELS, names), None), (items, None)),
+        *((PIXELS, np.array(names)), (loaders.Subset(items, range(40)), None)),
+    ):
+        train_set, held_out = split_own(dataset, labels)
+        assert train_set.class_names == held_out.class_names == ("cat", "dog", "emu")
+        assert train_set.labels[:4].tolist() == [1, 0, 2, 0]
+    train_set, held_out = split_own((loaders.Subset(items, range(40)), loaders.Subset(items, [2])))
+    assert held_out.labels.tolist() == [2]
+    hub = Hub({"image": image, "label": i % 2} for i, image in enumerate(PIXELS))
+    for found in (own_images(hub), own_images(split_own(hub)[0], labels=None)):
+        assert found.class_names == ("dog", "cat")
+    assert split_own(own_images(hub))[1].class_names == ("dog", "cat")
+    assert own_images(PIXELS, labels=names).class_names == ("cat", "dog", "emu")
+
+
+def test_ranges_of_pixels(caplog: pytest.LogCaptureFixture) -> None:
+    for same in (PIXELS.long(), PIXELS.numpy().astype(np.int32), [*PIXELS.long()]):
+        assert torch.equal(own_images(same).images, PIXELS)
+    for near in (PIXELS / 255 * 1.0005, PIXELS / 255 - 5e-4, to_float(PIXELS) * 1.0005):
+        assert (own_images(near).images.int() - PIXELS.int()).abs().max() <= 1
+    assert torch.equal(own_images(PIXELS > 99).images, (PIXELS > 99).byte() * 255)
+    assert not caplog.messages
+    own_images(PIXELS // 16)
+    assert caplog.messages == [
+        "the largest byte of the train images is 15, where white is 255: they are nearly black; "
+        "images / 15 lies in [0, 1]"
+    ]
 
 
 class InOrder(loaders.IterableDataset):
@@ -279,8 +331,10 @@ def test_forms_of_images_of_ones_own() -> None:
         ([chess("L"), chess("RGB")], r"item 1 of .*: image\.convert\(.RGB.\) makes colour "),
         ([torch.full((8, 8), -2.0)], r"floating point in \[0, 1\] or \[-1, 1\], got -2 to -2"),
         (torch.linspace(-0.1, 1, 640).view(10, 1, 8, 8), "got -0.1 to 1: convert them to bytes"),
-        (torch.full((20, 1, 8, 8), 9.0), r"got 9 to 9: images.to\(torch.uint8\) makes bytes of"),
-        ([torch.zeros(8, 8).int()], "item 0 must be uint8 or floating point, got torch.int32"),
+        (torch.full((20, 1, 8, 8), 9.0), r"got 9 to 9: images / 9 lies in \[0, 1\]"),
+        (torch.full((20, 1, 8, 8), 99.0), r"got 99 to 99: images.to\(torch.uint8\) makes bytes"),
+        ([torch.zeros(8, 8).int()], "whole numbers up to 0 could be black and white"),
+        (PIXELS.int() + 1, r"images must be whole numbers in 0 \.\. 255, got \d+ to 256"),
         (["a.png"], "item 0 must be an image, got a str"),
         *((path, "got the path images: data=.folder.") for path in ("images", Path("images"))),
         (InOrder(BLACK, 20), "says that it has 20 items, but gave 3"),

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 import dsmooth
 from dsmooth._extension import warn_once
-from dsmooth.evaluate import score_plain
+from dsmooth.evaluate import classify, score_pair, score_plain
 from dsmooth.nn.gradient import gradient_of
 from dsmooth.sampling import (
     CachedSampler,
@@ -297,6 +297,39 @@ def test_an_image_of_another_shape_gets_a_fitting_hint() -> None:
     ):
         with pytest.raises(ValueError, match=hint):
             pair.elbo(given)
+
+
+def test_every_draw_of_a_completion_has_the_label_of_its_image() -> None:
+    pair, x, label = tiny_pair(classes=(3, 3)), images(2), torch.tensor([2, 1])
+    upper = keep_top(0.5, (8, 8))
+    for own in (label, label.numpy(), torch.nn.functional.one_hot(label, 3).float()):
+        repeated = torch.as_tensor(own).repeat_interleave(3, 0)
+        known = x.repeat_interleave(3, 0)
+        expected = pair.sample(6, known=known, mask=upper, label=repeated)
+        assert torch.equal(pair.complete(x, draws=3, label=own), expected)
+    assert torch.equal(pair.complete(x, label=2), pair.complete(x, label=torch.tensor([2, 2])))
+    with pytest.raises(ValueError, match=r"label must have shape \(6,\)"):
+        pair.complete(x, draws=3, label=label[:1])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_bound_has_the_gradients_of_its_terms(training: bool) -> None:
+    """Without dropout, in training mode too: a pair can be tuned as a whole."""
+    pair, x = tiny_pair(classes=(3, 0)), images()
+    weights = [*pair.parameters()]
+    terms = log_weight(pair, x, torch.tensor([2, 1, 0]))
+    expected = torch.autograd.grad(-sum(terms.values()).mean(), weights)
+    loss = -pair.train(training)(x, label=torch.tensor([2, 1, 0])).mean()
+    loss.backward()
+    torch.testing.assert_close([w.grad for w in weights], [*expected])
+    slope = torch.autograd.grad(pair.elbo(x.requires_grad_()).sum(), x)[0]
+    assert slope.abs().max() > 0
+    with torch.no_grad():
+        assert pair.elbo(x).grad_fn is None
+    data = random_dataset(3, labels=torch.tensor([2, 1, 0]))
+    assert not score_pair(pair, data).discretized.requires_grad
+    assert not classify(pair, data).log_likelihoods.requires_grad
+    assert not pair.sample(1).requires_grad
 
 
 def test_a_pair_completes_and_is_called(tmp_path: Path) -> None:

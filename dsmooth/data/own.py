@@ -30,16 +30,21 @@ LABELS = ("label", "labels", "fine_label")
 HELD_OUT_SPLITS = ("validation", "valid", "val", "test")
 # Items that are read again, which shows transforms that draw random numbers.
 READ_AGAIN = 8
+# A range is stated by values that may be off by this.
+ROUNDING = 1e-3
+# Images whose largest byte is below are taken for numbers of another range.
+DARK = 32
 
 
 class Given(NamedTuple):
-    """Images as they were given, (N, C, H, W) uint8 or float32, and labels (N,) int64."""
+    """Images as they were given, (N, C, H, W) uint8 or float32, and labels (N,) int64 or names."""
 
     images: Tensor
-    labels: Tensor | None
+    labels: Tensor | list[str] | None
     split: str
     source: str
     transform: Transform | None = None
+    class_names: tuple[str, ...] = ()
 
 
 def own_images(dataset: Sized, split: str = "train", labels: Any = None) -> ImageDataset:
@@ -51,9 +56,10 @@ def own_images(dataset: Sized, split: str = "train", labels: Any = None) -> Imag
     Its items are images, or tuples of an image and perhaps a label. Of a DataLoader the images that
     its sampler visits are taken, in the order of the data set. An image is a PIL image or an array
     (C, H, W), (H, W, C) or (H, W). PIL images of any mode become grey or RGB, each by its mode.
-    Arrays are uint8, or floating point in [0, 1] (as torchvision's ToTensor makes it) or [-1, 1],
-    which is rounded to the nearest byte. labels: whole numbers (N,), or one-hot (N, K). Raises
-    ValueError, with the item's number, for anything else and for images of several shapes.
+    Arrays are whole numbers in 0 .. 255, bool, or floating point in [0, 1] (as torchvision's
+    ToTensor makes it) or [-1, 1], which is rounded to the nearest byte. labels: whole numbers (N,),
+    one-hot (N, K), or names, whose classes are in sorted order. Raises ValueError, with the item's
+    number, for anything else and for images of several shapes.
     """
     if isinstance(dataset, ImageDataset) and labels is None:
         return dataset
@@ -135,7 +141,7 @@ def _is_labelled(dataset: Any) -> bool:
     images, labels = dataset
     flat = isinstance(labels, Tensor | np.ndarray) and labels.ndim <= 2
     numbers = isinstance(labels, list | tuple) and bool(labels)
-    flat |= numbers and isinstance(labels[0], int | np.integer)
+    flat |= numbers and isinstance(labels[0], int | np.integer | str)
     return flat and isinstance(images, Tensor | np.ndarray)
 
 
@@ -151,7 +157,12 @@ def _read(dataset: Any, split: str, labels: Any = None) -> Given:
         dataset, labels = dataset
     if isinstance(dataset, ImageDataset):
         given = Given(
-            dataset.images, dataset.labels, dataset.split, dataset.source, dataset.transform
+            dataset.images,
+            dataset.labels,
+            dataset.split,
+            dataset.source,
+            dataset.transform,
+            dataset.class_names,
         )
     elif isinstance(dataset, loaders.DataLoader):
         given = _read(_images_of(dataset), split)
@@ -172,9 +183,18 @@ def _read(dataset: Any, split: str, labels: Any = None) -> Given:
         given = _read_items(dataset, split)
     if not given.images.numel():
         raise ValueError(f"the {split} data set must have a length and hold images, got none")
+    if given.images.dtype == torch.int16:
+        if (high := int(given.images.max())) <= 1:
+            raise ValueError(
+                f"whole numbers up to {high} could be black and white, or nearly black: images of "
+                "dtype bool are black and white"
+            )
+        given = given._replace(images=given.images.byte())
     if labels is None:
         return given
-    return given._replace(labels=_labels(labels, len(given.images)))
+    if len(labels) == len(given.images) and all(isinstance(label, str) for label in labels):
+        return given._replace(labels=[*labels], class_names=())
+    return given._replace(labels=_labels(labels, len(given.images)), class_names=())
 
 
 def _images_of(loader: loaders.DataLoader[Any]) -> Any:
@@ -204,13 +224,12 @@ def _read_items(given: Any, split: str) -> Given:
     # A data set that is read in order inherits a __getitem__ that only raises.
     items = given if hasattr(type(given), "__iter__") else map(given.__getitem__, range(len(given)))
     source, count = f"a {type(given).__name__} given in Python", 0
-    images, labels, labelled = torch.empty(0), torch.empty(0), True
+    images, labels = torch.empty(0), list[int | str | None]()
     for number, item in enumerate(islice(items, len(given))):
         image, label = _image_and_label(number, item)
         if number == 0:
-            kind = np.uint8 if image.dtype == torch.uint8 else np.float32
+            kind = image.numpy().dtype.type
             images = torch.from_numpy(make_room(source, (len(given), *image.shape), kind))
-            labels = torch.zeros(len(given), dtype=torch.int64)
         if (image.shape, image.dtype) != (images.shape[1:], images.dtype):
             size = image.shape[1:] == images.shape[2:] and image.dtype == images.dtype
             how = ': image.convert("RGB") makes colour of grey Pillow images' * size
@@ -219,13 +238,24 @@ def _read_items(given: Any, split: str) -> Given:
                 f"{images.dtype} and item {number} of {tuple(image.shape)} {image.dtype}{how}"
             )
         images[number] = image
-        labels[number], labelled = label or 0, labelled and label is not None
+        labels.append(label)
+        if type(label) is not type(labels[0]):
+            raise ValueError(
+                f"labels must be of one kind, got {labels[0]!r} of item 0 and {label!r} of item "
+                f"{number}"
+            )
         count += 1
     if count < len(given):
         raise ValueError(f"the data set says that it has {len(given)} items, but gave {count}")
     if not isinstance(given, list | tuple):
         _read_again(given, images[:READ_AGAIN])
-    return Given(images, labels if labelled else None, split, source)
+    if not isinstance(labels[0] if labels else None, int):
+        names = [label for label in labels if isinstance(label, str)]
+        return Given(images, names or None, split, source)
+    features = getattr(given, "features", None)  # of a data set of the Hugging Face Hub
+    columns = (features[name] for name in LABELS if features and name in features)
+    classes = tuple(getattr(next(columns, None), "names", None) or ())
+    return Given(images, torch.tensor(labels), split, source, None, classes)
 
 
 def _read_again(given: Any, images: Tensor) -> None:
@@ -242,7 +272,7 @@ def _read_again(given: Any, images: Tensor) -> None:
                 return
 
 
-def _image_and_label(number: int, item: Any) -> tuple[Tensor, int | None]:
+def _image_and_label(number: int, item: Any) -> tuple[Tensor, int | str | None]:
     """The image (C, H, W) of an item, bytes or floating point, and its label."""
     if isinstance(item, Mapping):
         image, label = (next((n for n in names if n in item), None) for names in (IMAGES, LABELS))
@@ -253,15 +283,22 @@ def _image_and_label(number: int, item: Any) -> tuple[Tensor, int | None]:
         item = (item[image], item.get(label))
     parts = item if isinstance(item, tuple | list) else (item,)
     values = _images(_tensor(parts[0], f"item {number}")[None], f"item {number}")[0]
-    return values, _label(parts[1]) if len(parts) > 1 else None
+    return values, _label(number, parts[1]) if len(parts) > 1 else None
 
 
-def _label(value: Any) -> int | None:
-    """The class that a whole number or a one-hot vector means; None for anything else."""
-    if not isinstance(value, int | np.generic | np.ndarray | Tensor):
+def _label(number: int, value: Any) -> int | str | None:
+    """The class that a whole number, a one-hot vector or a name means; None for no label.
+
+    Raises ValueError for another number.
+    """
+    if isinstance(value, str):
+        return str(value)
+    if not isinstance(value, int | float | np.generic | np.ndarray | Tensor):
         return None
     with suppress(ValueError, TypeError):
         return int(_labels(torch.as_tensor(value).reshape(1, -1), 1))
+    if np.prod(np.shape(value)) == 1:
+        raise ValueError(f"the label of item {number} must be a whole number, got {value}")
     return None
 
 
@@ -306,13 +343,23 @@ def _images(x: Tensor, name: str) -> Tensor:
         n, shape = ("N, ", shape) if name == "images" else ("", shape[1:])
         forms = f"({n}C, H, W), ({n}H, W, C) or ({n}H, W) with C = 1 or 3"
         raise ValueError(f"{name} must be {forms}, got {shape}")
-    if x.dtype != torch.uint8 and not x.is_floating_point():
-        raise ValueError(f"{name} must be uint8 or floating point, got {x.dtype}")
-    return images.float() if x.is_floating_point() else images
+    if x.is_floating_point():
+        return images.float()
+    if x.dtype == torch.bool:
+        return images.byte() * 255
+    if x.dtype == torch.uint8 or not x.numel():
+        return images
+    low, high = map(int, x.aminmax())
+    if low < 0 or high > 255:
+        raise ValueError(f"{name} must be whole numbers in 0 .. 255, got {low} to {high}")
+    return images.short()  # bytes, if one is above 1
 
 
 def _as_data_sets(*parts: Given) -> list[ImageDataset]:
-    """Data sets of bytes. Floating-point images of all parts have one range, [0, 1] or [-1, 1]."""
+    """Data sets of bytes. Floating-point images of all parts have one range, [0, 1] or [-1, 1].
+
+    Names of classes are those of all parts.
+    """
     kinds = {part.images.dtype for part in parts}
     if len(kinds) > 1:
         raise ValueError(
@@ -321,21 +368,44 @@ def _as_data_sets(*parts: Given) -> list[ImageDataset]:
         )
     every = [part.images for part in parts]
     if torch.uint8 not in kinds:
-        ends = torch.stack([end for images in every for end in images.aminmax()])
+        ends = torch.stack([torch.stack(images.aminmax()) for images in every])
         low, high = float(ends.min()), float(ends.max())  # NaN for a NaN
-        if low >= 0 and high <= 1:
-            every = [(images * 255).round().to(torch.uint8) for images in every]
-        elif -1 <= low <= -0.5 and high <= 1:
+        if low >= -ROUNDING and high <= 1 + ROUNDING:
+            every = [(images * 255).round().clamp(0, 255).to(torch.uint8) for images in every]
+        elif -1 - ROUNDING <= low <= -0.5 and high <= 1 + ROUNDING:
+            if float(ends[:, 0].max()) >= 0:
+                ranges = " and ".join(f"{a:g} to {b:g}" for a, b in ends.tolist())
+                raise ValueError(
+                    f"training and held-out images must be of one range, got {ranges}: "
+                    "dsmooth.to_bytes makes bytes of images in [-1, 1]"
+                )
             every = [to_bytes(images) for images in every]
         else:
             how = "convert them to bytes, or leave out Normalize"
-            if low >= 0 and high <= 255:
+            if low >= 0 and 1 < high < DARK:
+                how = f"images / {high:g} lies in [0, 1]"
+            elif low >= 0 and high <= 255:
                 how = "images.to(torch.uint8) makes bytes of 0 .. 255"
             raise ValueError(
                 "images must be uint8 or floating point in [0, 1] or [-1, 1], got "
                 f"{low:g} to {high:g}: {how}"
             )
-    return [
-        ImageDataset(images, part.labels, OWN, part.split, part.source, part.transform)
-        for images, part in zip(every, parts, strict=True)
-    ]
+    for images, part in zip(every, parts, strict=True):
+        if (high := int(images.max())) < DARK:
+            LOG.warning(
+                "the largest byte of the %s images is %d, where white is 255: they are nearly "
+                "black; images / %d lies in [0, 1]",
+                *(part.split, high, max(high, 1)),
+            )
+    names = sorted(
+        {name for part in parts if isinstance(part.labels, list) for name in part.labels}
+    )
+    number = {name: i for i, name in enumerate(names)}
+    sets = []
+    for images, part in zip(every, parts, strict=True):
+        labels, classes = part.labels, part.class_names
+        if isinstance(labels, list):
+            labels, classes = torch.tensor([number[name] for name in labels]), tuple(names)
+        about = part.split, part.source, part.transform
+        sets.append(ImageDataset(images, labels, OWN, *about, class_names=classes))
+    return sets

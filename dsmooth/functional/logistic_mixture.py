@@ -153,10 +153,9 @@ def logistic_mixture_sample(
     params, uniforms = _at_least_float32(params, uniforms)
 
     mixture = split_mixture(params, image_channels, len(atoms))
-    logits = mixture.logits
-    if temperature < 1e-6:  # a quotient could leave float32; above, draws keep their bits
-        logits = logits - logits.amax(1, keepdim=True)
-        temperature = max(temperature, torch.finfo(torch.float32).tiny)
+    # A quotient of another logit than the largest may leave float32, to minus infinity.
+    logits = mixture.logits - mixture.logits.amax(1, keepdim=True)
+    temperature = max(temperature, torch.finfo(torch.float32).tiny)
     cumulative = F.softmax(logits / temperature, dim=1).cumsum(1)
     # The last boundary is 1 up to rounding: left out, so that the index stays below K + J.
     chosen = (uniforms[:, :1] >= cumulative[:, :-1]).sum(1, keepdim=True)  # (B, 1, H, W)

@@ -335,6 +335,34 @@ class PixelCNNpp(nn.Module):
         check_context(context, self.config.conditioning, x)
 
 
+LAYERS = (
+    PixelCNNpp,
+    _Block,
+    ContextEncoder,
+    _Hidden,
+    GatedResnet,
+    WeightNormConv,
+    Nin,
+    nn.ModuleList,
+)
+
+
+def changed_layer(model: PixelCNNpp) -> str | None:
+    """The first layer that may compute something else than its class here does, in a sentence."""
+    changes = ((name or "the model", change_of(layer)) for name, layer in model.named_modules())
+    return next((f"{name} {change}" for name, change in changes if change), None)
+
+
+def change_of(layer: nn.Module) -> str | None:
+    """The reason why a layer may compute something else than one of the library does, or None."""
+    if (kind := type(layer)) not in LAYERS:
+        return f"is a {kind.__name__}, not the library's own"
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return "has forward hooks"
+    methods = (name for name in vars(layer) if callable(getattr(kind, name, None)))
+    return next((f"has a method {name} of its own" for name in methods), None)
+
+
 def fourier_features(x: Tensor, octaves: int) -> Tensor:
     """Fourier features of pixels: (B, C, H, W) -> (B, 2 C octaves, H, W).
 

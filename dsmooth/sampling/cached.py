@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import textwrap
 import time
 from collections import deque
@@ -10,13 +11,14 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._extension import cuda_obstacle, extension, unavailable_reason, warn_once
 from ..config import Precision
 from ..machine import torch_threads
 from ..nn import PixelCNNpp
 from ..nn.condition import check_context, label_vectors
+from ..nn.pixelcnnpp import changed_layer
 from .program import Program, as_numpy
 from .request import AUTO, Choices, Execution, Progress, Request, checked_shape
 from .sequential import draw_by_jacobi, draw_sequentially
@@ -31,8 +33,8 @@ MEMORY_FRACTION = 0.8
 # Launches, of a few rows each, that may be on their way: about as much work as Ctrl-C waits for.
 LAUNCHES_AHEAD = 8
 POLL_SECONDS = 0.001
-# The weights that a living model was packed with, and what they were packed into.
-_LAST: WeakKeyDictionary[PixelCNNpp, tuple[list[Tensor], CachedSampler]] = WeakKeyDictionary()
+# The copy of a living model that was packed last, and the sampler that it was packed into.
+_LAST: WeakKeyDictionary[PixelCNNpp, tuple[PixelCNNpp, CachedSampler]] = WeakKeyDictionary()
 
 
 class CachedSampler:
@@ -50,11 +52,11 @@ class CachedSampler:
     instruction_set: of the CPU; "auto" is the best that the CPU has. For bfloat16 "avx512" includes
     "avx512bf16".
 
-    Raises TypeError for a model that is no PixelCNNpp and for another dtype. Raises ValueError for
-    a model on several or on other devices, for a parameter that is not finite and for an
-    instruction set on a CUDA device. Raises RuntimeError, with the reason, if the extension is
-    missing, was built without CUDA or cannot use the device, or if the CPU lacks the instruction
-    set.
+    Raises TypeError for a model that is no PixelCNNpp, for one with a layer that is not the
+    library's own or has forward hooks, and for another dtype. Raises ValueError for a model on
+    several or on other devices, for a parameter that is not finite and for an instruction set on a
+    CUDA device. Raises RuntimeError, with the reason, if the extension is missing, was built
+    without CUDA or cannot use the device, or if the CPU lacks the instruction set.
     """
 
     def __init__(
@@ -248,7 +250,8 @@ def draw(
     on_gpu = settles_on_gpu(weight)
     way = "Jacobi iterations of whole images" if on_gpu else "one forward pass per pixel"
     reason = textwrap.shorten(reason, 200, placeholder=" ...")
-    more = "" if weight.dtype == torch.float64 else "; `dsmooth doctor` says more"
+    of_model = weight.dtype == torch.float64 or changed_layer(model) is not None
+    more = "" if of_model else "; `dsmooth doctor` says more"
     warn_once("%s: %s%s", way, reason, more)
     if on_gpu:
         return draw_by_jacobi(model, request, size, context, progress).images
@@ -257,19 +260,23 @@ def draw(
 
 
 def packed_before(model: PixelCNNpp, dtype: torch.dtype) -> CachedSampler:
-    """The sampler that the last call for this model made, if its weights and `dtype` are the same.
+    """The sampler that the last call for this model made, if nothing that decides it has changed.
 
-    Otherwise a new one. Every weight is compared, which takes a tenth of the time of packing.
+    These are weights, config and `dtype`. Otherwise a new one. Every weight is compared, which
+    takes a tenth of the time of packing.
     """
     weights = [*model.parameters()]
-    if (last := _LAST.get(model)) is not None and last[1].dtype == dtype:
-        pairs = zip(weights, last[0], strict=True)
-        if all(a.dtype == b.dtype and a.device == b.device and a.equal(b) for a, b in pairs):
-            return last[1]
-    # Kept first: weights that another thread changes meanwhile differ from these at the next call.
-    kept = [weight.detach().clone() for weight in weights]
-    sampler = CachedSampler(model, dtype)
-    _LAST[model] = kept, sampler
+    last, sampler = _LAST.get(model, (None, None))
+    if last is not None and sampler is not None and sampler.dtype == dtype:
+        pairs = zip(weights, last.parameters(), strict=True)
+        same = all(a.dtype == b.dtype and a.device == b.device and a.equal(b) for a, b in pairs)
+        if same and last.config == model.config:
+            return sampler
+    # What is compared is what is packed: another thread may change the weights and set them back.
+    copies = {id(w): nn.Parameter(w.detach().clone(), requires_grad=False) for w in weights}
+    packed = copy.deepcopy(model, copies)
+    sampler = CachedSampler(packed, dtype)
+    _LAST[model] = packed, sampler
     return sampler
 
 
@@ -303,6 +310,8 @@ def sample_images(
 def obstacle_of(model: PixelCNNpp) -> str | None:
     """The reason why `CachedSampler` cannot sample a model, in one sentence; None if it can."""
     check_network(model)
+    if (reason := changed_layer(model)) is not None:
+        return reason
     device, dtype = model.head.bias.device.type, model.head.bias.dtype
     if (reason := unavailable_reason()) is not None:
         return reason
@@ -322,12 +331,15 @@ def _free_memory() -> int:
 def check_network(model: PixelCNNpp) -> None:
     """Raise TypeError for another model, such as a pair."""
     if not isinstance(model, PixelCNNpp):
-        raise TypeError(f"model must be a PixelCNNpp, got {type(model).__name__}")
+        hint = ": give model._orig_mod" * hasattr(model, "_orig_mod")
+        raise TypeError(f"model must be a PixelCNNpp, got {type(model).__name__}{hint}")
 
 
 def _check_model(model: PixelCNNpp) -> torch.device:
     """The device of the model. Raises as `CachedSampler` does."""
     check_network(model)
+    if (reason := changed_layer(model)) is not None:
+        raise TypeError(f"the cached sampler cannot run this model: {reason}")
     device = model.head.bias.device
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"the model must be on the CPU or a CUDA device, got {device}")

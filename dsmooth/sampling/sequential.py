@@ -10,7 +10,7 @@ from torch import Tensor
 from ..functional import logistic_mixture_sample
 from ..functional.logistic_mixture import extrapolate
 from ..nn import PixelCNNpp
-from ..nn.pixelcnnpp import Encoded
+from ..nn.pixelcnnpp import Encoded, change_of
 from ..nn.weights import in_evaluation
 from ..philox import Stream, image_words, to_uniform
 from .request import Choices, Progress, Request, checked_shape
@@ -180,15 +180,20 @@ class _Canvas:
         uniforms = to_uniform(words).to(like.dtype)
         self.uniforms = uniforms.view(-1, *size, 4).permute(0, 3, 1, 2)
         self.model, self.request = in_evaluation(model), request
+        self.context, self.labels = context, request.passes(model.config, like)
+        self.whole = change_of(model) is not None  # its own forward may not encode and decode
         self.passes = [
             self.model.encode_context(self.x, context, label)
-            for label in request.passes(model.config, like)
+            for label in ([] if self.whole else self.labels)
         ]
 
     def redrawn(self, images: Tensor | slice, rows: slice, columns: slice) -> Tensor:
         """Some pixels of some images, drawn given the images; known ones as they are."""
         visible = (rows.stop + 3) // 4 * 4  # rows below cannot matter; it takes a multiple of 4
-        given = []
+        given = [
+            self.model(self.x[images], *(e if e is None else e[images] for e in (self.context, y)))
+            for y in (self.labels if self.whole else ())
+        ]
         for stacked, streams, vector in self.passes:
             stacked, vector = (None if e is None else e[images] for e in (stacked, vector))
             if streams is not None:
