@@ -3,15 +3,14 @@
 A noisy model learns images with noise, p(x~); a denoiser removes the noise, p(x | x~). The two are
 a pair, and drawing from it is two-step sampling (Meng et al., ICLR 2021). Both are PixelCNN++.
 
-    import torch, dsmooth
+    import dsmooth
 
     pair = dsmooth.SmoothedPair.from_pretrained("mnist")  # in the package; or a folder
     x = pair.sample(64, seed=0)  # (64, 1, 28, 28) in [-1, 1]
     dsmooth.show(x)  # a picture, which a notebook displays
     upper_halves = dsmooth.sampling.keep_top(0.5, (28, 28))
     completed = pair.sample(64, known=x, mask=upper_halves)
-    with torch.no_grad():
-        bound = pair.elbo(x, n_noise=4)  # (64,) nats, at most log p(x)
+    bound = pair.elbo(x, n_noise=4)  # (64,) nats, at most log p(x)
 
 A pair of your own images, uint8 (N, C, H, W):
 

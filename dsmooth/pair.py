@@ -166,10 +166,6 @@ class SmoothedPair(nn.Module):
             options["label"] = torch.as_tensor(label).repeat_interleave(draws, dim=0)
         return self.sample(len(known), known=known, mask=mask, **options)
 
-    def forward(self, x: Tensor, **options: Any) -> Tensor:
-        """The bound of `elbo`: (B,), nats, with gradients; -pair(x).mean() tunes both models."""
-        return self.elbo(x, **options)
-
     @torch.no_grad()
     def denoise(
         self,
@@ -266,6 +262,7 @@ class SmoothedPair(nn.Module):
         gradient = gradient_of(in_evaluation(self.noisy), x_tilde, label, guidance)
         return x_tilde + self.smoothing.scale**2 * gradient
 
+    @torch.no_grad()
     def elbo(
         self,
         x: Tensor,
@@ -288,8 +285,30 @@ class SmoothedPair(nn.Module):
         of another size or outside [-1, 1], and for a discretized denoiser for values that are none
         of bytes.
 
-        The bound has gradients in the weights of both models and in x, without dropout in training
-        mode too. Under `torch.no_grad()` it has none and takes less memory.
+        It has no derivative; `pair(x)` is the same bound with gradients.
+        """
+        return self.forward(
+            x,
+            label=label,
+            n_noise=n_noise,
+            importance_weighted=importance_weighted,
+            seed=seed,
+            first_index=first_index,
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        label: Tensor | None = None,
+        n_noise: int = 1,
+        importance_weighted: bool = False,
+        seed: int = 0,
+        first_index: int = 0,
+    ) -> Tensor:
+        """The bound of `elbo` with gradients in the weights of both models and in x: (B,), nats.
+
+        Without dropout, in training mode too: `(-pair(x)).mean().backward()` tunes both models.
         """
         check_number("n_noise", n_noise)
         self._check_images("x", x)

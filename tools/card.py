@@ -179,8 +179,7 @@ def measure_clusters(stages: Stages) -> dict[str, Any]:
         nats = []
         for first in range(0, FEW, 50):
             x = data.batch(torch.arange(first, first + 50))
-            with torch.no_grad():
-                nats.append(pair.elbo(x, n_noise=2, first_index=first).double())
+            nats.append(pair.elbo(x, n_noise=2, first_index=first).double())
             done(first + 50)
     hidden = score_pair(pair, data, n_noise=2)
     return {
