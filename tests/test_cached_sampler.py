@@ -22,6 +22,7 @@ from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling import CachedSampler
 from dsmooth.sampling.cached import packed_before, sample_images
 from dsmooth.sampling.program import Program
+from tests.helpers.data_makers import refuses
 from tests.helpers.networks import ATOMS, BYTES, GAUSSIAN, MIXTURES, network
 from tests.helpers.sampler_checks import (
     FIRST,
@@ -269,8 +270,7 @@ def test_the_seed_and_the_weights_it_was_made_of_decide() -> None:
     for value in (1e-42, 3e38):  # float32, that of the network, does not hold the norm
         other = copy.deepcopy(model)
         other.stem_u.weight_v.data.fill_(value)
-        with pytest.raises(ValueError, match="a weight is not finite"):
-            CachedSampler(other)
+        refuses("a weight is not finite", CachedSampler, other)
     with torch.no_grad():
         model.stem_u.weight_g.fill_(float("nan"))
     assert torch.equal(sampler.sample(2, 4, 4), x)
@@ -317,8 +317,7 @@ def test_progress_grows_to_one_and_an_error_in_it_ends_the_call(
     def fail(fraction: float) -> None:
         raise RuntimeError("enough")
 
-    with pytest.raises(RuntimeError, match="enough"):
-        slow_sampler.sample(8, 512, 512, progress=fail)
+    refuses("enough", slow_sampler.sample, 8, 512, 512, error=RuntimeError, progress=fail)
 
 
 @pytest.mark.parametrize("n", [1, 50])
@@ -345,19 +344,15 @@ def test_bad_contexts_and_labels() -> None:
         (torch.zeros(1, 1, 4, 4).double(), r"context must be torch\.float32, got torch\.float64"),
         (torch.full((1, 1, 4, 4), torch.nan), "context must be finite"),
     ):
-        with pytest.raises((ValueError, TypeError), match=message):
-            sampler.sample(1, 4, 4, context=context)
+        refuses(message, sampler.sample, 1, 4, 4, error=(ValueError, TypeError), context=context)
     labelled = CachedSampler(network(n_classes=3))
-    with pytest.raises(ValueError, match="label must be finite"):
-        labelled.sample(2, 4, 4, label=torch.full((2, 3), torch.nan))
-    with pytest.raises(ValueError, match="label is missing: the model has n_classes=3"):
-        labelled.sample(2, 4, 4)
+    refuses("label must be finite", labelled.sample, 2, 4, 4, label=torch.full((2, 3), torch.nan))
+    refuses("label is missing: the model has n_classes=3", labelled.sample, 2, 4, 4)
 
 
 def test_bad_models() -> None:
     linear: Any = torch.nn.Linear(1, 1)
-    with pytest.raises(TypeError, match="must be a PixelCNNpp, got Linear"):
-        CachedSampler(linear)
+    refuses("must be a PixelCNNpp, got Linear", CachedSampler, linear, error=TypeError)
     with pytest.raises(TypeError, match="must be a PixelCNNpp, got Linear"):
         sample_images(linear, 1, height=4, width=4)
     with pytest.raises(TypeError, match=r"torch.float32 or torch.bfloat16, got torch.float16"):
@@ -365,8 +360,7 @@ def test_bad_models() -> None:
     model = network()
     with torch.no_grad():
         model.down[1].ul[0].conv_in.bias[2] = float("inf")
-    with pytest.raises(ValueError, match=r"finite.*down\.1\.ul\.0\.conv_in\.bias"):
-        CachedSampler(model)
+    refuses(r"finite.*down\.1\.ul\.0\.conv_in\.bias", CachedSampler, model)
     with pytest.raises(ValueError, match=r"must be auto or one of generic, .*got mmx"):
         CachedSampler(network(), instruction_set="mmx")  # type: ignore[arg-type]
 
@@ -405,5 +399,4 @@ def test_native_code_checks_programs(
     program = Program(network(**ATOMS))
     for name, value in changes.items():
         object.__setattr__(part(program), name, value)
-    with pytest.raises(ValueError, match=message):
-        extension().CpuSampler(program, False, "auto")
+    refuses(message, extension().CpuSampler, program, False, "auto")

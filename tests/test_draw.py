@@ -24,6 +24,7 @@ from dsmooth.sampling.cached import obstacle_of
 from dsmooth.sampling.output import gather
 from dsmooth.sampling.request import Execution, Request, known_pixels
 from tests.helpers.command_runs import run
+from tests.helpers.data_makers import refuses
 from tests.helpers.networks import network, tiny_pair
 
 pytestmark = pytest.mark.quick
@@ -113,8 +114,7 @@ def test_every_door_checks(
     if not names & {"method"} and not obstacle_of(model):
         doors.append(lambda: CachedSampler(model).sample(**given))
     for door in doors:
-        with pytest.raises((ValueError, TypeError), match=message):
-            door()
+        refuses(message, door, error=(ValueError, TypeError))
 
 
 def test_equal_weights_with_other_settings_add_no_images(
@@ -127,8 +127,7 @@ def test_equal_weights_with_other_settings_add_no_images(
         command.sample_to_files(models, Request(n), Execution(), [tmp_path / "x"])
 
     add(1)
-    with pytest.raises(ValueError, match=r"its models\.smoothing\.scale is 0\.5, not 0\.25"):
-        add(2, scale=0.25)
+    refuses(r"its models\.smoothing\.scale is 0\.5, not 0\.25", add, 2, scale=0.25)
 
 
 def test_names_that_a_network_does_not_know(pair: dsmooth.SmoothedPair) -> None:
@@ -136,8 +135,7 @@ def test_names_that_a_network_does_not_know(pair: dsmooth.SmoothedPair) -> None:
         for call in (sequential_sample, jacobi_sample):
             with pytest.raises(TypeError, match=f"no argument '{name}'; see seed, "):
                 call(pair.noisy, 1, height=4, width=4, **{name: 1})
-    with pytest.raises(TypeError, match="no argument 'count'"):
-        pair.sample(1, count=3)
+    refuses("no argument 'count'", pair.sample, 1, error=TypeError, count=3)
 
 
 def test_a_network_is_packed_once_for_all_parts(

@@ -24,7 +24,7 @@ from dsmooth.evaluate.likelihood import conventions, score_pair, score_plain
 from dsmooth.evaluate.sources import DataChoice, array_to_bytes, as_grey, read_images
 from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import complains, measured, run, save_run
-from tests.helpers.data_makers import random_bytes, write_images
+from tests.helpers.data_makers import random_bytes, refuses, write_images
 
 
 @pytest.mark.quick
@@ -175,10 +175,8 @@ def test_statistics_are_compared_with_their_own_data_and_label(tmp_path: Path) -
     floor(described | {"floor_sha256": others.digest})
     with pytest.raises(ValueError, match="npz was saved with other test images than those of "):
         floor(described | {"floor_sha256": "0" * 64})
-    with pytest.raises(ValueError, match=r"data must be mnist, as .*npz was saved, got folder"):
-        floor({"name": "mnist"})
-    with pytest.raises(ValueError, match=r"split must be test, as .*npz was saved, got train"):
-        floor({"split": "test"})
+    refuses(r"data must be mnist, as .*npz was saved, got folder", floor, {"name": "mnist"})
+    refuses(r"split must be test, as .*npz was saved, got train", floor, {"split": "test"})
     assert floor({}) is None  # of nobody knows what
     real, described, threes = load_real(FrechetOptions((Path("x.npz"),), label=3), mnist, None)
     assert isinstance(real, ImageDataset)

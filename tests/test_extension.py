@@ -18,6 +18,7 @@ from torch import Tensor
 import dsmooth
 from dsmooth import _extension, functional
 from dsmooth.commands import doctor
+from tests.helpers.data_makers import refuses
 from tests.helpers.gated_cases import needs_extension
 
 pytestmark = pytest.mark.quick
@@ -125,8 +126,7 @@ SHARED = ZEROS(2, 4, 3, 4)
     ],
 )
 def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call(**changes)
+    refuses(message, call, **changes)
 
 
 @needs_extension
@@ -156,8 +156,7 @@ def test_the_ops_resolve_negative_views() -> None:
 def test_memory_that_was_given_back_is_refused() -> None:
     params = torch.zeros(2, 6, 3, 4)
     params.untyped_storage().resize_(0)
-    with pytest.raises(ValueError, match="params must have memory, got a tensor without"):
-        call(params=params)
+    refuses("params must have memory, got a tensor without", call, params=params)
 
 
 @needs_extension
@@ -196,8 +195,7 @@ def test_a_missing_extension_says_why(
 ) -> None:
     without_extension(info)
     assert not _extension.is_available()
-    with pytest.raises(RuntimeError, match=message):
-        _extension.extension()
+    refuses(message, _extension.extension, error=RuntimeError)
 
 
 def doctor_output() -> tuple[int, list[str]]:

@@ -22,7 +22,7 @@ from dsmooth.evaluate.features import Features, extract_features, make_extractor
 from dsmooth.evaluate.frechet import FeatureStatistics
 from dsmooth.evaluate.scores import fidelity_scores
 from dsmooth.evaluate.sources import ImageSet, read_reference
-from tests.helpers.data_makers import random_bytes
+from tests.helpers.data_makers import random_bytes, refuses
 
 
 class Halves(nn.Module):
@@ -124,12 +124,8 @@ def test_extractors_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     for name in ("inception-v3-compat", "vgg16"):
         message = f"cannot load {name} .no route to host.*{tmp_path}, or take extractor=mnist"
-        with pytest.raises(ConnectionError, match=message):
-            make_extractor(name)
-    with pytest.raises(
-        ValueError, match=r"must be mnist-classifier, inception-v3-compat, .*got 'vgg'"
-    ):
-        make_extractor("vgg")
+        refuses(message, make_extractor, name, error=ConnectionError)
+    refuses(r"must be mnist-classifier, inception-v3-compat, .*got 'vgg'", make_extractor, "vgg")
 
 
 def test_images_that_cannot_be_extracted_are_named() -> None:
@@ -143,8 +139,7 @@ def test_images_that_cannot_be_extracted_are_named() -> None:
         (grey, "images must be uint8"),
         (grey[:0].byte(), "at least 1, got 0 images"),
     ):
-        with pytest.raises(ValueError, match=message):
-            extract(images)
+        refuses(message, extract, images)
 
 
 def test_networks_that_return_something_else() -> None:
@@ -161,8 +156,7 @@ def test_networks_that_return_something_else() -> None:
         ("text", "must return features, or features and logits, got str"),
     ):
         network.forward = Mock(side_effect=[result])
-        with pytest.raises(ValueError, match=message):
-            extract_features(torch.zeros(2, 1, 4, 4).byte(), extractor)
+        refuses(message, extract_features, torch.zeros(2, 1, 4, 4).byte(), extractor)
     network.register_buffer("of_no_parameter", torch.zeros(1, device="meta"))
     network.forward = Mock(side_effect=lambda x: torch.zeros(2, 3 if x.is_meta else 0))
     assert extract_features(torch.zeros(2, 1, 4, 4).byte(), extractor).features.shape == (2, 3)

@@ -18,6 +18,7 @@ from dsmooth import _extension
 from dsmooth.functional import concat_elu, gated_resnet
 from dsmooth.functional.gated_resnet_native import forward_op
 from dsmooth.functional.gated_resnet_operands import FIELDS, Operands, Settings
+from tests.helpers.data_makers import refuses
 from tests.helpers.gated_cases import (
     EPS,
     STRIDES,
@@ -78,13 +79,10 @@ def test_gradients_of_weights_are_all_given_or_none() -> None:
     run(images)
     for name in of_weights:
         mixture = r"must be given with grad_\w+ \(all gradients of weights are, or none\), got None"
-        with pytest.raises(ValueError, match=f"^grad_{name} {mixture}"):
-            run(grads.keys() - {name})
-        with pytest.raises(ValueError, match=f"with grad_{name} "):
-            run(images | {name})
+        refuses(f"^grad_{name} {mixture}", run, grads.keys() - {name})
+        refuses(f"with grad_{name} ", run, images | {name})
     for name in images:
-        with pytest.raises(ValueError, match=f"^grad_{name} must be given, got None"):
-            run(images - {name})
+        refuses(f"^grad_{name} must be given, got None", run, images - {name})
 
 
 def full_case() -> Case:
@@ -139,8 +137,7 @@ def test_settings_and_absence_are_checked(changes: dict[str, Any], message: str)
     given = arguments(full_case()) | changes
     if given["nin_skip"] is None:
         given["gain_nin"] = None
-    with pytest.raises(ValueError, match=message):
-        call(given)
+    refuses(message, call, given)
 
 
 def test_without_autocast_all_have_one_dtype() -> None:
@@ -151,8 +148,7 @@ def test_without_autocast_all_have_one_dtype() -> None:
     assert y.dtype == torch.float64
     assert torch.equal(y, call(wide))
     given["bias_out"] = given["bias_out"].double()
-    with pytest.raises(ValueError, match="bias_out must be float32, got float64"):
-        call(given)
+    refuses("bias_out must be float32, got float64", call, given)
     with (
         torch.autocast("cpu", torch.bfloat16),
         pytest.raises(ValueError, match="bias_out must be float32 or bfloat16 or float16"),

@@ -22,7 +22,7 @@ from dsmooth.data.own import split_own
 from dsmooth.philox import Stream, seed_from
 from dsmooth.training.beginning import with_data
 from dsmooth.training.step import TrainState
-from tests.helpers.data_makers import random_bytes
+from tests.helpers.data_makers import random_bytes, refuses
 from tests.helpers.tiny_runs import tiny
 
 pytestmark = pytest.mark.quick
@@ -104,8 +104,7 @@ class Endless(loaders.IterableDataset):
     ],
 )
 def test_what_a_loader_cannot_give_is_refused(dataset, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        split_own(dataset(loaders.TensorDataset(PIXELS)))
+    refuses(message, split_own, dataset(loaders.TensorDataset(PIXELS)))
 
 
 class Noisy(loaders.Dataset):
@@ -199,8 +198,7 @@ def test_training_and_held_out_images_have_one_range(tmp_path: Path) -> None:
     both = dsmooth.data.to_float(PIXELS), torch.full((4, 1, 8, 8), 0.5)
     assert (split_own(both)[1].images == 191).all()
     assert (split_own({"train": both[0], "test": both[1]})[1].images == 191).all()
-    with pytest.raises(ValueError, match="of one kind, got bytes and floating point"):
-        split_own((PIXELS, both[1]))
+    refuses("of one kind, got bytes and floating point", split_own, (PIXELS, both[1]))
     with pytest.raises(ValueError, match=r"in \[0, 1\] or \[-1, 1\], got nan to nan"):
         split_own((PIXELS / 255, torch.full_like(both[1], torch.nan)))
 
@@ -223,12 +221,9 @@ def test_labels_in_every_form() -> None:
         (torch.rand(40, 3), "one-hot"),
         (["cat"] * 40, r"labels must be whole numbers \(40,\), got one like 'cat'"),
     ):
-        with pytest.raises(ValueError, match=message):
-            split_own(PIXELS, labels)
-    with pytest.raises(ValueError, match=r"give \(\(images, labels\), \(held-out images, labels"):
-        split_own((PIXELS, PIXELS), y)
-    with pytest.raises(ValueError, match="labels= is for images given by dataset="):
-        dsmooth.train(tiny(), labels=y)
+        refuses(message, split_own, PIXELS, labels)
+    refuses(r"give \(\(images, labels\), \(held-out images, labels", split_own, (PIXELS, PIXELS), y)
+    refuses("labels= is for images given by dataset=", dsmooth.train, tiny(), labels=y)
     train_set, held_out = split_own(((PIXELS, y), (PIXELS[:2], y[:2])))
     assert held_out.labels.tolist() == [0, 1]
     assert train_set.digest != replace(train_set, labels=2 - y).digest
@@ -267,8 +262,7 @@ def test_forms_of_images_of_ones_own() -> None:
     assert train_set.labels.tolist() == [i % 3 for i in range(20)]
     assert (held_out.split, len(held_out)) == ("validation", 5)
     assert len(split_own({"train": pixels})[1]) == 2
-    with pytest.raises(ValueError, match="has no split 'train', but a, b"):
-        split_own({"a": pixels, "b": pixels})
+    refuses("has no split 'train', but a, b", split_own, {"a": pixels, "b": pixels})
 
 
 @pytest.mark.parametrize(
@@ -296,5 +290,4 @@ def test_forms_of_images_of_ones_own() -> None:
     ],
 )
 def test_data_that_cannot_be_trained_on(dataset: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        with_data(tiny(data=OWN), *split_own(dataset), match_channels=False)
+    refuses(message, with_data, tiny(data=OWN), *split_own(dataset), match_channels=False)

@@ -19,6 +19,7 @@ from dsmooth.functional import concat_elu, use_impl
 from dsmooth.nn.images import check_scale
 from dsmooth.nn.layers import GatedResnet, WeightNormConv
 from dsmooth.nn.pixelcnnpp import Dropout, fourier_features
+from tests.helpers.data_makers import refuses
 from tests.helpers.networks import inputs, network
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -184,8 +185,7 @@ def test_bytes_in_half_precision_are_those_bytes(dtype: torch.dtype) -> None:
     assert torch.equal(model.log_prob_given(half, params), model.log_prob_given(x, params))
     check_scale("x", half, as_bytes=True)
     for wrong in between.to(dtype).flatten():
-        with pytest.raises(ValueError, match="x must have values of bytes"):
-            check_scale("x", wrong, as_bytes=True)
+        refuses("x must have values of bytes", check_scale, "x", wrong, as_bytes=True)
 
 
 def test_the_hidden_layer_sees_the_four_pixels_around() -> None:
@@ -314,8 +314,7 @@ ZEROS = torch.zeros
     ],
 )
 def test_bad_images_are_named(conditioning, x, context, error, message) -> None:
-    with pytest.raises(error, match=message):
-        network(conditioning)(x, context)
+    refuses(message, network(conditioning), x, context, error=error)
 
 
 @pytest.mark.parametrize(
@@ -343,9 +342,7 @@ def test_bad_images_are_named(conditioning, x, context, error, message) -> None:
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match="config must be a ModelConfig, got a dict"):
         dsmooth.PixelCNNpp(settings)
-    with pytest.raises(ValueError, match=message):
-        dsmooth.ModelConfig(**settings)
+    refuses(message, dsmooth.ModelConfig, **settings)
     if settings.keys() & {"likelihood", "atoms"}:  # the op is told of a mixture with the same words
         x, params = ZEROS(1, settings.pop("image_channels", 1), 1, 1), ZEROS(1, 270, 1, 1)
-        with pytest.raises(ValueError, match=message):
-            dsmooth.functional.logistic_mixture_log_prob(x, params, **settings)
+        refuses(message, dsmooth.functional.logistic_mixture_log_prob, x, params, **settings)

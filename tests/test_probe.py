@@ -26,6 +26,7 @@ from dsmooth.evaluate.linear import train_linear
 from dsmooth.evaluate.probe import PIXELS, Probing, best_probe, probe_pair
 from dsmooth.machine import torch_threads
 from tests.helpers.command_runs import complains, run, save_run
+from tests.helpers.data_makers import refuses
 from tests.helpers.networks import tiny_pair
 
 SETTINGS = ProbeSettings(epochs=2)
@@ -286,8 +287,7 @@ def test_other_settings_do_not_mix_with_stored_ones(whole: Path, tmp_path: Path)
         (pair, other, r"its data_sha256\.test is .*, not"),
         (wide, TEST, r"its smoothing\.scale is 0\.5, not 0\.4"),
     ):
-        with pytest.raises(ValueError, match=message):
-            probe_pair(given, TRAIN, test_set, SETTINGS, stored, plain=pair.noisy)
+        refuses(message, probe_pair, given, TRAIN, test_set, SETTINGS, stored, plain=pair.noisy)
     assert stored.read_bytes() == before
     replaced = run_probes(stored, ProbeSettings(epochs=3), replace_other=True)
     assert replaced["asked"]["epochs"] == 3
@@ -304,14 +304,12 @@ def test_data_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: Any) -> 
         (train.part(slice(1)), test, "train_images must be at least 2, got 1"),
         (train, test.part(slice(0)), "test_images must be at least 1, got 0"),
     ):
-        with pytest.raises(ValueError, match=message):
-            probe_pair(pair, first, second, SETTINGS, path)
+        refuses(message, probe_pair, pair, first, second, SETTINGS, path)
     for only, message in (
         (["noisy", "plain"], "only must be among noisy, denoiser, pixels, .*, got plain; plain= g"),
         ([], "only must be among .*, got none$"),
     ):
-        with pytest.raises(ValueError, match=message):
-            probe_pair(pair, train, test, SETTINGS, path, only=only)
+        refuses(message, probe_pair, pair, train, test, SETTINGS, path, only=only)
     # Room for all features is there, until those of the training images take some of it.
     free = [2 * (9 + 9) * 64, 0, 0]
     monkeypatch.setattr(
@@ -337,8 +335,7 @@ def test_settings_out_of_range_are_refused() -> None:
         *(("stream", "ur"), ("pooling", "max"), ("pooling", 0), ("blocks", ("up3",))),
         *(("blocks", ()), ("together", -1), ("input", "dark"), ("epochs", 0), ("seed", -1)),
     ):
-        with pytest.raises(ValueError, match=field):
-            ProbeSettings(**{field: value})
+        refuses(field, ProbeSettings, **{field: value})
 
 
 def test_the_command_writes_figures_and_numbers(

@@ -27,6 +27,7 @@ from dsmooth.training.checkpoint import (
 )
 from dsmooth.training.step import TrainState, scheduled
 from tests.helpers.command_runs import run as call
+from tests.helpers.data_makers import refuses
 from tests.helpers.networks import tiny_pair
 from tests.helpers.tiny_runs import assert_same_end, tiny, train_until
 
@@ -124,8 +125,7 @@ def test_a_run_whose_rates_stay_is_the_run_of_its_last_length(
     config = tiny(images=last, evaluations=2, **settings)
     run = RunFolder(tmp_path / "run")
     train_until(seen, replace(config, images=first, evaluations=1), run.path, monkeypatch)
-    with pytest.raises(ValueError, match=message):
-        train(replace(config, images=refused), run.path, resume=True)
+    refuses(message, train, replace(config, images=refused), run.path, resume=True)
     caplog.set_level("INFO", "dsmooth")
     for folder in (run.path, tmp_path / "whole"):
         train(config, folder, resume=True)
@@ -178,8 +178,7 @@ def test_an_unfinished_run_keeps_its_length_unless_forced(
     train_until(16, config, folder, monkeypatch)
     longer = replace(config, images=64)
     message = "images can be 64 instead of 40 once the run has finished; .* has seen 16; force=True"
-    with pytest.raises(ValueError, match=message):
-        train(longer, folder, resume=True)
+    refuses(message, train, longer, folder, resume=True)
     train(longer, folder, resume=True, force=True)
     assert RunFolder(folder).read_config()[0] == longer
     assert notes(folder) == ["images 40 up to 16 images, 64 from then on"]
@@ -195,8 +194,7 @@ def test_a_changed_setting_is_named_and_can_be_forced(tmp_path: Path) -> None:
     message = (
         "holds another run: its learning_rate is 0.002, not 0.0001; force=True goes on with that"
     )
-    with pytest.raises(ValueError, match=message):
-        train(other, folder, resume=True)
+    refuses(message, train, other, folder, resume=True)
     assert RunFolder(folder).read_config()[0] == config
     train(other, folder, resume=True, force=True)
     assert RunFolder(folder).read_config()[0] == other
@@ -394,6 +392,5 @@ def test_weights_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("run", "denoiser", ValueError, "run is the run of a noisy model, not of a denoiser one"),
         ("pair", "plain", ValueError, "pair is a pair, which has no plain model to begin with"),
     ):
-        with pytest.raises(error, match=message):
-            train(replace(tiny(role), init=source), tmp_path / "new")
+        refuses(message, train, replace(tiny(role), init=source), tmp_path / "new", error=error)
         assert not (tmp_path / "new" / "config.json").exists()

@@ -16,6 +16,7 @@ from dsmooth.config import TrainConfig
 from dsmooth.machine import choose_device
 from dsmooth.training import beginning
 from tests.helpers.command_runs import run
+from tests.helpers.data_makers import refuses
 from tests.helpers.networks import BYTES, network
 from tests.helpers.rank_processes import COMMAND, ForkedPython, free_port, start_ranks, wait_for_all
 
@@ -113,13 +114,10 @@ def test_names_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert choose_device("auto") == torch.device("cpu")
     assert choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match="device cannot be cuda: PyTorch finds 0 CUDA"):
-        choose_device("cuda")
-    with pytest.raises(ValueError, match='auto, cpu, cuda or cuda:N, got "gpu"'):
-        choose_device("gpu")
+    refuses("device cannot be cuda: PyTorch finds 0 CUDA", choose_device, "cuda")
+    refuses('auto, cpu, cuda or cuda:N, got "gpu"', choose_device, "gpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert choose_device("cuda") == torch.device("cuda:1")
     assert choose_device("cuda:0") == torch.device("cuda:0")
-    with pytest.raises(ValueError, match="finds 2 CUDA devices"):
-        choose_device("cuda:2")
+    refuses("finds 2 CUDA devices", choose_device, "cuda:2")

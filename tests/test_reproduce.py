@@ -22,6 +22,7 @@ from dsmooth.reproduce import TrainingPlan, plan_from_preset, reproduce
 from dsmooth.reproduce.stages import Sizes
 from dsmooth.runs import RunFolder, training_seconds
 from dsmooth.training import NonFiniteLoss, train
+from tests.helpers.data_makers import refuses
 from tests.helpers.rank_processes import ForkedPython, start_ranks, wait_for_all
 from tests.helpers.report_checks import check_self_contained, without_plots
 from tests.helpers.tiny_runs import tiny
@@ -84,8 +85,7 @@ def test_other_folders_are_refused_and_left_alone(
     with lock_folder(finished, "someone"), pytest.raises(ValueError, match="is at work in"):
         reproduce(finished, tiny_plan(data), sizes=SIZES)
     (tmp_path / "thesis.tex").write_text("words")
-    with pytest.raises(ValueError, match="holds no reproduction"):
-        reproduce(tmp_path, tiny_plan(data))
+    refuses("holds no reproduction", reproduce, tmp_path, tiny_plan(data))
     with pytest.raises(FileNotFoundError, match="data_dir"):
         reproduce(tmp_path / "out", tiny_plan(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="only=probes needs trained models, and noisy"):
@@ -216,8 +216,7 @@ def test_plan_shares_the_budget() -> None:
         configs = plan_from_preset("mnist-quick", budget=budget).configs
         assert [config.evaluations for config in configs[:2]] == [evaluations] * 2
     for budget in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="budget"):
-            plan_from_preset("mnist-quick", budget=budget)
+        refuses("budget", plan_from_preset, "mnist-quick", budget=budget)
 
 
 @pytest.mark.quick

@@ -18,6 +18,7 @@ from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
 from dsmooth.training import device, train
 from dsmooth.training.device import share_of_batch
+from tests.helpers.data_makers import refuses
 from tests.helpers.networks import tiny_pair
 from tests.helpers.rank_processes import ForkedPython, run_script, start_ranks, wait_for_all
 from tests.helpers.tiny_runs import ROLES, assert_same_end, tiny, train_until
@@ -68,10 +69,8 @@ def test_a_batch_that_does_not_divide_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert share_of_batch(tiny(batch_size=12)) == (8, 4)
-    with pytest.raises(ValueError, match=r"batch_size must be 6 or 9 .*got 8"):
-        share_of_batch(tiny(batch_size=8))
-    with pytest.raises(ValueError, match=r"batch_size must be 6 .*got 4"):
-        share_of_batch(tiny(batch_size=4, accumulate=2))
+    refuses(r"batch_size must be 6 or 9 .*got 8", share_of_batch, tiny(batch_size=8))
+    refuses(r"batch_size must be 6 .*got 4", share_of_batch, tiny(batch_size=4, accumulate=2))
     told: list[bool] = []
     monkeypatch.setattr(device, "broadcast_int", lambda fast: told.append(fast) or 1)
     on_cpu = device.with_device(tiny(precision="auto"), torch.device("cpu"), (8, 8))
@@ -136,8 +135,7 @@ def test_a_restart_goes_on_with_a_run_of_its_own_launch(
     start("one", 0)
     train_until(16, tiny(images=24), tmp_path, monkeypatch)
     start("two", 1)
-    with pytest.raises(ValueError, match="already holds a run"):
-        train(tiny(images=24), tmp_path)
+    refuses("already holds a run", train, tiny(images=24), tmp_path)
     start("one", 1)
     assert train(tiny(images=24), tmp_path).images_seen == 24
 

@@ -24,6 +24,7 @@ from dsmooth.runs import RunFolder
 from dsmooth.training import NonFiniteLoss, beginning, train
 from dsmooth.training.checkpoint import digest, go_on, read_checkpoint, save_checkpoint
 from dsmooth.training.step import TrainState
+from tests.helpers.data_makers import refuses
 from tests.helpers.tiny_runs import assert_same_end, tiny, use_small_runs
 
 CONFIG = tiny(images=32, evaluations=2, checkpoint_minutes=1e-9)
@@ -89,8 +90,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(run: RunFolder, dama
     weights = run.weights.read_bytes()
     damage(run.checkpoint)
     damage(run.earlier_checkpoint)
-    with pytest.raises(ValueError, match=r"checkpoint-earlier\.safetensors is "):
-        train(CONFIG, run.path, resume=True)
+    refuses(r"checkpoint-earlier\.safetensors is ", train, CONFIG, run.path, resume=True)
     assert run.weights.read_bytes() == weights
 
 
@@ -117,8 +117,7 @@ def test_a_strangers_folder_opens_no_file_elsewhere(tmp_path: Path, name: str, k
     path.parent.mkdir()
     make = {"link": lambda: path.symlink_to(other), "pipe": lambda: os.mkfifo(path)}
     make.get(kind, path.mkdir)()
-    with pytest.raises(ValueError, match=f"{name} must be a regular file"):
-        train(CONFIG, tmp_path / "run")
+    refuses(f"{name} must be a regular file", train, CONFIG, tmp_path / "run")
     assert other.read_text() == "mine"
 
 
@@ -208,8 +207,7 @@ def test_weights_that_are_not_finite_and_a_full_disk_replace_nothing(
     before = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
-        with pytest.raises(OSError, match="No space"):
-            save_checkpoint(run, state, (8, 8))
+        refuses("No space", save_checkpoint, run, state, (8, 8), error=OSError)
     assert before == {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
     save_checkpoint(run, state, (8, 8))
     before = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
@@ -236,8 +234,7 @@ def test_a_cut_line_of_the_log_does_not_swallow_the_next(run: RunFolder) -> None
 def test_a_folder_has_one_writer(tmp_path: Path) -> None:
     with lock_folder(tmp_path / "run", "someone"):
         for _ in range(2):
-            with pytest.raises(ValueError, match=r"another training run is at work in .*run"):
-                train(CONFIG, tmp_path / "run")
+            refuses(r"another training run is at work in .*run", train, CONFIG, tmp_path / "run")
             (tmp_path / "run" / ".lock").unlink()
     assert not RunFolder(tmp_path / "run").config.exists()
 
@@ -254,8 +251,7 @@ def test_a_run_is_read_once_its_folder_is_locked(
             yield
 
     monkeypatch.setattr(beginning, "lock_folder", late)
-    with pytest.raises(ValueError, match="another run: its seed is 5, not 0"):
-        train(CONFIG, run.path, resume=True)
+    refuses("another run: its seed is 5, not 0", train, CONFIG, run.path, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -270,8 +266,7 @@ def test_processes_that_do_not_read_the_same_end(
 ) -> None:
     other = f"dsmooth.{module}.all_reduce_max"
     monkeypatch.setattr(other, lambda most, least: [most, least + 1])
-    with pytest.raises(ValueError, match=message):
-        train(CONFIG, run.path, resume=True)
+    refuses(message, train, CONFIG, run.path, resume=True)
 
 
 def rewrite(path: Path, **stated: str | None) -> None:
@@ -299,8 +294,7 @@ def test_what_a_checkpoint_states_is_checked(
 ) -> None:
     rewrite(run.checkpoint, **{name: value})
     run.earlier_checkpoint.unlink()
-    with pytest.raises(ValueError, match=rf"checkpoint\.safetensors {message}"):
-        train(CONFIG, run.path, resume=True)
+    refuses(rf"checkpoint\.safetensors {message}", train, CONFIG, run.path, resume=True)
 
 
 # Every step of writing a file goes through one of these.
