@@ -65,14 +65,7 @@ def check(compiled: Compiled) -> None:
     [*CASES, *(full(*case) for case in MORE_CASES)],
     ids=str,
 )
-def test_value_and_gradient(
-    channels: int,
-    likelihood: str,
-    atoms: tuple[int, ...],
-    dtype: torch.dtype,
-    last: bool,
-    arch: int,
-) -> None:
+def test_value_and_gradient(channels, likelihood, atoms, dtype, last, arch) -> None:
     check(compile_launch(launch_of(channels, likelihood, atoms, dtype, last), arch))
 
 

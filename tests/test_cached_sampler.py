@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,12 +61,7 @@ def make_sampler(model: PixelCNNpp, dtype: torch.dtype, code: str) -> CachedSamp
     ids=[*MIXTURES, "hidden"],
 )
 def test_equals_the_network_teacher_forced(
-    mixture: dict[str, Any],
-    classes: str,
-    channels: int,
-    temperature: float,
-    conditioning: str,
-    code: str,
+    mixture, classes, channels, temperature, conditioning, code
 ) -> None:
     n_classes = 0 if classes == "none" else 3
     model = network(conditioning, channels=channels, n_classes=n_classes, **mixture)
@@ -91,14 +85,7 @@ def test_equals_the_network_teacher_forced(
         ((4, 2, 2, 0), (1, 3), (32, 32), 1.0),
     ],
 )
-def test_every_shape(
-    numbers: tuple[int, int, int, int],
-    encoder: tuple[int, int | None],
-    size: tuple[int, int],
-    temperature: float,
-    conditioning: str,
-    code: str,
-) -> None:
+def test_every_shape(numbers, encoder, size, temperature, conditioning, code) -> None:
     """numbers: of filters, resnets, components and classes; encoder: its depth and width."""
     names = ("n_filters", "n_resnet", "n_mix", "n_classes", "context_layers", "context_filters")
     shape = dict(zip(names, (*numbers, *encoder), strict=True))
@@ -175,13 +162,7 @@ def test_head_of_bfloat16_is_in_float32(code: str, n_filters: int, head_filters:
 @pytest.mark.parametrize("completes", [False, True])
 @pytest.mark.parametrize("guidance", [0.0, 0.4])
 def test_same_bits_however_the_work_is_shared(
-    guidance: float,
-    completes: bool,
-    conditioning: str,
-    channels: int,
-    fields: dict[str, Any],
-    dtype: torch.dtype,
-    code: str,
+    guidance, completes, conditioning, channels, fields, dtype, code
 ) -> None:
     """And whatever labels stand beside an image's; a row known in all is computed at once."""
     model = network(conditioning, channels=channels, n_filters=9, **fields)
@@ -305,9 +286,7 @@ def slow_sampler() -> CachedSampler:
     return CachedSampler(network(n_filters=40, n_resnet=3))
 
 
-def test_progress_grows_to_one_and_an_error_in_it_ends_the_call(
-    slow_sampler: CachedSampler,
-) -> None:
+def test_progress_grows_to_one_and_an_error_in_it_ends_the_call(slow_sampler) -> None:
     seen: list[float] = []
     slow_sampler.sample(24, 28, 28, progress=seen.append)
     assert seen == sorted(seen)
@@ -393,9 +372,7 @@ def test_every_instruction_set_has_code_of_its_own_or_of_one_below(instruction_s
         (lambda p: p, {"n_mix": 0}, "n_mix must lie in 1 .. 65535, got 0"),
     ],
 )
-def test_native_code_checks_programs(
-    part: Callable[[Any], Any], changes: dict[str, Any], message: str
-) -> None:
+def test_native_code_checks_programs(part, changes, message) -> None:
     program = Program(network(**ATOMS))
     for name, value in changes.items():
         object.__setattr__(part(program), name, value)

@@ -221,9 +221,7 @@ def test_guidance_of_a_pair_is_for_the_models_with_classes(noisy: int, denoiser:
     }
 
 
-def test_guidance_is_refused_without_classes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_guidance_is_refused_without_classes(tmp_path, capsys) -> None:
     pair = tiny_pair(classes=(0, 0))
     message = "guidance is for .* with classes, which (this one has|these have) not"
     for draw in (pair.sample, partial(sequential_sample, pair.noisy, height=8, width=8)):
@@ -281,9 +279,7 @@ def test_a_pair_draws_each_model_with_the_label() -> None:
     refuses("the same n_classes, or one of them none, got 3 and 2", tiny_pair, classes=(CLASSES, 2))
 
 
-def test_the_command_draws_a_class_or_each(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_draws_a_class_or_each(tmp_path, monkeypatch, capsys) -> None:
     """Image i of a class is the same image beside others of its own class and of others."""
     monkeypatch.chdir(tmp_path)
     pair = tiny_pair(classes=(CLASSES, 0))

@@ -99,9 +99,7 @@ def test_arguments_are_checked() -> None:
 
 
 @pytest.mark.parametrize("failure", [URLError("no name"), RuntimeError("x:\ny"), TimeoutError()])
-def test_a_failed_download_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
-) -> None:
+def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch, failure: Exception) -> None:
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Mock(side_effect=failure))
     reason = " ".join(str(failure).split()) or "TimeoutError"
     says = (tmp_path, "data_dir", "https://www.cs.toronto.edu/~kriz/cifar.html", reason)

@@ -61,9 +61,7 @@ def test_images_outside_of_subfolders_have_no_class(tmp_path: Path, names: list[
 
 
 @pytest.mark.parametrize("n", [2, 20_000])
-def test_the_test_split_is_a_tenth_and_an_image_at_least(
-    monkeypatch: pytest.MonkeyPatch, n: int
-) -> None:
+def test_the_test_split_is_a_tenth_and_an_image_at_least(monkeypatch, n: int) -> None:
     paths = [Path(f"/f/{i:06}.jpg") for i in range(n)]
     # Five standard deviations of a binomial: sqrt(20000 * .1 * .9) = 42.
     assert abs(len(folder._split_by_hash(Path("/f"), paths, "test")) - n / 10) < 212

@@ -39,9 +39,7 @@ def test_the_order_stays_as_it_was_released() -> None:
 
 @given(n=st.integers(1, 40), seen=st.integers(0, 99), batch=st.integers(1, 99), seed=seeds)
 @settings(deadline=None, max_examples=40)
-def test_the_stream_is_the_epochs_one_after_another(
-    n: int, seen: int, batch: int, seed: int
-) -> None:
+def test_the_stream_is_the_epochs_one_after_another(n, seen, batch, seed) -> None:
     epochs = range((seen + batch) // n + 1)
     stream = torch.cat([epoch_order(n, epoch, seed) for epoch in epochs])
     assert torch.equal(indices_at(n, seen, batch, seed), stream[seen : seen + batch])

@@ -71,9 +71,7 @@ class _Mark:
         return os.mkdir, (str(self.path),)
 
 
-def test_cifar10_is_read_if_it_is_the_published(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cifar10_is_read_if_it_is_the_published(tmp_path, monkeypatch) -> None:
     pixels, mark = random_bytes((12, 3072)), tmp_path / "ran"
     (tmp_path / CIFAR10.base_folder).mkdir()
     batches: list[list[str]] = []
@@ -98,9 +96,7 @@ def test_cifar10_is_read_if_it_is_the_published(
     assert not mark.exists()
 
 
-def test_celeba_is_cropped_to_140_in_the_official_split(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_celeba_is_cropped_to_140_in_the_official_split(tmp_path, monkeypatch) -> None:
     frames = [random_bytes((218, 178, 3), seed) for seed in range(5)]
     frames[0][39:179, 19:159] = (10, 20, 30)  # the centre; the noise around it must not be seen
     leaves = [f"{i}.png" for i in range(5)]

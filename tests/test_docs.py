@@ -55,9 +55,7 @@ def few_digits(split: str) -> ImageDataset:
 
 
 @pytest.mark.long
-def test_documented_commands_and_code_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_plots: None
-) -> None:
+def test_documented_commands_and_code_run(tmp_path, monkeypatch, no_plots: None) -> None:
     monkeypatch.chdir(tmp_path)
     pixels = random_bytes((12, 8, 12, 3))
     write_images(tmp_path / "images", {f"{i}.png": picture for i, picture in enumerate(pixels)})

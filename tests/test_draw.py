@@ -95,9 +95,7 @@ def test_numbers_of_numpy_and_torch_are_those_numbers() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
-def test_every_door_checks(
-    pair: dsmooth.SmoothedPair, arguments: dict[str, Any], message: str
-) -> None:
+def test_every_door_checks(pair, arguments, message) -> None:
     names = set(arguments)
     model, given = pair.noisy, {"n": 2, "height": 8, "width": 8, **arguments}
     doors: list[Any] = []
@@ -117,9 +115,7 @@ def test_every_door_checks(
         refuses(message, door, error=(ValueError, TypeError))
 
 
-def test_equal_weights_with_other_settings_add_no_images(
-    pair: dsmooth.SmoothedPair, tmp_path: Path
-) -> None:
+def test_equal_weights_with_other_settings_add_no_images(pair, tmp_path) -> None:
     def add(n: int, scale: float = 0.5) -> None:
         networks, smoothing = (pair.noisy, pair.denoiser), dsmooth.GaussianSmoothing(scale)
         own = dsmooth.SmoothedPair(*networks, smoothing, (8, 8))
@@ -138,9 +134,7 @@ def test_names_that_a_network_does_not_know(pair: dsmooth.SmoothedPair) -> None:
     refuses("no argument 'count'", pair.sample, 1, error=TypeError, count=3)
 
 
-def test_a_network_is_packed_once_for_all_parts(
-    pair: dsmooth.SmoothedPair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_network_is_packed_once_for_all_parts(pair: dsmooth.SmoothedPair, monkeypatch) -> None:
     if obstacle_of(pair.noisy):
         pytest.skip("needs the extension")
     packed: list[object] = []
@@ -203,9 +197,7 @@ def test_places_of_files_and_folders(tmp_path: Path) -> None:
         command.check_writable(tmp_path / "x.npz")
 
 
-def test_several_processes_draw_no_seed(
-    pair: dsmooth.SmoothedPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_processes_draw_no_seed(pair: dsmooth.SmoothedPair, tmp_path, monkeypatch) -> None:
     pair.save_pretrained(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="--seed None is for one process"):
@@ -214,9 +206,7 @@ def test_several_processes_draw_no_seed(
 
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("method", ["two-step", "noisy", "single-step"])
-def test_a_diverged_image_costs_no_other(
-    method: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_diverged_image_costs_no_other(method: str, monkeypatch, capsys) -> None:
     command = ["sample", ".", "-n", "4", "--device", "cpu", "--method", method]
     assert run(*command, "--out", "right.npz") == 0
     let_diverge(monkeypatch, [2])
@@ -236,9 +226,7 @@ def test_a_diverged_image_costs_no_other(
 
 
 @pytest.mark.usefixtures("place")
-def test_a_gpu_without_the_cuda_half(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_gpu_without_the_cuda_half(monkeypatch, caplog) -> None:
     """The CPU draws unless a GPU is named, or a folder goes on that was drawn on one."""
     caplog.set_level("INFO", "dsmooth")
     gpu, cpu, folder = torch.device("cuda", 1), torch.device("cpu"), Path("folder")
@@ -256,9 +244,7 @@ def test_a_gpu_without_the_cuda_half(
     assert device("auto") == gpu
 
 
-def test_a_gpu_draws_by_jacobi_iterations(
-    pair: dsmooth.SmoothedPair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_gpu_draws_by_jacobi_iterations(pair: dsmooth.SmoothedPair, monkeypatch, caplog) -> None:
     """The CPU stands in for it: the images are those of one forward pass per pixel."""
     monkeypatch.setattr("dsmooth.sampling.cached.obstacle_of", lambda model: "no nvcc")
     expected = pair.sample(3)

@@ -28,9 +28,7 @@ from tests.helpers.data_makers import random_bytes, refuses, write_images
 
 
 @pytest.mark.quick
-def test_bits_of_runs_and_of_a_saved_pair(
-    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bits_of_runs_and_of_a_saved_pair(place: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     test_set = load_dataset("folder", "test", "images")
     pair = dsmooth.SmoothedPair.from_runs("noisy", "denoiser")
@@ -92,9 +90,7 @@ def test_the_noise_of_the_target_is_that_of_training(place: Path) -> None:
         assert stored["value"] == pytest.approx(row.value, abs=1e-9)
 
 
-def test_frechet_of_drawn_samples_is_that_of_their_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_frechet_of_drawn_samples_is_that_of_their_files(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     save_run(tmp_path / "plain", "plain", size=28)
     name, train, test = "Fréchet distance on mnist-classifier", 5000, 1000
@@ -138,9 +134,7 @@ def test_frechet_of_drawn_samples_is_that_of_their_files(
             assert grey["value"] == pytest.approx(0, abs=1e-9)
 
 
-def test_scores_come_with_the_extra_and_are_named_without_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_scores_come_with_the_extra_and_are_named_without_it(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", random_bytes((6, 28, 28)))
     files = ["fid", "x.npy", "--reference", "x.npy"]

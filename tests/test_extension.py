@@ -190,9 +190,7 @@ def without_extension(monkeypatch: pytest.MonkeyPatch) -> Any:
         ({"extension": True, "reason": None}, "cannot be loaded.*install again"),
     ],
 )
-def test_a_missing_extension_says_why(
-    without_extension: Any, info: dict[str, Any] | None, message: str
-) -> None:
+def test_a_missing_extension_says_why(without_extension, info, message) -> None:
     without_extension(info)
     assert not _extension.is_available()
     refuses(message, _extension.extension, error=RuntimeError)

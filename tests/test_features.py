@@ -191,9 +191,7 @@ def test_a_comparison_orders_real_images_before_noise(digits: ImageDataset) -> N
     assert any("the floor is of 150 images, not 127" in w for w in few.warnings)
 
 
-def test_scores_are_there_with_the_extra_alone(
-    digits: ImageDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scores_are_there_with_the_extra_alone(digits: ImageDataset, monkeypatch) -> None:
     pytest.importorskip("torch_fidelity")
     compare = partial(compare_images, extractor=make_extractor("mnist-classifier"))
     real, noise = digits.images[:60], torch.from_numpy(random_bytes((20, 1, 28, 28)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -62,15 +61,7 @@ SHAPES = [
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize(("size", "filters", "skips"), SHAPES)
 @each_shift
-def test_as_good_as_eager(
-    shift: Shift,
-    size: tuple[int, int, int],
-    filters: int,
-    skips: tuple[int, ...],
-    dropout: float,
-    dtype: torch.dtype,
-    impl: str,
-) -> None:
+def test_as_good_as_eager(shift, size, filters, skips, dropout, dtype, impl) -> None:
     dropped = dropout > 0
     case = make_case(shift, size, filters, skips, dropout, dtype, gains=dropped, image_bias=dropped)
     exact = case.run("reference", torch.float64)
@@ -92,14 +83,7 @@ def test_as_good_as_eager(
     seed=st.integers(0, 99),
 )
 def test_float64_equals_the_reference(
-    size: tuple[int, int, int],
-    filters: int,
-    skips: list[int],
-    shift: Shift,
-    dropout: float,
-    gains: bool,
-    image_bias: bool,
-    seed: int,
+    size, filters, skips, shift, dropout, gains, image_bias, seed
 ) -> None:
     options = {"seed": seed, "gains": gains, "image_bias": image_bias}
     case = make_case(shift, size, filters, tuple(skips), dropout, **options)
@@ -110,9 +94,7 @@ def test_float64_equals_the_reference(
 
 @each_fast_impl
 @each_dtype
-def test_an_empty_batch_gives_empty_outputs_and_zero_gradients(
-    dtype: torch.dtype, impl: str
-) -> None:
+def test_an_empty_batch_gives_empty_outputs_and_zero_gradients(dtype, impl) -> None:
     case = make_case(size=(0, 4, 4), skip_channels=(5,), image_bias=True)
     for name, value in case.run(impl, dtype).items():
         assert torch.equal(value, torch.zeros_like(value)), name
@@ -150,9 +132,7 @@ def test_the_memory_order_of_parameters_does_not_matter(op: Any) -> None:
 @each_fast_impl
 @each_dtype
 @pytest.mark.parametrize("prepare", list(STRIDES.values()), ids=list(STRIDES))
-def test_strides_do_not_matter(
-    prepare: Callable[[Tensor], Tensor], dtype: torch.dtype, impl: str
-) -> None:
+def test_strides_do_not_matter(prepare, dtype, impl) -> None:
     case = make_case(size=(2, 3, 4), filters=4, skip_channels=(4, 2))
     plain = case.run(impl, dtype, lambda t: t.to(memory_format=torch.channels_last))
     # Three of the four are other memory; the one that is the same proves only the repetition.
@@ -194,9 +174,7 @@ def test_denormal_gradients_are_zero(threads: int) -> None:
     ("impl", "keep"),
     [("triton", True), ("triton", False)] if INTERPRETED else [(name, False) for name in SETS],
 )
-def test_nothing_is_written_or_read_beside_a_tensor(
-    impl: str, keep: bool, dtype: torch.dtype
-) -> None:
+def test_nothing_is_written_or_read_beside_a_tensor(impl, keep, dtype) -> None:
     """Nor before it is written: new memory is NaN, and so are canaries around inputs, outputs and
     whatever else is allocated."""
     case = make_case("down", (2, 3, 5), 5, (5, 2), 0.5, dtype, gains=True, image_bias=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -195,9 +194,7 @@ contiguous_copies = partial(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("hooks", [torch.autograd.graph.save_on_cpu, contiguous_copies])
 @each_impl
-def test_hooks_that_change_the_memory_order_change_no_gradient(
-    impl: str, hooks: Callable[[], AbstractContextManager[object]], dtype: torch.dtype
-) -> None:
+def test_hooks_that_change_the_memory_order_change_no_gradient(impl, hooks, dtype) -> None:
     case = full_case()
     plain = case.run(impl, dtype, STRIDES["channels_last"])
     with hooks():

@@ -68,9 +68,7 @@ def test_rehearsal(tool: SimpleNamespace, on_gpu: ModuleType, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("go_on", [False, True])
-def test_a_wrong_number_stops_its_family_alone(
-    tool: SimpleNamespace, tmp_path: Path, go_on: bool
-) -> None:
+def test_a_wrong_number_stops_its_family_alone(tool, tmp_path, go_on) -> None:
     day = tool.Day(tmp_path, tmp_path)
     day.note("smoke-training", "failed")
     timed = {step.name: step for step in tool.steps() if tool.proofs_of(step.name)}

@@ -64,9 +64,7 @@ def same(a: dsmooth.SmoothedPair, b: dsmooth.SmoothedPair) -> bool:
     return torch.equal(a.sample(2), b.sample(2)) and a.origin == b.origin
 
 
-def test_a_pair_goes_to_the_hub_and_comes_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_pair_goes_to_the_hub_and_comes_back(tmp_path, monkeypatch, caplog) -> None:
     hub = FakeHub(tmp_path / "store")
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     monkeypatch.chdir(tmp_path)
@@ -87,9 +85,7 @@ def test_a_pair_goes_to_the_hub_and_comes_back(
     assert load_models([Path("someone/digits")]).image_size == (8, 8)
 
 
-def test_a_name_with_a_folder_behind_it_is_a_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_with_a_folder_behind_it_is_a_path(tmp_path, monkeypatch) -> None:
     hub = FakeHub(None)
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     monkeypatch.chdir(tmp_path)
@@ -119,9 +115,7 @@ def test_without_the_extra_or_a_network(tmp_path: Path, monkeypatch: pytest.Monk
         tiny_pair().push_to_hub("digits")
 
 
-def test_with_the_real_package_and_no_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_the_real_package_and_no_network(tmp_path, monkeypatch) -> None:
     """Its own error, and a model in its cache."""
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.chdir(tmp_path)
@@ -136,9 +130,7 @@ def test_with_the_real_package_and_no_network(
     assert same(dsmooth.SmoothedPair.from_pretrained("someone/digits"), pair)
 
 
-def test_the_card_is_filled_from_the_runs_and_the_scores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_card_is_filled_from_the_runs_and_the_scores(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     runs = tmp_path / "runs"
     tiny = "--n-filters 4 --n-resnet 1 --n-mix 2 --images 48 --batch-size 16 --seed 3"

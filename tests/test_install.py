@@ -213,9 +213,7 @@ WITH_CUDA = "-DDSMOOTH_CUDA=ON"
         (("auto", "/opt/nvcc", WITH_CUDA), [], f"/opt/nvcc failed CMake's check: {MESSAGE}"),
     ],
 )
-def test_cuda_is_built_or_has_its_reason(
-    build: Build, way: tuple[Any, ...], archs: list[str], reason: str | None
-) -> None:
+def test_cuda_is_built_or_has_its_reason(build, way, archs, reason) -> None:
     info = build(*way)
     assert info["extension"] is True
     cuda = info["cuda"]
@@ -243,8 +241,6 @@ def test_a_wrong_cudacxx_is_named(build: Build, monkeypatch: pytest.MonkeyPatch)
         (("auto", "/opt/nvcc", "--build"), "did not compile.*DSMOOTH_CUDA=0 builds without CUDA"),
     ],
 )
-def test_a_wish_that_cannot_be_met_stops_the_build(
-    build: Build, way: tuple[Any, ...], message: str
-) -> None:
+def test_a_wish_that_cannot_be_met_stops_the_build(build, way, message) -> None:
     with pytest.raises(SystemExit, match=message):
         build(*way)

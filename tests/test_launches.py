@@ -65,9 +65,7 @@ class FakeKernel:
         return compile
 
 
-def test_a_kernel_is_compiled_once_for_each_kind_of_arguments(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_kernel_is_compiled_once_for_each_kind_of_arguments(monkeypatch) -> None:
     """For dtypes, addresses that are multiples of 16, absent tensors and numbers."""
     monkeypatch.setattr(launching.triton, "JITFunction", FakeKernel)
     kernel = FakeKernel()

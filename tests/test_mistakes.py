@@ -126,13 +126,7 @@ def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("command", "message"), MISTAKES)
-def test_a_mistake_gets_a_line_or_two(
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    command: str,
-    message: str,
-) -> None:
+def test_a_mistake_gets_a_line_or_two(folder, monkeypatch, capsys, command, message) -> None:
     monkeypatch.chdir(folder)
     before = {path for path in folder.rglob("*") if path.name != ".lock"}
     complains(capsys, message, *command.split())

@@ -44,9 +44,7 @@ def run_cell(source: str, names: dict[str, Any]) -> Any:
 
 @pytest.mark.long
 @pytest.mark.skipif(not NOTEBOOK.exists(), reason="the documentation is not here")
-def test_the_notebook_runs_and_shows_what_is_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_notebook_runs_and_shows_what_is_stored(tmp_path, monkeypatch) -> None:
     """With a few steps in place of a minute of training, and fewer images."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}

@@ -36,9 +36,7 @@ def random_matrices(n: int, rows: int, columns: int, smallest: float) -> Tensor:
 
 @pytest.mark.quick
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24), (1, 7), (7, 1)])
-def test_the_polar_factor_keeps_singular_vectors_and_sets_values_to_one(
-    shape: tuple[int, int],
-) -> None:
+def test_the_polar_factor_keeps_singular_vectors_and_sets_values_to_one(shape) -> None:
     x = random_matrices(3, *shape, smallest=0.005)
     factor = polar_factor(x)
     u, _, vh = torch.linalg.svd(x, full_matrices=False)

@@ -96,9 +96,7 @@ def test_context_is_seen_where_the_design_says(conditioning: str) -> None:
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 @pytest.mark.parametrize(("height", "width", "batch"), [(4, 4, 1), (4, 12, 2), (16, 8, 3)])
 @torch.no_grad()
-def test_shapes_of_output_and_features(
-    conditioning: str, height: int, width: int, batch: int
-) -> None:
+def test_shapes_of_output_and_features(conditioning, height, width, batch) -> None:
     model = network(conditioning, channels=3)
     x, context, _ = inputs(conditioning, batch=batch, size=(height, width), channels=3)
     assert model(x, context).shape == (batch, 30, height, width)
@@ -121,9 +119,7 @@ def test_shapes_of_output_and_features(
     ("conditioning", "kind"), [*((c, {}) for c in CONDITIONINGS), ("none", BYTES)]
 )
 @torch.no_grad()
-def test_data_dependent_init_normalises_every_layer(
-    conditioning: str, kind: dict[str, Any]
-) -> None:
+def test_data_dependent_init_normalises_every_layer(conditioning, kind) -> None:
     model = network(conditioning, channels=3, n_resnet=2, **kind)
     x, context, _ = inputs(conditioning, batch=8, size=(16, 16), channels=3)
     model.initialize(x, context)

@@ -51,9 +51,7 @@ def probing(folder: Path, settings: ProbeSettings = SETTINGS) -> Probing:
 
 
 @pytest.mark.quick
-def test_probes_do_not_depend_on_the_number_of_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_probes_do_not_depend_on_the_number_of_threads(tmp_path, monkeypatch) -> None:
     """Each has one thread, and the caller keeps its own."""
     found = []
     monkeypatch.setattr(probe_module, "CALL_IMAGES", 4)
@@ -119,9 +117,7 @@ def test_rows_of_blocks_together_are_averages_over_parts_of_both_streams(tmp_pat
     torch.testing.assert_close(rows["together"], expected.half(), rtol=2e-3, atol=1e-3)
 
 
-def test_the_best_probe_is_chosen_without_the_test_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_probe_is_chosen_without_the_test_set(tmp_path, monkeypatch) -> None:
     """By rows of the training set that its weights have not seen."""
     rows: set[tuple[int, int]] = set()
 
@@ -175,9 +171,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_result_does_not_depend_on_the_batch_size(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_result_does_not_depend_on_the_batch_size(whole: Path, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(probe_module, "CALL_IMAGES", 22)
     assert run_probes(tmp_path / "probes.json") == json.loads(whole.read_text())
 
@@ -214,9 +208,7 @@ def mapped_files(folder: Path) -> list[str]:
     ("stop", "where", "call"),
     [(RuntimeError, "train_linear", 0), (KeyboardInterrupt, "Probing.features", 3)],
 )
-def test_features_are_gone_however_the_call_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: Any, where: str, call: int
-) -> None:
+def test_features_are_gone_however_the_call_ends(tmp_path, monkeypatch, stop, where, call) -> None:
     held: list[int] = []
     real, calls = attrgetter(where)(probe_module), itertools.count()
     monkeypatch.setattr(probe_module, "CALL_IMAGES", 7)
@@ -235,9 +227,7 @@ def test_features_are_gone_however_the_call_ends(
     assert mapped_files(tmp_path) == []
 
 
-def test_a_stopped_call_goes_on_after_the_last_network(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_call_goes_on_after_the_last_network(whole: Path, tmp_path, monkeypatch) -> None:
     done: list[str] = []
     real = Probing.probe
 
@@ -338,9 +328,7 @@ def test_settings_out_of_range_are_refused() -> None:
         refuses(field, ProbeSettings, **{field: value})
 
 
-def test_the_command_writes_figures_and_numbers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_writes_figures_and_numbers(tmp_path, capsys) -> None:
     noisy, denoiser = (save_run(tmp_path / role, role, size=28) for role in ("noisy", "denoiser"))
     out = tmp_path / "probes"
     sizes = ["--train-images", 40, "--test-images", 20, "--epochs", 1]

@@ -57,9 +57,7 @@ def test_a_process_that_is_alone_does_not_wait_for_ever(tmp_path: Path) -> None:
     assert re.fullmatch(r"dsmooth: error: rank 1: the 2 processes did not all start .*\n", errors)
 
 
-def test_two_processes_write_the_images_of_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes_write_the_images_of_one(tmp_path, monkeypatch) -> None:
     """An array, and a folder: each process writes its files, from where it was stopped, too."""
     monkeypatch.chdir(tmp_path)
     models = str(saved_pair(tmp_path / "pair"))
@@ -93,9 +91,7 @@ def test_two_processes_write_the_images_of_one(
 
 @pytest.mark.quick
 @pytest.mark.parametrize(("rank", "local", "turn"), [(0, 0, 0), (2, 0, 1), (1, 1, 2), (3, 1, 2)])
-def test_one_process_at_a_time_downloads_into_a_folder(
-    monkeypatch: pytest.MonkeyPatch, rank: int, local: int, turn: int
-) -> None:
+def test_one_process_at_a_time_downloads_into_a_folder(monkeypatch, rank, local, turn) -> None:
     """Two machines of two processes: rank 0, the first of the other machine, then those beside."""
     done: list[str] = []
     for name, value in (("RANK", rank), ("WORLD_SIZE", 4), ("LOCAL_RANK", local)):

@@ -165,9 +165,7 @@ def test_diverged_samples_are_counted_not_hidden(tmp_path: Path, no_plots: None)
     assert "2 of 64 diverged" in read(tmp_path, results, pictures)
 
 
-def test_packaged_models_are_told_with_the_numbers_of_their_card(
-    tmp_path: Path, no_plots: None
-) -> None:
+def test_packaged_models_are_told_with_the_numbers_of_their_card(tmp_path, no_plots: None) -> None:
     results = made_up_results() | {"card": card_numbers(), "budget_minutes": None}
     for run in results["runs"].values():
         del run["passes_over_training_set"]

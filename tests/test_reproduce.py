@@ -75,9 +75,7 @@ def test_everything_is_there_and_names_no_path(finished: Path, data: Path) -> No
     assert results["runs"]["noisy"]["images"] == IMAGES
 
 
-def test_other_folders_are_refused_and_left_alone(
-    finished: Path, data: Path, tmp_path: Path
-) -> None:
+def test_other_folders_are_refused_and_left_alone(finished: Path, data: Path, tmp_path) -> None:
     others = {"images": tiny_plan(data, images=128), "seed": tiny_plan(data, seed=1)}
     for name, plan in others.items():
         with pytest.raises(ValueError, match=f"holds another reproduction: its .*{name} is"):
@@ -108,9 +106,7 @@ sys.exit(reproduce(Path(sys.argv[1]), plan, sizes=sizes, threads=1))
 """
 
 
-def test_stopped_and_resumed_is_the_uninterrupted_run(
-    finished: Path, data: Path, tmp_path: Path
-) -> None:
+def test_stopped_and_resumed_is_the_uninterrupted_run(finished: Path, data: Path, tmp_path) -> None:
     plan = json.dumps(tiny_plan(data).description())
     out = tmp_path / "stopped"
 
@@ -141,9 +137,7 @@ def test_stopped_and_resumed_is_the_uninterrupted_run(
 
 
 @pytest.mark.full
-def test_two_processes_reproduce_what_one_does(
-    data: Path, tmp_path: Path, no_plots: None, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_two_processes_reproduce_what_one_does(data: Path, tmp_path, no_plots: None, capfd) -> None:
     """All stages, training included; the models to rounding, the numbers of one model exactly."""
     plan = tiny_plan(data, images=64)
     assert reproduce(tmp_path / "one", plan, sizes=SIZES) == 0
@@ -181,9 +175,7 @@ def test_a_failing_run_says_why_and_the_finished_one_stays(data: Path, tmp_path:
 
 
 @pytest.mark.full
-def test_results_of_other_weights_are_not_kept(
-    finished: Path, data: Path, tmp_path: Path, no_plots: None
-) -> None:
+def test_results_of_other_weights_are_not_kept(finished, data, tmp_path, no_plots) -> None:
     """Results of the model that was in a run's folder are computed again."""
     out, plan = tmp_path / "out", tiny_plan(data)
     shutil.copytree(finished, out)

@@ -49,9 +49,7 @@ def digests(pair: dsmooth.SmoothedPair) -> list[str]:
 
 
 @pytest.mark.parametrize("change", ["fsync", "replace", "unlink"])
-def test_a_save_that_ends_anywhere_leaves_a_pair(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
-) -> None:
+def test_a_save_that_ends_anywhere_leaves_a_pair(tmp_path, monkeypatch, change: str) -> None:
     """The old one or the new one, whole; the next save leaves its files alone. A full disk leaves
     the old one with its card."""
     old, new = tiny_pair(), other_pair()
@@ -78,9 +76,7 @@ def test_a_save_that_ends_anywhere_leaves_a_pair(
     assert done == {"fsync": 4, "replace": 6, "unlink": 1}[change]
 
 
-def test_a_pair_that_is_saved_meanwhile_is_read_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pair_that_is_saved_meanwhile_is_read_whole(tmp_path, monkeypatch) -> None:
     saves: list[dsmooth.SmoothedPair] = []
 
     def resolved(*name: Any, **hub: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -192,9 +191,7 @@ def test_the_layout_of_adm(tmp_path: Path, channels: int) -> None:
     [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:-4], lambda data: None],
     ids=["flipped", "cut", "removed"],
 )
-def test_a_damaged_file_is_neither_read_nor_gone_on_with(
-    tmp_path: Path, damage: Callable[[bytes], bytes | None]
-) -> None:
+def test_a_damaged_file_is_neither_read_nor_gone_on_with(tmp_path, damage) -> None:
     path = draw_into(tmp_path, 20).file(2)
     damaged = damage(path.read_bytes())
     path.unlink()

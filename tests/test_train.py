@@ -42,9 +42,7 @@ pytestmark = pytest.mark.usefixtures("small_runs")
         pytest.param("plain", "muon", marks=pytest.mark.full),
     ],
 )
-def test_resumed_run_is_the_uninterrupted_run(
-    tmp_path: Path, role: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_run_is_the_uninterrupted_run(tmp_path, role, optimizer, monkeypatch) -> None:
     """And its folder has everything."""
     n_classes = 10 if role == "denoiser" else 0
     config = tiny(role, accumulate=2, n_classes=n_classes, optimizer=optimizer)
@@ -258,9 +256,7 @@ def test_a_loop_of_ones_own_writes_a_run(tmp_path: Path) -> None:
         run.write_model(model, other, (8, 8))
 
 
-def test_tensorboard_gets_numbers_and_pictures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensorboard_gets_numbers_and_pictures(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     refuses(r"'dsmooth\[tensorboard\]'", tensorboard, tmp_path, error=ModuleNotFoundError)
     module = MagicMock()

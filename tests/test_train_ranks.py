@@ -123,9 +123,7 @@ def test_a_killed_rank_ends_the_other_and_a_restart_goes_on(tmp_path: Path) -> N
     assert_went_on(tmp_path)
 
 
-def test_a_restart_goes_on_with_a_run_of_its_own_launch(
-    tmp_path: Path, small_runs: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_restart_goes_on_with_a_run_of_its_own_launch(tmp_path, small_runs, monkeypatch) -> None:
     """And not with one that was there before, which its first start refused."""
 
     def start(launch: str, count: int) -> None:

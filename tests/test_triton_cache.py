@@ -22,9 +22,7 @@ tool["check"]()
 
 
 @pytest.mark.quick
-def test_kernels_of_another_triton_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_kernels_of_another_triton_are_refused(tmp_path, monkeypatch, capsys) -> None:
     tool = runpy.run_path(str(ROOT / "tools" / "triton_cache.py"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="another build of Triton"):

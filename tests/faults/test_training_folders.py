@@ -74,9 +74,7 @@ def cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [change, recount, cut, Path.unlink])
-def test_the_checkpoint_before_a_damaged_one_is_used(
-    run: RunFolder, finished: RunFolder, damage, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_checkpoint_before_a_damaged_one_is_used(run, finished, damage, capsys) -> None:
     assert (images_of(run.checkpoint), images_of(run.earlier_checkpoint)) == ("32", "24")
     damage(run.checkpoint)
     train(CONFIG, run.path, resume=True, progress=True)
@@ -148,9 +146,7 @@ def test_a_run_keeps_its_weights_and_its_folder(run: RunFolder, tmp_path: Path) 
         RunFolder(tmp_path / "new").write_model(model, config, size)
 
 
-def test_a_model_never_stands_under_the_settings_of_another(
-    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_never_stands_under_the_settings_of_another(run, tmp_path, monkeypatch) -> None:
     """Wherever a kill ends the writing: a folder without settings is refused."""
     old, config, size = run.load_model()
     run = RunFolder(tmp_path / "model")
@@ -182,9 +178,7 @@ def test_a_model_never_stands_under_the_settings_of_another(
         (OSError(28, "No space left on device"), "could not write .*No sp"),
     ],
 )
-def test_writes_that_end_early_leave_the_old_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, message: str
-) -> None:
+def test_writes_that_end_early_leave_the_old_files(tmp_path, monkeypatch, error, message) -> None:
     """All of them; and a file is for whom the user's other files are."""
     path, other = tmp_path / "file", tmp_path / "other"
     write_atomically(path, b"old")
@@ -198,9 +192,7 @@ def test_writes_that_end_early_leave_the_old_files(
     assert found == {"file": b"old", "other": b""}
 
 
-def test_weights_that_are_not_finite_and_a_full_disk_replace_nothing(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_are_not_finite_and_a_full_disk_replace_nothing(run, monkeypatch) -> None:
     data, _ = beginning.load_data(CONFIG)
     state = TrainState(CONFIG, data, torch.device("cpu"))
     go_on(run, read_checkpoint(run), state)
@@ -239,9 +231,7 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
     assert not RunFolder(tmp_path / "run").config.exists()
 
 
-def test_a_run_is_read_once_its_folder_is_locked(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_read_once_its_folder_is_locked(run: RunFolder, monkeypatch) -> None:
     """So the settings are those that the last writer left."""
 
     @contextmanager
@@ -261,9 +251,7 @@ def test_a_run_is_read_once_its_folder_is_locked(
         ("training.checkpoint", "read checkpoints at 31 and 32 images: .* must be one folder"),
     ],
 )
-def test_processes_that_do_not_read_the_same_end(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch, module: str, message: str
-) -> None:
+def test_processes_that_do_not_read_the_same_end(run, monkeypatch, module, message) -> None:
     other = f"dsmooth.{module}.all_reduce_max"
     monkeypatch.setattr(other, lambda most, least: [most, least + 1])
     refuses(message, train, CONFIG, run.path, resume=True)
@@ -289,9 +277,7 @@ def rewrite(path: Path, **stated: str | None) -> None:
         ("data", None, "states settings that cannot be read: 'data'"),
     ],
 )
-def test_what_a_checkpoint_states_is_checked(
-    run: RunFolder, name: str, value: str | None, message: str
-) -> None:
+def test_what_a_checkpoint_states_is_checked(run, name, value, message) -> None:
     rewrite(run.checkpoint, **{name: value})
     run.earlier_checkpoint.unlink()
     refuses(rf"checkpoint\.safetensors {message}", train, CONFIG, run.path, resume=True)
@@ -336,9 +322,7 @@ def is_killed(work: Callable[[], None]) -> bool:
     ("every", "least"),
     [(16, 3), pytest.param(1, 33, marks=[pytest.mark.full, pytest.mark.budget(90)])],
 )
-def test_a_run_survives_being_killed_anywhere(
-    finished: RunFolder, tmp_path: Path, every: int, least: int
-) -> None:
+def test_a_run_survives_being_killed_anywhere(finished, tmp_path, every, least) -> None:
     """At every change of a file in turn, or at a few, until the run ends before the next."""
     known = {file.name for file in finished.path.iterdir()}
     for kills in itertools.count():
