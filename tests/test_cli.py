@@ -142,19 +142,6 @@ def test_data_sets_of_one_size_take_no_size_from_a_preset(capsys) -> None:
         assert json.loads(capsys.readouterr().out)["image_size"] == size
 
 
-def test_config_repeats_a_run_and_resume_goes_on(tmp_path: Path) -> None:
-    """With the settings of the run as the defaults."""
-    first, second = (["--out", str(tmp_path / name)] for name in ("first", "second"))
-    few = ["--evaluations", "1", "--evaluation-images", "4"]
-    assert run("train", "denoiser", *first, *TINY, *few) == 0
-    settings = tmp_path / "first" / "config.json"
-    assert run("train", "denoiser", *second, "--config", str(settings)) == 0
-    for name in ("model.safetensors", "config.json"):
-        one, two = (tmp_path / folder / name for folder in ("first", "second"))
-        assert one.read_bytes() == two.read_bytes()
-    assert run("train", "denoiser", *second, "--resume") == 0
-
-
 @pytest.mark.usefixtures("place")
 def test_sample_from_runs_and_from_a_pair() -> None:
     # Either order of the runs, PNG and NPZ from one call.

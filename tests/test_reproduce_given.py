@@ -125,6 +125,11 @@ def test_results_of_other_weights_and_damaged_ones_are_not_reported(given, again
     (again / "probes.json").write_text(json.dumps(probes))
     assert reproduce(again, PretrainedPlan(given), sizes=SIZES, only="receptive-field") == 0
     assert "probes" not in json.loads((again / "results.json").read_text())
+    models, digits = load_models(given), load_embedded_mnist("test")
+    models.pair.noisy.head.bias.data += 0.1
+    before = {path: path.read_bytes() for path in (again / "samples").glob("*.npz")}
+    stages.Stages(again, models, digits, digits, SIZES).draw()
+    assert [path.stem for path in before if before[path] == path.read_bytes()] == ["plain"]
     (again / "bits_per_dim.json").write_text(json.dumps({**bits, "pair": None}))
     with pytest.raises(ValueError, match=r"holds a result that cannot be reported .*only=STAGE"):
         reproduce(again, PretrainedPlan(given), sizes=SIZES, only="receptive-field")
