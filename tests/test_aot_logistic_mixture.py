@@ -34,16 +34,7 @@ MORE_CASES = [
 ]
 
 
-def launch_of(
-    channels: int,
-    likelihood: str,
-    atoms: tuple[int, ...],
-    dtype: torch.dtype,
-    last: bool,
-    *,
-    n_mix: int = 10,
-    size: tuple[int, int] = (32, 32),
-) -> Launch:
+def launch_of(channels, likelihood, atoms, dtype, last, *, n_mix=10, size=(32, 32)) -> Launch:
     x = torch.zeros(2, channels, *size, dtype=dtype)
     params = torch.zeros(2, n_params(channels, n_mix) + len(atoms), *size, dtype=dtype)
     if last:

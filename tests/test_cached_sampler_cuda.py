@@ -1,7 +1,4 @@
-"""The cached sampler on CUDA: registers of its kernels, and the laws of a device alone.
-
-The others run on a device in test_cached_sampler.py, the worker's logic on the host in csrc/tests.
-"""
+"""The cached sampler on CUDA: its registers, and laws of a device alone (csrc/tests has others)."""
 
 from __future__ import annotations
 
@@ -151,9 +148,7 @@ def test_bad_arguments_on_a_device() -> None:
     assert sampler.bytes_per_image(8, 8) > 0
     with pytest.raises(ValueError, match="context must be on cuda:0, got cpu"):
         sampler.sample(1, 4, 4, context=torch.zeros(1, 1, 4, 4))
-    info = build_info()
-    assert info is not None
-    assert info["cuda"]["built"]
+    assert build_info()["cuda"]["built"]
 
 
 @pytest.mark.gpu

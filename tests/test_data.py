@@ -58,10 +58,8 @@ def test_dataset_hands_out_what_it_holds() -> None:
     assert (len(dataset), dataset.image_size, dataset.image_channels) == (7, (4, 8), 3)
     indices = torch.tensor([3, 0, 3])
     assert torch.equal(to_bytes(dataset.batch(indices)), images[indices])
-    with pytest.raises(
-        ValueError, match=r"images must be uint8 .* got torch.uint8 .*\(7, 2, 4, 8\)"
-    ):
-        ImageDataset(images[:, :2], None, "folder", "train", "memory")
+    words = r"images must be uint8 .* got torch.uint8 .*\(7, 2, 4, 8\)"
+    refuses(words, ImageDataset, images[:, :2], None, "folder", "train", "memory")
     with pytest.raises(ValueError, match=r"labels must be int64 of shape \(7,\), .* \(6,\)"):
         ImageDataset(images, torch.arange(6), "folder", "train", "memory")
     x, label = dataset[-1]

@@ -164,7 +164,6 @@ def test_statistics_are_compared_with_their_own_data_and_label(tmp_path: Path) -
 
     described = {"name": "folder", "split": "train"}
     others = floor(described)
-    assert others is not None
     assert others.name == "folder"
     floor(described | {"floor_sha256": others.digest})
     with pytest.raises(ValueError, match="npz was saved with other test images than those of "):
@@ -173,7 +172,6 @@ def test_statistics_are_compared_with_their_own_data_and_label(tmp_path: Path) -
     refuses(r"split must be test, as .*npz was saved, got train", floor, {"split": "test"})
     assert floor({}) is None  # of nobody knows what
     real, described, threes = load_real(FrechetOptions((Path("x.npz"),), label=3), mnist, None)
-    assert isinstance(real, ImageDataset)
     assert f"{len(real)} images of class 3 of " in described["source"]
     assert described["floor_sha256"] == threes.digest
     for label in ("each", 4):

@@ -37,7 +37,6 @@ def test_extension_is_there_unless_the_build_was_told() -> None:
 @needs_extension
 def test_the_record_is_of_this_extension() -> None:
     info = _extension.build_info()
-    assert info is not None
     assert info["extension"] is True
     assert info["cuda"]["built"] == _extension.extension().has_cuda
     here, built = _extension.instruction_sets(), info["instruction_sets"]
@@ -73,7 +72,8 @@ def misaligned(*shape: int) -> Tensor:
 
 
 ZEROS = torch.zeros
-SHARED = ZEROS(2, 4, 3, 4)
+SHARED, GIVEN_BACK = ZEROS(2, 4, 3, 4), ZEROS(2, 6, 3, 4)
+GIVEN_BACK.untyped_storage().resize_(0)
 
 
 @needs_extension
@@ -100,10 +100,7 @@ SHARED = ZEROS(2, 4, 3, 4)
         ({"grad_x": ZEROS(2, 3, 3, 4)}, r"grad_x must have shape \(2, 1, 3, 4\)"),
         ({"grad_params": ZEROS(2, 3, 3, 4)}, r"grad_params must have shape \(2, 6, 3, 4\)"),
         ({"x": None}, "x must be a tensor, got None"),
-        (
-            {"params": ZEROS(2, 6, 3, 4).to("meta")},
-            "params must be a strided tensor on cpu or cuda",
-        ),
+        ({"params": ZEROS(2, 6, 3, 4, device="meta")}, "params must be a strided tensor on cpu or"),
         ({"params": ZEROS(2, 6, 3, 4).to_sparse()}, "params must be a strided tensor on cpu or cu"),
         ({"params": torch._neg_view(ZEROS(2, 6, 3, 4))}, "params must hold its numbers, got a neg"),
         ({"threads": 2**31 - 1}, "threads must lie in 1 .. 4096, got 2147483647"),
@@ -118,9 +115,10 @@ SHARED = ZEROS(2, 4, 3, 4)
         ),
         ({"state": expanded(2, 4, 3, 4)}, "state must have an element's memory for each, got stri"),
         ({"params": misaligned(2, 6, 3, 4)}, "params must be aligned to its elements"),
+        ({"params": GIVEN_BACK}, "params must have memory, got a tensor without"),
         (
             {"state": SHARED, "log_prob": SHARED[:, 3]},
-            "log_prob must have memory of its own, got that of state",
+            "log_prob must have .* own, got that of state",
         ),
         ({"x": SHARED[:, :1], "state": SHARED}, "state must have memory of its own, got that of x"),
     ],
@@ -150,13 +148,6 @@ def test_the_ops_resolve_negative_views() -> None:
         return functional.gated_resnet(x, (a, b), (c, d), shift="down", impl="native")
 
     assert torch.equal(gated(*map(view, (x, *weights))), gated(-x, *[-w for w in weights]))
-
-
-@needs_extension
-def test_memory_that_was_given_back_is_refused() -> None:
-    params = torch.zeros(2, 6, 3, 4)
-    params.untyped_storage().resize_(0)
-    refuses("params must have memory, got a tensor without", call, params=params)
 
 
 @needs_extension

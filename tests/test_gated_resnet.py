@@ -175,8 +175,7 @@ def test_denormal_gradients_are_zero(threads: int) -> None:
     [("triton", True), ("triton", False)] if INTERPRETED else [(name, False) for name in SETS],
 )
 def test_nothing_is_written_or_read_beside_a_tensor(impl, keep, dtype) -> None:
-    """Nor before it is written: new memory is NaN, and so are canaries around inputs, outputs and
-    whatever else is allocated."""
+    """Nor before it is written: new memory is NaN, and so are canaries around all that is used."""
     case = make_case("down", (2, 3, 5), 5, (5, 2), 0.5, dtype, gains=True, image_bias=True)
     plain = case.run(impl, dtype, keep_gates=keep)
     with guarded_memory() as allocated:
@@ -190,10 +189,7 @@ def test_nothing_is_written_or_read_beside_a_tensor(impl, keep, dtype) -> None:
 @each_dtype
 @pytest.mark.parametrize("shift", ["down", "down_right"])
 def test_no_output_sees_a_later_pixel(shift: Shift, dtype: torch.dtype, impl: str) -> None:
-    """NaN in every pixel that a shift must not see changes no output, bitwise but for torch.
-
-    Image i of the batch keeps the pixels that output i may see, and loses the others.
-    """
+    """Image i of the batch keeps the pixels that output i may see, and loses the others to NaN."""
     rows, cols = 3, 4
     case = make_case(shift, (1, rows, cols), 5, (5,), dtype=dtype)
     x, skip, _, *weights = case.operands(dtype)

@@ -176,7 +176,6 @@ def test_the_dropout_is_computed_in_float64() -> None:
 
 def test_autocast_takes_skips_of_several_dtypes() -> None:
     x, skip, _, *w = make_case(skip_channels=(3,)).operands(torch.float32)
-    assert skip is not None
     skips = skip.split(1, dim=1)
     args = ((w[0], w[1]), (w[2], w[3]))
     with torch.autocast("cpu", torch.bfloat16):
@@ -210,7 +209,6 @@ def test_hooks_that_change_the_memory_order_change_no_gradient(impl, hooks, dtyp
 @needs_extension
 def test_native_says_why_it_cannot_run() -> None:
     x, skip, _, *w = make_case(skip_channels=(3,)).operands(torch.float32)
-    assert skip is not None
     skips = skip.split(1, dim=1)
     args = ((w[0], w[1]), (w[2], w[3]))
     with pytest.raises(RuntimeError, match="at most 2 skips"):

@@ -23,6 +23,7 @@ from dsmooth.presets import PRESETS, preset, train_command
 from dsmooth.pretrained.resolver import CARD_FILE
 from dsmooth.runs import Origin, RunFolder
 from tests.helpers.command_runs import run
+from tests.helpers.data_makers import refuses
 from tests.helpers.networks import tiny_pair
 
 
@@ -99,20 +100,16 @@ def test_a_name_with_a_folder_behind_it_is_a_path(tmp_path, monkeypatch) -> None
 
 def test_without_the_extra_or_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    read, push = dsmooth.SmoothedPair.from_pretrained, tiny_pair().push_to_hub
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # not installed
-    with pytest.raises(ModuleNotFoundError, match=r"no folder a/b here.*pip install 'dsmooth\[hub"):
-        dsmooth.SmoothedPair.from_pretrained("a/b")
-    with pytest.raises(ModuleNotFoundError, match=r"to write a/b .*pip install 'dsmooth\[hub\]'"):
-        tiny_pair().push_to_hub("a/b")
+    lacking = {"error": ModuleNotFoundError}
+    refuses(r"no folder a/b here.*pip install 'dsmooth\[hub", read, "a/b", **lacking)
+    refuses(r"to write a/b .*pip install 'dsmooth\[hub\]'", push, "a/b", **lacking)
     monkeypatch.setitem(sys.modules, "huggingface_hub", FakeHub(None))
-    with pytest.raises(OSError, match=r"no folder a/b here.*no network\. What was read once"):
-        dsmooth.SmoothedPair.from_pretrained("a/b")
-    with pytest.raises(
-        OSError, match=r"could not write a/b on the .*: no network\. Writing needs a"
-    ):
-        tiny_pair().push_to_hub("a/b")
-    with pytest.raises(ValueError, match="repo_id must be \"owner/name\", got 'digits'"):
-        tiny_pair().push_to_hub("digits")
+    refuses(r"no folder a/b here.*no network\. What was read once", read, "a/b", error=OSError)
+    words = r"could not write a/b on the .*: no network\. Writing needs a"
+    refuses(words, push, "a/b", error=OSError)
+    refuses("repo_id must be \"owner/name\", got 'digits'", push, "digits")
 
 
 def test_with_the_real_package_and_no_network(tmp_path, monkeypatch) -> None:

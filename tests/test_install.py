@@ -72,11 +72,7 @@ ALONE = "import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not
 
 
 def test_sdist_builds_a_complete_wheel_without_an_extension(clone: Path, tmp_path: Path) -> None:
-    """In an sdist the symlink has become a folder, and nothing needed is left behind.
-
-    Without a compiler it does so only if asked: pip would keep the wheel. What is installed says
-    why it has no extension.
-    """
+    """In an sdist the symlink has become a folder. What is installed says what it lacks and why."""
     code = "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1]))"
     python("-c", code, tmp_path, cwd=clone)
     (archive,) = tmp_path.glob("dsmooth-*.tar.gz")

@@ -1,7 +1,4 @@
-"""Triton kernels that a training step launches: as many as it needs, none in vain.
-
-Nothing runs: launchers are called on CPU tensors and only counted.
-"""
+"""Triton kernels that a training step launches, counted on CPU tensors: none is in vain."""
 
 from __future__ import annotations
 

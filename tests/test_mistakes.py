@@ -23,10 +23,7 @@ MISTAKES = [
     ("train denoiser --out noisy --resume", "another run: its role is noisy, not denoiser"),
     (f"train noisy --out noisy {TINY}", "go on with it by --resume or choose"),
     (f"train noisy b --data-dir c {TINY}", "b is a folder of images, but --data-dir is c: leave"),
-    (
-        f"train noisy {TINY} b --data mnist",
-        "b is a folder of images, but --data is mnist: ",
-    ),
+    (f"train noisy {TINY} b --data mnist", "b is a folder of images, but --data is mnist: "),
     (f"train pair {TINY} --out half", "half/denoiser already holds a run"),
     (f"train pair {TINY} --out swapped --resume", "another run: its role is noisy, not denoiser"),
     ("train pair --config noisy/config.json", "has the settings of one"),

@@ -37,10 +37,8 @@ def gaussian_pair() -> dsmooth.SmoothedPair:
 def test_a_pair_refuses_a_gaussian_model_of_another_scale() -> None:
     pair = gaussian_pair()
     for smoothing in (dsmooth.GaussianSmoothing(0.3), dsmooth.LaplaceSmoothing(0.5)):
-        with pytest.raises(
-            ValueError, match=f"noise of scale 0.5, got {smoothing.kind} smoothing "
-        ):
-            dsmooth.SmoothedPair(pair.noisy, pair.denoiser, smoothing, (8, 8))
+        words, models = f"noise of scale 0.5, got {smoothing.kind} smoothing ", pair.children()
+        refuses(words, dsmooth.SmoothedPair, *models, smoothing, (8, 8))
 
 
 @torch.no_grad()

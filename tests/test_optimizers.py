@@ -70,7 +70,6 @@ def stepped(
     named = dict(zip(names, layers, strict=True))
     optimizers = [Muon(named)] if together else [Muon({name: named[name]}) for name in names]
     for layer in layers:
-        assert layer.weight_v.grad is not None
         layer.weight_v.grad *= scale
     for _ in range(steps):
         for optimizer in optimizers:

@@ -33,10 +33,7 @@ from tests.helpers.tiny_runs import tiny
 
 @torch.no_grad()
 def test_importance_weighting_is_tighter_over_all_subsets() -> None:
-    """Averaged over the subsets of the drawn noises, more draws give a larger bound, exactly.
-
-    An image's bound does not depend on its batch.
-    """
+    """Averaged over subsets of the drawn noises, exactly; a bound does not depend on its batch."""
     pair = tiny_pair().double()
     x = images().double()
     weights = torch.stack([sum(log_weight(pair, x, seed=4, repeat=k).values()) for k in range(5)])

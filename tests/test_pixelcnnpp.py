@@ -25,7 +25,6 @@ from tests.helpers.networks import inputs, network
 GOLDEN = Path(__file__).parent / "golden"
 CONDITIONINGS = ("none", "stack", "concat")
 
-
 # A network that sees bytes and names them; no four of its numbers are equal.
 BYTES: dict[str, Any] = {"likelihood": "discretized", "fourier_features": 3, "head_filters": 5}
 

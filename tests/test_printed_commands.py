@@ -9,12 +9,10 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -69,11 +67,6 @@ def follow(command: str) -> None:
     assert run(*arguments) == 0, command
 
 
-@contextmanager
-def stop_at_once() -> Iterator[Any]:
-    yield lambda: signal.SIGINT
-
-
 @pytest.mark.long
 def test_every_printed_command_runs(tmp_path, monkeypatch, capsys, no_plots: None) -> None:
     monkeypatch.chdir(tmp_path)
@@ -84,7 +77,8 @@ def test_every_printed_command_runs(tmp_path, monkeypatch, capsys, no_plots: Non
             assert run("train", Path(role).name, "--out", role, *TINY.split()) == 0
     assert run("train", "plain", "--out", "runs/my plain", *TINY.split()) == 0
     with monkeypatch.context() as patch:
-        patch.setattr("dsmooth.training.loop.catch_signals", stop_at_once)
+        at_once = nullcontext(lambda: signal.SIGINT)
+        patch.setattr("dsmooth.training.loop.catch_signals", lambda: at_once)
         stopped = ["train", "plain", "--out", "stopped", *TINY.split(), "--threads", "1"]
         assert run(*stopped) == 128 + signal.SIGINT
     printed = capsys.readouterr().out
@@ -223,9 +217,7 @@ def test_words_of_a_strangers_file_do_nothing_to_a_terminal(tmp_path, capsys) ->
         path.write_text(json.dumps({"height_and_width": [8, 8], "model": {}, **values}))
         for words in (["--config", str(path)], ["--out", str(path)]):
             assert run("train", "noisy", *words, "--resume") == 1
-    with (
-        lines_shown()
-    ):  # pytest keeps what is logged, and sends no half of a letter to its reporter
+    with lines_shown():  # pytest keeps what is logged, and sends no half of a letter on
         LOG.info("a note: %s", evil[:-1])
         LOG.warning(evil[:-1])
     Table([""], [[evil]], evil).show()

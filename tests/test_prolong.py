@@ -33,7 +33,6 @@ from tests.helpers.tiny_runs import assert_same_end, tiny, train_until
 
 CPU = torch.device("cpu")
 
-
 pytestmark = pytest.mark.usefixtures("small_runs")
 
 

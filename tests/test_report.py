@@ -27,7 +27,6 @@ from tests.helpers.report_checks import check_self_contained
 
 METHODS = ("noisy", "two-step", "single-step", "plain")
 
-
 CARD = read_json(find(DEFAULT) / "card.json")
 BITS = CARD["bits_per_dim"]
 BOUND = f"{BITS['pair']['value']:.3f}"
@@ -191,7 +190,6 @@ def test_growth_is_of_both_losses_less_the_entropy() -> None:
     for run in runs.values():
         run["images"] = 32_000
     curves = held_out_curves(runs, HISTORIES)
-    assert curves is not None
     assert [n for n, _ in curves["pair"]] == IMAGES[:-1]
     entropy = 0.5 * math.log2(2 * math.pi * math.e * 0.25)
     expected = [2.3 - entropy - 0.05 * i for i in range(5)]

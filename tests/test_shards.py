@@ -77,10 +77,7 @@ def test_every_image_once(tmp_path: Path, n: int, size: int, chunk: int) -> None
     ("before", "stop", "left"), [(0, 0, 20), (0, 2, 6), (3, 0, 20), (3, 1, 13)]
 )
 def test_a_stopped_call_goes_on(tmp_path: Path, before: int, stop: int, left: int) -> None:
-    """The files and the manifest are then those of a call that nobody stopped.
-
-    Images that were there are not drawn again, unless a larger call began with them.
-    """
+    """Files are then as if nobody stopped it; none is drawn again but those of a smaller call."""
     if before:
         draw_into(tmp_path / "stopped", before)
     with pytest.raises(KeyboardInterrupt):

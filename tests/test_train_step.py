@@ -82,10 +82,7 @@ def test_the_gradient_of_a_batch_is_clipped_and_reported_as_it_was() -> None:
 @pytest.mark.quick
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # the EMA's copy
 def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a pretended GPU, which has shapes and devices but no numbers.
-
-    All but torch's own backward and Adam, which need a driver; every op by its reference.
-    """
+    """On a pretended GPU, without numbers; torch's own backward and Adam would need a driver."""
     config = tiny("denoiser", clip_norm=1.0, clean_noise=0.01, optimizer="muon", flip=True)
     config = replace(config, data_init=False, model=replace(config.model, atoms=(0, 255)))
     monkeypatch.setattr(step, "uses_graph", lambda config, device: False)

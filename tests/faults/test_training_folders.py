@@ -121,10 +121,8 @@ def test_a_strangers_folder_opens_no_file_elsewhere(tmp_path: Path, name: str, k
 
 def test_a_run_is_not_among_its_data(tmp_path: Path) -> None:
     config = replace(CONFIG, data="folder", data_dir=str(tmp_path))
-    with pytest.raises(
-        ValueError, match=r"run lies in the data's folder .*; choose another folder"
-    ):
-        train(config, tmp_path / "sub" / ".." / "run")
+    words = r"run lies in the data's folder .*; choose another folder"
+    refuses(words, train, config, tmp_path / "sub" / ".." / "run")
     assert not list(tmp_path.iterdir())
 
 
@@ -205,10 +203,8 @@ def test_weights_that_are_not_finite_and_a_full_disk_replace_nothing(run, monkey
     before = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
     with torch.no_grad():
         state.ema.model.head.bias[0] = torch.nan
-    with pytest.raises(
-        NonFiniteLoss, match=r"ema\.head\.bias is not finite after step 4 .* seed 0"
-    ):
-        save_checkpoint(run, state, (8, 8))
+    words = r"ema\.head\.bias is not finite after step 4 .* seed 0"
+    refuses(words, save_checkpoint, run, state, (8, 8), error=NonFiniteLoss)
     assert before == {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
 
 
