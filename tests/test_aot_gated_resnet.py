@@ -80,9 +80,7 @@ def test_what_is_no_matmul_neither_spills_nor_fails(forms: tuple[str, ...]) -> N
 @pytest.mark.full
 @pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
 @pytest.mark.parametrize(("size", "filters", "skips"), SIZES)
-def test_weights_are_packed_and_unpacked_in_registers(
-    size: tuple[int, int, int], filters: int, skips: int, dtype: torch.dtype
-) -> None:
+def test_weights_are_packed_and_unpacked_in_registers(size, filters, skips, dtype) -> None:
     """At all numbers of filters that are trained or run on a GPU by the tests."""
     block = Block(filters, skips=skips, size=size, dtype=dtype)
     launches = block.launches(90) + replace(block, needs=PARAMETERS_ALONE.needs).launches(90)

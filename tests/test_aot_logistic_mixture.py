@@ -34,16 +34,7 @@ MORE_CASES = [
 ]
 
 
-def launch_of(
-    channels: int,
-    likelihood: str,
-    atoms: tuple[int, ...],
-    dtype: torch.dtype,
-    last: bool,
-    *,
-    n_mix: int = 10,
-    size: tuple[int, int] = (32, 32),
-) -> Launch:
+def launch_of(channels, likelihood, atoms, dtype, last, *, n_mix=10, size=(32, 32)) -> Launch:
     x = torch.zeros(2, channels, *size, dtype=dtype)
     params = torch.zeros(2, n_params(channels, n_mix) + len(atoms), *size, dtype=dtype)
     if last:
@@ -65,14 +56,7 @@ def check(compiled: Compiled) -> None:
     [*CASES, *(full(*case) for case in MORE_CASES)],
     ids=str,
 )
-def test_value_and_gradient(
-    channels: int,
-    likelihood: str,
-    atoms: tuple[int, ...],
-    dtype: torch.dtype,
-    last: bool,
-    arch: int,
-) -> None:
+def test_value_and_gradient(channels, likelihood, atoms, dtype, last, arch) -> None:
     check(compile_launch(launch_of(channels, likelihood, atoms, dtype, last), arch))
 
 

@@ -47,7 +47,6 @@ def test_contenders_take_turns_and_timed_calls_alone_count() -> None:
 
 def test_plain_sampling_encodes_its_context_once() -> None:
     model, calls = SMALL.build("concat"), []
-    assert model.encoder is not None
     model.encoder.register_forward_hook(lambda *_: calls.append("encoder"))
     model.head.register_forward_hook(lambda *_: calls.append("head"))
     one_pixel = plain_pass(model, SMALL.shape(2))

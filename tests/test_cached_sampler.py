@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling import CachedSampler, cached
 from dsmooth.sampling.cached import packed_before, sample_images
 from dsmooth.sampling.program import Program
+from tests.helpers.data_makers import refuses
 from tests.helpers.networks import ATOMS, BYTES, GAUSSIAN, MIXTURES, network
 from tests.helpers.sampler_checks import (
     FIRST,
@@ -62,12 +62,7 @@ def make_sampler(model: PixelCNNpp, dtype: torch.dtype, code: str) -> CachedSamp
     ids=[*MIXTURES, "hidden"],
 )
 def test_equals_the_network_teacher_forced(
-    mixture: dict[str, Any],
-    classes: str,
-    channels: int,
-    temperature: float,
-    conditioning: str,
-    code: str,
+    mixture, classes, channels, temperature, conditioning, code
 ) -> None:
     n_classes = 0 if classes == "none" else 3
     model = network(conditioning, channels=channels, n_classes=n_classes, **mixture)
@@ -91,14 +86,7 @@ def test_equals_the_network_teacher_forced(
         ((4, 2, 2, 0), (1, 3), (32, 32), 1.0),
     ],
 )
-def test_every_shape(
-    numbers: tuple[int, int, int, int],
-    encoder: tuple[int, int | None],
-    size: tuple[int, int],
-    temperature: float,
-    conditioning: str,
-    code: str,
-) -> None:
+def test_every_shape(numbers, encoder, size, temperature, conditioning, code) -> None:
     """numbers: of filters, resnets, components and classes; encoder: its depth and width."""
     names = ("n_filters", "n_resnet", "n_mix", "n_classes", "context_layers", "context_filters")
     shape = dict(zip(names, (*numbers, *encoder), strict=True))
@@ -175,13 +163,7 @@ def test_head_of_bfloat16_is_in_float32(code: str, n_filters: int, head_filters:
 @pytest.mark.parametrize("completes", [False, True])
 @pytest.mark.parametrize("guidance", [0.0, 0.4])
 def test_same_bits_however_the_work_is_shared(
-    guidance: float,
-    completes: bool,
-    conditioning: str,
-    channels: int,
-    fields: dict[str, Any],
-    dtype: torch.dtype,
-    code: str,
+    guidance, completes, conditioning, channels, fields, dtype, code
 ) -> None:
     """And whatever labels stand beside an image's; a row known in all is computed at once."""
     model = network(conditioning, channels=channels, n_filters=9, **fields)
@@ -272,8 +254,7 @@ def test_the_seed_and_the_weights_it_was_made_of_decide() -> None:
     for value in (1e-42, 3e38):  # float32, that of the network, does not hold the norm
         other = copy.deepcopy(model)
         other.stem_u.weight_v.data.fill_(value)
-        with pytest.raises(ValueError, match="a weight is not finite"):
-            CachedSampler(other)
+        refuses("a weight is not finite", CachedSampler, other)
     with torch.no_grad():
         model.stem_u.weight_g.fill_(float("nan"))
     assert torch.equal(sampler.sample(2, 4, 4), x)
@@ -331,9 +312,7 @@ def slow_sampler() -> CachedSampler:
     return CachedSampler(network(n_filters=40, n_resnet=3))
 
 
-def test_progress_grows_to_one_and_an_error_in_it_ends_the_call(
-    slow_sampler: CachedSampler,
-) -> None:
+def test_progress_grows_to_one_and_an_error_in_it_ends_the_call(slow_sampler) -> None:
     seen: list[float] = []
     slow_sampler.sample(24, 28, 28, progress=seen.append)
     assert seen == sorted(seen)
@@ -343,8 +322,7 @@ def test_progress_grows_to_one_and_an_error_in_it_ends_the_call(
     def fail(fraction: float) -> None:
         raise RuntimeError("enough")
 
-    with pytest.raises(RuntimeError, match="enough"):
-        slow_sampler.sample(8, 512, 512, progress=fail)
+    refuses("enough", slow_sampler.sample, 8, 512, 512, error=RuntimeError, progress=fail)
 
 
 @pytest.mark.parametrize(
@@ -386,19 +364,15 @@ def test_bad_contexts_and_labels() -> None:
         (torch.zeros(1, 1, 4, 4).double(), r"context must be torch\.float32, got torch\.float64"),
         (torch.full((1, 1, 4, 4), torch.nan), "context must be finite"),
     ):
-        with pytest.raises((ValueError, TypeError), match=message):
-            sampler.sample(1, 4, 4, context=context)
+        refuses(message, sampler.sample, 1, 4, 4, error=(ValueError, TypeError), context=context)
     labelled = CachedSampler(network(n_classes=3))
-    with pytest.raises(ValueError, match="label must be finite"):
-        labelled.sample(2, 4, 4, label=torch.full((2, 3), torch.nan))
-    with pytest.raises(ValueError, match="label is missing: the model has n_classes=3"):
-        labelled.sample(2, 4, 4)
+    refuses("label must be finite", labelled.sample, 2, 4, 4, label=torch.full((2, 3), torch.nan))
+    refuses("label is missing: the model has n_classes=3", labelled.sample, 2, 4, 4)
 
 
 def test_bad_models() -> None:
     linear: Any = torch.nn.Linear(1, 1)
-    with pytest.raises(TypeError, match="must be a PixelCNNpp, got Linear"):
-        CachedSampler(linear)
+    refuses("must be a PixelCNNpp, got Linear", CachedSampler, linear, error=TypeError)
     with pytest.raises(TypeError, match="must be a PixelCNNpp, got Linear"):
         sample_images(linear, 1, height=4, width=4)
     with pytest.raises(TypeError, match=r"torch.float32 or torch.bfloat16, got torch.float16"):
@@ -406,8 +380,7 @@ def test_bad_models() -> None:
     model = network()
     with torch.no_grad():
         model.down[1].ul[0].conv_in.bias[2] = float("inf")
-    with pytest.raises(ValueError, match=r"finite.*down\.1\.ul\.0\.conv_in\.bias"):
-        CachedSampler(model)
+    refuses(r"finite.*down\.1\.ul\.0\.conv_in\.bias", CachedSampler, model)
     with pytest.raises(ValueError, match=r"must be auto or one of generic, .*got mmx"):
         CachedSampler(network(), instruction_set="mmx")  # type: ignore[arg-type]
 
@@ -440,11 +413,8 @@ def test_every_instruction_set_has_code_of_its_own_or_of_one_below(instruction_s
         (lambda p: p, {"n_mix": 0}, "n_mix must lie in 1 .. 65535, got 0"),
     ],
 )
-def test_native_code_checks_programs(
-    part: Callable[[Any], Any], changes: dict[str, Any], message: str
-) -> None:
+def test_native_code_checks_programs(part, changes, message) -> None:
     program = Program(network(**ATOMS))
     for name, value in changes.items():
         object.__setattr__(part(program), name, value)
-    with pytest.raises(ValueError, match=message):
-        extension().CpuSampler(program, False, "auto")
+    refuses(message, extension().CpuSampler, program, False, "auto")

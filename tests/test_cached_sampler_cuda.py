@@ -1,7 +1,4 @@
-"""The cached sampler on CUDA: registers of its kernels, and the laws of a device alone.
-
-The others run on a device in test_cached_sampler.py, the worker's logic on the host in csrc/tests.
-"""
+"""The cached sampler on CUDA: its registers, and laws of a device alone (csrc/tests has others)."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ import torch
 from dsmooth._extension import build_info, cuda_obstacle, extension
 from dsmooth.sampling import CachedSampler, sample_images
 from dsmooth.sampling.program import Program
+from tests.helpers.data_makers import refuses
 from tests.helpers.networks import network
 from tests.helpers.nvcc_builds import NVCC, compiled
 from tests.ptx.cuda_player import build_sampler
@@ -55,26 +53,22 @@ def native_sampler(device: int) -> Any:
 
 @pytest.mark.skipif(not extension().has_cuda, reason=f"not built for CUDA: {cuda_obstacle()}")
 def test_a_device_that_is_not_there_is_said() -> None:
-    with pytest.raises(RuntimeError, match=r"cudaDeviceGetAttribute: \w"):
-        native_sampler(100)
+    refuses(r"cudaDeviceGetAttribute: \w", native_sampler, 100, error=RuntimeError)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a CUDA device")
 @pytest.mark.skipif(not extension().has_cuda, reason=f"not built for CUDA: {cuda_obstacle()}")
 def test_no_device_or_driver_is_said_plainly() -> None:
     plainly = "no NVIDIA driver is installed|sees no CUDA device|the driver knows CUDA"
-    with pytest.raises(RuntimeError, match=plainly):
-        native_sampler(0)
+    refuses(plainly, native_sampler, 0, error=RuntimeError)
 
 
 def test_other_devices_are_refused() -> None:
-    with pytest.raises(ValueError, match="on the CPU or a CUDA device, got meta"):
-        CachedSampler(network().to("meta"))
+    refuses("on the CPU or a CUDA device, got meta", CachedSampler, network().to("meta"))
     model = network()
     model.head.to("cpu")
     model.stem_u.to("meta")
-    with pytest.raises(ValueError, match=r"on one device, got stem_u\.\w+ on meta and head"):
-        CachedSampler(model)
+    refuses(r"on one device, got stem_u\.\w+ on meta and head", CachedSampler, model)
 
 
 # From here on: laws on a device.
@@ -132,8 +126,7 @@ def test_a_graph_draws_the_same_images() -> None:
 @pytest.mark.gpu
 def test_a_failed_call_does_not_fail_the_next() -> None:
     sampler = CachedSampler(network().cuda())
-    with pytest.raises(RuntimeError, match="cudaDeviceGetAttribute"):
-        native_sampler(100)
+    refuses("cudaDeviceGetAttribute", native_sampler, 100, error=RuntimeError)
     sampler.sample(1, 8, 8)
     torch.cuda.synchronize()
 
@@ -155,9 +148,7 @@ def test_bad_arguments_on_a_device() -> None:
     assert sampler.bytes_per_image(8, 8) > 0
     with pytest.raises(ValueError, match="context must be on cuda:0, got cpu"):
         sampler.sample(1, 4, 4, context=torch.zeros(1, 1, 4, 4))
-    info = build_info()
-    assert info is not None
-    assert info["cuda"]["built"]
+    assert build_info()["cuda"]["built"]
 
 
 @pytest.mark.gpu
@@ -171,14 +162,11 @@ def test_wrong_calls_of_the_native_sampler_are_refused() -> None:
     right = {"out": out, "context": None, "mask": None, "workspace": workspace}
     right |= {"partition": partition, "launch": 0, "seed": 0, "first_index": 0, "temperature": 1.0}
     right |= {"condition": None, "guidance": 0.0}
-    with pytest.raises(ValueError, match="weights must be written before"):
-        sampler.sample(**right)
+    refuses("weights must be written before", sampler.sample, **right)
     for wrong in ((host[:-1], weights), (host, weights[:-1]), (host, host), (host, None)):
-        with pytest.raises(ValueError, match=r"(host|device) must"):
-            sampler.write_weights(*wrong)
+        refuses(r"(host|device) must", sampler.write_weights, *wrong)
     sampler.write_weights(host, weights)
-    with pytest.raises(ValueError, match="were written before"):
-        sampler.write_weights(host, weights)
+    refuses("were written before", sampler.write_weights, host, weights)
     for name, value in {
         "out": torch.empty(3, 1, 8, 8, device="cuda"),
         "context": out,
@@ -194,5 +182,4 @@ def test_wrong_calls_of_the_native_sampler_are_refused() -> None:
     for height, max_slice, passes in ((6, 0, 1), (8, -1, 1), (8, 0, 3)):
         with pytest.raises(ValueError, match=r"height and width|max_slice|passes"):
             sampler.partition(2, height, 8, 1 << 30, max_slice, passes)
-    with pytest.raises(ValueError, match="n must"):
-        sampler.partition(0, 8, 8, 1 << 30, 0, 1)
+    refuses("n must", sampler.partition, 0, 8, 8, 1 << 30, 0, 1)

@@ -25,6 +25,7 @@ from dsmooth.training import train
 from dsmooth.training.loop import evaluate
 from dsmooth.training.step import TrainState
 from tests.helpers.command_runs import run
+from tests.helpers.data_makers import refuses
 from tests.helpers.networks import CLASSES, inputs, log_weight, network, tiny_pair, with_classes
 from tests.helpers.tiny_runs import ROLES, tiny
 
@@ -126,19 +127,16 @@ def test_features_and_autocast_see_the_label() -> None:
 )
 def test_wrong_labels_are_named(label: object, error: type, message: str) -> None:
     model = network("none", n_classes=CLASSES)
-    with pytest.raises(error, match=message):
-        model(torch.zeros(2, 1, 8, 8), label=label)
+    refuses(message, model, torch.zeros(2, 1, 8, 8), error=error, label=label)
 
 
 def test_a_label_is_for_models_with_classes() -> None:
     model = network("none", n_classes=0)
     with pytest.raises(ValueError, match="label was given, but the model has n_classes=0"):
         model(torch.zeros(1, 1, 8, 8), label=torch.tensor([0]))
-    with pytest.raises(ValueError, match="label was given"):
-        sequential_sample(model, 1, height=4, width=4, label=0)
+    refuses("label was given", sequential_sample, model, 1, height=4, width=4, label=0)
     for wrong in (-1, 5000, "all", 1.5):
-        with pytest.raises(ValueError, match="n_classes"):
-            dsmooth.ModelConfig(n_classes=wrong)
+        refuses("n_classes", dsmooth.ModelConfig, n_classes=wrong)
     with pytest.raises(ValueError, match="in training alone, which counts"):
         dsmooth.PixelCNNpp(dsmooth.ModelConfig(n_classes="auto"))
 
@@ -161,8 +159,7 @@ def test_classes_begin_as_the_network_without_them(role: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     model.float()
     wider = replace(config, model=replace(config.model, n_filters=5))
-    with pytest.raises(ValueError, match="another shape"):
-        TrainState(wider, data, torch.device("cpu"), model)
+    refuses("another shape", TrainState, wider, data, torch.device("cpu"), model)
 
 
 def test_classes_of_the_prior_are_a_function_of_the_image_and_all_as_likely() -> None:
@@ -195,18 +192,15 @@ def test_the_labels_of_a_request() -> None:
     assert Request(5, label=7).identity()["label"] == 7
     assert "label" not in Request(5).identity()
     assert Request(5).labels(0, cpu) is None
-    with pytest.raises(ValueError, match=r"label must lie in 0 .. 2, got 7"):
-        Request(5, label=7).labels(3, cpu)
+    refuses(r"label must lie in 0 .. 2, got 7", Request(5, label=7).labels, 3, cpu)
     with pytest.raises(ValueError, match=r"label must lie in 0 .. 2, got 0 .. 3"):
         Request(2, label=torch.tensor([0, 3])).labels(3, "meta")  # as a GPU: nobody looks there
     with pytest.raises(TypeError, match=r"must be floating point, got torch.int64"):
         Request(2, label=torch.eye(3).long()[:2]).labels(3)
     for wrong in (-1, True, "all", 0.5):
-        with pytest.raises(ValueError, match="label must be a class"):
-            Request(5, label=wrong)
+        refuses("label must be a class", Request, 5, label=wrong)
     for wrong in (torch.zeros(4, dtype=torch.int64), torch.zeros(())):
-        with pytest.raises(ValueError, match=r"label must have shape \(5,\)"):
-            Request(5, label=wrong)
+        refuses(r"label must have shape \(5,\)", Request, 5, label=wrong)
 
 
 @pytest.mark.parametrize(("noisy", "denoiser"), [(0, CLASSES), (CLASSES, 0)])
@@ -227,16 +221,12 @@ def test_guidance_of_a_pair_is_for_the_models_with_classes(noisy: int, denoiser:
     }
 
 
-def test_guidance_is_refused_without_classes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_guidance_is_refused_without_classes(tmp_path, capsys) -> None:
     pair = tiny_pair(classes=(0, 0))
     message = "guidance is for .* with classes, which (this one has|these have) not"
     for draw in (pair.sample, partial(sequential_sample, pair.noisy, height=8, width=8)):
-        with pytest.raises(ValueError, match=message):
-            draw(2, guidance=1.0)
-    with pytest.raises(ValueError, match=message):
-        pair.single_step(torch.zeros(2, 1, 8, 8), guidance=1.0)
+        refuses(message, draw, 2, guidance=1.0)
+    refuses(message, pair.single_step, torch.zeros(2, 1, 8, 8), guidance=1.0)
     with pytest.raises(ValueError, match="guidance must be 0, or positive and a normal float32"):
         pair.single_step(torch.zeros(2, 1, 8, 8), guidance=math.nan)
     pair.save_pretrained(tmp_path)
@@ -255,8 +245,7 @@ def test_either_or_both_of_a_pair_have_classes(tmp_path: Path, noisy: int, denoi
     assert again.n_classes == max(noisy, denoiser)
     if not noisy and not denoiser:
         for call in (pair.elbo, pair.denoise):
-            with pytest.raises(ValueError, match="neither model of the pair has classes"):
-                call(x, label=label)
+            refuses("neither model of the pair has classes", call, x, label=label)
         return
     terms, others = (log_weight(again, x, y) for y in (label, (label + 1) % CLASSES))
     assert torch.equal(terms["smoothing"], others["smoothing"])
@@ -287,13 +276,10 @@ def test_a_pair_draws_each_model_with_the_label() -> None:
     expected = sample_images(pair.denoiser, 2, height=8, width=8, context=x_tilde, label=1)
     assert torch.equal(pair.sample(2, label=1), expected)
     assert torch.equal(pair.denoise(x_tilde, label=1), expected)
-    with pytest.raises(ValueError, match="the same n_classes, or one of them none, got 3 and 2"):
-        tiny_pair(classes=(CLASSES, 2))
+    refuses("the same n_classes, or one of them none, got 3 and 2", tiny_pair, classes=(CLASSES, 2))
 
 
-def test_the_command_draws_a_class_or_each(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_draws_a_class_or_each(tmp_path, monkeypatch, capsys) -> None:
     """Image i of a class is the same image beside others of its own class and of others."""
     monkeypatch.chdir(tmp_path)
     pair = tiny_pair(classes=(CLASSES, 0))
@@ -382,8 +368,6 @@ def test_data_without_the_labels_is_refused(tmp_path: Path) -> None:
         config = tiny("plain", n_classes=n_classes)
         with pytest.raises(ValueError, match=f"n_classes .*{n_classes}.* labels"):
             train(config, tmp_path / "run", dataset=(bare, bare))
-    with pytest.raises(
-        ValueError, match=r"needs labels of 0 .. 1, but .* has 0 .. 2 in its train images"
-    ):
-        train(tiny("plain", n_classes=2), tmp_path / "run", dataset=(data, data))
+    words = "needs labels of 0 .. 1, but .* has 0 .. 2 in its train images"
+    refuses(words, train, tiny("plain", n_classes=2), tmp_path / "run", dataset=(data, data))
     assert not (tmp_path / "run").exists()

@@ -52,9 +52,7 @@ def test_the_command_imports_what_it_needs(tmp_path: Path) -> None:
 
 
 @pytest.mark.quick
-def test_waiting_threads_sleep_soon_unless_the_user_says_how(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_waiting_threads_sleep_soon_unless_the_user_says_how(monkeypatch) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     assert run("--version") == 0
@@ -95,9 +93,7 @@ def test_large_blocks_stay_in_the_heap(variables: dict[str, str], stays: bool) -
         *("evaluate bpd", "evaluate fid"),
     ],
 )
-def test_help_is_for_people(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
+def test_help_is_for_people(capsys, monkeypatch, command: str) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert run(*command.split(), "--help") == 0
     text = capsys.readouterr().out
@@ -140,25 +136,10 @@ def test_settings_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
         complains(capsys, f"dsmooth: error: {file}: {message}", "train", "noisy", *config)
 
 
-def test_data_sets_of_one_size_take_no_size_from_a_preset(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_data_sets_of_one_size_take_no_size_from_a_preset(capsys) -> None:
     for data, size in (("cifar10", None), ("folder", 32), ("celeba", 32)):
         assert run("train", "noisy", "--preset", "photos", "--data", data, "--print-config") == 0
         assert json.loads(capsys.readouterr().out)["image_size"] == size
-
-
-def test_config_repeats_a_run_and_resume_goes_on(tmp_path: Path) -> None:
-    """With the settings of the run as the defaults."""
-    first, second = (["--out", str(tmp_path / name)] for name in ("first", "second"))
-    few = ["--evaluations", "1", "--evaluation-images", "4"]
-    assert run("train", "denoiser", *first, *TINY, *few) == 0
-    settings = tmp_path / "first" / "config.json"
-    assert run("train", "denoiser", *second, "--config", str(settings)) == 0
-    for name in ("model.safetensors", "config.json"):
-        one, two = (tmp_path / folder / name for folder in ("first", "second"))
-        assert one.read_bytes() == two.read_bytes()
-    assert run("train", "denoiser", *second, "--resume") == 0
 
 
 @pytest.mark.usefixtures("place")
@@ -206,9 +187,7 @@ def test_precision() -> None:
     assert not np.array_equal(images["auto"], images["bfloat16"])
 
 
-def test_channels_follow_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_channels_follow_a_folder(tmp_path, monkeypatch, capsys) -> None:
     """Unless they are named; the run says what it trains on, what it wrote, and what is next."""
     monkeypatch.chdir(tmp_path)
     pixels = random_bytes((12, 8, 8, 3))
@@ -258,12 +237,7 @@ def test_a_folder_stands_for_two_options_wherever_it_is_named(
     assert "default: -h" not in capsys.readouterr().out
 
 
-def test_a_pair_of_a_folder_by_one_command(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    small_runs: None,
-) -> None:
+def test_a_pair_of_a_folder_by_one_command(tmp_path, monkeypatch, capsys, small_runs: None) -> None:
     """Each network gets its own settings; repeated, by a user or torchrun, what is there stays."""
     pixels = random_bytes((12, 8, 8, 3))
     write_images(tmp_path / "images", {f"{i}.png": picture for i, picture in enumerate(pixels)})
@@ -318,8 +292,6 @@ def test_a_pair_divides_named_minutes_alone_and_may_be_called_pair(
         (["train", "noisy", "--preset"], "Missing value for argument '--preset'"),
     ],
 )
-def test_unknown_words_are_refused(
-    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_words_are_refused(args: list[str], message: str, capsys) -> None:
     assert run(*args) == 2
     assert message in capsys.readouterr().err

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dsmooth.data import DATASETS, SPLITS, ImageDataset, load_dataset, to_bytes, to_float
 from dsmooth.data.published import PUBLISHED
-from tests.helpers.data_makers import random_bytes, refused
+from tests.helpers.data_makers import random_bytes, refused, refuses
 
 pytestmark = pytest.mark.quick
 
@@ -42,14 +42,12 @@ def test_to_bytes_gives_the_nearest_level(value: float) -> None:
 
 
 def test_conversions_refuse_what_has_no_meaning() -> None:
-    with pytest.raises(ValueError, match=r"NaN, got 1 among 3"):
-        to_bytes(torch.tensor([0.0, float("nan"), 1.0]))
+    refuses(r"NaN, got 1 among 3", to_bytes, torch.tensor([0.0, float("nan"), 1.0]))
     with pytest.raises(ValueError, match=r"x must have a floating-point dtype, got torch.uint8"):
         to_bytes(torch.zeros(2, dtype=torch.uint8))
     with pytest.raises(TypeError, match=r"x must be a torch.Tensor, got a ndarray: use torch.from"):
         to_bytes(torch.zeros(2).numpy())
-    with pytest.raises(ValueError, match=r"images must have dtype torch.uint8, got torch.float32"):
-        to_float(torch.zeros(2))
+    refuses(r"images must have dtype torch.uint8, got torch.float32", to_float, torch.zeros(2))
     with pytest.raises(TypeError, match=r"images must be a torch.Tensor, got a ndarray: use torch"):
         to_float(torch.zeros(2).byte().numpy())
 
@@ -60,10 +58,8 @@ def test_dataset_hands_out_what_it_holds() -> None:
     assert (len(dataset), dataset.image_size, dataset.image_channels) == (7, (4, 8), 3)
     indices = torch.tensor([3, 0, 3])
     assert torch.equal(to_bytes(dataset.batch(indices)), images[indices])
-    with pytest.raises(
-        ValueError, match=r"images must be uint8 .* got torch.uint8 .*\(7, 2, 4, 8\)"
-    ):
-        ImageDataset(images[:, :2], None, "folder", "train", "memory")
+    words = r"images must be uint8 .* got torch.uint8 .*\(7, 2, 4, 8\)"
+    refuses(words, ImageDataset, images[:, :2], None, "folder", "train", "memory")
     with pytest.raises(ValueError, match=r"labels must be int64 of shape \(7,\), .* \(6,\)"):
         ImageDataset(images, torch.arange(6), "folder", "train", "memory")
     x, label = dataset[-1]
@@ -88,14 +84,11 @@ def test_missing_data_says_the_ways_out(tmp_path: Path, name: str) -> None:
 
 
 def test_arguments_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"data must be one of mnist, .* got 'svhn'"):
-        load_dataset("svhn", "train")
-    with pytest.raises(ValueError, match="split must be one of train, test, got 'valid'"):
-        load_dataset("mnist", "valid")
+    refuses(r"data must be one of mnist, .* got 'svhn'", load_dataset, "svhn", "train")
+    refuses("split must be one of train, test, got 'valid'", load_dataset, "mnist", "valid")
     with pytest.raises(ValueError, match="image_size is for celeba and folder, got it for mnist"):
         load_dataset("mnist", "train", image_size=32)
-    with pytest.raises(ValueError, match="download needs data_dir"):
-        load_dataset("mnist", "train", download=True)
+    refuses("download needs data_dir", load_dataset, "mnist", "train", download=True)
     with pytest.raises(ValueError, match=r"download is for mnist, .* got 'folder'"):
         load_dataset("folder", "train", "absent", download=True)
     says = ("data_dir", "download=True")
@@ -104,9 +97,7 @@ def test_arguments_are_checked() -> None:
 
 
 @pytest.mark.parametrize("failure", [URLError("no name"), RuntimeError("x:\ny"), TimeoutError()])
-def test_a_failed_download_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
-) -> None:
+def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch, failure: Exception) -> None:
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Mock(side_effect=failure))
     reason = " ".join(str(failure).split()) or "TimeoutError"
     says = (tmp_path, "data_dir", "https://www.cs.toronto.edu/~kriz/cifar.html", reason)

@@ -16,14 +16,9 @@ from tests.helpers.data_makers import random_bytes, refused, write_images
 pytestmark = pytest.mark.quick
 
 
-def grey_folder(folder: Path, n: int) -> dict[str, np.ndarray]:
-    images = {f"{i // 10}/{i}.png": random_bytes((8, 12), seed=i) for i in range(n)}
-    write_images(folder, images)
-    return images
-
-
 def test_folder_is_read_back_split_and_stable(tmp_path: Path) -> None:
-    images = grey_folder(tmp_path, 40)
+    images = {f"{i // 10}/{i}.png": random_bytes((8, 12), seed=i) for i in range(40)}
+    write_images(tmp_path, images)
     (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / "._0.png").write_text("not an image either")
     write_images(tmp_path / ".ipynb_checkpoints", {"0-checkpoint.png": images["0/0.png"]})
@@ -61,9 +56,7 @@ def test_images_outside_of_subfolders_have_no_class(tmp_path: Path, names: list[
 
 
 @pytest.mark.parametrize("n", [2, 20_000])
-def test_the_test_split_is_a_tenth_and_an_image_at_least(
-    monkeypatch: pytest.MonkeyPatch, n: int
-) -> None:
+def test_the_test_split_is_a_tenth_and_an_image_at_least(monkeypatch, n: int) -> None:
     paths = [Path(f"/f/{i:06}.jpg") for i in range(n)]
     # Five standard deviations of a binomial: sqrt(20000 * .1 * .9) = 42.
     assert abs(len(folder._split_by_hash(Path("/f"), paths, "test")) - n / 10) < 212
@@ -128,7 +121,6 @@ def test_image_size_crops_the_centre(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_folder_errors_name_the_file(tmp_path: Path) -> None:
-
     def refuses(match: str, *parts: object, **options: int) -> None:
         with refused(match, *parts):
             _ = [load_dataset("folder", split, tmp_path, **options) for split in SPLITS]

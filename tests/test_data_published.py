@@ -32,7 +32,6 @@ SUBSET_SHA256 = {
 @pytest.mark.parametrize(("split", "n"), [("train", 5000), ("test", 1000)])
 def test_embedded_subset_is_itself(split: str, n: int) -> None:
     dataset = load_dataset("mnist", split)
-    assert dataset.labels is not None
     digests = (
         hashlib.sha256(dataset.images.numpy().tobytes()).hexdigest(),
         hashlib.sha256(dataset.labels.to(torch.uint8).numpy().tobytes()).hexdigest(),
@@ -61,19 +60,7 @@ def test_idx_datasets_are_read_back(tmp_path: Path, name: str, root: str) -> Non
         load_dataset(name, "train", tmp_path)
 
 
-class _Mark:
-    """Pickles as a call that makes a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.path),)
-
-
-def test_cifar10_is_read_if_it_is_the_published(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cifar10_is_read_if_it_is_the_published(tmp_path, monkeypatch) -> None:
     pixels, mark = random_bytes((12, 3072)), tmp_path / "ran"
     (tmp_path / CIFAR10.base_folder).mkdir()
     batches: list[list[str]] = []
@@ -92,15 +79,13 @@ def test_cifar10_is_read_if_it_is_the_published(
     assert train.images.is_contiguous()
     assert train.labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
 
-    path.write_bytes(pickle.dumps(_Mark(mark)))
+    path.write_bytes(f"cos\nmkdir\n(S'{mark}'\ntR.".encode())  # would make the folder
     with refused("cifar-10-batches-py with the published batches", error=FileNotFoundError):
         load_dataset("cifar10", "test", tmp_path)
     assert not mark.exists()
 
 
-def test_celeba_is_cropped_to_140_in_the_official_split(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_celeba_is_cropped_to_140_in_the_official_split(tmp_path, monkeypatch) -> None:
     frames = [random_bytes((218, 178, 3), seed) for seed in range(5)]
     frames[0][39:179, 19:159] = (10, 20, 30)  # the centre; the noise around it must not be seen
     leaves = [f"{i}.png" for i in range(5)]

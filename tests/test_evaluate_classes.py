@@ -21,7 +21,7 @@ from dsmooth.evaluate.likelihood import conventions, score_pair, score_plain
 from dsmooth.evaluate.sources import ImageSet
 from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import complains, measured
-from tests.helpers.data_makers import random_dataset
+from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import CLASSES, log_weight, network, tiny_pair
 
 pytestmark = pytest.mark.quick
@@ -110,8 +110,7 @@ def test_images_that_a_model_draws_are_of_the_class_that_it_drew() -> None:
 
 
 def test_what_cannot_classify_says_so() -> None:
-    with pytest.raises(ValueError, match="only a model with classes classifies"):
-        classify(network(n_classes=0), labelled())
+    refuses("only a model with classes classifies", classify, network(n_classes=0), labelled())
     with pytest.raises(ValueError, match="a denoiser does not classify alone"):
         classify(network("concat", n_classes=CLASSES), labelled())
     with pytest.raises(ValueError, match=r"needs labels of 0 .. 1, but .* has 0 .. 2"):

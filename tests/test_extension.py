@@ -18,6 +18,7 @@ from torch import Tensor
 import dsmooth
 from dsmooth import _extension, functional
 from dsmooth.commands import doctor
+from tests.helpers.data_makers import refuses
 from tests.helpers.gated_cases import needs_extension
 
 pytestmark = pytest.mark.quick
@@ -36,7 +37,6 @@ def test_extension_is_there_unless_the_build_was_told() -> None:
 @needs_extension
 def test_the_record_is_of_this_extension() -> None:
     info = _extension.build_info()
-    assert info is not None
     assert info["extension"] is True
     assert info["cuda"]["built"] == _extension.extension().has_cuda
     here, built = _extension.instruction_sets(), info["instruction_sets"]
@@ -72,7 +72,8 @@ def misaligned(*shape: int) -> Tensor:
 
 
 ZEROS = torch.zeros
-SHARED = ZEROS(2, 4, 3, 4)
+SHARED, GIVEN_BACK = ZEROS(2, 4, 3, 4), ZEROS(2, 6, 3, 4)
+GIVEN_BACK.untyped_storage().resize_(0)
 
 
 @needs_extension
@@ -99,10 +100,7 @@ SHARED = ZEROS(2, 4, 3, 4)
         ({"grad_x": ZEROS(2, 3, 3, 4)}, r"grad_x must have shape \(2, 1, 3, 4\)"),
         ({"grad_params": ZEROS(2, 3, 3, 4)}, r"grad_params must have shape \(2, 6, 3, 4\)"),
         ({"x": None}, "x must be a tensor, got None"),
-        (
-            {"params": ZEROS(2, 6, 3, 4).to("meta")},
-            "params must be a strided tensor on cpu or cuda",
-        ),
+        ({"params": ZEROS(2, 6, 3, 4, device="meta")}, "params must be a strided tensor on cpu or"),
         ({"params": ZEROS(2, 6, 3, 4).to_sparse()}, "params must be a strided tensor on cpu or cu"),
         ({"params": torch._neg_view(ZEROS(2, 6, 3, 4))}, "params must hold its numbers, got a neg"),
         ({"threads": 2**31 - 1}, "threads must lie in 1 .. 4096, got 2147483647"),
@@ -117,16 +115,16 @@ SHARED = ZEROS(2, 4, 3, 4)
         ),
         ({"state": expanded(2, 4, 3, 4)}, "state must have an element's memory for each, got stri"),
         ({"params": misaligned(2, 6, 3, 4)}, "params must be aligned to its elements"),
+        ({"params": GIVEN_BACK}, "params must have memory, got a tensor without"),
         (
             {"state": SHARED, "log_prob": SHARED[:, 3]},
-            "log_prob must have memory of its own, got that of state",
+            "log_prob must have .* own, got that of state",
         ),
         ({"x": SHARED[:, :1], "state": SHARED}, "state must have memory of its own, got that of x"),
     ],
 )
 def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call(**changes)
+    refuses(message, call, **changes)
 
 
 @needs_extension
@@ -150,14 +148,6 @@ def test_the_ops_resolve_negative_views() -> None:
         return functional.gated_resnet(x, (a, b), (c, d), shift="down", impl="native")
 
     assert torch.equal(gated(*map(view, (x, *weights))), gated(-x, *[-w for w in weights]))
-
-
-@needs_extension
-def test_memory_that_was_given_back_is_refused() -> None:
-    params = torch.zeros(2, 6, 3, 4)
-    params.untyped_storage().resize_(0)
-    with pytest.raises(ValueError, match="params must have memory, got a tensor without"):
-        call(params=params)
 
 
 @needs_extension
@@ -191,13 +181,10 @@ def without_extension(monkeypatch: pytest.MonkeyPatch) -> Any:
         ({"extension": True, "reason": None}, "cannot be loaded.*install again"),
     ],
 )
-def test_a_missing_extension_says_why(
-    without_extension: Any, info: dict[str, Any] | None, message: str
-) -> None:
+def test_a_missing_extension_says_why(without_extension, info, message) -> None:
     without_extension(info)
     assert not _extension.is_available()
-    with pytest.raises(RuntimeError, match=message):
-        _extension.extension()
+    refuses(message, _extension.extension, error=RuntimeError)
 
 
 def doctor_output() -> tuple[int, list[str]]:

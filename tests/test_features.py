@@ -22,7 +22,7 @@ from dsmooth.evaluate.features import Features, extract_features, make_extractor
 from dsmooth.evaluate.frechet import FeatureStatistics
 from dsmooth.evaluate.scores import fidelity_scores
 from dsmooth.evaluate.sources import ImageSet, read_reference
-from tests.helpers.data_makers import random_bytes
+from tests.helpers.data_makers import random_bytes, refuses
 
 
 class Halves(nn.Module):
@@ -44,7 +44,6 @@ def digits() -> ImageDataset:
 def test_the_packaged_classifier_knows_digits(digits: ImageDataset) -> None:
     extractor = make_extractor("mnist-classifier")
     _, logits = extract_features(digits.images, extractor)
-    assert logits is not None
     assert (logits.argmax(1) == digits.labels).double().mean() >= 0.985
     assert WEIGHTS_PATH.stat().st_size < 500_000
     assert extractor.sha256 == hashlib.sha256(WEIGHTS_PATH.read_bytes()).hexdigest()
@@ -56,7 +55,6 @@ def test_a_network_of_ones_own_gives_features() -> None:
     extractor = make_extractor(Halves())
     assert extractor.distance_name == "Fréchet distance on Halves"
     features, logits = extract_features(images, extractor)
-    assert logits is not None
     assert features.flatten().tolist() == [-2, 2]
     assert logits.flatten().tolist() == [2, -2]
     digests = [make_extractor(Halves(weight)).sha256 for weight in (2.0, 3.0)]
@@ -114,22 +112,16 @@ def test_an_extractor_without_class_logits(monkeypatch: pytest.MonkeyPatch) -> N
 def test_extractors_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "torch_fidelity.registry", None)
-        with pytest.raises(
-            ModuleNotFoundError, match=r"vgg16 needs .*pip install 'dsmooth\[fid\]'"
-        ):
-            make_extractor("vgg16")
+        words = r"vgg16 needs .*pip install 'dsmooth\[fid\]'"
+        refuses(words, make_extractor, "vgg16", error=ModuleNotFoundError)
     pytest.importorskip("torch_fidelity")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     fail = Mock(side_effect=OSError("no route\nto host"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     for name in ("inception-v3-compat", "vgg16"):
         message = f"cannot load {name} .no route to host.*{tmp_path}, or take extractor=mnist"
-        with pytest.raises(ConnectionError, match=message):
-            make_extractor(name)
-    with pytest.raises(
-        ValueError, match=r"must be mnist-classifier, inception-v3-compat, .*got 'vgg'"
-    ):
-        make_extractor("vgg")
+        refuses(message, make_extractor, name, error=ConnectionError)
+    refuses(r"must be mnist-classifier, inception-v3-compat, .*got 'vgg'", make_extractor, "vgg")
 
 
 def test_images_that_cannot_be_extracted_are_named() -> None:
@@ -143,8 +135,7 @@ def test_images_that_cannot_be_extracted_are_named() -> None:
         (grey, "images must be uint8"),
         (grey[:0].byte(), "at least 1, got 0 images"),
     ):
-        with pytest.raises(ValueError, match=message):
-            extract(images)
+        refuses(message, extract, images)
 
 
 def test_networks_that_return_something_else() -> None:
@@ -161,8 +152,7 @@ def test_networks_that_return_something_else() -> None:
         ("text", "must return features, or features and logits, got str"),
     ):
         network.forward = Mock(side_effect=[result])
-        with pytest.raises(ValueError, match=message):
-            extract_features(torch.zeros(2, 1, 4, 4).byte(), extractor)
+        refuses(message, extract_features, torch.zeros(2, 1, 4, 4).byte(), extractor)
     network.register_buffer("of_no_parameter", torch.zeros(1, device="meta"))
     network.forward = Mock(side_effect=lambda x: torch.zeros(2, 3 if x.is_meta else 0))
     assert extract_features(torch.zeros(2, 1, 4, 4).byte(), extractor).features.shape == (2, 3)
@@ -197,9 +187,7 @@ def test_a_comparison_orders_real_images_before_noise(digits: ImageDataset) -> N
     assert any("the floor is of 150 images, not 127" in w for w in few.warnings)
 
 
-def test_scores_are_there_with_the_extra_alone(
-    digits: ImageDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scores_are_there_with_the_extra_alone(digits: ImageDataset, monkeypatch) -> None:
     pytest.importorskip("torch_fidelity")
     compare = partial(compare_images, extractor=make_extractor("mnist-classifier"))
     real, noise = digits.images[:60], torch.from_numpy(random_bytes((20, 1, 28, 28)))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dsmooth.evaluate.frechet import FeatureStatistics, bootstrap_error, frechet_distance
 from dsmooth.machine import torch_threads
+from tests.helpers.data_makers import refuses
 
 pytestmark = pytest.mark.quick
 
@@ -104,8 +105,7 @@ def test_what_is_no_gaussian_is_named(change: dict[int, Tensor], message: str) -
     arguments = [torch.zeros(3), torch.eye(3), torch.zeros(3), torch.eye(3)]
     for position, value in change.items():
         arguments[position] = value
-    with pytest.raises(ValueError, match=message):
-        frechet_distance(*arguments)
+    refuses(message, frechet_distance, *arguments)
 
 
 @given(seeds, st.lists(st.integers(0, 7), min_size=1, max_size=12))
@@ -136,8 +136,7 @@ def test_statistics_come_back_from_a_file(tmp_path: Path) -> None:
 
 def test_files_that_are_no_statistics_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
-    with pytest.raises(FileNotFoundError, match=r"x\.npz"):
-        FeatureStatistics.load(path)
+    refuses(r"x\.npz", FeatureStatistics.load, path, error=FileNotFoundError)
     pair = {"mu": np.zeros(2), "sigma": np.zeros((3, 3))}
     for arrays, message in (
         ({"mu": np.zeros(2)}, "must hold mu, sigma, found no sigma"),
@@ -147,11 +146,9 @@ def test_files_that_are_no_statistics_are_named(tmp_path: Path) -> None:
         ({**pair, "n": 5, "description": np.array([{}], object)}, "without pickled objects"),
     ):
         np.savez(path, **arrays)
-        with pytest.raises(ValueError, match=message):
-            FeatureStatistics.load(path)
+        refuses(message, FeatureStatistics.load, path)
     path.write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(ValueError, match="cannot be read as a"):
-        FeatureStatistics.load(path)
+    refuses("cannot be read as a", FeatureStatistics.load, path)
 
 
 def test_features_that_do_not_fit_are_refused() -> None:
@@ -163,8 +160,7 @@ def test_features_that_do_not_fit_are_refused() -> None:
         ([x[:1], x[:0]], "at least 2 images, got 1"),
         ([], "at least 2 images, got 0"),
     ):
-        with pytest.raises(ValueError, match=message):
-            FeatureStatistics.of_batches(batches)
+        refuses(message, FeatureStatistics.of_batches, batches)
 
 
 def test_the_bootstrap_gives_the_scatter_of_independent_samples() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from dsmooth.functional.gated_resnet_native import backward_op, forward_op, gate
 from dsmooth.functional.gated_resnet_operands import Settings
 from dsmooth.machine import torch_threads
 from dsmooth.nn.layers import GatedResnet
+from tests.helpers.data_makers import refuses
 from tests.helpers.gated_cases import (
     EPS,
     INTERPRETED,
@@ -61,15 +61,7 @@ SHAPES = [
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize(("size", "filters", "skips"), SHAPES)
 @each_shift
-def test_as_good_as_eager(
-    shift: Shift,
-    size: tuple[int, int, int],
-    filters: int,
-    skips: tuple[int, ...],
-    dropout: float,
-    dtype: torch.dtype,
-    impl: str,
-) -> None:
+def test_as_good_as_eager(shift, size, filters, skips, dropout, dtype, impl) -> None:
     dropped = dropout > 0
     case = make_case(shift, size, filters, skips, dropout, dtype, gains=dropped, image_bias=dropped)
     exact = case.run("reference", torch.float64)
@@ -91,14 +83,7 @@ def test_as_good_as_eager(
     seed=st.integers(0, 99),
 )
 def test_float64_equals_the_reference(
-    size: tuple[int, int, int],
-    filters: int,
-    skips: list[int],
-    shift: Shift,
-    dropout: float,
-    gains: bool,
-    image_bias: bool,
-    seed: int,
+    size, filters, skips, shift, dropout, gains, image_bias, seed
 ) -> None:
     options = {"seed": seed, "gains": gains, "image_bias": image_bias}
     case = make_case(shift, size, filters, tuple(skips), dropout, **options)
@@ -109,9 +94,7 @@ def test_float64_equals_the_reference(
 
 @each_fast_impl
 @each_dtype
-def test_an_empty_batch_gives_empty_outputs_and_zero_gradients(
-    dtype: torch.dtype, impl: str
-) -> None:
+def test_an_empty_batch_gives_empty_outputs_and_zero_gradients(dtype, impl) -> None:
     case = make_case(size=(0, 4, 4), skip_channels=(5,), image_bias=True)
     for name, value in case.run(impl, dtype).items():
         assert torch.equal(value, torch.zeros_like(value)), name
@@ -149,9 +132,7 @@ def test_the_memory_order_of_parameters_does_not_matter(op: Any) -> None:
 @each_fast_impl
 @each_dtype
 @pytest.mark.parametrize("prepare", list(STRIDES.values()), ids=list(STRIDES))
-def test_strides_do_not_matter(
-    prepare: Callable[[Tensor], Tensor], dtype: torch.dtype, impl: str
-) -> None:
+def test_strides_do_not_matter(prepare, dtype, impl) -> None:
     case = make_case(size=(2, 3, 4), filters=4, skip_channels=(4, 2))
     plain = case.run(impl, dtype, lambda t: t.to(memory_format=torch.channels_last))
     # Three of the four are other memory; the one that is the same proves only the repetition.
@@ -193,11 +174,8 @@ def test_denormal_gradients_are_zero(threads: int) -> None:
     ("impl", "keep"),
     [("triton", True), ("triton", False)] if INTERPRETED else [(name, False) for name in SETS],
 )
-def test_nothing_is_written_or_read_beside_a_tensor(
-    impl: str, keep: bool, dtype: torch.dtype
-) -> None:
-    """Nor before it is written: new memory is NaN, and so are canaries around inputs, outputs and
-    whatever else is allocated."""
+def test_nothing_is_written_or_read_beside_a_tensor(impl, keep, dtype) -> None:
+    """Nor before it is written: new memory is NaN, and so are canaries around all that is used."""
     case = make_case("down", (2, 3, 5), 5, (5, 2), 0.5, dtype, gains=True, image_bias=True)
     plain = case.run(impl, dtype, keep_gates=keep)
     with guarded_memory() as allocated:
@@ -211,10 +189,7 @@ def test_nothing_is_written_or_read_beside_a_tensor(
 @each_dtype
 @pytest.mark.parametrize("shift", ["down", "down_right"])
 def test_no_output_sees_a_later_pixel(shift: Shift, dtype: torch.dtype, impl: str) -> None:
-    """NaN in every pixel that a shift must not see changes no output, bitwise but for torch.
-
-    Image i of the batch keeps the pixels that output i may see, and loses the others.
-    """
+    """Image i of the batch keeps the pixels that output i may see, and loses the others to NaN."""
     rows, cols = 3, 4
     case = make_case(shift, (1, rows, cols), 5, (5,), dtype=dtype)
     x, skip, _, *weights = case.operands(dtype)
@@ -288,8 +263,7 @@ def test_a_part_of_a_batch_has_the_dropout_of_the_batch(impl: str) -> None:
         assert torch.equal(part[: 5 - first], batch[first : first + 2])
         rows = slice(first, first + 2)
         torch.testing.assert_close(run(rows, first), whole[:, rows], rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="first_image must be an int in 0"):
-        run(slice(None), -1)
+    refuses("first_image must be an int in 0", run, slice(None), -1)
 
 
 @each_impl
@@ -346,8 +320,7 @@ def test_a_second_derivative_is_refused(op: Any) -> None:
     given.x.requires_grad_()
     y = op(given, case.settings)
     (grad,) = torch.autograd.grad(y.sum(), given.x, create_graph=True)
-    with pytest.raises(NotImplementedError, match="differentiated twice"):
-        grad.sum().backward()
+    refuses("differentiated twice", grad.sum().backward, error=NotImplementedError)
 
 
 @pytest.mark.parametrize("op", OPS)

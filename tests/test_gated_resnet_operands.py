@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ from dsmooth import _extension
 from dsmooth.functional import concat_elu, gated_resnet
 from dsmooth.functional.gated_resnet_native import forward_op
 from dsmooth.functional.gated_resnet_operands import FIELDS, Operands, Settings
+from tests.helpers.data_makers import refuses
 from tests.helpers.gated_cases import (
     EPS,
     STRIDES,
@@ -78,13 +78,10 @@ def test_gradients_of_weights_are_all_given_or_none() -> None:
     run(images)
     for name in of_weights:
         mixture = r"must be given with grad_\w+ \(all gradients of weights are, or none\), got None"
-        with pytest.raises(ValueError, match=f"^grad_{name} {mixture}"):
-            run(grads.keys() - {name})
-        with pytest.raises(ValueError, match=f"with grad_{name} "):
-            run(images | {name})
+        refuses(f"^grad_{name} {mixture}", run, grads.keys() - {name})
+        refuses(f"with grad_{name} ", run, images | {name})
     for name in images:
-        with pytest.raises(ValueError, match=f"^grad_{name} must be given, got None"):
-            run(images - {name})
+        refuses(f"^grad_{name} must be given, got None", run, images - {name})
 
 
 def full_case() -> Case:
@@ -139,8 +136,7 @@ def test_settings_and_absence_are_checked(changes: dict[str, Any], message: str)
     given = arguments(full_case()) | changes
     if given["nin_skip"] is None:
         given["gain_nin"] = None
-    with pytest.raises(ValueError, match=message):
-        call(given)
+    refuses(message, call, given)
 
 
 def test_without_autocast_all_have_one_dtype() -> None:
@@ -151,8 +147,7 @@ def test_without_autocast_all_have_one_dtype() -> None:
     assert y.dtype == torch.float64
     assert torch.equal(y, call(wide))
     given["bias_out"] = given["bias_out"].double()
-    with pytest.raises(ValueError, match="bias_out must be float32, got float64"):
-        call(given)
+    refuses("bias_out must be float32, got float64", call, given)
     with (
         torch.autocast("cpu", torch.bfloat16),
         pytest.raises(ValueError, match="bias_out must be float32 or bfloat16 or float16"),
@@ -181,7 +176,6 @@ def test_the_dropout_is_computed_in_float64() -> None:
 
 def test_autocast_takes_skips_of_several_dtypes() -> None:
     x, skip, _, *w = make_case(skip_channels=(3,)).operands(torch.float32)
-    assert skip is not None
     skips = skip.split(1, dim=1)
     args = ((w[0], w[1]), (w[2], w[3]))
     with torch.autocast("cpu", torch.bfloat16):
@@ -199,9 +193,7 @@ contiguous_copies = partial(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("hooks", [torch.autograd.graph.save_on_cpu, contiguous_copies])
 @each_impl
-def test_hooks_that_change_the_memory_order_change_no_gradient(
-    impl: str, hooks: Callable[[], AbstractContextManager[object]], dtype: torch.dtype
-) -> None:
+def test_hooks_that_change_the_memory_order_change_no_gradient(impl, hooks, dtype) -> None:
     case = full_case()
     plain = case.run(impl, dtype, STRIDES["channels_last"])
     with hooks():
@@ -217,7 +209,6 @@ def test_hooks_that_change_the_memory_order_change_no_gradient(
 @needs_extension
 def test_native_says_why_it_cannot_run() -> None:
     x, skip, _, *w = make_case(skip_channels=(3,)).operands(torch.float32)
-    assert skip is not None
     skips = skip.split(1, dim=1)
     args = ((w[0], w[1]), (w[2], w[3]))
     with pytest.raises(RuntimeError, match="at most 2 skips"):

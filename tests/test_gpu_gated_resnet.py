@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dsmooth.functional import Shift
 from tests.helpers.gated_cases import EPS, KERNELS, STRIDES, assert_as_good, make_case
 
 pytestmark = pytest.mark.gpu
@@ -27,13 +26,7 @@ def eps_of(dtype: torch.dtype) -> float:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("size", "filters", "skips"), SIZES)
 @pytest.mark.parametrize("shift", list(KERNELS))
-def test_as_good_as_eager(
-    shift: Shift,
-    size: tuple[int, int, int],
-    filters: int,
-    skips: tuple[int, ...],
-    dtype: torch.dtype,
-) -> None:
+def test_as_good_as_eager(shift, size, filters, skips, dtype) -> None:
     case = make_case(shift, size, filters, skips, 0.5, dtype, gains=True)
     exact = case.run("reference", torch.float64)
     # Both in the same precision: torch's convolutions round to TF32 where the kernels do.

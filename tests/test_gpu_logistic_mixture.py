@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -27,9 +26,7 @@ SIZES = [((5, 28, 28), 10), ((3, 9, 11), 5), ((1, 1, 1), 1)]  # images, and comp
 @pytest.mark.parametrize("mixture", MIXTURES)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("impl", ["triton", "auto"])
-def test_as_exact_as_eager(
-    impl: Any, channels: int, mixture: str, dtype: torch.dtype, last: bool
-) -> None:
+def test_as_exact_as_eager(impl, channels, mixture, dtype, last) -> None:
     for size, n_mix in SIZES:
         x, params, options = float_case(channels, mixture, n_mix=n_mix, size=size)
         x, params = x.to("cuda", dtype), params.to("cuda", dtype)

@@ -23,6 +23,7 @@ from dsmooth.presets import PRESETS, preset, train_command
 from dsmooth.pretrained.resolver import CARD_FILE
 from dsmooth.runs import Origin, RunFolder
 from tests.helpers.command_runs import run
+from tests.helpers.data_makers import refuses
 from tests.helpers.networks import tiny_pair
 
 
@@ -64,9 +65,7 @@ def same(a: dsmooth.SmoothedPair, b: dsmooth.SmoothedPair) -> bool:
     return torch.equal(a.sample(2), b.sample(2)) and a.origin == b.origin
 
 
-def test_a_pair_goes_to_the_hub_and_comes_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_pair_goes_to_the_hub_and_comes_back(tmp_path, monkeypatch, caplog) -> None:
     hub = FakeHub(tmp_path / "store")
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     monkeypatch.chdir(tmp_path)
@@ -87,9 +86,7 @@ def test_a_pair_goes_to_the_hub_and_comes_back(
     assert load_models([Path("someone/digits")]).image_size == (8, 8)
 
 
-def test_a_name_with_a_folder_behind_it_is_a_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_with_a_folder_behind_it_is_a_path(tmp_path, monkeypatch) -> None:
     hub = FakeHub(None)
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     monkeypatch.chdir(tmp_path)
@@ -103,25 +100,19 @@ def test_a_name_with_a_folder_behind_it_is_a_path(
 
 def test_without_the_extra_or_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    read, push = dsmooth.SmoothedPair.from_pretrained, tiny_pair().push_to_hub
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # not installed
-    with pytest.raises(ModuleNotFoundError, match=r"no folder a/b here.*pip install 'dsmooth\[hub"):
-        dsmooth.SmoothedPair.from_pretrained("a/b")
-    with pytest.raises(ModuleNotFoundError, match=r"to write a/b .*pip install 'dsmooth\[hub\]'"):
-        tiny_pair().push_to_hub("a/b")
+    lacking = {"error": ModuleNotFoundError}
+    refuses(r"no folder a/b here.*pip install 'dsmooth\[hub", read, "a/b", **lacking)
+    refuses(r"to write a/b .*pip install 'dsmooth\[hub\]'", push, "a/b", **lacking)
     monkeypatch.setitem(sys.modules, "huggingface_hub", FakeHub(None))
-    with pytest.raises(OSError, match=r"no folder a/b here.*no network\. What was read once"):
-        dsmooth.SmoothedPair.from_pretrained("a/b")
-    with pytest.raises(
-        OSError, match=r"could not write a/b on the .*: no network\. Writing needs a"
-    ):
-        tiny_pair().push_to_hub("a/b")
-    with pytest.raises(ValueError, match="repo_id must be \"owner/name\", got 'digits'"):
-        tiny_pair().push_to_hub("digits")
+    refuses(r"no folder a/b here.*no network\. What was read once", read, "a/b", error=OSError)
+    words = r"could not write a/b on the .*: no network\. Writing needs a"
+    refuses(words, push, "a/b", error=OSError)
+    refuses("repo_id must be \"owner/name\", got 'digits'", push, "digits")
 
 
-def test_with_the_real_package_and_no_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_the_real_package_and_no_network(tmp_path, monkeypatch) -> None:
     """Its own error, and a model in its cache."""
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.chdir(tmp_path)
@@ -136,9 +127,7 @@ def test_with_the_real_package_and_no_network(
     assert same(dsmooth.SmoothedPair.from_pretrained("someone/digits"), pair)
 
 
-def test_the_card_is_filled_from_the_runs_and_the_scores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_card_is_filled_from_the_runs_and_the_scores(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     runs = tmp_path / "runs"
     tiny = "--n-filters 4 --n-resnet 1 --n-mix 2 --images 48 --batch-size 16 --seed 3"

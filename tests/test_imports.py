@@ -1,7 +1,4 @@
-"""The house: which module may import which, without circles, and who spells the names of files.
-
-In C++: who includes pybind11.
-"""
+"""The house: who imports whom, without circles, who spells files' names, who includes pybind11."""
 
 from __future__ import annotations
 
@@ -49,7 +46,6 @@ FILE_NAMES = (
     "noisy.safetensors",
     "denoiser.safetensors",
 )
-
 
 SOURCES = Path(__file__).parents[1] / "csrc"
 INCLUDES_PYBIND11 = re.compile(r"^\s*#\s*include\s*[<\"]pybind11\b", re.MULTILINE)

@@ -72,11 +72,7 @@ ALONE = "import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not
 
 
 def test_sdist_builds_a_complete_wheel_without_an_extension(clone: Path, tmp_path: Path) -> None:
-    """In an sdist the symlink has become a folder, and nothing needed is left behind.
-
-    Without a compiler it does so only if asked: pip would keep the wheel. What is installed says
-    why it has no extension.
-    """
+    """In an sdist the symlink has become a folder. What is installed says what it lacks and why."""
     code = "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1]))"
     python("-c", code, tmp_path, cwd=clone)
     (archive,) = tmp_path.glob("dsmooth-*.tar.gz")
@@ -213,9 +209,7 @@ WITH_CUDA = "-DDSMOOTH_CUDA=ON"
         (("auto", "/opt/nvcc", WITH_CUDA), [], f"/opt/nvcc failed CMake's check: {MESSAGE}"),
     ],
 )
-def test_cuda_is_built_or_has_its_reason(
-    build: Build, way: tuple[Any, ...], archs: list[str], reason: str | None
-) -> None:
+def test_cuda_is_built_or_has_its_reason(build, way, archs, reason) -> None:
     info = build(*way)
     assert info["extension"] is True
     cuda = info["cuda"]
@@ -243,8 +237,6 @@ def test_a_wrong_cudacxx_is_named(build: Build, monkeypatch: pytest.MonkeyPatch)
         (("auto", "/opt/nvcc", "--build"), "did not compile.*DSMOOTH_CUDA=0 builds without CUDA"),
     ],
 )
-def test_a_wish_that_cannot_be_met_stops_the_build(
-    build: Build, way: tuple[Any, ...], message: str
-) -> None:
+def test_a_wish_that_cannot_be_met_stops_the_build(build, way, message) -> None:
     with pytest.raises(SystemExit, match=message):
         build(*way)

@@ -1,7 +1,4 @@
-"""Triton kernels that a training step launches: as many as it needs, none in vain.
-
-Nothing runs: launchers are called on CPU tensors and only counted.
-"""
+"""Triton kernels that a training step launches, counted on CPU tensors: none is in vain."""
 
 from __future__ import annotations
 
@@ -65,9 +62,7 @@ class FakeKernel:
         return compile
 
 
-def test_a_kernel_is_compiled_once_for_each_kind_of_arguments(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_kernel_is_compiled_once_for_each_kind_of_arguments(monkeypatch) -> None:
     """For dtypes, addresses that are multiples of 16, absent tensors and numbers."""
     monkeypatch.setattr(launching.triton, "JITFunction", FakeKernel)
     kernel = FakeKernel()

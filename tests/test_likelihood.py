@@ -21,7 +21,7 @@ from dsmooth.evaluate.likelihood import (
     score_plain,
 )
 from dsmooth.machine import torch_threads
-from tests.helpers.data_makers import random_dataset
+from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import network, tiny_config, tiny_pair
 
 pytestmark = pytest.mark.quick
@@ -190,10 +190,8 @@ def test_what_cannot_be_scored_is_named() -> None:
         (random_dataset(2, 12), {}, r"\(1, 8, 8\), got noise of \(1, 12, 12\): 2 images"),
         (random_dataset(2, channels=3), {}, r"got noise of \(3, 8, 8\)"),
     ):
-        with pytest.raises(ValueError, match=message):
-            score_pair(pair, images, **options)
-    with pytest.raises(ValueError, match='a plain model must have conditioning="none"'):
-        score_plain(pair.denoiser, data)
+        refuses(message, score_pair, pair, images, **options)
+    refuses('a plain model must have conditioning="none"', score_plain, pair.denoiser, data)
     with pytest.raises(ValueError, match=r'and no gaussian noise in its likelihood, got .*"gauss'):
         score_plain(network(likelihood="gaussian", smoothing_scale=0.5), data)
     for score, model in ((score_pair, pair), (score_plain, pair.noisy)):

@@ -127,11 +127,8 @@ def test_masses_of_blue_sum_to_the_mass_of_red_and_green(impl: Any) -> None:
 @both_impls
 @each_channels
 @pytest.mark.parametrize("atoms", [(), (9,), (0, 255, 17), tuple(range(256))], ids=len)
-def test_atoms_are_mixed_with_what_there_is_without_them(
-    atoms: tuple[int, ...], channels: int, impl: Any
-) -> None:
-    """p(x) = (1 - A) p_without(x) + sum_j a_j [x = v_j], A = sum_j a_j: at every level of all
-    colours, and at pixels that have an atom's level in all colours but one."""
+def test_atoms_are_mixed_with_what_there_is_without_them(atoms, channels, impl) -> None:
+    """p(x) = (1 - A) p_without(x) + sum_j a_j [x = v_j], A = sum_j a_j; but for one colour, too."""
     n_mix, size = 3, 512
     generator = torch.Generator().manual_seed(4)
     shape = 1, n_params(channels, n_mix) + len(atoms), 1, size
@@ -193,10 +190,7 @@ def red_green_log_prob(x: Tensor, params: Tensor, **options: Any) -> Tensor:
 @each_channels
 @pytest.mark.parametrize("mixture", ["continuous", "gaussian"])
 def test_density_integrates_to_one(mixture: str, channels: int, impl: Any) -> None:
-    """Over x for grey; over blue, to the density of red and green, for RGB.
-
-    The trapezoid rule converges exponentially for this smooth integrand.
-    """
+    """Over x for grey; over blue, to the density of red and green, for RGB."""
     x, params = random_case(channels, mixture, size=(1, 1, 5), seed=1)
     raw_parts(params, channels)[:, :, 1].clamp_(-3, 0)
     grid = torch.linspace(-60, 60, 12_001, dtype=torch.float64)  # scales from e^-3 to 1
@@ -228,9 +222,7 @@ def test_reference_is_twice_differentiable(mixture: str) -> None:
     log_sigma=st.floats(-50, 10),
 )
 @settings(max_examples=20, deadline=None)
-def test_closed_form_equals_autograd(
-    channels: int, mixture: str, seed: int, n_mix: int, width: int, log_sigma: float
-) -> None:
+def test_closed_form_equals_autograd(channels, mixture, seed, n_mix, width, log_sigma) -> None:
     """Log-scales reach from -12, clamped, to 6; log_sigma is of the Gaussians' smoothing."""
     x, params = random_case(channels, mixture, n_mix=n_mix, size=(1, 2, width), seed=seed)
     options = dict(MIXTURES[mixture])
@@ -254,8 +246,7 @@ def test_closed_form_equals_autograd(
 def test_each_instruction_set_is_as_exact_as_eager(
     channels: int, mixture: Mixture, last: bool, dtype: torch.dtype, instruction_set: str
 ) -> None:
-    """Atoms beside moderate scales: at narrow ones, which the others meet, the rounding of a mean
-    hides all else."""
+    """Beside atoms scales are moderate: at narrow ones the rounding of a mean hides all else."""
     x, params, options = float_case(channels, mixture, n_mix=5, size=(3, 9, 19))
     if n_atoms(mixture):
         raw_parts(params, channels, n_atoms(mixture))[:, :, 1].clamp_(-1, 1)
@@ -270,8 +261,7 @@ def test_each_instruction_set_is_as_exact_as_eager(
 @each_channels
 @pytest.mark.parametrize("mixture", ["discretized", "gaussian"])
 def test_extreme_scales_are_finite(mixture: str, channels: int, impl: Any) -> None:
-    """Float32, where 1 - e^-D underflows at wide scales and a dropped branch could be infinite, and
-    which has no number for the square of e^80."""
+    """In float32, where 1 - e^-D underflows at wide scales, and e^80 has no square."""
     log_scales = torch.tensor([-100.0, -7, 20, 40, 80, 95]).repeat_interleave(256)
     params = torch.zeros(1, n_params(channels, 2), 1, len(log_scales))
     raw_parts(params, channels)[:, :, 0] = 0.3
@@ -288,9 +278,7 @@ def test_extreme_scales_are_finite(mixture: str, channels: int, impl: Any) -> No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("sign", [-1, 1])
 @each_mixture
-def test_an_infinite_pixel_is_impossible(
-    mixture: str, sign: int, dtype: torch.dtype, channels: int, instruction_set: str
-) -> None:
+def test_an_infinite_pixel_is_impossible(mixture, sign, dtype, channels, instruction_set) -> None:
     """Its log-likelihood is -inf and its gradient NaN, as the reference's; no other pixel's is."""
     x, params = (t.to(dtype) for t in random_case(channels, mixture, size=(1, 1, 21)))
     raw_parts(params, channels, n_atoms(mixture))[:, :, 1].clamp_(max=2)
@@ -312,9 +300,7 @@ def test_an_infinite_pixel_is_impossible(
 @each_instruction_set
 @each_channels
 @each_mixture
-def test_a_logit_of_minus_infinity_is_no_component(
-    mixture: str, channels: int, instruction_set: str
-) -> None:
+def test_a_logit_of_minus_infinity_is_no_component(mixture, channels, instruction_set) -> None:
     """The first component and the first atom, whatever the pixel."""
     n_mix, atoms = 4, n_atoms(mixture)
     x, params = random_case(channels, mixture, n_mix=n_mix)

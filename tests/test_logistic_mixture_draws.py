@@ -31,10 +31,7 @@ def uniforms_of(n: int, seed: int = 5) -> Tensor:
 
 
 def conditional_cdf(x: Tensor, params: Tensor, likelihood: str, place: float) -> list[Tensor]:
-    """P(X_c < x_c | earlier colours), per colour, as if a level's mass were drawn at `place` in it.
-
-    Independent uniforms over draws of the model (Rosenblatt's transform).
-    """
+    """P(X_c < x_c | earlier colours) per colour, a level's mass at `place` in it: Rosenblatt's."""
     channels = x.shape[1]
     mixture = split_mixture(params, channels)
     log_weights = torch.log_softmax(mixture.logits, 1)

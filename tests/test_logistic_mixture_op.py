@@ -15,6 +15,7 @@ from dsmooth import _extension
 from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_prob_ref, use_impl
 from dsmooth.functional.logistic_mixture_native import native_backward, native_forward
 from dsmooth.functional.logistic_mixture_triton import triton_backward, triton_forward
+from tests.helpers.data_makers import refuses
 from tests.helpers.gated_cases import INTERPRETED, needs_extension
 from tests.helpers.mixture_cases import (
     MIXTURES,
@@ -69,9 +70,7 @@ def test_nan_is_never_hidden(channels: int, mixture: str, run: Callable[..., Gra
 @each_run
 @each_mixture
 @each_channels
-def test_nothing_is_written_or_read_beside_a_tensor(
-    channels: int, mixture: str, run: Callable[..., Gradients]
-) -> None:
+def test_nothing_is_written_or_read_beside_a_tensor(channels, mixture, run) -> None:
     """Nor before it is written: new memory is NaN, and so are canaries around all tensors."""
     for width in (11, 33) if INTERPRETED else (1, 3, 15, 16, 17, 33):
         x, params = widest_case(channels, mixture, size=(2, 2, width))
@@ -227,8 +226,7 @@ def test_second_derivative_is_refused_not_lost(impl: Any) -> None:
         (grad,) = torch.autograd.grad(log_prob, params, create_graph=True)
         torch.autograd.grad(grad.square().sum() + params.sum(), params)
 
-    with pytest.raises(NotImplementedError, match="use impl='reference'"):
-        differentiate_twice()
+    refuses("use impl='reference'", differentiate_twice, error=NotImplementedError)
 
 
 @both_impls
@@ -284,8 +282,7 @@ def test_use_impl_decides_and_an_explicit_impl_wins(monkeypatch: pytest.MonkeyPa
     with pytest.raises(RuntimeError, match="no compiler here"):
         logistic_mixture_log_prob(x, params, impl="native")
     with use_impl("native"):
-        with pytest.raises(RuntimeError, match="no compiler here"):
-            logistic_mixture_log_prob(x, params)
+        refuses("no compiler here", logistic_mixture_log_prob, x, params, error=RuntimeError)
         assert torch.equal(logistic_mixture_log_prob(x, params, impl="reference"), reference)
     assert torch.equal(logistic_mixture_log_prob(x, params), reference)
     with pytest.raises(ValueError, match=r"impl must be one of auto, .*, got 'fast'"):
@@ -331,10 +328,8 @@ ZEROS = torch.zeros
     ],
 )
 def test_bad_tensors(x: Tensor, params: Tensor, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        logistic_mixture_log_prob(x, params)
-    with pytest.raises(error, match=message):
-        logistic_mixture_log_prob_ref(x, params)
+    refuses(message, logistic_mixture_log_prob, x, params, error=error)
+    refuses(message, logistic_mixture_log_prob_ref, x, params, error=error)
 
 
 def test_bad_likelihood() -> None:
@@ -344,5 +339,4 @@ def test_bad_likelihood() -> None:
             log_prob(ZEROS(1, 3, 4, 4), ZEROS(1, 266, 4, 4), "discretized", atoms="all")
         with pytest.raises(ValueError, match=r"\(B, 3K \+ 256, H, W\).*, got \(1, 257, 4, 4\)"):
             log_prob(ZEROS(1, 1, 4, 4), ZEROS(1, 257, 4, 4), "discretized", atoms="all")
-        with pytest.raises(ValueError, match="discretized, gaussian, got 'discretised'"):
-            log_prob(x, params, "discretised")
+        refuses("discretized, gaussian, got 'discretised'", log_prob, x, params, "discretised")

@@ -23,10 +23,7 @@ MISTAKES = [
     ("train denoiser --out noisy --resume", "another run: its role is noisy, not denoiser"),
     (f"train noisy --out noisy {TINY}", "go on with it by --resume or choose"),
     (f"train noisy b --data-dir c {TINY}", "b is a folder of images, but --data-dir is c: leave"),
-    (
-        f"train noisy {TINY} b --data mnist",
-        "b is a folder of images, but --data is mnist: ",
-    ),
+    (f"train noisy {TINY} b --data mnist", "b is a folder of images, but --data is mnist: "),
     (f"train pair {TINY} --out half", "half/denoiser already holds a run"),
     (f"train pair {TINY} --out swapped --resume", "another run: its role is noisy, not denoiser"),
     ("train pair --config noisy/config.json", "has the settings of one"),
@@ -126,13 +123,7 @@ def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("command", "message"), MISTAKES)
-def test_a_mistake_gets_a_line_or_two(
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    command: str,
-    message: str,
-) -> None:
+def test_a_mistake_gets_a_line_or_two(folder, monkeypatch, capsys, command, message) -> None:
     monkeypatch.chdir(folder)
     before = {path for path in folder.rglob("*") if path.name != ".lock"}
     complains(capsys, message, *command.split())

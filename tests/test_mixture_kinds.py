@@ -14,6 +14,7 @@ import dsmooth
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import ImageDataset
 from dsmooth.evaluate.likelihood import score_pair, score_plain
+from tests.helpers.data_makers import refuses
 from tests.helpers.networks import network
 
 GOLDEN = Path(__file__).parent / "golden" / "network_c1_8x8_f4_r1_k2.safetensors"
@@ -24,8 +25,7 @@ def test_a_gaussian_model_takes_the_scale_of_its_run() -> None:
     config = TrainConfig(model=model, scale=0.3, images=8)
     assert config.model.smoothing_scale == 0.3
     assert TrainConfig.from_dict(json.loads(json.dumps(asdict(config)))) == config
-    with pytest.raises(ValueError, match='is for role "noisy" with gaussian smoothing'):
-        replace(config, smoothing="laplace")
+    refuses('is for role "noisy" with gaussian smoothing', replace, config, smoothing="laplace")
 
 
 def gaussian_pair() -> dsmooth.SmoothedPair:
@@ -37,10 +37,8 @@ def gaussian_pair() -> dsmooth.SmoothedPair:
 def test_a_pair_refuses_a_gaussian_model_of_another_scale() -> None:
     pair = gaussian_pair()
     for smoothing in (dsmooth.GaussianSmoothing(0.3), dsmooth.LaplaceSmoothing(0.5)):
-        with pytest.raises(
-            ValueError, match=f"noise of scale 0.5, got {smoothing.kind} smoothing "
-        ):
-            dsmooth.SmoothedPair(pair.noisy, pair.denoiser, smoothing, (8, 8))
+        words, models = f"noise of scale 0.5, got {smoothing.kind} smoothing ", pair.children()
+        refuses(words, dsmooth.SmoothedPair, *models, smoothing, (8, 8))
 
 
 @torch.no_grad()
@@ -91,8 +89,7 @@ def test_an_old_checkpoint_with_atoms_is_read() -> None:
     model = dsmooth.load_pixelcnnpp(state, atoms=(0,))
     assert model.config.n_mix * 3 + 1 == outputs + 1 == model.config.n_params
     assert (model.config.likelihood, model.config.atoms) == ("discretized", (0,))
-    with pytest.raises(ValueError, match="3K or 10K outputs"):
-        dsmooth.load_pixelcnnpp(state)
+    refuses("3K or 10K outputs", dsmooth.load_pixelcnnpp, state)
 
 
 @torch.no_grad()

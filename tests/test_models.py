@@ -42,9 +42,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (["plain"], ["plain"]),
     ],
 )
-def test_networks_come_in_the_order_of_the_roles(
-    folders: dict[str, Path], names: list[str], roles: list[str]
-) -> None:
+def test_networks_come_in_the_order_of_the_roles(folders, names, roles) -> None:
     models = load_models([folders[name] for name in names])
     assert list(models.networks) == roles
     assert models.image_shape == (1, 8, 8)
@@ -69,9 +67,7 @@ def test_networks_come_in_the_order_of_the_roles(
         (["pair", "large"], r"images of \(12, 12\), the pair for \(8, 8\)"),
     ],
 )
-def test_other_combinations_are_refused(
-    folders: dict[str, Path], names: list[str], message: str
-) -> None:
+def test_other_combinations_are_refused(folders, names, message) -> None:
     with pytest.raises(ValueError, match=message):
         load_models([folders[name] for name in names])
 

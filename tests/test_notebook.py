@@ -16,6 +16,7 @@ from PIL import Image
 
 import dsmooth
 from dsmooth.pictures import save_grid
+from tests.helpers.data_makers import refuses
 
 NOTEBOOK = Path(__file__).parent.parent / "docs" / "quickstart.ipynb"
 FEWER = {
@@ -43,9 +44,7 @@ def run_cell(source: str, names: dict[str, Any]) -> Any:
 
 @pytest.mark.long
 @pytest.mark.skipif(not NOTEBOOK.exists(), reason="the documentation is not here")
-def test_the_notebook_runs_and_shows_what_is_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_notebook_runs_and_shows_what_is_stored(tmp_path, monkeypatch) -> None:
     """With a few steps in place of a minute of training, and fewer images."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
@@ -79,20 +78,15 @@ def test_show_gives_a_picture_that_displays_itself() -> None:
     with pytest.raises(TypeError, match=r"x must be uint8 or floating point, got torch\.int32"):
         dsmooth.show(bytes_.int())
     for name in ("columns", "zoom"):
-        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-            dsmooth.show(x, **{name: 0})
+        refuses(f"{name} must be at least 1, got 0", dsmooth.show, x, **{name: 0})
     for one in (x[0], x[0, 0], x[:1, :1].numpy()):
         assert dsmooth.show(one).size == (2 * 12 + 4, 2 * 8 + 4)
     assert dsmooth.show([*x[:3, 0]]).tobytes() == dsmooth.show(x[:3, :1]).tobytes()
     for wrong in (x[:0], x[:, :2], x[:, 0]):
-        with pytest.raises(ValueError, match="x must have shape"):
-            dsmooth.show(wrong)
-        with pytest.raises(ValueError, match="x must have shape"):
-            save_grid(wrong, Path("x.png"))
-    with pytest.raises(ValueError, match=r"show\(2 \* x - 1\) shows images in \[0, 1\]"):
-        dsmooth.show((x[:4] + 1) / 2)
-    with pytest.raises(ValueError, match=r"show\(x\.byte\(\)\) shows images in \[0, 255\]"):
-        dsmooth.show((x[:4] + 1) * 127.5)
+        refuses("x must have shape", dsmooth.show, wrong)
+        refuses("x must have shape", save_grid, wrong, Path("x.png"))
+    refuses(r"show\(2 \* x - 1\) shows images in \[0, 1\]", dsmooth.show, (x[:4] + 1) / 2)
+    refuses(r"show\(x\.byte\(\)\) shows images in \[0, 255\]", dsmooth.show, (x[:4] + 1) * 127.5)
     for wrong, name in (("x.png", "str"), (dsmooth.to_pil(x[:4]), "Image")):
         with pytest.raises(TypeError, match=f"x must be a tensor or an array .*, got a {name}"):
             dsmooth.show(wrong)

@@ -24,7 +24,7 @@ from dsmooth.data.own import split_own
 from dsmooth.philox import Stream, seed_from
 from dsmooth.training.beginning import with_data
 from dsmooth.training.step import TrainState
-from tests.helpers.data_makers import random_bytes
+from tests.helpers.data_makers import random_bytes, refuses
 from tests.helpers.tiny_runs import tiny
 
 pytestmark = pytest.mark.quick
@@ -106,8 +106,7 @@ class Endless(loaders.IterableDataset):
     ],
 )
 def test_what_a_loader_cannot_give_is_refused(dataset, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        split_own(dataset(loaders.TensorDataset(PIXELS)))
+    refuses(message, split_own, dataset(loaders.TensorDataset(PIXELS)))
 
 
 class Noisy(loaders.Dataset):
@@ -236,12 +235,9 @@ def test_labels_in_every_form() -> None:
         (["cat"] * 39, r"labels must be whole numbers \(40,\), got one like 'cat'"),
         (["cat", 3] * 20, r"labels must be whole numbers \(40,\), got one like 'cat'"),
     ):
-        with pytest.raises(ValueError, match=message):
-            split_own(PIXELS, labels)
-    with pytest.raises(ValueError, match=r"give \(\(images, labels\), \(held-out images, labels"):
-        split_own((PIXELS, PIXELS), y)
-    with pytest.raises(ValueError, match="labels= is for images given by dataset="):
-        dsmooth.train(tiny(), labels=y)
+        refuses(message, split_own, PIXELS, labels)
+    refuses(r"give \(\(images, labels\), \(held-out images, labels", split_own, (PIXELS, PIXELS), y)
+    refuses("labels= is for images given by dataset=", dsmooth.train, tiny(), labels=y)
     train_set, held_out = split_own(((PIXELS, y), (PIXELS[:2], y[:2])))
     assert held_out.labels.tolist() == [0, 1]
     assert train_set.digest != replace(train_set, labels=2 - y).digest
@@ -319,8 +315,7 @@ def test_forms_of_images_of_ones_own() -> None:
     assert train_set.labels.tolist() == [i % 3 for i in range(20)]
     assert (held_out.split, len(held_out)) == ("validation", 5)
     assert len(split_own({"train": pixels})[1]) == 2
-    with pytest.raises(ValueError, match="has no split 'train', but a, b"):
-        split_own({"a": pixels, "b": pixels})
+    refuses("has no split 'train', but a, b", split_own, {"a": pixels, "b": pixels})
 
 
 @pytest.mark.parametrize(

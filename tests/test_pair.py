@@ -26,17 +26,14 @@ from dsmooth.sampling import (
     sample_images,
     sequential_sample,
 )
-from tests.helpers.data_makers import random_dataset
+from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import images, log_weight, network, tiny_config, tiny_pair
 from tests.helpers.tiny_runs import tiny
 
 
 @torch.no_grad()
 def test_importance_weighting_is_tighter_over_all_subsets() -> None:
-    """Averaged over the subsets of the drawn noises, more draws give a larger bound, exactly.
-
-    An image's bound does not depend on its batch.
-    """
+    """Averaged over subsets of the drawn noises, exactly; a bound does not depend on its batch."""
     pair = tiny_pair().double()
     x = images().double()
     weights = torch.stack([sum(log_weight(pair, x, seed=4, repeat=k).values()) for k in range(5)])
@@ -97,8 +94,7 @@ def test_the_gradient_is_that_of_the_whole_network() -> None:
         torch.testing.assert_close(gradient.view(2, -1)[:, i], slope, rtol=1e-5, atol=1e-6)
     cast = tiny_pair().single_step(x.float().requires_grad_())
     assert not cast.requires_grad
-    with pytest.raises(TypeError, match="x must have the model's dtype"):
-        tiny_pair().single_step(x)
+    refuses("x must have the model's dtype", tiny_pair().single_step, x, error=TypeError)
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
         gradient_of(model, x)
 
@@ -124,8 +120,7 @@ def test_draws_as_people_write_them(tmp_path: Path, capsys: pytest.CaptureFixtur
     one, two = (pair.sample(2, generator=generator) for generator in generators)
     assert torch.equal(one, two)
     assert not torch.equal(pair.sample(2, generator=generators[0]), one)
-    with pytest.raises(ValueError, match="seed and generator were both given"):
-        pair.sample(2, seed=0, generator=generators[0])
+    refuses("seed and generator were both given", pair.sample, 2, seed=0, generator=generators[0])
     with pytest.raises(TypeError, match=r"dtype must be a torch.dtype.*, got 'bfloat16'"):
         dsmooth.SmoothedPair.from_pretrained(tmp_path, dtype="bfloat16")
 
@@ -140,8 +135,7 @@ def test_counts_are_whole_numbers(tmp_path: Path, count: Any, message: str) -> N
         ("zoom", lambda: dsmooth.show(x, zoom=count)),
         ("threads", lambda: dsmooth.train(tiny(), tmp_path, threads=count)),
     ):
-        with pytest.raises(ValueError, match=f"^{name} must {message}"):
-            call()
+        refuses(f"^{name} must {message}", call)
 
 
 def test_models_that_do_not_fit_are_refused() -> None:
@@ -153,8 +147,7 @@ def test_models_that_do_not_fit_are_refused() -> None:
         ((noisy, rgb), (8, 8), "same image_channels, got 1 and 3"),
         ((noisy, denoiser), (8, 10), "multiples of 4"),
     ):
-        with pytest.raises(ValueError, match=message):
-            dsmooth.SmoothedPair(*models, smoothing, size)
+        refuses(message, dsmooth.SmoothedPair, *models, smoothing, size)
     pair = dsmooth.SmoothedPair(noisy, denoiser, dsmooth.UniformSmoothing(0.5), (8, 8))
     with pytest.raises(ValueError, match="single-step denoising needs gaussian smoothing"):
         pair.denoise(torch.zeros(1, 1, 8, 8), method="single-step")
@@ -191,8 +184,7 @@ def test_precision_is_that_of_the_cached_sampler(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match="precision must be one of auto, float32, bfloat16, got"):
         pair.sample(2, precision="float16")
     monkeypatch.setattr("dsmooth.sampling.cached.unavailable_reason", lambda: "no compiler")
-    with pytest.raises(ValueError, match="precision bfloat16 needs the cached sampler: "):
-        pair.sample(2, precision="bfloat16")
+    refuses("precision bfloat16 needs the cached sampler: ", pair.sample, 2, precision="bfloat16")
 
 
 def test_training_mode_and_inference_mode_change_no_number() -> None:
@@ -229,22 +221,17 @@ def test_images_that_a_likelihood_is_not_of_are_refused() -> None:
         (off_grid.clamp(-1, 1), r"values of bytes.* 0.30 of a step off: .*round_to_bytes\(x\)$"),
         ((x + 1) / 2, r"values of bytes.* or 2 \* x - 1 if these are images in \[0, 1\]"),
     ):
-        with pytest.raises(ValueError, match=message):
-            pair.elbo(wrong)
-    with pytest.raises(ValueError, match="values of bytes"):
-        pair.denoiser.log_prob(off_grid.clamp(-1, 1), x)
+        refuses(message, pair.elbo, wrong)
+    refuses("values of bytes", pair.denoiser.log_prob, off_grid.clamp(-1, 1), x)
     with pytest.raises(ValueError, match=r"x_tilde must have shape \(B, 1, 8, 8\)"):
         pair.denoise(x.repeat(1, 1, 2, 2), method="single-step")
-    with pytest.raises(ValueError, match="x must lie in"):
-        density.elbo(x * 1.2)
+    refuses("x must lie in", density.elbo, x * 1.2)
     one_broken = torch.stack([x[0] * torch.nan, x[1] * 1.2])
-    with pytest.raises(ValueError, match="x must lie in"):
-        density.elbo(one_broken)
+    refuses("x must lie in", density.elbo, one_broken)
     for wrong in (x * 1.2, (x + 1) / 2):  # where the mask is
         with pytest.raises(ValueError, match=r"^known must (lie in|have values of bytes)"):
             pair.sample(2, known=wrong, mask=keep_top(0.5, (8, 8)))
-        with pytest.raises(ValueError, match=r"^x must (lie in|have values of bytes)"):
-            pair.complete(wrong)
+        refuses(r"^x must (lie in|have values of bytes)", pair.complete, wrong)
     for wrong, hint in (
         (x.numpy(), "from_numpy"),
         (dsmooth.to_bytes(x), r"to_float\((x|x_tilde)\)"),
@@ -252,11 +239,9 @@ def test_images_that_a_likelihood_is_not_of_are_refused() -> None:
     ):
         networks = pair.noisy.log_prob, pair.denoiser.log_prob
         for score in (pair.elbo, pair.complete, pair.single_step, *networks):
-            with pytest.raises(TypeError, match=hint):
-                score(wrong)
+            refuses(hint, score, wrong, error=TypeError)
     for score in (pair.elbo, pair.complete, pair.denoise):
-        with pytest.raises(ValueError, match=r"^x\w* must be on cpu, as the pair is, got meta"):
-            score(x.to("meta"))
+        refuses(r"^x\w* must be on cpu, as the pair is, got meta", score, x.to("meta"))
     rounded = dsmooth.round_to_bytes(off_grid)
     torch.testing.assert_close(pair.elbo(rounded), pair.elbo(x))
     assert density.elbo(off_grid.clamp(-1, 1)).isfinite().all()
@@ -295,8 +280,7 @@ def test_an_image_of_another_shape_gets_a_fitting_hint() -> None:
         (x.expand(1, 3, 8, 8), r"got \(1, 3, 8, 8\)$"),
         (x[..., :4], r"got \(1, 1, 8, 4\): crop, pad or resize the images$"),
     ):
-        with pytest.raises(ValueError, match=hint):
-            pair.elbo(given)
+        refuses(hint, pair.elbo, given)
 
 
 def test_every_draw_of_a_completion_has_the_label_of_its_image() -> None:

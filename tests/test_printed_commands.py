@@ -9,12 +9,10 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -69,18 +67,8 @@ def follow(command: str) -> None:
     assert run(*arguments) == 0, command
 
 
-@contextmanager
-def stop_at_once() -> Iterator[Any]:
-    yield lambda: signal.SIGINT
-
-
 @pytest.mark.long
-def test_every_printed_command_runs(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    no_plots: None,
-) -> None:
+def test_every_printed_command_runs(tmp_path, monkeypatch, capsys, no_plots: None) -> None:
     monkeypatch.chdir(tmp_path)
     pixels = random_bytes((30, 8, 8, 3))
     write_images(tmp_path / "images", {f"{i}.png": picture for i, picture in enumerate(pixels)})
@@ -89,7 +77,8 @@ def test_every_printed_command_runs(
             assert run("train", Path(role).name, "--out", role, *TINY.split()) == 0
     assert run("train", "plain", "--out", "runs/my plain", *TINY.split()) == 0
     with monkeypatch.context() as patch:
-        patch.setattr("dsmooth.training.loop.catch_signals", stop_at_once)
+        at_once = nullcontext(lambda: signal.SIGINT)
+        patch.setattr("dsmooth.training.loop.catch_signals", lambda: at_once)
         stopped = ["train", "plain", "--out", "stopped", *TINY.split(), "--threads", "1"]
         assert run(*stopped) == 128 + signal.SIGINT
     printed = capsys.readouterr().out
@@ -171,9 +160,7 @@ def test_errors_speak_python() -> None:
                 assert not spoken, f"{path} line {part.lineno}"
 
 
-def test_silence_numbers_and_folders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_silence_numbers_and_folders(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     options = ["--limit", "2", "--n-noise", "1", "--device", "cpu", "--quiet"]
     assert run("evaluate", "bpd", "mnist", *options, "--out", "a/b/bits.json") == 0
@@ -217,26 +204,20 @@ def test_one_forward_a_pixel_is_said_once(caplog: pytest.LogCaptureFixture) -> N
         ("RANK", "1", " must be less than WORLD_SIZE = 1, got 1"),
     ],
 )
-def test_variables_of_torchrun_that_do_not_fit(
-    name: str, value: str, why: str, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_variables_of_torchrun_that_do_not_fit(name, value, why, monkeypatch, capsys) -> None:
     monkeypatch.setenv(name, value)
     assert run("doctor") == 1
     assert capsys.readouterr().err == f"dsmooth: error: {name}{why}\n"
 
 
-def test_words_of_a_strangers_file_do_nothing_to_a_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_words_of_a_strangers_file_do_nothing_to_a_terminal(tmp_path, capsys) -> None:
     evil = "\x1b[2J\x9b\u202e\ud800"
     path = tmp_path / f"{evil[:-1]}.json"
     for values in ({evil: 1}, {"role": evil}, {"noisy": 1, evil: 2}):
         path.write_text(json.dumps({"height_and_width": [8, 8], "model": {}, **values}))
         for words in (["--config", str(path)], ["--out", str(path)]):
             assert run("train", "noisy", *words, "--resume") == 1
-    with (
-        lines_shown()
-    ):  # pytest keeps what is logged, and sends no half of a letter to its reporter
+    with lines_shown():  # pytest keeps what is logged, and sends no half of a letter on
         LOG.info("a note: %s", evil[:-1])
         LOG.warning(evil[:-1])
     Table([""], [[evil]], evil).show()
@@ -255,9 +236,7 @@ def test_a_closed_or_narrow_standard_output(monkeypatch: pytest.MonkeyPatch) -> 
     assert b"discrete bound" in narrow.buffer.getvalue()  # type: ignore[attr-defined]
 
 
-def test_exhausted_machines_and_deep_files_are_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_exhausted_machines_and_deep_files_are_one_line(tmp_path, monkeypatch, capsys) -> None:
     (tmp_path / "config.json").write_text('{"a":' * 900 + "1" + "}" * 900)
     assert run("sample", str(tmp_path)) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -26,6 +26,7 @@ from dsmooth.evaluate.linear import train_linear
 from dsmooth.evaluate.probe import PIXELS, Probing, best_probe, probe_pair
 from dsmooth.machine import torch_threads
 from tests.helpers.command_runs import complains, run, save_run
+from tests.helpers.data_makers import refuses
 from tests.helpers.networks import tiny_pair
 
 SETTINGS = ProbeSettings(epochs=2)
@@ -50,9 +51,7 @@ def probing(folder: Path, settings: ProbeSettings = SETTINGS) -> Probing:
 
 
 @pytest.mark.quick
-def test_probes_do_not_depend_on_the_number_of_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_probes_do_not_depend_on_the_number_of_threads(tmp_path, monkeypatch) -> None:
     """Each has one thread, and the caller keeps its own."""
     found = []
     monkeypatch.setattr(probe_module, "CALL_IMAGES", 4)
@@ -118,9 +117,7 @@ def test_rows_of_blocks_together_are_averages_over_parts_of_both_streams(tmp_pat
     torch.testing.assert_close(rows["together"], expected.half(), rtol=2e-3, atol=1e-3)
 
 
-def test_the_best_probe_is_chosen_without_the_test_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_probe_is_chosen_without_the_test_set(tmp_path, monkeypatch) -> None:
     """By rows of the training set that its weights have not seen."""
     rows: set[tuple[int, int]] = set()
 
@@ -174,9 +171,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_result_does_not_depend_on_the_batch_size(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_result_does_not_depend_on_the_batch_size(whole: Path, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(probe_module, "CALL_IMAGES", 22)
     assert run_probes(tmp_path / "probes.json") == json.loads(whole.read_text())
 
@@ -213,9 +208,7 @@ def mapped_files(folder: Path) -> list[str]:
     ("stop", "where", "call"),
     [(RuntimeError, "train_linear", 0), (KeyboardInterrupt, "Probing.features", 3)],
 )
-def test_features_are_gone_however_the_call_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: Any, where: str, call: int
-) -> None:
+def test_features_are_gone_however_the_call_ends(tmp_path, monkeypatch, stop, where, call) -> None:
     held: list[int] = []
     real, calls = attrgetter(where)(probe_module), itertools.count()
     monkeypatch.setattr(probe_module, "CALL_IMAGES", 7)
@@ -234,9 +227,7 @@ def test_features_are_gone_however_the_call_ends(
     assert mapped_files(tmp_path) == []
 
 
-def test_a_stopped_call_goes_on_after_the_last_network(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_call_goes_on_after_the_last_network(whole: Path, tmp_path, monkeypatch) -> None:
     done: list[str] = []
     real = Probing.probe
 
@@ -286,8 +277,7 @@ def test_other_settings_do_not_mix_with_stored_ones(whole: Path, tmp_path: Path)
         (pair, other, r"its data_sha256\.test is .*, not"),
         (wide, TEST, r"its smoothing\.scale is 0\.5, not 0\.4"),
     ):
-        with pytest.raises(ValueError, match=message):
-            probe_pair(given, TRAIN, test_set, SETTINGS, stored, plain=pair.noisy)
+        refuses(message, probe_pair, given, TRAIN, test_set, SETTINGS, stored, plain=pair.noisy)
     assert stored.read_bytes() == before
     replaced = run_probes(stored, ProbeSettings(epochs=3), replace_other=True)
     assert replaced["asked"]["epochs"] == 3
@@ -304,14 +294,12 @@ def test_data_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: Any) -> 
         (train.part(slice(1)), test, "train_images must be at least 2, got 1"),
         (train, test.part(slice(0)), "test_images must be at least 1, got 0"),
     ):
-        with pytest.raises(ValueError, match=message):
-            probe_pair(pair, first, second, SETTINGS, path)
+        refuses(message, probe_pair, pair, first, second, SETTINGS, path)
     for only, message in (
         (["noisy", "plain"], "only must be among noisy, denoiser, pixels, .*, got plain; plain= g"),
         ([], "only must be among .*, got none$"),
     ):
-        with pytest.raises(ValueError, match=message):
-            probe_pair(pair, train, test, SETTINGS, path, only=only)
+        refuses(message, probe_pair, pair, train, test, SETTINGS, path, only=only)
     # Room for all features is there, until those of the training images take some of it.
     free = [2 * (9 + 9) * 64, 0, 0]
     monkeypatch.setattr(
@@ -337,13 +325,10 @@ def test_settings_out_of_range_are_refused() -> None:
         *(("stream", "ur"), ("pooling", "max"), ("pooling", 0), ("blocks", ("up3",))),
         *(("blocks", ()), ("together", -1), ("input", "dark"), ("epochs", 0), ("seed", -1)),
     ):
-        with pytest.raises(ValueError, match=field):
-            ProbeSettings(**{field: value})
+        refuses(field, ProbeSettings, **{field: value})
 
 
-def test_the_command_writes_figures_and_numbers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_writes_figures_and_numbers(tmp_path, capsys) -> None:
     noisy, denoiser = (save_run(tmp_path / role, role, size=28) for role in ("noisy", "denoiser"))
     out = tmp_path / "probes"
     sizes = ["--train-images", 40, "--test-images", 20, "--epochs", 1]

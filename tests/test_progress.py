@@ -14,9 +14,7 @@ def test_significant_digits() -> None:
     assert {case: significant(*case) for case in cases} == cases
 
 
-def test_the_unit_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_unit_is_named(monkeypatch, capsys) -> None:
     monkeypatch.setattr("dsmooth.progress.LINE_SECONDS", 0.0)
     with progress("training", 20, "epochs") as done:
         done(4.5)
@@ -26,9 +24,7 @@ def test_the_unit_is_named(
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_parts_count_by_their_share_of_the_whole(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminal: bool
-) -> None:
+def test_parts_count_by_their_share_of_the_whole(monkeypatch, capsys, terminal: bool) -> None:
     monkeypatch.setattr("dsmooth.progress.shows_bars", lambda: terminal)
     with whole("the report", {"a": 3.0, "b": 1.0}):
         (around,) = _WHOLES
@@ -55,9 +51,7 @@ def test_parts_count_by_their_share_of_the_whole(
         ("ipykernel.iostream", False, False, False),
     ],
 )
-def test_bars_are_for_terminals_and_notebooks(
-    monkeypatch: pytest.MonkeyPatch, module: str, terminal: bool, widgets: bool, bars: bool
-) -> None:
+def test_bars_are_for_terminals_and_notebooks(monkeypatch, module, terminal, widgets, bars) -> None:
     stream = type("Stream", (), {"__module__": module, "isatty": lambda self: terminal})()
     monkeypatch.setattr("dsmooth.progress.find_spec", lambda name: widgets or None)
     monkeypatch.setattr("sys.stdout", stream)

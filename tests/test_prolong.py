@@ -27,11 +27,11 @@ from dsmooth.training.checkpoint import (
 )
 from dsmooth.training.step import TrainState, scheduled
 from tests.helpers.command_runs import run as call
+from tests.helpers.data_makers import refuses
 from tests.helpers.networks import tiny_pair
 from tests.helpers.tiny_runs import assert_same_end, tiny, train_until
 
 CPU = torch.device("cpu")
-
 
 pytestmark = pytest.mark.usefixtures("small_runs")
 
@@ -55,9 +55,7 @@ def test_a_prolonged_schedule_is_a_new_one_over_what_is_added(schedule: Any) -> 
 
 
 @pytest.mark.parametrize("schedule", ["cosine", pytest.param("cooldown", marks=pytest.mark.full)])
-def test_a_finished_run_is_prolonged(
-    tmp_path: Path, schedule: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_run_is_prolonged(tmp_path, schedule: Any, monkeypatch) -> None:
     """Its weights, moments and order go on, its schedule begins again; and it can be stopped."""
     config = tiny(images=24, schedule=schedule)
     longer = replace(config, images=56, evaluations=2)
@@ -111,21 +109,12 @@ DECAY = {"schedule": "exponential", "learning_rate_decay": 0.9}
     ],
 )
 def test_a_run_whose_rates_stay_is_the_run_of_its_last_length(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    settings: dict[str, Any],
-    first: int,
-    seen: int,
-    last: int,
-    refused: int,
-    message: str,
+    tmp_path, monkeypatch, caplog, settings, first, seen, last, refused, message
 ) -> None:
     config = tiny(images=last, evaluations=2, **settings)
     run = RunFolder(tmp_path / "run")
     train_until(seen, replace(config, images=first, evaluations=1), run.path, monkeypatch)
-    with pytest.raises(ValueError, match=message):
-        train(replace(config, images=refused), run.path, resume=True)
+    refuses(message, train, replace(config, images=refused), run.path, resume=True)
     caplog.set_level("INFO", "dsmooth")
     for folder in (run.path, tmp_path / "whole"):
         train(config, folder, resume=True)
@@ -156,9 +145,7 @@ GAUSSIAN = replace(tiny(), model=replace(tiny().model, likelihood="gaussian"))
         (GAUSSIAN, {"scale": 0.25}, r"run holds another run: its scale is 0\.5, not 0\.25$"),
     ],
 )
-def test_what_no_force_makes_of_a_checkpoint(
-    stored: TrainConfig, change: dict[str, Any], message: str
-) -> None:
+def test_what_no_force_makes_of_a_checkpoint(stored, change, message) -> None:
     for force in (False, True):
         with pytest.raises(ValueError, match=message):
             settings_to_go_on(replace(stored, **change), stopped(stored, 32), force=force)
@@ -171,15 +158,12 @@ def test_a_budget_has_become_images() -> None:
         assert settings_to_go_on(replace(stored, **given), stopped(stored)) == stored
 
 
-def test_an_unfinished_run_keeps_its_length_unless_forced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unfinished_run_keeps_its_length_unless_forced(tmp_path, monkeypatch) -> None:
     config, folder = tiny(images=40), tmp_path / "run"
     train_until(16, config, folder, monkeypatch)
     longer = replace(config, images=64)
     message = "images can be 64 instead of 40 once the run has finished; .* has seen 16; force=True"
-    with pytest.raises(ValueError, match=message):
-        train(longer, folder, resume=True)
+    refuses(message, train, longer, folder, resume=True)
     train(longer, folder, resume=True, force=True)
     assert RunFolder(folder).read_config()[0] == longer
     assert notes(folder) == ["images 40 up to 16 images, 64 from then on"]
@@ -195,8 +179,7 @@ def test_a_changed_setting_is_named_and_can_be_forced(tmp_path: Path) -> None:
     message = (
         "holds another run: its learning_rate is 0.002, not 0.0001; force=True goes on with that"
     )
-    with pytest.raises(ValueError, match=message):
-        train(other, folder, resume=True)
+    refuses(message, train, other, folder, resume=True)
     assert RunFolder(folder).read_config()[0] == config
     train(other, folder, resume=True, force=True)
     assert RunFolder(folder).read_config()[0] == other
@@ -209,9 +192,7 @@ def test_a_changed_setting_is_named_and_can_be_forced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_where_nothing_is_left_to_train_no_setting_changes(
-    tmp_path: Path, lost: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_where_nothing_is_left_to_train_no_setting_changes(tmp_path, lost: bool, caplog) -> None:
     """Neither are there notes of one: no weights have seen it."""
     caplog.set_level("INFO", "dsmooth")
     config, run = tiny(images=20), RunFolder(tmp_path)
@@ -231,9 +212,7 @@ def test_where_nothing_is_left_to_train_no_setting_changes(
     assert read_tensors(run.checkpoint)[1]["settings"] == before
 
 
-def test_settings_change_with_the_first_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_change_with_the_first_checkpoint(tmp_path, monkeypatch) -> None:
     """A run that is killed before it is the run with the settings of its weights."""
     config, run = tiny(images=16, schedule="exponential"), RunFolder(tmp_path / "run")
     other = replace(config, images=40, scale=0.25, evaluations=2)
@@ -284,9 +263,7 @@ def test_what_no_force_can_change(tmp_path: Path) -> None:
     assert caught.value.told(["init"]).endswith(f" --init '{folder}'")
 
 
-def test_the_command_prolongs_and_forces(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prolongs_and_forces(tmp_path, capsys) -> None:
     out = ["--out", str(tmp_path / "run")]
     small = "--n-filters 4 --n-resnet 1 --n-mix 2 --batch-size 8 --evaluations 1"
     assert call("train", "plain", *out, *small.split(), "--images", "16") == 0
@@ -321,9 +298,7 @@ def test_a_run_begins_with_weights(tmp_path: Path) -> None:
         assert not any(moment.any() for moment in state.optimizer.tensors().values())
 
 
-def test_a_run_from_weights_goes_on_without_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_from_weights_goes_on_without_them(tmp_path, monkeypatch) -> None:
     train(tiny(images=16), tmp_path / "first")
     config = replace(tiny(images=24), init=str(tmp_path / "first"))
     train(config, tmp_path / "whole")
@@ -337,9 +312,7 @@ def test_a_run_from_weights_goes_on_without_them(
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_the_command_takes_network_and_smoothing_of_the_weights(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_takes_network_and_smoothing_of_the_weights(tmp_path, capsys) -> None:
     config = tiny(images=16, scale=0.3)
     first, second = tmp_path / "first", tmp_path / "second"
     train(config, first)
@@ -370,9 +343,7 @@ def test_settings_that_the_network_does_not_use_fit_whatever_they_are() -> None:
 
 
 @pytest.mark.quick
-def test_a_folder_is_the_same_however_it_is_spelled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_is_the_same_however_it_is_spelled(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("images", "other"):
         (tmp_path / name).mkdir()
@@ -394,6 +365,5 @@ def test_weights_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("run", "denoiser", ValueError, "run is the run of a noisy model, not of a denoiser one"),
         ("pair", "plain", ValueError, "pair is a pair, which has no plain model to begin with"),
     ):
-        with pytest.raises(error, match=message):
-            train(replace(tiny(role), init=source), tmp_path / "new")
+        refuses(message, train, replace(tiny(role), init=source), tmp_path / "new", error=error)
         assert not (tmp_path / "new" / "config.json").exists()

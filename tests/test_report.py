@@ -27,7 +27,6 @@ from tests.helpers.report_checks import check_self_contained
 
 METHODS = ("noisy", "two-step", "single-step", "plain")
 
-
 CARD = read_json(find(DEFAULT) / "card.json")
 BITS = CARD["bits_per_dim"]
 BOUND = f"{BITS['pair']['value']:.3f}"
@@ -165,9 +164,7 @@ def test_diverged_samples_are_counted_not_hidden(tmp_path: Path, no_plots: None)
     assert "2 of 64 diverged" in read(tmp_path, results, pictures)
 
 
-def test_packaged_models_are_told_with_the_numbers_of_their_card(
-    tmp_path: Path, no_plots: None
-) -> None:
+def test_packaged_models_are_told_with_the_numbers_of_their_card(tmp_path, no_plots: None) -> None:
     results = made_up_results() | {"card": card_numbers(), "budget_minutes": None}
     for run in results["runs"].values():
         del run["passes_over_training_set"]
@@ -193,7 +190,6 @@ def test_growth_is_of_both_losses_less_the_entropy() -> None:
     for run in runs.values():
         run["images"] = 32_000
     curves = held_out_curves(runs, HISTORIES)
-    assert curves is not None
     assert [n for n, _ in curves["pair"]] == IMAGES[:-1]
     entropy = 0.5 * math.log2(2 * math.pi * math.e * 0.25)
     expected = [2.3 - entropy - 0.05 * i for i in range(5)]

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from dsmooth.config import ProbeSettings
 from dsmooth.fields import flatten
@@ -21,8 +17,9 @@ from dsmooth.files import lock_folder
 from dsmooth.reproduce import TrainingPlan, plan_from_preset, reproduce
 from dsmooth.reproduce.stages import Sizes
 from dsmooth.runs import RunFolder, training_seconds
-from dsmooth.training import NonFiniteLoss, train
-from tests.helpers.rank_processes import ForkedPython, start_ranks, wait_for_all
+from dsmooth.training import NonFiniteLoss
+from dsmooth.training.step import TrainState
+from tests.helpers.data_makers import refuses
 from tests.helpers.report_checks import check_self_contained, without_plots
 from tests.helpers.tiny_runs import tiny
 
@@ -74,9 +71,7 @@ def test_everything_is_there_and_names_no_path(finished: Path, data: Path) -> No
     assert results["runs"]["noisy"]["images"] == IMAGES
 
 
-def test_other_folders_are_refused_and_left_alone(
-    finished: Path, data: Path, tmp_path: Path
-) -> None:
+def test_other_folders_are_refused_and_left_alone(finished: Path, data: Path, tmp_path) -> None:
     others = {"images": tiny_plan(data, images=128), "seed": tiny_plan(data, seed=1)}
     for name, plan in others.items():
         with pytest.raises(ValueError, match=f"holds another reproduction: its .*{name} is"):
@@ -84,92 +79,35 @@ def test_other_folders_are_refused_and_left_alone(
     with lock_folder(finished, "someone"), pytest.raises(ValueError, match="is at work in"):
         reproduce(finished, tiny_plan(data), sizes=SIZES)
     (tmp_path / "thesis.tex").write_text("words")
-    with pytest.raises(ValueError, match="holds no reproduction"):
-        reproduce(tmp_path, tiny_plan(data))
-    with pytest.raises(FileNotFoundError, match="data_dir"):
-        reproduce(tmp_path / "out", tiny_plan(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="only=probes needs trained models, and noisy"):
-        reproduce(tmp_path / "out", tiny_plan(data), only="probes")
+    refuses("holds no reproduction", reproduce, tmp_path, tiny_plan(data))
+    out, words = tmp_path / "out", "only=probes needs trained models, and noisy"
+    refuses("data_dir", reproduce, out, tiny_plan(tmp_path / "nowhere"), error=FileNotFoundError)
+    refuses(words, reproduce, out, tiny_plan(data), only="probes")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-SCRIPT = """
-import json, sys
-from pathlib import Path
-from dsmooth.config import ProbeSettings, TrainConfig
-from dsmooth.reproduce.stages import Sizes
-from dsmooth.report import plots
-from dsmooth.reproduce import TrainingPlan, reproduce
-plots.png = lambda canvas, **_: b""  # drawing takes most of the time of a report
-plan = json.loads(sys.argv[2])["runs"].values()
-plan = TrainingPlan("tiny", tuple(map(TrainConfig.from_dict, plan)))
-sizes = Sizes(9, 12, ProbeSettings(train_images=12, test_images=6, epochs=1))
-sys.exit(reproduce(Path(sys.argv[1]), plan, sizes=sizes, threads=1))
-"""
-
-
 def test_stopped_and_resumed_is_the_uninterrupted_run(
-    finished: Path, data: Path, tmp_path: Path
+    finished, data, tmp_path, monkeypatch, capsys, no_plots
 ) -> None:
-    plan = json.dumps(tiny_plan(data).description())
-    out = tmp_path / "stopped"
+    out, step, plan = tmp_path / "stopped", TrainState.step, tiny_plan(data)
 
-    def start() -> ForkedPython:
-        return ForkedPython(SCRIPT, [str(out), plan], tmp_path, {"OMP_NUM_THREADS": "1"})
+    def stop(state: TrainState) -> None:
+        step(state)
+        if state.config.role == "denoiser":
+            signal.raise_signal(signal.SIGINT)
 
-    stopped = start()
-    log = out / "denoiser" / "log.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and '"start"' in log.read_text()):
-        assert time.monotonic() < deadline
-        assert stopped.returncode is None
-        time.sleep(0.05)
-    stopped.send_signal(signal.SIGINT)
-    output, _ = stopped.communicate(timeout=120)
-    assert stopped.returncode == 128 + signal.SIGINT, output
-    assert "repeat the same command to go on" in output
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainState, "step", stop)
+        assert reproduce(out, plan, sizes=SIZES) == 128 + signal.SIGINT
+    assert "repeat the same command to go on" in capsys.readouterr().out
     assert not RunFolder(out / "denoiser").is_finished()
     assert (out / "denoiser" / "checkpoint.safetensors").exists()
-
-    resumed = start()
-    wait_for_all([resumed])
+    assert reproduce(out, plan, sizes=SIZES) == 0
     for role in ("noisy", "denoiser", "plain"):
         one, two = (folder / role / "model.safetensors" for folder in (finished, out))
         assert one.read_bytes() == two.read_bytes()
     one, two = (json.loads((folder / "results.json").read_text()) for folder in (finished, out))
     assert one["bits_per_dim"] == two["bits_per_dim"]
-
-
-@pytest.mark.full
-def test_two_processes_reproduce_what_one_does(
-    data: Path, tmp_path: Path, no_plots: None, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """All stages, training included; the models to rounding, the numbers of one model exactly."""
-    plan = tiny_plan(data, images=64)
-    assert reproduce(tmp_path / "one", plan, sizes=SIZES) == 0
-    start = [str(tmp_path / "two"), json.dumps(plan.description())]
-    wait_for_all(start_ranks(2, start, tmp_path, SCRIPT))
-    for role in ("noisy", "denoiser", "plain"):
-        run = RunFolder(tmp_path / "two" / role)
-        assert [e["event"] for e in run.read_log()].count("start") == 1
-        theirs = load_file(run.weights)
-        for name, mine in load_file(RunFolder(tmp_path / "one" / role).weights).items():
-            torch.testing.assert_close(theirs[name], mine, rtol=0, atol=1e-4, msg=name)
-    one, two = (
-        json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")
-    )
-    assert two.keys() == one.keys()
-    assert two["receptive_field"] == one["receptive_field"]
-    bounds = [results["bits_per_dim"]["pair"]["conventions"][0]["value"] for results in (one, two)]
-    assert bounds[1] == pytest.approx(bounds[0], rel=1e-4)
-    # One process measures those models to the same bits.
-    for name in ("bits_per_dim.json", "frechet.json"):
-        (tmp_path / "two" / name).unlink()
-    assert reproduce(tmp_path / "two", plan, sizes=SIZES) == 0
-    again = json.loads((tmp_path / "two" / "results.json").read_text())
-    assert again["bits_per_dim"] == two["bits_per_dim"]
-    assert again["frechet"] == two["frechet"]
-    assert "trained already" in capfd.readouterr().out
 
 
 def test_a_failing_run_says_why_and_the_finished_one_stays(data: Path, tmp_path: Path) -> None:
@@ -178,31 +116,6 @@ def test_a_failing_run_says_why_and_the_finished_one_stays(data: Path, tmp_path:
     with pytest.raises(NonFiniteLoss, match="the loss is"):
         reproduce(tmp_path / "out", TrainingPlan("bad", (noisy, too_fast)))
     assert RunFolder(tmp_path / "out" / "noisy").is_finished()
-
-
-@pytest.mark.full
-def test_results_of_other_weights_are_not_kept(
-    finished: Path, data: Path, tmp_path: Path, no_plots: None
-) -> None:
-    """Results of the model that was in a run's folder are computed again."""
-    out, plan = tmp_path / "out", tiny_plan(data)
-    shutil.copytree(finished, out)
-    shutil.rmtree(out / "noisy")
-    train(replace(plan.configs[0], learning_rate=5e-3), out / "noisy")
-    assert reproduce(out, plan, sizes=SIZES, only="receptive-field") == 0
-    assert "bits_per_dim" not in json.loads((out / "results.json").read_text())
-
-    assert reproduce(out, plan, sizes=SIZES) == 0
-    samples = [path.name for path in (finished / "samples").glob("*.npz")]
-    pairs = {name: [f / "samples" / name for f in (finished, out)] for name in samples}
-    kept = {name for name, (old, new) in pairs.items() if old.read_bytes() == new.read_bytes()}
-    assert kept == {"plain.npz"}
-    old, new = (
-        json.loads((folder / "bits_per_dim.json").read_text()) for folder in (finished, out)
-    )
-    assert old["pair"]["noisy"] != new["pair"]["noisy"]
-    assert old["pair"]["denoiser"] == new["pair"]["denoiser"]
-    assert old["plain"] == new["plain"]
 
 
 @pytest.mark.quick
@@ -216,8 +129,7 @@ def test_plan_shares_the_budget() -> None:
         configs = plan_from_preset("mnist-quick", budget=budget).configs
         assert [config.evaluations for config in configs[:2]] == [evaluations] * 2
     for budget in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="budget"):
-            plan_from_preset("mnist-quick", budget=budget)
+        refuses("budget", plan_from_preset, "mnist-quick", budget=budget)
 
 
 @pytest.mark.quick

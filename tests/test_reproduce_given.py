@@ -86,9 +86,7 @@ def test_given_models_are_measured_and_reported(reported: Path) -> None:
 
 @pytest.mark.quick
 @pytest.mark.parametrize("stage", [None, "samples", "frechet", "probes"])
-def test_no_finished_stage_is_repeated_but_the_one_that_is_asked_for(
-    given: tuple[Path, ...], again: Path, stage: ReproductionStage | None
-) -> None:
+def test_no_finished_stage_is_repeated_but_the_one_that_is_asked_for(given, again, stage) -> None:
     """Samples are read whatever their number."""
     before, results = stamps(again), (again / "results.json").read_bytes()
     sizes = SIZES if stage in (None, "samples") else replace(SIZES, count=5)
@@ -98,9 +96,7 @@ def test_no_finished_stage_is_repeated_but_the_one_that_is_asked_for(
     assert (again / "results.json").read_bytes() == results
 
 
-def test_numbers_are_of_their_images_seed_and_settings(
-    given: tuple[Path, ...], tmp_path: Path
-) -> None:
+def test_numbers_are_of_their_images_seed_and_settings(given: tuple[Path, ...], tmp_path) -> None:
     models, every = load_models(given), load_embedded_mnist("test")
     other = replace(models, smoothed=copy.copy(models.pair))
     other.pair.smoothing = dsmooth.GaussianSmoothing(0.5)
@@ -121,9 +117,7 @@ def test_numbers_are_of_their_images_seed_and_settings(
     assert (tmp_path / "frechet.json").read_bytes() == kept
 
 
-def test_results_of_other_weights_and_damaged_ones_are_not_reported(
-    given: tuple[Path, ...], again: Path
-) -> None:
+def test_results_of_other_weights_and_damaged_ones_are_not_reported(given, again) -> None:
     probes, bits = (
         json.loads((again / RESULTS[s]).read_text()) for s in ("probes", "bits-per-dim")
     )
@@ -131,6 +125,11 @@ def test_results_of_other_weights_and_damaged_ones_are_not_reported(
     (again / "probes.json").write_text(json.dumps(probes))
     assert reproduce(again, PretrainedPlan(given), sizes=SIZES, only="receptive-field") == 0
     assert "probes" not in json.loads((again / "results.json").read_text())
+    models, digits = load_models(given), load_embedded_mnist("test")
+    models.pair.noisy.head.bias.data += 0.1
+    before = {path: path.read_bytes() for path in (again / "samples").glob("*.npz")}
+    stages.Stages(again, models, digits, digits, SIZES).draw()
+    assert [path.stem for path in before if before[path] == path.read_bytes()] == ["plain"]
     (again / "bits_per_dim.json").write_text(json.dumps({**bits, "pair": None}))
     with pytest.raises(ValueError, match=r"holds a result that cannot be reported .*only=STAGE"):
         reproduce(again, PretrainedPlan(given), sizes=SIZES, only="receptive-field")
@@ -150,11 +149,7 @@ def test_models_with_classes(tmp_path: Path, no_plots: None) -> None:
 
 
 def test_a_stopped_stage_leaves_the_finished_ones(
-    given: tuple[Path, ...],
-    reported: Path,
-    again: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    given, reported, again, monkeypatch, capsys
 ) -> None:
     for name in ("bits_per_dim.json", "frechet.json", "results.json"):
         (again / name).unlink()
@@ -174,9 +169,7 @@ def test_a_stopped_stage_leaves_the_finished_ones(
     assert (again / "results.json").read_bytes() == (reported / "results.json").read_bytes()
 
 
-def test_one_stage_alone_and_of_a_saved_pair(
-    given: tuple[Path, ...], reported: Path, tmp_path: Path, no_plots: None
-) -> None:
+def test_one_stage_alone_and_of_a_saved_pair(given, reported, tmp_path, no_plots) -> None:
     denoiser, plain, noisy = given
     load_models([noisy, denoiser]).pair.save_pretrained(tmp_path / "pair")
     plan, out = PretrainedPlan((tmp_path / "pair", plain)), tmp_path / "out"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import DEFAULT, Mock
@@ -17,6 +18,7 @@ from dsmooth.files import lock_folder
 from dsmooth.models import load_models
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pretrained import resolve
+from tests.helpers.data_makers import refuses
 from tests.helpers.networks import tiny_pair
 
 
@@ -49,11 +51,8 @@ def digests(pair: dsmooth.SmoothedPair) -> list[str]:
 
 
 @pytest.mark.parametrize("change", ["fsync", "replace", "unlink"])
-def test_a_save_that_ends_anywhere_leaves_a_pair(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
-) -> None:
-    """The old one or the new one, whole; the next save leaves its files alone. A full disk leaves
-    the old one with its card."""
+def test_a_save_that_ends_anywhere_leaves_a_pair(tmp_path, monkeypatch, change: str) -> None:
+    """The old one or the new one, whole; a full disk leaves the old one with its card."""
     old, new = tiny_pair(), other_pair()
     old.save_pretrained(tmp_path, name="old")
     files, real = set(tmp_path.iterdir()), getattr(os, change)
@@ -78,9 +77,7 @@ def test_a_save_that_ends_anywhere_leaves_a_pair(
     assert done == {"fsync": 4, "replace": 6, "unlink": 1}[change]
 
 
-def test_a_pair_that_is_saved_meanwhile_is_read_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pair_that_is_saved_meanwhile_is_read_whole(tmp_path, monkeypatch) -> None:
     saves: list[dsmooth.SmoothedPair] = []
 
     def resolved(*name: Any, **hub: Any) -> Any:
@@ -97,8 +94,8 @@ def test_a_pair_that_is_saved_meanwhile_is_read_whole(
         assert digests(read(tmp_path)) == digests(other_pair())
     with lock_folder(tmp_path, "someone"), pytest.raises(ValueError, match="saves a pair is at"):
         tiny_pair().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"config\.json is a file: name a folder"):
-        tiny_pair().save_pretrained(tmp_path / "config.json")
+    path = tmp_path / "config.json"
+    refuses(r"config\.json is a file: name a folder", tiny_pair().save_pretrained, path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
@@ -114,8 +111,8 @@ def test_a_pair_of_any_dtype_is_read_by_any_default(tmp_path: Path, dtype: torch
 def test_weights_of_two_pairs_are_no_pair(tmp_path: Path) -> None:
     old, new = tiny_pair(), other_pair()
     old.save_pretrained(tmp_path / "old")
-    with pytest.raises(ValueError, match=r"got noisy .*, denoiser .*, noisy .*, denoiser "):
-        dsmooth.SmoothedPair.from_runs(tmp_path / "old", tmp_path / "old")
+    words, twice = "got noisy .*, denoiser .*, noisy .*, denoiser ", [tmp_path / "old"] * 2
+    refuses(words, dsmooth.SmoothedPair.from_runs, *twice)
     new.save_pretrained(tmp_path / "new")
     (tmp_path / "new" / "noisy.safetensors").replace(tmp_path / "old" / "noisy.safetensors")
     with pytest.raises(ValueError, match=r"old/noisy\.safetensors does not hold the weights that"):
@@ -123,18 +120,15 @@ def test_weights_of_two_pairs_are_no_pair(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_not_pairs_are_named(tmp_path: Path) -> None:
-    def refused(match: str) -> None:
-        with pytest.raises((FileNotFoundError, ValueError), match=match):
-            dsmooth.SmoothedPair.from_pretrained(tmp_path)
-
+    read = partial(dsmooth.SmoothedPair.from_pretrained, tmp_path)
+    refused = partial(refuses, call=read, error=(FileNotFoundError, ValueError))
     refused(r"there is no .*config\.json")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")
     refused(r"name folders in .*, which has mine")
     (tmp_path / "config.json").write_text("{}")
     refused("is not a pair's: Object missing required field `noisy`")
-    with pytest.raises(ValueError, match=r"config\.json is not of a saved pair"):
-        tiny_pair().save_pretrained(tmp_path)
+    refuses(r"config\.json is not of a saved pair", tiny_pair().save_pretrained, tmp_path)
     assert (tmp_path / "config.json").read_text() == "{}"
     (tmp_path / "config.json").unlink()
     tiny_pair().save_pretrained(tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from dsmooth.fields import difference
 from dsmooth.files import lock_folder
 from dsmooth.sampling.output import Pictures, Shards, fill, write_adm_npz
 from dsmooth.sampling.request import Progress, Request
+from tests.helpers.data_makers import refuses
 
 pytestmark = pytest.mark.quick
 
@@ -77,10 +77,7 @@ def test_every_image_once(tmp_path: Path, n: int, size: int, chunk: int) -> None
     ("before", "stop", "left"), [(0, 0, 20), (0, 2, 6), (3, 0, 20), (3, 1, 13)]
 )
 def test_a_stopped_call_goes_on(tmp_path: Path, before: int, stop: int, left: int) -> None:
-    """The files and the manifest are then those of a call that nobody stopped.
-
-    Images that were there are not drawn again, unless a larger call began with them.
-    """
+    """Files are then as if nobody stopped it; none is drawn again but those of a smaller call."""
     if before:
         draw_into(tmp_path / "stopped", before)
     with pytest.raises(KeyboardInterrupt):
@@ -98,8 +95,7 @@ def test_files_between_others_that_are_missing(tmp_path: Path) -> None:
     manifest = tmp_path / "shards.json"
     found = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**found, "sha256": [None, found["sha256"][1], None]}))
-    with pytest.raises(ValueError, match="is unfinished: repeat the command that draws it"):
-        read_images(tmp_path)
+    refuses("is unfinished: repeat the command that draws it", read_images, tmp_path)
     draw = Draw()
     draw_into(tmp_path, 20, draw, chunk=14)
     assert draw.drawn == [7, 6]
@@ -122,8 +118,7 @@ def test_a_folder_grows(tmp_path: Path, counts: tuple[int, ...]) -> None:
 def test_another_calls_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="is the folder of a run or a pair: choose another one"):
-        draw_into(tmp_path / "run", 3)
+    refuses("is the folder of a run or a pair: choose another one", draw_into, tmp_path / "run", 3)
 
     def start(n: int, seed: int) -> None:
         fill(Shards(tmp_path, Request(n), SHAPE, {"seed": seed}), Draw(), 7)
@@ -131,21 +126,17 @@ def test_another_calls_folder_is_refused(tmp_path: Path) -> None:
     start(3, 0)
     with lock_folder(tmp_path, "a test"), pytest.raises(ValueError, match="draws into it is at w"):
         start(3, 0)
-    with pytest.raises(ValueError, match="another drawing: its seed is 0, not 1;"):
-        start(3, 1)
+    refuses("another drawing: its seed is 0, not 1;", start, 3, 1)
     assert difference({"sha256": ["0" * 64]}, {"sha256": ["1" * 64]}).count("0") < 64
-    with pytest.raises(ValueError, match="a drawing of 3 images: ask for 3 or more, not 2"):
-        start(2, 0)
+    refuses("a drawing of 3 images: ask for 3 or more, not 2", start, 2, 0)
     found = json.loads((tmp_path / "shards.json").read_text())
     damaged = {"n": 3}, {**found, "n": "3"}, {**found, "n": 200}, {**found, "shard_size": 0}
     for values in damaged:
         (tmp_path / "shards.json").write_text(json.dumps(values))
         for use in (lambda: start(20, 0), lambda: read_images(tmp_path)):
-            with pytest.raises(ValueError, match=r"shards\.json is damaged: "):
-                use()
+            refuses(r"shards\.json is damaged: ", use)
     (tmp_path / "shards.json").unlink()
-    with pytest.raises(ValueError, match=r"without shards\.json"):
-        start(3, 0)
+    refuses(r"without shards\.json", start, 3, 0)
 
 
 def test_numbered_pictures(tmp_path: Path) -> None:
@@ -169,17 +160,13 @@ def test_numbered_pictures(tmp_path: Path) -> None:
     x[3] = 0  # grey
     assert np.array_equal(pixels, to_bytes(x)[:, 0].numpy())
     assert torch.equal(read_images(tmp_path).images, to_bytes(x))
-    with pytest.raises(ValueError, match="another drawing: its seed is 0, not 1;"):
-        draw(5, seed=1)
-    with pytest.raises(ValueError, match=r"holds \*\.png: choose another folder"):
-        draw_into(tmp_path, 3)
+    refuses("another drawing: its seed is 0, not 1;", draw, 5, seed=1)
+    refuses(r"holds \*\.png: choose another folder", draw_into, tmp_path, 3)
     (tmp_path / names[0]).write_bytes((tmp_path / names[1]).read_bytes())
     for use in (lambda: draw(5), lambda: read_images(tmp_path)):
-        with pytest.raises(ValueError, match=r"00000007\.png does not hold the images that were"):
-            use()
+        refuses(r"00000007\.png does not hold the images that were", use)
     (tmp_path / "images.json").unlink()
-    with pytest.raises(ValueError, match=r"holds \*\.png without images\.json"):
-        draw(5)
+    refuses(r"holds \*\.png without images\.json", draw, 5)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -201,17 +188,14 @@ def test_the_layout_of_adm(tmp_path: Path, channels: int) -> None:
     [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:-4], lambda data: None],
     ids=["flipped", "cut", "removed"],
 )
-def test_a_damaged_file_is_neither_read_nor_gone_on_with(
-    tmp_path: Path, damage: Callable[[bytes], bytes | None]
-) -> None:
+def test_a_damaged_file_is_neither_read_nor_gone_on_with(tmp_path, damage) -> None:
     path = draw_into(tmp_path, 20).file(2)
     damaged = damage(path.read_bytes())
     path.unlink()
     if damaged is not None:
         path.write_bytes(damaged)
     for use in (lambda: draw_into(tmp_path, 20), lambda: read_images(tmp_path)):
-        with pytest.raises((ValueError, FileNotFoundError), match="shard_00002"):
-            use()
+        refuses("shard_00002", use, error=(ValueError, FileNotFoundError))
     before = contents(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError), match="shard_00002"):
         draw_into(tmp_path, 30)  # which would put more images into that file

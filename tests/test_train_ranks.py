@@ -18,6 +18,7 @@ from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
 from dsmooth.training import device, train
 from dsmooth.training.device import share_of_batch
+from tests.helpers.data_makers import refuses
 from tests.helpers.networks import tiny_pair
 from tests.helpers.rank_processes import ForkedPython, run_script, start_ranks, wait_for_all
 from tests.helpers.tiny_runs import ROLES, assert_same_end, tiny, train_until
@@ -68,10 +69,8 @@ def test_a_batch_that_does_not_divide_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert share_of_batch(tiny(batch_size=12)) == (8, 4)
-    with pytest.raises(ValueError, match=r"batch_size must be 6 or 9 .*got 8"):
-        share_of_batch(tiny(batch_size=8))
-    with pytest.raises(ValueError, match=r"batch_size must be 6 .*got 4"):
-        share_of_batch(tiny(batch_size=4, accumulate=2))
+    refuses(r"batch_size must be 6 or 9 .*got 8", share_of_batch, tiny(batch_size=8))
+    refuses(r"batch_size must be 6 .*got 4", share_of_batch, tiny(batch_size=4, accumulate=2))
     told: list[bool] = []
     monkeypatch.setattr(device, "broadcast_int", lambda fast: told.append(fast) or 1)
     on_cpu = device.with_device(tiny(precision="auto"), torch.device("cpu"), (8, 8))
@@ -99,16 +98,6 @@ def images_saved(run: RunFolder) -> int:
 KILLED = ["train", "noisy", *TINY.split(), "--images=240", "--checkpoint-minutes=1e-9"]
 
 
-def assert_went_on(folder: Path) -> None:
-    """The run "killed" started twice and has the weights of one that nobody killed, bit for bit."""
-    log = RunFolder(folder / "killed").read_log()
-    starts = [entry for entry in log if entry["event"] == "start"]
-    assert len(starts) == 2
-    assert starts[1]["images"] >= 16
-    wait_for_all(start_ranks(2, [*KILLED, "--out=whole"], folder))
-    assert_same_end(folder / "killed", folder / "whole")
-
-
 @pytest.mark.long
 def test_a_killed_rank_ends_the_other_and_a_restart_goes_on(tmp_path: Path) -> None:
     arguments = [*KILLED, "--out=killed"]
@@ -121,12 +110,15 @@ def test_a_killed_rank_ends_the_other_and_a_restart_goes_on(tmp_path: Path) -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
         wait_for_all(start_ranks(2, arguments, tmp_path))
-    assert_went_on(tmp_path)
+    log = RunFolder(tmp_path / "killed").read_log()
+    starts = [entry["images"] for entry in log if entry["event"] == "start"]
+    assert len(starts) == 2
+    assert starts[1] >= 16
+    wait_for_all(start_ranks(2, [*KILLED, "--out=whole"], tmp_path))
+    assert_same_end(tmp_path / "killed", tmp_path / "whole")
 
 
-def test_a_restart_goes_on_with_a_run_of_its_own_launch(
-    tmp_path: Path, small_runs: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_restart_goes_on_with_a_run_of_its_own_launch(tmp_path, small_runs, monkeypatch) -> None:
     """And not with one that was there before, which its first start refused."""
 
     def start(launch: str, count: int) -> None:
@@ -136,8 +128,7 @@ def test_a_restart_goes_on_with_a_run_of_its_own_launch(
     start("one", 0)
     train_until(16, tiny(images=24), tmp_path, monkeypatch)
     start("two", 1)
-    with pytest.raises(ValueError, match="already holds a run"):
-        train(tiny(images=24), tmp_path)
+    refuses("already holds a run", train, tiny(images=24), tmp_path)
     start("one", 1)
     assert train(tiny(images=24), tmp_path).images_seen == 24
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.data_makers import refuses
+
 pytest.importorskip("triton", reason="Triton is not installed: nothing can be compiled")
 ROOT = Path(__file__).resolve().parents[1]
 # Forward and backward of the smallest network, into the current folder's cache.
@@ -22,21 +24,17 @@ tool["check"]()
 
 
 @pytest.mark.quick
-def test_kernels_of_another_triton_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_kernels_of_another_triton_are_refused(tmp_path, monkeypatch, capsys) -> None:
     tool = runpy.run_path(str(ROOT / "tools" / "triton_cache.py"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="another build of Triton"):
-        tool["check"]()
+    refuses("another build of Triton", tool["check"], error=SystemExit)
     (tmp_path / tool["CACHE"] / "A").mkdir(parents=True)
     (tmp_path / tool["CACHE"] / "A" / "some_kernel.cubin").touch()
     (tmp_path / tool["KEY"]).write_text(tool["key"]())
     tool["check"]()
     assert capsys.readouterr().out.startswith("1 kernels")
     monkeypatch.setattr("triton.runtime.cache.triton_key", lambda: "another")
-    with pytest.raises(SystemExit, match="another build of Triton"):
-        tool["check"]()
+    refuses("another build of Triton", tool["check"], error=SystemExit)
 
 
 @pytest.mark.full

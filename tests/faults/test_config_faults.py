@@ -21,6 +21,7 @@ from dsmooth.presets import preset
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.request import Execution, Request
 from dsmooth.smoothing import GaussianSmoothing
+from tests.helpers.data_makers import refuses
 
 # One of them has the right type for every field.
 WRONG = (
@@ -107,20 +108,17 @@ def test_settings_bring_no_memory(tmp_path: Path, name: str) -> None:
     assert found.config == model
     for change in (torch.Tensor.int, torch.atleast_3d):
         write_tensors(run.weights, {k: change(v) for k, v in found.state_dict().items()}, {})
-        with pytest.raises(ValueError, match=r"another shape: \d+ tensors differ"):
-            run.load_model()
+        refuses(r"another shape: \d+ tensors differ", run.load_model)
     values = json.loads(run.config.read_text())
     values["model"][name] = 4096
     run.config.write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=r"model\.safetensors holds a model of another shape"):
-        run.load_model()
+    refuses(r"model\.safetensors holds a model of another shape", run.load_model)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, "[]"])
 def test_json_that_python_refuses(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"config\.json (is not|must hold a) JSON"):
-        RunFolder(tmp_path).read_config()
+    refuses(r"config\.json (is not|must hold a) JSON", RunFolder(tmp_path).read_config)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -129,8 +127,7 @@ def test_a_pipe_is_not_opened(tmp_path: Path, name: str) -> None:
     run.write_config(preset("mnist", "noisy"), (8, 8))
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
-    with pytest.raises(ValueError, match=rf"{name} must be a regular file"):
-        run.load_model()
+    refuses(rf"{name} must be a regular file", run.load_model)
 
 
 def test_lines_of_a_log(tmp_path: Path) -> None:
@@ -155,8 +152,7 @@ def test_lines_of_a_log(tmp_path: Path) -> None:
 
 def test_arguments_of_the_wrong_type_are_named() -> None:
     for wrong in (None, "1", math.nan, 0.0, -1.0):
-        with pytest.raises(ValueError, match=r"^temperature must be positive and .* got "):
-            Request(4, temperature=wrong)
+        refuses(r"^temperature must be positive and .* got ", Request, 4, temperature=wrong)
     message = "must be a whole number, got "
     for wrong in (None, 1.5, "1"):
         with pytest.raises(ValueError, match=f"^seed {message}"):
@@ -164,14 +160,10 @@ def test_arguments_of_the_wrong_type_are_named() -> None:
     for wrong in (None, 1.0, "1", True, math.nan):
         for name in ("count", "seed", "first_index"):
             words = "the number of images" if name == "count" else name
-            with pytest.raises(ValueError, match=f"^{words} {message}"):
-                Request(**{"count": 4, name: wrong})
+            refuses(f"^{words} {message}", Request, **{"count": 4, name: wrong})
         for name in ("n_filters", "n_resnet", "n_mix", "context_layers"):
-            with pytest.raises(ValueError, match=f"^{name} {message}"):
-                ModelConfig(**{name: wrong})
+            refuses(f"^{name} {message}", ModelConfig, **{name: wrong})
         if wrong is not None:
-            with pytest.raises(ValueError, match=f"^threads {message}"):
-                Execution(threads=wrong)
+            refuses(f"^threads {message}", Execution, threads=wrong)
     for name, wrong in (("dropout", "0.5"), ("atoms", 3), ("dropout", None)):
-        with pytest.raises(ValueError, match=f"^{name} .*{wrong}"):
-            ModelConfig(**{name: wrong})
+        refuses(f"^{name} .*{wrong}", ModelConfig, **{name: wrong})

@@ -126,9 +126,7 @@ def test_a_hostile_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: 
             read_images(npy)
 
 
-def test_a_folder_of_more_images_than_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_of_more_images_than_memory(tmp_path, monkeypatch) -> None:
     """They lie in a temporary file, if there is room for one."""
     write_images(tmp_path, {f"{i}.png": random_bytes((8, 8), seed=i) for i in range(9)})
     whole = load_dataset("folder", "train", tmp_path)

@@ -24,6 +24,7 @@ from dsmooth.runs import RunFolder
 from dsmooth.training import NonFiniteLoss, beginning, train
 from dsmooth.training.checkpoint import digest, go_on, read_checkpoint, save_checkpoint
 from dsmooth.training.step import TrainState
+from tests.helpers.data_makers import refuses
 from tests.helpers.tiny_runs import assert_same_end, tiny, use_small_runs
 
 CONFIG = tiny(images=32, evaluations=2, checkpoint_minutes=1e-9)
@@ -73,9 +74,7 @@ def cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [change, recount, cut, Path.unlink])
-def test_the_checkpoint_before_a_damaged_one_is_used(
-    run: RunFolder, finished: RunFolder, damage, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_checkpoint_before_a_damaged_one_is_used(run, finished, damage, capsys) -> None:
     assert (images_of(run.checkpoint), images_of(run.earlier_checkpoint)) == ("32", "24")
     damage(run.checkpoint)
     train(CONFIG, run.path, resume=True, progress=True)
@@ -89,8 +88,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(run: RunFolder, dama
     weights = run.weights.read_bytes()
     damage(run.checkpoint)
     damage(run.earlier_checkpoint)
-    with pytest.raises(ValueError, match=r"checkpoint-earlier\.safetensors is "):
-        train(CONFIG, run.path, resume=True)
+    refuses(r"checkpoint-earlier\.safetensors is ", train, CONFIG, run.path, resume=True)
     assert run.weights.read_bytes() == weights
 
 
@@ -117,17 +115,14 @@ def test_a_strangers_folder_opens_no_file_elsewhere(tmp_path: Path, name: str, k
     path.parent.mkdir()
     make = {"link": lambda: path.symlink_to(other), "pipe": lambda: os.mkfifo(path)}
     make.get(kind, path.mkdir)()
-    with pytest.raises(ValueError, match=f"{name} must be a regular file"):
-        train(CONFIG, tmp_path / "run")
+    refuses(f"{name} must be a regular file", train, CONFIG, tmp_path / "run")
     assert other.read_text() == "mine"
 
 
 def test_a_run_is_not_among_its_data(tmp_path: Path) -> None:
     config = replace(CONFIG, data="folder", data_dir=str(tmp_path))
-    with pytest.raises(
-        ValueError, match=r"run lies in the data's folder .*; choose another folder"
-    ):
-        train(config, tmp_path / "sub" / ".." / "run")
+    words = r"run lies in the data's folder .*; choose another folder"
+    refuses(words, train, config, tmp_path / "sub" / ".." / "run")
     assert not list(tmp_path.iterdir())
 
 
@@ -149,9 +144,7 @@ def test_a_run_keeps_its_weights_and_its_folder(run: RunFolder, tmp_path: Path) 
         RunFolder(tmp_path / "new").write_model(model, config, size)
 
 
-def test_a_model_never_stands_under_the_settings_of_another(
-    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_never_stands_under_the_settings_of_another(run, tmp_path, monkeypatch) -> None:
     """Wherever a kill ends the writing: a folder without settings is refused."""
     old, config, size = run.load_model()
     run = RunFolder(tmp_path / "model")
@@ -183,9 +176,7 @@ def test_a_model_never_stands_under_the_settings_of_another(
         (OSError(28, "No space left on device"), "could not write .*No sp"),
     ],
 )
-def test_writes_that_end_early_leave_the_old_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, message: str
-) -> None:
+def test_writes_that_end_early_leave_the_old_files(tmp_path, monkeypatch, error, message) -> None:
     """All of them; and a file is for whom the user's other files are."""
     path, other = tmp_path / "file", tmp_path / "other"
     write_atomically(path, b"old")
@@ -199,26 +190,21 @@ def test_writes_that_end_early_leave_the_old_files(
     assert found == {"file": b"old", "other": b""}
 
 
-def test_weights_that_are_not_finite_and_a_full_disk_replace_nothing(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_are_not_finite_and_a_full_disk_replace_nothing(run, monkeypatch) -> None:
     data, _ = beginning.load_data(CONFIG)
     state = TrainState(CONFIG, data, torch.device("cpu"))
     go_on(run, read_checkpoint(run), state)
     before = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
-        with pytest.raises(OSError, match="No space"):
-            save_checkpoint(run, state, (8, 8))
+        refuses("No space", save_checkpoint, run, state, (8, 8), error=OSError)
     assert before == {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
     save_checkpoint(run, state, (8, 8))
     before = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
     with torch.no_grad():
         state.ema.model.head.bias[0] = torch.nan
-    with pytest.raises(
-        NonFiniteLoss, match=r"ema\.head\.bias is not finite after step 4 .* seed 0"
-    ):
-        save_checkpoint(run, state, (8, 8))
+    words = r"ema\.head\.bias is not finite after step 4 .* seed 0"
+    refuses(words, save_checkpoint, run, state, (8, 8), error=NonFiniteLoss)
     assert before == {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
 
 
@@ -236,15 +222,12 @@ def test_a_cut_line_of_the_log_does_not_swallow_the_next(run: RunFolder) -> None
 def test_a_folder_has_one_writer(tmp_path: Path) -> None:
     with lock_folder(tmp_path / "run", "someone"):
         for _ in range(2):
-            with pytest.raises(ValueError, match=r"another training run is at work in .*run"):
-                train(CONFIG, tmp_path / "run")
+            refuses(r"another training run is at work in .*run", train, CONFIG, tmp_path / "run")
             (tmp_path / "run" / ".lock").unlink()
     assert not RunFolder(tmp_path / "run").config.exists()
 
 
-def test_a_run_is_read_once_its_folder_is_locked(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_read_once_its_folder_is_locked(run: RunFolder, monkeypatch) -> None:
     """So the settings are those that the last writer left."""
 
     @contextmanager
@@ -254,8 +237,7 @@ def test_a_run_is_read_once_its_folder_is_locked(
             yield
 
     monkeypatch.setattr(beginning, "lock_folder", late)
-    with pytest.raises(ValueError, match="another run: its seed is 5, not 0"):
-        train(CONFIG, run.path, resume=True)
+    refuses("another run: its seed is 5, not 0", train, CONFIG, run.path, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -265,13 +247,10 @@ def test_a_run_is_read_once_its_folder_is_locked(
         ("training.checkpoint", "read checkpoints at 31 and 32 images: .* must be one folder"),
     ],
 )
-def test_processes_that_do_not_read_the_same_end(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch, module: str, message: str
-) -> None:
+def test_processes_that_do_not_read_the_same_end(run, monkeypatch, module, message) -> None:
     other = f"dsmooth.{module}.all_reduce_max"
     monkeypatch.setattr(other, lambda most, least: [most, least + 1])
-    with pytest.raises(ValueError, match=message):
-        train(CONFIG, run.path, resume=True)
+    refuses(message, train, CONFIG, run.path, resume=True)
 
 
 def rewrite(path: Path, **stated: str | None) -> None:
@@ -294,13 +273,10 @@ def rewrite(path: Path, **stated: str | None) -> None:
         ("data", None, "states settings that cannot be read: 'data'"),
     ],
 )
-def test_what_a_checkpoint_states_is_checked(
-    run: RunFolder, name: str, value: str | None, message: str
-) -> None:
+def test_what_a_checkpoint_states_is_checked(run, name, value, message) -> None:
     rewrite(run.checkpoint, **{name: value})
     run.earlier_checkpoint.unlink()
-    with pytest.raises(ValueError, match=rf"checkpoint\.safetensors {message}"):
-        train(CONFIG, run.path, resume=True)
+    refuses(rf"checkpoint\.safetensors {message}", train, CONFIG, run.path, resume=True)
 
 
 # Every step of writing a file goes through one of these.
@@ -342,9 +318,7 @@ def is_killed(work: Callable[[], None]) -> bool:
     ("every", "least"),
     [(16, 3), pytest.param(1, 33, marks=[pytest.mark.full, pytest.mark.budget(90)])],
 )
-def test_a_run_survives_being_killed_anywhere(
-    finished: RunFolder, tmp_path: Path, every: int, least: int
-) -> None:
+def test_a_run_survives_being_killed_anywhere(finished, tmp_path, every, least) -> None:
     """At every change of a file in turn, or at a few, until the run ends before the next."""
     known = {file.name for file in finished.path.iterdir()}
     for kills in itertools.count():

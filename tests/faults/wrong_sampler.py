@@ -34,7 +34,6 @@ VALUES: dict[str, list[Any]] = {
     "key": [(), (1,), (1, 2, 3), (2**32, 0), (0, -1), (1.5, 0), "ab", 3],
 }
 
-
 CLASSES = 2
 BYTES: dict[str, Any] = {"atoms": "all", "fourier_features": 8, "head_filters": 3}
 

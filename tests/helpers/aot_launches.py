@@ -24,11 +24,7 @@ MATMULS = {
 # Bytes that a block may use of an SM's 164 KB (8.0) and 228 KB (9.0), 1 KB of each reserved.
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
 
-KERNELS = {
-    expand: ["operands_kernel"],
-    gated_resnet: sorted(MATMULS),
-    weights: ["pack_kernel"],
-}
+KERNELS = {expand: ["operands_kernel"], gated_resnet: sorted(MATMULS), weights: ["pack_kernel"]}
 
 
 @contextmanager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,6 +50,14 @@ def write_images(folder: Path, images: Mapping[str, Bytes]) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
+
+
+def refuses(
+    words: str, call: Callable[..., object], *args: Any, error: Any = ValueError, **options: Any
+) -> None:
+    """Check that the call is refused by an error with these words."""
+    with pytest.raises(error, match=words):
+        call(*args, **options)
 
 
 @contextmanager

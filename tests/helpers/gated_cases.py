@@ -1,7 +1,4 @@
-"""Cases of the gated block that the tests of every implementation judge.
-
-A process that interprets Triton's kernels judges those by the same laws (tests/interpreted).
-"""
+"""Cases of the gated block for every implementation, interpreted kernels among them."""
 
 from __future__ import annotations
 
@@ -79,12 +76,7 @@ class Case:
     grad_y: Tensor
 
     def run(
-        self,
-        impl: str,
-        dtype: torch.dtype,
-        prepare: Callable[[Tensor], Tensor] = lambda t: t,
-        device: str = "cpu",
-        keep_gates: bool = False,
+        self, impl: str, dtype, prepare=lambda t: t, device="cpu", keep_gates=False
     ) -> dict[str, Tensor]:
         """The output and all gradients by the names of the operands, on the CPU."""
         given = self._cast(lambda t: t.to(device, dtype, copy=True), dtype, device)

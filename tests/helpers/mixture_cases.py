@@ -1,7 +1,4 @@
-"""The logistic mixture in tests: inputs that meet every branch, calls, how exact a result must be.
-
-A process that interprets Triton's kernels judges those by the same laws (tests/interpreted).
-"""
+"""The logistic mixture in tests: inputs that meet every branch, calls, how exact a result is."""
 
 from __future__ import annotations
 
@@ -80,12 +77,7 @@ def raw_parts(params: Tensor, channels: int, n_atoms: int = 0) -> Tensor:
 
 
 def random_case(
-    channels: int,
-    mixture: Mixture,
-    *,
-    n_mix: int = 4,
-    size: tuple[int, int, int] = (2, 5, 7),
-    seed: int = 0,
+    channels: int, mixture: Mixture, *, n_mix=4, size=(2, 5, 7), seed=0
 ) -> tuple[Tensor, Tensor]:
     """x and params in float64 of a mixture that meet every branch: edges, far tails, clamped
     and wide scales, pixels at an atom and beside it in one colour."""

@@ -70,10 +70,7 @@ def _network(config: dsmooth.ModelConfig) -> dsmooth.PixelCNNpp:
 
 
 def tiny_pair(
-    likelihood: str = "discretized",
-    conditioning: str = "concat",
-    *,
-    classes: tuple[int, int] = (0, 0),
+    likelihood: str = "discretized", conditioning: str = "concat", *, classes=(0, 0)
 ) -> dsmooth.SmoothedPair:
     """A pair of them for images of 8 x 8. classes: of the noisy model and of the denoiser."""
     noisy = network(n_classes=classes[0])

@@ -24,7 +24,6 @@ def compiled(*arguments: str, sources: Sequence[Path]) -> Path:
     Results have relative paths in the arguments. Processes that ask at the same time wait for one
     build. Raises CalledProcessError.
     """
-    assert NVCC is not None
     version = subprocess.run([NVCC, "--version"], check=True, capture_output=True).stdout
     named = [path.name for path in sources]
     digest = hashlib.sha256(version + repr((arguments, named)).encode())

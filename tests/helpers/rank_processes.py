@@ -1,7 +1,6 @@
-"""Processes of dsmooth, ranks of one call among them, as torchrun would start them.
+"""Processes of dsmooth, as torchrun would start them, forked from a server that has imported torch.
 
-They are forked from a server that has imported torch and dsmooth already: that takes three seconds
-of a processor, and a tiny training less than one.
+That import takes three seconds of a processor, and a tiny training less than one.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ START = f"import sys; sys.path[:] = {sys.path!r}; "
 _CONTEXT = multiprocessing.get_context("forkserver")
 # With what torch imports when it makes its first optimizer.
 _CONTEXT.set_forkserver_preload(["torch._dynamo", "dsmooth._C", "dsmooth.cli", "dsmooth.training"])
-
 
 # Before the code of a process, in it.
 _PREPARE = """
@@ -66,7 +64,6 @@ class ForkedPython:
         return self._process.exitcode
 
     def send_signal(self, number: int) -> None:
-        assert self._process.pid is not None
         os.kill(self._process.pid, number)
 
     def kill(self) -> None:

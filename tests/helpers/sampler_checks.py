@@ -38,13 +38,7 @@ def context_for(model: PixelCNNpp, n: int, height: int, width: int) -> Tensor | 
 
 @torch.no_grad()
 def teacher_forced(
-    model: PixelCNNpp,
-    x: Tensor,
-    context: Tensor | None,
-    dtype: torch.dtype,
-    temperature: float,
-    label: Tensor | None = None,
-    guidance: float = 0.0,
+    model: PixelCNNpp, x: Tensor, context, dtype, temperature: float, label=None, guidance=0.0
 ) -> tuple[Tensor, Tensor]:
     """Every pixel of x redrawn from one eager forward on x itself: the pixels, and how near its
     uniform is to a boundary between components (a distance in probability), (B, 1, H, W)."""
@@ -121,12 +115,12 @@ def check_head_in_float32(sampler: CachedSampler, model: PixelCNNpp) -> None:
 def check_teacher_forced(
     sampler: CachedSampler,
     model: PixelCNNpp,
-    size: tuple[int, int],
+    size,
     *,
-    temperature: float = 1.0,
-    n: int = 3,
-    label: Tensor | None = None,
-    guidance: float = 0.0,
+    temperature=1.0,
+    n=3,
+    label=None,
+    guidance=0.0,
 ) -> None:
     context = context_for(model, n, *size)
     given = {"context": None if context is None else context.to(sampler.device), "label": label}

@@ -55,8 +55,7 @@ def train(impl: Any, steps: int, compute: Callable[..., Tensor]) -> list[Tensor]
 @pytest.mark.full
 @pytest.mark.parametrize(("steps", "compiled"), [(3, False), (1, True)])
 def test_training_steps_are_those_of_the_reference(steps: int, compiled: bool) -> None:
-    """The whole network, with dropout, as one graph if it is compiled; a step takes the interpreter
-    four seconds."""
+    """The whole network, with dropout, as one graph if it is compiled; a step takes 4 s here."""
     function = torch.compile(loss_of, fullgraph=True, backend="aot_eager") if compiled else loss_of
     reference, triton = train("reference", steps, loss_of), train("triton", steps, function)
     for got, expected in zip(triton, reference, strict=True):
