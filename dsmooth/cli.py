@@ -109,8 +109,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _call(args: list[str]) -> int:
     """Run the command; an error is printed in a line. Returns the exit status."""
-    prog, kind, rest = _kind(args)
+    kind: type = Train
     try:
+        prog, kind, rest = _kind(args)
         command = _parse(prog, kind, rest)
         pair = None
         if kind is Train and command.role == "pair":
@@ -217,7 +218,7 @@ def _kind(args: list[str]) -> tuple[str, type, list[str]]:
             return prog, kind, rest
         kinds = kind
     if args[:1] == ["--version"]:
-        print(f"dsmooth {__version__}")
+        print(f"dsmooth {__version__}", flush=True)
         sys.exit(0)
     if rest and not rest[0].startswith("-"):
         close = difflib.get_close_matches(rest[0], kinds, 1)

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import signal
+import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -32,7 +33,7 @@ from dsmooth.progress import LOG, lines_shown
 from dsmooth.reproduce import PretrainedPlan, TrainingPlan, plan_from_preset
 from dsmooth.reproduce.pipeline import longer_training, wrapped
 from dsmooth.tables import Table
-from tests.helpers.command_runs import SMALLER, run
+from tests.helpers.command_runs import SMALLER, complains, run
 from tests.helpers.data_makers import random_bytes, write_images
 
 PACKAGE = Path(dsmooth.__file__).parent
@@ -236,7 +237,32 @@ def test_a_closed_or_narrow_standard_output(monkeypatch: pytest.MonkeyPatch) -> 
     assert b"discrete bound" in narrow.buffer.getvalue()  # type: ignore[attr-defined]
 
 
-def test_exhausted_machines_and_deep_files_are_one_line(tmp_path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["evaluate", "--help"]])
+def test_a_full_standard_output(words: list[str]) -> None:
+    command = [sys.executable, "-c", "from dsmooth.cli import main; main()", *words]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "dsmooth: error: [Errno 28] No space left on device\n"
+
+
+def test_a_loop_of_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    write_images(
+        Path("images"), {f"{i}.png": x[0] for i, x in enumerate(random_bytes((40, 1, 8, 8)))}
+    )
+    options = ["--images", "16", "--n-filters", "4", "--data", "folder", "--image-size", "8"]
+    complains(capsys, "loop", "train", "plain", *options, "--data-dir", "images", "--out", "loop")
+    complains(capsys, "loop", "train", "plain", *options, "--data-dir", "loop", "--out", "run")
+    assert not Path("run").exists()
+
+
+def test_exhausted_machines_and_deep_files_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "config.json").write_text('{"a":' * 900 + "1" + "}" * 900)
     assert run("sample", str(tmp_path)) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1

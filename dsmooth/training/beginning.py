@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,8 @@ def check_new_run(run: RunFolder, config: TrainConfig) -> None:
         )
     if config.data_dir is None or config.data != "folder":
         return
-    if run.path.resolve().is_relative_to(Path(config.data_dir).resolve()):
+    own, data = (Path(os.path.realpath(path)) for path in (run.path, config.data_dir))
+    if own.is_relative_to(data):
         raise ValueError(
             f"{run.path} lies in the data's folder {config.data_dir}, where its samples would "
             "become training images; choose another folder"

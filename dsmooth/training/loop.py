@@ -80,16 +80,16 @@ def train(
     The folder, by default runs/ROLE, gets the files of a `RunFolder`. dataset: images to train on
     instead of `config.data`: anything that `dsmooth.data.own_images` takes, one in ten of which is
     held out; a tuple (training images, held-out images); or splits by name. labels: whole numbers
-    (N,) or one-hot, for a dataset that is one array. transform: a function from an image of the
-    dataset, uint8 (C, H, W), to another, applied at each visit in training. Its random numbers,
+    (N,), one-hot or names, for a dataset that is one array. transform: a function from an image of
+    the dataset, uint8 (C, H, W), to another, applied at each visit in training. Its random numbers,
     from torch, numpy or random, depend on the seed and the visit alone. Held-out images are not
     transformed and must have the size that it makes. match_channels: take the model's
     image_channels from the data. device: "auto" (a CUDA device if there is one), "cpu", "cuda" or
     "cuda:N". threads: CPU threads, None for torch's setting; another number of threads adds in
-    another order, which changes roundings. on_evaluation: a function that rank
-    0 calls with each `Evaluation`, such as `dsmooth.training.tensorboard(FOLDER)`. progress: print
-    what is trained, a bar or a line every ten seconds, and the evaluations. Without it these lines
-    go to the logger `dsmooth` as INFO.
+    another order, which changes roundings. on_evaluation: a function that rank 0 calls with each
+    `Evaluation`, such as `dsmooth.training.tensorboard(FOLDER)`. progress: print what is trained, a
+    bar or a line every ten seconds, and the evaluations. Without it these lines go to the logger
+    `dsmooth` as INFO.
 
     SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. `resume` begins a run where the
     folder has none, so that one call serves both. A resumed run must have the same
