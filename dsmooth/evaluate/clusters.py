@@ -8,7 +8,7 @@ classes is uniform (docs/math.md, section 9).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,8 +130,8 @@ def _features(
     indices: Tensor,
     precision: Precision,
     progress: Callable[[int], None] | None,
-) -> list[Tensor]:
-    """Features (B, D) float32 of the images `indices`, in batches, by all processes."""
+) -> Iterator[Tensor]:
+    """Features (B, D) float32 of the images `indices`, batch by batch, by all processes."""
     if model.config.conditioning != "none":
         raise ValueError("a model with context has no features of images alone: give a noisy model")
     if images.image_channels != model.config.image_channels:
@@ -151,7 +151,7 @@ def _features(
         return joined[: len(indices) - first].float().cpu()
 
     on_cpu = parameter.device.type == "cpu"
-    return [*in_batches(len(indices), CALL_IMAGES, features_of, on_cpu=on_cpu, progress=progress)]
+    return in_batches(len(indices), CALL_IMAGES, features_of, on_cpu=on_cpu, progress=progress)
 
 
 def _whitening(features: Tensor, seed: int) -> tuple[Tensor, Tensor]:
