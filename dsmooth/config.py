@@ -68,7 +68,7 @@ class ModelConfig:
     head_filters: int = 0
     """M: channels of a hidden layer of the head, which sees the four pixels around directly; 0 for
     none."""
-    smoothing_scale: float = 0.5
+    smoothing_scale: Annotated[float, tyro.conf.Suppress] = 0.5
     """Standard deviation of the noise that likelihood=gaussian contains; training sets it to its
     own scale."""
     context_layers: int = 4
