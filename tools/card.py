@@ -175,12 +175,8 @@ def measure_classes(stages: Stages) -> dict[str, Any]:
 def measure_clusters(stages: Stages) -> dict[str, Any]:
     """Bits/dim of test images by the sum over the clusters, and by a label of zeros."""
     data, pair = stages.test_set.part(slice(FEW)), stages.models.pair
-    with progress("the sum over the clusters", FEW) as done:
-        nats = []
-        for first in range(0, FEW, 50):
-            x = data.batch(torch.arange(first, first + 50))
-            nats.append(pair.elbo(x, n_noise=2, first_index=first).double())
-            done(first + 50)
+    parts = data.batch(torch.arange(len(data))).split(50)
+    nats = [pair.elbo(x, n_noise=2, first_index=50 * i).double() for i, x in enumerate(parts)]
     hidden = score_pair(pair, data, n_noise=2)
     return {
         "n_images": len(data),
