@@ -196,32 +196,21 @@ class SmoothedPair(nn.Module):
     def draw(
         self, request: Request, execution: Execution = AUTO, progress: Progress | None = None
     ) -> Tensor:
-        """The images of a request: x~ ~ p(x~), unless it gives x~, and then x of `draw_clean`."""
+        """The images of a request: x~ ~ p(x~), unless it gives x~, and then x of each x~.
+
+        An image is NaN where its x~ diverged.
+        """
         if self.n_classes:  # the same class for both models, and refused before any work
             request = replace(request, label=request.labels(self.n_classes, self.device))
-        x_tilde = request.x_tilde
+        x_tilde, known, size = request.x_tilde, request.known, self.image_size
         steps = split(progress, (x_tilde is None) + (request.method == "two-step"))
         if x_tilde is None:
-            own, size = self.noisy_request(request), self.image_size
+            own = self._request_for(self.noisy, request)
+            if known is not None:  # they have the smoothing's noise
+                seed, first = request.seed, request.first_index
+                images = self.smoothing.sample(known.images, seed=seed, first_index=first)
+                own = replace(own, known=replace(known, images=images))
             x_tilde = cached.draw(self.noisy, own, size, None, next(steps), execution)
-        return self.draw_clean(x_tilde, request, execution, next(steps, None))
-
-    def noisy_request(self, request: Request) -> Request:
-        """The request of x~ ~ p(x~). Its known pixels have the smoothing's noise."""
-        known, seed, first = request.known, request.seed, request.first_index
-        if known is not None:
-            x_tilde = self.smoothing.sample(known.images, seed=seed, first_index=first)
-            known = replace(known, images=x_tilde)
-        return replace(self._request_for(self.noisy, request), known=known)
-
-    def draw_clean(
-        self,
-        x_tilde: Tensor,
-        request: Request,
-        execution: Execution,
-        progress: Progress | None = None,
-    ) -> Tensor:
-        """The image of each x~ (B, C, H, W), by the request's method; NaN where x~ diverged."""
         if request.method == "noisy":
             return x_tilde
         diverged = is_diverged(x_tilde).view(-1, *[1] * (x_tilde.ndim - 1))
@@ -230,10 +219,10 @@ class SmoothedPair(nn.Module):
             labels = request.labels(self.n_classes, x_tilde.device)
             x_tilde = x_tilde.to(self.dtype)
             x = self.single_step(x_tilde, label=labels, guidance=request.guidance)
-            x = x if request.known is None else request.known.keep(x)
+            x = x if known is None else known.keep(x)
         else:
-            own, size = self._request_for(self.denoiser, request), self.image_size
-            x = cached.draw(self.denoiser, own, size, x_tilde, progress, execution)
+            own = self._request_for(self.denoiser, request)
+            x = cached.draw(self.denoiser, own, size, x_tilde, next(steps), execution)
         return torch.where(diverged, math.nan, x)
 
     @torch.no_grad()
