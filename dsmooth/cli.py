@@ -34,7 +34,7 @@ from .commands.options import (
 )
 from .config import Role, TrainConfig
 from .distributed import rank_and_size
-from .fields import ArgumentError
+from .fields import Argument, ArgumentError, check_number
 from .files import read_json
 from .machine import keep_freed_memory
 from .presets import check_one_length, preset
@@ -165,6 +165,10 @@ def _pair_commands(prog: str, command: Train, args: list[str]) -> dict[str, Trai
         raise ValueError("a pair is two runs, and --config has the settings of one: name its role")
     folder = command.out or Path("runs") / "pair"
     named, words = _given(args, option_types(Train))
+    if command.clusters is not None:
+        check_number("clusters", command.clusters, 2)
+        if "labels" in named:
+            raise ArgumentError("labels", "and", Argument("clusters"), "both name the images")
     at = next(i for i, word in words.items() if word == "pair")
 
     def command_of(role: Role, name: str) -> Train:

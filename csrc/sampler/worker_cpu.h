@@ -226,8 +226,8 @@ class CpuWorker {
     return panels[0].units + (count == 2 ? panels[1].units : 0);
   }
 
-  // Of one panel, or of two side by side at once. Alone, the few sums of a row would wait for one
-  // another, and few columns fill half a vector.
+  // The columns of one panel, or of two side by side at once. Alone, the few sums of a row would
+  // wait for one another, and few columns fill half a vector.
   void tiles_of(const Job& job, const Panel* panels, int count, int begin, int end) const {
     alignas(64) float sums[kMaxRows * kMaxUnits * kUnit];
     const int units = units_of(panels, count), stride = units * kUnit;

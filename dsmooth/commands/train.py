@@ -19,6 +19,8 @@ from .options import CLUSTERS, LABELS, UNNAMED, Train
 def train(options: Train) -> int:
     """Carry out `dsmooth train`; returns the exit status, 128 + the signal's number if stopped."""
     assert options.role != "pair"  # dsmooth.cli makes a command of each of its two runs
+    if options.clusters is not None:
+        raise ValueError("--clusters is for a pair: for one model give --labels a file of clusters")
     folder = options.out or default_folder(options.role)
     check_run(options, folder)
     if (status := train_one(options, folder)) == 0:

@@ -121,6 +121,10 @@ def train(
             f"{name}= is for images given by dataset=, such as tuple(dsmooth.data.load_dataset("
             '"mnist", split) for split in dsmooth.data.SPLITS)'
         )
+    if dataset is not None and config.labels is not None:
+        raise ValueError(
+            "config.labels is for images that config.data names: give (images, labels)"
+        )
     run = RunFolder(default_folder(config.role) if folder is None else Path(folder))
     target = choose_device(device)
     if dataset is not None:
