@@ -1,4 +1,5 @@
-"""`SmoothedPair.sample`: x~ from the noisy model, then x from the denoiser, for both conditionings.
+"""`SmoothedPair.sample`: x~ from the noisy model, then x from the denoiser: the packaged pair, and
+both conditionings at the paper's size.
 
 The contender is plain sampling of the same batch. One forward per model is timed, and multiplied by
 the number of pixels; a context is encoded once.
@@ -21,7 +22,11 @@ from benchmarks.networks import (
     flops_of_forward,
     make_pair,
     plain_pass,
+    same_products,
+    tile,
 )
+from dsmooth import SmoothedPair
+from dsmooth.sampling import CachedSampler
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -56,4 +61,48 @@ def bench_two_step(bench: Bench, network: Network, conditioning: Any, batch: int
         calls={"plain": network.size**2},
         shape=network.shape(batch),
         work=Work(batch, flops),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "dtype"),
+    [
+        smoke("mnist", 2, torch.float32, id="packaged-2"),
+        *(
+            quick(name, n, dtype, id=f"{name}-{n}{suffix}")
+            for name in ("mnist", "mnist-classes")
+            for n in (1, 64)
+            for dtype, suffix in ((torch.float32, ""), (torch.bfloat16, "-bf16"))
+        ),
+    ],
+)
+def bench_packaged(bench: Bench, name: str, batch: int, dtype: torch.dtype) -> None:
+    """The pairs that come with the package, beside the peak of the tile that multiplies, torch.mm
+    of the same products, and a large torch.mm."""
+    bench.require(dtype)
+    pair = SmoothedPair.from_pretrained(name)
+    models = pair.noisy, pair.denoiser
+    shape = (batch, 1, *pair.image_size)
+    passes = [plain_pass(model, shape) for model in models]
+    precision = "bfloat16" if dtype == torch.bfloat16 else "float32"
+
+    def plain() -> None:
+        for one_pixel in passes:
+            one_pixel()
+
+    bench.compare(
+        {"plain": plain, "two-step": lambda: pair.sample(batch, precision=precision)},
+        "two-step",
+        limits={
+            "the tile": lambda: tile(CachedSampler(models[0], dtype)),
+            "torch.mm": lambda: matmul(dtype),
+            "torch.mm of the same products": lambda: same_products(
+                models, shape[3], dtype, min(batch, 8)
+            ),
+        },
+        rounds=7,
+        calls={"plain": shape[2] * shape[3]},
+        shape=shape,
+        dtype=dtype,
+        work=Work(batch, sum(flops_of_forward(model, shape) for model in models)),
     )

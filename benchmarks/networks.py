@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -11,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure import Limit
 from dsmooth import GaussianSmoothing, ModelConfig, PixelCNNpp, SmoothedPair
 from dsmooth.functional import logistic_mixture_sample, use_impl
+from dsmooth.machine import torch_threads
 from dsmooth.philox import Stream, image_words, to_uniform
+from dsmooth.sampling import CachedSampler
 from dsmooth.sampling.operations import NONE, Phase
 from dsmooth.sampling.program import Program
 
@@ -54,6 +59,7 @@ class Network:
 BYTES: dict[str, Any] = {"atoms": "all", "fourier_features": 8, "head_filters": 64}
 SMALL = Network(n_filters=8, n_resnet=1, size=8)
 MNIST = Network()
+TILE_CALLS = 10_000
 CIFAR = Network(channels=3, n_filters=160, size=32)
 
 
@@ -72,7 +78,10 @@ def plain_pass(model: PixelCNNpp, shape: tuple[int, ...]) -> Callable[[], None]:
     context = None if model.config.conditioning == "none" else torch.zeros(shape)
     x = torch.zeros(shape)
     with torch.no_grad(), use_impl("reference"):
-        encoded = model.encode_context(x, context)
+        # Models with classes are told none: the work is the same.
+        n_classes = model.config.condition_size
+        label = torch.zeros(shape[0], n_classes) if n_classes else None
+        encoded = model.encode_context(x, context, label)
 
     def run() -> None:
         with torch.no_grad(), use_impl("reference"):
@@ -133,6 +142,39 @@ def cost_of_sweep(model: PixelCNNpp, height: int, width: int) -> tuple[int, int]
         for term in op.terms:
             weights += term.weight.size * rows * (1 if at_once or term.row_part else columns)
     return stages, weights
+
+
+def tile(sampler: CachedSampler) -> Limit:
+    """The sampler's matrix product on operands in the first cache: one thread does, and as many as
+    torch have are taken to be as fast."""
+    flops = sampler._native.run_tile(TILE_CALLS)
+    run = partial(sampler._native.run_tile, TILE_CALLS)
+    return Limit(run, torch.get_num_threads() * flops, "flops")
+
+
+def same_products(
+    models: Sequence[PixelCNNpp], width: int, dtype: torch.dtype, images: int
+) -> Limit:
+    """torch.mm of the products that samplers make for four rows of a slice of images, by one
+    thread; as many as torch have are taken to be as fast."""
+    products = []
+    for op in (op for model in models for op in Program(model).ops):
+        at_once = op.phase in (Phase.ENCODER, Phase.VERTICAL)
+        columns = sum(_runs_at(op.resolution, op.column_parity, column) for column in range(width))
+        rows = sum(_runs_at(op.resolution, op.row_parity, row) for row in range(4))
+        for term in op.terms:
+            n, *inner = term.weight.shape
+            whole_row, k = at_once or term.row_part, math.prod(inner)
+            operands = torch.randn(images * (columns if whole_row else 1), k), torch.randn(k, n)
+            products += [[one.to(dtype) for one in operands]] * rows * (1 if whole_row else columns)
+
+    def run() -> None:
+        with torch_threads(1):
+            for a, b in products:
+                torch.mm(a, b)
+
+    flops = sum(2 * a.numel() * b.shape[1] for a, b in products)
+    return Limit(run, torch.get_num_threads() * flops, "flops")
 
 
 def _runs_at(resolution: int, parity: int, at: int) -> bool:

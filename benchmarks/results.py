@@ -63,7 +63,7 @@ def cells(result: Result) -> tuple[str, ...]:
         f"{q1 / seconds - 1:+.0%} {q3 / seconds - 1:+.0%}" if several else "",
         rate_text(result),
         ratios_text(result),
-        f"{result['fraction_of_limit']:.0%}" if result["fraction_of_limit"] else "",
+        limits_text(result),
         "" if peak is None else memory,
     )
 
@@ -79,6 +79,16 @@ def ratios_text(result: Result) -> str:
         f"{median:,.0f}x {name}" if median >= 100 else f"{median:.3g}x {name}"
         for name, median in medians.items()
     )
+
+
+def limits_text(result: Result) -> str:
+    """The share of the limit that was reached; of each, where several stand for the arithmetic."""
+    rates = {name: rate for name, (unit, rate) in result["limits"].items() if unit == "flops"}
+    if len(rates) < 2:
+        return f"{result['fraction_of_limit']:.0%}" if result["fraction_of_limit"] else ""
+    reached = result["flops"] / result["seconds"][result["ours"]][0]
+    shares = (f"{reached / rate:.0%} of {name}" for name, rate in rates.items())
+    return f"{reached / 1e9:.0f} GFLOP/s: {', '.join(shares)}"
 
 
 def compare(before: list[Result], after: list[Result]) -> Iterator[str]:

@@ -220,6 +220,20 @@ void register_cuda_sampler(py::module_& module) {
 }
 #endif
 
+// Runs a full tile `calls` times on operands that stay in the first cache; returns its FLOP.
+double run_tile(const CpuSampler& sampler, int calls) {
+  constexpr int kWords = 64;  // of the sums
+  const TileKernels& kernels = sampler.kernels();
+  const int units = kernels.max_units, rows = kernels.max_rows(units), columns = units * kUnit;
+  const std::vector<float> a(rows * kWords), b(kWords * columns), init(columns);
+  std::vector<float> out(rows * columns);
+  const Panel panel = {b.data(), columns, units, 0, 0, columns};
+  const Job job = {rows, 1, {{a.data(), kWords, kWords}}, &panel, 1, init.data(), columns, 1,
+                   {},   {}};
+  for (int i = 0; i < calls; ++i) kernels.tile(job, panel, units, 0, rows, out.data(), columns);
+  return 2.0 * calls * rows * columns * kWords * (kernels.bf16 ? 2 : 1);
+}
+
 // The classes CpuSampler and, where CUDA was built, CudaSampler: see dsmooth/sampling/cached.py.
 void register_sampler(py::module_& module) {
 #if defined(DSMOOTH_HAS_CUDA)
@@ -238,7 +252,8 @@ void register_sampler(py::module_& module) {
            "guidance: 0, or of images 2i and 2i + 1, which are drawn as one.")
       .def_property_readonly("instruction_set",
                              [](const CpuSampler& s) { return s.kernels().instruction_set; })
-      .def("bytes_per_image", &CpuSampler::bytes_per_image, py::arg("height"), py::arg("width"));
+      .def("bytes_per_image", &CpuSampler::bytes_per_image, py::arg("height"), py::arg("width"))
+      .def("run_tile", &run_tile, py::arg("calls"), "For benchmarks: the peak of the machine.");
 }
 
 }  // namespace

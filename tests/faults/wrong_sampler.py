@@ -148,7 +148,12 @@ TARGETS = [
         VALUES,
     ),
 ]
-ALSO = ("_C.CpuSampler.__init__", "_C.CpuSampler.instruction_set", "_C.instruction_sets")
+ALSO = (
+    "_C.CpuSampler.__init__",
+    "_C.CpuSampler.instruction_set",
+    "_C.CpuSampler.run_tile",
+    "_C.instruction_sets",
+)
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=[target.name for target in TARGETS])
