@@ -6,10 +6,10 @@ include(${CMAKE_CURRENT_LIST_DIR}/isa.cmake)
 function(add_gated_resnet target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/gated_resnet)
   target_sources(${target} PRIVATE ${here}/gated_resnet.cpp)
-  compile_for_instruction_sets(${target} ${here}/images.cpp ${here}/gated_resnet.cpp RESNET_SETS
+  compile_for_instruction_sets(${target} ${here}/forward_backward.cpp ${here}/gated_resnet.cpp RESNET_SETS
     generic avx2 avx512 neon)
   # For bfloat16 alone: all else would be the code of AVX-512 again.
-  compile_for_instruction_sets(${target} ${here}/images.cpp ${here}/gated_resnet.cpp PAIR_SETS
+  compile_for_instruction_sets(${target} ${here}/forward_backward.cpp ${here}/gated_resnet.cpp PAIR_SETS
     avx512bf16)
 endfunction()
 
@@ -17,7 +17,7 @@ endfunction()
 function(add_logistic_mixture target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/logistic_mixture)
   target_sources(${target} PRIVATE ${here}/logistic_mixture.cpp)
-  compile_for_instruction_sets(${target} ${here}/pixels.cpp ${here}/logistic_mixture.cpp LOSS_SETS
+  compile_for_instruction_sets(${target} ${here}/forward_backward.cpp ${here}/logistic_mixture.cpp LOSS_SETS
     generic avx2 avx512 neon)
 endfunction()
 
@@ -25,11 +25,11 @@ endfunction()
 # extension alone; all else is portable.
 function(add_sampler target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/sampler)
-  target_sources(${target} PRIVATE ${here}/program.cpp ${here}/network.cpp
+  target_sources(${target} PRIVATE ${here}/program.cpp ${here}/views.cpp
     ${here}/device_program.cpp ${here}/sampler_cpu.cpp)
-  compile_for_instruction_sets(${target} ${here}/tiles_float32.cpp ${here}/sampler_cpu.cpp
+  compile_for_instruction_sets(${target} ${here}/cpu_float32.cpp ${here}/sampler_cpu.cpp
     FLOAT32_SETS generic avx2 avx512 neon)
-  compile_for_instruction_sets(${target} ${here}/tiles_bfloat16.cpp ${here}/sampler_cpu.cpp
+  compile_for_instruction_sets(${target} ${here}/cpu_bfloat16.cpp ${here}/sampler_cpu.cpp
     BFLOAT16_SETS generic avx2 avx512bf16 neon)
   find_package(Threads REQUIRED)
   target_link_libraries(${target} PRIVATE Threads::Threads)

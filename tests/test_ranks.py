@@ -28,7 +28,7 @@ def test_a_process_that_is_alone_does_not_wait_for_ever(tmp_path: Path) -> None:
     variables["MASTER_PORT"] = str(free_port())
     arguments = ["sample", "pair", "--device", "cpu"]
     second = ForkedPython(impatient + COMMAND, arguments, tmp_path, variables)
-    _, errors = second.communicate(timeout=60)
+    _, errors = second.communicate(timeout=240)
     assert second.returncode == 1
     assert re.fullmatch(r"dsmooth: error: rank 1: the 2 processes did not all start .*\n", errors)
 

@@ -194,9 +194,9 @@ def test_ema_is_the_average_it_says() -> None:
 
 def test_budget_becomes_a_number_of_images(tmp_path: Path) -> None:
     config = replace(tiny("noisy", budget=0.005), images=None)
-    started = time.monotonic()
+    begun = time.process_time()
     train(config, tmp_path / "run")
-    assert time.monotonic() - started < 60
+    assert time.process_time() - begun < 60  # seconds of the CPU, for 18 of the clock
     stored, _ = RunFolder(tmp_path / "run").read_config()
     assert stored.images % config.batch_size == 0
     train(replace(config, budget=None, images=stored.images), tmp_path / "again")

@@ -44,7 +44,7 @@ struct Torch {
 
 // The class and its interface live as long as Python.
 const Torch& torch() {
-  static const Torch found = [] {
+  static const Torch interface = [] {
     const py::object type = py::module_::import("torch").attr("Tensor");
     const auto capsule = py::getattr(type, "__dlpack_c_exchange_api__", py::none());
     if (!capsule.is_none()) {
@@ -61,7 +61,7 @@ const Torch& torch() {
         "the extension reads tensors by version 1 of DLPack's C exchange interface "
         "(torch.Tensor.__dlpack_c_exchange_api__), which this torch does not offer");
   }();
-  return found;
+  return interface;
 }
 
 // The tensor's description; for None, of an absent tensor. It holds while the tensor

@@ -44,9 +44,9 @@ void run_gated_resnet(const std::map<std::string, py::object>& tensors, int pad_
                       int threads, const std::string& instruction_set) {
   if (!std::isfinite(scale)) refuse("scale", "be finite", std::to_string(scale));
   check_threads(threads);
-  std::map<std::string, Borrowed> given;
-  for (const auto& [name, tensor] : tensors) given[name] = borrow(name.c_str(), tensor);
-  GatedCall call = check_gated_operands(given, kBackward, pad_top, pad_left);
+  std::map<std::string, Borrowed> operands;
+  for (const auto& [name, tensor] : tensors) operands[name] = borrow(name.c_str(), tensor);
+  GatedCall call = check_gated_operands(operands, kBackward, pad_top, pad_left);
   // Dropout counts the elements of all images in 64 bits. An empty batch may have any extents.
   const int64_t elements =
       call.shape.batch == 0 ? 1 : 2 * call.shape.height * call.shape.width * call.shape.filters;
@@ -69,9 +69,9 @@ void define_gated_resnet(py::module_& module, const char* name, const char* doc)
 
 std::array<uint32_t, 4> philox(const std::array<uint32_t, 4>& counter,
                                const std::array<uint32_t, 2>& key) {
-  const PhiloxBlock block =
+  const PhiloxWords drawn =
       philox4x32_10({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
-  return {block.word[0], block.word[1], block.word[2], block.word[3]};
+  return {drawn.word[0], drawn.word[1], drawn.word[2], drawn.word[3]};
 }
 
 }  // namespace

@@ -54,7 +54,7 @@ Op to_op(const py::handle& o) {
 }
 
 Program to_program(const py::object& p) {
-  Program program{{integer(p, "image_channels"), integer(p, "image_parts"), integer(p, "n_mix"),
+  Program program{{integer(p, "image_channels"), integer(p, "image_addends"), integer(p, "n_mix"),
                    likelihood_named(p.attr("likelihood").cast<std::string>()),
                    p.attr("smoothing_scale").cast<float>(), p.attr("conditioned").cast<bool>(),
                    integer(p, "image"), integer(p, "context"), integer(p, "params"),
@@ -74,9 +74,9 @@ Program to_program(const py::object& p) {
   return program;
 }
 
-void check_given(const Borrowed& tensor, bool wanted) {
-  if (tensor.given == wanted) return;
-  refuse(tensor.name, wanted ? "be a tensor for this model" : "be None for this model",
+void check_presence(const Borrowed& tensor, bool needed) {
+  if (tensor.given == needed) return;
+  refuse(tensor.name, needed ? "be a tensor for this model" : "be None for this model",
          tensor.given ? "a tensor" : "None");
 }
 
@@ -95,10 +95,10 @@ struct Tensors {
     float* const images = contiguous<float>(out, {kAny, channels, kAny, kAny}, device);
     const int64_t n = out.shape[0], height = out.shape[2], width = out.shape[3];
     check_size(height, width);
-    check_given(context, network.conditioned);
+    check_presence(context, network.conditioned);
     if (context.given) contiguous<float>(context, {n, channels, height, width}, device);
     if (mask.given) contiguous<uint8_t>(mask, {n, height, width}, device);
-    check_given(condition, network.condition_size > 0);
+    check_presence(condition, network.condition_size > 0);
     if (condition.given) contiguous<float>(condition, {n, network.condition_size}, device);
     if (!(temperature > 0 && std::isfinite(temperature)))
       refuse("temperature", "be positive and finite", std::to_string(temperature));
@@ -141,7 +141,7 @@ void sample(const CpuSampler& sampler, const py::object& out, const py::object& 
 #if defined(DSMOOTH_HAS_CUDA)
 Device device_of(const CudaSampler& sampler) { return {Device::kCuda, sampler.device()}; }
 
-// A contiguous tensor of so many floats on the device, aligned for the kernels.
+// A contiguous tensor of `words` floats on the device, aligned for the kernels.
 float* device_words(const Borrowed& tensor, int64_t words, Device device) {
   float* data = contiguous<float>(tensor, {words}, device);
   if (reinterpret_cast<uintptr_t>(data) % 128 != 0)
@@ -157,8 +157,8 @@ void write_weights(CudaSampler& sampler, const py::object& host, const py::objec
   const int64_t words = weight_words(sampler);
   if (words == 0) throw std::invalid_argument("the weights were written before");
   float* const image = contiguous<float>(borrow("host", host), {words});
-  const float* there = device_words(borrow("device", device), words, device_of(sampler));
-  sampler.write(image, reinterpret_cast<uintptr_t>(there));
+  const float* address = device_words(borrow("device", device), words, device_of(sampler));
+  sampler.write(image, reinterpret_cast<uintptr_t>(address));
 }
 
 Partition partition(const CudaSampler& sampler, int64_t n, int height, int width, size_t memory,

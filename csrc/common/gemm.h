@@ -2,10 +2,10 @@
 // some; the others are the convolutions' own. Compiled once per instruction set: see vector_math.h
 // for what that forbids.
 //
-// Operands are counted in cells. A cell is the part of the summed index that one multiplication
-// takes: one number of float or double, a pair of bfloat16 where the CPU multiplies pairs. A tile
-// of M rows and NV vectors of columns stays in registers; a row's cell is broadcast against the
-// columns' vectors.
+// Operands are counted in cells. A cell is what one multiplication takes of the summed index: one
+// number of float or double, a pair of bfloat16 where the CPU multiplies pairs. A tile of M rows
+// and NV vectors of columns stays in registers; a row's cell is broadcast against the columns'
+// vectors.
 #pragma once
 
 #include <type_traits>
@@ -15,7 +15,7 @@
 namespace dsmooth::DSMOOTH_ISA {
 
 #if defined(__AVX512F__)
-// Half a vector: a CPU that splits 512 bits in two spends half the time on it.
+// Half a vector: a CPU that computes 512 bits in two halves spends half the time on it.
 struct HalfFloat {
   static constexpr bool kExists = true;
   using Sum = __m256;

@@ -33,20 +33,20 @@ class PerInstructionSet {
   PerInstructionSet(std::initializer_list<Entry> entries) {
     for (const Entry& entry : entries)
       if (has_instruction_set(entry.set))
-        found_.push_back({find_instruction_set(entry.set), entry.make()});
+        codes_.push_back({find_instruction_set(entry.set), entry.make()});
   }
 
   // For a set that the op is not compiled for, the code of the best one below it. Throws as
   // find_instruction_set does.
   const Code& find(const std::string& name) const {
     const int index = find_instruction_set(name);
-    size_t best = found_.size() - 1;
-    while (best > 0 && found_[best].first > index) --best;
-    return found_[best].second;
+    size_t best = codes_.size() - 1;
+    while (best > 0 && codes_[best].first > index) --best;
+    return codes_[best].second;
   }
 
  private:
-  std::vector<std::pair<int, Code>> found_;  // by index in the table
+  std::vector<std::pair<int, Code>> codes_;  // by index in the table
 };
 
 }  // namespace dsmooth

@@ -1,4 +1,4 @@
-// Work split over threads: those of the OpenMP runtime of the process, else std::thread. And the
+// Work shared among threads: of the process's OpenMP runtime, else std::thread. And the
 // unit of memory that they do not share.
 #pragma once
 
@@ -39,33 +39,33 @@ inline bool has_openmp() {
 #endif
 }
 
-// Calls work(part) for each of [0, parts), on a thread each, without denormal numbers. work must
+// Calls work(share) for each of [0, shares), on a thread each, without denormal numbers. work must
 // not throw.
 template <class Work>
-void parallel_for(int64_t parts, const Work& work) {
+void parallel_for(int64_t shares, const Work& work) {
   auto every = [&](int64_t step, int64_t first) {
     const FlushDenormals flush;
-    for (int64_t part = first; part < parts; part += step) work(part);
+    for (int64_t share = first; share < shares; share += step) work(share);
   };
-  if (parts == 1) return every(1, 0);
+  if (shares == 1) return every(1, 0);
 #if defined(__linux__)
   if (has_openmp()) {
-    // The runtime may give fewer threads than parts.
+    // The runtime may give fewer threads than shares.
     const auto on_thread = [](void* data) {
       (*static_cast<decltype(every)*>(data))(omp_get_num_threads(), omp_get_thread_num());
     };
-    return GOMP_parallel(on_thread, &every, static_cast<unsigned>(parts), 0);
+    return GOMP_parallel(on_thread, &every, static_cast<unsigned>(shares), 0);
   }
 #endif
-  std::vector<std::thread> others;
-  int64_t given = 1;
+  std::vector<std::thread> threads;
+  int64_t begun = 1;
   try {
-    for (; given < parts; ++given) others.emplace_back(every, parts, given);
+    for (; begun < shares; ++begun) threads.emplace_back(every, shares, begun);
   } catch (const std::exception&) {  // there are no more threads, or no memory for them
   }
-  every(parts, 0);
-  for (; given < parts; ++given) every(parts, given);
-  for (std::thread& other : others) other.join();
+  every(shares, 0);
+  for (; begun < shares; ++begun) every(shares, begun);
+  for (std::thread& thread : threads) thread.join();
 }
 
 // Calls body(item, worker) for every item of [0, count), on the one of [0, workers) that is free

@@ -12,11 +12,11 @@ namespace dsmooth {
 // Uses of random words here: the low byte of the counter's last word. dsmooth/philox.py has all.
 enum class Stream : uint32_t { kSample = 0, kSampleConditioned = 1, kDropout = 5 };
 
-struct PhiloxBlock {
+struct PhiloxWords {
   uint32_t word[4];
 };
 
-DSMOOTH_HOST_DEVICE constexpr PhiloxBlock philox4x32_10(PhiloxBlock counter, uint32_t key0,
+DSMOOTH_HOST_DEVICE constexpr PhiloxWords philox4x32_10(PhiloxWords counter, uint32_t key0,
                                                         uint32_t key1) {
   constexpr uint64_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
   constexpr uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;

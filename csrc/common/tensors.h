@@ -196,7 +196,7 @@ inline void check_apart(const std::vector<const Borrowed*>& written,
   }
 }
 
-// Throws std::invalid_argument unless a call can have so many threads.
+// Throws std::invalid_argument unless a call can have this number of threads.
 inline void check_threads(int threads) {
   constexpr int kMostThreads = 1 << 12;
   if (threads >= 1 && threads <= kMostThreads) return;

@@ -1,5 +1,5 @@
 // The check of a gated resnet's tensors against its extents; its choice of the instruction set, and
-// the split of the images over threads.
+// the sharing of the images among threads.
 #include "gated_resnet.h"
 
 #include <algorithm>
@@ -44,8 +44,8 @@ namespace {
 
 class Checker {
  public:
-  Checker(const std::map<std::string, Borrowed>& given, bool backward)
-      : given_(given), backward_(backward) {
+  Checker(const std::map<std::string, Borrowed>& operands, bool backward)
+      : operands_(operands), backward_(backward) {
     for (const GatedField& f : GatedField::table()) {
       const bool is_input = f.group == GatedField::kInput;
       if (!backward || f.group != GatedField::kOutput)
@@ -88,21 +88,22 @@ class Checker {
 
   const Borrowed& tensor(const std::string& name) const {
     static const Borrowed absent;
-    const auto found = given_.find(name);
-    return found == given_.end() ? absent : found->second;
+    const auto operand = operands_.find(name);
+    return operand == operands_.end() ? absent : operand->second;
   }
 
   void check_names() {
     std::string known, names;
-    size_t found = 0;
+    size_t count = 0;
     for (const auto& [name, field, gradient, written] : slots_) {
       known += (known.empty() ? "" : ", ") + std::string(name);
-      found += given_.count(name);
+      count += operands_.count(name);
       if (gradient && field->gradient == GatedField::kOfWeights && tensor(name).given)
         given_of_weights_ = name;
     }
-    for (const auto& [name, tensor] : given_) names += (names.empty() ? "'" : ", '") + name + "'";
-    if (found != given_.size()) refuse("tensors", "be among " + known, "[" + names + "]");
+    for (const auto& [name, tensor] : operands_)
+      names += (names.empty() ? "'" : ", '") + name + "'";
+    if (count != operands_.size()) refuse("tensors", "be among " + known, "[" + names + "]");
   }
 
   // The shape of a tensor that extents are read from.
@@ -190,7 +191,7 @@ class Checker {
            "strides " + to_string(t.strides, t.n_dims));
   }
 
-  const std::map<std::string, Borrowed>& given_;
+  const std::map<std::string, Borrowed>& operands_;
   const bool backward_;
   std::vector<Slot> slots_;
   const char* given_of_weights_ = nullptr;  // a weight's gradient that is given
@@ -220,7 +221,7 @@ Line* take(size_t count) {
   return memory.get();
 }
 
-// About so many pixels are one thread's next piece of work.
+// Pixels, about, of one thread's next piece of work.
 constexpr int64_t kPixels = 784;
 
 // Groups of images whose weight gradients are summed apart. They are a function of the shape alone,
@@ -236,9 +237,9 @@ int64_t count_groups(const GatedShape& s, size_t sums_bytes) {
 
 }  // namespace
 
-GatedCall check_gated_operands(const std::map<std::string, Borrowed>& given, bool backward,
+GatedCall check_gated_operands(const std::map<std::string, Borrowed>& operands, bool backward,
                                int pad_top, int pad_left) {
-  return Checker(given, backward).check(pad_top, pad_left);
+  return Checker(operands, backward).check(pad_top, pad_left);
 }
 
 void gated_resnet_forward(const GatedCall& call, int threads, const std::string& instruction_set) {
@@ -279,10 +280,11 @@ void gated_resnet_backward(const GatedCall& call, int threads, const std::string
                      frozen ? nullptr : sums + sums_lines * group);
   });
   if (frozen) return;
-  parallel_for(workers, [&](int64_t part) {
-    kernels.add_sums(call.shape, sums, sums_lines * sizeof(Line), groups, part, workers);
+  parallel_for(workers, [&](int64_t share) {
+    kernels.add_sums(call.shape, sums, sums_lines * sizeof(Line), groups, share, workers);
   });
-  parallel_for(workers, [&](int64_t part) { kernels.write_gradients(call, sums, part, workers); });
+  parallel_for(workers,
+               [&](int64_t share) { kernels.write_gradients(call, sums, share, workers); });
 }
 
 }  // namespace dsmooth

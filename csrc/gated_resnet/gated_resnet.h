@@ -57,8 +57,8 @@ struct GatedCall {
   GatedShape shape;
   GatedDropout dropout;
   GatedTensors tensors;  // the forward keeps neither h nor the gates where they are null
-  // For the backward. bias_in's is that of bias_nin too: both are added to h. Those of all weights
-  // are null where none is wanted.
+  // For the backward. bias_in's is bias_nin's too: both are added to h. The gradients of all
+  // weights are null where none is wanted.
   GatedTensors grads;
 };
 
@@ -91,7 +91,7 @@ struct GatedField {
 // Makes a call, still without its dropout, from tensors by the names of the field table. Checks
 // the presence, shape, dtype, device and memory order of each. Throws std::invalid_argument, which
 // names the argument, what was expected and what came.
-GatedCall check_gated_operands(const std::map<std::string, Borrowed>& given, bool backward,
+GatedCall check_gated_operands(const std::map<std::string, Borrowed>& operands, bool backward,
                                int pad_top, int pad_left);
 
 // Bytes of the packed weights, of a thread's scratch and of a group's sums. An empty batch, which
@@ -112,11 +112,11 @@ struct GatedKernels {
                   void* scratch);
   void (*backward)(const GatedCall& call, const void* packed, int64_t first, int64_t last,
                    void* scratch, void* sums);
-  // Adds the sums of all groups, `stride` bytes apart, to the first, in order: one of `parts`.
-  void (*add_sums)(const GatedShape& shape, void* sums, size_t stride, int64_t groups, int64_t part,
-                   int64_t parts);
-  // Writes the gradients of the weights from these sums: one of `parts`.
-  void (*write_gradients)(const GatedCall& call, const void* sums, int64_t part, int64_t parts);
+  // Adds the sums of all groups, `stride` bytes apart, to the first, in order: one of `shares`.
+  void (*add_sums)(const GatedShape& shape, void* sums, size_t stride, int64_t groups,
+                   int64_t share, int64_t shares);
+  // Writes the gradients of the weights from these sums: one of `shares`.
+  void (*write_gradients)(const GatedCall& call, const void* sums, int64_t share, int64_t shares);
 };
 
 // The set for pairs of bfloat16 has no other type.

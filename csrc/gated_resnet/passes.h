@@ -132,8 +132,9 @@ struct Passes {
     }
   }
 
-  // The gradient of v from that of dropout(concat_elu(v)) in `sums`, whose part of elu(-v) begins
-  // at `negative`. Adds `more` to it and sums it over pixels into `bias_sums`, each unless null.
+  // The gradient of v from that of dropout(concat_elu(v)) in `sums`, whose gradient by elu(-v)
+  // begins at `negative`. Adds `more` to it and sums it over pixels into `bias_sums`, each unless
+  // null.
   template <class Out>
   static void write_elu_gradient(const Scalar* sums, int64_t sums_stride, int64_t negative,
                                  const T* v, const Element* slope, const Scalar* keep,
@@ -163,7 +164,7 @@ struct Passes {
     for (int64_t counter = first / 4; 4 * counter < first + count; counter += kBlocks) {
       for (int i = 0; i < kBlocks; ++i) {
         const auto number = static_cast<uint64_t>(counter + i);
-        const PhiloxBlock drawn =
+        const PhiloxWords drawn =
             philox4x32_10({{static_cast<uint32_t>(number), static_cast<uint32_t>(number >> 32),
                             dropout.layer, static_cast<uint32_t>(Stream::kDropout)}},
                           key0, key1);

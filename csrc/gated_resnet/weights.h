@@ -44,21 +44,21 @@ void write_scales(const void* weight, const void* gains, int n_count, int64_t le
 template <class D, bool kBackward>
 void pack_kernel(const void* weight, const KernelLayout& layout, const typename D::Scalar* scale,
                  int outputs, int inputs, int taps, typename D::Cell* packed) {
-  const int summed = kBackward ? outputs : inputs, others = kBackward ? inputs : outputs;
+  const int summed = kBackward ? outputs : inputs, outer = kBackward ? inputs : outputs;
   const int64_t step = kBackward ? layout.out : layout.in;
   const int64_t other_step = kBackward ? layout.in : layout.out;
-  const int64_t pad = round_up(others, D::kColumns);
+  const int64_t pad = round_up(outer, D::kColumns);
   for (int t = 0; t < taps; ++t) {
     const auto* of_tap = static_cast<const typename D::Scalar*>(weight) +
                          (kBackward ? taps - 1 - t : t) * layout.tap;
     for (int k = 0; k < summed; k += D::kPair, packed += pad) {
       const bool second = D::kPair == 2 && k + 1 < summed;  // an odd last one has no partner
       const auto* at = of_tap + k * step;
-      for (int n = 0; n < others; ++n, at += other_step) {
+      for (int n = 0; n < outer; ++n, at += other_step) {
         packed[n] = D::cell(at[0] * scale[kBackward ? k : n],
                             second ? at[step] * scale[kBackward ? k + 1 : n] : 0);
       }
-      for (int64_t n = others; n < pad; ++n) packed[n] = 0;
+      for (int64_t n = outer; n < pad; ++n) packed[n] = 0;
     }
   }
 }
@@ -131,9 +131,9 @@ class Weights {
   }
 
   static void add_sums(const GatedShape& shape, void* sums, size_t stride, int64_t groups,
-                       int64_t part, int64_t parts) {
+                       int64_t share, int64_t shares) {
     const int64_t count = Layout<D>(shape).all_sums();
-    const int64_t first = count * part / parts, last = count * (part + 1) / parts;
+    const int64_t first = count * share / shares, last = count * (share + 1) / shares;
     auto* total = static_cast<Scalar*>(sums);
     if (groups == 0) fill_zero(total + first, last - first);
     for (int64_t group = 1; group < groups; ++group) {
@@ -143,15 +143,15 @@ class Weights {
     }
   }
 
-  static void write_gradients(const GatedCall& call, const void* sums, int64_t part,
-                              int64_t parts) {
+  static void write_gradients(const GatedCall& call, const void* sums, int64_t share,
+                              int64_t shares) {
     const Layout<D> layout(call.shape);
     const GatedTensors &w = call.tensors, &grads = call.grads;
     const auto* total = static_cast<const Scalar*>(sums);
     const KernelLayout conv(layout.f2, layout.taps(), layout.taps_outside);
     const KernelLayout plain(1, 1, false), nin(layout.s2, 1, false);
-    const Outputs wide{layout.f2 * part / parts, layout.f2 * (part + 1) / parts, layout.f2_pad};
-    const Outputs narrow{layout.f * part / parts, layout.f * (part + 1) / parts, layout.f_pad};
+    const Outputs wide{layout.f2 * share / shares, layout.f2 * (share + 1) / shares, layout.f2_pad};
+    const Outputs narrow{layout.f * share / shares, layout.f * (share + 1) / shares, layout.f_pad};
     write_gradient<D>(total, wide, conv, layout.f2, layout.taps(), w.conv_out, w.gain_out,
                       grads.conv_out, grads.gain_out);
     total += layout.conv_out_sums();

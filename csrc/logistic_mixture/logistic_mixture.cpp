@@ -1,5 +1,5 @@
 // The check of the loss's tensors against the extents of x; its choice of the instruction set, and
-// the split of the pixels over threads.
+// the sharing of the pixels among threads.
 #include "logistic_mixture.h"
 
 #include <algorithm>
@@ -105,17 +105,17 @@ void run(const MixtureKernel<T>& kernel, const MixtureTensors& tensors,
   collapse_rows(args);
   const int64_t vectors_per_row = (args.cols + kernel.lanes - 1) / kernel.lanes;
   const int64_t vectors = args.batch * args.rows * vectors_per_row;
-  const int64_t parts = std::min<int64_t>(threads, vectors);
+  const int64_t shares = std::min<int64_t>(threads, vectors);
   // Memory is taken here, where failing may throw, and not in the threads.
   const size_t scratch_size = static_cast<size_t>(kScratchPerComponent * args.n_mix +
                                                   kScratchPerAtom * args.n_atoms + kScratchFixed) *
                               kernel.lanes;
   const size_t scratch_lines = lines_of(scratch_size * sizeof(T));
-  const std::unique_ptr<Line[]> scratch(new Line[scratch_lines * parts]);
-  parallel_for(parts, [&](int64_t part) {
+  const std::unique_ptr<Line[]> scratch(new Line[scratch_lines * shares]);
+  parallel_for(shares, [&](int64_t share) {
     (backward ? kernel.backward : kernel.forward)(
-        args, vectors * part / parts, vectors * (part + 1) / parts,
-        reinterpret_cast<T*>(&scratch[scratch_lines * part]));
+        args, vectors * share / shares, vectors * (share + 1) / shares,
+        reinterpret_cast<T*>(&scratch[scratch_lines * share]));
   });
 }
 

@@ -76,7 +76,7 @@ struct MixtureSettings {
   double smoothing_scale;
 };
 
-// The forward, or with `grad` the backward, of all pixels, split over threads, after a check of
+// The forward, or with `grad` the backward, of all pixels, shared among threads, after a check of
 // every tensor: shape, dtype, device, memory, and that no output overlaps another tensor. Throws
 // std::invalid_argument, which names the tensor or the setting, what was expected and what came.
 // instruction_set: as for find_instruction_set.

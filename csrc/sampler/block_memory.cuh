@@ -9,8 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "network.h"
 #include "tensor_core.cuh"
+#include "views.h"
 
 namespace dsmooth::sampler {
 
@@ -118,10 +118,10 @@ struct alignas(16) CudaOp {
 constexpr int kWide = 2, kLow = 2, kTall = 6;
 constexpr int kMostImages = 2 * kRows;  // of a slice
 
-// Parts of a block's shared memory, in bytes from its beginning.
+// Areas of a block's shared memory, in bytes from its beginning.
 struct SharedLayout {
   int addresses;    // addresses of the slice's caches, and behind them
-  int partials;     // those of the waiting sums of each operation
+  int partials;     // addresses of the waiting sums of each operation
   int ops;          // the operations, copied
   int rows;         // addresses of the caches' rows in reach
   int columns;      // addresses of the columns that a pixel part can read

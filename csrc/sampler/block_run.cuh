@@ -5,8 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "pixel_stages.cuh"
-#include "row_tiles.cuh"
+#include "pixel_part.cuh"
+#include "row_part.cuh"
 #include "step.h"
 
 namespace dsmooth::sampler {
@@ -41,10 +41,10 @@ DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE void weigh_components(Block& block, cons
 
 // A worker that is one thread block. The sum of an output runs over k in the same steps whatever
 // the batch, so images do not depend on the slice. T: float, or Bf16 with sums in float.
-template <class T, class Block, bool kKeeps>
+template <class T, class Block, bool kFull>
 class CudaWorker {
  public:
-  static constexpr bool kCompletes = kKeeps, kStops = false;
+  static constexpr bool kMasksAndConditions = kFull, kStops = false;
 
   DSMOOTH_HOST_DEVICE explicit CudaWorker(Block& block) : block_(block) {}
 
@@ -114,7 +114,7 @@ struct BlockRun {
   SharedLayout shared;
   Workspace workspace;
   int64_t round;
-  int first_row, end_row;  // those of a prompt come first
+  int first_row, end_row;  // the rows of a prompt come first
 };
 
 // Fills shared memory for a slice of `batch` images; all lanes see it.
@@ -169,7 +169,7 @@ DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& 
   const int64_t i = run.round * call.partition.workers + block_index;
   if (i >= slices) return;
   const int64_t first = call.all.begin(call.n, i, slices);
-  const Slice slice = call.all.part(network, first, call.all.begin(call.n, i + 1, slices));
+  const Slice slice = call.all.images(network, first, call.all.begin(call.n, i + 1, slices));
   float* const base = call.memory + static_cast<size_t>(block_index) * run.workspace.words;
   if (run.first_row == 0)
     for (size_t word = static_cast<size_t>(block.lane()); word < run.workspace.cache_words;

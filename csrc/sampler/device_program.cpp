@@ -108,15 +108,15 @@ std::vector<PixelStage> DeviceProgram::list_stages(const Program& program) {
     const OpView* before = nullptr;
     for (int i = network.first_at_pixel[list]; i < network.first_at_pixel[list + 1]; ++i) {
       const int op = skeleton_.at_pixel[i];
-      const auto [found, is_new] = known.insert(
+      const auto [entry, is_new] = known.insert(
           {{op, before ? before->act_out : kNone, before ? before->raw_out : kNone}, nullptr});
       const OpView& now = network.ops[op];
       const int added = now.gate ? now.residual_in : now.add;
       if (before && added != kNone && added == before->residual_out)
         throw std::invalid_argument("sampler program, operation " + std::to_string(op) +
                                     ": adds what the one before it has just written");
-      if (is_new) found->second = append(pixel_sources(program.ops[op], before));
-      stages.push_back({found->second, op, now.resolution});
+      if (is_new) entry->second = append(pixel_sources(program.ops[op], before));
+      stages.push_back({entry->second, op, now.resolution});
       before = &network.ops[op];
     }
   }
@@ -155,8 +155,8 @@ MatrixView DeviceProgram::pack(const Op& op, Part part, CudaOp& to) {
   return {nullptr, 1, to.columns()};
 }
 
-DeviceProgram::DeviceProgram(Program given, bool bf16) {
-  const Program program = checked(std::move(given));
+DeviceProgram::DeviceProgram(Program unchecked, bool bf16) {
+  const Program program = checked(std::move(unchecked));
   skeleton_ = Skeleton(program, bf16, kGranule / static_cast<int>(sizeof(float)));
   network_ = skeleton_.network;
   std::vector<CudaOp> cuda_ops;

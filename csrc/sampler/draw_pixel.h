@@ -9,7 +9,7 @@
 #include "../common/host_device.h"
 #include "../common/philox.h"
 #include "components.h"
-#include "network.h"
+#include "views.h"
 
 namespace dsmooth::sampler {
 
@@ -48,7 +48,7 @@ DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline Pixel draw_pixel(const NetworkVie
                                                                 float temperature) {
   const int k = p.n_mix, colours = p.image_channels;
   const Stream stream = p.conditioned ? Stream::kSampleConditioned : Stream::kSample;
-  const PhiloxBlock words =
+  const PhiloxWords words =
       philox4x32_10({{position, static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
                       static_cast<uint32_t>(stream)}},
                     static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
@@ -81,42 +81,45 @@ DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline Pixel draw_pixel(const NetworkVie
   return pixel;
 }
 
-// Writes the channels of a pixel that every image has: its colours, in two parts also their
+// Writes the channels of a pixel that every image has: its colours, in two addends also their
 // remainders after rounding to bfloat16, and a one.
 DSMOOTH_HOST_DEVICE inline void store_pixel(const NetworkView& p, const Pixel& pixel, float* to) {
   const int colours = p.image_channels;
   if (!p.bf16) {
-    for (int part = 0; part < p.image_parts; ++part)
-      for (int c = 0; c < colours; ++c) to[part * colours + c] = part == 0 ? pixel.value[c] : 0.0f;
-    to[p.image_parts * colours] = 1.0f;
+    for (int addend = 0; addend < p.image_addends; ++addend)
+      for (int c = 0; c < colours; ++c)
+        to[addend * colours + c] = addend == 0 ? pixel.value[c] : 0.0f;
+    to[p.image_addends * colours] = 1.0f;
     return;
   }
   bfloat16 channels[8] = {};
   float rest[3] = {pixel.value[0], pixel.value[1], pixel.value[2]};
-  for (int part = 0; part < p.image_parts; ++part)
+  for (int addend = 0; addend < p.image_addends; ++addend)
     for (int c = 0; c < colours; ++c) {
       const bfloat16 rounded = to_bfloat16(rest[c]);
       rest[c] -= from_bfloat16(rounded);
-      channels[part * colours + c] = rounded;
+      channels[addend * colours + c] = rounded;
     }
-  const int ones = p.image_parts * colours;
+  const int ones = p.image_addends * colours;
   channels[ones] = to_bfloat16(1.0f);
   std::memcpy(to, channels, static_cast<size_t>(ones + 1 + (ones + 1) % 2) * sizeof(bfloat16));
 }
 
 // Writes the channels that the modelled image alone has: the features of each colour's byte and, if
-// a layer sees that image alone, colours and one again. Zeros unless `there`, as in a prompt.
-DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline void store_own(const NetworkView& p, Pixel pixel,
-                                                              bool there, float* to) {
+// a layer sees that image alone, colours and one again. Zeros unless the image is `known`, as in a
+// prompt.
+DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline void store_image_channels(const NetworkView& p,
+                                                                         Pixel pixel, bool known,
+                                                                         float* to) {
   const int each = p.feature_words;
   DSMOOTH_DEVICE_UNROLL
   for (int c = 0; c < 3; ++c) {
     if (c >= p.image_channels || each == 0) break;
     const float* features = p.features + byte_of(pixel.value[c]) * each;
-    for (int i = 0; i < each; ++i) *to++ = there ? features[i] : 0.0f;
+    for (int i = 0; i < each; ++i) *to++ = known ? features[i] : 0.0f;
   }
   if (!p.image_again) return;
-  if (there)
+  if (known)
     store_pixel(p, pixel, to);
   else
     for (int i = 0; i < p.pixel_words; ++i) to[i] = 0.0f;

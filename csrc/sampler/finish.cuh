@@ -126,11 +126,11 @@ class Finish {
     activation<Space>(image + channel_, positive, there_ && wanted);
     activation<Space>(image + channels_ + channel_, negative, there_ && wanted);
   }
-  // elu(v) alone, in kSplitParts operands whose sum it is.
+  // elu(v) alone, in kAddends operands.
   template <class Space>
   DSMOOTH_HOST_DEVICE void split(T* image, Pair positive, bool wanted) const {
     DSMOOTH_DEVICE_UNROLL
-    for (int part = 0; part < kSplitParts; ++part, image += channels_) {
+    for (int addend = 0; addend < kAddends; ++addend, image += channels_) {
       activation<Space>(image + channel_, positive, there_ && wanted);
       positive.x -= rounded(positive.x);
       if (!kGate) positive.y -= rounded(positive.y);

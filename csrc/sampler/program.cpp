@@ -29,7 +29,7 @@ class Checker {
 
   void run() const {
     require(p_.image_channels == 1 || p_.image_channels == 3, "image", "channels must be 1 or 3");
-    require(p_.image_parts == 1 || p_.image_parts == 2, "image", "parts must be 1 or 2");
+    require(p_.image_addends == 1 || p_.image_addends == 2, "image", "addends must be 1 or 2");
     check_mixture(p_.likelihood, p_.atoms, p_.smoothing_scale);
     require(p_.n_mix >= 1 && p_.n_mix <= kMostChannels, "mixture",
             "n_mix must lie in 1 .. " + std::to_string(kMostChannels) + ", got " +

@@ -10,7 +10,7 @@ namespace dsmooth::sampler {
 
 constexpr int kNone = -1;
 constexpr int kResolutions = 3;  // full, half and quarter resolution
-constexpr int kSplitParts = 3;   // operands whose sum a split value is
+constexpr int kAddends = 3;      // operands whose sum a split value is
 
 enum class Phase { kEncoder, kVertical, kHorizontal, kHead };
 
@@ -21,13 +21,13 @@ struct Cache {
   bool operand;
 };
 
-// The fields of a term, an operation and a program that their views keep unchanged.
+// Plain fields, which Term, Op and Program share with their views (views.h).
 struct TermSpec {
   int cache;
   int drow, dcol;
   int taps;
   bool row_part;
-  int channels;  // so many of the cache, from its first on; an even number
+  int channels;  // of the cache, from its first on; an even number
 };
 
 struct OpSpec {
@@ -35,13 +35,13 @@ struct OpSpec {
   int resolution;
   int row_parity, column_parity;
   bool gate;
-  bool split;  // act_out gets elu alone, in kSplitParts operands
+  bool split;  // act_out gets elu alone, in kAddends operands
   int residual_in, add, residual_out, act_out, raw_out;
 };
 
 struct ProgramSpec {
   int image_channels;
-  int image_parts;  // operands whose sum a pixel is
+  int image_addends;  // operands whose sum a pixel is
   int n_mix;
   Likelihood likelihood;
   float smoothing_scale;       // kGaussian alone
@@ -66,7 +66,7 @@ struct Op : OpSpec {
   int channels() const { return gate ? n / 2 : n; }
   // Channels of the cache of act_out, an even number.
   int act_channels() const {
-    const int used = (split ? kSplitParts : 2) * channels();
+    const int used = (split ? kAddends : 2) * channels();
     return used + used % 2;
   }
 };
@@ -77,8 +77,8 @@ struct Program : ProgramSpec {
   std::vector<Op> ops;
   std::vector<float> feature_table;  // (kBytes, features)
 
-  // Channels of a pixel in a cache of images: the colours' parts and a one, an even number.
-  int pixel_channels() const { return (image_channels * image_parts + 2) / 2 * 2; }
+  // Channels of a pixel in a cache of images: the colours' addends and a one, an even number.
+  int pixel_channels() const { return (image_channels * image_addends + 2) / 2 * 2; }
   // The same with the channels that the modelled image alone has.
   int seen_channels() const {
     return pixel_channels() * (image_again ? 2 : 1) + image_channels * features;

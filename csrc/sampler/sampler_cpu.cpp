@@ -18,21 +18,21 @@
 
 namespace dsmooth::sampler {
 
-#define DSMOOTH_SET(name)              \
-  namespace name {                     \
-  const TileKernels* float32_tiles();  \
-  const TileKernels* bfloat16_tiles(); \
+#define DSMOOTH_SET(name)               \
+  namespace name {                      \
+  const CpuKernels* float32_kernels();  \
+  const CpuKernels* bfloat16_kernels(); \
   }
 FLOAT32_SETS
 BFLOAT16_SETS
 #undef DSMOOTH_SET
 
-const TileKernels& find_tile_kernels(const std::string& instruction_set, bool bf16) {
-#define DSMOOTH_SET(name) {#name, &name::float32_tiles},
-  static const PerInstructionSet<const TileKernels*> float32{FLOAT32_SETS};
+const CpuKernels& find_cpu_kernels(const std::string& instruction_set, bool bf16) {
+#define DSMOOTH_SET(name) {#name, &name::float32_kernels},
+  static const PerInstructionSet<const CpuKernels*> float32{FLOAT32_SETS};
 #undef DSMOOTH_SET
-#define DSMOOTH_SET(name) {#name, &name::bfloat16_tiles},
-  static const PerInstructionSet<const TileKernels*> bfloat16{BFLOAT16_SETS};
+#define DSMOOTH_SET(name) {#name, &name::bfloat16_kernels},
+  static const PerInstructionSet<const CpuKernels*> bfloat16{BFLOAT16_SETS};
 #undef DSMOOTH_SET
   if (!bf16) return *float32.find(instruction_set);
   const bool extended = instruction_set == "avx512" && has_instruction_set("avx512bf16");
@@ -161,7 +161,7 @@ class Run {
     current_[team] = Slice{};
     if (i >= slices) return;
     const auto begin = [&](int64_t slice) { return r_.all.begin(r_.n, slice, slices); };
-    current_[team] = r_.all.part(sampler_.network(), begin(i), begin(i + 1));
+    current_[team] = r_.all.images(sampler_.network(), begin(i), begin(i + 1));
     states_[team].clear();
   }
 
@@ -181,9 +181,9 @@ class Run {
 
 }  // namespace
 
-CpuSampler::CpuSampler(Program given, const std::string& instruction_set, bool bf16)
-    : kernels_(find_tile_kernels(instruction_set, bf16)) {
-  const Program program = checked(std::move(given));
+CpuSampler::CpuSampler(Program unchecked, const std::string& instruction_set, bool bf16)
+    : kernels_(find_cpu_kernels(instruction_set, bf16)) {
+  const Program program = checked(std::move(unchecked));
   skeleton_ = Skeleton(program, bf16, 1);
   for (size_t i = 0; i < program.ops.size(); ++i) {
     const Op& op = program.ops[i];

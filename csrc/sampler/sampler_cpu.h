@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "../common/parallel.h"
-#include "network.h"
-#include "tile_kernels.h"
+#include "kernels_cpu.h"
+#include "views.h"
 
 namespace dsmooth::sampler {
 
@@ -16,10 +16,10 @@ struct CpuCall {
   int64_t n;
   Slice all;  // the n images; its batch is not used
   int threads;
-  int slice;  // the most images that a worker draws at a time; 0: that of CpuSampler::slice
+  int slice;  // the most images that a worker draws at a time; 0: CpuSampler::slice
 };
 
-// So many zeros, and more up to a whole line.
+// Zeros, up to a whole line.
 inline std::vector<Line> zero_words(size_t count) {
   return std::vector<Line>(lines_of(count * sizeof(float)));
 }
@@ -35,7 +35,7 @@ class CpuSampler {
   void sample(const CpuCall& call, const std::function<void(double)>& poll) const;
 
   const NetworkView& network() const { return skeleton_.network; }
-  const TileKernels& kernels() const { return kernels_; }
+  const CpuKernels& kernels() const { return kernels_; }
   int slice() const;  // images that a worker best draws at a time
   size_t bytes_per_image(int height, int width) const {
     return sampler::bytes_per_image(network(), height, width);
@@ -54,7 +54,7 @@ class CpuSampler {
   const float* pack_columns(const Op& op, const Panels& panels, const std::vector<float>& values,
                             int rows);
 
-  const TileKernels& kernels_;
+  const CpuKernels& kernels_;
   std::vector<Panels> panels_;
   std::vector<std::vector<Line>> kept_;
   Skeleton skeleton_;

@@ -1,4 +1,4 @@
-// Draws images on a CUDA device. The caller owns all memory, that of the device too.
+// Draws images on a CUDA device. The caller owns all memory, on the device too.
 #pragma once
 
 #include <cstddef>

@@ -11,8 +11,7 @@
 //   worker.end_row(images)    a sync at the end of a row, which counts it as done
 //   worker.stop()             whether to leave early: the same in all lanes between two syncs
 //   Worker::kStops            whether it ever does: then lanes meet within a row part, too
-//   Worker::kCompletes        whether it has code to keep known pixels, add biases of images and
-//                             guide them
+//   Worker::kMasksAndConditions  whether it has the code for masks, conditions and guidance
 // Every lane runs the whole of `draw`. A lane is a thread on the CPU, a thread of the block on a
 // GPU; all functions here are compiled for both.
 #pragma once
@@ -20,7 +19,7 @@
 #include <cstdint>
 
 #include "draw_pixel.h"
-#include "network.h"
+#include "views.h"
 
 namespace dsmooth::sampler {
 
@@ -36,7 +35,7 @@ class Step {
   // Draws rows first .. end - 1, when all before them are drawn; the rows of a prompt come first.
   // False if it was stopped.
   DSMOOTH_HOST_DEVICE bool draw(int first, int end) {
-    if (first == 0 && Worker::kCompletes && n_.condition_size > 0) project();
+    if (first == 0 && Worker::kMasksAndConditions && n_.condition_size > 0) project();
     if (first == 0 && n_.context != kNone && !encode()) return false;
     const int prompt = n_.rows(s_.height) - s_.height;
     for (int row = first; row < end; ++row) {
@@ -52,7 +51,7 @@ class Step {
       } else {
         for (int column = 0; column < s_.width; ++column) {
           w_.pixel(state_, row, column);
-          if (Worker::kCompletes && s_.guidance != 0.0f) guide(row, column);
+          if (Worker::kMasksAndConditions && s_.guidance != 0.0f) guide(row, column);
           if (n_.groups > 0) w_.weigh(state_, row, column, s_.temperature);
           w_.for_each(s_.batch, [&](int b) { draw_image(b, row - prompt, row, column); });
           w_.sync();
@@ -68,7 +67,7 @@ class Step {
  private:
   // The images' biases: an operation's bias plus its projection of the image's vector.
   DSMOOTH_HOST_DEVICE void project() {
-    for (int i = 0; Worker::kCompletes && i < n_.n_ops; ++i) {
+    for (int i = 0; Worker::kMasksAndConditions && i < n_.n_ops; ++i) {
       const OpView& op = n_.ops[i];
       if (op.projection == nullptr) continue;
       const int columns = op.row.columns;
@@ -103,19 +102,19 @@ class Step {
     return true;
   }
 
-  // The parameters of a pixel, extrapolated from those of the other pass. Below their least value
-  // log-scales mean the same, so they begin there.
+  // The parameters of a pixel, extrapolated from the pass without the condition. Below their least
+  // value log-scales mean the same, so they begin there.
   DSMOOTH_HOST_DEVICE void guide(int row, int column) {
     const int weights = n_.n_mix + n_.n_atoms, per_colour = n_.image_channels == 1 ? 2 : 3;
     w_.for_each(s_.batch / 2 * n_.n_params, [&](int i) {
       const int parameter = i % n_.n_params, slot = (parameter - weights) / n_.n_mix % per_colour;
       float* const at = address(n_.params, i / n_.n_params * 2, row, column) + parameter;
-      float own = *at, other = at[n_.caches[n_.params].stride];
+      float with = *at, without = at[n_.caches[n_.params].stride];
       if (parameter >= weights && slot == 1) {
-        own = own < kMinLogScale ? kMinLogScale : own;
-        other = other < kMinLogScale ? kMinLogScale : other;
+        with = with < kMinLogScale ? kMinLogScale : with;
+        without = without < kMinLogScale ? kMinLogScale : without;
       }
-      *at = other + (1.0f + s_.guidance) * (own - other);
+      *at = without + (1.0f + s_.guidance) * (with - without);
     });
     w_.sync();
   }
@@ -144,14 +143,14 @@ class Step {
 
   // The output images if they hold every pixel of a row, else null.
   DSMOOTH_HOST_DEVICE const float* known_row(int image_row) const {
-    bool known = Worker::kCompletes && s_.mask != nullptr;
+    bool known = Worker::kMasksAndConditions && s_.mask != nullptr;
     for (int i = 0; known && i < s_.batch * s_.width; ++i)
       known = is_known(i % s_.batch, image_row, i / s_.batch);
     return known ? s_.out : nullptr;
   }
 
   DSMOOTH_HOST_DEVICE bool is_known(int b, int image_row, int column) const {
-    return Worker::kCompletes && s_.mask != nullptr &&
+    return Worker::kMasksAndConditions && s_.mask != nullptr &&
            s_.mask[(int64_t{b} * s_.height + image_row) * s_.width + column] != 0;
   }
 
@@ -159,13 +158,13 @@ class Step {
   // tell the image from its padding. No pixel to the right is read, so ones may come before pixels.
   DSMOOTH_HOST_DEVICE void begin_row(int row, const float* known) {
     const int image_row = row % s_.height;
-    const bool own = known == s_.out;
+    const bool is_known = known == s_.out;
     w_.for_each(s_.batch * s_.width, [&](int i) {
       const int b = i % s_.batch, column = i / s_.batch;
       const Pixel pixel = known ? pixel_at(known, b, image_row, column) : Pixel{};
       float* const to = address(n_.image, b, row, column);
       store_pixel(n_, pixel, to);
-      store_own(n_, pixel, own, to + n_.pixel_words);
+      store_image_channels(n_, pixel, is_known, to + n_.pixel_words);
     });
   }
 
@@ -184,7 +183,7 @@ class Step {
 
   // image_row counts from the top of the image, canvas_row from the top of the prompt.
   DSMOOTH_HOST_DEVICE void draw_image(int b, int image_row, int canvas_row, int column) {
-    const int passes = Worker::kCompletes ? s_.passes() : 1;
+    const int passes = Worker::kMasksAndConditions ? s_.passes() : 1;
     if (b % passes != 0) return;
     const float* params = address(n_.params, b, canvas_row, column);
     const uint32_t position = static_cast<uint32_t>(image_row * s_.width + column);
@@ -196,7 +195,7 @@ class Step {
     for (int copy = b; copy < b + passes; ++copy) {
       float* const to = address(n_.image, copy, canvas_row, column);
       store_pixel(n_, pixel, to);
-      store_own(n_, pixel, true, to + n_.pixel_words);
+      store_image_channels(n_, pixel, true, to + n_.pixel_words);
       for (int c = 0; c < n_.image_channels; ++c) {
         const int64_t plane = int64_t{copy} * n_.image_channels + c;
         s_.out[(plane * s_.height + image_row) * s_.width + column] = pixel.value[c];

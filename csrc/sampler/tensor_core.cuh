@@ -60,7 +60,7 @@ struct Warp {
   static constexpr int kLoadedWeights = kWeightGranules;
   static constexpr int kSlots = kRows * kColumns / 2 / kLanes;  // pairs of sums
   static constexpr bool kTwoSums = false;
-  static constexpr int kParts = 1;
+  static constexpr int kRounds = 1;
 
   static int row(int, int i) { return i; }
   static int granule(int, int i) { return i; }
@@ -72,10 +72,10 @@ struct Warp {
   static int slot_column(int lane, int slot) { return (lane + slot * kLanes) % 32 / 4 * 2; }
 
   // Adds weights times rows. A lane may have two sums for each output, `even` and `odd`, to be
-  // added. The caller takes the kParts of a product in order, in a loop: unrolled, those of float32
-  // are thousands of instructions, on which the compiler spends most of its time.
+  // added. The caller takes the kRounds of a product in order, in a loop: unrolled, the rounds of
+  // float32 are thousands of instructions, on which the compiler spends most of its time.
   static void multiply(const Granule* weights, const Granule* rows, Pair* even, Pair*, int lane,
-                       int /*part*/) {
+                       int /*round*/) {
     constexpr int kDepth = kStepGranules * kGranule / static_cast<int>(sizeof(T));
     for (int slot = 0; slot < kSlots; ++slot) {
       const Granule* row = rows + slot_row(lane, slot) * kStepGranules;
@@ -110,10 +110,10 @@ struct WarpLanes {
 template <>
 struct Warp<Bf16, 32> : WarpLanes {
   static constexpr bool kTwoSums = true;  // half as long a chain of products
-  static constexpr int kParts = 1;
+  static constexpr int kRounds = 1;
 
   __device__ static void multiply(const Granule* weights, const Granule* row, Pair* even, Pair* odd,
-                                  int, int /*part*/) {
+                                  int, int /*round*/) {
     add_product(weights[0], row->word[0], row->word[1], even);
     add_product(weights[1], row->word[2], row->word[3], odd);
   }
@@ -131,17 +131,17 @@ struct Warp<Bf16, 32> : WarpLanes {
 template <>
 struct Warp<float, 32> : WarpLanes {
   static constexpr bool kTwoSums = false;
-  static constexpr int kParts = kStepGranules;
+  static constexpr int kRounds = kStepGranules;
 
   __device__ static void multiply(const Granule* weights, const Granule* row, Pair* even, Pair*,
-                                  int lane, int part) {
+                                  int lane, int round) {
     DSMOOTH_DEVICE_UNROLL
     for (int i = 0; i < 4; ++i) {
-      const float x = of(weights[0].word[i], lane / 4 * 4 + part);
-      const float y = of(weights[1].word[i], lane / 4 * 4 + part);
+      const float x = of(weights[0].word[i], lane / 4 * 4 + round);
+      const float y = of(weights[1].word[i], lane / 4 * 4 + round);
       DSMOOTH_DEVICE_UNROLL
       for (int slot = 0; slot < kSlots; ++slot) {
-        const float value = of(row->word[i], slot_row(lane, slot) * 4 + part);
+        const float value = of(row->word[i], slot_row(lane, slot) * 4 + round);
         even[slot].x = fmaf(x, value, even[slot].x);
         even[slot].y = fmaf(y, value, even[slot].y);
       }

@@ -5,8 +5,8 @@
 #include <atomic>
 #include <cstdint>
 
+#include "kernels_cpu.h"
 #include "step.h"
-#include "tile_kernels.h"
 
 namespace dsmooth::sampler {
 
@@ -107,7 +107,7 @@ class Barrier {
 // slower than one lane alone by an order of magnitude: then the first lane works solo for some
 // rows, and the others sleep. Results do not change.
 struct Team {
-  Team(int lanes, Control& given) : control(given), barrier(lanes) {}
+  Team(int lanes, Control& shared) : control(shared), barrier(lanes) {}
 
   // The first lane decides before a barrier, and all lanes read the decision behind it. There are
   // two in turn, as the first lane may come to the next barrier while another still reads.
@@ -124,9 +124,9 @@ struct Team {
 
 class CpuWorker {
  public:
-  static constexpr bool kCompletes = true, kStops = true;
+  static constexpr bool kMasksAndConditions = true, kStops = true;
 
-  CpuWorker(const TileKernels& kernels, Team& team, int lane, int lanes)
+  CpuWorker(const CpuKernels& kernels, Team& team, int lane, int lanes)
       : kernels_(kernels), team_(team), lane_(lane), lanes_(lanes) {}
 
   void begin_row(int) { sync(); }
@@ -181,7 +181,7 @@ class CpuWorker {
       wait_at_barrier(true);
   }
 
-  // The end of a row of so many images, where all lanes meet.
+  // The end of a row of `images` images, where all lanes meet.
   void end_row(int images) {
     if (now_.stop) return;
     if (lane_ != 0) return wait_at_barrier(false);
@@ -204,7 +204,7 @@ class CpuWorker {
   // Rows of activations that stay in the first cache while the panels go by.
   static constexpr int kRowsAtATime = 48;
 
-  // A lane's share of rows begin .. end - 1: every so many pairs of panels or, where they do not
+  // A lane's share of rows begin .. end - 1: pairs of panels in turn or, where they do not
   // lie side by side or there are fewer pairs than lanes, panels.
   void tiles(const Job& job, int begin, int end, int lane, int lanes) const {
     const bool paired = job.panels->step > job.panels->units * kUnit;
@@ -257,7 +257,7 @@ class CpuWorker {
 
   static constexpr int kLate = 6, kLeastPatience = 4, kMostPatience = 64;
 
-  const TileKernels& kernels_;
+  const CpuKernels& kernels_;
   Team& team_;
   const int lane_, lanes_;
   int turn_ = 0;

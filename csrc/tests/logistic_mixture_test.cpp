@@ -39,9 +39,9 @@ void elementary_functions_are_within_two_ulp(void (*elementary)(const T* x, int6
   std::vector<T> x{NAN, 0, 1, -10000, -INFINITY}, exp(kCount), expm1(kCount), log(kCount);
   const double lowest = sizeof(T) == 4 ? -87.3 : -708.3;
   while (x.size() < kCount) {
-    const double part = static_cast<double>(x.size()) / kCount;
-    for (const double v : {lowest + (8 - lowest) * part, -std::pow(10, 31.9 * part - 30),
-                           std::pow(10, 60 * part - 30)})
+    const double fraction = static_cast<double>(x.size()) / kCount;
+    for (const double v : {lowest + (8 - lowest) * fraction, -std::pow(10, 31.9 * fraction - 30),
+                           std::pow(10, 60 * fraction - 30)})
       x.push_back(static_cast<T>(v));
   }
   elementary(x.data(), kCount, exp.data(), expm1.data(), log.data());

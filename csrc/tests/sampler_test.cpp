@@ -59,7 +59,7 @@ std::vector<float> draw(const CpuSampler& sampler, const Case& c, int64_t first,
                         int threads, int slice) {
   const int64_t begin = c.images(first), end = c.images(first + n);
   Drawing drawing(c.program, end, kHeight, kWidth, c.completes, c.guidance);
-  sampler.sample({end - begin, drawing.all.part(sampler.network(), begin, end), threads, slice},
+  sampler.sample({end - begin, drawing.all.images(sampler.network(), begin, end), threads, slice},
                  [](double) {});
   const std::vector<float> out(drawing.out.begin() + c.size(first), drawing.out.end());
   for (size_t i = 0; i < out.size(); ++i)
@@ -141,7 +141,7 @@ void cuda_equals_cpu_on_all_shapes() {
 
 // elu, split or not, and the gate against double precision, from 1e-30 to 200 and their negatives.
 // Three bfloat16 hold elu as float32 does.
-void epilogues_are_accurate(const TileKernels& kernels) {
+void epilogues_are_accurate(const CpuKernels& kernels) {
   std::vector<float> x;
   for (float magnitude = 1e-30f; magnitude < 200; magnitude *= 1.0007f)
     for (const float sign : {1.0f, -1.0f}) x.push_back(sign * magnitude);
@@ -152,7 +152,7 @@ void epilogues_are_accurate(const TileKernels& kernels) {
   Job job{};
   job.epilogue.channels = 8;
   job.epilogue.split = kernels.bf16;
-  job.epilogue.act_out = {act.data(), kernels.bf16 ? 8 * kSplitParts / 2 : 16};
+  job.epilogue.act_out = {act.data(), kernels.bf16 ? 8 * kAddends / 2 : 16};
   kernels.finish(job, panel, 0, n, x.data(), 8);
   // With A = 1 and no residual the value is the gate.
   for (size_t i = 0; i < x.size(); ++i) {
@@ -167,10 +167,10 @@ void epilogues_are_accurate(const TileKernels& kernels) {
       elu_error = std::max(elu_error, std::abs(got / (v > 0 ? v : std::expm1(v)) - 1));
     };
     if (kernels.bf16) {
-      const auto* parts = reinterpret_cast<const bfloat16*>(act.data()) + i / 8 * 8 * kSplitParts;
+      const auto* addends = reinterpret_cast<const bfloat16*>(act.data()) + i / 8 * 8 * kAddends;
       double sum = 0;
-      for (size_t part = 0; part < kSplitParts; ++part)
-        sum += from_bfloat16(parts[part * 8 + i % 8]);
+      for (size_t addend = 0; addend < kAddends; ++addend)
+        sum += from_bfloat16(addends[addend * 8 + i % 8]);
       check_elu(x[i], sum);
     } else {
       check_elu(x[i], act[i / 8 * 16 + i % 8]);
@@ -277,7 +277,7 @@ void bad_programs_are_refused() {
   expect(refused([](Program& p) { p.ops.back().terms[0].dcol = 1; }), "a pixel to the right");
   expect(refused([](Program& p) { p.params = p.image; }), "parameters in the image");
   expect(refused([](Program& p) { p.ops[p.ops.size() - 2].split = false; }),
-         "a concat_elu where three parts fit");
+         "a concat_elu where three addends fit");
   // The worker of CUDA loads a summand while the operation before writes its results.
   const auto fresh_summand = [](Program& program) {
     for (size_t i = 1; i < program.ops.size(); ++i)
@@ -344,7 +344,7 @@ void fuzz(double seconds, uint64_t first) {
 void pixels_enter_to_16_bits() {
   NetworkView view{};
   view.image_channels = 3;
-  view.image_parts = 2;
+  view.image_addends = 2;
   view.bf16 = true;
   const Pixel pixel{{0.1234567f, -0.9876543f, 1 / 3.0f}};
   float to[4] = {};
@@ -371,7 +371,7 @@ void run_all() {
   pixels_enter_to_16_bits();
   for (bool bf16 : {false, true})
     for (const std::string& set : instruction_sets()) {
-      const TileKernels& kernels = find_tile_kernels(set, bf16);
+      const CpuKernels& kernels = find_cpu_kernels(set, bf16);
       if (kernels.instruction_set != set) continue;  // another set's kernels
       epilogues_are_accurate(kernels);
       for (const Case& c : kCases) same_bits_however_shared(c, set, bf16);

@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "../sampler/network.h"
+#include "../sampler/views.h"
 
 namespace dsmooth::sampler {
 
@@ -54,7 +54,7 @@ class Toy {
   }
   int act(int resolution, int rows) { return cache(resolution, 2 * f_, rows); }
   int split_act() {
-    const int used = kSplitParts * f_;
+    const int used = kAddends * f_;
     return cache(0, used + used % 2, 1);
   }
 

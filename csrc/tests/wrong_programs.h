@@ -25,8 +25,8 @@ inline auto& one_of(Random& random, auto& items) {
 inline void change(Random& random, Program& p) {
   constexpr int kNumbers[] = {
       0, 1, 2, 3, 5, 6, 8, 12, 255, 1 << 20, -1, -2, INT_MIN, INT_MAX, INT_MAX / 3 + 1};
-  std::vector<int*> numbers{&p.image_channels, &p.image_parts, &p.n_mix,          &p.image,
-                            &p.context,        &p.params,      &p.condition_size, &p.features};
+  std::vector<int*> numbers{&p.image_channels, &p.image_addends, &p.n_mix,          &p.image,
+                            &p.context,        &p.params,        &p.condition_size, &p.features};
   std::vector<bool*> flags{&p.conditioned, &p.image_again};
   for (Cache& cache : p.caches) {
     numbers.insert(numbers.end(), {&cache.resolution, &cache.channels, &cache.rows});

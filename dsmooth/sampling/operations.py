@@ -13,7 +13,7 @@ import numpy as np
 
 Array = np.ndarray
 NONE = -1  # no cache
-SPLIT_PARTS = 3  # bfloat16 values that a float32 is the sum of
+ADDENDS = 3  # bfloat16 values that a float32 is the sum of
 
 
 class Phase(IntEnum):
@@ -61,7 +61,7 @@ class Op:
     With `gate` the 2n sums are (A, G) and the value is residual_in + A * sigmoid(G); else the value
     is the sum. The cache `add` is added to the value. It is stored as float32 (residual_out), as
     concat_elu of itself (act_out) and as operand (raw_out). split: act_out gets elu of the value
-    alone, as SPLIT_PARTS operands that add up to it. projection: (n, D) or None; its product with
+    alone, as ADDENDS operands that add up to it. projection: (n, D) or None; its product with
     the vector of an image is added to the bias. row_parity, column_parity: the positions where the
     operation runs, NONE for all.
     """

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..nn.layers import GatedResnet, WeightNormConv
 from ..nn.pixelcnnpp import PixelCNNpp, fourier_features
-from .operations import NONE, SPLIT_PARTS, Array, Cache, Op, Phase, Term
+from .operations import ADDENDS, NONE, Array, Cache, Op, Phase, Term
 
 NO_RAWS = (NONE, NONE)
 
@@ -42,7 +42,7 @@ class Program:
     features: (256, 2 octaves), the Fourier features of each byte. In the image's cache they follow
     pixel and one; in a prompt they are zeros. image_again: pixel and one follow once more, for the
     head's hidden layer, which sees the modelled image alone: in a prompt they are zeros.
-    bf16: operands will be bfloat16. A pixel then enters as two of them (image_parts), or it would
+    bf16: operands will be bfloat16. A pixel then enters as two of them (image_addends), or it would
     lose the low bits of its noise. The head multiplies split operands and weights, or a log-scale
     or a logit would be off by more than it can learn. conditioned: decides the stream of the noise.
     condition_size: D, length of the vector that each image is conditioned on.
@@ -55,7 +55,7 @@ class Program:
         self.smoothing_scale = config.smoothing_scale
         self.conditioned = config.conditioning != "none"
         self.condition_size = config.condition_size
-        self.image_parts = 2 if bf16 else 1
+        self.image_addends = 2 if bf16 else 1
         self.features = feature_table(config.fourier_features)
         self.image_again = model.hidden is not None and config.conditioning == "stack"
         self.caches: list[Cache] = []
@@ -118,7 +118,7 @@ class Program:
     @property
     def _pixel_width(self) -> int:
         """Pixel (in one or two parts), one; an even number, for operands come in pairs."""
-        n = self.image_channels * self.image_parts + 1
+        n = self.image_channels * self.image_addends + 1
         return n + n % 2
 
     def _cache(self, resolution: int, channels: int, rows: int, *, operand: bool = True) -> int:
@@ -169,7 +169,7 @@ class Program:
         alone: without those of a prompt.
         """
         colours, ones = weight[:, : self.image_channels], self.image_channels
-        pixel = [*[colours] * self.image_parts, weight[:, ones : ones + 1]]
+        pixel = [*[colours] * self.image_addends, weight[:, ones : ones + 1]]
         on_pixel = _widened(np.concatenate(pixel, axis=1), self._pixel_width)
         features = weight[:, ones + 1 :]
         if alone and self.image_again:
@@ -262,21 +262,21 @@ class Program:
         weight, bias = folded(self._model.head)
         on_hidden, on_ul = np.split(weight, [weight.shape[1] - self._f], axis=1)
         weights = [on_ul]  # elu(ul) is the first half of concat_elu(ul)
-        if self.image_parts == 2:
-            # Part i of a weight times part j of elu(ul): those of i + j > 2 are below rounding.
-            channels = SPLIT_PARTS * self._f
+        if self.image_addends == 2:
+            # Addend i of a weight times addend j of elu(ul): where i + j > 2 it is below rounding.
+            channels = ADDENDS * self._f
             self.ops[-1].split = True
             self.caches[ul] = Cache(0, channels + channels % 2, self._ul.rows, operand=True)
             weights = [
-                np.concatenate([part] * (SPLIT_PARTS - i), axis=1)
-                for i, part in enumerate(split(on_ul))
+                np.concatenate([addend] * (ADDENDS - i), axis=1)
+                for i, addend in enumerate(split(on_ul))
             ]
         terms = [self._point(ul, w) for w in weights]
         if self._model.hidden is not None:
             hidden = self._hidden(ul)
-            # The layer itself is in bfloat16, so its operands have one part; weights have two.
-            parts = split(on_hidden)[:2] if self.image_parts == 2 else [on_hidden]
-            terms = [*(self._point(hidden, part) for part in parts), *terms]
+            # The layer itself is in bfloat16, so its operands have one addend; weights have two.
+            addends = split(on_hidden)[:2] if self.image_addends == 2 else [on_hidden]
+            terms = [*(self._point(hidden, addend) for addend in addends), *terms]
         self.params = self._cache(0, self._model.config.n_params, 1, operand=False)
         self.ops.append(Op(Phase.HEAD, 0, bias, terms, residual_out=self.params))
 
@@ -354,9 +354,9 @@ def folded(layer: nn.Module) -> tuple[Array, Array]:
 
 
 def split(values: Array) -> list[Array]:
-    """SPLIT_PARTS arrays of bfloat16 values whose sum is `values` to the rounding of float32."""
+    """ADDENDS arrays of bfloat16 values whose sum is `values` to the rounding of float32."""
     parts = []
-    for _ in range(SPLIT_PARTS):
+    for _ in range(ADDENDS):
         parts.append(torch.from_numpy(values).bfloat16().double().numpy())
         values = values - parts[-1]
     return parts

@@ -21,7 +21,7 @@ from dsmooth.functional import use_impl
 from dsmooth.sampling import CachedSampler
 
 STACK = 1 << 30  # a limit on stacks, which is then what a thread takes of the address space
-SECONDS = 30
+SECONDS = 120  # after which a process waits for ever, on a busy machine too
 
 
 def run(name: str, before: Callable[[], None] | None = None, **variables: str) -> str:

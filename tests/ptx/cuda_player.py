@@ -23,7 +23,7 @@ from tests.ptx.player import Player
 
 HOST = Path(__file__).parent / "host"
 # Sources of the CPU's sampler, not needed here.
-CPU_ONLY = {"sampler_cpu", "tiles_float32", "tiles_bfloat16"}
+CPU_ONLY = {"sampler_cpu", "cpu_float32", "cpu_bfloat16"}
 LAUNCHED = ctypes.CFUNCTYPE(
     None, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_uint),
     ctypes.c_size_t, ctypes.POINTER(ctypes.c_void_p),

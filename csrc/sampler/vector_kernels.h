@@ -5,7 +5,7 @@
 
 #include "../common/gemm.h"
 #include "components.h"
-#include "tile_kernels.h"
+#include "kernels_cpu.h"
 
 namespace dsmooth::sampler::DSMOOTH_ISA {
 namespace {
@@ -91,8 +91,8 @@ template <class T>
         Vec elu = M::select(v > 0, v, small);
         M::store(elu, act, n);
         if (!e.split) M::store(M::select(v > 0, small, 0.0f - v), act + e.channels, n);
-        // Each part is the rounded remainder of elu(v) after the parts before.
-        for (int part = 1; e.split && part < kSplitParts; ++part, act += e.channels) {
+        // Each addend is the rounded remainder of elu(v) after the addends before.
+        for (int addend = 1; e.split && addend < kAddends; ++addend, act += e.channels) {
           elu = elu - M::load(act, n);
           M::store(elu, act + e.channels, n);
         }
@@ -134,13 +134,13 @@ template <class T>
 }
 
 template <class D, class T>
-constexpr TileKernels kKernels = {DSMOOTH_ISA_NAME,
-                                  sizeof(T) == sizeof(bfloat16),
-                                  kMaxPanelUnits,
-                                  max_tile_rows,
-                                  any_tile<D>,
-                                  finish<T>,
-                                  weigh};
+constexpr CpuKernels kKernels = {DSMOOTH_ISA_NAME,
+                                 sizeof(T) == sizeof(bfloat16),
+                                 kMaxPanelUnits,
+                                 max_tile_rows,
+                                 any_tile<D>,
+                                 finish<T>,
+                                 weigh};
 
 }  // namespace
 }  // namespace dsmooth::sampler::DSMOOTH_ISA

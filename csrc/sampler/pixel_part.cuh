@@ -188,11 +188,11 @@ class PixelStages {
     DSMOOTH_DEVICE_UNROLL
     for (int j = kBegin; j < kEnd; ++j) {
       DSMOOTH_DEVICE_ROLL
-      for (int part = 0; part < W::kParts; ++part) {
+      for (int round = 0; round < W::kRounds; ++round) {
         DSMOOTH_DEVICE_UNROLL
         for (int high = 0; high < kHigh; ++high)
           W::multiply(held_.weights[j], held_.rows[j] + high * kFragmentGranules,
-                      held_.sums.of[high], odd.of[high], memory_.lane(), part);
+                      held_.sums.of[high], odd.of[high], memory_.lane(), round);
       }
     }
   }

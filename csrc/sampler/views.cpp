@@ -1,4 +1,4 @@
-#include "network.h"
+#include "views.h"
 
 #include <algorithm>
 #include <stdexcept>

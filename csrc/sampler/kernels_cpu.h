@@ -1,5 +1,5 @@
-// The matrix product of a tile and its epilogue, and the weights of a pixel's components, for each
-// instruction set.
+// The arithmetic of CpuWorker: a tile of a matrix product, its epilogue, the weights of a pixel's
+// components. A table of functions for each instruction set.
 //
 // The functions are compiled once per instruction set and reached through a table. Nothing else is
 // compiled for a CPU that may not be there, and no inline function of the standard library.
@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <string>
 
-#include "network.h"
+#include "views.h"
 
 namespace dsmooth::sampler {
 
@@ -34,8 +34,8 @@ struct StridedRows {
 // Summands and destinations of results.
 struct Epilogue {
   bool gate = false;
-  bool split = false;  // act_out has kSplitParts operands, [0, channels) each, whose sum is elu(v)
-  int channels = 0;    // of the result; without split, act_out has elu(v) in so many, then elu(-v)
+  bool split = false;  // act_out has kAddends operands, [0, channels) each, whose sum is elu(v)
+  int channels = 0;    // of the result; without split, act_out has elu(v), then elu(-v)
   StridedRows residual_in, add, residual_out, act_out, raw_out;
 };
 
@@ -53,12 +53,12 @@ struct Job {
   Epilogue epilogue;
 };
 
-struct TileKernels {
+struct CpuKernels {
   const char* instruction_set;
   bool bf16;  // operands
   int max_units;
   int (*max_rows)(int units);  // of a tile
-  // Writes the sums of rows m0 .. m0 + rows - 1 to out, for so many units from the first column of
+  // Writes the sums of rows m0 .. m0 + rows - 1 to out, for `units` units from the first column of
   // a panel on: that panel, or the pair that it begins.
   void (*tile)(const Job& job, const Panel& first, int units, int m0, int rows, float* out,
                ptrdiff_t stride);
@@ -69,9 +69,9 @@ struct TileKernels {
   void (*weigh)(float* logits, int n, float* sums, float temperature);
 };
 
-// The kernels for an instruction set, or those of the best set below it that has some. AVX-512
+// The kernels for an instruction set, or for the best set below it that has some. AVX-512
 // multiplies bfloat16 in its BF16 extension alone, so with bf16 "avx512" includes that where the
 // CPU has it. Throws as find_instruction_set does.
-const TileKernels& find_tile_kernels(const std::string& instruction_set, bool bf16);
+const CpuKernels& find_cpu_kernels(const std::string& instruction_set, bool bf16);
 
 }  // namespace dsmooth::sampler

@@ -1,5 +1,5 @@
 // The sampler's tiles of bfloat16 operands.
-#include "tile.h"
+#include "vector_kernels.h"
 
 namespace dsmooth::sampler::DSMOOTH_ISA {
 namespace {
@@ -21,6 +21,6 @@ struct Dot : isa::PlainDot<float> {
 
 }  // namespace
 
-const TileKernels* bfloat16_tiles() { return &kKernels<Dot, bfloat16>; }
+const CpuKernels* bfloat16_kernels() { return &kKernels<Dot, bfloat16>; }
 
 }  // namespace dsmooth::sampler::DSMOOTH_ISA

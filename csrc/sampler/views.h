@@ -1,5 +1,5 @@
-// A program as plain data, which the step reads on host and device alike: what each operation is,
-// and where its matrices and caches lie.
+// Views: a program, its state and a slice of images as plain data, which the step reads on host and
+// device alike.
 #pragma once
 
 #include <cstddef>
@@ -15,13 +15,13 @@ namespace dsmooth::sampler {
 
 // Activations and weights are counted in 32-bit words: one float, or a pair of bfloat16 (channels
 // 2i and 2i + 1).
-constexpr int kUnit = 8;  // outputs; panels are so many units wide
+constexpr int kUnit = 8;  // outputs; panels are whole units wide
 
 enum class Part { kRow, kPixel };
 
 // Some output columns of a packed matrix. In the matrix of a gate, the first half of the columns
 // are A, the second half G, of the same channels. Panels 2i and 2i + 1 may lie side by side: at
-// each k, the columns of one behind those of the other.
+// each k, first the columns of one, then of the other.
 struct Panel {
   const float* b;
   int step;  // words from one k to the next
@@ -46,7 +46,7 @@ struct OpView : OpSpec {
   MatrixView row, pixel;
   const float* bias;                  // packed columns
   const float* projection = nullptr;  // (condition_size, packed columns) or null
-  int image_bias = 0;  // columns of an image's biases that come before those of this operation
+  int image_bias = 0;                 // columns of an image's biases for the operations before
 
   DSMOOTH_HOST_DEVICE const MatrixView& matrix(Part part) const {
     return part == Part::kRow ? row : pixel;
@@ -181,8 +181,8 @@ struct Slice {
   DSMOOTH_HOST_DEVICE int64_t begin(int64_t n, int64_t i, int64_t slices) const {
     return n / passes() * i / slices * passes();
   }
-  // Images first .. end - 1 of these.
-  DSMOOTH_HOST_DEVICE Slice part(const NetworkView& network, int64_t first, int64_t end) const {
+  // Images first .. end - 1.
+  DSMOOTH_HOST_DEVICE Slice images(const NetworkView& network, int64_t first, int64_t end) const {
     const int64_t plane = int64_t{height} * width, pixels = network.image_channels * plane;
     Slice slice = *this;
     slice.batch = static_cast<int>(end - first);
@@ -202,7 +202,7 @@ struct Partition {
   int workers;
 };
 
-// Words of part i of a workspace for `images` images. The parts are the caches, then the waiting
+// Words of area i of a workspace for `images` images. The areas are the caches, then the waiting
 // sums of each operation, then the biases of images.
 DSMOOTH_HOST_DEVICE inline size_t workspace_words(const NetworkView& network, int i, int images,
                                                   int height, int width) {

@@ -111,7 +111,7 @@ class RowTile {
                                   W::granule(memory_.lane(), q));
   }
 
-  // Finds the rows of a step by its sources, and loads those of the next one, step s.
+  // Finds the rows of a step by its sources, and loads the rows of the next one, step s.
   DSMOOTH_HOST_DEVICE void find(int s) {
     DSMOOTH_DEVICE_UNROLL
     for (int q = 0; q < W::kLoadedGranules; ++q) {
@@ -148,13 +148,13 @@ class RowTile {
 
   DSMOOTH_HOST_DEVICE void multiply(int j) {
     DSMOOTH_DEVICE_ROLL
-    for (int part = 0; part < W::kParts; ++part) {
+    for (int round = 0; round < W::kRounds; ++round) {
       DSMOOTH_DEVICE_UNROLL
       for (int high = 0; high < kHigh; ++high) {
         DSMOOTH_DEVICE_UNROLL
         for (int wide = 0; wide < kWide; ++wide)
           W::multiply(weights_[j][wide], rows_[j] + high * kFragmentGranules, sums_[high][wide],
-                      sums_[high][wide], memory_.lane(), part);
+                      sums_[high][wide], memory_.lane(), round);
       }
     }
   }
@@ -215,15 +215,15 @@ class RowTile {
     }
   }
 
-  template <bool kSplit, class F>
+  template <bool kIsSplit, class F>
   DSMOOTH_HOST_DEVICE void store(const Columns& to, int m, const F& finish, Pair v) const {
     finish.template raw<Global>(reinterpret_cast<float*>(to.residual_out.at(m)), v,
                                 to.residual_out.there());
     finish.template raw<Global>(reinterpret_cast<T*>(to.raw_out.at(m)), v, to.raw_out.there());
     Pair positive, negative;
-    F::template elus<std::conditional_t<kSplit, Scalar, Curves<T>>>(v, positive, negative);
+    F::template elus<std::conditional_t<kIsSplit, Scalar, Curves<T>>>(v, positive, negative);
     T* const act = reinterpret_cast<T*>(to.act_out.at(m));
-    if (kSplit)
+    if (kIsSplit)
       finish.template split<Global>(act, positive, to.act_out.there());
     else
       finish.template act<Global>(act, positive, negative, to.act_out.there());

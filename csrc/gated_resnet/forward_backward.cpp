@@ -114,7 +114,7 @@ class GatedResnet {
     }
   }
 
-  // Row r of a gradient of so many channels in pairs of columns.
+  // Row r of a gradient of `channels` channels in pairs of columns.
   void pair_row(const Padded& gradient, int channels, int64_t r) const {
     pair_columns<D>(gradient.inside(r), gradient.stride, layout_.steps, channels,
                     gradient.pairs + r * layout_.steps * gradient.n_pad, gradient.n_pad);

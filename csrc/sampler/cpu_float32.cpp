@@ -1,5 +1,5 @@
 // The sampler's tiles of float32 operands.
-#include "tile.h"
+#include "vector_kernels.h"
 
 namespace dsmooth::sampler::DSMOOTH_ISA {
 namespace {
@@ -12,6 +12,6 @@ struct Dot : isa::PlainDot<float> {
 
 }  // namespace
 
-const TileKernels* float32_tiles() { return &kKernels<Dot, float>; }
+const CpuKernels* float32_kernels() { return &kKernels<Dot, float>; }
 
 }  // namespace dsmooth::sampler::DSMOOTH_ISA
