@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,44 +68,12 @@ def test_the_error_has_the_line_that_converts(picture: Image.Image, message: str
     assert (own_images([white, converted]).images == 255).all()
 
 
-def test_a_loader_gives_the_images_of_its_sampler() -> None:
-    pixels = loaders.TensorDataset(PIXELS)
-    part = loaders.SubsetRandomSampler(range(10, 30))
-    found = own_images(loaders.DataLoader(pixels, sampler=part, batch_size=4))
-    assert torch.equal(found.images, PIXELS[10:30])
-    halves = loaders.random_split(pixels, [30, 10], torch.Generator().manual_seed(0))
-    train_set, held_out = split_own(halves)
-    assert torch.equal(train_set.images, PIXELS[halves[0].indices])
-    assert torch.equal(held_out.images, PIXELS[halves[1].indices])
-
-
-class Endless(loaders.IterableDataset):
-    def __iter__(self):
-        return iter(PIXELS)
-
-
-@pytest.mark.parametrize(
-    ("dataset", "message"),
-    [
-        (lambda own: loaders.DataLoader(own, collate_fn=list), "cannot use the .*collate_fn"),
-        (
-            lambda own: loaders.DataLoader(own, batch_sampler=[[0, 1], [2]]),
-            "cannot use the .*batch_sampler",
-        ),
-        (
-            lambda own: loaders.DataLoader(own, sampler=loaders.RandomSampler(own, True)),
-            "visits images more than once: give a Subset",
-        ),
-        (
-            lambda own: loaders.DataLoader(own, sampler=loaders.DistributedSampler(own, 2, 0)),
-            "cannot use a DistributedSampler",
-        ),
-        (lambda _: loaders.DataLoader(Endless()), r"length, got a Endless; .*islice\(dataset"),
-        (lambda own: loaders.random_split(own, [20, 10, 10]), r"\(training images, .*, got 3"),
-    ],
-)
-def test_what_a_loader_cannot_give_is_refused(dataset, message: str) -> None:
-    refuses(message, split_own, dataset(loaders.TensorDataset(PIXELS)))
+def test_a_random_split_is_training_and_held_out_images() -> None:
+    halves = loaders.random_split(
+        loaders.TensorDataset(PIXELS), [30, 10], torch.Generator().manual_seed(0)
+    )
+    for images, half in zip(split_own(halves), halves, strict=True):
+        assert torch.equal(images.images, PIXELS[half.indices])
 
 
 class Noisy(loaders.Dataset):
@@ -196,20 +163,6 @@ def test_transforms_that_cannot_be(transform: Transform, message: str) -> None:
         TrainState(tiny(), split_own((pixels, pixels), transform=transform)[0], CPU).inputs(0)
 
 
-def test_training_and_held_out_images_have_one_range(tmp_path: Path) -> None:
-    both = dsmooth.data.to_float(PIXELS), torch.full((4, 1, 8, 8), 0.5)
-    both[1][0, 0, 0, 0] = -0.2
-    for sets in (both, {"train": both[0], "test": both[1]}):
-        assert (split_own(sets)[1].images[1:] == 191).all()
-    ranges = r"of one range, got 0 to 1 and -1 to 1: dsmooth\.to_bytes"
-    with pytest.raises(ValueError, match=ranges):
-        split_own((PIXELS / 255, both[0]))
-    with pytest.raises(ValueError, match="of one kind, got bytes and floating point"):
-        split_own((PIXELS, both[1]))
-    with pytest.raises(ValueError, match=r"in \[0, 1\] or \[-1, 1\], got nan to nan"):
-        split_own((PIXELS / 255, torch.full_like(both[1], torch.nan)))
-
-
 def test_labels_in_every_form() -> None:
     y = torch.arange(40) % 3
     one_hot = torch.nn.functional.one_hot(y)
@@ -217,27 +170,13 @@ def test_labels_in_every_form() -> None:
         *((PIXELS, y), (PIXELS, y.tolist()), (PIXELS, one_hot), (PIXELS.numpy(), y.numpy())),
         *(((PIXELS, y), None), ((PIXELS, one_hot.float()), None), ((PIXELS, y.tolist()), None)),
         *(((PIXELS, [*y.numpy()]), None), (PIXELS, [*y]), (PIXELS, one_hot.bool().numpy())),
+        *(((PIXELS, y[:, None]), None), ((PIXELS, [*one_hot]), None), (PIXELS, y.tolist())),
         *((loaders.TensorDataset(PIXELS, each), None) for each in (y, one_hot, y.float())),
     ):
         train_set, held_out = split_own(dataset, labels)
         assert torch.equal(torch.cat([train_set.labels[:9], held_out.labels[:1]]), y[:10])
-    with pytest.raises(ValueError, match=r"label of item 0 must be a whole number, got 0"):
-        own_images(loaders.TensorDataset(PIXELS, torch.rand(40) / 2 + 0.1))
-    for wrong in (None, "cat"):
-        with pytest.raises(
-            ValueError, match=f"of one kind, got {wrong!r} of item 0 and 1 of item 1"
-        ):
-            own_images([(PIXELS[0], wrong), (PIXELS[1], 1)])
-    for labels, message in (
-        (y[:3], r"whole numbers \(40,\), or one-hot \(40, K\), got torch.int64 of shape \(3,\)"),
-        (y + 0.5, "whole numbers"),
-        (torch.rand(40, 3), "one-hot"),
-        (["cat"] * 39, r"labels must be whole numbers \(40,\), got one like 'cat'"),
-        (["cat", 3] * 20, r"labels must be whole numbers \(40,\), got one like 'cat'"),
-    ):
-        refuses(message, split_own, PIXELS, labels)
-    refuses(r"give \(\(images, labels\), \(held-out images, labels", split_own, (PIXELS, PIXELS), y)
-    refuses("labels= is for images given by dataset=", dsmooth.train, tiny(), labels=y)
+    for no_class in (torch.tensor([1, 1, 0]), {"boxes": []}, None):
+        assert own_images([(image, no_class) for image in PIXELS]).labels is None
     train_set, held_out = split_own(((PIXELS, y), (PIXELS[:2], y[:2])))
     assert held_out.labels.tolist() == [0, 1]
     assert train_set.digest != replace(train_set, labels=2 - y).digest
@@ -259,8 +198,9 @@ def test_names_of_classes() -> None:
         train_set, held_out = split_own(dataset, labels)
         assert train_set.class_names == held_out.class_names == ("cat", "dog", "emu")
         assert train_set.labels[:4].tolist() == [1, 0, 2, 0]
-    train_set, held_out = split_own((loaders.Subset(items, range(40)), loaders.Subset(items, [2])))
-    assert held_out.labels.tolist() == [2]
+    both = split_own((loaders.Subset(items, range(40)), [(PIXELS[0], "ape"), (PIXELS[1], "emu")]))
+    assert [each.class_names for each in both] == [("cat", "dog", "emu", "ape")] * 2
+    assert both[1].labels.tolist() == [3, 2]
     hub = Hub({"image": image, "label": i % 2} for i, image in enumerate(PIXELS))
     for found in (own_images(hub), own_images(split_own(hub)[0], labels=None)):
         assert found.class_names == ("dog", "cat")
@@ -269,43 +209,22 @@ def test_names_of_classes() -> None:
 
 
 def test_ranges_of_pixels(caplog: pytest.LogCaptureFixture) -> None:
-    for same in (PIXELS.long(), PIXELS.numpy().astype(np.int32), [*PIXELS.long()]):
+    for same in (PIXELS.long(), PIXELS.numpy().astype(np.uint16), [*PIXELS.int()]):
         assert torch.equal(own_images(same).images, PIXELS)
-    for near in (PIXELS / 255 * 1.0005, PIXELS / 255 - 5e-4, to_float(PIXELS) * 1.0005):
-        assert (own_images(near).images.int() - PIXELS.int()).abs().max() <= 1
     assert torch.equal(own_images(PIXELS > 99).images, (PIXELS > 99).byte() * 255)
     assert not caplog.messages
-    own_images(PIXELS // 16)
-    assert caplog.messages == [
-        "the largest byte of the train images is 15, where white is 255: they are nearly black; "
-        "images / 15 lies in [0, 1]"
-    ]
-
-
-class InOrder(loaders.IterableDataset):
-    """A data set that is read in order, in [-1, 1]; length: what it says, by default the truth."""
-
-    def __init__(self, pixels: torch.Tensor, length: int | None = None) -> None:
-        self.pixels, self.length = pixels, length or len(pixels)
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        return iter(to_float(self.pixels))
+    for few, ends in ((PIXELS // 16, "0 .. 15"), (PIXELS // 2 + 127, "127 .. 254")):
+        own_images(few)
+        assert caplog.messages.pop().startswith(f"the bytes of the train images are {ends}, where")
 
 
 def test_forms_of_images_of_ones_own() -> None:
     pixels = torch.from_numpy(random_bytes((20, 3, 8, 12)))
     last = pixels.permute(0, 2, 3, 1)
-    for dataset in (
-        *(last, last.numpy(), pixels.double() / 255, last.float().numpy() / 255, to_float(pixels)),
-        *(list(last.numpy()), InOrder(pixels), loaders.DataLoader(InOrder(pixels))),
-        loaders.DataLoader(loaders.TensorDataset(pixels), shuffle=True),
-    ):
-        found = own_images(dataset)
-        assert torch.equal(found.images, pixels)
-        assert found.labels is None
+    for dataset in (last, last.numpy(), list(last.numpy()), loaders.TensorDataset(pixels)):
+        own = own_images(dataset)
+        assert torch.equal(own.images, pixels)
+        assert own.labels is None
     assert torch.equal(own_images(pixels[:, 0]).images, pixels[:, :1])
     # As a data set of the Hugging Face Hub.
     pictures = map(Image.fromarray, last.numpy())
@@ -313,32 +232,55 @@ def test_forms_of_images_of_ones_own() -> None:
     train_set, held_out = split_own({"train": items, "validation": items[:5], "test": None})
     assert torch.equal(train_set.images, pixels)
     assert train_set.labels.tolist() == [i % 3 for i in range(20)]
-    assert (held_out.split, len(held_out)) == ("validation", 5)
+    assert len(held_out) == 5
     assert len(split_own({"train": pixels})[1]) == 2
-    refuses("has no split 'train', but a, b", split_own, {"a": pixels, "b": pixels})
+
+
+class InOrder(loaders.IterableDataset):
+    def __iter__(self):
+        return iter(PIXELS)
+
+    def __len__(self) -> int:
+        return 40
+
+
+class Endless(loaders.Dataset):
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return PIXELS[0]
+
+
+class Promise(Endless):
+    def __len__(self) -> int:
+        return 1 << 50
+
+
+FLOATS = r"must be bytes, got torch.float32 of {} to {}: dsmooth\.to_bytes\(x\)"
 
 
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        ([torch.zeros(8, 8)] * 9, "10 images or more, one of which is held out, got 9"),
-        ([torch.zeros(8, 8), torch.zeros(8, 4)], "one shape.* item 1 of .*float32$"),
+        ([BLACK[0]] * 9, "10 images or more, one of which is held out, got 9"),
+        ([BLACK[0], torch.zeros(8, 4).byte()], r"one shape.* item 1 of .*\(1, 8, 4\) torch.uint8$"),
         ([chess("L"), chess("RGB")], r"item 1 of .*: image\.convert\(.RGB.\) makes colour "),
-        ([torch.full((8, 8), -2.0)], r"floating point in \[0, 1\] or \[-1, 1\], got -2 to -2"),
-        (torch.linspace(-0.1, 1, 640).view(10, 1, 8, 8), "got -0.1 to 1: convert them to bytes"),
-        (torch.full((20, 1, 8, 8), 9.0), r"got 9 to 9: images / 9 lies in \[0, 1\]"),
-        (torch.full((20, 1, 8, 8), 99.0), r"got 99 to 99: images.to\(torch.uint8\) makes bytes"),
+        ([torch.full((8, 8), -2.0)], f"item 0 {FLOATS.format(-2, -2)}"),
+        ((PIXELS / 255).numpy(), f"images {FLOATS.format(0, 1)}"),
+        ((PIXELS, to_float(PIXELS)), f"images {FLOATS.format(-1, 1)}"),
         ([torch.zeros(8, 8).int()], "whole numbers up to 0 could be black and white"),
         (PIXELS.int() + 1, r"images must be whole numbers in 0 \.\. 255, got \d+ to 256"),
         (["a.png"], "item 0 must be an image, got a str"),
         *((path, "got the path images: data=.folder.") for path in ("images", Path("images"))),
-        (InOrder(BLACK, 20), "says that it has 20 items, but gave 3"),
-        (InOrder(BLACK, 1 << 50), "more than there is memory"),
+        (loaders.DataLoader(Endless()), r"got a DataLoader: give its \.dataset, or a Subset"),
+        *((each, r"a length .*, got a .*islice\(dataset") for each in (InOrder(), Endless())),
+        (Promise(), "more than there is memory"),
         ([{"pixels": 3}], "item 0 must have an entry image, img, .*, got pixels"),
         ([torch.zeros(2, 8, 8)], r"item 0 must be \(C, H, W\), .* got \(2, 8, 8\)"),
         (torch.zeros(20, 8, 8, 2).byte(), r"images must be .* got \(20, 8, 8, 2\)"),
         ([], "train data set must have a length and hold images, got none"),
         ((BLACK, BLACK[:0]), "test data set must have a length and hold images, got none"),
+        ((BLACK, BLACK, BLACK), r"\(training images, held-out images\), got 3"),
+        ([loaders.TensorDataset(PIXELS)], r"\(training images, held-out images\), got 1"),
+        ({"a": PIXELS, "b": PIXELS}, "has no split 'train', but a, b"),
         (torch.zeros(20, 1, 8, 6, dtype=torch.uint8), "multiples of 4, got 8 x 6: crop, pad"),
         ((BLACK, BLACK.expand(-1, 3, -1, -1)), "held-out images must"),
         (PIXELS.expand(-1, 3, -1, -1), "image_channels must fit the images given, which have 3 "),
@@ -347,3 +289,26 @@ def test_forms_of_images_of_ones_own() -> None:
 def test_data_that_cannot_be_trained_on(dataset: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         with_data(tiny(data=OWN), *split_own(dataset), match_channels=False)
+
+
+LABELS = torch.arange(40)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "labels", "message"),
+    [
+        (PIXELS, LABELS[:3], "of 40 images, got 3 such as tensor"),
+        (PIXELS, LABELS + 0.5, "whole numbers, one-hot vectors or names"),
+        (PIXELS, torch.rand(40, 3), "one-hot"),
+        (PIXELS, ["cat"] * 39, "got 39 such as 'cat'$"),
+        (PIXELS, ["cat", 3] * 20, "got 40 such as 'cat' and 3$"),
+        ((PIXELS, PIXELS), LABELS, r"give \(\(images, labels\), \(held-out images, labels"),
+        ((PIXELS, LABELS), LABELS, r"beside \(images, labels\): leave one out"),
+        ([(image, 0.3) for image in PIXELS], None, "got 40 such as 0.3"),
+        ([(PIXELS[0], "cat"), (PIXELS[1], 1)], None, "got 2 such as 'cat' and 1"),
+        ([(PIXELS[0], None), (PIXELS[1], 1)], None, "got 2 such as None and 1"),
+    ],
+)
+def test_labels_that_are_none(dataset: object, labels: object, message: str) -> None:
+    refuses(message, split_own, dataset, labels)
+    refuses("labels= is for images given by dataset=", dsmooth.train, tiny(), labels=LABELS)

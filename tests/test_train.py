@@ -207,7 +207,7 @@ def test_budget_becomes_a_number_of_images(tmp_path: Path) -> None:
 def test_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`dsmooth.train` is public; one in ten images is held out."""
     pixels = torch.from_numpy(random_bytes((20, 3, 8, 12)))
-    dataset = torch.utils.data.TensorDataset(pixels.float() / 255, torch.arange(20))
+    dataset = torch.utils.data.TensorDataset(pixels, torch.arange(20))
     assert "train" in dir(dsmooth)
     config = tiny(images=16)
     with pytest.raises(ValueError, match=r"image_channels must fit .* 3 channels, not 1"):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import Precision
-from ..data import ImageDataset, own_images
+from ..data import ImageDataset, own_images, to_bytes
 from ..distributed import in_batches
 from ..fields import ArgumentError, check_number
 from ..machine import autocast
@@ -76,12 +76,14 @@ def cluster(
     """Labels of images by clusters of a model's features: (N,) int64 in 0 .. n_clusters - 1.
 
     model: a model without context, such as the noisy model of a pair; of one with classes the
-    features are those of a label of zeros. images: as `dsmooth.data.own_images` takes them, of the
-    model's channels. The clusters have N / n_clusters members, to within one or two. precision: of
-    the network; "auto" is float32. progress: called with the number of images done. The labels are
-    a function of the model, the images, their order and the seed.
+    features are those of a label of zeros. images: x in [-1, 1], or as `dsmooth.data.own_images`
+    takes them, of the model's channels. The clusters have N / n_clusters members, to within one or
+    two. precision: of the network; "auto" is float32. progress: called with the number of images
+    done. The labels are a function of the model, the images, their order and the seed.
     Raises ValueError for images or a number that do not fit, and for a model with context.
     """
+    if isinstance(images, Tensor) and images.is_floating_point():
+        images = to_bytes(images)
     return find_clusters(
         model, own_images(images), n_clusters, seed=seed, precision=precision, progress=progress
     )[1]

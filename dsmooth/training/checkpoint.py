@@ -119,16 +119,21 @@ def go_on(
     """Continue from a checkpoint, which must be the same for all processes; notes for the log."""
     path, seen = checkpoint.path, checkpoint.images_seen
     notes = [*changes(checkpoint.settings, state.config, seen)]
-    if checkpoint.data != state.train_set.digest:
+    images = state.train_set
+    if checkpoint.data != images.digest:
+        before = f"on other images than the {len(images):,} of {images.source}, or in another order"
+        now = "other images, or in another order"
+        other = replace(images, transform=Tensor.clone if images.transform is None else None)
+        if checkpoint.data == other.digest:
+            before, now = ("without", "a") if images.transform else ("with", "no")
+            before, now = f"{before} a transform", f"{now} transform"
         if not force:
             raise ArgumentError(
-                "",
-                f"{path} was trained on other images than the {len(state.train_set):,} of "
-                f"{state.train_set.source}, or in another order;",
-                Argument("force", True),
-                "goes on with these",
+                "", f"{path} was trained {before};", Argument("force", True), "goes on with these"
             )
-        notes.append(f"other images, or in another order, from {seen:,} images on")
+        notes.append(f"{now}, from {seen:,} images on")
+    elif images.transform is not None:
+        notes.append("transform= is taken for the one that the run began with: nothing compares it")
     state.restore(checkpoint.tensors, seen, checkpoint.steps, str(path))
     latest, least = all_reduce_max(seen, -seen)
     if latest != -least:

@@ -92,11 +92,12 @@ def train(
     `dsmooth` as INFO.
 
     SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. `resume` begins a run where the
-    folder has none, so that one call serves both. A resumed run must have the same
-    settings and data, but for `RunSettings`. A finished run can get more images: its schedule, with
-    the warm-up, begins again over the images that are added. An exponential schedule, or a cooldown
-    before the learning rate falls, does not depend on the number of images and goes on, but for
-    Muon without `kernel_rate`. force: take other settings that differ, from here on.
+    folder has none, so that one call serves both. A resumed run must have the same settings and
+    data, but for `RunSettings`. Whether it has a transform is compared, not which. A finished run
+    can get more images: its schedule, with the warm-up, begins again over the images that are
+    added. An exponential schedule, or a cooldown before the learning rate falls, does not depend on
+    the number of images and goes on, but for Muon without `kernel_rate`. force: take other settings
+    that differ, from here on.
 
     `config.init` names a run or a pair. A new run begins with its weights and a new optimiser.
 

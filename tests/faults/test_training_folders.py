@@ -107,6 +107,23 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     assert RunFolder(tmp_path).origin().notes[-1] == note
 
 
+def test_a_run_goes_on_with_a_transform_if_it_began_with_one(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (40, 1, 8, 8)).byte()
+    config = replace(CONFIG, images=8, evaluations=1, evaluation_images=2)
+    for folder, before, after, words in (
+        ("a", None, torch.clone, "trained without a transform"),
+        ("b", torch.clone, None, "trained with a transform"),
+    ):
+        train(config, tmp_path / folder, dataset=images, transform=before)
+        longer = replace(config, images=16)
+        refuses(
+            words, train, longer, tmp_path / folder, dataset=images, transform=after, resume=True
+        )
+    train(longer, tmp_path / "b", dataset=images, transform=torch.negative, resume=True)
+    note = RunFolder(tmp_path / "b").origin().notes[-1]
+    assert note.startswith("transform= is taken for the one that the run began with")
+
+
 @pytest.mark.parametrize("name", [".lock", "log.jsonl"])
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
 def test_a_strangers_folder_opens_no_file_elsewhere(tmp_path: Path, name: str, kind: str) -> None:
