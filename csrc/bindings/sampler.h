@@ -223,7 +223,7 @@ void register_cuda_sampler(py::module_& module) {
 // Runs a full tile `calls` times on operands that stay in the first cache; returns its FLOP.
 double run_tile(const CpuSampler& sampler, int calls) {
   constexpr int kWords = 64;  // of the sums
-  const TileKernels& kernels = sampler.kernels();
+  const CpuKernels& kernels = sampler.kernels();
   const int units = kernels.max_units, rows = kernels.max_rows(units), columns = units * kUnit;
   const std::vector<float> a(rows * kWords), b(kWords * columns), init(columns);
   std::vector<float> out(rows * columns);
