@@ -17,7 +17,7 @@ from .config import Method, Precision, Role
 from .fields import ArgumentError, check_number
 from .nn import PixelCNNpp
 from .nn.gradient import gradient_of
-from .nn.images import check_scale, check_tensor, unrounded
+from .nn.images import check_images, check_scale, unrounded
 from .nn.weights import in_evaluation
 from .pictures import is_diverged
 from .pretrained import SavedNetwork, pairs
@@ -354,7 +354,7 @@ class SmoothedPair(nn.Module):
 
     def _check_images(self, name: str, x: Tensor) -> None:
         """Raise TypeError or ValueError unless x has the pair's shape of images and its device."""
-        check_tensor(name, x)
+        check_images(name, x)
         shape = (self.noisy.config.image_channels, *self.image_size)
         if tuple(x.shape[1:]) != shape:
             how = ": crop, pad or resize the images" * (x.ndim == 4 and x.shape[1] == shape[0])

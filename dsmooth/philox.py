@@ -66,10 +66,10 @@ def seed_from(seed: int, number: int, stream: Stream) -> int:
     return int(low | high << 32)
 
 
-def philox4x32(counter: Tensor, key: tuple[int, int]) -> Tensor:
+def philox4x32(counter: Tensor, key: tuple[int, int] | tuple[Tensor, Tensor]) -> Tensor:
     """Ten rounds of Philox4x32 on 32-bit words held in int64.
 
-    counter: (..., 4) int64, taken modulo 2**32; key: two integers 0 .. 2**32 - 1.
+    counter: (..., 4) int64, taken modulo 2**32; key: two words, integers or tensors.
     Returns (..., 4) int64, each entry a uniform 32-bit word.
     """
     c0, c1, c2, c3 = (counter & _MASK).unbind(-1)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .nn.images import check_tensor
+from .nn.images import check_images
 from .philox import Stream, image_words, to_uniform
 
 
@@ -59,7 +59,7 @@ class Smoothing:
         device. Raises ValueError for numbers out of range, TypeError for bytes
         and arrays of numpy.
         """
-        check_tensor("x", x)
+        check_images("x", x)
         n = x.shape[0]
         d = math.prod(x.shape[1:])
         words = image_words(

@@ -37,7 +37,7 @@ NAMES = [name for floor in FLOORS for name in floor]
 PLACE = {name: number for number, name in enumerate(NAMES)}
 # The command's options are read before any torch is there; they know the settings and their names.
 OPTIONS = {"config", "presets"}
-IMPLEMENTATION_IMPORTS = {"shifted_conv", "dispatch", "gated_resnet_operands"}
+IMPLEMENTATION_IMPORTS = {"checks", "shifted_conv", "dispatch", "gated_resnet_operands"}
 FILE_NAMES = (
     "config.json",
     "log.jsonl",

@@ -324,7 +324,7 @@ ZEROS = torch.zeros
         (ZEROS(1, 1, 4, 4).int(), ZEROS(1, 3, 4, 4), TypeError, "x must be a floating-point"),
         (ZEROS(1, 1, 4, 4), ZEROS(1, 3, 4, 4).long(), TypeError, "params must be a floating"),
         (ZEROS(1, 1, 4, 4).numpy(), ZEROS(1, 3, 4, 4), TypeError, "x must be .*, got ndarray"),
-        (ZEROS(1, 1, 4, 4), ZEROS(1, 3, 4, 4, device="meta"), ValueError, "on x's device cpu"),
+        (ZEROS(1, 1, 4, 4), ZEROS(1, 3, 4, 4, device="meta"), ValueError, "on cpu"),
     ],
 )
 def test_bad_tensors(x: Tensor, params: Tensor, error: type[Exception], message: str) -> None:

@@ -96,7 +96,7 @@ def test_concat_elu_is_elu_of_both_signs() -> None:
         (CONV, {"stride": 3}, "stride must be 1 or 2"),
         (CONV, {"bias": draw(1)}, r"bias must have shape \(3,\), got \(1,\)"),
         (CONV, {"bias": torch.ones(3).bool()}, "bias must hold floating-point numbers, got torch."),
-        (CONV, {"weight": draw(3, 2, 2, 3).to("meta")}, "weight must be on x's device cpu, got me"),
+        (CONV, {"weight": draw(3, 2, 2, 3).to("meta")}, "weight must be on cpu, got me"),
         (TRANSPOSED, {"weight": draw(2, 3, 3, 3), "shift": "none"}, 'must be "down" or "down_r'),
         (TRANSPOSED, {"weight": draw(2, 3, 1, 3)}, r"weight must have shape \(C, D, 2, kw\)"),
         (TRANSPOSED, {"x": draw(1, 3, 4, 4)}, r"x must have shape \(B, 2, H, W\)"),

@@ -8,17 +8,18 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NoReturn, TypeVar, get_args
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
 from .. import _extension
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., object])
 Grads = list[Tensor | None]
 Impl = Literal["auto", "reference", "triton", "native"]
 _IMPLS = get_args(Impl)
@@ -62,21 +63,21 @@ def use_impl(impl: Impl) -> Iterator[None]:
 
 
 def choose(
-    op: str, asked: Impl, device: torch.device, obstacle: Callable[[Impl], str | None]
+    op: str, impl: Impl, device: torch.device, obstacle: Callable[[Impl], str | None]
 ) -> Impl:
     """The implementation of an op; "auto" is "triton" on cuda, else "native", else "reference".
 
-    asked: as `resolve_impl` gave it. obstacle: why an implementation cannot run, None if it can.
+    impl: as `resolve_impl` gave it. obstacle: why an implementation cannot run, None if it can.
     Only the reference runs inside a forward-mode derivative and inside torch.func. Raises
     RuntimeError if an explicit choice cannot run.
     """
-    chosen: Impl = asked if asked != "auto" else "triton" if device.type == "cuda" else "native"
+    chosen: Impl = impl if impl != "auto" else "triton" if device.type == "cuda" else "native"
     reason = None
     if chosen != "reference":
         reason = forward_mode_obstacle() or transform_obstacle() or obstacle(chosen)
     if reason is None:
         return chosen
-    if asked == "auto":
+    if impl == "auto":
         return "reference"
     raise RuntimeError(f"{op} cannot run with impl={chosen!r}: {reason}")
 
@@ -173,6 +174,12 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
+def wanted_gradients(tensors: Iterable[Tensor | None]) -> list[bool]:
+    """Whether autograd will ask for the gradient of each of some tensors."""
+    graded = torch.is_grad_enabled()
+    return [graded and tensor is not None and tensor.requires_grad for tensor in tensors]
+
+
 def register_op(
     name: str,
     tensors: Sequence[str],
@@ -183,15 +190,19 @@ def register_op(
     backward: Callable[..., Grads],
     gradients: Callable[..., Grads],
     keep_inputs: bool = True,
-) -> tuple[Callable[..., Tensor], Any, Any]:
+) -> tuple[Callable[..., Tensor], OpOverload, OpOverload]:
     """A differentiable function, and its two operators.
 
     dsmooth::NAME gives a result and `saved` tensors for the backward, dsmooth::NAME_backward the
     gradients. Both compute on every device. The registration does not import torch's compiler, as
-    the first call of `torch.library.custom_op` does. tensors, options: declarations of the
-    arguments. forward(*tensors, *options): the results. backward(grad, *saved, *tensors, *options,
-    needs): a gradient of each tensor, or None where it is not needed. outputs, gradients: the same
-    as these two, uninitialised. keep_inputs: whether the backward gets the tensors.
+    the first call of `torch.library.custom_op` does. An operator takes each tensor as its own
+    argument: torch takes lists of tensors apart in Python, at every call.
+
+    tensors, options: declarations of the arguments. forward(*tensors, *options): the results.
+    backward(grad, *saved, *tensors, *options, needs): a gradient of each tensor, or None where it
+    is not needed. outputs, gradients: the same as these two, uninitialised. keep_inputs: whether
+    the backward gets the tensors. The function, called with (graded, *tensors, *options), returns
+    the first result; graded: whether autograd will ask for a gradient.
     """
     kept = [*(f"Tensor saved_{i}" for i in range(saved)), *(tensors if keep_inputs else ())]
     results, grads = (", ".join(["Tensor"] * n) for n in (1 + saved, len(tensors)))
@@ -202,24 +213,7 @@ def register_op(
     backward_op = _define(f"{name}_backward", declared, *functions)
     twice = f"dsmooth::{name}_backward"
     torch.library.register_autograd(twice, lambda ctx, *grads: _refuse(name))
-    function = _differentiable(name, forward_op, backward_op, len(tensors), keep_inputs)
-    return function, forward_op, backward_op
-
-
-def _empty_for_none(backward: Callable[..., Grads]) -> Callable[..., tuple[Tensor, ...]]:
-    """`backward` for an operator, whose results are tensors: for None one without elements."""
-
-    def compute(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        found = backward(grad, *args)
-        return tuple([grad.new_empty(0) if tensor is None else tensor for tensor in found])
-
-    return compute
-
-
-def _differentiable(
-    name: str, forward_op: Any, backward_op: Any, count: int, keep_inputs: bool
-) -> Callable[..., Tensor]:
-    """The first result of an operator, differentiable by its first `count` arguments."""
+    count = len(tensors)
 
     class Operator(torch.autograd.Function):
         @staticmethod
@@ -235,25 +229,35 @@ def _differentiable(
                 _refuse(name)
             needs = list(ctx.needs_input_grad[:count])
             grads = backward_op(grad, *ctx.saved_tensors, *ctx.options, needs)
-            found = [tensor if need else None for tensor, need in zip(grads, needs, strict=True)]
-            return *found, *[None] * len(ctx.options)
+            wanted = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
+            return *wanted, *[None] * len(ctx.options)
 
-    def run(*args: Any) -> Tensor:
-        needed = [tensor is not None and tensor.requires_grad for tensor in args[:count]]
-        if torch.is_grad_enabled() and any(needed):
-            return Operator.apply(*args)
-        return forward_op(*args)[0]
+    def run(graded: bool, *args: Any) -> Tensor:
+        return Operator.apply(*args) if graded else forward_op(*args)[0]
 
-    return run
+    return run, forward_op, backward_op
 
 
-def _define(op: str, schema: str, compute: Any, fake: Any) -> Any:
+def _empty_for_none(backward: Callable[..., Grads]) -> Callable[..., tuple[Tensor, ...]]:
+    """`backward` for an operator, whose results are tensors: for None one without elements."""
+
+    def compute(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        grads = backward(grad, *args)
+        return tuple([grad.new_empty(0) if tensor is None else tensor for tensor in grads])
+
+    return compute
+
+
+def _define(
+    op: str, schema: str, compute: Callable[..., object], fake: Callable[..., object]
+) -> OpOverload:
     """The operator dsmooth::OP, for every device. fake: its results, uninitialised."""
     qualified = f"dsmooth::{op}"
     torch.library.define(qualified, schema)
     torch.library.impl(qualified, "default", compute)
     torch.library.register_fake(qualified, fake)
-    return getattr(torch.ops.dsmooth, op).default
+    overload: OpOverload = getattr(torch.ops.dsmooth, op).default
+    return overload
 
 
 def _refuse(name: str) -> NoReturn:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -96,43 +94,43 @@ def gated_resnet(
         seed = draw_seed(x.device)
     two = skips if len(skips) <= MAX_SKIPS else (torch.cat(skips, dim=1),)
     skip_1, skip_2 = (*two, None, None)[:2]
-    given = Operands(x, skip_1, skip_2, **weights, seed=seed)
+    operands = Operands._make((x, skip_1, skip_2, *values, seed))
     if chosen == "reference":
-        return _reference(given, settings)
+        return _reference(operands, settings)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     dtypes = {"Image": dtype, "Weight": exact, "Int64": torch.int64}
     wanted = [dtypes[field.dtype] for field in FIELDS.values()]
-    given = Operands._make(
+    operands = Operands._make(
         # to(dtype) takes a microsecond to do nothing
-        tensor if tensor is None or tensor.dtype == own else tensor.to(own)
-        for tensor, own in zip(given, wanted, strict=False)
+        tensor if tensor is None or tensor.dtype == kind else tensor.to(kind)
+        for tensor, kind in zip(operands, wanted, strict=False)
     )
     if chosen == "triton":
         from .gated_resnet_triton import gated_resnet_triton
 
-        return gated_resnet_triton(given, settings, keep_gates)
-    return gated_resnet_native(given, settings)
+        return gated_resnet_triton(operands, settings, keep_gates)
+    return gated_resnet_native(operands, settings)
 
 
-def _reference(given: Operands, settings: Settings) -> Tensor:
+def _reference(operands: Operands, settings: Settings) -> Tensor:
     """The equation of `gated_resnet`, line for line."""
-    conv_in = fold_weight_norm(given.conv_in, given.gain_in)
-    h = shifted_conv2d(concat_elu(given.x), conv_in, given.bias_in, shift=settings.shift)
-    if given.nin_skip is not None:
-        skips = given.skips
+    conv_in = fold_weight_norm(operands.conv_in, operands.gain_in)
+    h = shifted_conv2d(concat_elu(operands.x), conv_in, operands.bias_in, shift=settings.shift)
+    if operands.nin_skip is not None:
+        skips = operands.skips
         a = torch.cat(skips, dim=1) if len(skips) > 1 else skips[0]
-        nin = fold_weight_norm(given.nin_skip, given.gain_nin)
-        h = h + F.conv2d(concat_elu(a), nin, given.bias_nin)
+        nin = fold_weight_norm(operands.nin_skip, operands.gain_nin)
+        h = h + F.conv2d(concat_elu(a), nin, operands.bias_nin)
     h = concat_elu(h)
-    if given.seed is not None:
-        factors = dropout_factors(h.shape, settings, given.seed).to(h.dtype)
+    if operands.seed is not None:
+        factors = dropout_factors(h.shape, settings, operands.seed).to(h.dtype)
         h = torch.where(factors > 0, h * factors, 0)
-    conv_out = fold_weight_norm(given.conv_out, given.gain_out)
-    gates = shifted_conv2d(h, conv_out, given.bias_out, shift=settings.shift)
-    if given.image_bias is not None:
-        gates = gates + given.image_bias[:, :, None, None].to(gates.dtype)
+    conv_out = fold_weight_norm(operands.conv_out, operands.gain_out)
+    gates = shifted_conv2d(h, conv_out, operands.bias_out, shift=settings.shift)
+    if operands.image_bias is not None:
+        gates = gates + operands.image_bias[:, :, None, None].to(gates.dtype)
     a, g = torch.chunk(gates, 2, dim=1)
-    return given.x.to(a.dtype) + a * torch.sigmoid(g)
+    return operands.x.to(a.dtype) + a * torch.sigmoid(g)
 
 
 def draw_seed(device: torch.device) -> Tensor:
@@ -155,7 +153,7 @@ def dropout_factors(shape: torch.Size, settings: Settings, seed: Tensor) -> Tens
     call = torch.arange(first // 4, (first + count + 3) // 4, device=seed.device)
     rest = [torch.full_like(call, word) for word in (settings.layer, int(Stream.DROPOUT))]
     counter = torch.stack([call & low, call >> 32, *rest], dim=-1)
-    key: Any = (seed & low, seed >> 32 & low)  # tensors: reading them would wait for a GPU
+    key = (seed & low, seed >> 32 & low)  # tensors: reading them would wait for a GPU
     words = philox4x32(counter, key).flatten()[first % 4 :][:count]
     kept = (words >> 9) >= settings.keep_from
     factors = kept.double() * settings.scale

@@ -3,67 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _extension
 from ..kernels.geometry import Taps, empty_channels_last
-from .gated_resnet_operands import FIELDS, Operands, Settings, empty_gradient, register_gated_resnet
+from .dispatch import Grads, register_op, wanted_gradients
+from .gated_resnet_operands import (
+    FIELDS,
+    SETTINGS,
+    TENSORS,
+    Operands,
+    Settings,
+    empty_gradient,
+    empty_gradients,
+    grouped,
+)
 
 MAX_TAPS = 64
 WEIGHTS = {*(name for name, field in FIELDS.items() if field.of_weights), "bias_nin"}
 
 
-def _outputs(given: Operands, save: bool, instruction_set: str) -> tuple[Tensor, ...]:
+def gated_resnet_native(
+    operands: Operands, settings: Settings, instruction_set: str = "auto"
+) -> Tensor:
+    """y (B, F, H, W), channels_last."""
+    save = any(wanted_gradients(operands))
+    return differentiable(save, *operands, *settings, save, instruction_set)
+
+
+def _outputs(
+    operands: Operands, settings: Settings, save: bool, instruction_set: str
+) -> tuple[Tensor, Tensor, Tensor]:
     """y, h and gates, channels_last; h (B, F, H, W) and gates (B, 2F, H, W) are for the backward:
     without `save` they have no elements."""
-    x, f = given.x, given.x.shape[1]
+    x, f = operands.x, operands.x.shape[1]
     if not save:
         return empty_channels_last(x, f), x.new_empty(0), x.new_empty(0)
     return empty_channels_last(x, f), empty_channels_last(x, f), empty_channels_last(x, 2 * f)
 
 
 def _forward(
-    given: Operands, settings: Settings, save: bool, instruction_set: str
-) -> tuple[Tensor, ...]:
-    outputs = _outputs(given, save, instruction_set)
-    written = dict(zip(("y", "h", "gates") if save else ("y",), outputs, strict=False))
-    _call("forward", _ordered(given)._asdict() | written, settings, instruction_set)
+    operands: Operands, settings: Settings, save: bool, instruction_set: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, h, gates = outputs = _outputs(operands, settings, save, instruction_set)
+    written = {"y": y, "h": h, "gates": gates} if save else {"y": y}
+    _extension.extension().gated_resnet_forward(
+        _ordered(operands)._asdict() | written, *_numbers(operands, settings), instruction_set
+    )
     return outputs
 
 
 def _backward(
     grad_y: Tensor,
-    saved: Sequence[Tensor],
-    given: Operands,
+    h: Tensor,
+    gates: Tensor,
+    operands: Operands,
     settings: Settings,
+    save: bool,
     instruction_set: str,
     needs: Sequence[bool],
-) -> dict[str, Tensor]:
-    given = _ordered(given)
-    tensors: dict[str, Any] = given._asdict()
+) -> Grads:
+    tensors = _ordered(operands)._asdict()
     needed = {name for name, need in zip(tensors, needs, strict=True) if need}
     frozen = needed.isdisjoint(WEIGHTS)
     grads = {
-        name: empty_gradient(name, given)
+        name: empty_gradient(name, tensor)
         for name, tensor in tensors.items()
         if tensor is not None and FIELDS[name].gradient and not (frozen and name in WEIGHTS)
     }
     # Hooks on saved tensors may have brought them back in another memory order.
-    for name, tensor in zip(("grad_y", "h", "gates"), (grad_y, *saved), strict=True):
+    for name, tensor in (("grad_y", grad_y), ("h", h), ("gates", gates)):
         tensors[name] = tensor.contiguous(memory_format=torch.channels_last)
-    written = {f"grad_{name}": grad for name, grad in grads.items()}
-    _call("backward", tensors | written, settings, instruction_set)
+    tensors |= {f"grad_{name}": grad for name, grad in grads.items()}
+    _extension.extension().gated_resnet_backward(
+        tensors, *_numbers(operands, settings), instruction_set
+    )
     if "bias_nin" in needed:  # it is added to h as bias_in is
         grads["bias_nin"] = grads["bias_in"].clone()
-    return grads
+    return [grads.get(name) if name in needed else None for name in Operands._fields]
 
 
-def _ordered(given: Operands) -> Operands:
+def _ordered(operands: Operands) -> Operands:
     """The operands in the memory orders of the field table."""
-    kernels = (given.conv_in, given.conv_out)
+    kernels = (operands.conv_in, operands.conv_out)
     last = all(conv.is_contiguous(memory_format=torch.channels_last) for conv in kernels)
     of_layout = {
         "ChannelsLast": torch.channels_last,
@@ -72,20 +96,23 @@ def _ordered(given: Operands) -> Operands:
     }
     return Operands._make(
         None if tensor is None else tensor.contiguous(memory_format=of_layout[FIELDS[name].layout])
-        for name, tensor in given._asdict().items()
+        for name, tensor in operands._asdict().items()
     )
 
 
-def _call(
-    direction: str, tensors: dict[str, Any], settings: Settings, instruction_set: str
-) -> None:
-    taps = Taps.of(tensors["conv_in"], settings.shift)
-    numbers = taps.top, taps.left, settings.layer, settings.first_image
-    dropout = settings.keep_from, settings.scale
-    function = getattr(_extension.extension(), f"gated_resnet_{direction}")
-    function(tensors, *numbers, *dropout, torch.get_num_threads(), instruction_set)
+def _numbers(operands: Operands, settings: Settings) -> tuple[int, int, int, int, int, float, int]:
+    taps = Taps.of(operands.conv_in, settings.shift)
+    place = taps.top, taps.left, settings.layer, settings.first_image
+    return *place, settings.keep_from, settings.scale, torch.get_num_threads()
 
 
-gated_resnet_native, forward_op, backward_op = register_gated_resnet(
-    "gated_resnet", ("str instruction_set", "auto"), 2, _outputs, _forward, _backward, _ordered
+differentiable, forward_op, backward_op = register_op(
+    "gated_resnet",
+    TENSORS,
+    f"{SETTINGS}, str instruction_set",
+    2,
+    grouped(_forward),
+    grouped(_outputs),
+    grouped(_backward, 3),
+    grouped(lambda *args: empty_gradients(_ordered(args[3]), args[-1]), 3),  # operands and needs
 )

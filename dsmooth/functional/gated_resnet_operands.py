@@ -1,19 +1,21 @@
-"""The operands of a gated resnet: the field table, their check, and the registration of the ops."""
+"""The operands of a gated resnet: the field table, their check, and their order in ops."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, SupportsIndex
+from typing import Any, NamedTuple, NoReturn, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..kernels.geometry import Operands, Settings, empty_channels_last, empty_weight
-from .dispatch import Grads, autocast_dtype, register_op
+from .checks import check_tensor
+from .dispatch import Grads, autocast_dtype
 from .shifted_conv import check_kernel
 
+Result = TypeVar("Result")
 _AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that autocast casts
 MAX_SKIPS = 2  # of the native op and the Triton op
 
@@ -27,7 +29,7 @@ class Field(NamedTuple):
     conditions: tuple[str, ...]  # the fields it comes with
     optional: bool
     gradient: bool
-    of_weights: bool  # whether its gradient comes with those of all weights or not at all
+    of_weights: bool  # whether the backward writes its gradient with all weights' or not at all
     group: str
 
 
@@ -40,91 +42,69 @@ def _read_fields() -> dict[str, Field]:
         "Gains": ("gain_in",),
         "Skip | Gains": ("skip", "gain_in"),
     }
-    found = {}
+    fields = {}
     for columns, shape in re.findall(r"^FIELD\((.*), \((.*)\)\)$", text, re.MULTILINE):
         words = re.sub(r"\bk(?=[A-Z])", "", columns).split(", ")
         name, group, presence, conditions, dtype, layout, gradient = words
-        extents = shape.replace("2 * ", "2").replace(",", "")
-        whether = presence == "Optional", gradient != "None", gradient == "OfWeights"
-        found[name] = Field(extents, dtype, layout, beside[conditions], *whether, group)
-    return found
+        fields[name] = Field(
+            shape.replace("2 * ", "2").replace(",", ""),
+            dtype,
+            layout,
+            beside[conditions],
+            optional=presence == "Optional",
+            gradient=gradient != "None",
+            of_weights=gradient == "OfWeights",
+            group=group,
+        )
+    return fields
 
 
 FIELDS = _read_fields()
 
 
-def empty_gradient(name: str, given: Operands) -> Tensor:
+def empty_gradient(name: str, tensor: Tensor) -> Tensor:
     """Uninitialised, in the memory order that a backward writes."""
-    tensor = getattr(given, name)
     if FIELDS[name].layout == "ChannelsLast":
         return empty_channels_last(tensor, tensor.shape[1])
     return empty_weight(tensor)
 
 
-def register_gated_resnet(
-    name: str,
-    option: tuple[str, Any],
-    saved: int,
-    outputs: Callable[..., tuple[Tensor, ...]],
-    forward: Callable[..., tuple[Tensor, ...]],
-    backward: Callable[..., Mapping[str, Tensor]],
-    ordered: Callable[[Operands], Operands] = lambda given: given,
-) -> tuple[Callable[..., Tensor], Any, Any]:
-    """A function of operands, settings and an option, and the ops of its forward and backward.
+def empty_gradients(operands: Operands, needs: Sequence[bool]) -> Grads:
+    """A tensor for each operand whose gradient is needed, else None."""
+    return [
+        empty_gradient(name, tensor) if need and tensor is not None else None
+        for name, tensor, need in zip(Operands._fields, operands, needs, strict=True)
+    ]
 
-    It returns y (B, F, H, W), channels_last.
 
-    An op takes each tensor as its own argument: torch takes lists of tensors apart in Python, at
-    every call. name: of the forward's op; option: its last argument, and the default.
-    outputs(given, save, option): uninitialised y and `saved` tensors for the backward, which
-    without `save` have no elements; forward(given, settings, save, option): the same, computed.
-    backward(grad_y, saved, given, settings, option, needs): the gradients by operand. ordered: the
-    operands in the memory orders that their gradients have.
+# Declarations of the operands and settings of an operator. save: whether a backward will follow.
+TENSORS = [
+    f"Tensor{'?' * (FIELDS[name].optional or bool(FIELDS[name].conditions))} {name}"
+    for name in Operands._fields
+]
+SETTINGS = "str shift, float dropout, int layer, int first_image, bool save"
+
+
+def grouped(function: Callable[..., Result], start: int = 0) -> Callable[..., Result]:
+    """The same function for an operator, which passes operands and settings one by one.
+
+    start: the number of arguments in front of them.
     """
-    count = len(Operands._fields)
-    optional = {name for name, field in FIELDS.items() if field.optional or field.conditions}
+    middle = start + len(Operands._fields)
+    end = middle + len(Settings._fields)
 
-    def compute(*args: Any) -> tuple[Tensor, ...]:
-        return forward(Operands(*args[:count]), Settings(*args[count:-2]), *args[-2:])
+    def flat(*args: Any) -> Result:
+        operands, settings = Operands(*args[start:middle]), Settings(*args[middle:end])
+        return function(*args[:start], operands, settings, *args[end:])
 
-    def fake(*args: Any) -> tuple[Tensor, ...]:
-        return outputs(Operands(*args[:count]), *args[-2:])
-
-    def differentiate(grad_y: Tensor, *args: Any) -> Grads:
-        *rest, _, option, needs = args
-        given, settings = Operands(*rest[saved:-4]), Settings(*rest[-4:])
-        grads = backward(grad_y, rest[:saved], given, settings, option, needs)
-        return [
-            grads.get(name) if need else None
-            for name, need in zip(Operands._fields, needs, strict=True)
-        ]
-
-    def fake_gradients(grad_y: Tensor, *args: Any) -> Grads:
-        given = ordered(Operands(*args[saved : saved + count]))
-        wanted = zip(Operands._fields, args[-1], strict=True)
-        return [empty_gradient(name, given) if need else None for name, need in wanted]
-
-    argument, default = option
-    operator, forward_op, backward_op = register_op(
-        name,
-        [f"Tensor{'?' * (name in optional)} {name}" for name in Operands._fields],
-        f"str shift, float dropout, int layer, int first_image, bool save, {argument}",
-        saved,
-        compute,
-        fake,
-        differentiate,
-        fake_gradients,
-    )
-
-    def run(given: Operands, settings: Settings, option: Any = default) -> Tensor:
-        save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-        return operator(*given, *settings, save, option)
-
-    return run, forward_op, backward_op
+    return flat
 
 
 def check_operands(
-    images: Mapping[str, Tensor], weights: Mapping[str, Any], seed: Any, settings: Settings
+    images: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor | None],
+    seed: Tensor | None,
+    settings: Settings,
 ) -> None:
     """Raise ValueError unless every operand has the expected shape and x's dtype and device.
 
@@ -133,39 +113,37 @@ def check_operands(
     and the skips; weights: conv_in to image_bias.
     """
     x, conv = images["x"], weights["conv_in"]
-    if not isinstance(x, Tensor):
-        _refuse_shape("x", x, "4 dimensions")
-    if not x.is_floating_point():
+    if isinstance(x, Tensor) and not x.is_floating_point():
         raise ValueError(f"x must be of a floating-point dtype, got {x.dtype}")
-    dtypes = (x.dtype,) if autocast_dtype(x) is None else _AUTOCAST_DTYPES
     for name, image in images.items():
-        if getattr(image, "ndim", None) != 4:
+        if not isinstance(image, Tensor) or image.ndim != 4:
             _refuse_shape(name, image, "4 dimensions")
         if 0 in image.shape[1:]:
             _refuse_shape(name, image, "a channel, a row and a column")
-    if getattr(conv, "ndim", None) != 4 or 0 in conv.shape:
+    if not isinstance(conv, Tensor) or conv.ndim != 4 or 0 in conv.shape:
         _refuse_shape("conv_in", conv, "shape (F, 2 F, kh, kw)")
+    dtypes = (x.dtype,) if autocast_dtype(x) is None else _AUTOCAST_DTYPES
     batch, _, rows, cols = x.shape
     f, _, kh, kw = conv.shape
     for name, image in images.items():
         shape = (batch, f if name == "x" else image.shape[1], rows, cols)
-        _check_tensor(name, image, shape, dtypes, x)
-    both = 2 * sum(image.shape[1] for name, image in images.items() if name != "x")
-    extents = {"1": 1, "B": batch, "F": f, "2F": 2 * f, "KH": kh, "KW": kw, "2S": both}
-    given = {name for name, tensor in {**images, **weights}.items() if tensor is not None}
+        _check_operand(name, image, shape, dtypes, x.device)
+    two_s = 2 * sum(image.shape[1] for name, image in images.items() if name != "x")
+    extents = {"1": 1, "B": batch, "F": f, "2F": 2 * f, "KH": kh, "KW": kw, "2S": two_s}
+    present = {name for name, tensor in {**images, **weights}.items() if tensor is not None}
     for name, weight in weights.items():
         field = FIELDS[name]
-        expected = given.issuperset(field.conditions)
+        expected = present.issuperset(field.conditions)
         beside = " and ".join(field.conditions)
         if weight is not None:
             if not expected:
                 raise ValueError(f"{name} must be None without {beside}, got a tensor")
-            shape = tuple([extents[extent] for extent in field.shape.split()])
-            _check_tensor(name, weight, shape, dtypes, x)
+            sizes = tuple([extents[extent] for extent in field.shape.split()])
+            _check_operand(name, weight, sizes, dtypes, x.device)
         elif expected and not field.optional:
             raise ValueError(f"{name} must be given{beside and f' with {beside}'}, got None")
     if seed is not None:
-        _check_tensor("seed", seed, (), (torch.int64,), x)
+        _check_operand("seed", seed, (), (torch.int64,), x.device)
     shift, dropout, layer, first_image = settings
     check_kernel(conv, shift, "conv_in")
     if not 0 <= dropout < 1:
@@ -175,20 +153,21 @@ def check_operands(
             raise ValueError(f"{name} must be an int in 0 .. 2**{bits} - 1, got {number!r}")
 
 
-def _check_tensor(
-    name: str, tensor: Any, shape: tuple[int, ...], dtypes: Collection[torch.dtype], x: Tensor
+def _check_operand(
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    dtypes: Collection[torch.dtype],
+    device: torch.device,
 ) -> None:
-    if not isinstance(tensor, Tensor) or tensor.shape != shape:
-        _refuse_shape(name, tensor, f"shape {shape}")
+    check_tensor(name, tensor, shape, device)
     if tensor.dtype not in dtypes:
         words = [str(dtype).removeprefix("torch.") for dtype in dtypes]
         got = str(tensor.dtype).removeprefix("torch.")
         raise ValueError(f"{name} must be {' or '.join(words)}, got {got}")
-    if tensor.device != x.device:
-        raise ValueError(f"{name} must be on {x.device}, got {tensor.device}")
 
 
-def _refuse_shape(name: str, tensor: Any, expected: str) -> NoReturn:
+def _refuse_shape(name: str, tensor: object, expected: str) -> NoReturn:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     raise ValueError(f"{name} must have {expected}, got {tuple(tensor.shape)}")

@@ -2,47 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from ..kernels.geometry import empty_channels_last, packed_sizes
-from .gated_resnet_operands import Operands, Settings, register_gated_resnet
+from .dispatch import Grads, register_op, wanted_gradients
+from .gated_resnet_operands import (
+    SETTINGS,
+    TENSORS,
+    Operands,
+    Settings,
+    empty_gradients,
+    grouped,
+)
 
 
-def _outputs(given: Operands, save: bool, keep: bool) -> tuple[Tensor, ...]:
+def gated_resnet_triton(operands: Operands, settings: Settings, keep: bool = False) -> Tensor:
+    """y (B, F, H, W), channels_last. keep: whether A and G are kept for the backward."""
+    save = any(wanted_gradients(operands))
+    return differentiable(save, *operands, *settings, save, keep)
+
+
+def _outputs(
+    operands: Operands, settings: Settings, save: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, h, packed and gates; all but y for the backward.
 
     y and h, the first convolution's output, are (B, F, H, W) channels_last. packed: the weights in
     x's dtype, in the order of the kernels; without `save` it has no elements. gates: A and G,
     (B, 2F, H, W) channels_last; without `keep` it has no elements, and they are computed again.
     """
-    x, f = given.x, given.x.shape[1]
-    packed = x.new_empty(sum(packed_sizes(given, True)) if save else 0)
+    x, f = operands.x, operands.x.shape[1]
+    packed = x.new_empty(sum(packed_sizes(operands, True)) if save else 0)
     gates = empty_channels_last(x, 2 * f) if keep else x.new_empty(0)
     return empty_channels_last(x, f), empty_channels_last(x, f), packed, gates
 
 
-def _forward(given: Operands, settings: Settings, save: bool, keep: bool) -> tuple[Tensor, ...]:
+def _forward(
+    operands: Operands, settings: Settings, save: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from ..kernels import gated_resnet as kernels
 
-    return kernels.forward(given, settings, save, keep)
+    return kernels.forward(operands, settings, save, keep)
 
 
 def _backward(
     grad_y: Tensor,
-    saved: Sequence[Tensor],
-    given: Operands,
+    h: Tensor,
+    packed: Tensor,
+    gates: Tensor,
+    operands: Operands,
     settings: Settings,
+    save: bool,
     keep: bool,
     needs: Sequence[bool],
-) -> Mapping[str, Tensor]:
+) -> Grads:
     from ..kernels import gated_resnet as kernels
 
-    wanted = kernels.Needs(needs[0], any(needs[1:3]), any(needs[3:]))
-    return kernels.backward(grad_y, saved, given, settings, wanted)
+    groups = kernels.Needs(needs[0], any(needs[1:3]), any(needs[3:]))
+    grads = kernels.backward(grad_y, (h, packed, gates), operands, settings, groups)
+    return [
+        grads.get(name) if need else None
+        for name, need in zip(Operands._fields, needs, strict=True)
+    ]
 
 
-gated_resnet_triton, forward_op, backward_op = register_gated_resnet(
-    "gated_resnet_triton", ("bool keep", False), 3, _outputs, _forward, _backward
+differentiable, forward_op, backward_op = register_op(
+    "gated_resnet_triton",
+    TENSORS,
+    f"{SETTINGS}, bool keep",
+    3,
+    grouped(_forward),
+    grouped(_outputs),
+    grouped(_backward, 4),
+    grouped(lambda *args: empty_gradients(args[4], args[-1]), 4),  # of operands and needs
 )

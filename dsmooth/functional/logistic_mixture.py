@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..likelihoods import Likelihood, bytes_of, check_likelihood
+from .checks import check_tensor
 from .dispatch import (
     Impl,
     choose,
@@ -30,8 +31,8 @@ from .dispatch import (
     triton_obstacle,
     without_autocast,
 )
-from .logistic_mixture_native import native
-from .logistic_mixture_triton import triton_log_prob
+from .logistic_mixture_native import log_prob_native
+from .logistic_mixture_triton import log_prob_triton
 
 MIN_LOG_SCALE = -7.0
 HALF_STEP = 1 / 255  # half the distance of neighbouring bytes in [-1, 1]
@@ -79,12 +80,10 @@ def logistic_mixture_log_prob(
         return logistic_mixture_log_prob_ref(
             x, params, likelihood, atoms=atoms, smoothing_scale=smoothing_scale
         )
-    options = likelihood, list(atoms), float(smoothing_scale)
-    if chosen == "native":
-        return native(*_at_least_float32(x, params), *options)
-    graded = torch.is_grad_enabled()
-    needs = graded and x.requires_grad, graded and params.requires_grad
-    return triton_log_prob(x, params, *options, *needs)
+    if chosen == "triton":
+        return log_prob_triton(x, params, likelihood, list(atoms), float(smoothing_scale))
+    x, params = _at_least_float32(x, params)
+    return log_prob_native(x, params, likelihood, list(atoms), float(smoothing_scale))
 
 
 def logistic_mixture_log_prob_ref(
@@ -103,13 +102,13 @@ def logistic_mixture_log_prob_ref(
         mixture = split_mixture(params, x.shape[1], len(atoms))
         means = _conditional_means(mixture, x)
         log_scales = mixture.log_scales.clamp(min=MIN_LOG_SCALE)
-        where = x.unsqueeze(2), means, log_scales
+        value = x.unsqueeze(2)
         if likelihood == "continuous":
-            per_colour = _log_density(*where)  # (B, C, K, H, W)
+            per_colour = _log_density(value, means, log_scales)  # (B, C, K, H, W)
         elif likelihood == "gaussian":
-            per_colour = _log_gaussian(*where, smoothing_scale)
+            per_colour = _log_gaussian(value, means, log_scales, smoothing_scale)
         else:
-            per_colour = _log_mass(*where)
+            per_colour = _log_mass(value, means, log_scales)
         log_weights = F.log_softmax(mixture.logits, dim=1)  # of components, then of atoms
         joint = log_weights[:, : means.shape[2]] + per_colour.sum(1)
         if atoms:
@@ -141,13 +140,12 @@ def logistic_mixture_sample(
     Returns (B, C, H, W), float32 at least. Raises ValueError for arguments that do not fit,
     TypeError for integer tensors.
     """
-    _check_floating(params=params, uniforms=uniforms)
+    _check_floating("params", params)
+    _check_floating("uniforms", uniforms)
     atoms = bytes_of(atoms, image_channels)
     check_likelihood(likelihood, atoms, smoothing_scale)
     n_mix = _n_mix(params, image_channels, len(atoms))
-    expected = (params.shape[0], 4, *params.shape[2:])
-    if tuple(uniforms.shape) != expected:
-        raise ValueError(f"uniforms must have shape {expected}, got {tuple(uniforms.shape)}")
+    check_tensor("uniforms", uniforms, (params.shape[0], 4, *params.shape[2:]), params.device)
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
     params, uniforms = _at_least_float32(params, uniforms)
@@ -190,16 +188,16 @@ def snap_to_bytes(x: Tensor) -> Tensor:
 
 
 class Mixture(NamedTuple):
-    """The named parts of `params`."""
+    """The groups of channels of `params`."""
 
-    logits: Tensor  # (B, K + J, H, W), those of the atoms last
+    logits: Tensor  # (B, K + J, H, W), of the components and then of the atoms
     means: Tensor  # (B, C, K, H, W)
     log_scales: Tensor  # (B, C, K, H, W), not clamped
     coefficients: Tensor  # (B, 3, K, H, W) after tanh: g|r, b|r, b|g; (B, 0, K, H, W) for grey
 
 
 def split_mixture(params: Tensor, image_channels: int, n_atoms: int = 0) -> Mixture:
-    """Name the parts of params (B, P, H, W); views but for the coefficients."""
+    """The groups of channels of params (B, P, H, W); views but for the coefficients."""
     n_mix = _n_mix(params, image_channels, n_atoms)
     per_colour = 2 if image_channels == 1 else 3
     rest = params[:, n_mix + n_atoms :].unflatten(1, (image_channels, per_colour, n_mix))
@@ -233,17 +231,14 @@ def check_mixture(
 ) -> tuple[int, ...]:
     """The bytes of atoms. Raise ValueError or TypeError unless x and params are one batch of
     pixels and of mixtures of this kind."""
-    _check_floating(x=x, params=params)
+    _check_floating("x", x)
+    _check_floating("params", params)
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"x must have shape (B, C, H, W) with C = 1 or 3, got {tuple(x.shape)}")
     values = bytes_of(atoms, x.shape[1])
     check_likelihood(likelihood, values, smoothing_scale)
     _n_mix(params, x.shape[1], len(values))
-    if (params.shape[0], *params.shape[2:]) != (x.shape[0], *x.shape[2:]):
-        expected = (x.shape[0], params.shape[1], *x.shape[2:])
-        raise ValueError(f"params must have shape {expected}, got {tuple(params.shape)}")
-    if x.device != params.device:
-        raise ValueError(f"params must be on x's device {x.device}, got {params.device}")
+    check_tensor("params", params, (x.shape[0], params.shape[1], *x.shape[2:]), x.device)
     return values
 
 
@@ -261,19 +256,16 @@ def _n_mix(params: Tensor, image_channels: int, n_atoms: int = 0) -> int:
     return channels // per_component
 
 
-def _check_floating(**tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"{name} must be a floating-point tensor, got {got}")
+def _check_floating(name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
 
 
-def _at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in their common dtype, and not below float32: sums of a loss reach 1e5."""
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return tuple(tensor.to(dtype) for tensor in tensors)
+def _at_least_float32(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in their common dtype, and not below float32: sums of a loss reach 1e5."""
+    dtype = torch.promote_types(torch.promote_types(x.dtype, params.dtype), torch.float32)
+    return x.to(dtype), params.to(dtype)
 
 
 def _mean_shifts(coefficients: Tensor, colour: int) -> list[tuple[int, Tensor]]:

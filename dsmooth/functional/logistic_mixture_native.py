@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from .. import _extension
-from .dispatch import Grads, register_op
+from .dispatch import Grads, register_op, wanted_gradients
 
 
-def _forward(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    """(log_prob (B, H, W), state (B, 4, H, W)) of float32 or float64 tensors.
+def log_prob_native(
+    x: Tensor, params: Tensor, likelihood: str, atoms: list[int], smoothing_scale: float
+) -> Tensor:
+    """log_prob (B, H, W) of float32 or float64 tensors."""
+    graded = any(wanted_gradients((x, params)))
+    return differentiable(graded, x, params, likelihood, atoms, smoothing_scale)
+
+
+def _forward(
+    x: Tensor, params: Tensor, likelihood: str, atoms: list[int], smoothing_scale: float
+) -> tuple[Tensor, Tensor]:
+    """log_prob (B, H, W), and a state (B, 4, H, W).
 
     The state of a pixel is two sums over components and atoms, each with its maximum. With it the
     backward evaluates each component once and writes each gradient once, already times the gradient
@@ -20,34 +28,43 @@ def _forward(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     need a second tensor of the size of params, which takes longer to write and read.
     """
     log_prob, state = outputs = _outputs(x, params)
-    threads = torch.get_num_threads()
-    _extension.extension().logistic_mixture(x, params, state, *options, threads, log_prob=log_prob)
+    mixture = likelihood, atoms, smoothing_scale, torch.get_num_threads()
+    _extension.extension().logistic_mixture(x, params, state, *mixture, log_prob=log_prob)
     return outputs
 
 
-def _outputs(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+def _outputs(x: Tensor, params: Tensor, *mixture: object) -> tuple[Tensor, Tensor]:
     batch, _, height, width = x.shape
     return x.new_empty((batch, height, width)), x.new_empty((batch, 4, height, width))
 
 
-def _backward(grad: Tensor, state: Tensor, x: Tensor, params: Tensor, *options: Any) -> Grads:
-    *mixture, needs = options
-    grad_x, grad_params = grads = _gradients(grad, state, x, params, needs)
+def _backward(
+    grad: Tensor,
+    state: Tensor,
+    x: Tensor,
+    params: Tensor,
+    likelihood: str,
+    atoms: list[int],
+    smoothing_scale: float,
+    needs: list[bool],
+) -> Grads:
+    grad_x, grad_params = grads = _gradients(x, params, needs)
+    mixture = likelihood, atoms, smoothing_scale, torch.get_num_threads()
     # The gradient of a sum is one number spread by strides of 0, which no vector load can read. The
     # copy is a hundredth of params.
+    grad = grad.contiguous()
     _extension.extension().logistic_mixture(
-        *(x, params, state, *mixture, torch.get_num_threads()),
-        grad=grad.contiguous(), grad_x=grad_x, grad_params=grad_params,
-    )  # fmt: skip
+        x, params, state, *mixture, grad=grad, grad_x=grad_x, grad_params=grad_params
+    )
     return grads
 
 
-def _gradients(grad: Tensor, state: Tensor, x: Tensor, params: Tensor, *options: Any) -> Grads:
-    wanted = zip((x, params), options[-1], strict=True)
+def _gradients(x: Tensor, params: Tensor, needs: list[bool]) -> Grads:
+    wanted = zip((x, params), needs, strict=True)
     return [tensor.new_empty(tensor.shape) if need else None for tensor, need in wanted]
 
 
-native, native_forward, native_backward = register_op(
+differentiable, native_forward, native_backward = register_op(
     "logistic_mixture",
     ("Tensor x", "Tensor params"),
     "str likelihood, int[] atoms, float smoothing_scale",
@@ -55,5 +72,5 @@ native, native_forward, native_backward = register_op(
     _forward,
     _outputs,
     _backward,
-    _gradients,
+    lambda grad, state, x, params, *options: _gradients(x, params, options[-1]),
 )

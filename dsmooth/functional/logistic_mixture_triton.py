@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .dispatch import Grads, register_op
+from .dispatch import Grads, register_op, wanted_gradients
 
 
-def _forward(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+def log_prob_triton(
+    x: Tensor, params: Tensor, likelihood: str, atoms: list[int], smoothing_scale: float
+) -> Tensor:
+    """log_prob (B, H, W) in float32."""
+    needs = wanted_gradients((x, params))
+    return differentiable(any(needs), x, params, likelihood, atoms, smoothing_scale, *needs)
+
+
+def _forward(
+    x: Tensor,
+    params: Tensor,
+    likelihood: str,
+    atoms: list[int],
+    smoothing_scale: float,
+    needs_x: bool,
+    needs_params: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """log_prob (B, H, W) in float32, and the gradients of its sum by x and by params, each in its
     input's dtype; one that is not needed has no elements.
 
@@ -20,16 +34,16 @@ def _forward(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor, 
     """
     from ..kernels import logistic_mixture as kernels
 
-    *mixture, needs_x, needs_params = options
-    log_prob, unit_x, unit_params = outputs = _outputs(x, params, *options)
+    log_prob, unit_x, unit_params = outputs = _outputs(x, params, needs_x, needs_params)
     units = unit_x if needs_x else None, unit_params if needs_params else None
-    kernels.log_prob(x, params, log_prob, *units, *mixture)
+    kernels.log_prob(x, params, log_prob, *units, likelihood, atoms, smoothing_scale)
     return outputs
 
 
-def _outputs(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _outputs(
+    x: Tensor, params: Tensor, needs_x: bool, needs_params: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, height, width = x.shape
-    *_, needs_x, needs_params = options
     return (
         x.new_empty((batch, height, width), dtype=torch.float32),
         x.new_empty(x.shape if needs_x else 0),
@@ -46,31 +60,31 @@ def _empty_gradient(params: Tensor) -> Tensor:
     return params.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
 
 
-def _backward(grad: Tensor, unit_x: Tensor, unit_params: Tensor, *options: Any) -> Grads:
+def _backward(grad: Tensor, unit_x: Tensor, unit_params: Tensor, needs: list[bool]) -> Grads:
     """The gradients of the sum of log_prob, unit_x and unit_params, times grad (B, H, W) per pixel.
 
     torch multiplies in float32 and rounds each product once.
     """
-    grads = _gradients(grad, unit_x, unit_params, *options)
+    grads = _gradients(unit_x, unit_params, needs)
     for unit, out in zip((unit_x, unit_params), grads, strict=True):
         if out is not None:
             torch.mul(unit, grad[:, None], out=out)
     return grads
 
 
-def _gradients(grad: Tensor, unit_x: Tensor, unit_params: Tensor, *options: Any) -> Grads:
-    wanted = zip((unit_x, unit_params), options[-1], strict=True)
+def _gradients(unit_x: Tensor, unit_params: Tensor, needs: list[bool]) -> Grads:
+    wanted = zip((unit_x, unit_params), needs, strict=True)
     return [_empty_gradient(unit) if need else None for unit, need in wanted]
 
 
-triton_log_prob, triton_forward, triton_backward = register_op(
+differentiable, triton_forward, triton_backward = register_op(
     "logistic_mixture_triton",
     ("Tensor x", "Tensor params"),
     "str likelihood, int[] atoms, float smoothing_scale, bool needs_x, bool needs_params",
     2,
     _forward,
-    _outputs,
-    _backward,
-    _gradients,
+    lambda x, params, *options: _outputs(x, params, *options[-2:]),
+    lambda grad, unit_x, unit_params, *options: _backward(grad, unit_x, unit_params, options[-1]),
+    lambda grad, unit_x, unit_params, *options: _gradients(unit_x, unit_params, options[-1]),
     keep_inputs=False,
 )

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.geometry import Shift, Taps
+from .checks import check_tensor
 
 SHIFTS = get_args(Shift)
 
@@ -118,13 +119,11 @@ def _check_operands(
 ) -> None:
     if x.ndim != 4 or x.shape[1] != channels:
         raise ValueError(f"x must have shape (B, {channels}, H, W), got {tuple(x.shape)}")
-    if bias is not None and bias.shape != (filters,):
-        raise ValueError(f"bias must have shape ({filters},), got {tuple(bias.shape)}")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"{name} must be on x's device {x.device}, got {tensor.device}")
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name} must hold floating-point numbers, got {tensor.dtype}")
+    for name, tensor, shape in (("weight", weight, weight.shape), ("bias", bias, (filters,))):
+        if tensor is not None:
+            check_tensor(name, tensor, shape, x.device)
+            if not tensor.is_floating_point():
+                raise TypeError(f"{name} must hold floating-point numbers, got {tensor.dtype}")
 
 
 def check_kernel(weight: Tensor, shift: str, name: str = "weight") -> None:

@@ -7,20 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import Conditioning
+from ..functional.checks import check_tensor
 from .images import check_like
 
 
 def label_vectors(label: Tensor | None, n_classes: int, batch: int, like: Tensor) -> Tensor | None:
     """The classes (B, n_classes) of a batch, one-hot or soft, in the dtype of `like`.
 
-    None for a model without classes. Raises as `check_label` does, and ValueError for labels on
-    another device.
+    None for a model without classes. Raises as `check_label` does.
     """
-    check_label(label, n_classes, batch)
+    check_label(label, n_classes, batch, like.device)
     if label is None:
         return None
-    if label.device != like.device:
-        raise ValueError(f"label must be on {like.device}, got {label.device}")
     vectors = label if label.is_floating_point() else F.one_hot(label, n_classes)
     return vectors.to(like.dtype)
 
@@ -36,11 +34,13 @@ def check_context(context: Tensor | None, conditioning: Conditioning, like: Tens
         check_like("context", context, like)
 
 
-def check_label(label: Tensor | None, n_classes: int, batch: int) -> None:
+def check_label(
+    label: Tensor | None, n_classes: int, batch: int, device: torch.device | None = None
+) -> None:
     """Raise ValueError or TypeError unless `label` has the classes of `batch` images.
 
-    It must be None for a model without classes. Values on a GPU are not read, since that would wait
-    for the GPU.
+    It must be None for a model without classes, else on `device` if one is given. Values on a GPU
+    are not read, since that would wait for the GPU.
     """
     if n_classes == 0:
         if label is not None:
@@ -48,14 +48,10 @@ def check_label(label: Tensor | None, n_classes: int, batch: int) -> None:
         return
     if label is None:
         raise ValueError(f"label is missing: the model has n_classes={n_classes}")
-    if not isinstance(label, Tensor):
-        raise TypeError(f"label must be a tensor, got {type(label).__name__}")
-    soft = label.is_floating_point()
-    shape = (batch, n_classes) if soft else (batch,)
-    if label.ndim == 2 and not soft:
+    soft = isinstance(label, Tensor) and label.is_floating_point()
+    if isinstance(label, Tensor) and label.ndim == 2 and not soft:
         raise TypeError(f"label of shape (B, n_classes) must be floating point, got {label.dtype}")
-    if label.shape != shape:
-        raise ValueError(f"label must have shape {shape}, got {tuple(label.shape)}")
+    check_tensor("label", label, (batch, n_classes) if soft else (batch,), device)
     if soft:
         return
     if label.dtype != torch.int64:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..functional.checks import check_tensor
 from ..functional.logistic_mixture import snap_to_bytes
 
 # In steps between neighbouring bytes; the rounding of half precision comes on top.
@@ -25,7 +25,7 @@ def unrounded(x: Tensor) -> Tensor:
     return exact + (snap_to_bytes(exact) - exact).detach()
 
 
-def check_tensor(name: str, x: Any) -> None:
+def check_images(name: str, x: object) -> None:
     """Raise TypeError for an array of numpy and for whole numbers, with the line that converts."""
     if not isinstance(x, Tensor):
         raise TypeError(
@@ -42,12 +42,9 @@ def check_tensor(name: str, x: Any) -> None:
 
 def check_like(name: str, values: Tensor, like: Tensor) -> None:
     """Raise ValueError or TypeError unless `values` have the shape, dtype and device of `like`."""
-    if values.shape != like.shape:
-        raise ValueError(f"{name} must have shape {tuple(like.shape)}, got {tuple(values.shape)}")
+    check_tensor(name, values, tuple(like.shape), like.device)
     if values.dtype != like.dtype:
         raise TypeError(f"{name} must be {like.dtype}, got {values.dtype}")
-    if values.device != like.device:
-        raise ValueError(f"{name} must be on {like.device}, got {values.device}")
 
 
 def check_scale(name: str, x: Tensor, *, as_bytes: bool) -> None:
@@ -57,8 +54,8 @@ def check_scale(name: str, x: Tensor, *, as_bytes: bool) -> None:
     """
     if not x.numel():
         return
-    there = x.detach().nan_to_num(0.0, posinf=math.inf, neginf=-math.inf)
-    low, high = (float(bound) for bound in there.aminmax())
+    values = x.detach().nan_to_num(0.0, posinf=math.inf, neginf=-math.inf)
+    low, high = (float(bound) for bound in values.aminmax())
     slack = OFF_THE_GRID / 127.5 + torch.finfo(x.dtype).eps
     if low < -1 - slack or high > 1 + slack:
         raise ValueError(

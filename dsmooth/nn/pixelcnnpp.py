@@ -15,7 +15,7 @@ from ..functional import concat_elu, down_shift, logistic_mixture_log_prob, righ
 from ..functional.dispatch import without_autocast
 from ..functional.gated_resnet import draw_seed
 from .condition import check_context, label_vectors
-from .images import check_scale, check_tensor, unrounded
+from .images import check_images, check_scale, unrounded
 from .layers import GatedResnet, Nin, WeightNormConv
 
 Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in the row)
@@ -212,7 +212,7 @@ class PixelCNNpp(nn.Module):
         that are none of bytes.
         """
         if not torch.compiler.is_compiling():
-            check_tensor("x", x)
+            check_images("x", x)
             if self.config.likelihood == "discretized":
                 check_scale("x", x, as_bytes=True)
         return self.log_prob_given(x, self(x, context, label))
@@ -318,7 +318,7 @@ class PixelCNNpp(nn.Module):
         return outputs
 
     def _check(self, x: Tensor, context: Tensor | None) -> None:
-        check_tensor("x", x)
+        check_images("x", x)
         channels = self.config.image_channels
         if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(f"x must have shape (B, {channels}, H, W), got {tuple(x.shape)}")

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..config import Method, ModelConfig, Precision
 from ..fields import ArgumentError, check_choices, check_number, check_whole
 from ..nn.condition import check_label
-from ..nn.images import check_like, check_scale, check_tensor
+from ..nn.images import check_images, check_like, check_scale
 from ..philox import Stream, image_words, split_seed, whole_index
 from ..progress import LOG
 
@@ -104,7 +104,7 @@ class KnownPixels:
 
 def known_pixels(known: Tensor, mask: Tensor, count: int, name: str = "known") -> KnownPixels:
     """The known pixels of `count` images, see `Choices`; an error calls the images `name`."""
-    check_tensor(name, known)
+    check_images(name, known)
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask must be a torch.Tensor, got a {type(mask).__name__}")
     if mask.dtype != torch.bool:

@@ -85,7 +85,7 @@ class Case:
         leaves = {n: t.requires_grad_() for n, t in given.items() if t is not None and n != "seed"}
         half = dtype in (torch.bfloat16, torch.float16)
         impl, _, instruction_set = impl.partition(":")
-        pinned = partial(gated_resnet_native, option=instruction_set or "auto")
+        pinned = partial(gated_resnet_native, instruction_set=instruction_set or "auto")
         with (
             torch.autocast(device, dtype if half else None, enabled=half),
             pytest.MonkeyPatch.context() as patch,
