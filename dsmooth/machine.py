@@ -68,12 +68,12 @@ def use_threads(threads: int | None) -> None:
 
 
 @contextmanager
-def torch_threads(n: int) -> Iterator[None]:
-    """Inside the block torch uses n CPU threads."""
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Inside the block torch uses so many CPU threads, as by `use_threads`."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(n)
+    use_threads(threads)
     try:
         yield
     finally:

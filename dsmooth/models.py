@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from .config import Role, TrainConfig
+from .config import Precision, Role, TrainConfig
 from .fields import ArgumentError
 from .nn import PixelCNNpp
 from .nn.weights import weights_digest
@@ -20,7 +20,6 @@ from .pretrained.pairs import of_networks
 from .runs import RunFolder
 from .sampling.cached import draw, obstacle_of
 from .sampling.output import DrawPart
-from .sampling.request import AUTO, Execution, Request
 
 # Images that a process draws at a time: enough to fill the device, few enough to lie in memory.
 CHUNK = {"cpu": 256, "cuda": 4096}
@@ -109,14 +108,14 @@ class Models:
             settings["smoothing"] = {"kind": smoothing.kind, "scale": smoothing.scale}
         return settings
 
-    def drawer(self, request: Request, execution: Execution = AUTO) -> DrawPart:
+    def drawer(self, precision: Precision = "auto") -> DrawPart:
         """The function that draws parts of a request: from the pair, or from the single model."""
         if self.smoothed is None:
             network = next(iter(self.networks.values()))
-            return partial(draw, network, size=self.image_size, execution=execution)
+            return partial(draw, network, size=self.image_size, precision=precision)
         if self.plain is not None:
             raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")
-        return partial(self.smoothed.draw, execution=execution)
+        return partial(self.smoothed.draw, precision=precision)
 
     def of(self, *roles: Role) -> Models:
         """Some of the networks, and the pair if its noisy model is among them."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .config import Method, Precision, Role
 from .fields import ArgumentError, check_number
+from .machine import torch_threads
 from .nn import PixelCNNpp
 from .nn.gradient import gradient_of
 from .nn.images import check_images, check_scale, unrounded
@@ -25,14 +26,13 @@ from .progress import progress as bar
 from .runs import Origin
 from .sampling import cached
 from .sampling.request import (
-    AUTO,
     Choices,
-    Execution,
+    KnownPixels,
     Progress,
     Request,
+    in_steps,
     known_pixels,
     normal_float,
-    split,
 )
 from .sampling.request import keep_top as top_rows
 from .smoothing import GaussianSmoothing, Smoothing
@@ -121,8 +121,8 @@ class SmoothedPair(nn.Module):
         request, drawn = self._request(n, choices, method), []
         if batch_size is not None:
             check_number("batch_size", batch_size)
-        execution = Execution(threads, precision)
-        with bar("drawing", n) if progress is True else nullcontext() as show:
+        show_bar = bar("drawing", n) if progress is True else nullcontext()
+        with torch_threads(threads), show_bar as show:
 
             def report(fraction: float) -> None:
                 images = part.first_index - request.first_index + fraction * part.count
@@ -132,7 +132,7 @@ class SmoothedPair(nn.Module):
                     progress(images / n)
 
             for part in request.parts(batch_size or n):
-                drawn.append(self.draw(part, execution, report if progress else None))
+                drawn.append(self.draw(part, report if progress else None, precision))
         return torch.cat(drawn)
 
     @torch.no_grad()
@@ -156,12 +156,12 @@ class SmoothedPair(nn.Module):
         check_number("draws", draws)
         if mask is None:
             mask = top_rows(keep_top, self.image_size).to(x.device)
-        given = known_pixels(x, mask, len(x), "x")
-        self._check_scale("x", given.values)
+        visible = known_pixels(x, mask, len(x), "x")
+        self._check_scale("x", visible.values)
         if self.denoiser.config.likelihood == "discretized":
             x = unrounded(x)
         exact = x.to(torch.promote_types(self.dtype, torch.float32))
-        known, mask = (each.repeat_interleave(draws, dim=0) for each in (exact, given.mask))
+        known, mask = (each.repeat_interleave(draws, dim=0) for each in (exact, visible.mask))
         if isinstance(label := options.get("label"), Tensor | np.ndarray) and label.ndim:
             options["label"] = torch.as_tensor(label).repeat_interleave(draws, dim=0)
         return self.sample(len(known), known=known, mask=mask, **options)
@@ -182,47 +182,63 @@ class SmoothedPair(nn.Module):
         """
         self._check_images("x_tilde", x_tilde)
         request = self._request(len(x_tilde), choices, method, x_tilde)
-        return self.draw(request, Execution(threads, precision))
+        with torch_threads(threads):
+            return self.draw(request, None, precision)
 
     def _request(
         self, n: int, choices: Choices, method: Method, x_tilde: Tensor | None = None
     ) -> Request:
         """The request of a user's choices; ValueError for known pixels that no image can have."""
-        request = Request.make(n, choices, method=method, x_tilde=x_tilde)
+        request = Request.make(n, choices, method, x_tilde)
         if request.known is not None:
             self._check_scale("known", request.known.values)
         return request
 
     def draw(
-        self, request: Request, execution: Execution = AUTO, progress: Progress | None = None
+        self,
+        request: Request,
+        progress: Progress | None = None,
+        precision: Precision = "auto",
     ) -> Tensor:
         """The images of a request: x~ ~ p(x~), unless it gives x~, and then x of each x~.
 
-        An image is NaN where its x~ diverged.
+        An image is NaN where its x~ diverged. precision: as in `sample`.
         """
-        if self.n_classes:  # the same class for both models, and refused before any work
-            request = replace(request, label=request.labels(self.n_classes, self.device))
-        x_tilde, known, size = request.x_tilde, request.known, self.image_size
-        steps = split(progress, (x_tilde is None) + (request.method == "two-step"))
+        # The same class for both models, and refused before any work.
+        labels = request.labels(self.n_classes, self.device) if self.n_classes else None
+        if labels is None and request.label is not None:
+            raise ValueError("label was given, but neither model of the pair has classes")
+        x_tilde, known = request.x_tilde, request.known
+        steps = in_steps(progress, (x_tilde is None) + (request.method == "two-step"))
+
+        def drawn(
+            model: PixelCNNpp, known: KnownPixels | None, context: Tensor | None = None
+        ) -> Tensor:
+            # Without classes both models refuse guidance, and one without gets no label.
+            guided = model.config.condition_size or not self.n_classes
+            guidance = request.guidance if guided else 0.0
+            of_model = replace(
+                request, known=known, label=self.label_for(model, labels), guidance=guidance
+            )
+            return cached.draw(model, of_model, self.image_size, context, next(steps), precision)
+
         if x_tilde is None:
-            own = self._request_for(self.noisy, request)
+            noisy = known
             if known is not None:  # they have the smoothing's noise
                 seed, first = request.seed, request.first_index
                 images = self.smoothing.sample(known.images, seed=seed, first_index=first)
-                own = replace(own, known=replace(known, images=images))
-            x_tilde = cached.draw(self.noisy, own, size, None, next(steps), execution)
+                noisy = KnownPixels(images, known.mask)
+            x_tilde = drawn(self.noisy, noisy)
         if request.method == "noisy":
             return x_tilde
         diverged = is_diverged(x_tilde).view(-1, *[1] * (x_tilde.ndim - 1))
         x_tilde = torch.where(diverged, 0.0, x_tilde)
         if request.method == "single-step":
-            labels = request.labels(self.n_classes, x_tilde.device)
-            x_tilde = x_tilde.to(self.dtype)
-            x = self.single_step(x_tilde, label=labels, guidance=request.guidance)
+            x_tilde, guidance = x_tilde.to(self.dtype), request.guidance
+            x = self.single_step(x_tilde, label=labels, guidance=guidance)
             x = x if known is None else known.keep(x)
         else:
-            own = self._request_for(self.denoiser, request)
-            x = cached.draw(self.denoiser, own, size, x_tilde, next(steps), execution)
+            x = drawn(self.denoiser, known, x_tilde)
         return torch.where(diverged, math.nan, x)
 
     @torch.no_grad()
@@ -341,16 +357,11 @@ class SmoothedPair(nn.Module):
         weights = noisy - self.smoothing.log_prob(x_tilde, x) + denoiser
         return weights.logsumexp(0) - math.log(len(labels))
 
-    def label_for(self, model: PixelCNNpp, label: Any) -> Any:
+    def label_for(self, model: PixelCNNpp, label: Tensor | None) -> Tensor | None:
         """`label` as one of the two models takes it: None for a model without classes."""
         if label is not None and not self.n_classes:
             raise ValueError("label was given, but neither model of the pair has classes")
         return label if model.config.condition_size else None
-
-    def _request_for(self, model: PixelCNNpp, request: Request) -> Request:
-        """The request as one of the two models takes it; without classes both refuse guidance."""
-        guidance = request.guidance if model.config.condition_size or not self.n_classes else 0.0
-        return replace(request, label=self.label_for(model, request.label), guidance=guidance)
 
     def _check_images(self, name: str, x: Tensor) -> None:
         """Raise TypeError or ValueError unless x has the pair's shape of images and its device."""

@@ -24,7 +24,7 @@ from dsmooth.pictures import grid_png
 from dsmooth.sampling import CachedSampler, cached, jacobi_sample, sample_images, sequential_sample
 from dsmooth.sampling.cached import obstacle_of
 from dsmooth.sampling.output import gather
-from dsmooth.sampling.request import Execution, Request, known_pixels
+from dsmooth.sampling.request import Request, known_pixels
 from tests.helpers.command_runs import run
 from tests.helpers.data_makers import refuses
 from tests.helpers.networks import network, tiny_pair
@@ -67,7 +67,6 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"known": X, "mask": MASK.to("meta")}, "mask must be on known's device cpu, got meta"),
 ]
 OF_A_REQUEST = {"seed", "first_index", "temperature", "guidance", "method"}
-OF_EXECUTION = {"threads", "max_slice"}
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +103,10 @@ def test_every_door_checks(pair, arguments, message) -> None:
     doors: list[Any] = []
     if names <= OF_A_REQUEST:
         doors.append(lambda: Request(2, **arguments))
-    if names <= OF_EXECUTION:
-        doors.append(lambda: Execution(**arguments))
     if names <= {*OF_A_REQUEST, "threads", "known", "mask"}:
         doors.append(lambda: pair.sample(2, **arguments))
         doors.append(lambda: pair.denoise(X, **arguments))
-    if not names & {"method", *OF_EXECUTION}:
+    if not names & {"method", "threads", "max_slice"}:
         doors.append(lambda: sequential_sample(model, **given))
         doors.append(lambda: jacobi_sample(model, **given))
     if not names & {"method"} and not obstacle_of(model):
@@ -123,7 +120,7 @@ def test_equal_weights_with_other_settings_add_no_images(pair, tmp_path) -> None
         networks, smoothing = (pair.noisy, pair.denoiser), dsmooth.GaussianSmoothing(scale)
         own = dsmooth.SmoothedPair(*networks, smoothing, (8, 8))
         models = Models({"noisy": own.noisy, "denoiser": own.denoiser}, own, (8, 8), ())
-        command.sample_to_files(models, Request(n), Execution(), [tmp_path / "x"])
+        command.sample_to_files(models, Request(n), "auto", [tmp_path / "x"])
 
     add(1)
     refuses(r"its models\.smoothing\.scale is 0\.5, not 0\.25", add, 2, scale=0.25)
@@ -166,7 +163,7 @@ def test_parts_of_what_is_given_are_of_their_images(pair: dsmooth.SmoothedPair) 
         (known, pair.sample(5, seed=1, known=x, mask=mask)),
     ):
         request = Request(5, seed=1, **given)
-        parts = gather(models.drawer(request), request, chunk=2)
+        parts = gather(models.drawer(), request, chunk=2)
         assert torch.equal(parts, whole)
     others = Request(5, seed=1), Request(5, seed=1, x_tilde=-x)
     assert Request(5, seed=1, **x_tilde).identity() not in [each.identity() for each in others]

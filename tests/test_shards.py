@@ -14,7 +14,8 @@ from dsmooth.data import to_bytes
 from dsmooth.evaluate.sources import read_images
 from dsmooth.fields import difference
 from dsmooth.files import lock_folder
-from dsmooth.sampling.output import Pictures, Shards, fill, write_adm_npz
+from dsmooth.sampling.folders import Pictures, Shards, fill
+from dsmooth.sampling.output import write_adm_npz
 from dsmooth.sampling.request import Progress, Request
 from tests.helpers.data_makers import refuses
 

@@ -19,7 +19,8 @@ from ..models import Models, load_models
 from ..pictures import BORDER, is_diverged, save_grid
 from ..pretrained import is_model
 from ..progress import progress
-from ..sampling.output import Filled, gather
+from ..sampling.folders import Filled
+from ..sampling.output import gather
 from ..sampling.request import checked_shape, keep_top, known_pixels
 from .options import Complete
 from .sample import GRID_LIMIT, check_outputs, prepare, request_of, say_filled
@@ -58,13 +59,13 @@ def complete(options: Complete) -> None:
                 )
         cells = len(x) * options.draws
         checked_shape(cells, *models.image_shape)
-        execution = prepare(options.execution, models)
+        prepare(options.execution, models)
         given = x.to(models.device).repeat_interleave(options.draws, dim=0)
         known = known_pixels(given, mask.to(models.device), cells)
         request = request_of(models, options.drawing, cells, known=known)
         started = time.monotonic()
         with progress("completing", request.count) as done:
-            drawer = models.drawer(request, execution)
+            drawer = models.drawer(options.execution.precision)
             completed = gather(drawer, request, models.chunk, done)
     if completed is not None:
         seconds = time.monotonic() - started

@@ -199,7 +199,8 @@ def collect_samples(
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
     folder = options.out.parent / f"samples-{count}-{digest}"
     check_outputs([folder], count)
-    sample_to_files(models, request, prepare(options.execution, models, folder), [folder])
+    prepare(options.execution, models, folder)
+    sample_to_files(models, request, options.execution.precision, [folder])
     barrier()
     return read_images(folder), identity, request.labels(models.n_classes)
 

@@ -5,29 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from .._extension import cuda_obstacle, is_available
+from ..config import Precision
 from ..distributed import process_group, rank_and_size
 from ..fields import check_whole
 from ..files import check_writable
-from ..machine import choose_device
+from ..machine import choose_device, use_threads
 from ..models import Models, class_number, load_models
 from ..pictures import is_diverged, save_grid
 from ..progress import LOG, progress
-from ..sampling.output import (
-    Filled,
-    Manifest,
-    Pictures,
-    Shards,
-    fill,
-    gather,
-    write_adm_npz,
-    write_images,
-)
-from ..sampling.request import Execution, Request, checked_shape
+from ..sampling.folders import Filled, Manifest, Pictures, Shards, fill
+from ..sampling.output import gather, write_adm_npz, write_images
+from ..sampling.request import KnownPixels, Request, checked_shape, drawn_seed, precision_on
 from .options import Computing, Drawing, Sample
 
 # The most images that one PNG shows.
@@ -40,19 +32,25 @@ def sample(options: Sample) -> None:
     check_outputs(options.out, options.count, png=options.png, adm=options.adm)
     with process_group():
         models = load_models(options.models)
-        first = options.first_index
-        request = request_of(models, options.drawing, options.count, first_index=first)
+        request = request_of(models, options.drawing, options.count, options.first_index)
         folder = None if options.out[0].suffix else options.out[0]
-        execution = prepare(options.execution, models, folder)
-        sample_to_files(models, request, execution, options.out, png=options.png, adm=options.adm)
+        prepare(options.execution, models, folder)
+        precision = options.execution.precision
+        sample_to_files(models, request, precision, options.out, png=options.png, adm=options.adm)
 
 
-def request_of(models: Models, drawing: Drawing, count: int, **others: Any) -> Request:
+def request_of(
+    models: Models,
+    drawing: Drawing,
+    count: int,
+    first_index: int = 0,
+    known: KnownPixels | None = None,
+) -> Request:
     """The request of a command's options. Raises ValueError for options that do not fit."""
     if models.smoothed is None:
         # A noisy model alone gives x~, as a pair does by the method "noisy".
-        own = ("two-step", "noisy") if "noisy" in models.networks else ("two-step",)
-        if drawing.method not in own:
+        methods = ("two-step", "noisy") if "noisy" in models.networks else ("two-step",)
+        if drawing.method not in methods:
             raise ValueError("--method is for a pair, not for a single model: leave it out")
     n_classes = models.n_classes
     label = None if drawing.label is None else class_number(drawing.label, models.class_names)
@@ -62,9 +60,16 @@ def request_of(models: Models, drawing: Drawing, count: int, **others: Any) -> R
         raise ValueError("--guidance is for models with classes, which these have not")
     if drawing.seed is None and rank_and_size()[1] > 1:
         raise ValueError("--seed None is for one process: give all of them the same number")
-    label_or_prior = "prior" if n_classes and label is None else label
-    fields: dict[str, Any] = {**vars(drawing), "label": label_or_prior, **others}
-    request = Request.make(count, {"seed": drawing.seed}, **fields)
+    request = Request(
+        count,
+        drawn_seed() if drawing.seed is None else drawing.seed,
+        first_index,
+        drawing.method,
+        drawing.temperature,
+        known,
+        "prior" if n_classes and label is None else label,
+        drawing.guidance,
+    )
     if isinstance(label, int):
         request.labels(n_classes)  # refused before any work
     return request
@@ -73,7 +78,7 @@ def request_of(models: Models, drawing: Drawing, count: int, **others: Any) -> R
 def sample_to_files(
     models: Models,
     request: Request,
-    execution: Execution,
+    precision: Precision,
     outputs: Sequence[Path],
     *,
     png: bool = False,
@@ -84,7 +89,7 @@ def sample_to_files(
     A path without a suffix is a folder of `Shards`, or with `png` of `Pictures`.
     """
     started = time.monotonic()
-    draw = models.drawer(request, execution)
+    draw = models.drawer(precision)
     if outputs[0].suffix:
         checked_shape(request.count, *models.image_shape)
     with progress("drawing", request.count) as done:
@@ -92,7 +97,7 @@ def sample_to_files(
             description = {
                 **request.identity(),
                 "device": models.device.type,
-                "precision": execution.precision_on(models.device),
+                "precision": precision_on(models.device, precision),
                 "weights_sha256": list(models.digests().values()),
                 "models": models.identity(),
             }
@@ -118,15 +123,15 @@ def sample_to_files(
 
 def say_filled(filled: Filled, seconds: float) -> None:
     """Print how many images were drawn, how fast, and how many diverged; ValueError if all did."""
-    there, drawn, diverged = filled
-    before = f", beside {there:,} that were there" if there else ""
+    existing, drawn, diverged = filled
+    before = f", beside {existing:,} that were there" if existing else ""
     rate = f" ({drawn / seconds:.2f} img/s)" if drawn else ""
     print(f"{drawn:,} image{'s' * (drawn != 1)} in {seconds:.1f} s{rate}{before}")
-    said = f"{diverged:,} of {drawn:,} images diverged, which happens with a hardly trained model"
+    line = f"{diverged:,} of {drawn:,} images diverged, which happens with a hardly trained model"
     if diverged and diverged == drawn:
-        raise ValueError(f"{said}: train longer")
+        raise ValueError(f"{line}: train longer")
     if diverged:
-        print(f"{said}: they are grey in pictures, not finite in arrays, and not in --adm files")
+        print(f"{line}: they are grey in pictures, not finite in arrays, and not in --adm files")
 
 
 def check_outputs(
@@ -161,11 +166,10 @@ def check_output(path: Path, suffix: str, option: str = "--out") -> None:
     check_writable(path)
 
 
-def prepare(options: Computing, models: Models, folder: Path | None = None) -> Execution:
-    """Move models to the device that draws, and say how. folder: images are added to it."""
-    execution = Execution(options.threads, options.precision)
+def prepare(options: Computing, models: Models, folder: Path | None = None) -> None:
+    """Set threads, and move models to the device that draws. folder: images are added to it."""
+    use_threads(options.threads)
     models.to(drawing_device(options.device, folder))
-    return execution
 
 
 def drawing_device(name: str, folder: Path | None = None) -> torch.device:
@@ -180,8 +184,8 @@ def drawing_device(name: str, folder: Path | None = None) -> torch.device:
         return device
     for kind in (Shards, Pictures):
         if folder is not None and (folder / kind.manifest).exists():
-            there = Manifest.read(folder / kind.manifest).description.get("device")
-            return torch.device("cpu") if there == "cpu" else device
+            drawn_on = Manifest.read(folder / kind.manifest).description.get("device")
+            return torch.device("cpu") if drawn_on == "cpu" else device
     if (obstacle := cuda_obstacle()) is None:
         return device
     LOG.info("drawing on the CPU: %s; --device %s draws by Jacobi iterations", obstacle, device)

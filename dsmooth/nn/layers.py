@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import TypeVar, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +20,12 @@ from ..functional.dispatch import without_autocast
 from ..functional.shifted_conv import fold_weight_norm
 
 Skip = Tensor | tuple[Tensor, ...] | None
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def listed(layers: Iterable[Layer]) -> Sequence[Layer]:
+    """Layers as a module; torch's list does not declare the type of its elements."""
+    return cast("Sequence[Layer]", nn.ModuleList(layers))
 
 
 class WeightNormConv(nn.Module):

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..functional import concat_elu, down_shift, logistic_mixture_log_prob, right_shift
+from ..functional import Shift, concat_elu, down_shift, logistic_mixture_log_prob, right_shift
 from ..functional.dispatch import without_autocast
 from ..functional.gated_resnet import draw_seed
 from .condition import check_context, label_vectors
 from .images import check_images, check_scale, unrounded
-from .layers import GatedResnet, Nin, WeightNormConv
+from .layers import GatedResnet, Nin, Skip, WeightNormConv, listed
 
 Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in the row)
 
 
 class Encoded(NamedTuple):
-    """The condition of a batch, as `PixelCNNpp.decode` takes it. Each part may be None.
+    """The condition of a batch, as `PixelCNNpp.decode` takes it. Each field may be None.
 
     stacked: (B, C, H, W), the context of conditioning="stack". streams: e_u and e_ul of "concat".
     vector: (B, D), which enters every gated resnet.
@@ -44,49 +45,57 @@ class Dropout(NamedTuple):
     first_image: int = 0
 
 
-class _Block(nn.Module):
+def _resnet(
+    config: ModelConfig, filters: int, kernel: tuple[int, int], shift: Shift, skip_channels: int = 0
+) -> GatedResnet:
+    return GatedResnet(
+        filters,
+        kernel,
+        shift=shift,
+        skip_channels=skip_channels,
+        condition_size=config.condition_size,
+        dropout=config.dropout,
+    )
+
+
+class Block(nn.Module):
     """The gated resnets of one block: a list for u and one for ul."""
 
-    def __init__(self, n_layers: int, n_filters: int, *, down: bool, **both: Any) -> None:
+    def __init__(self, config: ModelConfig, n_layers: int, *, down: bool) -> None:
         super().__init__()
+        f = config.n_filters
         # On the way up ul takes u; on the way down u takes a skip, and ul takes u and a skip.
-        u_skip, ul_skip = (n_filters, 2 * n_filters) if down else (0, n_filters)
-        self.u = nn.ModuleList(
-            GatedResnet(n_filters, (2, 3), shift="down", skip_channels=u_skip, **both)
-            for _ in range(n_layers)
-        )
-        self.ul = nn.ModuleList(
-            GatedResnet(n_filters, (2, 2), shift="down_right", skip_channels=ul_skip, **both)
-            for _ in range(n_layers)
-        )
+        u_skip, ul_skip = (f, 2 * f) if down else (0, f)
+        layers = range(n_layers)
+        self.u = listed(_resnet(config, f, (2, 3), "down", u_skip) for _ in layers)
+        self.ul = listed(_resnet(config, f, (2, 2), "down_right", ul_skip) for _ in layers)
 
     def __iter__(self) -> Iterator[tuple[GatedResnet, GatedResnet]]:
         """The layers (u, ul) in the order in which they run."""
-        return iter(zip(cast(Any, self.u), cast(Any, self.ul), strict=True))
+        return iter(zip(self.u, self.ul, strict=True))
 
 
 class ContextEncoder(nn.Module):
     """Unmasked, full-resolution encoder of the context for conditioning="concat"."""
 
-    def __init__(self, config: ModelConfig, **both: Any) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         f, width = config.n_filters, config.context_filters or config.n_filters
         self.stem = WeightNormConv(config.image_channels + 1, width, (3, 3))
-        self.layers = nn.ModuleList(
-            GatedResnet(width, (3, 3), shift="none", **both) for _ in range(config.context_layers)
-        )
+        layers = range(config.context_layers)
+        self.layers = listed(_resnet(config, width, (3, 3), "none") for _ in layers)
         self.nin_u = WeightNormConv(width, f, (1, 1))
         self.nin_ul = WeightNormConv(width, f, (1, 1))
 
     def forward(self, context: Tensor, vector: Tensor | None, dropout: Dropout) -> Streams:
         """(B, C, H, W) and the vectors (B, D) of the images -> e_u and e_ul, each (B, F, H, W)."""
         e = self.stem(_with_ones(context))
-        for layer in cast("Iterable[GatedResnet]", self.layers):
-            e = layer(e, condition=vector, **dropout._asdict())
+        for layer in self.layers:
+            e = layer(e, condition=vector, seed=dropout.seed, first_image=dropout.first_image)
         return self.nin_u(e), self.nin_ul(e)
 
 
-class _Hidden(nn.Module):
+class Hidden(nn.Module):
     """The hidden layer of the head, which sees the streams and the four pixels around a pixel."""
 
     def __init__(self, channels: int, n_filters: int, hidden: int) -> None:
@@ -121,24 +130,19 @@ class PixelCNNpp(nn.Module):
         self.stem_u = WeightNormConv(channels, f, (2, 3), shift="down")
         self.stem_ul_above = WeightNormConv(channels, f, (1, 3), shift="down")
         self.stem_ul_left = WeightNormConv(channels, f, (2, 1), shift="down_right")
-        both: dict[str, Any] = {"condition_size": config.condition_size, "dropout": config.dropout}
-        self.up = nn.ModuleList(_Block(r, f, down=False, **both) for _ in range(3))
-        self.down = nn.ModuleList(_Block(r + (i > 0), f, down=True, **both) for i in range(3))
-        u: dict[str, Any] = {"kernel_size": (2, 3), "shift": "down"}
-        ul: dict[str, Any] = {"kernel_size": (2, 2), "shift": "down_right"}
-
-        def two(**kind: Any) -> nn.ModuleList:
-            return nn.ModuleList(WeightNormConv(f, f, **kind) for _ in range(2))
-
-        self.downsize_u, self.downsize_ul = two(**u, stride=2), two(**ul, stride=2)
-        self.upsize_u, self.upsize_ul = two(**u, transposed=True), two(**ul, transposed=True)
+        self.up = listed(Block(config, r, down=False) for _ in range(3))
+        self.down = listed(Block(config, r + (i > 0), down=True) for i in range(3))
+        conv, two = partial(WeightNormConv, f, f), range(2)
+        self.downsize_u = listed(conv((2, 3), shift="down", stride=2) for _ in two)
+        self.downsize_ul = listed(conv((2, 2), shift="down_right", stride=2) for _ in two)
+        self.upsize_u = listed(conv((2, 3), shift="down", transposed=True) for _ in two)
+        self.upsize_ul = listed(conv((2, 2), shift="down_right", transposed=True) for _ in two)
         hidden = config.head_filters
         self.head = Nin(f + 2 * hidden, config.n_params, (1, 1))
-        self.hidden = _Hidden(channels, f, hidden) if hidden else None
-        self.encoder = ContextEncoder(config, **both) if config.conditioning == "concat" else None
+        self.hidden = Hidden(channels, f, hidden) if hidden else None
+        self.encoder = ContextEncoder(config) if config.conditioning == "concat" else None
         # One seed per forward pass serves all dropout, since each gated resnet has its own number.
-        blocks = cast("Iterable[_Block]", [*self.up, *self.down])
-        layers: list[Any] = [layer for block in blocks for pair in block for layer in pair]
+        layers = [layer for block in (*self.up, *self.down) for pair in block for layer in pair]
         for number, layer in enumerate([*layers, *(self.encoder.layers if self.encoder else ())]):
             layer.layer = number
 
@@ -256,8 +260,8 @@ class PixelCNNpp(nn.Module):
         Source: Salimans & Kingma, Weight normalization (2016), section 3.
         """
 
-        def before(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            cast(Any, layer).initialize(*inputs)
+        def before(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+            layer.initialize(*inputs)
 
         # A gated resnet initialises its own convolutions.
         inside = {c for m in self.modules() if isinstance(m, GatedResnet) for c in m.children()}
@@ -284,7 +288,11 @@ class PixelCNNpp(nn.Module):
 
         With a stacked context, which has no features, they are of the context and the image below.
         """
-        shared = {"condition": encoded.vector, **dropout._asdict()}
+
+        def run(layer: GatedResnet, *inputs: Skip) -> Tensor:
+            seed, first_image = dropout
+            return layer(*inputs, condition=encoded.vector, seed=seed, first_image=first_image)
+
         if encoded.stacked is not None:
             above = _with_ones(encoded.stacked)
             above = F.pad(above, (0, 0, 0, 0, 0, x.shape[1] - above.shape[1]))
@@ -296,10 +304,10 @@ class PixelCNNpp(nn.Module):
 
         outputs: list[Streams] = []
         stack: list[Streams] = [(u, ul)]
-        for i, block in enumerate(cast("Iterable[_Block]", self.up)):
+        for i, block in enumerate(self.up):
             for res_u, res_ul in block:
-                u = res_u(u, **shared)
-                ul = res_ul(ul, u, **shared)
+                u = run(res_u, u)
+                ul = run(res_ul, ul, u)
                 stack.append((u, ul))
             outputs.append((u, ul))
             if i < 2:
@@ -307,11 +315,11 @@ class PixelCNNpp(nn.Module):
                 stack.append((u, ul))
 
         u, ul = stack.pop()
-        for i, block in enumerate(cast("Iterable[_Block]", self.down)):
+        for i, block in enumerate(self.down):
             for res_u, res_ul in block:
                 skip_u, skip_ul = stack.pop()
-                u = res_u(u, skip_u, **shared)
-                ul = res_ul(ul, (u, skip_ul), **shared)
+                u = run(res_u, u, skip_u)
+                ul = run(res_ul, ul, (u, skip_ul))
             outputs.append((u, ul))
             if i < 2:
                 u, ul = self.upsize_u[i](u), self.upsize_ul[i](ul)
@@ -337,9 +345,9 @@ class PixelCNNpp(nn.Module):
 
 LAYERS = (
     PixelCNNpp,
-    _Block,
+    Block,
     ContextEncoder,
-    _Hidden,
+    Hidden,
     GatedResnet,
     WeightNormConv,
     Nin,

@@ -38,7 +38,7 @@ from ..models import Models
 from ..pictures import is_diverged, save_grid
 from ..progress import progress, whole
 from ..sampling.output import gather, write_images
-from ..sampling.request import Execution, Label, Request, digest_of
+from ..sampling.request import Label, Request, digest_of
 from ..smoothing import GaussianSmoothing
 
 KEY = "asked"  # the field of a stored result that holds all that decides it
@@ -204,7 +204,7 @@ class Stages:
         x = None if self.only == "samples" else _stored_images(path, key, any_count=others)
         if x is not None or others:
             return x
-        draw = models.drawer(request, Execution(precision=self.precision))
+        draw = models.drawer(self.precision)
         with progress(f"drawing {name}", count) as done:
             x = gather(draw, request, CHUNK, done)
         if x is not None:

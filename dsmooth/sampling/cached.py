@@ -6,6 +6,8 @@ import copy
 import textwrap
 import time
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -15,12 +17,13 @@ from torch import Tensor, nn
 
 from .._extension import cuda_obstacle, extension, unavailable_reason, warn_once
 from ..config import Precision
+from ..fields import check_number
 from ..machine import torch_threads
 from ..nn import PixelCNNpp
 from ..nn.condition import check_context, label_vectors
 from ..nn.pixelcnnpp import changed_layer
 from .program import Program, as_numpy
-from .request import AUTO, Choices, Execution, Progress, Request, checked_shape
+from .request import Choices, Progress, Request, checked_shape, precision_on
 from .sequential import draw_by_jacobi, draw_sequentially
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ MEMORY_FRACTION = 0.8
 # Launches, of a few rows each, that may be on their way: about as much work as Ctrl-C waits for.
 LAUNCHES_AHEAD = 8
 POLL_SECONDS = 0.001
-# The copy of a living model that was packed last, and the sampler that it was packed into.
+# Cache: model -> (the copy of it that was packed last, its sampler).
 _LAST: WeakKeyDictionary[PixelCNNpp, tuple[PixelCNNpp, CachedSampler]] = WeakKeyDictionary()
 
 
@@ -76,7 +79,7 @@ class CachedSampler:
         self.device = device
         bf16 = dtype == torch.bfloat16
         program = Program(model, bf16=bf16)
-        self._native: Any
+        self._native: Any  # of the extension
         if device.type == "cpu":
             self._native = extension().CpuSampler(program, bf16, instruction_set)
             return
@@ -135,17 +138,20 @@ class CachedSampler:
         of range, before any work; MemoryError, or torch.cuda.OutOfMemoryError, if the caches do not
         fit.
         """
-        execution = Execution(threads, max_slice=max_slice)
+        for name, value in (("threads", threads), ("max_slice", max_slice)):
+            if value is not None:
+                check_number(name, value)
         request = Request.make(n, choices)
-        return self.draw(request, (height, width), context, execution, progress)
+        return self.draw(request, (height, width), context, progress, threads, max_slice)
 
     def draw(
         self,
         request: Request,
         size: tuple[int, int],
         context: Tensor | None = None,
-        execution: Execution = AUTO,
         progress: Progress | None = None,
+        threads: int | None = None,
+        max_slice: int | None = None,
     ) -> Tensor:
         """Draw a request for images of `size` (H, W), as `sample` does."""
         shape = checked_shape(request.count, self.config.image_channels, *size)
@@ -156,8 +162,8 @@ class CachedSampler:
             mask = request.known.mask.contiguous().view(torch.uint8)
         passes = request.passes(self.config, out)
         n, n_classes = request.count, self.config.condition_size
-        every = (label_vectors(label, n_classes, n, out) for label in passes)
-        vectors = [vector for vector in every if vector is not None]
+        labels = (label_vectors(label, n_classes, n, out) for label in passes)
+        vectors = [vector for vector in labels if vector is not None]
 
         def repeated(values: Tensor) -> Tensor:  # the passes of an image lie one behind the other
             return values.repeat_interleave(len(passes), dim=0) if len(passes) > 1 else values
@@ -169,36 +175,44 @@ class CachedSampler:
             return values
 
         out = repeated(out)
-        arguments: dict[str, Any] = {
-            "out": out,
-            "context": None if context is None else plain("context", repeated(context)),
-            "mask": None if mask is None else repeated(mask),
-            "condition": plain("label", torch.stack(vectors, 1).flatten(0, 1)) if vectors else None,
-            "seed": request.seed,
-            "first_index": request.first_index,
-            "temperature": request.temperature,
-            "guidance": request.guidance,
-        }
-        if self.device.type == "cuda":
-            self._launch(arguments, execution.max_slice or 0, len(passes))
-            return out[:: len(passes)].contiguous()
-        self._native.sample(
-            **arguments,
-            threads=execution.threads or torch.get_num_threads(),
-            slice=execution.max_slice or 0,
-            progress=progress,
+        context = None if context is None else plain("context", repeated(context))
+        mask = None if mask is None else repeated(mask)
+        condition = plain("label", torch.stack(vectors, 1).flatten(0, 1)) if vectors else None
+        sample = partial(
+            self._native.sample,
+            out=out,
+            context=context,
+            mask=mask,
+            condition=condition,
+            seed=request.seed,
+            first_index=request.first_index,
+            temperature=request.temperature,
+            guidance=request.guidance,
         )
-        if progress is not None:
-            progress(1.0)
+        if self.device.type == "cuda":
+            inputs = [values for values in (context, mask, condition) if values is not None]
+            self._launch(sample, out.shape, inputs, max_slice or 0, len(passes))
+        else:
+            threads = threads or torch.get_num_threads()
+            sample(threads=threads, slice=max_slice or 0, progress=progress)
+            if progress is not None:
+                progress(1.0)
         return out[:: len(passes)].contiguous()
 
-    def _launch(self, arguments: dict[str, Any], max_slice: int, passes: int) -> None:
+    def _launch(
+        self,
+        sample: Callable[..., None],
+        shape: tuple[int, ...],
+        inputs: list[Tensor],
+        max_slice: int,
+        passes: int,
+    ) -> None:
         """Launch a kernel for every few rows, on the caller's current stream.
 
         It waits only while more than LAUNCHES_AHEAD launches are on their way, and never in the
         capture of a CUDA graph. The workspace is given out again in the order of the stream.
         """
-        n, _, height, width = arguments["out"].shape
+        n, _, height, width = shape
         with torch.cuda.device(self.device):
             stream = torch.cuda.current_stream()
             capturing = torch.cuda.is_current_stream_capturing()
@@ -209,15 +223,11 @@ class CachedSampler:
             )
             words = self._native.workspace_words(partition, height, width)
             workspace = torch.empty(words, dtype=torch.float32, device=self.device)
-            for name in ("context", "mask", "condition"):
-                if arguments[name] is not None:
-                    arguments[name].record_stream(stream)
-            self._weights.record_stream(stream)
+            for tensor in (*inputs, self._weights):
+                tensor.record_stream(stream)
             ahead: deque[torch.cuda.Event] = deque()
             for launch in range(self._native.launches(partition, height)):
-                self._native.sample(
-                    **arguments, workspace=workspace, partition=partition, launch=launch
-                )
+                sample(workspace=workspace, partition=partition, launch=launch)
                 if not capturing:
                     ahead.append(stream.record_event())
                 if len(ahead) > LAUNCHES_AHEAD:
@@ -232,20 +242,20 @@ def draw(
     size: tuple[int, int],
     context: Tensor | None = None,
     progress: Progress | None = None,
-    execution: Execution = AUTO,
+    precision: Precision = "auto",
 ) -> Tensor:
     """The images (count, C, H, W) of a request, by `CachedSampler` where it runs.
 
     Elsewhere they take forward passes: one per pixel, or on a GPU Jacobi iterations of whole
-    images, since a single pixel would leave a GPU idle.
+    images, since a single pixel would leave a GPU idle. precision: as in `sample_images`.
     """
     reason, weight = obstacle_of(model), model.head.bias
+    kind = precision_on(weight.device, precision)
     if context is not None and context.is_floating_point():
         context = context.to(torch.float32 if reason is None else weight.dtype)
     if reason is None:
-        sampler = packed_before(model, getattr(torch, execution.precision_on(weight.device)))
-        return sampler.draw(request, size, context, execution, progress)
-    if execution.precision == "bfloat16":
+        return packed_before(model, getattr(torch, kind)).draw(request, size, context, progress)
+    if precision == "bfloat16":
         raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
     on_gpu = settles_on_gpu(weight)
     way = "Jacobi iterations of whole images" if on_gpu else "one forward pass per pixel"
@@ -255,8 +265,7 @@ def draw(
     warn_once("%s: %s%s", way, reason, more)
     if on_gpu:
         return draw_by_jacobi(model, request, size, context, progress).images
-    with torch_threads(execution.threads or torch.get_num_threads()):
-        return draw_sequentially(model, request, size, context, progress)
+    return draw_sequentially(model, request, size, context, progress)
 
 
 def packed_before(model: PixelCNNpp, dtype: torch.dtype) -> CachedSampler:
@@ -303,8 +312,9 @@ def sample_images(
     arguments, result and errors are those of `CachedSampler.sample`. A network is packed again
     where one of its weights has changed.
     """
-    request, execution = Request.make(n, choices), Execution(threads, precision)
-    return draw(model, request, (height, width), context, progress, execution)
+    request = Request.make(n, choices)
+    with torch_threads(threads):
+        return draw(model, request, (height, width), context, progress, precision)
 
 
 def obstacle_of(model: PixelCNNpp) -> str | None:

@@ -1,26 +1,20 @@
-"""Images into files: one .npz, or a folder that several processes fill and that goes on."""
+"""The images of a request, drawn by all processes, and into one file."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..distributed import distributed_map, process_group, rank_and_size
-from ..fields import difference, structure
-from ..files import file_sha256, lock_folder, read_json, write_atomically, write_json, write_npz
-from ..pictures import is_diverged, nhwc_bytes, png
-from ..runs import RunFolder
+from ..files import write_npz
+from ..pictures import is_diverged, nhwc_bytes
 from .request import Progress, Request
 
 T = TypeVar("T")
@@ -41,14 +35,14 @@ def draw_parts(
 ) -> Iterator[T]:
     """Draw parts on all ranks; rank 0 alone yields keep(part, images) of each, in order.
 
-    progress: called with the number of images that are there. done: how many were there before.
+    progress: called with the number of images so far, `done` before the first.
     """
     size = rank_and_size()[1]
-    before = list(accumulate((part.count for part in parts), initial=done))
+    starts = list(accumulate((part.count for part in parts), initial=done))
 
     def work(number: int) -> T:
         # The other processes draw the parts behind this one meanwhile.
-        first, last = before[number], before[min(number + size, len(parts))]
+        first, last = starts[number], starts[min(number + size, len(parts))]
 
         def report(fraction: float) -> None:
             if progress is not None:
@@ -71,243 +65,18 @@ def gather(
     return torch.cat(parts) if parts else None
 
 
-class Filled(NamedTuple):
-    """Numbers of images: those there before, those drawn by this call, and how many of these
-    diverged."""
-
-    there: int
-    drawn: int
-    diverged: int
-
-
-def fill(folder: Folder, draw: DrawPart, chunk: int, progress: Progress | None = None) -> Filled:
-    """Draw the images that a folder lacks; each process writes the files that it draws."""
-    rank, size = rank_and_size()
-    holder = "another process that draws into it"
-    with process_group(), lock_folder(folder.path, holder) if rank == 0 else nullcontext():
-        (missing,) = distributed_map([folder], type(folder).missing)  # which rank 0 looks up
-        parts = folder.parts(missing, chunk, size)
-        drawn = sum(part.count for part in parts)
-        there, diverged = folder.request.count - drawn, 0
-        if progress is not None:
-            progress(there)
-        results = draw_parts(draw, parts, folder.keep, progress, there)
-        for part, (digests, lost) in zip(parts, results, strict=rank == 0):
-            folder.record(part, digests)
-            diverged += lost
-    return Filled(there, drawn, diverged)
-
-
-@dataclass
-class Manifest:
-    """The drawing of a folder, and the SHA-256 of each file that is there."""
-
-    description: dict[str, Any]
-    first_index: int
-    image_shape: list[int]
-    shard_size: int = 1
-    n: int = 0
-    sha256: list[str | None] = field(default_factory=list)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All that is the same for all files."""
-        own = {name: getattr(self, name) for name in ("first_index", "image_shape", "shard_size")}
-        return {**self.description, **own}
-
-    @classmethod
-    def read(cls, path: Path) -> Manifest:
-        """Read a manifest. Raises ValueError, naming the file, if it is damaged."""
-        values = read_json(path)
-        try:
-            found = structure(values, cls)
-            files = len(found.sha256)
-            if found.shard_size < 1 or files != -(-found.n // found.shard_size):
-                raise ValueError(f"it lists {files} files of {found.n} images")
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
-        return found
-
-
-class Folder:
-    """The images of a request in numbered files of `size` images, each written whole or not at all.
-
-    description: all that decides the images beside their numbers, as JSON. drawing: the manifest.
-    """
-
-    manifest: ClassVar[str]
-    filename: ClassVar[str]  # of a file by its number; of a picture by its image's index
-    pattern: ClassVar[str]
-    size = 1
-
-    def __init__(
-        self,
-        path: Path,
-        request: Request,
-        image_shape: Sequence[int],
-        description: Mapping[str, Any] | None = None,
-        size: int | None = None,
-    ) -> None:
-        self.path, self.request, self.size = path, request, size or self.size
-        shape = list(image_shape)
-        self.drawing = Manifest(dict(description or {}), request.first_index, shape, self.size)
-
-    @staticmethod
-    def encode(images: Tensor) -> bytes:
-        """The content of a file of images (N, C, H, W)."""
-        raise NotImplementedError
-
-    def file(self, number: int) -> Path:
-        """The path of a file."""
-        index = self.request.first_index + number
-        return self.path / self.filename.format(number=number, index=index)
-
-    def missing(self) -> list[tuple[int, int]]:
-        """Spans (first, end) of images to draw, one for each file that lacks some.
-
-        Raises ValueError for a folder of something else, and for files that were changed.
-        """
-        self._read_manifest()
-        n, size = self.request.count, self.size
-        there, digests = self.drawing.n, self.drawing.sha256
-        if there > n and size > 1:
-            raise ValueError(
-                f"{self.path} holds a drawing of {there} images: ask for {there} or more, not {n}"
-            )
-        found = []
-        for number, stated in enumerate(digests[: -(-n // size)]):
-            if stated is None or (size == 1 and not self.file(number).exists()):
-                found.append((number * size, min((number + 1) * size, n)))
-            else:
-                check_file(self.file(number), stated)
-        if there < n:
-            if there % size and digests[-1] is not None:
-                digests[-1] = None  # its file is written anew, with the images that it has
-                found.append((there, min(-(-there // size) * size, n)))
-            firsts = range(len(digests) * size, n, size)
-            found += [(first, min(first + size, n)) for first in firsts]
-            digests += [None] * len(firsts)
-            self._write_manifest()
-        return found
-
-    def parts(self, missing: list[tuple[int, int]], chunk: int, ranks: int) -> list[Request]:
-        """The missing files in parts of about `chunk` images, smaller if a rank would get none."""
-        most = self.size * max(1, min(chunk // self.size, -(-len(missing) // ranks)))
-        spans: list[tuple[int, int]] = []
-        for first, end in missing:
-            if spans and spans[-1][1] == first and end - spans[-1][0] <= most:
-                first = spans.pop()[0]
-            spans.append((first, end))
-        return [self.request.part(first, end - first) for first, end in spans]
-
-    def keep(self, part: Request, images: Tensor) -> tuple[list[str], int]:
-        """Write a part's images (N, C, H, W); the digests of its files, how many diverged."""
-        x = images.detach().float().cpu()
-        first, before = divmod(part.first_index - self.request.first_index, self.size)
-        if before:  # images of the first file that were there
-            x = torch.cat([torch.from_numpy(np.load(self.file(first))[:before]), x])
-        digests = []
-        for number, some in enumerate(x.split(self.size), first):
-            content = self.encode(some)
-            write_atomically(self.file(number), content)
-            digests.append(hashlib.sha256(content).hexdigest())
-        return digests, int(is_diverged(images).sum())
-
-    def record(self, part: Request, digests: list[str]) -> None:
-        """Enter the files of a part in the manifest; after a crash the others are drawn again."""
-        first = (part.first_index - self.request.first_index) // self.size
-        for number, digest in enumerate(digests, first):
-            if not self.file(number).exists():
-                raise ValueError(f"{self.path} must be a folder that all machines share")
-            self.drawing.sha256[number] = digest
-        self._write_manifest()
-
-    def _write_manifest(self) -> None:
-        self.drawing.n = len(self.drawing.sha256) if self.size == 1 else self.request.count
-        write_json(self.path / self.manifest, asdict(self.drawing))
-
-    def _read_manifest(self) -> None:
-        """Read `drawing`, if the folder has one. Raises as `missing` does."""
-        path = self.path / self.manifest
-        if RunFolder(self.path).config.exists():
-            raise ValueError(f"{self.path} is the folder of a run or a pair: choose another one")
-        for kind in Folder.__subclasses__():
-            if kind.manifest != self.manifest and (self.path / kind.manifest).exists():
-                raise ValueError(f"{self.path} holds {kind.pattern}: choose another folder")
-        if not path.exists():
-            if any(self.path.glob(self.pattern)):
-                raise ValueError(
-                    f"{self.path} holds {self.pattern} without {self.manifest}: choose another "
-                    "folder"
-                )
-            return
-        found = Manifest.read(path)
-        if other := difference(found.settings, self.drawing.settings):
-            raise ValueError(f"{self.path} holds another drawing: {other}; choose another folder")
-        self.drawing = found
-
-
-class Shards(Folder):
-    """Files shard_00000.npy, ..., float32 (size, C, H, W), the last one with the rest."""
-
-    manifest = "shards.json"
-    filename, pattern = "shard_{number:05d}.npy", "shard_*.npy"
-    size = 128
-
-    @staticmethod
-    def encode(images: Tensor) -> bytes:
-        buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(images.numpy(), "<f4"))
-        return buffer.getvalue()
-
-
-class Pictures(Folder):
-    """PNG files of one image, 8 bits a channel, named after its number: 00000000.png is image 0.
-
-    Images that diverged are grey.
-    """
-
-    manifest = "images.json"
-    filename, pattern = "{index:08d}.png", "*.png"
-
-    @staticmethod
-    def encode(images: Tensor) -> bytes:
-        return png(nhwc_bytes(images)[0])
-
-
-def check_file(path: Path, stated: str) -> None:
-    """Raise ValueError unless a file has that SHA-256."""
-    if file_sha256(path) != stated:
-        raise ValueError(
-            f"{path} does not hold the images that were drawn into it: remove its folder to draw "
-            "again"
-        )
-
-
-def check_folder(folder: Path) -> None:
-    """Raise ValueError unless a folder with a manifest holds all of its files, unchanged."""
-    for kind in (Shards, Pictures):
-        if not (folder / kind.manifest).exists():
-            continue
-        found = Manifest.read(folder / kind.manifest)
-        if None in found.sha256:
-            raise ValueError(f"{folder} is unfinished: repeat the command that draws it to go on")
-        for number, stated in enumerate(found.sha256):
-            name = kind.filename.format(number=number, index=found.first_index + number)
-            check_file(folder / name, str(stated))
-
-
 def write_images(
     path: Path,
     x: Tensor,
     request: Request,
-    asked: Mapping[str, Any] | None = None,
+    key: Mapping[str, Any] | None = None,
     *,
     n_classes: int = 0,
 ) -> None:
     """Write the images x (N, C, H, W) of a request as one compressed .npz, with what decides them.
 
-    asked: more of that, as JSON. n_classes: of the models, whose labels are kept as `label`.
+    key: more of that, as JSON, kept as `asked`. n_classes: of the models, whose labels are kept as
+    `label`.
     """
     arrays = {
         "x": x.numpy(force=True),
@@ -317,7 +86,7 @@ def write_images(
     labels = request.labels(n_classes)
     if labels is not None:
         arrays["label"] = labels.numpy(force=True)
-    write_npz(path, arrays if asked is None else {**arrays, "asked": np.array(json.dumps(asked))})
+    write_npz(path, arrays if key is None else {**arrays, "asked": np.array(json.dumps(key))})
 
 
 def write_adm_npz(path: Path, x: Tensor) -> None:

@@ -9,14 +9,14 @@ pixel itself). Every activation of the network is computed once per image.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..nn.layers import GatedResnet, WeightNormConv
-from ..nn.pixelcnnpp import PixelCNNpp, fourier_features
+from ..nn.pixelcnnpp import Block, ContextEncoder, Hidden, PixelCNNpp, fourier_features
 from .operations import ADDENDS, NONE, Array, Cache, Op, Phase, Term
 
 NO_RAWS = (NONE, NONE)
@@ -68,7 +68,7 @@ class Program:
             for phase, rows in ((Phase.VERTICAL, 2), (Phase.HORIZONTAL, 1))
         )
         self.context = NONE
-        e_u, e_ul = self._encoder() if model.encoder is not None else (NONE, NONE)
+        e_u, e_ul = self._encoder(model.encoder) if model.encoder else (NONE, NONE)
         # The stem reads two rows above the current one.
         own = self.image_channels * self.features.shape[1] + self._pixel_width * self.image_again
         self.image = self._cache(0, self._pixel_width + own, 3)
@@ -94,7 +94,7 @@ class Program:
 
     def _block(
         self,
-        block: nn.Module,
+        block: Block,
         acts: tuple[int, int],
         raws: tuple[int, int],
         stack: list[tuple[int, int]] | None = None,
@@ -103,7 +103,7 @@ class Program:
 
         stack: on the way down, caches whose last pair are the skips of the next layer.
         """
-        layers = list(cast(Any, block))
+        layers = list(block)
         for i, (res_u, res_ul) in enumerate(layers):
             raw_u, raw_ul = raws if i == len(layers) - 1 else NO_RAWS
             skips = [[act] for act in stack.pop()] if stack is not None else [[], []]
@@ -132,20 +132,14 @@ class Program:
     def _values(self, resolution: int, rows: int = 1) -> int:
         return self._cache(resolution, self._f, rows, operand=False)
 
-    def _add(
-        self,
-        stream: _Stream,
-        resolution: int,
-        bias: Array,
-        terms: list[Term],
-        act_out: int | None = None,
-        **outputs: Any,
-    ) -> int:
-        """Add an operation; the cache of its value's concat_elu, by default a new one."""
-        if act_out is None:
-            act_out = self._cache(resolution, 2 * self._f, stream.rows)
-        self.ops.append(Op(stream.phase, resolution, bias, terms, act_out=act_out, **outputs))
-        return act_out
+    def _act(self, stream: _Stream, resolution: int) -> int:
+        """A new cache of concat_elu of the values of a layer."""
+        return self._cache(resolution, 2 * self._f, stream.rows)
+
+    def _add(self, op: Op) -> int:
+        """Add an operation; the cache of its value's concat_elu."""
+        self.ops.append(op)
+        return op.act_out
 
     def _terms(
         self, stream: _Stream, cache: int, weight: Array, rows: tuple[int, ...] | None = None
@@ -183,7 +177,10 @@ class Program:
         weight, bias = folded(model.stem_u)
         weight[:, ones, 1, 1] += bias
         terms = self._terms(self._u, self.image, self._on_image(weight), (-2, -1))
-        u = self._add(self._u, 0, zero, terms, add=e_u, residual_out=self._u.residual[0])
+        u, ul = self._act(self._u, 0), self._act(self._ul, 0)
+        self._add(
+            Op(Phase.VERTICAL, 0, zero, terms, add=e_u, residual_out=self._u.residual[0], act_out=u)
+        )
         above, bias = folded(model.stem_ul_above)
         above[:, ones, 0, 1] += bias
         left, bias = folded(model.stem_ul_left)
@@ -191,7 +188,9 @@ class Program:
         above[:, :, 0, 0] += left[:, :, 0, 0]
         terms = self._terms(self._ul, self.image, self._on_image(above), (-1,))
         terms += self._terms(self._ul, self.image, self._on_image(left[:, :, 1:]), (0,))
-        return u, self._add(self._ul, 0, zero, terms, add=e_ul, residual_out=self._ul.residual[0])
+        residual = self._ul.residual[0]
+        self._add(Op(Phase.HORIZONTAL, 0, zero, terms, add=e_ul, residual_out=residual, act_out=ul))
+        return u, ul
 
     def _resnet(
         self,
@@ -200,7 +199,7 @@ class Program:
         x: int,
         skips: list[int],
         raw_out: int,
-        caches: tuple[int | None, int | None] = (None, None),
+        caches: tuple[int, int] | None = None,
     ) -> int:
         """caches: of h and of the result, by default new ones."""
         resolution = self.caches[x].resolution
@@ -210,35 +209,41 @@ class Program:
             skip_weight, skip_bias = folded(layer.nin_skip)
             bias = bias + skip_bias
             # concat_elu([a, b]) has the channels a, b, -a, -b; each cache holds a, -a.
-            parts = skip_weight.reshape(self._f, 2, len(skips), self._f)
+            skip_weight = skip_weight.reshape(self._f, 2, len(skips), self._f)
             for i, skip in enumerate(skips):
-                own = parts[:, :, i].reshape(self._f, 1, 2 * self._f)
+                weight = skip_weight[:, :, i].reshape(self._f, 1, 2 * self._f)
                 # The first skip of ul is u, of which the whole row is known.
                 row_part = stream.phase == Phase.HORIZONTAL and i == 0
-                terms.append(Term(skip, 0, 0, own, row_part))
-        h = self._add(stream, resolution, bias, terms, caches[0])
+                terms.append(Term(skip, 0, 0, weight, row_part))
+        h, act = caches or (self._act(stream, resolution), self._act(stream, resolution))
+        self._add(Op(stream.phase, resolution, bias, terms, act_out=h))
         weight, bias = folded(layer.conv_out)
         projection = layer.condition_weight  # (2F, D)
         return self._add(
-            stream,
-            resolution,
-            bias,
-            self._terms(stream, h, weight),
-            caches[1],
-            gate=True,
-            projection=None if projection is None else as_numpy(projection).astype(np.float64),
-            residual_in=stream.residual[resolution],
-            residual_out=stream.residual[resolution],
-            raw_out=raw_out,
+            Op(
+                stream.phase,
+                resolution,
+                bias,
+                self._terms(stream, h, weight),
+                gate=True,
+                projection=None if projection is None else as_numpy(projection).astype(np.float64),
+                residual_in=stream.residual[resolution],
+                residual_out=stream.residual[resolution],
+                act_out=act,
+                raw_out=raw_out,
+            )
         )
 
-    def _downsize(self, stream: _Stream, layer: nn.Module, raw: int) -> int:
+    def _downsize(self, stream: _Stream, layer: WeightNormConv, raw: int) -> int:
         resolution = self.caches[raw].resolution + 1
         weight, bias = folded(layer)
-        terms = self._terms(stream, raw, weight)
-        return self._add(stream, resolution, bias, terms, residual_out=stream.residual[resolution])
+        terms, residual = self._terms(stream, raw, weight), stream.residual[resolution]
+        act = self._act(stream, resolution)
+        return self._add(
+            Op(stream.phase, resolution, bias, terms, residual_out=residual, act_out=act)
+        )
 
-    def _upsize(self, stream: _Stream, layer: nn.Module, raw: int) -> int:
+    def _upsize(self, stream: _Stream, layer: WeightNormConv, raw: int) -> int:
         """One operation per parity of row and column, each with the taps that fall there."""
         resolution = self.caches[raw].resolution - 1
         weight, bias = folded(layer)  # (c, n, 2, kw)
@@ -246,16 +251,13 @@ class Program:
         # y[2i + a, 2j + b - first] += w[a, b] x[i, j]: the taps of an output column of each parity,
         # in the order of j (for "down", first = 1: an odd column takes b = 2 of j, 0 of j + 1).
         columns = ([1], [2, 0]) if stream.phase == Phase.VERTICAL else ([0], [1])
-        act = None
+        act, residual = self._act(stream, resolution), stream.residual[resolution]
         for row in (0, 1):
             for column, taps in enumerate(columns):
                 terms = [Term(raw, 0, 0, weight[:, :, row, taps].swapaxes(1, 2))]
-                parity = {"row_parity": row, "column_parity": column}
-                residual = stream.residual[resolution]
-                act = self._add(
-                    stream, resolution, bias, terms, act, residual_out=residual, **parity
-                )
-        assert act is not None
+                op = Op(stream.phase, resolution, bias, terms, residual_out=residual, act_out=act)
+                op.row_parity, op.column_parity = row, column
+                self._add(op)
         return act
 
     def _head(self, ul: int) -> None:
@@ -273,16 +275,16 @@ class Program:
             ]
         terms = [self._point(ul, w) for w in weights]
         if self._model.hidden is not None:
-            hidden = self._hidden(ul)
+            hidden = self._hidden(self._model.hidden, ul)
             # The layer itself is in bfloat16, so its operands have one addend; weights have two.
             addends = split(on_hidden)[:2] if self.image_addends == 2 else [on_hidden]
             terms = [*(self._point(hidden, addend) for addend in addends), *terms]
         self.params = self._cache(0, self._model.config.n_params, 1, operand=False)
-        self.ops.append(Op(Phase.HEAD, 0, bias, terms, residual_out=self.params))
+        self._add(Op(Phase.HEAD, 0, bias, terms, residual_out=self.params))
 
-    def _hidden(self, ul: int) -> int:
+    def _hidden(self, layer: Hidden, ul: int) -> int:
         """The hidden layer of the head: like the stem of ul, with elu(ul) for one more term."""
-        layer, ones = cast(Any, self._model.hidden), self.image_channels
+        ones = self.image_channels
         above, bias = folded(layer.above)
         above[:, ones, 0, 1] += bias
         left, bias = folded(layer.left)
@@ -291,12 +293,11 @@ class Program:
         terms = self._terms(self._ul, self.image, self._on_image(above, alone=True), (-1,))
         terms += self._terms(self._ul, self.image, self._on_image(left, alone=True), (0,))
         act = self._cache(0, 2 * len(bias), self._ul.rows)
-        return self._add(self._ul, 0, bias, [*terms, self._point(ul, on_ul)], act)
+        terms.append(self._point(ul, on_ul))
+        return self._add(Op(Phase.HORIZONTAL, 0, bias, terms, act_out=act))
 
-    def _encoder(self) -> tuple[int, int]:
+    def _encoder(self, encoder: ContextEncoder) -> tuple[int, int]:
         """The operations of the context's encoder; the caches of e_u and e_ul."""
-        encoder = self._model.encoder
-        assert encoder is not None
         width = self._model.config.context_filters or self._f
         self.context = self._cache(0, self._pixel_width, 0)
         act, h = self._cache(0, 2 * width, 0), self._cache(0, 2 * width, 0)
@@ -307,14 +308,15 @@ class Program:
         raws = [NONE] * len(encoder.layers) + [raw]
         weight, bias = folded(encoder.stem)
         terms = self._terms(stream, self.context, self._on_image(weight))
-        self._add(stream, 0, bias, terms, act, residual_out=residual, raw_out=raws[0])
+        self._add(
+            Op(Phase.ENCODER, 0, bias, terms, residual_out=residual, act_out=act, raw_out=raws[0])
+        )
         for layer, raw_out in zip(encoder.layers, raws[1:], strict=True):
-            assert isinstance(layer, GatedResnet)
             self._resnet(stream, layer, act, [], raw_out, (h, act))
         outputs = self._values(0, 0), self._values(0, 0)
         for output, nin in zip(outputs, (encoder.nin_u, encoder.nin_ul), strict=True):
             weight, bias = folded(nin)
-            self._add(stream, 0, bias, [self._point(raw, weight)], NONE, residual_out=output)
+            self._add(Op(Phase.ENCODER, 0, bias, [self._point(raw, weight)], residual_out=output))
         return outputs
 
 
@@ -339,24 +341,23 @@ def as_numpy(parameter: Tensor) -> Array:
     return values.numpy(force=True)
 
 
-def folded(layer: nn.Module) -> tuple[Array, Array]:
+def folded(layer: WeightNormConv) -> tuple[Array, Array]:
     """(weight, bias) with weight norm folded in float64.
 
     A filter is NaN, which no sampler takes, where the network's own dtype does not hold its norm.
     """
-    assert isinstance(layer, WeightNormConv)
-    given = [as_numpy(p) for p in (layer.weight_v, layer.weight_g, layer.bias)]
-    v, g, bias = (values.astype(np.float64) for values in given)
+    parameters = [as_numpy(p) for p in (layer.weight_v, layer.weight_g, layer.bias)]
+    v, g, bias = (values.astype(np.float64) for values in parameters)
     norm = np.sqrt(np.square(v).sum(layer.filter_dims, keepdims=True))
-    limits = np.finfo(given[0].dtype)
+    limits = np.finfo(parameters[0].dtype)
     norm[(norm < limits.tiny) | (norm > limits.max)] = np.nan
     return v * (g.reshape(norm.shape) / norm), bias
 
 
 def split(values: Array) -> list[Array]:
     """ADDENDS arrays of bfloat16 values whose sum is `values` to the rounding of float32."""
-    parts = []
+    addends = []
     for _ in range(ADDENDS):
-        parts.append(torch.from_numpy(values).bfloat16().double().numpy())
-        values = values - parts[-1]
-    return parts
+        addends.append(torch.from_numpy(values).bfloat16().double().numpy())
+        values = values - addends[-1]
+    return addends

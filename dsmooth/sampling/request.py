@@ -1,4 +1,4 @@
-"""A request for images: all that decides them, beside the weights, and how to carry it out."""
+"""A request for images: all that decides them, beside the weights."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any, Literal, SupportsIndex, TypedDict
+from typing import Any, Literal, SupportsIndex, TypedDict, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..config import Method, ModelConfig, Precision
-from ..fields import ArgumentError, check_choices, check_number, check_whole
+from ..fields import ArgumentError, check_choices, check_number, check_one_of
 from ..nn.condition import check_label
 from ..nn.images import check_images, check_like, check_scale
 from ..philox import Stream, image_words, split_seed, whole_index
@@ -29,13 +29,13 @@ Label = int | Literal["each", "prior"] | Tensor | None
 Progress = Callable[[float], None]
 
 
-def split(progress: Progress | None, steps: int) -> Iterator[Progress | None]:
-    """The progress of each of `steps` equally long steps, as a part of the whole."""
+def in_steps(progress: Progress | None, steps: int) -> Iterator[Progress | None]:
+    """The progress of each of `steps` equally long steps, as a fraction of the whole."""
 
-    def part(step: int) -> Progress | None:
+    def of_step(step: int) -> Progress | None:
         return None if progress is None else lambda done: progress((step + done) / steps)
 
-    yield from map(part, range(steps))
+    yield from map(of_step, range(steps))
 
 
 class Choices(TypedDict, total=False):
@@ -182,28 +182,38 @@ class Request:
             )
 
     @classmethod
-    def make(cls, count: int, choices: Choices, **for_a_pair: Any) -> Request:
+    def make(
+        cls,
+        count: int,
+        choices: Choices,
+        method: Method = "two-step",
+        x_tilde: Tensor | None = None,
+    ) -> Request:
         """The request of a user's choices."""
         names = Choices.__annotations__
-        unknown = [name for name in choices if name not in names]
-        if unknown:
-            raise TypeError(f"there is no argument {unknown[0]!r}; see {', '.join(names)}")
-        others: dict[str, Any] = dict(choices)
-        seed, generator = choices.get("seed", 0), others.pop("generator", None)
+        for name in choices:
+            if name not in names:
+                raise TypeError(f"there is no argument {name!r}; see {', '.join(names)}")
+        seed, generator = choices.get("seed", 0), choices.get("generator")
         if generator is not None:
             if "seed" in choices:
                 raise ValueError("seed and generator were both given: leave one out")
             random = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
             seed = int(random)
-        if seed is None:
-            seed = secrets.randbits(32)
-            LOG.warning("drew seed %d; seed=%d gives the same images again", seed, seed)
-        images, mask = others.pop("known", None), others.pop("mask", None)
+        images, mask = choices.get("known"), choices.get("mask")
         if (images is None) != (mask is None):
             raise ValueError("known and mask must be given together")
-        if images is not None:
-            others["known"] = known_pixels(images, mask, count)
-        return cls(count, **{**for_a_pair, **others, "seed": seed})
+        return cls(
+            count,
+            drawn_seed() if seed is None else seed,
+            choices.get("first_index", 0),
+            method,
+            choices.get("temperature", 1.0),
+            None if images is None or mask is None else known_pixels(images, mask, count),
+            choices.get("label"),
+            choices.get("guidance", 0.0),
+            x_tilde,
+        )
 
     def labels(self, n_classes: int, device: torch.device | str = "cpu") -> Tensor | None:
         """The label of every image for a model of `n_classes`; None for a model without classes.
@@ -213,8 +223,10 @@ class Request:
         """
         label, modulus = self.label, max(n_classes, 1)
         if isinstance(label, str) and label == "prior":
-            where: dict[str, Any] = {"seed": self.seed, "first_index": self.first_index}
-            words = image_words(self.count, 1, stream=Stream.CLASS, device=device, **where)
+            first, stream = self.first_index, Stream.CLASS
+            words = image_words(
+                self.count, 1, seed=self.seed, first_index=first, stream=stream, device=device
+            )
             label = words[:, 0, 0] * modulus >> 32
         elif isinstance(label, str):
             first = self.first_index % modulus
@@ -241,16 +253,16 @@ class Request:
 
     def part(self, offset: int, count: int) -> Request:
         """The `count` images behind the first `offset` ones, drawn the same way."""
-        here = slice(offset, offset + count)
-        known, label, x_tilde = self.known, self.label, self.x_tilde
-        if known is not None:
-            known = KnownPixels(known.images[here], known.mask[here])
-        if isinstance(label, Tensor):
-            label = label[here]
-        if x_tilde is not None:
-            x_tilde = x_tilde[here]
-        given: dict[str, Any] = {"known": known, "label": label, "x_tilde": x_tilde}
-        return replace(self, first_index=self.first_index + offset, count=count, **given)
+        span = slice(offset, offset + count)
+        known, label = self.known, self.label
+        return replace(
+            self,
+            first_index=self.first_index + offset,
+            count=count,
+            known=known and KnownPixels(known.images[span], known.mask[span]),
+            label=label[span] if isinstance(label, Tensor) else label,
+            x_tilde=None if self.x_tilde is None else self.x_tilde[span],
+        )
 
     def parts(self, chunk: int) -> list[Request]:
         """This request in parts of `chunk` images, the last one the rest."""
@@ -272,33 +284,22 @@ class Request:
         return {name: value for name, value in identity.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class Execution:
-    """How a request is carried out. It changes the images by rounding alone.
-
-    threads, max_slice: of `CachedSampler.sample`. precision: of the cached sampler; "auto" is
-    bfloat16 on a CUDA device and float32 on the CPU.
-    """
-
-    threads: int | None = None
-    precision: Precision = "auto"
-    max_slice: int | None = None
-
-    def __post_init__(self) -> None:
-        check_whole(self, ("threads", "max_slice"), 1)
-        check_choices(self)
-
-    def precision_on(self, device: torch.device) -> Precision:
-        """The precision of the cached sampler on `device`, "auto" resolved."""
-        if self.precision != "auto":
-            return self.precision
-        return "bfloat16" if device.type == "cuda" else "float32"
+def drawn_seed() -> int:
+    """A seed of 32 bits that the logger `dsmooth` states."""
+    seed = secrets.randbits(32)
+    LOG.warning("drew seed %d; seed=%d gives the same images again", seed, seed)
+    return seed
 
 
-AUTO = Execution()
+def precision_on(device: torch.device, precision: Precision) -> Precision:
+    """The precision of the cached sampler on `device`, "auto" resolved. ValueError for another."""
+    check_one_of("precision", precision, get_args(Precision))
+    if precision != "auto":
+        return precision
+    return "bfloat16" if device.type == "cuda" else "float32"
 
 
-def normal_float(name: str, value: Any, *, or_zero: bool = False) -> float:
+def normal_float(name: str, value: object, *, or_zero: bool = False) -> float:
     """A temperature, or a weight of guidance, as a float. Raises ValueError for one out of range.
 
     The samplers compute in float32. A number that is 0 there, or may be, must be 0 everywhere.
@@ -325,10 +326,10 @@ def checked_shape(count: int, channels: int, height: int, width: int) -> tuple[i
         if value < 4 or value % 4:
             raise ValueError(f"{name} must be a positive multiple of 4, got {value}")
     shape = (count, channels, height, width)
-    needed, there = 4 * math.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
+    needed, memory = 4 * math.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
         raise ValueError(
-            f"{count:,} images take {needed:,} bytes, and the machine has {there:,}: draw fewer at "
-            "a time, or into a folder of shards"
+            f"{count:,} images take {needed:,} bytes, and the machine has {memory:,}: draw fewer "
+            "at a time, or into a folder of shards"
         )
     return shape

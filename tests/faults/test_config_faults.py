@@ -17,9 +17,10 @@ import torch
 from dsmooth import ModelConfig, PixelCNNpp, SmoothedPair
 from dsmooth.config import TrainConfig
 from dsmooth.files import weight_bytes, write_atomically, write_tensors
+from dsmooth.machine import use_threads
 from dsmooth.presets import preset
 from dsmooth.runs import RunFolder
-from dsmooth.sampling.request import Execution, Request
+from dsmooth.sampling.request import Request
 from dsmooth.smoothing import GaussianSmoothing
 from tests.helpers.data_makers import refuses
 
@@ -164,6 +165,6 @@ def test_arguments_of_the_wrong_type_are_named() -> None:
         for name in ("n_filters", "n_resnet", "n_mix", "context_layers"):
             refuses(f"^{name} {message}", ModelConfig, **{name: wrong})
         if wrong is not None:
-            refuses(f"^threads {message}", Execution, threads=wrong)
+            refuses(f"^threads {message}", use_threads, wrong)
     for name, wrong in (("dropout", "0.5"), ("atoms", 3), ("dropout", None)):
         refuses(f"^{name} .*{wrong}", ModelConfig, **{name: wrong})
