@@ -228,7 +228,11 @@ def readme(repository: str) -> str:
 
 def project_urls(repository: str) -> dict[str, str]:
     """Addresses that an index shows."""
-    own = {"Repository": repository, "Changelog": f"{repository}/blob/main/CHANGELOG.md"}
+    own = {
+        "Repository": repository,
+        "Issues": f"{repository}/issues",
+        "Changelog": f"{repository}/blob/main/CHANGELOG.md",
+    }
     return {
         **(own if repository else {}),
         "Paper": "https://arxiv.org/abs/2103.15089",

@@ -45,8 +45,8 @@ def _load() -> ModuleType | str:
         if not info["extension"]:
             return (
                 f"dsmooth was installed without its extension ({info['reason']}): "
-                "`pip install --no-cache-dir --force-reinstall` without DSMOOTH_EXTENSION=0 builds "
-                "it, where a C++20 compiler is there"
+                "`pip install --no-deps --no-cache-dir --force-reinstall .` in a clone, without "
+                "DSMOOTH_EXTENSION=0 and with a C++20 compiler, builds it"
             )
         return f"the extension cannot be loaded ({error}): install again with `pip install .`"
     return _C

@@ -26,6 +26,8 @@ from tests.helpers.data_makers import random_bytes, write_images
 from tests.helpers.rank_processes import COMMAND, START, ForkedPython, free_port, wait_for_all
 
 ROOT = Path(__file__).parent.parent
+# Pages whose code and commands run, one after the other, in one folder.
+PAGES = ("README.md", *(f"docs/{page}.md" for page in ("guide", "recipes", "api/training")))
 # Options for data and weights that are not here.
 ELSEWHERE = re.compile(r"--(preset|data|data-dir|extractor) \S+ ?")
 
@@ -60,8 +62,10 @@ def test_documented_commands_and_code_run(tmp_path, monkeypatch, no_plots: None)
         shutil.copy(golden, tmp_path)
 
     ran = {"commands": 0, "python": 0}
-    for language, text in blocks("README.md", "docs/guide.md"):
-        if language == "python":
+    for language, text in blocks(*PAGES):
+        if name := re.match(r"# (\w+\.py)\n", text):
+            Path(name[1]).write_text(text)
+        elif language == "python":
             exec(compile(text.replace("sample(64", "sample(2"), "documentation", "exec"), {})
             ran["python"] += 1
             continue
@@ -70,8 +74,11 @@ def test_documented_commands_and_code_run(tmp_path, monkeypatch, no_plots: None)
             if line.startswith("dsmooth "):
                 assert run(*shrink(line)) == 0, line
                 ran["commands"] += 1
+            elif line.startswith("torchrun "):
+                launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+                subprocess.run([*launch, *shlex.split(line)[1:]], check=True, timeout=300)
     assert ran["commands"] >= 19
-    assert ran["python"] >= 6
+    assert ran["python"] >= 12
     assert (tmp_path / "samples-50k").is_dir()
 
 

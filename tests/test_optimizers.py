@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsmooth.config import OptimizerName
 from dsmooth.data import load_dataset
@@ -66,9 +66,8 @@ def stepped(
     layers: list[WeightNormConv], together: bool, steps: int = 2, scale: float = 1.0
 ) -> list[Tensor]:
     """Kernels after some steps of one gradient, all by one Muon or each by its own."""
-    names = [f"layer{i}" for i in range(len(layers))]
-    named = dict(zip(names, layers, strict=True))
-    optimizers = [Muon(named)] if together else [Muon({name: named[name]}) for name in names]
+    groups = [layers] if together else [[layer] for layer in layers]
+    optimizers = [Muon(nn.ModuleList(group)) for group in groups]
     for layer in layers:
         layer.weight_v.grad *= scale
     for _ in range(steps):
@@ -91,7 +90,7 @@ def test_filters_have_length_one_and_turn_by_the_angle() -> None:
     """A filter moves by the angle, root mean square; nearly at right angles, as gradients are."""
     layers = convolutions(SHAPES)
     weights = [layer.affine()[0].detach() for layer in layers]
-    Muon({str(i): layer for i, layer in enumerate(layers)})
+    Muon(nn.ModuleList(layers))
     for layer, weight in zip(layers, weights, strict=True):
         torch.testing.assert_close(layer.affine()[0], weight)  # the function is the same
     before = [filters(layer.weight_v.detach().clone(), layer.transposed) for layer in layers]
@@ -104,17 +103,27 @@ def test_filters_have_length_one_and_turn_by_the_angle() -> None:
 
 
 def test_the_averages_have_the_names_of_their_kernels() -> None:
-    layers = {str(i): layer for i, layer in enumerate(convolutions(SHAPES))}
-    muon = Muon(layers)
-    muon.step(torch.tensor(0.1))
-    for name, layer in layers.items():
+    layers = convolutions(SHAPES)
+    muon = Muon(nn.ModuleList(layers))
+    muon.step(0.1)
+    for i, layer in enumerate(layers):
         gradient = filters(layer.weight_v.grad, layer.transposed).flatten(1)
-        torch.testing.assert_close(muon.averages[name], (1 - MOMENTUM) * gradient)
+        torch.testing.assert_close(muon.averages[str(i)], (1 - MOMENTUM) * gradient)
+
+
+def test_a_frozen_kernel_keeps_still_and_the_rest_is_named() -> None:
+    layers = nn.ModuleList(convolutions(SHAPES[:2]))
+    layers[1].requires_grad_(False)
+    before = layers[1].weight_v.clone()
+    muon = Muon(layers)
+    muon.step(0.1)
+    assert torch.equal(layers[1].weight_v, before)
+    assert set(muon.rest) == {name for name, _ in layers.named_parameters()} - {"0.weight_v"}
 
 
 def test_a_step_has_the_momentum_of_nesterov() -> None:
     (layer,) = convolutions(SHAPES[:1])
-    muon, average = Muon({"layer": layer}), torch.zeros(1)
+    muon, average = Muon(nn.ModuleList([layer])), torch.zeros(1)
     for _ in range(2):
         v = filters(layer.weight_v.detach().clone(), False).flatten(1)
         layer.weight_v.grad = torch.randn_like(layer.weight_v)

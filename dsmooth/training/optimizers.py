@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -57,16 +57,24 @@ def filters(v: Tensor, transposed: bool) -> Tensor:
 
 
 class Muon:
-    """Momentum on kernels of weight norms, its polar factor as a step, filters kept at length 1.
+    """Momentum on a model's kernels, its polar factor as a step, filters kept at length 1.
 
-    A step adds to each filter a vector whose length is the angle, root mean square over the filters
-    of a kernel. Kernels of one shape are computed together. Nothing is read back, and all shapes
-    are fixed, so that a step can be recorded as a CUDA graph. The filters get length 1 at once.
+    The kernels are the directions `weight_v` of layers with weight norm, unless they are frozen;
+    `rest` has all other parameters by name, for an optimiser beside this one. A step adds to each
+    filter a vector whose length is the angle, root mean square over the filters of a kernel.
+    Kernels of one shape are computed together. Nothing is read back, and all shapes are fixed, so
+    that a step can be recorded as a CUDA graph. The filters get length 1 at once.
     """
 
-    def __init__(self, convs: Mapping[str, WeightNormConv]) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self.rest = dict(model.named_parameters())
+        convs: dict[str, WeightNormConv] = {}
         groups: dict[tuple[int, int], list[str]] = {}
-        for name, conv in convs.items():
+        for name, conv in model.named_modules():
+            if not isinstance(conv, WeightNormConv) or not conv.weight_v.requires_grad:
+                continue
+            convs[name] = conv
+            del self.rest[f"{name}.weight_v"]
             rows = filters(conv.weight_v.detach(), conv.transposed)
             rows /= torch.linalg.vector_norm(rows, dim=(1, 2, 3), keepdim=True)
             groups.setdefault((rows.shape[0], rows[0].numel()), []).append(name)
@@ -81,8 +89,8 @@ class Muon:
             self.averages.update(zip(names, average, strict=True))
 
     @torch.no_grad()
-    def step(self, angle: Tensor) -> None:
-        """Turn all kernels; angle: radians, float32 without dimensions."""
+    def step(self, angle: Tensor | float) -> None:
+        """Turn all kernels by their gradients; angle: radians, a tensor in float32."""
         for convs, average in self.groups:
             v = _stack((conv.weight_v for conv in convs), convs)
             gradient = _stack((conv.weight_v.grad for conv in convs), convs)
@@ -107,12 +115,8 @@ class Optimizer:
     """The optimiser that `config.optimizer` names, for all parameters of a model."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device) -> None:
-        kernels: dict[str, WeightNormConv] = {}
-        if config.optimizer == "muon":
-            kernels = {k: m for k, m in model.named_modules() if isinstance(m, WeightNormConv)}
-        self.muon = Muon(kernels) if kernels else None
-        turned = {f"{name}.weight_v" for name in kernels}
-        self.parameters = {k: p for k, p in model.named_parameters() if k not in turned}
+        self.muon = Muon(model) if config.optimizer == "muon" else None
+        self.parameters = self.muon.rest if self.muon else dict(model.named_parameters())
         self.adam = torch.optim.Adam(
             self.parameters.values(),
             lr=config.learning_rate,
