@@ -9,9 +9,11 @@ import io
 import json
 import logging
 import os
+import re
+import shlex
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from importlib import import_module
 from itertools import takewhile
@@ -34,7 +36,7 @@ from .commands.options import (
 )
 from .config import Role, TrainConfig
 from .distributed import rank_and_size
-from .fields import Argument, ArgumentError, check_number
+from .fields import check_number
 from .files import read_json
 from .machine import keep_freed_memory
 from .presets import check_one_length, preset
@@ -136,10 +138,8 @@ def _call(args: list[str]) -> int:
             return verb(command) or 0
     except BrokenPipeError:  # the reader of a pipe left
         return 141
-    except ArgumentError as error:
-        return _fail(error.told(option_types(kind)))
     except (ValueError, ArithmeticError, OSError, ImportError) as error:
-        return _fail(str(error))
+        return _fail(with_options(str(error), option_types(kind)))
     except MemoryError as error:
         return _fail(f"not enough memory {error}".rstrip())
     except RecursionError:
@@ -168,7 +168,7 @@ def _pair_commands(prog: str, command: Train, args: list[str]) -> dict[str, Trai
     if command.clusters is not None:
         check_number("clusters", command.clusters, 2)
         if "labels" in named:
-            raise ArgumentError("labels", "and", Argument("clusters"), "both name the images")
+            raise ValueError("`labels` and `clusters` both name the images")
     at = next(i for i, word in words.items() if word == "pair")
 
     def command_of(role: Role, name: str) -> Train:
@@ -200,6 +200,22 @@ def _fail(message: str, prog: str = "dsmooth", status: int = 1) -> int:
     """Print an error; returns the exit status."""
     print(shown(f"{prog}: error: {message}"), file=sys.stderr)
     return status
+
+
+def with_options(message: str, names: Collection[str]) -> str:
+    """The message of an error with the arguments in backticks that are options as typed.
+
+    `images` becomes --images, `resume=True` --resume, and `image_size=32` --image-size 32.
+    """
+
+    def option(named: re.Match[str]) -> str:
+        name, value = named.groups()
+        if name not in names:
+            return named[0]
+        flag = f"--{name.replace('_', '-')}"
+        return flag if value in (None, "True") else f"{flag} {shlex.quote(value)}"
+
+    return re.sub(r"`(\w+)(?:=([^`]+))?`", option, message)
 
 
 def option_types(kind: type) -> dict[str, Any]:
@@ -280,7 +296,7 @@ def _parse(prog: str, kind: type, args: list[str]) -> Any:
     except SystemExit as left:
         # Settings that are refused: tyro would name their field, not the option.
         refused = left.__context__ and left.__context__.__context__
-        if isinstance(refused, ArgumentError):
+        if isinstance(refused, ValueError):
             raise refused from None
         sys.stderr.write(said.getvalue())
         raise

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from .fields import (
-    ArgumentError,
     check_choices,
     check_interval,
     check_one_of,
@@ -86,16 +85,16 @@ class ModelConfig:
         check_choices(self)
         check_whole(self, ["image_channels"])
         if self.image_channels not in (1, 3):
-            raise ArgumentError("image_channels", f"must be 1 or 3, got {self.image_channels}")
+            raise ValueError(f"`image_channels` must be 1 or 3, got {self.image_channels}")
         check_whole(self, ["n_filters", "n_resnet", "n_mix", "context_filters"], 1, LARGEST)
         check_whole(self, ["context_layers", "head_filters"], 0, LARGEST)
         check_whole(self, ["fourier_features"], 0, OCTAVES)
         if self.n_classes != "auto":
             check_whole(self, ["n_classes"], 0, LARGEST)
         if self.class_names and len({*self.class_names}) != self.n_classes:
-            raise ArgumentError(
-                "class_names",
-                f"must be {self.n_classes} different names, got {', '.join(self.class_names)}",
+            raise ValueError(
+                f"`class_names` must be {self.n_classes} different names, got "
+                f"{', '.join(self.class_names)}"
             )
         check_interval(self, ["dropout"], "[0, 1)")
         check_interval(self, ["smoothing_scale"], "(-inf, inf)")
@@ -104,9 +103,9 @@ class ModelConfig:
         check_types(self)
         check_likelihood(self.likelihood, self.atom_bytes, self.smoothing_scale)
         if self.fourier_features and self.likelihood != "discretized":
-            raise ArgumentError(
-                "fourier_features",
-                f'need likelihood "discretized", whose pixels are bytes, got "{self.likelihood}"',
+            raise ValueError(
+                '`fourier_features` need likelihood "discretized", whose pixels are bytes, got '
+                f'"{self.likelihood}"'
             )
 
     @property
@@ -116,8 +115,8 @@ class ModelConfig:
         Raises ValueError while n_classes is "auto".
         """
         if self.n_classes == "auto":
-            raise ArgumentError(
-                "n_classes", 'can be "auto" in training alone, which counts the labels of its data'
+            raise ValueError(
+                '`n_classes` can be "auto" in training alone, which counts the labels of its data'
             )
         return self.n_classes
 
@@ -289,23 +288,22 @@ class TrainConfig(RunSettings):
         check_interval(self, ["clean_noise"], "[0, inf)")
         check_types(self)
         if not all(0 <= rate < 1 for rate in self.betas):
-            raise ArgumentError("betas", f"must both lie in [0, 1), got {self.betas}")
+            raise ValueError(f"`betas` must both lie in [0, 1), got {self.betas}")
         if self.kernel_rate is not None and self.optimizer != "muon":
-            raise ArgumentError("kernel_rate", f'needs optimizer "muon", got "{self.optimizer}"')
+            raise ValueError(f'`kernel_rate` needs optimizer "muon", got "{self.optimizer}"')
         if self.schedule_from >= (self.images or math.inf):
-            raise ArgumentError(
-                "images",
-                f"must be more than the {self.schedule_from} after which the schedule began again "
-                f"(schedule_from), got {self.images}",
+            raise ValueError(
+                f"`images` must be more than the {self.schedule_from} after which the schedule "
+                f"began again (`schedule_from`), got {self.images}"
             )
         if self.labels is not None and self.model.n_classes == 0:
             object.__setattr__(self, "model", replace(self.model, n_classes="auto"))
         if self.label_dropout and self.model.n_classes == 0:
-            raise ArgumentError("label_dropout", "needs a model with classes: give n_classes")
+            raise ValueError("`label_dropout` needs a model with classes: give `n_classes`")
         if self.batch_size % self.accumulate:
-            raise ArgumentError(
-                "batch_size",
-                f"must be a multiple of accumulate, got {self.batch_size} and {self.accumulate}",
+            raise ValueError(
+                f"`batch_size` must be a multiple of `accumulate`, got {self.batch_size} and "
+                f"{self.accumulate}"
             )
         conditioned = self.model.conditioning != "none"
         if conditioned != (self.role == "denoiser"):
@@ -382,7 +380,7 @@ class ProbeSettings:
         for block in self.blocks:
             check_one_of("blocks", block, BLOCKS)
         if not self.blocks:
-            raise ArgumentError("blocks", "must name a block at least")
+            raise ValueError("`blocks` must name a block at least")
         check_whole(self, ["together"], 0)
         check_whole(self, ["train_images", "test_images", "epochs"], 1)
         check_whole(self, ["seed"], 0, 2**64 - 1)

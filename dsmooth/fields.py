@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import os
 import reprlib
-import shlex
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from typing import (
     Any,
     Literal,
-    NamedTuple,
     SupportsFloat,
     SupportsIndex,
     TypeVar,
@@ -28,40 +26,10 @@ from .tables import shown
 T = TypeVar("T")
 
 
-class Argument(NamedTuple):
-    """An argument in a message, alone or with a value: `data_dir`, or `resume=True`."""
-
-    name: str
-    value: Any = None
-
-    def told(self, options: Collection[str]) -> str:
-        """The argument as in Python; `--data-dir` or `--resume` if it is one of the `options`."""
-        if self.name not in options:
-            return self.name if self.value is None else f"{self.name}={self.value}"
-        value = "" if self.value in (None, True) else f" {shlex.quote(str(self.value))}"
-        return f"--{self.name.replace('_', '-')}{value}"
-
-
-class ArgumentError(ValueError):
-    """A wrong argument: its name, "" if it has none here, and the message that follows the name.
-
-    Parts of the message that are an `Argument` name others. `str` has all names as in Python.
-    """
-
-    def __init__(self, name: str, *message: str | Argument) -> None:
-        self.name, self.parts = name, (Argument(name), *message)
-        super().__init__(self.told())
-
-    def told(self, options: Collection[str] = ()) -> str:
-        """The message of a command with these options: `--images must be at least 1, got 0`."""
-        parts = (part if isinstance(part, str) else part.told(options) for part in self.parts)
-        return " ".join(filter(None, parts))
-
-
 def check_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
     """Raise ValueError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise ArgumentError(name, f"must be one of {', '.join(map(str, allowed))}, got {value!r}")
+        raise ValueError(f"`{name}` must be one of {', '.join(map(str, allowed))}, got {value!r}")
 
 
 def make_plain(settings: Any) -> None:
@@ -103,13 +71,13 @@ def check_types(settings: Any) -> None:
         value = getattr(settings, name)
         if isinstance(hint, type) and is_dataclass(hint):  # one that is there has checked itself
             if not isinstance(value, hint):
-                raise ArgumentError(name, f"must be a {hint.__name__}, got {value!r}")
+                raise ValueError(f"`{name}` must be a {hint.__name__}, got {value!r}")
             continue
         try:
             msgspec.convert(value, hint, strict=True)
         except msgspec.ValidationError as error:
             reason = str(error).replace("`", "").replace("array", "a list").replace("null", "None")
-            raise ArgumentError(name, f"cannot be {value!r}: {reason}") from None
+            raise ValueError(f"`{name}` cannot be {value!r}: {reason}") from None
 
 
 def _given(settings: Any, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
@@ -132,11 +100,11 @@ def check_whole(
 def check_number(name: str, value: Any, least: int | None = 1, most: int | None = None) -> None:
     """Raise ValueError for what is no whole number within bounds."""
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        raise ArgumentError(name, f"must be a whole number, got {value!r}")
+        raise ValueError(f"`{name}` must be a whole number, got {value!r}")
     number = value.__index__()
     if (least is not None and number < least) or (most is not None and number > most):
         allowed = f"be at least {least}" if most is None else f"lie in {least} .. {most}"
-        raise ArgumentError(name, f"must {allowed}, got {value}")
+        raise ValueError(f"`{name}` must {allowed}, got {value}")
 
 
 # Intervals that have a word.
@@ -151,7 +119,7 @@ def check_interval(settings: Any, names: Iterable[str], interval: str) -> None:
         number = float(value) if isinstance(value, SupportsFloat) else math.nan
         if not (low < number < high or number in ends):
             allowed = _INTERVALS.get(interval, f"lie in {interval}")
-            raise ArgumentError(name, f"must {allowed}, got {value!r}")
+            raise ValueError(f"`{name}` must {allowed}, got {value!r}")
 
 
 def structure(values: Any, kind: type[T]) -> T:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from .fields import ArgumentError, check_one_of
+from .fields import check_one_of
 
 Likelihood = Literal["continuous", "discretized", "gaussian"]
 # Bytes with a probability of their own.
@@ -18,10 +18,9 @@ def bytes_of(atoms: Sequence[int] | Literal["all"], image_channels: int = 1) -> 
     if isinstance(atoms, str):
         check_one_of("atoms", atoms, ("all",))
         if image_channels != 1:
-            raise ArgumentError(
-                "atoms",
-                'can be "all" for grey images alone, for an atom is one byte in all colours; list '
-                f"the bytes: got {image_channels} image channels",
+            raise ValueError(
+                '`atoms` can be "all" for grey images alone, for an atom is one byte in all '
+                f"colours; list the bytes: got {image_channels} image channels"
             )
         return tuple(range(256))
     return tuple(atoms)
@@ -33,13 +32,13 @@ def check_likelihood(
     """Raise ValueError for an unknown likelihood, or atoms or a scale that do not go with it."""
     check_one_of("likelihood", likelihood, get_args(Likelihood))
     if likelihood == "gaussian" and not 0 < smoothing_scale < math.inf:
-        raise ArgumentError(
-            "smoothing_scale", f'must be positive for likelihood "gaussian", got {smoothing_scale}'
+        raise ValueError(
+            f'`smoothing_scale` must be positive for likelihood "gaussian", got {smoothing_scale}'
         )
     if not atoms:
         return
     if likelihood != "discretized":
-        raise ArgumentError("atoms", f'need likelihood "discretized", got {likelihood!r}')
+        raise ValueError(f'`atoms` need likelihood "discretized", got {likelihood!r}')
     whole = all(isinstance(byte, int) and 0 <= byte <= 255 for byte in atoms)
     if not whole or len(set(atoms)) != len(atoms):
-        raise ArgumentError("atoms", f"must be distinct bytes 0 .. 255, got {tuple(atoms)}")
+        raise ValueError(f"`atoms` must be distinct bytes 0 .. 255, got {tuple(atoms)}")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .distributed import from_torchrun
-from .fields import ArgumentError, check_number
+from .fields import check_number
 
 if TYPE_CHECKING:
     import torch
@@ -28,11 +28,11 @@ def choose_device(name: str | torch.device) -> torch.device:
         return torch.device("cpu")
     kind, _, index = name.partition(":")
     if kind != "cuda" or (index and not index.isdigit()):
-        raise ArgumentError("device", f'must be auto, cpu, cuda or cuda:N, got "{name}"')
+        raise ValueError(f'`device` must be auto, cpu, cuda or cuda:N, got "{name}"')
     count = torch.cuda.device_count()
     number = int(index) if index else from_torchrun("LOCAL_RANK", 0) % max(count, 1)
     if number >= count:
-        raise ArgumentError("device", f"cannot be {name}: PyTorch finds {count} CUDA devices")
+        raise ValueError(f"`device` cannot be {name}: PyTorch finds {count} CUDA devices")
     return torch.device("cuda", number)
 
 

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 
 from .config import Precision, Role, TrainConfig
-from .fields import ArgumentError
 from .nn import PixelCNNpp
 from .nn.weights import weights_digest
 from .pair import SmoothedPair
@@ -137,7 +136,7 @@ def class_number(label: str | int, names: Sequence[str]) -> int | Literal["each"
         return int(label)
     if label not in names:
         known = f" or one of {', '.join(names)}" if names else ""
-        raise ArgumentError("label", f"must be each, a number{known}, got {label}")
+        raise ValueError(f"`label` must be each, a number{known}, got {label}")
     return names.index(label)
 
 

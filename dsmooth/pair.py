@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import Method, Precision, Role
-from .fields import ArgumentError, check_number
+from .fields import check_number
 from .machine import torch_threads
 from .nn import PixelCNNpp
 from .nn.gradient import gradient_of
@@ -262,7 +262,7 @@ class SmoothedPair(nn.Module):
         self._check_images("x_tilde", x_tilde)
         guidance = normal_float("guidance", guidance, or_zero=True)
         if guidance and not self.n_classes:
-            raise ArgumentError("guidance", "is for pairs with classes, which this one has not")
+            raise ValueError("`guidance` is for pairs with classes, which this one has not")
         label = self.label_for(self.noisy, label)
         gradient = gradient_of(in_evaluation(self.noisy), x_tilde, label, guidance)
         return x_tilde + self.smoothing.scale**2 * gradient

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .fields import ArgumentError, check_number
+from .fields import check_number
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -46,7 +46,7 @@ def split_seed(seed: Any) -> tuple[int, int]:
     check_number("seed", seed, None)
     seed = seed.__index__()
     if not 0 <= seed < 2**64:
-        raise ArgumentError("seed", f"must lie in 0 .. 2**64 - 1, got {seed}")
+        raise ValueError(f"`seed` must lie in 0 .. 2**64 - 1, got {seed}")
     return seed & _MASK, seed >> 32
 
 
@@ -55,7 +55,7 @@ def whole_index(first_index: Any, n_images: int) -> int:
     check_number("first_index", first_index, None)
     first_index = first_index.__index__()
     if first_index < 0 or first_index + n_images > 2**63 - 1:
-        raise ArgumentError("first_index", f"must lie in 0 .. 2**63 - 1, got {first_index}")
+        raise ValueError(f"`first_index` must lie in 0 .. 2**63 - 1, got {first_index}")
     return int(first_index)
 
 
@@ -112,7 +112,7 @@ def image_words(
     if not isinstance(first_index, Tensor):
         first_index = whole_index(first_index, n_images)
     if not 0 <= repeat < 2**24:
-        raise ValueError(f"repeat must lie in 0 .. 2**24 - 1, got {repeat}")
+        raise ValueError(f"`repeat` must lie in 0 .. 2**24 - 1, got {repeat}")
     last_word = int(Stream(stream)) | repeat << 8
     index = first_index + torch.arange(n_images, device=device)[:, None]
     position = torch.arange(n_counters, device=device)[None, :]

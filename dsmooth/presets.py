@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from .config import OWN, ModelConfig, Role, TrainConfig
-from .fields import Argument, ArgumentError, flatten
+from .fields import flatten
 
 # Meng et al. (ICLR 2021): no averaging, no clipping, no data-dependent init; a stacked denoiser
 # with a continuous likelihood. How long they trained is not published: give images or budget.
@@ -97,7 +97,7 @@ def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
     a budget, TypeError for an unknown field.
     """
     if name not in PRESETS:
-        raise ArgumentError("preset", f"must be one of {', '.join(PRESETS)}, got {name!r}")
+        raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {name!r}")
     table = PRESETS[name]
     values = {key: value for key, value in table.items() if key in _FIELDS} | table.get(role, {})
     if settings.get("budget") is not None:
@@ -112,11 +112,9 @@ def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
 
 
 def check_one_length(given: Mapping[str, Any]) -> None:
-    """Raise ArgumentError for a budget and images, both of which say how long a run is."""
+    """Raise ValueError for a budget and images, both of which say how long a run is."""
     if None not in (given.get("budget"), given.get("images")):
-        raise ArgumentError(
-            "images", "and", Argument("budget"), "both say how long the run is: leave one out"
-        )
+        raise ValueError("`images` and `budget` both say how long the run is: leave one out")
 
 
 def as_flag(name: str, value: Any) -> str:

@@ -192,15 +192,15 @@ def test_the_labels_of_a_request() -> None:
     assert Request(5, label=7).identity()["label"] == 7
     assert "label" not in Request(5).identity()
     assert Request(5).labels(0, cpu) is None
-    refuses(r"label must lie in 0 .. 2, got 7", Request(5, label=7).labels, 3, cpu)
+    refuses(r"`label` must lie in 0 .. 2, got 7", Request(5, label=7).labels, 3, cpu)
     with pytest.raises(ValueError, match=r"label must lie in 0 .. 2, got 0 .. 3"):
         Request(2, label=torch.tensor([0, 3])).labels(3, "meta")  # as a GPU: nobody looks there
     with pytest.raises(TypeError, match=r"must be floating point, got torch.int64"):
         Request(2, label=torch.eye(3).long()[:2]).labels(3)
     for wrong in (-1, True, "all", 0.5):
-        refuses("label must be a class", Request, 5, label=wrong)
+        refuses("`label` must be a class", Request, 5, label=wrong)
     for wrong in (torch.zeros(4, dtype=torch.int64), torch.zeros(())):
-        refuses(r"label must have shape \(5,\)", Request, 5, label=wrong)
+        refuses(r"`label` must have shape \(5,\)", Request, 5, label=wrong)
 
 
 @pytest.mark.parametrize(("noisy", "denoiser"), [(0, CLASSES), (CLASSES, 0)])
@@ -223,11 +223,11 @@ def test_guidance_of_a_pair_is_for_the_models_with_classes(noisy: int, denoiser:
 
 def test_guidance_is_refused_without_classes(tmp_path, capsys) -> None:
     pair = tiny_pair(classes=(0, 0))
-    message = "guidance is for .* with classes, which (this one has|these have) not"
+    message = "guidance`? is for .* with classes, which (this one has|these have) not"
     for draw in (pair.sample, partial(sequential_sample, pair.noisy, height=8, width=8)):
         refuses(message, draw, 2, guidance=1.0)
     refuses(message, pair.single_step, torch.zeros(2, 1, 8, 8), guidance=1.0)
-    with pytest.raises(ValueError, match="guidance must be 0, or positive and a normal float32"):
+    with pytest.raises(ValueError, match="`guidance` must be 0, or positive and a normal float32"):
         pair.single_step(torch.zeros(2, 1, 8, 8), guidance=math.nan)
     pair.save_pretrained(tmp_path)
     out = str(tmp_path / "x.png")

@@ -95,8 +95,8 @@ def test_agreement_of_known_tables():
 @pytest.mark.parametrize(
     ("model", "count", "n_clusters", "words"),
     [
-        ({}, 8, 1, "n_clusters must be"),
-        ({}, 8, 9, "n_clusters must be at most the 8 images"),
+        ({}, 8, 1, "`n_clusters` must be"),
+        ({}, 8, 9, "`n_clusters` must be at most the 8 images"),
         ({"channels": 3}, 8, 2, "images of 3 channels"),
         ({"conditioning": "concat"}, 8, 2, "give a noisy model"),
     ],
@@ -143,7 +143,7 @@ def test_labels_of_other_classes_are_not_a_models() -> None:
     with pytest.raises(ValueError, match="other classes than the model's cluster 0, cluster 1"):
         classify(pair, digits)
     assert class_number("cluster 2", names) == class_number(2, names) == 2
-    with pytest.raises(ValueError, match="label must be each, a number or one of cluster 0"):
+    with pytest.raises(ValueError, match="`label` must be each, a number or one of cluster 0"):
         class_number("cat", names)
 
 
@@ -155,7 +155,7 @@ def test_training_takes_classes_from_its_data() -> None:
     assert with_data(config, named, held_out, False).model.class_names == named.class_names
     for wrong in (3, 7):
         other = replace(config, model=replace(config.model, n_classes=wrong))
-        with pytest.raises(ValueError, match="n_classes must be 4, for the classes a, b, c, d"):
+        with pytest.raises(ValueError, match="`n_classes` must be 4, for the classes a, b, c, d"):
             with_data(other, named, held_out, False)
     auto = replace(config, model=replace(config.model, n_classes="auto"))
     assert with_data(auto, named, held_out, False).model.n_classes == 4

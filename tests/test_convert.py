@@ -64,9 +64,9 @@ def test_a_denoiser_and_a_likelihood_are_named() -> None:
     noisy = dsmooth.load_pixelcnnpp(state)
     dsmooth.SmoothedPair(noisy, denoiser, dsmooth.GaussianSmoothing(0.5), (8, 8))
     assert (denoiser.config.likelihood, noisy.config.likelihood) == ("discretized", "continuous")
-    with pytest.raises(ValueError, match="conditioning must be one of none, stack, got 'concat'"):
+    with pytest.raises(ValueError, match="`conditioning` must be one of none, stack, got 'concat'"):
         dsmooth.load_pixelcnnpp(state, conditioning="concat")
-    refuses("likelihood must be one of", dsmooth.load_pixelcnnpp, state, likelihood="gaussian")
+    refuses("`likelihood` must be one of", dsmooth.load_pixelcnnpp, state, likelihood="gaussian")
     for source in ([], [3, state], {"epoch": 3}):
         refuses("must be a state dict of tensors, or a list that", dsmooth.load_pixelcnnpp, source)
 

@@ -48,7 +48,7 @@ def test_conversions_refuse_what_has_no_meaning() -> None:
     with pytest.raises(TypeError, match=r"x must be a torch.Tensor, got a ndarray: use torch.from"):
         to_bytes(torch.zeros(2).numpy())
     refuses(r"images must have dtype torch.uint8, got torch.float32", to_float, torch.zeros(2))
-    with pytest.raises(TypeError, match=r"images must be a torch.Tensor, got a ndarray: use torch"):
+    with pytest.raises(TypeError, match=r"images must be a torch.Tensor, got a ndarray: use"):
         to_float(torch.zeros(2).byte().numpy())
 
 
@@ -78,20 +78,20 @@ def test_missing_data_says_the_ways_out(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     for split, place in itertools.product(SPLITS, ("empty", "absent")):
         says = [tmp_path / place] + ["embedded subset"] * (name == "mnist")
-        says += ["download=True", PUBLISHED[name][1]] if name in PUBLISHED else []
+        says += ["`download=True`", PUBLISHED[name][1]] if name in PUBLISHED else []
         with refused("data_dir", *says, error=FileNotFoundError):
             load_dataset(name, split, tmp_path / place)
 
 
 def test_arguments_are_checked() -> None:
-    refuses(r"data must be one of mnist, .* got 'svhn'", load_dataset, "svhn", "train")
-    refuses("split must be one of train, test, got 'valid'", load_dataset, "mnist", "valid")
-    with pytest.raises(ValueError, match="image_size is for celeba and folder, got it for mnist"):
+    refuses(r"`data` must be one of mnist, .* got 'svhn'", load_dataset, "svhn", "train")
+    refuses("`split` must be one of train, test, got 'valid'", load_dataset, "mnist", "valid")
+    with pytest.raises(ValueError, match="`image_size` is for celeba and folder, got it for mnist"):
         load_dataset("mnist", "train", image_size=32)
-    refuses("download needs data_dir", load_dataset, "mnist", "train", download=True)
-    with pytest.raises(ValueError, match=r"download is for mnist, .* got 'folder'"):
+    refuses("`download` needs `data_dir`", load_dataset, "mnist", "train", download=True)
+    with pytest.raises(ValueError, match=r"`download` is for mnist, .* got 'folder'"):
         load_dataset("folder", "train", "absent", download=True)
-    says = ("data_dir", "download=True")
+    says = ("data_dir", "`download=True`")
     with refused("cifar10 needs the folder", *says, error=FileNotFoundError):
         load_dataset("cifar10", "train")
 

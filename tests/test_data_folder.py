@@ -136,7 +136,7 @@ def test_folder_errors_name_the_file(tmp_path: Path) -> None:
         tmp_path,
         {"b.png": random_bytes((8, 8))} | {f"{i}.png": random_bytes((30, 31)) for i in range(2)},
     )
-    refuses(r"in .*a\.png and 1 others; give image_size=8 or")
+    refuses(r"in .*a\.png and 1 others; give `image_size=8` or")
     for i in range(2):
         (tmp_path / f"{i}.png").unlink()
 
@@ -146,7 +146,7 @@ def test_folder_errors_name_the_file(tmp_path: Path) -> None:
     clear[..., 3] = 255  # a needless alpha channel
     write_images(tmp_path, {"b.png": clear})
     assert load_dataset("folder", "train", tmp_path).image_channels == 3
-    refuses("image_size must be a positive multiple of 4, got 30", image_size=30)
+    refuses("`image_size` must be a positive multiple of 4, got 30", image_size=30)
 
 
 def test_what_cannot_be_used_is_named_all_at_once(tmp_path: Path) -> None:

@@ -54,14 +54,14 @@ def test_what_is_handed_out_can_be_changed() -> None:
 
 def test_order_refuses_what_is_out_of_range() -> None:
     for arguments, message in (
-        ((0, 0, 1, 0), "n must lie in 1 .. 4294967295, got 0"),
-        ((5, -1, 1, 0), "images_seen must be at least 0, got -1"),
-        ((5, 0, 0, 0), "batch_size must be at least 1, got 0"),
-        ((5, 0, 1, -1), "seed must lie in .*, got -1"),
-        ((5, 0, 1, 2**64), "seed must lie in .*, got 18446744073709551616"),
+        ((0, 0, 1, 0), "`n` must lie in 1 .. 4294967295, got 0"),
+        ((5, -1, 1, 0), "`images_seen` must be at least 0, got -1"),
+        ((5, 0, 0, 0), "`batch_size` must be at least 1, got 0"),
+        ((5, 0, 1, -1), "`seed` must lie in .*, got -1"),
+        ((5, 0, 1, 2**64), "`seed` must lie in .*, got 18446744073709551616"),
     ):
         refuses(message, indices_at, *arguments)
-    refuses("epoch must be at least 0, got -1", epoch_order, 5, -1, 0)
+    refuses("`epoch` must be at least 0, got -1", epoch_order, 5, -1, 0)
 
 
 @pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -168,14 +168,14 @@ def test_statistics_are_compared_with_their_own_data_and_label(tmp_path: Path) -
     floor(described | {"floor_sha256": others.digest})
     with pytest.raises(ValueError, match="npz was saved with other test images than those of "):
         floor(described | {"floor_sha256": "0" * 64})
-    refuses(r"data must be mnist, as .*npz was saved, got folder", floor, {"name": "mnist"})
-    refuses(r"split must be test, as .*npz was saved, got train", floor, {"split": "test"})
+    refuses(r"`data` must be mnist, as .*npz was saved, got folder", floor, {"name": "mnist"})
+    refuses(r"`split` must be test, as .*npz was saved, got train", floor, {"split": "test"})
     assert floor({}) is None  # of nobody knows what
     real, described, threes = load_real(FrechetOptions((Path("x.npz"),), label=3), mnist, None)
     assert f"{len(real)} images of class 3 of " in described["source"]
     assert described["floor_sha256"] == threes.digest
     for label in ("each", 4):
-        with pytest.raises(ValueError, match=rf"label must be 3, as .*npz was saved, got {label}"):
+        with pytest.raises(ValueError, match=rf"`label` must be 3, as .* was saved, got {label}"):
             floor({"label": 3}, label=label)
 
 

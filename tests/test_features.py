@@ -119,7 +119,7 @@ def test_extractors_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.Monke
     fail = Mock(side_effect=OSError("no route\nto host"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     for name in ("inception-v3-compat", "vgg16"):
-        message = f"cannot load {name} .no route to host.*{tmp_path}, or take extractor=mnist"
+        message = f"cannot load {name} .no route to host.*{tmp_path}, or take .extractor=mnist"
         refuses(message, make_extractor, name, error=ConnectionError)
     refuses(r"must be mnist-classifier, inception-v3-compat, .*got 'vgg'", make_extractor, "vgg")
 
@@ -130,7 +130,7 @@ def test_images_that_cannot_be_extracted_are_named() -> None:
     for images, message in (
         (
             colour,
-            r"images of shape \(1, 28, 28\), got \(3, .* extractor=inception-v3-compat by pip",
+            r"images of shape \(1, 28, 28\), got \(3, .* `extractor=inception-v3-compat` by pip",
         ),
         (grey, "images must be uint8"),
         (grey[:0].byte(), "at least 1, got 0 images"),

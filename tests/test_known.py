@@ -155,5 +155,5 @@ def test_keep_top() -> None:
         assert mask[:, :rows].all()
         assert not mask[:, rows:].any()
     for fraction in (-0.1, 1.5, float("nan")):
-        with pytest.raises(ValueError, match=r"keep_top must lie in 0 \.\. 1, got"):
+        with pytest.raises(ValueError, match=r"`keep_top` must lie in 0 \.\. 1, got"):
             keep_top(fraction, SIZE)

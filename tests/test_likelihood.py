@@ -183,10 +183,10 @@ def test_a_plain_model_is_scored_exactly(likelihood: str) -> None:
 def test_what_cannot_be_scored_is_named() -> None:
     pair, data = tiny_pair(), random_dataset(2)
     for images, options, message in (
-        (data, {"n_noise": 0}, "n_noise must be at least 1, got 0"),
-        (data, {"limit": 0}, "limit must be at least 1, got 0"),
-        (data, {"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        (data, {"clean_noise": -1}, "clean_noise must be finite and at least 0, got -1"),
+        (data, {"n_noise": 0}, "`n_noise` must be at least 1, got 0"),
+        (data, {"limit": 0}, "`limit` must be at least 1, got 0"),
+        (data, {"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        (data, {"clean_noise": -1}, "`clean_noise` must be finite and at least 0, got -1"),
         (random_dataset(2, 12), {}, r"\(1, 8, 8\), got noise of \(1, 12, 12\): 2 images"),
         (random_dataset(2, channels=3), {}, r"got noise of \(3, 8, 8\)"),
     ):

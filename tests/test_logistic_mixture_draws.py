@@ -201,7 +201,7 @@ def test_largest_and_smallest_uniform_draw_something_finite() -> None:
         ({"image_channels": 2}, "image_channels must be 1 or 3, got 2"),
         ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
         ({"temperature": math.inf}, "temperature must be positive and finite, got inf"),
-        ({"likelihood": "other"}, "likelihood must be one of"),
+        ({"likelihood": "other"}, "`likelihood` must be one of"),
         ({"atoms": (0, 0)}, "atoms"),
         ({"atoms": "all", "image_channels": 3}, "grey images alone.*got 3 image channels"),
         ({"likelihood": "gaussian", "smoothing_scale": -1.0}, "smoothing_scale"),

@@ -78,7 +78,7 @@ def test_show_gives_a_picture_that_displays_itself() -> None:
     with pytest.raises(TypeError, match=r"x must be uint8 or floating point, got torch\.int32"):
         dsmooth.show(bytes_.int())
     for name in ("columns", "zoom"):
-        refuses(f"{name} must be at least 1, got 0", dsmooth.show, x, **{name: 0})
+        refuses(f"`{name}` must be at least 1, got 0", dsmooth.show, x, **{name: 0})
     for one in (x[0], x[0, 0], x[:1, :1].numpy()):
         assert dsmooth.show(one).size == (2 * 12 + 4, 2 * 8 + 4)
     assert dsmooth.show([*x[:3, 0]]).tobytes() == dsmooth.show(x[:3, :1]).tobytes()

@@ -283,7 +283,7 @@ FLOATS = r"must be bytes, got torch.float32 of {} to {}: dsmooth\.to_bytes\(x\)"
         ({"a": PIXELS, "b": PIXELS}, "has no split 'train', but a, b"),
         (torch.zeros(20, 1, 8, 6, dtype=torch.uint8), "multiples of 4, got 8 x 6: crop, pad"),
         ((BLACK, BLACK.expand(-1, 3, -1, -1)), "held-out images must"),
-        (PIXELS.expand(-1, 3, -1, -1), "image_channels must fit the images given, which have 3 "),
+        (PIXELS.expand(-1, 3, -1, -1), "`image_channels` must fit the images given, which have 3 "),
     ],
 )
 def test_data_that_cannot_be_trained_on(dataset: object, message: str) -> None:

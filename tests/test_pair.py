@@ -135,7 +135,7 @@ def test_counts_are_whole_numbers(tmp_path: Path, count: Any, message: str) -> N
         ("zoom", lambda: dsmooth.show(x, zoom=count)),
         ("threads", lambda: dsmooth.train(tiny(), tmp_path, threads=count)),
     ):
-        refuses(f"^{name} must {message}", call)
+        refuses(f"^`{name}` must {message}", call)
 
 
 def test_models_that_do_not_fit_are_refused() -> None:
@@ -181,7 +181,7 @@ def test_precision_is_that_of_the_cached_sampler(monkeypatch: pytest.MonkeyPatch
     rounded = pair.sample(2, precision="bfloat16", method="noisy")
     assert torch.equal(rounded, CachedSampler(pair.noisy, torch.bfloat16).sample(2, 8, 8))
     assert not torch.equal(rounded, pair.sample(2, method="noisy"))
-    with pytest.raises(ValueError, match="precision must be one of auto, float32, bfloat16, got"):
+    with pytest.raises(ValueError, match="`precision` must be one of auto, float32, bfloat16, got"):
         pair.sample(2, precision="float16")
     monkeypatch.setattr("dsmooth.sampling.cached.unavailable_reason", lambda: "no compiler")
     refuses("precision bfloat16 needs the cached sampler: ", pair.sample, 2, precision="bfloat16")
@@ -225,9 +225,9 @@ def test_images_that_a_likelihood_is_not_of_are_refused() -> None:
     refuses("values of bytes", pair.denoiser.log_prob, off_grid.clamp(-1, 1), x)
     with pytest.raises(ValueError, match=r"x_tilde must have shape \(B, 1, 8, 8\)"):
         pair.denoise(x.repeat(1, 1, 2, 2), method="single-step")
-    refuses("x must lie in", density.elbo, x * 1.2)
+    refuses("`x` must lie in", density.elbo, x * 1.2)
     one_broken = torch.stack([x[0] * torch.nan, x[1] * 1.2])
-    refuses("x must lie in", density.elbo, one_broken)
+    refuses("`x` must lie in", density.elbo, one_broken)
     for wrong in (x * 1.2, (x + 1) / 2):  # where the mask is
         with pytest.raises(ValueError, match=r"^known must (lie in|have values of bytes)"):
             pair.sample(2, known=wrong, mask=keep_top(0.5, (8, 8)))
@@ -271,7 +271,7 @@ def test_half_weights_are_packed_as_float32(caplog: pytest.LogCaptureFixture) ->
 def test_an_image_of_another_shape_gets_a_fitting_hint() -> None:
     pair, x = tiny_pair(), torch.zeros(1, 1, 8, 8)
     for size in (8, (8, 6), (8, 8, 1)):
-        with pytest.raises(ValueError, match="image_size must be a height and a width, multiples"):
+        with pytest.raises(ValueError, match="image_size must be a height and a width"):
             dsmooth.SmoothedPair(pair.noisy, pair.denoiser, pair.smoothing, size)
     with pytest.raises(TypeError, match=r"smoothing must be a Smoothing, .*, got 0\.5"):
         dsmooth.SmoothedPair(pair.noisy, pair.denoiser, 0.5, (8, 8))

@@ -67,11 +67,11 @@ def test_numbers_out_of_range() -> None:
     ends = {"seed": 2**64, "first_index": 2**63, "repeat": 2**24}
     for name, end in ends.items():
         for wrong in (-1, end):
-            with pytest.raises(ValueError, match=f"{name} must lie in 0"):
+            with pytest.raises(ValueError, match=f"`{name}` must lie in 0"):
                 image_words(1, 1, **{"seed": 0, "stream": Stream.SAMPLE, name: wrong})
     for name in ("seed", "first_index"):
         for wrong in (1.5, None, True):
-            with pytest.raises(ValueError, match=f"{name} must be a whole number, got {wrong}"):
+            with pytest.raises(ValueError, match=f"`{name}` must be a whole number, got {wrong}"):
                 image_words(1, 1, **{"seed": 0, "stream": Stream.SAMPLE, name: wrong})
 
 

@@ -43,7 +43,7 @@ def test_a_budget_takes_the_place_of_the_images(capsys: pytest.CaptureFixture[st
     assert preset("mnist", "noisy", budget=2.0).images is None
     assert run("train", "noisy", "--preset", "mnist", "--budget", "2", "--print-config") == 0
     assert json.loads(capsys.readouterr().out)["images"] is None
-    with pytest.raises(ValueError, match="images and budget both say how long the run is"):
+    with pytest.raises(ValueError, match="`images` and `budget` both say how long the run is"):
         preset("mnist", "noisy", budget=2.0, images=64)
     trained = replace(preset("mnist", "noisy", budget=2.0), images=64)  # as a run stores it
     assert train_command(trained) == "dsmooth train noisy --preset mnist --images 64"
@@ -56,7 +56,7 @@ def test_fields_of_a_model_that_is_given_are_replaced() -> None:
         own, n_filters=6, likelihood="gaussian"
     )
     for settings in ({}, {"n_filters": 6}):
-        with pytest.raises(ValueError, match=r"model must be a ModelConfig, got {}"):
+        with pytest.raises(ValueError, match=r"`model` must be a ModelConfig, got {}"):
             preset("mnist", "noisy", model={}, **settings)
 
 

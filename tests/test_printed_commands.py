@@ -21,12 +21,11 @@ import torch
 
 import dsmooth
 from dsmooth._extension import warn_once
-from dsmooth.cli import _kind, _parse, main
+from dsmooth.cli import _kind, _parse, main, with_options
 from dsmooth.commands.options import Train
 from dsmooth.commands.reproduce import choose_plan
 from dsmooth.commands.train import resume_command
 from dsmooth.config import ModelConfig, TrainConfig
-from dsmooth.fields import Argument, ArgumentError
 from dsmooth.models import load_models
 from dsmooth.pretrained import TITLE
 from dsmooth.progress import LOG, lines_shown
@@ -139,15 +138,19 @@ def test_commands_are_not_broken_by_lines() -> None:
     assert command in wrapped(f"Sentences of many words go before and behind: {command} trains on.")
 
 
-def test_an_error_names_arguments_for_python_and_for_the_command() -> None:
-    going_on = Argument("resume", True)
-    error = ArgumentError("data_dir", "must be /a/data_dir/b, or go on by", going_on)
-    assert str(error) == "data_dir must be /a/data_dir/b, or go on by resume=True"
-    assert error.told({"data_dir"}) == "--data-dir must be /a/data_dir/b, or go on by resume=True"
-    assert error.told({"resume"}).endswith("or go on by --resume")
-    pooling = ArgumentError("", "use", Argument("pooling", "mean"), "or", Argument("threads"))
-    assert str(pooling) == "use pooling=mean or threads"
-    assert pooling.told({"pooling", "threads"}) == "use --pooling mean or --threads"
+@pytest.mark.parametrize(
+    ("message", "command"),
+    [
+        ("`data_dir` must be /a/data_dir/b", "--data-dir must be /a/data_dir/b"),
+        ("go on by `resume=True`, not `no`", "go on by --resume, not `no`"),
+        ("`pooling=mean` or `seed`", "--pooling mean or `seed`"),
+        ("begin by `init=my run`", "begin by --init 'my run'"),
+        ("`dsmooth train noisy --resume`, `pip install .`", None),
+    ],
+)
+def test_the_command_names_its_options_in_an_error(message: str, command: str | None) -> None:
+    names = {"data_dir", "resume", "pooling", "init"}
+    assert with_options(message, names) == (command or message)
 
 
 def test_errors_speak_python() -> None:

@@ -291,13 +291,16 @@ def test_data_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: Any) -> 
         (train, replace(test, labels=None), "made for a test has no labels"),
         (train, replace(test, labels=test.labels - 1), "need labels of 0 or more, but made"),
         (train, wide, r"\(1, 8, 8\), got .* of \(1, 8, .*: made for a test"),
-        (train.part(slice(1)), test, "train_images must be at least 2, got 1"),
-        (train, test.part(slice(0)), "test_images must be at least 1, got 0"),
+        (train.part(slice(1)), test, "`train_images` must be at least 2, got 1"),
+        (train, test.part(slice(0)), "`test_images` must be at least 1, got 0"),
     ):
         refuses(message, probe_pair, pair, first, second, SETTINGS, path)
     for only, message in (
-        (["noisy", "plain"], "only must be among noisy, denoiser, pixels, .*, got plain; plain= g"),
-        ([], "only must be among .*, got none$"),
+        (
+            ["noisy", "plain"],
+            "`only` must be among noisy, denoiser, pixels, .*, got plain; plain=",
+        ),
+        ([], "`only` must be among .*, got none$"),
     ):
         refuses(message, probe_pair, pair, train, test, SETTINGS, path, only=only)
     # Room for all features is there, until those of the training images take some of it.

@@ -14,7 +14,6 @@ import torch
 import dsmooth
 from dsmooth.config import OWN, TrainConfig
 from dsmooth.data import load_dataset
-from dsmooth.fields import ArgumentError
 from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
 from dsmooth.training import loop, train
@@ -78,7 +77,9 @@ def test_a_finished_run_is_prolonged(tmp_path, schedule: Any, monkeypatch) -> No
     # And once more.
     train(replace(longer, images=72), tmp_path / "one", resume=True)
     assert RunFolder(tmp_path / "one").read_config()[0].schedule_from == 56
-    with pytest.raises(ValueError, match=r"images must be more than 56, to which .* was prolonged"):
+    with pytest.raises(
+        ValueError, match=r"`images` must be more than 56, to which .* was prolonged"
+    ):
         train(config, tmp_path / "one", resume=True)
 
 
@@ -104,8 +105,15 @@ DECAY = {"schedule": "exponential", "learning_rate_decay": 0.9}
     ("settings", "first", "seen", "last", "refused", "message"),
     [
         (COOLDOWN, 40, 24, 80, 32, "or until 19 images, where the learning rate falls"),
-        (DECAY, 24, 24, 40, 16, "images must be at least 24, which .* has seen"),  # it has finished
-        (DECAY, 40, 32, 32, 24, "images must be at least 32"),
+        (
+            DECAY,
+            24,
+            24,
+            40,
+            16,
+            "`images` must be at least 24, which .* has seen",
+        ),  # it has finished
+        (DECAY, 40, 32, 32, 24, "`images` must be at least 32"),
     ],
 )
 def test_a_run_whose_rates_stay_is_the_run_of_its_last_length(
@@ -130,7 +138,7 @@ def stopped(stored: TrainConfig, images_seen: int = 0) -> Checkpoint:
     return Checkpoint(Path("run/x"), {}, stored, images_seen, images_seen // 8, "")
 
 
-ONCE = "^budget is for a new run, and run is one of 40 images: images makes it longer$"
+ONCE = "^`budget` is for a new run, and run is one of 40 images: `images` makes it longer$"
 GAUSSIAN = replace(tiny(), model=replace(tiny().model, likelihood="gaussian"))
 
 
@@ -138,7 +146,7 @@ GAUSSIAN = replace(tiny(), model=replace(tiny().model, likelihood="gaussian"))
 @pytest.mark.parametrize(
     ("stored", "change", "message"),
     [
-        (tiny(), {"images": 16}, "images must be at least 32, which run has seen"),
+        (tiny(), {"images": 16}, "`images` must be at least 32, which run has seen"),
         (tiny(budget=2.0), {"budget": 4.0}, ONCE),
         (tiny(budget=2.0), {"budget": 4.0, "images": None}, ONCE),
         # The noise that a likelihood contains stays.
@@ -162,7 +170,7 @@ def test_an_unfinished_run_keeps_its_length_unless_forced(tmp_path, monkeypatch)
     config, folder = tiny(images=40), tmp_path / "run"
     train_until(16, config, folder, monkeypatch)
     longer = replace(config, images=64)
-    message = "images can be 64 instead of 40 once the run has finished; .* has seen 16; force=True"
+    message = "`images` can be 64 instead of 40 once the run has finished; .* seen 16; `force=True`"
     refuses(message, train, longer, folder, resume=True)
     train(longer, folder, resume=True, force=True)
     assert RunFolder(folder).read_config()[0] == longer
@@ -177,7 +185,7 @@ def test_a_changed_setting_is_named_and_can_be_forced(tmp_path: Path) -> None:
     train(config, folder)
     other = replace(config, images=40, learning_rate=1e-4, seed=5)
     message = (
-        "holds another run: its learning_rate is 0.002, not 0.0001; force=True goes on with that"
+        "holds another run: its learning_rate is 0.002, not 0.0001; `force=True` goes on with that"
     )
     refuses(message, train, other, folder, resume=True)
     assert RunFolder(folder).read_config()[0] == config
@@ -246,10 +254,11 @@ def test_what_can_be_forced(tmp_path: Path) -> None:
         assert train(config, folder, resume=True, force=True).images_seen == config.images
 
 
-def test_what_no_force_can_change(tmp_path: Path) -> None:
-    config, folder = tiny(images=16), tmp_path / "my run"
+def test_what_no_force_can_change(tmp_path, monkeypatch) -> None:
+    config, folder = tiny(images=16), Path("my run")
+    monkeypatch.chdir(tmp_path)
     train(config, folder)
-    hint = "; a new run can begin with its weights, by init="
+    hint = "; a new run can begin with its weights, by `init=my run`"
     for change, message in (
         # Weights of another network are none to begin with.
         ({"model": replace(tiny().model, n_filters=6)}, "model.n_filters is 4, not 6$"),
@@ -257,10 +266,8 @@ def test_what_no_force_can_change(tmp_path: Path) -> None:
         ({"ema": 0.0}, f"ema is 0.9995, not 0.0{hint}"),
         ({"optimizer": "muon"}, f"optimizer is adam, not muon{hint}"),
     ):
-        with pytest.raises(ValueError, match=f"its {message}") as caught:
+        with pytest.raises(ValueError, match=f"its {message}"):
             train(replace(config, images=32, **change), folder, resume=True, force=True)
-    assert isinstance(caught.value, ArgumentError)
-    assert caught.value.told(["init"]).endswith(f" --init '{folder}'")
 
 
 def test_the_command_prolongs_and_forces(tmp_path, capsys) -> None:
@@ -333,12 +340,12 @@ def test_settings_that_the_network_does_not_use_fit_whatever_they_are() -> None:
     other = replace(noisy, model=replace(noisy.model, context_layers=9, smoothing_scale=0.7))
     check_initial(noisy.model, other.model, "other")
     assert differences(noisy, other) == {}
-    with pytest.raises(ValueError, match=r"given by dataset=, not on mnist: give them; force=True"):
+    with pytest.raises(ValueError, match=r"by dataset=, not on mnist: give them; `force=True`"):
         settings_to_go_on(noisy, stopped(replace(noisy, data=OWN)))
     denoiser = tiny("denoiser")
     more = replace(denoiser, model=replace(denoiser.model, context_layers=9))
     assert differences(denoiser, more) == {"model.context_layers": (1, 9)}
-    with pytest.raises(ValueError, match="has context_layers 9, not 1: take its context_layers"):
+    with pytest.raises(ValueError, match="has context_layers 9, not 1: take its `context_layers`"):
         check_initial(denoiser.model, more.model, "more")
 
 

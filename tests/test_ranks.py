@@ -87,7 +87,7 @@ def test_names_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert choose_device("auto") == torch.device("cpu")
     assert choose_device("cpu") == torch.device("cpu")
-    refuses("device cannot be cuda: PyTorch finds 0 CUDA", choose_device, "cuda")
+    refuses("`device` cannot be cuda: PyTorch finds 0 CUDA", choose_device, "cuda")
     refuses('auto, cpu, cuda or cuda:N, got "gpu"', choose_device, "gpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "3")

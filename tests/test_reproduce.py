@@ -80,7 +80,7 @@ def test_other_folders_are_refused_and_left_alone(finished: Path, data: Path, tm
         reproduce(finished, tiny_plan(data), sizes=SIZES)
     (tmp_path / "thesis.tex").write_text("words")
     refuses("holds no reproduction", reproduce, tmp_path, tiny_plan(data))
-    out, words = tmp_path / "out", "only=probes needs trained models, and noisy"
+    out, words = tmp_path / "out", "`only=probes` needs trained models, and noisy"
     refuses("data_dir", reproduce, out, tiny_plan(tmp_path / "nowhere"), error=FileNotFoundError)
     refuses(words, reproduce, out, tiny_plan(data), only="probes")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]

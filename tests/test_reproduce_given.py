@@ -131,7 +131,7 @@ def test_results_of_other_weights_and_damaged_ones_are_not_reported(given, again
     stages.Stages(again, models, digits, digits, SIZES).draw()
     assert [path.stem for path in before if before[path] == path.read_bytes()] == ["plain"]
     (again / "bits_per_dim.json").write_text(json.dumps({**bits, "pair": None}))
-    with pytest.raises(ValueError, match=r"holds a result that cannot be reported .*only=STAGE"):
+    with pytest.raises(ValueError, match=r"holds a result that cannot be reported .*`only=STAGE`"):
         reproduce(again, PretrainedPlan(given), sizes=SIZES, only="receptive-field")
 
 

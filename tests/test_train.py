@@ -20,7 +20,6 @@ from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import load_dataset, own_images
 from dsmooth.data.order import hide_labels
 from dsmooth.data.own import split_own
-from dsmooth.fields import ArgumentError
 from dsmooth.models import load_models
 from dsmooth.presets import preset
 from dsmooth.runs import RunFolder
@@ -110,7 +109,7 @@ def test_the_label_of_a_fraction_of_the_images_is_hidden() -> None:
     later = hidden.inputs(800).label
     assert not torch.equal(shown, later.sum(1) > 0)
     for wrong, sizes in ((1.0, 10), (-0.1, 10), (0.1, 0)):
-        with pytest.raises(ArgumentError, match="label_dropout"):
+        with pytest.raises(ValueError, match="label_dropout"):
             tiny("plain", label_dropout=wrong, n_classes=sizes)
 
 
@@ -210,7 +209,7 @@ def test_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     dataset = torch.utils.data.TensorDataset(pixels, torch.arange(20))
     assert "train" in dir(dsmooth)
     config = tiny(images=16)
-    with pytest.raises(ValueError, match=r"image_channels must fit .* 3 channels, not 1"):
+    with pytest.raises(ValueError, match=r"`image_channels` must fit .* 3 channels, not 1"):
         dsmooth.train(config, tmp_path / "no", dataset=dataset)
     seen: list[Evaluation] = []
     options = {"dataset": dataset, "match_channels": True, "on_evaluation": seen.append}
@@ -229,7 +228,7 @@ def test_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     weights = load_file(tmp_path / "a" / "model.safetensors")
     for name, value in state.averaged.state_dict().items():
         assert torch.equal(value, weights[name]), name
-    refuses(r"data must .* given to dsmooth\.train in Python", load_dataset, "own", "test")
+    refuses(r"`data` must .* given to dsmooth\.train in Python", load_dataset, "own", "test")
 
 
 def test_a_loop_of_ones_own_writes_a_run(tmp_path: Path) -> None:
@@ -275,7 +274,9 @@ def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     for name in ("transform", "on_evaluation"):
         with pytest.raises(TypeError, match=f"{name} must be a function, got a int"):
             train(config, tmp_path / "b", **{name: 3})
-    refuses("images or budget must be given", train, replace(config, images=None), tmp_path / "b")
+    refuses(
+        "`images` or `budget` must be given", train, replace(config, images=None), tmp_path / "b"
+    )
     with pytest.raises(TypeError, match=r"settings, got a Tensor: dsmooth\.train\("):
         dsmooth.train(torch.zeros(3, 1, 8, 8).byte())
 
@@ -293,28 +294,31 @@ def test_paper_presets_are_the_papers() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 6, "accumulate": 4}, "multiple of accumulate"),
-        ({"seed": -1}, "seed must lie in"),
-        ({"ema": 1.0}, "ema must lie in"),
-        ({"scale": 0.0}, "scale must be positive"),
-        ({"learning_rate": "1e-3"}, "learning_rate must be positive, got '1e-3'"),  # as YAML has it
-        ({"ema": "0.999"}, r"ema must lie in \[0, 1\), got '0.999'"),
-        ({"scale": None}, "scale must be positive, got None"),
-        ({"flip": "no"}, "flip cannot be 'no': Expected bool, got str"),
-        ({"betas": (0.9,)}, r"betas cannot be \(0.9,\): Expected a list of length 2"),
-        ({"betas": 0.9}, "betas cannot be 0.9: Expected a list, got float"),
-        ({"data_dir": 3}, "data_dir cannot be 3: Expected str | None, got int"),
-        ({"betas": (0.9, 1.5)}, r"betas must both lie in \[0, 1\), got \(0.9, 1.5\)"),
-        ({"model": {"n_filters": 4}}, "model must be a ModelConfig, got {'n_filters': 4}"),
+        ({"batch_size": 6, "accumulate": 4}, "multiple of `accumulate`"),
+        ({"seed": -1}, "`seed` must lie in"),
+        ({"ema": 1.0}, "`ema` must lie in"),
+        ({"scale": 0.0}, "`scale` must be positive"),
+        (
+            {"learning_rate": "1e-3"},
+            "`learning_rate` must be positive, got '1e-3'",
+        ),  # as YAML has it
+        ({"ema": "0.999"}, r"`ema` must lie in \[0, 1\), got '0.999'"),
+        ({"scale": None}, "`scale` must be positive, got None"),
+        ({"flip": "no"}, "`flip` cannot be 'no': Expected bool, got str"),
+        ({"betas": (0.9,)}, r"`betas` cannot be \(0.9,\): Expected a list of length 2"),
+        ({"betas": 0.9}, "`betas` cannot be 0.9: Expected a list, got float"),
+        ({"data_dir": 3}, "`data_dir` cannot be 3: Expected str | None, got int"),
+        ({"betas": (0.9, 1.5)}, r"`betas` must both lie in \[0, 1\), got \(0.9, 1.5\)"),
+        ({"model": {"n_filters": 4}}, "`model` must be a ModelConfig, got {'n_filters': 4}"),
         ({"role": "denoiser"}, "does not go with conditioning"),
         ({"model": ModelConfig(likelihood="discretized")}, "noisy pixels are not bytes"),
-        ({"images": 0}, "images must be at least 1"),
-        ({"images": 8, "schedule_from": 32}, "images must be more than the 32 after which"),
-        ({"cooldown": 0.0}, "cooldown must lie in"),
-        ({"optimizer": "sgd"}, "optimizer must be one of adam, muon, got 'sgd'"),
-        ({"kernel_rate": 0.02}, 'kernel_rate needs optimizer "muon", got "adam"'),
-        ({"optimizer": "muon", "kernel_rate": 0.0}, "kernel_rate must lie in"),
-        ({"optimizer": "muon", "kernel_rate": 1.0}, "kernel_rate must lie in"),
+        ({"images": 0}, "`images` must be at least 1"),
+        ({"images": 8, "schedule_from": 32}, "`images` must be more than the 32 after which"),
+        ({"cooldown": 0.0}, "`cooldown` must lie in"),
+        ({"optimizer": "sgd"}, "`optimizer` must be one of adam, muon, got 'sgd'"),
+        ({"kernel_rate": 0.02}, '`kernel_rate` needs optimizer "muon", got "adam"'),
+        ({"optimizer": "muon", "kernel_rate": 0.0}, "`kernel_rate` must lie in"),
+        ({"optimizer": "muon", "kernel_rate": 1.0}, "`kernel_rate` must lie in"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, object], message: str) -> None:

@@ -28,7 +28,6 @@ from ..evaluate.sources import (
     read_images,
     read_reference,
 )
-from ..fields import ArgumentError
 from ..machine import choose_device
 from ..models import Models, class_number, load_models
 from ..pretrained import is_model
@@ -155,8 +154,9 @@ def load_real(
     for option, value in asked.items():
         stated = saved.get("name" if option == "data" else option, value)
         if stated != value:
-            as_saved = f"must be {stated}, as {options.reference} was saved, got {value}"
-            raise ArgumentError(option, as_saved)
+            raise ValueError(
+                f"`{option}` must be {stated}, as {options.reference} was saved, got {value}"
+            )
     floor = load(other_split) if known or "name" in saved else None
     if floor is not None and saved.get("floor_sha256", floor.digest) != floor.digest:
         raise ValueError(

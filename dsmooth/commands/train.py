@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..distributed import barrier, broadcast_int, process_group, rank_and_size
-from ..fields import Argument, ArgumentError
 from ..files import check_writable
 from ..machine import choose_device, use_threads
 from ..runs import RunFolder, default_folder, training_seconds
@@ -47,9 +46,9 @@ def check_run(options: Train, folder: Path) -> None:
             raise ValueError(f"{folder} holds another run: its role is {role}, not {options.role}")
     if images is not None and (settings.data, settings.data_dir) != ("folder", str(images)):
         name = "data" if settings.data != "folder" else "data_dir"
-        told = f"{images} is a folder of images, but"
-        raise ArgumentError(
-            "", told, Argument(name), f"is {getattr(settings, name)}: leave one out"
+        raise ValueError(
+            f"{images} is a folder of images, but `{name}` is {getattr(settings, name)}: leave one "
+            "out"
         )
     check_writable(run.config)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config import OWN
-from ..fields import Argument, ArgumentError, check_one_of
+from ..fields import check_one_of
 from .dataset import ImageDataset, round_to_bytes, to_bytes, to_float
 from .folder import OnDecoded, load_folder
 from .mnist import load_embedded_mnist
@@ -58,22 +58,21 @@ def load_dataset(
     and what to do.
     """
     if name == OWN:
-        raise ArgumentError(
-            "data",
-            f"must be one of {', '.join(DATASETS)}: the data set of this run was given to "
-            "dsmooth.train in Python, where no command finds it",
+        raise ValueError(
+            f"`data` must be one of {', '.join(DATASETS)}: the data set of this run was given to "
+            "dsmooth.train in Python, where no command finds it"
         )
     check_one_of("data", name, DATASETS)
     check_one_of("split", split, SPLITS)
     if image_size is not None and name not in ("celeba", "folder"):
-        raise ArgumentError("image_size", f"is for celeba and folder, got it for {name}")
+        raise ValueError(f"`image_size` is for celeba and folder, got it for {name}")
     if image_size is not None and (image_size < 4 or image_size % 4):
-        raise ArgumentError("image_size", f"must be a positive multiple of 4, got {image_size}")
+        raise ValueError(f"`image_size` must be a positive multiple of 4, got {image_size}")
     if download and name not in PUBLISHED:
-        raise ArgumentError("download", f"is for {', '.join(PUBLISHED)}, got {name!r}")
+        raise ValueError(f"`download` is for {', '.join(PUBLISHED)}, got {name!r}")
     if data_dir is None:
         if download:
-            raise ArgumentError("download", "needs", Argument("data_dir"), "to download into")
+            raise ValueError("`download` needs `data_dir` to download into")
         if name == "mnist":
             return load_embedded_mnist(split)
         raise missing(name, f"{name} needs the folder of its files")

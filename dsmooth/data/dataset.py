@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..fields import ArgumentError
-
 # An image (C, H, W), bytes, -> the image that one visit in training sees, bytes.
 Transform = Callable[[Tensor], Tensor]
 
@@ -135,8 +133,8 @@ class ImageDataset:
     def known_labels(self, asked_by: str = "") -> Tensor:
         """The labels (N,). Raises ValueError, naming who asked, for a data set that has none."""
         if self.labels is None:
-            words = f"needs labelled images, but {self.source} has no labels"
-            raise ArgumentError(asked_by, words if asked_by else f"this {words}")
+            subject = f"`{asked_by}`" if asked_by else "this"
+            raise ValueError(f"{subject} needs labelled images, but {self.source} has no labels")
         return self.labels
 
     def has_classes(self, names: Sequence[str]) -> bool:
@@ -153,15 +151,12 @@ class ImageDataset:
         if n_classes == 0:
             return None
         if self.labels is None:
-            raise ArgumentError(
-                "n_classes", f"{n_classes} needs labels, but {self.source} has none"
-            )
+            raise ValueError(f"`n_classes` {n_classes} needs labels, but {self.source} has none")
         low, high = map(int, self.labels.aminmax())
         if low < 0 or high >= n_classes:
-            raise ArgumentError(
-                "n_classes",
-                f"{n_classes} needs labels of 0 .. {n_classes - 1}, but {self.source} has {low} .. "
-                f"{high} in its {self.split} images",
+            raise ValueError(
+                f"`n_classes` {n_classes} needs labels of 0 .. {n_classes - 1}, but {self.source} "
+                f"has {low} .. {high} in its {self.split} images"
             )
         return self.labels
 

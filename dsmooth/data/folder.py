@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..fields import Argument
 from ..files import open_regular, printable
 from .dataset import ImageDataset
 from .pillow import channels_of, obstacle, upright
@@ -58,8 +57,7 @@ def load_folder(
     if size[0] % 4 or size[1] % 4:
         raise InvalidFile(
             f"the images must have a height and width that are multiples of 4, got {size[0]} x "
-            f"{size[1]} in {printable(every[0])};",
-            *_resize_hint(min(size)),
+            f"{size[1]} in {printable(every[0])}; {_resize_hint(min(size))}"
         )
     paths = paths_of_split(data_dir, split)
     crop = None if image_size is None else 0
@@ -242,16 +240,16 @@ def _scan(paths: list[Path], check_sizes: bool) -> tuple[int, tuple[int, int]]:
         more = f" and {len(other) - 1:,} others" if len(other) > 1 else ""
         raise InvalidFile(
             f"the images must have one size, got {first_height} x {first_width} in "
-            f"{printable(paths[0])} and {height} x {width} in {printable(paths[other[0]])}{more};",
-            *_resize_hint(min(map(min, sizes))),
+            f"{printable(paths[0])} and {height} x {width} in {printable(paths[other[0]])}{more}; "
+            f"{_resize_hint(min(map(min, sizes)))}"
         )
     return max(channels for channels, _ in headers), sizes[0]
 
 
-def _resize_hint(smallest: int) -> tuple[str, Argument, str]:
+def _resize_hint(smallest: int) -> str:
     """Advice on images of no usable size; smallest: the smallest height or width."""
-    size = Argument("image_size", max(4, min(_SUGGESTED_SIZE, smallest - smallest % 4)))
-    return "give", size, "or another multiple of 4, to crop and resize them"
+    size = max(4, min(_SUGGESTED_SIZE, smallest - smallest % 4))
+    return f"give `image_size={size}` or another multiple of 4, to crop and resize them"
 
 
 def decode_all(

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from ..fields import Argument
 from ..files import printable
 from .dataset import ImageDataset
 from .folder import OnDecoded, decode_all
@@ -76,8 +75,7 @@ def load_published(
             sentence = reason.partition(". ")[0]  # torchvision's next one advises to download
             raise missing(name, f"{folder} must hold {files} ({sentence})") from error
         failed = f"could not download {name} to {folder}: {reason}\nFetch it from {address} by hand"
-        point = Argument("data_dir")
-        raise FetchError("", failed, "and point", point, f"to a folder of {files}") from error
+        raise FetchError(f"{failed} and point `data_dir` to a folder of {files}") from error
     finally:
         socket.setdefaulttimeout(timeout)
     source = f"{printable(folder)} ({len(published):,} images)"

@@ -14,33 +14,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..fields import Argument, ArgumentError
 from ..files import open_regular, printable
 
 
-class InvalidFile(ArgumentError):
+class InvalidFile(ValueError):
     """A file that a reader refuses. The message names it and says what is wrong."""
 
-    def __init__(self, *message: str | Argument) -> None:
-        super().__init__("", *message)
 
-
-class MissingData(ArgumentError, FileNotFoundError):
+class MissingData(ValueError, FileNotFoundError):
     """Files of a data set that are not there. The message says what to do."""
 
 
-class FetchError(ArgumentError, ConnectionError):
+class FetchError(ValueError, ConnectionError):
     """Files that could not be fetched. The message says what to do."""
 
 
 def missing(name: str, what: str) -> MissingData:
     """The error where files of a data set are not there, with the ways out."""
-    point = f"{what}.\nPoint", Argument("data_dir")
+    point = f"{what}.\nPoint `data_dir` to"
     if name == "folder":
-        return MissingData("", *point, "to a folder of images")
+        return MissingData(f"{point} a folder of images")
     subset = ", or leave it out to use the embedded subset" if name == "mnist" else ""
-    fetch = f"to such a folder{subset}, or fetch the files there with"
-    return MissingData("", *point, fetch, Argument("download", True))
+    return MissingData(
+        f"{point} such a folder{subset}, or fetch the files there with `download=True`"
+    )
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..config import Precision
 from ..data import ImageDataset, own_images, to_bytes
 from ..distributed import in_batches
-from ..fields import ArgumentError, check_number
+from ..fields import check_number
 from ..machine import autocast
 from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation
@@ -103,7 +103,7 @@ def find_clusters(
     check_number("n_clusters", n_clusters, 2)
     n = len(images)
     if n < n_clusters:
-        raise ArgumentError("n_clusters", f"must be at most the {n} images, got {n_clusters}")
+        raise ValueError(f"`n_clusters` must be at most the {n} images, got {n_clusters}")
     fitted = torch.arange(n)
     if n > FITTED_IMAGES:
         fitted = torch.linspace(0, n - 1, FITTED_IMAGES, dtype=torch.float64).long()

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ..data import to_float
 from ..data.reading import FetchError
 from ..distributed import in_batches
-from ..fields import Argument, ArgumentError
 from ..files import file_sha256
 from ..nn.weights import weights_digest
 from ..progress import shows_bars
@@ -132,12 +131,9 @@ def _mnist_classifier() -> FeatureExtractor:
 
     def apply(images: Tensor) -> tuple[Tensor, Tensor | None]:
         if images.shape[1:] != IMAGE_SHAPE:
-            raise ArgumentError(
-                "",
-                f"{name} needs images of shape {IMAGE_SHAPE}, got "
-                f"{tuple(images.shape[1:])}: for others take",
-                Argument("extractor", INCEPTION),
-                "by pip install 'dsmooth[fid]'",
+            raise ValueError(
+                f"{name} needs images of shape {IMAGE_SHAPE}, got {tuple(images.shape[1:])}: for "
+                f"others take `extractor={INCEPTION}` by pip install 'dsmooth[fid]'"
             )
         return model(to_float(images))
 
@@ -171,17 +167,16 @@ def _registered(name: str) -> FeatureExtractor:
         ) from None
     if name not in FEATURE_EXTRACTORS_REGISTRY:
         names = ", ".join(FEATURE_EXTRACTORS_REGISTRY)
-        raise ArgumentError("extractor", f"must be mnist-classifier, {names}, got {name!r}")
+        raise ValueError(f"`extractor` must be mnist-classifier, {names}, got {name!r}")
     make = FEATURE_EXTRACTORS_REGISTRY[name]
     layers = dict.fromkeys(map(make.get_default_feature_layer_for_metric, ("fid", "isc")))
     try:
         network = make(name, [*layers], verbose=shows_bars())
     except Exception as error:  # of the download, or of reading what was downloaded
         raise FetchError(
-            "",
             f"torch-fidelity cannot load {name} ({' '.join(str(error).split())}): call it once "
-            f"where there is a network and copy the files of {torch.hub.get_dir()}, or take",
-            Argument("extractor", "mnist-classifier"),
+            f"where there is a network and copy the files of {torch.hub.get_dir()}, or take "
+            "`extractor=mnist-classifier`"
         ) from error
     digest = weights_digest(network)
     if name == INCEPTION:

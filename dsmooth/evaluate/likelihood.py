@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..data import ImageDataset
-from ..fields import ArgumentError, check_number
+from ..fields import check_number
 from ..functional import logistic_mixture_log_prob
 from ..likelihoods import Likelihood
 from ..nn import PixelCNNpp
@@ -210,7 +210,7 @@ def score_pair(
     """
     check_number("n_noise", n_noise)
     if not 0 <= clean_noise < math.inf:
-        raise ArgumentError("clean_noise", f"must be finite and at least 0, got {clean_noise}")
+        raise ValueError(f"`clean_noise` must be finite and at least 0, got {clean_noise}")
     check_images(pair, dataset)
     pair = in_evaluation(pair)
     trained_as = pair.denoiser.config.likelihood

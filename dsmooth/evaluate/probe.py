@@ -25,7 +25,7 @@ from torch import Tensor
 from ..config import Pooling, Precision, ProbeSettings, Split
 from ..data import ImageDataset
 from ..distributed import barrier, broadcast_int, in_batches, rank_and_size, side_by_side
-from ..fields import Argument, ArgumentError, difference
+from ..fields import difference
 from ..files import read_json, write_json
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
@@ -50,10 +50,6 @@ FIRST_BATCH = 25
 # The last training images choose among probes. HELD_OUT is their share of all training images,
 # HELD_OUT_PASSES the share of the passes after which probes are compared on them.
 HELD_OUT, HELD_OUT_PASSES = 1 / 6, 1 / 4
-
-
-class NoRoom(ArgumentError, OSError):
-    """A disk that has no room for the features. The message says what to do."""
 
 
 def probe_pair(
@@ -93,7 +89,7 @@ def probe_pair(
     for (split, data), least in zip(splits.items(), (2, 1), strict=True):  # one is held out
         check_images(pair, data)
         if len(data) < least:
-            raise ArgumentError(f"{split}_images", f"must be at least {least}, got {len(data)}")
+            raise ValueError(f"`{split}_images` must be at least {least}, got {len(data)}")
         if (data.known_labels() < 0).any():
             raise ValueError(f"probes need labels of 0 or more, but {data.source} has others")
     untrained = [f"untrained-{name}" for name in ("noisy", "denoiser") if controls]
@@ -102,7 +98,7 @@ def probe_pair(
     if missing or (only is not None and not only):
         how = "; plain= gives a plain model" * ("plain" in missing)
         got = ", ".join(missing) or "none"
-        raise ArgumentError("only", f"must be among {', '.join(there)}, got {got}{how}")
+        raise ValueError(f"`only` must be among {', '.join(there)}, got {got}{how}")
     path.parent.mkdir(parents=True, exist_ok=True)
     pair = in_evaluation(pair)
     cache_key = probe_key(pair, train_set, test_set, settings, plain, only, precision)
@@ -323,17 +319,14 @@ class Probing:
         return maps
 
     def check_room(self, width: int) -> None:
-        """Raise NoRoom unless the disk has room for so many features of every image."""
+        """Raise OSError unless the disk has room for so many features of every image."""
         needed = 2 * sum(map(len, self.splits.values())) * width
         free = shutil.disk_usage(self.folder).free
         if needed > free:
-            raise NoRoom(
-                "",
+            raise OSError(
                 f"the features need {needed / 1e9:.1f} GB in {self.folder}, which has "
-                f"{free / 1e9:.1f} GB free: use another folder, fewer",
-                Argument("train_images"),
-                "or",
-                Argument("pooling", "mean"),
+                f"{free / 1e9:.1f} GB free: use another folder, fewer `train_images` or "
+                "`pooling=mean`"
             )
 
 

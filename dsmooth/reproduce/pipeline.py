@@ -27,7 +27,7 @@ from ..distributed import barrier, broadcast_int, process_group, rank_and_size
 from ..evaluate.batches import check_images
 from ..evaluate.features import make_extractor
 from ..evaluate.sources import choose_data
-from ..fields import Argument, ArgumentError, check_one_of, difference, flatten
+from ..fields import check_one_of, difference, flatten
 from ..files import lock_folder, read_json, write_json
 from ..machine import choose_device, use_threads
 from ..models import Models, load_models
@@ -87,7 +87,7 @@ def plan_from_preset(
     Raises ValueError for an unknown preset or a budget that is not positive.
     """
     if not 0 < budget < math.inf:
-        raise ArgumentError("budget", f"must be a positive number of minutes, got {budget}")
+        raise ValueError(f"`budget` must be a positive number of minutes, got {budget}")
     configs = []
     for role, share in SHARES.items():
         settings, minutes = preset(name, role), share * budget
@@ -207,11 +207,9 @@ def reproduce(
         try:
             bound, *advice = write_report(out / "report.html", results, histories, samples, again)
         except (AttributeError, IndexError, KeyError, TypeError, UndefinedError) as error:
-            raise ArgumentError(
-                "",
-                f"{out} holds a result that cannot be reported ({error!r}):",
-                Argument("only", "STAGE"),
-                "computes a stage again",
+            raise ValueError(
+                f"{out} holds a result that cannot be reported ({error!r}): `only=STAGE` computes "
+                "a stage again"
             ) from error
         write_json(out / "results.json", results)
     print(f"\n{bound}")
@@ -270,15 +268,13 @@ def claim_folder(out: Path, description: dict[str, Any]) -> None:
 
 
 def check_trained(out: Path, plan: TrainingPlan, only: ReproductionStage | None) -> None:
-    """Raise ArgumentError for one stage of models that are not all trained."""
+    """Raise ValueError for one stage of models that are not all trained."""
     roles = [config.role for config in plan.configs]
     untrained = [role for role in roles if not RunFolder(out / role).is_finished()]
     if untrained and only:
-        raise ArgumentError(
-            "",
-            Argument("only", only),
-            f"needs trained models, and {' and '.join(untrained)} in {out} "
-            f"{'is' if len(untrained) == 1 else 'are'} not: repeat the call without it first",
+        raise ValueError(
+            f"`only={only}` needs trained models, and {' and '.join(untrained)} in {out} "
+            f"{'is' if len(untrained) == 1 else 'are'} not: repeat the call without it first"
         )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..config import Method, ModelConfig, Precision
-from ..fields import ArgumentError, check_choices, check_number, check_one_of
+from ..fields import check_choices, check_number, check_one_of
 from ..nn.condition import check_label
 from ..nn.images import check_images, check_like, check_scale
 from ..philox import Stream, image_words, split_seed, whole_index
@@ -132,7 +132,7 @@ def keep_top(fraction: float, size: tuple[int, int]) -> Tensor:
     Raises ValueError for a fraction outside 0 .. 1.
     """
     if not 0 <= fraction <= 1:
-        raise ArgumentError("keep_top", f"must lie in 0 .. 1, got {fraction}")
+        raise ValueError(f"`keep_top` must lie in 0 .. 1, got {fraction}")
     height, width = size
     return (torch.arange(height) < round(fraction * height)).view(1, -1, 1).expand(1, -1, width)
 
@@ -160,7 +160,7 @@ class Request:
             object.__setattr__(self, "label", torch.from_numpy(self.label.copy()))
         elif isinstance(self.label, SupportsIndex) and not isinstance(self.label, bool | Tensor):
             object.__setattr__(self, "label", self.label.__index__())  # numpy's numbers too
-        check_number("the number of images", self.count)
+        check_number("count", self.count)
         split_seed(self.seed)
         whole_index(self.first_index, self.count)
         for name in ("count", "seed", "first_index"):
@@ -233,7 +233,7 @@ class Request:
             label = (torch.arange(self.count, device=device) + first) % modulus
         elif isinstance(label, int):
             if 0 < n_classes <= label:
-                raise ArgumentError("label", f"must lie in 0 .. {n_classes - 1}, got {label}")
+                raise ValueError(f"`label` must lie in 0 .. {n_classes - 1}, got {label}")
             label = torch.full((self.count,), label, device=device)
         elif isinstance(label, Tensor):  # before it moves to a GPU, where its values are not read
             check_label(label, n_classes, self.count)
@@ -248,7 +248,7 @@ class Request:
         if not self.guidance:
             return [labels]
         if config.condition_size == 0:
-            raise ArgumentError("guidance", "is for models with classes, which this one has not")
+            raise ValueError("`guidance` is for models with classes, which this one has not")
         return [labels, like.new_zeros(self.count, config.condition_size)]
 
     def part(self, offset: int, count: int) -> Request:
@@ -308,7 +308,7 @@ def normal_float(name: str, value: object, *, or_zero: bool = False) -> float:
     number = float(value) if isinstance(value, Real) else math.nan
     if not normal.tiny <= number <= normal.max and not (or_zero and number == 0):
         zero = "0, or " if or_zero else ""
-        raise ArgumentError(name, f"must be {zero}positive and a normal float32, got {value!r}")
+        raise ValueError(f"`{name}` must be {zero}positive and a normal float32, got {value!r}")
     return number
 
 

@@ -12,7 +12,6 @@ from ..config import OWN, TrainConfig
 from ..data import ImageDataset, load_dataset
 from ..data.labels import with_labels
 from ..distributed import all_same, barrier, broadcast_int, from_torchrun, launch, rank_and_size
-from ..fields import Argument, ArgumentError
 from ..files import check_writable, lock_folder
 from ..nn import PixelCNNpp
 from ..progress import LOG, reading
@@ -88,11 +87,9 @@ def check_new_run(run: RunFolder, config: TrainConfig) -> None:
     """Raise ValueError for a folder that cannot be, that has a run, or is of training images."""
     check_writable(run.config)
     if run.config.exists():
-        raise ArgumentError(
-            "",
-            f"{run.path} already holds a run; go on with it by",
-            Argument("resume", True),
-            "or choose another folder",
+        raise ValueError(
+            f"{run.path} already holds a run; go on with it by `resume=True` or choose another "
+            "folder"
         )
     if config.data_dir is None or config.data != "folder":
         return
@@ -159,25 +156,24 @@ def with_data(
     if match_channels:
         config = with_channels(config, test_set.image_channels)
     if test_set.image_channels != config.model.image_channels:
-        raise ArgumentError(
-            "init" if config.init else "image_channels",
-            f"must fit the images {'given' if config.data == OWN else f'of {config.data}'}, which "
-            f"have {test_set.image_channels} channels, not {config.model.image_channels}",
+        raise ValueError(
+            f"`{'init' if config.init else 'image_channels'}` must fit the images "
+            f"{'given' if config.data == OWN else f'of {config.data}'}, which have "
+            f"{test_set.image_channels} channels, not {config.model.image_channels}"
         )
     if config.model.n_classes == "auto":
         if train_set.labels is None:
-            raise ArgumentError(
-                "n_classes", f'cannot be "auto": {train_set.source} has no labels to count'
+            raise ValueError(
+                f'`n_classes` cannot be "auto": {train_set.source} has no labels to count'
             )
         n_classes = len(train_set.class_names) or 1 + int(train_set.labels.max())
         config = replace(config, model=replace(config.model, n_classes=n_classes))
     n_classes = config.model.condition_size
     names = train_set.class_names if n_classes else ()
     if len(names) not in (0, n_classes):
-        raise ArgumentError(
-            "n_classes",
-            f"must be {len(names)}, for the classes {', '.join(names)} of {train_set.source}, or "
-            f"0, got {n_classes}",
+        raise ValueError(
+            f"`n_classes` must be {len(names)}, for the classes {', '.join(names)} of "
+            f"{train_set.source}, or 0, got {n_classes}"
         )
     for dataset in (train_set, test_set):
         dataset.labels_for(n_classes)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..config import OWN, ModelConfig, Role, RunSettings, TrainConfig
 from ..distributed import all_reduce_max, rank_and_size
-from ..fields import Argument, ArgumentError, flatten
+from ..fields import flatten
 from ..files import read_tensors, tensor_bytes, write_together
 from ..pretrained import SavedNetwork, resolve
 from ..progress import LOG
@@ -85,8 +85,8 @@ def check_initial(own: ModelConfig, initial: ModelConfig, source: str) -> None:
     other = [name for name in mine if name not in free and mine[name] != theirs[name]]
     if other:
         values = ", ".join(f"{name} {theirs[name]}, not {mine[name]}" for name in other)
-        named = [part for name in other for part in ("and", Argument(name))][1:]
-        raise ArgumentError("init", f"{source} has {values}: take its", *named)
+        named = " and ".join(f"`{name}`" for name in other)
+        raise ValueError(f"`init` {source} has {values}: take its {named}")
 
 
 def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -128,9 +128,7 @@ def go_on(
             before, now = ("without", "a") if images.transform else ("with", "no")
             before, now = f"{before} a transform", f"{now} transform"
         if not force:
-            raise ArgumentError(
-                "", f"{path} was trained {before};", Argument("force", True), "goes on with these"
-            )
+            raise ValueError(f"{path} was trained {before}; `force=True` goes on with these")
         notes.append(f"{now}, from {seen:,} images on")
     elif images.transform is not None:
         notes.append("transform= is taken for the one that the run began with: nothing compares it")
@@ -157,15 +155,11 @@ def settings_to_go_on(
     stored, seen = checkpoint.settings, checkpoint.images_seen
     folder, begun = checkpoint.path.parent, stored.schedule_from
     if config.images is not None and config.images <= begun:
-        raise ArgumentError(
-            "images", f"must be more than {begun:,}, to which {folder} was prolonged"
-        )
+        raise ValueError(f"`images` must be more than {begun:,}, to which {folder} was prolonged")
     if config.budget not in (None, stored.budget):
-        raise ArgumentError(
-            "budget",
-            f"is for a new run, and {folder} is one of {stored.images:,} images:",
-            Argument("images"),
-            "makes it longer",
+        raise ValueError(
+            f"`budget` is for a new run, and {folder} is one of {stored.images:,} images: `images` "
+            "makes it longer"
         )
     follows = [name for name in ("precision", "keep_gates") if getattr(config, name) == "auto"]
     if config.images is None:  # a budget has become a number of images
@@ -186,11 +180,9 @@ def settings_to_go_on(
             raise ValueError(change)
         if name == "optimizer" or (name == "ema" and 0 in (theirs, mine)):
             weights = f"{change}; a new run can begin with its weights, by"
-            raise ArgumentError("", weights, Argument("init", str(folder)))
+            raise ValueError(f"{weights} `init={folder}`")
         if not force:
-            raise ArgumentError(
-                "", f"{change};", Argument("force", True), "goes on with that from here"
-            )
+            raise ValueError(f"{change}; `force=True` goes on with that from here")
     end = total_images(stored)
     if force and seen >= end and total_images(config) in (end, seen):
         if differences(stored, config):
@@ -230,7 +222,7 @@ def with_length(config: TrainConfig, checkpoint: Checkpoint, *, force: bool) -> 
     if images == before or images == seen >= before:
         return config
     if images < seen:
-        raise ArgumentError("images", f"must be at least {seen:,}, which {folder} has seen")
+        raise ValueError(f"`images` must be at least {seen:,}, which {folder} has seen")
     latest = same_until(config, checkpoint.settings)
     if seen <= latest:
         return config
@@ -239,12 +231,10 @@ def with_length(config: TrainConfig, checkpoint: Checkpoint, *, force: bool) -> 
     if force:
         return config
     until = f", or until {latest:,.0f} images, where the learning rate falls"
-    raise ArgumentError(
-        "images",
-        f"can be {images:,} instead of {before:,} once the run has finished"
-        f"{until * (latest > config.schedule_from)}; {folder} has seen {seen:,};",
-        Argument("force", True),
-        "bends its schedule here",
+    raise ValueError(
+        f"`images` can be {images:,} instead of {before:,} once the run has "
+        f"finished{until * (latest > config.schedule_from)}; {folder} has seen {seen:,}; "
+        "`force=True` bends its schedule here"
     )
 
 

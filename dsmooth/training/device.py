@@ -12,7 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config import TrainConfig
 from ..distributed import EXCHANGE, broadcast_int, rank_and_size
-from ..fields import ArgumentError
 from ..machine import has_fast_bfloat16
 from ..nn import PixelCNNpp
 from ..nn.layers import GatedResnet, Nin
@@ -47,10 +46,9 @@ def share_of_batch(config: TrainConfig) -> tuple[int, int]:
     if config.batch_size % unit:
         below = config.batch_size // unit * unit
         sizes = " or ".join(str(n) for n in (below, below + unit) if n)
-        raise ArgumentError(
-            "batch_size",
-            f"must be {sizes} to divide among {size} processes in {config.accumulate} parts each, "
-            f"got {config.batch_size}",
+        raise ValueError(
+            f"`batch_size` must be {sizes} to divide among {size} processes in {config.accumulate} "
+            f"parts each, got {config.batch_size}"
         )
     count = config.batch_size // size
     return rank * count, count
@@ -88,7 +86,7 @@ def uses_graph(config: TrainConfig, device: torch.device) -> bool:
     elif config.compile:
         obstacle = "compile=True launches kernels of its own, which are not recorded"
     if config.graph == "on" and obstacle is not None:
-        raise ArgumentError("graph", f"cannot be on: {obstacle}; take auto or off")
+        raise ValueError(f"`graph` cannot be on: {obstacle}; take auto or off")
     return config.graph != "off" and obstacle is None
 
 

@@ -28,7 +28,6 @@ from ..distributed import (
     process_group,
     rank_and_size,
 )
-from ..fields import Argument, ArgumentError
 from ..files import weight_bytes, write_atomically
 from ..machine import choose_device, keep_freed_memory, use_threads
 from ..progress import lines_shown
@@ -303,9 +302,7 @@ def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
     """Turn a budget of minutes into images and evaluations, by timing steps of a scratch copy."""
     config = state.config
     if config.budget is None:
-        raise ArgumentError(
-            "images", "or", Argument("budget"), "must be given: how long is the run to be?"
-        )
+        raise ValueError("`images` or `budget` must be given: how long is the run to be?")
     started = before = time.monotonic()
     scratch = TrainState(replace(config, images=10**9), state.train_set, state.device)
     times: list[float] = []  # the first includes compiling and filling caches

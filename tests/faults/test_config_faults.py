@@ -153,7 +153,7 @@ def test_lines_of_a_log(tmp_path: Path) -> None:
 
 def test_arguments_of_the_wrong_type_are_named() -> None:
     for wrong in (None, "1", math.nan, 0.0, -1.0):
-        refuses(r"^temperature must be positive and .* got ", Request, 4, temperature=wrong)
+        refuses(r"^`temperature` must be positive and .* got ", Request, 4, temperature=wrong)
     message = "must be a whole number, got "
     for wrong in (None, 1.5, "1"):
         with pytest.raises(ValueError, match=f"^seed {message}"):

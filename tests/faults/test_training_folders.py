@@ -99,7 +99,7 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     train(config, tmp_path, dataset=255 - images, resume=True, force=True)  # which trains nothing
     assert not RunFolder(tmp_path).origin().notes
     longer = replace(config, images=16)
-    with pytest.raises(ValueError, match=r"other images than the 36 of .*; force=True goes on"):
+    with pytest.raises(ValueError, match=r"other images than the 36 of .*; `force=True` goes on"):
         train(longer, tmp_path, dataset=255 - images, resume=True)
     train(longer, tmp_path, dataset=images, resume=True)
     train(replace(config, images=24), tmp_path, dataset=255 - images, resume=True, force=True)
