@@ -15,7 +15,7 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -31,32 +31,31 @@ PARTIAL = ".partial"
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data`; after a crash or a full disk the old content is still there."""
-    write_together({path: data})
+    with replacing(path, data):
+        pass
 
 
-def write_together(files: Mapping[Path, bytes], first: Callable[[], object] | None = None) -> None:
-    """Replace files, in order, once all are on the disk: a full one leaves every old content.
+@contextmanager
+def replacing(path: Path, data: bytes) -> Iterator[None]:
+    """Write `data` beside `path`, and at the end of the `with` block rename it to `path`.
 
-    first: called once all are on the disk, before any is replaced.
+    The block begins once all data are on the disk, and an error in it leaves the old content.
     """
-    partial: dict[Path, Path] = {}
+    # The name is unique, should another process write the same file.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
-        for path, data in files.items():
-            # The name is unique, should another process write the same file.
-            partial[path] = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial[path], "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        if first is not None:
-            first()
-        for path, temporary in partial.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            with suppress(OSError):  # network file systems without locks
+                fcntl.flock(file, fcntl.LOCK_EX)  # until the end, for `lock_folder` to see
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            yield
             os.replace(temporary, path)
     except BaseException as error:  # Ctrl-C too leaves no part behind
-        for temporary in partial.values():
-            with suppress(OSError):
-                temporary.unlink()
+        with suppress(OSError):
+            temporary.unlink()
         if isinstance(error, OSError):
             raise OSError(error.errno, f"could not write {path}: {error.strerror}") from None
         raise
@@ -80,7 +79,7 @@ def open_to_write(path: Path, flags: int = 0) -> int:
 
 @contextmanager
 def lock_folder(folder: Path, holder: str) -> Iterator[None]:
-    """Keep other processes out of a folder, and remove what a killed one left half written."""
+    """Keep other processes out of a folder, and remove half-written files of dead writers."""
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         file = stack.enter_context(open(open_to_write(folder / ".lock"), "w"))
@@ -97,22 +96,26 @@ def lock_folder(folder: Path, holder: str) -> Iterator[None]:
         except OSError:  # the folder cannot be locked; if it is the file, that says so again
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for left in folder.glob(f".*{PARTIAL}"):
-            left.unlink(missing_ok=True)
+            with suppress(OSError), open(left, "r+b") as half_written:
+                fcntl.flock(
+                    half_written, fcntl.LOCK_EX | fcntl.LOCK_NB
+                )  # fails if its writer lives
+                left.unlink()
         yield
 
 
 def check_writable(path: Path) -> None:
     """Raise ValueError, before any work, unless `path` can be made, with its folders."""
-    there = next(p for p in (*path.absolute().parents, Path("/")) if p.exists())
-    if not there.is_dir():
-        raise ValueError(f"{there} must be a folder to write {path} into")
+    above = next(p for p in (*path.absolute().parents, Path("/")) if p.exists())
+    if not above.is_dir():
+        raise ValueError(f"{above} must be a folder to write {path} into")
     if path.exists() and path.is_dir() == bool(path.suffix):
-        wanted, found = ("a file", "a folder") if path.suffix else ("a folder", "a file")
-        raise ValueError(f"{path} must be {wanted} to write, and is {found}")
+        wanted, got = ("a file", "a folder") if path.suffix else ("a folder", "a file")
+        raise ValueError(f"{path} must be {wanted} to write, and is {got}")
     try:
-        tempfile.TemporaryFile(dir=there).close()
+        tempfile.TemporaryFile(dir=above).close()
     except OSError as error:
-        raise ValueError(f"{path} cannot be written: {there}: {error.strerror}") from None
+        raise ValueError(f"{path} cannot be written: {above}: {error.strerror}") from None
 
 
 def json_text(value: Mapping[str, Any]) -> str:
@@ -167,13 +170,17 @@ def file_sha256(path: Path) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises FileNotFoundError or ValueError, naming the file."""
     with open_regular(path) as file:
-        text = file.read()
+        return parse_json(file.read(), path)
+
+
+def parse_json(text: str | bytes, source: Path) -> dict[str, Any]:
+    """The JSON object of a text. Raises ValueError, naming the source."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        raise ValueError(f"{source} is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
+        raise ValueError(f"{source} must hold a JSON object, got {type(value).__name__}")
     return value
 
 
@@ -194,13 +201,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read tensors (on the CPU) and metadata. Raises FileNotFoundError or ValueError."""
     from safetensors import SafetensorError, safe_open
 
-    open_regular(path).close()
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, dict(file.metadata() or {})
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+    # By its descriptor: safetensors takes no path that is not UTF-8.
+    with open_regular(path) as file:
+        try:
+            with safe_open(f"/dev/fd/{file.fileno()}", framework="pt") as opened:
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+                return tensors, dict(opened.metadata() or {})
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
 
 
 def write_npz(path: Path, arrays: Mapping[str, Any], *, compressed: bool = True) -> None:
@@ -218,17 +226,17 @@ def weight_bytes(model: nn.Module) -> bytes:
 
 
 def check_tensors(
-    own: Mapping[str, Tensor],
-    given: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
     source: str,
     what: str = "a model of another shape",
 ) -> None:
     """Raise ValueError, naming `source`, where keys, shapes or kinds of numbers differ."""
-    different = sorted(own.keys() ^ given.keys()) or sorted(
+    different = sorted(expected.keys() ^ tensors.keys()) or sorted(
         name
-        for name, tensor in own.items()
-        if tensor.shape != given[name].shape
-        or tensor.is_floating_point() != given[name].is_floating_point()
+        for name, tensor in expected.items()
+        if tensor.shape != tensors[name].shape
+        or tensor.is_floating_point() != tensors[name].is_floating_point()
     )
     if different:
         raise ValueError(

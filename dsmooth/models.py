@@ -15,7 +15,7 @@ from .nn import PixelCNNpp
 from .nn.weights import weights_digest
 from .pair import SmoothedPair
 from .pretrained import SavedNetwork, resolve
-from .pretrained.pairs import of_networks
+from .pretrained.resolver import read_pair
 from .runs import RunFolder
 from .sampling.cached import draw, obstacle_of
 from .sampling.output import DrawPart
@@ -69,12 +69,12 @@ class Models:
     @property
     def runs(self) -> dict[Role, RunFolder]:
         """The runs of the networks that have one."""
-        return {one.role: one.run for one in self.saved if one.run is not None}
+        return {one.role: RunFolder(one.folder) for one in self.saved if one.training is not None}
 
     @property
     def settings(self) -> dict[Role, TrainConfig]:
         """The settings of the runs, the first named first."""
-        return {one.role: one.settings for one in self.saved if one.settings is not None}
+        return {one.role: one.training for one in self.saved if one.training is not None}
 
     @property
     def clean_noise(self) -> float:
@@ -156,13 +156,18 @@ def load_models(names: Sequence[str | Path]) -> Models:
     pair: SmoothedPair | None = None
     networks: dict[Role, PixelCNNpp] = {}
     if {"noisy", "denoiser"} <= by_role.keys():
-        pair = of_networks(SmoothedPair, [by_role["noisy"], by_role["denoiser"]])
+        pair = read_pair(SmoothedPair, [by_role["noisy"], by_role["denoiser"]])
         networks = {"noisy": pair.noisy, "denoiser": pair.denoiser}
     elif list(by_role) == ["denoiser"]:
         raise ValueError(f"{saved[0].folder} is a denoiser: name the run of its noisy model too")
     elif len(by_role) != 1:
         raise ValueError(f"{EXPECTED}; got {', '.join(map(str, names)) or 'nothing'}")
     size = saved[0].image_size if pair is None else pair.image_size
+    if size is None:
+        raise ValueError(
+            f"{saved[0].folder} does not say how large its images are: save the network again with "
+            "its image_size = (H, W)"
+        )
     for role in by_role.keys() - networks.keys():  # a single model, or the plain one
         other = by_role[role]
         if size != other.image_size:

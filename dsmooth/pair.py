@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .config import Method, Precision, Role
+from .config import Method, Precision
 from .fields import check_number
 from .machine import torch_threads
 from .nn import PixelCNNpp
 from .nn.gradient import gradient_of
-from .nn.images import check_images, check_scale, unrounded
+from .nn.images import check_images, check_scale, check_size, unrounded
+from .nn.pretrained import Pretrained
 from .nn.weights import in_evaluation
 from .pictures import is_diverged
-from .pretrained import SavedNetwork, pairs
 from .progress import progress as bar
-from .runs import Origin
 from .sampling import cached
 from .sampling.request import (
     Choices,
@@ -38,10 +37,10 @@ from .sampling.request import keep_top as top_rows
 from .smoothing import GaussianSmoothing, Smoothing
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 
-class SmoothedPair(nn.Module):
+class SmoothedPair(Pretrained):
     """p(x~) and p(x | x~) with the smoothing q(x~ | x) that they were trained for.
 
     It draws and measures without dropout, in training mode too.
@@ -60,28 +59,21 @@ class SmoothedPair(nn.Module):
     ) -> None:
         super().__init__()
         check_fit(noisy, denoiser, smoothing)
-        sizes = tuple(image_size) if hasattr(image_size, "__len__") else ()
-        if len(sizes) != 2 or any(size < 4 or size % 4 for size in sizes):
-            raise ValueError(
-                f"image_size must be a height and a width, multiples of 4, got {image_size}"
-            )
         self.noisy = noisy
         self.denoiser = denoiser
         self.smoothing = smoothing
-        self.image_size = (int(sizes[0]), int(sizes[1]))
-        self.saved: Sequence[SavedNetwork] = ()
+        self.image_size: tuple[int, int] = check_size(image_size)
 
-    save_pretrained, push_to_hub = pairs.save_pretrained, pairs.push_to_hub
-    from_pretrained: classmethod[SmoothedPair, ..., SmoothedPair] = classmethod(
-        pairs.from_pretrained
-    )
-    from_runs: classmethod[SmoothedPair, ..., SmoothedPair] = classmethod(pairs.from_runs)
+    @classmethod
+    def from_runs(cls, noisy: str | Path, denoiser: str | Path) -> Self:
+        """Make a pair of two run folders of `dsmooth train`.
 
-    @cached_property
-    def origin(self) -> Mapping[Role, Origin]:
-        """Origin of the weights, as far as it is known; shown by the model card."""
-        found = {network.role: network.read_origin() for network in self.saved}
-        return {role: origin for role, origin in found.items() if origin is not None}
+        Raises FileNotFoundError or ValueError for folders that are not runs, have other roles, or
+        were trained for different smoothing or image sizes.
+        """
+        from .pretrained.resolver import read, resolve
+
+        return read(cls, [*resolve(noisy), *resolve(denoiser)])
 
     @torch.no_grad()
     def sample(

@@ -11,16 +11,27 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 from .config import Role, TrainConfig
 from .fields import structure
-from .files import json_text, lock_folder, read_json, weight_bytes, write_json, write_together
+from .files import (
+    json_text,
+    lock_folder,
+    read_json,
+    read_tensors,
+    replacing,
+    weight_bytes,
+    write_atomically,
+)
 from .presets import train_command
 
 if TYPE_CHECKING:
     from .nn import PixelCNNpp
 
+# Files of a run, and of a network or pair that `save_pretrained` wrote.
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
 
 @dataclass(frozen=True)
 class Origin:
-    """Origin of a network's weights, as a model card tells it; None where no log does.
+    """Where weights come from, for the model card. Fields are None if the run has no log.
 
     command: the `dsmooth train` that begins such a run. bits_per_dim: of held-out images at the
     last evaluation, whose meaning is `loss`. notes: of settings that were changed on the way.
@@ -44,20 +55,20 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.config = self.path / "config.json"  # the settings
+        self.config = self.path / CONFIG_FILE  # the settings
         self.log = self.path / "log.jsonl"  # one JSON object a line
         # The newest checkpoint, from which a run is resumed; and the one before it, should that one
         # be damaged or not written yet.
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.earlier_checkpoint = self.path / "checkpoint-earlier.safetensors"
-        self.weights = self.path / "model.safetensors"  # averaged, at the last evaluation
+        self.weights = self.path / WEIGHTS_FILE  # averaged, at the last evaluation
 
     def grid(self, images_seen: int) -> Path:
-        """The samples after so many training images."""
+        """The samples after `images_seen` training images."""
         return self.path / f"samples-{images_seen:09d}.png"
 
     def grids(self) -> list[Path]:
-        """The pictures of samples that are there, in the order of the training images."""
+        """The pictures of samples, in the order of the training images."""
         return sorted(self.path.glob("samples-*.png"))
 
     def checkpoints(self) -> tuple[Path, ...]:
@@ -65,24 +76,24 @@ class RunFolder:
         return self.checkpoint, self.earlier_checkpoint
 
     def can_resume(self) -> bool:
-        """Whether there is a run to go on with."""
+        """Whether the folder holds a run to go on with."""
         return self.config.exists() and any(path.exists() for path in self.checkpoints())
 
     def is_finished(self) -> bool:
-        """Whether the run came to its end, and its log is there."""
+        """Whether the run came to its end, by its log."""
         if not self.log.is_file() or not self.weights.exists():
             return False
         entries = self.read_log()
         return bool(entries) and entries[-1]["event"] == "end"
 
     def is_evaluated(self, images_seen: int) -> bool:
-        """Whether the weights are there and of so many training images, by the log."""
+        """Whether the weights exist and are of `images_seen` training images, by the log."""
         seen = [entry["images"] for entry in self.read_log() if entry["event"] == "evaluation"]
         return self.weights.exists() and seen[-1:] == [images_seen]
 
     def write_config(self, config: TrainConfig, image_size: tuple[int, int]) -> None:
         """Write the settings, the version of dsmooth and the image size."""
-        write_json(self.config, _described(config, image_size))
+        write_atomically(self.config, _config_bytes(config, image_size))
 
     def write_model(
         self, model: PixelCNNpp, config: TrainConfig, image_size: tuple[int, int]
@@ -95,13 +106,14 @@ class RunFolder:
         """
         if model.config != config.model:
             raise ValueError(f"config.model must be the model's own {model.config}")
-        settings = json_text(_described(config, image_size)).encode()
-        files = {self.weights: weight_bytes(model), self.config: settings}
+        settings = _config_bytes(config, image_size)
         with lock_folder(self.path, "a training run"):
             if any(path.exists() for path in (self.log, *self.checkpoints())):
                 raise ValueError(f"{self.path} already holds a training run; choose another folder")
             # A kill on the way leaves no settings, rather than those of other weights.
-            write_together(files, first=lambda: self.config.unlink(missing_ok=True))
+            with replacing(self.weights, weight_bytes(model)):
+                self.config.unlink(missing_ok=True)
+            write_atomically(self.config, settings)
 
     def read_config(self) -> tuple[TrainConfig, tuple[int, int]]:
         """The settings and the image size.
@@ -124,9 +136,9 @@ class RunFolder:
             kept.append(entry)
         return kept
 
-    def origin(self, config: TrainConfig | None = None) -> Origin:
-        """Origin of the weights. config: the settings, if they were read already."""
-        config = config or self.read_config()[0]
+    def origin(self) -> Origin:
+        """Origin of the weights, by the settings and the log."""
+        config, _ = self.read_config()
         entries = self.history() if self.log.is_file() else []
         evaluations = [entry["bits_per_dim"] for entry in entries if entry["event"] == "evaluation"]
         losses = [entry["loss"] for entry in entries if entry["event"] == "start"]
@@ -150,7 +162,9 @@ class RunFolder:
         from .nn.weights import load_network
 
         config, image_size = self.read_config()
-        return load_network(config.model, self.weights), config, image_size
+        network = load_network(config.model, read_tensors(self.weights)[0], self.weights)
+        network.image_size = image_size
+        return network, config, image_size
 
 
 @dataclass(frozen=True)
@@ -182,16 +196,17 @@ def read_entry(line: bytes) -> dict[str, Any] | None:
     """Parse a log line; None if it is not an entry."""
     try:
         entry = json.loads(line)
-        own = _FIELDS.get(entry["event"], {})
-        fields = {"event": _TEXT, "images": (int,), "seconds": _NUMBER, **own}
+        further = _FIELDS.get(entry["event"], {})
+        fields = {"event": _TEXT, "images": (int,), "seconds": _NUMBER, **further}
         whole = all(type(entry[name]) in kinds for name, kinds in fields.items())
     except (ValueError, RecursionError, KeyError, TypeError):  # not JSON, not UTF-8, no entry
         return None
     return entry if whole else None
 
 
-def _described(config: TrainConfig, image_size: tuple[int, int]) -> dict[str, Any]:
-    return {"dsmooth": __version__, "height_and_width": list(image_size), **asdict(config)}
+def _config_bytes(config: TrainConfig, image_size: tuple[int, int]) -> bytes:
+    values = {"dsmooth": __version__, "height_and_width": list(image_size), **asdict(config)}
+    return json_text(values).encode()
 
 
 def default_folder(role: Role) -> Path:

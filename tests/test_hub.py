@@ -20,7 +20,7 @@ from dsmooth.cli import _kind, _parse
 from dsmooth.config import TrainConfig
 from dsmooth.models import load_models
 from dsmooth.presets import PRESETS, preset, train_command
-from dsmooth.pretrained.resolver import CARD_FILE
+from dsmooth.pretrained.writer import CARD_FILE
 from dsmooth.runs import Origin, RunFolder
 from tests.helpers.command_runs import run
 from tests.helpers.data_makers import refuses
@@ -204,7 +204,7 @@ def test_the_library_of_the_hub_reads_a_card(tmp_path: Path) -> None:
 def test_a_card_that_a_person_wrote_stays(tmp_path: Path) -> None:
     pair, card = tiny_pair(), tmp_path / "pair" / CARD_FILE
     pair.save_pretrained(card.parent)
-    assert "Not recorded: the pair was not made of run folders" in card.read_text()
+    assert "Not recorded: the weights were not read from run folders" in card.read_text()
     assert "Not measured" in card.read_text()
     card.write_text(card.read_text() + "An older one.\n")
     pair.save_pretrained(card.parent)

@@ -1,34 +1,43 @@
-"""Pairs in files: the same pair again, whole whenever a save ends, or a clear refusal."""
+"""Pairs and networks in files: the same again, whole whenever a save ends, or a clear refusal."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
-from contextlib import suppress
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
-from unittest.mock import DEFAULT, Mock
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 import dsmooth
-from dsmooth.files import lock_folder
-from dsmooth.models import load_models
+from dsmooth.files import lock_folder, read_tensors, write_tensors
 from dsmooth.nn.weights import weights_digest
-from dsmooth.pretrained import resolve
+from dsmooth.presets import preset
+from dsmooth.runs import RunFolder
+from tests.helpers.command_runs import save_run
 from tests.helpers.data_makers import refuses
-from tests.helpers.networks import tiny_pair
+from tests.helpers.kills import is_killed, kill_at
+from tests.helpers.networks import network, tiny_pair
+
+read_pair, read_network = dsmooth.SmoothedPair.from_pretrained, dsmooth.PixelCNNpp.from_pretrained
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize("conditioning", ["stack", "concat"])
 def test_saved_pair_is_the_same_pair(tmp_path: Path, conditioning: str) -> None:
+    """In a folder whose name is not UTF-8 too."""
     pair = tiny_pair("continuous", conditioning)
     pair.smoothing = dsmooth.LaplaceSmoothing(0.25)
-    pair.save_pretrained(tmp_path / "pair")
-    again = dsmooth.SmoothedPair.from_pretrained(tmp_path / "pair")
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/p\xff")
+    pair.save_pretrained(folder)
+    again = read_pair(folder)
     assert again.smoothing == pair.smoothing
     assert again.image_size == (8, 8)
     assert again.denoiser.config == pair.denoiser.config
@@ -37,65 +46,105 @@ def test_saved_pair_is_the_same_pair(tmp_path: Path, conditioning: str) -> None:
     assert torch.equal(again.sample(2), pair.sample(2))
 
 
-def other_pair() -> dsmooth.SmoothedPair:
-    """The tiny pair with other weights in both models."""
+def test_a_saved_network_is_the_same_network(tmp_path: Path) -> None:
+    """Of a run, of a folder, of a subclass; with its image size, if it is known."""
+
+    class Mine(dsmooth.PixelCNNpp):
+        pass
+
+    run = RunFolder(save_run(tmp_path / "run", "noisy"))
+    model = read_network(run.path)
+    model.save_pretrained(tmp_path / "one")
+    again = Mine.from_pretrained(tmp_path / "one")
+    assert (type(again), again.training, again.image_size) == (Mine, False, (8, 8))
+    assert weights_digest(again) == weights_digest(run.load_model()[0])
+    assert list(again.origin.values()) == list(model.origin.values()) == [run.origin()]
+    network("stack").save_pretrained(tmp_path / "two")
+    assert read_network(tmp_path / "two").config == network("stack").config
+    refuses("a pair needs the run of a noisy .* got plain ", read_pair, tmp_path / "one")
+    tiny_pair().save_pretrained(tmp_path / "pair")
+    refuses(r"is of a pair, which dsmooth\.SmoothedPair\.from", read_network, tmp_path / "pair")
+    model.image_size = (9, 8)
+    refuses("image_size must be a height", model.save_pretrained, tmp_path / "one")
+
+
+def numbered_pair(number: int) -> dsmooth.SmoothedPair:
+    """A pair whose weights and settings both have the number."""
     pair = tiny_pair()
-    with torch.no_grad():
-        for model in (pair.noisy, pair.denoiser):
-            model.head.bias[0] += 1
+    pair.smoothing = dsmooth.GaussianSmoothing(0.5 + number)
+    pair.noisy.image_size = (8, 8 + 4 * number)
+    for model in (pair.noisy, pair.denoiser):
+        torch.nn.init.constant_(model.head.bias, number)
     return pair
 
 
-def digests(pair: dsmooth.SmoothedPair) -> list[str]:
-    return [weights_digest(model) for model in (pair.noisy, pair.denoiser)]
+def save(kind: str, folder: Path, number: int) -> None:
+    """Save the numbered pair, or its noisy model alone, or that as a run."""
+    pair = numbered_pair(number)
+    if kind == "run":
+        config = preset("mnist-quick", "noisy", scale=0.5 + number)
+        config = replace(config, model=pair.noisy.config)
+        RunFolder(folder).write_model(pair.noisy, config, (8, 8))
+    else:
+        (pair if kind == "pair" else pair.noisy).save_pretrained(folder)
 
 
-@pytest.mark.parametrize("change", ["fsync", "replace", "unlink"])
-def test_a_save_that_ends_anywhere_leaves_a_pair(tmp_path, monkeypatch, change: str) -> None:
-    """The old one or the new one, whole; a full disk leaves the old one with its card."""
-    old, new = tiny_pair(), other_pair()
-    old.save_pretrained(tmp_path, name="old")
-    files, real = set(tmp_path.iterdir()), getattr(os, change)
-    for done in itertools.count():
-        full = itertools.repeat(OSError(28, "No space left on device"))
-        end = Mock(wraps=real, side_effect=itertools.chain([DEFAULT] * done, full))
-        with monkeypatch.context() as patch, suppress(OSError):
-            patch.setattr(os, change, end)
-            if change == "unlink":  # and a save that ended before left something
-                (tmp_path / ".noisy-0.safetensors").touch()
-            new.save_pretrained(tmp_path, name="new")
+def read(kind: str, folder: Path) -> set[float]:
+    """The numbers in a folder: one of a whole save, two of a mixture, none without settings."""
+    if kind == "pair":
+        pair = read_pair(folder)
+        models, number = [pair.noisy, pair.denoiser], pair.smoothing.scale - 0.5
+    elif kind == "network":
+        models = [read_network(folder)]
+        number = (models[0].image_size[1] - 8) / 4
+    else:
+        try:
+            model, config, _ = RunFolder(folder).load_model()
+        except FileNotFoundError:
+            return set()
+        models, number = [model], config.scale - 0.5
+    return {number, *(value for model in models for value in model.head.bias.tolist())}
+
+
+@pytest.mark.parametrize("kind", ["pair", "network", "run"])
+def test_a_save_that_ends_anywhere_leaves_the_old_or_the_new(tmp_path, monkeypatch, kind) -> None:
+    """Killed at any change of a file, or on a full disk; and the next save leaves nothing over."""
+    save(kind, tmp_path, 0)
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    for change in itertools.count(1):
+
+        def work(change: int = change) -> None:
+            kill_at(change)
+            save(kind, tmp_path, 1)
+
+        killed = is_killed(work)
+        numbers = read(kind, tmp_path)
+        # The settings of a run are not in its weights: they leave before others come.
+        assert numbers in [{0}, {1}] or (kind == "run" and not numbers)
+        save(kind, tmp_path, 0)
+        assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
+        if not killed:
             break
-        found = dsmooth.SmoothedPair.from_pretrained(tmp_path)
-        assert digests(found) in (digests(old), digests(new))
-        if change == "fsync":
-            assert digests(found) == digests(old)
-        if digests(found) == digests(old):
-            assert 'from_pretrained("old")' in (tmp_path / "README.md").read_text()
-        old.save_pretrained(tmp_path, name="old")
-        assert digests(dsmooth.SmoothedPair.from_pretrained(tmp_path)) == digests(old)
-        assert set(tmp_path.iterdir()) == files
-    assert done == {"fsync": 4, "replace": 6, "unlink": 1}[change]
+    assert numbers == {1}
+    assert change > 8
+    monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
+    words = r"could not write .*model\.safetensors: No space"
+    refuses(words, save, kind, tmp_path, 1, error=OSError)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
 
 
-def test_a_pair_that_is_saved_meanwhile_is_read_whole(tmp_path, monkeypatch) -> None:
-    saves: list[dsmooth.SmoothedPair] = []
-
-    def resolved(*name: Any, **hub: Any) -> Any:
-        found = resolve(*name, **hub)
-        if saves:
-            saves.pop().save_pretrained(tmp_path)
-        return found
-
-    for module in ("pretrained.pairs", "models"):
-        monkeypatch.setattr(f"dsmooth.{module}.resolve", resolved)
-    for read in (dsmooth.SmoothedPair.from_pretrained, lambda path: load_models([path]).pair):
-        tiny_pair().save_pretrained(tmp_path)
-        saves.append(other_pair())
-        assert digests(read(tmp_path)) == digests(other_pair())
-    with lock_folder(tmp_path, "someone"), pytest.raises(ValueError, match="saves a pair is at"):
-        tiny_pair().save_pretrained(tmp_path)
-    path = tmp_path / "config.json"
-    refuses(r"config\.json is a file: name a folder", tiny_pair().save_pretrained, path)
+def test_a_pair_that_is_saved_meanwhile_is_read_whole(tmp_path: Path) -> None:
+    save("pair", tmp_path, 0)
+    saves = Thread(target=lambda: [save("pair", tmp_path, i) for i in range(1, 8)])
+    saves.start()
+    numbers = [read("pair", tmp_path)]
+    while saves.is_alive():
+        numbers.append(read("pair", tmp_path))
+    assert numbers == sorted(numbers, key=min)
+    assert max(map(len, numbers)) == 1
+    assert read("pair", tmp_path) == {7}
+    with lock_folder(tmp_path, "someone"):
+        refuses("another process that saves weights is at work", save, "pair", tmp_path, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
@@ -104,36 +153,71 @@ def test_a_pair_of_any_dtype_is_read_by_any_default(tmp_path: Path, dtype: torch
     pair.save_pretrained(tmp_path)
     for default in (torch.float64, torch.float32):
         torch.set_default_dtype(default)
-        found = dsmooth.SmoothedPair.from_pretrained(tmp_path)
-        assert (found.dtype, digests(found)) == (default, digests(pair))
+        again = read_pair(tmp_path)
+        assert (again.dtype, weights_digest(again)) == (default, weights_digest(pair))
 
 
-def test_weights_of_two_pairs_are_no_pair(tmp_path: Path) -> None:
-    old, new = tiny_pair(), other_pair()
-    old.save_pretrained(tmp_path / "old")
-    words, twice = "got noisy .*, denoiser .*, noisy .*, denoiser ", [tmp_path / "old"] * 2
-    refuses(words, dsmooth.SmoothedPair.from_runs, *twice)
-    new.save_pretrained(tmp_path / "new")
-    (tmp_path / "new" / "noisy.safetensors").replace(tmp_path / "old" / "noisy.safetensors")
-    with pytest.raises(ValueError, match=r"old/noisy\.safetensors does not hold the weights that"):
-        dsmooth.SmoothedPair.from_pretrained(tmp_path / "old")
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def rewrite(path: Path, tensors: dict[str, str], **metadata: str) -> None:
+    """Rename tensors of saved weights, and change their metadata."""
+    old, stated = read_tensors(path)
+    new = {tensors.get(name, name): tensor for name, tensor in old.items()}
+    write_tensors(path, new, {**stated, **metadata})
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (
+            lambda folder: edit(folder / "config.json", image_size=[8, 12]),
+            "its image_size is .8, 1",
+        ),
+        (lambda folder: edit(folder / "config.json", extra=1), "has no field extra"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "missing required field `netw"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "there is no .*model.safetensors"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 500), "is not a readable safet"),
+        (
+            lambda folder: rewrite(folder / "model.safetensors", {"noisy.head.bias": "other.b"}),
+            "holds 'other.b', which is of no network that it states",
+        ),
+        (
+            lambda folder: rewrite(folder / "model.safetensors", {"noisy.head.bias": "noisy.b"}),
+            "holds a model of another shape: 2 tensors differ",
+        ),
+        (
+            lambda folder: rewrite(folder / "model.safetensors", {}, config="{"),
+            "model.safetensors is not JSON",
+        ),
+        (
+            lambda folder: rewrite(folder / "model.safetensors", {}, config="{}"),
+            "model.safetensors is not of a saved pair or network: Object missing",
+        ),
+    ],
+)
+def test_a_damaged_or_edited_pair_is_refused(
+    tmp_path: Path, damage: Callable[[Path], object], words: str
+) -> None:
+    tiny_pair().save_pretrained(tmp_path)
+    damage(tmp_path)
+    refuses(words, read_pair, tmp_path, error=(FileNotFoundError, ValueError))
 
 
 def test_folders_that_are_not_pairs_are_named(tmp_path: Path) -> None:
-    read = partial(dsmooth.SmoothedPair.from_pretrained, tmp_path)
-    refused = partial(refuses, call=read, error=(FileNotFoundError, ValueError))
+    refused = partial(refuses, call=partial(read_pair, tmp_path), error=FileNotFoundError)
     refused(r"there is no .*config\.json")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")
     refused(r"name folders in .*, which has mine")
-    (tmp_path / "config.json").write_text("{}")
-    refused("is not a pair's: Object missing required field `noisy`")
-    refuses(r"config\.json is not of a saved pair", tiny_pair().save_pretrained, tmp_path)
-    assert (tmp_path / "config.json").read_text() == "{}"
-    (tmp_path / "config.json").unlink()
-    tiny_pair().save_pretrained(tmp_path)
-    other = tmp_path / "noisy.safetensors"
-    other.write_bytes((tmp_path / "denoiser.safetensors").read_bytes())
-    refused(r"noisy\.safetensors holds a model of another shape")
-    other.write_bytes(other.read_bytes()[:500])
-    refused("not a readable safetensors file")
+    save = tiny_pair().save_pretrained
+    refuses(r"config\.json is a file: name a folder", save, tmp_path / "mine" / "config.json")
+    refuses("that save_pretrained did not write", save, tmp_path / "mine")
+    write_tensors(tmp_path / "model.safetensors", {"x": torch.zeros(1)}, {})
+    refuses("that save_pretrained did not write", save, tmp_path)
+    refuses("got noisy .*, noisy ", dsmooth.SmoothedPair.from_runs, *save_two_noisy(tmp_path))
+
+
+def save_two_noisy(folder: Path) -> list[Path]:
+    return [save_run(folder / name, "noisy") for name in ("a", "b")]

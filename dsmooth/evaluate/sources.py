@@ -60,8 +60,9 @@ def choose_data(
         return DataChoice(
             settings.data, directory or settings.data_dir, image_size or settings.image_size
         )
-    origins = [saved.origin.data for saved in models.saved if saved.origin] if models else []
-    return DataChoice(data or next(iter(origins), "mnist"), directory, image_size)
+    origins = (saved.origin() for saved in models.saved) if models else ()
+    names = (origin.data for origin in origins if origin is not None)
+    return DataChoice(data or next(names, "mnist"), directory, image_size)
 
 
 def describe_data(dataset: ImageDataset) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -38,6 +39,16 @@ def check_images(name: str, x: object) -> None:
             f"{name} must be floating point in [-1, 1], got {x.dtype}: dsmooth.to_float({bytes_}) "
             "makes it of bytes"
         )
+
+
+def check_size(image_size: Sequence[int]) -> tuple[int, int]:
+    """(H, W). Raises ValueError unless both are multiples of 4."""
+    sizes = tuple(image_size) if hasattr(image_size, "__len__") else ()
+    if len(sizes) != 2 or any(size < 4 or size % 4 for size in sizes):
+        raise ValueError(
+            f"image_size must be a height and a width, multiples of 4, got {image_size}"
+        )
+    return int(sizes[0]), int(sizes[1])
 
 
 def check_like(name: str, values: Tensor, like: Tensor) -> None:

@@ -18,6 +18,7 @@ from ..functional.gated_resnet import draw_seed
 from .condition import check_context, label_vectors
 from .images import check_images, check_scale, unrounded
 from .layers import GatedResnet, Nin, Skip, WeightNormConv, listed
+from .pretrained import Pretrained
 
 Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in the row)
 
@@ -113,7 +114,7 @@ class Hidden(nn.Module):
         return around + self.ul(elu_ul)
 
 
-class PixelCNNpp(nn.Module):
+class PixelCNNpp(Pretrained):
     """An autoregressive model of images, conditioned on a context image, a class, both or nothing.
 
     The distribution of a pixel is a mixture of K logistics. Its parameters are a function of the

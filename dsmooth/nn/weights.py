@@ -1,4 +1,4 @@
-"""Networks by their weights: from files, in evaluation mode.
+"""Networks by their weights: of files, in evaluation mode.
 
 A file's tensors decide the memory, not the settings beside it.
 """
@@ -15,24 +15,27 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..files import check_tensors, read_tensors
+from ..files import check_tensors
 from .pixelcnnpp import PixelCNNpp
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def load_network(config: ModelConfig, path: Path) -> PixelCNNpp:
-    """The network of `config` with weights as `files.weight_bytes` has them, in evaluation mode.
+def load_network(
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    source: Path,
+    kind: type[PixelCNNpp] = PixelCNNpp,
+) -> PixelCNNpp:
+    """The network of `config` with these weights, in evaluation mode, on the CPU.
 
-    Raises FileNotFoundError for a missing file and ValueError for one that is damaged or belongs
-    to a network of another shape.
+    kind: its class. Raises ValueError, naming the source, for weights of another shape.
     """
-    tensors, _ = read_tensors(path)
-    network = outline(config, tensors, str(path))
-    own = network.state_dict()
-    check_tensors(own, tensors, str(path))
+    network = outline(config, tensors, str(source), kind)
+    outlines = network.state_dict()
+    check_tensors(outlines, tensors, str(source))
     # Not copied into an emptied network: to empty one, torch imports sympy.
-    copies = {name: tensor.to(own[name].dtype, copy=True) for name, tensor in tensors.items()}
+    copies = {name: tensor.to(outlines[name].dtype, copy=True) for name, tensor in tensors.items()}
     network.load_state_dict(copies, assign=True)
     return network.eval()
 
@@ -41,7 +44,12 @@ def load_network(config: ModelConfig, path: Path) -> PixelCNNpp:
 TENSORS_PER_RESNET, TENSORS_PER_CONTEXT_LAYER = 99, 6
 
 
-def outline(config: ModelConfig, tensors: Mapping[str, Tensor], source: str) -> PixelCNNpp:
+def outline(
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    kind: type[PixelCNNpp] = PixelCNNpp,
+) -> PixelCNNpp:
     """A network without memory, on the device "meta".
 
     Raises ValueError, naming `source`, where `tensors` are too few for its layers.
@@ -55,7 +63,7 @@ def outline(config: ModelConfig, tensors: Mapping[str, Tensor], source: str) -> 
             f"n_resnet = {config.n_resnet} takes {least} and more"
         )
     with torch.device("meta"):
-        return PixelCNNpp(config)
+        return kind(config)
 
 
 def in_evaluation(model: Network) -> Network:

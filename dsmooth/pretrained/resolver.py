@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
+
+from torch import Tensor
 
 from ..config import ModelConfig, Role, SmoothingKind, TrainConfig
-from ..fields import structure
-from ..files import read_json
+from ..fields import difference, structure
+from ..files import parse_json, read_json, read_tensors
 from ..nn import PixelCNNpp
-from ..nn.weights import load_network, weights_digest
+from ..nn.pretrained import Pretrained
+from ..nn.weights import load_network
+from ..pair import SmoothedPair
 from ..progress import LOG
-from ..runs import Origin, RunFolder, run_config
+from ..runs import CONFIG_FILE, WEIGHTS_FILE, Origin, RunFolder
+from ..smoothing import SMOOTHINGS
 from ..tables import shown
 
 DEFAULT = "mnist"
 TITLE = "models that come with dsmooth"
-CONFIG_FILE = "config.json"
-WEIGHT_FILES: dict[Role, str] = {
-    "noisy": "noisy.safetensors",
-    "denoiser": "denoiser.safetensors",
-}
-CARD_FILE = "README.md"
 
 # "owner/name", as the Hub allows it.
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 # Files that are fetched and uploaded; none of them runs code.
 HUB_FILES = ["*.json", "*.jsonl", "*.safetensors", "*.md", "*.png"]
 
+# Key of the metadata of saved weights. Its value is the text of config.json.
+CONFIG_KEY = "config"
+
 _HERE = Path(__file__).parent
+_PAIR: tuple[Role, Role] = ("noisy", "denoiser")
+P = TypeVar("P", bound=Pretrained)
+Pair = TypeVar("Pair", bound=SmoothedPair)
 
 
 @dataclass(frozen=True)
@@ -42,98 +49,106 @@ class SmoothingSettings:
 
 
 @dataclass(frozen=True)
-class PairSettings:
-    """The settings' file of a saved pair, but for the version of dsmooth."""
+class Settings:
+    """Settings of a saved pair or network: its config.json, and the metadata of its weights.
 
-    noisy: ModelConfig
-    denoiser: ModelConfig
-    smoothing: SmoothingSettings
-    image_size: tuple[int, int]
+    smoothing: of a pair. image_size: of a pair, and of a network that knows it.
+    """
+
+    networks: dict[Role, ModelConfig]
+    smoothing: SmoothingSettings | None
+    image_size: tuple[int, int] | None
     origin: dict[Role, Origin]
-    weights_sha256: dict[Role, str]
-    """`weights_digest` of each network."""
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], source: Path) -> Settings:
+        """The settings of a JSON object. Raises ValueError, naming the source and the field."""
+        try:
+            return structure({k: v for k, v in values.items() if k != "dsmooth"}, cls)
+        except ValueError as error:
+            raise ValueError(f"{source} is not of a saved pair or network: {error}") from None
 
 
 @dataclass(frozen=True)
 class SavedNetwork:
-    """A trained network on disk: its settings, which were read once, and the file of its weights.
+    """A trained network on the disk: what its file and the settings beside it state.
 
-    run, settings: of its training, None in a saved pair, which states `origin` and `sha256`.
+    smoothing, image_size: None where a network was saved alone, or without its size. origin: reads
+    the origin of the weights. training: the settings of its run, None of a saved network.
     """
 
-    folder: Path
+    file: Path
     role: Role
     config: ModelConfig
-    smoothing: SmoothingKind
-    scale: float
-    image_size: tuple[int, int]
-    weights: Path
-    run: RunFolder | None = None
-    settings: TrainConfig | None = None
-    origin: Origin | None = None
-    sha256: str | None = None
+    smoothing: SmoothingSettings | None
+    image_size: tuple[int, int] | None
+    origin: Callable[[], Origin | None]
+    training: TrainConfig | None
+    tensors: Mapping[str, Tensor]
 
-    def load(self) -> PixelCNNpp:
-        """The network in evaluation mode, on the CPU.
+    @property
+    def folder(self) -> Path:
+        """Folder of the file."""
+        return self.file.parent
 
-        Raises FileNotFoundError or ValueError, naming the file.
-        """
-        network = load_network(self.config, self.weights)
-        if self.sha256 is not None and weights_digest(network) != self.sha256:
-            raise ValueError(
-                f"{self.weights} does not hold the weights that {CONFIG_FILE} beside it states: "
-                "save the pair again"
-            )
+    def load(self, kind: type[PixelCNNpp] = PixelCNNpp) -> PixelCNNpp:
+        """The network in evaluation mode, on the CPU. Raises ValueError, naming the file."""
+        network = load_network(self.config, self.tensors, self.file, kind)
+        network.image_size, network.origins = self.image_size, {self.role: self.origin}
         return network
 
-    def read_origin(self) -> Origin | None:
-        """Origin of the weights, by the log of the run or as the saved pair states it."""
-        if self.run is None:
-            return self.origin
-        origin = self.run.origin(self.settings)
-        if self.folder.is_relative_to(_HERE):  # they were trained on whole data sets
-            origin = replace(origin, command=f"{origin.command} --data-dir FOLDER")
-        return origin
+
+def packaged() -> dict[str, Path]:
+    """Folders of the packaged models by name: pairs, and the plain models beside them."""
+    pairs = {folder.parent.name: folder.parent for folder in sorted(_HERE.glob("*/noisy"))}
+    plain = {f"{name}-plain": folder / "plain" for name, folder in pairs.items()}
+    return pairs | {name: folder for name, folder in plain.items() if folder.exists()}
 
 
-def names() -> list[str]:
-    """The names of the packaged models."""
-    return sorted(path.parent.name for path in _HERE.glob("*/noisy"))
-
-
-def find(name: str | Path, **hub: Any) -> Path:
+def find(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> Path:
     """The folder that `name` is: a path, else packaged models, else "owner/name" on the Hub.
 
-    A folder that is named like packaged models, but holds no networks, does not hide them.
+    A folder that is named like packaged models, but holds no networks, does not hide them. The
+    options are the Hub's.
     """
-    path = Path(name)
-    packaged = str(name) in names()
-    if path.exists() and (_holds_networks(path) or not packaged):
+    path, folders = Path(name), packaged()
+    folder = folders.get(str(name))
+    if path.exists() and (folder is None or _holds_networks(path)):
         return path
-    if packaged:
-        return _HERE / str(name)
-    if HUB_ID.fullmatch(str(name)) and not path.parent.exists():
-        return _download(str(name), **hub)
-    raise FileNotFoundError(
-        f"there is no {path}, and the package has no models of that name (it has "
-        f"{', '.join(names())})"
-    )
-
-
-def _download(repo_id: str, **options: Any) -> Path:
-    missing = f"there is no folder {repo_id} here"
+    if folder is not None:
+        return folder
+    if not HUB_ID.fullmatch(str(name)) or path.parent.exists():
+        raise FileNotFoundError(
+            f"there is no {path}, and the package has no models of that name (it has "
+            f"{', '.join(folders)})"
+        )
+    missing = f"there is no folder {name} here"
     hub = huggingface_hub(f"{missing}; to read it from the Hugging Face Hub")
     # The name may be a path that was mistyped.
-    LOG.warning("%s: reading %s of the Hugging Face Hub", missing, repo_id)
+    LOG.warning("%s: reading %s of the Hugging Face Hub", missing, name)
     try:
-        folder = hub.snapshot_download(repo_id, allow_patterns=HUB_FILES, **options)
+        snapshot = hub.snapshot_download(
+            str(name),
+            allow_patterns=HUB_FILES,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
     except Exception as error:  # the Hub's own classes, and those of its HTTP library
         raise OSError(
             f"{missing}, and the Hugging Face Hub does not give it: {first_line(error)}. What was "
             "read once with a network stays in the cache of huggingface_hub; else name a folder "
             "that save_pretrained wrote"
         ) from error
-    return Path(folder)
+    return Path(snapshot)
 
 
 def huggingface_hub(purpose: str) -> Any:
@@ -153,80 +168,148 @@ def first_line(error: Exception) -> str:
 
 def is_model(path: Path) -> bool:
     """Whether `path` is a folder of networks or a name of the package's own, without the Hub."""
-    return _holds_networks(path) or str(path) in names()
+    return _holds_networks(path) or str(path) in packaged()
 
 
 def _holds_networks(folder: Path) -> bool:
-    return (folder / CONFIG_FILE).is_file() or _has_runs(folder)
+    files = (folder / CONFIG_FILE, folder / WEIGHTS_FILE)
+    return any(map(Path.is_file, files)) or _has_runs(folder)
 
 
 def _has_runs(folder: Path) -> bool:
-    return all((folder / role / CONFIG_FILE).is_file() for role in ("noisy", "denoiser"))
+    return all((folder / role / CONFIG_FILE).is_file() for role in _PAIR)
 
 
-def resolve(name: str | Path, **hub: Any) -> list[SavedNetwork]:
-    """The networks of a run, of a saved pair, or of the runs `noisy` and `denoiser` in a folder.
+def resolve(name: str | Path) -> list[SavedNetwork]:
+    """The networks that `name` stands for, see `find` and `networks_in`."""
+    return networks_in(find(name))
 
-    A pair goes before the runs inside its folder. No weights are read.
+
+def networks_in(folder: Path) -> list[SavedNetwork]:
+    """The networks of a run, of what `save_pretrained` wrote, or of the runs `noisy` and `denoiser`
+    in a folder.
+
+    The networks of a pair come in this order. A file says what it is: weights of a run have no
+    settings in their metadata. Each file is opened once, so both networks of a pair are of one
+    save. Raises FileNotFoundError or ValueError, naming the file.
     """
-    folder = find(name, **hub)
-    path = folder / CONFIG_FILE
-    values = read_json(path) if path.exists() else None
-    if values is not None and "role" not in values:
-        return _read_pair(folder, values)
-    if _has_runs(folder):
-        inside = [folder / role / CONFIG_FILE for role in ("noisy", "denoiser")]
-        return [_read_run(config.parent, read_json(config)) for config in inside]
-    if values is None:
-        others = sorted(config.parent.name for config in folder.glob(f"*/{CONFIG_FILE}"))
-        hint = f"folders in {folder}, which has {', '.join(others)}"
-        hint = hint if others else "a saved pair, or the folder of a run"
-        raise FileNotFoundError(f"there is no {path}: name {hint}")
-    return [_read_run(folder, values)]
-
-
-def _read_run(folder: Path, values: dict[str, Any]) -> SavedNetwork:
     run = RunFolder(folder)
-    settings, size = run_config(values, run.config)
-    return SavedNetwork(
-        folder,
-        settings.role,
-        settings.model,
-        settings.smoothing,
-        settings.scale,
-        size,
-        run.weights,
-        run,
-        settings,
-    )
+    if not run.config.exists() and not run.weights.exists():
+        if _has_runs(folder):
+            return [network for role in _PAIR for network in networks_in(folder / role)]
+        names = sorted(config.parent.name for config in folder.glob(f"*/{CONFIG_FILE}"))
+        hint = f"folders in {folder}, which has {', '.join(names)}"
+        hint = hint if names else "a saved pair, or the folder of a run"
+        raise FileNotFoundError(f"there is no {run.config}: name {hint}")
+    before = _read_beside(run.config)
+    tensors, metadata = read_tensors(run.weights)
+    if CONFIG_KEY not in metadata:
+        return [_of_run(run, tensors)]
+    settings = Settings.parse(parse_json(metadata[CONFIG_KEY], run.weights), run.weights)
+    # A config.json that changes meanwhile is being saved.
+    if before is not None and before == _read_beside(run.config):
+        stated = Settings.parse(before, run.config)
+        if words := difference(asdict(stated), asdict(settings)):
+            raise ValueError(
+                f"{run.config} does not state the settings of {WEIGHTS_FILE} beside it: {words}; "
+                "settings of weights are not edited, save them again"
+            )
+    return _of_settings(settings, run.weights, tensors)
 
 
-def _read_pair(folder: Path, values: dict[str, Any]) -> list[SavedNetwork]:
-    values.pop("dsmooth", None)
-    try:
-        found = structure(values, PairSettings)
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG_FILE} is not a pair's: {error}") from None
-    networks = []
-    for role, file in WEIGHT_FILES.items():
-        sha256 = found.weights_sha256.get(role)
-        arriving = arriving_weights(folder, role, sha256 or "")
-        network = SavedNetwork(
-            folder,
+def _of_settings(
+    settings: Settings, file: Path, tensors: Mapping[str, Tensor]
+) -> list[SavedNetwork]:
+    parts: dict[str, dict[str, Tensor]] = {role: {} for role in settings.networks}
+    for name, tensor in tensors.items():
+        role, _, rest = name.partition(".")
+        if role not in parts:
+            raise ValueError(f"{file} holds {name!r}, which is of no network that it states")
+        parts[role][rest] = tensor
+    networks = [
+        SavedNetwork(
+            file,
             role,
-            found.noisy if role == "noisy" else found.denoiser,
-            found.smoothing.kind,
-            found.smoothing.scale,
-            found.image_size,
-            arriving if arriving.exists() else folder / file,
-            origin=found.origin.get(role),
-            sha256=sha256,
+            settings.networks[role],
+            settings.smoothing,
+            settings.image_size,
+            partial(settings.origin.get, role),
+            training=None,
+            tensors=parts[role],
         )
-        networks.append(network)
+        for role in (*_PAIR, "plain")
+        if role in parts
+    ]
+    if not networks:
+        raise ValueError(f"{file} states no network")
     return networks
 
 
-def arriving_weights(folder: Path, role: Role, sha256: str) -> Path:
-    """The temporary file of a pair's weights: it is there until `save_pretrained` renames it, and
-    stays if the process is killed before."""
-    return folder / f".{role}-{sha256[:16]}.safetensors"
+def _read_beside(config: Path) -> dict[str, Any] | None:
+    """The content of config.json, None where there is none: a save removes it for a moment."""
+    try:
+        return read_json(config)
+    except FileNotFoundError:
+        return None
+
+
+def _of_run(run: RunFolder, tensors: Mapping[str, Tensor]) -> SavedNetwork:
+    training, image_size = run.read_config()
+    return SavedNetwork(
+        file=run.weights,
+        role=training.role,
+        config=training.model,
+        smoothing=SmoothingSettings(training.smoothing, training.scale),
+        image_size=image_size,
+        origin=partial(_origin_of_run, run),
+        training=training,
+        tensors=tensors,
+    )
+
+
+def _origin_of_run(run: RunFolder) -> Origin:
+    origin = run.origin()
+    if run.path.is_relative_to(_HERE):  # they were trained on whole data sets
+        origin = replace(origin, command=f"{origin.command} --data-dir FOLDER")
+    return origin
+
+
+def read(kind: type[P], saved: Sequence[SavedNetwork]) -> P:
+    """The pair or the network of a class, in evaluation mode. Raises ValueError for other ones."""
+    if issubclass(kind, SmoothedPair):
+        return cast(P, read_pair(kind, saved))
+    if len(saved) > 1:
+        raise ValueError(
+            f"{saved[0].folder} is of a pair, which dsmooth.SmoothedPair.from_pretrained reads"
+        )
+    return cast(P, saved[0].load(cast("type[PixelCNNpp]", kind)))
+
+
+def read_pair(kind: type[Pair], saved: Sequence[SavedNetwork]) -> Pair:
+    """The pair of a noisy model and its denoiser, in this order.
+
+    Raises ValueError for networks that have other roles, or that were trained for different
+    smoothing or image sizes.
+    """
+    named = ", ".join(f"{network.role} ({network.folder})" for network in saved)
+    if [network.role for network in saved] != ["noisy", "denoiser"]:
+        raise ValueError(
+            f"a pair needs the run of a noisy model and the run of a denoiser, got {named}"
+        )
+    noisy, denoiser = saved
+    one, two = (
+        f"{noise.kind} noise of scale {noise.scale} at {network.image_size}"
+        if (noise := network.smoothing)
+        else f"no noise at {network.image_size}"
+        for network in saved
+    )
+    if one != two or noisy.smoothing is None or noisy.image_size is None:
+        raise ValueError(f"the runs do not fit together: {one} and {two}")
+    networks = noisy.load(), denoiser.load()
+    try:
+        smoothing = SMOOTHINGS[noisy.smoothing.kind](noisy.smoothing.scale)
+        pair = kind(*networks, smoothing, noisy.image_size)
+    except ValueError as error:
+        raise ValueError(f"{named} are no pair: {error}") from None
+    pair.origins = {network.role: network.origin for network in saved}
+    return pair.eval()

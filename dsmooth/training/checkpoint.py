@@ -20,7 +20,7 @@ from torch import Tensor
 from ..config import OWN, ModelConfig, Role, RunSettings, TrainConfig
 from ..distributed import all_reduce_max, rank_and_size
 from ..fields import flatten
-from ..files import read_tensors, tensor_bytes, write_together
+from ..files import read_tensors, replacing, tensor_bytes
 from ..pretrained import SavedNetwork, resolve
 from ..progress import LOG
 from ..runs import RunFolder
@@ -46,12 +46,9 @@ def save_checkpoint(run: RunFolder, state: TrainState, image_size: tuple[int, in
         "data": state.train_set.digest,
     }
     metadata["sha256"] = digest(tensors, metadata)
-
-    def keep() -> None:
+    with replacing(run.checkpoint, tensor_bytes(tensors, metadata)):
         if run.checkpoint.exists():
             os.replace(run.checkpoint, run.earlier_checkpoint)
-
-    write_together({run.checkpoint: tensor_bytes(tensors, metadata)}, first=keep)
     run.write_config(state.config, image_size)
 
 
@@ -252,13 +249,13 @@ def changes(before: TrainConfig, after: TrainConfig, seen: int) -> Iterator[str]
 
 def find_initial(source: str, role: Role) -> SavedNetwork:
     """The network of a role in `source`, whose weights a new run begins with."""
-    found = resolve(source)
-    run = found[0].run
-    if role == "plain" and len(found) == 2 and run is not None:
-        found = resolve(run.path.with_name("plain"))
-    network = next((one for one in found if one.role == role), None)
-    if network is None and len(found) == 2:
+    networks = resolve(source)
+    first = networks[0]
+    if role == "plain" and len(networks) == 2 and first.training is not None:
+        networks = resolve(first.folder.with_name("plain"))
+    network = next((one for one in networks if one.role == role), None)
+    if network is None and len(networks) == 2:
         raise ValueError(f"{source} is a pair, which has no plain model to begin with")
     if network is None:
-        raise ValueError(f"{source} is the run of a {found[0].role} model, not of a {role} one")
+        raise ValueError(f"{source} is the run of a {first.role} model, not of a {role} one")
     return network

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import builtins
-import copy
 import itertools
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
-from unittest.mock import DEFAULT, Mock
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from dsmooth.files import lock_folder, read_tensors, write_atomically, write_tensors, write_together
-from dsmooth.nn.weights import weights_digest
+from dsmooth.files import lock_folder, read_tensors, replacing, write_atomically, write_tensors
 from dsmooth.runs import RunFolder
 from dsmooth.training import NonFiniteLoss, beginning, train
 from dsmooth.training.checkpoint import digest, go_on, read_checkpoint, save_checkpoint
 from dsmooth.training.step import TrainState
 from tests.helpers.data_makers import refuses
+from tests.helpers.kills import is_killed, kill_at
 from tests.helpers.tiny_runs import assert_same_end, tiny, use_small_runs
 
 CONFIG = tiny(images=32, evaluations=2, checkpoint_minutes=1e-9)
@@ -161,31 +158,6 @@ def test_a_run_keeps_its_weights_and_its_folder(run: RunFolder, tmp_path: Path) 
         RunFolder(tmp_path / "new").write_model(model, config, size)
 
 
-def test_a_model_never_stands_under_the_settings_of_another(run, tmp_path, monkeypatch) -> None:
-    """Wherever a kill ends the writing: a folder without settings is refused."""
-    old, config, size = run.load_model()
-    run = RunFolder(tmp_path / "model")
-    new, other = copy.deepcopy(old), replace(config, scale=0.25)
-    torch.nn.init.zeros_(new.head.bias)
-    wholes = [(weights_digest(old), config), (weights_digest(new), other)]
-    real = os.replace
-    for done in itertools.count():
-        killed = itertools.repeat(KeyboardInterrupt)
-        end = Mock(wraps=real, side_effect=itertools.chain([DEFAULT] * done, killed))
-        run.write_model(old, config, size)
-        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
-            patch.setattr(os, "replace", end)
-            run.write_model(new, other, size)
-            break
-        if run.config.exists():
-            found, settings, _ = run.load_model()
-            assert (weights_digest(found), settings) in wholes
-        else:
-            with pytest.raises(FileNotFoundError):
-                run.load_model()
-    assert done == 2
-
-
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -194,17 +166,29 @@ def test_a_model_never_stands_under_the_settings_of_another(run, tmp_path, monke
     ],
 )
 def test_writes_that_end_early_leave_the_old_files(tmp_path, monkeypatch, error, message) -> None:
-    """All of them; and a file is for whom the user's other files are."""
+    """And a file is for whom the user's other files are."""
     path, other = tmp_path / "file", tmp_path / "other"
     write_atomically(path, b"old")
     other.touch()
     assert path.stat().st_mode == other.stat().st_mode
-    synced = Mock(side_effect=[None, error])  # the disk is full at the second
-    monkeypatch.setattr("os.fsync", synced)
-    with pytest.raises(type(error), match=message):
-        write_together({path: b"new", other: b"new"}, first=path.unlink)
-    found = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    assert found == {"file": b"old", "other": b""}
+    monkeypatch.setattr("os.fsync", Mock(side_effect=error))
+    refuses(message, write_atomically, path, b"new", error=type(error))
+    contents = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert contents == {"file": b"old", "other": b""}
+
+
+def test_a_lock_removes_half_written_files_of_dead_writers_alone(tmp_path: Path) -> None:
+    def write_half() -> None:
+        with replacing(tmp_path / "dead", b"half"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with replacing(tmp_path / "alive", b"whole"):  # by a writer that holds no lock
+        assert is_killed(write_half)
+        before = {file.name[:6] for file in tmp_path.iterdir()}
+        with lock_folder(tmp_path, "a test"):
+            after = {file.name[:6] for file in tmp_path.iterdir()}
+    assert (before, after) == ({".dead.", ".alive"}, {".alive", ".lock"})
+    assert (tmp_path / "alive").read_bytes() == b"whole"
 
 
 def test_weights_that_are_not_finite_and_a_full_disk_replace_nothing(run, monkeypatch) -> None:
@@ -294,41 +278,6 @@ def test_what_a_checkpoint_states_is_checked(run, name, value, message) -> None:
     rewrite(run.checkpoint, **{name: value})
     run.earlier_checkpoint.unlink()
     refuses(rf"checkpoint\.safetensors {message}", train, CONFIG, run.path, resume=True)
-
-
-# Every step of writing a file goes through one of these.
-CHANGES = ((os, "replace"), (os, "fsync"), (os, "unlink"), (builtins, "open"))
-
-
-def kill_at(change: int) -> None:
-    """This process ends just before its `change`-th change of a file."""
-    changes = itertools.count(1)
-
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **keywords: Any) -> Any:
-            if next(changes) == change:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **keywords)
-
-        return call
-
-    for module, name in CHANGES:
-        setattr(module, name, counted(getattr(module, name)))
-
-
-def is_killed(work: Callable[[], None]) -> bool:
-    """Whether a forked process that does `work` is killed; it must not fail."""
-    child = os.fork()
-    if not child:
-        try:
-            work()
-        except BaseException as error:
-            os.write(2, f"{type(error).__name__}: {error}\n".encode())
-            os._exit(1)
-        os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status in (0, -signal.SIGKILL), "the run failed"
-    return status != 0
 
 
 @pytest.mark.parametrize(

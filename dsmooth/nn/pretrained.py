@@ -1,0 +1,120 @@
+"""Methods of networks and pairs that read and write files; `dsmooth.pretrained` does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Pretrained(nn.Module):
+    """Base of `PixelCNNpp` and `SmoothedPair`."""
+
+    image_size: tuple[int, int] | None = None
+    """(H, W) of the images that it learned; commands draw such images. A network's may be None."""
+    origins: Mapping[Any, Callable[[], Any]] = {}
+    """Functions that read the `Origin` of the weights, by role."""
+
+    @cached_property
+    def origin(self) -> Mapping[Any, Any]:
+        """`Origin` of the weights by role, as far as it is known, for the model card."""
+        origins = {role: read() for role, read in self.origins.items()}
+        return {role: origin for role, origin in origins.items() if origin is not None}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Read a pair or a network by its name or folder, in evaluation mode.
+
+        name: of those that come with the package, the pairs "mnist" and "mnist-classes" and the
+        network "mnist-plain"; a folder that `save_pretrained` wrote; for a network, the folder of a
+        run; for a pair, a folder with the runs `noisy` and `denoiser` in it, such as that of
+        `dsmooth reproduce`; or, by the extra "hub", the "owner/name" of such a folder on the
+        Hugging Face Hub. device, dtype: by default the CPU and float32. revision, cache_dir, token,
+        local_files_only: of the Hub, as `huggingface_hub.snapshot_download` takes them.
+
+        Raises FileNotFoundError or ValueError, naming the file, for anything else;
+        ModuleNotFoundError without the extra, and OSError if the Hub does not give the folder.
+        """
+        from ..pretrained import resolver
+
+        if not isinstance(dtype, torch.dtype | None):
+            raise TypeError(f"dtype must be a torch.dtype, such as torch.bfloat16, got {dtype!r}")
+        folder = resolver.find(
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        return resolver.read(cls, resolver.networks_in(folder)).to(device=device, dtype=dtype)
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        scores: str | Path | None = None,
+        name: str | None = None,
+        license: str | None = None,
+    ) -> None:
+        """Write model.safetensors, its settings as config.json, and the model card README.md.
+
+        The weights' file has the settings in its metadata, and one rename of it saves them: after a
+        crash the folder holds the old weights or the new ones. Files whose config.json was edited
+        are not read. The card says what the networks are and, if they were read from run folders,
+        how they were trained. scores: the file that `dsmooth evaluate bpd` wrote for them, whose
+        table the card shows. name: the one by which the card's example reads them, by default the
+        folder's. license: of the weights, by its name on the Hub, such as "mit". A README.md that
+        dsmooth did not write stays.
+
+        Raises ValueError for scores of other weights, and for a folder that is a file or holds
+        settings of something else.
+        """
+        from ..pretrained import writer
+
+        writer.save(self, folder, scores=scores, name=name, license=license)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        scores: str | Path | None = None,
+        license: str | None = None,
+        commit_message: str = "Upload weights of dsmooth",
+    ) -> str:
+        """Write what `save_pretrained` writes into the model `repo_id` of the Hugging Face Hub.
+
+        repo_id: "owner/name", made if need be, for you alone if `private`. token: None for the one
+        of `hf auth login`. scores, license: as in `save_pretrained`. Returns the commit's address.
+        Raises ModuleNotFoundError without the extra "hub"; OSError, with the reason and what to do,
+        if the Hub does not take it; ValueError for a repo_id or scores that do not fit.
+        """
+        from ..pretrained import writer
+
+        return writer.push(
+            self,
+            repo_id,
+            private=private,
+            token=token,
+            scores=scores,
+            license=license,
+            commit_message=commit_message,
+        )
