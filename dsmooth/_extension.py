@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -30,8 +31,11 @@ def build_info() -> dict[str, Any] | None:
 def _load() -> ModuleType | str:
     """The module, or the reason in one sentence why it cannot be had."""
     # torch first: the loader then finds its OpenMP runtime for the extension, which links none.
-    import torch  # noqa: F401
+    import torch
 
+    # A process that is forked later has none of OpenMP's threads. An operation that is shared among
+    # several, torch's or the extension's, would wait for them for ever.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
     try:
         from . import _C
     except ImportError as error:

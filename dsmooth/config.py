@@ -27,7 +27,7 @@ Count = int | Literal["auto"]
 OWN = "own"
 # Octave k of a pixel's Fourier features has 2^k periods over the 256 bytes; the last is the parity.
 OCTAVES = 8
-# No network needs more of anything; a damaged file must not make one that does.
+# Upper bound of every size, so that a damaged config.json cannot ask for terabytes.
 LARGEST = 4096
 
 
@@ -147,12 +147,12 @@ class ModelConfig:
     @property
     def unused(self) -> set[str]:
         """Fields that change nothing about this network."""
-        found: set[str] = set()
+        names: set[str] = set()
         if self.likelihood != "gaussian":
-            found.add("smoothing_scale")
+            names.add("smoothing_scale")
         if self.conditioning != "concat":
-            found |= {"context_layers", "context_filters"}
-        return found
+            names |= {"context_layers", "context_filters"}
+        return names
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
@@ -236,9 +236,9 @@ class TrainConfig(RunSettings):
     """Images per step."""
     accumulate: int = 1
     """Parts that a batch is computed in, to save memory; batch_size must be a multiple."""
-    optimizer: OptimizerName = "adam"
+    optimizer: OptimizerName = "muon"
     """adam: for all parameters; muon: for the kernels, and Adam for gains and biases."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 3.2e-2
     """Adam's peak learning rate."""
     kernel_rate: float | None = None
     """Muon's peak step: the angle in radians by which a step turns kernels. None for one that falls

@@ -13,6 +13,7 @@ from .fields import flatten
 # Meng et al. (ICLR 2021): no averaging, no clipping, no data-dependent init; a stacked denoiser
 # with a continuous likelihood. How long they trained is not published: give images or budget.
 _PAPER: dict[str, Any] = {
+    "optimizer": "adam",
     "betas": (0.9, 0.999),
     "learning_rate": 2e-4,
     "schedule": "exponential",
@@ -26,10 +27,8 @@ _PAPER: dict[str, Any] = {
     "denoiser.model": {"conditioning": "stack", "likelihood": "continuous"},
     "plain.model": {"likelihood": "discretized"},
 }
-# Measured: docs/decisions/009-muon.md.
+# Optimizer and rates are the defaults of TrainConfig. Measured: docs/decisions/009-muon.md.
 _OURS: dict[str, Any] = {
-    "optimizer": "muon",
-    "learning_rate": 3.2e-2,
     "denoiser.model": {"conditioning": "concat", "likelihood": "discretized"},
     "plain.model": {"likelihood": "discretized"},
 }
@@ -100,6 +99,8 @@ def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
         raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {name!r}")
     table = PRESETS[name]
     values = {key: value for key, value in table.items() if key in _FIELDS} | table.get(role, {})
+    if "smoothing_scale" in settings:
+        raise ValueError("`smoothing_scale` follows from `scale`: give that")
     if settings.get("budget") is not None:
         check_one_length(settings)
         values["images"] = None

@@ -368,6 +368,8 @@ def test_data_without_the_labels_is_refused(tmp_path: Path) -> None:
         config = tiny("plain", n_classes=n_classes)
         with pytest.raises(ValueError, match=f"n_classes .*{n_classes}.* labels"):
             train(config, tmp_path / "run", dataset=(bare, bare))
-    words = "needs labels of 0 .. 1, but .* has 0 .. 2 in its train images"
-    refuses(words, train, tiny("plain", n_classes=2), tmp_path / "run", dataset=(data, data))
+    two = labelled()
+    for dataset, split in (((data, two), "train"), ((two, replace(data, split="test")), "test")):
+        words = f"needs labels of 0 .. 1, but .* has 0 .. 2 in its {split} images"
+        refuses(words, train, tiny("plain", n_classes=2), tmp_path / "run", dataset=dataset)
     assert not (tmp_path / "run").exists()

@@ -289,6 +289,7 @@ def test_paper_presets_are_the_papers() -> None:
     assert (noisy.learning_rate, noisy.learning_rate_decay) == (2e-4, 0.999995)
     assert preset("cifar10-paper", "noisy").scale == 0.3
     refuses("steps", preset, "mnist", "noisy", error=TypeError, steps=64)
+    refuses("`smoothing_scale` follows from `scale`", preset, "mnist", "noisy", smoothing_scale=0.3)
 
 
 @pytest.mark.parametrize(
@@ -316,9 +317,9 @@ def test_paper_presets_are_the_papers() -> None:
         ({"images": 8, "schedule_from": 32}, "`images` must be more than the 32 after which"),
         ({"cooldown": 0.0}, "`cooldown` must lie in"),
         ({"optimizer": "sgd"}, "`optimizer` must be one of adam, muon, got 'sgd'"),
-        ({"kernel_rate": 0.02}, '`kernel_rate` needs optimizer "muon", got "adam"'),
-        ({"optimizer": "muon", "kernel_rate": 0.0}, "`kernel_rate` must lie in"),
-        ({"optimizer": "muon", "kernel_rate": 1.0}, "`kernel_rate` must lie in"),
+        ({"optimizer": "adam", "kernel_rate": 0.02}, '`kernel_rate` needs optimizer "muon", got'),
+        ({"kernel_rate": 0.0}, "`kernel_rate` must lie in"),
+        ({"kernel_rate": 1.0}, "`kernel_rate` must lie in"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, object], message: str) -> None:

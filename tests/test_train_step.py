@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +19,7 @@ import dsmooth
 from dsmooth import machine
 from dsmooth.config import LearningRateSchedule, OptimizerName
 from dsmooth.functional import use_impl
+from dsmooth.philox import Stream, image_words
 from dsmooth.runs import RunFolder
 from dsmooth.training import NonFiniteLoss, beginning, device, loop, step, train
 from dsmooth.training.checkpoint import go_on, read_checkpoint
@@ -79,11 +81,34 @@ def test_the_gradient_of_a_batch_is_clipped_and_reported_as_it_was() -> None:
     refuses("gradient's norm inf", state.read, error=NonFiniteLoss)
 
 
+def test_the_dropout_of_a_step_has_a_seed_of_64_bits() -> None:
+    state, seeds = TrainState(tiny(seed=5), random_dataset(12), CPU), []
+    state.network.register_forward_pre_hook(
+        lambda network, args, named: seeds.append(int(named["seed"])), with_kwargs=True
+    )
+    for images_seen in (0, 8):
+        state.step()
+        words = image_words(1, 1, seed=5, first_index=images_seen, stream=Stream.DROPOUT)
+        low, high = words[0, 0, :2].tolist()
+        assert seeds[-1] % 2**64 == low + (high << 32)
+
+
+def test_checkpoints_are_minutes_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    watch, saved = loop.Watch(tiny(checkpoint_minutes=1.0), 0, lambda: None), []
+    for now in range(25, 250, 25):
+        if watch.look(now)[1]:
+            saved.append(now)
+    assert saved == [75, 150, 225]
+
+
 @pytest.mark.quick
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # the EMA's copy
 def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a pretended GPU, without numbers; torch's own backward and Adam would need a driver."""
-    config = tiny("denoiser", clip_norm=1.0, clean_noise=0.01, optimizer="muon", flip=True)
+    # A seed of its own: the order of images is kept, here of pretended numbers.
+    config = tiny("denoiser", seed=9, clip_norm=1.0, clean_noise=0.01, optimizer="muon", flip=True)
     config = replace(config, data_init=False, model=replace(config.model, atoms=(0, 255)))
     monkeypatch.setattr(step, "uses_graph", lambda config, device: False)
     monkeypatch.setattr(dsmooth.PixelCNNpp, "to", lambda model, *args, **keywords: model)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NoReturn, TypeVar, get_args
@@ -29,10 +28,6 @@ TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _AUTOCAST_DEVICES = frozenset(
     device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)
 )
-
-# A forked process has none of OpenMP's threads. An operation that is shared among several, torch's
-# or the extension's, would wait for them for ever.
-os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 # One value for the process, not per thread: torch.compile can guard on a module global.
 _current: Impl = "auto"

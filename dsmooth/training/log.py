@@ -19,7 +19,7 @@ from ..distributed import launch, rank_and_size
 from ..files import open_to_write
 from ..nn import PixelCNNpp
 from ..pictures import save_grid
-from ..progress import LINE_SECONDS, LOG, clock, make_bar
+from ..progress import LINE_SECONDS, LOG, clock, make_bar, significant
 from ..runs import RunFolder
 from .step import Reading, TrainState, total_images
 
@@ -123,9 +123,9 @@ class RunLog(ExitStack):
             bits_per_dim=round(mean, 5),
             gradient_norm=round(readings[-1].gradient_norm, 4),
             learning_rate=readings[-1].learning_rate,
-            images_per_second=round(speed, 2),
+            images_per_second=round(speed, 4),
         )
-        text = f"{mean:.3f} {self.loss_name} · {speed:.0f} img/s · {clock(left)} left"
+        text = f"{mean:.3f} {self.loss_name} · {significant(speed)} img/s · {clock(left)} left"
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=images_seen, text=text)
         elif now - self.printed >= LINE_SECONDS or images_seen >= self.total:

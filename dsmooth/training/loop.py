@@ -201,8 +201,6 @@ def _loop(
             bits = _evaluate(state, test_set, run, log)
         elif log and (interrupted or save):
             save_checkpoint(run, state, test_set.image_size)
-        if evaluated or interrupted or save:
-            watch.saved = time.monotonic()
         if interrupted:
             if log:
                 log.record("interrupted", state.images_seen)
@@ -241,6 +239,8 @@ class Watch:
         mine = (int(due), pace) if self.rank == 0 else (0, 0)
         signal, due_there, pace = all_reduce_max(self.stop() or 0, *mine)
         self.looked, self.steps, self.next = now, steps, steps + pace
+        if due_there:
+            self.saved = now
         return signal or None, bool(due_there)
 
 

@@ -35,7 +35,7 @@ from .optimizers import EMA, Optimizer
 # of fewer than LEAST_STEPS, which nobody measured, take the angle of that many.
 KERNEL_RATE = 1.1
 LEAST_STEPS = 100
-# A loss that is not finite is found after at most so many more steps.
+# Steps between reads of the loss, hence the latest that a NaN is noticed.
 READ_STEPS = 50
 
 
@@ -71,12 +71,13 @@ def make_inputs(
     """A role's inputs for clean x; image b's noise follows from (seed, first_index + b, repeat)."""
     if config.role == "plain":
         return Inputs(x, None, label)
-    where: dict[str, Any] = {"seed": config.seed, "first_index": first_index, "repeat": repeat}
-    x_tilde = SMOOTHINGS[config.smoothing](config.scale).sample(x, **where)
+    seed, smoothing = config.seed, SMOOTHINGS[config.smoothing](config.scale)
+    x_tilde = smoothing.sample(x, seed=seed, first_index=first_index, repeat=repeat)
     if config.role == "noisy":
         return Inputs(x_tilde, None, label)
     if config.clean_noise:
-        x = GaussianSmoothing(config.clean_noise, Stream.CLEAN_NOISE).sample(x, **where)
+        noise = GaussianSmoothing(config.clean_noise, Stream.CLEAN_NOISE)
+        x = noise.sample(x, seed=seed, first_index=first_index, repeat=repeat)
     return Inputs(x, x_tilde, label)
 
 
@@ -111,17 +112,16 @@ def scheduled(peak: float, config: TrainConfig, images_seen: Tensor, steps: Tens
 def initial_state(model: PixelCNNpp, initial: PixelCNNpp) -> dict[str, Tensor]:
     """The weights of `initial` for `model`, whose classes have zero projections unless they are
     those of `initial`."""
-    state, own, other = initial.state_dict(), model.config, initial.config
-    named = not own.class_names or not other.class_names or own.class_names == other.class_names
-    if own.n_classes == other.n_classes and named:
+    state, config = initial.state_dict(), initial.config
+    names = {config.class_names, model.config.class_names} - {()}
+    if model.config.n_classes == config.n_classes and len(names) < 2:
         return state
-    projections = {
-        name: torch.zeros_like(value)
-        for name, value in model.state_dict().items()
-        if name.endswith("condition_weight")
+    kept = {key: value for key, value in state.items() if not key.endswith("condition_weight")}
+    return kept | {
+        key: torch.zeros_like(value)
+        for key, value in model.state_dict().items()
+        if key.endswith("condition_weight")
     }
-    kept = {name for name in state if not name.endswith("condition_weight")}
-    return {name: state[name] for name in kept} | projections
 
 
 class TrainState:
@@ -238,8 +238,14 @@ class TrainState:
         angle = scheduled(kernel_rate(config), config, self.position, self.counter)
         seed = None
         if config.model.dropout:  # of Philox at (0, images seen low, high, DROPOUT), two words
-            where: dict[str, Any] = {"first_index": self.position, "device": self.device}
-            words = image_words(1, 1, seed=config.seed, stream=Stream.DROPOUT, **where)[0, 0]
+            words = image_words(
+                1,
+                1,
+                seed=config.seed,
+                first_index=self.position,
+                stream=Stream.DROPOUT,
+                device=self.device,
+            )[0, 0]
             seed = words[0] | words[1] << 32
         inputs = self._inputs_of(self.position, self.first_image, self.share)
         if not self.model.training:  # a walk through all modules
@@ -252,9 +258,11 @@ class TrainState:
             part, last = slice(first, first + size), first + size == self.share
             with contextlib.nullcontext() if last else self.without_exchange():
                 with self.autocast:
-                    target, *given = (None if each is None else each[part] for each in inputs)
+                    target, context, label = (None if x is None else x[part] for x in inputs)
                     first_image = self.first_image + first
-                    params = self.network(target, *given, seed=seed, first_image=first_image)
+                    params = self.network(
+                        target, context, label, seed=seed, first_image=first_image
+                    )
                     log_p = self.model.log_prob_given(inputs.target[part], params)
                 part_loss = -log_p.sum() / (math.log(2) * inputs.target.numel())
                 part_loss.backward()
@@ -288,9 +296,9 @@ class TrainState:
         self, tensors: Mapping[str, Tensor], images_seen: int, steps: int, source: str
     ) -> None:
         """Continue from what `tensors` returned. Raises ValueError, naming `source`, for others."""
-        own = self.tensors()
-        check_tensors(own, tensors, source, "the state of another network or optimiser")
-        for name, tensor in own.items():
+        state = self.tensors()
+        check_tensors(state, tensors, source, "the state of another network or optimiser")
+        for name, tensor in state.items():
             tensor.copy_(tensors[name])
         self.optimizer.count(steps)
         self.images_seen = images_seen

@@ -34,6 +34,8 @@ def tiny(
     defaults = {
         "images": 40,
         "batch_size": 8,
+        "optimizer": "adam",
+        "learning_rate": 2e-3,
         "evaluations": 1,
         "evaluation_images": 10,
         "warmup_images": 16,
