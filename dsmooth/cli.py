@@ -78,6 +78,7 @@ EXHAUSTED = ("can't start new thread", "can't allocate memory", "out of memory")
 # 300,000 turns are some milliseconds, in which a thread keeps its core from other work. Beside such
 # work 150 forward passes by two threads took 1.7 times as long and as much CPU.
 SPINS = "10000"
+STOPPED = 130  # exit status after Ctrl-C
 HELP_WIDTH = 80
 ABOUT = """Autoregressive image modelling with distribution smoothing, made fast.
 
@@ -101,8 +102,9 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(_fail(str(error)))
     with silence() if rank > 0 else contextlib.nullcontext():
         status = _call(list(sys.argv[1:] if args is None else args))
-    if size > 1:
-        # A thread of torch's process group that lives on may abort Python's own way out.
+    if size > 1 or status == STOPPED:
+        # Python's own way out waits for threads at work, and a thread of torch's process group may
+        # abort it.
         with contextlib.suppress(BrokenPipeError):
             sys.stdout.flush()
         os._exit(status)
@@ -153,7 +155,7 @@ def _call(args: list[str]) -> int:
         return _fail(line)
     except KeyboardInterrupt:
         print("dsmooth: stopped", file=sys.stderr)
-        return 130
+        return STOPPED
 
 
 def _pair_commands(prog: str, command: Train, args: list[str]) -> dict[str, Train]:

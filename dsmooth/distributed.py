@@ -197,15 +197,20 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
             return work(item)
 
     waiting: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    stopped = False
     try:
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for item in items:
-                waiting.append(pool.submit(copy_context().run, in_context, item))
-                if len(waiting) > count:
-                    yield waiting.popleft().result()
-            while waiting:
+        for item in items:
+            waiting.append(pool.submit(copy_context().run, in_context, item))
+            if len(waiting) > count:
                 yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except (KeyboardInterrupt, GeneratorExit):
+        stopped = True  # nobody waits for the items at work, which may take a minute
+        raise
     finally:
+        pool.shutdown(wait=not stopped, cancel_futures=True)
         torch.set_num_threads(count)
 
 

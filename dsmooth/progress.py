@@ -64,6 +64,7 @@ class _Whole:
 
     def __init__(self, title: str, seconds: Mapping[str, float]) -> None:
         self.title, self.seconds, self.done = title, seconds, 0.0
+        self.started = time.monotonic()
         self.bar = make_bar(title, 100, text="%")
 
     def percent(self, part: str = "", fraction: float = 0.0) -> float:
@@ -77,8 +78,10 @@ class _Whole:
         task, overall = self.bar.add_task(title, total=total, text=unit), self.bar.task_ids[0]
 
         def show(done: float) -> None:
+            percent = self.percent(title, done / total)
+            left = time_left(self.started, percent / 100)
             self.bar.update(task, completed=done)
-            self.bar.update(overall, completed=self.percent(title, done / total))
+            self.bar.update(overall, completed=percent, text=f"%{left}")
 
         yield show
         self.bar.remove_task(task)
@@ -114,7 +117,9 @@ def progress(title: str, total: int, unit: str = "images") -> Iterator[Callable[
     bar = make_bar(title, total, text=unit)
     if bar is not None:
         with bar:
-            yield lambda done: bar.update(bar.task_ids[0], completed=done)
+            yield lambda done: bar.update(
+                bar.task_ids[0], completed=done, text=unit + time_left(started, done / total)
+            )
         return
     print(f"{title}: {total:,} {unit.removesuffix('s') if total == 1 else unit}", flush=True)
 
@@ -123,7 +128,8 @@ def progress(title: str, total: int, unit: str = "images") -> Iterator[Callable[
         if time.monotonic() - printed >= LINE_SECONDS and done < total:
             printed = time.monotonic()
             part = f" ({100 * done / total:.0f} %)" * (done != int(done))
-            print(f"{title}: {int(done):,}/{total:,}{part}", flush=True)
+            left = time_left(started, done / total)
+            print(f"{title}: {int(done):,}/{total:,}{part}{left}", flush=True)
 
     yield show
     share = ""
@@ -131,6 +137,13 @@ def progress(title: str, total: int, unit: str = "images") -> Iterator[Callable[
         around.done += around.seconds.get(title, 0.0)
         share = f"; {around.percent():.0f} % of {around.title}"
     print(f"{title}: done in {time.monotonic() - started:.1f} s{share}", flush=True)
+
+
+def time_left(started: float, fraction: float) -> str:
+    """The time that the rest takes if it is as fast, in words; "" before anything is done."""
+    if fraction <= 0:
+        return ""
+    return f", {clock((time.monotonic() - started) * (1 - fraction) / fraction)} left"
 
 
 @contextmanager

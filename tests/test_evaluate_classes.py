@@ -88,7 +88,9 @@ def test_images_are_classified_by_their_likelihoods(classes: tuple[int, int] | N
     else:
         model = tiny_pair(classes=classes)
         log_likelihood = partial(model.elbo, n_noise=2, importance_weighted=True, seed=4)
-    result = classify(model, data, limit=5, n_noise=2, seed=4, batch_size=3)
+    seen: list[float] = []
+    result = classify(model, data, limit=5, n_noise=2, seed=4, batch_size=3, progress=seen.append)
+    assert seen == [1, 2, 3, 4, 5, 5]  # after each class of a batch
     x = data.batch(torch.arange(5))
     for label in range(CLASSES):
         nats = log_likelihood(x, label=torch.full((5,), label))
@@ -130,6 +132,7 @@ def test_distances_are_those_of_each_class_alone() -> None:
     chosen = [images[labels == 7] for images, labels in (drawn, real, others)]
     alone = compare_images(*chosen[:2], extractor, floor=chosen[2])
     assert one.value == pytest.approx(alone.value, rel=1e-6)
+    assert one.error == pytest.approx(alone.error, rel=1e-6)
     assert one.floor == pytest.approx(alone.floor, rel=1e-6)
     assert (one.n_samples, one.n_reference) == (len(chosen[0]), len(chosen[1]))
     # The labels of samples that were left out are left out, too.

@@ -17,6 +17,8 @@ import torch
 
 import dsmooth
 from dsmooth.cli import _kind, _parse
+from dsmooth.commands.frechet import models_to_draw
+from dsmooth.commands.options import FrechetOptions
 from dsmooth.config import TrainConfig
 from dsmooth.models import load_models
 from dsmooth.presets import PRESETS, preset, train_command
@@ -82,8 +84,9 @@ def test_a_pair_goes_to_the_hub_and_comes_back(tmp_path, monkeypatch, caplog) ->
     assert hub.asked == [("someone/digits", options)]
     said = "no folder someone/digits here: reading someone/digits of the Hugging Face Hub"
     assert said in caplog.text
-    # Commands take the name too.
+    # Commands take the name too, and `evaluate fid` draws from it.
     assert load_models([Path("someone/digits")]).image_size == (8, 8)
+    assert models_to_draw(FrechetOptions((Path("someone/digits"),))).image_size == (8, 8)
 
 
 def test_a_name_with_a_folder_behind_it_is_a_path(tmp_path, monkeypatch) -> None:

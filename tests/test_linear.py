@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -38,18 +40,24 @@ def test_what_is_linearly_separable_is_reached(n: int, d: int, classes: int) -> 
 
 def test_each_gradient_is_that_of_the_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = labelled(52, 7, 3, 2)  # ten steps of five images, and one of two
+    """Of images in another order in each epoch, at a rate that falls to almost 0."""
     seen: list[tuple[Tensor, ...]] = []
+    rates: list[float] = []
 
     def step(parameters: list[Tensor], gradients: list[Tensor], *state: Any, **how: Any) -> None:
+        rates.append(how["lr"])
         halves = [t.clone().split([7, 1], dim=1) for t in (*parameters, *gradients)]
         seen.append(tuple(part.squeeze(1) for pair in zip(*halves, strict=True) for part in pair))
         adam(parameters, gradients, *state, **how)
 
     monkeypatch.setattr("dsmooth.evaluate.linear.adam", step)
-    train_linear((features, labels), (features, labels), 3, epochs=1)
+    train_linear((features, labels), (features, labels), 3, epochs=2, seed=4)
+    falling = [3 / 7 * (1 + math.cos(math.pi * step / 22)) / 2 for step in range(22)]
+    assert rates == pytest.approx(falling)
     mean, scale = moments(features, "cpu")
-    for first, (weight, of_weight, bias, of_bias) in zip(range(0, 52, 5), seen, strict=True):
-        rows = epoch_order(52, 0, 0)[first : first + 5].sort().values
+    steps = itertools.product(range(2), range(0, 52, 5))
+    for (epoch, first), (weight, of_weight, bias, of_bias) in zip(steps, seen, strict=True):
+        rows = epoch_order(52, epoch, 4)[first : first + 5].sort().values
         z = (torch.from_numpy(features[rows.numpy()]).float() - mean) * scale
         leaves = weight.requires_grad_(), bias.requires_grad_()
         logits = torch.nn.functional.linear(z, *leaves)

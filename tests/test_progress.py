@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from dsmooth.progress import _WHOLES, make_bar, progress, shows_bars, significant, whole
+from dsmooth.progress import _WHOLES, make_bar, progress, shows_bars, significant, time_left, whole
 
 pytestmark = pytest.mark.quick
 
@@ -19,7 +21,8 @@ def test_the_unit_is_named(monkeypatch, capsys) -> None:
     with progress("training", 20, "epochs") as done:
         done(4.5)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["training: 20 epochs", "training: 4/20 (22 %)"]
+    assert lines[:2] == ["training: 20 epochs", "training: 4/20 (22 %), 0:00 left"]
+    assert time_left(time.monotonic() - 30, 0.2) == ", 2:00 left"
     assert lines[2].startswith("training: done in ")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data import ImageDataset
-from ..distributed import in_batches
+from ..distributed import in_batches, rank_and_size
 from ..fields import check_number
 from ..nn import PixelCNNpp
 from ..pair import SmoothedPair
@@ -50,18 +51,20 @@ def labels_for_model(
 
 
 def nats_of_images(
-    nats_of: Callable[[int, Tensor, Tensor | None], dict[str, Tensor]],
+    nats_of: Callable[[Tensor, Tensor | None, int, int], dict[str, Tensor]],
     dataset: ImageDataset,
     model: PixelCNNpp,
     labels: Tensor | None,
     limit: int | None,
     batch_size: int,
-    progress: Callable[[int], None] | None,
+    progress: Callable[[float], None] | None,
+    rows: int = 1,
 ) -> dict[str, Tensor]:
-    """The rows (R, N) of the first `limit` images, by the names that `nats_of` gives them.
+    """The nats (rows, N) float64 of the first `limit` images, by the names that `nats_of` gives.
 
-    nats_of(index of the first image, batch, labels or None): the rows of a batch, on the model's
-    device. labels: of all images, as `labels_for_model` gives them.
+    nats_of(batch, its labels or None, index of its first image, row): one row of a batch (B,), on
+    the model's device. labels: of all images, as `labels_for_model` gives them. progress: called
+    with the number of images done, after each row of a batch.
     Under torchrun each process computes its batches, and all have the rows of all.
     """
     check_dataset(dataset)
@@ -71,13 +74,21 @@ def nats_of_images(
     n = len(dataset) if limit is None else min(limit, len(dataset))
     if n < 1:
         raise ValueError(f"{dataset.name} has no images to measure")
-    parameter = model.head.bias
+    parameter, ranks, rows_done = model.head.bias, rank_and_size()[1], itertools.count(1)
 
     def from_image(first: int) -> dict[str, Tensor]:
         indices = torch.arange(first, min(first + batch_size, n))
         label = None if labels is None else labels[indices].to(parameter.device)
-        return nats_of(first, dataset.batch(indices).to(parameter.device, parameter.dtype), label)
+        x = dataset.batch(indices).to(parameter.device, parameter.dtype)
+        results = []
+        for row in range(rows):
+            nats = nats_of(x, label, first, row)
+            results.append({name: values.double().cpu() for name, values in nats.items()})
+            done = next(rows_done) * batch_size * ranks / rows  # the other processes do as many
+            if progress is not None:
+                progress(min(done, n))
+        return {name: torch.stack([row[name] for row in results]) for name in results[0]}
 
     on_cpu = parameter.device.type == "cpu"
-    parts = list(in_batches(n, batch_size, from_image, on_cpu=on_cpu, progress=progress))
-    return {name: torch.cat([rows[name] for rows in parts], dim=1) for name in parts[0]}
+    parts = list(in_batches(n, batch_size, from_image, on_cpu=on_cpu))
+    return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}

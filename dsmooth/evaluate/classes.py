@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -152,7 +151,7 @@ def classify(
     n_noise: int = 1,
     batch_size: int = 100,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Classification:
     """Classify the first `limit` images (all by default) by the likelihoods of their classes.
 
@@ -178,18 +177,23 @@ def classify(
     if pair is None and network.config.conditioning != "none":
         raise ValueError("a denoiser does not classify alone: give the pair that it is of")
 
-    def log_likelihood(x: Tensor, label: Tensor, first: int) -> Tensor:
+    def nats_of(x: Tensor, _: Tensor | None, first: int, number: int) -> dict[str, Tensor]:
+        label = torch.full((len(x),), number, device=x.device)
         if pair is None:
-            return network.log_prob(x, label=label)
-        how: dict[str, Any] = {"importance_weighted": True, "seed": seed, "first_index": first}
-        return pair.elbo(x, label=label, n_noise=n_noise, **how)
-
-    def nats_of(first: int, x: Tensor, _: Tensor | None) -> dict[str, Tensor]:
-        every = (torch.full((len(x),), number, device=x.device) for number in range(n_classes))
-        columns = [log_likelihood(x, label, first).double().cpu() for label in every]
-        return {"nats": torch.stack(columns)}
+            return {"nats": network.log_prob(x, label=label)}
+        nats = pair.elbo(
+            x,
+            label=label,
+            n_noise=n_noise,
+            importance_weighted=True,
+            seed=seed,
+            first_index=first,
+        )
+        return {"nats": nats}
 
     labels = dataset.labels_for(n_classes)
-    found = nats_of_images(nats_of, dataset, network, labels, limit, batch_size, progress)
-    nats = found["nats"].mT.contiguous()
+    rows = nats_of_images(
+        nats_of, dataset, network, labels, limit, batch_size, progress, rows=n_classes
+    )
+    nats = rows["nats"].mT.contiguous()
     return Classification(nats, dataset.known_labels()[: len(nats)])

@@ -197,7 +197,7 @@ def score_pair(
     batch_size: int = 100,
     seed: int = 0,
     clean_noise: float = 0.0,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Scores:
     """Nats of the first `limit` images (all by default), each with `n_noise` draws of x~.
 
@@ -215,36 +215,35 @@ def score_pair(
     pair = in_evaluation(pair)
     trained_as = pair.denoiser.config.likelihood
 
-    def nats_of(first: int, x: Tensor, label: Tensor | None) -> dict[str, Tensor]:
-        """The rows (n_noise, B) of a batch."""
-        own = pair.label_for(pair.denoiser, label)
-        draws: list[dict[str, Tensor]] = []
-        for repeat in range(n_noise):
-            where: dict[str, Any] = {"seed": seed, "first_index": first, "repeat": repeat}
-            x_tilde = pair.smoothing.sample(x, **where)
-            noisy = pair.noisy.log_prob(x_tilde, label=pair.label_for(pair.noisy, label))
-            smoothing = -pair.smoothing.log_prob(x_tilde, x)
-            params = pair.denoiser(x, x_tilde, own)
-            discretized = _log_prob(pair.denoiser, x, params, "discretized")
-            draw = {"noisy": noisy, "smoothing": smoothing, "discretized": discretized}
-            if trained_as == "continuous":
-                target = x
-                if clean_noise:
-                    target = GaussianSmoothing(clean_noise, Stream.CLEAN_NOISE).sample(x, **where)
-                    params = pair.denoiser(target, x_tilde, own)
-                draw["continuous"] = _log_prob(pair.denoiser, target, params, "continuous")
-            draws.append(draw)
-        return {k: torch.stack([draw[k].double().cpu() for draw in draws]) for k in draws[0]}
+    def nats_of(x: Tensor, label: Tensor | None, first: int, draw: int) -> dict[str, Tensor]:
+        x_tilde = pair.smoothing.sample(x, seed=seed, first_index=first, repeat=draw)
+        noisy = pair.noisy.log_prob(x_tilde, label=pair.label_for(pair.noisy, label))
+        smoothing = -pair.smoothing.log_prob(x_tilde, x)
+        denoiser_label = pair.label_for(pair.denoiser, label)
+        params = pair.denoiser(x, x_tilde, denoiser_label)
+        discretized = _log_prob(pair.denoiser, x, params, "discretized")
+        nats = {"noisy": noisy, "smoothing": smoothing, "discretized": discretized}
+        if trained_as == "continuous":
+            target = x
+            if clean_noise:
+                noise = GaussianSmoothing(clean_noise, Stream.CLEAN_NOISE)
+                target = noise.sample(x, seed=seed, first_index=first, repeat=draw)
+                params = pair.denoiser(target, x_tilde, denoiser_label)
+            nats["continuous"] = _log_prob(pair.denoiser, target, params, "continuous")
+        return nats
 
     labels = labels_for_model(dataset, pair.n_classes, pair.class_names)
-    nats: dict[str, Any] = nats_of_images(
-        nats_of, dataset, pair.noisy, labels, limit, batch_size, progress
+    nats = nats_of_images(
+        nats_of, dataset, pair.noisy, labels, limit, batch_size, progress, rows=n_noise
     )
     return Scores(
         dimensions=dataset.images[0].numel(),
         clean_noise=clean_noise if trained_as == "continuous" else 0.0,
         given_class=labels is not None and not labels.is_floating_point(),
-        **nats,
+        discretized=nats["discretized"],
+        continuous=nats.get("continuous"),
+        noisy=nats["noisy"],
+        smoothing=nats["smoothing"],
     )
 
 
@@ -255,7 +254,7 @@ def score_plain(
     *,
     limit: int | None = None,
     batch_size: int = 100,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Scores:
     """Nats of the first `limit` images by a model without context: exact, no bound.
 
@@ -270,17 +269,19 @@ def score_plain(
     forms: set[Likelihood] = {"discretized", model.config.likelihood}
     model = in_evaluation(model)
 
-    def nats_of(first: int, x: Tensor, label: Tensor | None) -> dict[str, Tensor]:
+    def nats_of(x: Tensor, label: Tensor | None, first: int, draw: int) -> dict[str, Tensor]:
         params = model(x, label=label)
-        return {form: _log_prob(model, x, params, form).double().cpu()[None] for form in forms}
+        return {form: _log_prob(model, x, params, form) for form in forms}
 
     config = model.config
     labels = labels_for_model(dataset, config.condition_size, config.class_names)
-    nats: dict[str, Any] = nats_of_images(
-        nats_of, dataset, model, labels, limit, batch_size, progress
+    nats = nats_of_images(nats_of, dataset, model, labels, limit, batch_size, progress)
+    return Scores(
+        dimensions=dataset.images[0].numel(),
+        given_class=labels is not None and not labels.is_floating_point(),
+        discretized=nats["discretized"],
+        continuous=nats.get("continuous"),
     )
-    told = labels is not None and not labels.is_floating_point()
-    return Scores(dimensions=dataset.images[0].numel(), given_class=told, **nats)
 
 
 def _log_prob(model: PixelCNNpp, x: Tensor, params: Tensor, likelihood: Likelihood) -> Tensor:

@@ -124,7 +124,7 @@ def find(
         return path
     if folder is not None:
         return folder
-    if not HUB_ID.fullmatch(str(name)) or path.parent.exists():
+    if not _may_be_on_hub(path):
         raise FileNotFoundError(
             f"there is no {path}, and the package has no models of that name (it has "
             f"{', '.join(folders)})"
@@ -167,8 +167,12 @@ def first_line(error: Exception) -> str:
 
 
 def is_model(path: Path) -> bool:
-    """Whether `path` is a folder of networks or a name of the package's own, without the Hub."""
-    return _holds_networks(path) or str(path) in packaged()
+    """Whether `path` is a folder of networks, a name of the package's own, or an id of the Hub."""
+    return _holds_networks(path) or str(path) in packaged() or _may_be_on_hub(path)
+
+
+def _may_be_on_hub(path: Path) -> bool:
+    return HUB_ID.fullmatch(str(path)) is not None and not path.parent.exists()
 
 
 def _holds_networks(folder: Path) -> bool:

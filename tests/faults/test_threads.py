@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from dsmooth import ModelConfig, PixelCNNpp, round_to_bytes
+from dsmooth.distributed import side_by_side
 from dsmooth.functional import use_impl
 from dsmooth.sampling import CachedSampler
 
@@ -54,6 +55,24 @@ def test_a_forked_process_computes_what_its_parent_does() -> None:
     """OpenMP's threads were not there, and the child waited for them for ever."""
     lines = ["before 2 threads", "os.fork 0", "beside a sampler 0", "DataLoader 0"]
     assert run("fork_in_three_ways").splitlines() == lines
+
+
+def test_ctrl_c_does_not_wait_for_the_items_at_work() -> None:
+    """They may take a minute."""
+    release, finished = threading.Event(), []
+
+    def work(item: int) -> None:
+        release.wait(SECONDS)
+        finished.append(item)
+
+    def items() -> Iterator[int]:
+        yield 0
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(side_by_side(work, items()))
+    assert finished == []
+    release.set()
 
 
 def make_model() -> PixelCNNpp:
