@@ -8,7 +8,7 @@ batch size, order, thread count or rank.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class Stream(IntEnum):
     LABEL = 13  # the training images whose class is hidden
 
 
-def split_seed(seed: Any) -> tuple[int, int]:
+def seed_words(seed: SupportsIndex) -> tuple[int, int]:
     """The key (low word, high word) of a seed. Raises ValueError outside 0 <= seed < 2**64."""
     check_number("seed", seed, None)
     seed = seed.__index__()
@@ -50,20 +50,13 @@ def split_seed(seed: Any) -> tuple[int, int]:
     return seed & _MASK, seed >> 32
 
 
-def whole_index(first_index: Any, n_images: int) -> int:
+def whole_index(first_index: SupportsIndex, n_images: int) -> int:
     """The number of the first of some images. Raises ValueError where one is out of range."""
     check_number("first_index", first_index, None)
     first_index = first_index.__index__()
     if first_index < 0 or first_index + n_images > 2**63 - 1:
         raise ValueError(f"`first_index` must lie in 0 .. 2**63 - 1, got {first_index}")
     return int(first_index)
-
-
-def seed_from(seed: int, number: int, stream: Stream) -> int:
-    """Another seed, a function of `seed` and a number: the first two words of that image index."""
-    words = image_words(1, 1, seed=seed, first_index=number, stream=stream)
-    low, high, *_ = words[0, 0].tolist()
-    return int(low | high << 32)
 
 
 def philox4x32(counter: Tensor, key: tuple[int, int] | tuple[Tensor, Tensor]) -> Tensor:
@@ -125,4 +118,4 @@ def image_words(
         ),
         dim=-1,
     )
-    return philox4x32(counter, split_seed(seed))
+    return philox4x32(counter, seed_words(seed))

@@ -209,29 +209,39 @@ def prepare_expand(
 
 
 def expand(
-    prepared: Prepared, given: Operands, h: Tensor, **backward: Tensor | None
+    prepared: Prepared,
+    operands: Operands,
+    h: Tensor,
+    *,
+    d_gates: Tensor | None = None,
+    dh: Tensor | None = None,
+    gates: Tensor | None = None,
+    dy: Tensor | None = None,
+    sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """concat_elu of x and the skips, then of h with dropout; and the bits of dropout, if any.
 
     (planes, margin + total + margin, 2F), x's plane first and h's last, of which forward only the
     margins are written. Bits (1, margin + total + margin, F). Images are channels_last.
 
-    backward: d_gates_ptr and dh_ptr, room for the gradients of (A, G) and of h; the margins of both
-    are written. Given gates_ptr, A and G as (B, 2F, H, W), and dy_ptr, d_gates is written whole,
-    and its sums over each BLOCK_P rows of room go to sums_ptr, (blocks, 2F).
+    The others are for the backward. d_gates, dh: room for the gradients of (A, G) and of h; the
+    margins of both are written. Given gates, A and G as (B, 2F, H, W), and dy, d_gates is written
+    whole, and its sums over each BLOCK_P rows of room go to sums, (blocks, 2F).
     """
-    x, named = given.x, prepared.arguments
+    x, named = operands.x, prepared.arguments
     planes, total, f = prepared.grid[1] - named["GATES"], named["total"], named["F"]
     room = torch.empty((planes, total, 2 * f), dtype=x.dtype, device=x.device)
     kept = None
     if named["DROPOUT"]:
         kept = torch.empty((1, total, f), dtype=torch.uint8, device=x.device)
     # x stands in for tensors that are not read.
-    absent = dict.fromkeys(("gates_ptr", "dy_ptr", "d_gates_ptr", "dh_ptr", "sums_ptr"))
-    rest = {"kept_ptr": kept, "seed_ptr": given.seed, **absent, **backward}
+    kept_bits, seed, gates, dy, d_gates, dh, sums = (
+        x if tensor is None else tensor
+        for tensor in (kept, operands.seed, gates, dy, d_gates, dh, sums)
+    )
     launch(
         operands_kernel, prepared, x.device,
-        x=(x, *given.skips, x, x)[:3], h_ptr=h, e_ptr=room,
-        **{name: x if tensor is None else tensor for name, tensor in rest.items()},
+        x=(x, *operands.skips, x, x)[:3], h_ptr=h, e_ptr=room, kept_ptr=kept_bits, seed_ptr=seed,
+        gates_ptr=gates, dy_ptr=dy, d_gates_ptr=d_gates, dh_ptr=dh, sums_ptr=sums,
     )  # fmt: skip
     return room, kept

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import triton.language as tl
@@ -47,7 +47,8 @@ from .geometry import (
 from .launch import Prepared, arithmetic_of, launch
 from .weights import (
     BLOCK_D,
-    NOTHING,
+    Strides,
+    Unpacked,
     dense,
     pack,
     pad_to_three,
@@ -81,11 +82,11 @@ class ResnetShape(NamedTuple):
     capability: int
 
     @classmethod
-    def of(cls, given: Operands, settings: Settings) -> ResnetShape:
-        x, taps = given.x, Taps.of(given.conv_in, settings.shift)
+    def of(cls, operands: Operands, settings: Settings) -> ResnetShape:
+        x, taps = operands.x, Taps.of(operands.conv_in, settings.shift)
         settings = settings if settings.dropout > 0 else Settings(settings.shift)
-        shape = PaddedImages.of(x.shape, taps), x.shape[1], given.skip_channels, taps, settings
-        return cls(*shape, given.image_bias is not None, x.dtype, *arithmetic_of(x))
+        shape = PaddedImages.of(x.shape, taps), x.shape[1], operands.skip_channels, taps, settings
+        return cls(*shape, operands.image_bias is not None, x.dtype, *arithmetic_of(x))
 
     @property
     def planes(self) -> int:
@@ -95,84 +96,89 @@ class ResnetShape(NamedTuple):
     def geometry(self, taps: Taps, tiling: tilings.MatmulTiling) -> Geometry:
         """The constants of a matmul by these taps."""
         wide = tl.float64 if self.dtype == torch.float64 else tl.float32
-        precision: Any = "tf32" if self.numbers == "tf32" else "ieee"
+        precision: Literal["tf32", "ieee"] = "tf32" if self.numbers == "tf32" else "ieee"
         return Geometry(taps, self.rows.above, self.rows.before, wide, precision, *tiling[:4])
-
-    def drops(self) -> dict[str, Any]:
-        """Constexprs: whether there is dropout, and the factor of the elements that it keeps."""
-        return {"DROPOUT": self.settings.dropout > 0, "SCALE": self.settings.scale}
 
 
 def forward(
-    given: Operands, settings: Settings, save: bool = True, keep: bool = False
+    operands: Operands, settings: Settings, save: bool = True, keep: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, h, the packed weights, and A and G: all but y for the backward.
 
     y and h (B, F, H, W), A and G (B, 2F, H, W), channels_last. Without `save` the packed weights,
     without `keep` A and G have no elements.
     """
-    given = _readable(given)
-    x, f = given.x, given.x.shape[1]
-    shape = ResnetShape.of(given, settings)
+    operands = _readable(operands)
+    x, f = operands.x, operands.x.shape[1]
+    shape = ResnetShape.of(operands, settings)
     rows, (expanded, hidden, gate) = shape.rows, prepare_forward(shape, keep)
-    packed = pack(given, adjoint=save)
-    w_hidden, w_out = packed.split(packed_sizes(given, save))[:2]
+    packed = pack(operands, adjoint=save)
+    w_hidden, w_out = packed.split(packed_sizes(operands, save))[:2]
     h, y = (empty_channels_last(x, f) for _ in range(2))
     gates = empty_channels_last(x, 2 * f) if keep else x.new_empty(0)
-    e, kept = expand(expanded, given, x)
+    e, kept = expand(expanded, operands, x)
     eh = rows.first(e, -1)
     launch(
         hidden_kernel, hidden, x.device,
-        e_ptr=rows.first(e), w_ptr=w_hidden, bias_ptr=given.bias_in,
-        nin_bias_ptr=given.bias_in if given.bias_nin is None else given.bias_nin, h_ptr=h,
+        e_ptr=rows.first(e), w_ptr=w_hidden, bias_ptr=operands.bias_in,
+        nin_bias_ptr=operands.bias_in if operands.bias_nin is None else operands.bias_nin, h_ptr=h,
         kept_ptr=x if kept is None else rows.first(kept), eh_ptr=eh,
     )  # fmt: skip
-    _gate(gate, eh, w_out, given, x_ptr=x, out_ptr=y, gates_ptr=gates if keep else y)
+    # y stands in for tensors that are not written.
+    _gate(gate, eh, w_out, operands, x, y, gates if keep else y, y)
     return y, h, packed if save else x.new_empty(0), gates
 
 
-def _readable(given: Operands) -> Operands:
+def _readable(operands: Operands) -> Operands:
     """The operands in memory orders that the kernels read: images channels_last, weights dense,
     vectors contiguous."""
-    orders = [channels_last] * 3 + [dense] * (len(given) - 3)
+    orders = [channels_last] * 3 + [dense] * (len(operands) - 3)
     return Operands._make(
         None if tensor is None else order(tensor)
-        for order, tensor in zip(orders, given, strict=True)
+        for order, tensor in zip(orders, operands, strict=True)
     )
 
 
-def _gate(prepared: Prepared, e: Tensor, w: Tensor, given: Operands, **tensors: Tensor) -> None:
-    """Launch gate_kernel. `out_ptr` stands in for the unused `sums_ptr`."""
-    bias = given.bias_out
-    image_bias = bias if given.image_bias is None else given.image_bias
-    tensors = {"sums_ptr": tensors["out_ptr"], **tensors}
+def _gate(
+    prepared: Prepared,
+    e: Tensor,
+    w: Tensor,
+    operands: Operands,
+    x: Tensor,
+    out: Tensor,
+    gates: Tensor,
+    sums: Tensor,
+) -> None:
+    """Launch gate_kernel."""
+    bias = operands.bias_out
+    image_bias = bias if operands.image_bias is None else operands.image_bias
     launch(
         gate_kernel, prepared, e.device, e_ptr=e, w_ptr=w, bias_ptr=bias, image_bias_ptr=image_bias,
-        **tensors,
+        x_ptr=x, out_ptr=out, gates_ptr=gates, sums_ptr=sums,
     )  # fmt: skip
 
 
 def backward(
     grad_y: Tensor,
     saved: Sequence[Tensor],
-    given: Operands,
+    operands: Operands,
     settings: Settings,
     needs: Needs,
 ) -> dict[str, Tensor]:
     """The gradients that are needed, by the names of the operands. saved: h, the packed weights,
     and A and G."""
-    given = _readable(given)
+    operands = _readable(operands)
     h, packed, gates = saved
-    x, h, grad_y = given.x, channels_last(h), channels_last(grad_y)
+    x, h, grad_y = operands.x, channels_last(h), channels_last(grad_y)
     kept_gates = channels_last(gates) if gates.numel() > 0 else None
-    shape = ResnetShape.of(given, settings)
-    strides = tuple([strides_of(weight) for weight in pad_to_three(given.weights)])
+    shape = ResnetShape.of(operands, settings)
+    strides = tuple([strides_of(weight) for weight in pad_to_three(operands.weights)])
     expanded, gate, hidden, parameters, last, sizes = prepare_backward(
-        shape, needs, kept_gates is not None, strides, given.gain_in is not None
+        shape, needs, kept_gates is not None, strides, operands.gain_in is not None
     )
     f, rows = shape.filters, shape.rows
     _, w_out, w_out_adjoint, w_in_adjoint, w_nin_adjoint = packed.contiguous().split(
-        packed_sizes(given, True)
+        packed_sizes(operands, True)
     )
     gates_room, dh_room = rows.empty(x, 2 * f), rows.empty(x, f)
     d_gates, dh = rows.first(gates_room), rows.first(dh_room)
@@ -181,44 +187,42 @@ def backward(
         torch.empty(size, dtype=wide, device=x.device) for size in sizes
     )
     e, kept = expand(
-        expanded, given, h,
-        d_gates_ptr=gates_room, dh_ptr=dh_room, gates_ptr=kept_gates, dy_ptr=grad_y,
-        sums_ptr=out_sums,
+        expanded, operands, h,
+        d_gates=gates_room, dh=dh_room, gates=kept_gates, dy=grad_y, sums=out_sums,
     )  # fmt: skip
     eh = rows.first(e, -1)
     if kept_gates is None:
-        _gate(
-            gate, eh, w_out, given,
-            x_ptr=grad_y, out_ptr=d_gates, gates_ptr=d_gates, sums_ptr=out_sums,
-        )  # fmt: skip
+        _gate(gate, eh, w_out, operands, grad_y, d_gates, d_gates, out_sums)
     launch(
         hidden_gradient_kernel, hidden, x.device,
         g_ptr=d_gates, w_ptr=w_out_adjoint, h_ptr=h,
         kept_ptr=x if kept is None else rows.first(kept), dh_ptr=dh, sums_ptr=in_sums,
     )  # fmt: skip
     grads: dict[str, Tensor] = {}
-    unpacked = NOTHING
+    unpacked = Unpacked()
     if needs.parameters:
         launch(
             parameter_gradient_kernel, parameters, x.device, e_ptr=rows.first(e), eh_ptr=eh,
             dh_ptr=dh, d_gates_ptr=d_gates, hidden_ptr=hidden_parts, out_ptr=out_parts,
         )  # fmt: skip
-        grads, unpacked = unpacking((hidden_parts, out_parts), (in_sums, out_sums), given)
-        if given.image_bias is not None:
+        grads, unpacked = unpacking((hidden_parts, out_parts), (in_sums, out_sums), operands)
+        if operands.image_bias is not None:
             # The rows of an image follow one another, with zeros where there is no pixel.
             size = rows.batch, (rows.height + rows.above) * rows.pitch, 2 * f
             of_images = d_gates[: size[0] * size[1]].view(size)
-            grads["image_bias"] = of_images.sum(1, dtype=given.image_bias.dtype)
+            grads["image_bias"] = of_images.sum(1, dtype=operands.image_bias.dtype)
     # x stands in for images and gradients that are not there.
-    images = [x, *given.skips]
+    images = [x, *operands.skips]
     results = [
         empty_channels_last(image, image.shape[1]) if wanted else image
         for image, wanted in zip(images, (needs.x, needs.skips, needs.skips), strict=False)
     ]
     launch(
         last_gradients_kernel, last, x.device, g_ptr=dh, w_ptr=w_in_adjoint,
-        nin_ptr=w_nin_adjoint if given.skips else w_in_adjoint, x=pad_to_three(images),
-        dy_ptr=grad_y, dx=pad_to_three(results), **unpacked,
+        nin_ptr=w_nin_adjoint if operands.skips else w_in_adjoint, x=pad_to_three(images),
+        dy_ptr=grad_y, dx=pad_to_three(results), parts=unpacked.parts, sums=unpacked.sums,
+        v=unpacked.v, gain=unpacked.gain, grad_v=unpacked.grad_v, grad_gain=unpacked.grad_gain,
+        grad_bias=unpacked.grad_bias,
     )  # fmt: skip
     wanted = zip(("x", "skip", "skip_2"), images, results, strict=False)
     return grads | {name: dx for name, image, dx in wanted if dx is not image}
@@ -230,7 +234,8 @@ def prepare_forward(shape: ResnetShape, keep: bool) -> tuple[Prepared, Prepared,
     f = shape.filters
     hidden = prepare_matmul(
         shape, shape.taps, 2 * f, f, shape.planes,
-        PLANES=shape.planes, plane_stride=shape.rows.length * 2 * f, **shape.drops(),
+        PLANES=shape.planes, plane_stride=shape.rows.length * 2 * f,
+        DROPOUT=shape.settings.dropout > 0, SCALE=shape.settings.scale,
     )  # fmt: skip
     gate = prepare_matmul(
         shape, shape.taps, 2 * f, 2 * f, GRAD=False, KEEP=keep, IMAGE_BIAS=shape.image_bias
@@ -240,7 +245,7 @@ def prepare_forward(shape: ResnetShape, keep: bool) -> tuple[Prepared, Prepared,
 
 @functools.lru_cache(maxsize=4096)
 def prepare_backward(
-    shape: ResnetShape, needs: Needs, kept: bool, strides: tuple[Any, ...], normed: bool
+    shape: ResnetShape, needs: Needs, kept: bool, strides: tuple[Strides, ...], normed: bool
 ) -> tuple[Prepared, Prepared, Prepared, Prepared, Prepared, tuple[tuple[int, ...], ...]]:
     """Launches of operands_kernel, gate_kernel (which computes A and G again),
     hidden_gradient_kernel, parameter_gradient_kernel and last_gradients_kernel. And the sizes of
@@ -252,7 +257,10 @@ def prepare_backward(
     gate = prepare_matmul(
         shape, shape.taps, 2 * f, 2 * f, GRAD=True, KEEP=False, IMAGE_BIAS=shape.image_bias
     )
-    hidden = prepare_matmul(shape, shape.taps.adjoint(), 2 * f, 2 * f, **shape.drops())
+    hidden = prepare_matmul(
+        shape, shape.taps.adjoint(), 2 * f, 2 * f,
+        DROPOUT=shape.settings.dropout > 0, SCALE=shape.settings.scale,
+    )  # fmt: skip
     ks = (2 * f * (t + shape.planes), 2 * f * t)
     divided = tilings.divide_gradients(rows.total, ks, f, shape.numbers, shape.capability)
     # Kept preactivations have sums over the blocks of rows of operands_kernel.
@@ -266,11 +274,7 @@ def prepare_backward(
         rows, f, shape.skip_channels, shape.settings,
         inputs=needs.parameters, backward=True, gates=kept,
     )  # fmt: skip
-    unpack: dict[str, Any] = {"counts": None, "strides": None, "NORMED": False}
-    if needs.parameters:
-        counts = (*splits, hidden_blocks, gate_blocks)
-        unpack = {"counts": counts, "strides": strides, "NORMED": normed}
-    last = prepare_last(shape, needs, unpack)
+    last = prepare_last(shape, needs, (*splits, hidden_blocks, gate_blocks), strides, normed)
     return expanded, gate, hidden, prepare_parameters(shape, *divided), last, sizes
 
 
@@ -305,22 +309,29 @@ def prepare_parameters(
     )  # fmt: skip
 
 
-def prepare_last(shape: ResnetShape, needs: Needs, unpack: dict[str, Any]) -> Prepared:
+def prepare_last(
+    shape: ResnetShape,
+    needs: Needs,
+    counts: tuple[int, int, int, int],
+    strides: tuple[Strides, ...],
+    normed: bool,
+) -> Prepared:
     """The launch of last_gradients_kernel, whose first programs finish the gradients of the
-    parameters. Planes of skips have steps of their own."""
-    f, planes = shape.filters, shape.planes
-    images = (f, *shape.skip_channels, 0, 0)[:3]
+    parameters. Planes of skips have steps of their own. counts: as `unpack_block` takes them."""
+    f, planes, finish = shape.filters, shape.planes, needs.parameters
     skips = needs.skips and planes > 0
     filters = BLOCK_D.value
     first = cdiv(2 * f, filters) + cdiv(f, filters) * (2 if planes else 1)
-    first = first if needs.parameters else 0
+    first = first if finish else 0
     one = prepare_matmul(shape, shape.taps.adjoint(), f, 2 * f)
-    geometry, named = one.arguments["G"], {"F": f, "CHANNELS": images, "PLANES": planes}
+    geometry = one.arguments["G"]
     if not needs.x and not skips:
-        named["num_warps"] = 8  # for the gradients of the parameters alone
+        one.arguments["num_warps"] = 8  # for the gradients of the parameters alone
     return Prepared(
         (first + one.programs * (needs.x + skips * planes),),
-        programs=max(1, one.programs), first_program=first, X=needs.x, SKIPS=skips,
-        UNPACK=needs.parameters, POINT=geometry._replace(taps=POINT),
-        point_steps=cdiv(f, geometry.block_k), **(one.arguments | named), **unpack,
+        programs=max(1, one.programs), first_program=first, X=needs.x, SKIPS=skips, UNPACK=finish,
+        CHANNELS=(f, *shape.skip_channels, 0, 0)[:3], PLANES=planes,
+        POINT=geometry._replace(taps=POINT), point_steps=cdiv(f, geometry.block_k),
+        counts=counts if finish else None, strides=strides if finish else None,
+        NORMED=normed and finish, **one.arguments,
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class Operands(NamedTuple):
 
     @property
     def skips(self) -> list[Tensor]:
-        """The skips that are there, of two at most."""
+        """The skips, two at most."""
         return [skip for skip in (self.skip, self.skip_2) if skip is not None]
 
     @property
@@ -107,7 +107,7 @@ class Geometry(NamedTuple):
     taps: Taps
     above: int
     before: int
-    acc: Any
+    acc: object
     precision: Literal["ieee", "tf32"]
     block_p: int
     n1: int
@@ -220,11 +220,11 @@ def planes_of(skip_channels: Sequence[int], filters: int) -> int:
     return sum(-(-channels // filters) for channels in skip_channels)
 
 
-def packed_sizes(given: Operands, adjoint: bool) -> list[int]:
+def packed_sizes(operands: Operands, adjoint: bool) -> list[int]:
     """Numbers in each part of the packed weights: (F, (T + planes) 2F), conv_in and then the skips'
     weight; (2F, T 2F), conv_out; and for the adjoints of conv_out (2F, T 2F), of conv_in (2F, T F)
     and, for each plane, of the skips' weight (2F, F)."""
-    f, _, kh, kw = given.conv_in.shape
-    t, planes = kh * kw, planes_of(given.skip_channels, f)
+    f, _, kh, kw = operands.conv_in.shape
+    t, planes = kh * kw, planes_of(operands.skip_channels, f)
     forward = [2 * f * f * (t + planes), 4 * f * f * t]
     return [*forward, 4 * f * f * t, 2 * f * f * t, 2 * f * f * planes] if adjoint else forward

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .tilings import Format, format_of
 
+Argument = Tensor | tuple[Tensor, ...] | None  # of a kernel, in place of its pointers
+
 # Whether the kernels run in Triton's interpreter. It reads TRITON_INTERPRET as it decorates a
 # function; every file of kernels imports this one first.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -57,10 +59,8 @@ class Prepared:
 prepare = functools.lru_cache(maxsize=4096, typed=True)(Prepared)
 
 
-def launch(kernel: Any, prepared: Prepared, device: torch.device, **tensors: Any) -> None:
+def launch(kernel: Any, prepared: Prepared, device: torch.device, **tensors: Argument) -> None:
     """Run a kernel on the current stream of `device`; an empty grid is no launch.
-
-    tensors: each a tensor, a tuple of some, or None.
 
     Asks for fused multiplications and additions by name: Triton's default will change.
     """
@@ -78,16 +78,19 @@ def launch(kernel: Any, prepared: Prepared, device: torch.device, **tensors: Any
         prepared.compiled[key][prepared.grid](*[named[name] for name in kernel.arg_names])
 
 
-def _addresses(tensors: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+def _addresses(tensors: dict[str, Argument]) -> tuple[dict[str, object], list[object]]:
     """The addresses of tensors by name, and the properties that Triton compiles for: dtypes, which
     addresses are multiples of 16, and which tensors are absent."""
-    addresses: dict[str, Any] = {}
-    kinds: list[Any] = []
-    for name, tensor in tensors.items():
-        several = type(tensor) is tuple
-        found: list[Any] = []
-        for one in tensor if several else (tensor,):
-            found.append(None if one is None else one.data_ptr())
-            kinds += (None,) if one is None else (one.dtype, found[-1] & 15)
-        addresses[name] = tuple(found) if several else found[0]
+    addresses: dict[str, object] = {}
+    kinds: list[object] = []
+    for name, argument in tensors.items():
+        pointers: list[int | None] = []
+        for tensor in argument if isinstance(argument, tuple) else (argument,):
+            if tensor is None:
+                pointers.append(None)
+                kinds.append(None)
+            else:
+                pointers.append(tensor.data_ptr())
+                kinds += tensor.dtype, tensor.data_ptr() & 15
+        addresses[name] = tuple(pointers) if isinstance(argument, tuple) else pointers[0]
     return addresses, kinds

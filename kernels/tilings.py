@@ -143,7 +143,7 @@ class DividedGradient(NamedTuple):
     steps: int
 
 
-def split(tiling: MatmulTiling, rows: int, k: int, columns: int, programs: int) -> DividedGradient:
+def divide(tiling: MatmulTiling, rows: int, k: int, columns: int, programs: int) -> DividedGradient:
     """A weight gradient divided among `programs`, or among its tiles if these are more."""
     tiles = -(-k // tiling.block_k) * -(-columns // tiling.block_n)
     blocks = rows // tiling.block_p
@@ -165,14 +165,18 @@ def divide_gradients(
     tilings = [tiling._replace(num_warps=warps) for tiling in tilings]
 
     def share(first: int) -> tuple[DividedGradient, DividedGradient]:
-        parts = zip(tilings, shapes, (first, PROCESSORS - first), strict=True)
-        hidden, out = (split(tiling, rows, *shape, part) for tiling, shape, part in parts)
+        hidden, out = (
+            divide(tiling, rows, *shape, programs)
+            for tiling, shape, programs in zip(
+                tilings, shapes, (first, PROCESSORS - first), strict=True
+            )
+        )
         return hidden, out
 
-    def waves_and_clocks(both: tuple[DividedGradient, DividedGradient]) -> tuple[int, float]:
+    def waves_and_clocks(pair: tuple[DividedGradient, DividedGradient]) -> tuple[int, float]:
         """Waves of the programs of both, and about the clocks of the longest program."""
-        tiles = ((p.tiling.block_k, p.tiling.block_n, p.steps * p.tiling.block_p) for p in both)
+        tiles = ((p.tiling.block_k, p.tiling.block_n, p.steps * p.tiling.block_p) for p in pair)
         longest = max(rows * tile_clocks(k * n, k + n) for k, n, rows in tiles)
-        return -(-sum(one.tiles * one.splits for one in both) // PROCESSORS), longest
+        return -(-sum(one.tiles * one.splits for one in pair) // PROCESSORS), longest
 
     return min(map(share, range(1, PROCESSORS)), key=waves_and_clocks)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import triton
@@ -24,6 +24,7 @@ from .geometry import Operands, cdiv, empty_weight, packed_sizes, planes_of
 from .launch import launch, prepare
 
 Value = TypeVar("Value")
+Strides = tuple[int, int, int]  # of filter, channel and tap
 BLOCK_D = tl.constexpr(8)  # filters of a program
 BLOCK_K = tl.constexpr(256)
 BLOCK_S = tl.constexpr(4)  # parts of a gradient that are added at once
@@ -131,7 +132,7 @@ def dense(v: Tensor) -> Tensor:
     return v.contiguous()
 
 
-def strides_of(v: Tensor) -> tuple[int, int, int]:
+def strides_of(v: Tensor) -> Strides:
     """Strides of filter, channel and tap of a dense weight."""
     _, channels, rows, cols = v.shape
     stride_c, stride_t = (rows * cols, 1) if v.is_contiguous() else (1, channels)
@@ -143,17 +144,17 @@ def pad_to_three(values: Sequence[Value]) -> tuple[Value, ...]:
     return (*values, values[0], values[0])[:3]
 
 
-def pack(given: Operands, *, adjoint: bool) -> Tensor:
+def pack(operands: Operands, *, adjoint: bool) -> Tensor:
     """The weights of a gated resnet in one tensor of x's dtype (see `geometry.packed_sizes`).
 
     Weights are dense. Without `adjoint` those parts are left out.
     """
-    x, weights, gains = given.x, given.weights, given.gains
-    f, _, kh, kw = given.conv_in.shape
-    channels = given.skip_channels
+    x, weights, gains = operands.x, operands.weights, operands.gains
+    f, _, kh, kw = operands.conv_in.shape
+    channels = operands.skip_channels
     taps, planes, skips = kh * kw, planes_of(channels, f), (*channels, 0, 0)[:2]
     row, turned = (taps + planes) * 2 * f, taps - 1
-    sizes = packed_sizes(given, True)
+    sizes = packed_sizes(operands, True)
     hidden, out, out_adjoint, in_adjoint, nin_adjoint = accumulate(sizes[:-1], initial=0)
     sources = (taps, 2 * f, f, 0, 0), (taps, 2 * f, 2 * f, 0, 0), (planes, 2 * f, f, *skips)
     forwards = (
@@ -288,15 +289,21 @@ def unpack_block(
         )  # fmt: skip
 
 
-# Stand-ins for the tensors of `unpack_block`, where there is nothing to unpack.
-NOTHING: dict[str, Any] = dict.fromkeys(
-    ("parts", "sums", "v", "gain", "grad_v", "grad_gain", "grad_bias")
-)
+class Unpacked(NamedTuple):
+    """The tensors of `unpack_block`; None where there is nothing to unpack."""
+
+    parts: tuple[Tensor, ...] | None = None
+    sums: tuple[Tensor, ...] | None = None
+    v: tuple[Tensor, ...] | None = None
+    gain: tuple[Tensor, ...] | None = None
+    grad_v: tuple[Tensor, ...] | None = None
+    grad_gain: tuple[Tensor, ...] | None = None
+    grad_bias: tuple[Tensor, ...] | None = None
 
 
 def unpacking(
-    parts: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], given: Operands
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    parts: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], operands: Operands
+) -> tuple[dict[str, Tensor], Unpacked]:
     """Room for the gradients of the parameters, by name, and the tensors of `unpack_block`, which
     writes them.
 
@@ -305,17 +312,17 @@ def unpacking(
     nin_skip's bias is added to h as conv_in's is, and has the same gradient.
     """
     names = Operands._fields[3:12]  # weight and bias of each convolution, then the gains
-    grads = {n: empty_weight(t) for n in names if (t := getattr(given, n)) is not None}
+    grads = {n: empty_weight(t) for n in names if (t := getattr(operands, n)) is not None}
     of_weights, of_biases, of_gains = (
-        [grads[name] for name in some if name in grads]
-        for some in (names[0:6:2], names[1:6:2], names[6:])
+        [grads[name] for name in group if name in grads]
+        for group in (names[0:6:2], names[1:6:2], names[6:])
     )
-    return grads, {
-        "parts": parts,
-        "sums": sums,
-        "v": pad_to_three(given.weights),
-        "gain": pad_to_three(given.gains or given.weights),
-        "grad_v": pad_to_three(of_weights),
-        "grad_gain": pad_to_three(of_gains or of_weights),
-        "grad_bias": pad_to_three(of_biases),
-    }
+    return grads, Unpacked(
+        parts,
+        sums,
+        v=pad_to_three(operands.weights),
+        gain=pad_to_three(operands.gains or operands.weights),
+        grad_v=pad_to_three(of_weights),
+        grad_gain=pad_to_three(of_gains or of_weights),
+        grad_bias=pad_to_three(of_biases),
+    )

@@ -20,7 +20,7 @@ from dsmooth.data import ImageDataset, own_images, to_float
 from dsmooth.data.dataset import Transform
 from dsmooth.data.order import transformed
 from dsmooth.data.own import split_own
-from dsmooth.philox import Stream, seed_from
+from dsmooth.philox import Stream, image_words
 from dsmooth.training.beginning import with_data
 from dsmooth.training.step import TrainState
 from tests.helpers.data_makers import random_bytes, refuses
@@ -120,7 +120,8 @@ def test_a_transform_is_a_function_of_seed_and_visit() -> None:
     assert len(whole.unique(dim=0)) == 80  # an image twice is two images
     seeds: list[int] = []
     transformed(PIXELS, lambda x: (seeds.append(torch.initial_seed()), x)[1], seed=3, first=5)
-    assert seeds == [seed_from(3, 5 + i, Stream.TRANSFORM) for i in range(40)]
+    words = image_words(40, 1, seed=3, first_index=5, stream=Stream.TRANSFORM)[:, 0].tolist()
+    assert seeds == [low | high << 32 for low, high, *_ in words]
     with pytest.raises(ValueError, match="transform must"):
         transformed(train_set.images[:1], lambda image: image[0], seed=0, first=0)
     assert random.getstate() == before[1]

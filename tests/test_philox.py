@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsmooth import _extension
-from dsmooth.philox import Stream, image_words, philox4x32, seed_from, to_uniform
+from dsmooth.philox import Stream, image_words, philox4x32, to_uniform
 from tests.helpers.gated_cases import needs_extension
 
 pytestmark = pytest.mark.quick
@@ -33,14 +33,6 @@ def test_counter_is_position_index_stream_and_repeat() -> None:
     words = image_words(3, 8, seed=seed, first_index=first, stream=Stream.CLEAN_NOISE, repeat=9)
     counter = torch.tensor([7, 2, 1, int(Stream.CLEAN_NOISE) | 9 << 8])
     assert torch.equal(words[2, 7], philox4x32(counter, (0x89ABCDEF, 0x01234567)))
-
-
-def test_seeds_from_a_seed_have_64_bits() -> None:
-    """The first two words of the image's counter 0."""
-    words = image_words(1, 1, seed=9, first_index=5, stream=Stream.TRANSFORM)[0, 0]
-    derived = seed_from(9, 5, Stream.TRANSFORM)
-    assert derived == int(words[0]) + 2**32 * int(words[1])
-    assert derived == 18197477613741197268
 
 
 def test_uniforms_are_inside_the_unit_interval_and_exact_in_float32() -> None:

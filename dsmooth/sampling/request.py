@@ -19,7 +19,7 @@ from ..config import Method, ModelConfig, Precision
 from ..fields import check_choices, check_number, check_one_of
 from ..nn.condition import check_label
 from ..nn.images import check_images, check_like, check_scale
-from ..philox import Stream, image_words, split_seed, whole_index
+from ..philox import Stream, image_words, seed_words, whole_index
 from ..progress import LOG
 
 # One class for all images; the classes in turn; each drawn from the prior; or (n,) int64, or
@@ -161,7 +161,7 @@ class Request:
         elif isinstance(self.label, SupportsIndex) and not isinstance(self.label, bool | Tensor):
             object.__setattr__(self, "label", self.label.__index__())  # numpy's numbers too
         check_number("count", self.count)
-        split_seed(self.seed)
+        seed_words(self.seed)
         whole_index(self.first_index, self.count)
         for name in ("count", "seed", "first_index"):
             object.__setattr__(self, name, getattr(self, name).__index__())

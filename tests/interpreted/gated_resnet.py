@@ -74,7 +74,7 @@ def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
         d_gates, dh = rows.empty(h, 2 * filters), rows.empty(h, filters)
         prepared = prepare_expand(rows, filters, (), settings, inputs=False, backward=True)
         given = case.operands(torch.float32)._replace(x=h, seed=seed_tensor)
-        room, bits = expand(prepared, given, h, d_gates_ptr=d_gates, dh_ptr=dh)
+        room, bits = expand(prepared, given, h, d_gates=d_gates, dh=dh)
         e, kept = rows.first(room), rows.first(bits)
         expected = dropout_factors(shape, settings, seed_tensor) > 0
         bits = torch.cat([kept & 1, kept >> 1], dim=-1)
