@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import dsmooth
 from dsmooth._extension import extension, instruction_sets
 from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE, split_mixture
 from dsmooth.nn import PixelCNNpp
@@ -265,6 +266,8 @@ def test_a_model_is_packed_again_only_where_a_weight_or_the_type_changed() -> No
     first = packed_before(model, torch.float32)
     assert packed_before(model, torch.float32) is first
     assert packed_before(other, torch.float32) is not first
+    dsmooth.SmoothedPair(model, network("stack"), dsmooth.GaussianSmoothing(1), (4, 4)).sample(3)
+    assert packed_before(model, torch.float32) is first  # not packed again by a pair
     model.stem_u.weight_v.data.mul_(-1)  # which no version counter of a tensor shows
     changed = packed_before(model, torch.float32)
     assert torch.equal(changed.sample(2, 4, 4), CachedSampler(model).sample(2, 4, 4))
@@ -373,16 +376,14 @@ def test_bad_contexts_and_labels() -> None:
 def test_bad_models() -> None:
     linear: Any = torch.nn.Linear(1, 1)
     refuses("must be a PixelCNNpp, got Linear", CachedSampler, linear, error=TypeError)
-    with pytest.raises(TypeError, match="must be a PixelCNNpp, got Linear"):
-        sample_images(linear, 1, height=4, width=4)
-    with pytest.raises(TypeError, match=r"torch.float32 or torch.bfloat16, got torch.float16"):
-        CachedSampler(network(), torch.float16)
-    model = network()
-    with torch.no_grad():
-        model.down[1].ul[0].conv_in.bias[2] = float("inf")
+    words, model = "must be a PixelCNNpp, got Linear", network()
+    refuses(words, sample_images, linear, 1, error=TypeError, height=4, width=4)
+    words = r"torch.float32 or torch.bfloat16, got torch.float16"
+    refuses(words, CachedSampler, model, torch.float16, error=TypeError)
+    words = r"must be auto or one of generic, .*got mmx"
+    refuses(words, CachedSampler, model, instruction_set="mmx")
+    model.down[1].ul[0].conv_in.bias.data[2] = float("inf")
     refuses(r"finite.*down\.1\.ul\.0\.conv_in\.bias", CachedSampler, model)
-    with pytest.raises(ValueError, match=r"must be auto or one of generic, .*got mmx"):
-        CachedSampler(network(), instruction_set="mmx")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("instruction_set", instruction_sets())

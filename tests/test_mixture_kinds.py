@@ -60,22 +60,6 @@ def test_scores_are_those_of_the_models_own_mixtures() -> None:
     )
 
 
-def test_single_step_denoising_follows_the_gaussians() -> None:
-    """Tweedie's mean, x~ + sigma^2 d log p / d x~, of a network whose output is constant."""
-    pair = gaussian_pair().double()
-    x_tilde = torch.randn(2, 1, 8, 8, dtype=torch.float64)
-    with torch.no_grad():
-        pair.noisy.head.weight_g.zero_()
-        mean = pair.denoise(x_tilde, method="single-step")
-        params = pair.noisy(x_tilde)
-    weights = params[:, :3].log_softmax(1)
-    variance = params[:, 6:].exp() ** 2 + 0.25
-    joint = weights + torch.distributions.Normal(params[:, 3:6], variance.sqrt()).log_prob(x_tilde)
-    shares = joint.softmax(1)
-    expected = x_tilde + 0.25 * (shares * (params[:, 3:6] - x_tilde) / variance).sum(1, True)
-    torch.testing.assert_close(mean, expected, rtol=1e-9, atol=1e-9)
-
-
 def test_an_old_checkpoint_with_atoms_is_read() -> None:
     state = load_file(GOLDEN)
     outputs, filters = state["module.nin_out.lin_a.weight_v"].shape

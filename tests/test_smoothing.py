@@ -9,6 +9,7 @@ import torch
 
 import dsmooth
 from dsmooth.smoothing import SMOOTHINGS
+from tests.helpers.data_makers import refuses
 
 pytestmark = pytest.mark.quick
 
@@ -41,16 +42,6 @@ def test_quantile_inverts_the_distribution_function(kind: str) -> None:
     slope = (q.quantile(u + step) - q.quantile(u - step)) / (2 * step)
     torch.testing.assert_close(slope, 1 / q.log_density(noise).exp(), rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(noise, -noise.flip(0), rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_noise_has_its_entropy(kind: str) -> None:
-    """-log q(x~ | x) of drawn x~ has the entropy as its mean (Monte Carlo, 4 sigma)."""
-    q = SMOOTHINGS[kind](0.5)
-    x = torch.zeros(64, 1, 28, 28, dtype=torch.float64)
-    surprise = -q.log_prob(q.sample(x, seed=1), x)
-    error = 4 * surprise.std() / 8 + 1e-9
-    assert abs(surprise.mean() - q.entropy(784)) < error
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,12 +81,9 @@ def test_a_density_is_summed_in_float32_at_least(kind: str, dtype: torch.dtype) 
 
 
 def test_bad_scales_and_shapes() -> None:
-    with pytest.raises(TypeError, match=r"x must be floating point in \[-1, 1\], got torch.uint8"):
-        dsmooth.GaussianSmoothing(0.5).sample(torch.zeros(1, 1, 4, 4).byte())
-    with pytest.raises(TypeError, match=r"x must be a torch\.Tensor, got a ndarray"):
-        dsmooth.GaussianSmoothing(0.5).sample(torch.zeros(1, 1, 4, 4).numpy())
+    x, q = torch.zeros(1, 1, 4, 4), dsmooth.LaplaceSmoothing(0.5)
+    refuses(r"x must be floating point in \[-1, 1\], got", q.sample, x.byte(), error=TypeError)
+    refuses(r"x must be a torch\.Tensor, got a ndarray", q.sample, x.numpy(), error=TypeError)
+    refuses(r"x_tilde must have x's shape \(1, 1, 4, 4\)", q.log_prob, torch.cat([x, x]), x)
     for scale in (0.0, -1.0, math.inf, math.nan, "0.5"):
-        with pytest.raises(ValueError, match="scale must be positive and finite"):
-            dsmooth.GaussianSmoothing(scale)
-    with pytest.raises(ValueError, match=r"x_tilde must have x's shape \(1, 1, 4, 4\)"):
-        dsmooth.LaplaceSmoothing(1.0).log_prob(torch.zeros(2, 1, 4, 4), torch.zeros(1, 1, 4, 4))
+        refuses("scale must be positive and finite", dsmooth.GaussianSmoothing, scale)

@@ -173,20 +173,26 @@ def prepare(options: Computing, models: Models, folder: Path | None = None) -> N
 
 
 def drawing_device(name: str, folder: Path | None = None) -> torch.device:
-    """The device that `name` means for drawing.
-
-    "auto" takes a GPU if the extension has its CUDA half, or if nothing of it is there. With the
-    CPU half alone it takes the CPU, whose images need one forward pass each, and says so. A folder
-    goes on where it was drawn.
-    """
+    """The device that `name` means for drawing; "auto" as `auto_device`."""
     device = choose_device(name)
     if name != "auto" or device.type == "cpu" or not is_available():
         return device
+    return auto_device(device, cuda_obstacle(), folder)
+
+
+def auto_device(
+    gpu: torch.device, obstacle: str | None, folder: Path | None = None
+) -> torch.device:
+    """The GPU if the extension has its CUDA half, the CPU if an `obstacle` says that it has not.
+
+    Images of a GPU without it need many forward passes each. A folder goes on where it was drawn.
+    """
+    cpu = torch.device("cpu")
     for kind in (Shards, Pictures):
         if folder is not None and (folder / kind.manifest).exists():
             drawn_on = Manifest.read(folder / kind.manifest).description.get("device")
-            return torch.device("cpu") if drawn_on == "cpu" else device
-    if (obstacle := cuda_obstacle()) is None:
-        return device
-    LOG.info("drawing on the CPU: %s; --device %s draws by Jacobi iterations", obstacle, device)
-    return torch.device("cpu")
+            return cpu if drawn_on == "cpu" else gpu
+    if obstacle is None:
+        return gpu
+    LOG.info("drawing on the CPU: %s; --device %s draws by Jacobi iterations", obstacle, gpu)
+    return cpu
