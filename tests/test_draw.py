@@ -213,6 +213,7 @@ def test_a_gpu_without_the_cuda_half(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_gpu_draws_by_jacobi_iterations(pair: dsmooth.SmoothedPair, monkeypatch, caplog) -> None:
     """The CPU stands in for it: the images are those of one forward pass per pixel."""
+    warn_once.cache_clear()
     pair, seen = copy.deepcopy(pair).double(), list[float]()
     expected = pair.sample(3)
     monkeypatch.setattr(cached, "settles_on_gpu", lambda weight: True)
