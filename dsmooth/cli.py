@@ -367,9 +367,9 @@ def _default_training(role: Role, given: Mapping[str, str]) -> TrainConfig:
 
         saved = find_initial(given["init"], role)
         model = replace(saved.config, n_classes=0, class_names=())  # the data name the classes
-        settings = replace(settings, model=model)
-        if noise := saved.smoothing:
-            settings = replace(settings, smoothing=noise.kind, scale=noise.scale)
+        kind = saved.settings.smoothing or settings.smoothing
+        scale = saved.settings.scale or settings.scale
+        settings = replace(settings, model=model, smoothing=kind, scale=scale)
     elif channels is not None and "image_channels" not in given:
         settings = replace(settings, model=replace(settings.model, image_channels=channels))
     return settings

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from .tables import shown
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 PARTIAL = ".partial"
@@ -218,11 +218,6 @@ def write_npz(path: Path, arrays: Mapping[str, Any], *, compressed: bool = True)
     buffer = io.BytesIO()
     (np.savez_compressed if compressed else np.savez)(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
-
-
-def weight_bytes(model: nn.Module) -> bytes:
-    """The content of a file of a model's state dict."""
-    return tensor_bytes(model.state_dict(), {"format": "pt"})
 
 
 def check_tensors(

@@ -162,18 +162,17 @@ def load_models(names: Sequence[str | Path]) -> Models:
         raise ValueError(f"{saved[0].folder} is a denoiser: name the run of its noisy model too")
     elif len(by_role) != 1:
         raise ValueError(f"{EXPECTED}; got {', '.join(map(str, names)) or 'nothing'}")
-    size = saved[0].image_size if pair is None else pair.image_size
+    size = saved[0].settings.image_size if pair is None else pair.image_size
     if size is None:
         raise ValueError(
             f"{saved[0].folder} does not say how large its images are: save the network again with "
             "its image_size = (H, W)"
         )
     for role in by_role.keys() - networks.keys():  # a single model, or the plain one
-        other = by_role[role]
-        if size != other.image_size:
+        single = by_role[role]
+        if size != (its := single.settings.image_size):
             raise ValueError(
-                f"the {role} model of {other.folder} is for images of {other.image_size}, the pair "
-                f"for {size}"
+                f"the {role} model of {single.folder} is for images of {its}, the pair for {size}"
             )
-        networks[role] = other.load()
+        networks[role] = single.load()
     return Models(networks, pair, size, tuple(saved))

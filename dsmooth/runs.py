@@ -17,7 +17,7 @@ from .files import (
     read_json,
     read_tensors,
     replacing,
-    weight_bytes,
+    tensor_bytes,
     write_atomically,
 )
 from .presets import train_command
@@ -111,7 +111,7 @@ class RunFolder:
             if any(path.exists() for path in (self.log, *self.checkpoints())):
                 raise ValueError(f"{self.path} already holds a training run; choose another folder")
             # A kill on the way leaves no settings, rather than those of other weights.
-            with replacing(self.weights, weight_bytes(model)):
+            with replacing(self.weights, tensor_bytes(model.state_dict(), {})):
                 self.config.unlink(missing_ok=True)
             write_atomically(self.config, settings)
 

@@ -26,7 +26,7 @@ from dsmooth.pretrained.writer import CARD_FILE
 from dsmooth.runs import Origin, RunFolder
 from tests.helpers.command_runs import run
 from tests.helpers.data_makers import refuses
-from tests.helpers.networks import tiny_pair
+from tests.helpers.networks import network, tiny_pair
 
 
 class FakeHub(ModuleType):
@@ -87,6 +87,14 @@ def test_a_pair_goes_to_the_hub_and_comes_back(tmp_path, monkeypatch, caplog) ->
     # Commands take the name too, and `evaluate fid` draws from it.
     assert load_models([Path("someone/digits")]).image_size == (8, 8)
     assert models_to_draw(FrechetOptions((Path("someone/digits"),))).image_size == (8, 8)
+    # So does a network.
+    pair.noisy.image_size = (8, 8)
+    pair.noisy.push_to_hub("someone/one")
+    card = (tmp_path / "store" / "someone" / "one" / CARD_FILE).read_text()
+    assert 'PixelCNNpp.from_pretrained("someone/one")' in card
+    assert load_models([Path("someone/one")]).image_size == (8, 8)
+    network().save_pretrained("two")
+    refuses("two does not say how large its images are", load_models, ["two"])
 
 
 def test_a_name_with_a_folder_behind_it_is_a_path(tmp_path, monkeypatch) -> None:
@@ -112,7 +120,7 @@ def test_without_the_extra_or_a_network(tmp_path: Path, monkeypatch: pytest.Monk
     refuses(r"no folder a/b here.*no network\. What was read once", read, "a/b", error=OSError)
     words = r"could not write a/b on the .*: no network\. Writing needs a"
     refuses(words, push, "a/b", error=OSError)
-    refuses("repo_id must be \"owner/name\", got 'digits'", push, "digits")
+    refuses("`repo_id` must be \"owner/name\", got 'digits'", push, "digits")
 
 
 def test_with_the_real_package_and_no_network(tmp_path, monkeypatch) -> None:

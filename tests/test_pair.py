@@ -271,7 +271,7 @@ def test_half_weights_are_packed_as_float32(caplog: pytest.LogCaptureFixture) ->
 def test_an_image_of_another_shape_gets_a_fitting_hint() -> None:
     pair, x = tiny_pair(), torch.zeros(1, 1, 8, 8)
     for size in (8, (8, 6), (8, 8, 1)):
-        with pytest.raises(ValueError, match="image_size must be a height and a width"):
+        with pytest.raises(ValueError, match="`image_size` must be a height and a width"):
             dsmooth.SmoothedPair(pair.noisy, pair.denoiser, pair.smoothing, size)
     with pytest.raises(TypeError, match=r"smoothing must be a Smoothing, .*, got 0\.5"):
         dsmooth.SmoothedPair(pair.noisy, pair.denoiser, 0.5, (8, 8))

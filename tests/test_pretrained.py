@@ -21,9 +21,12 @@ from safetensors.torch import load_file
 from dsmooth.data import load_dataset
 from dsmooth.evaluate.likelihood import evaluate_bits_per_dim
 from dsmooth.models import load_models
+from dsmooth.nn import PixelCNNpp
+from dsmooth.nn.weights import weights_digest
 from dsmooth.pair import SmoothedPair
 from dsmooth.pretrained import DEFAULT, find, is_model, packaged, resolve
 from dsmooth.runs import RunFolder
+from dsmooth.sampling import CachedSampler
 from tests.helpers.command_runs import run, save_run
 
 PAIRS = [name for name in packaged() if not name.endswith("-plain")]
@@ -105,8 +108,12 @@ def test_a_pair_by_its_name(tmp_path: Path) -> None:
     assert own == [folder / "noisy", folder / "denoiser"]
     assert is_model(Path(DEFAULT))
     assert not is_model(Path("no-such-models"))
-    with_plain = load_models([Path(DEFAULT), folder / "plain"])
-    assert set(with_plain.networks) == {"noisy", "denoiser", "plain"}
+    plain = PixelCNNpp.from_pretrained("mnist-plain")
+    with_plain = load_models([Path(DEFAULT), Path("mnist-plain")])
+    assert weights_digest(with_plain.networks["plain"]) == weights_digest(plain)
+    assert run("sample", "mnist-plain", "-n", "1", "--out", str(tmp_path / "y.npz")) == 0
+    y = CachedSampler(plain).sample(1, *plain.image_size)
+    assert np.array_equal(np.load(tmp_path / "y.npz")["x"], y.numpy())
     with pytest.raises(FileNotFoundError, match=rf"no no-such-models.*it has .*{DEFAULT}"):
         SmoothedPair.from_pretrained("no-such-models")
 

@@ -239,7 +239,7 @@ class BitsOptions(Measure):
     """
 
     plain: Path | None = None
-    """Run folder of a plain PixelCNN++ to measure beside the pair."""
+    """Plain PixelCNN++ to measure beside the pair: mnist-plain, or the folder of a run."""
     per_class: Flag = False
     """Also the number of each class of the data."""
     out: Path = Path("bits_per_dim.json")

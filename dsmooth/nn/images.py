@@ -46,7 +46,7 @@ def check_size(image_size: Sequence[int]) -> tuple[int, int]:
     sizes = tuple(image_size) if hasattr(image_size, "__len__") else ()
     if len(sizes) != 2 or any(size < 4 or size % 4 for size in sizes):
         raise ValueError(
-            f"image_size must be a height and a width, multiples of 4, got {image_size}"
+            f"`image_size` must be a height and a width, multiples of 4, got {image_size}"
         )
     return int(sizes[0]), int(sizes[1])
 

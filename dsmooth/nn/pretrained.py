@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -52,18 +53,18 @@ class Pretrained(nn.Module):
         Raises FileNotFoundError or ValueError, naming the file, for anything else;
         ModuleNotFoundError without the extra, and OSError if the Hub does not give the folder.
         """
-        from ..pretrained import resolver
+        from ..pretrained.resolver import find, networks_in, read
 
         if not isinstance(dtype, torch.dtype | None):
             raise TypeError(f"dtype must be a torch.dtype, such as torch.bfloat16, got {dtype!r}")
-        folder = resolver.find(
+        folder = find(
             name,
             revision=revision,
             cache_dir=cache_dir,
             token=token,
             local_files_only=local_files_only,
         )
-        return resolver.read(cls, resolver.networks_in(folder)).to(device=device, dtype=dtype)
+        return read(cls, networks_in(folder)).to(device=device, dtype=dtype)
 
     def save_pretrained(
         self,
@@ -88,7 +89,7 @@ class Pretrained(nn.Module):
         """
         from ..pretrained import writer
 
-        writer.save(self, folder, scores=scores, name=name, license=license)
+        writer.save(self, Path(folder), scores, name, license)
 
     def push_to_hub(
         self,
@@ -107,14 +108,24 @@ class Pretrained(nn.Module):
         Raises ModuleNotFoundError without the extra "hub"; OSError, with the reason and what to do,
         if the Hub does not take it; ValueError for a repo_id or scores that do not fit.
         """
-        from ..pretrained import writer
+        from ..pretrained.resolver import HUB_FILES, HUB_ID, first_line, huggingface_hub
 
-        return writer.push(
-            self,
-            repo_id,
-            private=private,
-            token=token,
-            scores=scores,
-            license=license,
-            commit_message=commit_message,
-        )
+        if HUB_ID.fullmatch(repo_id) is None:
+            raise ValueError(f'`repo_id` must be "owner/name", got {repo_id!r}')
+        api = huggingface_hub(f"to write {repo_id} on the Hugging Face Hub").HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, scores=scores, name=repo_id, license=license)
+            try:
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                commit = api.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=folder,
+                    allow_patterns=HUB_FILES,
+                    commit_message=commit_message,
+                )
+            except Exception as error:
+                raise OSError(
+                    f"could not write {repo_id} on the Hugging Face Hub: {first_line(error)}. "
+                    "Writing needs a network and a token: `hf auth login`, or token="
+                ) from error
+        return str(commit.commit_url)

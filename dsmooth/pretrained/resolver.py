@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -41,24 +40,21 @@ Pair = TypeVar("Pair", bound=SmoothedPair)
 
 
 @dataclass(frozen=True)
-class SmoothingSettings:
-    """Kind and scale of the smoothing noise."""
-
-    kind: SmoothingKind
-    scale: float
-
-
-@dataclass(frozen=True)
 class Settings:
     """Settings of a saved pair or network: its config.json, and the metadata of its weights.
 
-    smoothing: of a pair. image_size: of a pair, and of a network that knows it.
+    smoothing, scale: of a pair. image_size: of a pair, and of a network that knows it.
     """
 
     networks: dict[Role, ModelConfig]
-    smoothing: SmoothingSettings | None
+    smoothing: SmoothingKind | None
+    scale: float | None
     image_size: tuple[int, int] | None
     origin: dict[Role, Origin]
+
+    def __post_init__(self) -> None:
+        if not self.networks:
+            raise ValueError("it states no network")
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: Path) -> Settings:
@@ -71,30 +67,47 @@ class Settings:
 
 @dataclass(frozen=True)
 class SavedNetwork:
-    """A trained network on the disk: what its file and the settings beside it state.
+    """A trained network on the disk: its file, opened, and the settings that it states.
 
-    smoothing, image_size: None where a network was saved alone, or without its size. origin: reads
-    the origin of the weights. training: the settings of its run, None of a saved network.
+    training: the settings of its run, None of what `save_pretrained` wrote.
     """
 
     file: Path
-    role: Role
-    config: ModelConfig
-    smoothing: SmoothingSettings | None
-    image_size: tuple[int, int] | None
-    origin: Callable[[], Origin | None]
-    training: TrainConfig | None
     tensors: Mapping[str, Tensor]
+    role: Role
+    settings: Settings
+    training: TrainConfig | None
 
     @property
     def folder(self) -> Path:
         """Folder of the file."""
         return self.file.parent
 
+    @property
+    def config(self) -> ModelConfig:
+        """The network's own settings."""
+        return self.settings.networks[self.role]
+
+    def origin(self) -> Origin | None:
+        """Origin of the weights, by the log of the run or as it was saved."""
+        if self.training is None:
+            return self.settings.origin.get(self.role)
+        origin = RunFolder(self.folder).origin()
+        if self.folder.is_relative_to(_HERE):  # they were trained on whole data sets
+            origin = replace(origin, command=f"{origin.command} --data-dir FOLDER")
+        return origin
+
     def load(self, kind: type[PixelCNNpp] = PixelCNNpp) -> PixelCNNpp:
         """The network in evaluation mode, on the CPU. Raises ValueError, naming the file."""
-        network = load_network(self.config, self.tensors, self.file, kind)
-        network.image_size, network.origins = self.image_size, {self.role: self.origin}
+        others = self.settings.networks.keys() - {self.role}
+        tensors = {
+            name.removeprefix(f"{self.role}."): tensor
+            for name, tensor in self.tensors.items()
+            if name.partition(".")[0] not in others
+        }
+        network = load_network(self.config, tensors, self.file, kind)
+        network.image_size = self.settings.image_size
+        network.origins = {self.role: replace(self, tensors={}).origin}
         return network
 
 
@@ -207,46 +220,23 @@ def networks_in(folder: Path) -> list[SavedNetwork]:
         raise FileNotFoundError(f"there is no {run.config}: name {hint}")
     before = _read_beside(run.config)
     tensors, metadata = read_tensors(run.weights)
+    training = None
     if CONFIG_KEY not in metadata:
-        return [_of_run(run, tensors)]
-    settings = Settings.parse(parse_json(metadata[CONFIG_KEY], run.weights), run.weights)
-    # A config.json that changes meanwhile is being saved.
-    if before is not None and before == _read_beside(run.config):
-        stated = Settings.parse(before, run.config)
-        if words := difference(asdict(stated), asdict(settings)):
-            raise ValueError(
-                f"{run.config} does not state the settings of {WEIGHTS_FILE} beside it: {words}; "
-                "settings of weights are not edited, save them again"
-            )
-    return _of_settings(settings, run.weights, tensors)
-
-
-def _of_settings(
-    settings: Settings, file: Path, tensors: Mapping[str, Tensor]
-) -> list[SavedNetwork]:
-    parts: dict[str, dict[str, Tensor]] = {role: {} for role in settings.networks}
-    for name, tensor in tensors.items():
-        role, _, rest = name.partition(".")
-        if role not in parts:
-            raise ValueError(f"{file} holds {name!r}, which is of no network that it states")
-        parts[role][rest] = tensor
-    networks = [
-        SavedNetwork(
-            file,
-            role,
-            settings.networks[role],
-            settings.smoothing,
-            settings.image_size,
-            partial(settings.origin.get, role),
-            training=None,
-            tensors=parts[role],
-        )
-        for role in (*_PAIR, "plain")
-        if role in parts
-    ]
-    if not networks:
-        raise ValueError(f"{file} states no network")
-    return networks
+        training, size = run.read_config()
+        networks = {training.role: training.model}
+        settings = Settings(networks, training.smoothing, training.scale, size, {})
+    else:
+        settings = Settings.parse(parse_json(metadata[CONFIG_KEY], run.weights), run.weights)
+        # A config.json that changes meanwhile is being saved.
+        if before is not None and before == _read_beside(run.config):
+            stated = Settings.parse(before, run.config)
+            if words := difference(asdict(stated), asdict(settings)):
+                raise ValueError(
+                    f"{run.config} does not state the settings of {WEIGHTS_FILE} beside it: "
+                    f"{words}; settings of weights are not edited, save them again"
+                )
+    roles = [role for role in (*_PAIR, "plain") if role in settings.networks]
+    return [SavedNetwork(run.weights, tensors, role, settings, training) for role in roles]
 
 
 def _read_beside(config: Path) -> dict[str, Any] | None:
@@ -255,27 +245,6 @@ def _read_beside(config: Path) -> dict[str, Any] | None:
         return read_json(config)
     except FileNotFoundError:
         return None
-
-
-def _of_run(run: RunFolder, tensors: Mapping[str, Tensor]) -> SavedNetwork:
-    training, image_size = run.read_config()
-    return SavedNetwork(
-        file=run.weights,
-        role=training.role,
-        config=training.model,
-        smoothing=SmoothingSettings(training.smoothing, training.scale),
-        image_size=image_size,
-        origin=partial(_origin_of_run, run),
-        training=training,
-        tensors=tensors,
-    )
-
-
-def _origin_of_run(run: RunFolder) -> Origin:
-    origin = run.origin()
-    if run.path.is_relative_to(_HERE):  # they were trained on whole data sets
-        origin = replace(origin, command=f"{origin.command} --data-dir FOLDER")
-    return origin
 
 
 def read(kind: type[P], saved: Sequence[SavedNetwork]) -> P:
@@ -300,20 +269,17 @@ def read_pair(kind: type[Pair], saved: Sequence[SavedNetwork]) -> Pair:
         raise ValueError(
             f"a pair needs the run of a noisy model and the run of a denoiser, got {named}"
         )
-    noisy, denoiser = saved
+    noisy, denoiser = (network.settings for network in saved)
     one, two = (
-        f"{noise.kind} noise of scale {noise.scale} at {network.image_size}"
-        if (noise := network.smoothing)
-        else f"no noise at {network.image_size}"
-        for network in saved
+        f"{n.smoothing} noise of scale {n.scale} at {n.image_size}" for n in (noisy, denoiser)
     )
-    if one != two or noisy.smoothing is None or noisy.image_size is None:
+    if one != two or not noisy.smoothing or not noisy.scale or not noisy.image_size:
         raise ValueError(f"the runs do not fit together: {one} and {two}")
-    networks = noisy.load(), denoiser.load()
+    networks = saved[0].load(), saved[1].load()
     try:
-        smoothing = SMOOTHINGS[noisy.smoothing.kind](noisy.smoothing.scale)
+        smoothing = SMOOTHINGS[noisy.smoothing](noisy.scale)
         pair = kind(*networks, smoothing, noisy.image_size)
     except ValueError as error:
         raise ValueError(f"{named} are no pair: {error}") from None
-    pair.origins = {network.role: network.origin for network in saved}
+    pair.origins = {**networks[0].origins, **networks[1].origins}
     return pair.eval()

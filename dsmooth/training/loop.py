@@ -28,7 +28,7 @@ from ..distributed import (
     process_group,
     rank_and_size,
 )
-from ..files import weight_bytes, write_atomically
+from ..files import write_tensors
 from ..machine import choose_device, keep_freed_memory, use_threads
 from ..progress import lines_shown
 from ..runs import RunFolder, default_folder
@@ -252,7 +252,7 @@ def _evaluate(
     bits = evaluate(state, test_set)
     if log is not None:
         save_checkpoint(run, state, test_set.image_size)
-        write_atomically(run.weights, weight_bytes(state.averaged))
+        write_tensors(run.weights, state.averaged.state_dict(), {})
         samples = sample_grid(state, test_set)
         log.evaluation(Evaluation(state.images_seen, bits, samples, state.averaged))
     return bits

@@ -16,7 +16,7 @@ import torch
 
 from dsmooth import ModelConfig, PixelCNNpp, SmoothedPair
 from dsmooth.config import TrainConfig
-from dsmooth.files import weight_bytes, write_atomically, write_tensors
+from dsmooth.files import write_tensors
 from dsmooth.machine import use_threads
 from dsmooth.presets import preset
 from dsmooth.runs import RunFolder
@@ -104,7 +104,7 @@ def test_settings_bring_no_memory(tmp_path: Path, name: str) -> None:
     model = ModelConfig(n_filters=2, n_resnet=1, n_mix=1, dropout=0.0)
     run = RunFolder(tmp_path)
     run.write_config(replace(preset("mnist", "noisy"), model=model), (8, 8))
-    write_atomically(run.weights, weight_bytes(PixelCNNpp(model)))
+    write_tensors(run.weights, PixelCNNpp(model).state_dict(), {})
     found = run.load_model()[0]
     assert found.config == model
     for change in (torch.Tensor.int, torch.atleast_3d):
