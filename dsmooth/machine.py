@@ -7,7 +7,8 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .distributed import from_torchrun
@@ -109,6 +110,25 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, 2**31 - 1)
     # Older versions refuse more than 32 MiB.
     _ = mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)
+
+
+def memory_bytes(root: Path = Path("/")) -> int:
+    """Memory that this process may use: the machine's, or less by the limits of its cgroups.
+
+    root: of the file system with /proc and /sys. Linux states limits of cgroup v2 and of v1.
+    """
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    cgroups = root / "proc/self/cgroup"
+    for line in cgroups.read_text().splitlines() if cgroups.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        name = "memory.limit_in_bytes" if controllers else "memory.max"
+        for folder in (Path(path), *Path(path).parents):  # in a container it is the last
+            file = root / "sys/fs/cgroup" / controllers / folder.relative_to("/") / name
+            with suppress(OSError, ValueError):  # none, or "max"
+                limits.append(int(file.read_text()))
+    return min(limits)
 
 
 def cpu_name() -> str:

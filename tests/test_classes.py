@@ -22,6 +22,7 @@ from dsmooth.runs import RunFolder
 from dsmooth.sampling import sample_images, sequential_sample
 from dsmooth.sampling.request import Request
 from dsmooth.training import train
+from dsmooth.training.log import opening
 from dsmooth.training.loop import evaluate
 from dsmooth.training.step import TrainState
 from tests.helpers.command_runs import run
@@ -341,6 +342,9 @@ def test_batches_carry_the_labels_of_their_images() -> None:
     config = tiny("plain", n_classes=3)
     state = TrainState(config, data, torch.device("cpu"))
     x, _, label = state.inputs(24)  # over the end of an epoch
+    one_more = TrainState(tiny("plain", n_classes=4), data, torch.device("cpu"))
+    line = "classes without training images: 3"
+    assert [line in opening(each, data) for each in (state, one_more)] == [False, True]
     for image, number in zip(x, label.tolist(), strict=True):
         found = (data.batch(torch.arange(30)) == image).flatten(1).all(1).nonzero().item()
         assert data.labels[found] == number

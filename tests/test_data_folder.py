@@ -11,7 +11,7 @@ import torch
 from dsmooth.config import TrainConfig
 from dsmooth.data import SPLITS, folder, load_dataset
 from dsmooth.training.beginning import load_data
-from tests.helpers.data_makers import random_bytes, refused, write_images
+from tests.helpers.data_makers import random_bytes, refused, refuses, write_images
 
 pytestmark = pytest.mark.quick
 
@@ -19,17 +19,21 @@ pytestmark = pytest.mark.quick
 def test_folder_is_read_back_split_and_stable(tmp_path: Path) -> None:
     images = {f"{i // 10}/{i}.png": random_bytes((8, 12), seed=i) for i in range(40)}
     write_images(tmp_path, images)
-    (tmp_path / "notes.txt").write_text("not an image")
+    for name in ("notes.txt", "0/a.GIF", "0/b.GIF", "LICENSE"):
+        (tmp_path / name).write_text("not an image")
     (tmp_path / "._0.png").write_text("not an image either")
     write_images(tmp_path / ".ipynb_checkpoints", {"0-checkpoint.png": images["0/0.png"]})
     train, test = (load_dataset("folder", split, tmp_path) for split in SPLITS)
-    assert train.image_size == (8, 12)
-    assert train.image_channels == 1
+    assert (train.image_channels, *train.image_size) == (1, 8, 12)
+    left_out = "left out of the folder: 2 .GIF, 1 without suffix, 1 .txt"
+    assert train.source == f"{tmp_path} ({len(train)} images; {left_out})"
     # Each image is in one split.
     everything = [image.tobytes() for image in images.values()]
     parts = [[image.numpy().tobytes() for image in split.images] for split in (train, test)]
     assert sorted(parts[0] + parts[1]) == sorted(everything)
     assert all(parts)
+    whole = load_dataset("folder", "all", tmp_path)
+    assert sorted(image.numpy().tobytes() for image in whole.images) == sorted(everything)
 
     # The class of an image is its folder's number.
     folders = {image.tobytes(): int(name.split("/")[0]) for name, image in images.items()}
@@ -52,7 +56,8 @@ def test_folder_is_read_back_split_and_stable(tmp_path: Path) -> None:
 )
 def test_images_outside_of_subfolders_have_no_class(tmp_path: Path, names: list[str]) -> None:
     write_images(tmp_path, {name: random_bytes((8, 12), seed=i) for i, name in enumerate(names)})
-    assert [load_dataset("folder", split, tmp_path).labels for split in SPLITS] == [None, None]
+    for split in (*SPLITS, "all"):
+        assert load_dataset("folder", split, tmp_path).labels is None
 
 
 @pytest.mark.parametrize("n", [2, 20_000])
@@ -108,8 +113,8 @@ def test_image_size_crops_the_centre(tmp_path: Path, capsys: pytest.CaptureFixtu
         ).images
         for split in SPLITS
     ]
-    found = {image.numpy().tobytes() for part in parts for image in part}
-    assert found == {wide[:, 6:14].tobytes(), tall[4:12].tobytes()}
+    squares = {image.numpy().tobytes() for part in parts for image in part}
+    assert squares == {wide[:, 6:14].tobytes(), tall[4:12].tobytes()}
     assert seen == [(1, 1), (1, 1)]
     config = TrainConfig(data="folder", data_dir=str(tmp_path), image_size=8)
     for images, data in zip(parts, load_data(config), strict=True):
@@ -120,33 +125,38 @@ def test_image_size_crops_the_centre(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert all(f"reading {split} images: 1 image\n" in said for split in SPLITS)
 
 
-def test_folder_errors_name_the_file(tmp_path: Path) -> None:
-    def refuses(match: str, *parts: object, **options: int) -> None:
-        with refused(match, *parts):
-            _ = [load_dataset("folder", split, tmp_path, **options) for split in SPLITS]
+@pytest.mark.parametrize(
+    ("sizes", "image_size", "message"),
+    [
+        ({}, None, r"no image \(.*\.webp\) is in FOLDER or the folders inside it"),
+        ({"a": (8, 8)}, None, "FOLDER must hold at least 2 images, one to test with, found 1"),
+        ({"a": (6, 8), "b": (6, 8)}, None, r"multiples of 4, got 6 x 8 in FOLDER/a\.png; give "),
+        (
+            {"a": (8, 8), "b": (8, 4)},
+            None,
+            r"one size, got 8 x 8 in FOLDER/a\.png and 8 x 4 in FOLDER/b\.png; give `image_size=4",
+        ),
+        (
+            {"a": (30, 31), "b": (8, 8), "c": (9, 8)},
+            None,
+            r"got 30 x 31 in FOLDER/a\.png and 8 x 8 in .*b\.png and 1 others; give `image_size=8",
+        ),
+        ({"a": (8, 8), "b": (8, 8)}, 30, "`image_size` must be a positive multiple of 4, got 30"),
+    ],
+)
+def test_folder_errors_name_the_file(tmp_path: Path, sizes, image_size, message: str) -> None:
+    write_images(tmp_path, {f"{name}.png": random_bytes(size) for name, size in sizes.items()})
+    with refused(message.replace("FOLDER", str(tmp_path)), error=(ValueError, FileNotFoundError)):
+        _ = [load_dataset("folder", split, tmp_path, image_size=image_size) for split in SPLITS]
 
-    write_images(tmp_path, {"a.png": random_bytes((8, 8))})
-    refuses("at least 2 images", tmp_path)
-    write_images(tmp_path, {"a.png": random_bytes((6, 8)), "b.png": random_bytes((6, 8))})
-    refuses("multiples of 4", "6 x 8", tmp_path / "a.png", "image_size")
-    write_images(tmp_path, {"a.png": random_bytes((8, 8)), "b.png": random_bytes((8, 4))})
-    refuses("one size", "8 x 8", "8 x 4", tmp_path / "a.png", tmp_path / "b.png", "image_size")
 
-    write_images(
-        tmp_path,
-        {"b.png": random_bytes((8, 8))} | {f"{i}.png": random_bytes((30, 31)) for i in range(2)},
-    )
-    refuses(r"in .*a\.png and 1 others; give `image_size=8` or")
-    for i in range(2):
-        (tmp_path / f"{i}.png").unlink()
-
-    clear = np.zeros((8, 8, 4), np.uint8)
-    write_images(tmp_path, {"b.png": clear})
-    refuses("opaque", tmp_path / "b.png", image_size=4)
-    clear[..., 3] = 255  # a needless alpha channel
-    write_images(tmp_path, {"b.png": clear})
-    assert load_dataset("folder", "train", tmp_path).image_channels == 3
-    refuses("`image_size` must be a positive multiple of 4, got 30", image_size=30)
+def test_images_that_are_enlarged_are_counted(tmp_path: Path, caplog) -> None:
+    sizes = {f"{i}.png": (8 + 4 * i, 12) for i in range(5)}
+    write_images(tmp_path, {name: random_bytes(size) for name, size in sizes.items()})
+    for image_size, words in ((8, []), (12, ["1 of 5 images are enlarged to 12 x 12"])):
+        for split in SPLITS:
+            load_dataset("folder", split, tmp_path, image_size=image_size)
+        assert caplog.messages == words
 
 
 def test_what_cannot_be_used_is_named_all_at_once(tmp_path: Path) -> None:
@@ -162,7 +172,7 @@ def test_what_cannot_be_used_is_named_all_at_once(tmp_path: Path) -> None:
     for number in range(11):
         clear.save(tmp_path / f"clear{number:02d}.png")
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
-    (tmp_path / "e.png").write_text("text")
+    (tmp_path / "ends.png").symlink_to("nowhere")
     with pytest.raises(ValueError, match=r"^13 of 17 images cannot be used:\n") as error:
         load_dataset("folder", "train", tmp_path)
     lines = str(error.value).splitlines()[1:]
@@ -170,6 +180,9 @@ def test_what_cannot_be_used_is_named_all_at_once(tmp_path: Path) -> None:
         str(tmp_path / f"clear{number:02d}.png") for number in range(10)
     ]
     assert lines[10:] == ["  ... and 3 more"]
+    for number in range(3, 11):
+        (tmp_path / f"clear{number:02d}.png").unlink()
+    refuses("ends.png, only a link to nothing", load_dataset, "folder", "train", tmp_path)
 
 
 @pytest.mark.parametrize("held_out", ["test", "val", "valid", "validation"])
@@ -182,6 +195,8 @@ def test_folders_train_and_val_are_splits_each_with_its_classes(tmp_path, held_o
     train, test = (load_dataset("folder", split, tmp_path) for split in ("train", "test"))
     assert train.class_names == test.class_names == ("cat", "dog")
     assert (len(train), len(test)) == (7, 3)
+    whole = load_dataset("folder", "all", tmp_path)
+    assert (len(whole), whole.class_names) == (10, ("cat", "dog"))
     assert sorted(train.known_labels().tolist()) == [0] * 4 + [1] * 3
     assert test.known_labels().tolist() == [1] * 3
     write_images(tmp_path, {"bird/0.png": pixels[0]})

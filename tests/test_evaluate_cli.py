@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,32 @@ def test_a_plain_model_is_scored_alone(place: Path, capsys: pytest.CaptureFixtur
         both = measured("bpd", *words, "--n-noise", "1", "--limit", "3")
         assert both["plain"] == stored["plain"]
         assert len(both["pair"]["weights_sha256"]) == 2
+
+
+@pytest.mark.quick
+def test_a_folder_of_other_images_is_measured_as_a_whole(place: Path, capsys) -> None:
+    """Of the folder of the training the held-out images are, however it is spelled."""
+    shutil.copytree("images", "others/cat")
+    for words, split, folder in (
+        ("plain --data-dir others", "all", "others"),
+        ("pair --data-dir others", "all", "others"),
+        ("plain --data-dir others --split train", "train", "others"),
+        ("plain --data-dir others/../images/", "test", "images"),
+        ("plain --split all", "all", "images"),
+    ):
+        count = len(load_dataset("folder", split, folder))
+        data = measured("bpd", *words.split(), "--batch-size", "30", "--n-noise", "1")["data"]
+        assert (data["split"], data["n_images"]) == (split, count)
+        assert f"{split}: {data['n_images']} images" in " ".join(capsys.readouterr().out.split())
+    complains(
+        capsys,
+        "--split must be one of train, test, got 'all'",
+        "evaluate",
+        "bpd",
+        "mnist",
+        "--split",
+        "all",
+    )
 
 
 def test_the_noise_of_the_target_is_that_of_training(place: Path) -> None:
@@ -190,7 +217,8 @@ def test_images_come_in_many_forms(tmp_path: Path) -> None:
     np.save(tmp_path / "double.npy", x.double().numpy())
     np.savez(tmp_path / "last.npz", arr_0=last)
     np.savez(tmp_path / "first.npz", labels=np.zeros(5), images=images.numpy())
-    for name in ("png", "shards", "double.npy", "last.npz", "first.npz"):
+    write_images(tmp_path / "deep", {f"a/{i // 2}/{i}.png": array for i, array in enumerate(last)})
+    for name in ("png", "deep", "shards", "double.npy", "last.npz", "first.npz"):
         found = read_images(tmp_path / name)
         assert torch.equal(found.images, images), name
         assert "5 image" in found.source

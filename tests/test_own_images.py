@@ -106,7 +106,9 @@ def crop(image: torch.Tensor) -> torch.Tensor:
 def test_a_transform_is_a_function_of_seed_and_visit() -> None:
     """Each visit has a draw of its own, whatever the batches; the generators stay as they were."""
     held_out = PIXELS[:4, :, :4, :4]
-    train_set, test_set = split_own((PIXELS, held_out), transform=crop)
+    pixels = PIXELS.clone()
+    train_set, test_set = split_own((pixels, held_out), transform=crop)
+    assert torch.equal(pixels, PIXELS)  # crop writes into its argument
     before = torch.random.get_rng_state(), random.getstate()
 
     def batches(size: int, seed: int = 0) -> torch.Tensor:

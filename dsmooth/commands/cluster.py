@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..data import ImageDataset
-from ..data.folder import paths_of_split
+from ..data.folder import image_paths, paths_of_split
 from ..data.labels import write_labels
 from ..distributed import process_group, rank_and_size
 from ..evaluate.clusters import agreement, find_clusters
@@ -101,7 +101,7 @@ def link_images(datasets: Sequence[ImageDataset], data_dir: Path, out: Path) -> 
             raise ValueError(f"{other} is no link of an earlier call: choose another --out")
         shutil.rmtree(out)
     for dataset in datasets:
-        paths = paths_of_split(data_dir, dataset.split)
+        paths = paths_of_split(data_dir, image_paths(data_dir), dataset.split)
         for path, number in zip(paths, dataset.known_labels().tolist(), strict=True):
             name = "-".join(path.relative_to(data_dir).parts)
             link = out / dataset.split / dataset.class_names[number] / name

@@ -216,8 +216,9 @@ class Measure:
     """A saved pair, or the run folders of a noisy model and of its denoiser, or a folder with both;
     mnist is the pair that comes with the package. Or the run folder of a plain model."""
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()
-    split: Split = "test"
-    """Images of the data set."""
+    split: Split | Literal["all"] | None = None
+    """Images of the data set; by default those of test, or all of a folder that the models were not
+    trained on."""
     limit: int | None = None
     """Take the first images only, for a quick look."""
     n_noise: int = 4

@@ -46,7 +46,7 @@ def load_dataset(
     """Return a data set's training or test images, read into memory.
 
     name: one of `DATASETS`.
-    split: "train" or "test".
+    split: "train" or "test"; or "all" images of a folder.
     data_dir: the folder of images of "folder", else what torchvision calls root: "mnist" lies in
         data_dir/MNIST/raw. Without it, "mnist" is the subset inside the package, and the data set's
         `source` says so.
@@ -63,7 +63,7 @@ def load_dataset(
             "dsmooth.train in Python, where no command finds it"
         )
     check_one_of("data", name, DATASETS)
-    check_one_of("split", split, SPLITS)
+    check_one_of("split", split, (*SPLITS, "all") if name == "folder" else SPLITS)
     if image_size is not None and name not in ("celeba", "folder"):
         raise ValueError(f"`image_size` is for celeba and folder, got it for {name}")
     if image_size is not None and (image_size < 4 or image_size % 4):

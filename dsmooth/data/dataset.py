@@ -74,7 +74,7 @@ class ImageDataset:
     images: (N, C, H, W) uint8, C = 1 (grey) or 3 (RGB).
     labels: (N,) int64, or None.
     name: the data set's name, as given to `load_dataset`.
-    split: "train" or "test".
+    split: "train", "test", or "all" of a folder.
     source: where the images come from, in words for a person.
     transform: applied to an image whenever training visits it, see `dsmooth.train`.
     class_names: of the classes 0, 1, ..; empty if unknown.

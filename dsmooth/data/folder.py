@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..files import open_regular, printable
+from ..progress import LOG
 from .dataset import ImageDataset
 from .pillow import channels_of, obstacle, upright
 from .reading import InvalidFile, check_size, guarded, make_room, missing
@@ -46,64 +48,67 @@ def load_folder(
 ) -> ImageDataset:
     """Images of one size, or cropped and resized, grey if all are.
 
-    Each subfolder is a class. Folders train and test (or val, valid, validation) are the splits,
-    each with its classes; else one image in ten is for tests. Images are in the order of a hash of
-    their paths, so that the first ones are of every class.
+    split: "train", "test" or "all". Each subfolder is a class. Folders train and test (or val,
+    valid, validation) are the splits, each with its classes; else one image in ten is for tests.
+    Images are in the order of a hash of their paths, so that the first ones are of every class.
     """
-    every = _image_paths(data_dir)
-    channels, size = _scan(every, check_sizes=image_size is None)
-    if image_size is not None:
-        size = (image_size, image_size)
+    files = _visible(data_dir)
+    paths = [path for path in files if path.suffix.lower() in SUFFIXES]
+    channels, sizes = _scan(data_dir, paths, check_sizes=image_size is None)
+    size = sizes[0] if image_size is None else (image_size, image_size)
     if size[0] % 4 or size[1] % 4:
         raise InvalidFile(
             f"the images must have a height and width that are multiples of 4, got {size[0]} x "
-            f"{size[1]} in {printable(every[0])}; {_resize_hint(min(size))}"
+            f"{size[1]} in {printable(paths[0])}; {_resize_hint(min(size))}"
         )
-    paths = paths_of_split(data_dir, split)
+    smaller = sum(min(each) < min(size) for each in sizes)
+    if smaller and split != "test":
+        LOG.warning("%d of %d images are enlarged to %d x %d", smaller, len(sizes), *size)
+    chosen = paths_of_split(data_dir, paths, split)
     crop = None if image_size is None else 0
-    images = decode_all(data_dir, paths, (channels, *size), crop, progress)
-    source = f"{printable(data_dir)} ({len(images):,} images)"
-    labels, names = _classes(data_dir, every, paths)
+    images = decode_all(data_dir, chosen, (channels, *size), crop, progress)
+    labels, names = _classes(data_dir, paths, chosen)
+    kinds = Counter(path.suffix for path in files if path.suffix.lower() not in SUFFIXES)
+    others = ", ".join(
+        f"{count:,} {kind or 'without suffix'}" for kind, count in kinds.most_common()
+    )
+    left_out = f"; left out of the folder: {printable(others)}" if others else ""
+    source = f"{printable(data_dir)} ({len(images):,} images{left_out})"
     return ImageDataset(images, labels, "folder", split, source, class_names=names)
 
 
-def paths_of_split(data_dir: Path, split: str) -> list[Path]:
-    """The files of `load_folder`'s images, in their order. Raises as it does."""
-    every = _image_paths(data_dir)
-    held_out = _held_out_folder(data_dir, every)
-    if held_out is None:
-        paths = _split_by_hash(data_dir, every, split)
+def image_paths(folder: Path) -> list[Path]:
+    """The image files in a folder and in those inside it, in the order of their names."""
+    return [path for path in _visible(folder) if path.suffix.lower() in SUFFIXES]
+
+
+def paths_of_split(folder: Path, paths: list[Path], split: str) -> list[Path]:
+    """Those of `image_paths` that `load_folder` reads, in its order. Raises as it does."""
+    held_out = _held_out_folder(folder, paths)
+    if split == "all":
+        chosen = paths
+    elif held_out is None:
+        chosen = _split_by_hash(folder, paths, split)
     else:
         top = "train" if split == "train" else held_out
-        paths = [path for path in every if path.relative_to(data_dir).parts[0] == top]
-    return sorted(paths, key=partial(_hash_of, data_dir))
+        chosen = [path for path in paths if path.relative_to(folder).parts[0] == top]
+    return sorted(chosen, key=partial(_hash_of, folder))
 
 
-def folder_channels(data_dir: Path) -> int:
+def folder_channels(folder: Path) -> int:
     """The channels of `load_folder`'s images, from their headers: 1 or 3. Raises as it does."""
-    return _scan(_image_paths(data_dir), check_sizes=False)[0]
+    return _scan(folder, image_paths(folder), check_sizes=False)[0]
 
 
-def read_every_image(folder: Path, limit: int | None = None) -> Tensor:
-    """The first `limit` images in a folder, of one size: (N, C, H, W) uint8."""
-    paths = _image_paths(folder)[:limit]
-    channels, size = _scan(paths, check_sizes=True)
-    return decode_all(folder, paths, (channels, *size))
+def read_images_of_paths(folder: Path, paths: list[Path]) -> Tensor:
+    """The images of files in a folder, of one size: (N, C, H, W) uint8."""
+    channels, sizes = _scan(folder, paths, check_sizes=True)
+    return decode_all(folder, paths, (channels, *sizes[0]))
 
 
 def read_image_file(path: Path) -> Tensor:
     """Return the image in a file: (1, C, H, W) uint8, of any height and width."""
-    channels, size = _read_header(path)
-    return decode_all(path, [path], (channels, *size))
-
-
-def _read_header(path: Path) -> tuple[int, tuple[int, int]]:
-    """Channels, and (height, width) upright, of a picture before it is decoded."""
-    with _opened(path) as image:
-        # Pillow states the size of a TIFF upright.
-        turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-        size = image.size if turned else image.size[::-1]
-        return channels_of(image), size
+    return read_images_of_paths(path, [path])
 
 
 @contextmanager
@@ -136,24 +141,17 @@ def _opened(path: Path) -> Iterator[Any]:
             yield image
 
 
-def _image_paths(folder: Path) -> list[Path]:
-    paths = sorted(
-        (
-            path
-            for path in folder.rglob("*")
-            if path.suffix.lower() in SUFFIXES
-            and not any(
-                part.startswith(".") or part == "__MACOSX"
-                for part in path.relative_to(folder).parts
-            )
-        ),
-        key=lambda path: path.relative_to(folder).as_posix(),
+def _visible(folder: Path) -> list[Path]:
+    """Files, and what is called an image, but for hidden ones, in the order of their names."""
+    paths = (
+        path
+        for path in folder.rglob("*")
+        if (path.suffix.lower() in SUFFIXES or path.is_file())
+        and not any(
+            part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts
+        )
     )
-    if not paths:
-        suffixes = ", ".join(sorted(SUFFIXES))
-        folders = f"{printable(folder)} or the folders inside it"
-        raise missing("folder", f"no image ({suffixes}) is in {folders}")
-    return paths
+    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def _held_out_folder(folder: Path, paths: list[Path]) -> str | None:
@@ -216,13 +214,20 @@ def _in_threads(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[An
             yield from pool.map(work, items[start : start + _CHUNK])
 
 
-def _scan(paths: list[Path], check_sizes: bool) -> tuple[int, tuple[int, int]]:
-    """The channels for all images and the first's (height, width), from their headers."""
+def _scan(folder: Path, paths: list[Path], check_sizes: bool) -> tuple[int, list[tuple[int, int]]]:
+    """The channels for all images, and each one's (height, width), from their headers."""
+    if not paths:
+        suffixes = ", ".join(sorted(SUFFIXES))
+        folders = f"{printable(folder)} or the folders inside it"
+        raise missing("folder", f"no image ({suffixes}) is in {folders}")
 
     def read(path: Path) -> tuple[int, tuple[int, int]] | str:
         try:
-            return _read_header(path)
-        except ValueError as error:
+            with _opened(path) as image:
+                # Pillow states the size of a TIFF upright.
+                turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in range(5, 9)
+                return channels_of(image), image.size if turned else image.size[::-1]
+        except (ValueError, OSError) as error:
             return str(error)
 
     headers = list(_in_threads(read, paths))
@@ -243,7 +248,7 @@ def _scan(paths: list[Path], check_sizes: bool) -> tuple[int, tuple[int, int]]:
             f"{printable(paths[0])} and {height} x {width} in {printable(paths[other[0]])}{more}; "
             f"{_resize_hint(min(map(min, sizes)))}"
         )
-    return max(channels for channels, _ in headers), sizes[0]
+    return max(channels for channels, _ in headers), sizes
 
 
 def _resize_hint(smallest: int) -> str:

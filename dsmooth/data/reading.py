@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files import open_regular, printable
+from ..machine import memory_bytes
 
 
 class InvalidFile(ValueError):
@@ -62,8 +63,7 @@ def check_size(path: Path, size: int, limit: int) -> None:
 
 def check_memory(source: Path | str, size: int) -> None:
     """Raise ValueError, naming `source`, if its content takes more bytes than there is memory."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size > memory:
+    if size > memory_bytes():
         raise InvalidFile(
             f"{printable(source)} takes {size / 2**30:,.1f} GiB unpacked, more than there is memory"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..data import ImageDataset, load_dataset, to_bytes
 from ..data.dataset import channels_first
-from ..data.folder import SUFFIXES, read_every_image, read_image_file
+from ..data.folder import SUFFIXES, image_paths, read_image_file, read_images_of_paths
 from ..data.reading import guarded, names_in_npz, read_npz
 from ..files import open_regular
 from ..models import Models
@@ -30,14 +31,19 @@ ARRAY_NAMES = ("x", "images", "samples", "arr_0")
 
 @dataclass(frozen=True)
 class DataChoice:
-    """The arguments of `load_dataset` for a data set, without the split."""
+    """The arguments of `load_dataset` for a data set; of the split, the one to measure.
+
+    measured: "test", or "all" where the models were not trained on the folder of images.
+    """
 
     name: str
     data_dir: str | None
     image_size: int | None
+    measured: str = "test"
 
-    def load(self, split: str) -> ImageDataset:
+    def load(self, split: str | None = None) -> ImageDataset:
         """The images of a split, with a progress bar while files are decoded."""
+        split = split or self.measured
         with reading(split) as show:
             return load_dataset(
                 self.name, split, self.data_dir, image_size=self.image_size, progress=show
@@ -56,13 +62,16 @@ def choose_data(
     """
     directory = None if data_dir is None else str(data_dir)
     settings = next(iter(models.settings.values()), None) if models is not None else None
+    trained_on = None
     if settings is not None and data in (None, settings.data):
-        return DataChoice(
-            settings.data, directory or settings.data_dir, image_size or settings.image_size
-        )
+        data, trained_on = settings.data, settings.data_dir
+        directory, image_size = directory or trained_on, image_size or settings.image_size
     origins = (saved.origin() for saved in models.saved) if models else ()
     names = (origin.data for origin in origins if origin is not None)
-    return DataChoice(data or next(names, "mnist"), directory, image_size)
+    data = data or next(names, "mnist")
+    is_known = trained_on is not None and realpath(trained_on) == realpath(directory or "")
+    measured = "all" if data == "folder" and not is_known else "test"
+    return DataChoice(data, directory, image_size, measured)
 
 
 def describe_data(dataset: ImageDataset) -> dict[str, Any]:
@@ -101,9 +110,9 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
     """The first `limit` images (all by default) of a file or folder.
 
     A .npy or .npz (array x, images, samples or arr_0), a folder of .npy shards as `dsmooth sample`
-    writes it, a folder of image files, or one such file. Arrays are (N, C, H, W), (N, H, W, C) or
-    (N, H, W), of bytes or of floating point in [-1, 1]. `dsmooth.data.to_bytes` turns the latter
-    into bytes.
+    writes it, a folder of image files, in any subfolders, or one such file. Arrays are (N, C, H,
+    W), (N, H, W, C) or (N, H, W), of bytes or of floating point in [-1, 1]. `dsmooth.data.to_bytes`
+    turns the latter into bytes.
 
     Raises FileNotFoundError or ValueError, naming the file and what it must hold.
     """
@@ -126,8 +135,8 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
     if shards := sorted(path.glob("*.npy")):
         ours = (path / Shards.manifest).exists()
         return _collect(map(_load_npy, shards), path, limit, ours=ours)
-    if any(child.suffix.lower() in SUFFIXES for child in path.iterdir()):
-        images = read_every_image(path, limit)
+    if paths := image_paths(path):
+        images = read_images_of_paths(path, paths[:limit])
         kept = torch.ones(len(images), dtype=torch.bool)
         return ImageSet(images, f"{path} ({len(images):,} image files)", kept)
     raise ValueError(f"{path} holds neither a model, nor .npy shards, nor image files")

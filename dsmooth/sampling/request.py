@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ..config import Method, ModelConfig, Precision
 from ..fields import check_choices, check_number, check_one_of
+from ..machine import memory_bytes
 from ..nn.condition import check_label
 from ..nn.images import check_images, check_like, check_scale
 from ..philox import Stream, image_words, seed_words, whole_index
@@ -326,7 +326,7 @@ def checked_shape(count: int, channels: int, height: int, width: int) -> tuple[i
         if value < 4 or value % 4:
             raise ValueError(f"{name} must be a positive multiple of 4, got {value}")
     shape = (count, channels, height, width)
-    needed, memory = 4 * math.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed, memory = 4 * math.prod(shape), memory_bytes()
     if needed > memory:
         raise ValueError(
             f"{count:,} images take {needed:,} bytes, and the machine has {memory:,}: draw fewer "

@@ -180,4 +180,7 @@ def opening(state: TrainState, test_set: ImageDataset) -> Iterator[str]:
         numbered = enumerate(config.model.class_names)
         names = ", ".join(name if name == str(n) else f"{n} {name}" for n, name in numbered)
         yield f"{config.model.n_classes} classes{': ' * bool(names)}{names}"
+        labels = set(train_set.known_labels().tolist())
+        if empty := [str(n) for n in range(config.model.condition_size) if n not in labels]:
+            yield f"classes without training images: {', '.join(empty)}"
     yield f"{number:,} parameters; {machine}, {config.precision}"

@@ -18,6 +18,7 @@ from dsmooth.data import SPLITS, load_dataset, own_images, reading
 from dsmooth.data.mnist import SUBSET_PATH
 from dsmooth.data.reading import read_npz
 from dsmooth.evaluate.sources import read_images
+from dsmooth.machine import memory_bytes
 from tests.helpers.data_makers import random_bytes, refused, write_images
 
 
@@ -113,7 +114,7 @@ ARRAYS: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("name", ARRAYS)
 def test_a_hostile_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """In a .npz; and those that a .npy could be."""
-    monkeypatch.setattr(reading.os, "sysconf", lambda _: 1 << 12)  # 16 MiB of memory
+    monkeypatch.setattr(reading, "memory_bytes", lambda: 1 << 24)
     content, message = ARRAYS[name]
     npz, npy = tmp_path / "x.npz", tmp_path / "x.npy"
     with zipfile.ZipFile(npz, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -130,7 +131,7 @@ def test_a_folder_of_more_images_than_memory(tmp_path, monkeypatch) -> None:
     """They lie in a temporary file, if there is room for one."""
     write_images(tmp_path, {f"{i}.png": random_bytes((8, 8), seed=i) for i in range(9)})
     whole = load_dataset("folder", "train", tmp_path)
-    monkeypatch.setattr(reading.os, "sysconf", lambda _: 16)
+    monkeypatch.setattr(reading, "memory_bytes", lambda: 256)
     found = load_dataset("folder", "train", tmp_path)
     assert torch.equal(found.images, whole.images)
     assert found.digest == whole.digest
@@ -143,6 +144,27 @@ def test_a_folder_of_more_images_than_memory(tmp_path, monkeypatch) -> None:
     message = "more than there is memory, and than .* has room for"
     with refused(message, tmp_path):
         load_dataset("folder", "train", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "limits", "expected"),
+    [
+        ("0::/", {"memory.max": "4096\n"}, 4096),
+        ("0::/jobs/7", {"jobs/7/memory.max": "max\n", "jobs/memory.max": "8192\n"}, 8192),
+        ("4:memory:/docker/a", {"memory/memory.limit_in_bytes": "4096\n"}, 4096),
+        ("2:cpu:/x\n4:memory:/x", {"memory/x/memory.limit_in_bytes": "1024"}, 1024),
+        ("4:memory:/x", {"memory/y/memory.limit_in_bytes": "1024"}, None),
+        ("0::/", {"memory.max": "max\n"}, None),
+    ],
+)
+def test_the_memory_is_that_of_the_container(tmp_path: Path, cgroup, limits, expected) -> None:
+    files = {f"sys/fs/cgroup/{name}": limit for name, limit in limits.items()}
+    for name, content in {**files, "proc/self/cgroup": cgroup}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    machine = memory_bytes(tmp_path / "nowhere")
+    assert machine > 1 << 28
+    assert memory_bytes(tmp_path) == (expected or machine)
 
 
 def test_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:
