@@ -26,8 +26,12 @@ from tests.helpers.data_makers import random_bytes, write_images
 from tests.helpers.rank_processes import COMMAND, START, ForkedPython, free_port, wait_for_all
 
 ROOT = Path(__file__).parent.parent
-# Pages whose code and commands run, one after the other, in one folder.
-PAGES = ("README.md", *(f"docs/{page}.md" for page in ("guide", "recipes", "api/training")))
+# Pages whose code and commands run, those of a row one after the other in one folder.
+PAGES = (
+    ("README.md", "docs/guide.md"),
+    ("docs/own_images.md",),
+    ("docs/recipes.md", "docs/api/training.md"),
+)
 # Options for data and weights that are not here.
 ELSEWHERE = re.compile(r"--(preset|data|data-dir|extractor) \S+ ?")
 
@@ -40,7 +44,9 @@ def blocks(*pages: str) -> Iterator[tuple[str, str]]:
 
 def shrink(line: str) -> list[str]:
     """The documented command with a tiny network and few images."""
-    command = smaller(line)
+    command = smaller(line.replace("--image-size 32", "--image-size 8"))
+    if "--image-size" in command:  # colours, whose samples diverge for longer
+        return [*command, "--images", "480"]
     if "--resume" in command:
         return [*command, "--images", "104"]  # a step more
     if "--init" in command:
@@ -50,9 +56,10 @@ def shrink(line: str) -> list[str]:
 
 
 @pytest.mark.long
-def test_documented_commands_and_code_run(tmp_path, monkeypatch, no_plots: None) -> None:
+@pytest.mark.parametrize("pages", PAGES, ids=" ".join)
+def test_documented_commands_and_code_run(pages, tmp_path, monkeypatch, no_plots: None) -> None:
     monkeypatch.chdir(tmp_path)
-    pixels = random_bytes((12, 8, 12, 3))
+    pixels = random_bytes((40, 8, 12, 3))
     write_images(tmp_path / "images", {f"{i}.png": picture for i, picture in enumerate(pixels)})
     few_digits = {split: load_embedded_mnist(split).part(slice(300)) for split in SPLITS}
     monkeypatch.setattr("dsmooth.data.load_embedded_mnist", few_digits.get)
@@ -61,25 +68,24 @@ def test_documented_commands_and_code_run(tmp_path, monkeypatch, no_plots: None)
     for golden in (ROOT / "tests" / "golden").glob("network_*_k2.safetensors"):
         shutil.copy(golden, tmp_path)
 
-    ran = {"commands": 0, "python": 0}
-    for language, text in blocks(*PAGES):
+    commands = 0
+    for language, text in blocks(*pages):
         if name := re.match(r"# (\w+\.py)\n", text):
             Path(name[1]).write_text(text)
         elif language == "python":
-            exec(compile(text.replace("sample(64", "sample(2"), "documentation", "exec"), {})
-            ran["python"] += 1
+            for long, short in (("sample(64", "sample(2"), ("image_size=32", "image_size=8")):
+                text = text.replace(long, short)
+            exec(compile(text, "documentation", "exec"), {})
             continue
         for line in text.splitlines():
             # `reproduce` and the test command are walked from a clean clone, not from here.
             if line.startswith("dsmooth "):
                 assert run(*shrink(line)) == 0, line
-                ran["commands"] += 1
+                commands += 1
             elif line.startswith("torchrun "):
                 launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
                 subprocess.run([*launch, *shlex.split(line)[1:]], check=True, timeout=300)
-    assert ran["commands"] >= 19
-    assert ran["python"] >= 12
-    assert (tmp_path / "samples-50k").is_dir()
+    assert commands >= 4
 
 
 @pytest.mark.quick
