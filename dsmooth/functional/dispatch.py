@@ -181,9 +181,7 @@ def register_op(
     options: str,
     saved: int,
     forward: Callable[..., tuple[Tensor, ...]],
-    outputs: Callable[..., tuple[Tensor, ...]],
     backward: Callable[..., Grads],
-    gradients: Callable[..., Grads],
     keep_inputs: bool = True,
 ) -> tuple[Callable[..., Tensor], OpOverload, OpOverload]:
     """A differentiable function, and its two operators.
@@ -193,19 +191,18 @@ def register_op(
     the first call of `torch.library.custom_op` does. An operator takes each tensor as its own
     argument: torch takes lists of tensors apart in Python, at every call.
 
-    tensors, options: declarations of the arguments. forward(*tensors, *options): the results.
-    backward(grad, *saved, *tensors, *options, needs): a gradient of each tensor, or None where it
-    is not needed. outputs, gradients: the same as these two, uninitialised. keep_inputs: whether
-    the backward gets the tensors. The function, called with (graded, *tensors, *options), returns
-    the first result; graded: whether autograd will ask for a gradient.
+    tensors, options: declarations of the arguments. forward(compute, *tensors, *options): the
+    results; without `compute` uninitialised, for torch's tracers. backward(compute, grad, *saved,
+    *tensors, *options, needs): a gradient of each tensor, or None where it is not needed.
+    keep_inputs: whether the backward gets the tensors. The function, called with (graded, *tensors,
+    *options), returns the first result; graded: whether autograd will ask for a gradient.
     """
     kept = [*(f"Tensor saved_{i}" for i in range(saved)), *(tensors if keep_inputs else ())]
     results, grads = (", ".join(["Tensor"] * n) for n in (1 + saved, len(tensors)))
     declared = f"({', '.join(tensors)}, {options}) -> ({results})"
-    forward_op = _define(name, declared, forward, outputs)
+    forward_op = _define(name, declared, forward)
     declared = f"(Tensor grad, {', '.join(kept)}, {options}, bool[] needs) -> ({grads})"
-    functions = _empty_for_none(backward), _empty_for_none(gradients)
-    backward_op = _define(f"{name}_backward", declared, *functions)
+    backward_op = _define(f"{name}_backward", declared, _empty_for_none(backward))
     twice = f"dsmooth::{name}_backward"
     torch.library.register_autograd(twice, lambda ctx, *grads: _refuse(name))
     count = len(tensors)
@@ -236,21 +233,19 @@ def register_op(
 def _empty_for_none(backward: Callable[..., Grads]) -> Callable[..., tuple[Tensor, ...]]:
     """`backward` for an operator, whose results are tensors: for None one without elements."""
 
-    def compute(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        grads = backward(grad, *args)
+    def filled(compute: bool, grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        grads = backward(compute, grad, *args)
         return tuple([grad.new_empty(0) if tensor is None else tensor for tensor in grads])
 
-    return compute
+    return filled
 
 
-def _define(
-    op: str, schema: str, compute: Callable[..., object], fake: Callable[..., object]
-) -> OpOverload:
-    """The operator dsmooth::OP, for every device. fake: its results, uninitialised."""
+def _define(op: str, schema: str, function: Callable[..., object]) -> OpOverload:
+    """The operator dsmooth::OP, for every device."""
     qualified = f"dsmooth::{op}"
     torch.library.define(qualified, schema)
-    torch.library.impl(qualified, "default", compute)
-    torch.library.register_fake(qualified, fake)
+    torch.library.impl(qualified, "default", functools.partial(function, True))
+    torch.library.register_fake(qualified, functools.partial(function, False))
     overload: OpOverload = getattr(torch.ops.dsmooth, op).default
     return overload
 

@@ -17,7 +17,6 @@ from .gated_resnet_operands import (
     Operands,
     Settings,
     empty_gradient,
-    empty_gradients,
     grouped,
 )
 
@@ -33,29 +32,26 @@ def gated_resnet_native(
     return differentiable(save, *operands, *settings, save, instruction_set)
 
 
-def _outputs(
-    operands: Operands, settings: Settings, save: bool, instruction_set: str
+def _forward(
+    compute: bool, operands: Operands, settings: Settings, save: bool, instruction_set: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, h and gates, channels_last; h (B, F, H, W) and gates (B, 2F, H, W) are for the backward:
     without `save` they have no elements."""
     x, f = operands.x, operands.x.shape[1]
-    if not save:
-        return empty_channels_last(x, f), x.new_empty(0), x.new_empty(0)
-    return empty_channels_last(x, f), empty_channels_last(x, f), empty_channels_last(x, 2 * f)
-
-
-def _forward(
-    operands: Operands, settings: Settings, save: bool, instruction_set: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    y, h, gates = outputs = _outputs(operands, settings, save, instruction_set)
-    written = {"y": y, "h": h, "gates": gates} if save else {"y": y}
-    _extension.extension().gated_resnet_forward(
-        _ordered(operands)._asdict() | written, *_numbers(operands, settings), instruction_set
-    )
-    return outputs
+    y, h, gates = empty_channels_last(x, f), x.new_empty(0), x.new_empty(0)
+    written = {"y": y}
+    if save:
+        h, gates = empty_channels_last(x, f), empty_channels_last(x, 2 * f)
+        written |= {"h": h, "gates": gates}
+    if compute:
+        _extension.extension().gated_resnet_forward(
+            _ordered(operands)._asdict() | written, *_numbers(operands, settings), instruction_set
+        )
+    return y, h, gates
 
 
 def _backward(
+    compute: bool,
     grad_y: Tensor,
     h: Tensor,
     gates: Tensor,
@@ -73,13 +69,14 @@ def _backward(
         for name, tensor in tensors.items()
         if tensor is not None and FIELDS[name].gradient and not (frozen and name in WEIGHTS)
     }
-    # Hooks on saved tensors may have brought them back in another memory order.
-    for name, tensor in (("grad_y", grad_y), ("h", h), ("gates", gates)):
-        tensors[name] = tensor.contiguous(memory_format=torch.channels_last)
-    tensors |= {f"grad_{name}": grad for name, grad in grads.items()}
-    _extension.extension().gated_resnet_backward(
-        tensors, *_numbers(operands, settings), instruction_set
-    )
+    if compute:
+        # Hooks on saved tensors may have brought them back in another memory order.
+        for name, tensor in (("grad_y", grad_y), ("h", h), ("gates", gates)):
+            tensors[name] = tensor.contiguous(memory_format=torch.channels_last)
+        tensors |= {f"grad_{name}": grad for name, grad in grads.items()}
+        _extension.extension().gated_resnet_backward(
+            tensors, *_numbers(operands, settings), instruction_set
+        )
     if "bias_nin" in needed:  # it is added to h as bias_in is
         grads["bias_nin"] = grads["bias_in"].clone()
     return [grads.get(name) if name in needed else None for name in Operands._fields]
@@ -111,8 +108,6 @@ differentiable, forward_op, backward_op = register_op(
     TENSORS,
     f"{SETTINGS}, str instruction_set",
     2,
-    grouped(_forward),
-    grouped(_outputs),
-    grouped(_backward, 3),
-    grouped(lambda *args: empty_gradients(_ordered(args[3]), args[-1]), 3),  # operands and needs
+    grouped(_forward, 1),
+    grouped(_backward, 4),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, SupportsIndex, TypeVar
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..kernels.geometry import Operands, Settings, empty_channels_last, empty_weight
 from .checks import check_tensor
-from .dispatch import Grads, autocast_dtype
+from .dispatch import autocast_dtype
 from .shifted_conv import check_kernel
 
 Result = TypeVar("Result")
@@ -69,14 +69,6 @@ def empty_gradient(name: str, tensor: Tensor) -> Tensor:
     return empty_weight(tensor)
 
 
-def empty_gradients(operands: Operands, needs: Sequence[bool]) -> Grads:
-    """A tensor for each operand whose gradient is needed, else None."""
-    return [
-        empty_gradient(name, tensor) if need and tensor is not None else None
-        for name, tensor, need in zip(Operands._fields, operands, needs, strict=True)
-    ]
-
-
 # Declarations of the operands and settings of an operator. save: whether a backward will follow.
 TENSORS = [
     f"Tensor{'?' * (FIELDS[name].optional or bool(FIELDS[name].conditions))} {name}"
@@ -85,7 +77,7 @@ TENSORS = [
 SETTINGS = "str shift, float dropout, int layer, int first_image, bool save"
 
 
-def grouped(function: Callable[..., Result], start: int = 0) -> Callable[..., Result]:
+def grouped(function: Callable[..., Result], start: int) -> Callable[..., Result]:
     """The same function for an operator, which passes operands and settings one by one.
 
     start: the number of arguments in front of them.

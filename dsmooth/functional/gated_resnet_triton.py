@@ -13,7 +13,7 @@ from .gated_resnet_operands import (
     TENSORS,
     Operands,
     Settings,
-    empty_gradients,
+    empty_gradient,
     grouped,
 )
 
@@ -24,8 +24,8 @@ def gated_resnet_triton(operands: Operands, settings: Settings, keep: bool = Fal
     return differentiable(save, *operands, *settings, save, keep)
 
 
-def _outputs(
-    operands: Operands, settings: Settings, save: bool, keep: bool
+def _forward(
+    compute: bool, operands: Operands, settings: Settings, save: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, h, packed and gates; all but y for the backward.
 
@@ -33,21 +33,18 @@ def _outputs(
     x's dtype, in the order of the kernels; without `save` it has no elements. gates: A and G,
     (B, 2F, H, W) channels_last; without `keep` it has no elements, and they are computed again.
     """
+    if compute:
+        from ..kernels import gated_resnet as kernels
+
+        return kernels.forward(operands, settings, save, keep)
     x, f = operands.x, operands.x.shape[1]
     packed = x.new_empty(sum(packed_sizes(operands, True)) if save else 0)
     gates = empty_channels_last(x, 2 * f) if keep else x.new_empty(0)
     return empty_channels_last(x, f), empty_channels_last(x, f), packed, gates
 
 
-def _forward(
-    operands: Operands, settings: Settings, save: bool, keep: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from ..kernels import gated_resnet as kernels
-
-    return kernels.forward(operands, settings, save, keep)
-
-
 def _backward(
+    compute: bool,
     grad_y: Tensor,
     h: Tensor,
     packed: Tensor,
@@ -58,6 +55,11 @@ def _backward(
     keep: bool,
     needs: Sequence[bool],
 ) -> Grads:
+    if not compute:
+        return [
+            empty_gradient(name, tensor) if need and tensor is not None else None
+            for name, tensor, need in zip(Operands._fields, operands, needs, strict=True)
+        ]
     from ..kernels import gated_resnet as kernels
 
     groups = kernels.Needs(needs[0], any(needs[1:3]), any(needs[3:]))
@@ -73,8 +75,6 @@ differentiable, forward_op, backward_op = register_op(
     TENSORS,
     f"{SETTINGS}, bool keep",
     3,
-    grouped(_forward),
-    grouped(_outputs),
-    grouped(_backward, 4),
-    grouped(lambda *args: empty_gradients(args[4], args[-1]), 4),  # of operands and needs
+    grouped(_forward, 1),
+    grouped(_backward, 5),
 )

@@ -18,7 +18,12 @@ def log_prob_native(
 
 
 def _forward(
-    x: Tensor, params: Tensor, likelihood: str, atoms: list[int], smoothing_scale: float
+    compute: bool,
+    x: Tensor,
+    params: Tensor,
+    likelihood: str,
+    atoms: list[int],
+    smoothing_scale: float,
 ) -> tuple[Tensor, Tensor]:
     """log_prob (B, H, W), and a state (B, 4, H, W).
 
@@ -27,18 +32,16 @@ def _forward(
     from above. Keeping unit gradients from the forward would save the second evaluation. But they
     need a second tensor of the size of params, which takes longer to write and read.
     """
-    log_prob, state = outputs = _outputs(x, params)
-    mixture = likelihood, atoms, smoothing_scale, torch.get_num_threads()
-    _extension.extension().logistic_mixture(x, params, state, *mixture, log_prob=log_prob)
-    return outputs
-
-
-def _outputs(x: Tensor, params: Tensor, *mixture: object) -> tuple[Tensor, Tensor]:
     batch, _, height, width = x.shape
-    return x.new_empty((batch, height, width)), x.new_empty((batch, 4, height, width))
+    log_prob, state = x.new_empty((batch, height, width)), x.new_empty((batch, 4, height, width))
+    if compute:
+        mixture = likelihood, atoms, smoothing_scale, torch.get_num_threads()
+        _extension.extension().logistic_mixture(x, params, state, *mixture, log_prob=log_prob)
+    return log_prob, state
 
 
 def _backward(
+    compute: bool,
     grad: Tensor,
     state: Tensor,
     x: Tensor,
@@ -48,20 +51,19 @@ def _backward(
     smoothing_scale: float,
     needs: list[bool],
 ) -> Grads:
-    grad_x, grad_params = grads = _gradients(x, params, needs)
-    mixture = likelihood, atoms, smoothing_scale, torch.get_num_threads()
-    # The gradient of a sum is one number spread by strides of 0, which no vector load can read. The
-    # copy is a hundredth of params.
-    grad = grad.contiguous()
-    _extension.extension().logistic_mixture(
-        x, params, state, *mixture, grad=grad, grad_x=grad_x, grad_params=grad_params
+    grad_x, grad_params = (
+        tensor.new_empty(tensor.shape) if need else None
+        for tensor, need in zip((x, params), needs, strict=True)
     )
-    return grads
-
-
-def _gradients(x: Tensor, params: Tensor, needs: list[bool]) -> Grads:
-    wanted = zip((x, params), needs, strict=True)
-    return [tensor.new_empty(tensor.shape) if need else None for tensor, need in wanted]
+    if compute:
+        mixture = likelihood, atoms, smoothing_scale, torch.get_num_threads()
+        # The gradient of a sum is one number spread by strides of 0, which no vector load can read.
+        # The copy is a hundredth of params.
+        grad = grad.contiguous()
+        _extension.extension().logistic_mixture(
+            x, params, state, *mixture, grad=grad, grad_x=grad_x, grad_params=grad_params
+        )
+    return [grad_x, grad_params]
 
 
 differentiable, native_forward, native_backward = register_op(
@@ -70,7 +72,5 @@ differentiable, native_forward, native_backward = register_op(
     "str likelihood, int[] atoms, float smoothing_scale",
     1,
     _forward,
-    _outputs,
     _backward,
-    lambda grad, state, x, params, *options: _gradients(x, params, options[-1]),
 )

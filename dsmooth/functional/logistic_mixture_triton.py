@@ -17,6 +17,7 @@ def log_prob_triton(
 
 
 def _forward(
+    compute: bool,
     x: Tensor,
     params: Tensor,
     likelihood: str,
@@ -32,23 +33,18 @@ def _forward(
     backward would spare reading one of them. But it costs as much arithmetic again, and in bfloat16
     arithmetic is the limit.
     """
-    from ..kernels import logistic_mixture as kernels
-
-    log_prob, unit_x, unit_params = outputs = _outputs(x, params, needs_x, needs_params)
-    units = unit_x if needs_x else None, unit_params if needs_params else None
-    kernels.log_prob(x, params, log_prob, *units, likelihood, atoms, smoothing_scale)
-    return outputs
-
-
-def _outputs(
-    x: Tensor, params: Tensor, needs_x: bool, needs_params: bool
-) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, height, width = x.shape
-    return (
-        x.new_empty((batch, height, width), dtype=torch.float32),
-        x.new_empty(x.shape if needs_x else 0),
-        _empty_gradient(params) if needs_params else params.new_empty(0),
-    )
+    log_prob = x.new_empty((batch, height, width), dtype=torch.float32)
+    unit_x = x.new_empty(x.shape) if needs_x else None
+    unit_params = _empty_gradient(params) if needs_params else None
+    if compute:
+        from ..kernels import logistic_mixture as kernels
+
+        mixture = likelihood, atoms, smoothing_scale
+        kernels.log_prob(x, params, log_prob, unit_x, unit_params, *mixture)
+    unit_x = x.new_empty(0) if unit_x is None else unit_x
+    unit_params = params.new_empty(0) if unit_params is None else unit_params
+    return log_prob, unit_x, unit_params
 
 
 def _empty_gradient(params: Tensor) -> Tensor:
@@ -60,21 +56,28 @@ def _empty_gradient(params: Tensor) -> Tensor:
     return params.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
 
 
-def _backward(grad: Tensor, unit_x: Tensor, unit_params: Tensor, needs: list[bool]) -> Grads:
+def _backward(
+    compute: bool,
+    grad: Tensor,
+    unit_x: Tensor,
+    unit_params: Tensor,
+    likelihood: str,
+    atoms: list[int],
+    smoothing_scale: float,
+    needs_x: bool,
+    needs_params: bool,
+    needs: list[bool],
+) -> Grads:
     """The gradients of the sum of log_prob, unit_x and unit_params, times grad (B, H, W) per pixel.
 
     torch multiplies in float32 and rounds each product once.
     """
-    grads = _gradients(unit_x, unit_params, needs)
+    units = zip((unit_x, unit_params), needs, strict=True)
+    grads = [_empty_gradient(unit) if need else None for unit, need in units]
     for unit, out in zip((unit_x, unit_params), grads, strict=True):
-        if out is not None:
+        if compute and out is not None:
             torch.mul(unit, grad[:, None], out=out)
     return grads
-
-
-def _gradients(unit_x: Tensor, unit_params: Tensor, needs: list[bool]) -> Grads:
-    wanted = zip((unit_x, unit_params), needs, strict=True)
-    return [_empty_gradient(unit) if need else None for unit, need in wanted]
 
 
 differentiable, triton_forward, triton_backward = register_op(
@@ -83,8 +86,6 @@ differentiable, triton_forward, triton_backward = register_op(
     "str likelihood, int[] atoms, float smoothing_scale, bool needs_x, bool needs_params",
     2,
     _forward,
-    lambda x, params, *options: _outputs(x, params, *options[-2:]),
-    lambda grad, unit_x, unit_params, *options: _backward(grad, unit_x, unit_params, options[-1]),
-    lambda grad, unit_x, unit_params, *options: _gradients(unit_x, unit_params, options[-1]),
+    _backward,
     keep_inputs=False,
 )
