@@ -26,7 +26,7 @@ from triton.testing import do_bench
 
 from benchmarks.on_gpu import CASES, Card, cases_of
 from dsmooth.kernels import gated_resnet, logistic_mixture, tilings
-from dsmooth.training.device import ReplayedStep
+from dsmooth.training.cuda_graph import ReplayedStep
 
 Tensors = Callable[[], list[Tensor]]
 TALL, SHORT = (64, 128, 256), (32, 64)

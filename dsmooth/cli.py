@@ -363,7 +363,7 @@ def _default_training(role: Role, given: Mapping[str, str]) -> TrainConfig:
     if settings.data != "celeba" and not (settings.data == "folder" and "preset" in given):
         settings = replace(settings, image_size=None)  # these have a size of their own
     if "init" in given:
-        from .training.checkpoint import find_initial
+        from .training.beginning import find_initial
 
         saved = find_initial(given["init"], role)
         model = replace(saved.config, n_classes=0, class_names=())  # the data name the classes

@@ -19,7 +19,7 @@ from dsmooth.evaluate.clusters import agreement, cluster, find_clusters
 from dsmooth.evaluate.likelihood import score_pair
 from dsmooth.evaluate.probe import CALL_IMAGES
 from dsmooth.models import class_number
-from dsmooth.training.beginning import with_data
+from dsmooth.training.settings import run_settings
 from dsmooth.training.step import initial_state
 from tests.helpers.networks import images, network, tiny_pair
 
@@ -149,16 +149,17 @@ def test_labels_of_other_classes_are_not_a_models() -> None:
 
 def test_training_takes_classes_from_its_data() -> None:
     data, place = bars(40)
+    cpu = torch.device("cpu")
     named = replace(data, labels=place, class_names=("a", "b", "c", "d"))
     held_out = replace(named, split="test")
     config = dsmooth.preset("mnist-quick", "plain", images=8, n_classes=4, evaluation_images=4)
-    assert with_data(config, named, held_out, False).model.class_names == named.class_names
+    assert run_settings(config, named, held_out, cpu).model.class_names == named.class_names
     for wrong in (3, 7):
         other = replace(config, model=replace(config.model, n_classes=wrong))
         with pytest.raises(ValueError, match="`n_classes` must be 4, for the classes a, b, c, d"):
-            with_data(other, named, held_out, False)
+            run_settings(other, named, held_out, cpu)
     auto = replace(config, model=replace(config.model, n_classes="auto"))
-    assert with_data(auto, named, held_out, False).model.n_classes == 4
+    assert run_settings(auto, named, held_out, cpu).model.n_classes == 4
 
 
 def test_weights_of_other_classes_begin_with_the_label_of_zeros() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,7 +21,8 @@ from dsmooth.kernels import expand, gated_resnet, logistic_mixture, weights
 from dsmooth.kernels import launch as launching
 from dsmooth.kernels.launch import Prepared
 from dsmooth.nn.gradient import gradient_of
-from dsmooth.training.device import gate_bytes, set_keep_gates, with_device
+from dsmooth.training.settings import gate_bytes, gates_fit
+from dsmooth.training.step import set_keep_gates
 
 MODULES = (expand, gated_resnet, logistic_mixture, weights)
 UNPACKS = ", with gradients of parameters"
@@ -125,15 +125,13 @@ def test_kept_gates_are_not_computed_again_and_take_what_is_counted(
 @pytest.mark.quick
 def test_gates_are_kept_where_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     config, cuda = TrainConfig(precision="bfloat16"), torch.device("cuda")
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     need = gate_bytes(config, 28, 28)
     # 2F numbers of 2 bytes a pixel, of 64 blocks at three sizes.
     assert need == 32 * 28 * 28 * 80 * 2 * (22 + 22 / 4 + 20 / 16)
-    for free, expected in ((4 * need, "on"), (4 * need - 1, "off")):
+    for free, expected in ((4 * need, True), (4 * need - 1, False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**40))
-        assert with_device(config, cuda, (28, 28)).keep_gates == expected
-    assert with_device(config, torch.device("cpu"), (28, 28)).keep_gates == "off"
-    assert with_device(replace(config, keep_gates="on"), cuda, (28, 28)).keep_gates == "on"
+        assert gates_fit(config, cuda, (28, 28)) == expected
+    assert not gates_fit(config, torch.device("cpu"), (28, 28))
 
 
 @pytest.mark.quick

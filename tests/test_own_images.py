@@ -21,7 +21,7 @@ from dsmooth.data.dataset import Transform
 from dsmooth.data.order import transformed
 from dsmooth.data.own import split_own
 from dsmooth.philox import Stream, image_words
-from dsmooth.training.beginning import with_data
+from dsmooth.training.settings import run_settings
 from dsmooth.training.step import TrainState
 from tests.helpers.data_makers import random_bytes, refuses
 from tests.helpers.tiny_runs import tiny
@@ -291,7 +291,7 @@ FLOATS = r"must be bytes, got torch.float32 of {} to {}: dsmooth\.to_bytes\(x\)"
 )
 def test_data_that_cannot_be_trained_on(dataset: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        with_data(tiny(data=OWN), *split_own(dataset), match_channels=False)
+        run_settings(tiny(data=OWN), *split_own(dataset), CPU)
 
 
 LABELS = torch.arange(40)

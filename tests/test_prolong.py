@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,13 @@ from dsmooth.config import OWN, TrainConfig
 from dsmooth.data import load_dataset
 from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
-from dsmooth.training import loop, train
-from dsmooth.training.checkpoint import (
-    Checkpoint,
-    check_initial,
-    differences,
-    find_initial,
-    settings_to_go_on,
-)
+from dsmooth.training import train
+from dsmooth.training.beginning import check_initial, find_initial
+from dsmooth.training.checkpoint import Checkpoint
+from dsmooth.training.settings import differences, settings_to_go_on
 from dsmooth.training.step import TrainState, scheduled
 from tests.helpers.command_runs import run as call
-from tests.helpers.data_makers import refuses
+from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import tiny_pair
 from tests.helpers.tiny_runs import assert_same_end, tiny, train_until
 
@@ -35,12 +32,9 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("small_runs")
 
 
-def rates(folder: Path) -> list[float]:
-    return [e["learning_rate"] for e in RunFolder(folder).read_log() if e["event"] == "step"]
-
-
-def notes(folder: Path) -> list[str]:
-    return [e["text"] for e in RunFolder(folder).read_log() if e["event"] == "note"]
+def entries(folder: Path, event: str, field: str) -> list[Any]:
+    """A field of the entries of a log."""
+    return [each[field] for each in RunFolder(folder).read_log() if each["event"] == event]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "cooldown"])
@@ -53,34 +47,27 @@ def test_a_prolonged_schedule_is_a_new_one_over_what_is_added(schedule: Any) -> 
         assert scheduled(1.0, later, at + 40, steps) == scheduled(1.0, whole, at, steps)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", pytest.param("cooldown", marks=pytest.mark.full)])
-def test_a_finished_run_is_prolonged(tmp_path, schedule: Any, monkeypatch) -> None:
+def test_a_finished_run_is_prolonged(tmp_path, monkeypatch) -> None:
     """Its weights, moments and order go on, its schedule begins again; and it can be stopped."""
-    config = tiny(images=24, schedule=schedule)
+    one, two = tmp_path / "one", tmp_path / "two"
+    config = tiny(images=24)
     longer = replace(config, images=56, evaluations=2)
-    for folder in ("one", "two"):
-        train(config, tmp_path / folder)
-    train(longer, tmp_path / "one", resume=True)
-    stored, _ = RunFolder(tmp_path / "one").read_config()
-    assert stored == replace(longer, schedule_from=24)
+    for folder in (one, two):
+        train(config, folder)
+    train(longer, one, resume=True)
+    assert RunFolder(one).read_config()[0] == replace(longer, schedule_from=24)
     text = "prolonged from 24 to 56 images, its schedule begun again"
-    assert notes(tmp_path / "one") == [text]
-    assert RunFolder(tmp_path / "one").origin().notes == (text,)
-    scored = [e["images"] for e in RunFolder(tmp_path / "one").read_log() if e["event"][0] == "e"]
-    assert scored == [24, 24, 40, 56, 56]  # evaluations and ends
+    assert entries(one, "note", "text") == [text]
+    assert entries(one, "evaluation", "images") == [24, 40, 56]
     # Interrupted on the way, it goes on by itself to the same end.
-    train_until(40, longer, tmp_path / "two", monkeypatch, resume=True)
-    RunFolder(tmp_path / "two").write_config(config, (8, 8))  # killed behind its checkpoint
-    assert train(replace(longer, schedule_from=0), tmp_path / "two", resume=True).images_seen == 56
-    assert RunFolder(tmp_path / "two").origin().notes == (text,)
-    assert_same_end(tmp_path / "one", tmp_path / "two")
-    # And once more.
-    train(replace(longer, images=72), tmp_path / "one", resume=True)
-    assert RunFolder(tmp_path / "one").read_config()[0].schedule_from == 56
-    with pytest.raises(
-        ValueError, match=r"`images` must be more than 56, to which .* was prolonged"
-    ):
-        train(config, tmp_path / "one", resume=True)
+    train_until(40, longer, two, monkeypatch, resume=True)
+    RunFolder(two).write_config(config, (8, 8))  # killed behind its checkpoint
+    assert train(longer, two, resume=True).images_seen == 56
+    assert RunFolder(two).origin().notes == (text,)
+    assert_same_end(one, two)
+    train(replace(longer, images=72), one, resume=True)  # and once more
+    assert RunFolder(one).read_config()[0].schedule_from == 56
+    refuses("`images` must be at least 72, which .* has seen", train, config, one, resume=True)
 
 
 def test_a_new_run_with_the_settings_of_a_prolonged_one_begins_its_schedule(tmp_path: Path) -> None:
@@ -97,105 +84,100 @@ def test_a_new_run_with_the_settings_of_a_prolonged_one_begins_its_schedule(tmp_
     assert RunFolder(tmp_path / "three").read_config()[0] == replace(config, images=16)
 
 
-COOLDOWN = {"schedule": "cooldown", "cooldown": 0.4}
-DECAY = {"schedule": "exponential", "learning_rate_decay": 0.9}
-
-
-@pytest.mark.parametrize(
-    ("settings", "first", "seen", "last", "refused", "message"),
-    [
-        (COOLDOWN, 40, 24, 80, 32, "or until 19 images, where the learning rate falls"),
-        (
-            DECAY,
-            24,
-            24,
-            40,
-            16,
-            "`images` must be at least 24, which .* has seen",
-        ),  # it has finished
-        (DECAY, 40, 32, 32, 24, "`images` must be at least 32"),
-    ],
-)
-def test_a_run_whose_rates_stay_is_the_run_of_its_last_length(
-    tmp_path, monkeypatch, caplog, settings, first, seen, last, refused, message
-) -> None:
-    config = tiny(images=last, evaluations=2, **settings)
-    run = RunFolder(tmp_path / "run")
-    train_until(seen, replace(config, images=first, evaluations=1), run.path, monkeypatch)
-    refuses(message, train, replace(config, images=refused), run.path, resume=True)
+def test_force_moves_the_end_of_an_unfinished_run(tmp_path, monkeypatch, caplog) -> None:
+    """Before a cooldown the rates are the same: it is the run of its last length."""
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    config = tiny(images=40, schedule="cooldown", cooldown=0.4)
+    train_until(24, config, folder, monkeypatch)
+    longer = replace(config, images=80)
+    message = "`images` can be 80 instead of 40 once the run has finished; .* seen 24; `force=True`"
+    refuses(message, train, longer, folder, resume=True)
+    train(longer, folder, resume=True, force=True)
+    assert entries(folder, "note", "text") == ["images 40 up to 24 images, 80 from then on"]
     caplog.set_level("INFO", "dsmooth")
-    for folder in (run.path, tmp_path / "whole"):
-        train(config, folder, resume=True)
-    assert (
-        f"noisy: there is no run in {tmp_path / 'whole'} to resume: it begins here" in caplog.text
-    )
-    assert_same_end(tmp_path / "whole", run.path)
-    assert run.read_config()[0] == config
-    assert not run.origin().notes
+    train(longer, whole, resume=True)
+    assert f"noisy: there is no run in {whole} to resume: it begins here" in caplog.text
+    assert_same_end(whole, folder)
+    assert RunFolder(folder).read_config()[0] == longer
 
 
-def stopped(stored: TrainConfig, images_seen: int = 0) -> Checkpoint:
-    return Checkpoint(Path("run/x"), {}, stored, images_seen, images_seen // 8, "")
-
-
-ONCE = "^`budget` is for a new run, and run is one of 40 images: `images` makes it longer$"
 GAUSSIAN = replace(tiny(), model=replace(tiny().model, likelihood="gaussian"))
+ONCE = "^`budget` is for a new run, and run is one of 40 images: `images` makes it longer$"
+ANOTHER = "^run holds another run: its"
+BEGIN = "; a new run can begin with its weights, by `init=run`$"
+
+
+def go_on(
+    stored: TrainConfig, change: dict[str, Any], seen: int = 32, *, force: bool = False
+) -> TrainConfig:
+    """The settings of a run that has seen images, resumed with others."""
+    checkpoint = Checkpoint(Path("run/x"), {}, stored, seen, seen // 8, "")
+    return settings_to_go_on(replace(stored, **change), checkpoint, force=force)
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
     ("stored", "change", "message"),
     [
-        (tiny(), {"images": 16}, "`images` must be at least 32, which run has seen"),
+        (tiny(), {"images": 24}, "^`images` must be at least 32, which run has seen$"),
         (tiny(budget=2.0), {"budget": 4.0}, ONCE),
         (tiny(budget=2.0), {"budget": 4.0, "images": None}, ONCE),
-        # The noise that a likelihood contains stays.
-        (GAUSSIAN, {"scale": 0.25}, r"run holds another run: its scale is 0\.5, not 0\.25$"),
+        # The noise that a likelihood contains stays, and weights of another network are none.
+        (GAUSSIAN, {"scale": 0.25}, rf"{ANOTHER} scale is 0\.5, not 0\.25$"),
+        (tiny(), {"model": replace(tiny().model, n_filters=6)}, f"{ANOTHER} model.n_filters is 4"),
+        (tiny(), {"init": "other"}, f"{ANOTHER} init is None, not other$"),
+        (tiny(), {"ema": 0.0}, f"{ANOTHER} ema is 0.9995, not 0.0{BEGIN}"),
+        (tiny(), {"optimizer": "muon"}, f"{ANOTHER} optimizer is adam, not muon{BEGIN}"),
     ],
 )
 def test_what_no_force_makes_of_a_checkpoint(stored, change, message) -> None:
     for force in (False, True):
-        with pytest.raises(ValueError, match=message):
-            settings_to_go_on(replace(stored, **change), stopped(stored, 32), force=force)
+        refuses(message, go_on, stored, change, force=force)
 
 
 @pytest.mark.quick
-def test_a_budget_has_become_images() -> None:
-    stored = tiny(budget=2.0)
-    for given in ({"images": None}, {"budget": None}):
-        assert settings_to_go_on(replace(stored, **given), stopped(stored)) == stored
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 1e-4}, f"{ANOTHER} learning_rate is 0.002, not 0.0001; `force=True`"),
+        ({"seed": 5}, f"{ANOTHER} seed is 0, not 5; `force=True` goes on with that from here$"),
+        ({"data": OWN}, f"{ANOTHER} data is mnist, not own; `force=True`"),
+        ({"images": 64}, "^`images` can be 64 instead of 40 .* `force=True` bends its schedule"),
+        ({"images": 32}, "^`images` can be 32 instead of 40 .* `force=True` bends its schedule"),
+        ({"betas": (0.5, 0.9), "batch_size": 4}, "batch_size is 8, not 4; `force=True`"),
+        ({"model": tiny(dropout=0.0).model}, "model.dropout is 0.3, not 0.0; `force=True`"),
+    ],
+)
+def test_what_force_makes_of_a_checkpoint(change, message) -> None:
+    refuses(message, go_on, tiny(), change)
+    assert go_on(tiny(), change, force=True) == replace(tiny(), **change)
 
 
-def test_an_unfinished_run_keeps_its_length_unless_forced(tmp_path, monkeypatch) -> None:
-    config, folder = tiny(images=40), tmp_path / "run"
-    train_until(16, config, folder, monkeypatch)
-    longer = replace(config, images=64)
-    message = "`images` can be 64 instead of 40 once the run has finished; .* seen 16; `force=True`"
-    refuses(message, train, longer, folder, resume=True)
-    train(longer, folder, resume=True, force=True)
-    assert RunFolder(folder).read_config()[0] == longer
-    assert notes(folder) == ["images 40 up to 16 images, 64 from then on"]
-    steps = torch.zeros((), dtype=torch.int64)
-    last = scheduled(longer.learning_rate, longer, torch.tensor(56), steps)
-    assert rates(folder)[-1] == pytest.approx(float(last))
+@pytest.mark.quick
+def test_what_is_left_open_is_the_checkpoints() -> None:
+    stored = tiny("plain", budget=2.0, n_classes=3, evaluations=5)
+    open_model = replace(stored.model, n_classes="auto")
+    for change in (
+        {"images": None, "evaluations": 8},
+        {"budget": None},
+        {"precision": "auto", "keep_gates": "auto", "model": open_model},
+    ):
+        assert go_on(stored, change, 0) == stored
+    words = "given by dataset=, not on mnist: give them; `force=True`"
+    refuses(words, go_on, replace(tiny(), data=OWN), {"data": "mnist"})
 
 
-def test_a_changed_setting_is_named_and_can_be_forced(tmp_path: Path) -> None:
-    config, folder = tiny(images=24, schedule="exponential"), tmp_path / "run"
+def test_a_forced_setting_is_noted(tmp_path: Path) -> None:
+    config, folder = tiny(images=16), tmp_path / "run"
     train(config, folder)
-    other = replace(config, images=40, learning_rate=1e-4, seed=5)
-    message = (
-        "holds another run: its learning_rate is 0.002, not 0.0001; `force=True` goes on with that"
-    )
-    refuses(message, train, other, folder, resume=True)
-    assert RunFolder(folder).read_config()[0] == config
+    changes = {"learning_rate": 1e-4, "seed": 5, "batch_size": 4, "model": tiny(dropout=0.0).model}
+    other = replace(config, images=40, warmup_images=0, schedule="exponential", **changes)
     train(other, folder, resume=True, force=True)
-    assert RunFolder(folder).read_config()[0] == other
-    assert rates(folder)[-1] == pytest.approx(1e-4)
-    assert notes(folder) == [
-        "learning_rate 0.002 up to 24 images, 0.0001 from then on",
-        "seed 0 up to 24 images, 5 from then on",
-    ]
+    assert RunFolder(folder).read_config()[0] == replace(other, schedule_from=16)
+    assert entries(folder, "step", "learning_rate")[-1] == pytest.approx(1e-4)
+    texts = entries(folder, "note", "text")
+    assert texts[0] == "prolonged from 16 to 40 images, its schedule begun again"
+    assert "seed 0 up to 16 images, 5 from then on" in texts
     train(other, folder, resume=True)  # now they are its settings
 
 
@@ -222,52 +204,41 @@ def test_where_nothing_is_left_to_train_no_setting_changes(tmp_path, lost: bool,
 
 def test_settings_change_with_the_first_checkpoint(tmp_path, monkeypatch) -> None:
     """A run that is killed before it is the run with the settings of its weights."""
-    config, run = tiny(images=16, schedule="exponential"), RunFolder(tmp_path / "run")
-    other = replace(config, images=40, scale=0.25, evaluations=2)
-    train(config, run.path)
-    for _ in range(2):
-        with monkeypatch.context() as killed:
-            killed.setattr(TrainState, "step", None)
-            with pytest.raises(TypeError):
-                train(other, run.path, resume=True, force=True)
+    visits = math.inf
+
+    def transform(image: torch.Tensor) -> torch.Tensor:
+        nonlocal visits
+        visits -= 1
+        if visits < 0:
+            raise KeyboardInterrupt
+        return image
+
+    def evaluated(evaluation: dsmooth.training.Evaluation) -> None:
+        raise KeyboardInterrupt
+
+    data = {"dataset": (random_dataset(20), random_dataset(4)), "transform": transform}
+    config, run = tiny(images=16, data=OWN, data_init=False), RunFolder(tmp_path / "run")
+    other = replace(config, images=48, scale=0.25, evaluations=2)
+    train(config, run.path, **data)
+    notes = (
+        "prolonged from 16 to 48 images, its schedule begun again",
+        "scale 0.5 up to 16 images, 0.25 from then on",
+    )
+    # In the first batch, after images that show the shape; and in the first evaluation.
+    for limit, on_evaluation in ((5, None), (5, None), (math.inf, evaluated)):
         assert run.read_config()[0] == config
-    assert run.origin().notes == ("scale 0.5 up to 16 images, 0.25 from then on",)
-    with monkeypatch.context() as killed:
-        killed.setattr(loop, "sample_grid", None)  # in the first evaluation, at 24 images
-        with pytest.raises(TypeError):
-            train(other, run.path, resume=True, force=True)
-    assert run.read_config()[0] == other
-    train_until(32, other, run.path, monkeypatch, resume=True)
-    run.write_config(config, (8, 8))
-    train_until(40, other, run.path, monkeypatch, resume=True, force=True)
-    assert run.origin().notes == ("scale 0.5 up to 16 images, 0.25 from then on",)
-    run.write_config(config, (8, 8))
-    with pytest.raises(ValueError, match=r"another run: its scale is 0\.25, not 0\.5; force"):
-        train(replace(config, images=40), run.path, resume=True)
-
-
-def test_what_can_be_forced(tmp_path: Path) -> None:
-    config, folder = tiny(images=16), tmp_path / "run"
-    train(config, folder)
-    for change in ({"model": tiny(dropout=0.0).model}, {"betas": (0.5, 0.9)}, {"batch_size": 4}):
-        config = replace(config, images=config.images + 16, **change)
-        assert train(config, folder, resume=True, force=True).images_seen == config.images
-
-
-def test_what_no_force_can_change(tmp_path, monkeypatch) -> None:
-    config, folder = tiny(images=16), Path("my run")
-    monkeypatch.chdir(tmp_path)
-    train(config, folder)
-    hint = "; a new run can begin with its weights, by `init=my run`"
-    for change, message in (
-        # Weights of another network are none to begin with.
-        ({"model": replace(tiny().model, n_filters=6)}, "model.n_filters is 4, not 6$"),
-        ({"init": "other"}, "init is None, not other$"),
-        ({"ema": 0.0}, f"ema is 0.9995, not 0.0{hint}"),
-        ({"optimizer": "muon"}, f"optimizer is adam, not muon{hint}"),
-    ):
-        with pytest.raises(ValueError, match=f"its {message}"):
-            train(replace(config, images=32, **change), folder, resume=True, force=True)
+        visits = limit
+        with pytest.raises(KeyboardInterrupt):
+            train(other, run.path, resume=True, force=True, on_evaluation=on_evaluation, **data)
+        assert run.origin().notes[:2] == notes
+    changed = replace(other, schedule_from=16)
+    assert run.read_config()[0] == changed
+    run.write_config(config, (8, 8))  # killed behind its checkpoint
+    words = r"another run: its scale is 0\.25, not 0\.5; `force"
+    refuses(words, train, replace(config, images=48), run.path, resume=True, **data)
+    train_until(40, other, run.path, monkeypatch, resume=True, **data)
+    assert run.read_config()[0] == changed
+    assert run.origin().notes[:2] == notes
 
 
 def test_the_command_prolongs_and_forces(tmp_path, capsys) -> None:
@@ -299,8 +270,8 @@ def test_a_run_begins_with_weights(tmp_path: Path) -> None:
         state = TrainState(config, load_dataset("mnist", "train"), CPU, initial)
         expected = averaged(tmp_path / role)
         for network in (state.model, state.averaged):
-            found = network.state_dict()
-            assert all(torch.equal(found[key], value) for key, value in expected.items())
+            state_dict = network.state_dict()
+            assert all(torch.equal(state_dict[key], value) for key, value in expected.items())
         assert state.images_seen == 0
         assert not any(moment.any() for moment in state.optimizer.tensors().values())
 
@@ -340,8 +311,6 @@ def test_settings_that_the_network_does_not_use_fit_whatever_they_are() -> None:
     other = replace(noisy, model=replace(noisy.model, context_layers=9, smoothing_scale=0.7))
     check_initial(noisy.model, other.model, "other")
     assert differences(noisy, other) == {}
-    with pytest.raises(ValueError, match=r"by dataset=, not on mnist: give them; `force=True`"):
-        settings_to_go_on(noisy, stopped(replace(noisy, data=OWN)))
     denoiser = tiny("denoiser")
     more = replace(denoiser, model=replace(denoiser.model, context_layers=9))
     assert differences(denoiser, more) == {"model.context_layers": (1, 9)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import signal
 import sys
@@ -192,9 +193,19 @@ def test_ema_is_the_average_it_says() -> None:
 
 
 def test_budget_becomes_a_number_of_images(tmp_path: Path) -> None:
+    """And the state that measured the rate is gone, from a GPU's memory too, before the run's."""
     config = replace(tiny("noisy", budget=0.005), images=None)
-    begun = time.process_time()
-    train(config, tmp_path / "run")
+    states, begun = [], time.process_time()
+
+    def count(evaluation: Evaluation) -> None:
+        states.append(sum(type(each) is TrainState for each in gc.get_objects()))
+
+    gc.disable()
+    try:
+        train(config, tmp_path / "run", on_evaluation=count)
+    finally:
+        gc.enable()
+    assert states == [1]
     assert time.process_time() - begun < 60  # seconds of the CPU, for 18 of the clock
     stored, _ = RunFolder(tmp_path / "run").read_config()
     assert stored.images % config.batch_size == 0

@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 
 from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
-from dsmooth.training import device, train
-from dsmooth.training.device import share_of_batch
-from tests.helpers.data_makers import refuses
+from dsmooth.training import settings, train
+from dsmooth.training.cuda_graph import uses_graph
+from dsmooth.training.data_parallel import share_of_batch
+from dsmooth.training.settings import run_settings
+from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import tiny_pair
 from tests.helpers.rank_processes import ForkedPython, run_script, start_ranks, wait_for_all
 from tests.helpers.tiny_runs import ROLES, assert_same_end, tiny, train_until
@@ -72,11 +74,13 @@ def test_a_batch_that_does_not_divide_is_named(monkeypatch: pytest.MonkeyPatch) 
     refuses(r"`batch_size` must be 6 or 9 .*got 8", share_of_batch, tiny(batch_size=8))
     refuses(r"`batch_size` must be 6 .*got 4", share_of_batch, tiny(batch_size=4, accumulate=2))
     told: list[bool] = []
-    monkeypatch.setattr(device, "broadcast_int", lambda fast: told.append(fast) or 1)
-    on_cpu = device.with_device(tiny(precision="auto"), torch.device("cpu"), (8, 8))
+    monkeypatch.setattr(settings, "broadcast_int", lambda fast: told.append(fast) or 1)
+    monkeypatch.setattr(settings, "all_same", lambda number: True)
+    data, cpu = random_dataset(12), torch.device("cpu")
+    on_cpu = run_settings(tiny(precision="auto"), data, data, cpu)
     assert (len(told), on_cpu.precision) == (1, "bfloat16")  # as rank 0 says
     with pytest.raises(ValueError, match="several processes exchange gradients in every step"):
-        device.uses_graph(tiny(graph="on"), torch.device("cuda:0"))
+        uses_graph(tiny(graph="on"), torch.device("cuda:0"))
 
 
 def wait_for(what: Callable[[], bool], process: ForkedPython) -> None:
@@ -154,8 +158,8 @@ def test_control_c_saves_once_and_four_processes_go_on(tmp_path: Path) -> None:
     assert events[-1] == "interrupted"
     seen = images_saved(run)
     assert seen == run.read_log()[-1]["images"] > 0
-    soon = int(seen / 0.75) + 8  # before the rate falls, the end may be moved
-    arguments = ["train", "noisy", "--resume", f"--images={soon}", "--out=run"]
+    soon = int(seen / 0.75) + 8  # before the rate falls
+    arguments = ["train", "noisy", "--resume", "--force", f"--images={soon}", "--out=run"]
     wait_for_all(start_ranks(4, [*arguments, "--threads=1"], tmp_path))
     assert run.is_finished()
     starts = [entry["images"] for entry in run.read_log() if entry["event"] == "start"]

@@ -21,8 +21,10 @@ from dsmooth.config import LearningRateSchedule, OptimizerName
 from dsmooth.functional import use_impl
 from dsmooth.philox import Stream, image_words
 from dsmooth.runs import RunFolder
-from dsmooth.training import NonFiniteLoss, beginning, device, loop, step, train
-from dsmooth.training.checkpoint import go_on, read_checkpoint
+from dsmooth.training import NonFiniteLoss, beginning, cuda_graph, loop, step, train
+from dsmooth.training.beginning import go_on
+from dsmooth.training.checkpoint import read_checkpoint
+from dsmooth.training.settings import run_settings
 from dsmooth.training.step import TrainState, scheduled
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.tiny_runs import ROLES, tiny
@@ -109,8 +111,9 @@ def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> 
     """On a pretended GPU, without numbers; torch's own backward and Adam would need a driver."""
     # A seed of its own: the order of images is kept, here of pretended numbers.
     config = tiny("denoiser", seed=9, clip_norm=1.0, clean_noise=0.01, optimizer="muon", flip=True)
-    config = replace(config, data_init=False, model=replace(config.model, atoms=(0, 255)))
-    monkeypatch.setattr(step, "uses_graph", lambda config, device: False)
+    config = replace(
+        config, data_init=False, graph="off", model=replace(config.model, atoms=(0, 255))
+    )
     monkeypatch.setattr(dsmooth.PixelCNNpp, "to", lambda model, *args, **keywords: model)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     images = random_dataset(12)
@@ -165,26 +168,26 @@ def test_a_loss_that_is_not_finite_is_found_and_spares_the_checkpoint(
 def test_a_graph_that_must_be_and_cannot_says_why() -> None:
     with pytest.raises(ValueError, match="needs a CUDA device, and this run computes on cpu"):
         TrainState(tiny(graph="on"), random_dataset(12), CPU)
-    assert not device.uses_graph(tiny(), CPU)
-    assert device.uses_graph(tiny(), CUDA)
-    assert not device.uses_graph(tiny(graph="off"), CUDA)
-    assert not device.uses_graph(tiny(compile=True), CUDA)
+    assert not cuda_graph.uses_graph(tiny(), CPU)
+    assert cuda_graph.uses_graph(tiny(), CUDA)
+    assert not cuda_graph.uses_graph(tiny(graph="off"), CUDA)
+    assert not cuda_graph.uses_graph(tiny(compile=True), CUDA)
     with pytest.raises(ValueError, match="compile=True launches kernels of its own"):
-        device.uses_graph(tiny(graph="on", compile=True), CUDA)
+        cuda_graph.uses_graph(tiny(graph="on", compile=True), CUDA)
 
 
 def test_each_call_of_a_replayed_step_is_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a device: nothing is executed inside a recording."""
     cuda, executed, recorded = MagicMock(), [], []
-    monkeypatch.setattr(device.torch, "cuda", cuda)
+    monkeypatch.setattr(cuda_graph.torch, "cuda", cuda)
     graph, recording = cuda.CUDAGraph.return_value, cuda.graph.return_value
 
     def step() -> None:
         inside = recording.__enter__.called and not recording.__exit__.called
         (recorded if inside else executed).append(1)
 
-    run = device.ReplayedStep(step, CUDA)
-    for calls in range(1, device.WARM_UP + 4):
+    run = cuda_graph.ReplayedStep(step, CUDA)
+    for calls in range(1, cuda_graph.WARM_UP + 4):
         run()
         assert len(executed) + graph.replay.call_count == calls
     assert len(recorded) == 1
@@ -221,4 +224,5 @@ def test_bfloat16_is_chosen_where_it_is_faster(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr(machine, "cpu_name", lambda: processor)
     config = tiny("noisy", precision="auto")
-    assert device.with_device(config, torch.device("cpu"), (8, 8)).precision == chosen
+    data = random_dataset(12)
+    assert run_settings(config, data, data, CPU).precision == chosen

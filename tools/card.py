@@ -38,7 +38,7 @@ from dsmooth.report.page import grid, render
 from dsmooth.reproduce.results import describe_machine, describe_model
 from dsmooth.reproduce.stages import Sizes, Stages, black_share, bytes_to_compare
 from dsmooth.runs import RunFolder
-from dsmooth.training.checkpoint import differences
+from dsmooth.training.settings import differences
 from dsmooth.training.step import total_images
 
 FEW = 1000  # images that are classified, or counted where a classifier is sure

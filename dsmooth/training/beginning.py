@@ -1,58 +1,54 @@
-"""The beginning of a run: its settings, its images, and the checkpoint that it goes on from."""
+"""The beginning of a run: its folder, its images, its first weights or its checkpoint."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from ..config import OWN, TrainConfig
+from torch import Tensor
+
+from ..config import ModelConfig, Role, TrainConfig
 from ..data import ImageDataset, load_dataset
 from ..data.labels import with_labels
-from ..distributed import all_same, barrier, broadcast_int, from_torchrun, launch, rank_and_size
+from ..distributed import (
+    all_reduce_max,
+    barrier,
+    broadcast_int,
+    from_torchrun,
+    launch,
+    rank_and_size,
+)
+from ..fields import flatten
 from ..files import check_writable, lock_folder
 from ..nn import PixelCNNpp
+from ..pretrained import SavedNetwork, resolve
 from ..progress import LOG, reading
 from ..runs import RunFolder
-from .checkpoint import (
-    Checkpoint,
-    check_initial,
-    find_initial,
-    read_checkpoint,
-    save_checkpoint,
-    settings_to_go_on,
-)
-from .step import TrainState
+from .checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from .settings import changes
+from .step import TrainState, total_images
 
 HOLDER = "another training run"  # of the lock of a folder
 
 
-def choose_beginning(
-    run: RunFolder,
-    config: TrainConfig,
-    stack: contextlib.ExitStack,
-    *,
-    match_channels: bool,
-    resume: bool,
-    force: bool,
-) -> tuple[TrainConfig, Checkpoint | None]:
-    """The settings of a run, and the checkpoint that it goes on from, if any.
+def find_checkpoint(
+    run: RunFolder, config: TrainConfig, stack: contextlib.ExitStack, *, resume: bool
+) -> Checkpoint | None:
+    """The checkpoint that a run goes on from, None for a new run.
 
-    The folder of a run that goes on is locked until the stack is left.
+    The folder of a run that goes on is locked until the stack is left. Raises ValueError for a
+    folder in which a new run cannot begin.
     """
     if run.config.exists() if resume else broadcast_int(is_restart(run)):
         if rank_and_size()[0] == 0:
             stack.enter_context(lock_folder(run.path, HOLDER))
-        checkpoint = read_checkpoint(run)
-        if match_channels:
-            config = with_channels(config, checkpoint.settings.model.image_channels)
-        return settings_to_go_on(config, checkpoint, force=force), checkpoint
+        return read_checkpoint(run)
     check_new_run(run, config)
     if resume:
         LOG.info("%s: there is no run in %s to resume: it begins here", config.role, run.path)
-    return replace(config, schedule_from=0), None
+    return None
 
 
 def is_restart(run: RunFolder) -> bool:
@@ -83,9 +79,37 @@ def initial_network(config: TrainConfig) -> PixelCNNpp | None:
     return saved.load()
 
 
+def check_initial(model: ModelConfig, initial: ModelConfig, source: str) -> None:
+    """Raise ValueError, naming the settings, for weights of a network of another architecture."""
+    # Classes that are not the other run's begin with its label of zeros.
+    free = {"dropout", "likelihood", "smoothing_scale", "n_classes", "class_names", *model.unused}
+    new, old = flatten(asdict(model)), flatten(asdict(initial))
+    other = [name for name in new if name not in free and new[name] != old[name]]
+    if other:
+        values = ", ".join(f"{name} {old[name]}, not {new[name]}" for name in other)
+        named = " and ".join(f"`{name}`" for name in other)
+        raise ValueError(f"`init` {source} has {values}: take its {named}")
+
+
+def find_initial(source: str, role: Role) -> SavedNetwork:
+    """The network of a role in `source`, whose weights a new run begins with."""
+    networks = resolve(source)
+    first = networks[0]
+    if role == "plain" and len(networks) == 2 and first.training is not None:
+        networks = resolve(first.folder.with_name("plain"))
+    network = next((one for one in networks if one.role == role), None)
+    if network is None and len(networks) == 2:
+        raise ValueError(f"{source} is a pair, which has no plain model to begin with")
+    if network is None:
+        raise ValueError(f"{source} is the run of a {first.role} model, not of a {role} one")
+    return network
+
+
 def check_new_run(run: RunFolder, config: TrainConfig) -> None:
     """Raise ValueError for a folder that cannot be, that has a run, or is of training images."""
     check_writable(run.config)
+    if config.images is None and config.budget is None:
+        raise ValueError("`images` or `budget` must be given: how long is the run to be?")
     if run.config.exists():
         raise ValueError(
             f"{run.path} already holds a run; go on with it by `resume=True` or choose another "
@@ -93,8 +117,8 @@ def check_new_run(run: RunFolder, config: TrainConfig) -> None:
         )
     if config.data_dir is None or config.data != "folder":
         return
-    own, data = (Path(os.path.realpath(path)) for path in (run.path, config.data_dir))
-    if own.is_relative_to(data):
+    images = Path(os.path.realpath(config.data_dir))
+    if Path(os.path.realpath(run.path)).is_relative_to(images):
         raise ValueError(
             f"{run.path} lies in the data's folder {config.data_dir}, where its samples would "
             "become training images; choose another folder"
@@ -131,50 +155,32 @@ def load_data(config: TrainConfig, *, progress: bool = False) -> tuple[ImageData
     return sets
 
 
-def with_channels(config: TrainConfig, channels: int) -> TrainConfig:
-    """The settings with another image_channels of the model; colour has no atom for every byte."""
-    grey = channels == 1 or config.model.atoms != "all"
-    # With features, and without those atoms, networks for colour are worse (docs/decisions/013).
-    bytes_: dict[str, Any] = {} if grey else {"atoms": (), "fourier_features": 0}
-    return replace(config, model=replace(config.model, image_channels=channels, **bytes_))
-
-
-def with_data(
-    config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset, match_channels: bool
-) -> TrainConfig:
-    """The settings with the classes, and with `match_channels` the channels, of the data.
-
-    Raises ValueError for data that do not fit, or differ between the processes.
-    """
-    for dataset in (train_set, test_set):
-        if not all_same(int(dataset.digest[:15], 16)):
-            raise ValueError(
-                f"rank {rank_and_size()[0]}: the processes read different {dataset.split} images, "
-                f"here {len(dataset):,} of {dataset.source}: all must see the same (a random "
-                "transform of images given in Python belongs into transform=)"
-            )
-    if match_channels:
-        config = with_channels(config, test_set.image_channels)
-    if test_set.image_channels != config.model.image_channels:
+def go_on(
+    run: RunFolder, checkpoint: Checkpoint, state: TrainState, *, force: bool = False
+) -> list[str]:
+    """Continue from a checkpoint, which must be the same for all processes; notes for the log."""
+    path, seen = checkpoint.path, checkpoint.images_seen
+    notes = [*changes(checkpoint.settings, state.config, seen)]
+    images = state.train_set
+    if checkpoint.data != images.digest:
+        now = "other images, or in another order"
+        before = f"on other images than the {len(images):,} of {images.source}, or in another order"
+        if checkpoint.data == replace(images, transform=None).digest:
+            before, now = "without a transform", "a transform"
+        elif checkpoint.data == replace(images, transform=Tensor.clone).digest:
+            before, now = "with a transform", "no transform"
+        if not force:
+            raise ValueError(f"{path} was trained {before}; `force=True` goes on with these")
+        notes.append(f"{now}, from {seen:,} images on")
+    elif images.transform is not None:
+        notes.append("transform= is taken for the one that the run began with: nothing compares it")
+    state.restore(checkpoint.tensors, seen, checkpoint.steps, str(path))
+    latest, least = all_reduce_max(seen, -seen)
+    if latest != -least:
         raise ValueError(
-            f"`{'init' if config.init else 'image_channels'}` must fit the images "
-            f"{'given' if config.data == OWN else f'of {config.data}'}, which have "
-            f"{test_set.image_channels} channels, not {config.model.image_channels}"
+            f"the processes read checkpoints at {-least:,} and {latest:,} images: "
+            f"{run.path} must be one folder that all of them see"
         )
-    if config.model.n_classes == "auto":
-        if train_set.labels is None:
-            raise ValueError(
-                f'`n_classes` cannot be "auto": {train_set.source} has no labels to count'
-            )
-        n_classes = len(train_set.class_names) or 1 + int(train_set.labels.max())
-        config = replace(config, model=replace(config.model, n_classes=n_classes))
-    n_classes = config.model.condition_size
-    names = train_set.class_names if n_classes else ()
-    if len(names) not in (0, n_classes):
-        raise ValueError(
-            f"`n_classes` must be {len(names)}, for the classes {', '.join(names)} of "
-            f"{train_set.source}, or 0, got {n_classes}"
-        )
-    for dataset in (train_set, test_set):
-        dataset.labels_for(n_classes)
-    return replace(config, model=replace(config.model, class_names=names))
+    if rank_and_size()[0] == 0 and path != run.checkpoint:  # all have read it
+        os.replace(path, run.checkpoint)  # a damaged one is not kept
+    return notes if seen < total_images(state.config) else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import signal
 import statistics
@@ -33,16 +34,10 @@ from ..machine import choose_device, keep_freed_memory, use_threads
 from ..progress import lines_shown
 from ..runs import RunFolder, default_folder
 from ..sampling import sample_images
-from .beginning import (
-    begin_folder,
-    choose_beginning,
-    initial_network,
-    load_data,
-    with_data,
-)
-from .checkpoint import go_on, save_checkpoint
-from .device import with_device
+from .beginning import begin_folder, find_checkpoint, go_on, initial_network, load_data
+from .checkpoint import save_checkpoint
 from .log import RECORD_SECONDS, Evaluation, OnEvaluation, RunLog, opening
+from .settings import run_settings, settings_to_go_on
 from .step import READ_STEPS, TrainState, make_inputs, total_images
 
 # Noise of evaluations never repeats a training draw: training uses repeat 0.
@@ -94,9 +89,8 @@ def train(
     folder has none, so that one call serves both. A resumed run must have the same settings and
     data, but for `RunSettings`. Whether it has a transform is compared, not which. A finished run
     can get more images: its schedule, with the warm-up, begins again over the images that are
-    added. An exponential schedule, or a cooldown before the learning rate falls, does not depend on
-    the number of images and goes on, but for Muon without `kernel_rate`. force: take other settings
-    that differ, from here on.
+    added. force: take another length of a run that has not finished, and other settings, from here
+    on.
 
     `config.init` names a run or a pair. A new run begins with its weights and a new optimiser.
 
@@ -127,6 +121,7 @@ def train(
         )
     run = RunFolder(default_folder(config.role) if folder is None else Path(folder))
     target = choose_device(device)
+    config = replace(config, schedule_from=0)  # a run that goes on has its own
     if dataset is not None:
         config = replace(config, data=OWN, data_dir=None, download=False, image_size=None)
     with (
@@ -137,23 +132,26 @@ def train(
     ):
         use_threads(threads)
         keep_freed_memory()
+        if target.type == "cuda":
+            torch.cuda.set_device(target)
         if progress and rank_and_size()[0] == 0:
             stack.enter_context(lines_shown())
-        config, checkpoint = choose_beginning(
-            run, config, stack, match_channels=match_channels, resume=resume, force=force
-        )
+        checkpoint = find_checkpoint(run, config, stack, resume=resume)
+        if checkpoint is not None:
+            config = settings_to_go_on(
+                config, checkpoint, match_channels=match_channels, force=force
+            )
         train_set, test_set = (
             load_data(config, progress=progress)
             if dataset is None
             else split_own(dataset, labels, transform)
         )
-        config = with_data(config, train_set, test_set, match_channels)
-        config = with_device(config, target, test_set.image_size)
+        config = run_settings(config, train_set, test_set, target, match_channels=match_channels)
         initial = initial_network(config) if checkpoint is None else None
-        state = TrainState(config, train_set, target, initial)
         stop = stack.enter_context(catch_signals())
         if config.images is None:
-            state.config = fix_images(state, test_set)
+            config = fix_images(config, train_set, test_set, target)
+        state = TrainState(config, train_set, target, initial)
         if checkpoint is None:
             begin_folder(run, state, test_set.image_size, stack)
         notes = go_on(run, checkpoint, state, force=force) if checkpoint else []
@@ -298,13 +296,13 @@ def sample_grid(state: TrainState, test_set: ImageDataset) -> Tensor:
     )
 
 
-def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
-    """Turn a budget of minutes into images and evaluations, by timing steps of a scratch copy."""
-    config = state.config
-    if config.budget is None:
-        raise ValueError("`images` or `budget` must be given: how long is the run to be?")
+def fix_images(
+    config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset, device: torch.device
+) -> TrainConfig:
+    """Turn a budget of minutes into images and evaluations, by timing steps of a scratch state."""
+    assert config.budget is not None
     started = before = time.monotonic()
-    scratch = TrainState(replace(config, images=10**9), state.train_set, state.device)
+    scratch = TrainState(replace(config, images=10**9), train_set, device)
     times: list[float] = []  # the first includes compiling and filling caches
     while broadcast_int(len(times) < 4 or time.monotonic() - started < min(5.0, 3 * config.budget)):
         scratch.step()
@@ -320,6 +318,8 @@ def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
     left = 60 * config.budget - evaluations * cost - (time.monotonic() - started)
     evaluations = broadcast_int(evaluations)
     steps = broadcast_int(max(1, int(left / statistics.median(times[1:]))))
+    del scratch
+    gc.collect()  # it refers to itself, and a GPU may not hold it beside the state of the run
     return replace(config, images=steps * config.batch_size, evaluations=evaluations)
 
 

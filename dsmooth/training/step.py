@@ -28,7 +28,8 @@ from ..nn import PixelCNNpp
 from ..nn.layers import GatedResnet
 from ..philox import Stream, image_words
 from ..smoothing import SMOOTHINGS, GaussianSmoothing
-from .device import ReplayedStep, set_keep_gates, share_gradients, share_of_batch, uses_graph
+from .cuda_graph import ReplayedStep, uses_graph
+from .data_parallel import share_gradients, share_of_batch
 from .optimizers import EMA, Optimizer
 
 # Muon's best angle times the square root of the number of steps (docs/decisions/009-muon.md). Runs
@@ -107,6 +108,13 @@ def scheduled(peak: float, config: TrainConfig, images_seen: Tensor, steps: Tens
     if config.schedule == "cooldown":
         return rate * ((1 - done) / config.cooldown).clamp(max=1)
     return rate * 0.5 * (1 + torch.cos(math.pi * done))
+
+
+def set_keep_gates(model: PixelCNNpp, keep: bool) -> None:
+    """Have all gated resnets of a model keep A and G, or not."""
+    for module in model.modules():
+        if isinstance(module, GatedResnet):
+            module.keep_gates = keep
 
 
 def initial_state(model: PixelCNNpp, initial: PixelCNNpp) -> dict[str, Tensor]:

@@ -18,7 +18,8 @@ import torch
 from dsmooth.files import lock_folder, read_tensors, replacing, write_atomically, write_tensors
 from dsmooth.runs import RunFolder
 from dsmooth.training import NonFiniteLoss, beginning, train
-from dsmooth.training.checkpoint import digest, go_on, read_checkpoint, save_checkpoint
+from dsmooth.training.beginning import go_on
+from dsmooth.training.checkpoint import digest, read_checkpoint, save_checkpoint
 from dsmooth.training.step import TrainState
 from tests.helpers.data_makers import refuses
 from tests.helpers.kills import is_killed, kill_at
@@ -245,7 +246,7 @@ def test_a_run_is_read_once_its_folder_is_locked(run: RunFolder, monkeypatch) ->
     ("module", "message"),
     [
         ("distributed", "read different train images, here 5,000 of embedded"),
-        ("training.checkpoint", "read checkpoints at 31 and 32 images: .* must be one folder"),
+        ("training.beginning", "read checkpoints at 31 and 32 images: .* must be one folder"),
     ],
 )
 def test_processes_that_do_not_read_the_same_end(run, monkeypatch, module, message) -> None:
