@@ -8,7 +8,6 @@ import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from unittest.mock import Mock
 
@@ -132,16 +131,21 @@ def test_a_save_that_ends_anywhere_leaves_the_old_or_the_new(tmp_path, monkeypat
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
 
 
-def test_a_pair_that_is_saved_meanwhile_is_read_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", [1, 2, 3])
+def test_a_pair_that_is_saved_meanwhile_is_read_whole(tmp_path, monkeypatch, moment: int) -> None:
+    """At whichever opening of a file."""
+    openings, opened = itertools.count(1), open
+
+    def open_late(*args: Any, **options: Any) -> Any:
+        if next(openings) == moment:
+            save("pair", tmp_path, 1)
+        return opened(*args, **options)
+
     save("pair", tmp_path, 0)
-    saves = Thread(target=lambda: [save("pair", tmp_path, i) for i in range(1, 8)])
-    saves.start()
-    numbers = [read("pair", tmp_path)]
-    while saves.is_alive():
-        numbers.append(read("pair", tmp_path))
-    assert numbers == sorted(numbers, key=min)
-    assert max(map(len, numbers)) == 1
-    assert read("pair", tmp_path) == {7}
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", open_late)
+        assert read("pair", tmp_path) == {float(moment < 3)}
+    assert read("pair", tmp_path) == {1}
     with lock_folder(tmp_path, "someone"):
         refuses("another process that saves weights is at work", save, "pair", tmp_path, 0)
 

@@ -66,13 +66,13 @@ def load_pixelcnnpp(
     check_one_of("likelihood", likelihood, (None, "continuous", "discretized"))
     state = _unified(_read(Path(source)) if isinstance(source, (str, Path)) else source)
     kind = likelihood or ("discretized" if atoms else "continuous")
-    config = _infer_config(state, tuple(atoms), conditioning=conditioning, likelihood=kind)
+    config = _infer_config(state, tuple(atoms), conditioning, kind)
     model = outline(config, state, "the checkpoint")
     weights: dict[str, Tensor] = {}
     for name, layer in model.named_modules():
         old = name
-        for pattern, replacement in _RENAMES:
-            old = re.sub(pattern, replacement, old)
+        for ours, theirs in _RENAMES:
+            old = re.sub(ours, theirs, old)
         if isinstance(layer, WeightNormConv):
             weight, bias = _take(state, old, layer)
             weights |= {f"{name}.weight_v": weight, f"{name}.weight_g": layer.norm(weight)}
@@ -86,8 +86,7 @@ def load_pixelcnnpp(
             weights[f"{name}.condition_weight"] = hw.mT
     if state:
         raise ValueError(f"the checkpoint has keys that are not PixelCNN++'s: {sorted(state)[:3]}")
-    own: Any = {"device": "cpu", "dtype": dtype, "copy": True}
-    weights = {name: t.to(**own).contiguous() for name, t in weights.items()}
+    weights = {name: t.to("cpu", dtype, copy=True).contiguous() for name, t in weights.items()}
     model.to(dtype).load_state_dict(weights, assign=True)
     return model.eval()
 
@@ -149,7 +148,12 @@ def _read(path: Path) -> dict[str, Tensor]:
     return read_tensors(path)[0]
 
 
-def _infer_config(state: Mapping[str, Tensor], atoms: tuple[int, ...], **rest: Any) -> ModelConfig:
+def _infer_config(
+    state: Mapping[str, Tensor],
+    atoms: tuple[int, ...],
+    conditioning: Conditioning,
+    likelihood: Likelihood,
+) -> ModelConfig:
     if "stem_u.weight_v" in state:
         raise ValueError("this is dsmooth's own: dsmooth.RunFolder(folder).load_model() reads it")
     for name, ndim in ((_STEM, 4), (_HEAD, 1)):
@@ -180,5 +184,6 @@ def _infer_config(state: Mapping[str, Tensor], atoms: tuple[int, ...], **rest: A
         dropout=0.0,
         n_classes=n_classes,
         atoms=atoms,
-        **rest,
+        conditioning=conditioning,
+        likelihood=likelihood,
     )
