@@ -14,7 +14,7 @@ from benchmarks.networks import SMALL, Network, make_pair
 from dsmooth.data import load_dataset
 from dsmooth.evaluate.features import extract_features, make_extractor
 from dsmooth.evaluate.frechet import frechet_distance
-from dsmooth.evaluate.likelihood import evaluate_bits_per_dim
+from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -32,7 +32,7 @@ def bench_bits(bench: Bench, network: Network, images: int) -> None:
     dataset = random_images(images, 1, network.size)
 
     def score(batch_size: int = 64) -> float:
-        return evaluate_bits_per_dim(pair, dataset, batch_size=batch_size).value
+        return bits_per_dim(score_pair(pair, dataset, batch_size=batch_size)).value
 
     assert score() == pytest.approx(score(batch_size=3), rel=1e-4)
     work = Work(images=images)

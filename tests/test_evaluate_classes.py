@@ -43,7 +43,7 @@ def test_scores_are_those_of_the_images_labels() -> None:
     terms = sum(log_weight(pair, x, label, seed=3, repeat=1).values())
     torch.testing.assert_close(bound.log_weights("discretized")[1].float(), terms)
     for model, bare in ((plain, score_plain), (pair, score_pair)):
-        with pytest.raises(ValueError, match=r"n_classes 3 needs labels, but .* has none"):
+        with pytest.raises(ValueError, match=r"`n_classes` 3 needs labels, but .* has none"):
             bare(model, replace(data, labels=None))
 
 
@@ -135,10 +135,9 @@ def test_distances_are_those_of_each_class_alone() -> None:
     assert one.error == pytest.approx(alone.error, rel=1e-6)
     assert one.floor == pytest.approx(alone.floor, rel=1e-6)
     assert (one.n_samples, one.n_reference) == (len(chosen[0]), len(chosen[1]))
-    # The labels of samples that were left out are left out, too.
-    data = [ImageDataset(*part, "digits", "test", "made") for part in (real, others)]
-    found = distances_of_classes(ImageSet(drawn[0], "", kept), labels, data, extractor)
-    assert found == [*map(asdict, rows)]
+    samples = ImageSet(drawn[0], "", kept)
+    by_class = distances_of_classes(samples, labels, real, others, extractor)
+    assert by_class == [*map(asdict, rows)]  # without labels of samples that were left out
 
 
 @pytest.fixture

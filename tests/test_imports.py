@@ -28,6 +28,7 @@ FLOORS = (
     ("smoothing", "data", "nn"),
     ("functional", "kernels"),
     (
+        "remembered",
         *("machine", "distributed", "presets", "philox", "files", "config", "likelihoods"),
         "fields",
         *("progress", "tables", "_extension", "_version", "_C"),

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dsmooth.data import load_dataset
-from dsmooth.evaluate.likelihood import evaluate_bits_per_dim
+from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
 from dsmooth.models import load_models
 from dsmooth.nn import PixelCNNpp
 from dsmooth.nn.weights import weights_digest
@@ -145,7 +145,7 @@ def test_the_card_is_of_these_weights(name: str) -> None:
     card = json.loads((folder / "card.json").read_text())
     models = load_models([folder, *filter(Path.exists, [folder / "plain"])])
     assert models.digests() == card["weights_sha256"]
-    bits = evaluate_bits_per_dim(models.pair, load_dataset("mnist", "test"), limit=100)
+    bits = bits_per_dim(score_pair(models.pair, load_dataset("mnist", "test"), limit=100))
     expected = card["bits_per_dim"]["pair"]["value"]
     assert bits.value == pytest.approx(expected, abs=4 * (bits.standard_error or 0))
 

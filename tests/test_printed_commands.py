@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -22,15 +23,13 @@ import torch
 import dsmooth
 from dsmooth._extension import warn_once
 from dsmooth.cli import _kind, _parse, main, with_options
-from dsmooth.commands.options import Train
-from dsmooth.commands.reproduce import choose_plan
+from dsmooth.commands.options import DataOptions, Reproduce, Train
+from dsmooth.commands.reproduce import longer_training, runs_to_train, wrapped
 from dsmooth.commands.train import resume_command
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.models import load_models
 from dsmooth.pretrained import TITLE
 from dsmooth.progress import LOG, lines_shown
-from dsmooth.reproduce import PretrainedPlan, TrainingPlan, plan_from_preset
-from dsmooth.reproduce.pipeline import longer_training, wrapped
 from dsmooth.tables import Table
 from tests.helpers.command_runs import SMALLER, complains, run
 from tests.helpers.data_makers import random_bytes, write_images
@@ -57,7 +56,7 @@ def follow(command: str) -> None:
     arguments = words[words.index("dsmooth") + 1 :]
     prog, kind, options = _kind(arguments)
     if prog == "dsmooth reproduce":
-        assert isinstance(choose_plan(_parse(prog, kind, options)), TrainingPlan)
+        assert runs_to_train(_parse(prog, kind, options))
         return
     if prog == "dsmooth train" and not {"--resume", "--print-config"} & set(options):
         arguments.append("--print-config")
@@ -107,16 +106,17 @@ def test_every_printed_command_runs(tmp_path, monkeypatch, capsys, no_plots: Non
     assert "--data own" not in own
     assert "dataset=IMAGES" in own
 
-    plans = (
-        PretrainedPlan((), name=TITLE),
-        plan_from_preset("mnist-quick", budget=0.1),
-        plan_from_preset("photos", data_dir="images", seed=3),
-    )
+    models = load_models(["runs"])
+    stages = [SimpleNamespace(models=models, embedded=embedded) for embedded in (True, False)]
     longer = [
         command
-        for embedded in (True, False)
-        for plan in plans
-        for command in longer_training(plan, load_models(["runs"]), embedded)
+        for title, budget, options in (
+            (TITLE, None, Reproduce()),
+            ("mnist-quick", 0.1, Reproduce()),
+            ("photos", 8.0, Reproduce(seed=3, dataset=DataOptions(data_dir=Path("images")))),
+        )
+        for each in stages
+        for command in longer_training(title, budget, options, each)
     ]
     report = Path("report/report.html").read_text()
     every = set(longer) | {own} | set().union(*map(commands_in, (printed, told, report, *cards)))

@@ -6,16 +6,18 @@ import json
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dsmooth.config import ProbeSettings
+from dsmooth.commands.options import DataOptions, Reproduce
+from dsmooth.commands.reproduce import carry_out, runs_to_train
+from dsmooth.config import TrainConfig
 from dsmooth.fields import flatten
 from dsmooth.files import lock_folder
-from dsmooth.reproduce import TrainingPlan, plan_from_preset, reproduce
-from dsmooth.reproduce.stages import Sizes
+from dsmooth.remembered import remembered
 from dsmooth.runs import RunFolder, training_seconds
 from dsmooth.training import NonFiniteLoss
 from dsmooth.training.step import TrainState
@@ -24,7 +26,10 @@ from tests.helpers.report_checks import check_self_contained, without_plots
 from tests.helpers.tiny_runs import tiny
 
 IMAGES = 160
-SIZES = Sizes(9, 12, ProbeSettings(train_images=12, test_images=6, epochs=1))
+
+
+def reproduce(out: Path, runs: tuple[TrainConfig, ...], **options: Any) -> int:
+    return carry_out(Reproduce(out=out, count=9, scored_images=12, **options), runs)
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +37,18 @@ def data(made: Path) -> Path:
     return made / "images"
 
 
-def tiny_plan(data: Path, images: int = IMAGES, seed: int = 0) -> TrainingPlan:
-    given = {"data": "folder", "data_dir": str(data), "dropout": 0.0, "seed": seed}
+def tiny_runs(data: Path, images: int = IMAGES, seed: int = 0) -> tuple[TrainConfig, ...]:
+    settings = {"data": "folder", "data_dir": str(data), "dropout": 0.0, "seed": seed}
     sizes = {"warmup_images": 0, "evaluations": 2, "evaluation_images": 4}
     counts = {"noisy": images, "denoiser": images, "plain": 32}
-    configs = (tiny(role, images=count, **given, **sizes) for role, count in counts.items())
-    return TrainingPlan("tiny", tuple(configs))
+    return tuple(tiny(role, images=count, **settings, **sizes) for role, count in counts.items())
 
 
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("once") / "out"
     with without_plots():
-        assert reproduce(out, tiny_plan(data), sizes=SIZES) == 0
+        assert reproduce(out, tiny_runs(data)) == 0
     return out
 
 
@@ -72,24 +76,24 @@ def test_everything_is_there_and_names_no_path(finished: Path, data: Path) -> No
 
 
 def test_other_folders_are_refused_and_left_alone(finished: Path, data: Path, tmp_path) -> None:
-    others = {"images": tiny_plan(data, images=128), "seed": tiny_plan(data, seed=1)}
-    for name, plan in others.items():
-        with pytest.raises(ValueError, match=f"holds another reproduction: its .*{name} is"):
-            reproduce(finished, plan, sizes=SIZES)
+    others = {"images": tiny_runs(data, images=128), "seed": tiny_runs(data, seed=1)}
+    for name, runs in others.items():
+        with pytest.raises(ValueError, match=f"holds another result: its .*{name} is"):
+            reproduce(finished, runs)
     with lock_folder(finished, "someone"), pytest.raises(ValueError, match="is at work in"):
-        reproduce(finished, tiny_plan(data), sizes=SIZES)
+        reproduce(finished, tiny_runs(data))
     (tmp_path / "thesis.tex").write_text("words")
-    refuses("holds no reproduction", reproduce, tmp_path, tiny_plan(data))
+    refuses("holds no reproduction", reproduce, tmp_path, tiny_runs(data))
     out, words = tmp_path / "out", "`only=probes` needs trained models, and noisy"
-    refuses("data_dir", reproduce, out, tiny_plan(tmp_path / "nowhere"), error=FileNotFoundError)
-    refuses(words, reproduce, out, tiny_plan(data), only="probes")
+    refuses("data_dir", reproduce, out, tiny_runs(tmp_path / "nowhere"), error=FileNotFoundError)
+    refuses(words, reproduce, out, tiny_runs(data), only="probes")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_stopped_and_resumed_is_the_uninterrupted_run(
     finished, data, tmp_path, monkeypatch, capsys, no_plots
 ) -> None:
-    out, step, plan = tmp_path / "stopped", TrainState.step, tiny_plan(data)
+    out, step, runs = tmp_path / "stopped", TrainState.step, tiny_runs(data)
 
     def stop(state: TrainState) -> None:
         step(state)
@@ -98,11 +102,11 @@ def test_stopped_and_resumed_is_the_uninterrupted_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainState, "step", stop)
-        assert reproduce(out, plan, sizes=SIZES) == 128 + signal.SIGINT
+        assert reproduce(out, runs) == 128 + signal.SIGINT
     assert "repeat the same command to go on" in capsys.readouterr().out
     assert not RunFolder(out / "denoiser").is_finished()
     assert (out / "denoiser" / "checkpoint.safetensors").exists()
-    assert reproduce(out, plan, sizes=SIZES) == 0
+    assert reproduce(out, runs) == 0
     for role in ("noisy", "denoiser", "plain"):
         one, two = (folder / role / "model.safetensors" for folder in (finished, out))
         assert one.read_bytes() == two.read_bytes()
@@ -111,25 +115,44 @@ def test_stopped_and_resumed_is_the_uninterrupted_run(
 
 
 def test_a_failing_run_says_why_and_the_finished_one_stays(data: Path, tmp_path: Path) -> None:
-    noisy, denoiser, _ = tiny_plan(data, images=32).configs
+    noisy, denoiser, _ = tiny_runs(data, images=32)
     too_fast = replace(denoiser, learning_rate=1e30, clip_norm=None)
     with pytest.raises(NonFiniteLoss, match="the loss is"):
-        reproduce(tmp_path / "out", TrainingPlan("bad", (noisy, too_fast)))
+        reproduce(tmp_path / "out", (noisy, too_fast))
     assert RunFolder(tmp_path / "out" / "noisy").is_finished()
 
 
 @pytest.mark.quick
-def test_plan_shares_the_budget() -> None:
-    plan = plan_from_preset("mnist-quick", budget=10, seed=3)
-    assert [config.role for config in plan.configs] == ["noisy", "denoiser", "plain"]
-    assert [config.budget for config in plan.configs] == pytest.approx([4, 4, 2])
-    assert {config.seed for config in plan.configs} == {3}
-    assert all(config.images is None for config in plan.configs)
+def test_runs_share_the_budget() -> None:
+    runs = runs_to_train(Reproduce(budget=10, seed=3))
+    assert [config.role for config in runs] == ["noisy", "denoiser", "plain"]
+    assert [config.budget for config in runs] == pytest.approx([4, 4, 2])
+    assert {config.seed for config in runs} == {3}
+    assert all(config.images is None for config in runs)
     for budget, evaluations in ((0.1, 1), (2.0, 2), (600.0, 8)):  # a short run is scored less often
-        configs = plan_from_preset("mnist-quick", budget=budget).configs
-        assert [config.evaluations for config in configs[:2]] == [evaluations] * 2
+        runs = runs_to_train(Reproduce(budget=budget, dataset=DataOptions(data_dir=Path("x"))))
+        assert [config.evaluations for config in runs[:2]] == [evaluations] * 2
+        assert runs[0].data_dir == "x"
     for budget in (0.0, -1.0, float("nan"), float("inf")):
-        refuses("budget", plan_from_preset, "mnist-quick", budget=budget)
+        refuses("budget", runs_to_train, Reproduce(budget=budget))
+
+
+@pytest.mark.quick
+def test_a_result_is_computed_once_for_each_request(tmp_path: Path) -> None:
+    path, calls = tmp_path / "result.json", []
+
+    def compute() -> dict[str, Any]:
+        calls.append(1)
+        return {"value": len(calls), "pair": (1, 2)}
+
+    first = remembered(path, {"seed": 0, "sizes": (8, 8)}, compute)
+    assert first == {"asked": {"seed": 0, "sizes": [8, 8]}, "value": 1, "pair": [1, 2]}
+    assert remembered(path, {"seed": 0, "sizes": (8, 8)}, compute) == first
+    assert remembered(path, {"seed": 0, "sizes": (8, 8)}, compute, again=True)["value"] == 2
+    words = r"result.json holds another result: its seed is 0, not 1; choose another folder"
+    refuses(words, remembered, path, {"seed": 1, "sizes": (8, 8)}, compute, replace=False)
+    assert json.loads(path.read_text())["value"] == 2
+    assert remembered(path, {"seed": 1}, compute)["value"] == 3
 
 
 @pytest.mark.quick

@@ -16,20 +16,35 @@ import pytest
 import torch
 
 import dsmooth
+from dsmooth.commands.options import Reproduce
+from dsmooth.commands.reproduce import carry_out
 from dsmooth.config import ProbeSettings, ReproductionStage
 from dsmooth.data import to_float
 from dsmooth.data.mnist import load_embedded_mnist
 from dsmooth.data.order import choose_images
-from dsmooth.evaluate.likelihood import evaluate_bits_per_dim
+from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
 from dsmooth.models import load_models
-from dsmooth.reproduce import PretrainedPlan, Sizes, reproduce, stages
+from dsmooth.pretrained import TITLE
+from dsmooth.reproduce import stages
 from dsmooth.reproduce.results import describe_model
-from dsmooth.reproduce.stages import PROBED
+from dsmooth.reproduce.stages import PROBED, Stages
 from dsmooth.runs import RunFolder
+from dsmooth.sampling.request import Request
 from tests.helpers.command_runs import save_run
 from tests.helpers.report_checks import check_self_contained, without_plots
 
-SIZES = Sizes(9, 12, ProbeSettings(train_images=12, test_images=6, epochs=1))
+SMALL = {
+    "count": 9,
+    "scored_images": 12,
+    "probes": ProbeSettings(train_images=12, test_images=6, epochs=1),
+}
+
+
+def reproduce(out: Path, models: tuple[Path, ...], **options: Any) -> int:
+    sizes = {"count": 9, "scored_images": 12, "probe_train_images": 12, "probe_test_images": 6}
+    return carry_out(Reproduce(out=out, models=models, **{**sizes, **options}), ())
+
+
 RESULTS = {
     "samples": "samples/two-step.npz",
     "bits-per-dim": "bits_per_dim.json",
@@ -50,7 +65,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
 def reported(given: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report") / "out"
     with without_plots():
-        assert reproduce(out, PretrainedPlan(given), sizes=SIZES) == 0
+        assert reproduce(out, given) == 0
     return out
 
 
@@ -89,8 +104,8 @@ def test_given_models_are_measured_and_reported(reported: Path) -> None:
 def test_no_finished_stage_is_repeated_but_the_one_that_is_asked_for(given, again, stage) -> None:
     """Samples are read whatever their number."""
     before, results = stamps(again), (again / "results.json").read_bytes()
-    sizes = SIZES if stage in (None, "samples") else replace(SIZES, count=5)
-    assert reproduce(again, PretrainedPlan(given), sizes=sizes, only=stage) == 0
+    count = 9 if stage in (None, "samples") else 5
+    assert reproduce(again, given, count=count, only=stage) == 0
     after = stamps(again)
     assert {name for name in after if after[name] != before[name]} == {stage} - {None}
     assert (again / "results.json").read_bytes() == results
@@ -101,20 +116,19 @@ def test_numbers_are_of_their_images_seed_and_settings(given: tuple[Path, ...], 
     other = replace(models, smoothed=copy.copy(models.pair))
     other.pair.smoothing = dsmooth.GaussianSmoothing(0.5)
     cases = ((models, 0, 0), (models, 7, 0), (models, 7, 4), (other, 7, 4))
+    small = {**SMALL, "scored_images": 4}
     for chosen, seed, first in cases:
         data = every.part(slice(first, first + 6))
-        one = stages.Stages(tmp_path, chosen, every, data, replace(SIZES, scored_images=4), seed)
-        pair = evaluate_bits_per_dim(chosen.pair, data, seed=seed, limit=4)
+        one = Stages(tmp_path, chosen, every, data, **small, seed=seed)
+        pair = bits_per_dim(score_pair(chosen.pair, data, seed=seed, limit=4))
         assert one.bits_per_dim()["pair"]["value"] == pair.value
-        found = one.compare({"plain": to_float(choose_images(every.part(slice(6)), 3))})
-        distances = [found["distances"][name]["value"] for name in ("plain", "real")]
-        assert (distances[0] == distances[1]) == (first == 0)  # the floor is of such images
-    frechet = replace(one, only="frechet")
-    assert one.probe()["accuracy"] == frechet.probe()["accuracy"]
-    assert replace(frechet, test_set=every).probe() == {}  # of other images
-    kept = (tmp_path / "frechet.json").read_bytes()
-    assert frechet.compare({}) == found
-    assert (tmp_path / "frechet.json").read_bytes() == kept
+        x = to_float(choose_images(every.part(slice(6)), 3))
+        replace(one, only="samples").images("plain", Request(3), lambda x=x: x, 0)
+        distances = one.compare()["distances"]
+        same = distances["plain"]["value"] == distances["real"]["value"]
+        assert same == (first == 0)  # the floor is of such images
+    assert one.results("frechet").keys() == {"frechet"}
+    assert replace(one, test_set=every).results("frechet") == {}  # of other images
 
 
 def test_results_of_other_weights_and_damaged_ones_are_not_reported(given, again) -> None:
@@ -123,25 +137,22 @@ def test_results_of_other_weights_and_damaged_ones_are_not_reported(given, again
     )
     probes["asked"]["weights_sha256"]["noisy"] = "0" * 64
     (again / "probes.json").write_text(json.dumps(probes))
-    assert reproduce(again, PretrainedPlan(given), sizes=SIZES, only="receptive-field") == 0
+    assert reproduce(again, given, only="receptive-field") == 0
     assert "probes" not in json.loads((again / "results.json").read_text())
     models, digits = load_models(given), load_embedded_mnist("test")
     models.pair.noisy.head.bias.data += 0.1
-    before = {path: path.read_bytes() for path in (again / "samples").glob("*.npz")}
-    stages.Stages(again, models, digits, digits, SIZES).draw()
-    assert [path.stem for path in before if before[path] == path.read_bytes()] == ["plain"]
+    assert Stages(again, models, digits, digits).pictures() == {}
     (again / "bits_per_dim.json").write_text(json.dumps({**bits, "pair": None}))
     with pytest.raises(ValueError, match=r"holds a result that cannot be reported .*`only=STAGE`"):
-        reproduce(again, PretrainedPlan(given), sizes=SIZES, only="receptive-field")
+        reproduce(again, given, only="receptive-field")
 
 
 def test_models_with_classes(tmp_path: Path, no_plots: None) -> None:
     for role in ("noisy", "denoiser", "plain"):
         save_run(tmp_path / role, role, size=28, n_classes=10)
-    plan = PretrainedPlan((tmp_path, tmp_path / "plain"))
-    only: tuple[ReproductionStage, ...] = ("samples", "probes")
-    for stage in only:
-        assert reproduce(tmp_path / "out", plan, sizes=SIZES, only=stage) == 0
+    for stage in ("samples", "probes"):
+        models = tmp_path, tmp_path / "plain"
+        assert reproduce(tmp_path / "out", models, only=stage) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {"noisy", "denoiser"} <= results["probes"]["accuracy"].keys()  # by a label of zeros
     x = np.load(tmp_path / "out" / "samples" / "plain.npz")
@@ -159,12 +170,12 @@ def test_a_stopped_stage_leaves_the_finished_ones(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("dsmooth.reproduce.stages.Stages.compare", stop)
-        assert reproduce(again, PretrainedPlan(given), sizes=SIZES) == 130
+        patch.setattr(Stages, "compare", stop)
+        assert reproduce(again, given) == 130
     assert "repeat the same command to go on" in capsys.readouterr().out
     before = stamps(again) | before
     assert before.keys() == RESULTS.keys() - {"frechet"}
-    assert reproduce(again, PretrainedPlan(given), sizes=SIZES) == 0
+    assert reproduce(again, given) == 0
     assert stamps(again).items() >= before.items()
     assert (again / "results.json").read_bytes() == (reported / "results.json").read_bytes()
 
@@ -172,8 +183,8 @@ def test_a_stopped_stage_leaves_the_finished_ones(
 def test_one_stage_alone_and_of_a_saved_pair(given, reported, tmp_path, no_plots) -> None:
     denoiser, plain, noisy = given
     load_models([noisy, denoiser]).pair.save_pretrained(tmp_path / "pair")
-    plan, out = PretrainedPlan((tmp_path / "pair", plain)), tmp_path / "out"
-    assert reproduce(out, plan, sizes=SIZES, only="bits-per-dim") == 0
+    out = tmp_path / "out"
+    assert reproduce(out, (tmp_path / "pair", plain), only="bits-per-dim") == 0
     assert stamps(out).keys() == {"bits-per-dim"}
     one, two = ((path / "bits_per_dim.json").read_bytes() for path in (reported, out))
     assert one == two
@@ -186,39 +197,56 @@ def test_what_is_stopped_leaves_the_earlier_probes_and_no_picture_missing(
     given: tuple[Path, ...], again: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, digits = load_models(given), load_embedded_mnist("test")
-    alone = stages.Stages(again, models, digits, digits, SIZES, only="probes")
+    alone = Stages(again, models, digits, digits, **SMALL, only="probes")
     before, calls = (again / "probes.json").read_bytes(), itertools.count()
+    real = os.replace
 
-    def stop(*_: Any, **__: Any) -> None:
+    def stop(*files: Path) -> None:
         if next(calls):
             raise KeyboardInterrupt
+        real(*files)
 
     with monkeypatch.context() as patch:
-        patch.setattr("dsmooth.evaluate.probe.write_json", stop)
+        patch.setattr("os.replace", stop)
         with pytest.raises(KeyboardInterrupt):
             alone.probe()
     assert (again / "probes.json").read_bytes() == before
-    unfinished = again / "probes-unfinished.json"
-    unfinished.write_text("{}")
-    replace(alone, only="samples").probe()
-    assert unfinished.exists()
+    assert [path.name for path in again.glob("probes-*")] == ["probes-noisy.json"]
     results = alone.probe()
     assert (again / "probes.json").read_bytes() != before
     assert not [*again.glob("probes-*")]
-    kept = digits.part(slice(12)).digest, digits.part(slice(6)).digest
-    assert results["asked"]["data_sha256"] == dict(zip(("train", "test"), kept, strict=True))
+    assert results["asked"]["data_sha256"] == {"train": digits.digest, "test": digits.digest}
 
-    real, drawn = os.replace, replace(alone, only=None)
-    for first in (0, 1):  # of the two files of a kind of samples
+    drawn = replace(alone, only=None)
+    for first in (0, 1):  # of the three files of a kind of samples
         shutil.rmtree(again / "samples")
         calls = itertools.count(first)
         with monkeypatch.context() as patch:
-            patch.setattr("os.replace", lambda *files: (stop(), real(*files)))
+            patch.setattr("os.replace", stop)
             with pytest.raises(KeyboardInterrupt):
                 drawn.draw()
         drawn.draw()
         names = {path.stem for path in (again / "samples").glob("*.npz")}
         assert {path.stem for path in (again / "samples").glob("*.png")} == names
+    samples = again / "samples"
+    (samples / "plain.npz").unlink()
+    drawn.draw()
+    assert (samples / "plain.npz").exists()
+
+
+def test_packaged_models_are_meant_and_named_whatever_folder_is_here(
+    given: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_plots: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in given:
+        shutil.copytree(folder, tmp_path / "mnist" / folder.name)
+    for models, title in (((), TITLE), ((Path("mnist"),), "models that were given")):
+        out = Path(f"out{len(models)}")
+        assert reproduce(out, models, only="receptive-field") == 0
+        results = json.loads((out / "results.json").read_text())
+        assert (results["name"], "card" in results) == (title, not models)
+        n_filters = results["runs"]["noisy"]["settings"]["model"]["n_filters"]
+        assert (n_filters == 4) == bool(models)
 
 
 def test_a_model_is_described_without_a_pair_or_an_evaluation(tmp_path: Path) -> None:
@@ -238,18 +266,11 @@ def test_black_pixels_are_black_in_every_colour() -> None:
 def test_features_are_in_bfloat16_where_the_machine_is_fast_at_it(
     given: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
 ) -> None:
-    """And of the reproduction's seed."""
-    seen: list[str] = []
-
-    def probe_pair(*_: Any, precision: str, settings: ProbeSettings, **__: Any) -> dict[str, Any]:
-        seen.append(precision)
-        assert settings.seed == 7
-        return {}
-
     monkeypatch.setattr(stages, "has_fast_bfloat16", lambda device: fast)
-    monkeypatch.setattr(stages, "probe_pair", probe_pair)
     models, digits = load_models(given), load_embedded_mnist("test")
+    precisions = []
     for precision in ("auto", "float32"):
-        folder = tmp_path / precision
-        stages.Stages(folder, models, digits, digits, SIZES, 7, precision=precision).probe()
-    assert seen == ["bfloat16" if fast else "auto", "float32"]
+        out = tmp_path / precision
+        result = Stages(out, models, digits, digits, **SMALL, precision=precision).probe()
+        precisions.append(result["asked"]["precision"])
+    assert precisions == ["bfloat16" if fast else "auto", "float32"]

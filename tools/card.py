@@ -36,7 +36,7 @@ from dsmooth.pretrained import find
 from dsmooth.progress import progress
 from dsmooth.report.page import grid, render
 from dsmooth.reproduce.results import describe_machine, describe_model
-from dsmooth.reproduce.stages import Sizes, Stages, black_share, bytes_to_compare
+from dsmooth.reproduce.stages import Stages, black_share, bytes_to_compare
 from dsmooth.runs import RunFolder
 from dsmooth.training.settings import differences
 from dsmooth.training.step import total_images
@@ -102,8 +102,11 @@ def write_card(
     """Measure a pair by `count` samples and test images, write its card, and return card.json."""
     models = load_models([folder, *filter(Path.exists, [folder / "plain"])])
     guidance = 0.1 if models.n_classes else 0.0
-    stages = Stages(work, models, train_set, test_set, Sizes(count, count), guidance=guidance)
-    pictures, key = stages.draw(), {"count": count, "weights_sha256": models.digests()}
+    stages = Stages(
+        work, models, train_set, test_set, count=count, scored_images=count, guidance=guidance
+    )
+    stages.draw()
+    pictures = stages.pictures()
     card: dict[str, Any] = {
         "dsmooth": __version__,
         "machine": describe_machine(models.device),
@@ -111,13 +114,15 @@ def write_card(
         "data": {"train_images": len(train_set), "test_images": len(test_set)},
         "runs": {r: describe_model(r, models, test_set, len(train_set)) for r in models.networks},
         "bits_per_dim": stages.bits_per_dim(n_noise=2),
-        "samples": stages.stored("samples", key, lambda: measure_samples(stages, pictures)),
+        "samples": stages.remember(
+            "samples", {"count": count}, lambda: measure_samples(stages, pictures)
+        ),
         "probes": {},
     }
     told = models.n_classes > 0 and test_set.has_classes(models.class_names)
     if models.n_classes:
         measure = measure_classes if told else measure_clusters
-        card["classes"] = stages.stored("classes", key, lambda: measure(stages))
+        card["classes"] = stages.remember("classes", {}, lambda: measure(stages))
     for kind, only in {} if told else PROBED.items():
         settings = ProbeSettings(input=kind, train_images=6 * count, test_images=count)
         card["probes"][kind] = probe_pair(
@@ -141,7 +146,7 @@ def write_card(
 
 def measure_samples(stages: Stages, pictures: Mapping[str, Tensor]) -> dict[str, Any]:
     """Fréchet distances of the first samples, and how sure the classifier is of their digits."""
-    network, count = make_extractor("mnist-classifier"), stages.sizes.count
+    network, count = make_extractor("mnist-classifier"), stages.count
     others = choose_images(stages.test_set, count)
     _, real = measure_images(network, "real images", stages.train_set.images, progress=progress)
     results = {}

@@ -14,13 +14,7 @@ from .._version import __version__
 from ..data import ImageDataset
 from ..distributed import process_group, rank_and_size
 from ..evaluate.classes import bits_by_class, classify
-from ..evaluate.likelihood import (
-    Scores,
-    bits_per_dim,
-    paired_difference,
-    score_pair,
-    score_plain,
-)
+from ..evaluate.likelihood import Scores, measure_bits
 from ..evaluate.sources import choose_data, describe_data
 from ..fields import check_whole
 from ..files import json_text, write_json
@@ -46,8 +40,8 @@ def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions) -> None:
     screen, aside, first = sys.stdout, options.out == STDOUT, rank_and_size()[0] == 0
     if not aside:
         check_output(options.out, ".json")
-    told = redirect_stdout(sys.stderr) if aside and first else nullcontext()
-    with silence() if options.execution.quiet else told:
+    redirected = redirect_stdout(sys.stderr) if aside and first else nullcontext()
+    with silence() if options.execution.quiet else redirected:
         with process_group():
             if isinstance(options, BitsOptions):
                 numbers = evaluate_bits(options)
@@ -67,47 +61,26 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
     """`dsmooth evaluate bpd`."""
     device = choose_device(options.execution.device)
     models = load_models([*options.models, *filter(None, [options.plain])])
-    pair = models.pair if models.plain is None else models.smoothed
-    dataset = choose_data(models, **vars(options.dataset)).load(options.split)
+    images = options.dataset
+    choice = choose_data(models, images.data, images.data_dir, images.image_size)
+    dataset = choice.load(options.split)
     if options.per_class:
         dataset.known_labels("per_class")  # refused before any work
-    n = len(dataset) if options.limit is None else min(options.limit, len(dataset))
-    settings: dict[str, Any] = {"limit": options.limit, "batch_size": options.batch_size}
-    every: dict[str, Scores] = {}
-    result: dict[str, Any] = {
-        "unit": "bits/dim",
-        "data": {**describe_data(dataset), "n_images": n},
-        "seed": options.seed,
-    }
-    digests = models.to(device).digests()
-    with autocast(device, options.execution.precision):
-        if pair is not None:
-            with progress("bits/dim of the pair", n) as done:
-                every["pair"] = score_pair(
-                    pair,
-                    dataset,
-                    n_noise=options.n_noise,
-                    seed=options.seed,
-                    clean_noise=models.clean_noise,
-                    progress=done,
-                    **settings,
-                )
-            result["pair"] = {
-                "weights_sha256": [digests[role] for role in ("noisy", "denoiser")],
-                **asdict(bits_per_dim(every["pair"])),
-            }
-        if models.plain is not None:
-            with progress("bits/dim of the plain model", n) as done:
-                every["plain"] = score_plain(models.plain, dataset, progress=done, **settings)
-            numbers = asdict(bits_per_dim(every["plain"]))
-            result["plain"] = {"weights_sha256": [digests["plain"]], **numbers}
-    if len(every) > 1:
-        difference = paired_difference(every["pair"], every["plain"])
-        result["pair_less"] = {"plain": asdict(difference)}
+    result, scores = measure_bits(
+        models.to(device),
+        dataset,
+        limit=options.limit,
+        n_noise=options.n_noise,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        precision=options.execution.precision,
+    )
+    n = next(iter(scores.values())).n_images
+    result |= {"data": {**describe_data(dataset), "n_images": n}, "seed": options.seed}
     say_hidden(models, dataset)
     print_bits(result, f"bits/dim · {dataset.source}, {dataset.split}: {n:,} images")
     if options.per_class:
-        result["classes"] = bits_of_classes(every, dataset)
+        result["classes"] = bits_of_classes(scores, dataset)
     return result
 
 
@@ -134,17 +107,17 @@ def print_bits(result: Mapping[str, Any], title: str) -> None:
         print(f"pair less plain, paired over images: {value}")
 
 
-def bits_of_classes(every: Mapping[str, Scores], dataset: ImageDataset) -> dict[str, Any]:
+def bits_of_classes(scores: Mapping[str, Scores], dataset: ImageDataset) -> dict[str, Any]:
     """The rows of each class as JSON, which are printed too."""
     labels = dataset.known_labels()
-    found = {k: bits_by_class(v, labels[: v.n_images]) for k, v in every.items()}
+    classes = {k: bits_by_class(v, labels[: v.n_images]) for k, v in scores.items()}
     rows = []
-    for same in zip(*found.values(), strict=True):
+    for same in zip(*classes.values(), strict=True):
         values = (decimals(row.value, error=row.standard_error) for row in same)
         rows.append([str(same[0].label), f"{same[0].n_images:,}", *values])
-    head = ["class", "images", *(f"{name}: bits/dim" for name in found)]
+    head = ["class", "images", *(f"{name}: bits/dim" for name in classes)]
     Table(head, rows, "bits/dim of each class").show()
-    return {name: list(map(asdict, same)) for name, same in found.items()}
+    return {name: list(map(asdict, same)) for name, same in classes.items()}
 
 
 def evaluate_classify(options: ClassifyOptions) -> dict[str, Any]:
@@ -153,7 +126,9 @@ def evaluate_classify(options: ClassifyOptions) -> dict[str, Any]:
     models = load_models(options.models).to(device)
     if models.smoothed is not None and models.plain is not None:
         raise ValueError("name a pair or a plain model: one of them classifies at a time")
-    dataset = choose_data(models, **vars(options.dataset)).load(options.split)
+    images = options.dataset
+    choice = choose_data(models, images.data, images.data_dir, images.image_size)
+    dataset = choice.load(options.split)
     n = len(dataset) if options.limit is None else min(options.limit, len(dataset))
     with progress("classifying", n) as done, autocast(device, options.execution.precision):
         result = classify(
@@ -167,16 +142,16 @@ def evaluate_classify(options: ClassifyOptions) -> dict[str, Any]:
         )
     draws = options.n_noise if models.smoothed is not None else None  # None: exact likelihoods
     error = "" if result.accuracy_error is None else f" ± {100 * result.accuracy_error:.2f}"
-    how = "by exact likelihoods"
+    rule = "by exact likelihoods"
     if draws is not None:
-        how = f"by importance-weighted bounds of {draws} draw{'s' * (draws > 1)}"
+        rule = f"by importance-weighted bounds of {draws} draw{'s' * (draws > 1)}"
     k = result.log_likelihoods.shape[1]
     print(
         f"{100 * result.accuracy:.2f} %{error} of {n:,} images classified correctly, "
         f"{dataset.source}, {dataset.split}"
     )
     print(f"p(label | x) of the true label: {result.bits:.4f} bits ({math.log2(k):.2f} by chance)")
-    print(f"Bayes' rule over {k} classes of equal prior probability, {how}")
+    print(f"Bayes' rule over {k} classes of equal prior probability, {rule}")
     return {
         "accuracy": result.accuracy,
         "accuracy_error": result.accuracy_error,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -48,32 +47,32 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
     if options.per_class and options.reference is not None:
         raise ValueError("--per-class needs the images of a data set, not --reference")
     extractor = make_extractor(options.extractor, device=choose_device(options.execution.device))
-    models = models_to_draw(options)
-    choice = choose_data(models, **vars(options.dataset))
-    real, described, others = load_real(options, choice, models)
+    models, images = models_to_draw(options), options.dataset
+    choice = choose_data(models, images.data, images.data_dir, images.image_size)
+    real, source, floor = load_real(options, choice, models)
     reference = real if isinstance(real, FeatureStatistics) else real.images
     if options.save_reference and not isinstance(reference, Tensor):
         raise ValueError("--save-reference needs real images, not the statistics of --reference")
     # A misfit is refused before anything is drawn.
     if options.per_class and (models is None or models.n_classes == 0):
         raise ValueError("--per-class needs samples of models with classes")
-    if others is not None:
+    if floor is not None:
         if models is not None:
-            check_shape(options, models.image_shape, others)
-        features, _ = extract_features(others.images[:1], extractor)
+            check_shape(options, models.image_shape, floor)
+        features, _ = extract_features(floor.images[:1], extractor)
         if isinstance(reference, FeatureStatistics):
             check_statistics(reference, extractor, features.shape[1])
     samples, drawing, labels = collect_samples(options, models)
-    shape = image_shape(reference if others is None else others.images)
+    shape = image_shape(reference if floor is None else floor.images)
     if shape is not None and shape[0] == 1:
         samples = replace(samples, images=as_grey(samples.images))
-    if others is not None:
-        check_shape(options, tuple(samples.images.shape[1:]), others)
+    if floor is not None:
+        check_shape(options, tuple(samples.images.shape[1:]), floor)
     result = compare_images(
         samples.images,
         reference,
         extractor,
-        floor=None if others is None else choose_images(others, len(samples.images)),
+        floor=None if floor is None else choose_images(floor, len(samples.images)),
         seed=options.seed,
         progress=progress,
     )
@@ -84,18 +83,24 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
         **result.as_json(),
         "warnings": warnings,
         "samples": {"source": samples.source, "left_out": samples.diverged, **drawing},
-        "reference": described,
+        "reference": source,
         "floor_images": None
-        if others is None
-        else {**describe_data(others), "n_images": result.n_floor},
+        if floor is None
+        else {**describe_data(floor), "n_images": result.n_floor},
         "bytes": BYTES,
         "seed": options.seed,
     }
     print_comparison(numbers, result)
-    if options.per_class and isinstance(real, ImageDataset) and labels is not None:
-        numbers["classes"] = distances_of_classes(samples, labels, (real, others), extractor)
+    if options.per_class and isinstance(real, ImageDataset) and floor and labels is not None:
+        numbers["classes"] = distances_of_classes(
+            samples,
+            labels,
+            (real.images, real.known_labels()),
+            (floor.images, floor.known_labels()),
+            extractor,
+        )
     if options.save_reference and rank_and_size()[0] == 0:
-        result.reference.description.update(described)
+        result.reference.description.update(source)
         result.reference.save(options.save_reference)
         print(f"wrote {options.save_reference}")
     return numbers
@@ -133,25 +138,25 @@ def load_real(
         label = class_number(options.label, dataset.class_names)
         if label == "each":
             return dataset
-        found = dataset.part(dataset.known_labels("label") == label)
-        if len(found) < 2:
+        part = dataset.part(dataset.known_labels("label") == label)
+        if len(part) < 2:
             raise ValueError(f"{dataset.source} has fewer than two images of class {options.label}")
-        source = f"{len(found):,} images of class {options.label} of {dataset.source}"
-        return replace(found, source=source)
+        source = f"{len(part):,} images of class {options.label} of {dataset.source}"
+        return replace(part, source=source)
 
     other_split = next(split for split in SPLITS if split != options.split)
     if options.reference is None:
         dataset, others = load(options.split), load(other_split)
-        asked = {"label": options.label, "floor_sha256": others.digest}
-        return dataset, describe_data(dataset) | asked, others
+        facts = {"label": options.label, "floor_sha256": others.digest}
+        return dataset, describe_data(dataset) | facts, others
     reference = read_reference(options.reference)
     known = options.dataset.data is not None or models is not None
     if isinstance(reference, ImageSet):
         images = replace(reference, images=as_grey(reference.images))
         return images, {"source": reference.source}, load(other_split) if known else None
     saved = reference.description
-    asked = {"data": choice.name, "split": options.split, "label": options.label}
-    for option, value in asked.items():
+    named = {"data": choice.name, "split": options.split, "label": options.label}
+    for option, value in named.items():
         stated = saved.get("name" if option == "data" else option, value)
         if stated != value:
             raise ValueError(
@@ -249,18 +254,18 @@ def spread(scores: dict[str, float], key: str) -> str:
 def distances_of_classes(
     samples: ImageSet,
     labels: Tensor,
-    real: Sequence[Any],
+    reference: tuple[Tensor, Tensor],
+    floor: tuple[Tensor, Tensor],
     extractor: FeatureExtractor,
 ) -> list[dict[str, Any]]:
-    """The rows of each class as JSON, also printed. real: data sets of the reference and floor."""
+    """The rows of each class as JSON, also printed. labels: also of samples that were left out."""
     drawn = samples.images, labels[samples.kept]
-    reference, others = ((each.images, each.labels) for each in real)
-    found = frechet_by_class(drawn, reference, others, extractor, progress=progress)
+    classes = frechet_by_class(drawn, reference, floor, extractor, progress=progress)
     rows = []
-    for row in found:
+    for row in classes:
         counts = f"{row.n_samples:,}", f"{row.n_reference:,}"
         distances = decimals(row.value, error=row.error), decimals(row.floor)
         rows.append([str(row.label), *counts, *distances])
     head = ["class", "samples", "real images", "distance", "of other real images"]
     Table(head, rows, f"{extractor.distance_name} of each class").show()
-    return list(map(asdict, found))
+    return list(map(asdict, classes))

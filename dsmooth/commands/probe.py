@@ -23,7 +23,8 @@ def probe(options: Probe) -> None:
         device, path = choose_device(options.execution.device), options.out / "probes.json"
         models = load_models(options.models)
         pair = models.pair
-        choice = choose_data(models, **vars(options.dataset))
+        images = options.dataset
+        choice = choose_data(models, images.data, images.data_dir, images.image_size)
         train_set, test_set = choice.load("train"), choice.load("test")
         models.to(device)
         results = probe_pair(

@@ -1,38 +1,59 @@
-"""`dsmooth reproduce`: a plan from the command line, carried out in a folder."""
+"""`dsmooth reproduce`: the paper's experiments in one folder that remembers what is done.
+
+Train or take models, draw samples, measure bits/dim and Fréchet distances, train linear probes,
+and report.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import math
+import re
+import shlex
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from ..config import ProbeSettings
-from ..files import check_writable
-from ..pretrained import DEFAULT, TITLE, find
-from ..reproduce import BUDGET_MINUTES, PretrainedPlan, Sizes, TrainingPlan, plan_from_preset
-from ..reproduce import reproduce as carry_out
+import torch
+
+from ..config import OWN, ProbeSettings, Role, TrainConfig
+from ..distributed import broadcast_int, process_group, rank_and_size
+from ..evaluate.batches import check_images
+from ..evaluate.features import make_extractor
+from ..evaluate.sources import choose_data
+from ..files import check_writable, lock_folder
+from ..machine import choose_device, use_threads
+from ..models import load_models
+from ..presets import preset
+from ..pretrained import DEFAULT, TITLE, packaged
+from ..remembered import remembered
+from ..reproduce import Stages, report
+from ..runs import RunFolder
+from ..training import train
+from ..training.beginning import load_data
 from .options import DEFAULT_PRESET, Reproduce
+
+# Each model's part of the training time; the pair matters most.
+SHARES: dict[Role, float] = {"noisy": 0.4, "denoiser": 0.4, "plain": 0.2}
+# The least training between two evaluations of held-out images.
+EVALUATION_MINUTES = 0.4
+BUDGET_MINUTES = 8.0
+CLAIM = "reproduction.json"
 
 
 def reproduce(options: Reproduce) -> int:
     """Carry out `dsmooth reproduce`; returns the exit status."""
-    probes = ProbeSettings(
-        train_images=options.probe_train_images, test_images=options.probe_test_images
-    )
     check_writable(options.out / "report.html")
-    sizes = Sizes(options.count, options.scored_images, probes, options.extractor)
-    how = options.execution
-    return carry_out(
-        options.out,
-        choose_plan(options),
-        sizes=sizes,
-        only=options.only,
-        threads=how.threads,
-        device=how.device,
-        precision=how.precision,
-    )
+    return carry_out(options, runs_to_train(options))
 
 
-def choose_plan(options: Reproduce) -> TrainingPlan | PretrainedPlan:
-    """The plan for these options. Raises ValueError for options that do not fit together."""
+def runs_to_train(options: Reproduce) -> tuple[TrainConfig, ...]:
+    """The pair, then the plain baseline, in the budget together; none where models are taken.
+
+    Raises ValueError for options that do not fit together, and for an unknown preset.
+    """
     training = {
         "--from-scratch": options.from_scratch,
         "--preset": options.preset is not None,
@@ -41,24 +62,191 @@ def choose_plan(options: Reproduce) -> TrainingPlan | PretrainedPlan:
     chosen = [name for name, is_set in training.items() if is_set]
     if chosen and options.models:
         raise ValueError(f"{chosen[0]} is for training, and with --models nothing is trained")
-    dataset = options.dataset
-    data_dir = None if dataset.data_dir is None else str(dataset.data_dir)
     if not chosen:
         if options.download:
             raise ValueError("--download is for training: add --from-scratch")
-        folders = options.models or (Path(DEFAULT), find(DEFAULT) / "plain")
-        name = "models that were given" if options.models else TITLE
-        return PretrainedPlan(
-            folders, dataset.data, data_dir, dataset.image_size, options.seed, name
-        )
+        return ()
     for name in ("data", "image_size"):
-        if getattr(dataset, name) is not None:
+        if getattr(options.dataset, name) is not None:
             option = f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} goes with --models; what is trained, --preset says")
-    return plan_from_preset(
-        options.preset or DEFAULT_PRESET,
-        budget=BUDGET_MINUTES if options.budget is None else options.budget,
-        data_dir=data_dir,
-        download=options.download,
-        seed=options.seed,
-    )
+    budget = BUDGET_MINUTES if options.budget is None else options.budget
+    if not 0 < budget < math.inf:
+        raise ValueError(f"`budget` must be a positive number of minutes, got {budget}")
+    data_dir, runs = options.dataset.data_dir, []
+    for role, share in SHARES.items():
+        settings, minutes = preset(options.preset or DEFAULT_PRESET, role), share * budget
+        config = replace(
+            settings,
+            images=None,
+            budget=minutes,
+            data_dir=None if data_dir is None else str(data_dir),
+            download=options.download,
+            seed=options.seed,
+            # A short run must not spend its time on evaluations.
+            evaluations=max(1, min(settings.evaluations, int(minutes / EVALUATION_MINUTES))),
+        )
+        runs.append(config)
+    return tuple(runs)
+
+
+def carry_out(options: Reproduce, runs: Sequence[TrainConfig]) -> int:
+    """Train `runs` into the folder, or take models; then do what an earlier call did not do.
+
+    Writes a run folder for each model that it trains, and samples/ with a .npz array and a .png
+    grid for each method. The stages write bits_per_dim.json, frechet.json, probes.json and
+    receptive_field.json. results.json has all numbers, report.html shows them.
+    Returns the exit status: 0, or 128 + the signal's number if it was stopped; the same call then
+    goes on. Under torchrun all processes work together in every stage, and rank 0 writes.
+    """
+    out = options.out
+    with process_group(), contextlib.ExitStack() as stack:
+        use_threads(options.execution.threads)
+        check_trained(options, runs)
+        if options.extractor != "auto":
+            make_extractor(options.extractor)  # a mistake is reported before any work
+        device = choose_device(options.execution.device)
+        say_how_to_use_all_gpus()
+        budget = None
+        if runs:
+            title, names = options.preset or DEFAULT_PRESET, [out / config.role for config in runs]
+            train_set, test_set = load_data(runs[0], progress=True)
+            settings = {config.role: asdict(config) for config in runs}
+            if runs[0].budget is not None:
+                budget = BUDGET_MINUTES if options.budget is None else options.budget
+                for fields in settings.values():
+                    del fields["budget"], fields["evaluations"]  # parts of the budget in all
+            key: dict[str, Any] = {"budget": budget, "runs": settings}
+        else:
+            title, names = "models that were given", [*options.models]
+            if not names:  # a folder of one's own that is named like these is not meant
+                title, names = TITLE, [packaged()[DEFAULT], packaged()[f"{DEFAULT}-plain"]]
+            models = load_models(names).to(device)
+            images = options.dataset
+            choice = choose_data(models, images.data, images.data_dir, images.image_size)
+            train_set, test_set = choice.load("train"), choice.load("test")
+            for dataset in (train_set, test_set):
+                check_images(models.pair, dataset)
+            key = {"data": test_set.source, "weights_sha256": models.digests()}
+        stack.enter_context(claimed(out, {"name": title, "seed": options.seed, **key}))
+        try:
+            for config in runs:
+                interrupted = train_one(config, RunFolder(out / config.role), options)
+                if interrupted:
+                    print(f"stopped and saved in {out}; repeat the same command to go on")
+                    return 128 + interrupted
+            if runs:
+                models = load_models(names).to(device)
+            stages = Stages(
+                out,
+                models,
+                train_set,
+                test_set,
+                count=options.count,
+                scored_images=options.scored_images,
+                probes=ProbeSettings(
+                    train_images=options.probe_train_images,
+                    test_images=options.probe_test_images,
+                    seed=options.seed,
+                ),
+                extractor=options.extractor,
+                seed=options.seed,
+                only=options.only,
+                precision=options.execution.precision,
+            )
+            stages.run()
+        except KeyboardInterrupt:
+            print(f"\nstopped; what is done is in {out}; repeat the same command to go on")
+            return 130
+        if rank_and_size()[0] > 0:
+            return 0
+        commands = longer_training(title, budget, options, stages)
+        bound, *advice = report(stages, title, budget, commands, trained_here=bool(runs))
+        print(f"\n{bound}")
+        if any(out.glob("samples/*.png")):
+            print(f"Pictures: {out / 'samples'}/*.png")
+        print(f"Report:   {out / 'report.html'} (open it in a browser; it needs no network)")
+        for sentence in advice:
+            print(wrapped(sentence))
+    return 0
+
+
+@contextlib.contextmanager
+def claimed(out: Path, key: Mapping[str, Any]) -> Iterator[None]:
+    """Keep other processes, and other reproductions, out of a folder. ValueError in one of them."""
+    first = rank_and_size()[0] == 0
+    if (
+        first
+        and not (out / CLAIM).exists()
+        and out.exists()
+        and (out.is_file() or [*out.iterdir()])
+    ):
+        raise ValueError(f"{out} is there and holds no reproduction; choose another folder")
+    with lock_folder(out, "another dsmooth reproduce") if first else contextlib.nullcontext():
+        remembered(out / CLAIM, key, dict, replace=False)
+        yield
+
+
+def check_trained(options: Reproduce, runs: Sequence[TrainConfig]) -> None:
+    """Raise ValueError for one stage of models that are not all trained."""
+    roles = [config.role for config in runs]
+    untrained = [role for role in roles if not RunFolder(options.out / role).is_finished()]
+    if untrained and options.only:
+        raise ValueError(
+            f"`only={options.only}` needs trained models, and {' and '.join(untrained)} in "
+            f"{options.out} {'is' if len(untrained) == 1 else 'are'} not: repeat the call without "
+            "it first"
+        )
+
+
+def say_how_to_use_all_gpus() -> None:
+    """One line where there are several GPUs and one process."""
+    count = torch.cuda.device_count()
+    if count > 1 and rank_and_size()[1] == 1:
+        print(
+            f"this machine has {count} GPUs, and one process uses one of them; to use all: "
+            f"torchrun --nproc-per-node {count} -m dsmooth reproduce ..."
+        )
+
+
+def train_one(config: TrainConfig, run: RunFolder, options: Reproduce) -> int | None:
+    """Train a model unless that is done; the number of the signal that stopped it, if any."""
+    if broadcast_int(run.is_finished()):
+        print(f"{config.role}: trained already")
+        return None
+    resume = bool(broadcast_int(run.can_resume()))
+    minutes = f" for {config.budget:.3g} minutes" if config.budget and not resume else ""
+    print(f"{config.role}: {'going on' if resume else 'training'}{minutes}", flush=True)
+    device = options.execution.device
+    return train(config, run.path, resume=resume, device=device, progress=True).interrupted
+
+
+def longer_training(
+    title: str, budget: float | None, options: Reproduce, stages: Stages
+) -> list[str]:
+    """Commands that train such models for longer, or the pair that comes with the package anew."""
+    if title == TITLE:
+        return ["dsmooth reproduce --from-scratch --out from-scratch"]
+    if budget is not None:
+        minutes = max(60, round(8 * budget))
+        words = ["dsmooth", "reproduce", "--preset", title, "--budget", str(minutes)]
+        words += ["--out", f"reproduction-{minutes}", "--seed", str(options.seed)]
+        if stages.embedded:
+            words += ["--data-dir", "data", "--download"]
+        elif options.dataset.data_dir is not None:
+            words += ["--data-dir", str(options.dataset.data_dir)]
+        return [shlex.join(words)]
+    commands, models = [], stages.models
+    for role, run in models.runs.items():
+        settings = models.settings[role]
+        if run.can_resume() and run.is_finished() and settings.images and settings.data != OWN:
+            words = ["dsmooth", "train", role, "--out", str(run.path), "--resume"]
+            commands.append(shlex.join([*words, "--images", str(2 * settings.images)]))
+    return commands
+
+
+def wrapped(sentence: str) -> str:
+    """A sentence in lines, none of which ends within a command, for these are copied."""
+    unbroken = re.sub("`[^`]*`", lambda command: command[0].replace(" ", "\0"), sentence)
+    lines = textwrap.fill(unbroken, 100, break_long_words=False, break_on_hyphens=False)
+    return lines.replace("\0", " ")

@@ -5,17 +5,17 @@ from .clusters import cluster
 from .comparison import compare_images
 from .features import extract_features, make_extractor
 from .frechet import frechet_distance
-from .likelihood import conventions, evaluate_bits_per_dim, score_pair, score_plain
+from .likelihood import bits_per_dim, conventions, score_pair, score_plain
 from .probe import probe_pair
 from .receptive_field import receptive_fields
 
 __all__ = [
     "bits_by_class",
+    "bits_per_dim",
     "classify",
     "cluster",
     "compare_images",
     "conventions",
-    "evaluate_bits_per_dim",
     "extract_features",
     "frechet_by_class",
     "frechet_distance",

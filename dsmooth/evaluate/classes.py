@@ -43,9 +43,9 @@ def bits_by_class(scores: Scores, labels: Tensor) -> list[ClassBits]:
         )
     rows = []
     for label in labels.unique().tolist():
-        own = scores.of_images(labels == label)
-        first = conventions(own)[0]
-        rows.append(ClassBits(label, own.n_images, first.value, first.standard_error))
+        of_class = scores.of_images(labels == label)
+        first = conventions(of_class)[0]
+        rows.append(ClassBits(label, of_class.n_images, first.value, first.standard_error))
     return rows
 
 
@@ -82,8 +82,8 @@ def frechet_by_class(
     features: list[dict[int, Tensor]] = []  # of each class that has two images or more
     sets = {"samples": samples, "real images": reference, "other real images": others}
     for name, (images, labels) in sets.items():
-        (found, _), _ = measure_images(extractor, name, images, progress=progress)
-        parts = {label: found[labels == label] for label in labels.unique().tolist()}
+        (rows_of_set, _), _ = measure_images(extractor, name, images, progress=progress)
+        parts = {label: rows_of_set[labels == label] for label in labels.unique().tolist()}
         features.append({label: part for label, part in parts.items() if len(part) > 1})
     rows = []
     for label in sorted(features[0].keys() & features[1].keys()):

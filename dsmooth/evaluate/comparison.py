@@ -127,8 +127,8 @@ def measure_images(
 ) -> tuple[Features, FeatureStatistics]:
     """Features of images and their statistics, with a bar that says what they are."""
     with progress(f"features of {what}", len(images), "images") as done:
-        found = extract_features(images, extractor, progress=done)
-    return found, collect_statistics(found.features, images, extractor)
+        features = extract_features(images, extractor, progress=done)
+    return features, collect_statistics(features.features, images, extractor)
 
 
 def collect_statistics(

@@ -108,15 +108,15 @@ def extract_features(
     def apply(first: int) -> tuple[Tensor, Tensor | None]:
         batch = images[first : first + batch_size]
         f, g = extractor.apply(batch.to(device))
-        for what, size, found in (("features", "D", f), ("logits", "K", g)):
-            if found is None:
+        for what, size, rows in (("features", "D", f), ("logits", "K", g)):
+            if rows is None:
                 continue
-            if found.ndim != 2 or len(found) != len(batch):
+            if rows.ndim != 2 or len(rows) != len(batch):
                 raise ValueError(
                     f"{extractor.name} must return {what} ({len(batch)}, {size}), got "
-                    f"{tuple(found.shape)}"
+                    f"{tuple(rows.shape)}"
                 )
-            if not found.isfinite().all():
+            if not rows.isfinite().all():
                 raise ValueError(f"{extractor.name} returned {what} that are not finite")
         return f.float().cpu(), None if g is None else g.float().cpu()
 

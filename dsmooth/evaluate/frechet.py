@@ -83,8 +83,8 @@ def bootstrap_error(
 
     drawn = (torch.randint(n, (n,), generator=generator) for _ in range(repeats))
     distances = []
-    for found in side_by_side(distance, drawn):
-        distances.append(found)
+    for value in side_by_side(distance, drawn):
+        distances.append(value)
         progress(len(distances))
     return float(torch.tensor(distances, dtype=torch.float64).std())
 

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..config import Precision, Role
 from ..data import ImageDataset
 from ..fields import check_number
 from ..functional import logistic_mixture_log_prob
 from ..likelihoods import Likelihood
+from ..machine import autocast
+from ..models import Models
 from ..nn import PixelCNNpp
 from ..nn.images import unrounded
 from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
 from ..philox import Stream
+from ..progress import progress
 from ..smoothing import GaussianSmoothing
 from .batches import check_images, labels_for_model, nats_of_images
 
@@ -79,8 +83,13 @@ class Scores:
 
     def of_images(self, chosen: Tensor) -> Scores:
         """The scores of some images, by a mask or numbers (of columns)."""
-        there = {name: getattr(self, name) for name in TERMS}
-        return replace(self, **{k: v[:, chosen] for k, v in there.items() if v is not None})
+        return replace(
+            self,
+            discretized=self.discretized[:, chosen],
+            continuous=None if self.continuous is None else self.continuous[:, chosen],
+            noisy=None if self.noisy is None else self.noisy[:, chosen],
+            smoothing=None if self.smoothing is None else self.smoothing[:, chosen],
+        )
 
     def log_weights(self, likelihood: Likelihood) -> Tensor:
         """log p(x~) - log q(x~ | x) + log p(x | x~), or log p(x) of a plain model: (R, N).
@@ -131,13 +140,15 @@ def conventions(scores: Scores) -> list[Convention]:
 
     discrete, density = (scores.log_weights(form) for form in ("discretized", "continuous"))
     per_byte = density - scores.dimensions * math.log(127.5)
-    bytes_, given = ("bytes | class", " given the class") if scores.given_class else ("bytes", "")
+    bytes_, condition = "bytes", ""
+    if scores.given_class:
+        bytes_, condition = "bytes | class", " given the class"
     if scores.continuous is None:
         of_density = "the mass of each byte spread evenly over it, in units of [-1, 1]"
         of_byte = "the same per grey level, so the discrete number again"
     else:
         target = f"x + {scores.clean_noise:g} n" if scores.clean_noise else "x"
-        of_density = f"density of {target}{given} in units of [-1, 1]"
+        of_density = f"density of {target}{condition} in units of [-1, 1]"
         of_byte = "the same per grey level; not a probability of bytes"
     if scores.noisy is None:
         rows = [row("discrete", discrete, f"exactly -log2 P({bytes_}) / d")]
@@ -320,11 +331,11 @@ class BitsPerDim:
 def bits_per_dim(scores: Scores) -> BitsPerDim:
     """The numbers of the scores of a pair or a plain model."""
     rows, terms = conventions(scores), scores.terms
-    own = rows[0] if scores.continuous is None else next(r for r in rows if r.name == "density")
+    trained = rows[0] if scores.continuous is None else next(r for r in rows if r.name == "density")
     return BitsPerDim(
         likelihood=scores.trained_as,
-        value=own.value,
-        standard_error=own.standard_error,
+        value=trained.value,
+        standard_error=trained.standard_error,
         noisy=terms.get("noisy"),
         smoothing=terms.get("smoothing"),
         denoiser=None if scores.noisy is None else terms[scores.trained_as],
@@ -337,10 +348,46 @@ def bits_per_dim(scores: Scores) -> BitsPerDim:
     )
 
 
-def evaluate_bits_per_dim(pair: SmoothedPair, dataset: ImageDataset, **options: Any) -> BitsPerDim:
-    """The bound in the likelihood that the denoiser was trained with, and its terms.
+def measure_bits(
+    models: Models,
+    dataset: ImageDataset,
+    *,
+    limit: int | None = None,
+    n_noise: int = 1,
+    batch_size: int = 100,
+    seed: int = 0,
+    precision: Precision = "auto",
+) -> tuple[dict[str, Any], dict[str, Scores]]:
+    """The numbers of a pair, a plain model or both, and their difference, as JSON; their scores.
 
-    The bound is -E_q[log p(x~) - log q(x~ | x) + log p(x | x~)] / (d ln 2), averaged over images.
-    options, errors: those of `score_pair`.
+    Arguments and errors as for `score_pair`; the bars say how many images are done.
     """
-    return bits_per_dim(score_pair(pair, dataset, **options))
+    n = len(dataset) if limit is None else min(limit, len(dataset))
+    scores: dict[str, Scores] = {}
+    with autocast(models.device, precision):
+        if models.smoothed is not None or models.plain is None:
+            with progress("bits/dim of the pair", n) as done:
+                scores["pair"] = score_pair(
+                    models.pair,
+                    dataset,
+                    limit=limit,
+                    n_noise=n_noise,
+                    batch_size=batch_size,
+                    seed=seed,
+                    clean_noise=models.clean_noise,
+                    progress=done,
+                )
+        if models.plain is not None:
+            with progress("bits/dim of the plain model", n) as done:
+                scores["plain"] = score_plain(
+                    models.plain, dataset, limit=limit, batch_size=batch_size, progress=done
+                )
+    digests = models.digests()
+    result: dict[str, Any] = {"unit": "bits/dim"}
+    for name, score in scores.items():
+        roles: tuple[Role, ...] = ("noisy", "denoiser") if name == "pair" else ("plain",)
+        weights = [digests[role] for role in roles]
+        result[name] = {"weights_sha256": weights, **asdict(bits_per_dim(score))}
+    if len(scores) > 1:
+        result["pair_less"] = {"plain": asdict(paired_difference(scores["pair"], scores["plain"]))}
+    return result, scores

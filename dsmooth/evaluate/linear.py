@@ -24,16 +24,6 @@ STEPS_PER_EPOCH = 10
 # A step of Adam moves every weight by about its rate, and so a sum over D scaled features by up to
 # about D / 2 rates: the rate that suits every D is this number over D.
 STEP_OF_A_LOGIT = 3.0
-# As in torch.optim.Adam. That class imports torch's compiler, which takes two seconds.
-ADAM: dict[str, Any] = {
-    "beta1": 0.9,
-    "beta2": 0.999,
-    "eps": 1e-8,
-    "weight_decay": 0.0,
-    "amsgrad": False,
-    "maximize": False,
-    "fused": True,
-}
 
 
 def train_linear(
@@ -55,11 +45,11 @@ def train_linear(
     its "standard_error", "train_accuracy" and the number of "features".
     """
     mean, scale = moments(train[0], device)
-    both, gradient, first_moment, second_moment = torch.zeros(
+    parameters, gradient, first_moment, second_moment = torch.zeros(
         4, classes, len(mean) + 1, device=device
     )
-    weight, bias = both[:, :-1], both[:, -1]
-    moved = [both], [gradient], [first_moment], [second_moment]
+    weight, bias = parameters[:, :-1], parameters[:, -1]
+    moved = [parameters], [gradient], [first_moment], [second_moment]
     counts = [torch.zeros((), device=device)]  # of steps
     space = torch.empty(STEP_IMAGES, len(mean), device=device)
 
@@ -86,7 +76,20 @@ def train_linear(
             torch.sum(slope, 1, out=gradient[:, -1])
             done = (epoch * steps + first // batch) / (epochs * steps)
             rate = STEP_OF_A_LOGIT / len(mean) * (1 + math.cos(math.pi * done)) / 2
-            adam(*moved, [], counts, lr=rate, **ADAM)
+            # As torch.optim.Adam, a class that imports torch's compiler, which takes two seconds.
+            adam(
+                *moved,
+                [],
+                counts,
+                lr=rate,
+                beta1=0.9,
+                beta2=0.999,
+                eps=1e-8,
+                weight_decay=0.0,
+                amsgrad=False,
+                maximize=False,
+                fused=True,
+            )
             progress(epoch * n + first + len(rows))
 
     def accuracy(data: Labelled) -> float:

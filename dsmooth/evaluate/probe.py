@@ -11,7 +11,7 @@ import contextlib
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,15 +24,14 @@ from torch import Tensor
 
 from ..config import Pooling, Precision, ProbeSettings, Split
 from ..data import ImageDataset
-from ..distributed import barrier, broadcast_int, in_batches, rank_and_size, side_by_side
-from ..fields import difference
-from ..files import read_json, write_json
+from ..distributed import in_batches, rank_and_size, side_by_side
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
 from ..nn.pixelcnnpp import Streams
 from ..nn.weights import in_evaluation, weights_digest
 from ..pair import SmoothedPair
 from ..progress import progress
+from ..remembered import remembered
 from ..smoothing import Smoothing
 from .batches import check_images
 from .linear import FeatureMatrix, train_linear
@@ -64,6 +63,7 @@ def probe_pair(
     only: Collection[str] | None = None,
     precision: Precision = "auto",
     replace_other: bool = False,
+    again: bool = False,
 ) -> dict[str, Any]:
     """Accuracy of a linear probe after each block of both networks, and of the controls.
 
@@ -72,11 +72,11 @@ def probe_pair(
     together. Each probe also has an accuracy on the last sixth of the training images, after
     training on the others, by which `best_probe` chooses. only: what is probed (noisy, denoiser,
     pixels, plain, untrained-noisy, untrained-denoiser), by default all that there is. The result is
-    written to `path` as JSON after each network. A later call with the same settings goes on from
-    there. Features lie in the folder of `path` while they are needed. Their files have no name, so
-    nothing is left however the call ends.
+    written to `path` as JSON, and the probes of each network beside it until all are done: a later
+    call with the same settings goes on from there. Features lie in the folder of `path` while they
+    are needed. Their files have no name, so nothing is left however the call ends.
     precision: that networks compute features in; "auto" is float32. replace_other: overwrite a
-    result of other settings or weights.
+    result of other settings or weights. again: overwrite one of the same, too.
     A model with classes sees a label of zeros. Raises ValueError for data without labels or of
     another shape than the pair's, for another result in `path`, and where `only` names what there
     is not; OSError where the disk has no room for the features.
@@ -92,77 +92,54 @@ def probe_pair(
             raise ValueError(f"`{split}_images` must be at least {least}, got {len(data)}")
         if (data.known_labels() < 0).any():
             raise ValueError(f"probes need labels of 0 or more, but {data.source} has others")
-    untrained = [f"untrained-{name}" for name in ("noisy", "denoiser") if controls]
-    there = ["noisy", "denoiser", PIXELS, *["plain"] * (plain is not None), *untrained]
-    missing = [name for name in only or () if name not in there]
-    if missing or (only is not None and not only):
-        how = "; plain= gives a plain model" * ("plain" in missing)
-        got = ", ".join(missing) or "none"
-        raise ValueError(f"`only` must be among {', '.join(there)}, got {got}{how}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     pair = in_evaluation(pair)
-    cache_key = probe_key(pair, train_set, test_set, settings, plain, only, precision)
-    results = read_json(path) if path.exists() else {}
-    found = results.get("asked")
-    if found != cache_key:
-        if found and not replace_other:
-            other = difference(found, cache_key)
-            raise ValueError(f"{path} holds other probes: {other}; choose another folder")
-        unit = "fraction classified correctly"
-        results = {"unit": unit, "asked": cache_key, "accuracy": {}}
     probing = Probing(pair.smoothing, splits, settings, path.parent, precision)
-
-    def subjects() -> Iterator[tuple[str, PixelCNNpp | None]]:
-        networks = {"noisy": pair.noisy, "denoiser": pair.denoiser}
-        yield from networks.items()
-        yield PIXELS, None
-        if plain is not None:
-            yield "plain", in_evaluation(plain)
-        for name, network in networks.items() if controls else ():
-            yield f"untrained-{name}", probing.untrained(network)
-
-    for name, network in subjects():
-        if only is not None and name not in only:
-            continue
-        if broadcast_int(name not in results["accuracy"]):
-            accuracy = probing.probe(name, network)
-            if accuracy is not None:
-                results["accuracy"][name] = accuracy
-                write_json(path, results)
-    barrier()
-    found = results["accuracy"]
-    shown = {name: found[name] for name in found if only is None or name in only}
-    return {**results, "accuracy": shown}
-
-
-def probe_key(
-    pair: SmoothedPair,
-    train_set: ImageDataset,
-    test_set: ImageDataset,
-    settings: ProbeSettings,
-    plain: PixelCNNpp | None = None,
-    only: Collection[str] | None = None,
-    precision: Precision = "auto",
-) -> dict[str, Any]:
-    """All that decides the result of `probe_pair`, as JSON."""
-    networks = {"noisy": pair.noisy, "denoiser": pair.denoiser, "plain": plain}
-    train_set = train_set.part(slice(settings.train_images))
-    test_set = test_set.part(slice(settings.test_images))
+    trained = {"noisy": pair.noisy, "denoiser": pair.denoiser}
+    subjects: dict[str, Callable[[], PixelCNNpp | None]] = {
+        "noisy": lambda: pair.noisy,
+        "denoiser": lambda: pair.denoiser,
+        PIXELS: lambda: None,
+    }
+    if plain is not None:
+        trained["plain"] = in_evaluation(plain)
+        subjects["plain"] = lambda: trained["plain"]
+    if controls:
+        subjects["untrained-noisy"] = lambda: probing.untrained(pair.noisy)
+        subjects["untrained-denoiser"] = lambda: probing.untrained(pair.denoiser)
+    missing = [name for name in only or () if name not in subjects]
+    if missing or (only is not None and not only):
+        hint = "; plain= gives a plain model" * ("plain" in missing)
+        got = ", ".join(missing) or "none"
+        raise ValueError(f"`only` must be among {', '.join(subjects)}, got {got}{hint}")
+    chosen = [name for name in subjects if only is None or name in only]
     key = {
         **asdict(settings),
-        "blocks": list(settings.blocks),
-        "train_images": len(train_set),
-        "test_images": len(test_set),
+        "train_images": len(splits["train"]),
+        "test_images": len(splits["test"]),
         "data": train_set.name,
         "data_sha256": {"train": train_set.digest, "test": test_set.digest},
         "smoothing": {"kind": pair.smoothing.kind, "scale": pair.smoothing.scale},
-        "weights_sha256": {
-            name: weights_digest(network)
-            for name, network in networks.items()
-            if network is not None and (only is None or name in only)
-        },
+        "weights_sha256": {k: weights_digest(v) for k, v in trained.items() if k in chosen},
+        "precision": precision,
     }
-    return key | ({"precision": precision} if precision == "bfloat16" else {})
+    parts = {name: path.with_name(f"{path.stem}-{name}.json") for name in chosen}
+
+    def probe_one(name: str) -> dict[str, Any]:
+        return {"probes": probing.probe(name, subjects[name]())}
+
+    def probe_all() -> dict[str, Any]:
+        accuracy = {
+            name: remembered(part, key, partial(probe_one, name))["probes"]
+            for name, part in parts.items()
+        }
+        return {"unit": "fraction classified correctly", "accuracy": accuracy}
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = remembered(path, key, probe_all, again=again, replace=replace_other)
+    if rank_and_size()[0] == 0:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+    return result
 
 
 def best_probe(results: Mapping[str, Any]) -> str:
@@ -282,8 +259,8 @@ class Probing:
 
                 # The widest first, so that none is left alone at the end.
                 order = sorted(train, key=lambda block: -train[block].shape[1])
-                found = dict(zip(order, side_by_side(of_block, order), strict=True))
-        return {block: found[block] for block in train}
+                results = dict(zip(order, side_by_side(of_block, order), strict=True))
+        return {block: results[block] for block in train}
 
     def extract(
         self,
@@ -330,19 +307,20 @@ class Probing:
             )
 
 
-def pool(values: Tensor, how: Pooling | int) -> Tensor:
+def pool(values: Tensor, pooling: Pooling | int) -> Tensor:
     """values (B, F, H, W): flat, their mean (B, F), or averages over n x n parts of the map."""
-    if how == "flat":
+    if pooling == "flat":
         return values
-    if how == "mean":
+    if pooling == "mean":
         return values.mean((2, 3))
     height, width = values.shape[2:]
-    return F.adaptive_avg_pool2d(values, (min(how, height), min(how, width)))
+    return F.adaptive_avg_pool2d(values, (min(pooling, height), min(pooling, width)))
 
 
 def joined_features(streams: Iterable[Streams], parts: int) -> Tensor:
     """Features (B, D) of several blocks: both streams of each, averaged over parts x parts."""
-    return torch.cat([pool(values, parts).flatten(1) for both in streams for values in both], 1)
+    maps = [values for block in streams for values in block]
+    return torch.cat([pool(values, parts).flatten(1) for values in maps], 1)
 
 
 def hidden_label(network: PixelCNNpp, x: Tensor) -> Tensor | None:

@@ -30,8 +30,8 @@ def masked_stack(layers: int) -> nn.Sequential:
     network = nn.Sequential()
     for i in range(layers):
         conv = nn.Conv2d(FILTERS if i else 1, FILTERS, 3, padding=1)
-        own = float(i > 0)
-        conv.weight.data *= torch.tensor([[1.0, 1.0, 1.0], [1.0, own, 0.0], [0.0, 0.0, 0.0]])
+        centre = float(i > 0)
+        conv.weight.data *= torch.tensor([[1.0, 1.0, 1.0], [1.0, centre, 0.0], [0.0, 0.0, 0.0]])
         network.append(conv).append(nn.Tanh())
     return network
 

@@ -134,6 +134,8 @@ def find(
     path, folders = Path(name), packaged()
     folder = folders.get(str(name))
     if path.exists() and (folder is None or _holds_networks(path)):
+        if folder is not None:
+            LOG.warning("%s: the folder here, not the models that come with dsmooth", path)
         return path
     if folder is not None:
         return folder

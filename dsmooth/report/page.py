@@ -158,8 +158,8 @@ def below_controls(accuracy: Mapping[str, Any], title: str, name: str) -> str:
         )
         if subject in accuracy
     }
-    own = best.pop(title)
-    better = [f"{words} ({percent(value)})" for words, value in best.items() if value > own]
+    trained = best.pop(title)
+    better = [f"{words} ({percent(value)})" for words, value in best.items() if value > trained]
     if not better:
         return ""
-    return f"{title}: its best probe ({percent(own)}) is below that of {' and '.join(better)}."
+    return f"{title}: its best probe ({percent(trained)}) is below that of {' and '.join(better)}."

@@ -137,8 +137,17 @@ def probe_png(axes: Any, accuracy: Mapping[str, Mapping[str, Any]], name: str) -
             ticks = ["all" if block == TOGETHER else block for block in names]
             heights = [100 * results[block]["accuracy"] for block in names]
             errors = [100 * results[block]["standard_error"] for block in names]
-            how = {"color": colour, "label": words, "markersize": 4, "capsize": 2, "linewidth": 1.2}
-            axes.errorbar(ticks, heights, errors, fmt=fmt, **how)
+            axes.errorbar(
+                ticks,
+                heights,
+                errors,
+                fmt=fmt,
+                color=colour,
+                label=words,
+                markersize=4,
+                capsize=2,
+                linewidth=1.2,
+            )
     if PIXELS in accuracy:
         height = 100 * accuracy[PIXELS][PIXELS]["accuracy"]
         axes.axhline(height, color=DOTS, linewidth=1, linestyle=":", label="pixels")

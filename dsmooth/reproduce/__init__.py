@@ -1,13 +1,6 @@
-"""The paper's experiments in one folder: stages, facts, and the pipeline that runs them."""
+"""The paper's experiments in one folder: stages that remember their results, and a report."""
 
-from .pipeline import BUDGET_MINUTES, PretrainedPlan, TrainingPlan, plan_from_preset, reproduce
-from .stages import Sizes
+from .results import report
+from .stages import Stages
 
-__all__ = [
-    "BUDGET_MINUTES",
-    "PretrainedPlan",
-    "Sizes",
-    "TrainingPlan",
-    "plan_from_preset",
-    "reproduce",
-]
+__all__ = ["Stages", "report"]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -65,18 +64,10 @@ def gather(
     return torch.cat(parts) if parts else None
 
 
-def write_images(
-    path: Path,
-    x: Tensor,
-    request: Request,
-    key: Mapping[str, Any] | None = None,
-    *,
-    n_classes: int = 0,
-) -> None:
-    """Write the images x (N, C, H, W) of a request as one compressed .npz, with what decides them.
+def write_images(path: Path, x: Tensor, request: Request, *, n_classes: int = 0) -> None:
+    """Write the images x (N, C, H, W) of a request as one compressed .npz, with seed and labels.
 
-    key: more of that, as JSON, kept as `asked`. n_classes: of the models, whose labels are kept as
-    `label`.
+    n_classes: of the models, whose labels are kept as `label`.
     """
     arrays = {
         "x": x.numpy(force=True),
@@ -86,7 +77,7 @@ def write_images(
     labels = request.labels(n_classes)
     if labels is not None:
         arrays["label"] = labels.numpy(force=True)
-    write_npz(path, arrays if key is None else {**arrays, "asked": np.array(json.dumps(key))})
+    write_npz(path, arrays)
 
 
 def write_adm_npz(path: Path, x: Tensor) -> None:
