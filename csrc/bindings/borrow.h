@@ -64,10 +64,9 @@ const Torch& torch() {
   return interface;
 }
 
-// The tensor's description; for None, of an absent tensor. It holds while the tensor
-// lives and keeps its shape, and the name does. Throws std::invalid_argument, naming the tensor,
-// for anything else and for a tensor whose numbers its memory does not hold (a meta tensor, a
-// sparse one, a negative view).
+// The tensor's description; for None, of an absent tensor. It holds while the tensor lives and
+// keeps its shape, and the name does. Throws std::invalid_argument, naming the tensor, for anything
+// else and where memory does not hold the numbers: a meta tensor, a sparse one, a negative view.
 Borrowed borrow(const char* name, const py::object& object) {
   Borrowed borrowed{};
   borrowed.name = name;

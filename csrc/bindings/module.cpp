@@ -78,11 +78,6 @@ std::array<uint32_t, 4> philox(const std::array<uint32_t, 4>& counter,
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Native code of dsmooth. Internal: use dsmooth's Python functions.";
-#if defined(DSMOOTH_HAS_CUDA)
-  module.attr("has_cuda") = true;
-#else
-  module.attr("has_cuda") = false;
-#endif
   module.attr("has_openmp") = has_openmp();
 
   module.def("instruction_sets", &instruction_sets,

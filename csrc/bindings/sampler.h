@@ -197,6 +197,7 @@ void sample_on_cuda(const CudaSampler& sampler, const py::object& out, const py:
 }
 
 void register_cuda_sampler(py::module_& module) {
+  module.attr("has_cuda") = true;
   py::class_<Partition>(module, "Partition");
   py::class_<CudaSampler>(module, "CudaSampler")
       .def(py::init([](const py::object& program, bool bf16, int device) {
@@ -236,6 +237,7 @@ double run_tile(const CpuSampler& sampler, int calls) {
 
 // The classes CpuSampler and, where CUDA was built, CudaSampler: see dsmooth/sampling/cached.py.
 void register_sampler(py::module_& module) {
+  module.attr("has_cuda") = false;
 #if defined(DSMOOTH_HAS_CUDA)
   register_cuda_sampler(module);
 #endif

@@ -102,19 +102,16 @@ class Step {
     return true;
   }
 
-  // The parameters of a pixel, extrapolated from the pass without the condition. Below their least
-  // value log-scales mean the same, so they begin there.
+  // The parameters of a pixel, extrapolated from the pass without the condition. Its log-scales
+  // begin at the least value; from there a lower one of the other pass leads to lower ones.
   DSMOOTH_HOST_DEVICE void guide(int row, int column) {
     const int weights = n_.n_mix + n_.n_atoms, per_colour = n_.image_channels == 1 ? 2 : 3;
     w_.for_each(s_.batch / 2 * n_.n_params, [&](int i) {
       const int parameter = i % n_.n_params, slot = (parameter - weights) / n_.n_mix % per_colour;
       float* const at = address(n_.params, i / n_.n_params * 2, row, column) + parameter;
-      float with = *at, without = at[n_.caches[n_.params].stride];
-      if (parameter >= weights && slot == 1) {
-        with = with < kMinLogScale ? kMinLogScale : with;
-        without = without < kMinLogScale ? kMinLogScale : without;
-      }
-      *at = without + (1.0f + s_.guidance) * (with - without);
+      float without = at[n_.caches[n_.params].stride];
+      if (parameter >= weights && slot == 1 && without < kMinLogScale) without = kMinLogScale;
+      *at = without + (1.0f + s_.guidance) * (*at - without);
     });
     w_.sync();
   }
@@ -143,10 +140,9 @@ class Step {
 
   // The output images if they hold every pixel of a row, else null.
   DSMOOTH_HOST_DEVICE const float* known_row(int image_row) const {
-    bool known = Worker::kMasksAndConditions && s_.mask != nullptr;
-    for (int i = 0; known && i < s_.batch * s_.width; ++i)
-      known = is_known(i % s_.batch, image_row, i / s_.batch);
-    return known ? s_.out : nullptr;
+    for (int i = 0; i < s_.batch * s_.width; ++i)
+      if (!is_known(i % s_.batch, image_row, i / s_.batch)) return nullptr;
+    return s_.out;
   }
 
   DSMOOTH_HOST_DEVICE bool is_known(int b, int image_row, int column) const {

@@ -143,15 +143,12 @@ class CpuWorker {
   void matmul(const Product& product) const {
     if (now_.solo && lane_ != 0) return;
     const Job job = make_job(product);
-    if (lanes_ == 1 || now_.solo) {
-      tiles(job, 0, job.m, 0, 1);
-      return;
-    }
+    const int lanes = now_.solo ? 1 : lanes_;
     // Enough rows: each lane takes some, with all panels. Else the lanes share the panels.
-    if (job.m >= 4 * lanes_)
-      tiles(job, job.m * lane_ / lanes_, job.m * (lane_ + 1) / lanes_, 0, 1);
+    if (job.m >= 4 * lanes)
+      tiles(job, job.m * lane_ / lanes, job.m * (lane_ + 1) / lanes, 0, 1);
     else
-      tiles(job, 0, job.m, lane_, lanes_);
+      tiles(job, 0, job.m, lane_, lanes);
   }
 
   // The lane that weighs an image draws it next.
