@@ -140,7 +140,7 @@ class SmoothedPair(Pretrained):
         """Draw the missing part of images x (B, C, H, W) in [-1, 1], `draws` times for each.
 
         mask: (1, H, W) or (B, H, W) bool, True where a pixel is known; by default the upper rows,
-        the fraction `keep_top` of them. options: those of `sample`, which says what this draws
+        the fraction `keep_top` of them. options: of `sample`, which says what this draws
         from; a label for every image has B rows. Returns (B * draws, C, H, W), the completions of
         an image one after the other.
         """
@@ -277,7 +277,7 @@ class SmoothedPair(Pretrained):
         tighter in expectation. With a discretized denoiser it bounds the log-probability of bytes;
         with a continuous one a log-density in units of [-1, 1].
         The noise of row b is a function of (seed, first_index + b, draw). label: for a pair with
-        classes, as in `PixelCNNpp.forward`; the bound is then that of log p(x | label). Without
+        classes, as in `PixelCNNpp.forward`; it then bounds log p(x | label). Without
         one a weight is the sum over classes, all as likely beforehand. Raises ValueError for images
         of another size or outside [-1, 1], and for a discretized denoiser for values that are none
         of bytes.
@@ -342,8 +342,8 @@ class SmoothedPair(Pretrained):
 
         def log_prob(model: PixelCNNpp, x: Tensor, context: Tensor | None = None) -> Tensor:
             """A row for each label, a single one of a model without classes."""
-            own = labels if model.config.condition_size else labels[:1]
-            return torch.stack([model.log_prob(x, context, self.label_for(model, y)) for y in own])
+            rows = labels if model.config.condition_size else labels[:1]
+            return torch.stack([model.log_prob(x, context, self.label_for(model, y)) for y in rows])
 
         noisy, denoiser = log_prob(self.noisy, x_tilde), log_prob(self.denoiser, x, x_tilde)
         weights = noisy - self.smoothing.log_prob(x_tilde, x) + denoiser
@@ -360,12 +360,12 @@ class SmoothedPair(Pretrained):
         check_images(name, x)
         shape = (self.noisy.config.image_channels, *self.image_size)
         if tuple(x.shape[1:]) != shape:
-            how = ": crop, pad or resize the images" * (x.ndim == 4 and x.shape[1] == shape[0])
+            hint = ": crop, pad or resize the images" * (x.ndim == 4 and x.shape[1] == shape[0])
             if tuple(x.shape) == shape:
-                how = f": {name}[None] is a batch of one"
+                hint = f": {name}[None] is a batch of one"
             raise ValueError(
                 f"{name} must have shape (B, {', '.join(map(str, shape))}), got "
-                f"{tuple(x.shape)}{how}"
+                f"{tuple(x.shape)}{hint}"
             )
         if x.device != self.device:
             raise ValueError(f"{name} must be on {self.device}, as the pair is, got {x.device}")

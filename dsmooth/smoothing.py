@@ -37,7 +37,7 @@ class Smoothing:
 
     def log_density(self, noise: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """log of the density at `noise`, elementwise, nats. dtype: of the two images whose
-        difference is the noise; by default that of `noise`."""
+        difference is the noise; by default the noise's."""
         raise NotImplementedError
 
     def entropy(self, d: int) -> float:

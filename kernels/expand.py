@@ -1,6 +1,6 @@
 """The left operands of a gated resnet's matmuls: images as rows (`geometry.PaddedImages`).
 
-concat_elu(x) is F channels of elu(x) and then F of elu(-x); that of h has dropout.
+concat_elu(x) is F channels of elu(x) and then F of elu(-x); of h it has dropout.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def expand_inputs(
     x, e_ptrs, pixel, is_pixel, mask_a, plane, first_f,
     CHANNELS: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """Channels first_f .. of a plane of x (x, skip, skip), images of so many CHANNELS."""
+    """Channels first_f .. of a plane of x: x, skip and skip, which have CHANNELS."""
     F: tl.constexpr = CHANNELS[0]
     for i in tl.static_range(3):
         if CHANNELS[i] > 0:  # noqa: SIM102 - a constant, without which the rest is not compiled

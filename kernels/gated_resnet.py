@@ -3,7 +3,7 @@
     h = conv_in(E(x)) + nin(E(a)) + biases           hidden_kernel
     y = x + A sigmoid(G), (A, G) = conv_out(D E(h))  gate_kernel
 
-with E = concat_elu and dropout D. If images have biases, (A, G) get that of their image. `expand`
+with E = concat_elu and dropout D. If images have biases, (A, G) get their image's. `expand`
 writes E(x), and hidden_kernel also writes D E(h). The backward writes E again, and each data
 gradient ends with the slopes of elu. The forward saves h, the packed weights and, if they are to be
 kept, A and G. Otherwise gate_kernel with GRAD computes A and G again.
@@ -211,7 +211,7 @@ def backward(
             size = rows.batch, (rows.height + rows.above) * rows.pitch, 2 * f
             of_images = d_gates[: size[0] * size[1]].view(size)
             grads["image_bias"] = of_images.sum(1, dtype=operands.image_bias.dtype)
-    # x stands in for images and gradients that are not there.
+    # x stands in for absent images and gradients.
     images = [x, *operands.skips]
     results = [
         empty_channels_last(image, image.shape[1]) if wanted else image
@@ -281,7 +281,7 @@ def prepare_backward(
 def prepare_matmul(
     shape: ResnetShape, taps: Taps, channels: int, columns: int, planes: int = 0, **constants: Any
 ) -> Prepared:
-    """The launch of a matmul of pixels by so many columns, with its epilogue."""
+    """The launch of a matmul of pixels by `columns`, with its epilogue. constants: of that."""
     rows, k = shape.rows, (taps.kh * taps.kw + planes) * channels
     tiling = tilings.matmul_tiling(rows.pixels, columns, k, shape.numbers, shape.capability)
     return Prepared(

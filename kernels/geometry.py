@@ -120,8 +120,8 @@ class PaddedImages(NamedTuple):
 
     Each image has `above` rows of zeros above it, each of its rows `before` zeros before it: image
     b's pixel (r, c) is row ((height + above) b + r + above) pitch + c + before. There are as many
-    zeros as the farthest tap reaches, and they serve both sides: right of a row are those of the
-    next row, below an image those of the next image. So each tap reads a constant distance away,
+    zeros as the farthest tap reaches, and they serve both sides: right of a row are the next row's
+    zeros, below an image the next image's. So each tap reads a constant distance away,
     and reads a zero outside the image.
     """
 
@@ -208,7 +208,7 @@ def empty_channels_last(like: Tensor, channels: int) -> Tensor:
 def empty_weight(like: Tensor) -> Tensor:
     """Uninitialised, with the strides of `like`, or channels_last where that has gaps.
 
-    The very strides, those of dimensions of size 1 too: DistributedDataParallel compares them.
+    The very strides, also of dimensions of size 1: DistributedDataParallel compares them.
     """
     last = torch.channels_last
     kept = like.ndim != 4 or like.is_contiguous() or like.is_contiguous(memory_format=last)

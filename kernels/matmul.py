@@ -1,6 +1,6 @@
 """The matmuls behind every convolution, forward and backward.
 
-A convolution is a matmul of rows by weights. Rows are those of `geometry.PaddedImages`: pixels in
+A convolution is a matmul of rows by weights. Rows are as in `geometry.PaddedImages`: pixels in
 order, with zeros between the images and between their rows. So each tap is a constant distance
 away, and nothing is masked or divided in a loop. Both operands go from memory to shared memory as
 they are: elu, dropout and weight norm are computed before and stored. On

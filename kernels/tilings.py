@@ -13,7 +13,7 @@ import torch
 
 Format = Literal["half", "tf32", "ieee"]
 # Multiprocessors that work is divided among. A constant, so that the order of a sum depends on the
-# shape alone, not on the card: those of an H100; an A100 has 108.
+# shape alone, not on the card: an H100 has these; an A100 has 108.
 PROCESSORS = 132
 
 
@@ -95,12 +95,12 @@ def matmul_tiling(
         wide = -(-columns // tiling.block_n) * tiling.block_n
         return wide * -(-k // tiling.block_k) * tiling.block_k
 
-    found = tiling(n1, n2, 128 // size)
+    best = tiling(n1, n2, 128 // size)
     if numbers == "half" and warps == 4 and capability < 90:
         # Eight columns need longer steps to have those 16 bytes. On Hopper Triton 3.6 multiplies
         # eight columns by another instruction, and would wait for each of Hopper's own.
-        found = min(found, tiling(*columns_of(columns, 160, 8), 128), key=padded_products)
-    return found
+        best = min(best, tiling(*columns_of(columns, 160, 8), 128), key=padded_products)
+    return best
 
 
 def tile_clocks(products: int, read: float) -> float:

@@ -34,7 +34,7 @@ BLOCK_S = tl.constexpr(4)  # parts of a gradient that are added at once
 def source_of(k, stride_c, stride_t, T, C, S0, S1):
     """Offsets in their filter of the numbers k = (tap, channel) of a packed row, and a mask.
 
-    With S0 > 0 the weight is that of the skips, of S0 and S1 channels: a "tap" is a plane of C / 2
+    With S0 > 0 the weight is the skips', of S0 and S1 channels: a "tap" is a plane of C / 2
     channels of a skip, elu of them and of their negatives.
     """
     tap = k // C

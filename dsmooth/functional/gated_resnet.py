@@ -141,10 +141,10 @@ def draw_seed(device: torch.device) -> Tensor:
 def dropout_factors(shape: torch.Size, settings: Settings, seed: Tensor) -> Tensor:
     """The factors of dropout, for concat_elu(h) of `shape` (B, 2F, H, W): 0 or 1 / (1 - dropout).
 
-    Elements are numbered in (B, H, W, 2F) order, as those of images first_image and on of a larger
-    batch. Number i takes word i % 4 of the Philox call at
-    counter (i // 4 low, i // 4 high, layer, Stream.DROPOUT), key `seed`. It is kept if that word's
-    uniform is at least `dropout`. Returns float64 of that shape, on the seed's device.
+    Elements are numbered in (B, H, W, 2F) order, from image first_image of a larger batch on.
+    Number i takes word i % 4 of the Philox call at counter (i // 4 low, i // 4 high, layer,
+    Stream.DROPOUT), key `seed`. It is kept if that word's uniform is at least `dropout`. Returns
+    float64 of that shape, on the seed's device.
     """
     low = 0xFFFFFFFF
     batch, channels, rows, cols = shape

@@ -309,7 +309,7 @@ def sample_images(
     """Draw n images: `CachedSampler` where it runs, else `sequential_sample`, or `jacobi_sample`.
 
     precision: of the cached sampler; "auto" is bfloat16 on a CUDA device, float32 on the CPU. Other
-    arguments, result and errors are those of `CachedSampler.sample`. A network is packed again
+    arguments, result and errors as of `CachedSampler.sample`. A network is packed again
     where one of its weights has changed.
     """
     request = Request.make(n, choices)

@@ -1,4 +1,4 @@
-"""A program for the cached sampler: a PixelCNN++ as caches, operations and folded weights.
+"""The program of the cached sampler: a PixelCNN++ as caches, operations and folded weights.
 
 The operations run in phases (see docs/sampler.md): the encoder of the context, once per image;
 the vertical stream, row by row; the horizontal stream, whose terms are split into a row part (what
@@ -70,8 +70,8 @@ class Program:
         self.context = NONE
         e_u, e_ul = self._encoder(model.encoder) if model.encoder else (NONE, NONE)
         # The stem reads two rows above the current one.
-        own = self.image_channels * self.features.shape[1] + self._pixel_width * self.image_again
-        self.image = self._cache(0, self._pixel_width + own, 3)
+        more = self.image_channels * self.features.shape[1] + self._pixel_width * self.image_again
+        self.image = self._cache(0, self._pixel_width + more, 3)
         stack = [self._stem(e_u, e_ul)]
         for resolution in range(3):
             # The stride-2 convolutions read a block's last value as it is.
@@ -160,7 +160,7 @@ class Program:
     def _on_image(self, weight: Array, *, alone: bool = False) -> Array:
         """(n, c, kh, kw) on pixels, ones and features, for the channels of an image's cache.
 
-        alone: without those of a prompt.
+        alone: without the channels of a prompt.
         """
         colours, ones = weight[:, : self.image_channels], self.image_channels
         pixel = [*[colours] * self.image_addends, weight[:, ones : ones + 1]]
@@ -321,7 +321,7 @@ class Program:
 
 
 def _widened(weight: Array, channels: int) -> Array:
-    """Zero weights for the channels that a cache has beyond those of (n, c, kh, kw)."""
+    """Weights (n, c, kh, kw) with zeros for the further channels of a cache."""
     return np.pad(weight, ((0, 0), (0, channels - weight.shape[1]), (0, 0), (0, 0)))
 
 

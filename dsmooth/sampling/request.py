@@ -142,7 +142,7 @@ class Request:
     """Images first_index .. first_index + count - 1 of the stream that `seed` names.
 
     method: of `SmoothedPair.sample`. x_tilde: (count, C, H, W), noisy images for a
-    pair to denoise; by default it draws them. The other fields are those of `Choices`.
+    pair to denoise; by default it draws them. Other fields: see `Choices`.
     """
 
     count: int

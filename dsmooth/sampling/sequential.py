@@ -101,7 +101,7 @@ def jacobi_sample(
     settle row after row, each iteration over the rows so far.
 
     start: (n, C, height, width), by default zeros; it decides the number of iterations, not the
-    images, but for rounding. The other arguments are those of `sequential_sample`. Known pixels are
+    images, but for rounding. Other arguments as of `sequential_sample`. Known pixels are
     kept in every iteration.
 
     Returns images (n, C, height, width) and iterations (n,): with by_row, the sum of the
@@ -190,7 +190,7 @@ class _Canvas:
     def redrawn(self, images: Tensor | slice, rows: slice, columns: slice) -> Tensor:
         """Some pixels of some images, drawn given the images; known ones as they are."""
         visible = (rows.stop + 3) // 4 * 4  # rows below cannot matter; it takes a multiple of 4
-        given = [
+        outputs = [
             self.model(self.x[images], *(e if e is None else e[images] for e in (self.context, y)))
             for y in (self.labels if self.whole else ())
         ]
@@ -200,11 +200,11 @@ class _Canvas:
                 u, ul = (e[images, :, :visible] for e in streams)
                 streams = u, ul
             encoded = Encoded(stacked, streams, vector)
-            given.append(self.model.decode(self.x[images, :, :visible], encoded))
-        params = given[0]
+            outputs.append(self.model.decode(self.x[images, :, :visible], encoded))
+        params = outputs[0]
         if guidance := self.request.guidance:  # the second pass has no class
             n_atoms = len(self.model.config.atom_bytes)
-            params = extrapolate(given[1], params, 1 + guidance, self.x.shape[1], n_atoms)
+            params = extrapolate(outputs[1], params, 1 + guidance, self.x.shape[1], n_atoms)
         x = self.x[images, :, rows, columns]
         drawn = logistic_mixture_sample(
             params[:, :, rows, columns],
