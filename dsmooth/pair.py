@@ -187,10 +187,7 @@ class SmoothedPair(Pretrained):
         return request
 
     def draw(
-        self,
-        request: Request,
-        progress: Progress | None = None,
-        precision: Precision = "auto",
+        self, request: Request, progress: Progress | None = None, precision: Precision = "auto"
     ) -> Tensor:
         """The images of a request: x~ ~ p(x~), unless it gives x~, and then x of each x~.
 
@@ -235,11 +232,7 @@ class SmoothedPair(Pretrained):
 
     @torch.no_grad()
     def single_step(
-        self,
-        x_tilde: Tensor,
-        *,
-        label: Tensor | None = None,
-        guidance: float = 0.0,
+        self, x_tilde: Tensor, *, label: Tensor | None = None, guidance: float = 0.0
     ) -> Tensor:
         """The posterior mean E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula).
 

@@ -111,10 +111,7 @@ def image_words(
     position = torch.arange(n_counters, device=device)[None, :]
     counter = torch.stack(
         torch.broadcast_tensors(
-            position,
-            index & _MASK,
-            index >> 32,
-            torch.full((), last_word, device=device),
+            position, index & _MASK, index >> 32, torch.full((), last_word, device=device)
         ),
         dim=-1,
     )

@@ -45,12 +45,7 @@ class Smoothing:
         raise NotImplementedError
 
     def sample(
-        self,
-        x: Tensor,
-        *,
-        seed: int = 0,
-        first_index: int | Tensor = 0,
-        repeat: int = 0,
+        self, x: Tensor, *, seed: int = 0, first_index: int | Tensor = 0, repeat: int = 0
     ) -> Tensor:
         """Draw x~ for x (B, C, H, W); same shape, dtype and device.
 

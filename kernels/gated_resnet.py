@@ -45,16 +45,7 @@ from .geometry import (
     planes_of,
 )
 from .launch import Prepared, arithmetic_of, launch
-from .weights import (
-    BLOCK_D,
-    Strides,
-    Unpacked,
-    dense,
-    pack,
-    pad_to_three,
-    strides_of,
-    unpacking,
-)
+from .weights import BLOCK_D, Strides, Unpacked, dense, pack, pad_to_three, strides_of, unpacking
 
 
 class Needs(NamedTuple):
@@ -159,11 +150,7 @@ def _gate(
 
 
 def backward(
-    grad_y: Tensor,
-    saved: Sequence[Tensor],
-    operands: Operands,
-    settings: Settings,
-    needs: Needs,
+    grad_y: Tensor, saved: Sequence[Tensor], operands: Operands, settings: Settings, needs: Needs
 ) -> dict[str, Tensor]:
     """The gradients that are needed, by the names of the operands. saved: h, the packed weights,
     and A and G."""

@@ -8,14 +8,7 @@ from torch import Tensor
 
 from ..kernels.geometry import empty_channels_last, packed_sizes
 from .dispatch import Grads, register_op, wanted_gradients
-from .gated_resnet_operands import (
-    SETTINGS,
-    TENSORS,
-    Operands,
-    Settings,
-    empty_gradient,
-    grouped,
-)
+from .gated_resnet_operands import SETTINGS, TENSORS, Operands, Settings, empty_gradient, grouped
 
 
 def gated_resnet_triton(operands: Operands, settings: Settings, keep: bool = False) -> Tensor:

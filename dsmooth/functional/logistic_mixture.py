@@ -23,14 +23,7 @@ from torch import Tensor
 
 from ..likelihoods import Likelihood, bytes_of, check_likelihood
 from .checks import check_tensor
-from .dispatch import (
-    Impl,
-    choose,
-    native_obstacle,
-    resolve_impl,
-    triton_obstacle,
-    without_autocast,
-)
+from .dispatch import Impl, choose, native_obstacle, resolve_impl, triton_obstacle, without_autocast
 from .logistic_mixture_native import log_prob_native
 from .logistic_mixture_triton import log_prob_triton
 

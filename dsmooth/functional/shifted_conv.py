@@ -39,12 +39,7 @@ def right_shift(x: Tensor) -> Tensor:
 
 
 def shifted_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    shift: Shift = "down",
-    stride: int = 1,
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, shift: Shift = "down", stride: int = 1
 ) -> Tensor:
     """Convolution of `x` (B, C, H, W) with `weight` (D, C, kh, kw), padded on the causal side.
 
@@ -69,11 +64,7 @@ def shifted_conv2d(
 
 
 def shifted_conv_transpose2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    shift: Shift = "down",
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, shift: Shift = "down"
 ) -> Tensor:
     """Transposed convolution of stride 2 that keeps the causal order: doubles H and W.
 

@@ -9,13 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional import (
-    Shift,
-    concat_elu,
-    gated_resnet,
-    shifted_conv2d,
-    shifted_conv_transpose2d,
-)
+from ..functional import Shift, concat_elu, gated_resnet, shifted_conv2d, shifted_conv_transpose2d
 from ..functional.dispatch import without_autocast
 from ..functional.shifted_conv import fold_weight_norm
 

@@ -205,10 +205,7 @@ class PixelCNNpp(Pretrained):
             return self.head(value)
 
     def log_prob(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        label: Tensor | None = None,
+        self, x: Tensor, context: Tensor | None = None, label: Tensor | None = None
     ) -> Tensor:
         """log p(x) given the condition of x, by the model's likelihood: (B,).
 
@@ -229,10 +226,7 @@ class PixelCNNpp(Pretrained):
         return logistic_mixture_log_prob(x, params, **self.config.mixture).sum((1, 2))
 
     def features(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        label: Tensor | None = None,
+        self, x: Tensor, context: Tensor | None = None, label: Tensor | None = None
     ) -> dict[str, Streams]:
         """The streams (u, ul) after each block, of x alone; arguments as in `forward`.
 
@@ -249,10 +243,7 @@ class PixelCNNpp(Pretrained):
 
     @torch.no_grad()
     def initialize(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        label: Tensor | None = None,
+        self, x: Tensor, context: Tensor | None = None, label: Tensor | None = None
     ) -> None:
         """Data-dependent init: set g and b of every layer on a first batch, as `forward` takes it.
 
