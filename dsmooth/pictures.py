@@ -44,12 +44,11 @@ def to_pil(x: Tensor | NDArray[Any] | list[Tensor]) -> list[Image]:
 
 def _batch(x: Tensor | NDArray[Any] | list[Tensor]) -> Tensor:
     """Images (B, C, H, W) in [-1, 1] from what `show` takes."""
-    parts = x if isinstance(x, list) else [x]
-    for part in parts:
-        if not hasattr(part, "__len__") or isinstance(part, str):
+    for image in x if isinstance(x, list) else [x]:
+        if not hasattr(image, "__len__") or isinstance(image, str):
+            kind = type(image).__name__
             raise TypeError(
-                "x must be a tensor or an array of images, or a list of them, got a "
-                f"{type(part).__name__}"
+                f"x must be a tensor or an array of images, or a list of them, got a {kind}"
             )
     if isinstance(x, list):
         x = torch.stack([*map(torch.as_tensor, x)])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth._extension import extension, instruction_sets
-from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE, split_mixture
+from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE, Mixture
 from dsmooth.nn import PixelCNNpp
 from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling import CachedSampler, cached
@@ -58,9 +58,7 @@ def make_sampler(model: PixelCNNpp, dtype: torch.dtype, code: str) -> CachedSamp
 @pytest.mark.parametrize(("channels", "temperature"), [(1, 1.0), (3, 0.7)])
 @pytest.mark.parametrize("classes", ["none", "hard", "soft", "guided"])
 @pytest.mark.parametrize(
-    "mixture",
-    [*MIXTURES.values(), {"head_filters": 3}],
-    ids=[*MIXTURES, "hidden"],
+    "mixture", [*MIXTURES.values(), {"head_filters": 3}], ids=[*MIXTURES, "hidden"]
 )
 def test_equals_the_network_teacher_forced(
     mixture, classes, channels, temperature, conditioning, code
@@ -211,7 +209,7 @@ def test_nothing_sees_log_scales_below_the_least(channels: int, shift: float) ->
     """shift: so that they lie on both sides of it, in the two passes of guidance, or all below."""
     model = network(channels=channels, n_classes=3)
     with torch.no_grad():
-        split_mixture(model.head.bias.view(1, -1, 1, 1), channels).log_scales.sub_(shift)
+        Mixture.of(model.head.bias.view(1, -1, 1, 1), channels).log_scales.sub_(shift)
     sampler = CachedSampler(model)
     for guidance in (0.0, 3.0):
         check_teacher_forced(sampler, model, (8, 8), label=labels_of(3, 3), guidance=guidance)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_prob_ref
-from dsmooth.functional.logistic_mixture import split_mixture
+from dsmooth.functional.logistic_mixture import Mixture as Channels
 from tests.helpers.gated_cases import needs_extension
 from tests.helpers.mixture_cases import (
     GOLDEN,
@@ -169,7 +169,7 @@ def test_a_gaussian_component_is_a_normal_that_contains_the_noise(channels: int)
 
 def red_green_log_prob(x: Tensor, params: Tensor, **options: Any) -> Tensor:
     """log p(red, green), from grey mixtures of one component each."""
-    mixture = split_mixture(params, 3)
+    mixture = Channels.of(params, 3)
     total = torch.log_softmax(mixture.logits, 1)
     red, green = x[:, 0:1], x[:, 1:2]
     means = [mixture.means[:, 0], mixture.means[:, 1] + mixture.coefficients[:, 0] * red]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dsmooth.functional import logistic_mixture_sample
-from dsmooth.functional.logistic_mixture import snap_to_bytes, split_mixture
+from dsmooth.functional.logistic_mixture import Mixture, snap_to_bytes
 from tests.helpers.mixture_cases import (
     LEVELS,
     each_channels,
@@ -33,7 +33,7 @@ def uniforms_of(n: int, seed: int = 5) -> Tensor:
 def conditional_cdf(x: Tensor, params: Tensor, likelihood: str, place: float) -> list[Tensor]:
     """P(X_c < x_c | earlier colours) per colour, a level's mass at `place` in it: Rosenblatt's."""
     channels = x.shape[1]
-    mixture = split_mixture(params, channels)
+    mixture = Mixture.of(params, channels)
     log_weights = torch.log_softmax(mixture.logits, 1)
     transformed = []
     for c in range(channels):
@@ -139,14 +139,6 @@ def test_samples_have_the_atoms_weights_and_the_gaussians_quantiles() -> None:
     )
     expected = 0.4 + 0.5 * 0.5 * torch.special.ndtri(uniforms[:, 1:2])
     torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12)
-
-
-def test_all_is_each_level() -> None:
-    generator = torch.Generator().manual_seed(0)
-    params = torch.randn(1, 3 * 2 + 256, 1, 40, generator=generator)
-    arguments = params, uniforms_of(40).float(), 1, "discretized"
-    every, listed = (logistic_mixture_sample(*arguments, atoms=a) for a in ("all", range(256)))
-    assert torch.equal(every, listed)
 
 
 def test_snapping_keeps_the_levels() -> None:

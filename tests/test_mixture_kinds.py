@@ -14,6 +14,7 @@ import dsmooth
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import ImageDataset
 from dsmooth.evaluate.likelihood import score_pair, score_plain
+from dsmooth.functional import concat_elu
 from tests.helpers.data_makers import refuses
 from tests.helpers.networks import network
 
@@ -77,16 +78,23 @@ def test_an_old_checkpoint_with_atoms_is_read() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("conditioning", ["none", "concat"])
-def test_the_head_computes_in_float32_under_autocast(conditioning: str) -> None:
-    model = network(conditioning)
+@pytest.mark.parametrize(("conditioning", "hidden"), [("none", 0), ("concat", 0), ("none", 5)])
+def test_the_head_computes_in_float32_under_autocast(conditioning: str, hidden: int) -> None:
+    """Of what its hidden layer gives in bfloat16, too."""
+    model = network(conditioning, head_filters=hidden)
     x = torch.randn(2, 1, 8, 8)
     context = torch.randn(2, 1, 8, 8) if conditioning == "concat" else None
+    outputs: list[torch.Tensor] = []
+    if hidden:
+        model.hidden.register_forward_hook(lambda *args: outputs.append(args[2]))
     with torch.autocast("cpu", torch.bfloat16):
         params = model(x, context)
         ul = model.features(x, context)["down2"][1]
     assert params.dtype == torch.float32
     weight, bias = model.head.affine()
     activations = torch.nn.functional.elu(ul.double())
+    for output in outputs:
+        assert output.dtype == torch.bfloat16
+        activations = torch.cat([concat_elu(output.double()), activations], dim=1)
     exact = torch.nn.functional.conv2d(activations, weight.double(), bias.double())
     torch.testing.assert_close(params.double(), exact, rtol=1e-5, atol=1e-5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from dataclasses import asdict
@@ -217,19 +216,6 @@ def test_all_atoms_are_the_256_bytes() -> None:
     same.load_state_dict(model.state_dict())
     x = torch.arange(256).view(1, 1, 16, 16) / 127.5 - 1
     assert torch.equal(model.log_prob(x), same.log_prob(x))
-
-
-def test_weight_norm_is_per_output_filter_and_can_be_copied() -> None:
-    model = network()
-    clone = copy.deepcopy(model)
-    with torch.no_grad():
-        for p in clone.parameters():
-            p.add_(1.0)
-    conv, deconv = model.stem_u, model.upsize_u[0]
-    norm = torch.linalg.vector_norm
-    torch.testing.assert_close(norm(conv.affine()[0], dim=(1, 2, 3)), conv.weight_g)
-    torch.testing.assert_close(norm(deconv.affine()[0], dim=(0, 2, 3)), deconv.weight_g)
-    assert not torch.equal(clone.stem_u.weight_g, conv.weight_g)
 
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)

@@ -6,18 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-import dsmooth
 from dsmooth.sampling import jacobi_sample, sequential_sample
 from tests.helpers.networks import MIXTURES, network
-from tests.helpers.sampler_checks import (
-    FIRST,
-    SEED,
-    context_for,
-    labels_of,
-    teacher_forced,
-)
+from tests.helpers.sampler_checks import FIRST, SEED, context_for, labels_of, teacher_forced
 
 each_mixture = pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES)
 
@@ -109,21 +101,15 @@ def test_images_settle_one_by_one_and_are_confirmed_as_a_start() -> None:
         jacobi_sample(model, 2, height=8, width=8, start=x)
 
 
-def test_the_mode_of_the_model_is_never_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mode_of_the_model_is_never_touched() -> None:
     """Another thread may be training it; samples are drawn without dropout."""
-    model = network().train().float()
-    modes: set[bool] = set()
-    decode = dsmooth.PixelCNNpp.decode
-
-    def watch(self: dsmooth.PixelCNNpp, *args: Any) -> Tensor:
-        modes.update(module.training for module in model.modules())
-        assert not self.training
-        return decode(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(dsmooth.PixelCNNpp, "decode", watch)
-        x = sequential_sample(model, 1, height=4, width=4)
-        settled = jacobi_sample(model, 1, height=4, width=4).images
-    assert modes == {True}
+    model, modes = network().train().float(), set[tuple[bool, bool]]()
+    watch = model.head.register_forward_pre_hook(
+        lambda layer, _: modes.add((model.training, layer.training))
+    )
+    x = sequential_sample(model, 1, height=4, width=4)
+    settled = jacobi_sample(model, 1, height=4, width=4).images
+    watch.remove()
+    assert modes == {(True, False)}
     assert torch.equal(x, sequential_sample(model.eval(), 1, height=4, width=4))
     assert torch.equal(settled, jacobi_sample(model, 1, height=4, width=4).images)

@@ -92,7 +92,7 @@ def logistic_mixture_log_prob_ref(
     atoms = check_mixture(x, params, likelihood, atoms, smoothing_scale)
     x, params = _at_least_float32(x, params)
     with without_autocast(x.device.type):
-        mixture = split_mixture(params, x.shape[1], len(atoms))
+        mixture = Mixture.of(params, x.shape[1], len(atoms))
         means = _conditional_means(mixture, x)
         log_scales = mixture.log_scales.clamp(min=MIN_LOG_SCALE)
         value = x.unsqueeze(2)
@@ -143,7 +143,7 @@ def logistic_mixture_sample(
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
     params, uniforms = _at_least_float32(params, uniforms)
 
-    mixture = split_mixture(params, image_channels, len(atoms))
+    mixture = Mixture.of(params, image_channels, len(atoms))
     # A quotient of another logit than the largest may leave float32, to minus infinity.
     logits = mixture.logits - mixture.logits.amax(1, keepdim=True)
     temperature = max(temperature, torch.finfo(torch.float32).tiny)
@@ -188,18 +188,15 @@ class Mixture(NamedTuple):
     log_scales: Tensor  # (B, C, K, H, W), not clamped
     coefficients: Tensor  # (B, 3, K, H, W) after tanh: g|r, b|r, b|g; (B, 0, K, H, W) for grey
 
-
-def split_mixture(params: Tensor, image_channels: int, n_atoms: int = 0) -> Mixture:
-    """The groups of channels of params (B, P, H, W); views but for the coefficients."""
-    n_mix = _n_mix(params, image_channels, n_atoms)
-    per_colour = 2 if image_channels == 1 else 3
-    rest = params[:, n_mix + n_atoms :].unflatten(1, (image_channels, per_colour, n_mix))
-    return Mixture(
-        params[:, : n_mix + n_atoms],
-        rest[:, :, 0],
-        rest[:, :, 1],
-        torch.tanh(rest[:, :, 2:].flatten(1, 2)) if image_channels == 3 else rest[:, :0, 0],
-    )
+    @classmethod
+    def of(cls, params: Tensor, image_channels: int, n_atoms: int = 0) -> Mixture:
+        """The groups of params (B, P, H, W); views but for the coefficients."""
+        n_mix = _n_mix(params, image_channels, n_atoms)
+        per_colour = 2 if image_channels == 1 else 3
+        rest = params[:, n_mix + n_atoms :].unflatten(1, (image_channels, per_colour, n_mix))
+        rgb = image_channels == 3
+        coefficients = torch.tanh(rest[:, :, 2:].flatten(1, 2)) if rgb else rest[:, :0, 0]
+        return cls(params[:, : n_mix + n_atoms], rest[:, :, 0], rest[:, :, 1], coefficients)
 
 
 def extrapolate(
@@ -211,7 +208,7 @@ def extrapolate(
     """
     start, end = start.clone(), end.clone()
     for params in (start, end):
-        split_mixture(params, image_channels, n_atoms).log_scales.clamp_(min=MIN_LOG_SCALE)
+        Mixture.of(params, image_channels, n_atoms).log_scales.clamp_(min=MIN_LOG_SCALE)
     return torch.lerp(start, end, weight)
 
 

@@ -271,13 +271,13 @@ class Program:
             self.caches[ul] = Cache(0, channels + channels % 2, self._ul.rows, operand=True)
             weights = [
                 np.concatenate([addend] * (ADDENDS - i), axis=1)
-                for i, addend in enumerate(split(on_ul))
+                for i, addend in enumerate(addends_of(on_ul))
             ]
         terms = [self._point(ul, w) for w in weights]
         if self._model.hidden is not None:
             hidden = self._hidden(self._model.hidden, ul)
             # The layer itself is in bfloat16, so its operands have one addend; weights have two.
-            addends = split(on_hidden)[:2] if self.image_addends == 2 else [on_hidden]
+            addends = addends_of(on_hidden)[:2] if self.image_addends == 2 else [on_hidden]
             terms = [*(self._point(hidden, addend) for addend in addends), *terms]
         self.params = self._cache(0, self._model.config.n_params, 1, operand=False)
         self._add(Op(Phase.HEAD, 0, bias, terms, residual_out=self.params))
@@ -354,7 +354,7 @@ def folded(layer: WeightNormConv) -> tuple[Array, Array]:
     return v * (g.reshape(norm.shape) / norm), bias
 
 
-def split(values: Array) -> list[Array]:
+def addends_of(values: Array) -> list[Array]:
     """ADDENDS arrays of bfloat16 values whose sum is `values` to the rounding of float32."""
     addends = []
     for _ in range(ADDENDS):
