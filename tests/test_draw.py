@@ -313,8 +313,7 @@ def test_every_sampler_draws_from_the_model_that_it_is_given(
     torch.testing.assert_close(jacobi_sample(model, 2, **arguments).images, x)
     plain = sequential_sample(network("stack", n_classes=3), 2, **arguments)
     assert not torch.allclose(x, plain, atol=1e-3)
-    with pytest.raises(TypeError, match=f"cannot run this model: {reason}"):
-        CachedSampler(model)
+    refuses(f"cannot run this model: {reason}", CachedSampler, model, error=TypeError)
     y, context, label = x, arguments["context"], arguments["label"]
     forced, _ = teacher_forced(model, y, context, torch.float32, 1.0, label, 0.0)
     torch.testing.assert_close(forced, x)

@@ -19,6 +19,7 @@ from dsmooth.sampling import (
 )
 from dsmooth.sampling.cached import obstacle_of
 from dsmooth.sampling.request import Request, known_pixels
+from tests.helpers.data_makers import refuses
 from tests.helpers.networks import ATOMS, BYTES, images, network, tiny_pair
 from tests.helpers.sampler_checks import FIRST, SEED, context_for, teacher_forced
 
@@ -155,5 +156,4 @@ def test_keep_top() -> None:
         assert mask[:, :rows].all()
         assert not mask[:, rows:].any()
     for fraction in (-0.1, 1.5, float("nan")):
-        with pytest.raises(ValueError, match=r"`keep_top` must lie in 0 \.\. 1, got"):
-            keep_top(fraction, SIZE)
+        refuses(r"`keep_top` must lie in 0 \.\. 1, got", keep_top, fraction, SIZE)
