@@ -97,10 +97,10 @@ def _agree_on_a_name(store: Any, rank: int, size: int) -> str:
     """A name for this start of the processes, when all are here; RuntimeError after `START`."""
     # torchrun's store outlives a restart, and its count of restarts differs between machines. So
     # every process says hello by a name of its own, and rank 0 answers by that name.
-    mine = uuid.uuid4().hex
+    name = uuid.uuid4().hex
     if rank:
-        store.set(f"hello/{rank}", mine)
-        name = store.get(f"welcome/{mine}").decode()
+        store.set(f"hello/{rank}", name)
+        name = store.get(f"welcome/{name}").decode()
         store.set(f"{name}/here/{rank}", "")
         store.wait([f"{name}/go"], START)
         return name
@@ -108,18 +108,18 @@ def _agree_on_a_name(store: Any, rank: int, size: int) -> str:
     deadline = time.monotonic() + START.total_seconds()
     while missing:
         for other in sorted(missing):
-            if store.check([f"{mine}/here/{other}"]):
+            if store.check([f"{name}/here/{other}"]):
                 missing.remove(other)
             elif store.check([f"hello/{other}"]):
-                theirs = store.get(f"hello/{other}").decode()
-                if theirs not in welcomed:  # it may have been left by an earlier start
-                    store.set(f"welcome/{theirs}", mine)
-                    welcomed.add(theirs)
+                guest = store.get(f"hello/{other}").decode()
+                if guest not in welcomed:  # it may have been left by an earlier start
+                    store.set(f"welcome/{guest}", name)
+                    welcomed.add(guest)
         if time.monotonic() > deadline:
             raise RuntimeError(f"ranks {sorted(missing)} did not start")
         time.sleep(0.01)
-    store.set(f"{mine}/go", "")
-    return mine
+    store.set(f"{name}/go", "")
+    return name
 
 
 def _wait_for_rank_0() -> None:
@@ -232,13 +232,13 @@ def distributed_map(
     import torch.distributed as dist
 
     for first in range(0, len(items), size):
-        mine = work(items[first + rank]) if first + rank < len(items) else None
+        result = work(items[first + rank]) if first + rank < len(items) else None
         results: list[Any] = [None] * size
         with exchange():
             if to_all:
-                dist.all_gather_object(results, mine)
+                dist.all_gather_object(results, result)
             else:
-                dist.gather_object(mine, results if rank == 0 else None)
+                dist.gather_object(result, results if rank == 0 else None)
         if to_all or rank == 0:
             yield from results[: len(items) - first]
 

@@ -59,7 +59,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def use_threads(threads: int | None) -> None:
-    """Make torch use so many CPU threads; None leaves its setting. ValueError for less than 1."""
+    """Make torch use `threads` CPU threads, None for its setting. ValueError for less than 1."""
     import torch
 
     if threads is None:

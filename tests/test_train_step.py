@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, get_args
 from unittest.mock import MagicMock
 
@@ -21,15 +20,14 @@ from dsmooth.config import LearningRateSchedule, OptimizerName
 from dsmooth.functional import use_impl
 from dsmooth.philox import Stream, image_words
 from dsmooth.runs import RunFolder
-from dsmooth.training import NonFiniteLoss, beginning, cuda_graph, loop, step, train
+from dsmooth.training import NonFiniteLoss, beginning, cuda_graph, loop, train
 from dsmooth.training.beginning import go_on
 from dsmooth.training.checkpoint import read_checkpoint
 from dsmooth.training.settings import run_settings
-from dsmooth.training.step import TrainState, scheduled
+from dsmooth.training.step import READ_STEPS, TrainState, scheduled
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.tiny_runs import ROLES, tiny
 
-READ_STEPS = 6
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 # Operations whose result, or its shape, is a number on the host.
 READ_BACK = ("_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "masked_select")
@@ -103,6 +101,8 @@ def test_checkpoints_are_minutes_apart(monkeypatch: pytest.MonkeyPatch) -> None:
         if watch.look(now)[1]:
             saved.append(now)
     assert saved == [75, 150, 225]
+    watch.look(now + 10_000)  # steps, at once
+    assert watch.next == now + 10_000 + READ_STEPS
 
 
 @pytest.mark.quick
@@ -136,30 +136,12 @@ def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> 
             torch.tensor([1, 2])
 
 
-def test_a_loss_that_is_not_finite_is_found_and_spares_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """READ_STEPS steps are made before anybody looks again; weights become NaN in the second."""
-    for module in (step, loop):
-        monkeypatch.setattr(module, "READ_STEPS", READ_STEPS)
-    monkeypatch.setattr(loop, "RECORD_SECONDS", 1e9)
-    monkeypatch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 4, 4))
-    steps = []
-    step_on = TrainState.step
-
-    def poisoned(trained: TrainState) -> None:
-        if trained.steps == 1:
-            with torch.no_grad():
-                trained.model.head.bias[0] = torch.nan
-        step_on(trained)
-        steps.append(trained.steps)
-
-    monkeypatch.setattr(TrainState, "step", poisoned)
-    run = RunFolder(tmp_path / "run")
-    with pytest.raises(NonFiniteLoss, match=r"loss is nan .* at step 1 \(8 images\) with seed 7"):
-        train(tiny(images=8 * 2 * READ_STEPS, seed=7), run.path)
-    assert steps[-1] == 1 + READ_STEPS
-    kept = TrainState(tiny(images=8 * 2 * READ_STEPS, seed=7), beginning.load_data(tiny())[0], CPU)
+def test_a_loss_that_is_not_finite_is_found_and_spares_the_checkpoint(tmp_path, small_runs) -> None:
+    """The first update makes weights of which the second loss is not finite."""
+    config, run = tiny(images=8 * 2 * READ_STEPS, seed=7, learning_rate=1e38), RunFolder(tmp_path)
+    with pytest.raises(NonFiniteLoss, match=r"loss is .* at step 1 \(8 images\) with seed 7"):
+        train(config, run.path)
+    kept = TrainState(config, beginning.load_data(config)[0], CPU)
     go_on(run, read_checkpoint(run), kept)
     kept.check_finite()
     assert not run.weights.exists()

@@ -25,8 +25,8 @@ from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation
 from .probe import CALL_IMAGES, TOGETHER_PARTS, hidden_label, joined_features
 
-# Principal components of the features, at least so many images for each of them, and images that
-# they are computed from, since the features of all would fill the memory.
+# Principal components of the features, the least number of images for each, and images that they
+# are computed from, since the features of all would fill the memory.
 COMPONENTS, IMAGES_PER_COMPONENT, FITTED_IMAGES = 50, 10, 20_000
 # k-means: starts, of which the closest clusters are taken; rounds of a start; and steps of the
 # prices in a round and after the last one.
@@ -107,7 +107,7 @@ def find_clusters(
     fitted = torch.arange(n)
     if n > FITTED_IMAGES:
         fitted = torch.linspace(0, n - 1, FITTED_IMAGES, dtype=torch.float64).long()
-    others = torch.ones(n, dtype=torch.bool).index_fill(0, fitted, False).nonzero()[:, 0]
+    rest = torch.ones(n, dtype=torch.bool).index_fill(0, fitted, False).nonzero()[:, 0]
 
     def done(first: int) -> Callable[[int], None] | None:
         return None if progress is None else lambda count: progress(first + count)
@@ -116,9 +116,9 @@ def find_clusters(
     mean, projection = _whitening(features, seed)
     z = torch.empty(n, projection.shape[1])
     z[fitted] = (features - mean) @ projection
-    if len(others):
-        rows = _features(model, images, others, precision, done(len(fitted)))
-        z[others] = torch.cat([(row - mean) @ projection for row in rows])
+    if len(rest):
+        rows = _features(model, images, rest, precision, done(len(fitted)))
+        z[rest] = torch.cat([(row - mean) @ projection for row in rows])
     generator = torch.Generator().manual_seed(seed)
     starts = (_equal_clusters(z, n_clusters, generator) for _ in range(STARTS))
     _, centres, prices = min(starts, key=lambda start: start[0])
@@ -211,7 +211,5 @@ def agreement(clusters: Tensor, labels: Tensor) -> tuple[float, float]:
     counts.index_put_((clusters, labels), counts.new_ones(()), accumulate=True)
     joint = counts / counts.sum()
     entropies = [float(torch.special.entr(p).sum()) for p in (joint, joint.sum(0), joint.sum(1))]
-    both, of_labels, of_clusters = entropies
-    mutual = of_labels + of_clusters - both
-    mean = (of_labels + of_clusters) / 2
+    mutual, mean = entropies[1] + entropies[2] - entropies[0], (entropies[1] + entropies[2]) / 2
     return float(counts.amax(1).sum() / counts.sum()), mutual / mean if mean else 1.0

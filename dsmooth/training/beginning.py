@@ -147,9 +147,9 @@ def load_data(config: TrainConfig, *, progress: bool = False) -> tuple[ImageData
     if not config.download:
         return load("train"), load("test")
     # Rank 0 downloads, then the first process of each machine without these files. The rest read.
-    mine = (rank > 0) + (from_torchrun("LOCAL_RANK", 0) > 0)
+    own_turn = (rank > 0) + (from_torchrun("LOCAL_RANK", 0) > 0)
     for turn in range(3):
-        if turn == mine:
+        if turn == own_turn:
             sets = load("train"), load("test")
         barrier()
     return sets

@@ -33,7 +33,7 @@ def share_gradients(model: nn.Module, config: TrainConfig, device: torch.device)
         return model
     for layer in model.modules():
         if isinstance(layer, Nin):
-            # The strides of its gradient. Those of a 1x1 kernel mean nothing, but torch compares
+            # The strides of its gradient: for a 1x1 kernel they mean nothing, but torch compares
             # them, and warns.
             v = layer.weight_v
             v.data = v.data.flatten(1)[:, :, None, None]

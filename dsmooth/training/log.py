@@ -47,7 +47,7 @@ def loss_name(config: TrainConfig) -> str:
 
 
 RECORD_SECONDS = 1.0
-EARLY_IMAGES = 10_000  # samples may diverge before so many, whatever the settings
+EARLY_IMAGES = 10_000  # before these, samples may diverge with any settings
 
 
 def tensorboard(folder: str | Path) -> OnEvaluation:
@@ -62,12 +62,12 @@ def tensorboard(folder: str | Path) -> OnEvaluation:
             "tensorboard needs the extra: pip install 'dsmooth[tensorboard]'"
         ) from None
 
-    def write(found: Evaluation) -> None:
+    def write(evaluation: Evaluation) -> None:
         with SummaryWriter(str(folder)) as writer:
-            writer.add_scalar("bits_per_dim", found.bits_per_dim, found.images_seen)
-            if found.samples.isfinite().all():
-                pixels = (found.samples.clamp(-1, 1) + 1) / 2
-                writer.add_images("samples", pixels, found.images_seen)
+            writer.add_scalar("bits_per_dim", evaluation.bits_per_dim, evaluation.images_seen)
+            if evaluation.samples.isfinite().all():
+                pixels = (evaluation.samples.clamp(-1, 1) + 1) / 2
+                writer.add_images("samples", pixels, evaluation.images_seen)
 
     return write
 
@@ -132,19 +132,19 @@ class RunLog(ExitStack):
             self.printed = now
             self.say(f"{images_seen:,}/{self.total:,} images · {text}")
 
-    def evaluation(self, found: Evaluation) -> None:
+    def evaluation(self, evaluation: Evaluation) -> None:
         """Note an evaluation of held-out images, draw its samples, and tell `on_evaluation`."""
-        seen, bits = found.images_seen, found.bits_per_dim
+        seen, bits = evaluation.images_seen, evaluation.bits_per_dim
         self.record("evaluation", seen, bits_per_dim=round(bits, 5))
         self.say(f"{seen:,} images · held out: {bits:.3f} {self.loss_name}")
-        if not found.samples.isfinite().all():
+        if not evaluation.samples.isfinite().all():
             early = seen < max(EARLY_IMAGES, self.total // 2)
             why = "too early for a picture" if early else "samples diverged: no picture"
             self.say(f"{seen:,} images · {why}")
         else:
-            save_grid(found.samples, self.folder.grid(seen))
+            save_grid(evaluation.samples, self.folder.grid(seen))
         if self.on_evaluation is not None:
-            self.on_evaluation(found)
+            self.on_evaluation(evaluation)
 
     def say_written(self) -> None:
         """Say where the weights of a finished run are."""

@@ -106,9 +106,9 @@ def train(
             f"the first argument must be settings, got a {type(config).__name__}: dsmooth.train("
             'dsmooth.preset("mnist-quick", "noisy", images=20_000), dataset=IMAGES)'
         )
-    for name, given in (("transform", transform), ("on_evaluation", on_evaluation)):
-        if given is not None and not callable(given):
-            raise TypeError(f"{name} must be a function, got a {type(given).__name__}")
+    for name, function in (("transform", transform), ("on_evaluation", on_evaluation)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be a function, got a {type(function).__name__}")
     if dataset is None and (labels is not None or transform is not None):
         name = "labels" if transform is None else "transform"
         raise ValueError(
@@ -224,22 +224,23 @@ class Watch:
         self.steps, self.next = steps, steps + 1
 
     def is_due(self, steps: int) -> bool:
-        """Whether to read after so many steps; a process that is alone reads on a signal too."""
+        """Whether to read after `steps` steps; a process that is alone reads on a signal too."""
         return steps >= self.next or (self.size == 1 and self.stop() is not None)
 
     def look(self, steps: int) -> tuple[int | None, bool]:
         """The signal that some process has got, and whether rank 0 finds a checkpoint due."""
         now = time.monotonic()
-        due = now - self.saved > self.checkpoint_seconds
+        due = int(now - self.saved > self.checkpoint_seconds)
         seconds = min(RECORD_SECONDS, self.checkpoint_seconds)
         made = seconds * (steps - self.steps) / max(now - self.looked, 1e-9)
         pace = max(1, min(READ_STEPS, math.ceil(made)))
-        mine = (int(due), pace) if self.rank == 0 else (0, 0)
-        signal, due_there, pace = all_reduce_max(self.stop() or 0, *mine)
+        if self.rank > 0:
+            due = pace = 0
+        signal, due, pace = all_reduce_max(self.stop() or 0, due, pace)
         self.looked, self.steps, self.next = now, steps, steps + pace
-        if due_there:
+        if due:
             self.saved = now
-        return signal or None, bool(due_there)
+        return signal or None, bool(due)
 
 
 def _evaluate(

@@ -151,7 +151,7 @@ class Optimizer:
         return tensors | {f"muon.{name}": average for name, average in averages.items()}
 
     def count(self, steps: int) -> None:
-        """Go on as after so many steps."""
+        """Go on as after `steps` steps."""
         for state in self.adam.state.values():
             state["step"].fill_(steps)
 
@@ -170,7 +170,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: PixelCNNpp, updates: Tensor) -> None:
-        """Move the average towards the weights of `model`, after so many updates."""
+        """Move the average towards the weights of `model`; updates: how many came before."""
         average = self.average
         current: list[Tensor] = list(model.parameters())
         n = updates.double()

@@ -98,7 +98,7 @@ def kernel_rate(config: TrainConfig) -> float:
 
 
 def scheduled(peak: float, config: TrainConfig, images_seen: Tensor, steps: Tensor) -> Tensor:
-    """A rate of the step after so many images and steps: float64, no dimensions."""
+    """A rate of the step after `images_seen` and `steps`: float64, no dimensions."""
     seen = images_seen.double() - config.schedule_from
     warm = ((seen + config.batch_size) / max(1, config.warmup_images)).clamp(max=1)
     rate = peak * warm
@@ -118,8 +118,8 @@ def set_keep_gates(model: PixelCNNpp, keep: bool) -> None:
 
 
 def initial_state(model: PixelCNNpp, initial: PixelCNNpp) -> dict[str, Tensor]:
-    """The weights of `initial` for `model`, whose classes have zero projections unless they are
-    those of `initial`."""
+    """The weights of `initial` for `model`, with zero projections unless both have the same
+    classes."""
     state, config = initial.state_dict(), initial.config
     names = {config.class_names, model.config.class_names} - {()}
     if model.config.n_classes == config.n_classes and len(names) < 2:
