@@ -206,7 +206,7 @@ def test_statistics_are_compared_with_their_own_data_and_label(tmp_path: Path) -
             floor({"label": 3}, label=label)
 
 
-def test_images_come_in_many_forms(tmp_path: Path) -> None:
+def test_images_come_in_many_forms(tmp_path: Path, caplog) -> None:
     images = torch.from_numpy(random_bytes((5, 3, 8, 8)))
     x = images.float() / 127.5 - 1
     last = images.permute(0, 2, 3, 1).numpy()
@@ -226,6 +226,12 @@ def test_images_come_in_many_forms(tmp_path: Path) -> None:
     assert torch.equal(as_grey(images), images)
     assert torch.equal(as_grey(images[:, :1].expand(-1, 3, -1, -1)), images[:, :1])
     assert torch.equal(array_to_bytes(images[:, 0].numpy(), "grey")[0], images[:, :1])
+    assert not caplog.messages
+    np.save(tmp_path / "dark.npy", last // 16)
+    read_images(tmp_path / "dark.npy")
+    assert caplog.messages[0].startswith(
+        f"the bytes of the images of {tmp_path}/dark.npy are 0 .. 15"
+    )
 
 
 def test_values_become_bytes_and_diverged_images_are_counted(tmp_path: Path) -> None:

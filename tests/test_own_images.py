@@ -269,7 +269,7 @@ FLOATS = r"must be bytes, got torch.float32 of {} to {}: dsmooth\.to_bytes\(x\)"
         ([torch.full((8, 8), -2.0)], f"item 0 {FLOATS.format(-2, -2)}"),
         ((PIXELS / 255).numpy(), f"images {FLOATS.format(0, 1)}"),
         ((PIXELS, to_float(PIXELS)), f"images {FLOATS.format(-1, 1)}"),
-        ([torch.zeros(8, 8).int()], "whole numbers up to 0 could be black and white"),
+        ((PIXELS > 99).int(), "whole numbers up to 1 could be black and white"),
         (PIXELS.int() + 1, r"images must be whole numbers in 0 \.\. 255, got \d+ to 256"),
         (["a.png"], "item 0 must be an image, got a str"),
         *((path, "got the path images: data=.folder.") for path in ("images", Path("images"))),

@@ -87,13 +87,13 @@ def choose_images(source: Path | None, count: int, models: Models) -> Tensor:
             ) from None
         images, words = data.images[:count], data.source
     else:
-        found = read_images(source, count)
-        if found.diverged:
+        originals = read_images(source, count)
+        if originals.diverged:
             raise ValueError(
-                f"{source} holds images that are not finite ({found.diverged} of the "
+                f"{source} holds images that are not finite ({originals.diverged} of the "
                 f"first {count}): leave them out, so that rows keep their numbers"
             )
-        images, words = found.images, found.source
+        images, words = originals.images, originals.source
     if shape[0] == 1:
         images = as_grey(images)
     if tuple(images.shape[1:]) != shape or len(images) == 0:

@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..progress import LOG
+
+# Bytes that are all below the first, or not below the second, are taken for a mistaken range.
+DARK, PALE = 32, 127
 # An image (C, H, W), bytes, -> the image that one visit in training sees, bytes.
 Transform = Callable[[Tensor], Tensor]
 
@@ -56,6 +60,17 @@ def round_to_bytes(x: Tensor) -> Tensor:
     x: floating point, any shape, clamped to [-1, 1]. Same shape and dtype. Raises as `to_bytes`.
     """
     return to_float(to_bytes(x)).to(x.dtype)
+
+
+def warn_of_range(images: Tensor, name: str) -> None:
+    """Warn of bytes that are all dark or all pale: they are rather of another range."""
+    low, high = map(int, images.aminmax())
+    if high < DARK or low >= PALE:
+        LOG.warning(
+            "the bytes of %s are %d .. %d, where black is 0 and white 255: dsmooth.to_bytes makes "
+            "bytes of images in [-1, 1]",
+            *(name, low, high),
+        )
 
 
 def channels_first(x: Tensor) -> Tensor | None:

@@ -25,7 +25,7 @@ from ..files import open_regular, printable
 from ..progress import LOG
 from .dataset import ImageDataset
 from .pillow import channels_of, obstacle, upright
-from .reading import InvalidFile, check_size, guarded, make_room, missing
+from .reading import InvalidFile, guarded, make_room, missing
 
 OnDecoded = Callable[[int, int], None]
 
@@ -69,10 +69,8 @@ def load_folder(
     images = decode_all(data_dir, chosen, (channels, *size), crop, progress)
     labels, names = _classes(data_dir, paths, chosen)
     kinds = Counter(path.suffix for path in files if path.suffix.lower() not in SUFFIXES)
-    others = ", ".join(
-        f"{count:,} {kind or 'without suffix'}" for kind, count in kinds.most_common()
-    )
-    left_out = f"; left out of the folder: {printable(others)}" if others else ""
+    counts = [f"{count:,} {kind or 'without suffix'}" for kind, count in kinds.most_common()]
+    left_out = f"; left out of the folder: {printable(', '.join(counts))}" if counts else ""
     source = f"{printable(data_dir)} ({len(images):,} images{left_out})"
     return ImageDataset(images, labels, "folder", split, source, class_names=names)
 
@@ -120,7 +118,8 @@ def _opened(path: Path) -> Iterator[Any]:
         return InvalidFile(f"{printable(path)} {reason}")
 
     with open_regular(path) as file, guarded(path, "an image"):
-        check_size(path, os.fstat(file.fileno()).st_size, _MAX_BYTES)
+        if (size := os.fstat(file.fileno()).st_size) > _MAX_BYTES:
+            raise refuse(f"is too large: expected at most {_MAX_BYTES} bytes, found {size}")
         try:
             image = Image.open(file, formats=FORMATS)
         except UnidentifiedImageError:
@@ -163,10 +162,10 @@ def _held_out_folder(folder: Path, paths: list[Path]) -> str | None:
     held_out = next((name for name in HELD_OUT_FOLDERS if name in tops), None)
     if held_out is None or "train" not in tops:
         return None
-    if others := sorted(tops - {"train", *HELD_OUT_FOLDERS}):
+    if beside := sorted(tops - {"train", *HELD_OUT_FOLDERS}):
         raise InvalidFile(
             f"{printable(folder)} holds train and {held_out}, so it must hold no other images, "
-            f"found {printable(others[0])}: move it, or rename the two if they are classes"
+            f"found {printable(beside[0])}: move it, or rename the two if they are classes"
         )
     return held_out
 
@@ -199,8 +198,8 @@ def _classes(
     """
     depth = 0 if _held_out_folder(folder, every) is None else 1
     parts = {path: path.relative_to(folder).parts[depth:] for path in every}
-    names = sorted({those[0] for those in parts.values()})
-    if len(names) < 2 or any(len(those) == 1 for those in parts.values()):
+    names = sorted({folders[0] for folders in parts.values()})
+    if len(names) < 2 or any(len(folders) == 1 for folders in parts.values()):
         return None, ()
     number = {name: i for i, name in enumerate(names)}
     return torch.tensor([number[parts[path][0]] for path in paths]), tuple(map(printable, names))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from contextlib import ExitStack
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -89,8 +88,9 @@ def hide_labels(
     The label at stream position first + b is hidden if Philox's first word at (0, position low,
     position high, LABEL) is below fraction * 2**32.
     """
-    where: dict[str, Any] = {"seed": seed, "first_index": first, "device": labels.device}
-    words = image_words(len(labels), 1, stream=Stream.LABEL, **where)
+    words = image_words(
+        len(labels), 1, seed=seed, first_index=first, stream=Stream.LABEL, device=labels.device
+    )
     shown = words[:, 0, 0] >= int(fraction * 2**32)
     return F.one_hot(labels, n_classes) * shown[:, None].float()
 
@@ -142,7 +142,7 @@ class ImagesOnDevice:
     ) -> None:
         self.n, self.batch_size, self.seed = len(dataset), batch_size, seed
         self.dataset, self.labels = dataset, labels
-        self.there = [
+        self.buffers = [
             part.new_zeros((batch_size, *part.shape[1:]), device=device)
             for part in self.batch_at(0, 1)
         ]
@@ -158,11 +158,11 @@ class ImagesOnDevice:
     def prepare(self, images_seen: int) -> None:
         """Send the batch at a position, without waiting."""
         batch = self.batch_at(images_seen, self.batch_size)
-        for x, there in zip(batch, self.there, strict=True):
+        for x, buffer in zip(batch, self.buffers, strict=True):
             # From pinned memory a copy is queued behind a GPU's earlier work.
-            there.copy_(x.pin_memory() if there.is_cuda else x, non_blocking=True)
+            buffer.copy_(x.pin_memory() if buffer.is_cuda else x, non_blocking=True)
 
     def part(self, first: int, count: int) -> tuple[Tensor, Tensor | None]:
         """Images first .. first + count - 1 of the prepared batch, and their labels."""
-        images, *labels = (there[first : first + count].clone() for there in self.there)
+        images, *labels = (buffer[first : first + count].clone() for buffer in self.buffers)
         return images, labels[0] if labels else None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config import OWN
 from ..progress import LOG
-from .dataset import ImageDataset, Transform, channels_first
+from .dataset import ImageDataset, Transform, channels_first, warn_of_range
 from .order import transformed
 from .pillow import channels_of, obstacle, upright
 from .reading import make_room
@@ -28,8 +28,6 @@ LABELS = ("label", "labels", "fine_label")
 HELD_OUT_SPLITS = ("validation", "valid", "val", "test")
 # Items that are read again, which shows transforms that draw random numbers.
 READ_AGAIN = 8
-# Bytes that are all below the first, or not below the second, are taken for a mistaken range.
-DARK, PALE = 32, 127
 
 
 def own_images(dataset: Sized, split: str = "train", labels: Any = None) -> ImageDataset:
@@ -48,20 +46,14 @@ def own_images(dataset: Sized, split: str = "train", labels: Any = None) -> Imag
         if labels is not None:
             raise ValueError("labels= was given beside (images, labels): leave one out")
         dataset, labels = dataset
-    own = dataset if isinstance(dataset, ImageDataset) else _read(dataset, split)
-    if not len(own):
+    images = dataset if isinstance(dataset, ImageDataset) else _read(dataset, split)
+    if not len(images):
         raise ValueError(f"the {split} data set must have a length and hold images, got none")
-    low, high = map(int, own.images.aminmax())
-    if high < DARK or low >= PALE:
-        LOG.warning(
-            "the bytes of the %s images are %d .. %d, where black is 0 and white 255: "
-            "dsmooth.to_bytes makes bytes of images in [-1, 1]",
-            *(own.split, low, high),
-        )
+    warn_of_range(images.images, f"the {images.split} images")
     if labels is None:
-        return own
-    numbers, names = _classes(labels, len(own))
-    return replace(own, labels=numbers, class_names=names)
+        return images
+    numbers, names = _classes(labels, len(images))
+    return replace(images, labels=numbers, class_names=names)
 
 
 def split_own(
@@ -117,10 +109,10 @@ def _parts(dataset: Any) -> Sequence[Any]:
             raise ValueError(f"the data set has no split 'train', but {', '.join(dataset)}")
         names = ["train", *(name for name in HELD_OUT_SPLITS if name in dataset)]
         return [dataset[name] for name in names[:2]]
-    is_list = isinstance(dataset, list)  # as of random_split, or of images
-    if is_list and not any(isinstance(each, loaders.Dataset) for each in dataset):
-        return [dataset]
-    if not isinstance(dataset, tuple | list) or _has_labels(dataset):
+    is_pair = isinstance(dataset, tuple) and not _has_labels(dataset)
+    if isinstance(dataset, list):  # of random_split, or of images
+        is_pair = any(isinstance(each, loaders.Dataset) for each in dataset)
+    if not is_pair:
         return [dataset]
     if len(dataset) != 2:
         raise ValueError(
@@ -197,11 +189,11 @@ def _read_items(dataset: Any, source: str) -> tuple[Tensor, Tensor | None, tuple
             kind = image.numpy().dtype.type
             images = torch.from_numpy(make_room(source, (len(dataset), *image.shape), kind))
         if (image.shape, image.dtype) != (images.shape[1:], images.dtype):
-            size = image.shape[1:] == images.shape[2:] and image.dtype == images.dtype
-            how = ': image.convert("RGB") makes colour of grey Pillow images' * size
+            same_size = image.shape[1:] == images.shape[2:] and image.dtype == images.dtype
+            hint = ': image.convert("RGB") makes colour of grey Pillow images' * same_size
             raise ValueError(
                 f"images must have one shape and dtype, got {tuple(images.shape[1:])} "
-                f"{images.dtype} and item {number} of {tuple(image.shape)} {image.dtype}{how}"
+                f"{images.dtype} and item {number} of {tuple(image.shape)} {image.dtype}{hint}"
             )
         images[number] = image
         labels.append(label)

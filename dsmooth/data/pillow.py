@@ -28,14 +28,14 @@ def obstacle(image: Any, *, in_memory: bool = False) -> str | None:
     if getattr(image, "format", None) == "PPM":
         deep |= any(type(a) is int and a > 255 for args in arguments for a in args)
     if deep or image.mode[0] in "IF":
-        how = f"; if its values go to 65535, this converts it: {TO_8_BITS}" if in_memory else ""
+        hint = f"; if its values go to 65535, this converts it: {TO_8_BITS}" if in_memory else ""
         bits = " of 16 bits" * deep
-        return f"must have 8 bits a channel, got Pillow's mode {image.mode}{bits}{how}"
+        return f"must have 8 bits a channel, got Pillow's mode {image.mode}{bits}{hint}"
     # How a transparent pixel looks depends on a background.
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     if alpha is not None and alpha.getextrema() != (255, 255):
-        how = f"this flattens it: {FLATTENED}" if in_memory else "flatten it first"
-        return f"must be opaque, got transparent pixels; {how}"
+        hint = f"this flattens it: {FLATTENED}" if in_memory else "flatten it first"
+        return f"must be opaque, got transparent pixels; {hint}"
     return None
 
 

@@ -53,14 +53,6 @@ def guarded(source: Path | str, what: str) -> Iterator[None]:
         raise InvalidFile(f"{printable(source)} cannot be read as {what} ({reason})") from error
 
 
-def check_size(path: Path, size: int, limit: int) -> None:
-    """Raise ValueError, naming the file, if its `size` is more than `limit` bytes."""
-    if size > limit:
-        raise InvalidFile(
-            f"{printable(path)} is too large: expected at most {limit} bytes, found {size}"
-        )
-
-
 def check_memory(source: Path | str, size: int) -> None:
     """Raise ValueError, naming `source`, if its content takes more bytes than there is memory."""
     if size > memory_bytes():
@@ -86,13 +78,17 @@ def make_room(source: Path | str, shape: tuple[int, ...], dtype: Any = np.uint8)
 
 def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
     """Return the arrays `names` of a .npz, all by default; nothing is unpickled."""
-    with _opened_npz(path) as archive:
+    with (
+        open_regular(path) as file,
+        guarded(path, "a .npz without pickled objects"),
+        zipfile.ZipFile(file) as archive,
+    ):
         members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
         names = list(members) if names is None else names
-        missing = [name for name in names if name not in members]
-        if missing:
+        absent = [name for name in names if name not in members]
+        if absent:
             raise InvalidFile(
-                f"{printable(path)} must hold {', '.join(names)}, found no {', '.join(missing)}"
+                f"{printable(path)} must hold {', '.join(names)}, found no {', '.join(absent)}"
             )
         check_memory(path, sum(members[name].file_size for name in names))
         arrays = {}
@@ -102,19 +98,3 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArra
                 if stream.read(1):  # at the end zipfile compares the CRC-32
                     raise ValueError(f"{name!a} holds more than its header promises")
         return arrays
-
-
-def names_in_npz(path: Path) -> set[str]:
-    """Names of the arrays in a .npz. Raises as `read_npz` does."""
-    with _opened_npz(path) as archive:
-        return {name.removesuffix(".npy") for name in archive.namelist()}
-
-
-@contextmanager
-def _opened_npz(path: Path) -> Iterator[zipfile.ZipFile]:
-    with (
-        open_regular(path) as file,
-        guarded(path, "a .npz without pickled objects"),
-        zipfile.ZipFile(file) as archive,
-    ):
-        yield archive

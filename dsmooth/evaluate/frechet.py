@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..data.reading import guarded, names_in_npz, read_npz
+from ..data.reading import guarded, read_npz
 from ..distributed import side_by_side
 from ..files import write_npz
 
@@ -187,8 +187,9 @@ class FeatureStatistics:
 
         Raises FileNotFoundError or ValueError, naming the file.
         """
-        stated = [name for name in ("n", "description") if name in names_in_npz(path)]
-        arrays = read_npz(path, ("mu", "sigma", *stated))
+        arrays = read_npz(path)
+        if absent := {"mu", "sigma"} - arrays.keys():
+            raise ValueError(f"{path} must hold mu, sigma, found no {', '.join(sorted(absent))}")
         mean, covariance = (_as_float64(f"{path}: {key}", arrays[key]) for key in ("mu", "sigma"))
         d = mean.numel()
         if mean.ndim != 1 or covariance.shape != (d, d):

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import ImageDataset, load_dataset, to_bytes
-from ..data.dataset import channels_first
+from ..data.dataset import channels_first, warn_of_range
 from ..data.folder import SUFFIXES, image_paths, read_image_file, read_images_of_paths
-from ..data.reading import guarded, names_in_npz, read_npz
+from ..data.reading import guarded, read_npz
 from ..files import open_regular
 from ..models import Models
 from ..pictures import is_diverged
@@ -117,14 +117,7 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
     Raises FileNotFoundError or ValueError, naming the file and what it must hold.
     """
     if path.suffix == ".npz":
-        arrays = read_npz(path)
-        name = next((name for name in ARRAY_NAMES if name in arrays), None)
-        if name is None:
-            raise ValueError(
-                f"{path} must hold an array {', '.join(ARRAY_NAMES)}, got "
-                f"{', '.join(arrays) or 'none'}"
-            )
-        return _collect([arrays[name]], path, limit, ours="first_index" in arrays)
+        return _images_of_npz(read_npz(path), path, limit)
     if path.suffix == ".npy":
         return _collect([_load_npy(path)], path, limit)
     if path.suffix.lower() in SUFFIXES and path.is_file():
@@ -144,9 +137,23 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
 
 def read_reference(path: Path) -> ImageSet | FeatureStatistics:
     """The real images of a file or folder, or their statistics if a .npz has `mu` and `sigma`."""
-    if path.suffix == ".npz" and {"mu", "sigma"} <= names_in_npz(path):
+    if path.suffix != ".npz":
+        return read_images(path)
+    arrays = read_npz(path)
+    if {"mu", "sigma"} <= arrays.keys():
         return FeatureStatistics.load(path)
-    return read_images(path)
+    return _images_of_npz(arrays, path)
+
+
+def _images_of_npz(
+    arrays: dict[str, NDArray[Any]], path: Path, limit: int | None = None
+) -> ImageSet:
+    name = next((name for name in ARRAY_NAMES if name in arrays), None)
+    if name is None:
+        raise ValueError(
+            f"{path} must hold an array {', '.join(ARRAY_NAMES)}, got {', '.join(arrays) or 'none'}"
+        )
+    return _collect([arrays[name]], path, limit, ours="first_index" in arrays)
 
 
 def _load_npy(path: Path) -> NDArray[np.generic]:
@@ -180,6 +187,8 @@ def _collect(
             f"{path} must hold values in [-1, 1], got none below 0: images in [0, 1] would be "
             "pale; store 2 * x - 1, or bytes as uint8"
         )
+    if not ours and images.numel():
+        warn_of_range(images, f"the images of {path}")
     return ImageSet(images, f"{path} ({count:,} images)", kept)
 
 

@@ -136,6 +136,7 @@ def test_a_folder_of_more_images_than_memory(tmp_path, monkeypatch) -> None:
     assert torch.equal(found.images, whole.images)
     assert found.digest == whole.digest
     assert torch.equal(own_images(list(whole.images)).images, whole.images)
+    assert isinstance(reading.make_room("x", (200,), np.int16), np.memmap)
 
     def full(*_: int) -> None:
         raise OSError(28, "No space left on device")
