@@ -98,7 +98,9 @@ def test_paths_in_the_pages_exist() -> None:
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("module", [dsmooth, dsmooth.functional, dsmooth.sampling, dsmooth.data])
+@pytest.mark.parametrize(
+    "module", [dsmooth, dsmooth.data, dsmooth.functional, dsmooth.sampling, dsmooth.training]
+)
 def test_the_reference_has_every_public_name(module: Any) -> None:
     pages = "\n".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
     described = {
