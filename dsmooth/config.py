@@ -53,7 +53,7 @@ class ModelConfig:
     """K: logistic components per pixel."""
     dropout: float = 0.5
     """Probability that an element inside a gated resnet is zeroed while training."""
-    conditioning: Conditioning = "none"
+    conditioning: Annotated[Conditioning, tyro.conf.Suppress] = "none"
     """How a context image enters: not at all, stacked on top, or through an encoder."""
     likelihood: Likelihood = "continuous"
     """continuous: density of real-valued pixels under logistics; discretized: probability of the
@@ -61,10 +61,10 @@ class ModelConfig:
     atoms: Annotated[Atoms, tyro.conf.arg(help_behavior_hint=_default_hint)] = ()
     """Bytes with a probability of their own, for likelihood=discretized; all: each of the 256, for
     grey images."""
-    fourier_features: int = 0
+    fourier_features: Annotated[int, tyro.conf.Suppress] = 0
     """Octaves of Fourier features, 0 to 8. They show the network exactly which byte a pixel is; for
     likelihood=discretized."""
-    head_filters: int = 0
+    head_filters: Annotated[int, tyro.conf.Suppress] = 0
     """M: channels of a hidden layer of the head, which sees the four pixels around directly; 0 for
     none."""
     smoothing_scale: Annotated[float, tyro.conf.Suppress] = 0.5
@@ -72,7 +72,7 @@ class ModelConfig:
     own scale."""
     context_layers: int = 4
     """Gated resnets in the encoder of conditioning="concat"."""
-    context_filters: int | None = None
+    context_filters: Annotated[int | None, tyro.conf.Suppress] = None
     """Channels of that encoder; None for n_filters."""
     n_classes: Count = 0
     """Classes of images that the model is conditioned on, 0 for none; auto: as many as the labels
@@ -226,7 +226,7 @@ class TrainConfig(RunSettings):
     """The distribution of x~ given x."""
     scale: float = 0.5
     """Its scale (for gaussian the standard deviation), in units of [-1, 1] pixels."""
-    clean_noise: float = 0.0
+    clean_noise: Annotated[float, tyro.conf.Suppress] = 0.0
     """Standard deviation of noise added to the denoiser's target (the paper uses 0.01)."""
     images: int | None = None
     """Training images to visit, repeats counted. One of images and budget must be given."""
@@ -243,18 +243,18 @@ class TrainConfig(RunSettings):
     kernel_rate: float | None = None
     """Muon's peak step: the angle in radians by which a step turns kernels. None for one that falls
     with the square root of the number of steps."""
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: Annotated[tuple[float, float], tyro.conf.Suppress] = (0.9, 0.99)
     """Adam's decay rates."""
     schedule: LearningRateSchedule = "cosine"
     """cosine: falls to 0 at the end; cooldown: constant, then falls in a line to 0 over the last
     part of the images; exponential: each step times learning_rate_decay."""
-    cooldown: float = 0.2
+    cooldown: Annotated[float, tyro.conf.Suppress] = 0.2
     """The part of the images over which schedule=cooldown falls."""
-    learning_rate_decay: float = 1.0
+    learning_rate_decay: Annotated[float, tyro.conf.Suppress] = 1.0
     """Factor per step, for schedule=exponential (the paper uses 0.999995)."""
     warmup_images: int = 1000
     """Images over which the learning rate rises from 0."""
-    clip_norm: float | None = None
+    clip_norm: Annotated[float | None, tyro.conf.Suppress] = None
     """Largest norm of the gradient; None for no clipping."""
     ema: float = 0.9995
     """Largest decay of the moving average of weights; 0 for no average. The average reaches back
@@ -264,7 +264,7 @@ class TrainConfig(RunSettings):
     init: str | None = None
     """Begin with the weights of this run or pair, and with a new optimiser. Its network but
     for classes, its smoothing and its scale become the defaults."""
-    data_init: bool = True
+    data_init: Annotated[bool, tyro.conf.Suppress] = True
     """Whether to set scales and biases from the first batch (data-dependent init)."""
     precision: Precision = "auto"
     """auto: bfloat16 autocast where the machine is fast at it, else float32."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import asdict, fields, replace
-from typing import Any
+from typing import Any, get_type_hints
+
+import tyro
 
 from .config import OWN, ModelConfig, Role, TrainConfig
 from .fields import flatten
@@ -76,6 +78,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 _FIELDS, _MODEL_FIELDS = ({each.name for each in fields(k)} for k in (TrainConfig, ModelConfig))
+# Settings that are no options of the command: files have them.
+_OF_FILES = {
+    name
+    for kind in (TrainConfig, ModelConfig)
+    for name, hint in get_type_hints(kind, include_extras=True).items()
+    if tyro.conf.Suppress in getattr(hint, "__metadata__", ())
+}
 
 DESCRIPTIONS = {
     "mnist-quick": "digits within minutes on two CPU cores (concat, discretized, EMA)",
@@ -102,7 +111,7 @@ def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
     if "smoothing_scale" in settings:
         raise ValueError("`smoothing_scale` follows from `scale`: give that")
     if settings.get("budget") is not None:
-        check_one_length(settings)
+        check_one_length([name for name, value in settings.items() if value is not None])
         values["images"] = None
     own = {key: settings.pop(key) for key in list(settings) if key in _MODEL_FIELDS}
     model = ModelConfig(**table["model"] | table.get(f"{role}.model", {}))
@@ -112,9 +121,9 @@ def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
     return TrainConfig(role=role, **values)
 
 
-def check_one_length(given: Mapping[str, Any]) -> None:
+def check_one_length(names: Collection[str]) -> None:
     """Raise ValueError for a budget and images, both of which say how long a run is."""
-    if None not in (given.get("budget"), given.get("images")):
+    if {"images", "budget"} <= {*names}:
         raise ValueError("`images` and `budget` both say how long the run is: leave one out")
 
 
@@ -129,23 +138,22 @@ def as_flag(name: str, value: Any) -> str:
 def train_command(config: TrainConfig) -> str:
     """The `dsmooth train` that begins with these settings, without a path of this machine."""
     in_python = config.data == OWN
-    own = flatten(asdict(config))
-    # Named elsewhere in the command, or no option: one follows from the scale, one from prolonging.
-    skipped = {"role", "data_dir", "init", "model.smoothing_scale", "model.class_names"}
-    skipped |= {"labels", "schedule_from"}
+    values = flatten(asdict(config))
+    skipped = {"role", "data_dir", "init", "labels"}  # named elsewhere in the command
+    # They follow from the scale, the data and prolonging.
+    skipped |= {"model.smoothing_scale", "model.class_names", "schedule_from"}
     skipped |= {"data"} if in_python else set()
     skipped |= {"budget"} if config.images is not None else set()  # it has become these images
-    changes: dict[str, list[str]] = {}
-
+    changes: dict[str, list[str]] = {"--config CONFIG": []}
     for name in PRESETS:
         theirs = flatten(asdict(preset(name, config.role)))
-        different = [key for key in own if key not in skipped and own[key] != theirs[key]]
-        changes[name] = [as_flag(key.rpartition(".")[2], own[key]) for key in different]
-    nearest = min(changes, key=lambda name: len(changes[name]))
+        names = [key for key in values if key not in skipped and values[key] != theirs[key]]
+        if not {key.rpartition(".")[2] for key in names} & _OF_FILES:
+            options = [as_flag(key.rpartition(".")[2], values[key]) for key in names]
+            changes[f"--preset {name}"] = options
+    nearest = min([*changes][1:] or changes, key=lambda start: len(changes[start]))
     folders = ["--data-dir FOLDER"] * (config.data_dir is not None)
     folders += ["--init RUN"] * (config.init is not None)
     folders += ["--labels FILE"] * (config.labels is not None)
     end = ["--print-config  # for dsmooth.train(settings, dataset=IMAGES)"] * in_python
-    return " ".join(
-        ["dsmooth train", config.role, f"--preset {nearest}", *folders, *changes[nearest], *end]
-    )
+    return " ".join(["dsmooth train", config.role, nearest, *folders, *changes[nearest], *end])

@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,9 +16,10 @@ import pytest
 import torch
 
 import dsmooth
-from dsmooth.cli import _kind, _parse
+from dsmooth.cli import parse
 from dsmooth.commands.frechet import models_to_draw
 from dsmooth.commands.options import FrechetOptions
+from dsmooth.commands.train import runs_of
 from dsmooth.config import TrainConfig
 from dsmooth.models import load_models
 from dsmooth.presets import PRESETS, preset, train_command
@@ -227,7 +228,7 @@ def test_a_card_that_a_person_wrote_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("role", ["noisy", "denoiser", "plain"])
 @pytest.mark.parametrize("name", [*PRESETS, "changed"])
-def test_the_command_of_a_run_gives_its_settings(name: str, role: Any) -> None:
+def test_the_command_of_a_run_gives_its_settings(tmp_path: Path, name: str, role: Any) -> None:
     config = preset("mnist-quick" if name == "changed" else name, role)
     if name == "changed":
         values = json.loads(json.dumps(asdict(config)))
@@ -236,8 +237,12 @@ def test_the_command_of_a_run_gives_its_settings(name: str, role: Any) -> None:
         config = TrainConfig.from_dict({**values, "clip_norm": 1.5, "scale": 0.3})
     command = train_command(config)
     assert "/a/path" not in command
-    words = shlex.split(command.replace(" --data-dir FOLDER", " --data-dir /a/path"))
-    parsed = _parse(*_kind(words[1:]))
-    assert replace(parsed.settings, role=role) == config
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({**asdict(config), "data_dir": None}))
+    for option, path in (("--data-dir FOLDER", "/a/path"), ("--config CONFIG", file)):
+        command = command.replace(option, f"{option.split()[0]} {path}")
+    words = shlex.split(command)
+    (parsed,) = runs_of(parse(words[1:]))
+    assert parsed.settings == config
     if name != "changed":
         assert command == f"dsmooth train {role} --preset {name}"

@@ -27,6 +27,7 @@ MISTAKES = [
     (f"train pair {TINY} --out half", "half/denoiser already holds a run"),
     (f"train pair {TINY} --out swapped --resume", "another run: its role is noisy, not denoiser"),
     ("train pair --config noisy/config.json", "has the settings of one"),
+    ("train pair empty --out new", "--images or --budget must be given: how long"),
     ("train noisy --images 0", "error: --images must be at least 1, got 0"),
     ("train noisy --n-filters 0", "error: --n-filters must lie in 1 .. 4096, got 0"),
     (f"train noisy --budget 1 {TINY}", "--images and --budget both say how long the run is"),

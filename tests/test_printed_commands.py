@@ -22,10 +22,10 @@ import torch
 
 import dsmooth
 from dsmooth._extension import warn_once
-from dsmooth.cli import _kind, _parse, main, with_options
-from dsmooth.commands.options import DataOptions, Reproduce, Train
+from dsmooth.cli import main, parse, with_options
+from dsmooth.commands.options import DataOptions, Reproduce
 from dsmooth.commands.reproduce import longer_training, runs_to_train, wrapped
-from dsmooth.commands.train import resume_command
+from dsmooth.commands.train import resume_command, runs_of
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.models import load_models
 from dsmooth.pretrained import TITLE
@@ -54,15 +54,12 @@ def follow(command: str) -> None:
     """Run a command as a reader would; what takes long at its smallest, or up to its first step."""
     words = [PLACES.get(word, word) for word in shlex.split(command, comments=True)]
     arguments = words[words.index("dsmooth") + 1 :]
-    prog, kind, options = _kind(arguments)
-    if prog == "dsmooth reproduce":
-        assert runs_to_train(_parse(prog, kind, options))
+    if arguments[0] == "reproduce":
+        assert runs_to_train(parse(arguments))
         return
-    if prog == "dsmooth train" and not {"--resume", "--print-config"} & set(options):
+    if arguments[0] == "train" and not {"--resume", "--print-config"} & {*arguments}:
         arguments.append("--print-config")
-    arguments += {"dsmooth sample": ["-n", "4"], "dsmooth evaluate bpd": ["--limit", "2"]}.get(
-        prog, []
-    )
+    arguments += {"sample": ["-n", "4"], "evaluate": ["--limit", "2"]}.get(arguments[0], [])
     assert run(*arguments) == 0, command
 
 
@@ -127,10 +124,10 @@ def test_every_printed_command_runs(tmp_path, monkeypatch, capsys, no_plots: Non
 
 def test_the_command_that_goes_on_has_what_no_run_keeps() -> None:
     words = "plain --out 'my run' --threads 3 --device cuda:1 --tensorboard"
-    begun = _parse("dsmooth train", Train, shlex.split(words))
-    printed = shlex.split(resume_command(begun, Path("my run")))
+    begun = parse(["train", *shlex.split(words)])
+    printed = shlex.split(resume_command(begun, runs_of(begun)[0]))
     assert printed[:2] == ["dsmooth", "train"]
-    assert _parse("dsmooth train", Train, printed[2:]) == replace(begun, resume=True)
+    assert parse(printed[1:]) == replace(begun, resume=True)
 
 
 def test_commands_are_not_broken_by_lines() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, Suppress, arg
 
 from ..config import (
     FEW_SAMPLES,
@@ -14,6 +14,7 @@ from ..config import (
     FEW_TEST_IMAGES,
     FEW_TRAIN_IMAGES,
     Method,
+    ModelConfig,
     Precision,
     ProbeSettings,
     ReproductionStage,
@@ -32,7 +33,10 @@ DEFAULT_PRESET = "mnist-quick"
 UNNAMED, CLUSTERS, LABELS, LABEL_DROPOUT = "noisy-unnamed", "clusters", "labels.npz", 0.1
 RGB_PRESET = "photos"
 PRESET_HELP = "Settings to start from: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
-TRAIN_PRESET_HELP = f"{PRESET_HELP}. RGB data is trained by {RGB_PRESET} unless another is named"
+TRAIN_PRESET_HELP = (
+    f"{PRESET_HELP}. RGB images are trained by {RGB_PRESET} unless another is named; the channels "
+    "and classes of a network are those of the images"
+)
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,33 @@ class Drawing:
 
 
 @dataclass(frozen=True)
+class TypedModel(ModelConfig):
+    """A network as typed; `TrainConfig` checks it with the settings that it replaces."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class TypedSettings(TrainConfig):
+    """Settings as typed; `TrainConfig` checks them with those that they replace."""
+
+    model: TypedModel = field(default_factory=TypedModel)
+    """The network."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class TypedProbe(ProbeSettings):
+    """Settings of probes as typed."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
 class Train:
     """Train one model: noisy p(x~), denoiser p(x | x~), or plain p(x); or a pair.
 
@@ -105,7 +136,7 @@ class Train:
 
     role: Positional[Role | Literal["pair"]]
     """Which model."""
-    settings: OmitArgPrefixes[TrainConfig]
+    settings: OmitArgPrefixes[TypedSettings]
     """The settings that decide the weights, and how the run is carried out."""
     folder: Annotated[Positional[Path | None], arg(metavar="FOLDER")] = None
     """Folder of images to train on."""
@@ -126,10 +157,11 @@ class Train:
     """Also write event files of the evaluations (needs the extra "tensorboard")."""
     config: Path | None = None
     """JSON file with the settings to start from, instead of a preset: the config.json of a run, or
-    what --print-config prints."""
+    what --print-config prints. It takes settings that are no options here, too."""
     print_config: Flag = False
-    """Print the settings as JSON and stop."""
+    """Print the settings for grey images as JSON and stop; no image is read."""
     execution: OmitArgPrefixes[OnDevice] = OnDevice()
+    named: Suppress[frozenset[str]] = field(default=frozenset(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -313,7 +345,7 @@ class Probe:
     models: Folders
     """A saved pair, or the run folders of a noisy model and of its denoiser, or a folder with both;
     mnist is the pair that comes with the package. Perhaps the run folder of a plain model."""
-    settings: OmitArgPrefixes[ProbeSettings]
+    settings: OmitArgPrefixes[TypedProbe]
     """Input of the probes, and the length of their training."""
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()
     out: Path = Path("probes")

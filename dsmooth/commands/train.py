@@ -2,115 +2,218 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
+from ..config import ModelConfig, Role, TrainConfig
 from ..distributed import barrier, broadcast_int, process_group, rank_and_size
-from ..files import check_writable
+from ..fields import check_number
+from ..files import check_writable, read_json
 from ..machine import choose_device, use_threads
-from ..runs import RunFolder, default_folder, training_seconds
-from .options import CLUSTERS, LABELS, UNNAMED, Train
+from ..presets import check_one_length, preset
+from ..runs import RunFolder, default_folder, run_config, training_seconds
+from .options import CLUSTERS, LABEL_DROPOUT, LABELS, RGB_PRESET, UNNAMED, Train
+
+
+@dataclass(frozen=True)
+class Run:
+    """One of the runs that a command stands for."""
+
+    role: Role
+    folder: Path
+    settings: TrainConfig
+    rgb: TrainConfig
+    """The settings if the images are RGB."""
 
 
 def train(options: Train) -> int:
     """Carry out `dsmooth train`; returns the exit status, 128 + the signal's number if stopped."""
-    assert options.role != "pair"  # dsmooth.cli makes a command of each of its two runs
-    if options.clusters is not None:
-        raise ValueError("--clusters is for a pair: for one model give --labels a file of clusters")
-    folder = options.out or default_folder(options.role)
-    check_run(options, folder)
-    if (status := train_one(options, folder)) == 0:
+    runs = runs_of(options)
+    if options.print_config:
+        settings = {run.folder.name: asdict(run.settings) for run in runs}
+        shown = settings if options.role == "pair" else settings.popitem()[1]
+        print(json.dumps(shown, indent=2))
+        return 0
+    for run in runs:
+        check_writable(RunFolder(run.folder).config)
+    if options.role == "pair":
+        return train_pair(options, runs)
+    (run,) = runs
+    if (status := train_one(options, run)) == 0:
         # NOISY and DENOISER stand for the folders of other runs.
-        path, config = shlex.quote(str(folder)), RunFolder(folder).read_config()[0]
+        path, config = shlex.quote(str(run.folder)), RunFolder(run.folder).read_config()[0]
         label = " --label each" * bool(config.model.n_classes)
         step = {
             "noisy": f"train its denoiser, then `dsmooth sample {path} DENOISER{label}`",
             "denoiser": f"`dsmooth sample NOISY {path}{label}`, with the folder of its noisy model",
             "plain": f"`dsmooth sample {path}{label}`, or `dsmooth evaluate bpd {path}`",
-        }[options.role]
-        print(f"{options.role}: next: {step}")
+        }[run.role]
+        print(f"{run.role}: next: {step}")
     return status
 
 
-def check_run(options: Train, folder: Path) -> None:
-    """Raise ValueError for options and a folder that do not fit, before any work."""
+def runs_of(options: Train) -> list[Run]:
+    """The runs of a command, in order.
+
+    With clusters the noisy model of a pair goes on from a first one, and each has half of its
+    images.
+    """
+    check_one_length(options.named)
     if options.force and not options.resume:
         raise ValueError("--force is for --resume: a new run has no settings to change")
-    run, images, settings = RunFolder(folder), options.folder, options.settings
-    if options.resume and run.config.exists():
-        role = run.read_config()[0].role
-        if role != options.role:  # with the run's settings it would fit no other
-            raise ValueError(f"{folder} holds another run: its role is {role}, not {options.role}")
-    if images is not None and (settings.data, settings.data_dir) != ("folder", str(images)):
-        name = "data" if settings.data != "folder" else "data_dir"
-        raise ValueError(
-            f"{images} is a folder of images, but `{name}` is {getattr(settings, name)}: leave one "
-            "out"
-        )
-    check_writable(run.config)
+    for name, value in (("data", "folder"), ("data_dir", str(options.folder))):
+        if options.folder is not None and name in options.named:
+            typed = getattr(options.settings, name)
+            if typed != value:
+                raise ValueError(
+                    f"{options.folder} is a folder of images, but `{name}` is {typed}: leave one "
+                    "out"
+                )
+    if options.role != "pair":
+        if options.clusters is not None:
+            raise ValueError(
+                "--clusters is for a pair: for one model give --labels a file of clusters"
+            )
+        role = options.role
+        if options.config is not None and "role" not in options.named:
+            role = _read_settings(options.config).role
+        return [_run(options, role, options.out or default_folder(role))]
+    if options.config is not None:
+        raise ValueError("a pair is two runs, and --config has the settings of one: name its role")
+    folder = options.out or Path("runs") / "pair"
+    denoiser = _run(options, "denoiser", folder / "denoiser", shares=2)
+    if options.clusters is None:
+        return [_run(options, "noisy", folder / "noisy", shares=2), denoiser]
+    check_number("clusters", options.clusters, 2)
+    if "labels" in options.named:
+        raise ValueError("`labels` and `clusters` both name the images")
+    unnamed, noisy = (
+        _run(options, "noisy", folder / name, shares=4) for name in (UNNAMED, "noisy")
+    )
+    return [unnamed, noisy, denoiser]
 
 
-def train_one(options: Train, folder: Path) -> int:
-    """Train a model into `folder`; returns the exit status as `train` does."""
+def _run(options: Train, role: Role, folder: Path, shares: int = 1) -> Run:
+    """A run that gets one of so many shares of the budget; of 4, also half of its images."""
+    typed, named, stored = options.settings, options.named, RunFolder(folder)
+    goes_on = options.resume and stored.config.exists()
+    if goes_on and (theirs := stored.read_config()[0].role) != role:
+        raise ValueError(f"{folder} holds another run: its role is {theirs}, not {role}")
+    values = _named(typed, named) | {"role": role}
+    if options.folder is not None:
+        values |= {"data": "folder", "data_dir": str(options.folder)}
+    if "budget" in named:
+        values["images"] = None
+    if shares == 4 and folder.name != UNNAMED and not goes_on:
+        values["init"] = str(folder.parent / UNNAMED)
+        values["labels"] = str(folder.parent / CLUSTERS / LABELS)
+        values["label_dropout"] = typed.label_dropout or LABEL_DROPOUT
+
+    def settings(name: str) -> TrainConfig:
+        """The settings typed, over those of --config, of the run to resume, or of a preset."""
+        if options.config is not None:
+            config = replace(_read_settings(options.config), schedule_from=0)
+        elif goes_on and "preset" not in named:
+            config = stored.read_config()[0]
+        else:
+            config = preset(name, role)
+            data = values.get("data", config.data)
+            if data != "celeba" and not (data == "folder" and "preset" in named):
+                config = replace(config, image_size=None)  # these have a size of their own
+            if "init" in named and typed.init is not None:
+                config = _with_network(config, typed.init)
+        network = replace(config.model, **_named(typed.model, named))
+        config = replace(config, model=network, **values)
+        if config.budget is not None:
+            share = not goes_on or "budget" in named  # one that goes on has its share already
+            return replace(config, budget=config.budget / shares) if share else config
+        if config.images is not None and shares == 4 and (not goes_on or "images" in named):
+            return replace(config, images=-(-config.images // 2))
+        return config
+
+    rgb = options.preset if "preset" in named else RGB_PRESET
+    colours = values.get("data") in ("cifar10", "celeba")
+    return Run(role, folder, settings(rgb if colours else options.preset), settings(rgb))
+
+
+def _named(typed: TrainConfig | ModelConfig, names: Collection[str]) -> dict[str, Any]:
+    return {each.name: getattr(typed, each.name) for each in fields(typed) if each.name in names}
+
+
+def _with_network(config: TrainConfig, init: str) -> TrainConfig:
+    """The settings with the network and the smoothing that a run begins with."""
+    from ..training.beginning import find_initial
+
+    saved = find_initial(init, config.role)
+    network = replace(saved.config, n_classes=0, class_names=())  # the data name the classes
+    kind = saved.settings.smoothing or config.smoothing
+    scale = saved.settings.scale or config.scale
+    return replace(config, model=network, smoothing=kind, scale=scale)
+
+
+def _read_settings(path: Path) -> TrainConfig:
+    """The settings in the file of --config; --print-config prints no size."""
+    return run_config({"height_and_width": (0, 0), **read_json(path)}, path)[0]
+
+
+def train_one(options: Train, run: Run) -> int:
+    """Train a model into its folder; returns the exit status as `train` does."""
     from ..training import tensorboard
     from ..training import train as train_run
 
-    assert options.role != "pair"
     result = train_run(
-        replace(options.settings, role=options.role),
-        folder,
+        run.settings,
+        run.folder,
+        rgb=run.rgb,
+        match_channels=not options.named & {"image_channels", "init"},
         resume=options.resume,
         force=options.force,
         device=options.execution.device,
         threads=options.execution.threads,
-        on_evaluation=tensorboard(folder / "tensorboard") if options.tensorboard else None,
+        on_evaluation=tensorboard(run.folder / "tensorboard") if options.tensorboard else None,
         progress=True,
     )
     if result.interrupted:
-        print(f"{options.role}: go on with `{resume_command(options, folder)}`")
+        print(f"{run.role}: go on with `{resume_command(options, run)}`")
         return 128 + result.interrupted
     return 0
 
 
-def train_pair(commands: Mapping[str, Train]) -> int:
-    """Carry out `dsmooth train pair`; returns the exit status as `train` does.
-
-    commands: of the runs, by the names of their folders, in order.
-    """
+def train_pair(options: Train, runs: Sequence[Run]) -> int:
+    """Train the runs of a pair, in order; returns the exit status as `train` does."""
     from ..training.beginning import check_new_run, is_restart
 
-    runs = {options.out: options for options in commands.values() if options.out is not None}
-    folders = dict(zip(commands, runs, strict=True))
-    whole = sum(options.settings.budget or 0 for options in runs.values())
+    whole = sum(run.settings.budget or 0 for run in runs)
     with process_group():
-        for folder, options in runs.items():  # of all, before the first is trained
-            check_run(options, folder)
-            run = RunFolder(folder)
-            if not (options.resume or broadcast_int(is_restart(run))):
-                check_new_run(run, options.settings)
+        for run in runs:  # all, before the first is trained
+            stored = RunFolder(run.folder)
+            if not (options.resume or broadcast_int(is_restart(stored))):
+                check_new_run(stored, run.settings)
         barrier()  # what one process refuses ends all of them before any trains
-    for folder, options in runs.items():
-        share = options.settings.budget
+    for run in runs:
+        share = run.settings.budget
         if share is not None:
-            print(f"{folder.name}: {share:.3g} of the pair's {whole:.3g} minutes", flush=True)
-        status = train_one(options, folder)
-        if status:
+            print(f"{run.folder.name}: {share:.3g} of the pair's {whole:.3g} minutes", flush=True)
+        if status := train_one(options, run):
             print("pair: the same command with --resume goes on")
             return status
-        if folder == folders.get(UNNAMED):
-            cluster_data(folder, options)
+        if run.folder.name == UNNAMED:
+            cluster_data(options, run.folder)
     minutes = [
-        f"{folder.name} {training_seconds(RunFolder(folder).history()) / 60:.1f}" for folder in runs
+        f"{run.folder.name} {training_seconds(RunFolder(run.folder).history()) / 60:.1f}"
+        for run in runs
     ]
-    path = shlex.quote(str(folders["noisy"].parent))
+    path = shlex.quote(str(runs[0].folder.parent))
     print(f"pair: minutes of training: {', '.join(minutes)}; next: `dsmooth sample {path}`")
     return 0
 
 
-def cluster_data(folder: Path, options: Train) -> None:
+def cluster_data(options: Train, folder: Path) -> None:
     """Write the clusters of a run's images by its model beside it, unless they are there."""
     from ..training.beginning import load_data
     from .cluster import write_clusters
@@ -129,9 +232,9 @@ def cluster_data(folder: Path, options: Train) -> None:
         )
 
 
-def resume_command(options: Train, folder: Path) -> str:
+def resume_command(options: Train, run: Run) -> str:
     """The command that goes on with a run as it was begun, by as many processes and threads."""
-    words = ["dsmooth", "train", options.role, "--out", str(folder), "--resume"]
+    words = ["dsmooth", "train", run.role, "--out", str(run.folder), "--resume"]
     for name in ("threads", "device"):
         value = getattr(options.execution, name)
         if value not in (None, "auto"):

@@ -93,11 +93,6 @@ def paths_of_split(folder: Path, paths: list[Path], split: str) -> list[Path]:
     return sorted(chosen, key=partial(_hash_of, folder))
 
 
-def folder_channels(folder: Path) -> int:
-    """The channels of `load_folder`'s images, from their headers: 1 or 3. Raises as it does."""
-    return _scan(folder, image_paths(folder), check_sizes=False)[0]
-
-
 def read_images_of_paths(folder: Path, paths: list[Path]) -> Tensor:
     """The images of files in a folder, of one size: (N, C, H, W) uint8."""
     channels, sizes = _scan(folder, paths, check_sizes=True)

@@ -62,6 +62,7 @@ def train(
     labels: Any = None,
     transform: Transform | None = None,
     match_channels: bool = False,
+    rgb: TrainConfig | None = None,
     resume: bool = False,
     force: bool = False,
     device: str | torch.device = "auto",
@@ -78,12 +79,12 @@ def train(
     the dataset, uint8 (C, H, W), to another, applied at each visit in training. Its random numbers,
     from torch, numpy or random, depend on the seed and the visit alone. Held-out images are not
     transformed and must have the size that it makes. match_channels: take the model's
-    image_channels from the data. device: "auto" (a CUDA device if there is one), "cpu", "cuda" or
-    "cuda:N". threads: CPU threads, None for torch's setting; another number of threads adds in
-    another order, which changes roundings. on_evaluation: a function that rank 0 calls with each
-    `Evaluation`, such as `dsmooth.training.tensorboard(FOLDER)`. progress: print what is trained, a
-    bar or a line every ten seconds, and the evaluations. Without it these lines go to the logger
-    `dsmooth` as INFO.
+    image_channels from the data. rgb: settings to take instead of `config` for RGB images. device:
+    "auto" (a CUDA device if there is one), "cpu", "cuda" or "cuda:N". threads: CPU threads, None
+    for torch's setting; another number of threads adds in another order, which changes roundings.
+    on_evaluation: a function that rank 0 calls with each `Evaluation`, such as
+    `dsmooth.training.tensorboard(FOLDER)`. progress: print what is trained, a bar or a line every
+    ten seconds, and the evaluations. Without it these lines go to the logger `dsmooth` as INFO.
 
     SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. `resume` begins a run where the
     folder has none, so that one call serves both. A resumed run must have the same settings and
@@ -121,9 +122,13 @@ def train(
         )
     run = RunFolder(default_folder(config.role) if folder is None else Path(folder))
     target = choose_device(device)
+    rgb = config if rgb is None else rgb
     config = replace(config, schedule_from=0)  # a run that goes on has its own
     if dataset is not None:
-        config = replace(config, data=OWN, data_dir=None, download=False, image_size=None)
+        config, rgb = (
+            replace(one, data=OWN, data_dir=None, download=False, image_size=None)
+            for one in (config, rgb)
+        )
     with (
         process_group(),
         torch.inference_mode(False),
@@ -138,6 +143,8 @@ def train(
             stack.enter_context(lines_shown())
         checkpoint = find_checkpoint(run, config, stack, resume=resume)
         if checkpoint is not None:
+            if checkpoint.settings.model.image_channels == 3:
+                config = rgb
             config = settings_to_go_on(
                 config, checkpoint, match_channels=match_channels, force=force
             )
@@ -146,6 +153,8 @@ def train(
             if dataset is None
             else split_own(dataset, labels, transform)
         )
+        if checkpoint is None and test_set.image_channels == 3:
+            config = rgb
         config = run_settings(config, train_set, test_set, target, match_channels=match_channels)
         initial = initial_network(config) if checkpoint is None else None
         stop = stack.enter_context(catch_signals())
