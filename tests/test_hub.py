@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from dsmooth.config import TrainConfig
 from dsmooth.models import load_models
 from dsmooth.presets import PRESETS, preset, train_command
 from dsmooth.pretrained.writer import CARD_FILE
-from dsmooth.runs import Origin, RunFolder
+from dsmooth.runs import Origin
 from tests.helpers.command_runs import run
 from tests.helpers.data_makers import refuses
 from tests.helpers.networks import network, tiny_pair
@@ -130,57 +131,53 @@ def test_with_the_real_package_and_no_network(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(OSError, match=r"the Hugging Face Hub does not give it: .*cache of hugg"):
-        dsmooth.SmoothedPair.from_pretrained("someone/digits")
+    words, read = "the Hugging Face Hub does not give it", dsmooth.SmoothedPair.from_pretrained
+    refuses(f"{words}: .*cache of hugg", read, "someone/digits", error=OSError)
     commit, cached, pair = "a" * 40, tmp_path / "models--someone--digits", tiny_pair()
     pair.save_pretrained(cached / "snapshots" / commit)
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(commit)
-    assert same(dsmooth.SmoothedPair.from_pretrained("someone/digits"), pair)
+    assert same(read("someone/digits"), pair)
 
 
 def test_the_card_is_filled_from_the_runs_and_the_scores(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    runs = tmp_path / "runs"
     tiny = "--n-filters 4 --n-resnet 1 --n-mix 2 --images 48 --batch-size 16 --seed 3"
+    tiny += " --evaluations 1 --evaluation-images 4"
     for role in ("noisy", "denoiser"):
-        out = ["--evaluations", "1", "--evaluation-images", "4", "--out", f"runs/{role}"]
-        assert run("train", role, *tiny.split(), *out) == 0
-    pair = dsmooth.SmoothedPair.from_runs(runs / "noisy", runs / "denoiser")
+        assert run("train", role, *tiny.split(), "--out", f"runs/{role}") == 0
+    pair = dsmooth.SmoothedPair.from_runs("runs/noisy", "runs/denoiser")
     origin = pair.origin["noisy"]
-    assert (origin.data, origin.images, origin.seed) == ("mnist", 48, 3)
-    assert origin.loss == "bits/dim of x~ (gaussian)"
-    log = RunFolder(runs / "noisy").read_log()
-    scores = [entry["bits_per_dim"] for entry in log if entry["event"] == "evaluation"]
-    assert origin.bits_per_dim == scores[-1]
     pair.save_pretrained("pair")
     card = Path("pair", CARD_FILE).read_text()
     assert card.startswith("---\nlibrary_name: dsmooth\n")
     assert "- mnist\n---\n" in card
-    assert f"| noisy model, p(x~) | bits/dim of x~ (gaussian) | {scores[-1]:.4f} |" in card
+    assert f"| noisy model, p(x~) | bits/dim of x~ (gaussian) | {origin.bits_per_dim:.4f} |" in card
     assert "| noisy model, p(x~) | mnist | 48 | 0.00 | 3 |" in card
     assert origin.command in card
-    assert str(runs) not in card  # no path of this machine
+    assert "runs/" not in card  # no path of this machine
     # The folder knows it too, and a pair of the folder.
     again = dsmooth.SmoothedPair.from_pretrained("pair")
     assert again.origin == pair.origin
     again.save_pretrained("copy", name="pair")
     assert Path("copy", CARD_FILE).read_text() == card
 
-    assert run("evaluate", "bpd", str(runs), "--limit", "4", "--n-noise", "2") == 0
-    pair.save_pretrained("pair", scores="bits_per_dim.json")
-    card = Path("pair", CARD_FILE).read_text()
+    plain = dsmooth.PixelCNNpp.from_pretrained("mnist-plain")
+    words = ["runs", "--plain", "mnist-plain", "--limit", "4", "--n-noise", "2"]
+    assert run("evaluate", "bpd", *words) == 0
     stored = json.loads(Path("bits_per_dim.json").read_text())
-    for convention in stored["pair"]["conventions"]:
-        assert convention["name"] in card
-        assert f"| {convention['value']:.4f} |" in card
-    assert "4 images of mnist (test), 2 draws of noise per image, seed 0" in card
-    with pytest.raises(ValueError, match="does not hold the scores of these weights"):
-        tiny_pair().save_pretrained("other", scores="bits_per_dim.json")
+    for model, key, drawn in ((pair, "pair", ", 2 draws of noise"), (plain, "plain", ":")):
+        model.save_pretrained("scored", scores="bits_per_dim.json")
+        card = Path("scored", CARD_FILE).read_text()
+        assert f"4 images of mnist (test){drawn}" in card
+        rows = stored[key]["conventions"]
+        assert all(row["name"] in card and f"| {row['value']:.4f} |" in card for row in rows)
+    save = partial(pair.save_pretrained, "pair", scores="bits_per_dim.json")
+    words = "does not hold the scores of these weights"
+    refuses(words, tiny_pair().save_pretrained, "pair", scores="bits_per_dim.json")
     del stored["pair"]["conventions"]
     Path("bits_per_dim.json").write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match="scores must be what `dsmooth evaluate bpd` writes"):
-        pair.save_pretrained("pair", scores="bits_per_dim.json")
+    refuses("scores must be what `dsmooth evaluate bpd` writes", save)
 
 
 def test_words_of_a_stranger_mean_nothing_in_a_card(tmp_path: Path) -> None:

@@ -178,13 +178,17 @@ def rewrite(path: Path, name: str, **metadata: str) -> None:
     ("damage", "file", "words"),
     [
         (partial(edit, image_size=[8, 12]), CONFIG, r"beside it: its image_size is \[8, 12\], not"),
-        (partial(edit, extra=1), CONFIG, "has no field extra"),
-        (lambda path: path.write_text("{}"), CONFIG, "missing required field `networks`"),
+        (partial(edit, extra=1), CONFIG, "its extra is 1, not None"),
+        (lambda path: path.write_text("{}"), CONFIG, "its dsmooth is None, not 0"),
         (Path.unlink, WEIGHTS, r"there is no .*model\.safetensors"),
         (lambda path: os.truncate(path, 500), WEIGHTS, "is not a readable safetensors file"),
         (partial(rewrite, name="other.b"), WEIGHTS, "another shape: 2 tensors differ"),
         (partial(rewrite, name="noisy.head.bias", config="{"), WEIGHTS, "is not JSON"),
-        (partial(rewrite, name="noisy.head.bias", config="{}"), WEIGHTS, "is not of a saved pair"),
+        (
+            partial(rewrite, name="noisy.head.bias", config="{}"),
+            WEIGHTS,
+            "its dsmooth is 0.*, not None",
+        ),
     ],
 )
 def test_a_damaged_or_edited_pair_is_refused(tmp_path, damage, file: str, words: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -55,14 +55,6 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.networks:
             raise ValueError("it states no network")
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any], source: Path) -> Settings:
-        """The settings of a JSON object. Raises ValueError, naming the source and the field."""
-        try:
-            return structure({k: v for k, v in values.items() if k != "dsmooth"}, cls)
-        except ValueError as error:
-            raise ValueError(f"{source} is not of a saved pair or network: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -228,15 +220,19 @@ def networks_in(folder: Path) -> list[SavedNetwork]:
         networks = {training.role: training.model}
         settings = Settings(networks, training.smoothing, training.scale, size, {})
     else:
-        settings = Settings.parse(parse_json(metadata[CONFIG_KEY], run.weights), run.weights)
+        stated = parse_json(metadata[CONFIG_KEY], run.weights)
         # A config.json that changes meanwhile is being saved.
-        if before is not None and before == _read_beside(run.config):
-            stated = Settings.parse(before, run.config)
-            if words := difference(asdict(stated), asdict(settings)):
-                raise ValueError(
-                    f"{run.config} does not state the settings of {WEIGHTS_FILE} beside it: "
-                    f"{words}; settings of weights are not edited, save them again"
-                )
+        unchanged = before is not None and before == _read_beside(run.config)
+        if unchanged and (words := difference(before, stated)):
+            raise ValueError(
+                f"{run.config} does not state the settings of {WEIGHTS_FILE} beside it: "
+                f"{' '.join(words.split())}; settings of weights are not edited, save them again"
+            )
+        stated.pop("dsmooth", None)
+        try:
+            settings = structure(stated, Settings)
+        except ValueError as error:
+            raise ValueError(f"{run.weights} is not of a pair or a network: {error}") from None
     roles = [role for role in (*_PAIR, "plain") if role in settings.networks]
     return [SavedNetwork(run.weights, tensors, role, settings, training) for role in roles]
 
@@ -276,7 +272,7 @@ def read_pair(kind: type[Pair], saved: Sequence[SavedNetwork]) -> Pair:
         f"{n.smoothing} noise of scale {n.scale} at {n.image_size}" for n in (noisy, denoiser)
     )
     if one != two or not noisy.smoothing or not noisy.scale or not noisy.image_size:
-        raise ValueError(f"the runs do not fit together: {one} and {two}")
+        raise ValueError(f"the runs do not fit together: {one} and {two}, of {named}")
     networks = saved[0].load(), saved[1].load()
     try:
         smoothing = SMOOTHINGS[noisy.smoothing](noisy.scale)

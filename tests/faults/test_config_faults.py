@@ -16,7 +16,8 @@ import torch
 
 from dsmooth import ModelConfig, PixelCNNpp, SmoothedPair
 from dsmooth.config import TrainConfig
-from dsmooth.files import write_tensors
+from dsmooth.fields import flatten
+from dsmooth.files import read_tensors, write_tensors
 from dsmooth.machine import use_threads
 from dsmooth.presets import preset
 from dsmooth.runs import RunFolder
@@ -74,27 +75,39 @@ def test_settings_of_a_run(tmp_path: Path, name: str, role: Any) -> None:
     assert refused > 300
 
 
-@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.full)])
+def stated(values: Any) -> dict[str, Any]:
+    """The fields that are not None."""
+    return {name: value for name, value in flatten(values).items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    "every", [12, pytest.param(1, marks=[pytest.mark.full, pytest.mark.budget(90)])]
+)
 def test_settings_of_a_pair(tmp_path: Path, every: int) -> None:
+    """Those of the weights' metadata are checked; those of config.json must be equal to them."""
     model = ModelConfig(n_filters=2, n_resnet=1, n_mix=1, dropout=0.0)
     denoiser = ModelConfig(n_filters=2, n_resnet=1, n_mix=1, dropout=0.0, conditioning="concat")
     pair = SmoothedPair(PixelCNNpp(model), PixelCNNpp(denoiser), GaussianSmoothing(0.5), (8, 8))
     pair.save_pretrained(tmp_path)
-    path = tmp_path / "config.json"
+    path, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
     values = json.loads(path.read_text())
+    tensors, metadata = read_tensors(weights)
     refused = 0
     for _, mutant in islice(mutants(values), None, None, every):
         path.write_text(json.dumps(mutant))
-        try:
-            SmoothedPair.from_pretrained(tmp_path)
-        except ValueError as caught:
-            error = str(caught)
-        else:
-            continue
-        refused += 1
-        assert str(tmp_path) in error
-        assert "\n" not in error
-    assert refused > 300 // every
+        write_tensors(weights, tensors, metadata)
+        for _ in range(2):
+            error = None
+            try:
+                SmoothedPair.from_pretrained(tmp_path)
+            except ValueError as caught:
+                error = str(caught)
+            refused += error is not None
+            assert error is None or (str(tmp_path) in error and "\n" not in error)
+            assert error or not path.exists() or stated(mutant) == stated(values)
+            path.unlink(missing_ok=True)
+            write_tensors(weights, tensors, {"config": json.dumps(mutant)})
+    assert refused > 900 // every
 
 
 @pytest.mark.budget(4)
