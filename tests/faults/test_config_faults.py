@@ -169,15 +169,14 @@ def test_arguments_of_the_wrong_type_are_named() -> None:
         refuses(r"^`temperature` must be positive and .* got ", Request, 4, temperature=wrong)
     message = "must be a whole number, got "
     for wrong in (None, 1.5, "1"):
-        with pytest.raises(ValueError, match=f"^seed {message}"):
+        with pytest.raises(ValueError, match=f"^`seed` {message}"):
             GaussianSmoothing(0.5).sample(torch.zeros(1, 1, 4, 4), seed=wrong)
     for wrong in (None, 1.0, "1", True, math.nan):
         for name in ("count", "seed", "first_index"):
-            words = "the number of images" if name == "count" else name
-            refuses(f"^{words} {message}", Request, **{"count": 4, name: wrong})
+            refuses(f"^`{name}` {message}", Request, **{"count": 4, name: wrong})
         for name in ("n_filters", "n_resnet", "n_mix", "context_layers"):
-            refuses(f"^{name} {message}", ModelConfig, **{name: wrong})
+            refuses(f"^`{name}` {message}", ModelConfig, **{name: wrong})
         if wrong is not None:
-            refuses(f"^threads {message}", use_threads, wrong)
+            refuses(f"^`threads` {message}", use_threads, wrong)
     for name, wrong in (("dropout", "0.5"), ("atoms", 3), ("dropout", None)):
-        refuses(f"^{name} .*{wrong}", ModelConfig, **{name: wrong})
+        refuses(f"^`{name}` .*{wrong}", ModelConfig, **{name: wrong})
