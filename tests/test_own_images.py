@@ -197,6 +197,7 @@ def test_names_of_classes() -> None:
     for dataset, labels in (
         *((PIXELS, names), ((PIXELS, names), None), (items, None)),
         *((PIXELS, np.array(names)), (loaders.Subset(items, range(40)), None)),
+        ([*zip(PIXELS, np.array(names), strict=True)], None),
     ):
         train_set, held_out = split_own(dataset, labels)
         assert train_set.class_names == held_out.class_names == ("cat", "dog", "emu")
@@ -272,6 +273,7 @@ FLOATS = r"must be bytes, got torch.float32 of {} to {}: dsmooth\.to_bytes\(x\)"
         ((PIXELS > 99).int(), "whole numbers up to 1 could be black and white"),
         (PIXELS.int() + 1, r"images must be whole numbers in 0 \.\. 255, got \d+ to 256"),
         (["a.png"], "item 0 must be an image, got a str"),
+        ([()], "item 0 must be an image, got a NoneType"),
         *((path, "got the path images: data=.folder.") for path in ("images", Path("images"))),
         (loaders.DataLoader(Endless()), r"got a DataLoader: give its \.dataset, or a Subset"),
         *((each, r"a length .*, got a .*islice\(dataset") for each in (InOrder(), Endless())),

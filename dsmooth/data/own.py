@@ -222,14 +222,16 @@ def _image_and_label(number: int, item: Any) -> tuple[Tensor, int | float | str 
                 f"item {number} must have an entry {', '.join(IMAGES)}, got {', '.join(item)}"
             )
         item = (item[names[0]], item.get(names[1]))
-    parts = [*item, None] if isinstance(item, tuple | list) else [item, None]
-    pixels, label = _pixels(parts[0], number)[0], parts[1]
-    if isinstance(label, int | float | np.ndarray | np.generic | Tensor):
-        vector = torch.as_tensor(label).reshape(1, -1)
-        if vector.shape[1] == 1:
-            return pixels, vector.item()
-        return pixels, int(vector.long().argmax()) if _are_one_hot(vector) else None
-    return pixels, label if isinstance(label, str) else None
+    image, label, *_ = (*item, None, None) if isinstance(item, tuple | list) else (item, None)
+    pixels = _pixels(image, number)[0]
+    if isinstance(label, str):
+        return pixels, label
+    if not isinstance(label, int | float | np.ndarray | np.generic | Tensor):
+        return pixels, None
+    vector = torch.as_tensor(label).reshape(1, -1)
+    if vector.shape[1] == 1:
+        return pixels, vector.item()
+    return pixels, int(vector.long().argmax()) if _are_one_hot(vector) else None
 
 
 def _are_one_hot(vectors: Tensor) -> bool:

@@ -15,7 +15,7 @@ import torch
 from ..files import printable
 from .dataset import ImageDataset
 from .folder import OnDecoded, decode_all
-from .reading import FetchError, missing
+from .reading import missing
 
 # torchvision's class of each data set, what a folder must hold, and an address of the files.
 PUBLISHED = {
@@ -75,7 +75,7 @@ def load_published(
             sentence = reason.partition(". ")[0]  # torchvision's next one advises to download
             raise missing(name, f"{folder} must hold {files} ({sentence})") from error
         failed = f"could not download {name} to {folder}: {reason}\nFetch it from {address} by hand"
-        raise FetchError(f"{failed} and point `data_dir` to a folder of {files}") from error
+        raise ConnectionError(f"{failed} and point `data_dir` to a folder of {files}") from error
     finally:
         socket.setdefaulttimeout(timeout)
     source = f"{printable(folder)} ({len(published):,} images)"

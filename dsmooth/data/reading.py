@@ -22,21 +22,13 @@ class InvalidFile(ValueError):
     """A file that a reader refuses. The message names it and says what is wrong."""
 
 
-class MissingData(ValueError, FileNotFoundError):
-    """Files of a data set that are not there. The message says what to do."""
-
-
-class FetchError(ValueError, ConnectionError):
-    """Files that could not be fetched. The message says what to do."""
-
-
-def missing(name: str, what: str) -> MissingData:
+def missing(name: str, what: str) -> FileNotFoundError:
     """The error where files of a data set are not there, with the ways out."""
     point = f"{what}.\nPoint `data_dir` to"
     if name == "folder":
-        return MissingData(f"{point} a folder of images")
+        return FileNotFoundError(f"{point} a folder of images")
     subset = ", or leave it out to use the embedded subset" if name == "mnist" else ""
-    return MissingData(
+    return FileNotFoundError(
         f"{point} such a folder{subset}, or fetch the files there with `download=True`"
     )
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ..data import to_float
-from ..data.reading import FetchError
 from ..distributed import in_batches
 from ..files import file_sha256
 from ..nn.weights import weights_digest
@@ -173,7 +172,7 @@ def _registered(name: str) -> FeatureExtractor:
     try:
         network = make(name, [*layers], verbose=shows_bars())
     except Exception as error:  # of the download, or of reading what was downloaded
-        raise FetchError(
+        raise ConnectionError(
             f"torch-fidelity cannot load {name} ({' '.join(str(error).split())}): call it once "
             f"where there is a network and copy the files of {torch.hub.get_dir()}, or take "
             "`extractor=mnist-classifier`"
