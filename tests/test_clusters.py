@@ -119,6 +119,9 @@ def test_a_file_of_labels_is_of_its_images_alone(tmp_path: Path):
         with_labels(other, tmp_path / "labels.npz")
     with pytest.raises(ValueError, match="found no test"):
         with_labels(replace(data, split="test"), tmp_path / "labels.npz")
+    write_labels(tmp_path / "labels.npz", [labelled], labelled.class_names[:3])
+    with pytest.raises(ValueError, match="a label of each train image, among those it names"):
+        with_labels(data, tmp_path / "labels.npz")
 
 
 def test_labels_of_other_classes_are_not_a_models() -> None:
