@@ -144,10 +144,21 @@ def test_settings_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
         complains(capsys, f"dsmooth: error: {file}: {message}", "train", "noisy", *config)
 
 
-def test_data_sets_of_one_size_take_no_size_from_a_preset(capsys) -> None:
-    for data, size in (("cifar10", None), ("folder", 32), ("celeba", 32)):
-        assert run("train", "noisy", "--preset", "photos", "--data", data, "--print-config") == 0
-        assert json.loads(capsys.readouterr().out)["image_size"] == size
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        ("--preset photos --data cifar10", {"image_size": None}),
+        ("--preset photos --data folder", {"image_size": 32}),
+        ("--preset photos --data celeba", {"image_size": 32}),
+        ("--data cifar10", {"image_size": None, "scale": 0.3}),
+        ("--preset mnist --budget 2", {"images": None, "budget": 2.0}),
+        ("--preset mnist-paper --no-flip --seed 3", {"optimizer": "adam", "seed": 3}),
+    ],
+)
+def test_words_alone_decide_the_settings(words: str, values: dict[str, object], capsys) -> None:
+    assert run("train", "noisy", *words.split(), "--print-config") == 0
+    settings = json.loads(capsys.readouterr().out)
+    assert {name: settings[name] for name in values} == values
 
 
 @pytest.mark.usefixtures("place")

@@ -21,6 +21,9 @@ MISTAKES = [
     (f"train noisy --preset mnist-large {TINY}", "preset must be one of mnist-quick"),
     (f"train noisy --out /proc/a {TINY}", "config.json cannot be written: /proc"),
     ("train denoiser --out noisy --resume", "another run: its role is noisy, not denoiser"),
+    (f"train plain --out loop {FOLDER} {TINY}", "loop"),
+    (f"train plain --out new --data folder --data-dir loop {TINY}", "loop"),
+    ("sample deep", "deep"),
     (f"train noisy --out noisy {TINY}", "go on with it by --resume or choose"),
     (f"train noisy b --data-dir c {TINY}", "b is a folder of images, but --data-dir is c: leave"),
     (f"train noisy {TINY} b --data mnist", "b is a folder of images, but --data is mnist: "),
@@ -123,6 +126,9 @@ def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "log.json").write_text("{}")
     (folder / "suffixless").touch()
     (folder / "empty").mkdir()
+    (folder / "deep").mkdir()
+    (folder / "deep" / "config.json").write_text('{"a":' * 900 + "1" + "}" * 900)
+    (folder / "loop").symlink_to("loop")
     return folder
 
 

@@ -96,31 +96,23 @@ class Drawing:
     """Below 1 for likelier pixels, above 1 for more varied ones."""
 
 
-@dataclass(frozen=True)
-class TypedModel(ModelConfig):
-    """A network as typed; `TrainConfig` checks it with the settings that it replaces."""
+class Typed:
+    """Settings as typed, which are checked with those that they replace: first base of a config."""
 
     def __post_init__(self) -> None:
         pass
 
 
-@dataclass(frozen=True)
-class TypedSettings(TrainConfig):
-    """Settings as typed; `TrainConfig` checks them with those that they replace."""
-
-    model: TypedModel = field(default_factory=TypedModel)
-    """The network."""
-
-    def __post_init__(self) -> None:
-        pass
+class TypedModel(Typed, ModelConfig):
+    __doc__ = ModelConfig.__doc__
 
 
-@dataclass(frozen=True)
-class TypedProbe(ProbeSettings):
-    """Settings of probes as typed."""
+class TypedSettings(Typed, TrainConfig):
+    __doc__ = TrainConfig.__doc__
 
-    def __post_init__(self) -> None:
-        pass
+
+class TypedProbe(Typed, ProbeSettings):
+    __doc__ = ProbeSettings.__doc__
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from ..distributed import broadcast_int, process_group, rank_and_size
 from ..evaluate.batches import check_images
 from ..evaluate.features import make_extractor
 from ..evaluate.sources import choose_data
+from ..fields import check_number
 from ..files import check_writable, lock_folder
 from ..machine import choose_device, use_threads
 from ..models import load_models
@@ -99,6 +100,8 @@ def carry_out(options: Reproduce, runs: Sequence[TrainConfig]) -> int:
     Returns the exit status: 0, or 128 + the signal's number if it was stopped; the same call then
     goes on. Under torchrun all processes work together in every stage, and rank 0 writes.
     """
+    for name in ("count", "scored_images", "probe_train_images", "probe_test_images"):
+        check_number(name, getattr(options, name))
     out = options.out
     with process_group(), contextlib.ExitStack() as stack:
         use_threads(options.execution.threads)

@@ -41,20 +41,49 @@ def train(options: Train) -> int:
         return 0
     for run in runs:
         check_writable(RunFolder(run.folder).config)
-    if options.role == "pair":
-        return train_pair(options, runs)
-    (run,) = runs
-    if (status := train_one(options, run)) == 0:
-        # NOISY and DENOISER stand for the folders of other runs.
-        path, config = shlex.quote(str(run.folder)), RunFolder(run.folder).read_config()[0]
-        label = " --label each" * bool(config.model.n_classes)
-        step = {
-            "noisy": f"train its denoiser, then `dsmooth sample {path} DENOISER{label}`",
-            "denoiser": f"`dsmooth sample NOISY {path}{label}`, with the folder of its noisy model",
-            "plain": f"`dsmooth sample {path}{label}`, or `dsmooth evaluate bpd {path}`",
-        }[run.role]
-        print(f"{run.role}: next: {step}")
-    return status
+    if len(runs) > 1:
+        check_folders(options, runs)
+    whole = sum(run.settings.budget or 0 for run in runs)
+    for run in runs:
+        share = run.settings.budget
+        if share is not None and len(runs) > 1:
+            print(f"{run.folder.name}: {share:.3g} of the pair's {whole:.3g} minutes", flush=True)
+        if status := train_one(options, run):
+            if len(runs) > 1:
+                print("pair: the same command with --resume goes on")
+            return status
+        if run.folder.name == UNNAMED and options.clusters is not None:
+            cluster_data(options, run.folder)
+    if len(runs) > 1:
+        minutes = (
+            f"{run.folder.name} {training_seconds(RunFolder(run.folder).history()) / 60:.1f}"
+            for run in runs
+        )
+        path = shlex.quote(str(run.folder.parent))
+        print(f"pair: minutes of training: {', '.join(minutes)}; next: `dsmooth sample {path}`")
+        return 0
+    # NOISY and DENOISER stand for the folders of other runs.
+    path, config = shlex.quote(str(run.folder)), RunFolder(run.folder).read_config()[0]
+    label = " --label each" * bool(config.model.n_classes)
+    step = {
+        "noisy": f"train its denoiser, then `dsmooth sample {path} DENOISER{label}`",
+        "denoiser": f"`dsmooth sample NOISY {path}{label}`, with the folder of its noisy model",
+        "plain": f"`dsmooth sample {path}{label}`, or `dsmooth evaluate bpd {path}`",
+    }[run.role]
+    print(f"{run.role}: next: {step}")
+    return 0
+
+
+def check_folders(options: Train, runs: Sequence[Run]) -> None:
+    """Raise ValueError, before the first run is trained, where a later one cannot begin."""
+    from ..training.beginning import check_new_run, is_restart
+
+    with process_group():
+        for run in runs:
+            stored = RunFolder(run.folder)
+            if not (options.resume or broadcast_int(is_restart(stored))):
+                check_new_run(stored, run.settings)
+        barrier()  # what one process refuses ends all of them before any trains
 
 
 def runs_of(options: Train) -> list[Run]:
@@ -181,35 +210,6 @@ def train_one(options: Train, run: Run) -> int:
     if result.interrupted:
         print(f"{run.role}: go on with `{resume_command(options, run)}`")
         return 128 + result.interrupted
-    return 0
-
-
-def train_pair(options: Train, runs: Sequence[Run]) -> int:
-    """Train the runs of a pair, in order; returns the exit status as `train` does."""
-    from ..training.beginning import check_new_run, is_restart
-
-    whole = sum(run.settings.budget or 0 for run in runs)
-    with process_group():
-        for run in runs:  # all, before the first is trained
-            stored = RunFolder(run.folder)
-            if not (options.resume or broadcast_int(is_restart(stored))):
-                check_new_run(stored, run.settings)
-        barrier()  # what one process refuses ends all of them before any trains
-    for run in runs:
-        share = run.settings.budget
-        if share is not None:
-            print(f"{run.folder.name}: {share:.3g} of the pair's {whole:.3g} minutes", flush=True)
-        if status := train_one(options, run):
-            print("pair: the same command with --resume goes on")
-            return status
-        if run.folder.name == UNNAMED:
-            cluster_data(options, run.folder)
-    minutes = [
-        f"{run.folder.name} {training_seconds(RunFolder(run.folder).history()) / 60:.1f}"
-        for run in runs
-    ]
-    path = shlex.quote(str(runs[0].folder.parent))
-    print(f"pair: minutes of training: {', '.join(minutes)}; next: `dsmooth sample {path}`")
     return 0
 
 
