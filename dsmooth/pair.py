@@ -29,9 +29,9 @@ from .sampling.request import (
     KnownPixels,
     Progress,
     Request,
-    in_steps,
     known_pixels,
     normal_float,
+    step_of,
 )
 from .sampling.request import keep_top as top_rows
 from .smoothing import GaussianSmoothing, Smoothing
@@ -198,7 +198,7 @@ class SmoothedPair(Pretrained):
         if labels is None and request.label is not None:
             raise ValueError("label was given, but neither model of the pair has classes")
         x_tilde, known = request.x_tilde, request.known
-        steps = in_steps(progress, (x_tilde is None) + (request.method == "two-step"))
+        steps = (x_tilde is None) + (request.method == "two-step")
 
         def drawn(
             model: PixelCNNpp, known: KnownPixels | None, context: Tensor | None = None
@@ -209,7 +209,8 @@ class SmoothedPair(Pretrained):
             of_model = replace(
                 request, known=known, label=self.label_for(model, labels), guidance=guidance
             )
-            return cached.draw(model, of_model, self.image_size, context, next(steps), precision)
+            step = step_of(progress, 0 if context is None else steps - 1, steps)
+            return cached.draw(model, of_model, self.image_size, context, step, precision)
 
         if x_tilde is None:
             noisy = known

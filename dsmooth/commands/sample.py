@@ -169,15 +169,10 @@ def check_output(path: Path, suffix: str, option: str = "--out") -> None:
 def prepare(options: Computing, models: Models, folder: Path | None = None) -> None:
     """Set threads, and move models to the device that draws. folder: images are added to it."""
     use_threads(options.threads)
-    models.to(drawing_device(options.device, folder))
-
-
-def drawing_device(name: str, folder: Path | None = None) -> torch.device:
-    """The device that `name` means for drawing; "auto" as `auto_device`."""
-    device = choose_device(name)
-    if name != "auto" or device.type == "cpu" or not is_available():
-        return device
-    return auto_device(device, cuda_obstacle(), folder)
+    device = choose_device(options.device)
+    if options.device == "auto" and device.type != "cpu" and is_available():
+        device = auto_device(device, cuda_obstacle(), folder)
+    models.to(device)
 
 
 def auto_device(

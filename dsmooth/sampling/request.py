@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal, SupportsIndex, TypedDict, get_args
@@ -29,13 +29,9 @@ Label = int | Literal["each", "prior"] | Tensor | None
 Progress = Callable[[float], None]
 
 
-def in_steps(progress: Progress | None, steps: int) -> Iterator[Progress | None]:
-    """The progress of each of `steps` equally long steps, as a fraction of the whole."""
-
-    def of_step(step: int) -> Progress | None:
-        return None if progress is None else lambda done: progress((step + done) / steps)
-
-    yield from map(of_step, range(steps))
+def step_of(progress: Progress | None, step: int, steps: int) -> Progress | None:
+    """The progress of one of `steps` equally long steps, as a fraction of the whole."""
+    return progress and (lambda done: progress((step + done) / steps))
 
 
 class Choices(TypedDict, total=False):
