@@ -252,19 +252,8 @@ def hooked(model: dsmooth.PixelCNNpp, name: str = "", pre: bool = False) -> dsmo
     return model
 
 
-class Doubled(torch.nn.Module):
-    """A layer around another one, as an adapter is."""
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        self.layer, self.bias = layer, layer.bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return 2 * self.layer(x)
-
-
 def replaced(model: dsmooth.PixelCNNpp) -> dsmooth.PixelCNNpp:
-    model.head = cast(Any, Doubled(model.head))
+    model.stem_u = cast(Any, torch.nn.Sequential(model.stem_u, torch.nn.Tanh()))
     return model
 
 
@@ -289,7 +278,7 @@ def of_kind(kind: type[dsmooth.PixelCNNpp], model: dsmooth.PixelCNNpp) -> dsmoot
         (lambda model: hooked(model, pre=True), "the model has forward hooks"),
         (lambda model: hooked(model, "stem_u"), "stem_u has forward hooks"),
         (lambda model: hooked(model, "down.1.ul.0", True), r"down\.1\.ul\.0 has forward hooks"),
-        (replaced, "head is a Doubled, not the library's own"),
+        (replaced, "stem_u is a Sequential, not the library's own"),
         (patched, "the model has a method decode of its own"),
     ],
 )
