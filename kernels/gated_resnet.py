@@ -115,8 +115,12 @@ def forward(
         nin_bias_ptr=operands.bias_in if operands.bias_nin is None else operands.bias_nin, h_ptr=h,
         kept_ptr=x if kept is None else rows.first(kept), eh_ptr=eh,
     )  # fmt: skip
-    # y stands in for tensors that are not written.
-    _gate(gate, eh, w_out, operands, x, y, gates if keep else y, y)
+    bias = operands.bias_out
+    launch(  # y stands in for tensors that are not written
+        gate_kernel, gate, x.device, e_ptr=eh, w_ptr=w_out, bias_ptr=bias,
+        image_bias_ptr=bias if operands.image_bias is None else operands.image_bias,
+        x_ptr=x, out_ptr=y, gates_ptr=gates if keep else y, sums_ptr=y,
+    )  # fmt: skip
     return y, h, packed if save else x.new_empty(0), gates
 
 
@@ -128,25 +132,6 @@ def _readable(operands: Operands) -> Operands:
         None if tensor is None else order(tensor)
         for order, tensor in zip(orders, operands, strict=True)
     )
-
-
-def _gate(
-    prepared: Prepared,
-    e: Tensor,
-    w: Tensor,
-    operands: Operands,
-    x: Tensor,
-    out: Tensor,
-    gates: Tensor,
-    sums: Tensor,
-) -> None:
-    """Launch gate_kernel."""
-    bias = operands.bias_out
-    image_bias = bias if operands.image_bias is None else operands.image_bias
-    launch(
-        gate_kernel, prepared, e.device, e_ptr=e, w_ptr=w, bias_ptr=bias, image_bias_ptr=image_bias,
-        x_ptr=x, out_ptr=out, gates_ptr=gates, sums_ptr=sums,
-    )  # fmt: skip
 
 
 def backward(
@@ -179,7 +164,12 @@ def backward(
     )  # fmt: skip
     eh = rows.first(e, -1)
     if kept_gates is None:
-        _gate(gate, eh, w_out, operands, grad_y, d_gates, d_gates, out_sums)
+        bias = operands.bias_out
+        launch(
+            gate_kernel, gate, x.device, e_ptr=eh, w_ptr=w_out, bias_ptr=bias,
+            image_bias_ptr=bias if operands.image_bias is None else operands.image_bias,
+            x_ptr=grad_y, out_ptr=d_gates, gates_ptr=d_gates, sums_ptr=out_sums,
+        )  # fmt: skip
     launch(
         hidden_gradient_kernel, hidden, x.device,
         g_ptr=d_gates, w_ptr=w_out_adjoint, h_ptr=h,
