@@ -174,7 +174,7 @@ class Request:
             type(self.label) is not int or not 0 <= self.label < 2**63
         ):
             raise ValueError(
-                f'label must be a class, "each", "prior" or a tensor, got {self.label!r}'
+                f'`label` must be a class, "each", "prior" or a tensor, got {self.label!r}'
             )
 
     @classmethod
