@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,13 @@ import pytest
 import torch
 
 import dsmooth
-from dsmooth.commands import frechet
 from dsmooth.commands.frechet import load_real
 from dsmooth.commands.options import FrechetOptions
 from dsmooth.data import ImageDataset, load_dataset
 from dsmooth.data.order import choose_images
-from dsmooth.evaluate import comparison
 from dsmooth.evaluate.frechet import FeatureStatistics
 from dsmooth.evaluate.likelihood import conventions, score_pair, score_plain
+from dsmooth.evaluate.scores import has_fidelity
 from dsmooth.evaluate.sources import DataChoice, array_to_bytes, as_grey, read_images
 from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import complains, measured, run, save_run
@@ -166,14 +166,13 @@ def test_scores_come_with_the_extra_and_are_named_without_it(tmp_path, monkeypat
     np.save("x.npy", random_bytes((6, 28, 28)))
     files = ["fid", "x.npy", "--reference", "x.npy"]
     words = "Kernel distance, Inception score, precision, recall: pip install 'dsmooth[fid]'"
-    if frechet.HAS_FIDELITY:
+    if has_fidelity():
         assert measured(*files)["scores"]["precision"] == 1
         text = capsys.readouterr().out
         assert words not in text
         rows = ("Kernel distance, ±", "Inception-style score, ±", "Precision", "Recall")
         assert all(row in text for row in rows)
-    for module in (frechet, comparison):
-        monkeypatch.setattr(module, "HAS_FIDELITY", False)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)  # as if it were not installed
     assert measured(*files)["scores"] == {}
     assert words in capsys.readouterr().out
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
@@ -14,14 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from dsmooth.data import ImageDataset, load_dataset
-from dsmooth.evaluate import comparison
-from dsmooth.evaluate import features as features_module
 from dsmooth.evaluate.classifier import WEIGHTS_PATH, load_classifier
 from dsmooth.evaluate.comparison import compare_images
-from dsmooth.evaluate.features import Features, extract_features, make_extractor
+from dsmooth.evaluate.features import (
+    INCEPTION_SHA256,
+    Features,
+    extract_features,
+    make_extractor,
+)
 from dsmooth.evaluate.frechet import FeatureStatistics
 from dsmooth.evaluate.scores import fidelity_scores
 from dsmooth.evaluate.sources import ImageSet, read_reference
+from dsmooth.files import file_sha256
 from tests.helpers.data_makers import random_bytes, refuses
 
 
@@ -77,11 +82,9 @@ def weights_of_inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return path
 
 
-def test_only_the_published_weights_of_inception_give_a_fid(
-    weights_of_inception: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_published_weights_of_inception_give_a_fid(weights_of_inception: Path) -> None:
     name = "inception-v3-compat"
-    extractor, digest = make_extractor(name), features_module.file_sha256(weights_of_inception)
+    extractor, digest = make_extractor(name), file_sha256(weights_of_inception)
     assert (extractor.distance_name, extractor.sha256) == (f"Fréchet distance on {name}", digest)
     assert "299 x 299" in extractor.resize
     grey = torch.from_numpy(random_bytes((1, 1, 28, 28)))
@@ -89,8 +92,7 @@ def test_only_the_published_weights_of_inception_give_a_fid(
     layers = ["2048", "logits_unbiased"]
     theirs = type(extractor.network)(name, layers)(grey.repeat(1, 3, 1, 1))
     torch.testing.assert_close((features, logits), theirs)
-    monkeypatch.setattr(features_module, "INCEPTION_SHA256", digest)
-    assert make_extractor(name).distance_name == "FID"
+    assert replace(extractor, sha256=INCEPTION_SHA256).distance_name == "FID"
 
 
 def test_an_extractor_without_class_logits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +201,7 @@ def test_scores_are_there_with_the_extra_alone(digits: ImageDataset, monkeypatch
     of_classes = {"inception_score", "inception_score_deviation"}
     assert compare(noise, found.reference).scores.keys() == of_classes
     assert "precision" not in compare(noise[:3], real).scores
-    monkeypatch.setattr(comparison, "HAS_FIDELITY", False)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)  # as if it were not installed
     alone = compare(noise, real)
     assert (alone.value, alone.scores) == (found.value, {})
 

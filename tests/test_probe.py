@@ -9,7 +9,6 @@ import json
 import shutil
 import sys
 from dataclasses import replace
-from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +21,6 @@ import dsmooth
 from dsmooth.config import BLOCKS, ProbeSettings
 from dsmooth.data import ImageDataset
 from dsmooth.evaluate import probe as probe_module
-from dsmooth.evaluate.linear import train_linear
 from dsmooth.evaluate.probe import PIXELS, Probing, best_probe, probe_pair
 from dsmooth.machine import torch_threads
 from tests.helpers.command_runs import complains, run, save_run
@@ -51,16 +49,15 @@ def probing(folder: Path, settings: ProbeSettings = SETTINGS) -> Probing:
 
 
 @pytest.mark.quick
-def test_probes_do_not_depend_on_the_number_of_threads(tmp_path, monkeypatch) -> None:
+def test_probes_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
     """Each has one thread, and the caller keeps its own."""
-    found = []
-    monkeypatch.setattr(probe_module, "CALL_IMAGES", 4)
+    probes = []
     for threads in (1, 3):
         with torch_threads(threads):
-            found.append(probing(tmp_path).probe("pixels", None))
-            found.append(probing(tmp_path).probe("noisy", tiny_pair().noisy))
+            for name, network in (("pixels", None), ("noisy", tiny_pair().noisy)):
+                probes.append(probing(tmp_path).probe(name, network))
             assert torch.get_num_threads() == threads
-    assert found[:2] == found[2:]
+    assert probes[:2] == probes[2:]
 
 
 @pytest.mark.parametrize(
@@ -117,27 +114,24 @@ def test_rows_of_blocks_together_are_averages_over_parts_of_both_streams(tmp_pat
     torch.testing.assert_close(rows["together"], expected.half(), rtol=2e-3, atol=1e-3)
 
 
-def test_the_best_probe_is_chosen_without_the_test_set(tmp_path, monkeypatch) -> None:
+def test_the_best_probe_is_chosen_without_the_test_set(tmp_path: Path) -> None:
     """By rows of the training set that its weights have not seen."""
-    rows: set[tuple[int, int]] = set()
-
-    def fit(train: Any, test: Any, **how: Any) -> Any:
-        rows.add((len(train[0]), len(test[0])))
-        return train_linear(train, test, **how)
-
-    monkeypatch.setattr(probe_module, "train_linear", fit)
     names = ("up0", "together")
     results = [{"accuracy": a, "held_out": h} for a, h in ((0.9, 0.5), (0.8, 0.7))]
     assert best_probe(dict(zip(names, results, strict=True))) == "together"
-    swapped = replace(TEST, labels=1 - TEST.labels)
-    scores = []
-    for i, each in enumerate((TEST, swapped)):
-        run = probe_pair(tiny_pair(), TRAIN, each, SETTINGS, tmp_path / f"{i}.json", controls=False)
-        scores.append(run["accuracy"]["noisy"])
-    for one, other in zip(*(each.values() for each in scores), strict=True):
-        assert other["held_out"] == one["held_out"]
-        assert other["accuracy"] == pytest.approx(1 - one["accuracy"])
-    assert rows == {(23, 11), (19, 4)}
+    other_test = replace(TEST, labels=1 - TEST.labels)
+    last = torch.arange(23) >= 19
+    other_train = replace(TRAIN, labels=torch.where(last, 1 - TRAIN.labels, TRAIN.labels))
+    one, swapped, flipped = (
+        probe_pair(tiny_pair(), train, test, SETTINGS, tmp_path / f"{i}.json", only=["noisy"])
+        for i, (train, test) in enumerate(((TRAIN, TEST), (TRAIN, other_test), (other_train, TEST)))
+    )
+    for block, result in one["accuracy"]["noisy"].items():
+        assert swapped["accuracy"]["noisy"][block]["held_out"] == result["held_out"]
+        mirrored = pytest.approx(1 - result["accuracy"])
+        assert swapped["accuracy"]["noisy"][block]["accuracy"] == mirrored
+        mirrored = pytest.approx(1 - result["held_out"])
+        assert flipped["accuracy"]["noisy"][block]["held_out"] == mirrored
     few = probe_pair(tiny_pair(), squares(2, "train"), TEST, SETTINGS, tmp_path / "few.json")
     assert all("held_out" in one for each in few["accuracy"].values() for one in each.values())
 
@@ -171,11 +165,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_result_does_not_depend_on_the_batch_size(whole: Path, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(probe_module, "CALL_IMAGES", 22)
-    assert run_probes(tmp_path / "probes.json") == json.loads(whole.read_text())
-
-
 def test_networks_and_controls_are_there(whole: Path) -> None:
     assert mapped_files(whole.parent) == [str(whole)]
     results = json.loads(whole.read_text())
@@ -204,52 +193,38 @@ def mapped_files(folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("stop", "where", "call"),
-    [(RuntimeError, "train_linear", 0), (KeyboardInterrupt, "Probing.features", 3)],
-)
-def test_features_are_gone_however_the_call_ends(tmp_path, monkeypatch, stop, where, call) -> None:
-    held: list[int] = []
-    real, calls = attrgetter(where)(probe_module), itertools.count()
-    monkeypatch.setattr(probe_module, "CALL_IMAGES", 7)
+def stop_at(network: dsmooth.PixelCNNpp, call: int) -> None:
+    """Ctrl-C at a call of the network, once."""
+    calls = itertools.count(1)
 
-    def fail(*args: Any, **options: Any) -> Any:
-        if next(calls) < call:
-            return real(*args, **options)
-        held.append(len(mapped_files(tmp_path)))
-        raise stop
-
-    monkeypatch.setattr(f"dsmooth.evaluate.probe.{where}", fail)
-    with pytest.raises(stop):
-        run_probes(tmp_path / "probes.json")
-    if sys.platform == "linux":
-        assert held[0] > 0  # the features were on disk then
-    assert mapped_files(tmp_path) == []
-
-
-def test_a_stopped_call_goes_on_after_the_last_network(whole: Path, tmp_path, monkeypatch) -> None:
-    done: list[str] = []
-    real = Probing.probe
-
-    def until_pixels(self: Probing, name: str, network: Any) -> Any:
-        stop = name == PIXELS and PIXELS not in done
-        done.append(name)
-        if stop:
+    def stop(*_: Any) -> None:
+        if next(calls) == call:
             raise KeyboardInterrupt
-        return real(self, name, network)
 
-    monkeypatch.setattr(Probing, "probe", until_pixels)
-    path = tmp_path / "probes.json"
+    network.stem_u.register_forward_pre_hook(stop)
+
+
+def test_a_stopped_call_leaves_no_features_and_goes_on_after_the_last_network(
+    whole: Path, tmp_path: Path
+) -> None:
+    pair, path = tiny_pair(), tmp_path / "probes.json"
+    held: list[int] = []
+    noisy_calls: list[int] = []
+    stop_at(pair.denoiser, 2)  # the features of the training images are written
+    pair.noisy.stem_u.register_forward_pre_hook(lambda *_: noisy_calls.append(1))
+    pair.denoiser.stem_u.register_forward_pre_hook(
+        lambda *_: held.append(len(mapped_files(tmp_path))), prepend=True
+    )
     with pytest.raises(KeyboardInterrupt):
-        run_probes(path)
-    finished = ["probes-denoiser.json", "probes-noisy.json"]
-    assert sorted(each.name for each in tmp_path.iterdir()) == finished
-    assert run_probes(path) == json.loads(whole.read_text())
-    rest = [PIXELS, "plain", "untrained-noisy", "untrained-denoiser"]
-    assert done == ["noisy", "denoiser", PIXELS, *rest]
-    assert [*tmp_path.iterdir()] == [path]
-    assert run_probes(path, again=True) == json.loads(whole.read_text())
-    assert len(done) == 7 + 6
+        probe_pair(pair, TRAIN, TEST, SETTINGS, path, plain=tiny_pair().noisy)
+    assert mapped_files(tmp_path) == [str(tmp_path / "probes-noisy.json")]
+    if sys.platform == "linux":
+        assert held[0] < held[1]  # the features were on disk then
+    calls = len(noisy_calls)
+    again = probe_pair(pair, TRAIN, TEST, SETTINGS, path, plain=tiny_pair().noisy)
+    assert again == json.loads(whole.read_text())
+    assert len(noisy_calls) == calls
+    assert mapped_files(tmp_path) == [str(path)]
 
 
 def test_a_call_for_some_networks_depends_on_these_alone(tmp_path: Path) -> None:

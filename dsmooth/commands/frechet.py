@@ -16,7 +16,7 @@ from ..evaluate.classes import frechet_by_class
 from ..evaluate.comparison import Comparison, check_statistics, compare_images, image_shape
 from ..evaluate.features import FeatureExtractor, extract_features, make_extractor
 from ..evaluate.frechet import FeatureStatistics
-from ..evaluate.scores import HAS_FIDELITY
+from ..evaluate.scores import has_fidelity
 from ..evaluate.sources import (
     BYTES,
     DataChoice,
@@ -236,7 +236,7 @@ def print_comparison(numbers: dict[str, Any], result: Comparison) -> None:
         f"{extractor['sha256'][:16]}, {extractor['dimension']:,} features, resize: "
         f"{extractor['resize']}. Values become bytes: {BYTES}."
     )
-    if not HAS_FIDELITY:
+    if not has_fidelity():
         print("Kernel distance, Inception score, precision, recall: pip install 'dsmooth[fid]'")
     for warning in numbers["warnings"]:
         print(f"warning: {warning}")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .features import FeatureExtractor, Features, extract_features
 from .frechet import BOOTSTRAPS, FeatureStatistics, bootstrap_error
-from .scores import HAS_FIDELITY, fidelity_scores
+from .scores import fidelity_scores, has_fidelity
 
 # Called with (title, total, unit); yields a function that takes the number done.
 ShowProgress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
@@ -90,7 +90,7 @@ def compare_images(
         with progress(f"{extractor.distance_name}{what}", BOOTSTRAPS, "resamples") as done:
             error = bootstrap_error(features.features, against, seed=seed, progress=done)
         scores: dict[str, float] = {}
-        if HAS_FIDELITY:
+        if has_fidelity():
             with progress(f"other scores{what}", len(features.features), "images"):
                 scores = fidelity_scores(features, real)
         return statistics.distance(against), error, scores

@@ -35,8 +35,7 @@ class FeatureExtractor:
     """A frozen network, and the facts that every number computed with it must state.
 
     sha256: of the file of weights for mnist-classifier and inception-v3-compat, else of the weights
-    themselves. resize: the change of an image before the network, in words. is_fid: whether these
-    are the 2015 Inception weights, the only ones whose Fréchet distance is called FID.
+    themselves. resize: the change of an image before the network, in words.
     apply: bytes (B, C, H, W) on the network's device -> features (B, D) and logits or None.
     small: whether a CPU computes several batches at a time rather than parts of one.
     """
@@ -46,13 +45,12 @@ class FeatureExtractor:
     resize: str
     network: nn.Module
     apply: Callable[[Tensor], tuple[Tensor, Tensor | None]]
-    is_fid: bool = False
     small: bool = False
 
     @property
     def distance_name(self) -> str:
-        """FID, or the name of the Fréchet distance with another extractor."""
-        return "FID" if self.is_fid else f"Fréchet distance on {self.name}"
+        """FID for the 2015 Inception weights alone; the Fréchet distance on another extractor."""
+        return "FID" if self.sha256 == INCEPTION_SHA256 else f"Fréchet distance on {self.name}"
 
     def describe(self) -> dict[str, Any]:
         """The facts that saved numbers and statistics must agree on."""
@@ -189,5 +187,4 @@ def _registered(name: str) -> FeatureExtractor:
     side = getattr(network, "resolution", None) or getattr(network, "INPUT_IMAGE_SIZE", None)
     size = f"bilinear to {side} x {side} as TensorFlow 1 does it (torch-fidelity)"
     resize = f"grey repeated to RGB; {size if side else 'then its own'}"
-    fid = digest == INCEPTION_SHA256
-    return FeatureExtractor(name, digest, resize, network, apply, is_fid=fid)
+    return FeatureExtractor(name, digest, resize, network, apply)

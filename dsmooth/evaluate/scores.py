@@ -3,16 +3,22 @@ precision and recall."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from torch import Tensor
 
 from ..data import epoch_order
 from .features import Features
 
-HAS_FIDELITY = find_spec("torch_fidelity") is not None
 # Settings of torch-fidelity and of the authors, for as many images.
 SUBSET_SIZE, SPLITS, NEIGHBOURS = 1000, 10, 3
+
+
+def has_fidelity() -> bool:
+    """Whether torch-fidelity, the extra "fid", is there."""
+    try:
+        import torch_fidelity  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def fidelity_scores(samples: Features, real: Tensor | None) -> dict[str, float]:
