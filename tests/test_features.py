@@ -95,22 +95,6 @@ def test_only_the_published_weights_of_inception_give_a_fid(weights_of_inception
     assert replace(extractor, sha256=INCEPTION_SHA256).distance_name == "FID"
 
 
-def test_an_extractor_without_class_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torch_fidelity")
-    monkeypatch.setattr(
-        torch.hub, "load", lambda *names: nn.Sequential(nn.AvgPool2d(112), nn.Flatten())
-    )
-    extractor = make_extractor("dinov2-vit-s-14")
-    assert "224 x 224" in extractor.resize
-    assert len(extractor.sha256) == 64
-    features, logits = extract_features(torch.full((2, 1, 8, 8), 255).byte(), extractor)
-    white = torch.tensor([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
-    torch.testing.assert_close(
-        features, white.repeat_interleave(4).expand(2, 12), rtol=0, atol=1e-3
-    )
-    assert logits is None
-
-
 def test_extractors_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "torch_fidelity.registry", None)

@@ -23,6 +23,7 @@ from dsmooth.data import to_float
 from dsmooth.data.mnist import load_embedded_mnist
 from dsmooth.data.order import choose_images
 from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
+from dsmooth.machine import has_fast_bfloat16
 from dsmooth.models import load_models
 from dsmooth.pretrained import TITLE
 from dsmooth.reproduce import stages
@@ -88,6 +89,8 @@ def test_given_models_are_measured_and_reported(reported: Path) -> None:
     assert {"two-step", "single-step", "plain", "real"} == set(results["frechet"]["distances"])
     assert "mnist-classifier" in results["frechet"]["name"]
     assert list(results["probes"]["accuracy"]) == [*PROBED]
+    fast = has_fast_bfloat16(torch.device("cpu"))
+    assert results["probes"]["asked"]["precision"] == ("bfloat16" if fast else "auto")
     assert results["receptive_field"]["networks"]["two-streams"]["blind_spot"] == 0
     for key in ("bits_per_dim", "frechet", "probes", "receptive_field"):
         assert results[key]["unit"]
@@ -260,17 +263,3 @@ def test_a_model_is_described_without_a_pair_or_an_evaluation(tmp_path: Path) ->
 def test_black_pixels_are_black_in_every_colour() -> None:
     red_and_black = torch.tensor([[255, 0], [0, 0], [0, 0]]).byte().view(1, 3, 1, 2)
     assert stages.black_share(red_and_black) == 0.5
-
-
-@pytest.mark.parametrize("fast", [False, True])
-def test_features_are_in_bfloat16_where_the_machine_is_fast_at_it(
-    given: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
-) -> None:
-    monkeypatch.setattr(stages, "has_fast_bfloat16", lambda device: fast)
-    models, digits = load_models(given), load_embedded_mnist("test")
-    precisions = []
-    for precision in ("auto", "float32"):
-        out = tmp_path / precision
-        result = Stages(out, models, digits, digits, **SMALL, precision=precision).probe()
-        precisions.append(result["asked"]["precision"])
-    assert precisions == ["bfloat16" if fast else "auto", "float32"]
