@@ -20,7 +20,7 @@ def remembered(
     again: bool = False,
     replace: bool = True,
 ) -> dict[str, Any]:
-    """The JSON object {"asked": key, **compute()} of a file, computed unless it is there.
+    """The JSON object {"asked": key, **compute()} of a file, computed unless the file has it.
 
     key: all that decides the result, as JSON. again: compute it in any case. replace: overwrite the
     result of another key; without it ValueError names the first field that differs. All processes

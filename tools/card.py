@@ -52,7 +52,7 @@ def pack(runs: Path, folder: Path, before: Path | None = None) -> None:
     """Write float16 weights, settings without paths and thinned logs of runs that are finished.
 
     before: the packaged models that some began with (`dsmooth train ROLE --init mnist`): their logs
-    and settings then are those of one run, which was prolonged. Raises ValueError if it is needed.
+    and settings then are of one run, which was prolonged. Raises ValueError if it is needed.
     """
     for role in ("noisy", "denoiser", *["plain"] * (runs / "plain").exists()):
         source, target = RunFolder(runs / role), RunFolder(folder / role)

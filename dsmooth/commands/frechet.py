@@ -165,8 +165,8 @@ def load_real(
     floor = load(other_split) if known or "name" in saved else None
     if floor is not None and saved.get("floor_sha256", floor.digest) != floor.digest:
         raise ValueError(
-            f"{options.reference} was saved with other {other_split} images than those of "
-            f"{floor.source}: name its own data"
+            f"{options.reference} was saved with other {other_split} images than "
+            f"{floor.source} has: name its own data"
         )
     described: dict[str, Any] = {"source": str(options.reference)}
     described |= {key: saved[key] for key in ("name", "split", "source", "label") if key in saved}

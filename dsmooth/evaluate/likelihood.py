@@ -45,8 +45,8 @@ class Scores:
     """Nats of every draw (rows) and image (columns): (R, N) float64 on the CPU.
 
     discretized: log-probability of the bytes of the clean image, for a pair given x~. continuous:
-    its log-density in units of [-1, 1] by the same mixtures; None for a model that was trained on
-    bytes, whose density says nothing. noisy, smoothing: log p(x~) and -log q(x~ | x) of a pair;
+    its log-density in units of [-1, 1] by the same mixtures; None if the model was trained on
+    bytes: its density is not meaningful. noisy, smoothing: log p(x~) and -log q(x~ | x) of a pair;
     None for a plain model, which has one row. dimensions: d, sub-pixels of an image. clean_noise:
     standard deviation of the noise on the target of the density. given_class: whether all is given
     the class of the image.
@@ -77,7 +77,7 @@ class Scores:
 
     @property
     def terms(self) -> dict[str, float]:
-        """Bits/dim of each term that there is, averaged over images and draws."""
+        """Bits/dim of each term of the bound, averaged over images and draws."""
         nats = {name: getattr(self, name) for name in TERMS}
         return {k: float(self.bits(v).mean()) for k, v in nats.items() if v is not None}
 
@@ -172,7 +172,7 @@ def standard_error(values: Tensor) -> float | None:
 
 @dataclass(frozen=True)
 class Difference:
-    """Bits/dim of the bytes by one model minus those by another, of the same images.
+    """Bits/dim of the bytes of some images by one model, less the bits/dim by another.
 
     standard_error: over images of the paired difference, None for a single image.
     """

@@ -17,7 +17,7 @@ from ..data import epoch_order
 FeatureMatrix = NDArray[np.float16]  # features (N, D), writable, possibly on disk
 Labelled = tuple[FeatureMatrix, Tensor]  # and labels (N,) int64
 
-# Images that are read at a time. A step takes as many, or fewer if an epoch would otherwise have
+# Images read at a time, and of a step. A step takes fewer if an epoch would otherwise have
 # fewer than STEPS_PER_EPOCH steps.
 STEP_IMAGES = 100
 STEPS_PER_EPOCH = 10
@@ -115,7 +115,7 @@ def moments(features: FeatureMatrix, device: torch.device | str) -> tuple[Tensor
     """
     total = torch.zeros(features.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(total)
-    # Float32 is enough for the sums of a part about a mean that is nearly that of all.
+    # Float32 is enough for the sums of a part about a mean that is nearly the mean of all.
     parts = torch.from_numpy(features).split(STEP_IMAGES)
     near = parts[0].float().mean(0)
     for part in parts:

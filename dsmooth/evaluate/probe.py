@@ -39,7 +39,7 @@ from .linear import FeatureMatrix, train_linear
 PIXELS, TOGETHER = "pixels", "together"
 # Training image i and test image i get different draws of noise.
 REPEATS: dict[Split, int] = {"train": 0, "test": 1}
-# Both streams of all blocks are averaged over so many parts of a map a side, for clusters too.
+# Parts of a map a side, over which both streams of all blocks are averaged; for clusters too.
 TOGETHER_PARTS = 4
 # Images of every network call; the last call is filled up. So the sums of an image are rounded
 # alike, whatever the other images are and however many there are.
@@ -71,7 +71,7 @@ def probe_pair(
     shapes with untrained weights; these only with `controls`. One more probe sees the blocks
     together. Each probe also has an accuracy on the last sixth of the training images, after
     training on the others, by which `best_probe` chooses. only: what is probed (noisy, denoiser,
-    pixels, plain, untrained-noisy, untrained-denoiser), by default all that there is. The result is
+    pixels, plain, untrained-noisy, untrained-denoiser), by default all of these. The result is
     written to `path` as JSON, and the probes of each network beside it until all are done: a later
     call with the same settings goes on from there. Features lie in the folder of `path` while they
     are needed. Their files have no name, so nothing is left however the call ends.
@@ -296,7 +296,7 @@ class Probing:
         return maps
 
     def check_room(self, width: int) -> None:
-        """Raise OSError unless the disk has room for so many features of every image."""
+        """Raise OSError unless the disk has room for `width` features of every image."""
         needed = 2 * sum(map(len, self.splits.values())) * width
         free = shutil.disk_usage(self.folder).free
         if needed > free:

@@ -85,7 +85,10 @@ def report(
 def describe_model(
     role: Role, models: Models, test_set: ImageDataset, trained_on: int | None = None
 ) -> dict[str, Any]:
-    """A model's settings and size; its training on so many images, if its run is finished."""
+    """A model's settings and size, and its training if the run is finished.
+
+    trained_on: size of its training set, where that is known.
+    """
     network = models.networks[role]
     parameters = sum(p.numel() for p in network.parameters())
     if role not in models.settings:

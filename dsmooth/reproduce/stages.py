@@ -137,7 +137,7 @@ class Stages:
         return remembered(path, {**self.subject, **key}, compute, again=again)
 
     def results(self, *names: str) -> dict[str, dict[str, Any]]:
-        """The results NAME.json that are there, of these weights and images."""
+        """Content of the files NAME.json, without the results of other weights and images."""
         results = {}
         for name in names:
             path = self.folder / f"{name}.json"
@@ -218,7 +218,7 @@ class Stages:
         return self._read(name)
 
     def bits_per_dim(self, n_noise: int = 1) -> dict[str, Any]:
-        """Bits/dim on held-out images, of the pair by so many draws of x~ per image."""
+        """Bits/dim on held-out images, of the pair by `n_noise` draws of x~ per image."""
         n = min(self.scored_images, len(self.test_set))
 
         def compute() -> dict[str, Any]:
@@ -236,7 +236,7 @@ class Stages:
         return self.remember("bits_per_dim", key, compute)
 
     def compare(self) -> dict[str, Any]:
-        """Fréchet distances of the samples, and of as many test images, to the training images."""
+        """Fréchet distances of samples, and of equally many test images, to the training images."""
         real, name = self.train_set.images, self.extractor
         pictures = self.pictures()
         samples = {k: x for k, x in bytes_to_compare(pictures).items() if len(x) > 1}
