@@ -168,7 +168,7 @@ def test_a_stopped_stage_leaves_the_finished_ones(
 
     with monkeypatch.context() as patch:
         patch.setattr(Stages, "compare", stop)
-        assert reproduce(again, given) == 130
+        assert reproduce(again, given) == -130
     assert "repeat the same command to go on" in capsys.readouterr().out
     before = stamps(again) | before
     assert before.keys() == RESULTS.keys() - {"frechet"}

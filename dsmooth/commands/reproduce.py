@@ -97,8 +97,9 @@ def carry_out(options: Reproduce, runs: Sequence[TrainConfig]) -> int:
     Writes a run folder for each model that it trains, and samples/ with a .npz array and a .png
     grid for each method. The stages write bits_per_dim.json, frechet.json, probes.json and
     receptive_field.json. results.json has all numbers, report.html shows them.
-    Returns the exit status: 0, or 128 + the signal's number if it was stopped; the same call then
-    goes on. Under torchrun all processes work together in every stage, and rank 0 writes.
+    Returns the exit status, negative where the process must leave at once: 0, or 128 + the signal's
+    number if it was stopped; the same call then goes on. Under torchrun all processes work together
+    in every stage, and rank 0 writes.
     """
     for name in ("count", "scored_images", "probe_train_images", "probe_test_images"):
         check_number(name, getattr(options, name))
@@ -160,7 +161,7 @@ def carry_out(options: Reproduce, runs: Sequence[TrainConfig]) -> int:
             stages.run()
         except KeyboardInterrupt:
             print(f"\nstopped; what is done is in {out}; repeat the same command to go on")
-            return 130
+            return -130  # at once, without the threads at work
         if rank_and_size()[0] > 0:
             return 0
         commands = longer_training(title, budget, options, stages)
