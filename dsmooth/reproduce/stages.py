@@ -31,7 +31,6 @@ from ..evaluate.features import make_extractor
 from ..evaluate.likelihood import measure_bits
 from ..evaluate.probe import PIXELS, probe_pair
 from ..evaluate.receptive_field import receptive_fields
-from ..fields import check_whole
 from ..files import read_json
 from ..machine import has_fast_bfloat16
 from ..models import Models
@@ -74,8 +73,8 @@ class Stages:
     names it; auto: the package's classifier for MNIST, none for other data. only: do this stage
     again and no other. precision: of networks, as of `dsmooth sample`; "auto" also computes the
     features of probes in bfloat16 where the device is fast at it. guidance: for a pair with
-    classes, of two-step samples beside the others; by default none. Raises ValueError for numbers
-    below 1. Under torchrun all processes compute together, and rank 0 writes.
+    classes, of two-step samples beside the others; by default none. Under torchrun all
+    processes compute together, and rank 0 writes.
     """
 
     folder: Path
@@ -90,9 +89,6 @@ class Stages:
     only: ReproductionStage | None = None
     precision: Precision = "auto"
     guidance: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_whole(self, ["count", "scored_images"], 1)
 
     def run(self) -> None:
         """Do the stages that are not done, or the one that is asked for."""
