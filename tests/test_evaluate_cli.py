@@ -239,3 +239,10 @@ def test_values_become_bytes_and_diverged_images_are_counted(tmp_path: Path) -> 
     found = read_images(tmp_path / "x.npy")
     assert (found.diverged, found.kept.tolist()) == (1, [True, False])
     assert found.images.flatten().tolist() == [0, 0, 0, 128, 128, 255, 255, 255]
+    pale = np.full((2, 1, 4, 8), 0.5)
+    pale[0, 0, 0, 0] = 0.6
+    np.savez(tmp_path / "ours.npz", x=pale, first_index=0)
+    assert len(read_images(tmp_path / "ours.npz").images) == 2
+    pale[0, 0, :2, :2] = 5  # 4 of 64 values
+    np.savez(tmp_path / "ours.npz", x=pale, first_index=0)
+    refuses("got 6 % beyond 4: store bytes as uint8", read_images, tmp_path / "ours.npz")
