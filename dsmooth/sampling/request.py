@@ -167,7 +167,7 @@ class Request:
         if isinstance(self.label, Tensor):
             if self.label.ndim not in (1, 2) or len(self.label) != self.count:
                 raise ValueError(
-                    f"label must have shape ({self.count},) or ({self.count}, n_classes), got "
+                    f"`label` must have shape ({self.count},) or ({self.count}, n_classes), got "
                     f"{tuple(self.label.shape)}"
                 )
         elif self.label not in (None, "each", "prior") and (
