@@ -246,15 +246,11 @@ class TrainState:
         angle = scheduled(kernel_rate(config), config, self.position, self.counter)
         seed = None
         if config.model.dropout:  # of Philox at (0, images seen low, high, DROPOUT), two words
+            position, stream = self.position, Stream.DROPOUT
             words = image_words(
-                1,
-                1,
-                seed=config.seed,
-                first_index=self.position,
-                stream=Stream.DROPOUT,
-                device=self.device,
-            )[0, 0]
-            seed = words[0] | words[1] << 32
+                1, 1, seed=config.seed, first_index=position, stream=stream, device=self.device
+            )
+            seed = words[0, 0, 0] | words[0, 0, 1] << 32
         inputs = self._inputs_of(self.position, self.first_image, self.share)
         if not self.model.training:  # a walk through all modules
             self.model.train()
