@@ -61,9 +61,8 @@ HINTS = {
 POSITIONAL = ("role", "models", "samples")
 # Errors of a machine that has not enough of something.
 EXHAUSTED = ("can't start new thread", "can't allocate memory", "out of memory")
-# How often a waiting thread of libgomp turns before it sleeps, read when torch is loaded. Its own
-# 300,000 turns are some milliseconds, in which a thread keeps its core from other work. Beside such
-# work 150 forward passes by two threads took 1.7 times as long and as much CPU.
+# GOMP_SPINCOUNT, read when torch is loaded: libgomp's default of 300,000 spins for milliseconds and
+# starves a shared machine (150 forward passes by two threads took 1.7 times as long).
 SPINS = "10000"
 HELP_WIDTH = 80
 ABOUT = """Autoregressive image modelling with distribution smoothing, made fast.

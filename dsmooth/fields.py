@@ -35,7 +35,7 @@ def check_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
 def make_plain(settings: Any) -> None:
     """Make the fields of JSON's kinds: numbers and arrays of numpy, iterables, and paths.
 
-    Truth may be 0 or 1, and a floating-point number may be False or True.
+    bool fields accept 0 and 1, float fields accept bools.
     """
     hints = _hints(settings.__class__)
     for each in fields(settings):
@@ -80,7 +80,7 @@ def check_types(settings: Any) -> None:
             raise ValueError(f"`{name}` cannot be {value!r}: {reason}") from None
 
 
-def _given(settings: Any, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
+def _values_of(settings: Any, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
     """Names and values of fields, without those that are None and may be."""
     hints = _hints(settings.__class__)
     for name in names:
@@ -93,7 +93,7 @@ def check_whole(
     settings: Any, names: Iterable[str], least: int | None = None, most: int | None = None
 ) -> None:
     """Raise ValueError for a field that is no whole number within bounds, unless it may be None."""
-    for name, value in _given(settings, names):
+    for name, value in _values_of(settings, names):
         check_number(name, value, least, most)
 
 
@@ -115,7 +115,7 @@ def check_interval(settings: Any, names: Iterable[str], interval: str) -> None:
     """Raise ValueError for a field that is no number in an interval such as "[0, 1)"."""
     low, high = map(float, interval[1:-1].split(","))
     ends = [low] * ("[" in interval) + [high] * ("]" in interval)
-    for name, value in _given(settings, names):
+    for name, value in _values_of(settings, names):
         number = float(value) if isinstance(value, SupportsFloat) else math.nan
         if not (low < number < high or number in ends):
             allowed = _INTERVALS.get(interval, f"lie in {interval}")
@@ -140,8 +140,8 @@ def structure(values: Any, kind: type[T]) -> T:
 def difference(theirs: Any, mine: Any) -> str:
     """The first field that differs between two nested dictionaries, in words; "" for none."""
     old, new = flatten(theirs), flatten(mine)
-    others = (key for key in {**new, **old} if old.get(key) != new.get(key))
-    return next((f"its {key} is {_short(old, key)}, not {_short(new, key)}" for key in others), "")
+    changed = (key for key in {**new, **old} if old.get(key) != new.get(key))
+    return next((f"its {key} is {_short(old, key)}, not {_short(new, key)}" for key in changed), "")
 
 
 def _short(values: dict[str, Any], key: str) -> str:

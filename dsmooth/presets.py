@@ -113,11 +113,11 @@ def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
     if settings.get("budget") is not None:
         check_one_length([name for name, value in settings.items() if value is not None])
         values["images"] = None
-    own = {key: settings.pop(key) for key in list(settings) if key in _MODEL_FIELDS}
+    network = {key: settings.pop(key) for key in list(settings) if key in _MODEL_FIELDS}
     model = ModelConfig(**table["model"] | table.get(f"{role}.model", {}))
     values |= {"model": model, **settings}
     if isinstance(values["model"], ModelConfig):  # else the settings say what it must be
-        values["model"] = replace(values["model"], **own)
+        values["model"] = replace(values["model"], **network)
     return TrainConfig(role=role, **values)
 
 

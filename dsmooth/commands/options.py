@@ -24,7 +24,7 @@ from ..config import (
 )
 from ..presets import DESCRIPTIONS, PRESETS
 
-# A switch that is off: without this, help would list its negation too.
+# A flag that defaults to False; hides --no-X from the help.
 Flag = FlagCreatePairsOff[bool]
 Folders = Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="")]
 DEFAULT_PRESET = "mnist-quick"
