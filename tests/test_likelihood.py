@@ -19,6 +19,8 @@ from dsmooth.evaluate.likelihood import (
     score_pair,
     score_plain,
 )
+from dsmooth.functional import logistic_mixture_log_prob
+from dsmooth.likelihoods import Likelihood
 from dsmooth.machine import torch_threads
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import network, tiny_config, tiny_pair
@@ -165,12 +167,15 @@ def test_batches_change_nothing_and_the_last_one_counts() -> None:
 
 
 @pytest.mark.parametrize("likelihood", ["discretized", "continuous"])
-def test_a_plain_model_is_scored_exactly(likelihood: str) -> None:
+def test_a_plain_model_is_scored_exactly(likelihood: Likelihood) -> None:
     model = network(likelihood=likelihood)
     scores = score_plain(model, random_dataset(5), batch_size=2)
     own = "discrete" if likelihood == "discretized" else "density"
+    x = random_dataset(5).batch(torch.arange(5))
     with torch.no_grad():
-        log_p = model.log_prob(random_dataset(5).batch(torch.arange(5)))
+        log_p, pixels = model.log_prob(x), logistic_mixture_log_prob(x, model(x), likelihood)
+    sums = getattr(score_plain(model, random_dataset(5)), likelihood)[0]
+    assert torch.equal(sums, pixels.double().sum((1, 2)))  # of no rounding to float32
     expected = -float(log_p.mean()) / (64 * math.log(2))
     rows = {row.name: row for row in conventions(scores)}
     assert rows[own].value == pytest.approx(expected, rel=1e-6)

@@ -261,12 +261,12 @@ def test_each_instruction_set_is_as_exact_as_eager(
 @each_channels
 @pytest.mark.parametrize("mixture", ["discretized", "gaussian"])
 def test_extreme_scales_are_finite(mixture: str, channels: int, impl: Any) -> None:
-    """In float32, where 1 - e^-D underflows at wide scales, and e^80 has no square."""
-    log_scales = torch.tensor([-100.0, -7, 20, 40, 80, 95]).repeat_interleave(256)
+    """In float32, where D = 2 / (255 s) underflows at wide scales, and e^80 has no square."""
+    log_scales = torch.tensor([-100.0, -7, 20, 40, 80, 95, 110]).repeat_interleave(256)
     params = torch.zeros(1, n_params(channels, 2), 1, len(log_scales))
     raw_parts(params, channels)[:, :, 0] = 0.3
     raw_parts(params, channels)[:, :, 1] = log_scales
-    x = LEVELS.float().repeat(6).expand(1, channels, 1, -1)
+    x = LEVELS.float().repeat(7).expand(1, channels, 1, -1)
     for out in value_and_gradients(log_prob_of(mixture, impl), x, params):
         assert out.isfinite().all()
 
