@@ -93,6 +93,8 @@ def test_concat_elu_is_elu_of_both_signs() -> None:
         (CONV, {"weight": draw(2, 2, 3)}, "weight must have 4 dimensions"),
         (CONV, {"x": draw(1, 1, 4, 4)}, r"x must have shape \(B, 2, H, W\)"),
         (CONV, {"weight": draw(3, 2, 2, 2)}, "has no centre"),
+        (CONV, {"weight": draw(3, 2, 2, 3), "shift": "none"}, "a kernel of 2x3 has no centre"),
+        (CONV, {"weight": draw(3, 2, 0, 3)}, "a kernel must have rows and columns, got 0x3"),
         (CONV, {"stride": 3}, "stride must be 1 or 2"),
         (CONV, {"bias": draw(1)}, r"bias must have shape \(3,\), got \(1,\)"),
         (CONV, {"bias": torch.ones(3).bool()}, "bias must hold floating-point numbers, got torch."),
