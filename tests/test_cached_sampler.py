@@ -216,6 +216,12 @@ def test_nothing_sees_log_scales_below_the_least(channels: int, shift: float) ->
 
 
 @pytest.mark.quick
+def test_weights_of_all_bytes_follow_the_temperature() -> None:
+    model = network(**BYTES)
+    check_teacher_forced(CachedSampler(model), model, (8, 8), temperature=0.7)
+
+
+@pytest.mark.quick
 def test_guidance_away_from_the_same_class_changes_nothing() -> None:
     """Bitwise. And guidance towards a class goes on from the image of that class."""
     sampler, label = CachedSampler(network(n_classes=3)), labels_of(5, 3)
