@@ -302,7 +302,7 @@ def test_every_draw_of_a_completion_has_the_label_of_its_image() -> None:
         expected = pair.sample(6, known=known, mask=upper, label=repeated)
         assert torch.equal(pair.complete(x, draws=3, label=own), expected)
     assert torch.equal(pair.complete(x, label=2), pair.complete(x, label=torch.tensor([2, 2])))
-    refuses(r"label must have shape \(6,\)", pair.complete, x, draws=3, label=label[:1])
+    refuses(r"`label` must have shape \(6,\)", pair.complete, x, draws=3, label=label[:1])
 
 
 @pytest.mark.parametrize("training", [False, True])
