@@ -130,6 +130,10 @@ def test_every_tensor_is_checked(name: str, fault: str) -> None:
         ({"nin_skip": None}, "nin_skip must be given with skip, got None"),
         ({"skip": None, "skip_2": None}, "nin_skip must be None without skip, got a tensor"),
         ({"gain_nin": None}, "gains must be none, or 3"),
+        (
+            {"x": torch.ones(2, 5, 0, 7)},
+            r"x must have a channel, a row and a column, got \(2, 5, 0",
+        ),
     ],
 )
 def test_settings_and_absence_are_checked(changes: dict[str, Any], message: str) -> None:
@@ -219,6 +223,9 @@ def test_native_says_why_it_cannot_run() -> None:
     halves = [(weight.half(), bias.half()) for weight, bias in args]
     with pytest.raises(RuntimeError, match="float16"):
         gated_resnet(x.half(), *halves, shift="down", impl="native")
+    wide = [(weight.new_ones(*weight.shape[:2], 5, 13), bias) for weight, bias in args]
+    with pytest.raises(RuntimeError, match="at most 64 taps, got 65"):
+        gated_resnet(x, *wide, shift="down", impl="native")
 
 
 def test_the_reference_is_the_equation() -> None:
