@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,6 +113,7 @@ def keep_freed_memory() -> None:
     _ = mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)
 
 
+@cache
 def memory_bytes(root: Path = Path("/")) -> int:
     """Memory that this process may use: the machine's, or less by the limits of its cgroups.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -349,8 +349,13 @@ LAYERS = (
 
 def changed_layer(model: PixelCNNpp) -> str | None:
     """The first layer that may compute something else than its class here does, in a sentence."""
-    changes = ((name or "the model", change_of(layer)) for name, layer in model.named_modules())
-    return next((f"{name} {change}" for name, change in changes if change), None)
+    layers: list[nn.Module] = [model]
+    for layer in layers:  # grows; named_modules takes as long as drawing some pixels
+        if (change := change_of(layer)) is not None:
+            name = next(name for name, one in model.named_modules() if one is layer)
+            return f"{name or 'the model'} {change}"
+        layers += filter(None, layer._modules.values())
+    return None
 
 
 def change_of(layer: nn.Module) -> str | None:
@@ -359,8 +364,15 @@ def change_of(layer: nn.Module) -> str | None:
         return f"is a {kind.__name__}, not the library's own"
     if layer._forward_hooks or layer._forward_pre_hooks:
         return "has forward hooks"
-    methods = (name for name in vars(layer) if callable(getattr(kind, name, None)))
-    return next((f"has a method {name} of its own" for name in methods), None)
+    if _methods_of(kind).isdisjoint(vars(layer)):
+        return None
+    name = next(name for name in vars(layer) if name in _methods_of(kind))
+    return f"has a method {name} of its own"
+
+
+@cache
+def _methods_of(kind: type) -> frozenset[str]:
+    return frozenset(name for name in dir(kind) if callable(getattr(kind, name, None)))
 
 
 def fourier_features(x: Tensor, octaves: int) -> Tensor:

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .._extension import cuda_obstacle, extension, unavailable_reason, warn_once
-from ..config import Precision
+from ..config import ModelConfig, Precision
 from ..fields import check_number
 from ..machine import torch_threads
 from ..nn import PixelCNNpp
@@ -36,8 +36,6 @@ MEMORY_FRACTION = 0.8
 # Launches, of a few rows each, that may be on their way: about as much work as Ctrl-C waits for.
 LAUNCHES_AHEAD = 8
 POLL_SECONDS = 0.001
-# Cache: model -> (the copy of it that was packed last, its sampler).
-_LAST: WeakKeyDictionary[PixelCNNpp, tuple[PixelCNNpp, CachedSampler]] = WeakKeyDictionary()
 
 
 class CachedSampler:
@@ -275,18 +273,28 @@ def packed_before(model: PixelCNNpp, dtype: torch.dtype) -> CachedSampler:
     takes a tenth of the time of packing.
     """
     weights = [*model.parameters()]
-    last, sampler = _LAST.get(model, (None, None))
-    if last is not None and sampler is not None and sampler.dtype == dtype:
-        pairs = zip(weights, last.parameters(), strict=True)
+    if (last := _LAST.get(model)) is not None and last.sampler.dtype == dtype:
+        pairs = zip(weights, last.weights, strict=True)
         same = all(a.dtype == b.dtype and a.device == b.device and a.equal(b) for a, b in pairs)
         if same and last.config == model.config:
-            return sampler
+            return last.sampler
     # What is compared is what is packed: another thread may change the weights and set them back.
     copies = {id(w): nn.Parameter(w.detach().clone(), requires_grad=False) for w in weights}
     packed = copy.deepcopy(model, copies)
     sampler = CachedSampler(packed, dtype)
-    _LAST[model] = packed, sampler
+    _LAST[model] = _Packed(packed.config, [*packed.parameters()], sampler)
     return sampler
+
+
+class _Packed(NamedTuple):
+    """Settings and weights of a model when it was packed last, and its sampler."""
+
+    config: ModelConfig
+    weights: list[nn.Parameter]
+    sampler: CachedSampler
+
+
+_LAST: WeakKeyDictionary[PixelCNNpp, _Packed] = WeakKeyDictionary()
 
 
 def settles_on_gpu(weight: Tensor) -> bool:
