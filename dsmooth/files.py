@@ -104,13 +104,18 @@ def lock_folder(folder: Path, holder: str) -> Iterator[None]:
         yield
 
 
+def suffix_of(path: Path) -> str:
+    """The suffix of a file; "" for a folder, whose name may end in a number: samples-0.9."""
+    return "" if path.suffix[1:].isdecimal() else path.suffix
+
+
 def check_writable(path: Path) -> None:
     """Raise ValueError, before any work, unless `path` can be made, with its folders."""
     above = next(p for p in (*path.absolute().parents, Path("/")) if p.exists())
     if not above.is_dir():
         raise ValueError(f"{above} must be a folder to write {path} into")
-    if path.exists() and path.is_dir() == bool(path.suffix):
-        wanted, got = ("a file", "a folder") if path.suffix else ("a folder", "a file")
+    if path.exists() and path.is_dir() == bool(suffix_of(path)):
+        wanted, got = ("a file", "a folder") if suffix_of(path) else ("a folder", "a file")
         raise ValueError(f"{path} must be {wanted} to write, and is {got}")
     try:
         tempfile.TemporaryFile(dir=above).close()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsmooth.commands.sample import check_outputs
 from dsmooth.data import to_bytes
 from dsmooth.evaluate.sources import read_images
 from dsmooth.fields import difference
@@ -116,6 +117,11 @@ def test_a_folder_grows(tmp_path: Path, counts: tuple[int, ...]) -> None:
     assert contents(tmp_path / "grown") == contents(tmp_path / "at once")
 
 
+def test_a_folders_name_may_end_in_a_number(tmp_path: Path) -> None:
+    check_outputs([tmp_path / "samples-0.9"], 10**6)
+    refuses(r"--out must end in \.png or \.npz, or be a folder", check_outputs, [Path("x.txt")], 1)
+
+
 def test_another_calls_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
@@ -130,6 +136,7 @@ def test_another_calls_folder_is_refused(tmp_path: Path) -> None:
     refuses("another drawing: its seed is 0, not 1;", start, 3, 1)
     assert difference({"sha256": ["0" * 64]}, {"sha256": ["1" * 64]}).count("0") < 64
     refuses("a drawing of 3 images: ask for 3 or more, not 2", start, 2, 0)
+    refuses(r"images take [\d,]+ bytes or more, and .* has [\d,]+", start, 10**15, 0)
     found = json.loads((tmp_path / "shards.json").read_text())
     damaged = {"n": 3}, {**found, "n": "3"}, {**found, "n": 200}, {**found, "shard_size": 0}
     for values in damaged:

@@ -15,7 +15,7 @@ from ..data.labels import write_labels
 from ..distributed import process_group, rank_and_size
 from ..evaluate.clusters import agreement, find_clusters
 from ..evaluate.sources import choose_data
-from ..files import check_writable
+from ..files import check_writable, printable
 from ..machine import choose_device, use_threads
 from ..models import load_models
 from ..nn import PixelCNNpp
@@ -88,7 +88,8 @@ def write_clusters(
             f"beside the labels of {train.name}, which were not used: purity {purity:.3f}, "
             f"normalized mutual information {information:.3f}"
         )
-    print(f"wrote {out / LABELS} and {out / 'clusters.png'}, a row for each cluster")
+    name = printable(out)
+    print(f"wrote {name}/{LABELS} and {name}/clusters.png, a row for each cluster")
 
 
 def link_images(datasets: Sequence[ImageDataset], data_dir: Path, out: Path) -> None:

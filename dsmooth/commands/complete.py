@@ -14,7 +14,7 @@ from ..data.folder import read_image_file
 from ..distributed import process_group
 from ..evaluate.sources import as_grey, choose_data, read_images
 from ..fields import check_whole
-from ..files import write_npz
+from ..files import printable, write_npz
 from ..models import Models, load_models
 from ..pictures import BORDER, is_diverged, save_grid
 from ..pretrained import is_model
@@ -71,7 +71,7 @@ def complete(options: Complete) -> None:
         seconds = time.monotonic() - started
         for path in options.out:
             write_completions(path, x, mask, completed, request.seed)
-            print(f"wrote {path}")
+            print(f"wrote {printable(path)}")
         say_filled(Filled(0, len(completed), int(is_diverged(completed).sum())), seconds)
 
 

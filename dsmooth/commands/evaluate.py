@@ -17,7 +17,7 @@ from ..evaluate.classes import bits_by_class, classify
 from ..evaluate.likelihood import Scores, measure_bits
 from ..evaluate.sources import choose_data, describe_data
 from ..fields import check_whole
-from ..files import json_text, write_json
+from ..files import json_text, printable, write_json
 from ..machine import autocast, choose_device, use_threads
 from ..models import Models, load_models
 from ..progress import progress, silence
@@ -54,7 +54,7 @@ def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions) -> None:
             print(json_text(numbers), end="", file=screen)
         elif first:
             write_json(options.out, numbers)
-            print(f"wrote {options.out}")
+            print(f"wrote {printable(options.out)}")
 
 
 def evaluate_bits(options: BitsOptions) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from ..evaluate.sources import (
     read_images,
     read_reference,
 )
+from ..files import printable
 from ..machine import choose_device
 from ..models import Models, class_number, load_models
 from ..pretrained import is_model
@@ -102,7 +103,7 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
     if options.save_reference and rank_and_size()[0] == 0:
         result.reference.description.update(source)
         result.reference.save(options.save_reference)
-        print(f"wrote {options.save_reference}")
+        print(f"wrote {printable(options.save_reference)}")
     return numbers
 
 

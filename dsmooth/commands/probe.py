@@ -8,7 +8,7 @@ from ..config import ProbeSettings
 from ..distributed import process_group, rank_and_size
 from ..evaluate.probe import PIXELS, best_probe, probe_pair
 from ..evaluate.sources import choose_data
-from ..files import check_writable, write_atomically
+from ..files import check_writable, printable, write_atomically
 from ..machine import choose_device, use_threads
 from ..models import load_models
 from ..report.plots import probe_png
@@ -44,7 +44,7 @@ def probe(options: Probe) -> None:
         picture = probe_png(results["accuracy"], name, transparent=False)
         write_atomically(options.out / f"{name}.png", picture)
     print_accuracies(results)
-    print(f"wrote {path} and {options.out}/*.png")
+    print(f"wrote {printable(path)} and {printable(options.out)}/*.png")
 
 
 def print_accuracies(results: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from .._extension import cuda_obstacle, is_available
 from ..config import Precision
 from ..distributed import process_group, rank_and_size
 from ..fields import check_whole
-from ..files import check_writable
+from ..files import check_writable, printable, suffix_of
 from ..machine import choose_device, use_threads
 from ..models import Models, class_number, load_models
 from ..pictures import is_diverged, save_grid
@@ -33,7 +33,7 @@ def sample(options: Sample) -> None:
     with process_group():
         models = load_models(options.models)
         request = request_of(models, options.drawing, options.count, options.first_index)
-        folder = None if options.out[0].suffix else options.out[0]
+        folder = None if suffix_of(options.out[0]) else options.out[0]
         prepare(options.execution, models, folder)
         precision = options.execution.precision
         sample_to_files(models, request, precision, options.out, png=options.png, adm=options.adm)
@@ -90,10 +90,10 @@ def sample_to_files(
     """
     started = time.monotonic()
     draw = models.drawer(precision)
-    if outputs[0].suffix:
+    if suffix_of(outputs[0]):
         checked_shape(request.count, *models.image_shape)
     with progress("drawing", request.count) as done:
-        if not outputs[0].suffix:
+        if not suffix_of(outputs[0]):
             description = {
                 **request.identity(),
                 "device": models.device.type,
@@ -117,7 +117,8 @@ def sample_to_files(
                     write_images(path, x, request, n_classes=models.n_classes)
             filled = Filled(0, request.count, int(is_diverged(x).sum()))
     for path in outputs:
-        print(f"wrote {path}" if filled.drawn else f"nothing to draw: {path} has them all")
+        name = printable(path)
+        print(f"wrote {name}" if filled.drawn else f"nothing to draw: {name} has them all")
     say_filled(filled, time.monotonic() - started)
 
 
@@ -140,14 +141,14 @@ def check_outputs(
     """Raise ValueError for files that `sample_to_files` cannot write `count` images to."""
     if not outputs:
         raise ValueError("--out must name a file or a folder")
-    if png and all(path.suffix for path in outputs):
+    if png and all(map(suffix_of, outputs)):
         raise ValueError("--png is for a folder: give --out a path without a suffix")
     if adm and not any(path.suffix == ".npz" for path in outputs):
         raise ValueError("--adm is for a .npz: give --out one")
     for path in outputs:
-        if not path.suffix and len(outputs) > 1:
+        if not suffix_of(path) and len(outputs) > 1:
             raise ValueError(f"a folder must be the only --out, got {path} among others")
-        if path.suffix not in ("", ".png", ".npz") or path.name == "-":
+        if suffix_of(path) not in ("", ".png", ".npz") or path.name == "-":
             raise ValueError(
                 f"--out must end in .png or .npz, or be a folder without a suffix, got {path}"
             )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -125,6 +127,11 @@ class Folder:
             raise ValueError(
                 f"{self.path} holds a drawing of {before} images: ask for {before} or more, not {n}"
             )
+        needed, free = (n - before) * self._least_bytes(), shutil.disk_usage(self.path).free
+        if needed > free:
+            raise ValueError(
+                f"{n - before:,} images take {needed:,} bytes or more, and {self.path} has {free:,}"
+            )
         spans = []
         for number, digest in enumerate(digests[: -(-n // size)]):
             if digest is None or (size == 1 and not self.file(number).exists()):
@@ -140,6 +147,10 @@ class Folder:
             digests += [None] * len(firsts)
             self._write_manifest()
         return spans
+
+    def _least_bytes(self) -> int:
+        """Bytes of an image at least."""
+        raise NotImplementedError
 
     def parts(self, missing: list[tuple[int, int]], chunk: int, ranks: int) -> list[Request]:
         """The missing files in parts of about `chunk` images, smaller if a rank would get none."""
@@ -211,6 +222,9 @@ class Shards(Folder):
         np.save(buffer, np.ascontiguousarray(images.numpy(), "<f4"))
         return buffer.getvalue()
 
+    def _least_bytes(self) -> int:
+        return 4 * math.prod(self.drawing.image_shape)
+
 
 class Pictures(Folder):
     """PNG files of one image, 8 bits a channel, named after its number: 00000000.png is image 0.
@@ -224,6 +238,9 @@ class Pictures(Folder):
     @staticmethod
     def encode(images: Tensor) -> bytes:
         return png(nhwc_bytes(images)[0])
+
+    def _least_bytes(self) -> int:
+        return 67  # of a PNG of one pixel
 
 
 def check_file(path: Path, digest: str) -> None:
