@@ -31,7 +31,7 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where weights come from, for the model card. Fields are None if the run has no log.
+    """The origin of weights, for the model card. Fields are None if the run has no log.
 
     command: the `dsmooth train` that begins such a run. bits_per_dim: of held-out images at the
     last evaluation, whose meaning is `loss`. notes: of settings that were changed on the way.

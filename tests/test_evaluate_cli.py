@@ -82,7 +82,7 @@ def test_a_plain_model_is_scored_alone(place: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.quick
 def test_a_folder_of_other_images_is_measured_as_a_whole(place: Path, capsys) -> None:
-    """Of the folder of the training the held-out images are, however it is spelled."""
+    """The folder of the training gives its held-out images, however it is spelled."""
     shutil.copytree("images", "others/cat")
     for words, split, folder in (
         ("plain --data-dir others", "all", "others"),

@@ -39,7 +39,7 @@ def test_what_is_linearly_separable_is_reached(n: int, d: int, classes: int) -> 
 
 
 def test_each_gradient_is_that_of_the_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of images in another order in each epoch, at a rate that falls to almost 0."""
+    """Images come in another order in each epoch, at a rate that falls to almost 0."""
     features, labels = labelled(52, 7, 3, 2)  # ten steps of five images, and one of two
     seen: list[tuple[Tensor, ...]] = []
     rates: list[float] = []

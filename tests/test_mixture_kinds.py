@@ -80,7 +80,7 @@ def test_an_old_checkpoint_with_atoms_is_read() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(("conditioning", "hidden"), [("none", 0), ("concat", 0), ("none", 5)])
 def test_the_head_computes_in_float32_under_autocast(conditioning: str, hidden: int) -> None:
-    """Of what its hidden layer gives in bfloat16, too."""
+    """It does so from a hidden layer in bfloat16, too."""
     model = network(conditioning, head_filters=hidden)
     x = torch.randn(2, 1, 8, 8)
     context = torch.randn(2, 1, 8, 8) if conditioning == "concat" else None

@@ -45,7 +45,7 @@ def test_saved_pair_is_the_same_pair(tmp_path: Path, conditioning: str) -> None:
 
 
 def test_a_saved_network_is_the_same_network(tmp_path: Path) -> None:
-    """Of a run, of a folder, of a subclass; with its image size, if it is known."""
+    """A network of a run, of a folder, of a subclass; with its image size, if it is known."""
 
     class Mine(dsmooth.PixelCNNpp):
         pass

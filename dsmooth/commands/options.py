@@ -28,7 +28,7 @@ from ..presets import DESCRIPTIONS, PRESETS
 Flag = FlagCreatePairsOff[bool]
 Folders = Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="")]
 DEFAULT_PRESET = "mnist-quick"
-# Of a pair with clusters: folders of the first noisy model and of the clusters, the file of labels,
+# A pair with clusters: folders of the first noisy model and of the clusters, the file of labels,
 # and the label dropout where none is named.
 UNNAMED, CLUSTERS, LABELS, LABEL_DROPOUT = "noisy-unnamed", "clusters", "labels.npz", 0.1
 RGB_PRESET = "photos"

@@ -81,7 +81,7 @@ def image_paths(folder: Path) -> list[Path]:
 
 
 def paths_of_split(folder: Path, paths: list[Path], split: str) -> list[Path]:
-    """Those of `image_paths` that `load_folder` reads, in its order. Raises as it does."""
+    """The files of `image_paths` that `load_folder` reads, in its order. Raises as it does."""
     held_out = _held_out_folder(folder, paths)
     if split == "all":
         chosen = paths

@@ -278,7 +278,7 @@ def packed_before(model: PixelCNNpp, dtype: torch.dtype) -> CachedSampler:
         same = all(a.dtype == b.dtype and a.device == b.device and a.equal(b) for a, b in pairs)
         if same and last.config == model.config:
             return last.sampler
-    # What is compared is what is packed: another thread may change the weights and set them back.
+    # The copies are compared and packed: another thread may change the weights and set them back.
     copies = {id(w): nn.Parameter(w.detach().clone(), requires_grad=False) for w in weights}
     packed = copy.deepcopy(model, copies)
     sampler = CachedSampler(packed, dtype)

@@ -64,7 +64,7 @@ class Manifest:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What must match for a folder to be continued."""
+        """Settings that must match for a folder to be continued."""
         names = ("first_index", "image_shape", "shard_size")
         return {**self.description, **{name: getattr(self, name) for name in names}}
 

@@ -84,7 +84,7 @@ def stated(values: Any) -> dict[str, Any]:
     "every", [12, pytest.param(1, marks=[pytest.mark.full, pytest.mark.budget(90)])]
 )
 def test_settings_of_a_pair(tmp_path: Path, every: int) -> None:
-    """Those of the weights' metadata are checked; those of config.json must be equal to them."""
+    """Settings in the weights' metadata are checked; config.json must be equal to them."""
     model = ModelConfig(n_filters=2, n_resnet=1, n_mix=1, dropout=0.0)
     denoiser = ModelConfig(n_filters=2, n_resnet=1, n_mix=1, dropout=0.0, conditioning="concat")
     pair = SmoothedPair(PixelCNNpp(model), PixelCNNpp(denoiser), GaussianSmoothing(0.5), (8, 8))
