@@ -24,6 +24,8 @@ import msgspec
 from .tables import shown
 
 T = TypeVar("T")
+# A JSON object, as a file holds it.
+Json = dict[str, Any]
 
 
 def check_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
@@ -144,13 +146,13 @@ def difference(theirs: Any, mine: Any) -> str:
     return next((f"its {key} is {_short(old, key)}, not {_short(new, key)}" for key in changed), "")
 
 
-def _short(values: dict[str, Any], key: str) -> str:
+def _short(values: Json, key: str) -> str:
     """A value for a message; a long one, such as a digest, without its middle."""
     text = str(value := values.get(key))
     return text if len(text) < 64 else reprlib.repr(value)
 
 
-def flatten(value: Any, name: str = "") -> dict[str, Any]:
+def flatten(value: Any, name: str = "") -> Json:
     """Nested dictionaries as one, with dotted keys; tuples as lists, as JSON has them."""
     if not isinstance(value, dict):
         return {name: list(value) if isinstance(value, tuple) else value}
