@@ -43,8 +43,6 @@ class Options:
     """Folder for the figures and results.json; what it has of other cases is kept."""
     compare: Path | None = None
     """A results.json of before, to say which differences exceed the spread."""
-    list: bool = False
-    """Name the suites and stop."""
     write_docs: bool = False
     """Write docs/benchmarks.md and the README's table from the committed results, and stop."""
 
@@ -52,9 +50,6 @@ class Options:
 def main() -> int:
     """Parse the command line and do what it says; returns the exit status."""
     options = tyro.cli(Options, prog="python benchmarks", config=(tyro.conf.FlagCreatePairsOff,))
-    if options.list:
-        print("\n".join(SUITES))
-        return 0
     if options.write_docs:
         write_docs.write()
         return 0

@@ -1,8 +1,8 @@
 """The cached sampler against plain sampling, one forward of the network per pixel.
 
 Plain sampling would take minutes per image: a few eager forwards of the same batch by the reference
-operations are timed and multiplied by H W, the number of pixels. They, the sampler and a large
-torch.mm, for the peak, take turns within a round. `bench_exact` runs plain sampling for real, where
+operations are timed and multiplied by H W, the number of pixels. They, the sampler and its limits
+take turns within a round. `bench_exact` runs plain sampling for real, where
 it is small enough, beside fixed-point sampling. Images are checked against the network before a
 time is.
 """
@@ -10,20 +10,19 @@ time is.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks.measure import Bench, Work, full, matmul, quick, read, smoke, take_turns
+from benchmarks.measure import Bench, Work, full, quick, smoke
 from benchmarks.networks import (
     CIFAR,
     MNIST,
     SMALL,
     Network,
     check_samples,
-    cost_of_sweep,
     flops_of_forward,
+    limits_of,
     plain_pass,
 )
 from dsmooth.machine import torch_threads
@@ -58,8 +57,6 @@ def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype
 
     check_samples(model, cached(), dtype)
     flops = flops_of_forward(model, network.shape(batch))
-    stages, n_weights = cost_of_sweep(model, size, size)
-    n_bytes, stage_seconds = n_weights * dtype.itemsize, seconds_per_stage(network)
     # Two workers with caches for 16 images each, and the images.
     cached_images, shape = min(batch, 16 * torch.get_num_threads()), network.shape(batch)
     # A forward that takes ten seconds needs no warming up.
@@ -67,51 +64,17 @@ def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype
     turns = bench.compare(
         {"plain": plain_pass(model, network.shape(batch)), "cached": cached},
         "cached",
-        # From whichever cache holds what one pixel reads.
-        limits={"torch.mm": lambda: matmul(dtype), "read": lambda: read(n_bytes // size**2)},
+        limits=limits_of([model], dtype, network.shape(batch)),
         rounds=rounds,
         warmup=warmup,
         calls={"plain": size**2},
         shape=shape,
         dtype=dtype,
-        # A worker draws 16 images at a time and reads the weights for them once.
-        work=Work(batch, flops, n_bytes * math.ceil(batch / 16), stages, stage_seconds),
+        work=Work(batch, flops),
         memory_formula=cached_images * sampler.bytes_per_image(size, size) + 4 * math.prod(shape),
     )
     if turns and bench.case == "mnist-16":  # on a busy machine, too
         assert turns.ratio("plain", "cached").median >= 300
-
-
-@pytest.mark.parametrize(
-    ("network", "batch"),
-    [
-        smoke(SMALL, 2, id="small"),
-        *(
-            quick(Network(n_filters=f, n_resnet=r), n, id=f"bytes-f{f}-r{r}-{n}")
-            for f, r in ((32, 2), (40, 5))
-            for n in (1, 64)
-        ),
-    ],
-)
-def bench_bytes(bench: Bench, network: Network, batch: int) -> None:
-    """A network that sees bytes and names them, beside one that does not."""
-    size, contenders = network.size, {}
-    for name, sees_bytes in (("without", False), ("bytes", True)):
-        model = replace(network, sees_bytes=sees_bytes).build(n_mix=5)
-        sampler = CachedSampler(model)
-        contenders[name] = lambda sampler=sampler: sampler.sample(batch, size, size)
-        check_samples(model, contenders[name]())
-    settings = {"shape": network.shape(batch), "work": Work(images=batch)}
-    bench.compare(contenders, "bytes", rounds=7, **settings)
-
-
-def seconds_per_stage(network: Network) -> float:
-    """The least time of a dependent product: that of the narrowest network, one image, a thread."""
-    narrow = Network(network.channels, 4, network.n_resnet, network.size)
-    model, size = narrow.build(), network.size
-    sampler = CachedSampler(model)
-    turns = take_turns({"narrow": lambda: sampler.sample(1, size, size, threads=1)}, rounds=3)
-    return turns.of("narrow").median / cost_of_sweep(model, size, size)[0]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,7 @@
 both conditionings at the paper's size.
 
 The contender is plain sampling of the same batch. One forward per model is timed, and multiplied by
-the number of pixels; a context is encoded once. Limits: the peak of the tile that multiplies,
-torch.mm of the same products, and a large torch.mm.
+the number of pixels; a context is encoded once.
 """
 
 from __future__ import annotations
@@ -14,20 +13,18 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks.measure import Bench, Work, full, matmul, quick, smoke
+from benchmarks.measure import Bench, Work, full, quick, smoke
 from benchmarks.networks import (
     CIFAR,
     MNIST,
     SMALL,
     check_samples,
     flops_of_forward,
+    limits_of,
     make_pair,
     plain_pass,
-    same_products,
-    tile,
 )
 from dsmooth import SmoothedPair
-from dsmooth.sampling import CachedSampler
 
 pytestmark = pytest.mark.usefixtures("native")
 PACKAGED = [(name, n) for name in ("mnist", "mnist-classes") for n in (1, 64)]
@@ -70,13 +67,7 @@ def bench_two_step(
     bench.compare(
         {"plain": plain, "two-step": lambda: pair.sample(batch, precision=precision)},
         "two-step",
-        limits={
-            "the tile": lambda: tile(CachedSampler(models[0], dtype)),
-            "torch.mm": lambda: matmul(dtype),
-            "torch.mm of the same products": lambda: same_products(
-                models, shape[3], dtype, min(batch, 8)
-            ),
-        },
+        limits=limits_of(models, dtype, shape),
         rounds=5,
         calls={"plain": shape[2] * shape[3]},
         shape=shape,

@@ -26,7 +26,7 @@ import torch
 
 from benchmarks import results
 from dsmooth import _extension
-from dsmooth.machine import cpu_name, has_fast_bfloat16, torch_threads
+from dsmooth.machine import cpu_name, has_fast_bfloat16
 from dsmooth.progress import LINE_SECONDS
 
 Run = Callable[[], object]
@@ -73,20 +73,6 @@ def copy(n_bytes: int = 2**27) -> Limit:
     source = torch.ones(n_bytes, dtype=torch.uint8)
     target = torch.empty_like(source)
     return Limit(lambda: target.copy_(source), 2 * n_bytes, "bytes")
-
-
-def read(n_bytes: int) -> Limit:
-    """Reading memory again and again, from whichever cache holds so much: one thread does, and
-    as many as torch has are taken to be as fast."""
-    a, b = torch.ones(n_bytes // 8), torch.ones(n_bytes // 8)
-    repeats = max(1, 2**26 // n_bytes)
-
-    def run() -> None:
-        with torch_threads(1):
-            for _ in range(repeats):
-                torch.dot(a, b)
-
-    return Limit(run, torch.get_num_threads() * repeats * n_bytes, "bytes")
 
 
 @dataclass(frozen=True)
@@ -194,23 +180,16 @@ def _commit() -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """The work of one call of the contender under test, as far as it can be counted.
-
-    stages and stage_seconds: steps that must wait for one another, and the least time of one.
-    """
+    """The work of one call of the contender under test, as far as it can be counted."""
 
     images: int = 0
     flops: float = 0
     bytes: float = 0
-    stages: int = 0
-    stage_seconds: float = 0
 
     def least_seconds(self, turns: Turns) -> float:
-        """The time below which it cannot be done: of arithmetic, of memory, of waiting."""
-        least = [self.stages * self.stage_seconds]
-        for unit, rate in turns.rates().values():
-            least.append((self.flops if unit == "flops" else self.bytes) / rate)
-        return max(least)
+        """The time below which it cannot be done: of arithmetic, of memory."""
+        amounts = {"flops": self.flops, "bytes": self.bytes}
+        return max((amounts[u] / rate for u, rate in turns.rates().values()), default=0.0)
 
 
 @dataclass

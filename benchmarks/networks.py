@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import Limit
+from benchmarks.measure import Limit, matmul
 from dsmooth import GaussianSmoothing, ModelConfig, PixelCNNpp, SmoothedPair
 from dsmooth.functional import logistic_mixture_sample, use_impl
 from dsmooth.machine import torch_threads
@@ -31,7 +31,6 @@ class Network:
     n_filters: int = 40
     n_resnet: int = 5
     size: int = 28
-    sees_bytes: bool = False  # Fourier features, an atom for every byte, a hidden layer of the head
 
     def build(self, conditioning: Any = "none", n_mix: int = 10) -> PixelCNNpp:
         """With random weights whose samples stay in the range of images, in evaluation mode."""
@@ -43,12 +42,10 @@ class Network:
             n_mix=n_mix,
             conditioning=conditioning,
         )
-        if self.sees_bytes:
-            config = replace(config, likelihood="discretized", **BYTES)
         model = PixelCNNpp(config).eval()
         with torch.no_grad():
             model.head.weight_g.mul_(0.1)
-            components = model.head.bias[n_mix + len(config.atom_bytes) :]
+            components = model.head.bias[n_mix:]
             components.view(self.channels, -1, n_mix)[:, 1] = -3
         return model
 
@@ -56,7 +53,6 @@ class Network:
         return batch, self.channels, self.size, self.size
 
 
-BYTES: dict[str, Any] = {"atoms": "all", "fourier_features": 8, "head_filters": 64}
 SMALL = Network(n_filters=8, n_resnet=1, size=8)
 MNIST = Network()
 TILE_CALLS = 10_000
@@ -128,20 +124,16 @@ def flops_of_forward(model: PixelCNNpp, shape: tuple[int, ...]) -> int:
     return shape[0] * int(counter.get_total_flops())
 
 
-def cost_of_sweep(model: PixelCNNpp, height: int, width: int) -> tuple[int, int]:
-    """Matrix products of a sweep that must follow one another, and the weights that it reads: those
-    of an operation each time that it runs. A stacked context counts as rows of a prompt."""
-    canvas = 2 * height if model.config.conditioning == "stack" else height
-    stages = weights = 0
-    for op in Program(model).ops:
-        rows = sum(_runs_at(op.resolution, op.row_parity, row) for row in range(canvas))
-        columns = sum(_runs_at(op.resolution, op.column_parity, column) for column in range(width))
-        at_once = op.phase in (Phase.ENCODER, Phase.VERTICAL)
-        row_parts = any(term.row_part for term in op.terms)
-        stages += rows if at_once else rows * (columns + row_parts)
-        for term in op.terms:
-            weights += term.weight.size * rows * (1 if at_once or term.row_part else columns)
-    return stages, weights
+def limits_of(
+    models: Sequence[PixelCNNpp], dtype: torch.dtype, shape: tuple[int, ...]
+) -> dict[str, Callable[[], Limit]]:
+    """Limits of sampling: the tile that multiplies, torch.mm of the same products, and at large."""
+    images = min(shape[0], 8)  # of a slice
+    return {
+        "the tile": lambda: tile(CachedSampler(models[0], dtype)),
+        "torch.mm": lambda: matmul(dtype),
+        "torch.mm of the same products": lambda: same_products(models, shape[3], dtype, images),
+    }
 
 
 def tile(sampler: CachedSampler) -> Limit:

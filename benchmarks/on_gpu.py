@@ -140,8 +140,8 @@ def compile_blocks(model: PixelCNNpp) -> None:
 
 
 def block(name: str, card: Card) -> Case:
-    """A gated resnet with a skip and dropout, forward and backward: every kernel, for a profiler or
-    the tuner."""
+    """A gated resnet with a skip and dropout, forward and backward: every kernel, for a
+    profiler."""
     network, batch = card.size(name, TRAINED[name])
     torch.manual_seed(0)
     sizes = {"skip_channels": network.n_filters, "dropout": 0.5}

@@ -1,8 +1,7 @@
 """Block sizes: pure functions of shape, dtype and compute capability.
 
 Not tuned on a card: the sizes keep accumulators in registers and the stages of loads in shared
-memory. The ahead-of-time tests verify that. `benchmarks/tune.py` proposes others where
-there is a GPU.
+memory. The ahead-of-time tests verify that.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ FAMILIES = {
     ),
 }
 PROVING = [file for files, _ in FAMILIES.values() for file in files]
-# The families that a step times, by the first word of its name, behind "ncu-" or "tune-".
+# The families that a step times, by the first word of its name, behind "ncu-".
 TIMED = {
     "ceiling": (),
     "plain": (),
@@ -167,10 +167,6 @@ def steps() -> list[Step]:
         check("tests-mixture", 200, *PROVING[1:2]),
         check("tests-others", 300, *(f"--ignore={file}" for file in PROVING[:2])),
         *(sanitize(tool) for tool in ("memcheck", "racecheck", "initcheck", "synccheck")),
-        *(
-            Step(f"tune-{name}", [PYTHON, "benchmarks/tune.py", name], 400)
-            for name in ("block-cifar", "block-mnist", "loss")
-        ),
         *(train(role) for role in ("noisy", "denoiser")),
     ]
 
@@ -184,7 +180,7 @@ def digest() -> str:
 
 def proofs_of(name: str) -> list[str]:
     """The steps without which the time of this one means nothing."""
-    word = name.removeprefix("ncu-").removeprefix("tune-").partition("-")[0]
+    word = name.removeprefix("ncu-").partition("-")[0]
     return ["doctor", *(f"smoke-{family}" for family in TIMED[word])] if word in TIMED else []
 
 
