@@ -8,20 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, get_args
 
 import tyro
+from msgspec import Meta
 
-from .fields import (
-    check_choices,
-    check_interval,
-    check_one_of,
-    check_types,
-    check_whole,
-    make_plain,
-    structure,
-)
+from .fields import check, check_number, structure
 from .likelihoods import Atoms, Likelihood, bytes_of, check_likelihood
-
-Conditioning = Literal["none", "stack", "concat"]
-Count = int | Literal["auto"]
 
 # Name of a data set that was given in Python, in the settings of a run.
 OWN = "own"
@@ -29,6 +19,17 @@ OWN = "own"
 OCTAVES = 8
 # Upper bound of every size, so that a damaged config.json cannot ask for terabytes.
 LARGEST = 4096
+
+Conditioning = Literal["none", "stack", "concat"]
+Size = Annotated[int, Meta(ge=1, le=LARGEST)]
+SizeOrNone = Annotated[int, Meta(ge=0, le=LARGEST)]
+Count = SizeOrNone | Literal["auto"]
+Positive = Annotated[int, Meta(ge=1)]
+Natural = Annotated[int, Meta(ge=0)]
+PositiveFloat = Annotated[float, Meta(gt=0)]
+NaturalFloat = Annotated[float, Meta(ge=0)]
+Probability = Annotated[float, Meta(ge=0, lt=1)]
+Share = Annotated[float, Meta(gt=0, le=1)]
 
 
 def _default_hint(default: str) -> str:
@@ -45,13 +46,13 @@ class ModelConfig:
 
     image_channels: int = 1
     """C: 1 (grey) or 3 (RGB)."""
-    n_filters: int = 40
+    n_filters: Size = 40
     """F: channels of each stream."""
-    n_resnet: int = 5
+    n_resnet: Size = 5
     """R: gated resnets per block."""
-    n_mix: int = 10
+    n_mix: Size = 10
     """K: logistic components per pixel."""
-    dropout: float = 0.5
+    dropout: Probability = 0.5
     """Probability that an element inside a gated resnet is zeroed while training."""
     conditioning: Annotated[Conditioning, tyro.conf.Suppress] = "none"
     """How a context image enters: not at all, stacked on top, or through an encoder."""
@@ -61,18 +62,18 @@ class ModelConfig:
     atoms: Annotated[Atoms, tyro.conf.arg(help_behavior_hint=_default_hint)] = ()
     """Bytes with a probability of their own, for likelihood=discretized; all: each of the 256, for
     grey images."""
-    fourier_features: Annotated[int, tyro.conf.Suppress] = 0
+    fourier_features: Annotated[int, Meta(ge=0, le=OCTAVES), tyro.conf.Suppress] = 0
     """Octaves of Fourier features, 0 to 8. They show the network exactly which byte a pixel is; for
     likelihood=discretized."""
-    head_filters: Annotated[int, tyro.conf.Suppress] = 0
+    head_filters: Annotated[SizeOrNone, tyro.conf.Suppress] = 0
     """M: channels of a hidden layer of the head, which sees the four pixels around directly; 0 for
     none."""
     smoothing_scale: Annotated[float, tyro.conf.Suppress] = 0.5
     """Standard deviation of the noise that likelihood=gaussian contains; training sets it to its
     own scale."""
-    context_layers: int = 4
+    context_layers: SizeOrNone = 4
     """Gated resnets in the encoder of conditioning="concat"."""
-    context_filters: Annotated[int | None, tyro.conf.Suppress] = None
+    context_filters: Annotated[Size | None, tyro.conf.Suppress] = None
     """Channels of that encoder; None for n_filters."""
     n_classes: Count = 0
     """Classes of images that the model is conditioned on, 0 for none; auto: as many as the labels
@@ -81,26 +82,14 @@ class ModelConfig:
     """Names of the classes in their order; training takes those of its data. None if unknown."""
 
     def __post_init__(self) -> None:
-        make_plain(self)
-        check_choices(self)
-        check_whole(self, ["image_channels"])
+        check(self)
         if self.image_channels not in (1, 3):
             raise ValueError(f"`image_channels` must be 1 or 3, got {self.image_channels}")
-        check_whole(self, ["n_filters", "n_resnet", "n_mix", "context_filters"], 1, LARGEST)
-        check_whole(self, ["context_layers", "head_filters"], 0, LARGEST)
-        check_whole(self, ["fourier_features"], 0, OCTAVES)
-        if self.n_classes != "auto":
-            check_whole(self, ["n_classes"], 0, LARGEST)
         if self.class_names and len({*self.class_names}) != self.n_classes:
             raise ValueError(
                 f"`class_names` must be {self.n_classes} different names, got "
                 f"{', '.join(self.class_names)}"
             )
-        check_interval(self, ["dropout"], "[0, 1)")
-        check_interval(self, ["smoothing_scale"], "(-inf, inf)")
-        if isinstance(self.atoms, str):
-            check_one_of("atoms", self.atoms, ("all",))
-        check_types(self)
         check_likelihood(self.likelihood, self.atom_bytes, self.smoothing_scale)
         if self.fourier_features and self.likelihood != "discretized":
             raise ValueError(
@@ -186,16 +175,13 @@ class RunSettings:
     keep_gates: Switch = "auto"
     """On a GPU, keep the preactivations of gated resnets for the backward pass instead of computing
     them again; auto: if they fit into a quarter of the free memory."""
-    evaluations: int = 8
+    evaluations: Positive = 8
     """How often the held-out images are evaluated, the end included."""
-    checkpoint_minutes: float = 2.0
+    checkpoint_minutes: PositiveFloat = 2.0
     """Time between checkpoints."""
 
     def __post_init__(self) -> None:
-        make_plain(self)
-        check_choices(self)
-        check_whole(self, ["evaluations"], 1)
-        check_interval(self, ["checkpoint_minutes"], "(0, inf)")
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -213,53 +199,53 @@ class TrainConfig(RunSettings):
     """Data set: mnist, fashion-mnist, cifar10, celeba, folder."""
     data_dir: str | None = None
     """Folder of its files; without one, mnist is the embedded subset of 6,000 images."""
-    image_size: int | None = None
+    image_size: Positive | None = None
     """Pixels a side for celeba and folder; None for the data set's own."""
     labels: str | None = None
     """File of labels, as `dsmooth cluster` writes it, in place of the data set's own."""
     flip: bool = False
     """Mirror half of the training images left to right, drawn anew at each visit."""
-    label_dropout: float = 0.0
+    label_dropout: Probability = 0.0
     """The fraction of the training images whose class is hidden, drawn anew at each visit: the
     network also learns the images of all classes, for a label of zeros."""
     smoothing: SmoothingKind = "gaussian"
     """The distribution of x~ given x."""
-    scale: float = 0.5
+    scale: PositiveFloat = 0.5
     """Its scale (for gaussian the standard deviation), in units of [-1, 1] pixels."""
-    clean_noise: Annotated[float, tyro.conf.Suppress] = 0.0
+    clean_noise: Annotated[NaturalFloat, tyro.conf.Suppress] = 0.0
     """Standard deviation of noise added to the denoiser's target (the paper uses 0.01)."""
-    images: int | None = None
+    images: Positive | None = None
     """Training images to visit, repeats counted. One of images and budget must be given."""
-    budget: float | None = None
+    budget: PositiveFloat | None = None
     """Minutes; the first seconds measure the rate, which fixes images."""
-    batch_size: int = 32
+    batch_size: Positive = 32
     """Images per step."""
-    accumulate: int = 1
+    accumulate: Positive = 1
     """Parts that a batch is computed in, to save memory; batch_size must be a multiple."""
     optimizer: OptimizerName = "muon"
     """adam: for all parameters; muon: for the kernels, and Adam for gains and biases."""
-    learning_rate: float = 3.2e-2
+    learning_rate: PositiveFloat = 3.2e-2
     """Adam's peak learning rate."""
-    kernel_rate: float | None = None
+    kernel_rate: Annotated[float, Meta(gt=0, lt=1)] | None = None
     """Muon's peak step: the angle in radians by which a step turns kernels. None for one that falls
     with the square root of the number of steps."""
-    betas: Annotated[tuple[float, float], tyro.conf.Suppress] = (0.9, 0.99)
+    betas: Annotated[tuple[Probability, Probability], tyro.conf.Suppress] = (0.9, 0.99)
     """Adam's decay rates."""
     schedule: LearningRateSchedule = "cosine"
     """cosine: falls to 0 at the end; cooldown: constant, then falls in a line to 0 over the last
     part of the images; exponential: each step times learning_rate_decay."""
-    cooldown: Annotated[float, tyro.conf.Suppress] = 0.2
+    cooldown: Annotated[Share, tyro.conf.Suppress] = 0.2
     """The part of the images over which schedule=cooldown falls."""
-    learning_rate_decay: Annotated[float, tyro.conf.Suppress] = 1.0
+    learning_rate_decay: Annotated[Share, tyro.conf.Suppress] = 1.0
     """Factor per step, for schedule=exponential (the paper uses 0.999995)."""
-    warmup_images: int = 1000
+    warmup_images: Natural = 1000
     """Images over which the learning rate rises from 0."""
-    clip_norm: Annotated[float | None, tyro.conf.Suppress] = None
+    clip_norm: Annotated[PositiveFloat | None, tyro.conf.Suppress] = None
     """Largest norm of the gradient; None for no clipping."""
-    ema: float = 0.9995
+    ema: Probability = 0.9995
     """Largest decay of the moving average of weights; 0 for no average. The average reaches back
     1 / (1 - ema) steps, which should be fewer than the steps over which the rate falls."""
-    schedule_from: Annotated[int, tyro.conf.Suppress] = 0
+    schedule_from: Annotated[Natural, tyro.conf.Suppress] = 0
     """Images after which the schedule began again: where a finished run was prolonged."""
     init: str | None = None
     """Begin with the weights of this run or pair, and with a new optimiser. Its network but
@@ -272,23 +258,12 @@ class TrainConfig(RunSettings):
     """Whether to compile the gated resnets with torch.compile."""
     seed: int = 0
     """Decides weights, order, noise and dropout."""
-    evaluation_images: int = 500
+    evaluation_images: Positive = 500
     """Held-out images of each evaluation, always the same with the same noise."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = ["batch_size", "accumulate", "evaluation_images", "images", "image_size"]
-        check_whole(self, counts, 1)
-        check_whole(self, ["warmup_images", "schedule_from"], 0)
-        check_whole(self, ["seed"], 0, 2**64 - 1)
-        check_interval(self, ["scale", "learning_rate", "budget", "clip_norm"], "(0, inf)")
-        check_interval(self, ["ema", "label_dropout"], "[0, 1)")
-        check_interval(self, ["kernel_rate"], "(0, 1)")
-        check_interval(self, ["cooldown", "learning_rate_decay"], "(0, 1]")
-        check_interval(self, ["clean_noise"], "[0, inf)")
-        check_types(self)
-        if not all(0 <= rate < 1 for rate in self.betas):
-            raise ValueError(f"`betas` must both lie in [0, 1), got {self.betas}")
+        check_number("seed", self.seed, 0, 2**64 - 1)
         if self.kernel_rate is not None and self.optimizer != "muon":
             raise ValueError(f'`kernel_rate` needs optimizer "muon", got "{self.optimizer}"')
         if self.schedule_from >= (self.images or math.inf):
@@ -350,37 +325,26 @@ class ProbeSettings:
     Raises ValueError for a field out of range.
     """
 
-    blocks: tuple[Block, ...] = BLOCKS
+    blocks: Annotated[tuple[Block, ...], Meta(min_length=1)] = BLOCKS
     """Blocks that are probed."""
     stream: ProbeStream = "ul"
     """Which stream of a block: ul, u, or both."""
-    pooling: Pooling | int = "flat"
+    pooling: Pooling | Positive = "flat"
     """flat: every value of the map is a feature, as in the paper; mean: each filter's average; a
     number n: averages over n x n parts of the map."""
-    together: int = 4
+    together: Natural = 4
     """One more probe sees both streams of all the blocks, averaged over n x n parts; 0 for none."""
     input: ProbeInput = "noisy"
     """noisy: the networks see x~ alone, as in the paper; clean: x (the denoiser x given x~)."""
-    train_images: int | None = None
+    train_images: Positive | None = None
     """Training images, the first ones; by default all."""
-    test_images: int | None = None
+    test_images: Positive | None = None
     """Test images, the first ones; by default all."""
-    epochs: int = 20
+    epochs: Positive = 20
     """Passes of a probe over the training images."""
     seed: int = 0
     """Decides the noise, the order of images and the untrained networks."""
 
     def __post_init__(self) -> None:
-        make_plain(self)
-        check_choices(self)
-        if isinstance(self.pooling, str):
-            check_one_of("pooling", self.pooling, get_args(Pooling))
-        else:
-            check_whole(self, ["pooling"], 1)
-        for block in self.blocks:
-            check_one_of("blocks", block, BLOCKS)
-        if not self.blocks:
-            raise ValueError("`blocks` must name a block at least")
-        check_whole(self, ["together"], 0)
-        check_whole(self, ["train_images", "test_images", "epochs"], 1)
-        check_whole(self, ["seed"], 0, 2**64 - 1)
+        check(self)
+        check_number("seed", self.seed, 0, 2**64 - 1)

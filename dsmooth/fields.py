@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
-from functools import cache
-from typing import (
-    Any,
-    Literal,
-    SupportsFloat,
-    SupportsIndex,
-    TypeVar,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any, Literal, SupportsIndex, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -34,19 +25,16 @@ def check_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(map(str, allowed))}, got {value!r}")
 
 
-def make_plain(settings: Any) -> None:
-    """Make the fields of JSON's kinds: numbers and arrays of numpy, iterables, and paths.
+def check(settings: object) -> None:
+    """Raise ValueError, naming the field, for a value that its annotation refuses.
 
-    bool fields accept 0 and 1, float fields accept bools.
+    Numbers and arrays of numpy, iterables and paths become numbers, tuples and text.
     """
-    hints = _hints(settings.__class__)
-    for each in fields(settings):
-        value, hint = _plain(getattr(settings, each.name)), hints[each.name]
-        if hint is bool and value in (0, 1):
-            value = bool(value)
-        elif isinstance(value, bool) and float in (hint, *get_args(hint)):
-            value = float(value)
-        object.__setattr__(settings, each.name, value)
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        value = _plain(getattr(settings, name))
+        if expected := _expected(value, hint):
+            raise ValueError(f"`{name}` must be {expected}, got {value!r}")
+        object.__setattr__(settings, name, value)
 
 
 def _plain(value: Any) -> Any:
@@ -57,74 +45,40 @@ def _plain(value: Any) -> Any:
     return value if whole else tuple(map(_plain, value))
 
 
-_hints = cache(get_type_hints)
+def _expected(value: object, hint: object) -> str:
+    """The words for what a field must hold instead of a value; "" if it may hold it."""
+    if isinstance(hint, type) and is_dataclass(hint):  # it has checked itself
+        return "" if isinstance(value, hint) else f"a {hint.__name__}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "finite"
+    try:
+        msgspec.convert(value, hint, strict=True)
+    except msgspec.ValidationError as error:
+        if str(error).startswith("Invalid enum"):
+            return f"one of {', '.join(_words(hint))}"
+        expected = re.split(", got| - at", str(error).removeprefix("Expected "))[0]
+        return expected.replace("`", "").replace("array", "list").replace("null", "None")
+    return ""
 
 
-def check_choices(settings: Any) -> None:
-    """Raise ValueError for a field that has none of the values that its type lists."""
-    for name, hint in _hints(settings.__class__).items():
-        if get_origin(hint) is Literal:
-            check_one_of(name, getattr(settings, name), get_args(hint))
+def _words(hint: object) -> list[str]:
+    """The values of every Literal in a type."""
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [word for inner in get_args(hint) for word in _words(inner)]
 
 
-def check_types(settings: Any) -> None:
-    """Raise ValueError for a field of a wrong type. Call it after checks whose errors say more."""
-    for name, hint in _hints(settings.__class__).items():
-        value = getattr(settings, name)
-        if isinstance(hint, type) and is_dataclass(hint):  # one that is there has checked itself
-            if not isinstance(value, hint):
-                raise ValueError(f"`{name}` must be a {hint.__name__}, got {value!r}")
-            continue
-        try:
-            msgspec.convert(value, hint, strict=True)
-        except msgspec.ValidationError as error:
-            reason = str(error).replace("`", "").replace("array", "a list").replace("null", "None")
-            raise ValueError(f"`{name}` cannot be {value!r}: {reason}") from None
-
-
-def _values_of(settings: Any, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Names and values of fields, without those that are None and may be."""
-    hints = _hints(settings.__class__)
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None or type(None) not in get_args(hints[name]):
-            yield name, value
-
-
-def check_whole(
-    settings: Any, names: Iterable[str], least: int | None = None, most: int | None = None
-) -> None:
-    """Raise ValueError for a field that is no whole number within bounds, unless it may be None."""
-    for name, value in _values_of(settings, names):
-        check_number(name, value, least, most)
-
-
-def check_number(name: str, value: Any, least: int | None = 1, most: int | None = None) -> None:
+def check_number(name: str, value: object, least: int = 1, most: int | None = None) -> None:
     """Raise ValueError for what is no whole number within bounds."""
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise ValueError(f"`{name}` must be a whole number, got {value!r}")
     number = value.__index__()
-    if (least is not None and number < least) or (most is not None and number > most):
+    if number < least or (most is not None and number > most):
         allowed = f"be at least {least}" if most is None else f"lie in {least} .. {most}"
         raise ValueError(f"`{name}` must {allowed}, got {value}")
 
 
-# Intervals that have a word.
-_INTERVALS = {"(0, inf)": "be positive", "[0, inf)": "not be negative", "(-inf, inf)": "be finite"}
-
-
-def check_interval(settings: Any, names: Iterable[str], interval: str) -> None:
-    """Raise ValueError for a field that is no number in an interval such as "[0, 1)"."""
-    low, high = map(float, interval[1:-1].split(","))
-    ends = [low] * ("[" in interval) + [high] * ("]" in interval)
-    for name, value in _values_of(settings, names):
-        number = float(value) if isinstance(value, SupportsFloat) else math.nan
-        if not (low < number < high or number in ends):
-            allowed = _INTERVALS.get(interval, f"lie in {interval}")
-            raise ValueError(f"`{name}` must {allowed}, got {value!r}")
-
-
-def structure(values: Any, kind: type[T]) -> T:
+def structure(values: object, kind: type[T]) -> T:
     """The dataclass from what `asdict` or JSON gave, strictly; ValueError names the field."""
     try:
         made = msgspec.convert(values, kind, strict=True)
@@ -139,7 +93,7 @@ def structure(values: Any, kind: type[T]) -> T:
     return made
 
 
-def difference(theirs: Any, mine: Any) -> str:
+def difference(theirs: object, mine: object) -> str:
     """The first field that differs between two nested dictionaries, in words; "" for none."""
     old, new = flatten(theirs), flatten(mine)
     changed = (key for key in {**new, **old} if old.get(key) != new.get(key))
@@ -152,7 +106,7 @@ def _short(values: Json, key: str) -> str:
     return text if len(text) < 64 else reprlib.repr(value)
 
 
-def flatten(value: Any, name: str = "") -> Json:
+def flatten(value: object, name: str = "") -> Json:
     """Nested dictionaries as one, with dotted keys; tuples as lists, as JSON has them."""
     if not isinstance(value, dict):
         return {name: list(value) if isinstance(value, tuple) else value}

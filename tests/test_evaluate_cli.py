@@ -95,15 +95,8 @@ def test_a_folder_of_other_images_is_measured_as_a_whole(place: Path, capsys) ->
         data = measured("bpd", *words.split(), "--batch-size", "30", "--n-noise", "1")["data"]
         assert (data["split"], data["n_images"]) == (split, count)
         assert f"{split}: {data['n_images']} images" in " ".join(capsys.readouterr().out.split())
-    complains(
-        capsys,
-        "--split must be one of train, test, got 'all'",
-        "evaluate",
-        "bpd",
-        "mnist",
-        "--split",
-        "all",
-    )
+    words = "evaluate bpd mnist --split all"
+    complains(capsys, "--split must be one of train, test, got 'all'", *words.split())
 
 
 def test_the_noise_of_the_target_is_that_of_training(place: Path) -> None:

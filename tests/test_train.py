@@ -308,29 +308,20 @@ def test_paper_presets_are_the_papers() -> None:
     [
         ({"batch_size": 6, "accumulate": 4}, "multiple of `accumulate`"),
         ({"seed": -1}, "`seed` must lie in"),
-        ({"ema": 1.0}, "`ema` must lie in"),
-        ({"scale": 0.0}, "`scale` must be positive"),
-        (
-            {"learning_rate": "1e-3"},
-            "`learning_rate` must be positive, got '1e-3'",
-        ),  # as YAML has it
-        ({"ema": "0.999"}, r"`ema` must lie in \[0, 1\), got '0.999'"),
-        ({"scale": None}, "`scale` must be positive, got None"),
-        ({"flip": "no"}, "`flip` cannot be 'no': Expected bool, got str"),
-        ({"betas": (0.9,)}, r"`betas` cannot be \(0.9,\): Expected a list of length 2"),
-        ({"betas": 0.9}, "`betas` cannot be 0.9: Expected a list, got float"),
-        ({"data_dir": 3}, "`data_dir` cannot be 3: Expected str | None, got int"),
-        ({"betas": (0.9, 1.5)}, r"`betas` must both lie in \[0, 1\), got \(0.9, 1.5\)"),
+        ({"ema": 1.0}, "`ema` must be float < 1.0, got 1.0"),
+        ({"scale": 0.0}, "`scale` must be float > 0.0, got 0.0"),
+        ({"scale": 1e400}, "`scale` must be finite, got inf"),
+        ({"learning_rate": "1e-3"}, "`learning_rate` must be float, got '1e-3'"),  # as YAML has it
+        ({"betas": (0.9,)}, r"`betas` must be list of length 2, got \(0.9,\)"),
+        ({"data_dir": 3}, "`data_dir` must be str | None, got 3"),
+        ({"betas": (0.9, 1.5)}, r"`betas` must be float < 1.0, got \(0.9, 1.5\)"),
         ({"model": {"n_filters": 4}}, "`model` must be a ModelConfig, got {'n_filters': 4}"),
         ({"role": "denoiser"}, "does not go with conditioning"),
         ({"model": ModelConfig(likelihood="discretized")}, "noisy pixels are not bytes"),
-        ({"images": 0}, "`images` must be at least 1"),
+        ({"images": 0}, "`images` must be int >= 1, got 0"),
         ({"images": 8, "schedule_from": 32}, "`images` must be more than the 32 after which"),
-        ({"cooldown": 0.0}, "`cooldown` must lie in"),
         ({"optimizer": "sgd"}, "`optimizer` must be one of adam, muon, got 'sgd'"),
         ({"optimizer": "adam", "kernel_rate": 0.02}, '`kernel_rate` needs optimizer "muon", got'),
-        ({"kernel_rate": 0.0}, "`kernel_rate` must lie in"),
-        ({"kernel_rate": 1.0}, "`kernel_rate` must lie in"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, object], message: str) -> None:

@@ -13,7 +13,7 @@ from ..data import to_float
 from ..data.folder import read_image_file
 from ..distributed import process_group
 from ..evaluate.sources import as_grey, choose_data, read_images
-from ..fields import check_whole
+from ..fields import check_number
 from ..files import printable, write_npz
 from ..models import Models, load_models
 from ..pictures import BORDER, is_diverged, save_grid
@@ -28,7 +28,8 @@ from .sample import GRID_LIMIT, check_outputs, prepare, request_of, say_filled
 
 def complete(options: Complete) -> None:
     """Carry out `dsmooth complete`. Raises ValueError or FileNotFoundError before any work."""
-    check_whole(options, ["count", "draws"], 1)
+    check_number("count", options.count)
+    check_number("draws", options.draws)
     if options.mask is not None and options.keep_top is not None:
         raise ValueError("--keep-top and --mask both say which pixels are given: leave one out")
     if any(path.suffix not in (".png", ".npz") for path in options.out):

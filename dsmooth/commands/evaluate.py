@@ -16,14 +16,14 @@ from ..distributed import process_group, rank_and_size
 from ..evaluate.classes import bits_by_class, classify
 from ..evaluate.likelihood import Scores, measure_bits
 from ..evaluate.sources import choose_data, describe_data
-from ..fields import check_whole
+from ..fields import check_number
 from ..files import json_text, printable, write_json
 from ..machine import autocast, choose_device, use_threads
 from ..models import Models, load_models
 from ..progress import progress, silence
 from ..tables import COMPARABLE, Table, bits_table, decimals
 from .frechet import evaluate_frechet
-from .options import BitsOptions, ClassifyOptions, FrechetOptions, Measure
+from .options import BitsOptions, ClassifyOptions, FrechetOptions
 from .sample import check_output
 
 STDOUT = Path("-")
@@ -32,11 +32,10 @@ STDOUT = Path("-")
 def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions) -> None:
     """Carry out one command. Raises ValueError, OSError or ImportError for what does not fit."""
     use_threads(options.execution.threads)
-    if isinstance(options, Measure):
-        check_whole(options, ["limit", "n_noise", "batch_size"], 1)
     if isinstance(options, FrechetOptions):
-        check_whole(options, ["count"], 1)
-        check_whole(options, ["seed"], 0, 2**64 - 1)
+        if options.count is not None:
+            check_number("count", options.count)
+        check_number("seed", options.seed, 0, 2**64 - 1)
     screen, aside, first = sys.stdout, options.out == STDOUT, rank_and_size()[0] == 0
     if not aside:
         check_output(options.out, ".json")

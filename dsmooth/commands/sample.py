@@ -11,7 +11,7 @@ import torch
 from .._extension import cuda_obstacle, is_available
 from ..config import Precision
 from ..distributed import process_group, rank_and_size
-from ..fields import check_whole
+from ..fields import check_number
 from ..files import check_writable, printable, suffix_of
 from ..machine import choose_device, use_threads
 from ..models import Models, class_number, load_models
@@ -28,7 +28,7 @@ GRID_LIMIT = 400
 
 def sample(options: Sample) -> None:
     """Carry out `dsmooth sample`. Raises ValueError or FileNotFoundError before any work."""
-    check_whole(options, ["count"], 1)
+    check_number("count", options.count)
     check_outputs(options.out, options.count, png=options.png, adm=options.adm)
     with process_group():
         models = load_models(options.models)

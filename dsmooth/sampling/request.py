@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..config import Method, ModelConfig, Precision
-from ..fields import check_choices, check_number, check_one_of
+from ..fields import check_number, check_one_of
 from ..machine import memory_bytes
 from ..nn.condition import check_label
 from ..nn.images import check_images, check_like, check_scale
@@ -161,7 +161,7 @@ class Request:
         whole_index(self.first_index, self.count)
         for name in ("count", "seed", "first_index"):
             object.__setattr__(self, name, getattr(self, name).__index__())
-        check_choices(self)
+        check_one_of("method", self.method, get_args(Method))
         object.__setattr__(self, "temperature", normal_float("temperature", self.temperature))
         object.__setattr__(self, "guidance", normal_float("guidance", self.guidance, or_zero=True))
         if isinstance(self.label, Tensor):

