@@ -84,8 +84,8 @@ def instruction_sets() -> list[str]:
 
 
 def cuda_obstacle() -> str | None:
-    """Why a loaded extension cannot compute on CUDA tensors; None if it can."""
-    if extension().has_cuda:
-        return None
+    """Why the extension cannot compute on CUDA tensors; None if it can."""
+    if (reason := unavailable_reason()) is not None or extension().has_cuda:
+        return reason
     info = build_info()
     return f"the extension was built without CUDA ({info['cuda']['reason'] if info else 'unknown'})"

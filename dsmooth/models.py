@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from ._extension import cuda_obstacle
 from .config import Precision, Role, TrainConfig
 from .nn import PixelCNNpp
 from .nn.weights import weights_digest
@@ -17,7 +18,7 @@ from .pair import SmoothedPair
 from .pretrained import SavedNetwork, resolve
 from .pretrained.resolver import read_pair
 from .runs import RunFolder
-from .sampling.cached import draw, obstacle_of
+from .sampling.cached import draw
 from .sampling.output import DrawPart
 
 # Images that a process draws at a time: enough to fill the device, few enough to lie in memory.
@@ -124,8 +125,7 @@ class Models:
     @property
     def chunk(self) -> int:
         """Images that a process draws at a time."""
-        obstacle = obstacle_of(next(iter(self.networks.values())))
-        return CHUNK["cpu" if obstacle else self.device.type]
+        return CHUNK["cpu" if self.device.type == "cpu" or cuda_obstacle() else "cuda"]
 
 
 def class_number(label: str | int, names: Sequence[str]) -> int | Literal["each"]:

@@ -31,7 +31,6 @@ from .sampling.request import (
     Request,
     known_pixels,
     normal_float,
-    step_of,
 )
 from .sampling.request import keep_top as top_rows
 from .smoothing import GaussianSmoothing, Smoothing
@@ -198,7 +197,7 @@ class SmoothedPair(Pretrained):
         if labels is None and request.label is not None:
             raise ValueError("label was given, but neither model of the pair has classes")
         x_tilde, known = request.x_tilde, request.known
-        steps = (x_tilde is None) + (request.method == "two-step")
+        steps = 2 if x_tilde is None and request.method == "two-step" else 1
 
         def drawn(
             model: PixelCNNpp, known: KnownPixels | None, context: Tensor | None = None
@@ -209,8 +208,9 @@ class SmoothedPair(Pretrained):
             of_model = replace(
                 request, known=known, label=self.label_for(model, labels), guidance=guidance
             )
-            step = step_of(progress, 0 if context is None else steps - 1, steps)
-            return cached.draw(model, of_model, self.image_size, context, step, precision)
+            step = 0 if context is None else steps - 1
+            report = progress and (lambda done: progress((step + done) / steps))
+            return cached.draw(model, of_model, self.image_size, context, report, precision)
 
         if x_tilde is None:
             noisy = known

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ BORDER = 96  # grey between the images of a grid
 
 
 def show(
-    x: Tensor | NDArray[Any] | list[Tensor], *, columns: int | None = None, zoom: int = 2
+    x: Tensor | NDArray[np.generic] | list[Tensor], *, columns: int | None = None, zoom: int = 2
 ) -> Image:
     """A picture of images x (B, C, H, W) in [-1, 1] or of bytes, which a notebook displays.
 
@@ -34,15 +34,18 @@ def show(
     or not images, and for floating point in [0, 1], which would be pale; TypeError for other
     numbers.
     """
+    for name, value in (("columns", columns), ("zoom", zoom)):
+        if value is not None:
+            check_number(name, value)
     return _image(_grid(_batch(x), columns, zoom))
 
 
-def to_pil(x: Tensor | NDArray[Any] | list[Tensor]) -> list[Image]:
+def to_pil(x: Tensor | NDArray[np.generic] | list[Tensor]) -> list[Image]:
     """A Pillow image of each of x, which is as `show` takes it. Raises as `show` does."""
     return [_image(pixels) for pixels in nhwc_bytes(_batch(x))]
 
 
-def _batch(x: Tensor | NDArray[Any] | list[Tensor]) -> Tensor:
+def _batch(x: Tensor | NDArray[np.generic] | list[Tensor]) -> Tensor:
     """Images (B, C, H, W) in [-1, 1] from what `show` takes."""
     for image in x if isinstance(x, list) else [x]:
         if not hasattr(image, "__len__") or isinstance(image, str):
@@ -57,7 +60,8 @@ def _batch(x: Tensor | NDArray[Any] | list[Tensor]) -> Tensor:
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise TypeError(f"x must be uint8 or floating point, got {x.dtype}")
     x = x[None, None] if x.ndim == 2 else x[None] if x.ndim == 3 and x.shape[0] in (1, 3) else x
-    _check_batch(x)
+    if x.ndim != 4 or x.shape[0] < 1 or x.shape[1] not in (1, 3):
+        raise ValueError(f"x must have shape (B, 1 or 3, H, W) with B >= 1, got {tuple(x.shape)}")
     if x.dtype == torch.uint8:
         return to_float(x)
     finite = x[x.isfinite()]
@@ -70,32 +74,18 @@ def _batch(x: Tensor | NDArray[Any] | list[Tensor]) -> Tensor:
     return x
 
 
-def _check_batch(x: Tensor) -> None:
-    if x.ndim != 4 or x.shape[0] < 1 or x.shape[1] not in (1, 3):
-        raise ValueError(f"x must have shape (B, 1 or 3, H, W) with B >= 1, got {tuple(x.shape)}")
-
-
-def grid_png(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> bytes:
-    """PNG bytes of a grid of images x (B, C, H, W) in [-1, 1]."""
-    return png(_grid(x, columns, zoom))
-
-
 def _grid(x: Tensor, columns: int | None, zoom: int) -> NDArray[np.uint8]:
     """Bytes (H, W, C) of a grid of images x (B, C, H, W)."""
-    _check_batch(x)
-    for name, value in (("columns", columns), ("zoom", zoom)):
-        if value is not None:
-            check_number(name, value)
+    columns = min(len(x), columns or math.isqrt(len(x) - 1) + 1)
+    rows = -(-len(x) // columns)
     pixels = nhwc_bytes(x).repeat(zoom, axis=1).repeat(zoom, axis=2)
-    count, height, width, channels = pixels.shape
-    columns = min(count, columns or math.isqrt(count - 1) + 1)
-    rows = -(-count // columns)
-    height, width = height + zoom, width + zoom  # with the border on the left and above
-    grid = np.full((rows * height + zoom, columns * width + zoom, channels), BORDER, np.uint8)
-    for i, image in enumerate(pixels):
-        top, left = i // columns * height + zoom, i % columns * width + zoom
-        grid[top : top + height - zoom, left : left + width - zoom] = image
-    return grid
+    # Each image has the border on its left and above; the last row may lack images.
+    missing, border = (0, rows * columns - len(x)), (zoom, 0)
+    cells = np.pad(pixels, (missing, border, border, (0, 0)), constant_values=BORDER)
+    height, width, channels = cells.shape[1:]
+    grid = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    grid = grid.reshape(rows * height, columns * width, channels)
+    return np.pad(grid, ((0, zoom), (0, zoom), (0, 0)), constant_values=BORDER)
 
 
 def nhwc_bytes(x: Tensor) -> NDArray[np.uint8]:
@@ -120,6 +110,11 @@ def _image(pixels: NDArray[np.uint8]) -> Image:
     from PIL import Image
 
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def grid_png(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> bytes:
+    """PNG bytes of a grid of images x (B, C, H, W) in [-1, 1]."""
+    return png(_grid(x, columns, zoom))
 
 
 def save_grid(x: Tensor, path: Path, *, columns: int | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import re
@@ -21,7 +20,6 @@ from dsmooth.commands.options import Drawing
 from dsmooth.models import Models
 from dsmooth.pictures import grid_png
 from dsmooth.sampling import CachedSampler, cached, jacobi_sample, sample_images, sequential_sample
-from dsmooth.sampling.cached import obstacle_of
 from dsmooth.sampling.output import gather
 from dsmooth.sampling.request import Request, known_pixels
 from tests.helpers.command_runs import run
@@ -109,7 +107,7 @@ def test_every_door_checks(pair, arguments, message) -> None:
     if not names & {"method", "threads", "max_slice"}:
         doors.append(lambda: sequential_sample(model, **given))
         doors.append(lambda: jacobi_sample(model, **given))
-    if not names & {"method"} and not obstacle_of(model):
+    if not names & {"method"}:
         doors.append(lambda: CachedSampler(model).sample(**given))
     for door in doors:
         refuses(message, door, error=(ValueError, TypeError))
@@ -120,7 +118,7 @@ def test_equal_weights_with_other_settings_add_no_images(pair, tmp_path) -> None
         networks, smoothing = (pair.noisy, pair.denoiser), dsmooth.GaussianSmoothing(scale)
         own = dsmooth.SmoothedPair(*networks, smoothing, (8, 8))
         models = Models({"noisy": own.noisy, "denoiser": own.denoiser}, own, (8, 8), ())
-        command.sample_to_files(models, Request(n), "auto", [tmp_path / "x"])
+        command.draw_into(tmp_path / "x", models, Request(n), "auto")
 
     add(1)
     refuses(r"its models\.smoothing\.scale is 0\.5, not 0\.25", add, 2, scale=0.25)
@@ -209,20 +207,6 @@ def test_a_gpu_without_the_cuda_half(caplog: pytest.LogCaptureFixture) -> None:
     manifest.write_text(manifest.read_text().replace('"cpu"', '"cuda"'))
     assert command.auto_device(gpu, "no nvcc", folder) == gpu
     assert command.auto_device(gpu, None) == gpu
-
-
-def test_a_gpu_draws_by_jacobi_iterations(pair: dsmooth.SmoothedPair, monkeypatch, caplog) -> None:
-    """The CPU stands in for it: the images are those of one forward pass per pixel."""
-    warn_once.cache_clear()
-    pair, seen = copy.deepcopy(pair).double(), list[float]()
-    expected = pair.sample(3)
-    monkeypatch.setattr(cached, "settles_on_gpu", lambda weight: True)
-    x = pair.sample(3, progress=seen.append)
-    torch.testing.assert_close(x, expected)
-    assert (seen, seen[-1]) == (sorted(seen), 1)
-    ways = ("one forward pass per pixel", "Jacobi iterations of whole images")
-    for way, line in zip(ways, caplog.messages, strict=True):
-        assert line.startswith(f"{way}: the weights are float64")
 
 
 class White(dsmooth.PixelCNNpp):

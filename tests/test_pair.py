@@ -238,7 +238,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: PAIR().complete(UNIT), "^x must have values of bytes"),
     (
         lambda: PAIR().complete(X, torch.zeros(2, 8, 8).bool().numpy()),
-        "mask must be a .*Tensor, got a nd",
+        "mask must be torch.bool, .* got a nd",
     ),
     (lambda: PAIR().complete(X, UPPER.expand(6, -1, -1), draws=3), r"\(2 or 1, 8, 8\), got \(6, 8"),
     (lambda: PAIR().sample(2, seed=0, generator=torch.Generator()), "seed and generator were both"),

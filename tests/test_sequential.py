@@ -46,14 +46,13 @@ def test_samples_are_redrawn_from_their_own_parameters(
 
 
 @pytest.mark.grid
-@pytest.mark.parametrize("by_row", [False, True])
 @each_mixture
 @pytest.mark.parametrize(
     ("conditioning", "channels", "n_classes"),
     [("none", 1, 3), ("none", 3, 0), ("stack", 1, 0), ("concat", 3, 3)],
 )
 def test_jacobi_sampling_equals_sequential_sampling(
-    conditioning: str, channels: int, n_classes: int, mixture: dict[str, Any], by_row: bool
+    conditioning: str, channels: int, n_classes: int, mixture: dict[str, Any]
 ) -> None:
     """In no more forwards than pixels."""
     height, width = size = 8, 4
@@ -64,41 +63,27 @@ def test_jacobi_sampling_equals_sequential_sampling(
     classes = given["label"], given["guidance"]
     again, _ = teacher_forced(model, expected, given["context"], torch.float64, 1.0, *classes)
     torch.testing.assert_close(expected, again, rtol=1e-9, atol=1e-9)
-    x, iterations = jacobi_sample(model, 3, **given, by_row=by_row)
+    x, iterations = jacobi_sample(model, 3, **given)
     rounding = 0.0 if model.config.likelihood == "discretized" else 1e-12
     torch.testing.assert_close(x, expected, rtol=rounding, atol=rounding)
-    # The last iteration of a band only confirms; a pixel more is exact after each of the others.
-    most = height * (width + 1) if by_row else height * width + 1
     assert iterations.shape == (3,)
     assert iterations.dtype == torch.int64
-    assert ((iterations >= (2 * height if by_row else 2)) & (iterations <= most)).all()
-
-
-@pytest.mark.parametrize(("by_row", "count"), [(False, 2), (True, 16)])
-def test_pixels_that_ignore_one_another_settle_at_once(by_row: bool, count: int) -> None:
-    model = network()
-    with torch.no_grad():
-        model.head.weight_g.zero_()
-    _, iterations = jacobi_sample(model, 2, height=8, width=8, by_row=by_row)
-    assert iterations.tolist() == [count, count]
+    assert ((iterations >= 2) & (iterations <= height * width + 1)).all()
 
 
 @pytest.mark.quick
-def test_images_settle_one_by_one_and_are_confirmed_as_a_start() -> None:
+def test_images_settle_one_by_one() -> None:
     model = network(likelihood="discretized").double()
     with torch.no_grad():
         model.head.weight_g.mul_(10)  # pixels that depend on one another
     x, iterations = jacobi_sample(model, 6, height=8, width=8, first_index=10)
     assert len(iterations.unique()) > 1
-    assert (iterations > 2).all()
+    assert (iterations > 2).all()  # the last one only confirms
     alone, count = jacobi_sample(model, 1, height=8, width=8, first_index=13)
     assert torch.equal(alone[0], x[3])
     assert count == iterations[3]
-    again, confirmations = jacobi_sample(model, 6, height=8, width=8, first_index=10, start=x)
-    assert torch.equal(again, x)
-    assert confirmations.tolist() == [1] * 6
-    with pytest.raises(ValueError, match=r"start must have shape \(2, 1, 8, 8\), got \(6, 1, 8, "):
-        jacobi_sample(model, 2, height=8, width=8, start=x)
+    model.head.weight_g.data.zero_()  # pixels that ignore one another
+    assert jacobi_sample(model, 2, height=8, width=8).iterations.tolist() == [2, 2]
 
 
 def test_the_mode_of_the_model_is_never_touched() -> None:

@@ -19,8 +19,7 @@ from ..models import Models, load_models
 from ..pictures import BORDER, is_diverged, save_grid
 from ..pretrained import is_model
 from ..progress import progress
-from ..sampling.folders import Filled
-from ..sampling.output import gather
+from ..sampling.output import Filled, gather
 from ..sampling.request import checked_shape, keep_top, known_pixels
 from .options import Complete
 from .sample import GRID_LIMIT, check_outputs, prepare, request_of, say_filled
@@ -69,11 +68,10 @@ def complete(options: Complete) -> None:
             drawer = models.drawer(options.execution.precision)
             completed = gather(drawer, request, models.chunk, done)
     if completed is not None:
-        seconds = time.monotonic() - started
         for path in options.out:
             write_completions(path, x, mask, completed, request.seed)
             print(f"wrote {printable(path)}")
-        say_filled(Filled(0, len(completed), int(is_diverged(completed).sum())), seconds)
+        say_filled(Filled(0, len(completed), int(is_diverged(completed).sum())), started)
 
 
 def choose_images(source: Path | None, count: int, models: Models) -> Tensor:

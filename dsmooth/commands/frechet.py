@@ -27,14 +27,14 @@ from ..evaluate.sources import (
     read_images,
     read_reference,
 )
-from ..files import printable
+from ..files import check_writable, printable
 from ..machine import choose_device
 from ..models import Models, class_number, load_models
 from ..pretrained import is_model
 from ..progress import progress, significant
 from ..tables import Table, decimals
 from .options import Drawing, FrechetOptions
-from .sample import check_output, check_outputs, prepare, request_of, sample_to_files
+from .sample import check_output, draw_into, prepare, request_of
 
 DEFAULT_COUNT = 1000
 
@@ -204,9 +204,9 @@ def collect_samples(
     # Other settings or weights go to another folder, so that nothing has to be deleted.
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
     folder = options.out.parent / f"samples-{count}-{digest}"
-    check_outputs([folder], count)
+    check_writable(folder)
     prepare(options.execution, models, folder)
-    sample_to_files(models, request, options.execution.precision, [folder])
+    draw_into(folder, models, request, options.execution.precision)
     barrier()
     return read_images(folder), identity, request.labels(models.n_classes)
 

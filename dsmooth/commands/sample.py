@@ -17,8 +17,16 @@ from ..machine import choose_device, use_threads
 from ..models import Models, class_number, load_models
 from ..pictures import is_diverged, save_grid
 from ..progress import LOG, progress
-from ..sampling.folders import Filled, Manifest, Pictures, Shards, fill
-from ..sampling.output import gather, write_adm_npz, write_images
+from ..sampling.output import (
+    Filled,
+    Manifest,
+    Pictures,
+    Shards,
+    fill,
+    gather,
+    write_adm_npz,
+    write_images,
+)
 from ..sampling.request import KnownPixels, Request, checked_shape, drawn_seed, precision_on
 from .options import Computing, Drawing, Sample
 
@@ -30,13 +38,28 @@ def sample(options: Sample) -> None:
     """Carry out `dsmooth sample`. Raises ValueError or FileNotFoundError before any work."""
     check_number("count", options.count)
     check_outputs(options.out, options.count, png=options.png, adm=options.adm)
+    folder = None if suffix_of(options.out[0]) else options.out[0]
     with process_group():
         models = load_models(options.models)
         request = request_of(models, options.drawing, options.count, options.first_index)
-        folder = None if suffix_of(options.out[0]) else options.out[0]
         prepare(options.execution, models, folder)
         precision = options.execution.precision
-        sample_to_files(models, request, precision, options.out, png=options.png, adm=options.adm)
+        if folder is not None:
+            return draw_into(folder, models, request, precision, png=options.png)
+        checked_shape(request.count, *models.image_shape)
+        started = time.monotonic()
+        with progress("drawing", request.count) as done:
+            x = gather(models.drawer(precision), request, models.chunk, done)
+    if x is not None:
+        for path in options.out:
+            if path.suffix == ".png":
+                save_grid(x, path)
+            elif options.adm:
+                write_adm_npz(path, x)
+            else:
+                write_images(path, x, request, n_classes=models.n_classes)
+            print(f"wrote {printable(path)}")
+        say_filled(Filled(0, len(x), int(is_diverged(x).sum())), started)
 
 
 def request_of(
@@ -54,10 +77,9 @@ def request_of(
             raise ValueError("--method is for a pair, not for a single model: leave it out")
     n_classes = models.n_classes
     label = None if drawing.label is None else class_number(drawing.label, models.class_names)
-    if n_classes == 0 and label is not None:
-        raise ValueError("--label is for models with classes, which these have not")
-    if n_classes == 0 and drawing.guidance:
-        raise ValueError("--guidance is for models with classes, which these have not")
+    if n_classes == 0 and (label is not None or drawing.guidance):
+        option = "--guidance" if label is None else "--label"
+        raise ValueError(f"{option} is for models with classes, which these have not")
     if drawing.seed is None and rank_and_size()[1] > 1:
         raise ValueError("--seed None is for one process: give all of them the same number")
     request = Request(
@@ -75,56 +97,33 @@ def request_of(
     return request
 
 
-def sample_to_files(
-    models: Models,
-    request: Request,
-    precision: Precision,
-    outputs: Sequence[Path],
-    *,
-    png: bool = False,
-    adm: bool = False,
+def draw_into(
+    path: Path, models: Models, request: Request, precision: Precision, *, png: bool = False
 ) -> None:
-    """Draw images and write each of `outputs`, which `check_outputs` has seen.
-
-    A path without a suffix is a folder of `Shards`, or with `png` of `Pictures`.
-    """
+    """Draw the images that a folder of `Shards`, or with `png` of `Pictures`, lacks."""
     started = time.monotonic()
-    draw = models.drawer(precision)
-    if suffix_of(outputs[0]):
-        checked_shape(request.count, *models.image_shape)
+    description = {
+        **request.identity(),
+        "device": models.device.type,
+        "precision": precision_on(models.device, precision),
+        "weights_sha256": list(models.digests().values()),
+        "models": models.identity(),
+    }
+    folder = (Pictures if png else Shards)(path, request, models.image_shape, description)
     with progress("drawing", request.count) as done:
-        if not suffix_of(outputs[0]):
-            description = {
-                **request.identity(),
-                "device": models.device.type,
-                "precision": precision_on(models.device, precision),
-                "weights_sha256": list(models.digests().values()),
-                "models": models.identity(),
-            }
-            kind = Pictures if png else Shards
-            folder = kind(outputs[0], request, models.image_shape, description)
-            filled = fill(folder, draw, models.chunk, done)
-        else:
-            x = gather(draw, request, models.chunk, done)
-            if x is None:
-                return
-            for path in outputs:
-                if path.suffix == ".png":
-                    save_grid(x, path)
-                elif adm:
-                    write_adm_npz(path, x)
-                else:
-                    write_images(path, x, request, n_classes=models.n_classes)
-            filled = Filled(0, request.count, int(is_diverged(x).sum()))
-    for path in outputs:
-        name = printable(path)
-        print(f"wrote {name}" if filled.drawn else f"nothing to draw: {name} has them all")
-    say_filled(filled, time.monotonic() - started)
+        filled = fill(folder, models.drawer(precision), models.chunk, done)
+    name = printable(path)
+    print(f"wrote {name}" if filled.drawn else f"nothing to draw: {name} has them all")
+    say_filled(filled, started)
 
 
-def say_filled(filled: Filled, seconds: float) -> None:
-    """Print how many images were drawn, how fast, and how many diverged; ValueError if all did."""
+def say_filled(filled: Filled, started: float) -> None:
+    """Print how many images were drawn, how fast, and how many diverged; ValueError if all did.
+
+    started: when, by time.monotonic().
+    """
     existing, drawn, diverged = filled
+    seconds = time.monotonic() - started
     before = f", beside {existing:,} that were there" if existing else ""
     rate = f" ({drawn / seconds:.2f} img/s)" if drawn else ""
     print(f"{drawn:,} image{'s' * (drawn != 1)} in {seconds:.1f} s{rate}{before}")
@@ -138,7 +137,7 @@ def say_filled(filled: Filled, seconds: float) -> None:
 def check_outputs(
     outputs: Sequence[Path], count: int, *, png: bool = False, adm: bool = False
 ) -> None:
-    """Raise ValueError for files that `sample_to_files` cannot write `count` images to."""
+    """Raise ValueError for files that `sample` cannot write `count` images to."""
     if not outputs:
         raise ValueError("--out must name a file or a folder")
     if png and all(map(suffix_of, outputs)):

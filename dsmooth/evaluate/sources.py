@@ -21,7 +21,7 @@ from ..files import open_regular
 from ..models import Models
 from ..pictures import is_diverged
 from ..progress import reading
-from ..sampling.folders import Shards, check_folder
+from ..sampling.output import Shards, check_folder
 from .frechet import FeatureStatistics
 
 BYTES = "x in [-1, 1] to round((x + 1) * 127.5), clamped to 0 .. 255"

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
-import textwrap
 import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._extension import cuda_obstacle, extension, unavailable_reason, warn_once
-from ..config import ModelConfig, Precision
+from ..config import Precision
 from ..fields import check_number
 from ..machine import torch_threads
 from ..nn import PixelCNNpp
@@ -67,7 +66,20 @@ class CachedSampler:
         *,
         instruction_set: InstructionSet = "auto",
     ) -> None:
-        device = _check_model(model)
+        check_network(model)
+        if (reason := changed_layer(model)) is not None:
+            raise TypeError(f"the cached sampler cannot run this model: {reason}")
+        device = model.head.bias.device
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(f"the model must be on the CPU or a CUDA device, got {device}")
+        for name, parameter in model.named_parameters():
+            if parameter.device != device:
+                raise ValueError(
+                    f"the model must be on one device, got {name} on {parameter.device} "
+                    f"and head.bias on {device}"
+                )
+            if not np.isfinite(as_numpy(parameter)).all():
+                raise ValueError(f"every parameter must be finite, got a NaN or infinity in {name}")
         if dtype not in (torch.float32, torch.bfloat16):
             raise TypeError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
         if device.type == "cuda" and instruction_set != "auto":
@@ -77,7 +89,7 @@ class CachedSampler:
         self.device = device
         bf16 = dtype == torch.bfloat16
         program = Program(model, bf16=bf16)
-        self._native: Any  # of the extension
+        self._native: Any  # a class of the extension
         if device.type == "cpu":
             self._native = extension().CpuSampler(program, bf16, instruction_set)
             return
@@ -247,59 +259,49 @@ def draw(
     Elsewhere they take forward passes: one per pixel, or on a GPU Jacobi iterations of whole
     images, since a single pixel would leave a GPU idle. precision: as in `sample_images`.
     """
-    reason, weight = obstacle_of(model), model.head.bias
+    check_network(model)
+    weight, own = model.head.bias, changed_layer(model)
     kind = precision_on(weight.device, precision)
+    if own is None and weight.dtype == torch.float64:  # float32 would not be what was asked for
+        own = "the weights are float64: .float() rounds"
+    reason = own or (cuda_obstacle() if weight.is_cuda else unavailable_reason())
+    if reason is None and weight.device.type not in ("cpu", "cuda"):
+        reason = f"there is no code for {weight.device.type}"
     if context is not None and context.is_floating_point():
         context = context.to(torch.float32 if reason is None else weight.dtype)
     if reason is None:
         return packed_before(model, getattr(torch, kind)).draw(request, size, context, progress)
     if precision == "bfloat16":
         raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
-    on_gpu = settles_on_gpu(weight)
+    # Half precision would end the iterations too early.
+    on_gpu = weight.is_cuda and weight.dtype in (torch.float32, torch.float64)
     way = "Jacobi iterations of whole images" if on_gpu else "one forward pass per pixel"
-    reason = textwrap.shorten(reason, 200, placeholder=" ...")
-    of_model = weight.dtype == torch.float64 or changed_layer(model) is not None
-    more = "" if of_model else "; `dsmooth doctor` says more"
-    warn_once("%s: %s%s", way, reason, more)
+    warn_once("%s: %s%s", way, reason, "" if own else "; `dsmooth doctor` says more")
     if on_gpu:
         return draw_by_jacobi(model, request, size, context, progress).images
     return draw_sequentially(model, request, size, context, progress)
 
 
+# A copy of each model as it was packed last, and its sampler.
+_PACKED: WeakKeyDictionary[PixelCNNpp, tuple[PixelCNNpp, CachedSampler]] = WeakKeyDictionary()
+
+
 def packed_before(model: PixelCNNpp, dtype: torch.dtype) -> CachedSampler:
-    """The sampler that the last call for this model made, if nothing that decides it has changed.
+    """The sampler that the last call for this model made, or a new one if anything has changed.
 
-    These are weights, config and `dtype`. Otherwise a new one. Every weight is compared, which
-    takes a tenth of the time of packing.
+    Every weight is compared, which takes a tenth of the time of packing.
     """
-    weights = [*model.parameters()]
-    if (last := _LAST.get(model)) is not None and last.sampler.dtype == dtype:
-        pairs = zip(weights, last.weights, strict=True)
+    if model in _PACKED:
+        packed, sampler = _PACKED[model]
+        pairs = zip(packed.parameters(), model.parameters(), strict=True)
         same = all(a.dtype == b.dtype and a.device == b.device and a.equal(b) for a, b in pairs)
-        if same and last.config == model.config:
-            return last.sampler
-    # The copies are compared and packed: another thread may change the weights and set them back.
-    copies = {id(w): nn.Parameter(w.detach().clone(), requires_grad=False) for w in weights}
-    packed = copy.deepcopy(model, copies)
+        if same and (packed.config, sampler.dtype) == (model.config, dtype):
+            return sampler
+    # The copy is compared and packed: another thread may change the weights and set them back.
+    packed = copy.deepcopy(model)
     sampler = CachedSampler(packed, dtype)
-    _LAST[model] = _Packed(packed.config, [*packed.parameters()], sampler)
+    _PACKED[model] = packed, sampler
     return sampler
-
-
-class _Packed(NamedTuple):
-    """Settings and weights of a model when it was packed last, and its sampler."""
-
-    config: ModelConfig
-    weights: list[nn.Parameter]
-    sampler: CachedSampler
-
-
-_LAST: WeakKeyDictionary[PixelCNNpp, _Packed] = WeakKeyDictionary()
-
-
-def settles_on_gpu(weight: Tensor) -> bool:
-    """Whether the network draws by Jacobi iterations. Half precision would end them too early."""
-    return weight.is_cuda and weight.dtype in (torch.float32, torch.float64)
 
 
 def sample_images(
@@ -325,21 +327,6 @@ def sample_images(
         return draw(model, request, (height, width), context, progress, precision)
 
 
-def obstacle_of(model: PixelCNNpp) -> str | None:
-    """The reason why `CachedSampler` cannot sample a model, in one sentence; None if it can."""
-    check_network(model)
-    if (reason := changed_layer(model)) is not None:
-        return reason
-    device, dtype = model.head.bias.device.type, model.head.bias.dtype
-    if (reason := unavailable_reason()) is not None:
-        return reason
-    if dtype == torch.float64:  # float32 would not be what was asked for
-        return "the weights are float64: .float() rounds"
-    if device == "cuda":
-        return cuda_obstacle()
-    return None if device == "cpu" else f"there is no code for {device}"
-
-
 def _free_memory() -> int:
     """Bytes that torch can still hand out on the current CUDA device."""
     free, _ = torch.cuda.mem_get_info()
@@ -351,22 +338,3 @@ def check_network(model: PixelCNNpp) -> None:
     if not isinstance(model, PixelCNNpp):
         hint = ": give model._orig_mod" * hasattr(model, "_orig_mod")
         raise TypeError(f"model must be a PixelCNNpp, got {type(model).__name__}{hint}")
-
-
-def _check_model(model: PixelCNNpp) -> torch.device:
-    """The device of the model. Raises as `CachedSampler` does."""
-    check_network(model)
-    if (reason := changed_layer(model)) is not None:
-        raise TypeError(f"the cached sampler cannot run this model: {reason}")
-    device = model.head.bias.device
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"the model must be on the CPU or a CUDA device, got {device}")
-    for name, parameter in model.named_parameters():
-        if parameter.device != device:
-            raise ValueError(
-                f"the model must be on one device, got {name} on {parameter.device} "
-                f"and head.bias on {device}"
-            )
-        if not np.isfinite(as_numpy(parameter)).all():
-            raise ValueError(f"every parameter must be finite, got a NaN or infinity in {name}")
-    return device

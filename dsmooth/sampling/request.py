@@ -8,14 +8,14 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any, Literal, SupportsIndex, TypedDict, get_args
+from typing import Literal, SupportsIndex, TypedDict, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..config import Method, ModelConfig, Precision
-from ..fields import check_number, check_one_of
+from ..fields import Json, check_number, check_one_of
 from ..machine import memory_bytes
 from ..nn.condition import check_label
 from ..nn.images import check_images, check_like, check_scale
@@ -27,11 +27,6 @@ from ..progress import LOG
 Label = int | Literal["each", "prior"] | Tensor | None
 # Called with the fraction that is done.
 Progress = Callable[[float], None]
-
-
-def step_of(progress: Progress | None, step: int, steps: int) -> Progress | None:
-    """The progress of one of `steps` equally long steps, as a fraction of the whole."""
-    return progress and (lambda done: progress((step + done) / steps))
 
 
 class Choices(TypedDict, total=False):
@@ -101,16 +96,15 @@ class KnownPixels:
 def known_pixels(known: Tensor, mask: Tensor, count: int, name: str = "known") -> KnownPixels:
     """The known pixels of `count` images, see `Choices`; an error calls the images `name`."""
     check_images(name, known)
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"mask must be a torch.Tensor, got a {type(mask).__name__}")
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask must be torch.bool, True where a pixel is known, got {mask.dtype}")
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+        raise TypeError(f"mask must be torch.bool, True where a pixel is known, got {kind}")
     if known.ndim != 4 or known.shape[0] not in (1, count):
         raise ValueError(
             f"{name} must have shape ({count} or 1, C, H, W), got {tuple(known.shape)}"
         )
-    if mask.ndim != 3 or mask.shape[0] not in (1, count) or mask.shape[1:] != known.shape[2:]:
-        height, width = known.shape[2:]
+    height, width = known.shape[2:]
+    if mask.ndim != 3 or mask.shape[0] not in (1, count) or mask.shape[1:] != (height, width):
         raise ValueError(
             f"mask must have shape ({count} or 1, {height}, {width}), got {tuple(mask.shape)}"
         )
@@ -187,9 +181,8 @@ class Request:
     ) -> Request:
         """The request of a user's choices."""
         names = Choices.__annotations__
-        for name in choices:
-            if name not in names:
-                raise TypeError(f"there is no argument {name!r}; see {', '.join(names)}")
+        if unknown := [*choices.keys() - names.keys()]:
+            raise TypeError(f"there is no argument {unknown[0]!r}; see {', '.join(names)}")
         seed, generator = choices.get("seed", 0), choices.get("generator")
         if generator is not None:
             if "seed" in choices:
@@ -265,7 +258,7 @@ class Request:
         starts = range(0, self.count, chunk)
         return [self.part(start, min(chunk, self.count - start)) for start in starts]
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Json:
         """The settings that decide an image beside its number and the weights, as JSON."""
         label, known, x_tilde = self.label, self.known, self.x_tilde
         identity = {

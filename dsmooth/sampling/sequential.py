@@ -18,7 +18,6 @@ from .request import Choices, Progress, Request, checked_shape
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-ALL = slice(None)
 # A continuous pixel has settled when it moves by no more than this, in roundings of its dtype.
 ROUNDINGS = 8
 
@@ -73,7 +72,7 @@ def draw_sequentially(
         for c in range(width):
             if not complete[r][c]:
                 rows, columns = slice(r, r + 1), slice(c, c + 1)
-                canvas.x[:, :, rows, columns] = canvas.redrawn(ALL, rows, columns)
+                canvas.x[:, :, rows, columns] = canvas.redrawn(slice(None), rows, columns)
         if progress is not None:
             progress((r + 1) / height)
     return canvas.x
@@ -86,31 +85,21 @@ def jacobi_sample(
     height: int,
     width: int,
     context: Tensor | None = None,
-    by_row: bool = False,
-    start: Tensor | None = None,
     **choices: Unpack[Choices],
 ) -> JacobiSamples:
     """Draw the images of `sequential_sample` as the fixed point of drawing all pixels in parallel.
 
     With the noise of every pixel fixed, a pixel is a function of those before it. So an image is a
-    function F of itself, and the sampled image is the only fixed point x = F(x). From the guess
-    `start` the sampler iterates x <- F(x), one forward pass each. After t iterations the first t
-    pixels are exact, so it ends; it ends sooner where pixels depend little on others. An image
-    leaves the batch after an iteration that did not move its pixels: not by a bit for a discretized
-    likelihood, by at most 8 roundings for a continuous one. That iteration counts too. by_row:
-    settle row after row, each iteration over the rows so far.
+    function F of itself, and the sampled image is the only fixed point x = F(x). From zeros the
+    sampler iterates x <- F(x), one forward pass each. After t iterations the first t pixels are
+    exact, so it ends; it ends sooner where pixels depend little on others. An image leaves the
+    batch after an iteration that did not move its pixels: not by a bit for a discretized
+    likelihood, by at most 8 roundings for a continuous one. That iteration counts too.
 
-    start: (n, C, height, width), by default zeros; it decides the number of iterations, not the
-    images, but for rounding. Other arguments as of `sequential_sample`. Known pixels are
-    kept in every iteration.
-
-    Returns images (n, C, height, width) and iterations (n,): with by_row, the sum of the
-    iterations of all rows. Raises ValueError as `sequential_sample` does, and for a start of
-    another shape. Source: Song, Meng et al., Accelerating feedforward computation via parallel
-    nonlinear equation solving (2021).
+    Arguments and errors as of `sequential_sample`. Source: Song, Meng et al., Accelerating
+    feedforward computation via parallel nonlinear equation solving (2021).
     """
-    request, size = Request.make(n, choices), (height, width)
-    return draw_by_jacobi(model, request, size, context, by_row=by_row, start=start)
+    return draw_by_jacobi(model, Request.make(n, choices), (height, width), context)
 
 
 @torch.no_grad()
@@ -120,36 +109,29 @@ def draw_by_jacobi(
     size: tuple[int, int],
     context: Tensor | None = None,
     progress: Progress | None = None,
-    *,
-    by_row: bool = False,
-    start: Tensor | None = None,
 ) -> JacobiSamples:
     """Draw a request as `jacobi_sample` does; progress follows the images that settled."""
-    canvas, n, (height, width) = _Canvas(model, request, size, context, start), request.count, size
+    canvas, n, (height, width) = _Canvas(model, request, size, context), request.count, size
     x, exact = canvas.x, model.config.likelihood == "discretized"
     rounding = 0.0 if exact else ROUNDINGS * torch.finfo(x.dtype).eps
     iterations = torch.zeros(n, dtype=torch.int64, device=x.device)
-    for rows in [slice(r, r + 1) for r in range(height)] if by_row else [slice(0, height)]:
-        active, count = torch.arange(n, device=x.device), rows.stop - rows.start
-        for _ in range(count * width + 1):
-            drawn = canvas.redrawn(active, rows, ALL)
-            moved = (drawn - x[active, :, rows]).abs()
-            x[active, :, rows] = drawn
-            iterations[active] += 1
-            settled = (moved <= rounding * drawn.abs().clamp(min=1)).flatten(1).all(1)
-            active = active[~settled]
-            if progress is not None:
-                progress((rows.stop - count * len(active) / n) / height)
-            if len(active) == 0:
-                break
+    active = torch.arange(n, device=x.device)
+    for _ in range(height * width + 1):
+        drawn = canvas.redrawn(active, slice(0, height), slice(0, width))
+        moved = (drawn - x[active]).abs()
+        x[active] = drawn
+        iterations[active] += 1
+        settled = (moved <= rounding * drawn.abs().clamp(min=1)).flatten(1).all(1)
+        active = active[~settled]
+        if progress is not None:
+            progress(1 - len(active) / n)
+        if len(active) == 0:
+            break
     return JacobiSamples(x, iterations)
 
 
 class _Canvas:
-    """Images x (n, C, H, W) that are being drawn; known pixels (mask, (n, 1, H, W)) stand in them.
-
-    start: the pixels that are not known; by default zeros.
-    """
+    """Images x (n, C, H, W) that are drawn; known pixels (mask, (n, 1, H, W)) stand in them."""
 
     def __init__(
         self,
@@ -157,13 +139,9 @@ class _Canvas:
         request: Request,
         size: tuple[int, int],
         context: Tensor | None,
-        start: Tensor | None = None,
     ) -> None:
-        shape = checked_shape(request.count, model.config.image_channels, *size)
         like = model.head.bias
-        if start is not None and tuple(start.shape) != shape:
-            raise ValueError(f"start must have shape {shape}, got {tuple(start.shape)}")
-        self.x = like.new_zeros(shape) if start is None else start.detach().to(like).clone()
+        self.x = like.new_zeros(checked_shape(request.count, model.config.image_channels, *size))
         self.mask = torch.zeros_like(self.x[:, :1], dtype=torch.bool)
         if request.known is not None:
             self.x = request.known.keep(self.x, as_bytes=model.config.fourier_features > 0)
