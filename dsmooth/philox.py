@@ -43,20 +43,15 @@ class Stream(IntEnum):
 
 def seed_words(seed: SupportsIndex) -> tuple[int, int]:
     """The key (low word, high word) of a seed. Raises ValueError outside 0 <= seed < 2**64."""
-    check_number("seed", seed, None)
+    check_number("seed", seed, 0, 2**64 - 1)
     seed = seed.__index__()
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"`seed` must lie in 0 .. 2**64 - 1, got {seed}")
     return seed & _MASK, seed >> 32
 
 
 def whole_index(first_index: SupportsIndex, n_images: int) -> int:
     """The number of the first of some images. Raises ValueError where one is out of range."""
-    check_number("first_index", first_index, None)
-    first_index = first_index.__index__()
-    if first_index < 0 or first_index + n_images > 2**63 - 1:
-        raise ValueError(f"`first_index` must lie in 0 .. 2**63 - 1, got {first_index}")
-    return int(first_index)
+    check_number("first_index", first_index, 0, 2**63 - 1 - n_images)
+    return first_index.__index__()
 
 
 def philox4x32(counter: Tensor, key: tuple[int, int] | tuple[Tensor, Tensor]) -> Tensor:
