@@ -68,12 +68,12 @@ def _words(hint: object) -> list[str]:
     return [word for inner in get_args(hint) for word in _words(inner)]
 
 
-def check_number(name: str, value: object, least: int = 1, most: int | None = None) -> None:
+def check_number(name: str, value: object, least: int | None = 1, most: int | None = None) -> None:
     """Raise ValueError for what is no whole number within bounds."""
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise ValueError(f"`{name}` must be a whole number, got {value!r}")
     number = value.__index__()
-    if number < least or (most is not None and number > most):
+    if (least is not None and number < least) or (most is not None and number > most):
         allowed = f"be at least {least}" if most is None else f"lie in {least} .. {most}"
         raise ValueError(f"`{name}` must {allowed}, got {value}")
 
