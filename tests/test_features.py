@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from dsmooth.data import ImageDataset, load_dataset
-from dsmooth.evaluate.classifier import WEIGHTS_PATH, load_classifier
-from dsmooth.evaluate.comparison import compare_images
+from dsmooth.evaluate.comparison import compare_images, fidelity_scores
 from dsmooth.evaluate.features import (
+    CLASSIFIER_WEIGHTS,
     INCEPTION_SHA256,
     Features,
+    MnistClassifier,
     extract_features,
     make_extractor,
 )
 from dsmooth.evaluate.frechet import FeatureStatistics
-from dsmooth.evaluate.scores import fidelity_scores
-from dsmooth.evaluate.sources import ImageSet, read_reference
+from dsmooth.evaluate.sources import read_reference
 from dsmooth.files import file_sha256
 from tests.helpers.data_makers import random_bytes, refuses
 
@@ -50,8 +50,8 @@ def test_the_packaged_classifier_knows_digits(digits: ImageDataset) -> None:
     extractor = make_extractor("mnist-classifier")
     _, logits = extract_features(digits.images, extractor)
     assert (logits.argmax(1) == digits.labels).double().mean() >= 0.985
-    assert WEIGHTS_PATH.stat().st_size < 500_000
-    assert extractor.sha256 == hashlib.sha256(WEIGHTS_PATH.read_bytes()).hexdigest()
+    assert CLASSIFIER_WEIGHTS.stat().st_size < 500_000
+    assert extractor.sha256 == hashlib.sha256(CLASSIFIER_WEIGHTS.read_bytes()).hexdigest()
     assert extractor.distance_name == "Fréchet distance on mnist-classifier"
 
 
@@ -119,7 +119,7 @@ def test_images_that_cannot_be_extracted_are_named() -> None:
             r"images of shape \(1, 28, 28\), got \(3, .* `extractor=inception-v3-compat` by pip",
         ),
         (grey, "images must be uint8"),
-        (grey[:0].byte(), "at least 1, got 0 images"),
+        (grey[:0].byte(), r"N >= 1, got torch.uint8 of shape \(0, 1, 28, 28\)"),
     ):
         refuses(message, extract, images)
 
@@ -229,14 +229,14 @@ def test_statistics_of_other_programs(tmp_path: Path) -> None:
             compare_images(x[:, :1], published, extractor)
     np.savez(tmp_path / "images.npz", arr_0=y.permute(0, 2, 3, 1).numpy())
     images = read_reference(tmp_path / "images.npz")
-    assert isinstance(images, ImageSet)
-    assert images.images.equal(y)
+    assert isinstance(images, Tensor)
+    assert images.equal(y)
 
 
 def test_statistics_of_other_weights_or_images_are_refused(digits: ImageDataset) -> None:
     few = digits.images[:9]
     statistics = compare_images(few, few, make_extractor("mnist-classifier")).reference
     with pytest.raises(ValueError, match="the saved statistics were made with"):
-        compare_images(few, statistics, make_extractor(load_classifier()))
+        compare_images(few, statistics, make_extractor(MnistClassifier()))
     with pytest.raises(ValueError, match=r"reference must have the samples' shape \(1, 8, 8\)"):
         compare_images(torch.zeros(3, 1, 8, 8).byte(), statistics, make_extractor(Halves()))

@@ -18,7 +18,7 @@ import torch
 
 import dsmooth
 from dsmooth.cli import parse
-from dsmooth.commands.frechet import models_to_draw
+from dsmooth.commands.evaluate import models_to_draw
 from dsmooth.commands.options import FrechetOptions
 from dsmooth.commands.train import runs_of
 from dsmooth.config import TrainConfig

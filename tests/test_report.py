@@ -133,7 +133,8 @@ def test_the_page_says_what_was_measured(page: str) -> None:
 
 def test_a_continuous_denoiser_is_not_called_discrete(tmp_path: Path, no_plots: None) -> None:
     results = made_up_results()
-    results["bits_per_dim"]["pair"]["likelihood"] = "continuous"
+    pair = results["bits_per_dim"]["pair"]
+    pair["likelihood"], pair["terms"]["continuous"] = "continuous", 0.7
     seen = read(tmp_path, results)
     assert f"density bound, in [−1, 1] units, is {BOUND}" in seen
     assert "not comparable with discrete bits/dim" in seen

@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import RandomCrop
 from dsmooth import __version__
 from dsmooth.data import SPLITS, ImageDataset, indices_at, load_dataset, to_float
 from dsmooth.data.order import transformed
-from dsmooth.evaluate.classifier import MnistClassifier
+from dsmooth.evaluate.features import MnistClassifier
 from dsmooth.files import write_tensors
 from dsmooth.machine import torch_seed
 from dsmooth.progress import progress
@@ -68,7 +68,7 @@ def main() -> None:
     _, logits = model(to_float(test_set.images))
     right = float((logits.argmax(1) == test_set.known_labels()).double().mean())
     metadata = {
-        "what": "classifier of MNIST digits of dsmooth.evaluate.classifier",
+        "what": "classifier of MNIST digits of dsmooth.evaluate.features",
         "dsmooth": __version__,
         "torch": torch.__version__,
         "threads": str(torch.get_num_threads()),

@@ -14,7 +14,6 @@ from ..data.folder import image_paths, paths_of_split
 from ..data.labels import write_labels
 from ..distributed import process_group, rank_and_size
 from ..evaluate.clusters import agreement, find_clusters
-from ..evaluate.sources import choose_data
 from ..files import check_writable, printable
 from ..machine import choose_device, use_threads
 from ..models import load_models
@@ -22,6 +21,7 @@ from ..nn import PixelCNNpp
 from ..pictures import save_grid
 from ..progress import progress
 from ..tables import Table
+from .evaluate import choose_data
 from .options import LABELS, Cluster
 
 SHOWN = 16  # images of a cluster in the picture
@@ -35,7 +35,7 @@ def cluster(options: Cluster) -> None:
         models = load_models(options.models)
         if "noisy" not in models.networks:
             raise ValueError(f"{options.models[0]} is no noisy model, whose features name images")
-        choice = choose_data(models, **vars(options.dataset))
+        choice = choose_data(models, options.dataset)
         models.to(choose_device(options.execution.device))
         datasets = [choice.load(split) for split in ("train", "test")]
         write_clusters(

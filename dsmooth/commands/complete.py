@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data import to_float
 from ..data.folder import read_image_file
 from ..distributed import process_group
-from ..evaluate.sources import as_grey, choose_data, read_images
+from ..evaluate.sources import as_grey, read_images
 from ..fields import check_number
 from ..files import printable, write_npz
 from ..models import Models, load_models
@@ -21,7 +21,8 @@ from ..pretrained import is_model
 from ..progress import progress
 from ..sampling.output import Filled, gather
 from ..sampling.request import checked_shape, keep_top, known_pixels
-from .options import Complete
+from .evaluate import choose_data
+from .options import Complete, DataOptions
 from .sample import GRID_LIMIT, check_outputs, prepare, request_of, say_filled
 
 
@@ -79,7 +80,7 @@ def choose_images(source: Path | None, count: int, models: Models) -> Tensor:
     shape = models.image_shape
     if source is None:
         try:
-            data = choose_data(models).load("test")
+            data = choose_data(models, DataOptions()).load("test")
         except (ValueError, FileNotFoundError):
             raise ValueError(
                 f"{models.saved[0].folder} does not say where its images are: name some by --images"

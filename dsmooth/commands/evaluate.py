@@ -2,31 +2,91 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
+from os.path import realpath
 from pathlib import Path
-from typing import Any
+
+from torch import Tensor
 
 from .._version import __version__
-from ..data import ImageDataset
-from ..distributed import process_group, rank_and_size
-from ..evaluate.classes import bits_by_class, classify
+from ..data import SPLITS, ImageDataset, load_dataset
+from ..data.order import choose_images
+from ..distributed import barrier, process_group, rank_and_size
+from ..evaluate.classes import bits_by_class, classify, frechet_by_class
+from ..evaluate.comparison import (
+    Comparison,
+    check_comparable,
+    compare_images,
+    has_fidelity,
+    image_shape,
+)
+from ..evaluate.features import make_extractor
+from ..evaluate.frechet import FeatureStatistics
 from ..evaluate.likelihood import Scores, measure_bits
-from ..evaluate.sources import choose_data, describe_data
-from ..fields import check_number
-from ..files import json_text, printable, write_json
+from ..evaluate.sources import ImageSet, as_grey, read_images, read_reference
+from ..fields import Json, check_number
+from ..files import check_writable, json_text, printable, write_json
 from ..machine import autocast, choose_device, use_threads
-from ..models import Models, load_models
-from ..progress import progress, silence
+from ..models import Models, class_number, load_models
+from ..pretrained import is_model
+from ..progress import progress, reading, significant, silence
 from ..tables import COMPARABLE, Table, bits_table, decimals
-from .frechet import evaluate_frechet
-from .options import BitsOptions, ClassifyOptions, FrechetOptions
-from .sample import check_output
+from .options import BitsOptions, ClassifyOptions, DataOptions, Drawing, FrechetOptions
+from .sample import check_output, draw_into, prepare, request_of
 
 STDOUT = Path("-")
+DEFAULT_COUNT = 1000
+BYTES = "x in [-1, 1] to round((x + 1) * 127.5), clamped to 0 .. 255"
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """The arguments of `load_dataset` for a data set; of the split, the one to measure.
+
+    measured: "test", or "all" where the models were not trained on the folder of images.
+    """
+
+    name: str
+    data_dir: str | None
+    image_size: int | None
+    measured: str = "test"
+
+    def load(self, split: str | None = None) -> ImageDataset:
+        """The images of a split, with a progress bar while files are decoded."""
+        split = split or self.measured
+        with reading(split) as show:
+            return load_dataset(
+                self.name, split, self.data_dir, image_size=self.image_size, progress=show
+            )
+
+
+def choose_data(models: Models | None, options: DataOptions) -> DataChoice:
+    """The data set of the options, else the one that the first of the models was trained on.
+
+    A run knows its folder too. Without models it is mnist.
+    """
+    name, image_size, trained_on = options.data, options.image_size, None
+    folder = None if options.data_dir is None else str(options.data_dir)
+    settings = next(iter(models.settings.values()), None) if models is not None else None
+    if settings is not None and name in (None, settings.data):
+        name, trained_on = settings.data, settings.data_dir
+        folder, image_size = folder or trained_on, image_size or settings.image_size
+    origins = (saved.origin() for saved in models.saved) if models is not None else ()
+    name = name or next((origin.data for origin in origins if origin is not None), "mnist")
+    is_known = trained_on is not None and realpath(trained_on) == realpath(folder or "")
+    measured = "all" if name == "folder" and not is_known else "test"
+    return DataChoice(name, folder, image_size, measured)
+
+
+def describe_data(dataset: ImageDataset) -> Json:
+    """The images behind a number, as JSON."""
+    return {"name": dataset.name, "split": dataset.split, "source": dataset.source}
 
 
 def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions) -> None:
@@ -56,13 +116,11 @@ def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions) -> None:
             print(f"wrote {printable(options.out)}")
 
 
-def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
+def evaluate_bits(options: BitsOptions) -> Json:
     """`dsmooth evaluate bpd`."""
     device = choose_device(options.execution.device)
     models = load_models([*options.models, *filter(None, [options.plain])])
-    images = options.dataset
-    choice = choose_data(models, images.data, images.data_dir, images.image_size)
-    dataset = choice.load(options.split)
+    dataset = choose_data(models, options.dataset).load(options.split)
     if options.per_class:
         dataset.known_labels("per_class")  # refused before any work
     result, scores = measure_bits(
@@ -76,25 +134,12 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
     )
     n = next(iter(scores.values())).n_images
     result |= {"data": {**describe_data(dataset), "n_images": n}, "seed": options.seed}
-    say_hidden(models, dataset)
-    print_bits(result, f"bits/dim · {dataset.source}, {dataset.split}: {n:,} images")
-    if options.per_class:
-        result["classes"] = bits_of_classes(scores, dataset)
-    return result
-
-
-def say_hidden(models: Models, dataset: ImageDataset) -> None:
-    """Print that networks with classes saw a label of zeros, where they did."""
     if models.class_names and not dataset.has_classes(models.class_names):
         print(
             f"{dataset.name} has no labels of the model's classes {models.class_names[0]} to "
             f"{models.class_names[-1]}: a label of zeros stands for all of them"
         )
-
-
-def print_bits(result: Mapping[str, Any], title: str) -> None:
-    """Print the table of all conventions of a pair, a plain model or both."""
-    bits_table(result, title).show()
+    bits_table(result, f"bits/dim · {dataset.source}, {dataset.split}: {n:,} images").show()
     print(COMPARABLE)
     if "pair" in result:
         pair = result["pair"]
@@ -104,9 +149,12 @@ def print_bits(result: Mapping[str, Any], title: str) -> None:
         less = result["pair_less"]["plain"]
         value = decimals(less["value"], error=less["standard_error"])
         print(f"pair less plain, paired over images: {value}")
+    if options.per_class:
+        result["classes"] = bits_of_classes(scores, dataset)
+    return result
 
 
-def bits_of_classes(scores: Mapping[str, Scores], dataset: ImageDataset) -> dict[str, Any]:
+def bits_of_classes(scores: Mapping[str, Scores], dataset: ImageDataset) -> Json:
     """The rows of each class as JSON, which are printed too."""
     labels = dataset.known_labels()
     classes = {k: bits_by_class(v, labels[: v.n_images]) for k, v in scores.items()}
@@ -119,15 +167,13 @@ def bits_of_classes(scores: Mapping[str, Scores], dataset: ImageDataset) -> dict
     return {name: list(map(asdict, same)) for name, same in classes.items()}
 
 
-def evaluate_classify(options: ClassifyOptions) -> dict[str, Any]:
+def evaluate_classify(options: ClassifyOptions) -> Json:
     """`dsmooth evaluate classify`."""
     device = choose_device(options.execution.device)
     models = load_models(options.models).to(device)
     if models.smoothed is not None and models.plain is not None:
         raise ValueError("name a pair or a plain model: one of them classifies at a time")
-    images = options.dataset
-    choice = choose_data(models, images.data, images.data_dir, images.image_size)
-    dataset = choice.load(options.split)
+    dataset = choose_data(models, options.dataset).load(options.split)
     n = len(dataset) if options.limit is None else min(options.limit, len(dataset))
     with progress("classifying", n) as done, autocast(device, options.execution.precision):
         result = classify(
@@ -139,11 +185,11 @@ def evaluate_classify(options: ClassifyOptions) -> dict[str, Any]:
             seed=options.seed,
             progress=done,
         )
-    draws = options.n_noise if models.smoothed is not None else None  # None: exact likelihoods
-    error = "" if result.accuracy_error is None else f" ± {100 * result.accuracy_error:.2f}"
-    rule = "by exact likelihoods"
-    if draws is not None:
+    draws, rule = None, "by exact likelihoods"
+    if models.smoothed is not None:
+        draws = options.n_noise
         rule = f"by importance-weighted bounds of {draws} draw{'s' * (draws > 1)}"
+    error = "" if result.accuracy_error is None else f" ± {100 * result.accuracy_error:.2f}"
     k = result.log_likelihoods.shape[1]
     print(
         f"{100 * result.accuracy:.2f} %{error} of {n:,} images classified correctly, "
@@ -163,3 +209,189 @@ def evaluate_classify(options: ClassifyOptions) -> dict[str, Any]:
         "seed": options.seed,
         "weights_sha256": list(models.digests().values()),
     }
+
+
+def evaluate_frechet(options: FrechetOptions) -> Json:
+    """`dsmooth evaluate fid`."""
+    if options.save_reference:
+        check_output(options.save_reference, ".npz", "--save-reference")
+    if options.per_class and (options.label != "each" or options.reference is not None):
+        raise ValueError("--per-class needs --label each and a data set, not --reference")
+    extractor = make_extractor(options.extractor, device=choose_device(options.execution.device))
+    models = models_to_draw(options)
+    if options.per_class and (models is None or models.n_classes == 0):
+        raise ValueError("--per-class needs samples of models with classes")
+    real, source, floor = load_real(options, choose_data(models, options.dataset), models)
+    reference = real.images if isinstance(real, ImageDataset) else real
+    if options.save_reference and isinstance(reference, FeatureStatistics):
+        raise ValueError("--save-reference needs real images, not the statistics of --reference")
+    if models is not None and floor is not None:  # a misfit is refused before anything is drawn
+        check_comparable(models.image_shape, reference, extractor, floor.images)
+    samples, drawing, labels = collect_samples(options, models)
+    shape = image_shape(reference if floor is None else floor.images)
+    images = as_grey(samples.images) if shape is not None and shape[0] == 1 else samples.images
+    result = compare_images(
+        images,
+        reference,
+        extractor,
+        floor=None if floor is None else choose_images(floor, len(images)),
+        seed=options.seed,
+        progress=progress,
+    )
+    warnings = list(result.warnings)
+    if samples.diverged:
+        warnings.append(f"{samples.diverged:,} samples with infinite values were left out")
+    numbers = {
+        **{name: value for name, value in vars(result).items() if name != "reference"},
+        "warnings": warnings,
+        "samples": {"source": samples.source, "left_out": samples.diverged, **drawing},
+        "reference": source,
+        "floor_images": floor and {**describe_data(floor), "n_images": result.n_floor},
+        "bytes": BYTES,
+        "seed": options.seed,
+    }
+    print_comparison(numbers, result)
+    if options.per_class and isinstance(real, ImageDataset) and floor and labels is not None:
+        classes = frechet_by_class(
+            (images, labels[samples.kept]),
+            (real.images, real.known_labels()),
+            (floor.images, floor.known_labels()),
+            extractor,
+            progress=progress,
+        )
+        rows = []
+        for row in classes:
+            counts = f"{row.n_samples:,}", f"{row.n_reference:,}"
+            distances = decimals(row.value, error=row.error), decimals(row.floor)
+            rows.append([str(row.label), *counts, *distances])
+        head = ["class", "samples", "real images", "distance", "of other real images"]
+        Table(head, rows, f"{extractor.distance_name} of each class").show()
+        numbers["classes"] = list(map(asdict, classes))
+    if options.save_reference and rank_and_size()[0] == 0:
+        described = replace(
+            result.reference, description={**result.reference.description, **source}
+        )
+        described.save(options.save_reference)
+        print(f"wrote {printable(options.save_reference)}")
+    return numbers
+
+
+def load_real(
+    options: FrechetOptions, choice: DataChoice, models: Models | None
+) -> tuple[ImageDataset | Tensor | FeatureStatistics, Json, ImageDataset | None]:
+    """The reference and its description; the images of the floor.
+
+    There is no floor if neither the file, --data nor the models say which data set the reference is
+    of. Statistics that were saved here are of the floor's data set, split and label.
+    """
+
+    def load(split: str) -> ImageDataset:
+        dataset = choice.load(split)
+        if options.per_class or options.label != "each":
+            dataset.known_labels("per_class" if options.per_class else "label")
+            if models is not None and not dataset.has_classes(models.class_names):
+                names = ", ".join(models.class_names)
+                raise ValueError(f"{dataset.source} has labels of other classes than {names}")
+        label = class_number(options.label, dataset.class_names)
+        if label == "each":
+            return dataset
+        part = dataset.part(dataset.known_labels() == label)
+        if len(part) < 2:
+            raise ValueError(f"{dataset.source} has fewer than two images of class {options.label}")
+        source = f"{len(part):,} images of class {options.label} of {dataset.source}"
+        return replace(part, source=source)
+
+    other_split = next(split for split in SPLITS if split != options.split)
+    if options.reference is None:
+        dataset = load(options.split)
+        return dataset, describe_data(dataset) | {"label": options.label}, load(other_split)
+    reference = read_reference(options.reference)
+    saved = reference.description if isinstance(reference, FeatureStatistics) else {}
+    asked = {"name": choice.name, "split": options.split, "label": options.label}
+    for key, value in asked.items():
+        if saved.get(key, value) != value:
+            raise ValueError(
+                f"`{'data' if key == 'name' else key}` must be {saved[key]}, as "
+                f"{options.reference} was saved, got {value}"
+            )
+    described = {"source": str(options.reference)}
+    described |= {key: saved[key] for key in (*asked, "source") if key in saved}
+    known = options.dataset.data is not None or models is not None or "name" in saved
+    return reference, described, load(other_split) if known else None
+
+
+def models_to_draw(options: FrechetOptions) -> Models | None:
+    """The models that the samples are drawn from; None for one file or folder of images."""
+    samples = options.samples
+    if not samples:
+        raise ValueError("name models to draw from, or a file or folder of images")
+    if all(map(is_model, samples)):
+        return load_models(samples)
+    if len(samples) > 1:
+        raise ValueError(
+            "name two run folders, or a single file or folder of images, got "
+            f"{', '.join(map(str, samples))}"
+        )
+    return None
+
+
+def collect_samples(
+    options: FrechetOptions, models: Models | None
+) -> tuple[ImageSet, Json, Tensor | None]:
+    """The images to measure, drawn or read, how they were drawn, and their labels if they have."""
+    if models is None:
+        return read_images(options.samples[0], options.count), {}, None
+    count = DEFAULT_COUNT if options.count is None else options.count
+    label = options.label if models.n_classes or options.label != "each" else None
+    request = request_of(models, Drawing(seed=options.seed, label=label), count)
+    weights, precision = list(models.digests().values()), options.execution.precision
+    identity = {**request.identity(), "weights_sha256": weights, "precision": precision}
+    # Other settings or weights go to another folder, so that nothing has to be deleted.
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
+    folder = options.out.parent / f"samples-{count}-{digest}"
+    check_writable(folder)
+    prepare(options.execution, models, folder)
+    draw_into(folder, models, request, precision)
+    barrier()
+    return read_images(folder), identity, request.labels(models.n_classes)
+
+
+def print_comparison(numbers: Json, result: Comparison) -> None:
+    """Print the table of distances and scores, their data and the extractor."""
+    words = f"{result.name}, ± standard error by the bootstrap"
+    floor = decimals(result.floor, error=result.floor_error)
+    rows = [[words, decimals(result.value, error=result.error), floor]]
+    fid = result.name == "FID"
+    for key, name in (
+        ("kernel_distance", "KID" if fid else "Kernel distance"),
+        ("inception_score", "Inception score" if fid else "Inception-style score"),
+        ("precision", "Precision"),
+        ("recall", "Recall"),
+    ):
+        if key in result.scores:
+            words = f"{name}{', ± standard deviation' * (f'{key}_deviation' in result.scores)}"
+            rows.append([words, spread(result.scores, key), spread(result.floor_scores, key)])
+    head = ["", f"{result.n_samples:,} samples", f"{result.n_floor:,} real images"]
+    count = "" if result.n_reference is None else f"{result.n_reference:,} "
+    title = f"{numbers['samples']['source']} against {count}real images"
+    Table(head, rows, title).show()
+    reference, extractor = numbers["reference"], result.extractor
+    facts = (f"{count}images", reference["source"], reference.get("split"))
+    print(
+        f"Reference: {', '.join(filter(None, facts))}. Extractor: {extractor['name']}, sha256 "
+        f"{extractor['sha256'][:16]}, {extractor['dimension']:,} features, resize: "
+        f"{extractor['resize']}. Values become bytes: {BYTES}."
+    )
+    if not has_fidelity():
+        print("Kernel distance, Inception score, precision, recall: pip install 'dsmooth[fid]'")
+    for warning in numbers["warnings"]:
+        print(f"warning: {warning}")
+
+
+def spread(scores: Mapping[str, float], key: str) -> str:
+    """A score, with its standard deviation if there is one; a dash where there is no score."""
+    if key not in scores:
+        return decimals(None)
+    deviation = scores.get(f"{key}_deviation")
+    error = "" if deviation is None else f" ± {significant(deviation, 2)}"
+    return f"{significant(scores[key], 4)}{error}"

@@ -7,12 +7,12 @@ from typing import Any
 from ..config import ProbeSettings
 from ..distributed import process_group, rank_and_size
 from ..evaluate.probe import PIXELS, best_probe, probe_pair
-from ..evaluate.sources import choose_data
 from ..files import check_writable, printable, write_atomically
 from ..machine import choose_device, use_threads
 from ..models import load_models
 from ..report.plots import probe_png
 from ..tables import Table, decimals
+from .evaluate import choose_data
 from .options import Probe
 
 
@@ -25,8 +25,7 @@ def probe(options: Probe) -> None:
         device, path = choose_device(options.execution.device), options.out / "probes.json"
         models = load_models(options.models)
         pair = models.pair
-        images = options.dataset
-        choice = choose_data(models, images.data, images.data_dir, images.image_size)
+        choice = choose_data(models, options.dataset)
         train_set, test_set = choice.load("train"), choice.load("test")
         models.to(device)
         results = probe_pair(

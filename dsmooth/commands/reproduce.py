@@ -22,7 +22,6 @@ from ..config import OWN, ProbeSettings, Role, TrainConfig
 from ..distributed import broadcast_int, process_group, rank_and_size
 from ..evaluate.batches import check_images
 from ..evaluate.features import make_extractor
-from ..evaluate.sources import choose_data
 from ..fields import check_number
 from ..files import check_writable, lock_folder
 from ..machine import choose_device, use_threads
@@ -34,6 +33,7 @@ from ..reproduce import Stages, report
 from ..runs import RunFolder
 from ..training import train
 from ..training.beginning import load_data
+from .evaluate import choose_data
 from .options import DEFAULT_PRESET, Reproduce
 
 # Each model's part of the training time; the pair matters most.
@@ -126,8 +126,7 @@ def carry_out(options: Reproduce, runs: Sequence[TrainConfig]) -> int:
             if not names:  # a folder of one's own that is named like these is not meant
                 title, names = TITLE, [packaged()[DEFAULT], packaged()[f"{DEFAULT}-plain"]]
             models = load_models(names).to(device)
-            images = options.dataset
-            choice = choose_data(models, images.data, images.data_dir, images.image_size)
+            choice = choose_data(models, options.dataset)
             train_set, test_set = choice.load("train"), choice.load("test")
             for dataset in (train_set, test_set):
                 check_images(models.pair, dataset)

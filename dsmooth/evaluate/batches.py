@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..data import ImageDataset
-from ..distributed import in_batches, rank_and_size
+from ..distributed import in_batches
 from ..fields import check_number
 from ..nn import PixelCNNpp
 from ..pair import SmoothedPair
 
 
-def check_dataset(dataset: Any) -> None:
+def check_dataset(dataset: object) -> None:
     """Raise TypeError for images that are no `ImageDataset`, with the line that makes it."""
     if not isinstance(dataset, ImageDataset):
         raise TypeError(
@@ -65,30 +63,34 @@ def nats_of_images(
     nats_of(batch, its labels or None, index of its first image, row): one row of a batch (B,), on
     the model's device. labels: of all images, as `labels_for_model` gives them. progress: called
     with the number of images done, after each row of a batch.
-    Under torchrun each process computes its batches, and all have the rows of all.
+    Under torchrun the processes share the rows of batches, and all have the rows of all.
     """
-    check_dataset(dataset)
+    n = len(dataset)
     if limit is not None:
         check_number("limit", limit)
+        n = min(limit, n)
     check_number("batch_size", batch_size)
-    n = len(dataset) if limit is None else min(limit, len(dataset))
     if n < 1:
         raise ValueError(f"{dataset.name} has no images to measure")
-    parameter, ranks, rows_done = model.head.bias, rank_and_size()[1], itertools.count(1)
+    parameter = model.head.bias
 
-    def from_image(first: int) -> dict[str, Tensor]:
+    def work(number: int) -> dict[str, Tensor]:
+        batch, row = divmod(number, rows)
+        first = batch * batch_size
         indices = torch.arange(first, min(first + batch_size, n))
         label = None if labels is None else labels[indices].to(parameter.device)
         x = dataset.batch(indices).to(parameter.device, parameter.dtype)
-        results = []
-        for row in range(rows):
-            nats = nats_of(x, label, first, row)
-            results.append({name: values.double().cpu() for name, values in nats.items()})
-            done = next(rows_done) * batch_size * ranks / rows  # the other processes do as many
-            if progress is not None:
-                progress(min(done, n))
-        return {name: torch.stack([row[name] for row in results]) for name in results[0]}
+        nats = nats_of(x, label, first, row)
+        return {name: values.double().cpu() for name, values in nats.items()}
 
-    on_cpu = parameter.device.type == "cpu"
-    parts = list(in_batches(n, batch_size, from_image, on_cpu=on_cpu))
-    return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+    def done(number: int) -> None:
+        if progress is not None:
+            progress(min(number * batch_size / rows, n))
+
+    count, on_cpu = -(-n // batch_size) * rows, parameter.device.type == "cpu"
+    parts = list(in_batches(count, 1, work, on_cpu=on_cpu, progress=done))
+    every = [parts[row::rows] for row in range(rows)]
+    return {
+        name: torch.stack([torch.cat([part[name] for part in row]) for row in every])
+        for name in parts[0]
+    }

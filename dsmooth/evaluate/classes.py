@@ -18,7 +18,7 @@ from .batches import check_dataset, nats_of_images
 from .comparison import ShowProgress, collect_statistics, measure_images, no_progress
 from .features import FeatureExtractor
 from .frechet import bootstrap_error
-from .likelihood import Scores, conventions, standard_error
+from .likelihood import Scores, standard_error
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ def bits_by_class(scores: Scores, labels: Tensor) -> list[ClassBits]:
             f"labels must have shape ({scores.n_images},), one for each image that was scored, got "
             f"{tuple(labels.shape)}"
         )
-    rows = []
-    for label in labels.unique().tolist():
-        of_class = scores.of_images(labels == label)
-        first = conventions(of_class)[0]
-        rows.append(ClassBits(label, of_class.n_images, first.value, first.standard_error))
-    return rows
+    bits = scores.bits(scores.log_weights("discretized")).mean(0)
+    classes = {label: bits[labels == label] for label in labels.unique().tolist()}
+    return [
+        ClassBits(label, len(part), float(part.mean()), standard_error(part))
+        for label, part in classes.items()
+    ]
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
+from ..data import epoch_order
+from ..fields import Json
 from .features import FeatureExtractor, Features, extract_features
 from .frechet import BOOTSTRAPS, FeatureStatistics, bootstrap_error
-from .scores import fidelity_scores, has_fidelity
 
 # Called with (title, total, unit); yields a function that takes the number done.
 ShowProgress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
+# Settings of torch-fidelity and of the authors, for as many images.
+SUBSET_SIZE, SPLITS, NEIGHBOURS = 1000, 10, 3
 
 
 def no_progress(*words: object) -> AbstractContextManager[Callable[[int], None]]:
@@ -46,13 +50,9 @@ class Comparison:
     n_samples: int
     n_reference: int | None
     n_floor: int
-    extractor: dict[str, Any]
+    extractor: Json
     warnings: tuple[str, ...]
     reference: FeatureStatistics
-
-    def as_json(self) -> dict[str, Any]:
-        """All but the statistics, as JSON values."""
-        return {key: value for key, value in asdict(self).items() if key != "reference"}
 
 
 def compare_images(
@@ -73,34 +73,32 @@ def compare_images(
 
     Raises ValueError for images that do not fit together and statistics of another extractor.
     """
-    alone = floor is not None and len(floor) == 1
-    floor = None if alone else floor
-    check_shapes(samples, reference, floor)
-    drawn, statistics = measure_images(extractor, "samples", samples, progress=progress)
+    check_comparable(tuple(samples.shape[1:]), reference, extractor, floor)
     real: Tensor | None = None
     if isinstance(reference, Tensor):
         (real, _), against = measure_images(extractor, "real images", reference, progress=progress)
     else:
         against = reference
-        check_statistics(against, extractor, len(statistics.mean))
 
-    def compare(
-        features: Features, statistics: FeatureStatistics, what: str = ""
-    ) -> tuple[float, float, dict[str, float]]:
-        with progress(f"{extractor.distance_name}{what}", BOOTSTRAPS, "resamples") as done:
+    def compare(images: Tensor, title: str) -> tuple[float, float, dict[str, float]]:
+        features, statistics = measure_images(extractor, title, images, progress=progress)
+        with progress(f"{extractor.distance_name} of {title}", BOOTSTRAPS, "resamples") as done:
             error = bootstrap_error(features.features, against, seed=seed, progress=done)
         scores: dict[str, float] = {}
         if has_fidelity():
-            with progress(f"other scores{what}", len(features.features), "images"):
+            with progress(f"other scores of {title}", len(images), "images"):
                 scores = fidelity_scores(features, real)
         return statistics.distance(against), error, scores
 
-    others = None
-    if floor is not None:
-        others = measure_images(extractor, "the floor", floor, progress=progress)
-    value, error, scores = compare(drawn, statistics)
-    lowest, floor_error, floor_scores = compare(*others, ", floor") if others else (None, None, {})
-    n_floor = 0 if floor is None else len(floor)
+    value, error, scores = compare(samples, "samples")
+    lowest, floor_error, n_floor = None, None, 0
+    floor_scores: dict[str, float] = {}
+    if floor is not None and len(floor) > 1:
+        n_floor = len(floor)
+        lowest, floor_error, floor_scores = compare(floor, "the floor")
+    warnings = [*warn(len(samples), against, n_floor)]
+    if floor is not None and not n_floor:
+        warnings.append("one image gives no floor")
     return Comparison(
         name=extractor.distance_name,
         value=value,
@@ -112,21 +110,21 @@ def compare_images(
         n_samples=len(samples),
         n_reference=against.count,
         n_floor=n_floor,
-        extractor={**extractor.describe(), "dimension": len(statistics.mean)},
-        warnings=(*warn(len(samples), against, n_floor), *["one image gives no floor"] * alone),
+        extractor={**extractor.describe(), "dimension": len(against.mean)},
+        warnings=tuple(warnings),
         reference=against,
     )
 
 
 def measure_images(
     extractor: FeatureExtractor,
-    what: str,
+    title: str,
     images: Tensor,
     *,
     progress: ShowProgress = no_progress,
 ) -> tuple[Features, FeatureStatistics]:
-    """Features of images and their statistics, with a bar that says what they are."""
-    with progress(f"features of {what}", len(images), "images") as done:
+    """Features of images and their statistics, with a bar of that title."""
+    with progress(f"features of {title}", len(images), "images") as done:
         features = extract_features(images, extractor, progress=done)
     return features, collect_statistics(features.features, images, extractor)
 
@@ -139,22 +137,6 @@ def collect_statistics(
     return FeatureStatistics.of_batches(features.split(1000), description)
 
 
-def check_statistics(
-    statistics: FeatureStatistics, extractor: FeatureExtractor, dimension: int
-) -> None:
-    """Raise ValueError unless `statistics` were made with this extractor, as far as they say."""
-    made_with = statistics.description.get("extractor")
-    if made_with not in (None, extractor.describe()):
-        raise ValueError(
-            f"the saved statistics were made with {made_with}, not with {extractor.describe()}"
-        )
-    if len(statistics.mean) != dimension:
-        raise ValueError(
-            f"the saved statistics must have dimension {dimension}, as {extractor.name} has, got "
-            f"{len(statistics.mean)}"
-        )
-
-
 def image_shape(images: Tensor | FeatureStatistics) -> tuple[int, ...] | None:
     """(C, H, W) of images, or of those that statistics are of, None if they do not say."""
     if isinstance(images, Tensor):
@@ -162,28 +144,40 @@ def image_shape(images: Tensor | FeatureStatistics) -> tuple[int, ...] | None:
     return tuple(images.description.get("image_shape", ())) or None
 
 
-def check_shapes(
-    samples: Tensor, reference: Tensor | FeatureStatistics, floor: Tensor | None
+def check_comparable(
+    shape: tuple[int, ...],
+    reference: Tensor | FeatureStatistics,
+    extractor: FeatureExtractor,
+    floor: Tensor | None = None,
 ) -> None:
-    """Raise ValueError unless all images have one shape and there are at least 2 of each kind."""
-    wanted = image_shape(samples)
-    for name, images in (("samples", samples), ("reference", reference), ("floor", floor)):
-        if images is None:
-            continue
-        if isinstance(images, Tensor) and len(images) < 2:
-            raise ValueError(f"{name} must hold at least 2 images, got {len(images)}")
-        if (shape := image_shape(images)) not in (None, wanted):
-            raise ValueError(f"{name} must have the samples' shape {wanted} (C, H, W), got {shape}")
+    """Raise ValueError unless samples (C, H, W) can be compared: by shape and by extractor."""
+    for name, images in (("reference", reference), ("floor", floor)):
+        other = None if images is None else image_shape(images)
+        if other not in (None, shape):
+            raise ValueError(f"{name} must have the samples' shape {shape} (C, H, W), got {other}")
+    one = extract_features(torch.zeros(1, *shape, dtype=torch.uint8), extractor).features
+    if isinstance(reference, Tensor):
+        return
+    made_with = reference.description.get("extractor")
+    if made_with not in (None, extractor.describe()):
+        raise ValueError(
+            f"the saved statistics were made with {made_with}, not with {extractor.describe()}"
+        )
+    if len(reference.mean) != one.shape[1]:
+        raise ValueError(
+            f"the saved statistics must have dimension {one.shape[1]}, as {extractor.name} has, "
+            f"got {len(reference.mean)}"
+        )
 
 
 def warn(n: int, reference: FeatureStatistics, n_floor: int) -> Iterator[str]:
     """Sentences on too few samples, real images, or images of the floor."""
     d = len(reference.mean)
     counts = {"samples": n, "real images": reference.count or 0, "images of the floor": n_floor}
-    for what, count in counts.items():
+    for name, count in counts.items():
         if 0 < count < d:
             yield (
-                f"{count:,} {what} are fewer than the {d:,} features: the covariance is "
+                f"{count:,} {name} are fewer than the {d:,} features: the covariance is "
                 "rank-deficient and the distance biased upwards"
             )
     if n_floor and n_floor != n:
@@ -196,3 +190,49 @@ def warn(n: int, reference: FeatureStatistics, n_floor: int) -> Iterator[str]:
             "the statistics of the reference state neither their extractor nor the number of "
             "images and their resize, and the distance depends on all of them"
         )
+
+
+def has_fidelity() -> bool:
+    """Whether torch-fidelity, the extra "fid", is there."""
+    return find_spec("torch_fidelity") is not None
+
+
+def fidelity_scores(samples: Features, real: Tensor | None) -> dict[str, float]:
+    """Scores of images by their features, and by their class logits if they have some.
+
+    real: features (M, D) of real images, None if these are not known. Needs torch-fidelity. The
+    result has, as far as they can be had,
+
+    kernel_distance, kernel_distance_deviation: squared maximum mean discrepancy under the kernel
+    (x'y / D + 1)^3, mean and standard deviation over 100 subsets of 1,000 images, or of all if
+    there are fewer (Binkowski et al., ICLR 2018).
+    precision, recall: fractions of the samples near real images, and of real images near samples.
+    An image is near a set if it is as near to one of its images as that one's third-nearest
+    neighbour in the set (Kynkäänniemi et al., NeurIPS 2019). At most as many real images as samples
+    are taken, in a fixed random order; there must be four.
+    inception_score, inception_score_deviation: exp E[KL(p(y | x) || p(y))] over the classes y, mean
+    and standard deviation over ten parts (Salimans et al., 2016).
+    """
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    scores: dict[str, float] = {}
+    if real is not None:
+        x, y = samples.features.double(), real.double()
+        size = min(SUBSET_SIZE, len(x), len(y))
+        kernel = kid_features_to_metric(x, y, kid_subset_size=size, verbose=False)
+        scores["kernel_distance"] = kernel["kernel_inception_distance_mean"]
+        scores["kernel_distance_deviation"] = kernel["kernel_inception_distance_std"]
+        if size > NEIGHBOURS:
+            y = y[epoch_order(len(y), 0, 0)[: len(x)]]
+            # 1,000 rows of a matrix of distances at a time: of 50,000 columns that is 0.4 GB.
+            near = prc_features_to_metric(
+                x, y, prc_batch_size=1000, save_cpu_ram=True, verbose=False
+            )
+            scores |= {name: near[name] for name in ("precision", "recall")}
+    if samples.logits is not None:
+        score = isc_features_to_metric(samples.logits, splits=min(SPLITS, len(samples.logits)))
+        scores["inception_score"] = score["inception_score_mean"]
+        scores["inception_score_deviation"] = score["inception_score_std"]
+    return scores

@@ -6,21 +6,23 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..data import to_float
 from ..distributed import in_batches
-from ..files import file_sha256
+from ..files import file_sha256, read_tensors
 from ..nn.weights import weights_digest
 from ..progress import shows_bars
-from .classifier import IMAGE_SHAPE, WEIGHTS_PATH, load_classifier
 
 # The network that FID is named after, as torch-fidelity calls it, and the one file of its weights.
 INCEPTION = "inception-v3-compat"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+# The package's classifier; `tools/train_classifier.py` made its weights.
+CLASSIFIER = "mnist-classifier"
+CLASSIFIER_WEIGHTS = Path(__file__).with_name("mnist_classifier.safetensors")
 
 
 class Features(NamedTuple):
@@ -52,9 +54,37 @@ class FeatureExtractor:
         """FID for the 2015 Inception weights alone; the Fréchet distance on another extractor."""
         return "FID" if self.sha256 == INCEPTION_SHA256 else f"Fréchet distance on {self.name}"
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, str]:
         """The facts that saved numbers and statistics must agree on."""
         return {"name": self.name, "sha256": self.sha256, "resize": self.resize}
+
+
+class MnistClassifier(nn.Module):
+    """Four convolutions and one hidden layer, each with ReLU; then a linear layer.
+
+    The hidden layer, (B, 128), is what Fréchet distances compare; it is scaled to a mean variance
+    of 1 on training images. 192,970 parameters.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        convs = [
+            nn.Conv2d(1, 16, 5, stride=2, padding=2),  # 14 x 14
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),  # 7 x 7
+            nn.Conv2d(64, 64, 3, stride=2, padding=1),  # 4 x 4
+        ]
+        self.convs = nn.ModuleList(convs)
+        self.hidden = nn.Linear(64 * 4 * 4, 128)
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, 1, 28, 28) in [-1, 1] -> features (B, 128) and class logits (B, 10)."""
+        for conv in self.convs:
+            x = conv(x).relu()
+        x = nn.functional.dropout(x.flatten(1), 0.25, self.training)
+        features = self.hidden(x).relu()
+        return features, self.head(nn.functional.dropout(features, 0.5, self.training))
 
 
 def make_extractor(
@@ -70,7 +100,7 @@ def make_extractor(
     """
     if isinstance(network, nn.Module):
         extractor = _own(network)
-    elif network == "mnist-classifier":
+    elif network == CLASSIFIER:
         extractor = _mnist_classifier()
     else:
         extractor = _registered(network)
@@ -92,13 +122,11 @@ def extract_features(
     network that returns something else than it should or values that are not finite. Under torchrun
     each process applies the network to its batches, and all have all features.
     """
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) < 1:
         raise ValueError(
-            f"images must be uint8 of shape (N, 1 or 3, H, W), got {images.dtype} of shape "
+            f"images must be uint8 of shape (N, C, H, W), N >= 1, got {images.dtype} of shape "
             f"{tuple(images.shape)}"
         )
-    if len(images) < 1 or batch_size < 1:
-        raise ValueError(f"needs images and a batch_size of at least 1, got {len(images)} images")
     weights = itertools.chain(extractor.network.parameters(), extractor.network.buffers())
     device = next(weights, torch.empty(0)).device
 
@@ -124,17 +152,19 @@ def extract_features(
 
 
 def _mnist_classifier() -> FeatureExtractor:
-    model, name = load_classifier(), "mnist-classifier"
+    model = MnistClassifier()
+    model.load_state_dict(read_tensors(CLASSIFIER_WEIGHTS)[0])  # float16; computed in float32
 
     def apply(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        if images.shape[1:] != IMAGE_SHAPE:
+        if images.shape[1:] != (1, 28, 28):
             raise ValueError(
-                f"{name} needs images of shape {IMAGE_SHAPE}, got {tuple(images.shape[1:])}: for "
-                f"others take `extractor={INCEPTION}` by pip install 'dsmooth[fid]'"
+                f"{CLASSIFIER} needs images of shape (1, 28, 28), got {tuple(images.shape[1:])}: "
+                f"for others take `extractor={INCEPTION}` by pip install 'dsmooth[fid]'"
             )
         return model(to_float(images))
 
-    return FeatureExtractor(name, file_sha256(WEIGHTS_PATH), "none", model, apply, small=True)
+    digest = file_sha256(CLASSIFIER_WEIGHTS)
+    return FeatureExtractor(CLASSIFIER, digest, "none", model, apply, small=True)
 
 
 def _own(network: nn.Module) -> FeatureExtractor:
@@ -164,7 +194,7 @@ def _registered(name: str) -> FeatureExtractor:
         ) from None
     if name not in FEATURE_EXTRACTORS_REGISTRY:
         names = ", ".join(FEATURE_EXTRACTORS_REGISTRY)
-        raise ValueError(f"`extractor` must be mnist-classifier, {names}, got {name!r}")
+        raise ValueError(f"`extractor` must be {CLASSIFIER}, {names}, got {name!r}")
     make = FEATURE_EXTRACTORS_REGISTRY[name]
     layers = dict.fromkeys(map(make.get_default_feature_layer_for_metric, ("fid", "isc")))
     try:
@@ -173,7 +203,7 @@ def _registered(name: str) -> FeatureExtractor:
         raise ConnectionError(
             f"torch-fidelity cannot load {name} ({' '.join(str(error).split())}): call it once "
             f"where there is a network and copy the files of {torch.hub.get_dir()}, or take "
-            "`extractor=mnist-classifier`"
+            f"`extractor={CLASSIFIER}`"
         ) from error
     digest = weights_digest(network)
     if name == INCEPTION:

@@ -7,10 +7,9 @@ network; features.py has others.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..data.reading import guarded, read_npz
 from ..distributed import side_by_side
+from ..fields import Json
 from ..files import write_npz
 
 # How far from symmetric and from positive semi-definite a covariance may be, relative to its
@@ -136,11 +136,11 @@ class FeatureStatistics:
     mean: Tensor
     covariance: Tensor
     count: int | None
-    description: dict[str, Any]
+    description: Json
 
     @classmethod
     def of_batches(
-        cls, batches: Iterable[Tensor], description: Mapping[str, Any] | None = None
+        cls, batches: Iterable[Tensor], description: Json | None = None
     ) -> FeatureStatistics:
         """Statistics of features in batches (B, D), floating point, on any device; B may be 0.
 
@@ -165,7 +165,7 @@ class FeatureStatistics:
                 count += n
         if count < 2:
             raise ValueError(f"a covariance needs at least 2 images, got {count}")
-        return cls(mean, scatter / (count - 1), count, dict(description or {}))
+        return cls(mean, scatter / (count - 1), count, description or {})
 
     def distance(self, other: FeatureStatistics) -> float:
         """The Fréchet distance to `other`."""

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from ..config import Precision, Role
 from ..data import ImageDataset
-from ..fields import check_number
+from ..fields import Json, check_number
 from ..functional import logistic_mixture_log_prob
 from ..likelihoods import Likelihood
 from ..machine import autocast
@@ -71,25 +70,10 @@ class Scores:
         return self.discretized.shape[1]
 
     @property
-    def trained_as(self) -> Likelihood:
-        """The likelihood that the model of the clean image was trained with."""
-        return "discretized" if self.continuous is None else "continuous"
-
-    @property
     def terms(self) -> dict[str, float]:
         """Bits/dim of each term of the bound, averaged over images and draws."""
         nats = {name: getattr(self, name) for name in TERMS}
         return {k: float(self.bits(v).mean()) for k, v in nats.items() if v is not None}
-
-    def of_images(self, chosen: Tensor) -> Scores:
-        """The scores of some images, by a mask or numbers (of columns)."""
-        return replace(
-            self,
-            discretized=self.discretized[:, chosen],
-            continuous=None if self.continuous is None else self.continuous[:, chosen],
-            noisy=None if self.noisy is None else self.noisy[:, chosen],
-            smoothing=None if self.smoothing is None else self.smoothing[:, chosen],
-        )
 
     def log_weights(self, likelihood: Likelihood) -> Tensor:
         """log p(x~) - log q(x~ | x) + log p(x | x~), or log p(x) of a plain model: (R, N).
@@ -170,27 +154,18 @@ def standard_error(values: Tensor) -> float | None:
     return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Bits/dim of the bytes of some images by one model, less the bits/dim by another.
+def paired_difference(one: Scores, other: Scores) -> dict[str, float | None]:
+    """Bits/dim that `one` needs more than `other` for the bytes of the same images.
 
-    standard_error: over images of the paired difference, None for a single image.
+    The standard error is over images of the paired difference, None for a single image.
     """
-
-    value: float
-    standard_error: float | None
-    n_images: int
-
-
-def paired_difference(one: Scores, other: Scores) -> Difference:
-    """How many bits/dim `one` needs more than `other`. ValueError for other numbers of images."""
-    if one.n_images != other.n_images:
-        raise ValueError(
-            f"both must be of the same images, got {one.n_images} and {other.n_images}"
-        )
-    bits = [scores.bits(scores.log_weights("discretized").mean(0)) for scores in (one, other)]
-    difference = bits[0] - bits[1]
-    return Difference(float(difference.mean()), standard_error(difference), one.n_images)
+    bits, less = (s.bits(s.log_weights("discretized").mean(0)) for s in (one, other))
+    difference = bits - less
+    return {
+        "value": float(difference.mean()),
+        "standard_error": standard_error(difference),
+        "n_images": one.n_images,
+    }
 
 
 def importance_weighted(log_weights: Tensor) -> Tensor:
@@ -220,11 +195,10 @@ def score_pair(
     ValueError for counts below 1 and for images, or labels, that are not the pair's.
     """
     check_number("n_noise", n_noise)
-    if not 0 <= clean_noise < math.inf:
-        raise ValueError(f"`clean_noise` must be finite and at least 0, got {clean_noise}")
     check_images(pair, dataset)
     pair = in_evaluation(pair)
-    trained_as = pair.denoiser.config.likelihood
+    noise = GaussianSmoothing(clean_noise, Stream.CLEAN_NOISE) if clean_noise else None
+    of_density = pair.denoiser.config.likelihood == "continuous"
 
     def nats_of(x: Tensor, label: Tensor | None, first: int, draw: int) -> dict[str, Tensor]:
         x_tilde = pair.smoothing.sample(x, seed=seed, first_index=first, repeat=draw)
@@ -234,10 +208,9 @@ def score_pair(
         params = pair.denoiser(x, x_tilde, denoiser_label)
         discretized = _log_prob(pair.denoiser, x, params, "discretized")
         nats = {"noisy": noisy, "smoothing": smoothing, "discretized": discretized}
-        if trained_as == "continuous":
+        if of_density:
             target = x
-            if clean_noise:
-                noise = GaussianSmoothing(clean_noise, Stream.CLEAN_NOISE)
+            if noise is not None:
                 target = noise.sample(x, seed=seed, first_index=first, repeat=draw)
                 params = pair.denoiser(target, x_tilde, denoiser_label)
             nats["continuous"] = _log_prob(pair.denoiser, target, params, "continuous")
@@ -247,15 +220,7 @@ def score_pair(
     nats = nats_of_images(
         nats_of, dataset, pair.noisy, labels, limit, batch_size, progress, rows=n_noise
     )
-    return Scores(
-        dimensions=dataset.images[0].numel(),
-        clean_noise=clean_noise if trained_as == "continuous" else 0.0,
-        given_class=labels is not None and not labels.is_floating_point(),
-        discretized=nats["discretized"],
-        continuous=nats.get("continuous"),
-        noisy=nats["noisy"],
-        smoothing=nats["smoothing"],
-    )
+    return _scores(nats, dataset, labels, clean_noise if of_density else 0.0)
 
 
 @torch.no_grad()
@@ -284,14 +249,25 @@ def score_plain(
         params = model(x, label=label)
         return {form: _log_prob(model, x, params, form) for form in forms}
 
-    config = model.config
-    labels = labels_for_model(dataset, config.condition_size, config.class_names)
+    labels = labels_for_model(dataset, model.config.condition_size, model.config.class_names)
     nats = nats_of_images(nats_of, dataset, model, labels, limit, batch_size, progress)
+    return _scores(nats, dataset, labels)
+
+
+def _scores(
+    nats: dict[str, Tensor],
+    dataset: ImageDataset,
+    labels: Tensor | None,
+    clean_noise: float = 0.0,
+) -> Scores:
     return Scores(
-        dimensions=dataset.images[0].numel(),
-        given_class=labels is not None and not labels.is_floating_point(),
         discretized=nats["discretized"],
+        dimensions=dataset.images[0].numel(),
         continuous=nats.get("continuous"),
+        noisy=nats.get("noisy"),
+        smoothing=nats.get("smoothing"),
+        clean_noise=clean_noise,
+        given_class=labels is not None and not labels.is_floating_point(),
     )
 
 
@@ -309,17 +285,13 @@ class BitsPerDim:
 
     likelihood: "discretized" for the probability of bytes (comparable with the literature),
     "continuous" for a density in units of [-1, 1]. value: a bound for a pair, exact for a plain
-    model. standard_error: over images, None for a single one. noisy, smoothing, denoiser: the terms
-    that a pair's bound is the sum of. terms: of `Scores`. n_images and n_noise: how many images and
-    draws per image. dimensions, clean_noise: of `Scores`.
+    model. standard_error: over images, None for a single one. terms, n_images, n_noise, dimensions
+    and clean_noise: of `Scores`.
     """
 
     likelihood: Likelihood
     value: float
     standard_error: float | None
-    noisy: float | None
-    smoothing: float | None
-    denoiser: float | None
     terms: dict[str, float]
     n_images: int
     n_noise: int
@@ -330,16 +302,13 @@ class BitsPerDim:
 
 def bits_per_dim(scores: Scores) -> BitsPerDim:
     """The numbers of the scores of a pair or a plain model."""
-    rows, terms = conventions(scores), scores.terms
+    rows = conventions(scores)
     trained = rows[0] if scores.continuous is None else next(r for r in rows if r.name == "density")
     return BitsPerDim(
-        likelihood=scores.trained_as,
+        likelihood="discretized" if scores.continuous is None else "continuous",
         value=trained.value,
         standard_error=trained.standard_error,
-        noisy=terms.get("noisy"),
-        smoothing=terms.get("smoothing"),
-        denoiser=None if scores.noisy is None else terms[scores.trained_as],
-        terms=terms,
+        terms=scores.terms,
         n_images=scores.n_images,
         n_noise=scores.n_noise,
         dimensions=scores.dimensions,
@@ -357,7 +326,7 @@ def measure_bits(
     batch_size: int = 100,
     seed: int = 0,
     precision: Precision = "auto",
-) -> tuple[dict[str, Any], dict[str, Scores]]:
+) -> tuple[Json, dict[str, Scores]]:
     """The numbers of a pair, a plain model or both, and their difference, as JSON; their scores.
 
     Arguments and errors as for `score_pair`; the bars say how many images are done.
@@ -383,11 +352,11 @@ def measure_bits(
                     models.plain, dataset, limit=limit, batch_size=batch_size, progress=done
                 )
     digests = models.digests()
-    result: dict[str, Any] = {"unit": "bits/dim"}
+    result: Json = {"unit": "bits/dim"}
     for name, score in scores.items():
         roles: tuple[Role, ...] = ("noisy", "denoiser") if name == "pair" else ("plain",)
         weights = [digests[role] for role in roles]
         result[name] = {"weights_sha256": weights, **asdict(bits_per_dim(score))}
     if len(scores) > 1:
-        result["pair_less"] = {"plain": asdict(paired_difference(scores["pair"], scores["plain"]))}
+        result["pair_less"] = {"plain": paired_difference(scores["pair"], scores["plain"])}
     return result, scores

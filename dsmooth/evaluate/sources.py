@@ -1,82 +1,28 @@
-"""Images for evaluations: data sets, and files in the forms that others write."""
+"""Images for evaluations, of files in the forms that others write."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from os.path import realpath
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data import ImageDataset, load_dataset, to_bytes
+from ..data import to_bytes
 from ..data.dataset import channels_first, warn_of_range
 from ..data.folder import SUFFIXES, image_paths, read_image_file, read_images_of_paths
 from ..data.reading import guarded, read_npz
 from ..files import open_regular
-from ..models import Models
 from ..pictures import is_diverged
-from ..progress import reading
 from ..sampling.output import Shards, check_folder
 from .frechet import FeatureStatistics
 
-BYTES = "x in [-1, 1] to round((x + 1) * 127.5), clamped to 0 .. 255"
+Arrays = Iterable[NDArray[np.generic]]
 # Names of an array of images in a .npz: ours, two that are common, and savez's first.
 ARRAY_NAMES = ("x", "images", "samples", "arr_0")
-
-
-@dataclass(frozen=True)
-class DataChoice:
-    """The arguments of `load_dataset` for a data set; of the split, the one to measure.
-
-    measured: "test", or "all" where the models were not trained on the folder of images.
-    """
-
-    name: str
-    data_dir: str | None
-    image_size: int | None
-    measured: str = "test"
-
-    def load(self, split: str | None = None) -> ImageDataset:
-        """The images of a split, with a progress bar while files are decoded."""
-        split = split or self.measured
-        with reading(split) as show:
-            return load_dataset(
-                self.name, split, self.data_dir, image_size=self.image_size, progress=show
-            )
-
-
-def choose_data(
-    models: Models | None,
-    data: str | None = None,
-    data_dir: str | Path | None = None,
-    image_size: int | None = None,
-) -> DataChoice:
-    """The data set `data`, else the one that the first of the models was trained on.
-
-    A run knows its folder too. Without models it is mnist.
-    """
-    directory = None if data_dir is None else str(data_dir)
-    settings = next(iter(models.settings.values()), None) if models is not None else None
-    trained_on = None
-    if settings is not None and data in (None, settings.data):
-        data, trained_on = settings.data, settings.data_dir
-        directory, image_size = directory or trained_on, image_size or settings.image_size
-    origins = (saved.origin() for saved in models.saved) if models else ()
-    names = (origin.data for origin in origins if origin is not None)
-    data = data or next(names, "mnist")
-    is_known = trained_on is not None and realpath(trained_on) == realpath(directory or "")
-    measured = "all" if data == "folder" and not is_known else "test"
-    return DataChoice(data, directory, image_size, measured)
-
-
-def describe_data(dataset: ImageDataset) -> dict[str, Any]:
-    """The images behind a number, as JSON."""
-    return {"name": dataset.name, "split": dataset.split, "source": dataset.source}
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +63,14 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
     Raises FileNotFoundError or ValueError, naming the file and what it must hold.
     """
     if path.suffix == ".npz":
-        return _images_of_npz(read_npz(path), path, limit)
+        arrays = read_npz(path)
+        name = next((name for name in ARRAY_NAMES if name in arrays), None)
+        if name is None:
+            raise ValueError(
+                f"{path} must hold an array {', '.join(ARRAY_NAMES)}, got "
+                f"{', '.join(arrays) or 'none'}"
+            )
+        return _collect([arrays[name]], path, limit, ours="first_index" in arrays)
     if path.suffix == ".npy":
         return _collect([_load_npy(path)], path, limit)
     if path.suffix.lower() in SUFFIXES and path.is_file():
@@ -135,25 +88,14 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
     raise ValueError(f"{path} holds neither a model, nor .npy shards, nor image files")
 
 
-def read_reference(path: Path) -> ImageSet | FeatureStatistics:
-    """The real images of a file or folder, or their statistics if a .npz has `mu` and `sigma`."""
-    if path.suffix != ".npz":
-        return read_images(path)
-    arrays = read_npz(path)
-    if {"mu", "sigma"} <= arrays.keys():
+def read_reference(path: Path) -> Tensor | FeatureStatistics:
+    """The real images of a file or folder, or their statistics if a .npz has `mu` and `sigma`.
+
+    Images are bytes (N, C, H, W), grey ones that are kept as RGB with one channel.
+    """
+    if path.suffix == ".npz" and {"mu", "sigma"} <= read_npz(path).keys():
         return FeatureStatistics.load(path)
-    return _images_of_npz(arrays, path)
-
-
-def _images_of_npz(
-    arrays: dict[str, NDArray[Any]], path: Path, limit: int | None = None
-) -> ImageSet:
-    name = next((name for name in ARRAY_NAMES if name in arrays), None)
-    if name is None:
-        raise ValueError(
-            f"{path} must hold an array {', '.join(ARRAY_NAMES)}, got {', '.join(arrays) or 'none'}"
-        )
-    return _collect([arrays[name]], path, limit, ours="first_index" in arrays)
+    return as_grey(read_images(path).images)
 
 
 def _load_npy(path: Path) -> NDArray[np.generic]:
@@ -161,9 +103,7 @@ def _load_npy(path: Path) -> NDArray[np.generic]:
         return np.lib.format.open_memmap(path, mode="r")
 
 
-def _collect(
-    arrays: Iterable[NDArray[np.generic]], path: Path, limit: int | None, *, ours: bool = False
-) -> ImageSet:
+def _collect(arrays: Arrays, path: Path, limit: int | None, *, ours: bool = False) -> ImageSet:
     """One set of the first `limit` images in `arrays`, a thousand at a time.
 
     ours: whether dsmooth drew them, whose range is known.
@@ -174,7 +114,7 @@ def _collect(
         floating |= array.dtype.kind == "f"
         taken = array if limit is None else array[: limit - count]
         for first in range(0, max(1, len(taken)), 1000):
-            parts.append(array_to_bytes(np.asarray(taken[first : first + 1000]), str(path)))
+            parts.append(_to_bytes(np.asarray(taken[first : first + 1000]), path))
         count += len(taken)
         if count == limit:
             break
@@ -182,28 +122,25 @@ def _collect(
     if len(shapes) > 1:
         raise ValueError(f"{path} holds images of different shapes: {sorted(shapes)}")
     images, kept = map(torch.cat, zip(*parts, strict=True))
-    if floating and not ours and images.numel() and 127 < int(images.min()) < int(images.max()):
-        raise ValueError(
-            f"{path} must hold values in [-1, 1], got none below 0: images in [0, 1] would be "
-            "pale; store 2 * x - 1, or bytes as uint8"
-        )
     if not ours and images.numel():
+        if floating and 127 < int(images.min()) < int(images.max()):
+            raise ValueError(
+                f"{path} must hold values in [-1, 1], got none below 0: images in [0, 1] would be "
+                "pale; store 2 * x - 1, or bytes as uint8"
+            )
         warn_of_range(images, f"the images of {path}")
     return ImageSet(images, f"{path} ({count:,} images)", kept)
 
 
-def array_to_bytes(array: NDArray[np.generic], source: str) -> tuple[Tensor, Tensor]:
-    """Bytes (N, C, H, W) of an array in one of three layouts, and which these are: (M,) bool.
-
-    Images that diverged are left out. Raises ValueError, naming `source`, for other arrays.
-    """
+def _to_bytes(array: NDArray[np.generic], path: Path) -> tuple[Tensor, Tensor]:
+    """Bytes (N, C, H, W) of the images of an array that did not diverge, and which: (M,) bool."""
     is_bytes = array.dtype == np.uint8
     if not is_bytes and array.dtype.kind != "f":
-        raise ValueError(f"{source} must hold bytes or floating-point values, got {array.dtype}")
+        raise ValueError(f"{path} must hold bytes or floating-point values, got {array.dtype}")
     x = channels_first(torch.from_numpy(np.array(array, np.uint8 if is_bytes else np.float32)))
     if x is None:
         raise ValueError(
-            f"{source} must hold images (N, C, H, W), (N, H, W, C) or (N, H, W) with C = 1 or 3, "
+            f"{path} must hold images (N, C, H, W), (N, H, W, C) or (N, H, W) with C = 1 or 3, "
             f"got shape {array.shape}"
         )
     if is_bytes:
@@ -213,7 +150,7 @@ def array_to_bytes(array: NDArray[np.generic], source: str) -> tuple[Tensor, Ten
     outside = float((x.abs() > 4).float().mean()) if x.numel() else 0.0
     if outside > 0.02:
         raise ValueError(
-            f"{source} must hold values in [-1, 1], got {100 * outside:.0f} % beyond 4: "
-            "store bytes as uint8"
+            f"{path} must hold values in [-1, 1], got {100 * outside:.0f} % beyond 4: store bytes "
+            "as uint8"
         )
     return to_bytes(x), kept
