@@ -12,7 +12,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +37,28 @@ DTYPES = [
     *(torch.int32, torch.int64, torch.bool, torch.complex64),
 ]
 Arguments = dict[str, Any]
+Odd = dict[str, list[Any]]
 
 
 @dataclass(frozen=True)
 class Target:
     """A function to call wrongly.
 
-    arguments: fresh ones, by name, with which `call` succeeds. call: returns tensors. expected: the
-    same tensors by other means, from the same arguments; it raises for what has no right answer.
-    values: wrong or odd values of arguments that are no tensors. is_raw: the function reads memory
-    itself; torch's own end the process over a tensor that lost its memory.
+    arguments: fresh ones, by name, with which `call` succeeds. call: returns
+    tensors, beside those arguments that it writes. refused: odd
+    values of arguments that are no tensors; accepted: such as need not be refused. plain: arguments
+    with which the same call says what is right. free: a tensor of any number of images. is_raw: the
+    function reads memory itself and converts nothing; torch's own end the process over a tensor
+    that lost its memory.
     """
 
     name: str  # of the function, then a comma or a space and what sets this target apart
     arguments: Callable[[], Arguments]
     call: Callable[[Arguments], Sequence[Tensor]]
-    expected: Callable[[Arguments], Sequence[Tensor]]
-    values: dict[str, list[Any]]
+    refused: Odd
+    accepted: Odd
+    plain: Arguments = field(default_factory=dict)
+    free: str | None = None
     is_raw: bool = False
 
     @property
@@ -147,6 +152,7 @@ class WrongCall:
 
     words: str
     arguments: Arguments
+    alone: bool = True  # but one is as it should be
     guards: Sequence[Tensor] = ()
 
     def __repr__(self) -> str:
@@ -168,37 +174,65 @@ def wrong_calls(draw: st.DrawFn, target: Target) -> WrongCall:
         elif isinstance(value, Tensor):
             word, arguments[name] = draw(wrong_tensors(value, is_raw))
         else:
-            odd = [*target.values.get(name, []), None]
+            odd = [*target.refused.get(name, []), *target.accepted.get(name, []), None]
             arguments[name] = draw(st.sampled_from(odd))
             word = repr(arguments[name])
         words.append(f"{name}: {word}")
-    return WrongCall(f"{target.name} with {', '.join(words)}", arguments, tensors)
+    return WrongCall(f"{target.name} with {', '.join(words)}", arguments, len(chosen) == 1, tensors)
 
 
-def judge(target: Target, arguments: Arguments) -> bool:
-    """Whether the call raised; asserts that its answer is right if it did not."""
+def plain_of(target: Target, arguments: Arguments, alone: bool) -> Arguments | None:
+    """The same arguments in memory of their own, of the dtypes and memory orders of right ones.
+
+    None if one has to be refused: what is no such tensor, or `alone` has another shape.
+    """
+    plain = target.arguments()
+    for name, value in arguments.items():
+        right = plain[name]
+        plain[name] = value
+        if value is None or not isinstance(right, Tensor):
+            continue
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
+            return None
+        kind = (lambda t: t.dtype) if target.is_raw else Tensor.is_floating_point
+        fits = value.shape == right.shape
+        is_lost = value.numel() > 0 and value.untyped_storage().nbytes() == 0
+        if kind(value) != kind(right) or is_lost or (alone and not fits and name != target.free):
+            return None
+        copy = right if fits else right.new_empty(value.shape)
+        plain[name] = copy.copy_(value.detach()).requires_grad_(value.requires_grad)
+    return plain | target.plain
+
+
+def judge(target: Target, arguments: Arguments, alone: bool = True) -> bool:
+    """Whether the call raised; asserts that its answer is right if it did not.
+
+    alone: one argument at most is not as it should be.
+    """
+    plain = plain_of(target, arguments, alone)
     try:
         got = target.call(arguments)
     except (AssertionError, SystemError):
         raise
     except Exception:  # refused, by whichever error: memory faults end the process instead
         return True
-    devices = (getattr(value, "device", value) for value in arguments.values())
-    if "meta" in map(str, devices) and all(t.is_meta for t in got):  # no values from no values
+    if plain is None:
+        devices = {str(getattr(value, "device", value)) for value in arguments.values()}
+        assert not target.is_raw, "an answer to what is no right tensor"
+        assert "meta" in devices
+        assert all(t.is_meta for t in got)  # no values from no values
         return False
-    expected = target.expected(arguments)
-    assert len(got) == len(expected)
-    for a, b in zip(got, expected, strict=True):
+    # Memory that is read keeps its values, and what is written has the right ones.
+    names = [name for name, value in plain.items() if isinstance(value, Tensor)]
+    expected = [*target.call(plain), *(plain[name].detach() for name in names)]
+    results = [*got, *(arguments[name].detach() for name in names)]
+    for a, b in zip(results, expected, strict=True):
         assert a.device == b.device
         error = max(2e-4, 4 * torch.finfo(a.dtype).eps) if a.is_floating_point() else 0
         torch.testing.assert_close(
-            _wide(a), _wide(b), rtol=error, atol=error, equal_nan=True, check_stride=False
+            a.double(), b.double(), rtol=error, atol=error, equal_nan=True, check_stride=False
         )
     return False
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
 def settings_of(examples: int) -> settings:
@@ -224,13 +258,16 @@ def run(target: Target, examples: int) -> None:
     for value in plain.values():
         if isinstance(value, Tensor):
             assert_untouched(value)
+    for name in plain.keys() & target.refused.keys():
+        for value in target.refused[name]:
+            assert judge(target, target.arguments() | {name: value}), f"{name}: {value!r}"
 
     @seed(SEED)
     @settings_of(examples)
     @given(wrong_calls(target))
     def law(wrong: WrongCall) -> None:
         note(wrong.words)
-        judge(target, wrong.arguments)
+        judge(target, wrong.arguments, wrong.alone)
         for guard in wrong.guards:
             assert_untouched(guard)
 
