@@ -6,8 +6,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from importlib.util import find_spec
 from typing import Any
 
@@ -59,61 +59,10 @@ def silence() -> Iterator[None]:
         yield
 
 
-class _Whole:
-    """Progress of work in several parts, in per cent of the time that all parts take together."""
-
-    def __init__(self, title: str, seconds: Mapping[str, float]) -> None:
-        self.title, self.seconds, self.done = title, seconds, 0.0
-        self.started = time.monotonic()
-        self.bar = make_bar(title, 100, text="%")
-
-    def percent(self, part: str = "", fraction: float = 0.0) -> float:
-        """Percentage done: the finished parts, and a fraction of another."""
-        now = self.done + fraction * self.seconds.get(part, 0.0)
-        return min(100.0, 100 * now / sum(self.seconds.values()))
-
-    @contextmanager
-    def part(self, title: str, total: int, unit: str) -> Iterator[Callable[[float], None]]:
-        """The bar of a part, below the bar of the whole."""
-        task, overall = self.bar.add_task(title, total=total, text=unit), self.bar.task_ids[0]
-
-        def show(done: float) -> None:
-            percent = self.percent(title, done / total)
-            left = time_left(self.started, percent / 100)
-            self.bar.update(task, completed=done)
-            self.bar.update(overall, completed=percent, text=f"%{left}")
-
-        yield show
-        self.bar.remove_task(task)
-
-
-_WHOLES: list[_Whole] = []
-
-
-@contextmanager
-def whole(title: str, seconds: Mapping[str, float]) -> Iterator[None]:
-    """Inside the block `progress` shows how much of the whole is done as well.
-
-    seconds: about how long each part takes, by its title; parts without count for nothing.
-    """
-    _WHOLES.append(_Whole(title, seconds))
-    try:
-        with _WHOLES[-1].bar or nullcontext():
-            yield
-    finally:
-        _WHOLES.pop()
-
-
 @contextmanager
 def progress(title: str, total: int, unit: str = "images") -> Iterator[Callable[[float], None]]:
     """Show how many of `total` images are done: a bar, or lines with seconds."""
     started = printed = time.monotonic()
-    around = _WHOLES[-1] if _WHOLES else None
-    if around is not None and around.bar is not None:
-        with around.part(title, total, unit) as show_part:
-            yield show_part
-        around.done += around.seconds.get(title, 0.0)
-        return
     bar = make_bar(title, total, text=unit)
     if bar is not None:
         with bar:
@@ -132,11 +81,7 @@ def progress(title: str, total: int, unit: str = "images") -> Iterator[Callable[
             print(f"{title}: {int(done):,}/{total:,}{part}{left}", flush=True)
 
     yield show
-    share = ""
-    if around is not None:
-        around.done += around.seconds.get(title, 0.0)
-        share = f"; {around.percent():.0f} % of {around.title}"
-    print(f"{title}: done in {time.monotonic() - started:.1f} s{share}", flush=True)
+    print(f"{title}: done in {time.monotonic() - started:.1f} s", flush=True)
 
 
 def time_left(started: float, fraction: float) -> str:

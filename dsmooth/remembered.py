@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from .distributed import barrier, broadcast_int, rank_and_size
-from .fields import difference
+from .fields import Json, difference
 from .files import read_json, write_json
 
 
 def remembered(
     path: Path,
-    key: Mapping[str, Any],
-    compute: Callable[[], Mapping[str, Any]],
+    key: Json,
+    compute: Callable[[], Json],
     *,
     again: bool = False,
     replace: bool = True,
-) -> dict[str, Any]:
+) -> Json:
     """The JSON object {"asked": key, **compute()} of a file, computed unless the file has it.
 
     key: all that decides the result, as JSON. again: compute it in any case. replace: overwrite the

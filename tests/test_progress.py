@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from dsmooth.progress import _WHOLES, make_bar, progress, shows_bars, significant, time_left, whole
+from dsmooth.progress import make_bar, progress, shows_bars, significant, time_left
 
 pytestmark = pytest.mark.quick
 
@@ -24,25 +24,6 @@ def test_the_unit_is_named(monkeypatch, capsys) -> None:
     assert lines[:2] == ["training: 20 epochs", "training: 4/20 (22 %), 0:00 left"]
     assert time_left(time.monotonic() - 30, 0.2) == ", 2:00 left"
     assert lines[2].startswith("training: done in ")
-
-
-@pytest.mark.parametrize("terminal", [False, True])
-def test_parts_count_by_their_share_of_the_whole(monkeypatch, capsys, terminal: bool) -> None:
-    monkeypatch.setattr("dsmooth.progress.shows_bars", lambda: terminal)
-    with whole("the report", {"a": 3.0, "b": 1.0}):
-        (around,) = _WHOLES
-        with progress("a", 10) as done:
-            done(5)
-            if terminal:
-                assert [task.completed for task in around.bar.tasks] == [37.5, 5]
-        with progress("unknown", 10):
-            pass
-        assert around.percent() == 75
-        if terminal:
-            assert len(around.bar.tasks) == 1
-    assert not _WHOLES
-    if not terminal:
-        assert "s; 75 % of the report\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from dsmooth.evaluate.receptive_field import receptive_fields
 from dsmooth.files import read_json
 from dsmooth.pretrained import DEFAULT, find
 from dsmooth.report import plots
-from dsmooth.report.page import below_controls, held_out_curves, write_report
+from dsmooth.report.page import below_controls, write_report
 from dsmooth.report.plots import curve_png, new_schedules, running_mean
-from dsmooth.reproduce.results import card_numbers
+from dsmooth.reproduce import card_numbers
 from dsmooth.tables import Table
 from tests.helpers.report_checks import check_self_contained
 
@@ -74,29 +74,13 @@ def made_up_pictures() -> dict[str, torch.Tensor]:
     return {k: 2 * torch.rand(n, 1, 8, 8, generator=generator) - 1 for k, n in shapes.items()}
 
 
-# Numbers of images at which models were scored; the noisy model at every other one.
-IMAGES = [1000 * 2**i for i in range(6)]
-
-
-def scored(first: float, gain: float, images: list[int] = IMAGES) -> list[dict[str, Any]]:
-    """A log whose score falls by `gain` with every doubling of the images."""
-    steps = [{"event": "step", "images": 320 * i, "bits_per_dim": 4 / i} for i in range(1, 101)]
-    return steps + [
-        {"event": "evaluation", "images": n, "bits_per_dim": first - gain * math.log2(n / 1000)}
-        for n in images
-    ]
-
-
-HISTORIES = {
-    "noisy": scored(1.2, 0.01, IMAGES[::2]),
-    "denoiser": scored(1.1, 0.04),
-    "plain": scored(1.15, 0.03),
-}
+STEPS = [{"event": "step", "images": 320 * i, "bits_per_dim": 4 / i} for i in range(1, 101)]
+HISTORY = [*STEPS, {"event": "evaluation", "images": 32_000, "bits_per_dim": 1.2}]
 
 
 def read(folder: Path, results: Mapping[str, Any], pictures: Any = None) -> str:
     """The words of a report, white space collapsed."""
-    histories = {role: HISTORIES[role] for role in results["runs"]}
+    histories = dict.fromkeys(results["runs"], HISTORY)
     pictures = pictures or made_up_pictures()
     commands = ["dsmooth reproduce --budget 64"]
     write_report(folder / "report.html", results, histories, pictures, commands)
@@ -186,20 +170,6 @@ def test_only_mnist_stands_beside_the_paper(page: str, tmp_path: Path, no_plots:
     assert "Beside the paper" not in read(tmp_path, made_up_results(name="fashion-mnist"))
 
 
-def test_growth_is_of_both_losses_less_the_entropy() -> None:
-    runs = made_up_results()["runs"]
-    for run in runs.values():
-        run["images"] = 32_000
-    curves = held_out_curves(runs, HISTORIES)
-    assert [n for n, _ in curves["pair"]] == IMAGES[:-1]
-    entropy = 0.5 * math.log2(2 * math.pi * math.e * 0.25)
-    expected = [2.3 - entropy - 0.05 * i for i in range(5)]
-    assert [v for _, v in curves["pair"]] == pytest.approx(expected)
-    assert len(curves["plain"]) == len(IMAGES)
-    runs["plain"]["images"] = 64_000  # its schedule ends elsewhere
-    assert held_out_curves(runs, HISTORIES) is None
-
-
 def test_a_network_below_its_control_is_told() -> None:
     low, high = ({"accuracy": share, "held_out": share} for share in (0.9, 0.95))
     accuracy = {name: {"up0": low} for name in ("noisy", "untrained-noisy", "pixels")}
@@ -221,23 +191,6 @@ def test_schedules_that_begin_again_are_found_in_the_log() -> None:
     assert new_schedules([*notes, {"event": "step", "images": 3}]) == [8, 16]
 
 
-@pytest.mark.parametrize(
-    ("changed", "histories"),
-    [
-        ({}, {role: HISTORIES[role] for role in ("noisy", "denoiser")}),
-        ({"model": {"likelihood": "continuous"}}, HISTORIES),
-        ({"smoothing": "laplace"}, HISTORIES),
-        ({}, {**HISTORIES, "plain": [{"event": "start", "images": 0}]}),
-    ],
-)
-def test_no_growth_where_the_numbers_do_not_compare(changed: Any, histories: Any) -> None:
-    runs = made_up_results()["runs"]
-    for run in runs.values():
-        run["settings"] |= changed
-        run["images"] = 32_000
-    assert held_out_curves(runs, histories) is None
-
-
 def test_running_mean_keeps_lines_and_few_points() -> None:
     line = [(i, 2.0 * i) for i in range(301)]
     smooth = running_mean(line)
@@ -246,7 +199,7 @@ def test_running_mean_keeps_lines_and_few_points() -> None:
     assert running_mean([(5, 1.5)]) == [(5, 1.5)]
 
 
-@pytest.mark.parametrize("entries", [[], HISTORIES["noisy"][:1]])
+@pytest.mark.parametrize("entries", [[], HISTORY[:1]])
 def test_curves_draw_from_a_short_history(entries: list[dict[str, Any]]) -> None:
     assert curve_png(entries).startswith(b"\x89PNG")
 

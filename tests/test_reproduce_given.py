@@ -24,9 +24,7 @@ from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
 from dsmooth.machine import has_fast_bfloat16
 from dsmooth.models import load_models
 from dsmooth.pretrained import TITLE
-from dsmooth.reproduce import stages
-from dsmooth.reproduce.results import describe_model
-from dsmooth.reproduce.stages import PROBED, Stages
+from dsmooth.reproduce import PROBED, Stages, black_share, describe_model
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.request import Request
 from tests.helpers.command_runs import save_run
@@ -120,7 +118,7 @@ def test_numbers_are_of_their_images_and_seed(given: tuple[Path, ...], tmp_path:
         pair = bits_per_dim(score_pair(models.pair, data, seed=seed, limit=4))
         assert one.bits_per_dim()["pair"]["value"] == pair.value
         x = to_float(choose_images(every.part(slice(6)), 3))
-        replace(one, only="samples").images("plain", Request(3), lambda x=x: x, 0)
+        replace(one, only="samples").images("plain", models.of("plain"), Request(3), x)
         distances = one.compare()["distances"]
         same = distances["plain"]["value"] == distances["real"]["value"]
         assert same == (first == 0)  # the floor is of such images
@@ -138,7 +136,7 @@ def test_results_of_other_weights_and_damaged_ones_are_not_reported(given, again
     assert "probes" not in json.loads((again / "results.json").read_text())
     models, digits = load_models(given), load_embedded_mnist("test")
     models.pair.noisy.head.bias.data += 0.1
-    assert Stages(again, models, digits, digits).pictures() == {}
+    assert Stages(again, models, digits, digits, **SMALL).pictures() == {}
     (again / "bits_per_dim.json").write_text(json.dumps({**bits, "pair": None}))
     with pytest.raises(ValueError, match=r"holds a result that cannot be reported .*`only=STAGE`"):
         reproduce(again, given, only="receptive-field")
@@ -256,4 +254,4 @@ def test_a_model_is_described_without_a_pair_or_an_evaluation(tmp_path: Path) ->
 
 def test_black_pixels_are_black_in_every_colour() -> None:
     red_and_black = torch.tensor([[255, 0], [0, 0], [0, 0]]).byte().view(1, 3, 1, 2)
-    assert stages.black_share(red_and_black) == 0.5
+    assert black_share(red_and_black) == 0.5

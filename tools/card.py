@@ -35,12 +35,19 @@ from dsmooth.pictures import BORDER, save_grid
 from dsmooth.pretrained import find
 from dsmooth.progress import progress
 from dsmooth.report.page import grid, render
-from dsmooth.reproduce.results import describe_machine, describe_model
-from dsmooth.reproduce.stages import Stages, black_share, bytes_to_compare
+from dsmooth.reproduce import (
+    Stages,
+    black_share,
+    bytes_to_compare,
+    describe_machine,
+    describe_model,
+)
 from dsmooth.runs import RunFolder
+from dsmooth.sampling.request import Request
 from dsmooth.training.settings import differences
 from dsmooth.training.step import total_images
 
+GUIDANCE = 0.1  # of guided samples of a pair with classes
 FEW = 1000  # images that are classified, or counted where a classifier is sure
 # Networks that are probed, by their input: on clean images also those to compare with.
 PROBED = {"noisy": ("noisy", "pixels"), "clean": ("noisy", "pixels", "plain", "untrained-noisy")}
@@ -101,11 +108,11 @@ def write_card(
 ) -> dict[str, Any]:
     """Measure a pair by `count` samples and test images, write its card, and return card.json."""
     models = load_models([folder, *filter(Path.exists, [folder / "plain"])])
-    guidance = 0.1 if models.n_classes else 0.0
-    stages = Stages(
-        work, models, train_set, test_set, count=count, scored_images=count, guidance=guidance
-    )
+    stages = Stages(work, models, train_set, test_set, count=count, scored_images=count)
     stages.draw()
+    if models.n_classes:
+        guided = Request(count, label="each", guidance=GUIDANCE)
+        stages.images("guided", models.of("noisy", "denoiser"), guided)
     pictures = stages.pictures()
     card: dict[str, Any] = {
         "dsmooth": __version__,
@@ -160,7 +167,7 @@ def measure_samples(stages: Stages, pictures: Mapping[str, Tensor]) -> dict[str,
             "black": black_share(x[:FEW]),
             "confident": {str(p): float((surest >= p).double().mean()) for p in (0.9, 0.99)},
         }
-    return {"name": network.distance_name, "guidance": stages.guidance, "of": results}
+    return {"name": network.distance_name, "guidance": GUIDANCE, "of": results}
 
 
 def measure_classes(stages: Stages) -> dict[str, Any]:

@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import shlex
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ..config import OWN, ProbeSettings, Role, TrainConfig
+from ..config import ProbeSettings, Role, TrainConfig
+from ..data import ImageDataset
 from ..distributed import broadcast_int, process_group, rank_and_size
 from ..evaluate.batches import check_images
 from ..evaluate.features import make_extractor
-from ..fields import check_number
+from ..fields import Json, check_number
 from ..files import check_writable, lock_folder
 from ..machine import choose_device, use_threads
-from ..models import load_models
+from ..models import Models, load_models
 from ..presets import preset
 from ..pretrained import DEFAULT, TITLE, packaged
 from ..remembered import remembered
@@ -34,6 +32,7 @@ from ..runs import RunFolder
 from ..training import train
 from ..training.beginning import load_data
 from .evaluate import choose_data
+from .evaluate import choose_data
 from .options import DEFAULT_PRESET, Reproduce
 
 # Each model's part of the training time; the pair matters most.
@@ -41,7 +40,6 @@ SHARES: dict[Role, float] = {"noisy": 0.4, "denoiser": 0.4, "plain": 0.2}
 # The least training between two evaluations of held-out images.
 EVALUATION_MINUTES = 0.4
 BUDGET_MINUTES = 8.0
-CLAIM = "reproduction.json"
 
 
 def reproduce(options: Reproduce) -> int:
@@ -94,44 +92,36 @@ def runs_to_train(options: Reproduce) -> tuple[TrainConfig, ...]:
 def carry_out(options: Reproduce, runs: Sequence[TrainConfig]) -> int:
     """Train `runs` into the folder, or take models; then do what an earlier call did not do.
 
-    Writes a run folder for each model that it trains, and samples/ with a .npz array and a .png
-    grid for each method. The stages write bits_per_dim.json, frechet.json, probes.json and
-    receptive_field.json. results.json has all numbers, report.html shows them.
-    Returns the exit status, negative where the process must leave at once: 0, or 128 + the signal's
-    number if it was stopped; the same call then goes on. Under torchrun all processes work together
-    in every stage, and rank 0 writes.
+    Writes a run folder for each model that it trains, the files of the stages, results.json with
+    all numbers, and report.html. Returns the exit status, negative where the process must leave at
+    once: 0, or 128 + the signal's number if it was stopped; the same call then goes on. Under
+    torchrun all processes work together in every stage, and rank 0 writes.
     """
     for name in ("count", "scored_images", "probe_train_images", "probe_test_images"):
         check_number(name, getattr(options, name))
-    out = options.out
+    out, seed = options.out, options.seed
     with process_group(), contextlib.ExitStack() as stack:
         use_threads(options.execution.threads)
-        check_trained(options, runs)
+        untrained = [each.role for each in runs if not RunFolder(out / each.role).is_finished()]
+        if untrained and options.only:
+            raise ValueError(
+                f"`only={options.only}` needs trained models, and {', '.join(untrained)} in {out} "
+                "is not trained: repeat the call without it first"
+            )
         if options.extractor != "auto":
             make_extractor(options.extractor)  # a mistake is reported before any work
         device = choose_device(options.execution.device)
-        say_how_to_use_all_gpus()
-        budget = None
         if runs:
-            title, names = options.preset or DEFAULT_PRESET, [out / config.role for config in runs]
+            title, budget = options.preset or DEFAULT_PRESET, runs[0].budget
             train_set, test_set = load_data(runs[0], progress=True)
-            settings = {config.role: asdict(config) for config in runs}
-            if runs[0].budget is not None:
+            if budget is not None:  # of all runs
                 budget = BUDGET_MINUTES if options.budget is None else options.budget
-                for fields in settings.values():
-                    del fields["budget"], fields["evaluations"]  # parts of the budget in all
-            key: dict[str, Any] = {"budget": budget, "runs": settings}
+            key: Json = {"budget": budget, "runs": {each.role: asdict(each) for each in runs}}
         else:
-            title, names = "models that were given", [*options.models]
-            if not names:  # a folder of one's own that is named like these is not meant
-                title, names = TITLE, [packaged()[DEFAULT], packaged()[f"{DEFAULT}-plain"]]
-            models = load_models(names).to(device)
-            choice = choose_data(models, options.dataset)
-            train_set, test_set = choice.load("train"), choice.load("test")
-            for dataset in (train_set, test_set):
-                check_images(models.pair, dataset)
+            title, budget = "models that were given" if options.models else TITLE, None
+            models, train_set, test_set = take_models(options, device)
             key = {"data": test_set.source, "weights_sha256": models.digests()}
-        stack.enter_context(claimed(out, {"name": title, "seed": options.seed, **key}))
+        stack.enter_context(claimed(out, {"name": title, "seed": seed, **key}))
         try:
             for config in runs:
                 interrupted = train_one(config, RunFolder(out / config.role), options)
@@ -139,7 +129,7 @@ def carry_out(options: Reproduce, runs: Sequence[TrainConfig]) -> int:
                     print(f"stopped and saved in {out}; repeat the same command to go on")
                     return 128 + interrupted
             if runs:
-                models = load_models(names).to(device)
+                models = load_models([out / config.role for config in runs]).to(device)
             stages = Stages(
                 out,
                 models,
@@ -150,10 +140,10 @@ def carry_out(options: Reproduce, runs: Sequence[TrainConfig]) -> int:
                 probes=ProbeSettings(
                     train_images=options.probe_train_images,
                     test_images=options.probe_test_images,
-                    seed=options.seed,
+                    seed=seed,
                 ),
                 extractor=options.extractor,
-                seed=options.seed,
+                seed=seed,
                 only=options.only,
                 precision=options.execution.precision,
             )
@@ -161,55 +151,39 @@ def carry_out(options: Reproduce, runs: Sequence[TrainConfig]) -> int:
         except KeyboardInterrupt:
             print(f"\nstopped; what is done is in {out}; repeat the same command to go on")
             return -130  # at once, without the threads at work
-        if rank_and_size()[0] > 0:
-            return 0
-        commands = longer_training(title, budget, options, stages)
-        bound, *advice = report(stages, title, budget, commands, trained_here=bool(runs))
-        print(f"\n{bound}")
-        if any(out.glob("samples/*.png")):
-            print(f"Pictures: {out / 'samples'}/*.png")
-        print(f"Report:   {out / 'report.html'} (open it in a browser; it needs no network)")
-        for sentence in advice:
-            print(wrapped(sentence))
+        if rank_and_size()[0] == 0:
+            commands = longer_training(title, budget, options, stages.embedded)
+            bound, *advice = report(stages, title, budget, commands, trained_here=bool(runs))
+            print(f"\n{bound}")
+            if any(out.glob("samples/*.png")):
+                print(f"Pictures: {out / 'samples'}/*.png")
+            print(f"Report:   {out / 'report.html'} (open it in a browser; it needs no network)")
+            print("\n".join(advice))
     return 0
 
 
+def take_models(
+    options: Reproduce, device: torch.device
+) -> tuple[Models, ImageDataset, ImageDataset]:
+    """The models that are named, or the packaged ones, and their training and test images."""
+    # By its folder: one of the user's that is named like the packaged models is not meant.
+    names = options.models or (packaged()[DEFAULT], packaged()[f"{DEFAULT}-plain"])
+    models = load_models(names).to(device)
+    choice = choose_data(models, options.dataset)
+    train_set, test_set = choice.load("train"), choice.load("test")
+    check_images(models.pair, test_set)
+    return models, train_set, test_set
+
+
 @contextlib.contextmanager
-def claimed(out: Path, key: Mapping[str, Any]) -> Iterator[None]:
+def claimed(out: Path, key: Json) -> Iterator[None]:
     """Keep other processes, and other reproductions, out of a folder. ValueError in one of them."""
-    first = rank_and_size()[0] == 0
-    if (
-        first
-        and not (out / CLAIM).exists()
-        and out.exists()
-        and (out.is_file() or [*out.iterdir()])
-    ):
+    first, claim = rank_and_size()[0] == 0, out / "reproduction.json"
+    if first and not claim.exists() and out.exists() and (out.is_file() or [*out.iterdir()]):
         raise ValueError(f"{out} is there and holds no reproduction; choose another folder")
     with lock_folder(out, "another dsmooth reproduce") if first else contextlib.nullcontext():
-        remembered(out / CLAIM, key, dict, replace=False)
+        remembered(claim, key, dict, replace=False)
         yield
-
-
-def check_trained(options: Reproduce, runs: Sequence[TrainConfig]) -> None:
-    """Raise ValueError for one stage of models that are not all trained."""
-    roles = [config.role for config in runs]
-    untrained = [role for role in roles if not RunFolder(options.out / role).is_finished()]
-    if untrained and options.only:
-        raise ValueError(
-            f"`only={options.only}` needs trained models, and {' and '.join(untrained)} in "
-            f"{options.out} {'is' if len(untrained) == 1 else 'are'} not: repeat the call without "
-            "it first"
-        )
-
-
-def say_how_to_use_all_gpus() -> None:
-    """One line where there are several GPUs and one process."""
-    count = torch.cuda.device_count()
-    if count > 1 and rank_and_size()[1] == 1:
-        print(
-            f"this machine has {count} GPUs, and one process uses one of them; to use all: "
-            f"torchrun --nproc-per-node {count} -m dsmooth reproduce ..."
-        )
 
 
 def train_one(config: TrainConfig, run: RunFolder, options: Reproduce) -> int | None:
@@ -225,31 +199,18 @@ def train_one(config: TrainConfig, run: RunFolder, options: Reproduce) -> int | 
 
 
 def longer_training(
-    title: str, budget: float | None, options: Reproduce, stages: Stages
+    title: str, budget: float | None, options: Reproduce, embedded: bool
 ) -> list[str]:
     """Commands that train such models for longer, or the pair that comes with the package anew."""
     if title == TITLE:
         return ["dsmooth reproduce --from-scratch --out from-scratch"]
-    if budget is not None:
-        minutes = max(60, round(8 * budget))
-        words = ["dsmooth", "reproduce", "--preset", title, "--budget", str(minutes)]
-        words += ["--out", f"reproduction-{minutes}", "--seed", str(options.seed)]
-        if stages.embedded:
-            words += ["--data-dir", "data", "--download"]
-        elif options.dataset.data_dir is not None:
-            words += ["--data-dir", str(options.dataset.data_dir)]
-        return [shlex.join(words)]
-    commands, models = [], stages.models
-    for role, run in models.runs.items():
-        settings = models.settings[role]
-        if run.can_resume() and run.is_finished() and settings.images and settings.data != OWN:
-            words = ["dsmooth", "train", role, "--out", str(run.path), "--resume"]
-            commands.append(shlex.join([*words, "--images", str(2 * settings.images)]))
-    return commands
-
-
-def wrapped(sentence: str) -> str:
-    """A sentence in lines, none of which ends within a command, for these are copied."""
-    unbroken = re.sub("`[^`]*`", lambda command: command[0].replace(" ", "\0"), sentence)
-    lines = textwrap.fill(unbroken, 100, break_long_words=False, break_on_hyphens=False)
-    return lines.replace("\0", " ")
+    if budget is None:
+        return []
+    minutes = max(60, round(8 * budget))
+    words = ["dsmooth", "reproduce", "--preset", title, "--budget", str(minutes)]
+    words += ["--out", f"reproduction-{minutes}", "--seed", str(options.seed)]
+    if embedded:
+        words += ["--data-dir", "data", "--download"]
+    elif options.dataset.data_dir is not None:
+        words += ["--data-dir", str(options.dataset.data_dir)]
+    return [shlex.join(words)]

@@ -11,15 +11,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
 from ..evaluate.probe import PIXELS, best_block, best_probe
-from ..fields import flatten
+from ..fields import Json, flatten
 from ..files import write_atomically
 from ..pictures import grid_png
 from ..tables import COMPARABLE, Table, bits_table, decimals, percent, shown
@@ -31,16 +29,16 @@ MIN_WIDTH = 600  # pixels of a grid
 
 def write_report(
     path: Path,
-    results: Mapping[str, Any],
-    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    results: Json,
+    histories: Mapping[str, Sequence[Json]],
     pictures: Mapping[str, Tensor],
     commands: Sequence[str] = (),
 ) -> list[str]:
     """Write the report of `results` (the content of results.json) to `path`.
 
     Returns the pair's bits/dim, then sentences on the training so far and on more of it.
-    histories: the log of each role's run. pictures: (N, C, H, W) images by name, as
-    `dsmooth.reproduce.stages.Stages.draw` returns them. commands: for longer training.
+    histories: the log of each role's run. pictures: (N, C, H, W) images by name. commands: for
+    longer training.
     """
     lead, *advice = render("sentences.md", results=results, commands=commands).splitlines()
     text = render(
@@ -48,7 +46,6 @@ def write_report(
         results=results,
         histories=histories,
         pictures=pictures,
-        curves=held_out_curves(results["runs"], histories),
         lead=lead,
         advice=advice,
     )
@@ -59,7 +56,7 @@ def write_report(
     return [lead, *advice]
 
 
-def render(name: str, folder: Path = FOLDER, **numbers: Any) -> str:
+def render(name: str, folder: Path = FOLDER, **values: object) -> str:
     """The text of a template of `folder`, which may import from those here; HTML is escaped."""
     html = name.endswith(".html")
     pages = Environment(
@@ -73,93 +70,53 @@ def render(name: str, folder: Path = FOLDER, **numbers: Any) -> str:
     functions = (best_block, best_probe, below_controls, bits_table, grid, settings_table)
     pages.globals |= {each.__name__: each for each in functions}
     pages.globals |= {"COMPARABLE": COMPARABLE, "base64": base64, "plots": plots}
-    return pages.get_template(name).render(numbers)
+    return pages.get_template(name).render(values)
 
 
 def grid(*rows: Tensor) -> bytes:
-    """A grid as PNG: one batch in a square, or several batches a row each.
-
-    The grid is sharp on a dense screen, and diverged images are plain grey.
-    """
+    """A grid as PNG, sharp on a dense screen: one batch in a square, or several a row each."""
     x = torch.cat(rows)
     columns = len(rows[0]) if len(rows) > 1 else math.isqrt(len(x) - 1) + 1
-    zoom = max(2, math.ceil(MIN_WIDTH / (columns * x.shape[3])))
-    return grid_png(x, columns=columns, zoom=zoom)
+    return grid_png(x, columns=columns, zoom=max(2, math.ceil(MIN_WIDTH / (columns * x.shape[3]))))
 
 
-def settings_table(names: Mapping[str, str], runs: Mapping[str, Any]) -> Table:
+def settings_table(names: Mapping[str, str], runs: Json) -> Table:
     """Settings of the runs, by their keys and names; a dash where one is not recorded."""
     every = {role: flatten(run["settings"]) for role, run in runs.items()}
     for key in ("smoothing", "scale", "clean_noise"):  # which a plain model does not have
         every.get("plain", {}).pop(key, None)
     rows = [
-        [words, *(_setting_words(settings.get(key, "–")) for settings in every.values())]
+        [words, *(setting_words(settings.get(key, "–")) for settings in every.values())]
         for key, words in names.items()
     ]
     return Table(["Setting", *runs], [row for row in rows if {*row[1:]} != {"–"}])
 
 
-def _setting_words(value: Any) -> str:
+def setting_words(value: object) -> str:
     """A setting's value as a person writes it."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(map(_setting_words, value))
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        return ", ".join(map(setting_words, value))
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def held_out_curves(
-    runs: Mapping[str, Any], histories: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> dict[str, list[tuple[int, float]]] | None:
-    """The pair's bound and the plain model's bits/dim; None without three runs of such numbers.
-
-    Each is a list of (images seen, bits/dim). Both are of the probability of bytes, so they may be
-    compared. The runs must end at the same number of images: in the middle of a schedule bits/dim
-    say little of a run that ends there.
-    """
-    roles = ("noisy", "denoiser", "plain")
-    if not set(roles) <= histories.keys():
-        return None
-    if len({runs[role].get("images") for role in roles}) > 1:
-        return None
-    settings = runs["noisy"]["settings"]
-    likelihoods = {runs[role]["settings"]["model"]["likelihood"] for role in roles[1:]}
-    if settings["smoothing"] != "gaussian" or likelihoods != {"discretized"}:
-        return None
-    noisy, denoiser, plain = (
-        [(e["images"], e["bits_per_dim"]) for e in histories[role] if e["event"] == "evaluation"]
-        for role in roles
-    )
-    entropy = 0.5 * math.log2(2 * math.pi * math.e * settings["scale"] ** 2)
-    if not noisy:
-        return None
-    seen, bits = zip(*noisy, strict=True)
-    pair = [
-        # The noisy model's by a line in the logarithm of the images.
-        (n, float(np.interp(math.log(n), np.log(seen), bits)) + value - entropy)
-        for n, value in denoiser
-        if seen[0] <= n <= seen[-1]
-    ]
-    return {"pair": pair, "plain": plain} if len(pair) > 1 and len(plain) > 1 else None
-
-
-def below_controls(accuracy: Mapping[str, Any], title: str, name: str) -> str:
+def below_controls(accuracy: Json, title: str, name: str) -> str:
     """A sentence if a control of network `name` has a better probe than the network itself."""
-    best = {
-        words: accuracy[subject][best_probe(accuracy[subject])]["accuracy"]
-        for subject, words in (
-            (name, title),
-            (f"untrained-{name}", "the same network untrained"),
-            (PIXELS, "the pixels that it sees"),
-        )
-        if subject in accuracy
+    best = {one: blocks[best_probe(blocks)]["accuracy"] for one, blocks in accuracy.items()}
+    controls = {
+        f"untrained-{name}": "the same network untrained",
+        PIXELS: "the pixels that it sees",
     }
-    trained = best.pop(title)
-    better = [f"{words} ({percent(value)})" for words, value in best.items() if value > trained]
+    better = [
+        f"{words} ({percent(best[control])})"
+        for control, words in controls.items()
+        if control in best and best[control] > best[name]
+    ]
     if not better:
         return ""
-    return f"{title}: its best probe ({percent(trained)}) is below that of {' and '.join(better)}."
+    return (
+        f"{title}: its best probe ({percent(best[name])}) is below that of {' and '.join(better)}."
+    )
