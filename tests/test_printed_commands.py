@@ -61,7 +61,7 @@ def follow(command: str) -> None:
 
 
 @pytest.mark.long
-def test_every_printed_command_runs(tmp_path, monkeypatch, capsys, no_plots: None) -> None:
+def test_every_printed_command_runs(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     pixels = random_bytes((30, 8, 8, 3))
     write_images(tmp_path / "images", {f"{i}.png": picture for i, picture in enumerate(pixels)})
@@ -76,15 +76,6 @@ def test_every_printed_command_runs(tmp_path, monkeypatch, capsys, no_plots: Non
         assert run(*stopped) == 128 + signal.SIGINT
     printed = capsys.readouterr().out
     assert "--threads 1" in printed
-
-    models = ["runs", "runs/my plain"]
-    assert (
-        run("reproduce", "--models", *models, *SMALLER["reproduce"].split(), "--out", "report") == 0
-    )
-    told = capsys.readouterr().out
-    assert "next: " not in told
-    for text in (printed, told, Path("report/report.html").read_text()):
-        assert commands_in(text)
 
     cards = []
     for pair in (dsmooth.SmoothedPair.from_pretrained(name) for name in ("runs", "mnist")):
@@ -110,8 +101,7 @@ def test_every_printed_command_runs(tmp_path, monkeypatch, capsys, no_plots: Non
         for embedded in (True, False)
         for command in longer_training(title, budget, options, embedded)
     ]
-    report = Path("report/report.html").read_text()
-    every = set(longer) | {own} | set().union(*map(commands_in, (printed, told, report, *cards)))
+    every = {own, *longer}.union(*map(commands_in, (printed, *cards)))
     assert len(every) >= 11
     for command in sorted(every):
         follow(command)

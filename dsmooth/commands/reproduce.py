@@ -106,7 +106,7 @@ def carry_out(options: Reproduce, runs: Sequence[TrainConfig]) -> int:
         if untrained and options.only:
             raise ValueError(
                 f"`only={options.only}` needs trained models, and {', '.join(untrained)} in {out} "
-                "is not trained: repeat the call without it first"
+                "did not finish training: repeat the call without it first"
             )
         if options.extractor != "auto":
             make_extractor(options.extractor)  # a mistake is reported before any work
@@ -158,7 +158,8 @@ def carry_out(options: Reproduce, runs: Sequence[TrainConfig]) -> int:
             if any(out.glob("samples/*.png")):
                 print(f"Pictures: {out / 'samples'}/*.png")
             print(f"Report:   {out / 'report.html'} (open it in a browser; it needs no network)")
-            print("\n".join(advice))
+            for sentence in advice:
+                print(sentence)
     return 0
 
 
