@@ -32,7 +32,6 @@ from ..runs import RunFolder
 from ..training import train
 from ..training.beginning import load_data
 from .evaluate import choose_data
-from .evaluate import choose_data
 from .options import DEFAULT_PRESET, Reproduce
 
 # Each model's part of the training time; the pair matters most.
