@@ -92,16 +92,17 @@ def time_left(started: float, fraction: float) -> str:
 
 
 @contextmanager
-def reading(split: str) -> Iterator[Callable[[int, int], None]]:
-    """Show how many images of a split are read, if any is: a reader tells the total then."""
+def reading() -> Iterator[Callable[[int, int], None]]:
+    """Show how many image files are read, if any is: a reader tells the total then."""
     with ExitStack() as stack:
-        bar = None
+        show_done: Callable[[float], None]
 
         def show(done: int, total: int) -> None:
-            nonlocal bar
-            if bar is None:
-                bar = stack.enter_context(progress(f"reading {split} images", total))
-            bar(done)
+            nonlocal show_done
+            if done == 1:
+                stack.close()
+                show_done = stack.enter_context(progress("reading images", total))
+            show_done(done)
 
         yield show
 

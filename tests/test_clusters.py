@@ -12,7 +12,7 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth.data import ImageDataset
-from dsmooth.data.labels import with_labels, write_labels
+from dsmooth.data.reading import with_labels, write_labels
 from dsmooth.evaluate import clusters
 from dsmooth.evaluate.classes import classify
 from dsmooth.evaluate.clusters import agreement, cluster, find_clusters
@@ -120,8 +120,11 @@ def test_a_file_of_labels_is_of_its_images_alone(tmp_path: Path):
     with pytest.raises(ValueError, match="found no test"):
         with_labels(replace(data, split="test"), tmp_path / "labels.npz")
     write_labels(tmp_path / "labels.npz", [labelled], labelled.class_names[:3])
-    with pytest.raises(ValueError, match="a label of each train image, among those it names"):
-        with_labels(data, tmp_path / "labels.npz")
+    fewer = with_labels(data, tmp_path / "labels.npz")
+    with pytest.raises(
+        ValueError, match=r"of 0 \.\. 2, but .*labels\.npz has 0 \.\. 3 in its train"
+    ):
+        fewer.labels_for(3)
 
 
 def test_labels_of_other_classes_are_not_a_models() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10, CelebA
 
-from dsmooth.data import SPLITS, load_dataset, mnist
+from dsmooth.data import SPLITS, load_dataset, published
 from tests.helpers.data_makers import random_bytes, refused, write_images, write_mnist
 
 pytestmark = pytest.mark.quick
@@ -42,7 +42,7 @@ def test_embedded_subset_is_itself(split: str, n: int) -> None:
 
 
 def test_attribution_is_beside_the_subset() -> None:
-    text = (mnist.SUBSET_PATH.parent / "ATTRIBUTION.md").read_text()
+    text = (published.SUBSET_PATH.parent / "ATTRIBUTION.md").read_text()
     for name in ("LeCun", "Cortes", "Burges", "Share Alike"):
         assert name in text
 

@@ -19,7 +19,7 @@ import pytest
 import dsmooth
 from dsmooth.config import ProbeSettings
 from dsmooth.data import SPLITS
-from dsmooth.data.mnist import load_embedded_mnist
+from dsmooth.data.published import load_embedded_mnist
 from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import run, smaller
 from tests.helpers.data_makers import random_bytes, write_images

@@ -45,54 +45,10 @@ def chess(mode: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
-def test_pillow_pictures_look_as_they_did(mode: str, tmp_path: Path) -> None:
+def test_pillow_pictures_look_as_they_did(mode: str) -> None:
     found = own_images([chess(mode)] * 2)
     assert found.image_channels == (1 if mode in ("1", "L", "LA") else 3)
     assert torch.equal(found.images, torch.from_numpy(255 * CHESS).byte().expand_as(found.images))
-
-
-@pytest.mark.parametrize(
-    ("picture", "message"),
-    [
-        (Image.new("RGBA", (8, 8), (9, 9, 9, 0)), r"item 1 must be opaque.*this flattens it: (.*)"),
-        (Image.fromarray(np.full((8, 8), 65535, np.uint16)), r"item 1 .* 8 bits .*it: (.*)"),
-        (Image.fromarray(np.full((8, 8), 65535, np.int32)), r"item 1 .* 8 bits .*it: (.*)"),
-    ],
-)
-def test_the_error_has_the_line_that_converts(picture: Image.Image, message: str) -> None:
-    white = Image.new("RGB" if picture.mode == "RGBA" else "L", picture.size, "white")
-    with pytest.raises(ValueError, match=message) as caught:
-        own_images([white, picture])
-    line = str(caught.value).rpartition("it: ")[2]
-    converted = eval(line, {"Image": Image, "numpy": np, "image": picture})
-    assert (own_images([white, converted]).images == 255).all()
-
-
-def test_a_random_split_is_training_and_held_out_images() -> None:
-    halves = loaders.random_split(
-        loaders.TensorDataset(PIXELS), [30, 10], torch.Generator().manual_seed(0)
-    )
-    for images, half in zip(split_own(halves), halves, strict=True):
-        assert torch.equal(images.images, PIXELS[half.indices])
-
-
-class Noisy(loaders.Dataset):
-    """A random transform inside a data set, which counts its reads."""
-
-    def __len__(self) -> int:
-        return len(PIXELS)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.where(torch.rand(8, 8) < 0.5, PIXELS[index], 0)
-
-
-def test_a_frozen_transform_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
-    own_images(loaders.TensorDataset(PIXELS))
-    assert not caplog.messages
-    own_images(Noisy())
-    (line,) = caplog.messages
-    assert line.startswith("item 0 of the data set differs at a second read")
-    assert "transform=" in line
 
 
 def crop(image: torch.Tensor) -> torch.Tensor:
@@ -124,8 +80,6 @@ def test_a_transform_is_a_function_of_seed_and_visit() -> None:
     transformed(PIXELS, lambda x: (seeds.append(torch.initial_seed()), x)[1], seed=3, first=5)
     words = image_words(40, 1, seed=3, first_index=5, stream=Stream.TRANSFORM)[:, 0].tolist()
     assert seeds == [low | high << 32 for low, high, *_ in words]
-    with pytest.raises(ValueError, match="transform must"):
-        transformed(train_set.images[:1], lambda image: image[0], seed=0, first=0)
     assert random.getstate() == before[1]
     torch.manual_seed(7)
     state = torch.random.get_rng_state()
@@ -142,13 +96,8 @@ def test_the_transform_of_a_data_set_is_the_argument() -> None:
     held_out = replace(own, images=PIXELS[:4, :, :4, :4])
     train_set, test_set = split_own((own, held_out))
     assert train_set.digest == split_own((PIXELS, held_out), transform=crop)[0].digest
-    for sets, transform in (
-        ((train_set, test_set), crop),
-        (split_own(replace(own, transform=torch.clone)), torch.clone),
-    ):
-        assert [each.transform for each in sets] == [transform, None]
-    with pytest.raises(ValueError, match="transform= was given beside that of an ImageDataset"):
-        split_own((own, held_out), transform=crop)
+    assert (train_set.transform, test_set.transform) == (crop, None)
+    assert split_own(own, transform=torch.clone)[0].transform is torch.clone
 
 
 @pytest.mark.parametrize(
@@ -156,6 +105,7 @@ def test_the_transform_of_a_data_set_is_the_argument() -> None:
     [
         (torch.Tensor.float, "must make uint8 .* got torch.float32 .*leave out ToTensor"),
         (torch.Tensor.numpy, r"must make uint8 .* got ndarray \(1, 8, 8\)"),
+        (lambda x: x[0], r"must make uint8 .* got torch.uint8 \(8, 8\)"),
         (lambda x: x[:, : int(x[0, 0, 0])], "must make images of one shape"),
         (lambda x: x[:, :4], r"must have the shape \(1, 4, 8\) .* that transform makes"),
     ],
@@ -166,23 +116,22 @@ def test_transforms_that_cannot_be(transform: Transform, message: str) -> None:
         TrainState(tiny(), split_own((pixels, pixels), transform=transform)[0], CPU).inputs(0)
 
 
-def test_labels_in_every_form() -> None:
-    y = torch.arange(40) % 3
-    one_hot = torch.nn.functional.one_hot(y)
-    for dataset, labels in (
-        *((PIXELS, y), (PIXELS, y.tolist()), (PIXELS, one_hot), (PIXELS.numpy(), y.numpy())),
-        *(((PIXELS, y), None), ((PIXELS, one_hot.float()), None), ((PIXELS, y.tolist()), None)),
-        *(((PIXELS, [*y.numpy()]), None), (PIXELS, [*y]), (PIXELS, one_hot.bool().numpy())),
-        *(((PIXELS, y[:, None]), None), ((PIXELS, [*one_hot]), None), (PIXELS, y.tolist())),
-        *((loaders.TensorDataset(PIXELS, each), None) for each in (y, one_hot, y.float())),
+@pytest.mark.parametrize("names", [(), ("cat", "dog", "emu")])
+def test_labels_in_every_form(names: tuple[str, ...]) -> None:
+    numbers = torch.arange(40) % 3
+    labels = [names[i] for i in numbers] if names else numbers.tolist()
+    items = [*zip(PIXELS, np.array(labels), strict=True)]
+    for dataset, apart in (
+        *((PIXELS, labels), (PIXELS.numpy(), np.array(labels)), ((PIXELS, labels), None)),
+        *(((PIXELS, np.array(labels)), None), (items, None), (PIXELS, [*np.array(labels)])),
+        *((loaders.Subset(items, range(40)), None), ((items, items[9:10]), None)),
+        (loaders.TensorDataset(PIXELS, numbers) if not names else items, None),
     ):
-        train_set, held_out = split_own(dataset, labels)
-        assert torch.equal(torch.cat([train_set.labels[:9], held_out.labels[:1]]), y[:10])
-    for no_class in (torch.tensor([1, 1, 0]), {"boxes": []}, None):
-        assert own_images([(image, no_class) for image in PIXELS]).labels is None
-    train_set, held_out = split_own(((PIXELS, y), (PIXELS[:2], y[:2])))
-    assert held_out.labels.tolist() == [0, 1]
-    assert train_set.digest != replace(train_set, labels=2 - y).digest
+        train_set, held_out = split_own(dataset, apart)
+        assert train_set.class_names == held_out.class_names == names
+        assert torch.equal(torch.cat([train_set.labels[:9], held_out.labels[:1]]), numbers[:10])
+    assert train_set.digest != replace(train_set, labels=2 - train_set.labels).digest
+    assert own_images([(image, None) for image in PIXELS]).labels is None
 
 
 class Hub(list):
@@ -192,30 +141,17 @@ class Hub(list):
 
 
 def test_names_of_classes() -> None:
-    names = ["dog", "cat", "emu", "cat"] * 10
-    items = [*zip(PIXELS, names, strict=True)]
-    for dataset, labels in (
-        *((PIXELS, names), ((PIXELS, names), None), (items, None)),
-        *((PIXELS, np.array(names)), (loaders.Subset(items, range(40)), None)),
-        ([*zip(PIXELS, np.array(names), strict=True)], None),
-    ):
-        train_set, held_out = split_own(dataset, labels)
-        assert train_set.class_names == held_out.class_names == ("cat", "dog", "emu")
-        assert train_set.labels[:4].tolist() == [1, 0, 2, 0]
-    both = split_own((loaders.Subset(items, range(40)), [(PIXELS[0], "ape"), (PIXELS[1], "emu")]))
+    animals = [(image, name) for image, name in zip(PIXELS, ["dog", "cat", "emu"], strict=False)]
+    both = split_own((animals, [(PIXELS[0], "ape"), (PIXELS[1], "emu")]))
     assert [each.class_names for each in both] == [("cat", "dog", "emu", "ape")] * 2
     assert both[1].labels.tolist() == [3, 2]
     hub = Hub({"image": image, "label": i % 2} for i, image in enumerate(PIXELS))
-    for found in (own_images(hub), own_images(split_own(hub)[0], labels=None)):
-        assert found.class_names == ("dog", "cat")
-    assert split_own(own_images(hub))[1].class_names == ("dog", "cat")
-    assert own_images(PIXELS, labels=names).class_names == ("cat", "dog", "emu")
+    for each in (own_images(hub), *split_own(hub), split_own(own_images(hub))[1]):
+        assert each.class_names == ("dog", "cat")
 
 
 def test_ranges_of_pixels(caplog: pytest.LogCaptureFixture) -> None:
-    for same in (PIXELS.long(), PIXELS.numpy().astype(np.uint16), [*PIXELS.int()]):
-        assert torch.equal(own_images(same).images, PIXELS)
-    assert torch.equal(own_images(PIXELS > 99).images, (PIXELS > 99).byte() * 255)
+    own_images(PIXELS)
     assert not caplog.messages
     for few, ends in ((PIXELS // 16, "0 .. 15"), (PIXELS // 2 + 127, "127 .. 254")):
         own_images(few)
@@ -225,10 +161,12 @@ def test_ranges_of_pixels(caplog: pytest.LogCaptureFixture) -> None:
 def test_forms_of_images_of_ones_own() -> None:
     pixels = torch.from_numpy(random_bytes((20, 3, 8, 12)))
     last = pixels.permute(0, 2, 3, 1)
+    turned = last.numpy()[::-1]  # a negative stride
     for dataset in (last, last.numpy(), list(last.numpy()), loaders.TensorDataset(pixels)):
         own = own_images(dataset)
         assert torch.equal(own.images, pixels)
         assert own.labels is None
+    assert torch.equal(own_images(turned).images, pixels.flip(0))
     assert torch.equal(own_images(pixels[:, 0]).images, pixels[:, :1])
     # As a data set of the Hugging Face Hub.
     pictures = map(Image.fromarray, last.numpy())
@@ -238,14 +176,11 @@ def test_forms_of_images_of_ones_own() -> None:
     assert train_set.labels.tolist() == [i % 3 for i in range(20)]
     assert len(held_out) == 5
     assert len(split_own({"train": pixels})[1]) == 2
-
-
-class InOrder(loaders.IterableDataset):
-    def __iter__(self):
-        return iter(PIXELS)
-
-    def __len__(self) -> int:
-        return 40
+    halves = loaders.random_split(
+        loaders.TensorDataset(PIXELS), [30, 10], torch.Generator().manual_seed(0)
+    )
+    for images, half in zip(split_own(halves), halves, strict=True):
+        assert torch.equal(images.images, PIXELS[half.indices])
 
 
 class Endless(loaders.Dataset):
@@ -258,33 +193,32 @@ class Promise(Endless):
         return 1 << 50
 
 
-FLOATS = r"must be bytes, got torch.float32 of {} to {}: dsmooth\.to_bytes\(x\)"
+NO_BYTES = r"must be bytes of dtype uint8, got {}: dsmooth\.to_bytes\(x\) "
+NO_ITEMS = "must have a length and numbers of its items, got a {}: give the .dataset of a DataLoad"
 
 
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
         ([BLACK[0]] * 9, "10 images or more, one of which is held out, got 9"),
-        ([BLACK[0], torch.zeros(8, 4).byte()], r"one shape.* item 1 of .*\(1, 8, 4\) torch.uint8$"),
         ([chess("L"), chess("RGB")], r"item 1 of .*: image\.convert\(.RGB.\) makes colour "),
-        ([torch.full((8, 8), -2.0)], f"item 0 {FLOATS.format(-2, -2)}"),
-        ((PIXELS / 255).numpy(), f"images {FLOATS.format(0, 1)}"),
-        ((PIXELS, to_float(PIXELS)), f"images {FLOATS.format(-1, 1)}"),
-        ((PIXELS > 99).int(), "whole numbers up to 1 could be black and white"),
-        (PIXELS.int() + 1, r"images must be whole numbers in 0 \.\. 255, got \d+ to 256"),
+        ([torch.full((8, 8), -2.0)], f"item 0 {NO_BYTES.format('float32')}"),
+        ((PIXELS / 255).numpy(), f"images {NO_BYTES.format('float32')}"),
+        ((PIXELS, to_float(PIXELS)), f"images {NO_BYTES.format('float32')}"),
+        (PIXELS > 99, f"images {NO_BYTES.format('bool')}"),
         (["a.png"], "item 0 must be an image, got a str"),
         ([()], "item 0 must be an image, got a NoneType"),
-        *((path, "got the path images: data=.folder.") for path in ("images", Path("images"))),
-        (loaders.DataLoader(Endless()), r"got a DataLoader: give its \.dataset, or a Subset"),
-        *((each, r"a length .*, got a .*islice\(dataset") for each in (InOrder(), Endless())),
-        (Promise(), "more than there is memory"),
+        ([Image.new("RGBA", (8, 8))], "item 0 must be opaque, got transparent pixels"),
+        ([Image.fromarray(np.ones((8, 8), np.int32))], "item 0 must have 8 bits a channel"),
+        (Path("images"), NO_ITEMS.format("PosixPath")),
+        (loaders.DataLoader(Promise()), NO_ITEMS.format("DataLoader")),
+        (Endless(), NO_ITEMS.format("Endless")),
+        (Promise(), "a Promise takes .* more than there is memory"),
         ([{"pixels": 3}], "item 0 must have an entry image, img, .*, got pixels"),
-        ([torch.zeros(2, 8, 8)], r"item 0 must be \(C, H, W\), .* got \(2, 8, 8\)"),
-        (torch.zeros(20, 8, 8, 2).byte(), r"images must be .* got \(20, 8, 8, 2\)"),
+        (torch.zeros(20, 8, 8, 2).byte(), r"images must hold .* got shape \(20, 8, 8, 2\)"),
         ([], "train data set must have a length and hold images, got none"),
         ((BLACK, BLACK[:0]), "test data set must have a length and hold images, got none"),
         ((BLACK, BLACK, BLACK), r"\(training images, held-out images\), got 3"),
-        ([loaders.TensorDataset(PIXELS)], r"\(training images, held-out images\), got 1"),
         ({"a": PIXELS, "b": PIXELS}, "has no split 'train', but a, b"),
         (torch.zeros(20, 1, 8, 6, dtype=torch.uint8), "multiples of 4, got 8 x 6: crop, pad"),
         ((BLACK, BLACK.expand(-1, 3, -1, -1)), "held-out images must"),
@@ -302,15 +236,10 @@ LABELS = torch.arange(40)
 @pytest.mark.parametrize(
     ("dataset", "labels", "message"),
     [
-        (PIXELS, LABELS[:3], "of 40 images, got 3 such as tensor"),
-        (PIXELS, LABELS + 0.5, "whole numbers, one-hot vectors or names"),
-        (PIXELS, torch.rand(40, 3), "one-hot"),
-        (PIXELS, ["cat"] * 39, "got 39 such as 'cat'$"),
-        (PIXELS, ["cat", 3] * 20, "got 40 such as 'cat' and 3$"),
+        (PIXELS, LABELS[:3], "of 40 images, got 3 such as 2; labels.argmax"),
+        (PIXELS, LABELS + 0.5, "must be whole numbers or names of 40 images, got 40 such as 39.5"),
+        (PIXELS, ["cat", 3] * 20, "got 40 such as 'cat' and 3;"),
         ((PIXELS, PIXELS), LABELS, r"give \(\(images, labels\), \(held-out images, labels"),
-        ((PIXELS, LABELS), LABELS, r"beside \(images, labels\): leave one out"),
-        ([(image, 0.3) for image in PIXELS], None, "got 40 such as 0.3"),
-        ([(PIXELS[0], "cat"), (PIXELS[1], 1)], None, "got 2 such as 'cat' and 1"),
         ([(PIXELS[0], None), (PIXELS[1], 1)], None, "got 2 such as None and 1"),
     ],
 )

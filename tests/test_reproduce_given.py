@@ -18,8 +18,8 @@ from dsmooth.commands.options import Reproduce
 from dsmooth.commands.reproduce import carry_out
 from dsmooth.config import ProbeSettings, ReproductionStage
 from dsmooth.data import to_float
-from dsmooth.data.mnist import load_embedded_mnist
 from dsmooth.data.order import choose_images
+from dsmooth.data.published import load_embedded_mnist
 from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
 from dsmooth.machine import has_fast_bfloat16
 from dsmooth.models import load_models

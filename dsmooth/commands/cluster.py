@@ -11,7 +11,7 @@ import torch
 
 from ..data import ImageDataset
 from ..data.folder import image_paths, paths_of_split
-from ..data.labels import write_labels
+from ..data.reading import write_labels
 from ..distributed import process_group, rank_and_size
 from ..evaluate.clusters import agreement, find_clusters
 from ..files import check_writable, printable

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data import to_float
-from ..data.folder import read_image_file
+from ..data.folder import read_pictures
 from ..distributed import process_group
 from ..evaluate.sources import as_grey, read_images
 from ..fields import check_number
@@ -23,7 +23,7 @@ from ..sampling.output import Filled, gather
 from ..sampling.request import checked_shape, keep_top, known_pixels
 from .evaluate import choose_data
 from .options import Complete, DataOptions
-from .sample import GRID_LIMIT, check_outputs, prepare, request_of, say_filled
+from .sample import check_outputs, prepare, request_of, say_filled
 
 
 def complete(options: Complete) -> None:
@@ -34,13 +34,7 @@ def complete(options: Complete) -> None:
         raise ValueError("--keep-top and --mask both say which pixels are given: leave one out")
     if any(path.suffix not in (".png", ".npz") for path in options.out):
         raise ValueError(f"--out must end in .png or .npz, got {' '.join(map(str, options.out))}")
-    check_outputs(options.out, 1)
-    shown = options.count * (options.draws + 2)
-    if shown > GRID_LIMIT and any(path.suffix == ".png" for path in options.out):
-        raise ValueError(
-            f"a .png shows at most {GRID_LIMIT} images, got {options.count} rows of "
-            f"{options.draws + 2}: use .npz, or a smaller --count or --draws"
-        )
+    check_outputs(options.out, options.count * (options.draws + 2))
     names, source = list(options.models), options.images
     if source is None and len(names) > 1 and not is_model(names[-1]):
         source = names.pop()
@@ -49,15 +43,11 @@ def complete(options: Complete) -> None:
         if models.smoothed is None and "noisy" in models.networks:
             raise ValueError(f"{names[0]} is a noisy model: name the pair that it is of")
         x = choose_images(source, options.count, models)
-        size = models.image_size
         if options.mask is None:
-            mask = keep_top(0.5 if options.keep_top is None else options.keep_top, size)
+            fraction = 0.5 if options.keep_top is None else options.keep_top
+            mask = keep_top(fraction, models.image_size)
         else:
-            mask = read_image_file(options.mask).float().mean(1) >= 128
-            if tuple(mask.shape[1:]) != size:
-                raise ValueError(
-                    f"{options.mask} must have the images' size {size}, got {tuple(mask.shape[1:])}"
-                )
+            mask = read_pictures(options.mask, [options.mask]).float().mean(1) >= 128
         cells = len(x) * options.draws
         checked_shape(cells, *models.image_shape)
         prepare(options.execution, models)

@@ -60,7 +60,7 @@ class DataChoice:
     def load(self, split: str | None = None) -> ImageDataset:
         """The images of a split, with a progress bar while files are decoded."""
         split = split or self.measured
-        with reading(split) as show:
+        with reading() as show:
             return load_dataset(
                 self.name, split, self.data_dir, image_size=self.image_size, progress=show
             )

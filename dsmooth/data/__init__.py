@@ -5,16 +5,16 @@ Pillow is imported to decode image files alone, and torchvision to read publishe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import OWN
 from ..fields import check_one_of
 from .dataset import ImageDataset, round_to_bytes, to_bytes, to_float
 from .folder import OnDecoded, load_folder
-from .mnist import load_embedded_mnist
 from .order import epoch_order, indices_at
 from .own import own_images
-from .published import PUBLISHED, load_published
+from .published import PUBLISHED, load_embedded_mnist, load_published
 from .reading import missing
 
 __all__ = [
@@ -57,13 +57,29 @@ def load_dataset(
     that does not fit; ConnectionError if a download fails. Each says in one or two lines which file
     and what to do.
     """
+    return load_splits(
+        name, (split,), data_dir, download=download, image_size=image_size, progress=progress
+    )[0]
+
+
+def load_splits(
+    name: str,
+    splits: Sequence[str],
+    data_dir: Path | str | None = None,
+    *,
+    download: bool = False,
+    image_size: int | None = None,
+    progress: OnDecoded | None = None,
+) -> list[ImageDataset]:
+    """The splits of a data set, as `load_dataset` returns each; image files are opened once."""
     if name == OWN:
         raise ValueError(
             f"`data` must be one of {', '.join(DATASETS)}: the data set of this run was given to "
             "dsmooth.train in Python, where no command finds it"
         )
     check_one_of("data", name, DATASETS)
-    check_one_of("split", split, (*SPLITS, "all") if name == "folder" else SPLITS)
+    for split in splits:
+        check_one_of("split", split, (*SPLITS, "all") if name == "folder" else SPLITS)
     if image_size is not None and name not in ("celeba", "folder"):
         raise ValueError(f"`image_size` is for celeba and folder, got it for {name}")
     if image_size is not None and (image_size < 4 or image_size % 4):
@@ -74,13 +90,11 @@ def load_dataset(
         if download:
             raise ValueError("`download` needs `data_dir` to download into")
         if name == "mnist":
-            return load_embedded_mnist(split)
+            return [load_embedded_mnist(split) for split in splits]
         raise missing(name, f"{name} needs the folder of its files")
     folder = Path(data_dir)
     if name == "folder":
         if not folder.is_dir():
             raise missing(name, f"{folder} is not a folder")
-        return load_folder(split, folder, image_size, progress)
-    return load_published(
-        name, split, folder, download=download, image_size=image_size, progress=progress
-    )
+        return load_folder(splits, folder, image_size, progress)
+    return [load_published(name, split, folder, download, image_size, progress) for split in splits]

@@ -73,13 +73,20 @@ def warn_of_range(images: Tensor, name: str) -> None:
         )
 
 
-def channels_first(x: Tensor) -> Tensor | None:
-    """Images (N, C, H, W), C = 1 or 3, from that order, (N, H, W, C) or (N, H, W); else None."""
-    if x.ndim == 3:
-        x = x[:, None]
-    elif x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
-        x = x.permute(0, 3, 1, 2)
-    return x if x.ndim == 4 and x.shape[1] in (1, 3) else None
+def channels_first(x: Tensor, name: str) -> Tensor:
+    """Images (N, C, H, W), C = 1 or 3, from that order, (N, H, W, C) or (N, H, W).
+
+    Raises ValueError, naming `name`, for another shape.
+    """
+    images = x[:, None] if x.ndim == 3 else x
+    if x.ndim == 4 and x.shape[1] not in (1, 3):
+        images = x.permute(0, 3, 1, 2)
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"{name} must hold images (N, C, H, W), (N, H, W, C) or (N, H, W) with C = 1 or 3, got "
+            f"shape {tuple(x.shape)}"
+        )
+    return images
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Images in a folder, or one picture from one file, by Pillow, within bounds.
+"""Pictures by Pillow, within bounds: files in a folder, and what a picture must be to be used.
 
 Pillow chooses a decoder by a file's content, not by its name. Only the formats in `FORMATS` may be
 chosen: others run programs (EPS) or are seldom tested.
@@ -7,6 +7,7 @@ chosen: others run programs (EPS) or are seldom tested.
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,64 +16,76 @@ from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..files import open_regular, printable
-from ..progress import LOG
 from .dataset import ImageDataset
-from .pillow import channels_of, obstacle, upright
-from .reading import InvalidFile, guarded, make_room, missing
+from .reading import InvalidFile, check_memory, guarded, missing
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+T = TypeVar("T")
 OnDecoded = Callable[[int, int], None]
 
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+GREY_MODES = ("1", "L", "LA")
 MAX_PIXELS = 1 << 26  # 8192 x 8192
 TEST_FRACTION = 0.1
 HELD_OUT_FOLDERS = ("test", "val", "valid", "validation")
 
 _MAX_BYTES = 1 << 28  # of a file: four uncompressed bytes a pixel
-_ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 turn the image by 90 degrees
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
-_CHUNK = 512  # pictures that wait for a thread
+_CHUNK = 64  # pictures that wait for a thread
 _MOST_NAMED = 10  # images in an error
 _SUGGESTED_SIZE = 64
 
 
 def load_folder(
-    split: str, data_dir: Path, image_size: int | None = None, progress: OnDecoded | None = None
-) -> ImageDataset:
-    """Images of one size, or cropped and resized, grey if all are.
+    splits: Sequence[str],
+    folder: Path,
+    image_size: int | None = None,
+    progress: OnDecoded | None = None,
+) -> list[ImageDataset]:
+    """The splits of a folder: images of one size, or cropped and resized, grey if all are.
 
-    split: "train", "test" or "all". Each subfolder is a class. Folders train and test (or val,
+    splits: "train", "test" or "all". Each subfolder is a class. Folders train and test (or val,
     valid, validation) are the splits, each with its classes; else one image in ten is for tests.
     Images are in the order of a hash of their paths, so that the first ones are of every class.
     """
-    files = _visible(data_dir)
+    files = _visible(folder)
     paths = [path for path in files if path.suffix.lower() in SUFFIXES]
-    channels, sizes = _scan(data_dir, paths, check_sizes=image_size is None)
-    size = sizes[0] if image_size is None else (image_size, image_size)
-    if size[0] % 4 or size[1] % 4:
+    if not paths:
+        folders = f"{printable(folder)} or the folders inside it"
+        raise missing("folder", f"no image ({', '.join(sorted(SUFFIXES))}) is in {folders}")
+    parts = [paths_of_split(folder, paths, split) for split in splits]
+    chosen = [path for part in parts for path in part]
+    images = read_pictures(folder, chosen, image_size, progress=progress)
+    height, width = images.shape[2:]
+    if height % 4 or width % 4:
         raise InvalidFile(
-            f"the images must have a height and width that are multiples of 4, got {size[0]} x "
-            f"{size[1]} in {printable(paths[0])}; {_resize_hint(min(size))}"
+            f"the images must have a height and width that are multiples of 4, got {height} x "
+            f"{width} in {printable(chosen[0])}; {_resize_hint(height, width)}"
         )
-    smaller = sum(min(each) < min(size) for each in sizes)
-    if smaller and split != "test":
-        LOG.warning("%d of %d images are enlarged to %d x %d", smaller, len(sizes), *size)
-    chosen = paths_of_split(data_dir, paths, split)
-    crop = None if image_size is None else 0
-    images = decode_all(data_dir, chosen, (channels, *size), crop, progress)
-    labels, names = _classes(data_dir, paths, chosen)
+    others = sorted(set(paths).difference(chosen))
+    if images.shape[1] == 1 and any(_in_threads(_is_coloured, others)):
+        images = images.repeat(1, 3, 1, 1)
     kinds = Counter(path.suffix for path in files if path.suffix.lower() not in SUFFIXES)
     counts = [f"{count:,} {kind or 'without suffix'}" for kind, count in kinds.most_common()]
     left_out = f"; left out of the folder: {printable(', '.join(counts))}" if counts else ""
-    source = f"{printable(data_dir)} ({len(images):,} images{left_out})"
-    return ImageDataset(images, labels, "folder", split, source, class_names=names)
+    classes, names = _classes(folder, paths)
+    datasets = []
+    for split, part, pixels in zip(splits, parts, images.split([*map(len, parts)]), strict=True):
+        labels = torch.tensor([classes[path] for path in part]) if names else None
+        source = f"{printable(folder)} ({len(part):,} images{left_out})"
+        datasets.append(ImageDataset(pixels, labels, "folder", split, source, class_names=names))
+    return datasets
 
 
 def image_paths(folder: Path) -> list[Path]:
@@ -85,53 +98,110 @@ def paths_of_split(folder: Path, paths: list[Path], split: str) -> list[Path]:
     held_out = _held_out_folder(folder, paths)
     if split == "all":
         chosen = paths
-    elif held_out is None:
-        chosen = _split_by_hash(folder, paths, split)
-    else:
+    elif held_out is not None:
         top = "train" if split == "train" else held_out
         chosen = [path for path in paths if path.relative_to(folder).parts[0] == top]
+    elif len(paths) < 2:
+        raise InvalidFile(
+            f"{printable(folder)} must hold at least 2 images, one to test with, found 1"
+        )
+    else:  # by a hash of the path: an image stays in its split as others come and go
+        keys = [_hash_of(folder, path) for path in paths]
+        # The bounds keep an image in either split of a small folder, whatever the names.
+        limit = max(min(keys), min(max(keys) - 1, int(TEST_FRACTION * 2**64)))
+        test = split == "test"
+        chosen = [path for path, key in zip(paths, keys, strict=True) if (key <= limit) == test]
     return sorted(chosen, key=partial(_hash_of, folder))
 
 
-def read_images_of_paths(folder: Path, paths: list[Path]) -> Tensor:
-    """The images of files in a folder, of one size: (N, C, H, W) uint8."""
-    channels, sizes = _scan(folder, paths, check_sizes=True)
-    return decode_all(folder, paths, (channels, *sizes[0]))
+def read_pictures(
+    folder: Path,
+    paths: Sequence[Path],
+    size: int | None = None,
+    crop: int | None = None,
+    progress: OnDecoded | None = None,
+) -> Tensor:
+    """Upright pictures of one size, grey if all are: (N, C, H, W) uint8. Each file is opened once.
+
+    size: pixels a side of centred squares, to which pictures are cropped and resized. crop: pixels
+    a side before they are resized, by default as many as there are.
+    Raises InvalidFile, naming the first ten pictures that cannot be used.
+    """
+    images: NDArray[np.uint8] | None = None
+    refused: list[str] = []
+    read = partial(_read_picture, size=size, crop=crop)
+    for row, picture in enumerate(_in_threads(read, paths)):
+        if progress is not None:
+            progress(row + 1, len(paths))
+        if isinstance(picture, str):
+            refused.append(picture)
+        else:
+            if images is None:
+                check_memory(folder, len(paths) * picture.size)
+                images = np.empty((len(paths), *picture.shape), np.uint8)
+            elif len(picture) > images.shape[1]:
+                images = images.repeat(3, axis=1)  # all before were grey
+            (height, width), (h, w) = images.shape[2:], picture.shape[1:]
+            if (h, w) == (height, width):
+                images[row] = picture
+            else:
+                refused.append(
+                    f"the images must have one size, got {height} x {width} and {h} x {w} in "
+                    f"{printable(paths[row])}; {_resize_hint(height, width, h, w)}"
+                )
+        if len(refused) == _MOST_NAMED:
+            break
+    if len(refused) > 1:
+        count = f"{len(refused)} of the first {row + 1:,} images"
+        refused = ["\n  ".join([f"{count} cannot be used:", *refused])]
+    if refused:
+        raise InvalidFile(refused[0])
+    return torch.from_numpy(images)
 
 
-def read_image_file(path: Path) -> Tensor:
-    """Return the image in a file: (1, C, H, W) uint8, of any height and width."""
-    return read_images_of_paths(path, [path])
+def _read_picture(path: Path, size: int | None, crop: int | None) -> NDArray[np.uint8] | str:
+    """The pixels (C, H, W) of a file, or why it cannot be used."""
+    from PIL.Image import Resampling
+
+    try:
+        with _opened(path) as image:
+            picture = upright(image)
+        side = min(picture.size) if crop is None else crop
+        if min(picture.size) < side:
+            raise InvalidFile(
+                f"{printable(path)} must be at least {side} x {side} (CelebA's aligned images are "
+                f"218 x 178), got {picture.height} x {picture.width}"
+            )
+    except (ValueError, OSError) as error:
+        return str(error)
+    if size is not None:
+        left, top = ((extent - side) // 2 for extent in picture.size)
+        picture = picture.crop((left, top, left + side, top + side))
+        if side != size:  # by a filter that widens with the scale: it averages
+            picture = picture.resize((size, size), Resampling.BILINEAR)
+    return np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[Image]:
     """Open one opaque picture of 8 bits a channel; errors inside name the file."""
-    from PIL import Image, UnidentifiedImageError
-
-    def refuse(reason: str) -> InvalidFile:
-        return InvalidFile(f"{printable(path)} {reason}")
+    from PIL import Image
 
     with open_regular(path) as file, guarded(path, "an image"):
         if (size := os.fstat(file.fileno()).st_size) > _MAX_BYTES:
-            raise refuse(f"is too large: expected at most {_MAX_BYTES} bytes, found {size}")
-        try:
-            image = Image.open(file, formats=FORMATS)
-        except UnidentifiedImageError:
-            raise refuse(
-                "cannot be read as an image (it is none of "
-                f"{', '.join(FORMATS)}, or its header is damaged)"
-            ) from None
-        with image:
+            raise InvalidFile(
+                f"{printable(path)} is too large: expected at most {_MAX_BYTES} bytes, found {size}"
+            )
+        with Image.open(file, formats=FORMATS) as image:
             tags = getattr(image, "tag_v2", {})  # TIFF's; a tile may be larger than the picture
             tile = tags.get(_TILE_WIDTH, 0) * tags.get(_TILE_LENGTH, 0)
-            if max(image.width * image.height, tile) > MAX_PIXELS:
-                raise refuse(
-                    f"is too large: expected at most {MAX_PIXELS} pixels, got "
-                    f"{image.height} x {image.width}" + f" in tiles of {tile}" * (tile > 0)
+            if (pixels := max(image.width * image.height, tile)) > MAX_PIXELS:
+                raise InvalidFile(
+                    f"{printable(path)} is too large: expected at most {MAX_PIXELS} pixels, in a "
+                    f"tile too, got {pixels}"
                 )
             if (why := obstacle(image)) is not None:
-                raise refuse(why)
+                raise InvalidFile(f"{printable(path)} {why}")
             yield image
 
 
@@ -165,124 +235,63 @@ def _held_out_folder(folder: Path, paths: list[Path]) -> str | None:
     return held_out
 
 
-def _split_by_hash(folder: Path, paths: list[Path], split: str) -> list[Path]:
-    """One in ten is for tests, by a hash of its path: it stays as others come and go."""
-    if len(paths) < 2:
-        raise InvalidFile(
-            f"{printable(folder)} must hold at least 2 images, one to test with, found 1"
-        )
-    keys = [_hash_of(folder, path) for path in paths]
-    # The bounds keep an image in either split of a small folder, whatever the names.
-    limit = max(min(keys), min(max(keys) - 1, int(TEST_FRACTION * 2**64)))
-    test = split == "test"
-    return [path for path, key in zip(paths, keys, strict=True) if (key <= limit) == test]
-
-
 def _hash_of(folder: Path, path: Path) -> int:
     """64 bits that depend on the path in the folder alone."""
     name = path.relative_to(folder).as_posix().encode(errors="surrogateescape")
     return int.from_bytes(sha256(name).digest()[:8], "big")
 
 
-def _classes(
-    folder: Path, every: list[Path], paths: list[Path]
-) -> tuple[Tensor | None, tuple[str, ...]]:
-    """The numbers of the subfolders of `paths`, by name, and the names.
-
-    None for images outside or a single folder.
-    """
-    depth = 0 if _held_out_folder(folder, every) is None else 1
-    parts = {path: path.relative_to(folder).parts[depth:] for path in every}
+def _classes(folder: Path, paths: list[Path]) -> tuple[dict[Path, int], tuple[str, ...]]:
+    """The number of each path's subfolder, by name, and the names; none outside of two or more."""
+    depth = 0 if _held_out_folder(folder, paths) is None else 1
+    parts = {path: path.relative_to(folder).parts[depth:] for path in paths}
     names = sorted({folders[0] for folders in parts.values()})
     if len(names) < 2 or any(len(folders) == 1 for folders in parts.values()):
-        return None, ()
-    number = {name: i for i, name in enumerate(names)}
-    return torch.tensor([number[parts[path][0]] for path in paths]), tuple(map(printable, names))
+        return {}, ()
+    return {path: names.index(parts[path][0]) for path in paths}, tuple(map(printable, names))
 
 
-def _in_threads(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """work(item) of each, by threads: Pillow lets go of the interpreter's lock."""
+def _in_threads(work: Callable[[Path], T], paths: Sequence[Path]) -> Iterator[T]:
+    """work(path) of each, by threads: Pillow lets go of the interpreter's lock."""
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters is an error here
-        for start in range(0, len(items), _CHUNK):
-            yield from pool.map(work, items[start : start + _CHUNK])
+        for start in range(0, len(paths), _CHUNK):
+            yield from pool.map(work, paths[start : start + _CHUNK])
 
 
-def _scan(folder: Path, paths: list[Path], check_sizes: bool) -> tuple[int, list[tuple[int, int]]]:
-    """The channels for all images, and each one's (height, width), from their headers."""
-    if not paths:
-        suffixes = ", ".join(sorted(SUFFIXES))
-        folders = f"{printable(folder)} or the folders inside it"
-        raise missing("folder", f"no image ({suffixes}) is in {folders}")
-
-    def read(path: Path) -> tuple[int, tuple[int, int]] | str:
-        try:
-            with _opened(path) as image:
-                # Pillow states the size of a TIFF upright.
-                turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in range(5, 9)
-                return channels_of(image), image.size if turned else image.size[::-1]
-        except (ValueError, OSError) as error:
-            return str(error)
-
-    headers = list(_in_threads(read, paths))
-    refused = [reason for reason in headers if isinstance(reason, str)]
-    if len(refused) == 1:
-        raise InvalidFile(refused[0])
-    if refused:
-        left = len(refused) - _MOST_NAMED
-        lines = "\n  ".join(refused[:_MOST_NAMED] + [f"... and {left:,} more"] * (left > 0))
-        raise InvalidFile(f"{len(refused):,} of {len(paths):,} images cannot be used:\n  {lines}")
-    sizes = [size for _, size in headers]
-    other = [i for i, size in enumerate(sizes) if size != sizes[0]]
-    if check_sizes and other:
-        (height, width), (first_height, first_width) = sizes[other[0]], sizes[0]
-        more = f" and {len(other) - 1:,} others" if len(other) > 1 else ""
-        raise InvalidFile(
-            f"the images must have one size, got {first_height} x {first_width} in "
-            f"{printable(paths[0])} and {height} x {width} in {printable(paths[other[0]])}{more}; "
-            f"{_resize_hint(min(map(min, sizes)))}"
-        )
-    return max(channels for channels, _ in headers), sizes
-
-
-def _resize_hint(smallest: int) -> str:
-    """Advice on images of no usable size; smallest: the smallest height or width."""
-    size = max(4, min(_SUGGESTED_SIZE, smallest - smallest % 4))
+def _resize_hint(*sizes: int) -> str:
+    """Advice on images of no usable size; sizes: their heights and widths."""
+    size = max(4, min(_SUGGESTED_SIZE, min(sizes) // 4 * 4))
     return f"give `image_size={size}` or another multiple of 4, to crop and resize them"
 
 
-def decode_all(
-    folder: Path,
-    paths: list[Path],
-    shape: tuple[int, int, int],
-    crop: int | None = None,
-    progress: OnDecoded | None = None,
-) -> Tensor:
-    """Upright pictures, or centred squares of `crop` pixels (0: the largest): (N, *shape) uint8."""
-    from PIL import Image
+def obstacle(image: Image) -> str | None:
+    """Why a picture cannot be used; None for one opaque picture of 8 bits a channel."""
+    # Phones put a second, smaller picture after a JPEG's own: Pillow calls that MPO.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        return "must hold one image, got several (an animation or pages)"
+    # Pillow decodes RGB of 16 bits, "RGB;16B", or of a PPM's 65535 shades, to 8 bits.
+    arguments = [tile.args or () for tile in getattr(image, "tile", ())]
+    deep = any(re.search(";16[BLN]", str(args)) for args in arguments)
+    if image.format == "PPM":
+        deep |= any(type(a) is int and a > 255 for args in arguments for a in args)
+    if deep or image.mode[0] in "IF":
+        bits = " of 16 bits" * deep
+        return f"must have 8 bits a channel, got Pillow's mode {image.mode}{bits}"
+    # How a transparent pixel looks depends on a background.
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    if alpha is not None and alpha.getextrema() != (255, 255):
+        return "must be opaque, got transparent pixels; flatten it first"
+    return None
 
-    images = make_room(folder, (len(paths), *shape))
 
-    def put(row: int) -> None:  # here, so that decoded images do not wait in memory
-        with _opened(paths[row]) as image:
-            picture = upright(image, shape[0])
-        if crop is not None:
-            side = crop or min(picture.size)
-            if min(picture.size) < side:
-                raise InvalidFile(
-                    f"{printable(paths[row])} must be at least {side} x {side} (CelebA's aligned "
-                    f"images are 218 x 178), got {picture.height} x {picture.width}"
-                )
-            left, top = ((extent - side) // 2 for extent in picture.size)
-            picture = picture.crop((left, top, left + side, top + side))
-            if side != shape[1]:  # by a filter that widens with the scale: it averages
-                picture = picture.resize(shape[1:], Image.Resampling.BILINEAR)
-        pixels = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
-        if pixels.shape != shape:
-            raise InvalidFile(f"{printable(paths[row])} changed while it was read")
-        images[row] = pixels
+def upright(image: Image) -> Image:
+    """The picture turned as its EXIF data says, in mode L if it is grey, else RGB."""
+    from PIL import ImageOps
 
-    for done, _ in enumerate(_in_threads(put, range(len(paths))), start=1):
-        if progress is not None:
-            progress(done, len(paths))
-    return torch.from_numpy(images)
+    return ImageOps.exif_transpose(image).convert("L" if image.mode in GREY_MODES else "RGB")
+
+
+def _is_coloured(path: Path) -> bool:
+    with _opened(path) as image:
+        return image.mode not in GREY_MODES

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from os import PathLike
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
-import torch.utils.data as loaders
 from torch import Tensor
+from torch.utils import data as loaders
 
 from ..config import OWN
-from ..progress import LOG
 from .dataset import ImageDataset, Transform, channels_first, warn_of_range
+from .folder import obstacle, upright
 from .order import transformed
-from .pillow import channels_of, obstacle, upright
-from .reading import make_room
+from .reading import check_memory
 
 HELD_OUT = 10  # the last of ten images is held out of a data set without a test set
 # Names that data sets of the Hugging Face Hub give to a column of images, to one of labels, and to
@@ -26,27 +23,29 @@ HELD_OUT = 10  # the last of ten images is held out of a data set without a test
 IMAGES = ("image", "img", "images", "pixel_values")
 LABELS = ("label", "labels", "fine_label")
 HELD_OUT_SPLITS = ("validation", "valid", "val", "test")
-# Items that are read again, which shows transforms that draw random numbers.
-READ_AGAIN = 8
 
 
-def own_images(dataset: Sized, split: str = "train", labels: Any = None) -> ImageDataset:
-    """The images of a data set of one's own, as bytes; in a temporary file if memory is too small.
+def own_images(dataset: Any, split: str = "train", labels: Any = None) -> ImageDataset:
+    """The images of a data set of one's own, as bytes.
 
     dataset: an `ImageDataset`; an array or tensor (N, C, H, W), (N, H, W, C) or (N, H, W), or a
     tuple of it and its labels; or anything with a length, such as a `torch.utils.data.Dataset`, a
     data set of the Hugging Face Hub or a list. Its items are images, or tuples of an image and
     perhaps a label. An image is a PIL image or an array (C, H, W), (H, W, C) or (H, W). PIL images
-    of any mode become grey or RGB, each by its mode. Arrays are whole numbers in 0 .. 255, or bool;
-    `dsmooth.to_bytes` makes bytes of floating point. labels: whole numbers (N,), one-hot (N, K), or
-    names, whose classes are in sorted order. Raises ValueError, with the item's number, for
-    anything else and for images of several shapes.
+    of any mode become grey or RGB, each by its mode. Arrays are of dtype uint8, as
+    `dsmooth.to_bytes` makes them. labels: whole numbers (N,), or names, whose classes are in sorted
+    order. Raises ValueError, with the item's number, for anything else and for images of several
+    shapes.
     """
-    if _has_labels(dataset):
-        if labels is not None:
-            raise ValueError("labels= was given beside (images, labels): leave one out")
+    if labels is None and _has_labels(dataset):
         dataset, labels = dataset
-    images = dataset if isinstance(dataset, ImageDataset) else _read(dataset, split)
+    if isinstance(dataset, ImageDataset):
+        images = dataset
+    elif isinstance(dataset, Tensor | np.ndarray):
+        pixels = _pixels(dataset, "images")
+        images = ImageDataset(pixels, None, OWN, split, "images given in Python")
+    else:
+        images = _read_items(dataset, split)
     if not len(images):
         raise ValueError(f"the {split} data set must have a length and hold images, got none")
     warn_of_range(images.images, f"the {images.split} images")
@@ -57,12 +56,12 @@ def own_images(dataset: Sized, split: str = "train", labels: Any = None) -> Imag
 
 
 def split_own(
-    dataset: Sized, labels: Any = None, transform: Transform | None = None
+    dataset: Any, labels: Any = None, transform: Transform | None = None
 ) -> tuple[ImageDataset, ImageDataset]:
     """Training and held-out images from the arguments of `dsmooth.train`.
 
     Of images that come without held-out ones, one in HELD_OUT is held out. transform: of the
-    training images, if it is not that of their `ImageDataset`.
+    training images, by default that of their `ImageDataset`.
     """
     parts = _parts(dataset)
     if len(parts) == 2:
@@ -81,8 +80,6 @@ def split_own(
             )
         held_out = torch.arange(len(whole)) % HELD_OUT == HELD_OUT - 1
         train, test = whole.part(~held_out), replace(whole.part(held_out), split="test")
-    if None not in (train.transform, transform):
-        raise ValueError("transform= was given beside that of an ImageDataset: leave one out")
     transform = transform or train.transform
     train, test = replace(train, transform=transform), replace(test, transform=None)
     shape, made = train.images.shape[1:], ""
@@ -105,9 +102,9 @@ def split_own(
 def _parts(dataset: Any) -> Sequence[Any]:
     """The training images of `dataset`, and the held-out ones if it has them."""
     if isinstance(dataset, Mapping):
-        if "train" not in dataset:
+        names = [name for name in ("train", *HELD_OUT_SPLITS) if name in dataset]
+        if "train" not in names:
             raise ValueError(f"the data set has no split 'train', but {', '.join(dataset)}")
-        names = ["train", *(name for name in HELD_OUT_SPLITS if name in dataset)]
         return [dataset[name] for name in names[:2]]
     is_pair = isinstance(dataset, tuple) and not _has_labels(dataset)
     if isinstance(dataset, list):  # of random_split, or of images
@@ -122,17 +119,13 @@ def _parts(dataset: Any) -> Sequence[Any]:
     return dataset
 
 
-def _has_labels(dataset: Any) -> TypeGuard[tuple[Any, Any]]:
-    """Whether it is a tuple (images, labels): an array, and numbers, one-hot vectors or names."""
+def _has_labels(dataset: Any) -> bool:
+    """Whether it is a tuple of an array of images and their labels."""
     if not isinstance(dataset, tuple) or len(dataset) != 2:
         return False
     images, labels = dataset
-    if not isinstance(images, Tensor | np.ndarray) or not isinstance(
-        labels, Tensor | np.ndarray | list | tuple
-    ):
-        return False
-    first = labels[0] if len(labels) else None
-    return isinstance(first, int | str) or getattr(first, "ndim", 2) < 2
+    are_labels = isinstance(labels, list) or getattr(labels, "ndim", None) == 1
+    return isinstance(images, Tensor | np.ndarray) and are_labels
 
 
 def _with_same_classes(
@@ -147,154 +140,83 @@ def _with_same_classes(
     return replace(train, class_names=names), test
 
 
-def _read(dataset: Any, split: str) -> ImageDataset:
-    """The images of an array or of the items of a data set, and the items' labels."""
-    names: tuple[str, ...] = ()
-    labels = None
-    if isinstance(dataset, Tensor | np.ndarray):
-        source, images = "images given in Python", _pixels(dataset)
-    elif isinstance(dataset, str | PathLike):
+def _read_items(dataset: Any, split: str) -> ImageDataset:
+    """The images of a data set with a length, and their labels if it has any."""
+    kind = type(dataset).__name__
+    unread = isinstance(dataset, Mapping | loaders.IterableDataset)
+    if unread or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise ValueError(
-            f'the data set must hold images, got the path {dataset}: data="folder" and data_dir '
-            "of the settings read a folder"
+            f"the data set must have a length and numbers of its items, got a {kind}: give the "
+            ".dataset of a DataLoader, a split of a dictionary, or "
+            "list(itertools.islice(dataset, 1000)) of a stream"
         )
-    elif isinstance(dataset, Mapping | loaders.DataLoader):
-        hint = "one of its splits" if isinstance(dataset, Mapping) else "its .dataset, or a Subset"
-        kind = type(dataset).__name__
-        raise ValueError(f"the data set must hold images, got a {kind}: give {hint}")
-    elif isinstance(dataset, loaders.IterableDataset) or not hasattr(dataset, "__len__"):
-        raise ValueError(
-            f"the data set must have a length and numbers of its items, got a "
-            f"{type(dataset).__name__}: list(itertools.islice(dataset, 1000)) holds the first 1,000"
-        )
-    else:
-        source = f"a {type(dataset).__name__} given in Python"
-        images, labels, names = _read_items(dataset, source)
-    if images.dtype != torch.uint8 and images.numel():
-        if (high := int(images.max())) <= 1:
-            raise ValueError(
-                f"whole numbers up to {high} could be black and white, or nearly black: images of "
-                "dtype bool are black and white"
-            )
-        images = images.byte()
-    return ImageDataset(images, labels, OWN, split, source, class_names=names)
-
-
-def _read_items(dataset: Any, source: str) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
-    """The images of a data set with a length, their labels and the names of the classes."""
-    images, labels = torch.empty(0, 1, 4, 4, dtype=torch.uint8), list[Any]()
+    images, labels = torch.empty(0, 1, 4, 4, dtype=torch.uint8), list[object]()
     for number in range(len(dataset)):
-        image, label = _image_and_label(number, dataset[number])
+        item = dataset[number]
+        if isinstance(item, Mapping):
+            columns = [next((n for n in names if n in item), None) for names in (IMAGES, LABELS)]
+            if columns[0] is None:
+                raise ValueError(
+                    f"item {number} must have an entry {', '.join(IMAGES)}, got {', '.join(item)}"
+                )
+            item = tuple(item.get(name) for name in columns)
+        image, label, *_ = (*item, None, None) if isinstance(item, tuple | list) else (item, None)
+        pixels = _pixels(image, f"item {number}")
         if number == 0:
-            kind = image.numpy().dtype.type
-            images = torch.from_numpy(make_room(source, (len(dataset), *image.shape), kind))
-        if (image.shape, image.dtype) != (images.shape[1:], images.dtype):
-            same_size = image.shape[1:] == images.shape[2:] and image.dtype == images.dtype
-            hint = ': image.convert("RGB") makes colour of grey Pillow images' * same_size
+            check_memory(f"a {kind}", len(dataset) * pixels.numel())
+            images = torch.empty((len(dataset), *pixels.shape), dtype=torch.uint8)
+        if pixels.shape != images.shape[1:]:
             raise ValueError(
-                f"images must have one shape and dtype, got {tuple(images.shape[1:])} "
-                f"{images.dtype} and item {number} of {tuple(image.shape)} {image.dtype}{hint}"
+                f"images must have one shape, got {tuple(images.shape[1:])} and item {number} of "
+                f'{tuple(pixels.shape)}: image.convert("RGB") makes colour of grey Pillow images'
             )
-        images[number] = image
+        images[number] = pixels
         labels.append(label)
-    for number in () if isinstance(dataset, list | tuple) else range(min(READ_AGAIN, len(dataset))):
-        if not torch.equal(_image_and_label(number, dataset[number])[0], images[number]):
-            LOG.warning(
-                "item %d of the data set differs at a second read: images are read once, so "
-                "its random transforms are frozen; transform= applies them at each visit",
-                number,
-            )
-            break
+    source = f"a {kind} given in Python"
+    if all(label is None for label in labels):
+        return ImageDataset(images, None, OWN, split, source)
+    numbers, class_names = _classes(labels, len(labels))
     features = getattr(dataset, "features", None) or {}  # of the Hugging Face Hub
     column = next((features[name] for name in LABELS if name in features), None)
-    if all(label is None for label in labels):
-        return images, None, ()
-    numbers, names = _classes(labels, len(labels))
-    return images, numbers, names or tuple(getattr(column, "names", None) or ())
-
-
-def _image_and_label(number: int, item: Any) -> tuple[Tensor, int | float | str | None]:
-    """The image (C, H, W) of an item, as `_pixels` gives it, and its label."""
-    if isinstance(item, Mapping):
-        names = [next((n for n in names if n in item), None) for names in (IMAGES, LABELS)]
-        if names[0] is None:
-            raise ValueError(
-                f"item {number} must have an entry {', '.join(IMAGES)}, got {', '.join(item)}"
-            )
-        item = (item[names[0]], item.get(names[1]))
-    image, label, *_ = (*item, None, None) if isinstance(item, tuple | list) else (item, None)
-    pixels = _pixels(image, number)[0]
-    if isinstance(label, str):
-        return pixels, label
-    if not isinstance(label, int | float | np.ndarray | np.generic | Tensor):
-        return pixels, None
-    vector = torch.as_tensor(label).reshape(1, -1)
-    if vector.shape[1] == 1:
-        return pixels, vector.item()
-    return pixels, int(vector.long().argmax()) if _are_one_hot(vector) else None
-
-
-def _are_one_hot(vectors: Tensor) -> bool:
-    """Whether each of the vectors (N, K) has a single one among zeros."""
-    return bool(((vectors == 0) | (vectors == 1)).all() and (vectors.sum(1) == 1).all())
+    class_names = class_names or tuple(getattr(column, "names", None) or ())
+    return ImageDataset(images, numbers, OWN, split, source, class_names=class_names)
 
 
 def _classes(labels: Any, count: int) -> tuple[Tensor, tuple[str, ...]]:
-    """Numbers (N,) int64 of labels in any form, and the names of the classes if they are names."""
-    if len(labels) == count and all(isinstance(label, str) for label in labels):
-        names = tuple(sorted(map(str, set(labels))))
-        number = {name: i for i, name in enumerate(names)}
-        return torch.tensor([number[label] for label in labels]), names
-    array = labels if isinstance(labels, Tensor) else np.asarray(labels)
-    if isinstance(array, Tensor) or array.dtype.kind in "buif":
-        numbers = torch.as_tensor(array).detach().cpu()
-        if numbers.ndim == 2 and numbers.shape[1] == 1:
-            numbers = numbers[:, 0]
-        elif numbers.ndim == 2 and _are_one_hot(numbers):
-            numbers = numbers.long().argmax(1)
-        if numbers.shape == (count,) and bool((numbers == numbers.long()).all()):
-            return numbers.long(), ()
-    kinds = {type(label): repr(label) for label in labels}
+    """Numbers (N,) int64 of labels, and the names of the classes if they are names."""
+    if isinstance(labels, Tensor | np.ndarray):
+        values = labels.tolist()
+    else:
+        values = [label.tolist() if hasattr(label, "tolist") else label for label in labels]
+    if len(values) == count and all(isinstance(value, str) for value in values):
+        names = tuple(sorted(set(values)))
+        return torch.tensor([names.index(value) for value in values]), names
+    if len(values) == count and all(isinstance(value, int) for value in values):
+        return torch.tensor(values).long(), ()
+    kinds = {type(value): repr(value) for value in values}
     raise ValueError(
-        f"labels must be whole numbers, one-hot vectors or names of {count} images, got "
-        f"{len(labels)} such as {' and '.join(kinds.values())}"
+        f"labels must be whole numbers or names of {count} images, got {len(values)} such as "
+        f"{' and '.join(kinds.values())}; labels.argmax(1) makes numbers of one-hot vectors"
     )
 
 
-def _pixels(values: Any, number: int | None = None) -> Tensor:
-    """Images (N, C, H, W): bytes, or int16 of other whole numbers in 0 .. 255.
-
-    values: an array or tensor in one of three layouts. With a `number` it is one item without N, or
-    a PIL image.
-    """
-    name, n = ("images", "N, ") if number is None else (f"item {number}", "")
+def _pixels(values: Any, name: str) -> Tensor:
+    """Bytes (N, C, H, W) of an array of images, or (C, H, W) of an item: an array or PIL image."""
+    is_item = name != "images"
     if hasattr(values, "getbands"):  # a PIL image
-        if (why := obstacle(values, in_memory=True)) is not None:
+        if (why := obstacle(values)) is not None:
             raise ValueError(f"{name} {why}")
-        values = np.asarray(upright(values, channels_of(values)))
-    x = values
-    if not isinstance(values, Tensor):
-        array = np.ascontiguousarray(values)
-        if array.dtype.kind not in "buif":
-            raise ValueError(f"{name} must be an image, got a {type(values).__name__}")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            x = torch.from_numpy(array)
-    images = channels_first(x.detach().cpu() if number is None else x.detach().cpu()[None])
-    if images is None:
-        forms = f"({n}C, H, W), ({n}H, W, C) or ({n}H, W) with C = 1 or 3"
-        raise ValueError(f"{name} must be {forms}, got {tuple(x.shape)}")
-    if x.dtype == torch.bool:
-        return images.byte() * 255
-    if x.dtype == torch.uint8 or not x.numel():
-        return images.byte()
-    low, high = (end.item() for end in (x if x.dtype.is_signed else x.long()).aminmax())
-    if x.is_floating_point():
+        values = np.asarray(upright(values))
+    if not isinstance(values, Tensor | np.ndarray):
+        raise ValueError(f"{name} must be an image, got a {type(values).__name__}")
+    kind = str(values.dtype).removeprefix("torch.")
+    if kind != "uint8":
         raise ValueError(
-            f"{name} must be bytes, got {x.dtype} of {low:g} to {high:g}: dsmooth.to_bytes(x) has "
-            "those of a tensor in [-1, 1], dsmooth.to_bytes(2 * x - 1) of one in [0, 1]; or leave "
-            "out ToTensor and Normalize"
+            f"{name} must be bytes of dtype uint8, got {kind}: dsmooth.to_bytes(x) makes them of a "
+            "tensor in [-1, 1], dsmooth.to_bytes(2 * x - 1) of one in [0, 1]; or leave out "
+            "ToTensor and Normalize"
         )
-    if low < 0 or high > 255:
-        raise ValueError(f"{name} must be whole numbers in 0 .. 255, got {low} to {high}")
-    return images.short()
+    if isinstance(values, np.ndarray):  # torch takes no negative strides, and writable arrays
+        values = torch.from_numpy(np.require(values, requirements=["C", "W"]))
+    x = values.detach().cpu()
+    return channels_first(x[None], name)[0] if is_item else channels_first(x, name)

@@ -1,21 +1,20 @@
-"""Published data sets, read by torchvision from its own layout of folders.
+"""Published data sets: the subset of MNIST inside the package, and what torchvision reads.
 
-torchvision compares the MD5s of what it downloads, of CIFAR-10's batches before it unpickles one,
-and of CelebA's lists.
+torchvision has its own layout of folders. It compares the MD5s of what it downloads, of CIFAR-10's
+batches before it unpickles one, and of CelebA's lists.
 """
 
 from __future__ import annotations
 
-import socket
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from ..files import printable
-from .dataset import ImageDataset
-from .folder import OnDecoded, decode_all
-from .reading import missing
+from .dataset import ImageDataset, channels_first
+from .folder import OnDecoded, read_pictures
+from .reading import missing, read_npz
 
 # torchvision's class of each data set, what a folder must hold, and an address of the files.
 PUBLISHED = {
@@ -41,18 +40,28 @@ PUBLISHED = {
     ),
 }
 
-_TIMEOUT = 30.0  # seconds without an answer; torchvision sets none
+SUBSET_PATH = Path(__file__).with_name("mnist_subset.npz")
+
 _CELEBA_CROP, _CELEBA_SIZE = 140, 32
+
+
+def load_embedded_mnist(split: str) -> ImageDataset:
+    """The subset in the package, in rounds of one of each digit: any prefix is balanced."""
+    images, labels = map(
+        torch.from_numpy, read_npz(SUBSET_PATH, (f"{split}_images", f"{split}_labels")).values()
+    )
+    source = f"embedded MNIST subset ({len(images):,} images)"
+    names = tuple("0123456789")
+    return ImageDataset(images[:, None], labels.long(), "mnist", split, source, class_names=names)
 
 
 def load_published(
     name: str,
     split: str,
     folder: Path,
-    *,
-    download: bool = False,
-    image_size: int | None = None,
-    progress: OnDecoded | None = None,
+    download: bool,
+    image_size: int | None,
+    progress: OnDecoded | None,
 ) -> ImageDataset:
     """A data set of `PUBLISHED`, of whose files `folder` is torchvision's root.
 
@@ -62,8 +71,6 @@ def load_published(
 
     torchvision_class, files, address = PUBLISHED[name]
     reader = partial(getattr(datasets, torchvision_class), root=folder, download=download)
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_TIMEOUT)
     try:
         if name == "celeba":
             published = reader(split=split, target_type=[])
@@ -76,16 +83,12 @@ def load_published(
             raise missing(name, f"{folder} must hold {files} ({sentence})") from error
         failed = f"could not download {name} to {folder}: {reason}\nFetch it from {address} by hand"
         raise ConnectionError(f"{failed} and point `data_dir` to a folder of {files}") from error
-    finally:
-        socket.setdefaulttimeout(timeout)
     source = f"{printable(folder)} ({len(published):,} images)"
     if name == "celeba":
         paths = [folder / "celeba" / "img_align_celeba" / leaf for leaf in published.filename]
-        size = _CELEBA_SIZE if image_size is None else image_size
-        images = decode_all(folder, paths, (3, size, size), _CELEBA_CROP, progress)
+        images = read_pictures(folder, paths, image_size or _CELEBA_SIZE, _CELEBA_CROP, progress)
         return ImageDataset(images, None, name, split, source)
-    images = torch.as_tensor(published.data)
-    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+    images = channels_first(torch.as_tensor(published.data), name).contiguous()
     names = tuple(each.partition(" - ")[0] for each in published.classes)  # of MNIST "0 - zero"
     labels = torch.as_tensor(published.targets)
     return ImageDataset(images, labels, name, split, source, class_names=names)

@@ -1,21 +1,24 @@
-"""Reading of files that strangers wrote, .npz among them: bounded sizes, one kind of error."""
+"""Reading of files that strangers wrote, .npz among them: bounded sizes, one kind of error.
+
+A file of labels is such a .npz: `dsmooth cluster` writes it, and training reads it.
+"""
 
 from __future__ import annotations
 
-import math
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from ..files import open_regular, printable
+from ..files import open_regular, printable, write_npz
 from ..machine import memory_bytes
+from .dataset import ImageDataset
 
 
 class InvalidFile(ValueError):
@@ -53,21 +56,6 @@ def check_memory(source: Path | str, size: int) -> None:
         )
 
 
-def make_room(source: Path | str, shape: tuple[int, ...], dtype: Any = np.uint8) -> NDArray[Any]:
-    """An array to fill: in memory, or mapped from a nameless file where that is too small."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    try:
-        check_memory(source, size)
-    except InvalidFile as error:
-        with TemporaryFile() as file:
-            try:
-                os.posix_fallocate(file.fileno(), 0, size)
-            except OSError as full:
-                raise InvalidFile(f"{error}, and than {gettempdir()} has room for") from full
-            return np.memmap(file, dtype, "r+", shape=shape)
-    return np.empty(shape, dtype)
-
-
 def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
     """Return the arrays `names` of a .npz, all by default; nothing is unpickled."""
     with (
@@ -90,3 +78,37 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArra
                 if stream.read(1):  # at the end zipfile compares the CRC-32
                     raise ValueError(f"{name!a} holds more than its header promises")
         return arrays
+
+
+def write_labels(path: Path, datasets: Sequence[ImageDataset], names: Sequence[str]) -> None:
+    """Write a .npz of the labels (N,) of each split, the digest of its images, and the names."""
+    arrays = {"names": np.array(names)}
+    for dataset in datasets:
+        arrays[dataset.split] = dataset.known_labels().numpy()
+        arrays[f"{dataset.split}_images"] = np.array(_images_digest(dataset))
+    write_npz(path, arrays)
+
+
+def with_labels(dataset: ImageDataset, path: Path) -> ImageDataset:
+    """The images of `dataset` with the labels that a file has for its split.
+
+    Raises ValueError, naming the file, for labels of other images.
+    """
+    split = dataset.split
+    arrays = read_npz(path, (split, f"{split}_images", "names"))
+    if str(arrays[f"{split}_images"]) != _images_digest(dataset):
+        raise InvalidFile(
+            f"{printable(path)} must have labels of the {len(dataset):,} {split} images of "
+            f"{dataset.source}, found those of other images"
+        )
+    with guarded(path, "labels"):
+        return replace(
+            dataset,
+            labels=torch.from_numpy(arrays[split]),
+            class_names=tuple(map(str, arrays["names"])),
+            source=f"{dataset.source}, labels of {printable(path)}",
+        )
+
+
+def _images_digest(dataset: ImageDataset) -> str:
+    return replace(dataset, labels=None, transform=None).digest

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data import to_bytes
 from ..data.dataset import channels_first, warn_of_range
-from ..data.folder import SUFFIXES, image_paths, read_image_file, read_images_of_paths
+from ..data.folder import SUFFIXES, image_paths, read_pictures
 from ..data.reading import guarded, read_npz
 from ..files import open_regular
 from ..pictures import is_diverged
@@ -74,7 +74,7 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
     if path.suffix == ".npy":
         return _collect([_load_npy(path)], path, limit)
     if path.suffix.lower() in SUFFIXES and path.is_file():
-        return ImageSet(read_image_file(path), str(path), torch.ones(1, dtype=torch.bool))
+        return ImageSet(read_pictures(path, [path]), str(path), torch.ones(1, dtype=torch.bool))
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder, image file, .npz or .npy {path}")
     check_folder(path)
@@ -82,7 +82,7 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
         ours = (path / Shards.manifest).exists()
         return _collect(map(_load_npy, shards), path, limit, ours=ours)
     if paths := image_paths(path):
-        images = read_images_of_paths(path, paths[:limit])
+        images = read_pictures(path, paths[:limit])
         kept = torch.ones(len(images), dtype=torch.bool)
         return ImageSet(images, f"{path} ({len(images):,} image files)", kept)
     raise ValueError(f"{path} holds neither a model, nor .npy shards, nor image files")
@@ -137,12 +137,8 @@ def _to_bytes(array: NDArray[np.generic], path: Path) -> tuple[Tensor, Tensor]:
     is_bytes = array.dtype == np.uint8
     if not is_bytes and array.dtype.kind != "f":
         raise ValueError(f"{path} must hold bytes or floating-point values, got {array.dtype}")
-    x = channels_first(torch.from_numpy(np.array(array, np.uint8 if is_bytes else np.float32)))
-    if x is None:
-        raise ValueError(
-            f"{path} must hold images (N, C, H, W), (N, H, W, C) or (N, H, W) with C = 1 or 3, "
-            f"got shape {array.shape}"
-        )
+    x = torch.from_numpy(np.array(array, np.uint8 if is_bytes else np.float32))
+    x = channels_first(x, str(path))
     if is_bytes:
         return x, torch.ones(len(x), dtype=torch.bool)
     kept = ~is_diverged(x)

@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ..config import ModelConfig, Role, TrainConfig
-from ..data import ImageDataset, load_dataset
-from ..data.labels import with_labels
+from ..data import SPLITS, ImageDataset, load_splits
+from ..data.reading import with_labels
 from ..distributed import (
     all_reduce_max,
     barrier,
@@ -132,25 +132,27 @@ def load_data(config: TrainConfig, *, progress: bool = False) -> tuple[ImageData
     """
     rank = rank_and_size()[0]
 
-    def load(split: str) -> ImageDataset:
-        with reading(split) if progress and rank == 0 else contextlib.nullcontext() as show:
-            dataset = load_dataset(
+    def load() -> tuple[ImageDataset, ImageDataset]:
+        with reading() if progress and rank == 0 else contextlib.nullcontext() as show:
+            train, test = load_splits(
                 config.data,
-                split,
+                SPLITS,
                 config.data_dir,
                 download=config.download,
                 image_size=config.image_size,
                 progress=show,
             )
-        return dataset if config.labels is None else with_labels(dataset, Path(config.labels))
+        if config.labels is not None:
+            return with_labels(train, Path(config.labels)), with_labels(test, Path(config.labels))
+        return train, test
 
     if not config.download:
-        return load("train"), load("test")
+        return load()
     # Rank 0 downloads, then the first process of each machine without these files. The rest read.
     own_turn = (rank > 0) + (from_torchrun("LOCAL_RANK", 0) > 0)
     for turn in range(3):
         if turn == own_turn:
-            sets = load("train"), load("test")
+            sets = load()
         barrier()
     return sets
 
