@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import io
 import logging
@@ -45,25 +44,12 @@ VERBS: dict[str, Any] = {
     "reproduce": options.Reproduce,
     "doctor": options.Doctor,
 }
-# Options of other programs, and ours for the same.
-HINTS = {
-    "--lr": "--learning-rate",
-    "--epochs": "--images, training images to visit with repeats counted",
-    "--n": "--count",
-    "--num-samples": "--count",
-    "--num-images": "--count",
-    "--n-samples": "--count",
-    "--output": "--out",
-    "--batch": "--batch-size",
-    "--num-classes": "--n-classes",
-    "--resolution": "--image-size",
-}
-POSITIONAL = ("role", "models", "samples")
 # Errors of a machine that has not enough of something.
 EXHAUSTED = ("can't start new thread", "can't allocate memory", "out of memory")
 # GOMP_SPINCOUNT, read when torch is loaded: libgomp's default of 300,000 spins for milliseconds and
 # starves a shared machine (150 forward passes by two threads took 1.7 times as long).
 SPINS = "10000"
+POSITIONAL = ("role", "models", "samples")
 HELP_WIDTH = 80
 ABOUT = """Autoregressive image modelling with distribution smoothing, made fast.
 
@@ -141,10 +127,10 @@ def explain(error: Exception) -> str | None:
     return str(error) if known else None
 
 
-def _fail(message: str, prog: str = "dsmooth", status: int = 1) -> int:
+def _fail(message: str) -> int:
     """Print an error; returns the exit status."""
-    print(shown(f"{prog}: error: {message}"), file=sys.stderr)
-    return status
+    print(shown(f"dsmooth: error: {message}"), file=sys.stderr)
+    return 1
 
 
 def with_options(message: str, names: Collection[str]) -> str:
@@ -174,54 +160,34 @@ def option_names(kind: type) -> set[str]:
     return names
 
 
-def parse(args: Sequence[str]) -> Any:
+def parse(args: Sequence[str]) -> object:
     """The verb's options that the arguments mean; prints help, or an error, and leaves."""
+    if args[:1] == ["--version"]:
+        print(f"dsmooth {__version__}", flush=True)
+        sys.exit(0)
     prog, kind, rest = "dsmooth", cast(Any, VERBS), list(args)
     while isinstance(kind, dict) and rest and rest[0] in kind:
         prog, kind, rest = f"{prog} {rest[0]}", kind[rest[0]], rest[1:]
-    if isinstance(kind, dict):
-        if args[:1] == ["--version"]:
-            print(f"dsmooth {__version__}", flush=True)
-            sys.exit(0)
-        if rest and not rest[0].startswith("-"):
-            close = difflib.get_close_matches(rest[0], kind, 1)
-            meant = f"did you mean {close[0]}?" if close else f"verbs are {', '.join(kind)}"
-            sys.exit(
-                _fail(f"there is no verb {rest[0]!r}: {meant}; {prog} --help lists them", prog, 2)
-            )
-        # Help, a completion, or an error.
+    if isinstance(kind, dict):  # help, a completion, or an error
         return tyro.cli(_union(VERBS), prog="dsmooth", description=_wrapped(ABOUT), args=args)
-    names, named = option_names(kind), dict[str, str]()
-    for word, behind in zip(rest, [*rest[1:], ""], strict=False):
-        name, equals, value = word[2:].replace("-", "_").partition("=")
-        if word.startswith("--"):
-            named[name if name in names else name.removeprefix("no_")] = value if equals else behind
-    for name in named.keys() - names:
-        meant = HINTS.get(flag := f"--{name.replace('_', '-')}", "")
-        if meant[2:].partition(",")[0].replace("-", "_") in names:
-            sys.exit(_fail(f"there is no {flag}: did you mean {meant}?", prog, 2))
     return tyro.cli(
         kind,
         args=rest,
         prog=prog,
         description=_wrapped(kind.__doc__ or ""),
         config=(tyro.conf.HelptextFromCommentsOff,),
-        default=_typed(rest, named) if kind is Train else None,
+        default=_typed(rest) if kind is Train else None,
     )
 
 
-def _typed(rest: Sequence[str], named: Mapping[str, str]) -> Train:
-    """The defaults that help shows: of the role and the preset among the words."""
-    role = next((word for word in rest if word in get_args(Role)), None)
-    name = named.get("preset")
-    config = preset(name if name in PRESETS else DEFAULT_PRESET, cast(Role, role or "noisy"))
+def _typed(words: Sequence[str]) -> Train:
+    """The defaults that help shows, of the role and the preset among the words."""
+    role = next((word for word in words if word in get_args(Role)), "noisy")
+    named = re.findall(r"(?:^|\n)--(?:no-)?([\w-]+)", "\n".join(words))
+    name = re.search(r"(?:^|\n)--preset[=\n](.*)", "\n".join(words))
+    config = preset(name[1] if name and name[1] in PRESETS else DEFAULT_PRESET, cast(Role, role))
     settings = TypedSettings(**{**vars(config), "model": TypedModel(**vars(config.model))})
-    whole = "config" in named and role is None  # the file names the role
-    return Train(
-        role="noisy" if whole else tyro.MISSING,
-        settings=settings,
-        named=frozenset(named) | ({"role"} if not whole else set()),
-    )
+    return Train(settings=settings, named=frozenset(word.replace("-", "_") for word in named))
 
 
 def _union(kinds: Mapping[str, Any]) -> Any:

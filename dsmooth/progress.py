@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .tables import shown
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 LINE_SECONDS = 10.0
 # INFO is for lines that a command prints, WARNING for lines that every user should see.
@@ -107,7 +110,7 @@ def reading() -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-def make_bar(name: str, total: int, completed: int = 0, text: str = "starting") -> Any:
+def make_bar(name: str, total: int, completed: int = 0, text: str = "starting") -> Progress | None:
     """A rich progress bar with a field `text`, or None where the output shows no bars."""
     if not shows_bars():
         return None

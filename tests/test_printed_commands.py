@@ -7,11 +7,9 @@ import io
 import json
 import re
 import shlex
-import signal
 import subprocess
 import sys
-from contextlib import nullcontext
-from dataclasses import replace
+import time
 from html import unescape
 from pathlib import Path
 
@@ -23,10 +21,17 @@ from dsmooth._extension import warn_once
 from dsmooth.cli import explain, main, parse, with_options
 from dsmooth.commands.options import DataOptions, Reproduce
 from dsmooth.commands.reproduce import longer_training, runs_to_train
-from dsmooth.commands.train import resume_command, runs_of
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.pretrained import TITLE
-from dsmooth.progress import LOG, lines_shown
+from dsmooth.progress import (
+    LOG,
+    lines_shown,
+    make_bar,
+    progress,
+    shows_bars,
+    significant,
+    time_left,
+)
 from dsmooth.tables import Table
 from tests.helpers.command_runs import SMALLER, run
 from tests.helpers.data_makers import random_bytes, write_images
@@ -69,13 +74,7 @@ def test_every_printed_command_runs(tmp_path, monkeypatch, capsys) -> None:
         if role.startswith("runs"):
             assert run("train", Path(role).name, "--out", role, *TINY.split()) == 0
     assert run("train", "plain", "--out", "runs/my plain", *TINY.split()) == 0
-    with monkeypatch.context() as patch:
-        at_once = nullcontext(lambda: signal.SIGINT)
-        patch.setattr("dsmooth.training.loop.catch_signals", lambda: at_once)
-        stopped = ["train", "plain", "--out", "stopped", *TINY.split(), "--threads", "1"]
-        assert run(*stopped) == 128 + signal.SIGINT
     printed = capsys.readouterr().out
-    assert "--threads 1" in printed
 
     cards = []
     for pair in (dsmooth.SmoothedPair.from_pretrained(name) for name in ("runs", "mnist")):
@@ -102,17 +101,9 @@ def test_every_printed_command_runs(tmp_path, monkeypatch, capsys) -> None:
         for command in longer_training(title, budget, options, embedded)
     ]
     every = {own, *longer}.union(*map(commands_in, (printed, *cards)))
-    assert len(every) >= 11
+    assert len(every) >= 10
     for command in sorted(every):
         follow(command)
-
-
-def test_the_command_that_goes_on_has_what_no_run_keeps() -> None:
-    words = "plain --out 'my run' --threads 3 --device cuda:1 --tensorboard"
-    begun = parse(["train", *shlex.split(words)])
-    printed = shlex.split(resume_command(begun, runs_of(begun)[0]))
-    assert printed[:2] == ["dsmooth", "train"]
-    assert parse(printed[1:]) == replace(begun, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -251,3 +242,35 @@ def test_one_completion_for_the_program(capsys: pytest.CaptureFixture[str]) -> N
     script = capsys.readouterr().out
     for word in ("train", "bpd", "doctor", "--n-filters", "--save-reference", "--keep-top"):
         assert f"'{word}'" in script, word
+
+
+def test_significant_digits() -> None:
+    cases = {(12_812.0, 3): "12,800", (999.6, 3): "1,000", (0.046812, 3): "0.0468", (0.0, 3): "0"}
+    assert {case: significant(*case) for case in cases} == cases
+
+
+def test_the_unit_is_named(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("dsmooth.progress.LINE_SECONDS", 0.0)
+    with progress("training", 20, "epochs") as done:
+        done(4.5)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["training: 20 epochs", "training: 4/20 (22 %), 0:00 left"]
+    assert time_left(time.monotonic() - 30, 0.2) == ", 2:00 left"
+    assert lines[2].startswith("training: done in ")
+
+
+@pytest.mark.parametrize(
+    ("module", "terminal", "widgets", "bars"),
+    [
+        ("io", True, False, True),
+        ("io", False, True, False),
+        ("ipykernel.iostream", False, True, True),
+        ("ipykernel.iostream", False, False, False),
+    ],
+)
+def test_bars_are_for_terminals_and_notebooks(monkeypatch, module, terminal, widgets, bars) -> None:
+    stream = type("Stream", (), {"__module__": module, "isatty": lambda self: terminal})()
+    monkeypatch.setattr("dsmooth.progress.find_spec", lambda name: widgets or None)
+    monkeypatch.setattr("sys.stdout", stream)
+    assert shows_bars() == bars
+    assert (make_bar("training", 10, 0) is not None) == bars

@@ -151,7 +151,7 @@ def test_control_c_saves_once_and_four_processes_go_on(tmp_path: Path) -> None:
             rank.send_signal(number)
     written = [rank.communicate() for rank in ranks]
     assert [rank.returncode for rank in ranks] == [128 + signal.SIGINT] * 2
-    hint = "go on with `torchrun --nproc-per-node 2 -m dsmooth train"
+    hint = "noisy: the same command with --resume goes on"
     assert sum(output.count(hint) for output, _ in written) == 1, written
     events = [entry["event"] for entry in run.read_log()]
     assert events.count("interrupted") == 1

@@ -32,6 +32,7 @@ DEFAULT_PRESET = "mnist-quick"
 # and the label dropout where none is named.
 UNNAMED, CLUSTERS, LABELS, LABEL_DROPOUT = "noisy-unnamed", "clusters", "labels.npz", 0.1
 RGB_PRESET = "photos"
+ROLES = "noisy|denoiser|plain|pair"
 PRESET_HELP = "Settings to start from: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
 TRAIN_PRESET_HELP = (
     f"{PRESET_HELP}. RGB images are trained by {RGB_PRESET} unless another is named; the channels "
@@ -40,19 +41,13 @@ TRAIN_PRESET_HELP = (
 
 
 @dataclass(frozen=True)
-class Running:
+class OnDevice:
     """How the command runs. Devices, threads and precisions change results by rounding alone."""
 
     threads: int | None = None
     """CPU threads; by default all cores."""
     quiet: Flag = False
     """Print errors alone."""
-
-
-@dataclass(frozen=True)
-class OnDevice(Running):
-    __doc__ = Running.__doc__
-
     device: str = "auto"
     """cpu, cuda or cuda:N; auto takes a CUDA device if there is one. Drawing needs the CUDA half of
     the extension for that: with the CPU half alone, auto draws on the CPU and says so."""
@@ -60,7 +55,7 @@ class OnDevice(Running):
 
 @dataclass(frozen=True)
 class Computing(OnDevice):
-    __doc__ = Running.__doc__
+    __doc__ = OnDevice.__doc__
 
     precision: Precision = "auto"
     """Number format of the networks; auto draws by bfloat16 on a CUDA device, and takes float32
@@ -111,10 +106,6 @@ class TypedSettings(Typed, TrainConfig):
     __doc__ = TrainConfig.__doc__
 
 
-class TypedProbe(Typed, ProbeSettings):
-    __doc__ = ProbeSettings.__doc__
-
-
 @dataclass(frozen=True)
 class Train:
     """Train one model: noisy p(x~), denoiser p(x | x~), or plain p(x); or a pair.
@@ -126,9 +117,9 @@ class Train:
     Under torchrun several processes (and GPUs) train together.
     """
 
-    role: Positional[Role | Literal["pair"]]
-    """Which model."""
-    settings: OmitArgPrefixes[TypedSettings]
+    role: Annotated[Positional[Literal[Role, "pair"] | None], arg(metavar=ROLES)] = None
+    """Which model; by default that of --config."""
+    settings: OmitArgPrefixes[TypedSettings] = field(default_factory=TypedSettings)
     """The settings that decide the weights, and how the run is carried out."""
     folder: Annotated[Positional[Path | None], arg(metavar="FOLDER")] = None
     """Folder of images to train on."""
@@ -337,7 +328,7 @@ class Probe:
     models: Folders
     """A saved pair, or the run folders of a noisy model and of its denoiser, or a folder with both;
     mnist is the pair that comes with the package. Perhaps the run folder of a plain model."""
-    settings: OmitArgPrefixes[TypedProbe]
+    settings: OmitArgPrefixes[ProbeSettings] = field(default_factory=ProbeSettings)
     """Input of the probes, and the length of their training."""
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()
     out: Path = Path("probes")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config import ProbeSettings
 from ..distributed import process_group, rank_and_size
 from ..evaluate.probe import PIXELS, best_probe, probe_pair
 from ..files import check_writable, printable, write_atomically
@@ -18,7 +17,6 @@ from .options import Probe
 
 def probe(options: Probe) -> None:
     """Carry out `dsmooth probe`: probes.json and a PNG per network."""
-    settings = ProbeSettings(**vars(options.settings))
     check_writable(options.out / "probes.json")
     with process_group():
         use_threads(options.execution.threads)
@@ -32,7 +30,7 @@ def probe(options: Probe) -> None:
             pair,
             train_set,
             test_set,
-            settings,
+            options.settings,
             path,
             plain=models.plain,
             precision=options.execution.precision,

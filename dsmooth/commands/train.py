@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ModelConfig, Role, TrainConfig
-from ..distributed import barrier, broadcast_int, process_group, rank_and_size
+from ..distributed import barrier, broadcast_int, process_group
 from ..fields import check_number
 from ..files import check_writable, read_json
 from ..machine import choose_device, use_threads
@@ -24,7 +23,6 @@ from .options import CLUSTERS, LABEL_DROPOUT, LABELS, RGB_PRESET, UNNAMED, Train
 class Run:
     """One of the runs that a command stands for."""
 
-    role: Role
     folder: Path
     settings: TrainConfig
     rgb: TrainConfig
@@ -49,8 +47,7 @@ def train(options: Train) -> int:
         if share is not None and len(runs) > 1:
             print(f"{run.folder.name}: {share:.3g} of the pair's {whole:.3g} minutes", flush=True)
         if status := train_one(options, run):
-            if len(runs) > 1:
-                print("pair: the same command with --resume goes on")
+            print(f"{options.role or run.settings.role}: the same command with --resume goes on")
             return status
         if run.folder.name == UNNAMED and options.clusters is not None:
             cluster_data(options, run.folder)
@@ -69,8 +66,8 @@ def train(options: Train) -> int:
         "noisy": f"train its denoiser, then `dsmooth sample {path} DENOISER{label}`",
         "denoiser": f"`dsmooth sample NOISY {path}{label}`, with the folder of its noisy model",
         "plain": f"`dsmooth sample {path}{label}`, or `dsmooth evaluate bpd {path}`",
-    }[run.role]
-    print(f"{run.role}: next: {step}")
+    }[run.settings.role]
+    print(f"{run.settings.role}: next: {step}")
     return 0
 
 
@@ -95,21 +92,17 @@ def runs_of(options: Train) -> list[Run]:
     check_one_length(options.named)
     if options.force and not options.resume:
         raise ValueError("--force is for --resume: a new run has no settings to change")
-    for name, value in (("data", "folder"), ("data_dir", str(options.folder))):
-        if options.folder is not None and name in options.named:
-            typed = getattr(options.settings, name)
-            if typed != value:
-                raise ValueError(
-                    f"{options.folder} is a folder of images, but `{name}` is {typed}: leave one "
-                    "out"
-                )
+    if options.folder is not None and {"data", "data_dir"} & options.named:
+        raise ValueError(f"{options.folder} is a folder of images: leave --data and --data-dir out")
     if options.role != "pair":
         if options.clusters is not None:
             raise ValueError(
                 "--clusters is for a pair: for one model give --labels a file of clusters"
             )
         role = options.role
-        if options.config is not None and "role" not in options.named:
+        if role is None:
+            if options.config is None:
+                raise ValueError("name the model to train: noisy, denoiser, plain or pair")
             role = _read_settings(options.config).role
         return [_run(options, role, options.out or default_folder(role))]
     if options.config is not None:
@@ -167,7 +160,7 @@ def _run(options: Train, role: Role, folder: Path, shares: int = 1) -> Run:
 
     rgb = options.preset if "preset" in named else RGB_PRESET
     colours = values.get("data") in ("cifar10", "celeba")
-    return Run(role, folder, settings(rgb if colours else options.preset), settings(rgb))
+    return Run(folder, settings(rgb if colours else options.preset), settings(rgb))
 
 
 def _named(typed: TrainConfig | ModelConfig, names: Collection[str]) -> dict[str, Any]:
@@ -207,10 +200,7 @@ def train_one(options: Train, run: Run) -> int:
         on_evaluation=tensorboard(run.folder / "tensorboard") if options.tensorboard else None,
         progress=True,
     )
-    if result.interrupted:
-        print(f"{run.role}: go on with `{resume_command(options, run)}`")
-        return 128 + result.interrupted
-    return 0
+    return 128 + result.interrupted if result.interrupted else 0
 
 
 def cluster_data(options: Train, folder: Path) -> None:
@@ -230,19 +220,3 @@ def cluster_data(options: Train, folder: Path) -> None:
         write_clusters(
             model, load_data(config), options.clusters, config.seed, out, folder_of_images
         )
-
-
-def resume_command(options: Train, run: Run) -> str:
-    """The command that goes on with a run as it was begun, by as many processes and threads."""
-    words = ["dsmooth", "train", run.role, "--out", str(run.folder), "--resume"]
-    for name in ("threads", "device"):
-        value = getattr(options.execution, name)
-        if value not in (None, "auto"):
-            words += [f"--{name}", str(value)]
-    if options.tensorboard:
-        words.append("--tensorboard")
-    size = rank_and_size()[1]
-    if size > 1:
-        local = os.environ.get("LOCAL_WORLD_SIZE", size)
-        words = ["torchrun", "--nproc-per-node", str(local), "-m", *words]
-    return shlex.join(words)

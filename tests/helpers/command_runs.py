@@ -56,6 +56,12 @@ def complains(capsys: pytest.CaptureFixture[str], message: str, *words: str) -> 
     assert len(error.splitlines()) <= 3
 
 
+def settings_of(capsys: pytest.CaptureFixture[str], words: str) -> dict[str, Any]:
+    """The settings that `dsmooth train WORDS` prints."""
+    assert run("train", *words.split(), "--print-config") == 0
+    return json.loads(capsys.readouterr().out)
+
+
 def measured(*words: str) -> dict[str, Any]:
     """The numbers of `dsmooth evaluate`, which it writes into the current folder."""
     assert run("evaluate", *words, "--out", "numbers.json") == 0
