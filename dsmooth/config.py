@@ -173,8 +173,8 @@ class RunSettings:
     """Replay a step as one CUDA graph: auto where that is possible; on, or an error that says why
     not; off."""
     keep_gates: Switch = "auto"
-    """On a GPU, keep the preactivations of gated resnets for the backward pass instead of computing
-    them again; auto: if they fit into a quarter of the free memory."""
+    """Keep the preactivations of gated resnets in memory for the backward pass instead of computing
+    them again; auto: on a GPU."""
     evaluations: Positive = 8
     """How often the held-out images are evaluated, the end included."""
     checkpoint_minutes: PositiveFloat = 2.0

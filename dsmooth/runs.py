@@ -57,10 +57,7 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / CONFIG_FILE  # the settings
         self.log = self.path / "log.jsonl"  # one JSON object a line
-        # The newest checkpoint, from which a run is resumed; and the one before it, should that one
-        # be damaged or not written yet.
-        self.checkpoint = self.path / "checkpoint.safetensors"
-        self.earlier_checkpoint = self.path / "checkpoint-earlier.safetensors"
+        self.checkpoint = self.path / "checkpoint.safetensors"  # from which a run is resumed
         self.weights = self.path / WEIGHTS_FILE  # averaged, at the last evaluation
 
     def grid(self, images_seen: int) -> Path:
@@ -71,13 +68,9 @@ class RunFolder:
         """The pictures of samples, in the order of the training images."""
         return sorted(self.path.glob("samples-*.png"))
 
-    def checkpoints(self) -> tuple[Path, ...]:
-        """The files that may hold a checkpoint, the newest first."""
-        return self.checkpoint, self.earlier_checkpoint
-
     def can_resume(self) -> bool:
         """Whether the folder holds a run to go on with."""
-        return self.config.exists() and any(path.exists() for path in self.checkpoints())
+        return self.config.exists() and self.checkpoint.exists()
 
     def is_finished(self) -> bool:
         """Whether the run came to its end, by its log."""
@@ -108,7 +101,7 @@ class RunFolder:
             raise ValueError(f"config.model must be the model's own {model.config}")
         settings = _config_bytes(config, image_size)
         with lock_folder(self.path, "a training run"):
-            if any(path.exists() for path in (self.log, *self.checkpoints())):
+            if self.log.exists() or self.checkpoint.exists():
                 raise ValueError(f"{self.path} already holds a training run; choose another folder")
             # A kill on the way leaves no settings, rather than those of other weights.
             with replacing(self.weights, tensor_bytes(model.state_dict(), {})):

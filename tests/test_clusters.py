@@ -19,7 +19,7 @@ from dsmooth.evaluate.clusters import agreement, cluster, find_clusters
 from dsmooth.evaluate.likelihood import score_pair
 from dsmooth.evaluate.probe import CALL_IMAGES
 from dsmooth.models import class_number
-from dsmooth.training.settings import run_settings
+from dsmooth.training.beginning import run_settings
 from dsmooth.training.step import initial_state
 from tests.helpers.networks import images, network, tiny_pair
 

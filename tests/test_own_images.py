@@ -21,7 +21,7 @@ from dsmooth.data.dataset import Transform
 from dsmooth.data.order import transformed
 from dsmooth.data.own import split_own
 from dsmooth.philox import Stream, image_words
-from dsmooth.training.settings import run_settings
+from dsmooth.training.beginning import run_settings
 from dsmooth.training.step import TrainState
 from tests.helpers.data_makers import random_bytes, refuses
 from tests.helpers.tiny_runs import tiny
@@ -222,7 +222,10 @@ NO_ITEMS = "must have a length and numbers of its items, got a {}: give the .dat
         ({"a": PIXELS, "b": PIXELS}, "has no split 'train', but a, b"),
         (torch.zeros(20, 1, 8, 6, dtype=torch.uint8), "multiples of 4, got 8 x 6: crop, pad"),
         ((BLACK, BLACK.expand(-1, 3, -1, -1)), "held-out images must"),
-        (PIXELS.expand(-1, 3, -1, -1), "`image_channels` must fit the images given, which have 3 "),
+        (
+            PIXELS.expand(-1, 3, -1, -1),
+            "`image_channels` must fit the images of own, ",
+        ),
     ],
 )
 def test_data_that_cannot_be_trained_on(dataset: object, message: str) -> None:

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
-from dsmooth.training import settings, train
+from dsmooth.training import beginning, train
+from dsmooth.training.beginning import run_settings
 from dsmooth.training.cuda_graph import uses_graph
-from dsmooth.training.data_parallel import share_of_batch
-from dsmooth.training.settings import run_settings
+from dsmooth.training.step import share_of_batch
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import tiny_pair
 from tests.helpers.rank_processes import ForkedPython, run_script, start_ranks, wait_for_all
@@ -71,11 +71,15 @@ def test_a_batch_that_does_not_divide_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert share_of_batch(tiny(batch_size=12)) == (8, 4)
-    refuses(r"`batch_size` must be 6 or 9 .*got 8", share_of_batch, tiny(batch_size=8))
-    refuses(r"`batch_size` must be 6 .*got 4", share_of_batch, tiny(batch_size=4, accumulate=2))
+    refuses(r"must be a multiple of 3, .* got 8", share_of_batch, tiny(batch_size=8))
+    refuses(
+        r"must be a multiple of 6, .* got 4",
+        share_of_batch,
+        tiny(batch_size=4, accumulate=2),
+    )
     told: list[bool] = []
-    monkeypatch.setattr(settings, "broadcast_int", lambda fast: told.append(fast) or 1)
-    monkeypatch.setattr(settings, "all_same", lambda number: True)
+    monkeypatch.setattr(beginning, "broadcast_int", lambda fast: told.append(fast) or 1)
+    monkeypatch.setattr(beginning, "all_same", lambda number: True)
     data, cpu = random_dataset(12), torch.device("cpu")
     on_cpu = run_settings(tiny(precision="auto"), data, data, cpu)
     assert (len(told), on_cpu.precision) == (1, "bfloat16")  # as rank 0 says

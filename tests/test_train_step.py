@@ -20,10 +20,9 @@ from dsmooth.config import LearningRateSchedule, OptimizerName
 from dsmooth.functional import use_impl
 from dsmooth.philox import Stream, image_words
 from dsmooth.runs import RunFolder
-from dsmooth.training import NonFiniteLoss, beginning, cuda_graph, loop, train
-from dsmooth.training.beginning import go_on
-from dsmooth.training.checkpoint import read_checkpoint
-from dsmooth.training.settings import run_settings
+from dsmooth.training import NonFiniteLoss, beginning, cuda_graph, train
+from dsmooth.training.beginning import run_settings
+from dsmooth.training.checkpoint import go_on, read_checkpoint
 from dsmooth.training.step import READ_STEPS, TrainState, scheduled
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.tiny_runs import ROLES, tiny
@@ -93,16 +92,20 @@ def test_the_dropout_of_a_step_has_a_seed_of_64_bits() -> None:
         assert seeds[-1] % 2**64 == low + (high << 32)
 
 
-def test_checkpoints_are_minutes_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0
+def test_checkpoints_are_minutes_apart(tmp_path, monkeypatch) -> None:
+    """A batch of eight images takes 24 seconds."""
+    now, saved, run = 0.0, [], RunFolder(tmp_path)
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    watch, saved = loop.Watch(tiny(checkpoint_minutes=1.0), 0, lambda: None), []
-    for now in range(25, 250, 25):
-        if watch.look(now)[1]:
-            saved.append(now)
-    assert saved == [75, 150, 225]
-    watch.look(now + 10_000)  # steps, at once
-    assert watch.next == now + 10_000 + READ_STEPS
+
+    def visit(image: Tensor) -> Tensor:
+        nonlocal now
+        now += 3
+        saved.append(run.checkpoint.exists() and read_checkpoint(run.checkpoint).images_seen)
+        return image
+
+    config = tiny(images=80, checkpoint_minutes=1.0, data_init=False)
+    train(config, run.path, dataset=(random_dataset(20), random_dataset(4)), transform=visit)
+    assert set(saved) == {0, 24, 48, 72}
 
 
 @pytest.mark.quick
@@ -142,7 +145,7 @@ def test_a_loss_that_is_not_finite_is_found_and_spares_the_checkpoint(tmp_path, 
     with pytest.raises(NonFiniteLoss, match=r"loss is .* at step 1 \(8 images\) with seed 7"):
         train(config, run.path)
     kept = TrainState(config, beginning.load_data(config)[0], CPU)
-    go_on(run, read_checkpoint(run), kept)
+    go_on(read_checkpoint(run.checkpoint), kept)
     kept.check_finite()
     assert not run.weights.exists()
 

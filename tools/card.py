@@ -44,7 +44,7 @@ from dsmooth.reproduce import (
 )
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.request import Request
-from dsmooth.training.settings import differences
+from dsmooth.training.checkpoint import differences
 from dsmooth.training.step import total_images
 
 GUIDANCE = 0.1  # of guided samples of a pair with classes

@@ -1,4 +1,4 @@
-"""The beginning of a run: its folder, its images, its first weights or its checkpoint."""
+"""The beginning of a run: its folder, its images, the settings that follow, its first weights."""
 
 from __future__ import annotations
 
@@ -7,48 +7,21 @@ import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from torch import Tensor
+import torch
 
 from ..config import ModelConfig, Role, TrainConfig
 from ..data import SPLITS, ImageDataset, load_splits
 from ..data.reading import with_labels
-from ..distributed import (
-    all_reduce_max,
-    barrier,
-    broadcast_int,
-    from_torchrun,
-    launch,
-    rank_and_size,
-)
+from ..distributed import all_same, barrier, broadcast_int, from_torchrun, launch, rank_and_size
 from ..fields import flatten
-from ..files import check_writable, lock_folder
+from ..files import check_writable
+from ..machine import has_fast_bfloat16
 from ..nn import PixelCNNpp
 from ..pretrained import SavedNetwork, resolve
-from ..progress import LOG, reading
+from ..progress import reading
 from ..runs import RunFolder
-from .checkpoint import Checkpoint, read_checkpoint, save_checkpoint
-from .settings import changes
-from .step import TrainState, total_images
 
 HOLDER = "another training run"  # of the lock of a folder
-
-
-def find_checkpoint(
-    run: RunFolder, config: TrainConfig, stack: contextlib.ExitStack, *, resume: bool
-) -> Checkpoint | None:
-    """The checkpoint that a run goes on from, None for a new run.
-
-    The folder of a run that goes on is locked until the stack is left. Raises ValueError for a
-    folder in which a new run cannot begin.
-    """
-    if run.config.exists() if resume else broadcast_int(is_restart(run)):
-        if rank_and_size()[0] == 0:
-            stack.enter_context(lock_folder(run.path, HOLDER))
-        return read_checkpoint(run)
-    check_new_run(run, config)
-    if resume:
-        LOG.info("%s: there is no run in %s to resume: it begins here", config.role, run.path)
-    return None
 
 
 def is_restart(run: RunFolder) -> bool:
@@ -58,16 +31,6 @@ def is_restart(run: RunFolder) -> bool:
         return False
     starts = [entry for entry in run.read_log() if entry["event"] == "start"]
     return bool(starts) and starts[-1].get("launch") == launch()
-
-
-def begin_folder(
-    run: RunFolder, state: TrainState, image_size: tuple[int, int], stack: contextlib.ExitStack
-) -> None:
-    """Write the first checkpoint of a new run: a folder with settings can always be resumed."""
-    if rank_and_size()[0] == 0:
-        stack.enter_context(lock_folder(run.path, HOLDER))
-        check_new_run(run, state.config)
-        save_checkpoint(run, state, image_size)
 
 
 def initial_network(config: TrainConfig) -> PixelCNNpp | None:
@@ -157,32 +120,62 @@ def load_data(config: TrainConfig, *, progress: bool = False) -> tuple[ImageData
     return sets
 
 
-def go_on(
-    run: RunFolder, checkpoint: Checkpoint, state: TrainState, *, force: bool = False
-) -> list[str]:
-    """Continue from a checkpoint, which must be the same for all processes; notes for the log."""
-    path, seen = checkpoint.path, checkpoint.images_seen
-    notes = [*changes(checkpoint.settings, state.config, seen)]
-    images = state.train_set
-    if checkpoint.data != images.digest:
-        now = "other images, or in another order"
-        before = f"on other images than the {len(images):,} of {images.source}, or in another order"
-        if checkpoint.data == replace(images, transform=None).digest:
-            before, now = "without a transform", "a transform"
-        elif checkpoint.data == replace(images, transform=Tensor.clone).digest:
-            before, now = "with a transform", "no transform"
-        if not force:
-            raise ValueError(f"{path} was trained {before}; `force=True` goes on with these")
-        notes.append(f"{now}, from {seen:,} images on")
-    elif images.transform is not None:
-        notes.append("transform= is taken for the one that the run began with: nothing compares it")
-    state.restore(checkpoint.tensors, seen, checkpoint.steps, str(path))
-    latest, least = all_reduce_max(seen, -seen)
-    if latest != -least:
+def with_channels(config: TrainConfig, channels: int) -> TrainConfig:
+    """The settings with another image_channels of the model; colour has no atom for every byte."""
+    model = config.model
+    if channels != 1 and model.atoms == "all":
+        # With features and without those atoms, networks for colour are worse (decision 013).
+        model = replace(model, atoms=(), fourier_features=0)
+    return replace(config, model=replace(model, image_channels=channels))
+
+
+def run_settings(
+    config: TrainConfig,
+    train_set: ImageDataset,
+    test_set: ImageDataset,
+    device: torch.device,
+    *,
+    match_channels: bool = False,
+) -> TrainConfig:
+    """The settings with what the images and the device decide; all processes call this.
+
+    The images decide the model's channels (with `match_channels`) and classes, the device the
+    precision. Raises ValueError for images that do not fit, or differ between the processes.
+    """
+    for dataset in (train_set, test_set):
+        if not all_same(int(dataset.digest[:15], 16)):
+            raise ValueError(
+                f"rank {rank_and_size()[0]}: the processes read different {dataset.split} images, "
+                f"here {len(dataset):,} of {dataset.source}: all must see the same (a random "
+                "transform of images given in Python belongs into transform=)"
+            )
+    channels = test_set.image_channels
+    if match_channels:
+        config = with_channels(config, channels)
+    if channels != config.model.image_channels:
+        name = "init" if config.init else "image_channels"
         raise ValueError(
-            f"the processes read checkpoints at {-least:,} and {latest:,} images: "
-            f"{run.path} must be one folder that all of them see"
+            f"`{name}` must fit the images of {config.data}, which have {channels} channels, not "
+            f"{config.model.image_channels}"
         )
-    if rank_and_size()[0] == 0 and path != run.checkpoint:  # all have read it
-        os.replace(path, run.checkpoint)  # a damaged one is not kept
-    return notes if seen < total_images(state.config) else []
+    n_classes, names = config.model.n_classes, train_set.class_names
+    if n_classes == "auto":
+        if train_set.labels is None:
+            raise ValueError(
+                f'`n_classes` cannot be "auto": {train_set.source} has no labels to count'
+            )
+        n_classes = len(names) or 1 + int(train_set.labels.max())
+    names = names if n_classes else ()
+    if len(names) not in (0, n_classes):
+        raise ValueError(
+            f"`n_classes` must be {len(names)}, for the classes {', '.join(names)} of "
+            f"{train_set.source}, or 0, got {n_classes}"
+        )
+    for dataset in (train_set, test_set):
+        dataset.labels_for(n_classes)
+    precision = config.precision
+    if precision == "auto":
+        fast = broadcast_int(has_fast_bfloat16(device))  # machines may differ
+        precision = "bfloat16" if fast else "float32"
+    model = replace(config.model, n_classes=n_classes, class_names=names)
+    return replace(config, model=model, precision=precision)

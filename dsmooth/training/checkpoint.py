@@ -1,43 +1,31 @@
-"""Checkpoints of a run: the two newest are kept, each with its settings and a digest."""
+"""Checkpoints of a run, with settings and a digest, and what a run that goes on takes from one."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
-import re
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
-from ..config import TrainConfig
-from ..files import read_tensors, replacing, tensor_bytes
+from ..config import RunSettings, TrainConfig
+from ..distributed import all_same, broadcast_int, rank_and_size
+from ..fields import flatten
+from ..files import lock_folder, read_tensors, write_tensors
 from ..progress import LOG
 from ..runs import RunFolder
-from .step import TrainState
+from .beginning import HOLDER, check_new_run, is_restart, with_channels
+from .step import TrainState, total_images
 
-
-def save_checkpoint(run: RunFolder, state: TrainState, image_size: tuple[int, int]) -> None:
-    """Write the newest checkpoint, if all weights are finite, and then its settings.
-
-    The checkpoint before it is kept. Forced settings begin with a checkpoint.
-    """
-    state.check_finite()
-    tensors = state.tensors()
-    metadata = {
-        "images_seen": str(state.images_seen),
-        "steps": str(state.steps),
-        "settings": json.dumps(asdict(state.config)),
-        "data": state.train_set.digest,
-    }
-    metadata["sha256"] = digest(tensors, metadata)
-    with replacing(run.checkpoint, tensor_bytes(tensors, metadata)):
-        if run.checkpoint.exists():
-            os.replace(run.checkpoint, run.earlier_checkpoint)
-    run.write_config(state.config, image_size)
+# Settings that may change at any time; `settings_to_go_on` checks the length of a run, `go_on` the
+# images. The network's smoothing_scale follows from the scale, the names of its classes from the
+# data.
+FREE = {"images", "schedule_from", "data_dir", "model.smoothing_scale", "model.class_names"}
+FREE |= {each.name for each in fields(RunSettings)}
 
 
 class Checkpoint(NamedTuple):
@@ -49,17 +37,32 @@ class Checkpoint(NamedTuple):
     data: str  # digest of the images
 
 
-def read_checkpoint(run: RunFolder) -> Checkpoint:
-    """The newest checkpoint of a run, or the one before it where that is damaged or not there."""
+def save_checkpoint(run: RunFolder, state: TrainState, image_size: tuple[int, int]) -> None:
+    """Replace the checkpoint, if all weights are finite, and then the settings."""
+    state.check_finite()
+    tensors = state.tensors()
+    metadata = {
+        "images_seen": str(state.images_seen),
+        "steps": str(state.steps),
+        "settings": json.dumps(asdict(state.config)),
+        "data": state.train_set.digest,
+    }
+    metadata["sha256"] = digest(tensors, metadata)
+    write_tensors(run.checkpoint, tensors, metadata)
+    run.write_config(state.config, image_size)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint. Raises FileNotFoundError or ValueError, naming the file."""
+    tensors, metadata = read_tensors(path)
+    if metadata.pop("sha256", None) != digest(tensors, metadata):
+        raise ValueError(f"{path} is damaged: it does not have the digest that it states")
     try:
-        return _read(run.checkpoint)
-    except (OSError, ValueError) as error:
-        if not run.earlier_checkpoint.exists():
-            raise
-        earlier = _read(run.earlier_checkpoint)
-        words = "%s: %s; going on from the checkpoint before it, at %s images"
-        LOG.info(words, earlier.settings.role, error, f"{earlier.images_seen:,}")
-        return earlier
+        settings, data = TrainConfig.from_dict(json.loads(metadata["settings"])), metadata["data"]
+        seen, steps = int(metadata["images_seen"]), int(metadata["steps"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a training checkpoint: {error}") from None
+    return Checkpoint(path, tensors, settings, seen, steps, data)
 
 
 def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -71,16 +74,124 @@ def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return sha.hexdigest()
 
 
-def _read(path: Path) -> Checkpoint:
-    tensors, metadata = read_tensors(path)
-    stated = metadata.pop("sha256", None)
-    if stated != digest(tensors, metadata):
-        raise ValueError(f"{path} is damaged: it does not have the digest that it states")
-    counts = [metadata.get(name, "") for name in ("images_seen", "steps")]
-    if not all(re.fullmatch("[0-9]{1,18}", count) for count in counts):
-        raise ValueError(f"{path} is not a training checkpoint")
-    try:
-        settings, data = TrainConfig.from_dict(json.loads(metadata["settings"])), metadata["data"]
-    except (KeyError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} states settings that cannot be read: {error}") from None
-    return Checkpoint(path, tensors, settings, int(counts[0]), int(counts[1]), data)
+def find_checkpoint(
+    run: RunFolder, config: TrainConfig, stack: contextlib.ExitStack, *, resume: bool
+) -> Checkpoint | None:
+    """The checkpoint that a run goes on from, None for a new run.
+
+    The folder of a run that goes on is locked until the stack is left. Raises ValueError for a
+    folder in which a new run cannot begin.
+    """
+    if run.config.exists() if resume else broadcast_int(is_restart(run)):
+        if rank_and_size()[0] == 0:
+            stack.enter_context(lock_folder(run.path, HOLDER))
+        return read_checkpoint(run.checkpoint)
+    check_new_run(run, config)
+    if resume:
+        LOG.info("%s: there is no run in %s to resume: it begins here", config.role, run.path)
+    return None
+
+
+def settings_to_go_on(
+    config: TrainConfig,
+    checkpoint: Checkpoint,
+    *,
+    match_channels: bool = False,
+    force: bool = False,
+) -> TrainConfig:
+    """Settings of a resumed run: the user's, with what they leave open from the checkpoint.
+
+    A finished run may be prolonged, its schedule begun again; an unfinished one, and other
+    settings, take `force`. Raises ValueError without it, and for settings of another run. Where
+    nothing is left to train none changes.
+    """
+    stored, seen, folder = checkpoint.settings, checkpoint.images_seen, checkpoint.path.parent
+    before = total_images(stored)
+    images = config.images or before  # a budget has become a number of images
+    if images < min(seen, before):
+        raise ValueError(f"`images` must be at least {seen:,}, which {folder} has seen")
+    if config.budget not in (None, stored.budget):
+        raise ValueError(
+            f"`budget` is for a new run, and {folder} is one of {before:,} images: `images` makes "
+            "it longer"
+        )
+    if match_channels:
+        config = with_channels(config, stored.model.image_channels)
+    model = config.model
+    if model.n_classes == "auto":
+        model = replace(model, n_classes=stored.model.n_classes)
+    config = replace(
+        config,
+        model=model,
+        images=images,
+        budget=stored.budget,
+        schedule_from=stored.schedule_from,
+        evaluations=config.evaluations if config.images else stored.evaluations,
+        precision=stored.precision if config.precision == "auto" else config.precision,
+    )
+    changed = differences(stored, config)
+    for name, (old, new) in changed.items():
+        words = f"{folder} holds another run: its {name} is {old}, not {new}"
+        of_network = name.startswith("model.") and name != "model.dropout"
+        of_network |= name == "scale" and stored.model.likelihood == "gaussian"
+        of_network |= name == "ema" and 0 in (old, new)
+        if of_network or name in ("role", "init", "optimizer"):
+            raise ValueError(words)
+        if not force:
+            raise ValueError(f"{words}; `force=True` goes on with that from here")
+    if seen >= max(images, before):
+        if changed:
+            LOG.info("%s: nothing is left to train: other settings need more images", config.role)
+        return replace(
+            stored, data_dir=config.data_dir, download=config.download, graph=config.graph
+        )
+    if seen >= before:  # finished: the schedule begins again, over the images that are added
+        return replace(config, schedule_from=seen)
+    if images != before and not force:
+        raise ValueError(
+            f"`images` can be {images:,} instead of {before:,} once the run has finished; {folder} "
+            f"has seen {seen:,}; `force=True` bends its schedule here"
+        )
+    return config
+
+
+def differences(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[object, object]]:
+    """Settings that differ, by name, without the ones that may change at any time."""
+    old, new = flatten(asdict(before)), flatten(asdict(after))
+    free = FREE | {f"model.{name}" for name in before.model.unused & after.model.unused}
+    return {
+        name: (old[name], new[name]) for name in new if old[name] != new[name] and name not in free
+    }
+
+
+def changes(before: TrainConfig, after: TrainConfig, seen: int) -> Iterator[str]:
+    """Sentences for the log on the settings that change in a run after `seen` images."""
+    changed = differences(before, after)
+    if before.schedule_from != after.schedule_from:
+        lengths = f"{after.schedule_from:,} to {after.images:,}"
+        yield f"prolonged from {lengths} images, its schedule begun again"
+    elif before.images != after.images:
+        changed["images"] = before.images, after.images
+    for name, (old, new) in changed.items():
+        yield f"{name} {old} up to {seen:,} images, {new} from then on"
+
+
+def go_on(checkpoint: Checkpoint, state: TrainState, *, force: bool = False) -> list[str]:
+    """Continue from a checkpoint, which must be the same for all processes; notes for the log."""
+    path, seen = checkpoint.path, checkpoint.images_seen
+    notes = [*changes(checkpoint.settings, state.config, seen)]
+    images = state.train_set
+    if checkpoint.data != images.digest:
+        if not force:
+            raise ValueError(
+                f"{path} was trained on other images than the {len(images):,} of {images.source}, "
+                "in another order, or not as to transform=; `force=True` goes on with these"
+            )
+        notes.append(f"other images, another order or another transform, from {seen:,} images on")
+    state.restore(checkpoint.tensors, seen, checkpoint.steps, str(path))
+    if not all_same(seen):
+        raise ValueError(
+            f"rank {rank_and_size()[0]}: the processes read different checkpoints, here at "
+            f"{seen:,} images: {path.parent} must be one folder that all of them see"
+        )
+    return notes if seen < total_images(state.config) else []

@@ -29,15 +29,14 @@ from ..distributed import (
     process_group,
     rank_and_size,
 )
-from ..files import write_tensors
+from ..files import lock_folder, write_tensors
 from ..machine import choose_device, keep_freed_memory, use_threads
 from ..progress import lines_shown
 from ..runs import RunFolder, default_folder
 from ..sampling import sample_images
-from .beginning import begin_folder, find_checkpoint, go_on, initial_network, load_data
-from .checkpoint import save_checkpoint
+from .beginning import HOLDER, check_new_run, initial_network, load_data, run_settings
+from .checkpoint import find_checkpoint, go_on, save_checkpoint, settings_to_go_on
 from .log import RECORD_SECONDS, Evaluation, OnEvaluation, RunLog, opening
-from .settings import run_settings, settings_to_go_on
 from .step import READ_STEPS, TrainState, make_inputs, total_images
 
 # Noise of evaluations never repeats a training draw: training uses repeat 0.
@@ -87,13 +86,11 @@ def train(
     ten seconds, and the evaluations. Without it these lines go to the logger `dsmooth` as INFO.
 
     SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. `resume` begins a run where the
-    folder has none, so that one call serves both. A resumed run must have the same settings and
-    data, but for `RunSettings`. Whether it has a transform is compared, not which. A finished run
-    can get more images: its schedule, with the warm-up, begins again over the images that are
-    added. force: take another length of a run that has not finished, and other settings, from here
-    on.
-
-    `config.init` names a run or a pair. A new run begins with its weights and a new optimiser.
+    folder has none. A resumed run must have the same settings and images, but for `RunSettings`; of
+    a transform it is compared whether there is one. A finished run can get more images: its
+    schedule, with the warm-up, begins again over the images that are added. force: take another
+    length of a run that has not finished, and other settings, from here on. `config.init` names a
+    run or a pair: a new run begins with its weights and a new optimiser.
 
     Under torchrun all processes call this and train together: each computes its share of every
     batch, and rank 0 writes. `folder` and the data must be there for all of them. A run whose
@@ -161,9 +158,11 @@ def train(
         if config.images is None:
             config = fix_images(config, train_set, test_set, target)
         state = TrainState(config, train_set, target, initial)
-        if checkpoint is None:
-            begin_folder(run, state, test_set.image_size, stack)
-        notes = go_on(run, checkpoint, state, force=force) if checkpoint else []
+        if checkpoint is None and rank_and_size()[0] == 0:
+            stack.enter_context(lock_folder(run.path, HOLDER))
+            check_new_run(run, config)
+            save_checkpoint(run, state, test_set.image_size)  # what has settings can be resumed
+        notes = go_on(checkpoint, state, force=force) if checkpoint else []
         del checkpoint  # which is as large as the weights and their moments
         log = None
         if rank_and_size()[0] == 0:
@@ -191,16 +190,22 @@ def _loop(
     total, begun, n = total_images(config), config.schedule_from, config.evaluations
     marks = [begun + (total - begun) * (i + 1) // n for i in range(n)]
     bits = None
-    watch = Watch(config, state.steps, stop)
+    saved = looked = time.monotonic()
     while state.images_seen < total:
         before = state.images_seen
         state.step()
-        # The last mark is the end.
-        evaluated = any(before < mark <= state.images_seen for mark in marks)
-        if not (evaluated or watch.is_due(state.steps)):
+        now = time.monotonic()
+        evaluated = any(before < mark <= state.images_seen for mark in marks)  # the last is the end
+        # What one process finds due is due for all.
+        interrupted, save, look = all_reduce_max(
+            stop() or 0,
+            now - saved > 60 * config.checkpoint_minutes,
+            now - looked > RECORD_SECONDS or state.steps - state.steps_read == READ_STEPS,
+        )
+        if not (evaluated or interrupted or save or look):
             continue
 
-        interrupted, save = watch.look(state.steps)
+        looked = now
         readings = state.read()
         if log:
             log.steps(state.images_seen, readings)
@@ -208,6 +213,8 @@ def _loop(
             bits = _evaluate(state, test_set, run, log)
         elif log and (interrupted or save):
             save_checkpoint(run, state, test_set.image_size)
+        if save:
+            saved = now
         if interrupted:
             if log:
                 log.record("interrupted", state.images_seen)
@@ -220,36 +227,6 @@ def _loop(
         log.record("end", state.images_seen)
     barrier()  # the others leave when all is written
     return TrainResult(state.images_seen, bits)
-
-
-class Watch:
-    """Decides when processes read losses and signals: each second, or after READ_STEPS steps."""
-
-    def __init__(self, config: TrainConfig, steps: int, stop: Callable[[], int | None]) -> None:
-        self.stop = stop
-        self.checkpoint_seconds = 60 * config.checkpoint_minutes
-        self.rank, self.size = rank_and_size()
-        self.looked = self.saved = time.monotonic()
-        self.steps, self.next = steps, steps + 1
-
-    def is_due(self, steps: int) -> bool:
-        """Whether to read after `steps` steps; a process that is alone reads on a signal too."""
-        return steps >= self.next or (self.size == 1 and self.stop() is not None)
-
-    def look(self, steps: int) -> tuple[int | None, bool]:
-        """The signal that some process has got, and whether rank 0 finds a checkpoint due."""
-        now = time.monotonic()
-        due = int(now - self.saved > self.checkpoint_seconds)
-        seconds = min(RECORD_SECONDS, self.checkpoint_seconds)
-        made = seconds * (steps - self.steps) / max(now - self.looked, 1e-9)
-        pace = max(1, min(READ_STEPS, math.ceil(made)))
-        if self.rank > 0:
-            due = pace = 0
-        signal, due, pace = all_reduce_max(self.stop() or 0, due, pace)
-        self.looked, self.steps, self.next = now, steps, steps + pace
-        if due:
-            self.saved = now
-        return signal or None, bool(due)
 
 
 def _evaluate(

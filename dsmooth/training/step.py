@@ -16,20 +16,20 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..config import TrainConfig
 from ..data import ImageDataset, to_float
 from ..data.order import ImagesOnDevice, flips, hide_labels
-from ..distributed import exchange, rank_and_size
+from ..distributed import EXCHANGE, exchange, rank_and_size
 from ..files import check_tensors
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
-from ..nn.layers import GatedResnet
+from ..nn.layers import GatedResnet, Nin
 from ..philox import Stream, image_words
 from ..smoothing import SMOOTHINGS, GaussianSmoothing
 from .cuda_graph import ReplayedStep, uses_graph
-from .data_parallel import share_gradients, share_of_batch
 from .optimizers import EMA, Optimizer
 
 # Muon's best angle times the square root of the number of steps (docs/decisions/009-muon.md). Runs
@@ -110,6 +110,41 @@ def scheduled(peak: float, config: TrainConfig, images_seen: Tensor, steps: Tens
     return rate * 0.5 * (1 + torch.cos(math.pi * done))
 
 
+def share_of_batch(config: TrainConfig) -> tuple[int, int]:
+    """The share of a batch that this process computes: its first image, and how many images."""
+    rank, size = rank_and_size()
+    unit = size * config.accumulate
+    if config.batch_size % unit:
+        raise ValueError(
+            f"`batch_size` must be a multiple of {unit}, for {size} processes in "
+            f"{config.accumulate} parts each, got {config.batch_size}"
+        )
+    count = config.batch_size // size
+    return rank * count, count
+
+
+def share_gradients(model: nn.Module, config: TrainConfig, device: torch.device) -> nn.Module:
+    """`model`, or a wrapper whose backward averages gradients over all processes."""
+    if rank_and_size()[1] == 1:
+        return model
+    for layer in model.modules():
+        if isinstance(layer, Nin):
+            # The strides of its gradient: for a 1x1 kernel they mean nothing, but torch compares
+            # them, and warns.
+            v = layer.weight_v
+            v.data = v.data.flatten(1)[:, :, None, None]
+    # Counters, signals and results travel through the CPU; gradients from GPU to GPU.
+    on_cuda = device.type == "cuda"
+    group = dist.new_group(backend="nccl", timeout=EXCHANGE) if on_cuda else None
+    return DistributedDataParallel(
+        model,
+        process_group=group,
+        # torch's static graph and its no_sync do not go together (2.15: an internal assertion).
+        static_graph=config.accumulate == 1,
+        gradient_as_bucket_view=True,
+    )
+
+
 def set_keep_gates(model: PixelCNNpp, keep: bool) -> None:
     """Have all gated resnets of a model keep A and G, or not."""
     for module in model.modules():
@@ -162,7 +197,8 @@ class TrainState:
         with torch_seed(config.seed):
             model = PixelCNNpp(config.model)
         self.model = model.to(device, torch.float32).to(memory_format=torch.channels_last)
-        set_keep_gates(self.model, config.keep_gates == "on")
+        keeps = device.type == "cuda" if config.keep_gates == "auto" else config.keep_gates == "on"
+        set_keep_gates(self.model, keeps)
         if initial is not None:
             state = initial_state(self.model, initial)
             check_tensors(self.model.state_dict(), state, str(config.init))

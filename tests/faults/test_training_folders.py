@@ -17,9 +17,8 @@ import torch
 
 from dsmooth.files import lock_folder, read_tensors, replacing, write_atomically, write_tensors
 from dsmooth.runs import RunFolder
-from dsmooth.training import NonFiniteLoss, beginning, train
-from dsmooth.training.beginning import go_on
-from dsmooth.training.checkpoint import digest, read_checkpoint, save_checkpoint
+from dsmooth.training import NonFiniteLoss, beginning, checkpoint, train
+from dsmooth.training.checkpoint import digest, go_on, read_checkpoint, save_checkpoint
 from dsmooth.training.step import TrainState
 from tests.helpers.data_makers import refuses
 from tests.helpers.kills import is_killed, kill_at
@@ -42,16 +41,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 @pytest.fixture
 def run(finished: RunFolder, tmp_path: Path) -> RunFolder:
-    """The whole run, its newest checkpoint at 32 images and the one before at 24."""
+    """The whole run, its checkpoint at 32 images."""
     copy = RunFolder(tmp_path / "run")
     copy.path.mkdir()
     for file in finished.path.iterdir():
         (copy.path / file.name).write_bytes(file.read_bytes())
     return copy
-
-
-def images_of(path: Path) -> str:
-    return read_tensors(path)[1]["images_seen"]
 
 
 def change(path: Path) -> None:
@@ -72,21 +67,11 @@ def cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [change, recount, cut, Path.unlink])
-def test_the_checkpoint_before_a_damaged_one_is_used(run, finished, damage, capsys) -> None:
-    assert (images_of(run.checkpoint), images_of(run.earlier_checkpoint)) == ("32", "24")
-    damage(run.checkpoint)
-    train(CONFIG, run.path, resume=True, progress=True)
-    assert "going on from the checkpoint before it, at 24 images" in capsys.readouterr().out
-    assert_same_end(run.path, finished.path)
-    assert images_of(run.earlier_checkpoint) == "24"  # not the damaged one
-
-
-@pytest.mark.parametrize("damage", [change, cut])
-def test_a_run_whose_checkpoints_are_all_damaged_is_refused(run: RunFolder, damage) -> None:
+def test_a_run_whose_checkpoint_is_damaged_is_refused(run: RunFolder, damage) -> None:
     weights = run.weights.read_bytes()
     damage(run.checkpoint)
-    damage(run.earlier_checkpoint)
-    refuses(r"checkpoint-earlier\.safetensors is ", train, CONFIG, run.path, resume=True)
+    errors = (ValueError, FileNotFoundError)
+    refuses(r"checkpoint\.safetensors", train, CONFIG, run.path, resume=True, error=errors)
     assert run.weights.read_bytes() == weights
 
 
@@ -101,25 +86,21 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
         train(longer, tmp_path, dataset=255 - images, resume=True)
     train(longer, tmp_path, dataset=images, resume=True)
     train(replace(config, images=24), tmp_path, dataset=255 - images, resume=True, force=True)
-    note = "other images, or in another order, from 16 images on"
+    note = "other images, another order or another transform, from 16 images on"
     assert RunFolder(tmp_path).origin().notes[-1] == note
 
 
 def test_a_run_goes_on_with_a_transform_if_it_began_with_one(tmp_path: Path) -> None:
     images = torch.randint(0, 256, (40, 1, 8, 8)).byte()
     config = replace(CONFIG, images=8, evaluations=1, evaluation_images=2)
-    for folder, before, after, words in (
-        ("a", None, torch.clone, "trained without a transform"),
-        ("b", torch.clone, None, "trained with a transform"),
-    ):
+    words = "or not as to transform=; `force=True`"
+    for folder, before, after in (("a", None, torch.clone), ("b", torch.clone, None)):
         train(config, tmp_path / folder, dataset=images, transform=before)
         longer = replace(config, images=16)
         refuses(
             words, train, longer, tmp_path / folder, dataset=images, transform=after, resume=True
         )
     train(longer, tmp_path / "b", dataset=images, transform=torch.negative, resume=True)
-    note = RunFolder(tmp_path / "b").origin().notes[-1]
-    assert note.startswith("transform= is taken for the one that the run began with")
 
 
 @pytest.mark.parametrize("name", [".lock", "log.jsonl"])
@@ -145,7 +126,7 @@ def test_a_run_keeps_its_weights_and_its_folder(run: RunFolder, tmp_path: Path) 
     """No model stands over the log or the checkpoint of another, or beside a run at work."""
     model, config, size = run.load_model()
     before = {path: path.read_bytes() for path in run.path.iterdir()}
-    for gone in ((), (run.log,), (run.checkpoint,)):
+    for gone in ((), (run.log,)):
         for path in gone:
             path.unlink()
             del before[path]
@@ -195,7 +176,7 @@ def test_a_lock_removes_half_written_files_of_dead_writers_alone(tmp_path: Path)
 def test_weights_that_are_not_finite_and_a_full_disk_replace_nothing(run, monkeypatch) -> None:
     data, _ = beginning.load_data(CONFIG)
     state = TrainState(CONFIG, data, torch.device("cpu"))
-    go_on(run, read_checkpoint(run), state)
+    go_on(read_checkpoint(run.checkpoint), state)
     before = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
@@ -238,20 +219,19 @@ def test_a_run_is_read_once_its_folder_is_locked(run: RunFolder, monkeypatch) ->
             rewrite(run.checkpoint, settings=json.dumps(asdict(replace(CONFIG, seed=5))))
             yield
 
-    monkeypatch.setattr(beginning, "lock_folder", late)
+    monkeypatch.setattr(checkpoint, "lock_folder", late)
     refuses("another run: its seed is 5, not 0", train, CONFIG, run.path, resume=True)
 
 
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        ("distributed", "read different train images, here 5,000 of embedded"),
-        ("training.beginning", "read checkpoints at 31 and 32 images: .* must be one folder"),
+        ("beginning", "read different train images, here 5,000 of embedded"),
+        ("checkpoint", "read different checkpoints, here at 32 images: .* must be one folder"),
     ],
 )
 def test_processes_that_do_not_read_the_same_end(run, monkeypatch, module, message) -> None:
-    other = f"dsmooth.{module}.all_reduce_max"
-    monkeypatch.setattr(other, lambda most, least: [most, least + 1])
+    monkeypatch.setattr(f"dsmooth.training.{module}.all_same", lambda number: False)
     refuses(message, train, CONFIG, run.path, resume=True)
 
 
@@ -266,18 +246,16 @@ def rewrite(path: Path, **stated: str | None) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("images_seen", "-8", "is not a training checkpoint"),
         ("images_seen", "9" * 5000, "is not a training checkpoint"),
         ("images_seen", None, "is not a training checkpoint"),
         ("steps", "a", "is not a training checkpoint"),
-        ("settings", "[" * 100_000, "states settings that cannot be read"),
-        ("settings", '{"role": 3}', "states settings that cannot be read"),
-        ("data", None, "states settings that cannot be read: 'data'"),
+        ("settings", "[" * 100_000, "is not a training checkpoint"),
+        ("settings", '{"role": 3}', "is not a training checkpoint"),
+        ("data", None, "is not a training checkpoint: 'data'"),
     ],
 )
 def test_what_a_checkpoint_states_is_checked(run, name, value, message) -> None:
     rewrite(run.checkpoint, **{name: value})
-    run.earlier_checkpoint.unlink()
     refuses(rf"checkpoint\.safetensors {message}", train, CONFIG, run.path, resume=True)
 
 
