@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -92,22 +92,6 @@ def time_left(started: float, fraction: float) -> str:
     if fraction <= 0:
         return ""
     return f", {clock((time.monotonic() - started) * (1 - fraction) / fraction)} left"
-
-
-@contextmanager
-def reading() -> Iterator[Callable[[int, int], None]]:
-    """Show how many image files are read, if any is: a reader tells the total then."""
-    with ExitStack() as stack:
-        show_done: Callable[[float], None]
-
-        def show(done: int, total: int) -> None:
-            nonlocal show_done
-            if done == 1:
-                stack.close()
-                show_done = stack.enter_context(progress("reading images", total))
-            show_done(done)
-
-        yield show
 
 
 def make_bar(name: str, total: int, completed: int = 0, text: str = "starting") -> Progress | None:

@@ -35,7 +35,7 @@ from ..files import check_writable, json_text, printable, write_json
 from ..machine import autocast, choose_device, use_threads
 from ..models import Models, class_number, load_models
 from ..pretrained import is_model
-from ..progress import progress, reading, significant, silence
+from ..progress import progress, significant, silence
 from ..tables import COMPARABLE, Table, bits_table, decimals
 from .options import BitsOptions, ClassifyOptions, DataOptions, Drawing, FrechetOptions
 from .sample import check_output, draw_into, prepare, request_of
@@ -60,10 +60,9 @@ class DataChoice:
     def load(self, split: str | None = None) -> ImageDataset:
         """The images of a split, with a progress bar while files are decoded."""
         split = split or self.measured
-        with reading() as show:
-            return load_dataset(
-                self.name, split, self.data_dir, image_size=self.image_size, progress=show
-            )
+        return load_dataset(
+            self.name, split, self.data_dir, image_size=self.image_size, progress=True
+        )
 
 
 def choose_data(models: Models | None, options: DataOptions) -> DataChoice:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..config import OWN
 from ..fields import check_one_of
 from .dataset import ImageDataset, round_to_bytes, to_bytes, to_float
-from .folder import OnDecoded, load_folder
+from .folder import load_folder
 from .order import epoch_order, indices_at
 from .own import own_images
 from .published import PUBLISHED, load_embedded_mnist, load_published
@@ -41,7 +41,7 @@ def load_dataset(
     *,
     download: bool = False,
     image_size: int | None = None,
-    progress: OnDecoded | None = None,
+    progress: bool = False,
 ) -> ImageDataset:
     """Return a data set's training or test images, read into memory.
 
@@ -52,7 +52,7 @@ def load_dataset(
         `source` says so.
     download: fetch the files into data_dir if they are not there (not for "folder").
     image_size: pixels a side after cropping and resizing, for "celeba" (32) and "folder" (none).
-    progress: called with (images done, images in all) while image files are decoded.
+    progress: show how many image files are decoded, by a bar or by lines.
     Raises FileNotFoundError for a missing file; ValueError for a damaged one and for an argument
     that does not fit; ConnectionError if a download fails. Each says in one or two lines which file
     and what to do.
@@ -69,13 +69,12 @@ def load_splits(
     *,
     download: bool = False,
     image_size: int | None = None,
-    progress: OnDecoded | None = None,
+    progress: bool = False,
 ) -> list[ImageDataset]:
     """The splits of a data set, as `load_dataset` returns each; image files are opened once."""
     if name == OWN:
         raise ValueError(
-            f"`data` must be one of {', '.join(DATASETS)}: the data set of this run was given to "
-            "dsmooth.train in Python, where no command finds it"
+            "`data` must be a name: these images were given to dsmooth.train in Python"
         )
     check_one_of("data", name, DATASETS)
     for split in splits:

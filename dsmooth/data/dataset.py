@@ -172,9 +172,7 @@ class ImageDataset:
         """
         if n_classes == 0:
             return None
-        if self.labels is None:
-            raise ValueError(f"`n_classes` {n_classes} needs labels, but {self.source} has none")
-        low, high = map(int, self.labels.aminmax())
+        low, high = map(int, self.known_labels("n_classes").aminmax())
         if low < 0 or high >= n_classes:
             raise ValueError(
                 f"`n_classes` {n_classes} needs labels of 0 .. {n_classes - 1}, but {self.source} "

@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..files import open_regular, printable
+from ..progress import progress
 from .dataset import ImageDataset
 from .reading import InvalidFile, check_memory, guarded, missing
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 T = TypeVar("T")
-OnDecoded = Callable[[int, int], None]
 
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
@@ -51,7 +50,7 @@ def load_folder(
     splits: Sequence[str],
     folder: Path,
     image_size: int | None = None,
-    progress: OnDecoded | None = None,
+    show_progress: bool = False,
 ) -> list[ImageDataset]:
     """The splits of a folder: images of one size, or cropped and resized, grey if all are.
 
@@ -59,14 +58,13 @@ def load_folder(
     valid, validation) are the splits, each with its classes; else one image in ten is for tests.
     Images are in the order of a hash of their paths, so that the first ones are of every class.
     """
-    files = _visible(folder)
-    paths = [path for path in files if path.suffix.lower() in SUFFIXES]
+    paths = image_paths(folder)
     if not paths:
         folders = f"{printable(folder)} or the folders inside it"
         raise missing("folder", f"no image ({', '.join(sorted(SUFFIXES))}) is in {folders}")
     parts = [paths_of_split(folder, paths, split) for split in splits]
     chosen = [path for part in parts for path in part]
-    images = read_pictures(folder, chosen, image_size, progress=progress)
+    images = read_pictures(folder, chosen, image_size, show_progress=show_progress)
     height, width = images.shape[2:]
     if height % 4 or width % 4:
         raise InvalidFile(
@@ -76,21 +74,26 @@ def load_folder(
     others = sorted(set(paths).difference(chosen))
     if images.shape[1] == 1 and any(_in_threads(_is_coloured, others)):
         images = images.repeat(1, 3, 1, 1)
-    kinds = Counter(path.suffix for path in files if path.suffix.lower() not in SUFFIXES)
-    counts = [f"{count:,} {kind or 'without suffix'}" for kind, count in kinds.most_common()]
-    left_out = f"; left out of the folder: {printable(', '.join(counts))}" if counts else ""
     classes, names = _classes(folder, paths)
     datasets = []
     for split, part, pixels in zip(splits, parts, images.split([*map(len, parts)]), strict=True):
         labels = torch.tensor([classes[path] for path in part]) if names else None
-        source = f"{printable(folder)} ({len(part):,} images{left_out})"
+        source = f"{printable(folder)} ({len(part):,} images)"
         datasets.append(ImageDataset(pixels, labels, "folder", split, source, class_names=names))
     return datasets
 
 
 def image_paths(folder: Path) -> list[Path]:
-    """The image files in a folder and in those inside it, in the order of their names."""
-    return [path for path in _visible(folder) if path.suffix.lower() in SUFFIXES]
+    """The image files in a folder and in those inside it, but hidden ones, in the names' order."""
+    paths = (
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not any(
+            part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts
+        )
+    )
+    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def paths_of_split(folder: Path, paths: list[Path], split: str) -> list[Path]:
@@ -119,7 +122,7 @@ def read_pictures(
     paths: Sequence[Path],
     size: int | None = None,
     crop: int | None = None,
-    progress: OnDecoded | None = None,
+    show_progress: bool = False,
 ) -> Tensor:
     """Upright pictures of one size, grey if all are: (N, C, H, W) uint8. Each file is opened once.
 
@@ -130,27 +133,28 @@ def read_pictures(
     images: NDArray[np.uint8] | None = None
     refused: list[str] = []
     read = partial(_read_picture, size=size, crop=crop)
-    for row, picture in enumerate(_in_threads(read, paths)):
-        if progress is not None:
-            progress(row + 1, len(paths))
-        if isinstance(picture, str):
-            refused.append(picture)
-        else:
-            if images is None:
-                check_memory(folder, len(paths) * picture.size)
-                images = np.empty((len(paths), *picture.shape), np.uint8)
-            elif len(picture) > images.shape[1]:
-                images = images.repeat(3, axis=1)  # all before were grey
-            (height, width), (h, w) = images.shape[2:], picture.shape[1:]
-            if (h, w) == (height, width):
-                images[row] = picture
+    bar = progress("reading images", len(paths)) if show_progress else nullcontext(lambda _: None)
+    with bar as show:
+        for row, picture in enumerate(_in_threads(read, paths)):
+            if isinstance(picture, str):
+                refused.append(picture)
             else:
-                refused.append(
-                    f"the images must have one size, got {height} x {width} and {h} x {w} in "
-                    f"{printable(paths[row])}; {_resize_hint(height, width, h, w)}"
-                )
-        if len(refused) == _MOST_NAMED:
-            break
+                if images is None:
+                    check_memory(folder, len(paths) * picture.size)
+                    images = np.empty((len(paths), *picture.shape), np.uint8)
+                elif len(picture) > images.shape[1]:
+                    images = images.repeat(3, axis=1)  # all before were grey
+                (height, width), (h, w) = images.shape[2:], picture.shape[1:]
+                if (h, w) == (height, width):
+                    images[row] = picture
+                else:
+                    refused.append(
+                        f"the images must have one size, got {height} x {width} and {h} x {w} in "
+                        f"{printable(paths[row])}; {_resize_hint(height, width, h, w)}"
+                    )
+            show(row + 1)
+            if len(refused) == _MOST_NAMED:
+                break
     if len(refused) > 1:
         count = f"{len(refused)} of the first {row + 1:,} images"
         refused = ["\n  ".join([f"{count} cannot be used:", *refused])]
@@ -203,19 +207,6 @@ def _opened(path: Path) -> Iterator[Image]:
             if (why := obstacle(image)) is not None:
                 raise InvalidFile(f"{printable(path)} {why}")
             yield image
-
-
-def _visible(folder: Path) -> list[Path]:
-    """Files, and what is called an image, but for hidden ones, in the order of their names."""
-    paths = (
-        path
-        for path in folder.rglob("*")
-        if (path.suffix.lower() in SUFFIXES or path.is_file())
-        and not any(
-            part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts
-        )
-    )
-    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def _held_out_folder(folder: Path, paths: list[Path]) -> str | None:

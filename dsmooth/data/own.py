@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +18,9 @@ from .order import transformed
 from .reading import check_memory
 
 HELD_OUT = 10  # the last of ten images is held out of a data set without a test set
-# Names that data sets of the Hugging Face Hub give to a column of images, to one of labels, and to
-# the images that are held out.
+# Names that data sets of the Hugging Face Hub give to a column of images, and to one of labels.
 IMAGES = ("image", "img", "images", "pixel_values")
 LABELS = ("label", "labels", "fine_label")
-HELD_OUT_SPLITS = ("validation", "valid", "val", "test")
 
 
 def own_images(dataset: Any, split: str = "train", labels: Any = None) -> ImageDataset:
@@ -63,16 +61,21 @@ def split_own(
     Of images that come without held-out ones, one in HELD_OUT is held out. transform: of the
     training images, by default that of their `ImageDataset`.
     """
-    parts = _parts(dataset)
-    if len(parts) == 2:
-        if labels is not None:
+    if isinstance(dataset, tuple) and not _has_labels(dataset):
+        if len(dataset) != 2 or labels is not None:
             raise ValueError(
-                "labels= is for one set of images: give ((images, labels), (held-out images, "
-                "labels))"
+                "a tuple of data sets must be (training images, held-out images), with labels "
+                f"((images, labels), (images, labels)), got {len(dataset)}"
+                f"{' and labels=' * (labels is not None)}"
             )
-        train, test = _with_same_classes(own_images(parts[0]), own_images(parts[1], "test"))
+        train, test = own_images(dataset[0]), own_images(dataset[1], "test")
+        if test.labels is not None and not test.has_classes(train.class_names):
+            raise ValueError(
+                f"held-out images must be of the classes {', '.join(train.class_names)}, got "
+                f"{', '.join(test.class_names)}: give numbers"
+            )
     else:
-        whole = own_images(parts[0], "train", labels)
+        whole = own_images(dataset, "train", labels)
         if len(whole) < HELD_OUT:
             raise ValueError(
                 f"the data set must hold {HELD_OUT} images or more, one of which is held out, got "
@@ -99,26 +102,6 @@ def split_own(
     return train, test
 
 
-def _parts(dataset: Any) -> Sequence[Any]:
-    """The training images of `dataset`, and the held-out ones if it has them."""
-    if isinstance(dataset, Mapping):
-        names = [name for name in ("train", *HELD_OUT_SPLITS) if name in dataset]
-        if "train" not in names:
-            raise ValueError(f"the data set has no split 'train', but {', '.join(dataset)}")
-        return [dataset[name] for name in names[:2]]
-    is_pair = isinstance(dataset, tuple) and not _has_labels(dataset)
-    if isinstance(dataset, list):  # of random_split, or of images
-        is_pair = any(isinstance(each, loaders.Dataset) for each in dataset)
-    if not is_pair:
-        return [dataset]
-    if len(dataset) != 2:
-        raise ValueError(
-            f"a tuple or list of data sets must be (training images, held-out images), got "
-            f"{len(dataset)}"
-        )
-    return dataset
-
-
 def _has_labels(dataset: Any) -> bool:
     """Whether it is a tuple of an array of images and their labels."""
     if not isinstance(dataset, tuple) or len(dataset) != 2:
@@ -128,18 +111,6 @@ def _has_labels(dataset: Any) -> bool:
     return isinstance(images, Tensor | np.ndarray) and are_labels
 
 
-def _with_same_classes(
-    train: ImageDataset, test: ImageDataset
-) -> tuple[ImageDataset, ImageDataset]:
-    """Both data sets with the names of both, in the order of the first's."""
-    if test.labels is None or not train.class_names or not test.class_names:
-        return train, test
-    names = tuple(dict.fromkeys((*train.class_names, *test.class_names)))
-    number = torch.tensor([names.index(name) for name in test.class_names])
-    test = replace(test, labels=number[test.labels], class_names=names)
-    return replace(train, class_names=names), test
-
-
 def _read_items(dataset: Any, split: str) -> ImageDataset:
     """The images of a data set with a length, and their labels if it has any."""
     kind = type(dataset).__name__
@@ -147,7 +118,7 @@ def _read_items(dataset: Any, split: str) -> ImageDataset:
     if unread or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise ValueError(
             f"the data set must have a length and numbers of its items, got a {kind}: give the "
-            ".dataset of a DataLoader, a split of a dictionary, or "
+            ".dataset of a DataLoader, (training images, held-out images) of a dictionary, or "
             "list(itertools.islice(dataset, 1000)) of a stream"
         )
     images, labels = torch.empty(0, 1, 4, 4, dtype=torch.uint8), list[object]()

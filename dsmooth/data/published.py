@@ -13,7 +13,7 @@ import torch
 
 from ..files import printable
 from .dataset import ImageDataset, channels_first
-from .folder import OnDecoded, read_pictures
+from .folder import read_pictures
 from .reading import missing, read_npz
 
 # torchvision's class of each data set, what a folder must hold, and an address of the files.
@@ -61,7 +61,7 @@ def load_published(
     folder: Path,
     download: bool,
     image_size: int | None,
-    progress: OnDecoded | None,
+    progress: bool,
 ) -> ImageDataset:
     """A data set of `PUBLISHED`, of whose files `folder` is torchvision's root.
 

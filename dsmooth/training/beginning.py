@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from ..files import check_writable
 from ..machine import has_fast_bfloat16
 from ..nn import PixelCNNpp
 from ..pretrained import SavedNetwork, resolve
-from ..progress import reading
 from ..runs import RunFolder
 
 HOLDER = "another training run"  # of the lock of a folder
@@ -96,15 +94,14 @@ def load_data(config: TrainConfig, *, progress: bool = False) -> tuple[ImageData
     rank = rank_and_size()[0]
 
     def load() -> tuple[ImageDataset, ImageDataset]:
-        with reading() if progress and rank == 0 else contextlib.nullcontext() as show:
-            train, test = load_splits(
-                config.data,
-                SPLITS,
-                config.data_dir,
-                download=config.download,
-                image_size=config.image_size,
-                progress=show,
-            )
+        train, test = load_splits(
+            config.data,
+            SPLITS,
+            config.data_dir,
+            download=config.download,
+            image_size=config.image_size,
+            progress=progress and rank == 0,
+        )
         if config.labels is not None:
             return with_labels(train, Path(config.labels)), with_labels(test, Path(config.labels))
         return train, test
