@@ -12,14 +12,15 @@ import os
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+
+from .fields import Json
 
 # The folder that this dsmooth was imported from.
 PACKAGE = Path(__file__).resolve().parent
 
 
 @cache
-def build_info() -> dict[str, Any] | None:
+def build_info() -> Json | None:
     """The record of the build, or None in a source tree that was never built."""
     try:
         return json.loads((PACKAGE / "_build_info.json").read_text())

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import tyro
 from msgspec import Meta
 
-from .fields import check, check_number, structure
+from .fields import Json, check, check_number, structure
 from .likelihoods import Atoms, Likelihood, bytes_of, check_likelihood
 
 # Name of a data set that was given in Python, in the settings of a run.
@@ -125,7 +125,7 @@ class ModelConfig:
         return (3 if self.image_channels == 1 else 10) * self.n_mix + len(self.atom_bytes)
 
     @property
-    def mixture(self) -> dict[str, Any]:
+    def mixture(self) -> Json:
         """The kind of a pixel's distribution, as the functional ops take it."""
         return {
             "likelihood": self.likelihood,
@@ -144,7 +144,7 @@ class ModelConfig:
         return names
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+    def from_dict(cls, values: Mapping[str, object]) -> ModelConfig:
         """Rebuild a config from `dataclasses.asdict` or JSON. Raises ValueError for other keys."""
         return structure(values, cls)
 
@@ -300,7 +300,7 @@ class TrainConfig(RunSettings):
             object.__setattr__(self, "model", model)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+    def from_dict(cls, values: Mapping[str, object]) -> TrainConfig:
         """Rebuild a config from `dataclasses.asdict` or JSON. Raises ValueError for other keys."""
         return structure(values, cls)
 

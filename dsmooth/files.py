@@ -5,26 +5,23 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import io
 import json
-import math
 import os
 import secrets
-import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
+from .fields import Json
 from .tables import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
-
 
 PARTIAL = ".partial"
 
@@ -61,45 +58,28 @@ def replacing(path: Path, data: bytes) -> Iterator[None]:
         raise
 
 
-def open_to_write(path: Path, flags: int = 0) -> int:
-    """Descriptor of a regular file, made if need be; links and pipes of strangers are refused."""
-    refused = ValueError(f"{path} must be a regular file, found a link, a folder or a device")
-    flags |= os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags, 0o666)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise refused from None
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise refused
-    return descriptor
+def open_to_append(path: Path) -> TextIO:
+    """Open a regular file, made if need be; links and pipes of strangers are refused."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ValueError(f"{path} must be a regular file, found a link, a folder or a device")
+    return open(path, "a", buffering=1)
 
 
 @contextmanager
 def lock_folder(folder: Path, holder: str) -> Iterator[None]:
     """Keep other processes out of a folder, and remove half-written files of dead writers."""
     folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        file = stack.enter_context(open(open_to_write(folder / ".lock"), "w"))
-        # The folder too: that file may be removed. Network file systems lock files alone.
-        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, descriptor)
+    with open_to_append(folder / ".lock") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
                 f"{holder} is at work in {folder}; wait for it, or choose another folder"
             ) from None
-        except OSError:  # the folder cannot be locked; if it is the file, that says so again
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for left in folder.glob(f".*{PARTIAL}"):
+            # The lock of a file whose writer lives cannot be had.
             with suppress(OSError), open(left, "r+b") as half_written:
-                fcntl.flock(
-                    half_written, fcntl.LOCK_EX | fcntl.LOCK_NB
-                )  # fails if its writer lives
+                fcntl.flock(half_written, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 left.unlink()
         yield
 
@@ -123,25 +103,15 @@ def check_writable(path: Path) -> None:
         raise ValueError(f"{path} cannot be written: {above}: {error.strerror}") from None
 
 
-def json_text(value: Mapping[str, Any]) -> str:
-    """The text of a file of JSON; ValueError, naming the key, for a number that is not finite."""
+def json_text(value: Mapping[str, object]) -> str:
+    """The text of a file of JSON. Raises ValueError for a number that is not finite."""
     try:
         return json.dumps(value, indent=2, allow_nan=False) + "\n"
-    except ValueError:
-        raise ValueError(f"{_not_finite(value)}, which is no number of JSON") from None
+    except ValueError as error:
+        raise ValueError(f"a number to write is not finite: {error}") from None
 
 
-def _not_finite(value: Any, key: str = "") -> str:
-    """The first NaN or infinity inside a value of JSON, with its key; "" where there is none."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{key.lstrip('.')} is {value}"
-    if isinstance(value, (list, tuple)):
-        value = dict(enumerate(value))
-    inner = value.items() if isinstance(value, Mapping) else ()
-    return next(filter(None, (_not_finite(v, f"{key}.{k}") for k, v in inner)), "")
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, object]) -> None:
     """Write `value` as `json_text` has it."""
     write_atomically(path, json_text(value).encode())
 
@@ -172,13 +142,13 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     """Read a JSON object. Raises FileNotFoundError or ValueError, naming the file."""
     with open_regular(path) as file:
         return parse_json(file.read(), path)
 
 
-def parse_json(text: str | bytes, source: Path) -> dict[str, Any]:
+def parse_json(text: str | bytes, source: Path) -> Json:
     """The JSON object of a text. Raises ValueError, naming the source."""
     try:
         value = json.loads(text)
@@ -216,12 +186,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
 
 
-def write_npz(path: Path, arrays: Mapping[str, Any], *, compressed: bool = True) -> None:
+def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write numpy arrays and scalars as one .npz."""
     import numpy as np
 
     buffer = io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(buffer, **arrays)
+    np.savez_compressed(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
 
 

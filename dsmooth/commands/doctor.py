@@ -6,13 +6,14 @@ import platform
 import time
 from collections.abc import Iterator
 from importlib import metadata
-from typing import Any
 
 import torch
 
 from .. import _extension
 from .._version import __version__
+from ..fields import Json
 from ..functional import logistic_mixture_log_prob
+from ..likelihoods import Atoms, Likelihood
 from ..machine import cpu_name
 from ..philox import philox4x32
 from .options import Doctor
@@ -55,7 +56,7 @@ def describe() -> Iterator[str]:
     else:
         threads = "OpenMP" if _extension.extension().has_openmp else "std::thread"
         yield f"extension: {info['compiler']}, {info['flags']}, {threads}"
-    unbuilt: dict[str, Any] = {"built": False, "reason": "the extension was not built"}
+    unbuilt: Json = {"built": False, "reason": "the extension was not built"}
     cuda = info["cuda"] if info else unbuilt
     codes = " ".join(cuda["archs"]).replace(" PTX", " + PTX") if cuda["built"] else None
     yield "CUDA build: " + (codes or f"none ({cuda['reason']})")
@@ -97,24 +98,22 @@ def _check_native() -> str | None:
     x = torch.rand(2, 3, 8, 9, generator=generator, dtype=torch.float64) * 2 - 1
     x[0], x[1, :, :4] = -1, 1  # at the two atoms
     params = torch.randn(2, 286, 8, 9, generator=generator, dtype=torch.float64)
-    mixtures: tuple[tuple[int, int, dict[str, Any]], ...] = (
-        (3, 100, {"likelihood": "continuous"}),
-        (3, 100, {"likelihood": "discretized"}),
-        (3, 100, {"likelihood": "gaussian", "smoothing_scale": 0.3}),
-        (3, 102, {"likelihood": "discretized", "atoms": (0, 255)}),
-        (1, 286, {"likelihood": "discretized", "atoms": "all"}),
+    mixtures: tuple[tuple[Likelihood, Atoms, int, int], ...] = (
+        ("continuous", (), 3, 100),
+        ("gaussian", (), 3, 100),
+        ("discretized", (0, 255), 3, 102),
+        ("discretized", "all", 1, 286),
     )
-    for channels, n_params, mixture in mixtures:
+    for likelihood, atoms, channels, n_params in mixtures:
+        inputs = x[:, :channels].clone().requires_grad_(), params[:, :n_params].requires_grad_()
         results = []
         for impl in ("native", "reference"):
-            inputs = (
-                x[:, :channels].clone().requires_grad_(),
-                params[:, :n_params].clone().requires_grad_(),
+            log_prob = logistic_mixture_log_prob(
+                *inputs, likelihood, impl, atoms=atoms, smoothing_scale=0.3
             )
-            log_prob = logistic_mixture_log_prob(*inputs, impl=impl, **mixture)
             results.append((log_prob, *torch.autograd.grad(log_prob.sum(), inputs)))
         for got, want in zip(*results, strict=True):
             difference = ((got - want).abs() / (1 + want.abs())).max().item()
             if not difference < 1e-10:
-                return f"{mixture} differs by {difference:.1e}"
+                return f"{likelihood} {atoms} differs by {difference:.1e}"
     return None

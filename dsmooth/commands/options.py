@@ -26,7 +26,9 @@ from ..presets import DESCRIPTIONS, PRESETS
 
 # A flag that defaults to False; hides --no-X from the help.
 Flag = FlagCreatePairsOff[bool]
-Folders = Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="")]
+MODELS_HELP = """mnist, the pair that comes with the package; a saved pair; the run folders of a
+noisy model and of its denoiser, or a folder with both; or one run folder."""
+Folders = Annotated[Positional[tuple[Path, ...]], arg(help=MODELS_HELP, help_behavior_hint="")]
 DEFAULT_PRESET = "mnist-quick"
 # A pair with clusters: folders of the first noisy model and of the clusters, the file of labels,
 # and the label dropout where none is named.
@@ -156,8 +158,6 @@ class Sample:
     """
 
     models: Folders = (Path("mnist"),)
-    """mnist, the pair that comes with the package; a saved pair; the run folders of a noisy model
-    and of its denoiser, or a folder with both; or one run folder."""
     count: Annotated[int, arg(aliases=["-n"])] = 64
     """Number of images."""
     out: tuple[Path, ...] = (Path("samples.png"),)
@@ -183,8 +183,6 @@ class Complete:
     """
 
     models: Folders = (Path("mnist"),)
-    """mnist, the pair that comes with the package; a saved pair; the run folders of a noisy model
-    and of its denoiser, or a folder with both; or the run folder of a plain model."""
     images: Path | None = None
     """Images to complete, also as the last of the models: an image file, a folder of them, a .npz
     or a .npy; by default held-out images of the model's data."""
@@ -212,7 +210,6 @@ class Cluster:
     """
 
     models: Folders = (Path("mnist"),)
-    """A pair, or the run folder of a noisy model; mnist is the pair that comes with the package."""
     clusters: int = 10
     """Number of clusters."""
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()
@@ -228,8 +225,6 @@ class Measure:
     """Images of a data set, seen by models."""
 
     models: Folders
-    """A saved pair, or the run folders of a noisy model and of its denoiser, or a folder with both;
-    mnist is the pair that comes with the package. Or the run folder of a plain model."""
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()
     split: Split | Literal["all"] | None = None
     """Images of the data set; by default those of test, or all of a folder that the models were not
@@ -326,8 +321,6 @@ class Probe:
     """
 
     models: Folders
-    """A saved pair, or the run folders of a noisy model and of its denoiser, or a folder with both;
-    mnist is the pair that comes with the package. Perhaps the run folder of a plain model."""
     settings: OmitArgPrefixes[ProbeSettings] = field(default_factory=ProbeSettings)
     """Input of the probes, and the length of their training."""
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()
@@ -353,8 +346,7 @@ class Reproduce:
     budget: float | None = None
     """Minutes of training in all (8 by default)."""
     models: Annotated[tuple[Path, ...], arg(help_behavior_hint="")] = ()
-    """Take these models: a saved pair, or the run folders of a noisy model and of its denoiser, or
-    a folder with both; and perhaps the run folder of a plain model."""
+    """Take these models, as `dsmooth evaluate` does, and perhaps the folder of a plain model."""
     only: ReproductionStage | None = None
     """Do one stage again, whether done before or not, and no other."""
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()

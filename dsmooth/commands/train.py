@@ -41,11 +41,7 @@ def train(options: Train) -> int:
         check_writable(RunFolder(run.folder).config)
     if len(runs) > 1:
         check_folders(options, runs)
-    whole = sum(run.settings.budget or 0 for run in runs)
     for run in runs:
-        share = run.settings.budget
-        if share is not None and len(runs) > 1:
-            print(f"{run.folder.name}: {share:.3g} of the pair's {whole:.3g} minutes", flush=True)
         if status := train_one(options, run):
             print(f"{options.role or run.settings.role}: the same command with --resume goes on")
             return status

@@ -179,7 +179,7 @@ class FeatureStatistics:
             "n": np.int64(self.count or 0),
             "description": np.str_(json.dumps(self.description)),
         }
-        write_npz(path, arrays, compressed=False)
+        write_npz(path, arrays)
 
     @classmethod
     def load(cls, path: Path) -> FeatureStatistics:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..data import ImageDataset
 from ..distributed import launch, rank_and_size
-from ..files import open_to_write
+from ..files import open_to_append
 from ..nn import PixelCNNpp
 from ..pictures import save_grid
 from ..progress import LINE_SECONDS, LOG, clock, make_bar, significant
@@ -96,8 +95,7 @@ class RunLog(ExitStack):
         self.first_image = state.images_seen
         self.losses: list[float] = []
         self.recorded = self.printed = self.started
-        file = os.fdopen(open_to_write(folder.log, os.O_APPEND), "a", buffering=1)
-        self.file = self.enter_context(file)
+        self.file = self.enter_context(open_to_append(folder.log))
         if folder.log.read_bytes()[-1:] not in (b"", b"\n"):
             self.file.write("\n")  # a line was cut by a crash
         self.bar = make_bar(self.config.role, self.total, self.first_image) if progress else None
