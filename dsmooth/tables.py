@@ -67,7 +67,7 @@ def plain_text(text: str) -> str:
 def bits_table(models: Mapping[str, Any], title: str = "") -> Table:
     """Bits/dim of the pair and of the plain model, as far as they are there, in every convention.
 
-    models: the fields of a `BitsPerDim` by its name. Columns that no convention fills are left out.
+    models: the numbers that `measure_bits` gives. Columns that no convention fills are left out.
     """
     there = [name for name in ("pair", "plain") if name in models]
     conventions = [(name, each) for name in there for each in models[name]["conventions"]]

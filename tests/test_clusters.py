@@ -21,6 +21,7 @@ from dsmooth.evaluate.probe import CALL_IMAGES
 from dsmooth.models import class_number
 from dsmooth.training.beginning import run_settings
 from dsmooth.training.step import initial_state
+from tests.helpers.data_makers import refuses
 from tests.helpers.networks import images, network, tiny_pair
 
 
@@ -47,13 +48,6 @@ def test_clusters_have_equal_sizes(noisy, count, n_clusters):
     assert int(sizes.max() - sizes.min()) <= 2
 
 
-def test_images_that_look_alike_share_a_cluster(noisy):
-    data, place = bars(160)
-    labels = cluster(noisy, data, 4)
-    assert labels.dtype == torch.int64
-    assert agreement(labels, place)[0] == 1.0
-
-
 def test_labels_are_a_function_of_images_and_seed(noisy):
     data, _ = bars(CALL_IMAGES + 30)  # the last call is filled up
     labels = cluster(noisy, data, 6, seed=3)
@@ -63,22 +57,20 @@ def test_labels_are_a_function_of_images_and_seed(noisy):
     assert not torch.equal(labels, cluster(noisy, data, 6, seed=4))
 
 
-def test_other_images_get_the_clusters_that_were_found(noisy, monkeypatch):
+@pytest.mark.parametrize("fitted", [64, 20_000])
+def test_images_that_look_alike_share_a_cluster(noisy, monkeypatch, fitted):
     """With fewer images in the principal components than there are, too: then in two passes."""
-    monkeypatch.setattr(clusters, "FITTED_IMAGES", 64)
+    monkeypatch.setattr(clusters, "FITTED_IMAGES", fitted)
     data, place = bars(160)
     found, labels = find_clusters(noisy, data, 4)
-    assert torch.equal(found.labels(noisy, data), labels)
-    part = data.part(slice(10, 50))
-    assert torch.equal(found.labels(noisy, part), labels[10:50])
     assert agreement(labels, place)[0] == 1.0
+    assert torch.equal(found.labels(noisy, data.part(slice(10, 160))), labels[10:])
 
 
 def test_a_model_with_classes_shows_a_label_of_zeros(noisy):
     data, _ = bars(80)
     told = network(n_classes=3)
-    state = {**told.state_dict(), **noisy.state_dict()}
-    told.load_state_dict(state)
+    told.load_state_dict({**told.state_dict(), **noisy.state_dict()})
     assert torch.equal(cluster(told, data, 4), cluster(noisy, data, 4))
 
 
@@ -102,9 +94,7 @@ def test_agreement_of_known_tables():
     ],
 )
 def test_what_cannot_be_clustered_is_refused(model, count, n_clusters, words):
-    data, _ = bars(count)
-    with pytest.raises(ValueError, match=words):
-        cluster(network(**model), data, n_clusters)
+    refuses(words, cluster, network(**model), bars(count)[0], n_clusters)
 
 
 def test_a_file_of_labels_is_of_its_images_alone(tmp_path: Path):
@@ -114,17 +104,12 @@ def test_a_file_of_labels_is_of_its_images_alone(tmp_path: Path):
     again = with_labels(data, tmp_path / "labels.npz")
     assert again.class_names == labelled.class_names
     assert torch.equal(again.known_labels(), place)
-    other = replace(data, images=data.images.flip(0))
-    with pytest.raises(ValueError, match=r"labels\.npz must have labels of the 12 train images"):
-        with_labels(other, tmp_path / "labels.npz")
-    with pytest.raises(ValueError, match="found no test"):
-        with_labels(replace(data, split="test"), tmp_path / "labels.npz")
-    write_labels(tmp_path / "labels.npz", [labelled], labelled.class_names[:3])
-    fewer = with_labels(data, tmp_path / "labels.npz")
-    with pytest.raises(
-        ValueError, match=r"of 0 \.\. 2, but .*labels\.npz has 0 \.\. 3 in its train"
-    ):
-        fewer.labels_for(3)
+    file, other = tmp_path / "labels.npz", replace(data, images=data.images.flip(0))
+    refuses(r"labels\.npz must have labels of the 12 train images", with_labels, other, file)
+    refuses("found no test", with_labels, replace(data, split="test"), file)
+    write_labels(file, [labelled], labelled.class_names[:3])
+    words = r"of 0 \.\. 2, but .*labels\.npz has 0 \.\. 3 in its train"
+    refuses(words, with_labels(data, file).labels_for, 3)
 
 
 def test_labels_of_other_classes_are_not_a_models() -> None:
@@ -146,11 +131,9 @@ def test_labels_of_other_classes_are_not_a_models() -> None:
             scores.log_weights("discretized")[0], expected, rtol=1e-6, atol=0
         )
     classify(pair, same)
-    with pytest.raises(ValueError, match="other classes than the model's cluster 0, cluster 1"):
-        classify(pair, digits)
+    refuses("other classes than the model's cluster 0, cluster 1", classify, pair, digits)
     assert class_number("cluster 2", names) == class_number(2, names) == 2
-    with pytest.raises(ValueError, match="`label` must be each, a number or one of cluster 0"):
-        class_number("cat", names)
+    refuses("`label` must be each, a number or one of cluster 0", class_number, "cat", names)
 
 
 def test_training_takes_classes_from_its_data() -> None:
@@ -162,8 +145,8 @@ def test_training_takes_classes_from_its_data() -> None:
     assert run_settings(config, named, held_out, cpu).model.class_names == named.class_names
     for wrong in (3, 7):
         other = replace(config, model=replace(config.model, n_classes=wrong))
-        with pytest.raises(ValueError, match="`n_classes` must be 4, for the classes a, b, c, d"):
-            run_settings(other, named, held_out, cpu)
+        words = "`n_classes` must be 4, for the classes a, b, c, d"
+        refuses(words, run_settings, other, named, held_out, cpu)
     auto = replace(config, model=replace(config.model, n_classes="auto"))
     assert run_settings(auto, named, held_out, cpu).model.n_classes == 4
 

@@ -1,21 +1,43 @@
-"""Fréchet distance, its standard error, and statistics of features."""
+"""Fréchet distances: statistics of features, feature extractors, and comparisons of images."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from dsmooth.data import ImageDataset, load_dataset
+from dsmooth.evaluate.comparison import compare_images, fidelity_scores
+from dsmooth.evaluate.features import (
+    CLASSIFIER,
+    CLASSIFIER_WEIGHTS,
+    INCEPTION,
+    INCEPTION_SHA256,
+    Features,
+    MnistClassifier,
+    extract_features,
+    make_extractor,
+)
 from dsmooth.evaluate.frechet import FeatureStatistics, bootstrap_error, frechet_distance
+from dsmooth.evaluate.sources import read_reference
+from dsmooth.files import file_sha256
 from dsmooth.machine import torch_threads
-from tests.helpers.data_makers import refuses
+from tests.helpers.data_makers import random_bytes, refuses
 
-pytestmark = pytest.mark.quick
+of_batches = FeatureStatistics.of_batches
+ZERO, EYE, X = torch.zeros(3), torch.eye(3), torch.zeros(4, 3)
+SMALL = torch.zeros(2, 1, 4, 4).byte()
+seeds = st.integers(0, 2**31)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -26,9 +48,6 @@ def gaussian(d: int, rank: int, seed: int) -> tuple[Tensor, Tensor]:
     """A mean and a covariance of that rank."""
     factor = normal(d, rank, seed=seed) / d**0.5
     return normal(d, seed=seed + 1), factor @ factor.T
-
-
-seeds = st.integers(0, 2**31)
 
 
 @given(st.lists(st.tuples(*[st.floats(0, 100)] * 2, *[st.floats(-9, 9)] * 2), min_size=1))
@@ -52,7 +71,6 @@ def test_it_is_a_distance_that_rotations_keep(seed: int, d: int, rank1: int, ran
     assert 0 <= frechet_distance(m1, c1, m1, c1) < 1e-12 * (1 + float(c1.trace()))
     q, _ = torch.linalg.qr(normal(d, d, seed=seed + 7))
     assert frechet_distance(q @ m1, q @ c1 @ q.T, q @ m2, q @ c2 @ q.T) == close
-    assert frechet_distance(3 * m1, 9 * c1, 3 * m2, 9 * c2) == pytest.approx(9 * distance, rel=1e-6)
 
 
 def test_fewer_images_than_features_agree_with_the_exact_factors() -> None:
@@ -65,47 +83,14 @@ def test_fewer_images_than_features_agree_with_the_exact_factors() -> None:
     assert distance == pytest.approx(float(expected - 2 * root), rel=1e-10)
 
 
-def test_agrees_with_torch_fidelity() -> None:
-    """On the same features, positive ones with a decaying spectrum, as after a ReLU."""
-    fidelity = pytest.importorskip("torch_fidelity.metric_fid")
-    mixing = normal(64, 64, seed=9) * torch.logspace(0, -2, 64, dtype=torch.float64)[:, None]
-    x, y = ((normal(300, 64, seed=s) @ mixing + 0.1 * s).relu() for s in (3, 4))
-    distance = FeatureStatistics.of_batches([x]).distance(FeatureStatistics.of_batches([y]))
-    statistics = [fidelity.fid_features_to_statistics(z) for z in (x, y)]
-    theirs = fidelity.fid_statistics_to_metric(*statistics, verbose=False)
-    assert distance == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
-
-
 def test_arrays_lists_and_any_real_dtype_are_taken() -> None:
     (m1, c1), (m2, c2) = gaussian(4, 4, 0), gaussian(4, 4, 5)
     distance = frechet_distance(m1, c1, m2, c2)
-    assert isinstance(distance, float)
     assert frechet_distance(m1.numpy(), c1.numpy(), m2.tolist(), c2.tolist()) == distance
     single = frechet_distance(*(x.float().requires_grad_() for x in (m1, c1, m2, c2)))
     assert single == pytest.approx(distance, rel=1e-5)
-    assert frechet_distance([0, 0], np.eye(2, dtype=int), [3, 4], np.eye(2, dtype=int)) == 25
-    for kind in (">f8", np.longdouble, np.float16, np.uint16, bool):
+    for kind in (">f8", np.longdouble, np.float16, np.uint16, int, bool):
         assert frechet_distance(np.ones(2, kind), np.eye(2, dtype=kind), [4, 5], np.eye(2)) == 25
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({0: torch.zeros(3, 1)}, r"mean1 must have shape \(D,\), got \(3, 1\)"),
-        ({2: torch.zeros(2)}, r"mean2 must have mean1's shape \(3,\), got \(2,\)"),
-        ({1: torch.eye(2)}, r"cov1 must have shape \(3, 3\), got \(2, 2\)"),
-        ({0: torch.tensor([0, torch.nan, 0])}, "mean1 must be finite, got 1 NaN or infinite"),
-        ({3: torch.eye(3) * torch.inf}, "cov2 must be finite, got 9 NaN"),
-        ({1: torch.eye(3) + torch.eye(3).roll(1, 0)}, "cov1 must be symmetric, got entries that"),
-        ({3: -torch.eye(3)}, "cov2 must be positive semi-definite, got an eigenvalue of -1"),
-        ({1: torch.eye(3) * 1j}, "cov1 must be real"),
-    ],
-)
-def test_what_is_no_gaussian_is_named(change: dict[int, Tensor], message: str) -> None:
-    arguments = [torch.zeros(3), torch.eye(3), torch.zeros(3), torch.eye(3)]
-    for position, value in change.items():
-        arguments[position] = value
-    refuses(message, frechet_distance, *arguments)
 
 
 @given(seeds, st.lists(st.integers(0, 7), min_size=1, max_size=12))
@@ -115,7 +100,7 @@ def test_statistics_do_not_depend_on_batches_or_order(seed: int, sizes: list[int
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     expected = torch.from_numpy(np.cov(x.numpy(), rowvar=False))
     for batches in ([x], x[order].split([*sizes, 2])):
-        statistics = FeatureStatistics.of_batches(batches)
+        statistics = of_batches(batches)
         assert statistics.count == len(x)
         torch.testing.assert_close(statistics.mean, x.mean(0), rtol=1e-14, atol=0)
         torch.testing.assert_close(statistics.covariance, expected, rtol=1e-10, atol=1e-10)
@@ -123,53 +108,33 @@ def test_statistics_do_not_depend_on_batches_or_order(seed: int, sizes: list[int
 
 def test_statistics_come_back_from_a_file(tmp_path: Path) -> None:
     description = {"data": "mnist", "extractor": {"name": "é"}}
-    statistics = FeatureStatistics.of_batches([normal(10, 3)], description)
-    path = tmp_path / "reference.npz"
-    statistics.save(path)
-    again = FeatureStatistics.load(path)
+    statistics = of_batches([normal(10, 3)], description)
+    statistics.save(tmp_path / "reference.npz")
+    again = FeatureStatistics.load(tmp_path / "reference.npz")
     assert (again.description, again.count) == (description, 10)
     assert torch.equal(again.mean, statistics.mean)
     assert torch.equal(again.covariance, statistics.covariance)
-    with np.load(path, allow_pickle=False) as arrays:  # the names that pytorch-fid reads
-        assert np.array_equal(arrays["mu"], statistics.mean.numpy())
 
 
-def test_files_that_are_no_statistics_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "x.npz"
-    refuses(r"x\.npz", FeatureStatistics.load, path, error=FileNotFoundError)
-    pair = {"mu": np.zeros(2), "sigma": np.zeros((3, 3))}
-    for arrays, message in (
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
         ({"mu": np.zeros(2)}, "must hold mu, sigma, found no sigma"),
-        ({**pair, "n": 5, "description": "{}"}, r"must hold mu \(D,\), sigma \(D, D\)"),
+        ({"mu": [0.0] * 2, "sigma": np.eye(3)}, r"must hold mu \(D,\), sigma \(D, D\)"),
         ({"mu": [0], "sigma": [[1]], "description": "{"}, "cannot be read as saved statistics"),
-        ({**pair, "mu": ["a"], "n": 5, "description": "{}"}, "x.npz: mu must be real, got <U1"),
-        ({**pair, "n": 5, "description": np.array([{}], object)}, "without pickled objects"),
-    ):
-        np.savez(path, **arrays)
-        refuses(message, FeatureStatistics.load, path)
-    path.write_bytes(b"PK\x03\x04 cut")
-    refuses("cannot be read as a", FeatureStatistics.load, path)
-
-
-def test_features_that_do_not_fit_are_refused() -> None:
-    x = torch.zeros(4, 3)
-    for batches, message in (
-        ([x, torch.zeros(2, 4)], r"must have shape \(B, 3\), got \(2, 4\)"),
-        ([x[0]], r"must have shape \(B, D\), got \(3,\)"),
-        ([x / 0], "features must be finite"),
-        ([x[:1], x[:0]], "at least 2 images, got 1"),
-        ([], "at least 2 images, got 0"),
-    ):
-        refuses(message, FeatureStatistics.of_batches, batches)
+        ({"mu": ["a"], "sigma": np.eye(3)}, "x.npz: mu must be real, got <U1"),
+    ],
+)
+def test_files_that_are_no_statistics_are_named(tmp_path: Path, arrays, words: str) -> None:
+    np.savez(tmp_path / "x.npz", **arrays)
+    refuses(words, FeatureStatistics.load, tmp_path / "x.npz")
 
 
 def test_the_bootstrap_gives_the_scatter_of_independent_samples() -> None:
-    generator = torch.Generator().manual_seed(0)
-    real = FeatureStatistics.of_batches([torch.randn(5000, 3, generator=generator)])
-    distances = []
-    for _ in range(60):
-        samples = 0.7 + torch.randn(300, 3, generator=generator)
-        distances.append(FeatureStatistics.of_batches([samples]).distance(real))
+    real, distances = of_batches([normal(5000, 3)]), []
+    for seed in range(60):
+        samples = 0.7 + normal(300, 3, seed=seed + 1)
+        distances.append(of_batches([samples]).distance(real))
     error = bootstrap_error(samples, real, repeats=100)
     assert error == pytest.approx(float(np.std(distances)), rel=0.4)
     seen: list[int] = []
@@ -177,3 +142,202 @@ def test_the_bootstrap_gives_the_scatter_of_independent_samples() -> None:
         assert error == bootstrap_error(samples, real, repeats=100, progress=seen.append)
     assert seen == [*range(1, 101)]
     assert error != bootstrap_error(samples, real, repeats=100, seed=1)
+
+
+class Halves(nn.Module):
+    """Features and logits: the halves of an image."""
+
+    def __init__(self, weight: float = 2.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.weight * x.flatten(1)).tensor_split(2, 1)
+
+
+class Always(nn.Module):
+    """A network with one answer."""
+
+    def __init__(self, answer: object) -> None:
+        super().__init__()
+        self.forward = Mock(return_value=answer)
+
+
+REFUSED = [
+    (frechet_distance, (X, EYE, ZERO, EYE), r"one shape \(D,\), got \(4, 3\) and \(3,\)"),
+    (frechet_distance, (ZERO, EYE, X[0, :2], EYE), r"one shape \(D,\), got \(3,\) and \(2,\)"),
+    (frechet_distance, (ZERO, X, ZERO, EYE), r"cov1 must have shape \(3, 3\), got \(4, 3\)"),
+    (frechet_distance, (ZERO / 0, EYE, ZERO, EYE), "mean1 must be finite, got 3 NaN or infinite"),
+    (frechet_distance, (ZERO, EYE + EYE.roll(1, 0), ZERO, EYE), "cov1 must be symmetric, got e"),
+    (frechet_distance, (ZERO, EYE, ZERO, -EYE), "cov2 must be .*, got an eigenvalue of -1"),
+    (frechet_distance, (ZERO, EYE * 1j, ZERO, EYE), "cov1 must be real"),
+    (of_batches, ([X, X[:, :2]],), r"must have shape \(B, 3\), got \(4, 2\)"),
+    (of_batches, ([X[0]],), r"must have shape \(B, D\), got \(3,\)"),
+    (of_batches, ([X[:1], X[:0]],), "at least 2 images, got 1"),
+]
+
+
+@pytest.mark.parametrize(("call", "arguments", "words"), REFUSED)
+def test_what_is_no_gaussian_is_refused(
+    call: Callable[..., object], arguments: tuple[object, ...], words: str
+) -> None:
+    refuses(words, call, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("network", "images", "words"),
+    [
+        (CLASSIFIER, SMALL, r"\(1, 28, 28\), got \(1, 4, 4\): .* `extractor=inception-v3-compat`"),
+        (CLASSIFIER, SMALL.float(), "images must be uint8"),
+        (CLASSIFIER, SMALL[:0], r"N >= 1, got torch.uint8 of shape \(0, 1, 4, 4\)"),
+        (Always(torch.zeros(1, 3)), SMALL, r"must return features \(2, D\), got \(1, 3\)"),
+        (Always(torch.zeros(2, 3) / 0), SMALL, "returned features that are not finite"),
+        (Always((X[:2], X)), SMALL, r"must return logits \(2, K\), got \(4, 3\)"),
+        (Always("text"), SMALL, "must return features, or features and logits, got str"),
+    ],
+)
+def test_images_and_networks_without_features_are_named(network, images, words: str) -> None:
+    refuses(words, extract_features, images, make_extractor(network))
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageDataset:
+    return load_dataset("mnist", "test")
+
+
+def test_the_packaged_classifier_knows_digits(digits: ImageDataset) -> None:
+    extractor = make_extractor(CLASSIFIER)
+    _, logits = extract_features(digits.images, extractor)
+    assert (logits.argmax(1) == digits.labels).double().mean() >= 0.985
+    assert extractor.sha256 == file_sha256(CLASSIFIER_WEIGHTS)
+    assert extractor.distance_name == "Fréchet distance on mnist-classifier"
+
+
+def test_a_network_of_ones_own_gives_features() -> None:
+    images = torch.tensor([[0, 255], [255, 0]]).byte().view(2, 1, 1, 2)
+    extractor = make_extractor(Halves())
+    assert extractor.distance_name == "Fréchet distance on Halves"
+    features, logits = extract_features(images, extractor)
+    assert (features.flatten().tolist(), logits.flatten().tolist()) == ([-2, 2], [2, -2])
+    assert make_extractor(Halves()).sha256 == extractor.sha256 != make_extractor(Halves(3.0)).sha256
+
+
+def test_only_the_published_weights_of_inception_give_a_fid(tmp_path: Path, monkeypatch) -> None:
+    """Random weights lie where torch-fidelity keeps the published ones."""
+    inception = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    torch.manual_seed(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(inception, "load_state_dict_from_url", lambda *a, **k: {})
+        patch.setattr(nn.Module, "load_state_dict", lambda *a, **k: None)
+        network = inception.FeatureExtractorInceptionV3("random", ["2048"])
+    path = tmp_path / "checkpoints" / Path(inception.URL_INCEPTION_V3).name
+    path.parent.mkdir()
+    torch.save(network.state_dict(), path)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+    extractor = make_extractor(INCEPTION)
+    assert extractor.distance_name == f"Fréchet distance on {INCEPTION}"
+    assert extractor.sha256 == file_sha256(path)
+    assert "299 x 299" in extractor.resize
+    grey = torch.from_numpy(random_bytes((1, 1, 28, 28)))
+    layers = ["2048", "logits_unbiased"]
+    theirs = type(extractor.network)(INCEPTION, layers)(grey.repeat(1, 3, 1, 1))
+    torch.testing.assert_close(tuple(extract_features(grey, extractor)), theirs)
+    assert replace(extractor, sha256=INCEPTION_SHA256).distance_name == "FID"
+
+
+def test_extractors_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch_fidelity.registry", None)
+        words = r"vgg16 needs .*pip install 'dsmooth\[fid\]'"
+        refuses(words, make_extractor, "vgg16", error=ModuleNotFoundError)
+    pytest.importorskip("torch_fidelity")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    fail = Mock(side_effect=OSError("no route\nto host"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    for name in (INCEPTION, "vgg16"):
+        message = f"cannot load {name} .no route to host.*{tmp_path}, or take .extractor=mnist"
+        refuses(message, make_extractor, name, error=ConnectionError)
+    refuses(r"must be mnist-classifier, inception-v3-compat, .*got 'vgg'", make_extractor, "vgg")
+
+
+def test_a_comparison_orders_real_images_before_noise(digits: ImageDataset) -> None:
+    """Other digits are near, blurred ones farther, noise far."""
+    compare = partial(compare_images, extractor=make_extractor(CLASSIFIER))
+    reference, floor, rest = digits.images[:300], digits.images[300:450], digits.images[450:600]
+    noise = torch.from_numpy(random_bytes(tuple(rest.shape)))
+    blurred = nn.functional.avg_pool2d(rest.float(), 3, 1, 1).byte()
+    result = compare(rest, reference, floor=floor)
+    values = [result.value, *(compare(x, reference).value for x in (blurred, noise))]
+    assert values == sorted(values)
+    assert values[0] == pytest.approx(result.floor, rel=0.5)
+    assert (result.n_samples, result.n_reference, result.n_floor) == (150, 300, 150)
+    assert result.extractor["dimension"] == 128
+    assert result.warnings == ()
+
+    shuffled = compare(rest.flip(0), reference)
+    assert shuffled.value == pytest.approx(result.value, rel=1e-5)
+    assert (shuffled.floor, shuffled.floor_scores) == (None, {})
+    warnings = "\n".join(compare(rest[:127], reference, floor=floor).warnings)
+    assert "127 samples are fewer than the 128 features" in warnings
+    assert "the floor is of 150 images, not 127" in warnings
+
+
+def test_scores_are_there_with_the_extra_alone(digits: ImageDataset, monkeypatch) -> None:
+    pytest.importorskip("torch_fidelity")
+    compare = partial(compare_images, extractor=make_extractor(CLASSIFIER))
+    real, noise = digits.images[:60], torch.from_numpy(random_bytes((20, 1, 28, 28)))
+    found = compare(noise, real, floor=digits.images[60:80])
+    one, other = found.scores, found.floor_scores
+    assert one["kernel_distance"] > other["kernel_distance"]
+    assert one["inception_score"] < other["inception_score"]
+    of_classes = {"inception_score", "inception_score_deviation"}
+    assert {"kernel_distance_deviation", *of_classes} < one.keys() == other.keys()
+    assert compare(noise, found.reference).scores.keys() == of_classes
+    assert "precision" not in compare(noise[:3], real).scores
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)  # as if it were not installed
+    alone = compare(noise, real)
+    assert (alone.value, alone.scores) == (found.value, {})
+
+
+def test_precision_is_of_the_samples_and_recall_of_the_real_images() -> None:
+    pytest.importorskip("torch_fidelity")
+    left, right, far = normal(3, 40, 3, seed=1)
+    real, samples = torch.cat([left, 50 + right]), torch.cat([left, 500 + far])
+    found = fidelity_scores(Features(samples, None), real)
+    assert found["precision"] == 0.5  # half of the samples are where no real image is
+    assert found["recall"] == 0.5  # nothing of the right half is found
+    # As many of the real images as there are samples, at random.
+    fewer = fidelity_scores(Features(left, None), real)
+    assert fewer["precision"] > 0.8
+    assert 0.3 < fewer["recall"] < 0.7
+
+
+def test_statistics_of_other_programs(tmp_path: Path) -> None:
+    """The layouts of pytorch-fid and ADM."""
+    x, y = torch.from_numpy(random_bytes((2, 40, 3, 8, 8))).unbind()
+    extractor = make_extractor(nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()))
+    direct = compare_images(x, y, extractor)
+    mu, sigma = direct.reference.mean.numpy(), direct.reference.covariance.numpy()
+    spatial = {"mu_s": np.zeros(7), "sigma_s": np.eye(7), "arr_0": np.zeros((2, 8, 8, 3), np.uint8)}
+    for name, arrays in {"pytorch-fid.npz": {}, "adm.npz": spatial}.items():
+        np.savez(tmp_path / name, mu=mu, sigma=sigma, **arrays)
+        published = read_reference(tmp_path / name)
+        found = compare_images(x, published, extractor, floor=x[:1])
+        assert (found.floor, found.n_reference) == (None, None)
+        assert "one image gives no floor" in found.warnings
+        assert found.value == pytest.approx(direct.value, rel=1e-9)
+        assert any("state neither their extractor nor" in text for text in found.warnings)
+        words = "must have dimension 4, as Sequential has, got 12"
+        refuses(words, compare_images, x[:, :1], published, extractor)
+    np.savez(tmp_path / "images.npz", arr_0=y.permute(0, 2, 3, 1).numpy())
+    assert torch.equal(read_reference(tmp_path / "images.npz"), y)
+
+
+def test_statistics_of_other_weights_or_images_are_refused(digits: ImageDataset) -> None:
+    few = digits.images[:9]
+    statistics = compare_images(few, few, make_extractor(CLASSIFIER)).reference
+    other = make_extractor(MnistClassifier())
+    refuses("the saved statistics were made with", compare_images, few, statistics, other)
+    words = r"reference must have the samples' shape \(1, 4, 4\)"
+    refuses(words, compare_images, SMALL, statistics, make_extractor(Halves()))

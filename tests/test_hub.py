@@ -18,12 +18,11 @@ import torch
 
 import dsmooth
 from dsmooth.cli import parse
-from dsmooth.commands.evaluate import models_to_draw
-from dsmooth.commands.options import FrechetOptions
 from dsmooth.commands.train import runs_of
 from dsmooth.config import TrainConfig
 from dsmooth.models import load_models
 from dsmooth.presets import PRESETS, preset, train_command
+from dsmooth.pretrained import is_model
 from dsmooth.pretrained.writer import CARD_FILE
 from dsmooth.runs import Origin
 from tests.helpers.command_runs import run
@@ -88,7 +87,7 @@ def test_a_pair_goes_to_the_hub_and_comes_back(tmp_path, monkeypatch, caplog) ->
     assert said in caplog.text
     # Commands take the name too, and `evaluate fid` draws from it.
     assert load_models([Path("someone/digits")]).image_size == (8, 8)
-    assert models_to_draw(FrechetOptions((Path("someone/digits"),))).image_size == (8, 8)
+    assert is_model(Path("someone/digits"))
     # So does a network.
     pair.noisy.image_size = (8, 8)
     pair.noisy.push_to_hub("someone/one")

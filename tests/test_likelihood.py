@@ -1,15 +1,22 @@
-"""Bits/dim: conventions differ by their constants, bounds bound, batches change nothing."""
+"""Bits/dim and classes: conventions, bounds, Bayes' rule; batches change nothing."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 import dsmooth
+from dsmooth.config import TrainConfig
+from dsmooth.data import ImageDataset, load_dataset
+from dsmooth.evaluate.classes import Classification, bits_by_class, classify, frechet_by_class
+from dsmooth.evaluate.comparison import compare_images
+from dsmooth.evaluate.features import make_extractor
 from dsmooth.evaluate.likelihood import (
     BYTE_BITS,
     Scores,
@@ -22,10 +29,14 @@ from dsmooth.evaluate.likelihood import (
 from dsmooth.functional import logistic_mixture_log_prob
 from dsmooth.likelihoods import Likelihood
 from dsmooth.machine import torch_threads
+from dsmooth.runs import RunFolder
+from tests.helpers.command_runs import complains, measured
 from tests.helpers.data_makers import random_dataset, refuses
-from tests.helpers.networks import network, tiny_config, tiny_pair
+from tests.helpers.networks import CLASSES, GAUSSIAN, log_weight, network, tiny_config, tiny_pair
 
 pytestmark = pytest.mark.quick
+DATA = random_dataset(2)
+LABELLED = random_dataset(12, labels=(torch.arange(12) * 2 + 1) % CLASSES)
 
 
 def test_half_precision_scores_the_bytes_themselves() -> None:
@@ -55,12 +66,11 @@ def test_conventions_differ_by_exactly_their_constants(likelihood: str) -> None:
     # The bounds are SmoothedPair.elbo's, in the likelihood that the denoiser has.
     x, log_2 = data.batch(torch.arange(5)), 64 * math.log(2)
     elbo = -pair.elbo(x, n_noise=3).double() / log_2
-    own = names[0] if likelihood == "discretized" else names[2]
-    assert rows[own].value == pytest.approx(float(elbo.mean()), abs=1e-6)
-    assert rows[own].standard_error == pytest.approx(float(elbo.std() / 5**0.5), abs=1e-6)
     bound = bits_per_dim(scores)
-    assert bound.value == pytest.approx(rows[own].value, abs=1e-12)
-    terms = [bound.terms[name] for name in ("noisy", "smoothing", bound.likelihood)]
+    assert bound.name == names[0 if likelihood == "discretized" else 2]
+    assert bound.value == pytest.approx(float(elbo.mean()), abs=1e-6)
+    assert bound.standard_error == pytest.approx(float(elbo.std() / 5**0.5), abs=1e-6)
+    terms = (scores.terms[name] for name in ("noisy", "smoothing", likelihood))
     assert sum(terms) == pytest.approx(bound.value)
 
     # The bounds of bytes are of its masses, whatever it was trained with.
@@ -149,56 +159,69 @@ def test_the_bound_is_tight_for_the_true_posterior_and_loose_by_the_divergence()
 def test_batches_change_nothing_and_the_last_one_counts() -> None:
     pair, data = tiny_pair(), random_dataset(7)
     whole = score_pair(pair, data, n_noise=2, seed=3)
-    assert whole.n_images == 7
-    for batch_size in (1, 3, 100):
-        parts = score_pair(pair, data, n_noise=2, seed=3, batch_size=batch_size)
-        torch.testing.assert_close(
-            parts.log_weights("discretized"), whole.log_weights("discretized"), rtol=2e-6, atol=0
-        )
-    expected = whole.log_weights("continuous")[:, :5]
-    for batch_size in (2, 100):  # the last batch has one of two, and all
-        limited = score_pair(
-            pair, random_dataset(7), n_noise=2, seed=3, limit=5, batch_size=batch_size
-        )
-        torch.testing.assert_close(limited.log_weights("continuous"), expected, rtol=2e-6, atol=0)
+    for batch_size, limit in ((1, 7), (3, 7), (100, 7), (2, 5), (100, 5)):
+        parts = score_pair(pair, data, n_noise=2, seed=3, batch_size=batch_size, limit=limit)
+        for form in ("discretized", "continuous"):
+            expected = whole.log_weights(form)[:, :limit]
+            torch.testing.assert_close(parts.log_weights(form), expected, rtol=2e-6, atol=0)
     other = score_pair(pair, data, n_noise=2, seed=4)
     assert not torch.allclose(other.noisy, whole.noisy)
 
 
 @pytest.mark.parametrize("likelihood", ["discretized", "continuous"])
 def test_a_plain_model_is_scored_exactly(likelihood: Likelihood) -> None:
-    model = network(likelihood=likelihood)
-    scores = score_plain(model, random_dataset(5), batch_size=2)
-    own = "discrete" if likelihood == "discretized" else "density"
-    x = random_dataset(5).batch(torch.arange(5))
+    model, data = network(likelihood=likelihood), random_dataset(5)
+    x = data.batch(torch.arange(5))
     with torch.no_grad():
         log_p, pixels = model.log_prob(x), logistic_mixture_log_prob(x, model(x), likelihood)
-    sums = getattr(score_plain(model, random_dataset(5)), likelihood)[0]
-    assert torch.equal(sums, pixels.double().sum((1, 2)))  # of no rounding to float32
-    expected = -float(log_p.mean()) / (64 * math.log(2))
-    rows = {row.name: row for row in conventions(scores)}
-    assert rows[own].value == pytest.approx(expected, rel=1e-6)
-    exact = bits_per_dim(scores)
-    assert exact.value == exact.terms[likelihood] == rows[own].value
+    scores = score_plain(model, data)
+    # Sums are not rounded to float32.
+    assert torch.equal(getattr(scores, likelihood)[0], pixels.double().sum((1, 2)))
+    exact = bits_per_dim(score_plain(model, data, batch_size=2))
+    assert exact.name == ("discrete" if likelihood == "discretized" else "density")
+    assert exact.value == pytest.approx(-float(log_p.mean()) / (64 * math.log(2)), rel=1e-6)
 
 
-def test_what_cannot_be_scored_is_named() -> None:
-    pair, data = tiny_pair(), random_dataset(2)
-    for images, options, message in (
-        (data, {"n_noise": 0}, "`n_noise` must be at least 1, got 0"),
-        (data, {"limit": 0}, "`limit` must be at least 1, got 0"),
-        (data, {"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
-        (data, {"clean_noise": -1}, "scale must be positive and finite, got -1"),
+@pytest.mark.parametrize(
+    ("images", "options", "words"),
+    [
+        (DATA, {"n_noise": 0}, "`n_noise` must be at least 1, got 0"),
+        (DATA, {"limit": 0}, "`limit` must be at least 1, got 0"),
+        (DATA, {"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        (DATA, {"clean_noise": -1}, "scale must be positive and finite, got -1"),
         (random_dataset(2, 12), {}, r"\(1, 8, 8\), got noise of \(1, 12, 12\): 2 images"),
         (random_dataset(2, channels=3), {}, r"got noise of \(3, 8, 8\)"),
-    ):
-        refuses(message, score_pair, pair, images, **options)
-    refuses('a plain model must have conditioning="none"', score_plain, pair.denoiser, data)
-    with pytest.raises(ValueError, match=r'and no gaussian noise in its likelihood, got .*"gauss'):
-        score_plain(network(likelihood="gaussian", smoothing_scale=0.5), data)
-    for score, model in ((score_pair, pair), (score_plain, pair.noisy)):
-        with pytest.raises(TypeError, match=r"got a Tensor: dsmooth\.data\.own_images\(images\)"):
-            score(model, data.images)
+    ],
+)
+def test_what_cannot_be_scored_is_named(images: ImageDataset, options, words: str) -> None:
+    refuses(words, score_pair, tiny_pair(), images, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "model", "data", "words"),
+    [
+        (score_plain, network("concat"), DATA, 'a plain model must have conditioning="none"'),
+        (
+            score_plain,
+            network(**GAUSSIAN),
+            DATA,
+            "and no gaussian noise in its likelihood",
+        ),
+        (score_plain, network(), DATA.images, r"got a Tensor: dsmooth\.data\.own_images"),
+        (
+            score_pair,
+            tiny_pair(),
+            DATA.images,
+            r"got a Tensor: dsmooth\.data\.own_images",
+        ),
+        (score_plain, network(n_classes=3), DATA, "`n_classes` needs labelled images, but "),
+        (classify, network(n_classes=0), LABELLED, "only a model with classes classifies"),
+        (classify, network("concat", n_classes=3), LABELLED, "a denoiser does not classify alone"),
+        (classify, network(n_classes=2), LABELLED, r"needs labels of 0 .. 1, but .* has 0 .. 2"),
+    ],
+)
+def test_models_that_cannot_score_or_classify_are_named(call, model, data, words: str) -> None:
+    refuses(words, call, model, data, error=(TypeError, ValueError))
 
 
 def test_scores_do_not_depend_on_the_number_of_threads() -> None:
@@ -210,3 +233,116 @@ def test_scores_do_not_depend_on_the_number_of_threads() -> None:
             assert torch.get_num_threads() == threads
     assert torch.equal(*seen)
     assert not torch.equal(seen[0], score_pair(pair, data, batch_size=2).discretized)
+
+
+@torch.no_grad()
+def test_scores_are_those_of_the_images_labels() -> None:
+    data = LABELLED
+    x, label = data.batch(torch.arange(12)), data.labels
+    plain = network(likelihood="discretized", n_classes=CLASSES)
+    scores = score_plain(plain, data, batch_size=5)
+    torch.testing.assert_close(scores.discretized[0].float(), plain.log_prob(x, label=label))
+    pair = tiny_pair(classes=(CLASSES, CLASSES))
+    bound = score_pair(pair, data, n_noise=2, batch_size=5, seed=3)
+    terms = sum(log_weight(pair, x, label, seed=3, repeat=1).values())
+    torch.testing.assert_close(bound.log_weights("discretized")[1].float(), terms)
+
+
+def test_the_classes_make_up_the_whole() -> None:
+    data = LABELLED
+    plain, pair = network(n_classes=CLASSES), tiny_pair(classes=(CLASSES, CLASSES))
+    for scores in (score_plain(plain, data), score_pair(pair, data, n_noise=2)):
+        whole, *_, density, _ = conventions(scores)
+        assert "P(bytes | class)" in whole.meaning
+        assert ("given the class" in density.meaning) == (scores.continuous is not None)
+        rows = bits_by_class(scores, data.labels)
+        assert [(row.label, row.n_images) for row in rows] == [(0, 4), (1, 4), (2, 4)]
+        assert sum(row.value for row in rows) / CLASSES == pytest.approx(whole.value)
+        assert len({row.value for row in rows}) == 3
+    (one,) = bits_by_class(score_plain(plain, data, limit=1), data.labels[:1])
+    assert one.standard_error is None
+    words = r"labels must have shape \(12,\), .* got \(13,\)"
+    refuses(words, bits_by_class, scores, torch.zeros(13))
+
+
+def test_bayes_rule() -> None:
+    nats = torch.tensor([[0.0, 1.0, -5.0], [2.0, 2.5, 2.0], [-900.0, -901.0, -902.0]]).double()
+    result = Classification(nats, torch.tensor([1, 2, 0]))
+    assert result.right.tolist() == [True, False, True]
+    assert result.accuracy == pytest.approx(2 / 3)
+    assert result.confusion().tolist() == [[1, 0, 0], [0, 1, 0], [0, 1, 0]]
+    p = torch.stack([nats[0], nats[1], nats[2] + 900]).exp()
+    chosen = (p / p.sum(1, keepdim=True))[[0, 1, 2], [1, 2, 0]]
+    assert result.bits == pytest.approx(-chosen.log2().mean().item())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("classes", [None, (CLASSES, CLASSES), (CLASSES, 0), (0, CLASSES)])
+def test_images_are_classified_by_their_likelihoods(classes: tuple[int, int] | None) -> None:
+    """By those of a plain model, or by the bounds of a pair."""
+    data = LABELLED.part(slice(6))
+    if classes is None:
+        model = network(likelihood="discretized", n_classes=CLASSES)
+        log_likelihood = model.log_prob
+    else:
+        model = tiny_pair(classes=classes)
+        log_likelihood = partial(model.elbo, n_noise=2, importance_weighted=True, seed=4)
+    seen: list[float] = []
+    result = classify(model, data, limit=5, n_noise=2, seed=4, batch_size=3, progress=seen.append)
+    assert seen == [1, 2, 3, 4, 5, 5]  # after each class of a batch
+    x = data.batch(torch.arange(5))
+    for label in range(CLASSES):
+        nats = log_likelihood(x, label=torch.full((5,), label))
+        torch.testing.assert_close(result.log_likelihoods[:, label].float(), nats)
+    assert torch.equal(result.labels, data.labels[:5])
+
+
+def test_distances_are_those_of_each_class_alone() -> None:
+    extractor = make_extractor("mnist-classifier")
+    test, train = (load_dataset("mnist", split) for split in ("test", "train"))
+    drawn = test.part(slice(200))
+    kept = (drawn.labels != 4) | ((drawn.labels == 4).cumsum(0) == 1)  # one four, which is too few
+    sets = drawn.part(kept), train.part(slice(200)), train.part(slice(200, 300))
+    rows = frechet_by_class(*sets, extractor)
+    assert list(rows) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    sevens, real, floor = (data.images[data.labels == 7] for data in sets)
+    alone = compare_images(sevens, real, extractor, floor=floor)
+    assert (rows[7].value, rows[7].floor) == (alone.value, alone.floor)
+
+
+@pytest.fixture
+def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The run of a plain model of the ten digits, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    model = network(n_classes=10, likelihood="discretized")
+    config = TrainConfig(role="plain", model=model.config, images=1)
+    RunFolder(tmp_path / "run").write_model(model, config, (28, 28))
+    return str(tmp_path / "run")
+
+
+def test_the_command_classifies(plain: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = measured("classify", plain, "--limit", "6")
+    assert found["exact"] is True
+    assert sum(map(sum, found["confusion"])) == found["n_images"] == 6
+    text = capsys.readouterr().out
+    assert f"{100 * found['accuracy']:.2f} %" in text
+    assert "Bayes' rule over 10 classes of equal prior probability, by exact likelihoods" in text
+
+
+def test_the_commands_give_each_class(plain: str, capsys: pytest.CaptureFixture[str]) -> None:
+    bits = measured("bpd", plain, "--limit", "20", "--per-class")
+    assert sum(row["n_images"] for row in bits["classes"]["plain"]) == 20
+    each = measured("fid", plain, "--count", "20", "--per-class")
+    assert [(row["label"], row["n_samples"]) for row in each["classes"]] == [
+        (label, 2) for label in range(10)
+    ]
+    three = measured("fid", plain, "--count", "20", "--label", "3")
+    assert three["n_reference"] == int((load_dataset("mnist", "train").labels == 3).sum())
+    assert three["samples"]["label"] == 3
+    for wrong, message in (
+        (["fid", plain, "--label", "10"], "fewer than two images of class 10"),
+        (["fid", plain, "--label", "3", "--per-class"], "--per-class needs --label each"),
+        (["fid", plain, "--per-class", "--reference", "r.npz"], "not --reference"),
+        (["fid", "mnist", "--label", "3"], "has labels of other classes than cluster 0, cluster 1"),
+    ):
+        complains(capsys, message, "evaluate", *wrong, "--count", "2")

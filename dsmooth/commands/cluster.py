@@ -44,7 +44,7 @@ def cluster(options: Cluster) -> None:
             options.clusters,
             options.seed,
             options.out,
-            data_dir=None if choice.data_dir is None else Path(choice.data_dir),
+            choice.data_dir,
         )
     if rank_and_size()[0] == 0:
         print(f"next: `dsmooth train noisy --labels {options.out / LABELS} --label-dropout 0.1`")
@@ -56,7 +56,7 @@ def write_clusters(
     n_clusters: int,
     seed: int,
     out: Path,
-    data_dir: Path | None = None,
+    data_dir: str | None,
 ) -> None:
     """Cluster the training images, give the held-out ones the same clusters, and write both.
 
@@ -77,7 +77,7 @@ def write_clusters(
     ]
     write_labels(out / LABELS, labelled, names)
     if train.name == "folder" and data_dir is not None:
-        link_images(labelled, data_dir, out / "images")
+        link_images(labelled, Path(data_dir), out / "images")
     save_grid(examples(labelled[0]), out / "clusters.png", columns=SHOWN)
     sizes = [numbers.bincount(minlength=n_clusters).tolist() for numbers in (labels, held_out)]
     rows = [[name, *map(str, counts)] for name, *counts in zip(names, *sizes, strict=True)]

@@ -58,11 +58,9 @@ class DataChoice:
     measured: str = "test"
 
     def load(self, split: str | None = None) -> ImageDataset:
-        """The images of a split, with a progress bar while files are decoded."""
-        split = split or self.measured
-        return load_dataset(
-            self.name, split, self.data_dir, image_size=self.image_size, progress=True
-        )
+        """The images of a split, showing how many files are decoded."""
+        split, size = split or self.measured, self.image_size
+        return load_dataset(self.name, split, self.data_dir, image_size=size, progress=True)
 
 
 def choose_data(models: Models | None, options: DataOptions) -> DataChoice:
@@ -217,7 +215,8 @@ def evaluate_frechet(options: FrechetOptions) -> Json:
     if options.per_class and (options.label != "each" or options.reference is not None):
         raise ValueError("--per-class needs --label each and a data set, not --reference")
     extractor = make_extractor(options.extractor, device=choose_device(options.execution.device))
-    models = models_to_draw(options)
+    drawn = len(options.samples) != 1 or is_model(options.samples[0])
+    models = load_models(options.samples) if drawn else None
     if options.per_class and (models is None or models.n_classes == 0):
         raise ValueError("--per-class needs samples of models with classes")
     real, source, floor = load_real(options, choose_data(models, options.dataset), models)
@@ -251,28 +250,28 @@ def evaluate_frechet(options: FrechetOptions) -> Json:
     }
     print_comparison(numbers, result)
     if options.per_class and isinstance(real, ImageDataset) and floor and labels is not None:
-        classes = frechet_by_class(
-            (images, labels[samples.kept]),
-            (real.images, real.known_labels()),
-            (floor.images, floor.known_labels()),
-            extractor,
-            progress=progress,
-        )
-        rows = []
-        for row in classes:
-            counts = f"{row.n_samples:,}", f"{row.n_reference:,}"
-            distances = decimals(row.value, error=row.error), decimals(row.floor)
-            rows.append([str(row.label), *counts, *distances])
-        head = ["class", "samples", "real images", "distance", "of other real images"]
-        Table(head, rows, f"{extractor.distance_name} of each class").show()
-        numbers["classes"] = list(map(asdict, classes))
+        labelled = replace(real, images=images, labels=labels[samples.kept])
+        classes = frechet_by_class(labelled, real, floor, extractor, progress=progress)
+        numbers["classes"] = distances_of_classes(classes)
     if options.save_reference and rank_and_size()[0] == 0:
-        described = replace(
-            result.reference, description={**result.reference.description, **source}
-        )
-        described.save(options.save_reference)
+        result.reference.description.update(source)
+        result.reference.save(options.save_reference)
         print(f"wrote {printable(options.save_reference)}")
     return numbers
+
+
+def distances_of_classes(classes: Mapping[int, Comparison]) -> list[Json]:
+    """The rows of each class as JSON, which are printed too."""
+    names = ("value", "error", "floor", "n_samples", "n_reference")
+    head, rows = ["class", "samples", "real images", "distance", "of other real images"], []
+    for label, one in classes.items():
+        distances = decimals(one.value, error=one.error), decimals(one.floor)
+        rows.append([str(label), f"{one.n_samples:,}", f"{one.n_reference:,}", *distances])
+    Table(head, rows, "distances of classes").show()
+    return [
+        {"label": label, **{name: getattr(one, name) for name in names}}
+        for label, one in classes.items()
+    ]
 
 
 def load_real(
@@ -317,21 +316,6 @@ def load_real(
     described |= {key: saved[key] for key in (*asked, "source") if key in saved}
     known = options.dataset.data is not None or models is not None or "name" in saved
     return reference, described, load(other_split) if known else None
-
-
-def models_to_draw(options: FrechetOptions) -> Models | None:
-    """The models that the samples are drawn from; None for one file or folder of images."""
-    samples = options.samples
-    if not samples:
-        raise ValueError("name models to draw from, or a file or folder of images")
-    if all(map(is_model, samples)):
-        return load_models(samples)
-    if len(samples) > 1:
-        raise ValueError(
-            "name two run folders, or a single file or folder of images, got "
-            f"{', '.join(map(str, samples))}"
-        )
-    return None
 
 
 def collect_samples(
@@ -389,8 +373,5 @@ def print_comparison(numbers: Json, result: Comparison) -> None:
 
 def spread(scores: Mapping[str, float], key: str) -> str:
     """A score, with its standard deviation if there is one; a dash where there is no score."""
-    if key not in scores:
-        return decimals(None)
-    deviation = scores.get(f"{key}_deviation")
-    error = "" if deviation is None else f" ± {significant(deviation, 2)}"
-    return f"{significant(scores[key], 4)}{error}"
+    names = [name for name in (key, f"{key}_deviation") if name in scores]
+    return " ± ".join(significant(scores[name], 4) for name in names) or decimals(None)

@@ -212,7 +212,5 @@ def cluster_data(options: Train, folder: Path) -> None:
         model, config, _ = RunFolder(folder).load_model()
         assert options.clusters is not None
         model.to(choose_device(options.execution.device))
-        folder_of_images = None if config.data_dir is None else Path(config.data_dir)
-        write_clusters(
-            model, load_data(config), options.clusters, config.seed, out, folder_of_images
-        )
+        data = load_data(config)
+        write_clusters(model, data, options.clusters, config.seed, out, config.data_dir)

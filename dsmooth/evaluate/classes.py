@@ -15,15 +15,14 @@ from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
 from .batches import check_dataset, nats_of_images
-from .comparison import ShowProgress, collect_statistics, measure_images, no_progress
+from .comparison import Comparison, ShowProgress, compare_images, no_progress
 from .features import FeatureExtractor
-from .frechet import bootstrap_error
 from .likelihood import Scores, standard_error
 
 
 @dataclass(frozen=True)
 class ClassBits:
-    """The first convention of `conventions`, of the images of one class."""
+    """Bits/dim of the bytes of the images of one class, for a pair by its bound."""
 
     label: int
     n_images: int
@@ -49,54 +48,30 @@ def bits_by_class(scores: Scores, labels: Tensor) -> list[ClassBits]:
     ]
 
 
-@dataclass(frozen=True)
-class ClassDistance:
-    """The Fréchet distance of the samples of a class to the real images of that class.
-
-    error: its standard error over samples, by the bootstrap. floor: the distance of other real
-    images of the class, None where there are fewer than two.
-    """
-
-    label: int
-    value: float
-    error: float
-    floor: float | None
-    n_samples: int
-    n_reference: int
-
-
 def frechet_by_class(
-    samples: tuple[Tensor, Tensor],
-    reference: tuple[Tensor, Tensor],
-    others: tuple[Tensor, Tensor],
+    samples: ImageDataset,
+    reference: ImageDataset,
+    others: ImageDataset,
     extractor: FeatureExtractor,
     *,
     progress: ShowProgress = no_progress,
-) -> list[ClassDistance]:
-    """The distance of each class that has two samples and two real images.
+) -> dict[int, Comparison]:
+    """`compare_images` of each class that has two samples and two real images.
 
-    samples, reference, others: (bytes (N, C, H, W), labels (N,)) of samples, of real images, and of
-    real images that are not in the reference, for the floor. A class has fewer images, so its
-    distance is larger than the distance of all images: compare it with its floor.
+    others: real images that are not in the reference, for the floor. All have labels. A class has
+    fewer images, so its distance is larger than the distance of all: compare it with its floor.
     """
-    features: list[dict[int, Tensor]] = []  # of each class that has two images or more
-    sets = {"samples": samples, "real images": reference, "other real images": others}
-    for name, (images, labels) in sets.items():
-        (rows_of_set, _), _ = measure_images(extractor, name, images, progress=progress)
-        parts = {label: rows_of_set[labels == label] for label in labels.unique().tolist()}
-        features.append({label: part for label, part in parts.items() if len(part) > 1})
-    rows = []
-    for label in sorted(features[0].keys() & features[1].keys()):
-        drawn, real, *other = (
-            collect_statistics(one[label], reference[0], extractor)
-            for one in features
-            if label in one
-        )
-        floor = other[0].distance(real) if other else None
-        error = bootstrap_error(features[0][label], real)
-        counts = len(features[0][label]), len(features[1][label])
-        rows.append(ClassDistance(label, drawn.distance(real), error, floor, *counts))
-    return rows
+    classes, comparisons = samples.known_labels().unique().tolist(), {}
+    with progress("distances of classes", len(classes), "classes") as done:
+        for number, label in enumerate(classes, 1):
+            drawn, real, floor = (
+                dataset.images[dataset.known_labels() == label]
+                for dataset in (samples, reference, others)
+            )
+            if min(len(drawn), len(real)) > 1:
+                comparisons[label] = compare_images(drawn, real, extractor, floor=floor)
+            done(number)
+    return comparisons
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,11 +83,6 @@ class Classification:
 
     log_likelihoods: Tensor
     labels: Tensor
-
-    @property
-    def log_posterior(self) -> Tensor:
-        """log p(label | x) by Bayes' rule: (N, K), nats."""
-        return torch.log_softmax(self.log_likelihoods, dim=1)
 
     @property
     def right(self) -> Tensor:
@@ -131,8 +101,8 @@ class Classification:
 
     @property
     def bits(self) -> float:
-        """The mean of -log2 p(true label | x), in bits."""
-        chosen = self.log_posterior.gather(1, self.labels[:, None])
+        """The mean of -log2 p(true label | x) by Bayes' rule, in bits."""
+        chosen = self.log_likelihoods.log_softmax(1).gather(1, self.labels[:, None])
         return -float(chosen.mean()) / math.log(2)
 
     def confusion(self) -> Tensor:
@@ -162,12 +132,12 @@ def classify(
     """
     pair: SmoothedPair | None = None
     if isinstance(model, SmoothedPair):
-        pair, network, n_classes = model, model.noisy, model.n_classes
+        pair, network, n_classes, names = model, model.noisy, model.n_classes, model.class_names
     else:
-        network, n_classes = in_evaluation(model), model.config.condition_size
+        network = in_evaluation(model)
+        n_classes, names = model.config.condition_size, model.config.class_names
     if n_classes == 0:
         raise ValueError("only a model with classes classifies: its n_classes is 0")
-    names = network.config.class_names if pair is None else pair.class_names
     check_dataset(dataset)
     if dataset.labels is not None and not dataset.has_classes(names):
         raise ValueError(
@@ -181,15 +151,10 @@ def classify(
         label = torch.full((len(x),), number, device=x.device)
         if pair is None:
             return {"nats": network.log_prob(x, label=label)}
-        nats = pair.elbo(
-            x,
-            label=label,
-            n_noise=n_noise,
-            importance_weighted=True,
-            seed=seed,
-            first_index=first,
+        bound = pair.elbo(
+            x, label=label, n_noise=n_noise, importance_weighted=True, seed=seed, first_index=first
         )
-        return {"nats": nats}
+        return {"nats": bound}
 
     labels = dataset.labels_for(n_classes)
     rows = nats_of_images(

@@ -8,9 +8,8 @@ classes is uniform (docs/math.md, section 9).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,11 +36,10 @@ STARTS, ROUNDS, PRICE_STEPS, LAST_PRICE_STEPS = 10, 40, 20, 60
 class Clusters:
     """Clusters of whitened features z: an image's is argmin_k |z - centres_k|^2 + prices_k.
 
-    mean (D,), projection (D, d): z = (features - mean) @ projection. centres: (K, d). prices: (K,).
+    whiten: features (B, D) -> z (B, d). centres: (K, d). prices: (K,).
     """
 
-    mean: Tensor
-    projection: Tensor
+    whiten: Callable[[Tensor], Tensor]
     centres: Tensor
     prices: Tensor
 
@@ -51,22 +49,18 @@ class Clusters:
         model: PixelCNNpp,
         images: ImageDataset,
         *,
-        precision: Precision = "auto",
         progress: Callable[[int], None] | None = None,
     ) -> Tensor:
         """The cluster of each image: (N,) int64. Other images than those that were clustered may
         be spread unevenly."""
-        every = torch.arange(len(images))
-        z = [
-            (features - self.mean) @ self.projection
-            for features in _features(model, images, every, precision, progress)
-        ]
-        return _costs(torch.cat(z), self.centres, self.prices).argmin(1)
+        features = _features(model, images, torch.arange(len(images)), "auto", progress)
+        z = torch.cat([self.whiten(rows) for rows in features])
+        return _costs(z, self.centres, self.prices).argmin(1)
 
 
 def cluster(
     model: PixelCNNpp,
-    images: Any,
+    images: Sized,
     n_clusters: int,
     *,
     seed: int = 0,
@@ -113,17 +107,14 @@ def find_clusters(
         return None if progress is None else lambda count: progress(first + count)
 
     features = torch.cat([*_features(model, images, fitted, precision, done(0))])
-    mean, projection = _whitening(features, seed)
-    z = torch.empty(n, projection.shape[1])
-    z[fitted] = (features - mean) @ projection
-    if len(rest):
-        rows = _features(model, images, rest, precision, done(len(fitted)))
-        z[rest] = torch.cat([(row - mean) @ projection for row in rows])
+    whiten = _whitening(features, seed)
+    parts = [whiten(features)]
+    parts += map(whiten, _features(model, images, rest, precision, done(len(fitted))))
+    z = torch.cat(parts)[torch.cat([fitted, rest]).argsort()]
     generator = torch.Generator().manual_seed(seed)
     starts = (_equal_clusters(z, n_clusters, generator) for _ in range(STARTS))
     _, centres, prices = min(starts, key=lambda start: start[0])
-    clusters = Clusters(mean, projection, centres, prices)
-    return clusters, _costs(z, centres, prices).argmin(1)
+    return Clusters(whiten, centres, prices), _costs(z, centres, prices).argmin(1)
 
 
 def _features(
@@ -156,8 +147,8 @@ def _features(
     return in_batches(len(indices), CALL_IMAGES, features_of, on_cpu=on_cpu, progress=progress)
 
 
-def _whitening(features: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """The mean (D,) and the projection (D, d) that whitens features (N, D)."""
+def _whitening(features: Tensor, seed: int) -> Callable[[Tensor], Tensor]:
+    """The projection of features (B, D) to (B, d) that whitens features (N, D)."""
     n, size = features.shape
     dimensions = max(1, min(COMPONENTS, n // IMAGES_PER_COMPONENT, size))
     with torch.random.fork_rng(devices=[]):
@@ -166,7 +157,8 @@ def _whitening(features: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     # A direction in which nothing varies counts for nothing.
     least = 1e-6 * scales[0].clamp(min=torch.finfo(torch.float32).tiny)
     scales = torch.where(scales > least, scales, torch.inf)[:dimensions]
-    return features.mean(0), directions[:, :dimensions] * (n**0.5 / scales)
+    mean, projection = features.mean(0), directions[:, :dimensions] * (n**0.5 / scales)
+    return lambda rows: (rows - mean) @ projection
 
 
 def _costs(z: Tensor, centres: Tensor, prices: Tensor) -> Tensor:

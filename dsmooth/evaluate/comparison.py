@@ -94,8 +94,8 @@ def compare_images(
     lowest, floor_error, n_floor = None, None, 0
     floor_scores: dict[str, float] = {}
     if floor is not None and len(floor) > 1:
-        n_floor = len(floor)
         lowest, floor_error, floor_scores = compare(floor, "the floor")
+        n_floor = len(floor)
     warnings = [*warn(len(samples), against, n_floor)]
     if floor is not None and not n_floor:
         warnings.append("one image gives no floor")
@@ -126,15 +126,8 @@ def measure_images(
     """Features of images and their statistics, with a bar of that title."""
     with progress(f"features of {title}", len(images), "images") as done:
         features = extract_features(images, extractor, progress=done)
-    return features, collect_statistics(features.features, images, extractor)
-
-
-def collect_statistics(
-    features: Tensor, images: Tensor, extractor: FeatureExtractor
-) -> FeatureStatistics:
-    """Statistics of features (N, D), with the shape of the images and the extractor."""
     description = {"image_shape": list(images.shape[1:]), "extractor": extractor.describe()}
-    return FeatureStatistics.of_batches(features.split(1000), description)
+    return features, FeatureStatistics.of_batches(features.features.split(1000), description)
 
 
 def image_shape(images: Tensor | FeatureStatistics) -> tuple[int, ...] | None:

@@ -47,13 +47,9 @@ def frechet_distance(
     symmetric or have a negative eigenvalue. Source: Dowson & Landau (1982); Heusel et al. (2017).
     """
     first, second = _as_float64("mean1", mean1), _as_float64("mean2", mean2)
-    for name, mean in (("mean1", first), ("mean2", second)):
-        if mean.ndim != 1 or mean.numel() < 1:
-            raise ValueError(f"{name} must have shape (D,), got {tuple(mean.shape)}")
-    if first.shape != second.shape:
-        raise ValueError(
-            f"mean2 must have mean1's shape {tuple(first.shape)}, got {tuple(second.shape)}"
-        )
+    if first.ndim != 1 or first.shape != second.shape or not first.numel():
+        shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
+        raise ValueError(f"mean1 and mean2 must have one shape (D,), got {shapes}")
     a = _factor("cov1", _as_float64("cov1", cov1), first.numel())
     b = _factor("cov2", _as_float64("cov2", cov2), first.numel())
     root = torch.linalg.svdvals(a.T @ b).sum()

@@ -35,9 +35,6 @@ BYTE_BITS = math.log2(127.5)
 # The fewest draws of noise whose scatter gives the error of their mean.
 ENOUGH_DRAWS = 10
 
-# The fields of `Scores` with nats of every draw and image.
-TERMS = ("noisy", "smoothing", "discretized", "continuous")
-
 
 @dataclass(frozen=True, eq=False)
 class Scores:
@@ -72,7 +69,8 @@ class Scores:
     @property
     def terms(self) -> dict[str, float]:
         """Bits/dim of each term of the bound, averaged over images and draws."""
-        nats = {name: getattr(self, name) for name in TERMS}
+        nats = {"noisy": self.noisy, "smoothing": self.smoothing, "discretized": self.discretized}
+        nats["continuous"] = self.continuous
         return {k: float(self.bits(v).mean()) for k, v in nats.items() if v is not None}
 
     def log_weights(self, likelihood: Likelihood) -> Tensor:
@@ -147,6 +145,13 @@ def conventions(scores: Scores) -> list[Convention]:
         row("density", density, of_density, comparable=False),
         row(f"density + {BYTE_BITS:.3f}", per_byte, of_byte, comparable=False),
     ]
+
+
+def bits_per_dim(scores: Scores) -> Convention:
+    """The number in the likelihood that the model was trained with: its density, or the masses of
+    bytes, which compare with the literature. A bound for a pair, exact for a plain model."""
+    trained_on_bytes = scores.continuous is None
+    return next(row for row in conventions(scores) if row.comparable == trained_on_bytes)
 
 
 def standard_error(values: Tensor) -> float | None:
@@ -279,44 +284,6 @@ def _log_prob(model: PixelCNNpp, x: Tensor, params: Tensor, likelihood: Likeliho
     return logistic_mixture_log_prob(x, params, **mixture).double().sum((1, 2))
 
 
-@dataclass(frozen=True)
-class BitsPerDim:
-    """Bits/dim in the likelihood that a model was trained with, and in every convention.
-
-    likelihood: "discretized" for the probability of bytes (comparable with the literature),
-    "continuous" for a density in units of [-1, 1]. value: a bound for a pair, exact for a plain
-    model. standard_error: over images, None for a single one. terms, n_images, n_noise, dimensions
-    and clean_noise: of `Scores`.
-    """
-
-    likelihood: Likelihood
-    value: float
-    standard_error: float | None
-    terms: dict[str, float]
-    n_images: int
-    n_noise: int
-    dimensions: int
-    clean_noise: float
-    conventions: tuple[Convention, ...]
-
-
-def bits_per_dim(scores: Scores) -> BitsPerDim:
-    """The numbers of the scores of a pair or a plain model."""
-    rows = conventions(scores)
-    trained = rows[0] if scores.continuous is None else next(r for r in rows if r.name == "density")
-    return BitsPerDim(
-        likelihood="discretized" if scores.continuous is None else "continuous",
-        value=trained.value,
-        standard_error=trained.standard_error,
-        terms=scores.terms,
-        n_images=scores.n_images,
-        n_noise=scores.n_noise,
-        dimensions=scores.dimensions,
-        clean_noise=scores.clean_noise,
-        conventions=tuple(rows),
-    )
-
-
 def measure_bits(
     models: Models,
     dataset: ImageDataset,
@@ -356,7 +323,19 @@ def measure_bits(
     for name, score in scores.items():
         roles: tuple[Role, ...] = ("noisy", "denoiser") if name == "pair" else ("plain",)
         weights = [digests[role] for role in roles]
-        result[name] = {"weights_sha256": weights, **asdict(bits_per_dim(score))}
+        trained = bits_per_dim(score)
+        result[name] = {
+            "weights_sha256": weights,
+            "likelihood": "discretized" if score.continuous is None else "continuous",
+            "value": trained.value,
+            "standard_error": trained.standard_error,
+            "terms": score.terms,
+            "n_images": score.n_images,
+            "n_noise": score.n_noise,
+            "dimensions": score.dimensions,
+            "clean_noise": score.clean_noise,
+            "conventions": [asdict(row) for row in conventions(score)],
+        }
     if len(scores) > 1:
         result["pair_less"] = {"plain": paired_difference(scores["pair"], scores["plain"])}
     return result, scores

@@ -12,8 +12,8 @@ import dsmooth
 from dsmooth.config import ProbeSettings, TrainConfig
 from dsmooth.data import ImageDataset
 from dsmooth.distributed import process_group, rank_and_size
-from dsmooth.evaluate.comparison import collect_statistics
 from dsmooth.evaluate.features import extract_features, make_extractor
+from dsmooth.evaluate.frechet import FeatureStatistics
 from dsmooth.evaluate.likelihood import score_pair
 from dsmooth.evaluate.probe import probe_pair
 from dsmooth.training.step import TrainState
@@ -45,7 +45,7 @@ def measures(pair_folder: str, out: str) -> None:
     extractor = make_extractor("mnist-classifier")
     scores = score_pair(pair, data, batch_size=5, n_noise=2)
     features, logits = extract_features(digits, extractor, batch_size=10)
-    statistics = collect_statistics(features, digits, extractor)
+    statistics = FeatureStatistics.of_batches([features])
     settings = ProbeSettings(epochs=1)
     probes = probe_pair(pair, made_images(120), data, settings, Path(out, "probes.json"))
     if rank_and_size()[0] == 0:
