@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from ._extension import cuda_obstacle
 from .config import Precision, Role, TrainConfig
@@ -19,7 +19,7 @@ from .pretrained import SavedNetwork, resolve
 from .pretrained.resolver import read_pair
 from .runs import RunFolder
 from .sampling.cached import draw
-from .sampling.output import DrawPart
+from .sampling.request import Progress, Request
 
 # Images that a process draws at a time: enough to fill the device, few enough to lie in memory.
 CHUNK = {"cpu": 256, "cuda": 4096}
@@ -108,14 +108,16 @@ class Models:
             settings["smoothing"] = {"kind": smoothing.kind, "scale": smoothing.scale}
         return settings
 
-    def drawer(self, precision: Precision = "auto") -> DrawPart:
-        """The function that draws parts of a request: from the pair, or from the single model."""
+    def draw(
+        self, request: Request, progress: Progress | None = None, precision: Precision = "auto"
+    ) -> Tensor:
+        """The images of a request, from the pair or from the single model."""
         if self.smoothed is None:
             network = next(iter(self.networks.values()))
-            return partial(draw, network, size=self.image_size, precision=precision)
+            return draw(network, request, self.image_size, None, progress, precision)
         if self.plain is not None:
             raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")
-        return partial(self.smoothed.draw, precision=precision)
+        return self.smoothed.draw(request, progress, precision)
 
     def of(self, *roles: Role) -> Models:
         """Some of the networks, and the pair if its noisy model is among them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -172,7 +172,8 @@ class Stages:
             images = x
             if images is None:
                 with progress(f"drawing {name}", request.count) as done:
-                    images = gather(models.drawer(self.precision), request, CHUNK, done)
+                    draw = partial(models.draw, precision=self.precision)
+                    images = gather(draw, request, CHUNK, done)
             if images is not None and rank_and_size()[0] == 0:
                 save_grid(images[:GRID_IMAGES], path.with_suffix(".png"))
                 write_images(path, images, request, n_classes=models.n_classes)

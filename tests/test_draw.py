@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import dsmooth
-from dsmooth._extension import warn_once
+from dsmooth._extension import cuda_obstacle, warn_once
 from dsmooth.commands import sample as command
 from dsmooth.commands.options import Drawing
 from dsmooth.models import Models
@@ -133,7 +133,7 @@ def test_parts_of_what_is_given_are_of_their_images(pair: dsmooth.SmoothedPair) 
         (known, pair.sample(5, seed=1, known=x, mask=mask)),
     ):
         request = Request(5, seed=1, **given)
-        parts = gather(models.drawer(), request, chunk=2)
+        parts = gather(models.draw, request, chunk=2)
         assert torch.equal(parts, whole)
     others = Request(5, seed=1), Request(5, seed=1, x_tilde=-x)
     assert Request(5, seed=1, **x_tilde).identity() not in [each.identity() for each in others]
@@ -193,20 +193,13 @@ def test_a_diverged_image_costs_no_other(method: str, monkeypatch, capsys) -> No
     assert capsys.readouterr().err.startswith(error)
 
 
+@pytest.mark.skipif(cuda_obstacle() is None, reason="the extension has its CUDA half")
 @pytest.mark.usefixtures("place")
-def test_a_gpu_without_the_cuda_half(caplog: pytest.LogCaptureFixture) -> None:
-    """The CPU draws unless a GPU is named, or a folder goes on that was drawn on one."""
+def test_a_gpu_without_the_cuda_half_leaves_the_drawing_to_the_cpu(monkeypatch, caplog) -> None:
     caplog.set_level("INFO", "dsmooth")
-    gpu, cpu, folder = torch.device("cuda", 1), torch.device("cpu"), Path("folder")
-    assert command.auto_device(gpu, "no nvcc", folder) == cpu
-    (line,) = caplog.messages
-    assert "CPU: no nvcc; --device cuda:1 draws" in line
-    assert run("sample", ".", "-n", "2", "--device", "cpu", "--out", str(folder)) == 0
-    manifest = folder / "shards.json"
-    assert command.auto_device(gpu, None, folder) == cpu
-    manifest.write_text(manifest.read_text().replace('"cpu"', '"cuda"'))
-    assert command.auto_device(gpu, "no nvcc", folder) == gpu
-    assert command.auto_device(gpu, None) == gpu
+    monkeypatch.setattr(command, "choose_device", lambda _: torch.device("cuda", 1))
+    assert run("sample", ".", "-n", "2", "--out", "x.npz") == 0
+    assert re.search("drawing on the CPU: .*; --device cuda:1 draws by Jacobi", caplog.text)
 
 
 class White(dsmooth.PixelCNNpp):

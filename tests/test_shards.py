@@ -26,8 +26,7 @@ SHAPE = (1, 2, 3)
 
 def images(first: int, count: int) -> Tensor:
     """Images that tell their number."""
-    numbers = torch.arange(first, first + count).float().view(-1, 1, 1, 1)
-    return numbers.expand(count, *SHAPE)
+    return torch.arange(first, first + count).float().view(-1, 1, 1, 1).expand(count, *SHAPE)
 
 
 class Draw:
@@ -45,11 +44,11 @@ class Draw:
         return images(part.first_index, part.count)
 
 
-def draw_into(folder: Path, n: int, draw: Draw | None = None, *, chunk: int = 7) -> Shards:
-    """Draw n images into files of 7."""
-    shards = Shards(folder, Request(n), SHAPE, {}, 7)
-    fill(shards, draw or Draw(), chunk)
-    return shards
+def draw_into(folder: Path, n: int, *, stop: int | None = None, chunk=7, seed=0) -> list[int]:
+    """Draw n images into files of 7; the sizes of the parts that were drawn."""
+    draw = Draw(stop)
+    fill(Shards(folder, Request(n), SHAPE, {"seed": seed}, 7), draw, chunk)
+    return draw.drawn
 
 
 def read(folder: Path) -> np.ndarray:
@@ -67,25 +66,23 @@ def test_every_image_once(tmp_path: Path, n: int, size: int, chunk: int) -> None
     seen: list[float] = []
     shards = Shards(tmp_path, Request(n, first_index=7), SHAPE, {}, size)
     draw = Draw()
-    assert fill(shards, draw, chunk, seen.append) == (0, n, 0)
+    assert fill(shards, draw, chunk, seen.append) == (n, 0)
     assert np.array_equal(read(tmp_path), images(7, n).numpy())
     assert max(draw.drawn) <= max(size, chunk)
     assert (seen, seen[0], seen[-1]) == (sorted(seen), 0, n)
-    assert fill(shards, Draw(stop=0), chunk) == (n, 0, 0)
+    assert fill(shards, Draw(stop=0), chunk) == (0, 0)
 
 
 @pytest.mark.parametrize(
-    ("before", "stop", "left"), [(0, 0, 20), (0, 2, 6), (3, 0, 20), (3, 1, 13)]
+    ("before", "stop", "left"), [(0, 0, 20), (0, 2, 6), (3, 0, 20), (3, 1, 13), (8, 0, 13)]
 )
 def test_a_stopped_call_goes_on(tmp_path: Path, before: int, stop: int, left: int) -> None:
-    """Files are then as if nobody stopped it; none is drawn again but those of a smaller call."""
+    """Files are then as if nobody stopped it. A larger call draws a file anew that gets more."""
     if before:
         draw_into(tmp_path / "stopped", before)
     with pytest.raises(KeyboardInterrupt):
-        draw_into(tmp_path / "stopped", 20, Draw(stop=stop))
-    draw = Draw()
-    draw_into(tmp_path / "stopped", 20, draw)
-    assert sum(draw.drawn) == left
+        draw_into(tmp_path / "stopped", 20, stop=stop)
+    assert sum(draw_into(tmp_path / "stopped", 20)) == left
     draw_into(tmp_path / "whole", 20)
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
@@ -94,52 +91,35 @@ def test_files_between_others_that_are_missing(tmp_path: Path) -> None:
     """As where one process of several was quicker than its neighbours."""
     draw_into(tmp_path, 20)
     manifest = tmp_path / "shards.json"
-    found = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({**found, "sha256": [None, found["sha256"][1], None]}))
+    stored = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**stored, "sha256": [None, stored["sha256"][1], None]}))
     refuses("is unfinished: repeat the command that draws it", read_images, tmp_path)
-    draw = Draw()
-    draw_into(tmp_path, 20, draw, chunk=14)
-    assert draw.drawn == [7, 6]
+    assert draw_into(tmp_path, 20, chunk=14) == [7, 6]
     assert np.array_equal(read(tmp_path), images(0, 20).numpy())
 
 
-@pytest.mark.parametrize("counts", [(7, 8), (10, 11, 13), (14, 14, 21)])
-def test_a_folder_grows(tmp_path: Path, counts: tuple[int, ...]) -> None:
-    """A larger request leaves the files that it alone would have made."""
-    for n in counts:
-        draw_into(tmp_path / "grown", n)
-    draw_into(tmp_path / "at once", counts[-1])
-    assert contents(tmp_path / "grown") == contents(tmp_path / "at once")
-
-
-def test_a_folders_name_may_end_in_a_number(tmp_path: Path) -> None:
-    check_outputs([tmp_path / "samples-0.9"], 10**6)
-    refuses(r"--out must end in \.png or \.npz, or be a folder", check_outputs, [Path("x.txt")], 1)
-
-
 def test_another_calls_folder_is_refused(tmp_path: Path) -> None:
+    check_outputs([tmp_path / "samples-0.9"], 10**6)  # a folder, for all its dot
+    refuses(r"--out must end in \.png or \.npz, or be a folder", check_outputs, [Path("x.txt")], 1)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
     refuses("is the folder of a run or a pair: choose another one", draw_into, tmp_path / "run", 3)
-
-    def start(n: int, seed: int) -> None:
-        fill(Shards(tmp_path, Request(n), SHAPE, {"seed": seed}), Draw(), 7)
-
-    start(3, 0)
-    with lock_folder(tmp_path, "a test"), pytest.raises(ValueError, match="draws into it is at w"):
-        start(3, 0)
-    refuses("another drawing: its seed is 0, not 1;", start, 3, 1)
+    draw_into(tmp_path, 3)
+    with lock_folder(tmp_path, "a test"):
+        refuses("draws into it is at w", draw_into, tmp_path, 3)
+    refuses("another drawing: its seed is 0, not 1;", draw_into, tmp_path, 3, seed=1)
     assert difference({"sha256": ["0" * 64]}, {"sha256": ["1" * 64]}).count("0") < 64
-    refuses("a drawing of 3 images: ask for 3 or more, not 2", start, 2, 0)
-    refuses(r"images take [\d,]+ bytes or more, and .* has [\d,]+", start, 10**15, 0)
-    found = json.loads((tmp_path / "shards.json").read_text())
-    damaged = {"n": 3}, {**found, "n": "3"}, {**found, "n": 200}, {**found, "shard_size": 0}
+    refuses("a drawing of 3 images: ask for 3 or more, not 2", draw_into, tmp_path, 2)
+    refuses(r"images take [\d,]+ bytes or more, and .* has [\d,]+", draw_into, tmp_path, 10**15)
+    manifest = tmp_path / "shards.json"
+    stored = json.loads(manifest.read_text())
+    damaged = {"n": 3}, {**stored, "n": "3"}, {**stored, "n": 200}, {**stored, "shard_size": 0}
     for values in damaged:
-        (tmp_path / "shards.json").write_text(json.dumps(values))
-        for use in (lambda: start(20, 0), lambda: read_images(tmp_path)):
+        manifest.write_text(json.dumps(values))
+        for use in (lambda: draw_into(tmp_path, 20), lambda: read_images(tmp_path)):
             refuses(r"shards\.json is damaged: ", use)
-    (tmp_path / "shards.json").unlink()
-    refuses(r"without shards\.json", start, 3, 0)
+    manifest.unlink()
+    refuses(r"without shards\.json", draw_into, tmp_path, 3)
 
 
 def test_numbered_pictures(tmp_path: Path) -> None:
@@ -148,15 +128,13 @@ def test_numbered_pictures(tmp_path: Path) -> None:
     x = torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, *SHAPE).clone()
     x[3] = torch.nan
 
-    def draw(n: int, seed: int = 0) -> tuple[int, int, int]:
+    def draw(n: int, seed: int = 0) -> tuple[int, int]:
         folder = Pictures(tmp_path, Request(n, first_index=7), SHAPE, {"seed": seed})
-        return fill(folder, lambda part, progress=None: x[part.first_index - 7 :][: part.count], 1)
+        return fill(folder, lambda part, _: x[part.first_index - 7 :][: part.count], 1)
 
-    assert draw(2) == (0, 2, 0)
-    assert draw(5) == (2, 3, 1)
-    assert draw(2) == (2, 0, 0)
+    assert [draw(n) for n in (2, 5, 2)] == [(2, 0), (3, 1), (0, 0)]
     (tmp_path / "00000008.png").unlink()
-    assert draw(3) == (2, 1, 0)
+    assert draw(3) == (1, 0)
     names = sorted(path.name for path in tmp_path.glob("*.png"))
     assert names == [f"{i:08d}.png" for i in range(7, 12)]
     pixels = np.stack([np.asarray(Image.open(tmp_path / name)) for name in names])
@@ -192,7 +170,8 @@ def test_the_layout_of_adm(tmp_path: Path, channels: int) -> None:
     ids=["flipped", "cut", "removed"],
 )
 def test_a_damaged_file_is_neither_read_nor_gone_on_with(tmp_path, damage) -> None:
-    path = draw_into(tmp_path, 20).file(2)
+    draw_into(tmp_path, 20)
+    path = tmp_path / "shard_00002.npy"
     damaged = damage(path.read_bytes())
     path.unlink()
     if damaged is not None:
@@ -208,8 +187,7 @@ def test_shards_are_read_as_they_were_written(tmp_path: Path) -> None:
     """A diverged image too, which readers of bytes leave out and count."""
     x = torch.linspace(-1, 1, 18).view(3, *SHAPE).clone()
     x[1] = torch.nan
-    filled = fill(Shards(tmp_path, Request(3), SHAPE, {}, 2), lambda part, progress=None: x, 4)
-    assert filled == (0, 3, 1)
+    assert fill(Shards(tmp_path, Request(3), SHAPE, {}, 2), lambda *_: x, 4) == (3, 1)
     assert np.array_equal(read(tmp_path), x.numpy(), equal_nan=True)
     found = read_images(tmp_path)
     assert torch.equal(found.images, to_bytes(x[::2]))

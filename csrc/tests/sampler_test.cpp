@@ -3,15 +3,11 @@
 //   sampler_test plant N  draws as CUDA does with sync N left out, threads as lanes:
 //                         ThreadSanitizer must object
 //   sampler_test images   writes images drawn with FMA, which are the same bits on all processors
-//   sampler_test fuzz SECONDS [SEED]  draws from wrong programs, one of each seed from SEED on; the
-//                         file fuzz-seed has the last seed, for a process that was ended
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -21,7 +17,6 @@
 #include "expect.h"
 #include "sampler_block.h"
 #include "sampler_toy.h"
-#include "wrong_programs.h"
 
 namespace dsmooth::sampler {
 namespace {
@@ -272,8 +267,6 @@ void bad_programs_are_refused() {
   expect(refused([](Program& p) { p.features = 2; }), "features of pixels that are no bytes");
   expect(refused([](Program& p) { p.image_again = true; }), "an image's cache without the second");
   expect(refused([](Program& p) { p.feature_table.resize(1); }), "a table without features");
-  expect(refused([](Program& p) { p.ops[1].terms[0].drow = -2; }), "a row that is gone");
-  expect(refused([](Program& p) { p.ops[1].terms[0].dcol = 0; }), "a tap beyond the padding");
   expect(refused([](Program& p) { p.ops.back().terms[0].dcol = 1; }), "a pixel to the right");
   expect(refused([](Program& p) { p.params = p.image; }), "parameters in the image");
   expect(refused([](Program& p) { p.ops[p.ops.size() - 2].split = false; }),
@@ -295,50 +288,6 @@ void an_exception_stops_the_workers() {
   const auto stop = [](double) { throw std::runtime_error("stop"); };
   for (int threads : {2, 3})
     expect(throws([&] { sampler.sample({2, all, threads, 0}, stop); }), "the call went on");
-}
-
-// A wrong program is refused, or its images do not depend on how the work is shared out, and CUDA's
-// worker draws inside its memory.
-void draw_from_wrong_program(uint64_t seed) {
-  Random random(seed);
-  constexpr int kFilters[] = {1, 3, 5}, kChannels[] = {1, 3};
-  const auto conditioning = static_cast<Conditioning>(below(random, 3));
-  const Bytes bytes[] = {{}, {kAll, 4, 5}, {{7}, 2, 0}};
-  const Bytes& seen = one_of(random, bytes);
-  Case c{Toy(one_of(random, kFilters), one_of(random, kChannels), conditioning, below(random, 3),
-             seen.atoms.empty() ? Likelihood::kContinuous : kDiscretized, seen)};
-  for (int changes = below(random, 5); changes > 0; --changes) change(random, c.program);
-  if (below(random, 4) > 0) fit_weights(c.program);
-  const bool bf16 = below(random, 2) == 1;
-  const int sharing = below(random, 16);  // threads that meet often are slow
-  try {
-    const CpuSampler sampler(c.program, "auto", bf16);
-    // A tenth of what a test's machine has, as a program may name caches of any size.
-    if (sampler.bytes_per_image(kHeight, kWidth) > size_t{8} << 20) return;
-    const std::vector<float> image = draw(sampler, c, 0, 2, 1, 0);
-    if (sharing == 1 || sharing == 2) {
-      const std::vector<float> other =
-          sharing == 1 ? draw(sampler, c, 0, 2, 1, 1) : draw(sampler, c, 0, 2, 3, 2);
-      for (size_t i = 0; i < image.size(); ++i)
-        expect(image[i] == other[i] || (std::isnan(image[i]) && std::isnan(other[i])),
-               "another image when shared out");
-    }
-    if (sharing == 3)
-      bf16 ? draw_as_cuda<Bf16, 4, 1>(c, 2, {1, 1 << 20}, 0, Mode::kTurns)
-           : draw_as_cuda<float, 4, 1>(c, 2, {1, 1 << 20}, 0, Mode::kTurns);
-  } catch (const std::invalid_argument&) {  // the program
-  } catch (const std::runtime_error&) {     // it is too wide for the device
-  }
-}
-
-void fuzz(double seconds, uint64_t first) {
-  const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
-  uint64_t seed = first;
-  for (; failures == 0 && std::chrono::steady_clock::now() < end; ++seed) {
-    std::ofstream("fuzz-seed") << seed << '\n';
-    draw_from_wrong_program(seed);
-  }
-  std::printf("%llu programs\n", static_cast<unsigned long long>(seed - first));
 }
 
 void pixels_enter_to_16_bits() {
@@ -393,8 +342,6 @@ int main(int argc, char** argv) {
     draw_as_cuda<float, 4, 1>(kCases[0], 3, {1, 64 << 10}, 0, Mode::kThreads, std::atoll(argv[2]));
   else if (mode == "images")
     write_images();
-  else if (mode == "fuzz")
-    fuzz(std::atof(argv[2]), argc > 3 ? std::strtoull(argv[3], nullptr, 10) : 1);
   else
     run_all();
   return dsmooth::report();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,11 @@ from ..models import Models, load_models
 from ..pictures import BORDER, is_diverged, save_grid
 from ..pretrained import is_model
 from ..progress import progress
-from ..sampling.output import Filled, gather
+from ..sampling.output import gather
 from ..sampling.request import checked_shape, keep_top, known_pixels
 from .evaluate import choose_data
 from .options import Complete, DataOptions
-from .sample import check_outputs, prepare, request_of, say_filled
+from .sample import check_outputs, prepare, request_of, say_drawn
 
 
 def complete(options: Complete) -> None:
@@ -56,13 +57,13 @@ def complete(options: Complete) -> None:
         request = request_of(models, options.drawing, cells, known=known)
         started = time.monotonic()
         with progress("completing", request.count) as done:
-            drawer = models.drawer(options.execution.precision)
-            completed = gather(drawer, request, models.chunk, done)
+            draw = partial(models.draw, precision=options.execution.precision)
+            completed = gather(draw, request, models.chunk, done)
     if completed is not None:
         for path in options.out:
             write_completions(path, x, mask, completed, request.seed)
             print(f"wrote {printable(path)}")
-        say_filled(Filled(0, len(completed), int(is_diverged(completed).sum())), started)
+        say_drawn(len(completed), int(is_diverged(completed).sum()), started)
 
 
 def choose_images(source: Path | None, count: int, models: Models) -> Tensor:

@@ -333,7 +333,7 @@ def collect_samples(
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
     folder = options.out.parent / f"samples-{count}-{digest}"
     check_writable(folder)
-    prepare(options.execution, models, folder)
+    prepare(options.execution, models)
     draw_into(folder, models, request, precision)
     barrier()
     return read_images(folder), identity, request.labels(models.n_classes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,16 +18,7 @@ from ..machine import choose_device, use_threads
 from ..models import Models, class_number, load_models
 from ..pictures import is_diverged, save_grid
 from ..progress import LOG, progress
-from ..sampling.output import (
-    Filled,
-    Manifest,
-    Pictures,
-    Shards,
-    fill,
-    gather,
-    write_adm_npz,
-    write_images,
-)
+from ..sampling.output import Pictures, Shards, fill, gather, write_adm_npz, write_images
 from ..sampling.request import KnownPixels, Request, checked_shape, drawn_seed, precision_on
 from .options import Computing, Drawing, Sample
 
@@ -42,14 +34,14 @@ def sample(options: Sample) -> None:
     with process_group():
         models = load_models(options.models)
         request = request_of(models, options.drawing, options.count, options.first_index)
-        prepare(options.execution, models, folder)
+        prepare(options.execution, models)
         precision = options.execution.precision
         if folder is not None:
             return draw_into(folder, models, request, precision, png=options.png)
         checked_shape(request.count, *models.image_shape)
         started = time.monotonic()
         with progress("drawing", request.count) as done:
-            x = gather(models.drawer(precision), request, models.chunk, done)
+            x = gather(partial(models.draw, precision=precision), request, models.chunk, done)
     if x is not None:
         for path in options.out:
             if path.suffix == ".png":
@@ -59,7 +51,7 @@ def sample(options: Sample) -> None:
             else:
                 write_images(path, x, request, n_classes=models.n_classes)
             print(f"wrote {printable(path)}")
-        say_filled(Filled(0, len(x), int(is_diverged(x).sum())), started)
+        say_drawn(len(x), int(is_diverged(x).sum()), started)
 
 
 def request_of(
@@ -111,20 +103,20 @@ def draw_into(
     }
     folder = (Pictures if png else Shards)(path, request, models.image_shape, description)
     with progress("drawing", request.count) as done:
-        filled = fill(folder, models.drawer(precision), models.chunk, done)
+        draw = partial(models.draw, precision=precision)
+        drawn, diverged = fill(folder, draw, models.chunk, done)
     name = printable(path)
-    print(f"wrote {name}" if filled.drawn else f"nothing to draw: {name} has them all")
-    say_filled(filled, started)
+    print(f"wrote {name}" if drawn else f"nothing to draw: {name} has them all")
+    say_drawn(drawn, diverged, started, beside=request.count - drawn)
 
 
-def say_filled(filled: Filled, started: float) -> None:
+def say_drawn(drawn: int, diverged: int, started: float, *, beside: int = 0) -> None:
     """Print how many images were drawn, how fast, and how many diverged; ValueError if all did.
 
-    started: when, by time.monotonic().
+    started: when, by time.monotonic(). beside: images that were there before.
     """
-    existing, drawn, diverged = filled
     seconds = time.monotonic() - started
-    before = f", beside {existing:,} that were there" if existing else ""
+    before = f", beside {beside:,} that were there" if beside else ""
     rate = f" ({drawn / seconds:.2f} img/s)" if drawn else ""
     print(f"{drawn:,} image{'s' * (drawn != 1)} in {seconds:.1f} s{rate}{before}")
     line = f"{diverged:,} of {drawn:,} images diverged, which happens with a hardly trained model"
@@ -166,28 +158,19 @@ def check_output(path: Path, suffix: str, option: str = "--out") -> None:
     check_writable(path)
 
 
-def prepare(options: Computing, models: Models, folder: Path | None = None) -> None:
-    """Set threads, and move models to the device that draws. folder: images are added to it."""
+def prepare(options: Computing, models: Models) -> None:
+    """Set threads, and move models to the device that draws.
+
+    By default that is a GPU only if the extension has its CUDA half: images of a GPU without it
+    need many forward passes each.
+    """
     use_threads(options.threads)
     device = choose_device(options.device)
     if options.device == "auto" and device.type != "cpu" and is_available():
-        device = auto_device(device, cuda_obstacle(), folder)
+        obstacle = cuda_obstacle()
+        if obstacle is not None:
+            LOG.info(
+                "drawing on the CPU: %s; --device %s draws by Jacobi iterations", obstacle, device
+            )
+            device = torch.device("cpu")
     models.to(device)
-
-
-def auto_device(
-    gpu: torch.device, obstacle: str | None, folder: Path | None = None
-) -> torch.device:
-    """The GPU if the extension has its CUDA half, the CPU if an `obstacle` says that it has not.
-
-    Images of a GPU without it need many forward passes each. A folder goes on where it was drawn.
-    """
-    cpu = torch.device("cpu")
-    for kind in (Shards, Pictures):
-        if folder is not None and (folder / kind.manifest).exists():
-            drawn_on = Manifest.read(folder / kind.manifest).description.get("device")
-            return cpu if drawn_on == "cpu" else gpu
-    if obstacle is None:
-        return gpu
-    LOG.info("drawing on the CPU: %s; --device %s draws by Jacobi iterations", obstacle, gpu)
-    return cpu

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol, TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -25,12 +25,8 @@ from .request import Progress, Request
 
 T = TypeVar("T")
 LEAST_BYTES = 67  # of an image: a PNG of one pixel
-
-
-class DrawPart(Protocol):
-    """Draws a part of a request, (count, C, H, W)."""
-
-    def __call__(self, request: Request, *, progress: Progress) -> Tensor: ...
+# Draws a part of a request, (count, C, H, W).
+DrawPart = Callable[[Request, Progress], Tensor]
 
 
 def draw_parts(
@@ -55,7 +51,7 @@ def draw_parts(
             if progress is not None:
                 progress(first + fraction * (last - first))
 
-        images = draw(parts[number], progress=report)
+        images = draw(parts[number], report)
         report(1.0)
         return keep(parts[number], images)
 
@@ -95,30 +91,27 @@ def write_adm_npz(path: Path, x: Tensor) -> None:
     write_npz(path, {"arr_0": pixels.repeat(3, axis=3) if pixels.shape[3] == 1 else pixels})
 
 
-class Filled(NamedTuple):
-    """Numbers of images: in the folder before, drawn by this call, and diverged among these."""
+def fill(
+    folder: Folder, draw: DrawPart, chunk: int, progress: Progress | None = None
+) -> tuple[int, int]:
+    """Draw the images that a folder lacks; each process writes the files that it draws.
 
-    before: int
-    drawn: int
-    diverged: int
-
-
-def fill(folder: Folder, draw: DrawPart, chunk: int, progress: Progress | None = None) -> Filled:
-    """Draw the images that a folder lacks; each process writes the files that it draws."""
+    Returns how many were drawn, and how many of these diverged.
+    """
     rank, size = rank_and_size()
     holder = "another process that draws into it"
     with process_group(), lock_folder(folder.path, holder) if rank == 0 else nullcontext():
         (missing,) = distributed_map([folder], type(folder).missing)  # which rank 0 looks up
         parts = folder.parts(missing, chunk, size)
-        drawn = sum(part.count for part in parts)
-        before, diverged = folder.request.count - drawn, 0
+        drawn, diverged = sum(part.count for part in parts), 0
+        before = folder.request.count - drawn
         if progress is not None:
             progress(before)
         results = draw_parts(draw, parts, folder.keep, progress, before)
         for part, (digests, lost) in zip(parts, results, strict=rank == 0):
             folder.record(part, digests)
             diverged += lost
-    return Filled(before, drawn, diverged)
+    return drawn, diverged
 
 
 @dataclass
