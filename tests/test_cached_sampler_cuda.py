@@ -149,37 +149,3 @@ def test_bad_arguments_on_a_device() -> None:
     with pytest.raises(ValueError, match="context must be on cuda:0, got cpu"):
         sampler.sample(1, 4, 4, context=torch.zeros(1, 1, 4, 4))
     assert build_info()["cuda"]["built"]
-
-
-@pytest.mark.gpu
-def test_wrong_calls_of_the_native_sampler_are_refused() -> None:
-    sampler = native_sampler(0)
-    words = sampler.weight_words
-    host, weights = torch.empty(words), torch.empty(words, device="cuda")
-    out = torch.empty(2, 1, 8, 8, device="cuda")
-    partition = sampler.partition(2, 8, 8, 1 << 30, 0, 1)
-    workspace = torch.empty(sampler.workspace_words(partition, 8, 8), device="cuda")
-    right = {"out": out, "context": None, "mask": None, "workspace": workspace}
-    right |= {"partition": partition, "launch": 0, "seed": 0, "first_index": 0, "temperature": 1.0}
-    right |= {"condition": None, "guidance": 0.0}
-    refuses("weights must be written before", sampler.sample, **right)
-    for wrong in ((host[:-1], weights), (host, weights[:-1]), (host, host), (host, None)):
-        refuses(r"(host|device) must", sampler.write_weights, *wrong)
-    sampler.write_weights(host, weights)
-    refuses("were written before", sampler.write_weights, host, weights)
-    for name, value in {
-        "out": torch.empty(3, 1, 8, 8, device="cuda"),
-        "context": out,
-        "mask": torch.zeros(2, 8, 8, dtype=torch.bool, device="cuda"),
-        "workspace": workspace[:-1],
-        "launch": 10**6,
-        "partition": sampler.partition(9, 8, 8, 1 << 30, 0, 1),
-        "temperature": 0.0,
-        "guidance": 0.5,
-    }.items():
-        with pytest.raises(ValueError, match=r"partition|context|mask|workspace|launch|temp|guid"):
-            sampler.sample(**{**right, name: value})
-    for height, max_slice, passes in ((6, 0, 1), (8, -1, 1), (8, 0, 3)):
-        with pytest.raises(ValueError, match=r"height and width|max_slice|passes"):
-            sampler.partition(2, height, 8, 1 << 30, max_slice, passes)
-    refuses("n must", sampler.partition, 0, 8, 8, 1 << 30, 0, 1)

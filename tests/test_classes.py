@@ -66,24 +66,6 @@ def test_a_checkpoint_with_wrong_projections_is_refused() -> None:
 
 
 @each_conditioning
-def test_one_class_is_the_network_without(conditioning: str) -> None:
-    """Its projection is one more bias of the second convolutions."""
-    model = network(conditioning, n_classes=1).double()
-    plain = dsmooth.PixelCNNpp(replace(model.config, n_classes=0)).double().eval()
-    weights = model.state_dict()
-    for name in model.state_dict():
-        if name.endswith("condition_weight"):
-            bias = name.replace("condition_weight", "conv_out.bias")
-            weights[bias] = weights[bias] + weights.pop(name)[:, 0]
-    plain.load_state_dict(weights)
-    x, context, _ = inputs(conditioning, batch=2)
-    x, context = x.double(), None if context is None else context.double()
-    label = torch.zeros(2, dtype=torch.int64)
-    got, expected = model(x, context, label), plain(x, context)
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
-
-
-@each_conditioning
 @torch.no_grad()
 def test_the_label_of_an_image_reaches_no_other(conditioning: str) -> None:
     model = network(conditioning, n_classes=CLASSES)

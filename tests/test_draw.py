@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -32,14 +31,10 @@ pytestmark = pytest.mark.quick
 X, MASK = torch.zeros(2, 1, 8, 8), torch.ones(2, 8, 8, dtype=torch.bool)
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1}, "`seed` must lie in"),
-    ({"seed": 2**64}, "`seed` must lie in"),
-    ({"first_index": -1}, "`first_index` must lie in"),
     ({"first_index": 2**63 - 1}, "`first_index` must lie in"),
     ({"temperature": 0.0}, "`temperature` must be positive"),
     ({"temperature": 1e39}, "`temperature` must be positive and a normal float32, got 1e\\+39"),
-    ({"temperature": float("nan")}, "`temperature` must be positive"),
     ({"guidance": -0.5}, "`guidance` must be 0, or positive and a normal float32, got -0.5"),
-    ({"guidance": math.inf}, "`guidance` must be 0, or .* got inf"),
     ({"guidance": 1e-46}, "`guidance` must be 0, or .* got 1e-46"),
     ({"threads": 0}, "`threads` must be at least 1"),
     ({"method": "three-step"}, "`method` must be one of"),
@@ -50,15 +45,12 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"height": 6}, "height must be a positive multiple of 4, got 6"),
     ({"width": 0}, "width must be a positive multiple of 4, got 0"),
     ({"context": X}, "context was given, but"),
-    ({"known": None, "mask": MASK}, "known and mask must be given together"),
     ({"known": X, "mask": None}, "known and mask must be given together"),
     ({"known": X, "mask": MASK.float()}, "mask must be torch.bool, True where .* got torch.float"),
     ({"known": X.byte(), "mask": MASK}, r"known must be floating point in \[-1, 1\], got torch"),
     ({"known": X[0], "mask": MASK}, r"known must have shape \(2 or 1, C, H, W\), got \(1, 8, 8\)"),
     ({"known": X.expand(2, 3, 8, 8), "mask": MASK}, r"known must have shape \(2, 1, 8, 8\), got"),
-    ({"known": torch.zeros(3, 1, 8, 8), "mask": MASK}, r"known must have shape \(2 or 1, C"),
     ({"known": X, "mask": MASK[:, :4]}, r"mask must have shape \(2 or 1, 8, 8\), got \(2, 4, 8\)"),
-    ({"known": X, "mask": MASK[0]}, r"mask must have shape \(2 or 1, 8, 8\), got \(8, 8\)"),
     ({"known": X.double(), "mask": MASK}, "known must be torch.float32, got torch.float64"),
     ({"known": X.log(), "mask": MASK}, "known pixels must be finite, got a NaN or an infinity"),
     ({"known": X, "mask": MASK.to("meta")}, "mask must be on known's device cpu, got meta"),
@@ -251,9 +243,7 @@ def of_kind(kind: type[dsmooth.PixelCNNpp], model: dsmooth.PixelCNNpp) -> dsmoot
     [
         (lambda model: of_kind(White, model), "the model is a White, not the library's own"),
         (lambda model: of_kind(Whiter, model), "the model is a Whiter, not the library's own"),
-        (hooked, "the model has forward hooks"),
         (lambda model: hooked(model, pre=True), "the model has forward hooks"),
-        (lambda model: hooked(model, "stem_u"), "stem_u has forward hooks"),
         (lambda model: hooked(model, "down.1.ul.0", True), r"down\.1\.ul\.0 has forward hooks"),
         (replaced, "stem_u is a Sequential, not the library's own"),
         (patched, "the model has a method decode of its own"),

@@ -1,5 +1,5 @@
 // A PixelCNN++ as data: its caches, and its operations in order, with their weights. Python builds
-// it from the module (dsmooth/sampling/program.py; operations.py explains each field).
+// it from the module (dsmooth/sampling/program.py, which explains each field).
 #pragma once
 
 #include <vector>

@@ -40,17 +40,15 @@ POLL_SECONDS = 0.001
 class CachedSampler:
     """Draws images from a PixelCNNpp on its device; each activation is computed once per image.
 
-    It draws the images of `sequential_sample`, up to rounding, from the same noise (see there). The
-    work is one forward pass per image instead of one per pixel. On one dtype and instruction set
-    the images are bitwise the same for any batch size, first_index, slicing and number of threads.
+    It draws the images of `sequential_sample`, up to rounding, from the same noise (see there). On
+    one dtype and instruction set they are bitwise the same for any batch size, first_index, slicing
+    and number of threads.
 
     model: on the CPU or a CUDA device, in evaluation or training mode (it samples without dropout).
-    Its weights are copied and packed here, once: later changes to the model do not reach the
-    sampler. Weights in half precision are packed as those numbers. dtype: torch.float32, or
-    torch.bfloat16 for weights and activations. Sums and the head are float32 in either. On a CUDA
-    device bfloat16 is the fast one, on tensor cores, and float32 is for comparison.
-    instruction_set: of the CPU; "auto" is the best that the CPU has. For bfloat16 "avx512" includes
-    "avx512bf16".
+    Its weights are copied and packed here, once: later changes do not reach the sampler. dtype:
+    torch.float32, or torch.bfloat16 for weights and activations. Sums and the head are float32 in
+    either. On a CUDA device bfloat16 is the fast one, on tensor cores. instruction_set: of the CPU;
+    "auto" is the best that the CPU has. For bfloat16 "avx512" includes "avx512bf16".
 
     Raises TypeError for a model that is no PixelCNNpp, for one with a layer that is not the
     library's own or has forward hooks, and for another dtype. Raises ValueError for a model on
@@ -132,21 +130,18 @@ class CachedSampler:
         height, width: multiples of 4. context: (n, C, height, width) for a conditioned model, on
         the model's device. threads: None for torch's setting. progress: called with the fraction
         done, some ten times a second, and with 1.0 at the end. max_slice: images at most that a
-        thread (a thread block) draws at a time, which bounds the memory; None for a size that suits
-        the device. choices: seed=0, first_index=0, temperature=1.0, label=None, known=None and
-        mask=None, see `Choices`; known is float32, and both it and mask are on the model's device.
+        thread (a thread block) draws at a time, which bounds the memory. choices: see `Choices`;
+        known is float32, and both it and mask are on the model's device.
         Returns (n, C, height, width) float32 on the sampler's device; the value of a byte for a
         discretized likelihood, unclamped for the others.
 
-        On the CPU, Ctrl-C ends the call within a second with KeyboardInterrupt. On a CUDA device
-        the call launches a kernel for every few rows on the current stream, and returns while the
-        last ones are on their way. It uses neither threads nor progress. A context that is not
-        finite gives images that are not finite. Ctrl-C is heard between launches. A CUDA graph can
-        capture the call; it draws the same images again, as long as the sampler lives.
+        On the CPU, Ctrl-C ends the call within a second. On a CUDA device the call launches a
+        kernel for every few rows on the current stream, and returns while the last ones are on
+        their way. It uses neither threads nor progress. A context that is not finite gives images
+        that are not finite. A CUDA graph can capture the call, as long as the sampler lives.
 
-        Raises ValueError for a count, size, seed, index, temperature, context or known pixels out
-        of range, before any work; MemoryError, or torch.cuda.OutOfMemoryError, if the caches do not
-        fit.
+        Raises ValueError for what is out of range, before any work; MemoryError, or
+        torch.cuda.OutOfMemoryError, if the caches do not fit.
         """
         for name, value in (("threads", threads), ("max_slice", max_slice)):
             if value is not None:
@@ -220,7 +215,7 @@ class CachedSampler:
         """Launch a kernel for every few rows, on the caller's current stream.
 
         It waits only while more than LAUNCHES_AHEAD launches are on their way, and never in the
-        capture of a CUDA graph. The workspace is given out again in the order of the stream.
+        capture of a CUDA graph.
         """
         n, _, height, width = shape
         with torch.cuda.device(self.device):

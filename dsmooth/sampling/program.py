@@ -1,14 +1,15 @@
 """The program of the cached sampler: a PixelCNN++ as caches, operations and folded weights.
 
-The operations run in phases (see docs/sampler.md): the encoder of the context, once per image;
-the vertical stream, row by row; the horizontal stream, whose terms are split into a row part (what
-is known when a row begins: the row above and u) and a pixel part (the pixel to the left and the
-pixel itself). Every activation of the network is computed once per image.
+An operation computes one layer at one position (or one row of positions) from cached activations:
+a sum of matrix products, one per tap of a convolution, then an activation or the gate. Every
+activation of the network is computed once per image. docs/sampler.md explains phases and parts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +18,77 @@ from torch import Tensor
 
 from ..nn.layers import GatedResnet, WeightNormConv
 from ..nn.pixelcnnpp import Block, ContextEncoder, Hidden, PixelCNNpp, fourier_features
-from .operations import ADDENDS, NONE, Array, Cache, Op, Phase, Term
 
+Array = np.ndarray
+NONE = -1  # no cache
 NO_RAWS = (NONE, NONE)
+ADDENDS = 3  # bfloat16 values that a float32 is the sum of
+
+
+class Phase(IntEnum):
+    """When an operation runs."""
+
+    ENCODER = 0
+    VERTICAL = 1
+    HORIZONTAL = 2
+    HEAD = 3
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A ring of `rows` rows at 1/2**resolution of the image's size; rows = 0 keeps the whole image.
+
+    operand: activations in the matmul's dtype, else float32.
+    """
+
+    resolution: int
+    channels: int
+    rows: int
+    operand: bool
+
+
+@dataclass(frozen=True)
+class Term:
+    """A run of taps in one row of a cache: weight (n, taps, channels), float64.
+
+    It reads the first channels of the cache, an even number. Tap t reads row + drow, column + dcol
+    + t, in the coordinates of the cache's resolution. row_part: computed for the whole row when it
+    begins, from rows and streams that are complete by then.
+    """
+
+    cache: int
+    drow: int
+    dcol: int
+    weight: Array
+    row_part: bool = False
+
+
+@dataclass
+class Op:
+    """One layer: bias plus terms, then where the result goes (cache indices or NONE).
+
+    With `gate` the 2n sums are (A, G) and the value is residual_in + A * sigmoid(G); else the value
+    is the sum. The cache `add` is added to the value. It is stored as float32 (residual_out), as
+    concat_elu of itself (act_out) and as operand (raw_out). split: act_out gets elu of the value
+    alone, as ADDENDS operands that add up to it. projection: (n, D) or None; its product with
+    the vector of an image is added to the bias. row_parity, column_parity: the positions where the
+    operation runs, NONE for all.
+    """
+
+    phase: Phase
+    resolution: int
+    bias: Array
+    terms: list[Term]
+    gate: bool = False
+    residual_in: int = NONE
+    add: int = NONE
+    residual_out: int = NONE
+    act_out: int = NONE
+    raw_out: int = NONE
+    split: bool = False
+    projection: Array | None = None
+    row_parity: int = NONE
+    column_parity: int = NONE
 
 
 class _Stream(NamedTuple):
@@ -40,12 +109,11 @@ class Program:
     """The whole network, with a copy of its weights; `image`, `context`, `params` name caches.
 
     features: (256, 2 octaves), the Fourier features of each byte. In the image's cache they follow
-    pixel and one; in a prompt they are zeros. image_again: pixel and one follow once more, for the
-    head's hidden layer, which sees the modelled image alone: in a prompt they are zeros.
-    bf16: operands will be bfloat16. A pixel then enters as two of them (image_addends), or it would
-    lose the low bits of its noise. The head multiplies split operands and weights, or a log-scale
-    or a logit would be off by more than it can learn. conditioned: decides the stream of the noise.
-    condition_size: D, length of the vector that each image is conditioned on.
+    pixel and one. image_again: pixel and one follow once more, for the head's hidden layer, which
+    sees the modelled image alone. In a prompt both are zeros. bf16: operands will be bfloat16. A
+    pixel then enters as two of them (image_addends), or it would lose the low bits of its noise.
+    The head multiplies split operands and weights, or a log-scale or a logit would be off by more
+    than it can learn. condition_size: D, length of the vector that an image is conditioned on.
     """
 
     def __init__(self, model: PixelCNNpp, *, bf16: bool = False) -> None:
@@ -60,7 +128,7 @@ class Program:
         self.image_again = model.hidden is not None and config.conditioning == "stack"
         self.caches: list[Cache] = []
         self.ops: list[Op] = []
-        self._model = model
+        self._model, self._f = model, config.n_filters
         # Row r of u needs rows r - 1 and r of its inputs. ul needs one row only: the row part has
         # consumed the row above before the row itself is overwritten.
         self._u, self._ul = (
@@ -76,7 +144,7 @@ class Program:
         for resolution in range(3):
             # The stride-2 convolutions read a block's last value as it is.
             last = resolution == 2
-            raws = NO_RAWS if last else (self._raw(resolution, 2), self._raw(resolution, 1))
+            raws = NO_RAWS if last else (self._raw(resolution, 2), self._raw(resolution))
             stack.extend(self._block(model.up[resolution], stack[-1], raws))
             if not last:
                 u = self._downsize(self._u, model.downsize_u[resolution], raws[0])
@@ -85,7 +153,7 @@ class Program:
         acts = stack.pop()
         for resolution in (2, 1, 0):
             # Only the current row of a block's end is read by the transposed convolutions.
-            raws = (self._raw(resolution, 1), self._raw(resolution, 1)) if resolution else NO_RAWS
+            raws = (self._raw(resolution), self._raw(resolution)) if resolution else NO_RAWS
             *_, acts = self._block(model.down[2 - resolution], acts, raws, stack)
             if resolution:
                 u = self._upsize(self._u, model.upsize_u[2 - resolution], raws[0])
@@ -104,16 +172,12 @@ class Program:
         stack: on the way down, caches whose last pair are the skips of the next layer.
         """
         layers = list(block)
-        for i, (res_u, res_ul) in enumerate(layers):
-            raw_u, raw_ul = raws if i == len(layers) - 1 else NO_RAWS
+        for i, (res_u, res_ul) in enumerate(layers, 1):
+            raw_u, raw_ul = raws if i == len(layers) else NO_RAWS
             skips = [[act] for act in stack.pop()] if stack is not None else [[], []]
             u = self._resnet(self._u, res_u, acts[0], skips[0], raw_u)
             acts = u, self._resnet(self._ul, res_ul, acts[1], [u, *skips[1]], raw_ul)
             yield acts
-
-    @property
-    def _f(self) -> int:
-        return self._model.config.n_filters
 
     @property
     def _pixel_width(self) -> int:
@@ -126,7 +190,7 @@ class Program:
         self.caches.append(Cache(resolution, channels, rows, operand))
         return len(self.caches) - 1
 
-    def _raw(self, resolution: int, rows: int) -> int:
+    def _raw(self, resolution: int, rows: int = 1) -> int:
         return self._cache(resolution, self._f + self._f % 2, rows)
 
     def _values(self, resolution: int, rows: int = 1) -> int:
@@ -178,9 +242,8 @@ class Program:
         weight[:, ones, 1, 1] += bias
         terms = self._terms(self._u, self.image, self._on_image(weight), (-2, -1))
         u, ul = self._act(self._u, 0), self._act(self._ul, 0)
-        self._add(
-            Op(Phase.VERTICAL, 0, zero, terms, add=e_u, residual_out=self._u.residual[0], act_out=u)
-        )
+        residual, residual_ul = self._u.residual[0], self._ul.residual[0]
+        self._add(Op(Phase.VERTICAL, 0, zero, terms, add=e_u, residual_out=residual, act_out=u))
         above, bias = folded(model.stem_ul_above)
         above[:, ones, 0, 1] += bias
         left, bias = folded(model.stem_ul_left)
@@ -188,8 +251,8 @@ class Program:
         above[:, :, 0, 0] += left[:, :, 0, 0]
         terms = self._terms(self._ul, self.image, self._on_image(above), (-1,))
         terms += self._terms(self._ul, self.image, self._on_image(left[:, :, 1:]), (0,))
-        residual = self._ul.residual[0]
-        self._add(Op(Phase.HORIZONTAL, 0, zero, terms, add=e_ul, residual_out=residual, act_out=ul))
+        op = Op(Phase.HORIZONTAL, 0, zero, terms, add=e_ul, residual_out=residual_ul, act_out=ul)
+        self._add(op)
         return u, ul
 
     def _resnet(
@@ -218,30 +281,19 @@ class Program:
         h, act = caches or (self._act(stream, resolution), self._act(stream, resolution))
         self._add(Op(stream.phase, resolution, bias, terms, act_out=h))
         weight, bias = folded(layer.conv_out)
-        projection = layer.condition_weight  # (2F, D)
-        return self._add(
-            Op(
-                stream.phase,
-                resolution,
-                bias,
-                self._terms(stream, h, weight),
-                gate=True,
-                projection=None if projection is None else as_numpy(projection).astype(np.float64),
-                residual_in=stream.residual[resolution],
-                residual_out=stream.residual[resolution],
-                act_out=act,
-                raw_out=raw_out,
-            )
-        )
+        gate = Op(stream.phase, resolution, bias, self._terms(stream, h, weight), gate=True)
+        gate.residual_in = gate.residual_out = stream.residual[resolution]
+        gate.act_out, gate.raw_out = act, raw_out
+        if layer.condition_weight is not None:  # (2F, D)
+            gate.projection = as_numpy(layer.condition_weight)
+        return self._add(gate)
 
     def _downsize(self, stream: _Stream, layer: WeightNormConv, raw: int) -> int:
         resolution = self.caches[raw].resolution + 1
         weight, bias = folded(layer)
-        terms, residual = self._terms(stream, raw, weight), stream.residual[resolution]
-        act = self._act(stream, resolution)
-        return self._add(
-            Op(stream.phase, resolution, bias, terms, residual_out=residual, act_out=act)
-        )
+        op = Op(stream.phase, resolution, bias, self._terms(stream, raw, weight))
+        op.residual_out, op.act_out = stream.residual[resolution], self._act(stream, resolution)
+        return self._add(op)
 
     def _upsize(self, stream: _Stream, layer: WeightNormConv, raw: int) -> int:
         """One operation per parity of row and column, each with the taps that fall there."""
@@ -308,9 +360,9 @@ class Program:
         raws = [NONE] * len(encoder.layers) + [raw]
         weight, bias = folded(encoder.stem)
         terms = self._terms(stream, self.context, self._on_image(weight))
-        self._add(
-            Op(Phase.ENCODER, 0, bias, terms, residual_out=residual, act_out=act, raw_out=raws[0])
-        )
+        stem = Op(Phase.ENCODER, 0, bias, terms, residual_out=residual, act_out=act)
+        stem.raw_out = raws[0]
+        self._add(stem)
         for layer, raw_out in zip(encoder.layers, raws[1:], strict=True):
             self._resnet(stream, layer, act, [], raw_out, (h, act))
         outputs = self._values(0, 0), self._values(0, 0)

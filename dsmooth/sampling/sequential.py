@@ -45,13 +45,10 @@ def sequential_sample(
     an image depends on its index and on the seed. Its batch only changes the rounding of the
     forward pass. The model samples in evaluation mode, without dropout.
 
-    context: (n, C, height, width) for a conditioned model. choices: seed=0, first_index=0,
-    temperature=1.0, label=None, known=None and mask=None, see `Choices`.
+    context: (n, C, height, width) for a conditioned model. choices: see `Choices`.
     Returns (n, C, height, width) in the model's dtype and device; pixels that are drawn are
-    unclamped for a continuous likelihood, the value of a byte for a discretized one.
-
-    Raises ValueError for a count, size, seed or temperature out of range, and for a context or
-    known pixels that do not fit. Source: docs/math.md, section 3.
+    unclamped for a continuous likelihood, the value of a byte for a discretized one. Raises
+    ValueError for what is out of range or does not fit. Source: docs/math.md, section 3.
     """
     return draw_sequentially(model, Request.make(n, choices), (height, width), context)
 
