@@ -51,10 +51,8 @@ def test_each_gradient_is_that_of_the_cross_entropy(monkeypatch: pytest.MonkeyPa
         adam(parameters, gradients, *state, **how)
 
     monkeypatch.setattr("dsmooth.evaluate.linear.adam", step)
-    done: list[int] = []
     data = features, labels
-    train_linear(data, data, 3, epochs=2, seed=4, progress=done.append)
-    assert done == [*range(5, 51, 5), 52, *range(57, 103, 5), 104]  # images
+    train_linear(data, data, 3, epochs=2, seed=4)
     falling = [3 / 7 * (1 + math.cos(math.pi * step / 22)) / 2 for step in range(22)]
     assert rates == pytest.approx(falling)
     mean, scale = moments(features, "cpu")

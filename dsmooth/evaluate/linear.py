@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from ..data import epoch_order
+from ..fields import Json
 
 FeatureMatrix = NDArray[np.float16]  # features (N, D), writable, possibly on disk
 Labelled = tuple[FeatureMatrix, Tensor]  # and labels (N,) int64
@@ -34,15 +33,14 @@ def train_linear(
     epochs: int,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    progress: Callable[[int], None] = lambda images: None,
-) -> dict[str, Any]:
+) -> Json:
     """Train on `train` by minibatch Adam for `epochs` passes and test on `test`.
 
     The loss is the cross-entropy of softmax(W z + b). z are the features less their mean over the
     training images, scaled as `moments` says. W and b start at 0, and the order of images is a
     function of the seed. So is the result, with the same number of threads.
-    progress is called with the number of images visited. Returns "accuracy" on the test images,
-    its "standard_error", "train_accuracy" and the number of "features".
+    Returns "accuracy" on the test images, its "standard_error", "train_accuracy" and the number of
+    "features".
     """
     mean, scale = moments(train[0], device)
     parameters, gradient, first_moment, second_moment = torch.zeros(
@@ -90,7 +88,6 @@ def train_linear(
                 maximize=False,
                 fused=True,
             )
-            progress(epoch * n + first + len(rows))
 
     def accuracy(data: Labelled) -> float:
         parts = torch.from_numpy(data[0]).split(STEP_IMAGES)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 from ..config import Pooling, Precision, ProbeSettings, Split
 from ..data import ImageDataset
 from ..distributed import in_batches, rank_and_size, side_by_side
+from ..fields import Json, check_one_of
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
 from ..nn.pixelcnnpp import Streams
@@ -59,28 +60,26 @@ def probe_pair(
     path: Path,
     *,
     plain: PixelCNNpp | None = None,
-    controls: bool = True,
     only: Collection[str] | None = None,
     precision: Precision = "auto",
     replace_other: bool = False,
     again: bool = False,
-) -> dict[str, Any]:
+) -> Json:
     """Accuracy of a linear probe after each block of both networks, and of the controls.
 
     The controls are the pixels themselves, the model `plain` if given, and networks of the pair's
-    shapes with untrained weights; these only with `controls`. One more probe sees the blocks
-    together. Each probe also has an accuracy on the last sixth of the training images, after
-    training on the others, by which `best_probe` chooses. only: what is probed (noisy, denoiser,
-    pixels, plain, untrained-noisy, untrained-denoiser), by default all of these. The result is
-    written to `path` as JSON, and the probes of each network beside it until all are done: a later
-    call with the same settings goes on from there. Features lie in the folder of `path` while they
-    are needed. Their files have no name, so nothing is left however the call ends.
+    shapes with untrained weights. One more probe sees the blocks together. Each probe also has an
+    accuracy on the last sixth of the training images, after training on the others, by which
+    `best_probe` chooses. only: what is probed (noisy, denoiser, pixels, plain, untrained-noisy,
+    untrained-denoiser), by default all of these. The result is written to `path` as JSON, and the
+    probes of each network beside it until all are done: a later call with the same settings goes on
+    from there. Features lie in the folder of `path` while they are needed. Their files have no
+    name, so nothing is left however the call ends.
     precision: that networks compute features in; "auto" is float32. replace_other: overwrite a
     result of other settings or weights. again: overwrite one of the same, too.
     A model with classes sees a label of zeros. Raises ValueError for data without labels or of
     another shape than the pair's, for another result in `path`, and where `only` names what there
-    is not; OSError where the disk has no room for the features.
-    Under torchrun all processes call this; the result is rank 0's.
+    is not. Under torchrun all processes call this; the result is rank 0's.
     """
     splits: dict[Split, ImageDataset] = {
         "train": train_set.part(slice(settings.train_images)),
@@ -95,23 +94,13 @@ def probe_pair(
     pair = in_evaluation(pair)
     probing = Probing(pair.smoothing, splits, settings, path.parent, precision)
     trained = {"noisy": pair.noisy, "denoiser": pair.denoiser}
-    subjects: dict[str, Callable[[], PixelCNNpp | None]] = {
-        "noisy": lambda: pair.noisy,
-        "denoiser": lambda: pair.denoiser,
-        PIXELS: lambda: None,
-    }
     if plain is not None:
         trained["plain"] = in_evaluation(plain)
-        subjects["plain"] = lambda: trained["plain"]
-    if controls:
-        subjects["untrained-noisy"] = lambda: probing.untrained(pair.noisy)
-        subjects["untrained-denoiser"] = lambda: probing.untrained(pair.denoiser)
-    missing = [name for name in only or () if name not in subjects]
-    if missing or (only is not None and not only):
-        hint = "; plain= gives a plain model" * ("plain" in missing)
-        got = ", ".join(missing) or "none"
-        raise ValueError(f"`only` must be among {', '.join(subjects)}, got {got}{hint}")
-    chosen = [name for name in subjects if only is None or name in only]
+    untrained = {"untrained-noisy": pair.noisy, "untrained-denoiser": pair.denoiser}
+    subjects = ["noisy", "denoiser", PIXELS, *["plain"] * (plain is not None), *untrained]
+    for name in only or ():
+        check_one_of("only", name, subjects)
+    chosen = [name for name in subjects if name in (only or subjects)]
     key = {
         **asdict(settings),
         "train_images": len(splits["train"]),
@@ -124,10 +113,11 @@ def probe_pair(
     }
     parts = {name: path.with_name(f"{path.stem}-{name}.json") for name in chosen}
 
-    def probe_one(name: str) -> dict[str, Any]:
-        return {"probes": probing.probe(name, subjects[name]())}
+    def probe_one(name: str) -> Json:
+        network = probing.untrained(untrained[name]) if name in untrained else trained.get(name)
+        return {"probes": probing.probe(name, network)}
 
-    def probe_all() -> dict[str, Any]:
+    def probe_all() -> Json:
         accuracy = {
             name: remembered(part, key, partial(probe_one, name))["probes"]
             for name, part in parts.items()
@@ -142,7 +132,7 @@ def probe_pair(
     return result
 
 
-def best_probe(results: Mapping[str, Any]) -> str:
+def best_probe(results: Json) -> str:
     """The probe of a network that is best on the last sixth of the training images.
 
     results: some of the network's entries in a result of `probe_pair`.
@@ -150,7 +140,7 @@ def best_probe(results: Mapping[str, Any]) -> str:
     return max(results, key=lambda name: results[name]["held_out"])
 
 
-def best_block(results: Mapping[str, Any]) -> str:
+def best_block(results: Json) -> str:
     """The best probe of a single block."""
     return best_probe({name: result for name, result in results.items() if name != TOGETHER})
 
@@ -202,12 +192,12 @@ class Probing:
                 streams = network.features(*inputs, hidden_label(network, x))
             settings, blocks = self.settings, {}
             for one in settings.blocks:
-                named = zip(("u", "ul"), streams[one], strict=True)
-                chosen = [values for stream, values in named if settings.stream in (stream, "both")]
-                blocks[one] = pool(torch.cat(chosen, 1), settings.pooling)
+                u, ul = streams[one]
+                maps = {"u": u, "ul": ul, "both": torch.cat((u, ul), 1)}[settings.stream]
+                blocks[one] = pool(maps, settings.pooling)
             if settings.together:
-                chosen_streams = [streams[one] for one in settings.blocks]
-                blocks[TOGETHER] = joined_features(chosen_streams, settings.together)
+                every = [streams[one] for one in settings.blocks]
+                blocks[TOGETHER] = joined_features(every, settings.together)
         rows = {block: values[:count].flatten(1).half().cpu() for block, values in blocks.items()}
         for block, values in rows.items():
             if not values.isfinite().all():
@@ -217,9 +207,8 @@ class Probing:
                 )
         return rows
 
-    def probe(self, name: str, network: PixelCNNpp | None) -> dict[str, dict[str, Any]] | None:
+    def probe(self, name: str, network: PixelCNNpp | None) -> dict[str, Json] | None:
         """Write all features in one pass, then train each block's probe; None except at rank 0."""
-        n_train, n_test = (len(self.splits[split]) for split in ("train", "test"))
         labels = {split: data.known_labels() for split, data in self.splits.items()}
         fit = partial(
             train_linear,
@@ -227,84 +216,56 @@ class Probing:
             seed=self.settings.seed,
             device=parameter_of(network).device,
         )
-        epochs, first = self.settings.epochs, n_train - max(1, round(HELD_OUT * n_train))
+        n, epochs = len(labels["train"]), self.settings.epochs
+        first = n - max(1, round(HELD_OUT * n))
         with contextlib.ExitStack() as stack:
-            with progress(f"features of {name}", n_train + n_test) as done:
-                maps = self.extract(name, network, stack, done)
+            maps = self.extract(name, network, stack)
             if rank_and_size()[0] > 0:
                 return None
             train, test = maps["train"], maps["test"]
-            with progress(f"probes of {name}", len(train), "blocks") as done:
-                parts_done = dict.fromkeys(train, 0.0)
 
-                def of_block(block: str) -> dict[str, Any]:
-                    rows = train[block]
+            def of_block(block: str) -> Json:
+                rows = train[block]
+                result = fit((rows, labels["train"]), (test[block], labels["test"]), epochs=epochs)
+                held_out = fit(
+                    (rows[:first], labels["train"][:first]),
+                    (rows[first:], labels["train"][first:]),
+                    epochs=math.ceil(HELD_OUT_PASSES * epochs),
+                )
+                return {**result, "held_out": held_out["accuracy"]}
 
-                    def part_done(n: int) -> None:
-                        parts_done[block] = n / (epochs * n_train)
-                        done(sum(parts_done.values()))
-
-                    result = fit(
-                        (rows, labels["train"]),
-                        (test[block], labels["test"]),
-                        epochs=epochs,
-                        progress=part_done,
-                    )
-                    held_out = fit(
-                        (rows[:first], labels["train"][:first]),
-                        (rows[first:], labels["train"][first:]),
-                        epochs=math.ceil(HELD_OUT_PASSES * epochs),
-                    )
-                    return {**result, "held_out": held_out["accuracy"]}
-
-                # The widest first, so that none is left alone at the end.
-                order = sorted(train, key=lambda block: -train[block].shape[1])
-                results = dict(zip(order, side_by_side(of_block, order), strict=True))
+            # The widest first, so that none is left alone at the end.
+            order, results = sorted(train, key=lambda block: -train[block].shape[1]), {}
+            with progress(f"probes of {name}", len(order), "blocks") as done:
+                for block, result in zip(order, side_by_side(of_block, order), strict=True):
+                    results[block] = result
+                    done(len(results))
         return {block: results[block] for block in train}
 
     def extract(
-        self,
-        name: str,
-        network: PixelCNNpp | None,
-        stack: contextlib.ExitStack,
-        done: Callable[[int], None],
+        self, name: str, network: PixelCNNpp | None, stack: contextlib.ExitStack
     ) -> dict[Split, dict[str, FeatureMatrix]]:
         """The features of all images by split and block, as maps of files that `stack` closes."""
-        widths: dict[str, int] = {}
         maps: dict[Split, dict[str, FeatureMatrix]] = {}
-        before, on_cpu = 0, parameter_of(network).device.type == "cpu"
+        on_cpu = parameter_of(network).device.type == "cpu"
         for split, data in self.splits.items():
-            files: dict[str, IO[bytes]] = {}
-            of_call = partial(self.features, name, network, split)
-            results = in_batches(len(data), CALL_IMAGES, of_call, on_cpu=on_cpu, to_all=False)
-            for number, rows in enumerate(results, 1):
-                if not widths:
-                    widths = {block: values.shape[1] for block, values in rows.items()}
-                    self.check_room(sum(widths.values()))
-                for block, values in rows.items():
-                    if block not in files:
-                        new = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - by the stack
-                        files[block] = stack.enter_context(new)
-                    files[block].write(values.numpy().tobytes())
-                done(before + min(number * CALL_IMAGES, len(data)))
-            before += len(data)
-            maps[split] = {}
-            for block, file in files.items():
-                file.flush()
-                shape = len(data), widths[block]
-                maps[split][block] = np.memmap(file, np.float16, "c", shape=shape)
-        return maps
-
-    def check_room(self, width: int) -> None:
-        """Raise OSError unless the disk has room for `width` features of every image."""
-        needed = 2 * sum(map(len, self.splits.values())) * width
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise OSError(
-                f"the features need {needed / 1e9:.1f} GB in {self.folder}, which has "
-                f"{free / 1e9:.1f} GB free: use another folder, fewer `train_images` or "
-                "`pooling=mean`"
+            files: dict[str, IO[bytes]] = defaultdict(
+                lambda: stack.enter_context(tempfile.TemporaryFile(dir=self.folder))  # noqa: SIM115
             )
+            n, of_call = len(data), partial(self.features, name, network, split)
+            with progress(f"features of {name}, {split}", n) as done:
+                for rows in in_batches(
+                    n, CALL_IMAGES, of_call, on_cpu=on_cpu, progress=done, to_all=False
+                ):
+                    for block, values in rows.items():
+                        files[block].write(values.numpy().tobytes())
+            for file in files.values():
+                file.flush()
+            maps[split] = {
+                block: np.memmap(file, np.float16, "c").reshape(n, -1)
+                for block, file in files.items()
+            }
+        return maps
 
 
 def pool(values: Tensor, pooling: Pooling | int) -> Tensor:

@@ -9,12 +9,12 @@ the gradients of real networks, small and untrained.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..fields import Json
 from ..machine import torch_seed
 from ..nn import PixelCNNpp
 
@@ -54,7 +54,7 @@ def causal(size: int, row: int, column: int) -> Tensor:
     return order < row * size + column
 
 
-def receptive_fields(size: int = 16) -> dict[str, Any]:
+def receptive_fields(size: int = 16) -> Json:
     """The dependence of the middle pixel of a size x size image, in both kinds of network.
 
     Returns counts for "masked-stack" and "two-streams": how many of the `causal` earlier pixels are
@@ -63,16 +63,14 @@ def receptive_fields(size: int = 16) -> dict[str, Any]:
     is not what limits it.
     """
     row = column = size // 2
+    config = ModelConfig(n_filters=FILTERS, n_resnet=3, n_mix=1, dropout=0.0)
     with torch_seed(0):
-        stack = masked_stack(size)
-        config = ModelConfig(n_filters=FILTERS, n_resnet=3, n_mix=1, dropout=0.0)
-        streams = PixelCNNpp(config)
-    before = causal(size, row, column)
-    networks = {}
-    for name, network in (("masked-stack", stack), ("two-streams", streams)):
+        networks = {"masked-stack": masked_stack(size), "two-streams": PixelCNNpp(config)}
+    before, results = causal(size, row, column), {}
+    for name, network in networks.items():
         gradient = influence(network.double().eval(), size, row, column)
         reached = gradient > 0
-        networks[name] = {
+        results[name] = {
             "reached": int((reached & before).sum()),
             "blind_spot": int((~reached & before).sum()),
             "leaks": int((reached & ~before).sum()),
@@ -83,5 +81,5 @@ def receptive_fields(size: int = 16) -> dict[str, Any]:
         "size": size,
         "pixel": [row, column],
         "causal": int(before.sum()),
-        "networks": networks,
+        "networks": results,
     }
