@@ -2,39 +2,59 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dsmooth.commands.options import DataOptions, Reproduce
 from dsmooth.commands.reproduce import carry_out, runs_to_train
-from dsmooth.config import TrainConfig
-from dsmooth.fields import flatten
-from dsmooth.files import lock_folder
+from dsmooth.config import ReproductionStage, TrainConfig
+from dsmooth.data import to_float
+from dsmooth.data.published import load_embedded_mnist
+from dsmooth.data.order import choose_images
+from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
+from dsmooth.files import lock_folder, read_json, write_json
+from dsmooth.machine import has_fast_bfloat16
+from dsmooth.models import load_models
+from dsmooth.pretrained import TITLE
 from dsmooth.remembered import remembered
+from dsmooth.reproduce import PROBED, Stages, black_share, describe_model
 from dsmooth.runs import RunFolder, training_seconds
-from dsmooth.training import NonFiniteLoss
+from dsmooth.sampling.request import Request
 from dsmooth.training.step import TrainState
+from tests.helpers.command_runs import save_run
 from tests.helpers.data_makers import refuses
 from tests.helpers.report_checks import check_self_contained, without_plots
 from tests.helpers.tiny_runs import tiny
 
 IMAGES = 160
+FILES = {
+    "samples": "samples/two-step.npz",
+    "bits-per-dim": "bits_per_dim.json",
+    "frechet": "frechet.json",
+    "probes": "probes.json",
+    "receptive-field": "receptive_field.json",
+}
 
 
-def reproduce(out: Path, runs: tuple[TrainConfig, ...], **options: Any) -> int:
-    return carry_out(Reproduce(out=out, count=9, scored_images=12, **options), runs)
+def reproduce(out: Path, *runs: TrainConfig, **options: object) -> int:
+    sizes = {"count": 9, "scored_images": 12, "probe_train_images": 12, "probe_test_images": 6}
+    return carry_out(Reproduce(out=out, **{**sizes, **options}), runs)
 
 
-@pytest.fixture(scope="module")
-def data(made: Path) -> Path:
-    return made / "images"
+def stamps(out: Path) -> dict[str, int]:
+    there = {stage: out / name for stage, name in FILES.items() if (out / name).exists()}
+    return {stage: path.stat().st_mtime_ns for stage, path in there.items()}
 
 
 def tiny_runs(data: Path, images: int = IMAGES, seed: int = 0) -> tuple[TrainConfig, ...]:
@@ -45,11 +65,37 @@ def tiny_runs(data: Path, images: int = IMAGES, seed: int = 0) -> tuple[TrainCon
 
 
 @pytest.fixture(scope="module")
+def data(made: Path) -> Path:
+    return made / "images"
+
+
+@pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("once") / "out"
     with without_plots():
-        assert reproduce(out, tiny_runs(data)) == 0
+        assert reproduce(out, *tiny_runs(data)) == 0
     return out
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """Run folders of small untrained networks for MNIST."""
+    folder = tmp_path_factory.mktemp("given")
+    return tuple(save_run(folder / role, role, size=28) for role in ("denoiser", "plain", "noisy"))
+
+
+@pytest.fixture(scope="module")
+def reported(given: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "out"
+    with without_plots():
+        assert reproduce(out, models=given) == 0
+    return out
+
+
+@pytest.fixture
+def again(reported: Path, tmp_path: Path, no_plots: None) -> Path:
+    """A copy of `reported`."""
+    return shutil.copytree(reported, tmp_path / "again")
 
 
 def test_everything_is_there_and_names_no_path(finished: Path, data: Path) -> None:
@@ -61,14 +107,13 @@ def test_everything_is_there_and_names_no_path(finished: Path, data: Path) -> No
         with Image.open(finished / "samples" / f"{name}.png") as picture:
             assert len(np.unique(np.asarray(picture))) > 2
     check_self_contained((finished / "report.html").read_text(encoding="utf-8"))
-    text = (finished / "results.json").read_text()
-    results = json.loads(text)
+    text, results = (finished / "results.json").read_text(), read_json(finished / "results.json")
     assert str(data) not in text
     assert str(Path.home()) not in text
     pair = results["bits_per_dim"]["pair"]
-    assert results["bits_per_dim"]["unit"] == "bits/dim"
-    terms = pair["noisy"] + pair["smoothing"] + pair["denoiser"]
-    assert pair["value"] == pytest.approx(terms, rel=1e-6)
+    assert pair["value"] == pytest.approx(
+        pair["terms"]["noisy"] + pair["terms"]["smoothing"] + pair["terms"]["discretized"], rel=1e-6
+    )
     assert results["bits_per_dim"]["plain"]["n_images"] == min(12, results["data"]["test_images"])
     assert "labels" in results["probes"]["skipped"]
     assert "classifier is for MNIST" in results["frechet"]["skipped"]
@@ -76,17 +121,16 @@ def test_everything_is_there_and_names_no_path(finished: Path, data: Path) -> No
 
 
 def test_other_folders_are_refused_and_left_alone(finished: Path, data: Path, tmp_path) -> None:
-    others = {"images": tiny_runs(data, images=128), "seed": tiny_runs(data, seed=1)}
-    for name, runs in others.items():
-        with pytest.raises(ValueError, match=f"holds another result: its .*{name} is"):
-            reproduce(finished, runs)
-    with lock_folder(finished, "someone"), pytest.raises(ValueError, match="is at work in"):
-        reproduce(finished, tiny_runs(data))
+    for name, runs in (("images", tiny_runs(data, images=128)), ("seed", tiny_runs(data, seed=1))):
+        refuses(f"holds another result: its .*{name} is", reproduce, finished, *runs)
+    with lock_folder(finished, "someone"):
+        refuses("is at work in", reproduce, finished, *tiny_runs(data))
     (tmp_path / "thesis.tex").write_text("words")
-    refuses("holds no reproduction", reproduce, tmp_path, tiny_runs(data))
-    out, words = tmp_path / "out", "`only=probes` needs trained models, and noisy"
-    refuses("data_dir", reproduce, out, tiny_runs(tmp_path / "nowhere"), error=FileNotFoundError)
-    refuses(words, reproduce, out, tiny_runs(data), only="probes")
+    refuses("holds no reproduction", reproduce, tmp_path, *tiny_runs(data))
+    out, nowhere = tmp_path / "out", tiny_runs(tmp_path / "nowhere")
+    refuses("data_dir", reproduce, out, *nowhere, error=FileNotFoundError)
+    words = "`only=probes` needs trained models, and noisy, denoiser, plain in"
+    refuses(words, reproduce, out, *tiny_runs(data), only="probes")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -102,24 +146,16 @@ def test_stopped_and_resumed_is_the_uninterrupted_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainState, "step", stop)
-        assert reproduce(out, runs) == 128 + signal.SIGINT
+        assert reproduce(out, *runs) == 128 + signal.SIGINT
     assert "repeat the same command to go on" in capsys.readouterr().out
     assert not RunFolder(out / "denoiser").is_finished()
     assert (out / "denoiser" / "checkpoint.safetensors").exists()
-    assert reproduce(out, runs) == 0
+    assert reproduce(out, *runs) == 0
     for role in ("noisy", "denoiser", "plain"):
         one, two = (folder / role / "model.safetensors" for folder in (finished, out))
         assert one.read_bytes() == two.read_bytes()
-    one, two = (json.loads((folder / "results.json").read_text()) for folder in (finished, out))
+    one, two = (read_json(folder / "results.json") for folder in (finished, out))
     assert one["bits_per_dim"] == two["bits_per_dim"]
-
-
-def test_a_failing_run_says_why_and_the_finished_one_stays(data: Path, tmp_path: Path) -> None:
-    noisy, denoiser, _ = tiny_runs(data, images=32)
-    too_fast = replace(denoiser, learning_rate=1e30, clip_norm=None)
-    with pytest.raises(NonFiniteLoss, match="the loss is"):
-        reproduce(tmp_path / "out", (noisy, too_fast))
-    assert RunFolder(tmp_path / "out" / "noisy").is_finished()
 
 
 @pytest.mark.quick
@@ -127,8 +163,7 @@ def test_runs_share_the_budget() -> None:
     runs = runs_to_train(Reproduce(budget=10, seed=3))
     assert [config.role for config in runs] == ["noisy", "denoiser", "plain"]
     assert [config.budget for config in runs] == pytest.approx([4, 4, 2])
-    assert {config.seed for config in runs} == {3}
-    assert all(config.images is None for config in runs)
+    assert {(config.seed, config.images) for config in runs} == {(3, None)}
     for budget, evaluations in ((0.1, 1), (2.0, 2), (600.0, 8)):  # a short run is scored less often
         runs = runs_to_train(Reproduce(budget=budget, dataset=DataOptions(data_dir=Path("x"))))
         assert [config.evaluations for config in runs[:2]] == [evaluations] * 2
@@ -139,11 +174,10 @@ def test_runs_share_the_budget() -> None:
 
 @pytest.mark.quick
 def test_a_result_is_computed_once_for_each_request(tmp_path: Path) -> None:
-    path, calls = tmp_path / "result.json", []
+    path, calls = tmp_path / "result.json", itertools.count(1)
 
-    def compute() -> dict[str, Any]:
-        calls.append(1)
-        return {"value": len(calls), "pair": (1, 2)}
+    def compute() -> dict[str, object]:
+        return {"value": next(calls), "pair": (1, 2)}
 
     first = remembered(path, {"seed": 0, "sizes": (8, 8)}, compute)
     assert first == {"asked": {"seed": 0, "sizes": [8, 8]}, "value": 1, "pair": [1, 2]}
@@ -151,7 +185,7 @@ def test_a_result_is_computed_once_for_each_request(tmp_path: Path) -> None:
     assert remembered(path, {"seed": 0, "sizes": (8, 8)}, compute, again=True)["value"] == 2
     words = r"result.json holds another result: its seed is 0, not 1; choose another folder"
     refuses(words, remembered, path, {"seed": 1, "sizes": (8, 8)}, compute, replace=False)
-    assert json.loads(path.read_text())["value"] == 2
+    assert read_json(path)["value"] == 2
     assert remembered(path, {"seed": 1}, compute)["value"] == 3
 
 
@@ -169,7 +203,154 @@ def test_history_forgets_steps_that_a_later_start_took_back(tmp_path: Path) -> N
     assert training_seconds(kept) == 2.5
 
 
-def test_flatten_compares_as_json_does() -> None:
-    value = {"a": {"b": (1, 2), "c": None}, "d": "x"}
-    assert flatten(value) == flatten(json.loads(json.dumps(value)))
-    assert flatten(value) == {"a.b": [1, 2], "a.c": None, "d": "x"}
+@pytest.mark.quick
+def test_given_models_are_measured_and_reported(reported: Path) -> None:
+    results = read_json(reported / "results.json")
+    assert set(FILES) == set(get_args(ReproductionStage))
+    assert results["data"]["embedded_subset"]
+    assert {"two-step", "single-step", "plain", "real"} == set(results["frechet"]["distances"])
+    assert "mnist-classifier" in results["frechet"]["name"]
+    assert list(results["probes"]["accuracy"]) == [*PROBED]
+    fast = has_fast_bfloat16(torch.device("cpu"))
+    assert results["probes"]["asked"]["precision"] == ("bfloat16" if fast else "auto")
+    assert results["receptive_field"]["networks"]["two-streams"]["blind_spot"] == 0
+    for key in ("bits_per_dim", "frechet", "probes", "receptive_field"):
+        assert results[key]["unit"]
+    page = (reported / "report.html").read_text(encoding="utf-8")
+    check_self_contained(page)
+    for title in ("Linear probes", "Receptive fields", "Beside the paper", "Fréchet distance"):
+        assert f"<h2>{title}</h2>" in page
+    assert "Training curves" not in page  # these runs have no log
+    assert str(reported) not in (reported / "results.json").read_text()
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("stage", [None, "samples", "frechet"])
+def test_no_finished_stage_is_repeated_but_the_one_that_is_asked_for(given, again, stage) -> None:
+    """Samples are read whatever their number."""
+    before, results = stamps(again), (again / "results.json").read_bytes()
+    count = 9 if stage in (None, "samples") else 5
+    assert reproduce(again, models=given, count=count, only=stage) == 0
+    after = stamps(again)
+    assert {name for name in after if after[name] != before[name]} == {stage} - {None}
+    assert (again / "results.json").read_bytes() == results
+
+
+def test_numbers_are_of_their_images_and_seed(given: tuple[Path, ...], tmp_path: Path) -> None:
+    models, every = load_models(given), load_embedded_mnist("test")
+    for seed, first in ((7, 0), (7, 4), (8, 4)):
+        data = every.part(slice(first, first + 6))
+        one = Stages(tmp_path, models, every, data, count=9, scored_images=4, seed=seed)
+        pair = bits_per_dim(score_pair(models.pair, data, seed=seed, limit=4))
+        assert one.bits_per_dim()["pair"]["value"] == pair.value
+        x = to_float(choose_images(every.part(slice(6)), 3))
+        replace(one, only="samples").images("plain", models.of("plain"), Request(3), x)
+        distances = one.compare()["distances"]
+        same = distances["plain"]["value"] == distances["real"]["value"]
+        assert same == (first == 0)  # the floor is of such images
+    assert one.results("frechet").keys() == {"frechet"}
+    assert replace(one, test_set=every).results("frechet") == {}  # of other images
+
+
+def test_results_of_other_weights_and_damaged_ones_are_not_reported(given, again) -> None:
+    probes, bits = (read_json(again / FILES[stage]) for stage in ("probes", "bits-per-dim"))
+    probes["asked"]["weights_sha256"]["noisy"] = "0" * 64
+    write_json(again / "probes.json", probes)
+    assert reproduce(again, models=given, only="receptive-field") == 0
+    assert "probes" not in read_json(again / "results.json")
+    models, digits = load_models(given), load_embedded_mnist("test")
+    models.pair.noisy.head.bias.data += 0.1
+    assert Stages(again, models, digits, digits, 9, 12).pictures() == {}
+    write_json(again / "bits_per_dim.json", {**bits, "pair": None})
+    words = r"holds a result that cannot be reported .*`only=STAGE`"
+    refuses(words, reproduce, again, models=given, only="receptive-field")
+
+
+def test_models_with_classes(tmp_path: Path, no_plots: None) -> None:
+    for role in ("noisy", "denoiser", "plain"):
+        save_run(tmp_path / role, role, size=28, n_classes=10)
+    for stage in ("samples", "probes"):
+        models = tmp_path, tmp_path / "plain"
+        assert reproduce(tmp_path / "out", models=models, only=stage) == 0
+    results = read_json(tmp_path / "out" / "results.json")
+    assert {"noisy", "denoiser"} <= results["probes"]["accuracy"].keys()  # by a label of zeros
+    x = np.load(tmp_path / "out" / "samples" / "plain.npz")
+    assert x["label"].tolist() == list(range(9))
+
+
+def test_one_stage_alone_and_of_a_saved_pair(given, reported, tmp_path, no_plots) -> None:
+    denoiser, plain, noisy = given
+    load_models([noisy, denoiser]).pair.save_pretrained(tmp_path / "pair")
+    out = tmp_path / "out"
+    assert reproduce(out, models=(tmp_path / "pair", plain), only="bits-per-dim") == 0
+    assert stamps(out).keys() == {"bits-per-dim"}
+    one, two = ((path / "bits_per_dim.json").read_bytes() for path in (reported, out))
+    assert one == two
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Bits per dimension" in page
+    assert "Linear probes" not in page
+
+
+def test_what_is_stopped_leaves_the_earlier_probes_and_no_picture_missing(
+    given: tuple[Path, ...], again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, before, others = os.replace, (again / "probes.json").read_bytes(), stamps(again)
+
+    def reproduce_until(file: int, stage: str | None) -> None:
+        """Ctrl-C before so many files are written."""
+        calls = itertools.count()
+
+        def stop(*files: Path) -> None:
+            if next(calls) == file:
+                raise KeyboardInterrupt
+            real(*files)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("os.replace", stop)
+            assert reproduce(again, models=given, only=stage) == -130
+
+    reproduce_until(1, "probes")
+    assert (again / "probes.json").read_bytes() == before
+    assert [path.name for path in again.glob("probes-*")] == ["probes-noisy.json"]
+    assert reproduce(again, models=given, only="probes") == 0
+    assert (again / "probes.json").read_bytes() == before
+    assert not [*again.glob("probes-*")]
+    for first in (0, 1):  # of the three files of a kind of samples
+        shutil.rmtree(again / "samples")
+        reproduce_until(first, None)
+        assert reproduce(again, models=given) == 0
+        names = {path.stem for path in (again / "samples").glob("*.npz")}
+        assert {path.stem for path in (again / "samples").glob("*.png")} == names
+    (again / "samples" / "plain.npz").unlink()
+    assert reproduce(again, models=given) == 0
+    assert (again / "samples" / "plain.npz").exists()
+    kept = "bits-per-dim", "frechet", "receptive-field"
+    assert {name: stamps(again)[name] for name in kept} == {name: others[name] for name in kept}
+
+
+def test_packaged_models_are_meant_and_named_whatever_folder_is_here(
+    given: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_plots: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in given:
+        shutil.copytree(folder, tmp_path / "mnist" / folder.name)
+    for models, title in (((), TITLE), ((Path("mnist"),), "models that were given")):
+        out = Path(f"out{len(models)}")
+        assert reproduce(out, models=models, only="receptive-field") == 0
+        results = read_json(out / "results.json")
+        assert (results["name"], "card" in results) == (title, not models)
+        n_filters = results["runs"]["noisy"]["settings"]["model"]["n_filters"]
+        assert (n_filters == 4) == bool(models)
+
+
+def test_a_model_is_described_without_a_pair_or_an_evaluation(tmp_path: Path) -> None:
+    plain = save_run(tmp_path / "plain", "plain", size=28)
+    RunFolder(plain).log.write_text('{"event": "end", "images": 1, "seconds": 1.0}\n')
+    described = describe_model("plain", load_models([plain]), load_embedded_mnist("test"))
+    assert described["settings"]["role"] == "plain"
+    assert described["held_out_bits_per_dim"] is None
+
+
+def test_black_pixels_are_black_in_every_colour() -> None:
+    red_and_black = torch.tensor([[255, 0], [0, 0], [0, 0]]).byte().view(1, 3, 1, 2)
+    assert black_share(red_and_black) == 0.5
