@@ -20,8 +20,8 @@ from dsmooth.commands.options import DataOptions, Reproduce
 from dsmooth.commands.reproduce import carry_out, runs_to_train
 from dsmooth.config import ReproductionStage, TrainConfig
 from dsmooth.data import to_float
-from dsmooth.data.published import load_embedded_mnist
 from dsmooth.data.order import choose_images
+from dsmooth.data.published import load_embedded_mnist
 from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
 from dsmooth.files import lock_folder, read_json, write_json
 from dsmooth.machine import has_fast_bfloat16
