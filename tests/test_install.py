@@ -110,13 +110,11 @@ except RuntimeError as error:
 print("exit code", doctor())
 """
     printed, errors = python("-c", ALONE + code, cwd=tmp_path, PYTHONPATH=str(site))
-    lines = printed.splitlines()
-    assert lines[0] == "torch.Size([1, 4, 4])"
+    first, second, *lines = printed.splitlines()
+    assert first == "torch.Size([1, 4, 4])"
     (said,) = [line for line in errors.splitlines() if "run in PyTorch, slower" in line]
     assert "`pip install --no-deps --no-cache-dir --force-reinstall .`" in said
-    assert lines[1].startswith("refused: ")
-    assert "DSMOOTH_EXTENSION=0" in lines[1]
-    assert "CUDA build: none (the extension was not built)" in lines
+    assert re.match("refused: .*DSMOOTH_EXTENSION=0", second)
     assert lines[-1] == "exit code 0"
 
 
@@ -174,8 +172,8 @@ MESSAGE = 'The CUDA compiler "/opt/nvcc" is not able to compile a simple test pr
 @pytest.fixture
 def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Build:
     """build_native of setup.py; its commands that have the text `broken` fail."""
-    namespace = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")
-    build_native = namespace["build_native"]
+    setup = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")
+    names = setup["build_native"].__globals__
     target = tmp_path / "_C.so"
 
     def play(wish: str, nvcc: str | None, broken: str = "nothing") -> dict[str, Any]:
@@ -189,11 +187,13 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Build:
             return SimpleNamespace(returncode=0, stdout="")
 
         monkeypatch.setenv("DSMOOTH_CUDA", wish)
-        monkeypatch.setitem(build_native.__globals__, "run", run)
-        monkeypatch.setitem(build_native.__globals__, "find_nvcc", lambda: nvcc)
-        return build_native(target, tmp_path / "build")
+        monkeypatch.setitem(names, "run", run)
+        if nvcc != "/opt/none":  # which is looked for
+            monkeypatch.setitem(names, "find_nvcc", lambda: nvcc)
+            monkeypatch.delenv("CUDACXX", raising=False)
+        return setup["build_native"](target, tmp_path / "build")
 
-    monkeypatch.delenv("CUDACXX", raising=False)
+    monkeypatch.setenv("CUDACXX", "/opt/none")
     return play
 
 
@@ -205,38 +205,29 @@ WITH_CUDA = "-DDSMOOTH_CUDA=ON"
     [
         (("auto", "/opt/nvcc"), ["sm_90", "PTX"], None),
         (("auto", None), [], "nvcc not found"),
+        (("auto", "/opt/none"), [], "nvcc not found at CUDACXX=/opt/none"),
         (("0", "/opt/nvcc"), [], "DSMOOTH_CUDA=0"),
         (("auto", "/opt/nvcc", WITH_CUDA), [], f"/opt/nvcc failed CMake's check: {MESSAGE}"),
     ],
 )
-def test_cuda_is_built_or_has_its_reason(build, way, archs, reason) -> None:
+def test_cuda_is_built_or_has_its_reason(build: Build, way, archs, reason) -> None:
     info = build(*way)
     assert info["extension"] is True
     cuda = info["cuda"]
     assert (cuda["built"], cuda["archs"], cuda["reason"]) == (bool(archs), archs, reason)
 
 
-def test_a_wrong_cudacxx_is_named(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And no other is taken instead."""
-    monkeypatch.setenv("CUDACXX", "/opt/none")
-    monkeypatch.setattr(shutil, "which", lambda name, path=None: None if "/" in name else name)
-    assert runpy.run_path(str(ROOT / "setup.py"), run_name="setup")["find_nvcc"]() is None
-    info = build("auto", None)
-    assert info["cuda"]["reason"] == "nvcc not found at CUDACXX=/opt/none"
-    with pytest.raises(SystemExit, match="not found at CUDACXX=/opt/none: put it there, or use"):
-        build("1", None)
-
-
 @pytest.mark.parametrize(
     ("way", "message"),
     [
         (("1", None), "nvcc was not found: put it on PATH"),
+        (("1", "/opt/none"), "not found at CUDACXX=/opt/none: put it there, or use"),
         (("yes", None), "DSMOOTH_CUDA must be auto, 0 or 1, got 'yes'"),
         (("0", None, ""), rf"no working C\+\+20 compiler: {MESSAGE}\napt install g\+\+"),
         (("1", "/opt/nvcc", WITH_CUDA), "DSMOOTH_CUDA=1, but CMake cannot use /opt/nvcc"),
         (("auto", "/opt/nvcc", "--build"), "did not compile.*DSMOOTH_CUDA=0 builds without CUDA"),
     ],
 )
-def test_a_wish_that_cannot_be_met_stops_the_build(build, way, message) -> None:
+def test_a_wish_that_cannot_be_met_stops_the_build(build: Build, way, message) -> None:
     with pytest.raises(SystemExit, match=message):
         build(*way)

@@ -1,4 +1,4 @@
-"""Every preset builds, trains a step, and samples."""
+"""Every preset builds and trains a step; settings are what JSON has."""
 
 from __future__ import annotations
 
@@ -15,19 +15,10 @@ import torch
 import dsmooth
 from dsmooth.config import TrainConfig
 from dsmooth.presets import DESCRIPTIONS, PRESETS, preset, train_command
-from dsmooth.sampling import sample_images
 from dsmooth.training.loop import evaluate
 from dsmooth.training.step import TrainState
 from tests.helpers.data_makers import random_dataset
 from tests.helpers.tiny_runs import ROLES
-
-CPU = torch.device("cpu")
-
-
-def shrink(config: TrainConfig) -> TrainConfig:
-    """The preset with a small network; all else is the preset's."""
-    model = replace(config.model, n_filters=4, n_resnet=1, n_mix=2, context_layers=1)
-    return replace(config, model=model, images=64, batch_size=8, precision="float32")
 
 
 @pytest.mark.quick
@@ -76,38 +67,24 @@ def test_settings_are_what_json_has(name: str, given: object, value: object) -> 
     assert (made, hash(made)) == (expected, hash(expected))
     assert json.dumps(asdict(made)) == json.dumps(asdict(expected))
     assert TrainConfig.from_dict(asdict(made)) == made
-
-
-@pytest.mark.quick
-def test_lists_of_a_network_are_tuples() -> None:
     tuples = dsmooth.ModelConfig(likelihood="discretized", atoms=(0, 1))
-    assert all(replace(tuples, atoms=atoms) == tuples for atoms in ([0, 1], range(2)))
+    assert replace(tuples, atoms=range(2)) == tuples
 
 
 @pytest.mark.grid
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("name", PRESETS)
-def test_preset_trains_a_step_and_samples(name: str, role: str) -> None:
-    config = shrink(preset(name, role))
-    channels = config.model.image_channels
-    data = random_dataset(16, channels=channels)
-    state = TrainState(config, data, CPU)
-    before = {key: value.clone() for key, value in state.model.state_dict().items()}
+def test_preset_trains_a_step(name: str, role: str) -> None:
+    small = {"n_filters": 4, "n_resnet": 1, "n_mix": 2, "context_layers": 1}
+    config = preset(name, role, **small, images=64, batch_size=8, precision="float32")
+    data = random_dataset(16, channels=config.model.image_channels)
+    state = TrainState(config, data, torch.device("cpu"))
     state.step()
     (reading,) = state.read()
     assert math.isfinite(reading.loss)
     assert reading.gradient_norm > 0
-    # The paper's learning rate starts at its full value, ours is warmed up: both move.
-    moved = [key for key, value in state.model.state_dict().items() if (value != before[key]).any()]
-    assert len(moved) > 0.9 * len(before)
     assert (state.ema is None) == (config.ema == 0)
     assert math.isfinite(evaluate(state, data))
-    with torch.no_grad():  # one step does not make a network that samples without diverging
-        state.averaged.head.weight_g.mul_(0.1)
-    context = data.batch(torch.arange(2)) if role == "denoiser" else None
-    x = sample_images(state.averaged, 2, height=8, width=8, context=context)
-    assert x.shape == (2, channels, 8, 8)
-    assert x.isfinite().all()
 
 
 def test_presets_build_at_full_size() -> None:
