@@ -57,7 +57,9 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / CONFIG_FILE  # the settings
         self.log = self.path / "log.jsonl"  # one JSON object a line
-        self.checkpoint = self.path / "checkpoint.safetensors"  # from which a run is resumed
+        # The newest checkpoint, from which a run is resumed, and the one before it.
+        self.checkpoint = self.path / "checkpoint.safetensors"
+        self.earlier_checkpoint = self.path / "checkpoint-earlier.safetensors"
         self.weights = self.path / WEIGHTS_FILE  # averaged, at the last evaluation
 
     def grid(self, images_seen: int) -> Path:
@@ -68,9 +70,13 @@ class RunFolder:
         """The pictures of samples, in the order of the training images."""
         return sorted(self.path.glob("samples-*.png"))
 
+    def checkpoints(self) -> tuple[Path, Path]:
+        """The files that may hold a checkpoint, the newest first."""
+        return self.checkpoint, self.earlier_checkpoint
+
     def can_resume(self) -> bool:
         """Whether the folder holds a run to go on with."""
-        return self.config.exists() and self.checkpoint.exists()
+        return self.config.exists() and any(map(Path.exists, self.checkpoints()))
 
     def is_finished(self) -> bool:
         """Whether the run came to its end, by its log."""
@@ -101,7 +107,7 @@ class RunFolder:
             raise ValueError(f"config.model must be the model's own {model.config}")
         settings = _config_bytes(config, image_size)
         with lock_folder(self.path, "a training run"):
-            if self.log.exists() or self.checkpoint.exists():
+            if any(map(Path.exists, (self.log, *self.checkpoints()))):
                 raise ValueError(f"{self.path} already holds a training run; choose another folder")
             # A kill on the way leaves no settings, rather than those of other weights.
             with replacing(self.weights, tensor_bytes(model.state_dict(), {})):

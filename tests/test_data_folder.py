@@ -19,12 +19,13 @@ pytestmark = pytest.mark.quick
 def test_folder_is_read_back_split_and_stable(tmp_path: Path) -> None:
     images = {f"{i // 10}/{i}.png": random_bytes((8, 12), seed=i) for i in range(40)}
     write_images(tmp_path, images)
-    for name in ("notes.txt", "0/a.GIF", "LICENSE", "._0.png"):
+    for name in ("notes.txt", "0/a.GIF", "0/b.GIF", "LICENSE", "._0.png"):
         (tmp_path / name).write_text("not an image")
     write_images(tmp_path / ".ipynb_checkpoints", {"0-checkpoint.png": images["0/0.png"]})
     train, test = (load_dataset("folder", split, tmp_path) for split in SPLITS)
     assert (train.image_channels, *train.image_size) == (1, 8, 12)
-    assert train.source == f"{tmp_path} ({len(train)} images)"
+    left_out = "left out of the folder: 2 .GIF, 1 without suffix, 1 .txt"
+    assert train.source == f"{tmp_path} ({len(train)} images; {left_out})"
     # Each image is in one split.
     everything = [image.tobytes() for image in images.values()]
     parts = [[image.numpy().tobytes() for image in split.images] for split in (train, test)]
@@ -134,6 +135,14 @@ def test_folder_errors_name_the_file(tmp_path: Path, sizes, image_size, message:
     write_images(tmp_path, {f"{name}.png": random_bytes(size) for name, size in sizes.items()})
     with refused(message.replace("FOLDER", str(tmp_path)), error=(ValueError, FileNotFoundError)):
         load_splits("folder", SPLITS, tmp_path, image_size=image_size)
+
+
+def test_images_that_are_enlarged_are_counted(tmp_path: Path, caplog) -> None:
+    sizes = {f"{i}.png": (8 + 4 * i, 12) for i in range(5)}
+    write_images(tmp_path, {name: random_bytes(size) for name, size in sizes.items()})
+    for image_size, words in ((8, []), (12, ["1 of 5 images are enlarged to 12 x 12"])):
+        load_splits("folder", SPLITS, tmp_path, image_size=image_size)
+        assert caplog.messages == words
 
 
 def test_what_cannot_be_used_is_named_all_at_once(tmp_path: Path) -> None:

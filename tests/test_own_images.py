@@ -51,6 +51,50 @@ def test_pillow_pictures_look_as_they_did(mode: str) -> None:
     assert torch.equal(found.images, torch.from_numpy(255 * CHESS).byte().expand_as(found.images))
 
 
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (Image.new("RGBA", (8, 8), (9, 9, 9, 0)), "item 1 must be opaque.*this converts it: "),
+        (Image.fromarray(np.full((8, 8), 65535, np.uint16)), "item 1 .* 8 bits .*it: "),
+        (Image.fromarray(np.full((8, 8), 65535, np.int32)), "item 1 .* 8 bits .*it: "),
+    ],
+)
+def test_the_error_has_the_line_that_converts(picture: Image.Image, message: str) -> None:
+    white = Image.new("RGB" if picture.mode == "RGBA" else "L", picture.size, "white")
+    with pytest.raises(ValueError, match=message) as caught:
+        own_images([white, picture])
+    line = str(caught.value).rpartition("it: ")[2].partition(", if ")[0]
+    converted = eval(line, {"Image": Image, "numpy": np, "image": picture})
+    assert (own_images([white, converted]).images == 255).all()
+
+
+def test_a_random_split_is_training_and_held_out_images() -> None:
+    halves = loaders.random_split(
+        loaders.TensorDataset(PIXELS), [30, 10], torch.Generator().manual_seed(0)
+    )
+    for images, half in zip(split_own(halves), halves, strict=True):
+        assert torch.equal(images.images, PIXELS[half.indices])
+
+
+class Noisy(loaders.Dataset):
+    """A random transform inside a data set, which counts its reads."""
+
+    def __len__(self) -> int:
+        return len(PIXELS)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.where(torch.rand(8, 8) < 0.5, PIXELS[index], 0)
+
+
+def test_a_frozen_transform_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    own_images(loaders.TensorDataset(PIXELS))
+    assert not caplog.messages
+    own_images(Noisy())
+    (line,) = caplog.messages
+    assert line.startswith("item 0 of the data set differs at a second read")
+    assert "transform=" in line
+
+
 def crop(image: torch.Tensor) -> torch.Tensor:
     """A crop by torch's generator, numbers of the two others in it."""
     top = int(torch.randint(5, ()))
@@ -97,7 +141,9 @@ def test_the_transform_of_a_data_set_is_the_argument() -> None:
     train_set, test_set = split_own((own, held_out))
     assert train_set.digest == split_own((PIXELS, held_out), transform=crop)[0].digest
     assert (train_set.transform, test_set.transform) == (crop, None)
-    assert split_own(own, transform=torch.clone)[0].transform is torch.clone
+    assert split_own(replace(own, transform=torch.clone))[0].transform is torch.clone
+    with pytest.raises(ValueError, match="transform= was given beside that of an ImageDataset"):
+        split_own((own, held_out), transform=crop)
 
 
 @pytest.mark.parametrize(
@@ -119,19 +165,25 @@ def test_transforms_that_cannot_be(transform: Transform, message: str) -> None:
 @pytest.mark.parametrize("names", [(), ("cat", "dog", "emu")])
 def test_labels_in_every_form(names: tuple[str, ...]) -> None:
     numbers = torch.arange(40) % 3
+    one_hot = torch.nn.functional.one_hot(numbers)
     labels = [names[i] for i in numbers] if names else numbers.tolist()
     items = [*zip(PIXELS, np.array(labels), strict=True)]
     for dataset, apart in (
         *((PIXELS, labels), (PIXELS.numpy(), np.array(labels)), ((PIXELS, labels), None)),
         *(((PIXELS, np.array(labels)), None), (items, None), (PIXELS, [*np.array(labels)])),
         *((loaders.Subset(items, range(40)), None), ((items, items[9:12]), None)),
-        (loaders.TensorDataset(PIXELS, numbers) if not names else items, None),
+        *(((PIXELS, one_hot), ((PIXELS, one_hot.float()), None)) if not names else ()),
+        *(
+            (loaders.TensorDataset(PIXELS, each), None)
+            for each in ((numbers, one_hot, numbers.float()) if not names else ())
+        ),
     ):
         train_set, held_out = split_own(dataset, apart)
         assert train_set.class_names == held_out.class_names == names
         assert torch.equal(torch.cat([train_set.labels[:9], held_out.labels[:1]]), numbers[:10])
     assert train_set.digest != replace(train_set, labels=2 - train_set.labels).digest
-    assert own_images([(image, None) for image in PIXELS]).labels is None
+    for no_class in (torch.tensor([1, 1, 0]), {"boxes": []}, None):
+        assert own_images([(image, no_class) for image in PIXELS]).labels is None
 
 
 class Hub(list):
@@ -144,10 +196,15 @@ def test_names_of_classes() -> None:
     hub = Hub({"image": image, "label": i % 2} for i, image in enumerate(PIXELS))
     for each in (own_images(hub), *split_own(hub), split_own(own_images(hub))[1]):
         assert each.class_names == ("dog", "cat")
+    parts = split_own(([(PIXELS[0], "cat"), (PIXELS[1], "emu")], [(PIXELS[0], "ape")] * 2))
+    assert [part.class_names for part in parts] == [("cat", "emu", "ape")] * 2
+    assert parts[1].labels.tolist() == [2, 2]
 
 
 def test_ranges_of_pixels(caplog: pytest.LogCaptureFixture) -> None:
-    own_images(PIXELS)
+    for same in (PIXELS.long(), PIXELS.numpy().astype(np.uint16), [*PIXELS.int()]):
+        assert torch.equal(own_images(same).images, PIXELS)
+    assert torch.equal(own_images(PIXELS > 99).images, (PIXELS > 99).byte() * 255)
     assert not caplog.messages
     for few, ends in ((PIXELS // 16, "0 .. 15"), (PIXELS // 2 + 127, "127 .. 254")):
         own_images(few)
@@ -167,7 +224,7 @@ def test_forms_of_images_of_ones_own() -> None:
     # As a data set of the Hugging Face Hub.
     pictures = map(Image.fromarray, last.numpy())
     items = [{"idx": i, "img": picture, "label": i % 3} for i, picture in enumerate(pictures)]
-    train_set, held_out = split_own((items, items[:5]))
+    train_set, held_out = split_own({"train": items, "validation": items[:5], "test": None})
     assert torch.equal(train_set.images, pixels)
     assert train_set.labels.tolist() == [i % 3 for i in range(20)]
     assert len(held_out) == 5
@@ -183,7 +240,7 @@ class Promise(Endless):
         return 1 << 50
 
 
-NO_BYTES = r"must be bytes of dtype uint8, got {}: dsmooth\.to_bytes\(x\) "
+NO_BYTES = r"must be bytes, got {}: dsmooth\.to_bytes\(x\) "
 NO_ITEMS = "must have a length and numbers of its items, got a {}: give the .dataset of a DataLoad"
 
 
@@ -195,7 +252,7 @@ NO_ITEMS = "must have a length and numbers of its items, got a {}: give the .dat
         ([torch.full((8, 8), -2.0)], f"item 0 {NO_BYTES.format('float32')}"),
         ((PIXELS / 255).numpy(), f"images {NO_BYTES.format('float32')}"),
         ((PIXELS, to_float(PIXELS)), f"images {NO_BYTES.format('float32')}"),
-        (PIXELS > 99, f"images {NO_BYTES.format('bool')}"),
+        (PIXELS.int() + 1, r"images must be whole numbers in 0 \.\. 255, got \d+ to 256"),
         (["a.png"], "item 0 must be an image, got a str"),
         ([()], "item 0 must be an image, got a NoneType"),
         ([Image.new("RGBA", (8, 8))], "item 0 must be opaque, got transparent pixels"),
@@ -209,11 +266,7 @@ NO_ITEMS = "must have a length and numbers of its items, got a {}: give the .dat
         ([], "train data set must have a length and hold images, got none"),
         ((BLACK, BLACK[:0]), "test data set must have a length and hold images, got none"),
         ((BLACK, BLACK, BLACK), r"\(training images, held-out images\), .* got 3$"),
-        ({"train": PIXELS}, NO_ITEMS.format("dict")),
-        (
-            ([(BLACK[0], "ape")], [(BLACK[0], "emu")]),
-            "must be of the classes ape, got emu: ",
-        ),
+        ({"a": PIXELS, "b": PIXELS}, "has no split 'train', but a, b"),
         (torch.zeros(20, 1, 8, 6, dtype=torch.uint8), "multiples of 4, got 8 x 6: crop, pad"),
         ((BLACK, BLACK.expand(-1, 3, -1, -1)), "held-out images must"),
         (
@@ -233,14 +286,19 @@ LABELS = torch.arange(40)
 @pytest.mark.parametrize(
     ("dataset", "labels", "message"),
     [
-        (PIXELS, LABELS[:3], "of 40 images, got 3 such as 2; labels.argmax"),
-        (PIXELS, LABELS + 0.5, "must be whole numbers or names of 40 images, got 40 such as 39.5"),
-        (PIXELS, ["cat", 3] * 20, "got 40 such as 'cat' and 3;"),
+        (PIXELS, LABELS[:3], "of 40 images, got 3 such as 2$"),
+        (
+            PIXELS,
+            LABELS + 0.5,
+            "must be whole numbers, one-hot vectors or names of 40 images, got 40 such as 39.5",
+        ),
+        (PIXELS, ["cat", 3] * 20, "got 40 such as 'cat' and 3$"),
         (
             (PIXELS, PIXELS),
             LABELS,
             r"\(\(images, labels\), \(images, labels\)\), got 2 and lab",
         ),
+        ((PIXELS, LABELS), LABELS, r"beside \(images, labels\): leave one out"),
         ([(PIXELS[0], None), (PIXELS[1], 1)], None, "got 2 such as None and 1"),
     ],
 )

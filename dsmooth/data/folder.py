@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..files import open_regular, printable
-from ..progress import progress
+from ..progress import LOG, progress
 from .dataset import ImageDataset
 from .reading import InvalidFile, check_memory, guarded, missing
 
@@ -75,25 +76,29 @@ def load_folder(
     if images.shape[1] == 1 and any(_in_threads(_is_coloured, others)):
         images = images.repeat(1, 3, 1, 1)
     classes, names = _classes(folder, paths)
+    files = (path for path in _visible(folder) if path.suffix.lower() not in SUFFIXES)
+    kinds = Counter(path.suffix or "without suffix" for path in files if path.is_file())
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+    left_out = f"; left out of the folder: {printable(counts)}" * bool(counts)
     datasets = []
     for split, part, pixels in zip(splits, parts, images.split([*map(len, parts)]), strict=True):
         labels = torch.tensor([classes[path] for path in part]) if names else None
-        source = f"{printable(folder)} ({len(part):,} images)"
+        source = f"{printable(folder)} ({len(part):,} images{left_out})"
         datasets.append(ImageDataset(pixels, labels, "folder", split, source, class_names=names))
     return datasets
 
 
 def image_paths(folder: Path) -> list[Path]:
     """The image files in a folder and in those inside it, but hidden ones, in the names' order."""
-    paths = (
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(
-            part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts
-        )
-    )
+    paths = (path for path in _visible(folder) if path.suffix.lower() in SUFFIXES)
     return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        parts = path.relative_to(folder).parts
+        if not any(part.startswith(".") or part == "__MACOSX" for part in parts):
+            yield path
 
 
 def paths_of_split(folder: Path, paths: list[Path], split: str) -> list[Path]:
@@ -131,14 +136,16 @@ def read_pictures(
     Raises InvalidFile, naming the first ten pictures that cannot be used.
     """
     images: NDArray[np.uint8] | None = None
-    refused: list[str] = []
-    read = partial(_read_picture, size=size, crop=crop)
+    refused, enlarged = list[str](), 0
+    work = partial(_read_picture, size=size, crop=crop)
     bar = progress("reading images", len(paths)) if show_progress else nullcontext(lambda _: None)
     with bar as show:
-        for row, picture in enumerate(_in_threads(read, paths)):
-            if isinstance(picture, str):
-                refused.append(picture)
+        for row, read in enumerate(_in_threads(work, paths)):
+            if isinstance(read, str):
+                refused.append(read)
             else:
+                picture, side = read
+                enlarged += size is not None and side < size
                 if images is None:
                     check_memory(folder, len(paths) * picture.size)
                     images = np.empty((len(paths), *picture.shape), np.uint8)
@@ -160,11 +167,15 @@ def read_pictures(
         refused = ["\n  ".join([f"{count} cannot be used:", *refused])]
     if refused:
         raise InvalidFile(refused[0])
+    if enlarged:
+        LOG.warning("%d of %d images are enlarged to %d x %d", enlarged, len(paths), size, size)
     return torch.from_numpy(images)
 
 
-def _read_picture(path: Path, size: int | None, crop: int | None) -> NDArray[np.uint8] | str:
-    """The pixels (C, H, W) of a file, or why it cannot be used."""
+def _read_picture(
+    path: Path, size: int | None, crop: int | None
+) -> tuple[NDArray[np.uint8], int] | str:
+    """The pixels (C, H, W) of a file and the side of its square, or why it cannot be used."""
     from PIL.Image import Resampling
 
     try:
@@ -183,7 +194,7 @@ def _read_picture(path: Path, size: int | None, crop: int | None) -> NDArray[np.
         picture = picture.crop((left, top, left + side, top + side))
         if side != size:  # by a filter that widens with the scale: it averages
             picture = picture.resize((size, size), Resampling.BILINEAR)
-    return np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
+    return np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1), side
 
 
 @contextmanager

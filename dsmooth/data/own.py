@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils import data as loaders
 
 from ..config import OWN
+from ..progress import LOG
 from .dataset import ImageDataset, Transform, channels_first, warn_of_range
 from .folder import obstacle, upright
 from .order import transformed
@@ -21,6 +23,16 @@ HELD_OUT = 10  # the last of ten images is held out of a data set without a test
 # Names that data sets of the Hugging Face Hub give to a column of images, and to one of labels.
 IMAGES = ("image", "img", "images", "pixel_values")
 LABELS = ("label", "labels", "fine_label")
+# Names of the images that are held out, among the splits of a data set of the Hub.
+HELD_OUT_SPLITS = ("validation", "valid", "val", "test")
+# Lines that convert a PIL image, by words of the reason why it cannot be used.
+CONVERSIONS = {
+    "opaque": 'Image.alpha_composite(Image.new("RGBA", image.size, "white"), '
+    'image.convert("RGBA")).convert("RGB")',
+    "8 bits": 'Image.fromarray((numpy.asarray(image) // 257).astype("uint8")), if its values go to '
+    "65535",
+}
+READ_AGAIN = 8  # items that are read twice, which shows transforms that draw random numbers
 
 
 def own_images(dataset: Any, split: str = "train", labels: Any = None) -> ImageDataset:
@@ -30,12 +42,14 @@ def own_images(dataset: Any, split: str = "train", labels: Any = None) -> ImageD
     tuple of it and its labels; or anything with a length, such as a `torch.utils.data.Dataset`, a
     data set of the Hugging Face Hub or a list. Its items are images, or tuples of an image and
     perhaps a label. An image is a PIL image or an array (C, H, W), (H, W, C) or (H, W). PIL images
-    of any mode become grey or RGB, each by its mode. Arrays are of dtype uint8, as
-    `dsmooth.to_bytes` makes them. labels: whole numbers (N,), or names, whose classes are in sorted
-    order. Raises ValueError, with the item's number, for anything else and for images of several
-    shapes.
+    of any mode become grey or RGB, each by its mode. Arrays are whole numbers in 0 .. 255, or bool;
+    `dsmooth.to_bytes` makes bytes of floating point. labels: whole numbers (N,), one-hot (N, K), or
+    names, whose classes are in sorted order. Raises ValueError, with the item's number, for
+    anything else and for images of several shapes.
     """
-    if labels is None and _has_labels(dataset):
+    if _has_labels(dataset):
+        if labels is not None:
+            raise ValueError("labels= was given beside (images, labels): leave one out")
         dataset, labels = dataset
     if isinstance(dataset, ImageDataset):
         images = dataset
@@ -59,8 +73,16 @@ def split_own(
     """Training and held-out images from the arguments of `dsmooth.train`.
 
     Of images that come without held-out ones, one in HELD_OUT is held out. transform: of the
-    training images, by default that of their `ImageDataset`.
+    training images, if it is not that of their `ImageDataset`.
     """
+    if isinstance(dataset, Mapping):
+        if "train" not in dataset:
+            raise ValueError(f"the data set has no split 'train', but {', '.join(dataset)}")
+        held_out_names = [name for name in HELD_OUT_SPLITS if name in dataset][:1]
+        dataset = tuple(dataset[name] for name in ("train", *held_out_names))
+        dataset = dataset if held_out_names else dataset[0]
+    elif isinstance(dataset, list) and isinstance(next(iter(dataset), None), loaders.Dataset):
+        dataset = tuple(dataset)  # of random_split
     if isinstance(dataset, tuple) and not _has_labels(dataset):
         if len(dataset) != 2 or labels is not None:
             raise ValueError(
@@ -69,11 +91,11 @@ def split_own(
                 f"{' and labels=' * (labels is not None)}"
             )
         train, test = own_images(dataset[0]), own_images(dataset[1], "test")
-        if test.labels is not None and not test.has_classes(train.class_names):
-            raise ValueError(
-                f"held-out images must be of the classes {', '.join(train.class_names)}, got "
-                f"{', '.join(test.class_names)}: give numbers"
-            )
+        if test.labels is not None and train.class_names and test.class_names:
+            class_names = tuple(dict.fromkeys((*train.class_names, *test.class_names)))
+            numbers = torch.tensor([class_names.index(name) for name in test.class_names])
+            train = replace(train, class_names=class_names)
+            test = replace(test, labels=numbers[test.labels], class_names=class_names)
     else:
         whole = own_images(dataset, "train", labels)
         if len(whole) < HELD_OUT:
@@ -83,6 +105,8 @@ def split_own(
             )
         held_out = torch.arange(len(whole)) % HELD_OUT == HELD_OUT - 1
         train, test = whole.part(~held_out), replace(whole.part(held_out), split="test")
+    if None not in (train.transform, transform):
+        raise ValueError("transform= was given beside that of an ImageDataset: leave one out")
     transform = transform or train.transform
     train, test = replace(train, transform=transform), replace(test, transform=None)
     shape, made = train.images.shape[1:], ""
@@ -107,8 +131,12 @@ def _has_labels(dataset: Any) -> bool:
     if not isinstance(dataset, tuple) or len(dataset) != 2:
         return False
     images, labels = dataset
-    are_labels = isinstance(labels, list) or getattr(labels, "ndim", None) == 1
-    return isinstance(images, Tensor | np.ndarray) and are_labels
+    if not isinstance(images, Tensor | np.ndarray) or not isinstance(
+        labels, Tensor | np.ndarray | list | tuple
+    ):
+        return False
+    first = labels[0] if len(labels) else None
+    return isinstance(first, int | float | str) or getattr(first, "ndim", 2) < 2
 
 
 def _read_items(dataset: Any, split: str) -> ImageDataset:
@@ -123,16 +151,7 @@ def _read_items(dataset: Any, split: str) -> ImageDataset:
         )
     images, labels = torch.empty(0, 1, 4, 4, dtype=torch.uint8), list[object]()
     for number in range(len(dataset)):
-        item = dataset[number]
-        if isinstance(item, Mapping):
-            columns = [next((n for n in names if n in item), None) for names in (IMAGES, LABELS)]
-            if columns[0] is None:
-                raise ValueError(
-                    f"item {number} must have an entry {', '.join(IMAGES)}, got {', '.join(item)}"
-                )
-            item = tuple(item.get(name) for name in columns)
-        image, label, *_ = (*item, None, None) if isinstance(item, tuple | list) else (item, None)
-        pixels = _pixels(image, f"item {number}")
+        pixels, label = _pixels_and_label(dataset[number], f"item {number}")
         if number == 0:
             check_memory(f"a {kind}", len(dataset) * pixels.numel())
             images = torch.empty((len(dataset), *pixels.shape), dtype=torch.uint8)
@@ -143,6 +162,14 @@ def _read_items(dataset: Any, split: str) -> ImageDataset:
             )
         images[number] = pixels
         labels.append(label)
+    for number in () if isinstance(dataset, list | tuple) else range(min(READ_AGAIN, len(dataset))):
+        if not torch.equal(_pixels_and_label(dataset[number], "item")[0], images[number]):
+            LOG.warning(
+                "item %d of the data set differs at a second read: images are read once, so its "
+                "random transforms are frozen; transform= applies them at each visit",
+                number,
+            )
+            break
     source = f"a {kind} given in Python"
     if all(label is None for label in labels):
         return ImageDataset(images, None, OWN, split, source)
@@ -153,21 +180,44 @@ def _read_items(dataset: Any, split: str) -> ImageDataset:
     return ImageDataset(images, numbers, OWN, split, source, class_names=class_names)
 
 
+def _pixels_and_label(item: Any, name: str) -> tuple[Tensor, object]:
+    """The bytes (C, H, W) and the label of an item; None for a label that names no class."""
+    if isinstance(item, Mapping):
+        columns = [next((n for n in names if n in item), None) for names in (IMAGES, LABELS)]
+        if columns[0] is None:
+            raise ValueError(
+                f"{name} must have an entry {', '.join(IMAGES)}, got {', '.join(item)}"
+            )
+        item = tuple(item.get(column) for column in columns)
+    image, label, *_ = (*item, None, None) if isinstance(item, tuple | list) else (item, None)
+    if not isinstance(_number_of(label), int | float | str):
+        label = None
+    return _pixels(image, name), label
+
+
+def _number_of(label: Any) -> object:
+    """The number of a class from an array of it or from a one-hot vector; else the label itself."""
+    value = label.tolist() if hasattr(label, "tolist") else label
+    if isinstance(value, list) and len(value) == 1:
+        return value[0]
+    is_one_hot = isinstance(value, list) and (value.count(1), value.count(0)) == (1, len(value) - 1)
+    return value.index(1) if is_one_hot else value
+
+
 def _classes(labels: Any, count: int) -> tuple[Tensor, tuple[str, ...]]:
-    """Numbers (N,) int64 of labels, and the names of the classes if they are names."""
-    if isinstance(labels, Tensor | np.ndarray):
-        values = labels.tolist()
-    else:
-        values = [label.tolist() if hasattr(label, "tolist") else label for label in labels]
+    """Numbers (N,) int64 of labels in any form, and the names of the classes if they are names."""
+    values = [_number_of(label) for label in labels]
     if len(values) == count and all(isinstance(value, str) for value in values):
-        names = tuple(sorted(set(values)))
-        return torch.tensor([names.index(value) for value in values]), names
-    if len(values) == count and all(isinstance(value, int) for value in values):
+        names = tuple(sorted(set(map(str, values))))
+        return torch.tensor([names.index(str(value)) for value in values]), names
+    if len(values) == count and all(
+        isinstance(value, int | float) and float(value).is_integer() for value in values
+    ):
         return torch.tensor(values).long(), ()
     kinds = {type(value): repr(value) for value in values}
     raise ValueError(
-        f"labels must be whole numbers or names of {count} images, got {len(values)} such as "
-        f"{' and '.join(kinds.values())}; labels.argmax(1) makes numbers of one-hot vectors"
+        f"labels must be whole numbers, one-hot vectors or names of {count} images, got "
+        f"{len(values)} such as {' and '.join(kinds.values())}"
     )
 
 
@@ -176,18 +226,25 @@ def _pixels(values: Any, name: str) -> Tensor:
     is_item = name != "images"
     if hasattr(values, "getbands"):  # a PIL image
         if (why := obstacle(values)) is not None:
-            raise ValueError(f"{name} {why}")
+            line = next((line for words, line in CONVERSIONS.items() if words in why), None)
+            raise ValueError(f"{name} {why}" + f"; this converts it: {line}" * (line is not None))
         values = np.asarray(upright(values))
     if not isinstance(values, Tensor | np.ndarray):
         raise ValueError(f"{name} must be an image, got a {type(values).__name__}")
     kind = str(values.dtype).removeprefix("torch.")
-    if kind != "uint8":
+    if not re.fullmatch(r"bool|u?int\d+", kind):
         raise ValueError(
-            f"{name} must be bytes of dtype uint8, got {kind}: dsmooth.to_bytes(x) makes them of a "
-            "tensor in [-1, 1], dsmooth.to_bytes(2 * x - 1) of one in [0, 1]; or leave out "
-            "ToTensor and Normalize"
+            f"{name} must be bytes, got {kind}: dsmooth.to_bytes(x) makes them of a tensor in "
+            "[-1, 1], dsmooth.to_bytes(2 * x - 1) of one in [0, 1]; or leave out ToTensor and "
+            "Normalize"
         )
-    if isinstance(values, np.ndarray):  # torch takes no negative strides, and writable arrays
-        values = torch.from_numpy(np.require(values, requirements=["C", "W"]))
-    x = values.detach().cpu()
+    array = values.numpy(force=True) if isinstance(values, Tensor) else values
+    if kind == "bool":
+        array = array * np.uint8(255)
+    elif array.size and not 0 <= array.min() <= array.max() <= 255:
+        raise ValueError(
+            f"{name} must be whole numbers in 0 .. 255, got {array.min()} to {array.max()}"
+        )
+    # torch takes no negative strides, and writable arrays.
+    x = torch.from_numpy(np.require(array, np.uint8, requirements=["C", "W"]))
     return channels_first(x[None], name)[0] if is_item else channels_first(x, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from ..config import RunSettings, TrainConfig
 from ..distributed import all_same, broadcast_int, rank_and_size
 from ..fields import flatten
-from ..files import lock_folder, read_tensors, write_tensors
+from ..files import lock_folder, read_tensors, replacing, tensor_bytes
 from ..progress import LOG
 from ..runs import RunFolder
 from .beginning import HOLDER, check_new_run, is_restart, with_channels
@@ -38,7 +39,10 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(run: RunFolder, state: TrainState, image_size: tuple[int, int]) -> None:
-    """Replace the checkpoint, if all weights are finite, and then the settings."""
+    """Write the newest checkpoint, if all weights are finite, and then the settings.
+
+    The checkpoint before it is kept, should the newest one be damaged.
+    """
     state.check_finite()
     tensors = state.tensors()
     metadata = {
@@ -48,8 +52,23 @@ def save_checkpoint(run: RunFolder, state: TrainState, image_size: tuple[int, in
         "data": state.train_set.digest,
     }
     metadata["sha256"] = digest(tensors, metadata)
-    write_tensors(run.checkpoint, tensors, metadata)
+    with replacing(run.checkpoint, tensor_bytes(tensors, metadata)):
+        if run.checkpoint.exists():
+            os.replace(run.checkpoint, run.earlier_checkpoint)
     run.write_config(state.config, image_size)
+
+
+def newest_checkpoint(run: RunFolder) -> Checkpoint:
+    """The newest checkpoint of a run, or the one before it where that is damaged or not there."""
+    try:
+        return read_checkpoint(run.checkpoint)
+    except (OSError, ValueError) as error:
+        if not run.earlier_checkpoint.exists():
+            raise
+        earlier = read_checkpoint(run.earlier_checkpoint)
+        words = "%s: %s; going on from the checkpoint before it, at %s images"
+        LOG.info(words, earlier.settings.role, error, f"{earlier.images_seen:,}")
+        return earlier
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -85,7 +104,7 @@ def find_checkpoint(
     if run.config.exists() if resume else broadcast_int(is_restart(run)):
         if rank_and_size()[0] == 0:
             stack.enter_context(lock_folder(run.path, HOLDER))
-        return read_checkpoint(run.checkpoint)
+        return newest_checkpoint(run)
     check_new_run(run, config)
     if resume:
         LOG.info("%s: there is no run in %s to resume: it begins here", config.role, run.path)
@@ -188,10 +207,15 @@ def go_on(checkpoint: Checkpoint, state: TrainState, *, force: bool = False) -> 
                 "in another order, or not as to transform=; `force=True` goes on with these"
             )
         notes.append(f"other images, another order or another transform, from {seen:,} images on")
+    elif images.transform is not None:
+        notes.append("transform= is taken for the one that the run began with: nothing compares it")
     state.restore(checkpoint.tensors, seen, checkpoint.steps, str(path))
     if not all_same(seen):
         raise ValueError(
             f"rank {rank_and_size()[0]}: the processes read different checkpoints, here at "
             f"{seen:,} images: {path.parent} must be one folder that all of them see"
         )
+    newest = RunFolder(path.parent).checkpoint
+    if rank_and_size()[0] == 0 and path != newest:
+        os.replace(path, newest)  # all have read it; a damaged one is not kept
     return notes if seen < total_images(state.config) else []

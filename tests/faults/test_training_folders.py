@@ -41,7 +41,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 @pytest.fixture
 def run(finished: RunFolder, tmp_path: Path) -> RunFolder:
-    """The whole run, its checkpoint at 32 images."""
+    """The whole run, its newest checkpoint at 32 images and the one before at 24."""
     copy = RunFolder(tmp_path / "run")
     copy.path.mkdir()
     for file in finished.path.iterdir():
@@ -67,11 +67,20 @@ def cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [change, recount, cut, Path.unlink])
-def test_a_run_whose_checkpoint_is_damaged_is_refused(run: RunFolder, damage) -> None:
+def test_the_checkpoint_before_a_damaged_one_is_used(run, finished, damage, capsys) -> None:
+    damage(run.checkpoint)
+    train(CONFIG, run.path, resume=True, progress=True)
+    assert "going on from the checkpoint before it, at 24 images" in capsys.readouterr().out
+    assert_same_end(run.path, finished.path)
+    assert read_checkpoint(run.earlier_checkpoint).images_seen == 24  # not the damaged one
+
+
+@pytest.mark.parametrize("damage", [change, cut])
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(run: RunFolder, damage) -> None:
     weights = run.weights.read_bytes()
     damage(run.checkpoint)
-    errors = (ValueError, FileNotFoundError)
-    refuses(r"checkpoint\.safetensors", train, CONFIG, run.path, resume=True, error=errors)
+    damage(run.earlier_checkpoint)
+    refuses(r"checkpoint-earlier\.safetensors is ", train, CONFIG, run.path, resume=True)
     assert run.weights.read_bytes() == weights
 
 
@@ -101,6 +110,8 @@ def test_a_run_goes_on_with_a_transform_if_it_began_with_one(tmp_path: Path) -> 
             words, train, longer, tmp_path / folder, dataset=images, transform=after, resume=True
         )
     train(longer, tmp_path / "b", dataset=images, transform=torch.negative, resume=True)
+    note = RunFolder(tmp_path / "b").origin().notes[-1]
+    assert note.startswith("transform= is taken for the one that the run began with")
 
 
 @pytest.mark.parametrize("name", [".lock", "log.jsonl"])
@@ -126,7 +137,7 @@ def test_a_run_keeps_its_weights_and_its_folder(run: RunFolder, tmp_path: Path) 
     """No model stands over the log or the checkpoint of another, or beside a run at work."""
     model, config, size = run.load_model()
     before = {path: path.read_bytes() for path in run.path.iterdir()}
-    for gone in ((), (run.log,)):
+    for gone in ((), (run.log,), (run.checkpoint,)):
         for path in gone:
             path.unlink()
             del before[path]
@@ -254,6 +265,7 @@ def rewrite(path: Path, **stated: str | None) -> None:
 )
 def test_what_a_checkpoint_states_is_checked(run, name, value, message) -> None:
     rewrite(run.checkpoint, **{name: value})
+    run.earlier_checkpoint.unlink()
     refuses(rf"checkpoint\.safetensors {message}", train, CONFIG, run.path, resume=True)
 
 
