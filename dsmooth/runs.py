@@ -66,10 +66,6 @@ class RunFolder:
         """The samples after `images_seen` training images."""
         return self.path / f"samples-{images_seen:09d}.png"
 
-    def grids(self) -> list[Path]:
-        """The pictures of samples, in the order of the training images."""
-        return sorted(self.path.glob("samples-*.png"))
-
     def checkpoints(self) -> tuple[Path, Path]:
         """The files that may hold a checkpoint, the newest first."""
         return self.checkpoint, self.earlier_checkpoint

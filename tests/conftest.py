@@ -60,7 +60,7 @@ def _values(case: pytest.Item) -> tuple[tuple[int, ...], ...]:
 
 @pytest.fixture
 def small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training sees the middle 8 x 8 pixels of its images and draws no grids."""
+    """Training sees the middle 8 x 8 pixels of its images."""
     from tests.helpers.tiny_runs import use_small_runs
 
     use_small_runs(monkeypatch)

@@ -134,7 +134,7 @@ def test_a_restart_goes_on_with_a_run_of_its_own_launch(tmp_path, small_runs, mo
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(count))
 
     start("one", 0)
-    train_until(16, tiny(images=24), tmp_path, monkeypatch)
+    train_until(16, tiny(images=24), tmp_path)
     start("two", 1)
     refuses("already holds a run", train, tiny(images=24), tmp_path)
     start("one", 1)

@@ -55,14 +55,10 @@ def check_initial(model: ModelConfig, initial: ModelConfig, source: str) -> None
 def find_initial(source: str, role: Role) -> SavedNetwork:
     """The network of a role in `source`, whose weights a new run begins with."""
     networks = resolve(source)
-    first = networks[0]
-    if role == "plain" and len(networks) == 2 and first.training is not None:
-        networks = resolve(first.folder.with_name("plain"))
-    network = next((one for one in networks if one.role == role), None)
-    if network is None and len(networks) == 2:
-        raise ValueError(f"{source} is a pair, which has no plain model to begin with")
+    network = next((each for each in networks if each.role == role), None)
     if network is None:
-        raise ValueError(f"{source} is the run of a {first.role} model, not of a {role} one")
+        roles = " and a ".join(each.role for each in networks)
+        raise ValueError(f"{source} has a {roles} model, and no {role} one to begin with")
     return network
 
 

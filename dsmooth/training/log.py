@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,16 +37,13 @@ class Evaluation(NamedTuple):
 
 
 OnEvaluation = Callable[[Evaluation], object]
+RECORD_SECONDS = 1.0
 
 
 def loss_name(config: TrainConfig) -> str:
     """The quantity that the loss of a run measures, in bits/dim, with its likelihood."""
-    what = {"noisy": "x~", "denoiser": "x given x~", "plain": "x"}[config.role]
-    return f"bits/dim of {what} ({config.model.likelihood})"
-
-
-RECORD_SECONDS = 1.0
-EARLY_IMAGES = 10_000  # before these, samples may diverge with any settings
+    pixels = {"noisy": "x~", "denoiser": "x given x~", "plain": "x"}[config.role]
+    return f"bits/dim of {pixels} ({config.model.likelihood})"
 
 
 def tensorboard(folder: str | Path) -> OnEvaluation:
@@ -86,38 +83,33 @@ class RunLog(ExitStack):
         progress: bool,
     ) -> None:
         super().__init__()
-        self.folder = folder
-        self.config = state.config
-        self.loss_name = loss_name(state.config)
-        self.on_evaluation = on_evaluation
-        self.total = total_images(state.config)
-        self.started = time.monotonic()
+        self.folder, self.state, self.on_evaluation = folder, state, on_evaluation
+        self.total, self.loss_name = total_images(state.config), loss_name(state.config)
         self.first_image = state.images_seen
         self.losses: list[float] = []
-        self.recorded = self.printed = self.started
+        self.started = self.recorded = self.printed = time.monotonic()
         self.file = self.enter_context(open_to_append(folder.log))
         if folder.log.read_bytes()[-1:] not in (b"", b"\n"):
             self.file.write("\n")  # a line was cut by a crash
-        self.bar = make_bar(self.config.role, self.total, self.first_image) if progress else None
-        start = {"total": self.total, "loss": self.loss_name, "launch": launch()}
-        self.record("start", self.first_image, **start)
+        self.record("start", total=self.total, loss=self.loss_name, launch=launch())
+        role = state.config.role
+        self.bar = make_bar(role, self.total, self.first_image) if progress else None
         if self.bar is not None:
             self.enter_context(self.bar)
 
-    def steps(self, images_seen: int, readings: Sequence[Reading]) -> None:
-        """Note the updates up to `images_seen` since the last call."""
+    def steps(self, readings: Sequence[Reading]) -> None:
+        """Note the updates since the last call."""
         self.losses += [reading.loss for reading in readings]
-        now = time.monotonic()
-        if now - self.recorded < RECORD_SECONDS and images_seen < self.total:
+        now, seen = time.monotonic(), self.state.images_seen
+        if now - self.recorded < RECORD_SECONDS and seen < self.total:
             return
         mean = sum(self.losses) / len(self.losses)
-        speed = (images_seen - self.first_image) / (now - self.started)
-        left = max(0, self.total - images_seen) / speed
+        speed = (seen - self.first_image) / (now - self.started)
+        left = max(0, self.total - seen) / speed
         self.losses.clear()
         self.recorded = now
         self.record(
             "step",
-            images_seen,
             bits_per_dim=round(mean, 5),
             gradient_norm=round(readings[-1].gradient_norm, 4),
             learning_rate=readings[-1].learning_rate,
@@ -125,39 +117,31 @@ class RunLog(ExitStack):
         )
         text = f"{mean:.3f} {self.loss_name} · {significant(speed)} img/s · {clock(left)} left"
         if self.bar is not None:
-            self.bar.update(self.bar.task_ids[0], completed=images_seen, text=text)
-        elif now - self.printed >= LINE_SECONDS or images_seen >= self.total:
+            self.bar.update(self.bar.task_ids[0], completed=seen, text=text)
+        elif now - self.printed >= LINE_SECONDS or seen >= self.total:
             self.printed = now
-            self.say(f"{images_seen:,}/{self.total:,} images · {text}")
+            self.say(f"{seen:,}/{self.total:,} images · {text}")
 
     def evaluation(self, evaluation: Evaluation) -> None:
         """Note an evaluation of held-out images, draw its samples, and tell `on_evaluation`."""
         seen, bits = evaluation.images_seen, evaluation.bits_per_dim
-        self.record("evaluation", seen, bits_per_dim=round(bits, 5))
+        self.record("evaluation", bits_per_dim=round(bits, 5))
         self.say(f"{seen:,} images · held out: {bits:.3f} {self.loss_name}")
-        if not evaluation.samples.isfinite().all():
-            early = seen < max(EARLY_IMAGES, self.total // 2)
-            why = "too early for a picture" if early else "samples diverged: no picture"
-            self.say(f"{seen:,} images · {why}")
-        else:
+        if evaluation.samples.isfinite().all():
             save_grid(evaluation.samples, self.folder.grid(seen))
+        else:
+            self.say(f"{seen:,} images · no picture: samples diverged, as they may early in a run")
         if self.on_evaluation is not None:
             self.on_evaluation(evaluation)
 
-    def say_written(self) -> None:
-        """Say where the weights of a finished run are."""
-        weights, pictures = self.folder.weights, len(self.folder.grids())
-        beside = f" and {pictures} picture{'s' * (pictures > 1)} beside it" * (pictures > 0)
-        self.say(f"wrote {weights} ({weights.stat().st_size / 1e6:.1f} MB){beside}")
-
     def say(self, text: str) -> None:
         """Tell the logger a line; a bar stays below the lines."""
-        LOG.info("%s: %s", self.config.role, text)
+        LOG.info("%s: %s", self.state.config.role, text)
 
-    def record(self, event: str, images_seen: int, **values: Any) -> None:
-        """Write an entry."""
+    def record(self, event: str, **values: object) -> None:
+        """Write an entry on the images that the run has seen."""
         seconds = round(time.monotonic() - self.started, 2)
-        entry = {"event": event, "images": images_seen, "seconds": seconds, **values}
+        entry = {"event": event, "images": self.state.images_seen, "seconds": seconds, **values}
         self.file.write(json.dumps(entry) + "\n")
 
 
@@ -170,10 +154,6 @@ def opening(state: TrainState, test_set: ImageDataset) -> Iterator[str]:
         f"{train_set.name}: {len(train_set):,} images to train on and {len(test_set):,} held out, "
         f"{kind}, {height} x {width}; from {train_set.source}"
     )
-    count, size = torch.get_num_threads(), rank_and_size()[1]
-    threads = f" ({count} thread{'s' * (count > 1)})" if device.type == "cpu" else ""
-    machine = f"{device}{threads}" if size == 1 else f"{size} processes on {device.type}{threads}"
-    number = sum(parameter.numel() for parameter in state.parameters)
     if config.model.n_classes:
         numbered = enumerate(config.model.class_names)
         names = ", ".join(name if name == str(n) else f"{n} {name}" for n, name in numbered)
@@ -181,4 +161,8 @@ def opening(state: TrainState, test_set: ImageDataset) -> Iterator[str]:
         labels = set(train_set.known_labels().tolist())
         if empty := [str(n) for n in range(config.model.condition_size) if n not in labels]:
             yield f"classes without training images: {', '.join(empty)}"
+    threads = f" (threads: {torch.get_num_threads()})" if device.type == "cpu" else ""
+    size = rank_and_size()[1]
+    machine = f"{device}{threads}" if size == 1 else f"{size} processes on {device.type}{threads}"
+    number = sum(parameter.numel() for parameter in state.parameters)
     yield f"{number:,} parameters; {machine}, {config.precision}"

@@ -170,11 +170,11 @@ def train(
             for line in opening(state, test_set):
                 log.say(line)
             for note in notes:
-                log.record("note", state.images_seen, text=note)
+                log.record("note", text=note)
                 log.say(note)
         result = _loop(state, test_set, run, log, stop)
         if log is not None and result.interrupted is None:
-            log.say_written()
+            log.say(f"wrote {run.weights} ({run.weights.stat().st_size / 1e6:.1f} MB)")
         return result
 
 
@@ -208,7 +208,7 @@ def _loop(
         looked = now
         readings = state.read()
         if log:
-            log.steps(state.images_seen, readings)
+            log.steps(readings)
         if evaluated:
             bits = _evaluate(state, test_set, run, log)
         elif log and (interrupted or save):
@@ -217,14 +217,14 @@ def _loop(
             saved = now
         if interrupted:
             if log:
-                log.record("interrupted", state.images_seen)
+                log.record("interrupted")
                 log.say(f"stopped at {state.images_seen:,} of {total:,} images and saved")
             return TrainResult(state.images_seen, bits, interrupted)
     # With nothing left to train the weights may be of fewer images, or have been removed.
     if broadcast_int(log is not None and not run.is_evaluated(state.images_seen)):
         bits = _evaluate(state, test_set, run, log)
     if log:
-        log.record("end", state.images_seen)
+        log.record("end")
     barrier()  # the others leave when all is written
     return TrainResult(state.images_seen, bits)
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping
-from importlib import import_module
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -153,17 +152,14 @@ def set_keep_gates(model: PixelCNNpp, keep: bool) -> None:
 
 
 def initial_state(model: PixelCNNpp, initial: PixelCNNpp) -> dict[str, Tensor]:
-    """The weights of `initial` for `model`, with zero projections unless both have the same
-    classes."""
-    state, config = initial.state_dict(), initial.config
+    """The weights of `initial` for `model`; projections of other classes than its own are zero."""
+    weights, config = initial.state_dict(), initial.config
     names = {config.class_names, model.config.class_names} - {()}
     if model.config.n_classes == config.n_classes and len(names) < 2:
-        return state
-    kept = {key: value for key, value in state.items() if not key.endswith("condition_weight")}
-    return kept | {
-        key: torch.zeros_like(value)
+        return weights
+    return {
+        key: torch.zeros_like(value) if key.endswith("condition_weight") else weights[key]
         for key, value in model.state_dict().items()
-        if key.endswith("condition_weight")
     }
 
 
@@ -200,9 +196,7 @@ class TrainState:
         keeps = device.type == "cuda" if config.keep_gates == "auto" else config.keep_gates == "on"
         set_keep_gates(self.model, keeps)
         if initial is not None:
-            state = initial_state(self.model, initial)
-            check_tensors(self.model.state_dict(), state, str(config.init))
-            self.model.load_state_dict(state)
+            self.model.load_state_dict(initial_state(self.model, initial))
         elif config.data_init:
             self.model.initialize(*self.inputs(0))
         self.parameters = list(self.model.parameters())
@@ -210,8 +204,7 @@ class TrainState:
         self.ema = EMA(self.model, config.ema) if config.ema else None
         if config.compile:  # each by itself: equal shapes share one compilation of seconds
             # They differ in `layer`, which the compiler else takes for a constant.
-            compiler: Any = import_module("torch._dynamo.config")
-            compiler.allow_unspec_int_on_nn_module = True
+            torch._dynamo.config.allow_unspec_int_on_nn_module = True
             for module in self.model.modules():
                 if isinstance(module, GatedResnet):
                     module.compile()
@@ -288,8 +281,7 @@ class TrainState:
             )
             seed = words[0, 0, 0] | words[0, 0, 1] << 32
         inputs = self._inputs_of(self.position, self.first_image, self.share)
-        if not self.model.training:  # a walk through all modules
-            self.model.train()
+        self.model.train()
         for parameter in self.parameters:
             parameter.grad = None
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -298,11 +290,8 @@ class TrainState:
             part, last = slice(first, first + size), first + size == self.share
             with contextlib.nullcontext() if last else self.without_exchange():
                 with self.autocast:
-                    target, context, label = (None if x is None else x[part] for x in inputs)
-                    first_image = self.first_image + first
-                    params = self.network(
-                        target, context, label, seed=seed, first_image=first_image
-                    )
+                    sliced = (None if x is None else x[part] for x in inputs)
+                    params = self.network(*sliced, seed=seed, first_image=self.first_image + first)
                     log_p = self.model.log_prob_given(inputs.target[part], params)
                 part_loss = -log_p.sum() / (math.log(2) * inputs.target.numel())
                 part_loss.backward()

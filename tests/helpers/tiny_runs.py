@@ -11,10 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from dsmooth.config import ModelConfig, TrainConfig
-from dsmooth.data import ImageDataset
+from dsmooth.data import ImageDataset, load_splits
 from dsmooth.runs import RunFolder
-from dsmooth.training import beginning, loop, train
-from dsmooth.training.step import TrainState
+from dsmooth.training import Evaluation, beginning, train
 
 ROLES = ("noisy", "denoiser", "plain")
 
@@ -45,45 +44,35 @@ def tiny(
     return TrainConfig(role=role, model=config, **{**defaults, **settings})
 
 
-def train_until(
-    images: int, config: TrainConfig, run: Path, patch: pytest.MonkeyPatch, **options: bool
-) -> None:
-    """Train, but a signal comes after so many images."""
-    step = TrainState.step
+def train_until(images: int, config: TrainConfig, folder: Path, **options: object) -> None:
+    """Train, but a signal comes before the step that ends after so many images."""
 
-    def step_then_signal(state: TrainState) -> None:
-        step(state)
-        if state.images_seen == images:
+    def signal_before(evaluation: Evaluation) -> None:
+        if evaluation.images_seen == images - config.batch_size:
             signal.raise_signal(signal.SIGTERM)
 
-    before = signal.getsignal(signal.SIGTERM)
-    with patch.context() as inner:
-        inner.setattr(TrainState, "step", step_then_signal)
-        stopped = train(config, run, **options)
-    assert signal.getsignal(signal.SIGTERM) is before
+    every_step = replace(config, evaluations=config.images)
+    stopped = train(every_step, folder, on_evaluation=signal_before, **options)
     assert (stopped.images_seen, stopped.interrupted) == (images, signal.SIGTERM)
 
 
 def assert_same_end(first: Path, second: Path) -> None:
     """Two runs have the same checkpoint and weights, bit for bit."""
     for name in ("checkpoint", "weights"):
-        mine, theirs = (load_file(getattr(RunFolder(run), name)) for run in (first, second))
-        assert mine.keys() == theirs.keys()
-        assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
+        one, other = (load_file(getattr(RunFolder(run), name)) for run in (first, second))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one), name
 
 
 def use_small_runs(patch: pytest.MonkeyPatch) -> None:
-    """Training sees the middle 8 x 8 pixels of its images and draws no grids."""
-    load = beginning.load_data
+    """Training sees the middle 8 x 8 pixels of its images."""
 
-    def load_small(config: TrainConfig, **options: bool) -> tuple[ImageDataset, ...]:
-        middles = []
-        for data in load(config, **options):
-            top, left = ((size - 8) // 2 for size in data.images.shape[2:])
-            images = data.images[:, :, top : top + 8, left : left + 8]
-            middles.append(replace(data, images=images.contiguous()))
-        return tuple(middles)
+    def middle(data: ImageDataset) -> ImageDataset:
+        top, left = ((size - 8) // 2 for size in data.image_size)
+        images = data.images[:, :, top : top + 8, left : left + 8]
+        return replace(data, images=images.contiguous())
 
-    for module in (beginning, loop):
-        patch.setattr(module, "load_data", load_small)
-    patch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 8, 8))
+    def load(*args: object, **options: object) -> list[ImageDataset]:
+        return [middle(data) for data in load_splits(*args, **options)]
+
+    patch.setattr(beginning, "load_splits", load)
