@@ -21,7 +21,7 @@ from dsmooth.evaluate.probe import CALL_IMAGES
 from dsmooth.models import class_number
 from dsmooth.training.beginning import run_settings
 from dsmooth.training.step import initial_state
-from tests.helpers.data_makers import refuses
+from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import images, network, tiny_pair
 
 
@@ -89,8 +89,8 @@ def test_agreement_of_known_tables():
     [
         ({}, 8, 1, "`n_clusters` must be"),
         ({}, 8, 9, "`n_clusters` must be at most the 8 images"),
-        ({"channels": 3}, 8, 2, "images of 3 channels"),
-        ({"conditioning": "concat"}, 8, 2, "give a noisy model"),
+        ({"channels": 3}, 8, 2, r"must have shape \(B, 3, H, W\), got \(50, 1"),
+        ({"conditioning": "concat"}, 8, 2, "context is missing"),
     ],
 )
 def test_what_cannot_be_clustered_is_refused(model, count, n_clusters, words):
@@ -114,22 +114,18 @@ def test_a_file_of_labels_is_of_its_images_alone(tmp_path: Path):
 
 def test_labels_of_other_classes_are_not_a_models() -> None:
     """Digits are no clusters, however many there are: a label of zeros stands for those."""
-    names = ("cluster 0", "cluster 1", "cluster 2")
-    x = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8)
-    labels = torch.arange(6) % 3
-    digits = ImageDataset(x, labels, "digits", "test", "a test", class_names=("0", "1", "2"))
+    names, labels = ("cluster 0", "cluster 1", "cluster 2"), torch.arange(6) % 3
+    digits = replace(random_dataset(6, labels=labels), class_names=("0", "1", "2"))
     same = replace(digits, class_names=names)
     pair = tiny_pair(classes=(3, 0))
     pair.noisy.config = replace(pair.noisy.config, class_names=names)
     assert pair.class_names == names
     hidden, told = (score_pair(pair, data) for data in (digits, same))
     assert (hidden.given_class, told.given_class) == (False, True)
-    x_float, zeros = digits.batch(torch.arange(6)), torch.zeros(6, 3)
+    x, zeros = digits.batch(torch.arange(6)), torch.zeros(6, 3)
     for scores, label in ((hidden, zeros), (told, labels)):
-        expected = pair.log_weight(x_float, label).double()
-        torch.testing.assert_close(
-            scores.log_weights("discretized")[0], expected, rtol=1e-6, atol=0
-        )
+        weights = scores.log_weights("discretized")[0].float()
+        torch.testing.assert_close(weights, pair.log_weight(x, label), rtol=1e-6, atol=0)
     classify(pair, same)
     refuses("other classes than the model's cluster 0, cluster 1", classify, pair, digits)
     assert class_number("cluster 2", names) == class_number(2, names) == 2

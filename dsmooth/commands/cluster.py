@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from ..data import ImageDataset
 from ..data.folder import image_paths, paths_of_split
@@ -24,7 +25,7 @@ from ..tables import Table
 from .evaluate import choose_data
 from .options import LABELS, Cluster
 
-SHOWN = 16  # images of a cluster in the picture
+SHOWN = 16  # images of a cluster in the picture, black where it has fewer
 
 
 def cluster(options: Cluster) -> None:
@@ -78,7 +79,9 @@ def write_clusters(
     write_labels(out / LABELS, labelled, names)
     if train.name == "folder" and data_dir is not None:
         link_images(labelled, Path(data_dir), out / "images")
-    save_grid(examples(labelled[0]), out / "clusters.png", columns=SHOWN)
+    shown = (train.batch((labels == k).nonzero()[:SHOWN, 0]) for k in range(n_clusters))
+    rows_of_images = [F.pad(x, (0, 0) * 3 + (0, SHOWN - len(x)), value=-1.0) for x in shown]
+    save_grid(torch.cat(rows_of_images), out / "clusters.png", columns=SHOWN)
     sizes = [numbers.bincount(minlength=n_clusters).tolist() for numbers in (labels, held_out)]
     rows = [[name, *map(str, counts)] for name, *counts in zip(names, *sizes, strict=True)]
     Table(["", "training images", "held-out images"], rows).show()
@@ -108,14 +111,3 @@ def link_images(datasets: Sequence[ImageDataset], data_dir: Path, out: Path) -> 
             link = out / dataset.split / dataset.class_names[number] / name
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path.resolve())
-
-
-def examples(dataset: ImageDataset) -> torch.Tensor:
-    """The first `SHOWN` images of each class, in rows; black where there are fewer."""
-    labels = dataset.known_labels()
-    rows = []
-    for number in range(len(dataset.class_names)):
-        members = dataset.batch((labels == number).nonzero()[:SHOWN, 0])
-        missing = members.new_full((SHOWN - len(members), *dataset.images.shape[1:]), -1.0)
-        rows += [members, missing]
-    return torch.cat(rows)

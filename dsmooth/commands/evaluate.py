@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from os.path import realpath
 from pathlib import Path
 
@@ -157,11 +157,11 @@ def bits_of_classes(scores: Mapping[str, Scores], dataset: ImageDataset) -> Json
     classes = {k: bits_by_class(v, labels[: v.n_images]) for k, v in scores.items()}
     rows = []
     for same in zip(*classes.values(), strict=True):
-        values = (decimals(row.value, error=row.standard_error) for row in same)
-        rows.append([str(same[0].label), f"{same[0].n_images:,}", *values])
+        values = (decimals(row["value"], error=row["standard_error"]) for row in same)
+        rows.append([str(same[0]["label"]), f"{same[0]['n_images']:,}", *values])
     head = ["class", "images", *(f"{name}: bits/dim" for name in classes)]
     Table(head, rows, "bits/dim of each class").show()
-    return {name: list(map(asdict, same)) for name, same in classes.items()}
+    return classes
 
 
 def evaluate_classify(options: ClassifyOptions) -> Json:

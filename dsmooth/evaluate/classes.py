@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data import ImageDataset
+from ..fields import Json
 from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
@@ -20,20 +21,11 @@ from .features import FeatureExtractor
 from .likelihood import Scores, standard_error
 
 
-@dataclass(frozen=True)
-class ClassBits:
-    """Bits/dim of the bytes of the images of one class, for a pair by its bound."""
+def bits_by_class(scores: Scores, labels: Tensor) -> list[Json]:
+    """Bits/dim of the bytes of each class that occurs, for a pair by its bound.
 
-    label: int
-    n_images: int
-    value: float
-    standard_error: float | None
-
-
-def bits_by_class(scores: Scores, labels: Tensor) -> list[ClassBits]:
-    """Bits/dim of each class that occurs. labels: (N,), of the images that `scores` has.
-
-    Raises ValueError for another number of labels.
+    labels: (N,), of the images that `scores` has. Returns label, n_images, value and standard_error
+    (None for a single image) of each class. Raises ValueError for another number of labels.
     """
     if labels.shape != (scores.n_images,):
         raise ValueError(
@@ -43,7 +35,12 @@ def bits_by_class(scores: Scores, labels: Tensor) -> list[ClassBits]:
     bits = scores.bits(scores.log_weights("discretized")).mean(0)
     classes = {label: bits[labels == label] for label in labels.unique().tolist()}
     return [
-        ClassBits(label, len(part), float(part.mean()), standard_error(part))
+        {
+            "label": label,
+            "n_images": len(part),
+            "value": float(part.mean()),
+            "standard_error": standard_error(part),
+        }
         for label, part in classes.items()
     ]
 
@@ -144,8 +141,6 @@ def classify(
             f"the labels of {dataset.source} are of other classes than the model's "
             f"{', '.join(names)}"
         )
-    if pair is None and network.config.conditioning != "none":
-        raise ValueError("a denoiser does not classify alone: give the pair that it is of")
 
     def nats_of(x: Tensor, _: Tensor | None, first: int, number: int) -> dict[str, Tensor]:
         label = torch.full((len(x),), number, device=x.device)

@@ -125,13 +125,6 @@ def _features(
     progress: Callable[[int], None] | None,
 ) -> Iterator[Tensor]:
     """Features (B, D) float32 of the images `indices`, batch by batch, by all processes."""
-    if model.config.conditioning != "none":
-        raise ValueError("a model with context has no features of images alone: give a noisy model")
-    if images.image_channels != model.config.image_channels:
-        raise ValueError(
-            f"the model is for images of {model.config.image_channels} channels, got "
-            f"{images.name} of {images.image_channels}"
-        )
     model, parameter = in_evaluation(model), model.head.bias
 
     def features_of(first: int) -> Tensor:

@@ -38,7 +38,7 @@ class FeatureExtractor:
 
     sha256: of the file of weights for mnist-classifier and inception-v3-compat, else of the weights
     themselves. resize: the change of an image before the network, in words.
-    apply: bytes (B, C, H, W) on the network's device -> features (B, D) and logits or None.
+    apply: bytes (B, C, H, W) on the network's device -> features (B, D), or these and logits.
     small: whether a CPU computes several batches at a time rather than parts of one.
     """
 
@@ -46,7 +46,7 @@ class FeatureExtractor:
     sha256: str
     resize: str
     network: nn.Module
-    apply: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    apply: Callable[[Tensor], object]
     small: bool = False
 
     @property
@@ -130,32 +130,36 @@ def extract_features(
     weights = itertools.chain(extractor.network.parameters(), extractor.network.buffers())
     device = next(weights, torch.empty(0)).device
 
-    def apply(first: int) -> tuple[Tensor, Tensor | None]:
+    def apply(first: int) -> list[Tensor]:
         batch = images[first : first + batch_size]
-        f, g = extractor.apply(batch.to(device))
-        for what, size, rows in (("features", "D", f), ("logits", "K", g)):
-            if rows is None:
-                continue
+        answer = extractor.apply(batch.to(device))
+        outputs = answer if isinstance(answer, tuple) else (answer,)
+        if len(outputs) not in (1, 2) or not all(isinstance(rows, Tensor) for rows in outputs):
+            raise ValueError(
+                f"{extractor.name} must return features, or features and logits, got "
+                f"{type(answer).__name__}"
+            )
+        for name, rows in zip(("features", "logits"), outputs, strict=False):
             if rows.ndim != 2 or len(rows) != len(batch):
+                shape = f"({len(batch)}, {'D' if name == 'features' else 'K'})"
                 raise ValueError(
-                    f"{extractor.name} must return {what} ({len(batch)}, {size}), got "
-                    f"{tuple(rows.shape)}"
+                    f"{extractor.name} must return {name} {shape}, got {tuple(rows.shape)}"
                 )
             if not rows.isfinite().all():
-                raise ValueError(f"{extractor.name} returned {what} that are not finite")
-        return f.float().cpu(), None if g is None else g.float().cpu()
+                raise ValueError(f"{extractor.name} returned {name} that are not finite")
+        return [rows.float().cpu() for rows in outputs]
 
     on_cpu = extractor.small and device.type == "cpu"
     parts = in_batches(len(images), batch_size, apply, on_cpu=on_cpu, progress=progress)
-    features, logits = zip(*parts, strict=True)
-    return Features(torch.cat(features), None if logits[0] is None else torch.cat(logits))
+    features, *logits = map(torch.cat, zip(*parts, strict=True))
+    return Features(features, logits[0] if logits else None)
 
 
 def _mnist_classifier() -> FeatureExtractor:
     model = MnistClassifier()
     model.load_state_dict(read_tensors(CLASSIFIER_WEIGHTS)[0])  # float16; computed in float32
 
-    def apply(images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def apply(images: Tensor) -> object:
         if images.shape[1:] != (1, 28, 28):
             raise ValueError(
                 f"{CLASSIFIER} needs images of shape (1, 28, 28), got {tuple(images.shape[1:])}: "
@@ -168,19 +172,8 @@ def _mnist_classifier() -> FeatureExtractor:
 
 
 def _own(network: nn.Module) -> FeatureExtractor:
-    name = type(network).__name__
-
-    def apply(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        out = network(to_float(images))
-        if isinstance(out, Tensor):
-            return out, None
-        if isinstance(out, tuple) and len(out) == 2 and all(isinstance(x, Tensor) for x in out):
-            return out
-        raise ValueError(
-            f"{name} must return features, or features and logits, got {type(out).__name__}"
-        )
-
-    return FeatureExtractor(name, weights_digest(network), "its own", network, apply)
+    name, digest = type(network).__name__, weights_digest(network)
+    return FeatureExtractor(name, digest, "its own", network, lambda x: network(to_float(x)))
 
 
 def _registered(name: str) -> FeatureExtractor:
@@ -210,11 +203,9 @@ def _registered(name: str) -> FeatureExtractor:
         file = URL_INCEPTION_V3.rsplit("/", 1)[1]
         digest = file_sha256(Path(torch.hub.get_dir(), "checkpoints", file))
 
-    def apply(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        features, *logits = network(images.expand(-1, 3, -1, -1))
-        return features, logits[0] if logits else None
-
     side = getattr(network, "resolution", None) or getattr(network, "INPUT_IMAGE_SIZE", None)
     size = f"bilinear to {side} x {side} as TensorFlow 1 does it (torch-fidelity)"
     resize = f"grey repeated to RGB; {size if side else 'then its own'}"
-    return FeatureExtractor(name, digest, resize, network, apply)
+    return FeatureExtractor(
+        name, digest, resize, network, lambda x: network(x.expand(-1, 3, -1, -1))
+    )
