@@ -352,7 +352,7 @@ def test_data_without_the_labels_is_refused(tmp_path: Path) -> None:
     bare = replace(data, labels=None)
     for n_classes in ("auto", 2):
         config = tiny("plain", n_classes=n_classes)
-        with pytest.raises(ValueError, match=f"n_classes` .*{n_classes}.* labels"):
+        with pytest.raises(ValueError, match=r"n_classes` .* labels"):
             train(config, tmp_path / "run", dataset=(bare, bare))
     two = labelled()
     for dataset, split in (((data, two), "train"), ((two, replace(data, split="test")), "test")):

@@ -1,22 +1,27 @@
-"""Data sets at large: bytes and floats, missing data, downloads, lazy imports."""
+"""Data sets at large: bytes and floats, missing data, the packaged subset, published files."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import os
+import pickle
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.datasets import CIFAR10, CelebA
 
 from dsmooth.data import DATASETS, SPLITS, ImageDataset, load_dataset, to_bytes, to_float
-from dsmooth.data.published import PUBLISHED
-from tests.helpers.data_makers import random_bytes, refused, refuses
+from dsmooth.data.published import PUBLISHED, SUBSET_PATH
+from tests.helpers.data_makers import random_bytes, refused, refuses, write_images
 
 pytestmark = pytest.mark.quick
 
@@ -102,3 +107,92 @@ def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch, failure: Excep
     says = (tmp_path, "data_dir", "https://www.cs.toronto.edu/~kriz/cifar.html", reason)
     with refused("could not download cifar10", *says, error=ConnectionError):
         load_dataset("cifar10", "train", tmp_path, download=True)
+
+
+SUBSET_DIGESTS = {
+    "train": "596c75ad54d93fb53c44cd48bc1b982a86d35531d524fc49d6cb11e637f3319f",
+    "test": "7ac047a0c9c563eccc668baee0dfa0dfecd866c22a8f159041e11063569085e7",
+}
+
+
+@pytest.mark.parametrize(("split", "n"), [("train", 5000), ("test", 1000)])
+def test_embedded_subset_is_itself(split: str, n: int) -> None:
+    dataset = load_dataset("mnist", split)
+    assert dataset.digest == SUBSET_DIGESTS[split]
+    assert dataset.images.shape == (n, 1, 28, 28)
+    assert dataset.source == f"embedded MNIST subset ({n:,} images)"
+    text = (SUBSET_PATH.parent / "ATTRIBUTION.md").read_text()
+    assert all(name in text for name in ("LeCun", "Cortes", "Burges", "Share Alike"))
+
+
+@pytest.mark.parametrize(("name", "root"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
+def test_idx_datasets_are_read_back(tmp_path: Path, name: str, root: str) -> None:
+    images, labels = random_bytes((8, 28, 28)), random_bytes((8,), 1) % 10
+    raw = tmp_path / root / "raw"
+    raw.mkdir(parents=True)
+    for prefix, part in (("train", slice(5)), ("t10k", slice(5, None))):
+        for kind, array in (("images-idx3", images[part]), ("labels-idx1", labels[part])):
+            header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
+            (raw / f"{prefix}-{kind}-ubyte").write_bytes(header + array.tobytes())
+    train, test = (load_dataset(name, split, tmp_path, download=True) for split in SPLITS)
+    assert torch.equal(torch.cat([train.images, test.images])[:, 0], torch.from_numpy(images))
+    assert [*train.labels.tolist(), *test.labels.tolist()] == labels.tolist()
+    assert train.source == f"{tmp_path} (5 images)"
+    os.truncate(raw / "train-images-idx3-ubyte", 100)
+    with refused(f"{root}/raw with its four files", tmp_path, "84", error=FileNotFoundError):
+        load_dataset(name, "train", tmp_path)
+
+
+def test_cifar10_is_read_if_it_is_the_published(tmp_path, monkeypatch) -> None:
+    pixels, mark = random_bytes((12, 3072)), tmp_path / "ran"
+    (tmp_path / CIFAR10.base_folder).mkdir()
+    batches: list[list[str]] = []
+    for i, name in enumerate([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]):
+        batch = {"data": pixels[2 * i : 2 * i + 2], "labels": [i, 9]}
+        (path := tmp_path / CIFAR10.base_folder / name).write_bytes(pickle.dumps(batch))
+        batches.append([name, hashlib.md5(path.read_bytes()).hexdigest()])
+    (path.with_name("batches.meta")).write_bytes(pickle.dumps({"label_names": []}))
+    monkeypatch.setattr(CIFAR10, "train_list", batches[:5])
+    monkeypatch.setattr(CIFAR10, "test_list", batches[5:])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": None})
+    train, test = (load_dataset("cifar10", split, tmp_path) for split in SPLITS)
+    # R, G and B planes of 32 rows.
+    both = torch.cat([train.images, test.images])
+    assert np.array_equal(both.numpy(), pixels.reshape(12, 3, 32, 32))
+    assert train.images.is_contiguous()
+    assert train.labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
+
+    path.write_bytes(f"cos\nmkdir\n(S'{mark}'\ntR.".encode())  # would make the folder
+    with refused("cifar-10-batches-py with the published batches", error=FileNotFoundError):
+        load_dataset("cifar10", "test", tmp_path)
+    assert not mark.exists()
+
+
+def test_celeba_is_cropped_to_140_in_the_official_split(tmp_path, monkeypatch) -> None:
+    frames = [random_bytes((218, 178, 3), seed) for seed in range(5)]
+    frames[0][39:179, 19:159] = (10, 20, 30)  # the centre; the noise around it must not be seen
+    leaves = [f"{i}.png" for i in range(5)]
+    root = tmp_path / CelebA.base_folder
+    write_images(root / "img_align_celeba", dict(zip(leaves, frames, strict=True)))
+    for _, _, leaf in CelebA.file_list[1:]:
+        header = "5\nnames\n" * leaf.startswith(("list_attr", "list_bbox", "list_land"))
+        lines = [f"{name} {part}\n" for name, part in zip(leaves, (0, 1, 2, 0, 2), strict=True)]
+        (root / leaf).write_text(header + "".join(lines))
+    monkeypatch.setattr(CelebA, "file_list", [(*one[:1], None, one[2]) for one in CelebA.file_list])
+
+    train, test = (load_dataset("celeba", split, tmp_path, image_size=140) for split in SPLITS)
+    centres = [frame[39:179, 19:159].transpose(2, 0, 1) for frame in frames]
+    assert np.array_equal(train.images, np.stack([centres[0], centres[3]]))
+    assert np.array_equal(test.images, np.stack([centres[2], centres[4]]))
+    assert train.labels is None
+    small = load_dataset("celeba", "train", tmp_path).images
+    flat = torch.tensor([10, 20, 30])[:, None, None].expand(3, 32, 32)
+    assert torch.equal(small[0], flat)
+    # A widened triangle filter of a 140 / 32 pixels' radius keeps the mean of the image.
+    noise, whole = small[1].double(), train.images[1].double()
+    assert abs(noise.mean() - whole.mean()) < 2
+    assert noise.std() < 0.4 * whole.std()  # nearest or unwidened would keep it
+
+    write_images(root / "img_align_celeba", {"2.png": random_bytes((139, 200, 3))})
+    with refused("at least 140 x 140", root / "img_align_celeba" / "2.png", "got 139 x 200"):
+        load_dataset("celeba", "test", tmp_path)

@@ -57,19 +57,16 @@ def load_dataset(
     that does not fit; ConnectionError if a download fails. Each says in one or two lines which file
     and what to do.
     """
-    return load_splits(
-        name, (split,), data_dir, download=download, image_size=image_size, progress=progress
-    )[0]
+    return load_splits(name, (split,), data_dir, download, image_size, progress)[0]
 
 
 def load_splits(
     name: str,
     splits: Sequence[str],
-    data_dir: Path | str | None = None,
-    *,
-    download: bool = False,
-    image_size: int | None = None,
-    progress: bool = False,
+    data_dir: Path | str | None,
+    download: bool,
+    image_size: int | None,
+    progress: bool,
 ) -> list[ImageDataset]:
     """The splits of a data set, as `load_dataset` returns each; image files are opened once."""
     if name == OWN:

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +47,7 @@ def to_bytes(x: Tensor) -> Tensor:
     return byte.round().clamp(0, 255).to(torch.uint8)
 
 
-def _check_tensor(name: str, x: Any) -> None:
+def _check_tensor(name: str, x: object) -> None:
     if not isinstance(x, Tensor):
         kind = type(x).__name__
         raise TypeError(f"{name} must be a torch.Tensor, got a {kind}: use torch.from_numpy")

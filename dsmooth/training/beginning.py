@@ -94,9 +94,9 @@ def load_data(config: TrainConfig, *, progress: bool = False) -> tuple[ImageData
             config.data,
             SPLITS,
             config.data_dir,
-            download=config.download,
-            image_size=config.image_size,
-            progress=progress and rank == 0,
+            config.download,
+            config.image_size,
+            progress and rank == 0,
         )
         if config.labels is not None:
             return with_labels(train, Path(config.labels)), with_labels(test, Path(config.labels))

@@ -28,20 +28,6 @@ def random_dataset(
     return ImageDataset(images, labels, "noise", "test", f"{n} images of noise")
 
 
-def write_mnist(folder: Path, train: int, test: int, root: str = "MNIST") -> tuple[Bytes, Bytes]:
-    """Write 28 x 28 noise and its labels in torchvision's layout; return both, training first."""
-    n = train + test
-    arrays = {"images-idx3": random_bytes((n, 28, 28)), "labels-idx1": random_bytes((n,), 1) % 10}
-    (folder / root / "raw").mkdir(parents=True)
-    for prefix, part in (("train", slice(train)), ("t10k", slice(train, None))):
-        for kind, array in arrays.items():
-            header = bytes((0, 0, 8, array.ndim))
-            header += np.array(array[part].shape, ">u4").tobytes()
-            path = folder / root / "raw" / f"{prefix}-{kind}-ubyte"
-            path.write_bytes(header + array[part].tobytes())
-    return arrays["images-idx3"], arrays["labels-idx1"]
-
-
 def write_images(folder: Path, images: Mapping[str, Bytes]) -> None:
     """Write {file name: (H, W) or (H, W, 3 or 4)}; the suffix names the format."""
     from PIL import Image
