@@ -162,10 +162,7 @@ Switch = Literal["auto", "on", "off"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """How a training run is carried out: settings that decide no weights.
-
-    Raises ValueError for a field out of range.
-    """
+    """How a training run is carried out: settings that decide no weights."""
 
     download: bool = False
     """Whether to download the files into data_dir if they are not there."""
@@ -179,9 +176,6 @@ class RunSettings:
     """How often the held-out images are evaluated, the end included."""
     checkpoint_minutes: PositiveFloat = 2.0
     """Time between checkpoints."""
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 @dataclass(frozen=True)
@@ -262,7 +256,7 @@ class TrainConfig(RunSettings):
     """Held-out images of each evaluation, always the same with the same noise."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check(self)
         check_number("seed", self.seed, 0, 2**64 - 1)
         if self.kernel_rate is not None and self.optimizer != "muon":
             raise ValueError(f'`kernel_rate` needs optimizer "muon", got "{self.optimizer}"')
@@ -310,12 +304,6 @@ BLOCKS: tuple[Block, ...] = get_args(Block)
 ProbeStream = Literal["ul", "u", "both"]
 Pooling = Literal["flat", "mean"]
 ProbeInput = Literal["noisy", "clean"]
-
-
-# Images of a reproduction: samples of a kind and scored ones, and those of the probes. The error of
-# the Fréchet distance of test images doubles from 1,000 to 500 of them, and hardly grows to 700.
-FEW_SAMPLES, FEW_SCORED_IMAGES = 700, 500
-FEW_TRAIN_IMAGES, FEW_TEST_IMAGES = 1000, 250
 
 
 @dataclass(frozen=True)

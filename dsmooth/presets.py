@@ -10,11 +10,11 @@ from typing import Any, get_type_hints
 import tyro
 
 from .config import OWN, ModelConfig, Role, TrainConfig
-from .fields import flatten
+from .fields import Json, flatten
 
 # Meng et al. (ICLR 2021): no averaging, no clipping, no data-dependent init; a stacked denoiser
 # with a continuous likelihood. How long they trained is not published: give images or budget.
-_PAPER: dict[str, Any] = {
+_PAPER: Json = {
     "optimizer": "adam",
     "betas": (0.9, 0.999),
     "learning_rate": 2e-4,
@@ -30,13 +30,13 @@ _PAPER: dict[str, Any] = {
     "plain.model": {"likelihood": "discretized"},
 }
 # Optimizer and rates are the defaults of TrainConfig. Measured: docs/decisions/009-muon.md.
-_OURS: dict[str, Any] = {
+_OURS: Json = {
     "denoiser.model": {"conditioning": "concat", "likelihood": "discretized"},
     "plain.model": {"likelihood": "discretized"},
 }
 # Nearly all bits of MNIST name the bytes of its grey pixels. Measured: docs/decisions/013-bytes.md.
 _BYTES = {"atoms": "all", "fourier_features": 8, "head_filters": 64}
-_OURS_MNIST: dict[str, Any] = {
+_OURS_MNIST: Json = {
     **_OURS,
     "noisy.model": {"likelihood": "gaussian"},
     "denoiser.model": _OURS["denoiser.model"] | _BYTES,
@@ -67,7 +67,7 @@ _QUICK = {
 
 # Plain keys are fields of TrainConfig; "model" has fields of ModelConfig. A key that starts with a
 # role is for that role alone.
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, Json] = {
     "mnist-quick": {**_OURS_MNIST, **_MNIST, "model": _QUICK, "batch_size": 16},
     "mnist": {**_OURS_MNIST, **_MNIST, "model": _F40, "images": 3_000_000},
     "cifar10": {**_OURS, **_CIFAR10, "model": _F160, "images": 10_000_000},
@@ -127,7 +127,7 @@ def check_one_length(names: Collection[str]) -> None:
         raise ValueError("`images` and `budget` both say how long the run is: leave one out")
 
 
-def as_flag(name: str, value: Any) -> str:
+def as_flag(name: str, value: object) -> str:
     """The option that gives a field its value."""
     option = name.replace("_", "-")
     if isinstance(value, bool):

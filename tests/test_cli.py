@@ -112,7 +112,7 @@ def test_the_traceback_of_an_error_is_shown_on_request(monkeypatch, capsys) -> N
 
 
 def test_settings_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command line wins, and a name that is no setting's is refused in a line."""
+    """The command line wins."""
     file = tmp_path / "settings.json"
     values = {**settings_of(capsys, "noisy"), "batch_size": 7}
     file.write_text(json.dumps(values))
@@ -120,12 +120,9 @@ def test_settings_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
     assert settings_of(capsys, config) == settings_of(capsys, f"noisy {config}") == values
     changed = settings_of(capsys, f"noisy {config} --batch-size 3")
     assert changed == {**values, "batch_size": 3}
-    for wrong, message in (
-        ({"colour": 1}, "TrainConfig has no field colour"),
-        ({"batch_size": "many"}, "batch_size: Expected `int"),
-    ):
-        file.write_text(json.dumps({**values, **wrong}))
-        complains(capsys, f"dsmooth: error: {file}: {message}", "train", *config.split())
+    file.write_text(json.dumps({**values, "colour": 1}))
+    message = f"dsmooth: error: {file}: TrainConfig has no field colour"
+    complains(capsys, message, "train", *config.split())
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,10 @@ import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from ..config import ModelConfig, Role, TrainConfig
 from ..distributed import barrier, broadcast_int, process_group
-from ..fields import check_number
+from ..fields import Json, check_number
 from ..files import check_writable, read_json
 from ..machine import choose_device, use_threads
 from ..presets import check_one_length, preset
@@ -159,7 +158,7 @@ def _run(options: Train, role: Role, folder: Path, shares: int = 1) -> Run:
     return Run(folder, settings(rgb if colours else options.preset), settings(rgb))
 
 
-def _named(typed: TrainConfig | ModelConfig, names: Collection[str]) -> dict[str, Any]:
+def _named(typed: TrainConfig | ModelConfig, names: Collection[str]) -> Json:
     return {each.name: getattr(typed, each.name) for each in fields(typed) if each.name in names}
 
 
