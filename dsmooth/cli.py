@@ -44,6 +44,16 @@ VERBS: dict[str, Any] = {
     "reproduce": options.Reproduce,
     "doctor": options.Doctor,
 }
+# Options of other programs, and ours for the same.
+HINTS = {
+    "--lr": "--learning-rate",
+    "--epochs": "--images, training images to visit with repeats counted",
+    "--n": "--count",
+    "--num-samples": "--count",
+    "--output": "--out",
+    "--batch": "--batch-size",
+    "--num-classes": "--n-classes",
+}
 # Errors of a machine that has not enough of something.
 EXHAUSTED = ("can't start new thread", "can't allocate memory", "out of memory")
 # GOMP_SPINCOUNT, read when torch is loaded: libgomp's default of 300,000 spins for milliseconds and
@@ -170,6 +180,10 @@ def parse(args: Sequence[str]) -> object:
         prog, kind, rest = f"{prog} {rest[0]}", kind[rest[0]], rest[1:]
     if isinstance(kind, dict):  # help, a completion, or an error
         return tyro.cli(_union(VERBS), prog="dsmooth", description=_wrapped(ABOUT), args=args)
+    for name, _, _ in (word.partition("=") for word in rest):
+        if HINTS.get(name, "")[2:].partition(",")[0].replace("-", "_") in option_names(kind):
+            _fail(f"there is no {name}: did you mean {HINTS[name]}?")
+            sys.exit(2)
     return tyro.cli(
         kind,
         args=rest,

@@ -13,7 +13,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
@@ -69,13 +69,20 @@ def open_to_append(path: Path) -> TextIO:
 def lock_folder(folder: Path, holder: str) -> Iterator[None]:
     """Keep other processes out of a folder, and remove half-written files of dead writers."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open_to_append(folder / ".lock") as file:
+    with ExitStack() as stack:
+        file = stack.enter_context(open_to_append(folder / ".lock"))
+        # The folder too: that file may be removed. Network file systems lock files alone.
+        descriptor = os.open(folder, os.O_RDONLY)
+        stack.callback(os.close, descriptor)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
                 f"{holder} is at work in {folder}; wait for it, or choose another folder"
             ) from None
+        except OSError:  # the folder cannot be locked; if it is the file, that says so again
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for left in folder.glob(f".*{PARTIAL}"):
             # The lock of a file whose writer lives cannot be had.
             with suppress(OSError), open(left, "r+b") as half_written:

@@ -250,6 +250,9 @@ def test_a_pair_divides_named_minutes_alone_and_may_be_called_pair(
     [
         ("trian", "Available subcommands: train, sample"),
         ("evaluate bbd", "Available subcommands: bpd, fid"),
+        ("train noisy --lr 1e-3", "there is no --lr: did you mean --learning-rate?"),
+        ("train noisy --epochs=3", "did you mean --images, training images to visit"),
+        ("sample --num-samples 3", "there is no --num-samples: did you mean --count?"),
         ("sample --tempurature 2", "--temperature"),
         ("evaluate fid x --extracter y", "run dsmooth evaluate fid --help"),
         ("train noisy --preset", "Missing value for argument '--preset'"),
