@@ -17,7 +17,10 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 # How long a process waits for the others: until all have started, and at an exchange, which some
 # reach later than others. It does not wait for a process that has ended.
@@ -76,11 +79,12 @@ def process_group() -> Iterator[None]:
     if dist.is_initialized():
         yield
         return
+    deadline = time.monotonic() + START.total_seconds()
     try:
         if rank:
-            _wait_for_rank_0()
+            _wait_for_rank_0(deadline)
         store = next(dist.rendezvous("env://", rank, size, timeout=START))[0]
-        store = dist.PrefixStore(_agree_on_a_name(store, rank, size), store)
+        store = dist.PrefixStore(_name_of_this_start(store, rank, size, deadline), store)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=EXCHANGE)
     except (OSError, RuntimeError) as error:
         raise ProcessLost(
@@ -93,10 +97,12 @@ def process_group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _agree_on_a_name(store: Any, rank: int, size: int) -> str:
-    """A name for this start of the processes, when all are here; RuntimeError after `START`."""
-    # torchrun's store outlives a restart, and its count of restarts differs between machines. So
-    # every process says hello by a name of its own, and rank 0 answers by that name.
+def _name_of_this_start(store: Store, rank: int, size: int, deadline: float) -> str:
+    """A name for the processes of this start, once all are here; RuntimeError if one is not.
+
+    torchrun's store outlives a restart, and its count of restarts differs between machines. So
+    every process says hello by a name of its own, and rank 0 answers by that name.
+    """
     name = uuid.uuid4().hex
     if rank:
         store.set(f"hello/{rank}", name)
@@ -104,30 +110,22 @@ def _agree_on_a_name(store: Any, rank: int, size: int) -> str:
         store.set(f"{name}/here/{rank}", "")
         store.wait([f"{name}/go"], START)
         return name
-    missing, welcomed = set(range(1, size)), set()
-    deadline = time.monotonic() + START.total_seconds()
-    while missing:
-        for other in sorted(missing):
-            if store.check([f"{name}/here/{other}"]):
-                missing.remove(other)
-            elif store.check([f"hello/{other}"]):
-                guest = store.get(f"hello/{other}").decode()
-                if guest not in welcomed:  # it may have been left by an earlier start
-                    store.set(f"welcome/{guest}", name)
-                    welcomed.add(guest)
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"ranks {sorted(missing)} did not start")
-        time.sleep(0.01)
+    for other in range(1, size):
+        while not store.check([f"{name}/here/{other}"]):
+            # A guest of an earlier start may have left it, and does not answer.
+            store.set(f"welcome/{store.get(f'hello/{other}').decode()}", name)
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"rank {other} did not start")
+            time.sleep(0.01)
     store.set(f"{name}/go", "")
     return name
 
 
-def _wait_for_rank_0() -> None:
-    """Raise OSError if rank 0 does not listen within `START`; torch would print a page of text."""
+def _wait_for_rank_0(deadline: float) -> None:
+    """Raise OSError if rank 0 does not listen; torch would print a page of text."""
     if "MASTER_ADDR" not in os.environ:
         raise ValueError("MASTER_ADDR, which torchrun sets, is not set, but WORLD_SIZE is")
     address = os.environ["MASTER_ADDR"], from_torchrun("MASTER_PORT")
-    deadline = time.monotonic() + START.total_seconds()
     while True:
         try:
             return socket.create_connection(address, timeout=START.total_seconds()).close()

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ._extension import cuda_obstacle
-from .config import Precision, Role, TrainConfig
+from .config import Precision, Role
+from .fields import Json
 from .nn import PixelCNNpp
 from .nn.weights import weights_digest
 from .pair import SmoothedPair
-from .pretrained import SavedNetwork, resolve
-from .pretrained.resolver import read_pair
+from .pretrained import SavedNetwork, pair_of, resolve
 from .runs import RunFolder
 from .sampling.cached import draw
 from .sampling.request import Progress, Request
@@ -35,7 +35,6 @@ class Models:
 
     networks: Mapping[Role, PixelCNNpp]
     smoothed: SmoothedPair | None
-    image_size: tuple[int, int]
     saved: tuple[SavedNetwork, ...]  # as they were named
 
     @property
@@ -51,10 +50,20 @@ class Models:
         return self.networks.get("plain")
 
     @property
+    def first(self) -> PixelCNNpp:
+        """The noisy model, or the plain one alone."""
+        return next(iter(self.networks.values()))
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of the images."""
+        assert self.first.image_size is not None  # or they were refused
+        return self.first.image_size
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images."""
-        channels = next(iter(self.networks.values())).config.image_channels
-        return (channels, *self.image_size)
+        return (self.first.config.image_channels, *self.image_size)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -69,24 +78,24 @@ class Models:
 
     @property
     def runs(self) -> dict[Role, RunFolder]:
-        """The runs of the networks that have one."""
-        return {one.role: RunFolder(one.folder) for one in self.saved if one.training is not None}
-
-    @property
-    def settings(self) -> dict[Role, TrainConfig]:
-        """The settings of the runs, the first named first."""
-        return {one.role: one.training for one in self.saved if one.training is not None}
+        """The runs of the networks that have one, the first named first."""
+        return {one.role: one.run for one in self.saved if one.run is not None}
 
     @property
     def clean_noise(self) -> float:
         """Noise on the target that the denoiser was trained with; 0 where no run tells it."""
-        settings = self.settings.get("denoiser")
-        return settings.clean_noise if settings else 0.0
+        run = self.runs.get("denoiser")
+        return run.read_config()[0].clean_noise if run else 0.0
 
     @property
     def device(self) -> torch.device:
         """Device of the networks."""
-        return next(iter(self.networks.values())).head.bias.device
+        return self.first.head.bias.device
+
+    @property
+    def chunk(self) -> int:
+        """Images that a process draws at a time."""
+        return CHUNK["cpu" if self.device.type == "cpu" or cuda_obstacle() else "cuda"]
 
     def to(self, device: torch.device | str) -> Models:
         """These models, moved to `device`."""
@@ -98,11 +107,9 @@ class Models:
         """`weights_digest` of each network."""
         return {role: weights_digest(network) for role, network in self.networks.items()}
 
-    def identity(self) -> dict[str, Any]:
-        """The settings that decide images beside the weights, as JSON."""
-        settings: dict[str, Any] = {}
-        for role, network in self.networks.items():
-            settings[role] = asdict(network.config)
+    def identity(self) -> Json:
+        """The settings that decide images beside the weights."""
+        settings: Json = {role: asdict(each.config) for role, each in self.networks.items()}
         if self.smoothed is not None:
             smoothing = self.smoothed.smoothing
             settings["smoothing"] = {"kind": smoothing.kind, "scale": smoothing.scale}
@@ -113,8 +120,7 @@ class Models:
     ) -> Tensor:
         """The images of a request, from the pair or from the single model."""
         if self.smoothed is None:
-            network = next(iter(self.networks.values()))
-            return draw(network, request, self.image_size, None, progress, precision)
+            return draw(self.first, request, self.image_size, None, progress, precision)
         if self.plain is not None:
             raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")
         return self.smoothed.draw(request, progress, precision)
@@ -123,11 +129,6 @@ class Models:
         """Some of the networks, and the pair if its noisy model is among them."""
         pair = self.smoothed if "noisy" in roles else None
         return replace(self, networks={role: self.networks[role] for role in roles}, smoothed=pair)
-
-    @property
-    def chunk(self) -> int:
-        """Images that a process draws at a time."""
-        return CHUNK["cpu" if self.device.type == "cpu" or cuda_obstacle() else "cuda"]
 
 
 def class_number(label: str | int, names: Sequence[str]) -> int | Literal["each"]:
@@ -149,32 +150,30 @@ def load_models(names: Sequence[str | Path]) -> Models:
     """
     saved = [network for name in names for network in resolve(name)]
     by_role: dict[Role, SavedNetwork] = {}
-    for network in saved:
-        other = by_role.setdefault(network.role, network)
-        if other is not network:
+    for each in saved:
+        other = by_role.setdefault(each.role, each)
+        if other is not each:
             raise ValueError(
-                f"{other.folder} and {network.folder} both hold a {network.role} model; {EXPECTED}"
+                f"{other.folder} and {each.folder} both hold a {each.role} model; {EXPECTED}"
             )
     pair: SmoothedPair | None = None
-    networks: dict[Role, PixelCNNpp] = {}
     if {"noisy", "denoiser"} <= by_role.keys():
-        pair = read_pair(SmoothedPair, [by_role["noisy"], by_role["denoiser"]])
-        networks = {"noisy": pair.noisy, "denoiser": pair.denoiser}
+        pair = pair_of(SmoothedPair, [by_role["noisy"], by_role["denoiser"]])
     elif list(by_role) == ["denoiser"]:
         raise ValueError(f"{saved[0].folder} is a denoiser: name the run of its noisy model too")
     elif len(by_role) != 1:
         raise ValueError(f"{EXPECTED}; got {', '.join(map(str, names)) or 'nothing'}")
-    size = saved[0].settings.image_size if pair is None else pair.image_size
+    networks = {role: by_role[role].network for role in get_args(Role) if role in by_role}
+    models = Models(networks, pair, tuple(saved))
+    size = models.first.image_size
     if size is None:
         raise ValueError(
             f"{saved[0].folder} does not say how large its images are: save the network again with "
             "its image_size = (H, W)"
         )
-    for role in by_role.keys() - networks.keys():  # a single model, or the plain one
-        single = by_role[role]
-        if size != (its := single.settings.image_size):
-            raise ValueError(
-                f"the {role} model of {single.folder} is for images of {its}, the pair for {size}"
-            )
-        networks[role] = single.load()
-    return Models(networks, pair, size, tuple(saved))
+    if models.plain is not None and models.plain.image_size != size:
+        raise ValueError(
+            f"the plain model of {by_role['plain'].folder} is for images of "
+            f"{models.plain.image_size}, the pair for {size}"
+        )
+    return models

@@ -57,7 +57,30 @@ class SmoothedPair(Pretrained):
         image_size: Sequence[int],
     ) -> None:
         super().__init__()
-        check_fit(noisy, denoiser, smoothing)
+        if not isinstance(smoothing, Smoothing):
+            raise TypeError(
+                f"smoothing must be a Smoothing, as GaussianSmoothing(0.5), got {smoothing}"
+            )
+        ours, theirs = noisy.config, denoiser.config
+        if ours.conditioning != "none" or ours.likelihood == "discretized":
+            raise ValueError(
+                'the noisy model must have conditioning="none" and likelihood="continuous" or '
+                f'"gaussian", got "{ours.conditioning}" and "{ours.likelihood}"'
+            )
+        if theirs.conditioning == "none":
+            raise ValueError('the denoiser must have conditioning="stack" or "concat", got "none"')
+        for name, one, other in (
+            ("image_channels", ours.image_channels, theirs.image_channels),
+            ("n_classes, or one of them none", ours.n_classes, theirs.n_classes),
+        ):
+            if one != other and 0 not in (one, other):
+                raise ValueError(f"the models must have the same {name}, got {one} and {other}")
+        contains = ours.smoothing_scale if ours.likelihood == "gaussian" else 0
+        if contains and (smoothing.kind != "gaussian" or smoothing.scale < contains):
+            raise ValueError(
+                'the noisy model\'s likelihood "gaussian" contains gaussian noise of scale '
+                f"{contains}, got {smoothing.kind} smoothing of scale {smoothing.scale}"
+            )
         self.noisy = noisy
         self.denoiser = denoiser
         self.smoothing = smoothing
@@ -70,9 +93,9 @@ class SmoothedPair(Pretrained):
         Raises FileNotFoundError or ValueError for folders that are not runs, have other roles, or
         were trained for different smoothing or image sizes.
         """
-        from .pretrained.resolver import read, resolve
+        from .pretrained import pair_of, resolve
 
-        return read(cls, [*resolve(noisy), *resolve(denoiser)])
+        return pair_of(cls, [*resolve(noisy), *resolve(denoiser)])
 
     @torch.no_grad()
     def sample(
@@ -109,7 +132,7 @@ class SmoothedPair(Pretrained):
         """
         if self.n_classes and choices.get("label") is None:
             choices["label"] = "prior"
-        request, drawn = self._request(n, choices, method), []
+        request, drawn = Request.make(n, choices, method), []
         if batch_size is not None:
             check_number("batch_size", batch_size)
         show_bar = bar("drawing", n) if progress is True else nullcontext()
@@ -172,18 +195,8 @@ class SmoothedPair(Pretrained):
         Raises ValueError for images of another size.
         """
         self._check_images("x_tilde", x_tilde)
-        request = self._request(len(x_tilde), choices, method, x_tilde)
         with torch_threads(threads):
-            return self.draw(request, None, precision)
-
-    def _request(
-        self, n: int, choices: Choices, method: Method, x_tilde: Tensor | None = None
-    ) -> Request:
-        """The request of a user's choices; ValueError for known pixels that no image can have."""
-        request = Request.make(n, choices, method, x_tilde)
-        if request.known is not None:
-            self._check_scale("known", request.known.values)
-        return request
+            return self.draw(Request.make(len(x_tilde), choices, method, x_tilde), None, precision)
 
     def draw(
         self, request: Request, progress: Progress | None = None, precision: Precision = "auto"
@@ -192,11 +205,11 @@ class SmoothedPair(Pretrained):
 
         An image is NaN where its x~ diverged. precision: as in `sample`.
         """
-        # The same class for both models, and refused before any work.
-        labels = request.labels(self.n_classes, self.device) if self.n_classes else None
-        if labels is None and request.label is not None:
-            raise ValueError("label was given, but neither model of the pair has classes")
+        # The same class for both models.
+        labels = request.labels(self.n_classes, self.device)
         x_tilde, known = request.x_tilde, request.known
+        if known is not None:
+            self._check_scale("known", known.values)
         steps = 2 if x_tilde is None and request.method == "two-step" else 1
 
         def drawn(
@@ -354,12 +367,8 @@ class SmoothedPair(Pretrained):
         check_images(name, x)
         shape = (self.noisy.config.image_channels, *self.image_size)
         if tuple(x.shape[1:]) != shape:
-            hint = ": crop, pad or resize the images" * (x.ndim == 4 and x.shape[1] == shape[0])
-            if tuple(x.shape) == shape:
-                hint = f": {name}[None] is a batch of one"
             raise ValueError(
-                f"{name} must have shape (B, {', '.join(map(str, shape))}), got "
-                f"{tuple(x.shape)}{hint}"
+                f"{name} must have shape (B, {', '.join(map(str, shape))}), got {tuple(x.shape)}"
             )
         if x.device != self.device:
             raise ValueError(f"{name} must be on {self.device}, as the pair is, got {x.device}")
@@ -392,50 +401,24 @@ class SmoothedPair(Pretrained):
         """Both networks, the smoothing and the images in a few lines; not every layer."""
         shape = " x ".join(map(str, (self.noisy.config.image_channels, *self.image_size)))
         return (
-            f"SmoothedPair(\n  noisy: {describe(self.noisy)}\n"
-            f"  denoiser: {describe(self.denoiser)}\n"
+            f"SmoothedPair(\n  noisy: {_describe(self.noisy)}\n"
+            f"  denoiser: {_describe(self.denoiser)}\n"
             f"  smoothing: {self.smoothing.kind} of scale {self.smoothing.scale}\n"
             f"  images: {shape}, on {self.device}\n)"
         )
 
 
-def check_fit(noisy: PixelCNNpp, denoiser: PixelCNNpp, smoothing: Smoothing) -> None:
-    """Raise ValueError for models that do not fit together, TypeError for a number as smoothing."""
-    if not isinstance(smoothing, Smoothing):
-        raise TypeError(
-            f"smoothing must be a Smoothing, as GaussianSmoothing(0.5), got {smoothing}"
-        )
-    ours, theirs = noisy.config, denoiser.config
-    if ours.conditioning != "none" or ours.likelihood == "discretized":
-        raise ValueError(
-            'the noisy model must have conditioning="none" and likelihood="continuous" or '
-            f'"gaussian", got "{ours.conditioning}" and "{ours.likelihood}"'
-        )
-    if theirs.conditioning == "none":
-        raise ValueError('the denoiser must have conditioning="stack" or "concat", got "none"')
-    for name, one, other in (
-        ("image_channels", ours.image_channels, theirs.image_channels),
-        ("n_classes, or one of them none", ours.n_classes, theirs.n_classes),
-    ):
-        if one != other and 0 not in (one, other):
-            raise ValueError(f"the models must have the same {name}, got {one} and {other}")
-    contains = ours.smoothing_scale if ours.likelihood == "gaussian" else 0
-    if contains and (smoothing.kind != "gaussian" or smoothing.scale < contains):
-        raise ValueError(
-            'the noisy model\'s likelihood "gaussian" contains gaussian noise of scale '
-            f"{contains}, got {smoothing.kind} smoothing of scale {smoothing.scale}"
-        )
-
-
-def describe(model: PixelCNNpp) -> str:
+def _describe(model: PixelCNNpp) -> str:
     """The settings of a network that matter most, in one line."""
     config = model.config
-    atoms = f" with {len(config.atom_bytes)} atoms" if config.atoms else ""
-    octaves = f", {config.fourier_features} octaves" if config.fourier_features else ""
-    hidden = f", M {config.head_filters}" if config.head_filters else ""
-    classes = f", {config.n_classes} classes" if config.n_classes else ""
-    number = sum(p.numel() for p in model.parameters())
+    further = (
+        (f" with {len(config.atom_bytes)} atoms", config.atoms),
+        (f", {config.fourier_features} octaves", config.fourier_features),
+        (f", M {config.head_filters}", config.head_filters),
+        (f", {config.n_classes} classes", config.n_classes),
+    )
     return (
-        f"{number:,} parameters, F {config.n_filters}, R {config.n_resnet}, K {config.n_mix}, "
-        f"{config.conditioning}, {config.likelihood}{atoms}{octaves}{hidden}{classes}"
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, F {config.n_filters}, "
+        f"R {config.n_resnet}, K {config.n_mix}, {config.conditioning}, {config.likelihood}"
+        + "".join(words for words, stated in further if stated)
     )

@@ -333,18 +333,19 @@ def describe_model(
 
     trained_on: size of its training set, where that is known.
     """
-    network, config = models.networks[role], models.settings.get(role)
+    network, run = models.networks[role], models.runs.get(role)
     parameters = sum(p.numel() for p in network.parameters())
-    if config is None:
+    if run is None:
         smoothing = models.pair.smoothing
         noise = {"smoothing": smoothing.kind, "scale": smoothing.scale}
         return {"settings": {"model": asdict(network.config), **noise}, "parameters": parameters}
+    config = run.read_config()[0]
     settings = {key: value for key, value in asdict(config).items() if key != "data_dir"}
     description = {"settings": settings, "parameters": parameters}
-    if not models.runs[role].is_finished():
+    if not run.is_finished():
         return description
     settings["kernel_rate"] = kernel_rate(config) if config.optimizer == "muon" else None
-    origin = models.runs[role].origin()
+    origin = run.origin()
     passes = round((origin.images or 0) / trained_on, 2) if trained_on else None
     return {
         **description,

@@ -6,11 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ._version import __version__
 from .config import Role, TrainConfig
-from .fields import structure
+from .fields import Json, structure
 from .files import (
     json_text,
     lock_folder,
@@ -88,7 +88,8 @@ class RunFolder:
 
     def write_config(self, config: TrainConfig, image_size: tuple[int, int]) -> None:
         """Write the settings, the version of dsmooth and the image size."""
-        write_atomically(self.config, _config_bytes(config, image_size))
+        values = {"dsmooth": __version__, "height_and_width": list(image_size), **asdict(config)}
+        write_atomically(self.config, json_text(values).encode())
 
     def write_model(
         self, model: PixelCNNpp, config: TrainConfig, image_size: tuple[int, int]
@@ -101,14 +102,13 @@ class RunFolder:
         """
         if model.config != config.model:
             raise ValueError(f"config.model must be the model's own {model.config}")
-        settings = _config_bytes(config, image_size)
         with lock_folder(self.path, "a training run"):
             if any(map(Path.exists, (self.log, *self.checkpoints()))):
                 raise ValueError(f"{self.path} already holds a training run; choose another folder")
             # A kill on the way leaves no settings, rather than those of other weights.
             with replacing(self.weights, tensor_bytes(model.state_dict(), {})):
                 self.config.unlink(missing_ok=True)
-            write_atomically(self.config, settings)
+            self.write_config(config, image_size)
 
     def read_config(self) -> tuple[TrainConfig, tuple[int, int]]:
         """The settings and the image size.
@@ -117,14 +117,14 @@ class RunFolder:
         """
         return run_config(read_json(self.config), self.config)
 
-    def read_log(self) -> list[dict[str, Any]]:
+    def read_log(self) -> list[Json]:
         """The entries of the log, in order, without lines that were cut by a crash or damaged."""
         lines = self.log.read_bytes().splitlines()
         return [entry for entry in map(read_entry, lines) if entry is not None]
 
-    def history(self) -> list[dict[str, Any]]:
+    def history(self) -> list[Json]:
         """The log without steps that a later start took back (those after the last checkpoint)."""
-        kept: list[dict[str, Any]] = []
+        kept: list[Json] = []
         for entry in self.read_log():
             if entry["event"] == "start":
                 kept = [e for e in kept if e["images"] <= entry["images"]]
@@ -167,7 +167,7 @@ class _ImageSize:
     height_and_width: tuple[int, int]
 
 
-def training_seconds(entries: Sequence[dict[str, Any]]) -> float:
+def training_seconds(entries: Sequence[Json]) -> float:
     """Time in the training loop: each start counts its seconds from 0."""
     total = last = 0.0
     for entry in entries:
@@ -187,7 +187,7 @@ _FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
 }
 
 
-def read_entry(line: bytes) -> dict[str, Any] | None:
+def read_entry(line: bytes) -> Json | None:
     """Parse a log line; None if it is not an entry."""
     try:
         entry = json.loads(line)
@@ -199,17 +199,12 @@ def read_entry(line: bytes) -> dict[str, Any] | None:
     return entry if whole else None
 
 
-def _config_bytes(config: TrainConfig, image_size: tuple[int, int]) -> bytes:
-    values = {"dsmooth": __version__, "height_and_width": list(image_size), **asdict(config)}
-    return json_text(values).encode()
-
-
 def default_folder(role: Role) -> Path:
     """Folder of a run if none is named."""
     return Path("runs") / role
 
 
-def run_config(values: dict[str, Any], path: Path) -> tuple[TrainConfig, tuple[int, int]]:
+def run_config(values: Json, path: Path) -> tuple[TrainConfig, tuple[int, int]]:
     """The settings and image size in `values`, the content of `path`."""
     values.pop("dsmooth", None)
     missing = [key for key in ("role", "model", "height_and_width") if key not in values]

@@ -59,7 +59,7 @@ def test_a_checkpoint_with_wrong_projections_is_refused() -> None:
     with pytest.raises(ValueError, match=r"lacks 'down_layers\.0\.u_stream\.0\.hw'"):
         dsmooth.load_pixelcnnpp({name: t for name, t in state.items() if name != key})
     for wrong in (torch.ones(2, 8), torch.full((3, 8), torch.nan), torch.ones(3, 8).long()):
-        with pytest.raises(ValueError, match=r"hw must be finite of shape \(3, 8\)"):
+        with pytest.raises(ValueError, match=r"hw must (be finite of shape|hold floating)"):
             dsmooth.load_pixelcnnpp({**state, key: wrong})
     with pytest.raises(ValueError, match=r"hw must have shape \(classes, 2F\), got \(8,\)"):
         dsmooth.load_pixelcnnpp({**state, "module.up_layers.0.u_stream.0.hw": torch.ones(8)})
@@ -228,7 +228,7 @@ def test_either_or_both_of_a_pair_have_classes(tmp_path: Path, noisy: int, denoi
     assert again.n_classes == max(noisy, denoiser)
     if not noisy and not denoiser:
         for call in (pair.elbo, pair.denoise):
-            refuses("neither model of the pair has classes", call, x, label=label)
+            refuses("label was given, but", call, x, label=label)
         return
     terms, others = (log_weight(again, x, y) for y in (label, (label + 1) % CLASSES))
     assert torch.equal(terms["smoothing"], others["smoothing"])

@@ -65,7 +65,7 @@ class FakeHub(ModuleType):
 
 
 def same(a: dsmooth.SmoothedPair, b: dsmooth.SmoothedPair) -> bool:
-    return torch.equal(a.sample(2), b.sample(2)) and a.origin == b.origin
+    return torch.equal(a.sample(2), b.sample(2)) and a.noisy.origin == b.noisy.origin
 
 
 def test_a_pair_goes_to_the_hub_and_comes_back(tmp_path, monkeypatch, caplog) -> None:
@@ -79,7 +79,7 @@ def test_a_pair_goes_to_the_hub_and_comes_back(tmp_path, monkeypatch, caplog) ->
     card = (tmp_path / "store" / "someone" / "digits" / CARD_FILE).read_text()
     assert 'from_pretrained("someone/digits")' in card
     hub.asked.clear()
-    options = {"revision": "v1", "cache_dir": "x", "token": "secret", "local_files_only": True}
+    options = {"revision": "v1", "token": "secret"}
     back = dsmooth.SmoothedPair.from_pretrained("someone/digits", **options)
     assert same(back, pair)
     assert hub.asked == [("someone/digits", options)]
@@ -146,18 +146,18 @@ def test_the_card_is_filled_from_the_runs_and_the_scores(tmp_path, monkeypatch) 
     for role in ("noisy", "denoiser"):
         assert run("train", role, *tiny.split(), "--out", f"runs/{role}") == 0
     pair = dsmooth.SmoothedPair.from_runs("runs/noisy", "runs/denoiser")
-    origin = pair.origin["noisy"]
+    origin = pair.noisy.origin
     pair.save_pretrained("pair")
     card = Path("pair", CARD_FILE).read_text()
     assert card.startswith("---\nlibrary_name: dsmooth\n")
     assert "- mnist\n---\n" in card
     assert f"| noisy model, p(x~) | bits/dim of x~ (gaussian) | {origin.bits_per_dim:.4f} |" in card
-    assert "| noisy model, p(x~) | mnist | 48 | 0.00 | 3 |" in card
+    assert f"| noisy model, p(x~) | mnist | 48 | {origin.seconds / 3600:.2f} | 3 |" in card
     assert origin.command in card
     assert "runs/" not in card  # no path of this machine
     # The folder knows it too, and a pair of the folder.
     again = dsmooth.SmoothedPair.from_pretrained("pair")
-    assert again.origin == pair.origin
+    assert (again.noisy.origin, again.denoiser.origin) == (origin, pair.denoiser.origin)
     again.save_pretrained("copy", name="pair")
     assert Path("copy", CARD_FILE).read_text() == card
 
@@ -183,7 +183,7 @@ def test_words_of_a_stranger_mean_nothing_in_a_card(tmp_path: Path) -> None:
     pair = tiny_pair()
     evil = "\x1b[2J\ud800mnist\nlicense: evil\n```\n# Head\n<script>x</script> [a](http://b) | *c*"
     origin = Origin(f"```\n{evil}", evil, 1, 0, 1.0, evil, 1.0, (evil,))
-    pair.origin = {"noisy": origin, "denoiser": origin}
+    pair.noisy.origin = pair.denoiser.origin = origin
     pair.save_pretrained(tmp_path, name=f'x")\n{evil}', license=f"mit\n{evil}")
     card = (tmp_path / CARD_FILE).read_text()
     body = card.split("---\n", 2)[2]
@@ -200,8 +200,7 @@ def test_the_library_of_the_hub_reads_a_card(tmp_path: Path) -> None:
     hub = pytest.importorskip("huggingface_hub")
     pair, names = tiny_pair(), ["mnist", "no", "1.5", 'a: b\n# "c"\n---', "é\u2028", "[x]", "'"]
     for name in names:
-        origin = Origin("dsmooth train noisy", name, 1, 0, 1.0, "loss", 1.0, ())
-        pair.origin = {"noisy": origin, "denoiser": origin}
+        pair.noisy.origin = Origin("dsmooth train noisy", name, 1, 0, 1.0, "loss", 1.0, ())
         pair.save_pretrained(tmp_path, license=name)
         data = hub.ModelCard.load(tmp_path / CARD_FILE).data
         assert (data.license, data.datasets, data.library_name) == (name, [name], "dsmooth")

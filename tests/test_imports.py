@@ -37,8 +37,8 @@ NAMES = [name for floor in FLOORS for name in floor]
 PLACE = {name: number for number, name in enumerate(NAMES)}
 # Doors upwards: methods that read and write files import what does it when they are called.
 DOORS = {
-    "nn.pretrained": {"pretrained.resolver", "pretrained.writer"},
-    "pair": {"pretrained.resolver"},
+    "nn.pretrained": {"pretrained", "pretrained.writer", "runs"},
+    "pair": {"pretrained"},
 }
 # The command's options are read before any torch is there; they know the settings and their names.
 OPTIONS = {"config", "presets"}

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import dsmooth
 from dsmooth.config import ModelConfig, TrainConfig
@@ -17,8 +15,6 @@ from dsmooth.evaluate.likelihood import score_pair, score_plain
 from dsmooth.functional import concat_elu
 from tests.helpers.data_makers import refuses
 from tests.helpers.networks import network
-
-GOLDEN = Path(__file__).parent / "golden" / "network_c1_8x8_f4_r1_k2.safetensors"
 
 
 def test_a_gaussian_model_takes_the_scale_of_its_run() -> None:
@@ -59,22 +55,6 @@ def test_scores_are_those_of_the_models_own_mixtures() -> None:
     torch.testing.assert_close(
         exact.discretized[0].float(), plain.log_prob(x), rtol=1e-5, atol=1e-3
     )
-
-
-def test_an_old_checkpoint_with_atoms_is_read() -> None:
-    state = load_file(GOLDEN)
-    outputs, filters = state["module.nin_out.lin_a.weight_v"].shape
-    for part, extra in (
-        ("weight_v", torch.ones(1, filters)),
-        ("weight_g", state["module.nin_out.lin_a.weight_g"][:1]),
-        ("bias", torch.ones(1)),
-    ):
-        key = f"module.nin_out.lin_a.{part}"
-        state[key] = torch.cat([state[key], extra])
-    model = dsmooth.load_pixelcnnpp(state, atoms=(0,))
-    assert model.config.n_mix * 3 + 1 == outputs + 1 == model.config.n_params
-    assert (model.config.likelihood, model.config.atoms) == ("discretized", (0,))
-    refuses("3K or 10K outputs", dsmooth.load_pixelcnnpp, state)
 
 
 @torch.no_grad()

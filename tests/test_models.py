@@ -78,7 +78,7 @@ def test_a_saved_pair_has_the_weights_of_its_runs(folders: dict[str, Path], tmp_
     two = load_models([folders["pair"]])
     assert one.digests() == two.digests()
     assert len(set(one.digests().values())) == 2
-    assert (list(one.settings), two.settings) == (["denoiser", "noisy"], {})
+    assert (list(one.runs), two.runs) == (["denoiser", "noisy"], {})
     with torch.no_grad():
         two.pair.noisy.head.bias[0] += 1
     assert weights_digest(two.pair.noisy) != one.digests()["noisy"]

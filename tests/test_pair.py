@@ -104,9 +104,7 @@ def test_draws_as_people_write_them(tmp_path: Path, capsys: pytest.CaptureFixtur
     tiny_pair().save_pretrained(tmp_path)
     pair = dsmooth.SmoothedPair.from_pretrained(tmp_path, device="cpu", dtype=torch.float32)
     assert (pair.device, pair.dtype) == (torch.device("cpu"), torch.float32)
-    half = dsmooth.SmoothedPair.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert half.dtype == torch.bfloat16
-    x, seen = pair.sample(5), []
+    seen: list[float] = []
     for method in ("two-step", "noisy", "single-step"):
         seen.clear()
         x = pair.sample(5, method=method)
@@ -121,21 +119,11 @@ def test_draws_as_people_write_them(tmp_path: Path, capsys: pytest.CaptureFixtur
     one, two = (pair.sample(2, generator=generator) for generator in generators)
     assert torch.equal(one, two)
     assert not torch.equal(pair.sample(2, generator=generators[0]), one)
-    read = dsmooth.SmoothedPair.from_pretrained
-    refuses("dtype must be a torch.dtype", read, tmp_path, error=TypeError, dtype="bfloat16")
-
-
-@pytest.mark.parametrize(("count", "message"), [(0, "be at least 1, got 0"), (1.5, "be a whole")])
-def test_counts_are_whole_numbers(tmp_path: Path, count: Any, message: str) -> None:
-    pair, x = tiny_pair(), torch.zeros(1, 1, 8, 8)
-    for name, call in (
-        ("batch_size", lambda: pair.sample(2, batch_size=count)),
-        ("draws", lambda: pair.complete(x, draws=count)),
-        ("n_noise", lambda: pair.elbo(x, n_noise=count)),
-        ("zoom", lambda: dsmooth.show(x, zoom=count)),
-        ("threads", lambda: dsmooth.train(tiny(), tmp_path, threads=count)),
-    ):
-        refuses(f"^`{name}` must {message}", call)
+    read = partial(dsmooth.SmoothedPair.from_pretrained, tmp_path)
+    assert read(dtype=torch.bfloat16).dtype == torch.bfloat16
+    refuses("dtype must be a torch.dtype", read, error=TypeError, dtype="bfloat16")
+    picture, _ = dsmooth.to_pil([*X])
+    assert torch.equal(torch.from_numpy(np.array(picture)), dsmooth.to_bytes(X)[0, 0])
 
 
 def test_a_seed_that_was_drawn_is_reported(caplog: pytest.LogCaptureFixture) -> None:
@@ -161,8 +149,6 @@ def test_a_seed_that_was_drawn_is_reported(caplog: pytest.LogCaptureFixture) -> 
 
 def test_precision_is_that_of_the_cached_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = tiny_pair("continuous")
-    exact = pair.sample(2)
-    assert torch.equal(pair.sample(2, precision="float32"), exact)
     rounded = pair.sample(2, precision="bfloat16", method="noisy")
     assert torch.equal(rounded, CachedSampler(pair.noisy, torch.bfloat16).sample(2, 8, 8))
     assert not torch.equal(rounded, pair.sample(2, method="noisy"))
@@ -216,30 +202,28 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: make(STACKED, STACKED), "the noisy model must have"),
     (lambda: make({}, {}), "the denoiser must have"),
     (lambda: make({}, {**STACKED, "channels": 3}), "same image_channels, got 1 and 3"),
-    (lambda: make({}, STACKED, size=(8, 10)), "multiples of 4"),
-    (lambda: make({}, STACKED, size=8), "image_size. must be a height and a width, multiples"),
-    (lambda: make({}, STACKED, size=(8, 6)), "image_size. must be a height and a width, multiples"),
+    (lambda: make({}, STACKED, size=(8, 10)), "image_size. must be a height .*, multiples of 4"),
     (lambda: make({}, STACKED, size=(8, 8, 1)), "image_size. must be a height and a width"),
     (lambda: make({}, STACKED, 0.5), r"smoothing must be a Smoothing, .*, got 0\.5"),
     (lambda: PAIR().elbo(LARGE), r"x must have shape \(B, 1, 8, 8\), got \(2, 1, 16, 16\)"),
-    (lambda: PAIR().elbo(X[0]), r"got \(1, 8, 8\): x\[None\] is a batch of one$"),
-    (lambda: PAIR().elbo(X.expand(2, 3, 8, 8)), r"got \(2, 3, 8, 8\)$"),
-    (lambda: PAIR().elbo(X[..., :4]), r"got \(2, 1, 8, 4\): crop, pad or resize the images$"),
+    (lambda: PAIR().elbo(X[0]), r"got \(1, 8, 8\)$"),
+    (lambda: PAIR().elbo(X[..., :4]), r"got \(2, 1, 8, 4\)$"),
     (lambda: PAIR().elbo(WIDE), r"x must lie in \[-1, 1\], got -1.* to .*clamp"),
     (lambda: PAIR().elbo(OFF_GRID), r"values of bytes.* 0.30 of a step off: .*to_bytes\(x\)$"),
     (lambda: PAIR().elbo(UNIT), r"values of bytes.* or 2 \* x - 1 if these are images in \[0, 1\]"),
+    (lambda: PAIR().elbo(X, n_noise=0), "^`n_noise` must be at least 1, got 0"),
+    (lambda: PAIR().complete(X, draws=0), "^`draws` must be at least 1, got 0"),
+    (lambda: PAIR().sample(2, batch_size=1.5), "^`batch_size` must be a whole"),
+    (lambda: dsmooth.show(X, zoom=0), "^`zoom` must be at least 1, got 0"),
+    (lambda: dsmooth.train(tiny(), "no-run", threads=0), "^`threads` must be at least 1, got 0"),
     (lambda: PAIR().denoiser.log_prob(OFF_GRID, X), "values of bytes"),
     (lambda: PAIR().denoise(LARGE, **STEPS), r"x_tilde must have shape \(B, 1, 8, 8\)"),
     (lambda: DENSITY().elbo(WIDE), "x must lie in"),
     (lambda: DENSITY().elbo(BROKEN), "x must lie in"),
     (lambda: PAIR().sample(2, known=WIDE, mask=UPPER), "^known must lie in"),
     (lambda: PAIR().sample(2, known=UNIT, mask=UPPER), "^known must have values of bytes"),
-    (lambda: PAIR().complete(WIDE), "^x must lie in"),
     (lambda: PAIR().complete(UNIT), "^x must have values of bytes"),
-    (
-        lambda: PAIR().complete(X, torch.zeros(2, 8, 8).bool().numpy()),
-        "mask must be torch.bool, .* got a nd",
-    ),
+    (lambda: PAIR().complete(X, UPPER.numpy()), "mask must be torch.bool, .* got a nd"),
     (lambda: PAIR().complete(X, UPPER.expand(6, -1, -1), draws=3), r"\(2 or 1, 8, 8\), got \(6, 8"),
     (lambda: PAIR().sample(2, seed=0, generator=torch.Generator()), "seed and generator were both"),
     (lambda: PAIR().sample(2, precision="float16"), "must be one of auto, float32, bfloat16, got"),
@@ -293,15 +277,21 @@ def test_half_weights_are_packed_as_float32(caplog: pytest.LogCaptureFixture) ->
     ]
 
 
-def test_every_draw_of_a_completion_has_the_label_of_its_image() -> None:
+def test_a_completion_is_a_sample_with_known_pixels() -> None:
+    """Every draw of it has the label of its image."""
     pair, x, label = tiny_pair(classes=(3, 3)), images(2), torch.tensor([2, 1])
-    upper = keep_top(0.5, (8, 8))
-    for own in (label, label.numpy(), torch.nn.functional.one_hot(label, 3).float()):
-        repeated = torch.as_tensor(own).repeat_interleave(3, 0)
-        known = x.repeat_interleave(3, 0)
-        expected = pair.sample(6, known=known, mask=upper, label=repeated)
-        assert torch.equal(pair.complete(x, draws=3, label=own), expected)
+    known, every = x.repeat_interleave(3, 0), torch.zeros(2, 8, 8, dtype=torch.bool)
+    every[0, :4] = True
+    for labels in (label, label.numpy(), torch.nn.functional.one_hot(label, 3).float()):
+        repeated = torch.as_tensor(labels).repeat_interleave(3, 0)
+        expected = pair.sample(6, seed=5, known=known, mask=UPPER, label=repeated)
+        completed = pair.complete(x, draws=3, seed=5, label=labels)
+        assert torch.equal(completed, expected)
+        assert torch.equal(completed[:, :, :4], known[:, :, :4])
+    by_mask = pair.complete(x, every, draws=3, seed=5, label=label)
+    assert torch.equal(by_mask[:3], expected[:3])
     assert torch.equal(pair.complete(x, label=2), pair.complete(x, label=torch.tensor([2, 2])))
+    assert pair.double().complete(x).dtype == torch.float64
     refuses(r"`label` must have shape \(6,\)", pair.complete, x, draws=3, label=label[:1])
 
 
@@ -318,27 +308,8 @@ def test_the_bound_has_the_gradients_of_its_terms(training: bool) -> None:
     slope = torch.autograd.grad(pair(x.requires_grad_()).sum(), x)[0]
     assert slope.abs().max() > 0
     assert not pair.elbo(x).requires_grad
-    assert torch.equal(pair.elbo(x), pair(x).detach())
+    assert torch.equal(pair.elbo(x, n_noise=2), pair(x, n_noise=2).detach())
     data = random_dataset(3, labels=torch.tensor([2, 1, 0]))
     assert not score_pair(pair, data).discretized.requires_grad
     assert not classify(pair, data).log_likelihoods.requires_grad
     assert not pair.sample(1).requires_grad
-
-
-def test_a_pair_completes_and_is_called(tmp_path: Path) -> None:
-    pair = tiny_pair()
-    x = images(2)
-    upper, every = keep_top(0.5, (8, 8)), torch.zeros(2, 8, 8, dtype=torch.bool)
-    every[0, :4] = True
-    completed = pair.complete(x, draws=3, seed=5)
-    expected = pair.sample(6, seed=5, known=x.repeat_interleave(3, 0), mask=upper)
-    assert torch.equal(completed, expected)
-    assert torch.equal(completed[:, :, :4], x.repeat_interleave(3, 0)[:, :, :4])
-    assert torch.equal(pair.complete(x, every, draws=3, seed=5)[:3], expected[:3])
-    assert torch.equal(pair(x, n_noise=2), pair.elbo(x, n_noise=2))
-    pair.save_pretrained(tmp_path)
-    read = dsmooth.SmoothedPair.from_pretrained(tmp_path, dtype=torch.float64)
-    assert read.dtype == torch.float64
-    assert read.complete(x).dtype == torch.float64
-    first, _ = dsmooth.to_pil([*x])
-    assert torch.equal(torch.from_numpy(np.array(first)), dsmooth.to_bytes(x)[0, 0])

@@ -226,7 +226,7 @@ def test_a_run_begins_with_weights(tmp_path: Path) -> None:
     for role, place in itertools.product(("noisy", "denoiser"), ("run", "pair", "runs")):
         source = {"run": tmp_path / role, "pair": tmp_path / "pair", "runs": tmp_path}[place]
         config = replace(tiny(role, seed=9), init=str(source))
-        initial = find_initial(str(source), role).load()
+        initial = find_initial(str(source), role).network
         state = TrainState(config, load_dataset("mnist", "train"), CPU, initial)
         expected = averaged(tmp_path / role)
         for network in (state.model, state.averaged):

@@ -56,7 +56,7 @@ def test_a_saved_network_is_the_same_network(tmp_path: Path) -> None:
     again = Mine.from_pretrained(tmp_path / "one")
     assert (type(again), again.training, again.image_size) == (Mine, False, (8, 8))
     assert weights_digest(again) == weights_digest(run.load_model()[0])
-    assert list(again.origin.values()) == list(model.origin.values()) == [run.origin()]
+    assert again.origin == model.origin == run.origin()
     network("stack").save_pretrained(tmp_path / "two")
     assert read_network(tmp_path / "two").config == network("stack").config
     refuses("a pair needs the run of a noisy .* got plain ", read_pair, tmp_path / "one")

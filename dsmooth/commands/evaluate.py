@@ -70,12 +70,13 @@ def choose_data(models: Models | None, options: DataOptions) -> DataChoice:
     """
     name, image_size, trained_on = options.data, options.image_size, None
     folder = None if options.data_dir is None else str(options.data_dir)
-    settings = next(iter(models.settings.values()), None) if models is not None else None
+    run = next(iter(models.runs.values()), None) if models is not None else None
+    settings = run.read_config()[0] if run is not None else None
     if settings is not None and name in (None, settings.data):
         name, trained_on = settings.data, settings.data_dir
         folder, image_size = folder or trained_on, image_size or settings.image_size
-    origins = (saved.origin() for saved in models.saved) if models is not None else ()
-    name = name or next((origin.data for origin in origins if origin is not None), "mnist")
+    networks = models.networks.values() if models is not None else ()
+    name = name or next((each.origin.data for each in networks if each.origin), "mnist")
     is_known = trained_on is not None and realpath(trained_on) == realpath(folder or "")
     measured = "all" if name == "folder" and not is_known else "test"
     return DataChoice(name, folder, image_size, measured)

@@ -167,10 +167,9 @@ def _with_network(config: TrainConfig, init: str) -> TrainConfig:
     from ..training.beginning import find_initial
 
     saved = find_initial(init, config.role)
-    network = replace(saved.config, n_classes=0, class_names=())  # the data name the classes
-    kind = saved.settings.smoothing or config.smoothing
-    scale = saved.settings.scale or config.scale
-    return replace(config, model=network, smoothing=kind, scale=scale)
+    model = replace(saved.network.config, n_classes=0, class_names=())  # the data name the classes
+    kind, scale = saved.smoothing or config.smoothing, saved.scale or config.scale
+    return replace(config, model=model, smoothing=kind, scale=scale)
 
 
 def _read_settings(path: Path) -> TrainConfig:

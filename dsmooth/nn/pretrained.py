@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,20 +12,16 @@ from torch import nn
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from ..runs import Origin
+
 
 class Pretrained(nn.Module):
     """Base of `PixelCNNpp` and `SmoothedPair`."""
 
     image_size: tuple[int, int] | None = None
     """(H, W) of the images that it learned; commands draw such images. A network's may be None."""
-    origins: Mapping[Any, Callable[[], Any]] = {}
-    """Functions that read the `Origin` of the weights, by role."""
-
-    @cached_property
-    def origin(self) -> Mapping[Any, Any]:
-        """`Origin` of the weights by role, as far as it is known, for the model card."""
-        origins = {role: read() for role, read in self.origins.items()}
-        return {role: origin for role, origin in origins.items() if origin is not None}
+    origin: Origin | None = None
+    """Origin of a network's weights, for the model card, as far as it is known."""
 
     @classmethod
     def from_pretrained(
@@ -37,9 +31,7 @@ class Pretrained(nn.Module):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         revision: str | None = None,
-        cache_dir: str | Path | None = None,
         token: str | bool | None = None,
-        local_files_only: bool = False,
     ) -> Self:
         """Read a pair or a network by its name or folder, in evaluation mode.
 
@@ -47,24 +39,18 @@ class Pretrained(nn.Module):
         network "mnist-plain"; a folder that `save_pretrained` wrote; for a network, the folder of a
         run; for a pair, a folder with the runs `noisy` and `denoiser` in it, such as that of
         `dsmooth reproduce`; or, by the extra "hub", the "owner/name" of such a folder on the
-        Hugging Face Hub. device, dtype: by default the CPU and float32. revision, cache_dir, token,
-        local_files_only: of the Hub, as `huggingface_hub.snapshot_download` takes them.
+        Hugging Face Hub. device, dtype: by default the CPU and float32. revision, token: of the
+        Hub, as `huggingface_hub.snapshot_download` takes them.
 
         Raises FileNotFoundError or ValueError, naming the file, for anything else;
         ModuleNotFoundError without the extra, and OSError if the Hub does not give the folder.
         """
-        from ..pretrained.resolver import find, networks_in, read
+        from ..pretrained import find, read
 
         if not isinstance(dtype, torch.dtype | None):
             raise TypeError(f"dtype must be a torch.dtype, such as torch.bfloat16, got {dtype!r}")
-        folder = find(
-            name,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-        )
-        return read(cls, networks_in(folder)).to(device=device, dtype=dtype)
+        folder = find(name, revision=revision, token=token)
+        return read(cls, folder).to(device=device, dtype=dtype)
 
     def save_pretrained(
         self,
@@ -76,13 +62,11 @@ class Pretrained(nn.Module):
     ) -> None:
         """Write model.safetensors, its settings as config.json, and the model card README.md.
 
-        The weights' file has the settings in its metadata, and one rename of it saves them: after a
-        crash the folder holds the old weights or the new ones. Files whose config.json was edited
-        are not read. The card says what the networks are and, if they were read from run folders,
-        how they were trained. scores: the file that `dsmooth evaluate bpd` wrote for them, whose
-        table the card shows. name: the one by which the card's example reads them, by default the
-        folder's. license: of the weights, by its name on the Hub, such as "mit". A README.md that
-        dsmooth did not write stays.
+        One rename of the weights' file, which has the settings in its metadata, saves them. Files
+        whose config.json was edited are not read. The card says how networks of run folders were
+        trained. scores: the file that `dsmooth evaluate bpd` wrote for them, whose table the card
+        shows. name: in the card's example, by default the folder's. license: of the weights, by its
+        name on the Hub, such as "mit". A README.md that dsmooth did not write stays.
 
         Raises ValueError for scores of other weights, and for a folder that is a file or holds
         settings of something else.
@@ -108,7 +92,7 @@ class Pretrained(nn.Module):
         Raises ModuleNotFoundError without the extra "hub"; OSError, with the reason and what to do,
         if the Hub does not take it; ValueError for a repo_id or scores that do not fit.
         """
-        from ..pretrained.resolver import HUB_FILES, HUB_ID, first_line, huggingface_hub
+        from ..pretrained import HUB_FILES, HUB_ID, first_line, huggingface_hub
 
         if HUB_ID.fullmatch(repo_id) is None:
             raise ValueError(f'`repo_id` must be "owner/name", got {repo_id!r}')

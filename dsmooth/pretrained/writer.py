@@ -19,7 +19,7 @@ from ..nn.weights import weights_digest
 from ..pair import SmoothedPair
 from ..runs import CONFIG_FILE, WEIGHTS_FILE
 from ..tables import COMPARABLE, bits_table, plain_text, shown
-from .resolver import CONFIG_KEY, Settings
+from . import CONFIG_KEY, Settings
 
 CARD_FILE = "README.md"
 # A card with this line is overwritten with the weights; one without it was written by a person.
@@ -37,15 +37,15 @@ def save(
     if folder.is_file():
         raise ValueError(f"{folder} is a file: name a folder")
     networks: dict[Role, PixelCNNpp]
-    kind, scale, origin = None, None, dict(model.origin)
+    kind, scale = None, None
     if isinstance(model, SmoothedPair):
         networks = {"noisy": model.noisy, "denoiser": model.denoiser}
         kind, scale = cast(SmoothingKind, model.smoothing.kind), model.smoothing.scale
     else:  # a network of a noisy run is a plain one, alone
         network = cast(PixelCNNpp, model)
         networks = {"plain" if network.config.conditioning == "none" else "denoiser": network}
-        origin = dict(zip(networks, origin.values(), strict=False))
     configs = {role: network.config for role, network in networks.items()}
+    origin = {role: network.origin for role, network in networks.items() if network.origin}
     size = None if model.image_size is None else check_size(model.image_size)
     settings = Settings(configs, kind, scale, size, origin)
     measured = None

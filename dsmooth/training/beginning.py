@@ -35,9 +35,9 @@ def initial_network(config: TrainConfig) -> PixelCNNpp | None:
     """The network whose weights a new run begins with, if it names one."""
     if config.init is None:
         return None
-    saved = find_initial(config.init, config.role)
-    check_initial(config.model, saved.config, config.init)
-    return saved.load()
+    network = find_initial(config.init, config.role).network
+    check_initial(config.model, network.config, config.init)
+    return network
 
 
 def check_initial(model: ModelConfig, initial: ModelConfig, source: str) -> None:
