@@ -38,7 +38,7 @@ from .sampling.request import Request, digest_of
 from .smoothing import GaussianSmoothing
 from .training.step import kernel_rate
 
-CHUNK = 64  # images drawn, or given to a network, at a time
+CHUNK = 64  # images drawn at a time
 GRID_IMAGES = 64  # samples in the picture of a grid
 DENOISED_IMAGES = 10  # held-out images whose denoising the report shows
 # Networks that are probed. The plain model never saw noise, and one untrained network is control
@@ -185,21 +185,12 @@ class Stages:
 
     def bits_per_dim(self, n_noise: int = 1) -> Json:
         """Bits/dim on held-out images, of the pair by `n_noise` draws of x~ per image."""
-        n = min(self.scored_images, len(self.test_set))
-
-        def compute() -> Json:
-            return measure_bits(
-                self.models,
-                self.test_set,
-                limit=n,
-                n_noise=n_noise,
-                batch_size=CHUNK,
-                seed=self.seed,
-                precision=self.precision,
-            )[0]
-
-        key = {"n_images": n, "n_noise": n_noise, "precision": self.precision}
-        return self.remember("bits_per_dim", key, compute)
+        n, seed, precision = min(self.scored_images, len(self.test_set)), self.seed, self.precision
+        measure = partial(measure_bits, self.models, self.test_set, limit=n, n_noise=n_noise)
+        key = {"n_images": n, "n_noise": n_noise, "precision": precision}
+        return self.remember(
+            "bits_per_dim", key, lambda: measure(seed=seed, precision=precision)[0]
+        )
 
     def compare(self) -> Json:
         """Fréchet distances of samples, and of equally many test images, to the training images."""
