@@ -46,9 +46,8 @@ def test_every_byte_survives_the_way_to_float_and_back(dtype: torch.dtype) -> No
 def test_to_bytes_gives_the_nearest_level(value: float) -> None:
     level = int(to_bytes(torch.tensor([value], dtype=torch.float64)))
     distance = abs(level / 127.5 - 1 - value)
-    for other in (level - 1, level + 1):
-        if 0 <= other <= 255:
-            assert distance <= abs(other / 127.5 - 1 - value) + 1e-15
+    for other in {max(0, level - 1), min(255, level + 1)}:
+        assert distance <= abs(other / 127.5 - 1 - value) + 1e-15
 
 
 @pytest.mark.parametrize(

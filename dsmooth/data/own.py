@@ -57,14 +57,16 @@ def own_images(dataset: Any, split: str = "train", labels: Any = None) -> ImageD
         pixels = _pixels(dataset, "images")
         images = ImageDataset(pixels, None, OWN, split, "images given in Python")
     else:
-        images = _read_items(dataset, split)
+        images, item_labels = _read_items(dataset, split)
+        labels = item_labels if labels is None else labels
     if not len(images):
         raise ValueError(f"the {split} data set must have a length and hold images, got none")
     warn_of_range(images.images, f"the {images.split} images")
     if labels is None:
         return images
     numbers, names = _classes(labels, len(images))
-    return replace(images, labels=numbers, class_names=names)
+    known = images.class_names if images.labels is None else ()
+    return replace(images, labels=numbers, class_names=names or known)
 
 
 def split_own(
@@ -75,29 +77,30 @@ def split_own(
     Of images that come without held-out ones, one in HELD_OUT is held out. transform: of the
     training images, if it is not that of their `ImageDataset`.
     """
+    parts = [dataset]
     if isinstance(dataset, Mapping):
-        if "train" not in dataset:
+        names = [name for name in ("train", *HELD_OUT_SPLITS) if name in dataset]
+        if "train" not in names:
             raise ValueError(f"the data set has no split 'train', but {', '.join(dataset)}")
-        held_out_names = [name for name in HELD_OUT_SPLITS if name in dataset][:1]
-        dataset = tuple(dataset[name] for name in ("train", *held_out_names))
-        dataset = dataset if held_out_names else dataset[0]
+        parts = [dataset[name] for name in names[:2]]
+    elif isinstance(dataset, tuple) and not _has_labels(dataset):
+        parts = [*dataset]
     elif isinstance(dataset, list) and isinstance(next(iter(dataset), None), loaders.Dataset):
-        dataset = tuple(dataset)  # of random_split
-    if isinstance(dataset, tuple) and not _has_labels(dataset):
-        if len(dataset) != 2 or labels is not None:
-            raise ValueError(
-                "a tuple of data sets must be (training images, held-out images), with labels "
-                f"((images, labels), (images, labels)), got {len(dataset)}"
-                f"{' and labels=' * (labels is not None)}"
-            )
-        train, test = own_images(dataset[0]), own_images(dataset[1], "test")
+        parts = dataset  # of random_split
+    if len(parts) > 2 or (len(parts) == 2 and labels is not None):
+        raise ValueError(
+            "data sets must be (training images, held-out images), with labels ((images, labels), "
+            f"(images, labels)), got {len(parts)}{' and labels=' * (labels is not None)}"
+        )
+    if len(parts) == 2:
+        train, test = own_images(parts[0]), own_images(parts[1], "test")
         if test.labels is not None and train.class_names and test.class_names:
             class_names = tuple(dict.fromkeys((*train.class_names, *test.class_names)))
             numbers = torch.tensor([class_names.index(name) for name in test.class_names])
             train = replace(train, class_names=class_names)
             test = replace(test, labels=numbers[test.labels], class_names=class_names)
     else:
-        whole = own_images(dataset, "train", labels)
+        whole = own_images(parts[0], "train", labels)
         if len(whole) < HELD_OUT:
             raise ValueError(
                 f"the data set must hold {HELD_OUT} images or more, one of which is held out, got "
@@ -131,16 +134,14 @@ def _has_labels(dataset: Any) -> bool:
     if not isinstance(dataset, tuple) or len(dataset) != 2:
         return False
     images, labels = dataset
-    if not isinstance(images, Tensor | np.ndarray) or not isinstance(
-        labels, Tensor | np.ndarray | list | tuple
-    ):
-        return False
-    first = labels[0] if len(labels) else None
-    return isinstance(first, int | float | str) or getattr(first, "ndim", 2) < 2
+    is_sequence = isinstance(labels, Tensor | np.ndarray | list | tuple)
+    first = labels[0] if is_sequence and len(labels) else None
+    are_labels = isinstance(first, int | float | str) or getattr(first, "ndim", 2) < 2
+    return isinstance(images, Tensor | np.ndarray) and are_labels
 
 
-def _read_items(dataset: Any, split: str) -> ImageDataset:
-    """The images of a data set with a length, and their labels if it has any."""
+def _read_items(dataset: Any, split: str) -> tuple[ImageDataset, list[object] | None]:
+    """The images of a data set with a length, and the labels of its items if one has any."""
     kind = type(dataset).__name__
     unread = isinstance(dataset, Mapping | loaders.IterableDataset)
     if unread or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
@@ -170,14 +171,12 @@ def _read_items(dataset: Any, split: str) -> ImageDataset:
                 number,
             )
             break
-    source = f"a {kind} given in Python"
-    if all(label is None for label in labels):
-        return ImageDataset(images, None, OWN, split, source)
-    numbers, class_names = _classes(labels, len(labels))
     features = getattr(dataset, "features", None) or {}  # of the Hugging Face Hub
     column = next((features[name] for name in LABELS if name in features), None)
-    class_names = class_names or tuple(getattr(column, "names", None) or ())
-    return ImageDataset(images, numbers, OWN, split, source, class_names=class_names)
+    names, source = tuple(getattr(column, "names", None) or ()), f"a {kind} given in Python"
+    without_labels = all(label is None for label in labels)
+    whole = ImageDataset(images, None, OWN, split, source, class_names=names)
+    return whole, None if without_labels else labels
 
 
 def _pixels_and_label(item: Any, name: str) -> tuple[Tensor, object]:

@@ -73,8 +73,8 @@ def train(
 
     The folder, by default runs/ROLE, gets the files of a `RunFolder`. dataset: images to train on
     instead of `config.data`: anything that `dsmooth.data.own_images` takes, one in ten of which is
-    held out; a tuple (training images, held-out images). labels: whole numbers
-    (N,) or names, for a dataset that is one array. transform: a function from an image of
+    held out; a tuple (training images, held-out images); or splits by name. labels: whole numbers
+    (N,), one-hot or names, for a dataset that is one array. transform: a function from an image of
     the dataset, uint8 (C, H, W), to another, applied at each visit in training. Its random numbers,
     from torch, numpy or random, depend on the seed and the visit alone. Held-out images are not
     transformed and must have the size that it makes. match_channels: take the model's

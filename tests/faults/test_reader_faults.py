@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from dsmooth.data import SPLITS, load_dataset, reading
+from dsmooth.data import load_dataset, reading
+from dsmooth.data.folder import read_pictures
 from dsmooth.data.published import SUBSET_PATH
 from dsmooth.data.reading import read_npz
 from dsmooth.evaluate.sources import read_images
@@ -60,7 +61,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage
 TAGS = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 8, 279: 64}
 ZEROS = bytes(1 << 25)
 
-# Suffix and content of a file beside a sound picture, and a pattern of the error.
+# Suffix and content of a file, and a pattern of the error.
 PICTURES: dict[str, tuple[str, bytes | Callable[[Path], object], str]] = {
     "EPS, which Ghostscript runs": ("png", EPS, "as an image .cannot identify"),
     "a named pipe": ("png", os.mkfifo, "must be a regular file"),
@@ -83,12 +84,11 @@ PICTURES: dict[str, tuple[str, bytes | Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_hostile_picture(tmp_path: Path, name: str) -> None:
-    write_images(tmp_path, {"a.png": random_bytes((8, 8))})
     suffix, content, message = PICTURES[name]
     path = tmp_path / f"x.{suffix}"
     path.write_bytes(content) if isinstance(content, bytes) else content(path)
     with refused(message, path, error=(ValueError, OSError)):
-        load_dataset("folder", "all", tmp_path, image_size=8)
+        read_pictures(tmp_path, [path], size=8)
 
 
 HEADER = "{{'descr': '{}', 'fortran_order': False, 'shape': {}}}\n"
@@ -157,21 +157,18 @@ def test_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:
             os.rename(folder / f"{i}.png", os.fsencode(folder) + b"/%d\xff.png" % i)
     except OSError:
         pytest.skip("this file system takes only names of UTF-8")
-    parts = [load_dataset("folder", split, folder) for split in SPLITS]
-    assert sum(map(len, parts)) == 5
-    for part in parts:
-        part.source.encode()
-        assert r"caf\xe9" in part.source
+    whole = load_dataset("folder", "all", folder)
+    assert len(whole) == 5
+    whole.source.encode()
+    assert r"caf\xe9" in whole.source
     Path(os.fsdecode(os.fsencode(folder) + b"/3\xff.png")).write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"caf\\xe9/3\\xff.png cannot be read") as error:
-        load_dataset("folder", "train", folder)
+        load_dataset("folder", "all", folder)
     str(error.value).encode()
 
 
 def test_pages_of_another_picture_after_a_jpeg_are_left_alone(tmp_path: Path) -> None:
-    for name in "ab":
-        (tmp_path / f"{name}.jpg").write_bytes(pages("MPO"))
-    images = load_dataset("folder", "train", tmp_path).images
+    images = read(tmp_path / "a.jpg", pages("MPO"))
     assert images.shape == (1, 3, 8, 8)
     assert (images.int() - 3).abs().max() <= 2
 
@@ -206,14 +203,12 @@ def damaged(content: bytes, seed: int) -> Iterator[bytes]:
 
 
 def read(path: Path, content: bytes) -> torch.Tensor | Exception:
-    """The images of a .npz of this content, or of a folder with this picture; or why not."""
-    path.parent.mkdir()
+    """The images of a .npz or a picture of this content; or why not."""
     path.write_bytes(content)
     try:
         if path.suffix == ".npz":
             return torch.from_numpy(read_npz(path, ("test_images",))["test_images"])
-        write_images(path.parent, {"a.png": random_bytes((8, 8))})
-        return load_dataset("folder", "train", path.parent, image_size=8).images
+        return read_pictures(path, [path], size=8)
     except (ValueError, OSError) as error:
         return error
 
@@ -222,18 +217,18 @@ def read(path: Path, content: bytes) -> torch.Tensor | Exception:
 def test_a_damaged_file_is_one_error_or_read(tmp_path: Path, file: str) -> None:
     """A form with a checksum gives what was written, or an error."""
     sound = sound_files()[file]
-    whole = read(tmp_path / "whole" / file, sound)
+    whole = read(tmp_path / file, sound)
     assert isinstance(whole, torch.Tensor), whole
     contents = list(damaged(sound, 0))
     errors = 0
-    for number, content in enumerate(contents):
-        images = read(tmp_path / str(number) / file, content)
+    for content in contents:
+        images = read(tmp_path / file, content)
         if isinstance(images, torch.Tensor):
             assert images.dtype == torch.uint8
             assert file != "subset.npz" or torch.equal(images, whole)
         else:
             errors += 1
             assert type(images) is not UnicodeDecodeError
-            assert str(tmp_path / str(number)) in str(images)
+            assert str(tmp_path / file) in str(images)
             assert len(str(images).splitlines()) <= 2
     assert errors > len(contents) // 5
