@@ -17,11 +17,12 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth._extension import extension, instruction_sets
+from dsmooth.config import Precision
 from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE, Mixture
 from dsmooth.nn import PixelCNNpp
 from dsmooth.philox import Stream, image_words, to_uniform
-from dsmooth.sampling import CachedSampler
-from dsmooth.sampling.cached import packed_before, sample_images
+from dsmooth.sampling import CachedSampler, cached
+from dsmooth.sampling.cached import sample_images
 from dsmooth.sampling.program import Program
 from tests.helpers.data_makers import refuses
 from tests.helpers.networks import ATOMS, BYTES, GAUSSIAN, MIXTURES, network
@@ -256,21 +257,24 @@ def test_the_seed_and_the_weights_it_was_made_of_decide() -> None:
 
 def test_a_model_is_packed_again_only_where_a_weight_or_the_type_changed() -> None:
     model, other = network(), copy.deepcopy(network())
-    first = packed_before(model, torch.float32)
-    assert packed_before(model, torch.float32) is first
-    assert packed_before(other, torch.float32) is not first
+
+    def packed(model: PixelCNNpp, precision: Precision = "float32") -> CachedSampler:
+        sample_images(model, 1, height=4, width=4, precision=precision)
+        return cached._PACKED[model][1]
+
+    first = packed(model)
+    assert packed(model) is first
+    assert packed(other) is not first
     dsmooth.SmoothedPair(model, network("stack"), dsmooth.GaussianSmoothing(1), (4, 4)).sample(3)
-    assert packed_before(model, torch.float32) is first  # not packed again by a pair
+    assert packed(model) is first  # not packed again by a pair
     model.stem_u.weight_v.data.mul_(-1)  # which no version counter of a tensor shows
-    changed = packed_before(model, torch.float32)
+    changed = packed(model)
     assert torch.equal(changed.sample(2, 4, 4), CachedSampler(model).sample(2, 4, 4))
     assert not torch.equal(changed.sample(2, 4, 4), first.sample(2, 4, 4))
-    assert packed_before(model, torch.bfloat16).dtype == torch.bfloat16
-    settings = {"likelihood": "gaussian", "smoothing_scale": 0.3}
-    other.config = dataclasses.replace(other.config, **settings)
-    x = CachedSampler(other).sample(2, 4, 4)
-    assert torch.equal(packed_before(other, torch.float32).sample(2, 4, 4), x)
-    half = packed_before(model.bfloat16(), torch.float32)
+    assert packed(model, "bfloat16").dtype == torch.bfloat16
+    other.config = dataclasses.replace(other.config, **GAUSSIAN)
+    assert torch.equal(packed(other).sample(2, 4, 4), CachedSampler(other).sample(2, 4, 4))
+    half = packed(model.bfloat16())
     assert torch.equal(half.sample(2, 4, 4), CachedSampler(model).sample(2, 4, 4))
 
 
@@ -284,13 +288,8 @@ def test_context_may_be_strided_a_negative_view_or_of_a_graph() -> None:
         assert torch.equal(sampler.sample(2, 8, 4, context=same), x)
 
 
-@pytest.fixture
-def slow_sampler() -> CachedSampler:
-    return CachedSampler(network(n_filters=40, n_resnet=3))
-
-
-def test_progress_grows_to_one_and_an_error_in_it_ends_the_call(slow_sampler) -> None:
-    seen: list[float] = []
+def test_progress_grows_to_one_and_an_error_in_it_ends_the_call() -> None:
+    slow_sampler, seen = CachedSampler(network(n_filters=40, n_resnet=3)), list[float]()
     slow_sampler.sample(24, 28, 28, progress=seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
@@ -365,12 +364,12 @@ def test_every_instruction_set_has_code_of_its_own_or_of_one_below(instruction_s
     here = instruction_sets()
     model = network()
     own = INSTRUCTION_SETS[: here.index(instruction_set) + 1][-1]
-    assert CachedSampler(model, instruction_set=instruction_set).instruction_set == own
+    assert CachedSampler(model, instruction_set=instruction_set)._native.instruction_set == own
     # AVX-512 multiplies bfloat16 in its extension alone, where the CPU has that.
     own = "avx512bf16" if instruction_set == "avx512" else instruction_set
     own = own if own in here else BF16_INSTRUCTION_SETS[-1]
     sampler = CachedSampler(model, torch.bfloat16, instruction_set=instruction_set)
-    assert sampler.instruction_set == own
+    assert sampler._native.instruction_set == own
 
 
 @pytest.mark.parametrize(

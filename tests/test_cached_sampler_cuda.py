@@ -144,7 +144,6 @@ def test_bad_arguments_on_a_device() -> None:
     with pytest.raises(ValueError, match='instruction_set must be "auto" on cuda:0'):
         CachedSampler(model, instruction_set="avx2")
     sampler = CachedSampler(model)
-    assert sampler.instruction_set == "cuda"
     assert sampler.bytes_per_image(8, 8) > 0
     with pytest.raises(ValueError, match="context must be on cuda:0, got cpu"):
         sampler.sample(1, 4, 4, context=torch.zeros(1, 1, 4, 4))

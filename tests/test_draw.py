@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -64,15 +65,6 @@ def pair() -> dsmooth.SmoothedPair:
     return tiny_pair("continuous", "stack")
 
 
-def test_parts_make_the_whole() -> None:
-    draw = Request(10, seed=3, first_index=2**32 - 4, temperature=0.5, method="noisy")
-    parts = [draw.part(0, 4), draw.part(4, 6)]
-    assert [(p.first_index, p.count) for p in parts] == [(2**32 - 4, 4), (2**32, 6)]
-    assert all(p.identity() == draw.identity() for p in parts)
-    with pytest.raises(AttributeError):
-        draw.seed = 4  # type: ignore[misc]
-
-
 def test_numbers_of_numpy_and_torch_are_those_numbers() -> None:
     last: Any = np.int32(2**31 - 1)
     count: Any = np.int64(2)
@@ -119,16 +111,16 @@ def test_equal_weights_with_other_settings_add_no_images(pair, tmp_path) -> None
 def test_parts_of_what_is_given_are_of_their_images(pair: dsmooth.SmoothedPair) -> None:
     models = Models({"noisy": pair.noisy, "denoiser": pair.denoiser}, pair, (8, 8), ())
     x, mask = torch.rand(5, 1, 8, 8), torch.rand(5, 8, 8) < 0.5
-    x_tilde, known = {"x_tilde": x}, {"known": known_pixels(x, mask, 5)}
-    for given, whole in (
-        (x_tilde, pair.denoise(x, seed=1)),
-        (known, pair.sample(5, seed=1, known=x, mask=mask)),
-    ):
-        request = Request(5, seed=1, **given)
-        parts = gather(models.draw, request, chunk=2)
-        assert torch.equal(parts, whole)
-    others = Request(5, seed=1), Request(5, seed=1, x_tilde=-x)
-    assert Request(5, seed=1, **x_tilde).identity() not in [each.identity() for each in others]
+    denoised, first = Request(5, seed=1, first_index=2**32 - 4, x_tilde=x), 2**32 - 4
+    assert [p.first_index for p in denoised.parts(4)] == [first, 2**32]
+    assert all(p.identity()["seed"] == 1 for p in denoised.parts(4))
+    completed = replace(denoised, known=known_pixels(x, mask, 5), x_tilde=None)
+    whole = pair.sample(5, seed=1, first_index=first, known=x, mask=mask)
+    assert torch.equal(gather(models.draw, completed, chunk=2), whole)
+    whole = pair.denoise(x, seed=1, first_index=first)
+    assert torch.equal(gather(models.draw, denoised, chunk=2), whole)
+    for other in (replace(denoised, x_tilde=None), replace(denoised, x_tilde=-x)):
+        assert denoised.identity() != other.identity()
 
 
 def test_the_sequential_sampler_reports_rows() -> None:

@@ -11,64 +11,41 @@ from dsmooth.sampling import jacobi_sample, sequential_sample
 from tests.helpers.networks import MIXTURES, network
 from tests.helpers.sampler_checks import FIRST, SEED, context_for, labels_of, teacher_forced
 
-each_mixture = pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES)
-
-
-def double_network(n: int, size: tuple[int, int], **settings: Any) -> tuple[Any, dict[str, Any]]:
-    """A network in float64, and the arguments of a sampler."""
-    model = network(n_filters=4, **settings).double()
-    context = context_for(model, n, *size)
-    given = {"height": size[0], "width": size[1], "seed": SEED, "first_index": FIRST}
-    given["context"] = None if context is None else context.double()
-    return model, given
-
 
 @pytest.mark.grid
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@each_mixture
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
+@pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES)
+@pytest.mark.parametrize(
+    ("conditioning", "channels", "n_classes"),
+    [("none", 1, 3), ("none", 3, 0), ("stack", 1, 0), ("stack", 3, 0), ("concat", 3, 3)],
+)
 def test_samples_are_redrawn_from_their_own_parameters(
-    conditioning: str, channels: int, mixture: dict[str, Any], temperature: float
+    conditioning: str, channels: int, n_classes: int, mixture: dict[str, Any], temperature: float
 ) -> None:
-    """Teacher forcing: one forward on the samples, then the same noise, gives the samples."""
-    model, given = double_network(
-        2, (8, 12), channels=channels, conditioning=conditioning, **mixture
-    )
-    x = sequential_sample(model, 2, **given, temperature=temperature)
-    again, _ = teacher_forced(model, x, given["context"], torch.float64, temperature)
+    """Teacher forcing: one forward on the samples, then the same noise, gives the samples. Jacobi
+    iterations give them too, in no more forwards than pixels."""
+    settings = {"conditioning": conditioning, "channels": channels, "n_classes": n_classes}
+    model = network(n_filters=4, **settings, **mixture).double()
+    context = context_for(model, 3, 8, 4)
+    context = None if context is None else context.double()
+    label, guidance = labels_of(3, n_classes), 0.3 if n_classes else 0.0
+    given = {"height": 8, "width": 4, "seed": SEED, "first_index": FIRST, "context": context}
+    given |= {"label": label, "guidance": guidance, "temperature": temperature}
+    x = sequential_sample(model, 3, **given)
+    again, _ = teacher_forced(model, x, context, torch.float64, temperature, label, guidance)
     torch.testing.assert_close(x, again, rtol=1e-9, atol=1e-9)
     assert x.std() > 0.1
-    if model.config.likelihood == "discretized":
+    settled, iterations = jacobi_sample(model, 3, **given)
+    discretized = model.config.likelihood == "discretized"
+    rounding = 0.0 if discretized else 1e-12
+    torch.testing.assert_close(settled, x, rtol=rounding, atol=rounding)
+    assert iterations.shape == (3,)
+    assert iterations.dtype == torch.int64
+    assert ((iterations >= 2) & (iterations <= 8 * 4 + 1)).all()
+    if discretized:
         levels = (x + 1) * 127.5
         assert (levels - levels.round()).abs().max() < 1e-9
         assert x.abs().max() <= 1
-
-
-@pytest.mark.grid
-@each_mixture
-@pytest.mark.parametrize(
-    ("conditioning", "channels", "n_classes"),
-    [("none", 1, 3), ("none", 3, 0), ("stack", 1, 0), ("concat", 3, 3)],
-)
-def test_jacobi_sampling_equals_sequential_sampling(
-    conditioning: str, channels: int, n_classes: int, mixture: dict[str, Any]
-) -> None:
-    """In no more forwards than pixels."""
-    height, width = size = 8, 4
-    settings = {"conditioning": conditioning, "channels": channels, "n_classes": n_classes}
-    model, given = double_network(3, size, **settings, **mixture)
-    given["label"], given["guidance"] = labels_of(3, n_classes), 0.3 if n_classes else 0.0
-    expected = sequential_sample(model, 3, **given)
-    classes = given["label"], given["guidance"]
-    again, _ = teacher_forced(model, expected, given["context"], torch.float64, 1.0, *classes)
-    torch.testing.assert_close(expected, again, rtol=1e-9, atol=1e-9)
-    x, iterations = jacobi_sample(model, 3, **given)
-    rounding = 0.0 if model.config.likelihood == "discretized" else 1e-12
-    torch.testing.assert_close(x, expected, rtol=rounding, atol=rounding)
-    assert iterations.shape == (3,)
-    assert iterations.dtype == torch.int64
-    assert ((iterations >= 2) & (iterations <= height * width + 1)).all()
 
 
 @pytest.mark.quick

@@ -104,11 +104,6 @@ class CachedSampler:
             torch.cuda.current_stream(device).synchronize()
             self._free = _free_memory()
 
-    @property
-    def instruction_set(self) -> str:
-        """The instruction set in use, "generic", "avx2", ..., or "cuda"."""
-        return "cuda" if self.device.type == "cuda" else str(self._native.instruction_set)
-
     def bytes_per_image(self, height: int, width: int) -> int:
         """Memory that the caches of one image take, in bytes."""
         return int(self._native.bytes_per_image(height, width))
@@ -241,6 +236,10 @@ class CachedSampler:
                         time.sleep(POLL_SECONDS)
 
 
+# A copy of each model as it was packed last, and its sampler.
+_PACKED: WeakKeyDictionary[PixelCNNpp, tuple[PixelCNNpp, CachedSampler]] = WeakKeyDictionary()
+
+
 def draw(
     model: PixelCNNpp,
     request: Request,
@@ -256,7 +255,7 @@ def draw(
     """
     check_network(model)
     weight, own = model.head.bias, changed_layer(model)
-    kind = precision_on(weight.device, precision)
+    dtype = getattr(torch, precision_on(weight.device, precision))
     if own is None and weight.dtype == torch.float64:  # float32 would not be what was asked for
         own = "the weights are float64: .float() rounds"
     reason = own or (cuda_obstacle() if weight.is_cuda else unavailable_reason())
@@ -265,7 +264,14 @@ def draw(
     if context is not None and context.is_floating_point():
         context = context.to(torch.float32 if reason is None else weight.dtype)
     if reason is None:
-        return packed_before(model, getattr(torch, kind)).draw(request, size, context, progress)
+        packed, sampler = _PACKED.get(model, (None, None))
+        # Comparing all weights takes a tenth of the time of packing them.
+        if packed is None or sampler is None or not _same(packed, model) or sampler.dtype != dtype:
+            # The copy is packed: another thread may change the weights and set them back.
+            packed = copy.deepcopy(model)
+            sampler = CachedSampler(packed, dtype)
+            _PACKED[model] = packed, sampler
+        return sampler.draw(request, size, context, progress)
     if precision == "bfloat16":
         raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
     # Half precision would end the iterations too early.
@@ -277,26 +283,12 @@ def draw(
     return draw_sequentially(model, request, size, context, progress)
 
 
-# A copy of each model as it was packed last, and its sampler.
-_PACKED: WeakKeyDictionary[PixelCNNpp, tuple[PixelCNNpp, CachedSampler]] = WeakKeyDictionary()
-
-
-def packed_before(model: PixelCNNpp, dtype: torch.dtype) -> CachedSampler:
-    """The sampler that the last call for this model made, or a new one if anything has changed.
-
-    Every weight is compared, which takes a tenth of the time of packing.
-    """
-    if model in _PACKED:
-        packed, sampler = _PACKED[model]
-        pairs = zip(packed.parameters(), model.parameters(), strict=True)
-        same = all(a.dtype == b.dtype and a.device == b.device and a.equal(b) for a, b in pairs)
-        if same and (packed.config, sampler.dtype) == (model.config, dtype):
-            return sampler
-    # The copy is compared and packed: another thread may change the weights and set them back.
-    packed = copy.deepcopy(model)
-    sampler = CachedSampler(packed, dtype)
-    _PACKED[model] = packed, sampler
-    return sampler
+def _same(a: PixelCNNpp, b: PixelCNNpp) -> bool:
+    """Whether two networks have the same settings and weights."""
+    pairs = zip(a.parameters(), b.parameters(), strict=True)
+    return a.config == b.config and all(
+        v.dtype == w.dtype and v.device == w.device and v.equal(w) for v, w in pairs
+    )
 
 
 def sample_images(

@@ -154,7 +154,7 @@ class Folder:
     manifest: ClassVar[str]
     filename: ClassVar[str]  # of a file by its number; of a picture by its image's index
     pattern: ClassVar[str]
-    size = 1
+    size: ClassVar[int]
 
     def __init__(
         self,
@@ -162,9 +162,8 @@ class Folder:
         request: Request,
         image_shape: tuple[int, ...],
         description: Json,
-        size: int | None = None,
     ) -> None:
-        self.path, self.request, self.size = path, request, size or self.size
+        self.path, self.request = path, request
         self.drawing = Manifest(description, request.first_index, image_shape, self.size)
 
     @staticmethod
@@ -284,6 +283,7 @@ class Pictures(Folder):
 
     manifest = "images.json"
     filename, pattern = "{index:08d}.png", "*.png"
+    size = 1
 
     @staticmethod
     def encode(images: Tensor) -> bytes:

@@ -32,29 +32,24 @@ Progress = Callable[[float], None]
 class Choices(TypedDict, total=False):
     """Keyword arguments of every sampler. With the weights they decide the images.
 
-    seed: 0 by default. None draws one, and a warning of the logger `dsmooth` states it. generator:
-    a torch.Generator that gives the seed instead, a new one at each call. first_index: number of
-    the first image in the stream that `seed` names, 0 by default. temperature: > 0, 1 by default;
-    divides the logits and multiplies the scales.
+    seed: 0 by default. None draws one, and a warning of the logger `dsmooth` states it.
+    first_index: number of the first image in the stream that `seed` names, 0 by default.
+    temperature: > 0, 1 by default; divides the logits and multiplies the scales.
 
     label: for models with classes. A number is the class of all images. "each" makes image i one of
-    class i modulo the number of classes. "prior" draws the class of each image, all as likely: it
-    is a function of the seed and the image's number. A tensor, or an array of numpy, has a class
-    (n,) int64, or weights of classes (n, n_classes), for every image.
-
-    guidance: >= 0, 0 by default; for models with classes that were trained with a label_dropout.
-    Two passes give a pixel's parameters without a class, p0, and with it, p1. The pixel is drawn by
-    p0 + (1 + guidance) (p1 - p0) (docs/math.md, section 8). Images become more typical of their
-    class and vary less.
+    class i modulo the number of classes. "prior" draws the class of each image, all as likely, as a
+    function of the seed and the image's number. A tensor, or an array of numpy, has a class (n,)
+    int64, or weights of classes (n, n_classes), for every image. guidance: >= 0, 0 by default; for
+    models with classes that were trained with a label_dropout. The parameters p0 of a pixel without
+    a class and p1 with it become p0 + (1 + guidance) (p1 - p0) (docs/math.md, section 8).
 
     known: (n or 1, C, H, W), images whose pixels where mask, (n or 1, H, W) bool, is True are kept.
-    Each of the others is drawn given all pixels before it, with its own noise. If the known pixels
-    come first in raster order this is the model's conditional distribution. Otherwise known pixels
-    do not influence those before them, and the distribution may be far off the conditional one.
+    Each of the others is drawn given all pixels before it, with its own noise. Known pixels do not
+    influence those before them: unless they come first in raster order, the distribution may be far
+    off the model's conditional one.
     """
 
     seed: int | None
-    generator: torch.Generator | None
     first_index: int
     temperature: float
     label: Label
@@ -65,10 +60,7 @@ class Choices(TypedDict, total=False):
 
 @dataclass(frozen=True, eq=False)
 class KnownPixels:
-    """The pixels of n images that are given; see `known_pixels`.
-
-    images: (n, C, H, W), 0 where a pixel is not known. mask: (n, H, W) bool, True where it is.
-    """
+    """Images (n, C, H, W), 0 where no pixel is known; mask (n, H, W) bool, True where one is."""
 
     images: Tensor
     mask: Tensor
@@ -183,13 +175,7 @@ class Request:
         names = Choices.__annotations__
         if unknown := [*choices.keys() - names.keys()]:
             raise TypeError(f"there is no argument {unknown[0]!r}; see {', '.join(names)}")
-        seed, generator = choices.get("seed", 0), choices.get("generator")
-        if generator is not None:
-            if "seed" in choices:
-                raise ValueError("seed and generator were both given: leave one out")
-            random = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
-            seed = int(random)
-        images, mask = choices.get("known"), choices.get("mask")
+        seed, images, mask = choices.get("seed", 0), choices.get("known"), choices.get("mask")
         if (images is None) != (mask is None):
             raise ValueError("known and mask must be given together")
         return cls(

@@ -113,14 +113,7 @@ def check_head_in_float32(sampler: CachedSampler, model: PixelCNNpp) -> None:
 
 
 def check_teacher_forced(
-    sampler: CachedSampler,
-    model: PixelCNNpp,
-    size,
-    *,
-    temperature=1.0,
-    n=3,
-    label=None,
-    guidance=0.0,
+    sampler: CachedSampler, model, size, *, temperature=1.0, n=3, label=None, guidance=0.0
 ) -> None:
     context = context_for(model, n, *size)
     given = {"context": None if context is None else context.to(sampler.device), "label": label}
