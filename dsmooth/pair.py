@@ -17,8 +17,8 @@ from .config import Method, Precision
 from .fields import check_number
 from .machine import torch_threads
 from .nn import PixelCNNpp
-from .nn.gradient import gradient_of
 from .nn.images import check_images, check_scale, check_size, unrounded
+from .nn.pixelcnnpp import gradient_of
 from .nn.pretrained import Pretrained
 from .nn.weights import in_evaluation
 from .pictures import is_diverged

@@ -18,8 +18,7 @@ from .philox import Stream, image_words, to_uniform
 class Smoothing:
     """x~ = x + noise, the noise independent and identical for every pixel.
 
-    scale: in units of [-1, 1] pixels. Subclasses give the quantile, density and entropy of one
-    pixel's noise. Raises ValueError for a scale that is not positive and finite.
+    scale: in units of [-1, 1] pixels. Raises ValueError unless it is positive and finite.
     """
 
     kind: ClassVar[str]
@@ -50,9 +49,8 @@ class Smoothing:
         """Draw x~ for x (B, C, H, W); same shape, dtype and device.
 
         Row b is image first_index + b: its noise is a pure function of (seed, image index,
-        repeat), whatever the batch. first_index: a number, or int64 without dimensions on x's
-        device. Raises ValueError for numbers out of range, TypeError for bytes
-        and arrays of numpy.
+        repeat). first_index: a number, or int64 without dimensions on x's device. Raises ValueError
+        for numbers out of range, TypeError for bytes and arrays of numpy.
         """
         check_images("x", x)
         n = x.shape[0]
@@ -70,10 +68,7 @@ class Smoothing:
         return x + self.quantile(u).to(x.dtype)
 
     def log_prob(self, x_tilde: Tensor, x: Tensor) -> Tensor:
-        """log q(x~ | x) of a batch: (B, C, H, W) twice -> (B,), nats, in units of [-1, 1].
-
-        In float32 at least.
-        """
+        """log q(x~ | x) of a batch: (B, C, H, W) twice -> (B,), nats, float32 at least."""
         if x_tilde.shape != x.shape:
             raise ValueError(
                 f"x_tilde must have x's shape {tuple(x.shape)}, got {tuple(x_tilde.shape)}"
@@ -91,15 +86,12 @@ class GaussianSmoothing(Smoothing):
     kind: ClassVar[str] = "gaussian"
 
     def quantile(self, u: Tensor) -> Tensor:
-        """scale * Phi^-1(u)."""
         return self.scale * torch.special.ndtri(u)
 
     def log_density(self, noise: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """-(noise / scale)**2 / 2 - log(scale * sqrt(2 pi))."""
         return -0.5 * (noise / self.scale) ** 2 - math.log(self.scale * math.sqrt(2 * math.pi))
 
     def entropy(self, d: int) -> float:
-        """d/2 * log(2 pi e scale**2)."""
         return d * (0.5 * math.log(2 * math.pi * math.e) + math.log(self.scale))
 
 
@@ -110,16 +102,13 @@ class LaplaceSmoothing(Smoothing):
     kind: ClassVar[str] = "laplace"
 
     def quantile(self, u: Tensor) -> Tensor:
-        """-scale * sign(u - 1/2) * log(1 - 2 |u - 1/2|)."""
         centred = u - 0.5
         return -self.scale * centred.sign() * torch.log1p(-2 * centred.abs())
 
     def log_density(self, noise: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """-|noise| / scale - log(2 scale)."""
         return -noise.abs() / self.scale - math.log(2 * self.scale)
 
     def entropy(self, d: int) -> float:
-        """d * (1 + log(2 scale))."""
         return d * (1 + math.log(2) + math.log(self.scale))
 
 
@@ -130,18 +119,15 @@ class UniformSmoothing(Smoothing):
     kind: ClassVar[str] = "uniform"
 
     def quantile(self, u: Tensor) -> Tensor:
-        """scale * (2u - 1)."""
         return self.scale * (2 * u - 1)
 
     def log_density(self, noise: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """-log(2 scale) inside the interval, -inf outside."""
         # A rounding of x + noise - x can leave the interval by a few units in the last place.
         slack = 8 * torch.finfo(dtype or noise.dtype).eps * max(1.0, self.scale)
         inside = noise.abs() <= self.scale + slack
         return torch.where(inside, -math.log(2 * self.scale), -math.inf).to(noise.dtype)
 
     def entropy(self, d: int) -> float:
-        """d * log(2 scale)."""
         return d * (math.log(2) + math.log(self.scale))
 
 

@@ -12,11 +12,113 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .elementwise import draw_kept, drop, elu_pair, gate_gradients, widen
+from ..philox import Stream
 from .geometry import Operands, PaddedImages, Settings, cdiv, planes_of
 from .launch import Prepared, launch
 
+STREAM = tl.constexpr(int(Stream.DROPOUT))
 BLOCK_P = 32  # rows of a program of operands_kernel
+
+
+@triton.jit
+def widen(v):
+    """v in float32, or in float64 as it is: the dtype of every sum and elementwise function."""
+    return v if v.dtype == tl.float64 else v.to(tl.float32)
+
+
+@triton.jit
+def elu_pair(v):
+    """elu(v) and elu(-v), not narrower than float32, with one exponential."""
+    x = widen(v)
+    a = tl.abs(x)
+    m = tl.exp(-a) - 1
+    if v.dtype == tl.float32:
+        # Near 0 the difference cancels; six terms of the series are exact to 2e-7 below 0.3. Other
+        # dtypes round the result more coarsely than this error, or have digits to spare.
+        series = -a * (1 - a / 2 * (1 - a / 3 * (1 - a / 4 * (1 - a / 5 * (1 - a / 6)))))
+        m = tl.where(a < 0.3, series, m)
+    return tl.where(x > 0, x, m), tl.where(x > 0, m, -x)
+
+
+@triton.jit
+def elu_slopes(v):
+    """Derivatives of elu at v and at -v."""
+    x = widen(v)
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x > 0, 1.0, e), tl.where(x > 0, e, 1.0)
+
+
+@triton.jit
+def deinterleave(v):
+    """(P, 2N) -> the even and the odd columns, (P, N) each."""
+    return tl.split(tl.reshape(v, (v.shape[0], v.shape[1] // 2, 2)))
+
+
+@triton.jit
+def drop(positive, negative, kept, SCALE: tl.constexpr):
+    """Dropout of elu(h) and elu(-h): bits 0 and 1 of `kept` say which of the two stay."""
+    return (
+        tl.where((kept & 1) != 0, positive * SCALE, 0.0),
+        tl.where((kept & 2) != 0, negative * SCALE, 0.0),
+    )
+
+
+@triton.jit
+def gate_gradients(dy, a, g, mask):
+    """The gradients of A and G of y = x + A sigmoid(G); 0 outside of the mask."""
+    gate = 1 / (1 + tl.exp(-g))
+    da = tl.where(mask, dy * gate, 0.0)
+    return da, tl.where(mask, da * a * (1 - gate), 0.0)
+
+
+@triton.jit
+def philox_words(group, seed, layer):
+    """The four words of counter (group low, group high, layer, Stream.DROPOUT)."""
+    low = group.to(tl.uint32)
+    zero = low * 0
+    high = (group >> 32).to(tl.uint32)
+    return tl.philox(seed, low, high, zero + layer.to(tl.uint32), zero + STREAM)
+
+
+@triton.jit
+def is_kept(word, keep_from):
+    """1 where the word keeps its element, else 0."""
+    return ((word >> 9).to(tl.int32) >= keep_from).to(tl.uint8)
+
+
+@triton.jit
+def draw_kept(seed_ptr, layer, keep_from, pixel, first_f, F: tl.constexpr, BLOCK_F: tl.constexpr):
+    """Bits 0 and 1 say whether elu(h) and elu(-h) stay: (P, BLOCK_F) uint8, of channels first_f ..
+
+    Element i, in (B, H, W, 2F) order of the whole batch, has word i % 4 of Philox call i // 4.
+    Where 4 divides F, a call serves four neighbouring channels. pixel: (P,) int64.
+    """
+    seed = tl.load(seed_ptr)
+    layer = tl.full((1, 1), layer, dtype=tl.int32)
+    if F % 4 == 0:
+        offs_q = first_f // 4 + tl.arange(0, BLOCK_F // 4)
+        group = pixel[:, None] * (F // 2) + offs_q[None, :]  # (P, BLOCK_F / 4)
+        p0, p1, p2, p3 = philox_words(group, seed, layer)
+        n0, n1, n2, n3 = philox_words(group + F // 4, seed, layer)
+        b0 = is_kept(p0, keep_from) | is_kept(n0, keep_from) << 1
+        b1 = is_kept(p1, keep_from) | is_kept(n1, keep_from) << 1
+        b2 = is_kept(p2, keep_from) | is_kept(n2, keep_from) << 1
+        b3 = is_kept(p3, keep_from) | is_kept(n3, keep_from) << 1
+        bits = tl.join(tl.join(b0, b2), tl.join(b1, b3))  # (P, BLOCK_F / 4, 2, 2)
+        kept = tl.reshape(bits, (pixel.shape[0], BLOCK_F))
+    else:
+        element = pixel[:, None] * (2 * F) + (first_f + tl.arange(0, BLOCK_F))[None, :]
+        kept = is_kept(word_of(element, seed, layer), keep_from)
+        kept |= is_kept(word_of(element + F, seed, layer), keep_from) << 1
+    return kept
+
+
+@triton.jit
+def word_of(element, seed, layer):
+    """The random word of an element of dropout's input."""
+    w0, w1, w2, w3 = philox_words(element // 4, seed, layer)
+    which = element % 4
+    return tl.where(which < 2, tl.where(which == 0, w0, w1), tl.where(which == 2, w2, w3))
 
 
 @triton.jit
@@ -46,9 +148,8 @@ def expand_block(
     C: tl.constexpr, F: tl.constexpr, DROPOUT: tl.constexpr, SCALE: tl.constexpr,
     BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """Write channels first_c + first_f .. of an image of C channels to its plane, from column
-    first_f on. Rows that are no pixels get zeros, and so do channels that the image lacks.
-    """
+    """Write channels first_c + first_f .. of an image of C channels to columns first_f .. of its
+    plane; zeros to rows that are no pixels and for channels that the image lacks."""
     offs_f = first_f + tl.arange(0, BLOCK_F)
     mask_f = (offs_f < F) & (first_c + offs_f < C)
     v = tl.load(
@@ -124,13 +225,12 @@ def operands_kernel(
 ):  # fmt: skip
     """All rows that the matmuls of a gated resnet read. Programs (rows, planes), by plane in order:
 
-        X: of x, then of the skips, as many as their channels take, F each: `expand_inputs`
+        X: of x, then of the skips, as many as their channels take, F each
         of h: the bits of dropout. Forward also the zeros around the rows that another kernel
             writes. With BACKWARD E(h), the zeros of dh (total, F) and, without GATES, of d_gates
-        GATES: of A and G, d_gates (total, 2F) and sums (blocks, 2F): `store_gate_gradients`
+        GATES: of A and G, d_gates (total, 2F) and sums (blocks, 2F)
 
-    e: (planes, total, 2F), rows with margins; kept: (total, F), drawn as from pixel first_pixel of
-    a larger batch on.
+    e: (planes, total, 2F); kept: (total, F), from pixel first_pixel of a larger batch on.
     """
     planes_x: tl.constexpr = 1 + (CHANNELS[1] + F - 1) // F + (CHANNELS[2] + F - 1) // F if X else 0
     chunks: tl.constexpr = (F + BLOCK_F - 1) // BLOCK_F
@@ -193,8 +293,7 @@ def prepare_expand(
     backward: bool = False,
     gates: bool = False,
 ) -> Prepared:
-    """The launch of `expand`. inputs: whether it writes E of x and the skips; gates: whether it
-    writes the gradients of A and G."""
+    """The launch of `expand`. inputs, gates: X and GATES of operands_kernel."""
     planes = 1 + (1 + planes_of(skip_channels, filters)) * inputs
     block_f = 32 if filters % 32 == 0 else min(64, max(16, triton.next_power_of_2(filters)))
     first_pixel = settings.first_image * rows.height * rows.width
@@ -221,12 +320,9 @@ def expand(
 ) -> tuple[Tensor, Tensor | None]:
     """concat_elu of x and the skips, then of h with dropout; and the bits of dropout, if any.
 
-    (planes, margin + total + margin, 2F), x's plane first and h's last, of which forward only the
-    margins are written. Bits (1, margin + total + margin, F). Images are channels_last.
-
-    The others are for the backward. d_gates, dh: room for the gradients of (A, G) and of h; the
-    margins of both are written. Given gates, A and G as (B, 2F, H, W), and dy, d_gates is written
-    whole, and its sums over each BLOCK_P rows of room go to sums, (blocks, 2F).
+    (planes, length, 2F), x's plane first and h's last, of which forward only the margins are
+    written. Bits (1, length, F). Backward, the margins of d_gates and dh are written; given gates
+    (B, 2F, H, W) and dy, d_gates whole, and its sums over each BLOCK_P rows, (blocks, 2F).
     """
     x, named = operands.x, prepared.arguments
     planes, total, f = prepared.grid[1] - named["GATES"], named["total"], named["F"]

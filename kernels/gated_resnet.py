@@ -3,12 +3,9 @@
     h = conv_in(E(x)) + nin(E(a)) + biases           hidden_kernel
     y = x + A sigmoid(G), (A, G) = conv_out(D E(h))  gate_kernel
 
-with E = concat_elu and dropout D. If images have biases, (A, G) get their image's. `expand`
-writes E(x), and hidden_kernel also writes D E(h). The backward writes E again, and each data
-gradient ends with the slopes of elu. The forward saves h, the packed weights and, if they are to be
-kept, A and G. Otherwise gate_kernel with GRAD computes A and G again.
-
-All arguments of a launch but its tensors follow from the shape of a gated resnet. So launches are
+with E = concat_elu and dropout D. `expand` writes E(x), hidden_kernel also D E(h). The backward
+writes E again, and each data gradient ends with the slopes of elu. The forward saves h, the packed
+weights and, with `keep`, A and G, which gate_kernel with GRAD else computes again. Launches are
 prepared once for each shape.
 """
 
@@ -45,7 +42,7 @@ from .geometry import (
     planes_of,
 )
 from .launch import Prepared, arithmetic_of, launch
-from .weights import BLOCK_D, Strides, Unpacked, dense, pack, pad_to_three, strides_of, unpacking
+from .weights import BLOCK_D, Strides, Unpacked, pack, pad_to_three, strides_of, unpacking
 
 
 class Needs(NamedTuple):
@@ -57,10 +54,7 @@ class Needs(NamedTuple):
 
 
 class ResnetShape(NamedTuple):
-    """The shape of a gated resnet, which its launches follow from.
-
-    skip_channels: of each skip. image_bias: whether images have biases.
-    """
+    """The shape of a gated resnet, which its launches follow from."""
 
     rows: PaddedImages
     filters: int
@@ -81,7 +75,6 @@ class ResnetShape(NamedTuple):
 
     @property
     def planes(self) -> int:
-        """Planes of F channels that the skips take."""
         return planes_of(self.skip_channels, self.filters)
 
     def geometry(self, taps: Taps, tiling: tilings.MatmulTiling) -> Geometry:
@@ -94,12 +87,10 @@ class ResnetShape(NamedTuple):
 def forward(
     operands: Operands, settings: Settings, save: bool = True, keep: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, h, the packed weights, and A and G: all but y for the backward.
+    """y, h (B, F, H, W), the packed weights, and A and G (B, 2F, H, W), channels_last.
 
-    y and h (B, F, H, W), A and G (B, 2F, H, W), channels_last. Without `save` the packed weights,
-    without `keep` A and G have no elements.
+    Without `save` the packed weights, without `keep` A and G have no elements.
     """
-    operands = _readable(operands)
     x, f = operands.x, operands.x.shape[1]
     shape = ResnetShape.of(operands, settings)
     rows, (expanded, hidden, gate) = shape.rows, prepare_forward(shape, keep)
@@ -124,22 +115,10 @@ def forward(
     return y, h, packed if save else x.new_empty(0), gates
 
 
-def _readable(operands: Operands) -> Operands:
-    """The operands in memory orders that the kernels read: images channels_last, weights dense,
-    vectors contiguous."""
-    orders = [channels_last] * 3 + [dense] * (len(operands) - 3)
-    return Operands._make(
-        None if tensor is None else order(tensor)
-        for order, tensor in zip(orders, operands, strict=True)
-    )
-
-
 def backward(
     grad_y: Tensor, saved: Sequence[Tensor], operands: Operands, settings: Settings, needs: Needs
 ) -> dict[str, Tensor]:
-    """The gradients that are needed, by the names of the operands. saved: h, the packed weights,
-    and A and G."""
-    operands = _readable(operands)
+    """Needed gradients by the names of the operands. saved: what `forward` returned after y."""
     h, packed, gates = saved
     x, h, grad_y = operands.x, channels_last(h), channels_last(grad_y)
     kept_gates = channels_last(gates) if gates.numel() > 0 else None
@@ -207,7 +186,7 @@ def backward(
 
 @functools.lru_cache(maxsize=4096)
 def prepare_forward(shape: ResnetShape, keep: bool) -> tuple[Prepared, Prepared, Prepared]:
-    """Launches of operands_kernel, hidden_kernel, gate_kernel. keep: whether A and G are kept."""
+    """Launches of operands_kernel, hidden_kernel and gate_kernel."""
     f = shape.filters
     hidden = prepare_matmul(
         shape, shape.taps, 2 * f, f, shape.planes,
@@ -224,12 +203,9 @@ def prepare_forward(shape: ResnetShape, keep: bool) -> tuple[Prepared, Prepared,
 def prepare_backward(
     shape: ResnetShape, needs: Needs, kept: bool, strides: tuple[Strides, ...], normed: bool
 ) -> tuple[Prepared, Prepared, Prepared, Prepared, Prepared, tuple[tuple[int, ...], ...]]:
-    """Launches of operands_kernel, gate_kernel (which computes A and G again),
-    hidden_gradient_kernel, parameter_gradient_kernel and last_gradients_kernel. And the sizes of
-    four partial sums: of the gradients of bias_out, of bias_in, of the weights of h, of conv_out.
-
-    kept: whether A and G are; strides: of the weights; normed: whether they have gains.
-    """
+    """Launches of operands_kernel, gate_kernel, hidden_gradient_kernel, parameter_gradient_kernel
+    and last_gradients_kernel; and the sizes of the partial sums of the gradients of bias_out,
+    bias_in, the weights of h and conv_out. kept: whether A and G are; normed: by weight norm."""
     f, rows, t = shape.filters, shape.rows, shape.taps.kh * shape.taps.kw
     gate = prepare_matmul(
         shape, shape.taps, 2 * f, 2 * f, GRAD=True, KEEP=False, IMAGE_BIAS=shape.image_bias
@@ -258,7 +234,7 @@ def prepare_backward(
 def prepare_matmul(
     shape: ResnetShape, taps: Taps, channels: int, columns: int, planes: int = 0, **constants: Any
 ) -> Prepared:
-    """The launch of a matmul of pixels by `columns`, with its epilogue. constants: of that."""
+    """The launch of a matmul of pixels by `columns`. constants: of its epilogue."""
     rows, k = shape.rows, (taps.kh * taps.kw + planes) * channels
     tiling = tilings.matmul_tiling(rows.pixels, columns, k, shape.numbers, shape.capability)
     return Prepared(
@@ -293,8 +269,7 @@ def prepare_last(
     strides: tuple[Strides, ...],
     normed: bool,
 ) -> Prepared:
-    """The launch of last_gradients_kernel, whose first programs finish the gradients of the
-    parameters. Planes of skips have steps of their own. counts: as `unpack_block` takes them."""
+    """The launch of last_gradients_kernel. counts: as `unpack_block` takes them."""
     f, planes, finish = shape.filters, shape.planes, needs.parameters
     skips = needs.skips and planes > 0
     filters = BLOCK_D.value

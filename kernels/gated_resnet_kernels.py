@@ -1,7 +1,6 @@
 """The kernels of the gated resnet: each one a matmul of rows and its epilogue.
 
-`gated_resnet.py` launches them. An epilogue is a function of some of a program's columns, called
-for one part after the other.
+An epilogue is a function of some of a program's columns, called for one part after the other.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .elementwise import deinterleave, drop, elu_pair, elu_slopes, gate_gradients, widen
+from .expand import deinterleave, drop, elu_pair, elu_slopes, gate_gradients, widen
 from .matmul import matmul, parts_of, weight_gradient_tile
 from .weights import unpack_block
 
@@ -51,11 +50,9 @@ def hidden_kernel(
     F: tl.constexpr, PLANES: tl.constexpr, DROPOUT: tl.constexpr, SCALE: tl.constexpr,
     G: tl.constexpr,
 ):  # fmt: skip
-    """h (P, F) from e, planes of 2F channels: concat_elu of x, then of the skips; and the next
-    convolution's operand, eh = D concat_elu(h), rows of 2F of pixels alone.
-
-    w: (F, (taps + PLANES) 2F). kept: bits of dropout, rows of F.
-    """
+    """h (P, F) from e, planes of 2F channels: concat_elu of x, then of the skips; and
+    eh = D concat_elu(h), rows of 2F of pixels alone. w: (F, (taps + PLANES) 2F). kept: bits of
+    dropout, rows of F."""
     acc, acc2, block, first_n, base, rows, is_pixel = matmul(
         e_ptr, w_ptr, tl.program_id(0), size, plane_stride, steps, C=2 * F, N=F, PLANES=PLANES, G=G
     )
@@ -254,11 +251,8 @@ def last_gradients_kernel(
     UNPACK: tl.constexpr, PLANES: tl.constexpr, NORMED: tl.constexpr,
     G: tl.constexpr, POINT: tl.constexpr,
 ):  # fmt: skip
-    """The gradients that nothing else waits for: one launch, programs of two kinds.
-
-    With UNPACK the programs before first_program finish the gradients of the parameters
-    (`unpack_block`). The others compute the gradients of the inputs (`input_gradient_tile`).
-    """
+    """The gradients that nothing else waits for. With UNPACK the programs before first_program
+    finish those of the parameters, the others compute those of the inputs."""
     if UNPACK:  # noqa: SIM102 - alone a constant, without which the rest is not compiled
         if tl.program_id(0) < first_program:
             unpack_block(
@@ -281,9 +275,8 @@ def parameter_gradient_kernel(
 ):  # fmt: skip
     """Parts of the gradients of packed weights (see `weight_gradient_tile`).
 
-    hidden: of conv_in and the skips', from e, planes of 2F channels, and dh; out: of conv_out, from
-    eh = D concat_elu(h) and the gradients of A and G. HIDDEN, OUT: their geometries. The first
-    hidden_programs are the former's.
+    The first hidden_programs: of conv_in and the skips', from e, planes of 2F channels, and dh. The
+    others: of conv_out, from eh = D concat_elu(h) and the gradients of A and G.
     """
     pid = tl.program_id(0)
     if pid < hidden_programs:

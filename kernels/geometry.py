@@ -55,7 +55,7 @@ class Operands(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The arguments of a gated resnet that are no tensors (see `functional.gated_resnet`)."""
+    """The arguments of `functional.gated_resnet` that are no tensors."""
 
     shift: Shift
     dropout: float = 0.0
@@ -89,7 +89,7 @@ class Taps(NamedTuple):
         return cls(kh, kw, top, kw - 1 if shift == "down_right" else (kw - 1) // 2)
 
     def adjoint(self) -> Taps:
-        """The taps of the adjoint of a convolution, whose kernel is turned around."""
+        """Taps of the adjoint, whose kernel is turned around."""
         return Taps(self.kh, self.kw, self.kh - 1 - self.top, self.kw - 1 - self.left)
 
 
@@ -97,11 +97,10 @@ POINT = Taps(1, 1, 0, 0)  # of a 1x1 convolution
 
 
 class Geometry(NamedTuple):
-    """Constants of a matmul: a kernel has them as one constexpr and passes them on whole.
+    """Constants of a matmul, one constexpr of a kernel.
 
-    taps; above, before: of `PaddedImages`; acc: dtype of the accumulators; precision: how float32
-    operands are multiplied; a program's tile: block_p rows, n1 + n2 columns, block_k of the
-    contracted numbers a step (see `tilings.MatmulTiling`).
+    above, before: of `PaddedImages`; acc: dtype of the accumulators; the rest as in
+    `tilings.MatmulTiling`.
     """
 
     taps: Taps
@@ -121,8 +120,7 @@ class PaddedImages(NamedTuple):
     Each image has `above` rows of zeros above it, each of its rows `before` zeros before it: image
     b's pixel (r, c) is row ((height + above) b + r + above) pitch + c + before. There are as many
     zeros as the farthest tap reaches, and they serve both sides: right of a row are the next row's
-    zeros, below an image the next image's. So each tap reads a constant distance away,
-    and reads a zero outside the image.
+    zeros. So each tap reads a constant distance away, and a zero outside the image.
     """
 
     batch: int
@@ -147,7 +145,7 @@ class PaddedImages(NamedTuple):
 
     @property
     def pitch(self) -> int:
-        """Rows from a pixel to the one below it."""
+        """Rows from a pixel to the one below."""
         return self.width + self.before
 
     @property
@@ -157,7 +155,6 @@ class PaddedImages(NamedTuple):
 
     @property
     def pixels(self) -> int:
-        """Rows that are pixels."""
         return self.batch * self.height * self.width
 
     @property
@@ -173,7 +170,6 @@ class PaddedImages(NamedTuple):
 
     @property
     def size(self) -> tuple[int, int, int]:
-        """Batch, height and width: by these a kernel finds pixels and rows."""
         return self.batch, self.height, self.width
 
     def empty(self, like: Tensor, channels: int) -> Tensor:
@@ -206,11 +202,8 @@ def empty_channels_last(like: Tensor, channels: int) -> Tensor:
 
 
 def empty_weight(like: Tensor) -> Tensor:
-    """Uninitialised, with the strides of `like`, or channels_last where that has gaps.
-
-    The very strides, also of dimensions of size 1: DistributedDataParallel compares them.
-    """
-    last = torch.channels_last
+    """Uninitialised, with the strides of `like`, or channels_last where that has gaps."""
+    last = torch.channels_last  # DistributedDataParallel compares strides, also of single rows
     kept = like.ndim != 4 or like.is_contiguous() or like.is_contiguous(memory_format=last)
     return torch.empty_like(like, memory_format=torch.preserve_format if kept else last)
 
@@ -221,9 +214,9 @@ def planes_of(skip_channels: Sequence[int], filters: int) -> int:
 
 
 def packed_sizes(operands: Operands, adjoint: bool) -> list[int]:
-    """Numbers in each part of the packed weights: (F, (T + planes) 2F), conv_in and then the skips'
-    weight; (2F, T 2F), conv_out; and for the adjoints of conv_out (2F, T 2F), of conv_in (2F, T F)
-    and, for each plane, of the skips' weight (2F, F)."""
+    """Sizes of the parts of the packed weights: (F, (T + planes) 2F), conv_in and then the skips';
+    (2F, T 2F), conv_out; the adjoints (2F, T 2F) of conv_out, (2F, T F) of conv_in and, a plane,
+    (2F, F) of the skips'."""
     f, _, kh, kw = operands.conv_in.shape
     t, planes = kh * kw, planes_of(operands.skip_channels, f)
     forward = [2 * f * f * (t + planes), 4 * f * f * t]

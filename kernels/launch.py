@@ -11,12 +11,11 @@ import torch
 import triton
 from torch import Tensor
 
-from .tilings import Format, format_of
+from .tilings import Format
 
 Argument = Tensor | tuple[Tensor, ...] | None  # of a kernel, in place of its pointers
 
-# Whether the kernels run in Triton's interpreter. It reads TRITON_INTERPRET as it decorates a
-# function; every file of kernels imports this one first.
+# Whether Triton's interpreter runs the kernels: it reads TRITON_INTERPRET as it decorates them.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
@@ -36,14 +35,14 @@ def capability_of(device: torch.device) -> int:
 
 def arithmetic_of(like: Tensor) -> tuple[Format, int]:
     """How numbers of the dtype of `like` are multiplied, and the capability of its device."""
-    return format_of(like.dtype, allows_tf32()), capability_of(like.device)
+    exact: Format = "tf32" if like.dtype == torch.float32 and allows_tf32() else "ieee"
+    return "half" if like.dtype.itemsize == 2 else exact, capability_of(like.device)
 
 
 class Prepared:
-    """A launch without its tensors: the grid and the other arguments, which follow from the shapes.
+    """A launch without its tensors: the grid and the arguments that follow from the shapes.
 
-    Make it once for each shape, and keep it: it remembers what was compiled. Triton's own search
-    for that takes 35 µs of Python, and a pass of a network has 500 launches.
+    It remembers what was compiled: Triton's own search takes 35 µs, and a pass has 500 launches.
     """
 
     __slots__ = ("arguments", "compiled", "grid", "programs")
@@ -60,10 +59,7 @@ prepare = functools.lru_cache(maxsize=4096, typed=True)(Prepared)
 
 
 def launch(kernel: Any, prepared: Prepared, device: torch.device, **tensors: Argument) -> None:
-    """Run a kernel on the current stream of `device`; an empty grid is no launch.
-
-    Asks for fused multiplications and additions by name: Triton's default will change.
-    """
+    """Run a kernel on the current stream of `device`; an empty grid is no launch."""
     if prepared.programs == 0:
         return
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
@@ -79,8 +75,7 @@ def launch(kernel: Any, prepared: Prepared, device: torch.device, **tensors: Arg
 
 
 def _addresses(tensors: dict[str, Argument]) -> tuple[dict[str, object], list[object]]:
-    """The addresses of tensors by name, and the properties that Triton compiles for: dtypes, which
-    addresses are multiples of 16, and which tensors are absent."""
+    """Addresses of tensors by name, and what Triton compiles for: dtypes, multiples of 16, None."""
     addresses: dict[str, object] = {}
     kinds: list[object] = []
     for name, argument in tensors.items():

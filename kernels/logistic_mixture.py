@@ -2,9 +2,8 @@
 
 A program owns BLOCK_P neighbouring pixels of an image and all K components of each. Its tiles are
 (BLOCK_P, BLOCK_K), where BLOCK_K is the power of two that holds K. Every parameter of a component
-is read once and every derivative written once, with only registers between. The logits of atoms
-come in tiles of the same shape. These join the tiles of the components before each sum over a
-pixel. They are read again for each use, from a cache, so registers suffice for any number of atoms.
+is read once and every derivative written once. The logits of atoms come in tiles of the same shape
+and are read again for each use, from a cache: registers suffice for any number of them.
 Equations: docs/math.md, section 2. Arithmetic is float32 for every dtype.
 """
 
@@ -12,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -213,24 +211,16 @@ def log_prob_kernel(
         tl.store(grad_x_ptrs, grad_x0, mask=mask_p)
 
 
-class Tiling(NamedTuple):
-    """How a launch is cut: tiles of (block_p, block_k), shared by 32 num_warps threads."""
+def log_prob_tiling(n_mix: int, channels: int, likelihood: str) -> tuple[int, int, int]:
+    """Tiles of (block_p, block_k), and the number of warps that share them.
 
-    block_p: int
-    block_k: int
-    num_warps: int
-
-
-def log_prob_tiling(n_mix: int, channels: int, likelihood: str) -> Tiling:
-    """The frozen choice; no dtype or capability asks for another yet.
-
-    How many numbers of a tile a thread holds is a matter of registers: of RGB some 20 tiles are
-    alive at a time, and with 4 numbers of each the discretized likelihood spills.
+    Of RGB some 20 tiles are alive at a time. With 4 numbers of each in a thread the discretized
+    likelihood spills.
     """
     numbers, num_warps = (2, 8) if channels == 3 and likelihood == "discretized" else (4, 4)
     block_k = triton.next_power_of_2(n_mix)
     num_warps = min(32, max(num_warps, block_k // (32 * numbers)))
-    return Tiling(max(1, 32 * numbers * num_warps // block_k), block_k, num_warps)
+    return max(1, 32 * numbers * num_warps // block_k), block_k, num_warps
 
 
 def log_prob(
@@ -242,51 +232,33 @@ def log_prob(
     likelihood: str,
     atoms: Sequence[int] = (),
     smoothing_scale: float = 0.0,
-    tiling: Tiling | None = None,
 ) -> None:
     """Write log_prob, and the gradients of its sum where there is a tensor for them.
 
     x: (B, C, H, W) and params (B, P, H, W), float32 or shorter, with any strides. log_prob:
     (B, H, W) float32, contiguous. grad_x: as x, contiguous. grad_params: as params, contiguous or
-    channels_last. likelihood: "continuous", "discretized", with any number of atoms, or "gaussian",
-    with a positive smoothing_scale; every set of atoms is compiled for itself.
+    channels_last. Every set of atoms is compiled for itself.
     """
     batch, channels, height, width = x.shape
     n_mix = (params.shape[1] - len(atoms)) // (3 if channels == 1 else 10)
-    tiling = tiling or log_prob_tiling(n_mix, channels, likelihood)
-    blocks = cdiv(height * width, tiling.block_p)
+    block_p, block_k, num_warps = log_prob_tiling(n_mix, channels, likelihood)
+    blocks = cdiv(height * width, block_p)
     grad_strides = (0, 0, 0, 0) if grad_params is None else grad_params.stride()
     prepared = prepare(
         (batch * blocks,),
-        pixels=height * width,
-        width=width,
-        blocks=blocks,
-        x_strides=x.stride(),
-        params_strides=params.stride(),
-        grad_strides=(grad_strides[0], grad_strides[1], grad_strides[3]),
-        noise=smoothing_scale,
+        pixels=height * width, width=width, blocks=blocks,
+        x_strides=x.stride(), params_strides=params.stride(),
+        grad_strides=(grad_strides[0], grad_strides[1], grad_strides[3]), noise=smoothing_scale,
         log_noise=math.log(smoothing_scale) if likelihood == "gaussian" else 0.0,
-        N_MIX=n_mix,
-        CHANNELS=channels,
-        LIKELIHOOD=likelihood,
-        N_ATOMS=len(atoms),
+        N_MIX=n_mix, CHANNELS=channels, LIKELIHOOD=likelihood, N_ATOMS=len(atoms),
         BYTES=None if tuple(atoms) == tuple(range(256)) else tuple(atoms),
-        ROWS_FOLLOW=_rows_follow(x) and _rows_follow(params),
-        BLOCK_P=tiling.block_p,
-        BLOCK_K=tiling.block_k,
-        UNROLL=min(4, cdiv(len(atoms), tiling.block_k)),
-        num_warps=tiling.num_warps,
-    )
+        ROWS_FOLLOW=_rows_follow(x) and _rows_follow(params), BLOCK_P=block_p, BLOCK_K=block_k,
+        UNROLL=min(4, cdiv(len(atoms), block_k)), num_warps=num_warps,
+    )  # fmt: skip
     launch(
-        log_prob_kernel,
-        prepared,
-        x.device,
-        x_ptr=x,
-        params_ptr=params,
-        log_prob_ptr=log_prob,
-        grad_x_ptr=grad_x,
-        grad_params_ptr=grad_params,
-    )
+        log_prob_kernel, prepared, x.device, x_ptr=x, params_ptr=params, log_prob_ptr=log_prob,
+        grad_x_ptr=grad_x, grad_params_ptr=grad_params,
+    )  # fmt: skip
 
 
 def _rows_follow(tensor: Tensor) -> bool:

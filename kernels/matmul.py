@@ -3,9 +3,8 @@
 A convolution is a matmul of rows by weights. Rows are as in `geometry.PaddedImages`: pixels in
 order, with zeros between the images and between their rows. So each tap is a constant distance
 away, and nothing is masked or divided in a loop. Both operands go from memory to shared memory as
-they are: elu, dropout and weight norm are computed before and stored. On
-Hopper that is a matter of correctness too. A matrix instruction with an operand in registers runs
-on while the program does, and some versions of Triton overwrite those registers too early.
+they are: on Hopper a matrix instruction with an operand in registers runs on while the program
+does, and some versions of Triton overwrite those registers too early.
 
 The contracted index K runs over KH rows of taps, each KW x C numbers long (neighbouring pixels are
 neighbours in memory), then over PLANES images of C channels that are read at the pixel itself (a
@@ -38,9 +37,8 @@ def row_of(pixel, size, G: tl.constexpr):
 def rows_of_pixels(first, size, G: tl.constexpr):
     """Rows (`geometry.PaddedImages`) of block_p pixels from `first` on, in B, H, W order.
 
-    Returns (row of the first int64, int32 offsets from it (block_p,), which exist (block_p,)). The
-    launchers admit less than 2**31 rows, so positions are 32-bit: 64-bit division is slow, and
-    64-bit offsets take twice the registers.
+    Returns (row of the first int64, int32 offsets from it (block_p,), which exist (block_p,)):
+    64-bit division is slow, and 64-bit offsets take twice the registers.
     """
     base = row_of(first, size, G)
     pixel = first + tl.arange(0, G.block_p)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-import torch
-
 Format = Literal["half", "tf32", "ieee"]
 # Multiprocessors that work is divided among. A constant, so that the order of a sum depends on the
 # shape alone, not on the card: an H100 has these; an A100 has 108.
@@ -17,10 +15,9 @@ PROCESSORS = 132
 
 
 class MatmulTiling(NamedTuple):
-    """One step of a matmul, and the launch of its kernel.
+    """A program has block_p rows by n1 + n2 columns and contracts block_k numbers a step.
 
-    A program has block_p rows by n1 + n2 columns and takes block_k of the contracted numbers a
-    step. In a weight gradient block_p rows are contracted and the output has block_k rows.
+    In a weight gradient block_p rows are contracted and the output has block_k rows.
     """
 
     block_p: int
@@ -33,13 +30,6 @@ class MatmulTiling(NamedTuple):
     @property
     def block_n(self) -> int:
         return self.n1 + self.n2
-
-
-def format_of(dtype: torch.dtype, tf32: bool) -> Format:
-    """How numbers are multiplied. tf32: whether float32 may round to TF32."""
-    if dtype in (torch.float16, torch.bfloat16):
-        return "half"
-    return "tf32" if dtype == torch.float32 and tf32 else "ieee"
 
 
 def columns_of(n: int, widest: int, narrowest: int = 16) -> tuple[int, int]:
@@ -103,11 +93,8 @@ def matmul_tiling(
 
 
 def tile_clocks(products: int, read: float) -> float:
-    """Approximate clocks of an H100 for each contracted number of a tile.
-
-    The longer of two: the tensor cores at 4096 FLOP a clock, and the second-level cache, which
-    gives 28 bytes a clock, 2 for each number.
-    """
+    """Approximate clocks of an H100 for each contracted number of a tile: of tensor cores at 4096
+    FLOP a clock, or of the second-level cache at 28 bytes, 2 a number."""
     return max(products / 2048, read / 14)
 
 
@@ -153,11 +140,8 @@ def divide(tiling: MatmulTiling, rows: int, k: int, columns: int, programs: int)
 def divide_gradients(
     rows: int, ks: tuple[int, int], filters: int, numbers: Format, capability: int
 ) -> tuple[DividedGradient, DividedGradient]:
-    """The weight gradients of a gated resnet's two convolutions, which share one wave.
-
-    ks: their contracted numbers; they have `filters` and twice as many columns. The wave is divided
-    so that the programs of both end together.
-    """
+    """The weight gradients of a gated resnet's two convolutions, divided so that the programs of
+    both, in one wave, end together. They are ks by `filters` and by twice as many."""
     shapes = tuple(zip(ks, (filters, 2 * filters), strict=True))
     tilings = [gradient_tiling(k, columns, numbers, capability) for k, columns in shapes]
     warps = max(tiling.num_warps for tiling in tilings)

@@ -5,8 +5,8 @@ convolution, by tap and then channel, and for the adjoint (C, T D) with the taps
 Columns that an epilogue takes in pairs lie side by side: A_i and G_i of a gate, the gradients of
 elu(x_i) and elu(-x_i). Weight norm, w = g v / |v| per filter, is folded on the way.
 
-Back, the parts that the splits of a weight gradient left are added, weight norm is differentiated,
-and the biases' gradients are summed, in programs of last_gradients_kernel.
+Back, programs of last_gradients_kernel add the parts of a weight gradient, differentiate weight
+norm and sum the biases' gradients.
 """
 
 from __future__ import annotations
@@ -71,9 +71,8 @@ def pack_filters(
     """Write BLOCK_D filters, g v / |v| or (without NORMED) v, for the convolution and, with
     ADJOINT, for its adjoint.
 
-    source: taps, channels, filters, channels of two skips (see `source_of`), and strides of filter,
-    channel and tap. forward, adjoint: the layout of number (d, c, t) (see `offset_of`), and how
-    many filters, or channels for the adjoint, each of the interleaved halves has.
+    source: taps, channels, filters, channels of two skips, and strides of filter, channel and tap.
+    forward, adjoint: a layout (see `offset_of`), and the size of each of the interleaved halves.
     """
     T, C, D, S0, S1, stride_d, stride_c, stride_t = source
     d = block * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -113,7 +112,7 @@ def pack_kernel(
     v, gain, sources, forwards, adjoints, packed_ptr,
     NORMED: tl.constexpr, ADJOINT: tl.constexpr,
 ):  # fmt: skip
-    """Up to three weights v with their gains; the first programs are the first one's."""
+    """Up to three weights v with their gains, one after the other."""
     pid = tl.program_id(0)
     for i in tl.static_range(3):
         blocks = (sources[i][2] + BLOCK_D - 1) // BLOCK_D
@@ -123,13 +122,6 @@ def pack_kernel(
                 NORMED=NORMED, ADJOINT=ADJOINT,
             )  # fmt: skip
         pid -= blocks
-
-
-def dense(v: Tensor) -> Tensor:
-    """v with one stride for all taps: contiguous or channels_last as it is, else a copy."""
-    if v.is_contiguous() or v.is_contiguous(memory_format=torch.channels_last):
-        return v
-    return v.contiguous()
 
 
 def strides_of(v: Tensor) -> Strides:
@@ -145,10 +137,7 @@ def pad_to_three(values: Sequence[Value]) -> tuple[Value, ...]:
 
 
 def pack(operands: Operands, *, adjoint: bool) -> Tensor:
-    """The weights of a gated resnet in one tensor of x's dtype (see `geometry.packed_sizes`).
-
-    Weights are dense. Without `adjoint` those parts are left out.
-    """
+    """The weights of a gated resnet in one tensor of x's dtype (see `geometry.packed_sizes`)."""
     x, weights, gains = operands.x, operands.weights, operands.gains
     f, _, kh, kw = operands.conv_in.shape
     channels = operands.skip_channels
@@ -255,12 +244,11 @@ def unpack_block(
     F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, PLANES: tl.constexpr,
     NORMED: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
-    """One program of the gradients of a gated resnet's parameters: blocks of filters of conv_out,
-    then of conv_in and nin_skip.
+    """One program of the parameters' gradients: filters of conv_out, conv_in or nin_skip.
 
-    parts, sums: of h's convolutions and of the gates', whose numbers `counts` has: parts (splits,
-    (T + PLANES) 2F, F) of conv_in and the skips', parts (splits, T 2F, 2F); sums of biases'
-    gradients. The other tuples are of conv_in, conv_out and nin_skip.
+    parts: (splits, (T + PLANES) 2F, F) of conv_in and the skips', (splits, T 2F, 2F) of conv_out;
+    sums of the biases' gradients, (blocks, F) and (blocks, 2F). counts: of parts, of sums. The
+    other tuples are of conv_in, conv_out and nin_skip, whose bias has conv_in's gradient.
     """
     T: tl.constexpr = G.taps.kh * G.taps.kw
     HIDDEN: tl.constexpr = (T + PLANES) * 2 * F * F
@@ -290,7 +278,7 @@ def unpack_block(
 
 
 class Unpacked(NamedTuple):
-    """The tensors of `unpack_block`; None where there is nothing to unpack."""
+    """The tensors of `unpack_block`, or None."""
 
     parts: tuple[Tensor, ...] | None = None
     sums: tuple[Tensor, ...] | None = None
@@ -305,12 +293,7 @@ def unpacking(
     parts: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], operands: Operands
 ) -> tuple[dict[str, Tensor], Unpacked]:
     """Room for the gradients of the parameters, by name, and the tensors of `unpack_block`, which
-    writes them.
-
-    parts: of the gradients of packed weights, of h's convolutions and of the gates'; sums:
-    (blocks, F) and (blocks, 2F), parts of the gradients of the biases. Weights are dense.
-    nin_skip's bias is added to h as conv_in's is, and has the same gradient.
-    """
+    writes them. parts, sums: as there."""
     names = Operands._fields[3:12]  # weight and bias of each convolution, then the gains
     grads = {n: empty_weight(t) for n in names if (t := getattr(operands, n)) is not None}
     of_weights, of_biases, of_gains = (

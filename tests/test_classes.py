@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 import dsmooth
 from dsmooth.data import ImageDataset, load_dataset
-from dsmooth.nn.gradient import gradient_of
 from dsmooth.nn.layers import GatedResnet
+from dsmooth.nn.pixelcnnpp import gradient_of
 from dsmooth.philox import Stream, image_words
 from dsmooth.runs import RunFolder
 from dsmooth.sampling import sample_images, sequential_sample

@@ -94,11 +94,11 @@ def one_longer(tensor: Tensor) -> Tensor:
 
 
 WRONG: dict[str, tuple[Callable[[Tensor], Any], str]] = {
-    "shape": (one_longer, r".* must have shape .*, got \({got}\)"),
+    "shape": (one_longer, r".* must have shape .*, got \({got}\)|a kernel of 2x4 has no centre"),
     "empty": (lambda t: t.new_empty(0), r"{name} must have .*, got \(0,\)"),
     "dtype": (lambda t: t.to(torch.int32), r"{name} must be .*, got .*int32"),
     "device": (lambda t: t.to("meta"), r".* must be on (cpu, got meta|meta, got cpu)"),
-    "number": (lambda t: 3.0, r"{name} must be a tensor, got float"),
+    "number": (lambda t: 3.0, r"{name} must be a .*tensor, got float"),
 }
 
 
@@ -178,17 +178,6 @@ def test_the_dropout_is_computed_in_float64() -> None:
     assert torch.equal(ours, exact)
 
 
-def test_autocast_takes_skips_of_several_dtypes() -> None:
-    x, skip, _, *w = make_case(skip_channels=(3,)).operands(torch.float32)
-    skips = skip.split(1, dim=1)
-    args = ((w[0], w[1]), (w[2], w[3]))
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = (skips[0], skips[1].bfloat16(), skips[2].half())
-        got = reference_of(x, *args, mixed, (w[4], w[5]), shift="down")
-        want = reference_of(x, *args, torch.cat(mixed, dim=1), (w[4], w[5]), shift="down")
-    assert torch.equal(got, want)
-
-
 contiguous_copies = partial(
     torch.autograd.graph.saved_tensors_hooks, lambda t: t.contiguous(), lambda t: t.contiguous()
 )
@@ -212,14 +201,9 @@ def test_hooks_that_change_the_memory_order_change_no_gradient(impl, hooks, dtyp
 
 @needs_extension
 def test_native_says_why_it_cannot_run() -> None:
-    x, skip, _, *w = make_case(skip_channels=(3,)).operands(torch.float32)
-    skips = skip.split(1, dim=1)
+    x, _, _, *w = make_case().operands(torch.float32)
     args = ((w[0], w[1]), (w[2], w[3]))
-    with pytest.raises(RuntimeError, match="at most 2 skips"):
-        gated_resnet(x, *args, skips, (w[4], w[5]), shift="down", impl="native")
-    auto = gated_resnet(x, *args, skips, (w[4], w[5]), shift="down")
-    reference = reference_of(x, *args, skips, (w[4], w[5]), shift="down")
-    assert torch.equal(auto, reference)
+    refuses("skip must be a tensor or two, got 3", gated_resnet, x, *args, (x, x, x), shift="down")
     halves = [(weight.half(), bias.half()) for weight, bias in args]
     with pytest.raises(RuntimeError, match="float16"):
         gated_resnet(x.half(), *halves, shift="down", impl="native")

@@ -13,14 +13,16 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed: its launchers cannot be imported")
 
+
 import dsmooth
 from benchmarks import on_gpu
-from dsmooth.functional import dispatch, use_impl
+from dsmooth.functional import use_impl
 from dsmooth.kernels import expand, gated_resnet, logistic_mixture, weights
 from dsmooth.kernels import launch as launching
 from dsmooth.kernels.launch import Prepared
-from dsmooth.nn.gradient import gradient_of
+from dsmooth.nn.pixelcnnpp import gradient_of
 from dsmooth.training.step import set_keep_gates
+from tests.helpers.triton_tools import let_triton_run
 
 MODULES = (expand, gated_resnet, logistic_mixture, weights)
 UNPACKS = ", with gradients of parameters"
@@ -39,7 +41,7 @@ def counted(patch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     with patch.context() as inside, use_impl("triton"):
         for module in MODULES:
             inside.setattr(module, "launch", launch)
-        inside.setattr(dispatch, "_triton_obstacle", lambda *args: None)
+        let_triton_run(inside)
         yield counts
 
 

@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 import dsmooth
 from dsmooth._extension import warn_once
 from dsmooth.evaluate import classify, score_pair, score_plain
-from dsmooth.nn.gradient import gradient_of
+from dsmooth.nn.pixelcnnpp import gradient_of
 from dsmooth.sampling import (
     CachedSampler,
     jacobi_sample,

@@ -90,20 +90,20 @@ def test_concat_elu_is_elu_of_both_signs() -> None:
     ("op", "changes", "message"),
     [
         (CONV, {"shift": "up"}, "shift must be one of"),
-        (CONV, {"weight": draw(2, 2, 3)}, "weight must have 4 dimensions"),
+        (CONV, {"weight": draw(2, 2, 3)}, r"weight must have shape \(D, C, kh, kw\), got"),
         (CONV, {"x": draw(1, 1, 4, 4)}, r"x must have shape \(B, 2, H, W\)"),
         (CONV, {"weight": draw(3, 2, 2, 2)}, "has no centre"),
         (CONV, {"weight": draw(3, 2, 2, 3), "shift": "none"}, "a kernel of 2x3 has no centre"),
         (CONV, {"weight": draw(3, 2, 0, 3)}, "a kernel must have rows and columns, got 0x3"),
         (CONV, {"stride": 3}, "stride must be 1 or 2"),
         (CONV, {"bias": draw(1)}, r"bias must have shape \(3,\), got \(1,\)"),
-        (CONV, {"bias": torch.ones(3).bool()}, "bias must hold floating-point numbers, got torch."),
+        (CONV, {"bias": torch.ones(3).bool()}, "bias must be a floating-point tensor, got torch."),
         (CONV, {"weight": draw(3, 2, 2, 3).to("meta")}, "weight must be on cpu, got me"),
         (TRANSPOSED, {"weight": draw(2, 3, 3, 3), "shift": "none"}, 'must be "down" or "down_r'),
         (TRANSPOSED, {"weight": draw(2, 3, 1, 3)}, r"weight must have shape \(C, D, 2, kw\)"),
         (TRANSPOSED, {"x": draw(1, 3, 4, 4)}, r"x must have shape \(B, 2, H, W\)"),
         (TRANSPOSED, {"bias": draw(2)}, r"bias must have shape \(3,\), got \(2,\)"),
-        (TRANSPOSED, {"bias": torch.ones(3).bool()}, "bias must hold floating-point numbers"),
+        (TRANSPOSED, {"bias": torch.ones(3).bool()}, "bias must be a floating-point tensor"),
     ],
 )
 def test_wrong_arguments_are_refused(op: Any, changes: dict[str, Any], message: str) -> None:

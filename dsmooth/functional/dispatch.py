@@ -6,7 +6,6 @@ An op follows its argument `impl`, or the `use_impl` block around the call.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NoReturn, TypeVar, get_args
@@ -62,10 +61,10 @@ def choose(
 ) -> Impl:
     """The implementation of an op; "auto" is "triton" on cuda, else "native", else "reference".
 
-    impl: as `resolve_impl` gave it. obstacle: why an implementation cannot run, None if it can.
-    Only the reference runs inside a forward-mode derivative and inside torch.func. Raises
-    RuntimeError if an explicit choice cannot run.
+    obstacle: why an implementation cannot run, None if it can. Raises RuntimeError if an explicit
+    choice cannot run.
     """
+    impl = resolve_impl(impl)
     chosen: Impl = impl if impl != "auto" else "triton" if device.type == "cuda" else "native"
     reason = None
     if chosen != "reference":
@@ -78,11 +77,8 @@ def choose(
 
 
 def forward_mode_obstacle() -> str | None:
-    """Why an operator cannot compute in a block of forward-mode derivatives; None outside.
-
-    It asks for the block, not for tangents of tensors: in an inner `torch.func.jvp` the tensors of
-    an outer one show none.
-    """
+    """Why an operator cannot compute in a block of forward-mode derivatives; None outside."""
+    # Not by tangents: in an inner `torch.func.jvp` the tensors of an outer one show none.
     inside = forward_ad._current_level >= 0
     return "it has no forward-mode derivative, impl='reference' has" if inside else None
 
@@ -95,12 +91,8 @@ def transform_obstacle() -> str | None:
 
 
 def constant_when_compiled(function: Function) -> Function:
-    """Mark a function whose result torch.compile may take as a constant.
-
-    torch.compiler.assume_constant_result does the same, but imports the compiler: two seconds at
-    every start.
-    """
-    # The compiler looks for this attribute, which no function declares.
+    """Mark a function whose result torch.compile may take as a constant."""
+    # torch.compiler.assume_constant_result does the same, but imports the compiler: two seconds.
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
@@ -109,23 +101,15 @@ def constant_when_compiled(function: Function) -> Function:
 def triton_obstacle(device: torch.device, *dtypes: torch.dtype, matmul: bool = True) -> str | None:
     """Why Triton kernels cannot compute on tensors of this device and dtypes; None if they can.
 
-    Where the kernels are interpreted (TRITON_INTERPRET=1 before Triton was imported) they run on
-    CPU tensors, slowly: for tests. matmul: whether the kernels multiply matrices. If they do and
-    are interpreted, they take float64 but not bfloat16.
+    Interpreted (TRITON_INTERPRET=1 before Triton was imported), for tests, they run on CPU tensors.
+    matmul: whether they multiply matrices; interpreted these take float64 but not bfloat16.
     """
-    return _triton_obstacle(device, dtypes, matmul)
-
-
-@functools.cache  # a step of training asks a hundred times
-def _triton_obstacle(
-    device: torch.device, dtypes: tuple[torch.dtype, ...], matmul: bool
-) -> str | None:
     if device.type not in ("cuda", "cpu"):
         return f"Triton runs on cuda tensors, got {device.type}"
-    if importlib.util.find_spec("triton") is None:
+    try:
+        from ..kernels.launch import INTERPRETED
+    except ModuleNotFoundError:
         return "Triton is not installed"
-    from ..kernels.launch import INTERPRETED
-
     if INTERPRETED and matmul and torch.bfloat16 in dtypes:
         return "Triton's interpreter multiplies bfloat16 matrices wrongly"
     taken = (*TRITON_DTYPES, *[torch.float64] * (INTERPRETED and matmul))
@@ -139,8 +123,7 @@ def _triton_obstacle(
         )
     if device.type == "cpu":
         return None
-    made_for = torch.version.hip is None
-    if not made_for or torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
+    if torch.version.hip is not None or torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
         return "the Triton kernels need an NVIDIA GPU of compute capability 8.0"
     return None
 
@@ -183,26 +166,33 @@ def register_op(
     forward: Callable[..., tuple[Tensor, ...]],
     backward: Callable[..., Grads],
     keep_inputs: bool = True,
+    group: Callable[[tuple[Any, ...]], tuple[Any, ...]] = lambda arguments: arguments,
 ) -> tuple[Callable[..., Tensor], OpOverload, OpOverload]:
     """A differentiable function, and its two operators.
 
     dsmooth::NAME gives a result and `saved` tensors for the backward, dsmooth::NAME_backward the
-    gradients. Both compute on every device. The registration does not import torch's compiler, as
-    the first call of `torch.library.custom_op` does. An operator takes each tensor as its own
-    argument: torch takes lists of tensors apart in Python, at every call.
+    gradients, on every device. Unlike `torch.library.custom_op` this does not import torch's
+    compiler. Each tensor is an argument: lists of them are taken apart in Python at every call.
 
     tensors, options: declarations of the arguments. forward(compute, *tensors, *options): the
     results; without `compute` uninitialised, for torch's tracers. backward(compute, grad, *saved,
     *tensors, *options, needs): a gradient of each tensor, or None where it is not needed.
-    keep_inputs: whether the backward gets the tensors. The function, called with (graded, *tensors,
+    keep_inputs: whether the backward gets the tensors. group: makes of the tensors and options what
+    `forward` and `backward` take instead. The function, called with (graded, *tensors,
     *options), returns the first result; graded: whether autograd will ask for a gradient.
     """
     kept = [*(f"Tensor saved_{i}" for i in range(saved)), *(tensors if keep_inputs else ())]
     results, grads = (", ".join(["Tensor"] * n) for n in (1 + saved, len(tensors)))
     declared = f"({', '.join(tensors)}, {options}) -> ({results})"
-    forward_op = _define(name, declared, forward)
+    forward_op = _define(name, declared, lambda compute, *args: forward(compute, *group(args)))
     declared = f"(Tensor grad, {', '.join(kept)}, {options}, bool[] needs) -> ({grads})"
-    backward_op = _define(f"{name}_backward", declared, _empty_for_none(backward))
+
+    def filled(compute: bool, grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        """The gradients, with a tensor without elements for None."""
+        grads = backward(compute, grad, *args[:saved], *group(args[saved:-1]), args[-1])
+        return tuple([grad.new_empty(0) if tensor is None else tensor for tensor in grads])
+
+    backward_op = _define(f"{name}_backward", declared, filled)
     twice = f"dsmooth::{name}_backward"
     torch.library.register_autograd(twice, lambda ctx, *grads: _refuse(name))
     count = len(tensors)
@@ -228,16 +218,6 @@ def register_op(
         return Operator.apply(*args) if graded else forward_op(*args)[0]
 
     return run, forward_op, backward_op
-
-
-def _empty_for_none(backward: Callable[..., Grads]) -> Callable[..., tuple[Tensor, ...]]:
-    """`backward` for an operator, whose results are tensors: for None one without elements."""
-
-    def filled(compute: bool, grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        grads = backward(compute, grad, *args)
-        return tuple([grad.new_empty(0) if tensor is None else tensor for tensor in grads])
-
-    return filled
 
 
 def _define(op: str, schema: str, function: Callable[..., object]) -> OpOverload:

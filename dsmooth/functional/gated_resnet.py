@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..philox import Stream, philox4x32
-from .dispatch import Impl, autocast_dtype, choose, native_obstacle, resolve_impl, triton_obstacle
+from .dispatch import Impl, autocast_dtype, choose, native_obstacle, triton_obstacle
 from .gated_resnet_native import MAX_TAPS, gated_resnet_native
-from .gated_resnet_operands import FIELDS, MAX_SKIPS, Operands, Settings, check_operands
+from .gated_resnet_operands import FIELDS, Operands, Settings, check_operands
 from .shifted_conv import Shift, concat_elu, fold_weight_norm, shifted_conv2d
 
 Affine = tuple[Tensor, Tensor]  # weight (D, C, kh, kw) and bias (D,)
@@ -38,14 +38,13 @@ def gated_resnet(
         (A, G) = split(conv_out(dropout(concat_elu(h))) [+ image_bias])
 
     x: (B, F, H, W). conv_in: weight (F, 2F, kh, kw), bias (F,). conv_out: weight (2F, 2F, kh, kw),
-    bias (2F,). skip: (B, S, H, W), or a tuple of such tensors that stands for their concatenation;
-    the reference takes any number, the others two. nin_skip: weight (F, 2S, 1, 1), bias (F,); given
-    with a skip, and only then. gains: none, or g (D,) of each of these convolutions, whose weights
-    are then v of a weight norm w = g v / |v| per output filter. image_bias: (B, 2F), added at every
-    pixel of its image: how a vector that belongs to an image enters the layer. dropout: the
-    probability of an element of concat_elu(h) to be zeroed. The choice is a function of `seed`
-    (int64, no dimensions; by default drawn from torch's generator), `layer` (of 32 bits) and the
-    element's index, the same in every implementation (see `dropout_factors`). first_image: where x
+    bias (2F,). skip: (B, S, H, W), or a tuple of two that stands for their concatenation. nin_skip:
+    weight (F, 2S, 1, 1), bias (F,); given with a skip, and only then. gains: none, or g (D,) of
+    each of these convolutions, whose weights are then v of a weight norm w = g v / |v| per output
+    filter. image_bias: (B, 2F), added at every pixel of its image. dropout: the probability of an
+    element of concat_elu(h) to be zeroed. The choice is a function of `seed` (int64, no dimensions;
+    by default drawn from torch's generator), `layer` (of 32 bits) and the element's index, the same
+    in every implementation (see `dropout_factors`). first_image: where x
     begins in a larger batch whose dropout it shares. With probability 0 nothing is drawn.
     keep_gates: whether "triton" keeps A and G for the backward, two more images of x's size and
     dtype, rather than to compute them again; "native" always does. Returns (B, F, H, W), in the
@@ -58,28 +57,25 @@ def gated_resnet(
     channels_last.
 
     Without autocast all tensors but the seed have x's dtype; all are on its device. Raises
-    ValueError for a shape, dtype, device or shift that does not fit, and RuntimeError, with the
-    reason, for an explicit impl that cannot run. Errors call the biases bias_in, bias_out and
-    bias_nin, the gains gain_in, gain_out and gain_nin.
+    ValueError for a shape, dtype, device or shift that does not fit, TypeError for an x of
+    integers, and RuntimeError, with the reason, for an explicit impl that cannot run. Errors call
+    the biases bias_in, bias_out and bias_nin, the gains gain_in, gain_out and gain_nin.
     Source: Salimans et al., PixelCNN++ (2017).
     """
     skips = () if skip is None else skip if isinstance(skip, tuple) else (skip,)
+    if len(skips) > 2:
+        raise ValueError(f"skip must be a tensor or two, got {len(skips)}")
     count = 2 if nin_skip is None else 3
     if len(gains) not in (0, count):
         raise ValueError(f"gains must be none, or {count} for as many weights, got {len(gains)}")
-    nin = (None, None) if nin_skip is None else nin_skip
-    three = (*gains, None, None, None)[:3]
-    values = (*conv_in, *conv_out, *nin, *three, image_bias)
-    weights = dict(zip(Operands._fields[3:-1], values, strict=True))
-    images = {"x": x} | {f"skip_{i}" if i > 1 else "skip": t for i, t in enumerate(skips, 1)}
+    weights = (*conv_in, *conv_out, *(nin_skip or (None, None)), *(*gains, None, None, None)[:3])
+    operands = Operands._make((x, *(*skips, None, None)[:2], *weights, image_bias, seed))
     settings = Settings(shift, dropout, layer, first_image)
-    check_operands(images, weights, seed, settings)
+    check_operands(operands, settings)
     settings = settings._replace(dropout=float(dropout))
     dtype = autocast_dtype(x) or x.dtype
 
     def obstacle(chosen: Impl) -> str | None:
-        if len(skips) > MAX_SKIPS:
-            return f"it takes at most {MAX_SKIPS} skips, got {len(skips)}"
         if chosen == "triton":
             return triton_obstacle(x.device, dtype)
         taps = conv_in[0].shape[2] * conv_in[0].shape[3]
@@ -87,23 +83,18 @@ def gated_resnet(
             return f"it takes kernels of at most {MAX_TAPS} taps, got {taps}"
         return native_obstacle(x.device.type, dtype)
 
-    chosen = choose("gated_resnet", resolve_impl(impl), x.device, obstacle)
+    chosen = choose("gated_resnet", impl, x.device, obstacle)
     if dropout == 0:
-        seed = None
+        operands = operands._replace(seed=None)
     elif seed is None:
-        seed = draw_seed(x.device)
-    two = skips if len(skips) <= MAX_SKIPS else (torch.cat(skips, dim=1),)
-    skip_1, skip_2 = (*two, None, None)[:2]
-    operands = Operands._make((x, skip_1, skip_2, *values, seed))
+        operands = operands._replace(seed=draw_seed(x.device))
     if chosen == "reference":
         return _reference(operands, settings)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     dtypes = {"Image": dtype, "Weight": exact, "Int64": torch.int64}
-    wanted = [dtypes[field.dtype] for field in FIELDS.values()]
     operands = Operands._make(
-        # to(dtype) takes a microsecond to do nothing
-        tensor if tensor is None or tensor.dtype == kind else tensor.to(kind)
-        for tensor, kind in zip(operands, wanted, strict=False)
+        None if tensor is None else tensor.to(dtypes[FIELDS[name].dtype])
+        for name, tensor in operands._asdict().items()
     )
     if chosen == "triton":
         from .gated_resnet_triton import gated_resnet_triton
@@ -134,17 +125,16 @@ def _reference(operands: Operands, settings: Settings) -> Tensor:
 
 
 def draw_seed(device: torch.device) -> Tensor:
-    """A seed of dropout from torch's generator of the device: int64, no dimensions."""
+    """A seed of dropout from torch's generator of the device."""
     return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
 
 
 def dropout_factors(shape: torch.Size, settings: Settings, seed: Tensor) -> Tensor:
     """The factors of dropout, for concat_elu(h) of `shape` (B, 2F, H, W): 0 or 1 / (1 - dropout).
 
-    Elements are numbered in (B, H, W, 2F) order, from image first_image of a larger batch on.
-    Number i takes word i % 4 of the Philox call at counter (i // 4 low, i // 4 high, layer,
-    Stream.DROPOUT), key `seed`. It is kept if that word's uniform is at least `dropout`. Returns
-    float64 of that shape, on the seed's device.
+    Element i, in (B, H, W, 2F) order of the larger batch, takes word i % 4 of the Philox call at
+    counter (i // 4 low, i // 4 high, layer, Stream.DROPOUT), key `seed`. It is kept if that word's
+    uniform is at least `dropout`. Returns float64 of that shape, on the seed's device.
     """
     low = 0xFFFFFFFF
     batch, channels, rows, cols = shape

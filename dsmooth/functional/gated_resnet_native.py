@@ -18,6 +18,7 @@ from .gated_resnet_operands import (
     Settings,
     empty_gradient,
     grouped,
+    ordered,
 )
 
 MAX_TAPS = 64
@@ -35,8 +36,7 @@ def gated_resnet_native(
 def _forward(
     compute: bool, operands: Operands, settings: Settings, save: bool, instruction_set: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, h and gates, channels_last; h (B, F, H, W) and gates (B, 2F, H, W) are for the backward:
-    without `save` they have no elements."""
+    """y, h (B, F, H, W) and gates (B, 2F, H, W), channels_last; without `save` y alone."""
     x, f = operands.x, operands.x.shape[1]
     y, h, gates = empty_channels_last(x, f), x.new_empty(0), x.new_empty(0)
     written = {"y": y}
@@ -45,7 +45,7 @@ def _forward(
         written |= {"h": h, "gates": gates}
     if compute:
         _extension.extension().gated_resnet_forward(
-            _ordered(operands)._asdict() | written, *_numbers(operands, settings), instruction_set
+            ordered(operands)._asdict() | written, *_numbers(operands, settings), instruction_set
         )
     return y, h, gates
 
@@ -61,7 +61,7 @@ def _backward(
     instruction_set: str,
     needs: Sequence[bool],
 ) -> Grads:
-    tensors = _ordered(operands)._asdict()
+    tensors = ordered(operands)._asdict()
     needed = {name for name, need in zip(tensors, needs, strict=True) if need}
     frozen = needed.isdisjoint(WEIGHTS)
     grads = {
@@ -82,21 +82,6 @@ def _backward(
     return [grads.get(name) if name in needed else None for name in Operands._fields]
 
 
-def _ordered(operands: Operands) -> Operands:
-    """The operands in the memory orders of the field table."""
-    kernels = (operands.conv_in, operands.conv_out)
-    last = all(conv.is_contiguous(memory_format=torch.channels_last) for conv in kernels)
-    of_layout = {
-        "ChannelsLast": torch.channels_last,
-        "Kernel": torch.channels_last if last else torch.contiguous_format,
-        "Contiguous": torch.contiguous_format,
-    }
-    return Operands._make(
-        None if tensor is None else tensor.contiguous(memory_format=of_layout[FIELDS[name].layout])
-        for name, tensor in operands._asdict().items()
-    )
-
-
 def _numbers(operands: Operands, settings: Settings) -> tuple[int, int, int, int, int, float, int]:
     taps = Taps.of(operands.conv_in, settings.shift)
     place = taps.top, taps.left, settings.layer, settings.first_image
@@ -108,6 +93,7 @@ differentiable, forward_op, backward_op = register_op(
     TENSORS,
     f"{SETTINGS}, str instruction_set",
     2,
-    grouped(_forward, 1),
-    grouped(_backward, 4),
+    _forward,
+    _backward,
+    group=grouped,
 )

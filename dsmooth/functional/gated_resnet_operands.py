@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, SupportsIndex, TypeVar
+from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
 
 from ..kernels.geometry import Operands, Settings, empty_channels_last, empty_weight
-from .checks import check_tensor
+from .checks import check_floating, check_tensor
 from .dispatch import autocast_dtype
 from .shifted_conv import check_kernel
 
-Result = TypeVar("Result")
 _AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that autocast casts
-MAX_SKIPS = 2  # of the native op and the Triton op
 
 
 class Field(NamedTuple):
@@ -62,6 +59,21 @@ def _read_fields() -> dict[str, Field]:
 FIELDS = _read_fields()
 
 
+def ordered(operands: Operands) -> Operands:
+    """The operands in the memory orders of the field table."""
+    kernels = (operands.conv_in, operands.conv_out)
+    last = all(conv.is_contiguous(memory_format=torch.channels_last) for conv in kernels)
+    of_layout = {
+        "ChannelsLast": torch.channels_last,
+        "Kernel": torch.channels_last if last else torch.contiguous_format,
+        "Contiguous": torch.contiguous_format,
+    }
+    return Operands._make(
+        None if tensor is None else tensor.contiguous(memory_format=of_layout[FIELDS[name].layout])
+        for name, tensor in operands._asdict().items()
+    )
+
+
 def empty_gradient(name: str, tensor: Tensor) -> Tensor:
     """Uninitialised, in the memory order that a backward writes."""
     if FIELDS[name].layout == "ChannelsLast":
@@ -77,89 +89,50 @@ TENSORS = [
 SETTINGS = "str shift, float dropout, int layer, int first_image, bool save"
 
 
-def grouped(function: Callable[..., Result], start: int) -> Callable[..., Result]:
-    """The same function for an operator, which passes operands and settings one by one.
-
-    start: the number of arguments in front of them.
-    """
-    middle = start + len(Operands._fields)
-    end = middle + len(Settings._fields)
-
-    def flat(*args: Any) -> Result:
-        operands, settings = Operands(*args[start:middle]), Settings(*args[middle:end])
-        return function(*args[:start], operands, settings, *args[end:])
-
-    return flat
+def grouped(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Operands, settings and the rest, from an operator's arguments."""
+    first, end = len(Operands._fields), len(Operands._fields) + len(Settings._fields)
+    return Operands(*arguments[:first]), Settings(*arguments[first:end]), *arguments[end:]
 
 
-def check_operands(
-    images: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor | None],
-    seed: Tensor | None,
-    settings: Settings,
-) -> None:
+def check_operands(operands: Operands, settings: Settings) -> None:
     """Raise ValueError unless every operand has the expected shape and x's dtype and device.
 
-    Raises ValueError also for settings out of range, TypeError for an operand that is no tensor.
-    Messages have the names of the field table, and the extension has the same messages. images: x
-    and the skips; weights: conv_in to image_bias.
+    Raises ValueError also for settings out of range, TypeError for an operand that is no tensor
+    or an x of integers. Messages have the names of the field table, and the extension has the same.
     """
-    x, conv = images["x"], weights["conv_in"]
-    if isinstance(x, Tensor) and not x.is_floating_point():
-        raise ValueError(f"x must be of a floating-point dtype, got {x.dtype}")
-    for name, image in images.items():
-        if not isinstance(image, Tensor) or image.ndim != 4:
-            _refuse_shape(name, image, "4 dimensions")
-        if 0 in image.shape[1:]:
-            _refuse_shape(name, image, "a channel, a row and a column")
-    if not isinstance(conv, Tensor) or conv.ndim != 4 or 0 in conv.shape:
-        _refuse_shape("conv_in", conv, "shape (F, 2 F, kh, kw)")
-    dtypes = (x.dtype,) if autocast_dtype(x) is None else _AUTOCAST_DTYPES
+    x, conv = operands.x, operands.conv_in
+    check_floating("x", x)
+    check_tensor("x", x, ("B", "F", "H", "W"))
+    check_kernel(conv, settings.shift, "conv_in")
     batch, _, rows, cols = x.shape
     f, _, kh, kw = conv.shape
-    for name, image in images.items():
-        shape = (batch, f if name == "x" else image.shape[1], rows, cols)
-        _check_operand(name, image, shape, dtypes, x.device)
-    two_s = 2 * sum(image.shape[1] for name, image in images.items() if name != "x")
-    extents = {"1": 1, "B": batch, "F": f, "2F": 2 * f, "KH": kh, "KW": kw, "2S": two_s}
-    present = {name for name, tensor in {**images, **weights}.items() if tensor is not None}
-    for name, weight in weights.items():
+    extents = {"1": 1, "B": batch, "F": f, "2F": 2 * f, "H": rows, "W": cols, "KH": kh, "KW": kw}
+    dtypes = (x.dtype,) if autocast_dtype(x) is None else _AUTOCAST_DTYPES
+    tensors = operands._asdict()
+    present = {name for name, tensor in tensors.items() if tensor is not None}
+    for name, tensor in tensors.items():
         field = FIELDS[name]
         expected = present.issuperset(field.conditions)
         beside = " and ".join(field.conditions)
-        if weight is not None:
-            if not expected:
-                raise ValueError(f"{name} must be None without {beside}, got a tensor")
-            sizes = tuple([extents[extent] for extent in field.shape.split()])
-            _check_operand(name, weight, sizes, dtypes, x.device)
-        elif expected and not field.optional:
-            raise ValueError(f"{name} must be given{beside and f' with {beside}'}, got None")
-    if seed is not None:
-        _check_operand("seed", seed, (), (torch.int64,), x.device)
-    shift, dropout, layer, first_image = settings
-    check_kernel(conv, shift, "conv_in")
+        if tensor is None:
+            if expected and not field.optional:
+                raise ValueError(f"{name} must be given{beside and f' with {beside}'}, got None")
+            continue
+        if not expected:
+            raise ValueError(f"{name} must be None without {beside}, got a tensor")
+        shape = [extents.get(extent, extent) for extent in field.shape.split()]
+        check_tensor(
+            name, tensor, shape, x.device, (torch.int64,) if field.dtype == "Int64" else dtypes
+        )
+        if field.dtype == "Image":
+            if 0 in tensor.shape[1:]:
+                got = tuple(tensor.shape)
+                raise ValueError(f"{name} must have a channel, a row and a column, got {got}")
+            extents["2S"] = 2 * tensor.shape[1] + (extents["2S"] if name == "skip_2" else 0)
+    _, dropout, layer, first_image = settings
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
     for name, number, bits in (("layer", layer, 32), ("first_image", first_image, 31)):
         if not isinstance(number, SupportsIndex) or not 0 <= number < 2**bits:
             raise ValueError(f"{name} must be an int in 0 .. 2**{bits} - 1, got {number!r}")
-
-
-def _check_operand(
-    name: str,
-    tensor: Tensor,
-    shape: tuple[int, ...],
-    dtypes: Collection[torch.dtype],
-    device: torch.device,
-) -> None:
-    check_tensor(name, tensor, shape, device)
-    if tensor.dtype not in dtypes:
-        words = [str(dtype).removeprefix("torch.") for dtype in dtypes]
-        got = str(tensor.dtype).removeprefix("torch.")
-        raise ValueError(f"{name} must be {' or '.join(words)}, got {got}")
-
-
-def _refuse_shape(name: str, tensor: object, expected: str) -> NoReturn:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    raise ValueError(f"{name} must have {expected}, got {tuple(tensor.shape)}")

@@ -8,7 +8,15 @@ from torch import Tensor
 
 from ..kernels.geometry import empty_channels_last, packed_sizes
 from .dispatch import Grads, register_op, wanted_gradients
-from .gated_resnet_operands import SETTINGS, TENSORS, Operands, Settings, empty_gradient, grouped
+from .gated_resnet_operands import (
+    SETTINGS,
+    TENSORS,
+    Operands,
+    Settings,
+    empty_gradient,
+    grouped,
+    ordered,
+)
 
 
 def gated_resnet_triton(operands: Operands, settings: Settings, keep: bool = False) -> Tensor:
@@ -20,16 +28,11 @@ def gated_resnet_triton(operands: Operands, settings: Settings, keep: bool = Fal
 def _forward(
     compute: bool, operands: Operands, settings: Settings, save: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, h, packed and gates; all but y for the backward.
-
-    y and h, the first convolution's output, are (B, F, H, W) channels_last. packed: the weights in
-    x's dtype, in the order of the kernels; without `save` it has no elements. gates: A and G,
-    (B, 2F, H, W) channels_last; without `keep` it has no elements, and they are computed again.
-    """
+    """y, h, the packed weights and the gates: see `kernels.forward`."""
     if compute:
         from ..kernels import gated_resnet as kernels
 
-        return kernels.forward(operands, settings, save, keep)
+        return kernels.forward(ordered(operands), settings, save, keep)
     x, f = operands.x, operands.x.shape[1]
     packed = x.new_empty(sum(packed_sizes(operands, True)) if save else 0)
     gates = empty_channels_last(x, 2 * f) if keep else x.new_empty(0)
@@ -48,6 +51,7 @@ def _backward(
     keep: bool,
     needs: Sequence[bool],
 ) -> Grads:
+    operands = ordered(operands)
     if not compute:
         return [
             empty_gradient(name, tensor) if need and tensor is not None else None
@@ -68,6 +72,7 @@ differentiable, forward_op, backward_op = register_op(
     TENSORS,
     f"{SETTINGS}, bool keep",
     3,
-    grouped(_forward, 1),
-    grouped(_backward, 5),
+    _forward,
+    _backward,
+    group=grouped,
 )

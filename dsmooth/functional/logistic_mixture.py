@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..likelihoods import Likelihood, bytes_of, check_likelihood
-from .checks import check_tensor
-from .dispatch import Impl, choose, native_obstacle, resolve_impl, triton_obstacle, without_autocast
+from .checks import check_floating, check_tensor
+from .dispatch import Impl, choose, native_obstacle, triton_obstacle, without_autocast
 from .logistic_mixture_native import log_prob_native
 from .logistic_mixture_triton import log_prob_triton
 
@@ -68,7 +68,7 @@ def logistic_mixture_log_prob(
             return triton_obstacle(x.device, x.dtype, params.dtype, matmul=False)
         return native_obstacle(x.device.type)
 
-    chosen = choose("logistic_mixture_log_prob", resolve_impl(impl), x.device, obstacle)
+    chosen = choose("logistic_mixture_log_prob", impl, x.device, obstacle)
     if chosen == "reference":
         return logistic_mixture_log_prob_ref(
             x, params, likelihood, atoms=atoms, smoothing_scale=smoothing_scale
@@ -133,8 +133,8 @@ def logistic_mixture_sample(
     Returns (B, C, H, W), float32 at least. Raises ValueError for arguments that do not fit,
     TypeError for integer tensors.
     """
-    _check_floating("params", params)
-    _check_floating("uniforms", uniforms)
+    check_floating("params", params)
+    check_floating("uniforms", uniforms)
     atoms = bytes_of(atoms, image_channels)
     check_likelihood(likelihood, atoms, smoothing_scale)
     n_mix = _n_mix(params, image_channels, len(atoms))
@@ -219,10 +219,9 @@ def check_mixture(
     atoms: Sequence[int] | Literal["all"],
     smoothing_scale: float,
 ) -> tuple[int, ...]:
-    """The bytes of atoms. Raise ValueError or TypeError unless x and params are one batch of
-    pixels and of mixtures of this kind."""
-    _check_floating("x", x)
-    _check_floating("params", params)
+    """The bytes of atoms. Raise ValueError or TypeError unless x and params fit this kind."""
+    check_floating("x", x)
+    check_floating("params", params)
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"x must have shape (B, C, H, W) with C = 1 or 3, got {tuple(x.shape)}")
     values = bytes_of(atoms, x.shape[1])
@@ -244,12 +243,6 @@ def _n_mix(params: Tensor, image_channels: int, n_atoms: int = 0) -> int:
             f"channels, got {tuple(params.shape)}"
         )
     return channels // per_component
-
-
-def _check_floating(name: str, tensor: object) -> None:
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-        kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
 
 
 def _at_least_float32(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
@@ -283,7 +276,7 @@ def _log_density(x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
 
 def _log_gaussian(x: Tensor, means: Tensor, log_scales: Tensor, smoothing_scale: float) -> Tensor:
     """log N(x; mean, smoothing_scale^2 + s^2)."""
-    # The square of e^40 is near the end of float32: what a scale has beyond it stands apart.
+    # The square of e^40 is near the end of float32: the rest of a scale stands apart.
     wide = log_scales > 40
     rest = torch.where(wide, log_scales - 40, 0)
     variance = smoothing_scale**2 + torch.exp(2 * torch.where(wide, 40, log_scales))

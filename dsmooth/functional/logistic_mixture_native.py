@@ -25,12 +25,10 @@ def _forward(
     atoms: list[int],
     smoothing_scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """log_prob (B, H, W), and a state (B, 4, H, W).
+    """log_prob (B, H, W), and a state (B, 4, H, W): two sums and their maxima.
 
-    The state of a pixel is two sums over components and atoms, each with its maximum. With it the
-    backward evaluates each component once and writes each gradient once, already times the gradient
-    from above. Keeping unit gradients from the forward would save the second evaluation. But they
-    need a second tensor of the size of params, which takes longer to write and read.
+    With it the backward evaluates each component once and writes each gradient once. Unit gradients
+    kept from the forward, a second tensor of the size of params, take longer to write and read.
     """
     batch, _, height, width = x.shape
     log_prob, state = x.new_empty((batch, height, width)), x.new_empty((batch, 4, height, width))
@@ -57,9 +55,7 @@ def _backward(
     )
     if compute:
         mixture = likelihood, atoms, smoothing_scale, torch.get_num_threads()
-        # The gradient of a sum is one number spread by strides of 0, which no vector load can read.
-        # The copy is a hundredth of params.
-        grad = grad.contiguous()
+        grad = grad.contiguous()  # of a sum it has strides of 0, which no vector load can read
         _extension.extension().logistic_mixture(
             x, params, state, *mixture, grad=grad, grad_x=grad_x, grad_params=grad_params
         )

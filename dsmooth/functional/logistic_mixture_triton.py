@@ -29,9 +29,8 @@ def _forward(
     """log_prob (B, H, W) in float32, and the gradients of its sum by x and by params, each in its
     input's dtype; one that is not needed has no elements.
 
-    The gradients are all that autograd keeps. Evaluating the components a second time in the
-    backward would spare reading one of them. But it costs as much arithmetic again, and in bfloat16
-    arithmetic is the limit.
+    Evaluating the components again in the backward would cost as much arithmetic, which in bfloat16
+    is the limit.
     """
     batch, _, height, width = x.shape
     log_prob = x.new_empty((batch, height, width), dtype=torch.float32)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.geometry import Shift, Taps
-from .checks import check_tensor
+from .checks import check_floating, check_tensor
 
 SHIFTS = get_args(Shift)
 
@@ -77,8 +77,7 @@ def shifted_conv_transpose2d(
     check_kernel(weight, shift)
     if shift == "none":
         raise ValueError('shift must be "down" or "down_right", got "none"')
-    if weight.shape[2] != 2:
-        raise ValueError(f"weight must have shape (C, D, 2, kw), got {tuple(weight.shape)}")
+    check_tensor("weight", weight, ("C", "D", 2, "kw"))
     _check_operands(x, weight, bias, *weight.shape[:2])
     rows, columns = 2 * x.shape[2], 2 * x.shape[3]
     # The bias comes last: oneDNN's gradient of a transposed convolution's bias is a plain loop.
@@ -101,28 +100,24 @@ def fold_weight_norm(v: Tensor, gain: Tensor | None, over: Sequence[int] = (1, 2
 
 
 def _check_image(x: Tensor) -> None:
-    if x.ndim != 4:
-        raise ValueError(f"x must have shape (B, C, H, W), got {tuple(x.shape)}")
+    check_tensor("x", x, ("B", "C", "H", "W"))
 
 
 def _check_operands(
     x: Tensor, weight: Tensor, bias: Tensor | None, channels: int, filters: int
 ) -> None:
-    if x.ndim != 4 or x.shape[1] != channels:
-        raise ValueError(f"x must have shape (B, {channels}, H, W), got {tuple(x.shape)}")
+    check_tensor("x", x, ("B", channels, "H", "W"))
     for name, tensor, shape in (("weight", weight, weight.shape), ("bias", bias, (filters,))):
         if tensor is not None:
             check_tensor(name, tensor, shape, x.device)
-            if not tensor.is_floating_point():
-                raise TypeError(f"{name} must hold floating-point numbers, got {tensor.dtype}")
+            check_floating(name, tensor)
 
 
 def check_kernel(weight: Tensor, shift: str, name: str = "weight") -> None:
     """Raises ValueError unless the shift is one and fits the kernel of `weight` (D, C, kh, kw)."""
     if shift not in SHIFTS:
         raise ValueError(f"shift must be one of {', '.join(SHIFTS)}, got {shift!r}")
-    if weight.ndim != 4:
-        raise ValueError(f"{name} must have 4 dimensions, got shape {tuple(weight.shape)}")
+    check_tensor(name, weight, ("D", "C", "kh", "kw"))
     kh, kw = weight.shape[2:]
     if kh < 1 or kw < 1:
         raise ValueError(f"a kernel must have rows and columns, got {kh}x{kw}")

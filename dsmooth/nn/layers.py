@@ -70,8 +70,7 @@ class WeightNormConv(nn.Module):
         return fold_weight_norm(self.weight_v, self.weight_g, self.filter_dims), self.bias
 
     def initialize(self, x: Tensor, scale: float = 1.0) -> None:
-        """Data-dependent init: set g and b so that the output for `x` has mean 0 and std `scale`
-        (see `PixelCNNpp.initialize`)."""
+        """Set g and b so that the output for `x` has mean 0 and standard deviation `scale`."""
         with torch.no_grad():
             output = self.forward(x).float()
             variance, mean = torch.var_mean(output, dim=(0, 2, 3), correction=0)
@@ -82,11 +81,10 @@ class WeightNormConv(nn.Module):
 
 
 class Nin(WeightNormConv):
-    """A 1x1 convolution as a product of matrices.
+    """A 1x1 convolution as a product of matrices: on a CPU in less than half the time.
 
-    On a CPU it takes less than half the time of a convolution with hundreds of outputs. On CUDA its
-    operands are not rounded to TF32 as a convolution's are, unless
-    `torch.set_float32_matmul_precision` says so.
+    On CUDA its operands are not rounded to TF32, unless `torch.set_float32_matmul_precision` says
+    so.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,9 +98,8 @@ class GatedResnet(nn.Module):
     """The module of `functional.gated_resnet`.
 
     skip_channels: channels of the skip input, 0 without one. condition_size: D of the vector that
-    each image is conditioned on, 0 without one. Its projection begins at zero, so that a network
-    begins as the unconditional one of the same seed. Attributes: layer is the index of its dropout
-    stream, each gated resnet of a network has its own; keep_gates is the function's argument.
+    each image is conditioned on, 0 without one; its projection begins at zero. Attributes: layer,
+    of a network's own for each gated resnet, and keep_gates are the function's arguments.
     """
 
     def __init__(
@@ -136,9 +133,7 @@ class GatedResnet(nn.Module):
     ) -> Tensor:
         """(B, F, H, W), skip (B, skip_channels, H, W) or its parts -> (B, F, H, W).
 
-        condition: the vector of each image, (B, D) in the dtype of the weights.
-        seed: of the dropout, int64 without dimensions; drawn from torch's generator if None.
-        first_image: where x begins in a larger batch whose dropout it shares.
+        condition: (B, D) in the dtype of the weights. seed, first_image: as of the function.
         """
         convs = [self.conv_in, self.conv_out] + ([self.nin_skip] if self.nin_skip else [])
         conv_in, conv_out, *nin = [(conv.weight_v, conv.bias) for conv in convs]
@@ -164,10 +159,7 @@ class GatedResnet(nn.Module):
         )
 
     def initialize(self, x: Tensor, skip: Skip = None) -> None:
-        """Data-dependent init on the inputs; the second convolution starts at scale 0.1.
-
-        The condition of an image does not enter: it is added to what is normalised here.
-        """
+        """Data-dependent init; the second convolution starts at scale 0.1, the condition aside."""
         self.conv_in.initialize(concat_elu(x))
         h = self.conv_in(concat_elu(x))
         if self.nin_skip is not None and skip is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -10,13 +9,21 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..config import ModelConfig
 from ..functional import Shift, concat_elu, down_shift, logistic_mixture_log_prob, right_shift
-from ..functional.dispatch import without_autocast
+from ..functional.checks import check_tensor
+from ..functional.dispatch import forward_mode_obstacle, without_autocast
 from ..functional.gated_resnet import draw_seed
-from .condition import check_context, label_vectors
-from .images import check_images, check_scale, unrounded
+from .images import (
+    check_context,
+    check_images,
+    check_scale,
+    fourier_features,
+    label_vectors,
+    unrounded,
+)
 from .layers import GatedResnet, Nin, Skip, WeightNormConv, listed
 from .pretrained import Pretrained
 
@@ -24,15 +31,11 @@ Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in
 
 
 class Encoded(NamedTuple):
-    """The condition of a batch, as `PixelCNNpp.decode` takes it. Each field may be None.
+    """The condition of a batch, as `PixelCNNpp.decode` takes it."""
 
-    stacked: (B, C, H, W), the context of conditioning="stack". streams: e_u and e_ul of "concat".
-    vector: (B, D), which enters every gated resnet.
-    """
-
-    stacked: Tensor | None = None
-    streams: Streams | None = None
-    vector: Tensor | None = None
+    stacked: Tensor | None = None  # (B, C, H, W), the context of conditioning="stack"
+    streams: Streams | None = None  # e_u and e_ul of "concat"
+    vector: Tensor | None = None  # (B, D), which enters every gated resnet
 
 
 class Dropout(NamedTuple):
@@ -179,10 +182,7 @@ class PixelCNNpp(Pretrained):
         label: Tensor | None = None,
         dropout: Dropout | None = None,
     ) -> Encoded:
-        """Check `x`, its context and its label; returns the two as `decode` takes them.
-
-        dropout: as in `decode`. Raises as `forward` does.
-        """
+        """Check `x`, its context and its label; returns the two as `decode` takes them."""
         self._check(x, context)
         vector = label_vectors(label, self.config.condition_size, x.shape[0], self.head.bias)
         if self.encoder is None or context is None:
@@ -190,10 +190,7 @@ class PixelCNNpp(Pretrained):
         return Encoded(None, self.encoder(context, vector, dropout or Dropout()), vector)
 
     def decode(self, x: Tensor, encoded: Encoded, dropout: Dropout | None = None) -> Tensor:
-        """`forward` for an encoded context, which a sampler computes once for many calls.
-
-        dropout: of training; by default each gated resnet draws a seed of its own.
-        """
+        """`forward` for an encoded context, which a sampler computes once for many calls."""
         seen, dtype = self._seen(x), self.head.bias.dtype
         _, ul = self._streams(seen, encoded, dropout or Dropout())[-1]
         value = F.elu(ul[:, :, -x.shape[2] :].to(dtype))
@@ -207,11 +204,10 @@ class PixelCNNpp(Pretrained):
     def log_prob(
         self, x: Tensor, context: Tensor | None = None, label: Tensor | None = None
     ) -> Tensor:
-        """log p(x) given the condition of x, by the model's likelihood: (B,).
+        """log p(x) given the condition of x, by the model's likelihood: (B,), nats.
 
-        In nats. "continuous" is a density in units of [-1, 1]; "discretized" the probability of
-        bytes. Arguments and errors as of `forward`, and for "discretized" ValueError for values
-        that are none of bytes.
+        "continuous" is a density in units of [-1, 1]; "discretized" the probability of bytes, with
+        ValueError for other values. Arguments and errors else as of `forward`.
         """
         if not torch.compiler.is_compiling():
             check_images("x", x)
@@ -276,10 +272,7 @@ class PixelCNNpp(Pretrained):
         return _with_ones(x)
 
     def _streams(self, x: Tensor, encoded: Encoded, dropout: Dropout) -> list[Streams]:
-        """The outputs of the six blocks for an image as `_seen` gives it.
-
-        With a stacked context, which has no features, they are of the context and the image below.
-        """
+        """The outputs of the six blocks for what `_seen` gives, below a stacked context."""
 
         def run(layer: GatedResnet, *inputs: Skip) -> Tensor:
             seed, first_image = dropout
@@ -320,8 +313,7 @@ class PixelCNNpp(Pretrained):
     def _check(self, x: Tensor, context: Tensor | None) -> None:
         check_images("x", x)
         channels = self.config.image_channels
-        if x.ndim != 4 or x.shape[1] != channels:
-            raise ValueError(f"x must have shape (B, {channels}, H, W), got {tuple(x.shape)}")
+        check_tensor("x", x, ("B", channels, "H", "W"))
         if x.shape[2] % 4 or x.shape[3] % 4 or 0 in x.shape[2:]:
             raise ValueError(
                 f"H and W must be positive multiples of 4, got {x.shape[2]} x {x.shape[3]}: "
@@ -375,21 +367,33 @@ def _methods_of(kind: type) -> frozenset[str]:
     return frozenset(name for name in dir(kind) if callable(getattr(kind, name, None)))
 
 
-def fourier_features(x: Tensor, octaves: int) -> Tensor:
-    """Fourier features of pixels: (B, C, H, W) -> (B, 2 C octaves, H, W).
-
-    For each colour and each octave k = 0, 1, ... the channels cos and sin of 2 pi 2^k n / 256, with
-    n = 127.5 (x + 1) the byte of the pixel. Computed in float32 at least, returned in the
-    dtype of x. Source: Kingma et al., Variational diffusion models (2021).
-    """
-    byte = 127.5 * (unrounded(x) + 1)
-    scales = [2.0**k / 256 for k in range(octaves)]
-    # Whole turns leave first: they would cost the angle digits.
-    turns = torch.stack([byte * scale for scale in scales], dim=2).remainder(1)
-    angle = 2 * math.pi * turns
-    return torch.stack([angle.cos(), angle.sin()], dim=3).flatten(1, 3).to(x.dtype)
-
-
 def _with_ones(x: Tensor) -> Tensor:
     """Append a channel of ones, which tells the image from its zero padding."""
     return torch.cat([x, x.new_ones(x.shape[0], 1, *x.shape[2:])], dim=1)
+
+
+def gradient_of(
+    model: PixelCNNpp, x: Tensor, label: Tensor | None = None, guidance: float = 0.0
+) -> Tensor:
+    """The gradient of log p(x) by x (B, C, H, W): same shape, nats per unit of x.
+
+    guidance: extrapolates from the gradient without a class through that with the label. Raises
+    NotImplementedError inside a forward-mode derivative, for it has none.
+    """
+    if guidance and label is not None:
+        no_class = x.new_zeros(len(x), model.config.condition_size)
+        without, of_class = (gradient_of(model, x, each) for each in (no_class, label))
+        return torch.lerp(without, of_class, 1 + guidance)
+    if forward_mode_obstacle():
+        raise NotImplementedError("the slope of a log-density has no forward-mode derivative")
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x.detach().clone().requires_grad_(True)  # a tensor of inference mode takes no gradient
+        # Frozen: the gradients of the weights would cost a third of all. Those of inference mode
+        # cannot be kept for the gradient of x.
+        frozen = {
+            name: weight.clone() if weight.is_inference() else weight.detach()
+            for name, weight in model.named_parameters()
+        }
+        params = functional_call(model, frozen, (x,), {"label": label})
+        (gradient,) = torch.autograd.grad(model.log_prob_given(x, params).sum(), x)
+    return gradient

@@ -29,7 +29,7 @@ def load_network(
 ) -> PixelCNNpp:
     """The network of `config` with these weights, in evaluation mode, on the CPU.
 
-    kind: its class. Raises ValueError, naming the source, for weights of another shape.
+    Raises ValueError, naming the source, for weights of another shape.
     """
     network = outline(config, tensors, str(source), kind)
     outlines = network.state_dict()
@@ -67,10 +67,7 @@ def outline(
 
 
 def in_evaluation(model: Network) -> Network:
-    """The model or the pair, without dropout: itself, or a copy that shares its weights.
-
-    A model in training mode stays so, for another thread may go on training it.
-    """
+    """The model or the pair without dropout: itself, or a copy that shares its weights."""
     if not any(module.training for module in model.modules()):
         return model
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}

@@ -19,7 +19,7 @@ from ..config import Precision
 from ..fields import check_number
 from ..machine import torch_threads
 from ..nn import PixelCNNpp
-from ..nn.condition import check_context, label_vectors
+from ..nn.images import check_context, label_vectors
 from ..nn.pixelcnnpp import changed_layer
 from .program import Program, as_numpy
 from .request import Choices, Progress, Request, checked_shape, precision_on

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..nn.images import fourier_features
 from ..nn.layers import GatedResnet, WeightNormConv
-from ..nn.pixelcnnpp import Block, ContextEncoder, Hidden, PixelCNNpp, fourier_features
+from ..nn.pixelcnnpp import Block, ContextEncoder, Hidden, PixelCNNpp
 
 Array = np.ndarray
 NONE = -1  # no cache

@@ -17,8 +17,7 @@ from torch import Tensor
 from ..config import Method, ModelConfig, Precision
 from ..fields import Json, check_number, check_one_of
 from ..machine import memory_bytes
-from ..nn.condition import check_label
-from ..nn.images import check_images, check_like, check_scale
+from ..nn.images import check_images, check_label, check_like, check_scale
 from ..philox import Stream, image_words, seed_words, whole_index
 from ..progress import LOG
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from dsmooth.kernels import expand, gated_resnet, weights
 from dsmooth.kernels import launch as launching
 from dsmooth.kernels.geometry import Operands, Settings, Shift
-from dsmooth.kernels.tilings import format_of
 from tests.helpers.sass import left_in_flight, matrix_loops, register_operand
 from tests.helpers.triton_tools import Compiled, Launch, record_launches
 
@@ -103,7 +102,7 @@ def numbers_of(launch: Launch) -> str:
     values = (v[0] if isinstance(v, tuple) else v for v in launch.arguments.values())
     pointer = next(value for value in values if isinstance(value, Tensor))
     geometry = launch.arguments.get("G") or launch.arguments["OUT"]
-    return format_of(pointer.dtype, geometry.precision == "tf32")
+    return "half" if pointer.dtype.itemsize == 2 else str(geometry.precision)
 
 
 def check(launch: Launch, compiled: Compiled, arch: int) -> None:

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from dsmooth.functional.logistic_mixture_triton import triton_backward, triton_forward
-from dsmooth.kernels import logistic_mixture as kernels
 from dsmooth.kernels.launch import INTERPRETED
 from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.mixture_cases import (
@@ -146,19 +145,6 @@ def test_a_pixel_does_not_see_its_neighbours(mixture: str, n_mix: int, channels:
     for part in ((slice(1), ..., slice(1), slice(1)), (slice(2), ..., slice(1, 3), slice(4, 11))):
         for got, want in zip(run(x[part], params[part], mixture), whole, strict=True):
             assert torch.equal(got, want[part])
-
-
-@each_mixture
-def test_the_tile_changes_no_bit(mixture: str) -> None:
-    x, params, options = float_case(3, mixture, size=(1, 3, 7))
-    results = []
-    for tiling in (None, kernels.Tiling(4, 4, 1), kernels.Tiling(16, 4, 8)):
-        outputs = torch.zeros(1, 3, 7), torch.zeros_like(x), torch.zeros_like(params)
-        kernels.log_prob(x, params, *outputs, **options, tiling=tiling)
-        results.append(outputs)
-    assert results[0][0].any()
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 # opcheck reads .grad of the clones that it makes; the warning is about its own tensors

@@ -108,15 +108,13 @@ class HostLibrary:
 
 
 class CudaPlayer(HostLibrary):
-    """A library whose launches are played. edit: may change the PTX."""
+    """A library whose launches are played."""
 
-    def __init__(
-        self, built: Path, case: Case, edit: Callable[[str], str] = lambda text: text
-    ) -> None:
+    def __init__(self, built: Path, case: Case) -> None:
         super().__init__(built)
         ptx = built / f"cuda_{'bfloat16' if case.bf16 else 'float32'}.ptx"
         self.memory, self.case = Memory(), case
-        self.player = Player(edit(ptx.read_text()), self.memory)
+        self.player = Player(ptx.read_text(), self.memory)
 
     def launched(self, name: str, grid: Any, block: Any, shared: int, arguments: Any) -> None:
         entry, data = self.player.functions[name], b""

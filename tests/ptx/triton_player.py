@@ -10,7 +10,7 @@ launch, and not to be written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import ModuleType
@@ -22,9 +22,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from dsmooth.functional import dispatch
 from dsmooth.kernels import launch as launching
-from tests.helpers.triton_tools import Launch, compile_kernel, record_launches, specialise
+from tests.helpers.triton_tools import (
+    Launch,
+    compile_kernel,
+    let_triton_run,
+    record_launches,
+    specialise,
+)
 from tests.ptx.memory import WARP, Memory
 from tests.ptx.player import Player
 
@@ -32,10 +37,10 @@ ARCHITECTURE = 80
 
 
 class TritonPlayer:
-    """Play launches; `edit` may change the PTX of a kernel, given its name and text."""
+    """Play launches."""
 
-    def __init__(self, memory: Memory, edit: Callable[[str, str], str]) -> None:
-        self.memory, self.edit = memory, edit
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
         self._compiled: dict[Any, tuple[Player, int]] = {}
 
     def play(self, launch: Launch) -> None:
@@ -46,8 +51,8 @@ class TritonPlayer:
             key = (launch.kernel, repr((types, marks, launch.options)))
             if key not in self._compiled:
                 compiled = compile_kernel(launch, ARCHITECTURE)
-                text = self.edit(launch.kernel.__name__, compiled.asm["ptx"])
-                self._compiled[key] = Player(text, self.memory), compiled.metadata.shared
+                player = Player(compiled.asm["ptx"], self.memory)
+                self._compiled[key] = player, compiled.metadata.shared
             player, shared = self._compiled[key]
             arguments = [one for name, type_ in types.items() for one in _flat(values[name], type_)]
             lanes = WARP * launch.options["num_warps"]
@@ -63,14 +68,10 @@ class TritonPlayer:
 
 
 @contextmanager
-def played(
-    kernels: dict[ModuleType, list[str]],
-    memory: Memory,
-    edit: Callable[[str, str], str] = lambda kernel, text: text,
-) -> Iterator[list[list[Launch]]]:
+def played(kernels: dict[ModuleType, list[str]], memory: Memory) -> Iterator[list[list[Launch]]]:
     """Inside the block these kernels are played, and new CPU memory is the player's; gives the
     launches of each module."""
-    player = TritonPlayer(memory, edit)
+    player = TritonPlayer(memory)
     original = torch.empty
 
     def empty(*size: Any, **kw: Any) -> Tensor:
@@ -94,7 +95,7 @@ def played(
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(launching, "capability_of", lambda device: ARCHITECTURE)
         patch.setattr(launching, "allows_tf32", lambda: False)
-        patch.setattr(dispatch, "_triton_obstacle", lambda *args: None)
+        let_triton_run(patch)
         patch.setattr(torch, "empty", empty)
         patch.setattr(torch, "empty_like", empty_like)
         patch.setattr(Tensor, "new_empty", new_empty)
