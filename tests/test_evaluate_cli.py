@@ -6,7 +6,6 @@ import itertools
 import math
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,9 @@ import pytest
 import torch
 
 import dsmooth
-from dsmooth.commands.evaluate import DataChoice, load_real
-from dsmooth.commands.options import FrechetOptions
 from dsmooth.data import ImageDataset, load_dataset
 from dsmooth.data.order import choose_images
 from dsmooth.evaluate.comparison import has_fidelity
-from dsmooth.evaluate.frechet import FeatureStatistics
 from dsmooth.evaluate.likelihood import Scores, conventions, score_pair, score_plain
 from dsmooth.evaluate.sources import as_grey, read_images
 from dsmooth.fields import Json
@@ -111,7 +107,12 @@ def test_frechet_of_drawn_samples_is_that_of_their_files(tmp_path, monkeypatch, 
     save_run(tmp_path / "plain", "plain", size=28)
     name, drawn = "Fréchet distance on mnist-classifier", ["fid", "plain", "-n", "12"]
     stored = measured(*drawn)
-    assert stored["name"] == name in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert stored["name"] == name in printed
+    # Scores are printed with the extra; without it their names are.
+    names = ("Kernel distance, ±", "Inception-style score, ±", "Precision", "Recall")
+    assert {word in printed for word in names} == {has_fidelity()}
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)  # as if it were not installed
     assert (stored["n_samples"], stored["n_reference"], stored["n_floor"]) == (12, 5000, 12)
     assert (stored["reference"]["split"], stored["floor_images"]["split"]) == ("train", "test")
     assert len(stored["samples"]["weights_sha256"]) == 1
@@ -127,14 +128,25 @@ def test_frechet_of_drawn_samples_is_that_of_their_files(tmp_path, monkeypatch, 
         assert again["value"] == pytest.approx(stored["value"], rel=1e-6)
         assert again["floor"] == pytest.approx(stored["floor"], rel=1e-6)
         assert again["extractor"] == stored["extractor"]
-    assert "kernel_distance" not in statistics["scores"]
+    missing = "Kernel distance, Inception score, precision, recall: pip install 'dsmooth[fid]'"
+    assert missing in capsys.readouterr().out
     np.savez("few.npz", x=choose_images(load_dataset("mnist", "test"), 999))
     few = measured("fid", "few.npz")
     assert few["floor"] == few["value"]  # the floor is of such images
+    for wrong, message in (
+        ("--split test", "--split must be train, as reference.npz was saved, got test"),
+        ("--data cifar10", "--data must be mnist, as reference.npz was saved, got cifar10"),
+        ("--label 3", "--label must be each, as reference.npz was saved, got 3"),
+    ):
+        words = f"evaluate fid x.npz --reference reference.npz {wrong}"
+        complains(capsys, message, *words.split())
     # Images of another's file as the reference; nothing says of which data they are.
     alone = measured("fid", "x.npz", "--reference", "x.npz")
     assert (alone["n_reference"], alone["n_floor"], alone["floor_images"]) == (12, 0, None)
-    # Grey images that are kept as RGB are grey on both sides.
+
+
+def test_grey_images_that_are_kept_as_rgb_are_grey_on_both_sides(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
     pixels = random_bytes((9, 28, 28, 1))
     np.savez("grey.npz", arr_0=pixels)
     np.savez("rgb.npz", arr_0=pixels.repeat(3, 3))
@@ -142,41 +154,6 @@ def test_frechet_of_drawn_samples_is_that_of_their_files(tmp_path, monkeypatch, 
         for reference in ([other, "--save-reference", "saved.npz"], ["saved.npz"]):
             grey = measured("fid", one, "--reference", *reference)
             assert grey["value"] == pytest.approx(0, abs=1e-9)
-    # Scores are printed with the extra; without it their names are.
-    words = "Kernel distance, Inception score, precision, recall: pip install 'dsmooth[fid]'"
-    capsys.readouterr()
-    if has_fidelity():
-        assert measured("fid", "grey.npz", "--reference", "grey.npz")["scores"]["precision"] == 1
-        text = capsys.readouterr().out
-        rows = ("Kernel distance, ±", "Inception-style score, ±", "Precision", "Recall")
-        assert all(row in text for row in rows)
-        assert words not in text
-    monkeypatch.setitem(sys.modules, "torch_fidelity", None)  # as if it were not installed
-    assert measured("fid", "grey.npz", "--reference", "grey.npz")["scores"] == {}
-    assert words in capsys.readouterr().out
-
-
-def test_statistics_are_compared_with_their_own_data_and_label(tmp_path: Path) -> None:
-    pixels = random_bytes((12, 8, 8, 3))
-    write_images(tmp_path / "images", {f"{i}.png": picture for i, picture in enumerate(pixels)})
-    path, mnist = tmp_path / "statistics.npz", DataChoice("mnist", None, None)
-    folder = DataChoice("folder", str(tmp_path / "images"), None)
-    options = FrechetOptions((Path("x.npz"),))
-
-    def floor(description: Json, label: int | str = "each") -> ImageDataset | None:
-        FeatureStatistics.of_batches([torch.eye(2)], description).save(path)
-        return load_real(replace(options, reference=path, label=label), folder, None)[2]
-
-    assert floor({"name": "folder", "split": "train"}).name == "folder"
-    assert floor({}) is None  # of nobody knows what
-    refuses(r"`data` must be mnist, as .*npz was saved, got folder", floor, {"name": "mnist"})
-    refuses(r"`split` must be test, as .*npz was saved, got train", floor, {"split": "test"})
-    for label in ("each", 4):
-        message = rf"`label` must be 3, as .* was saved, got {label}"
-        refuses(message, floor, {"label": 3}, label=label)
-    real, described, threes = load_real(replace(options, label=3), mnist, None)
-    assert f"{len(real)} images of class 3 of " in described["source"]
-    assert len(threes) < len(real)
 
 
 def test_images_come_in_many_forms(tmp_path: Path, caplog) -> None:

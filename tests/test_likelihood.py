@@ -142,7 +142,7 @@ def test_the_bound_is_tight_for_the_true_posterior_and_loose_by_the_divergence()
     # Every single draw of noise gives log p(x): the weights have no variance.
     torch.testing.assert_close(pair(0).elbo(x), exact)
     torch.testing.assert_close(pair(0).elbo(x, n_noise=3, importance_weighted=True), exact)
-    # Of x = 0, whose cross term with the shift is zero on average over x~.
+    # At x = 0 the cross term with the shift is zero on average over x~.
     x, exact = torch.zeros_like(x), torch.full_like(exact, -32 * math.log(2 * math.pi))
     draws = pair(shift).elbo(x, n_noise=400)
     variance = scale**2 / (1 + scale**2)

@@ -41,7 +41,6 @@ from .options import BitsOptions, ClassifyOptions, DataOptions, Drawing, Frechet
 from .sample import check_output, draw_into, prepare, request_of
 
 STDOUT = Path("-")
-DEFAULT_COUNT = 1000
 BYTES = "x in [-1, 1] to round((x + 1) * 127.5), clamped to 0 .. 255"
 
 
@@ -325,7 +324,7 @@ def collect_samples(
     """The images to measure, drawn or read, how they were drawn, and their labels if they have."""
     if models is None:
         return read_images(options.samples[0], options.count), {}, None
-    count = DEFAULT_COUNT if options.count is None else options.count
+    count = 1000 if options.count is None else options.count
     label = options.label if models.n_classes or options.label != "each" else None
     request = request_of(models, Drawing(seed=options.seed, label=label), count)
     weights, precision = list(models.digests().values()), options.execution.precision

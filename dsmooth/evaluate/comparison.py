@@ -169,15 +169,9 @@ def warn(n: int, reference: FeatureStatistics, n_floor: int) -> Iterator[str]:
     counts = {"samples": n, "real images": reference.count or 0, "images of the floor": n_floor}
     for name, count in counts.items():
         if 0 < count < d:
-            yield (
-                f"{count:,} {name} are fewer than the {d:,} features: the covariance is "
-                "rank-deficient and the distance biased upwards"
-            )
+            yield f"{count:,} {name} are fewer than the {d:,} features: the distance is biased up"
     if n_floor and n_floor != n:
-        yield (
-            f"the floor is of {n_floor:,} images, not {n:,}: the fewer images, the larger the "
-            "distance"
-        )
+        yield f"the floor is of {n_floor:,} images, not {n:,}: fewer images, larger distance"
     if "extractor" not in reference.description:
         yield (
             "the statistics of the reference state neither their extractor nor the number of "

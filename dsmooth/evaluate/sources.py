@@ -20,7 +20,6 @@ from ..pictures import is_diverged
 from ..sampling.output import Shards, check_folder
 from .frechet import FeatureStatistics
 
-Arrays = Iterable[NDArray[np.generic]]
 # Names of an array of images in a .npz: ours, two that are common, and savez's first.
 ARRAY_NAMES = ("x", "images", "samples", "arr_0")
 
@@ -44,10 +43,7 @@ class ImageSet:
 
 
 def as_grey(images: Tensor) -> Tensor:
-    """Grey images (N, 1, H, W) of RGB images (N, 3, H, W) with equal channels; others unchanged.
-
-    Evaluators with an Inception network keep grey images as RGB.
-    """
+    """Grey images (N, 1, H, W) of RGB images (N, 3, H, W) with equal channels; others unchanged."""
     first = images[:, :1]
     return first if images.shape[1] == 3 and bool((images == first).all()) else images
 
@@ -103,7 +99,9 @@ def _load_npy(path: Path) -> NDArray[np.generic]:
         return np.lib.format.open_memmap(path, mode="r")
 
 
-def _collect(arrays: Arrays, path: Path, limit: int | None, *, ours: bool = False) -> ImageSet:
+def _collect(
+    arrays: Iterable[NDArray[np.generic]], path: Path, limit: int | None, *, ours: bool = False
+) -> ImageSet:
     """One set of the first `limit` images in `arrays`, a thousand at a time.
 
     ours: whether dsmooth drew them, whose range is known.
