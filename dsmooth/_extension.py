@@ -59,7 +59,7 @@ def _load() -> ModuleType | str:
 
 def is_available() -> bool:
     """Whether the native extension can be used."""
-    return not isinstance(_load(), str)
+    return unavailable_reason() is None
 
 
 def unavailable_reason() -> str | None:

@@ -23,11 +23,9 @@ LARGEST = 4096
 Conditioning = Literal["none", "stack", "concat"]
 Size = Annotated[int, Meta(ge=1, le=LARGEST)]
 SizeOrNone = Annotated[int, Meta(ge=0, le=LARGEST)]
-Count = SizeOrNone | Literal["auto"]
 Positive = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
-NaturalFloat = Annotated[float, Meta(ge=0)]
 Probability = Annotated[float, Meta(ge=0, lt=1)]
 Share = Annotated[float, Meta(gt=0, le=1)]
 
@@ -75,7 +73,7 @@ class ModelConfig:
     """Gated resnets in the encoder of conditioning="concat"."""
     context_filters: Annotated[Size | None, tyro.conf.Suppress] = None
     """Channels of that encoder; None for n_filters."""
-    n_classes: Count = 0
+    n_classes: SizeOrNone | Literal["auto"] = 0
     """Classes of images that the model is conditioned on, 0 for none; auto: as many as the labels
     of the training data."""
     class_names: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
@@ -206,7 +204,7 @@ class TrainConfig(RunSettings):
     """The distribution of x~ given x."""
     scale: PositiveFloat = 0.5
     """Its scale (for gaussian the standard deviation), in units of [-1, 1] pixels."""
-    clean_noise: Annotated[NaturalFloat, tyro.conf.Suppress] = 0.0
+    clean_noise: Annotated[float, Meta(ge=0), tyro.conf.Suppress] = 0.0
     """Standard deviation of noise added to the denoiser's target (the paper uses 0.01)."""
     images: Positive | None = None
     """Training images to visit, repeats counted. One of images and budget must be given."""
@@ -301,9 +299,7 @@ class TrainConfig(RunSettings):
 
 Block = Literal["up0", "up1", "up2", "down0", "down1", "down2"]
 BLOCKS: tuple[Block, ...] = get_args(Block)
-ProbeStream = Literal["ul", "u", "both"]
 Pooling = Literal["flat", "mean"]
-ProbeInput = Literal["noisy", "clean"]
 
 
 @dataclass(frozen=True)
@@ -315,14 +311,14 @@ class ProbeSettings:
 
     blocks: Annotated[tuple[Block, ...], Meta(min_length=1)] = BLOCKS
     """Blocks that are probed."""
-    stream: ProbeStream = "ul"
+    stream: Literal["ul", "u", "both"] = "ul"
     """Which stream of a block: ul, u, or both."""
     pooling: Pooling | Positive = "flat"
     """flat: every value of the map is a feature, as in the paper; mean: each filter's average; a
     number n: averages over n x n parts of the map."""
     together: Natural = 4
     """One more probe sees both streams of all the blocks, averaged over n x n parts; 0 for none."""
-    input: ProbeInput = "noisy"
+    input: Literal["noisy", "clean"] = "noisy"
     """noisy: the networks see x~ alone, as in the paper; clean: x (the denoiser x given x~)."""
     train_images: Positive | None = None
     """Training images, the first ones; by default all."""

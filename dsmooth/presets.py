@@ -137,23 +137,22 @@ def as_flag(name: str, value: object) -> str:
 
 def train_command(config: TrainConfig) -> str:
     """The `dsmooth train` that begins with these settings, without a path of this machine."""
-    in_python = config.data == OWN
     values = flatten(asdict(config))
-    skipped = {"role", "data_dir", "init", "labels"}  # named elsewhere in the command
-    # They follow from the scale, the data and prolonging.
-    skipped |= {"model.smoothing_scale", "model.class_names", "schedule_from"}
-    skipped |= {"data"} if in_python else set()
-    skipped |= {"budget"} if config.images is not None else set()  # it has become these images
-    changes: dict[str, list[str]] = {"--config CONFIG": []}
+    named = {"data_dir": "--data-dir FOLDER", "init": "--init RUN", "labels": "--labels FILE"}
+    # Some follow from the scale, the data and prolonging, images from a budget.
+    skipped = {"role", "model.smoothing_scale", "model.class_names", "schedule_from", *named}
+    skipped |= {"data"} if config.data == OWN else set()
+    skipped |= {"budget"} if config.images is not None else set()
+    starts = []
     for name in PRESETS:
         theirs = flatten(asdict(preset(name, config.role)))
-        names = [key for key in values if key not in skipped and values[key] != theirs[key]]
-        if not {key.rpartition(".")[2] for key in names} & _OF_FILES:
-            options = [as_flag(key.rpartition(".")[2], values[key]) for key in names]
-            changes[f"--preset {name}"] = options
-    nearest = min([*changes][1:] or changes, key=lambda start: len(changes[start]))
-    folders = ["--data-dir FOLDER"] * (config.data_dir is not None)
-    folders += ["--init RUN"] * (config.init is not None)
-    folders += ["--labels FILE"] * (config.labels is not None)
-    end = ["--print-config  # for dsmooth.train(settings, dataset=IMAGES)"] * in_python
-    return " ".join(["dsmooth train", config.role, nearest, *folders, *changes[nearest], *end])
+        keys = [key for key in values if key not in skipped and values[key] != theirs[key]]
+        options = {key.rpartition(".")[2]: values[key] for key in keys}
+        if not options.keys() & _OF_FILES:
+            starts.append([f"--preset {name}", *map(as_flag, options, options.values())])
+    start, *changes = min(starts, key=len, default=["--config CONFIG"])
+    folders = [option for name, option in named.items() if values[name] is not None]
+    words = ["dsmooth train", config.role, start, *folders, *changes]
+    if config.data == OWN:
+        words.append("--print-config  # for dsmooth.train(settings, dataset=IMAGES)")
+    return " ".join(words)
