@@ -197,11 +197,12 @@ def parse(args: Sequence[str]) -> object:
 def _typed(words: Sequence[str]) -> Train:
     """The defaults that help shows, of the role and the preset among the words."""
     role = next((word for word in words if word in get_args(Role)), "noisy")
-    named = re.findall(r"(?:^|\n)--(?:no-)?([\w-]+)", "\n".join(words))
+    typed = re.findall(r"(?:^|\n)--(?:no-)?([\w-]+)", "\n".join(words))
     name = re.search(r"(?:^|\n)--preset[=\n](.*)", "\n".join(words))
     config = preset(name[1] if name and name[1] in PRESETS else DEFAULT_PRESET, cast(Role, role))
     settings = TypedSettings(**{**vars(config), "model": TypedModel(**vars(config.model))})
-    return Train(settings=settings, named=frozenset(word.replace("-", "_") for word in named))
+    named = frozenset(word.replace("-", "_") for word in typed)
+    return Train(role=tyro.MISSING, settings=settings, named=named)
 
 
 def _union(kinds: Mapping[str, Any]) -> Any:

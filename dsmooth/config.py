@@ -30,11 +30,6 @@ Probability = Annotated[float, Meta(ge=0, lt=1)]
 Share = Annotated[float, Meta(gt=0, le=1)]
 
 
-def _default_hint(default: str) -> str:
-    """The help's hint on a default that may be empty."""
-    return f"(default: {default or 'none'})"
-
-
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of a PixelCNN++ (docs/math.md, section 1).
@@ -57,7 +52,10 @@ class ModelConfig:
     likelihood: Likelihood = "continuous"
     """continuous: density of real-valued pixels under logistics; discretized: probability of the
     256 bytes; gaussian: density under Gaussians that contain the smoothing's noise."""
-    atoms: Annotated[Atoms, tyro.conf.arg(help_behavior_hint=_default_hint)] = ()
+    # A default that is empty is shown as none.
+    atoms: Annotated[
+        Atoms, tyro.conf.arg(help_behavior_hint=lambda default: f"(default: {default or 'none'})")
+    ] = ()
     """Bytes with a probability of their own, for likelihood=discretized; all: each of the 256, for
     grey images."""
     fourier_features: Annotated[int, Meta(ge=0, le=OCTAVES), tyro.conf.Suppress] = 0

@@ -101,8 +101,7 @@ def make_bar(name: str, total: int, completed: int = 0, text: str = "starting") 
     from rich import progress as rich
 
     columns = rich.BarColumn(bar_width=24), rich.MofNCompleteColumn(), rich.TimeElapsedColumn()
-    before, after = map(rich.TextColumn, ("{task.description}", "{task.fields[text]}"))
-    bar = rich.Progress(before, *columns, after)
+    bar = rich.Progress("{task.description}", *columns, "{task.fields[text]}")
     bar.add_task(name, total=total, completed=completed, text=text)
     return bar
 

@@ -25,7 +25,6 @@ MISTAKES = [
     ("sample deep", "deep"),
     (f"train noisy --out noisy {TINY}", "go on with it by --resume or choose"),
     (f"train noisy b --data-dir c {TINY}", "b is a folder of images: leave --data and --data-dir"),
-    ("train --images 16", "name the model to train: noisy, denoiser, plain or pair"),
     (f"train pair {TINY} --out half", "half/denoiser already holds a run"),
     (f"train pair {TINY} --out swapped --resume", "another run: its role is noisy, not denoiser"),
     ("train pair --config noisy/config.json", "has the settings of one"),

@@ -30,7 +30,6 @@ DEFAULT_PRESET = "mnist-quick"
 # and the label dropout where none is named.
 UNNAMED, CLUSTERS, LABELS, LABEL_DROPOUT = "noisy-unnamed", "clusters", "labels.npz", 0.1
 RGB_PRESET = "photos"
-ROLES = "noisy|denoiser|plain|pair"
 PRESET_HELP = "Settings to start from: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
 TRAIN_PRESET_HELP = (
     f"{PRESET_HELP}. RGB images are trained by {RGB_PRESET} unless another is named; the channels "
@@ -115,9 +114,9 @@ class Train:
     Under torchrun several processes (and GPUs) train together.
     """
 
-    role: Annotated[Positional[Literal[Role, "pair"] | None], arg(metavar=ROLES)] = None
-    """Which model; by default that of --config."""
-    settings: OmitArgPrefixes[TypedSettings] = field(default_factory=TypedSettings)
+    role: Positional[Literal[Role, "pair"]]
+    """Which model."""
+    settings: OmitArgPrefixes[TypedSettings]
     """The settings that decide the weights, and how the run is carried out."""
     folder: Annotated[Positional[Path | None], arg(metavar="FOLDER")] = None
     """Folder of images to train on."""

@@ -42,7 +42,7 @@ def train(options: Train) -> int:
         check_folders(options, runs)
     for run in runs:
         if status := train_one(options, run):
-            print(f"{options.role or run.settings.role}: the same command with --resume goes on")
+            print(f"{options.role}: the same command with --resume goes on")
             return status
         if run.folder.name == UNNAMED and options.clusters is not None:
             cluster_data(options, run.folder)
@@ -94,12 +94,7 @@ def runs_of(options: Train) -> list[Run]:
             raise ValueError(
                 "--clusters is for a pair: for one model give --labels a file of clusters"
             )
-        role = options.role
-        if role is None:
-            if options.config is None:
-                raise ValueError("name the model to train: noisy, denoiser, plain or pair")
-            role = _read_settings(options.config).role
-        return [_run(options, role, options.out or default_folder(role))]
+        return [_run(options, options.role, options.out or default_folder(options.role))]
     if options.config is not None:
         raise ValueError("a pair is two runs, and --config has the settings of one: name its role")
     folder = options.out or Path("runs") / "pair"
