@@ -17,9 +17,15 @@ from dsmooth.evaluate.receptive_field import receptive_fields
 from dsmooth.fields import Json
 from dsmooth.files import read_json
 from dsmooth.pretrained import DEFAULT, find
-from dsmooth.report import plots
-from dsmooth.report.page import below_controls, write_report
-from dsmooth.report.plots import curve_png, new_schedules, running_mean
+from dsmooth.report import page as report_page
+from dsmooth.report.page import (
+    FOLDER,
+    below_controls,
+    curve_png,
+    new_schedules,
+    running_mean,
+    write_report,
+)
 from dsmooth.reproduce import card_numbers
 from dsmooth.tables import Table
 from tests.helpers.report_checks import check_self_contained
@@ -201,7 +207,7 @@ def test_curves_draw_from_a_short_history(entries: list[Json]) -> None:
 
 def test_plots_are_legible_on_light_and_on_dark_pages() -> None:
     """Contrasts of WCAG 2; invert(1) and hue-rotate(180deg) as Filter Effects Module 1 has them."""
-    page = Path(plots.__file__).with_name("page.html").read_text()
+    page = (FOLDER / "page.html").read_text()
     assert ".curves img { filter: invert(1) hue-rotate(180deg); }" in page
     luma = np.array([0.213, 0.715, 0.072])
     turn = 2 * np.tile(luma, (3, 1)) - np.eye(3)
@@ -212,8 +218,8 @@ def test_plots_are_legible_on_light_and_on_dark_pages() -> None:
         return float(linear @ [0.2126, 0.7152, 0.0722])
 
     light, dark = (luminance(to_rgb(card)) for card in re.findall(r"--card: (#\w+);", page))
-    for colour in (plots.TEXT, plots.LINE, plots.DOTS, plots.THIRD, plots.QUIET):
-        rgb = np.array(to_rgb(colour))
+    for colour in ("TEXT", "LINE", "DOTS", "THIRD", "QUIET"):
+        rgb = np.array(to_rgb(getattr(report_page, colour)))
         turned = np.clip(turn @ (1 - rgb), 0, 1)
         assert (light + 0.05) / (luminance(rgb) + 0.05) > 4.5
         assert (luminance(turned) + 0.05) / (dark + 0.05) > 4.5

@@ -8,7 +8,7 @@ from ..fields import Json
 from ..files import check_writable, printable, write_atomically
 from ..machine import choose_device, use_threads
 from ..models import load_models
-from ..report.plots import probe_png
+from ..report.page import probe_png
 from ..tables import Table, decimals
 from .evaluate import choose_data
 from .options import Probe

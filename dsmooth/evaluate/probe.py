@@ -67,19 +67,19 @@ def probe_pair(
 ) -> Json:
     """Accuracy of a linear probe after each block of both networks, and of the controls.
 
-    The controls are the pixels themselves, the model `plain` if given, and networks of the pair's
-    shapes with untrained weights. One more probe sees the blocks together. Each probe also has an
-    accuracy on the last sixth of the training images, after training on the others, by which
-    `best_probe` chooses. only: what is probed (noisy, denoiser, pixels, plain, untrained-noisy,
-    untrained-denoiser), by default all of these. The result is written to `path` as JSON, and the
-    probes of each network beside it until all are done: a later call with the same settings goes on
-    from there. Features lie in the folder of `path` while they are needed. Their files have no
-    name, so nothing is left however the call ends.
-    precision: that networks compute features in; "auto" is float32. replace_other: overwrite a
-    result of other settings or weights. again: overwrite one of the same, too.
-    A model with classes sees a label of zeros. Raises ValueError for data without labels or of
-    another shape than the pair's, for another result in `path`, and where `only` names what there
-    is not. Under torchrun all processes call this; the result is rank 0's.
+    The controls are the pixels, the model `plain` if given, and untrained networks of the pair's
+    shapes. One more probe sees the blocks together. Each probe also has an accuracy on the last
+    sixth of the training images, after training on the others, by which `best_probe` chooses. A
+    model with classes sees a label of zeros.
+    only: what is probed (noisy, denoiser, pixels, plain, untrained-noisy, untrained-denoiser), by
+    default all of these. precision: that networks compute features in; "auto" is float32.
+    replace_other: overwrite a result of other settings or weights. again: one of the same, too.
+
+    The result is written to `path` as JSON, and the probes of each network beside it until all are
+    done: a later call goes on from there. Features lie in the folder of `path`, in files without a
+    name, so nothing is left however the call ends. Under torchrun all processes call this; the
+    result is rank 0's. Raises ValueError for data without labels or of another shape than the
+    pair's, for another result in `path`, and where `only` names what there is not.
     """
     splits: dict[Split, ImageDataset] = {
         "train": train_set.part(slice(settings.train_images)),
