@@ -7,7 +7,6 @@ and report.
 from __future__ import annotations
 
 import contextlib
-import math
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -69,8 +68,6 @@ def runs_to_train(options: Reproduce) -> tuple[TrainConfig, ...]:
             option = f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} goes with --models; what is trained, --preset says")
     budget = BUDGET_MINUTES if options.budget is None else options.budget
-    if not 0 < budget < math.inf:
-        raise ValueError(f"`budget` must be a positive number of minutes, got {budget}")
     data_dir, runs = options.dataset.data_dir, []
     for role, share in SHARES.items():
         settings, minutes = preset(options.preset or DEFAULT_PRESET, role), share * budget
@@ -98,7 +95,7 @@ def carry_out(options: Reproduce, runs: Sequence[TrainConfig]) -> int:
     """
     for name in ("count", "scored_images", "probe_train_images", "probe_test_images"):
         check_number(name, getattr(options, name))
-    out, seed = options.out, options.seed
+    out = options.out
     with process_group(), contextlib.ExitStack() as stack:
         use_threads(options.execution.threads)
         untrained = [each.role for each in runs if not RunFolder(out / each.role).is_finished()]
@@ -110,17 +107,16 @@ def carry_out(options: Reproduce, runs: Sequence[TrainConfig]) -> int:
         if options.extractor != "auto":
             make_extractor(options.extractor)  # a mistake is reported before any work
         device = choose_device(options.execution.device)
+        budget = sum(config.budget or 0.0 for config in runs) or None
         if runs:
-            title, budget = options.preset or DEFAULT_PRESET, runs[0].budget
+            title = options.preset or DEFAULT_PRESET
             train_set, test_set = load_data(runs[0], progress=True)
-            if budget is not None:  # of all runs
-                budget = BUDGET_MINUTES if options.budget is None else options.budget
             key: Json = {"budget": budget, "runs": {each.role: asdict(each) for each in runs}}
         else:
-            title, budget = "models that were given" if options.models else TITLE, None
+            title = "models that were given" if options.models else TITLE
             models, train_set, test_set = take_models(options, device)
             key = {"data": test_set.source, "weights_sha256": models.digests()}
-        stack.enter_context(claimed(out, {"name": title, "seed": seed, **key}))
+        stack.enter_context(claimed(out, {"name": title, "seed": options.seed, **key}))
         try:
             for config in runs:
                 interrupted = train_one(config, RunFolder(out / config.role), options)
@@ -129,24 +125,7 @@ def carry_out(options: Reproduce, runs: Sequence[TrainConfig]) -> int:
                     return 128 + interrupted
             if runs:
                 models = load_models([out / config.role for config in runs]).to(device)
-            stages = Stages(
-                out,
-                models,
-                train_set,
-                test_set,
-                count=options.count,
-                scored_images=options.scored_images,
-                probes=ProbeSettings(
-                    train_images=options.probe_train_images,
-                    test_images=options.probe_test_images,
-                    seed=seed,
-                ),
-                extractor=options.extractor,
-                seed=seed,
-                only=options.only,
-                precision=options.execution.precision,
-            )
-            stages.run()
+            stages = measure(options, models, train_set, test_set)
         except KeyboardInterrupt:
             print(f"\nstopped; what is done is in {out}; repeat the same command to go on")
             return -130  # at once, without the threads at work
@@ -173,6 +152,28 @@ def take_models(
     train_set, test_set = choice.load("train"), choice.load("test")
     check_images(models.pair, test_set)
     return models, train_set, test_set
+
+
+def measure(
+    options: Reproduce, models: Models, train_set: ImageDataset, test_set: ImageDataset
+) -> Stages:
+    """Do the stages that the options ask for."""
+    train, test, seed = options.probe_train_images, options.probe_test_images, options.seed
+    stages = Stages(
+        options.out,
+        models,
+        train_set,
+        test_set,
+        count=options.count,
+        scored_images=options.scored_images,
+        probes=ProbeSettings(train_images=train, test_images=test, seed=seed),
+        extractor=options.extractor,
+        seed=seed,
+        only=options.only,
+        precision=options.execution.precision,
+    )
+    stages.run()
+    return stages
 
 
 @contextlib.contextmanager
