@@ -7,6 +7,7 @@ and report.
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -68,6 +69,8 @@ def runs_to_train(options: Reproduce) -> tuple[TrainConfig, ...]:
             option = f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} goes with --models; what is trained, --preset says")
     budget = BUDGET_MINUTES if options.budget is None else options.budget
+    if not 0 < budget < math.inf:
+        raise ValueError(f"`budget` must be a positive number of minutes, got {budget}")
     data_dir, runs = options.dataset.data_dir, []
     for role, share in SHARES.items():
         settings, minutes = preset(options.preset or DEFAULT_PRESET, role), share * budget
