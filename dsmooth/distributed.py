@@ -213,10 +213,7 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
 
 
 def distributed_map(
-    items: Sequence[Item],
-    work: Callable[[Item], Result],
-    *,
-    to_all: bool = True,
+    items: Sequence[Item], work: Callable[[Item], Result], *, to_all: bool = True
 ) -> Iterator[Result]:
     """work(item) of all items, in order, as one process would give them.
 

@@ -50,7 +50,7 @@ class FakeHub(ModuleType):
 
     def HfApi(self, token: str | None) -> Any:
         self.asked.append(("token", token))
-        return SimpleNamespace(create_repo=self.create_repo, upload_folder=self.upload_folder)
+        return self
 
     def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
         self.asked.append((repo_id, private))

@@ -1,4 +1,4 @@
-"""Pairs and networks in files: the same again, whole whenever a save ends, or a clear refusal."""
+"""Pairs, networks and runs in folders: the same again, whole whenever a save ends, or refused."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ import torch
 
 import dsmooth
 from dsmooth.files import lock_folder, read_tensors, write_tensors
+from dsmooth.models import load_models
 from dsmooth.nn.weights import weights_digest
 from dsmooth.presets import preset
+from dsmooth.pretrained import is_model
 from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import save_run
 from tests.helpers.data_makers import refuses
@@ -70,41 +72,37 @@ def numbered_pair(number: int) -> dsmooth.SmoothedPair:
     """A pair whose weights and settings both have the number."""
     pair = tiny_pair()
     pair.smoothing = dsmooth.GaussianSmoothing(0.5 + number)
-    pair.noisy.image_size = (8, 8 + 4 * number)
     for model in (pair.noisy, pair.denoiser):
         torch.nn.init.constant_(model.head.bias, number)
     return pair
 
 
 def save(kind: str, folder: Path, number: int) -> None:
-    """Save the numbered pair, or its noisy model alone, or that as a run."""
+    """Save the numbered pair, or its noisy model as a run."""
     pair = numbered_pair(number)
     if kind == "run":
         config = preset("mnist-quick", "noisy", scale=0.5 + number)
         config = replace(config, model=pair.noisy.config)
         RunFolder(folder).write_model(pair.noisy, config, (8, 8))
     else:
-        (pair if kind == "pair" else pair.noisy).save_pretrained(folder)
+        pair.save_pretrained(folder)
 
 
 def read(kind: str, folder: Path) -> set[float]:
     """The numbers in a folder: one of a whole save, two of a mixture, none without settings."""
     if kind == "pair":
         pair = read_pair(folder)
-        models, number = [pair.noisy, pair.denoiser], pair.smoothing.scale - 0.5
-    elif kind == "network":
-        models = [read_network(folder)]
-        number = (models[0].image_size[1] - 8) / 4
+        models, scale = [pair.noisy, pair.denoiser], pair.smoothing.scale
     else:
         try:
             model, config, _ = RunFolder(folder).load_model()
         except FileNotFoundError:
             return set()
-        models, number = [model], config.scale - 0.5
-    return {number, *(value for model in models for value in model.head.bias.tolist())}
+        models, scale = [model], config.scale
+    return {scale - 0.5, *(value for model in models for value in model.head.bias.tolist())}
 
 
-@pytest.mark.parametrize("kind", ["pair", "network", "run"])
+@pytest.mark.parametrize("kind", ["pair", "run"])
 def test_a_save_that_ends_anywhere_leaves_the_old_or_the_new(tmp_path, monkeypatch, kind) -> None:
     """Killed at any change of a file, or on a full disk; and the next save leaves nothing over."""
     save(kind, tmp_path, 0)
@@ -205,3 +203,91 @@ def test_folders_that_are_not_pairs_are_named(tmp_path: Path) -> None:
     refuses(r"config\.json is a file: name a folder", save, mine / CONFIG)
     refuses(r"config\.json is not of a saved pair or network", save, mine)
     refuses("got noisy .*, noisy ", dsmooth.SmoothedPair.from_runs, mine, mine)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("runs")
+    folders = {
+        role: save_run(base / role, role, clean_noise=0.25 if role == "denoiser" else 0.0)
+        for role in ("noisy", "denoiser", "plain")
+    }
+    folders["large"] = save_run(base / "large", "plain", size=12)
+    folders["pair"] = base / "pair"
+    load_models([folders["noisy"], folders["denoiser"]]).pair.save_pretrained(folders["pair"])
+    return folders
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("names", "roles"),
+    [
+        (["noisy", "denoiser"], ["noisy", "denoiser"]),
+        (["plain", "denoiser", "noisy"], ["noisy", "denoiser", "plain"]),
+        (["pair"], ["noisy", "denoiser"]),
+        (["plain", "pair"], ["noisy", "denoiser", "plain"]),
+        (["plain"], ["plain"]),
+    ],
+)
+def test_networks_come_in_the_order_of_the_roles(folders, names, roles) -> None:
+    models = load_models([folders[name] for name in names])
+    assert list(models.networks) == roles
+    assert models.image_shape == (1, 8, 8)
+    assert not any(network.training for network in models.networks.values())
+    assert set(models.runs) == {name for name in names if name != "pair"}
+    assert models.clean_noise == (0.25 if "denoiser" in names else 0.0)
+    if len(roles) == 1:
+        refuses("is a single model: name a saved pair", lambda: models.pair)
+    else:
+        assert models.pair.noisy is models.networks["noisy"]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "name a saved pair, .*; got nothing"),
+        (["denoiser"], "is a denoiser: name the run of its noisy model too"),
+        (["denoiser", "plain"], "name a saved pair"),
+        (["noisy", "noisy"], "both hold a noisy model; name a saved pair"),
+        (["pair", "noisy"], "name a saved pair"),
+        (["pair", "large"], r"images of \(12, 12\), the pair for \(8, 8\)"),
+    ],
+)
+def test_other_combinations_are_refused(folders, names, message) -> None:
+    refuses(message, load_models, [folders[name] for name in names])
+
+
+@pytest.mark.quick
+def test_a_saved_pair_has_the_weights_of_its_runs(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The first named run tells the data."""
+    one = load_models([folders["denoiser"], folders["noisy"]])
+    two = load_models([folders["pair"]])
+    assert one.digests() == two.digests()
+    assert len(set(one.digests().values())) == 2
+    assert (list(one.runs), two.runs) == (["denoiser", "noisy"], {})
+    with torch.no_grad():
+        two.pair.noisy.head.bias[0] += 1
+    assert weights_digest(two.pair.noisy) != one.digests()["noisy"]
+    assert [is_model(path) for path in (folders["noisy"], folders["pair"], tmp_path)] == [1, 1, 0]
+
+
+@pytest.mark.quick
+def test_a_run_is_finished_when_its_log_says_so(folders: dict[str, Path], tmp_path: Path) -> None:
+    run = RunFolder(save_run(tmp_path / "run", "plain"))
+    assert {run: 1} == {RunFolder(str(run.path)): 1}
+    assert not run.is_finished()
+    os.mkfifo(run.log)  # a stranger's, which nobody waits for
+    assert not run.is_finished()
+    origin = run.origin()
+    assert (origin.seconds, origin.loss, origin.bits_per_dim) == (None, None, None)
+    run.log.unlink()
+    entry = {"event": "start", "images": 0, "seconds": 0.0, "total": 1, "loss": "nats"}
+    run.log.write_text(json.dumps(entry) + "\n")
+    assert run.read_log() == [entry]
+    assert not run.is_finished()
+    with open(run.log, "a") as file:
+        file.write(json.dumps({"event": "end", "images": 1, "seconds": 1.0}) + "\n")
+    assert run.is_finished()
+    run.weights.unlink()
+    assert not run.is_finished()

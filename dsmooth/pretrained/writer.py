@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+from torch import nn
+
 from .._version import __version__
 from ..config import OWN, Role, SmoothingKind
 from ..data import DATASETS
@@ -63,11 +65,7 @@ def save(
             "folder"
         )
     text = json_text({"dsmooth": __version__, **asdict(settings)})
-    tensors = {
-        f"{role}.{key}": tensor
-        for role, network in networks.items()
-        for key, tensor in network.state_dict().items()
-    }
+    tensors = nn.ModuleDict({str(role): each for role, each in networks.items()}).state_dict()
     with lock_folder(folder, "another process that saves weights"):
         # The rename saves: before it the folder is the old weights', behind it the new ones'.
         with replacing(folder / WEIGHTS_FILE, tensor_bytes(tensors, {CONFIG_KEY: text})):
