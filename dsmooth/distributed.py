@@ -1,7 +1,6 @@
-"""Collectives of the processes that torchrun started: they fail fast when a process is lost.
+"""Collectives of the processes that torchrun started, connected through the CPU (gloo).
 
-The processes are connected through the CPU (gloo). When one ends, in whatever way, its connections
-close, and the others find that out at their next exchange.
+When one ends, its connections close, and the others find that out at their next exchange.
 """
 
 from __future__ import annotations
@@ -65,18 +64,14 @@ def launch() -> str | None:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Inside the outermost such block the processes that torchrun started are connected.
+    """Connect the processes that torchrun started, until the outermost such block ends.
 
-    Enter it before what may fail in one process alone: then its connections close, and the others
-    raise ProcessLost at their next exchange.
+    Enter it before what may fail in one process alone.
     """
-    rank, size = rank_and_size()
-    if size == 1:
-        yield
-        return
     import torch.distributed as dist
 
-    if dist.is_initialized():
+    rank, size = rank_and_size()
+    if size == 1 or dist.is_initialized():
         yield
         return
     deadline = time.monotonic() + START.total_seconds()

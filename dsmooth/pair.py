@@ -90,8 +90,7 @@ class SmoothedPair(Pretrained):
     def from_runs(cls, noisy: str | Path, denoiser: str | Path) -> Self:
         """Make a pair of two run folders of `dsmooth train`.
 
-        Raises FileNotFoundError or ValueError for folders that are not runs, have other roles, or
-        were trained for different smoothing or image sizes.
+        Raises FileNotFoundError or ValueError for folders that do not fit together or are no runs.
         """
         from .pretrained import pair_of, resolve
 
@@ -109,9 +108,7 @@ class SmoothedPair(Pretrained):
         progress: bool | Progress = False,
         **choices: Unpack[Choices],
     ) -> Tensor:
-        """Draw n images, by default in two steps; the same ones each time unless seed is None.
-
-        The steps are x~ ~ p(x~) and x ~ p(x | x~).
+        """Draw n images, by default x~ ~ p(x~), then x ~ p(x | x~).
 
         method: "two-step"; "single-step" replaces the second draw by the posterior mean
         x~ + scale**2 * grad log p(x~) (Gaussian smoothing only); "noisy" gives x~ itself.
@@ -205,7 +202,6 @@ class SmoothedPair(Pretrained):
 
         An image is NaN where its x~ diverged. precision: as in `sample`.
         """
-        # The same class for both models.
         labels = request.labels(self.n_classes, self.device)
         x_tilde, known = request.x_tilde, request.known
         if known is not None:
@@ -284,12 +280,10 @@ class SmoothedPair(Pretrained):
         tighter in expectation. With a discretized denoiser it bounds the log-probability of bytes;
         with a continuous one a log-density in units of [-1, 1].
         The noise of row b is a function of (seed, first_index + b, draw). label: for a pair with
-        classes, as in `PixelCNNpp.forward`; it then bounds log p(x | label). Without
-        one a weight is the sum over classes, all as likely beforehand. Raises ValueError for images
-        of another size or outside [-1, 1], and for a discretized denoiser for values that are none
-        of bytes.
-
-        It has no derivative; `pair(x)` is the same bound with gradients.
+        classes, as in `PixelCNNpp.forward`; it then bounds log p(x | label). Without one a weight
+        is the mean over classes. Raises ValueError for images of another size or outside [-1, 1],
+        and for a discretized denoiser for values that are none of bytes. It has no derivative;
+        `pair(x)` is the same bound with gradients.
         """
         return self.forward(
             x,

@@ -89,8 +89,8 @@ class Pretrained(nn.Module):
 
         repo_id: "owner/name", made if need be, for you alone if `private`. token: None for the one
         of `hf auth login`. scores, license: as in `save_pretrained`. Returns the commit's address.
-        Raises ModuleNotFoundError without the extra "hub"; OSError, with the reason and what to do,
-        if the Hub does not take it; ValueError for a repo_id or scores that do not fit.
+        Raises ModuleNotFoundError without the extra "hub", OSError if the Hub does not take it, and
+        ValueError for a repo_id or scores that do not fit.
         """
         from ..pretrained import HUB_FILES, HUB_ID, first_line, huggingface_hub
 
