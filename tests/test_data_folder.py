@@ -10,7 +10,7 @@ import pytest
 from dsmooth.config import TrainConfig
 from dsmooth.data import SPLITS, ImageDataset, folder, load_dataset, load_splits
 from dsmooth.training.beginning import load_data
-from tests.helpers.data_makers import random_bytes, refused, write_images
+from tests.helpers.data_makers import random_bytes, refuses, write_images
 
 pytestmark = pytest.mark.quick
 
@@ -118,8 +118,8 @@ def test_image_size_crops_the_centre(tmp_path: Path, monkeypatch, capsys) -> Non
 )
 def test_folder_errors_name_the_file(tmp_path: Path, sizes, image_size, message: str) -> None:
     write_images(tmp_path, {f"{name}.png": random_bytes(size) for name, size in sizes.items()})
-    with refused(message.replace("FOLDER", str(tmp_path)), error=(ValueError, FileNotFoundError)):
-        load_splits("folder", SPLITS, tmp_path, False, image_size, False)
+    words, errors = message.replace("FOLDER", str(tmp_path)), (ValueError, FileNotFoundError)
+    refuses(words, load_splits, "folder", SPLITS, tmp_path, False, image_size, False, error=errors)
 
 
 def test_images_that_are_enlarged_are_counted(tmp_path: Path, caplog) -> None:

@@ -80,17 +80,13 @@ def load_splits(
         raise ValueError(f"`image_size` is for celeba and folder, got it for {name}")
     if image_size is not None and (image_size < 4 or image_size % 4):
         raise ValueError(f"`image_size` must be a positive multiple of 4, got {image_size}")
-    if download and name not in PUBLISHED:
-        raise ValueError(f"`download` is for {', '.join(PUBLISHED)}, got {name!r}")
+    if download and (data_dir is None or name not in PUBLISHED):
+        raise ValueError(f"`download` needs `data_dir`, and is for {', '.join(PUBLISHED)}")
     if data_dir is None:
-        if download:
-            raise ValueError("`download` needs `data_dir` to download into")
         if name == "mnist":
             return [load_embedded_mnist(split) for split in splits]
         raise missing(name, f"{name} needs the folder of its files")
     folder = Path(data_dir)
     if name == "folder":
-        if not folder.is_dir():
-            raise missing(name, f"{folder} is not a folder")
         return load_folder(splits, folder, image_size, progress)
     return [load_published(name, split, folder, download, image_size, progress) for split in splits]

@@ -117,9 +117,7 @@ class ImageDataset:
                 "images must be uint8 of shape (N, 1 or 3, H, W), "
                 f"got {images.dtype} of shape {tuple(images.shape)}"
             )
-        if labels is None:
-            return
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        if labels is not None and (labels.dtype, labels.shape) != (torch.int64, images.shape[:1]):
             raise ValueError(
                 f"labels must be int64 of shape ({len(images)},), "
                 f"got {labels.dtype} of shape {tuple(labels.shape)}"

@@ -85,7 +85,7 @@ def write_labels(path: Path, datasets: Sequence[ImageDataset], names: Sequence[s
     arrays = {"names": np.array(names)}
     for dataset in datasets:
         arrays[dataset.split] = dataset.known_labels().numpy()
-        arrays[f"{dataset.split}_images"] = np.array(_images_digest(dataset))
+        arrays[f"{dataset.split}_images"] = np.array(replace(dataset, labels=None).digest)
     write_npz(path, arrays)
 
 
@@ -96,7 +96,7 @@ def with_labels(dataset: ImageDataset, path: Path) -> ImageDataset:
     """
     split = dataset.split
     arrays = read_npz(path, (split, f"{split}_images", "names"))
-    if str(arrays[f"{split}_images"]) != _images_digest(dataset):
+    if str(arrays[f"{split}_images"]) != replace(dataset, labels=None).digest:
         raise InvalidFile(
             f"{printable(path)} must have labels of the {len(dataset):,} {split} images of "
             f"{dataset.source}, found those of other images"
@@ -108,7 +108,3 @@ def with_labels(dataset: ImageDataset, path: Path) -> ImageDataset:
             class_names=tuple(map(str, arrays["names"])),
             source=f"{dataset.source}, labels of {printable(path)}",
         )
-
-
-def _images_digest(dataset: ImageDataset) -> str:
-    return replace(dataset, labels=None, transform=None).digest
