@@ -128,6 +128,7 @@ def test_frechet_of_drawn_samples_is_that_of_their_files(tmp_path, monkeypatch, 
         assert again["value"] == pytest.approx(stored["value"], rel=1e-6)
         assert again["floor"] == pytest.approx(stored["floor"], rel=1e-6)
         assert again["extractor"] == stored["extractor"]
+    assert statistics["scores"] == {}
     missing = "Kernel distance, Inception score, precision, recall: pip install 'dsmooth[fid]'"
     assert missing in capsys.readouterr().out
     np.savez("few.npz", x=choose_images(load_dataset("mnist", "test"), 999))
