@@ -118,15 +118,6 @@ def test_the_ops_resolve_negative_views() -> None:
     assert torch.equal(gated(*map(view, (x, *weights))), gated(-x, *[-w for w in weights]))
 
 
-@needs_extension
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", ["params", "log_prob", "state"])
-def test_devices_must_agree(name: str) -> None:
-    shapes = {"params": (2, 6, 3, 4), "log_prob": (2, 3, 4), "state": (2, 4, 3, 4)}
-    with pytest.raises(ValueError, match=f"{name} must be on cpu, got cuda:0"):
-        call(**{name: torch.zeros(shapes[name], device="cuda")})
-
-
 @pytest.fixture
 def without_extension(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Pretends that `import dsmooth._C` fails; takes the build record to find beside it."""

@@ -51,10 +51,7 @@ MISTAKES = [
     ("complete pair images -n 50 --draws 8", "at most 400 images, got 500"),
     ("complete pair", "pair does not say where its images are: name some by --images"),
     ("complete pair large.png", "(C, H, W) = (1, 8, 8), got 1 of (1, 8, 12) from"),
-    (
-        "complete pair images --mask large.png",
-        "mask must have shape (64 or 1, 8, 8), got (1, 8, 12)",
-    ),
+    ("complete pair images --mask large.png", "mask must have shape (64 or 1, 8, 8), got (1, 8,"),
     ("complete pair nan.npy", "nan.npy holds images that are not finite (1 of the first 8): leave"),
     ("complete noisy images", "noisy is a noisy model: name the pair that it is of"),
     ("train noisy --clusters 3", "--clusters is for a pair"),
@@ -79,7 +76,6 @@ MISTAKES = [
     (f"{FID} x.npy --reference fid.npz --save-reference r.npz", "needs real images, not the stat"),
     (f"{FID} x.npy --save-reference r.txt", "--save-reference must end in .npz, got r.txt"),
     (f"{FID} bad.npz", "must hold an array x, images, samples, arr_0, got text"),
-    (f"{FID} levels.npy", "must hold values in [-1, 1], got 97 % beyond 4"),
     (f"{FID} pale.npy", "got none below 0: images in [0, 1] would be pale; store 2 * x - 1, or"),
     (f"{FID} shape.npy", "must hold images (N, C, H, W), (N, H, W, C) or (N, H, W)"),
     (f"{FID} integers.npy", "must hold bytes or floating-point values, got int64"),
@@ -105,7 +101,6 @@ def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_run(folder / "swapped" / "denoiser", "noisy")
     arrays = {
         "x": pixels,
-        "levels": pixels.astype(np.float32),
         "pale": pixels / 255,
         "shape": random_bytes((20, 2, 8, 8)),
         "integers": pixels.astype(np.int64),

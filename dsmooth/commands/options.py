@@ -141,7 +141,7 @@ class Train:
     print_config: Flag = False
     """Print the settings for grey images as JSON and stop; no image is read."""
     execution: OmitArgPrefixes[OnDevice] = OnDevice()
-    named: Suppress[frozenset[str]] = field(default=frozenset(), compare=False)
+    named: Suppress[frozenset[str]] = frozenset()
 
 
 @dataclass(frozen=True)

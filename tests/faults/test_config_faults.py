@@ -19,10 +19,8 @@ from dsmooth import ModelConfig, PixelCNNpp, SmoothedPair
 from dsmooth.config import TrainConfig
 from dsmooth.fields import flatten
 from dsmooth.files import read_tensors, write_tensors
-from dsmooth.machine import use_threads
 from dsmooth.presets import preset
 from dsmooth.runs import RunFolder
-from dsmooth.sampling.request import Request
 from dsmooth.smoothing import GaussianSmoothing
 from tests.helpers.data_makers import refuses
 
@@ -153,18 +151,3 @@ def test_lines_of_a_log(tmp_path: Path) -> None:
             assert found[-4:] == entries
             assert all(type(each["images"]) is int for each in found)
             run.is_finished()
-
-
-def test_arguments_of_the_wrong_type_are_named() -> None:
-    x, whole = torch.zeros(1, 1, 4, 4), "must be a whole number, got "
-    for wrong in (None, "1", math.nan, 0.0, -1.0):
-        refuses(r"^`temperature` must be positive and .* got ", Request, 4, temperature=wrong)
-    for wrong in (None, 1.5, "1", math.nan):
-        refuses(f"^`seed` {whole}", GaussianSmoothing(0.5).sample, x, seed=wrong)
-        for name in ("count", "seed", "first_index"):
-            refuses(f"^`{name}` {whole}", Request, **{"count": 4, name: wrong})
-        refuses("^`n_filters` must be (int|finite), got ", ModelConfig, n_filters=wrong)
-    for wrong in (1.5, "1", True):
-        refuses(f"^`threads` {whole}", use_threads, wrong)
-    for name, wrong in (("dropout", "0.5"), ("atoms", 3), ("dropout", None)):
-        refuses(f"^`{name}` .*{wrong}", ModelConfig, **{name: wrong})
