@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -137,12 +136,17 @@ class RunFolder:
         entries = self.history() if self.log.is_file() else []
         evaluations = [entry["bits_per_dim"] for entry in entries if entry["event"] == "evaluation"]
         losses = [entry["loss"] for entry in entries if entry["event"] == "start"]
+        total = last = 0.0
+        for entry in entries:
+            if entry["event"] == "start":  # each counts its seconds from 0
+                total, last = total + last, 0.0
+            last = max(last, entry["seconds"])
         return Origin(
             command=train_command(config),
             data=config.data,
             images=max((entry["images"] for entry in entries), default=config.images),
             seed=config.seed,
-            seconds=training_seconds(entries) if entries else None,
+            seconds=round(total + last, 1) if entries else None,
             loss=losses[-1] if losses else None,
             bits_per_dim=evaluations[-1] if evaluations else None,
             # A run that is killed before its first checkpoint notes the same again.
@@ -165,16 +169,6 @@ class RunFolder:
 @dataclass(frozen=True)
 class _ImageSize:
     height_and_width: tuple[int, int]
-
-
-def training_seconds(entries: Sequence[Json]) -> float:
-    """Time in the training loop: each start counts its seconds from 0."""
-    total = last = 0.0
-    for entry in entries:
-        if entry["event"] == "start":
-            total, last = total + last, 0.0
-        last = max(last, entry["seconds"])
-    return round(total + last, 1)
 
 
 # Further fields of a log entry, and their types, by its event.

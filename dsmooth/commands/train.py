@@ -14,7 +14,7 @@ from ..fields import Json, check_number
 from ..files import check_writable, read_json
 from ..machine import choose_device, use_threads
 from ..presets import check_one_length, preset
-from ..runs import RunFolder, default_folder, run_config, training_seconds
+from ..runs import RunFolder, default_folder, run_config
 from .options import CLUSTERS, LABEL_DROPOUT, LABELS, RGB_PRESET, UNNAMED, Train
 
 
@@ -48,7 +48,7 @@ def train(options: Train) -> int:
             cluster_data(options, run.folder)
     if len(runs) > 1:
         minutes = (
-            f"{run.folder.name} {training_seconds(RunFolder(run.folder).history()) / 60:.1f}"
+            f"{run.folder.name} {(RunFolder(run.folder).origin().seconds or 0) / 60:.1f}"
             for run in runs
         )
         path = shlex.quote(str(run.folder.parent))

@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from torch import nn
 
 from .._version import __version__
 from ..config import OWN, Role, SmoothingKind
 from ..data import DATASETS
+from ..fields import Json
 from ..files import json_text, lock_folder, read_json, replacing, tensor_bytes, write_atomically
 from ..nn import PixelCNNpp
 from ..nn.images import check_size
@@ -79,7 +80,7 @@ def render_card(
     settings: Settings,
     networks: Mapping[Role, PixelCNNpp],
     name: str,
-    scores: Mapping[str, Any] | None,
+    scores: Json | None,
     license: str | None,
 ) -> str:
     """The model card of saved weights, Markdown with the Hub's front matter."""
@@ -96,7 +97,7 @@ def render_card(
     pages.filters |= {"json": json.dumps, "plain": plain_text, "shown": shown}
     pages.globals |= {"MARK": MARK, "COMPARABLE": COMPARABLE, "DATASETS": DATASETS, "OWN": OWN}
 
-    def bits(rows: Sequence[Mapping[str, Any]]) -> str:
+    def bits(rows: Sequence[Json]) -> str:
         plain = [{**row, "name": plain_text(row["name"])} for row in rows]
         key = "pair" if settings.smoothing else "plain"
         return bits_table({key: {"conventions": plain}}).markdown()
