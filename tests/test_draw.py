@@ -19,7 +19,14 @@ from dsmooth.commands import sample as command
 from dsmooth.commands.options import Drawing
 from dsmooth.models import Models
 from dsmooth.pictures import grid_png
-from dsmooth.sampling import CachedSampler, cached, jacobi_sample, sample_images, sequential_sample
+from dsmooth.sampling import (
+    CachedSampler,
+    cached,
+    jacobi_sample,
+    request,
+    sample_images,
+    sequential_sample,
+)
 from dsmooth.sampling.output import gather
 from dsmooth.sampling.request import Request, known_pixels
 from tests.helpers.command_runs import run
@@ -101,7 +108,8 @@ def test_equal_weights_with_other_settings_add_no_images(pair, tmp_path) -> None
     def add(n: int, scale: float = 0.5) -> None:
         networks, smoothing = (pair.noisy, pair.denoiser), dsmooth.GaussianSmoothing(scale)
         own = dsmooth.SmoothedPair(*networks, smoothing, (8, 8))
-        models = Models({"noisy": own.noisy, "denoiser": own.denoiser}, own, (8, 8), ())
+        own.noisy.image_size = own.image_size
+        models = Models({"noisy": own.noisy, "denoiser": own.denoiser}, own, ())
         command.draw_into(tmp_path / "x", models, Request(n), "auto")
 
     add(1)
@@ -109,7 +117,7 @@ def test_equal_weights_with_other_settings_add_no_images(pair, tmp_path) -> None
 
 
 def test_parts_of_what_is_given_are_of_their_images(pair: dsmooth.SmoothedPair) -> None:
-    models = Models({"noisy": pair.noisy, "denoiser": pair.denoiser}, pair, (8, 8), ())
+    models = Models({"noisy": pair.noisy, "denoiser": pair.denoiser}, pair, ())
     x, mask = torch.rand(5, 1, 8, 8), torch.rand(5, 8, 8) < 0.5
     denoised, first = Request(5, seed=1, first_index=2**32 - 4, x_tilde=x), 2**32 - 4
     assert [p.first_index for p in denoised.parts(4)] == [first, 2**32]
@@ -151,7 +159,7 @@ def test_places_of_files_and_folders(tmp_path: Path) -> None:
 
 
 def test_several_processes_draw_no_seed(pair: dsmooth.SmoothedPair, monkeypatch) -> None:
-    models = Models({"noisy": pair.noisy, "denoiser": pair.denoiser}, pair, (8, 8), ())
+    models = Models({"noisy": pair.noisy, "denoiser": pair.denoiser}, pair, ())
     monkeypatch.setenv("WORLD_SIZE", "2")
     refuses("--seed None is for one process", command.request_of, models, Drawing(seed=None), 1)
 
@@ -175,6 +183,23 @@ def test_a_diverged_image_costs_no_other(method: str, monkeypatch, capsys) -> No
     assert run(*command, "--out", "none.npz") == 1
     error = "dsmooth: error: 4 of 4 images diverged"
     assert capsys.readouterr().err.startswith(error)
+
+
+@pytest.mark.usefixtures("place")
+def test_auto_is_bfloat16_where_it_is_faster_and_what_a_folder_was_begun_in(monkeypatch) -> None:
+    def draw(fast: bool, *words: str) -> None:
+        monkeypatch.setattr(request, "has_fast_bfloat16", lambda device: fast)
+        assert run("sample", ".", "--device", "cpu", *words) == 0
+
+    for fast, precision in ((False, "float32"), (True, "bfloat16")):
+        draw(not fast, "-n", "4", "--precision", precision, "--out", f"{precision}.npz")
+        images = np.load(f"{precision}.npz")["x"]
+        draw(fast, "-n", "4", "--out", f"auto-{precision}.npz")
+        assert np.array_equal(np.load(f"auto-{precision}.npz")["x"], images)
+        draw(fast, "-n", "2", "--out", precision)
+        draw(not fast, "-n", "4", "--out", precision)
+        assert np.array_equal(np.load(f"{precision}/shard_00000.npy"), images)
+    assert Path("float32.npz").read_bytes() != Path("bfloat16.npz").read_bytes()
 
 
 @pytest.mark.skipif(cuda_obstacle() is None, reason="the extension has its CUDA half")
