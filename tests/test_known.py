@@ -119,10 +119,8 @@ def test_a_pair_keeps_pixels_and_their_smoothed_ones(method: Any) -> None:
     kept = mask[:, None]
     x_tilde = pair.sample(N, **{**given, "method": "noisy"}, known=x, mask=mask)
     smoothed = pair.smoothing.sample(x, seed=5, first_index=9)
-    assert torch.equal(x_tilde[kept], smoothed[kept])
-    noisy_alone = sample_images(
-        pair.noisy, N, height=8, width=8, seed=5, first_index=9, known=smoothed, mask=mask
-    )
+    at = {"height": 8, "width": 8, "seed": 5, "first_index": 9}
+    noisy_alone = sample_images(pair.noisy, N, **at, known=smoothed, mask=mask)
     assert torch.equal(x_tilde, noisy_alone)
     assert torch.equal(completed, pair.denoise(x_tilde, **given, known=x, mask=mask))
     assert torch.equal(completed[kept], (smoothed if method == "noisy" else x)[kept])

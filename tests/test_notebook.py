@@ -7,7 +7,6 @@ import json
 import re
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,20 +24,14 @@ FEWER = {
 }  # fmt: skip
 
 
-def code_cells() -> list[tuple[str, list[dict[str, Any]]]]:
-    """The source and the stored outputs of each code cell."""
-    cells = json.loads(NOTEBOOK.read_text())["cells"]
-    return [("".join(c["source"]), c["outputs"]) for c in cells if c["cell_type"] == "code"]
-
-
-def run_cell(source: str, names: dict[str, Any]) -> Any:
+def run_cell(source: str, names: dict[str, object]) -> object:
     """Run a cell; the value of its last line, which a notebook displays."""
     tree = ast.parse(source)
-    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else ast.Expr(ast.Constant(None))
     exec(compile(tree, "cell", "exec"), names)
-    if not isinstance(last, ast.Expr):
-        return None
-    return eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+    return eval(
+        compile(ast.fix_missing_locations(ast.Expression(last.value)), "cell", "eval"), names
+    )
 
 
 @pytest.mark.long
@@ -46,13 +39,14 @@ def run_cell(source: str, names: dict[str, Any]) -> Any:
 def test_the_notebook_runs_and_shows_what_is_stored(tmp_path, monkeypatch) -> None:
     """With a few steps in place of a minute of training, and fewer images."""
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    for source, outputs in code_cells():
-        shorter = source
+    names: dict[str, object] = {}
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+        source = shorter = "".join(cell["source"])
         for many, few in FEWER.items():
             shorter = shorter.replace(many, few)
         value = run_cell(shorter, names)
-        stored = {kind for output in outputs for kind in output.get("data", {})}
+        stored = {kind for output in cell["outputs"] for kind in output.get("data", {})}
         assert isinstance(value, Image.Image) == ("image/png" in stored)
         assert (value is not None) == ("text/plain" in stored)
         assert "budget" not in source or value.images_seen == 48
@@ -96,7 +90,7 @@ def test_help_says_what_there_is_and_its_example_runs() -> None:
     missing = [n for n in dsmooth.__all__ if not re.search(rf"\b{n}\b", text)]
     assert missing == ["__version__"]
     example = text[text.index("    import dsmooth") : text.index("A pair of your own")]
-    names: dict[str, Any] = {}
+    names: dict[str, object] = {}
     exec(textwrap.dedent(example).replace("64", "2"), names)
     assert names["completed"].shape == (2, 1, 28, 28)
     assert names["bound"].shape == (2,)

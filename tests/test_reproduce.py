@@ -28,7 +28,7 @@ from dsmooth.machine import has_fast_bfloat16
 from dsmooth.models import load_models
 from dsmooth.pretrained import TITLE
 from dsmooth.remembered import remembered
-from dsmooth.reproduce import PROBED, Stages, black_share, describe_model
+from dsmooth.reproduce import PROBED, Stages, black_share
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.request import Request
 from dsmooth.training.step import TrainState
@@ -343,14 +343,6 @@ def test_packaged_models_are_meant_and_named_whatever_folder_is_here(
         assert (results["name"], "card" in results) == (title, not models)
         n_filters = results["runs"]["noisy"]["settings"]["model"]["n_filters"]
         assert (n_filters == 4) == bool(models)
-
-
-def test_a_model_is_described_without_a_pair_or_an_evaluation(tmp_path: Path) -> None:
-    plain = save_run(tmp_path / "plain", "plain", size=28)
-    RunFolder(plain).log.write_text('{"event": "end", "images": 1, "seconds": 1.0}\n')
-    described = describe_model("plain", load_models([plain]), load_embedded_mnist("test"))
-    assert described["settings"]["role"] == "plain"
-    assert described["held_out_bits_per_dim"] is None
 
 
 def test_black_pixels_are_black_in_every_colour() -> None:
