@@ -24,6 +24,7 @@ MISTAKES = [
     (f"train plain --out loop {FOLDER} {TINY}", "loop"),
     ("sample deep", "deep"),
     (f"train noisy --out noisy {TINY}", "go on with it by --resume or choose"),
+    (f"train noisy --out noisy --force {TINY}", "--force is for --resume"),
     (f"train noisy b --data-dir c {TINY}", "b is a folder of images: leave --data and --data-dir"),
     (f"train pair {TINY} --out half", "half/denoiser already holds a run"),
     (f"train pair {TINY} --out swapped --resume", "another run: its role is noisy, not denoiser"),

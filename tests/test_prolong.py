@@ -69,15 +69,13 @@ def test_a_finished_run_is_prolonged(tmp_path) -> None:
 
 
 def test_a_new_run_with_the_settings_of_a_prolonged_one_begins_its_schedule(tmp_path: Path) -> None:
-    config = tiny(images=24)
-    prolonged = replace(config, images=24, schedule_from=16)
+    config, path = tiny(images=24), tmp_path / "given.json"
+    prolonged = replace(config, schedule_from=16)
     train(config, tmp_path / "one")
     train(prolonged, tmp_path / "two")
     assert_same_end(tmp_path / "one", tmp_path / "two")
-    assert RunFolder(tmp_path / "two").read_config()[0] == config
-    given = tmp_path / "given.json"
-    given.write_text(json.dumps(asdict(prolonged)))
-    out = ["--out", str(tmp_path / "three"), "--config", str(given)]
+    path.write_text(json.dumps(asdict(prolonged)))
+    out = ["--out", str(tmp_path / "three"), "--config", str(path)]
     assert call("train", "noisy", *out, "--images", "16") == 0  # fewer than schedule_from
     assert RunFolder(tmp_path / "three").read_config()[0] == replace(config, images=16)
 
@@ -199,18 +197,6 @@ def test_settings_change_with_the_first_checkpoint(tmp_path) -> None:
     notes = run.origin().notes
     assert notes[0] == "prolonged from 16 to 48 images, its schedule begun again"
     assert "seed 0 up to 16 images, 5 from then on" in notes
-
-
-def test_the_command_prolongs_and_forces(tmp_path, capsys) -> None:
-    out = ["--out", str(tmp_path / "run")]
-    small = "--n-filters 4 --n-resnet 1 --n-mix 2 --batch-size 8 --evaluations 1"
-    assert call("train", "plain", *out, *small.split(), "--images", "16") == 0
-    assert call("train", "plain", *out, "--force", "--images", "24") == 1
-    assert "--force is for --resume" in capsys.readouterr().err
-    assert call("train", "plain", *out, "--resume", "--images", "24", "--seed", "3") == 1
-    assert "its seed is 0, not 3; --force goes on with that" in capsys.readouterr().err
-    assert call("train", "plain", *out, "--resume", "--images", "24", "--seed", "3", "--force") == 0
-    assert "prolonged from 16 to 24 images" in capsys.readouterr().out
 
 
 def averaged(folder: Path) -> dict[str, torch.Tensor]:

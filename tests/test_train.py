@@ -6,7 +6,6 @@ import gc
 import itertools
 import signal
 import sys
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -187,7 +186,7 @@ def test_ema_is_the_average_it_says() -> None:
 def test_budget_becomes_a_number_of_images(tmp_path: Path) -> None:
     """And the state that measured the rate is gone, from a GPU's memory too, before the run's."""
     config = replace(tiny("noisy", budget=0.005), images=None)
-    states, begun = [], time.process_time()
+    states = []
 
     def count(evaluation: Evaluation) -> None:
         states.append(sum(type(each) is TrainState for each in gc.get_objects()))
@@ -198,7 +197,6 @@ def test_budget_becomes_a_number_of_images(tmp_path: Path) -> None:
     finally:
         gc.enable()
     assert states == [1]
-    assert time.process_time() - begun < 60  # seconds of the CPU, for 18 of the clock
     stored, _ = RunFolder(tmp_path / "run").read_config()
     assert stored.images % config.batch_size == 0
     train(replace(config, budget=None, images=stored.images), tmp_path / "again")
@@ -257,32 +255,24 @@ def test_tensorboard_gets_numbers_and_pictures(tmp_path, monkeypatch) -> None:
     assert (picture == 0.5).all()
 
 
-def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
-    config = tiny()
+def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
+    config, other = tiny(), tmp_path / "b"
     train(config, tmp_path)
     refuses("already holds a run", train, config, tmp_path)
-    RunFolder(tmp_path).checkpoint.unlink()
-    with pytest.raises(FileNotFoundError, match=r"there is no .*checkpoint\.safetensors"):
-        train(config, tmp_path, resume=True)
     for path in (tmp_path / "config.json", tmp_path / "config.json" / "run"):
         refuses(r"config\.json must be a folder to write .*config\.json", train, config, path)
-    for name in ("transform", "on_evaluation"):
-        with pytest.raises(TypeError, match=f"{name} must be a function, got a int"):
-            train(config, tmp_path / "b", **{name: 3})
-    refuses(
-        "`images` or `budget` must be given", train, replace(config, images=None), tmp_path / "b"
-    )
-    with pytest.raises(TypeError, match=r"settings, got a Tensor: dsmooth\.train\("):
-        dsmooth.train(torch.zeros(3, 1, 8, 8).byte())
+    refuses("`images` or `budget` must be given", train, replace(config, images=None), other)
+    words = "must be a function, got a int"
+    refuses(words, train, config, other, transform=3, error=TypeError)
+    refuses(words, train, config, other, on_evaluation=3, error=TypeError)
+    refuses("settings, got a Tensor", dsmooth.train, torch.zeros(3, 1, 8, 8), error=TypeError)
 
 
 def test_paper_presets_are_the_papers() -> None:
     noisy, denoiser = preset("mnist-paper", "noisy"), preset("mnist-paper", "denoiser")
     assert (noisy.batch_size, denoiser.batch_size) == (80, 50)
-    assert (noisy.scale, denoiser.clean_noise) == (0.5, 0.01)
-    assert (denoiser.model.conditioning, denoiser.model.likelihood) == ("stack", "continuous")
     assert (noisy.learning_rate, noisy.learning_rate_decay) == (2e-4, 0.999995)
-    assert preset("cifar10-paper", "noisy").scale == 0.3
+    assert (denoiser.model.conditioning, denoiser.clean_noise) == ("stack", 0.01)
     refuses("steps", preset, "mnist", "noisy", error=TypeError, steps=64)
     refuses("`smoothing_scale` follows from `scale`", preset, "mnist", "noisy", smoothing_scale=0.3)
 

@@ -21,11 +21,9 @@ from dsmooth.files import read_tensors
 from dsmooth.machine import choose_device
 from dsmooth.runs import RunFolder
 from dsmooth.training import beginning, train
-from dsmooth.training.beginning import run_settings
-from dsmooth.training.cuda_graph import uses_graph
-from dsmooth.training.step import share_of_batch
+from dsmooth.training.step import share_of_batch, uses_graph
 from tests.helpers.command_runs import run
-from tests.helpers.data_makers import random_dataset, refuses
+from tests.helpers.data_makers import refuses
 from tests.helpers.networks import BYTES, network, tiny_pair
 from tests.helpers.rank_processes import (
     COMMAND,
@@ -89,12 +87,6 @@ def test_a_batch_that_does_not_divide_is_named(monkeypatch: pytest.MonkeyPatch) 
         share_of_batch,
         tiny(batch_size=4, accumulate=2),
     )
-    told: list[bool] = []
-    monkeypatch.setattr(beginning, "broadcast_int", lambda fast: told.append(fast) or 1)
-    monkeypatch.setattr(beginning, "all_same", lambda number: True)
-    data, cpu = random_dataset(12), torch.device("cpu")
-    on_cpu = run_settings(tiny(precision="auto"), data, data, cpu)
-    assert (len(told), on_cpu.precision) == (1, "bfloat16")  # as rank 0 says
     with pytest.raises(ValueError, match="several processes exchange gradients in every step"):
         uses_graph(tiny(graph="on"), torch.device("cuda:0"))
 

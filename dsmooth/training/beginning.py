@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -69,16 +68,13 @@ def check_new_run(run: RunFolder, config: TrainConfig) -> None:
         raise ValueError("`images` or `budget` must be given: how long is the run to be?")
     if run.config.exists():
         raise ValueError(
-            f"{run.path} already holds a run; go on with it by `resume=True` or choose another "
-            "folder"
+            f"{run.path} already holds a run; go on with it by `resume=True` or choose another"
         )
-    if config.data_dir is None or config.data != "folder":
-        return
-    images = Path(os.path.realpath(config.data_dir))
-    if Path(os.path.realpath(run.path)).is_relative_to(images):
+    images = config.data_dir if config.data == "folder" else None
+    if images is not None and run.path.resolve().is_relative_to(Path(images).resolve()):
         raise ValueError(
-            f"{run.path} lies in the data's folder {config.data_dir}, where its samples would "
-            "become training images; choose another folder"
+            f"{run.path} lies in the data's folder {images}, where its samples would become "
+            "training images; choose another folder"
         )
 
 

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -183,23 +183,20 @@ def differences(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[obje
     }
 
 
-def changes(before: TrainConfig, after: TrainConfig, seen: int) -> Iterator[str]:
-    """Sentences for the log on the settings that change in a run after `seen` images."""
-    changed = differences(before, after)
-    if before.schedule_from != after.schedule_from:
-        lengths = f"{after.schedule_from:,} to {after.images:,}"
-        yield f"prolonged from {lengths} images, its schedule begun again"
-    elif before.images != after.images:
-        changed["images"] = before.images, after.images
-    for name, (old, new) in changed.items():
-        yield f"{name} {old} up to {seen:,} images, {new} from then on"
-
-
 def go_on(checkpoint: Checkpoint, state: TrainState, *, force: bool = False) -> list[str]:
     """Continue from a checkpoint, which must be the same for all processes; notes for the log."""
     path, seen = checkpoint.path, checkpoint.images_seen
-    notes = [*changes(checkpoint.settings, state.config, seen)]
-    images = state.train_set
+    before, after, images = checkpoint.settings, state.config, state.train_set
+    changed, notes = differences(before, after), []
+    if before.schedule_from != after.schedule_from:
+        lengths = f"{after.schedule_from:,} to {after.images:,}"
+        notes.append(f"prolonged from {lengths} images, its schedule begun again")
+    elif before.images != after.images:
+        changed["images"] = before.images, after.images
+    notes += [
+        f"{name} {old} up to {seen:,} images, {new} from then on"
+        for name, (old, new) in changed.items()
+    ]
     if checkpoint.data != images.digest:
         if not force:
             raise ValueError(

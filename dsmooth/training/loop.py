@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +57,7 @@ def train(
     folder: str | Path | None = None,
     *,
     dataset: Sized | None = None,
-    labels: Any = None,
+    labels: object = None,
     transform: Transform | None = None,
     match_channels: bool = False,
     rgb: TrainConfig | None = None,
@@ -69,21 +68,19 @@ def train(
     on_evaluation: OnEvaluation | None = None,
     progress: bool = False,
 ) -> TrainResult:
-    """Train one model, or go on with `resume`, and write everything into `folder`.
+    """Train one model, or go on with `resume`, and write a `RunFolder`, by default runs/ROLE.
 
-    The folder, by default runs/ROLE, gets the files of a `RunFolder`. dataset: images to train on
-    instead of `config.data`: anything that `dsmooth.data.own_images` takes, one in ten of which is
-    held out; a tuple (training images, held-out images); or splits by name. labels: whole numbers
-    (N,), one-hot or names, for a dataset that is one array. transform: a function from an image of
-    the dataset, uint8 (C, H, W), to another, applied at each visit in training. Its random numbers,
-    from torch, numpy or random, depend on the seed and the visit alone. Held-out images are not
-    transformed and must have the size that it makes. match_channels: take the model's
-    image_channels from the data. rgb: settings to take instead of `config` for RGB images. device:
-    "auto" (a CUDA device if there is one), "cpu", "cuda" or "cuda:N". threads: CPU threads, None
-    for torch's setting; another number of threads adds in another order, which changes roundings.
-    on_evaluation: a function that rank 0 calls with each `Evaluation`, such as
-    `dsmooth.training.tensorboard(FOLDER)`. progress: print what is trained, a bar or a line every
-    ten seconds, and the evaluations. Without it these lines go to the logger `dsmooth` as INFO.
+    dataset: images to train on instead of `config.data`: anything that `dsmooth.data.own_images`
+    takes, one in ten of which is held out; a tuple (training images, held-out images); or splits by
+    name. labels: whole numbers (N,), one-hot or names, for a dataset that is one array. transform:
+    a function from an image of the dataset, uint8 (C, H, W), to another, applied at each visit in
+    training; its random numbers, from torch, numpy or random, depend on the seed and the visit
+    alone. Held-out images are not transformed and must have the size that it makes. match_channels:
+    take the model's image_channels from the data. rgb: settings to take instead of `config` for RGB
+    images. device: "auto" (a CUDA device if there is one), "cpu", "cuda" or "cuda:N". threads: CPU
+    threads, None for torch's setting; their number changes roundings. on_evaluation: a function
+    that rank 0 calls with each `Evaluation`, such as `dsmooth.training.tensorboard(FOLDER)`.
+    progress: print what the logger `dsmooth` gets as INFO, and a bar.
 
     SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. `resume` begins a run where the
     folder has none. A resumed run must have the same settings and images, but for `RunSettings`; of
@@ -140,8 +137,7 @@ def train(
             stack.enter_context(lines_shown())
         checkpoint = find_checkpoint(run, config, stack, resume=resume)
         if checkpoint is not None:
-            if checkpoint.settings.model.image_channels == 3:
-                config = rgb
+            config = rgb if checkpoint.settings.model.image_channels == 3 else config
             config = settings_to_go_on(
                 config, checkpoint, match_channels=match_channels, force=force
             )

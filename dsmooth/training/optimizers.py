@@ -61,32 +61,28 @@ class Muon:
 
     The kernels are the directions `weight_v` of layers with weight norm, unless they are frozen;
     `rest` has all other parameters by name, for an optimiser beside this one. A step adds to each
-    filter a vector whose length is the angle, root mean square over the filters of a kernel.
-    Kernels of one shape are computed together. Nothing is read back, and all shapes are fixed, so
-    that a step can be recorded as a CUDA graph. The filters get length 1 at once.
+    filter a vector whose length is the angle, root mean square over the filters of a kernel. It
+    reads nothing back, and computes kernels of one shape together.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.rest = dict(model.named_parameters())
-        convs: dict[str, WeightNormConv] = {}
-        groups: dict[tuple[int, int], list[str]] = {}
+        by_shape: dict[tuple[int, int], dict[str, WeightNormConv]] = {}
         for name, conv in model.named_modules():
             if not isinstance(conv, WeightNormConv) or not conv.weight_v.requires_grad:
                 continue
-            convs[name] = conv
             del self.rest[f"{name}.weight_v"]
             rows = filters(conv.weight_v.detach(), conv.transposed)
             rows /= torch.linalg.vector_norm(rows, dim=(1, 2, 3), keepdim=True)
-            groups.setdefault((rows.shape[0], rows[0].numel()), []).append(name)
+            by_shape.setdefault((rows.shape[0], rows[0].numel()), {})[name] = conv
         # The kernels of one shape and their average gradients, (N, D, kh kw C); and each of these
         # by the name of its layer, a view.
         self.groups: list[tuple[list[WeightNormConv], Tensor]] = []
         self.averages: dict[str, Tensor] = {}
-        for shape, names in groups.items():
-            members = [convs[name] for name in names]
-            average = torch.zeros(len(names), *shape, device=members[0].weight_v.device)
-            self.groups.append((members, average))
-            self.averages.update(zip(names, average, strict=True))
+        for shape, convs in by_shape.items():
+            average = next(iter(convs.values())).weight_v.new_zeros(len(convs), *shape)
+            self.groups.append(([*convs.values()], average))
+            self.averages.update(zip(convs, average, strict=True))
 
     @torch.no_grad()
     def step(self, angle: Tensor | float) -> None:
@@ -126,16 +122,15 @@ class Optimizer:
         )
         # A tensor, which a step can set: float64 as Python has it, but float32 for Adam on CUDA.
         exact = torch.float32 if device.type == "cuda" else torch.float64
-        for group in self.adam.param_groups:
-            group["lr"] = torch.zeros((), dtype=exact, device=device)
+        self.rate = torch.zeros((), dtype=exact, device=device)
+        self.adam.param_groups[0]["lr"] = self.rate
         for parameter in self.parameters.values():  # as Adam's first step would
             moments = {key: torch.zeros_like(parameter) for key in ADAM_MOMENTS}
             self.adam.state[parameter] = {"step": parameter.new_zeros(()), **moments}
 
     def step(self, rate: Tensor, angle: Tensor) -> None:
         """One update from the gradients; rate of Adam and angle of Muon: float64, no dimensions."""
-        for group in self.adam.param_groups:
-            group["lr"].copy_(rate)
+        self.rate.copy_(rate)
         self.adam.step()
         if self.muon:
             self.muon.step(angle.float())
@@ -171,9 +166,8 @@ class EMA:
     @torch.no_grad()
     def update(self, model: PixelCNNpp, updates: Tensor) -> None:
         """Move the average towards the weights of `model`; updates: how many came before."""
-        average = self.average
+        average, n = self.average, updates.double()
         current: list[Tensor] = list(model.parameters())
-        n = updates.double()
         decay = ((1 + n) / (10 + n)).clamp(max=self.max_decay)
         weight = (1 - decay).to(average[0].dtype)
         if weight.is_cuda:  # all tensors in one launch, which a lerp with such a weight is not
