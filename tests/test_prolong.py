@@ -22,7 +22,6 @@ from dsmooth.training.checkpoint import Checkpoint, differences, settings_to_go_
 from dsmooth.training.step import TrainState, scheduled
 from tests.helpers.command_runs import run as call
 from tests.helpers.data_makers import random_dataset, refuses
-from tests.helpers.networks import tiny_pair
 from tests.helpers.tiny_runs import assert_same_end, tiny, train_until
 
 CPU = torch.device("cpu")
@@ -31,7 +30,6 @@ pytestmark = pytest.mark.usefixtures("small_runs")
 
 
 def entries(folder: Path, event: str, field: str) -> list[Any]:
-    """A field of the entries of a log."""
     return [each[field] for each in RunFolder(folder).read_log() if each["event"] == event]
 
 
@@ -92,7 +90,7 @@ def test_force_moves_the_end_of_an_unfinished_run(tmp_path, caplog) -> None:
     assert entries(folder, "note", "text") == ["images 40 up to 24 images, 80 from then on"]
     caplog.set_level("INFO", "dsmooth")
     train(longer, whole, resume=True)
-    assert f"noisy: there is no run in {whole} to resume: it begins here" in caplog.text
+    assert f"noisy: no run in {whole} to resume: it begins here" in caplog.text
     assert_same_end(whole, folder)
     assert RunFolder(folder).read_config()[0] == longer
 
@@ -264,14 +262,12 @@ def test_settings_that_the_network_does_not_use_fit_whatever_they_are() -> None:
         check_initial(denoiser.model, more.model, "more")
 
 
-def test_weights_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    train(tiny(images=8), tmp_path / "run")
-    tiny_pair().save_pretrained("pair")
-    for source, role, error, message in (
-        ("nothing", "noisy", FileNotFoundError, "there is no nothing"),
-        ("run", "denoiser", ValueError, "run has a noisy model, and no denoiser one to begin with"),
-        ("pair", "plain", ValueError, "pair has a noisy and a denoiser model, and no plain one"),
+def test_weights_that_are_not_there(place: Path) -> None:
+    for source, role, message in (
+        ("nothing", "noisy", "there is no nothing"),
+        ("noisy", "denoiser", "noisy has a noisy model, and no denoiser one to begin with"),
+        ("pair", "plain", "pair has a noisy and a denoiser model, and no plain one"),
     ):
-        refuses(message, train, replace(tiny(role), init=source), tmp_path / "new", error=error)
-        assert not (tmp_path / "new" / "config.json").exists()
+        errors = (ValueError, FileNotFoundError)
+        refuses(message, train, replace(tiny(role), init=source), "new", error=errors)
+        assert not Path("new").exists()

@@ -22,10 +22,10 @@ from dsmooth.data.order import hide_labels
 from dsmooth.models import load_models
 from dsmooth.presets import preset
 from dsmooth.runs import RunFolder
-from dsmooth.training import Evaluation, beginning, loop, tensorboard, train
+from dsmooth.training import Evaluation, loop, tensorboard, train
 from dsmooth.training.optimizers import EMA
 from dsmooth.training.step import TrainState, make_inputs, scheduled
-from tests.helpers.data_makers import random_bytes, refuses
+from tests.helpers.data_makers import random_bytes, random_dataset, refuses
 from tests.helpers.tiny_runs import ROLES, assert_same_end, tiny, train_until
 
 pytestmark = pytest.mark.usefixtures("small_runs")
@@ -61,62 +61,47 @@ def test_resumed_run_is_the_uninterrupted_run(tmp_path, role, optimizer) -> None
     assert_same_end(whole.path, parts.path)
 
 
-def test_a_step_is_a_function_of_images_seen() -> None:
+def made(role: str = "plain", **settings: object) -> TrainState:
+    data = random_dataset(40, labels=torch.arange(40) % 10)
+    return TrainState(tiny(role, **settings), data, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_step_is_a_function_of_images_seen(role: str) -> None:
     """Noise, order and targets follow from (seed, images seen), for any batch size."""
-    for role in ROLES:
-        config = tiny(role, clean_noise=0.01 if role == "denoiser" else 0.0, flip=True)
-        data, _ = beginning.load_data(config)
-        state = TrainState(config, data, torch.device("cpu"))
-        small = TrainState(replace(config, batch_size=4), data, torch.device("cpu"))
-        x, context, *_ = state.inputs(16)
-        other = TrainState(replace(config, seed=1), data, torch.device("cpu"))
-        assert not torch.equal(other.inputs(16).target, x)
-        assert not torch.equal(other.model.head.weight_v, state.model.head.weight_v)
-        halves = [small.inputs(16), small.inputs(20)]
-        assert torch.equal(x, torch.cat([half.target for half in halves]))
-        if context is not None:
-            assert torch.equal(
-                context, torch.cat([half.context for half in halves if half.context is not None])
-            )
+    settings = {"clean_noise": 0.01 if role == "denoiser" else 0.0, "flip": True}
+    state, other = made(role, **settings), made(role, seed=1, **settings)
+    small, whole = made(role, batch_size=4, **settings), state.inputs(16)
+    assert not torch.equal(other.inputs(16).target, whole.target)
+    assert not torch.equal(other.model.head.weight_v, state.model.head.weight_v)
+    for both, *halves in zip(whole, small.inputs(16), small.inputs(20), strict=True):
+        assert both is None or torch.equal(both, torch.cat(halves))
 
 
 @pytest.mark.quick
 def test_half_of_the_images_are_mirrored() -> None:
-    config = tiny("plain", batch_size=100)
-    data, _ = beginning.load_data(config)
-    given, mirrored = (
-        TrainState(replace(config, flip=flip), data, torch.device("cpu")).inputs(0).target
-        for flip in (False, True)
-    )
-    same = (mirrored == given).flatten(1).all(dim=1)
-    assert torch.equal(mirrored[~same], given[~same].flip(3))
+    plain, mirrored = (made(batch_size=100, flip=flip).inputs(0).target for flip in (False, True))
+    same = (mirrored == plain).flatten(1).all(dim=1)
+    assert torch.equal(mirrored[~same], plain[~same].flip(3))
     assert 30 < same.sum() < 70
 
 
 def test_the_label_of_a_fraction_of_the_images_is_hidden() -> None:
-    config = tiny("plain", batch_size=400, n_classes=10)
-    data, _ = beginning.load_data(config)
-    state, hidden = (
-        TrainState(replace(config, label_dropout=part), data, torch.device("cpu"))
-        for part in (0.0, 0.25)
-    )
+    state, hidden = (made(batch_size=400, n_classes=10, label_dropout=part) for part in (0.0, 0.25))
     label, vectors = state.inputs(400).label, hidden.inputs(400).label
     shown = vectors.sum(1) > 0
     assert torch.equal(vectors[shown], torch.nn.functional.one_hot(label, 10)[shown].float())
     assert 70 < (~shown).sum() < 130
-    assert torch.equal(vectors[200:], hide_labels(label[200:], 0.25, 10, 600, config.seed))
-    later = hidden.inputs(800).label
-    assert not torch.equal(shown, later.sum(1) > 0)
+    assert torch.equal(vectors[200:], hide_labels(label[200:], 0.25, 10, 600, seed=0))
+    assert not torch.equal(shown, hidden.inputs(800).label.sum(1) > 0)
 
 
 def test_what_each_role_is_trained_on() -> None:
     """Held-out images have other noise."""
     x = torch.zeros(2, 1, 8, 8)
-    target, context, *_ = make_inputs(x, tiny("plain"), first_index=0)
-    assert torch.equal(target, x)
-    assert context is None
-    noisy, context, *_ = make_inputs(x, tiny("noisy"), first_index=0)
-    assert context is None
+    assert make_inputs(x, tiny("plain"), first_index=0) == (x, None, None)
+    noisy, *rest = make_inputs(x, tiny("noisy"), first_index=0)
+    assert rest == [None, None]
     assert noisy.std() == pytest.approx(0.5, rel=0.2)
     target, context, *_ = make_inputs(x, tiny("denoiser"), first_index=0)
     assert torch.equal(target, x)

@@ -1,15 +1,18 @@
-"""A step stays on the device: nothing is read back, nothing is sent; and it can be replayed."""
+"""A step stays on the device, and can be replayed; what Muon does to kernels."""
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, get_args
 from unittest.mock import MagicMock
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -17,13 +20,16 @@ from torch.utils._pytree import tree_leaves
 import dsmooth
 from dsmooth import machine
 from dsmooth.config import LearningRateSchedule, OptimizerName
+from dsmooth.data import load_dataset
 from dsmooth.functional import use_impl
+from dsmooth.nn.layers import WeightNormConv
 from dsmooth.philox import Stream, image_words
 from dsmooth.runs import RunFolder
 from dsmooth.training import NonFiniteLoss, beginning, step, train
 from dsmooth.training.beginning import run_settings
 from dsmooth.training.checkpoint import go_on, read_checkpoint
-from dsmooth.training.step import READ_STEPS, TrainState, scheduled
+from dsmooth.training.optimizers import MOMENTUM, Muon, filters, polar_factor
+from dsmooth.training.step import READ_STEPS, TrainState, kernel_rate, scheduled
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.tiny_runs import ROLES, tiny
 
@@ -195,19 +201,151 @@ def test_replayed_steps_are_the_steps(role: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("processor", "instructions", "chosen"),
+    ("processor", "instructions", "fast"),
     [
-        ("AMD EPYC 9R14", True, "bfloat16"),
-        ("AMD EPYC 7R13", False, "float32"),
-        ("Intel(R) Xeon(R) Processor", True, "float32"),
+        ("AMD EPYC 9R14", True, True),
+        ("AMD EPYC 7R13", False, False),
+        ("Intel(R) Xeon(R) Processor", True, False),
     ],
 )
-def test_bfloat16_is_chosen_where_it_is_faster(
-    monkeypatch: pytest.MonkeyPatch, processor: str, instructions: bool, chosen: str
-) -> None:
+def test_bfloat16_is_chosen_where_it_is_faster(monkeypatch, processor, instructions, fast) -> None:
     capabilities = {"avx512_bf16": instructions, "amx_bf16": instructions}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr(machine, "cpu_name", lambda: processor)
-    config = tiny("noisy", precision="auto")
     data = random_dataset(12)
-    assert run_settings(config, data, data, CPU).precision == chosen
+    settings = run_settings(tiny(precision="auto"), data, data, CPU)
+    assert settings.precision == ("bfloat16" if fast else "float32")
+
+
+def random_matrices(n: int, rows: int, columns: int, smallest: float) -> Tensor:
+    """(n, rows, columns) with singular values from 1 down to `smallest`."""
+    generator = torch.Generator().manual_seed(rows + columns)
+    u, _, vh = torch.linalg.svd(
+        torch.randn(n, rows, columns, generator=generator), full_matrices=False
+    )
+    values = torch.logspace(0, math.log10(smallest), min(rows, columns))
+    return u * values @ vh
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24), (1, 7), (7, 1)])
+def test_the_polar_factor_keeps_singular_vectors_and_sets_values_to_one(shape) -> None:
+    x = random_matrices(3, *shape, smallest=0.005)
+    factor = polar_factor(x)
+    u, _, vh = torch.linalg.svd(x, full_matrices=False)
+    values = u.mT @ factor @ vh.mT
+    diagonal = values.diagonal(dim1=1, dim2=2)
+    assert (values - torch.diag_embed(diagonal)).abs().max() < 1e-3
+    assert 0.87 < diagonal.min() <= diagonal.max() < 1.13
+    assert torch.equal(polar_factor(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
+
+
+def convolutions(shapes: Iterable[tuple[int, int, tuple[int, int], bool]]) -> list[WeightNormConv]:
+    """Layers with gradients, channels_last as those of a network in training."""
+    torch.manual_seed(5)
+    layers = []
+    for fan_in, fan_out, size, transposed in shapes:
+        layer = WeightNormConv(fan_in, fan_out, size, transposed=transposed)
+        layer = layer.to(memory_format=torch.channels_last)
+        layer.weight_v.grad = torch.randn_like(layer.weight_v)
+        layers.append(layer)
+    return layers
+
+
+SHAPES = [(4, 6, (2, 3), False), (4, 6, (2, 3), False), (6, 4, (2, 2), True), (2, 9, (1, 1), False)]
+
+
+def stepped(
+    layers: list[WeightNormConv], together: bool, steps: int = 2, scale: float = 1.0
+) -> list[Tensor]:
+    """Kernels after some steps of one gradient, all by one Muon or each by its own."""
+    groups = [layers] if together else [[layer] for layer in layers]
+    optimizers = [Muon(nn.ModuleList(group)) for group in groups]
+    for layer in layers:
+        layer.weight_v.grad *= scale
+    for _ in range(steps):
+        for optimizer in optimizers:
+            optimizer.step(torch.tensor(0.1))
+    return [layer.weight_v.detach() for layer in layers]
+
+
+@pytest.mark.quick
+def test_kernels_of_one_shape_step_as_if_alone_whatever_the_size_of_their_gradients() -> None:
+    expected = stepped(convolutions(SHAPES), together=False)
+    for scale in (1.0, 1e-6, 1e6):
+        for v, other in zip(
+            stepped(convolutions(SHAPES), together=True, scale=scale), expected, strict=True
+        ):
+            torch.testing.assert_close(v, other, rtol=0, atol=2e-6)
+
+
+def test_filters_have_length_one_and_turn_by_the_angle() -> None:
+    """A filter moves by the angle, root mean square; nearly at right angles, as gradients are."""
+    layers = convolutions(SHAPES)
+    weights = [layer.affine()[0].detach() for layer in layers]
+    Muon(nn.ModuleList(layers))
+    for layer, weight in zip(layers, weights, strict=True):
+        torch.testing.assert_close(layer.affine()[0], weight)  # the function is the same
+    before = [filters(layer.weight_v.detach().clone(), layer.transposed) for layer in layers]
+    after = stepped(layers, together=True, steps=1)
+    for old, layer, v in zip(before, layers, after, strict=True):
+        new = filters(v, layer.transposed)
+        torch.testing.assert_close(new.flatten(1).norm(dim=1), torch.ones(len(new)))
+        angles = (new * old).flatten(1).sum(dim=1).clamp(max=1).acos()
+        assert 0.05 < angles.square().mean().sqrt() < 0.1 * 1.13
+
+
+def test_a_frozen_kernel_keeps_still_and_the_rest_is_named() -> None:
+    layers = nn.ModuleList(convolutions(SHAPES[:2]))
+    layers[1].requires_grad_(False)
+    before = layers[1].weight_v.clone()
+    muon = Muon(layers)
+    muon.step(0.1)
+    assert torch.equal(layers[1].weight_v, before)
+    assert set(muon.rest) == {name for name, _ in layers.named_parameters()} - {"0.weight_v"}
+
+
+def test_a_step_has_the_momentum_of_nesterov() -> None:
+    (layer,) = convolutions(SHAPES[:1])
+    muon, average = Muon(nn.ModuleList([layer])), torch.zeros(1)
+    for _ in range(2):
+        v = filters(layer.weight_v.detach().clone(), False).flatten(1)
+        layer.weight_v.grad = torch.randn_like(layer.weight_v)
+        gradient = filters(layer.weight_v.grad, False).flatten(1).clone()
+        average = torch.lerp(gradient, average, MOMENTUM)
+        turned = polar_factor(torch.lerp(gradient, average, MOMENTUM)[None])[0]
+        v -= 0.1 * max(1.0, v.shape[0] / v.shape[1]) ** 0.5 * turned
+        muon.step(torch.tensor(0.1))
+        new = filters(layer.weight_v.detach(), False).flatten(1)
+        torch.testing.assert_close(new, v / v.norm(dim=1, keepdim=True))
+
+
+def test_the_angle_follows_from_the_number_of_steps() -> None:
+    config = tiny(optimizer="muon", images=8000, batch_size=8)
+    assert kernel_rate(replace(config, kernel_rate=0.03)) == 0.03
+    quarter = kernel_rate(replace(config, images=32_000))
+    assert kernel_rate(config) == pytest.approx(2 * quarter)
+    prolonged = replace(config, images=40_000, schedule_from=8000)
+    assert kernel_rate(prolonged) == pytest.approx(quarter)
+    assert kernel_rate(replace(config, images=8)) == kernel_rate(replace(config, images=80))
+
+
+@pytest.mark.parametrize("optimizer", get_args(OptimizerName))
+def test_the_loss_falls(optimizer: str) -> None:
+    config = tiny("plain", optimizer=optimizer, images=400, learning_rate=5e-3)
+    digits = load_dataset("mnist", "train")
+    state = TrainState(config, replace(digits, images=digits.images[:, :, 8:20, 8:20]), CPU)
+    for _ in range(50):
+        state.step()
+    losses = [reading.loss for reading in state.read()]
+    assert sum(losses[-10:]) < sum(losses[:10]) - 3
+
+
+def test_the_state_of_the_other_optimizer_is_refused() -> None:
+    for names in itertools.permutations(get_args(OptimizerName)):
+        one, other = (
+            TrainState(tiny("plain", optimizer=name), random_dataset(12), CPU) for name in names
+        )
+        for state in (one, other):
+            state.step()
+        refuses(r"x holds the state of another .* differ", one.restore, other.tensors(), 8, 1, "x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,16 +19,14 @@ from ..nn import PixelCNNpp
 from ..pretrained import SavedNetwork, resolve
 from ..runs import RunFolder
 
-HOLDER = "another training run"  # of the lock of a folder
-
 
 def is_restart(run: RunFolder) -> bool:
     """Whether torchrun starts its processes again, and the run was begun by the same torchrun."""
     restarted = from_torchrun("TORCHELASTIC_RESTART_COUNT", 0) > 0
     if not (restarted and run.can_resume() and run.log.is_file()):
         return False
-    starts = [entry for entry in run.read_log() if entry["event"] == "start"]
-    return bool(starts) and starts[-1].get("launch") == launch()
+    starts = [entry.get("launch") for entry in run.read_log() if entry["event"] == "start"]
+    return starts[-1:] == [launch()]
 
 
 def initial_network(config: TrainConfig) -> PixelCNNpp | None:
@@ -71,7 +70,9 @@ def check_new_run(run: RunFolder, config: TrainConfig) -> None:
             f"{run.path} already holds a run; go on with it by `resume=True` or choose another"
         )
     images = config.data_dir if config.data == "folder" else None
-    if images is not None and run.path.resolve().is_relative_to(Path(images).resolve()):
+    # Not Path.resolve, which fails where links go round.
+    real = Path(os.path.realpath(run.path))
+    if images is not None and real.is_relative_to(os.path.realpath(images)):
         raise ValueError(
             f"{run.path} lies in the data's folder {images}, where its samples would become "
             "training images; choose another folder"
@@ -84,38 +85,22 @@ def load_data(config: TrainConfig, *, progress: bool = False) -> tuple[ImageData
     progress: whether rank 0 shows how far it is. All processes call this.
     """
     rank = rank_and_size()[0]
-
-    def load() -> tuple[ImageDataset, ImageDataset]:
-        train, test = load_splits(
-            config.data,
-            SPLITS,
-            config.data_dir,
-            config.download,
-            config.image_size,
-            progress and rank == 0,
-        )
-        if config.labels is not None:
-            return with_labels(train, Path(config.labels)), with_labels(test, Path(config.labels))
-        return train, test
-
-    if not config.download:
-        return load()
     # Rank 0 downloads, then the first process of each machine without these files. The rest read.
-    own_turn = (rank > 0) + (from_torchrun("LOCAL_RANK", 0) > 0)
+    own_turn = ((rank > 0) + (from_torchrun("LOCAL_RANK", 0) > 0)) * config.download
     for turn in range(3):
         if turn == own_turn:
-            sets = load()
+            train, test = load_splits(
+                config.data,
+                SPLITS,
+                config.data_dir,
+                config.download,
+                config.image_size,
+                progress and rank == 0,
+            )
         barrier()
-    return sets
-
-
-def with_channels(config: TrainConfig, channels: int) -> TrainConfig:
-    """The settings with another image_channels of the model; colour has no atom for every byte."""
-    model = config.model
-    if channels != 1 and model.atoms == "all":
-        # With features and without those atoms, networks for colour are worse (decision 013).
-        model = replace(model, atoms=(), fourier_features=0)
-    return replace(config, model=replace(model, image_channels=channels))
+    if config.labels is None:
+        return train, test
+    return with_labels(train, Path(config.labels)), with_labels(test, Path(config.labels))
 
 
 def run_settings(
@@ -123,13 +108,11 @@ def run_settings(
     train_set: ImageDataset,
     test_set: ImageDataset,
     device: torch.device,
-    *,
-    match_channels: bool = False,
 ) -> TrainConfig:
     """The settings with what the images and the device decide; all processes call this.
 
-    The images decide the model's channels (with `match_channels`) and classes, the device the
-    precision. Raises ValueError for images that do not fit, or differ between the processes.
+    The images decide the model's classes, the device the precision. Raises ValueError for images
+    that do not fit, or differ between the processes.
     """
     for dataset in (train_set, test_set):
         if not all_same(int(dataset.digest[:15], 16)):
@@ -139,8 +122,6 @@ def run_settings(
                 "transform of images given in Python belongs into transform=)"
             )
     channels = test_set.image_channels
-    if match_channels:
-        config = with_channels(config, channels)
     if channels != config.model.image_channels:
         name = "init" if config.init else "image_channels"
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -14,12 +13,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..config import RunSettings, TrainConfig
-from ..distributed import all_same, broadcast_int, rank_and_size
+from ..distributed import all_same, rank_and_size
 from ..fields import flatten
-from ..files import lock_folder, read_tensors, replacing, tensor_bytes
+from ..files import read_tensors, replacing, tensor_bytes
 from ..progress import LOG
 from ..runs import RunFolder
-from .beginning import HOLDER, check_new_run, is_restart, with_channels
 from .step import TrainState, total_images
 
 # Settings that may change at any time; `settings_to_go_on` checks the length of a run, `go_on` the
@@ -93,30 +91,8 @@ def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return sha.hexdigest()
 
 
-def find_checkpoint(
-    run: RunFolder, config: TrainConfig, stack: contextlib.ExitStack, *, resume: bool
-) -> Checkpoint | None:
-    """The checkpoint that a run goes on from, None for a new run.
-
-    The folder of a run that goes on is locked until the stack is left. Raises ValueError for a
-    folder in which a new run cannot begin.
-    """
-    if run.config.exists() if resume else broadcast_int(is_restart(run)):
-        if rank_and_size()[0] == 0:
-            stack.enter_context(lock_folder(run.path, HOLDER))
-        return newest_checkpoint(run)
-    check_new_run(run, config)
-    if resume:
-        LOG.info("%s: there is no run in %s to resume: it begins here", config.role, run.path)
-    return None
-
-
 def settings_to_go_on(
-    config: TrainConfig,
-    checkpoint: Checkpoint,
-    *,
-    match_channels: bool = False,
-    force: bool = False,
+    config: TrainConfig, checkpoint: Checkpoint, *, force: bool = False
 ) -> TrainConfig:
     """Settings of a resumed run: the user's, with what they leave open from the checkpoint.
 
@@ -134,8 +110,6 @@ def settings_to_go_on(
             f"`budget` is for a new run, and {folder} is one of {before:,} images: `images` makes "
             "it longer"
         )
-    if match_channels:
-        config = with_channels(config, stored.model.image_channels)
     model = config.model
     if model.n_classes == "auto":
         model = replace(model, n_classes=stored.model.n_classes)

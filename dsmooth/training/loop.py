@@ -30,17 +30,18 @@ from ..distributed import (
 )
 from ..files import lock_folder, write_tensors
 from ..machine import choose_device, keep_freed_memory, use_threads
-from ..progress import lines_shown
+from ..progress import LOG, lines_shown
 from ..runs import RunFolder, default_folder
 from ..sampling import sample_images
-from .beginning import HOLDER, check_new_run, initial_network, load_data, run_settings
-from .checkpoint import find_checkpoint, go_on, save_checkpoint, settings_to_go_on
+from .beginning import check_new_run, initial_network, is_restart, load_data, run_settings
+from .checkpoint import go_on, newest_checkpoint, save_checkpoint, settings_to_go_on
 from .log import RECORD_SECONDS, Evaluation, OnEvaluation, RunLog, opening
 from .step import READ_STEPS, TrainState, make_inputs, total_images
 
 # Noise of evaluations never repeats a training draw: training uses repeat 0.
 EVALUATION_REPEAT = 1
 GRID_IMAGES = 16
+HOLDER = "another training run"  # of the lock of a folder
 
 
 @dataclass
@@ -116,13 +117,17 @@ def train(
         )
     run = RunFolder(default_folder(config.role) if folder is None else Path(folder))
     target = choose_device(device)
-    rgb = config if rgb is None else rgb
-    config = replace(config, schedule_from=0)  # a run that goes on has its own
-    if dataset is not None:
-        config, rgb = (
-            replace(one, data=OWN, data_dir=None, download=False, image_size=None)
-            for one in (config, rgb)
-        )
+
+    def settings_for(channels: int) -> TrainConfig:
+        """The settings for images of so many channels."""
+        chosen = rgb if rgb is not None and channels == 3 else config
+        if match_channels:
+            chosen = with_channels(chosen, channels)
+        if dataset is not None:
+            chosen = replace(chosen, data=OWN, data_dir=None, download=False, image_size=None)
+        return replace(chosen, schedule_from=0)  # a run that goes on has its own
+
+    settings = settings_for(config.model.image_channels)
     with (
         process_group(),
         torch.inference_mode(False),
@@ -135,28 +140,33 @@ def train(
             torch.cuda.set_device(target)
         if progress and rank_and_size()[0] == 0:
             stack.enter_context(lines_shown())
-        checkpoint = find_checkpoint(run, config, stack, resume=resume)
-        if checkpoint is not None:
-            config = rgb if checkpoint.settings.model.image_channels == 3 else config
-            config = settings_to_go_on(
-                config, checkpoint, match_channels=match_channels, force=force
-            )
+        checkpoint = None
+        if run.config.exists() if resume else broadcast_int(is_restart(run)):
+            if rank_and_size()[0] == 0:
+                stack.enter_context(lock_folder(run.path, HOLDER))
+            checkpoint = newest_checkpoint(run)
+            settings = settings_for(checkpoint.settings.model.image_channels)
+            settings = settings_to_go_on(settings, checkpoint, force=force)
+        else:
+            check_new_run(run, settings)
+            if resume:
+                LOG.info("%s: no run in %s to resume: it begins here", config.role, run.path)
         train_set, test_set = (
-            load_data(config, progress=progress)
+            load_data(settings, progress=progress)
             if dataset is None
             else split_own(dataset, labels, transform)
         )
-        if checkpoint is None and test_set.image_channels == 3:
-            config = rgb
-        config = run_settings(config, train_set, test_set, target, match_channels=match_channels)
-        initial = initial_network(config) if checkpoint is None else None
+        if checkpoint is None:
+            settings = settings_for(test_set.image_channels)
+        settings = run_settings(settings, train_set, test_set, target)
+        initial = initial_network(settings) if checkpoint is None else None
         stop = stack.enter_context(catch_signals())
-        if config.images is None:
-            config = fix_images(config, train_set, test_set, target)
-        state = TrainState(config, train_set, target, initial)
+        if settings.images is None:
+            settings = fix_images(settings, train_set, test_set, target)
+        state = TrainState(settings, train_set, target, initial)
         if checkpoint is None and rank_and_size()[0] == 0:
             stack.enter_context(lock_folder(run.path, HOLDER))
-            check_new_run(run, config)
+            check_new_run(run, settings)
             save_checkpoint(run, state, test_set.image_size)  # what has settings can be resumed
         notes = go_on(checkpoint, state, force=force) if checkpoint else []
         del checkpoint  # which is as large as the weights and their moments
@@ -172,6 +182,15 @@ def train(
         if log is not None and result.interrupted is None:
             log.say(f"wrote {run.weights} ({run.weights.stat().st_size / 1e6:.1f} MB)")
         return result
+
+
+def with_channels(config: TrainConfig, channels: int) -> TrainConfig:
+    """The settings with another image_channels of the model; colour has no atom for every byte."""
+    model = config.model
+    if channels != 1 and model.atoms == "all":
+        # With features and without those atoms, networks for colour are worse (decision 013).
+        model = replace(model, atoms=(), fourier_features=0)
+    return replace(config, model=replace(model, image_channels=channels))
 
 
 def _loop(

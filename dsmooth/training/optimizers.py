@@ -166,13 +166,8 @@ class EMA:
     @torch.no_grad()
     def update(self, model: PixelCNNpp, updates: Tensor) -> None:
         """Move the average towards the weights of `model`; updates: how many came before."""
-        average, n = self.average, updates.double()
-        current: list[Tensor] = list(model.parameters())
+        n = updates.double()
         decay = ((1 + n) / (10 + n)).clamp(max=self.max_decay)
-        weight = (1 - decay).to(average[0].dtype)
-        if weight.is_cuda:  # all tensors in one launch, which a lerp with such a weight is not
-            difference = torch._foreach_sub(current, average)
-            torch._foreach_mul_(difference, weight)
-            torch._foreach_add_(average, difference)
-        else:
-            torch._foreach_lerp_(average, current, [weight] * len(average))
+        weight = (1 - decay).to(self.average[0].dtype)
+        weights = [weight] * len(self.average)
+        torch._foreach_lerp_(self.average, list(model.parameters()), weights)
