@@ -122,9 +122,7 @@ def test_a_hostile_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: 
 def test_a_folder_of_more_images_than_memory(tmp_path, monkeypatch) -> None:
     write_images(tmp_path, {f"{i}.png": random_bytes((8, 8), seed=i) for i in range(9)})
     monkeypatch.setattr(reading, "memory_bytes", lambda: 256)
-    refuses(
-        f"{tmp_path} takes .* more than there is memory", load_dataset, "folder", "all", tmp_path
-    )
+    assert str(tmp_path) in refuses("than there is mem", load_dataset, "folder", "all", tmp_path)
 
 
 @pytest.mark.parametrize(
