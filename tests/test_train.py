@@ -171,17 +171,15 @@ def test_ema_is_the_average_it_says() -> None:
 def test_budget_becomes_a_number_of_images(tmp_path: Path) -> None:
     """And the state that measured the rate is gone, from a GPU's memory too, before the run's."""
     config = replace(tiny("noisy", budget=0.005), images=None)
-    states = []
 
-    def count(evaluation: Evaluation) -> None:
-        states.append(sum(type(each) is TrainState for each in gc.get_objects()))
+    def evaluated(evaluation: Evaluation) -> None:
+        assert sum(type(each) is TrainState for each in gc.get_objects()) == 1
 
     gc.disable()
     try:
-        train(config, tmp_path / "run", on_evaluation=count)
+        train(config, tmp_path / "run", on_evaluation=evaluated)
     finally:
         gc.enable()
-    assert states == [1]
     stored, _ = RunFolder(tmp_path / "run").read_config()
     assert stored.images % config.batch_size == 0
     train(replace(config, budget=None, images=stored.images), tmp_path / "again")
@@ -268,12 +266,10 @@ def test_paper_presets_are_the_papers() -> None:
         ({"batch_size": 6, "accumulate": 4}, "multiple of `accumulate`"),
         ({"seed": -1}, "`seed` must lie in"),
         ({"ema": 1.0}, "`ema` must be float < 1.0, got 1.0"),
-        ({"scale": 0.0}, "`scale` must be float > 0.0, got 0.0"),
         ({"scale": 1e400}, "`scale` must be finite, got inf"),
         ({"learning_rate": "1e-3"}, "`learning_rate` must be float, got '1e-3'"),  # as YAML has it
         ({"betas": (0.9,)}, r"`betas` must be list of length 2, got \(0.9,\)"),
         ({"data_dir": 3}, "`data_dir` must be str | None, got 3"),
-        ({"betas": (0.9, 1.5)}, r"`betas` must be float < 1.0, got \(0.9, 1.5\)"),
         ({"model": {"n_filters": 4}}, "`model` must be a ModelConfig, got {'n_filters': 4}"),
         ({"role": "denoiser"}, "does not go with conditioning"),
         ({"model": ModelConfig(likelihood="discretized")}, "noisy pixels are not bytes"),

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -303,23 +304,21 @@ def fix_images(
 ) -> TrainConfig:
     """Turn a budget of minutes into images and evaluations, by timing steps of a scratch state."""
     assert config.budget is not None
-    started = before = time.monotonic()
+    started = time.monotonic()
     scratch = TrainState(replace(config, images=10**9), train_set, device)
-    times: list[float] = []  # the first includes compiling and filling caches
-    while broadcast_int(len(times) < 4 or time.monotonic() - started < min(5.0, 3 * config.budget)):
+    ends: list[float] = []  # of steps; the first step compiles and fills caches
+    while broadcast_int(len(ends) < 4 or time.monotonic() - started < min(5.0, 3 * config.budget)):
         scratch.step()
         scratch.read()
-        times.append(time.monotonic() - before)
-        before = time.monotonic()
-    before = time.monotonic()
+        ends.append(time.monotonic())
     evaluate(scratch, test_set)
     if rank_and_size()[0] == 0:
         sample_grid(scratch, test_set)
-    cost = time.monotonic() - before
+    cost = time.monotonic() - ends[-1]
     evaluations = max(1, min(config.evaluations, int(60 * config.budget / (5 * cost))))
     left = 60 * config.budget - evaluations * cost - (time.monotonic() - started)
     evaluations = broadcast_int(evaluations)
-    steps = broadcast_int(max(1, int(left / statistics.median(times[1:]))))
+    steps = broadcast_int(max(1, int(left / statistics.median(b - a for a, b in pairwise(ends)))))
     del scratch
     gc.collect()  # it refers to itself, and a GPU may not hold it beside the state of the run
     return replace(config, images=steps * config.batch_size, evaluations=evaluations)
