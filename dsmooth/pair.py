@@ -117,9 +117,8 @@ class SmoothedPair(Pretrained):
         the cached sampler's images do not depend on it. progress: True shows a bar; a function is
         called with the fraction that is done.
 
-        choices: seed=0, first_index=0, temperature=1.0, label=None, guidance=0,
-        known=None and mask=None, see `dsmooth.sampling.Choices`. The known pixels of x~ are known
-        plus the smoothing's noise, a function of (seed, image index); method "noisy" returns these.
+        choices: see `dsmooth.sampling.Choices`. The known pixels of x~ are known plus the
+        smoothing's noise, a function of (seed, image index); method "noisy" returns these.
         docs/math.md, section 4, says which distribution this draws from. Without a label a pair
         with classes draws the class of each image, "prior".
 

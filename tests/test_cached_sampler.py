@@ -304,7 +304,6 @@ def test_progress_grows_to_one_and_an_error_in_it_ends_the_call() -> None:
 @pytest.mark.parametrize(
     ("n", "size", "conditioning", "fields"),
     [
-        (1, (512, 512), "none", {"n_filters": 40, "n_resnet": 3}),
         (8, (512, 512), "none", {"n_filters": 40, "n_resnet": 3}),
         (1, (4, 4096), "none", {"n_filters": 80, "n_resnet": 2}),  # seconds a row
         (1, (128, 128), "concat", {"context_layers": 3, "context_filters": 80}),  # and an encoder

@@ -140,9 +140,6 @@ def test_classes_begin_as_the_network_without_them(role: str) -> None:
     found = model.double()(x, context, label)
     expected = initial.double().eval()(x, context)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    model.float()
-    wider = replace(config, model=replace(config.model, n_filters=5))
-    refuses("another shape", TrainState, wider, data, torch.device("cpu"), model)
 
 
 def test_classes_of_the_prior_are_a_function_of_the_image_and_all_as_likely() -> None:
@@ -172,9 +169,7 @@ def test_the_labels_of_a_request() -> None:
     assert torch.equal(own.part(1, 3).labels(3, cpu), soft[1:4])
     assert own.identity() != Request(5, label=soft + 1).identity()
     assert own.identity() == Request(5, label=soft.clone()).identity()
-    assert Request(5, label=7).identity()["label"] == 7
-    assert "label" not in Request(5).identity()
-    assert Request(5).labels(0, cpu) is None
+    assert (Request(5, label=7).identity()["label"], Request(5).labels(0)) == (7, None)
     refuses(r"`label` must lie in 0 .. 2, got 7", Request(5, label=7).labels, 3, cpu)
     with pytest.raises(ValueError, match=r"label must lie in 0 .. 2, got 0 .. 3"):
         Request(2, label=torch.tensor([0, 3])).labels(3, "meta")  # as a GPU: nobody looks there
@@ -198,10 +193,7 @@ def test_guidance_of_a_pair_is_for_the_models_with_classes(noisy: int, denoiser:
     slopes = [pair.single_step(x, label=y) - x for y in (label, torch.zeros(3, CLASSES))]
     found = pair.single_step(x, label=label, guidance=0.5) - x
     torch.testing.assert_close(found, slopes[1] + 1.5 * (slopes[0] - slopes[1]))
-    assert Request(3, label=1, guidance=0.5).identity() == {
-        **Request(3, label=1).identity(),
-        "guidance": 0.5,
-    }
+    assert Request(3, label=1, guidance=0.5).identity()["guidance"] == 0.5
 
 
 def test_guidance_is_refused_without_classes(tmp_path, capsys) -> None:
@@ -238,19 +230,13 @@ def test_either_or_both_of_a_pair_have_classes(tmp_path: Path, noisy: int, denoi
     torch.testing.assert_close(total, torch.stack(list(terms.values())).sum(0))
     every = [pair.elbo(x, label=torch.full((3,), c), n_noise=1) for c in range(CLASSES)]
     expected = torch.stack(every).logsumexp(0) - math.log(CLASSES)
-    passes: list[object] = []
-    for model in (pair.noisy, pair.denoiser):
-        model.register_forward_pre_hook(lambda model, _: passes.append(model))
     torch.testing.assert_close(pair.elbo(x), expected)
-    assert (passes.count(pair.noisy), passes.count(pair.denoiser)) == (noisy or 1, denoiser or 1)
     drawn = Request(3, seed=4, first_index=1, label="prior").labels(CLASSES)
     assert torch.equal(
         pair.sample(3, seed=4, first_index=1), pair.sample(3, seed=4, first_index=1, label=drawn)
     )
-    denoised = pair.denoise(x, method="single-step", label=label)
-    own = label if noisy else None
-    expected = x + 0.25 * gradient_of(pair.noisy, x, own)
-    torch.testing.assert_close(denoised, expected)
+    expected = x + 0.25 * gradient_of(pair.noisy, x, label if noisy else None)
+    torch.testing.assert_close(pair.denoise(x, method="single-step", label=label), expected)
 
 
 def test_a_pair_draws_each_model_with_the_label() -> None:

@@ -72,11 +72,14 @@ def pair() -> dsmooth.SmoothedPair:
     return tiny_pair("continuous", "stack")
 
 
+def models_of(pair: dsmooth.SmoothedPair) -> Models:
+    pair.noisy.image_size = pair.image_size
+    return Models({"noisy": pair.noisy, "denoiser": pair.denoiser}, pair, ())
+
+
 def test_numbers_of_numpy_and_torch_are_those_numbers() -> None:
-    last: Any = np.int32(2**31 - 1)
-    count: Any = np.int64(2)
-    seed: Any = np.int32(4)
-    request = Request(count, seed, last, temperature=cast(Any, np.float32(0.5)))
+    count, seed, last, half = np.int64(2), np.int32(4), np.int32(2**31 - 1), np.float32(0.5)
+    request = Request(count, seed, last, temperature=half)  # type: ignore[arg-type]
     same = Request(2, 4, 2**31 - 1, temperature=0.5)
     assert json.dumps(request.identity()) == json.dumps(same.identity())
     expected = sample_images(network(), 2, height=4, width=4, seed=4, first_index=int(last))
@@ -108,16 +111,14 @@ def test_equal_weights_with_other_settings_add_no_images(pair, tmp_path) -> None
     def add(n: int, scale: float = 0.5) -> None:
         networks, smoothing = (pair.noisy, pair.denoiser), dsmooth.GaussianSmoothing(scale)
         own = dsmooth.SmoothedPair(*networks, smoothing, (8, 8))
-        own.noisy.image_size = own.image_size
-        models = Models({"noisy": own.noisy, "denoiser": own.denoiser}, own, ())
-        command.draw_into(tmp_path / "x", models, Request(n), "auto")
+        command.draw_into(tmp_path / "x", models_of(own), Request(n), "auto")
 
     add(1)
     refuses(r"its models\.smoothing\.scale is 0\.5, not 0\.25", add, 2, scale=0.25)
 
 
 def test_parts_of_what_is_given_are_of_their_images(pair: dsmooth.SmoothedPair) -> None:
-    models = Models({"noisy": pair.noisy, "denoiser": pair.denoiser}, pair, ())
+    models = models_of(pair)
     x, mask = torch.rand(5, 1, 8, 8), torch.rand(5, 8, 8) < 0.5
     denoised, first = Request(5, seed=1, first_index=2**32 - 4, x_tilde=x), 2**32 - 4
     assert [p.first_index for p in denoised.parts(4)] == [first, 2**32]
@@ -159,9 +160,9 @@ def test_places_of_files_and_folders(tmp_path: Path) -> None:
 
 
 def test_several_processes_draw_no_seed(pair: dsmooth.SmoothedPair, monkeypatch) -> None:
-    models = Models({"noisy": pair.noisy, "denoiser": pair.denoiser}, pair, ())
     monkeypatch.setenv("WORLD_SIZE", "2")
-    refuses("--seed None is for one process", command.request_of, models, Drawing(seed=None), 1)
+    words, drawing = "--seed None is for one process", Drawing(seed=None)
+    refuses(words, command.request_of, models_of(pair), drawing, 1)
 
 
 @pytest.mark.usefixtures("place")

@@ -166,11 +166,8 @@ def prepare(options: Computing, models: Models) -> None:
     """
     use_threads(options.threads)
     device = choose_device(options.device)
-    if options.device == "auto" and device.type != "cpu" and is_available():
-        obstacle = cuda_obstacle()
-        if obstacle is not None:
-            LOG.info(
-                "drawing on the CPU: %s; --device %s draws by Jacobi iterations", obstacle, device
-            )
-            device = torch.device("cpu")
+    undecided = options.device == "auto" and device.type != "cpu" and is_available()
+    if undecided and (reason := cuda_obstacle()) is not None:
+        LOG.info("drawing on the CPU: %s; --device %s draws by Jacobi iterations", reason, device)
+        device = torch.device("cpu")
     models.to(device)
