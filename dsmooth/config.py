@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, get_args
 
 import tyro
 from msgspec import Meta
 
-from .fields import Json, check, check_number, structure
-from .likelihoods import Atoms, Likelihood, bytes_of, check_likelihood
+from .fields import Json, check, check_number, check_one_of, structure
 
 # Name of a data set that was given in Python, in the settings of a run.
 OWN = "own"
@@ -20,6 +19,9 @@ OCTAVES = 8
 # Upper bound of every size, so that a damaged config.json cannot ask for terabytes.
 LARGEST = 4096
 
+Likelihood = Literal["continuous", "discretized", "gaussian"]
+# Bytes with a probability of their own.
+Atoms = tuple[int, ...] | Literal["all"]
 Conditioning = Literal["none", "stack", "concat"]
 Size = Annotated[int, Meta(ge=1, le=LARGEST)]
 SizeOrNone = Annotated[int, Meta(ge=0, le=LARGEST)]
@@ -28,6 +30,37 @@ Natural = Annotated[int, Meta(ge=0)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 Probability = Annotated[float, Meta(ge=0, lt=1)]
 Share = Annotated[float, Meta(gt=0, le=1)]
+
+
+def bytes_of(atoms: Sequence[int] | Literal["all"], image_channels: int = 1) -> tuple[int, ...]:
+    """The bytes of atoms. Raises ValueError for "all" of images that are not grey."""
+    if isinstance(atoms, str):
+        check_one_of("atoms", atoms, ("all",))
+        if image_channels != 1:
+            raise ValueError(
+                '`atoms` can be "all" for grey images alone, for an atom is one byte in all '
+                f"colours; list the bytes: got {image_channels} image channels"
+            )
+        return tuple(range(256))
+    return tuple(atoms)
+
+
+def check_likelihood(
+    likelihood: str, atoms: Sequence[int] = (), smoothing_scale: float = 0.0
+) -> None:
+    """Raise ValueError for an unknown likelihood, or atoms or a scale that do not go with it."""
+    check_one_of("likelihood", likelihood, get_args(Likelihood))
+    if likelihood == "gaussian" and not 0 < smoothing_scale < math.inf:
+        raise ValueError(
+            f'`smoothing_scale` must be positive for likelihood "gaussian", got {smoothing_scale}'
+        )
+    if not atoms:
+        return
+    if likelihood != "discretized":
+        raise ValueError(f'`atoms` need likelihood "discretized", got {likelihood!r}')
+    whole = all(isinstance(byte, int) and 0 <= byte <= 255 for byte in atoms)
+    if not whole or len(set(atoms)) != len(atoms):
+        raise ValueError(f"`atoms` must be distinct bytes 0 .. 255, got {tuple(atoms)}")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """Triton kernels of dsmooth: `@triton.jit` functions and their launchers, nothing else.
 
-The folder lies at the top of the source tree and is packaged as `dsmooth.kernels` (a symlink).
-Imported under its bare name it would be a second copy with its own compile caches, so that import
-is refused.
+Under its bare name the folder would be a second copy with its own compile caches.
 """
 
 if __name__ != "dsmooth.kernels":

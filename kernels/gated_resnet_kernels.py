@@ -111,9 +111,8 @@ def gate_kernel(
 ):  # fmt: skip
     """y (P, F) = x + A sigmoid(G), with (A, G) = conv_out(e) + bias, e of 2F channels.
 
-    IMAGE_BIAS: the row of image_bias (batch, 2F) of a pixel's image is added. KEEP: A and G go to
-    gates (P, 2F) too. GRAD: x is dy, and out the gradients of A and of G, rows of 2F; sums
-    (blocks, 2F) are theirs over each block of pixels. w: (2F, taps 2F), filters A_0, G_0, A_1, ...
+    KEEP: A and G go to gates (P, 2F) too. GRAD: x is dy, and out the gradients of A and of G, rows
+    of 2F; sums (blocks, 2F) are theirs. w: (2F, taps 2F), filters A_0, G_0, A_1, ...
     """
     acc, acc2, block, first_n, base, rows, is_pixel = matmul(
         e_ptr, w_ptr, tl.program_id(0), size, 0, steps, C=2 * F, N=2 * F, PLANES=0, G=G
@@ -174,9 +173,8 @@ def data_gradient_tile(
     """dx of conv(D E(x)), given the gradient g of that convolution's output, rows of D.
 
     dx = elu'(x) dE+ - elu'(-x) dE-, plus an image (ADD), of F channels from first_c on of an image
-    (P, C). HIDDEN: x is h, and dx goes to rows of F of pixels alone; its sums over each block of
-    pixels, (blocks, F), are written too. G has the adjoint's taps. w: (2F, taps D), dE+_0, dE-_0,
-    dE+_1, ...
+    (P, C). HIDDEN: x is h, and dx goes to rows of F of pixels alone, its sums over each block to
+    (blocks, F). G has the adjoint's taps. w: (2F, taps D), dE+_0, dE-_0, dE+_1, ...
     """
     acc, acc2, block, first_n, base, rows, is_pixel = matmul(
         g_ptr, w_ptr, pid, size, 0, steps, C=D, N=2 * F, PLANES=0, G=G
@@ -216,10 +214,9 @@ def input_gradient_tile(
 ):  # fmt: skip
     """A tile of the gradients dx of a gated resnet's inputs x, (x, skip, skip), from dh, rows of F.
 
-    CHANNELS: of x, which has F, and of the skips, 0 of an absent one. X: whether the gradient of x
-    is wanted, which comes first; then (SKIPS) planes of F channels of the skips. own: number of the
-    tile, none if negative; programs: tiles of one plane; w: x's, nin: a plane's after the other, by
-    POINT.
+    CHANNELS: of x, F, and of the skips, 0 of an absent one. First (X) the gradient of x, then
+    (SKIPS) planes of F channels of the skips. own: number of the tile, none if negative; programs:
+    tiles of one plane; nin: weights of the planes, by POINT.
     """
     F: tl.constexpr = CHANNELS[0]
     plane = own // programs

@@ -23,10 +23,7 @@ from .mixture_terms import byte_of, colour_terms, index_among, shift_of, tanh_pa
 
 @triton.jit
 def load_group(ptrs, mask, stride_k, group: tl.constexpr, N_MIX: tl.constexpr):
-    """The K parameters of group `group` of every pixel, (BLOCK_P, BLOCK_K) in float32.
-
-    Lanes without a parameter are 0, where all terms are finite.
-    """
+    """The K parameters of a group, (BLOCK_P, BLOCK_K) in float32; lanes without one are 0."""
     return tl.load(ptrs + group * N_MIX * stride_k, mask=mask, other=0.0).to(tl.float32)
 
 
@@ -38,11 +35,8 @@ def store_group(ptrs, value, mask, stride_k, group: tl.constexpr, N_MIX: tl.cons
 
 @triton.jit
 def load_atoms(ptrs, mask_p, stride_k, first, N_ATOMS: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The logits of atoms `first`, `first` + 1, ... of every pixel, (BLOCK_P, BLOCK_K) in float32;
-    lanes without an atom are -inf. And the atoms' indices, (1, BLOCK_K), as floats.
-
-    ptrs: of the lanes of atom 0.
-    """
+    """The logits of atoms `first`, ... of every pixel, (BLOCK_P, BLOCK_K) in float32, -inf where
+    none is; and their indices, (1, BLOCK_K), as floats. ptrs: of the lanes of atom 0."""
     atom = first + tl.arange(0, BLOCK_K)[None, :]
     mask = mask_p[:, None] & (atom < N_ATOMS)
     logit = tl.load(ptrs + first * stride_k, mask=mask, other=float("-inf")).to(tl.float32)

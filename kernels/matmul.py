@@ -6,13 +6,11 @@ away, and nothing is masked or divided in a loop. Both operands go from memory t
 they are: on Hopper a matrix instruction with an operand in registers runs on while the program
 does, and some versions of Triton overwrite those registers too early.
 
-The contracted index K runs over KH rows of taps, each KW x C numbers long (neighbouring pixels are
-neighbours in memory), then over PLANES images of C channels that are read at the pixel itself (a
-skip's 1x1 convolution). It is the last, contiguous dimension of weights.
+The contracted index K, the last dimension of weights, runs over KH rows of taps of KW x C numbers,
+then over PLANES images of C channels that are read at the pixel (a skip's 1x1 convolution).
 
-A program has block_p rows that are pixels by n1 + n2 columns, as two accumulators: blocks are
-powers of two, and 160 = 128 + 32 columns then cost no padding. n2 may be 0. A weight gradient
-contracts all rows, with the zeros. G is the `geometry.Geometry` of a matmul.
+A program has block_p rows that are pixels by n1 + n2 columns, as two accumulators: 160 = 128 + 32
+columns cost no padding. A weight gradient contracts all rows, with the zeros.
 """
 
 from __future__ import annotations

@@ -34,11 +34,8 @@ EXP_4 = tl.constexpr(0.0013926184)
 
 @triton.jit
 def exp_pair(y):
-    """exp(y) and exp(y) - 1 for y <= 88, within 2 ulp; exp is never under 1.2e-38. NaN for NaN.
-
-    The hardware's exponential is less exact: its relative error is 1e-5 at -80, and its difference
-    from 1 has no digit of a small y.
-    """
+    """exp(y) and exp(y) - 1 for y <= 88, within 2 ulp; exp is never under 1.2e-38. NaN for NaN."""
+    # The hardware's has an error of 1e-5 at -80, and minus 1 it has no digit of a small y.
     y = tl.where(y < LEAST_EXP, LEAST_EXP, y)
     shifted = y * LOG2_E + ROUND
     n = shifted - ROUND
@@ -69,10 +66,9 @@ def colour_mass(x, distance, log_scale, inverse_scale):
     """As colour_density, for the probability of the byte of x.
 
     With a, b = (x - mean +- delta) / s and D = a - b, that is sigma(a) - sigma(b), for byte 0
-    sigma(a), for byte 255 sigma(-b). Seen from the mean, one edge of the byte is far, |z| + D/2,
-    and one near, |z| - D/2: sigma(far) sigma(-near) (1 - e^-D) whatever the sign of z, so the
-    exponentials of |z| and D/2 serve all. And 1 - e^-D = D phi(D), log D = log(2 delta) - log s:
-    no small difference, and no underflow at any scale.
+    sigma(a), for byte 255 sigma(-b). One edge of the byte is far, |z| + D/2, and one near,
+    |z| - D/2: sigma(far) sigma(-near) (1 - e^-D) whatever the sign of z. And 1 - e^-D = D phi(D),
+    log D = log(2 delta) - log s: no small difference, and no underflow at any scale.
     """
     z = distance * inverse_scale
     half = HALF_STEP * inverse_scale  # D / 2 <= 4.3
@@ -113,8 +109,7 @@ def colour_mass(x, distance, log_scale, inverse_scale):
 def colour_gaussian(distance, log_scale, inverse_scale, noise, log_noise):
     """As colour_density, for a Gaussian of variance v = noise^2 + s^2.
 
-    With q = noise / s, v = s^2 (1 + q^2), which overflows at no scale. The logarithm of the larger
-    of noise and s is in the exponent. The other factor of 1 / sqrt(2 pi v) is over 0.28.
+    With q = noise / s, v = s^2 (1 + q^2), which overflows at no scale.
     """
     z = distance * inverse_scale
     ratio = noise * inverse_scale
@@ -130,11 +125,7 @@ def colour_gaussian(distance, log_scale, inverse_scale, noise, log_noise):
 @triton.jit
 def colour_terms(x, mean, raw_log_scale, noise, log_noise, LIKELIHOOD: tl.constexpr):
     """p = factor exp(exponent) of one colour, 0.02 < factor <= 1, and the derivatives of log p by
-    x and by the raw log-scale; all (BLOCK_P, BLOCK_K) but x (BLOCK_P, 1).
-
-    noise: the standard deviation that "gaussian" adds; the other likelihoods read neither it nor
-    its logarithm.
-    """
+    x and by the raw log-scale; all (BLOCK_P, BLOCK_K) but x (BLOCK_P, 1). noise: of "gaussian"."""
     clamped = raw_log_scale < MIN_LOG_SCALE
     log_scale = tl.where(clamped, MIN_LOG_SCALE, raw_log_scale)
     inverse_scale, _ = exp_pair(-log_scale)

@@ -33,11 +33,9 @@ class MatmulTiling(NamedTuple):
 
 
 def columns_of(n: int, widest: int, narrowest: int = 16) -> tuple[int, int]:
-    """Two powers of two, the second possibly 0, for programs that share n columns evenly.
-
-    A program has at most `widest` columns and at least 16, its second part at least `narrowest`.
-    160 is 128 + 32, 40 is 32 + 16 or before Hopper 32 + 8, 320 is 256 + 64.
-    """
+    """Two powers of two, the second possibly 0, for programs that share n columns evenly: 160 is
+    128 + 32, 40 is 32 + 16 or before Hopper 32 + 8. A program has 16 to `widest` columns, its
+    second part at least `narrowest`."""
     programs = -(-n // widest)
     share = max(16, -(-n // programs))
     first = 1 << (share.bit_length() - 1)

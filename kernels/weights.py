@@ -1,9 +1,8 @@
 """Weights into the order that the matmuls read, and their gradients back.
 
-A packed weight has a row per column of the matmul, its K numbers adjacent: (D, T C) for a
-convolution, by tap and then channel, and for the adjoint (C, T D) with the taps turned around.
-Columns that an epilogue takes in pairs lie side by side: A_i and G_i of a gate, the gradients of
-elu(x_i) and elu(-x_i). Weight norm, w = g v / |v| per filter, is folded on the way.
+A packed weight is (D, T C) for a convolution, by tap and then channel, and for the adjoint
+(C, T D) with the taps turned around. Columns that an epilogue takes in pairs lie side by side: A_i
+and G_i of a gate, the gradients of elu(x_i) and elu(-x_i). Weight norm is folded on the way.
 
 Back, programs of last_gradients_kernel add the parts of a weight gradient, differentiate weight
 norm and sum the biases' gradients.
@@ -34,8 +33,7 @@ BLOCK_S = tl.constexpr(4)  # parts of a gradient that are added at once
 def source_of(k, stride_c, stride_t, T, C, S0, S1):
     """Offsets in their filter of the numbers k = (tap, channel) of a packed row, and a mask.
 
-    With S0 > 0 the weight is the skips', of S0 and S1 channels: a "tap" is a plane of C / 2
-    channels of a skip, elu of them and of their negatives.
+    With S0 > 0 of the skips', of S0 and S1 channels: a "tap" is a plane of C / 2 channels of one.
     """
     tap = k // C
     channel = k % C

@@ -304,12 +304,12 @@ def test_the_generator_decides_the_dropout(impl: str) -> None:
 def test_opcheck(dtype: torch.dtype, skips: tuple[int, ...]) -> None:
     case = make_case("down", (2, 3, 5), 4, skips, 0.5, gains=True, image_bias=bool(skips))
     given, settings = case.operands(dtype), case.settings
-    _, h, gates = forward_op(*given, *settings, True, "auto")
+    _, h, gates = forward_op(*given, *settings, True)
     grad_y = case.grad_y.to(dtype)
     for save in (True, False):
-        torch.library.opcheck(forward_op, (*given, *settings, save, "auto"))
+        torch.library.opcheck(forward_op, (*given, *settings, save))
     for needs in (needs_of(given), needs_of(given, "skip")):
-        inputs = grad_y, h, gates, *given, *settings, True, "auto", needs
+        inputs = grad_y, h, gates, *given, *settings, True, needs
         torch.library.opcheck(backward_op, inputs)
 
 

@@ -29,7 +29,7 @@ FLOORS = (
     ("functional", "kernels"),
     (
         "remembered",
-        *("machine", "distributed", "presets", "philox", "files", "config", "likelihoods"),
+        *("machine", "distributed", "presets", "philox", "files", "config"),
         *("_extension", "fields", "progress", "tables", "_version", "_C"),
     ),
 )

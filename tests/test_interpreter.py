@@ -4,8 +4,7 @@ Those of tests/interpreted run under Triton's interpreter; by hand:
 
     TRITON_INTERPRET=1 pytest -n0 tests/interpreted/logistic_mixture.py
 
-Ahead-of-time compilation is tested with the oldest Triton that the package takes as well. What a
-version does to machine code cannot be told from another: 3.6 overwrites registers of matrix
+Ahead-of-time compilation is tested with the oldest Triton too: 3.6 overwrites registers of matrix
 instructions in flight where an operand is computed in registers, 3.9 does not.
 """
 
@@ -68,7 +67,7 @@ def test_the_oldest_triton_compiles_them_as_well(tmp_path: Path) -> None:
     path = os.pathsep.join(path for path in paths if path)
     found = run(tmp_path, ["-c", "import triton; print(triton.__version__)"], PYTHONPATH=path)
     assert found.strip() == oldest["version"]()
-    command = pytest_of(ROOT / "tests" / "test_aot_gated_resnet.py", marks="")
+    command = pytest_of(ROOT / "tests" / "test_aot.py", marks="")
     laws = "not elsewhere and (every_matmul or in_registers or no_matmul)"
     printed = run(tmp_path, [*command, "-k", laws], PYTHONPATH=path)
     assert " passed" in printed

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import dsmooth
+from dsmooth.config import Likelihood
 from dsmooth.data import ImageDataset, load_dataset
 from dsmooth.evaluate.classes import Classification, bits_by_class, classify, frechet_by_class
 from dsmooth.evaluate.comparison import compare_images
@@ -26,7 +27,6 @@ from dsmooth.evaluate.likelihood import (
     score_plain,
 )
 from dsmooth.functional import logistic_mixture_log_prob
-from dsmooth.likelihoods import Likelihood
 from dsmooth.machine import torch_threads
 from tests.helpers.command_runs import complains, measured, save_run
 from tests.helpers.data_makers import random_dataset, refuses

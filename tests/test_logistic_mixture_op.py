@@ -127,12 +127,17 @@ def test_any_strides_give_the_same(channels: int, mixture: str, impl: Any) -> No
 @pytest.mark.grid
 @both_impls
 @pytest.mark.parametrize(
-    "size", [(0, 4, 4), (2, 0, 4), (2, 4, 0), (1, 1, 1), (1, 3, 1), (2, 1, 29)], ids=str
+    ("size", "n_mix"),
+    [
+        *(((0, 4, 4), 4), ((2, 0, 4), 4), ((2, 4, 0), 4)),
+        *(((1, 1, 1), 1), ((1, 3, 1), 7), ((2, 1, 29), 4), ((1, 2, 13), 12)),
+    ],
+    ids=str,
 )
 @each_mixture
 @each_channels
-def test_any_size(channels: int, mixture: str, size: tuple[int, int, int], impl: Any) -> None:
-    x, params = widest_case(channels, mixture, size=size)
+def test_any_size(channels: int, mixture: str, size: Any, n_mix: int, impl: Any) -> None:
+    x, params = widest_case(channels, mixture, size=size, n_mix=n_mix)
     got = value_and_gradients(log_prob_of(mixture, impl), x, params)
     assert [g.shape for g in got] == [(size[0], *size[1:]), x.shape, params.shape]
     if impl == "triton":
@@ -264,16 +269,6 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype, impl: Any) ->
         assert torch.equal(g, w.to(dtype))
 
 
-@needs_extension
-@each_mixture
-def test_auto_takes_the_native_operator(mixture: str) -> None:
-    x, params = random_case(1, mixture)
-    params.requires_grad_()
-    log_prob = log_prob_of(mixture, "auto")(x, params)
-    assert torch.equal(log_prob, log_prob_of(mixture, "native")(x, params))
-    assert "Operator" in str(log_prob.grad_fn)
-
-
 def test_use_impl_decides_and_an_explicit_impl_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_extension, "unavailable_reason", lambda: "no compiler here")
     x, params = random_case(1, "continuous")
@@ -289,25 +284,23 @@ def test_use_impl_decides_and_an_explicit_impl_wins(monkeypatch: pytest.MonkeyPa
         logistic_mixture_log_prob(x, params, impl="fast")
 
 
-def test_triton_says_why_it_cannot_run() -> None:
-    """interpreted/logistic_mixture.py judges its results."""
-    x, params = (t.float() for t in random_case(1, "continuous"))
-    reason = "runs on cuda tensors, got cpu .*TRITON_INTERPRET=1"
-    if importlib.util.find_spec("triton") is None:
-        reason = "Triton is not installed"
-    with pytest.raises(RuntimeError, match=f"with impl='triton': .*{reason}"):
-        logistic_mixture_log_prob(x, params, impl="triton")
-    with pytest.raises(RuntimeError, match=r"got torch\.float64"):
-        logistic_mixture_log_prob(x, params.double(), impl="triton")
-    with pytest.raises(RuntimeError, match="runs on cuda tensors, got meta"):
-        logistic_mixture_log_prob(x.to("meta"), params.to("meta"), impl="triton")
+NO_TRITON = importlib.util.find_spec("triton") is None
+ON_CPU = "Triton is not installed" if NO_TRITON else "on cuda tensors, got cpu .*TRITON_INTERPRET=1"
 
 
-def test_native_says_which_devices_it_runs_on() -> None:
-    x, params = (t.to("meta") for t in random_case(1, "continuous"))
+@pytest.mark.parametrize(
+    ("impl", "device", "dtype", "reason"),
+    [
+        ("triton", "cpu", torch.float32, f"with impl='triton': .*{ON_CPU}"),
+        ("triton", "cpu", torch.float64, ON_CPU if NO_TRITON else r"got torch\.float64"),
+        ("triton", "meta", torch.float32, "runs on cuda tensors, got meta"),
+        ("native", "meta", torch.float32, "computes it on cpu tensors, got meta"),
+    ],
+)
+def test_an_implementation_says_why_it_cannot_run(impl: Any, device, dtype, reason) -> None:
+    x, params = (t.to(device, dtype) for t in random_case(1, "continuous"))
+    refuses(reason, logistic_mixture_log_prob, x, params, impl=impl, error=RuntimeError)
     assert logistic_mixture_log_prob(x, params).shape == (2, 5, 7)
-    with pytest.raises(RuntimeError, match="computes it on cpu tensors, got meta"):
-        logistic_mixture_log_prob(x, params, impl="native")
 
 
 ZEROS = torch.zeros
@@ -332,11 +325,15 @@ def test_bad_tensors(x: Tensor, params: Tensor, error: type[Exception], message:
     refuses(message, logistic_mixture_log_prob_ref, x, params, error=error)
 
 
-def test_bad_likelihood() -> None:
-    x, params = random_case(1, "continuous")
+@pytest.mark.parametrize(
+    ("channels", "outputs", "likelihood", "message"),
+    [
+        (3, 266, "discretized", r"grey images .*got 3 image channels"),
+        (1, 257, "discretized", r"\(B, 3K \+ 256, H, W\).*, got \(1, 257, 4, 4\)"),
+        (1, 259, "discretised", "discretized, gaussian, got 'discretised'"),
+    ],
+)
+def test_bad_likelihood(channels: int, outputs: int, likelihood: str, message: str) -> None:
     for log_prob in (logistic_mixture_log_prob, logistic_mixture_log_prob_ref):
-        with pytest.raises(ValueError, match=r"grey images .*got 3 image channels"):
-            log_prob(ZEROS(1, 3, 4, 4), ZEROS(1, 266, 4, 4), "discretized", atoms="all")
-        with pytest.raises(ValueError, match=r"\(B, 3K \+ 256, H, W\).*, got \(1, 257, 4, 4\)"):
-            log_prob(ZEROS(1, 1, 4, 4), ZEROS(1, 257, 4, 4), "discretized", atoms="all")
-        refuses("discretized, gaussian, got 'discretised'", log_prob, x, params, "discretised")
+        x, params = ZEROS(1, channels, 4, 4), ZEROS(1, outputs, 4, 4)
+        refuses(message, log_prob, x, params, likelihood, atoms="all")

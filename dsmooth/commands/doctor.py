@@ -11,9 +11,9 @@ import torch
 
 from .. import _extension
 from .._version import __version__
+from ..config import Atoms, Likelihood
 from ..fields import Json
 from ..functional import logistic_mixture_log_prob
-from ..likelihoods import Atoms, Likelihood
 from ..machine import cpu_name
 from ..philox import philox4x32
 from .options import Doctor

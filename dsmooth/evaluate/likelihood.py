@@ -14,11 +14,10 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ..config import Precision, Role
+from ..config import Likelihood, Precision, Role
 from ..data import ImageDataset
 from ..fields import Json, check_number
 from ..functional import logistic_mixture_log_prob
-from ..likelihoods import Likelihood
 from ..machine import autocast
 from ..models import Models
 from ..nn import PixelCNNpp

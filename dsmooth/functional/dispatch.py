@@ -1,7 +1,4 @@
-"""The choice of an implementation, where each can run, and the registration of operators.
-
-An op follows its argument `impl`, or the `use_impl` block around the call.
-"""
+"""The choice of an implementation, where each can run, and the registration of operators."""
 
 from __future__ import annotations
 
@@ -43,7 +40,6 @@ def resolve_impl(impl: Impl) -> Impl:
 def use_impl(impl: Impl) -> Iterator[None]:
     """Make `impl` the choice of every op inside the block whose own `impl` is "auto".
 
-    An explicit choice that cannot run raises at the op, with the reason; "auto" may fall back.
     The setting belongs to the process, not to the thread.
     """
     global _current
@@ -130,10 +126,7 @@ def triton_obstacle(device: torch.device, *dtypes: torch.dtype, matmul: bool = T
 
 @constant_when_compiled
 def native_obstacle(device_type: str, dtype: torch.dtype | None = None) -> str | None:
-    """Why the extension cannot compute on a device of this type, and in a dtype; None if it can.
-
-    A warning says once that there is no extension.
-    """
+    """Why the extension cannot compute on a device of this type, and in a dtype; None if it can."""
     if device_type != "cpu":
         return f"the extension computes it on cpu tensors, got {device_type}"
     if dtype not in (None, torch.float32, torch.float64, torch.bfloat16):
@@ -176,10 +169,9 @@ def register_op(
 
     tensors, options: declarations of the arguments. forward(compute, *tensors, *options): the
     results; without `compute` uninitialised, for torch's tracers. backward(compute, grad, *saved,
-    *tensors, *options, needs): a gradient of each tensor, or None where it is not needed.
-    keep_inputs: whether the backward gets the tensors. group: makes of the tensors and options what
-    `forward` and `backward` take instead. The function, called with (graded, *tensors,
-    *options), returns the first result; graded: whether autograd will ask for a gradient.
+    *tensors, *options, needs): a gradient of each tensor or None; without keep_inputs it gets no
+    tensors. group: makes of tensors and options what they take instead. The function, called with
+    (graded, *tensors, *options), returns the first result; graded: whether it will have a gradient.
     """
     kept = [*(f"Tensor saved_{i}" for i in range(saved)), *(tensors if keep_inputs else ())]
     results, grads = (", ".join(["Tensor"] * n) for n in (1 + saved, len(tensors)))

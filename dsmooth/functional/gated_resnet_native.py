@@ -25,16 +25,14 @@ MAX_TAPS = 64
 WEIGHTS = {*(name for name, field in FIELDS.items() if field.of_weights), "bias_nin"}
 
 
-def gated_resnet_native(
-    operands: Operands, settings: Settings, instruction_set: str = "auto"
-) -> Tensor:
+def gated_resnet_native(operands: Operands, settings: Settings) -> Tensor:
     """y (B, F, H, W), channels_last."""
     save = any(wanted_gradients(operands))
-    return differentiable(save, *operands, *settings, save, instruction_set)
+    return differentiable(save, *operands, *settings, save)
 
 
 def _forward(
-    compute: bool, operands: Operands, settings: Settings, save: bool, instruction_set: str
+    compute: bool, operands: Operands, settings: Settings, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, h (B, F, H, W) and gates (B, 2F, H, W), channels_last; without `save` y alone."""
     x, f = operands.x, operands.x.shape[1]
@@ -45,7 +43,7 @@ def _forward(
         written |= {"h": h, "gates": gates}
     if compute:
         _extension.extension().gated_resnet_forward(
-            ordered(operands)._asdict() | written, *_numbers(operands, settings), instruction_set
+            ordered(operands)._asdict() | written, *_numbers(operands, settings)
         )
     return y, h, gates
 
@@ -58,7 +56,6 @@ def _backward(
     operands: Operands,
     settings: Settings,
     save: bool,
-    instruction_set: str,
     needs: Sequence[bool],
 ) -> Grads:
     tensors = ordered(operands)._asdict()
@@ -74,9 +71,7 @@ def _backward(
         for name, tensor in (("grad_y", grad_y), ("h", h), ("gates", gates)):
             tensors[name] = tensor.contiguous(memory_format=torch.channels_last)
         tensors |= {f"grad_{name}": grad for name, grad in grads.items()}
-        _extension.extension().gated_resnet_backward(
-            tensors, *_numbers(operands, settings), instruction_set
-        )
+        _extension.extension().gated_resnet_backward(tensors, *_numbers(operands, settings))
     if "bias_nin" in needed:  # it is added to h as bias_in is
         grads["bias_nin"] = grads["bias_in"].clone()
     return [grads.get(name) if name in needed else None for name in Operands._fields]
@@ -91,7 +86,7 @@ def _numbers(operands: Operands, settings: Settings) -> tuple[int, int, int, int
 differentiable, forward_op, backward_op = register_op(
     "gated_resnet",
     TENSORS,
-    f"{SETTINGS}, str instruction_set",
+    SETTINGS,
     2,
     _forward,
     _backward,

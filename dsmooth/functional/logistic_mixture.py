@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..likelihoods import Likelihood, bytes_of, check_likelihood
+from ..config import Likelihood, bytes_of, check_likelihood
 from .checks import check_floating, check_tensor
 from .dispatch import Impl, choose, native_obstacle, triton_obstacle, without_autocast
 from .logistic_mixture_native import log_prob_native

@@ -27,8 +27,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """log_prob (B, H, W), and a state (B, 4, H, W): two sums and their maxima.
 
-    With it the backward evaluates each component once and writes each gradient once. Unit gradients
-    kept from the forward, a second tensor of the size of params, take longer to write and read.
+    Unit gradients kept from the forward, as large as params, take longer to write and read.
     """
     batch, _, height, width = x.shape
     log_prob, state = x.new_empty((batch, height, width)), x.new_empty((batch, 4, height, width))

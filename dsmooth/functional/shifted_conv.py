@@ -1,8 +1,7 @@
 """Convolutions that see only what lies above, or above and to the left.
 
-A shifted convolution pads on the causal side alone. So the output at (r, c) is a function of rows
-<= r ("down"), or of rows <= r and columns <= c ("down_right"). docs/math.md, section 1,
-calls them DS and DRS. Source: Salimans et al., PixelCNN++ (2017), section 2.4.
+The output at (r, c) is a function of rows <= r ("down"), or of rows <= r and columns <= c
+("down_right"). Source: Salimans et al., PixelCNN++ (2017), section 2.4.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ SHIFTS = get_args(Shift)
 
 def concat_elu(x: Tensor) -> Tensor:
     """elu([x, -x]) on channels: (B, C, H, W) -> (B, 2C, H, W)."""
-    _check_image(x)
+    check_tensor("x", x, ("B", "C", "H", "W"))
     return F.elu(torch.cat([x, -x], dim=1))
 
 
 def down_shift(x: Tensor) -> Tensor:
     """Move (B, C, H, W) down by one row; row 0 becomes exactly zero."""
-    _check_image(x)
+    check_tensor("x", x, ("B", "C", "H", "W"))
     return F.pad(x, (0, 0, 1, -1))
 
 
 def right_shift(x: Tensor) -> Tensor:
     """Move (B, C, H, W) right by one column; column 0 becomes exactly zero."""
-    _check_image(x)
+    check_tensor("x", x, ("B", "C", "H", "W"))
     return F.pad(x, (1, -1, 0, 0))
 
 
@@ -88,19 +87,14 @@ def shifted_conv_transpose2d(
 
 
 def fold_weight_norm(v: Tensor, gain: Tensor | None, over: Sequence[int] = (1, 2, 3)) -> Tensor:
-    """The weight g v / |v| of a weight norm, in the shape of v.
+    """The weight g v / |v| of a weight norm, or v without a gain g.
 
-    over: the dimensions that a norm is taken over; by default it is the norm of each output filter
-    of v (D, C, kh, kw). gain: g, one number a norm; None for v itself.
+    over: dimensions of a norm, by default of each output filter of v (D, C, kh, kw).
     """
     if gain is None:
         return v
     norm = torch.linalg.vector_norm(v, dim=over, keepdim=True)
     return v * (gain.view_as(norm) / norm)
-
-
-def _check_image(x: Tensor) -> None:
-    check_tensor("x", x, ("B", "C", "H", "W"))
 
 
 def _check_operands(

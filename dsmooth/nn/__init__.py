@@ -1,5 +1,3 @@
 """The network as modules."""
 
-from .pixelcnnpp import PixelCNNpp
-
-__all__ = ["PixelCNNpp"]
+from .pixelcnnpp import PixelCNNpp as PixelCNNpp

@@ -25,8 +25,7 @@ def listed(layers: Iterable[Layer]) -> Sequence[Layer]:
 class WeightNormConv(nn.Module):
     """A shifted convolution with weight norm per output filter: w = g * v / ||v||.
 
-    Shapes: weight_v (D, C, kh, kw), or (C, D, kh, kw) when transposed, which has stride 2; weight_g
-    and bias (D,).
+    weight_v: (D, C, kh, kw), or (C, D, kh, kw) when transposed, with stride 2.
     """
 
     def __init__(

@@ -39,14 +39,10 @@ class Encoded(NamedTuple):
 
 
 class Dropout(NamedTuple):
-    """The dropout of one forward pass.
+    """The dropout of one forward pass."""
 
-    seed: int64 without dimensions; in training, drawn from torch's generator if None. first_image:
-    index of the first image in a larger batch whose dropout is shared.
-    """
-
-    seed: Tensor | None = None
-    first_image: int = 0
+    seed: Tensor | None = None  # int64 without dimensions; drawn from torch's generator if None
+    first_image: int = 0  # index of the first image in a larger batch whose dropout is shared
 
 
 def _resnet(
@@ -109,10 +105,7 @@ class Hidden(nn.Module):
         self.ul = Nin(n_filters, hidden, (1, 1))
 
     def forward(self, seen: Tensor, elu_ul: Tensor) -> Tensor:
-        """The input of the stem (B, C', H, W) and elu(ul) (B, F, H, W) -> (B, M, H, W).
-
-        C' = config.input_channels. It reads the left pixel and the three above.
-        """
+        """The input of the stem (B, C', H, W) and elu(ul) (B, F, H, W) -> (B, M, H, W)."""
         around = down_shift(self.above(seen)) + right_shift(self.left(seen))
         return around + self.ul(elu_ul)
 

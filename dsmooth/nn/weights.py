@@ -1,7 +1,4 @@
-"""Networks by their weights: of files, in evaluation mode.
-
-A file's tensors decide the memory, not the settings beside it.
-"""
+"""Networks by their weights: a file's tensors decide the memory, not the settings beside it."""
 
 from __future__ import annotations
 

@@ -44,12 +44,10 @@ Odd = dict[str, list[Any]]
 class Target:
     """A function to call wrongly.
 
-    arguments: fresh ones, by name, with which `call` succeeds. call: returns
-    tensors, beside those arguments that it writes. refused: odd
-    values of arguments that are no tensors; accepted: such as need not be refused. plain: arguments
-    with which the same call says what is right. free: a tensor of any number of images. is_raw: the
-    function reads memory itself and converts nothing; torch's own end the process over a tensor
-    that lost its memory.
+    arguments: fresh ones, by name, with which `call` succeeds. call: returns tensors, beside those
+    arguments that it writes. refused: odd values of arguments that are no tensors; accepted: such
+    as need not be refused. plain: arguments with which the same call says what is right. free: a
+    tensor of any number of images. is_raw: the function reads memory itself and converts nothing.
     """
 
     name: str  # of the function, then a comma or a space and what sets this target apart

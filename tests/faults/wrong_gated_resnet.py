@@ -60,7 +60,7 @@ def inputs() -> Arguments:
 
 
 def saved() -> dict[str, Tensor]:
-    results = forward_op(*CASE.operands(torch.float32), *CASE.settings, True, "auto")
+    results = forward_op(*CASE.operands(torch.float32), *CASE.settings, True)
     return dict(zip(("y", "h", "gates"), results, strict=True))
 
 

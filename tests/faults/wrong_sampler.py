@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -175,7 +174,7 @@ def test_guidance_needs_a_condition() -> None:
         make_sampler("none", False).sample(**_arguments("none") | two)
 
 
-NUMBERS = [-(2**31), -2, -1, 0, 1, 2, 3, 5, 64, 2**20, 2**31 - 1, 2**31, 2**70]
+NUMBERS = [-(2**31), -2, -1, 0, 1, 2, 3, 5, 64, 2**20, 2**31 // 10 + 1, 2**31 - 1, 2**31, 2**70]
 ODD = [None, "x", 1.5, True, False, (), [], {}, np.zeros(3), torch.ones(2), object(), *NUMBERS]
 WEIGHTS = [
     *(np.zeros(shape) for shape in ((), (0,), (3,), (3, 1), (3, 1, 6), (0, 1, 6), (3, 1, 6, 1))),
@@ -198,26 +197,6 @@ ARGUMENTS: dict[str, list[Any]] = {
     "bf16": [None, "x", True, False],
     "instruction_set": ["generic", "sse9", "", 3],
 }
-
-
-def whole_numbers(program: Program) -> Iterator[tuple[str, Any, str]]:
-    """(description, part, field) of every whole number of a program."""
-    terms = [term for op in program.ops for term in op.terms]
-    for parts in ([program], program.caches, program.ops, terms):
-        for name, value in vars(parts[0]).items():
-            if isinstance(value, int) and not isinstance(value, bool):
-                yield f"{type(parts[0]).__name__}.{name}", parts[0], name
-
-
-@pytest.mark.parametrize("number", [2**31 - 1, -(2**31), 2**31 // 3 + 1, 2**31 // 10 + 1])
-def test_a_number_whose_sums_overflow_is_refused(number: int) -> None:
-    program = make_program("concat", False, CLASSES)
-    for words, part, name in whole_numbers(program):
-        value = getattr(part, name)
-        object.__setattr__(part, name, number)
-        with pytest.raises(ValueError, match="sampler program, "):
-            print(words, extension().CpuSampler(program, False, "auto"))
-        object.__setattr__(part, name, value)
 
 
 @st.composite

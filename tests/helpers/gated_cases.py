@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,10 +15,8 @@ from torch import Tensor
 
 from dsmooth import _extension
 from dsmooth.functional import Shift, gated_resnet
-from dsmooth.functional.gated_resnet_native import gated_resnet_native
 from dsmooth.functional.gated_resnet_operands import Operands, Settings
 
-PUBLIC = "dsmooth.functional.gated_resnet"
 KERNELS: dict[Shift, tuple[int, int]] = {"down": (2, 3), "down_right": (2, 2), "none": (3, 3)}
 EPS = {
     torch.float64: 2.0**-52,
@@ -67,6 +65,15 @@ def call(given: Mapping[str, Any], **options: Any) -> Tensor:
     )
 
 
+class _PinnedExtension:
+    """The extension's gated resnet by one instruction set."""
+
+    def __init__(self, extension: ModuleType, instruction_set: str) -> None:
+        for name in ("gated_resnet_forward", "gated_resnet_backward"):
+            function = partial(getattr(extension, name), instruction_set=instruction_set)
+            setattr(self, name, function)
+
+
 @dataclass
 class Case:
     """A block's inputs in float64, rounded to the dtype they will be computed in."""
@@ -85,15 +92,16 @@ class Case:
         leaves = {n: t.requires_grad_() for n, t in given.items() if t is not None and n != "seed"}
         half = dtype in (torch.bfloat16, torch.float16)
         impl, _, instruction_set = impl.partition(":")
-        pinned = partial(gated_resnet_native, instruction_set=instruction_set or "auto")
         with (
             torch.autocast(device, dtype if half else None, enabled=half),
             pytest.MonkeyPatch.context() as patch,
         ):
-            patch.setattr(import_module(PUBLIC), "gated_resnet_native", pinned)
+            if instruction_set:
+                pinned = _PinnedExtension(_extension.extension(), instruction_set)
+                patch.setattr(_extension, "extension", lambda: pinned)
             settings = self.settings._asdict()
             y = call(given | settings, impl=impl, keep_gates=keep_gates)
-        y.backward(self.grad_y.to(device, y.dtype))
+            y.backward(self.grad_y.to(device, y.dtype))
         grads = {name: leaf.grad for name, leaf in leaves.items()}
         return {name: t.detach().cpu() for name, t in {"y": y, **grads}.items()}
 
@@ -166,8 +174,7 @@ def assert_as_good(
     got: dict[str, Tensor], eager: dict[str, Tensor], exact: dict[str, Tensor], eps: float
 ) -> None:
     """The error against float64 is at most twice that of eager, and a band of rounding errors of
-    the largest value: sums of a few terms may be lucky in one order and not in another, and in
-    float64 the judge itself is rounded."""
+    the largest value: sums of a few terms may be lucky, and in float64 the judge is rounded."""
     band = (40 if eps == EPS[torch.float64] else 12) * eps
     for name, expected in exact.items():
         assert got[name].dtype == eager[name].dtype, name

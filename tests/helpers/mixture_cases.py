@@ -144,11 +144,8 @@ def assert_as_exact_as_eager(
     got: Gradients, x: Tensor, params: Tensor, likelihood: Any, ratio: float = 2, **options: Any
 ) -> None:
     """At most `ratio` times the error of eager PyTorch on these very inputs, and one rounding, both
-    errors measured against float64. options: atoms or smoothing_scale.
-
-    Nothing here is wider than float64: there eager's error is taken as its float32 error scaled by
-    the epsilons, once for each side.
-    """
+    errors measured against float64. For float64 it is eager's float32 error scaled by the epsilons,
+    once for each side. options: atoms or smoothing_scale."""
 
     def reference(x: Tensor, params: Tensor) -> Tensor:
         return logistic_mixture_log_prob_ref(x, params, likelihood, **options)

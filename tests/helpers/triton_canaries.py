@@ -1,16 +1,47 @@
-"""Memory with canaries around it, which are NaN: writing beside it and reading beside it show."""
+"""New tensors in memory of one's own; between canaries, reading and writing beside it show."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 CANARY = 64
+
+
+@contextmanager
+def allocating(make: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside the block new CPU tensors are those that `make` gives for the like on "meta"."""
+    original = torch.empty
+
+    def empty(*size: Any, **kw: Any) -> Tensor:
+        like = original(*size, **{**kw, "device": "meta"})
+        on_cpu = torch.device(kw.get("device") or "cpu").type == "cpu"
+        is_traced = isinstance(_get_current_dispatch_mode(), FakeTensorMode)
+        if not on_cpu or is_traced or like.numel() == 0:
+            return original(*size, **kw)
+        return make(like)
+
+    def empty_like(given: Tensor, **kw: Any) -> Tensor:
+        form = kw.pop("memory_format", torch.preserve_format)
+        like = torch.zeros_like(given, device="meta", memory_format=form)
+        kw = {"dtype": given.dtype, "device": given.device, **kw}
+        return empty(like.shape, **kw).as_strided(like.shape, like.stride())
+
+    def new_empty(self: Tensor, *size: Any, **kw: Any) -> Tensor:
+        return empty(*size, **{"dtype": self.dtype, "device": self.device, **kw})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", empty)
+        patch.setattr(torch, "empty_like", empty_like)
+        patch.setattr(Tensor, "new_empty", new_empty)
+        yield
 
 
 @contextmanager
@@ -22,27 +53,14 @@ def guarded_memory() -> Iterator[list[Tensor]]:
     makes a sum NaN even if it is multiplied by zero.
     """
     allocated: list[Tensor] = []
-    original, original_like = torch.empty, torch.empty_like
 
-    def placed(shape: Tensor, **kw: Any) -> Tensor:
-        whole = original(shape.numel() + 2 * CANARY, **kw)
-        whole.fill_(float("nan") if whole.is_floating_point() else 255)
+    def placed(like: Tensor) -> Tensor:
+        fill = float("nan") if like.is_floating_point() else 255
+        whole = torch.full((like.numel() + 2 * CANARY,), fill, dtype=like.dtype)
         allocated.append(whole)
-        return whole.as_strided(shape.shape, shape.stride(), CANARY)
+        return whole.as_strided(like.shape, like.stride(), CANARY)
 
-    def empty(size: Any, *, memory_format: Any = torch.contiguous_format, **kw: Any) -> Tensor:
-        return placed(original(size, memory_format=memory_format, device="meta"), **kw)
-
-    def empty_like(like: Tensor, **kw: Any) -> Tensor:
-        return placed(original_like(like, device="meta", **kw), dtype=like.dtype)
-
-    def new_empty(self: Tensor, size: Any, **kw: Any) -> Tensor:
-        return empty(size, **{"dtype": self.dtype, **kw})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "empty", empty)
-        patch.setattr(Tensor, "new_empty", new_empty)
-        patch.setattr(torch, "empty_like", empty_like)
+    with allocating(placed):
         yield allocated
     for whole in allocated:
         for edge in (whole[:CANARY], whole[-CANARY:]):

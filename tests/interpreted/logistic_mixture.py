@@ -108,9 +108,7 @@ def test_inputs_of_two_dtypes(likelihood: Any) -> None:
     ids=str,
 )
 def test_extremes(mixture: Mixture, mean: float, log_scale: float) -> None:
-    """Every level, seen from near and from 10^6 scales away, at the narrowest and at scales whose
-    1 - e^-D underflows; of a Gaussian also where the variance, and with it eager PyTorch, overflows
-    in float32."""
+    """Every level, from near and from 10^6 scales away, at the narrowest and widest scales."""
     params = torch.tensor([0, mean, log_scale]).view(1, 3, 1, 1).expand(1, 3, 1, 256)
     x = LEVELS.float().view(1, 1, 1, 256)
     got = run(x, params, mixture)

@@ -7,6 +7,7 @@ generic address needs no case distinction.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -124,6 +125,7 @@ class Memory:
     INPUT = READABLE  # the state of what is there and may not be written
 
     def __init__(self, size: int = 1 << 23) -> None:
+        gc.collect()  # players before refer to themselves in circles
         self.local_bytes = LOCAL_BYTES
         self.shared = 0
         self.parameters = self.shared + SHARED_BYTES

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from tests.ptx import access, arithmetic, warps
+from tests.ptx import arithmetic, warps
 from tests.ptx.lanes import Action, Group, Registers, translate
 from tests.ptx.memory import FIRST_SHARED, LANES, LOCAL_BYTES, WARP, Copies, Memory, Trap
 from tests.ptx.parse import Function, Instruction, UnknownForm, Variable, parse
 
 # Imported for the forms that they register.
-KINDS = (access, arithmetic, warps)
+KINDS = (arithmetic, warps)
 FIRST_LOCAL = 16
 
 # The block where all lanes of a group go, or parts of the group with the block of each.

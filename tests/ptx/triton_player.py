@@ -17,12 +17,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from dsmooth.kernels import launch as launching
+from tests.helpers.triton_canaries import allocating
 from tests.helpers.triton_tools import (
     Launch,
     compile_kernel,
@@ -72,33 +70,16 @@ def played(kernels: dict[ModuleType, list[str]], memory: Memory) -> Iterator[lis
     """Inside the block these kernels are played, and new CPU memory is the player's; gives the
     launches of each module."""
     player = TritonPlayer(memory)
-    original = torch.empty
 
-    def empty(*size: Any, **kw: Any) -> Tensor:
-        like = original(*size, **{**kw, "device": "meta"})
-        on_cpu = torch.device(kw.get("device") or "cpu").type == "cpu"
-        is_traced = isinstance(_get_current_dispatch_mode(), FakeTensorMode)
-        if not on_cpu or is_traced or like.numel() == 0:
-            return original(*size, **kw)
+    def placed(like: Tensor) -> Tensor:
         return memory.empty(like.shape, like.dtype, strides=like.stride(), once=True)
-
-    def empty_like(given: Tensor, **kw: Any) -> Tensor:
-        form = kw.pop("memory_format", torch.preserve_format)
-        like = torch.zeros_like(given, device="meta", memory_format=form)
-        kw = {"dtype": given.dtype, "device": given.device, **kw}
-        return empty(like.shape, **kw).as_strided(like.shape, like.stride())
-
-    def new_empty(self: Tensor, *size: Any, **kw: Any) -> Tensor:
-        return empty(*size, **{"dtype": self.dtype, "device": self.device, **kw})
 
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(launching, "capability_of", lambda device: ARCHITECTURE)
         patch.setattr(launching, "allows_tf32", lambda: False)
         let_triton_run(patch)
-        patch.setattr(torch, "empty", empty)
-        patch.setattr(torch, "empty_like", empty_like)
-        patch.setattr(Tensor, "new_empty", new_empty)
+        stack.enter_context(allocating(placed))
         yield [
             stack.enter_context(record_launches(module, *names, play=player.play))
             for module, names in kernels.items()
