@@ -57,7 +57,9 @@ def _expected(value: object, hint: object) -> str:
         if str(error).startswith("Invalid enum"):
             return f"one of {', '.join(_words(hint))}"
         expected = re.split(", got| - at", str(error).removeprefix("Expected "))[0]
-        return expected.replace("`", "").replace("array", "list").replace("null", "None")
+        words = {"int": "a whole number", "float": "a number", "str": "text", "null": "None"}
+        words |= {"array": "a list", "|": "or"}
+        return " ".join(words.get(word, word) for word in expected.replace("`", "").split())
     return ""
 
 

@@ -254,7 +254,7 @@ def test_a_pair_divides_named_minutes_alone_and_may_be_called_pair(
         ("evaluate fid x --extracter y", "run dsmooth evaluate fid --help"),
         ("train --images 16", "{noisy,denoiser,plain,pair}"),
         ("train noisy --preset", "Missing value for argument '--preset'"),
-        ("probe pair --epochs 0", "`epochs` must be int >= 1, got 0"),
+        ("probe pair --epochs 0", "`epochs` must be a whole number >= 1, got 0"),
     ],
 )
 def test_unknown_words_are_refused(words: str, message: str, capsys) -> None:

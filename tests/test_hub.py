@@ -79,7 +79,7 @@ def test_a_pair_goes_to_the_hub_and_comes_back(tmp_path, monkeypatch, caplog) ->
     card = (tmp_path / "store" / "someone" / "digits" / CARD_FILE).read_text()
     assert 'from_pretrained("someone/digits")' in card
     hub.asked.clear()
-    options = {"revision": "v1", "token": "secret"}
+    options = {"revision": "v1", "cache_dir": "x", "token": "secret", "local_files_only": True}
     back = dsmooth.SmoothedPair.from_pretrained("someone/digits", **options)
     assert same(back, pair)
     assert hub.asked == [("someone/digits", options)]

@@ -30,7 +30,7 @@ MISTAKES = [
     (f"train pair {TINY} --out swapped --resume", "another run: its role is noisy, not denoiser"),
     ("train pair --config noisy/config.json", "has the settings of one"),
     ("train pair empty --out new", "--images or --budget must be given: how long"),
-    ("train noisy --images 0", "error: --images must be int >= 1, got 0"),
+    ("train noisy --images 0", "error: --images must be a whole number >= 1, got 0"),
     (f"train noisy --budget 1 {TINY}", "--images and --budget both say how long the run is"),
     ("train noisy --config log.json", "training run: it has no role"),
     ("sample noisy other", "the runs do not fit together"),

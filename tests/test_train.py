@@ -265,15 +265,15 @@ def test_paper_presets_are_the_papers() -> None:
     [
         ({"batch_size": 6, "accumulate": 4}, "multiple of `accumulate`"),
         ({"seed": -1}, "`seed` must lie in"),
-        ({"ema": 1.0}, "`ema` must be float < 1.0, got 1.0"),
+        ({"ema": 1.0}, "`ema` must be a number < 1.0, got 1.0"),
         ({"scale": 1e400}, "`scale` must be finite, got inf"),
-        ({"learning_rate": "1e-3"}, "`learning_rate` must be float, got '1e-3'"),  # as YAML has it
-        ({"betas": (0.9,)}, r"`betas` must be list of length 2, got \(0.9,\)"),
-        ({"data_dir": 3}, "`data_dir` must be str | None, got 3"),
+        ({"learning_rate": "1e-3"}, "`learning_rate` must be a number, got"),  # as YAML has it
+        ({"betas": (0.9,)}, r"`betas` must be a list of length 2, got \(0.9,\)"),
+        ({"data_dir": 3}, "`data_dir` must be text or None, got 3"),
         ({"model": {"n_filters": 4}}, "`model` must be a ModelConfig, got {'n_filters': 4}"),
         ({"role": "denoiser"}, "does not go with conditioning"),
         ({"model": ModelConfig(likelihood="discretized")}, "noisy pixels are not bytes"),
-        ({"images": 0}, "`images` must be int >= 1, got 0"),
+        ({"images": 0}, "`images` must be a whole number >= 1, got 0"),
         ({"images": 8, "schedule_from": 32}, "`images` must be more than the 32 after which"),
         ({"optimizer": "sgd"}, "`optimizer` must be one of adam, muon, got 'sgd'"),
         ({"optimizer": "adam", "kernel_rate": 0.02}, '`kernel_rate` needs optimizer "muon", got'),

@@ -228,6 +228,12 @@ def evaluate_frechet(options: FrechetOptions) -> Json:
     samples, drawing, labels = collect_samples(options, models)
     shape = image_shape(reference if floor is None else floor.images)
     images = as_grey(samples.images) if shape is not None and shape[0] == 1 else samples.images
+    unnamed = models is None and options.dataset.data is None and options.reference is None
+    if unnamed and shape != tuple(images.shape[1:]):
+        raise ValueError(
+            f"`data` was not named, so mnist was taken, of images {shape} (C, H, W): the samples "
+            f"are {tuple(images.shape[1:])}"
+        )
     result = compare_images(
         images,
         reference,

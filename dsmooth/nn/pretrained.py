@@ -31,7 +31,9 @@ class Pretrained(nn.Module):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         revision: str | None = None,
+        cache_dir: str | Path | None = None,
         token: str | bool | None = None,
+        local_files_only: bool = False,
     ) -> Self:
         """Read a pair or a network by its name or folder, in evaluation mode.
 
@@ -39,8 +41,8 @@ class Pretrained(nn.Module):
         network "mnist-plain"; a folder that `save_pretrained` wrote; for a network, the folder of a
         run; for a pair, a folder with the runs `noisy` and `denoiser` in it, such as that of
         `dsmooth reproduce`; or, by the extra "hub", the "owner/name" of such a folder on the
-        Hugging Face Hub. device, dtype: by default the CPU and float32. revision, token: of the
-        Hub, as `huggingface_hub.snapshot_download` takes them.
+        Hugging Face Hub. device, dtype: by default the CPU and float32. revision, cache_dir, token,
+        local_files_only: of the Hub, as `huggingface_hub.snapshot_download` takes them.
 
         Raises FileNotFoundError or ValueError, naming the file, for anything else;
         ModuleNotFoundError without the extra, and OSError if the Hub does not give the folder.
@@ -49,7 +51,13 @@ class Pretrained(nn.Module):
 
         if not isinstance(dtype, torch.dtype | None):
             raise TypeError(f"dtype must be a torch.dtype, such as torch.bfloat16, got {dtype!r}")
-        folder = find(name, revision=revision, token=token)
+        folder = find(
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
         return read(cls, folder).to(device=device, dtype=dtype)
 
     def save_pretrained(

@@ -80,7 +80,14 @@ def packaged() -> dict[str, Path]:
     return pairs | {name: folder for name, folder in plain.items() if folder.exists()}
 
 
-def find(name: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Path:
+def find(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> Path:
     """The folder that `name` is: a path, else packaged models, else "owner/name" on the Hub.
 
     A folder that is named like packaged models, but holds no networks, does not hide them.
@@ -104,7 +111,12 @@ def find(name: str | Path, *, revision: str | None = None, token: str | bool | N
     LOG.warning("%s: reading %s of the Hugging Face Hub", missing, name)
     try:
         snapshot = hub.snapshot_download(
-            str(name), allow_patterns=HUB_FILES, revision=revision, token=token
+            str(name),
+            allow_patterns=HUB_FILES,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
         )
     except Exception as error:  # the Hub's own classes, and those of its HTTP library
         raise OSError(
