@@ -278,6 +278,29 @@ def test_a_model_is_packed_again_only_where_a_weight_or_the_type_changed() -> No
     assert torch.equal(half.sample(2, 4, 4), CachedSampler(model).sample(2, 4, 4))
 
 
+def test_weights_that_change_while_they_are_packed_and_change_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where another thread swaps averaged weights in and out again."""
+    model, others = network(), network()
+    before = sample_images(network(), 2, height=4, width=4)
+
+    class Swapped(CachedSampler):
+        def __init__(self, packed: PixelCNNpp, *args: Any) -> None:
+            model.stem_u.weight_v.data.mul_(-1)
+            super().__init__(packed, *args)
+            model.stem_u.weight_v.data.mul_(-1)
+
+    monkeypatch.setattr(cached, "CachedSampler", Swapped)
+    for _ in range(2):
+        assert torch.equal(sample_images(model, 2, height=4, width=4), before)
+    settings = {"likelihood": "gaussian", "smoothing_scale": 0.3}
+    model.config = others.config = dataclasses.replace(model.config, **settings)
+    x = sample_images(model, 2, height=4, width=4)
+    assert not torch.equal(x, before)
+    assert torch.equal(x, CachedSampler(others).sample(2, 4, 4))
+
+
 def test_context_may_be_strided_a_negative_view_or_of_a_graph() -> None:
     model = network("stack", channels=3)
     sampler = CachedSampler(model)

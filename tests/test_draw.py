@@ -62,6 +62,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"known": X.double(), "mask": MASK}, "known must be torch.float32, got torch.float64"),
     ({"known": X.log(), "mask": MASK}, "known pixels must be finite, got a NaN or an infinity"),
     ({"known": X, "mask": MASK.to("meta")}, "mask must be on known's device cpu, got meta"),
+    (
+        {"seed": 0, "generator": torch.Generator()},
+        "seed and generator were both given: leave one out",
+    ),
     ({"temprature": 1}, "no argument 'temprature'; see seed, "),
 ]
 OF_A_REQUEST = {"seed", "first_index", "temperature", "guidance", "method"}

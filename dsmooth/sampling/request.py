@@ -31,7 +31,8 @@ Progress = Callable[[float], None]
 class Choices(TypedDict, total=False):
     """Keyword arguments of every sampler. With the weights they decide the images.
 
-    seed: 0 by default. None draws one, and a warning of the logger `dsmooth` states it.
+    seed: 0 by default. None draws one, and a warning of the logger `dsmooth` states it. generator:
+    a torch.Generator that gives the seed instead, a new one at each call.
     first_index: number of the first image in the stream that `seed` names, 0 by default.
     temperature: > 0, 1 by default; divides the logits and multiplies the scales.
 
@@ -49,6 +50,7 @@ class Choices(TypedDict, total=False):
     """
 
     seed: int | None
+    generator: torch.Generator | None
     first_index: int
     temperature: float
     label: Label
@@ -177,6 +179,12 @@ class Request:
         seed, images, mask = choices.get("seed", 0), choices.get("known"), choices.get("mask")
         if (images is None) != (mask is None):
             raise ValueError("known and mask must be given together")
+        generator = choices.get("generator")
+        if generator is not None:
+            if "seed" in choices:
+                raise ValueError("seed and generator were both given: leave one out")
+            device = generator.device
+            seed = int(torch.randint(2**63 - 1, (), generator=generator, device=device))
         return cls(
             count,
             drawn_seed() if seed is None else seed,
