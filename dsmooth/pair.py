@@ -112,10 +112,10 @@ class SmoothedPair(Pretrained):
 
         method: "two-step"; "single-step" replaces the second draw by the posterior mean
         x~ + scale**2 * grad log p(x~) (Gaussian smoothing only); "noisy" gives x~ itself.
-        threads: None for torch's setting. precision: of the cached sampler; "auto" is bfloat16 on a
-        CUDA device, float32 on the CPU. batch_size: images drawn at a time at most, to save memory;
-        the cached sampler's images do not depend on it. progress: True shows a bar; a function is
-        called with the fraction that is done.
+        threads: None for torch's setting. precision: of the cached sampler; "auto" is bfloat16
+        where that is faster, see `sample_images`. batch_size: images drawn at a time at most, to
+        save memory; the cached sampler's images do not depend on it. progress: True shows a bar; a
+        function is called with the fraction that is done.
 
         choices: see `dsmooth.sampling.Choices`. The known pixels of x~ are known plus the
         smoothing's noise, a function of (seed, image index); method "noisy" returns these.

@@ -11,14 +11,14 @@ import torch
 
 from .._extension import cuda_obstacle, is_available
 from ..config import Precision
-from ..distributed import process_group, rank_and_size
+from ..distributed import broadcast_int, process_group, rank_and_size
 from ..fields import check_number
 from ..files import check_writable, printable, suffix_of
 from ..machine import choose_device, use_threads
 from ..models import Models, class_number, load_models
 from ..pictures import is_diverged, save_grid
 from ..progress import LOG, progress
-from ..sampling.output import Pictures, Shards, fill, gather, write_adm_npz, write_images
+from ..sampling.output import Manifest, Pictures, Shards, fill, gather, write_adm_npz, write_images
 from ..sampling.request import KnownPixels, Request, checked_shape, drawn_seed, precision_on
 from .options import Computing, Drawing, Sample
 
@@ -92,16 +92,24 @@ def request_of(
 def draw_into(
     path: Path, models: Models, request: Request, precision: Precision, *, png: bool = False
 ) -> None:
-    """Draw the images that a folder of `Shards`, or with `png` of `Pictures`, lacks."""
-    started = time.monotonic()
+    """Draw the images that a folder of `Shards`, or with `png` of `Pictures`, lacks.
+
+    By default it goes on in the precision that it was begun in.
+    """
+    started, kind = time.monotonic(), Pictures if png else Shards
+    manifest = path / kind.manifest
+    if precision == "auto":
+        begun = Manifest.read(manifest).description if manifest.exists() else {}
+        chosen = begun.get("precision", precision_on(models.device, precision))
+        precision = "bfloat16" if broadcast_int(chosen == "bfloat16") else "float32"
     description = {
         **request.identity(),
         "device": models.device.type,
-        "precision": precision_on(models.device, precision),
+        "precision": precision,
         "weights_sha256": list(models.digests().values()),
         "models": models.identity(),
     }
-    folder = (Pictures if png else Shards)(path, request, models.image_shape, description)
+    folder = kind(path, request, models.image_shape, description)
     with progress("drawing", request.count) as done:
         draw = partial(models.draw, precision=precision)
         drawn, diverged = fill(folder, draw, models.chunk, done)

@@ -305,9 +305,9 @@ def sample_images(
 ) -> Tensor:
     """Draw n images: `CachedSampler` where it runs, else `sequential_sample`, or `jacobi_sample`.
 
-    precision: of the cached sampler; "auto" is bfloat16 on a CUDA device, float32 on the CPU. Other
-    arguments, result and errors as of `CachedSampler.sample`. A network is packed again
-    where one of its weights has changed.
+    precision: of the cached sampler; "auto" is bfloat16 where that is faster, on a CUDA device and
+    on processors of AMD with AVX512-BF16, else float32. Other arguments, result and errors as of
+    `CachedSampler.sample`. A network is packed again where one of its weights has changed.
     """
     request = Request.make(n, choices)
     with torch_threads(threads):

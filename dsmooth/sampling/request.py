@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._extension import cuda_obstacle, unavailable_reason
 from ..config import Method, ModelConfig, Precision
 from ..fields import Json, check_number, check_one_of
-from ..machine import memory_bytes
+from ..machine import has_fast_bfloat16, memory_bytes
 from ..nn.images import check_images, check_label, check_like, check_scale
 from ..philox import Stream, image_words, seed_words, whole_index
 from ..progress import LOG
@@ -274,11 +275,15 @@ def drawn_seed() -> int:
 
 
 def precision_on(device: torch.device, precision: Precision) -> Precision:
-    """The precision of the cached sampler on `device`, "auto" resolved. ValueError for another."""
+    """The precision of the cached sampler on `device`: "auto" is bfloat16 where that is faster.
+
+    Raises ValueError for another precision.
+    """
     check_one_of("precision", precision, get_args(Precision))
     if precision != "auto":
         return precision
-    return "bfloat16" if device.type == "cuda" else "float32"
+    obstacle = cuda_obstacle() if device.type == "cuda" else unavailable_reason()
+    return "bfloat16" if obstacle is None and has_fast_bfloat16(device) else "float32"
 
 
 def normal_float(name: str, value: object, *, or_zero: bool = False) -> float:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
+from os.path import realpath
 from pathlib import Path
 from typing import NamedTuple
 
@@ -151,6 +152,8 @@ def settings_to_go_on(
 def differences(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[object, object]]:
     """Settings that differ, by name, without the ones that may change at any time."""
     old, new = flatten(asdict(before)), flatten(asdict(after))
+    if before.init and after.init and realpath(before.init) == realpath(after.init):
+        new["init"] = old["init"]  # a folder is the same however it is spelled
     free = FREE | {f"model.{name}" for name in before.model.unused & after.model.unused}
     return {
         name: (old[name], new[name]) for name in new if old[name] != new[name] and name not in free

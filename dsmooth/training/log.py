@@ -155,8 +155,9 @@ def opening(state: TrainState, test_set: ImageDataset) -> Iterator[str]:
         f"{kind}, {height} x {width}; from {train_set.source}"
     )
     if config.model.n_classes:
-        names = ", ".join(config.model.class_names) or "without names"
-        yield f"{config.model.n_classes} classes: {names}"
+        numbered = enumerate(config.model.class_names)
+        names = ", ".join(name if name == str(n) else f"{n} {name}" for n, name in numbered)
+        yield f"{config.model.n_classes} classes: {names or 'without names'}"
         labels = set(train_set.known_labels().tolist())
         if empty := [str(n) for n in range(config.model.condition_size) if n not in labels]:
             yield f"classes without training images: {', '.join(empty)}"
