@@ -62,7 +62,7 @@ MISTAKES = [
     ("evaluate bpd noisy denoiser --per-class", "--per-class needs labelled images, but"),
     (f"evaluate bpd noisy denoiser {FOLDER} --limit 0", "--limit must be at least 1, got"),
     ("evaluate bpd noisy denoiser --threads 0", "--threads must be at least 1, got 0"),
-    ("evaluate bpd noisy denoiser --data-dir nowhere", "is in nowhere or the folders inside"),
+    ("evaluate bpd noisy denoiser --data-dir nowhere", "nowhere is not a folder"),
     ("evaluate bpd noisy denoiser --out log.json/x.json", "log.json must be a folder to write"),
     ("evaluate bpd noisy denoiser --out x.txt", "--out must end in .json, got x.txt"),
     (FID, "name a saved pair, or the run folders of a noisy model and of its denoiser"),
