@@ -84,15 +84,11 @@ def test_single_step_is_the_posterior_mean_of_a_gaussian() -> None:
 def test_the_gradient_is_that_of_the_whole_network() -> None:
     model = tiny_pair().noisy.double()
     x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
-    gradient = gradient_of(model, x)
-    step = 1e-6
+    gradient, step = gradient_of(model, x), 1e-6
     for i in (0, 13, 40):
-        moved = x.clone()
-        moved.view(2, -1)[:, i] += step
-        back = x.clone()
-        back.view(2, -1)[:, i] -= step
+        moved = step * torch.eye(64)[i].view(8, 8)
         with torch.no_grad():
-            slope = (model.log_prob(moved) - model.log_prob(back)) / (2 * step)
+            slope = (model.log_prob(x + moved) - model.log_prob(x - moved)) / (2 * step)
         torch.testing.assert_close(gradient.view(2, -1)[:, i], slope, rtol=1e-5, atol=1e-6)
     cast = tiny_pair().single_step(x.float().requires_grad_())
     assert not cast.requires_grad

@@ -8,9 +8,6 @@ test_wrong_calls.py runs each of these files.
 from __future__ import annotations
 
 import os
-import resource
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +22,10 @@ from dsmooth import _extension
 
 USED = os.environ.get("DSMOOTH_TEST_EXTENSION")  # see conftest.py
 assert USED is None or _extension.extension().__file__ == USED
-ROOT = Path(__file__).resolve().parents[2]
 MARGIN = 32
 CANARY = 7
 SEED = int(os.environ.get("DSMOOTH_WRONG_CALLS_SEED", "1"))
 PART = int(os.environ.get("DSMOOTH_WRONG_CALLS_PART", "1"))  # one call of so many is made
-CPU_SECONDS = 60  # of a process, whatever else the machine does
 NOTE = "call.txt"  # the call that is being made, in the folder of the process
 DTYPES = [
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
@@ -270,58 +265,3 @@ def run(target: Target, examples: int) -> None:
             assert_untouched(guard)
 
     law()
-
-
-def run_in_child(names: Sequence[str], folder: Path, sanitized: Path | None, part: int) -> str:
-    """The output of pytest on files of this folder, in a process of its own in `folder`.
-
-    sanitized: an extension built with AddressSanitizer to use. part: see PART. Raises
-    AssertionError, with the seed and the last call, if that process failed or was ended.
-    """
-    command = [
-        *(sys.executable, "-m", "pytest", "-q", "-s", "-n0"),
-        *("-p", "no:cacheprovider", f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml")),
-        *(str(ROOT / "tests" / "faults" / name) for name in names),
-    ]
-    env = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
-    env["DSMOOTH_WRONG_CALLS_PART"] = str(part)
-    if sanitized is None:
-        env["PYTHONFAULTHANDLER"] = "1"
-    else:
-        env |= _environment_of(sanitized)
-    done = subprocess.run(
-        command,
-        cwd=folder,  # not the source tree: an installed dsmooth comes first
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=900,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS)),
-    )
-    written = folder / NOTE
-    call = written.read_text() if written.exists() else "no call"
-    assert done.returncode == 0, (
-        f"DSMOOTH_WRONG_CALLS_SEED={SEED}, {call}: exit status {done.returncode}\n"
-        f"{done.stdout[-12000:]}"
-    )
-    return done.stdout
-
-
-def _environment_of(sanitized: Path) -> dict[str, str]:
-    """Variables for a Python, itself not instrumented, that loads the sanitized extension.
-
-    The C++ library comes first too: AddressSanitizer looks for its functions when it starts.
-    """
-    libraries = [
-        subprocess.run(
-            ["g++", f"-print-file-name={library}"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        for library in ("libasan.so", "libstdc++.so.6")
-    ]
-    return {
-        "LD_PRELOAD": " ".join(libraries),
-        "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=32",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-        "DSMOOTH_TEST_EXTENSION": str(sanitized),
-    }

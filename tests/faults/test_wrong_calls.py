@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,9 +18,11 @@ from types import ModuleType
 import pytest
 
 from dsmooth import _extension
-from tests.faults.harness import run_in_child
+from tests.faults.harness import NOTE, SEED
 from tests.helpers.gated_cases import needs_extension
 
+ROOT = Path(__file__).resolve().parents[2]
+CPU_SECONDS = 60  # of a process, whatever else the machine does
 FILES = sorted(path.name for path in Path(__file__).parent.glob("wrong_*.py"))
 # In builds with CUDA alone; their wrong calls are made on a device (test_cached_sampler_cuda.py).
 ON_A_DEVICE = {
@@ -28,13 +33,27 @@ ON_A_DEVICE = {
 }
 
 
-def sanitized() -> Path | None:
-    """The extension to use instead of the installed one."""
+def variables_of_python() -> dict[str, str]:
+    """Variables for a Python, itself not instrumented, that loads a sanitized extension.
+
+    The C++ library comes first too: AddressSanitizer looks for its functions when it starts.
+    """
     folder = os.environ.get("DSMOOTH_SANITIZED")
     if folder is None:
-        return None
+        return {"PYTHONFAULTHANDLER": "1"}
     (path,) = Path(folder).glob("_C.*.so")
-    return path
+    libraries = [
+        subprocess.run(
+            ["g++", f"-print-file-name={library}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for library in ("libasan.so", "libstdc++.so.6")
+    ]
+    return {
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=32",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "DSMOOTH_TEST_EXTENSION": str(path),
+    }
 
 
 @pytest.mark.long
@@ -45,8 +64,31 @@ def sanitized() -> Path | None:
     [(FILES, 12), *(pytest.param([name], 1, marks=pytest.mark.full) for name in FILES)],
 )
 def test_wrong_calls(names: list[str], part: int, tmp_path: Path) -> None:
-    """With one call in twelve, and with all."""
-    print(run_in_child(names, tmp_path, sanitized(), part))
+    """With one call in twelve, and with all, by pytest in a process of its own."""
+    command = [
+        *(sys.executable, "-m", "pytest", "-q", "-s", "-n0"),
+        *("-p", "no:cacheprovider", f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml")),
+        *(str(ROOT / "tests" / "faults" / name) for name in names),
+    ]
+    env = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,  # not the source tree: an installed dsmooth comes first
+        env=env | variables_of_python() | {"DSMOOTH_WRONG_CALLS_PART": str(part)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS)),
+        check=False,
+    )
+    written = tmp_path / NOTE
+    call = written.read_text() if written.exists() else "no call"
+    assert done.returncode == 0, (
+        f"DSMOOTH_WRONG_CALLS_SEED={SEED}, {call}: exit status {done.returncode}\n"
+        f"{done.stdout[-12000:]}"
+    )
+    print(done.stdout)
 
 
 def functions_of_extension(module: ModuleType) -> Iterator[str]:

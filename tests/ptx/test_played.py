@@ -56,33 +56,23 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 FULL_CASES: dict[str, dict[str, Any]] = {
-    "grey completed": {"filters": 4, "bf16": True, "n": 2, "max_slice": 1, "completes": True},
-    "grey": {"filters": 4, "bf16": True, "n": 3, "max_slice": 2},
+    "grey completed": {"filters": 4, "bf16": True, "n": 3, "max_slice": 2, "completes": True},
     "grey in float32": {"filters": 4, "n": 1},
     "grey, two fragments of images": {"filters": 4, "bf16": True, "n": 9},
     # 104 rows by 80 columns of a gate are 9 tall tiles, one for each warp and more.
     "grey, tall tiles of rows": {"filters": 34, "bf16": True, "n": 13, "width": 8, **DISCRETIZED},
     "grey by classes": {"filters": 12, "bf16": True, "n": 2, "condition_size": 3},
     "grey guided": {
-        "filters": 4,
-        "bf16": True,
-        "n": 4,
-        "max_slice": 2,
-        "condition_size": 3,
-        "guidance": 0.5,
+        "filters": 4, "bf16": True, "n": 4, "max_slice": 2, "condition_size": 3, "guidance": 0.5,
     },
     "rgb discretized in float32": {"filters": 3, "channels": 3, "n": 1, **DISCRETIZED},
     "grey concat": {"filters": 20, "conditioning": "concat", "bf16": True, "n": 1},
     "rgb discretized": {"filters": 3, "channels": 3, "bf16": True, "n": 2, **DISCRETIZED},
     "grey that sees bytes": {"filters": 3, "bf16": True, "n": 3, **BYTES},
     "grey stack that sees bytes, in float32": {
-        "filters": 3,
-        "conditioning": "stack",
-        "n": 2,
-        "completes": True,
-        **BYTES,
+        "filters": 3, "conditioning": "stack", "n": 2, "completes": True, **BYTES,
     },
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
