@@ -31,7 +31,6 @@ from tests.helpers.sampler_checks import (
     SEED,
     check_head_in_float32,
     check_teacher_forced,
-    constant_network,
     context_for,
     labels_of,
     network_of_biases,
@@ -98,7 +97,9 @@ def test_every_shape(numbers, encoder, size, temperature, conditioning, code) ->
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_gaussian_noise_is_the_quantile_of_its_uniform(temperature: float) -> None:
-    model = constant_network([0.0], means=[0.0], **GAUSSIAN)
+    model = network(n_filters=1, n_mix=1, **GAUSSIAN)
+    model.head.weight_g.data.zero_()
+    model.head.bias.data.copy_(torch.tensor([0.0, 0.0, -7.0]))
     n, size = 64, 64
     x = CachedSampler(model).sample(n, size, size, seed=SEED, temperature=temperature)
     words = image_words(n, size * size, seed=SEED, stream=Stream.SAMPLE)
@@ -370,8 +371,8 @@ def test_bad_contexts_and_labels() -> None:
 
 def test_bad_models() -> None:
     linear: Any = torch.nn.Linear(1, 1)
-    refuses("must be a PixelCNNpp, got Linear", CachedSampler, linear, error=TypeError)
     words, model = "must be a PixelCNNpp, got Linear", network()
+    refuses(words, CachedSampler, linear, error=TypeError)
     refuses(words, sample_images, linear, 1, error=TypeError, height=4, width=4)
     words = r"torch.float32 or torch.bfloat16, got torch.float16"
     refuses(words, CachedSampler, model, torch.float16, error=TypeError)

@@ -25,11 +25,6 @@ from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import images, network, tiny_pair
 
 
-@pytest.fixture(scope="module")
-def noisy() -> dsmooth.PixelCNNpp:
-    return network()
-
-
 def bars(count: int, size: int = 8) -> tuple[ImageDataset, Tensor]:
     """Images with a bright bar at one of four places, in any brightness, and the place of each."""
     generator = torch.Generator().manual_seed(5)
@@ -41,15 +36,15 @@ def bars(count: int, size: int = 8) -> tuple[ImageDataset, Tensor]:
 
 
 @pytest.mark.parametrize(("count", "n_clusters"), [(61, 2), (120, 7), (10, 10)])
-def test_clusters_have_equal_sizes(noisy, count, n_clusters):
+def test_clusters_have_equal_sizes(count, n_clusters):
     data, _ = bars(count)
-    sizes = cluster(noisy, data, n_clusters).bincount(minlength=n_clusters)
+    sizes = cluster(network(), data, n_clusters).bincount(minlength=n_clusters)
     assert sizes.sum() == count
     assert int(sizes.max() - sizes.min()) <= 2
 
 
-def test_labels_are_a_function_of_images_and_seed(noisy):
-    data, _ = bars(CALL_IMAGES + 30)  # the last call is filled up
+def test_labels_are_a_function_of_images_and_seed():
+    noisy, (data, _) = network(), bars(CALL_IMAGES + 30)  # the last call is filled up
     labels = cluster(noisy, data, 6, seed=3)
     torch.manual_seed(9)
     assert torch.equal(labels, cluster(noisy, data.images, 6, seed=3))
@@ -58,18 +53,18 @@ def test_labels_are_a_function_of_images_and_seed(noisy):
 
 
 @pytest.mark.parametrize("fitted", [64, 20_000])
-def test_images_that_look_alike_share_a_cluster(noisy, monkeypatch, fitted):
+def test_images_that_look_alike_share_a_cluster(monkeypatch, fitted):
     """With fewer images in the principal components than there are, too: then in two passes."""
     monkeypatch.setattr(clusters, "FITTED_IMAGES", fitted)
-    data, place = bars(160)
+    noisy, (data, place) = network(), bars(160)
     found, labels = find_clusters(noisy, data, 4)
     assert agreement(labels, place)[0] == 1.0
     assert torch.equal(found.labels(noisy, data.part(slice(10, 160))), labels[10:])
 
 
-def test_a_model_with_classes_shows_a_label_of_zeros(noisy):
+def test_a_model_with_classes_shows_a_label_of_zeros():
     data, _ = bars(80)
-    told = network(n_classes=3)
+    noisy, told = network(), network(n_classes=3)
     told.load_state_dict({**told.state_dict(), **noisy.state_dict()})
     assert torch.equal(cluster(told, data, 4), cluster(noisy, data, 4))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 import subprocess
 import sys
@@ -146,36 +144,32 @@ def test_a_missing_extension_says_why(without_extension, info, message) -> None:
     refuses(message, _extension.extension, error=RuntimeError)
 
 
-def doctor_output() -> tuple[int, list[str]]:
-    with contextlib.redirect_stdout(io.StringIO()) as output:
-        code = doctor.doctor()
-    return code, output.getvalue().splitlines()
+def doctor_output(capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+    code = doctor.doctor()
+    return code, capsys.readouterr().out.splitlines()
 
 
-def test_doctor_passes_and_says_what_was_built() -> None:
-    code, lines = doctor_output()
+def test_doctor_says_what_was_built_and_fails_if_the_self_test_does(monkeypatch, capsys) -> None:
+    code, lines = doctor_output(capsys)
     assert code == 0
     assert lines[0].startswith(f"dsmooth {dsmooth.__version__} in ")
     assert any(line.startswith("self-test passed in ") for line in lines)
-
-
-def test_doctor_fails_if_the_self_test_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_PHILOX_ZERO", (1, 2, 3, 4))
-    code, lines = doctor_output()
+    code, lines = doctor_output(capsys)
     assert code == 1
     assert any(line.startswith("self-test 1 failed") for line in lines)
 
 
-def test_doctor_without_extension(without_extension: Any) -> None:
+def test_doctor_without_extension(without_extension: Any, capsys) -> None:
     cuda = {"built": False, "archs": [], "reason": "the extension was not built"}
     without_extension({"extension": False, "reason": "DSMOOTH_EXTENSION=0", "cuda": cuda})
-    code, lines = doctor_output()
+    code, lines = doctor_output(capsys)
     assert code == 0
     assert any("extension: none:" in line and "(DSMOOTH_EXTENSION=0)" in line for line in lines)
     assert "CUDA build: none (the extension was not built)" in lines
     built = {"built": True, "archs": ["sm_80", "sm_90", "PTX"], "reason": None}
     without_extension({"extension": True, "reason": None, "cuda": built})
-    assert "CUDA build: sm_80 sm_90 + PTX" in doctor_output()[1]
+    assert "CUDA build: sm_80 sm_90 + PTX" in doctor_output(capsys)[1]
 
 
 @needs_extension

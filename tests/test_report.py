@@ -94,13 +94,8 @@ def read(folder: Path, results: Json, pictures: dict[str, torch.Tensor] | None =
     return " ".join(" ".join(ElementTree.fromstring(text)[1].itertext()).split())
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The words of the report of `made_up_results`."""
-    return read(tmp_path_factory.mktemp("page"), made_up_results())
-
-
-def test_the_page_says_what_was_measured(page: str) -> None:
+def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
+    page = read(tmp_path, made_up_results())
     pair, plain = (BITS[name]["conventions"][0] for name in ("pair", "plain"))
     less, terms = BITS["pair_less"]["plain"], BITS["pair"]
     for part in (
@@ -194,11 +189,8 @@ def test_running_mean_keeps_lines_and_few_points() -> None:
     assert [i for i, _ in smooth] == list(range(301))
     assert [v for _, v in smooth[3:-3]] == pytest.approx([v for _, v in line[3:-3]])
     assert running_mean([(5, 1.5)]) == [(5, 1.5)]
-
-
-@pytest.mark.parametrize("entries", [[], HISTORY[:1]])
-def test_curves_draw_from_a_short_history(entries: list[Json]) -> None:
-    assert curve_png(entries).startswith(b"\x89PNG")
+    for entries in ([], HISTORY[:1]):
+        assert curve_png(entries).startswith(b"\x89PNG")
 
 
 def test_plots_are_legible_on_light_and_on_dark_pages() -> None:

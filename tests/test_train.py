@@ -32,10 +32,7 @@ pytestmark = pytest.mark.usefixtures("small_runs")
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize(
-    ("role", "optimizer"),
-    [("noisy", "adam"), ("denoiser", "muon")],
-)
+@pytest.mark.parametrize(("role", "optimizer"), [("noisy", "adam"), ("denoiser", "muon")])
 def test_resumed_run_is_the_uninterrupted_run(tmp_path, role, optimizer) -> None:
     """And its folder has everything."""
     n_classes = 10 if role == "denoiser" else 0
@@ -193,8 +190,8 @@ def test_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     dataset = torch.utils.data.TensorDataset(pixels, torch.arange(20))
     assert "train" in dir(dsmooth)
     config = tiny(images=16)
-    with pytest.raises(ValueError, match=r"`image_channels` must fit .* 3 channels, not 1"):
-        dsmooth.train(config, tmp_path / "no", dataset=dataset)
+    words = r"`image_channels` must fit .* 3 channels, not 1"
+    refuses(words, dsmooth.train, config, tmp_path / "no", dataset=dataset)
     seen: list[Evaluation] = []
     options = {"dataset": dataset, "match_channels": True, "on_evaluation": seen.append}
     result = dsmooth.train(config, tmp_path / "a", **options, progress=True)
@@ -219,8 +216,8 @@ def test_a_loop_of_ones_own_writes_a_run(tmp_path: Path) -> None:
     )
     assert load_models([run.path]).plain is not None
     other = replace(config, model=replace(config.model, n_mix=3))
-    with pytest.raises(ValueError, match=r"config\.model must be the model's own ModelConfig"):
-        run.write_model(model, other, (8, 8))
+    words = r"config\.model must be the model's own ModelConfig"
+    refuses(words, run.write_model, model, other, (8, 8))
 
 
 def test_tensorboard_gets_numbers_and_pictures(tmp_path, monkeypatch) -> None:

@@ -82,11 +82,7 @@ def test_a_batch_that_does_not_divide_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert share_of_batch(tiny(batch_size=12)) == (8, 4)
     refuses(r"must be a multiple of 3, .* got 8", share_of_batch, tiny(batch_size=8))
-    refuses(
-        r"must be a multiple of 6, .* got 4",
-        share_of_batch,
-        tiny(batch_size=4, accumulate=2),
-    )
+    refuses(r"must be a multiple of 6, .* got 4", share_of_batch, tiny(batch_size=4, accumulate=2))
     with pytest.raises(ValueError, match="several processes exchange gradients in every step"):
         uses_graph(tiny(graph="on"), torch.device("cuda:0"))
 
@@ -107,12 +103,10 @@ def images_saved(run: RunFolder) -> int:
         return 0
 
 
-KILLED = ["train", "noisy", *TINY.split(), "--images=240", "--checkpoint-minutes=1e-9"]
-
-
 @pytest.mark.long
 def test_a_killed_rank_ends_the_other_and_a_restart_goes_on(tmp_path: Path) -> None:
-    arguments = [*KILLED, "--out=killed"]
+    command = ["train", "noisy", *TINY.split(), "--images=240", "--checkpoint-minutes=1e-9"]
+    arguments = [*command, "--out=killed"]
     first, second = start_ranks(2, arguments, tmp_path)
     wait_for(lambda: images_saved(RunFolder(tmp_path / "killed")) >= 16, first)
     second.kill()
@@ -126,7 +120,7 @@ def test_a_killed_rank_ends_the_other_and_a_restart_goes_on(tmp_path: Path) -> N
     starts = [entry["images"] for entry in log if entry["event"] == "start"]
     assert len(starts) == 2
     assert starts[1] >= 16
-    wait_for_all(start_ranks(2, [*KILLED, "--out=whole"], tmp_path))
+    wait_for_all(start_ranks(2, [*command, "--out=whole"], tmp_path))
     assert_same_end(tmp_path / "killed", tmp_path / "whole")
 
 
@@ -145,13 +139,11 @@ def test_a_restart_goes_on_with_a_run_of_its_own_launch(tmp_path, small_runs, mo
     assert train(tiny(images=24), tmp_path).images_seen == 24
 
 
-LONG = ["train", "noisy", *TINY.split(), "--images=100000", "--schedule=cooldown"]
-LONG += ["--kernel-rate=0.02", "--out=run"]  # an angle that does not follow from the images
-
-
 def test_control_c_saves_once_and_four_processes_go_on(tmp_path: Path) -> None:
     """A terminal sends it to torchrun and to its processes, to which torchrun sends one more."""
-    ranks = start_ranks(2, LONG, tmp_path)
+    command = ["train", "noisy", *TINY.split(), "--images=100000", "--schedule=cooldown"]
+    command += ["--kernel-rate=0.02", "--out=run"]  # an angle that does not follow from the images
+    ranks = start_ranks(2, command, tmp_path)
     run = RunFolder(tmp_path / "run")
     wait_for(lambda: run.log.exists() and len(run.read_log()) > 1, ranks[0])
     for number in (signal.SIGINT, signal.SIGTERM):

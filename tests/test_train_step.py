@@ -157,14 +157,14 @@ def test_a_loss_that_is_not_finite_is_found_and_spares_the_checkpoint(tmp_path, 
 
 
 def test_a_graph_that_must_be_and_cannot_says_why() -> None:
-    with pytest.raises(ValueError, match="needs a CUDA device, and this run computes on cpu"):
-        TrainState(tiny(graph="on"), random_dataset(12), CPU)
+    words = "needs a CUDA device, and this run computes on cpu"
+    refuses(words, TrainState, tiny(graph="on"), random_dataset(12), CPU)
     assert not step.uses_graph(tiny(), CPU)
     assert step.uses_graph(tiny(), CUDA)
     assert not step.uses_graph(tiny(graph="off"), CUDA)
     assert not step.uses_graph(tiny(compile=True), CUDA)
-    with pytest.raises(ValueError, match="compile=True launches kernels of its own"):
-        step.uses_graph(tiny(graph="on", compile=True), CUDA)
+    config = tiny(graph="on", compile=True)
+    refuses("compile=True launches kernels of its own", step.uses_graph, config, CUDA)
 
 
 def test_each_call_of_a_replayed_step_is_one_step(monkeypatch: pytest.MonkeyPatch) -> None:

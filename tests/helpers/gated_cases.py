@@ -37,10 +37,8 @@ FAST = ["triton"] if INTERPRETED else [NATIVE]
 SETS = [f"native:{name}" for name in _extension.instruction_sets()]
 DTYPES = [torch.float64, torch.float32, torch.float16 if INTERPRETED else torch.bfloat16]
 each_fast_impl = pytest.mark.parametrize("impl", FAST)
-each_set = pytest.mark.parametrize("impl", FAST if INTERPRETED else SETS)
 each_impl = pytest.mark.parametrize("impl", FAST if INTERPRETED else ["reference", NATIVE])
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
-each_shift = pytest.mark.parametrize("shift", list(KERNELS))
 STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
     "nchw": lambda t: t.contiguous(),
     "channels_last": lambda t: t.to(memory_format=torch.channels_last),
@@ -120,11 +118,6 @@ class Case:
             name: t if t is None else casts.get(name, lambda t: t.to(device, exact, copy=True))(t)
             for name, t in self.given._asdict().items()
         }
-
-
-def leaves_of(given: Operands) -> list[Tensor]:
-    """The operands that may have gradients."""
-    return [t for t in given if t is not None and t.is_floating_point()]
 
 
 def needs_of(given: Operands, prefix: str = "") -> list[bool]:

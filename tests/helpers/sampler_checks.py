@@ -67,15 +67,6 @@ def teacher_forced(
 
 
 @torch.no_grad()
-def constant_network(logits: list[float], means: list[float], **mixture: Any) -> PixelCNNpp:
-    """A grey network whose parameters are the same at every pixel, with scales of e^-7."""
-    model = network(n_filters=1, n_mix=len(means), **mixture)
-    model.head.weight_g.zero_()
-    model.head.bias.copy_(torch.tensor([*logits, *means, *[-7.0] * len(means)]))
-    return model
-
-
-@torch.no_grad()
 def network_of_biases(n_filters: int, head_filters: int = 0) -> PixelCNNpp:
     """A grey network whose layers are what its biases make, at every pixel but the first ones."""
     model = network(n_filters=n_filters, n_mix=1, head_filters=head_filters)

@@ -61,14 +61,6 @@ class Instruction:
         return int(found[1], 16) if found else None
 
 
-def disassemble(cubin: Path) -> str:
-    """The machine code of the kernels in a cubin and their resources (REG, STACK), by cuobjdump."""
-    from triton import knobs
-
-    command = [knobs.nvidia.cuobjdump.path, "-sass", "-res-usage", str(cubin)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
 def register_operand(line: Instruction) -> bool:
     """Whether A of an HGMMA lies in registers, not in shared memory.
 
@@ -77,25 +69,16 @@ def register_operand(line: Instruction) -> bool:
     return line.name.startswith("HGMMA") and bool(re.match(r"R\d+, R\d+,", line.operands))
 
 
-def parse(sass: str) -> list[Instruction]:
-    """The instructions of what `cuobjdump -sass` prints of one kernel."""
-    return [Instruction(int(m[1], 16), m[2], m[3].strip()) for m in _LINE.finditer(sass)]
-
-
-def loops(code: list[Instruction]) -> list[list[Instruction]]:
-    """Bodies of the innermost loops: from a branch backwards to its target."""
+def matrix_loops(code: list[Instruction]) -> list[list[Instruction]]:
+    """Bodies of the innermost loops, from a branch backwards to its target, that have matmuls."""
     spans = [
         (line.target, line.address)
         for line in code
         if line.target is not None and line.target < line.address
     ]
     inner = {(a, b) for a, b in spans if not any(a <= s[0] <= s[1] <= b != s[1] for s in spans)}
-    return [[line for line in code if a <= line.address <= b] for a, b in sorted(inner)]
-
-
-def matrix_loops(code: list[Instruction]) -> list[list[Instruction]]:
-    """The loops that multiply matrices."""
-    return [body for body in loops(code) if any("MMA" in line.name for line in body)]
+    bodies = ([line for line in code if a <= line.address <= b] for a, b in sorted(inner))
+    return [body for body in bodies if any("MMA" in line.name for line in body)]
 
 
 def left_in_flight(body: list[Instruction]) -> bool:
@@ -113,7 +96,6 @@ class Compiled:
     them (LDL, STL). shared: bytes of a block. sass: the machine code as cuobjdump prints it.
     """
 
-    registers: int
     stack: int
     local: int
     shared: int
@@ -123,7 +105,7 @@ class Compiled:
     @cached_property
     def code(self) -> list[Instruction]:
         """The machine code, line by line."""
-        return parse(self.sass)
+        return [Instruction(int(m[1], 16), m[2], m[3].strip()) for m in _LINE.finditer(self.sass)]
 
     def count(self, instruction: str) -> int:
         """How many instructions of the machine code have this name, such as "HMMA"."""
@@ -191,14 +173,16 @@ def compile_kernel(launch: Launch, arch: int) -> Any:
 
 
 def compile_launch(launch: Launch, arch: int) -> Compiled:
-    """`compile_kernel`, and what is to be read in its machine code."""
+    """`compile_kernel`, and what is to be read in its machine code, by cuobjdump."""
+    from triton import knobs
+
     compiled = compile_kernel(launch, arch)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(compiled.asm["cubin"])
-        sass = disassemble(Path(file.name))
+        command = [knobs.nvidia.cuobjdump.path, "-sass", "-res-usage", file.name]
+        sass = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     usage = {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", sass)}
     return Compiled(
-        registers=usage["REG"],
         stack=usage["STACK"],
         local=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
         shared=max(compiled.metadata.shared, usage["SHARED"]),
