@@ -96,8 +96,8 @@ def test_packaged_runs_are_told_with_those_they_began_with(
     assert all(torch.equal(saved[name], tensor.half()) for name, tensor in theirs.items())
 
 
-def test_a_pair_by_its_name(tmp_path: Path) -> None:
-    """The name stands for both runs, and is the default of the command."""
+def test_a_pair_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name stands for both runs, and is the default of the command; networks go before it."""
     folder = find(DEFAULT)
     x = SmoothedPair.from_pretrained(DEFAULT).sample(2, seed=0)
     assert x.shape == (2, 1, 28, 28)
@@ -116,15 +116,9 @@ def test_a_pair_by_its_name(tmp_path: Path) -> None:
     assert np.array_equal(np.load(tmp_path / "y.npz")["x"], y.numpy())
     with pytest.raises(FileNotFoundError, match=rf"no no-such-models.*it has .*{DEFAULT}"):
         SmoothedPair.from_pretrained("no-such-models")
-
-
-def test_networks_go_before_a_name_and_other_folders_do_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.chdir(tmp_path)
-    packaged = find(DEFAULT)
     (tmp_path / DEFAULT).mkdir()  # as data may lie there
-    assert find(DEFAULT) == packaged
+    assert find(DEFAULT) == folder
     (tmp_path / DEFAULT).rmdir()
     save_run(tmp_path / DEFAULT, "plain")
     assert find(DEFAULT) == Path(DEFAULT)

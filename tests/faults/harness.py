@@ -54,10 +54,6 @@ class Target:
     free: str | None = None
     is_raw: bool = False
 
-    @property
-    def function(self) -> str:
-        return self.name.partition(",")[0].partition(" ")[0]
-
 
 def guarded(tensor: Tensor) -> Tensor:
     """Copy of a dense tensor, in the same memory order, between canaries."""
@@ -239,11 +235,6 @@ def settings_of(examples: int) -> settings:
     )
 
 
-def note(words: str) -> None:
-    """Write down the call that comes now, for whoever finds the process ended."""
-    Path(NOTE).write_text(words)
-
-
 def run(target: Target, examples: int) -> None:
     """Make `examples` wrong calls, or a PART of them; the file NOTE describes the next one."""
     plain = target.arguments()
@@ -259,7 +250,7 @@ def run(target: Target, examples: int) -> None:
     @settings_of(examples)
     @given(wrong_calls(target))
     def law(wrong: WrongCall) -> None:
-        note(wrong.words)
+        Path(NOTE).write_text(wrong.words)
         judge(target, wrong.arguments, wrong.alone)
         for guard in wrong.guards:
             assert_untouched(guard)

@@ -103,19 +103,18 @@ def compute(model: PixelCNNpp) -> list[Tensor]:
     return [draw(model, 4, 2), loss.detach(), *torch.autograd.grad(loss, [model.head.bias])]
 
 
-def differ(mine: list[Tensor], theirs: list[Tensor]) -> bool:
-    """Samples bit by bit; sums but for their order, which the number of threads decides."""
-    sums = zip(mine[1:], theirs[1:], strict=True)
-    return not (torch.equal(mine[0], theirs[0]) and all(torch.allclose(*ab, 1e-4) for ab in sums))
-
-
 def fork(model: PixelCNNpp, expected: list[Tensor]) -> int:
-    """The exit status of a child that computes the same; its alarm ends one that waits for ever."""
+    """The exit status of a child that computes the same; its alarm ends one that waits for ever.
+
+    Samples are equal bit by bit; sums but for their order, which the number of threads decides.
+    """
     child = os.fork()
     if not child:
         signal.alarm(SECONDS)
         try:
-            os._exit(differ(compute(model), expected))
+            images, *sums = compute(model)
+            close = all(torch.allclose(*ab, 1e-4) for ab in zip(sums, expected[1:], strict=True))
+            os._exit(not (torch.equal(images, expected[0]) and close))
         finally:
             os._exit(2)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

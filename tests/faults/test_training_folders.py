@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -40,11 +41,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 @pytest.fixture
 def run(finished: RunFolder, tmp_path: Path) -> RunFolder:
     """The whole run, its newest checkpoint at 32 images and the one before at 24."""
-    copy = RunFolder(tmp_path / "run")
-    copy.path.mkdir()
-    for file in finished.path.iterdir():
-        (copy.path / file.name).write_bytes(file.read_bytes())
-    return copy
+    return RunFolder(shutil.copytree(finished.path, tmp_path / "run"))
 
 
 def change(path: Path) -> None:

@@ -102,16 +102,11 @@ def public(given: Arguments) -> list[Tensor]:
 
 
 of_values = partial(Target, refused=REFUSED, accepted=ACCEPTED, plain={"threads": 1}, is_raw=True)
+backward = partial(of_extension, "backward")
 TARGETS = [
     of_values("_C.gated_resnet_forward", forward_arguments, partial(of_extension, "forward")),
-    *(
-        of_values(
-            f"_C.gated_resnet_backward{words}",
-            partial(backward_arguments, frozen),
-            partial(of_extension, "backward"),
-        )
-        for words, frozen in (("", False), (", frozen", True))
-    ),
+    of_values("_C.gated_resnet_backward", partial(backward_arguments, False), backward),
+    of_values("_C.gated_resnet_backward, frozen", partial(backward_arguments, True), backward),
     Target(
         "functional.gated_resnet", public_arguments, public, PUBLIC, EITHER, {"impl": "reference"}
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,13 @@ from torch import Tensor
 from dsmooth._extension import extension
 from dsmooth.sampling.program import Program
 from tests.faults.harness import (
+    NOTE,
     SEED,
     Arguments,
     Odd,
     Target,
     WrongCall,
     guarded,
-    note,
     run,
     settings_of,
 )
@@ -96,12 +97,8 @@ def _target(
         assert given["out"].isfinite().all()
         return []
 
-    operands = "bfloat16" if bf16 else "float32"
-    known = ", known pixels" if completes else ""
-    classes = ", classes" if n_classes else ""
-    bytes_seen = ", bytes" if more else ""
     return Target(
-        f"_C.CpuSampler.sample, {conditioning}, {operands}{known}{classes}{bytes_seen}",
+        f"_C.CpuSampler.sample, {conditioning}, {bf16=}, {completes=}, {n_classes=}, {more}",
         *(lambda: _arguments(conditioning, completes, n_classes), call, REFUSED, ACCEPTED),
         *(ONE_THREAD, "out", True),
     )
@@ -241,7 +238,7 @@ def test_a_wrong_program_is_refused_or_draws_the_same_by_any_threads(
     @given(wrong_programs(right))
     def law(wrong: WrongCall) -> None:
         nonlocal calls, refused
-        note(wrong.words)
+        Path(NOTE).write_text(wrong.words)
         calls += 1
         try:
             sampler = extension().CpuSampler(**wrong.arguments)
