@@ -103,21 +103,16 @@ def is_matmul(launch: Launch) -> bool:
     return launch.kernel.__name__ in MATMULS and bool(multiplies)
 
 
-def numbers_of(launch: Launch) -> str:
-    """How a matmul's operands are multiplied: "half", "tf32" or "ieee"."""
-    values = (v[0] if isinstance(v, tuple) else v for v in launch.arguments.values())
-    pointer = next(value for value in values if isinstance(value, Tensor))
-    geometry = launch.arguments.get("G") or launch.arguments["OUT"]
-    return "half" if pointer.dtype.itemsize == 2 else str(geometry.precision)
-
-
 def check(launch: Launch, compiled: Compiled, arch: int) -> None:
     """No spills, resources under their ceilings, tensor cores wherever a matmul can use them."""
     assert compiled.local == compiled.stack == 0
     assert compiled.shared <= SHARED[arch]
     if not is_matmul(launch):
         return
-    numbers = numbers_of(launch)
+    values = (v[0] if isinstance(v, tuple) else v for v in launch.arguments.values())
+    pointer = next(value for value in values if isinstance(value, Tensor))
+    geometry = launch.arguments.get("G") or launch.arguments["OUT"]
+    numbers = "half" if pointer.dtype.itemsize == 2 else str(geometry.precision)  # "tf32", "ieee"
     used = compiled.count("HMMA") + compiled.count("HGMMA")
     assert (used > 0) == (numbers != "ieee")
     if arch == 90 and numbers == "half":

@@ -46,7 +46,13 @@ class ForkedPython:
         folder: Path,
         variables: Mapping[str, str] | None = None,
     ) -> None:
-        _start_server()
+        # A server imports what its folder holds before what is installed, which has the extension.
+        here = Path.cwd()
+        os.chdir(tempfile.gettempdir())
+        try:
+            forkserver.ensure_running()
+        finally:
+            os.chdir(here)
         self._outputs = [Path(tempfile.mkstemp()[1]) for _ in range(2)]
         given = {
             "__name__": "__main__",
@@ -81,19 +87,6 @@ class ForkedPython:
             path.unlink()
         assert ended, (output, errors)
         return output, errors
-
-
-def _start_server() -> None:
-    """Start the server, if none runs, in a folder without the sources of dsmooth.
-
-    It imports what its own folder holds before what is installed, which has the extension.
-    """
-    here = Path.cwd()
-    os.chdir(tempfile.gettempdir())
-    try:
-        forkserver.ensure_running()
-    finally:
-        os.chdir(here)
 
 
 def free_port() -> int:
