@@ -19,14 +19,7 @@ from dsmooth.commands import sample as command
 from dsmooth.commands.options import Drawing
 from dsmooth.models import Models
 from dsmooth.pictures import grid_png
-from dsmooth.sampling import (
-    CachedSampler,
-    cached,
-    jacobi_sample,
-    request,
-    sample_images,
-    sequential_sample,
-)
+from dsmooth.sampling import CachedSampler, cached, jacobi_sample, sample_images, sequential_sample
 from dsmooth.sampling.output import gather
 from dsmooth.sampling.request import Request, known_pixels
 from tests.helpers.command_runs import run
@@ -193,7 +186,7 @@ def test_a_diverged_image_costs_no_other(method: str, monkeypatch, capsys) -> No
 @pytest.mark.usefixtures("place")
 def test_auto_is_bfloat16_where_it_is_faster_and_what_a_folder_was_begun_in(monkeypatch) -> None:
     def draw(fast: bool, *words: str) -> None:
-        monkeypatch.setattr(request, "has_fast_bfloat16", lambda device: fast)
+        monkeypatch.setattr("dsmooth.sampling.request.has_fast_bfloat16", lambda _: fast)
         assert run("sample", ".", "--device", "cpu", *words) == 0
 
     for fast, precision in ((False, "float32"), (True, "bfloat16")):

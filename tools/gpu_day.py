@@ -227,8 +227,8 @@ def sanitize(tool: str) -> Step:
 
 
 def train(role: str) -> Step:
-    """Training with the settings of the released pair, not prolonged but by one schedule."""
-    config = ROOT / "dsmooth" / "pretrained" / "mnist" / role / "config.json"
+    """Training with the settings of the pair of digits, not prolonged but by one schedule."""
+    config = ROOT / "dsmooth" / "pretrained" / "mnist-classes" / role / "config.json"
     command = [PYTHON, "-m", "dsmooth", "train", role, f"--out=STATE/runs/{role}", "--resume"]
     tiny = ("--n-filters=4", "--n-resnet=1", "--images=16", "--evaluations=1")
     tiny = (*tiny, "--evaluation-images=4")
