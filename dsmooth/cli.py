@@ -30,7 +30,7 @@ from .presets import PRESETS, preset
 from .progress import lines_shown, silence
 from .tables import shown
 
-VERBS: dict[str, Any] = {
+VERBS: Mapping[str, Any] = {
     "train": Train,
     "sample": options.Sample,
     "complete": options.Complete,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dsmooth import _extension
 from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_prob_ref
+from dsmooth.machine import cpu_name
 from tests.helpers.gated_cases import INTERPRETED, NATIVE
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "logistic_mixture.json").read_text())
@@ -30,6 +31,10 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "all": {"likelihood": "discretized", "atoms": tuple(range(256))},
 }
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+# Times that an error may be eager PyTorch's. The interpreter's exp and log are NumPy's: without
+# AVX-512 PyTorch's are more exact, and on an Intel Xeon up to 26 times (9 of 452 cases beyond 2).
+IS_CLOSE = torch.cpu.get_capabilities().get("avx512_f") and "Intel" not in cpu_name()
+RATIO = 2 if IS_CLOSE or not INTERPRETED else 32
 
 INSTRUCTION_SETS = _extension.instruction_sets()
 each_fast_impl = pytest.mark.parametrize("impl", ["triton"] if INTERPRETED else [NATIVE])
@@ -141,9 +146,9 @@ def golden_inputs(case: dict[str, Any], narrow: bool) -> tuple[Tensor, Tensor]:
 
 
 def assert_as_exact_as_eager(
-    got: Gradients, x: Tensor, params: Tensor, likelihood: Any, ratio: float = 2, **options: Any
+    got: Gradients, x: Tensor, params: Tensor, likelihood: Any, **options: Any
 ) -> None:
-    """At most `ratio` times the error of eager PyTorch on these very inputs, and one rounding, both
+    """At most RATIO times the error of eager PyTorch on these very inputs, and one rounding, both
     errors measured against float64. For float64 it is eager's float32 error scaled by the epsilons,
     once for each side. options: atoms or smoothing_scale."""
 
@@ -164,7 +169,7 @@ def assert_as_exact_as_eager(
         if wide:
             eager_error *= 2 * torch.finfo(result.dtype).eps / torch.finfo(plain.dtype).eps
         rounding = torch.finfo(result.dtype).eps * want.abs().max().item() + CANCELLED
-        assert error <= ratio * eager_error + rounding, (name, error, eager_error, rounding)
+        assert error <= RATIO * eager_error + rounding, (name, error, eager_error, rounding)
 
 
 def widest_case(channels: int, mixture: str, **options: Any) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,6 @@ import torch
 
 from dsmooth.functional.logistic_mixture_triton import triton_backward, triton_forward
 from dsmooth.kernels.launch import INTERPRETED
-from dsmooth.machine import cpu_name
 from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.mixture_cases import (
     LEVELS,
@@ -76,11 +75,7 @@ def test_as_exact_as_eager(size, n_mix, dtype, channels, mixture) -> None:
     avoid_kink(params, channels, n_atoms(mixture))
     got = run(x, params, mixture)
     assert got[0].dtype == torch.float32
-    # The interpreter's exp and log are NumPy's. Without AVX-512 PyTorch's are more exact, and on an
-    # Intel Xeon up to 26 times (9 of 452 cases beyond 2).
-    is_close = torch.cpu.get_capabilities().get("avx512_f") and "Intel" not in cpu_name()
-    ratio = 2 if is_close else 32
-    assert_as_exact_as_eager(got, x, params, **mixture, ratio=ratio)
+    assert_as_exact_as_eager(got, x, params, **mixture)
 
 
 @each_likelihood
