@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.measure import Bench, Work, copy, full, matmul, quick, smoke
 from dsmooth.functional import gated_resnet
+from dsmooth.machine import has_fast_bfloat16
 
 pytestmark = pytest.mark.usefixtures("native", "one_thread")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -37,7 +38,7 @@ BATCH = 32
     ],
 )
 def bench_gated_resnet(bench: Bench, f: int, size: int, dtype: torch.dtype) -> None:
-    bench.require(dtype)
+    bench.require(dtype, has_fast_bfloat16)
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:

@@ -27,6 +27,7 @@ from benchmarks.networks import (
 )
 from dsmooth.machine import torch_threads
 from dsmooth.sampling import CachedSampler, jacobi_sample, sequential_sample
+from dsmooth.sampling.request import draws_faster_in_bfloat16
 
 pytestmark = pytest.mark.usefixtures("native")
 BF16 = torch.bfloat16
@@ -47,7 +48,7 @@ BF16 = torch.bfloat16
 )
 def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype) -> None:
     """Batch sweep, and time against H W: linear, where plain sampling's is quadratic."""
-    bench.require(dtype)
+    bench.require(dtype, draws_faster_in_bfloat16)
     model = network.build()
     sampler = CachedSampler(model, dtype)
     size = network.size

@@ -25,6 +25,7 @@ from benchmarks.networks import (
     plain_pass,
 )
 from dsmooth import SmoothedPair
+from dsmooth.sampling.request import draws_faster_in_bfloat16
 
 pytestmark = pytest.mark.usefixtures("native")
 PACKAGED = [(name, n) for name in ("mnist", "mnist-classes") for n in (1, 64)]
@@ -49,7 +50,7 @@ DTYPES = {"": torch.float32, "-bf16": torch.bfloat16}
 def bench_two_step(
     bench: Bench, make: Callable[[], SmoothedPair], batch: int, dtype: torch.dtype
 ) -> None:
-    bench.require(dtype)
+    bench.require(dtype, draws_faster_in_bfloat16)
     pair = make()
     models = pair.noisy, pair.denoiser
     shape = (batch, pair.noisy.config.image_channels, *pair.image_size)

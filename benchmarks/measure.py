@@ -26,7 +26,7 @@ import torch
 
 from benchmarks import results
 from dsmooth import _extension
-from dsmooth.machine import cpu_name, has_fast_bfloat16
+from dsmooth.machine import cpu_name
 from dsmooth.progress import LINE_SECONDS
 
 Run = Callable[[], object]
@@ -206,9 +206,9 @@ class Bench:
         """Whether the case only has to run: with --benchmark-disable."""
         return bool(self.benchmark.disabled)
 
-    def require(self, dtype: torch.dtype) -> None:
-        """Skip a case whose dtype no user of this machine would choose."""
-        if dtype == torch.bfloat16 and not self.smoke and not has_fast_bfloat16(CPU):
+    def require(self, dtype: torch.dtype, fast: Callable[[torch.device], bool]) -> None:
+        """Skip a case of bfloat16, unless it is `fast` here: no user would choose it."""
+        if dtype == torch.bfloat16 and not self.smoke and not fast(CPU):
             pytest.skip("this processor is not faster in bfloat16")
 
     def compare(

@@ -27,6 +27,9 @@ FIGURES = """
 """
 # The rows of the README's table: (suite, case, words).
 HIGHLIGHTS = (
+    ("two_step", "mnist-64", "two-step sampling, the packaged pair F32 R2, batch 64, float32"),
+    ("two_step", "mnist-64-bf16", "the same, bfloat16"),
+    ("two_step", "mnist-1", "the same, one image, float32"),
     ("sampler", "mnist-1", "cached sampling, MNIST F40 R5, one image"),
     ("sampler", "mnist-64", "the same, batch 64"),
     ("sampler", "mnist-64-bf16", "the same, batch 64, bfloat16"),

@@ -5,12 +5,14 @@ include(CheckCXXSourceCompiles)
 
 # The table, the least set first: its name, the bytes of a vector and the number of its registers, a
 # macro that the compiler has where it knows the set, and the features of a CPU that it is made of.
-# The compiler is told -m<feature>, the CPU asked __builtin_cpu_supports("<feature>").
+# The compiler is told -m<feature>, the CPU asked __builtin_cpu_supports("<feature>"): a compiler
+# that does not know the question does not build the set.
 set(instruction_set_table
   "generic    16 16 __cplusplus"
   "avx2       32 16 __AVX2__       avx2 fma"
   "avx512     64 32 __AVX512F__    avx2 fma avx512f avx512bw avx512dq avx512vl"
   "avx512bf16 64 32 __AVX512BF16__ avx2 fma avx512f avx512bw avx512dq avx512vl avx512bf16"
+  "amx        64 32 __AMX_BF16__   avx2 fma avx512f avx512bw avx512dq avx512vl avx512bf16 amx-tile amx-bf16"
   "neon       16 32 __aarch64__")
 
 set(DSMOOTH_INSTRUCTION_SETS "" CACHE STRING
@@ -32,11 +34,14 @@ foreach(row IN LISTS instruction_set_table)
   # Asked of the compiler, not of the processor's name: a universal build of macOS, which compiles
   # for two processors at once, has the generic set alone.
   list(JOIN flags " " CMAKE_REQUIRED_FLAGS)
+  list(TRANSFORM row REPLACE "(.+)" " && HAS(\\1)")
+  list(JOIN row "" asked)
   check_cxx_source_compiles("
     #if !defined(${macro})
     #error not here
     #endif
-    int main() {}" DSMOOTH_COMPILES_${name})
+    #define HAS(feature) __builtin_cpu_supports(#feature)
+    int main() { return true${asked}; }" DSMOOTH_COMPILES_${name})
   unset(CMAKE_REQUIRED_FLAGS)
   set(builds ${DSMOOTH_COMPILES_${name}})
   if(DSMOOTH_INSTRUCTION_SETS AND NOT name IN_LIST DSMOOTH_INSTRUCTION_SETS)
@@ -44,8 +49,6 @@ foreach(row IN LISTS instruction_set_table)
   endif()
   if(builds)
     list(APPEND instruction_sets ${name})
-    list(TRANSFORM row REPLACE "(.+)" " && HAS(\\1)")
-    list(JOIN row "" asked)
     string(APPEND known_sets " DSMOOTH_SET(${name}, true${asked})")
   else()
     string(APPEND known_sets " DSMOOTH_SET(${name}, false)")

@@ -30,7 +30,7 @@ function(add_sampler target)
   compile_for_instruction_sets(${target} ${here}/cpu_float32.cpp ${here}/sampler_cpu.cpp
     FLOAT32_SETS generic avx2 avx512 neon)
   compile_for_instruction_sets(${target} ${here}/cpu_bfloat16.cpp ${here}/sampler_cpu.cpp
-    BFLOAT16_SETS generic avx2 avx512bf16 neon)
+    BFLOAT16_SETS generic avx2 avx512bf16 amx neon)
   find_package(Threads REQUIRED)
   target_link_libraries(${target} PRIVATE Threads::Threads)
 endfunction()

@@ -49,7 +49,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether a device computes faster in bfloat16 than in float32.
 
     Of processors with instructions for it, AMD's train and draw 1.8 times as fast, an Intel Xeon
-    (Emerald Rapids) 0.66 and 0.70 times. Intel's AMX tiles are not used here.
+    (Emerald Rapids) 0.66 and 0.70 times. Its AMX is for drawing alone (sampling/request.py).
     """
     import torch
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -221,17 +222,20 @@ void register_cuda_sampler(py::module_& module) {
 }
 #endif
 
-// Runs a full tile `calls` times on operands that stay in the first cache; returns its FLOP.
+// Runs a full tile `calls` times on operands that stay in the first cache; returns its FLOP. In a
+// thread of its own, as the sampler: another library in this one may use the registers of AMX.
 double run_tile(const CpuSampler& sampler, int calls) {
   constexpr int kWords = 64;  // of the sums
   const CpuKernels& kernels = sampler.kernels();
   const int units = kernels.max_units, rows = kernels.max_rows(units), columns = units * kUnit;
   const std::vector<float> a(rows * kWords), b(kWords * columns), init(columns);
   std::vector<float> out(rows * columns);
-  const Panel panel = {b.data(), columns, units, 0, 0, columns};
+  const Panel panel = {b.data(), columns, kMaxPiece, units, 0, 0, columns};
   const Job job = {rows, 1, {{a.data(), kWords, kWords}}, &panel, 1, init.data(), columns, 1,
                    {},   {}};
-  for (int i = 0; i < calls; ++i) kernels.tile(job, panel, units, 0, rows, out.data(), columns);
+  std::thread([&] {
+    for (int i = 0; i < calls; ++i) kernels.tile(job, panel, units, 0, rows, out.data(), columns);
+  }).join();
   return 2.0 * calls * rows * columns * kWords * (kernels.bf16 ? 2 : 1);
 }
 

@@ -1,7 +1,12 @@
 #include "isa.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace dsmooth {
 namespace {
@@ -11,10 +16,21 @@ struct InstructionSet {
   bool is_here;
 };
 
+// Whether the system lets this process use the registers of a set that the CPU has. Linux gives
+// those of AMX to one that asks: ARCH_REQ_XCOMP_PERM for XFEATURE_XTILE_DATA.
+bool is_permitted(const char* set) {
+  if (std::strcmp(set, "amx") != 0) return true;
+#if defined(__linux__) && defined(__x86_64__)
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+  return false;
+#endif
+}
+
 // The table of isa.cmake, in its order.
 const std::vector<InstructionSet>& known_sets() {
 #define HAS(feature) __builtin_cpu_supports(#feature)
-#define DSMOOTH_SET(name, is_here) InstructionSet{#name, is_here},
+#define DSMOOTH_SET(name, is_here) InstructionSet{#name, (is_here) && is_permitted(#name)},
   static const std::vector<InstructionSet> sets{DSMOOTH_SETS};
 #undef DSMOOTH_SET
 #undef HAS

@@ -1,9 +1,25 @@
 // The sampler's tiles of bfloat16 operands.
 #include "vector_kernels.h"
+#if defined(__AMX_BF16__)
+#include "amx_tiles.h"
+#endif
 
 namespace dsmooth::sampler::DSMOOTH_ISA {
 namespace {
 
+#if defined(__AMX_BF16__)
+constexpr CpuKernels kBfloat16Kernels = {
+    .instruction_set = DSMOOTH_ISA_NAME,
+    .bf16 = true,
+    .lanes = kLanes,
+    .max_units = kSums * kUnits,
+    .unit_step = kUnits,
+    .slice = kRows,
+    .max_rows = [](int units) { return units <= kSums * kUnits ? kRows : 0; },
+    .tile = tile<>,
+    .finish = finish<bfloat16>,
+    .weigh = weigh};
+#else
 #if defined(__AVX512BF16__)
 using Dot = isa::PairDot;
 #else
@@ -18,9 +34,11 @@ struct Dot : isa::PlainDot<float> {
   }
 };
 #endif
+constexpr const CpuKernels& kBfloat16Kernels = kKernels<Dot, bfloat16>;
+#endif
 
 }  // namespace
 
-const CpuKernels* bfloat16_kernels() { return &kKernels<Dot, bfloat16>; }
+const CpuKernels* bfloat16_kernels() { return &kBfloat16Kernels; }
 
 }  // namespace dsmooth::sampler::DSMOOTH_ISA

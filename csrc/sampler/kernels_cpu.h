@@ -13,8 +13,8 @@
 namespace dsmooth::sampler {
 
 // A sum over k runs over words in ascending order, in one accumulator per output.
-constexpr int kMaxRows = 12;      // of a tile
-constexpr int kMaxUnits = 6;      // and twice as many in a tile of one row
+constexpr int kMaxSums = 1024;    // of a tile
+constexpr int kMaxPiece = 16;     // words of k that AMX multiplies at once
 constexpr int kMaxSegments = 16;  // runs of consecutive words that a sum is made of
 
 struct Segment {
@@ -55,8 +55,11 @@ struct Job {
 
 struct CpuKernels {
   const char* instruction_set;
-  bool bf16;  // operands
-  int max_units;
+  bool bf16;                   // operands
+  int lanes;                   // of a vector of `finish`
+  int max_units;               // of a panel
+  int unit_step;               // a panel's units are a multiple of it
+  int slice;                   // images that a worker best draws at a time, if weights are few
   int (*max_rows)(int units);  // of a tile
   // Writes the sums of rows m0 .. m0 + rows - 1 to out, for `units` units from the first column of
   // a panel on: that panel, or the pair that it begins.

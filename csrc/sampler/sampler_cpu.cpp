@@ -41,12 +41,14 @@ const CpuKernels& find_cpu_kernels(const std::string& instruction_set, bool bf16
 
 namespace {
 
-// Panels as even as possible, at least two, so that two threads can share a single image; of whole
-// vectors, where no tile takes all columns.
-std::vector<Panel> cut(const Op& op, int max_units) {
-  const int units = (op.n + kUnit - 1) / kUnit;
-  const int count = std::max((units + max_units - 1) / max_units, std::min(units, 2));
-  const int vector = units > max_units && max_units % 2 == 0 ? 2 : 1;
+// Panels as even as possible; at least two, so that two threads can share a single image, unless
+// one vector has all channels; of whole vectors, where no tile takes all columns.
+std::vector<Panel> cut(const Op& op, const CpuKernels& kernels) {
+  const int most = kernels.max_units, least = kernels.unit_step;
+  const int units = (op.n + least * kUnit - 1) / (least * kUnit) * least;
+  const int fewest = std::min(units / least, op.channels() > kernels.lanes ? 2 : 1);
+  const int count = std::max((units + most - 1) / most, fewest);
+  const int vector = units > most && most % 2 == 0 ? 2 : least;
   const int vectors = (units + vector - 1) / vector;
   const int per_column = op.gate ? 2 : 1;
   std::vector<Panel> panels;
@@ -187,7 +189,7 @@ CpuSampler::CpuSampler(Program unchecked, const std::string& instruction_set, bo
   skeleton_ = Skeleton(program, bf16, 1);
   for (size_t i = 0; i < program.ops.size(); ++i) {
     const Op& op = program.ops[i];
-    const Panels panels = cut(op, kernels_.max_units);
+    const Panels panels = cut(op, kernels_);
     skeleton_.ops[i].row = pack(op, Part::kRow, panels);
     skeleton_.ops[i].pixel = pack(op, Part::kPixel, panels);
     skeleton_.ops[i].bias = pack_columns(op, panels, op.bias, 1);
@@ -202,7 +204,7 @@ int CpuSampler::slice() const {
   constexpr size_t kFewWeights = size_t{4} << 20;
   size_t bytes = 0;
   for (const std::vector<Line>& lines : kept_) bytes += lines.size() * sizeof(Line);
-  return bytes <= kFewWeights ? 8 : 16;
+  return bytes <= kFewWeights ? kernels_.slice : 16;
 }
 
 MatrixView CpuSampler::pack(const Op& op, Part part, Panels panels) {
@@ -213,6 +215,9 @@ MatrixView CpuSampler::pack(const Op& op, Part part, Panels panels) {
   const auto length_of = [](const Term& term) {
     return static_cast<size_t>(term.taps) * term.channels;
   };
+  int piece = kMaxPiece;
+  while (std::ranges::any_of(terms, [&](auto* t) { return t->channels / per_word % piece > 0; }))
+    --piece;
   size_t depth = 0;
   for (const Term* term : terms) depth += length_of(*term) / per_word;
   float* const b = keep(depth * columns);
@@ -224,6 +229,7 @@ MatrixView CpuSampler::pack(const Op& op, Part part, Panels panels) {
     const Panel& last = panels[paired ? std::min(i | 1, panels.size() - 1) : i];
     panel.step = last.column + last.units * kUnit - first.column;
     float* to = b + depth * first.column + (panel.column - first.column);
+    panel.piece = piece;
     panel.b = to;
     for (const Term* term : terms) {
       const size_t length = length_of(*term);

@@ -134,13 +134,16 @@ template <class T>
 }
 
 template <class D, class T>
-constexpr CpuKernels kKernels = {DSMOOTH_ISA_NAME,
-                                 sizeof(T) == sizeof(bfloat16),
-                                 kMaxPanelUnits,
-                                 max_tile_rows,
-                                 any_tile<D>,
-                                 finish<T>,
-                                 weigh};
+constexpr CpuKernels kKernels = {.instruction_set = DSMOOTH_ISA_NAME,
+                                 .bf16 = sizeof(T) == sizeof(bfloat16),
+                                 .lanes = kLanes,
+                                 .max_units = kMaxPanelUnits,
+                                 .unit_step = 1,
+                                 .slice = 8,
+                                 .max_rows = max_tile_rows,
+                                 .tile = any_tile<D>,
+                                 .finish = finish<T>,
+                                 .weigh = weigh};
 
 }  // namespace
 }  // namespace dsmooth::sampler::DSMOOTH_ISA

@@ -24,7 +24,8 @@ enum class Part { kRow, kPixel };
 // each k, first the columns of one, then of the other.
 struct Panel {
   const float* b;
-  int step;  // words from one k to the next
+  int step;   // words from one k to the next
+  int piece;  // words of k, at most kMaxPiece, that divide every segment
   int units;
   int column;   // of the packed matrix
   int channel;  // of the result

@@ -199,7 +199,7 @@ class CpuWorker {
 
  private:
   // Rows of activations that stay in the first cache while the panels go by.
-  static constexpr int kRowsAtATime = 48;
+  static constexpr int kRowsAtATime = 96;
 
   // A lane's share of rows begin .. end - 1: pairs of panels in turn or, where they do not
   // lie side by side or there are fewer pairs than lanes, panels.
@@ -226,7 +226,7 @@ class CpuWorker {
   // The columns of one panel, or of two side by side at once. Alone, the few sums of a row would
   // wait for one another, and few columns fill half a vector.
   void tiles_of(const Job& job, const Panel* panels, int count, int begin, int end) const {
-    alignas(64) float sums[kMaxRows * kMaxUnits * kUnit];
+    alignas(64) float sums[kMaxSums];
     const int units = units_of(panels, count), stride = units * kUnit;
     const int most = kernels_.max_rows(units), n = (end - begin + most - 1) / most;
     for (int t = 0, m = begin, next; t < n; ++t, m = next) {

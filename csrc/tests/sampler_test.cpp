@@ -143,7 +143,7 @@ void epilogues_are_accurate(const CpuKernels& kernels) {
   const int n = static_cast<int>(x.size()) / 8;
   x.resize(n * 8);
   std::vector<float> act(2 * x.size()), value(x.size()), sums(2 * x.size()), zeros(x.size());
-  const Panel panel{nullptr, 2 * kUnit, 2, 0, 0, 8};
+  const Panel panel{nullptr, 2 * kUnit, kMaxPiece, 2, 0, 0, 8};
   Job job{};
   job.epilogue.channels = 8;
   job.epilogue.split = kernels.bf16;

@@ -28,7 +28,7 @@ from .sequential import draw_by_jacobi, draw_sequentially
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-InstructionSet = Literal["auto", "generic", "avx2", "avx512", "avx512bf16", "neon"]
+InstructionSet = Literal["auto", "generic", "avx2", "avx512", "avx512bf16", "amx", "neon"]
 
 # Share of the device's free memory that the caches of one call may take.
 MEMORY_FRACTION = 0.8
