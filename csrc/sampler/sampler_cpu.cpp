@@ -221,8 +221,11 @@ MatrixView CpuSampler::pack(const Op& op, Part part, Panels panels) {
   size_t depth = 0;
   for (const Term* term : terms) depth += length_of(*term) / per_word;
   float* const b = keep(depth * columns);
-  // Rows read a wide panel again and again: packed alone, it keeps to the first cache.
-  const bool paired = part == Part::kPixel || columns <= kernels_.max_units * kUnit;
+  // A wide panel is packed alone where rows read it again and again, so that it keeps to the first
+  // cache, and where it comes from afar, so that all of a line is of use.
+  constexpr size_t kNearWords = 32 << 10;
+  const bool paired = columns <= kernels_.max_units * kUnit ||
+                      (part == Part::kPixel && depth * columns <= kNearWords);
   for (size_t i = 0; i < panels.size(); ++i) {
     Panel& panel = panels[i];
     const Panel& first = panels[paired ? i / 2 * 2 : i];

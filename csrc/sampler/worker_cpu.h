@@ -199,7 +199,7 @@ class CpuWorker {
 
  private:
   // Rows of activations that stay in the first cache while the panels go by.
-  static constexpr int kRowsAtATime = 96;
+  static constexpr int kRowsAtATime = 48;
 
   // A lane's share of rows begin .. end - 1: pairs of panels in turn or, where they do not
   // lie side by side or there are fewer pairs than lanes, panels.
