@@ -12,7 +12,8 @@
 
 namespace dsmooth::sampler {
 
-// A sum over k runs over words in ascending order, in one accumulator per output.
+// A sum over k runs over words in ascending order, in one accumulator per output; with AMX over
+// pieces of kMaxPiece words or fewer.
 constexpr int kMaxSums = 1024;    // of a tile
 constexpr int kMaxPiece = 16;     // words of k that AMX multiplies at once
 constexpr int kMaxSegments = 16;  // runs of consecutive words that a sum is made of
