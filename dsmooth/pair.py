@@ -300,12 +300,14 @@ class SmoothedPair(Pretrained):
         label: Tensor | None = None,
         n_noise: int = 1,
         importance_weighted: bool = False,
-        seed: int = 0,
-        first_index: int = 0,
+        seed: int | None = None,
+        first_index: int | None = None,
     ) -> Tensor:
         """The bound of `elbo` with gradients in the weights of both models and in x: (B,), nats.
 
-        Without dropout, in training mode too: `(-pair(x)).mean().backward()` tunes both models.
+        Each call draws fresh noise from torch's generator, unless `seed` or `first_index` is given
+        (then the other one is 0, and the noise is that of `elbo`). Without dropout, in training
+        mode too: `(-pair(x)).mean().backward()` tunes both models.
         """
         check_number("n_noise", n_noise)
         self._check_images("x", x)
@@ -325,13 +327,13 @@ class SmoothedPair(Pretrained):
         x: Tensor,
         label: Tensor | None = None,
         *,
-        seed: int = 0,
-        first_index: int = 0,
+        seed: int | None = None,
+        first_index: int | None = None,
         repeat: int = 0,
     ) -> Tensor:
         """log p(x~) - log q(x~ | x) + log p(x | x~) of one draw x~ ~ q(x~ | x): (B,), nats.
 
-        Arguments as of `elbo`; repeat: the number of the draw. The models must be in evaluation
+        Arguments as of `forward`; repeat: the number of the draw. The models must be in evaluation
         mode. Without a label a pair with classes has the mean weight of all classes. It has
         gradients as the bound has.
         """

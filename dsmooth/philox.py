@@ -41,11 +41,22 @@ class Stream(IntEnum):
     LABEL = 13  # the training images whose class is hidden
 
 
-def seed_words(seed: SupportsIndex) -> tuple[int, int]:
-    """The key (low word, high word) of a seed. Raises ValueError outside 0 <= seed < 2**64."""
+def seed_words(seed: SupportsIndex | Tensor) -> tuple[int, int] | tuple[Tensor, Tensor]:
+    """The key (low word, high word) of a seed.
+
+    seed: a number, with ValueError outside 0 <= seed < 2**64; or int64 without dimensions, which is
+    not read: that would wait for a GPU.
+    """
+    if isinstance(seed, Tensor):
+        return seed & _MASK, seed >> 32 & _MASK
     check_number("seed", seed, 0, 2**64 - 1)
     seed = seed.__index__()
     return seed & _MASK, seed >> 32
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """A seed from torch's generator of a device: int64 without dimensions, which is not read."""
+    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
 
 
 def whole_index(first_index: SupportsIndex, n_images: int) -> int:
@@ -84,7 +95,7 @@ def image_words(
     n_images: int,
     n_counters: int,
     *,
-    seed: int,
+    seed: int | Tensor,
     first_index: int | Tensor = 0,
     stream: Stream,
     repeat: int = 0,
@@ -93,8 +104,8 @@ def image_words(
     """Random words of images first_index .. first_index + n_images - 1.
 
     The counter is (i, image index low, image index high, stream | repeat << 8) for i = 0 ..
-    n_counters - 1. first_index: a number, or int64 without dimensions on `device`, which is not
-    read back, and so not checked. Returns (n_images, n_counters, 4) int64.
+    n_counters - 1. seed, first_index: numbers, or int64 without dimensions on `device`,
+    which are not read back, and so not checked. Returns (n_images, n_counters, 4) int64.
     Raises ValueError for a seed, an index, a stream or a repeat out of range.
     """
     if not isinstance(first_index, Tensor):

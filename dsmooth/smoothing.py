@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .nn.images import check_images
-from .philox import Stream, image_words, to_uniform
+from .philox import Stream, draw_seed, image_words, to_uniform
 
 
 @dataclass(frozen=True)
@@ -44,22 +44,29 @@ class Smoothing:
         raise NotImplementedError
 
     def sample(
-        self, x: Tensor, *, seed: int = 0, first_index: int | Tensor = 0, repeat: int = 0
+        self,
+        x: Tensor,
+        *,
+        seed: int | None = None,
+        first_index: int | Tensor | None = None,
+        repeat: int = 0,
     ) -> Tensor:
         """Draw x~ for x (B, C, H, W); same shape, dtype and device.
 
-        Row b is image first_index + b: its noise is a pure function of (seed, image index,
-        repeat). first_index: a number, or int64 without dimensions on x's device. Raises ValueError
-        for numbers out of range, TypeError for bytes and arrays of numpy.
+        Each call draws fresh noise from torch's generator, unless `seed` or `first_index` is given.
+        Then the noise of row b is a pure function of (seed, first_index + b, repeat), and the one
+        that is not given is 0. first_index: a number, or int64 without dimensions on x's device.
+        Raises ValueError for numbers out of range, TypeError for bytes and arrays of numpy.
         """
         check_images("x", x)
+        fresh = seed is None and first_index is None
         n = x.shape[0]
         d = math.prod(x.shape[1:])
         words = image_words(
             n,
             -(-d // 4),
-            seed=seed,
-            first_index=first_index,
+            seed=draw_seed(x.device) if fresh else seed or 0,
+            first_index=0 if first_index is None else first_index,
             stream=self.stream,
             repeat=repeat,
             device=x.device,

@@ -286,6 +286,38 @@ def test_a_completion_is_a_sample_with_known_pixels() -> None:
     refuses(r"`label` must have shape \(6,\)", pair.complete, x, draws=3, label=label[:1])
 
 
+def test_a_training_loop_sees_fresh_noise_in_each_step() -> None:
+    """As torch.manual_seed decides; with a seed or an index the bound is that of `elbo`."""
+    pair, x = tiny_pair(), images()
+    optimizer = torch.optim.SGD(pair.parameters(), lr=0.0)
+    sample = pair.smoothing.sample
+
+    def loop(**arguments: int) -> list[Tensor]:
+        losses = []
+        for _ in range(3):
+            loss = -pair(x, n_noise=2, **arguments).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return losses
+
+    torch.manual_seed(3)
+    losses = loop()
+    assert len(set(losses)) == 3
+    torch.manual_seed(3)
+    assert loop() == losses
+    for arguments in ({"seed": 0}, {"first_index": 0}, {"seed": 0, "first_index": 0}):
+        assert loop(**arguments) == [-pair.elbo(x, n_noise=2).mean()] * 3
+    assert loop(seed=1) == [-pair.elbo(x, n_noise=2, seed=1).mean()] * 3
+    torch.manual_seed(3)
+    seen = [sample(x), sample(x)]
+    assert not torch.equal(*seen)
+    torch.manual_seed(3)
+    assert torch.equal(sample(x), seen[0])
+    assert torch.equal(sample(x, seed=0), sample(x, first_index=0))
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_the_bound_has_the_gradients_of_its_terms(training: bool) -> None:
     """Without dropout, in training mode too: a pair can be tuned as a whole."""
@@ -293,13 +325,13 @@ def test_the_bound_has_the_gradients_of_its_terms(training: bool) -> None:
     weights = [*pair.parameters()]
     terms = log_weight(pair, x, torch.tensor([2, 1, 0]))
     expected = torch.autograd.grad(-sum(terms.values()).mean(), weights)
-    loss = -pair.train(training)(x, label=torch.tensor([2, 1, 0])).mean()
+    loss = -pair.train(training)(x, label=torch.tensor([2, 1, 0]), seed=0).mean()
     loss.backward()
     torch.testing.assert_close([w.grad for w in weights], [*expected])
     slope = torch.autograd.grad(pair(x.requires_grad_()).sum(), x)[0]
     assert slope.abs().max() > 0
     assert not pair.elbo(x).requires_grad
-    assert torch.equal(pair.elbo(x, n_noise=2), pair(x, n_noise=2).detach())
+    assert torch.equal(pair.elbo(x, n_noise=2), pair(x, n_noise=2, first_index=0).detach())
     data = random_dataset(3, labels=torch.tensor([2, 1, 0]))
     assert not score_pair(pair, data).discretized.requires_grad
     assert not classify(pair, data).log_likelihoods.requires_grad

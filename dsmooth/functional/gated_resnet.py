@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..philox import Stream, philox4x32
+from ..philox import Stream, draw_seed, philox4x32, seed_words
 from .dispatch import Impl, autocast_dtype, choose, native_obstacle, triton_obstacle
 from .gated_resnet_native import MAX_TAPS, gated_resnet_native
 from .gated_resnet_operands import FIELDS, Operands, Settings, check_operands
@@ -124,11 +124,6 @@ def _reference(operands: Operands, settings: Settings) -> Tensor:
     return operands.x.to(a.dtype) + a * torch.sigmoid(g)
 
 
-def draw_seed(device: torch.device) -> Tensor:
-    """A seed of dropout from torch's generator of the device."""
-    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
-
-
 def dropout_factors(shape: torch.Size, settings: Settings, seed: Tensor) -> Tensor:
     """The factors of dropout, for concat_elu(h) of `shape` (B, 2F, H, W): 0 or 1 / (1 - dropout).
 
@@ -136,15 +131,13 @@ def dropout_factors(shape: torch.Size, settings: Settings, seed: Tensor) -> Tens
     counter (i // 4 low, i // 4 high, layer, Stream.DROPOUT), key `seed`. It is kept if that word's
     uniform is at least `dropout`. Returns float64 of that shape, on the seed's device.
     """
-    low = 0xFFFFFFFF
     batch, channels, rows, cols = shape
     count = batch * channels * rows * cols
     first = settings.first_image * (count // max(batch, 1))
     call = torch.arange(first // 4, (first + count + 3) // 4, device=seed.device)
     rest = [torch.full_like(call, word) for word in (settings.layer, int(Stream.DROPOUT))]
-    counter = torch.stack([call & low, call >> 32, *rest], dim=-1)
-    key = (seed & low, seed >> 32 & low)  # tensors: reading them would wait for a GPU
-    words = philox4x32(counter, key).flatten()[first % 4 :][:count]
+    counter = torch.stack([call, call >> 32, *rest], dim=-1)
+    words = philox4x32(counter, seed_words(seed)).flatten()[first % 4 :][:count]
     kept = (words >> 9) >= settings.keep_from
     factors = kept.double() * settings.scale
     return factors.view(batch, rows, cols, channels).permute(0, 3, 1, 2)

@@ -15,7 +15,7 @@ from ..config import ModelConfig
 from ..functional import Shift, concat_elu, down_shift, logistic_mixture_log_prob, right_shift
 from ..functional.checks import check_tensor
 from ..functional.dispatch import forward_mode_obstacle, without_autocast
-from ..functional.gated_resnet import draw_seed
+from ..philox import draw_seed
 from .images import (
     check_context,
     check_images,
