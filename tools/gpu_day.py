@@ -97,17 +97,17 @@ PREPARES = ("install", "build")  # if one of these fails, the call ends
 # kernel, dtype and conditioning against its reference; eight warps; streams and graphs.
 FAMILIES = {
     "block": (
-        ["tests/test_gpu_gated_resnet.py"],
+        ["tests/functional/test_gpu_gated_resnet.py"],
         "(size1-5 and none) or (size2-40 and bfloat16) or (size3-160 and bfloat16 and down)"
         " or tf32",
     ),
     "loss": (
-        ["tests/test_gpu_logistic_mixture.py"],
+        ["tests/functional/test_gpu_logistic_mixture.py"],
         "(triton-1 and last and bfloat16) or (triton-3 and contiguous and float32)",
     ),
-    "training": (["tests/test_train_step.py"], "replayed"),
+    "training": (["tests/training/test_train_step.py"], "replayed"),
     "sampler": (
-        ["tests/test_cached_sampler.py", "tests/test_cached_sampler_cuda.py"],
+        ["tests/sampling/test_cached_sampler.py", "tests/sampling/test_cached_sampler_cuda.py"],
         "near_the_network or (same_bits and bfloat16) or a_graph_draws or outlive"
         " or current_stream or failed_call",
     ),

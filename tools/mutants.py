@@ -66,7 +66,7 @@ def faults(mutant: Mutant) -> Iterator[str]:
         yield f"{mutant.file} has {count} times: {mutant.old!r}"
     texts = "".join((ROOT / file).read_text() for file in mutant.tests)
     for name in mutant.names.split(" or "):
-        if not re.search(rf"def \w*{name}|^from tests\.test_", texts, re.MULTILINE):
+        if not re.search(rf"def \w*{name}|^from tests\.\w+\.test_", texts, re.MULTILINE):
             yield f"{' '.join(mutant.tests)}: no test has {name} in its name"
 
 
@@ -75,7 +75,7 @@ def run(copy: Path, tests: tuple[str, ...], names: str) -> int:
     import pytest
 
     os.chdir(copy)
-    if tests[0].startswith("tests/interpreted"):
+    if tests[0].startswith("tests/kernels/interpreted"):
         os.environ["TRITON_INTERPRET"] = "1"
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)

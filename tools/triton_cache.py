@@ -86,10 +86,10 @@ def tested() -> None:
     tests.__path__ = [str(ROOT / "tests")]
     sys.modules["tests"] = tests
     from dsmooth.functional import logistic_mixture_log_prob
+    from tests.functional.test_gpu_gated_resnet import SIZES as BLOCKS
+    from tests.functional.test_gpu_logistic_mixture import SIZES as MIXED
     from tests.helpers.gated_cases import KERNELS, STRIDES, make_case
     from tests.helpers.mixture_cases import MIXTURES, float_case, value_and_gradients
-    from tests.test_gpu_gated_resnet import SIZES as BLOCKS
-    from tests.test_gpu_logistic_mixture import SIZES as MIXED
 
     bf16 = torch.bfloat16
     for shift in KERNELS:

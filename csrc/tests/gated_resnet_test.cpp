@@ -1,6 +1,6 @@
-// Laws of the gated resnet on the CPU that need no Python, run under the sanitizers (run.sh): every
-// instruction set gives the numbers of the generic one in float64, which tests/test_gated_resnet.py
-// compares with the formula, and threads change no bit.
+// Invariants of the gated resnet on the CPU that need no Python, run under the sanitizers (run.sh):
+// every instruction set gives the numbers of the generic one in float64, which
+// tests/functional/test_gated_resnet.py compares with the formula, and threads change no bit.
 #include "../gated_resnet/gated_resnet.h"
 
 #include <cmath>

@@ -242,7 +242,7 @@ void caches_are_counted_by_32_bits() {
          "a cache whose words 32 bits do not count");
 }
 
-// Beside those of tests/faults and tests/test_cached_sampler.py.
+// In addition to those of tests/faults and tests/sampling/test_cached_sampler.py.
 void bad_programs_are_refused() {
   const auto refused = [](auto change) {
     Program program = Toy(4, 1, Conditioning::kNone);

@@ -13,7 +13,7 @@ from tests.helpers.data_makers import refuses
 
 pytestmark = pytest.mark.quick
 
-GOLDEN = Path(__file__).parent / "golden" / "network_c1_8x8_f4_r1_k2.safetensors"
+GOLDEN = Path(__file__).parents[1] / "golden" / "network_c1_8x8_f4_r1_k2.safetensors"
 STATE, BIAS = load_file(GOLDEN), "module.downsize_u_stream.1.conv.bias"
 
 

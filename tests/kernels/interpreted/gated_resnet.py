@@ -17,6 +17,15 @@ from dsmooth.kernels import gated_resnet as kernels
 from dsmooth.kernels.expand import expand, prepare_expand
 from dsmooth.kernels.geometry import PaddedImages, Settings, Taps
 from dsmooth.nn.layers import GatedResnet
+from tests.functional.test_gated_resnet import (  # noqa: F401 - laws of every implementation
+    test_a_gradient_does_not_depend_on_which_others_are_wanted,
+    test_a_second_derivative_is_refused,
+    test_an_empty_batch_gives_empty_outputs_and_zero_gradients,
+    test_no_output_sees_a_later_pixel,
+    test_nothing_is_written_or_read_beside_a_tensor,
+    test_strides_do_not_matter,
+    test_the_memory_order_of_parameters_does_not_matter,
+)
 from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.gated_cases import (
     EPS,
@@ -25,15 +34,6 @@ from tests.helpers.gated_cases import (
     each_dtype,
     make_case,
     needs_of,
-)
-from tests.test_gated_resnet import (  # noqa: F401 - laws of every implementation
-    test_a_gradient_does_not_depend_on_which_others_are_wanted,
-    test_a_second_derivative_is_refused,
-    test_an_empty_batch_gives_empty_outputs_and_zero_gradients,
-    test_no_output_sees_a_later_pixel,
-    test_nothing_is_written_or_read_beside_a_tensor,
-    test_strides_do_not_matter,
-    test_the_memory_order_of_parameters_does_not_matter,
 )
 
 assert INTERPRETED, "run with TRITON_INTERPRET=1"

@@ -30,8 +30,8 @@ from dsmooth.sampling import CachedSampler
 from tests.helpers.command_runs import run, save_run
 
 PAIRS = [name for name in packaged() if not name.endswith("-plain")]
-README = Path(__file__).parents[1] / "README.md"
-TOOL = Path(__file__).parents[1] / "tools" / "card.py"
+README = Path(__file__).parents[2] / "README.md"
+TOOL = Path(__file__).parents[2] / "tools" / "card.py"
 with_tool = pytest.mark.skipif(not TOOL.exists(), reason="the tools are not beside the tests")
 LARGEST = 10e6  # bytes of all packaged models
 

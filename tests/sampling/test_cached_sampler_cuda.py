@@ -17,7 +17,7 @@ from tests.helpers.networks import network
 from tests.helpers.nvcc_builds import NVCC, compiled
 from tests.ptx.cuda_player import build_sampler
 
-SOURCES = Path(__file__).parents[1] / "csrc" / "sampler"
+SOURCES = Path(__file__).parents[2] / "csrc" / "sampler"
 
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")

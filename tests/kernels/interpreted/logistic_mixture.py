@@ -1,6 +1,6 @@
 """Laws of the logistic mixture's Triton kernels, under Triton's interpreter.
 
-    TRITON_INTERPRET=1 pytest -n0 tests/interpreted/logistic_mixture.py
+    TRITON_INTERPRET=1 pytest -n0 tests/kernels/interpreted/logistic_mixture.py
 
 Run by test_interpreter.py. Shapes are small: the interpreter takes some 50 ms for a program.
 """
@@ -15,6 +15,20 @@ import torch
 
 from dsmooth.functional.logistic_mixture_triton import triton_backward, triton_forward
 from dsmooth.kernels.launch import INTERPRETED
+from tests.functional.test_logistic_mixture import (  # noqa: F401 - a law of every implementation
+    test_what_all_logits_share_changes_nothing,
+)
+from tests.functional.test_logistic_mixture_op import (  # noqa: F401 - laws of every implementation
+    test_a_graph_that_is_kept_gives_its_gradient_again,
+    test_any_size,
+    test_any_strides_give_the_same,
+    test_compiles_without_a_break,
+    test_gradient_of_a_weighted_sum,
+    test_nan_is_never_hidden,
+    test_nothing_is_written_or_read_beside_a_tensor,
+    test_only_the_wanted_gradient_is_computed,
+    test_second_derivative_is_refused_not_lost,
+)
 from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.mixture_cases import (
     LEVELS,
@@ -34,20 +48,6 @@ from tests.helpers.mixture_cases import (
     value_and_gradients,
 )
 from tests.helpers.mixture_cases import run_triton as run
-from tests.test_logistic_mixture import (  # noqa: F401 - a law of every implementation
-    test_what_all_logits_share_changes_nothing,
-)
-from tests.test_logistic_mixture_op import (  # noqa: F401 - laws of every implementation
-    test_a_graph_that_is_kept_gives_its_gradient_again,
-    test_any_size,
-    test_any_strides_give_the_same,
-    test_compiles_without_a_break,
-    test_gradient_of_a_weighted_sum,
-    test_nan_is_never_hidden,
-    test_nothing_is_written_or_read_beside_a_tensor,
-    test_only_the_wanted_gradient_is_computed,
-    test_second_derivative_is_refused_not_lost,
-)
 
 assert INTERPRETED, "run with TRITON_INTERPRET=1"
 

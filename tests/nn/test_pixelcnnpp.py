@@ -26,7 +26,7 @@ from tests.helpers.data_makers import refuses
 from tests.helpers.gated_cases import NATIVE
 from tests.helpers.networks import CLASSES, inputs, network
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 CONDITIONINGS = ("none", "stack", "concat")
 
 # A network that sees bytes and names them; no four of its numbers are equal.

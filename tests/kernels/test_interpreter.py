@@ -1,8 +1,8 @@
 """Tests of the Triton kernels in processes of their own.
 
-Those of tests/interpreted run under Triton's interpreter; by hand:
+Those of tests/kernels/interpreted run under Triton's interpreter; by hand:
 
-    TRITON_INTERPRET=1 pytest -n0 tests/interpreted/logistic_mixture.py
+    TRITON_INTERPRET=1 pytest -n0 tests/kernels/interpreted/logistic_mixture.py
 
 Ahead-of-time compilation is tested with the oldest Triton too: 3.6 overwrites registers of matrix
 instructions in flight where an operand is computed in registers, 3.9 does not.
@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed: its kernels cannot be interpreted")
-ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "tests" / "interpreted"
-FILES = sorted(FOLDER.glob("*.py"))
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = Path(__file__).parent
+FILES = sorted((TESTS / "interpreted").glob("*.py"))
 
 
 def run(folder: Path, arguments: list[str], **environment: str) -> str:
@@ -67,7 +67,7 @@ def test_the_oldest_triton_compiles_them_as_well(tmp_path: Path) -> None:
     path = os.pathsep.join(path for path in paths if path)
     found = run(tmp_path, ["-c", "import triton; print(triton.__version__)"], PYTHONPATH=path)
     assert found.strip() == oldest["version"]()
-    command = pytest_of(ROOT / "tests" / "test_aot.py", marks="")
+    command = pytest_of(TESTS / "test_aot.py", marks="")
     laws = "not elsewhere and (every_matmul or in_registers or no_matmul)"
     printed = run(tmp_path, [*command, "-k", laws], PYTHONPATH=path)
     assert " passed" in printed

@@ -35,7 +35,7 @@ from tests.helpers.rank_processes import (
 )
 from tests.helpers.tiny_runs import ROLES, assert_same_end, tiny, train_until
 
-WORK = Path(__file__).with_name("ranks") / "work.py"
+WORK = Path(__file__).parents[1] / "helpers" / "rank_work.py"
 TINY = (
     "--n-filters=4 --n-resnet=1 --n-mix=2 --dropout=0.3 --batch-size=8 --evaluations=1"
     " --evaluation-images=8 --warmup-images=16 --precision=float32 --threads=1"

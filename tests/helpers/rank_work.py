@@ -1,4 +1,7 @@
-"""work.py FUNCTION ARGUMENTS...: a function of this file, by this rank; rank 0 writes into OUT."""
+"""rank_work.py FUNCTION ARGUMENTS...: call a function of this file in each rank.
+
+Rank 0 writes the results into the folder OUT.
+"""
 
 from __future__ import annotations
 

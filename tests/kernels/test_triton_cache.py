@@ -12,7 +12,7 @@ import pytest
 from tests.helpers.data_makers import refuses
 
 pytest.importorskip("triton", reason="Triton is not installed: nothing can be compiled")
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # Forward and backward of the smallest network, into the current folder's cache.
 STEP = f"""
 import runpy, sys
