@@ -29,12 +29,12 @@ _PAPER: Json = {
     "denoiser.model": {"conditioning": "stack", "likelihood": "continuous"},
     "plain.model": {"likelihood": "discretized"},
 }
-# Optimizer and rates are the defaults of TrainConfig. Measured: docs/decisions/009-muon.md.
+# Optimizer and rates are the defaults of TrainConfig. Measured: docs/experiments/009-muon.md.
 _OURS: Json = {
     "denoiser.model": {"conditioning": "concat", "likelihood": "discretized"},
     "plain.model": {"likelihood": "discretized"},
 }
-# Nearly all bits of MNIST name the bytes of its grey pixels. Measured: docs/decisions/013-bytes.md.
+# Nearly all bits of MNIST name the bytes of its grey pixels. Measured: docs/experiments/013-bytes.md.
 _BYTES = {"atoms": "all", "fourier_features": 8, "head_filters": 64}
 _OURS_MNIST: Json = {
     **_OURS,

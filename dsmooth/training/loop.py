@@ -189,7 +189,7 @@ def with_channels(config: TrainConfig, channels: int) -> TrainConfig:
     """The settings with another image_channels of the model; colour has no atom for every byte."""
     model = config.model
     if channels != 1 and model.atoms == "all":
-        # With features and without those atoms, networks for colour are worse (decision 013).
+        # With features and without those atoms, networks for colour are worse (experiment 013).
         model = replace(model, atoms=(), fourier_features=0)
     return replace(config, model=replace(model, image_channels=channels))
 
