@@ -34,7 +34,7 @@ _OURS: Json = {
     "denoiser.model": {"conditioning": "concat", "likelihood": "discretized"},
     "plain.model": {"likelihood": "discretized"},
 }
-# Nearly all bits of MNIST name the bytes of its grey pixels. Measured: docs/experiments/013-bytes.md.
+# Nearly all bits of MNIST name the bytes of its grey pixels (docs/experiments/013-bytes.md).
 _BYTES = {"atoms": "all", "fourier_features": 8, "head_filters": 64}
 _OURS_MNIST: Json = {
     **_OURS,
