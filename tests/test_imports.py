@@ -30,7 +30,7 @@ FLOORS = (
     (
         "remembered",
         *("machine", "distributed", "presets", "philox", "files", "config"),
-        *("_extension", "fields", "progress", "tables", "_version", "_C"),
+        *("_extension", "fields", "progress", "tables", "errors", "_version", "_C"),
     ),
 )
 NAMES = [name for floor in FLOORS for name in floor]

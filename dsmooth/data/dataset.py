@@ -99,6 +99,7 @@ class ImageDataset:
     source: where the images come from, in words for a person.
     transform: applied to an image whenever training visits it, see `dsmooth.train`.
     class_names: of the classes 0, 1, ..; empty if unknown.
+    embedded: whether these are images of the MNIST subset inside the package.
     Raises ValueError for another shape or dtype.
     """
 
@@ -109,6 +110,7 @@ class ImageDataset:
     source: str
     transform: Transform | None = None
     class_names: tuple[str, ...] = ()
+    embedded: bool = False
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels

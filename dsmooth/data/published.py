@@ -52,7 +52,9 @@ def load_embedded_mnist(split: str) -> ImageDataset:
     )
     source = f"embedded MNIST subset ({len(images):,} images)"
     names = tuple("0123456789")
-    return ImageDataset(images[:, None], labels.long(), "mnist", split, source, class_names=names)
+    return ImageDataset(
+        images[:, None], labels.long(), "mnist", split, source, class_names=names, embedded=True
+    )
 
 
 def load_published(
