@@ -7,7 +7,7 @@ import os
 import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any, Literal, SupportsIndex, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -88,7 +88,7 @@ def structure(values: object, kind: type[T]) -> T:
         reason, _, path = str(error).partition(" - at `$")
         field = path.strip("`.")
         raise ValueError(shown(f"{field}: {reason}" if field else reason)) from None
-    known = flatten(asdict(made))  # type: ignore[call-overload]  # typing has no bound "a dataclass"
+    known = flatten(msgspec.to_builtins(made))
     unknown = [name for name in flatten(values) if name not in known]
     if unknown:
         raise ValueError(shown(f"{kind.__name__} has no field {', '.join(sorted(unknown))}"))

@@ -28,7 +28,7 @@ FLOORS = (
     ("smoothing", "data", "nn"),
     ("functional", "kernels"),
     (
-        "remembered",
+        *("remembered", "record", "results"),
         *("machine", "distributed", "presets", "philox", "files", "config"),
         *("_extension", "fields", "progress", "tables", "errors", "_version", "_C"),
     ),

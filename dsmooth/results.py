@@ -1,0 +1,316 @@
+"""Results of every measure, as frozen dataclasses that files hold as JSON (dsmooth/record.py).
+
+Tables, the report and the cards are functions of these types. An `error` is a standard error; it is
+None where a single image gives none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .config import ProbeSettings
+
+# A value of a setting, as JSON has it.
+Setting = bool | int | float | str | list[bool | int | float | str] | None
+
+
+@dataclass(frozen=True)
+class MeasuredImages:
+    """The first `n_images` of a split of a data set."""
+
+    name: str
+    split: str
+    n_images: int
+
+
+@dataclass(frozen=True)
+class Convention:
+    """One number in bits/dim and its meaning.
+
+    error: over images. repeat_error: of the mean, over the draws of noise, None for fewer than
+    ten. comparable: with discrete bits/dim of the literature.
+    """
+
+    name: str
+    value: float
+    error: float | None
+    repeat_error: float | None
+    comparable: bool
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Terms of the bound in bits/dim, averaged over images and draws.
+
+    noisy, smoothing: -log2 p(x~) / d and log2 q(x~ | x) / d of a pair, None for a plain model.
+    discretized, continuous: of the clean image, by either likelihood, None where the model has no
+    density.
+    """
+
+    discretized: float
+    continuous: float | None = None
+    noisy: float | None = None
+    smoothing: float | None = None
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Bits/dim of a model: a bound for a pair, exact for a plain model.
+
+    value, error: in the likelihood that the model was trained with. n_noise: draws of x~ per image.
+    dimensions: sub-pixels of an image. clean_noise: standard deviation of the noise on the target
+    of a density. classes: "given" for bits/dim given the class of each image, "hidden" where the
+    images have no labels of the model's classes, so that it saw a label of zeros. weights_sha256:
+    of the networks.
+    """
+
+    likelihood: Literal["discretized", "continuous"]
+    value: float
+    error: float | None
+    terms: Terms
+    n_images: int
+    n_noise: int
+    dimensions: int
+    clean_noise: float
+    classes: Literal["none", "given", "hidden"]
+    conventions: tuple[Convention, ...]
+    weights_sha256: tuple[str, ...]
+
+    @property
+    def image_term(self) -> float | None:
+        """The term of the clean image in the likelihood that the model was trained with."""
+        discretized = self.likelihood == "discretized"
+        return self.terms.discretized if discretized else self.terms.continuous
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Bits/dim that the pair needs more than the plain model for the bytes of the same images.
+
+    error: of the difference, paired over images.
+    """
+
+    value: float
+    error: float | None
+    n_images: int
+
+
+@dataclass(frozen=True)
+class ClassBits:
+    """Bits/dim of the bytes of the images of a class, for a pair by its bound."""
+
+    label: int
+    n_images: int
+    value: float
+    error: float | None
+
+
+@dataclass(frozen=True)
+class BitsResult:
+    """Bits/dim of a pair, a plain model or both. seed: of the noise.
+
+    difference: of the pair minus the plain model, None for one of them. classes: of each class, by
+    "pair" and "plain"; empty where they were not measured.
+    """
+
+    data: MeasuredImages
+    seed: int
+    pair: Bits | None = None
+    plain: Bits | None = None
+    difference: Difference | None = None
+    classes: dict[str, tuple[ClassBits, ...]] = field(default_factory=dict)
+
+    @property
+    def models(self) -> dict[str, Bits]:
+        """The models that were measured, by "pair" and "plain"."""
+        models = {"pair": self.pair, "plain": self.plain}
+        return {name: bits for name, bits in models.items() if bits is not None}
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """The network whose features are compared, and how it resizes images."""
+
+    name: str
+    sha256: str
+    resize: str
+
+
+@dataclass(frozen=True)
+class FidelityScores:
+    """Scores by torch-fidelity; None for those that cannot be computed.
+
+    kernel_distance: squared maximum mean discrepancy, mean and standard deviation over subsets.
+    precision, recall: fractions in 0 .. 1. inception_score: at least 1, mean and standard deviation
+    over parts.
+    """
+
+    kernel_distance: float | None = None
+    kernel_distance_deviation: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    inception_score: float | None = None
+    inception_score_deviation: float | None = None
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A set of images against the reference: squared Fréchet distance in feature space.
+
+    error: over the images, by the bootstrap. black: share of pixels that are black in every colour.
+    left_out: images with infinite values, which are not among the `n_images`. scores: None without
+    torch-fidelity.
+    """
+
+    value: float
+    error: float
+    n_images: int
+    black: float
+    left_out: int = 0
+    scores: FidelityScores | None = None
+
+
+@dataclass(frozen=True)
+class ClassDistances:
+    """Distances of the images of a class to `n_reference` real images of it."""
+
+    label: int
+    n_reference: int
+    distances: dict[str, Distance]
+
+
+# The entry of real images that are not in the reference: what a perfect model would get.
+FLOOR = "real"
+
+
+@dataclass(frozen=True)
+class FrechetResult:
+    """Sets of images against one reference of real images.
+
+    name: FID, or the name of the Fréchet distance with this extractor. dimension: of its features.
+    n_reference: images of the reference, None if unknown. distances: by the name of the set, with
+    the floor under "real". warnings: sentences that belong to the numbers.
+    """
+
+    name: str
+    extractor: Extractor
+    dimension: int
+    n_reference: int | None
+    distances: dict[str, Distance]
+    warnings: tuple[str, ...] = ()
+    classes: tuple[ClassDistances, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClassifyResult:
+    """Images classified by Bayes' rule.
+
+    accuracy: fraction in 0 .. 1. bits: mean of -log2 p(true label | x). confusion: how many images
+    of each class (rows) are taken for each class (columns). n_noise: draws of x~ for a pair's
+    importance-weighted bound, None for exact likelihoods.
+    """
+
+    data: MeasuredImages
+    accuracy: float
+    error: float | None
+    bits: float
+    confusion: tuple[tuple[int, ...], ...]
+    n_noise: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class ProbeScore:
+    """A linear probe: fractions of the test and training images that it classifies correctly.
+
+    error: of the accuracy. features: dimension of its input. held_out: accuracy on the last sixth
+    of the training images, after training on the others.
+    """
+
+    accuracy: float
+    error: float
+    train_accuracy: float
+    features: int
+    held_out: float
+
+
+# The probes of a network, by block.
+BlockScores = dict[str, ProbeScore]
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Probes of every network by its name, and their settings with the numbers of images."""
+
+    accuracy: dict[str, BlockScores]
+    settings: ProbeSettings
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """How many pixels the middle pixel depends on: of the earlier ones `reached` and not
+    (`blind_spot`), and of the later ones (`leaks`). influence: |d output / d pixel|, by row."""
+
+    reached: int
+    blind_spot: int
+    leaks: int
+    influence: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class ReceptiveFields:
+    """Receptive fields of networks on size x size images at `pixel` (row, column).
+
+    causal: number of pixels before it in raster order.
+    """
+
+    size: int
+    pixel: tuple[int, int]
+    causal: int
+    networks: dict[str, ReceptiveField]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where numbers were measured. gpu: None for the CPU."""
+
+    processor: str
+    processes: int
+    cpu_threads: int
+    gpu: str | None
+    system: str
+    python: str
+    torch: str
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """A finished run: images seen, seconds of training, bits/dim of held-out images at the end.
+
+    loss: what these bits/dim are. notes: of settings that changed on the way. training_images: size
+    of the training set, None if unknown.
+    """
+
+    images: int
+    seconds: float
+    loss: str
+    held_out_bits: float
+    held_out_images: int
+    notes: tuple[str, ...]
+    training_images: int | None = None
+
+    @property
+    def passes(self) -> float | None:
+        """Passes over the training set."""
+        return self.images / self.training_images if self.training_images else None
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """A model: its settings by dotted names (model.n_filters), and its training if recorded."""
+
+    parameters: int
+    settings: dict[str, Setting]
+    training: TrainingSummary | None = None
