@@ -1,4 +1,4 @@
-"""Compiled kernels compute what their references do, without a GPU (docs/played.md).
+"""Compiled kernels compute what their references do, without a GPU (README.md).
 
 The CUDA sampler draws the images that the host draws of the same noise. The Triton kernels for
 compute capability 8.0, launched by their own launchers, have at most twice the error of eager
