@@ -245,8 +245,6 @@ def say(message: str) -> None:
 
 
 if __name__ == "__main__":
-    # A zip file or a checkout without symlinks has a text file for the symlink dsmooth/kernels.
-    lost = {} if (ROOT / "dsmooth" / "kernels").is_dir() else {"dsmooth.kernels": "kernels"}
     repository = os.environ.get("DSMOOTH_REPOSITORY", "").rstrip("/")
     setup(
         long_description=readme(repository),
@@ -255,6 +253,6 @@ if __name__ == "__main__":
         # optional: copying into the source tree passes over an extension that was not built
         ext_modules=[Extension("dsmooth._C", sources=[], optional=True)],
         cmdclass={"build_ext": BuildExtension},
-        packages=[*find_namespace_packages(include=["dsmooth", "dsmooth.*"]), *lost],
-        package_dir=lost,
+        packages=[*find_namespace_packages(include=["dsmooth", "dsmooth.*"]), "dsmooth.kernels"],
+        package_dir={"dsmooth.kernels": "kernels"},
     )

@@ -25,11 +25,11 @@ endfunction()
 # extension alone; all else is portable.
 function(add_sampler target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/sampler)
-  target_sources(${target} PRIVATE ${here}/program.cpp ${here}/views.cpp
-    ${here}/device_program.cpp ${here}/sampler_cpu.cpp)
-  compile_for_instruction_sets(${target} ${here}/cpu_float32.cpp ${here}/sampler_cpu.cpp
+  target_sources(${target} PRIVATE ${here}/program/program.cpp ${here}/program/views.cpp
+    ${here}/cuda/device_program.cpp ${here}/cpu/sampler.cpp)
+  compile_for_instruction_sets(${target} ${here}/cpu/float32.cpp ${here}/cpu/sampler.cpp
     FLOAT32_SETS generic avx2 avx512 neon)
-  compile_for_instruction_sets(${target} ${here}/cpu_bfloat16.cpp ${here}/sampler_cpu.cpp
+  compile_for_instruction_sets(${target} ${here}/cpu/bfloat16.cpp ${here}/cpu/sampler.cpp
     BFLOAT16_SETS generic avx2 avx512bf16 amx neon)
   find_package(Threads REQUIRED)
   target_link_libraries(${target} PRIVATE Threads::Threads)

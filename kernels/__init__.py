@@ -1,6 +1,7 @@
 """Triton kernels of dsmooth: `@triton.jit` functions and their launchers, nothing else.
 
-Under its bare name the folder would be a second copy with its own compile caches.
+The build installs this folder as `dsmooth.kernels`. Under its bare name it would be a second copy
+with its own compile caches.
 """
 
 if __name__ != "dsmooth.kernels":

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..philox import Stream
+from dsmooth.philox import Stream
+
 from .geometry import Operands, PaddedImages, Settings, cdiv, planes_of
 from .launch import Prepared, launch
 

@@ -12,15 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import dsmooth
+import dsmooth.kernels
 from dsmooth import _extension, functional
 from dsmooth.commands import doctor
 from tests.helpers.data_makers import refuses
 from tests.helpers.gated_cases import needs_extension
 
 pytestmark = pytest.mark.quick
-
-PACKAGE = Path(dsmooth.__file__).parent
 
 
 def test_extension_is_there_unless_the_build_was_told() -> None:
@@ -189,7 +187,7 @@ print(extension.has_openmp, len(set(re.findall(r"/\S*libgomp\S*", maps))))
 
 
 def test_the_guard_refuses_the_kernels_under_their_bare_name(tmp_path: Path) -> None:
-    (tmp_path / "kernels").symlink_to(PACKAGE / "kernels")
+    (tmp_path / "kernels").symlink_to(dsmooth.kernels.__path__[0])
     done = subprocess.run(
         [sys.executable, "-c", "import kernels"], cwd=tmp_path, capture_output=True, text=True
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import dsmooth
+import dsmooth.kernels
 
 pytestmark = pytest.mark.quick
 
@@ -56,9 +56,12 @@ INCLUDES_PYBIND11 = re.compile(r"^\s*#\s*include\s*[<\"]pybind11\b", re.MULTILIN
 
 def modules() -> dict[str, ast.Module]:
     """Every module of the package by its dotted name below dsmooth ("" is the package itself)."""
+    kernels = Path(dsmooth.kernels.__path__[0])  # in a source tree not below PACKAGE
+    paths = {path: path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")}
+    paths |= {path: "kernels" / path.relative_to(kernels) for path in kernels.rglob("*.py")}
     found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
+    for path, place in sorted(paths.items()):
+        parts = place.with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         found[name] = ast.parse(path.read_text())
     return found

@@ -72,7 +72,7 @@ ALONE = "import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not
 
 
 def test_sdist_builds_a_complete_wheel_without_an_extension(clone: Path, tmp_path: Path) -> None:
-    """In an sdist the symlink has become a folder. What is installed says what it lacks and why."""
+    """And the installed package says what it lacks and why."""
     code = "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1]))"
     python("-c", code, tmp_path, cwd=clone)
     (archive,) = tmp_path.glob("dsmooth-*.tar.gz")
@@ -135,11 +135,8 @@ def check_wheel(folder: Path, clone: Path) -> zipfile.ZipFile:
 
 
 @pytest.mark.parametrize("way", [pytest.param("wheel", marks=pytest.mark.full), "editable"])
-def test_a_lost_symlink_is_made_up_for(way: str, clone: Path, tmp_path: Path) -> None:
+def test_the_kernels_are_a_package_of_dsmooth(way: str, clone: Path, tmp_path: Path) -> None:
     """And an editable install without an extension leaves no stale one."""
-    link = clone / "dsmooth" / "kernels"
-    link.unlink()
-    link.write_text("../kernels")  # left by zipfile, and by git where symlinks are switched off
     stale = clone / "dsmooth" / "_C.cpython-000-none.so"
     stale.write_bytes(b"of an earlier build")
     # Without --ignore-installed pip would first uninstall the dsmooth that runs these tests.
@@ -148,11 +145,18 @@ def test_a_lost_symlink_is_made_up_for(way: str, clone: Path, tmp_path: Path) ->
     pip("install", *editable, clone, *where, cwd=tmp_path, **PURE)
     assert stale.exists() == (way == "wheel")
     (site,) = (tmp_path / "p").rglob("site-packages")
-    code = f"import site; site.addsitedir({str(site)!r}); import dsmooth.kernels as k; print(k)"
+    imports = "from dsmooth.kernels import tilings; print(tilings.__file__)"
     # -S: without the dsmooth that runs these tests.
+    code = f"import site; site.addsitedir({str(site)!r}); {imports}"
     printed, _ = python("-S", "-c", code, cwd=tmp_path)
     folder = clone / "kernels" if way == "editable" else site / "dsmooth" / "kernels"
-    assert str(folder / "__init__.py") in printed
+    assert printed.strip() == str(folder / "tilings.py")
+
+
+def test_a_source_tree_has_its_kernels_without_a_build(clone: Path, tmp_path: Path) -> None:
+    code = "from dsmooth.kernels import tilings; print(tilings.__file__)"
+    printed, _ = python("-S", "-c", code, cwd=tmp_path, PYTHONPATH=str(clone))
+    assert printed.strip() == str(clone / "kernels" / "tilings.py")
 
 
 CMAKE_ERROR = """-- The CUDA compiler identification is unknown

@@ -12,9 +12,9 @@
 #include <utility>
 #include <vector>
 
-#include "../sampler/sampler_cpu.h"
+#include "../sampler/cpu/sampler.h"
 #if defined(DSMOOTH_HAS_CUDA)
-#include "../sampler/sampler_cuda.h"
+#include "../sampler/cuda/sampler.h"
 #endif
 #include "borrow.h"
 

@@ -9,7 +9,7 @@
 #include "../common/host_device.h"
 #include "../common/philox.h"
 #include "components.h"
-#include "views.h"
+#include "program/views.h"
 
 namespace dsmooth::sampler {
 

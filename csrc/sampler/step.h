@@ -19,7 +19,7 @@
 #include <cstdint>
 
 #include "draw_pixel.h"
-#include "views.h"
+#include "program/views.h"
 
 namespace dsmooth::sampler {
 

@@ -17,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-#include "../sampler/sampler_cuda.h"
+#include "../sampler/cuda/sampler.h"
 
 namespace dsmooth::sampler {
 

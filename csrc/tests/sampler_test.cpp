@@ -3,6 +3,8 @@
 //   sampler_test plant N  draws as CUDA does with sync N left out, threads as lanes:
 //                         ThreadSanitizer must object
 //   sampler_test images   writes images drawn with FMA, which are the same bits on all processors
+#include "../sampler/cpu/sampler.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -13,7 +15,6 @@
 #include <vector>
 
 #include "../common/isa.h"
-#include "../sampler/sampler_cpu.h"
 #include "expect.h"
 #include "sampler_block.h"
 #include "sampler_toy.h"

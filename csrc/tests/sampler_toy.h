@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "../sampler/views.h"
+#include "../sampler/program/views.h"
 
 namespace dsmooth::sampler {
 

@@ -133,6 +133,7 @@ def check_operands(operands: Operands, settings: Settings) -> None:
     _, dropout, layer, first_image = settings
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-    for name, number, bits in (("layer", layer, 32), ("first_image", first_image, 31)):
+    numbers: list[tuple[str, int, int]] = [("layer", layer, 32), ("first_image", first_image, 31)]
+    for name, number, bits in numbers:
         if not isinstance(number, SupportsIndex) or not 0 <= number < 2**bits:
             raise ValueError(f"{name} must be an int in 0 .. 2**{bits} - 1, got {number!r}")

@@ -22,8 +22,6 @@ from tests.ptx.memory import Memory, Trap
 from tests.ptx.player import Player
 
 HOST = Path(__file__).parent / "host"
-# Sources of the CPU's sampler, not needed here.
-CPU_ONLY = {"sampler_cpu", "cpu_float32", "cpu_bfloat16"}
 LAUNCHED = ctypes.CFUNCTYPE(
     None, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_uint),
     ctypes.c_size_t, ctypes.POINTER(ctypes.c_void_p),
@@ -36,8 +34,8 @@ def build_sampler() -> Path:
     Raises CalledProcessError with the compiler's words.
     """
     source = ROOT / "csrc" / "sampler"
-    host = [path for path in sorted(source.glob("*.cpp")) if path.stem not in CPU_ONLY]
-    files = [HOST / "runtime.cpp", source / "cuda_bfloat16.cu", source / "cuda_float32.cu"]
+    host = [*sorted(source.glob("program/*.cpp")), *sorted(source.glob("cuda/*.cpp"))]
+    files = [HOST / "runtime.cpp", *sorted(source.glob("cuda/*.cu"))]
     files += [HOST / "sampler.cpp", *host]
     return compiled(
         *("-std=c++20", "-O3", "-gencode", "arch=compute_80,code=compute_80", "-shared"),
@@ -112,7 +110,7 @@ class CudaPlayer(HostLibrary):
 
     def __init__(self, built: Path, case: Case) -> None:
         super().__init__(built)
-        ptx = built / f"cuda_{'bfloat16' if case.bf16 else 'float32'}.ptx"
+        ptx = built / f"{'bfloat16' if case.bf16 else 'float32'}.ptx"
         self.memory, self.case = Memory(), case
         self.player = Player(ptx.read_text(), self.memory)
 

@@ -27,7 +27,7 @@ SOURCES = Path(__file__).parents[2] / "csrc" / "sampler"
 def test_kernels_keep_to_registers(architecture: str, dtype: str) -> None:
     """A sum that leaves its register costs more than the product that made it."""
     options = ["-Xptxas", "-v", "-Werror", "all-warnings", "-cubin", "-arch", f"sm_{architecture}"]
-    ptx = build_sampler() / f"cuda_{dtype}.ptx"
+    ptx = build_sampler() / f"{dtype}.ptx"
     folder = compiled(*options, "-o", "sampler.cubin", sources=[ptx])
     said = (folder / "said.txt").read_text()
 

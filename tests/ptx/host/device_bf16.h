@@ -2,7 +2,7 @@
 // with its exponential. That of Bf16 computes as the CPU, to the bit.
 #pragma once
 
-#include "../../../csrc/sampler/finish.cuh"
+#include "../../../csrc/sampler/cuda/finish.cuh"
 
 namespace dsmooth::sampler {
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "../../../csrc/sampler/sampler_cuda.h"
+#include "../../../csrc/sampler/cuda/sampler.h"
 #include "../../../csrc/tests/sampler_block.h"
 #include "../../../csrc/tests/sampler_toy.h"
 #include "device_bf16.h"

@@ -1,4 +1,4 @@
-#include "sampler_cpu.h"
+#include "sampler.h"
 
 #include <algorithm>
 #include <atomic>
@@ -12,9 +12,9 @@
 #include <thread>
 #include <utility>
 
-#include "../common/isa.h"
-#include "step.h"
-#include "worker_cpu.h"
+#include "../../common/isa.h"
+#include "../step.h"
+#include "worker.h"
 
 namespace dsmooth::sampler {
 

@@ -1,4 +1,4 @@
-// The kernel with operands in bfloat16; cuda_launch.cpp launches it.
+// The kernel with operands in bfloat16; launch.cpp launches it.
 #include "block_run.cuh"
 
 namespace dsmooth::sampler {

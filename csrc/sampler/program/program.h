@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "../common/mixture.h"
+#include "../../common/mixture.h"
 
 namespace dsmooth::sampler {
 

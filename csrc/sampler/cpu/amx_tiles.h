@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "kernels_cpu.h"
+#include "kernels.h"
 
 namespace dsmooth::sampler::DSMOOTH_ISA {
 namespace {

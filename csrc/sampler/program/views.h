@@ -7,8 +7,8 @@
 #include <cstring>
 #include <vector>
 
-#include "../common/bfloat16.h"
-#include "../common/host_device.h"
+#include "../../common/bfloat16.h"
+#include "../../common/host_device.h"
 #include "program.h"
 
 namespace dsmooth::sampler {

@@ -7,7 +7,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "sampler_cuda.h"
+#include "sampler.h"
 
 namespace dsmooth::sampler {
 namespace {

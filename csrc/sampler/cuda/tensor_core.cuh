@@ -7,9 +7,9 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../common/bfloat16.h"
-#include "../common/host_device.h"
-#include "elementary.h"
+#include "../../common/bfloat16.h"
+#include "../../common/host_device.h"
+#include "../elementary.h"
 
 namespace dsmooth::sampler {
 

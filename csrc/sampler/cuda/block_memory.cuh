@@ -9,8 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../program/views.h"
 #include "tensor_core.cuh"
-#include "views.h"
 
 namespace dsmooth::sampler {
 

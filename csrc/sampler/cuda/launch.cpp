@@ -6,7 +6,7 @@
 #include <string>
 #include <utility>
 
-#include "sampler_cuda.h"
+#include "sampler.h"
 
 namespace dsmooth::sampler {
 namespace {

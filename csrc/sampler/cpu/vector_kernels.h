@@ -3,9 +3,9 @@
 // operands: see vector_math.h for what that forbids.
 #pragma once
 
-#include "../common/gemm.h"
-#include "components.h"
-#include "kernels_cpu.h"
+#include "../../common/gemm.h"
+#include "../components.h"
+#include "kernels.h"
 
 namespace dsmooth::sampler::DSMOOTH_ISA {
 namespace {

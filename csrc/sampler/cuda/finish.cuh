@@ -3,8 +3,8 @@
 
 #include <cmath>
 
+#include "../elementary.h"
 #include "block_memory.cuh"
-#include "elementary.h"
 
 namespace dsmooth::sampler {
 

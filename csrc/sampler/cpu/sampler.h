@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "../common/parallel.h"
-#include "kernels_cpu.h"
-#include "views.h"
+#include "../../common/parallel.h"
+#include "../program/views.h"
+#include "kernels.h"
 
 namespace dsmooth::sampler {
 

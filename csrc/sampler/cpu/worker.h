@@ -5,8 +5,8 @@
 #include <atomic>
 #include <cstdint>
 
-#include "kernels_cpu.h"
-#include "step.h"
+#include "../step.h"
+#include "kernels.h"
 
 namespace dsmooth::sampler {
 

@@ -5,9 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../step.h"
 #include "pixel_part.cuh"
 #include "row_part.cuh"
-#include "step.h"
 
 namespace dsmooth::sampler {
 
@@ -190,8 +190,8 @@ DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& 
 
 // The kernel for a type of operands.
 using SampleKernel = void (*)(BlockRun);
-SampleKernel float32_kernel();   // cuda_float32.cu
-SampleKernel bfloat16_kernel();  // cuda_bfloat16.cu
+SampleKernel float32_kernel();   // float32.cu
+SampleKernel bfloat16_kernel();  // bfloat16.cu
 constexpr int kKernelWarps = 8;
 
 #if defined(__CUDACC__)

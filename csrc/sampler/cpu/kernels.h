@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <string>
 
-#include "views.h"
+#include "../program/views.h"
 
 namespace dsmooth::sampler {
 

@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "components.h"
+#include "../components.h"
 
 namespace dsmooth::sampler {
 
