@@ -16,6 +16,13 @@ import griffe
 class ArgumentLists(griffe.Extension):
     """Rewrites the docstrings of functions and classes once they are read."""
 
+    def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **kwargs: Any) -> None:
+        """Read the folder kernels/ as the module dsmooth.kernels, which it is when installed."""
+        if pkg.name == "dsmooth":
+            kernels = loader.load("kernels")
+            kernels.parent = pkg
+            pkg.set_member("kernels", kernels)
+
     def on_function_instance(self, *, func: griffe.Function, **kwargs: Any) -> None:
         itemise(func, (parameter.name for parameter in func.parameters))
 
