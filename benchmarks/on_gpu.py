@@ -134,7 +134,7 @@ def compile_blocks(model: PixelCNNpp) -> None:
     never_fall_back()
     for module in model.modules():
         if isinstance(module, GatedResnet):
-            module.layer = 0
+            module.index = 0
             module.compile(dynamic=False, fullgraph=True)
 
 

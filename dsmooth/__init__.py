@@ -5,7 +5,7 @@ a pair, and drawing from it is two-step sampling (Meng et al., ICLR 2021). Both 
 
     import dsmooth
 
-    pair = dsmooth.SmoothedPair.from_pretrained("mnist")  # in the package; or a folder
+    pair = dsmooth.load("mnist").pair  # in the package; or a folder
     x = pair.sample(64, seed=0)  # (64, 1, 28, 28) in [-1, 1]
     dsmooth.show(x)  # a picture, which a notebook displays
     upper_halves = dsmooth.sampling.keep_top(0.5, (28, 28))
@@ -17,11 +17,12 @@ A pair of your own images, uint8 (N, C, H, W):
     for role in ("noisy", "denoiser"):
         settings = dsmooth.preset("mnist-quick", role, budget=10)  # minutes
         dsmooth.train(settings, f"runs/{role}", dataset=images)
-    pair = dsmooth.SmoothedPair.from_pretrained("runs")
+    pair = dsmooth.load("runs").pair
 
 What is here, each with a help of its own:
 
-    SmoothedPair                a pair: draw, complete, denoise, measure, save, publish
+    load, save                  networks from folders and the Hugging Face Hub, and into folders
+    SmoothedPair                a pair: draw, complete, denoise, measure
     PixelCNNpp, ModelConfig     one network and its settings
     train, TrainConfig, preset  training, its settings, settings by name
     RunFolder                   the folder of a training run
@@ -33,6 +34,7 @@ What is here, each with a help of its own:
     sampling                    samplers of one network: cached, sequential, Jacobi
     evaluate                    bits/dim, Fréchet distances, probes
     training                    what `train` returns, tells and raises
+    pretrained                  what `load` returns, and the Hub
     data                        data sets and folders of images as bytes
     functional                  the ops: shifted convolutions, gated resnet, logistic mixture
 
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from . import data as data
     from . import evaluate as evaluate
     from . import functional as functional
+    from . import pretrained as pretrained
     from . import sampling as sampling
     from . import training as training
     from .config import ModelConfig as ModelConfig
@@ -68,7 +71,9 @@ if TYPE_CHECKING:
     from .pictures import show as show
     from .pictures import to_pil as to_pil
     from .presets import preset as preset
-    from .pretrained.convert import load_pixelcnnpp as load_pixelcnnpp
+    from .pretrained.importer import load_pixelcnnpp as load_pixelcnnpp
+    from .pretrained.load import load as load
+    from .pretrained.save import save as save
     from .runs import RunFolder as RunFolder
     from .smoothing import GaussianSmoothing as GaussianSmoothing
     from .smoothing import LaplaceSmoothing as LaplaceSmoothing
@@ -86,16 +91,18 @@ _HOME = {
     "TrainConfig": "config",
     "UniformSmoothing": "smoothing",
     "cluster": "evaluate",
-    "load_pixelcnnpp": "pretrained.convert",
+    "load": "pretrained.load",
+    "load_pixelcnnpp": "pretrained.importer",
     "preset": "presets",
     "round_to_bytes": "data",
+    "save": "pretrained.save",
     "show": "pictures",
     "to_bytes": "data",
     "to_float": "data",
     "to_pil": "pictures",
     "train": "training",
 }
-_MODULES = ("data", "evaluate", "functional", "sampling", "training")
+_MODULES = ("data", "evaluate", "functional", "pretrained", "sampling", "training")
 
 __all__ = ["__version__", *_HOME, *_MODULES]
 

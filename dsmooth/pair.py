@@ -17,13 +17,13 @@ from .config import Method, Precision
 from .fields import check_number
 from .machine import torch_threads
 from .nn import PixelCNNpp
-from .nn.images import check_images, check_scale, check_size, unrounded
+from .nn.images import check_images, check_scale, check_size, snap_half_precision
 from .nn.pixelcnnpp import gradient_of
-from .nn.pretrained import Pretrained
+from .nn.pretrained import Pretrained, pretrained
 from .nn.weights import in_evaluation
 from .pictures import is_diverged
 from .progress import progress as bar
-from .sampling import cached
+from .sampling.cached import draw_network
 from .sampling.request import (
     Choices,
     KnownPixels,
@@ -61,26 +61,27 @@ class SmoothedPair(Pretrained):
             raise TypeError(
                 f"smoothing must be a Smoothing, as GaussianSmoothing(0.5), got {smoothing}"
             )
-        ours, theirs = noisy.config, denoiser.config
-        if ours.conditioning != "none" or ours.likelihood == "discretized":
+        config, second = noisy.config, denoiser.config
+        if config.conditioning != "none" or config.likelihood == "discretized":
             raise ValueError(
                 'the noisy model must have conditioning="none" and likelihood="continuous" or '
-                f'"gaussian", got "{ours.conditioning}" and "{ours.likelihood}"'
+                f'"gaussian", got "{config.conditioning}" and "{config.likelihood}"'
             )
-        if theirs.conditioning == "none":
+        if second.conditioning == "none":
             raise ValueError('the denoiser must have conditioning="stack" or "concat", got "none"')
         for name, one, other in (
-            ("image_channels", ours.image_channels, theirs.image_channels),
-            ("n_classes, or one of them none", ours.n_classes, theirs.n_classes),
+            ("image_channels", config.image_channels, second.image_channels),
+            ("n_classes, or one of them none", config.n_classes, second.n_classes),
         ):
             if one != other and 0 not in (one, other):
                 raise ValueError(f"the models must have the same {name}, got {one} and {other}")
-        contains = ours.smoothing_scale if ours.likelihood == "gaussian" else 0
+        contains = config.smoothing_scale if config.likelihood == "gaussian" else 0
         if contains and (smoothing.kind != "gaussian" or smoothing.scale < contains):
             raise ValueError(
                 'the noisy model\'s likelihood "gaussian" contains gaussian noise of scale '
                 f"{contains}, got {smoothing.kind} smoothing of scale {smoothing.scale}"
             )
+        noisy.role, denoiser.role = noisy.role or "noisy", denoiser.role or "denoiser"
         self.noisy = noisy
         self.denoiser = denoiser
         self.smoothing = smoothing
@@ -90,11 +91,10 @@ class SmoothedPair(Pretrained):
     def from_runs(cls, noisy: str | Path, denoiser: str | Path) -> Self:
         """Make a pair of two run folders of `dsmooth train`.
 
-        Raises FileNotFoundError or ValueError for folders that do not fit together or are no runs.
+        Short form of `dsmooth.load(noisy, denoiser).pair`. Raises FileNotFoundError or ValueError
+        for folders that are not runs or do not form a pair.
         """
-        from .pretrained import pair_of, resolve
-
-        return pair_of(cls, [*resolve(noisy), *resolve(denoiser)])
+        return pretrained().load(noisy, denoiser, kind=cls).of_kind(cls)
 
     @torch.no_grad()
     def sample(
@@ -142,7 +142,7 @@ class SmoothedPair(Pretrained):
                     progress(images / n)
 
             for part in request.parts(batch_size or n):
-                drawn.append(self.draw(part, report if progress else None, precision))
+                drawn.append(draw(self, part, report if progress else None, precision))
         return torch.cat(drawn)
 
     @torch.no_grad()
@@ -167,9 +167,9 @@ class SmoothedPair(Pretrained):
         if mask is None:
             mask = top_rows(keep_top, self.image_size).to(x.device)
         visible = known_pixels(x, mask, len(x), "x")
-        self._check_scale("x", visible.values)
+        self.check_scale("x", visible.values)
         if self.denoiser.config.likelihood == "discretized":
-            x = unrounded(x)
+            x = snap_half_precision(x)
         exact = x.to(torch.promote_types(self.dtype, torch.float32))
         known, mask = (each.repeat_interleave(draws, dim=0) for each in (exact, visible.mask))
         if isinstance(label := options.get("label"), Tensor | np.ndarray) and label.ndim:
@@ -192,52 +192,7 @@ class SmoothedPair(Pretrained):
         """
         self._check_images("x_tilde", x_tilde)
         with torch_threads(threads):
-            return self.draw(Request.make(len(x_tilde), choices, method, x_tilde), None, precision)
-
-    def draw(
-        self, request: Request, progress: Progress | None = None, precision: Precision = "auto"
-    ) -> Tensor:
-        """The images of a request: x~ ~ p(x~), unless it gives x~, and then x of each x~.
-
-        An image is NaN where its x~ diverged. precision: as in `sample`.
-        """
-        labels = request.labels(self.n_classes, self.device)
-        x_tilde, known = request.x_tilde, request.known
-        if known is not None:
-            self._check_scale("known", known.values)
-        steps = 2 if x_tilde is None and request.method == "two-step" else 1
-
-        def drawn(
-            model: PixelCNNpp, known: KnownPixels | None, context: Tensor | None = None
-        ) -> Tensor:
-            # Without classes both models refuse guidance, and one without gets no label.
-            guided = model.config.condition_size or not self.n_classes
-            guidance = request.guidance if guided else 0.0
-            of_model = replace(
-                request, known=known, label=self.label_for(model, labels), guidance=guidance
-            )
-            step = 0 if context is None else steps - 1
-            report = progress and (lambda done: progress((step + done) / steps))
-            return cached.draw(model, of_model, self.image_size, context, report, precision)
-
-        if x_tilde is None:
-            noisy = known
-            if known is not None:  # they have the smoothing's noise
-                seed, first = request.seed, request.first_index
-                images = self.smoothing.sample(known.images, seed=seed, first_index=first)
-                noisy = KnownPixels(images, known.mask)
-            x_tilde = drawn(self.noisy, noisy)
-        if request.method == "noisy":
-            return x_tilde
-        diverged = is_diverged(x_tilde).view(-1, *[1] * (x_tilde.ndim - 1))
-        x_tilde = torch.where(diverged, 0.0, x_tilde)
-        if request.method == "single-step":
-            x_tilde, guidance = x_tilde.to(self.dtype), request.guidance
-            x = self.single_step(x_tilde, label=labels, guidance=guidance)
-            x = x if known is None else known.keep(x)
-        else:
-            x = drawn(self.denoiser, known, x_tilde)
-        return torch.where(diverged, math.nan, x)
+            return draw(self, Request.make(len(x_tilde), choices, method, x_tilde), None, precision)
 
     @torch.no_grad()
     def single_step(
@@ -256,8 +211,8 @@ class SmoothedPair(Pretrained):
         self._check_images("x_tilde", x_tilde)
         guidance = normal_float("guidance", guidance, or_zero=True)
         if guidance and not self.n_classes:
-            raise ValueError("`guidance` is for pairs with classes, which this one has not")
-        label = self.label_for(self.noisy, label)
+            raise ValueError("`guidance` needs a model with classes; this pair has none")
+        label = self.conditioning_label(self.noisy, label)
         gradient = gradient_of(in_evaluation(self.noisy), x_tilde, label, guidance)
         return x_tilde + self.smoothing.scale**2 * gradient
 
@@ -311,7 +266,7 @@ class SmoothedPair(Pretrained):
         """
         check_number("n_noise", n_noise)
         self._check_images("x", x)
-        self._check_scale("x", x)
+        self.check_scale("x", x)
         pair = in_evaluation(self)
         draws = [
             pair.log_weight(x, label, seed=seed, first_index=first_index, repeat=i)
@@ -345,13 +300,15 @@ class SmoothedPair(Pretrained):
         def log_prob(model: PixelCNNpp, x: Tensor, context: Tensor | None = None) -> Tensor:
             """A row for each label, a single one of a model without classes."""
             rows = labels if model.config.condition_size else labels[:1]
-            return torch.stack([model.log_prob(x, context, self.label_for(model, y)) for y in rows])
+            return torch.stack(
+                [model.log_prob(x, context, self.conditioning_label(model, y)) for y in rows]
+            )
 
         noisy, denoiser = log_prob(self.noisy, x_tilde), log_prob(self.denoiser, x, x_tilde)
         weights = noisy - self.smoothing.log_prob(x_tilde, x) + denoiser
         return weights.logsumexp(0) - math.log(len(labels))
 
-    def label_for(self, model: PixelCNNpp, label: Tensor | None) -> Tensor | None:
+    def conditioning_label(self, model: PixelCNNpp, label: Tensor | None) -> Tensor | None:
         """`label` as one of the two models takes it: None for a model without classes."""
         if label is not None and not self.n_classes:
             raise ValueError("label was given, but neither model of the pair has classes")
@@ -368,18 +325,19 @@ class SmoothedPair(Pretrained):
         if x.device != self.device:
             raise ValueError(f"{name} must be on {self.device}, as the pair is, got {x.device}")
 
-    def _check_scale(self, name: str, x: Tensor) -> None:
+    def check_scale(self, name: str, x: Tensor) -> None:
+        """Raise ValueError for images outside [-1, 1], or that are not bytes where they must be."""
         check_scale(name, x, as_bytes=self.denoiser.config.likelihood == "discretized")
 
     @property
     def device(self) -> torch.device:
         """Device of the models."""
-        return self.noisy.head.bias.device
+        return self.noisy.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the models' weights."""
-        return self.noisy.head.bias.dtype
+        return self.noisy.dtype
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -401,6 +359,60 @@ class SmoothedPair(Pretrained):
             f"  smoothing: {self.smoothing.kind} of scale {self.smoothing.scale}\n"
             f"  images: {shape}, on {self.device}\n)"
         )
+
+
+@torch.no_grad()
+def draw(
+    model: SmoothedPair | PixelCNNpp,
+    request: Request,
+    progress: Progress | None = None,
+    precision: Precision = "auto",
+) -> Tensor:
+    """The images (count, C, H, W) of a request, of a pair or of one network with an image size.
+
+    A pair draws x~ ~ p(x~), unless the request gives x~, and then x of each x~. An image is NaN
+    where its x~ diverged. progress: called with the fraction done. precision: as in
+    `SmoothedPair.sample`.
+    """
+    if isinstance(model, PixelCNNpp):
+        assert model.image_size is not None  # or it was refused
+        return draw_network(model, request, model.image_size, None, progress, precision)
+    pair, x_tilde, known = model, request.x_tilde, request.known
+    labels = request.labels(pair.n_classes, pair.device)
+    if known is not None:
+        pair.check_scale("known", known.values)
+    steps = 2 if x_tilde is None and request.method == "two-step" else 1
+
+    def step(
+        network: PixelCNNpp, known: KnownPixels | None, context: Tensor | None = None
+    ) -> Tensor:
+        # Without classes both models refuse guidance, and one without gets no label.
+        guided = network.config.condition_size or not pair.n_classes
+        guidance = request.guidance if guided else 0.0
+        label = pair.conditioning_label(network, labels)
+        model_request = replace(request, known=known, label=label, guidance=guidance)
+        done_before = 0 if context is None else steps - 1
+        report = progress and (lambda done: progress((done_before + done) / steps))
+        return draw_network(network, model_request, pair.image_size, context, report, precision)
+
+    if x_tilde is None:
+        noisy = known
+        if known is not None:  # they have the smoothing's noise
+            seed, first = request.seed, request.first_index
+            images = pair.smoothing.sample(known.images, seed=seed, first_index=first)
+            noisy = KnownPixels(images, known.mask)
+        x_tilde = step(pair.noisy, noisy)
+    if request.method == "noisy":
+        return x_tilde
+    diverged = is_diverged(x_tilde).view(-1, *[1] * (x_tilde.ndim - 1))
+    x_tilde = torch.where(diverged, 0.0, x_tilde)
+    if request.method == "single-step":
+        x_tilde, guidance = x_tilde.to(pair.dtype), request.guidance
+        x = pair.single_step(x_tilde, label=labels, guidance=guidance)
+        x = x if known is None else known.keep(x)
+    else:
+        x = step(pair.denoiser, known, x_tilde)
+    return torch.where(diverged, math.nan, x)
 
 
 def _describe(model: PixelCNNpp) -> str:

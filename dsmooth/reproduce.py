@@ -27,9 +27,9 @@ from .evaluate.receptive_field import receptive_fields
 from .fields import Json
 from .files import read_json, write_json
 from .machine import cpu_name, has_fast_bfloat16
-from .models import Models
+from .pair import draw
 from .pictures import is_diverged, save_grid
-from .pretrained import DEFAULT, TITLE, packaged
+from .pretrained import DEFAULT, TITLE, Loaded, packaged
 from .progress import progress
 from .remembered import remembered
 from .report.page import write_report
@@ -61,7 +61,7 @@ class Stages:
     """
 
     folder: Path
-    models: Models
+    models: Loaded
     train_set: ImageDataset
     test_set: ImageDataset
     count: int
@@ -158,7 +158,7 @@ class Stages:
             self.images("plain", models.of("plain"), every)
 
     def images(
-        self, name: str, models: Models, request: Request, x: Tensor | None = None
+        self, name: str, models: Loaded, request: Request, x: Tensor | None = None
     ) -> Tensor:
         """The images of a request in samples/NAME.npz, with a picture beside it.
 
@@ -172,8 +172,8 @@ class Stages:
             images = x
             if images is None:
                 with progress(f"drawing {name}", request.count) as done:
-                    draw = partial(models.draw, precision=self.precision)
-                    images = gather(draw, request, CHUNK, done)
+                    draw_part = partial(draw, models.model, precision=self.precision)
+                    images = gather(draw_part, request, CHUNK, done)
             if images is not None and rank_and_size()[0] == 0:
                 save_grid(images[:GRID_IMAGES], path.with_suffix(".png"))
                 write_images(path, images, request, n_classes=models.n_classes)
@@ -318,7 +318,7 @@ def report(
 
 
 def describe_model(
-    role: Role, models: Models, test_set: ImageDataset, trained_on: int | None = None
+    role: Role, models: Loaded, test_set: ImageDataset, trained_on: int | None = None
 ) -> Json:
     """A model's settings and size, and its training if the run is finished.
 
@@ -336,15 +336,15 @@ def describe_model(
     if not run.is_finished():
         return description
     settings["kernel_rate"] = kernel_rate(config) if config.optimizer == "muon" else None
-    origin = run.origin()
-    passes = round((origin.images or 0) / trained_on, 2) if trained_on else None
+    record = run.record()
+    passes = round((record.images or 0) / trained_on, 2) if trained_on else None
     return {
         **description,
-        "images": origin.images,
-        "training_seconds": origin.seconds,
-        "loss": origin.loss,
-        "notes": list(origin.notes),
-        "held_out_bits_per_dim": origin.bits_per_dim,
+        "images": record.images,
+        "training_seconds": record.seconds,
+        "loss": record.loss,
+        "notes": list(record.notes),
+        "held_out_bits_per_dim": record.bits_per_dim,
         "held_out_images": min(config.evaluation_images, len(test_set)),
         **({"passes_over_training_set": passes} if trained_on else {}),
     }

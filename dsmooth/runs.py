@@ -1,4 +1,4 @@
-"""The folder of a training run: its settings, its log, its weights and their origin."""
+"""The folder of a training run: its settings, its log, its weights and the record of both."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
 @dataclass(frozen=True)
-class Origin:
-    """The origin of weights, for the model card. Fields are None if the run has no log.
+class TrainingRecord:
+    """The training of weights, for the model card. Fields are None if the run has no log.
 
     command: the `dsmooth train` that begins such a run. bits_per_dim: of held-out images at the
     last evaluation, whose meaning is `loss`. notes: of settings that were changed on the way.
+    weights_sha256: `weights_digest` of the weights, None where it was not recorded.
     """
 
     command: str
@@ -44,6 +45,7 @@ class Origin:
     loss: str | None
     bits_per_dim: float | None
     notes: tuple[str, ...] = ()
+    weights_sha256: str | None = None
 
 
 @dataclass(init=False, unsafe_hash=True)
@@ -130,8 +132,8 @@ class RunFolder:
             kept.append(entry)
         return kept
 
-    def origin(self) -> Origin:
-        """Origin of the weights, by the settings and the log."""
+    def record(self) -> TrainingRecord:
+        """The training of the weights, by the settings and the log."""
         config, _ = self.read_config()
         entries = self.history() if self.log.is_file() else []
         evaluations = [entry["bits_per_dim"] for entry in entries if entry["event"] == "evaluation"]
@@ -141,7 +143,7 @@ class RunFolder:
             if entry["event"] == "start":  # each counts its seconds from 0
                 total, last = total + last, 0.0
             last = max(last, entry["seconds"])
-        return Origin(
+        return TrainingRecord(
             command=train_command(config),
             data=config.data,
             images=max((entry["images"] for entry in entries), default=config.images),
@@ -162,7 +164,7 @@ class RunFolder:
 
         config, image_size = self.read_config()
         network = load_network(config.model, read_tensors(self.weights)[0], self.weights)
-        network.image_size = image_size
+        network.image_size, network.role = image_size, config.role
         return network, config, image_size
 
 
@@ -203,7 +205,8 @@ def run_config(values: Json, path: Path) -> tuple[TrainConfig, tuple[int, int]]:
     values.pop("dsmooth", None)
     missing = [key for key in ("role", "model", "height_and_width") if key not in values]
     if missing:
-        raise ValueError(f"{path} is not of a training run: it has no {' and no '.join(missing)}")
+        keys = f"key{'s' * (len(missing) > 1)} {', '.join(missing)}"
+        raise ValueError(f"{path} is not the {CONFIG_FILE} of a run: {keys} missing")
     try:
         size = structure({"height_and_width": values.pop("height_and_width")}, _ImageSize)
         return structure(values, TrainConfig), size.height_and_width

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .config import SmoothingKind
 from .nn.images import check_images
 from .philox import Stream, draw_seed, image_words, to_uniform
 
@@ -21,7 +22,7 @@ class Smoothing:
     scale: in units of [-1, 1] pixels. Raises ValueError unless it is positive and finite.
     """
 
-    kind: ClassVar[str]
+    kind: ClassVar[SmoothingKind]
     scale: float
     stream: Stream = Stream.SMOOTHING
     """The stream of random words that the noise comes from."""
@@ -90,7 +91,7 @@ class Smoothing:
 class GaussianSmoothing(Smoothing):
     """N(0, scale**2) noise, the paper's choice (Meng et al., ICLR 2021)."""
 
-    kind: ClassVar[str] = "gaussian"
+    kind: ClassVar[SmoothingKind] = "gaussian"
 
     def quantile(self, u: Tensor) -> Tensor:
         return self.scale * torch.special.ndtri(u)
@@ -106,7 +107,7 @@ class GaussianSmoothing(Smoothing):
 class LaplaceSmoothing(Smoothing):
     """Laplace noise with density exp(-|noise| / scale) / (2 scale)."""
 
-    kind: ClassVar[str] = "laplace"
+    kind: ClassVar[SmoothingKind] = "laplace"
 
     def quantile(self, u: Tensor) -> Tensor:
         centred = u - 0.5
@@ -123,7 +124,7 @@ class LaplaceSmoothing(Smoothing):
 class UniformSmoothing(Smoothing):
     """Uniform noise on [-scale, scale]."""
 
-    kind: ClassVar[str] = "uniform"
+    kind: ClassVar[SmoothingKind] = "uniform"
 
     def quantile(self, u: Tensor) -> Tensor:
         return self.scale * (2 * u - 1)

@@ -69,7 +69,7 @@ def small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images of 8 x 8, the runs of small models of them, and the saved pair."""
-    from dsmooth.models import load_models
+    from dsmooth.pretrained import load_models
     from tests.helpers.command_runs import save_run
     from tests.helpers.data_makers import random_bytes, write_images
 

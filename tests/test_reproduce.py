@@ -25,8 +25,7 @@ from dsmooth.data.published import load_embedded_mnist
 from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
 from dsmooth.files import lock_folder, read_json, write_json
 from dsmooth.machine import has_fast_bfloat16
-from dsmooth.models import load_models
-from dsmooth.pretrained import TITLE
+from dsmooth.pretrained import TITLE, load_models
 from dsmooth.remembered import remembered
 from dsmooth.reproduce import PROBED, Stages, black_share
 from dsmooth.runs import RunFolder
@@ -202,7 +201,7 @@ def test_history_forgets_steps_that_a_later_start_took_back(tmp_path: Path) -> N
     run.write_config(TrainConfig(images=24), (8, 8))
     kept = run.history()
     assert [e["images"] for e in kept if e["event"] == "step"] == [8, 16]
-    assert run.origin().seconds == 2.5
+    assert run.record().seconds == 2.5
 
 
 @pytest.mark.quick

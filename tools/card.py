@@ -30,9 +30,8 @@ from dsmooth.evaluate.features import extract_features, make_extractor
 from dsmooth.evaluate.likelihood import score_pair
 from dsmooth.evaluate.probe import probe_pair
 from dsmooth.files import read_json, read_tensors, write_atomically, write_json, write_tensors
-from dsmooth.models import load_models
 from dsmooth.pictures import BORDER, save_grid
-from dsmooth.pretrained import find
+from dsmooth.pretrained import find, load_models
 from dsmooth.progress import progress
 from dsmooth.report.page import grid, render
 from dsmooth.reproduce import (

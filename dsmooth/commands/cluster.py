@@ -17,9 +17,9 @@ from ..distributed import process_group, rank_and_size
 from ..evaluate.clusters import agreement, find_clusters
 from ..files import check_writable, printable
 from ..machine import choose_device, use_threads
-from ..models import load_models
 from ..nn import PixelCNNpp
 from ..pictures import save_grid
+from ..pretrained import load_models
 from ..progress import progress
 from ..tables import Table
 from .evaluate import choose_data

@@ -16,9 +16,9 @@ from ..distributed import process_group
 from ..evaluate.sources import as_grey, read_images
 from ..fields import check_number
 from ..files import printable, write_npz
-from ..models import Models, load_models
+from ..pair import draw
 from ..pictures import BORDER, is_diverged, save_grid
-from ..pretrained import is_model
+from ..pretrained import Loaded, is_model, load_models
 from ..progress import progress
 from ..sampling.output import gather
 from ..sampling.request import checked_shape, keep_top, known_pixels
@@ -57,8 +57,8 @@ def complete(options: Complete) -> None:
         request = request_of(models, options.drawing, cells, known=known)
         started = time.monotonic()
         with progress("completing", request.count) as done:
-            draw = partial(models.draw, precision=options.execution.precision)
-            completed = gather(draw, request, models.chunk, done)
+            draw_part = partial(draw, models.model, precision=options.execution.precision)
+            completed = gather(draw_part, request, models.chunk, done)
     if completed is not None:
         for path in options.out:
             write_completions(path, x, mask, completed, request.seed)
@@ -66,7 +66,7 @@ def complete(options: Complete) -> None:
         say_drawn(len(completed), int(is_diverged(completed).sum()), started)
 
 
-def choose_images(source: Path | None, count: int, models: Models) -> Tensor:
+def choose_images(source: Path | None, count: int, models: Loaded) -> Tensor:
     """The originals (N, C, H, W) in [-1, 1]. Raises ValueError for images of another shape."""
     shape = models.image_shape
     if source is None:
@@ -74,7 +74,7 @@ def choose_images(source: Path | None, count: int, models: Models) -> Tensor:
             data = choose_data(models, DataOptions()).load("test")
         except (ValueError, FileNotFoundError):
             raise ValueError(
-                f"{models.saved[0].folder} does not say where its images are: name some by --images"
+                f"{models.source} does not say where its images are: name some by --images"
             ) from None
         images, words = data.images[:count], data.source
     else:
@@ -89,7 +89,7 @@ def choose_images(source: Path | None, count: int, models: Models) -> Tensor:
         images = as_grey(images)
     if tuple(images.shape[1:]) != shape or len(images) == 0:
         raise ValueError(
-            f"{models.saved[0].folder} draws images of (C, H, W) = {shape}, got {len(images)} of "
+            f"{models.source} draws images of (C, H, W) = {shape}, got {len(images)} of "
             f"{tuple(images.shape[1:])} from {words}"
         )
     return to_float(images)

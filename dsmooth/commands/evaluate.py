@@ -33,8 +33,8 @@ from ..evaluate.sources import ImageSet, as_grey, read_images, read_reference
 from ..fields import Json, check_number
 from ..files import check_writable, json_text, printable, write_json
 from ..machine import autocast, choose_device, use_threads
-from ..models import Models, class_number, load_models
-from ..pretrained import is_model
+from ..nn.condition import class_number
+from ..pretrained import Loaded, is_model, load_models
 from ..progress import progress, significant, silence
 from ..tables import COMPARABLE, Table, bits_table, decimals
 from .options import BitsOptions, ClassifyOptions, DataOptions, Drawing, FrechetOptions
@@ -62,7 +62,7 @@ class DataChoice:
         return load_dataset(self.name, split, self.data_dir, image_size=size, progress=True)
 
 
-def choose_data(models: Models | None, options: DataOptions) -> DataChoice:
+def choose_data(models: Loaded | None, options: DataOptions) -> DataChoice:
     """The data set of the options, else the one that the first of the models was trained on.
 
     A run knows its folder too. Without models it is mnist.
@@ -74,8 +74,9 @@ def choose_data(models: Models | None, options: DataOptions) -> DataChoice:
     if settings is not None and name in (None, settings.data):
         name, trained_on = settings.data, settings.data_dir
         folder, image_size = folder or trained_on, image_size or settings.image_size
-    networks = models.networks.values() if models is not None else ()
-    name = name or next((each.origin.data for each in networks if each.origin), "mnist")
+    if name is None:
+        records = map(models.record, models.networks) if models is not None else ()
+        name = next((record.data for record in records if record is not None), "mnist")
     is_known = trained_on is not None and realpath(trained_on) == realpath(folder or "")
     measured = "all" if name == "folder" and not is_known else "test"
     return DataChoice(name, folder, image_size, measured)
@@ -174,7 +175,7 @@ def evaluate_classify(options: ClassifyOptions) -> Json:
     n = len(dataset) if options.limit is None else min(options.limit, len(dataset))
     with progress("classifying", n) as done, autocast(device, options.execution.precision):
         result = classify(
-            models.smoothed or next(iter(models.networks.values())),
+            models.model,
             dataset,
             limit=options.limit,
             n_noise=options.n_noise,
@@ -281,7 +282,7 @@ def distances_of_classes(classes: Mapping[int, Comparison]) -> list[Json]:
 
 
 def load_real(
-    options: FrechetOptions, choice: DataChoice, models: Models | None
+    options: FrechetOptions, choice: DataChoice, models: Loaded | None
 ) -> tuple[ImageDataset | Tensor | FeatureStatistics, Json, ImageDataset | None]:
     """The reference and its description; the images of the floor.
 
@@ -325,7 +326,7 @@ def load_real(
 
 
 def collect_samples(
-    options: FrechetOptions, models: Models | None
+    options: FrechetOptions, models: Loaded | None
 ) -> tuple[ImageSet, Json, Tensor | None]:
     """The images to measure, drawn or read, how they were drawn, and their labels if they have."""
     if models is None:

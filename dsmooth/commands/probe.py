@@ -7,7 +7,7 @@ from ..evaluate.probe import PIXELS, best_probe, probe_pair
 from ..fields import Json
 from ..files import check_writable, printable, write_atomically
 from ..machine import choose_device, use_threads
-from ..models import load_models
+from ..pretrained import load_models
 from ..report.page import probe_png
 from ..tables import Table, decimals
 from .evaluate import choose_data

@@ -23,9 +23,8 @@ from ..evaluate.features import make_extractor
 from ..fields import Json, check_number
 from ..files import check_writable, lock_folder
 from ..machine import choose_device, use_threads
-from ..models import Models, load_models
 from ..presets import preset
-from ..pretrained import DEFAULT, TITLE, packaged
+from ..pretrained import DEFAULT, TITLE, Loaded, load_models, packaged
 from ..remembered import remembered
 from ..reproduce import Stages, report
 from ..runs import RunFolder
@@ -146,7 +145,7 @@ def carry_out(options: Reproduce, runs: Sequence[TrainConfig]) -> int:
 
 def take_models(
     options: Reproduce, device: torch.device
-) -> tuple[Models, ImageDataset, ImageDataset]:
+) -> tuple[Loaded, ImageDataset, ImageDataset]:
     """The models that are named, or the packaged ones, and their training and test images."""
     # By its folder: one of the user's that is named like the packaged models is not meant.
     names = options.models or (packaged()[DEFAULT], packaged()[f"{DEFAULT}-plain"])
@@ -158,7 +157,7 @@ def take_models(
 
 
 def measure(
-    options: Reproduce, models: Models, train_set: ImageDataset, test_set: ImageDataset
+    options: Reproduce, models: Loaded, train_set: ImageDataset, test_set: ImageDataset
 ) -> Stages:
     """Do the stages that the options ask for."""
     train, test, seed = options.probe_train_images, options.probe_test_images, options.seed

@@ -15,8 +15,10 @@ from ..distributed import broadcast_int, process_group, rank_and_size
 from ..fields import check_number
 from ..files import check_writable, printable, suffix_of
 from ..machine import choose_device, use_threads
-from ..models import Models, class_number, load_models
+from ..nn.condition import class_number
+from ..pair import draw
 from ..pictures import is_diverged, save_grid
+from ..pretrained import Loaded, load_models
 from ..progress import LOG, progress
 from ..sampling.output import Manifest, Pictures, Shards, fill, gather, write_adm_npz, write_images
 from ..sampling.request import KnownPixels, Request, checked_shape, drawn_seed, precision_on
@@ -41,7 +43,8 @@ def sample(options: Sample) -> None:
         checked_shape(request.count, *models.image_shape)
         started = time.monotonic()
         with progress("drawing", request.count) as done:
-            x = gather(partial(models.draw, precision=precision), request, models.chunk, done)
+            draw_part = partial(draw, models.model, precision=precision)
+            x = gather(draw_part, request, models.chunk, done)
     if x is not None:
         for path in options.out:
             if path.suffix == ".png":
@@ -55,7 +58,7 @@ def sample(options: Sample) -> None:
 
 
 def request_of(
-    models: Models,
+    models: Loaded,
     drawing: Drawing,
     count: int,
     first_index: int = 0,
@@ -90,7 +93,7 @@ def request_of(
 
 
 def draw_into(
-    path: Path, models: Models, request: Request, precision: Precision, *, png: bool = False
+    path: Path, models: Loaded, request: Request, precision: Precision, *, png: bool = False
 ) -> None:
     """Draw the images that a folder of `Shards`, or with `png` of `Pictures`, lacks.
 
@@ -111,8 +114,8 @@ def draw_into(
     }
     folder = kind(path, request, models.image_shape, description)
     with progress("drawing", request.count) as done:
-        draw = partial(models.draw, precision=precision)
-        drawn, diverged = fill(folder, draw, models.chunk, done)
+        draw_part = partial(draw, models.model, precision=precision)
+        drawn, diverged = fill(folder, draw_part, models.chunk, done)
     name = printable(path)
     print(f"wrote {name}" if drawn else f"nothing to draw: {name} has them all")
     say_drawn(drawn, diverged, started, beside=request.count - drawn)
@@ -166,7 +169,7 @@ def check_output(path: Path, suffix: str, option: str = "--out") -> None:
     check_writable(path)
 
 
-def prepare(options: Computing, models: Models) -> None:
+def prepare(options: Computing, models: Loaded) -> None:
     """Set threads, and move models to the device that draws.
 
     By default that is a GPU only if the extension has its CUDA half: images of a GPU without it

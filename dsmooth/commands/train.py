@@ -48,7 +48,7 @@ def train(options: Train) -> int:
             cluster_data(options, run.folder)
     if len(runs) > 1:
         minutes = (
-            f"{run.folder.name} {(RunFolder(run.folder).origin().seconds or 0) / 60:.1f}"
+            f"{run.folder.name} {(RunFolder(run.folder).record().seconds or 0) / 60:.1f}"
             for run in runs
         )
         path = shlex.quote(str(run.folder.parent))
@@ -161,10 +161,13 @@ def _with_network(config: TrainConfig, init: str) -> TrainConfig:
     """The settings with the network and the smoothing that a run begins with."""
     from ..training.beginning import find_initial
 
-    saved = find_initial(init, config.role)
-    model = replace(saved.network.config, n_classes=0, class_names=())  # the data name the classes
-    kind, scale = saved.smoothing or config.smoothing, saved.scale or config.scale
-    return replace(config, model=model, smoothing=kind, scale=scale)
+    loaded = find_initial(init, config.role)
+    # The data name the classes.
+    model = replace(loaded.networks[config.role].config, n_classes=0, class_names=())
+    config = replace(config, model=model)
+    if (smoothing := loaded.smoothing) is None:
+        return config
+    return replace(config, smoothing=smoothing.kind, scale=smoothing.scale)
 
 
 def _read_settings(path: Path) -> TrainConfig:

@@ -11,6 +11,7 @@ from ..data import ImageDataset
 from ..distributed import in_batches
 from ..fields import check_number
 from ..nn import PixelCNNpp
+from ..nn.condition import zero_label
 from ..pair import SmoothedPair
 
 
@@ -44,7 +45,7 @@ def labels_for_model(
     """
     check_dataset(dataset)
     if n_classes and class_names and not dataset.has_classes(class_names):
-        return torch.zeros(1, n_classes).expand(len(dataset), -1)
+        return zero_label(1, n_classes).expand(len(dataset), -1)
     return dataset.labels_for(n_classes)
 
 

@@ -19,12 +19,12 @@ from ..data import ImageDataset
 from ..fields import Json, check_number
 from ..functional import logistic_mixture_log_prob
 from ..machine import autocast
-from ..models import Models
 from ..nn import PixelCNNpp
-from ..nn.images import unrounded
+from ..nn.images import snap_half_precision
 from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
 from ..philox import Stream
+from ..pretrained import Loaded
 from ..progress import progress
 from ..smoothing import GaussianSmoothing
 from .batches import check_images, labels_for_model, nats_of_images
@@ -206,9 +206,9 @@ def score_pair(
 
     def nats_of(x: Tensor, label: Tensor | None, first: int, draw: int) -> dict[str, Tensor]:
         x_tilde = pair.smoothing.sample(x, seed=seed, first_index=first, repeat=draw)
-        noisy = pair.noisy.log_prob(x_tilde, label=pair.label_for(pair.noisy, label))
+        noisy = pair.noisy.log_prob(x_tilde, label=pair.conditioning_label(pair.noisy, label))
         smoothing = -pair.smoothing.log_prob(x_tilde, x)
-        denoiser_label = pair.label_for(pair.denoiser, label)
+        denoiser_label = pair.conditioning_label(pair.denoiser, label)
         params = pair.denoiser(x, x_tilde, denoiser_label)
         discretized = _log_prob(pair.denoiser, x, params, "discretized")
         nats = {"noisy": noisy, "smoothing": smoothing, "discretized": discretized}
@@ -279,12 +279,12 @@ def _log_prob(model: PixelCNNpp, x: Tensor, params: Tensor, likelihood: Likeliho
     """log p(x) by a likelihood and the parameters `params`: (B,), nats, summed in float64."""
     mixture = {**model.config.mixture, "likelihood": likelihood}
     if likelihood == "discretized":
-        x = unrounded(x)
+        x = snap_half_precision(x)
     return logistic_mixture_log_prob(x, params, **mixture).double().sum((1, 2))
 
 
 def measure_bits(
-    models: Models,
+    models: Loaded,
     dataset: ImageDataset,
     *,
     limit: int | None = None,

@@ -28,6 +28,7 @@ from ..distributed import in_batches, rank_and_size, side_by_side
 from ..fields import Json, check_one_of
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
+from ..nn.condition import zero_label
 from ..nn.pixelcnnpp import Streams
 from ..nn.weights import in_evaluation, weights_digest
 from ..pair import SmoothedPair
@@ -287,7 +288,7 @@ def joined_features(streams: Iterable[Streams], parts: int) -> Tensor:
 def hidden_label(network: PixelCNNpp, x: Tensor) -> Tensor | None:
     """A label of zeros for images x, which names no class; None for a network without classes."""
     size = network.config.condition_size
-    return x.new_zeros(x.shape[0], size) if size else None
+    return zero_label(x.shape[0], size, x) if size else None
 
 
 def parameter_of(network: PixelCNNpp | None) -> Tensor:

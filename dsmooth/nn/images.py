@@ -1,4 +1,4 @@
-"""Checks of what a network takes: images, context images and classes."""
+"""Images as a network takes them: their scale, their size, their Fourier features."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import Conditioning
 from ..functional.checks import check_tensor
 from ..functional.logistic_mixture import snap_to_bytes
 
@@ -17,7 +15,7 @@ from ..functional.logistic_mixture import snap_to_bytes
 OFF_THE_GRID = 1e-3
 
 
-def unrounded(x: Tensor) -> Tensor:
+def snap_half_precision(x: Tensor) -> Tensor:
     """Images of bytes, in float32 at least, as they were before a rounding to half precision, which
     moves a byte by up to a quarter of a step. The derivative is 1."""
     if torch.finfo(x.dtype).bits > 16:
@@ -85,53 +83,6 @@ def check_scale(name: str, x: Tensor, *, as_bytes: bool) -> None:
         )
 
 
-def label_vectors(label: Tensor | None, n_classes: int, batch: int, like: Tensor) -> Tensor | None:
-    """The classes (B, n_classes) of a batch, one-hot or soft, in the dtype of `like`, or None."""
-    check_label(label, n_classes, batch, like.device)
-    if label is None:
-        return None
-    vectors = label if label.is_floating_point() else F.one_hot(label, n_classes)
-    return vectors.to(like.dtype)
-
-
-def check_context(context: Tensor | None, conditioning: Conditioning, like: Tensor) -> None:
-    """Raise ValueError or TypeError unless a model gets the context that it takes, like `like`."""
-    if conditioning == "none":
-        if context is not None:
-            raise ValueError('context was given, but the model has conditioning="none"')
-    elif context is None:
-        raise ValueError(f'context is missing: the model has conditioning="{conditioning}"')
-    else:
-        check_like("context", context, like)
-
-
-def check_label(
-    label: Tensor | None, n_classes: int, batch: int, device: torch.device | None = None
-) -> None:
-    """Raise ValueError or TypeError unless `label` has the classes of `batch` images.
-
-    It must be None for a model without classes. Values on a GPU are not read: that would wait.
-    """
-    if n_classes == 0:
-        if label is not None:
-            raise ValueError("label was given, but the model has n_classes=0")
-        return
-    if label is None:
-        raise ValueError(f"label is missing: the model has n_classes={n_classes}")
-    soft = isinstance(label, Tensor) and label.is_floating_point()
-    if isinstance(label, Tensor) and label.ndim == 2 and not soft:
-        raise TypeError(f"label of shape (B, n_classes) must be floating point, got {label.dtype}")
-    check_tensor("label", label, (batch, n_classes) if soft else (batch,), device)
-    if soft:
-        return
-    if label.dtype != torch.int64:
-        raise TypeError(f"label must be int64 or floating point, got {label.dtype}")
-    if label.device.type == "cpu" and len(label) and not torch.compiler.is_compiling():
-        low, high = int(label.min()), int(label.max())
-        if low < 0 or high >= n_classes:
-            raise ValueError(f"label must lie in 0 .. {n_classes - 1}, got {low} .. {high}")
-
-
 def fourier_features(x: Tensor, octaves: int) -> Tensor:
     """Fourier features of pixels: (B, C, H, W) -> (B, 2 C octaves, H, W).
 
@@ -139,7 +90,7 @@ def fourier_features(x: Tensor, octaves: int) -> Tensor:
     n = 127.5 (x + 1) the byte of the pixel. Computed in float32 at least, returned in the
     dtype of x. Source: Kingma et al., Variational diffusion models (2021).
     """
-    byte = 127.5 * (unrounded(x) + 1)
+    byte = 127.5 * (snap_half_precision(x) + 1)
     scales = [2.0**k / 256 for k in range(octaves)]
     # Whole turns leave first: they would cost the angle digits.
     turns = torch.stack([byte * scale for scale in scales], dim=2).remainder(1)

@@ -79,7 +79,7 @@ class WeightNormConv(nn.Module):
             self.bias.sub_(mean).mul_(gain)
 
 
-class Nin(WeightNormConv):
+class Conv1x1(WeightNormConv):
     """A 1x1 convolution as a product of matrices: on a CPU in less than half the time.
 
     On CUDA its operands are not rounded to TF32, unless `torch.set_float32_matmul_precision` says
@@ -97,8 +97,9 @@ class GatedResnet(nn.Module):
     """The module of `functional.gated_resnet`.
 
     skip_channels: channels of the skip input, 0 without one. condition_size: D of the vector that
-    each image is conditioned on, 0 without one; its projection begins at zero. Attributes: layer,
-    of a network's own for each gated resnet, and keep_gates are the function's arguments.
+    each image is conditioned on, 0 without one; its projection begins at zero. Attributes: index,
+    different for each gated resnet of a network, and keep_gates are arguments of the function
+    (`layer`, `keep_gates`).
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class GatedResnet(nn.Module):
     ) -> None:
         super().__init__()
         self.dropout = dropout
-        self.layer = 0
+        self.index = 0
         self.keep_gates = False
         f, size = n_filters, condition_size
         self.conv_in = WeightNormConv(2 * f, f, kernel_size, shift=shift)
@@ -152,7 +153,7 @@ class GatedResnet(nn.Module):
             shift=self.conv_in.shift,
             dropout=self.dropout if self.training else 0.0,
             seed=seed,
-            layer=self.layer,
+            layer=self.index,
             first_image=first_image,
             keep_gates=self.keep_gates,
         )

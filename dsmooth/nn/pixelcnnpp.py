@@ -11,20 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..config import ModelConfig
+from ..config import ModelConfig, Role
 from ..functional import Shift, concat_elu, down_shift, logistic_mixture_log_prob, right_shift
 from ..functional.checks import check_tensor
 from ..functional.dispatch import forward_mode_obstacle, without_autocast
 from ..philox import draw_seed
-from .images import (
-    check_context,
-    check_images,
-    check_scale,
-    fourier_features,
-    label_vectors,
-    unrounded,
-)
-from .layers import GatedResnet, Nin, Skip, WeightNormConv, listed
+from .condition import check_context, label_vectors, zero_label
+from .images import check_images, check_scale, fourier_features, snap_half_precision
+from .layers import Conv1x1, GatedResnet, Skip, WeightNormConv, listed
 from .pretrained import Pretrained
 
 Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in the row)
@@ -95,14 +89,14 @@ class ContextEncoder(nn.Module):
         return self.nin_u(e), self.nin_ul(e)
 
 
-class Hidden(nn.Module):
+class HeadHidden(nn.Module):
     """The hidden layer of the head, which sees the streams and the four pixels around a pixel."""
 
     def __init__(self, channels: int, n_filters: int, hidden: int) -> None:
         super().__init__()
         self.above = WeightNormConv(channels, hidden, (1, 3), shift="down")
-        self.left = Nin(channels, hidden, (1, 1))
-        self.ul = Nin(n_filters, hidden, (1, 1))
+        self.left = Conv1x1(channels, hidden, (1, 1))
+        self.ul = Conv1x1(n_filters, hidden, (1, 1))
 
     def forward(self, seen: Tensor, elu_ul: Tensor) -> Tensor:
         """The input of the stem (B, C', H, W) and elu(ul) (B, F, H, W) -> (B, M, H, W)."""
@@ -123,6 +117,7 @@ class PixelCNNpp(Pretrained):
         if not isinstance(config, ModelConfig):
             raise TypeError(f"config must be a ModelConfig, got a {type(config).__name__}")
         self.config = config
+        self.role: Role | None = None  # what it was trained for, where that is known
         channels, f, r = config.input_channels, config.n_filters, config.n_resnet
         self.stem_u = WeightNormConv(channels, f, (2, 3), shift="down")
         self.stem_ul_above = WeightNormConv(channels, f, (1, 3), shift="down")
@@ -135,13 +130,23 @@ class PixelCNNpp(Pretrained):
         self.upsize_u = listed(conv((2, 3), shift="down", transposed=True) for _ in two)
         self.upsize_ul = listed(conv((2, 2), shift="down_right", transposed=True) for _ in two)
         hidden = config.head_filters
-        self.head = Nin(f + 2 * hidden, config.n_params, (1, 1))
-        self.hidden = Hidden(channels, f, hidden) if hidden else None
+        self.head = Conv1x1(f + 2 * hidden, config.n_params, (1, 1))
+        self.hidden = HeadHidden(channels, f, hidden) if hidden else None
         self.encoder = ContextEncoder(config) if config.conditioning == "concat" else None
         # One seed per forward pass serves all dropout, since each gated resnet has its own number.
         layers = [layer for block in (*self.up, *self.down) for pair in block for layer in pair]
         for number, layer in enumerate([*layers, *(self.encoder.layers if self.encoder else ())]):
-            layer.layer = number
+            layer.index = number
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.head.bias.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.head.bias.dtype
 
     def forward(
         self,
@@ -184,7 +189,7 @@ class PixelCNNpp(Pretrained):
 
     def decode(self, x: Tensor, encoded: Encoded, dropout: Dropout | None = None) -> Tensor:
         """`forward` for an encoded context, which a sampler computes once for many calls."""
-        seen, dtype = self._seen(x), self.head.bias.dtype
+        seen, dtype = self._seen(x), self.dtype
         _, ul = self._streams(seen, encoded, dropout or Dropout())[-1]
         value = F.elu(ul[:, :, -x.shape[2] :].to(dtype))
         if self.hidden is not None:
@@ -211,7 +216,7 @@ class PixelCNNpp(Pretrained):
     def log_prob_given(self, x: Tensor, params: Tensor) -> Tensor:
         """log p(x) given the mixture parameters (B, P, H, W) of its pixels: (B,), nats."""
         if self.config.likelihood == "discretized":
-            x = unrounded(x)
+            x = snap_half_precision(x)
         return logistic_mixture_log_prob(x, params, **self.config.mixture).sum((1, 2))
 
     def features(
@@ -312,11 +317,10 @@ class PixelCNNpp(Pretrained):
                 f"H and W must be positive multiples of 4, got {x.shape[2]} x {x.shape[3]}: "
                 "pad or crop the images"
             )
-        expected = self.head.bias
-        if x.device != expected.device:
-            raise ValueError(f"x must be on the model's device {expected.device}, got {x.device}")
-        if x.dtype != expected.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(f"x must have the model's dtype {expected.dtype}, got {x.dtype}")
+        if x.device != self.device:
+            raise ValueError(f"x must be on the model's device {self.device}, got {x.device}")
+        if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"x must have the model's dtype {self.dtype}, got {x.dtype}")
         check_context(context, self.config.conditioning, x)
 
 
@@ -324,10 +328,10 @@ LAYERS = (
     PixelCNNpp,
     Block,
     ContextEncoder,
-    Hidden,
+    HeadHidden,
     GatedResnet,
     WeightNormConv,
-    Nin,
+    Conv1x1,
     nn.ModuleList,
 )
 
@@ -374,9 +378,9 @@ def gradient_of(
     NotImplementedError inside a forward-mode derivative, for it has none.
     """
     if guidance and label is not None:
-        no_class = x.new_zeros(len(x), model.config.condition_size)
-        without, of_class = (gradient_of(model, x, each) for each in (no_class, label))
-        return torch.lerp(without, of_class, 1 + guidance)
+        no_class = zero_label(len(x), model.config.condition_size, x)
+        unconditional, conditional = (gradient_of(model, x, y) for y in (no_class, label))
+        return torch.lerp(unconditional, conditional, 1 + guidance)
     if forward_mode_obstacle():
         raise NotImplementedError("the slope of a log-density has no forward-mode derivative")
     with torch.inference_mode(False), torch.enable_grad():

@@ -63,6 +63,22 @@ def outline(
         return kind(config)
 
 
+def check_weights(network: PixelCNNpp) -> None:
+    """Raise ValueError for a network whose weights could not be read again by its settings."""
+    try:
+        with torch.device("meta"):
+            expected = type(network)(network.config).state_dict()
+    except TypeError:  # a subclass with further arguments
+        return
+    check_tensors(
+        expected,
+        network.state_dict(),
+        "the network",
+        "weights that its settings do not have (torch.nn.utils.parametrize."
+        "remove_parametrizations merges parametrized ones)",
+    )
+
+
 def in_evaluation(model: Network) -> Network:
     """The model or the pair without dropout: itself, or a copy that shares its weights."""
     if not any(module.training for module in model.modules()):
@@ -73,8 +89,13 @@ def in_evaluation(model: Network) -> Network:
 
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 of a model's weights as float32, in the order of their names."""
+    return tensors_digest(model.state_dict())
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors as float32, in the order of their names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -19,7 +19,7 @@ from ..config import Precision
 from ..fields import check_number
 from ..machine import torch_threads
 from ..nn import PixelCNNpp
-from ..nn.images import check_context, label_vectors
+from ..nn.condition import check_context, label_vectors
 from ..nn.pixelcnnpp import changed_layer
 from .program import Program, as_numpy
 from .request import Choices, Progress, Request, checked_shape, precision_on
@@ -50,7 +50,7 @@ class CachedSampler:
     either. On a CUDA device bfloat16 is the fast one, on tensor cores. instruction_set: of the CPU;
     "auto" is the best that the CPU has. For bfloat16 "avx512" includes "avx512bf16".
 
-    Raises TypeError for a model that is no PixelCNNpp, for one with a layer that is not the
+    Raises TypeError for a model that is not a PixelCNNpp, for one with a layer that is not the
     library's own or has forward hooks, and for another dtype. Raises ValueError for a model on
     several or on other devices, for a parameter that is not finite and for an instruction set on a
     CUDA device. Raises RuntimeError, with the reason, if the extension is missing, was built
@@ -67,7 +67,7 @@ class CachedSampler:
         check_network(model)
         if (reason := changed_layer(model)) is not None:
             raise TypeError(f"the cached sampler cannot run this model: {reason}")
-        device = model.head.bias.device
+        device = model.device
         if device.type not in ("cpu", "cuda"):
             raise ValueError(f"the model must be on the CPU or a CUDA device, got {device}")
         for name, parameter in model.named_parameters():
@@ -142,9 +142,9 @@ class CachedSampler:
             if value is not None:
                 check_number(name, value)
         request = Request.make(n, choices)
-        return self.draw(request, (height, width), context, progress, threads, max_slice)
+        return self.run(request, (height, width), context, progress, threads, max_slice)
 
-    def draw(
+    def run(
         self,
         request: Request,
         size: tuple[int, int],
@@ -240,7 +240,7 @@ class CachedSampler:
 _PACKED: WeakKeyDictionary[PixelCNNpp, tuple[PixelCNNpp, CachedSampler]] = WeakKeyDictionary()
 
 
-def draw(
+def draw_network(
     model: PixelCNNpp,
     request: Request,
     size: tuple[int, int],
@@ -271,7 +271,7 @@ def draw(
             packed = copy.deepcopy(model)
             sampler = CachedSampler(packed, dtype)
             _PACKED[model] = packed, sampler
-        return sampler.draw(request, size, context, progress)
+        return sampler.run(request, size, context, progress)
     if precision == "bfloat16":
         raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
     # Half precision would end the iterations too early.
@@ -311,7 +311,7 @@ def sample_images(
     """
     request = Request.make(n, choices)
     with torch_threads(threads):
-        return draw(model, request, (height, width), context, progress, precision)
+        return draw_network(model, request, (height, width), context, progress, precision)
 
 
 def _free_memory() -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..nn.images import fourier_features
 from ..nn.layers import GatedResnet, WeightNormConv
-from ..nn.pixelcnnpp import Block, ContextEncoder, Hidden, PixelCNNpp
+from ..nn.pixelcnnpp import Block, ContextEncoder, HeadHidden, PixelCNNpp
 
 Array = np.ndarray
 NONE = -1  # no cache
@@ -335,7 +335,7 @@ class Program:
         self.params = self._cache(0, self._model.config.n_params, 1, operand=False)
         self._add(Op(Phase.HEAD, 0, bias, terms, residual_out=self.params))
 
-    def _hidden(self, layer: Hidden, ul: int) -> int:
+    def _hidden(self, layer: HeadHidden, ul: int) -> int:
         """The hidden layer of the head: like the stem of ul, with elu(ul) for one more term."""
         ones = self.image_channels
         above, bias = folded(layer.above)

@@ -18,7 +18,8 @@ from .._extension import cuda_obstacle, instruction_sets, unavailable_reason
 from ..config import Method, ModelConfig, Precision
 from ..fields import Json, check_number, check_one_of
 from ..machine import has_fast_bfloat16, memory_bytes
-from ..nn.images import check_images, check_label, check_like, check_scale
+from ..nn.condition import check_label, zero_label
+from ..nn.images import check_images, check_like, check_scale
 from ..philox import Stream, image_words, seed_words, whole_index
 from ..progress import LOG
 
@@ -231,8 +232,8 @@ class Request:
         if not self.guidance:
             return [labels]
         if config.condition_size == 0:
-            raise ValueError("`guidance` is for models with classes, which this one has not")
-        return [labels, like.new_zeros(self.count, config.condition_size)]
+            raise ValueError("`guidance` needs a model with classes; this one has none")
+        return [labels, zero_label(self.count, config.condition_size, like)]
 
     def part(self, offset: int, count: int) -> Request:
         """The `count` images behind the first `offset` ones, drawn the same way."""

@@ -16,7 +16,7 @@ from ..fields import flatten
 from ..files import check_writable
 from ..machine import has_fast_bfloat16
 from ..nn import PixelCNNpp
-from ..pretrained import SavedNetwork, resolve
+from ..pretrained import Loaded, load
 from ..runs import RunFolder
 
 
@@ -33,7 +33,7 @@ def initial_network(config: TrainConfig) -> PixelCNNpp | None:
     """The network whose weights a new run begins with, if it names one."""
     if config.init is None:
         return None
-    network = find_initial(config.init, config.role).network
+    network = find_initial(config.init, config.role).networks[config.role]
     check_initial(config.model, network.config, config.init)
     return network
 
@@ -50,14 +50,13 @@ def check_initial(model: ModelConfig, initial: ModelConfig, source: str) -> None
         raise ValueError(f"`init` {source} has {values}: take its {named}")
 
 
-def find_initial(source: str, role: Role) -> SavedNetwork:
-    """The network of a role in `source`, whose weights a new run begins with."""
-    networks = resolve(source)
-    network = next((each for each in networks if each.role == role), None)
-    if network is None:
-        roles = " and a ".join(each.role for each in networks)
-        raise ValueError(f"{source} has a {roles} model, and no {role} one to begin with")
-    return network
+def find_initial(source: str, role: Role) -> Loaded:
+    """The networks in `source`. ValueError without one of a role, which a new run begins with."""
+    loaded = load(source)
+    if role not in loaded.networks:
+        roles = " and a ".join(loaded.networks)
+        raise ValueError(f"{source} has a {roles} model, not a {role} one to begin with")
+    return loaded
 
 
 def check_new_run(run: RunFolder, config: TrainConfig) -> None:

@@ -24,7 +24,7 @@ from ..distributed import EXCHANGE, exchange, rank_and_size
 from ..files import check_tensors
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
-from ..nn.layers import GatedResnet, Nin
+from ..nn.layers import Conv1x1, GatedResnet
 from ..philox import Stream, image_words
 from ..smoothing import SMOOTHINGS, GaussianSmoothing
 from .optimizers import EMA, Optimizer
@@ -128,7 +128,7 @@ def share_gradients(model: nn.Module, config: TrainConfig, device: torch.device)
     if rank_and_size()[1] == 1:
         return model
     for layer in model.modules():
-        if isinstance(layer, Nin):
+        if isinstance(layer, Conv1x1):
             # The strides of its gradient: for a 1x1 kernel they mean nothing, but torch compares
             # them, and warns.
             v = layer.weight_v

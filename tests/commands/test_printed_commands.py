@@ -86,7 +86,7 @@ def test_every_printed_command_runs(tmp_path, monkeypatch, capsys) -> None:
         "own",
         dataset=torch.from_numpy(random_bytes((20, 1, 8, 8))),
     )
-    own = dsmooth.RunFolder("own").origin().command
+    own = dsmooth.RunFolder("own").record().command
     assert "--data own" not in own
     assert "dataset=IMAGES" in own
 

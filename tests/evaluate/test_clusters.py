@@ -18,7 +18,7 @@ from dsmooth.evaluate.classes import classify
 from dsmooth.evaluate.clusters import agreement, cluster, find_clusters
 from dsmooth.evaluate.likelihood import score_pair
 from dsmooth.evaluate.probe import CALL_IMAGES
-from dsmooth.models import class_number
+from dsmooth.nn.condition import class_number
 from dsmooth.training.beginning import run_settings
 from dsmooth.training.step import initial_state
 from tests.helpers.data_makers import random_dataset, refuses

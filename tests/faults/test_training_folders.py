@@ -86,7 +86,7 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
         config = replace(CONFIG, images=upto, evaluations=1, evaluation_images=2)
         data, run = 255 - images if other else images, RunFolder(tmp_path / folder)
         train(config, run.path, dataset=data, resume=run.config.exists(), **options)
-        return [*run.origin().notes]
+        return [*run.record().notes]
 
     train_to(8)
     assert not train_to(8, other=True, force=True)  # which trains nothing

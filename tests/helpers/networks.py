@@ -83,7 +83,7 @@ def log_weight(
 ) -> dict[str, Tensor]:
     """The terms of one draw's log-weight: each (B,), nats."""
     x_tilde = pair.smoothing.sample(x, seed=seed, repeat=repeat)
-    own = [pair.label_for(model, label) for model in (pair.noisy, pair.denoiser)]
+    own = [pair.conditioning_label(model, label) for model in (pair.noisy, pair.denoiser)]
     return {
         "noisy": pair.noisy.log_prob(x_tilde, label=own[0]),
         "smoothing": -pair.smoothing.log_prob(x_tilde, x),

@@ -227,7 +227,7 @@ def test_one_seed_a_forward_and_a_number_for_every_gated_resnet(conditioning: st
     seen: list[tuple[int, Tensor]] = []
 
     def record(block: GatedResnet, args: Any, named: dict[str, Any]) -> None:
-        seen.append((block.layer, named["seed"]))
+        seen.append((block.index, named["seed"]))
 
     blocks = {name: m for name, m in model.named_modules() if isinstance(m, GatedResnet)}
     for block in blocks.values():
@@ -235,7 +235,7 @@ def test_one_seed_a_forward_and_a_number_for_every_gated_resnet(conditioning: st
     drawn = model(x, context)
     assert sorted(layer for layer, _ in seen) == list(range(len(blocks)))
     assert len({id(seed) for _, seed in seen}) == 1
-    order = sorted(blocks, key=lambda name: blocks[name].layer)
+    order = sorted(blocks, key=lambda name: blocks[name].index)
     assert order[:4] == ["up.0.u.0", "up.0.ul.0", "up.0.u.1", "up.0.ul.1"]
     parts = [name.split(".")[0] for name in order]
     assert parts == sorted(parts, key=["up", "down", "encoder"].index)

@@ -20,11 +20,10 @@ import dsmooth
 from dsmooth.cli import parse
 from dsmooth.commands.train import runs_of
 from dsmooth.config import TrainConfig
-from dsmooth.models import load_models
 from dsmooth.presets import PRESETS, preset, train_command
-from dsmooth.pretrained import is_model
-from dsmooth.pretrained.writer import CARD_FILE
-from dsmooth.runs import Origin
+from dsmooth.pretrained import is_model, load_models, training_record
+from dsmooth.pretrained.card import CARD_FILE
+from dsmooth.runs import TrainingRecord
 from tests.helpers.command_runs import run
 from tests.helpers.data_makers import refuses
 from tests.helpers.networks import network, tiny_pair
@@ -65,7 +64,9 @@ class FakeHub(ModuleType):
 
 
 def same(a: dsmooth.SmoothedPair, b: dsmooth.SmoothedPair) -> bool:
-    return torch.equal(a.sample(2), b.sample(2)) and a.noisy.origin == b.noisy.origin
+    return torch.equal(a.sample(2), b.sample(2)) and training_record(a.noisy) == training_record(
+        b.noisy
+    )
 
 
 def test_a_pair_goes_to_the_hub_and_comes_back(tmp_path, monkeypatch, caplog) -> None:
@@ -146,7 +147,7 @@ def test_the_card_is_filled_from_the_runs_and_the_scores(tmp_path, monkeypatch) 
     for role in ("noisy", "denoiser"):
         assert run("train", role, *tiny.split(), "--out", f"runs/{role}") == 0
     pair = dsmooth.SmoothedPair.from_runs("runs/noisy", "runs/denoiser")
-    origin = pair.noisy.origin
+    origin = training_record(pair.noisy)
     pair.save_pretrained("pair")
     card = Path("pair", CARD_FILE).read_text()
     assert card.startswith("---\nlibrary_name: dsmooth\n")
@@ -157,7 +158,8 @@ def test_the_card_is_filled_from_the_runs_and_the_scores(tmp_path, monkeypatch) 
     assert "runs/" not in card  # no path of this machine
     # The folder knows it too, and a pair of the folder.
     again = dsmooth.SmoothedPair.from_pretrained("pair")
-    assert (again.noisy.origin, again.denoiser.origin) == (origin, pair.denoiser.origin)
+    assert again.noisy.record() == origin
+    assert again.denoiser.record() == pair.denoiser.record()
     again.save_pretrained("copy", name="pair")
     assert Path("copy", CARD_FILE).read_text() == card
 
@@ -182,8 +184,8 @@ def test_the_card_is_filled_from_the_runs_and_the_scores(tmp_path, monkeypatch) 
 def test_words_of_a_stranger_mean_nothing_in_a_card(tmp_path: Path) -> None:
     pair = tiny_pair()
     evil = "\x1b[2J\ud800mnist\nlicense: evil\n```\n# Head\n<script>x</script> [a](http://b) | *c*"
-    origin = Origin(f"```\n{evil}", evil, 1, 0, 1.0, evil, 1.0, (evil,))
-    pair.noisy.origin = pair.denoiser.origin = origin
+    record = TrainingRecord(f"```\n{evil}", evil, 1, 0, 1.0, evil, 1.0, (evil,))
+    pair.noisy.record = pair.denoiser.record = lambda: record
     pair.save_pretrained(tmp_path, name=f'x")\n{evil}', license=f"mit\n{evil}")
     card = (tmp_path / CARD_FILE).read_text()
     body = card.split("---\n", 2)[2]
@@ -200,7 +202,8 @@ def test_the_library_of_the_hub_reads_a_card(tmp_path: Path) -> None:
     hub = pytest.importorskip("huggingface_hub")
     pair, names = tiny_pair(), ["mnist", "no", "1.5", 'a: b\n# "c"\n---', "é\u2028", "[x]", "'"]
     for name in names:
-        pair.noisy.origin = Origin("dsmooth train noisy", name, 1, 0, 1.0, "loss", 1.0, ())
+        record = TrainingRecord("dsmooth train noisy", name, 1, 0, 1.0, "loss", 1.0, ())
+        pair.noisy.record = lambda record=record: record
         pair.save_pretrained(tmp_path, license=name)
         data = hub.ModelCard.load(tmp_path / CARD_FILE).data
         assert (data.license, data.datasets, data.library_name) == (name, [name], "dsmooth")

@@ -20,11 +20,10 @@ from safetensors.torch import load_file
 
 from dsmooth.data import load_dataset
 from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
-from dsmooth.models import load_models
 from dsmooth.nn import PixelCNNpp
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pair import SmoothedPair
-from dsmooth.pretrained import DEFAULT, find, is_model, packaged, resolve
+from dsmooth.pretrained import DEFAULT, find, is_model, load, load_models, packaged
 from dsmooth.runs import RunFolder
 from dsmooth.sampling import CachedSampler
 from tests.helpers.command_runs import run, save_run
@@ -87,9 +86,9 @@ def test_packaged_runs_are_told_with_those_they_began_with(
         entries = [(entry["event"], entry["images"]) for entry in run.history()]
         assert entries[:3] == [("start", 0), ("evaluation", 1), ("start", 1)]
         assert entries[3:] == [("note", 1), ("evaluation", 2), ("end", 2)]
-        assert run.origin().seconds == 2
+        assert run.record().seconds == 2
         note = "up to 1 images batch_size 16; then the optimizer began again"
-        assert run.origin().notes == (note,)
+        assert run.record().notes == (note,)
     saved = load_file(run.weights)
     assert {tensor.dtype for tensor in saved.values()} == {torch.float16}
     theirs = load_file(RunFolder(runs / "denoiser").weights)
@@ -104,8 +103,8 @@ def test_a_pair_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(SmoothedPair.from_pretrained(folder).sample(2, seed=0), x)
     assert run("sample", "-n", "2", "--device", "cpu", "--out", str(tmp_path / "x.npz")) == 0
     assert np.array_equal(np.load(tmp_path / "x.npz")["x"], x.numpy())
-    own = [network.folder for network in resolve(DEFAULT)]
-    assert own == [folder / "noisy", folder / "denoiser"]
+    own = load(DEFAULT).folders
+    assert own == {"noisy": folder / "noisy", "denoiser": folder / "denoiser"}
     assert is_model(Path(DEFAULT))
     assert not is_model(Path("no-such-models"))
     plain = PixelCNNpp.from_pretrained("mnist-plain")

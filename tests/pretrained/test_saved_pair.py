@@ -16,10 +16,9 @@ import torch
 
 import dsmooth
 from dsmooth.files import lock_folder, read_tensors, write_tensors
-from dsmooth.models import load_models
 from dsmooth.nn.weights import weights_digest
 from dsmooth.presets import preset
-from dsmooth.pretrained import is_model
+from dsmooth.pretrained import is_model, load_models
 from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import save_run
 from tests.helpers.data_makers import refuses
@@ -58,12 +57,13 @@ def test_a_saved_network_is_the_same_network(tmp_path: Path) -> None:
     again = Mine.from_pretrained(tmp_path / "one")
     assert (type(again), again.training, again.image_size) == (Mine, False, (8, 8))
     assert weights_digest(again) == weights_digest(run.load_model()[0])
-    assert again.origin == model.origin == run.origin()
+    digest = weights_digest(model)
+    assert again.record() == model.record() == replace(run.record(), weights_sha256=digest)
     network("stack").save_pretrained(tmp_path / "two")
     assert read_network(tmp_path / "two").config == network("stack").config
-    refuses("a pair needs the run of a noisy .* got plain ", read_pair, tmp_path / "one")
+    refuses("is a single model: give a saved pair", read_pair, tmp_path / "one")
     tiny_pair().save_pretrained(tmp_path / "pair")
-    refuses(r"is of a pair, which dsmooth\.SmoothedPair\.from", read_network, tmp_path / "pair")
+    refuses(r"holds a pair, which dsmooth\.SmoothedPair\.from", read_network, tmp_path / "pair")
     model.image_size = (9, 8)
     refuses("`image_size` must be a height", model.save_pretrained, tmp_path / "one")
 
@@ -169,7 +169,11 @@ def rewrite(path: Path, name: str = "noisy.head.bias", **metadata: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "file", "words"),
     [
-        (partial(edit, image_size=[8, 12]), CONFIG, r"beside it: its image_size is \[8, 12\], not"),
+        (
+            partial(edit, image_size=[8, 12]),
+            CONFIG,
+            r"to it: its image_size is \[8, 12\], not",
+        ),
         (partial(edit, extra=1), CONFIG, "its extra is 1, not None"),
         (lambda path: path.write_text("{}"), CONFIG, "its dsmooth is None, not 0"),
         (Path.unlink, WEIGHTS, r"there is no .*model\.safetensors"),
@@ -189,10 +193,10 @@ def test_folders_that_are_not_pairs_are_named(tmp_path: Path) -> None:
     save, mine = tiny_pair().save_pretrained, tmp_path / "mine"
     refuses(r"there is no .*config\.json", read_pair, tmp_path, error=FileNotFoundError)
     save_run(mine, "noisy")
-    refuses(r"name folders in .*, which has mine", read_pair, tmp_path, error=FileNotFoundError)
-    refuses(r"config\.json is a file: name a folder", save, mine / CONFIG)
+    refuses(r"give folders in .*, which has mine", read_pair, tmp_path, error=FileNotFoundError)
+    refuses(r"config\.json is a file: give a folder", save, mine / CONFIG)
     refuses(r"config\.json is not of a saved pair or network", save, mine)
-    refuses("got noisy .*, noisy ", dsmooth.SmoothedPair.from_runs, mine, mine)
+    refuses("both hold a noisy model", dsmooth.SmoothedPair.from_runs, mine, mine)
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +231,7 @@ def test_networks_come_in_the_order_of_the_roles(folders, names, roles) -> None:
     assert set(models.runs) == {name for name in names if name != "pair"}
     assert models.clean_noise == (0.25 if "denoiser" in names else 0.0)
     if len(roles) == 1:
-        refuses("is a single model: name a saved pair", lambda: models.pair)
+        refuses("is a single model: give a saved pair", lambda: models.pair)
     else:
         assert models.pair.noisy is models.networks["noisy"]
 
@@ -236,11 +240,11 @@ def test_networks_come_in_the_order_of_the_roles(folders, names, roles) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "name a saved pair, .*; got nothing"),
-        (["denoiser"], "is a denoiser: name the run of its noisy model too"),
-        (["denoiser", "plain"], "name a saved pair"),
-        (["noisy", "noisy"], "both hold a noisy model; name a saved pair"),
-        (["pair", "noisy"], "name a saved pair"),
+        ([], "give a saved pair, .*; got nothing"),
+        (["denoiser"], "is a denoiser: give the run of its noisy model too"),
+        (["denoiser", "plain"], "give a saved pair"),
+        (["noisy", "noisy"], "both hold a noisy model; give a saved pair"),
+        (["pair", "noisy"], "give a saved pair"),
         (["pair", "large"], r"images of \(12, 12\), the pair for \(8, 8\)"),
     ],
 )
@@ -269,8 +273,8 @@ def test_a_run_is_finished_when_its_log_says_so(folders: dict[str, Path], tmp_pa
     assert not run.is_finished()
     os.mkfifo(run.log)  # a stranger's, which nobody waits for
     assert not run.is_finished()
-    origin = run.origin()
-    assert (origin.seconds, origin.loss, origin.bits_per_dim) == (None, None, None)
+    record = run.record()
+    assert (record.seconds, record.loss, record.bits_per_dim) == (None, None, None)
     run.log.unlink()
     entry = {"event": "start", "images": 0, "seconds": 0.0, "total": 1, "loss": "nats"}
     run.log.write_text(json.dumps(entry) + "\n")

@@ -6,6 +6,7 @@ import json
 import re
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,12 +15,14 @@ import pytest
 import torch
 
 import dsmooth
+from dsmooth import pair as module
 from dsmooth._extension import cuda_obstacle, warn_once
 from dsmooth.commands import sample as command
 from dsmooth.commands.options import Drawing
-from dsmooth.models import Models
+from dsmooth.pair import draw
 from dsmooth.pictures import grid_png
-from dsmooth.sampling import CachedSampler, cached, jacobi_sample, sample_images, sequential_sample
+from dsmooth.pretrained import Loaded
+from dsmooth.sampling import CachedSampler, jacobi_sample, sample_images, sequential_sample
 from dsmooth.sampling.output import gather
 from dsmooth.sampling.request import Request, known_pixels
 from tests.helpers.command_runs import run
@@ -69,9 +72,9 @@ def pair() -> dsmooth.SmoothedPair:
     return tiny_pair("continuous", "stack")
 
 
-def models_of(pair: dsmooth.SmoothedPair) -> Models:
+def models_of(pair: dsmooth.SmoothedPair) -> Loaded:
     pair.noisy.image_size = pair.image_size
-    return Models({"noisy": pair.noisy, "denoiser": pair.denoiser}, pair, ())
+    return Loaded({"noisy": pair.noisy, "denoiser": pair.denoiser}, pair)
 
 
 def test_numbers_of_numpy_and_torch_are_those_numbers() -> None:
@@ -122,9 +125,9 @@ def test_parts_of_what_is_given_are_of_their_images(pair: dsmooth.SmoothedPair) 
     assert all(p.identity()["seed"] == 1 for p in denoised.parts(4))
     completed = replace(denoised, known=known_pixels(x, mask, 5), x_tilde=None)
     whole = pair.sample(5, seed=1, first_index=first, known=x, mask=mask)
-    assert torch.equal(gather(models.draw, completed, chunk=2), whole)
+    assert torch.equal(gather(partial(draw, models.model), completed, chunk=2), whole)
     whole = pair.denoise(x, seed=1, first_index=first)
-    assert torch.equal(gather(models.draw, denoised, chunk=2), whole)
+    assert torch.equal(gather(partial(draw, models.model), denoised, chunk=2), whole)
     for other in (replace(denoised, x_tilde=None), replace(denoised, x_tilde=-x)):
         assert denoised.identity() != other.identity()
 
@@ -137,15 +140,15 @@ def test_the_sequential_sampler_reports_rows() -> None:
 
 def let_diverge(monkeypatch: pytest.MonkeyPatch, images: list[int]) -> None:
     """Let x~ of these images diverge."""
-    draw = cached.draw
+    draw_network = module.draw_network
 
     def diverge(model: Any, request: Any, size: Any, context: Any, *rest: Any) -> torch.Tensor:
-        x = draw(model, request, size, context, *rest)
+        x = draw_network(model, request, size, context, *rest)
         if context is None:  # x~
             x[images, 0, 0, 0] = torch.inf
         return x
 
-    monkeypatch.setattr(cached, "draw", diverge)
+    monkeypatch.setattr(module, "draw_network", diverge)
 
 
 def test_places_of_files_and_folders(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_finished_run_is_prolonged(tmp_path) -> None:
     train_until(40, longer, two, resume=True)
     RunFolder(two).write_config(config, (8, 8))  # killed behind its checkpoint
     assert train(longer, two, resume=True).images_seen == 56
-    assert RunFolder(two).origin().notes == (text,)
+    assert RunFolder(two).record().notes == (text,)
     assert_same_end(one, two)
     train(replace(longer, images=72), one, resume=True)  # and once more
     assert RunFolder(one).read_config()[0].schedule_from == 56
@@ -164,7 +164,7 @@ def test_where_nothing_is_left_to_train_no_setting_changes(tmp_path, lost: bool,
         assert "nothing is left to train" in caplog.text
     assert train(replace(config, images=24), run.path, resume=True).images_seen == 24
     assert run.read_config()[0] == config
-    assert not run.origin().notes
+    assert not run.record().notes
     assert run.weights.read_bytes() == weights
     assert read_tensors(run.checkpoint)[1]["settings"] == before
 
@@ -192,7 +192,7 @@ def test_settings_change_with_the_first_checkpoint(tmp_path) -> None:
     train(other, run.path, resume=True, **data)  # now they are its settings
     assert run.read_config()[0] == replace(other, schedule_from=16)
     assert entries(run.path, "step", "learning_rate")[-1] == pytest.approx(1e-4)
-    notes = run.origin().notes
+    notes = run.record().notes
     assert notes[0] == "prolonged from 16 to 48 images, its schedule begun again"
     assert "seed 0 up to 16 images, 5 from then on" in notes
 
@@ -206,7 +206,7 @@ def test_a_run_begins_with_weights(tmp_path: Path) -> None:
     for role, place in itertools.product(("noisy", "denoiser"), ("run", "pair", "runs")):
         source = {"run": tmp_path / role, "pair": tmp_path / "pair", "runs": tmp_path}[place]
         config = replace(tiny(role, seed=9), init=str(source))
-        initial = find_initial(str(source), role).network
+        initial = find_initial(str(source), role).networks[role]
         state = TrainState(config, load_dataset("mnist", "train"), CPU, initial)
         expected, _ = read_tensors(RunFolder(tmp_path / role).weights)
         for network in (state.model, state.averaged):
@@ -235,7 +235,7 @@ def test_the_command_takes_network_and_smoothing_of_the_weights(tmp_path, capsys
     assert call(*begin, "--out", str(second), *options.split()) == 0
     stored, _ = RunFolder(second).read_config()
     assert (stored.model, stored.scale, stored.init) == (config.model, 0.3, str(first))
-    assert "--init RUN" in RunFolder(second).origin().command
+    assert "--init RUN" in RunFolder(second).record().command
     assert call(*begin, "--out", str(tmp_path / "x"), "--n-filters", "6", "--images", "16") == 1
     assert "has n_filters 4, not 6: take its --n-filters" in capsys.readouterr().err
 

@@ -19,8 +19,8 @@ import dsmooth
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import load_dataset
 from dsmooth.data.order import hide_labels
-from dsmooth.models import load_models
 from dsmooth.presets import preset
+from dsmooth.pretrained import load_models
 from dsmooth.runs import RunFolder
 from dsmooth.training import Evaluation, loop, tensorboard, train
 from dsmooth.training.optimizers import EMA

@@ -1,0 +1,426 @@
+"""Read trained networks by name, folder or Hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, get_args
+
+import torch
+from torch import Tensor
+
+from .._extension import cuda_obstacle
+from ..config import Role
+from ..fields import Json, difference, structure
+from ..files import parse_json, read_json, read_tensors
+from ..nn import PixelCNNpp
+from ..nn.pretrained import Pretrained
+from ..nn.weights import load_network, tensors_digest, weights_digest
+from ..pair import SmoothedPair
+from ..progress import LOG
+from ..runs import WEIGHTS_FILE, RunFolder, TrainingRecord
+from ..smoothing import SMOOTHINGS, Smoothing
+from .folders import CONFIG_KEY, HERE, PAIR, SavedSettings, has_runs, holds_networks, packaged
+from .hub import download, may_be_on_hub
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..nn.pretrained import HubOptions
+
+P = TypeVar("P", bound=Pretrained)
+# Images that a process draws at a time: enough to fill the device, few enough to lie in memory.
+CHUNK = {"cpu": 256, "cuda": 4096}
+EXPECTED_MODELS = (
+    "give a saved pair, or the run folders of a noisy model and of its denoiser, and optionally "
+    "that of a plain model"
+)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Networks in memory, in evaluation mode, and the folders that they were read from.
+
+    networks: in the order of the roles. smoothed: the pair, if there is a noisy model with its
+    denoiser. smoothing: that the first network was trained for. folders, runs: in the order given;
+    runs has those that were read from run folders.
+    """
+
+    networks: Mapping[Role, PixelCNNpp]
+    smoothed: SmoothedPair | None
+    smoothing: Smoothing | None = None
+    folders: Mapping[Role, Path] = field(default_factory=dict)
+    runs: Mapping[Role, RunFolder] = field(default_factory=dict)
+
+    @property
+    def pair(self) -> SmoothedPair:
+        """The pair. Raises ValueError for a single model."""
+        if self.smoothed is None:
+            raise ValueError(f"{self.source} is a single model: {EXPECTED_MODELS}")
+        return self.smoothed
+
+    @property
+    def noisy(self) -> PixelCNNpp:
+        """The noisy model. Raises ValueError if there is none."""
+        return self._network("noisy")
+
+    @property
+    def denoiser(self) -> PixelCNNpp:
+        """The denoiser. Raises ValueError if there is none."""
+        return self._network("denoiser")
+
+    @property
+    def plain(self) -> PixelCNNpp | None:
+        """The plain model, if there is one."""
+        return self.networks.get("plain")
+
+    @property
+    def model(self) -> SmoothedPair | PixelCNNpp:
+        """The pair or the single model, which draws."""
+        if self.smoothed is None:
+            return self.first
+        if self.plain is not None:
+            raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")
+        return self.smoothed
+
+    @property
+    def first(self) -> PixelCNNpp:
+        """The noisy model, or the only network."""
+        return next(iter(self.networks.values()))
+
+    @property
+    def source(self) -> str:
+        """The first folder, for messages."""
+        return str(next(iter(self.folders.values()), "this"))
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W). Raises ValueError where the folder does not state it."""
+        if self.first.image_size is None:
+            raise ValueError(
+                f"{self.source} does not say how large its images are: save the network again with "
+                "its image_size = (H, W)"
+            )
+        return self.first.image_size
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        return (self.first.config.image_channels, *self.image_size)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, empty if they are unknown."""
+        stated = (network.config.class_names for network in self.networks.values())
+        return next(filter(None, stated), ())
+
+    @property
+    def n_classes(self) -> int:
+        """Classes of the models that have some, 0 where none has."""
+        return max(network.config.condition_size for network in self.networks.values())
+
+    @property
+    def clean_noise(self) -> float:
+        """Noise on the target that the denoiser was trained with; 0 where no run states it."""
+        run = self.runs.get("denoiser")
+        return run.read_config()[0].clean_noise if run else 0.0
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the networks."""
+        return self.first.device
+
+    @property
+    def chunk(self) -> int:
+        """Images that a process draws at a time."""
+        return CHUNK["cpu" if self.device.type == "cpu" or cuda_obstacle() else "cuda"]
+
+    def record(self, role: Role) -> TrainingRecord | None:
+        """The training record of a network's weights, read now; None if it is unknown."""
+        return training_record(self.networks[role])
+
+    def to(self, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Loaded:
+        """The same, with the networks moved to `device` and cast to `dtype`."""
+        for network in self.networks.values():
+            network.to(device=device, dtype=dtype)
+        return self
+
+    def digests(self) -> dict[Role, str]:
+        """`weights_digest` of each network."""
+        return {role: weights_digest(network) for role, network in self.networks.items()}
+
+    def identity(self) -> Json:
+        """The settings that decide images in addition to the weights, as JSON."""
+        settings: Json = {role: asdict(network.config) for role, network in self.networks.items()}
+        if self.smoothed is not None:
+            smoothing = self.smoothed.smoothing
+            settings["smoothing"] = {"kind": smoothing.kind, "scale": smoothing.scale}
+        return settings
+
+    def of(self, *roles: Role) -> Loaded:
+        """Some of the networks, and the pair if its noisy model is among them."""
+        pair = self.smoothed if "noisy" in roles else None
+        return replace(self, networks={role: self.networks[role] for role in roles}, smoothed=pair)
+
+    def of_kind(self, kind: type[P]) -> P:
+        """The pair or the only network, of a class. Raises ValueError for the other one."""
+        if issubclass(kind, SmoothedPair):
+            return self.pair  # type: ignore[return-value]
+        if self.smoothed is not None:
+            raise ValueError(
+                f"{self.source} holds a pair, which dsmooth.SmoothedPair.from_pretrained reads"
+            )
+        return self.first  # type: ignore[return-value]
+
+    def _network(self, role: Role) -> PixelCNNpp:
+        if role not in self.networks:
+            roles = " and a ".join(self.networks)
+            raise ValueError(f"{self.source} has a {roles} model, not a {role} one")
+        return self.networks[role]
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A network of a folder and the smoothing that it was trained for.
+
+    run: None for what `save` wrote.
+    """
+
+    network: PixelCNNpp
+    role: Role
+    folder: Path
+    smoothing: Smoothing | None
+    run: RunFolder | None = None
+
+    @property
+    def noise(self) -> str:
+        """The smoothing and the image size, in words."""
+        kind, scale = (
+            (self.smoothing.kind, self.smoothing.scale) if self.smoothing else (None, None)
+        )
+        return f"{kind} noise of scale {scale} at {self.network.image_size}"
+
+
+def load(
+    *names: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    kind: type[Pretrained] | None = None,
+    **hub: Unpack[HubOptions],
+) -> Loaded:
+    """Read a pair, a network, or a pair and a plain model, in evaluation mode.
+
+        loaded = dsmooth.load("mnist")
+        loaded.pair.sample(64)
+
+    names: the packaged pairs "mnist" and "mnist-classes" and the network "mnist-plain"; a folder
+    that `save` wrote; the folder of a run; a folder with the runs `noisy` and `denoiser` in it,
+    such as that of `dsmooth reproduce`; or, by the extra "hub", the "owner/name" of such a folder
+    on the Hugging Face Hub. Several names, in any order, are those of a noisy model, its denoiser
+    and a plain model. device, dtype: by default the CPU and float32. kind: a subclass of
+    `PixelCNNpp` or `SmoothedPair` to make. hub: revision, cache_dir, token and local_files_only, as
+    `huggingface_hub.snapshot_download` takes them.
+
+    Raises FileNotFoundError or ValueError, naming the file, for anything else;
+    ModuleNotFoundError without the extra, and OSError if the Hub does not give the folder.
+    """
+    if not isinstance(dtype, torch.dtype | None):
+        raise TypeError(f"dtype must be a torch.dtype, such as torch.bfloat16, got {dtype!r}")
+    of_network = kind if kind is not None and issubclass(kind, PixelCNNpp) else PixelCNNpp
+    of_pair = kind if kind is not None and issubclass(kind, SmoothedPair) else SmoothedPair
+    found = [each for name in names for each in networks_in(find(name, **hub), of_network)]
+    by_role: dict[Role, _Network] = {}
+    for network in found:
+        other = by_role.setdefault(network.role, network)
+        if other is not network:
+            raise ValueError(
+                f"{other.folder} and {network.folder} both hold a {network.role} model; "
+                f"{EXPECTED_MODELS}"
+            )
+    if not found:
+        raise ValueError(f"{EXPECTED_MODELS}; got nothing")
+    loaded = Loaded(
+        {role: by_role[role].network for role in get_args(Role) if role in by_role},
+        _pair(of_pair, by_role),
+        found[0].smoothing,
+        {network.role: network.folder for network in found},
+        {network.role: network.run for network in found if network.run is not None},
+    )
+    return loaded.to(device, dtype)
+
+
+def load_models(names: Sequence[str | Path]) -> Loaded:
+    """Read a pair and optionally a plain model, or a single model that can draw, for a command."""
+    loaded = load(*names)
+    roles = [*loaded.networks]
+    if roles == ["denoiser"]:
+        raise ValueError(f"{loaded.source} is a denoiser: give the run of its noisy model too")
+    if loaded.smoothed is None and len(roles) > 1:
+        raise ValueError(f"{EXPECTED_MODELS}; got {', '.join(map(str, names))}")
+    size, plain = loaded.image_size, loaded.plain
+    if plain is not None and plain.image_size != size:
+        raise ValueError(
+            f"the plain model of {loaded.folders['plain']} is for images of {plain.image_size}, "
+            f"the pair for {size}"
+        )
+    return loaded
+
+
+def find(name: str | Path, **hub: Unpack[HubOptions]) -> Path:
+    """The folder of `name`: a path, else packaged models, else "owner/name" on the Hub.
+
+    A folder with the name of packaged models that holds no networks does not hide them.
+    """
+    path, folders = Path(name), packaged()
+    folder = folders.get(str(name))
+    if path.exists() and (folder is None or holds_networks(path)):
+        if folder is not None:
+            LOG.warning("%s: the folder here, not the models that come with dsmooth", path)
+        return path
+    if folder is not None:
+        return folder
+    if may_be_on_hub(path):
+        return download(str(name), **hub)
+    raise FileNotFoundError(
+        f"there is no {path}, and the package has no models of that name (it has "
+        f"{', '.join(folders)})"
+    )
+
+
+def networks_in(folder: Path, kind: type[PixelCNNpp] = PixelCNNpp) -> list[_Network]:
+    """The networks of a run, of what `save` wrote, or of the runs `noisy` and `denoiser` in a
+    folder, in the order of the roles.
+
+    A file says what it is: weights of a run have no settings in their metadata. Each file is opened
+    once, so both networks of a pair are of one save. Raises FileNotFoundError or ValueError, naming
+    the file.
+    """
+    run = RunFolder(folder)
+    if not run.config.exists() and not run.weights.exists():
+        if has_runs(folder):
+            return [network for role in PAIR for network in networks_in(folder / role, kind)]
+        names = sorted(config.parent.name for config in folder.glob(f"*/{run.config.name}"))
+        hint = f"folders in {folder}, which has {', '.join(names)}"
+        hint = hint if names else "a saved pair, or the folder of a run"
+        raise FileNotFoundError(f"there is no {run.config}: give {hint}")
+    tensors, settings = _read_weights(run)
+    if settings is not None:
+        return _saved_networks(folder, tensors, settings, kind)
+    training, size = run.read_config()
+    network = load_network(training.model, tensors, run.weights, kind)
+    network.image_size = size
+    smoothing = SMOOTHINGS[training.smoothing](training.scale)
+    return [_described(_Network(network, training.role, folder, smoothing, run))]
+
+
+def _described(found: _Network) -> _Network:
+    """The same, its network with a role and a record that is read when it is asked for."""
+    found.network.role = found.role
+    found.network.record = partial(read_record, found.folder, found.role)
+    return found
+
+
+def _saved_networks(
+    folder: Path, tensors: Mapping[str, Tensor], settings: SavedSettings, kind: type[PixelCNNpp]
+) -> list[_Network]:
+    saved: list[_Network] = []
+    smoothing = None
+    if settings.smoothing is not None and settings.scale is not None:
+        smoothing = SMOOTHINGS[settings.smoothing](settings.scale)
+    for role in sorted(settings.networks, key=get_args(Role).index):
+        weights = _tensors_of(role, tensors, settings)
+        network = load_network(settings.networks[role], weights, folder / WEIGHTS_FILE, kind)
+        network.image_size = settings.image_size
+        saved.append(_described(_Network(network, role, folder, smoothing)))
+    return saved
+
+
+def _tensors_of(
+    role: Role, tensors: Mapping[str, Tensor], settings: SavedSettings
+) -> dict[str, Tensor]:
+    """The weights of a role, and those that no role claims, which `load_network` refuses."""
+    others = settings.networks.keys() - {role}
+    return {
+        name.removeprefix(f"{role}."): tensor
+        for name, tensor in tensors.items()
+        if name.partition(".")[0] not in others
+    }
+
+
+def _read_weights(run: RunFolder) -> tuple[dict[str, Tensor], SavedSettings | None]:
+    """The tensors of a folder, and their settings unless they are of a run."""
+    before = _config_beside(run)
+    tensors, metadata = read_tensors(run.weights)
+    if CONFIG_KEY not in metadata:
+        return tensors, None
+    stated = parse_json(metadata[CONFIG_KEY], run.weights)
+    # A config.json that changes meanwhile is being saved.
+    unchanged = before is not None and before == _config_beside(run)
+    if unchanged and (words := difference(before, stated)):
+        raise ValueError(
+            f"{run.config} does not state the settings of {WEIGHTS_FILE} next to it: "
+            f"{' '.join(words.split())}; settings of weights are not edited, save them again"
+        )
+    stated.pop("dsmooth", None)
+    try:
+        settings = structure(stated, SavedSettings)
+    except ValueError as error:
+        raise ValueError(f"{run.weights} is not of a pair or a network: {error}") from None
+    if not settings.networks:
+        raise ValueError(f"{run.weights} states no network")
+    return tensors, settings
+
+
+def _config_beside(run: RunFolder) -> Json | None:
+    """The content of config.json, None where there is none: a save removes it for a moment."""
+    try:
+        return read_json(run.config)
+    except FileNotFoundError:
+        return None
+
+
+def _pair(kind: type[SmoothedPair], found: Mapping[Role, _Network]) -> SmoothedPair | None:
+    """The pair of a noisy model and its denoiser, None without both.
+
+    Raises ValueError for networks that were trained for different smoothing or image sizes.
+    """
+    if not {"noisy", "denoiser"} <= found.keys():
+        return None
+    noisy, denoiser = found["noisy"], found["denoiser"]
+    size, smoothing = noisy.network.image_size, noisy.smoothing
+    named = f"noisy ({noisy.folder}), denoiser ({denoiser.folder})"
+    if noisy.noise != denoiser.noise or not smoothing or not size:
+        raise ValueError(
+            f"the runs do not fit together: {noisy.noise} and {denoiser.noise}, of {named}"
+        )
+    try:
+        return kind(noisy.network, denoiser.network, smoothing, size).eval()
+    except ValueError as error:
+        raise ValueError(f"{named} do not form a pair: {error}") from None
+
+
+def training_record(network: PixelCNNpp) -> TrainingRecord | None:
+    """The record of the training that a network's weights come from, read now."""
+    try:
+        return None if network.record is None else network.record()
+    except (OSError, ValueError) as error:  # the folder was removed meanwhile
+        LOG.warning("the training record of the weights cannot be read: %s", error)
+        return None
+
+
+def read_record(folder: Path, role: Role) -> TrainingRecord | None:
+    """The record in a folder of networks, with the digest of the weights that it describes."""
+    run = RunFolder(folder)
+    tensors, settings = _read_weights(run)
+    if settings is not None:
+        record = settings.origin.get(role)
+        tensors = _tensors_of(role, tensors, settings)
+    else:
+        record = run.record()
+        if folder.is_relative_to(HERE):  # trained on whole data sets
+            record = replace(record, command=f"{record.command} --data-dir FOLDER")
+    if record is None or record.weights_sha256 is not None:
+        return record
+    return replace(record, weights_sha256=tensors_digest(tensors))
