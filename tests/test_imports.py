@@ -34,7 +34,7 @@ FLOORS = (
 )
 NAMES = [name for floor in FLOORS for name in floor]
 PLACE = {name: number for number, name in enumerate(NAMES)}
-# Modules that find others by name: the package its public names, the command its verbs, and networks,
+# Modules that find others by name: the package its public names, the command its verbs; networks,
 # which know no files, the functions `load` and `save` that their methods call.
 FIND_BY_NAME = {"", "cli", "nn.pretrained"}
 # The command's options are read before any torch is there; they know the settings and their names.
