@@ -71,7 +71,8 @@ def main() -> int:
         results.save(path, results.merge(results.load(path) if path.exists() else [], found))
         measured += found
         status = status or (0 if ended == NO_CASES else ended)
-    show(measured, options.out)
+    if measured:  # a suite that counts has no times
+        show(measured, options.out)
     if saved is not None:
         print(*results.compare(saved, measured), sep="\n")
     return status

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 
 import pytest
 import torch
 
+import dsmooth
 from benchmarks import results, write_docs
 from benchmarks.measure import take_turns
 from benchmarks.networks import SMALL, make_step, plain_pass
@@ -66,3 +68,33 @@ def test_a_compiled_step_that_would_run_eagerly_fails(monkeypatch: pytest.Monkey
     monkeypatch.setattr(model, "log_prob", broken)
     with pytest.raises(torch._dynamo.exc.Unsupported, match="graph"):
         make_step(model, x, "reference", torch.float32, compiled=True)()
+
+
+# Launches of a training step: all, of Muon, of the average, of a batch's noise, of dropout's seed.
+LAUNCHES = {
+    ("mnist", "noisy"): (1334, 110, 1, 137, 131),
+    ("mnist", "denoiser"): (1617, 166, 1, 137, 131),
+    ("mnist-quick", "noisy"): (765, 110, 1, 137, 0),
+    ("mnist-quick", "denoiser"): (1060, 194, 1, 137, 0),
+}
+
+
+@pytest.mark.parametrize(("preset", "role"), LAUNCHES)
+def test_a_step_launches_no_more_than_it_did(preset: str, role: str) -> None:
+    pytest.importorskip("triton")
+    launches = importlib.import_module("benchmarks.bench_launches")
+    totals = launches.launches_of_step(dsmooth.preset(preset, role)).totals()
+    sections = [totals[name] for name in ("Muon", "average", "noise", "seed of dropout")]
+    for count, most in zip((totals.total(), *sections), LAUNCHES[preset, role], strict=True):
+        assert count <= most, totals
+
+
+@pytest.mark.parametrize(
+    ("sizes", "lists", "launches"),
+    [([1] * 110, 1, 1), ([1] * 111, 1, 2), ([1] * 64, 2, 1), ([2**16 * 321], 1, 2), ([], 1, 0)],
+)
+def test_lists_of_tensors_are_divided_into_launches(sizes, lists, launches) -> None:
+    pytest.importorskip("triton")
+    counting = importlib.import_module("benchmarks.bench_launches")
+    tensors = [torch.empty(size, device="meta") for size in sizes]
+    assert counting.multi_tensor_launches([tensors] * lists) == launches

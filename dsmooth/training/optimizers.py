@@ -1,15 +1,17 @@
-"""Optimisers of a run, Adam alone or Muon for the kernels beside it, and the average of weights.
+"""Optimisers of a run, Adam or Muon with Adam for what is not a kernel, and the average of weights.
 
 Under weight norm, w = g v / ||v||, a kernel v has a direction and no length. Muon (Jordan et al.,
-2024) turns all filters of a kernel by one angle, whatever the size of their gradient.
+2024) turns all filters of a kernel by one angle, whatever the size of their gradient. Weights,
+gradients, moments and average are flat buffers, each updated by one operation.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Iterable, Sequence
-from typing import cast
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from ..config import TrainConfig
 from ..nn import PixelCNNpp
 from ..nn.layers import WeightNormConv
+from .flat import FlatParameters, slot
 
 MOMENTUM = 0.9
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -32,23 +35,35 @@ POLAR_EXPRESS = (
 )
 # Keeps the largest singular value below 1 despite rounding: the polynomials are made for that.
 MARGIN = 1.01
+# The squared norm of a matrix below which its polar factor shrinks to zero: it has no direction.
+LEAST_SQUARE = 1e-30
+# Gram matrices of one size are padded to the next larger size, and computed with those, if all of
+# them then have at most this many elements cubed: less time than the launches that this saves.
+LARGEST_PADDED = 2**20
 
 
-def polar_factor(x: Tensor) -> Tensor:
-    """(N, D, C) with the singular vectors of x and singular values near 1; zero for zero."""
-    if x.shape[-2] > x.shape[-1]:
-        return polar_factor(x.mT).mT
-    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
-    x = x / (MARGIN * norm).clamp(min=torch.finfo(x.dtype).tiny)
-    # x is multiplied once, at the end: all polynomials are of its (D, D) Gram matrix.
-    gram = x @ x.mT
-    product = None
-    for a, b, c in POLAR_EXPRESS:
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = factor if product is None else factor @ product
-        gram = factor @ gram @ factor
-    return x if product is None else product @ x
+def polar_operator(gram: Tensor) -> Tensor:
+    """P, of which P x has the singular vectors of x and singular values near 1; zero for zero.
+
+    gram: x x^T, (N, D, D). Rows and columns of zeros change nothing in the others.
+    """
+    square = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    scale = (MARGIN**2 * square).clamp(min=LEAST_SQUARE).rsqrt()
+    gram = gram * scale.square()
+    operator = None
+    for i, (a, b, c) in enumerate(POLAR_EXPRESS):
+        # The factor is a + powers.
+        powers = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        if operator is None:
+            operator = powers.clone()
+            operator.diagonal(dim1=-2, dim2=-1).add_(a)
+        else:
+            operator = torch.baddbmm(operator, powers, operator, beta=a)
+        if i + 1 < len(POLAR_EXPRESS):
+            gram = torch.baddbmm(gram, powers, gram, beta=a)
+            gram = torch.baddbmm(gram, gram, powers, beta=a)
+    assert operator is not None
+    return operator * scale
 
 
 def filters(v: Tensor, transposed: bool) -> Tensor:
@@ -56,65 +71,171 @@ def filters(v: Tensor, transposed: bool) -> Tensor:
     return v.permute(1, 2, 3, 0) if transposed else v.permute(0, 2, 3, 1)
 
 
+class Shape(NamedTuple):
+    """Kernels of one shape are computed together: D filters of kh kw C numbers."""
+
+    n_filters: int
+    size: int
+    transposed: bool
+
+    @property
+    def gram_size(self) -> int:
+        return min(self.n_filters, self.size)
+
+
+class Group(NamedTuple):
+    """All kernels of a shape, neighbours in a flat buffer."""
+
+    shape: Shape
+    n_kernels: int
+    offset: int
+
+    def rows(self, buffer: Tensor) -> Tensor:
+        """A view of these kernels in a flat buffer: (N, D, kh kw C), in some order of columns."""
+        d, size, transposed = self.shape
+        strides = (slot(d * size), 1, d) if transposed else (slot(d * size), size, 1)
+        return buffer.as_strided((self.n_kernels, d, size), strides, self.offset)
+
+
+def gram_sizes(groups: list[Group]) -> dict[int, int]:
+    """The size to which Gram matrices of each size are padded."""
+    counts = dict.fromkeys(sorted(group.shape.gram_size for group in groups), 0)
+    for group in groups:
+        counts[group.shape.gram_size] += group.n_kernels
+    padded: dict[int, int] = {}
+    waiting: list[int] = []
+    n, sizes = 0, list(counts)
+    for i, size in enumerate(sizes):
+        waiting.append(size)
+        n += counts[size]
+        if i + 1 == len(sizes) or n * sizes[i + 1] ** 3 > LARGEST_PADDED:
+            padded |= dict.fromkeys(waiting, size)
+            waiting, n = [], 0
+    return padded
+
+
+def kernels_of(model: nn.Module) -> dict[str, WeightNormConv]:
+    """Layers whose `weight_v` Muon trains, by its name, kernels of one shape next to each other.
+
+    The directions of layers with weight norm, unless they are frozen.
+    """
+    by_shape: dict[Shape, dict[str, WeightNormConv]] = {}
+    for name, conv in model.named_modules():
+        if isinstance(conv, WeightNormConv) and conv.weight_v.requires_grad:
+            by_shape.setdefault(shape_of(conv), {})[f"{name}.weight_v"] = conv
+    return {name: conv for convs in by_shape.values() for name, conv in convs.items()}
+
+
+def shape_of(conv: WeightNormConv) -> Shape:
+    rows = filters(conv.weight_v, conv.transposed)
+    return Shape(rows.shape[0], rows[0].numel(), conv.transposed)
+
+
 class Muon:
     """Momentum on a model's kernels, its polar factor as a step, filters kept at length 1.
 
-    The kernels are the directions `weight_v` of layers with weight norm, unless they are frozen;
-    `rest` has all other parameters by name, for an optimiser beside this one. A step adds to each
-    filter a vector whose length is the angle, root mean square over the filters of a kernel. It
-    reads nothing back, and computes kernels of one shape together.
+    `kernels`, from `kernels_of`, lie behind each other in `flat`. A step adds to each filter a
+    vector whose length is the angle, root mean square over the filters of a kernel. It reads
+    nothing back, and computes kernels of one shape together.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.rest = dict(model.named_parameters())
-        by_shape: dict[tuple[int, int], dict[str, WeightNormConv]] = {}
-        for name, conv in model.named_modules():
-            if not isinstance(conv, WeightNormConv) or not conv.weight_v.requires_grad:
-                continue
-            del self.rest[f"{name}.weight_v"]
-            rows = filters(conv.weight_v.detach(), conv.transposed)
-            rows /= torch.linalg.vector_norm(rows, dim=(1, 2, 3), keepdim=True)
-            by_shape.setdefault((rows.shape[0], rows[0].numel()), {})[name] = conv
-        # The kernels of one shape and their average gradients, (N, D, kh kw C); and each of these
-        # by the name of its layer, a view.
-        self.groups: list[tuple[list[WeightNormConv], Tensor]] = []
-        self.averages: dict[str, Tensor] = {}
-        for shape, convs in by_shape.items():
-            average = next(iter(convs.values())).weight_v.new_zeros(len(convs), *shape)
-            self.groups.append(([*convs.values()], average))
-            self.averages.update(zip(convs, average, strict=True))
+    def __init__(self, kernels: Mapping[str, WeightNormConv], flat: FlatParameters) -> None:
+        self.kernels, self.flat = kernels, flat
+        shapes = [shape_of(conv) for conv in kernels.values()]
+        offsets = [flat.offsets[name] for name in kernels]
+        self.start = offsets[0]
+        self.groups = [
+            Group(shape, shapes.count(shape), offsets[shapes.index(shape)])
+            for shape in dict.fromkeys(shapes)
+        ]
+        self.average = torch.zeros_like(flat.values)
+        # For each padded size: Gram matrices, zero where none is written, and factors of the angle.
+        padded = gram_sizes(self.groups)
+        self.classes: list[tuple[list[Group], Tensor, Tensor]] = []
+        for size in dict.fromkeys(padded.values()):
+            groups = [g for g in self.groups if padded[g.shape.gram_size] == size]
+            n = sum(group.n_kernels for group in groups)
+            factors = [
+                math.sqrt(max(1.0, shape.n_filters / shape.size))
+                for shape, count, _ in groups
+                for _ in range(count)
+            ]
+            gram = flat.values.new_zeros(n, size, size)
+            self.classes.append((groups, gram, flat.values.new_tensor(factors)[:, None, None]))
+        for group in self.groups:
+            normalize_rows(group.rows(flat.values))
 
     @torch.no_grad()
     def step(self, angle: Tensor | float) -> None:
-        """Turn all kernels by their gradients; angle: radians, a tensor in float32."""
-        for convs, average in self.groups:
-            v = _stack((conv.weight_v for conv in convs), convs)
-            gradient = _stack((conv.weight_v.grad for conv in convs), convs)
-            average.lerp_(gradient, 1 - MOMENTUM)
-            update = polar_factor(gradient.lerp_(average, MOMENTUM))  # Nesterov's momentum
-            n_filters, size = update.shape[1:]
-            v -= update * (angle * math.sqrt(max(1.0, n_filters / size)))
-            v /= torch.linalg.vector_norm(v, dim=2, keepdim=True)
-            views = [filters(conv.weight_v, conv.transposed) for conv in convs]
-            torch._foreach_copy_(
-                views, [new.view_as(view) for new, view in zip(v, views, strict=True)]
-            )
+        """Turn all kernels by `flat.gradient`, which is overwritten; angle: radians, float32."""
+        gradient, average = self.flat.gradient[self.start :], self.average[self.start :]
+        average.lerp_(gradient, 1 - MOMENTUM)
+        gradient.lerp_(average, MOMENTUM)  # Nesterov's momentum
+        with tensor_cores():
+            for groups, gram, factors in self.classes:
+                first, placed = 0, []
+                for group in groups:
+                    last, size = first + group.n_kernels, group.shape.gram_size
+                    x = wide(group.rows(self.flat.gradient))
+                    place = slice(first, last), slice(size), slice(size)
+                    torch.bmm(x, x.mT, out=gram[place])
+                    placed.append((group, x, place))
+                    first = last
+                operator = polar_operator(gram) * (factors * angle)
+                for group, x, place in placed:
+                    v = group.rows(self.flat.values)
+                    wide(v).baddbmm_(operator[place], x, alpha=-1)
+        for group in self.groups:
+            normalize_rows(group.rows(self.flat.values))
+
+    def averages(self) -> dict[str, Tensor]:
+        """Views of the average gradients by the names of the layers: (D, kh, kw, C)."""
+        views = self.flat.views(self.average, self.kernels)
+        return {
+            name.removesuffix(".weight_v"): filters(views[name], conv.transposed)
+            for name, conv in self.kernels.items()
+        }
 
 
-def _stack(tensors: Iterable[Tensor | None], convs: Sequence[WeightNormConv]) -> Tensor:
-    """Copy tensors of the kernels' shape, with one row per filter: (N, D, kh kw C)."""
-    pairs = zip(cast("Iterable[Tensor]", tensors), convs, strict=True)
-    return torch.stack([filters(x, conv.transposed).flatten(1) for x, conv in pairs])
+def wide(x: Tensor) -> Tensor:
+    """x (N, D, C) or its transpose, with no more rows than columns."""
+    return x.mT if x.shape[1] > x.shape[2] else x
+
+
+def normalize_rows(rows: Tensor) -> None:
+    """Bring the rows of (N, D, C) to length 1."""
+    rows /= torch.linalg.vector_norm(rows, dim=2, keepdim=True)
+
+
+@contextlib.contextmanager
+def tensor_cores() -> Iterator[None]:
+    """Inside the block products in float32 on CUDA round their operands to TF32."""
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 class Optimizer:
-    """The optimiser that `config.optimizer` names, for all parameters of a model."""
+    """The optimiser that `config.optimizer` names, for all parameters of a model.
+
+    It moves them into `flat`, a buffer with Adam's first.
+    """
 
     def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device) -> None:
-        self.muon = Muon(model) if config.optimizer == "muon" else None
-        self.parameters = self.muon.rest if self.muon else dict(model.named_parameters())
+        named = dict(model.named_parameters())
+        kernels = kernels_of(model) if config.optimizer == "muon" else {}
+        self.by_adam = [name for name in named if name not in kernels]
+        self.flat = FlatParameters({name: named[name] for name in (*self.by_adam, *kernels)})
+        self.muon = Muon(kernels, self.flat) if kernels else None
+        end = self.muon.start if self.muon else len(self.flat.values)
+        self.values = nn.Parameter(self.flat.values[:end])
+        self.values.grad = self.flat.gradient[:end]
         self.adam = torch.optim.Adam(
-            self.parameters.values(),
+            [self.values],
             lr=config.learning_rate,
             betas=config.betas,
             fused=True,
@@ -124,31 +245,39 @@ class Optimizer:
         exact = torch.float32 if device.type == "cuda" else torch.float64
         self.rate = torch.zeros((), dtype=exact, device=device)
         self.adam.param_groups[0]["lr"] = self.rate
-        for parameter in self.parameters.values():  # as Adam's first step would
-            moments = {key: torch.zeros_like(parameter) for key in ADAM_MOMENTS}
-            self.adam.state[parameter] = {"step": parameter.new_zeros(()), **moments}
+        self.state = self.adam.state[self.values]  # as Adam's first step would make it
+        self.state["step"] = self.values.new_zeros(())
+        self.state |= {key: torch.zeros_like(self.values) for key in ADAM_MOMENTS}
 
     def step(self, rate: Tensor, angle: Tensor) -> None:
-        """One update from the gradients; rate of Adam and angle of Muon: float64, no dimensions."""
+        """One update by `flat.gradient`; rate of Adam and angle of Muon: without dimensions."""
         self.rate.copy_(rate)
         self.adam.step()
         if self.muon:
-            self.muon.step(angle.float())
+            self.muon.step(angle)
+
+    def moments(self) -> dict[str, Tensor]:
+        """Views of what a resumed run needs, by name."""
+        moments = {
+            f"adam.{key}.{name}": view
+            for key in ADAM_MOMENTS
+            for name, view in self.flat.views(self.state[key], self.by_adam).items()
+        }
+        averages = self.muon.averages() if self.muon else {}
+        return moments | {f"muon.{name}": average for name, average in averages.items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The moments that a resumed run needs, by name."""
-        tensors = {
-            f"adam.{key}.{name}": self.adam.state[parameter][key]
-            for name, parameter in self.parameters.items()
-            for key in ADAM_MOMENTS
+        """The moments as checkpoints have them: an average of Muon with a row per filter."""
+        return {
+            name: moment.flatten(1) if name.startswith("muon.") else moment
+            for name, moment in self.moments().items()
         }
-        averages = self.muon.averages if self.muon else {}
-        return tensors | {f"muon.{name}": average for name, average in averages.items()}
 
-    def count(self, steps: int) -> None:
-        """Go on as after `steps` steps."""
-        for state in self.adam.state.values():
-            state["step"].fill_(steps)
+    def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
+        """Continue after `steps` steps from what `tensors` returned."""
+        for name, moment in self.moments().items():
+            moment.copy_(tensors[name].view(moment.shape))
+        self.state["step"].fill_(steps)
 
 
 class EMA:
@@ -158,16 +287,17 @@ class EMA:
     `model`, which is in evaluation mode and takes no gradient.
     """
 
-    def __init__(self, model: PixelCNNpp, max_decay: float) -> None:
+    def __init__(self, model: PixelCNNpp, flat: FlatParameters, max_decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.average: list[Tensor] = list(self.model.parameters())
+        named = dict(self.model.named_parameters())
+        self.flat = FlatParameters({name: named[name] for name in flat.parameters})
         self.max_decay = max_decay
 
+    def weight(self, updates: int) -> float:
+        """The weight of the model in the update after so many."""
+        return 1 - min(self.max_decay, (1 + updates) / (10 + updates))
+
     @torch.no_grad()
-    def update(self, model: PixelCNNpp, updates: Tensor) -> None:
-        """Move the average towards the weights of `model`; updates: how many came before."""
-        n = updates.double()
-        decay = ((1 + n) / (10 + n)).clamp(max=self.max_decay)
-        weight = (1 - decay).to(self.average[0].dtype)
-        weights = [weight] * len(self.average)
-        torch._foreach_lerp_(self.average, list(model.parameters()), weights)
+    def update(self, values: Tensor, weight: Tensor) -> None:
+        """Move the average towards flat values; weight: float32, no dimensions."""
+        self.flat.values.lerp_(values, weight)

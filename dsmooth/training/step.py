@@ -1,21 +1,20 @@
 """One update of a training run, and what it changes: the model, its average, its optimiser.
 
 A step is a function of (config, images seen), from which order, noise and dropout derive: a resumed
-run is the run that was never interrupted. The position in the stream of images is a tensor on the
-device, which a step moves on: nothing is read back, and a step can be replayed as a CUDA graph.
+run is the run that was never interrupted. Images, their position in the stream and the rates are
+sent to the device before a step. So nothing is read back, and a step can be replayed as a CUDA
+graph.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from ..config import TrainConfig
 from ..data import ImageDataset, to_float
@@ -24,7 +23,7 @@ from ..distributed import EXCHANGE, exchange, rank_and_size
 from ..files import check_tensors
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
-from ..nn.layers import Conv1x1, GatedResnet
+from ..nn.layers import GatedResnet
 from ..philox import Stream, image_words
 from ..smoothing import SMOOTHINGS, GaussianSmoothing
 from .optimizers import EMA, Optimizer
@@ -97,17 +96,24 @@ def kernel_rate(config: TrainConfig) -> float:
     return KERNEL_RATE * max(LEAST_STEPS, steps) ** -0.5
 
 
-def scheduled(peak: float, config: TrainConfig, images_seen: Tensor, steps: Tensor) -> Tensor:
-    """A rate of the step after `images_seen` and `steps`: float64, no dimensions."""
-    seen = images_seen.double() - config.schedule_from
-    warm = ((seen + config.batch_size) / max(1, config.warmup_images)).clamp(max=1)
-    rate = peak * warm
+def scheduled(peak: float, config: TrainConfig, images_seen: int, steps: int) -> float:
+    """A rate of the step after `images_seen` and `steps`."""
+    seen = images_seen - config.schedule_from
+    rate = peak * min(1.0, (seen + config.batch_size) / max(1, config.warmup_images))
     if config.schedule == "exponential":
-        return rate * torch.pow(config.learning_rate_decay, steps.double())
-    done = (seen / (total_images(config) - config.schedule_from)).clamp(max=1)
+        return rate * config.learning_rate_decay**steps
+    done = min(1.0, seen / (total_images(config) - config.schedule_from))
     if config.schedule == "cooldown":
-        return rate * ((1 - done) / config.cooldown).clamp(max=1)
-    return rate * 0.5 * (1 + torch.cos(math.pi * done))
+        return rate * min(1.0, (1 - done) / config.cooldown)
+    return rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def dropout_seed(seed: int, position: Tensor) -> Tensor:
+    """Two words of Philox at (0, images seen low, high, DROPOUT): int64 without dimensions."""
+    words = image_words(
+        1, 1, seed=seed, first_index=position, stream=Stream.DROPOUT, device=position.device
+    )
+    return words[0, 0, 0] | words[0, 0, 1] << 32
 
 
 def share_of_batch(config: TrainConfig) -> tuple[int, int]:
@@ -123,35 +129,11 @@ def share_of_batch(config: TrainConfig) -> tuple[int, int]:
     return rank * count, count
 
 
-def share_gradients(model: nn.Module, config: TrainConfig, device: torch.device) -> nn.Module:
-    """`model`, or a wrapper whose backward averages gradients over all processes."""
-    if rank_and_size()[1] == 1:
-        return model
-    for layer in model.modules():
-        if isinstance(layer, Conv1x1):
-            # The strides of its gradient: for a 1x1 kernel they mean nothing, but torch compares
-            # them, and warns.
-            v = layer.weight_v
-            v.data = v.data.flatten(1)[:, :, None, None]
-    # Counters, signals and results travel through the CPU; gradients from GPU to GPU.
-    on_cuda = device.type == "cuda"
-    group = dist.new_group(backend="nccl", timeout=EXCHANGE) if on_cuda else None
-    return DistributedDataParallel(
-        model,
-        process_group=group,
-        # torch's static graph and its no_sync do not go together (2.15: an internal assertion).
-        static_graph=config.accumulate == 1,
-        gradient_as_bucket_view=True,
-    )
-
-
 def uses_graph(config: TrainConfig, device: torch.device) -> bool:
     """Whether the steps of a run are replayed. Raises ValueError if they must be and cannot."""
     obstacle = None
     if device.type != "cuda":
         obstacle = f"it needs a CUDA device, and this run computes on {device.type}"
-    elif rank_and_size()[1] > 1:
-        obstacle = "several processes exchange gradients in every step, which is not recorded"
     elif config.compile:
         obstacle = "compile=True launches kernels of its own, which are not recorded"
     if config.graph == "on" and obstacle is not None:
@@ -182,9 +164,18 @@ class ReplayedStep:
                 current.wait_stream(self.side)
                 return
             if self.calls == WARM_UP + 1:
-                with torch.cuda.graph(self.graph, stream=self.side):
+                # Other threads, such as NCCL's, may call CUDA meanwhile.
+                with torch.cuda.graph(
+                    self.graph, stream=self.side, capture_error_mode="thread_local"
+                ):
                     self.step()
             self.graph.replay()
+
+
+def send(source: Tensor, target: Tensor) -> None:
+    """Copy from the host to a device, without waiting."""
+    # From pinned memory a copy is queued behind a GPU's earlier work.
+    target.copy_(source.pin_memory() if target.is_cuda else source, non_blocking=True)
 
 
 def set_keep_gates(model: PixelCNNpp, keep: bool) -> None:
@@ -224,9 +215,10 @@ class TrainState:
         labels = train_set.labels_for(config.model.condition_size)
         self.first_image, self.share = share_of_batch(config)
         self.images = ImagesOnDevice(train_set, labels, config.batch_size, config.seed, device)
-        # `images_seen` and `steps` where a step can use them.
-        self.position = torch.zeros((), dtype=torch.int64, device=device)
-        self.counter = torch.zeros((), dtype=torch.int64, device=device)
+        # What a step takes from the host: `images_seen` and its row in `rows`; the rates of Adam
+        # and Muon, and the weight of the model in its average.
+        self.place = torch.zeros(2, dtype=torch.int64, device=device)
+        self.rates = torch.zeros(3, dtype=torch.float64, device=device)
         # Loss, norm of the gradient and rate of step n in row n % READ_STEPS.
         self.rows = torch.zeros(READ_STEPS, 3, dtype=torch.float64, device=device)
         self._run: Callable[[], None] = self._update
@@ -244,16 +236,20 @@ class TrainState:
             self.model.initialize(*self.inputs(0))
         self.parameters = list(self.model.parameters())
         self.optimizer = Optimizer(self.model, config, device)
-        self.ema = EMA(self.model, config.ema) if config.ema else None
+        self.group: Any = None  # of all processes, for the gradients
+        if rank_and_size()[1] > 1:
+            # Counters, signals and results travel through the CPU; gradients from GPU to GPU.
+            if device.type == "cuda":
+                self.group = dist.new_group(backend="nccl", timeout=EXCHANGE)
+            with exchange():
+                dist.broadcast(self.optimizer.flat.values, 0, self.group)
+        self.ema = EMA(self.model, self.optimizer.flat, config.ema) if config.ema else None
         if config.compile:  # each by itself: equal shapes share one compilation of seconds
             # They differ in `layer`, which the compiler else takes for a constant.
             torch._dynamo.config.allow_unspec_int_on_nn_module = True
             for module in self.model.modules():
                 if isinstance(module, GatedResnet):
                     module.compile()
-        self.network = share_gradients(self.model, config, device)
-        # Inside, gradients add up without an all_reduce: for all parts of a batch but the last.
-        self.without_exchange = getattr(self.network, "no_sync", contextlib.nullcontext)
 
     @property
     def averaged(self) -> PixelCNNpp:
@@ -268,7 +264,16 @@ class TrainState:
 
     def step(self) -> None:
         """One update by all processes, which may still run when this returns: `read` waits."""
+        config = self.config
         self.images.prepare(self.images_seen)
+        place = [self.images_seen, self.steps % READ_STEPS]
+        rates = [
+            scheduled(peak, config, self.images_seen, self.steps)
+            for peak in (config.learning_rate, kernel_rate(config))
+        ]
+        send(torch.tensor(place), self.place)
+        weight = self.ema.weight(self.steps) if self.ema else 0.0
+        send(torch.tensor([*rates, weight], dtype=torch.float64), self.rates)
         with exchange():
             self._run()
         self.steps += 1
@@ -280,12 +285,11 @@ class TrainState:
         Raises NonFiniteLoss if a loss or a gradient norm is not finite. Call it before saving.
         """
         rows = self.rows.to("cpu", copy=True)
-        size = rank_and_size()[1]
-        if size > 1:  # the loss is of this share of the batch; norm and rate are of the whole
+        if rank_and_size()[1] > 1:  # the loss is a sum over this share; norm and rate of the whole
             losses = rows[:, 0].contiguous()
             with exchange():
                 dist.all_reduce(losses)
-            rows[:, 0] = losses / size
+            rows[:, 0] = losses
         steps = range(max(self.steps_read, self.steps - READ_STEPS), self.steps)
         readings = [Reading(step, *rows[step % READ_STEPS].tolist()) for step in steps]
         self.steps_read = self.steps
@@ -313,40 +317,39 @@ class TrainState:
 
     def _update(self) -> None:
         """One update, from tensors on the device to tensors on the device."""
-        config = self.config
-        rate = scheduled(config.learning_rate, config, self.position, self.counter)
-        angle = scheduled(kernel_rate(config), config, self.position, self.counter)
-        seed = None
-        if config.model.dropout:  # of Philox at (0, images seen low, high, DROPOUT), two words
-            position, stream = self.position, Stream.DROPOUT
-            words = image_words(
-                1, 1, seed=config.seed, first_index=position, stream=stream, device=self.device
-            )
-            seed = words[0, 0, 0] | words[0, 0, 1] << 32
-        inputs = self._inputs_of(self.position, self.first_image, self.share)
+        (position, row), (rate, angle, weight) = self.place, self.rates
         self.model.train()
-        for parameter in self.parameters:
-            parameter.grad = None
+        loss = self._backward(position)
+        flat = self.optimizer.flat
+        gradient = flat.gather_gradients()
+        if rank_and_size()[1] > 1:
+            dist.all_reduce(gradient, group=self.group)
+        norm = torch.linalg.vector_norm(gradient)
+        if self.config.clip_norm is not None:
+            gradient *= (self.config.clip_norm / (norm + 1e-6)).clamp(max=1)
+        self.optimizer.step(rate, angle.float())
+        if self.ema:
+            self.ema.update(flat.values, weight.float())
+        self.rows.index_copy_(0, row.view(1), torch.stack([loss, norm.double(), rate])[None])
+
+    def _backward(self, position: Tensor) -> Tensor:
+        """Leave the gradients of this share of the batch; returns its part of the loss, float64."""
+        config = self.config
+        seed = dropout_seed(config.seed, position) if config.model.dropout else None
+        inputs = self._inputs_of(position, self.first_image, self.share)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        numbers = config.batch_size * inputs.target[0].numel()  # of the batch of all processes
         size = self.share // config.accumulate
         for first in range(0, self.share, size):
-            part, last = slice(first, first + size), first + size == self.share
-            with contextlib.nullcontext() if last else self.without_exchange():
-                with self.autocast:
-                    sliced = (None if x is None else x[part] for x in inputs)
-                    params = self.network(*sliced, seed=seed, first_image=self.first_image + first)
-                    log_p = self.model.log_prob_given(inputs.target[part], params)
-                part_loss = -log_p.sum() / (math.log(2) * inputs.target.numel())
-                part_loss.backward()
+            part = slice(first, first + size)
+            with self.autocast:
+                sliced = (None if x is None else x[part] for x in inputs)
+                params = self.model(*sliced, seed=seed, first_image=self.first_image + first)
+                log_p = self.model.log_prob_given(inputs.target[part], params)
+            part_loss = -log_p.sum() / (math.log(2) * numbers)
+            part_loss.backward()
             loss += part_loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm or math.inf)
-        self.optimizer.step(rate, angle)
-        if self.ema:
-            self.ema.update(self.model, self.counter)
-        row = torch.stack([loss, norm.double(), rate])
-        self.rows.index_copy_(0, (self.counter % READ_STEPS).view(1), row.view(1, 3))
-        self.counter += 1
-        self.position += config.batch_size
+        return loss
 
     def check_finite(self) -> None:
         """Raise NonFiniteLoss if a weight or an average is infinite or NaN."""
@@ -368,12 +371,11 @@ class TrainState:
         self, tensors: Mapping[str, Tensor], images_seen: int, steps: int, source: str
     ) -> None:
         """Continue from what `tensors` returned. Raises ValueError, naming `source`, for others."""
-        state = self.tensors()
-        check_tensors(state, tensors, source, "the state of another network or optimiser")
-        for name, tensor in state.items():
-            tensor.copy_(tensors[name])
-        self.optimizer.count(steps)
+        check_tensors(self.tensors(), tensors, source, "the state of another network or optimiser")
+        models = {"model": self.model} | ({"ema": self.ema.model} if self.ema else {})
+        for prefix, model in models.items():
+            for name, tensor in model.state_dict().items():
+                tensor.copy_(tensors[f"{prefix}.{name}"])
+        self.optimizer.restore(tensors, steps)
         self.images_seen = images_seen
         self.steps = self.steps_read = steps
-        self.position.fill_(images_seen)
-        self.counter.fill_(steps)

@@ -23,6 +23,7 @@ from dsmooth.presets import preset
 from dsmooth.pretrained import load_models
 from dsmooth.runs import RunFolder
 from dsmooth.training import Evaluation, loop, tensorboard, train
+from dsmooth.training.flat import FlatParameters
 from dsmooth.training.optimizers import EMA
 from dsmooth.training.step import TrainState, make_inputs, scheduled
 from tests.helpers.data_makers import random_bytes, random_dataset, refuses
@@ -137,8 +138,7 @@ def test_schedules() -> None:
     config = tiny(images=80, warmup_images=16)
 
     def rates_at(images_seen: Iterable[int]) -> list[float]:
-        steps = torch.tensor(4)
-        return [float(scheduled(1.0, config, torch.tensor(n), steps)) for n in images_seen]
+        return [scheduled(1.0, config, n, steps=4) for n in images_seen]
 
     rates = rates_at(range(0, 81, 8))
     assert rates[0] == pytest.approx(0.5)
@@ -153,14 +153,15 @@ def test_schedules() -> None:
 
 def test_ema_is_the_average_it_says() -> None:
     model = torch.nn.Linear(1, 1, bias=False)
-    ema = EMA(model, 0.9995)
+    flat = FlatParameters(dict(model.named_parameters()))
+    ema = EMA(model, flat, 0.9995)
     expected = model.weight.detach().double().item()
     for n in range(50):
         with torch.no_grad():
             model.weight.fill_(float(n))
         decay = min(0.9995, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * n
-        ema.update(model, torch.tensor(n))
+        ema.update(flat.values, torch.tensor(ema.weight(n)))
     assert ema.model.weight.item() == pytest.approx(expected, rel=1e-5)
     assert not ema.model.weight.requires_grad
 

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 import dsmooth
 from dsmooth import machine
-from dsmooth.config import LearningRateSchedule, OptimizerName
+from dsmooth.config import OptimizerName
 from dsmooth.data import load_dataset
 from dsmooth.functional import use_impl
 from dsmooth.nn.layers import WeightNormConv
@@ -28,8 +28,19 @@ from dsmooth.runs import RunFolder
 from dsmooth.training import NonFiniteLoss, beginning, step, train
 from dsmooth.training.beginning import run_settings
 from dsmooth.training.checkpoint import go_on, read_checkpoint
-from dsmooth.training.optimizers import MOMENTUM, Muon, filters, polar_factor
-from dsmooth.training.step import READ_STEPS, TrainState, kernel_rate, scheduled
+from dsmooth.training.flat import FlatParameters
+from dsmooth.training.optimizers import (
+    MOMENTUM,
+    Group,
+    Muon,
+    Shape,
+    filters,
+    gram_sizes,
+    kernels_of,
+    polar_operator,
+    wide,
+)
+from dsmooth.training.step import READ_STEPS, TrainState, kernel_rate
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.tiny_runs import ROLES, tiny
 
@@ -71,15 +82,14 @@ def test_steps_read_nothing_back(role: str, optimizer: str) -> None:
             trained.step()
     assert len(trained.read()) == 3
     with NoReadBack(), pytest.raises(AssertionError, match="_local_scalar_dense"):
-        float(trained.position)
+        float(trained.place[0])
 
 
 def test_the_gradient_of_a_batch_is_clipped_and_reported_as_it_was() -> None:
     """And Adam has the decay rates of the settings."""
     state = TrainState(tiny(clip_norm=1e-3, betas=(0.5, 0.7)), random_dataset(12), CPU)
     state.step()
-    norms = [parameter.grad.norm() for parameter in state.parameters]
-    assert float(torch.stack(norms).norm()) == pytest.approx(1e-3, rel=1e-3)
+    assert float(state.optimizer.flat.gradient.norm()) == pytest.approx(1e-3, rel=1e-3)
     assert state.read()[0].gradient_norm > 0.01
     assert [group["betas"] for group in state.optimizer.adam.param_groups] == [(0.5, 0.7)]
     state.rows[1, 1], state.steps = torch.inf, 2
@@ -88,7 +98,7 @@ def test_the_gradient_of_a_batch_is_clipped_and_reported_as_it_was() -> None:
 
 def test_the_dropout_of_a_step_has_a_seed_of_64_bits() -> None:
     state, seeds = TrainState(tiny(seed=5), random_dataset(12), CPU), []
-    state.network.register_forward_pre_hook(
+    state.model.register_forward_pre_hook(
         lambda network, args, named: seeds.append(int(named["seed"])), with_kwargs=True
     )
     for images_seen in (0, 8):
@@ -137,10 +147,6 @@ def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(trained.optimizer.adam, "step", lambda: None)
         with OnCudaAlone():
             trained._update()
-            for schedule in get_args(LearningRateSchedule):
-                scheduled(
-                    1.0, replace(config, schedule=schedule), trained.position, trained.counter
-                )
         with OnCudaAlone(), pytest.raises(AssertionError, match="lift_fresh"):
             torch.tensor([1, 2])
 
@@ -230,14 +236,14 @@ def random_matrices(n: int, rows: int, columns: int, smallest: float) -> Tensor:
 @pytest.mark.quick
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24), (1, 7), (7, 1)])
 def test_the_polar_factor_keeps_singular_vectors_and_sets_values_to_one(shape) -> None:
-    x = random_matrices(3, *shape, smallest=0.005)
-    factor = polar_factor(x)
+    x = wide(random_matrices(3, *shape, smallest=0.005))
+    factor = polar_operator(x @ x.mT) @ x
     u, _, vh = torch.linalg.svd(x, full_matrices=False)
     values = u.mT @ factor @ vh.mT
     diagonal = values.diagonal(dim1=1, dim2=2)
     assert (values - torch.diag_embed(diagonal)).abs().max() < 1e-3
     assert 0.87 < diagonal.min() <= diagonal.max() < 1.13
-    assert torch.equal(polar_factor(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
+    assert polar_operator(torch.zeros(2, 3, 3)).isfinite().all()
 
 
 def convolutions(shapes: Iterable[tuple[int, int, tuple[int, int], bool]]) -> list[WeightNormConv]:
@@ -252,6 +258,12 @@ def convolutions(shapes: Iterable[tuple[int, int, tuple[int, int], bool]]) -> li
     return layers
 
 
+def muon_of(*layers: WeightNormConv) -> Muon:
+    """An optimiser of the kernels of some layers, whose gradients it takes."""
+    kernels = kernels_of(nn.ModuleList(layers))
+    return Muon(kernels, FlatParameters({name: conv.weight_v for name, conv in kernels.items()}))
+
+
 SHAPES = [(4, 6, (2, 3), False), (4, 6, (2, 3), False), (6, 4, (2, 2), True), (2, 9, (1, 1), False)]
 
 
@@ -260,11 +272,13 @@ def stepped(
 ) -> list[Tensor]:
     """Kernels after some steps of one gradient, all by one Muon or each by its own."""
     groups = [layers] if together else [[layer] for layer in layers]
-    optimizers = [Muon(nn.ModuleList(group)) for group in groups]
-    for layer in layers:
-        layer.weight_v.grad *= scale
+    optimizers = [muon_of(*group) for group in groups]
+    gradients = [scale * layer.weight_v.grad for layer in layers]
     for _ in range(steps):
+        for layer, gradient in zip(layers, gradients, strict=True):
+            layer.weight_v.grad = gradient.clone()
         for optimizer in optimizers:
+            optimizer.flat.gather_gradients()
             optimizer.step(torch.tensor(0.1))
     return [layer.weight_v.detach() for layer in layers]
 
@@ -283,7 +297,7 @@ def test_filters_have_length_one_and_turn_by_the_angle() -> None:
     """A filter moves by the angle, root mean square; nearly at right angles, as gradients are."""
     layers = convolutions(SHAPES)
     weights = [layer.affine()[0].detach() for layer in layers]
-    Muon(nn.ModuleList(layers))
+    muon_of(*layers)
     for layer, weight in zip(layers, weights, strict=True):
         torch.testing.assert_close(layer.affine()[0], weight)  # the function is the same
     before = [filters(layer.weight_v.detach().clone(), layer.transposed) for layer in layers]
@@ -295,29 +309,95 @@ def test_filters_have_length_one_and_turn_by_the_angle() -> None:
         assert 0.05 < angles.square().mean().sqrt() < 0.1 * 1.13
 
 
-def test_a_frozen_kernel_keeps_still_and_the_rest_is_named() -> None:
-    layers = nn.ModuleList(convolutions(SHAPES[:2]))
+def test_a_frozen_kernel_keeps_still() -> None:
+    layers = convolutions(SHAPES[:2])
     layers[1].requires_grad_(False)
     before = layers[1].weight_v.clone()
-    muon = Muon(layers)
+    muon = muon_of(*layers)
+    muon.flat.gather_gradients()
     muon.step(0.1)
     assert torch.equal(layers[1].weight_v, before)
-    assert set(muon.rest) == {name for name, _ in layers.named_parameters()} - {"0.weight_v"}
+    assert set(muon.kernels) == {"0.weight_v"}
 
 
 def test_a_step_has_the_momentum_of_nesterov() -> None:
     (layer,) = convolutions(SHAPES[:1])
-    muon, average = Muon(nn.ModuleList([layer])), torch.zeros(1)
+    muon, average = muon_of(layer), torch.zeros(1)
     for _ in range(2):
         v = filters(layer.weight_v.detach().clone(), False).flatten(1)
         layer.weight_v.grad = torch.randn_like(layer.weight_v)
         gradient = filters(layer.weight_v.grad, False).flatten(1).clone()
         average = torch.lerp(gradient, average, MOMENTUM)
-        turned = polar_factor(torch.lerp(gradient, average, MOMENTUM)[None])[0]
+        x = torch.lerp(gradient, average, MOMENTUM)[None]
+        turned = (polar_operator(x @ x.mT) @ x)[0]
         v -= 0.1 * max(1.0, v.shape[0] / v.shape[1]) ** 0.5 * turned
+        muon.flat.gather_gradients()
         muon.step(torch.tensor(0.1))
         new = filters(layer.weight_v.detach(), False).flatten(1)
-        torch.testing.assert_close(new, v / v.norm(dim=1, keepdim=True))
+        torch.testing.assert_close(new, v / v.norm(dim=1, keepdim=True), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", get_args(OptimizerName))
+def test_parameters_are_parts_of_one_buffer_and_stay_what_they_are(optimizer: str) -> None:
+    """Values, and memory order; an update of the buffer is one of the network."""
+    config = tiny("denoiser", optimizer=optimizer, data_init=False)
+    state = TrainState(config, random_dataset(12), CPU)
+    flat = state.optimizer.flat
+    assert set(flat.parameters) == {name for name, _ in state.model.named_parameters()}
+    for name, parameter in state.model.named_parameters():
+        assert parameter.data_ptr() == flat.values.data_ptr() + 4 * flat.offsets[name]
+        assert parameter.data_ptr() % 16 == flat.values.data_ptr() % 16
+        assert parameter.ndim != 4 or parameter.is_contiguous(memory_format=torch.channels_last)
+    elements = sum(parameter.numel() for parameter in state.parameters)
+    assert flat.values.count_nonzero() <= elements <= flat.values.numel()
+    state.step()
+    used = torch.zeros_like(flat.values)
+    for view in flat.views(used).values():
+        view.fill_(1)
+    buffers = flat.values, flat.gradient, state.ema.flat.values
+    assert all(not buffer[used == 0].any() for buffer in buffers)
+
+
+def test_gradients_are_gathered_whatever_their_memory_order() -> None:
+    layers = convolutions(SHAPES)
+    muon = muon_of(*layers)
+    expected = {name: torch.randn_like(conv.weight_v) for name, conv in muon.kernels.items()}
+    for number, (name, conv) in enumerate(muon.kernels.items()):
+        conv.weight_v.grad = expected[name].contiguous() if number % 2 else expected[name].clone()
+    views = muon.flat.views(muon.flat.gather_gradients())
+    for name, conv in muon.kernels.items():
+        assert torch.equal(views[name], expected[name])
+        assert conv.weight_v.grad is None
+
+
+def test_a_checkpoint_has_a_row_of_moments_for_every_filter() -> None:
+    """Transposed or not: (D, kh kw C), in the order of a kernel (D, kh, kw, C); and is restored."""
+    config = tiny("denoiser", optimizer="muon")
+    one, other = (TrainState(config, random_dataset(12), CPU) for _ in range(2))
+    one.step()
+    tensors = {name: tensor.clone() for name, tensor in one.tensors().items()}
+    averages = one.optimizer.flat.views(one.optimizer.muon.average)
+    for name, conv in one.optimizer.muon.kernels.items():
+        stored = tensors[f"muon.{name.removesuffix('.weight_v')}"]
+        rows = filters(averages[name], conv.transposed)
+        assert torch.equal(stored, rows.flatten(1))
+    assert sum(name.startswith("muon.") for name in tensors) == len(one.optimizer.muon.kernels)
+    other.restore(tensors, one.images_seen, one.steps, "x")
+    for state in (one, other):
+        state.step()
+    for name, tensor in one.tensors().items():
+        assert torch.equal(tensor, other.tensors()[name]), name
+
+
+def test_gram_matrices_of_few_kernels_are_padded_to_the_next_size() -> None:
+    def groups(*sizes: tuple[int, int]) -> list[Group]:
+        return [Group(Shape(d, 1000, False), count, 0) for d, count in sizes]
+
+    assert gram_sizes(groups((40, 90), (80, 60), (30, 1), (4, 1))) == {
+        4: 40, 30: 40, 40: 40, 80: 80
+    }  # fmt: skip
+    assert gram_sizes(groups((160, 90), (320, 60), (100, 1))) == {100: 100, 160: 160, 320: 320}
+    assert gram_sizes([]) == {}
 
 
 def test_the_angle_follows_from_the_number_of_steps() -> None:

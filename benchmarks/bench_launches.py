@@ -1,0 +1,240 @@
+"""Kernel launches of a training step on a card, counted on the CPU.
+
+`TrainState.step` of a preset runs on CPU tensors, in bfloat16 with gates kept, by the operators
+that a card takes. Launches of this package's Triton kernels are counted, not run. An operation of
+torch counts as its CUDA implementation launches: views and allocations none, most others one, operations
+on lists of tensors by the limits of their fast route, or one a tensor where it is refused. Copies
+of images and rates from the host, before the step, are not counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import wraps
+from importlib import import_module
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import dsmooth
+from benchmarks.measure import Bench, quick, smoke
+from dsmooth.config import TrainConfig
+from dsmooth.data import ImageDataset
+from dsmooth.functional import use_impl
+from dsmooth.kernels.launch import Prepared
+from dsmooth.training.step import TrainState
+
+# Tensors of each list that one launch of a foreach operation takes, by the number of lists, and the
+# chunks of CHUNK elements (ATen/native/cuda/MultiTensorApply.cuh).
+TENSORS_PER_LAUNCH = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
+CHUNKS_PER_LAUNCH, CHUNK = 320, 65536
+CAT_INPUTS = 128  # of one launch (ATen/native/cuda/Shape.cu)
+NOTHING = {
+    *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh"),
+    *(
+        "_unsafe_view",
+        "_local_scalar_dense",
+        "set_",
+        "_record_function_enter_new",
+        "_record_function_exit",
+    ),
+}
+# Padding fills a new tensor and copies into it.
+TWICE = {"constant_pad_nd"}
+OTHER = "other operations"
+OPERATORS = "gated resnets and likelihood"
+# Where launches belong: "module:attribute" of functions whose calls are counted together.
+SECTIONS = {
+    "Muon": "dsmooth.training.optimizers:Muon.step",
+    "average": "dsmooth.training.optimizers:EMA.update",
+    "noise": "dsmooth.smoothing:Smoothing.sample",
+    "seed of dropout": "dsmooth.training.step:dropout_seed",
+}
+
+
+class Launches(TorchDispatchMode):
+    """Counts launches inside the block: `counts` by section and operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.section = OTHER
+
+    def add(self, operation: str, launches: int) -> None:
+        if launches:
+            self.counts[self.section, operation] += launches
+
+    @contextlib.contextmanager
+    def inside(self, section: str) -> Iterator[None]:
+        """Count what follows in this section, unless another has begun."""
+        outer = self.section
+        if outer == OTHER:
+            self.section = section
+        try:
+            yield
+        finally:
+            self.section = outer
+
+    def totals(self) -> Counter[str]:
+        """Launches by section."""
+        totals: Counter[str] = Counter()
+        for (section, _), launches in self.counts.items():
+            totals[section] += launches
+        return totals
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        namespace, _, name = func._schema.name.partition("::")
+        if namespace == "dsmooth":  # what it does inside is counted by itself
+            with self.inside(OPERATORS):
+                if name == "logistic_mixture_triton_backward":  # a product for each gradient
+                    self.add("mul", sum(args[-1]))
+                return func(*args, **kwargs)
+        self.add(name, launches_of(name, func, args))
+        return func(*args, **kwargs)
+
+
+def launches_of(name: str, func: Any, args: Sequence[Any]) -> int:
+    """The launches of one operation of torch on CUDA tensors."""
+    if name in NOTHING or func.is_view:
+        return 0
+    lists = [a for a in args if isinstance(a, (list, tuple)) and a and isinstance(a[0], Tensor)]
+    if name == "_fused_adam_":
+        return multi_tensor_launches(args[:4])
+    if name == "_foreach_norm":  # and the sum over the chunks of each tensor
+        return multi_tensor_launches(lists) + math.ceil(len(lists[0]) / TENSORS_PER_LAUNCH[1])
+    if name.startswith("_foreach_"):
+        outputs = [] if name.endswith("_") else lists[:1]
+        if not takes_fast_route(lists):
+            return len(lists[0])
+        return multi_tensor_launches([*lists, *outputs])
+    if name in ("cat", "stack"):
+        return math.ceil(len(lists[0]) / CAT_INPUTS)
+    if name == "convolution_backward":
+        return sum(args[-1])
+    return 2 if name in TWICE else 1
+
+
+def takes_fast_route(lists: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether all tensors have one dtype, and those at one place of the lists one dense layout."""
+    first = lists[0]
+    dense = torch._prims_common.is_non_overlapping_and_dense_or_false
+    return all(
+        len(tensors) == len(first)
+        and all(
+            a.dtype == first[0].dtype
+            and a.shape == b.shape
+            and a.stride() == b.stride()
+            and dense(a)
+            for a, b in zip(tensors, first, strict=True)
+        )
+        for tensors in lists
+    )
+
+
+def multi_tensor_launches(lists: Sequence[Sequence[Tensor]]) -> int:
+    """Launches over lists of tensors, as multi_tensor_apply divides them."""
+    limit, launches, tensors, chunks = TENSORS_PER_LAUNCH[len(lists)], 0, 0, 0
+    for tensor in lists[0]:
+        left = math.ceil(tensor.numel() / CHUNK)
+        tensors += left > 0
+        while left:
+            taken = min(left, CHUNKS_PER_LAUNCH - chunks)
+            chunks, left = chunks + taken, left - taken
+            full = chunks == CHUNKS_PER_LAUNCH or (not left and tensors == limit)
+            if full:
+                launches, chunks, tensors = launches + 1, 0, int(left > 0)
+    return launches + (chunks > 0)
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[Launches]:
+    """Inside the block operators take impl="triton" on the CPU, whose kernels are not run."""
+    launches = Launches()
+
+    def launch(kernel: Any, prepared: Prepared, device: torch.device, **tensors: Any) -> None:
+        launches.add(kernel.__name__, int(prepared.programs > 0))
+
+    def seen(function: Callable[..., Any]) -> Callable[..., Any]:
+        """Inside an operator torch calls no mode."""
+
+        def run(*args: Any, **named: Any) -> Any:
+            with launches:
+                return function(*args, **named)
+
+        return run
+
+    def in_section(section: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def run(*args: Any, **named: Any) -> Any:
+            with launches.inside(section):
+                return function(*args, **named)
+
+        return run
+
+    with contextlib.ExitStack() as stack:
+        for name in ("expand", "gated_resnet", "logistic_mixture", "weights"):
+            module = import_module(f"dsmooth.kernels.{name}")
+            stack.enter_context(mock.patch.object(module, "launch", launch))
+        operators = import_module("dsmooth.functional.gated_resnet_triton")
+        stack.enter_context(mock.patch.object(operators, "ordered", seen(operators.ordered)))
+        module = import_module("dsmooth.kernels.gated_resnet")
+        for name in ("forward", "backward"):
+            stack.enter_context(mock.patch.object(module, name, seen(getattr(module, name))))
+        for op in ("gated_resnet", "logistic_mixture"):
+            module = import_module(f"dsmooth.functional.{op}")
+            stack.enter_context(mock.patch.object(module, "triton_obstacle", return_value=None))
+        for section, place in SECTIONS.items():
+            module_name, _, path = place.partition(":")
+            *owners, attribute = path.split(".")
+            owner: Any = import_module(module_name)
+            for part in owners:
+                owner = getattr(owner, part)
+            wrapped = in_section(section, getattr(owner, attribute))
+            stack.enter_context(mock.patch.object(owner, attribute, wrapped))
+        stack.enter_context(use_impl("triton"))
+        yield launches
+
+
+def launches_of_step(config: TrainConfig, size: int = 28) -> Launches:
+    """The launches of the second step of a run on images of this size."""
+    config = replace(
+        config, batch_size=2, precision="bfloat16", keep_gates="on", data_init=False, images=10**6
+    )
+    images = torch.zeros(4, config.model.image_channels, size, size, dtype=torch.uint8)
+    data = ImageDataset(images, torch.arange(4), "zeros", "train", "made for a benchmark")
+    with counted() as launches:
+        state = TrainState(config, data, torch.device("cpu"))
+        state.step()
+        launches.counts.clear()
+        with launches:
+            state.step()
+    return launches
+
+
+@pytest.mark.parametrize(
+    ("preset", "role"),
+    [
+        smoke("mnist-quick", "noisy", id="smoke"),
+        *(
+            quick(preset, role, id=f"{preset}-{role}")
+            for preset in ("mnist", "mnist-quick")
+            for role in ("noisy", "denoiser")
+        ),
+    ],
+)
+def bench_launches(bench: Bench, preset: str, role: dsmooth.config.Role) -> None:
+    """Print the launches of a step: all, and by section."""
+    launches = bench.benchmark.pedantic(launches_of_step, [dsmooth.preset(preset, role)], rounds=1)
+    totals = launches.totals()
+    sections = ", ".join(f"{section} {count}" for section, count in totals.most_common())
+    with bench.capsys.disabled():
+        print(f"\n  {preset} {role}: {totals.total()} launches a step: {sections}", flush=True)
