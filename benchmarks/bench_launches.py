@@ -2,9 +2,9 @@
 
 `TrainState.step` of a preset runs on CPU tensors, in bfloat16 with gates kept, by the operators
 that a card takes. Launches of this package's Triton kernels are counted, not run. An operation of
-torch counts as its CUDA implementation launches: views and allocations none, most others one, operations
-on lists of tensors by the limits of their fast route, or one a tensor where it is refused. Copies
-of images and rates from the host, before the step, are not counted.
+torch counts as its CUDA implementation launches: views and allocations none, most others one,
+operations on lists of tensors by the limits of their fast route, or one a tensor where it is
+refused. Copies of images and rates from the host, before the step, are not counted.
 """
 
 from __future__ import annotations

@@ -28,8 +28,9 @@ from ..philox import Stream, image_words
 from ..smoothing import SMOOTHINGS, GaussianSmoothing
 from .optimizers import EMA, Optimizer
 
-# Muon's best angle times the square root of the number of steps (docs/experiments/009-training-recipe.md).
-# Runs of fewer than LEAST_STEPS, which nobody measured, take the angle of that many.
+# Muon's best angle times the square root of the number of steps
+# (docs/experiments/009-training-recipe.md). Runs of fewer than LEAST_STEPS, which nobody measured,
+# take the angle of that many.
 KERNEL_RATE = 1.1
 LEAST_STEPS = 100
 # Steps between reads of the loss, hence the latest that a NaN is noticed.
