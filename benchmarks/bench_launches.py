@@ -94,7 +94,7 @@ class Launches(TorchDispatchMode):
         kwargs = kwargs or {}
         namespace, _, name = func._schema.name.partition("::")
         if namespace == "dsmooth":  # what it does inside is counted by itself
-            with self.inside(OPERATORS):
+            with self.inside(OTHER if name.startswith("weight_norm") else OPERATORS):
                 if name == "logistic_mixture_triton_backward":  # a product for each gradient
                     self.add("mul", sum(args[-1]))
                 return func(*args, **kwargs)
@@ -181,7 +181,14 @@ def counted() -> Iterator[Launches]:
         return run
 
     with contextlib.ExitStack() as stack:
-        for name in ("expand", "gated_resnet", "logistic_mixture", "weights"):
+        for name in (
+            "expand",
+            "gated_resnet",
+            "logistic_mixture",
+            "weights",
+            "philox",
+            "weight_norm",
+        ):
             module = import_module(f"dsmooth.kernels.{name}")
             stack.enter_context(mock.patch.object(module, "launch", launch))
         operators = import_module("dsmooth.functional.gated_resnet_triton")
@@ -189,7 +196,7 @@ def counted() -> Iterator[Launches]:
         module = import_module("dsmooth.kernels.gated_resnet")
         for name in ("forward", "backward"):
             stack.enter_context(mock.patch.object(module, name, seen(getattr(module, name))))
-        for op in ("gated_resnet", "logistic_mixture"):
+        for op in ("gated_resnet", "logistic_mixture", "dispatch"):
             module = import_module(f"dsmooth.functional.{op}")
             stack.enter_context(mock.patch.object(module, "triton_obstacle", return_value=None))
         for section, place in SECTIONS.items():

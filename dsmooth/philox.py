@@ -65,6 +65,13 @@ def whole_index(first_index: SupportsIndex, n_images: int) -> int:
     return first_index.__index__()
 
 
+def stream_word(stream: Stream, repeat: int) -> int:
+    """The last word of a counter. Raises ValueError for a repeat or a stream out of range."""
+    if not 0 <= repeat < 2**24:
+        raise ValueError(f"`repeat` must lie in 0 .. 2**24 - 1, got {repeat}")
+    return int(Stream(stream)) | repeat << 8
+
+
 def philox4x32(counter: Tensor, key: tuple[int, int] | tuple[Tensor, Tensor]) -> Tensor:
     """Ten rounds of Philox4x32 on 32-bit words held in int64.
 
@@ -110,9 +117,7 @@ def image_words(
     """
     if not isinstance(first_index, Tensor):
         first_index = whole_index(first_index, n_images)
-    if not 0 <= repeat < 2**24:
-        raise ValueError(f"`repeat` must lie in 0 .. 2**24 - 1, got {repeat}")
-    last_word = int(Stream(stream)) | repeat << 8
+    last_word = stream_word(stream, repeat)
     index = first_index + torch.arange(n_images, device=device)[:, None]
     position = torch.arange(n_counters, device=device)[None, :]
     counter = torch.stack(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from numbers import Real
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .config import SmoothingKind
+from .functional.dispatch import takes_triton
+from .functional.image_words import image_noise, image_words
 from .nn.images import check_images
-from .philox import Stream, draw_seed, image_words, to_uniform
+from .philox import Stream, draw_seed, to_uniform
 
 
 @dataclass(frozen=True)
@@ -61,17 +64,17 @@ class Smoothing:
         """
         check_images("x", x)
         fresh = seed is None and first_index is None
-        n = x.shape[0]
-        d = math.prod(x.shape[1:])
-        words = image_words(
-            n,
-            -(-d // 4),
-            seed=draw_seed(x.device) if fresh else seed or 0,
-            first_index=0 if first_index is None else first_index,
-            stream=self.stream,
-            repeat=repeat,
-            device=x.device,
-        )
+        n, d = x.shape[0], math.prod(x.shape[1:])
+        chosen: dict[str, Any] = {
+            "seed": draw_seed(x.device) if fresh else seed or 0,
+            "first_index": 0 if first_index is None else first_index,
+            "stream": self.stream,
+            "repeat": repeat,
+        }
+        if takes_triton(x.device, x.dtype):
+            table = quantiles(self, x.dtype, x.device)
+            return x + image_noise(table, n, d, **chosen).view(x.shape)
+        words = image_words(n, -(-d // 4), **chosen, device=x.device)
         u = to_uniform(words).flatten(1)[:, :d].view(x.shape)
         return x + self.quantile(u).to(x.dtype)
 
@@ -137,6 +140,14 @@ class UniformSmoothing(Smoothing):
 
     def entropy(self, d: int) -> float:
         return d * (math.log(2) + math.log(self.scale))
+
+
+@cache  # for as long as the process runs: a CUDA graph reads it by its address
+@torch.inference_mode(False)
+def quantiles(smoothing: Smoothing, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The noise that each of the 2**23 uniforms chooses: 32 MB in float32."""
+    words = torch.arange(2**23, device=device) << 9
+    return smoothing.quantile(to_uniform(words)).to(dtype)
 
 
 SMOOTHINGS: dict[str, type[Smoothing]] = {

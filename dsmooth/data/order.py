@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..fields import check_number
-from ..philox import Stream, image_words
+from ..functional.image_words import image_words
+from ..philox import Stream
 from .dataset import ImageDataset, Transform
 
 MOST_IMAGES = 2**32 - 1  # a word of Philox's counter

@@ -124,6 +124,16 @@ def triton_obstacle(device: torch.device, *dtypes: torch.dtype, matmul: bool = T
     return None
 
 
+def takes_triton(device: torch.device, *dtypes: torch.dtype) -> bool:
+    """Whether Triton computes what has no `impl` and multiplies no matrices: on CUDA, or where
+    `use_impl` says so."""
+    impl = resolve_impl("auto")
+    if impl != "triton" and (impl != "auto" or device.type != "cuda"):
+        return False
+    obstacle = forward_mode_obstacle() or transform_obstacle()
+    return not (obstacle or triton_obstacle(device, *dtypes, matmul=False))
+
+
 @constant_when_compiled
 def native_obstacle(device_type: str, dtype: torch.dtype | None = None) -> str | None:
     """Why the extension cannot compute on a device of this type, and in a dtype; None if it can."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..functional import Shift, concat_elu, gated_resnet, shifted_conv2d, shifted_conv_transpose2d
 from ..functional.dispatch import without_autocast
-from ..functional.shifted_conv import fold_weight_norm
+from ..functional.weight_norm import weight_norm
 
 Skip = Tensor | tuple[Tensor, ...] | None
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -66,7 +66,8 @@ class WeightNormConv(nn.Module):
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """(weight in the shape of weight_v, bias), as the functional ops take them."""
-        return fold_weight_norm(self.weight_v, self.weight_g, self.filter_dims), self.bias
+        weight = weight_norm(self.weight_v, self.weight_g, transposed=self.transposed)
+        return weight, self.bias
 
     def initialize(self, x: Tensor, scale: float = 1.0) -> None:
         """Set g and b so that the output for `x` has mean 0 and standard deviation `scale`."""

@@ -21,10 +21,11 @@ from ..data import ImageDataset, to_float
 from ..data.order import ImagesOnDevice, flips, hide_labels
 from ..distributed import EXCHANGE, exchange, rank_and_size
 from ..files import check_tensors
+from ..functional.image_words import image_words
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
 from ..nn.layers import GatedResnet
-from ..philox import Stream, image_words
+from ..philox import Stream
 from ..smoothing import SMOOTHINGS, GaussianSmoothing
 from .optimizers import EMA, Optimizer
 

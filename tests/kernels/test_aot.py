@@ -14,6 +14,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed: nothing can be compiled")
 
 from dsmooth.kernels import logistic_mixture as kernels
+from dsmooth.kernels import philox, weight_norm
 from dsmooth.kernels.gated_resnet import Needs
 from tests.helpers.aot_launches import KERNELS, Block, check, distinct, is_matmul
 from tests.helpers.mixture_cases import n_params
@@ -174,3 +175,32 @@ def test_every_kernel_builds_for_blackwell() -> None:
         compiled = compile_launch(launch, 100)
         assert ".target sm_100" in compiled.ptx
         assert compiled.local == 0
+
+
+def launches_outside_of_layers() -> list[Launch]:
+    """Noise, words and weight norm of a training step, by a seed and by a tensor of one."""
+    number = torch.empty((), dtype=torch.int64, device="meta")
+    table = torch.empty(2**23, device="meta")
+    with (
+        record_launches(philox, "image_words_kernel", "noise_kernel") as launches,
+        record_launches(weight_norm, "fold_kernel", "fold_gradient_kernel") as folded,
+    ):
+        for seed in (0, 1, 2**64 - 1, number):
+            philox.image_words(1, 1, seed, number, 5)
+            philox.noise(80, 784, table, seed, number, 2)
+        for dtype in (FP32, BF16):
+            for shape, transposed in (((160, 160, 2, 3), False), ((40, 40, 2, 2), True)):
+                v = torch.empty(shape, device="meta", memory_format=torch.channels_last)
+                gain, w = v.new_empty(shape[0]), torch.empty_like(v, dtype=dtype)
+                weight_norm.fold(v, gain, w, gain, transposed)
+                weight_norm.fold_gradient(w, gain, v, gain, (v, gain), transposed)
+    return launches + folded
+
+
+@pytest.mark.parametrize("arch", [90, full(80), full(100)])
+def test_noise_and_weight_norm(arch: int) -> None:
+    for launch in launches_outside_of_layers():
+        compiled = compile_launch(launch, arch)
+        assert f".target sm_{arch}" in compiled.ptx
+        assert compiled.local == compiled.stack == 0
+        assert compiled.shared <= SHARED_CEILING

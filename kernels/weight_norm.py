@@ -1,0 +1,112 @@
+"""Weight norm of a convolution's kernel, w = g v / |v| per filter, and its gradient."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .geometry import cdiv
+from .launch import launch, prepare
+
+BLOCK_D = tl.constexpr(4)  # filters of a program
+BLOCK_K = tl.constexpr(256)
+
+
+class Rows(NamedTuple):
+    """Filters of a channels_last kernel as a matrix: their number, their elements, and strides."""
+
+    filters: int
+    size: int
+    stride_d: int
+    stride_k: int
+
+    @classmethod
+    def of(cls, v: Tensor, transposed: bool) -> Rows:
+        """Of v (D, C, kh, kw), or (C, D, kh, kw) if it is transposed; both channels_last."""
+        filters = v.shape[1 if transposed else 0]
+        size = v.numel() // max(filters, 1)
+        return cls(filters, size, *((1, filters) if transposed else (size, 1)))
+
+
+@triton.jit
+def fold_kernel(v_ptr, gain_ptr, w_ptr, norm_ptr, rows):
+    """Write w in its own dtype, with the strides of v, and |v| (D,)."""
+    D, K, stride_d, stride_k = rows
+    d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    mask_d = d < D
+    square = tl.zeros((BLOCK_D,), dtype=tl.float32)
+    for first in range(0, K, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        mask = mask_d[:, None] & (k < K)[None, :]
+        offset = d.to(tl.int64)[:, None] * stride_d + k[None, :] * stride_k
+        v = tl.load(v_ptr + offset, mask=mask, other=0.0)
+        square += tl.sum(v * v, axis=1)
+    norm = tl.sqrt(square)
+    tl.store(norm_ptr + d, norm, mask=mask_d)
+    factor = tl.load(gain_ptr + d, mask=mask_d, other=0.0) / tl.where(mask_d, norm, 1.0)
+    for first in range(0, K, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        mask = mask_d[:, None] & (k < K)[None, :]
+        offset = d.to(tl.int64)[:, None] * stride_d + k[None, :] * stride_k
+        v = tl.load(v_ptr + offset, mask=mask, other=0.0)
+        tl.store(w_ptr + offset, (v * factor[:, None]).to(w_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def fold_gradient_kernel(
+    dw_ptr, v_ptr, gain_ptr, norm_ptr, grad_v_ptr, grad_gain_ptr, rows,
+):  # fmt: skip
+    """dg = <dw, v> / |v| and dv = g / |v| (dw - v <dw, v> / |v|^2) per filter."""
+    D, K, stride_d, stride_k = rows
+    d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    mask_d = d < D
+    product = tl.zeros((BLOCK_D,), dtype=tl.float32)
+    for first in range(0, K, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        mask = mask_d[:, None] & (k < K)[None, :]
+        offset = d.to(tl.int64)[:, None] * stride_d + k[None, :] * stride_k
+        v = tl.load(v_ptr + offset, mask=mask, other=0.0)
+        dw = tl.load(dw_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        product += tl.sum(dw * v, axis=1)
+    norm = tl.load(norm_ptr + d, mask=mask_d, other=1.0)
+    gain = tl.load(gain_ptr + d, mask=mask_d, other=0.0)
+    tl.store(grad_gain_ptr + d, product / norm, mask=mask_d)
+    along = product / (norm * norm)
+    for first in range(0, K, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        mask = mask_d[:, None] & (k < K)[None, :]
+        offset = d.to(tl.int64)[:, None] * stride_d + k[None, :] * stride_k
+        v = tl.load(v_ptr + offset, mask=mask, other=0.0)
+        dw = tl.load(dw_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        dv = (gain / norm)[:, None] * (dw - v * along[:, None])
+        tl.store(grad_v_ptr + offset, dv, mask=mask)
+
+
+def fold(v: Tensor, gain: Tensor, w: Tensor, norm: Tensor, transposed: bool) -> None:
+    """Write w, in any dtype, and the norms (D,). v, w: float32 kernels, channels_last."""
+    rows = Rows.of(v, transposed)
+    prepared = prepare((cdiv(rows.filters, BLOCK_D.value),), rows=tuple(rows), num_warps=4)
+    launch(
+        fold_kernel, prepared, v.device, v_ptr=v, gain_ptr=gain, w_ptr=w, norm_ptr=norm
+    )  # fmt: skip
+
+
+def fold_gradient(
+    dw: Tensor,
+    norm: Tensor,
+    v: Tensor,
+    gain: Tensor,
+    grads: tuple[Tensor, Tensor],
+    transposed: bool,
+) -> None:
+    """Write the gradients of v and of the gains. dw: of any dtype, channels_last."""
+    rows = Rows.of(v, transposed)
+    prepared = prepare((cdiv(rows.filters, BLOCK_D.value),), rows=tuple(rows), num_warps=4)
+    launch(
+        fold_gradient_kernel, prepared, v.device,
+        dw_ptr=dw, v_ptr=v, gain_ptr=gain, norm_ptr=norm,
+        grad_v_ptr=grads[0], grad_gain_ptr=grads[1],
+    )  # fmt: skip
