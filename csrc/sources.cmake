@@ -10,7 +10,7 @@ function(add_gated_resnet target)
     generic avx2 avx512 neon)
   # For bfloat16 alone: all else would be the code of AVX-512 again.
   compile_for_instruction_sets(${target} ${here}/forward_backward.cpp ${here}/gated_resnet.cpp PAIR_SETS
-    avx512bf16)
+    avx512bf16 amx)
 endfunction()
 
 # The loss on the CPU.

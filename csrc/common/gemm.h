@@ -51,7 +51,8 @@ struct PlainDot {
 #endif
   static constexpr int kPair = 1;
   static constexpr int kLanes = M::kLanes;
-  static constexpr int kColumns = Half::kExists ? kLanes / 2 : kLanes;  // come in multiples of this
+  static constexpr bool kMatrix = false;  // multiplied by matrix registers
+  static constexpr int kColumns = Half::kExists ? kLanes / 2 : kLanes;
 
   struct Cells {
     V v;
@@ -85,6 +86,7 @@ struct PairDot {
   using Half = HalfFloat;
   static constexpr int kPair = 2;
   static constexpr int kLanes = M::kLanes;
+  static constexpr bool kMatrix = false;
   static constexpr int kColumns = kLanes / 2;
 
   struct Cells {
@@ -110,6 +112,14 @@ struct PairDot {
                             __builtin_bit_cast(__m256bh, b.v));
   }
 };
+
+#if defined(__AMX_BF16__)
+// Products in matrix registers (amx.h), of the same cells.
+struct MatrixDot : PairDot {
+  static constexpr bool kMatrix = true;
+  static constexpr int kColumns = 16;
+};
+#endif
 #endif
 
 // A row of a tile: whole vectors, and half a one if kHalf.
@@ -149,12 +159,11 @@ struct TileRow {
   }
 };
 
-// out[m][n] (+)= sum over outer o and inner i of a[offset(o) + m row + i step] b[o outer + i step].
+// out[m][n] (+)= sum over outer o and inner i of a[o outer + m row + i step] b[o outer + i step].
 template <class D>
 struct TileArgs {
   const typename D::Cell* a = nullptr;
-  int64_t a_row = 0, a_step = 0;
-  const int64_t* a_offsets = nullptr;  // of each outer step
+  int64_t a_row = 0, a_step = 0, a_outer = 0;
   const typename D::Cell* b = nullptr;
   int64_t b_step = 0, b_outer = 0;
   int64_t outer = 0, inner = 0;
@@ -183,7 +192,7 @@ void run_tile(const TileArgs<D>& t) {
     if (t.add) sum[m].load(t.out + m * t.out_row);
   const int64_t row = kAdjacent ? 1 : t.a_row;
   for (int64_t o = 0; o < t.outer; ++o) {
-    const typename D::Cell* a = t.a + t.a_offsets[o];
+    const typename D::Cell* a = t.a + o * t.a_outer;
     const typename D::Cell* b = t.b + o * t.b_outer;
     const typename D::Cell* base[kBases];
 #pragma GCC unroll 8

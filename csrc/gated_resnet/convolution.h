@@ -5,6 +5,9 @@
 
 #include "../common/gemm.h"
 #include "gated_resnet.h"
+#if defined(__AMX_BF16__)
+#include "matrix_tiles.h"
+#endif
 
 namespace dsmooth::DSMOOTH_ISA {
 namespace {
@@ -16,48 +19,51 @@ DSMOOTH_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 DSMOOTH_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The extents of a gated resnet's images, packed weights and sums. A padded image has the
-// convolution's columns of zeros on both sides. There are more on the right: then every tap finds
-// whole pairs of columns, from an even or an odd column on. Rows outside the image are not stored,
-// and taps that would read them are left out. Gradients of a convolution's outputs are padded on
-// the opposite sides.
+// convolution's rows and columns of zeros around it. There are more columns on the right: then
+// every tap finds whole pairs of columns, from an even or an odd column on. Gradients of a
+// convolution's outputs are padded on the opposite sides.
+//
+// A padded image is also one line of pixels, in which a tap is a constant distance away. Matrix
+// registers multiply runs of this line, zeros included: a row of pixels does not fill them.
 template <class D>
 struct Layout : GatedShape {
   int64_t cols, pairs;                  // of a padded image; pairs of columns
+  int64_t pixels;                       // of a padded image, and of zeros that a product may read
   int64_t back_top, back_left;          // padding of gradients
   int f, f2, s2;                        // channels of h, of concat_elu(h), of concat_elu(skips)
   int64_t f_cells, f2_cells, s2_cells;  // cells of these channels of one pixel
   int64_t f_pad, f2_pad, s2_pad;        // these channels in columns of a product
-  int64_t steps;                        // cells of a row's pixels, where pixels are summed over
-  int64_t chunk;                        // rows whose weight gradient is computed at once
+  int64_t rows_at_once;                 // of pixels that are convolved
+  // Sums over pixels are taken in units: rows, or pieces of the line.
+  int64_t units, unit_cells, unit_pitch;  // cells that are summed; from a unit to the next
+  int64_t chunk;                          // units whose weight gradient is computed at once
+  int64_t skip_rows, skip_pixels;         // of the skips in memory at once
 
-  static constexpr int64_t kChunkCells = 56;  // of a channel: two operands then fit the first cache
+  static constexpr int64_t kPiece = 16, kLine = 128;  // cells, pixels of the line
+  // Cells of a channel in a chunk: its operands then fit the first cache.
+  static constexpr int64_t kChunkCells = D::kMatrix ? 64 : 56;
 
   explicit Layout(const GatedShape& shape) : GatedShape(shape) {
-    cols = round_up(width + kernel_w - 1, 2) + 2, pairs = cols / 2;
+    cols = round_up(round_up(width, D::kPair) + kernel_w - 1, 2), pairs = cols / 2;
+    pixels = (height + kernel_h - 1) * cols + (D::kMatrix ? 2 * kPiece + round_up(kernel_w, 2) : 0);
     back_top = kernel_h - 1 - pad_top, back_left = kernel_w - 1 - pad_left;
     f = filters, f2 = 2 * f, s2 = 2 * all_skip_channels();
     f_cells = round_up(f, D::kPair) / D::kPair, f2_cells = f2 / D::kPair, s2_cells = s2 / D::kPair;
     f_pad = round_up(f, D::kColumns), f2_pad = round_up(f2, D::kColumns);
     s2_pad = round_up(s2, D::kColumns);
-    steps = round_up(width, D::kPair) / D::kPair;
-    chunk = smaller(larger(kChunkCells / steps, 1), smaller(height, kMostRows));
+    rows_at_once = D::kMatrix ? smaller(larger(kLine / cols, 1), height) : 1;
+    units = D::kMatrix ? round_up(height * pairs, kPiece) / kPiece : height;
+    unit_cells = D::kMatrix ? kPiece : round_up(width, D::kPair) / D::kPair;
+    unit_pitch = D::kMatrix ? kPiece : cols / D::kPair;
+    chunk = smaller(larger(kChunkCells / unit_cells, 1), units);
+    skip_rows = D::kMatrix ? height : chunk;
+    skip_pixels = D::kMatrix ? (2 * units + 1) * kPiece : skip_rows * cols;
   }
 
-  static constexpr int64_t kMostRows = 16;
-
-  // Rows [first, last) of a kernel that lie inside an image, or of an image that a kernel's row
-  // sees.
-  struct Range {
-    int64_t first, last;
-  };
-  // Rows of the kernel inside the image at output row r, which sees input rows r - above and on.
-  Range kernel_rows(int64_t r, int64_t above) const {
-    return {larger(above - r, 0), smaller(height + above - r, kernel_h)};
-  }
-  // Output rows at which row i of the kernel lies inside the image.
-  Range output_rows(int i) const {
-    return {larger(pad_top - i, 0), smaller(height + pad_top - i, height)};
-  }
+  // Rows of a product.
+  static int64_t rows_of(int64_t count) { return D::kMatrix ? round_up(count, kPiece) : count; }
+  // Pixels of the line from the first of some image rows to the last.
+  int64_t run_of(int64_t rows) const { return rows_of((rows - 1) * cols + width); }
 
   // Packed weights: [tap][cell of the channel summed over][the other channel].
   int64_t conv_in_start() const { return taps() * f2_cells * f2_pad; }
@@ -66,26 +72,24 @@ struct Layout : GatedShape {
   }
   int64_t all_cells() const { return nin_start() + larger(s2_cells * f_pad, f_cells * s2_pad); }
 
-  // Sums: [tap][input channel][output channel] of conv_out, conv_in and nin; then the biases.
-  int64_t conv_out_sums() const { return taps() * f2 * f2_pad; }
-  int64_t conv_in_sums() const { return taps() * f2 * f_pad; }
-  int64_t nin_sums() const { return s2 * f_pad; }
+  // Sums: [tap][output channel][input channel] of conv_out, conv_in and nin; then the biases.
+  int64_t conv_out_sums() const { return taps() * rows_of(f2) * f2_pad; }
+  int64_t conv_in_sums() const { return taps() * rows_of(f) * f2_pad; }
+  int64_t nin_sums() const { return rows_of(f) * s2_pad; }
   int64_t weight_sums() const { return conv_out_sums() + conv_in_sums() + nin_sums(); }
   int64_t all_sums() const { return weight_sums() + f2_pad + f_pad; }
 };
 
-// Pixels of `stride` elements, with columns of zeros beside the image.
+// Pixels of `stride` elements, with zeros around the image.
 template <class D>
 struct PaddedImage {
   typename D::Element* data;
-  int64_t stride, cols;
-  int64_t top, left;  // rows and columns before a pixel that a kernel sees
-  // A gradient has its pixels again for sums over pixels: in pairs of columns, of `n_pad` cells.
-  typename D::Cell* pairs = nullptr;
-  int64_t n_pad = 0;
+  int64_t pixels, stride, cols;
+  int64_t top, left;  // rows and columns before the image
 
+  // Where the first tap of the first pixel of row r lies, and where that pixel does.
   typename D::Element* row(int64_t r) const { return data + r * cols * stride; }
-  typename D::Element* inside(int64_t r) const { return row(r) + left * stride; }
+  typename D::Element* inside(int64_t r) const { return row(r + top) + left * stride; }
   int64_t pixel_cells() const { return stride / D::kPair; }
 };
 
@@ -113,18 +117,34 @@ void fill_zero(T* p, int64_t count) {
 template <class D>
 void pair_columns(const typename D::Element* in, int64_t stride, int64_t pairs, int channels,
                   typename D::Cell* out, int64_t out_stride) {
-  if constexpr (D::kPair == 2) {
-    for (int64_t q = 0; q < pairs; ++q, in += 2 * stride, out += out_stride) {
-      for (int c = 0; c < channels; ++c) {
-        out[c] = static_cast<typename D::Cell>(in[c]) |
-                 static_cast<typename D::Cell>(in[stride + c]) << 16;
-      }
+  for (int64_t q = 0; q < pairs; ++q, in += 2 * stride, out += out_stride) {
+    for (int c = 0; c < channels; ++c) {
+      out[c] = static_cast<typename D::Cell>(in[c]) | static_cast<typename D::Cell>(in[stride + c])
+                                                          << 16;
     }
   }
 }
 
-// `row` takes the sums of a row of pixels; `even` and `odd` are room for an image in pairs of
-// columns, from an even and from an odd column on.
+// Operands of products over pixels, where these take other orders than convolutions do.
+template <class D>
+struct PixelOperands {
+  typename D::Cell *even, *odd;  // an image in pairs of columns, from an even and an odd one on
+  typename D::Cell* gradient;    // [pair][channel], or [channel][pair] for matrix registers
+  int64_t gradient_row;          // cells from a channel to the next of these
+
+  PixelOperands(const Layout<D>& p, Scratch& scratch) {
+    const int64_t image = D::kPair == 2 ? p.pixels / 2 * p.f2_pad : 0;
+    even = scratch.take<typename D::Cell>(image);
+    odd = scratch.take<typename D::Cell>(p.kernel_w > 1 ? image : 0);
+    // An odd number of lines of the cache: the rows of a tile then lie in as many of its sets.
+    gradient_row = (p.units | 1) * p.unit_cells;
+    const int64_t channels =
+        D::kMatrix ? p.rows_of(p.f2) * gradient_row : p.units * p.unit_cells * p.f2;
+    gradient = scratch.take<typename D::Cell>(D::kPair == 2 ? channels : 0);
+  }
+};
+
+// `sums` take those of the pixels that are convolved at once.
 template <class D>
 class Convolutions {
   using Scalar = typename D::Scalar;
@@ -133,129 +153,133 @@ class Convolutions {
   static constexpr bool kPairs = D::kPair == 2;
 
  public:
-  // Rows of cells of neighbouring pixels: how a sum over pixels sees its operands.
-  struct CellRows {
-    const Cell* start;
-    int64_t row, step;  // cells from a row to the next, from a pixel's (or pair's) to the next
-  };
+  Convolutions(const Layout<D>& layout, const PixelOperands<D>& operands, Scalar* sums)
+      : layout_(layout), operands_(operands), sums_(sums) {}
+
+  // The sums of the i-th of the rows that were convolved.
+  const Scalar* row_sums(int64_t i, int64_t n_pad) const {
+    return sums_ + i * layout_.cols * n_pad;
+  }
+
+  // sums[pixel][n] = the convolution of a padded image, of F or 2F channels, at `rows` output rows
+  // from r on.
+  void convolve(const PaddedImage<D>& image, const Cell* packed, int64_t n_pad, int64_t r,
+                int64_t rows) {
+    const int64_t inner = layout_.kernel_w * image.pixel_cells();
+    run<false>({.a = cells(image.row(r)),
+                .a_row = image.pixel_cells(),
+                .a_step = 1,
+                .a_outer = layout_.cols * image.pixel_cells(),
+                .b = packed,
+                .b_step = n_pad,
+                .b_outer = inner * n_pad,
+                .outer = layout_.kernel_h,
+                .inner = inner,
+                .out = sums_,
+                .out_row = n_pad},
+               layout_.run_of(rows), n_pad);
+  }
+
+  // sums[pixel][n] (+)= a convolution by a kernel of one tap at `rows` rows, which start at `in`.
+  void convolve_points(const Element* in, int64_t pixel_cells, const Cell* packed, int64_t n_pad,
+                       int64_t rows, bool add) {
+    run<false>({.a = cells(in),
+                .a_row = pixel_cells,
+                .a_step = 1,
+                .b = packed,
+                .b_step = n_pad,
+                .outer = 1,
+                .inner = pixel_cells,
+                .out = sums_,
+                .out_row = n_pad,
+                .add = add},
+               layout_.run_of(rows), n_pad);
+  }
+
+  // Takes the gradient of an image of outputs, in the order that products over pixels read.
+  void take_gradient(const PaddedImage<D>& image, int channels) {
+    const Layout<D>& p = layout_;
+    channels_ = channels;
+    if constexpr (D::kMatrix) {
+      gradient_ = {operands_.gradient, operands_.gradient_row, 1, p.unit_cells};
+      transpose_pairs(image.inside(0), image.stride, p.units, channels, operands_.gradient,
+                      operands_.gradient_row);
+    } else if constexpr (kPairs) {
+      gradient_ = {operands_.gradient, 1, channels, p.unit_cells * channels};
+      for (int64_t r = 0; r < p.height; ++r)
+        pair_columns<D>(image.inside(r), image.stride, p.unit_cells, channels,
+                        operands_.gradient + r * gradient_.unit, channels);
+    } else {
+      gradient_ = {image.inside(0), 1, image.stride, p.cols * image.stride};
+    }
+  }
+
+  // sums[tap][n][k] += the gradient of a convolution's weights over an image, given its input and
+  // the gradient that was taken; = if `first_image`.
+  void add_conv_gradient(const PaddedImage<D>& input, bool first_image, Scalar* sums) {
+    const Layout<D>& p = layout_;
+    const int64_t step = kPairs ? p.f2_pad : p.f2, tap_sums = p.rows_of(channels_) * p.f2_pad;
+    if constexpr (kPairs) {
+      pair_columns<D>(input.data, p.f2, p.pixels / 2, p.f2, operands_.even, step);
+      if (p.kernel_w > 1)
+        pair_columns<D>(input.data + p.f2, p.f2, p.pixels / 2 - 1, p.f2, operands_.odd, step);
+    }
+    for (int64_t u = 0; u < p.units; u += p.chunk) {
+      for (int tap = 0; tap < p.taps(); ++tap) {
+        const int j = tap % p.kernel_w;
+        const int64_t at = (tap / p.kernel_w * p.cols + j) / D::kPair + u * p.unit_pitch;
+        const Cell* b = !kPairs ? cells(input.data) : j % 2 == 0 ? operands_.even : operands_.odd;
+        add_weight_gradient(b + at * step, step, p.f2_pad, u, !first_image || u > 0,
+                            sums + tap * tap_sums);
+      }
+    }
+  }
+
+  // sums[n][k] (+)= the sum over the pixels of a chunk, from unit u on, of the gradient that was
+  // taken, [pixel][n], times b[pixel][k].
+  void add_weight_gradient(const Cell* b, int64_t step, int64_t k_pad, int64_t u, bool add,
+                           Scalar* sums) {
+    run<!D::kMatrix>({.a = gradient_.start + u * gradient_.unit,
+                      .a_row = gradient_.row,
+                      .a_step = gradient_.step,
+                      .a_outer = gradient_.unit,
+                      .b = b,
+                      .b_step = step,
+                      .b_outer = layout_.unit_pitch * step,
+                      .outer = smaller(layout_.chunk, layout_.units - u),
+                      .inner = layout_.unit_cells,
+                      .out = sums,
+                      .out_row = k_pad,
+                      .add = add},
+                     layout_.rows_of(channels_), k_pad);
+  }
 
   static const Cell* cells(const Element* p) { return reinterpret_cast<const Cell*>(p); }
 
-  Convolutions(const Layout<D>& layout, Scalar* row, Cell* even, Cell* odd)
-      : layout_(layout), row_(row), even_(even), odd_(odd) {
-    for (int i = 0; i < layout_.kernel_h; ++i) {
-      for (int j = 0; j < layout_.kernel_w; ++j) {
-        const int64_t pixel = i * layout_.cols + j;
-        wide_taps_[i * layout_.kernel_w + j] = pixel * layout_.f2_cells;
-        narrow_taps_[i * layout_.kernel_w + j] = pixel * layout_.f_cells;
-      }
-    }
-  }
-
-  // row_[c][n] = the convolution of a padded image, of F or 2F channels, at the pixels of output
-  // row r.
-  void convolve_row(const PaddedImage<D>& image, const Cell* packed, int64_t n_pad, int64_t r) {
-    const int64_t cells = image.pixel_cells();
-    const auto [first, last] = layout_.kernel_rows(r, image.top);
-    const int64_t before = first * layout_.kernel_w;
-    convolve(image.row(r - image.top + first), cells,
-             cells == layout_.f2_cells ? wide_taps_ : narrow_taps_,
-             (last - first) * layout_.kernel_w, packed + before * cells * n_pad, n_pad, false);
-  }
-
-  // row_[c][n] (+)= a convolution by a kernel of one tap at the pixels of a row, which starts at
-  // `in`.
-  void convolve_points(const Element* in, int64_t pixel_cells, const Cell* packed, int64_t n_pad,
-                       bool add) {
-    constexpr int64_t kNoOffset = 0;
-    convolve(in, pixel_cells, &kNoOffset, 1, packed, n_pad, add);
-  }
-
-  // row_[c][n] (+)= a convolution at the pixels of a row; `in` is where the first tap of the first
-  // pixel lies.
-  void convolve(const Element* in, int64_t pixel_cells, const int64_t* offsets, int64_t taps,
-                const Cell* packed, int64_t n_pad, bool add) {
-    const TileArgs<D> tile{.a = cells(in),
-                           .a_row = pixel_cells,
-                           .a_step = 1,
-                           .a_offsets = offsets,
-                           .b = packed,
-                           .b_step = n_pad,
-                           .b_outer = pixel_cells * n_pad,
-                           .outer = taps,
-                           .inner = pixel_cells,
-                           .out = row_,
-                           .out_row = n_pad,
-                           .add = add};
-    run_tiles<D, false>(tile, layout_.width, n_pad);
-  }
-
-  // sums[tap][k][n] += the gradient of a convolution's weights over an image; = if `first_image`.
-  void add_conv_gradient(const PaddedImage<D>& input, const PaddedImage<D>& gradient,
-                         bool first_image, Scalar* sums) {
-    const Layout<D>& p = layout_;
-    for (int64_t r = 0; r < (kPairs ? p.height : 0); ++r) {
-      const Element* row = input.row(r);
-      pair_columns<D>(row, p.f2, p.pairs, p.f2, even_ + r * p.pairs * p.f2, p.f2);
-      if (p.kernel_w > 1)
-        pair_columns<D>(row + p.f2, p.f2, p.pairs - 1, p.f2, odd_ + r * p.pairs * p.f2, p.f2);
-    }
-    const int64_t tap_sums = p.f2 * gradient.n_pad;
-    for (int i = 0; first_image && i < p.kernel_h; ++i)
-      if (p.output_rows(i).first >= p.output_rows(i).last)
-        fill_zero(sums + i * p.kernel_w * tap_sums, p.kernel_w * tap_sums);
-    for (int64_t r0 = 0; r0 < p.height; r0 += p.chunk) {
-      for (int i = 0; i < p.kernel_h; ++i) {
-        const auto inside = p.output_rows(i);
-        const int64_t first = larger(r0, inside.first);
-        const int64_t rows = smaller(r0 + p.chunk, inside.last) - first;
-        if (rows <= 0) continue;
-        const bool add = !first_image || first > inside.first;
-        const int64_t row = first + i - p.pad_top;
-        const CellRows b = gradient_rows(gradient, first);
-        for (int j = 0; j < p.kernel_w; ++j) {
-          const Cell* pairs = (j % 2 == 0 ? even_ : odd_) + (row * p.pairs + j / 2) * p.f2;
-          const Cell* pixels = cells(input.row(row) + j * p.f2);
-          const CellRows a = kPairs ? CellRows{pairs, p.pairs * p.f2, p.f2}
-                                    : CellRows{pixels, p.cols * p.f2, p.f2};
-          add_weight_gradient(a, b, rows, p.f2, gradient.n_pad, add,
-                              sums + (i * p.kernel_w + j) * tap_sums);
-        }
-      }
-    }
-  }
-
-  CellRows gradient_rows(const PaddedImage<D>& gradient, int64_t r0) const {
-    const int64_t row = layout_.steps * gradient.n_pad;
-    if (kPairs) return {gradient.pairs + r0 * row, row, gradient.n_pad};
-    return {cells(gradient.inside(r0)), gradient.cols * gradient.stride, gradient.stride};
-  }
-
-  // sums[k][n] (+)= the sum over `rows` rows and their pixels of a[pixel][k] b[pixel][n].
-  void add_weight_gradient(const CellRows& a, const CellRows& b, int64_t rows, int k, int64_t n_pad,
-                           bool add, Scalar* sums) {
-    int64_t offsets[Layout<D>::kMostRows];
-    for (int64_t r = 0; r < rows; ++r) offsets[r] = r * a.row;
-    const TileArgs<D> tile{.a = a.start,
-                           .a_row = 1,
-                           .a_step = a.step,
-                           .a_offsets = offsets,
-                           .b = b.start,
-                           .b_step = b.step,
-                           .b_outer = b.row,
-                           .outer = rows,
-                           .inner = layout_.steps,
-                           .out = sums,
-                           .out_row = n_pad,
-                           .add = add};
-    run_tiles<D, true>(tile, k, n_pad);
-  }
-
  private:
+  // Cells from a channel, a pixel or pair, and a unit to the next.
+  struct Gradient {
+    const Cell* start;
+    int64_t row, step, unit;
+  };
+
+  template <bool kAdjacent>
+  void run(const TileArgs<D>& tile, int64_t rows, int64_t columns) {
+#if defined(__AMX_BF16__)
+    tiles_.run(tile, rows, columns);
+#else
+    run_tiles<D, kAdjacent>(tile, rows, columns);
+#endif
+  }
+
   const Layout<D>& layout_;
-  Scalar* row_;
-  Cell *even_, *odd_;
-  int64_t wide_taps_[kMaxTaps], narrow_taps_[kMaxTaps];  // of images with 2F and with F channels
+  PixelOperands<D> operands_;
+  Scalar* sums_;
+  Gradient gradient_{};
+  int channels_ = 0;  // of the gradient
+#if defined(__AMX_BF16__)
+  MatrixTiles tiles_;
+#endif
 };
 
 }  // namespace

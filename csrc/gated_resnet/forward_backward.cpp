@@ -16,7 +16,6 @@ class GatedResnet {
   using Scalar = typename D::Scalar;
   using Element = typename D::Element;
   using Cell = typename D::Cell;
-  using CellRows = typename Convolutions<D>::CellRows;
   using Padded = PaddedImage<D>;
   static constexpr bool kPairs = D::kPair == 2;
 
@@ -50,37 +49,31 @@ class GatedResnet {
   struct Buffers {
     Padded x, h;                // concat_elu of x and of h, one at a time in backward
     Padded grad_gates, grad_h;  // shifted the other way
-    Cell *even, *odd;           // concat_elu in pairs of columns
-    Element* skip;              // concat_elu of some rows of the skips, and in pairs of columns
+    Padded skip;                // concat_elu of some rows of the skips, and in pairs of columns
     Cell* skip_pairs;
-    Element *x_slope, *h_slope, *skip_slope;  // exp(-|v|) of x and h, and of a row of the skips
-    Scalar *row, *keep;  // sums of a row of pixels; dropout's factors of an image
+    Element *x_slope, *h_slope, *skip_slope;  // exp(-|v|) of x, h and some rows of the skips
+    Scalar *sums, *keep;                      // of rows of pixels; dropout's factors of an image
     T* h_row;
+    PixelOperands<D> operands;
 
-    Buffers(const Layout<D>& p, Scratch& scratch) {
-      const auto input = [&] {
-        return Padded{scratch.take<Element>(p.height * p.cols * p.f2), p.f2, p.cols, p.pad_top,
-                      p.pad_left};
-      };
-      const auto gradient = [&](int64_t stride, int64_t n_pad) {
-        Element* const data = scratch.take<Element>(p.height * p.cols * stride);
-        Cell* const pairs = scratch.take<Cell>(kPairs ? p.height * p.steps * n_pad : 0);
-        return Padded{data, stride, p.cols, p.back_top, p.back_left, pairs, n_pad};
-      };
-      x = input();
-      h = input();
-      grad_gates = gradient(p.f2, p.f2_pad);
-      grad_h = gradient(p.f_cells * D::kPair, p.f_pad);
-      even = scratch.take<Cell>(kPairs ? p.height * p.pairs * p.f2 : 0);
-      odd = scratch.take<Cell>(kPairs ? p.height * p.pairs * p.f2 : 0);
-      skip = scratch.take<Element>(p.chunk * p.steps * D::kPair * p.s2);
-      skip_pairs = scratch.take<Cell>(kPairs ? p.chunk * p.steps * p.s2 : 0);
-      row = scratch.take<Scalar>(p.width * larger(p.f2_pad, p.s2_pad));
-      keep = scratch.take<Scalar>(p.height * p.width * p.f2);
-      x_slope = scratch.take<Element>(p.height * p.width * p.f);
-      h_slope = scratch.take<Element>(p.height * p.width * p.f);
-      skip_slope = scratch.take<Element>(p.width * p.s2 / 2);
-      h_row = scratch.take<T>(p.width * p.f);
+    Buffers(const Layout<D>& p, Scratch& scratch)
+        : x(image(scratch, p.pixels, p.f2, p.cols, p.pad_top, p.pad_left)),
+          h(image(scratch, p.pixels, p.f2, p.cols, p.pad_top, p.pad_left)),
+          grad_gates(image(scratch, p.pixels, p.f2, p.cols, p.back_top, p.back_left)),
+          grad_h(image(scratch, p.pixels, p.f_cells * D::kPair, p.cols, p.back_top, p.back_left)),
+          skip(image(scratch, p.skip_pixels, p.s2, p.cols, 0, 0)),
+          skip_pairs(scratch.take<Cell>(kPairs ? p.skip_pixels / 2 * p.s2_pad : 0)),
+          x_slope(scratch.take<Element>(p.height * p.width * p.f)),
+          h_slope(scratch.take<Element>(p.height * p.width * p.f)),
+          skip_slope(scratch.take<Element>(p.rows_at_once * p.width * p.s2 / 2)),
+          sums(scratch.take<Scalar>(p.run_of(p.rows_at_once) * larger(p.f2_pad, p.s2_pad))),
+          keep(scratch.take<Scalar>(p.height * p.width * p.f2)),
+          h_row(scratch.take<T>(p.width * p.f)),
+          operands(p, scratch) {}
+
+    static Padded image(Scratch& scratch, int64_t pixels, int64_t stride, int64_t cols, int64_t top,
+                        int64_t left) {
+      return {scratch.take<Element>(pixels * stride), pixels, stride, cols, top, left};
     }
   };
 
@@ -91,33 +84,35 @@ class GatedResnet {
       : layout_(shape),
         dropout_(dropout),
         buffers_(layout_, scratch),
-        convolutions_(layout_, buffers_.row, buffers_.even, buffers_.odd) {
+        convolutions_(layout_, buffers_.operands, buffers_.sums) {
     // The zeros around the images stay: passes write the inside alone.
-    fill_margins(buffers_.x);
-    fill_margins(buffers_.h);
-    fill_margins(buffers_.grad_gates);
+    fill_margins(buffers_.x, layout_.height);
+    fill_margins(buffers_.h, layout_.height);
+    fill_margins(buffers_.grad_gates, layout_.height);
     if (buffers_.grad_h.stride == layout_.f)
-      fill_margins(buffers_.grad_h);
+      fill_margins(buffers_.grad_h, layout_.height);
     else  // the last channel's partner is zero, too
-      fill_zero(buffers_.grad_h.data, layout_.height * layout_.cols * buffers_.grad_h.stride);
-    fill_zero(buffers_.skip, layout_.chunk * layout_.steps * D::kPair * layout_.s2);
+      fill_zero(buffers_.grad_h.data, buffers_.grad_h.pixels * buffers_.grad_h.stride);
+    fill_margins(buffers_.skip, layout_.skip_rows);
     conv_out_ = static_cast<const Cell*>(packed);
     conv_in_ = conv_out_ + layout_.conv_in_start();
     nin_ = conv_out_ + layout_.nin_start();
   }
 
-  void fill_margins(const Padded& image) const {
-    const int64_t right = image.cols - image.left - layout_.width;
-    for (int64_t r = 0; r < layout_.height; ++r) {
-      fill_zero(image.row(r), image.left * image.stride);
-      fill_zero(image.inside(r) + layout_.width * image.stride, right * image.stride);
+  void fill_margins(const Padded& image, int64_t rows) const {
+    Element* zeros = image.data;
+    for (int64_t r = 0; r < rows; ++r) {
+      fill_zero(zeros, image.inside(r) - zeros);
+      zeros = image.inside(r) + layout_.width * image.stride;
     }
+    fill_zero(zeros, image.data + image.pixels * image.stride - zeros);
   }
 
-  // Row r of a gradient of `channels` channels in pairs of columns.
-  void pair_row(const Padded& gradient, int channels, int64_t r) const {
-    pair_columns<D>(gradient.inside(r), gradient.stride, layout_.steps, channels,
-                    gradient.pairs + r * layout_.steps * gradient.n_pad, gradient.n_pad);
+  // body(first, count) for the rows that are convolved at once, of [first, last).
+  template <class Body>
+  void for_rows(int64_t first, int64_t last, const Body& body) const {
+    for (int64_t r = first; r < last; r += layout_.rows_at_once)
+      body(r, smaller(layout_.rows_at_once, last - r));
   }
 
   void forward_image(const GatedCall& call, int64_t image) {
@@ -132,26 +127,33 @@ class GatedResnet {
       P::write_concat_elu(x + r * line, p.width, p.f, buffers_.x.inside(r), p.f2, p.f, nullptr,
                           nullptr);
     }
-    for (int64_t r = 0; r < p.height; ++r) {
-      convolutions_.convolve_row(buffers_.x, conv_in_, p.f_pad, r);
+    for_rows(0, p.height, [&](int64_t r0, int64_t rows) {
+      convolutions_.convolve(buffers_.x, conv_in_, p.f_pad, r0, rows);
       if (p.s2 > 0) {
-        write_skip_row(call.tensors, first + r * p.width, buffers_.skip, nullptr);
-        convolutions_.convolve_points(buffers_.skip, p.s2_cells, nin_, p.f_pad, true);
+        write_skip_rows(call.tensors, first + r0 * p.width, rows, buffers_.skip.data, nullptr);
+        convolutions_.convolve_points(buffers_.skip.data, p.s2_cells, nin_, p.f_pad, rows, true);
       }
-      T* h = call.tensors.h == nullptr ? buffers_.h_row
-                                       : static_cast<T*>(call.tensors.h) + first * p.f + r * line;
-      P::write_biased(buffers_.row, p.f_pad, numbers(call.tensors.bias_in),
-                      p.s2 > 0 ? numbers(call.tensors.bias_nin) : nullptr, p.width, p.f, h);
-      P::write_concat_elu(h, p.width, p.f, buffers_.h.inside(r), p.f2, p.f, keep_row(r), nullptr);
-    }
-    for (int64_t r = 0; r < p.height; ++r) {
-      convolutions_.convolve_row(buffers_.h, conv_out_, p.f2_pad, r);
-      T* gates = call.tensors.gates == nullptr
-                     ? nullptr
-                     : static_cast<T*>(call.tensors.gates) + 2 * (first * p.f + r * line);
-      P::write_gated(buffers_.row, p.f2_pad, numbers(call.tensors.bias_out), image_bias,
-                     x + r * line, p.width, p.f, y + r * line, gates);
-    }
+      for (int64_t i = 0; i < rows; ++i) {
+        const int64_t r = r0 + i;
+        T* h = call.tensors.h == nullptr ? buffers_.h_row
+                                         : static_cast<T*>(call.tensors.h) + first * p.f + r * line;
+        P::write_biased(convolutions_.row_sums(i, p.f_pad), p.f_pad, numbers(call.tensors.bias_in),
+                        p.s2 > 0 ? numbers(call.tensors.bias_nin) : nullptr, p.width, p.f, h);
+        P::write_concat_elu(h, p.width, p.f, buffers_.h.inside(r), p.f2, p.f, keep_row(r), nullptr);
+      }
+    });
+    for_rows(0, p.height, [&](int64_t r0, int64_t rows) {
+      convolutions_.convolve(buffers_.h, conv_out_, p.f2_pad, r0, rows);
+      for (int64_t i = 0; i < rows; ++i) {
+        const int64_t at = (r0 + i) * line;
+        T* gates = call.tensors.gates == nullptr
+                       ? nullptr
+                       : static_cast<T*>(call.tensors.gates) + 2 * (first * p.f + at);
+        P::write_gated(convolutions_.row_sums(i, p.f2_pad), p.f2_pad,
+                       numbers(call.tensors.bias_out), image_bias, x + at, p.width, p.f, y + at,
+                       gates);
+      }
+    });
   }
 
   void backward_image(const GatedCall& call, int64_t image, bool first_image, Scalar* sums) {
@@ -177,67 +179,81 @@ class GatedResnet {
     for (int64_t r = 0; r < p.height; ++r) {
       P::write_gate_gradient(grad_y + r * line, gates + 2 * r * line, p.width, p.f,
                              grad_gates.inside(r), p.f2, gate_sums);
-      if (!frozen) pair_row(grad_gates, p.f2, r);
       P::write_concat_elu(h + r * line, p.width, p.f, buffers_.h.inside(r), p.f2, p.f, keep_row(r),
                           buffers_.h_slope + r * line);
     }
     if (!frozen) {
       for (int c = 0; image_sums != nullptr && c < p.f2; ++c) sums_bias_out[c] += image_sums[c];
-      convolutions_.add_conv_gradient(buffers_.h, grad_gates, first_image, sums);
+      convolutions_.take_gradient(grad_gates, p.f2);
+      convolutions_.add_conv_gradient(buffers_.h, first_image, sums);
     }
 
-    for (int64_t r = 0; r < p.height; ++r) {
-      convolutions_.convolve_row(grad_gates, conv_out_, p.f2_pad, r);
-      P::write_elu_gradient(buffers_.row, p.f2_pad, p.f, h + r * line, buffers_.h_slope + r * line,
-                            keep_row(r), nullptr, p.width, p.f, grad_h.inside(r), grad_h.stride,
-                            sums_bias_in);
-      if (!frozen) pair_row(grad_h, p.f, r);
-      P::write_concat_elu(x + r * line, p.width, p.f, buffers_.x.inside(r), p.f2, p.f, nullptr,
-                          buffers_.x_slope + r * line);
+    for_rows(0, p.height, [&](int64_t r0, int64_t rows) {
+      convolutions_.convolve(grad_gates, conv_out_, p.f2_pad, r0, rows);
+      for (int64_t i = 0; i < rows; ++i) {
+        const int64_t r = r0 + i;
+        P::write_elu_gradient(convolutions_.row_sums(i, p.f2_pad), p.f2_pad, p.f, h + r * line,
+                              buffers_.h_slope + r * line, keep_row(r), nullptr, p.width, p.f,
+                              grad_h.inside(r), grad_h.stride, sums_bias_in);
+        P::write_concat_elu(x + r * line, p.width, p.f, buffers_.x.inside(r), p.f2, p.f, nullptr,
+                            buffers_.x_slope + r * line);
+      }
+    });
+    if (!frozen) {
+      convolutions_.take_gradient(grad_h, p.f);
+      convolutions_.add_conv_gradient(buffers_.x, first_image, sums_in);
     }
-    if (!frozen) convolutions_.add_conv_gradient(buffers_.x, grad_h, first_image, sums_in);
-    for (int64_t r = 0; r < p.height; ++r) {
-      convolutions_.convolve_row(grad_h, conv_in_, p.f2_pad, r);
-      P::write_elu_gradient(buffers_.row, p.f2_pad, p.f, x + r * line, buffers_.x_slope + r * line,
-                            nullptr, grad_y + r * line, p.width, p.f, grad_x + r * line, p.f,
-                            nullptr);
-    }
-    if (p.s2 > 0) backward_skips(call, first, first_image, sums_nin);
+    for_rows(0, p.height, [&](int64_t r0, int64_t rows) {
+      convolutions_.convolve(grad_h, conv_in_, p.f2_pad, r0, rows);
+      for (int64_t i = 0; i < rows; ++i) {
+        const int64_t at = (r0 + i) * line;
+        P::write_elu_gradient(convolutions_.row_sums(i, p.f2_pad), p.f2_pad, p.f, x + at,
+                              buffers_.x_slope + at, nullptr, grad_y + at, p.width, p.f,
+                              grad_x + at, p.f, nullptr);
+      }
+    });
+    for (int64_t r = 0; p.s2 > 0 && r < p.height; r += p.skip_rows)
+      backward_skips(call, first, r, smaller(p.skip_rows, p.height - r), first_image, sums_nin);
   }
 
-  void backward_skips(const GatedCall& call, int64_t first, bool first_image, Scalar* sums) {
+  // Of some rows from `row` on.
+  void backward_skips(const GatedCall& call, int64_t first, int64_t row, int64_t count,
+                      bool first_image, Scalar* sums) {
     const void* const skips[kMaxSkips] = {call.tensors.skip, call.tensors.skip_2};
     void* const grad_skips[kMaxSkips] = {call.grads.skip, call.grads.skip_2};
     const Layout<D>& p = layout_;
-    const int64_t line = p.steps * D::kPair * p.s2;  // elements of a row of buffers_.skip
-    for (int64_t r0 = 0; r0 < p.height; r0 += p.chunk) {
-      const int64_t rows = smaller(p.chunk, p.height - r0);
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t pixel = first + (r0 + r) * p.width;
-        Element* skip = buffers_.skip + r * line;
-        write_skip_row(call.tensors, pixel, skip, buffers_.skip_slope);
-        if (sums != nullptr) {
-          pair_columns<D>(skip, p.s2, p.steps, p.s2, buffers_.skip_pairs + r * p.steps * p.s2,
-                          p.s2);
-        }
-        convolutions_.convolve_points(buffers_.grad_h.inside(r0 + r), p.f_cells, nin_, p.s2_pad,
-                                      false);
+    for_rows(row, row + count, [&](int64_t r0, int64_t rows) {
+      const int64_t pixel = first + r0 * p.width;
+      write_skip_rows(call.tensors, pixel, rows, buffers_.skip.inside(r0 - row),
+                      buffers_.skip_slope);
+      convolutions_.convolve_points(buffers_.grad_h.inside(r0), p.f_cells, nin_, p.s2_pad, rows,
+                                    false);
+      for (int64_t i = 0; i < rows; ++i) {
         int64_t channel = 0;
-        for (int i = 0; i < kMaxSkips; ++i) {
-          const int channels = layout_.skip_channels[i];
-          P::write_elu_gradient(buffers_.row + channel, p.s2_pad, p.s2 / 2,
-                                static_cast<const T*>(skips[i]) + pixel * channels,
-                                buffers_.skip_slope + channel * p.width, nullptr, nullptr, p.width,
-                                channels, static_cast<T*>(grad_skips[i]) + pixel * channels,
+        for (int s = 0; s < kMaxSkips; ++s) {
+          const int channels = p.skip_channels[s];
+          const int64_t at = (pixel + i * p.width) * channels;
+          P::write_elu_gradient(convolutions_.row_sums(i, p.s2_pad) + channel, p.s2_pad, p.s2 / 2,
+                                static_cast<const T*>(skips[s]) + at,
+                                buffers_.skip_slope + (i * p.s2 / 2 + channel) * p.width, nullptr,
+                                nullptr, p.width, channels, static_cast<T*>(grad_skips[s]) + at,
                                 channels, nullptr);
           channel += channels;
         }
       }
-      if (sums == nullptr) continue;
-      const CellRows a = kPairs ? CellRows{buffers_.skip_pairs, p.steps * p.s2, p.s2}
-                                : CellRows{Convolutions<D>::cells(buffers_.skip), line, p.s2};
-      convolutions_.add_weight_gradient(a, convolutions_.gradient_rows(buffers_.grad_h, r0), rows,
-                                        p.s2, p.f_pad, !first_image || r0 > 0, sums);
+    });
+    if (sums == nullptr) return;
+    const int64_t step = kPairs ? p.s2_pad : p.s2;
+    const Cell* cells = Convolutions<D>::cells(buffers_.skip.data);
+    if constexpr (kPairs) {
+      pair_columns<D>(buffers_.skip.data, p.s2, p.skip_pixels / 2, p.s2, buffers_.skip_pairs, step);
+      cells = buffers_.skip_pairs;
+    }
+    const int64_t first_unit = row * p.units / p.height;
+    const int64_t last_unit = (row + count) * p.units / p.height;
+    for (int64_t u = first_unit; u < last_unit; u += p.chunk) {
+      convolutions_.add_weight_gradient(cells + (u - first_unit) * p.unit_pitch * step, step,
+                                        p.s2_pad, u, !first_image || u > 0, sums);
     }
   }
 
@@ -257,15 +273,22 @@ class GatedResnet {
     return dropout_.active ? buffers_.keep + r * layout_.width * layout_.f2 : nullptr;
   }
 
-  void write_skip_row(const GatedTensors& tensors, int64_t pixel, Element* out, Element* slope) {
+  // concat_elu of some rows of the skips, from `pixel` on. `slope` has rows of a skip after
+  // another.
+  void write_skip_rows(const GatedTensors& tensors, int64_t pixel, int64_t rows, Element* out,
+                       Element* slope) {
+    const Layout<D>& p = layout_;
     const void* const skips[kMaxSkips] = {tensors.skip, tensors.skip_2};
-    int64_t channel = 0;
-    for (int i = 0; i < kMaxSkips; ++i) {
-      const int channels = layout_.skip_channels[i];
-      P::write_concat_elu(static_cast<const T*>(skips[i]) + pixel * channels, layout_.width,
-                          channels, out + channel, layout_.s2, layout_.s2 / 2, nullptr,
-                          slope == nullptr ? nullptr : slope + channel * layout_.width);
-      channel += channels;
+    for (int64_t r = 0; r < rows; ++r, pixel += p.width, out += p.cols * p.s2) {
+      int64_t channel = 0;
+      for (int i = 0; i < kMaxSkips; ++i) {
+        const int channels = p.skip_channels[i];
+        P::write_concat_elu(
+            static_cast<const T*>(skips[i]) + pixel * channels, p.width, channels, out + channel,
+            p.s2, p.s2 / 2, nullptr,
+            slope == nullptr ? nullptr : slope + (r * p.s2 / 2 + channel) * p.width);
+        channel += channels;
+      }
     }
   }
 
@@ -288,7 +311,9 @@ GatedKernels kernels_of() {
 }  // namespace
 
 GatedKernelSet gated_resnet_kernels() {
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+  return {{}, {}, kernels_of<MatrixDot, bfloat16>()};
+#elif defined(__AVX512BF16__)
   return {{}, {}, kernels_of<PairDot, bfloat16>()};
 #else
   return {kernels_of<PlainDot<float>, float>(), kernels_of<PlainDot<double>, double>(),

@@ -63,24 +63,24 @@ void pack_kernel(const void* weight, const KernelLayout& layout, const typename 
   }
 }
 
-// A range of a convolution's output channels, and the number of columns that all of them take.
+// A range of a convolution's output channels, and the number that have sums.
 struct Outputs {
-  int64_t first, last, pad;
+  int64_t first, last, rows;
 };
 
-// Writes the gradient of v, and of the gains g if there are any, from sums[tap][in][out], the
+// Writes the gradient of v, and of the gains g if there are any, from sums[tap][out][in], the
 // gradient of w = g v / |v|: dg = <dw, v> / |v|, dv = g / |v| (dw - v <dw, v> / |v|^2).
 template <class D>
 void write_gradient(const typename D::Scalar* sums, const Outputs& outputs,
-                    const KernelLayout& layout, int inputs, int taps, const void* weight,
-                    const void* gain, void* grad_weight, void* grad_gain) {
+                    const KernelLayout& layout, int inputs, int64_t inputs_pad, int taps,
+                    const void* weight, const void* gain, void* grad_weight, void* grad_gain) {
   using Scalar = typename D::Scalar;
   auto* grad = static_cast<Scalar*>(grad_weight);
   for (int64_t n = outputs.first; n < outputs.last; ++n) {
     for (int tap = 0; tap < taps; ++tap) {
       for (int k = 0; k < inputs; ++k) {
         grad[n * layout.out + k * layout.in + tap * layout.tap] =
-            sums[(static_cast<int64_t>(tap) * inputs + k) * outputs.pad + n];
+            sums[(tap * outputs.rows + n) * inputs_pad + k];
       }
     }
   }
@@ -150,22 +150,24 @@ class Weights {
     const auto* total = static_cast<const Scalar*>(sums);
     const KernelLayout conv(layout.f2, layout.taps(), layout.taps_outside);
     const KernelLayout plain(1, 1, false), nin(layout.s2, 1, false);
-    const Outputs wide{layout.f2 * share / shares, layout.f2 * (share + 1) / shares, layout.f2_pad};
-    const Outputs narrow{layout.f * share / shares, layout.f * (share + 1) / shares, layout.f_pad};
-    write_gradient<D>(total, wide, conv, layout.f2, layout.taps(), w.conv_out, w.gain_out,
-                      grads.conv_out, grads.gain_out);
+    const auto outputs = [&](int64_t count) {
+      return Outputs{count * share / shares, count * (share + 1) / shares, layout.rows_of(count)};
+    };
+    const Outputs wide = outputs(layout.f2), narrow = outputs(layout.f);
+    write_gradient<D>(total, wide, conv, layout.f2, layout.f2_pad, layout.taps(), w.conv_out,
+                      w.gain_out, grads.conv_out, grads.gain_out);
     total += layout.conv_out_sums();
-    write_gradient<D>(total, narrow, conv, layout.f2, layout.taps(), w.conv_in, w.gain_in,
-                      grads.conv_in, grads.gain_in);
+    write_gradient<D>(total, narrow, conv, layout.f2, layout.f2_pad, layout.taps(), w.conv_in,
+                      w.gain_in, grads.conv_in, grads.gain_in);
     total += layout.conv_in_sums();
     if (layout.s2 > 0) {
-      write_gradient<D>(total, narrow, nin, layout.s2, 1, w.nin_skip, w.gain_nin, grads.nin_skip,
-                        grads.gain_nin);
+      write_gradient<D>(total, narrow, nin, layout.s2, layout.s2_pad, 1, w.nin_skip, w.gain_nin,
+                        grads.nin_skip, grads.gain_nin);
     }
     total += layout.nin_sums();
-    write_gradient<D>(total, wide, plain, 1, 1, nullptr, nullptr, grads.bias_out, nullptr);
+    write_gradient<D>(total, wide, plain, 1, 1, 1, nullptr, nullptr, grads.bias_out, nullptr);
     total += layout.f2_pad;
-    write_gradient<D>(total, narrow, plain, 1, 1, nullptr, nullptr, grads.bias_in, nullptr);
+    write_gradient<D>(total, narrow, plain, 1, 1, 1, nullptr, nullptr, grads.bias_in, nullptr);
   }
 };
 
