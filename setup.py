@@ -2,9 +2,10 @@
 
 The build needs no torch and no network. An environment variable steers it:
 
-    DSMOOTH_CUDA=auto   (default) build the CUDA half if nvcc is found and passes CMake's check
-    DSMOOTH_CUDA=0      CPU only
-    DSMOOTH_CUDA=1      CUDA or an error
+    DSMOOTH_CUDA=auto   (default) compile the sampler's kernel for GPUs if nvcc is found; without it
+                        a machine with a GPU compiles the kernel at its first use
+    DSMOOTH_CUDA=0      do not
+    DSMOOTH_CUDA=1      do, or fail
 
     DSMOOTH_EXTENSION=0 without the extension: operations run in PyTorch, sampling is slow
 
@@ -34,6 +35,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 BUILD_INFO = "_build_info.json"
+IMAGES = Path("cuda", "images")  # below dsmooth
 PAPER_CODE = "Autoregressive-Modeling-with-Distribution-Smoothing"
 COMPILER_HINT = (
     "apt install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora) or xcode-select --install "
@@ -54,13 +56,14 @@ class BuildExtension(build_ext):
 
     def run(self) -> None:
         super().run()
-        if (
-            self.inplace
-        ):  # an editable install imports from the source tree: the record goes there too
+        if self.inplace:  # an editable install imports from the source tree: all goes there
             package = ROOT / "dsmooth"
             if not self.get_output_path().is_file():
                 for stale in package.glob("_C.*.so"):
                     stale.unlink()
+            shutil.rmtree(package / IMAGES, ignore_errors=True)
+            if (images := self.get_info_path().parent / IMAGES).is_dir():
+                shutil.copytree(images, package / IMAGES)
             shutil.copyfile(self.get_info_path(), package / BUILD_INFO)
 
     def build_extension(self, ext: Extension) -> None:
@@ -77,11 +80,9 @@ class BuildExtension(build_ext):
         return self.get_output_path().with_name(BUILD_INFO)
 
     def get_outputs(self) -> list[str]:
-        return [
-            path
-            for path in [*super().get_outputs(), str(self.get_info_path())]
-            if os.path.exists(path)
-        ]
+        info = self.get_info_path()
+        paths = [*super().get_outputs(), str(info), *map(str, (info.parent / IMAGES).glob("*"))]
+        return [path for path in paths if os.path.exists(path)]
 
 
 def build_native(target: Path, build_dir: Path) -> dict[str, Any]:
@@ -91,70 +92,70 @@ def build_native(target: Path, build_dir: Path) -> dict[str, Any]:
         "reason": None,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "cuda": {"built": False, "archs": [], "reason": None},
+        "cuda": {"images": [], "reason": "the extension was not built"},
     }
     extension = os.environ.get("DSMOOTH_EXTENSION", "1") or "1"
     if extension not in ("0", "1"):
         raise BuildError(f"DSMOOTH_EXTENSION must be 0 or 1, got {extension!r}")
     if extension == "0":
         info["reason"] = "DSMOOTH_EXTENSION=0"
-        info["cuda"]["reason"] = "the extension was not built"
         return info
-    wish = os.environ.get("DSMOOTH_CUDA", "auto") or "auto"
-    if wish not in ("auto", "0", "1"):
-        raise BuildError(f"DSMOOTH_CUDA must be auto, 0 or 1, got {wish!r}")
     cmake = find_tool("cmake", "CMAKE_BIN_DIR")
     ninja = find_tool("ninja", "BIN_DIR")
-
-    def configure(nvcc: str | None) -> str | None:
-        """Runs CMake's configure step from scratch; returns None, or what it complained about."""
-        shutil.rmtree(build_dir, ignore_errors=True)
-        build_dir.mkdir(parents=True)
-        command = [cmake, "-S", str(ROOT / "csrc"), "-B", str(build_dir), "-G", "Ninja"]
-        command += [f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DCMAKE_BUILD_TYPE=Release"]
-        command += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11_dir()}"]
-        command += [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}"]
-        command += [f"-DDSMOOTH_CUDA={'ON' if nvcc else 'OFF'}"]
-        if archs := re.findall(r"-arch (\S+)", os.environ.get("ARCHFLAGS", "")):  # of macOS
-            command += [f"-DCMAKE_OSX_ARCHITECTURES={';'.join(archs)}"]
-        if nvcc:
-            command += [f"-DCMAKE_CUDA_COMPILER={nvcc}"]
-        command += shlex.split(os.environ.get("CMAKE_ARGS", ""))
-        done = run(command)
-        return None if done.returncode == 0 else complaint(done.stdout)
-
-    nvcc = None if wish == "0" else find_nvcc()
-    asked = os.environ.get("CUDACXX")
-    at = f" at CUDACXX={asked}" if asked else ""
-    info["cuda"]["reason"] = "DSMOOTH_CUDA=0" if wish == "0" else f"nvcc not found{at}"
-    if wish == "1" and nvcc is None:
-        raise BuildError(
-            f"DSMOOTH_CUDA=1, but nvcc was not found{at}: put it {'there' if asked else 'on PATH'},"
-            " or use DSMOOTH_CUDA=0"
-        )
-    failure = configure(nvcc) if nvcc else None
-    if failure and wish == "1":
-        raise BuildError(f"DSMOOTH_CUDA=1, but CMake cannot use {nvcc}: {failure}")
-    if failure:
-        info["cuda"]["reason"] = f"{nvcc} failed CMake's check: {failure}"
-    if nvcc is None or failure:
-        nvcc = None
-        failure = configure(None)
-    if failure:
-        raise BuildError(f"no working C++20 compiler: {failure}\n{COMPILER_HINT}")
-
-    done = run([cmake, "--build", str(build_dir)])
+    shutil.rmtree(build_dir, ignore_errors=True)
+    build_dir.mkdir(parents=True)
+    command = [cmake, "-S", str(ROOT / "csrc"), "-B", str(build_dir), "-G", "Ninja"]
+    command += [f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DCMAKE_BUILD_TYPE=Release"]
+    command += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11_dir()}"]
+    command += [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}"]
+    if archs := re.findall(r"-arch (\S+)", os.environ.get("ARCHFLAGS", "")):  # of macOS
+        command += [f"-DCMAKE_OSX_ARCHITECTURES={';'.join(archs)}"]
+    done = run([*command, *shlex.split(os.environ.get("CMAKE_ARGS", ""))])
     if done.returncode != 0:
-        hint = "; DSMOOTH_CUDA=0 builds without CUDA" if nvcc else ""
-        raise BuildError(f"the extension did not compile (output above){hint}")
+        raise BuildError(f"no working C++20 compiler: {complaint(done.stdout)}\n{COMPILER_HINT}")
+    info["cuda"] = compile_images(target.parent / IMAGES)
+    if run([cmake, "--build", str(build_dir)]).returncode != 0:
+        raise BuildError("the extension did not compile (output above)")
     if not target.is_file():
         raise BuildError(f"CMake succeeded but did not write {target}")
     info.update(extension=True, **json.loads((build_dir / "build_facts.json").read_text()))
-    compiler, code = info.pop("cuda_compiler"), info.pop("cuda_code")
-    if nvcc:
-        info["cuda"] = {"built": True, "archs": code, "compiler": compiler, "reason": None}
-    say(f"built {target.name}; CUDA: {info['cuda']['reason'] or ' '.join(info['cuda']['archs'])}")
+    say(f"built {target.name}")
     return info
+
+
+def compile_images(folder: Path) -> dict[str, Any]:
+    """Compile the kernel of the CUDA sampler into `folder`: the names, or why there are none.
+
+    bfloat16, the type that a GPU draws in by default: machine code for two cards, and PTX for later
+    ones. dsmooth/cuda/images.py compiles for any other card and for float32 at the first use.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    wish = os.environ.get("DSMOOTH_CUDA", "auto") or "auto"
+    if wish not in ("auto", "0", "1"):
+        raise BuildError(f"DSMOOTH_CUDA must be auto, 0 or 1, got {wish!r}")
+    if wish == "0":
+        return {"images": [], "reason": "DSMOOTH_CUDA=0"}
+    nvcc, asked = find_nvcc(), os.environ.get("CUDACXX")
+    reason = f"nvcc not found at CUDACXX={asked}" if asked else "nvcc not found"
+    if nvcc is not None:
+        folder.mkdir(parents=True)
+        ptx = folder / "bfloat16.compute_80.ptx"
+        source = ROOT / "csrc" / "sampler" / "cuda" / "sample.cu"
+        compiles = [nvcc, "-std=c++20", "-DDSMOOTH_OPERAND=Bf16", "-ptx", "-arch", "compute_80"]
+        commands = [[*compiles, str(source), "-o", str(ptx)]]
+        for arch in ("sm_80", "sm_90"):
+            cubin = folder / f"bfloat16.{arch}.cubin"
+            commands.append([nvcc, "-cubin", "-arch", arch, str(ptx), "-o", str(cubin)])
+        for command in commands:
+            if (done := run(command)).returncode != 0:
+                reason = f"{nvcc} failed: {' '.join(done.stdout.split())[:300] or 'no message'}"
+                shutil.rmtree(folder)
+                break
+        else:
+            return {"images": sorted(path.name for path in folder.iterdir()), "reason": None}
+    if wish == "1":
+        raise BuildError(f"DSMOOTH_CUDA=1, but {reason}: DSMOOTH_CUDA=0 builds without nvcc")
+    return {"images": [], "reason": reason}
 
 
 def find_tool(name: str, directory_attribute: str) -> str:
@@ -245,6 +246,8 @@ def say(message: str) -> None:
 
 
 if __name__ == "__main__":
+    # Folders of the top that are installed in the package. Of csrc, what a GPU's compiler reads.
+    elsewhere = {"dsmooth.kernels": "kernels", "dsmooth.csrc": "csrc"}
     repository = os.environ.get("DSMOOTH_REPOSITORY", "").rstrip("/")
     setup(
         long_description=readme(repository),
@@ -253,6 +256,6 @@ if __name__ == "__main__":
         # optional: copying into the source tree passes over an extension that was not built
         ext_modules=[Extension("dsmooth._C", sources=[], optional=True)],
         cmdclass={"build_ext": BuildExtension},
-        packages=[*find_namespace_packages(include=["dsmooth", "dsmooth.*"]), "dsmooth.kernels"],
-        package_dir={"dsmooth.kernels": "kernels"},
+        packages=[*find_namespace_packages(include=["dsmooth", "dsmooth.*"]), *elsewhere],
+        package_dir=elsewhere,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -18,7 +17,6 @@ from dsmooth import GaussianSmoothing, ModelConfig, PixelCNNpp, SmoothedPair
 from dsmooth.functional import logistic_mixture_sample, use_impl
 from dsmooth.machine import torch_threads
 from dsmooth.philox import Stream, image_words, to_uniform
-from dsmooth.sampling import CachedSampler
 from dsmooth.sampling.program import NONE, Phase, Program
 
 
@@ -54,7 +52,6 @@ class Network:
 
 SMALL = Network(n_filters=8, n_resnet=1, size=8)
 MNIST = Network()
-TILE_CALLS = 10_000
 CIFAR = Network(channels=3, n_filters=160, size=32)
 
 
@@ -126,21 +123,12 @@ def flops_of_forward(model: PixelCNNpp, shape: tuple[int, ...]) -> int:
 def limits_of(
     models: Sequence[PixelCNNpp], dtype: torch.dtype, shape: tuple[int, ...]
 ) -> dict[str, Callable[[], Limit]]:
-    """Limits of sampling: the tile that multiplies, torch.mm of the same products, and at large."""
+    """Limits of sampling: torch.mm at large, and of the same products."""
     images = min(shape[0], 8)  # of a slice
     return {
-        "the tile": lambda: tile(CachedSampler(models[0], dtype)),
         "torch.mm": lambda: matmul(dtype),
         "torch.mm of the same products": lambda: same_products(models, shape[3], dtype, images),
     }
-
-
-def tile(sampler: CachedSampler) -> Limit:
-    """The sampler's matrix product on operands in the first cache: one thread does, and as many as
-    torch have are taken to be as fast."""
-    flops = sampler._native.run_tile(TILE_CALLS)
-    run = partial(sampler._native.run_tile, TILE_CALLS)
-    return Limit(run, torch.get_num_threads() * flops, "flops")
 
 
 def same_products(

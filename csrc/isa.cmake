@@ -60,7 +60,7 @@ endforeach()
 # Products and sums become FMA in code of an instruction set alone: what else is computed has the
 # same bits on every processor.
 target_compile_options(dsmooth_flags INTERFACE
-  "$<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=$<IF:$<BOOL:$<TARGET_PROPERTY:DSMOOTH_FMA>>,fast,off>>")
+  "-ffp-contract=$<IF:$<BOOL:$<TARGET_PROPERTY:DSMOOTH_FMA>>,fast,off>")
 
 add_library(dsmooth_isa OBJECT ${CMAKE_CURRENT_LIST_DIR}/common/isa.cpp)
 target_compile_definitions(dsmooth_isa PRIVATE "DSMOOTH_SETS=${known_sets}")

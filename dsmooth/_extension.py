@@ -82,11 +82,3 @@ def extension() -> ModuleType:
 def instruction_sets() -> list[str]:
     """Names of the instruction sets built that this CPU has, the best last."""
     return list(extension().instruction_sets()) if is_available() else []
-
-
-def cuda_obstacle() -> str | None:
-    """Why the extension cannot compute on CUDA tensors; None if it can."""
-    if (reason := unavailable_reason()) is not None or extension().has_cuda:
-        return reason
-    info = build_info()
-    return f"the extension was built without CUDA ({info['cuda']['reason'] if info else 'unknown'})"

@@ -55,7 +55,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
     if device.type == "cuda":
         with torch.cuda.device(device):
-            return torch.cuda.is_bf16_supported()
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu.get_capabilities().get("avx512_bf16")) and "Intel" not in cpu_name()
 
 

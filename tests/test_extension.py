@@ -33,7 +33,6 @@ def test_extension_is_there_unless_the_build_was_told() -> None:
 def test_the_record_is_of_this_extension() -> None:
     info = _extension.build_info()
     assert info["extension"] is True
-    assert info["cuda"]["built"] == _extension.extension().has_cuda
     here, built = _extension.instruction_sets(), info["instruction_sets"]
     assert here == [name for name in built if name in here]
     assert here[0] == "generic"
@@ -159,15 +158,17 @@ def test_doctor_says_what_was_built_and_fails_if_the_self_test_does(monkeypatch,
 
 
 def test_doctor_without_extension(without_extension: Any, capsys) -> None:
-    cuda = {"built": False, "archs": [], "reason": "the extension was not built"}
+    cuda = {"images": [], "reason": "the extension was not built"}
     without_extension({"extension": False, "reason": "DSMOOTH_EXTENSION=0", "cuda": cuda})
     code, lines = doctor_output(capsys)
     assert code == 0
     assert any("extension: none:" in line and "(DSMOOTH_EXTENSION=0)" in line for line in lines)
-    assert "CUDA build: none (the extension was not built)" in lines
-    built = {"built": True, "archs": ["sm_80", "sm_90", "PTX"], "reason": None}
-    without_extension({"extension": True, "reason": None, "cuda": built})
-    assert "CUDA build: sm_80 sm_90 + PTX" in doctor_output(capsys)[1]
+    start = "CUDA sampler: packaged images: "
+    assert any(line.startswith(f"{start}none (the extension was not built); ") for line in lines)
+    packaged = {"images": ["bfloat16.sm_90.cubin"], "reason": None}
+    without_extension({"extension": True, "reason": None, "cuda": packaged})
+    lines = doctor_output(capsys)[1]
+    assert any(line.startswith(f"{start}bfloat16.sm_90.cubin; compiler: ") for line in lines)
 
 
 @needs_extension

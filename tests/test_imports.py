@@ -27,7 +27,7 @@ FLOORS = (
     ("smoothing", "data", "nn"),
     ("functional", "kernels"),
     (
-        *("remembered", "record", "results"),
+        *("cuda", "remembered", "record", "results"),
         *("machine", "distributed", "presets", "philox", "files", "config"),
         *("_extension", "fields", "progress", "tables", "errors", "_version", "_C"),
     ),

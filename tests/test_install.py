@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from dsmooth._version import __version__
+from dsmooth.cuda import images
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ["csrc", "dsmooth", "kernels", "pyproject.toml", "setup.py", "MANIFEST.in"]
@@ -131,6 +132,10 @@ def check_wheel(folder: Path, clone: Path) -> zipfile.ZipFile:
     others |= {"evaluate/mnist_classifier.safetensors"}
     assert {f"dsmooth/{name}" for name in others} <= names
     assert not [name for name in names if name.startswith(("csrc", "tests", "kernels", "bench"))]
+    # Of csrc, what a GPU's compiler reads.
+    read = {path for pattern in images.PATTERNS for path in (clone / "csrc").glob(pattern)}
+    in_wheel = {name for name in names if name.startswith("dsmooth/csrc/")}
+    assert in_wheel == {f"dsmooth/{path.relative_to(clone).as_posix()}" for path in read}
     return zipfile.ZipFile(wheel)
 
 
@@ -159,18 +164,18 @@ def test_a_source_tree_has_its_kernels_without_a_build(clone: Path, tmp_path: Pa
     assert printed.strip() == str(clone / "kernels" / "tilings.py")
 
 
-CMAKE_ERROR = """-- The CUDA compiler identification is unknown
-CMake Error at CMakeLists.txt:75 (enable_language):
-  The CUDA compiler
+CMAKE_ERROR = """-- The CXX compiler identification is unknown
+CMake Error at CMakeLists.txt:8 (project):
+  The C++ compiler
 
-    "/opt/nvcc"
+    "/opt/c++"
 
   is not able to compile a simple test program.
 
 -- Configuring incomplete, errors occurred!
 """
 Build = Callable[..., dict[str, Any]]
-MESSAGE = 'The CUDA compiler "/opt/nvcc" is not able to compile a simple test program.'
+MESSAGE = 'The C\\+\\+ compiler "/opt/c\\+\\+" is not able to compile a simple test program.'
 
 
 @pytest.fixture
@@ -186,8 +191,9 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Build:
                 return SimpleNamespace(returncode=1, stdout=CMAKE_ERROR)
             if "--build" in command:
                 target.write_bytes(b"module")
-                facts = {"cuda_compiler": "NVIDIA 13.0", "cuda_code": ["sm_90", "PTX"]}
-                (Path(command[-1]) / "build_facts.json").write_text(json.dumps(facts))
+                (Path(command[-1]) / "build_facts.json").write_text("{}")
+            if command[0] == nvcc:
+                Path(command[-1]).write_bytes(b"image")
             return SimpleNamespace(returncode=0, stdout="")
 
         monkeypatch.setenv("DSMOOTH_CUDA", wish)
@@ -201,35 +207,39 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Build:
     return play
 
 
-WITH_CUDA = "-DDSMOOTH_CUDA=ON"
+IMAGES = ["bfloat16.compute_80.ptx", "bfloat16.sm_80.cubin", "bfloat16.sm_90.cubin"]
+SAID = " ".join(CMAKE_ERROR.split())
 
 
 @pytest.mark.parametrize(
-    ("way", "archs", "reason"),
+    ("way", "images", "reason"),
     [
-        (("auto", "/opt/nvcc"), ["sm_90", "PTX"], None),
+        (("auto", "/opt/nvcc"), IMAGES, None),
         (("auto", None), [], "nvcc not found"),
         (("auto", "/opt/none"), [], "nvcc not found at CUDACXX=/opt/none"),
         (("0", "/opt/nvcc"), [], "DSMOOTH_CUDA=0"),
-        (("auto", "/opt/nvcc", WITH_CUDA), [], f"/opt/nvcc failed CMake's check: {MESSAGE}"),
+        (("auto", "/opt/nvcc", "/opt/nvcc"), [], f"/opt/nvcc failed: {SAID}"),
+        (("auto", "/opt/nvcc", "-arch sm_90"), [], f"/opt/nvcc failed: {SAID}"),
     ],
 )
-def test_cuda_is_built_or_has_its_reason(build: Build, way, archs, reason) -> None:
+def test_images_are_packaged_or_have_their_reason(
+    build: Build, tmp_path: Path, way, images, reason
+) -> None:
     info = build(*way)
     assert info["extension"] is True
-    cuda = info["cuda"]
-    assert (cuda["built"], cuda["archs"], cuda["reason"]) == (bool(archs), archs, reason)
+    assert info["cuda"] == {"images": images, "reason": reason}
+    assert sorted(path.name for path in (tmp_path / "cuda" / "images").glob("*")) == images
 
 
 @pytest.mark.parametrize(
     ("way", "message"),
     [
-        (("1", None), "nvcc was not found: put it on PATH"),
-        (("1", "/opt/none"), "not found at CUDACXX=/opt/none: put it there, or use"),
+        (("1", None), "nvcc not found: DSMOOTH_CUDA=0 builds without nvcc"),
+        (("1", "/opt/none"), "not found at CUDACXX=/opt/none: DSMOOTH_CUDA=0 builds without"),
         (("yes", None), "DSMOOTH_CUDA must be auto, 0 or 1, got 'yes'"),
         (("0", None, ""), rf"no working C\+\+20 compiler: {MESSAGE}\napt install g\+\+"),
-        (("1", "/opt/nvcc", WITH_CUDA), "DSMOOTH_CUDA=1, but CMake cannot use /opt/nvcc"),
-        (("auto", "/opt/nvcc", "--build"), "did not compile.*DSMOOTH_CUDA=0 builds without CUDA"),
+        (("1", "/opt/nvcc", "-ptx"), "DSMOOTH_CUDA=1, but /opt/nvcc failed: -- The CXX"),
+        (("auto", "/opt/nvcc", "--build"), "the extension did not compile"),
     ],
 )
 def test_a_wish_that_cannot_be_met_stops_the_build(build: Build, way, message) -> None:

@@ -69,7 +69,7 @@ UNPACK = f'"$0" -m tarfile -e build/{KERNELS.name} && "$0" tools/triton_cache.py
 # built before, or built, which takes minutes.
 INSTALL = """
 pip=("$0" -m pip install -q --no-deps)
-{ [ "$(cat build/built)" = "$1" ] && "$0" -P -c "from dsmooth import _C; assert _C.has_cuda"; } ||
+{ [ "$(cat build/built)" = "$1" ] && "$0" -P -c "from dsmooth import _C"; } ||
   "${pip[@]}" --force-reinstall --no-index --find-links=build/wheels dsmooth ||
   "${pip[@]}" --no-build-isolation -e . && echo "$1" > build/built
 """

@@ -34,7 +34,6 @@ struct DlExchange {
   void* managed_from_object;
   void* object_from_managed;
   int (*tensor_from_object)(void* object, DlTensor* tensor);  // sets Python's error unless 0
-  int (*current_stream)(int32_t device_type, int32_t device_index, void** stream);  // likewise
 };
 
 struct Torch {
@@ -52,10 +51,8 @@ const Torch& torch() {
       if (pointer == nullptr) throw py::error_already_set();
       const auto* exchange = static_cast<const DlExchange*>(pointer);
       while (exchange != nullptr && exchange->major != 1) exchange = exchange->older;
-      if (exchange != nullptr && exchange->tensor_from_object != nullptr &&
-          exchange->current_stream != nullptr) {
+      if (exchange != nullptr && exchange->tensor_from_object != nullptr)
         return Torch{reinterpret_cast<PyTypeObject*>(type.ptr()), exchange};
-      }
     }
     throw std::runtime_error(
         "the extension reads tensors by version 1 of DLPack's C exchange interface "
@@ -92,14 +89,6 @@ Borrowed borrow(const char* name, const py::object& object) {
           tensor.n_dims,
           tensor.shape,
           tensor.strides};
-}
-
-// Torch's current stream of a CUDA device: a cudaStream_t. Throws what torch throws.
-[[maybe_unused]] void* current_stream(Device device) {
-  void* stream = nullptr;
-  if (torch().exchange->current_stream(device.type, device.index, &stream) != 0)
-    throw py::error_already_set();
-  return stream;
 }
 
 }  // namespace

@@ -8,14 +8,12 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
+#include "../common/mixture.h"
 #include "../sampler/cpu/sampler.h"
-#if defined(DSMOOTH_HAS_CUDA)
 #include "../sampler/cuda/sampler.h"
-#endif
 #include "borrow.h"
 
 namespace dsmooth::sampler {
@@ -139,7 +137,6 @@ void sample(const CpuSampler& sampler, const py::object& out, const py::object& 
   });
 }
 
-#if defined(DSMOOTH_HAS_CUDA)
 Device device_of(const CudaSampler& sampler) { return {Device::kCuda, sampler.device()}; }
 
 // A contiguous tensor of `words` floats on the device, aligned for the kernels.
@@ -173,10 +170,12 @@ Partition partition(const CudaSampler& sampler, int64_t n, int height, int width
   return partition_batch(n, sampler.processors(), image_bytes, memory, max_slice, passes);
 }
 
-void sample_on_cuda(const CudaSampler& sampler, const py::object& out, const py::object& context,
-                    const py::object& mask, const py::object& workspace, const Partition& partition,
-                    int64_t launch, uint64_t seed, uint64_t first_index, float temperature,
-                    float guidance, const py::object& condition) {
+// The bytes of the kernel's argument. The caller keeps the tensors until the launch is done.
+py::bytes argument_of_launch(const CudaSampler& sampler, const py::object& out,
+                             const py::object& context, const py::object& mask,
+                             const py::object& workspace, const Partition& partition,
+                             int64_t launch, uint64_t seed, uint64_t first_index, float temperature,
+                             float guidance, const py::object& condition) {
   if (weight_words(sampler) != 0) throw std::invalid_argument("the weights must be written before");
   const Device device = device_of(sampler);
   const Tensors tensors{borrow("out", out), borrow("context", context), borrow("mask", mask),
@@ -191,20 +190,23 @@ void sample_on_cuda(const CudaSampler& sampler, const py::object& out, const py:
   if (launch < 0 || launch >= sampler.launches(partition, all.height))
     refuse("launch", "be one of launches()", std::to_string(launch));
   const int64_t words = sampler.workspace_words(partition, all.height, all.width);
-  const CudaCall call{n, all, partition, device_words(tensors.workspace, words, device),
-                      current_stream(device)};
-  const py::gil_scoped_release release;
-  sampler.sample(call, launch);
+  const BlockRun run =
+      sampler.argument({n, all, partition, device_words(tensors.workspace, words, device)}, launch);
+  return {reinterpret_cast<const char*>(&run), sizeof run};
 }
 
 void register_cuda_sampler(py::module_& module) {
-  module.attr("has_cuda") = true;
-  py::class_<Partition>(module, "Partition");
+  py::class_<Partition>(module, "Partition").def_readonly("blocks", &Partition::workers);
   py::class_<CudaSampler>(module, "CudaSampler")
-      .def(py::init([](const py::object& program, bool bf16, int device) {
-             return CudaSampler(to_program(program), bf16, device);
+      .def(py::init([](const py::object& program, bool bf16, int device, int processors,
+                       int shared_limit) {
+             if (processors < 1) refuse("processors", "be positive", std::to_string(processors));
+             return CudaSampler(to_program(program), bf16, device, processors, shared_limit);
            }),
-           py::arg("program"), py::arg("bf16"), py::arg("device"))
+           py::arg("program"), py::arg("bf16"), py::arg("device"), py::arg("processors"),
+           py::arg("shared_limit"))
+      .def_property_readonly_static("lanes", [](const py::object&) { return kKernelWarps * 32; })
+      .def_property_readonly("shared_bytes", &CudaSampler::shared_bytes)
       .def_property_readonly("weight_words", &weight_words)
       .def("write_weights", &write_weights, py::arg("host"), py::arg("device"),
            py::keep_alive<1, 3>(),
@@ -215,36 +217,16 @@ void register_cuda_sampler(py::module_& module) {
       .def("workspace_words", &CudaSampler::workspace_words, py::arg("partition"),
            py::arg("height"), py::arg("width"))
       .def("launches", &CudaSampler::launches, py::arg("partition"), py::arg("height"))
-      .def("sample", &sample_on_cuda, py::kw_only(), py::arg("out"), py::arg("context"),
+      .def("argument", &argument_of_launch, py::kw_only(), py::arg("out"), py::arg("context"),
            py::arg("mask"), py::arg("workspace"), py::arg("partition"), py::arg("launch"),
            py::arg("seed"), py::arg("first_index"), py::arg("temperature"), py::arg("guidance"),
-           py::arg("condition"), "On torch's current stream of the device.");
-}
-#endif
-
-// Runs a full tile `calls` times on operands that stay in the first cache; returns its FLOP. In a
-// thread of its own, as the sampler: another library in this one may use the registers of AMX.
-double run_tile(const CpuSampler& sampler, int calls) {
-  constexpr int kWords = 64;  // of the sums
-  const CpuKernels& kernels = sampler.kernels();
-  const int units = kernels.max_units, rows = kernels.max_rows(units), columns = units * kUnit;
-  const std::vector<float> a(rows * kWords), b(kWords * columns), init(columns);
-  std::vector<float> out(rows * columns);
-  const Panel panel = {b.data(), columns, kMaxPiece, units, 0, 0, columns};
-  const Job job = {rows, 1, {{a.data(), kWords, kWords}}, &panel, 1, init.data(), columns, 1,
-                   {},   {}};
-  std::thread([&] {
-    for (int i = 0; i < calls; ++i) kernels.tile(job, panel, units, 0, rows, out.data(), columns);
-  }).join();
-  return 2.0 * calls * rows * columns * kWords * (kernels.bf16 ? 2 : 1);
+           py::arg("condition"),
+           "The argument of a launch of partition.blocks blocks of `lanes` lanes.");
 }
 
-// The classes CpuSampler and, where CUDA was built, CudaSampler: see dsmooth/sampling/cached.py.
+// The classes CpuSampler and CudaSampler: see dsmooth/sampling/cached.py.
 void register_sampler(py::module_& module) {
-  module.attr("has_cuda") = false;
-#if defined(DSMOOTH_HAS_CUDA)
   register_cuda_sampler(module);
-#endif
   py::class_<CpuSampler>(module, "CpuSampler")
       .def(py::init([](const py::object& program, bool bf16, const std::string& instruction_set) {
              return CpuSampler(to_program(program), instruction_set, bf16);
@@ -258,8 +240,7 @@ void register_sampler(py::module_& module) {
            "guidance: 0, or of images 2i and 2i + 1, which are drawn as one.")
       .def_property_readonly("instruction_set",
                              [](const CpuSampler& s) { return s.kernels().instruction_set; })
-      .def("bytes_per_image", &CpuSampler::bytes_per_image, py::arg("height"), py::arg("width"))
-      .def("run_tile", &run_tile, py::arg("calls"), "For benchmarks: the peak of the machine.");
+      .def("bytes_per_image", &CpuSampler::bytes_per_image, py::arg("height"), py::arg("width"));
 }
 
 }  // namespace

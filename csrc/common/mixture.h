@@ -1,4 +1,4 @@
-// The kind of a pixel's distribution, apart from its parameters: for the loss and the sampler.
+// Checks of the kind of a pixel's distribution: for the loss and the sampler.
 #pragma once
 
 #include <cmath>
@@ -6,12 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "likelihood.h"
+
 namespace dsmooth {
-
-inline constexpr int kBytes = 256;  // values of a discretized sub-pixel
-
-// A density of logistics, their mass in a byte, or a density of Gaussians.
-enum class Likelihood { kContinuous, kDiscretized, kGaussian };
 
 // Throws std::invalid_argument for another name.
 inline Likelihood likelihood_named(const std::string& name) {

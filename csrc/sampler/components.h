@@ -22,12 +22,12 @@ DSMOOTH_HOST_DEVICE inline int pick_component(const float* logits, int n, float 
   float top = logits[0];
   for (int i = 1; i < n; ++i) top = logits[i] > top ? logits[i] : top;
   float total = 0;
-  for (int i = 0; i < n; ++i) total += std::exp((logits[i] - top) / temperature);
+  for (int i = 0; i < n; ++i) total += expf((logits[i] - top) / temperature);
   const float threshold = u * total;
   int component = 0;
   float cumulative = 0;
   for (int i = 0; i < n - 1; ++i) {
-    cumulative += std::exp((logits[i] - top) / temperature);
+    cumulative += expf((logits[i] - top) / temperature);
     component += threshold >= cumulative;
   }
   return component;

@@ -22,21 +22,20 @@ constexpr float kMinLogScale = -7.0f;
 // The distance from the mean at which a component's distribution function is u.
 DSMOOTH_HOST_DEVICE inline float draw_noise(const NetworkView& p, float log_scale, float u,
                                             float temperature) {
-  const float scale = std::exp(log_scale < kMinLogScale ? kMinLogScale : log_scale);
-  if (p.likelihood != Likelihood::kGaussian)
-    return scale * temperature * (std::log(u) - std::log1p(-u));
+  const float scale = expf(log_scale < kMinLogScale ? kMinLogScale : log_scale);
+  if (p.likelihood != Likelihood::kGaussian) return scale * temperature * (logf(u) - log1pf(-u));
   const float variance = scale * scale + p.smoothing_scale * p.smoothing_scale;
-  return std::sqrt(variance) * temperature * ndtri(u);
+  return sqrtf(variance) * temperature * ndtri(u);
 }
 
 DSMOOTH_HOST_DEVICE inline float snap_to_byte(float x) {
   x = x < -1.0f ? -1.0f : x > 1.0f ? 1.0f : x;
-  return std::nearbyint((x + 1.0f) * 127.5f) / 127.5f - 1.0f;
+  return nearbyintf((x + 1.0f) * 127.5f) / 127.5f - 1.0f;
 }
 
 // The nearest byte to a value; any byte for a NaN.
 DSMOOTH_HOST_DEVICE inline int byte_of(float x) {
-  const float byte = std::nearbyint((x + 1.0f) * 127.5f);
+  const float byte = nearbyintf((x + 1.0f) * 127.5f);
   return byte > 0.0f ? byte < 255.0f ? static_cast<int>(byte) : 255 : 0;
 }
 
@@ -70,10 +69,9 @@ DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline Pixel draw_pixel(const NetworkVie
   };
   for (int c = 0; c < colours; ++c) {
     float mean = parameter(c, 0);
-    if (c == 1) mean += std::tanh(parameter(0, 2)) * pixel.value[0];
+    if (c == 1) mean += tanhf(parameter(0, 2)) * pixel.value[0];
     if (c == 2)
-      mean +=
-          std::tanh(parameter(1, 2)) * pixel.value[0] + std::tanh(parameter(2, 2)) * pixel.value[1];
+      mean += tanhf(parameter(1, 2)) * pixel.value[0] + tanhf(parameter(2, 2)) * pixel.value[1];
     const float u = philox_uniform(words.word[1 + c]);
     const float x = mean + draw_noise(p, parameter(c, 1), u, temperature);
     pixel.value[c] = p.likelihood == Likelihood::kDiscretized ? snap_to_byte(x) : x;
@@ -102,7 +100,7 @@ DSMOOTH_HOST_DEVICE inline void store_pixel(const NetworkView& p, const Pixel& p
     }
   const int ones = p.image_addends * colours;
   channels[ones] = to_bfloat16(1.0f);
-  std::memcpy(to, channels, static_cast<size_t>(ones + 1 + (ones + 1) % 2) * sizeof(bfloat16));
+  memcpy(to, channels, static_cast<size_t>(ones + 1 + (ones + 1) % 2) * sizeof(bfloat16));
 }
 
 // Writes the channels that the modelled image alone has: the features of each colour's byte and, if

@@ -2,7 +2,11 @@
 //
 // A Worker carries it out: lanes that share the work of a slice of the batch.
 //   worker.begin_row(row)     all that follows belongs to this row
-//   worker.matmul(product)    lanes share the tiles of a product; the epilogue follows each tile
+//   worker.matmul(state, op, part, row, column, count)  lanes share the tiles of a product: a part
+//                             of an operation at `count` columns of a row, which are those of the
+//                             operation's resolution; the epilogue follows each tile. Rows of the
+//                             product are the images of the first column, of the next, and so on;
+//                             a sum over k runs over the terms and their taps in order
 //   worker.pixel(state, row, column)  all operations at a pixel, with a sync behind each
 //   worker.weigh(state, row, column, temperature)  a pixel's logits become weights, with the sums
 //                             of their groups, for the lane that draws the image next
@@ -135,7 +139,7 @@ class Step {
     const int width = state_.width_at(op.resolution), at_once = op.by_column ? 1 : width;
     for (int column = 0; column < width; column += at_once)
       if (at_once == width || op.column_parity == kNone || (column & 1) == op.column_parity)
-        w_.matmul(Product{&state_, i, part, row >> op.resolution, column, at_once});
+        w_.matmul(state_, i, part, row >> op.resolution, column, at_once);
   }
 
   // The output images if they hold every pixel of a row, else null.

@@ -131,7 +131,7 @@ std::vector<Granule> draw_as_cuda(Program program, const Slice& all, int64_t n, 
                               not_numbers);
   const int rows = packed.network().rows(all.height);
   const int per_launch = device.rows_per_launch ? device.rows_per_launch : rows;
-  const CudaCall call{n, all, partition, reinterpret_cast<float*>(memory.data()), nullptr};
+  const CudaCall call{n, all, partition, reinterpret_cast<float*>(memory.data())};
   for (int64_t round = 0; round * partition.workers < partition.slices; ++round)
     for (int row = 0; row < rows; row += per_launch) {
       const int end = std::min(row + per_launch, rows);

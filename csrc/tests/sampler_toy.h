@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "../sampler/program/views.h"
+#include "../sampler/program/program.h"
 
 namespace dsmooth::sampler {
 

@@ -12,7 +12,7 @@ import torch
 from .. import _extension
 from .._version import __version__
 from ..config import Atoms, Likelihood
-from ..fields import Json
+from ..cuda import describe_compiler, describe_cuda
 from ..functional import logistic_mixture_log_prob
 from ..machine import cpu_name
 from ..philox import philox4x32
@@ -56,19 +56,21 @@ def describe() -> Iterator[str]:
     else:
         threads = "OpenMP" if _extension.extension().has_openmp else "std::thread"
         yield f"extension: {info['compiler']}, {info['flags']}, {threads}"
-    unbuilt: Json = {"built": False, "reason": "the extension was not built"}
-    cuda = info["cuda"] if info else unbuilt
-    codes = " ".join(cuda["archs"]).replace(" PTX", " + PTX") if cuda["built"] else None
-    yield "CUDA build: " + (codes or f"none ({cuda['reason']})")
+    cuda = info["cuda"] if info else {"images": [], "reason": "the extension was not built"}
+    packaged = ", ".join(cuda["images"]) or f"none ({cuda['reason']})"
+    yield f"CUDA sampler: packaged images: {packaged}; compiler: {describe_compiler()}"
     if reason is None:
         usable = _extension.instruction_sets()
         built = ", ".join(info["instruction_sets"]) if info else "unknown"
         yield f"instruction sets: built {built}; usable here {', '.join(usable)}; used {usable[-1]}"
     yield f"threads: {torch.get_num_threads()} (torch.set_num_threads or OMP_NUM_THREADS)"
     yield f"devices: cpu ({cpu_name()})"
+    if torch.cuda.device_count() == 0:
+        yield f"devices: no CUDA device: {describe_cuda(0)}"
     for i in range(torch.cuda.device_count()):
         memory = torch.cuda.get_device_properties(i).total_memory / 2**30
-        yield f"devices: cuda:{i} ({torch.cuda.get_device_name(i)}, {memory:.0f} GiB)"
+        name = torch.cuda.get_device_name(i)
+        yield f"devices: cuda:{i} ({name}, {memory:.0f} GiB); its sampler: {describe_cuda(i)}"
 
 
 def _check_philox() -> str | None:

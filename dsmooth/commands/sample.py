@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from .._extension import cuda_obstacle, is_available
+from .._extension import is_available
 from ..config import Precision
+from ..cuda import cuda_obstacle
 from ..distributed import broadcast_int, process_group, rank_and_size
 from ..fields import check_number
 from ..files import check_writable, printable, suffix_of
@@ -172,13 +173,13 @@ def check_output(path: Path, suffix: str, option: str = "--out") -> None:
 def prepare(options: Computing, models: Loaded) -> None:
     """Set threads, and move models to the device that draws.
 
-    By default that is a GPU only if the extension has its CUDA half: images of a GPU without it
-    need many forward passes each.
+    By default that is a GPU only if the cached sampler runs there. Else images need many forward
+    passes each.
     """
     use_threads(options.threads)
     device = choose_device(options.device)
     undecided = options.device == "auto" and device.type != "cpu" and is_available()
-    if undecided and (reason := cuda_obstacle()) is not None:
+    if undecided and (reason := cuda_obstacle(device)) is not None:
         LOG.info("drawing on the CPU: %s; --device %s draws by Jacobi iterations", reason, device)
         device = torch.device("cpu")
     models.to(device)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from .._extension import cuda_obstacle
 from ..config import Role
+from ..cuda import cuda_obstacle
 from ..fields import Json, difference, structure
 from ..files import parse_json, read_json, read_tensors
 from ..nn import PixelCNNpp
@@ -135,7 +135,7 @@ class Loaded:
     @property
     def chunk(self) -> int:
         """Images that a process draws at a time."""
-        return CHUNK["cpu" if self.device.type == "cpu" or cuda_obstacle() else "cuda"]
+        return CHUNK["cpu" if self.device.type == "cpu" or cuda_obstacle(self.device) else "cuda"]
 
     def record(self, role: Role) -> TrainingRecord | None:
         """The training record of a network's weights, read now; None if it is unknown."""

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._extension import cuda_obstacle, extension, unavailable_reason, warn_once
+from .._extension import extension, unavailable_reason, warn_once
 from ..config import Precision
+from ..cuda import cuda_obstacle, sampler_kernel
 from ..fields import check_number
 from ..machine import torch_threads
 from ..nn import PixelCNNpp
@@ -53,8 +54,11 @@ class CachedSampler:
     Raises TypeError for a model that is not a PixelCNNpp, for one with a layer that is not the
     library's own or has forward hooks, and for another dtype. Raises ValueError for a model on
     several or on other devices, for a parameter that is not finite and for an instruction set on a
-    CUDA device. Raises RuntimeError, with the reason, if the extension is missing, was built
-    without CUDA or cannot use the device, or if the CPU lacks the instruction set.
+    CUDA device. Raises RuntimeError, with the reason, if the extension is missing or cannot use the
+    device, or if the CPU lacks the instruction set.
+
+    On a CUDA device whose machine code is not packaged, the first sampler compiles it, which takes
+    some 20 seconds, and keeps it in ~/.cache/dsmooth.
     """
 
     def __init__(
@@ -91,11 +95,14 @@ class CachedSampler:
         if device.type == "cpu":
             self._native = extension().CpuSampler(program, bf16, instruction_set)
             return
-        if (obstacle := cuda_obstacle()) is not None:
-            raise RuntimeError(f"CachedSampler cannot run on {device}: {obstacle}")
+        self._kernel = sampler_kernel(device, str(dtype).removeprefix("torch."))
+        card = self._kernel.card
         # torch makes the former device current again without making a context there.
         with torch.cuda.device(device):
-            self._native = extension().CudaSampler(program, bf16, device.index)
+            self._native = extension().CudaSampler(
+                program, bf16, card.index, card.processors, card.shared_limit
+            )
+            self._kernel.prefer_shared(self._native.shared_bytes)
             host = torch.empty(self._native.weight_words, dtype=torch.float32)
             self._weights = torch.empty_like(host, device=device)
             self._native.write_weights(host, self._weights)
@@ -178,8 +185,9 @@ class CachedSampler:
         context = None if context is None else plain("context", repeated(context))
         mask = None if mask is None else repeated(mask)
         condition = plain("label", torch.stack(vectors, 1).flatten(0, 1)) if vectors else None
+        on_cuda = self.device.type == "cuda"
         sample = partial(
-            self._native.sample,
+            self._native.argument if on_cuda else self._native.sample,
             out=out,
             context=context,
             mask=mask,
@@ -189,7 +197,7 @@ class CachedSampler:
             temperature=request.temperature,
             guidance=request.guidance,
         )
-        if self.device.type == "cuda":
+        if on_cuda:
             inputs = [values for values in (context, mask, condition) if values is not None]
             self._launch(sample, out.shape, inputs, max_slice or 0, len(passes))
         else:
@@ -201,7 +209,7 @@ class CachedSampler:
 
     def _launch(
         self,
-        sample: Callable[..., None],
+        argument: Callable[..., bytes],
         shape: tuple[int, ...],
         inputs: list[Tensor],
         max_slice: int,
@@ -227,7 +235,13 @@ class CachedSampler:
                 tensor.record_stream(stream)
             ahead: deque[torch.cuda.Event] = deque()
             for launch in range(self._native.launches(partition, height)):
-                sample(workspace=workspace, partition=partition, launch=launch)
+                self._kernel.launch(
+                    partition.blocks,
+                    self._native.lanes,
+                    self._native.shared_bytes,
+                    argument(workspace=workspace, partition=partition, launch=launch),
+                    stream.cuda_stream,
+                )
                 if not capturing:
                     ahead.append(stream.record_event())
                 if len(ahead) > LAUNCHES_AHEAD:
@@ -258,7 +272,10 @@ def draw_network(
     dtype = getattr(torch, precision_on(weight.device, precision))
     if own is None and weight.dtype == torch.float64:  # float32 would not be what was asked for
         own = "the weights are float64: .float() rounds"
-    reason = own or (cuda_obstacle() if weight.is_cuda else unavailable_reason())
+    if weight.is_cuda:
+        reason = own or cuda_obstacle(weight.device, str(dtype).removeprefix("torch."))
+    else:
+        reason = own or unavailable_reason()
     if reason is None and weight.device.type not in ("cpu", "cuda"):
         reason = f"there is no code for {weight.device.type}"
     if context is not None and context.is_floating_point():

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._extension import cuda_obstacle, instruction_sets, unavailable_reason
+from .._extension import instruction_sets, unavailable_reason
 from ..config import Method, ModelConfig, Precision
+from ..cuda import cuda_obstacle
 from ..fields import Json, check_number, check_one_of
 from ..machine import has_fast_bfloat16, memory_bytes
 from ..nn.condition import check_label, zero_label
@@ -288,7 +289,7 @@ def precision_on(device: torch.device, precision: Precision) -> Precision:
 
 def draws_faster_in_bfloat16(device: torch.device) -> bool:
     """Whether the cached sampler does on `device`, with AMX also where nothing else is faster."""
-    if (cuda_obstacle() if device.type == "cuda" else unavailable_reason()) is not None:
+    if (cuda_obstacle(device) if device.type == "cuda" else unavailable_reason()) is not None:
         return False
     return (device.type == "cpu" and "amx" in instruction_sets()) or has_fast_bfloat16(device)
 

@@ -23,12 +23,19 @@ from tests.helpers.gated_cases import needs_extension
 ROOT = Path(__file__).resolve().parents[2]
 CPU_SECONDS = 60  # of a process, whatever else the machine does
 FILES = sorted(path.name for path in Path(__file__).parent.glob("wrong_*.py"))
-# In builds with CUDA alone; their wrong calls are made on a device (test_cached_sampler_cuda.py).
+# For tensors on a device; their wrong calls are made there (test_cached_sampler_cuda.py).
 ON_A_DEVICE = {
     "_C.Partition.__init__",
+    "_C.Partition.blocks",
     "_C.CudaSampler.__init__",
-    *(f"_C.CudaSampler.{name}" for name in ("bytes_per_image", "launches", "sample", "partition")),
-    *(f"_C.CudaSampler.{name}" for name in ("weight_words", "workspace_words", "write_weights")),
+    *(
+        f"_C.CudaSampler.{name}"
+        for name in ("bytes_per_image", "launches", "argument", "partition")
+    ),
+    *(
+        f"_C.CudaSampler.{name}"
+        for name in ("weight_words", "workspace_words", "write_weights", "lanes", "shared_bytes")
+    ),
 }
 
 

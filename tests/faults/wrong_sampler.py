@@ -142,7 +142,6 @@ TARGETS = [
 ALSO = (
     "_C.CpuSampler.__init__",
     "_C.CpuSampler.instruction_set",
-    "_C.CpuSampler.run_tile",
     "_C.instruction_sets",
 )
 

@@ -1,9 +1,8 @@
-"""The CUDA sampler's kernels, compiled by nvcc and played where their own host code launches them.
+"""The CUDA sampler's kernel, compiled by NVRTC and played where the package launches it.
 
-The .cu files and the C++ around them are built into one library with a runtime that has no device
-(host/runtime.cpp); the kernels are played from the PTX of that very compilation. `draw` draws the
-images of a `Case` by them, `draw_on_host` by the worker's emulation on the host, which adds as
-`mma.sync` does (host/device_bf16.h).
+The package loads PTX on a driver without a card (tests/helpers/stub_driver.py), whose launches are
+played. `draw` draws the images of a `Case` so, `draw_on_host` by the worker's emulation on the
+host, which adds as `mma.sync` does (host/device_bf16.h).
 """
 
 from __future__ import annotations
@@ -11,81 +10,70 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from ctypes import c_int64
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tests.helpers.nvcc_builds import ROOT, compiled
+from dsmooth.cuda import OPERANDS
+from dsmooth.cuda.compiler import nvrtc
+from dsmooth.cuda.driver import Card, Image, Kernel
+from dsmooth.cuda.images import compile_kernel
+from tests.helpers.builds import ROOT, kept, library
+from tests.helpers.stub_driver import StubDriver
 from tests.ptx.memory import Memory, Trap
 from tests.ptx.player import Player
 
 HOST = Path(__file__).parent / "host"
-LAUNCHED = ctypes.CFUNCTYPE(
-    None, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_uint),
-    ctypes.c_size_t, ctypes.POINTER(ctypes.c_void_p),
-)  # fmt: skip
 
 
-def build_sampler() -> Path:
-    """Folder of the library and of the PTX of its kernels, a file for each type of operands.
+def compiled_ptx(operands: str) -> str:
+    """The kernel's PTX for compute capability 8.0."""
+    compiler = nvrtc()
+    assert compiler is not None
 
-    Raises CalledProcessError with the compiler's words.
-    """
-    source = ROOT / "csrc" / "sampler"
-    host = [*sorted(source.glob("program/*.cpp")), *sorted(source.glob("cuda/*.cpp"))]
-    files = [HOST / "runtime.cpp", *sorted(source.glob("cuda/*.cu"))]
-    files += [HOST / "sampler.cpp", *host]
-    return compiled(
-        *("-std=c++20", "-O3", "-gencode", "arch=compute_80,code=compute_80", "-shared"),
-        *("-Xcompiler", "-fPIC,-O1", "-Xlinker", "-Bsymbolic", "-cudart", "none"),
-        *("-diag-suppress", "20012,20014", "--threads", "2", "--keep", "-o", "sampler.so"),
-        sources=files,
-    )
+    def make(folder: Path) -> None:
+        compiled = compile_kernel(compiler, "compute_80", OPERANDS[operands])
+        (folder / "kernel.ptx").write_bytes(compiled.data.rstrip(b"\0"))
 
-
-class Played(ctypes.Structure):
-    """The runtime, as a test sees it (host/runtime.cpp)."""
-
-    _fields_ = (
-        ("launched", LAUNCHED), ("processors", ctypes.c_int), ("current", ctypes.c_int),
-        ("failing", ctypes.c_char_p), ("failure", ctypes.c_int), ("last_error", ctypes.c_int),
-        ("carve_out", ctypes.c_int),
-    )  # fmt: skip
+    return (kept(f"{compiler.version} {operands}".encode(), make) / "kernel.ptx").read_text()
 
 
 class HostLibrary:
-    """The host's side, whose launches `launched` gets. Raises RuntimeError where C++ throws, and
-    what `launched` raises."""
+    """The host's side in C++ (host/sampler.cpp). Raises RuntimeError where that throws."""
 
-    def __init__(self, built: Path, processors: int = 1) -> None:
-        self.library = ctypes.CDLL(str(built / "sampler.so"))
-        self.played = Played.in_dll(self.library, "played")
-        self._failure: BaseException | None = None
-        self._callback = LAUNCHED(self._launched)
-        ctypes.pointer(self.played)[0] = Played(self._callback, processors, failing=b"")
+    def __init__(self) -> None:
+        source = ROOT / "csrc" / "sampler"
+        parts = ("program/program.cpp", "program/skeleton.cpp", "cuda/device_program.cpp")
+        files = [HOST / "sampler.cpp", *(source / part for part in parts)]
+        self.library = ctypes.CDLL(str(library("sampler.so", "-std=c++20", "-O1", sources=files)))
 
     def call(self, function: str, *arguments: Any, result: Any = None) -> Any:
         found, error = self.library[function], self.library.error_of_last_call
         found.restype, error.restype = result, ctypes.c_char_p
-        self.played.launched = self._callback  # another's may be there
         value = found(*arguments)
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
         if words := error():
             raise RuntimeError(words.decode())
         return value
 
     @contextmanager
-    def sampler(self, case: Case, device: int = 0) -> Iterator[Callable[..., Any]]:
-        """Functions of a sampler of the case, to be called by name."""
-        pointer = ctypes.c_void_p
-        made = pointer(self.call("make_sampler", ctypes.byref(case), device, result=pointer))
+    def sampler(self, case: Case, card: Card) -> Iterator[Callable[..., Any]]:
+        """Functions of a sampler of the case on a card, to be called by name."""
+        made = ctypes.c_void_p(
+            self.call(
+                "make_sampler", ctypes.byref(case), card.processors, card.shared_limit,
+                result=ctypes.c_void_p,
+            )
+        )  # fmt: skip
 
-        def call(function: str, *tensors: Tensor | None, result: Any = None) -> Any:
-            places = (pointer(None if t is None else t.data_ptr()) for t in tensors)
+        def call(function: str, *arguments: Tensor | int | None, result: Any = None) -> Any:
+            places = (
+                c_int64(one) if isinstance(one, int)
+                else ctypes.c_void_p(None if one is None else one.data_ptr())
+                for one in arguments
+            )  # fmt: skip
             return self.call(function, made, *places, result=result)
 
         try:
@@ -93,33 +81,35 @@ class HostLibrary:
         finally:
             self.library.free_sampler(made)
 
-    def launched(self, name: str, grid: Any, block: Any, shared: int, arguments: Any) -> None:
-        raise NotImplementedError
+    def launch_all(
+        self, kernel: Kernel, call: Callable[..., Any], tensors: Sequence[Tensor | None]
+    ) -> None:
+        """Launch the kernel as CachedSampler does."""
+        blocks, shared = call("blocks", result=c_int64), call("shared_bytes", result=c_int64)
+        kernel.prefer_shared(shared)
+        argument = torch.empty(call("argument_bytes", result=c_int64), dtype=torch.uint8)
+        for i in range(call("launches", result=c_int64)):
+            call("write_argument", i, *tensors, argument)
+            kernel.launch(blocks, 256, shared, argument.numpy().tobytes(), stream=0)
 
-    def _launched(self, name: bytes, *rest: Any) -> None:
-        if self._failure is not None:
-            return  # a launch before has failed
-        try:
-            self.launched(name.decode(), *rest)
-        except BaseException as error:  # comes out of `call`
-            self._failure = error
 
+class CudaPlayer:
+    """A card whose launches of a case's kernel are played."""
 
-class CudaPlayer(HostLibrary):
-    """A library whose launches are played."""
+    def __init__(self, stub: StubDriver, case: Case) -> None:
+        stub.set_card(8, 0, 163 << 10)
+        stub.state.processors = 1
+        stub.launched = self._launched
+        self.host, self.stub, self.card, self.case = HostLibrary(), stub, Card(0), case
+        self.memory = Memory()
+        ptx = compiled_ptx("bfloat16" if case.bf16 else "float32")
+        self.kernel = Kernel(self.card, Image(ptx.encode(), "compiled for the player"))
+        self.player = Player(ptx, self.memory)
 
-    def __init__(self, built: Path, case: Case) -> None:
-        super().__init__(built)
-        ptx = built / f"{'bfloat16' if case.bf16 else 'float32'}.ptx"
-        self.memory, self.case = Memory(), case
-        self.player = Player(ptx.read_text(), self.memory)
-
-    def launched(self, name: str, grid: Any, block: Any, shared: int, arguments: Any) -> None:
-        entry, data = self.player.functions[name], b""
-        for i, parameter in enumerate(entry.parameters):
-            data += bytes(-len(data) % parameter.alignment)
-            data += ctypes.string_at(arguments[i], parameter.size)
-        self.player.launch(entry.name, grid[:3], block[:3], data, shared)
+    def _launched(self, grid: list[int], block: list[int], shared: int, argument: int) -> None:
+        (parameter,) = self.player.functions["sample"].parameters
+        data = ctypes.string_at(argument, parameter.size)
+        self.player.launch("sample", grid, block, data, shared)
 
 
 CONDITIONING = ("none", "stack", "concat")
@@ -138,7 +128,7 @@ class Case(ctypes.Structure):
         ("likelihood", ctypes.c_int), ("n_atoms", ctypes.c_int), ("features", ctypes.c_int),
         ("hidden", ctypes.c_int), ("atoms", ctypes.c_int * 8),
         ("bf16", ctypes.c_int), ("height", ctypes.c_int), ("width", ctypes.c_int),
-        ("n", ctypes.c_int64), ("seed", ctypes.c_uint64), ("first_index", ctypes.c_uint64),
+        ("n", c_int64), ("seed", ctypes.c_uint64), ("first_index", ctypes.c_uint64),
         ("temperature", ctypes.c_float), ("max_slice", ctypes.c_int),
         ("condition_size", ctypes.c_int), ("completes", ctypes.c_int),
         ("guidance", ctypes.c_float),
@@ -201,11 +191,11 @@ class Drawn(NamedTuple):
 def draw(player: CudaPlayer) -> Drawn:
     """Images that the compiled kernel draws."""
     memory, case = player.memory, player.case
-    with memory.borrowed(), player.sampler(case) as call:
-        weights = memory.empty((call("weight_bytes", result=ctypes.c_int64),), torch.uint8)
+    with memory.borrowed(), player.host.sampler(case, player.card) as call:
+        weights = memory.empty((call("weight_bytes", result=c_int64),), torch.uint8)
         call("write_weights", weights)
         memory.mark(weights, memory.INPUT)
-        workspace = memory.empty((call("workspace_bytes", result=ctypes.c_int64),), torch.uint8)
+        workspace = memory.empty((call("workspace_bytes", result=c_int64),), torch.uint8)
         known, mask = known_of(case)
         out = (
             memory.empty(known.shape, once=True)
@@ -216,7 +206,9 @@ def draw(player: CudaPlayer) -> Drawn:
             None if t is None else memory.place(t)
             for t in (context_of(case), mask, condition_of(case))
         )
-        call("draw", context, out, places, condition, workspace)
+        tensors = (context, out, places, condition, workspace)
+        with player.stub.raised():
+            player.host.launch_all(player.kernel, call, tensors)
         if mask is None and not memory.written(out).all():
             raise Trap("a pixel that nobody drew")
         return Drawn(out.clone(), workspace.clone())
@@ -226,7 +218,7 @@ def draw_on_host(player: CudaPlayer) -> Drawn:
     """The same by the worker's emulation on the host."""
     out, mask = known_of(player.case)
     context, condition = context_of(player.case), condition_of(player.case)
-    with player.sampler(player.case) as call:
-        workspace = torch.empty(call("workspace_bytes", result=ctypes.c_int64), dtype=torch.uint8)
+    with player.host.sampler(player.case, player.card) as call:
+        workspace = torch.empty(call("workspace_bytes", result=c_int64), dtype=torch.uint8)
         call("draw_on_host", context, out, mask, condition, workspace)
     return Drawn(out, workspace)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
+from dsmooth.cuda.compiler import nvrtc
+from dsmooth.cuda.driver import Card, Image, Kernel
 from dsmooth.functional import logistic_mixture_log_prob
 from tests.helpers.gated_cases import EPS, assert_as_good
 from tests.helpers.gated_cases import make_case as make_block
@@ -26,20 +27,21 @@ from tests.helpers.mixture_cases import (
     random_case,
     value_and_gradients,
 )
-from tests.helpers.nvcc_builds import NVCC
+from tests.helpers.stub_driver import StubDriver, stub  # noqa: F401 - a fixture
 from tests.ptx.cuda_player import (
     Case,
     CudaPlayer,
     HostLibrary,
-    build_sampler,
+    compiled_ptx,
     draw,
     draw_on_host,
     known_of,
     make_case,
 )
 from tests.ptx.memory import Memory
+from tests.ptx.parse import parse
 
-needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+needs_nvrtc = pytest.mark.skipif(nvrtc() is None, reason="torch brings no NVRTC")
 # A pixel is drawn by the device's exp, log and tanh. Images are of the order of 1.
 ROUNDING = 1e-6
 DISCRETIZED: dict[str, Any] = {"likelihood": "discretized", "atoms": [0, 255, 17]}
@@ -75,12 +77,7 @@ FULL_CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def built() -> Path:
-    return build_sampler()
-
-
-@needs_nvcc
+@needs_nvrtc
 @pytest.mark.parametrize(
     "settings",
     [
@@ -88,10 +85,10 @@ def built() -> Path:
         *(pytest.param(case, id=name, marks=pytest.mark.full) for name, case in FULL_CASES.items()),
     ],
 )
-def test_images_are_those_of_the_host(settings: dict[str, Any], built: Path) -> None:
+def test_images_are_those_of_the_host(settings: dict[str, Any], stub: StubDriver) -> None:  # noqa: F811
     """To rounding; where pixels are snapped to levels, all activations too, bit for bit."""
     case = make_case(**settings)
-    player = CudaPlayer(built, case)
+    player = CudaPlayer(stub, case)
     expected, drawn = draw_on_host(player), draw(player)
     assert expected.images.isfinite().all()
     assert expected.images.std() > 0.01
@@ -176,94 +173,63 @@ SMALL = make_case(**CASE)
 class Noted(NamedTuple):
     """One launch."""
 
-    kernel: str
     blocks: int
     lanes: int
     shared: int
     rows: tuple[int, int, int]  # round, first row, row behind the last
 
 
-class Runtime(HostLibrary):
-    """Launches on three processors are only noted."""
+class Launches:
+    """A card of three processors, whose launches are only noted."""
 
-    def __init__(self) -> None:
-        super().__init__(build_sampler(), processors=3)
-        self.launches: list[Noted] = []
+    def __init__(self, driver: StubDriver) -> None:
+        driver.launched, self.state = self._note, driver.state
+        self.host, self.card = HostLibrary(), Card(0)
+        self.kernel = Kernel(self.card, Image(b"code", "a test"))
+        self.noted: list[Noted] = []
 
-    def launched(self, name: str, grid: Any, block: Any, shared: int, arguments: Any) -> None:
+    def _note(self, grid: list[int], block: list[int], shared: int, argument: int) -> None:
         rows = (ctypes.c_int * 3)()
-        self.library.rows_of(arguments, rows)
-        self.launches.append(Noted(name, grid[0], block[0], shared, tuple(rows)))
+        self.host.library.rows_of(ctypes.c_void_p(argument), rows)
+        self.noted.append(Noted(grid[0], block[0], shared, tuple(rows)))
 
-    def draw(self, case: Case = SMALL, device: int = 0) -> None:
-        with self.sampler(case, device) as call:
-            call("draw", *[None] * 5)
+    def draw(self, case: Case = SMALL) -> None:
+        with self.host.sampler(case, self.card) as call:
+            self.host.launch_all(self.kernel, call, [None] * 5)
 
 
 @pytest.fixture
-def runtime() -> Runtime:
-    return Runtime()
+def launches(stub: StubDriver) -> Launches:  # noqa: F811
+    return Launches(stub)
 
 
-@needs_nvcc
-@pytest.mark.parametrize(
-    ("failing", "failure", "words"),
-    [
-        ("cudaLaunchKernelExC", 209, "launch of .*: an error; this build has no code for the dev"),
-        ("cudaDeviceGetAttribute", 35, r"cuda.*; the driver knows CUDA 12\.4, this build needs \d"),
-        ("cudaFuncSetAttribute", 1, "cudaFuncSetAttribute: an error$"),
-    ],
-)
-def test_errors_are_said_and_not_left_behind(
-    runtime: Runtime, failing: str, failure: int, words: str
-) -> None:
-    runtime.played.failing, runtime.played.failure = failing.encode(), failure
-    with pytest.raises(RuntimeError, match=f"^{words}"):
-        runtime.draw()
-    assert runtime.played.last_error == 0
-    runtime.played.failing = b""
-    runtime.played.last_error = 1  # of another call
-    runtime.draw()
-    assert runtime.launches
-    assert runtime.played.last_error == 1
-
-
-@needs_nvcc
-def test_the_device_must_be_there_and_current(runtime: Runtime) -> None:
-    with pytest.raises(RuntimeError, match=r"^cudaDeviceGetAttribute: invalid device ordinal"):
-        runtime.draw(device=100)
-    with pytest.raises(RuntimeError, match="device 1 must be current, got 0"):
-        runtime.draw(device=1)
-    runtime.played.current = 1
-    with runtime.sampler(SMALL, device=1) as call:
-        call("draw", *[None] * 5)
-        runtime.played.current = 0
-        with pytest.raises(RuntimeError, match="device 1 must be current, got 0"):
-            call("draw", *[None] * 5)
-
-
-@needs_nvcc
-def test_samplers_share_a_kernel(runtime: Runtime) -> None:
+def test_samplers_share_a_kernel(launches: Launches) -> None:
     """One of a smaller network, made between another's making and its launches, takes no shared
     memory from it. What shared memory does not need is L1."""
-    with runtime.sampler(make_case(**CASE | {"filters": 40})) as large:
-        runtime.draw()
-        small, whole = runtime.launches[0], 164 << 10
-        given = whole * runtime.played.carve_out // 100
+    with launches.host.sampler(make_case(**CASE | {"filters": 40}), launches.card) as large:
+        launches.draw()
+        small, whole = launches.noted[0], 228 << 10
+        given = whole * launches.state.carve_out // 100
         assert small.shared + 1024 <= given < small.shared + 1024 + whole // 50
-        large("draw", *[None] * 5)
-    assert small.shared < runtime.launches[-1].shared
-    for launch in runtime.launches:
-        assert "Bf16" in launch.kernel
-        assert (launch.blocks, launch.lanes) == (3, 256)
+        launches.host.launch_all(launches.kernel, large, [None] * 5)
+    assert small.shared < launches.noted[-1].shared
+    assert {(launch.blocks, launch.lanes) for launch in launches.noted} == {(3, 256)}
 
 
-@needs_nvcc
 @pytest.mark.parametrize("conditioning", ["none", "stack"])
-def test_launches_cover_the_rows(runtime: Runtime, conditioning: str) -> None:
+def test_launches_cover_the_rows(launches: Launches, conditioning: str) -> None:
     """Each block draws every row of its slices once, in order: 13 images are 3 rounds."""
-    runtime.draw(make_case(conditioning, **CASE | {"n": 13}))
+    launches.draw(make_case(conditioning, **CASE | {"n": 13}))
     rows = 24 if conditioning == "stack" else 12
-    spans = [(launch.rows[0], range(*launch.rows[1:])) for launch in runtime.launches]
+    spans = [(launch.rows[0], range(*launch.rows[1:])) for launch in launches.noted]
     drawn = [(round_, row) for round_, span in spans for row in span]
     assert drawn == [(round_, row) for round_ in range(3) for row in range(rows)]
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("operands", ["bfloat16", "float32"])
+def test_the_argument_is_the_one_that_the_kernel_takes(operands: str, launches: Launches) -> None:
+    """NVRTC and the C++ compiler lay it out alike."""
+    (parameter,) = parse(compiled_ptx(operands))[0]["sample"].parameters
+    with launches.host.sampler(SMALL, launches.card) as call:
+        assert parameter.size == call("argument_bytes", result=ctypes.c_int64)

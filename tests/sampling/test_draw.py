@@ -15,8 +15,9 @@ import pytest
 import torch
 
 import dsmooth
+from dsmooth import cuda
 from dsmooth import pair as module
-from dsmooth._extension import cuda_obstacle, warn_once
+from dsmooth._extension import warn_once
 from dsmooth.commands import sample as command
 from dsmooth.commands.options import Drawing
 from dsmooth.pair import draw
@@ -29,6 +30,7 @@ from tests.helpers.command_runs import run
 from tests.helpers.data_makers import refuses
 from tests.helpers.networks import network, tiny_pair
 from tests.helpers.sampler_checks import FIRST, SEED, teacher_forced
+from tests.helpers.stub_driver import stub  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.quick
 
@@ -210,13 +212,19 @@ def test_auto_is_bfloat16_where_it_is_faster_and_what_a_folder_was_begun_in(
     assert Path("float32.npz").read_bytes() != Path("bfloat16.npz").read_bytes()
 
 
-@pytest.mark.skipif(cuda_obstacle() is None, reason="the extension has its CUDA half")
 @pytest.mark.usefixtures("place")
-def test_a_gpu_without_the_cuda_half_leaves_the_drawing_to_the_cpu(monkeypatch, caplog) -> None:
+def test_a_gpu_without_the_sampler_leaves_the_drawing_to_the_cpu(stub, monkeypatch, caplog) -> None:  # noqa: F811
+    """Too old a card, and one that vanished."""
     caplog.set_level("INFO", "dsmooth")
     monkeypatch.setattr(command, "choose_device", lambda _: torch.device("cuda", 1))
-    assert run("sample", ".", "-n", "2", "--out", "x.npz") == 0
-    assert re.search("drawing on the CPU: .*; --device cuda:1 draws by Jacobi", caplog.text)
+    for major, vanished, words in ((7, False, r"compute capability 7\.5"), (9, True, "an error")):
+        stub.set_card(major, 5)
+        if vanished:
+            stub.fail("cuDeviceGet", 46)
+        cuda._load.cache_clear()
+        caplog.clear()
+        assert run("sample", ".", "-n", "2", "--seed", "1", "--out", f"{major}.npz") == 0
+        assert re.search(f"drawing on the CPU: .*{words}.*; --device cuda:1 draws by", caplog.text)
 
 
 class White(dsmooth.PixelCNNpp):

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "../../common/parallel.h"
-#include "../program/views.h"
+#include "../program/program.h"
 #include "kernels.h"
 
 namespace dsmooth::sampler {

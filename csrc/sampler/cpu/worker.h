@@ -10,30 +10,30 @@
 
 namespace dsmooth::sampler {
 
-inline Job make_job(const Product& p) {
-  const StateView& state = *p.state;
+// The job of a part of an operation, as the step describes it to its worker (step.h).
+inline Job make_job(const StateView& state, int index, Part part, int row, int column, int count) {
   const NetworkView& network = *state.network;
-  const OpView& op = network.ops[p.index];
-  const MatrixView& matrix = op.matrix(p.part);
+  const OpView& op = network.ops[index];
+  const MatrixView& matrix = op.matrix(part);
   Job job{};
-  job.m = p.count * state.batch;
+  job.m = count * state.batch;
   job.panels = matrix.panels;
   job.n_panels = matrix.n_panels;
   for (int t = 0; t < op.n_terms; ++t) {
     const TermSpec& term = op.terms[t];
-    if (op.phase == Phase::kHorizontal && term.row_part != (p.part == Part::kRow)) continue;
+    if (op.phase == Phase::kHorizontal && term.row_part != (part == Part::kRow)) continue;
     const CacheView& cache = network.caches[term.cache];
     const int down = op.resolution - cache.resolution;
     const auto in_cache = [&](int at) { return down > 0 ? at << 1 : down < 0 ? at >> 1 : at; };
     for (int tap = 0; tap < term.taps; ++tap)
       job.segments[job.n_segments++] = {
-          state.at(term.cache, in_cache(p.row) + term.drow, in_cache(p.column) + term.dcol + tap),
+          state.at(term.cache, in_cache(row) + term.drow, in_cache(column) + term.dcol + tap),
           cache.stride, network.bf16 ? term.channels / 2 : term.channels};
   }
   // The initial sums: sums that waited, the biases of the images, or one bias.
   job.init_stride = op.row.columns;
-  if (op.two_parts() && p.part == Part::kPixel) {
-    job.init = state.partial(p.index, p.column);
+  if (op.two_parts() && part == Part::kPixel) {
+    job.init = state.partial(index, column);
     job.init_rows = job.m;
   } else if (op.projection != nullptr) {
     job.init = state.image_bias(op);
@@ -42,14 +42,13 @@ inline Job make_job(const Product& p) {
     job.init = op.bias;
     job.init_rows = 1;
   }
-  if (op.two_parts() && p.part == Part::kRow) {
-    job.partial = {state.partial(p.index, p.column), matrix.columns};
+  if (op.two_parts() && part == Part::kRow) {
+    job.partial = {state.partial(index, column), matrix.columns};
     return job;
   }
   const auto rows = [&](int cache) {
-    return cache == kNone
-               ? StridedRows{}
-               : StridedRows{state.at(cache, p.row, p.column), network.caches[cache].stride};
+    return cache == kNone ? StridedRows{}
+                          : StridedRows{state.at(cache, row, column), network.caches[cache].stride};
   };
   job.epilogue = {op.gate,          op.split,
                   op.channels,      rows(op.residual_in),
@@ -136,13 +135,13 @@ class CpuWorker {
     const int16_t* list = state.network->at_pixel + state.network->ops_at(row, column, n);
     for (int i = 0; i < n; ++i) {
       const int op = list[i], resolution = state.network->ops[op].resolution;
-      matmul(Product{&state, op, Part::kPixel, row >> resolution, column >> resolution, 1});
+      matmul(state, op, Part::kPixel, row >> resolution, column >> resolution, 1);
       sync();
     }
   }
-  void matmul(const Product& product) const {
+  void matmul(const StateView& state, int op, Part part, int row, int column, int count) const {
     if (now_.solo && lane_ != 0) return;
-    const Job job = make_job(product);
+    const Job job = make_job(state, op, part, row, column, count);
     const int lanes = now_.solo ? 1 : lanes_;
     // Enough rows: each lane takes some, with all panels. Else the lanes share the panels.
     if (job.m >= 4 * lanes)

@@ -57,8 +57,9 @@ class CudaWorker {
     find_columns(0);
   }
 
-  DSMOOTH_HOST_DEVICE void matmul(const Product& p) {
-    turn_ = draw_rows<T>(block_, p.index, p.part, p.column, p.count, turn_);
+  DSMOOTH_HOST_DEVICE void matmul(const StateView&, int op, Part part, int /*row*/, int column,
+                                  int count) {
+    turn_ = draw_rows<T>(block_, op, part, column, count, turn_);
   }
 
   DSMOOTH_HOST_DEVICE void pixel(const StateView& state, int row, int column) {
@@ -102,10 +103,9 @@ struct CudaCall {
   Slice all;  // the n images, in memory of the device; its batch is not used
   Partition partition;
   float* memory;  // Workspace::words for each worker, aligned to 128 bytes
-  void* stream;   // a cudaStream_t of the device
 };
 
-// One launch, the same for all blocks. Block b draws slice round * blocks + b.
+// The argument of a launch, the same for all blocks. Block b draws slice round * blocks + b.
 struct BlockRun {
   CudaCall call;
   NetworkView network;
@@ -188,34 +188,6 @@ DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& 
     draw(CudaWorker<T, Block, false>(block));
 }
 
-// The kernel for a type of operands.
-using SampleKernel = void (*)(BlockRun);
-SampleKernel float32_kernel();   // float32.cu
-SampleKernel bfloat16_kernel();  // bfloat16.cu
-constexpr int kKernelWarps = 8;
-
-#if defined(__CUDACC__)
-namespace {
-
-struct ThreadBlock {
-  static constexpr int kWarps = kKernelWarps, kWarpLanes = 32;
-  __device__ int lane() const { return static_cast<int>(threadIdx.x); }
-  __device__ void sync() const { __syncthreads(); }
-  __device__ unsigned char* shared() const {
-    extern __shared__ __align__(128) unsigned char memory[];
-    return memory;
-  }
-};
-
-// One block per multiprocessor: shared memory holds no second one.
-template <class T>
-__global__ void __launch_bounds__(kKernelWarps * 32, 1)
-    sample(const __grid_constant__ BlockRun run) {
-  ThreadBlock block;
-  run_block<T>(run, static_cast<int>(blockIdx.x), block);
-}
-
-}  // namespace
-#endif
+constexpr int kKernelWarps = 8;  // of sample.cu
 
 }  // namespace dsmooth::sampler

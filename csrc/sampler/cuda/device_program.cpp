@@ -14,6 +14,9 @@ namespace {
 
 constexpr size_t kAlignment = 128;
 
+// About 12 ms of MNIST or 80 ms of CIFAR-10, by docs/benchmarks.md.
+constexpr int kRowsPerLaunch = 4;
+
 int ceil_of(int n, int d) { return (n + d - 1) / d; }
 
 // The column that computes an output.
@@ -287,6 +290,32 @@ Partition partition_batch(int64_t n, int processors, size_t image_bytes, size_t 
   int64_t most = std::min<int64_t>(kMostImages, fit / blocks * passes);
   if (max_slice > 0) most = std::min<int64_t>(most, max_slice);
   return partition_among(n, blocks, most, passes);
+}
+
+int64_t CudaSampler::workspace_words(const Partition& partition, int height, int width) const {
+  return partition.workers *
+         static_cast<int64_t>(workspace(partition.largest, height, width).words);
+}
+
+int64_t CudaSampler::launches(const Partition& partition, int height) const {
+  check_size(height, height);
+  const int64_t rounds = (partition.slices + partition.workers - 1) / partition.workers;
+  return rounds * ceil_of(network().rows(height), kRowsPerLaunch);
+}
+
+BlockRun CudaSampler::argument(const CudaCall& call, int64_t launch) const {
+  const int rows = network().rows(call.all.height), per_slice = ceil_of(rows, kRowsPerLaunch);
+  const int first = static_cast<int>(launch % per_slice) * kRowsPerLaunch;
+  const Workspace needed = workspace(call.partition.largest, call.all.height, call.all.width);
+  return {call,
+          network(),
+          ops(),
+          stages(),
+          shared_,
+          needed,
+          launch / per_slice,
+          first,
+          std::min(first + kRowsPerLaunch, rows)};
 }
 
 }  // namespace dsmooth::sampler

@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
 #include "finish.cuh"
 
@@ -196,12 +195,13 @@ class RowTile {
               v[i] = F::value(scratch[index(at, wide, i % W::kSlots)], v[i]);
             },
             high);
-        const auto store_all = [&](auto split) {
-          each_in_group(
-              [&](int i, int m, int) { store<split>(to, m, F(op_, column(i), m < m_all_), v[i]); },
-              high);
+        const auto store_all = [&]<bool kIsSplit>() {
+          const auto store_one = [&](int i, int m, int) {
+            store<kIsSplit>(to, m, F(op_, column(i), m < m_all_), v[i]);
+          };
+          each_in_group(store_one, high);
         };
-        op_.split ? store_all(std::true_type{}) : store_all(std::false_type{});
+        op_.split ? store_all.template operator()<true>() : store_all.template operator()<false>();
       }
   }
 
@@ -221,12 +221,14 @@ class RowTile {
                                 to.residual_out.there());
     finish.template raw<Global>(reinterpret_cast<T*>(to.raw_out.at(m)), v, to.raw_out.there());
     Pair positive, negative;
-    F::template elus<std::conditional_t<kIsSplit, Scalar, Curves<T>>>(v, positive, negative);
     T* const act = reinterpret_cast<T*>(to.act_out.at(m));
-    if (kIsSplit)
+    if constexpr (kIsSplit) {
+      F::template elus<Scalar>(v, positive, negative);
       finish.template split<Global>(act, positive, to.act_out.there());
-    else
+    } else {
+      F::template elus<Curves<T>>(v, positive, negative);
       finish.template act<Global>(act, positive, negative, to.act_out.there());
+    }
   }
 
   // Calls f(fragment of rows, unit, slot) for every pair of sums.

@@ -1,10 +1,14 @@
-// Draws images on a CUDA device. The caller owns all memory, on the device too.
+// The host's side of drawing on a CUDA device: packed weights, slices and the arguments of
+// launches. The caller owns all memory, and launches (dsmooth/cuda/driver.py): nothing here calls
+// CUDA.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
+#include "../program/program.h"
 #include "block_run.cuh"
 
 namespace dsmooth::sampler {
@@ -71,21 +75,25 @@ Partition partition_batch(int64_t n, int processors, size_t image_bytes, size_t 
 
 class CudaSampler : public DeviceProgram {
  public:
-  // Reads the limits of the current device. Throws std::runtime_error, in plain words and with
-  // CUDA's text, if there is none or if its driver is too old, and if the network is too wide for
-  // it; std::invalid_argument if another device is current.
-  CudaSampler(Program program, bool bf16, int device);
+  // processors and shared_limit: streaming multiprocessors of the device, and the most bytes of
+  // shared memory that a block may have. Throws std::runtime_error if the network is too wide.
+  CudaSampler(Program program, bool bf16, int device, int processors, int shared_limit)
+      : DeviceProgram(std::move(program), bf16),
+        device_(device),
+        processors_(processors),
+        shared_(shared(kKernelWarps, shared_limit)) {}
 
   int device() const { return device_; }
   int processors() const { return processors_; }
+  int shared_bytes() const { return shared_.bytes; }  // of a block
   int64_t workspace_words(const Partition& partition, int height, int width) const;
 
   // Number of launches that draw a batch: each block draws one slice after the other, a few rows in
   // each launch, so that none takes long. A slice's state stays in the workspace between launches.
+  // They must run in order, after the copy of the weights.
   int64_t launches(const Partition& partition, int height) const;
-  // Launches one of them on the stream and returns. They must come in order, behind the copy of the
-  // weights. Throws std::runtime_error with CUDA's text.
-  void sample(const CudaCall& call, int64_t launch) const;
+  // The argument of a launch of partition.workers blocks of kKernelWarps warps.
+  BlockRun argument(const CudaCall& call, int64_t launch) const;
 
  private:
   int device_;

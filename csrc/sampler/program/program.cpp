@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "../../common/mixture.h"
+
 namespace dsmooth::sampler {
 namespace {
 

@@ -2,54 +2,21 @@
 // it from the module (dsmooth/sampling/program.py, which explains each field).
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
 #include <vector>
 
-#include "../../common/mixture.h"
+#include "../../common/bfloat16.h"
+#include "views.h"
 
 namespace dsmooth::sampler {
-
-constexpr int kNone = -1;
-constexpr int kResolutions = 3;  // full, half and quarter resolution
-constexpr int kAddends = 3;      // operands whose sum a split value is
-
-enum class Phase { kEncoder, kVertical, kHorizontal, kHead };
 
 struct Cache {
   int resolution;
   int channels;
   int rows;  // of the ring; 0: the whole image
   bool operand;
-};
-
-// Plain fields, which Term, Op and Program share with their views (views.h).
-struct TermSpec {
-  int cache;
-  int drow, dcol;
-  int taps;
-  bool row_part;
-  int channels;  // of the cache, from its first on; an even number
-};
-
-struct OpSpec {
-  Phase phase;
-  int resolution;
-  int row_parity, column_parity;
-  bool gate;
-  bool split;  // act_out gets elu alone, in kAddends operands
-  int residual_in, add, residual_out, act_out, raw_out;
-};
-
-struct ProgramSpec {
-  int image_channels;
-  int image_addends;  // operands whose sum a pixel is
-  int n_mix;
-  Likelihood likelihood;
-  float smoothing_scale;       // kGaussian alone
-  bool conditioned;            // decides the stream of the noise
-  int image, context, params;  // caches
-  int condition_size = 0;      // length of the vector that each image is conditioned on
-  int features = 0;            // of each colour's byte; they follow the pixel in the image's cache
-  bool image_again = false;    // pixels of the image, not of a prompt, stand there a second time
 };
 
 struct Term : TermSpec {
@@ -94,5 +61,48 @@ struct Program : ProgramSpec {
 // or a tap is out of range, if an operation reads a value before it is written, or if a weight is
 // not finite.
 Program checked(Program program);
+
+// The views of a program, without its matrices. Pointers go to the vectors and survive a move.
+struct Skeleton {
+  std::vector<CacheView> caches;
+  std::vector<TermSpec> terms;
+  std::vector<OpView> ops;
+  std::vector<int16_t> at_pixel;
+  std::vector<float> features;  // as NetworkView has them
+  NetworkView network{};
+
+  Skeleton() = default;
+  // The program's operations must be in the order of their phases. The words of an image are padded
+  // to a multiple of `stride_words`.
+  Skeleton(const Program& program, bool bf16, int stride_words);
+  Skeleton(Skeleton&&) = default;
+  Skeleton& operator=(Skeleton&&) = default;
+
+  // Gives an operation that has its matrices its packed projection.
+  void add_projection(size_t op, const float* projection);
+};
+
+// Writes operand i of an array of words. Inline: packing writes every weight of a network.
+inline void put_operand(float* words, size_t i, float value, bool bf16) {
+  if (!bf16) {
+    words[i] = value;
+    return;
+  }
+  const bfloat16 half = to_bfloat16(value);
+  std::memcpy(reinterpret_cast<char*>(words) + i * sizeof half, &half, sizeof half);
+}
+
+// The terms of one part of an operation; outside the horizontal stream there is one part only.
+std::vector<const Term*> terms_of(const Op& op, Part part);
+
+// As few slices, of at most `most` images, as keep every worker busy. `passes` images, which are
+// drawn as one, stay together.
+Partition partition_among(int64_t n, int64_t workers, int64_t most, int passes);
+
+// Throws std::invalid_argument unless images may have this size.
+void check_size(int64_t height, int64_t width);
+
+// Bytes of the caches and waiting sums of one image. Throws as check_size does.
+size_t bytes_per_image(const NetworkView& network, int height, int width);
 
 }  // namespace dsmooth::sampler

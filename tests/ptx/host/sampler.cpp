@@ -1,5 +1,7 @@
-// The CUDA sampler's host side for Python: a small program drawn by CudaSampler, whose launches the
-// runtime beside this file hands on, and the same images by the worker's emulation on the host.
+// The CUDA sampler's host side for Python: the launches that draw a small program's images, and the
+// same images by the worker's emulation on the host.
+#include "../../../csrc/sampler/cuda/sampler.h"
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -7,7 +9,6 @@
 #include <string>
 #include <vector>
 
-#include "../../../csrc/sampler/cuda/sampler.h"
 #include "../../../csrc/tests/sampler_block.h"
 #include "../../../csrc/tests/sampler_toy.h"
 #include "device_bf16.h"
@@ -46,9 +47,9 @@ struct Sampler {
   Case c;
   CudaSampler sampler;
   Partition partition;
-  Sampler(const Case& given, int device)
+  Sampler(const Case& given, int processors, int shared_limit)
       : c(given),
-        sampler(program(given), given.bf16 != 0, device),
+        sampler(program(given), given.bf16 != 0, 0, processors, shared_limit),
         partition(partition_batch(c.n, sampler.processors(),
                                   sampler.bytes_per_image(c.height, c.width), size_t{1} << 30,
                                   c.max_slice, c.guidance > 0 ? 2 : 1)) {}
@@ -72,9 +73,9 @@ extern "C" {
 
 const char* error_of_last_call() { return words.c_str(); }
 
-void* make_sampler(const Case* c, int device) {
+void* make_sampler(const Case* c, int processors, int shared_limit) {
   Sampler* sampler = nullptr;
-  attempt([&] { sampler = new Sampler(*c, device); });
+  attempt([&] { sampler = new Sampler(*c, processors, shared_limit); });
   return sampler;
 }
 void free_sampler(void* s) { delete static_cast<Sampler*>(s); }
@@ -88,19 +89,26 @@ int64_t workspace_bytes(void* s) {
   auto& sampler = *static_cast<Sampler*>(s);
   return 4 * sampler.sampler.workspace_words(sampler.partition, sampler.c.height, sampler.c.width);
 }
-void draw(void* s, const float* context, float* out, const uint8_t* mask, const float* condition,
-          float* workspace) {
+int64_t blocks(void* s) { return static_cast<Sampler*>(s)->partition.workers; }
+int64_t shared_bytes(void* s) { return static_cast<Sampler*>(s)->sampler.shared_bytes(); }
+int64_t argument_bytes(void*) { return sizeof(BlockRun); }
+int64_t launches(void* s) {
+  auto& made = *static_cast<Sampler*>(s);
+  return made.sampler.launches(made.partition, made.c.height);
+}
+void write_argument(void* s, int64_t launch, const float* context, float* out, const uint8_t* mask,
+                    const float* condition, float* workspace, void* to) {
   const Sampler& made = *static_cast<Sampler*>(s);
   const Slice all = images(made.c, context, out, mask, condition);
   attempt([&] {
-    for (int64_t i = 0; i < made.sampler.launches(made.partition, made.c.height); ++i)
-      made.sampler.sample({made.c.n, all, made.partition, workspace, nullptr}, i);
+    const BlockRun run = made.sampler.argument({made.c.n, all, made.partition, workspace}, launch);
+    std::memcpy(to, &run, sizeof run);
   });
 }
 
 // The round and the rows, from the first to before the last, that a launch draws.
-void rows_of(void** arguments, int* rows) {
-  const auto& run = *static_cast<const BlockRun*>(arguments[0]);
+void rows_of(const void* argument, int* rows) {
+  const auto& run = *static_cast<const BlockRun*>(argument);
   rows[0] = static_cast<int>(run.round), rows[1] = run.first_row, rows[2] = run.end_row;
 }
 

@@ -1,10 +1,9 @@
-#include "views.h"
-
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 
 #include "../components.h"
+#include "program.h"
 
 namespace dsmooth::sampler {
 

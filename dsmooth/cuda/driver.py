@@ -1,0 +1,157 @@
+"""The CUDA driver by ctypes: a card's limits, and a kernel that is loaded there.
+
+The driver's library is opened at the first use, so the extension links none. The context is the
+device's primary one, which torch uses too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ctypes import POINTER, c_char_p, c_int, c_uint, c_void_p
+from functools import cache
+from typing import Any, NamedTuple
+
+LIBRARY = "libcuda.so.1"
+ENTRY = b"sample"  # of csrc/sampler/cuda/sample.cu
+
+# The functions used, as cuda.h declares them. Each returns a status, 0 for success.
+FUNCTIONS: dict[str, tuple[Any, ...]] = {
+    "cuInit": (c_uint,),
+    "cuDriverGetVersion": (POINTER(c_int),),
+    "cuGetErrorString": (c_int, POINTER(c_char_p)),
+    "cuDeviceGet": (POINTER(c_int), c_int),
+    "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
+    "cuDevicePrimaryCtxRetain": (POINTER(c_void_p), c_int),
+    "cuCtxPushCurrent_v2": (c_void_p,),
+    "cuCtxPopCurrent_v2": (POINTER(c_void_p),),
+    "cuModuleLoadData": (POINTER(c_void_p), c_char_p),
+    "cuModuleGetFunction": (POINTER(c_void_p), c_void_p, c_char_p),
+    "cuFuncSetAttribute": (c_void_p, c_int, c_int),
+    "cuLaunchKernel": (c_void_p, *[c_uint] * 7, c_void_p, POINTER(c_void_p), POINTER(c_void_p)),
+}
+
+# CUdevice_attribute
+PROCESSORS, MAJOR, MINOR = 16, 75, 76
+SHARED_PER_PROCESSOR, SHARED_PER_BLOCK, RESERVED_SHARED = 81, 97, 111
+# CUfunction_attribute
+MOST_DYNAMIC_SHARED, SHARED_CARVE_OUT = 8, 9
+# CUresult that a newer driver would mend: no code for the device, an image or PTX it cannot read
+NOT_UNDERSTOOD = {200, 209, 218, 222}
+
+
+class CudaError(RuntimeError):
+    """A call of the driver failed, or there is no driver."""
+
+
+class Image(NamedTuple):
+    """A kernel's machine code or PTX, and where it comes from, in words."""
+
+    data: bytes
+    origin: str
+
+
+class Driver:
+    """The functions of the library at `path`."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            self._library = ctypes.CDLL(path)
+            for name, types in FUNCTIONS.items():
+                getattr(self._library, name).argtypes = types
+        except OSError as error:
+            raise CudaError(f"no NVIDIA driver is installed ({error})") from None
+        except AttributeError as error:
+            raise CudaError(f"the NVIDIA driver is too old ({error})") from None
+        self.call("cuInit", 0)
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a function. Raises CudaError with its name and the driver's words."""
+        status = getattr(self._library, name)(*arguments)
+        if status == 0:
+            return
+        words = c_char_p()
+        self._library.cuGetErrorString(status, ctypes.byref(words))
+        advice = ""
+        if status in NOT_UNDERSTOOD:
+            version = self.get(c_int, "cuDriverGetVersion")
+            advice = f"; the driver is of CUDA {version // 1000}.{version % 1000 // 10}"
+        raise CudaError(f"{name}: {(words.value or b'error %d' % status).decode()}{advice}")
+
+    def get(self, kind: Any, name: str, *arguments: Any) -> Any:
+        """What a function writes to its first argument, of a ctypes type."""
+        result = kind()
+        self.call(name, ctypes.byref(result), *arguments)
+        return result.value
+
+
+@cache
+def driver() -> Driver:
+    """The driver of this machine. Raises CudaError if there is none, or no card."""
+    return Driver(LIBRARY)
+
+
+class Card:
+    """A CUDA device by torch's index: its limits, and its context."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self._device = driver().get(c_int, "cuDeviceGet", index)
+        self.capability = self.attribute(MAJOR), self.attribute(MINOR)
+        self.processors = self.attribute(PROCESSORS)
+        self.shared_limit = self.attribute(SHARED_PER_BLOCK)  # bytes that a block may have
+
+    def attribute(self, number: int) -> int:
+        """A number that the driver knows of the device."""
+        return int(driver().get(c_int, "cuDeviceGetAttribute", number, self._device))
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Inside the block the device's primary context is the one of this thread."""
+        driver().call("cuCtxPushCurrent_v2", _primary_context(self._device))
+        try:
+            yield
+        finally:
+            driver().get(c_void_p, "cuCtxPopCurrent_v2")
+
+
+@cache
+def _primary_context(device: int) -> int:
+    """Retained once, for as long as the process lives, as torch does."""
+    return int(driver().get(c_void_p, "cuDevicePrimaryCtxRetain", device))
+
+
+class Kernel:
+    """The sampler's kernel on a card. Raises CudaError if the card cannot load the image."""
+
+    def __init__(self, card: Card, image: Image) -> None:
+        self.card, self.origin = card, image.origin
+        with card.current():
+            module = driver().get(c_void_p, "cuModuleLoadData", image.data)
+            self._function = driver().get(c_void_p, "cuModuleGetFunction", module, ENTRY)
+            self._set(MOST_DYNAMIC_SHARED, card.shared_limit)
+
+    def prefer_shared(self, block_bytes: int) -> None:
+        """Leave to the first cache, through which rows of pixels are read, what a block leaves.
+
+        That is a hint. A kernel that needs more shared memory gets it.
+        """
+        card = self.card
+        needed = block_bytes + card.attribute(RESERVED_SHARED)
+        percent = 100 * needed // card.attribute(SHARED_PER_PROCESSOR) + 1
+        with card.current():
+            self._set(SHARED_CARVE_OUT, min(percent, 100))
+
+    def launch(
+        self, blocks: int, lanes: int, shared_bytes: int, argument: bytes, stream: int
+    ) -> None:
+        """Launch a grid on a stream, a cudaStream_t. argument: of the kernel, by value."""
+        copy = ctypes.create_string_buffer(argument, len(argument))
+        arguments = (c_void_p * 1)(ctypes.addressof(copy))
+        sizes = (blocks, 1, 1, lanes, 1, 1, shared_bytes)
+        with self.card.current():
+            driver().call("cuLaunchKernel", self._function, *sizes, stream, arguments, None)
+
+    def _set(self, attribute: int, value: int) -> None:
+        driver().call("cuFuncSetAttribute", self._function, attribute, value)

@@ -1,0 +1,108 @@
+"""A kernel's loading and launches, on a driver without a card (tests/helpers/stub_driver.py)."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+
+from dsmooth import cuda
+from dsmooth.commands import doctor
+from dsmooth.cuda import compiler, driver
+from dsmooth.cuda.driver import Card, CudaError, Image, Kernel
+from dsmooth.machine import has_fast_bfloat16
+from tests.helpers.stub_driver import StubDriver, stub  # noqa: F401 - a fixture
+
+pytestmark = pytest.mark.quick
+
+CODE = Image(b"\x7fELF machine code", "a test")
+FIRST = torch.device("cuda", 0)
+
+
+def launch(kernel: Kernel, argument: bytes = b"argument") -> None:
+    kernel.launch(blocks=5, lanes=256, shared_bytes=4096, argument=argument, stream=99)
+
+
+def test_a_launch_arrives_as_it_was_asked_for(stub: StubDriver) -> None:  # noqa: F811
+    seen = []
+    stub.launched = lambda *launch: seen.append((*launch[:3], ctypes.string_at(launch[3], 3000)))
+    argument = bytes(range(250)) * 12
+    kernel = Kernel(Card(1), CODE)
+    assert stub.state.most_dynamic_shared == 227 << 10
+    with stub.raised():
+        launch(kernel, argument)
+    assert seen == [([5, 1, 1], [256, 1, 1], 4096, argument)]
+    assert stub.state.stream == 99
+    assert stub.state.contexts == 0
+
+
+CALLS = ["cuModuleLoadData", "cuModuleGetFunction", "cuFuncSetAttribute", "cuLaunchKernel"]
+CALLS += ["cuDeviceGet", "cuDeviceGetAttribute", "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent_v2"]
+
+
+@pytest.mark.parametrize("function", CALLS)
+def test_a_call_that_fails_is_one_line_and_leaves_no_context(
+    function: str,
+    stub: StubDriver,  # noqa: F811
+) -> None:
+    """So is a card that vanishes: from then on every call fails."""
+    stub.fail(function, 46)
+    with pytest.raises(CudaError, match=rf"\A{function}: an error\Z"):
+        launch(Kernel(Card(0), CODE))
+    assert stub.state.contexts == 0
+    assert not stub.launches
+
+
+@pytest.mark.parametrize("status", sorted(driver.NOT_UNDERSTOOD))
+def test_code_that_a_driver_cannot_read_is_said_with_its_version(
+    status: int,
+    stub: StubDriver,  # noqa: F811
+) -> None:
+    stub.refused[b""] = status
+    with pytest.raises(CudaError, match=r"cuModuleLoadData: .*; the driver is of CUDA 12\.4"):
+        Kernel(Card(0), CODE)
+
+
+def test_there_must_be_a_driver_and_a_card(stub: StubDriver, monkeypatch, capsys) -> None:  # noqa: F811
+    """The obstacle is a line, which `dsmooth doctor` prints."""
+
+    def obstacle() -> str:
+        for one in (driver.driver, cuda._load):
+            one.cache_clear()
+        found = cuda.cuda_obstacle(FIRST)
+        assert found is not None
+        assert "\n" not in found
+        return found
+
+    stub.fail("cuInit", 100)
+    assert obstacle() == "cuInit: no CUDA-capable device is detected"
+    assert doctor.doctor() == 0
+    assert "no CUDA device: cuInit: no CUDA-capable device is" in capsys.readouterr().out
+    monkeypatch.setattr(driver, "LIBRARY", "libcuda.so.of.nobody")
+    assert obstacle().startswith("no NVIDIA driver is installed (libcuda.so.of.nobody: cannot open")
+    monkeypatch.setattr(driver, "LIBRARY", None)  # this process, which has no such functions
+    assert obstacle().startswith("the NVIDIA driver is too old (")
+
+
+def test_a_card_that_is_not_there_is_an_obstacle(stub: StubDriver) -> None:  # noqa: F811
+    assert cuda.cuda_obstacle(torch.device("cuda", 100)) == "cuDeviceGet: an error"
+
+
+def test_turing_is_too_old(stub: StubDriver, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """compute capability 7.5: nothing is compiled, and the next best way draws."""
+    monkeypatch.setattr(compiler, "nvrtc", lambda: pytest.fail("asked for a compiler"))
+    stub.set_card(7, 5, 64 << 10)
+    words = "cuda:0 has compute capability 7.5, and the sampler needs 8.0"
+    assert cuda.cuda_obstacle(FIRST) == cuda.describe_cuda(0) == words
+    with pytest.raises(RuntimeError, match=f"the cached sampler cannot run on cuda:0: {words}"):
+        cuda.sampler_kernel(FIRST, "bfloat16")
+
+
+def test_emulated_bfloat16_is_not_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a T4, where is_bf16_supported() is true by default."""
+    monkeypatch.setattr(torch.cuda, "device", lambda _: torch.no_grad())
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+    assert not has_fast_bfloat16(FIRST)

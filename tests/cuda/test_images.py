@@ -1,0 +1,297 @@
+"""Where the CUDA sampler's kernel comes from: packaged, from a cache, or compiled by NVRTC."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dsmooth import cuda
+from dsmooth._extension import extension
+from dsmooth.cuda import images
+from dsmooth.cuda.compiler import Compiled, CompilerError, Nvrtc, nvrtc
+from dsmooth.sampling.program import Program
+from tests.helpers.builds import kept
+from tests.helpers.networks import network
+from tests.helpers.stub_driver import StubDriver, stub  # noqa: F401 - a fixture
+
+FIRST = torch.device("cuda", 0)
+needs_nvrtc = pytest.mark.skipif(nvrtc() is None, reason="torch brings no NVRTC")
+
+
+class FakeNvrtc(Nvrtc):
+    """Compiles to a line of text, in no time or as long as it is told."""
+
+    def __init__(self, version: str = "13.2", seconds: float = 0, notes: Path | None = None):
+        self.path, self.version, self.seconds, self.notes = "fake", version, seconds, notes
+        self.architectures = [75, 80, 86, 89, 90, 100, 120]
+        self.failure: Exception | None = None
+        self.compiled = 0
+
+    def compile(self, path: Any, headers: Any, options: Any, *, ptx: bool) -> Compiled:
+        if self.failure is not None:
+            raise self.failure
+        if self.notes is not None:
+            with self.notes.open("a") as file:
+                file.write("compiled\n")
+        time.sleep(self.seconds)
+        self.compiled += 1
+        return Compiled(f"{'PTX' if ptx else 'code'} {' '.join(options)}".encode(), "")
+
+
+@pytest.fixture
+def fake(stub: StubDriver, monkeypatch: pytest.MonkeyPatch) -> FakeNvrtc:  # noqa: F811
+    fake = FakeNvrtc()
+    monkeypatch.setattr(images, "nvrtc", lambda: fake)
+    monkeypatch.setattr(images, "LINE_SECONDS", 0.01)
+    return fake
+
+
+def package(*names: str) -> None:
+    for name in names:
+        (images.PACKAGED / name).write_bytes(name.encode())
+
+
+def origins(major: int, minor: int, operands: str = "bfloat16") -> list[str]:
+    found = images.images_for((major, minor), operands, cuda.OPERANDS[operands])
+    return [image.origin.removeprefix("packaged ").partition(" by")[0] for image in found]
+
+
+CUBINS = "bfloat16.sm_80.cubin", "bfloat16.sm_90.cubin"
+PTX = "bfloat16.compute_80.ptx"
+
+
+@pytest.mark.quick
+def test_packaged_code_of_the_card_comes_first_and_ptx_last(fake: FakeNvrtc) -> None:
+    package(*CUBINS, PTX)
+    assert origins(8, 0) == [CUBINS[0], "compiled for sm_80", PTX]
+    assert origins(8, 6)[:2] == [CUBINS[0], "compiled for sm_86"]
+    assert origins(9, 0)[:2] == [CUBINS[1], "compiled for sm_90"]
+    assert origins(10, 0) == ["compiled for sm_100", PTX]
+    assert origins(13, 0) == ["compiled for compute_120", PTX]  # a card that NVRTC does not know
+    assert origins(9, 0, "float32") == ["compiled for sm_90"]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("way", ["packaged", "compiled", "cached", "PTX", "none"])
+def test_the_origin_is_that_of_the_loaded_kernel(way, fake, stub, monkeypatch, caplog) -> None:  # noqa: F811
+    stub.set_card(10, 0)
+    if way == "packaged":
+        package("bfloat16.sm_100.cubin")
+    if way == "cached":
+        images.compiled(fake, "sm_100", "bfloat16", "Bf16")
+        caplog.clear()
+    if way in ("PTX", "none"):
+        monkeypatch.setattr(images, "nvrtc", lambda: None)
+        package(*[PTX] * (way == "PTX"))
+    said, obstacle = cuda.describe_cuda(0), cuda.cuda_obstacle(FIRST)
+    if way == "none":
+        assert said == obstacle == images.NO_COMPILER
+        return
+    assert obstacle is None
+    origin = cuda.sampler_kernel(FIRST, "bfloat16").origin
+    assert re.match(way, origin) or (way == "PTX" and origin == f"packaged {PTX}")
+    expected = {
+        "cached": "compiled for sm_100, in /",
+        "compiled": "NVRTC 13.2 compiles it for sm_100",
+    }
+    assert said.startswith(expected.get(way, origin))
+    lines = {"compiled": "compiling the sampler for sm_100, once", "PTX": "the driver compiles"}
+    assert (lines[way] in caplog.text) if way in lines else not caplog.text
+    assert fake.compiled == (way in ("compiled", "cached"))
+
+
+@pytest.mark.quick
+def test_code_of_a_newer_toolkit_gives_way_to_torchs_own(fake, stub) -> None:  # noqa: F811
+    """And what no origin can mend is said, with the driver's version."""
+    package("bfloat16.sm_90.cubin")
+    stub.refused[b"bflo"] = 200
+    assert cuda.cuda_obstacle(FIRST) is None
+    assert cuda.sampler_kernel(FIRST, "bfloat16").origin == "compiled for sm_90 by NVRTC 13.2"
+    cuda._load.cache_clear()
+    stub.refused[b"code"] = 222
+    obstacle = cuda.cuda_obstacle(FIRST)
+    assert obstacle.startswith("cached sampler-bfloat16-sm_90-")
+    assert obstacle.endswith("unsupported toolchain.; the driver is of CUDA 12.4")
+
+
+@pytest.mark.quick
+def test_an_error_of_the_compiler_is_an_obstacle(fake, stub) -> None:  # noqa: F811
+    fake.failure = CompilerError("NVRTC 13.2: sample.cu(3): error: no")
+    assert cuda.cuda_obstacle(FIRST) == "NVRTC 13.2: sample.cu(3): error: no"
+
+
+def make(fake: Nvrtc, target: str = "sm_90", operands: str = "bfloat16") -> bytes:
+    return images.compiled(fake, target, operands, cuda.OPERANDS[operands]).data
+
+
+@pytest.mark.quick
+def test_the_cache_knows_what_decides_an_image(fake, monkeypatch, tmp_path) -> None:
+    first = make(fake)
+    assert make(fake) == first
+    assert fake.compiled == 1
+    make(fake, "sm_80")
+    make(fake, operands="float32")
+    assert fake.compiled == 3
+    other = FakeNvrtc("13.3")
+    make(other)
+    assert other.compiled == 1
+    for name, value in (("OPTIONS", ("-std=c++23",)), ("SOURCES", tmp_path / "sources")):
+        monkeypatch.setattr(images, name, value)
+        file = tmp_path / "sources" / images.STANDARD
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("")
+        make(fake)
+    assert fake.compiled == 5
+    (file.parent / "step.cuh").write_text("other")
+    make(fake)
+    assert fake.compiled == 6
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("damage", [b"", b"short", None])
+def test_a_damaged_file_is_made_again(damage, fake, caplog) -> None:
+    first = make(fake)
+    path = images.cached_file(fake, "sm_90", "bfloat16")
+    content = path.read_bytes()
+    path.write_bytes(content[:40] + b"?" + content[41:] if damage is None else damage)
+    assert make(fake) == first
+    assert "is damaged and is made again" in caplog.text
+    assert path.read_bytes() == content
+
+
+@pytest.mark.quick
+def test_a_cache_that_cannot_be_written_costs_a_line(fake, monkeypatch, tmp_path, caplog) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    first = make(fake)
+    assert "the sampler is not kept: " in caplog.text
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, f"could not write {path}: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(images, "write_atomically", full)
+        assert make(fake) == first
+    assert "No space left on device: the next process compiles the sampler again" in caplog.text
+    assert make(fake) == first
+    assert fake.compiled == 3
+
+
+def compile_in_a_process(notes: Path, results: Any) -> None:
+    results.put(make(FakeNvrtc(seconds=0.5, notes=notes)))
+
+
+def test_of_several_processes_one_compiles(fake: FakeNvrtc, tmp_path: Path) -> None:
+    """As torchrun starts them. All get the whole image."""
+    context = multiprocessing.get_context("fork")
+    notes, results = tmp_path / "notes", context.Queue()
+    processes = [
+        context.Process(target=compile_in_a_process, args=(notes, results)) for _ in range(3)
+    ]
+    for process in processes:
+        process.start()
+    images_made = {results.get(timeout=60) for _ in processes}
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert images_made == {make(fake)}
+    assert notes.read_text() == "compiled\n"
+    assert fake.compiled == 0
+
+
+@pytest.mark.quick
+def test_long_compiles_say_that_they_run(fake: FakeNvrtc, caplog) -> None:
+    fake.seconds = 0.1
+    make(fake)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == "compiling the sampler for sm_90, once: it takes some 20 seconds"
+    assert lines[1] == "compiling, 0 seconds"
+    assert lines[-1] == "compiled in 0 seconds"
+
+
+@needs_nvrtc
+@pytest.mark.quick
+def test_the_compilers_own_words_are_the_error(tmp_path: Path) -> None:
+    source = tmp_path / "wrong.cu"
+    source.write_text("__global__ void sample() { no; }")
+    found = nvrtc()
+    assert found is not None
+    message = r'NVRTC \d+\.\d+: wrong.cu\(1\): error: identifier "no" is undefined'
+    with pytest.raises(CompilerError, match=message):
+        found.compile(source, {}, ["-arch=sm_90"], ptx=False)
+
+
+def report(target: str, operands: str) -> str:
+    """What ptxas says of the kernel."""
+    found = nvrtc()
+    assert found is not None
+
+    def write(folder: Path) -> None:
+        compiled = images.compile_kernel(found, target, cuda.OPERANDS[operands], "-Xptxas=-v")
+        assert compiled.data.startswith(b"\x7fELF")
+        (folder / "said.txt").write_text(compiled.log)
+
+    folder = kept(repr((found.version, target, operands, images.OPTIONS)).encode(), write)
+    return (folder / "said.txt").read_text()
+
+
+# T4 is refused before (test_driver.py); A100, A10, L4 and RTX 40, H100, B200, RTX 50.
+CARDS = ["80", "86", "89", "90", "100", "120"]
+KERNELS = [(card, operands) for card in CARDS for operands in ("bfloat16", "float32")]
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(
+    ("card", "operands"),
+    [pytest.param(*one, marks=[pytest.mark.full] * (one != ("90", "bfloat16"))) for one in KERNELS],
+)
+def test_kernels_keep_to_registers(card: str, operands: str) -> None:
+    """A sum that leaves its register costs more than the product that made it."""
+    said = report(f"sm_{card}", operands)
+    assert f"Compiling entry function 'sample' for 'sm_{card}'" in said
+    # Between the stages the kernel may keep one register in memory; before Hopper a stage of more
+    # than 8 images, which has thousands of instructions, keeps two.
+    line = r"properties for (\w+)\n.* (\d+) bytes spill stores, (\d+) bytes spill loads"
+    spilled = {name: max(int(a), int(b)) for name, a, b in re.findall(line, said)}
+    assert sum("draw_stages" in name or "draw_rows" in name for name in spilled) == 3
+    most = {"draw_stages": 8 if card.startswith("8") else 0, "sample": 4}
+    for name, spills in spilled.items():
+        kind = "draw_stages" if "draw_stages" in name else name
+        assert spills <= most.get(kind, 0), name
+    stacks = [int(bytes_) for bytes_ in re.findall(r"(\d+) bytes cumulative stack size", said)]
+    assert 0 < max(stacks) <= 128
+    shared = [int(bytes_) for bytes_ in re.findall(r"(\d+) bytes smem", said)]
+    assert max(shared, default=0) <= 1024  # apart from what the launch asks for
+
+
+# The most shared memory of a block, by CUDA's programming guide.
+SHARED = {(8, 0): 163, (8, 6): 99, (8, 9): 99, (9, 0): 227, (10, 0): 227, (12, 0): 99}
+FRAGMENT = 8 * 2 * 8 * 16 * 4  # bytes of a warp's sums, two units wide, for eight warps
+
+
+@pytest.mark.parametrize("capability", SHARED)
+def test_wide_networks_take_low_tiles_where_shared_memory_is_small(
+    capability: tuple[int, int],
+) -> None:
+    """Tall tiles of rows, six fragments high, need 32 KB more than low ones, of two."""
+    limit = SHARED[capability] << 10
+
+    def shared_bytes(filters: int, limit: int) -> int:
+        model = network(n_filters=filters, n_resnet=5)
+        program = Program(model, bf16=True)
+        return int(extension().CudaSampler(program, True, 0, 1, limit).shared_bytes)
+
+    tall = shared_bytes(160, 227 << 10)
+    assert shared_bytes(160, tall - 1) == tall - 4 * FRAGMENT
+    assert 99 << 10 < tall <= 163 << 10
+    expected = tall if limit >= tall else tall - 4 * FRAGMENT
+    assert shared_bytes(160, limit) == expected <= limit
+    assert shared_bytes(40, limit) <= limit
