@@ -28,7 +28,7 @@ from .distributed import rank_and_size
 from .machine import keep_freed_memory
 from .presets import PRESETS, preset
 from .progress import lines_shown, silence
-from .tables import shown
+from .text import escape_control
 
 VERBS: Mapping[str, Any] = {
     "train": Train,
@@ -139,7 +139,7 @@ def explain(error: Exception) -> str | None:
 
 def _fail(message: str) -> int:
     """Print an error; returns the exit status."""
-    print(shown(f"dsmooth: error: {message}"), file=sys.stderr)
+    print(escape_control(f"dsmooth: error: {message}"), file=sys.stderr)
     return 1
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, SupportsIndex, TypeVar, get_args, get_origin, g
 
 import msgspec
 
-from .tables import shown
+from .text import escape_control
 
 T = TypeVar("T")
 # A JSON object, as a file holds it.
@@ -87,11 +87,13 @@ def structure(values: object, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$")
         field = path.strip("`.")
-        raise ValueError(shown(f"{field}: {reason}" if field else reason)) from None
+        raise ValueError(escape_control(f"{field}: {reason}" if field else reason)) from None
     known = flatten(msgspec.to_builtins(made))
     unknown = [name for name in flatten(values) if name not in known]
     if unknown:
-        raise ValueError(shown(f"{kind.__name__} has no field {', '.join(sorted(unknown))}"))
+        raise ValueError(
+            escape_control(f"{kind.__name__} has no field {', '.join(sorted(unknown))}")
+        )
     return made
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from .fields import Json
-from .tables import shown
+from .text import escape_control
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,8 +124,8 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
 
 
 def printable(path: Path | str) -> str:
-    r"""Return `path` as `shown` has it; bytes that are not UTF-8 become \xNN."""
-    return shown(os.fsencode(path).decode("utf-8", "backslashreplace"))
+    r"""Return `path` as `escape_control` has it; bytes that are not UTF-8 become \xNN."""
+    return escape_control(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
 def open_regular(path: Path) -> BinaryIO:

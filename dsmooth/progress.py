@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from .tables import shown
+from .text import escape_control
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -32,7 +32,7 @@ class _Lines(logging.Handler):
     """Prints news to stdout, and warnings to stderr with the program's name before them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = shown(record.getMessage())
+        line = escape_control(record.getMessage())
         if record.levelno < logging.WARNING:
             print(line, flush=True)
         else:

@@ -6,6 +6,7 @@ of `evaluate`, `probe` and `reproduce`, of folders of drawn images, and of the p
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ import msgspec
 
 from ._version import __version__
 from .distributed import barrier, broadcast_int, rank_and_size
-from .fields import difference, structure
+from .fields import difference, flatten, structure
 from .files import file_sha256, printable, read_json, write_json
 
 T = TypeVar("T")
@@ -70,11 +71,10 @@ class Record(Generic[T, P]):
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """The files that are not parts, or are not there with the same content any more."""
-        files = {name: self.path.with_name(name) for name in names}
         return [
             name
-            for name, file in files.items()
-            if name not in self.parts or not file.exists() or file_sha256(file) != self.parts[name]
+            for name in names
+            if not _is_unchanged(self.path.with_name(name), self.parts.get(name))
         ]
 
     def keep(self, parts: Mapping[str, P]) -> None:
@@ -120,18 +120,45 @@ def record_of(
     return msgspec.to_builtins({"version": VERSION, "dsmooth": __version__, **content})
 
 
-def read_result(path: Path, kind: type[T], request: Mapping[str, object] | None = None) -> T | None:
-    """The result in a record, None for one without, or of a request with other values of `request`.
+def request_digest(request: Mapping[str, object]) -> str:
+    """Eight hexadecimal digits that differ between requests, for the name of a folder."""
+    return hashlib.sha256(json.dumps(request).encode()).hexdigest()[:8]
 
-    Raises FileNotFoundError or ValueError, naming the file.
+
+def read_result(path: Path, kind: type[T], request: Mapping[str, object] | None = None) -> T | None:
+    """The result in a record; None for one without, or whose request differs from `request`.
+
+    request: some fields; of a field that is an object the stored one may have a part. Raises
+    FileNotFoundError or ValueError, naming the file.
     """
     stored = _read(path)
-    wanted = request or {}
-    if stored["result"] is None or difference(
-        {name: stored["request"].get(name) for name in wanted}, json.loads(json.dumps(wanted))
-    ):
+    if stored["result"] is None or not _agrees(stored["request"], request or {}):
         return None
     return _structure(stored["result"], kind, path)
+
+
+def has_files(path: Path, request: Mapping[str, object]) -> bool:
+    """Whether the files in a record are unchanged, of a request as `read_result` takes it."""
+    stored = _read(path)
+    return _agrees(stored["request"], request) and all(
+        _is_unchanged(path.with_name(name), digest) for name, digest in stored["parts"].items()
+    )
+
+
+def _agrees(stored: Mapping[str, object], request: Mapping[str, object]) -> bool:
+    wanted = flatten(json.loads(json.dumps(request)))
+    part = flatten({name: stored.get(name) for name in request})
+    return all(wanted.get(name) == value for name, value in part.items())
+
+
+def _is_unchanged(path: Path, digest: object) -> bool:
+    return path.exists() and file_sha256(path) == digest
+
+
+def read_parts(path: Path, part: type[P]) -> tuple[Mapping[str, Any], dict[str, P]]:
+    """The request and the parts in a record. Raises as `read_result` does."""
+    stored = _read(path)
+    return stored["request"], _structure(stored["parts"], dict[str, part], path)  # type: ignore[valid-type]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,43 +1,41 @@
-"""The paper's experiments in one folder: stages that remember their results, and their report."""
+"""The paper's experiments in one folder: stages that keep their results, and their report."""
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from jinja2 import UndefinedError
 from torch import Tensor
 
-from ._version import __version__
-from .config import Method, Precision, ProbeSettings, ReproductionStage, Role
+from .config import Method, Precision, ProbeSettings, ReproductionStage, Split
 from .data import ImageDataset, to_bytes
 from .data.order import choose_images
 from .data.reading import read_npz
-from .distributed import rank_and_size
+from .distributed import barrier, broadcast_int, rank_and_size
 from .evaluate.batches import labels_for_model
-from .evaluate.comparison import compare_images, measure_images
-from .evaluate.features import make_extractor
+from .evaluate.comparison import Reference, compare_images
+from .evaluate.features import CLASSIFIER, make_extractor
 from .evaluate.likelihood import measure_bits
-from .evaluate.probe import PIXELS, probe_pair
+from .evaluate.probe import PIXELS, make_probing
 from .evaluate.receptive_field import receptive_fields
-from .fields import Json
-from .files import read_json, write_json
-from .machine import cpu_name, has_fast_bfloat16
+from .machine import has_fast_bfloat16
 from .pair import draw
 from .pictures import is_diverged, save_grid
-from .pretrained import DEFAULT, TITLE, Loaded, packaged
+from .pretrained import Loaded
 from .progress import progress
-from .remembered import remembered
-from .report.page import write_report
+from .record import Record, has_files, read_result
+from .report.contents import Report, ReportData, SampleCount
+from .report.describe import describe_machine, describe_model, packaged_numbers
+from .results import FLOOR, BitsResult, FrechetResult, ProbeResult, ReceptiveFields
 from .sampling.output import gather, write_images
 from .sampling.request import Request, digest_of
 from .smoothing import GaussianSmoothing
-from .training.step import kernel_rate
 
+T = TypeVar("T")
 CHUNK = 64  # images drawn at a time
 GRID_IMAGES = 64  # samples in the picture of a grid
 DENOISED_IMAGES = 10  # held-out images whose denoising the report shows
@@ -49,12 +47,27 @@ COMPARED = ("two-step", "single-step", "guided", "plain")
 
 
 @dataclass(frozen=True)
+class Measurements:
+    """Results of the stages, None for one that was not run or had nothing to measure.
+
+    pictures: (N, C, H, W) by name. skipped: why a stage had nothing to measure.
+    """
+
+    pictures: Mapping[str, Tensor]
+    bits: BitsResult | None
+    frechet: FrechetResult | None
+    receptive_fields: ReceptiveFields | None
+    probes: ProbeResult | None
+    skipped: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Stages:
     """The experiments with loaded models, as the verbs do them, in one folder.
 
     count: samples of each kind; the first are shown, all are compared with real images.
     scored_images: held-out images whose bits/dim are measured. extractor: as `make_extractor`
-    names it; auto: the package's classifier for MNIST, none for other data. only: do this stage
+    takes it; auto: the package's classifier for MNIST, none for other data. only: run this stage
     again and no other. precision: of networks, as of `dsmooth sample`; "auto" also computes the
     features of probes in bfloat16 where the device is fast at it. Under torchrun all processes
     compute together, and rank 0 writes.
@@ -72,70 +85,72 @@ class Stages:
     only: ReproductionStage | None = None
     precision: Precision = "auto"
 
-    def run(self) -> None:
-        """Do the stages that are not done, or the one that is asked for."""
-        stages: dict[ReproductionStage, Callable[[], object]] = {
-            "samples": self.draw,
-            "bits-per-dim": self.bits_per_dim,
-            "frechet": self.compare,
-            "receptive-field": lambda: self.remember("receptive_field", {}, receptive_fields),
-            "probes": self.probe,
-        }
-        for name, stage in stages.items():
-            if self.only in (None, name):
-                stage()
+    def run(self) -> Measurements:
+        """Results of the stages: stored ones of the same request, else computed.
 
-    @property
-    def embedded(self) -> bool:
-        """Whether the images are the package's subset of MNIST."""
-        return self.test_set.source.startswith("embedded")
+        With `only` the other stages give what is stored of the same models and images.
+        """
+        skipped = {}
+        if self.extractor_name is None:
+            skipped["frechet"] = "the package's classifier is for MNIST; name another extractor"
+        if self.train_set.labels is None or self.test_set.labels is None:
+            skipped["probes"] = "the images have no labels"
+        drawn = self.draw() if self.only in (None, "samples") else self.stored_pictures()
+        return Measurements(
+            drawn,
+            self.bits_per_dim(),
+            None if "frechet" in skipped else self.compare(drawn),
+            self.stage("receptive-field", ReceptiveFields, {}, receptive_fields),
+            None if "probes" in skipped else self.probe(),
+            skipped,
+        )
 
     @cached_property
-    def subject(self) -> Json:
-        """The models and images that every stage measures, as JSON."""
+    def identity(self) -> Mapping[str, object]:
+        """The weights and images that every stage measures."""
         return {
             "weights_sha256": self.models.digests(),
             "data_sha256": {"train": self.train_set.digest, "test": self.test_set.digest},
+        }
+
+    def request(self, **settings: object) -> Mapping[str, object]:
+        """All that decides the result of a stage."""
+        return {
+            **self.identity,
             "settings": self.models.identity(),
             "clean_noise": self.models.clean_noise,
             "seed": self.seed,
+            **settings,
         }
 
-    def remember(
-        self, name: str, key: Json, compute: Callable[[], Json], *, again: bool = False
-    ) -> Json:
-        """The result in NAME.json, of this subject and key."""
-        path, again = self.folder / f"{name}.json", again or self.only is not None
-        return remembered(path, {**self.subject, **key}, compute, again=again)
+    def stage(
+        self,
+        name: ReproductionStage,
+        kind: type[T],
+        settings: Mapping[str, object],
+        compute: Callable[[], T],
+    ) -> T | None:
+        """The result of a stage with these settings, in the record of its name."""
+        path = self.folder / f"{name.replace('-', '_')}.json"
+        if self.only not in (None, name):
+            return read_result(path, kind, self.identity) if path.exists() else None
+        record = Record(path, self.request(**settings), kind, str, replace=True)
+        return record.obtain(compute, again=self.only is not None)
 
-    def results(self, *names: str) -> dict[str, Json]:
-        """Content of the files NAME.json, without the results of other weights and images."""
-        paths = {name: self.folder / f"{name}.json" for name in names}
-        results = {name: read_json(path) for name, path in paths.items() if path.exists()}
-        return {
-            name: result
-            for name, result in results.items()
-            if "asked" in result
-            and all(
-                result["asked"][digests].items() <= self.subject[digests].items()
-                for digests in ("weights_sha256", "data_sha256")
-            )
-        }
-
-    def pictures(self) -> dict[str, Tensor]:
-        """The images in samples/ of these weights: (N, C, H, W) by name."""
-        names = [path.stem for path in sorted(self.folder.glob("samples/*.npz"))]
-        return {name: self.read(name) for name in names if self.results(f"samples/{name}")}
+    def stored_pictures(self) -> dict[str, Tensor]:
+        """The images in samples/ of these weights and images."""
+        paths = sorted(self.folder.glob("samples/*.json"))
+        return {path.stem: self.read(path.stem) for path in paths if has_files(path, self.identity)}
 
     def read(self, name: str) -> Tensor:
         """The images in samples/NAME.npz: (N, C, H, W)."""
         return torch.from_numpy(read_npz(self.folder / "samples" / f"{name}.npz")["x"])
 
-    def draw(self) -> None:
+    def draw(self) -> dict[str, Tensor]:
         """Draw samples and denoise held-out images, into samples/.
 
-        "noisy", "two-step", "single-step" and "plain" are samples; the same x~ stands behind the
-        first three. Names with "held-out" are of test images, with noise, and denoised.
+        "noisy", "two-step", "single-step" and "plain" are samples; the same x~ is behind the first
+        three. Names with "held-out" are of test images, with noise, and denoised.
         """
         models, pair, seed = self.models, self.models.pair, self.seed
         methods: tuple[Method, ...] = ("two-step",)
@@ -145,111 +160,107 @@ class Stages:
         labels = labels_for_model(self.test_set, models.n_classes, models.class_names)
         held_out = Request(len(clean), seed, label=None if labels is None else labels[: len(clean)])
         noised = pair.smoothing.sample(clean, seed=seed, first_index=0, repeat=0)
-        every = Request(self.count, seed, label="each" if models.n_classes else None)
+        drawn = Request(self.count, seed, label="each" if models.n_classes else None)
 
-        self.images("held-out", models, held_out, clean)
-        self.images("held-out-noisy", models, held_out, noised)
-        noisy = self.images("noisy", models.of("noisy"), replace(every, method="noisy"))
-        for prefix, request, x_tilde in (("", every, noisy), ("held-out-", held_out, noised)):
+        pictures = {
+            "held-out": self.images("held-out", models, held_out, clean),
+            "held-out-noisy": self.images("held-out-noisy", models, held_out, noised),
+        }
+        noisy = self.images("noisy", models.of("noisy"), replace(drawn, method="noisy"))
+        pictures["noisy"] = noisy
+        for prefix, request, x_tilde in (("", drawn, noisy), ("held-out-", held_out, noised)):
             for method in methods:
+                name = f"{prefix}{method}"
                 denoising = replace(request, method=method, x_tilde=x_tilde.to(models.device))
-                self.images(f"{prefix}{method}", models.of("noisy", "denoiser"), denoising)
+                pictures[name] = self.images(name, models.of("noisy", "denoiser"), denoising)
         if models.plain is not None:
-            self.images("plain", models.of("plain"), every)
+            pictures["plain"] = self.images("plain", models.of("plain"), drawn)
+        return pictures
 
     def images(
         self, name: str, models: Loaded, request: Request, x: Tensor | None = None
     ) -> Tensor:
-        """The images of a request in samples/NAME.npz, with a picture beside it.
+        """The images of a request in samples/NAME.npz, and a picture of the first ones.
 
         They are x, or drawn from `models`.
         """
         if not models.n_classes:
             request = replace(request, label=None)
         path = self.folder / "samples" / f"{name}.npz"
-
-        def compute() -> Json:
+        picture = path.with_suffix(".png")
+        settings = {"count": request.count, "precision": self.precision, **request.identity()}
+        record = Record(
+            path.with_suffix(".json"), self.request(**settings), type(None), str, replace=True
+        )
+        if broadcast_int(self.only is not None or bool(record.missing([path.name, picture.name]))):
             images = x
             if images is None:
                 with progress(f"drawing {name}", request.count) as done:
                     draw_part = partial(draw, models.model, precision=self.precision)
                     images = gather(draw_part, request, CHUNK, done)
             if images is not None and rank_and_size()[0] == 0:
-                save_grid(images[:GRID_IMAGES], path.with_suffix(".png"))
+                save_grid(images[:GRID_IMAGES], picture)
                 write_images(path, images, request, n_classes=models.n_classes)
-            return {}
-
-        key = {"count": request.count, "precision": self.precision, **request.identity()}
-        self.remember(f"samples/{name}", key, compute, again=not path.exists())
+            record.keep_files(path.name, picture.name)
+        barrier()
         return self.read(name)
 
-    def bits_per_dim(self, n_noise: int = 1) -> Json:
+    def bits_per_dim(self, n_noise: int = 1) -> BitsResult | None:
         """Bits/dim on held-out images, of the pair by `n_noise` draws of x~ per image."""
-        n, seed, precision = min(self.scored_images, len(self.test_set)), self.seed, self.precision
+        n, precision = min(self.scored_images, len(self.test_set)), self.precision
         measure = partial(measure_bits, self.models, self.test_set, limit=n, n_noise=n_noise)
-        key = {"n_images": n, "n_noise": n_noise, "precision": precision}
-        return self.remember(
-            "bits_per_dim", key, lambda: measure(seed=seed, precision=precision)[0]
+        return self.stage(
+            "bits-per-dim",
+            BitsResult,
+            {"n_images": n, "n_noise": n_noise, "precision": precision},
+            lambda: measure(seed=self.seed, precision=precision)[0],
         )
 
-    def compare(self) -> Json:
+    @property
+    def extractor_name(self) -> str | None:
+        """The extractor of Fréchet distances, None where "auto" has none for these images."""
+        if self.extractor != "auto":
+            return self.extractor
+        is_mnist = self.train_set.name == "mnist" and self.train_set.images.shape[1:] == (1, 28, 28)
+        return CLASSIFIER if is_mnist else None
+
+    def compare(self, pictures: Mapping[str, Tensor]) -> FrechetResult | None:
         """Fréchet distances of samples, and of equally many test images, to the training images."""
-        real, name, pictures = self.train_set.images, self.extractor, self.pictures()
         samples = {k: x for k, x in bytes_to_compare(pictures).items() if len(x) > 1}
-        if name == "auto" and self.train_set.name == "mnist" and real.shape[1:] == (1, 28, 28):
-            name = "mnist-classifier"
-        network = None if name == "auto" else make_extractor(name, device=self.models.device)
+        name = self.extractor_name
+        if name is None or not samples:
+            return None
+        needed = self.only in (None, "frechet")
+        network = make_extractor(name, device=self.models.device) if needed else None
 
-        def compute() -> Json:
-            if network is None:
-                return {"skipped": "the package's classifier is for MNIST; name another extractor"}
-            if not samples:
-                return {"skipped": "there are no samples to compare"}
-            _, reference = measure_images(network, "real images", real, progress=progress)
+        def compute() -> FrechetResult:
+            assert network is not None
+            real = self.train_set.images
+            # Only the statistics: scores by features of the real images take longer than the rest.
+            statistics = Reference.of_images(real, network, progress).statistics
             floor = choose_images(self.test_set, max(map(len, samples.values())))
-            distances = {}
-            for kind, images in {**samples, "real": floor}.items():
-                comparison = compare_images(images, reference, network, progress=progress)
-                distances[kind] = {
-                    "value": comparison.value,
-                    "error": comparison.error,
-                    "black": black_share(images),
-                    "n_images": len(images),
-                    "left_out": len(pictures.get(kind, images)) - len(images),
-                    "warnings": list(comparison.warnings),
-                }
-            return {
-                "unit": "squared distance in feature space",
-                "name": network.distance_name,
-                "extractor": network.describe(),
-                "reference": {"split": "train", "n_images": len(real)},
-                "distances": distances,
-            }
+            sets = {**samples, FLOOR: floor}
+            result = compare_images(sets, Reference(statistics), network, progress=progress)
+            return result.leave_out({k: len(pictures[k]) - len(x) for k, x in samples.items()})
 
-        key = {
-            "extractor": name if network is None else network.describe(),
+        settings = {
+            "extractor": network and asdict(network.describe()),
             "samples_sha256": {kind: digest_of(images) for kind, images in samples.items()},
         }
-        return self.remember("frechet", key, compute)
+        return self.stage("frechet", FrechetResult, settings, compute)
 
-    def probe(self) -> Json:
-        """Accuracies of linear probes; "skipped" says why there are none."""
-        if self.train_set.labels is None or self.test_set.labels is None:
-            return self.remember("probes", {}, lambda: {"skipped": "the images have no labels"})
+    def probe(self) -> ProbeResult | None:
+        """Accuracies of linear probes."""
+        path, pair = self.folder / "probes.json", self.models.pair
+        if self.only not in (None, "probes"):
+            return read_result(path, ProbeResult, self.identity) if path.exists() else None
         fast = self.precision == "auto" and has_fast_bfloat16(self.models.device)
-        return probe_pair(
-            self.models.pair,
-            self.train_set,
-            self.test_set,
-            self.probes,
-            self.folder / "probes.json",
-            only=PROBED,
-            # With 500 + 500 images, five of the noisy model's seven probes were as accurate in
-            # bfloat16. Two differed by one image.
-            precision="bfloat16" if fast else self.precision,
-            replace_other=True,
-            again=self.only is not None,
-        )
+        # With 500 + 500 images, five of the noisy model's seven probes were as accurate in
+        # bfloat16. Two differed by one image.
+        precision = "bfloat16" if fast else self.precision
+        sets: dict[Split, ImageDataset] = {"train": self.train_set, "test": self.test_set}
+        probing = make_probing(pair, sets, self.probes, self.folder, None, PROBED, precision)
+        return probing.run(path, replace=True, again=self.only is not None)
 
 
 def bytes_to_compare(pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -258,121 +269,52 @@ def bytes_to_compare(pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: to_bytes(x[~is_diverged(x)]) for name, x in kept.items()}
 
 
-def black_share(images: Tensor) -> float:
-    """The share of pixels of bytes (N, C, H, W) that are black in every colour."""
-    return float((images.amax(1) == 0).double().mean())
-
-
-def report(
+def make_report(
     stages: Stages,
-    title: str,
-    budget: float | None = None,
-    commands: Sequence[str] = (),
+    measured: Measurements,
+    name: str,
+    budget: float | None,
     *,
+    is_packaged: bool = False,
     trained_here: bool = False,
-) -> list[str]:
-    """Write results.json and report.html from the files of the stages and the logs of the runs.
+) -> Report:
+    """The report of `measured`; nothing in it is a path of this machine.
 
-    title: of the models or of their settings. budget: minutes of their training in all, commands:
-    for longer training. Returns the sentences of `write_report`. Raises ValueError for a result
-    that cannot be reported.
+    name: of the models or of their settings. budget: minutes of their training in all.
     """
     models, train_set, test_set = stages.models, stages.train_set, stages.test_set
-    pictures, trained_on = stages.pictures(), len(train_set) if trained_here else None
-    # Nothing in it names a path of this machine.
-    results: Json = {
-        **({"card": card_numbers()} if title == TITLE else {}),
-        "dsmooth": __version__,
-        "name": title,
-        "budget_minutes": budget,
-        "data": {
-            "name": test_set.name,
-            "embedded_subset": stages.embedded,
-            "train_images": len(train_set),
-            "test_images": len(test_set),
-            "image_size": list(test_set.image_size),
-            "image_channels": test_set.image_channels,
+    card = packaged_numbers() if is_packaged else None
+    training_images = len(train_set) if trained_here else None
+    if card is not None:
+        training_images = card.train_images
+    hidden = models.class_names and not test_set.has_classes(models.class_names)
+    return Report(
+        name=name,
+        packaged=card,
+        budget_minutes=budget,
+        trained_here=trained_here,
+        data=ReportData(
+            test_set.name,
+            test_set.embedded,
+            len(train_set),
+            len(test_set),
+            test_set.image_size,
+            test_set.image_channels,
+        ),
+        machine=describe_machine(models.device),
+        models={
+            role: describe_model(role, models, test_set, training_images)
+            for role in models.networks
         },
-        "machine": describe_machine(models.device),
-        "runs": {
-            role: describe_model(role, models, test_set, trained_on) for role in models.networks
+        hidden_classes=models.n_classes if hidden else 0,
+        seed=stages.seed,
+        samples={
+            name: SampleCount(len(x), int(is_diverged(x).sum()))
+            for name, x in measured.pictures.items()
         },
-        "samples": {
-            "seed": stages.seed,
-            "count": {name: len(x) for name, x in pictures.items()},
-            "diverged": {name: int(is_diverged(x).sum()) for name, x in pictures.items()},
-        },
-        **stages.results("bits_per_dim", "frechet", "receptive_field", "probes"),
-    }
-    histories = {str(r): run.history() for r, run in models.runs.items() if run.is_finished()}
-    path = stages.folder / "report.html"
-    try:
-        sentences = write_report(path, results, histories, pictures, commands)
-    except (AttributeError, IndexError, KeyError, TypeError, UndefinedError) as error:
-        raise ValueError(
-            f"{stages.folder} holds a result that cannot be reported ({error!r}): `only=STAGE` "
-            "computes a stage again"
-        ) from error
-    write_json(stages.folder / "results.json", results)
-    return sentences
-
-
-def describe_model(
-    role: Role, models: Loaded, test_set: ImageDataset, trained_on: int | None = None
-) -> Json:
-    """A model's settings and size, and its training if the run is finished.
-
-    trained_on: size of its training set, where that is known.
-    """
-    network, run = models.networks[role], models.runs.get(role)
-    parameters = sum(p.numel() for p in network.parameters())
-    if run is None:
-        smoothing = models.pair.smoothing
-        noise = {"smoothing": smoothing.kind, "scale": smoothing.scale}
-        return {"settings": {"model": asdict(network.config), **noise}, "parameters": parameters}
-    config = run.read_config()[0]
-    settings = {key: value for key, value in asdict(config).items() if key != "data_dir"}
-    description = {"settings": settings, "parameters": parameters}
-    if not run.is_finished():
-        return description
-    settings["kernel_rate"] = kernel_rate(config) if config.optimizer == "muon" else None
-    record = run.record()
-    passes = round((record.images or 0) / trained_on, 2) if trained_on else None
-    return {
-        **description,
-        "images": record.images,
-        "training_seconds": record.seconds,
-        "loss": record.loss,
-        "notes": list(record.notes),
-        "held_out_bits_per_dim": record.bits_per_dim,
-        "held_out_images": min(config.evaluation_images, len(test_set)),
-        **({"passes_over_training_set": passes} if trained_on else {}),
-    }
-
-
-def card_numbers() -> Json:
-    """Numbers of the packaged models' card, which were measured with the whole of MNIST."""
-    card = read_json(packaged()[DEFAULT] / "card.json")
-    probes = card["probes"]["noisy"]["accuracy"]["noisy"]
-    return {
-        "train_images": card["data"]["train_images"],
-        "distances": card["samples"]["of"]["two-step"]["distance"],
-        "probes": {name: probe["accuracy"] for name, probe in probes.items()},
-    }
-
-
-def describe_machine(device: torch.device) -> Json:
-    """Processor, processes, threads, GPUs in use, and versions."""
-    size, gpu = rank_and_size()[1], None
-    if device.type == "cuda":
-        number = min(size, torch.cuda.device_count())
-        gpu = f"{number} x " * (number > 1) + torch.cuda.get_device_name(device)
-    return {
-        "processor": cpu_name(),
-        "processes": size,
-        "cpu_threads": torch.get_num_threads(),
-        "gpu": gpu,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+        bits=measured.bits,
+        frechet=measured.frechet,
+        probes=measured.probes,
+        receptive_fields=measured.receptive_fields,
+        skipped=dict(measured.skipped),
+    )

@@ -6,13 +6,14 @@ None where a single image gives none.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .config import ProbeSettings
 
-# A value of a setting, as JSON has it.
-Setting = bool | int | float | str | list[bool | int | float | str] | None
+# SHA-256 of the file of the Inception weights of 2015.
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class ClassBits:
 
 @dataclass(frozen=True)
 class BitsResult:
-    """Bits/dim of a pair, a plain model or both. seed: of the noise.
+    """Bits/dim of models, by "pair" and "plain". seed: of the noise.
 
     difference: of the pair minus the plain model, None for one of them. classes: of each class, by
     "pair" and "plain"; empty where they were not measured.
@@ -117,16 +118,19 @@ class BitsResult:
 
     data: MeasuredImages
     seed: int
-    pair: Bits | None = None
-    plain: Bits | None = None
+    models: dict[str, Bits]
     difference: Difference | None = None
     classes: dict[str, tuple[ClassBits, ...]] = field(default_factory=dict)
 
     @property
-    def models(self) -> dict[str, Bits]:
-        """The models that were measured, by "pair" and "plain"."""
-        models = {"pair": self.pair, "plain": self.plain}
-        return {name: bits for name, bits in models.items() if bits is not None}
+    def pair(self) -> Bits | None:
+        """The pair, if it was measured."""
+        return self.models.get("pair")
+
+    @property
+    def plain(self) -> Bits | None:
+        """The plain model, if it was measured."""
+        return self.models.get("plain")
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,11 @@ class Extractor:
     name: str
     sha256: str
     resize: str
+
+    @property
+    def is_fid(self) -> bool:
+        """Whether these are the Inception weights of 2015, which FID is named after."""
+        return self.sha256 == INCEPTION_SHA256
 
 
 @dataclass(frozen=True)
@@ -201,6 +210,19 @@ class FrechetResult:
     distances: dict[str, Distance]
     warnings: tuple[str, ...] = ()
     classes: tuple[ClassDistances, ...] = ()
+
+    def leave_out(self, counts: Mapping[str, int]) -> FrechetResult:
+        """This result of sets without so many images that had infinite values."""
+        distances = {
+            name: replace(distance, left_out=counts.get(name, 0))
+            for name, distance in self.distances.items()
+        }
+        notes = (
+            f"{count:,} {name} with infinite values were left out"
+            for name, count in counts.items()
+            if count
+        )
+        return replace(self, distances=distances, warnings=(*self.warnings, *notes))
 
 
 @dataclass(frozen=True)
@@ -270,47 +292,3 @@ class ReceptiveFields:
     pixel: tuple[int, int]
     causal: int
     networks: dict[str, ReceptiveField]
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where numbers were measured. gpu: None for the CPU."""
-
-    processor: str
-    processes: int
-    cpu_threads: int
-    gpu: str | None
-    system: str
-    python: str
-    torch: str
-
-
-@dataclass(frozen=True)
-class TrainingSummary:
-    """A finished run: images seen, seconds of training, bits/dim of held-out images at the end.
-
-    loss: what these bits/dim are. notes: of settings that changed on the way. training_images: size
-    of the training set, None if unknown.
-    """
-
-    images: int
-    seconds: float
-    loss: str
-    held_out_bits: float
-    held_out_images: int
-    notes: tuple[str, ...]
-    training_images: int | None = None
-
-    @property
-    def passes(self) -> float | None:
-        """Passes over the training set."""
-        return self.images / self.training_images if self.training_images else None
-
-
-@dataclass(frozen=True)
-class ModelSummary:
-    """A model: its settings by dotted names (model.n_filters), and its training if recorded."""
-
-    parameters: int
-    settings: dict[str, Setting]
-    training: TrainingSummary | None = None

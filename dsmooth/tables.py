@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Any
+
+from .progress import significant
+from .results import FLOOR, BitsResult, ClassDistances, Distance, FidelityScores, FrechetResult
+from .text import decimals, escape_control
 
 COMPARABLE = "* comparable with discrete bits/dim of the literature"
-# Columns of the table of bits/dim: title, and the key of a convention.
-_BITS = (
-    ("bits/dim", "value"),
-    ("± images", "standard_error"),
-    ("± repeats", "repeat_error"),
-)
 
 
 @dataclass(frozen=True)
@@ -40,60 +34,82 @@ class Table:
         from rich.console import Console
         from rich.table import Table as RichTable
 
-        table = RichTable(title=shown(self.title) or None)
+        table = RichTable(title=escape_control(self.title) or None)
         for i, title in enumerate(self.head):
             table.add_column(title, justify="right" if i else "left")
         for row in self.rows:
-            table.add_row(*map(shown, row))
+            table.add_row(*map(escape_control, row))
         Console(highlight=False, markup=False).print(table)
 
 
-# Control characters but for tab and newline, marks that turn the direction of writing, and halves
-# of surrogate pairs, which have no UTF-8.
-_UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+def bits_table(result: BitsResult, title: str = "") -> Table:
+    """Bits/dim of the models in every convention. A column without numbers is left out."""
+    rows = [(name, row) for name, bits in result.models.items() for row in bits.conventions]
+    columns: dict[str, list[float | None]] = {
+        "bits/dim": [row.value for _, row in rows],
+        "± images": [row.error for _, row in rows],
+        "± repeats": [row.repeat_error for _, row in rows],
+    }
+    columns = {head: values for head, values in columns.items() if set(values) != {None}}
+    words = [f"{name}: {row.name}{' *' * row.comparable}\n{row.meaning}" for name, row in rows]
+    numbers = zip(*([decimals(v) for v in values] for values in columns.values()), strict=True)
+    cells = [[word, *row] for word, row in zip(words, numbers, strict=True)]
+    return Table(["", *columns], cells, title)
 
 
-def shown(text: str) -> str:
-    r"""Text of anybody's file for a terminal or a page: what would act on it is \xNN or \uNNNN."""
-    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
+def class_bits_table(result: BitsResult) -> Table:
+    """Bits/dim of each class."""
+    rows = []
+    for same in zip(*result.classes.values(), strict=True):
+        values = (decimals(row.value, error=row.error) for row in same)
+        rows.append([str(same[0].label), f"{same[0].n_images:,}", *values])
+    head = ["class", "images", *(f"{name}: bits/dim" for name in result.classes)]
+    return Table(head, rows, "bits/dim of each class")
 
 
-def plain_text(text: str) -> str:
-    """Words of a file as one line of Markdown that means nothing but itself."""
-    line = shown(" ".join(text.split()))
-    return re.sub(r"([\\`*_|\[\]])", r"\\\1", escape(line, quote=False))
+def frechet_table(result: FrechetResult, title: str) -> Table:
+    """The distance of the samples, other scores if there are some, and those of the floor."""
+    sets = [result.distances["samples"], result.distances.get(FLOOR)]
+    words = f"{result.name}, ± standard error by the bootstrap"
+    rows = [[words, *(_distance(distance) for distance in sets)]]
+    scores = [(distance and distance.scores) or FidelityScores() for distance in sets]
+    fid = result.extractor.is_fid
+    for words, values in (
+        (
+            "KID" if fid else "Kernel distance",
+            [(s.kernel_distance, s.kernel_distance_deviation) for s in scores],
+        ),
+        (
+            "Inception score" if fid else "Inception-style score",
+            [(s.inception_score, s.inception_score_deviation) for s in scores],
+        ),
+        ("Precision", [(s.precision, None) for s in scores]),
+        ("Recall", [(s.recall, None) for s in scores]),
+    ):
+        if values[0][0] is not None:
+            deviation = ", ± standard deviation" if values[0][1] is not None else ""
+            rows.append([words + deviation, *(_spread(*value) for value in values)])
+    counts = [0 if distance is None else distance.n_images for distance in sets]
+    return Table(["", f"{counts[0]:,} samples", f"{counts[1]:,} real images"], rows, title)
 
 
-def bits_table(models: Mapping[str, Any], title: str = "") -> Table:
-    """Bits/dim of the pair and of the plain model, as far as they are there, in every convention.
-
-    models: the numbers that `measure_bits` gives. Columns that no convention fills are left out.
-    """
-    there = [name for name in ("pair", "plain") if name in models]
-    conventions = [(name, each) for name in there for each in models[name]["conventions"]]
-    columns = [
-        (words, key)
-        for words, key in _BITS
-        if any(each[key] is not None for _, each in conventions)
-    ]
-    rows = [
-        [
-            f"{name}: {each['name']}{' *' * bool(each['comparable'])}\n{each['meaning']}",
-            *(decimals(each[key]) for _, key in columns),
-        ]
-        for name, each in conventions
-    ]
-    return Table(["", *(words for words, _ in columns)], rows, title)
+def class_distances_table(classes: Sequence[ClassDistances]) -> Table:
+    """The distance of each class."""
+    rows = []
+    for row in classes:
+        samples, floor = row.distances["samples"], row.distances.get(FLOOR)
+        counts = f"{samples.n_images:,}", f"{row.n_reference:,}"
+        values = _distance(samples), decimals(floor.value if floor else None)
+        rows.append([str(row.label), *counts, *values])
+    head = ["class", "samples", "real images", "distance", "of other real images"]
+    return Table(head, rows, "distances of classes")
 
 
-def decimals(value: float | None, digits: int = 4, error: float | None = None) -> str:
-    """A number with its standard error, if there is one; a dash for None and NaN."""
-    if value is None or math.isnan(value):
-        return "–"
-    text = f"{value:.{digits}f}"
-    return text if error is None else f"{text} ± {error:.{digits}f}"
+def _distance(distance: Distance | None) -> str:
+    return "–" if distance is None else decimals(distance.value, error=distance.error)
 
 
-def percent(share: float, digits: int = 1) -> str:
-    """A share in per cent."""
-    return f"{100 * share:.{digits}f} %"
+def _spread(value: float | None, deviation: float | None) -> str:
+    """A score, with its standard deviation if there is one; a dash where there is no score."""
+    numbers = [number for number in (value, deviation) if number is not None]
+    return " ± ".join(significant(number, 4) for number in numbers) or decimals(None)

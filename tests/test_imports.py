@@ -27,9 +27,9 @@ FLOORS = (
     ("smoothing", "data", "nn"),
     ("functional", "kernels"),
     (
-        *("cuda", "remembered", "record", "results"),
+        *("cuda", "record", "tables", "results"),
         *("machine", "distributed", "presets", "philox", "files", "config"),
-        *("_extension", "fields", "progress", "tables", "errors", "_version", "_C"),
+        *("_extension", "fields", "progress", "text", "errors", "_version", "_C"),
     ),
 )
 NAMES = [name for floor in FLOORS for name in floor]

@@ -12,40 +12,48 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from dsmooth import __version__
 from dsmooth.config import ProbeSettings, TrainConfig
 from dsmooth.data import SPLITS, ImageDataset, load_dataset
 from dsmooth.data.order import choose_images
 from dsmooth.evaluate.classes import classify
-from dsmooth.evaluate.comparison import compare_images, measure_images
-from dsmooth.evaluate.features import extract_features, make_extractor
+from dsmooth.evaluate.comparison import Reference, black_share, compare_images
+from dsmooth.evaluate.features import CLASSIFIER, extract_features, make_extractor
 from dsmooth.evaluate.likelihood import score_pair
-from dsmooth.evaluate.probe import probe_pair
-from dsmooth.files import read_json, read_tensors, write_atomically, write_json, write_tensors
+from dsmooth.evaluate.probe import best_block, best_probe, make_probing
+from dsmooth.files import read_tensors, write_atomically, write_json, write_tensors
 from dsmooth.pictures import BORDER, save_grid
 from dsmooth.pretrained import find, load_models
 from dsmooth.progress import progress
-from dsmooth.report.page import grid, render
-from dsmooth.reproduce import (
-    Stages,
-    black_share,
-    bytes_to_compare,
-    describe_machine,
-    describe_model,
+from dsmooth.record import Record, read_result, record_of
+from dsmooth.report.blocks import grid
+from dsmooth.report.contents import Card, ClassNumbers, ClusterNumbers, SampleQuality
+from dsmooth.report.describe import describe_machine, describe_model
+from dsmooth.report.words import (
+    PAPER_PROBE,
+    SINGLE_STEP,
+    TITLES,
+    difference_sentence,
+    settings_table,
+    terms_sentence,
 )
+from dsmooth.reproduce import Stages, bytes_to_compare
+from dsmooth.results import FLOOR
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.request import Request
+from dsmooth.tables import COMPARABLE, bits_table
+from dsmooth.text import render
 from dsmooth.training.checkpoint import differences
 from dsmooth.training.step import total_images
 
+T = TypeVar("T")
 GUIDANCE = 0.1  # of guided samples of a pair with classes
 FEW = 1000  # images that are classified, or counted where a classifier is sure
 # Networks that are probed, by their input: on clean images also those to compare with.
@@ -104,101 +112,120 @@ def prolonged(
 
 def write_card(
     folder: Path, work: Path, train_set: ImageDataset, test_set: ImageDataset, count: int = 10_000
-) -> dict[str, Any]:
-    """Measure a pair by `count` samples and test images, write its card, and return card.json."""
+) -> Card:
+    """Measure a pair by `count` samples and test images, write its card, and return it."""
     models = load_models([folder, *filter(Path.exists, [folder / "plain"])])
     stages = Stages(work, models, train_set, test_set, count=count, scored_images=count)
-    stages.draw()
+    pictures = stages.draw()
     if models.n_classes:
         guided = Request(count, label="each", guidance=GUIDANCE)
-        stages.images("guided", models.of("noisy", "denoiser"), guided)
-    pictures = stages.pictures()
-    card: dict[str, Any] = {
-        "dsmooth": __version__,
-        "machine": describe_machine(models.device),
-        "weights_sha256": models.digests(),
-        "data": {"train_images": len(train_set), "test_images": len(test_set)},
-        "runs": {r: describe_model(r, models, test_set, len(train_set)) for r in models.networks},
-        "bits_per_dim": stages.bits_per_dim(n_noise=2),
-        "samples": stages.remember(
-            "samples", {"count": count}, lambda: measure_samples(stages, pictures)
-        ),
-        "probes": {},
-    }
+        pictures["guided"] = stages.images("guided", models.of("noisy", "denoiser"), guided)
     told = models.n_classes > 0 and test_set.has_classes(models.class_names)
-    if models.n_classes:
-        measure = measure_classes if told else measure_clusters
-        card["classes"] = stages.remember("classes", {}, lambda: measure(stages))
+    sets = {"train": train_set, "test": test_set}
+    probes = {}
     for kind, only in {} if told else PROBED.items():
         settings = ProbeSettings(input=kind, train_images=6 * count, test_images=count)
-        card["probes"][kind] = probe_pair(
-            models.pair, train_set, test_set, settings, work / f"probes-{kind}.json",
-            plain=models.plain, only=only, replace_other=True,
-        )  # fmt: skip
-    # The kinds beside one another, with a column for each class that people named.
+        probing = make_probing(models.pair, sets, settings, work, models.plain, only)
+        probes[kind] = probing.run(work / f"probes-{kind}.json", replace=True)
+
+    def keep(name: str, kind: type[T], compute: Callable[[], T]) -> T:
+        request = stages.request(count=count)
+        return Record(work / f"{name}.json", request, kind, str, replace=True).obtain(compute)
+
+    card = Card(
+        machine=describe_machine(models.device),
+        weights_sha256=models.digests(),
+        train_images=len(train_set),
+        test_images=len(test_set),
+        models={
+            role: describe_model(role, models, test_set, len(train_set)) for role in models.networks
+        },
+        bits=stages.bits_per_dim(n_noise=2),
+        distance_name=make_extractor(CLASSIFIER).distance_name,
+        guidance=GUIDANCE,
+        samples=keep("samples", dict[str, SampleQuality], lambda: measure_samples(stages, pictures)),
+        probes=probes,
+        classes=keep("classes", ClassNumbers, lambda: measure_classes(stages)) if told else None,
+        clusters=keep("clusters", ClusterNumbers, lambda: measure_clusters(stages))
+        if models.n_classes and not told
+        else None,
+    )
+    # The kinds next to one another, with a column for each class of labelled images.
     shown = ("noisy", "two-step", "guided") if told else ("plain", "noisy", "two-step")
     kinds = [pictures[kind] for kind in shown if kind in pictures]
     n, gap = models.n_classes if told else 8, torch.full_like(kinds[0][:1], BORDER / 127.5 - 1)
     rows = [[part for x in kinds for part in (x[i * n :][:n], gap)] for i in range(min(n, 10))]
     write_atomically(folder / "samples.png", grid(*(torch.cat(row[:-1]) for row in rows)))
-    if models.n_classes and not told:  # a row of each cluster
+    if card.clusters is not None:  # a row of each cluster
         k = models.n_classes
         clusters = [pictures["two-step"][i::k][:16] for i in range(k)]
         save_grid(torch.cat(clusters), folder / "clusters.png", columns=16)
-    write_json(folder / "card.json", card)
+    write_json(folder / "card.json", record_of({"weights_sha256": models.digests()}, card))
     write_atomically(folder / "README.md", text("card.md", card=card).encode())
     return card
 
 
-def measure_samples(stages: Stages, pictures: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Fréchet distances of the first samples, and how sure the classifier is of their digits."""
-    network, count = make_extractor("mnist-classifier"), stages.count
+def measure_samples(stages: Stages, pictures: Mapping[str, Tensor]) -> dict[str, SampleQuality]:
+    """Fréchet distances of the first samples, and the classifier's confidence in their digits."""
+    network, count = make_extractor(CLASSIFIER), stages.count
     others = choose_images(stages.test_set, count)
-    _, real = measure_images(network, "real images", stages.train_set.images, progress=progress)
+    real = Reference.of_images(stages.train_set.images, network, progress).statistics
     results = {}
-    for name, x in {**bytes_to_compare(pictures), "test images": others}.items():
+    for name, x in {**bytes_to_compare(pictures), FLOOR: others}.items():
         counts = sorted({min(count * tenths // 10, len(x)) for tenths in (1, 2, 4, 7, 10)})
-        found = {str(n): compare_images(x[:n], real, network, progress=progress) for n in counts}
-        surest = extract_features(x[:FEW], network).logits.softmax(1).amax(1)
-        results[name] = {
-            "distance": {n: comparison.value for n, comparison in found.items()},
-            "error": {n: comparison.error for n, comparison in found.items()},
-            "black": black_share(x[:FEW]),
-            "confident": {str(p): float((surest >= p).double().mean()) for p in (0.9, 0.99)},
-        }
-    return {"name": network.distance_name, "guidance": GUIDANCE, "of": results}
+        sets = {str(n): x[:n] for n in counts}
+        found = compare_images(sets, Reference(real), network, progress=progress).distances
+        confidence = extract_features(x[:FEW], network).logits.softmax(1).amax(1)
+        results[name] = SampleQuality(
+            distance={n: distance.value for n, distance in found.items()},
+            error={n: distance.error for n, distance in found.items()},
+            black=black_share(x[:FEW]),
+            confident={str(p): float((confidence >= p).double().mean()) for p in (0.9, 0.99)},
+        )
+    return results
 
 
-def measure_classes(stages: Stages) -> dict[str, Any]:
+def measure_classes(stages: Stages) -> ClassNumbers:
     """Test images classified by Bayes' rule, and their bits/dim given their class and without."""
     data = stages.test_set.part(slice(FEW))
     found = classify(stages.models.pair, data)
     nats, per_bit = found.log_likelihoods, -math.log(2) * data.images[0].numel()
-    return {
-        "n_images": len(data),
-        "accuracy": found.accuracy,
-        "accuracy_error": found.accuracy_error,
-        "bits_given_class": float(nats.gather(1, found.labels[:, None]).mean()) / per_bit,
-        "bits_without": float(nats.logsumexp(1).mean() - math.log(nats.shape[1])) / per_bit,
-    }
+    return ClassNumbers(
+        n_images=len(data),
+        accuracy=found.accuracy,
+        error=found.accuracy_error,
+        bits_given_class=float(nats.gather(1, found.labels[:, None]).mean()) / per_bit,
+        bits_without=float(nats.logsumexp(1).mean() - math.log(nats.shape[1])) / per_bit,
+    )
 
 
-def measure_clusters(stages: Stages) -> dict[str, Any]:
+def measure_clusters(stages: Stages) -> ClusterNumbers:
     """Bits/dim of test images by the sum over the clusters, and by a label of zeros."""
     data, pair = stages.test_set.part(slice(FEW)), stages.models.pair
     parts = data.batch(torch.arange(len(data))).split(50)
     nats = [pair.elbo(x, n_noise=2, first_index=50 * i).double() for i, x in enumerate(parts)]
     hidden = score_pair(pair, data, n_noise=2)
-    return {
-        "n_images": len(data),
-        "bits_summed": float(hidden.bits(torch.cat(nats)).mean()),
-        "bits_hidden": float(hidden.bits(hidden.log_weights("discretized")).mean()),
-    }
+    return ClusterNumbers(
+        n_images=len(data),
+        bits_summed=float(hidden.bits(torch.cat(nats)).mean()),
+        bits_hidden=float(hidden.bits(hidden.log_weights("discretized")).mean()),
+    )
 
 
-def text(name: str, **cards: Any) -> str:
-    """README.md of a folder, or the table of the package's, from a template and card.json."""
-    return render(name, Path(__file__).parent, **cards, FEW=FEW, log2=math.log2)
+def read_card(name: str) -> Card:
+    """The card of packaged models."""
+    card = read_result(find(name) / "card.json", Card)
+    assert card is not None
+    return card
+
+
+def text(name: str, **cards: Card) -> str:
+    """README.md of a folder, or the table of the package's, from a template and cards."""
+    functions = best_probe, best_block, bits_table, settings_table, difference_sentence
+    words = {each.__name__: each for each in (*functions, terms_sentence)}
+    words |= {"TITLES": TITLES, "SINGLE_STEP": SINGLE_STEP, "PAPER_PROBE": PAPER_PROBE}
+    values = {**words, **cards, "COMPARABLE": COMPARABLE, "FEW": FEW, "FLOOR": FLOOR}
+    return render(Path(__file__).with_name(name), **values, log2=math.log2)
 
 
 def main() -> None:
@@ -207,8 +234,7 @@ def main() -> None:
     if packed:
         pack(Path(packed[0]), folder, *map(Path, packed[1:]))
     write_card(folder, Path("build", "card", name), train_set, test_set)
-    card, told = (read_json(find(n) / "card.json") for n in ("mnist", "mnist-classes"))
-    print(text("summary.md", card=card, told=told))
+    print(text("summary.md", card=read_card("mnist"), told=read_card("mnist-classes")))
 
 
 if __name__ == "__main__":

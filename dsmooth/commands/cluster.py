@@ -22,8 +22,8 @@ from ..pictures import save_grid
 from ..pretrained import load_models
 from ..progress import progress
 from ..tables import Table
-from .evaluate import choose_data
 from .options import LABELS, Cluster
+from .shared import choose_data
 
 SHOWN = 16  # images of a cluster in the picture, black where it has fewer
 

@@ -22,9 +22,8 @@ from ..pretrained import Loaded, is_model, load_models
 from ..progress import progress
 from ..sampling.output import gather
 from ..sampling.request import checked_shape, keep_top, known_pixels
-from .evaluate import choose_data
 from .options import Complete, DataOptions
-from .sample import check_outputs, prepare, request_of, say_drawn
+from .shared import check_outputs, choose_data, prepare, request_of, say_drawn
 
 
 def complete(options: Complete) -> None:

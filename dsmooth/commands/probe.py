@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from ..distributed import process_group, rank_and_size
 from ..evaluate.probe import PIXELS, best_probe, probe_pair
-from ..fields import Json
 from ..files import check_writable, printable, write_atomically
 from ..machine import choose_device, use_threads
 from ..pretrained import load_models
-from ..report.page import probe_png
-from ..tables import Table, decimals
-from .evaluate import choose_data
+from ..report.plots import probe_png
+from ..results import ProbeScore
+from ..tables import Table
+from ..text import decimals
 from .options import Probe
+from .shared import choose_data
 
 
 def probe(options: Probe) -> None:
-    """Carry out `dsmooth probe`: probes.json and a PNG per network."""
+    """Run `dsmooth probe`: probes.json and a PNG per network."""
     path, execution = options.out / "probes.json", options.execution
     check_writable(path)
     with process_group():
@@ -28,7 +29,7 @@ def probe(options: Probe) -> None:
         )
     if rank_and_size()[0] > 0:
         return
-    accuracy, count = results["accuracy"], results["asked"]["test_images"]
+    accuracy, count = results.accuracy, results.settings.test_images
     for name in ("noisy", "denoiser"):
         picture = probe_png(accuracy, name, transparent=False)
         write_atomically(options.out / f"{name}.png", picture)
@@ -44,6 +45,6 @@ def probe(options: Probe) -> None:
     print(f"wrote {printable(path)} and {printable(options.out)}/*.png")
 
 
-def in_percent(result: Json) -> str:
+def in_percent(score: ProbeScore) -> str:
     """An accuracy with its standard error."""
-    return decimals(100 * result["accuracy"], 1, 100 * result["standard_error"])
+    return decimals(100 * score.accuracy, 1, 100 * score.error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,21 +17,25 @@ import torch
 
 from ..config import ProbeSettings, Role, TrainConfig
 from ..data import ImageDataset
-from ..distributed import broadcast_int, process_group, rank_and_size
+from ..distributed import barrier, broadcast_int, process_group, rank_and_size
 from ..evaluate.batches import check_images
 from ..evaluate.features import make_extractor
-from ..fields import Json, check_number
+from ..fields import check_number
 from ..files import check_writable, lock_folder
 from ..machine import choose_device, use_threads
 from ..presets import preset
 from ..pretrained import DEFAULT, TITLE, Loaded, load_models, packaged
-from ..remembered import remembered
-from ..reproduce import Stages, report
+from ..record import Record
+from ..report.contents import Report
+from ..report.describe import curve_of
+from ..report.page import write_report
+from ..report.words import advice, bound_sentence
+from ..reproduce import Stages, make_report
 from ..runs import RunFolder
 from ..training import train
 from ..training.beginning import load_data
-from .evaluate import choose_data
 from .options import DEFAULT_PRESET, Reproduce
+from .shared import choose_data
 
 # Each model's part of the training time; the pair matters most.
 SHARES: dict[Role, float] = {"noisy": 0.4, "denoiser": 0.4, "plain": 0.2}
@@ -41,9 +45,9 @@ BUDGET_MINUTES = 8.0
 
 
 def reproduce(options: Reproduce) -> int:
-    """Carry out `dsmooth reproduce`; returns the exit status."""
+    """Run `dsmooth reproduce`; returns the exit status."""
     check_writable(options.out / "report.html")
-    return carry_out(options, runs_to_train(options))
+    return run_stages(options, runs_to_train(options))
 
 
 def runs_to_train(options: Reproduce) -> tuple[TrainConfig, ...]:
@@ -87,63 +91,82 @@ def runs_to_train(options: Reproduce) -> tuple[TrainConfig, ...]:
     return tuple(runs)
 
 
-def carry_out(options: Reproduce, runs: Sequence[TrainConfig]) -> int:
-    """Train `runs` into the folder, or take models; then do what an earlier call did not do.
+def run_stages(options: Reproduce, runs: Sequence[TrainConfig]) -> int:
+    """Train `runs` into the folder, or load models; then run the stages that are not done.
 
-    Writes a run folder for each model that it trains, the files of the stages, results.json with
+    Writes a run folder for each model that it trains, the records of the stages, results.json with
     all numbers, and report.html. Returns the exit status, negative where the process must leave at
-    once: 0, or 128 + the signal's number if it was stopped; the same call then goes on. Under
+    once: 0, or 128 + the signal's number if it was stopped; the same call then resumes. Under
     torchrun all processes work together in every stage, and rank 0 writes.
     """
-    for name in ("count", "scored_images", "probe_train_images", "probe_test_images"):
-        check_number(name, getattr(options, name))
+    check_options(options, runs)
     out = options.out
     with process_group(), contextlib.ExitStack() as stack:
         use_threads(options.execution.threads)
-        untrained = [each.role for each in runs if not RunFolder(out / each.role).is_finished()]
-        if untrained and options.only:
-            raise ValueError(
-                f"`only={options.only}` needs trained models, and {', '.join(untrained)} in {out} "
-                "did not finish training: repeat the call without it first"
-            )
-        if options.extractor != "auto":
-            make_extractor(options.extractor)  # a mistake is reported before any work
         device = choose_device(options.execution.device)
         budget = sum(config.budget or 0.0 for config in runs) or None
         if runs:
             title = options.preset or DEFAULT_PRESET
             train_set, test_set = load_data(runs[0], progress=True)
-            key: Json = {"budget": budget, "runs": {each.role: asdict(each) for each in runs}}
+            request: dict[str, object] = {
+                "budget": budget,
+                "runs": {run.role: asdict(run) for run in runs},
+            }
         else:
             title = "models that were given" if options.models else TITLE
-            models, train_set, test_set = take_models(options, device)
-            key = {"data": test_set.source, "weights_sha256": models.digests()}
-        stack.enter_context(claimed(out, {"name": title, "seed": options.seed, **key}))
+            models, train_set, test_set = load_requested_models(options, device)
+            request = {"data": test_set.source, "weights_sha256": models.digests()}
+        request = {"name": title, "seed": options.seed, **request}
+        record = stack.enter_context(own_folder(out, request))
         try:
             for config in runs:
                 interrupted = train_one(config, RunFolder(out / config.role), options)
                 if interrupted:
-                    print(f"stopped and saved in {out}; repeat the same command to go on")
+                    print(f"stopped and saved in {out}; repeat the same command to resume")
                     return 128 + interrupted
             if runs:
                 models = load_models([out / config.role for config in runs]).to(device)
-            stages = measure(options, models, train_set, test_set)
+            stages = make_stages(options, models, train_set, test_set)
+            measured = stages.run()
         except KeyboardInterrupt:
-            print(f"\nstopped; what is done is in {out}; repeat the same command to go on")
+            print(f"\nstopped; finished results are in {out}; repeat the same command to resume")
             return -130  # at once, without the threads at work
+        is_packaged = not runs and not options.models
+        report = make_report(
+            stages, measured, title, budget, is_packaged=is_packaged, trained_here=bool(runs)
+        )
+        record.finish(report)
         if rank_and_size()[0] == 0:
-            commands = longer_training(title, budget, options, stages.embedded)
-            bound, *advice = report(stages, title, budget, commands, trained_here=bool(runs))
-            print(f"\n{bound}")
-            if any(out.glob("samples/*.png")):
+            commands = longer_training(report, options)
+            curves = {
+                str(role): curve_of(run) for role, run in models.runs.items() if run.is_finished()
+            }
+            write_report(out / "report.html", report, curves, measured.pictures, commands)
+            print(f"\n{bound_sentence(report)}")
+            if measured.pictures:
                 print(f"Pictures: {out / 'samples'}/*.png")
             print(f"Report:   {out / 'report.html'} (open it in a browser; it needs no network)")
-            for sentence in advice:
+            for sentence in advice(report, commands):
                 print(sentence)
     return 0
 
 
-def take_models(
+def check_options(options: Reproduce, runs: Sequence[TrainConfig]) -> None:
+    """Raise ValueError for options that do not fit, before any work."""
+    for name in ("count", "scored_images", "probe_train_images", "probe_test_images"):
+        check_number(name, getattr(options, name))
+    out = options.out
+    untrained = [run.role for run in runs if not RunFolder(out / run.role).is_finished()]
+    if untrained and options.only:
+        raise ValueError(
+            f"`only={options.only}` needs trained models, and {', '.join(untrained)} in {out} "
+            "did not finish training: repeat the call without it first"
+        )
+    if options.extractor != "auto":
+        make_extractor(options.extractor)
+
+
+def load_requested_models(
     options: Reproduce, device: torch.device
 ) -> tuple[Loaded, ImageDataset, ImageDataset]:
     """The models that are named, or the packaged ones, and their training and test images."""
@@ -156,12 +179,12 @@ def take_models(
     return models, train_set, test_set
 
 
-def measure(
+def make_stages(
     options: Reproduce, models: Loaded, train_set: ImageDataset, test_set: ImageDataset
 ) -> Stages:
-    """Do the stages that the options ask for."""
+    """The stages that the options ask for."""
     train, test, seed = options.probe_train_images, options.probe_test_images, options.seed
-    stages = Stages(
+    return Stages(
         options.out,
         models,
         train_set,
@@ -174,19 +197,22 @@ def measure(
         only=options.only,
         precision=options.execution.precision,
     )
-    stages.run()
-    return stages
 
 
 @contextlib.contextmanager
-def claimed(out: Path, key: Json) -> Iterator[None]:
-    """Keep other processes, and other reproductions, out of a folder. ValueError in one of them."""
-    first, claim = rank_and_size()[0] == 0, out / "reproduction.json"
-    if first and not claim.exists() and out.exists() and (out.is_file() or [*out.iterdir()]):
-        raise ValueError(f"{out} is there and holds no reproduction; choose another folder")
+def own_folder(out: Path, request: Mapping[str, object]) -> Iterator[Record[Report, str]]:
+    """Keep other processes, and other reproductions, out of a folder; its record of the report.
+
+    Raises ValueError for a folder of something else.
+    """
+    first, path = rank_and_size()[0] == 0, out / "results.json"
+    if first and not path.exists() and out.exists() and (out.is_file() or [*out.iterdir()]):
+        raise ValueError(f"{out} exists and is not a reproduction; choose another folder")
     with lock_folder(out, "another dsmooth reproduce") if first else contextlib.nullcontext():
-        remembered(claim, key, dict, replace=False)
-        yield
+        record = Record(path, request, Report, str)
+        record.begin()
+        barrier()
+        yield record
 
 
 def train_one(config: TrainConfig, run: RunFolder, options: Reproduce) -> int | None:
@@ -196,23 +222,21 @@ def train_one(config: TrainConfig, run: RunFolder, options: Reproduce) -> int | 
         return None
     resume = bool(broadcast_int(run.can_resume()))
     minutes = f" for {config.budget:.3g} minutes" if config.budget and not resume else ""
-    print(f"{config.role}: {'going on' if resume else 'training'}{minutes}", flush=True)
+    print(f"{config.role}: {'resuming' if resume else 'training'}{minutes}", flush=True)
     device = options.execution.device
     return train(config, run.path, resume=resume, device=device, progress=True).interrupted
 
 
-def longer_training(
-    title: str, budget: float | None, options: Reproduce, embedded: bool
-) -> list[str]:
+def longer_training(report: Report, options: Reproduce) -> list[str]:
     """Commands that train such models for longer, or the pair that comes with the package anew."""
-    if title == TITLE:
+    if report.packaged is not None:
         return ["dsmooth reproduce --from-scratch --out from-scratch"]
-    if budget is None:
+    if report.budget_minutes is None:
         return []
-    minutes = max(60, round(8 * budget))
-    words = ["dsmooth", "reproduce", "--preset", title, "--budget", str(minutes)]
+    minutes = max(60, round(8 * report.budget_minutes))
+    words = ["dsmooth", "reproduce", "--preset", report.name, "--budget", str(minutes)]
     words += ["--out", f"reproduction-{minutes}", "--seed", str(options.seed)]
-    if embedded:
+    if report.data.embedded:
         words += ["--data-dir", "data", "--download"]
     elif options.dataset.data_dir is not None:
         words += ["--data-dir", str(options.dataset.data_dir)]

@@ -11,21 +11,20 @@ import torch
 from torch import Tensor
 
 from ..data import ImageDataset
-from ..fields import Json
 from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
+from ..results import FLOOR, ClassBits, ClassDistances
 from .batches import check_dataset, nats_of_images
-from .comparison import Comparison, ShowProgress, compare_images, no_progress
+from .comparison import Reference, ShowProgress, compare_images, no_progress
 from .features import FeatureExtractor
 from .likelihood import Scores, standard_error
 
 
-def bits_by_class(scores: Scores, labels: Tensor) -> list[Json]:
+def bits_by_class(scores: Scores, labels: Tensor) -> tuple[ClassBits, ...]:
     """Bits/dim of the bytes of each class that occurs, for a pair by its bound.
 
-    labels: (N,), of the images that `scores` has. Returns label, n_images, value and standard_error
-    (None for a single image) of each class. Raises ValueError for another number of labels.
+    labels: (N,), of the images that `scores` has. Raises ValueError for another number of labels.
     """
     if labels.shape != (scores.n_images,):
         raise ValueError(
@@ -34,15 +33,10 @@ def bits_by_class(scores: Scores, labels: Tensor) -> list[Json]:
         )
     bits = scores.bits(scores.log_weights("discretized")).mean(0)
     classes = {label: bits[labels == label] for label in labels.unique().tolist()}
-    return [
-        {
-            "label": label,
-            "n_images": len(part),
-            "value": float(part.mean()),
-            "standard_error": standard_error(part),
-        }
+    return tuple(
+        ClassBits(label, len(part), float(part.mean()), standard_error(part))
         for label, part in classes.items()
-    ]
+    )
 
 
 def frechet_by_class(
@@ -52,13 +46,13 @@ def frechet_by_class(
     extractor: FeatureExtractor,
     *,
     progress: ShowProgress = no_progress,
-) -> dict[int, Comparison]:
+) -> tuple[ClassDistances, ...]:
     """`compare_images` of each class that has two samples and two real images.
 
     others: real images that are not in the reference, for the floor. All have labels. A class has
     fewer images, so its distance is larger than the distance of all: compare it with its floor.
     """
-    classes, comparisons = samples.known_labels().unique().tolist(), {}
+    classes, results = samples.known_labels().unique().tolist(), []
     with progress("distances of classes", len(classes), "classes") as done:
         for number, label in enumerate(classes, 1):
             drawn, real, floor = (
@@ -66,9 +60,11 @@ def frechet_by_class(
                 for dataset in (samples, reference, others)
             )
             if min(len(drawn), len(real)) > 1:
-                comparisons[label] = compare_images(drawn, real, extractor, floor=floor)
+                sets = {"samples": drawn} | ({FLOOR: floor} if len(floor) > 1 else {})
+                result = compare_images(sets, Reference.of_images(real, extractor), extractor)
+                results.append(ClassDistances(label, len(real), result.distances))
             done(number)
-    return comparisons
+    return tuple(results)
 
 
 @dataclass(frozen=True, eq=False)

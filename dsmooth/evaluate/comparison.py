@@ -1,19 +1,19 @@
-"""A set of samples against real images: every distance and score, with its name and its floor."""
+"""Sets of images against real ones: every distance and score, with its name and its floor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from ..data import epoch_order
-from ..fields import Json
+from ..results import FLOOR, Distance, FidelityScores, FrechetResult
 from .features import FeatureExtractor, Features, extract_features
-from .frechet import BOOTSTRAPS, FeatureStatistics, bootstrap_error
+from .frechet import BOOTSTRAPS, FeatureStatistics, StatisticsSource, bootstrap_error
 
 # Called with (title, total, unit); yields a function that takes the number done.
 ShowProgress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
@@ -26,94 +26,84 @@ def no_progress(*words: object) -> AbstractContextManager[Callable[[int], None]]
     return nullcontext(lambda done: None)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Samples against a reference of real images.
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Real images to compare with: statistics of their features, and the features (M, D) if known.
 
-    name: FID, or the name of the Fréchet distance with this extractor. value: the distance.
-    floor: the distance of `n_floor` other real images to the same reference, which is what a
-    perfect model would get with as many samples. error, floor_error: standard errors of both over
-    their images, by the bootstrap. scores, floor_scores: of both, as `fidelity_scores` has them;
-    none without the extra "fid".
-    n_reference: None if it is not known. extractor: name, sha256, resize and dimension. warnings:
-    sentences that belong to the numbers. reference: the statistics of the real images, which can be
-    saved and compared with again.
+    Without the features there is no kernel distance, precision or recall.
     """
 
-    name: str
-    value: float
-    error: float
-    floor: float | None
-    floor_error: float | None
-    scores: dict[str, float]
-    floor_scores: dict[str, float]
-    n_samples: int
-    n_reference: int | None
-    n_floor: int
-    extractor: Json
-    warnings: tuple[str, ...]
-    reference: FeatureStatistics
+    statistics: FeatureStatistics
+    features: Tensor | None = None
+
+    @classmethod
+    def of_images(
+        cls,
+        images: Tensor,
+        extractor: FeatureExtractor,
+        progress: ShowProgress = no_progress,
+        source: StatisticsSource | None = None,
+    ) -> Reference:
+        """The reference of bytes (N, C, H, W), N >= 2; source: which images they are."""
+        features = measure_images(extractor, "real images", images, progress=progress)
+        described = replace(
+            source or StatisticsSource(),
+            extractor=extractor.describe(),
+            image_shape=tuple(images.shape[1:]),
+        )
+        batches = features.features.split(1000)
+        return cls(FeatureStatistics.of_batches(batches, described), features.features)
 
 
 def compare_images(
-    samples: Tensor,
-    reference: Tensor | FeatureStatistics,
+    sets: Mapping[str, Tensor],
+    reference: Reference,
     extractor: FeatureExtractor,
     *,
-    floor: Tensor | None = None,
     seed: int = 0,
     progress: ShowProgress = no_progress,
-) -> Comparison:
-    """Compare `samples` with `reference` by the features of `extractor`.
+) -> FrechetResult:
+    """Compare sets of images with `reference` by the features of `extractor`.
 
-    samples, reference, floor: bytes (N, C, H, W), N >= 2; floor: real images that are not in the
-    reference, best as many as there are samples; a single one gives no floor. reference may also be
-    statistics of the extractor's features. seed: of the bootstrap. progress: such as
-    `dsmooth.progress.progress`. Features of all images are kept in memory: 4 N D bytes.
+    sets: bytes (N, C, H, W), N >= 2, by name. "real" are images of the data that are not in the
+    reference: their distance, the floor, is what a perfect model would get with as many samples.
+    seed: of the bootstrap. progress: such as `dsmooth.progress.progress`. Features of all images of
+    a set are kept in memory: 4 N D bytes.
 
     Raises ValueError for images that do not fit together and statistics of another extractor.
     """
-    check_comparable(tuple(samples.shape[1:]), reference, extractor, floor)
-    real: Tensor | None = None
-    if isinstance(reference, Tensor):
-        (real, _), against = measure_images(extractor, "real images", reference, progress=progress)
-    else:
-        against = reference
+    for images in sets.values():
+        check_comparable(tuple(images.shape[1:]), reference.statistics, extractor)
+    measured = {name: x for name, x in sets.items() if name != FLOOR or len(x) > 1}
 
-    def compare(images: Tensor, title: str) -> tuple[float, float, dict[str, float]]:
-        features, statistics = measure_images(extractor, title, images, progress=progress)
+    def distance(name: str, images: Tensor) -> Distance:
+        title = "the floor" if name == FLOOR else name
+        features = measure_images(extractor, title, images, progress=progress)
         with progress(f"{extractor.distance_name} of {title}", BOOTSTRAPS, "resamples") as done:
-            error = bootstrap_error(features.features, against, seed=seed, progress=done)
-        scores: dict[str, float] = {}
+            error = bootstrap_error(
+                features.features, reference.statistics, seed=seed, progress=done
+            )
+        scores = None
         if has_fidelity():
             with progress(f"other scores of {title}", len(images), "images"):
-                scores = fidelity_scores(features, real)
-        return statistics.distance(against), error, scores
+                scores = fidelity_scores(features, reference.features)
+        statistics = FeatureStatistics.of_batches(features.features.split(1000))
+        value = statistics.distance(reference.statistics)
+        return Distance(value, error, len(images), black_share(images), scores=scores)
 
-    value, error, scores = compare(samples, "samples")
-    lowest, floor_error, n_floor = None, None, 0
-    floor_scores: dict[str, float] = {}
-    if floor is not None and len(floor) > 1:
-        lowest, floor_error, floor_scores = compare(floor, "the floor")
-        n_floor = len(floor)
-    warnings = [*warn(len(samples), against, n_floor)]
-    if floor is not None and not n_floor:
-        warnings.append("one image gives no floor")
-    return Comparison(
+    return FrechetResult(
         name=extractor.distance_name,
-        value=value,
-        error=error,
-        floor=lowest,
-        floor_error=floor_error,
-        scores=scores,
-        floor_scores=floor_scores,
-        n_samples=len(samples),
-        n_reference=against.count,
-        n_floor=n_floor,
-        extractor={**extractor.describe(), "dimension": len(against.mean)},
-        warnings=tuple(warnings),
-        reference=against,
+        extractor=extractor.describe(),
+        dimension=len(reference.statistics.mean),
+        n_reference=reference.statistics.count,
+        distances={name: distance(name, images) for name, images in measured.items()},
+        warnings=tuple(warn(sets, reference.statistics)),
     )
+
+
+def black_share(images: Tensor) -> float:
+    """The share of pixels of bytes (N, C, H, W) that are black in every colour."""
+    return float((images.amax(1) == 0).double().mean())
 
 
 def measure_images(
@@ -122,57 +112,61 @@ def measure_images(
     images: Tensor,
     *,
     progress: ShowProgress = no_progress,
-) -> tuple[Features, FeatureStatistics]:
-    """Features of images and their statistics, with a bar of that title."""
+) -> Features:
+    """Features of images, with a bar of that title."""
     with progress(f"features of {title}", len(images), "images") as done:
-        features = extract_features(images, extractor, progress=done)
-    description = {"image_shape": list(images.shape[1:]), "extractor": extractor.describe()}
-    return features, FeatureStatistics.of_batches(features.features.split(1000), description)
+        return extract_features(images, extractor, progress=done)
 
 
 def image_shape(images: Tensor | FeatureStatistics) -> tuple[int, ...] | None:
     """(C, H, W) of images, or of those that statistics are of, None if they do not say."""
     if isinstance(images, Tensor):
         return tuple(images.shape[1:])
-    return tuple(images.description.get("image_shape", ())) or None
+    return images.source.image_shape
 
 
 def check_comparable(
-    shape: tuple[int, ...],
-    reference: Tensor | FeatureStatistics,
-    extractor: FeatureExtractor,
-    floor: Tensor | None = None,
+    shape: tuple[int, ...], reference: Tensor | FeatureStatistics, extractor: FeatureExtractor
 ) -> None:
     """Raise ValueError unless samples (C, H, W) can be compared: by shape and by extractor."""
-    for name, images in (("reference", reference), ("floor", floor)):
-        other = None if images is None else image_shape(images)
-        if other not in (None, shape):
-            raise ValueError(f"{name} must have the samples' shape {shape} (C, H, W), got {other}")
-    one = extract_features(torch.zeros(1, *shape, dtype=torch.uint8), extractor).features
+    other = image_shape(reference)
+    if other not in (None, shape):
+        raise ValueError(f"reference must have the samples' shape {shape} (C, H, W), got {other}")
+    empty = torch.zeros(1, *shape, dtype=torch.uint8)
+    dimension = extract_features(empty, extractor).features.shape[1]
     if isinstance(reference, Tensor):
         return
-    made_with = reference.description.get("extractor")
+    made_with = reference.source.extractor
     if made_with not in (None, extractor.describe()):
         raise ValueError(
             f"the saved statistics were made with {made_with}, not with {extractor.describe()}"
         )
-    if len(reference.mean) != one.shape[1]:
+    if len(reference.mean) != dimension:
         raise ValueError(
-            f"the saved statistics must have dimension {one.shape[1]}, as {extractor.name} has, "
+            f"the saved statistics must have dimension {dimension}, as {extractor.name} has, "
             f"got {len(reference.mean)}"
         )
 
 
-def warn(n: int, reference: FeatureStatistics, n_floor: int) -> Iterator[str]:
-    """Sentences on too few samples, real images, or images of the floor."""
+def warn(sets: Mapping[str, Tensor], reference: FeatureStatistics) -> Iterator[str]:
+    """Sentences on too few images, once for each number of them, and on an unknown reference."""
     d = len(reference.mean)
-    counts = {"samples": n, "real images": reference.count or 0, "images of the floor": n_floor}
-    for name, count in counts.items():
+    counts = {len(images): "samples" for name, images in sets.items() if name != FLOOR}
+    n_floor = len(sets.get(FLOOR, ()))
+    for count, name in (
+        *counts.items(),
+        (reference.count or 0, "real images"),
+        (n_floor, "images of the floor"),
+    ):
         if 0 < count < d:
             yield f"{count:,} {name} are fewer than the {d:,} features: the distance is biased up"
-    if n_floor and n_floor != n:
-        yield f"the floor is of {n_floor:,} images, not {n:,}: fewer images, larger distance"
-    if "extractor" not in reference.description:
+    others = [n for n in counts if n != n_floor]
+    if n_floor == 1:
+        yield "one image gives no floor"
+    elif n_floor and others:
+        numbers = " and ".join(f"{n:,}" for n in others)
+        yield f"the floor is of {n_floor:,} images, not {numbers}: fewer images, larger distance"
+    if reference.source.extractor is None:
         yield (
             "the statistics of the reference state neither their extractor nor the number of "
             "images and their resize, and the distance depends on all of them"
@@ -184,11 +178,10 @@ def has_fidelity() -> bool:
     return find_spec("torch_fidelity") is not None
 
 
-def fidelity_scores(samples: Features, real: Tensor | None) -> dict[str, float]:
+def fidelity_scores(samples: Features, real: Tensor | None) -> FidelityScores:
     """Scores of images by their features, and by their class logits if they have some.
 
-    real: features (M, D) of real images, None if these are not known. Needs torch-fidelity. The
-    result has, as far as they can be had,
+    real: features (M, D) of real images, None if these are not known. Needs torch-fidelity.
 
     kernel_distance, kernel_distance_deviation: squared maximum mean discrepancy under the kernel
     (x'y / D + 1)^3, mean and standard deviation over 100 subsets of 1,000 images, or of all if
@@ -222,4 +215,4 @@ def fidelity_scores(samples: Features, real: Tensor | None) -> dict[str, float]:
         score = isc_features_to_metric(samples.logits, splits=min(SPLITS, len(samples.logits)))
         scores["inception_score"] = score["inception_score_mean"]
         scores["inception_score_deviation"] = score["inception_score_std"]
-    return scores
+    return FidelityScores(**scores)

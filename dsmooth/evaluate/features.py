@@ -16,10 +16,10 @@ from ..distributed import in_batches
 from ..files import file_sha256, read_tensors
 from ..nn.weights import weights_digest
 from ..progress import shows_bars
+from ..results import Extractor
 
-# The network that FID is named after, as torch-fidelity calls it, and the one file of its weights.
+# The network that FID is named after, as torch-fidelity calls it.
 INCEPTION = "inception-v3-compat"
-INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 # The package's classifier; `tools/train_classifier.py` made its weights.
 CLASSIFIER = "mnist-classifier"
 CLASSIFIER_WEIGHTS = Path(__file__).with_name("mnist_classifier.safetensors")
@@ -51,12 +51,12 @@ class FeatureExtractor:
 
     @property
     def distance_name(self) -> str:
-        """FID for the 2015 Inception weights alone; the Fréchet distance on another extractor."""
-        return "FID" if self.sha256 == INCEPTION_SHA256 else f"Fréchet distance on {self.name}"
+        """FID for the Inception weights of 2015; else the Fréchet distance on this extractor."""
+        return "FID" if self.describe().is_fid else f"Fréchet distance on {self.name}"
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> Extractor:
         """The facts that saved numbers and statistics must agree on."""
-        return {"name": self.name, "sha256": self.sha256, "resize": self.resize}
+        return Extractor(self.name, self.sha256, self.resize)
 
 
 class MnistClassifier(nn.Module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ..data.reading import guarded, read_npz
 from ..distributed import side_by_side
-from ..fields import Json
+from ..fields import structure
 from ..files import write_npz
+from ..results import Extractor
 
 # How far from symmetric and from positive semi-definite a covariance may be, relative to its
 # largest entry: one that was accumulated in float32 stays well inside.
@@ -121,22 +122,34 @@ def _factor(name: str, cov: Tensor, d: int) -> Tensor:
     return vectors[:, kept] * values[kept].sqrt()
 
 
+@dataclass(frozen=True)
+class StatisticsSource:
+    """The extractor, and the images by their shape (C, H, W), data set, split and label; None for
+    what a file does not say."""
+
+    extractor: Extractor | None = None
+    image_shape: tuple[int, ...] | None = None
+    name: str | None = None
+    split: str | None = None
+    source: str | None = None
+    label: str | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
     """Mean (D,) and covariance (D, D) of features, float64.
 
-    count: of images, None for a file that does not say. description: source of the features, JSON
-    values.
+    count: of images, None for a file that does not say.
     """
 
     mean: Tensor
     covariance: Tensor
     count: int | None
-    description: Json
+    source: StatisticsSource = StatisticsSource()
 
     @classmethod
     def of_batches(
-        cls, batches: Iterable[Tensor], description: Json | None = None
+        cls, batches: Iterable[Tensor], source: StatisticsSource = StatisticsSource()
     ) -> FeatureStatistics:
         """Statistics of features in batches (B, D), floating point, on any device; B may be 0.
 
@@ -161,7 +174,7 @@ class FeatureStatistics:
                 count += n
         if count < 2:
             raise ValueError(f"a covariance needs at least 2 images, got {count}")
-        return cls(mean, scatter / (count - 1), count, description or {})
+        return cls(mean, scatter / (count - 1), count, source)
 
     def distance(self, other: FeatureStatistics) -> float:
         """The Fréchet distance to `other`."""
@@ -173,7 +186,7 @@ class FeatureStatistics:
             "mu": self.mean.numpy(),
             "sigma": self.covariance.numpy(),
             "n": np.int64(self.count or 0),
-            "description": np.str_(json.dumps(self.description)),
+            "description": np.str_(json.dumps(asdict(self.source))),
         }
         write_npz(path, arrays)
 
@@ -195,5 +208,5 @@ class FeatureStatistics:
             )
         with guarded(path, "saved statistics"):
             count = int(arrays.get("n", 0)) or None
-            description = dict(json.loads(str(arrays.get("description", "{}"))))
-        return cls(mean, covariance, count, description)
+            source = structure(json.loads(str(arrays.get("description", "{}"))), StatisticsSource)
+        return cls(mean, covariance, count, source)

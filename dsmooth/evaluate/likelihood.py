@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..config import Likelihood, Precision, Role
 from ..data import ImageDataset
-from ..fields import Json, check_number
+from ..fields import check_number
 from ..functional import logistic_mixture_log_prob
 from ..machine import autocast
 from ..nn import PixelCNNpp
@@ -26,6 +27,7 @@ from ..pair import SmoothedPair
 from ..philox import Stream
 from ..pretrained import Loaded
 from ..progress import progress
+from ..results import Bits, BitsResult, Convention, Difference, MeasuredImages, Terms
 from ..smoothing import GaussianSmoothing
 from .batches import check_images, labels_for_model, nats_of_images
 
@@ -43,8 +45,8 @@ class Scores:
     its log-density in units of [-1, 1] by the same mixtures; None if the model was trained on
     bytes: its density is not meaningful. noisy, smoothing: log p(x~) and -log q(x~ | x) of a pair;
     None for a plain model, which has one row. dimensions: d, sub-pixels of an image. clean_noise:
-    standard deviation of the noise on the target of the density. given_class: whether all is given
-    the class of the image.
+    standard deviation of the noise on the target of the density. classes: whether all is given the
+    class of the image, or a label of zeros ("hidden").
     """
 
     discretized: Tensor
@@ -53,7 +55,7 @@ class Scores:
     noisy: Tensor | None = None
     smoothing: Tensor | None = None
     clean_noise: float = 0.0
-    given_class: bool = False
+    classes: Literal["none", "given", "hidden"] = "none"
 
     @property
     def n_noise(self) -> int:
@@ -66,11 +68,11 @@ class Scores:
         return self.discretized.shape[1]
 
     @property
-    def terms(self) -> dict[str, float]:
-        """Bits/dim of each term of the bound, averaged over images and draws."""
-        nats = {"noisy": self.noisy, "smoothing": self.smoothing, "discretized": self.discretized}
-        nats["continuous"] = self.continuous
-        return {k: float(self.bits(v).mean()) for k, v in nats.items() if v is not None}
+    def terms(self) -> Terms:
+        """Each term of the bound."""
+        nats = {"continuous": self.continuous, "noisy": self.noisy, "smoothing": self.smoothing}
+        others = {k: float(self.bits(v).mean()) for k, v in nats.items() if v is not None}
+        return Terms(float(self.bits(self.discretized).mean()), **others)
 
     def log_weights(self, likelihood: Likelihood) -> Tensor:
         """log p(x~) - log q(x~ | x) + log p(x | x~), or log p(x) of a plain model: (R, N).
@@ -91,23 +93,6 @@ class Scores:
         return -nats / (self.dimensions * math.log(2))
 
 
-@dataclass(frozen=True)
-class Convention:
-    """One number in bits/dim and its meaning.
-
-    standard_error: over images, None for a single one. repeat_error: of the mean, over the draws
-    of noise, None for fewer than `ENOUGH_DRAWS`. comparable: with discrete bits/dim of the
-    literature.
-    """
-
-    name: str
-    value: float
-    standard_error: float | None
-    repeat_error: float | None
-    comparable: bool
-    meaning: str
-
-
 def conventions(scores: Scores) -> list[Convention]:
     """The numbers of `scores` in every convention, the comparable ones first."""
 
@@ -122,7 +107,7 @@ def conventions(scores: Scores) -> list[Convention]:
     discrete, density = (scores.log_weights(form) for form in ("discretized", "continuous"))
     per_byte = density - scores.dimensions * math.log(127.5)
     bytes_, condition = "bytes", ""
-    if scores.given_class:
+    if scores.classes == "given":
         bytes_, condition = "bytes | class", " given the class"
     if scores.continuous is None:
         of_density = "the mass of each byte spread evenly over it, in units of [-1, 1]"
@@ -158,18 +143,11 @@ def standard_error(values: Tensor) -> float | None:
     return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
 
 
-def paired_difference(one: Scores, other: Scores) -> dict[str, float | None]:
-    """Bits/dim that `one` needs more than `other` for the bytes of the same images.
-
-    The standard error is over images of the paired difference, None for a single image.
-    """
-    bits, less = (s.bits(s.log_weights("discretized").mean(0)) for s in (one, other))
-    difference = bits - less
-    return {
-        "value": float(difference.mean()),
-        "standard_error": standard_error(difference),
-        "n_images": one.n_images,
-    }
+def paired_difference(scores: Scores, other: Scores) -> Difference:
+    """Bits/dim that `scores` need more than `other` for the bytes of the same images."""
+    bits, others = (s.bits(s.log_weights("discretized").mean(0)) for s in (scores, other))
+    difference = bits - others
+    return Difference(float(difference.mean()), standard_error(difference), scores.n_images)
 
 
 def importance_weighted(log_weights: Tensor) -> Tensor:
@@ -264,6 +242,9 @@ def _scores(
     labels: Tensor | None,
     clean_noise: float = 0.0,
 ) -> Scores:
+    classes: Literal["none", "given", "hidden"] = "none"
+    if labels is not None:
+        classes = "hidden" if labels.is_floating_point() else "given"
     return Scores(
         discretized=nats["discretized"],
         dimensions=dataset.images[0].numel(),
@@ -271,7 +252,7 @@ def _scores(
         noisy=nats.get("noisy"),
         smoothing=nats.get("smoothing"),
         clean_noise=clean_noise,
-        given_class=labels is not None and not labels.is_floating_point(),
+        classes=classes,
     )
 
 
@@ -292,8 +273,8 @@ def measure_bits(
     batch_size: int = 100,
     seed: int = 0,
     precision: Precision = "auto",
-) -> tuple[Json, dict[str, Scores]]:
-    """The numbers of a pair, a plain model or both, and their difference, as JSON; their scores.
+) -> tuple[BitsResult, dict[str, Scores]]:
+    """Bits/dim of a pair, a plain model or both, and their scores by "pair" and "plain".
 
     Arguments and errors as for `score_pair`; the bars say how many images are done.
     """
@@ -318,23 +299,33 @@ def measure_bits(
                     models.plain, dataset, limit=limit, batch_size=batch_size, progress=done
                 )
     digests = models.digests()
-    result: Json = {"unit": "bits/dim"}
-    for name, score in scores.items():
-        roles: tuple[Role, ...] = ("noisy", "denoiser") if name == "pair" else ("plain",)
-        weights = [digests[role] for role in roles]
-        trained = bits_per_dim(score)
-        result[name] = {
-            "weights_sha256": weights,
-            "likelihood": "discretized" if score.continuous is None else "continuous",
-            "value": trained.value,
-            "standard_error": trained.standard_error,
-            "terms": score.terms,
-            "n_images": score.n_images,
-            "n_noise": score.n_noise,
-            "dimensions": score.dimensions,
-            "clean_noise": score.clean_noise,
-            "conventions": [asdict(row) for row in conventions(score)],
-        }
-    if len(scores) > 1:
-        result["pair_less"] = {"plain": paired_difference(scores["pair"], scores["plain"])}
+    roles: dict[str, tuple[Role, ...]] = {"pair": ("noisy", "denoiser"), "plain": ("plain",)}
+    bits = {
+        name: summarize(score, tuple(digests[role] for role in roles[name]))
+        for name, score in scores.items()
+    }
+    result = BitsResult(
+        MeasuredImages(dataset.name, dataset.split, n),
+        seed,
+        bits,
+        difference=paired_difference(scores["pair"], scores["plain"]) if len(bits) > 1 else None,
+    )
     return result, scores
+
+
+def summarize(scores: Scores, weights_sha256: tuple[str, ...]) -> Bits:
+    """The numbers of scores of networks with these digests."""
+    trained = bits_per_dim(scores)
+    return Bits(
+        likelihood="discretized" if scores.continuous is None else "continuous",
+        value=trained.value,
+        error=trained.error,
+        terms=scores.terms,
+        n_images=scores.n_images,
+        n_noise=scores.n_noise,
+        dimensions=scores.dimensions,
+        clean_noise=scores.clean_noise,
+        classes=scores.classes,
+        conventions=tuple(conventions(scores)),
+        weights_sha256=weights_sha256,
+    )

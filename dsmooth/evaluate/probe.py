@@ -12,7 +12,8 @@ import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from dataclasses import replace as replace_fields
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -25,7 +26,7 @@ from torch import Tensor
 from ..config import Pooling, Precision, ProbeSettings, Split
 from ..data import ImageDataset
 from ..distributed import in_batches, rank_and_size, side_by_side
-from ..fields import Json, check_one_of
+from ..fields import check_one_of
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
 from ..nn.condition import zero_label
@@ -33,7 +34,8 @@ from ..nn.pixelcnnpp import Streams
 from ..nn.weights import in_evaluation, weights_digest
 from ..pair import SmoothedPair
 from ..progress import progress
-from ..remembered import remembered
+from ..record import Record
+from ..results import BlockScores, ProbeResult, ProbeScore
 from ..smoothing import Smoothing
 from .batches import check_images
 from .linear import FeatureMatrix, train_linear
@@ -63,29 +65,39 @@ def probe_pair(
     plain: PixelCNNpp | None = None,
     only: Collection[str] | None = None,
     precision: Precision = "auto",
-    replace_other: bool = False,
-    again: bool = False,
-) -> Json:
+) -> ProbeResult:
     """Accuracy of a linear probe after each block of both networks, and of the controls.
 
     The controls are the pixels, the model `plain` if given, and untrained networks of the pair's
     shapes. One more probe sees the blocks together. Each probe also has an accuracy on the last
     sixth of the training images, after training on the others, by which `best_probe` chooses. A
     model with classes sees a label of zeros.
-    only: what is probed (noisy, denoiser, pixels, plain, untrained-noisy, untrained-denoiser), by
-    default all of these. precision: that networks compute features in; "auto" is float32.
-    replace_other: overwrite a result of other settings or weights. again: one of the same, too.
+    only: the networks to probe (noisy, denoiser, pixels, plain, untrained-noisy,
+    untrained-denoiser), by default all of these. precision: that networks compute features in;
+    "auto" is float32.
 
-    The result is written to `path` as JSON, and the probes of each network beside it until all are
-    done: a later call goes on from there. Features lie in the folder of `path`, in files without a
-    name, so nothing is left however the call ends. Under torchrun all processes call this; the
-    result is rank 0's. Raises ValueError for data without labels or of another shape than the
-    pair's, for another result in `path`, and where `only` names what there is not.
+    The result is kept in the record `path`, and the probes of each network until all are done: a
+    later call resumes there. Features lie in the folder of `path`, in files without a name, so
+    nothing is left however the call ends. Under torchrun all processes call this; the result is
+    rank 0's. Raises ValueError for data without labels or of another shape than the pair's, for
+    another request in `path`, and where `only` has an unknown network.
     """
-    splits: dict[Split, ImageDataset] = {
-        "train": train_set.part(slice(settings.train_images)),
-        "test": test_set.part(slice(settings.test_images)),
-    }
+    sets: dict[Split, ImageDataset] = {"train": train_set, "test": test_set}
+    return make_probing(pair, sets, settings, path.parent, plain, only, precision).run(path)
+
+
+def make_probing(
+    pair: SmoothedPair,
+    sets: Mapping[Split, ImageDataset],
+    settings: ProbeSettings,
+    folder: Path,
+    plain: PixelCNNpp | None = None,
+    only: Collection[str] | None = None,
+    precision: Precision = "auto",
+) -> Probing:
+    """The probes of `probe_pair`, with its arguments and errors."""
+    counts = {"train": settings.train_images, "test": settings.test_images}
+    splits = {split: data.part(slice(counts[split])) for split, data in sets.items()}
     for (split, data), least in zip(splits.items(), (2, 1), strict=True):  # one is held out
         check_images(pair, data)
         if len(data) < least:
@@ -93,68 +105,89 @@ def probe_pair(
         if (data.known_labels() < 0).any():
             raise ValueError(f"probes need labels of 0 or more, but {data.source} has others")
     pair = in_evaluation(pair)
-    probing = Probing(pair.smoothing, splits, settings, path.parent, precision)
-    trained = {"noisy": pair.noisy, "denoiser": pair.denoiser}
+    subjects = {"noisy": Subject(pair.noisy), "denoiser": Subject(pair.denoiser)}
+    subjects[PIXELS] = Subject(None)
     if plain is not None:
-        trained["plain"] = in_evaluation(plain)
-    untrained = {"untrained-noisy": pair.noisy, "untrained-denoiser": pair.denoiser}
-    subjects = ["noisy", "denoiser", PIXELS, *["plain"] * (plain is not None), *untrained]
+        subjects["plain"] = Subject(in_evaluation(plain))
+    subjects["untrained-noisy"] = Subject(pair.noisy, trained=False)
+    subjects["untrained-denoiser"] = Subject(pair.denoiser, trained=False)
     for name in only or ():
-        check_one_of("only", name, subjects)
-    chosen = [name for name in subjects if name in (only or subjects)]
-    key = {
-        **asdict(settings),
-        "train_images": len(splits["train"]),
-        "test_images": len(splits["test"]),
-        "data": train_set.name,
-        "data_sha256": {"train": train_set.digest, "test": test_set.digest},
-        "smoothing": {"kind": pair.smoothing.kind, "scale": pair.smoothing.scale},
-        "weights_sha256": {k: weights_digest(v) for k, v in trained.items() if k in chosen},
-        "precision": precision,
-    }
-    parts = {name: path.with_name(f"{path.stem}-{name}.json") for name in chosen}
-
-    def probe_one(name: str) -> Json:
-        network = probing.untrained(untrained[name]) if name in untrained else trained.get(name)
-        return {"probes": probing.probe(name, network)}
-
-    def probe_all() -> Json:
-        accuracy = {
-            name: remembered(part, key, partial(probe_one, name))["probes"]
-            for name, part in parts.items()
-        }
-        return {"unit": "fraction classified correctly", "accuracy": accuracy}
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result = remembered(path, key, probe_all, again=again, replace=replace_other)
-    if rank_and_size()[0] == 0:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
-    return result
+        check_one_of("only", name, [*subjects])
+    chosen = {name: subject for name, subject in subjects.items() if name in (only or subjects)}
+    digests = {split: data.digest for split, data in sets.items()}
+    return Probing(pair.smoothing, splits, settings, folder, precision, chosen, digests)
 
 
-def best_probe(results: Json) -> str:
-    """The probe of a network that is best on the last sixth of the training images.
-
-    results: some of the network's entries in a result of `probe_pair`.
-    """
-    return max(results, key=lambda name: results[name]["held_out"])
+def best_probe(scores: BlockScores) -> str:
+    """The probe of a network that is best on the last sixth of the training images."""
+    return max(scores, key=lambda block: scores[block].held_out)
 
 
-def best_block(results: Json) -> str:
+def best_block(scores: BlockScores) -> str:
     """The best probe of a single block."""
-    return best_probe({name: result for name, result in results.items() if name != TOGETHER})
+    return best_probe({block: score for block, score in scores.items() if block != TOGETHER})
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to probe, None for the pixels; or an untrained one of its shape."""
+
+    network: PixelCNNpp | None
+    trained: bool = True
 
 
 @dataclass(frozen=True)
 class Probing:
-    """The images, the noise, the settings and the folder of features that all subjects share."""
+    """The images, the noise, the settings and the folder of features that all subjects share.
+
+    digests: of the sets of images whose first ones the splits are.
+    """
 
     smoothing: Smoothing
     splits: Mapping[Split, ImageDataset]
     settings: ProbeSettings
     folder: Path
     precision: Precision = "auto"
+    subjects: Mapping[str, Subject] = field(default_factory=dict)
+    digests: Mapping[Split, str] = field(default_factory=dict)
+
+    def run(self, path: Path, *, replace: bool = False, again: bool = False) -> ProbeResult:
+        """The probes of all subjects by the record `path`, where those of an earlier call are kept.
+
+        replace: take over the record of another request. again: also compute a result of this one.
+        """
+        train_images, test_images = (len(data) for data in self.splits.values())
+        settings = replace_fields(self.settings, train_images=train_images, test_images=test_images)
+        trained = {
+            name: weights_digest(subject.network)
+            for name, subject in self.subjects.items()
+            if subject.network is not None and subject.trained
+        }
+        request = {
+            **asdict(settings),
+            "networks": [*self.subjects],
+            "data_sha256": self.digests,
+            "smoothing": {"kind": self.smoothing.kind, "scale": self.smoothing.scale},
+            "weights_sha256": trained,
+            "precision": self.precision,
+        }
+        record = Record(path, request, ProbeResult, BlockScores, replace=replace)
+
+        def probe(name: str, subject: Subject) -> BlockScores:
+            network = subject.network
+            if network is not None and not subject.trained:
+                network = self.untrained(network)
+            return self.probe(name, network)
+
+        def probe_all() -> ProbeResult:
+            accuracy = {
+                name: record.part(name, partial(probe, name, subject))
+                for name, subject in self.subjects.items()
+            }
+            return ProbeResult(accuracy, settings)
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return record.obtain(probe_all, again=again)
 
     def untrained(self, network: PixelCNNpp) -> PixelCNNpp:
         """An untrained network of the same shape, its scales and biases set from a first batch."""
@@ -208,8 +241,8 @@ class Probing:
                 )
         return rows
 
-    def probe(self, name: str, network: PixelCNNpp | None) -> dict[str, Json] | None:
-        """Write all features in one pass, then train each block's probe; None except at rank 0."""
+    def probe(self, name: str, network: PixelCNNpp | None) -> BlockScores:
+        """Write all features in one pass, then train each block's probe; empty except at rank 0."""
         labels = {split: data.known_labels() for split, data in self.splits.items()}
         fit = partial(
             train_linear,
@@ -222,23 +255,25 @@ class Probing:
         with contextlib.ExitStack() as stack:
             maps = self.extract(name, network, stack)
             if rank_and_size()[0] > 0:
-                return None
+                return {}
             train, test = maps["train"], maps["test"]
 
-            def of_block(block: str) -> Json:
+            def probe_block(block: str) -> ProbeScore:
                 rows = train[block]
-                result = fit((rows, labels["train"]), (test[block], labels["test"]), epochs=epochs)
-                held_out = fit(
+                accuracy, error, train_accuracy = fit(
+                    (rows, labels["train"]), (test[block], labels["test"]), epochs=epochs
+                )
+                held_out, _, _ = fit(
                     (rows[:first], labels["train"][:first]),
                     (rows[first:], labels["train"][first:]),
                     epochs=math.ceil(HELD_OUT_PASSES * epochs),
                 )
-                return {**result, "held_out": held_out["accuracy"]}
+                return ProbeScore(accuracy, error, train_accuracy, rows.shape[1], held_out)
 
-            # The widest first, so that none is left alone at the end.
+            # The widest first, so that the last ones are short.
             order, results = sorted(train, key=lambda block: -train[block].shape[1]), {}
             with progress(f"probes of {name}", len(order), "blocks") as done:
-                for block, result in zip(order, side_by_side(of_block, order), strict=True):
+                for block, result in zip(order, side_by_side(probe_block, order), strict=True):
                     results[block] = result
                     done(len(results))
         return {block: results[block] for block in train}

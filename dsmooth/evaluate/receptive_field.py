@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..fields import Json
 from ..machine import torch_seed
 from ..nn import PixelCNNpp
+from ..results import ReceptiveField, ReceptiveFields
 
 FILTERS = 4
 
@@ -54,13 +54,11 @@ def causal(size: int, row: int, column: int) -> Tensor:
     return order < row * size + column
 
 
-def receptive_fields(size: int = 16) -> Json:
+def receptive_fields(size: int = 16) -> ReceptiveFields:
     """The dependence of the middle pixel of a size x size image, in both kinds of network.
 
-    Returns counts for "masked-stack" and "two-streams": how many of the `causal` earlier pixels are
-    `reached`, how many lie in the `blind_spot`, and how many later ones are reached (`leaks`). The
-    gradients are the rows of `influence`. The stack is as deep as the image is wide, so its depth
-    is not what limits it.
+    The networks are "masked-stack" and "two-streams". The stack is as deep as the image is wide, so
+    its depth is not what limits it.
     """
     row = column = size // 2
     config = ModelConfig(n_filters=FILTERS, n_resnet=3, n_mix=1, dropout=0.0)
@@ -70,16 +68,10 @@ def receptive_fields(size: int = 16) -> Json:
     for name, network in networks.items():
         gradient = influence(network.double().eval(), size, row, column)
         reached = gradient > 0
-        results[name] = {
-            "reached": int((reached & before).sum()),
-            "blind_spot": int((~reached & before).sum()),
-            "leaks": int((reached & ~before).sum()),
-            "influence": gradient.tolist(),
-        }
-    return {
-        "unit": "pixels; influence is |d output / d pixel|, averaged over outputs",
-        "size": size,
-        "pixel": [row, column],
-        "causal": int(before.sum()),
-        "networks": results,
-    }
+        results[name] = ReceptiveField(
+            reached=int((reached & before).sum()),
+            blind_spot=int((~reached & before).sum()),
+            leaks=int((reached & ~before).sum()),
+            influence=tuple(map(tuple, gradient.tolist())),
+        )
+    return ReceptiveFields(size, (row, column), int(before.sum()), results)

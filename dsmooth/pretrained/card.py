@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..config import OWN, Role
 from ..data import DATASETS
-from ..fields import Json
 from ..nn import PixelCNNpp
-from ..tables import COMPARABLE, bits_table, plain_text, shown
+from ..results import BitsResult
+from ..tables import COMPARABLE, bits_table
+from ..text import plain_text, render
 from .folders import SavedSettings
 
 CARD_FILE = "README.md"
@@ -24,45 +24,43 @@ def render_card(
     networks: Mapping[Role, PixelCNNpp],
     digests: Mapping[Role, str],
     name: str,
-    scores: Json | None,
+    scores: BitsResult | None,
     license: str | None,
 ) -> str:
     """The model card of saved weights, Markdown with the Hub's front matter.
 
     digests: of the weights. Those that differ from the record's were changed after the training.
+    scores: of these weights only.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
-
-    pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    # JSON is YAML, and quotes what would mean more than itself.
-    pages.filters |= {"json": json.dumps, "plain": plain_text, "shown": shown}
-    pages.globals |= {"MARK": MARK, "COMPARABLE": COMPARABLE, "DATASETS": DATASETS, "OWN": OWN}
-
-    def bits(rows: Sequence[Json]) -> str:
-        plain = [{**row, "name": plain_text(row["name"])} for row in rows]
-        key = "pair" if settings.smoothing else "plain"
-        return bits_table({key: {"conventions": plain}}).markdown()
-
     counts = {role: sum(p.numel() for p in one.parameters()) for role, one in networks.items()}
     changed = [
         role
         for role, record in settings.origin.items()
         if record.weights_sha256 not in (None, digests[role])
     ]
-    numbers = {"scores": scores, "bits": bits, "parameters": counts, "changed": changed}
-    try:
-        return pages.get_template("model_card.md").render(
-            asdict(settings) | numbers, name=name, license=license
-        )
-    except (AttributeError, KeyError, TypeError, ValueError, TemplateError) as error:
-        if scores is None:
-            raise
-        raise ValueError(
-            f"scores must be what `dsmooth evaluate bpd` writes of these weights: {error!r}"
-        ) from None
+    table = ""
+    if scores is not None:  # their names are those of a file
+        models = {
+            model: replace(
+                bits,
+                conventions=tuple(
+                    replace(row, name=plain_text(row.name)) for row in bits.conventions
+                ),
+            )
+            for model, bits in scores.models.items()
+        }
+        table = bits_table(replace(scores, models=models)).markdown()
+    return render(
+        Path(__file__).with_name("model_card.md"),
+        **asdict(settings),
+        name=name,
+        license=license,
+        parameters=counts,
+        changed=changed,
+        scores=scores,
+        table=table,
+        MARK=MARK,
+        COMPARABLE=COMPARABLE,
+        DATASETS=DATASETS,
+        OWN=OWN,
+    )

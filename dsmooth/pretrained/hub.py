@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ..progress import LOG
-from ..tables import shown
+from ..text import escape_control
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -81,4 +81,4 @@ def _library(purpose: str) -> ModuleType:
 def _first_line(error: Exception) -> str:
     """The first line of an error's message."""
     lines = str(error).strip().splitlines()
-    return shown(lines[0].rstrip(".")) if lines else type(error).__name__
+    return escape_control(lines[0].rstrip(".")) if lines else type(error).__name__

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch import nn
 
 from .._version import __version__
 from ..config import Role
-from ..fields import Json
 from ..files import (
     json_text,
     lock_folder,
@@ -25,6 +24,8 @@ from ..nn.images import check_size
 from ..nn.pretrained import Pretrained
 from ..nn.weights import check_weights, weights_digest
 from ..pair import SmoothedPair
+from ..record import read_result
+from ..results import BitsResult
 from ..runs import CONFIG_FILE, WEIGHTS_FILE
 from .card import CARD_FILE, MARK, render_card
 from .folders import CONFIG_KEY, SavedSettings
@@ -125,13 +126,13 @@ def _settings_of(model: Pretrained, networks: dict[Role, PixelCNNpp]) -> SavedSe
     )
 
 
-def _read_scores(path: Path, settings: SavedSettings, digests: dict[Role, str]) -> Json:
-    """What `dsmooth evaluate bpd` wrote. Raises ValueError for scores of other weights."""
-    measured = read_json(path)
-    numbers = measured.get("pair" if settings.smoothing else "plain")
-    if not isinstance(numbers, dict) or numbers.get("weights_sha256") != [*digests.values()]:
+def _read_scores(path: Path, settings: SavedSettings, digests: dict[Role, str]) -> BitsResult:
+    """Bits/dim by `dsmooth evaluate bpd`. Raises ValueError for scores of other weights."""
+    result, model = read_result(path, BitsResult), "pair" if settings.smoothing else "plain"
+    bits = result.models.get(model) if result is not None else None
+    if result is None or bits is None or bits.weights_sha256 != tuple(digests.values()):
         raise ValueError(f"{path} does not hold the scores of these weights")
-    return measured
+    return replace(result, models={model: bits})
 
 
 def _is_own_card(path: Path) -> bool:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -17,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..distributed import distributed_map, process_group, rank_and_size
-from ..fields import Json, difference, structure
-from ..files import file_sha256, lock_folder, read_json, write_atomically, write_json, write_npz
+from ..files import file_sha256, lock_folder, write_atomically, write_npz
 from ..pictures import is_diverged, nhwc_bytes, png
+from ..record import Record, read_parts
 from ..runs import RunFolder
 from .request import Progress, Request
 
@@ -108,47 +107,17 @@ def fill(
         if progress is not None:
             progress(before)
         results = draw_parts(draw, parts, folder.keep, progress, before)
-        for part, (digests, lost) in zip(parts, results, strict=rank == 0):
-            folder.record(part, digests)
+        for digests, lost in results:
+            folder.enter(digests)
             diverged += lost
     return drawn, diverged
-
-
-@dataclass
-class Manifest:
-    """The drawing of a folder, and the SHA-256 of each of its files; None for a missing one."""
-
-    description: Json
-    first_index: int
-    image_shape: tuple[int, ...]
-    shard_size: int = 1
-    n: int = 0
-    sha256: list[str | None] = field(default_factory=list)
-
-    @property
-    def settings(self) -> Json:
-        """Settings that must match for a folder to be continued."""
-        names = ("first_index", "image_shape", "shard_size")
-        return {**self.description, **{name: getattr(self, name) for name in names}}
-
-    @classmethod
-    def read(cls, path: Path) -> Manifest:
-        """Read a manifest. Raises ValueError, naming the file, if it is damaged."""
-        values = read_json(path)
-        try:
-            manifest = structure(values, cls)
-            files = len(manifest.sha256)
-            if manifest.shard_size < 1 or files != -(-manifest.n // manifest.shard_size):
-                raise ValueError(f"it lists {files} files of {manifest.n} images")
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
-        return manifest
 
 
 class Folder:
     """The images of a request in numbered files of `size` images, each written whole or not at all.
 
-    description: all that decides the images beside their numbers, as JSON. drawing: the manifest.
+    description: all that decides the images except their numbers, as JSON. The record lists the
+    files with their digests, "" for one to draw.
     """
 
     manifest: ClassVar[str]
@@ -161,10 +130,16 @@ class Folder:
         path: Path,
         request: Request,
         image_shape: tuple[int, ...],
-        description: Json,
+        description: Mapping[str, object],
     ) -> None:
         self.path, self.request = path, request
-        self.drawing = Manifest(description, request.first_index, image_shape, self.size)
+        self.description = {
+            **description,
+            "first_index": request.first_index,
+            "image_shape": image_shape,
+            "shard_size": self.size,
+            "count": request.count,
+        }
 
     @staticmethod
     def encode(images: Tensor) -> bytes:
@@ -177,13 +152,13 @@ class Folder:
         return self.path / self.filename.format(number=number, index=index)
 
     def missing(self) -> list[int]:
-        """Numbers of the files to draw: a file of fewer images than now is drawn anew.
+        """Numbers of the files to draw: a file of fewer images than now is drawn again.
 
         Raises ValueError for a folder of something else, and for files that were changed.
         """
-        self._read_manifest()
-        n, size = self.request.count, self.size
-        before, digests, files = self.drawing.n, self.drawing.sha256, -(-n // size)
+        record = self._open_record()
+        n, size, digests = self.request.count, self.size, record.parts
+        before, files = int(record.earlier.get("count", 0)), -(-n // size)
         if before > n and size > 1:
             raise ValueError(
                 f"{self.path} holds a drawing of {before} images: ask for {before} or more, not {n}"
@@ -193,17 +168,17 @@ class Folder:
             raise ValueError(
                 f"{n - before:,} images take {needed:,} bytes or more, and {self.path} has {free:,}"
             )
-        for number, digest in enumerate(digests[:files]):
-            if size == 1 and not self.file(number).exists():
-                digests[number] = None
-            elif digest is not None:
-                check_file(self.file(number), digest)
+        for file in map(self.file, range(min(files, len(digests)))):
+            if size == 1 and not file.exists():
+                digests[file.name] = ""
+            elif digests[file.name]:
+                check_file(file, digests[file.name])
+        names = [self.file(number).name for number in range(files)]
         if before < n:
             if before % size:
-                digests[-1] = None  # its file gets more images
-            digests += [None] * (files - len(digests))
-            self._write_manifest()
-        return [number for number, digest in enumerate(digests[:files]) if digest is None]
+                digests[names[before // size]] = ""  # its file gets more images
+            record.keep({name: digests.get(name, "") for name in names})
+        return [number for number, name in enumerate(names) if not digests[name]]
 
     def parts(self, missing: list[int], chunk: int, ranks: int) -> list[Request]:
         """The missing files in parts of about `chunk` images, smaller if a rank would get none."""
@@ -218,47 +193,40 @@ class Folder:
         ends = [min((numbers[-1] + 1) * self.size, self.request.count) for numbers in runs]
         return [self.request.part(a, b - a) for a, b in zip(firsts, ends, strict=True)]
 
-    def keep(self, part: Request, images: Tensor) -> tuple[list[str], int]:
-        """Write a part's images (N, C, H, W); the digests of its files, how many diverged."""
-        digests = []
-        for number, x in enumerate(images.detach().float().cpu().split(self.size), self._of(part)):
-            content = self.encode(x)
-            write_atomically(self.file(number), content)
-            digests.append(hashlib.sha256(content).hexdigest())
+    def keep(self, part: Request, images: Tensor) -> tuple[dict[str, str], int]:
+        """Write a part's images (N, C, H, W); its files with their digests, how many diverged."""
+        digests = {}
+        first = (part.first_index - self.request.first_index) // self.size
+        for number, x in enumerate(images.detach().float().cpu().split(self.size), first):
+            content, file = self.encode(x), self.file(number)
+            write_atomically(file, content)
+            digests[file.name] = hashlib.sha256(content).hexdigest()
         return digests, int(is_diverged(images).sum())
 
-    def record(self, part: Request, digests: list[str]) -> None:
-        """Enter the files of a part in the manifest; after a crash the others are drawn again."""
-        for number, digest in enumerate(digests, self._of(part)):
-            if not self.file(number).exists():
-                raise ValueError(f"{self.path} must be a folder that all machines share")
-            self.drawing.sha256[number] = digest
-        self._write_manifest()
+    def enter(self, digests: Mapping[str, str]) -> None:
+        """Enter files in the record; after a crash the others are drawn again."""
+        if not all((self.path / name).exists() for name in digests):
+            raise ValueError(f"{self.path} must be a folder that all machines share")
+        self.record.keep(digests)
 
-    def _of(self, part: Request) -> int:
-        """Number of the first file of a part."""
-        return (part.first_index - self.request.first_index) // self.size
-
-    def _write_manifest(self) -> None:
-        self.drawing.n = len(self.drawing.sha256) if self.size == 1 else self.request.count
-        write_json(self.path / self.manifest, asdict(self.drawing))
-
-    def _read_manifest(self) -> None:
-        """Read `drawing`, if the folder has one. Raises as `missing` does."""
+    def _open_record(self) -> Record[None, str]:
+        """The record, `self.record`. Raises as `missing` does."""
         path = self.path / self.manifest
         if RunFolder(self.path).config.exists():
             raise ValueError(f"{self.path} is the folder of a run or a pair: choose another one")
         for kind in (Shards, Pictures):
             if kind.manifest != self.manifest and (self.path / kind.manifest).exists():
                 raise ValueError(f"{self.path} holds {kind.pattern}: choose another folder")
-        if not path.exists() and any(self.path.glob(self.pattern)):
+        if path.exists():
+            read_digests(path, type(self))
+        elif any(self.path.glob(self.pattern)):
             raise ValueError(
                 f"{self.path} holds {self.pattern} without {self.manifest}: choose another folder"
             )
-        drawing = Manifest.read(path) if path.exists() else self.drawing
-        if other := difference(drawing.settings, self.drawing.settings):
-            raise ValueError(f"{self.path} holds another drawing: {other}; choose another folder")
-        self.drawing = drawing
+        self.record = record = Record(path, self.description, type(None), str, free=["count"])
+        count = max(self.request.count, record.earlier.get("count", 0))
+        record.request = {**record.request, "count": count}
+        return record
 
 
 class Shards(Folder):
@@ -300,13 +268,25 @@ def check_file(path: Path, digest: str) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ValueError unless a folder with a manifest holds all of its files, unchanged."""
+    """Raise ValueError unless a folder with a record holds all of its files, unchanged."""
     for kind in (Shards, Pictures):
-        if not (folder / kind.manifest).exists():
-            continue
-        drawing = Manifest.read(folder / kind.manifest)
-        if None in drawing.sha256:
-            raise ValueError(f"{folder} is unfinished: repeat the command that draws it to go on")
-        for number, digest in enumerate(drawing.sha256):
-            name = kind.filename.format(number=number, index=drawing.first_index + number)
-            check_file(folder / name, str(digest))
+        if (folder / kind.manifest).exists():
+            digests = read_digests(folder / kind.manifest, kind)
+            if not all(digests.values()):
+                raise ValueError(
+                    f"{folder} is unfinished: repeat the command that draws it to resume"
+                )
+            for name, digest in digests.items():
+                check_file(folder / name, digest)
+
+
+def read_digests(path: Path, kind: type[Folder]) -> dict[str, str]:
+    """The files that the record of a folder lists. Raises ValueError if they are not its images."""
+    request, digests = read_parts(path, str)
+    count, size, first = (request.get(name) for name in ("count", "shard_size", "first_index"))
+    if isinstance(count, int) and isinstance(size, int) and isinstance(first, int) and size > 0:
+        numbers = range(len(digests))
+        names = [kind.filename.format(number=i, index=first + i) for i in numbers]
+        if len(digests) == -(-count // size) and names == [*digests]:
+            return digests
+    raise ValueError(f"{path} is damaged: it does not list the files of its images")

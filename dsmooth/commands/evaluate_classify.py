@@ -1,0 +1,63 @@
+"""`dsmooth evaluate classify`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from ..evaluate.classes import classify
+from ..machine import autocast, choose_device
+from ..pretrained import load_models
+from ..progress import progress
+from ..results import ClassifyResult, MeasuredImages
+from ..text import percent
+from .options import ClassifyOptions
+from .shared import choose_data, describe_data
+
+
+def evaluate_classify(options: ClassifyOptions) -> tuple[Mapping[str, object], ClassifyResult]:
+    """Classify and print; what decides the numbers, and the numbers."""
+    device = choose_device(options.execution.device)
+    models = load_models(options.models).to(device)
+    if models.smoothed is not None and models.plain is not None:
+        raise ValueError("name a pair or a plain model: one of them classifies at a time")
+    dataset = choose_data(models, options.dataset).load(options.split)
+    n = len(dataset) if options.limit is None else min(options.limit, len(dataset))
+    with progress("classifying", n) as done, autocast(device, options.execution.precision):
+        found = classify(
+            models.model,
+            dataset,
+            limit=options.limit,
+            n_noise=options.n_noise,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            progress=done,
+        )
+    result = ClassifyResult(
+        data=MeasuredImages(dataset.name, dataset.split, n),
+        accuracy=found.accuracy,
+        error=found.accuracy_error,
+        bits=found.bits,
+        confusion=tuple(map(tuple, found.confusion().tolist())),
+        n_noise=None if models.smoothed is None else options.n_noise,
+        seed=options.seed,
+    )
+    rule, draws = "by exact likelihoods", result.n_noise
+    if draws is not None:
+        rule = f"by importance-weighted bounds of {draws} draw{'s' * (draws > 1)}"
+    k = len(result.confusion)
+    print(
+        f"{percent(result.accuracy, 2, result.error)} of {n:,} images classified correctly, "
+        f"{dataset.source}, {dataset.split}"
+    )
+    print(f"p(label | x) of the true label: {result.bits:.4f} bits ({math.log2(k):.2f} by chance)")
+    print(f"Bayes' rule over {k} classes of equal prior probability, {rule}")
+    request = {
+        "data": describe_data(dataset),
+        "n_images": n,
+        "n_noise": result.n_noise,
+        "seed": options.seed,
+        "precision": options.execution.precision,
+        "weights_sha256": models.digests(),
+    }
+    return request, result

@@ -1,0 +1,201 @@
+"""Parts that several verbs share: the choice of data and devices, checks of outputs, drawing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from os.path import realpath
+from pathlib import Path
+
+import torch
+
+from .._extension import is_available
+from ..config import Precision
+from ..cuda import cuda_obstacle
+from ..data import ImageDataset, load_dataset
+from ..distributed import broadcast_int, rank_and_size
+from ..files import check_writable, printable, suffix_of
+from ..machine import choose_device, use_threads
+from ..nn.condition import class_number
+from ..pair import draw
+from ..pretrained import Loaded
+from ..progress import LOG, progress
+from ..record import read_parts
+from ..sampling.output import Pictures, Shards, fill
+from ..sampling.request import KnownPixels, Request, drawn_seed, precision_on
+from .options import Computing, DataOptions, Drawing
+
+# The most images that one PNG shows.
+GRID_LIMIT = 400
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """The arguments of `load_dataset` for a data set; of the split, the one to measure.
+
+    measured: "test", or "all" where the models were not trained on the folder of images.
+    """
+
+    name: str
+    data_dir: str | None
+    image_size: int | None
+    measured: str = "test"
+
+    def load(self, split: str | None = None) -> ImageDataset:
+        """The images of a split, showing how many files are decoded."""
+        split, size = split or self.measured, self.image_size
+        return load_dataset(self.name, split, self.data_dir, image_size=size, progress=True)
+
+
+def choose_data(models: Loaded | None, options: DataOptions) -> DataChoice:
+    """The data set of the options, else the one that the first of the models was trained on.
+
+    A run knows its folder too. Without models it is mnist.
+    """
+    name, image_size, trained_on = options.data, options.image_size, None
+    folder = None if options.data_dir is None else str(options.data_dir)
+    run = next(iter(models.runs.values()), None) if models is not None else None
+    settings = run.read_config()[0] if run is not None else None
+    if settings is not None and name in (None, settings.data):
+        name, trained_on = settings.data, settings.data_dir
+        folder, image_size = folder or trained_on, image_size or settings.image_size
+    if name is None:
+        records = map(models.record, models.networks) if models is not None else ()
+        name = next((record.data for record in records if record is not None), "mnist")
+    is_known = trained_on is not None and realpath(trained_on) == realpath(folder or "")
+    measured = "all" if name == "folder" and not is_known else "test"
+    return DataChoice(name, folder, image_size, measured)
+
+
+def describe_data(dataset: ImageDataset) -> dict[str, str]:
+    """The images that numbers are of."""
+    return {"name": dataset.name, "split": dataset.split, "source": dataset.source}
+
+
+def request_of(
+    models: Loaded,
+    drawing: Drawing,
+    count: int,
+    first_index: int = 0,
+    known: KnownPixels | None = None,
+) -> Request:
+    """The request of a command's options. Raises ValueError for options that do not fit."""
+    if models.smoothed is None:
+        # A noisy model alone gives x~, as a pair does by the method "noisy".
+        methods = ("two-step", "noisy") if "noisy" in models.networks else ("two-step",)
+        if drawing.method not in methods:
+            raise ValueError("--method is for a pair, not for a single model: leave it out")
+    n_classes = models.n_classes
+    label = None if drawing.label is None else class_number(drawing.label, models.class_names)
+    if n_classes == 0 and (label is not None or drawing.guidance):
+        option = "--guidance" if label is None else "--label"
+        raise ValueError(f"{option} is for models with classes, which these have not")
+    if drawing.seed is None and rank_and_size()[1] > 1:
+        raise ValueError("--seed None is for one process: give all of them the same number")
+    request = Request(
+        count,
+        drawn_seed() if drawing.seed is None else drawing.seed,
+        first_index,
+        drawing.method,
+        drawing.temperature,
+        known,
+        "prior" if n_classes and label is None else label,
+        drawing.guidance,
+    )
+    if isinstance(label, int):
+        request.labels(n_classes)  # refused before any work
+    return request
+
+
+def draw_into(
+    path: Path, models: Loaded, request: Request, precision: Precision, *, png: bool = False
+) -> None:
+    """Draw the images that a folder of `Shards`, or with `png` of `Pictures`, lacks.
+
+    By default it goes on in the precision that it was begun in.
+    """
+    started, kind = time.monotonic(), Pictures if png else Shards
+    manifest = path / kind.manifest
+    if precision == "auto":
+        earlier = read_parts(manifest, str)[0] if manifest.exists() else {}
+        chosen = earlier.get("precision", precision_on(models.device, precision))
+        precision = "bfloat16" if broadcast_int(chosen == "bfloat16") else "float32"
+    description = {
+        **request.identity(),
+        "device": models.device.type,
+        "precision": precision,
+        "weights_sha256": list(models.digests().values()),
+        "models": models.identity(),
+    }
+    folder = kind(path, request, models.image_shape, description)
+    with progress("drawing", request.count) as done:
+        draw_part = partial(draw, models.model, precision=precision)
+        drawn, diverged = fill(folder, draw_part, models.chunk, done)
+    name = printable(path)
+    print(f"wrote {name}" if drawn else f"nothing to draw: {name} has them all")
+    say_drawn(drawn, diverged, started, beside=request.count - drawn)
+
+
+def say_drawn(drawn: int, diverged: int, started: float, *, beside: int = 0) -> None:
+    """Print how many images were drawn, how fast, and how many diverged; ValueError if all did.
+
+    started: when, by time.monotonic(). beside: images that were there before.
+    """
+    seconds = time.monotonic() - started
+    before = f", beside {beside:,} that were there" if beside else ""
+    rate = f" ({drawn / seconds:.2f} img/s)" if drawn else ""
+    print(f"{drawn:,} image{'s' * (drawn != 1)} in {seconds:.1f} s{rate}{before}")
+    line = f"{diverged:,} of {drawn:,} images diverged, which happens with a hardly trained model"
+    if diverged and diverged == drawn:
+        raise ValueError(f"{line}: train longer")
+    if diverged:
+        print(f"{line}: they are grey in pictures, not finite in arrays, and not in --adm files")
+
+
+def check_outputs(
+    outputs: Sequence[Path], count: int, *, png: bool = False, adm: bool = False
+) -> None:
+    """Raise ValueError for files that `sample` cannot write `count` images to."""
+    if not outputs:
+        raise ValueError("--out must name a file or a folder")
+    if png and all(map(suffix_of, outputs)):
+        raise ValueError("--png is for a folder: give --out a path without a suffix")
+    if adm and not any(path.suffix == ".npz" for path in outputs):
+        raise ValueError("--adm is for a .npz: give --out one")
+    for path in outputs:
+        if not suffix_of(path) and len(outputs) > 1:
+            raise ValueError(f"a folder must be the only --out, got {path} among others")
+        if suffix_of(path) not in ("", ".png", ".npz") or path.name == "-":
+            raise ValueError(
+                f"--out must end in .png or .npz, or be a folder without a suffix, got {path}"
+            )
+        if path.suffix == ".png" and count > GRID_LIMIT:
+            raise ValueError(
+                f"a .png shows at most {GRID_LIMIT} images, got {count}: use .npz, or a folder "
+                "with --png for one PNG per image"
+            )
+        check_writable(path)
+
+
+def check_output(path: Path, suffix: str, option: str = "--out") -> None:
+    """Raise ValueError for a file that could not be written, before any work."""
+    if path.suffix != suffix:
+        raise ValueError(f"{option} must end in {suffix}, got {path}")
+    check_writable(path)
+
+
+def prepare(options: Computing, models: Loaded) -> None:
+    """Set threads, and move models to the device that draws.
+
+    By default that is a GPU only if the cached sampler runs there. Else images need many forward
+    passes each.
+    """
+    use_threads(options.threads)
+    device = choose_device(options.device)
+    undecided = options.device == "auto" and device.type != "cpu" and is_available()
+    if undecided and (reason := cuda_obstacle(device)) is not None:
+        LOG.info("drawing on the CPU: %s; --device %s draws by Jacobi iterations", reason, device)
+        device = torch.device("cpu")
+    models.to(device)

@@ -1,0 +1,167 @@
+"""What a reproduction and a card of packaged models hold: their measures, models and machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..results import BitsResult, FrechetResult, ProbeResult, ReceptiveFields
+
+# A value of a setting, as JSON has it.
+Setting = bool | int | float | str | list[bool | int | float | str] | None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and with which versions numbers were measured. gpu: None for the CPU."""
+
+    processor: str
+    processes: int
+    cpu_threads: int
+    gpu: str | None
+    system: str
+    python: str
+    torch: str
+    dsmooth: str
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """A finished run: images seen, seconds of training, bits/dim of held-out images at the end.
+
+    loss: what these bits/dim are. notes: of settings that changed on the way. training_images: size
+    of the training set, None if unknown.
+    """
+
+    images: int
+    seconds: float
+    loss: str
+    held_out_bits: float | None
+    held_out_images: int
+    notes: tuple[str, ...]
+    training_images: int | None = None
+
+    @property
+    def passes(self) -> float | None:
+        """Passes over the training set."""
+        return self.images / self.training_images if self.training_images else None
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """A model: its settings by dotted names (model.n_filters), and its training if recorded."""
+
+    parameters: int
+    settings: dict[str, Setting]
+    training: TrainingSummary | None = None
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """The images of a reproduction. embedded: the MNIST subset inside the package."""
+
+    name: str
+    embedded: bool
+    train_images: int
+    test_images: int
+    image_size: tuple[int, int]
+    image_channels: int
+
+
+@dataclass(frozen=True)
+class SampleCount:
+    """Samples of a kind, and how many of them have infinite values."""
+
+    n_images: int
+    diverged: int
+
+
+@dataclass(frozen=True)
+class PackagedNumbers:
+    """Numbers from the card of the packaged models, measured with all of MNIST.
+
+    distances: of two-step samples, by their number. probes: accuracy by block of the noisy model.
+    """
+
+    train_images: int
+    distances: dict[str, float]
+    probes: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All numbers of a reproduction, None for those that were not measured.
+
+    name: of the settings or models. packaged: for the packaged models. budget_minutes: of the
+    training in all. trained_here: whether the models were trained by this reproduction.
+    hidden_classes: classes of the models that the images have no labels of. skipped: why a stage
+    measured nothing.
+    """
+
+    name: str
+    packaged: PackagedNumbers | None
+    budget_minutes: float | None
+    trained_here: bool
+    data: ReportData
+    machine: Machine
+    models: dict[str, ModelSummary]
+    hidden_classes: int
+    seed: int
+    samples: dict[str, SampleCount]
+    bits: BitsResult | None
+    frechet: FrechetResult | None
+    probes: ProbeResult | None
+    receptive_fields: ReceptiveFields | None
+    skipped: dict[str, str]
+
+
+@dataclass(frozen=True)
+class SampleQuality:
+    """Samples of a card: Fréchet distances of the first N samples with their errors, by N; the
+    share of black pixels; and the share of images that a classifier assigns at least a
+    probability, by that probability."""
+
+    distance: dict[str, float]
+    error: dict[str, float]
+    black: float
+    confident: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ClassNumbers:
+    """Test images classified by Bayes' rule, and bits/dim given their class and without it."""
+
+    n_images: int
+    accuracy: float
+    error: float | None
+    bits_given_class: float
+    bits_without: float
+
+
+@dataclass(frozen=True)
+class ClusterNumbers:
+    """Bits/dim of test images by the sum over all clusters, and by a label of zeros."""
+
+    n_images: int
+    bits_summed: float
+    bits_hidden: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """The numbers of packaged models (card.json). guidance: of the samples "guided".
+
+    classes: of models of labelled classes; clusters: of models of their own clusters.
+    """
+
+    machine: Machine
+    weights_sha256: dict[str, str]
+    train_images: int
+    test_images: int
+    models: dict[str, ModelSummary]
+    bits: BitsResult
+    distance_name: str
+    guidance: float
+    samples: dict[str, SampleQuality]
+    probes: dict[str, ProbeResult]
+    classes: ClassNumbers | None = None
+    clusters: ClusterNumbers | None = None

@@ -1,0 +1,95 @@
+"""Facts of a report: models, machine, training curves, and numbers of the packaged card."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+
+import torch
+
+from .._version import __version__
+from ..config import Role
+from ..data import ImageDataset
+from ..distributed import rank_and_size
+from ..fields import flatten
+from ..machine import cpu_name
+from ..pretrained import DEFAULT, Loaded, packaged
+from ..record import read_result
+from ..runs import RunFolder
+from ..training.step import kernel_rate
+from .contents import Card, Machine, ModelSummary, PackagedNumbers, TrainingSummary
+from .plots import Curve
+
+
+def describe_model(
+    role: Role, models: Loaded, test_set: ImageDataset, training_images: int | None = None
+) -> ModelSummary:
+    """A model's settings and size, and its training if the run is finished.
+
+    training_images: size of its training set, where that is known.
+    """
+    network, run = models.networks[role], models.runs.get(role)
+    parameters = sum(p.numel() for p in network.parameters())
+    if run is None:
+        smoothing = models.pair.smoothing
+        noise = {"smoothing": smoothing.kind, "scale": smoothing.scale}
+        return ModelSummary(parameters, flatten({"model": asdict(network.config), **noise}))
+    config = run.read_config()[0]
+    settings = {key: value for key, value in asdict(config).items() if key != "data_dir"}
+    training = None
+    if run.is_finished():
+        settings["kernel_rate"] = kernel_rate(config) if config.optimizer == "muon" else None
+        record = run.record()
+        training = TrainingSummary(
+            images=record.images or 0,
+            seconds=record.seconds or 0.0,
+            loss=record.loss or "",
+            held_out_bits=record.bits_per_dim,
+            held_out_images=min(config.evaluation_images, len(test_set)),
+            notes=record.notes,
+            training_images=training_images,
+        )
+    return ModelSummary(parameters, flatten(settings), training)
+
+
+def curve_of(run: RunFolder) -> Curve:
+    """The curve of a run's log."""
+    points = {
+        event: [(e["images"], e["bits_per_dim"]) for e in run.history() if e["event"] == event]
+        for event in ("step", "evaluation")
+    }
+    return Curve(points["step"], points["evaluation"], new_schedules(run))
+
+
+def new_schedules(run: RunFolder) -> list[int]:
+    """The images after which a run's schedule, or its optimiser, restarted."""
+    notes = [(e["images"], e["text"]) for e in run.history() if e["event"] == "note"]
+    again = "schedule begun again", "optimizer began again"
+    return [images for images, text in notes if any(words in text for words in again)]
+
+
+def packaged_numbers() -> PackagedNumbers:
+    """Numbers of the packaged models' card, which were measured with the whole of MNIST."""
+    card = read_result(packaged()[DEFAULT] / "card.json", Card)
+    assert card is not None
+    noisy = card.probes["noisy"].accuracy["noisy"]
+    probes = {block: score.accuracy for block, score in noisy.items()}
+    return PackagedNumbers(card.train_images, card.samples["two-step"].distance, probes)
+
+
+def describe_machine(device: torch.device) -> Machine:
+    """Processor, processes, threads, GPUs in use, and versions."""
+    size, gpu = rank_and_size()[1], None
+    if device.type == "cuda":
+        number = min(size, torch.cuda.device_count())
+        gpu = f"{number} x " * (number > 1) + torch.cuda.get_device_name(device)
+    return Machine(
+        processor=cpu_name(),
+        processes=size,
+        cpu_threads=torch.get_num_threads(),
+        gpu=gpu,
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        torch=torch.__version__,
+        dsmooth=__version__,
+    )

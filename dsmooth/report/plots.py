@@ -1,0 +1,155 @@
+"""Plots of the report, as PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..evaluate.probe import PIXELS, TOGETHER
+from ..evaluate.receptive_field import causal
+from ..results import BlockScores, ReceptiveFields
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Colours of plots on a light page. A dark one turns their lightness around, see page.html.
+TEXT, LINE, DOTS, THIRD = "#333333", "#2f6fd0", "#b34700", "#1e7d4f"
+QUIET, PALE, FAINT = "#6b7480", "#a8c2e4", "#eceef1"
+Points = Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run by its log: bits/dim of training steps and of held-out images against images seen, and
+    the images after which its schedule or its optimiser restarted."""
+
+    steps: Points
+    held_out: Points
+    restarts: Sequence[int] = ()
+
+
+def new_plot() -> tuple[Figure, Axes]:
+    """An empty plot, and its axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.6, 2.7), dpi=220, layout="constrained")
+    axes = figure.add_subplot()
+    axes.tick_params(which="both", colors=TEXT)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(TEXT)
+    axes.xaxis.label.set_color(TEXT)
+    axes.yaxis.label.set_color(TEXT)
+    return figure, axes
+
+
+def png(figure: Figure, transparent: bool = True) -> bytes:
+    """The plot as PNG, with the names of its lines above: the same bytes for the same content."""
+    if figure.axes[0].get_legend_handles_labels()[0]:
+        figure.legend(loc="outside upper center", ncols=2, frameon=False, labelcolor=TEXT)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", transparent=transparent, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def curve_png(curve: Curve) -> bytes:
+    """Loss in bits/dim against images seen; dots for held-out images, lines for restarts."""
+    from matplotlib.ticker import EngFormatter
+
+    figure, axes = new_plot()
+    means = running_mean(curve.steps)
+    if means:
+        axes.plot(*zip(*curve.steps, strict=True), color=LINE, linewidth=0.6, alpha=0.3)
+        axes.plot(*zip(*means, strict=True), color=LINE, linewidth=1.4, label="training")
+    if curve.held_out:
+        held_out = zip(*curve.held_out, strict=True)
+        axes.plot(*held_out, "o", color=DOTS, markersize=4, zorder=3, label="held out")
+    for number, images in enumerate(curve.restarts):
+        label = "schedule restarts" if number == 0 else None
+        axes.axvline(images, color=QUIET, linewidth=1, linestyle="--", label=label)
+    # The first steps start so high that they would flatten the rest.
+    values = sorted(v for _, v in [*means, *curve.held_out])
+    if values:
+        low, high = values[0], values[min(len(values) - 1, int(0.9 * len(values)))]
+        margin = 0.15 * (high - low) + 0.01
+        axes.set_ylim(low - margin, high + margin)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set(xlabel="images seen", ylabel="bits/dim")
+    return png(figure)
+
+
+def running_mean(points: Points) -> list[tuple[int, float]]:
+    """Each value replaced by the mean of the 2 % of points around it."""
+    reach = len(points) // 100
+    near = [points[max(0, i - reach) : i + reach + 1] for i in range(len(points))]
+    means = [sum(value for _, value in some) / len(some) for some in near]
+    return [(images, mean) for (images, _), mean in zip(points, means, strict=True)]
+
+
+def probe_png(accuracy: Mapping[str, BlockScores], name: str, transparent: bool = True) -> bytes:
+    """Accuracy of the probe after each block of network `name`, and of its controls.
+
+    Bars are standard errors; "all" is the probe of the blocks together, to which no line leads.
+    """
+    figure, axes = new_plot()
+    lines = (
+        (name, "trained", "o", "-", LINE),
+        ("plain", "plain model", "^", "-.", THIRD),
+        (f"untrained-{name}", "untrained", "s", "--", QUIET),
+    )
+    for subject, label, marker, line, colour in lines:
+        blocks = dict(accuracy.get(subject, {}))
+        joint = {"all": blocks.pop(TOGETHER)} if TOGETHER in blocks else {}
+        for scores, fmt, words in ((blocks, marker + line, label), (joint, marker, None)):
+            if scores:
+                axes.errorbar(
+                    [*scores],
+                    [100 * score.accuracy for score in scores.values()],
+                    [100 * score.error for score in scores.values()],
+                    fmt=fmt,
+                    color=colour,
+                    label=words,
+                    markersize=4,
+                    capsize=2,
+                )
+    if PIXELS in accuracy:
+        height = 100 * accuracy[PIXELS][PIXELS].accuracy
+        axes.axhline(height, color=DOTS, linewidth=1, linestyle=":", label="pixels")
+    axes.set(xlabel="after block", ylabel="test accuracy, %")
+    axes.tick_params(axis="x", labelsize="small")
+    return png(figure, transparent)
+
+
+def receptive_png(fields: ReceptiveFields, name: str) -> bytes:
+    """The pixels that the marked one of network `name` depends on, and its blind spot.
+
+    The shade is the logarithm of the gradient.
+    """
+    from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+    from matplotlib.patches import Patch
+
+    figure, axes = new_plot()
+    influence = np.array(fields.networks[name].influence)
+    row, column = fields.pixel
+    kinds = causal(len(influence), row, column).int().numpy()
+    kinds[row, column] = 2
+    axes.imshow(kinds, cmap=ListedColormap([FAINT, DOTS, TEXT]))
+    # The weakest influence keeps enough colour to differ from none.
+    shades = LinearSegmentedColormap.from_list("", [PALE, LINE])
+    axes.imshow(np.ma.masked_equal(influence, 0), norm="log", cmap=shades)
+    axes.grid(False)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    marks = ((LINE, "reached"), (DOTS, "blind spot"), (TEXT, "the pixel"), (FAINT, "later"))
+    figure.legend(
+        handles=[Patch(color=colour, label=label) for colour, label in marks],
+        loc="outside right upper",
+        frameon=False,
+        labelcolor=TEXT,
+    )
+    return png(figure)

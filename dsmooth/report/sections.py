@@ -1,0 +1,333 @@
+"""The sections of report.html: words and pictures around the numbers of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from ..evaluate.probe import best_block, best_probe
+from ..results import BlockScores
+from ..tables import COMPARABLE, Table, bits_table
+from ..text import decimals, percent, sentence
+from .blocks import Block, Figure, Section, grid, picture
+from .contents import ModelSummary, Report
+from .plots import Curve, curve_png, probe_png, receptive_png
+from .words import (
+    PAPER_PROBE,
+    SINGLE_STEP,
+    TITLES,
+    advice,
+    below_controls,
+    difference_sentence,
+    settings_table,
+    terms_sentence,
+)
+
+SHOWN = 64  # samples of a grid
+DATA_NAMES = {
+    "mnist": "MNIST",
+    "fashion-mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "celeba": "CelebA",
+}
+POOLING = {"flat": "every value of the map", "mean": "each filter's mean over the map"}
+STREAMS = {"ul": "stream ul", "u": "stream u", "both": "streams u and ul"}
+FIELDS = {"masked-stack": "One stack of masked convolutions", "two-streams": "Two streams"}
+
+
+def sections(
+    report: Report,
+    curves: Mapping[str, Curve],
+    pictures: Mapping[str, Tensor],
+    commands: Sequence[str],
+) -> list[Section]:
+    """The sections of a page, without those that have no content."""
+    blocks = {
+        "Samples": samples(report, pictures),
+        "Denoising": denoising(pictures),
+        "Bits per dimension": bits_per_dim(report),
+        "Fréchet distance": frechet(report),
+        "Linear probes": probes(report),
+        "Receptive fields": receptive_fields(report),
+        "Compared with the paper": comparison_with_paper(report),
+        "Training curves": training_curves(report, curves),
+        "Better samples": [Block(text) for text in advice(report, commands)],
+        "How this was made": how_it_was_made(report),
+        "Settings": [Block(table=settings_table(report.models))],
+    }
+    return [Section(title, content) for title, content in blocks.items() if content]
+
+
+def data_name(report: Report) -> str:
+    """The data set as people write it."""
+    return DATA_NAMES.get(report.data.name, "your images")
+
+
+def samples(report: Report, pictures: Mapping[str, Tensor]) -> list[Block]:
+    """A grid of each kind of samples."""
+    noisy = "Draws from the first model. The grain is the noise that the model was trained with."
+    if report.hidden_classes:
+        noisy += (
+            f" Each is conditioned on one of {report.hidden_classes} classes of the model's own, "
+            "in turn, which are not labels of these images."
+        )
+    kinds = {
+        "noisy": ("Noisy samples x̃ ~ p(x̃)", noisy),
+        "two-step": (
+            "Two-step samples x ~ p(x | x̃)",
+            "The denoiser's draw for the noisy sample in the same place.",
+        ),
+        "single-step": (
+            "Single-step samples E[x | x̃]",
+            "The posterior mean x̃ + σ²∇log p(x̃) of the same noisy samples, from the first model "
+            "only: an average over all x that fit.",
+        ),
+        "plain": (
+            "Plain PixelCNN++ x ~ p(x)",
+            "The baseline without smoothing, pixel by pixel on clean images.",
+        ),
+    }
+    figures = []
+    for name, (title, text) in kinds.items():
+        if name not in pictures:
+            continue
+        x, count = pictures[name][:SHOWN], report.samples[name]
+        if count.diverged:
+            text += f" {count.diverged} of {count.n_images:,} diverged and are shown in plain grey."
+        figures.append(Figure(picture(grid(x)), f"Grid of {len(x)} images. {title}.", title, text))
+    return [Block(figures=figures, layout="samples")] if figures else []
+
+
+def denoising(pictures: Mapping[str, Tensor]) -> list[Block]:
+    """Held-out images, noisy and denoised, a row each."""
+    rows = {
+        "held-out": "held-out images x",
+        "held-out-noisy": "x̃ = x + noise",
+        "held-out-two-step": "a draw from p(x | x̃)",
+        "held-out-single-step": "the mean E[x | x̃]",
+    }
+    if "held-out-two-step" not in pictures:
+        return []
+    names = [name for name in rows if name in pictures]
+    words = "; ".join(rows[name] for name in names)
+    figure = Figure(
+        picture(grid(*(pictures[name] for name in names))),
+        f"Held-out images, their noisy versions and the results of denoising; rows: {words}.",
+        "Denoising images the models have not seen",
+        f"Rows from top to bottom: {words}. The draw need not be the original: it is one image "
+        "that the noisy one could have come from.",
+    )
+    return [Block(figures=[figure], layout="wide")]
+
+
+def bits_per_dim(report: Report) -> list[Block]:
+    """The table of bits/dim and what it compares with."""
+    if report.bits is None or report.bits.pair is None:
+        return []
+    pair, difference = report.bits.pair, report.bits.difference
+    draws = "one draw" if pair.n_noise == 1 else f"{pair.n_noise} draws"
+    text = (
+        f"Averages over the first {pair.n_images:,} held-out images, {draws} of x̃ per image. "
+        f"{terms_sentence(pair)} {COMPARABLE}: of the same 8-bit images, but published numbers are "
+        "over full test sets, by models trained on full training sets. A uniform guess costs 8."
+    )
+    if difference is not None:
+        text += f" {difference_sentence(difference)}"
+    if pair.classes == "hidden":
+        text += (
+            " The models saw a label of zeros, which means all of their classes; samples come from "
+            "the mixture of the classes."
+        )
+    if pair.likelihood == "continuous":
+        text += (
+            " This denoiser was trained on a density; its own bound is that in units of [−1, 1], "
+            "which is not comparable with discrete bits/dim."
+        )
+    return [Block(table=bits_table(report.bits)), Block(text)]
+
+
+def frechet(report: Report) -> list[Block]:
+    """Distances of samples and of the floor."""
+    result, card = report.frechet, report.packaged
+    if result is None:
+        reason = report.skipped.get("frechet")
+        return [Block(f"Not measured: {reason}.")] if reason else []
+    rows = [
+        [
+            f"{TITLES[name]}\n{distance.n_images:,} images",
+            decimals(distance.value, 3, distance.error),
+            percent(distance.black),
+        ]
+        for name, distance in result.distances.items()
+    ]
+    subset = " of the embedded subset" if report.data.embedded else ""
+    extractor = result.extractor
+    text = (
+        f"{result.name} to the {result.n_reference:,} training images{subset}. Extractor: "
+        f"{extractor.name}, SHA-256 {extractor.sha256[:16]}…, resize: {extractor.resize}. Values "
+        "become bytes by rounding and clamping; ± is the standard error over images, by the "
+        "bootstrap."
+    )
+    notes = [SINGLE_STEP] if "single-step" in result.distances else []
+    notes += map(sentence, result.warnings)
+    if card is not None and report.data.embedded:
+        listed = ", ".join(f"{d:.2f} for {int(n):,}" for n, d in card.distances.items())
+        notes.append(
+            f"To all {card.train_images:,} training images, of which the subset is a part, the "
+            f"distance of two-step samples is {listed} samples."
+        )
+    return [
+        Block(table=Table(["Images", "distance", "black pixels"], rows)),
+        Block(" ".join([text, *notes])),
+    ]
+
+
+def probes(report: Report) -> list[Block]:
+    """Accuracies of linear probes."""
+    if report.probes is None:
+        reason = report.skipped.get("probes")
+        return [Block(f"Not measured: {reason}.")] if reason else []
+    accuracy, settings = report.probes.accuracy, report.probes.settings
+    names = [name for name in ("noisy", "denoiser") if name in accuracy]
+    pooling = settings.pooling
+    maps = POOLING.get(str(pooling), f"means over {pooling} x {pooling} parts of the map")
+    seen = "The noisy model sees x, the denoiser x given x̃"
+    if settings.input == "noisy":
+        seen = "Both networks see only x̃"
+    plain = "the plain model, " if "plain" in accuracy else ""
+    text = (
+        f"Linear softmax classifiers on frozen features: {maps}, {STREAMS[settings.stream]}, "
+        f"{settings.train_images:,} training and {settings.test_images:,} test images, "
+        f"{settings.epochs} passes. {seen}, with one draw of noise per image. Controls: the noisy "
+        f"model untrained, {plain}and the pixels. Bars are standard errors over test images."
+    )
+    if settings.together:
+        text += (
+            " “together”, in the figures “all”: one classifier sees both streams of all blocks, "
+            f"averaged over {settings.together} x {settings.together} parts."
+        )
+    notes = filter(None, (below_controls(accuracy, name) for name in names))
+    figures = [probe_figure(accuracy, name) for name in names]
+    return [Block(figures=figures), Block(" ".join([text, *notes]))]
+
+
+def probe_figure(accuracy: Mapping[str, BlockScores], name: str) -> Figure:
+    """The plot of a network's probes."""
+    scores = accuracy[name]
+    best = best_probe(scores)
+    listed = ", ".join(f"{block} {100 * score.accuracy:.1f}" for block, score in scores.items())
+    return Figure(
+        picture(probe_png(accuracy, name)),
+        f"Test accuracy of linear probes after the blocks of the {name} network, in per cent: "
+        f"{listed}.",
+        TITLES[name],
+        f"Best on the last sixth of the training images: {best}, "
+        f"{percent(scores[best].accuracy)} of the test images. Per cent by block: {listed}.",
+    )
+
+
+def receptive_fields(report: Report) -> list[Block]:
+    """Maps of the pixels that one depends on."""
+    fields = report.receptive_fields
+    if fields is None:
+        return []
+    figures = []
+    for name, field in fields.networks.items():
+        text = (
+            f"Of {fields.causal} earlier pixels {field.reached} are reached and {field.blind_spot} "
+            f"are not; of the later pixels {field.leaks} are."
+        )
+        alt = f"Map of the pixels that the middle one depends on. {FIELDS[name]}: {text}"
+        figures.append(Figure(picture(receptive_png(fields, name)), alt, FIELDS[name], text))
+    text = (
+        f"Gradients of small untrained networks on {fields.size} x {fields.size} pixels: what the "
+        "distribution of the marked pixel depends on. A masked stack goes up and to the right by "
+        "equal steps at most, so it never sees what lies flatter to the right, however deep it is. "
+        "PixelCNN++ carries the rows above in a stream of their own."
+    )
+    return [Block(figures=figures), Block(text)]
+
+
+def comparison_with_paper(report: Report) -> list[Block]:
+    """The reproduction paper's numbers for MNIST."""
+    noisy = report.probes.accuracy.get("noisy") if report.probes is not None else None
+    if report.data.name != "mnist" or not (report.bits or noisy):
+        return []
+    text = (
+        "The reproduction on MNIST by Karlsson, Eriksson Möllerstedt and Bonde has a linear probe "
+        "of one block of its own noisy model that classifies "
+        f"{PAPER_PROBE} of the test images correctly."
+    )
+    if noisy and report.probes is not None:
+        block, card = best_block(noisy), report.packaged
+        text += (
+            f" Here the probe after {block} is right on {percent(noisy[block].accuracy)}, trained "
+            f"on {report.probes.settings.train_images:,} images"
+        )
+        if card is not None and report.data.embedded:
+            text += f", and on {percent(card.probes[block])} by all {card.train_images:,} images"
+        text += "."
+    text += (
+        " Its 3.23 bits/dim is of a density of x + 0.01 n, and does not compare with the numbers "
+        "above."
+    )
+    return [Block(text)]
+
+
+def training_curves(report: Report, curves: Mapping[str, Curve]) -> list[Block]:
+    """The curves of finished runs."""
+    figures = []
+    for role, curve in curves.items():
+        training = report.models[role].training
+        if training is None:
+            continue
+        last, loss = decimals(training.held_out_bits, 3), training.loss.replace("x~", "x̃")
+        figures.append(
+            Figure(
+                picture(curve_png(curve)),
+                f"Training curve of the {role} run: {loss} against images seen, ending at {last} "
+                "on held-out images.",
+                TITLES[role],
+                f"Loss: {loss}. Line: training, with dropout if any, smoothed; dots: the averaged "
+                f"weights on {training.held_out_images:,} held-out images, {last} at the end.",
+            )
+        )
+    return [Block(figures=figures)] if figures else []
+
+
+def how_it_was_made(report: Report) -> list[Block]:
+    """Data, models and machine."""
+    data, machine = report.data, report.machine
+    source = "the subset that comes with dsmooth" if data.embedded else "the files given"
+    size = " x ".join(map(str, data.image_size))
+    processes = f"{machine.processes} processes of " if machine.processes > 1 else ""
+    gpu = f", {machine.gpu}" if machine.gpu else ""
+    return [
+        Block(
+            f"Settings: {report.name}. Data: {data_name(report)}, {source}: "
+            f"{data.train_images:,} training and {data.test_images:,} test images of {size} pixels."
+        ),
+        *(Block(model_sentence(report, role, model)) for role, model in report.models.items()),
+        Block(
+            f"Measured on: {machine.processor}, {processes}{machine.cpu_threads} CPU "
+            f"thread{'s' * (machine.cpu_threads != 1)}{gpu}, {machine.system}, Python "
+            f"{machine.python}, torch {machine.torch}, dsmooth {machine.dsmooth}."
+        ),
+    ]
+
+
+def model_sentence(report: Report, role: str, model: ModelSummary) -> str:
+    """A model's size and training."""
+    training = model.training
+    text = "how it was trained is not recorded"
+    notes = ""
+    if training is not None:
+        text = f"trained on {training.images:,} images, repeats counted"
+        notes = "".join(f" {sentence(note)}" for note in training.notes if note)
+        if training.passes is not None:
+            text += f": {training.passes:.1f} passes over {training.training_images:,} images"
+        if report.trained_here:
+            rate = training.images / max(training.seconds, 0.1)
+            text += f" in {training.seconds / 60:.1f} minutes, {rate:.0f} images/s"
+    return f"{TITLES[role]}: {model.parameters:,} parameters, {text}.{notes}"

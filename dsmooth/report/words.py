@@ -1,0 +1,156 @@
+"""Words that the report, the command and the cards share, as functions of results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..evaluate.probe import PIXELS, best_probe
+from ..results import Bits, BlockScores, Difference
+from ..tables import Table
+from ..text import decimals, percent
+from .contents import ModelSummary, Report, Setting
+
+TITLES = {
+    "noisy": "Noisy model",
+    "denoiser": "Denoiser",
+    "plain": "Plain baseline",
+    "two-step": "Two-step samples",
+    "single-step": "Single-step samples",
+    "guided": "Guided samples",
+    "real": "Test images, the floor",
+}
+# Accuracy of the reproduction paper's linear probes.
+PAPER_PROBE = "98.5 %"
+SINGLE_STEP = (
+    "Single-step samples are averages of images, so fewer of their pixels are exactly black. The "
+    "distance does not notice that."
+)
+# Settings of a run by their dotted names.
+SETTINGS = {
+    "model.n_filters": "filters F",
+    "model.n_resnet": "gated resnets per block R",
+    "model.n_mix": "mixture components K",
+    "model.dropout": "dropout",
+    "model.conditioning": "conditioning",
+    "model.likelihood": "likelihood",
+    "smoothing": "smoothing noise",
+    "scale": "its scale σ",
+    "clean_noise": "noise on the target",
+    "batch_size": "batch size",
+    "optimizer": "optimizer",
+    "kernel_rate": "Muon's peak angle",
+    "learning_rate": "Adam's peak learning rate",
+    "schedule": "learning-rate schedule",
+    "warmup_images": "warm-up, images",
+    "betas": "Adam's β",
+    "clip_norm": "gradient clipped at",
+    "ema": "largest EMA decay",
+    "data_init": "data-dependent init",
+    "precision": "precision",
+    "seed": "seed",
+}
+# Those that a plain model does not have.
+OF_PAIRS = ("smoothing", "scale", "clean_noise")
+
+
+def settings_table(models: Mapping[str, ModelSummary]) -> Table:
+    """Settings of the models; a dash where one is not recorded."""
+
+    def words(role: str, name: str) -> str:
+        settings = models[role].settings
+        is_hidden = role == "plain" and name in OF_PAIRS
+        return "–" if is_hidden or name not in settings else setting_words(settings[name])
+
+    rows = [[title, *(words(role, name) for role in models)] for name, title in SETTINGS.items()]
+    return Table(["Setting", *models], [row for row in rows if {*row[1:]} != {"–"}])
+
+
+def setting_words(value: Setting) -> str:
+    """A setting's value as a person writes it."""
+    if isinstance(value, list):
+        return ", ".join(map(setting_words, value))
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def difference_sentence(difference: Difference) -> str:
+    """The pair's bound against the plain model, paired over images."""
+    value = decimals(difference.value, error=difference.error)
+    return (
+        f"The pair's bound minus the plain model's bits/dim is {value}, paired over the same "
+        f"{difference.n_images:,} images."
+    )
+
+
+def terms_sentence(pair: Bits) -> str:
+    """The terms of the pair's bound."""
+    terms = pair.terms
+    return (
+        f"The bound is the sum of {decimals(terms.noisy)} (noisy model), "
+        f"{decimals(terms.smoothing)} (the noise, over the same draws) and "
+        f"{decimals(pair.image_term)} (denoiser)."
+    )
+
+
+def below_controls(accuracy: Mapping[str, BlockScores], name: str) -> str:
+    """A sentence if a control of network `name` has a better probe than the network itself."""
+    best = {name: scores[best_probe(scores)].accuracy for name, scores in accuracy.items()}
+    controls = {
+        f"untrained-{name}": "the same network untrained",
+        PIXELS: "the pixels that it sees",
+    }
+    better = [
+        f"{words} ({percent(best[control])})"
+        for control, words in controls.items()
+        if best.get(control, 0.0) > best[name]
+    ]
+    if not better:
+        return ""
+    return (
+        f"{TITLES[name]}: its best probe ({percent(best[name])}) is below that of "
+        f"{' and '.join(better)}."
+    )
+
+
+def bound_sentence(report: Report) -> str:
+    """The pair's bits/dim."""
+    pair = report.bits.pair if report.bits else None
+    if pair is None:
+        return "Bits/dim were not measured yet."
+    bounds = {"discretized": "discrete bound", "continuous": "density bound, in [-1, 1] units,"}
+    return (
+        f"The pair's {bounds[pair.likelihood]} is {decimals(pair.value, 3, pair.error)} bits/dim on "
+        f"{pair.n_images:,} held-out images (± is the standard error over images)."
+    )
+
+
+def advice(report: Report, commands: Sequence[str]) -> list[str]:
+    """Sentences on the training so far and on `commands` that train for longer."""
+    if report.packaged is not None:
+        card = (
+            "These models come with dsmooth. The README.md in their folder, pretrained/mnist in "
+            "the package's (`dsmooth doctor` prints it), is their card, with the numbers of all "
+            "test images."
+        )
+        return [card, *(f"`{command}` trains a pair here." for command in commands)]
+    sentences, budget, data = [], report.budget_minutes, report.data
+    training = [report.models[role].training for role in ("noisy", "denoiser")]
+    if budget:
+        fewest = min(summary.images for summary in training if summary is not None)
+        sentences.append(
+            f"In {budget:.3g} minutes of training in all, each model of the pair saw {fewest:,} "
+            f"images or more ({fewest / data.train_images:.1f} passes over the training set)."
+        )
+    if commands:
+        verb = "trains" if len(commands) == 1 else "train"
+        listed = "` and `".join(commands)
+        sentences.append(f"Quality depends on images seen: `{listed}` {verb} for longer.")
+    if commands and budget and data.embedded:
+        sentences.append(
+            "That fetches the full training set of MNIST: a long run on the embedded "
+            f"{data.train_images:,} images would memorize them."
+        )
+    return sentences

@@ -1,0 +1,66 @@
+"""Text for people: numbers with their errors, text of unknown origin made safe, and templates."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html import escape
+from pathlib import Path
+
+# Control characters except tab and newline, marks that change the direction of writing, and halves
+# of surrogate pairs, which have no UTF-8.
+_UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def escape_control(text: str) -> str:
+    r"""Text of any file for a terminal or a page: what would act on it becomes \xNN or \uNNNN."""
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def plain_text(text: str) -> str:
+    """Text of a file as one line of Markdown without any markup."""
+    line = escape_control(" ".join(text.split()))
+    return re.sub(r"([\\`*_|\[\]])", r"\\\1", escape(line, quote=False))
+
+
+def decimals(value: float | None, digits: int = 4, error: float | None = None) -> str:
+    """A number with its standard error, if there is one; a dash for None and NaN."""
+    if value is None or math.isnan(value):
+        return "–"
+    text = f"{value:.{digits}f}"
+    return text if error is None else f"{text} ± {error:.{digits}f}"
+
+
+def percent(share: float, digits: int = 1, error: float | None = None) -> str:
+    """A share, and its standard error if there is one, in per cent."""
+    return f"{decimals(100 * share, digits, None if error is None else 100 * error)} %"
+
+
+def sentence(text: str) -> str:
+    """Words as a sentence: a capital first, a full stop at the end."""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def render(template: Path, **values: object) -> str:
+    """The text of a Jinja template; values are escaped in HTML. Missing values are errors."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    pages = Environment(
+        loader=FileSystemLoader(template.parent),
+        autoescape=template.suffix == ".html",
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    # JSON is YAML, and quotes text that would have another meaning.
+    pages.filters |= {
+        "decimals": decimals,
+        "percent": percent,
+        "thousands": "{:,}".format,
+        "json": json.dumps,
+        "plain": plain_text,
+        "escape_control": escape_control,
+    }
+    return pages.get_template(template.name).render(values)
