@@ -17,17 +17,19 @@ import torch
 from PIL import Image
 
 from dsmooth.commands.options import DataOptions, Reproduce
-from dsmooth.commands.reproduce import carry_out, runs_to_train
+from dsmooth.commands.reproduce import run_stages, runs_to_train
 from dsmooth.config import ReproductionStage, TrainConfig
 from dsmooth.data import to_float
 from dsmooth.data.order import choose_images
 from dsmooth.data.published import load_embedded_mnist
+from dsmooth.evaluate.comparison import black_share
 from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
 from dsmooth.files import lock_folder, read_json, write_json
 from dsmooth.machine import has_fast_bfloat16
 from dsmooth.pretrained import TITLE, load_models
-from dsmooth.remembered import remembered
-from dsmooth.reproduce import PROBED, Stages, black_share
+from dsmooth.record import read_result
+from dsmooth.report.contents import Report
+from dsmooth.reproduce import PROBED, Stages
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.request import Request
 from dsmooth.training.step import TrainState
@@ -48,12 +50,16 @@ FILES = {
 
 def reproduce(out: Path, *runs: TrainConfig, **options: object) -> int:
     sizes = {"count": 9, "scored_images": 12, "probe_train_images": 12, "probe_test_images": 6}
-    return carry_out(Reproduce(out=out, **{**sizes, **options}), runs)
+    return run_stages(Reproduce(out=out, **{**sizes, **options}), runs)
 
 
 def stamps(out: Path) -> dict[str, int]:
     there = {stage: out / name for stage, name in FILES.items() if (out / name).exists()}
     return {stage: path.stat().st_mtime_ns for stage, path in there.items()}
+
+
+def reported_in(out: Path) -> Report:
+    return read_result(out / "results.json", Report)
 
 
 def tiny_runs(data: Path, images: int = IMAGES, seed: int = 0) -> tuple[TrainConfig, ...]:
@@ -106,26 +112,26 @@ def test_everything_is_there_and_names_no_path(finished: Path, data: Path) -> No
         with Image.open(finished / "samples" / f"{name}.png") as picture:
             assert len(np.unique(np.asarray(picture))) > 2
     check_self_contained((finished / "report.html").read_text(encoding="utf-8"))
-    text, results = (finished / "results.json").read_text(), read_json(finished / "results.json")
-    assert str(data) not in text
-    assert str(Path.home()) not in text
-    pair = results["bits_per_dim"]["pair"]
-    assert pair["value"] == pytest.approx(
-        pair["terms"]["noisy"] + pair["terms"]["smoothing"] + pair["terms"]["discretized"], rel=1e-6
-    )
-    assert results["bits_per_dim"]["plain"]["n_images"] == min(12, results["data"]["test_images"])
-    assert "labels" in results["probes"]["skipped"]
-    assert "classifier is for MNIST" in results["frechet"]["skipped"]
-    assert results["runs"]["noisy"]["images"] == IMAGES
+    result = read_json(finished / "results.json")["result"]
+    assert str(data) not in json.dumps(result)
+    report = reported_in(finished)
+    pair = report.bits.pair
+    terms = pair.terms.noisy + pair.terms.smoothing + pair.terms.discretized
+    assert pair.value == pytest.approx(terms, rel=1e-6)
+    assert report.bits.plain.n_images == min(12, report.data.test_images)
+    assert (report.probes, report.frechet) == (None, None)
+    assert "labels" in report.skipped["probes"]
+    assert "classifier is for MNIST" in report.skipped["frechet"]
+    assert report.models["noisy"].training.images == IMAGES
 
 
 def test_other_folders_are_refused_and_left_alone(finished: Path, data: Path, tmp_path) -> None:
     for name, runs in (("images", tiny_runs(data, images=128)), ("seed", tiny_runs(data, seed=1))):
-        refuses(f"holds another result: its .*{name} is", reproduce, finished, *runs)
+        refuses(f"is of another request: its .*{name} is", reproduce, finished, *runs)
     with lock_folder(finished, "someone"):
         refuses("is at work in", reproduce, finished, *tiny_runs(data))
     (tmp_path / "thesis.tex").write_text("words")
-    refuses("holds no reproduction", reproduce, tmp_path, *tiny_runs(data))
+    refuses("is not a reproduction", reproduce, tmp_path, *tiny_runs(data))
     out, nowhere = tmp_path / "out", tiny_runs(tmp_path / "nowhere")
     refuses("data_dir", reproduce, out, *nowhere, error=FileNotFoundError)
     words = "`only=probes` needs trained models, and noisy, denoiser, plain in"
@@ -146,15 +152,14 @@ def test_stopped_and_resumed_is_the_uninterrupted_run(
     with monkeypatch.context() as patch:
         patch.setattr(TrainState, "step", stop)
         assert reproduce(out, *runs) == 128 + signal.SIGINT
-    assert "repeat the same command to go on" in capsys.readouterr().out
+    assert "repeat the same command to resume" in capsys.readouterr().out
     assert not RunFolder(out / "denoiser").is_finished()
     assert (out / "denoiser" / "checkpoint.safetensors").exists()
     assert reproduce(out, *runs) == 0
     for role in ("noisy", "denoiser", "plain"):
         one, two = (folder / role / "model.safetensors" for folder in (finished, out))
         assert one.read_bytes() == two.read_bytes()
-    one, two = (read_json(folder / "results.json") for folder in (finished, out))
-    assert one["bits_per_dim"] == two["bits_per_dim"]
+    assert reported_in(finished).bits == reported_in(out).bits
 
 
 @pytest.mark.quick
@@ -169,23 +174,6 @@ def test_runs_share_the_budget() -> None:
         assert runs[0].data_dir == "x"
     for budget in (0.0, -1.0, float("nan"), float("inf")):
         refuses("budget", runs_to_train, Reproduce(budget=budget))
-
-
-@pytest.mark.quick
-def test_a_result_is_computed_once_for_each_request(tmp_path: Path) -> None:
-    path, calls = tmp_path / "result.json", itertools.count(1)
-
-    def compute() -> dict[str, object]:
-        return {"value": next(calls), "pair": (1, 2)}
-
-    first = remembered(path, {"seed": 0, "sizes": (8, 8)}, compute)
-    assert first == {"asked": {"seed": 0, "sizes": [8, 8]}, "value": 1, "pair": [1, 2]}
-    assert remembered(path, {"seed": 0, "sizes": (8, 8)}, compute) == first
-    assert remembered(path, {"seed": 0, "sizes": (8, 8)}, compute, again=True)["value"] == 2
-    words = r"result.json holds another result: its seed is 0, not 1; choose another folder"
-    refuses(words, remembered, path, {"seed": 1, "sizes": (8, 8)}, compute, replace=False)
-    assert read_json(path)["value"] == 2
-    assert remembered(path, {"seed": 1}, compute)["value"] == 3
 
 
 @pytest.mark.quick
@@ -206,20 +194,24 @@ def test_history_forgets_steps_that_a_later_start_took_back(tmp_path: Path) -> N
 
 @pytest.mark.quick
 def test_given_models_are_measured_and_reported(reported: Path) -> None:
-    results = read_json(reported / "results.json")
+    report = reported_in(reported)
     assert set(FILES) == set(get_args(ReproductionStage))
-    assert results["data"]["embedded_subset"]
-    assert {"two-step", "single-step", "plain", "real"} == set(results["frechet"]["distances"])
-    assert "mnist-classifier" in results["frechet"]["name"]
-    assert list(results["probes"]["accuracy"]) == [*PROBED]
+    assert report.data.embedded
+    assert {"two-step", "single-step", "plain", FLOOR} == report.frechet.distances.keys()
+    assert "mnist-classifier" in report.frechet.name
+    assert list(report.probes.accuracy) == [*PROBED]
     fast = has_fast_bfloat16(torch.device("cpu"))
-    assert results["probes"]["asked"]["precision"] == ("bfloat16" if fast else "auto")
-    assert results["receptive_field"]["networks"]["two-streams"]["blind_spot"] == 0
-    for key in ("bits_per_dim", "frechet", "probes", "receptive_field"):
-        assert results[key]["unit"]
+    request = read_json(reported / "probes.json")["request"]
+    assert request["precision"] == ("bfloat16" if fast else "auto")
+    assert report.receptive_fields.networks["two-streams"].blind_spot == 0
     page = (reported / "report.html").read_text(encoding="utf-8")
     check_self_contained(page)
-    for title in ("Linear probes", "Receptive fields", "Beside the paper", "Fréchet distance"):
+    for title in (
+        "Linear probes",
+        "Receptive fields",
+        "Compared with the paper",
+        "Fréchet distance",
+    ):
         assert f"<h2>{title}</h2>" in page
     assert "Training curves" not in page  # these runs have no log
     assert str(reported) not in (reported / "results.json").read_text()
@@ -243,27 +235,28 @@ def test_numbers_are_of_their_images_and_seed(given: tuple[Path, ...], tmp_path:
         data = every.part(slice(first, first + 6))
         one = Stages(tmp_path, models, every, data, count=9, scored_images=4, seed=seed)
         pair = bits_per_dim(score_pair(models.pair, data, seed=seed, limit=4))
-        assert one.bits_per_dim()["pair"]["value"] == pair.value
+        assert one.bits_per_dim().pair.value == pair.value
         x = to_float(choose_images(every.part(slice(6)), 3))
-        replace(one, only="samples").images("plain", models.of("plain"), Request(3), x)
-        distances = one.compare()["distances"]
-        same = distances["plain"]["value"] == distances["real"]["value"]
+        plain = replace(one, only="samples").images("plain", models.of("plain"), Request(3), x)
+        distances = one.compare({"plain": plain}).distances
+        same = distances["plain"].value == distances[FLOOR].value
         assert same == (first == 0)  # the floor is of such images
-    assert one.results("frechet").keys() == {"frechet"}
-    assert replace(one, test_set=every).results("frechet") == {}  # of other images
+    later = replace(one, only="probes")
+    assert later.compare({"plain": plain}) is not None
+    assert replace(later, test_set=every).compare({"plain": plain}) is None  # of other images
 
 
 def test_results_of_other_weights_and_damaged_ones_are_not_reported(given, again) -> None:
     probes, bits = (read_json(again / FILES[stage]) for stage in ("probes", "bits-per-dim"))
-    probes["asked"]["weights_sha256"]["noisy"] = "0" * 64
+    probes["request"]["weights_sha256"]["noisy"] = "0" * 64
     write_json(again / "probes.json", probes)
     assert reproduce(again, models=given, only="receptive-field") == 0
-    assert "probes" not in read_json(again / "results.json")
+    assert reported_in(again).probes is None
     models, digits = load_models(given), load_embedded_mnist("test")
     models.pair.noisy.head.bias.data += 0.1
-    assert Stages(again, models, digits, digits, 9, 12).pictures() == {}
-    write_json(again / "bits_per_dim.json", {**bits, "pair": None})
-    words = r"holds a result that cannot be reported .*`only=STAGE`"
+    assert Stages(again, models, digits, digits, 9, 12).stored_pictures() == {}
+    write_json(again / "bits_per_dim.json", {**bits, "result": {"models": {}}})
+    words = r"bits_per_dim\.json is damaged: .*`data`; remove it"
     refuses(words, reproduce, again, models=given, only="receptive-field")
 
 
@@ -273,8 +266,8 @@ def test_models_with_classes(tmp_path: Path, no_plots: None) -> None:
     for stage in ("samples", "probes"):
         models = tmp_path, tmp_path / "plain"
         assert reproduce(tmp_path / "out", models=models, only=stage) == 0
-    results = read_json(tmp_path / "out" / "results.json")
-    assert {"noisy", "denoiser"} <= results["probes"]["accuracy"].keys()  # by a label of zeros
+    accuracy = reported_in(tmp_path / "out").probes.accuracy
+    assert {"noisy", "denoiser"} <= accuracy.keys()  # by a label of zeros
     x = np.load(tmp_path / "out" / "samples" / "plain.npz")
     assert x["label"].tolist() == list(range(9))
 
@@ -311,11 +304,11 @@ def test_what_is_stopped_leaves_the_earlier_probes_and_no_picture_missing(
             assert reproduce(again, models=given, only=stage) == -130
 
     reproduce_until(1, "probes")
-    assert (again / "probes.json").read_bytes() == before
-    assert [path.name for path in again.glob("probes-*")] == ["probes-noisy.json"]
+    stopped = read_json(again / "probes.json")
+    assert [*stopped["parts"]] == ["noisy"]
+    assert read_result(again / "probes.json", ProbeResult) is not None  # the earlier one
     assert reproduce(again, models=given, only="probes") == 0
     assert (again / "probes.json").read_bytes() == before
-    assert not [*again.glob("probes-*")]
     for first in (0, 1):  # of the three files of a kind of samples
         shutil.rmtree(again / "samples")
         reproduce_until(first, None)
@@ -338,10 +331,9 @@ def test_packaged_models_are_meant_and_named_whatever_folder_is_here(
     for models, title in (((), TITLE), ((Path("mnist"),), "models that were given")):
         out = Path(f"out{len(models)}")
         assert reproduce(out, models=models, only="receptive-field") == 0
-        results = read_json(out / "results.json")
-        assert (results["name"], "card" in results) == (title, not models)
-        n_filters = results["runs"]["noisy"]["settings"]["model"]["n_filters"]
-        assert (n_filters == 4) == bool(models)
+        report = reported_in(out)
+        assert (report.name, report.packaged is None) == (title, bool(models))
+        assert (report.models["noisy"].settings["model.n_filters"] == 4) == bool(models)
 
 
 def test_black_pixels_are_black_in_every_colour() -> None:

@@ -143,7 +143,9 @@ def write_card(
         bits=stages.bits_per_dim(n_noise=2),
         distance_name=make_extractor(CLASSIFIER).distance_name,
         guidance=GUIDANCE,
-        samples=keep("samples", dict[str, SampleQuality], lambda: measure_samples(stages, pictures)),
+        samples=keep(
+            "samples", dict[str, SampleQuality], lambda: measure_samples(stages, pictures)
+        ),
         probes=probes,
         classes=keep("classes", ClassNumbers, lambda: measure_classes(stages)) if told else None,
         clusters=keep("clusters", ClusterNumbers, lambda: measure_clusters(stages))

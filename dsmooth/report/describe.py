@@ -90,6 +90,6 @@ def describe_machine(device: torch.device) -> Machine:
         gpu=gpu,
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         dsmooth=__version__,
     )

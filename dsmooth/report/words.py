@@ -120,9 +120,10 @@ def bound_sentence(report: Report) -> str:
     pair = report.bits.pair if report.bits else None
     if pair is None:
         return "Bits/dim were not measured yet."
-    bounds = {"discretized": "discrete bound", "continuous": "density bound, in [-1, 1] units,"}
+    density = "density bound, in [-1, 1] units,"
+    bound = "discrete bound" if pair.likelihood == "discretized" else density
     return (
-        f"The pair's {bounds[pair.likelihood]} is {decimals(pair.value, 3, pair.error)} bits/dim on "
+        f"The pair's {bound} is {decimals(pair.value, 3, pair.error)} bits/dim on "
         f"{pair.n_images:,} held-out images (± is the standard error over images)."
     )
 

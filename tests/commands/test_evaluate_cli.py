@@ -18,9 +18,9 @@ from dsmooth.data.order import choose_images
 from dsmooth.evaluate.comparison import has_fidelity
 from dsmooth.evaluate.likelihood import Scores, conventions, score_pair, score_plain
 from dsmooth.evaluate.sources import as_grey, read_images
-from dsmooth.fields import Json
+from dsmooth.results import FLOOR, Bits
 from dsmooth.runs import RunFolder
-from tests.helpers.command_runs import complains, measured, run, save_run
+from tests.helpers.command_runs import complains, measured, request_measured, run, save_run
 from tests.helpers.data_makers import random_bytes, refuses, write_images
 
 
@@ -28,9 +28,9 @@ def held_out() -> ImageDataset:
     return load_dataset("folder", "test", "images")
 
 
-def has_numbers_of(result: Json, scores: Scores) -> None:
+def has_numbers_of(result: Bits, scores: Scores) -> None:
     expected = [(row.name, pytest.approx(row.value, abs=1e-9)) for row in conventions(scores)]
-    assert [(row["name"], row["value"]) for row in result["conventions"]] == expected
+    assert [(row.name, row.value) for row in result.conventions] == expected
 
 
 @pytest.mark.quick
@@ -40,28 +40,28 @@ def test_bits_of_runs_and_of_a_saved_pair(place: Path, capsys, monkeypatch) -> N
     numbers = ["denoiser", "noisy", "--plain", "plain", "--n-noise", "2", "--seed", "5"]
     stored = measured("bpd", *numbers)
     printed = capsys.readouterr().out
-    assert stored["data"]["n_images"] == len(held_out()) < 30
-    has_numbers_of(stored["pair"], score_pair(pair, held_out(), n_noise=2, seed=5))
-    bound, exact = stored["pair"]["conventions"][0]["value"], stored["plain"]["value"]
+    assert stored.data.n_images == len(held_out()) < 30
+    has_numbers_of(stored.pair, score_pair(pair, held_out(), n_noise=2, seed=5))
+    bound, exact = stored.pair.conventions[0].value, stored.plain.value
     assert f"{bound:.4f}" in printed
-    less = stored["pair_less"]["plain"]
-    assert less["value"] == pytest.approx(bound - exact, abs=1e-9)
-    assert f"paired over images: {less['value']:.4f} ± {less['standard_error']:.4f}" in printed
+    difference = stored.difference
+    assert difference.value == pytest.approx(bound - exact, abs=1e-9)
+    assert f"paired over images: {difference.value:.4f} ± {difference.error:.4f}" in printed
 
     # The saved pair knows its data, but not their folder.
     complains(capsys, "Point --data-dir to a folder of images", "evaluate", "bpd", "pair")
     again = measured("bpd", "pair", "--data-dir", "images", "--limit", "3", "--batch-size", "2")
-    assert again["data"]["n_images"] == 3
-    assert "plain" not in again
+    assert again.data.n_images == 3
+    assert again.plain is None
 
 
 @pytest.mark.quick
 def test_a_plain_model_is_scored_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stored = measured("bpd", "plain", "--limit", "3")
     plain, _, _ = RunFolder(Path("plain")).load_model()
-    has_numbers_of(stored["plain"], score_plain(plain, held_out(), limit=3))
+    has_numbers_of(stored.plain, score_plain(plain, held_out(), limit=3))
     assert "denoiser" not in capsys.readouterr().out
-    assert "pair" not in stored
+    assert stored.pair is None
     plain.head.bias.data *= math.nan
     RunFolder("nan").write_model(plain, *RunFolder("plain").read_config())
     for out in ("-", "nan.json"):
@@ -71,8 +71,8 @@ def test_a_plain_model_is_scored_alone(place: Path, capsys: pytest.CaptureFixtur
     # Beside a pair it gives the same number, whether named with the pair or by --plain.
     for words in (["noisy", "denoiser", "plain"], ["noisy", "denoiser", "--plain", "plain"]):
         both = measured("bpd", *words, "--n-noise", "1", "--limit", "3")
-        assert both["plain"] == stored["plain"]
-        assert len(both["pair"]["weights_sha256"]) == 2
+        assert both.plain == stored.plain
+        assert len(both.pair.weights_sha256) == 2
 
 
 @pytest.mark.quick
@@ -87,9 +87,9 @@ def test_a_folder_of_other_images_is_measured_as_a_whole(place: Path, capsys) ->
         ("plain --split all", "all", "images"),
     ):
         count = len(load_dataset("folder", split, folder))
-        data = measured("bpd", *words.split(), "--batch-size", "30", "--n-noise", "1")["data"]
-        assert (data["split"], data["n_images"]) == (split, count)
-        assert f"{split}: {data['n_images']} images" in " ".join(capsys.readouterr().out.split())
+        data = measured("bpd", *words.split(), "--batch-size", "30", "--n-noise", "1").data
+        assert (data.split, data.n_images) == (split, count)
+        assert f"{split}: {data.n_images} images" in " ".join(capsys.readouterr().out.split())
     message = "--split must be one of train, test, got 'all'"
     complains(capsys, message, *["evaluate", "bpd", "mnist", "--split", "all"])
 
@@ -99,7 +99,7 @@ def test_the_noise_of_the_target_is_that_of_training(place: Path) -> None:
     save_run(place / "dense", "denoiser", data="folder", data_dir="images", **kind)
     pair = dsmooth.SmoothedPair.from_runs("noisy", "dense")
     found = measured("bpd", "noisy", "dense", "--n-noise", "1", "--limit", "3")
-    has_numbers_of(found["pair"], score_pair(pair, held_out(), clean_noise=0.1, limit=3))
+    has_numbers_of(found.pair, score_pair(pair, held_out(), clean_noise=0.1, limit=3))
 
 
 def test_frechet_of_drawn_samples_is_that_of_their_files(tmp_path, monkeypatch, capsys) -> None:
@@ -108,14 +108,17 @@ def test_frechet_of_drawn_samples_is_that_of_their_files(tmp_path, monkeypatch, 
     name, drawn = "Fréchet distance on mnist-classifier", ["fid", "plain", "-n", "12"]
     stored = measured(*drawn)
     printed = " ".join(capsys.readouterr().out.split())
-    assert stored["name"] == name in printed
+    assert stored.name == name in printed
     # Scores are printed with the extra; without it their names are.
     names = ("Kernel distance, ±", "Inception-style score, ±", "Precision", "Recall")
     assert {word in printed for word in names} == {has_fidelity()}
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)  # as if it were not installed
-    assert (stored["n_samples"], stored["n_reference"], stored["n_floor"]) == (12, 5000, 12)
-    assert (stored["reference"]["split"], stored["floor_images"]["split"]) == ("train", "test")
-    assert len(stored["samples"]["weights_sha256"]) == 1
+    counts = [distance.n_images for distance in stored.distances.values()]
+    assert ([*stored.distances], counts) == (["samples", FLOOR], [12, 12])
+    assert stored.n_reference == 5000
+    request = request_measured()
+    assert (request["reference"]["split"], request["floor"]["split"]) == ("train", "test")
+    assert [*request["samples"]["weights_sha256"]] == ["plain"]
 
     # The shards are used again, and a .npz of the same images gives the same numbers.
     (shard,) = tmp_path.glob("samples-12-*/shard_00000.npy")
@@ -125,15 +128,16 @@ def test_frechet_of_drawn_samples_is_that_of_their_files(tmp_path, monkeypatch, 
     np.savez("x.npz", x=np.load(shard))
     statistics = measured("fid", "x.npz", "--reference", "reference.npz")
     for again in (measured("fid", "x.npz"), statistics):
-        assert again["value"] == pytest.approx(stored["value"], rel=1e-6)
-        assert again["floor"] == pytest.approx(stored["floor"], rel=1e-6)
-        assert again["extractor"] == stored["extractor"]
-    assert statistics["scores"] == {}
+        for kind, distance in again.distances.items():
+            assert distance.value == pytest.approx(stored.distances[kind].value, rel=1e-6)
+        assert again.extractor == stored.extractor
+    assert statistics.distances["samples"].scores is None
     missing = "Kernel distance, Inception score, precision, recall: pip install 'dsmooth[fid]'"
     assert missing in capsys.readouterr().out
     np.savez("few.npz", x=choose_images(load_dataset("mnist", "test"), 999))
     few = measured("fid", "few.npz")
-    assert few["floor"] == few["value"]  # the floor is of such images
+    # The floor is of such images.
+    assert few.distances[FLOOR].value == few.distances["samples"].value
     for wrong, message in (
         ("--split test", "--split must be train, as reference.npz was saved, got test"),
         ("--data cifar10", "--data must be mnist, as reference.npz was saved, got cifar10"),
@@ -143,7 +147,8 @@ def test_frechet_of_drawn_samples_is_that_of_their_files(tmp_path, monkeypatch, 
         complains(capsys, message, *words.split())
     # Images of another's file as the reference; nothing says of which data they are.
     alone = measured("fid", "x.npz", "--reference", "x.npz")
-    assert (alone["n_reference"], alone["n_floor"], alone["floor_images"]) == (12, 0, None)
+    assert (alone.n_reference, [*alone.distances]) == (12, ["samples"])
+    assert request_measured()["floor"] is None
 
 
 def test_grey_images_that_are_kept_as_rgb_are_grey_on_both_sides(tmp_path, monkeypatch) -> None:
@@ -154,7 +159,7 @@ def test_grey_images_that_are_kept_as_rgb_are_grey_on_both_sides(tmp_path, monke
     for one, other in itertools.permutations(["grey.npz", "rgb.npz"]):
         for reference in ([other, "--save-reference", "saved.npz"], ["saved.npz"]):
             grey = measured("fid", one, "--reference", *reference)
-            assert grey["value"] == pytest.approx(0, abs=1e-9)
+            assert grey.distances["samples"].value == pytest.approx(0, abs=1e-9)
 
 
 def test_images_come_in_many_forms(tmp_path: Path, caplog) -> None:

@@ -17,21 +17,26 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dsmooth.data import ImageDataset, load_dataset
-from dsmooth.evaluate.comparison import compare_images, fidelity_scores
+from dsmooth.evaluate.comparison import Reference, compare_images, fidelity_scores
 from dsmooth.evaluate.features import (
     CLASSIFIER,
     CLASSIFIER_WEIGHTS,
     INCEPTION,
-    INCEPTION_SHA256,
     Features,
     MnistClassifier,
     extract_features,
     make_extractor,
 )
-from dsmooth.evaluate.frechet import FeatureStatistics, bootstrap_error, frechet_distance
+from dsmooth.evaluate.frechet import (
+    FeatureStatistics,
+    StatisticsSource,
+    bootstrap_error,
+    frechet_distance,
+)
 from dsmooth.evaluate.sources import read_reference
 from dsmooth.files import file_sha256
 from dsmooth.machine import torch_threads
+from dsmooth.results import FLOOR, INCEPTION_SHA256, Extractor
 from tests.helpers.data_makers import random_bytes, refuses
 
 of_batches = FeatureStatistics.of_batches
@@ -107,11 +112,11 @@ def test_statistics_do_not_depend_on_batches_or_order(seed: int, sizes: list[int
 
 
 def test_statistics_come_back_from_a_file(tmp_path: Path) -> None:
-    description = {"data": "mnist", "extractor": {"name": "é"}}
-    statistics = of_batches([normal(10, 3)], description)
+    source = StatisticsSource(Extractor("é", "0" * 64, "none"), (1, 4, 4), name="mnist")
+    statistics = of_batches([normal(10, 3)], source)
     statistics.save(tmp_path / "reference.npz")
     again = FeatureStatistics.load(tmp_path / "reference.npz")
-    assert (again.description, again.count) == (description, 10)
+    assert (again.source, again.count) == (source, 10)
     assert torch.equal(again.mean, statistics.mean)
     assert torch.equal(again.covariance, statistics.covariance)
 
@@ -253,38 +258,49 @@ def test_extractors_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_comparison_orders_real_images_before_noise(digits: ImageDataset) -> None:
     """Other digits are near, blurred ones farther, noise far."""
-    compare = partial(compare_images, extractor=make_extractor(CLASSIFIER))
-    reference, floor, rest = digits.images[:300], digits.images[300:450], digits.images[450:600]
+    extractor = make_extractor(CLASSIFIER)
+    real, floor, rest = digits.images[:300], digits.images[300:450], digits.images[450:600]
+    compare = partial(
+        compare_images, reference=Reference.of_images(real, extractor), extractor=extractor
+    )
     noise = torch.from_numpy(random_bytes(tuple(rest.shape)))
     blurred = nn.functional.avg_pool2d(rest.float(), 3, 1, 1).byte()
-    result = compare(rest, reference, floor=floor)
-    values = [result.value, *(compare(x, reference).value for x in (blurred, noise))]
+    result = compare({"others": rest, "blurred": blurred, "noise": noise, FLOOR: floor})
+    values = [result.distances[name].value for name in ("others", "blurred", "noise")]
     assert values == sorted(values)
-    assert values[0] == pytest.approx(result.floor, rel=0.5)
-    assert (result.n_samples, result.n_reference, result.n_floor) == (150, 300, 150)
-    assert result.extractor["dimension"] == 128
+    assert values[0] == pytest.approx(result.distances[FLOOR].value, rel=0.5)
+    assert (result.n_reference, result.distances[FLOOR].n_images) == (300, 150)
+    assert result.dimension == 128
     assert result.warnings == ()
 
-    shuffled = compare(rest.flip(0), reference)
-    assert shuffled.value == pytest.approx(result.value, rel=1e-5)
-    assert (shuffled.floor, shuffled.floor_scores) == (None, {})
-    warnings = "\n".join(compare(rest[:127], reference, floor=floor).warnings)
+    shuffled = compare({"others": rest.flip(0)}).distances["others"]
+    assert shuffled.value == pytest.approx(values[0], rel=1e-5)
+    # Another seed resamples other images: the error differs, the distance does not.
+    reseeded = compare({"others": rest}, seed=1).distances["others"]
+    assert reseeded.value == values[0]
+    assert reseeded.error != result.distances["others"].error
+    warnings = "\n".join(compare({"few": rest[:127], FLOOR: floor}).warnings)
     assert "127 samples are fewer than the 128 features" in warnings
     assert "the floor is of 150 images, not 127" in warnings
 
 
 def test_scores_are_there_with_the_extra(digits: ImageDataset) -> None:
     pytest.importorskip("torch_fidelity")
-    compare = partial(compare_images, extractor=make_extractor(CLASSIFIER))
+    extractor = make_extractor(CLASSIFIER)
     real, noise = digits.images[:60], torch.from_numpy(random_bytes((20, 1, 28, 28)))
-    found = compare(noise, real, floor=digits.images[60:80])
-    one, other = found.scores, found.floor_scores
-    assert one["kernel_distance"] > other["kernel_distance"]
-    assert one["inception_score"] < other["inception_score"]
-    of_classes = {"inception_score", "inception_score_deviation"}
-    assert {"kernel_distance_deviation", *of_classes} < one.keys() == other.keys()
-    assert compare(noise, found.reference).scores.keys() == of_classes
-    assert "precision" not in compare(noise[:3], real).scores
+    reference = Reference.of_images(real, extractor)
+    sets = {"noise": noise, "few": noise[:3], FLOOR: digits.images[60:80]}
+    scores = {k: d.scores for k, d in compare_images(sets, reference, extractor).distances.items()}
+    assert scores["noise"].kernel_distance > scores[FLOOR].kernel_distance
+    assert scores["noise"].inception_score < scores[FLOOR].inception_score
+    assert None not in vars(scores["noise"]).values()
+    assert scores["few"].precision is None
+    statistics = Reference(reference.statistics)
+    found = compare_images({"noise": noise}, statistics, extractor).distances["noise"].scores
+    assert {k for k, value in vars(found).items() if value is not None} == {
+        "inception_score",
+        "inception_score_deviation",
+    }
 
 
 def test_precision_is_of_the_samples_and_recall_of_the_real_images() -> None:
@@ -292,39 +308,40 @@ def test_precision_is_of_the_samples_and_recall_of_the_real_images() -> None:
     left, right, far = normal(3, 40, 3, seed=1)
     real, samples = torch.cat([left, 50 + right]), torch.cat([left, 500 + far])
     found = fidelity_scores(Features(samples, None), real)
-    assert found["precision"] == 0.5  # half of the samples are where no real image is
-    assert found["recall"] == 0.5  # nothing of the right half is found
+    assert found.precision == 0.5  # half of the samples are where no real image is
+    assert found.recall == 0.5  # nothing of the right half is found
     # As many of the real images as there are samples, at random.
     fewer = fidelity_scores(Features(left, None), real)
-    assert fewer["precision"] > 0.8
-    assert 0.3 < fewer["recall"] < 0.7
+    assert fewer.precision > 0.8
+    assert 0.3 < fewer.recall < 0.7
 
 
 def test_statistics_of_other_programs(tmp_path: Path) -> None:
     """The layouts of pytorch-fid and ADM."""
     x, y = torch.from_numpy(random_bytes((2, 40, 3, 8, 8))).unbind()
     extractor = make_extractor(nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()))
-    direct = compare_images(x, y, extractor)
-    mu, sigma = direct.reference.mean.numpy(), direct.reference.covariance.numpy()
+    reference = Reference.of_images(y, extractor)
+    direct = compare_images({"x": x}, reference, extractor).distances["x"]
+    mu, sigma = reference.statistics.mean.numpy(), reference.statistics.covariance.numpy()
     spatial = {"mu_s": np.zeros(7), "sigma_s": np.eye(7), "arr_0": np.zeros((2, 8, 8, 3), np.uint8)}
     for name, arrays in {"pytorch-fid.npz": {}, "adm.npz": spatial}.items():
         np.savez(tmp_path / name, mu=mu, sigma=sigma, **arrays)
-        published = read_reference(tmp_path / name)
-        found = compare_images(x, published, extractor, floor=x[:1])
-        assert (found.floor, found.n_reference) == (None, None)
+        published = Reference(read_reference(tmp_path / name))
+        found = compare_images({"x": x, FLOOR: x[:1]}, published, extractor)
+        assert ([*found.distances], found.n_reference) == (["x"], None)
         assert "one image gives no floor" in found.warnings
-        assert found.value == pytest.approx(direct.value, rel=1e-9)
+        assert found.distances["x"].value == pytest.approx(direct.value, rel=1e-9)
         assert any("state neither their extractor nor" in text for text in found.warnings)
         words = "must have dimension 4, as Sequential has, got 12"
-        refuses(words, compare_images, x[:, :1], published, extractor)
+        refuses(words, compare_images, {"x": x[:, :1]}, published, extractor)
     np.savez(tmp_path / "images.npz", arr_0=y.permute(0, 2, 3, 1).numpy())
     assert torch.equal(read_reference(tmp_path / "images.npz"), y)
 
 
 def test_statistics_of_other_weights_or_images_are_refused(digits: ImageDataset) -> None:
     few = digits.images[:9]
-    statistics = compare_images(few, few, make_extractor(CLASSIFIER)).reference
+    reference = Reference.of_images(few, make_extractor(CLASSIFIER))
     other = make_extractor(MnistClassifier())
-    refuses("the saved statistics were made with", compare_images, few, statistics, other)
+    refuses("the saved statistics were made with", compare_images, {"x": few}, reference, other)
     words = r"reference must have the samples' shape \(1, 4, 4\)"
-    refuses(words, compare_images, SMALL, statistics, other)
+    refuses(words, compare_images, {"x": SMALL}, reference, other)

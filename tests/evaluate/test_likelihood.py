@@ -15,7 +15,7 @@ import dsmooth
 from dsmooth.config import Likelihood
 from dsmooth.data import ImageDataset, load_dataset
 from dsmooth.evaluate.classes import Classification, bits_by_class, classify, frechet_by_class
-from dsmooth.evaluate.comparison import compare_images
+from dsmooth.evaluate.comparison import Reference, compare_images
 from dsmooth.evaluate.features import make_extractor
 from dsmooth.evaluate.likelihood import (
     BYTE_BITS,
@@ -28,7 +28,9 @@ from dsmooth.evaluate.likelihood import (
 )
 from dsmooth.functional import logistic_mixture_log_prob
 from dsmooth.machine import torch_threads
-from tests.helpers.command_runs import complains, measured, save_run
+from dsmooth.philox import Stream
+from dsmooth.results import FLOOR
+from tests.helpers.command_runs import complains, measured, request_measured, save_run
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import CLASSES, GAUSSIAN, network, tiny_config, tiny_pair
 
@@ -67,8 +69,8 @@ def test_conventions_differ_by_exactly_their_constants(likelihood: str) -> None:
     bound = bits_per_dim(scores)
     assert bound.name == names[0 if likelihood == "discretized" else 2]
     assert bound.value == pytest.approx(float(elbo.mean()), abs=1e-6)
-    assert bound.standard_error == pytest.approx(float(elbo.std() / 5**0.5), abs=1e-6)
-    terms = (scores.terms[name] for name in ("noisy", "smoothing", likelihood))
+    assert bound.error == pytest.approx(float(elbo.std() / 5**0.5), abs=1e-6)
+    terms = (getattr(scores.terms, name) for name in ("noisy", "smoothing", likelihood))
     assert sum(terms) == pytest.approx(bound.value)
 
     # The bounds of bytes are of its masses, whatever it was trained with.
@@ -90,6 +92,14 @@ def test_the_noise_of_the_target_is_independent_of_the_smoothing() -> None:
     x, x_tilde, target = seen[:3]
     both = torch.stack([(x_tilde - x).flatten(), (target - x).flatten()])
     assert abs(torch.corrcoef(both)[0, 1]) < 4 / x.numel() ** 0.5
+    # Each draw has noise of its own, on the target too.
+    noise = dsmooth.GaussianSmoothing(0.01, Stream.CLEAN_NOISE)
+    seen.clear()
+    score_pair(pair, data, clean_noise=0.01, n_noise=2)
+    clean_target, targets = seen[0], seen[2::4]
+    for repeat, target in enumerate(targets):
+        expected = noise.sample(clean_target, seed=0, first_index=0, repeat=repeat)
+        assert torch.equal(target, expected)
 
 
 def test_a_paired_difference_has_the_error_of_the_differences() -> None:
@@ -99,14 +109,14 @@ def test_a_paired_difference_has_the_error_of_the_differences() -> None:
     other = Scores(hard + 2, dimensions=16)
     found = paired_difference(one, other)
     bits = (2 - (one.discretized - hard).mean(0)) / (16 * math.log(2))
-    assert found["value"] == pytest.approx(float(bits.mean()), rel=1e-9)
-    assert found["standard_error"] == pytest.approx(float(bits.std()) / 50**0.5, rel=1e-9)
+    assert found.value == pytest.approx(float(bits.mean()), rel=1e-9)
+    assert found.error == pytest.approx(float(bits.std()) / 50**0.5, rel=1e-9)
 
 
 def test_the_error_over_repeats_needs_enough_of_them() -> None:
     few, enough = (score_pair(tiny_pair(), random_dataset(2), n_noise=n) for n in (9, 10))
     assert conventions(few)[0].repeat_error is None
-    assert conventions(score_pair(tiny_pair(), random_dataset(1)))[0].standard_error is None
+    assert conventions(score_pair(tiny_pair(), random_dataset(1)))[0].error is None
     repeats = enough.bits(enough.log_weights("discretized")).mean(1)
     expected = float(repeats.std()) / 10**0.5
     assert conventions(enough)[0].repeat_error == pytest.approx(expected)
@@ -244,11 +254,11 @@ def test_the_classes_make_up_the_whole() -> None:
         assert "P(bytes | class)" in whole.meaning
         assert ("given the class" in density.meaning) == (scores.continuous is not None)
         rows = bits_by_class(scores, data.labels)
-        assert [(row["label"], row["n_images"]) for row in rows] == [(0, 4), (1, 4), (2, 4)]
-        assert sum(row["value"] for row in rows) / CLASSES == pytest.approx(whole.value)
-        assert len({row["value"] for row in rows}) == 3
+        assert [(row.label, row.n_images) for row in rows] == [(0, 4), (1, 4), (2, 4)]
+        assert sum(row.value for row in rows) / CLASSES == pytest.approx(whole.value)
+        assert len({row.value for row in rows}) == 3
     (one,) = bits_by_class(score_plain(plain, data, limit=1), data.labels[:1])
-    assert one["standard_error"] is None
+    assert one.error is None
     words = r"labels must have shape \(12,\), .* got \(13,\)"
     refuses(words, bits_by_class, scores, torch.zeros(13))
 
@@ -292,10 +302,13 @@ def test_distances_are_those_of_each_class_alone() -> None:
     kept = (drawn.labels != 4) | ((drawn.labels == 4).cumsum(0) == 1)  # one four, which is too few
     sets = drawn.part(kept), train.part(slice(200)), train.part(slice(200, 300))
     rows = frechet_by_class(*sets, extractor)
-    assert list(rows) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    by_label = {row.label: row for row in rows}
+    assert list(by_label) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
     sevens, real, floor = (data.images[data.labels == 7] for data in sets)
-    alone = compare_images(sevens, real, extractor, floor=floor)
-    assert (rows[7].value, rows[7].floor) == (alone.value, alone.floor)
+    reference = Reference.of_images(real, extractor)
+    alone = compare_images({"samples": sevens, FLOOR: floor}, reference, extractor)
+    assert by_label[7].distances == alone.distances
+    assert by_label[7].n_reference == len(real)
 
 
 def test_the_commands_classify_and_give_each_class(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -303,19 +316,19 @@ def test_the_commands_classify_and_give_each_class(tmp_path: Path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     plain = str(save_run(tmp_path / "run", "plain", size=28, n_classes=10))
     found = measured("classify", plain, "--limit", "6")
-    assert found["exact"] is True
-    assert sum(map(sum, found["confusion"])) == found["n_images"] == 6
+    assert found.n_noise is None
+    assert sum(map(sum, found.confusion)) == found.data.n_images == 6
     text = capsys.readouterr().out
-    assert f"{100 * found['accuracy']:.2f} %" in text
+    assert f"{100 * found.accuracy:.2f} ± {100 * found.error:.2f} % of 6 images" in text
     assert "Bayes' rule over 10 classes of equal prior probability, by exact likelihoods" in text
     bits = measured("bpd", plain, "--limit", "20", "--per-class")
-    assert sum(row["n_images"] for row in bits["classes"]["plain"]) == 20
+    assert sum(row.n_images for row in bits.classes["plain"]) == 20
     each = measured("fid", plain, "--count", "20", "--per-class")
-    assert [row["label"] for row in each["classes"]] == list(range(10))
-    assert {row["n_samples"] for row in each["classes"]} == {2}
+    assert [row.label for row in each.classes] == list(range(10))
+    assert {row.distances["samples"].n_images for row in each.classes} == {2}
     three = measured("fid", plain, "--count", "20", "--label", "3")
-    assert three["n_reference"] == int((load_dataset("mnist", "train").labels == 3).sum())
-    assert three["samples"]["label"] == 3
+    assert three.n_reference == int((load_dataset("mnist", "train").labels == 3).sum())
+    assert request_measured()["samples"]["label"] == 3
     for wrong, message in (
         (["fid", plain, "--label", "10"], "fewer than two images of class 10"),
         (["fid", plain, "--label", "3", "--per-class"], "--per-class needs --label each"),

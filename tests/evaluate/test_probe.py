@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-import json
 import math
 import shutil
 import sys
@@ -23,9 +22,10 @@ import dsmooth
 from dsmooth.config import BLOCKS, ProbeSettings
 from dsmooth.data import ImageDataset, epoch_order
 from dsmooth.evaluate.linear import moments, train_linear
-from dsmooth.evaluate.probe import PIXELS, Probing, best_probe, probe_pair
-from dsmooth.fields import Json
+from dsmooth.evaluate.probe import PIXELS, Probing, best_probe, make_probing, probe_pair
 from dsmooth.machine import torch_threads
+from dsmooth.record import read_result
+from dsmooth.results import ProbeResult, ProbeScore
 from tests.helpers.command_runs import complains, run, save_run
 from tests.helpers.data_makers import refuses
 from tests.helpers.networks import tiny_pair
@@ -120,7 +120,7 @@ def test_rows_of_blocks_together_are_averages_over_parts_of_both_streams(tmp_pat
 def test_the_best_probe_is_chosen_without_the_test_set(tmp_path: Path) -> None:
     """By rows of the training set that its weights have not seen."""
     names = ("up0", "together")
-    results = [{"accuracy": a, "held_out": h} for a, h in ((0.9, 0.5), (0.8, 0.7))]
+    results = [ProbeScore(a, 0.1, 1.0, 5, h) for a, h in ((0.9, 0.5), (0.8, 0.7))]
     assert best_probe(dict(zip(names, results, strict=True))) == "together"
     other_test = replace(TEST, labels=1 - TEST.labels)
     last = torch.arange(23) >= 19
@@ -129,14 +129,15 @@ def test_the_best_probe_is_chosen_without_the_test_set(tmp_path: Path) -> None:
         probe_pair(tiny_pair(), train, test, SETTINGS, tmp_path / f"{i}.json", only=["noisy"])
         for i, (train, test) in enumerate(((TRAIN, TEST), (TRAIN, other_test), (other_train, TEST)))
     )
-    for block, result in one["accuracy"]["noisy"].items():
-        assert swapped["accuracy"]["noisy"][block]["held_out"] == result["held_out"]
-        mirrored = pytest.approx(1 - result["accuracy"])
-        assert swapped["accuracy"]["noisy"][block]["accuracy"] == mirrored
-        mirrored = pytest.approx(1 - result["held_out"])
-        assert flipped["accuracy"]["noisy"][block]["held_out"] == mirrored
+    for block, score in one.accuracy["noisy"].items():
+        assert swapped.accuracy["noisy"][block].held_out == score.held_out
+        mirrored = pytest.approx(1 - score.accuracy)
+        assert swapped.accuracy["noisy"][block].accuracy == mirrored
+        mirrored = pytest.approx(1 - score.held_out)
+        assert flipped.accuracy["noisy"][block].held_out == mirrored
     few = probe_pair(tiny_pair(), squares(2, "train"), TEST, SETTINGS, tmp_path / "few.json")
-    assert all("held_out" in one for each in few["accuracy"].values() for one in each.values())
+    assert few.settings.train_images == 2
+    assert all(0 <= score.held_out <= 1 for s in few.accuracy.values() for score in s.values())
 
 
 def test_an_untrained_network_is_new_and_leaves_the_generator_alone(tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_an_untrained_network_is_new_and_leaves_the_generator_alone(tmp_path: Pa
     assert run.untrained(pair.denoiser.bfloat16()).head.bias.dtype == torch.bfloat16
 
 
-def run_probes(path: Path, settings: ProbeSettings = SETTINGS, **options: object) -> Json:
+def run_probes(path: Path, settings: ProbeSettings = SETTINGS, **options: object) -> ProbeResult:
     """The same holds for a pair whose noisy model is a plain one."""
     path.parent.mkdir(exist_ok=True)
     pair = tiny_pair()
@@ -170,16 +171,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_networks_and_controls_are_there(whole: Path) -> None:
     assert mapped_files(whole.parent) == [str(whole)]
-    results = json.loads(whole.read_text())
-    accuracy = results["accuracy"]
+    results = read_result(whole, ProbeResult)
+    accuracy = results.accuracy
     names = ["noisy", "denoiser", PIXELS, "plain", "untrained-noisy", "untrained-denoiser"]
     assert list(accuracy) == names
     for name in names:
         assert tuple(accuracy[name]) == ((PIXELS,) if name == PIXELS else (*BLOCKS, "together"))
     assert accuracy["plain"] == accuracy["noisy"]  # here the same network
-    assert accuracy["noisy"]["together"]["features"] == 2 * 6 * (4 * 16 + 2 * 4)
-    assert [accuracy["noisy"][b]["features"] for b in BLOCKS] == [384, 96, 24, 24, 96, 384]
-    assert results["asked"]["train_images"] == 23
+    assert accuracy["noisy"]["together"].features == 2 * 6 * (4 * 16 + 2 * 4)
+    assert [accuracy["noisy"][b].features for b in BLOCKS] == [384, 96, 24, 24, 96, 384]
+    assert results.settings.train_images == 23
 
 
 def mapped_files(folder: Path) -> list[str]:
@@ -212,11 +213,13 @@ def test_a_stopped_call_leaves_no_features_and_goes_on_after_the_last_network(
     pair.noisy.stem_u.register_forward_pre_hook(lambda *_: noisy_calls.append(1))
     with pytest.raises(KeyboardInterrupt):
         probe_pair(pair, TRAIN, TEST, SETTINGS, path, plain=tiny_pair().noisy)
-    assert mapped_files(tmp_path) == [str(tmp_path / "probes-noisy.json")]
+    assert mapped_files(tmp_path) == [str(path)]
+    assert read_result(path, ProbeResult) is None
     assert held[0] < held[1] or sys.platform != "linux"  # the features were on disk then
     calls = len(noisy_calls)
     again = probe_pair(pair, TRAIN, TEST, SETTINGS, path, plain=tiny_pair().noisy)
-    assert again == json.loads(whole.read_text())
+    assert path.read_bytes() == whole.read_bytes()
+    assert again == read_result(path, ProbeResult)
     assert len(noisy_calls) == calls
     assert mapped_files(tmp_path) == [str(path)]
 
@@ -225,7 +228,7 @@ def test_a_call_for_some_networks_depends_on_these_alone(tmp_path: Path) -> None
     """Another denoiser repeats nothing."""
     few, path = ("noisy", PIXELS), tmp_path / "few.json"
     first = run_probes(path, only=few)
-    assert first["accuracy"].keys() == {*few}
+    assert first.accuracy.keys() == {*few}
     before, pair = path.stat().st_mtime_ns, tiny_pair(conditioning="stack")
     assert probe_pair(pair, TRAIN, TEST, SETTINGS, path, plain=pair.noisy, only=few) == first
     assert path.stat().st_mtime_ns == before
@@ -242,7 +245,8 @@ def test_other_settings_do_not_mix_with_stored_ones(whole: Path, tmp_path: Path)
     ):
         refuses(message, probe_pair, pair, TRAIN, test_set, settings, stored, plain=pair.noisy)
     assert stored.read_bytes() == whole.read_bytes()
-    assert run_probes(stored, longer, replace_other=True)["asked"]["epochs"] == 3
+    probing = make_probing(tiny_pair(), {"train": TRAIN, "test": TEST}, longer, tmp_path)
+    assert probing.run(stored, replace=True).settings.epochs == 3
 
 
 def test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -282,8 +286,8 @@ def test_the_command_writes_figures_and_numbers(tmp_path, capsys) -> None:
     printed = capsys.readouterr().out
     names = {path.name for path in out.iterdir()}
     assert names == {"probes.json", "noisy.png", "denoiser.png"}
-    results = json.loads((out / "probes.json").read_text())
-    best = 100 * results["accuracy"]["noisy"]["up1"]["accuracy"]
+    results = read_result(out / "probes.json", ProbeResult)
+    best = 100 * results.accuracy["noisy"]["up1"].accuracy
     assert f"{best:.1f} ±" in printed
     other = map(str, ["probe", noisy, denoiser, "--out", out, *sizes, "--seed", 1])
     complains(capsys, "its seed is 0, not 1", *other)
@@ -303,12 +307,8 @@ def labelled(n: int, d: int, classes: int, seed: int) -> tuple[np.ndarray, Tenso
 @pytest.mark.quick
 @pytest.mark.parametrize(("n", "d", "classes"), [(60, 2, 2), (1000, 40, 10), (40, 500, 4)])
 def test_what_is_linearly_separable_is_reached(n: int, d: int, classes: int) -> None:
-    result = train_linear(
-        labelled(n, d, classes, 2), labelled(500, d, classes, 3), classes, epochs=20
-    )
-    assert result["accuracy"] == 1
-    assert result["train_accuracy"] == 1
-    assert result["features"] == d
+    sets = labelled(n, d, classes, 2), labelled(500, d, classes, 3)
+    assert train_linear(*sets, classes, epochs=20) == (1, 0, 1)
 
 
 def test_each_gradient_is_that_of_the_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,17 +346,15 @@ def test_labels_that_have_nothing_to_do_with_the_features_are_not_told() -> None
     n, classes = 1000, 4
     (train, labels), (test, _) = labelled(n, 6, classes, 2), labelled(n, 6, classes, 3)
     wrong = torch.from_numpy(np.random.default_rng(4).integers(0, classes, n))
-    result = train_linear((train, labels), (test, wrong), classes, epochs=2)
-    assert abs(result["accuracy"] - 1 / classes) < 4 * (0.25 * 0.75 / n) ** 0.5
-    assert result["standard_error"] == pytest.approx(
-        (result["accuracy"] * (1 - result["accuracy"]) / n) ** 0.5
-    )
+    accuracy, error, _ = train_linear((train, labels), (test, wrong), classes, epochs=2)
+    assert abs(accuracy - 1 / classes) < 4 * (0.25 * 0.75 / n) ** 0.5
+    assert error == pytest.approx((accuracy * (1 - accuracy) / n) ** 0.5)
 
 
 def test_features_that_never_vary_change_nothing() -> None:
     both = labelled(200, 6, 3, 2), labelled(200, 6, 3, 3)
     train, test = ((np.concatenate([x, np.full_like(x, 7)], 1), y) for x, y in both)
-    assert train_linear(train, test, 3, epochs=10)["accuracy"] == 1
+    assert train_linear(train, test, 3, epochs=10)[0] == 1
     assert all(values.isfinite().all() for values in moments(train[0], "cpu"))
 
 

@@ -50,7 +50,7 @@ def test_the_figure_is_of_these_networks_and_always_the_same() -> None:
     field = receptive_fields()
     assert torch.random.get_rng_state().equal(state)
     assert field == receptive_fields()
-    stack, streams = field["networks"]["masked-stack"], field["networks"]["two-streams"]
-    assert field["causal"] == 8 * 16 + 8
-    assert (streams["reached"], streams["blind_spot"], streams["leaks"]) == (136, 0, 0)
-    assert (stack["reached"], stack["blind_spot"], stack["leaks"]) == (115, 21, 0)
+    stack, streams = field.networks["masked-stack"], field.networks["two-streams"]
+    assert field.causal == 8 * 16 + 8
+    assert (streams.reached, streams.blind_spot, streams.leaks) == (136, 0, 0)
+    assert (stack.reached, stack.blind_spot, stack.leaks) == (115, 21, 0)

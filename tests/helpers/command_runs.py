@@ -13,7 +13,10 @@ import torch
 
 import dsmooth
 from dsmooth.cli import main
+from dsmooth.files import read_json
 from dsmooth.presets import preset
+from dsmooth.record import read_result
+from dsmooth.results import BitsResult, ClassifyResult, FrechetResult
 from dsmooth.runs import RunFolder
 
 # Options behind those of a documented command, whose place they take: a tiny network, twelve quick
@@ -62,10 +65,18 @@ def settings_of(capsys: pytest.CaptureFixture[str], words: str) -> dict[str, Any
     return json.loads(capsys.readouterr().out)
 
 
-def measured(*words: str) -> dict[str, Any]:
-    """The numbers of `dsmooth evaluate`, which it writes into the current folder."""
-    assert run("evaluate", *words, "--out", "numbers.json") == 0
-    return json.loads(Path("numbers.json").read_text())
+RESULTS = {"bpd": BitsResult, "fid": FrechetResult, "classify": ClassifyResult}
+
+
+def measured(measure: str, *words: str) -> Any:
+    """The result of `dsmooth evaluate`, which it writes into the current folder."""
+    assert run("evaluate", measure, *words, "--out", "numbers.json") == 0
+    return read_result(Path("numbers.json"), RESULTS[measure])
+
+
+def request_measured() -> dict[str, Any]:
+    """The request of the last `measured`."""
+    return read_json(Path("numbers.json"))["request"]
 
 
 def save_run(folder: Path, role: str, *, size: int = 8, **settings: object) -> Path:

@@ -23,6 +23,8 @@ from dsmooth.config import TrainConfig
 from dsmooth.presets import PRESETS, preset, train_command
 from dsmooth.pretrained import is_model, load_models, training_record
 from dsmooth.pretrained.card import CARD_FILE
+from dsmooth.record import read_result
+from dsmooth.results import BitsResult
 from dsmooth.runs import TrainingRecord
 from tests.helpers.command_runs import run
 from tests.helpers.data_makers import refuses
@@ -166,19 +168,20 @@ def test_the_card_is_filled_from_the_runs_and_the_scores(tmp_path, monkeypatch) 
     plain = dsmooth.PixelCNNpp.from_pretrained("mnist-plain")
     words = ["runs", "--plain", "mnist-plain", "--limit", "4", "--n-noise", "2"]
     assert run("evaluate", "bpd", *words) == 0
-    stored = json.loads(Path("bits_per_dim.json").read_text())
+    stored = read_result(Path("bits_per_dim.json"), BitsResult)
     for model, key, drawn in ((pair, "pair", ", 2 draws of noise"), (plain, "plain", ":")):
         model.save_pretrained("scored", scores="bits_per_dim.json")
         card = Path("scored", CARD_FILE).read_text()
         assert f"4 images of mnist (test){drawn}" in card
-        rows = stored[key]["conventions"]
-        assert all(row["name"] in card and f"| {row['value']:.4f} |" in card for row in rows)
+        rows = stored.models[key].conventions
+        assert all(row.name in card and f"| {row.value:.4f} |" in card for row in rows)
     save = partial(pair.save_pretrained, "pair", scores="bits_per_dim.json")
     words = "does not hold the scores of these weights"
     refuses(words, tiny_pair().save_pretrained, "pair", scores="bits_per_dim.json")
-    del stored["pair"]["conventions"]
-    Path("bits_per_dim.json").write_text(json.dumps(stored))
-    refuses("scores must be what `dsmooth evaluate bpd` writes", save)
+    record = json.loads(Path("bits_per_dim.json").read_text())
+    del record["result"]["models"]["pair"]["conventions"]
+    Path("bits_per_dim.json").write_text(json.dumps(record))
+    refuses(r"bits_per_dim\.json is damaged: .*`conventions`", save)
 
 
 def test_words_of_a_stranger_mean_nothing_in_a_card(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +23,8 @@ from dsmooth.nn import PixelCNNpp
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pair import SmoothedPair
 from dsmooth.pretrained import DEFAULT, find, is_model, load, load_models, packaged
+from dsmooth.record import read_result
+from dsmooth.report.contents import Card
 from dsmooth.runs import RunFolder
 from dsmooth.sampling import CachedSampler
 from tests.helpers.command_runs import run, save_run
@@ -41,9 +42,12 @@ def tool() -> SimpleNamespace:
     return SimpleNamespace(**runpy.run_path(str(TOOL)))
 
 
-def cards() -> dict[str, Any]:
-    names = {"card": DEFAULT, "told": "mnist-classes"}
-    return {key: json.loads((find(name) / "card.json").read_text()) for key, name in names.items()}
+def read_card(name: str) -> Card:
+    return read_result(find(name) / "card.json", Card)
+
+
+def cards() -> dict[str, Card]:
+    return {"card": read_card(DEFAULT), "told": read_card("mnist-classes")}
 
 
 def tiny_models(
@@ -129,26 +133,24 @@ def test_packaged_models_are_small_and_know_no_path() -> None:
     assert sum(path.stat().st_size for path in files) <= LARGEST
     for path in files:
         if path.suffix == ".json":
-            assert json.loads(path.read_text()).get("data_dir") is None
+            assert "data_dir" not in path.read_text().replace('"data_dir": null', "")
 
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_card_is_of_these_weights(name: str) -> None:
     """Some images have its bits/dim, within four standard errors of their mean."""
     folder = find(name)
-    card = json.loads((folder / "card.json").read_text())
+    card = read_card(name)
     models = load_models([folder, *filter(Path.exists, [folder / "plain"])])
-    assert models.digests() == card["weights_sha256"]
+    assert models.digests() == card.weights_sha256
     bits = bits_per_dim(score_pair(models.pair, load_dataset("mnist", "test"), limit=100))
-    expected = card["bits_per_dim"]["pair"]["value"]
-    assert bits.value == pytest.approx(expected, abs=4 * (bits.standard_error or 0))
+    assert bits.value == pytest.approx(card.bits.pair.value, abs=4 * (bits.error or 0))
 
 
 @with_tool
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_card_has_the_words_of_its_template(tool: SimpleNamespace, name: str) -> None:
-    card = json.loads((find(name) / "card.json").read_text())
-    assert (find(name) / "README.md").read_text() == tool.text("card.md", card=card)
+    assert (find(name) / "README.md").read_text() == tool.text("card.md", card=read_card(name))
 
 
 @with_tool
@@ -165,7 +167,7 @@ def test_the_summary_is_of_the_numbers_of_the_cards(tool: SimpleNamespace) -> No
     """A pair that is told the digit pays for it; sentences are left out where they are not true."""
     of_both = cards()
     card, told = of_both.values()
-    bound = told["bits_per_dim"]["pair"]["conventions"][0]["value"] + math.log2(10) / 784
+    bound = told.bits.pair.conventions[0].value + math.log2(10) / 784
     sentences = (
         "the pair had more compute",
         "nearer to the data than the plain model's",
@@ -173,11 +175,13 @@ def test_the_summary_is_of_the_numbers_of_the_cards(tool: SimpleNamespace) -> No
     )
     summary = tool.text("summary.md", **of_both)
     assert all(part in summary for part in (*sentences, f"≤ {bound:.3f} ±"))
-    card["runs"]["plain"]["training_seconds"] *= 3
-    of = card["samples"]["of"]
-    of["plain"], of["two-step"] = of["two-step"], of["plain"]
-    told["samples"]["of"]["two-step"] = of["two-step"]  # the plain model's
-    summary = tool.text("summary.md", **of_both)
+    model, of = card.models["plain"], card.samples
+    training = replace(model.training, seconds=3 * model.training.seconds)
+    swapped = {**of, "plain": of["two-step"], "two-step": of["plain"]}
+    models = {**card.models, "plain": replace(model, training=training)}
+    card = replace(card, models=models, samples=swapped)
+    told = replace(told, samples={**told.samples, "two-step": of["plain"]})
+    summary = tool.text("summary.md", card=card, told=told)
     assert not any(sentence in summary for sentence in sentences)
 
 
@@ -187,11 +191,10 @@ def test_a_card_is_measured_and_goes_on(tool: SimpleNamespace, tmp_path: Path) -
     folder, work = tiny_models(tmp_path / "models"), tmp_path / "work"
     sets = [load_dataset("mnist", split).part(slice(60)) for split in ("train", "test")]
     card = tool.write_card(folder, work, *sets, count=20)
-    assert json.loads(json.dumps(card)) == json.loads((folder / "card.json").read_text())
+    assert card == read_result(folder / "card.json", Card)
     text = (folder / "README.md").read_text()
-    pair = card["bits_per_dim"]["pair"]
-    assert f"| pair: discrete bound * | {pair['value']:.4f} |" in text
-    assert f"{card['samples']['of']['plain']['distance']['20']:.3f}" in text
+    assert f"| pair: discrete bound * | {card.bits.pair.value:.4f} |" in text
+    assert f"{card.samples['plain'].distance['20']:.3f}" in text
     assert (folder / "samples.png").is_file()
     times = {path: path.stat().st_mtime_ns for path in work.iterdir()}
     assert tool.write_card(folder, work, *sets, count=20) == card
@@ -205,10 +208,10 @@ def test_a_card_of_a_pair_with_classes(tool: SimpleNamespace, tmp_path: Path) ->
     folder = tiny_models(tmp_path / "models", ("noisy", "denoiser"), n_classes=10)
     train_set, test_set = (load_dataset("mnist", s).part(slice(30)) for s in ("train", "test"))
     card = tool.write_card(folder, tmp_path / "work", train_set, test_set, count=20)
-    assert card["probes"] == {}
+    assert card.probes == {}
     x = test_set.batch(torch.arange(30))
     without = -SmoothedPair.from_pretrained(folder).elbo(x).mean() / (784 * math.log(2))
-    assert card["classes"]["bits_without"] == pytest.approx(float(without), rel=1e-5)
+    assert card.classes.bits_without == pytest.approx(float(without), rel=1e-5)
     assert "# MNIST by class" in (text := (folder / "README.md").read_text())
     assert text.count("| two-step samples, guidance 0.1 |") == 2
     with Image.open(folder / "samples.png") as picture:

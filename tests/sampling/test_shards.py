@@ -93,7 +93,8 @@ def test_files_between_others_that_are_missing(tmp_path: Path) -> None:
     draw_into(tmp_path, 20)
     manifest = tmp_path / "shards.json"
     stored = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({**stored, "sha256": [None, stored["sha256"][1], None]}))
+    parts = {**stored["parts"], "shard_00000.npy": "", "shard_00002.npy": ""}
+    manifest.write_text(json.dumps({**stored, "parts": parts}))
     refuses("is unfinished: repeat the command that draws it", read_images, tmp_path)
     assert draw_into(tmp_path, 20, chunk=14) == [7, 6]
     assert np.array_equal(read(tmp_path), images(0, 20).numpy())
@@ -108,17 +109,20 @@ def test_another_calls_folder_is_refused(tmp_path: Path) -> None:
     draw_into(tmp_path, 3)
     with lock_folder(tmp_path, "a test"):
         refuses("draws into it is at w", draw_into, tmp_path, 3)
-    refuses("another drawing: its seed is 0, not 1;", draw_into, tmp_path, 3, seed=1)
+    refuses("of another request: its seed is 0, not 1;", draw_into, tmp_path, 3, seed=1)
     assert difference({"sha256": ["0" * 64]}, {"sha256": ["1" * 64]}).count("0") < 64
     refuses("a drawing of 3 images: ask for 3 or more, not 2", draw_into, tmp_path, 2)
     refuses(r"images take [\d,]+ bytes or more, and .* has [\d,]+", draw_into, tmp_path, 10**15)
     manifest = tmp_path / "shards.json"
     stored = json.loads(manifest.read_text())
-    damaged = {"n": 3}, {**stored, "n": "3"}, {**stored, "n": 200}, {**stored, "shard_size": 0}
-    for values in damaged:
+    for change in ({"count": "3"}, {"count": 200}, {"shard_size": 0}, {"first_index": 7.5}):
+        values = {**stored, "request": {**stored["request"], **change}}
         manifest.write_text(json.dumps(values))
         for use in (lambda: draw_into(tmp_path, 20), lambda: read_images(tmp_path)):
             refuses(r"shards\.json is damaged: ", use)
+    manifest.write_text(json.dumps({"n": 3}))  # as earlier versions wrote it
+    for use in (lambda: draw_into(tmp_path, 20), lambda: read_images(tmp_path)):
+        refuses(r"shards\.json is not a record of dsmooth", use)
     manifest.unlink()
     refuses(r"without shards\.json", draw_into, tmp_path, 3)
 
@@ -142,7 +146,7 @@ def test_numbered_pictures(tmp_path: Path) -> None:
     x[3] = 0  # grey
     assert np.array_equal(pixels, to_bytes(x)[:, 0].numpy())
     assert torch.equal(read_images(tmp_path).images, to_bytes(x))
-    refuses("another drawing: its seed is 0, not 1;", draw, 5, seed=1)
+    refuses("of another request: its seed is 0, not 1;", draw, 5, seed=1)
     refuses(r"holds \*\.png: choose another folder", draw_into, tmp_path, 3)
     (tmp_path / names[0]).write_bytes((tmp_path / names[1]).read_bytes())
     for use in (lambda: draw(5), lambda: read_images(tmp_path)):
