@@ -310,7 +310,7 @@ def make_report(
         seed=stages.seed,
         samples={
             name: SampleCount(len(x), int(is_diverged(x).sum()))
-            for name, x in measured.pictures.items()
+            for name, x in sorted(measured.pictures.items())
         },
         bits=measured.bits,
         frechet=measured.frechet,

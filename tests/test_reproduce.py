@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -30,6 +31,7 @@ from dsmooth.pretrained import TITLE, load_models
 from dsmooth.record import read_result
 from dsmooth.report.contents import Report
 from dsmooth.reproduce import PROBED, Stages
+from dsmooth.results import FLOOR, ProbeResult
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.request import Request
 from dsmooth.training.step import TrainState
@@ -241,6 +243,7 @@ def test_numbers_are_of_their_images_and_seed(given: tuple[Path, ...], tmp_path:
         distances = one.compare({"plain": plain}).distances
         same = distances["plain"].value == distances[FLOOR].value
         assert same == (first == 0)  # the floor is of such images
+        assert one.compare({"plain": -plain}).distances["plain"] != distances["plain"]
     later = replace(one, only="probes")
     assert later.compare({"plain": plain}) is not None
     assert replace(later, test_set=every).compare({"plain": plain}) is None  # of other images
@@ -320,6 +323,28 @@ def test_what_is_stopped_leaves_the_earlier_probes_and_no_picture_missing(
     assert (again / "samples" / "plain.npz").exists()
     kept = "bits-per-dim", "frechet", "receptive-field"
     assert {name: stamps(again)[name] for name in kept} == {name: others[name] for name in kept}
+
+
+def test_killed_within_another_request_the_report_is_of_the_first_one(
+    given: tuple[Path, ...], again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, after and between the three files of the first samples that the other one draws."""
+    real, results = os.replace, (again / "results.json").read_bytes()
+    expected = {path.name: path.read_bytes() for path in (again / "samples").iterdir()}
+    for file in range(4):
+        calls = itertools.count()
+
+        def stop(*files: Path, calls: Iterator[int] = calls, last: int = file) -> None:
+            if next(calls) == last:
+                raise KeyboardInterrupt
+            real(*files)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("os.replace", stop)
+            assert reproduce(again, models=given, count=6) == -130
+        assert reproduce(again, models=given) == 0
+        assert (again / "results.json").read_bytes() == results
+        assert {path.name: path.read_bytes() for path in (again / "samples").iterdir()} == expected
 
 
 def test_packaged_models_are_meant_and_named_whatever_folder_is_here(

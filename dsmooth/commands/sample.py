@@ -9,8 +9,8 @@ from ..distributed import process_group
 from ..fields import check_number
 from ..files import printable, suffix_of
 from ..pair import draw
-from ..pretrained import load_models
 from ..pictures import is_diverged, save_grid
+from ..pretrained import load_models
 from ..progress import progress
 from ..sampling.output import gather, write_adm_npz, write_images
 from ..sampling.request import checked_shape

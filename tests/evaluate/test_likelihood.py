@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from dsmooth.evaluate.likelihood import (
     score_pair,
     score_plain,
 )
+from dsmooth.files import file_sha256, read_json, write_json
 from dsmooth.functional import logistic_mixture_log_prob
 from dsmooth.machine import torch_threads
 from dsmooth.philox import Stream
@@ -326,6 +328,17 @@ def test_the_commands_classify_and_give_each_class(tmp_path: Path, monkeypatch, 
     each = measured("fid", plain, "--count", "20", "--per-class")
     assert [row.label for row in each.classes] == list(range(10))
     assert {row.distances["samples"].n_images for row in each.classes} == {2}
+    # The labels of the images that are left are their own.
+    (shard,) = tmp_path.glob("samples-20-*/shard_00000.npy")
+    x = np.load(shard)
+    x[0, 0, 0, 0] = np.inf
+    np.save(shard, x)
+    manifest = shard.with_name("shards.json")
+    record = read_json(manifest)
+    write_json(manifest, {**record, "parts": {shard.name: file_sha256(shard)}})
+    fewer = measured("fid", plain, "--count", "20", "--per-class")
+    assert fewer.classes == each.classes[1:]
+    assert fewer.distances["samples"].left_out == 1
     three = measured("fid", plain, "--count", "20", "--label", "3")
     assert three.n_reference == int((load_dataset("mnist", "train").labels == 3).sum())
     assert request_measured()["samples"]["label"] == 3

@@ -18,7 +18,7 @@ import dsmooth
 from dsmooth import cuda
 from dsmooth import pair as module
 from dsmooth._extension import warn_once
-from dsmooth.commands import sample as command
+from dsmooth.commands import shared as command
 from dsmooth.commands.options import Drawing
 from dsmooth.pair import draw
 from dsmooth.pictures import grid_png
