@@ -1,10 +1,10 @@
 """The sdist and the wheels of a release in dist/: python tools/release.py 3.10 3.11 3.12 3.13
 
 A wheel for each version whose interpreter is on PATH, tagged manylinux_2_28: the compiler is this
-machine's, with its CUDA half where nvcc is found (DSMOOTH_CUDA=0: without). The module is linked
-against the symbols of glibc 2.28, which the package ziglang has, and a static libstdc++. auditwheel
-must agree to the tag, and twine to the metadata. `--try` installs each wheel into a new virtual
-environment that has torch and no compiler, and draws images.
+machine's. Where nvcc is found the wheels have machine code for GPUs (DSMOOTH_CUDA=0: without). The
+module is linked against the symbols of glibc 2.28, which the package ziglang has, and a static
+libstdc++. auditwheel must agree to the tag, and twine to the metadata. `--try` installs each wheel
+into a new virtual environment that has torch and no compiler, and draws images.
 With DSMOOTH_REPOSITORY, an address, links of the README lead there.
 
 Needed: pip install auditwheel build twine wheel ziglang==0.17.1. Hosted, cibuildwheel does the same

@@ -46,8 +46,8 @@ class OnDevice:
     quiet: Flag = False
     """Print errors alone."""
     device: str = "auto"
-    """cpu, cuda or cuda:N; auto takes a CUDA device if there is one. Drawing needs the CUDA half of
-    the extension for that: with the CPU half alone, auto draws on the CPU and says so."""
+    """cpu, cuda or cuda:N; auto takes a CUDA device if there is one. Drawing needs
+    compute capability 8.0 for that: with an older one auto draws on the CPU and says so."""
 
 
 @dataclass(frozen=True)

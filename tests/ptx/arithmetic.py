@@ -1,6 +1,6 @@
 """Arithmetic, comparisons, moves and conversions.
 
-The instructions and types that nvcc and Triton emit for the kernels of this package. Each result is
+The instructions and types that NVRTC and Triton emit for kernels of this package. Each result is
 rounded once, as IEEE 754 has it. Approximate functions return the float32 nearest to the exact
 result, which is inside the ISA's bounds.
 """
