@@ -13,7 +13,6 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import wraps
 from importlib import import_module
 from typing import Any
@@ -26,11 +25,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dsmooth
 from benchmarks.measure import Bench, quick, smoke
-from dsmooth.config import TrainConfig
-from dsmooth.data import ImageDataset
+from benchmarks.networks import make_state
 from dsmooth.functional import use_impl
 from dsmooth.kernels.launch import Prepared
-from dsmooth.training.step import TrainState
 
 # Tensors of each list that one launch of a foreach operation takes, by the number of lists, and the
 # chunks of CHUNK elements (ATen/native/cuda/MultiTensorApply.cuh).
@@ -211,15 +208,11 @@ def counted() -> Iterator[Launches]:
         yield launches
 
 
-def launches_of_step(config: TrainConfig, size: int = 28) -> Launches:
-    """The launches of the second step of a run on images of this size."""
-    config = replace(
-        config, batch_size=2, precision="bfloat16", keep_gates="on", data_init=False, images=10**6
-    )
-    images = torch.zeros(4, config.model.image_channels, size, size, dtype=torch.uint8)
-    data = ImageDataset(images, torch.arange(4), "zeros", "train", "made for a benchmark")
+def launches_of_step(name: str, role: dsmooth.config.Role) -> Launches:
+    """The launches of the second step of a preset."""
+    settings: dict[str, Any] = {"batch_size": 2, "precision": "bfloat16", "keep_gates": "on"}
     with counted() as launches:
-        state = TrainState(config, data, torch.device("cpu"))
+        state = make_state(name, role, torch.device("cpu"), **settings)
         state.step()
         launches.counts.clear()
         with launches:
@@ -240,7 +233,7 @@ def launches_of_step(config: TrainConfig, size: int = 28) -> Launches:
 )
 def bench_launches(bench: Bench, preset: str, role: dsmooth.config.Role) -> None:
     """Print the launches of a step: all, and by section."""
-    launches = bench.benchmark.pedantic(launches_of_step, [dsmooth.preset(preset, role)], rounds=1)
+    launches = bench.benchmark.pedantic(launches_of_step, [preset, role], rounds=1)
     totals = launches.totals()
     sections = ", ".join(f"{section} {count}" for section, count in totals.most_common())
     with bench.capsys.disabled():

@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Limit, matmul
-from dsmooth import GaussianSmoothing, ModelConfig, PixelCNNpp, SmoothedPair
+from dsmooth import GaussianSmoothing, ModelConfig, PixelCNNpp, SmoothedPair, preset
+from dsmooth.data import ImageDataset
 from dsmooth.functional import logistic_mixture_sample, use_impl
 from dsmooth.machine import torch_threads
 from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling.program import NONE, Phase, Program
+from dsmooth.training.step import TrainState
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,13 @@ def plain_pass(model: PixelCNNpp, shape: tuple[int, ...]) -> Callable[[], None]:
 
 
 def make_step(
-    model: PixelCNNpp, x: Tensor, impl: Any, dtype: torch.dtype, compiled: bool = False
+    model: PixelCNNpp,
+    x: Tensor,
+    impl: Any,
+    dtype: torch.dtype,
+    context: Tensor | None = None,
+    *,
+    compiled: bool = False,
 ) -> Callable[[], Tensor]:
     """A function that makes one update by Adam, with clipping, and returns its loss."""
     model.to(x.device, memory_format=torch.channels_last)
@@ -96,7 +104,7 @@ def make_step(
 
     def step() -> Tensor:
         with use_impl(impl), torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-            loss = -log_prob(x).sum() / x.numel()
+            loss = -log_prob(x, context).sum() / x.numel()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -104,6 +112,20 @@ def make_step(
         return loss.detach()
 
     return step
+
+
+def make_state(name: str, role: Any, device: torch.device, **settings: Any) -> TrainState:
+    """A run of a preset at its beginning, on random images of its data's size.
+
+    settings: fields of the preset; `size`: of other images.
+    """
+    size = settings.pop("size", None)
+    config = preset(name, role, **{"images": 10**6, "data_init": False, **settings})
+    size = size or (28 if config.data == "mnist" else 32)
+    shape = (2 * config.batch_size, config.model.image_channels, size, size)
+    images = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).byte()
+    data = ImageDataset(images, torch.arange(len(images)), "random", "train", "for a benchmark")
+    return TrainState(config, data, device)
 
 
 def never_fall_back() -> None:

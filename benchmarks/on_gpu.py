@@ -34,6 +34,7 @@ from benchmarks.networks import (
     check_samples,
     flops_of_forward,
     make_pair,
+    make_state,
     make_step,
     never_fall_back,
     plain_pass,
@@ -120,6 +121,35 @@ def training_step(name: str, batch: int, mode: str, card: Card) -> Case:
     return Case(run, work, check, warmup=6)
 
 
+def preset_step(name: str, role: str, mode: str, card: Card) -> Case:
+    """`TrainState.step` of a preset, with noise, dropout, Muon and the average, as a run has it.
+
+    mode: "replayed", or "uncaptured": without a graph.
+    """
+    settings: dict[str, Any] = {"precision": "bfloat16", "keep_gates": "on"}
+    settings["graph"] = "auto" if mode == "replayed" else "off"
+    if card.tiny:
+        settings |= {"size": 8, "batch_size": 2, "n_filters": 4, "n_resnet": 1}
+    state = make_state(name, role, card.device, **settings)
+
+    def run() -> None:
+        with use_impl(card.ours):
+            state.step()
+
+    def check() -> None:
+        """The loss of the first step is the reference's to bfloat16."""
+        reference = make_state(name, role, card.device, **settings | {"graph": "off"})
+        with use_impl("reference"):
+            reference.step()
+        run()
+        losses = [one.read()[0].loss for one in (state, reference)]
+        assert abs(losses[0] - losses[1]) < 2e-2 * abs(losses[1]), losses
+
+    images = state.config.batch_size
+    flops = flops_of_forward(deepcopy(state.model).cpu(), state.inputs(0).target.shape)
+    return Case(run, Work(images=images, flops=3 * flops), check, warmup=6)
+
+
 def flat(tensors: Sequence[Any]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
@@ -182,6 +212,7 @@ SAMPLED = {"mnist": (1, 64, 132, 1056, 2112), "cifar": (1, 132, 1056, 2112)}
 TRAINED = {"mnist": 80, "cifar": 64}
 LOSSES = {"mnist": (1024, 1, 28, 28), "cifar": (256, 3, 32, 32)}
 UNCAPTURED = tuple(f"{mode}-uncaptured" for mode in ("kept", "again", "eager"))
+PRESETS = (("mnist", "noisy"), ("mnist", "denoiser"), ("cifar10", "noisy"))
 MODES = ("kept", "again", "eager", *UNCAPTURED, "compile")
 CASES: dict[str, Callable[[Card], Case]] = {
     **CEILINGS,
@@ -192,6 +223,11 @@ CASES: dict[str, Callable[[Card], Case]] = {
         f"step-{name}-{mode}": partial(training_step, name, batch, mode)
         for name, batch in TRAINED.items()
         for mode in MODES
+    },
+    **{
+        f"preset-{name}-{role}-{mode}": partial(preset_step, name, role, mode)
+        for name, role in PRESETS
+        for mode in ("replayed", "uncaptured")
     },
     **{f"block-{name}": partial(block, name) for name in TRAINED},
     **{

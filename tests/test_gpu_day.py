@@ -57,7 +57,8 @@ def test_rehearsal(
 ) -> None:
     """On the CPU, of each kind of command one."""
     state, out = tmp_path / "state", tmp_path / "out"
-    only = ["build", "smoke-loss", "step-mnist-kept", "loss", "trace-mnist", "train-noisy"]
+    only = ["build", "sampler-mnist-2112", "smoke-loss", "preset-mnist-noisy", "step-mnist-kept"]
+    only += ["loss", "trace-mnist", "train-noisy"]
     arguments = ["--rehearse", "--minutes", "20", "--state", str(state)]
     monkeypatch.setenv("OUT", str(out))
     assert tool.main([*arguments, "--only", *only]) == 0
@@ -65,10 +66,36 @@ def test_rehearsal(
     outcomes = {name: found["outcome"] for name, found in written.items()}
     assert outcomes == {"build": "skipped"} | dict.fromkeys(only[1:], "done")
     results = json.loads((out / "measured.json").read_text())["results"]
-    assert set(results) == {*on_gpu.cases_of("step-mnist-kept"), *on_gpu.cases_of("loss")}
+    timed = ("sampler-mnist-2112", "preset-mnist-noisy", "step-mnist-kept", "loss")
+    assert set(results) == {case for name in timed for case in on_gpu.cases_of(name)}
     assert "| loss-mnist-continuous-ours |" in (out / "day.md").read_text()
     with tarfile.open(out / "logs.tar.gz") as tar:
-        assert {"logs/trace-mnist.json.gz", "runs/noisy/model.safetensors"} <= set(tar.getnames())
+        assert "logs/trace-mnist.json.gz" in tar.getnames()
+    with tarfile.open(out / "noisy.tar.gz") as tar:
+        assert "runs/noisy/model.safetensors" in tar.getnames()
+    assert len([*out.iterdir()]) <= 8
+    assert max(path.stat().st_size for path in out.iterdir()) < 16 * 2**20
+
+
+def test_what_would_not_come_back_is_left_out(
+    tool: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large, small = tmp_path / "a.bin", tmp_path / "b.log"
+    large.write_bytes(os.urandom(tool.MOST_BYTES))
+    small.write_text("a line")
+    tool.pack(tmp_path / "logs.tar.gz", tmp_path, [large, small])
+    with tarfile.open(tmp_path / "logs.tar.gz") as tar:
+        assert tar.getnames() == ["b.log"]
+    assert "a.bin of 15,728,640 bytes is left out" in capsys.readouterr().out
+
+
+def test_the_first_numbers_are_those_that_settle_most(tool: SimpleNamespace) -> None:
+    """2,112 images of F40, then the step of a preset; before them what prepares and proves."""
+    names = [
+        step.name for step in tool.steps() if step.name in tool.TIMED or tool.proofs_of(step.name)
+    ]
+    assert names[:2] == ["sampler-mnist-2112", "preset-mnist-noisy"]
+    assert max(step.seconds for step in tool.steps()) <= tool.LIMIT <= 9 * 60
 
 
 def test_a_wrong_number_stops_its_family_alone(tool: SimpleNamespace, tmp_path: Path) -> None:
@@ -81,7 +108,8 @@ def test_a_wrong_number_stops_its_family_alone(tool: SimpleNamespace, tmp_path: 
         harmless = dataclasses.replace(step, command=["true"])
         tool.attempt(harmless, day, 1000, False)
     stopped = {name for name in timed if day.steps[name]["outcome"] == "skipped"}
-    assert stopped == {name for name in timed if name.startswith(("step-", "trace-", "train-"))}
+    words = ("step-", "preset-", "trace-", "train-")
+    assert stopped == {name for name in timed if name.startswith(words)}
 
 
 @pytest.mark.full

@@ -1,9 +1,10 @@
 """Everything that waits for a GPU, what settles most first: python tools/gpu_day.py
 
 A call takes at most --minutes. Each step is a command whose output goes to a log; one that should
-take longer than is left is skipped, for the next call, which does again what failed and not what is
-done. After each step the folder $OUT, else --state, holds day.json, day.md, measured.json and
-logs.tar.gz. To go on with another machine, put the first and the third into build/gpu-day there.
+take longer than is left is skipped, for the next call, which does again what failed and not what
+is done. After each step the folder $OUT, else --state, holds day.json, day.md, measured.json,
+logs.tar.gz and, of training, noisy.tar.gz and denoiser.tar.gz, each smaller than 16 MiB. To
+continue on another machine, put day.json and measured.json into build/gpu-day there.
 
 A wrong number in the smoke tests of a family (block, loss, training, sampler) leaves out what is
 timed of it, and of no other; benchmarks/on_gpu.py times all the same.
@@ -38,6 +39,8 @@ BUILD = ROOT / "build"
 WHEELS = BUILD / "wheels"
 KERNELS = BUILD / "triton.tar.xz"
 LIMIT = 500.0  # seconds of one step
+MOST_BYTES = 15 * 2**20  # of a file that comes back; 8 files of 16 MiB do
+OF_A_RUN = ("config.json", "log.jsonl", "model.safetensors")  # weights of F40 take 13.5 MB
 GRACE = 20.0  # seconds from the word to stop to the end
 STOPPED = 128 + signal.SIGTERM  # the exit status of training that saved and stopped
 PYTHON = sys.executable
@@ -105,7 +108,10 @@ FAMILIES = {
         ["tests/functional/test_gpu_logistic_mixture.py"],
         "(triton-1 and last and bfloat16) or (triton-3 and contiguous and float32)",
     ),
-    "training": (["tests/training/test_train_step.py"], "replayed"),
+    "training": (
+        ["tests/training/test_train_step.py", "tests/functional/test_gpu_training_step.py"],
+        "replayed or of_the_cpu or of_pytorch",
+    ),
     "sampler": (
         ["tests/sampling/test_cached_sampler.py", "tests/sampling/test_cached_sampler_cuda.py"],
         "near_the_network or (same_bits and bfloat16) or a_graph_draws or outlive"
@@ -121,7 +127,7 @@ TIMED = {
     "two": ("sampler",),  # two-step sampling
     "block": ("block",),
     "loss": ("loss",),
-    **dict.fromkeys(("step", "trace", "train"), ("block", "loss", "training")),
+    **dict.fromkeys(("step", "preset", "trace", "train"), ("block", "loss", "training")),
 }
 # compute-sanitizer slows kernels a hundredfold: four cases.
 SANITIZED = (
@@ -140,14 +146,17 @@ def steps() -> list[Step]:
         *([Step("install", carried, 10, always=True)] if WHEELS.is_dir() else []),
         *([Step("kernels", unpack, 10, (), always=True)] if KERNELS.is_file() else []),
         Step("build", ["bash", "-c", INSTALL, PYTHON, digest()], 180, always=True),
-        measure("ceiling", 30),
         Step("doctor", [PYTHON, "-m", "dsmooth", "doctor"], 20, ()),
-        *(
-            check(f"smoke-{family}", 60, "-x", "-k", chosen, *files, tiny=("-n0",))
-            for family, (files, chosen) in FAMILIES.items()
-        ),
+        # First what settles most: 2,112 images of F40, then the step of a preset.
+        smoke("sampler"),
+        measure("sampler-mnist-2112", 30, TINY),
+        *(smoke(family) for family in ("block", "loss", "training")),
+        measure("preset-mnist-noisy", 150, TINY),
+        measure("ceiling", 30),
         measure("sampler-mnist", 60, TINY),
         measure("sampler-cifar", 90),
+        measure("preset-mnist-denoiser", 60),
+        measure("preset-cifar10", 150),
         # The first step of a network compiles those of its kernels that were not carried.
         measure("step-mnist-kept", 150, TINY),
         *(measure(f"step-mnist-{mode}", 45) for mode in ("again", "eager")),
@@ -212,6 +221,12 @@ def gpu_tests(*arguments: str) -> list[str]:
     return [*pytest, "-v", "-m", "gpu", "-W", "default", *arguments]
 
 
+def smoke(family: str) -> Step:
+    """The smoke tests of a family."""
+    files, chosen = FAMILIES[family]
+    return check(f"smoke-{family}", 60, "-x", "-k", chosen, *files, tiny=("-n0",))
+
+
 def check(name: str, seconds: float, *arguments: str, tiny: Sequence[str] | None = None) -> Step:
     """Tests by eight workers, which compile kernels at the same time."""
     return Step(
@@ -263,6 +278,19 @@ def write(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
+def pack(archive: Path, folder: Path, files: Sequence[Path]) -> None:
+    """Pack files, the small ones first; those with which it might pass MOST_BYTES are left out."""
+    content = io.BytesIO()
+    found = sorted((file.stat().st_size, file) for file in files if file.is_file())
+    with tarfile.open(fileobj=content, mode="w:gz") as tar:
+        for size, file in found:
+            if content.tell() + size < MOST_BYTES:
+                tar.add(file, file.relative_to(folder))
+            else:
+                print(f"{archive.name}: {file.name} of {size:,} bytes is left out")
+    write(archive, content.getvalue())
+
+
 class Day:
     """Record of what was done so far, in a folder of state, and its copy for whoever asked."""
 
@@ -288,13 +316,9 @@ class Day:
         for file in ("day.json", "measured.json"):
             if self.out != self.state and (self.state / file).exists():
                 write(self.out / file, (self.state / file).read_bytes())
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-            tar.add(self.state / "logs", "logs")  # with reports and traces
-            for path in sorted(self.state.glob("runs/*/*")):
-                if path.name in ("config.json", "log.jsonl", "model.safetensors"):
-                    tar.add(path, path.relative_to(self.state))
-        write(self.out / "logs.tar.gz", packed.getvalue())
+        pack(self.out / "logs.tar.gz", self.state, sorted(self.state.glob("logs/*")))
+        for run in sorted(self.state.glob("runs/*")):
+            pack(self.out / f"{run.name}.tar.gz", self.state, [run / file for file in OF_A_RUN])
         print(f"{name}: {outcome}, {seconds:.0f} s. {text}", flush=True)
 
     def table(self) -> str:

@@ -130,6 +130,12 @@ def transformed(images: Tensor, transform: Transform, *, seed: int, first: int) 
     return torch.stack(made)
 
 
+def send(source: Tensor, target: Tensor) -> None:
+    """Copy from the host to a device, without waiting."""
+    # From pinned memory a copy is queued behind a GPU's earlier work.
+    target.copy_(source.pin_memory() if target.is_cuda else source, non_blocking=True)
+
+
 class ImagesOnDevice:
     """The batches of training images on a device, one at a time."""
 
@@ -160,8 +166,7 @@ class ImagesOnDevice:
         """Send the batch at a position, without waiting."""
         batch = self.batch_at(images_seen, self.batch_size)
         for x, buffer in zip(batch, self.buffers, strict=True):
-            # From pinned memory a copy is queued behind a GPU's earlier work.
-            buffer.copy_(x.pin_memory() if buffer.is_cuda else x, non_blocking=True)
+            send(x, buffer)
 
     def part(self, first: int, count: int) -> tuple[Tensor, Tensor | None]:
         """Images first .. first + count - 1 of the prepared batch, and their labels."""

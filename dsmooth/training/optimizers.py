@@ -97,6 +97,29 @@ class Group(NamedTuple):
         return buffer.as_strided((self.n_kernels, d, size), strides, self.offset)
 
 
+class Grams(NamedTuple):
+    """Gram matrices of one padded size, for which a polar factor is computed at once."""
+
+    places: list[tuple[Group, tuple[slice, slice, slice]]]
+    matrices: Tensor  # (N, size, size), zero outside of the places
+    factors: Tensor  # (N, 1, 1), of the angle
+
+    @classmethod
+    def of(cls, groups: list[Group], size: int, like: Tensor) -> Grams:
+        """Of groups with Gram matrices of at most `size`, where `like` is."""
+        places: list[tuple[Group, tuple[slice, slice, slice]]] = []
+        factors: list[float] = []
+        for group in groups:
+            d, columns, _ = group.shape
+            rows = slice(group.shape.gram_size)
+            places.append(
+                (group, (slice(len(factors), len(factors) + group.n_kernels), rows, rows))
+            )
+            factors += [math.sqrt(max(1.0, d / columns))] * group.n_kernels
+        matrices = like.new_zeros(len(factors), size, size)
+        return cls(places, matrices, like.new_tensor(factors)[:, None, None])
+
+
 def gram_sizes(groups: list[Group]) -> dict[int, int]:
     """The size to which Gram matrices of each size are padded."""
     counts = dict.fromkeys(sorted(group.shape.gram_size for group in groups), 0)
@@ -149,19 +172,13 @@ class Muon:
             for shape in dict.fromkeys(shapes)
         ]
         self.average = torch.zeros_like(flat.values)
-        # For each padded size: Gram matrices, zero where none is written, and factors of the angle.
         padded = gram_sizes(self.groups)
-        self.classes: list[tuple[list[Group], Tensor, Tensor]] = []
-        for size in dict.fromkeys(padded.values()):
-            groups = [g for g in self.groups if padded[g.shape.gram_size] == size]
-            n = sum(group.n_kernels for group in groups)
-            factors = [
-                math.sqrt(max(1.0, shape.n_filters / shape.size))
-                for shape, count, _ in groups
-                for _ in range(count)
-            ]
-            gram = flat.values.new_zeros(n, size, size)
-            self.classes.append((groups, gram, flat.values.new_tensor(factors)[:, None, None]))
+        self.grams = [
+            Grams.of(
+                [g for g in self.groups if padded[g.shape.gram_size] == size], size, flat.values
+            )
+            for size in dict.fromkeys(padded.values())
+        ]
         for group in self.groups:
             normalize_rows(group.rows(flat.values))
 
@@ -172,19 +189,15 @@ class Muon:
         average.lerp_(gradient, 1 - MOMENTUM)
         gradient.lerp_(average, MOMENTUM)  # Nesterov's momentum
         with tensor_cores():
-            for groups, gram, factors in self.classes:
-                first, placed = 0, []
-                for group in groups:
-                    last, size = first + group.n_kernels, group.shape.gram_size
+            for places, matrices, factors in self.grams:
+                for group, place in places:
                     x = wide(group.rows(self.flat.gradient))
-                    place = slice(first, last), slice(size), slice(size)
-                    torch.bmm(x, x.mT, out=gram[place])
-                    placed.append((group, x, place))
-                    first = last
-                operator = polar_operator(gram) * (factors * angle)
-                for group, x, place in placed:
-                    v = group.rows(self.flat.values)
-                    wide(v).baddbmm_(operator[place], x, alpha=-1)
+                    torch.bmm(x, x.mT, out=matrices[place])
+                operators = polar_operator(matrices) * (factors * angle)
+                for group, place in places:
+                    buffers = self.flat.gradient, self.flat.values
+                    x, v = (wide(group.rows(buffer)) for buffer in buffers)
+                    v.baddbmm_(operators[place], x, alpha=-1)
         for group in self.groups:
             normalize_rows(group.rows(self.flat.values))
 

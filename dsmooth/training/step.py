@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..data import ImageDataset, to_float
-from ..data.order import ImagesOnDevice, flips, hide_labels
+from ..data.order import ImagesOnDevice, flips, hide_labels, send
 from ..distributed import EXCHANGE, exchange, rank_and_size
 from ..files import check_tensors
 from ..functional.image_words import image_words
@@ -174,12 +174,6 @@ class ReplayedStep:
             self.graph.replay()
 
 
-def send(source: Tensor, target: Tensor) -> None:
-    """Copy from the host to a device, without waiting."""
-    # From pinned memory a copy is queued behind a GPU's earlier work.
-    target.copy_(source.pin_memory() if target.is_cuda else source, non_blocking=True)
-
-
 def set_keep_gates(model: PixelCNNpp, keep: bool) -> None:
     """Have all gated resnets of a model keep A and G, or not."""
     for module in model.modules():
@@ -266,18 +260,23 @@ class TrainState:
 
     def step(self) -> None:
         """One update by all processes, which may still run when this returns: `read` waits."""
-        config = self.config
         self.images.prepare(self.images_seen)
-        place = [self.images_seen, self.steps % READ_STEPS]
+        send(torch.tensor([self.images_seen, self.steps % READ_STEPS]), self.place)
         rates = [
-            scheduled(peak, config, self.images_seen, self.steps)
-            for peak in (config.learning_rate, kernel_rate(config))
+            scheduled(peak, self.config, self.images_seen, self.steps)
+            for peak in (self.config.learning_rate, kernel_rate(self.config))
         ]
-        send(torch.tensor(place), self.place)
-        weight = self.ema.weight(self.steps) if self.ema else 0.0
-        send(torch.tensor([*rates, weight], dtype=torch.float64), self.rates)
-        with exchange():
-            self._run()
+        rates.append(self.ema.weight(self.steps) if self.ema else 0.0)
+        send(torch.tensor(rates, dtype=torch.float64), self.rates)
+        try:
+            with exchange():
+                self._run()
+        except torch.OutOfMemoryError as error:
+            gates = "" if self.config.keep_gates == "off" else "`keep_gates=off`, or "
+            raise torch.OutOfMemoryError(
+                f"not enough memory for a step of {self.share:,} images: take {gates}divide it by "
+                f"`accumulate={2 * self.config.accumulate}`. {error}"
+            ) from error
         self.steps += 1
         self.images_seen += self.config.batch_size
 

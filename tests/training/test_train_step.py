@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 import dsmooth
 from dsmooth import machine
+from dsmooth.cli import explain, with_options
 from dsmooth.config import OptimizerName
 from dsmooth.data import load_dataset
 from dsmooth.functional import use_impl
@@ -94,6 +95,19 @@ def test_the_gradient_of_a_batch_is_clipped_and_reported_as_it_was() -> None:
     assert [group["betas"] for group in state.optimizer.adam.param_groups] == [(0.5, 0.7)]
     state.rows[1, 1], state.steps = torch.inf, 2
     refuses("gradient's norm inf", state.read, error=NonFiniteLoss)
+
+
+@pytest.mark.parametrize("keep_gates", ["auto", "off"])
+def test_a_step_that_takes_too_much_memory_says_what_takes_less(monkeypatch, keep_gates) -> None:
+    config = tiny(keep_gates=keep_gates, accumulate=2)
+    state = TrainState(config, random_dataset(12), CPU)
+    full = MagicMock(side_effect=torch.OutOfMemoryError("CUDA out of memory. Tried to"))
+    monkeypatch.setattr(state, "_run", full)
+    with pytest.raises(torch.OutOfMemoryError, match=r"8 images.*`accumulate=4`\. CUDA") as caught:
+        state.step()
+    line = with_options(explain(caught.value), ["keep_gates", "accumulate"])
+    assert ("--keep-gates off" in line) == (keep_gates == "auto")
+    assert "--accumulate 4" in line
 
 
 def test_the_dropout_of_a_step_has_a_seed_of_64_bits() -> None:
