@@ -17,8 +17,8 @@ class SettingError(ValueError):
     """An argument that does not fit.
 
     arguments: its name in Python, or the names of several that contradict each other; () where it
-    is about none. The text is "`argument` message `remedy=value`". remedy: arguments that help, with
-    a value or None for any. `text` spells the arguments otherwise, as options of a command.
+    is about none. remedy: arguments that help, with a value or None for any. The text is
+    "`argument` message `remedy=value`"; `text` spells the arguments as options of a command.
     """
 
     def __init__(self, arguments: str | Sequence[str], message: str, **remedy: object) -> None:

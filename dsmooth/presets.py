@@ -29,7 +29,7 @@ _PAPER: Json = {
     "denoiser.model": {"conditioning": "stack", "likelihood": "continuous"},
     "plain.model": {"likelihood": "discretized"},
 }
-# Optimizer and rates are the defaults of TrainConfig. Measured: docs/experiments/009-training-recipe.md.
+# Optimizer and rates are the defaults of TrainConfig (docs/experiments/009-training-recipe.md).
 _OURS: Json = {
     "denoiser.model": {"conditioning": "concat", "likelihood": "discretized"},
     "plain.model": {"likelihood": "discretized"},

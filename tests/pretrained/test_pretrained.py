@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import runpy
 from collections.abc import Sequence
 from dataclasses import replace
