@@ -33,9 +33,9 @@ from dsmooth.pictures import BORDER, save_grid
 from dsmooth.pretrained import find, load_models
 from dsmooth.progress import progress
 from dsmooth.record import Record, read_result, record_of
-from dsmooth.report.blocks import grid
 from dsmooth.report.contents import Card, ClassNumbers, ClusterNumbers, SampleQuality
 from dsmooth.report.describe import describe_machine, describe_model
+from dsmooth.report.page import grid
 from dsmooth.report.words import (
     PAPER_PROBE,
     SINGLE_STEP,

@@ -28,7 +28,7 @@ from ..pretrained import DEFAULT, TITLE, Loaded, load_models, packaged
 from ..record import Record
 from ..report.contents import Report
 from ..report.describe import curve_of
-from ..report.page import write_report
+from ..report.sections import write_report
 from ..report.words import advice, bound_sentence
 from ..reproduce import Stages, make_report
 from ..runs import RunFolder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch import Tensor
 
@@ -10,8 +11,8 @@ from ..evaluate.probe import best_block, best_probe
 from ..results import BlockScores
 from ..tables import COMPARABLE, Table, bits_table
 from ..text import decimals, percent, sentence
-from .blocks import Block, Figure, Section, grid, picture
 from .contents import ModelSummary, Report
+from .page import Block, Figure, Section, grid, picture, write_page
 from .plots import Curve, curve_png, probe_png, receptive_png
 from .words import (
     PAPER_PROBE,
@@ -19,6 +20,7 @@ from .words import (
     TITLES,
     advice,
     below_controls,
+    bound_sentence,
     difference_sentence,
     settings_table,
     terms_sentence,
@@ -31,18 +33,31 @@ DATA_NAMES = {
     "cifar10": "CIFAR-10",
     "celeba": "CelebA",
 }
+NOISE = {"gaussian": "Gaussian", "laplace": "Laplace"}
 POOLING = {"flat": "every value of the map", "mean": "each filter's mean over the map"}
 STREAMS = {"ul": "stream ul", "u": "stream u", "both": "streams u and ul"}
 FIELDS = {"masked-stack": "One stack of masked convolutions", "two-streams": "Two streams"}
 
 
-def sections(
+def write_report(
+    path: Path,
     report: Report,
     curves: Mapping[str, Curve],
     pictures: Mapping[str, Tensor],
-    commands: Sequence[str],
-) -> list[Section]:
-    """The sections of a page, without those that have no content."""
+    commands: Sequence[str] = (),
+) -> None:
+    """Write the page of a report to `path`; a section without content is left out.
+
+    curves: of each role's run. pictures: (N, C, H, W) images by name. commands: for longer
+    training.
+    """
+    settings = report.models["noisy"].settings
+    noise = f"{NOISE[str(settings['smoothing'])]} noise of scale {settings['scale']:g}"
+    intro = (
+        f"Two autoregressive models share the work. The first, p(x̃), was trained on images with "
+        f"{noise} (pixels lie in [−1, 1]); the second, p(x | x̃), removes the noise. Sampling is "
+        "two-step: draw x̃ from the first model, then x from the second."
+    )
     blocks = {
         "Samples": samples(report, pictures),
         "Denoising": denoising(pictures),
@@ -56,7 +71,9 @@ def sections(
         "How this was made": how_it_was_made(report),
         "Settings": [Block(table=settings_table(report.models))],
     }
-    return [Section(title, content) for title, content in blocks.items() if content]
+    sections = [Section(title, content) for title, content in blocks.items() if content]
+    title = f"Distribution smoothing on {data_name(report)}"
+    write_page(path, title, bound_sentence(report), intro, sections, report.machine.dsmooth)
 
 
 def data_name(report: Report) -> str:

@@ -19,8 +19,9 @@ from dsmooth.record import read_result
 from dsmooth.report import plots
 from dsmooth.report.contents import Card, Report, ReportData, SampleCount
 from dsmooth.report.describe import packaged_numbers
-from dsmooth.report.page import TEMPLATE, write_report
+from dsmooth.report.page import TEMPLATE
 from dsmooth.report.plots import Curve, curve_png, running_mean
+from dsmooth.report.sections import write_report
 from dsmooth.report.words import below_controls, settings_table
 from dsmooth.results import FLOOR, Distance, Extractor, FrechetResult, ProbeScore
 from dsmooth.tables import Table
