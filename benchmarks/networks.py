@@ -18,7 +18,8 @@ from dsmooth.data import ImageDataset
 from dsmooth.functional import logistic_mixture_sample, use_impl
 from dsmooth.machine import torch_threads
 from dsmooth.philox import Stream, image_words, to_uniform
-from dsmooth.sampling.program import NONE, Phase, Program
+from dsmooth.sampling.operations import NONE, Phase
+from dsmooth.sampling.program import Program
 from dsmooth.training.step import TrainState
 
 

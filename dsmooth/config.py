@@ -109,9 +109,23 @@ class ModelConfig:
     of the training data."""
     class_names: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     """Names of the classes in their order; training takes those of its data. None if unknown."""
+    class_shares: Annotated[tuple[float, ...], tyro.conf.Suppress] = ()
+    """Share of each class among the training images, which is its prior probability; none if
+    unknown: equal shares."""
+    labels_sha256: Annotated[str | None, tyro.conf.Suppress] = None
+    """Digest of the file of labels that the classes come from, such as clusters."""
+    label_dropout: Annotated[Probability | None, tyro.conf.Suppress] = None
+    """The fraction of the training images whose class was hidden; None if unknown."""
 
     def __post_init__(self) -> None:
         check(self)
+        shares = self.class_shares
+        if self.n_classes == "auto":  # training counts them
+            object.__setattr__(self, "class_shares", ())
+        elif shares and (len(shares) != self.n_classes or not 0.999 < sum(shares) < 1.001):
+            raise ValueError(
+                f"`class_shares` must be {self.n_classes} numbers with the sum 1, got {shares}"
+            )
         if self.image_channels not in (1, 3):
             raise ValueError(f"`image_channels` must be 1 or 3, got {self.image_channels}")
         if self.class_names and len({*self.class_names}) != self.n_classes:
@@ -137,6 +151,11 @@ class ModelConfig:
                 '`n_classes` can be "auto" in training alone, which counts the labels of its data'
             )
         return self.n_classes
+
+    @property
+    def classes(self) -> Classes:
+        """The classes, as `Classes`."""
+        return classes_of(self)
 
     @property
     def atom_bytes(self) -> tuple[int, ...]:
@@ -176,6 +195,31 @@ class ModelConfig:
     def from_dict(cls, values: Mapping[str, object]) -> ModelConfig:
         """Rebuild a config from `dataclasses.asdict` or JSON. Raises ValueError for other keys."""
         return structure(values, cls)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of one or several models: number, names, shares and label dropout.
+
+    The last three are as in `ModelConfig`.
+    """
+
+    number: int = 0
+    names: tuple[str, ...] = ()
+    shares: tuple[float, ...] = ()
+    label_dropout: float | None = None
+
+
+def classes_of(*configs: ModelConfig) -> Classes:
+    """The classes of models that belong together; those that have none do not count."""
+    conditional = [config for config in configs if config.condition_size]
+    dropouts = [c.label_dropout for c in conditional if c.label_dropout is not None]
+    return Classes(
+        max((config.condition_size for config in conditional), default=0),
+        next((config.class_names for config in conditional if config.class_names), ()),
+        next((config.class_shares for config in conditional if config.class_shares), ()),
+        min(dropouts, default=None),
+    )
 
 
 Role = Literal["noisy", "denoiser", "plain"]
@@ -320,6 +364,9 @@ class TrainConfig(RunSettings):
                     f'"{self.role}" with {self.smoothing} smoothing; take "continuous"'
                 )
             model = replace(self.model, smoothing_scale=self.scale)
+            object.__setattr__(self, "model", model)
+        if self.model.n_classes:
+            model = replace(self.model, label_dropout=self.label_dropout)
             object.__setattr__(self, "model", model)
 
     @classmethod

@@ -26,18 +26,19 @@ if TYPE_CHECKING:
 PARTIAL = ".partial"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: str | Path, data: bytes) -> None:
     """Replace `path` by `data`; after a crash or a full disk the old content is still there."""
     with replacing(path, data):
         pass
 
 
 @contextmanager
-def replacing(path: Path, data: bytes) -> Iterator[None]:
+def replacing(path: str | Path, data: bytes) -> Iterator[None]:
     """Write `data` beside `path`, and at the end of the `with` block rename it to `path`.
 
     The block begins once all data are on the disk, and an error in it leaves the old content.
     """
+    path = Path(path)
     # The name is unique, should another process write the same file.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
@@ -193,7 +194,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
 
 
-def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
+def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:
     """Write numpy arrays and scalars as one .npz."""
     import numpy as np
 

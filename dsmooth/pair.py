@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import Method, Precision
+from .config import Classes, Method, Precision, classes_of
 from .fields import check_number
 from .machine import torch_threads
 from .nn import PixelCNNpp
+from .nn.condition import log_prior
 from .nn.images import check_images, check_scale, check_size, snap_half_precision
 from .nn.pixelcnnpp import gradient_of
 from .nn.pretrained import Pretrained, pretrained
@@ -24,15 +25,10 @@ from .nn.weights import in_evaluation
 from .pictures import is_diverged
 from .progress import progress as bar
 from .sampling.cached import draw_network
-from .sampling.request import (
-    Choices,
-    KnownPixels,
-    Progress,
-    Request,
-    known_pixels,
-    normal_float,
-)
-from .sampling.request import keep_top as top_rows
+from .sampling.classes import draw_classes
+from .sampling.known import KnownPixels, known_pixels
+from .sampling.known import keep_top as top_rows
+from .sampling.request import Choices, Progress, Request, check_guidance, normal_float
 from .smoothing import GaussianSmoothing, Smoothing
 
 if TYPE_CHECKING:
@@ -69,11 +65,9 @@ class SmoothedPair(Pretrained):
             )
         if second.conditioning == "none":
             raise ValueError('the denoiser must have conditioning="stack" or "concat", got "none"')
-        for name, one, other in (
-            ("image_channels", config.image_channels, second.image_channels),
-            ("n_classes, or one of them none", config.n_classes, second.n_classes),
-        ):
-            if one != other and 0 not in (one, other):
+        for name in ("image_channels", "n_classes", "class_names", "labels_sha256"):
+            one, other = getattr(config, name), getattr(second, name)
+            if one and other and one != other:  # a model may have no classes, or unknown names
                 raise ValueError(f"the models must have the same {name}, got {one} and {other}")
         contains = config.smoothing_scale if config.likelihood == "gaussian" else 0
         if contains and (smoothing.kind != "gaussian" or smoothing.scale < contains):
@@ -120,14 +114,14 @@ class SmoothedPair(Pretrained):
         choices: see `dsmooth.sampling.Choices`. The known pixels of x~ are known plus the
         smoothing's noise, a function of (seed, image index); method "noisy" returns these.
         docs/math.md, section 4, says which distribution this draws from. Without a label a pair
-        with classes draws the class of each image, "prior".
+        with classes draws the class of each image: from the "prior", or given its "known" pixels.
 
         Returns (n, C, H, W); x~ is not clamped, nor is x from a continuous denoiser. An image whose
         x~ diverged is NaN. Raises ValueError or TypeError for arguments out of range or that do not
         fit.
         """
         if self.n_classes and choices.get("label") is None:
-            choices["label"] = "prior"
+            choices["label"] = "prior" if choices.get("known") is None else "known"
         request, drawn = Request.make(n, choices, method), []
         if batch_size is not None:
             check_number("batch_size", batch_size)
@@ -212,6 +206,8 @@ class SmoothedPair(Pretrained):
         guidance = normal_float("guidance", guidance, or_zero=True)
         if guidance and not self.n_classes:
             raise ValueError("`guidance` needs a model with classes; this pair has none")
+        if guidance and self.noisy.config.condition_size:
+            check_guidance(self.noisy.config)
         label = self.conditioning_label(self.noisy, label)
         gradient = gradient_of(in_evaluation(self.noisy), x_tilde, label, guidance)
         return x_tilde + self.smoothing.scale**2 * gradient
@@ -235,9 +231,9 @@ class SmoothedPair(Pretrained):
         with a continuous one a log-density in units of [-1, 1].
         The noise of row b is a function of (seed, first_index + b, draw). label: for a pair with
         classes, as in `PixelCNNpp.forward`; it then bounds log p(x | label). Without one a weight
-        is the mean over classes. Raises ValueError for images of another size or outside [-1, 1],
-        and for a discretized denoiser for values that are none of bytes. It has no derivative;
-        `pair(x)` is the same bound with gradients.
+        is the mean over classes, by their shares in training. Raises ValueError for images of
+        another size or outside [-1, 1], and for a discretized denoiser for values that are not
+        bytes. It has no derivative; `pair(x)` is the same bound with gradients.
         """
         return self.forward(
             x,
@@ -289,8 +285,8 @@ class SmoothedPair(Pretrained):
         """log p(x~) - log q(x~ | x) + log p(x | x~) of one draw x~ ~ q(x~ | x): (B,), nats.
 
         Arguments as of `forward`; repeat: the number of the draw. The models must be in evaluation
-        mode. Without a label a pair with classes has the mean weight of all classes. It has
-        gradients as the bound has.
+        mode. Without a label a pair with classes has the mean weight of all classes, by
+        `log_prior`. It has gradients as the bound has.
         """
         x_tilde = self.smoothing.sample(x, seed=seed, first_index=first_index, repeat=repeat)
         labels = [label]
@@ -306,7 +302,15 @@ class SmoothedPair(Pretrained):
 
         noisy, denoiser = log_prob(self.noisy, x_tilde), log_prob(self.denoiser, x, x_tilde)
         weights = noisy - self.smoothing.log_prob(x_tilde, x) + denoiser
-        return weights.logsumexp(0) - math.log(len(labels))
+        if label is None and self.n_classes:
+            weights = weights + self.log_prior[:, None]
+        return weights.logsumexp(0)
+
+    @property
+    def log_prior(self) -> Tensor:
+        """log p(class) of each class, by the shares in the training images: (n_classes,)."""
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        return log_prior(self.classes, self.device).to(dtype)
 
     def conditioning_label(self, model: PixelCNNpp, label: Tensor | None) -> Tensor | None:
         """`label` as one of the two models takes it: None for a model without classes."""
@@ -340,15 +344,19 @@ class SmoothedPair(Pretrained):
         return self.noisy.dtype
 
     @property
+    def classes(self) -> Classes:
+        """The classes of the models that have some."""
+        return classes_of(self.noisy.config, self.denoiser.config)
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, empty if they are unknown."""
-        named = (model.config.class_names for model in (self.noisy, self.denoiser))
-        return next(filter(None, named), ())
+        return self.classes.names
 
     @property
     def n_classes(self) -> int:
         """Classes of the models that have some, 0 for a pair without."""
-        return max(model.config.condition_size for model in (self.noisy, self.denoiser))
+        return self.classes.number
 
     def __repr__(self) -> str:
         """Both networks, the smoothing and the images in a few lines; not every layer."""
@@ -376,9 +384,14 @@ def draw(
     """
     if isinstance(model, PixelCNNpp):
         assert model.image_size is not None  # or it was refused
+        if request.class_of_known and request.known is not None:
+            label = draw_classes(model, request, request.known, model.config.classes)
+            request = replace(request, label=label)
         return draw_network(model, request, model.image_size, None, progress, precision)
     pair, x_tilde, known = model, request.x_tilde, request.known
-    labels = request.labels(pair.n_classes, pair.device)
+    labels: Tensor | None = None
+    if not request.class_of_known:
+        labels = request.labels(pair.classes, pair.device)
     if known is not None:
         pair.check_scale("known", known.values)
     steps = 2 if x_tilde is None and request.method == "two-step" else 1
@@ -386,6 +399,9 @@ def draw(
     def step(
         network: PixelCNNpp, known: KnownPixels | None, context: Tensor | None = None
     ) -> Tensor:
+        nonlocal labels
+        if request.class_of_known and labels is None and known and network.config.condition_size:
+            labels = draw_classes(network, request, known, pair.classes, context)
         # Without classes both models refuse guidance, and one without gets no label.
         guided = network.config.condition_size or not pair.n_classes
         guidance = request.guidance if guided else 0.0

@@ -200,7 +200,7 @@ class Stages:
                     images = gather(draw_part, request, CHUNK, done)
             if images is not None and rank_and_size()[0] == 0:
                 save_grid(images[:GRID_IMAGES], picture)
-                write_images(path, images, request, n_classes=models.n_classes)
+                write_images(path, images, request, models.classes)
             record.keep_files(path.name, picture.name)
         barrier()
         return self.read(name)

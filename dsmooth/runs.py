@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,7 +101,9 @@ class RunFolder:
         image_size: (H, W). Raises ValueError if the model is not the one that the config describes,
         and for a folder with the log or a checkpoint of a run, which would be of other weights.
         """
-        if model.config != config.model:
+        # The settings of the run say how many labels were hidden.
+        own = replace(model.config, label_dropout=config.model.label_dropout)
+        if own != config.model:
             raise ValueError(f"config.model must be the model's own {model.config}")
         with lock_folder(self.path, "a training run"):
             if any(map(Path.exists, (self.log, *self.checkpoints()))):

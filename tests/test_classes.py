@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 import dsmooth
+from dsmooth.config import Classes, ModelConfig
 from dsmooth.data import ImageDataset, load_dataset
+from dsmooth.evaluate.classes import classify
 from dsmooth.nn.layers import GatedResnet
 from dsmooth.nn.pixelcnnpp import gradient_of
 from dsmooth.philox import Stream, image_words
@@ -24,10 +26,19 @@ from dsmooth.sampling.request import Request
 from dsmooth.training import train
 from dsmooth.training.log import opening
 from dsmooth.training.loop import evaluate
-from dsmooth.training.step import TrainState
+from dsmooth.training.step import TrainState, initial_state
 from tests.helpers.command_runs import run
-from tests.helpers.data_makers import refuses
-from tests.helpers.networks import CLASSES, inputs, log_weight, network, tiny_pair, with_classes
+from tests.helpers.data_makers import random_dataset, refuses
+from tests.helpers.networks import (
+    CLASSES,
+    images,
+    inputs,
+    log_weight,
+    network,
+    tiny_config,
+    tiny_pair,
+    with_classes,
+)
 from tests.helpers.tiny_runs import ROLES, tiny
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -144,9 +155,9 @@ def test_classes_begin_as_the_network_without_them(role: str) -> None:
 
 def test_classes_of_the_prior_are_a_function_of_the_image_and_all_as_likely() -> None:
     request = Request(20_000, seed=3, first_index=7, label="prior")
-    drawn = request.labels(10)
-    assert torch.equal(request.part(100, 9).labels(10), drawn[100:109])
-    assert not torch.equal(replace(request, seed=4).labels(10), drawn)
+    drawn = request.labels(Classes(10))
+    assert torch.equal(request.part(100, 9).labels(Classes(10)), drawn[100:109])
+    assert not torch.equal(replace(request, seed=4).labels(Classes(10)), drawn)
     words = image_words(20_000, 1, seed=3, first_index=7, stream=Stream.CLASS)
     assert torch.equal(drawn, words[:, 0, 0] * 10 >> 32)
     counts = torch.bincount(drawn, minlength=10)
@@ -155,25 +166,117 @@ def test_classes_of_the_prior_are_a_function_of_the_image_and_all_as_likely() ->
     assert request.identity()["label"] == "prior"
 
 
+def unequal_pair(shares: tuple[float, ...] = (0.5, 0.3, 0.2)) -> dsmooth.SmoothedPair:
+    """A pair with classes of these shares."""
+    pair = tiny_pair(classes=(CLASSES, CLASSES))
+    for model in (pair.noisy, pair.denoiser):
+        model.config = replace(model.config, class_shares=shares)
+    return pair
+
+
+def test_classes_have_their_shares_of_the_training_images() -> None:
+    """In draws of the prior, in the bound without a label, in Bayes' rule, and in the folder."""
+    shares = (0.5, 0.3, 0.2)
+    pair, x = unequal_pair(shares), inputs("none")[0]
+    drawn = Request(20_000, seed=3, label="prior").labels(pair.classes)
+    counts = torch.bincount(drawn, minlength=CLASSES)
+    expected = 20_000 * torch.tensor(shares)
+    assert ((counts - expected).abs() < 4 * (expected * (1 - torch.tensor(shares))).sqrt()).all()
+    part = Request(20_000, seed=3, label="prior").part(100, 9).labels(pair.classes)
+    assert torch.equal(part, drawn[100:109])
+    own = Request(2, seed=1, label="prior").labels(pair.classes)
+    assert torch.equal(pair.sample(2, seed=1), pair.sample(2, seed=1, label=own))
+    rows = [pair.elbo(x, label=torch.full((3,), c)) for c in range(CLASSES)]
+    mixture = torch.stack([bound + math.log(p) for bound, p in zip(rows, shares, strict=True)])
+    torch.testing.assert_close(pair.elbo(x), mixture.logsumexp(0))
+    data = random_dataset(3, labels=torch.tensor([2, 1, 0]))
+    found = classify(pair, data)
+    log_prior = torch.tensor(shares, dtype=torch.float64).log()
+    torch.testing.assert_close(found.log_joint, found.log_likelihoods + log_prior)
+    assert torch.equal(found.right, found.log_joint.argmax(1) == found.labels)
+    none = unequal_pair((1.0, 0.0, 0.0))
+    assert not Request(1000, label="prior").labels(none.classes).any()
+    torch.testing.assert_close(none.elbo(x), none.elbo(x, label=torch.zeros(3).long()))
+    for wrong in ((0.5, 0.5), (0.5, 0.3, 0.3)):
+        refuses("`class_shares` must be 3 numbers with the sum 1", unequal_pair, wrong)
+
+
+def test_training_counts_the_classes(tmp_path: Path) -> None:
+    data = random_dataset(8, labels=torch.tensor([0, 0, 0, 0, 0, 1, 1, 2]))
+    config = tiny("plain", n_classes="auto", label_dropout=0.25, images=4)
+    train(config, tmp_path / "run", dataset=(data, data))
+    model = dsmooth.PixelCNNpp.from_pretrained(tmp_path / "run")
+    assert model.config.class_shares == (0.625, 0.25, 0.125)
+    assert model.config.label_dropout == 0.25
+    dsmooth.save(model, tmp_path / "saved")
+    assert dsmooth.load(tmp_path / "saved").plain.config == model.config
+
+
+def test_guidance_needs_label_dropout() -> None:
+    """Where the folder states it; of older models it is unknown."""
+    pair = tiny_pair(classes=(CLASSES, 0))
+    pair.sample(1, guidance=0.5)
+    pair.noisy.config = replace(pair.noisy.config, label_dropout=0.1)
+    pair.sample(1, guidance=0.5)
+    pair.noisy.config = replace(pair.noisy.config, label_dropout=0.0)
+    words = "`guidance` needs a model that also learned images without a class"
+    for call in (pair.sample, lambda n, **o: sample_images(pair.noisy, n, height=8, width=8, **o)):
+        refuses(words, call, 1, guidance=0.5)
+    refuses(words, pair.denoise, images(1), guidance=0.5, method="single-step")
+
+
+def test_a_run_begins_without_the_projections_of_other_clusters() -> None:
+    """Their names are equal; the file of labels that they come from is not."""
+    initial = network("none", n_classes=CLASSES)
+    names = tuple(f"cluster {number}" for number in range(CLASSES))
+    for old, new, kept in (("a", "a", True), ("a", "b", False), (None, "b", True)):
+        initial.config = replace(initial.config, class_names=names, labels_sha256=old)
+        model = dsmooth.PixelCNNpp(replace(initial.config, labels_sha256=new))
+        state = initial_state(model, initial)
+        projections = [value for key, value in state.items() if key.endswith("condition_weight")]
+        assert all(bool(value.any()) == kept for value in projections)
+
+
+def test_the_classes_of_a_pair_are_the_same() -> None:
+    """Names, their order, and the clusters behind equal names."""
+
+    def make(noisy: ModelConfig, denoiser: ModelConfig) -> dsmooth.SmoothedPair:
+        networks = dsmooth.PixelCNNpp(noisy), dsmooth.PixelCNNpp(denoiser)
+        return dsmooth.SmoothedPair(*networks, dsmooth.GaussianSmoothing(0.5), (8, 8))
+
+    noisy, denoiser = (tiny_config(kind, n_classes=3) for kind in ("none", "concat"))
+    names = ("cat", "dog", "eel")
+    one = replace(noisy, class_names=names, labels_sha256="a")
+    for other in (denoiser, replace(denoiser, class_names=names), tiny_config("concat")):
+        assert make(one, other).class_names == names
+    for other in (("eel", "dog", "cat"), ("cat", "dog", "fox")):
+        words = "the same class_names, got .*cat.*eel"
+        refuses(words, make, one, replace(denoiser, class_names=other))
+    refuses("the same labels_sha256, got a and b", make, one, replace(denoiser, labels_sha256="b"))
+
+
 def test_the_labels_of_a_request() -> None:
     """A function of the image's number; parts have those of their images."""
     cpu = torch.device("cpu")
     fixed = np.broadcast_to(np.array(2), 3)  # nobody may write into it
     for label in (2, np.int64(2), np.array(2), np.array([2, 2, 2])[::-1], fixed):
-        assert Request(3, label=label).labels(4, cpu).tolist() == [2, 2, 2]
+        assert Request(3, label=label).labels(Classes(4), cpu).tolist() == [2, 2, 2]
     each = Request(5, first_index=2**40 + 1, label="each")
-    assert each.labels(3, cpu).tolist() == [(2**40 + 1 + i) % 3 for i in range(5)]
-    assert each.part(2, 2).labels(3, cpu).tolist() == each.labels(3, cpu)[2:4].tolist()
+    assert each.labels(Classes(3), cpu).tolist() == [(2**40 + 1 + i) % 3 for i in range(5)]
+    assert (
+        each.part(2, 2).labels(Classes(3), cpu).tolist()
+        == each.labels(Classes(3), cpu)[2:4].tolist()
+    )
     soft = torch.rand(5, 3)
     own = Request(5, label=soft)
-    assert torch.equal(own.part(1, 3).labels(3, cpu), soft[1:4])
+    assert torch.equal(own.part(1, 3).labels(Classes(3), cpu), soft[1:4])
     assert own.identity() != Request(5, label=soft + 1).identity()
     assert own.identity() == Request(5, label=soft.clone()).identity()
-    assert (Request(5, label=7).identity()["label"], Request(5).labels(0)) == (7, None)
-    refuses(r"`label` must lie in 0 .. 2, got 7", Request(5, label=7).labels, 3, cpu)
+    assert (Request(5, label=7).identity()["label"], Request(5).labels(Classes(0))) == (7, None)
+    refuses(r"`label` must lie in 0 .. 2, got 7", Request(5, label=7).labels, Classes(3), cpu)
     beyond, whole = (Request(2, label=y) for y in (torch.tensor([0, 3]), torch.eye(3).long()[:2]))
-    refuses("label must lie in 0 .. 2, got 0 .. 3", beyond.labels, 3, "meta")  # as a GPU
-    refuses("must be floating point, got torch.int64", whole.labels, 3, error=TypeError)
+    refuses("label must lie in 0 .. 2, got 0 .. 3", beyond.labels, Classes(3), "meta")  # as a GPU
+    refuses("must be floating point, got torch.int64", whole.labels, Classes(3), error=TypeError)
     for wrong in (-1, True, "all", 0.5):
         refuses("`label` must be a class", Request, 5, label=wrong)
     for wrong in (torch.zeros(4, dtype=torch.int64), torch.zeros(())):
@@ -197,7 +300,7 @@ def test_guidance_of_a_pair_is_for_the_models_with_classes(noisy: int, denoiser:
 
 def test_guidance_is_refused_without_classes(tmp_path, capsys) -> None:
     pair = tiny_pair(classes=(0, 0))
-    message = "guidance`? is for .* with classes, which (this one has|these have) not"
+    message = "guidance`? needs a model with classes; (this one has|this pair has|these have) none"
     for draw in (pair.sample, partial(sequential_sample, pair.noisy, height=8, width=8)):
         refuses(message, draw, 2, guidance=1.0)
     refuses(message, pair.single_step, torch.zeros(2, 1, 8, 8), guidance=1.0)
@@ -230,7 +333,7 @@ def test_either_or_both_of_a_pair_have_classes(tmp_path: Path, noisy: int, denoi
     every = [pair.elbo(x, label=torch.full((3,), c), n_noise=1) for c in range(CLASSES)]
     expected = torch.stack(every).logsumexp(0) - math.log(CLASSES)
     torch.testing.assert_close(pair.elbo(x), expected)
-    drawn = Request(3, seed=4, first_index=1, label="prior").labels(CLASSES)
+    drawn = Request(3, seed=4, first_index=1, label="prior").labels(Classes(CLASSES))
     assert torch.equal(
         pair.sample(3, seed=4, first_index=1), pair.sample(3, seed=4, first_index=1, label=drawn)
     )
@@ -244,7 +347,7 @@ def test_a_pair_draws_each_model_with_the_label() -> None:
     expected = sample_images(pair.denoiser, 2, height=8, width=8, context=x_tilde, label=1)
     assert torch.equal(pair.sample(2, label=1), expected)
     assert torch.equal(pair.denoise(x_tilde, label=1), expected)
-    refuses("the same n_classes, or one of them none, got 3 and 2", tiny_pair, classes=(CLASSES, 2))
+    refuses("the same n_classes, got 3 and 2", tiny_pair, classes=(CLASSES, 2))
 
 
 def test_the_command_draws_a_class_or_each(tmp_path, monkeypatch, capsys) -> None:

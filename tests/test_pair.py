@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -263,9 +264,8 @@ def test_half_weights_are_packed_as_float32(caplog: pytest.LogCaptureFixture) ->
     assert not caplog.messages
     warn_once.cache_clear()
     pair.double().sample(1)
-    assert caplog.messages == [
-        "one forward pass per pixel: the weights are float64: .float() rounds"
-    ]
+    words = "one forward pass per pixel: the weights are float64: .float() rounds"
+    assert caplog.messages.count(words) == 1
 
 
 def test_a_completion_is_a_sample_with_known_pixels() -> None:
@@ -284,6 +284,15 @@ def test_a_completion_is_a_sample_with_known_pixels() -> None:
     assert torch.equal(pair.complete(x, label=2), pair.complete(x, label=torch.tensor([2, 2])))
     assert pair.double().complete(x).dtype == torch.float64
     refuses(r"`label` must have shape \(6,\)", pair.complete, x, draws=3, label=label[:1])
+
+
+def test_the_noise_of_a_gaussian_likelihood_is_gaussian() -> None:
+    noisy, denoiser = (network(kind) for kind in ("none", "concat"))
+    gaussian = dsmooth.PixelCNNpp(replace(noisy.config, likelihood="gaussian"))
+    pair = partial(dsmooth.SmoothedPair, gaussian, denoiser, image_size=(8, 8))
+    pair(smoothing=dsmooth.GaussianSmoothing(0.5))
+    for smoothing in (dsmooth.LaplaceSmoothing(0.5), dsmooth.GaussianSmoothing(0.4)):
+        refuses('likelihood "gaussian" contains gaussian noise', pair, smoothing=smoothing)
 
 
 def test_a_training_loop_sees_fresh_noise_in_each_step() -> None:

@@ -20,8 +20,9 @@ from ..pair import draw
 from ..pictures import BORDER, is_diverged, save_grid
 from ..pretrained import Loaded, is_model, load_models
 from ..progress import progress
+from ..sampling.known import keep_top, known_pixels
 from ..sampling.output import gather
-from ..sampling.request import checked_shape, keep_top, known_pixels
+from ..sampling.request import checked_shape
 from .options import Complete, DataOptions
 from .shared import check_outputs, choose_data, prepare, request_of, say_drawn
 
@@ -42,7 +43,13 @@ def complete(options: Complete) -> None:
         models = load_models(names)
         if models.smoothed is None and "noisy" in models.networks:
             raise ValueError(f"{names[0]} is a noisy model: name the pair that it is of")
-        x = choose_images(source, options.count, models)
+        x, labels = choose_images(source, options.count, models)
+        if options.drawing.label == "own":
+            if labels is None:
+                raise ValueError("--label own needs images with labels of the model's classes")
+            labels = labels.repeat_interleave(options.draws)
+        else:
+            labels = None
         if options.mask is None:
             fraction = 0.5 if options.keep_top is None else options.keep_top
             mask = keep_top(fraction, models.image_size)
@@ -53,7 +60,7 @@ def complete(options: Complete) -> None:
         prepare(options.execution, models)
         given = x.to(models.device).repeat_interleave(options.draws, dim=0)
         known = known_pixels(given, mask.to(models.device), cells)
-        request = request_of(models, options.drawing, cells, known=known)
+        request = request_of(models, options.drawing, cells, known=known, own_labels=labels)
         started = time.monotonic()
         with progress("completing", request.count) as done:
             draw_part = partial(draw, models.model, precision=options.execution.precision)
@@ -65,9 +72,12 @@ def complete(options: Complete) -> None:
         say_drawn(len(completed), int(is_diverged(completed).sum()), started)
 
 
-def choose_images(source: Path | None, count: int, models: Loaded) -> Tensor:
-    """The originals (N, C, H, W) in [-1, 1]. Raises ValueError for images of another shape."""
-    shape = models.image_shape
+def choose_images(source: Path | None, count: int, models: Loaded) -> tuple[Tensor, Tensor | None]:
+    """The originals (N, C, H, W) in [-1, 1], and their labels (N,) of the models' classes.
+
+    Raises ValueError for images of another shape.
+    """
+    shape, labels = models.image_shape, None
     if source is None:
         try:
             data = choose_data(models, DataOptions()).load("test")
@@ -76,6 +86,8 @@ def choose_images(source: Path | None, count: int, models: Loaded) -> Tensor:
                 f"{models.source} does not say where its images are: name some by --images"
             ) from None
         images, words = data.images[:count], data.source
+        if data.has_classes(models.class_names):
+            labels = data.known_labels()[:count]
     else:
         originals = read_images(source, count)
         if originals.diverged:
@@ -91,7 +103,7 @@ def choose_images(source: Path | None, count: int, models: Loaded) -> Tensor:
             f"{models.source} draws images of (C, H, W) = {shape}, got {len(images)} of "
             f"{tuple(images.shape[1:])} from {words}"
         )
-    return to_float(images)
+    return to_float(images), labels
 
 
 def write_completions(path: Path, x: Tensor, mask: Tensor, completed: Tensor, seed: int) -> None:

@@ -51,7 +51,8 @@ def evaluate_classify(options: ClassifyOptions) -> tuple[Mapping[str, object], C
         f"{dataset.source}, {dataset.split}"
     )
     print(f"p(label | x) of the true label: {result.bits:.4f} bits ({math.log2(k):.2f} by chance)")
-    print(f"Bayes' rule over {k} classes of equal prior probability, {rule}")
+    prior = "by their shares in training" if models.classes.shares else "of equal prior probability"
+    print(f"Bayes' rule over {k} classes {prior}, {rule}")
     request = {
         "data": describe_data(dataset),
         "n_images": n,

@@ -184,7 +184,7 @@ def collect_samples(
     prepare(options.execution, models)
     draw_into(folder, models, request, precision)
     barrier()
-    return read_images(folder), drawing, request.labels(models.n_classes)
+    return read_images(folder), drawing, request.labels(models.classes)
 
 
 def print_comparison(result: FrechetResult, samples: str, source: StatisticsSource) -> None:

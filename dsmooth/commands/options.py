@@ -80,8 +80,9 @@ class Drawing:
     method: Method = "two-step"
     """two-step: x~ then x given x~; single-step: posterior mean of x~; noisy: x~ itself."""
     label: str | None = None
-    """For models with classes: the class of all images, by its number or name, or each for classes
-    in turn; by default the class of each image is drawn, with equal probabilities."""
+    """For models with classes: the class of all images, by its name or number, or each for classes
+    in turn; own for the labels of images to complete; by default the class of each image is drawn,
+    by the shares of the training images, or given the known pixels."""
     guidance: float = 0.0
     """Above 0 for images that are more typical of their class, of models with classes."""
     temperature: float = 1.0

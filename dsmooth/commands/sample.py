@@ -42,6 +42,6 @@ def sample(options: Sample) -> None:
             elif options.adm:
                 write_adm_npz(path, x)
             else:
-                write_images(path, x, request, n_classes=models.n_classes)
+                write_images(path, x, request, models.classes)
             print(f"wrote {printable(path)}")
         say_drawn(len(x), int(is_diverged(x).sum()), started)

@@ -10,6 +10,7 @@ from os.path import realpath
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from .._extension import is_available
 from ..config import Precision
@@ -23,8 +24,9 @@ from ..pair import draw
 from ..pretrained import Loaded
 from ..progress import LOG, progress
 from ..record import read_parts
+from ..sampling.known import KnownPixels
 from ..sampling.output import Pictures, Shards, fill
-from ..sampling.request import KnownPixels, Request, drawn_seed, precision_on
+from ..sampling.request import Label, Request, drawn_seed, precision_on
 from .options import Computing, DataOptions, Drawing
 
 # The most images that one PNG shows.
@@ -80,18 +82,26 @@ def request_of(
     count: int,
     first_index: int = 0,
     known: KnownPixels | None = None,
+    own_labels: Tensor | None = None,
 ) -> Request:
-    """The request of a command's options. Raises ValueError for options that do not fit."""
+    """The request of a command's options. Raises ValueError for options that do not fit.
+
+    own_labels: of the images of known pixels, in place of the option's.
+    """
     if models.smoothed is None:
         # A noisy model alone gives x~, as a pair does by the method "noisy".
         methods = ("two-step", "noisy") if "noisy" in models.networks else ("two-step",)
         if drawing.method not in methods:
             raise ValueError("--method is for a pair, not for a single model: leave it out")
     n_classes = models.n_classes
-    label = None if drawing.label is None else class_number(drawing.label, models.class_names)
+    label: Label = own_labels
+    if label is None and drawing.label is not None:
+        label = class_number(drawing.label, models.class_names)
     if n_classes == 0 and (label is not None or drawing.guidance):
         option = "--guidance" if label is None else "--label"
-        raise ValueError(f"{option} is for models with classes, which these have not")
+        raise ValueError(f"{option} needs a model with classes; these have none")
+    if label is None and n_classes:
+        label = "prior" if known is None else "known"
     if drawing.seed is None and rank_and_size()[1] > 1:
         raise ValueError("--seed None is for one process: give all of them the same number")
     request = Request(
@@ -101,11 +111,11 @@ def request_of(
         drawing.method,
         drawing.temperature,
         known,
-        "prior" if n_classes and label is None else label,
+        label,
         drawing.guidance,
     )
     if isinstance(label, int):
-        request.labels(n_classes)  # refused before any work
+        request.labels(models.classes)  # refused before any work
     return request
 
 

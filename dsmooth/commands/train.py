@@ -162,8 +162,9 @@ def _with_network(config: TrainConfig, init: str) -> TrainConfig:
     from ..training.beginning import find_initial
 
     loaded = find_initial(init, config.role)
-    # The data name the classes.
-    model = replace(loaded.networks[config.role].config, n_classes=0, class_names=())
+    network = loaded.networks[config.role].config
+    # The data have the classes.
+    model = replace(network, n_classes=0, class_names=(), class_shares=(), labels_sha256=None)
     config = replace(config, model=model)
     if (smoothing := loaded.smoothing) is None:
         return config

@@ -100,6 +100,7 @@ class ImageDataset:
     transform: applied to an image whenever training visits it, see `dsmooth.train`.
     class_names: of the classes 0, 1, ..; empty if unknown.
     embedded: whether these are images of the MNIST subset inside the package.
+    labels_sha256: digest of the file that the labels were read from, if they were.
     Raises ValueError for another shape or dtype.
     """
 
@@ -111,6 +112,7 @@ class ImageDataset:
     transform: Transform | None = None
     class_names: tuple[str, ...] = ()
     embedded: bool = False
+    labels_sha256: str | None = None
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -178,6 +180,11 @@ class ImageDataset:
                 f"has {low} .. {high} in its {self.split} images"
             )
         return self.labels
+
+    def class_shares(self, n_classes: int) -> tuple[float, ...]:
+        """The share of each of `n_classes` classes among the labels."""
+        counts = self.known_labels().bincount(minlength=n_classes)
+        return tuple((counts.double() / counts.sum()).tolist())
 
     @cached_property
     def digest(self) -> str:

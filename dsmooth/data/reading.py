@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..files import open_regular, printable, write_npz
+from ..files import file_sha256, open_regular, printable, write_npz
 from ..machine import memory_bytes
 from .dataset import ImageDataset
 
@@ -107,4 +107,5 @@ def with_labels(dataset: ImageDataset, path: Path) -> ImageDataset:
             labels=torch.from_numpy(arrays[split]),
             class_names=tuple(map(str, arrays["names"])),
             source=f"{dataset.source}, labels of {printable(path)}",
+            labels_sha256=file_sha256(path),
         )

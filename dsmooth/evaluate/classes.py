@@ -71,16 +71,22 @@ def frechet_by_class(
 class Classification:
     """log p(x | label) of every image (rows) and class (columns): (N, K) float64, nats.
 
-    For a pair a bound on it. labels: (N,), the true ones. All classes have the same prior.
+    For a pair a bound on it. labels: (N,), the true ones. log_prior: (K,), log p(label).
     """
 
     log_likelihoods: Tensor
     labels: Tensor
+    log_prior: Tensor
+
+    @property
+    def log_joint(self) -> Tensor:
+        """log p(x, label): (N, K)."""
+        return self.log_likelihoods + self.log_prior
 
     @property
     def right(self) -> Tensor:
         """Whether the likeliest class is the true one: (N,) bool."""
-        return self.log_likelihoods.argmax(1) == self.labels
+        return self.log_joint.argmax(1) == self.labels
 
     @property
     def accuracy(self) -> float:
@@ -95,13 +101,13 @@ class Classification:
     @property
     def bits(self) -> float:
         """The mean of -log2 p(true label | x) by Bayes' rule, in bits."""
-        chosen = self.log_likelihoods.log_softmax(1).gather(1, self.labels[:, None])
+        chosen = self.log_joint.log_softmax(1).gather(1, self.labels[:, None])
         return -float(chosen.mean()) / math.log(2)
 
     def confusion(self) -> Tensor:
         """How many images of each class (rows) are taken for each class (columns): (K, K)."""
         k = self.log_likelihoods.shape[1]
-        pairs = self.labels * k + self.log_likelihoods.argmax(1)
+        pairs = self.labels * k + self.log_joint.argmax(1)
         return torch.bincount(pairs, minlength=k * k).view(k, k)
 
 
@@ -152,4 +158,6 @@ def classify(
         nats_of, dataset, network, labels, limit, batch_size, progress, rows=n_classes
     )
     nats = rows["nats"].mT.contiguous()
-    return Classification(nats, dataset.known_labels()[: len(nats)])
+    shares = network.config.class_shares if pair is None else pair.classes.shares
+    prior = torch.tensor(shares or [1 / n_classes] * n_classes, dtype=nats.dtype).log()
+    return Classification(nats, dataset.known_labels()[: len(nats)], prior)

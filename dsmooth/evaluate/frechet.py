@@ -180,7 +180,7 @@ class FeatureStatistics:
         """The Fréchet distance to `other`."""
         return frechet_distance(self.mean, self.covariance, other.mean, other.covariance)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write a .npz with `mu` and `sigma`, as other programs do, `n` and `description`."""
         arrays = {
             "mu": self.mean.numpy(),
@@ -191,12 +191,12 @@ class FeatureStatistics:
         write_npz(path, arrays)
 
     @classmethod
-    def load(cls, path: Path) -> FeatureStatistics:
+    def load(cls, path: str | Path) -> FeatureStatistics:
         """Read `mu` and `sigma` of a .npz, and what else `save` wrote; nothing in it is unpickled.
 
         Raises FileNotFoundError or ValueError, naming the file.
         """
-        arrays = read_npz(path)
+        arrays = read_npz(Path(path))
         if absent := {"mu", "sigma"} - arrays.keys():
             raise ValueError(f"{path} must hold mu, sigma, found no {', '.join(sorted(absent))}")
         mean, covariance = (_as_float64(f"{path}: {key}", arrays[key]) for key in ("mu", "sigma"))

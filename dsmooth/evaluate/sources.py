@@ -48,7 +48,7 @@ def as_grey(images: Tensor) -> Tensor:
     return first if images.shape[1] == 3 and bool((images == first).all()) else images
 
 
-def read_images(path: Path, limit: int | None = None) -> ImageSet:
+def read_images(path: str | Path, limit: int | None = None) -> ImageSet:
     """The first `limit` images (all by default) of a file or folder.
 
     A .npy or .npz (array x, images, samples or arr_0), a folder of .npy shards as `dsmooth sample`
@@ -58,6 +58,7 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
 
     Raises FileNotFoundError or ValueError, naming the file and what it must hold.
     """
+    path = Path(path)
     if path.suffix == ".npz":
         arrays = read_npz(path)
         name = next((name for name in ARRAY_NAMES if name in arrays), None)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import Conditioning
+from ..config import Classes, Conditioning
 from ..functional.checks import check_tensor
 from .images import check_like
 
@@ -21,6 +21,12 @@ def zero_label(count: int, n_classes: int, like: Tensor | None = None) -> Tensor
     """
     dtype, device = (torch.float32, None) if like is None else (like.dtype, like.device)
     return torch.zeros(count, n_classes, dtype=dtype, device=device)
+
+
+def log_prior(classes: Classes, device: torch.device | None = None) -> Tensor:
+    """log p(class) of each class, by their shares in the training images: (K,) float64."""
+    shares = classes.shares or [1 / max(classes.number, 1)] * classes.number
+    return torch.tensor(shares, dtype=torch.float64, device=device).log()
 
 
 def class_number(label: str | int, names: Sequence[str]) -> int | Literal["each"]:

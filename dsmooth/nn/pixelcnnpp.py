@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -215,9 +215,13 @@ class PixelCNNpp(Pretrained):
 
     def log_prob_given(self, x: Tensor, params: Tensor) -> Tensor:
         """log p(x) given the mixture parameters (B, P, H, W) of its pixels: (B,), nats."""
+        return self.log_prob_of_pixels(x, params).sum((1, 2))
+
+    def log_prob_of_pixels(self, x: Tensor, params: Tensor) -> Tensor:
+        """log p of each pixel of x given their mixture parameters: (B, H, W), nats."""
         if self.config.likelihood == "discretized":
             x = snap_half_precision(x)
-        return logistic_mixture_log_prob(x, params, **self.config.mixture).sum((1, 2))
+        return logistic_mixture_log_prob(x, params, **self.config.mixture)
 
     def features(
         self, x: Tensor, context: Tensor | None = None, label: Tensor | None = None
@@ -322,46 +326,6 @@ class PixelCNNpp(Pretrained):
         if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"x must have the model's dtype {self.dtype}, got {x.dtype}")
         check_context(context, self.config.conditioning, x)
-
-
-LAYERS = (
-    PixelCNNpp,
-    Block,
-    ContextEncoder,
-    HeadHidden,
-    GatedResnet,
-    WeightNormConv,
-    Conv1x1,
-    nn.ModuleList,
-)
-
-
-def changed_layer(model: PixelCNNpp) -> str | None:
-    """The first layer that may compute something else than its class here does, in a sentence."""
-    layers: list[nn.Module] = [model]
-    for layer in layers:  # grows; named_modules takes as long as drawing some pixels
-        if (change := change_of(layer)) is not None:
-            name = next(name for name, one in model.named_modules() if one is layer)
-            return f"{name or 'the model'} {change}"
-        layers += filter(None, layer._modules.values())
-    return None
-
-
-def change_of(layer: nn.Module) -> str | None:
-    """The reason why a layer may compute something else than one of the library does, or None."""
-    if (kind := type(layer)) not in LAYERS:
-        return f"is a {kind.__name__}, not the library's own"
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        return "has forward hooks"
-    if _methods_of(kind).isdisjoint(vars(layer)):
-        return None
-    name = next(name for name in vars(layer) if name in _methods_of(kind))
-    return f"has a method {name} of its own"
-
-
-@cache
-def _methods_of(kind: type) -> frozenset[str]:
-    return frozenset(name for name in dir(kind) if callable(getattr(kind, name, None)))
 
 
 def _with_ones(x: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ the package: the runs `noisy`, `denoiser` and `plain`, a model card (README.md) 
 """
 
 from .folders import DEFAULT, TITLE, is_model, packaged
-from .load import Loaded, find, load, load_models, training_record
+from .load import find, load, load_models
+from .loaded import Loaded, training_record
 from .save import push, save
 
 __all__ = [

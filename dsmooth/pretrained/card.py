@@ -33,11 +33,11 @@ def render_card(
     scores: of these weights only.
     """
     counts = {role: sum(p.numel() for p in one.parameters()) for role, one in networks.items()}
-    changed = [
-        role
-        for role, record in settings.origin.items()
-        if record.weights_sha256 not in (None, digests[role])
-    ]
+    records = settings.origin.items()
+    changed = [role for role, run in records if run.weights_sha256 not in (None, digests[role])]
+    held_out = {
+        role: run for role, run in records if run.bits_per_dim is not None and role not in changed
+    }
     table = ""
     if scores is not None:  # their names are those of a file
         models = {
@@ -57,6 +57,7 @@ def render_card(
         license=license,
         parameters=counts,
         changed=changed,
+        held_out=held_out,
         scores=scores,
         table=table,
         MARK=MARK,

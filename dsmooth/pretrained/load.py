@@ -3,182 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor
 
 from ..config import Role
-from ..cuda import cuda_obstacle
 from ..fields import Json, difference, structure
 from ..files import parse_json, read_json, read_tensors
 from ..nn import PixelCNNpp
 from ..nn.pretrained import Pretrained
-from ..nn.weights import load_network, tensors_digest, weights_digest
+from ..nn.weights import load_network, tensors_digest
 from ..pair import SmoothedPair
 from ..progress import LOG
 from ..runs import WEIGHTS_FILE, RunFolder, TrainingRecord
 from ..smoothing import SMOOTHINGS, Smoothing
 from .folders import CONFIG_KEY, HERE, PAIR, SavedSettings, has_runs, holds_networks, packaged
 from .hub import download, may_be_on_hub
+from .loaded import EXPECTED_MODELS, Loaded
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..nn.pretrained import HubOptions
-
-P = TypeVar("P", bound=Pretrained)
-# Images that a process draws at a time: enough to fill the device, few enough to lie in memory.
-CHUNK = {"cpu": 256, "cuda": 4096}
-EXPECTED_MODELS = (
-    "give a saved pair, or the run folders of a noisy model and of its denoiser, and optionally "
-    "that of a plain model"
-)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """Networks in memory, in evaluation mode, and the folders that they were read from.
-
-    networks: in the order of the roles. smoothed: the pair, if there is a noisy model with its
-    denoiser. smoothing: that the first network was trained for. folders, runs: in the order given;
-    runs has those that were read from run folders.
-    """
-
-    networks: Mapping[Role, PixelCNNpp]
-    smoothed: SmoothedPair | None
-    smoothing: Smoothing | None = None
-    folders: Mapping[Role, Path] = field(default_factory=dict)
-    runs: Mapping[Role, RunFolder] = field(default_factory=dict)
-
-    @property
-    def pair(self) -> SmoothedPair:
-        """The pair. Raises ValueError for a single model."""
-        if self.smoothed is None:
-            raise ValueError(f"{self.source} is a single model: {EXPECTED_MODELS}")
-        return self.smoothed
-
-    @property
-    def noisy(self) -> PixelCNNpp:
-        """The noisy model. Raises ValueError if there is none."""
-        return self._network("noisy")
-
-    @property
-    def denoiser(self) -> PixelCNNpp:
-        """The denoiser. Raises ValueError if there is none."""
-        return self._network("denoiser")
-
-    @property
-    def plain(self) -> PixelCNNpp | None:
-        """The plain model, if there is one."""
-        return self.networks.get("plain")
-
-    @property
-    def model(self) -> SmoothedPair | PixelCNNpp:
-        """The pair or the single model, which draws."""
-        if self.smoothed is None:
-            return self.first
-        if self.plain is not None:
-            raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")
-        return self.smoothed
-
-    @property
-    def first(self) -> PixelCNNpp:
-        """The noisy model, or the only network."""
-        return next(iter(self.networks.values()))
-
-    @property
-    def source(self) -> str:
-        """The first folder, for messages."""
-        return str(next(iter(self.folders.values()), "this"))
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(H, W). Raises ValueError where the folder does not state it."""
-        if self.first.image_size is None:
-            raise ValueError(
-                f"{self.source} does not say how large its images are: save the network again with "
-                "its image_size = (H, W)"
-            )
-        return self.first.image_size
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images."""
-        return (self.first.config.image_channels, *self.image_size)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, empty if they are unknown."""
-        stated = (network.config.class_names for network in self.networks.values())
-        return next(filter(None, stated), ())
-
-    @property
-    def n_classes(self) -> int:
-        """Classes of the models that have some, 0 where none has."""
-        return max(network.config.condition_size for network in self.networks.values())
-
-    @property
-    def clean_noise(self) -> float:
-        """Noise on the target that the denoiser was trained with; 0 where no run states it."""
-        run = self.runs.get("denoiser")
-        return run.read_config()[0].clean_noise if run else 0.0
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the networks."""
-        return self.first.device
-
-    @property
-    def chunk(self) -> int:
-        """Images that a process draws at a time."""
-        return CHUNK["cpu" if self.device.type == "cpu" or cuda_obstacle(self.device) else "cuda"]
-
-    def record(self, role: Role) -> TrainingRecord | None:
-        """The training record of a network's weights, read now; None if it is unknown."""
-        return training_record(self.networks[role])
-
-    def to(self, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Loaded:
-        """The same, with the networks moved to `device` and cast to `dtype`."""
-        for network in self.networks.values():
-            network.to(device=device, dtype=dtype)
-        return self
-
-    def digests(self) -> dict[Role, str]:
-        """`weights_digest` of each network."""
-        return {role: weights_digest(network) for role, network in self.networks.items()}
-
-    def identity(self) -> Json:
-        """The settings that decide images in addition to the weights, as JSON."""
-        settings: Json = {role: asdict(network.config) for role, network in self.networks.items()}
-        if self.smoothed is not None:
-            smoothing = self.smoothed.smoothing
-            settings["smoothing"] = {"kind": smoothing.kind, "scale": smoothing.scale}
-        return settings
-
-    def of(self, *roles: Role) -> Loaded:
-        """Some of the networks, and the pair if its noisy model is among them."""
-        pair = self.smoothed if "noisy" in roles else None
-        return replace(self, networks={role: self.networks[role] for role in roles}, smoothed=pair)
-
-    def of_kind(self, kind: type[P]) -> P:
-        """The pair or the only network, of a class. Raises ValueError for the other one."""
-        if issubclass(kind, SmoothedPair):
-            return self.pair  # type: ignore[return-value]
-        if self.smoothed is not None:
-            raise ValueError(
-                f"{self.source} holds a pair, which dsmooth.SmoothedPair.from_pretrained reads"
-            )
-        return self.first  # type: ignore[return-value]
-
-    def _network(self, role: Role) -> PixelCNNpp:
-        if role not in self.networks:
-            roles = " and a ".join(self.networks)
-            raise ValueError(f"{self.source} has a {roles} model, not a {role} one")
-        return self.networks[role]
 
 
 @dataclass(frozen=True)
@@ -399,15 +249,6 @@ def _pair(kind: type[SmoothedPair], found: Mapping[Role, _Network]) -> SmoothedP
         return kind(noisy.network, denoiser.network, smoothing, size).eval()
     except ValueError as error:
         raise ValueError(f"{named} do not form a pair: {error}") from None
-
-
-def training_record(network: PixelCNNpp) -> TrainingRecord | None:
-    """The record of the training that a network's weights come from, read now."""
-    try:
-        return None if network.record is None else network.record()
-    except (OSError, ValueError) as error:  # the folder was removed meanwhile
-        LOG.warning("the training record of the weights cannot be read: %s", error)
-        return None
 
 
 def read_record(folder: Path, role: Role) -> TrainingRecord | None:

@@ -30,7 +30,7 @@ from ..runs import CONFIG_FILE, WEIGHTS_FILE
 from .card import CARD_FILE, MARK, render_card
 from .folders import CONFIG_KEY, SavedSettings
 from .hub import Upload
-from .load import training_record
+from .loaded import training_record
 
 
 def save(

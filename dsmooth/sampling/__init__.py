@@ -1,7 +1,8 @@
 """Samplers: the specification, the cached one, Jacobi iterations, and images into files."""
 
 from .cached import CachedSampler, sample_images
-from .request import Choices, keep_top
+from .known import keep_top
+from .request import Choices
 from .sequential import JacobiSamples, jacobi_sample, sequential_sample
 
 __all__ = [

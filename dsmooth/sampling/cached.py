@@ -20,9 +20,10 @@ from ..cuda import cuda_obstacle, sampler_kernel
 from ..fields import check_number
 from ..machine import torch_threads
 from ..nn import PixelCNNpp
+from ..nn.changes import changed_layer
 from ..nn.condition import check_context, label_vectors
-from ..nn.pixelcnnpp import changed_layer
-from .program import Program, as_numpy
+from .operations import as_numpy
+from .program import Program
 from .request import Choices, Progress, Request, checked_shape, precision_on
 from .sequential import draw_by_jacobi, draw_sequentially
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import Classes
 from ..distributed import distributed_map, process_group, rank_and_size
 from ..files import file_sha256, lock_folder, write_atomically, write_npz
 from ..pictures import is_diverged, nhwc_bytes, png
@@ -67,17 +68,17 @@ def gather(
     return torch.cat(parts) if parts else None
 
 
-def write_images(path: Path, x: Tensor, request: Request, *, n_classes: int = 0) -> None:
+def write_images(path: Path, x: Tensor, request: Request, classes: Classes) -> None:
     """Write the images x (N, C, H, W) of a request as one compressed .npz, with seed and labels.
 
-    n_classes: of the models, whose labels are kept as `label`.
+    classes: of the models, whose labels are kept as `label`.
     """
     arrays = {
         "x": x.numpy(force=True),
         "seed": np.uint64(request.seed),
         "first_index": np.int64(request.first_index),
     }
-    labels = request.labels(n_classes)
+    labels = request.labels(classes)
     if labels is not None:
         arrays["label"] = labels.numpy(force=True)
     write_npz(path, arrays)

@@ -7,6 +7,7 @@ import math
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from numbers import Real
 from typing import Literal, SupportsIndex, TypedDict, get_args
 
@@ -15,18 +16,18 @@ import torch
 from torch import Tensor
 
 from .._extension import instruction_sets, unavailable_reason
-from ..config import Method, ModelConfig, Precision
+from ..config import Classes, Method, ModelConfig, Precision
 from ..cuda import cuda_obstacle
 from ..fields import Json, check_number, check_one_of
 from ..machine import has_fast_bfloat16, memory_bytes
 from ..nn.condition import check_label, zero_label
-from ..nn.images import check_images, check_like, check_scale
 from ..philox import Stream, image_words, seed_words, whole_index
 from ..progress import LOG
+from .known import KnownPixels, known_pixels
 
-# One class for all images; the classes in turn; each drawn from the prior; or (n,) int64, or
-# (n, n_classes) soft classes.
-Label = int | Literal["each", "prior"] | Tensor | None
+# One class for all images; the classes in turn; each drawn from the prior, or given the known
+# pixels; or (n,) int64, or (n, n_classes) soft classes.
+Label = int | Literal["each", "prior", "known"] | Tensor | None
 # Called with the fraction that is done.
 Progress = Callable[[float], None]
 
@@ -40,11 +41,13 @@ class Choices(TypedDict, total=False):
     temperature: > 0, 1 by default; divides the logits and multiplies the scales.
 
     label: for models with classes. A number is the class of all images. "each" makes image i one of
-    class i modulo the number of classes. "prior" draws the class of each image, all as likely, as a
-    function of the seed and the image's number. A tensor, or an array of numpy, has a class (n,)
-    int64, or weights of classes (n, n_classes), for every image. guidance: >= 0, 0 by default; for
-    models with classes that were trained with a label_dropout. The parameters p0 of a pixel without
-    a class and p1 with it become p0 + (1 + guidance) (p1 - p0) (docs/math.md, section 8).
+    class i modulo the number of classes. "prior" draws the class of each image by the shares of the
+    classes in the training images (all as likely where they are unknown), as a function of the seed
+    and the image's number. A pair draws the class given the known pixels, "known", if there are
+    some (docs/math.md, section 4). A tensor, or an array of numpy, has a class (n,) int64, or
+    weights of classes (n, n_classes), for every image. guidance: >= 0, 0 by default; for models
+    with classes that were trained with a label_dropout. The parameters p0 of a pixel without a
+    class and p1 with it become p0 + (1 + guidance) (p1 - p0) (docs/math.md, section 8).
 
     known: (n or 1, C, H, W), images whose pixels where mask, (n or 1, H, W) bool, is True are kept.
     Each of the others is drawn given all pixels before it, with its own noise. Known pixels do not
@@ -60,67 +63,6 @@ class Choices(TypedDict, total=False):
     guidance: float
     known: Tensor | None
     mask: Tensor | None
-
-
-@dataclass(frozen=True, eq=False)
-class KnownPixels:
-    """Images (n, C, H, W), 0 where no pixel is known; mask (n, H, W) bool, True where one is."""
-
-    images: Tensor
-    mask: Tensor
-
-    @property
-    def values(self) -> Tensor:
-        """The pixels that are known: (number, C)."""
-        return self.images.movedim(1, -1)[self.mask]
-
-    def keep(self, x: Tensor, *, as_bytes: bool = False) -> Tensor:
-        """x (n, C, H, W) with the known pixels put in, in new memory, contiguous.
-
-        as_bytes: for a model that sees which byte a pixel is. Known pixels that are no bytes then
-        raise ValueError.
-        """
-        images = self.images
-        if images.dtype == torch.promote_types(x.dtype, torch.float32):
-            images = images.to(x.dtype)  # rounded, where x has half precision
-        check_like("known", images, x)
-        if as_bytes:
-            check_scale("known", self.values, as_bytes=True)
-        return torch.where(self.mask[:, None], images, x).contiguous()
-
-
-def known_pixels(known: Tensor, mask: Tensor, count: int, name: str = "known") -> KnownPixels:
-    """The known pixels of `count` images, see `Choices`; an error calls the images `name`."""
-    check_images(name, known)
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        kind = mask.dtype if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
-        raise TypeError(f"mask must be torch.bool, True where a pixel is known, got {kind}")
-    if known.ndim != 4 or known.shape[0] not in (1, count):
-        raise ValueError(
-            f"{name} must have shape ({count} or 1, C, H, W), got {tuple(known.shape)}"
-        )
-    height, width = known.shape[2:]
-    if mask.ndim != 3 or mask.shape[0] not in (1, count) or mask.shape[1:] != (height, width):
-        raise ValueError(
-            f"mask must have shape ({count} or 1, {height}, {width}), got {tuple(mask.shape)}"
-        )
-    if mask.device != known.device:
-        raise ValueError(f"mask must be on {name}'s device {known.device}, got {mask.device}")
-    images = torch.where(mask[:, None], known.detach(), 0)
-    if not images.isfinite().all():
-        raise ValueError("known pixels must be finite, got a NaN or an infinity")
-    return KnownPixels(images.expand(count, -1, -1, -1), mask.expand(count, -1, -1))
-
-
-def keep_top(fraction: float, size: tuple[int, int]) -> Tensor:
-    """The mask (1, H, W) of the first round(fraction * H) rows: a prefix in raster order.
-
-    Raises ValueError for a fraction outside 0 .. 1.
-    """
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"`keep_top` must lie in 0 .. 1, got {fraction}")
-    height, width = size
-    return (torch.arange(height) < round(fraction * height)).view(1, -1, 1).expand(1, -1, width)
 
 
 @dataclass(frozen=True)
@@ -160,12 +102,14 @@ class Request:
                     f"`label` must have shape ({self.count},) or ({self.count}, n_classes), got "
                     f"{tuple(self.label.shape)}"
                 )
-        elif self.label not in (None, "each", "prior") and (
+        elif self.label not in (None, "each", "prior", "known") and (
             type(self.label) is not int or not 0 <= self.label < 2**63
         ):
             raise ValueError(
-                f'`label` must be a class, "each", "prior" or a tensor, got {self.label!r}'
+                f'`label` must be a class, "each", "prior", "known" or a tensor, got {self.label!r}'
             )
+        if self.class_of_known and self.known is None:
+            raise ValueError('`label` "known" needs known pixels (known, mask)')
 
     @classmethod
     def make(
@@ -200,19 +144,23 @@ class Request:
             x_tilde,
         )
 
-    def labels(self, n_classes: int, device: torch.device | str = "cpu") -> Tensor | None:
-        """The label of every image for a model of `n_classes`; None for a model without classes.
+    @property
+    def class_of_known(self) -> bool:
+        """Whether the class of each image is drawn given its known pixels."""
+        return isinstance(self.label, str) and self.label == "known"
+
+    def labels(self, classes: Classes, device: torch.device | str = "cpu") -> Tensor | None:
+        """The label of every image for a model with `classes`; None for a model without classes.
 
         (count,) int64 or (count, n_classes) floating point, made on `device`, so that a CUDA graph
         can capture it.
         """
-        label, modulus = self.label, max(n_classes, 1)
+        label, n_classes = self.label, classes.number
+        modulus = max(n_classes, 1)
+        if self.class_of_known:
+            raise ValueError('`label` "known" is for pairs: give a class')
         if isinstance(label, str) and label == "prior":
-            first, stream = self.first_index, Stream.CLASS
-            words = image_words(
-                self.count, 1, seed=self.seed, first_index=first, stream=stream, device=device
-            )
-            label = words[:, 0, 0] * modulus >> 32
+            label = self.prior_classes(classes, device)
         elif isinstance(label, str):
             first = self.first_index % modulus
             label = (torch.arange(self.count, device=device) + first) % modulus
@@ -224,16 +172,32 @@ class Request:
             check_label(label, n_classes, self.count)
         return None if label is None else label.to(device)
 
+    def class_words(self, device: torch.device | str = "cpu") -> Tensor:
+        """A random word of each image, which draws its class: (count,) int64."""
+        first, stream = self.first_index, Stream.CLASS
+        words = image_words(
+            self.count, 1, seed=self.seed, first_index=first, stream=stream, device=device
+        )
+        return words[:, 0, 0]
+
+    def prior_classes(self, classes: Classes, device: torch.device | str = "cpu") -> Tensor:
+        """A class of the prior for each image: (count,) int64."""
+        word = self.class_words(device)
+        if not classes.shares:
+            return word * max(classes.number, 1) >> 32
+        # A class has the words between its limits.
+        limits = (round(2**32 * share) for share in accumulate(classes.shares[:-1]))
+        return sum(((word >= limit).long() for limit in limits), torch.zeros_like(word))
+
     def passes(self, config: ModelConfig, like: Tensor) -> list[Tensor | None]:
         """The labels of every image in each pass of a model; with guidance a second, of no class.
 
         Raises ValueError for guidance of a model without classes, and as `labels` does.
         """
-        labels = self.labels(config.condition_size, like.device)
+        labels = self.labels(config.classes, like.device)
         if not self.guidance:
             return [labels]
-        if config.condition_size == 0:
-            raise ValueError("`guidance` needs a model with classes; this one has none")
+        check_guidance(config)
         return [labels, zero_label(self.count, config.condition_size, like)]
 
     def part(self, offset: int, count: int) -> Request:
@@ -267,6 +231,17 @@ class Request:
             "given_sha256": None if x_tilde is None else digest_of(x_tilde),
         }
         return {name: value for name, value in identity.items() if value is not None}
+
+
+def check_guidance(config: ModelConfig) -> None:
+    """Raise ValueError for a model that guidance cannot extrapolate: it takes two passes."""
+    if config.condition_size == 0:
+        raise ValueError("`guidance` needs a model with classes; this one has none")
+    if config.label_dropout == 0:
+        raise ValueError(
+            "`guidance` needs a model that also learned images without a class; this one was "
+            "trained with label_dropout 0"
+        )
 
 
 def drawn_seed() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -10,14 +11,18 @@ from torch import Tensor
 from ..functional import logistic_mixture_sample
 from ..functional.logistic_mixture import extrapolate
 from ..nn import PixelCNNpp
-from ..nn.pixelcnnpp import Encoded, change_of
+from ..nn.changes import change_of
+from ..nn.pixelcnnpp import Encoded
 from ..nn.weights import in_evaluation
 from ..philox import Stream, image_words, to_uniform
+from ..progress import LOG, clock
 from .request import Choices, Progress, Request, checked_shape
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+# Seconds of drawing above which they are stated.
+LEAST_STATED = 30.0
 # A continuous pixel has settled when it moves by no more than this, in roundings of its dtype.
 ROUNDINGS = 8
 
@@ -61,15 +66,26 @@ def draw_sequentially(
     context: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Draw a request as `sequential_sample` does. progress: called after each row."""
+    """Draw a request as `sequential_sample` does. progress: called after each row.
+
+    The logger `dsmooth` states how long it takes, where that is more than LEAST_STATED seconds.
+    """
     canvas = _Canvas(model, request, size, context)
     complete = canvas.mask.all(0)[0].tolist()
+    # A pass takes as long as it sees rows.
+    work = [row.count(False) * (r + 4) for r, row in enumerate(complete)]
     height, width = size
+    started, is_stated = time.monotonic(), False
     for r in range(height):
         for c in range(width):
             if not complete[r][c]:
                 rows, columns = slice(r, r + 1), slice(c, c + 1)
                 canvas.x[:, :, rows, columns] = canvas.redrawn(slice(None), rows, columns)
+        if work[r] and not is_stated:
+            left = (time.monotonic() - started) * sum(work[r + 1 :]) / work[r]
+            is_stated = True
+            if left > LEAST_STATED:
+                LOG.warning("drawing pixel by pixel: about %s left", clock(left))
         if progress is not None:
             progress((r + 1) / height)
     return canvas.x

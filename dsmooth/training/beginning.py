@@ -12,7 +12,7 @@ from ..config import ModelConfig, Role, TrainConfig
 from ..data import SPLITS, ImageDataset, load_splits
 from ..data.reading import with_labels
 from ..distributed import all_same, barrier, broadcast_int, from_torchrun, launch, rank_and_size
-from ..fields import flatten
+from ..fields import Json, flatten
 from ..files import check_writable
 from ..machine import has_fast_bfloat16
 from ..nn import PixelCNNpp
@@ -42,6 +42,7 @@ def check_initial(model: ModelConfig, initial: ModelConfig, source: str) -> None
     """Raise ValueError, naming the settings, for weights of a network of another architecture."""
     # Classes that are not the other run's begin with its label of zeros.
     free = {"dropout", "likelihood", "smoothing_scale", "n_classes", "class_names", *model.unused}
+    free |= {"class_shares", "labels_sha256", "label_dropout"}
     new, old = flatten(asdict(model)), flatten(asdict(initial))
     other = [name for name in new if name not in free and new[name] != old[name]]
     if other:
@@ -146,5 +147,9 @@ def run_settings(
     if precision == "auto":
         fast = broadcast_int(has_fast_bfloat16(device))  # machines may differ
         precision = "bfloat16" if fast else "float32"
-    model = replace(config.model, n_classes=n_classes, class_names=names)
+    classes: Json = {"n_classes": n_classes, "class_names": names}
+    if n_classes:
+        classes["class_shares"] = train_set.class_shares(n_classes)
+        classes["labels_sha256"] = train_set.labels_sha256
+    model = replace(config.model, **classes)
     return replace(config, model=model, precision=precision)

@@ -25,6 +25,7 @@ from .step import TrainState, total_images
 # images. The network's smoothing_scale follows from the scale, the names of its classes from the
 # data.
 FREE = {"images", "schedule_from", "data_dir", "model.smoothing_scale", "model.class_names"}
+FREE |= {f"model.{name}" for name in ("class_shares", "labels_sha256", "label_dropout")}
 FREE |= {each.name for each in fields(RunSettings)}
 
 

@@ -185,7 +185,8 @@ def initial_state(model: PixelCNNpp, initial: PixelCNNpp) -> dict[str, Tensor]:
     """The weights of `initial` for `model`; projections of other classes than its own are zero."""
     weights, config = initial.state_dict(), initial.config
     names = {config.class_names, model.config.class_names} - {()}
-    if model.config.n_classes == config.n_classes and len(names) < 2:
+    files = {config.labels_sha256, model.config.labels_sha256} - {None}
+    if model.config.n_classes == config.n_classes and len(names) < 2 and len(files) < 2:
         return weights
     return {
         key: torch.zeros_like(value) if key.endswith("condition_weight") else weights[key]

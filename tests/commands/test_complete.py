@@ -58,3 +58,17 @@ def test_one_file_in_rgb_and_a_mask() -> None:
     level = to_float(torch.from_numpy(grey)).numpy()
     for x in stored["x"][:, 0]:
         assert np.array_equal(np.diagonal(x), np.diagonal(level))
+
+
+def test_the_labels_of_the_images_by_themselves() -> None:
+    """`--label own` takes them; by default the class is drawn given the known pixels."""
+    command = ["complete", "mnist-classes", "-n", "2", "--draws", "2", "--precision", "float32"]
+    assert run(*command, "--label", "own", "--out", "own.npz") == 0
+    assert run(*command, "--out", "drawn.npz") == 0
+    test = load_dataset("mnist", "test")
+    x, label = test.batch(torch.arange(2)), test.known_labels()[:2]
+    pair = dsmooth.SmoothedPair.from_pretrained("mnist-classes")
+    for name, expected in (("own", label), ("drawn", None)):
+        completed = pair.complete(x, draws=2, label=expected, precision="float32")
+        assert np.array_equal(read_npz(Path(f"{name}.npz"))["x"], completed.numpy())
+    assert run("complete", "pair", "--label", "own", "--out", "x.npz") == 1

@@ -256,6 +256,12 @@ def test_data_that_cannot_be_trained_on(dataset: object, message: str) -> None:
 LABELS = torch.arange(40)
 
 
+def test_given_labels_come_before_those_of_items() -> None:
+    numbers = torch.arange(40) % 4
+    items = [*zip(PIXELS, (3 - numbers).tolist(), strict=True)]
+    assert torch.equal(own_images(items, labels=numbers).labels, numbers)
+
+
 @pytest.mark.parametrize(
     ("dataset", "labels", "message"),
     [

@@ -33,7 +33,7 @@ from dsmooth.evaluate.frechet import (
     bootstrap_error,
     frechet_distance,
 )
-from dsmooth.evaluate.sources import read_reference
+from dsmooth.evaluate.sources import read_images, read_reference
 from dsmooth.files import file_sha256
 from dsmooth.machine import torch_threads
 from dsmooth.results import FLOOR, INCEPTION_SHA256, Extractor
@@ -345,3 +345,12 @@ def test_statistics_of_other_weights_or_images_are_refused(digits: ImageDataset)
     refuses("the saved statistics were made with", compare_images, {"x": few}, reference, other)
     words = r"reference must have the samples' shape \(1, 4, 4\)"
     refuses(words, compare_images, {"x": SMALL}, reference, other)
+
+
+def test_paths_may_be_strings(tmp_path: Path) -> None:
+    statistics = of_batches([torch.rand(5, 2)])
+    path = str(tmp_path / "a.npz")
+    statistics.save(path)
+    assert torch.equal(FeatureStatistics.load(path).mean, statistics.mean)
+    np.save(str(tmp_path / "x.npy"), random_bytes((3, 1, 8, 8)))
+    assert len(read_images(str(tmp_path / "x.npy")).images) == 3

@@ -285,3 +285,83 @@ def test_a_run_is_finished_when_its_log_says_so(folders: dict[str, Path], tmp_pa
     assert run.is_finished()
     run.weights.unlink()
     assert not run.is_finished()
+
+
+def test_a_network_keeps_its_role(folders: dict[str, Path], tmp_path: Path) -> None:
+    """A noisy model that is saved by itself is not a plain one, measured on clean images."""
+    pair = tiny_pair()
+    networks = {
+        "pair": pair.noisy,
+        "run": read_network(folders["noisy"]),
+        "denoiser": pair.denoiser,
+    }
+    for name, model in networks.items():
+        model.image_size = (8, 8)
+        dsmooth.save(model, tmp_path / name)
+        again = dsmooth.load(tmp_path / name)
+        assert list(again.networks) == [again.first.role] == [model.role]
+    refuses("is a single model", lambda: load_models([tmp_path / "run"]).pair)
+    assert load_models([tmp_path / "run"]).plain is None
+    saved = dsmooth.load(tmp_path / "pair")
+    assert saved.noisy is saved.first
+    refuses("has a noisy model, not a denoiser one", lambda: saved.denoiser)
+
+
+def test_weights_that_could_not_be_read_again_are_refused(tmp_path: Path) -> None:
+    pair = tiny_pair()
+
+    class Twice(torch.nn.Module):
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return 2 * weight
+
+    torch.nn.utils.parametrize.register_parametrization(pair.noisy.head, "weight_v", Twice())
+    words = "the network holds weights that its settings do not have .*remove_param.*2 tensors"
+    refuses(words, dsmooth.save, pair, tmp_path / "pair")
+    assert not (tmp_path / "pair").exists()
+    torch.nn.utils.parametrize.remove_parametrizations(pair.noisy.head, "weight_v")
+    dsmooth.save(pair, tmp_path / "pair")
+    assert torch.equal(read_pair(tmp_path / "pair").sample(1), pair.sample(1))
+
+
+def test_a_card_says_that_weights_were_changed(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The record is of other weights: its scores are not theirs, here and in copies."""
+    log = {"event": "evaluation", "images": 1, "seconds": 1.0, "bits_per_dim": 1.5}
+    for role in ("noisy", "denoiser"):
+        RunFolder(folders[role]).log.write_text(json.dumps(log) + "\n")
+    pair = dsmooth.load(folders["noisy"], folders["denoiser"]).pair
+    for name in ("same", "tuned", "copy"):
+        if name == "tuned":
+            with torch.no_grad():
+                pair.noisy.head.bias.add_(0.1)
+        dsmooth.save(pair, tmp_path / name, name="x")
+        pair = read_pair(tmp_path / name)
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("same", "tuned", "copy")]
+    assert [card.count("| 1.5000 |") for card in cards] == [2, 1, 1]
+    assert ["fine-tuned from" in card for card in cards] == [False, True, True]
+    assert cards[1] == cards[2]
+    for role in ("noisy", "denoiser"):
+        RunFolder(folders[role]).log.unlink()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "link"])
+def test_a_card_that_is_not_a_regular_file_stays(tmp_path: Path, kind: str) -> None:
+    """A save does not wait for a writer, nor read without an end."""
+    card = tmp_path / "README.md"
+    if kind == "pipe":
+        os.mkfifo(card)
+    else:
+        card.symlink_to("/dev/zero" if kind == "device" else tmp_path / "nothing")
+    tiny_pair().save_pretrained(tmp_path)
+    read_pair(tmp_path)
+    assert card.is_symlink() or card.is_fifo()
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_loaded_pair_is_of_the_folder_at_that_time(tmp_path: Path) -> None:
+    """Its record is read when it is asked for; a folder that is gone has none."""
+    run = save_run(tmp_path / "run", "plain")
+    network = read_network(run)
+    assert network.record().data == "mnist"
+    RunFolder(run).config.unlink()
+    dsmooth.save(network, tmp_path / "saved")
+    assert "Not recorded" in (tmp_path / "saved" / "README.md").read_text()

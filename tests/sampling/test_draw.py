@@ -24,8 +24,9 @@ from dsmooth.pair import draw
 from dsmooth.pictures import grid_png
 from dsmooth.pretrained import Loaded
 from dsmooth.sampling import CachedSampler, jacobi_sample, sample_images, sequential_sample
+from dsmooth.sampling.known import known_pixels
 from dsmooth.sampling.output import gather
-from dsmooth.sampling.request import Request, known_pixels
+from dsmooth.sampling.request import Request
 from tests.helpers.command_runs import run
 from tests.helpers.data_makers import refuses
 from tests.helpers.networks import network, tiny_pair
@@ -132,6 +133,21 @@ def test_parts_of_what_is_given_are_of_their_images(pair: dsmooth.SmoothedPair) 
     assert torch.equal(gather(partial(draw, models.model), denoised, chunk=2), whole)
     for other in (replace(denoised, x_tilde=None), replace(denoised, x_tilde=-x)):
         assert denoised.identity() != other.identity()
+
+
+def test_a_generator_gives_the_seed(pair: dsmooth.SmoothedPair) -> None:
+    """Whatever torch's own generator is; each call takes the next number of it."""
+
+    def drawn(seed: int) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return [pair.sample(1, generator=generator) for _ in range(2)]
+
+    torch.manual_seed(0)
+    first = drawn(5)
+    torch.manual_seed(1)
+    assert all(map(torch.equal, drawn(5), first))
+    assert not torch.equal(*first)
+    assert not torch.equal(drawn(6)[0], first[0])
 
 
 def test_the_sequential_sampler_reports_rows() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,9 +18,11 @@ from dsmooth.sampling import (
     sample_images,
     sequential_sample,
 )
-from dsmooth.sampling.request import Request, known_pixels
+from dsmooth.sampling.classes import draw_classes, log_known
+from dsmooth.sampling.known import known_pixels
+from dsmooth.sampling.request import Request
 from tests.helpers.data_makers import refuses
-from tests.helpers.networks import ATOMS, BYTES, images, network, tiny_pair
+from tests.helpers.networks import ATOMS, BYTES, CLASSES, images, inputs, network, tiny_pair
 from tests.helpers.sampler_checks import FIRST, SEED, context_for, teacher_forced
 
 N, SIZE = 3, (8, 8)
@@ -152,3 +155,70 @@ def test_keep_top() -> None:
         assert not mask[:, rows:].any()
     for fraction in (-0.1, 1.5, float("nan")):
         refuses(r"`keep_top` must lie in 0 \.\. 1, got", keep_top, fraction, SIZE)
+
+
+CLASSIFIED = (("none", False), ("none", True), ("concat", True))
+
+
+@pytest.mark.parametrize(("conditioning", "discretized"), CLASSIFIED)
+def test_the_probability_of_known_pixels_is_exact_where_they_come_first(
+    conditioning: str, discretized: bool
+) -> None:
+    """Of all pixels it is the likelihood of the image; later pixels do not enter."""
+    likelihood = "discretized" if discretized else "continuous"
+    model = network(conditioning, likelihood=likelihood, n_classes=CLASSES)
+    x, context, _ = inputs(conditioning)
+    classes = model.config.classes
+    every = torch.ones(1, 8, 8, dtype=torch.bool)
+    found = log_known(model, known_pixels(x, every, 3), classes, context)
+    for number in range(CLASSES):
+        expected = model.log_prob(x, context, torch.full((3,), number))
+        torch.testing.assert_close(found[:, number].float(), expected)
+    # By the chain rule: pixel after pixel, each given those before it.
+    params = model(x, context, torch.full((3,), 1))
+    pixels = model.log_prob_of_pixels(x, params).flatten(1).double()
+    for count in (0, 5, 8, 35):
+        mask = (torch.arange(64) < count).view(1, 8, 8)
+        found = log_known(model, known_pixels(x, mask, 3), classes, context)
+        torch.testing.assert_close(found[:, 1], pixels[:, :count].sum(1))
+
+
+def test_the_class_of_a_completion_is_drawn_given_the_known_pixels() -> None:
+    """As often as Bayes' rule says, by a function of the image's number; else without a class."""
+    pair, n = tiny_pair(classes=(CLASSES, CLASSES)), 3000
+    shares = (0.5, 0.3, 0.2)
+    for model in (pair.noisy, pair.denoiser):
+        model.config = replace(model.config, class_shares=shares, label_dropout=0.1)
+    x, mask = images(1), keep_top(0.25, (8, 8))
+    request = Request(n, seed=2, label="known", known=known_pixels(x, mask, n))
+    assert request.known is not None
+    drawn = draw_classes(pair.noisy, request, request.known, pair.classes)
+    log_joint = log_known(pair.noisy, known_pixels(x, mask, 1), pair.classes)[0]
+    expected = (log_joint + torch.tensor(shares).log()).softmax(0)
+    assert (expected - torch.tensor(shares)).abs().max() > 0.01  # the pixels say something
+    counts = drawn.bincount(minlength=CLASSES)
+    error = (n * expected * (1 - expected)).sqrt()
+    assert ((counts - n * expected).abs() < 4 * error + 1).all()
+    part = request.part(7, 5)
+    assert part.known is not None
+    assert torch.equal(draw_classes(pair.noisy, part, part.known, pair.classes), drawn[7:12])
+    # The pair draws by it: of the noisy known pixels that the noisy model sees.
+    known = known_pixels(x, mask, 4)
+    noisy = pair.smoothing.sample(known.images, seed=5)
+    own = Request(4, seed=5, label="known", known=known_pixels(noisy, mask, 4))
+    assert own.known is not None
+    label = draw_classes(pair.noisy, own, own.known, pair.classes)
+    expected = pair.sample(4, seed=5, known=x, mask=mask, label=label)
+    assert torch.equal(pair.complete(x, mask, draws=4, seed=5), expected)
+
+
+@pytest.mark.parametrize("label_dropout", [None, 0.0, 0.1])
+def test_known_pixels_elsewhere_give_no_class(label_dropout: float | None) -> None:
+    """Then the label is zeros if the network learned it, else the class is of the prior."""
+    pair = tiny_pair(classes=(CLASSES, CLASSES))
+    for model in (pair.noisy, pair.denoiser):
+        model.config = replace(model.config, label_dropout=label_dropout)
+    x, mask = images(2), torch.eye(8, dtype=torch.bool)[None]
+    label: object = torch.zeros(2, CLASSES) if label_dropout else "prior"
+    expected = pair.sample(2, known=x, mask=mask, seed=1, label=label)
+    assert torch.equal(pair.complete(x, mask, seed=1), expected)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 
-from dsmooth.sampling import jacobi_sample, sequential_sample
+from dsmooth.sampling import jacobi_sample, keep_top, sequential, sequential_sample
 from tests.helpers.networks import MIXTURES, network
 from tests.helpers.sampler_checks import FIRST, SEED, context_for, labels_of, teacher_forced
 
@@ -75,3 +76,15 @@ def test_the_mode_of_the_model_is_never_touched() -> None:
     assert modes == {(True, False)}
     assert torch.equal(x, sequential_sample(model.eval(), 1, height=4, width=4))
     assert torch.equal(settled, jacobi_sample(model, 1, height=4, width=4).images)
+
+
+def test_long_drawing_states_how_long_it_takes(monkeypatch, caplog) -> None:
+    """Once, after the first row that is drawn."""
+    monkeypatch.setattr(sequential, "LEAST_STATED", 0.0)
+    known, mask = torch.zeros(1, 1, 8, 8), keep_top(0.5, (8, 8))
+    sequential_sample(network(), 1, height=8, width=8, known=known, mask=mask)
+    (message,) = caplog.messages
+    assert re.fullmatch(r"drawing pixel by pixel: about \d+:\d\d left", message)
+    monkeypatch.setattr(sequential, "LEAST_STATED", 1e9)
+    sequential_sample(network(), 1, height=8, width=8)
+    assert caplog.messages == [message]

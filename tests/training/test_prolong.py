@@ -255,8 +255,8 @@ def test_settings_that_the_network_does_not_use_fit_whatever_they_are() -> None:
 def test_weights_that_are_not_there(place: Path) -> None:
     for source, role, message in (
         ("nothing", "noisy", "there is no nothing"),
-        ("noisy", "denoiser", "noisy has a noisy model, and no denoiser one to begin with"),
-        ("pair", "plain", "pair has a noisy and a denoiser model, and no plain one"),
+        ("noisy", "denoiser", "noisy has a noisy model, not a denoiser one to begin with"),
+        ("pair", "plain", "pair has a noisy and a denoiser model, not a plain one"),
     ):
         errors = (ValueError, FileNotFoundError)
         refuses(message, train, replace(tiny(role), init=source), "new", error=errors)

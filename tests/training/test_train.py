@@ -41,8 +41,9 @@ def test_resumed_run_is_the_uninterrupted_run(tmp_path, role, optimizer) -> None
     whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
     result = train(config, whole.path)
     assert (result.images_seen, result.interrupted) == (40, None)
-    names = tuple("0123456789") if n_classes else ()  # of the data
-    named = replace(config, model=replace(config.model, class_names=names))
+    names = tuple("0123456789") if n_classes else ()  # of the data, as the shares are
+    shares = (0.1,) * n_classes
+    named = replace(config, model=replace(config.model, class_names=names, class_shares=shares))
     assert whole.read_config() == (named, (8, 8))
     weights, checkpoint = load_file(whole.weights), load_file(whole.checkpoint)
     assert weights.keys() == dsmooth.PixelCNNpp(config.model).state_dict().keys()
@@ -219,6 +220,11 @@ def test_a_loop_of_ones_own_writes_a_run(tmp_path: Path) -> None:
     other = replace(config, model=replace(config.model, n_mix=3))
     words = r"config\.model must be the model's own ModelConfig"
     refuses(words, run.write_model, model, other, (8, 8))
+    checkpoint, _ = RunFolder(tmp_path / "other").checkpoints()  # a run without its log
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    write = RunFolder(checkpoint.parent).write_model
+    refuses("already holds a training run", write, model, config, (8, 8))
 
 
 def test_tensorboard_gets_numbers_and_pictures(tmp_path, monkeypatch) -> None:
