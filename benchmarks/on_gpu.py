@@ -44,7 +44,8 @@ from dsmooth.files import write_atomically
 from dsmooth.functional import use_impl
 from dsmooth.nn.layers import GatedResnet
 from dsmooth.sampling import CachedSampler
-from dsmooth.training.step import ReplayedStep, set_keep_gates
+from dsmooth.training.graph import ReplayedStep
+from dsmooth.training.step import set_keep_gates
 
 GRADIENT_ERROR = 5e-2  # of its norm
 

@@ -21,7 +21,8 @@ from dsmooth.files import read_tensors
 from dsmooth.machine import choose_device
 from dsmooth.runs import RunFolder
 from dsmooth.training import beginning, train
-from dsmooth.training.step import share_of_batch, uses_graph
+from dsmooth.training.graph import uses_graph
+from dsmooth.training.step import share_of_batch
 from tests.helpers.command_runs import run
 from tests.helpers.data_makers import refuses
 from tests.helpers.networks import BYTES, network, tiny_pair
