@@ -38,7 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
     grids: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        if item.get_closest_marker("grid") and hasattr(item, "callspec"):
+        is_case = item.get_closest_marker("grid") and hasattr(item, "callspec")
+        if is_case and not item.get_closest_marker("full"):
             grids[item.nodeid.partition("[")[0]].append(item)
     for cases in grids.values():
         values = [_values(case) for case in cases]

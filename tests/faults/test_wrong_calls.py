@@ -67,10 +67,10 @@ def variables_of_python() -> dict[str, str]:
 @pytest.mark.budget(60)
 @pytest.mark.parametrize(
     ("names", "part"),
-    [(FILES, 12), *(pytest.param([name], 1, marks=pytest.mark.full) for name in FILES)],
+    [(FILES, 24), *(pytest.param([name], 1, marks=pytest.mark.full) for name in FILES)],
 )
 def test_wrong_calls(names: list[str], part: int, tmp_path: Path) -> None:
-    """With one call in twelve, and with all, by pytest in a process of its own."""
+    """With one call in 24, and with all, by pytest in a process of its own."""
     command = [
         *(sys.executable, "-m", "pytest", "-q", "-s", "-n0"),
         *("-p", "no:cacheprovider", f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml")),

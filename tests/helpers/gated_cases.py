@@ -35,7 +35,11 @@ NATIVE = pytest.param("native", marks=needs_extension)
 FAST = ["triton"] if INTERPRETED else [NATIVE]
 # The extension once for each instruction set of this machine, each an "impl" of `Case.run`.
 SETS = [f"native:{name}" for name in _extension.instruction_sets()]
-DTYPES = [torch.float64, torch.float32, torch.float16 if INTERPRETED else torch.bfloat16]
+DTYPES = (
+    [pytest.param(torch.float64, marks=pytest.mark.full), torch.float32, torch.float16]
+    if INTERPRETED
+    else [torch.float64, torch.float32, torch.bfloat16]
+)
 each_fast_impl = pytest.mark.parametrize("impl", FAST)
 each_impl = pytest.mark.parametrize("impl", FAST if INTERPRETED else ["reference", NATIVE])
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)

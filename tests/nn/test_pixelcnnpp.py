@@ -398,19 +398,37 @@ def test_exports_for_any_batch(conditioning: str, impl: Any) -> None:
             torch.testing.assert_close(program.module()(*other), model(*other))
 
 
-@each_impl
-def test_a_training_step_compiles_as_one_graph(impl: Any) -> None:
-    """Loss and every gradient, with a context, classes and dropout."""
+def gated_loss() -> tuple[Any, list[Tensor], list[Tensor]]:
+    """A gated resnet with two skips and a condition: its loss, arguments and parameters."""
+    block = GatedResnet(4, (2, 3), shift="down", skip_channels=8, condition_size=3, dropout=0.5)
+    x, *skip = torch.randn(3, 2, 4, 5, 6)
+
+    def loss(x: Tensor, a: Tensor, b: Tensor, condition: Tensor) -> Tensor:
+        return block(x, (a, b), condition=condition).square().mean()
+
+    return loss, [x, *skip, torch.randn(2, 3)], list(block.train().parameters())
+
+
+def network_loss() -> tuple[Any, list[Tensor], list[Tensor]]:
+    """A whole network with a context and classes."""
     model = network("concat", n_classes=CLASSES, dropout=0.5).train()
-    arguments = inputs("concat")
 
     def loss(x: Tensor, context: Tensor, label: Tensor) -> Tensor:
         return -model.log_prob(x, context, label).mean()
 
+    return loss, list(inputs("concat")), list(model.parameters())
+
+
+@each_impl
+@pytest.mark.parametrize("make", [gated_loss, full(network_loss)])
+def test_a_training_step_compiles_as_one_graph(make: Any, impl: Any) -> None:
+    """Loss and every gradient, with dropout."""
+    loss, arguments, parameters = make()
+
     def gradients(function: Any) -> list[Tensor]:
         torch.manual_seed(2)
         value = function(*arguments)
-        return [value.detach(), *torch.autograd.grad(value, list(model.parameters()))]
+        return [value.detach(), *torch.autograd.grad(value, parameters)]
 
     with use_impl(impl):
         want = gradients(loss)

@@ -26,6 +26,8 @@ from tests.helpers.tiny_runs import tiny
 
 assert INTERPRETED, "run with TRITON_INTERPRET=1"
 
+pytestmark = pytest.mark.grid
+
 
 @pytest.mark.parametrize("seed", [0, 1, 0x1234_5678_9ABC_DEF0, 2**64 - 1])
 @pytest.mark.parametrize("first", [0, 2**32 - 2, torch.tensor(2**40 + 7)], ids=str)
