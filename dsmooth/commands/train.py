@@ -198,8 +198,8 @@ def train_one(options: Train, run: Run) -> int:
 
 def cluster_data(options: Train, folder: Path) -> None:
     """Write the clusters of a run's images by its model beside it, unless they are there."""
+    from ..evaluate.clusters import write_clusters
     from ..training.beginning import load_data
-    from .cluster import write_clusters
 
     out = folder.parent / CLUSTERS
     with process_group():
@@ -210,4 +210,4 @@ def cluster_data(options: Train, folder: Path) -> None:
         assert options.clusters is not None
         model.to(choose_device(options.execution.device))
         data = load_data(config)
-        write_clusters(model, data, options.clusters, config.seed, out, config.data_dir)
+        write_clusters(model, data, options.clusters, config.seed, out / LABELS)

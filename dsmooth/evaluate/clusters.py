@@ -8,8 +8,9 @@ classes is uniform (docs/math.md, section 9).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence, Sized
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,16 @@ from torch import Tensor
 
 from ..config import Precision
 from ..data import ImageDataset, own_images, to_bytes
-from ..distributed import in_batches
+from ..data.reading import write_labels
+from ..distributed import in_batches, rank_and_size
 from ..fields import check_number
+from ..files import printable
 from ..machine import autocast
 from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation
+from ..pictures import save_grid
+from ..progress import progress
+from ..tables import Table
 from .probe import CALL_IMAGES, TOGETHER_PARTS, hidden_label, joined_features
 
 # Principal components of the features, the least number of images for each, and images that they
@@ -30,6 +36,8 @@ COMPONENTS, IMAGES_PER_COMPONENT, FITTED_IMAGES = 50, 10, 20_000
 # k-means: starts, of which the closest clusters are taken; rounds of a start; and steps of the
 # prices in a round and after the last one.
 STARTS, ROUNDS, PRICE_STEPS, LAST_PRICE_STEPS = 10, 40, 20, 60
+
+SHOWN = 16  # images of a cluster in the picture, black where it has fewer
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +123,43 @@ def find_clusters(
     starts = (_equal_clusters(z, n_clusters, generator) for _ in range(STARTS))
     _, centres, prices = min(starts, key=lambda start: start[0])
     return Clusters(whiten, centres, prices), _costs(z, centres, prices).argmin(1)
+
+
+def write_clusters(
+    noisy: PixelCNNpp, datasets: Sequence[ImageDataset], n_clusters: int, seed: int, path: Path
+) -> None:
+    """Cluster the training images, give the held-out ones the same clusters, and write both.
+
+    path: of the file of labels, which is written last; clusters.png next to it has a row of images
+    for each cluster. All processes call this; rank 0 writes and prints.
+    """
+    train, test = datasets
+    with progress("features of training images", len(train)) as done:
+        clusters, labels = find_clusters(noisy, train, n_clusters, seed=seed, progress=done)
+    with progress("features of held-out images", len(test)) as done:
+        held_out = clusters.labels(noisy, test, progress=done)
+    if rank_and_size()[0] > 0:
+        return
+    names = tuple(f"cluster {number}" for number in range(n_clusters))
+    images = (train.batch((labels == k).nonzero()[:SHOWN, 0]) for k in range(n_clusters))
+    rows_of_images = [F.pad(x, (0, 0) * 3 + (0, SHOWN - len(x)), value=-1.0) for x in images]
+    save_grid(torch.cat(rows_of_images), path.with_name("clusters.png"), columns=SHOWN)
+    labelled = [
+        replace(dataset, labels=numbers, class_names=names)
+        for dataset, numbers in zip(datasets, (labels, held_out), strict=True)
+    ]
+    write_labels(path, labelled, names)
+    sizes = [numbers.bincount(minlength=n_clusters).tolist() for numbers in (labels, held_out)]
+    rows = [[name, *map(str, counts)] for name, *counts in zip(names, *sizes, strict=True)]
+    Table(["", "training images", "held-out images"], rows).show()
+    if train.labels is not None:
+        purity, information = agreement(labels, train.labels)
+        print(
+            f"compared with the labels of {train.name}, which were not used: purity {purity:.3f}, "
+            f"normalized mutual information {information:.3f}"
+        )
+    name = printable(path.parent)
+    print(f"wrote {name}/{path.name} and {name}/clusters.png, a row for each cluster")
 
 
 def _features(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from dsmooth.data import ImageDataset
 from dsmooth.data.reading import with_labels, write_labels
 from dsmooth.evaluate import clusters
 from dsmooth.evaluate.classes import classify
-from dsmooth.evaluate.clusters import agreement, cluster, find_clusters
+from dsmooth.evaluate.clusters import agreement, cluster, find_clusters, write_clusters
 from dsmooth.evaluate.likelihood import score_pair
 from dsmooth.evaluate.probe import CALL_IMAGES
 from dsmooth.nn.condition import class_number
@@ -107,6 +108,21 @@ def test_a_file_of_labels_is_of_its_images_alone(tmp_path: Path):
     refuses(words, with_labels(data, file).labels_for, 3)
 
 
+def test_the_file_of_labels_is_written_last(tmp_path: Path, monkeypatch) -> None:
+    """Where it exists, nothing is missing."""
+    train, place = bars(30)
+    sets = replace(train, labels=place), replace(bars(8)[0], split="test")
+    with monkeypatch.context() as patch:
+        patch.setattr("dsmooth.evaluate.clusters.save_grid", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write_clusters(network(), sets, 4, 0, tmp_path / "labels.npz")
+    assert list(tmp_path.iterdir()) == []
+    write_clusters(network(), sets, 4, 0, tmp_path / "labels.npz")
+    assert {path.name for path in tmp_path.iterdir()} == {"labels.npz", "clusters.png"}
+    labels = with_labels(sets[1], tmp_path / "labels.npz").known_labels()
+    assert labels.shape == (8,)
+
+
 def test_labels_of_other_classes_are_not_a_models() -> None:
     """Digits are no clusters, however many there are: a label of zeros stands for those."""
     names, labels = ("cluster 0", "cluster 1", "cluster 2"), torch.arange(6) % 3
@@ -116,7 +132,7 @@ def test_labels_of_other_classes_are_not_a_models() -> None:
     pair.noisy.config = replace(pair.noisy.config, class_names=names)
     assert pair.class_names == names
     hidden, told = (score_pair(pair, data) for data in (digits, same))
-    assert (hidden.given_class, told.given_class) == (False, True)
+    assert (hidden.classes, told.classes) == ("hidden", "given")
     x, zeros = digits.batch(torch.arange(6)), torch.zeros(6, 3)
     for scores, label in ((hidden, zeros), (told, labels)):
         weights = scores.log_weights("discretized")[0].float()
