@@ -2,13 +2,22 @@
 include_guard()
 include(${CMAKE_CURRENT_LIST_DIR}/isa.cmake)
 
+# Code that runs once per call, in which optimisation costs more than it gains.
+function(optimize_little)
+  set_source_files_properties(${ARGV} PROPERTIES COMPILE_OPTIONS -O1)
+endfunction()
+
 # The gated resnet on the CPU.
 function(add_gated_resnet target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/gated_resnet)
   target_sources(${target} PRIVATE ${here}/gated_resnet.cpp)
+  optimize_little(${here}/gated_resnet.cpp)
   compile_for_instruction_sets(${target} ${here}/forward_backward.cpp ${here}/gated_resnet.cpp RESNET_SETS
-    generic avx2 avx512 neon)
-  # For bfloat16 alone: all else would be the code of AVX-512 again.
+    generic avx2 neon)
+  # For float32: without instructions for bfloat16, that takes the code of AVX2.
+  compile_for_instruction_sets(${target} ${here}/forward_backward.cpp ${here}/gated_resnet.cpp WIDE_SETS
+    avx512)
+  # For bfloat16: all else would be the code of AVX-512 again.
   compile_for_instruction_sets(${target} ${here}/forward_backward.cpp ${here}/gated_resnet.cpp PAIR_SETS
     avx512bf16 amx)
 endfunction()
@@ -17,6 +26,7 @@ endfunction()
 function(add_logistic_mixture target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/logistic_mixture)
   target_sources(${target} PRIVATE ${here}/logistic_mixture.cpp)
+  optimize_little(${here}/logistic_mixture.cpp)
   compile_for_instruction_sets(${target} ${here}/forward_backward.cpp ${here}/logistic_mixture.cpp LOSS_SETS
     generic avx2 avx512 neon)
 endfunction()
@@ -27,6 +37,7 @@ function(add_sampler target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/sampler)
   target_sources(${target} PRIVATE ${here}/program/program.cpp ${here}/program/skeleton.cpp
     ${here}/cuda/device_program.cpp ${here}/cpu/sampler.cpp)
+  optimize_little(${here}/program/program.cpp ${here}/program/skeleton.cpp)
   compile_for_instruction_sets(${target} ${here}/cpu/float32.cpp ${here}/cpu/sampler.cpp
     FLOAT32_SETS generic avx2 avx512 neon)
   compile_for_instruction_sets(${target} ${here}/cpu/bfloat16.cpp ${here}/cpu/sampler.cpp
@@ -43,8 +54,7 @@ function(add_extension)
   find_package(pybind11 2.13 CONFIG REQUIRED)
   # NO_EXTRAS: no link-time optimisation, which could move code between instruction sets.
   pybind11_add_module(_C MODULE NO_EXTRAS ${here}/module.cpp)
-  # It only converts arguments: -O1 saves time.
-  set_source_files_properties(${here}/module.cpp PROPERTIES COMPILE_OPTIONS -O1)
+  optimize_little(${here}/module.cpp)
   target_link_libraries(_C PRIVATE dsmooth_flags)
   add_gated_resnet(_C)
   add_logistic_mixture(_C)

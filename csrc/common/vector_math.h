@@ -21,6 +21,8 @@
 
 namespace dsmooth::DSMOOTH_ISA {
 
+constexpr bool kIsGeneric = DSMOOTH_ISA_NAME[0] == 'g';  // the only set of isa.cmake that begins so
+
 template <class V>
 struct ExpPair {
   V e;    // exp(y)

@@ -308,6 +308,13 @@ GatedKernels kernels_of() {
       &W::add_sums, &W::write_gradients};
 }
 
+// float64 is for checks, and one set is enough: its code would take a third of the compiler's time.
+template <bool kWanted>
+GatedKernels float64_kernels() {
+  if constexpr (kWanted) return kernels_of<PlainDot<double>, double>();
+  return {};
+}
+
 }  // namespace
 
 GatedKernelSet gated_resnet_kernels() {
@@ -315,8 +322,10 @@ GatedKernelSet gated_resnet_kernels() {
   return {{}, {}, kernels_of<MatrixDot, bfloat16>()};
 #elif defined(__AVX512BF16__)
   return {{}, {}, kernels_of<PairDot, bfloat16>()};
+#elif defined(__AVX512F__)
+  return {kernels_of<PlainDot<float>, float>(), {}, {}};
 #else
-  return {kernels_of<PlainDot<float>, float>(), kernels_of<PlainDot<double>, double>(),
+  return {kernels_of<PlainDot<float>, float>(), float64_kernels<kIsGeneric>(),
           kernels_of<PlainDot<float>, bfloat16>()};
 #endif
 }

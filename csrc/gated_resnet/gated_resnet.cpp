@@ -16,6 +16,7 @@ namespace dsmooth {
   GatedKernelSet gated_resnet_kernels(); \
   }
 RESNET_SETS
+WIDE_SETS
 PAIR_SETS
 #undef DSMOOTH_SET
 
@@ -201,11 +202,12 @@ class Checker {
 
 const GatedKernels& find_kernels(ElementType type, const std::string& instruction_set) {
 #define DSMOOTH_SET(name) {#name, &name::gated_resnet_kernels},
-  static const PerInstructionSet<GatedKernelSet> sets{RESNET_SETS}, all{RESNET_SETS PAIR_SETS};
+  static const PerInstructionSet<GatedKernelSet> float32_sets{RESNET_SETS WIDE_SETS},
+      bfloat16_sets{RESNET_SETS PAIR_SETS};
 #undef DSMOOTH_SET
-  if (type == kBFloat16Type) return all.find(instruction_set).bfloat16;
-  const GatedKernelSet& kernels = sets.find(instruction_set);
-  return type == kFloat64Type ? kernels.float64 : kernels.float32;
+  if (type == kBFloat16Type) return bfloat16_sets.find(instruction_set).bfloat16;
+  const GatedKernelSet& kernels = float32_sets.find(instruction_set);
+  return type == kFloat64Type ? float32_sets.find("generic").float64 : kernels.float32;
 }
 
 // Memory that stays with the calling thread: a fresh page costs more than the computation in it.

@@ -119,7 +119,7 @@ struct GatedKernels {
   void (*write_gradients)(const GatedCall& call, const void* sums, int64_t share, int64_t shares);
 };
 
-// The set for pairs of bfloat16 has no other type.
+// Not every set has every type (sources.cmake); only the generic one has float64.
 struct GatedKernelSet {
   GatedKernels float32, float64, bfloat16;
 };

@@ -129,7 +129,8 @@ void run_logistic_mixture(const MixtureTensors& tensors, const MixtureSettings& 
 #undef DSMOOTH_SET
   const MixtureKernels& kernels = sets.find(instruction_set);
   if (tensors.x.type == kFloat32Type) return run(kernels.float32, tensors, settings, threads);
-  if (tensors.x.type == kFloat64Type) return run(kernels.float64, tensors, settings, threads);
+  if (tensors.x.type == kFloat64Type)
+    return run(sets.find("generic").float64, tensors, settings, threads);
   refuse("x", "be float32 or float64", to_string(tensors.x.type));
 }
 
