@@ -27,8 +27,8 @@ PACKAGED = PACKAGE / "cuda" / "images"
 SOURCES = next((f for f in (PACKAGE / "csrc", PACKAGE.parent / "csrc") if f.is_dir()), PACKAGE)
 MAIN, STANDARD = Path("sampler/cuda/sample.cu"), Path("sampler/cuda/standard.h")
 PATTERNS = (
-    *("common/*.h", "sampler/*.h", "sampler/program/views.h", "sampler/cuda/*.cu*"),
-    str(STANDARD),
+    *(f"common/{name}.h" for name in ("bfloat16", "host_device", "likelihood", "philox")),
+    *("sampler/*.h", "sampler/program/views.h", "sampler/cuda/*.cu*", str(STANDARD)),
 )
 # Headers of the C++ library, which NVRTC does not have; standard.h serves for each.
 STANDARD_NAMES = ("cassert", "cmath", "cstddef", "cstdint", "cstring")
