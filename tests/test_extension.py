@@ -17,6 +17,7 @@ from dsmooth import _extension, functional
 from dsmooth.commands import doctor
 from tests.helpers.data_makers import refuses
 from tests.helpers.gated_cases import needs_extension
+from tests.helpers.rank_processes import ForkedPython, wait_for_all
 
 pytestmark = pytest.mark.quick
 
@@ -181,10 +182,8 @@ extension = _extension.extension()
 maps = pathlib.Path("/proc/self/maps").read_text()
 print(extension.has_openmp, len(set(re.findall(r"/\S*libgomp\S*", maps))))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.stdout.split() == ["True", "1"], done.stdout + done.stderr
+    (output,) = wait_for_all([ForkedPython(code, [], tmp_path)])
+    assert output.split() == ["True", "1"]
 
 
 def test_the_guard_refuses_the_kernels_under_their_bare_name(tmp_path: Path) -> None:

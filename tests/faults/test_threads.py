@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,21 +24,6 @@ STACK = 1 << 30  # a limit on stacks, which is then what a thread takes of the a
 SECONDS = 120  # after which a process waits for ever, on a busy machine too
 
 
-def run(name: str, before: Callable[[], None] | None = None, **variables: str) -> str:
-    """Output of a function of this file in a process of its own."""
-    result = subprocess.run(
-        [sys.executable, __file__, name],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=os.environ | variables,
-        preexec_fn=before,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the size of a process from /proc")
 def test_the_same_images_with_the_threads_that_can_be_started() -> None:
     """A team with a lane missing waited for ever at its first barrier."""
@@ -47,13 +32,25 @@ def test_the_same_images_with_the_threads_that_can_be_started() -> None:
         _, most = resource.getrlimit(resource.RLIMIT_STACK)
         resource.setrlimit(resource.RLIMIT_STACK, (STACK, most))
 
-    assert run("draw_with_few_threads", limit, OMP_NUM_THREADS="1") == "the same images\n"
+    result = subprocess.run(
+        [sys.executable, __file__, "draw_with_few_threads"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=limit,
+        check=False,
+    )
+    assert result.stdout == "the same images\n", result.stderr
 
 
-def test_a_forked_process_computes_what_its_parent_does() -> None:
+def test_a_forked_process_computes_what_its_parent_does(tmp_path: Path) -> None:
     """OpenMP's threads were not there, and the child waited for them for ever."""
-    lines = ["before 2 threads", "os.fork 0", "beside a sampler 0"]
-    assert run("fork_in_two_ways").splitlines() == lines
+    from tests.helpers.rank_processes import RUN, ForkedPython, wait_for_all  # not for __main__
+
+    process = ForkedPython(RUN.format(__file__), ["fork_in_two_ways"], tmp_path)
+    (output,) = wait_for_all([process])
+    assert output.splitlines() == ["before 2 threads", "os.fork 0", "beside a sampler 0"]
 
 
 def test_ctrl_c_does_not_wait_for_the_items_at_work() -> None:

@@ -11,18 +11,23 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
+from types import ModuleType
 
 # The command, and a path that finds the package under test whatever the folder holds.
 COMMAND = "from dsmooth.cli import main; main()"
-_RUN = "import runpy; runpy.run_path({!r}, run_name='__main__')"
+RUN = "import runpy; runpy.run_path({!r}, run_name='__main__')"
 START = f"import sys; sys.path[:] = {sys.path!r}; "
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # With what torch imports when it makes its first optimizer.
 _CONTEXT.set_forkserver_preload(["torch._dynamo", "dsmooth._C", "dsmooth.cli", "dsmooth.training"])
+
+# The server is a child of the process that started it: a fork of that process starts another.
+os.register_at_fork(after_in_child=lambda: setattr(forkserver._forkserver, "_forkserver_pid", None))
 
 # Before the code of a process, in it.
 _PREPARE = """
@@ -36,6 +41,23 @@ sys.argv[:] = ["-c", *arguments]
 """
 
 
+@contextmanager
+def neutral_place() -> Iterator[None]:
+    """A folder without packages and a process without a script, for the time of a start.
+
+    A server imports what its folder holds before what is installed, which has the extension; and
+    each of its children runs the script of the process that started it.
+    """
+    here, main = Path.cwd(), sys.modules["__main__"]
+    os.chdir(tempfile.gettempdir())
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        os.chdir(here)
+
+
 class ForkedPython:
     """`python -c CODE ARGUMENTS` in a folder, with the variables of this process and some more."""
 
@@ -46,13 +68,6 @@ class ForkedPython:
         folder: Path,
         variables: Mapping[str, str] | None = None,
     ) -> None:
-        # A server imports what its folder holds before what is installed, which has the extension.
-        here = Path.cwd()
-        os.chdir(tempfile.gettempdir())
-        try:
-            forkserver.ensure_running()
-        finally:
-            os.chdir(here)
         self._outputs = [Path(tempfile.mkstemp()[1]) for _ in range(2)]
         given = {
             "__name__": "__main__",
@@ -63,7 +78,8 @@ class ForkedPython:
         }
         work = _PREPARE + code, given
         self._process = _CONTEXT.Process(target=exec, args=work, daemon=True)
-        self._process.start()
+        with neutral_place():
+            self._process.start()
 
     @property
     def returncode(self) -> int | None:
@@ -125,4 +141,4 @@ def wait_for_all(processes: Sequence[ForkedPython]) -> list[str]:
 
 def run_script(script: Path, size: int, arguments: Sequence[str], folder: Path) -> None:
     """Run a script by so many ranks; they end well."""
-    wait_for_all(start_ranks(size, arguments, folder, _RUN.format(str(script))))
+    wait_for_all(start_ranks(size, arguments, folder, RUN.format(str(script))))

@@ -29,11 +29,11 @@ def made_images(n: int, size: int = 8) -> ImageDataset:
 
 
 def steps(out: str, *settings: str) -> None:
-    """Losses, gradients' norms and weights of three steps of training number i: OUT/i.pt."""
+    """Losses, gradients' norms and weights of two steps of training number i: OUT/i.pt."""
     data = made_images(40)
     for number, text in enumerate(settings):
         state = TrainState(TrainConfig.from_dict(json.loads(text)), data, torch.device("cpu"))
-        for _ in range(3):
+        for _ in range(2):
             state.step()
         readings = state.read()
         if rank_and_size()[0] == 0:

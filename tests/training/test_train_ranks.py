@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -23,7 +25,7 @@ from dsmooth.runs import RunFolder
 from dsmooth.training import beginning, train
 from dsmooth.training.graph import uses_graph
 from dsmooth.training.step import share_of_batch
-from tests.helpers.command_runs import run
+from tests.helpers.command_runs import run as call
 from tests.helpers.data_makers import refuses
 from tests.helpers.networks import BYTES, network, tiny_pair
 from tests.helpers.rank_processes import (
@@ -36,21 +38,26 @@ from tests.helpers.rank_processes import (
 )
 from tests.helpers.tiny_runs import ROLES, assert_same_end, tiny, train_until
 
-WORK = Path(__file__).parents[1] / "helpers" / "rank_work.py"
+HELPERS = Path(__file__).parents[1] / "helpers"
+WORK = HELPERS / "rank_work.py"
 TINY = (
     "--n-filters=4 --n-resnet=1 --n-mix=2 --dropout=0.3 --batch-size=8 --evaluations=1"
     " --evaluation-images=8 --warmup-images=16 --precision=float32 --threads=1"
 )
 
 
-@pytest.mark.long
-def test_the_same_steps_for_any_number_of_ranks(tmp_path: Path) -> None:
+STEPS = [
+    tiny(role, batch_size=12, images=120, accumulate=parts, n_classes=classes, clip_norm=1.0)
+    for role, parts, classes in zip(ROLES, (1, 2, 1), (3, 3, 0), strict=True)
+]
+STEPS.append(replace(STEPS[1], optimizer="muon"))
+
+
+@pytest.mark.parametrize(
+    "configs", [STEPS[::3], pytest.param(STEPS[1:3], marks=pytest.mark.full)], ids=["few", "others"]
+)
+def test_the_same_steps_for_any_number_of_ranks(configs: list[TrainConfig], tmp_path: Path) -> None:
     """One rank and three: the same images, labels, noise and dropout; other sums."""
-    configs = [
-        tiny(role, batch_size=12, images=120, accumulate=parts, n_classes=classes, clip_norm=1.0)
-        for role, parts, classes in zip(ROLES, (1, 2, 1), (3, 3, 0), strict=True)
-    ]
-    configs.append(replace(configs[1], optimizer="muon"))
     settings = [json.dumps(asdict(config)) for config in configs]
     for size in (1, 3):
         out = tmp_path / str(size)
@@ -64,6 +71,33 @@ def test_the_same_steps_for_any_number_of_ranks(tmp_path: Path) -> None:
         assert three[1] == pytest.approx(one[1], rel=loose * 1e-5)
         for name, tensor in one[2].items():
             torch.testing.assert_close(three[2][name], tensor, rtol=0, atol=loose * 1e-5, msg=name)
+
+
+# Without a guard: whoever runs it again starts processes again.
+SCRIPT = f"""
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {str(HELPERS)!r})
+import rank_processes
+rank_processes._CONTEXT.set_forkserver_preload([])
+def answer():
+    (output,) = rank_processes.wait_for_all([rank_processes.ForkedPython("print(2)", [], Path())])
+    print(output, end="", flush=True)
+answer()
+child = os.fork()
+answer()
+if child:
+    os.waitpid(child, 0)
+else:
+    os._exit(0)
+"""
+
+
+def test_a_script_and_its_fork_start_processes_that_do_not_run_it_again(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "2\n" * 3
 
 
 def test_accumulation_is_the_same_run(tmp_path: Path) -> None:
@@ -103,13 +137,23 @@ def images_saved(run: RunFolder) -> int:
         return 0
 
 
-@pytest.mark.long
+# Before the command: rank 1 is killed in its fourth step.
+DIES = """
+import os, signal
+from dsmooth.training.step import TrainState
+step = TrainState.step
+def step_or_die(state):
+    if state.images_seen == 24 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    step(state)
+TrainState.step = step_or_die
+"""
+
+
 def test_a_killed_rank_ends_the_other_and_a_restart_goes_on(tmp_path: Path) -> None:
-    command = ["train", "noisy", *TINY.split(), "--images=240", "--checkpoint-minutes=1e-9"]
+    command = ["train", "noisy", *TINY.split(), "--images=48", "--checkpoint-minutes=1e-9"]
     arguments = [*command, "--out=killed"]
-    first, second = start_ranks(2, arguments, tmp_path)
-    wait_for(lambda: images_saved(RunFolder(tmp_path / "killed")) >= 16, first)
-    second.kill()
+    first, second = start_ranks(2, arguments, tmp_path, DIES + COMMAND)
     _, errors = first.communicate()
     assert re.fullmatch(r"dsmooth: error: rank 0: another process ended or did .*\n", errors)
     second.communicate()
@@ -139,7 +183,7 @@ def test_a_restart_goes_on_with_a_run_of_its_own_launch(tmp_path, small_runs, mo
     assert train(tiny(images=24), tmp_path).images_seen == 24
 
 
-def test_control_c_saves_once_and_four_processes_go_on(tmp_path: Path) -> None:
+def test_control_c_saves_once_and_one_process_goes_on(tmp_path, monkeypatch) -> None:
     """A terminal sends it to torchrun and to its processes, to which torchrun sends one more."""
     command = ["train", "noisy", *TINY.split(), "--images=100000", "--schedule=cooldown"]
     command += ["--kernel-rate=0.02", "--out=run"]  # an angle that does not follow from the images
@@ -159,8 +203,9 @@ def test_control_c_saves_once_and_four_processes_go_on(tmp_path: Path) -> None:
     seen = images_saved(run)
     assert seen == run.read_log()[-1]["images"] > 0
     soon = int(seen / 0.75) + 8  # before the rate falls
+    monkeypatch.chdir(tmp_path)
     arguments = ["train", "noisy", "--resume", "--force", f"--images={soon}", "--out=run"]
-    wait_for_all(start_ranks(4, [*arguments, "--threads=1"], tmp_path))
+    assert call(*arguments, "--threads=1") == 0
     assert run.is_finished()
     starts = [entry["images"] for entry in run.read_log() if entry["event"] == "start"]
     assert starts == [0, seen]
@@ -200,7 +245,7 @@ def test_two_processes_write_the_images_of_one(tmp_path, monkeypatch) -> None:
     networks, smoothing = (network(), network("stack", **BYTES)), dsmooth.GaussianSmoothing(0.5)
     dsmooth.SmoothedPair(*networks, smoothing, (8, 8)).save_pretrained("pair")
     common = ["sample", "pair", "-n", "7", "--seed", "3", "--first-index", "5", "--device", "cpu"]
-    assert run(*common, "--out", "one.npz") == 0
+    assert call(*common, "--out", "one.npz") == 0
     spoken = wait_for_all(start_ranks(2, [*common, "--out", "two.npz"], tmp_path))
     one, two = (np.load(tmp_path / name)["x"] for name in ("one.npz", "two.npz"))
     assert one.shape == (7, 1, 8, 8)
@@ -212,7 +257,7 @@ def test_two_processes_write_the_images_of_one(tmp_path, monkeypatch) -> None:
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
     common = ["sample", "pair", "-n", "600", "--device", "cpu"]
-    assert run(*common, "--out", "one") == 0
+    assert call(*common, "--out", "one") == 0
     wait_for_all(start_ranks(2, [*common, "--out", "two"], tmp_path))
     assert len(files("one")) == 7  # five shards, the manifest and the lock
     assert files("two") == files("one")
