@@ -61,7 +61,7 @@ def measures(pair_folder: str, out: str) -> None:
             "mean": statistics.mean,
             "covariance": statistics.covariance,
         }
-        torch.save((numbers, probes.accuracy), Path(out, "numbers.pt"))
+        torch.save((numbers, repr(probes.accuracy)), Path(out, "numbers.pt"))
 
 
 if __name__ == "__main__":
