@@ -42,7 +42,6 @@ HIGHLIGHTS = (
         "loss + gradient, 16 x 32x32 RGB, continuous",
     ),
     ("logistic_mixture", "cifar-discretized-gradient", "the same, discretized"),
-    ("data", "mnist", "noisy batches of MNIST, from their seed alone"),
 )
 
 

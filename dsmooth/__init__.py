@@ -10,7 +10,7 @@ a pair, and drawing from it is two-step sampling (Meng et al., ICLR 2021). Both 
     dsmooth.show(x)  # a picture, which a notebook displays
     upper_halves = dsmooth.sampling.keep_top(0.5, (28, 28))
     completed = pair.sample(64, known=x, mask=upper_halves)
-    bound = pair.elbo(x, n_noise=4)  # (64,) nats, at most log p(x)
+    bound = pair.elbo(x)  # (64,) nats, at most log p(x); the slowest line
 
 A pair of your own images, uint8 (N, C, H, W):
 

@@ -13,17 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .bound import TOP_CLASSES, bound_terms, log_mean_exp
 from .config import Classes, Method, Precision, classes_of
 from .fields import check_number
 from .machine import torch_threads
 from .nn import PixelCNNpp
-from .nn.condition import log_prior
+from .nn.condition import check_label, log_prior
 from .nn.images import check_images, check_scale, check_size, snap_half_precision
 from .nn.pixelcnnpp import gradient_of
 from .nn.pretrained import Pretrained, pretrained
 from .nn.weights import in_evaluation
 from .pictures import is_diverged
 from .progress import progress as bar
+from .progress import progress_of
 from .sampling.cached import draw_network
 from .sampling.classes import draw_classes
 from .sampling.known import KnownPixels, known_pixels
@@ -33,6 +35,9 @@ from .smoothing import GaussianSmoothing, Smoothing
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
+
+
+BOUND_IMAGES = 64  # images that `elbo` computes at a time
 
 
 class SmoothedPair(Pretrained):
@@ -222,27 +227,49 @@ class SmoothedPair(Pretrained):
         importance_weighted: bool = False,
         seed: int = 0,
         first_index: int = 0,
+        top_classes: int | None = TOP_CLASSES,
+        progress: bool | Progress = False,
     ) -> Tensor:
         """A lower bound on log p(x) from `n_noise` draws of x~ per image: (B,), nats.
 
         Each draw gives a log-weight log p(x~) - log q(x~ | x) + log p(x | x~). Their mean estimates
         the evidence lower bound; with `importance_weighted` the log of the mean weight, which is
         tighter in expectation. With a discretized denoiser it bounds the log-probability of bytes;
-        with a continuous one a log-density in units of [-1, 1].
-        The noise of row b is a function of (seed, first_index + b, draw). label: for a pair with
-        classes, as in `PixelCNNpp.forward`; it then bounds log p(x | label). Without one a weight
-        is the mean over classes, by their shares in training. Raises ValueError for images of
-        another size or outside [-1, 1], and for a discretized denoiser for values that are not
-        bytes. It has no derivative; `pair(x)` is the same bound with gradients.
+        with a continuous one a log-density in units of [-1, 1]. The noise of row b is a function of
+        (seed, first_index + b, draw).
+
+        label: for a pair with classes, as in `PixelCNNpp.forward`; it then bounds log p(x | label).
+        Without one a weight is a sum over classes, by their shares in training. top_classes: the
+        sum has this many classes of each draw, by `dsmooth.bound.likely_classes`; None: all. A sum
+        over fewer classes is a lower bound of the whole. With 3 it takes as long as 5.4 passes of
+        the noisy model, and is lower by 0.00035 bits/dim (`mnist`, 30 classes) and 0.00014
+        (`mnist-classes`, 10), measured on 1,000 test images.
+
+        Images are computed in batches, so that memory does not grow with B. progress: as in
+        `sample`. Raises ValueError for images of another size or outside [-1, 1], and for a
+        discretized denoiser for values that are not bytes. It has no derivative; `pair(x)` is the
+        same bound with gradients.
         """
-        return self.forward(
-            x,
-            label=label,
-            n_noise=n_noise,
-            importance_weighted=importance_weighted,
-            seed=seed,
-            first_index=first_index,
-        )
+        self._check_images("x", x)
+        if label is not None and self.n_classes:
+            check_label(label, self.n_classes, len(x))
+        bounds = []
+        with progress_of(progress, "bound", len(x)) as done:
+            for first in range(0, max(1, len(x)), BOUND_IMAGES):
+                part = slice(first, first + BOUND_IMAGES)
+                bounds.append(
+                    self.forward(
+                        x[part],
+                        label=None if label is None else label[part],
+                        n_noise=n_noise,
+                        importance_weighted=importance_weighted,
+                        seed=seed,
+                        first_index=first_index + first,
+                        top_classes=top_classes,
+                    )
+                )
+                done(min(part.stop, len(x)))
+        return torch.cat(bounds)
 
     def forward(
         self,
@@ -253,6 +280,7 @@ class SmoothedPair(Pretrained):
         importance_weighted: bool = False,
         seed: int | None = None,
         first_index: int | None = None,
+        top_classes: int | None = TOP_CLASSES,
     ) -> Tensor:
         """The bound of `elbo` with gradients in the weights of both models and in x: (B,), nats.
 
@@ -263,48 +291,17 @@ class SmoothedPair(Pretrained):
         check_number("n_noise", n_noise)
         self._check_images("x", x)
         self.check_scale("x", x)
-        pair = in_evaluation(self)
-        draws = [
-            pair.log_weight(x, label, seed=seed, first_index=first_index, repeat=i)
-            for i in range(n_noise)
-        ]
-        weights = torch.stack(draws)
-        if importance_weighted:
-            return torch.logsumexp(weights, dim=0) - math.log(n_noise)
-        return weights.mean(0)
-
-    def log_weight(
-        self,
-        x: Tensor,
-        label: Tensor | None = None,
-        *,
-        seed: int | None = None,
-        first_index: int | None = None,
-        repeat: int = 0,
-    ) -> Tensor:
-        """log p(x~) - log q(x~ | x) + log p(x | x~) of one draw x~ ~ q(x~ | x): (B,), nats.
-
-        Arguments as of `forward`; repeat: the number of the draw. The models must be in evaluation
-        mode. Without a label a pair with classes has the mean weight of all classes, by
-        `log_prior`. It has gradients as the bound has.
-        """
-        x_tilde = self.smoothing.sample(x, seed=seed, first_index=first_index, repeat=repeat)
-        labels = [label]
-        if label is None and self.n_classes:
-            labels = [each.expand(len(x)) for each in torch.arange(self.n_classes, device=x.device)]
-
-        def log_prob(model: PixelCNNpp, x: Tensor, context: Tensor | None = None) -> Tensor:
-            """A row for each label, a single one of a model without classes."""
-            rows = labels if model.config.condition_size else labels[:1]
-            return torch.stack(
-                [model.log_prob(x, context, self.conditioning_label(model, y)) for y in rows]
+        pair, draws = in_evaluation(self), []
+        self.conditioning_label(self.noisy, label)  # refuses a label of a pair without classes
+        for i in range(n_noise):
+            x_tilde = self.smoothing.sample(x, seed=seed, first_index=first_index, repeat=i)
+            terms = bound_terms(
+                (pair.noisy, pair.denoiser), x, x_tilde, label, pair.log_prior, top_classes
             )
-
-        noisy, denoiser = log_prob(self.noisy, x_tilde), log_prob(self.denoiser, x, x_tilde)
-        weights = noisy - self.smoothing.log_prob(x_tilde, x) + denoiser
-        if label is None and self.n_classes:
-            weights = weights + self.log_prior[:, None]
-        return weights.logsumexp(0)
+            smoothing = -self.smoothing.log_prob(x_tilde, x)
+            draws.append(terms["noisy"] + smoothing + terms["denoiser"])
+        weights = torch.stack(draws)
+        return log_mean_exp(weights) if importance_weighted else weights.mean(0)
 
     @property
     def log_prior(self) -> Tensor:

@@ -87,6 +87,19 @@ def progress(title: str, total: int, unit: str = "images") -> Iterator[Callable[
     print(f"{title}: done in {time.monotonic() - started:.1f} s", flush=True)
 
 
+@contextmanager
+def progress_of(
+    choice: bool | Callable[[float], None], title: str, total: int
+) -> Iterator[Callable[[float], None]]:
+    """Show how many of `total` images are done, as an argument `progress` says: True, by
+    `progress`; a function is called with the fraction that is done."""
+    if choice is True:
+        with progress(title, total) as show:
+            yield show
+    else:
+        yield lambda done: choice(done / max(total, 1)) if choice else None
+
+
 def time_left(started: float, fraction: float) -> str:
     """The time that the rest takes if it is as fast, in words; "" before anything is done."""
     if fraction <= 0:

@@ -229,15 +229,18 @@ class FrechetResult:
 class ClassifyResult:
     """Images classified by Bayes' rule.
 
-    accuracy: fraction in 0 .. 1. bits: mean of -log2 p(true label | x). confusion: how many images
-    of each class (rows) are taken for each class (columns). n_noise: draws of x~ for a pair's
-    importance-weighted bound, None for exact likelihoods.
+    accuracy: fraction in 0 .. 1. bits: mean of -log2 p(true label | x). bits_given_class,
+    bits_of_mixture: bits/dim of the images given their class, and by the mixture of the classes.
+    confusion: how many images of each class (rows) are taken for each class (columns). n_noise:
+    draws of x~ for a pair's importance-weighted bound, None for exact likelihoods.
     """
 
     data: MeasuredImages
     accuracy: float
     error: float | None
     bits: float
+    bits_given_class: float
+    bits_of_mixture: float
     confusion: tuple[tuple[int, ...], ...]
     n_noise: int | None
     seed: int

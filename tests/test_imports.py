@@ -23,7 +23,7 @@ FLOORS = (
     ("reproduce", "report"),
     ("evaluate",),
     ("training", "pretrained", "pair"),
-    ("sampling", "runs", "pictures"),
+    ("sampling", "runs", "pictures", "bound"),
     ("smoothing", "data", "nn"),
     ("functional", "kernels"),
     (

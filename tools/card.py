@@ -191,26 +191,23 @@ def measure_classes(stages: Stages) -> ClassNumbers:
     """Test images classified by Bayes' rule, and their bits/dim given their class and without."""
     data = stages.test_set.part(slice(FEW))
     found = classify(stages.models.pair, data)
-    nats, per_bit = found.log_likelihoods, -math.log(2) * data.images[0].numel()
     return ClassNumbers(
         n_images=len(data),
         accuracy=found.accuracy,
         error=found.accuracy_error,
-        bits_given_class=float(nats.gather(1, found.labels[:, None]).mean()) / per_bit,
-        bits_without=float(nats.logsumexp(1).mean() - math.log(nats.shape[1])) / per_bit,
+        bits_given_class=found.bits_given_class,
+        bits_without=found.bits_of_mixture,
     )
 
 
 def measure_clusters(stages: Stages) -> ClusterNumbers:
     """Bits/dim of test images by the sum over the clusters, and by a label of zeros."""
-    data, pair = stages.test_set.part(slice(FEW)), stages.models.pair
-    parts = data.batch(torch.arange(len(data))).split(50)
-    nats = [pair.elbo(x, n_noise=2, first_index=50 * i).double() for i, x in enumerate(parts)]
-    hidden = score_pair(pair, data, n_noise=2)
+    scores = score_pair(stages.models.pair, stages.test_set, limit=FEW, n_noise=2, mixture=True)
+    assert scores.mixture is not None
     return ClusterNumbers(
-        n_images=len(data),
-        bits_summed=float(hidden.bits(torch.cat(nats)).mean()),
-        bits_hidden=float(hidden.bits(hidden.log_weights("discretized")).mean()),
+        n_images=scores.n_images,
+        bits_summed=float(scores.bits(scores.mixture).mean()),
+        bits_hidden=float(scores.bits(scores.log_weights("discretized")).mean()),
     )
 
 

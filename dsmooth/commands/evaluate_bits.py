@@ -31,6 +31,7 @@ def evaluate_bits(options: BitsOptions) -> tuple[Mapping[str, object], BitsResul
         batch_size=options.batch_size,
         seed=options.seed,
         precision=options.execution.precision,
+        mixture=True,
     )
     if options.per_class:
         labels = dataset.known_labels()[: result.data.n_images]

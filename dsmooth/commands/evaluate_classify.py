@@ -38,6 +38,8 @@ def evaluate_classify(options: ClassifyOptions) -> tuple[Mapping[str, object], C
         accuracy=found.accuracy,
         error=found.accuracy_error,
         bits=found.bits,
+        bits_given_class=found.bits_given_class,
+        bits_of_mixture=found.bits_of_mixture,
         confusion=tuple(map(tuple, found.confusion().tolist())),
         n_noise=None if models.smoothed is None else options.n_noise,
         seed=options.seed,
@@ -51,6 +53,10 @@ def evaluate_classify(options: ClassifyOptions) -> tuple[Mapping[str, object], C
         f"{dataset.source}, {dataset.split}"
     )
     print(f"p(label | x) of the true label: {result.bits:.4f} bits ({math.log2(k):.2f} by chance)")
+    print(
+        f"bits/dim: {result.bits_given_class:.4f} given the class, {result.bits_of_mixture:.4f} by "
+        "the mixture of the classes, which the model draws from"
+    )
     prior = "by their shares in training" if models.classes.shares else "of equal prior probability"
     print(f"Bayes' rule over {k} classes {prior}, {rule}")
     request = {

@@ -72,11 +72,13 @@ class Classification:
     """log p(x | label) of every image (rows) and class (columns): (N, K) float64, nats.
 
     For a pair a bound on it. labels: (N,), the true ones. log_prior: (K,), log p(label).
+    dimensions: d, sub-pixels of an image.
     """
 
     log_likelihoods: Tensor
     labels: Tensor
     log_prior: Tensor
+    dimensions: int
 
     @property
     def log_joint(self) -> Tensor:
@@ -103,6 +105,19 @@ class Classification:
         """The mean of -log2 p(true label | x) by Bayes' rule, in bits."""
         chosen = self.log_joint.log_softmax(1).gather(1, self.labels[:, None])
         return -float(chosen.mean()) / math.log(2)
+
+    @property
+    def bits_given_class(self) -> float:
+        """The mean of -log2 p(x | true label) / d."""
+        return self._bits_per_dim(self.log_likelihoods.gather(1, self.labels[:, None]))
+
+    @property
+    def bits_of_mixture(self) -> float:
+        """The mean of -log2 p(x) / d by the mixture of the classes, which the model draws from."""
+        return self._bits_per_dim(self.log_joint.logsumexp(1))
+
+    def _bits_per_dim(self, nats: Tensor) -> float:
+        return -float(nats.mean()) / (self.dimensions * math.log(2))
 
     def confusion(self) -> Tensor:
         """How many images of each class (rows) are taken for each class (columns): (K, K)."""
@@ -160,4 +175,5 @@ def classify(
     nats = rows["nats"].mT.contiguous()
     shares = network.config.class_shares if pair is None else pair.classes.shares
     prior = torch.tensor(shares or [1 / n_classes] * n_classes, dtype=nats.dtype).log()
-    return Classification(nats, dataset.known_labels()[: len(nats)], prior)
+    dimensions = dataset.images[0].numel()
+    return Classification(nats, dataset.known_labels()[: len(nats)], prior, dimensions)

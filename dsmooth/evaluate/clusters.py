@@ -114,10 +114,10 @@ def find_clusters(
     def done(first: int) -> Callable[[int], None] | None:
         return None if progress is None else lambda count: progress(first + count)
 
-    features = torch.cat([*_features(model, images, fitted, precision, done(0))])
-    whiten = _whitening(features, seed)
-    parts = [whiten(features)]
-    parts += map(whiten, _features(model, images, rest, precision, done(len(fitted))))
+    whiten, z = _fit_whitening(
+        _features(model, images, fitted, precision, done(0)), len(fitted), seed
+    )
+    parts = [z, *map(whiten, _features(model, images, rest, precision, done(len(fitted))))]
     z = torch.cat(parts)[torch.cat([fitted, rest]).argsort()]
     generator = torch.Generator().manual_seed(seed)
     starts = (_equal_clusters(z, n_clusters, generator) for _ in range(STARTS))
@@ -185,18 +185,32 @@ def _features(
     return in_batches(len(indices), CALL_IMAGES, features_of, on_cpu=on_cpu, progress=progress)
 
 
-def _whitening(features: Tensor, seed: int) -> Callable[[Tensor], Tensor]:
-    """The projection of features (B, D) to (B, d) that whitens features (N, D)."""
-    n, size = features.shape
+def _fit_whitening(
+    parts: Iterator[Tensor], n: int, seed: int
+) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """The projection of features (B, D) to (B, d) that whitens n features, and these whitened.
+
+    parts: the features, part by part. They are held once, for they are most of the memory.
+    """
+    features = torch.empty(0)
+    done = 0
+    for rows in parts:
+        if not done:
+            features = rows.new_empty(n, rows.shape[1])
+        features[done : done + len(rows)] = rows
+        done += len(rows)
+    size = features.shape[1]
     dimensions = max(1, min(COMPONENTS, n // IMAGES_PER_COMPONENT, size))
+    mean = features.mean(0)
+    features -= mean
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        _, scales, directions = torch.pca_lowrank(features, min(dimensions + 10, n, size), niter=4)
+        _, scales, directions = torch.svd_lowrank(features, min(dimensions + 10, n, size), niter=4)
     # A direction in which nothing varies counts for nothing.
     least = 1e-6 * scales[0].clamp(min=torch.finfo(torch.float32).tiny)
     scales = torch.where(scales > least, scales, torch.inf)[:dimensions]
-    mean, projection = features.mean(0), directions[:, :dimensions] * (n**0.5 / scales)
-    return lambda rows: (rows - mean) @ projection
+    projection = directions[:, :dimensions] * (n**0.5 / scales)
+    return lambda rows: (rows - mean) @ projection, features @ projection
 
 
 def _costs(z: Tensor, centres: Tensor, prices: Tensor) -> Tensor:

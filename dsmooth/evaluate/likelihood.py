@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..bound import bound_terms, log_mean_exp
 from ..config import Likelihood, Precision, Role
 from ..data import ImageDataset
 from ..fields import check_number
@@ -46,7 +47,8 @@ class Scores:
     bytes: its density is not meaningful. noisy, smoothing: log p(x~) and -log q(x~ | x) of a pair;
     None for a plain model, which has one row. dimensions: d, sub-pixels of an image. clean_noise:
     standard deviation of the noise on the target of the density. classes: whether all is given the
-    class of the image, or a label of zeros ("hidden").
+    class of the image, or a label of zeros ("hidden"). mixture: log-weights for the bytes by the
+    sum over the pair's classes, which the pair draws from; None where it was not computed.
     """
 
     discretized: Tensor
@@ -56,6 +58,7 @@ class Scores:
     smoothing: Tensor | None = None
     clean_noise: float = 0.0
     classes: Literal["none", "given", "hidden"] = "none"
+    mixture: Tensor | None = None
 
     @property
     def n_noise(self) -> int:
@@ -123,7 +126,11 @@ def conventions(scores: Scores) -> list[Convention]:
         if scores.n_noise > 1:
             name = f"discrete bound, importance-weighted, n = {scores.n_noise}"
             meaning = "the same by the log of the mean weight, which is tighter"
-            rows.append(row(name, importance_weighted(discrete)[None], meaning))
+            rows.append(row(name, log_mean_exp(discrete)[None], meaning))
+        if scores.mixture is not None:
+            name = "discrete bound, mixture of classes"
+            meaning = "upper bound on -log2 P(bytes) / d of the mixture that the pair draws from"
+            rows.append(row(name, scores.mixture, meaning))
     return [
         *rows,
         row("density", density, of_density, comparable=False),
@@ -150,11 +157,6 @@ def paired_difference(scores: Scores, other: Scores) -> Difference:
     return Difference(float(difference.mean()), standard_error(difference), scores.n_images)
 
 
-def importance_weighted(log_weights: Tensor) -> Tensor:
-    """log of the mean over draws of the weights: (R, N) -> (N,). Burda et al. (ICLR 2016)."""
-    return torch.logsumexp(log_weights, dim=0) - math.log(log_weights.shape[0])
-
-
 @torch.no_grad()
 def score_pair(
     pair: SmoothedPair,
@@ -165,6 +167,7 @@ def score_pair(
     batch_size: int = 100,
     seed: int = 0,
     clean_noise: float = 0.0,
+    mixture: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> Scores:
     """Nats of the first `limit` images (all by default), each with `n_noise` draws of x~.
@@ -173,8 +176,9 @@ def score_pair(
     batch_size beyond rounding. clean_noise: standard deviation of the noise on the target of the
     density, 0.01 for a denoiser trained as the paper's. A pair with classes sees the images'
     labels and bounds log p(x | label), or sees a label of zeros where the images' classes have
-    other names than its own. progress is called with the number of images done. Raises
-    ValueError for counts below 1 and for images, or labels, that are not the pair's.
+    other names than its own. mixture: also bound log p(x) by the sum over its classes, as
+    `SmoothedPair.elbo` does without a label. progress is called with the number of images done.
+    Raises ValueError for counts below 1 and for images, or labels, that are not the pair's.
     """
     check_number("n_noise", n_noise)
     check_images(pair, dataset)
@@ -184,18 +188,28 @@ def score_pair(
 
     def nats_of(x: Tensor, label: Tensor | None, first: int, draw: int) -> dict[str, Tensor]:
         x_tilde = pair.smoothing.sample(x, seed=seed, first_index=first, repeat=draw)
-        noisy = pair.noisy.log_prob(x_tilde, label=pair.conditioning_label(pair.noisy, label))
-        smoothing = -pair.smoothing.log_prob(x_tilde, x)
-        denoiser_label = pair.conditioning_label(pair.denoiser, label)
-        params = pair.denoiser(x, x_tilde, denoiser_label)
-        discretized = _log_prob(pair.denoiser, x, params, "discretized")
-        nats = {"noisy": noisy, "smoothing": smoothing, "discretized": discretized}
-        if of_density:
-            target = x
-            if noise is not None:
-                target = noise.sample(x, seed=seed, first_index=first, repeat=draw)
-                params = pair.denoiser(target, x_tilde, denoiser_label)
-            nats["continuous"] = _log_prob(pair.denoiser, target, params, "continuous")
+
+        def denoiser_terms(label: Tensor | None) -> dict[str, Tensor]:
+            params = pair.denoiser(x, x_tilde, label)
+            nats = {"discretized": _log_prob(pair.denoiser, x, params, "discretized")}
+            if of_density:
+                target = x
+                if noise is not None:
+                    target = noise.sample(x, seed=seed, first_index=first, repeat=draw)
+                    params = pair.denoiser(target, x_tilde, label)
+                nats["continuous"] = _log_prob(pair.denoiser, target, params, "continuous")
+            return nats
+
+        def terms(label: Tensor | None) -> dict[str, Tensor]:
+            models = pair.noisy, pair.denoiser
+            return bound_terms(
+                models, x, x_tilde, label, pair.log_prior, denoiser_terms=denoiser_terms
+            )
+
+        nats = terms(label) | {"smoothing": -pair.smoothing.log_prob(x_tilde, x)}
+        if mixture:
+            summed = terms(None)
+            nats["mixture"] = summed["noisy"] + nats["smoothing"] + summed["discretized"]
         return nats
 
     labels = labels_for_model(dataset, pair.n_classes, pair.class_names)
@@ -253,6 +267,7 @@ def _scores(
         smoothing=nats.get("smoothing"),
         clean_noise=clean_noise,
         classes=classes,
+        mixture=nats.get("mixture"),
     )
 
 
@@ -273,6 +288,7 @@ def measure_bits(
     batch_size: int = 100,
     seed: int = 0,
     precision: Precision = "auto",
+    mixture: bool = False,
 ) -> tuple[BitsResult, dict[str, Scores]]:
     """Bits/dim of a pair, a plain model or both, and their scores by "pair" and "plain".
 
@@ -291,6 +307,7 @@ def measure_bits(
                     batch_size=batch_size,
                     seed=seed,
                     clean_noise=models.clean_noise,
+                    mixture=mixture and models.pair.n_classes > 0,
                     progress=done,
                 )
         if models.plain is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -345,16 +345,29 @@ def gradient_of(
         no_class = zero_label(len(x), model.config.condition_size, x)
         unconditional, conditional = (gradient_of(model, x, y) for y in (no_class, label))
         return torch.lerp(unconditional, conditional, 1 + guidance)
+    return _gradient(model, "x", {"x": x, "label": label})
+
+
+def label_gradient(
+    model: PixelCNNpp, label: Tensor, x: Tensor, context: Tensor | None = None
+) -> Tensor:
+    """The gradient of log p(x) by soft classes `label` (B, n_classes): same shape, nats."""
+    return _gradient(model, "label", {"x": x, "context": context, "label": label})
+
+
+def _gradient(model: PixelCNNpp, name: str, inputs: Mapping[str, Tensor | None]) -> Tensor:
+    """The gradient of log p(x) by the input `name` of the model's forward pass."""
     if forward_mode_obstacle():
         raise NotImplementedError("the slope of a log-density has no forward-mode derivative")
     with torch.inference_mode(False), torch.enable_grad():
-        x = x.detach().clone().requires_grad_(True)  # a tensor of inference mode takes no gradient
-        # Frozen: the gradients of the weights would cost a third of all. Those of inference mode
-        # cannot be kept for the gradient of x.
+        # Autograd neither differentiates nor keeps a tensor of inference mode.
+        copies = {k: t.detach().clone() for k, t in inputs.items() if t is not None}
+        variable = copies[name].requires_grad_(True)
+        # Frozen: the gradients of the weights would cost a third of all.
         frozen = {
             name: weight.clone() if weight.is_inference() else weight.detach()
             for name, weight in model.named_parameters()
         }
-        params = functional_call(model, frozen, (x,), {"label": label})
-        (gradient,) = torch.autograd.grad(model.log_prob_given(x, params).sum(), x)
+        params = functional_call(model, frozen, (), copies)
+        (gradient,) = torch.autograd.grad(model.log_prob_given(copies["x"], params).sum(), variable)
     return gradient

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import dsmooth
 from dsmooth.data import ImageDataset
@@ -61,6 +63,38 @@ def test_images_that_look_alike_share_a_cluster(monkeypatch, fitted):
     found, labels = find_clusters(noisy, data, 4)
     assert agreement(labels, place)[0] == 1.0
     assert torch.equal(found.labels(noisy, data.part(slice(10, 160))), labels[10:])
+
+
+class Allocations(TorchDispatchMode):
+    """Keeps the storages of at least `least` bytes that operations of this thread return."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least, self.storages = least, {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes() >= self.least:
+                self.storages[tensor.untyped_storage().data_ptr()] = tensor
+        return result
+
+
+def test_the_features_are_held_once():
+    """They are most of the memory: 2.5 GB for F = 160. The labels are those of their formula."""
+    noisy, (data, _) = network(), bars(600)
+    with Allocations(1_000_000) as seen:
+        labels = cluster(noisy, data, 5)
+    (kept,) = seen.storages.values()
+    features = torch.cat([*clusters._features(noisy, data, torch.arange(600), "auto", None)])
+    assert kept.untyped_storage().nbytes() == features.numel() * 4 > 2_000_000
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        _, scales, directions = torch.pca_lowrank(features, 60, niter=4)
+    projection = directions[:, :50] * (600**0.5 / scales[:50])
+    found = find_clusters(noisy, data, 5)[0]
+    assert torch.equal(found.whiten(features), (features - features.mean(0)) @ projection)
+    assert torch.equal(found.labels(noisy, data), labels)
 
 
 def test_a_model_with_classes_shows_a_label_of_zeros():
@@ -136,7 +170,7 @@ def test_labels_of_other_classes_are_not_a_models() -> None:
     x, zeros = digits.batch(torch.arange(6)), torch.zeros(6, 3)
     for scores, label in ((hidden, zeros), (told, labels)):
         weights = scores.log_weights("discretized")[0].float()
-        torch.testing.assert_close(weights, pair.log_weight(x, label, seed=0), rtol=1e-6, atol=0)
+        torch.testing.assert_close(weights, pair.elbo(x, label=label), rtol=1e-6, atol=0)
     classify(pair, same)
     refuses("other classes than the model's cluster 0, cluster 1", classify, pair, digits)
     assert class_number("cluster 2", names) == class_number(2, names) == 2

@@ -267,7 +267,8 @@ def test_the_classes_make_up_the_whole() -> None:
 
 def test_bayes_rule() -> None:
     nats = torch.tensor([[0.0, 1.0, -5.0], [2.0, 2.5, 2.0], [-900.0, -901.0, -902.0]]).double()
-    result = Classification(nats, torch.tensor([1, 2, 0]))
+    prior = torch.full((3,), 1 / 3).double().log()
+    result = Classification(nats, torch.tensor([1, 2, 0]), prior, dimensions=4)
     assert result.right.tolist() == [True, False, True]
     assert result.accuracy == pytest.approx(2 / 3)
     assert result.confusion().tolist() == [[1, 0, 0], [0, 1, 0], [0, 1, 0]]

@@ -1,0 +1,131 @@
+"""The bound of a pair with classes: a sum over the classes that matter is below the whole sum."""
+
+from __future__ import annotations
+
+import math
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+import dsmooth
+from dsmooth.bound import likely_classes
+from dsmooth.data import own_images
+from dsmooth.evaluate import classify, score_pair
+from tests.helpers.networks import images, tiny_pair
+
+pytestmark = pytest.mark.quick
+CLASSES, X = 8, images(4)
+KINDS = [(CLASSES, 0), (0, CLASSES), (CLASSES, CLASSES)]
+
+
+def random_pair(classes: tuple[int, int], seed: int) -> dsmooth.SmoothedPair:
+    """A pair whose classes differ by nats or by hundreds of them."""
+    pair = tiny_pair(classes=classes)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in pair.named_parameters():
+            if name.endswith("condition_weight"):
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1 * 3**seed)
+    return pair
+
+
+def chosen_classes(pair: dsmooth.SmoothedPair, x: Tensor, count: int) -> Tensor:
+    models, x_tilde = (pair.noisy, pair.denoiser), pair.smoothing.sample(x, seed=0)
+    return likely_classes(models, x, x_tilde, pair.log_prior, count)
+
+
+def by_class(pair: dsmooth.SmoothedPair) -> Tensor:
+    """The bound given each class: (CLASSES, B)."""
+    labels = torch.arange(CLASSES)[:, None].expand(-1, len(X))
+    return torch.stack([pair.elbo(X, label=label) for label in labels])
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+@pytest.mark.parametrize("classes", KINDS)
+def test_a_sum_over_fewer_classes_is_lower(classes: tuple[int, int], seed: int) -> None:
+    pair = random_pair(classes, seed)
+    nats = by_class(pair)
+    whole = nats.logsumexp(0) - math.log(CLASSES)
+    torch.testing.assert_close(pair.elbo(X, top_classes=None), whole)
+    previous = torch.full((len(X),), -torch.inf)
+    for count in (1, 2, 4, CLASSES):
+        chosen = chosen_classes(pair, X, count)
+        bound = pair.elbo(X, top_classes=count)
+        terms = nats.gather(0, chosen)
+        torch.testing.assert_close(bound, terms.logsumexp(0) - math.log(CLASSES))
+        assert (bound >= previous - 1e-4).all()
+        assert (bound <= whole + 1e-4).all()
+        assert (chosen.sort(0).values.diff(dim=0) > 0).all()  # no class twice
+        previous = bound
+    torch.testing.assert_close(bound, whole)
+
+
+def test_the_classes_that_matter_are_chosen() -> None:
+    """Where the label moves log p(x~) by little, the derivative ranks the classes exactly."""
+    pair = random_pair((CLASSES, 0), 0)
+    with torch.no_grad():
+        for name, weight in pair.named_parameters():
+            weight.mul_(1e-5 if name.endswith("condition_weight") else 1)
+    pair = pair.double()
+    x = X.double()
+    x_tilde = pair.smoothing.sample(x, seed=0)
+    labels = torch.arange(CLASSES)[:, None].expand(-1, len(x))
+    nats = torch.stack([pair.noisy.log_prob(x_tilde, label=label) for label in labels])
+    assert torch.equal(chosen_classes(pair, x, 3), nats.topk(3, 0).indices)
+
+
+@pytest.mark.parametrize(("top_classes", "passes"), [({}, 4), ({"top_classes": None}, 30)])
+def test_how_many_passes_a_bound_takes(top_classes: dict[str, None], passes: int) -> None:
+    """Three classes of 30, and the pass that chooses them, which also computes a gradient."""
+    pair, seen = tiny_pair(classes=(30, 0)), []
+    decode = dsmooth.PixelCNNpp.decode
+
+    def counted(model: dsmooth.PixelCNNpp, x: Tensor, *rest: object) -> Tensor:
+        seen.append((model.config.condition_size, len(x)))
+        return decode(model, x, *rest)
+
+    with patch.object(dsmooth.PixelCNNpp, "decode", counted):
+        pair.elbo(images(2), **top_classes)
+    assert sorted(seen) == [(0, 2)] + [(30, 2)] * passes
+
+
+def test_images_are_divided() -> None:
+    """So memory does not grow with their number; each has the noise and label of its own row."""
+    pair, x, sizes, done = tiny_pair(classes=(3, 3)), images(130), set(), []
+    label = torch.arange(130) % 3
+    expected = pair(x, label=label, n_noise=2, seed=5, first_index=7)
+    pair.denoiser.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
+    bound = pair.elbo(x, label=label, n_noise=2, seed=5, first_index=7, progress=done.append)
+    torch.testing.assert_close(bound, expected)
+    assert sizes == {64, 2}
+    assert done == pytest.approx([64 / 130, 128 / 130, 1])
+    assert pair.elbo(x[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("classes", KINDS)
+def test_the_gradients_are_of_the_chosen_classes(classes: tuple[int, int]) -> None:
+    pair, x, weights = random_pair(classes, 1).double(), X.double(), []
+    for label in chosen_classes(pair, x, 3):
+        weights.append(pair(x, label=label, seed=0))
+    expected = torch.autograd.grad(torch.stack(weights).logsumexp(0).sum(), [*pair.parameters()])
+    found = torch.autograd.grad(pair(x, seed=0).sum(), [*pair.parameters()])
+    torch.testing.assert_close(found, expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(pair.elbo(x), pair(x, seed=0).detach())
+
+
+def test_measures_have_the_mixture_that_draws() -> None:
+    pair = random_pair((CLASSES, CLASSES), 1)
+    labels = torch.arange(4)
+    data = own_images(dsmooth.to_bytes(X), labels=labels)
+    scores = score_pair(pair, data, mixture=True)
+    torch.testing.assert_close(scores.mixture[0].float(), pair.elbo(X))
+    assert scores.classes == "given"
+    found = classify(pair, data)
+    for bits, nats in (
+        (found.bits_given_class, pair.elbo(X, label=labels)),
+        (found.bits_of_mixture, pair.elbo(X, top_classes=None)),
+    ):
+        assert bits == pytest.approx(-float(nats.mean()) / (64 * math.log(2)), rel=1e-6)
