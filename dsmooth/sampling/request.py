@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._extension import instruction_sets, unavailable_reason
+from .._extension import unavailable_reason
 from ..config import Classes, Method, ModelConfig, Precision
 from ..cuda import cuda_obstacle
 from ..fields import Json, check_number, check_one_of
@@ -263,10 +263,9 @@ def precision_on(device: torch.device, precision: Precision) -> Precision:
 
 
 def draws_faster_in_bfloat16(device: torch.device) -> bool:
-    """Whether the cached sampler does on `device`, with AMX also where nothing else is faster."""
-    if (cuda_obstacle(device) if device.type == "cuda" else unavailable_reason()) is not None:
-        return False
-    return (device.type == "cpu" and "amx" in instruction_sets()) or has_fast_bfloat16(device)
+    """Whether the cached sampler does on `device`."""
+    obstacle = cuda_obstacle(device) if device.type == "cuda" else unavailable_reason()
+    return obstacle is None and has_fast_bfloat16(device)
 
 
 def normal_float(name: str, value: object, *, or_zero: bool = False) -> float:

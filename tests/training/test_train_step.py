@@ -221,17 +221,19 @@ def test_replayed_steps_are_the_steps(role: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("processor", "instructions", "fast"),
+    ("processor", "sets", "fast"),
     [
-        ("AMD EPYC 9R14", True, True),
-        ("AMD EPYC 7R13", False, False),
-        ("Intel(R) Xeon(R) Processor", True, False),
+        ("AMD EPYC 9R14", ["avx512", "avx512bf16"], True),
+        ("AMD EPYC 7R13", ["avx2"], False),
+        ("Intel(R) Xeon(R) Processor", ["avx512", "avx512bf16"], False),
+        ("Intel(R) Xeon(R) Processor", ["avx512", "avx512bf16", "amx"], True),
     ],
 )
-def test_bfloat16_is_chosen_where_it_is_faster(monkeypatch, processor, instructions, fast) -> None:
-    capabilities = {"avx512_bf16": instructions, "amx_bf16": instructions}
+def test_bfloat16_is_chosen_where_it_is_faster(monkeypatch, processor, sets, fast) -> None:
+    capabilities = {"avx512_bf16": "avx512bf16" in sets}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr(machine, "cpu_name", lambda: processor)
+    monkeypatch.setattr(machine, "instruction_sets", lambda: sets)
     data = random_dataset(12)
     settings = run_settings(tiny(precision="auto"), data, data, CPU)
     assert settings.precision == ("bfloat16" if fast else "float32")
