@@ -197,9 +197,11 @@ def launches_outside_of_layers() -> list[Launch]:
     return launches + folded
 
 
-@pytest.mark.parametrize("arch", [90, full(80), full(100)])
-def test_noise_and_weight_norm(arch: int) -> None:
-    for launch in launches_outside_of_layers():
+@pytest.mark.parametrize(("arch", "forms"), [(90, False), *(full(a, True) for a in (80, 90, 100))])
+def test_noise_and_weight_norm(arch: int, forms: bool) -> None:
+    """Each kernel in one of its forms, or in all."""
+    launches = launches_outside_of_layers()
+    for launch in launches if forms else distinct(launches):
         compiled = compile_launch(launch, arch)
         assert f".target sm_{arch}" in compiled.ptx
         assert compiled.local == compiled.stack == 0
