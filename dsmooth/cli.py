@@ -7,52 +7,48 @@ import inspect
 import io
 import logging
 import os
-import re
-import shlex
 import sys
 import textwrap
 import traceback
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import is_dataclass
+from functools import partial
 from importlib import import_module
-from typing import Annotated, Any, Union, cast, get_args, get_type_hints
+from shutil import get_terminal_size
+from typing import Annotated, Any, Union, cast, get_type_hints, is_typeddict
 
 import tyro
 from tyro.conf import subcommand
 
 from ._version import __version__
-from .commands import options
-from .commands.options import DEFAULT_PRESET, Train, TypedModel, TypedSettings
-from .config import Role
+from .commands import options as verbs
 from .distributed import rank_and_size
+from .errors import SettingError, in_python
 from .machine import keep_freed_memory
-from .presets import PRESETS, preset
+from .presets import as_flag
 from .progress import lines_shown, silence
 from .text import escape_control
 
 VERBS: Mapping[str, Any] = {
-    "train": Train,
-    "sample": options.Sample,
-    "complete": options.Complete,
-    "cluster": options.Cluster,
+    "train": verbs.Train,
+    "sample": verbs.Sample,
+    "complete": verbs.Complete,
+    "cluster": verbs.Cluster,
     "evaluate": {
-        "bpd": options.BitsOptions,
-        "fid": options.FrechetOptions,
-        "classify": options.ClassifyOptions,
+        "bpd": verbs.BitsOptions,
+        "fid": verbs.FrechetOptions,
+        "classify": verbs.ClassifyOptions,
     },
-    "probe": options.Probe,
-    "reproduce": options.Reproduce,
-    "doctor": options.Doctor,
+    "probe": verbs.Probe,
+    "reproduce": verbs.Reproduce,
+    "doctor": verbs.Doctor,
 }
-# Options of other programs, and ours for the same.
+# Options of other programs that tyro finds no similar one for, and ours for the same.
 HINTS = {
-    "--lr": "--learning-rate",
-    "--epochs": "--images, training images to visit with repeats counted",
-    "--n": "--count",
-    "--num-samples": "--count",
-    "--output": "--out",
-    "--batch": "--batch-size",
-    "--num-classes": "--n-classes",
+    "--lr": "learning_rate",
+    "--epochs": "images",
+    "--num-samples": "count",
+    "--output": "out",
 }
 # Errors of a machine that has not enough of something.
 EXHAUSTED = ("can't start new thread", "can't allocate memory", "out of memory")
@@ -60,7 +56,7 @@ EXHAUSTED = ("can't start new thread", "can't allocate memory", "out of memory")
 # starves a shared machine (150 forward passes by two threads took 1.7 times as long).
 SPINS = "10000"
 POSITIONAL = ("role", "models", "samples")
-HELP_WIDTH = 80
+HELP_WIDTH, NARROWEST = 80, 40  # columns
 ABOUT = """Autoregressive image modelling with distribution smoothing, made fast.
 
 `dsmooth VERB --help` describes a verb, `dsmooth --version` prints the version, and `dsmooth
@@ -97,10 +93,10 @@ def _call(args: list[str]) -> int:
 
     Returns the exit status, negative where the process must leave at once.
     """
-    names: set[str] = set()
+    options: Collection[str] = ()
     try:
         command = parse(args)
-        names = option_names(type(command))
+        options = option_types(type(command))
         quiet = command.execution.quiet if hasattr(command, "execution") else False
         # With --quiet `evaluate` still prints the numbers of --out -, and silences the rest itself.
         silent = silence() if quiet and args[0] != "evaluate" else contextlib.nullcontext()
@@ -114,16 +110,18 @@ def _call(args: list[str]) -> int:
         print("dsmooth: stopped", file=sys.stderr)
         return -130  # at once
     except Exception as error:
-        line = explain(error)
+        line = explain(error, options)
         if line is None:
             raise
         if os.environ.get("DSMOOTH_TRACEBACK") == "1":
             traceback.print_exc()
-        return _fail(with_options(line, names))
+        return _fail(line)
 
 
-def explain(error: Exception) -> str | None:
-    """The line of an error for the user; None for one that is a bug."""
+def explain(error: Exception, options: Collection[str] = ()) -> str | None:
+    """The line of an error for the user, which names the command's options; None for a bug."""
+    if isinstance(error, SettingError):
+        return error.text(partial(as_option, options=options))
     if isinstance(error, MemoryError):
         return f"not enough memory {error}".rstrip()
     if isinstance(error, RecursionError):
@@ -143,31 +141,22 @@ def _fail(message: str) -> int:
     return 1
 
 
-def with_options(message: str, names: Collection[str]) -> str:
-    """The message of an error with the arguments in backquotes that are options as typed.
-
-    `images` becomes --images, `resume=True` --resume, and `image_size=32` --image-size 32.
-    """
-
-    def option(named: re.Match[str]) -> str:
-        name, value = named.groups()
-        if name not in names:
-            return named[0]
-        flag = f"--{name.replace('_', '-')}"
-        return flag if value in (None, "True") else f"{flag} {shlex.quote(value)}"
-
-    return re.sub(r"`(\w+)(?:=([^`]+))?`", option, message)
+def as_option(name: str, value: object, options: Collection[str]) -> str:
+    """An argument of an error as the command has it: an option as typed, else as Python has it."""
+    if name not in options:
+        return in_python(name, value)
+    return as_flag(name) if value is None else as_flag(name, value)
 
 
-def option_names(kind: type) -> set[str]:
-    """The names in Python of a verb's options."""
-    names: set[str] = set()
+def option_types(kind: type) -> dict[str, Any]:
+    """The types of a verb's options, by their names in Python."""
+    types: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
-        if is_dataclass(hint):
-            names |= option_names(cast(type, hint))
+        if is_dataclass(hint) or is_typeddict(hint):
+            types |= option_types(cast(type, hint))
         elif name not in POSITIONAL:
-            names.add(name)
-    return names
+            types[name] = hint
+    return types
 
 
 def parse(args: Sequence[str]) -> object:
@@ -178,31 +167,32 @@ def parse(args: Sequence[str]) -> object:
     prog, kind, rest = "dsmooth", cast(Any, VERBS), list(args)
     while isinstance(kind, dict) and rest and rest[0] in kind:
         prog, kind, rest = f"{prog} {rest[0]}", kind[rest[0]], rest[1:]
+    if get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)  # tyro's layout does not end in a narrower terminal
     if isinstance(kind, dict):  # help, a completion, or an error
         return tyro.cli(_union(VERBS), prog="dsmooth", description=_wrapped(ABOUT), args=args)
-    for name, _, _ in (word.partition("=") for word in rest):
-        if HINTS.get(name, "")[2:].partition(",")[0].replace("-", "_") in option_names(kind):
-            _fail(f"there is no {name}: did you mean {HINTS[name]}?")
-            sys.exit(2)
+    if mistake := _mistake(rest, option_types(kind)):
+        _fail(mistake)
+        sys.exit(2)
     return tyro.cli(
         kind,
         args=rest,
         prog=prog,
         description=_wrapped(kind.__doc__ or ""),
         config=(tyro.conf.HelptextFromCommentsOff,),
-        default=_typed(rest) if kind is Train else None,
     )
 
 
-def _typed(words: Sequence[str]) -> Train:
-    """The defaults that help shows, of the role and the preset among the words."""
-    role = next((word for word in words if word in get_args(Role)), "noisy")
-    typed = re.findall(r"(?:^|\n)--(?:no-)?([\w-]+)", "\n".join(words))
-    name = re.search(r"(?:^|\n)--preset[=\n](.*)", "\n".join(words))
-    config = preset(name[1] if name and name[1] in PRESETS else DEFAULT_PRESET, cast(Role, role))
-    settings = TypedSettings(**{**vars(config), "model": TypedModel(**vars(config.model))})
-    named = frozenset(word.replace("-", "_") for word in typed)
-    return Train(role=tyro.MISSING, settings=settings, named=named)
+def _mistake(words: Sequence[str], options: Mapping[str, Any]) -> str | None:
+    """What is wrong with an option that tyro takes for another, or has no advice on."""
+    for word in words:
+        flag, _, value = word.partition("=")
+        if HINTS.get(flag) in options:
+            return f"there is no {flag}: did you mean {as_flag(HINTS[flag])}?"
+        name = flag.removeprefix("--").replace("-", "_")
+        if value and flag.startswith("--") and options.get(name.removeprefix("no_")) is bool:
+            return f"{flag} takes no value, got {value}: give it or leave it out"
+    return None
 
 
 def _union(kinds: Mapping[str, Any]) -> Any:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, get_args
 
-import tyro
 from msgspec import Meta
 
+from .errors import SettingError
 from .fields import Json, check, check_number, check_one_of, structure
 
 # Name of a data set that was given in Python, in the settings of a run.
@@ -18,6 +18,14 @@ OWN = "own"
 OCTAVES = 8
 # Upper bound of every size, so that a damaged config.json cannot ask for terabytes.
 LARGEST = 4096
+# Settings that are not options of the command: config.json has them.
+FILE_ONLY = frozenset(
+    (
+        *("conditioning", "fourier_features", "head_filters", "smoothing_scale", "context_filters"),
+        *("class_names", "class_shares", "labels_sha256", "role", "clean_noise", "betas"),
+        *("cooldown", "learning_rate_decay", "clip_norm", "schedule_from", "data_init"),
+    )
+)
 
 Likelihood = Literal["continuous", "discretized", "gaussian"]
 # Bytes with a probability of their own.
@@ -37,9 +45,10 @@ def bytes_of(atoms: Sequence[int] | Literal["all"], image_channels: int = 1) -> 
     if isinstance(atoms, str):
         check_one_of("atoms", atoms, ("all",))
         if image_channels != 1:
-            raise ValueError(
-                '`atoms` can be "all" for grey images alone, for an atom is one byte in all '
-                f"colours; list the bytes: got {image_channels} image channels"
+            raise SettingError(
+                "atoms",
+                'can be "all" for grey images only, for an atom is one byte in all colours; list '
+                f"the bytes: got {image_channels} image channels",
             )
         return tuple(range(256))
     return tuple(atoms)
@@ -51,16 +60,17 @@ def check_likelihood(
     """Raise ValueError for an unknown likelihood, or atoms or a scale that do not go with it."""
     check_one_of("likelihood", likelihood, get_args(Likelihood))
     if likelihood == "gaussian" and not 0 < smoothing_scale < math.inf:
-        raise ValueError(
-            f'`smoothing_scale` must be positive for likelihood "gaussian", got {smoothing_scale}'
+        raise SettingError(
+            "smoothing_scale",
+            f'must be positive for likelihood "gaussian", got {smoothing_scale}',
         )
     if not atoms:
         return
     if likelihood != "discretized":
-        raise ValueError(f'`atoms` need likelihood "discretized", got {likelihood!r}')
+        raise SettingError("atoms", f'need likelihood "discretized", got {likelihood!r}')
     whole = all(isinstance(byte, int) and 0 <= byte <= 255 for byte in atoms)
     if not whole or len(set(atoms)) != len(atoms):
-        raise ValueError(f"`atoms` must be distinct bytes 0 .. 255, got {tuple(atoms)}")
+        raise SettingError("atoms", f"must be distinct bytes 0 .. 255, got {tuple(atoms)}")
 
 
 @dataclass(frozen=True)
@@ -80,41 +90,38 @@ class ModelConfig:
     """K: logistic components per pixel."""
     dropout: Probability = 0.5
     """Probability that an element inside a gated resnet is zeroed while training."""
-    conditioning: Annotated[Conditioning, tyro.conf.Suppress] = "none"
+    conditioning: Conditioning = "none"
     """How a context image enters: not at all, stacked on top, or through an encoder."""
     likelihood: Likelihood = "continuous"
     """continuous: density of real-valued pixels under logistics; discretized: probability of the
     256 bytes; gaussian: density under Gaussians that contain the smoothing's noise."""
-    # A default that is empty is shown as none.
-    atoms: Annotated[
-        Atoms, tyro.conf.arg(help_behavior_hint=lambda default: f"(default: {default or 'none'})")
-    ] = ()
+    atoms: Atoms = ()
     """Bytes with a probability of their own, for likelihood=discretized; all: each of the 256, for
     grey images."""
-    fourier_features: Annotated[int, Meta(ge=0, le=OCTAVES), tyro.conf.Suppress] = 0
+    fourier_features: Annotated[int, Meta(ge=0, le=OCTAVES)] = 0
     """Octaves of Fourier features, 0 to 8. They show the network exactly which byte a pixel is; for
     likelihood=discretized."""
-    head_filters: Annotated[SizeOrNone, tyro.conf.Suppress] = 0
+    head_filters: SizeOrNone = 0
     """M: channels of a hidden layer of the head, which sees the four pixels around directly; 0 for
     none."""
-    smoothing_scale: Annotated[float, tyro.conf.Suppress] = 0.5
+    smoothing_scale: float = 0.5
     """Standard deviation of the noise that likelihood=gaussian contains; training sets it to its
     own scale."""
     context_layers: SizeOrNone = 4
     """Gated resnets in the encoder of conditioning="concat"."""
-    context_filters: Annotated[Size | None, tyro.conf.Suppress] = None
+    context_filters: Size | None = None
     """Channels of that encoder; None for n_filters."""
     n_classes: SizeOrNone | Literal["auto"] = 0
     """Classes of images that the model is conditioned on, 0 for none; auto: as many as the labels
     of the training data."""
-    class_names: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    class_names: tuple[str, ...] = ()
     """Names of the classes in their order; training takes those of its data. None if unknown."""
-    class_shares: Annotated[tuple[float, ...], tyro.conf.Suppress] = ()
+    class_shares: tuple[float, ...] = ()
     """Share of each class among the training images, which is its prior probability; none if
     unknown: equal shares."""
-    labels_sha256: Annotated[str | None, tyro.conf.Suppress] = None
+    labels_sha256: str | None = None
     """Digest of the file of labels that the classes come from, such as clusters."""
-    label_dropout: Annotated[Probability | None, tyro.conf.Suppress] = None
+    label_dropout: Probability | None = None
     """The fraction of the training images whose class was hidden; None if unknown."""
 
     def __post_init__(self) -> None:
@@ -123,21 +130,21 @@ class ModelConfig:
         if self.n_classes == "auto":  # training counts them
             object.__setattr__(self, "class_shares", ())
         elif shares and (len(shares) != self.n_classes or not 0.999 < sum(shares) < 1.001):
-            raise ValueError(
-                f"`class_shares` must be {self.n_classes} numbers with the sum 1, got {shares}"
+            raise SettingError(
+                "class_shares", f"must be {self.n_classes} numbers with the sum 1, got {shares}"
             )
         if self.image_channels not in (1, 3):
-            raise ValueError(f"`image_channels` must be 1 or 3, got {self.image_channels}")
+            raise SettingError("image_channels", f"must be 1 or 3, got {self.image_channels}")
         if self.class_names and len({*self.class_names}) != self.n_classes:
-            raise ValueError(
-                f"`class_names` must be {self.n_classes} different names, got "
-                f"{', '.join(self.class_names)}"
+            raise SettingError(
+                "class_names",
+                f"must be {self.n_classes} different names, got {', '.join(self.class_names)}",
             )
         check_likelihood(self.likelihood, self.atom_bytes, self.smoothing_scale)
         if self.fourier_features and self.likelihood != "discretized":
-            raise ValueError(
-                '`fourier_features` need likelihood "discretized", whose pixels are bytes, got '
-                f'"{self.likelihood}"'
+            raise SettingError(
+                "fourier_features",
+                f'need likelihood "discretized", whose pixels are bytes, got "{self.likelihood}"',
             )
 
     @property
@@ -147,8 +154,8 @@ class ModelConfig:
         Raises ValueError while n_classes is "auto".
         """
         if self.n_classes == "auto":
-            raise ValueError(
-                '`n_classes` can be "auto" in training alone, which counts the labels of its data'
+            raise SettingError(
+                "n_classes", 'can be "auto" in training only, which counts the labels of its data'
             )
         return self.n_classes
 
@@ -258,7 +265,7 @@ class TrainConfig(RunSettings):
     Raises ValueError for a field out of range or fields that contradict each other.
     """
 
-    role: Annotated[Role, tyro.conf.Suppress] = "noisy"
+    role: Role = "noisy"
     """noisy: p(x~); denoiser: p(x | x~); plain: p(x), the baseline without smoothing."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network."""
@@ -279,12 +286,13 @@ class TrainConfig(RunSettings):
     """The distribution of x~ given x."""
     scale: PositiveFloat = 0.5
     """Its scale (for gaussian the standard deviation), in units of [-1, 1] pixels."""
-    clean_noise: Annotated[float, Meta(ge=0), tyro.conf.Suppress] = 0.0
+    clean_noise: Annotated[float, Meta(ge=0)] = 0.0
     """Standard deviation of noise added to the denoiser's target (the paper uses 0.01)."""
     images: Positive | None = None
     """Training images to visit, repeats counted. One of images and budget must be given."""
     budget: PositiveFloat | None = None
-    """Minutes; the first seconds measure the rate, which fixes images."""
+    """Minutes of the whole run, its evaluations included; the first seconds measure the rate, which
+    fixes images."""
     batch_size: Positive = 32
     """Images per step."""
     accumulate: Positive = 1
@@ -296,28 +304,28 @@ class TrainConfig(RunSettings):
     kernel_rate: Annotated[float, Meta(gt=0, lt=1)] | None = None
     """Muon's peak step: the angle in radians by which a step turns kernels. None for one that falls
     with the square root of the number of steps."""
-    betas: Annotated[tuple[Probability, Probability], tyro.conf.Suppress] = (0.9, 0.99)
+    betas: tuple[Probability, Probability] = (0.9, 0.99)
     """Adam's decay rates."""
     schedule: LearningRateSchedule = "cosine"
     """cosine: falls to 0 at the end; cooldown: constant, then falls in a line to 0 over the last
     part of the images; exponential: each step times learning_rate_decay."""
-    cooldown: Annotated[Share, tyro.conf.Suppress] = 0.2
+    cooldown: Share = 0.2
     """The part of the images over which schedule=cooldown falls."""
-    learning_rate_decay: Annotated[Share, tyro.conf.Suppress] = 1.0
+    learning_rate_decay: Share = 1.0
     """Factor per step, for schedule=exponential (the paper uses 0.999995)."""
     warmup_images: Natural = 1000
     """Images over which the learning rate rises from 0."""
-    clip_norm: Annotated[PositiveFloat | None, tyro.conf.Suppress] = None
+    clip_norm: PositiveFloat | None = None
     """Largest norm of the gradient; None for no clipping."""
     ema: Probability = 0.9995
     """Largest decay of the moving average of weights; 0 for no average. The average reaches back
     1 / (1 - ema) steps, which should be fewer than the steps over which the rate falls."""
-    schedule_from: Annotated[Natural, tyro.conf.Suppress] = 0
+    schedule_from: Natural = 0
     """Images after which the schedule began again: where a finished run was prolonged."""
     init: str | None = None
     """Begin with the weights of this run or pair, and with a new optimiser. Its network but
     for classes, its smoothing and its scale become the defaults."""
-    data_init: Annotated[bool, tyro.conf.Suppress] = True
+    data_init: bool = True
     """Whether to set scales and biases from the first batch (data-dependent init)."""
     precision: Precision = "auto"
     """auto: bfloat16 autocast where the machine is fast at it, else float32."""
@@ -332,20 +340,20 @@ class TrainConfig(RunSettings):
         check(self)
         check_number("seed", self.seed, 0, 2**64 - 1)
         if self.kernel_rate is not None and self.optimizer != "muon":
-            raise ValueError(f'`kernel_rate` needs optimizer "muon", got "{self.optimizer}"')
+            raise SettingError("kernel_rate", f'needs optimizer "muon", got "{self.optimizer}"')
         if self.schedule_from >= (self.images or math.inf):
-            raise ValueError(
-                f"`images` must be more than the {self.schedule_from} after which the schedule "
-                f"began again (`schedule_from`), got {self.images}"
+            raise SettingError(
+                "images",
+                f"must be more than the {self.schedule_from} after which the schedule restarts "
+                f"(schedule_from), got {self.images}",
             )
-        if self.labels is not None and self.model.n_classes == 0:
-            object.__setattr__(self, "model", replace(self.model, n_classes="auto"))
-        if self.label_dropout and self.model.n_classes == 0:
-            raise ValueError("`label_dropout` needs a model with classes: give `n_classes`")
+        if self.label_dropout and self.model.n_classes == 0 and self.labels is None:
+            raise SettingError("label_dropout", "needs a model with classes: set", n_classes=None)
         if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"`batch_size` must be a multiple of `accumulate`, got {self.batch_size} and "
-                f"{self.accumulate}"
+            raise SettingError(
+                "batch_size",
+                f"must be a multiple of {self.accumulate}, got {self.batch_size}; or change",
+                accumulate=None,
             )
         conditioned = self.model.conditioning != "none"
         if conditioned != (self.role == "denoiser"):

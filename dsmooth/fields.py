@@ -6,12 +6,13 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any, Literal, SupportsIndex, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from .errors import SettingError
 from .text import escape_control
 
 T = TypeVar("T")
@@ -20,20 +21,21 @@ Json = dict[str, Any]
 
 
 def check_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
-    """Raise ValueError unless `value` is one of `allowed`."""
+    """Raise SettingError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(str, allowed))}, got {value!r}")
+        names = ", ".join(map(str, allowed))
+        raise SettingError(name, f"must be one of {names}, got {value!r}")
 
 
 def check(settings: object) -> None:
-    """Raise ValueError, naming the field, for a value that its annotation refuses.
+    """Raise SettingError for a value that its annotation refuses.
 
     Numbers and arrays of numpy, iterables and paths become numbers, tuples and text.
     """
     for name, hint in get_type_hints(type(settings), include_extras=True).items():
         value = _plain(getattr(settings, name))
         if expected := _expected(value, hint):
-            raise ValueError(f"`{name}` must be {expected}, got {value!r}")
+            raise SettingError(name, f"must be {expected}, got {value!r}")
         object.__setattr__(settings, name, value)
 
 
@@ -71,13 +73,13 @@ def _words(hint: object) -> list[str]:
 
 
 def check_number(name: str, value: object, least: int | None = 1, most: int | None = None) -> None:
-    """Raise ValueError for what is no whole number within bounds."""
+    """Raise SettingError for what is not a whole number within bounds."""
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        raise ValueError(f"`{name}` must be a whole number, got {value!r}")
+        raise SettingError(name, f"must be a whole number, got {value!r}")
     number = value.__index__()
     if (least is not None and number < least) or (most is not None and number > most):
         allowed = f"be at least {least}" if most is None else f"lie in {least} .. {most}"
-        raise ValueError(f"`{name}` must {allowed}, got {value}")
+        raise SettingError(name, f"must {allowed}, got {value}")
 
 
 def structure(values: object, kind: type[T]) -> T:
@@ -88,13 +90,17 @@ def structure(values: object, kind: type[T]) -> T:
         reason, _, path = str(error).partition(" - at `$")
         field = path.strip("`.")
         raise ValueError(escape_control(f"{field}: {reason}" if field else reason)) from None
-    known = flatten(msgspec.to_builtins(made))
-    unknown = [name for name in flatten(values) if name not in known]
-    if unknown:
-        raise ValueError(
-            escape_control(f"{kind.__name__} has no field {', '.join(sorted(unknown))}")
-        )
+    if unknown := sorted(_unknown(values, msgspec.to_builtins(made))):
+        raise ValueError(escape_control(f"{kind.__name__} has no field {', '.join(unknown)}"))
     return made
+
+
+def _unknown(values: Any, known: Any) -> Iterator[str]:
+    """The keys of nested dictionaries that `known` does not have, those of inner ones with dots."""
+    if isinstance(values, dict) and isinstance(known, dict):
+        for key, value in values.items():
+            inner = _unknown(value, known[key]) if key in known else [""]
+            yield from (f"{key}.{name}" if name else key for name in inner)
 
 
 def difference(theirs: object, mine: object) -> str:

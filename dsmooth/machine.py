@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ._extension import instruction_sets
 from .distributed import from_torchrun
+from .errors import SettingError
 from .fields import check_number
 
 if TYPE_CHECKING:
@@ -31,11 +32,11 @@ def choose_device(name: str | torch.device) -> torch.device:
         return torch.device("cpu")
     kind, _, index = name.partition(":")
     if kind != "cuda" or (index and not index.isdigit()):
-        raise ValueError(f'`device` must be auto, cpu, cuda or cuda:N, got "{name}"')
+        raise SettingError("device", f'must be auto, cpu, cuda or cuda:N, got "{name}"')
     count = torch.cuda.device_count()
     number = int(index) if index else from_torchrun("LOCAL_RANK", 0) % max(count, 1)
     if number >= count:
-        raise ValueError(f"`device` cannot be {name}: PyTorch finds {count} CUDA devices")
+        raise SettingError("device", f"cannot be {name}: PyTorch finds {count} CUDA devices")
     return torch.device("cuda", number)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .bound import TOP_CLASSES, bound_terms, log_mean_exp
 from .config import Classes, Method, Precision, classes_of
+from .errors import SettingError
 from .fields import check_number
 from .machine import torch_threads
 from .nn import PixelCNNpp
@@ -210,7 +211,7 @@ class SmoothedPair(Pretrained):
         self._check_images("x_tilde", x_tilde)
         guidance = normal_float("guidance", guidance, or_zero=True)
         if guidance and not self.n_classes:
-            raise ValueError("`guidance` needs a model with classes; this pair has none")
+            raise SettingError("guidance", "needs a model with classes; this pair has none")
         if guidance and self.noisy.config.condition_size:
             check_guidance(self.noisy.config)
         label = self.conditioning_label(self.noisy, label)

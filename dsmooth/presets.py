@@ -5,11 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Collection
 from dataclasses import asdict, fields, replace
-from typing import Any, get_type_hints
+from typing import Any
 
-import tyro
-
-from .config import OWN, ModelConfig, Role, TrainConfig
+from .config import FILE_ONLY, OWN, ModelConfig, Role, TrainConfig
+from .errors import SettingError
 from .fields import Json, flatten
 
 # Meng et al. (ICLR 2021): no averaging, no clipping, no data-dependent init; a stacked denoiser
@@ -77,14 +76,8 @@ PRESETS: dict[str, Json] = {
     "celeba-paper": {**_PAPER, **_CELEBA, "model": _F160},
 }
 
-_FIELDS, _MODEL_FIELDS = ({each.name for each in fields(k)} for k in (TrainConfig, ModelConfig))
-# Settings that are no options of the command: files have them.
-_OF_FILES = {
-    name
-    for kind in (TrainConfig, ModelConfig)
-    for name, hint in get_type_hints(kind, include_extras=True).items()
-    if tyro.conf.Suppress in getattr(hint, "__metadata__", ())
-}
+_FIELDS = {field.name for field in fields(TrainConfig)}
+_MODEL_FIELDS = {field.name for field in fields(ModelConfig)} - _FIELDS
 
 DESCRIPTIONS = {
     "mnist-quick": "digits within minutes on two CPU cores (concat, discretized, EMA)",
@@ -105,11 +98,13 @@ def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
     a budget, TypeError for an unknown field.
     """
     if name not in PRESETS:
-        raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {name!r}")
+        raise SettingError("preset", f"must be one of {', '.join(PRESETS)}, got {name!r}")
     table = PRESETS[name]
     values = {key: value for key, value in table.items() if key in _FIELDS} | table.get(role, {})
     if "smoothing_scale" in settings:
-        raise ValueError("`smoothing_scale` follows from `scale`: give that")
+        raise SettingError(
+            "smoothing_scale", "follows from the scale of the noise: set", scale=None
+        )
     if settings.get("budget") is not None:
         check_one_length([name for name, value in settings.items() if value is not None])
         values["images"] = None
@@ -124,10 +119,10 @@ def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
 def check_one_length(names: Collection[str]) -> None:
     """Raise ValueError for a budget and images, both of which say how long a run is."""
     if {"images", "budget"} <= {*names}:
-        raise ValueError("`images` and `budget` both say how long the run is: leave one out")
+        raise SettingError(("images", "budget"), "both say how long the run is: leave one out")
 
 
-def as_flag(name: str, value: object) -> str:
+def as_flag(name: str, value: object = True) -> str:
     """The option that gives a field its value."""
     option = name.replace("_", "-")
     if isinstance(value, bool):
@@ -149,7 +144,7 @@ def train_command(config: TrainConfig) -> str:
         theirs = flatten(asdict(preset(name, config.role)))
         keys = [key for key in values if key not in skipped and values[key] != theirs[key]]
         options = {key.rpartition(".")[2]: values[key] for key in keys}
-        if not options.keys() & _OF_FILES:
+        if not options.keys() & FILE_ONLY:
             starts.append([f"--preset {name}", *map(as_flag, options, options.values())])
     start, *changes = min(starts, key=len, default=["--config CONFIG"])
     folders = [option for name, option in named.items() if values[name] is not None]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # Files of a run, and of a network or pair that `save_pretrained` wrote.
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+DATASET = "dataset"  # of a change in the log: the images themselves
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class RunFolder:
             loss=losses[-1] if losses else None,
             bits_per_dim=evaluations[-1] if evaluations else None,
             # A run that is killed before its first checkpoint notes the same again.
-            notes=tuple({e["text"]: None for e in entries if e["event"] == "note"}),
+            notes=tuple({text: None for text in map(describe, entries) if text is not None}),
         )
 
     def load_model(self) -> tuple[PixelCNNpp, TrainConfig, tuple[int, int]]:
@@ -181,7 +182,10 @@ _FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "start": {"total": _NUMBER, "loss": _TEXT},
     "step": {"bits_per_dim": _NUMBER, "images_per_second": _NUMBER},
     "evaluation": {"bits_per_dim": _NUMBER},
-    "note": {"text": _TEXT},
+    "note": {"text": _TEXT},  # older versions wrote it
+    "restart": {"what": _TEXT, "before": (int,), "after": (int,)},
+    "change": {"setting": _TEXT},
+    "unchecked": {"what": _TEXT},
 }
 
 
@@ -195,6 +199,24 @@ def read_entry(line: bytes) -> Json | None:
     except (ValueError, RecursionError, KeyError, TypeError):  # not JSON, not UTF-8, no entry
         return None
     return entry if whole else None
+
+
+def describe(entry: Json) -> str | None:
+    """A sentence on a log entry of what changed on the way; None for the others."""
+    seen, setting = f"{entry['images']:,}", entry.get("setting")
+    if "text" in entry:  # of an older log, or of runs that were joined
+        return str(entry["text"])
+    if entry["event"] == "restart":
+        lengths = f"{entry['before']:,} to {entry['after']:,}"
+        return f"extended from {lengths} images, its {entry['what']} restarted"
+    if setting == DATASET:
+        return f"other images, another order or another transform, from {seen} images on"
+    if setting is not None:
+        old, new = entry.get("before"), entry.get("after")
+        return f"{setting} {old} up to {seen} images, {new} from then on"
+    if entry["event"] == "unchecked":
+        return f"{entry['what']}= is assumed to be the one of before: nothing compares it"
+    return None
 
 
 def default_folder(role: Role) -> Path:

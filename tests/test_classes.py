@@ -24,8 +24,8 @@ from dsmooth.runs import RunFolder
 from dsmooth.sampling import sample_images, sequential_sample
 from dsmooth.sampling.request import Request
 from dsmooth.training import train
-from dsmooth.training.log import opening
-from dsmooth.training.loop import evaluate
+from dsmooth.training.evaluation import evaluate
+from dsmooth.training.log import run_header
 from dsmooth.training.step import TrainState, initial_state
 from tests.helpers.command_runs import run
 from tests.helpers.data_makers import random_dataset, refuses
@@ -132,7 +132,7 @@ def test_a_label_is_for_models_with_classes() -> None:
     for wrong in (-1, 5000, "all", 1.5):
         refuses("n_classes", dsmooth.ModelConfig, n_classes=wrong)
     config = dsmooth.ModelConfig(n_classes="auto")
-    refuses("in training alone, which counts", dsmooth.PixelCNNpp, config)
+    refuses("in training only, which counts", dsmooth.PixelCNNpp, config)
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -414,7 +414,7 @@ def test_batches_carry_the_labels_of_their_images() -> None:
     x, _, label = state.inputs(24)  # over the end of an epoch
     one_more = TrainState(tiny("plain", n_classes=4), data, torch.device("cpu"))
     line = "classes without training images: 3"
-    assert [line in opening(each, data) for each in (state, one_more)] == [False, True]
+    assert [line in run_header(each, data) for each in (state, one_more)] == [False, True]
     for image, number in zip(x, label.tolist(), strict=True):
         found = (data.batch(torch.arange(30)) == image).flatten(1).all(1).nonzero().item()
         assert data.labels[found] == number

@@ -15,7 +15,7 @@ import torch
 import dsmooth
 from dsmooth.config import TrainConfig
 from dsmooth.presets import DESCRIPTIONS, PRESETS, preset, train_command
-from dsmooth.training.loop import evaluate
+from dsmooth.training.evaluation import evaluate
 from dsmooth.training.step import TrainState
 from tests.helpers.data_makers import random_dataset
 from tests.helpers.tiny_runs import ROLES

@@ -98,7 +98,8 @@ def prolonged(
     changed = differences(old, new).items()
     settings = [f"{name} {value}" for name, (value, _) in changed if name not in UNTOLD]
     words = f"up to {seen:,} images {', '.join(settings)}; then the optimizer began again"
-    note = {"event": "note", "images": seen, "seconds": 0.0, "text": words}
+    note = {"event": "restart", "images": seen, "seconds": 0.0, "what": "optimizer"}
+    note |= {"before": seen, "after": new.images, "text": words}
     log = [entry for entry in before.history() if entry["event"] != "end"]
     for entry in entries:
         shifted = {**entry, "images": seen + entry["images"]}

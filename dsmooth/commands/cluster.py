@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from ..data.reading import LABELS_FILE
 from ..distributed import process_group, rank_and_size
 from ..evaluate.clusters import write_clusters
 from ..files import check_writable
 from ..machine import choose_device, use_threads
 from ..pretrained import load_models
-from .options import LABELS, Cluster
+from .options import Cluster
 from .shared import choose_data
 
 
 def cluster(options: Cluster) -> None:
     """Run `dsmooth cluster`. Raises ValueError or FileNotFoundError before any work."""
-    path = options.out / LABELS
+    path = options.out / LABELS_FILE
     check_writable(path)
     with process_group():
         use_threads(options.execution.threads)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..data import SPLITS, ImageDataset
 from ..data.order import choose_images
 from ..distributed import barrier, rank_and_size
+from ..errors import SettingError
 from ..evaluate.classes import frechet_by_class
 from ..evaluate.comparison import (
     Reference,
@@ -143,8 +144,8 @@ def load_real(
         ("label", saved.label, options.label),
     ):
         if stored not in (None, given):
-            raise ValueError(
-                f"`{argument}` must be {stored}, as {options.reference} was saved, got {given}"
+            raise SettingError(
+                argument, f"must be {stored}, as {options.reference} was saved, got {given}"
             )
     known = options.dataset.data is not None or models is not None or saved.name is not None
     source = replace(saved, source=saved.source or str(options.reference))
@@ -155,9 +156,10 @@ def check_default_data(reference: Tensor | FeatureStatistics, samples: Tensor) -
     """Raise ValueError for samples that are not of the shape of mnist, which is the default."""
     shape = image_shape(reference)
     if shape != tuple(samples.shape[1:]):
-        raise ValueError(
-            f"`data` was not given, so mnist was used, of images {shape} (C, H, W): the samples "
-            f"are {tuple(samples.shape[1:])}"
+        raise SettingError(
+            "data",
+            f"was not given, so mnist was used, of images {shape} (C, H, W): the samples "
+            f"are {tuple(samples.shape[1:])}",
         )
 
 

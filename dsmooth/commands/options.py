@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from dataclasses import dataclass, field
+from itertools import pairwise, product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast, get_args, get_type_hints
 
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, Suppress, arg
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from ..config import (
+    FILE_ONLY,
     Method,
     ModelConfig,
     Precision,
@@ -18,7 +22,7 @@ from ..config import (
     Split,
     TrainConfig,
 )
-from ..presets import DESCRIPTIONS, PRESETS
+from ..presets import DESCRIPTIONS, PRESETS, preset
 
 # A flag that defaults to False; hides --no-X from the help.
 Flag = FlagCreatePairsOff[bool]
@@ -26,13 +30,10 @@ MODELS_HELP = """mnist, the pair that comes with the package; a saved pair; the 
 noisy model and of its denoiser, or a folder with both; or one run folder."""
 Folders = Annotated[Positional[tuple[Path, ...]], arg(help=MODELS_HELP, help_behavior_hint="")]
 DEFAULT_PRESET = "mnist-quick"
-# A pair with clusters: folders of the first noisy model and of the clusters, the file of labels,
-# and the label dropout where none is named.
-UNNAMED, CLUSTERS, LABELS, LABEL_DROPOUT = "noisy-unnamed", "clusters", "labels.npz", 0.1
 RGB_PRESET = "photos"
 PRESET_HELP = "Settings to start from: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
 TRAIN_PRESET_HELP = (
-    f"{PRESET_HELP}. RGB images are trained by {RGB_PRESET} unless another is named; the channels "
+    f"{PRESET_HELP}. RGB images are trained by {RGB_PRESET} unless a preset is given; the channels "
     "and classes of a network are those of the images"
 )
 
@@ -89,19 +90,37 @@ class Drawing:
     """Below 1 for likelier pixels, above 1 for more varied ones."""
 
 
-class Typed:
-    """Settings as typed, which are checked with those that they replace: first base of a config."""
+def _options(kind: type[ModelConfig | TrainConfig]) -> Any:
+    """A dictionary type of the options that a command line gives: fields of a dataclass.
 
-    def __post_init__(self) -> None:
-        pass
+    tyro leaves out an option that is not given, and shows the docstring under a field as its help.
+    """
+    sources = (inspect.getsource(base) for base in reversed(kind.__mro__[:-1]))
+    classes = (cast(ast.ClassDef, ast.parse(source).body[0]) for source in sources)
+    lines = [line for body in classes for line in body.body]
+    docs = {
+        ast.unparse(line.target): " ".join(ast.literal_eval(text.value).split())
+        for line, text in pairwise(lines)
+        if isinstance(line, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+    starts = [preset(name, role) for name, role in product(PRESETS, get_args(Role))]
+    configs = [start.model if kind is ModelConfig else start for start in starts]
+    options = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        if name in FILE_ONLY or name == "model" or (kind, name) == (ModelConfig, "label_dropout"):
+            continue
+        values = {getattr(each, name) for each in configs}
+        default = "by preset" if len(values) > 1 else f"default: {values.pop()}"
+        options[name] = Annotated[hint, arg(help=docs[name], help_behavior_hint=f"({default})")]
+    return cast(Any, TypedDict)(kind.__name__, options, total=False)
 
 
-class TypedModel(Typed, ModelConfig):
-    __doc__ = ModelConfig.__doc__
-
-
-class TypedSettings(Typed, TrainConfig):
-    __doc__ = TrainConfig.__doc__
+if TYPE_CHECKING:
+    TrainOptions = dict[str, Any]
+    ModelOptions = dict[str, Any]
+else:
+    TrainOptions = _options(TrainConfig)
+    ModelOptions = _options(ModelConfig)
 
 
 @dataclass(frozen=True)
@@ -117,11 +136,20 @@ class Train:
 
     role: Positional[Literal[Role, "pair"]]
     """Which model."""
-    settings: OmitArgPrefixes[TypedSettings]
+    settings: OmitArgPrefixes[TrainOptions]
     """The settings that decide the weights, and how the run is carried out."""
+    model: OmitArgPrefixes[ModelOptions]
+    """The network."""
     folder: Annotated[Positional[Path | None], arg(metavar="FOLDER")] = None
     """Folder of images to train on."""
-    preset: Annotated[str, arg(help=TRAIN_PRESET_HELP, metavar="|".join(PRESETS))] = DEFAULT_PRESET
+    preset: Annotated[
+        str | None,
+        arg(
+            help=TRAIN_PRESET_HELP,
+            metavar="|".join(PRESETS),
+            help_behavior_hint=f"(default: {DEFAULT_PRESET})",
+        ),
+    ] = None
     clusters: int | None = None
     """For a pair: name the images by so many clusters of a first noisy model's features, and tell
     the noisy model its image's cluster. The first one takes a quarter of --budget, or half of the
@@ -142,7 +170,6 @@ class Train:
     print_config: Flag = False
     """Print the settings for grey images as JSON and stop; no image is read."""
     execution: OmitArgPrefixes[OnDevice] = OnDevice()
-    named: Suppress[frozenset[str]] = frozenset()
 
 
 @dataclass(frozen=True)

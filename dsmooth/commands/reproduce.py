@@ -18,6 +18,7 @@ import torch
 from ..config import ProbeSettings, Role, TrainConfig
 from ..data import ImageDataset
 from ..distributed import barrier, broadcast_int, process_group, rank_and_size
+from ..errors import SettingError
 from ..evaluate.batches import check_images
 from ..evaluate.features import make_extractor
 from ..fields import check_number
@@ -73,7 +74,7 @@ def runs_to_train(options: Reproduce) -> tuple[TrainConfig, ...]:
             raise ValueError(f"{option} goes with --models; what is trained, --preset says")
     budget = BUDGET_MINUTES if options.budget is None else options.budget
     if not 0 < budget < math.inf:
-        raise ValueError(f"`budget` must be a positive number of minutes, got {budget}")
+        raise SettingError("budget", f"must be a positive number of minutes, got {budget}")
     data_dir, runs = options.dataset.data_dir, []
     for role, share in SHARES.items():
         settings, minutes = preset(options.preset or DEFAULT_PRESET, role), share * budget
@@ -158,9 +159,10 @@ def check_options(options: Reproduce, runs: Sequence[TrainConfig]) -> None:
     out = options.out
     untrained = [run.role for run in runs if not RunFolder(out / run.role).is_finished()]
     if untrained and options.only:
-        raise ValueError(
-            f"`only={options.only}` needs trained models, and {', '.join(untrained)} in {out} "
-            "did not finish training: repeat the call without it first"
+        raise SettingError(
+            "only",
+            f"needs trained models, and {', '.join(untrained)} in {out} "
+            "did not finish training: repeat the call without it first",
         )
     if options.extractor != "auto":
         make_extractor(options.extractor)

@@ -1,213 +1,220 @@
-"""`dsmooth train`: settings from the command line, a run into a folder."""
+"""`dsmooth train`: settings from the command line, runs into folders."""
 
 from __future__ import annotations
 
 import json
+import math
 import shlex
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
 
-from ..config import ModelConfig, Role, TrainConfig
+from ..config import Role, TrainConfig
+from ..data.reading import LABELS_FILE, read_npz
 from ..distributed import barrier, broadcast_int, process_group
+from ..errors import SettingError
+from ..evaluate.clusters import write_clusters
 from ..fields import Json, check_number
 from ..files import check_writable, read_json
 from ..machine import choose_device, use_threads
-from ..presets import check_one_length, preset
-from ..runs import RunFolder, default_folder, run_config
-from .options import CLUSTERS, LABEL_DROPOUT, LABELS, RGB_PRESET, UNNAMED, Train
+from ..presets import PRESETS, check_one_length, preset
+from ..runs import RunFolder, run_config
+from ..training import tensorboard
+from ..training.beginning import (
+    check_new_run,
+    count_training_images,
+    find_initial,
+    is_restart,
+    load_data,
+)
+from ..training.loop import train_run
+from ..training.plan import CLUSTERS, RunPlan, plan
+from ..training.resolve import Request
+from .options import DEFAULT_PRESET, RGB_PRESET, Train
 
-
-@dataclass(frozen=True)
-class Run:
-    """One of the runs that a command stands for."""
-
-    folder: Path
-    settings: TrainConfig
-    rgb: TrainConfig
-    """The settings if the images are RGB."""
+# No published data set, nor the subset in the package, has fewer training images.
+LEAST_PUBLISHED = 5000
 
 
 def train(options: Train) -> int:
-    """Carry out `dsmooth train`; returns the exit status, 128 + the signal's number if stopped."""
-    runs = runs_of(options)
+    """Run `dsmooth train`; returns the exit status, 128 + the signal's number if stopped."""
+    check_options(options)
+    clusters, labelled = clusters_of_pair(options)
+    runs = plan(options.role, options.out, clusters, labelled=labelled)
+    requests = [request_of(options, run) for run in runs]
     if options.print_config:
-        settings = {run.folder.name: asdict(run.settings) for run in runs}
-        shown = settings if options.role == "pair" else settings.popitem()[1]
-        print(json.dumps(shown, indent=2))
+        print_plan(runs, requests)
         return 0
     for run in runs:
         check_writable(RunFolder(run.folder).config)
     if len(runs) > 1:
-        check_folders(options, runs)
-    for run in runs:
-        if status := train_one(options, run):
-            print(f"{options.role}: the same command with --resume goes on")
-            return status
-        if run.folder.name == UNNAMED and options.clusters is not None:
-            cluster_data(options, run.folder)
-    if len(runs) > 1:
-        minutes = (
-            f"{run.folder.name} {(RunFolder(run.folder).record().seconds or 0) / 60:.1f}"
-            for run in runs
+        check_pair(options, runs, requests)
+    for run, request in zip(runs, requests, strict=True):
+        result = train_run(
+            request,
+            partial(load_data, progress=True),
+            RunFolder(run.folder),
+            resume=options.resume,
+            device=options.execution.device,
+            threads=options.execution.threads,
+            on_evaluation=tensorboard(run.folder / "tensorboard") if options.tensorboard else None,
+            progress=True,
         )
+        if result.interrupted:
+            print(f"{options.role}: the same command with --resume continues")
+            return 128 + result.interrupted
+        if run.clusters is not None:
+            cluster_data(options, run, run.clusters)
+    print(f"{options.role}: {next_step(runs)}")
+    return 0
+
+
+def print_plan(runs: Sequence[RunPlan], requests: Sequence[Request]) -> None:
+    """Print the settings of a run as JSON, or the plan of several with the settings of each."""
+    settings = [asdict(request.settings()) for request in requests]
+    pairs = zip(runs, settings, strict=True)
+    plans = {run.folder.name: {**asdict(run), "settings": values} for run, values in pairs}
+    print(json.dumps(plans if len(runs) > 1 else settings[0], indent=2, default=str))
+
+
+def check_options(options: Train) -> None:
+    """Raise ValueError for options that do not go together."""
+    given = {*options.settings}
+    check_one_length(given)
+    if options.force and not options.resume:
+        raise ValueError("--force is for --resume: a new run has no settings to change")
+    if options.folder is not None and {"data", "data_dir"} & given:
+        raise ValueError(f"{options.folder} is a folder of images: leave --data and --data-dir out")
+    if options.role == "pair":
+        if options.config is not None:
+            raise ValueError("--config has the settings of one run, and a pair is two: give a role")
+        if options.clusters is not None:
+            check_number("clusters", options.clusters, 2)
+            if "labels" in given:
+                raise SettingError(("labels", "clusters"), "both label the images: leave one out")
+    elif options.clusters is not None:
+        raise ValueError("--clusters is for a pair: for one model give --labels a file of clusters")
+
+
+def clusters_of_pair(options: Train) -> tuple[int | None, bool]:
+    """The number of clusters of a pair, None for one without, and whether they exist already.
+
+    Raises SettingError if a pair that is resumed has others.
+    """
+    if options.role != "pair" or not options.resume:
+        return options.clusters, False
+    first, noisy, _ = plan("pair", options.out, clusters := options.clusters or 2)
+    labels = noisy.labels
+    has_first = RunFolder(first.folder).config.exists()
+    if labels is not None and labels.exists() and (has_first or options.clusters is not None):
+        made = len(read_npz(labels, ("names",))["names"])
+        if options.clusters not in (None, made):
+            raise SettingError("clusters", f"must be {made}, as in {labels}, got {clusters}")
+        return made, True
+    if options.clusters is None and has_first:
+        words = f"must be given: {first.folder} has not finished, and nothing tells how many"
+        raise SettingError("clusters", words)
+    if options.clusters is not None and RunFolder(noisy.folder).config.exists() and not has_first:
+        raise SettingError("clusters", f"is for a new pair: {noisy.folder} was trained without")
+    return options.clusters, False
+
+
+def request_of(options: Train, run: RunPlan) -> Request:
+    """The settings given, over those of --config, of the run to resume, or of a preset."""
+    stored = RunFolder(run.folder)
+    resumed = stored.read_config()[0] if options.resume and stored.config.exists() else None
+    if resumed is not None and resumed.role != run.role:
+        raise ValueError(
+            f"{run.folder} holds another run: its role is {resumed.role}, not {run.role}"
+        )
+    given: Json = {**options.settings, "role": run.role}
+    if options.folder is not None:
+        given |= {"data": "folder", "data_dir": str(options.folder)}
+    if run.labels is not None:
+        given["labels"] = str(run.labels)
+    if run.init is not None and resumed is None:
+        given |= {"label_dropout": run.label_dropout, "init": str(run.init)}
+    rgb = None
+    if options.config is not None:  # --print-config prints no size
+        values = {"height_and_width": (0, 0), **read_json(options.config)}
+        start = run_config(values, options.config)[0]
+    elif resumed is not None and options.preset is None:
+        start = resumed
+    else:
+        colours = given.get("data") in ("cifar10", "celeba")
+        start = start_of(options, run.role, RGB_PRESET if colours else DEFAULT_PRESET)
+        rgb = start_of(options, run.role, RGB_PRESET)
+    if "budget" in given:
+        given["budget"] = given["budget"] and given["budget"] * run.budget_fraction
+        given["images"] = None
+    elif images := given.get("images", start.images if resumed is None else None):
+        given["images"] = math.ceil(images * run.images_fraction)
+    keeps_channels = "image_channels" in options.model or "init" in options.settings
+    return Request(start, given, options.model, rgb, not keeps_channels, options.force)
+
+
+def start_of(options: Train, role: Role, default: str) -> TrainConfig:
+    """The settings of the preset given, or of a default one, with the network of --init."""
+    name, changes = options.preset or default, dict[str, Any]()
+    data = "folder" if options.folder is not None else options.settings.get("data")
+    data = data or PRESETS.get(name, {}).get("data")
+    if data != "celeba" and not (data == "folder" and options.preset is not None):
+        changes["image_size"] = None  # these have a size of their own
+    if (source := options.settings.get("init")) is not None:
+        initial = find_initial(source, role)
+        if (noise := initial.smoothing) is not None:
+            changes |= {"smoothing": noise.kind, "scale": noise.scale}
+        # The data decide the classes, the scale that of the smoothing.
+        decided = {"n_classes", "class_names", "smoothing_scale"}
+        decided |= {"class_shares", "labels_sha256", "label_dropout"}
+        network = vars(initial.networks[role].config).items()
+        changes |= {field: value for field, value in network if field not in decided}
+    return preset(name, role, **changes)
+
+
+def check_pair(options: Train, runs: Sequence[RunPlan], requests: Sequence[Request]) -> None:
+    """Raise ValueError, before the first run is trained, if a later one cannot begin."""
+    with process_group():
+        for run, request in zip(runs, requests, strict=True):
+            stored = RunFolder(run.folder)
+            if not (options.resume or broadcast_int(is_restart(stored))):
+                check_new_run(stored, request.settings())
+        clusters, config = runs[0].clusters, requests[0].settings()
+        if clusters is not None and (clusters > LEAST_PUBLISHED or config.data == "folder"):
+            count = count_training_images(config)
+            if clusters > count:
+                words = f"must be at most the {count:,} training images, got {clusters:,}"
+                raise SettingError("clusters", words)
+        barrier()  # if one process refuses, none of them trains
+
+
+def cluster_data(options: Train, run: RunPlan, n_clusters: int) -> None:
+    """Write the clusters that a trained run makes of its images, unless they exist."""
+    with process_group():
+        path = run.folder.parent / CLUSTERS / LABELS_FILE
+        if broadcast_int(path.exists()):
+            return
+        use_threads(options.execution.threads)
+        model, config, _ = RunFolder(run.folder).load_model()
+        model.to(choose_device(options.execution.device))
+        write_clusters(model, load_data(config), n_clusters, config.seed, path)
+
+
+def next_step(runs: Sequence[RunPlan]) -> str:
+    """What to do with the trained models."""
+    run = runs[-1]
+    if len(runs) > 1:
+        seconds = {each.folder.name: RunFolder(each.folder).record().seconds for each in runs}
+        minutes = ", ".join(f"{name} {(spent or 0) / 60:.1f}" for name, spent in seconds.items())
         path = shlex.quote(str(run.folder.parent))
-        print(f"pair: minutes of training: {', '.join(minutes)}; next: `dsmooth sample {path}`")
-        return 0
-    # NOISY and DENOISER stand for the folders of other runs.
+        return f"minutes of training: {minutes}; next: `dsmooth sample {path}`"
+    # NOISY and DENOISER are the folders of other runs.
     path, config = shlex.quote(str(run.folder)), RunFolder(run.folder).read_config()[0]
     label = " --label each" * bool(config.model.n_classes)
     step = {
         "noisy": f"train its denoiser, then `dsmooth sample {path} DENOISER{label}`",
         "denoiser": f"`dsmooth sample NOISY {path}{label}`, with the folder of its noisy model",
         "plain": f"`dsmooth sample {path}{label}`, or `dsmooth evaluate bpd {path}`",
-    }[run.settings.role]
-    print(f"{run.settings.role}: next: {step}")
-    return 0
-
-
-def check_folders(options: Train, runs: Sequence[Run]) -> None:
-    """Raise ValueError, before the first run is trained, where a later one cannot begin."""
-    from ..training.beginning import check_new_run, is_restart
-
-    with process_group():
-        for run in runs:
-            stored = RunFolder(run.folder)
-            if not (options.resume or broadcast_int(is_restart(stored))):
-                check_new_run(stored, run.settings)
-        barrier()  # what one process refuses ends all of them before any trains
-
-
-def runs_of(options: Train) -> list[Run]:
-    """The runs of a command, in order.
-
-    With clusters the noisy model of a pair goes on from a first one, and each has half of its
-    images.
-    """
-    check_one_length(options.named)
-    if options.force and not options.resume:
-        raise ValueError("--force is for --resume: a new run has no settings to change")
-    if options.folder is not None and {"data", "data_dir"} & options.named:
-        raise ValueError(f"{options.folder} is a folder of images: leave --data and --data-dir out")
-    if options.role != "pair":
-        if options.clusters is not None:
-            raise ValueError(
-                "--clusters is for a pair: for one model give --labels a file of clusters"
-            )
-        return [_run(options, options.role, options.out or default_folder(options.role))]
-    if options.config is not None:
-        raise ValueError("a pair is two runs, and --config has the settings of one: name its role")
-    folder = options.out or Path("runs") / "pair"
-    denoiser = _run(options, "denoiser", folder / "denoiser", shares=2)
-    if options.clusters is None:
-        return [_run(options, "noisy", folder / "noisy", shares=2), denoiser]
-    check_number("clusters", options.clusters, 2)
-    if "labels" in options.named:
-        raise ValueError("`labels` and `clusters` both name the images")
-    unnamed, noisy = (
-        _run(options, "noisy", folder / name, shares=4) for name in (UNNAMED, "noisy")
-    )
-    return [unnamed, noisy, denoiser]
-
-
-def _run(options: Train, role: Role, folder: Path, shares: int = 1) -> Run:
-    """A run that gets one of so many shares of the budget; of 4, also half of its images."""
-    typed, named, stored = options.settings, options.named, RunFolder(folder)
-    goes_on = options.resume and stored.config.exists()
-    if goes_on and (theirs := stored.read_config()[0].role) != role:
-        raise ValueError(f"{folder} holds another run: its role is {theirs}, not {role}")
-    values = _named(typed, named) | {"role": role}
-    if options.folder is not None:
-        values |= {"data": "folder", "data_dir": str(options.folder)}
-    if "budget" in named:
-        values["images"] = None
-    if shares == 4 and folder.name != UNNAMED and not goes_on:
-        values["init"] = str(folder.parent / UNNAMED)
-        values["labels"] = str(folder.parent / CLUSTERS / LABELS)
-        values["label_dropout"] = typed.label_dropout or LABEL_DROPOUT
-
-    def settings(name: str) -> TrainConfig:
-        """The settings typed, over those of --config, of the run to resume, or of a preset."""
-        if options.config is not None:
-            config = replace(_read_settings(options.config), schedule_from=0)
-        elif goes_on and "preset" not in named:
-            config = stored.read_config()[0]
-        else:
-            config = preset(name, role)
-            data = values.get("data", config.data)
-            if data != "celeba" and not (data == "folder" and "preset" in named):
-                config = replace(config, image_size=None)  # these have a size of their own
-            if "init" in named and typed.init is not None:
-                config = _with_network(config, typed.init)
-        network = replace(config.model, **_named(typed.model, named))
-        config = replace(config, model=network, **values)
-        if config.budget is not None:
-            share = not goes_on or "budget" in named  # one that goes on has its share already
-            return replace(config, budget=config.budget / shares) if share else config
-        if config.images is not None and shares == 4 and (not goes_on or "images" in named):
-            return replace(config, images=-(-config.images // 2))
-        return config
-
-    rgb = options.preset if "preset" in named else RGB_PRESET
-    colours = values.get("data") in ("cifar10", "celeba")
-    return Run(folder, settings(rgb if colours else options.preset), settings(rgb))
-
-
-def _named(typed: TrainConfig | ModelConfig, names: Collection[str]) -> Json:
-    return {each.name: getattr(typed, each.name) for each in fields(typed) if each.name in names}
-
-
-def _with_network(config: TrainConfig, init: str) -> TrainConfig:
-    """The settings with the network and the smoothing that a run begins with."""
-    from ..training.beginning import find_initial
-
-    loaded = find_initial(init, config.role)
-    network = loaded.networks[config.role].config
-    # The data have the classes.
-    model = replace(network, n_classes=0, class_names=(), class_shares=(), labels_sha256=None)
-    config = replace(config, model=model)
-    if (smoothing := loaded.smoothing) is None:
-        return config
-    return replace(config, smoothing=smoothing.kind, scale=smoothing.scale)
-
-
-def _read_settings(path: Path) -> TrainConfig:
-    """The settings in the file of --config; --print-config prints no size."""
-    return run_config({"height_and_width": (0, 0), **read_json(path)}, path)[0]
-
-
-def train_one(options: Train, run: Run) -> int:
-    """Train a model into its folder; returns the exit status as `train` does."""
-    from ..training import tensorboard
-    from ..training import train as train_run
-
-    result = train_run(
-        run.settings,
-        run.folder,
-        rgb=run.rgb,
-        match_channels=not options.named & {"image_channels", "init"},
-        resume=options.resume,
-        force=options.force,
-        device=options.execution.device,
-        threads=options.execution.threads,
-        on_evaluation=tensorboard(run.folder / "tensorboard") if options.tensorboard else None,
-        progress=True,
-    )
-    return 128 + result.interrupted if result.interrupted else 0
-
-
-def cluster_data(options: Train, folder: Path) -> None:
-    """Write the clusters of a run's images by its model beside it, unless they are there."""
-    from ..evaluate.clusters import write_clusters
-    from ..training.beginning import load_data
-
-    out = folder.parent / CLUSTERS
-    with process_group():
-        if broadcast_int((out / LABELS).exists()):
-            return
-        use_threads(options.execution.threads)
-        model, config, _ = RunFolder(folder).load_model()
-        assert options.clusters is not None
-        model.to(choose_device(options.execution.device))
-        data = load_data(config)
-        write_clusters(model, data, options.clusters, config.seed, out / LABELS)
+    }[run.role]
+    return f"next: {step}"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import OWN
+from ..errors import SettingError
 from ..fields import check_one_of
 from .dataset import ImageDataset, round_to_bytes, to_bytes, to_float
 from .folder import load_folder
@@ -70,18 +71,18 @@ def load_splits(
 ) -> list[ImageDataset]:
     """The splits of a data set, as `load_dataset` returns each; image files are opened once."""
     if name == OWN:
-        raise ValueError(
-            "`data` must be a name: these images were given to dsmooth.train in Python"
+        raise SettingError(
+            "data", "must be a name: these images were given to dsmooth.train in Python"
         )
     check_one_of("data", name, DATASETS)
     for split in splits:
         check_one_of("split", split, (*SPLITS, "all") if name == "folder" else SPLITS)
     if image_size is not None and name not in ("celeba", "folder"):
-        raise ValueError(f"`image_size` is for celeba and folder, got it for {name}")
+        raise SettingError("image_size", f"is for celeba and folder, got it for {name}")
     if image_size is not None and (image_size < 4 or image_size % 4):
-        raise ValueError(f"`image_size` must be a positive multiple of 4, got {image_size}")
+        raise SettingError("image_size", f"must be a positive multiple of 4, got {image_size}")
     if download and (data_dir is None or name not in PUBLISHED):
-        raise ValueError(f"`download` needs `data_dir`, and is for {', '.join(PUBLISHED)}")
+        raise SettingError("download", f"is for {', '.join(PUBLISHED)} and needs", data_dir=None)
     if data_dir is None:
         if name == "mnist":
             return [load_embedded_mnist(split) for split in splits]

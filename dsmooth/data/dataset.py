@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..errors import SettingError
 from ..progress import LOG
 
 # Bytes that are all below the first, or not below the second, are taken for a mistaken range.
@@ -153,11 +154,11 @@ class ImageDataset:
         labels = None if self.labels is None else self.labels[chosen]
         return replace(self, images=self.images[chosen], labels=labels)
 
-    def known_labels(self, asked_by: str = "") -> Tensor:
-        """The labels (N,). Raises ValueError, naming who asked, for a data set that has none."""
+    def known_labels(self, needed_by: str | None = None) -> Tensor:
+        """The labels (N,). Without any raises SettingError, of the argument that needs them."""
         if self.labels is None:
-            subject = f"`{asked_by}`" if asked_by else "this"
-            raise ValueError(f"{subject} needs labelled images, but {self.source} has no labels")
+            subject = () if needed_by is None else needed_by
+            raise SettingError(subject, f"needs labelled images, but {self.source} has no labels")
         return self.labels
 
     def has_classes(self, names: Sequence[str]) -> bool:
@@ -175,9 +176,10 @@ class ImageDataset:
             return None
         low, high = map(int, self.known_labels("n_classes").aminmax())
         if low < 0 or high >= n_classes:
-            raise ValueError(
-                f"`n_classes` {n_classes} needs labels of 0 .. {n_classes - 1}, but {self.source} "
-                f"has {low} .. {high} in its {self.split} images"
+            raise SettingError(
+                "n_classes",
+                f"{n_classes} needs labels of 0 .. {n_classes - 1}, but {self.source} has {low} .. "
+                f"{high} in its {self.split} images",
             )
         return self.labels
 

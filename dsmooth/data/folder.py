@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 _CHUNK = 64  # pictures that wait for a thread
 _MOST_NAMED = 10  # images in an error
 _SUGGESTED_SIZE = 64
+_CROP = "to crop and resize them to a multiple of 4, set"
 
 
 def load_folder(
@@ -70,7 +71,8 @@ def load_folder(
     if height % 4 or width % 4:
         raise InvalidFile(
             f"the images must have a height and width that are multiples of 4, got {height} x "
-            f"{width} in {printable(chosen[0])}; {_resize_hint(height, width)}"
+            f"{width} in {printable(chosen[0])}; {_CROP}",
+            image_size=_usable_size([height, width]),
         )
     others = sorted(set(paths).difference(chosen))
     if images.shape[1] == 1 and any(_in_threads(_is_coloured, others)):
@@ -137,6 +139,7 @@ def read_pictures(
     """
     images: NDArray[np.uint8] | None = None
     refused, enlarged = list[str](), 0
+    sizes: list[int] = []  # heights and widths of images of several sizes
     work = partial(_read_picture, size=size, crop=crop)
     bar = progress("reading images", len(paths)) if show_progress else nullcontext(lambda _: None)
     with bar as show:
@@ -157,14 +160,17 @@ def read_pictures(
                 else:
                     refused.append(
                         f"the images must have one size, got {height} x {width} and {h} x {w} in "
-                        f"{printable(paths[row])}; {_resize_hint(height, width, h, w)}"
+                        f"{printable(paths[row])}"
                     )
+                    sizes += [height, width, h, w]
             show(row + 1)
             if len(refused) == _MOST_NAMED:
                 break
     if len(refused) > 1:
         count = f"{len(refused)} of the first {row + 1:,} images"
         refused = ["\n  ".join([f"{count} cannot be used:", *refused])]
+    if sizes:
+        raise InvalidFile(f"{refused[0]}; {_CROP}", image_size=_usable_size(sizes))
     if refused:
         raise InvalidFile(refused[0])
     if enlarged:
@@ -215,8 +221,8 @@ def _opened(path: Path) -> Iterator[Image]:
                     f"{printable(path)} is too large: expected at most {MAX_PIXELS} pixels, in a "
                     f"tile too, got {pixels}"
                 )
-            if (why := obstacle(image)) is not None:
-                raise InvalidFile(f"{printable(path)} {why}")
+            if (found := obstacle(image)) is not None:
+                raise InvalidFile(f"{printable(path)} {found.reason}")
             yield image
 
 
@@ -261,17 +267,23 @@ def _in_threads(work: Callable[[Path], T], paths: Sequence[Path]) -> Iterator[T]
             yield from pool.map(work, paths[start : start + _CHUNK])
 
 
-def _resize_hint(*sizes: int) -> str:
-    """Advice on images of no usable size; sizes: their heights and widths."""
-    size = max(4, min(_SUGGESTED_SIZE, min(sizes) // 4 * 4))
-    return f"give `image_size={size}` or another multiple of 4, to crop and resize them"
+def _usable_size(sizes: Sequence[int]) -> int:
+    """A size, a multiple of 4, for images of these heights and widths."""
+    return max(4, min(_SUGGESTED_SIZE, min(sizes) // 4 * 4))
 
 
-def obstacle(image: Image) -> str | None:
+class Obstacle(NamedTuple):
+    """Why a picture cannot be used, and a line of Python that makes a usable PIL image of it."""
+
+    reason: str
+    conversion: str = ""
+
+
+def obstacle(image: Image) -> Obstacle | None:
     """Why a picture cannot be used; None for one opaque picture of 8 bits a channel."""
     # Phones put a second, smaller picture after a JPEG's own: Pillow calls that MPO.
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        return "must hold one image, got several (an animation or pages)"
+        return Obstacle("must hold one image, got several (an animation or pages)")
     # Pillow decodes RGB of 16 bits, "RGB;16B", or of a PPM's 65535 shades, to 8 bits.
     arguments = [tile.args or () for tile in getattr(image, "tile", ())]
     deep = any(re.search(";16[BLN]", str(args)) for args in arguments)
@@ -279,11 +291,19 @@ def obstacle(image: Image) -> str | None:
         deep |= any(type(a) is int and a > 255 for args in arguments for a in args)
     if deep or image.mode[0] in "IF":
         bits = " of 16 bits" * deep
-        return f"must have 8 bits a channel, got Pillow's mode {image.mode}{bits}"
+        return Obstacle(
+            f"must have 8 bits a channel, got Pillow's mode {image.mode}{bits}",
+            'Image.fromarray((numpy.asarray(image) // 257).astype("uint8")), if its values go to '
+            "65535",
+        )
     # How a transparent pixel looks depends on a background.
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     if alpha is not None and alpha.getextrema() != (255, 255):
-        return "must be opaque, got transparent pixels; flatten it first"
+        return Obstacle(
+            "must be opaque, got transparent pixels; flatten it first",
+            'Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))'
+            '.convert("RGB")',
+        )
     return None
 
 

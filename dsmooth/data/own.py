@@ -25,13 +25,6 @@ IMAGES = ("image", "img", "images", "pixel_values")
 LABELS = ("label", "labels", "fine_label")
 # Names of the images that are held out, among the splits of a data set of the Hub.
 HELD_OUT_SPLITS = ("validation", "valid", "val", "test")
-# Lines that convert a PIL image, by words of the reason why it cannot be used.
-CONVERSIONS = {
-    "opaque": 'Image.alpha_composite(Image.new("RGBA", image.size, "white"), '
-    'image.convert("RGBA")).convert("RGB")',
-    "8 bits": 'Image.fromarray((numpy.asarray(image) // 257).astype("uint8")), if its values go to '
-    "65535",
-}
 READ_AGAIN = 8  # items that are read twice, which shows transforms that draw random numbers
 
 
@@ -54,7 +47,7 @@ def own_images(dataset: Any, split: str = "train", labels: Any = None) -> ImageD
     if isinstance(dataset, ImageDataset):
         images = dataset
     elif isinstance(dataset, Tensor | np.ndarray):
-        pixels = _pixels(dataset, "images")
+        pixels = channels_first(_pixels(dataset, "images"), "images")
         images = ImageDataset(pixels, None, OWN, split, "images given in Python")
     else:
         images, item_labels = _read_items(dataset, split)
@@ -191,7 +184,7 @@ def _pixels_and_label(item: Any, name: str) -> tuple[Tensor, object]:
     image, label, *_ = (*item, None, None) if isinstance(item, tuple | list) else (item, None)
     if not isinstance(_number_of(label), int | float | str):
         label = None
-    return _pixels(image, name), label
+    return channels_first(_pixels(image, name)[None], name)[0], label
 
 
 def _number_of(label: Any) -> object:
@@ -221,12 +214,11 @@ def _classes(labels: Any, count: int) -> tuple[Tensor, tuple[str, ...]]:
 
 
 def _pixels(values: Any, name: str) -> Tensor:
-    """Bytes (N, C, H, W) of an array of images, or (C, H, W) of an item: an array or PIL image."""
-    is_item = name != "images"
+    """Bytes of an array or PIL image, in its shape; `name` is for errors."""
     if hasattr(values, "getbands"):  # a PIL image
-        if (why := obstacle(values)) is not None:
-            line = next((line for words, line in CONVERSIONS.items() if words in why), None)
-            raise ValueError(f"{name} {why}" + f"; this converts it: {line}" * (line is not None))
+        if (found := obstacle(values)) is not None:
+            advice = f"; this converts it: {found.conversion}" * bool(found.conversion)
+            raise ValueError(f"{name} {found.reason}{advice}")
         values = np.asarray(upright(values))
     if not isinstance(values, Tensor | np.ndarray):
         raise ValueError(f"{name} must be an image, got a {type(values).__name__}")
@@ -245,5 +237,4 @@ def _pixels(values: Any, name: str) -> Tensor:
             f"{name} must be whole numbers in 0 .. 255, got {array.min()} to {array.max()}"
         )
     # torch takes no negative strides, and writable arrays.
-    x = torch.from_numpy(np.require(array, np.uint8, requirements=["C", "W"]))
-    return channels_first(x[None], name)[0] if is_item else channels_first(x, name)
+    return torch.from_numpy(np.require(array, np.uint8, requirements=["C", "W"]))

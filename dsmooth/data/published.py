@@ -84,7 +84,7 @@ def load_published(
             sentence = reason.partition(". ")[0]  # torchvision's next one advises to download
             raise missing(name, f"{folder} must hold {files} ({sentence})") from error
         failed = f"could not download {name} to {folder}: {reason}\nFetch it from {address} by hand"
-        raise ConnectionError(f"{failed} and point `data_dir` to a folder of {files}") from error
+        raise ConnectionError(f"{failed}: the folder must hold {files}") from error
     source = f"{printable(folder)} ({len(published):,} images)"
     if name == "celeba":
         paths = [folder / "celeba" / "img_align_celeba" / leaf for leaf in published.filename]

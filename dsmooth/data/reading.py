@@ -16,24 +16,32 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..errors import SettingError
 from ..files import file_sha256, open_regular, printable, write_npz
 from ..machine import memory_bytes
 from .dataset import ImageDataset
 
+LABELS_FILE = "labels.npz"  # in a folder of clusters
 
-class InvalidFile(ValueError):
+
+class InvalidFile(SettingError):
     """A file that a reader refuses. The message names it and says what is wrong."""
 
+    def __init__(self, message: str, **remedy: object) -> None:
+        super().__init__((), message, **remedy)
 
-def missing(name: str, what: str) -> FileNotFoundError:
+
+class MissingFiles(SettingError, FileNotFoundError):
+    """Files of a data set are not there."""
+
+
+def missing(name: str, what: str) -> MissingFiles:
     """The error where files of a data set are not there, with the ways out."""
-    point = f"{what}.\nPoint `data_dir` to"
     if name == "folder":
-        return FileNotFoundError(f"{point} a folder of images")
-    subset = ", or leave it out to use the embedded subset" if name == "mnist" else ""
-    return FileNotFoundError(
-        f"{point} such a folder{subset}, or fetch the files there with `download=True`"
-    )
+        return MissingFiles((), f"{what}.\nTo name a folder of images, set", data_dir=None)
+    subset = "Leave the folder out to use the embedded subset. " if name == "mnist" else ""
+    ways = "To name such a folder, or to fetch the files into it, set"
+    return MissingFiles((), f"{what}.\n{subset}{ways}", data_dir=None, download=True)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from ..config import Precision
 from ..data import ImageDataset, own_images, to_bytes
 from ..data.reading import write_labels
 from ..distributed import in_batches, rank_and_size
+from ..errors import SettingError
 from ..fields import check_number
 from ..files import printable
 from ..machine import autocast
@@ -105,7 +106,7 @@ def find_clusters(
     check_number("n_clusters", n_clusters, 2)
     n = len(images)
     if n < n_clusters:
-        raise ValueError(f"`n_clusters` must be at most the {n} images, got {n_clusters}")
+        raise SettingError("n_clusters", f"must be at most the {n} images, got {n_clusters}")
     fitted = torch.arange(n)
     if n > FITTED_IMAGES:
         fitted = torch.linspace(0, n - 1, FITTED_IMAGES, dtype=torch.float64).long()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..data import to_float
 from ..distributed import in_batches
+from ..errors import SettingError
 from ..files import file_sha256, read_tensors
 from ..nn.weights import weights_digest
 from ..progress import shows_bars
@@ -161,9 +162,11 @@ def _mnist_classifier() -> FeatureExtractor:
 
     def apply(images: Tensor) -> object:
         if images.shape[1:] != (1, 28, 28):
-            raise ValueError(
+            raise SettingError(
+                (),
                 f"{CLASSIFIER} needs images of shape (1, 28, 28), got {tuple(images.shape[1:])}: "
-                f"for others take `extractor={INCEPTION}` by pip install 'dsmooth[fid]'"
+                "for other images pip install 'dsmooth[fid]' and set",
+                extractor=INCEPTION,
             )
         return model(to_float(images))
 
@@ -187,7 +190,7 @@ def _registered(name: str) -> FeatureExtractor:
         ) from None
     if name not in FEATURE_EXTRACTORS_REGISTRY:
         names = ", ".join(FEATURE_EXTRACTORS_REGISTRY)
-        raise ValueError(f"`extractor` must be {CLASSIFIER}, {names}, got {name!r}")
+        raise SettingError("extractor", f"must be {CLASSIFIER}, {names}, got {name!r}")
     make = FEATURE_EXTRACTORS_REGISTRY[name]
     layers = dict.fromkeys(map(make.get_default_feature_layer_for_metric, ("fid", "isc")))
     try:
@@ -195,8 +198,8 @@ def _registered(name: str) -> FeatureExtractor:
     except Exception as error:  # of the download, or of reading what was downloaded
         raise ConnectionError(
             f"torch-fidelity cannot load {name} ({' '.join(str(error).split())}): call it once "
-            f"where there is a network and copy the files of {torch.hub.get_dir()}, or take "
-            f"`extractor={CLASSIFIER}`"
+            f"where there is a network and copy the files of {torch.hub.get_dir()}, or use the "
+            f"extractor {CLASSIFIER}"
         ) from error
     digest = weights_digest(network)
     if name == INCEPTION:

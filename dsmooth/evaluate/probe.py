@@ -26,6 +26,7 @@ from torch import Tensor
 from ..config import Pooling, Precision, ProbeSettings, Split
 from ..data import ImageDataset
 from ..distributed import in_batches, rank_and_size, side_by_side
+from ..errors import SettingError
 from ..fields import check_one_of
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
@@ -101,7 +102,7 @@ def make_probing(
     for (split, data), least in zip(splits.items(), (2, 1), strict=True):  # one is held out
         check_images(pair, data)
         if len(data) < least:
-            raise ValueError(f"`{split}_images` must be at least {least}, got {len(data)}")
+            raise SettingError(f"{split}_images", f"must be at least {least}, got {len(data)}")
         if (data.known_labels() < 0).any():
             raise ValueError(f"probes need labels of 0 or more, but {data.source} has others")
     pair = in_evaluation(pair)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import Classes, Conditioning
+from ..errors import SettingError
 from ..functional.checks import check_tensor
 from .images import check_like
 
@@ -43,14 +44,15 @@ def class_number(label: str | int, names: Sequence[str]) -> int | Literal["each"
     by_name = names.index(value) if kind != "number" and value in names else None
     by_number = int(value) if kind != "name" and value.isdecimal() else None
     if by_name is not None and by_number is not None and by_name != by_number < len(names):
-        raise ValueError(
-            f"`label` {value} is the name of class {by_name} and the number of class "
-            f"{names[by_number]}: write name:{value} or number:{value}"
+        raise SettingError(
+            "label",
+            f"{value} is the name of class {by_name} and the number of class "
+            f"{names[by_number]}: write name:{value} or number:{value}",
         )
     number = by_number if by_name is None else by_name
     if number is None:
         known = f" or one of {', '.join(names)}" if names else ""
-        raise ValueError(f"`label` must be each, a number{known}, got {label}")
+        raise SettingError("label", f"must be each, a number{known}, got {label}")
     return number
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..errors import SettingError
 from ..functional.checks import check_tensor
 from ..functional.logistic_mixture import snap_to_bytes
 
@@ -43,8 +44,8 @@ def check_size(image_size: Sequence[int]) -> tuple[int, int]:
     """(H, W). Raises ValueError unless both are multiples of 4."""
     sizes = tuple(image_size) if hasattr(image_size, "__len__") else ()
     if len(sizes) != 2 or any(size < 4 or size % 4 for size in sizes):
-        raise ValueError(
-            f"`image_size` must be a height and a width, multiples of 4, got {image_size}"
+        raise SettingError(
+            "image_size", f"must be a height and a width, multiples of 4, got {image_size}"
         )
     return int(sizes[0]), int(sizes[1])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from ..errors import SettingError
 from ..progress import LOG
 from ..text import escape_control
 
@@ -47,7 +48,7 @@ class Upload:
 
     def __init__(self, repo_id: str, token: str | None) -> None:
         if HUB_ID.fullmatch(repo_id) is None:
-            raise ValueError(f'`repo_id` must be "owner/name", got {repo_id!r}')
+            raise SettingError("repo_id", f'must be "owner/name", got {repo_id!r}')
         self.repo_id = repo_id
         self.api = _library(f"to write {repo_id} on the Hugging Face Hub").HfApi(token=token)
 

@@ -63,9 +63,7 @@ def curve_of(run: RunFolder) -> Curve:
 
 def new_schedules(run: RunFolder) -> list[int]:
     """The images after which a run's schedule, or its optimiser, restarted."""
-    notes = [(e["images"], e["text"]) for e in run.history() if e["event"] == "note"]
-    again = "schedule begun again", "optimizer began again"
-    return [images for images, text in notes if any(words in text for words in again)]
+    return [entry["images"] for entry in run.history() if entry["event"] == "restart"]
 
 
 def packaged_numbers() -> PackagedNumbers:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import SettingError
 from ..nn.images import check_images, check_like, check_scale
 
 
@@ -66,6 +67,6 @@ def keep_top(fraction: float, size: tuple[int, int]) -> Tensor:
     Raises ValueError for a fraction outside 0 .. 1.
     """
     if not 0 <= fraction <= 1:
-        raise ValueError(f"`keep_top` must lie in 0 .. 1, got {fraction}")
+        raise SettingError("keep_top", f"must lie in 0 .. 1, got {fraction}")
     height, width = size
     return (torch.arange(height) < round(fraction * height)).view(1, -1, 1).expand(1, -1, width)

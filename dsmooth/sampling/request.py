@@ -18,6 +18,7 @@ from torch import Tensor
 from .._extension import unavailable_reason
 from ..config import Classes, Method, ModelConfig, Precision
 from ..cuda import cuda_obstacle
+from ..errors import SettingError
 from ..fields import Json, check_number, check_one_of
 from ..machine import has_fast_bfloat16, memory_bytes
 from ..nn.condition import check_label, zero_label
@@ -98,18 +99,20 @@ class Request:
         object.__setattr__(self, "guidance", normal_float("guidance", self.guidance, or_zero=True))
         if isinstance(self.label, Tensor):
             if self.label.ndim not in (1, 2) or len(self.label) != self.count:
-                raise ValueError(
-                    f"`label` must have shape ({self.count},) or ({self.count}, n_classes), got "
-                    f"{tuple(self.label.shape)}"
+                raise SettingError(
+                    "label",
+                    f"must have shape ({self.count},) or ({self.count}, n_classes), got "
+                    f"{tuple(self.label.shape)}",
                 )
         elif self.label not in (None, "each", "prior", "known") and (
             type(self.label) is not int or not 0 <= self.label < 2**63
         ):
-            raise ValueError(
-                f'`label` must be a class, "each", "prior", "known" or a tensor, got {self.label!r}'
+            raise SettingError(
+                "label",
+                f'must be a class, "each", "prior", "known" or a tensor, got {self.label!r}',
             )
         if self.class_of_known and self.known is None:
-            raise ValueError('`label` "known" needs known pixels (known, mask)')
+            raise SettingError("label", '"known" needs known pixels (known, mask)')
 
     @classmethod
     def make(
@@ -158,7 +161,7 @@ class Request:
         label, n_classes = self.label, classes.number
         modulus = max(n_classes, 1)
         if self.class_of_known:
-            raise ValueError('`label` "known" is for pairs: give a class')
+            raise SettingError("label", '"known" is for pairs: give a class')
         if isinstance(label, str) and label == "prior":
             label = self.prior_classes(classes, device)
         elif isinstance(label, str):
@@ -166,7 +169,7 @@ class Request:
             label = (torch.arange(self.count, device=device) + first) % modulus
         elif isinstance(label, int):
             if 0 < n_classes <= label:
-                raise ValueError(f"`label` must lie in 0 .. {n_classes - 1}, got {label}")
+                raise SettingError("label", f"must lie in 0 .. {n_classes - 1}, got {label}")
             label = torch.full((self.count,), label, device=device)
         elif isinstance(label, Tensor):  # before it moves to a GPU, where its values are not read
             check_label(label, n_classes, self.count)
@@ -236,11 +239,12 @@ class Request:
 def check_guidance(config: ModelConfig) -> None:
     """Raise ValueError for a model that guidance cannot extrapolate: it takes two passes."""
     if config.condition_size == 0:
-        raise ValueError("`guidance` needs a model with classes; this one has none")
+        raise SettingError("guidance", "needs a model with classes; this one has none")
     if config.label_dropout == 0:
-        raise ValueError(
-            "`guidance` needs a model that also learned images without a class; this one was "
-            "trained with label_dropout 0"
+        raise SettingError(
+            "guidance",
+            "needs a model that also learned images without a class; this one was "
+            "trained with label_dropout 0",
         )
 
 
@@ -277,7 +281,7 @@ def normal_float(name: str, value: object, *, or_zero: bool = False) -> float:
     number = float(value) if isinstance(value, Real) else math.nan
     if not normal.tiny <= number <= normal.max and not (or_zero and number == 0):
         zero = "0, or " if or_zero else ""
-        raise ValueError(f"`{name}` must be {zero}positive and a normal float32, got {value!r}")
+        raise SettingError(name, f"must be {zero}positive and a normal float32, got {value!r}")
     return number
 
 

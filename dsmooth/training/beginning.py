@@ -1,20 +1,19 @@
-"""The beginning of a run: its folder, its images, the settings that follow, its first weights."""
+"""The beginning of a run: its folder, its images, its first weights."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-
-import torch
 
 from ..config import ModelConfig, Role, TrainConfig
 from ..data import SPLITS, ImageDataset, load_splits
+from ..data.folder import image_paths, paths_of_split
 from ..data.reading import with_labels
-from ..distributed import all_same, barrier, broadcast_int, from_torchrun, launch, rank_and_size
-from ..fields import Json, flatten
+from ..distributed import barrier, from_torchrun, launch, rank_and_size
+from ..errors import SettingError
+from ..fields import flatten
 from ..files import check_writable
-from ..machine import has_fast_bfloat16
 from ..nn import PixelCNNpp
 from ..pretrained import Loaded, load
 from ..runs import RunFolder
@@ -47,8 +46,8 @@ def check_initial(model: ModelConfig, initial: ModelConfig, source: str) -> None
     other = [name for name in new if name not in free and new[name] != old[name]]
     if other:
         values = ", ".join(f"{name} {old[name]}, not {new[name]}" for name in other)
-        named = " and ".join(f"`{name}`" for name in other)
-        raise ValueError(f"`init` {source} has {values}: take its {named}")
+        remedy = {name: old[name] for name in other}
+        raise SettingError("init", f"{source} has {values}: set", **remedy)
 
 
 def find_initial(source: str, role: Role) -> Loaded:
@@ -64,10 +63,10 @@ def check_new_run(run: RunFolder, config: TrainConfig) -> None:
     """Raise ValueError for a folder that cannot be, that has a run, or is of training images."""
     check_writable(run.config)
     if config.images is None and config.budget is None:
-        raise ValueError("`images` or `budget` must be given: how long is the run to be?")
+        raise SettingError(("images", "budget"), "are both missing: give one of them")
     if run.config.exists():
-        raise ValueError(
-            f"{run.path} already holds a run; go on with it by `resume=True` or choose another"
+        raise SettingError(
+            (), f"{run.path} already holds a run: choose another folder or set", resume=True
         )
     images = config.data_dir if config.data == "folder" else None
     # Not Path.resolve, which fails where links go round.
@@ -103,53 +102,10 @@ def load_data(config: TrainConfig, *, progress: bool = False) -> tuple[ImageData
     return with_labels(train, Path(config.labels)), with_labels(test, Path(config.labels))
 
 
-def run_settings(
-    config: TrainConfig,
-    train_set: ImageDataset,
-    test_set: ImageDataset,
-    device: torch.device,
-) -> TrainConfig:
-    """The settings with what the images and the device decide; all processes call this.
-
-    The images decide the model's classes, the device the precision. Raises ValueError for images
-    that do not fit, or differ between the processes.
-    """
-    for dataset in (train_set, test_set):
-        if not all_same(int(dataset.digest[:15], 16)):
-            raise ValueError(
-                f"rank {rank_and_size()[0]}: the processes read different {dataset.split} images, "
-                f"here {len(dataset):,} of {dataset.source}: all must see the same (a random "
-                "transform of images given in Python belongs into transform=)"
-            )
-    channels = test_set.image_channels
-    if channels != config.model.image_channels:
-        name = "init" if config.init else "image_channels"
-        raise ValueError(
-            f"`{name}` must fit the images of {config.data}, which have {channels} channels, not "
-            f"{config.model.image_channels}"
-        )
-    n_classes, names = config.model.n_classes, train_set.class_names
-    if n_classes == "auto":
-        if train_set.labels is None:
-            raise ValueError(
-                f'`n_classes` cannot be "auto": {train_set.source} has no labels to count'
-            )
-        n_classes = len(names) or 1 + int(train_set.labels.max())
-    names = names if n_classes else ()
-    if len(names) not in (0, n_classes):
-        raise ValueError(
-            f"`n_classes` must be {len(names)}, for the classes {', '.join(names)} of "
-            f"{train_set.source}, or 0, got {n_classes}"
-        )
-    for dataset in (train_set, test_set):
-        dataset.labels_for(n_classes)
-    precision = config.precision
-    if precision == "auto":
-        fast = broadcast_int(has_fast_bfloat16(device))  # machines may differ
-        precision = "bfloat16" if fast else "float32"
-    classes: Json = {"n_classes": n_classes, "class_names": names}
-    if n_classes:
-        classes["class_shares"] = train_set.class_shares(n_classes)
-        classes["labels_sha256"] = train_set.labels_sha256
-    model = replace(config.model, **classes)
-    return replace(config, model=model, precision=precision)
+def count_training_images(config: TrainConfig) -> int:
+    """The number of training images of the data set that `config` names; files are not decoded."""
+    folder = Path(config.data_dir) if config.data == "folder" and config.data_dir else None
+    paths = [] if folder is None else image_paths(folder)
+    if folder is None or not paths:
+        return len(load_data(config)[0])  # or the error of that
+    return len(paths_of_split(folder, paths, "train"))

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, with settings and a digest, and what a run that goes on takes from one."""
+"""Checkpoints of a run, with settings and a digest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from os.path import realpath
 from pathlib import Path
 from typing import NamedTuple
@@ -15,18 +15,19 @@ from torch import Tensor
 
 from ..config import RunSettings, TrainConfig
 from ..distributed import all_same, rank_and_size
-from ..fields import flatten
+from ..errors import SettingError
+from ..fields import Json, flatten
 from ..files import read_tensors, replacing, tensor_bytes
 from ..progress import LOG
-from ..runs import RunFolder
+from ..runs import DATASET, RunFolder
 from .step import TrainState, total_images
 
-# Settings that may change at any time; `settings_to_go_on` checks the length of a run, `go_on` the
-# images. The network's smoothing_scale follows from the scale, the names of its classes from the
-# data.
-FREE = {"images", "schedule_from", "data_dir", "model.smoothing_scale", "model.class_names"}
-FREE |= {f"model.{name}" for name in ("class_shares", "labels_sha256", "label_dropout")}
-FREE |= {each.name for each in fields(RunSettings)}
+# Settings that may change at any time. `resume_settings` checks the length of a run; `restore`
+# compares the images and labels themselves. The network's smoothing_scale follows from the scale,
+# what it knows of its classes from the data.
+CHANGEABLE = {"images", "schedule_from", "data_dir", "labels", "model.smoothing_scale"}
+CHANGEABLE |= {f"model.{name}" for name in ("class_names", "class_shares", "labels_sha256")}
+CHANGEABLE |= {"model.label_dropout", *(setting.name for setting in fields(RunSettings))}
 
 
 class Checkpoint(NamedTuple):
@@ -59,14 +60,14 @@ def save_checkpoint(run: RunFolder, state: TrainState, image_size: tuple[int, in
 
 
 def newest_checkpoint(run: RunFolder) -> Checkpoint:
-    """The newest checkpoint of a run, or the one before it where that is damaged or not there."""
+    """The newest checkpoint of a run, or the one before it if that is damaged or missing."""
     try:
         return read_checkpoint(run.checkpoint)
     except (OSError, ValueError) as error:
         if not run.earlier_checkpoint.exists():
             raise
         earlier = read_checkpoint(run.earlier_checkpoint)
-        words = "%s: %s; going on from the checkpoint before it, at %s images"
+        words = "%s: %s; continuing from the checkpoint before it, at %s images"
         LOG.info(words, earlier.settings.role, error, f"{earlier.images_seen:,}")
         return earlier
 
@@ -93,97 +94,46 @@ def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return sha.hexdigest()
 
 
-def settings_to_go_on(
-    config: TrainConfig, checkpoint: Checkpoint, *, force: bool = False
-) -> TrainConfig:
-    """Settings of a resumed run: the user's, with what they leave open from the checkpoint.
-
-    A finished run may be prolonged, its schedule begun again; an unfinished one, and other
-    settings, take `force`. Raises ValueError without it, and for settings of another run. Where
-    nothing is left to train none changes.
-    """
-    stored, seen, folder = checkpoint.settings, checkpoint.images_seen, checkpoint.path.parent
-    before = total_images(stored)
-    images = config.images or before  # a budget has become a number of images
-    if images < min(seen, before):
-        raise ValueError(f"`images` must be at least {seen:,}, which {folder} has seen")
-    if config.budget not in (None, stored.budget):
-        raise ValueError(
-            f"`budget` is for a new run, and {folder} is one of {before:,} images: `images` makes "
-            "it longer"
-        )
-    model = config.model
-    if model.n_classes == "auto":
-        model = replace(model, n_classes=stored.model.n_classes)
-    config = replace(
-        config,
-        model=model,
-        images=images,
-        budget=stored.budget,
-        schedule_from=stored.schedule_from,
-        evaluations=config.evaluations if config.images else stored.evaluations,
-        precision=stored.precision if config.precision == "auto" else config.precision,
-    )
-    changed = differences(stored, config)
-    for name, (old, new) in changed.items():
-        words = f"{folder} holds another run: its {name} is {old}, not {new}"
-        of_network = name.startswith("model.") and name != "model.dropout"
-        of_network |= name == "scale" and stored.model.likelihood == "gaussian"
-        of_network |= name == "ema" and 0 in (old, new)
-        if of_network or name in ("role", "init", "optimizer"):
-            raise ValueError(words)
-        if not force:
-            raise ValueError(f"{words}; `force=True` goes on with that from here")
-    if seen >= max(images, before):
-        if changed:
-            LOG.info("%s: nothing is left to train: other settings need more images", config.role)
-        return replace(
-            stored, data_dir=config.data_dir, download=config.download, graph=config.graph
-        )
-    if seen >= before:  # finished: the schedule begins again, over the images that are added
-        return replace(config, schedule_from=seen)
-    if images != before and not force:
-        raise ValueError(
-            f"`images` can be {images:,} instead of {before:,} once the run has finished; {folder} "
-            f"has seen {seen:,}; `force=True` bends its schedule here"
-        )
-    return config
-
-
 def differences(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[object, object]]:
     """Settings that differ, by name, without the ones that may change at any time."""
     old, new = flatten(asdict(before)), flatten(asdict(after))
     if before.init and after.init and realpath(before.init) == realpath(after.init):
         new["init"] = old["init"]  # a folder is the same however it is spelled
-    free = FREE | {f"model.{name}" for name in before.model.unused & after.model.unused}
+    free = CHANGEABLE | {f"model.{name}" for name in before.model.unused & after.model.unused}
     return {
         name: (old[name], new[name]) for name in new if old[name] != new[name] and name not in free
     }
 
 
-def go_on(checkpoint: Checkpoint, state: TrainState, *, force: bool = False) -> list[str]:
-    """Continue from a checkpoint, which must be the same for all processes; notes for the log."""
+def restore(checkpoint: Checkpoint, state: TrainState, *, force: bool = False) -> list[Json]:
+    """Continue from a checkpoint, which must be the same for all processes.
+
+    Returns records for the log, of what changes from here on. Raises ValueError for other images
+    without `force`, and for a state of another network or optimizer.
+    """
     path, seen = checkpoint.path, checkpoint.images_seen
     before, after, images = checkpoint.settings, state.config, state.train_set
-    changed, notes = differences(before, after), []
+    changed, records = differences(before, after), list[Json]()
     if before.schedule_from != after.schedule_from:
-        lengths = f"{after.schedule_from:,} to {after.images:,}"
-        notes.append(f"prolonged from {lengths} images, its schedule begun again")
+        lengths = {"before": before.images, "after": after.images}
+        records.append({"event": "restart", "what": "schedule", **lengths})
     elif before.images != after.images:
         changed["images"] = before.images, after.images
-    notes += [
-        f"{name} {old} up to {seen:,} images, {new} from then on"
+    records += [
+        {"event": "change", "setting": name, "before": old, "after": new}
         for name, (old, new) in changed.items()
     ]
     if checkpoint.data != images.digest:
         if not force:
-            raise ValueError(
+            raise SettingError(
+                (),
                 f"{path} was trained on other images than the {len(images):,} of {images.source}, "
-                "in another order, or not as to transform=; `force=True` goes on with these"
+                "in another order, or without or with transform=; to continue with these, set",
+                force=True,
             )
-        notes.append(f"other images, another order or another transform, from {seen:,} images on")
+        records.append({"event": "change", "setting": DATASET})
     elif images.transform is not None:
-        notes.append("transform= is taken for the one that the run began with: nothing compares it")
+        records.append({"event": "unchecked", "what": "transform"})
     state.restore(checkpoint.tensors, seen, checkpoint.steps, str(path))
     if not all_same(seen):
         raise ValueError(
@@ -193,4 +143,4 @@ def go_on(checkpoint: Checkpoint, state: TrainState, *, force: bool = False) -> 
     newest = RunFolder(path.parent).checkpoint
     if rank_and_size()[0] == 0 and path != newest:
         os.replace(path, newest)  # all have read it; a damaged one is not kept
-    return notes if seen < total_images(state.config) else []
+    return records if seen < total_images(state.config) else []

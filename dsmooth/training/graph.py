@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ..config import TrainConfig
+from ..errors import SettingError
 
 # Calls that run as they are before one is recorded as a CUDA graph: they choose algorithms and
 # compile kernels, neither of which may happen while a graph is recorded.
@@ -21,7 +22,7 @@ def uses_graph(config: TrainConfig, device: torch.device) -> bool:
     elif config.compile:
         obstacle = "compile=True launches kernels of its own, which are not recorded"
     if config.graph == "on" and obstacle is not None:
-        raise ValueError(f"`graph` cannot be on: {obstacle}; take auto or off")
+        raise SettingError("graph", f"cannot be on: {obstacle}; use auto or off")
     return config.graph != "off" and obstacle is None
 
 

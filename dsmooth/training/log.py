@@ -15,11 +15,12 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..data import ImageDataset
 from ..distributed import launch, rank_and_size
+from ..fields import Json
 from ..files import open_to_append
 from ..nn import PixelCNNpp
 from ..pictures import save_grid
 from ..progress import LINE_SECONDS, LOG, clock, make_bar, significant
-from ..runs import RunFolder
+from ..runs import RunFolder, describe
 from .step import Reading, TrainState, total_images
 
 
@@ -71,8 +72,9 @@ def tensorboard(folder: str | Path) -> OnEvaluation:
 class RunLog(ExitStack):
     """Writes log and pictures of a run, and tells the logger or a bar.
 
-    The log holds an object a line with an "event": start, step (about one a second, its loss
-    averaged since the last), evaluation, note, interrupted or end.
+    The log holds an object a line with an "event": start; step (about one a second, its loss
+    averaged since the last); evaluation; restart, of the schedule; change, of a setting; unchecked;
+    interrupted or end. `dsmooth.runs.describe` makes sentences of them.
     """
 
     def __init__(
@@ -96,6 +98,20 @@ class RunLog(ExitStack):
         self.bar = make_bar(role, self.total, self.first_image) if progress else None
         if self.bar is not None:
             self.enter_context(self.bar)
+
+    def begin(self, test_set: ImageDataset, changes: Sequence[Json]) -> None:
+        """Tell what is trained, and record what a resumed run changes."""
+        for line in run_header(self.state, test_set):
+            self.say(line)
+        for change in changes:
+            entry = self.record(**change)
+            self.say(str(describe(entry)))
+
+    def end(self) -> None:
+        """Record that the run has finished."""
+        self.record("end")
+        weights = self.folder.weights
+        self.say(f"wrote {weights} ({weights.stat().st_size / 1e6:.1f} MB)")
 
     def steps(self, readings: Sequence[Reading]) -> None:
         """Note the updates since the last call."""
@@ -138,14 +154,15 @@ class RunLog(ExitStack):
         """Tell the logger a line; a bar stays below the lines."""
         LOG.info("%s: %s", self.state.config.role, text)
 
-    def record(self, event: str, **values: object) -> None:
-        """Write an entry on the images that the run has seen."""
+    def record(self, event: str, **values: object) -> Json:
+        """Write an entry with the images that the run has seen, and return it."""
         seconds = round(time.monotonic() - self.started, 2)
         entry = {"event": event, "images": self.state.images_seen, "seconds": seconds, **values}
         self.file.write(json.dumps(entry) + "\n")
+        return entry
 
 
-def opening(state: TrainState, test_set: ImageDataset) -> Iterator[str]:
+def run_header(state: TrainState, test_set: ImageDataset) -> Iterator[str]:
     """Lines on the model, its images, the device and the precision."""
     config, train_set, device = state.config, state.train_set, state.device
     height, width = test_set.image_size

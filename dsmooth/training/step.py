@@ -20,6 +20,7 @@ from ..config import TrainConfig
 from ..data import ImageDataset, to_float
 from ..data.order import ImagesOnDevice, flips, hide_labels, send
 from ..distributed import EXCHANGE, exchange, rank_and_size
+from ..errors import SettingError
 from ..files import check_tensors
 from ..functional.image_words import image_words
 from ..machine import autocast, torch_seed
@@ -121,9 +122,10 @@ def share_of_batch(config: TrainConfig) -> tuple[int, int]:
     rank, size = rank_and_size()
     unit = size * config.accumulate
     if config.batch_size % unit:
-        raise ValueError(
-            f"`batch_size` must be a multiple of {unit}, for {size} processes in "
-            f"{config.accumulate} parts each, got {config.batch_size}"
+        raise SettingError(
+            "batch_size",
+            f"must be a multiple of {unit}, for {size} processes in {config.accumulate} parts "
+            f"each, got {config.batch_size}",
         )
     count = config.batch_size // size
     return rank * count, count

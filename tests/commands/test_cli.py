@@ -141,6 +141,35 @@ def test_words_alone_decide_the_settings(words: str, values: dict[str, object], 
     assert {name: settings[name] for name in values} == values
 
 
+def test_an_option_is_given_however_it_is_spelled(tmp_path: Path, capsys) -> None:
+    """And only where it is given: a value may look like an option."""
+    file = tmp_path / "settings.json"
+    values = {**settings_of(capsys, "noisy"), "flip": True, "seed": 5}
+    file.write_text(json.dumps(values))
+    for flag, flip in (("--no_flip", False), ("--no-flip", False), ("--flip", True), ("", True)):
+        assert settings_of(capsys, f"noisy --config {file} {flag}")["flip"] == flip
+    out = ["--out", f"{tmp_path}/a\n--seed", "--print-config"]
+    assert run("train", "noisy", *out, "--config", str(file)) == 0
+    assert json.loads(capsys.readouterr().out)["seed"] == 5
+    for flag in ("--flip=False", "--no-flip=1", "--resume=yes"):
+        assert run("train", "noisy", flag, "--print-config") == 2
+        assert "takes no value" in capsys.readouterr().err
+
+
+def test_a_dotted_key_is_not_a_field(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({**settings_of(capsys, "noisy"), "model.n_filters": 4}))
+    message = "TrainConfig has no field model.n_filters"
+    complains(capsys, message, "train", "noisy", "--config", str(file), "--print-config")
+
+
+@pytest.mark.parametrize("columns", ["1", "0", "-3"])
+def test_help_ends_in_a_narrow_terminal(monkeypatch, capsys, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert run("train", "noisy", "--help") == 0
+    assert "--n-filters" in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("place")
 def test_sample_from_runs_and_from_a_pair() -> None:
     # Either order of the runs, PNG and NPZ from one call.
@@ -238,8 +267,9 @@ def test_a_pair_divides_named_minutes_alone_and_may_be_called_pair(
     for words, minutes in (("", 1.0), ("--budget 8", 4.0)):
         shown = settings_of(capsys, f"--out pair pair --data-dir pair --resume {words}")
         for role in ("noisy", "denoiser"):
-            assert shown[role]["role"] == role
-            assert (shown[role]["budget"], shown[role]["data_dir"]) == (minutes, "pair")
+            settings = shown[role]["settings"]
+            assert (shown[role]["role"], settings["role"]) == (role, role)
+            assert (settings["budget"], settings["data_dir"]) == (minutes, "pair")
 
 
 @pytest.mark.parametrize(
@@ -248,7 +278,7 @@ def test_a_pair_divides_named_minutes_alone_and_may_be_called_pair(
         ("trian", "Available subcommands: train, sample"),
         ("evaluate bbd", "Available subcommands: bpd, fid"),
         ("train noisy --lr 1e-3", "there is no --lr: did you mean --learning-rate?"),
-        ("train noisy --epochs=3", "did you mean --images, training images to visit"),
+        ("train noisy --epochs=3", "there is no --epochs: did you mean --images?"),
         ("sample --num-samples 3", "there is no --num-samples: did you mean --count?"),
         ("sample --tempurature 2", "--temperature"),
         ("evaluate fid x --extracter y", "run dsmooth evaluate fid --help"),

@@ -49,7 +49,7 @@ def test_bits_of_runs_and_of_a_saved_pair(place: Path, capsys, monkeypatch) -> N
     assert f"paired over images: {difference.value:.4f} ± {difference.error:.4f}" in printed
 
     # The saved pair knows its data, but not their folder.
-    complains(capsys, "Point --data-dir to a folder of images", "evaluate", "bpd", "pair")
+    complains(capsys, "To name a folder of images, set --data-dir", "evaluate", "bpd", "pair")
     again = measured("bpd", "pair", "--data-dir", "images", "--limit", "3", "--batch-size", "2")
     assert again.data.n_images == 3
     assert again.plain is None

@@ -18,10 +18,11 @@ import torch
 
 import dsmooth
 from dsmooth._extension import warn_once
-from dsmooth.cli import explain, parse, with_options
+from dsmooth.cli import explain, parse
 from dsmooth.commands.options import DataOptions, Reproduce
 from dsmooth.commands.reproduce import longer_training, runs_to_train
 from dsmooth.config import ModelConfig, TrainConfig
+from dsmooth.errors import SettingError
 from dsmooth.pretrained import TITLE
 from dsmooth.progress import (
     LOG,
@@ -107,18 +108,18 @@ def test_every_printed_command_runs(tmp_path, monkeypatch, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "command"),
+    ("error", "line"),
     [
-        ("`data_dir` must be /a/data_dir/b", "--data-dir must be /a/data_dir/b"),
-        ("go on by `resume=True`, not `no`", "go on by --resume, not `no`"),
-        ("`pooling=mean` or `seed`", "--pooling mean or `seed`"),
-        ("begin by `init=my run`", "begin by --init 'my run'"),
-        ("`dsmooth train noisy --resume`, `pip install .`", None),
+        (SettingError("data_dir", "must be /a/data_dir/b"), "--data-dir must be /a/data_dir/b"),
+        (SettingError(("data_dir", "layer"), "x"), "--data-dir and `layer` x"),
+        (SettingError((), "begin by", init="my run"), "begin by --init 'my run'"),
+        (SettingError("pooling", "x", resume=True, seed=3), "--pooling x --resume or `seed=3`"),
+        (ValueError("`data_dir` in `pip install .`"), "`data_dir` in `pip install .`"),
     ],
 )
-def test_the_command_names_its_options_in_an_error(message: str, command: str | None) -> None:
-    names = {"data_dir", "resume", "pooling", "init"}
-    assert with_options(message, names) == (command or message)
+def test_the_command_names_its_options_in_an_error(error: ValueError, line: str) -> None:
+    """The arguments that the error carries, whatever words it has."""
+    assert explain(error, {"data_dir", "resume", "pooling", "init"}) == line
 
 
 def test_errors_speak_python() -> None:

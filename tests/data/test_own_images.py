@@ -21,10 +21,9 @@ from dsmooth.data.dataset import Transform
 from dsmooth.data.order import transformed
 from dsmooth.data.own import split_own
 from dsmooth.philox import Stream, image_words
-from dsmooth.training.beginning import run_settings
 from dsmooth.training.step import TrainState
 from tests.helpers.data_makers import random_bytes, refuses
-from tests.helpers.tiny_runs import tiny
+from tests.helpers.tiny_runs import resolved, tiny
 
 pytestmark = pytest.mark.quick
 
@@ -250,7 +249,7 @@ NO_ITEMS = "must have a length and numbers of its items, got a {}: give the .dat
 )
 def test_data_that_cannot_be_trained_on(dataset: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        run_settings(tiny(data=OWN), *split_own(dataset), CPU)
+        resolved(tiny(data=OWN), *split_own(dataset))
 
 
 LABELS = torch.arange(40)

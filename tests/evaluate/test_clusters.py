@@ -22,10 +22,10 @@ from dsmooth.evaluate.clusters import agreement, cluster, find_clusters, write_c
 from dsmooth.evaluate.likelihood import score_pair
 from dsmooth.evaluate.probe import CALL_IMAGES
 from dsmooth.nn.condition import class_number
-from dsmooth.training.beginning import run_settings
 from dsmooth.training.step import initial_state
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import images, network, tiny_pair
+from tests.helpers.tiny_runs import resolved
 
 
 def bars(count: int, size: int = 8) -> tuple[ImageDataset, Tensor]:
@@ -179,17 +179,16 @@ def test_labels_of_other_classes_are_not_a_models() -> None:
 
 def test_training_takes_classes_from_its_data() -> None:
     data, place = bars(40)
-    cpu = torch.device("cpu")
     named = replace(data, labels=place, class_names=("a", "b", "c", "d"))
     held_out = replace(named, split="test")
     config = dsmooth.preset("mnist-quick", "plain", images=8, n_classes=4, evaluation_images=4)
-    assert run_settings(config, named, held_out, cpu).model.class_names == named.class_names
+    assert resolved(config, named, held_out).model.class_names == named.class_names
     for wrong in (3, 7):
         other = replace(config, model=replace(config.model, n_classes=wrong))
         words = "`n_classes` must be 4, for the classes a, b, c, d"
-        refuses(words, run_settings, other, named, held_out, cpu)
+        refuses(words, resolved, other, named, held_out)
     auto = replace(config, model=replace(config.model, n_classes="auto"))
-    assert run_settings(auto, named, held_out, cpu).model.n_classes == 4
+    assert resolved(auto, named, held_out).model.n_classes == 4
 
 
 def test_weights_of_other_classes_begin_with_the_label_of_zeros() -> None:

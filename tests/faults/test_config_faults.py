@@ -66,7 +66,7 @@ def test_settings_of_a_run(tmp_path: Path, name: str, role: Any) -> None:
             assert all(type(extent) is int for extent in size)
     assert len(errors) > 300
     for key, error in errors:  # fields that contradict each other name the other one too
-        names = "|".join([re.escape(key), "not of a training run|role|atoms|batch_size"])
+        names = "|".join([re.escape(key), "config.json of a run|role|atoms|batch_size"])
         assert re.fullmatch(rf"{re.escape(str(run.config))}.*({names}).*", error)
 
 

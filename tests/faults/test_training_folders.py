@@ -17,7 +17,7 @@ import torch
 from dsmooth.files import lock_folder, read_tensors, replacing, write_atomically, write_tensors
 from dsmooth.runs import RunFolder
 from dsmooth.training import NonFiniteLoss, beginning, train
-from dsmooth.training.checkpoint import digest, go_on, read_checkpoint, save_checkpoint
+from dsmooth.training.checkpoint import digest, read_checkpoint, restore, save_checkpoint
 from dsmooth.training.step import TrainState
 from tests.helpers.data_makers import refuses
 from tests.helpers.kills import is_killed, kill_at
@@ -68,7 +68,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(run, finished, damage, caps
     """If that is damaged too, nothing is trained."""
     damage(run.checkpoint)
     train(CONFIG, run.path, resume=True, progress=True)
-    assert "going on from the checkpoint before it, at 24 images" in capsys.readouterr().out
+    assert "continuing from the checkpoint before it, at 24 images" in capsys.readouterr().out
     assert_same_end(run.path, finished.path)
     assert read_checkpoint(run.earlier_checkpoint).images_seen == 24  # not the damaged one
     weights = run.weights.read_bytes()
@@ -90,15 +90,15 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
 
     train_to(8)
     assert not train_to(8, other=True, force=True)  # which trains nothing
-    refuses(r"other images than the 36 of .*; `force=True` goes on", train_to, 16, other=True)
-    refuses("or not as to transform=; `force=True`", train_to, 16, transform=torch.clone)
+    refuses(r"other images than the 36 of .* `force=True`$", train_to, 16, other=True)
+    refuses("with transform=; .* `force=True`$", train_to, 16, transform=torch.clone)
     train_to(16)
     note = "other images, another order or another transform, from 16 images on"
     assert train_to(24, other=True, force=True)[-1] == note
     train_to(8, "b", transform=torch.clone)
-    refuses("or not as to transform=; `force=True`", train_to, 16, "b")
+    refuses("with transform=; .* `force=True`$", train_to, 16, "b")
     notes = train_to(16, "b", transform=torch.negative)
-    assert notes[-1].startswith("transform= is taken for the one that the run began with")
+    assert notes[-1].startswith("transform= is assumed to be the one of before")
 
 
 @pytest.mark.parametrize("name", [".lock", "log.jsonl"])
@@ -169,7 +169,7 @@ def test_a_lock_removes_half_written_files_of_dead_writers_alone(tmp_path: Path)
 def test_weights_that_are_not_finite_and_a_full_disk_replace_nothing(run, monkeypatch) -> None:
     data, _ = beginning.load_data(CONFIG)
     state = TrainState(CONFIG, data, torch.device("cpu"))
-    go_on(read_checkpoint(run.checkpoint), state)
+    restore(read_checkpoint(run.checkpoint), state)
     before = contents(run.path)
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
@@ -247,15 +247,15 @@ def test_a_run_survives_being_killed_anywhere(finished, tmp_path, every, least) 
     for kills in itertools.count():
         run = RunFolder(tmp_path / str(kills))
 
-        def go_on(run: RunFolder = run) -> None:
+        def resume(run: RunFolder = run) -> None:
             train(CONFIG, run.path, resume=run.can_resume(), threads=1)
 
         def begin(change: int = 1 + kills * every) -> None:
             kill_at(change)
-            go_on()
+            resume()
 
         killed = is_killed(begin)
-        assert not is_killed(go_on)
+        assert not is_killed(resume)
         assert_same_end(run.path, finished.path)
         assert run.is_finished()
         assert {file.name for file in run.path.iterdir()} <= known, "something was left over"

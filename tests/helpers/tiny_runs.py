@@ -14,6 +14,7 @@ from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import ImageDataset, load_splits
 from dsmooth.runs import RunFolder
 from dsmooth.training import Evaluation, beginning, train
+from dsmooth.training.resolve import Request, resolve
 
 ROLES = ("noisy", "denoiser", "plain")
 
@@ -42,6 +43,11 @@ def tiny(
         "keep_gates": "off",
     }
     return TrainConfig(role=role, model=config, **{**defaults, **settings})
+
+
+def resolved(config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset) -> TrainConfig:
+    """The settings of a new run on these images."""
+    return resolve(Request(config), lambda _: (train_set, test_set), torch.device("cpu")).config
 
 
 def train_until(images: int, config: TrainConfig, folder: Path, **options: object) -> None:

@@ -88,7 +88,7 @@ def test_packaged_runs_are_told_with_those_they_began_with(
         assert run.is_finished()
         entries = [(entry["event"], entry["images"]) for entry in run.history()]
         assert entries[:3] == [("start", 0), ("evaluation", 1), ("start", 1)]
-        assert entries[3:] == [("note", 1), ("evaluation", 2), ("end", 2)]
+        assert entries[3:] == [("restart", 1), ("evaluation", 2), ("end", 2)]
         assert run.record().seconds == 2
         note = "up to 1 images batch_size 16; then the optimizer began again"
         assert run.record().notes == (note,)

@@ -18,7 +18,8 @@ from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
 from dsmooth.training import train
 from dsmooth.training.beginning import check_initial, find_initial
-from dsmooth.training.checkpoint import Checkpoint, differences, settings_to_go_on
+from dsmooth.training.checkpoint import Checkpoint, differences
+from dsmooth.training.resolve import resume_settings
 from dsmooth.training.step import TrainState, scheduled
 from tests.helpers.command_runs import run as call
 from tests.helpers.data_makers import random_dataset, refuses
@@ -50,8 +51,9 @@ def test_a_finished_run_is_prolonged(tmp_path) -> None:
         train(config, folder)
     train(longer, one, resume=True)
     assert RunFolder(one).read_config()[0] == replace(longer, schedule_from=24)
-    text = "prolonged from 24 to 56 images, its schedule begun again"
-    assert entries(one, "note", "text") == [text]
+    text = "extended from 24 to 56 images, its schedule restarted"
+    assert entries(one, "restart", "after") == [56]
+    assert RunFolder(one).record().notes == (text,)
     assert entries(one, "evaluation", "images") == [24, 40, 56]
     # Interrupted on the way, it goes on by itself to the same end.
     train_until(40, longer, two, resume=True)
@@ -82,10 +84,10 @@ def test_force_moves_the_end_of_an_unfinished_run(tmp_path, caplog) -> None:
     config = tiny(images=40, schedule="cooldown", cooldown=0.4)
     train_until(24, config, folder)
     longer = replace(config, images=80)
-    message = "`images` can be 80 instead of 40 once the run has finished; .* seen 24; `force=True`"
+    message = "`images` can be 80 instead of 40 once the run has finished; .* 24; .* `force=True`"
     refuses(message, train, longer, folder, resume=True)
     train(longer, folder, resume=True, force=True)
-    assert entries(folder, "note", "text") == ["images 40 up to 24 images, 80 from then on"]
+    assert RunFolder(folder).record().notes == ("images 40 up to 24 images, 80 from then on",)
     caplog.set_level("INFO", "dsmooth")
     train(longer, whole, resume=True)
     assert f"noisy: no run in {whole} to resume: it begins here" in caplog.text
@@ -94,16 +96,16 @@ def test_force_moves_the_end_of_an_unfinished_run(tmp_path, caplog) -> None:
 
 
 GAUSSIAN = replace(tiny(), model=replace(tiny().model, likelihood="gaussian"))
-ONCE = "^`budget` is for a new run, and run is one of 40 images: `images` makes it longer$"
+ONCE = "^`budget` is for a new run, and run is one of 40 images: to extend it, set `images`$"
 ANOTHER = "^run holds another run: its"
 
 
-def go_on(
+def resumed(
     stored: TrainConfig, change: dict[str, object], seen: int = 32, *, force: bool = False
 ) -> TrainConfig:
     """The settings of a run that has seen images, resumed with others."""
     checkpoint = Checkpoint(Path("run/x"), {}, stored, seen, seen // 8, "")
-    return settings_to_go_on(replace(stored, **change), checkpoint, force=force)
+    return resume_settings(replace(stored, **change), checkpoint, force=force)
 
 
 @pytest.mark.quick
@@ -118,20 +120,24 @@ def go_on(
         (tiny(), {"init": "other"}, f"{ANOTHER} init is None, not other$"),
         (tiny(), {"ema": 0.0}, f"{ANOTHER} ema is 0.9995, not 0.0$"),
         (tiny(), {"optimizer": "muon"}, f"{ANOTHER} optimizer is adam, not muon$"),
-        (tiny(), {"seed": 5}, f"{ANOTHER} seed is 0, not 5; `force=True` goes on with that"),
-        (tiny(), {"data": OWN}, f"{ANOTHER} data is mnist, not own; `force=True`"),
-        (tiny(), {"images": 64}, "^`images` can be 64 instead of 40 .* `force=True` bends its"),
-        (tiny(), {"images": 32}, "^`images` can be 32 instead of 40 .* `force=True` bends its"),
-        (tiny(), {"betas": (0.5, 0.9), "batch_size": 4}, "batch_size is 8, not 4; `force=True`"),
-        (tiny(), {"model": tiny(dropout=0.0).model}, "model.dropout is 0.3, not 0.0; `force=True`"),
+        (tiny(), {"seed": 5}, f"{ANOTHER} seed is 0, not 5; .* set `force=True`$"),
+        (tiny(), {"data": OWN}, f"{ANOTHER} data is mnist, not own; .* `force=True`"),
+        (tiny(), {"images": 64}, "^`images` can be 64 instead of 40 .* bend its .* `force=True`$"),
+        (tiny(), {"images": 32}, "^`images` can be 32 instead of 40 .* bend its .* `force=True`$"),
+        (tiny(), {"betas": (0.5, 0.9), "batch_size": 4}, "batch_size is 8, not 4; .* `force=True`"),
+        (
+            tiny(),
+            {"model": tiny(dropout=0.0).model},
+            "dropout is 0.3, not 0.0; .* `force=True`",
+        ),
     ],
 )
 def test_what_force_and_no_force_makes_of_a_checkpoint(stored, change, message) -> None:
-    refuses(message, go_on, stored, change)
+    refuses(message, resumed, stored, change)
     if "force=True" in message:
-        assert go_on(stored, change, force=True) == replace(stored, **change)
+        assert resumed(stored, change, force=True) == replace(stored, **change)
     else:
-        refuses(message, go_on, stored, change, force=True)
+        refuses(message, resumed, stored, change, force=True)
 
 
 @pytest.mark.quick
@@ -143,7 +149,7 @@ def test_what_is_left_open_is_the_checkpoints() -> None:
         {"budget": None},
         {"precision": "auto", "model": open_model},
     ):
-        assert go_on(stored, change, 0) == stored
+        assert resumed(stored, change, 0) == stored
 
 
 @pytest.mark.parametrize("lost", [False, True])
@@ -185,13 +191,13 @@ def test_settings_change_with_the_first_checkpoint(tmp_path) -> None:
         with pytest.raises(KeyboardInterrupt):
             train(other, run.path, resume=True, force=True, **killed_by)
     run.write_config(config, (8, 8))
-    words = r"another run: its learning_rate is 0\.0001, not 0\.002; `force"
+    words = r"another run: its learning_rate is 0\.0001, not 0\.002; .* `force"
     refuses(words, train, replace(config, images=48), run.path, resume=True, **data)
     train(other, run.path, resume=True, **data)  # now they are its settings
     assert run.read_config()[0] == replace(other, schedule_from=16)
     assert entries(run.path, "step", "learning_rate")[-1] == pytest.approx(1e-4)
     notes = run.record().notes
-    assert notes[0] == "prolonged from 16 to 48 images, its schedule begun again"
+    assert notes[0] == "extended from 16 to 48 images, its schedule restarted"
     assert "seed 0 up to 16 images, 5 from then on" in notes
 
 
@@ -235,7 +241,7 @@ def test_the_command_takes_network_and_smoothing_of_the_weights(tmp_path, capsys
     assert (stored.model, stored.scale, stored.init) == (config.model, 0.3, str(first))
     assert "--init RUN" in RunFolder(second).record().command
     assert call(*begin, "--out", str(tmp_path / "x"), "--n-filters", "6", "--images", "16") == 1
-    assert "has n_filters 4, not 6: take its --n-filters" in capsys.readouterr().err
+    assert "has n_filters 4, not 6: set --n-filters 4" in capsys.readouterr().err
 
 
 @pytest.mark.quick
@@ -248,7 +254,7 @@ def test_settings_that_the_network_does_not_use_fit_whatever_they_are() -> None:
     denoiser = tiny("denoiser")
     more = replace(denoiser, model=replace(denoiser.model, context_layers=9))
     assert differences(denoiser, more) == {"model.context_layers": (1, 9)}
-    with pytest.raises(ValueError, match="has context_layers 9, not 1: take its `context_layers`"):
+    with pytest.raises(ValueError, match="has context_layers 9, not 1: set `context_layers=9`"):
         check_initial(denoiser.model, more.model, "more")
 
 

@@ -23,6 +23,7 @@ from dsmooth.presets import preset
 from dsmooth.pretrained import load_models
 from dsmooth.runs import RunFolder
 from dsmooth.training import Evaluation, loop, tensorboard, train
+from dsmooth.training.evaluation import EVALUATION_REPEAT
 from dsmooth.training.flat import FlatParameters
 from dsmooth.training.optimizers import EMA
 from dsmooth.training.step import TrainState, make_inputs, scheduled
@@ -105,7 +106,7 @@ def test_what_each_role_is_trained_on() -> None:
     target, context, *_ = make_inputs(x, tiny("denoiser"), first_index=0)
     assert torch.equal(target, x)
     assert torch.equal(context, noisy)
-    held_out = make_inputs(x, tiny("noisy"), first_index=0, repeat=loop.EVALUATION_REPEAT)
+    held_out = make_inputs(x, tiny("noisy"), first_index=0, repeat=EVALUATION_REPEAT)
     assert not torch.equal(held_out.target, noisy)
     target, context, *_ = make_inputs(x, tiny("denoiser", clean_noise=0.01), first_index=0)
     assert target.std() == pytest.approx(0.01, rel=0.2)
@@ -267,7 +268,7 @@ def test_paper_presets_are_the_papers() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 6, "accumulate": 4}, "multiple of `accumulate`"),
+        ({"batch_size": 6, "accumulate": 4}, "multiple of 4, got 6; or change `accumulate`$"),
         ({"seed": -1}, "`seed` must lie in"),
         ({"ema": 1.0}, "`ema` must be a number < 1.0, got 1.0"),
         ({"scale": 1e400}, "`scale` must be finite, got inf"),

@@ -195,7 +195,7 @@ def test_control_c_saves_once_and_one_process_goes_on(tmp_path, monkeypatch) -> 
             rank.send_signal(number)
     written = [rank.communicate() for rank in ranks]
     assert [rank.returncode for rank in ranks] == [128 + signal.SIGINT] * 2
-    hint = "noisy: the same command with --resume goes on"
+    hint = "noisy: the same command with --resume continues"
     assert sum(output.count(hint) for output, _ in written) == 1, written
     events = [entry["event"] for entry in run.read_log()]
     assert events.count("interrupted") == 1

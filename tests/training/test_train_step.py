@@ -27,8 +27,7 @@ from dsmooth.nn.layers import WeightNormConv
 from dsmooth.philox import Stream, image_words
 from dsmooth.runs import RunFolder
 from dsmooth.training import NonFiniteLoss, beginning, graph, train
-from dsmooth.training.beginning import run_settings
-from dsmooth.training.checkpoint import go_on, read_checkpoint
+from dsmooth.training.checkpoint import read_checkpoint, restore
 from dsmooth.training.flat import FlatParameters
 from dsmooth.training.optimizers import (
     MOMENTUM,
@@ -43,7 +42,7 @@ from dsmooth.training.optimizers import (
 )
 from dsmooth.training.step import READ_STEPS, TrainState, kernel_rate
 from tests.helpers.data_makers import random_dataset, refuses
-from tests.helpers.tiny_runs import ROLES, tiny
+from tests.helpers.tiny_runs import ROLES, resolved, tiny
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 # Operations whose result, or its shape, is a number on the host.
@@ -171,7 +170,7 @@ def test_a_loss_that_is_not_finite_is_found_and_spares_the_checkpoint(tmp_path, 
     with pytest.raises(NonFiniteLoss, match=r"loss is .* at step 1 \(8 images\) with seed 7"):
         train(config, run.path)
     kept = TrainState(config, beginning.load_data(config)[0], CPU)
-    go_on(read_checkpoint(run.checkpoint), kept)
+    restore(read_checkpoint(run.checkpoint), kept)
     kept.check_finite()
     assert not run.weights.exists()
 
@@ -235,7 +234,7 @@ def test_bfloat16_is_chosen_where_it_is_faster(monkeypatch, processor, sets, fas
     monkeypatch.setattr(machine, "cpu_name", lambda: processor)
     monkeypatch.setattr(machine, "instruction_sets", lambda: sets)
     data = random_dataset(12)
-    settings = run_settings(tiny(precision="auto"), data, data, CPU)
+    settings = resolved(tiny(precision="auto"), data, data)
     assert settings.precision == ("bfloat16" if fast else "float32")
 
 

@@ -1,0 +1,206 @@
+"""The only place that completes or replaces the settings of a run: afterwards they are fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+
+from ..config import TrainConfig
+from ..data import ImageDataset
+from ..distributed import all_same, broadcast_int, rank_and_size
+from ..errors import SettingError
+from ..fields import Json
+from ..machine import has_fast_bfloat16
+from ..nn import PixelCNNpp
+from ..progress import LOG
+from .beginning import initial_network
+from .checkpoint import Checkpoint, differences
+from .evaluation import images_within_budget
+from .step import total_images
+
+# Reads the training and the held-out images of a run.
+LoadImages = Callable[[TrainConfig], tuple[ImageDataset, ImageDataset]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The settings that a user wants, before images, device and checkpoint complete them.
+
+    start: settings of a preset, a file or a run. given, model: settings, and those of the network,
+    that replace those of the start. rgb: the start for RGB images. match_channels: take the
+    network's image_channels from the images. force: change settings of a run that has begun.
+    """
+
+    start: TrainConfig
+    given: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    rgb: TrainConfig | None = None
+    match_channels: bool = False
+    force: bool = False
+
+    def settings(self, channels: int | None = None) -> TrainConfig:
+        """The settings for images of so many channels, None while that is unknown."""
+        start = self.rgb if self.rgb is not None and channels == 3 else self.start
+        values = {**vars(start), **self.given}
+        model = dict(self.model)
+        if self.match_channels and channels is not None:
+            model["image_channels"] = channels
+            if channels != 1 and model.get("atoms", start.model.atoms) == "all":
+                # Colour has no atom for every byte; with features and without those atoms its
+                # networks are worse (docs/experiments/013-bytes.md).
+                model |= {"atoms": (), "fourier_features": 0}
+        if values["labels"] is not None and model.get("n_classes", start.model.n_classes) == 0:
+            model["n_classes"] = "auto"
+        network = replace(start.model, **model)
+        # A run that is resumed has its own schedule.
+        return replace(start, **{**self.given, "schedule_from": 0, "model": network})
+
+
+class Resolved(NamedTuple):
+    """The settings of a run, its images, and the network that a new run begins with, if any."""
+
+    config: TrainConfig
+    train_set: ImageDataset
+    test_set: ImageDataset
+    initial: PixelCNNpp | None
+
+
+def resolve(
+    request: Request,
+    load: LoadImages,
+    device: torch.device,
+    checkpoint: Checkpoint | None = None,
+) -> Resolved:
+    """Complete the settings of a new run, or of one that continues from a checkpoint.
+
+    The checkpoint decides what the request leaves open. The images, which `load` reads, decide the
+    channels and the classes, the device the precision; the speed of this machine turns a budget of
+    minutes into a number of images. All processes call this. Raises ValueError or FileNotFoundError
+    for what does not fit, before the images are read if they are not to blame.
+    """
+    config = request.settings()
+    if checkpoint is not None:
+        config = request.settings(checkpoint.settings.model.image_channels)
+        config = resume_settings(config, checkpoint, force=request.force)
+    train_set, test_set = load(config)
+    check_same(train_set, test_set)
+    if checkpoint is None:
+        config = request.settings(test_set.image_channels)
+    check_channels(config, test_set)
+    precision = config.precision
+    if precision == "auto":
+        fast = broadcast_int(has_fast_bfloat16(device))  # machines may differ
+        precision = "bfloat16" if fast else "float32"
+    model = replace(config.model, **classes(config, train_set, test_set))
+    config = replace(config, model=model, precision=precision)
+    initial = initial_network(config) if checkpoint is None else None
+    if config.images is None:
+        images, evaluations = images_within_budget(config, train_set, test_set, device)
+        config = replace(config, images=images, evaluations=evaluations)
+    return Resolved(config, train_set, test_set, initial)
+
+
+def resume_settings(
+    config: TrainConfig, checkpoint: Checkpoint, *, force: bool = False
+) -> TrainConfig:
+    """Settings of a resumed run: the user's, with what they leave open from the checkpoint.
+
+    A finished run can be extended: its schedule restarts. Changing an unfinished run, or another
+    setting, needs `force`. Raises ValueError without it, and for settings of another run. Where
+    nothing is left to train no setting changes.
+    """
+    stored, seen, folder = checkpoint.settings, checkpoint.images_seen, checkpoint.path.parent
+    before = total_images(stored)
+    images = config.images or before  # a budget has become a number of images
+    if images < min(seen, before):
+        raise SettingError("images", f"must be at least {seen:,}, which {folder} has seen")
+    if config.budget not in (None, stored.budget):
+        raise SettingError(
+            "budget",
+            f"is for a new run, and {folder} is one of {before:,} images: to extend it, set",
+            images=None,
+        )
+    extended, model = before <= seen < images, config.model
+    if model.n_classes == "auto":
+        model = replace(model, n_classes=stored.model.n_classes)
+    config = replace(
+        config,
+        model=model,
+        images=images,
+        budget=stored.budget,
+        schedule_from=seen if extended else stored.schedule_from,
+        evaluations=config.evaluations if config.images else stored.evaluations,
+        precision=stored.precision if config.precision == "auto" else config.precision,
+    )
+    changed = differences(stored, config)
+    for name, (old, new) in changed.items():
+        words = f"{folder} holds another run: its {name} is {old}, not {new}"
+        of_network = name.startswith("model.") and name != "model.dropout"
+        of_network |= name == "scale" and stored.model.likelihood == "gaussian"
+        of_network |= name == "ema" and 0 in (old, new)
+        if of_network or name in ("role", "init", "optimizer"):
+            raise ValueError(words)
+        if not force:
+            raise SettingError((), f"{words}; to change it from here on, set", force=True)
+    if seen >= max(images, before):
+        if changed:
+            LOG.info("%s: nothing is left to train: other settings need more images", config.role)
+        free = {name: getattr(config, name) for name in ("data_dir", "labels", "download", "graph")}
+        return replace(stored, **free)
+    if images != before and not extended and not force:
+        raise SettingError(
+            "images",
+            f"can be {images:,} instead of {before:,} once the run has finished; {folder} has seen "
+            f"{seen:,}; to bend its schedule here, set",
+            force=True,
+        )
+    return config
+
+
+def check_same(train_set: ImageDataset, test_set: ImageDataset) -> None:
+    """Raise ValueError if the processes read different images."""
+    for dataset in (train_set, test_set):
+        if not all_same(int(dataset.digest[:15], 16)):
+            raise ValueError(
+                f"rank {rank_and_size()[0]}: the processes read different {dataset.split} images, "
+                f"here {len(dataset):,} of {dataset.source}: all must see the same (a random "
+                "transform of images given in Python belongs into transform=)"
+            )
+
+
+def check_channels(config: TrainConfig, test_set: ImageDataset) -> None:
+    """Raise SettingError for a network of images with other channels."""
+    channels, expected = test_set.image_channels, config.model.image_channels
+    if channels != expected:
+        raise SettingError(
+            "init" if config.init else "image_channels",
+            f"must fit the images of {config.data}, which have {channels} channels, not {expected}",
+        )
+
+
+def classes(config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset) -> Json:
+    """What the network knows of the classes. Raises ValueError for labels that are not of them."""
+    n_classes, names = config.model.n_classes, train_set.class_names
+    if n_classes == "auto":
+        if train_set.labels is None:
+            raise SettingError(
+                "n_classes", f'cannot be "auto": {train_set.source} has no labels to count'
+            )
+        n_classes = len(names) or 1 + int(train_set.labels.max())
+    names = names if n_classes else ()
+    if len(names) not in (0, n_classes):
+        raise SettingError(
+            "n_classes",
+            f"must be {len(names)}, for the classes {', '.join(names)} of {train_set.source}, or "
+            f"0, got {n_classes}",
+        )
+    for dataset in (train_set, test_set):
+        dataset.labels_for(n_classes)
+    known: Json = {"n_classes": n_classes, "class_names": names}
+    if n_classes:
+        known["class_shares"] = train_set.class_shares(n_classes)
+        known["labels_sha256"] = train_set.labels_sha256
+    return known

@@ -1,0 +1,87 @@
+"""Nothing that the program does depends on sentences for people: each of them becomes "x" here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dsmooth import runs
+from dsmooth.data import load_dataset, own, own_images
+from dsmooth.errors import SettingError
+from dsmooth.report.describe import curve_of
+from dsmooth.report.plots import curve_png
+from dsmooth.runs import RunFolder
+from dsmooth.training import log, train
+from dsmooth.training import plan as plans
+from tests.helpers.command_runs import run
+from tests.helpers.tiny_runs import assert_same_end, tiny
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("sample mnist -n 0", "--count x"),
+        ("sample mnist --label cat", "--label x"),
+        ("train noisy --images 3 --budget 2", "--images and --budget x"),
+        ("train noisy --images 8 --data folder --image-size 6", "--image-size x"),
+        ("train noisy --images 8 --label-dropout 0.5", "--label-dropout x --n-classes"),
+        ("train noisy --images 8 --data folder", "x --data-dir"),
+        ("train noisy", "--images and --budget x"),
+        ("train noisy --images 8 --device gpu", "--device x"),
+    ],
+)
+def test_an_error_names_its_options(command, line, tmp_path, monkeypatch, capsys) -> None:
+    init = SettingError.__init__
+
+    def without_words(self: SettingError, arguments, message: str, **remedy: object) -> None:
+        init(self, arguments, "x", **remedy)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(SettingError, "__init__", without_words)
+    assert run(*command.split()) == 1
+    assert capsys.readouterr().err == f"dsmooth: error: {line}\n"
+
+
+def test_restarts_of_a_schedule_are_plotted(tmp_path: Path, monkeypatch, small_runs: None) -> None:
+    """And its files are the same."""
+    histories, curves = [], []
+    for name in ("a", "b"):
+        if name == "b":
+            for module in (runs, log):
+                monkeypatch.setattr(module, "describe", lambda entry: "x")
+        train(tiny(images=16), tmp_path / name)
+        train(replace(tiny(), images=32), tmp_path / name, resume=True)
+        rows = RunFolder(tmp_path / name).history()
+        timed = ("seconds", "images_per_second")
+        histories.append([{k: v for k, v in row.items() if k not in timed} for row in rows])
+        curves.append(curve_of(RunFolder(tmp_path / name)))
+    assert histories[0] == histories[1]
+    assert curves[0].restarts == curves[1].restarts == [16]
+    assert curve_png(curves[0]) == curve_png(curves[1])
+    assert_same_end(tmp_path / "a", tmp_path / "b")
+
+
+def test_images_are_converted_and_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    obstacle = own.obstacle
+    monkeypatch.setattr(own, "obstacle", lambda image: obstacle(image)._replace(reason="x"))
+    deep, clear = Image.fromarray(np.zeros((8, 8), np.uint16)), Image.new("RGBA", (8, 8))
+    for image, conversion in ((deep, "// 257"), (clear, "alpha_composite")):
+        with pytest.raises(ValueError, match=rf"^item 0 x; this converts it: .*{conversion}"):
+            own_images([image])
+    assert load_dataset("mnist", "test").embedded
+    assert not own_images(np.zeros((2, 8, 8), np.uint8)).embedded
+
+
+def test_folders_names_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = plans.plan("pair", Path("p"), 3)
+    monkeypatch.setattr(plans, "FIRST_NOISY", "x")
+    other = plans.plan("pair", Path("p"), 3)
+    assert [run.clusters for run in other] == [run.clusters for run in named] == [3, None, None]
+    assert [run.budget_fraction for run in other] == [run.budget_fraction for run in named]
+    assert other[1].init == other[0].folder

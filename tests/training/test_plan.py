@@ -1,0 +1,156 @@
+"""The runs of `dsmooth train`, as data; and pairs by clusters, which are three runs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dsmooth.runs import RunFolder
+from dsmooth.training import resolve
+from dsmooth.training.plan import LABEL_DROPOUT, RunPlan, plan
+from tests.helpers.command_runs import complains, run, settings_of
+from tests.helpers.data_makers import random_bytes, write_images
+from tests.helpers.tiny_runs import assert_same_end
+
+TINY = [
+    *("--n-filters=4", "--n-resnet=1", "--n-mix=2", "--context-layers=1", "--dropout=0"),
+    *("--batch-size=8", "--evaluations=1", "--evaluation-images=2", "--images=32"),
+]
+PAIR = Path("p")
+FIRST = RunPlan(PAIR / "noisy-unnamed", "noisy", 1 / 4, 1 / 2, clusters=3)
+NOISY = RunPlan(
+    PAIR / "noisy",
+    "noisy",
+    1 / 4,
+    1 / 2,
+    init=PAIR / "noisy-unnamed",
+    labels=PAIR / "clusters" / "labels.npz",
+    label_dropout=LABEL_DROPOUT,
+)
+HALF = {role: RunPlan(PAIR / role, role, 1 / 2) for role in ("noisy", "denoiser")}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("arguments", "labelled", "runs"),
+    [
+        (("plain",), False, [RunPlan(Path("runs/plain"), "plain")]),
+        (("noisy", Path("a")), False, [RunPlan(Path("a"), "noisy")]),
+        (("pair", PAIR), False, [HALF["noisy"], HALF["denoiser"]]),
+        (("pair", PAIR, 3), False, [FIRST, NOISY, HALF["denoiser"]]),
+        (("pair", PAIR, 3), True, [NOISY, HALF["denoiser"]]),
+    ],
+)
+def test_the_runs_of_a_command(arguments: tuple, labelled: bool, runs: list[RunPlan]) -> None:
+    assert list(plan(*arguments, labelled=labelled)) == runs
+    assert labelled or sum(run.budget_fraction for run in runs) == 1
+
+
+def test_the_plan_is_printed_without_images(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "pair nowhere --out p --clusters 3 --images 9"
+    printed = settings_of(capsys, words)
+    assert [*printed] == ["noisy-unnamed", "noisy", "denoiser"]
+    images = {name: planned["settings"]["images"] for name, planned in printed.items()}
+    assert images == {"noisy-unnamed": 5, "noisy": 5, "denoiser": 9}
+    noisy = printed["noisy"]
+    assert (noisy["labels"], noisy["init"]) == ("p/clusters/labels.npz", "p/noisy-unnamed")
+    assert noisy["settings"]["label_dropout"] == LABEL_DROPOUT
+    budgets = settings_of(capsys, "pair nowhere --out p --clusters 3 --budget 8")
+    assert [planned["settings"]["budget"] for planned in budgets.values()] == [2.0, 2.0, 4.0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 24 images, and a pair with three clusters of them."""
+    place = tmp_path_factory.mktemp("clusters")
+    pixels = random_bytes((24, 8, 8, 3))
+    write_images(place / "images", {f"{i}.png": picture for i, picture in enumerate(pixels)})
+    assert run("train", *words(place, "3"), *TINY) == 0
+    return place
+
+
+def words(place: Path, clusters: str | None = None, out: str = "p", *more: str) -> list[str]:
+    """Arguments of `dsmooth train` for the pair."""
+    given = [] if clusters is None else ["--clusters", clusters]
+    return ["pair", str(place / "images"), "--out", str(place / out), *given, *more]
+
+
+@pytest.fixture
+def place(trained: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(trained, tmp_path / "place")
+
+
+def steps(folder: Path) -> int:
+    return RunFolder(folder).read_log()[-1]["images"]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_pair_keeps_its_clusters(place: Path, begun: bool, capsys) -> None:
+    """Whether its second noisy model is begun or not."""
+    if not begun:
+        shutil.rmtree(place / "p" / "noisy")
+    message = "--clusters must be 3, as in "
+    complains(capsys, message, "train", *words(place, "5"), *TINY, "--resume")
+
+
+def test_a_pair_without_clusters_gets_none(place: Path, capsys) -> None:
+    shutil.rmtree(place / "p" / "clusters")
+    shutil.rmtree(place / "p" / "noisy-unnamed")
+    message = "--clusters is for a new pair: "
+    complains(capsys, message, "train", *words(place, "3"), *TINY, "--resume")
+
+
+def test_clusters_are_asked_for_where_nothing_tells_how_many(place: Path, capsys) -> None:
+    shutil.rmtree(place / "p" / "clusters")
+    message = "--clusters must be given: "
+    complains(capsys, message, "train", *words(place), *TINY, "--resume")
+
+
+@pytest.mark.parametrize("clusters", [None, "3"])
+def test_a_pair_with_clusters_is_resumed_and_extended(place: Path, clusters: str | None) -> None:
+    """With or without --clusters; the first noisy model is not trained further."""
+    weights = [(place / "p" / name / "model.safetensors") for name in ("noisy", "denoiser")]
+    before = [path.read_bytes() for path in weights]
+    assert run("train", *words(place, clusters), *TINY, "--resume") == 0
+    assert [path.read_bytes() for path in weights] == before
+    assert run("train", *words(place, clusters), "--images=64", "--resume") == 0
+    seen = {name: steps(place / "p" / name) for name in ("noisy-unnamed", "noisy", "denoiser")}
+    assert seen == {"noisy-unnamed": 16, "noisy": 32, "denoiser": 64}
+
+
+def test_a_pair_with_clusters_can_be_moved(place: Path, monkeypatch) -> None:
+    """Labels are compared by content: paths may be others, and relative to another folder."""
+    (place / "p").rename(place / "q")
+    (place / "sub").mkdir()
+    monkeypatch.chdir(place / "sub")
+    arguments = ["pair", "../images", "--clusters", "3", "--out", "../q", "--resume"]
+    assert run("train", *arguments, "--images=64") == 0
+    assert steps(place / "q" / "noisy") == 32
+    monkeypatch.chdir(place / "q" / "clusters")
+    labels = ["--labels", "./labels.npz", "--out", "../noisy", "--images=48", "--resume"]
+    assert run("train", "noisy", "../../images", *labels) == 0
+    assert steps(place / "q" / "noisy") == 48
+
+
+def test_a_moved_pair_ends_like_one_that_stayed(place: Path) -> None:
+    shutil.copytree(place / "p", place / "q")
+    for out in ("p", "q"):
+        assert run("train", *words(place, None, out), "--images=64", "--resume") == 0
+    for role in ("noisy", "denoiser"):
+        assert_same_end(place / "p" / role, place / "q" / role)
+
+
+def test_too_many_clusters_are_refused_before_any_training(place: Path, capsys) -> None:
+    out = words(place, "1000", "new")
+    complains(capsys, "--clusters must be at most the 2", "train", *out, *TINY)
+    assert not (place / "new").exists()
+
+
+def test_settings_are_completed_in_one_place() -> None:
+    """No other module of training replaces a setting: they are what `resolve` returned."""
+    package = Path(resolve.__file__).parent
+    for path in package.glob("*.py"):
+        if path.stem not in ("resolve", "evaluation"):
+            assert "replace(" not in path.read_text().replace("os.replace(", "")
