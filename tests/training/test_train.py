@@ -249,7 +249,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     refuses("already holds a run", train, config, tmp_path)
     for path in (tmp_path / "config.json", tmp_path / "config.json" / "run"):
         refuses(r"config\.json must be a folder to write .*config\.json", train, config, path)
-    refuses("`images` or `budget` must be given", train, replace(config, images=None), other)
+    refuses("`images` and `budget` are both missing", train, replace(config, images=None), other)
     words = "must be a function, got a int"
     refuses(words, train, config, other, transform=3, error=TypeError)
     refuses(words, train, config, other, on_evaluation=3, error=TypeError)
@@ -262,7 +262,7 @@ def test_paper_presets_are_the_papers() -> None:
     assert (noisy.learning_rate, noisy.learning_rate_decay) == (2e-4, 0.999995)
     assert (denoiser.model.conditioning, denoiser.clean_noise) == ("stack", 0.01)
     refuses("steps", preset, "mnist", "noisy", error=TypeError, steps=64)
-    refuses("`smoothing_scale` follows from `scale`", preset, "mnist", "noisy", smoothing_scale=0.3)
+    refuses("`smoothing_scale` follows from the noise", preset, "mnist", "noisy", smoothing_scale=0.3)
 
 
 @pytest.mark.parametrize(
