@@ -60,9 +60,9 @@ def test_plain_sampling_encodes_its_context_once() -> None:
 def test_a_compiled_step_that_would_run_eagerly_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = SMALL.build(), torch.zeros(SMALL.shape(1))
 
-    def broken(x: torch.Tensor) -> torch.Tensor:
+    def broken(x: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
         torch._dynamo.graph_break()
-        return type(model).log_prob(model, x)
+        return type(model).log_prob(model, x, context)
 
     monkeypatch.setattr(model, "log_prob", broken)
     with pytest.raises(torch._dynamo.exc.Unsupported, match="graph"):
