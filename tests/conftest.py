@@ -32,6 +32,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The quick tier leaves out the cases of full grids, as the default one does."""
+    if config.option.markexpr == "quick":
+        config.option.markexpr = "quick and not full"
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests come first; the cases of a `grid` are `full`, but for its diagonal."""

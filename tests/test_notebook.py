@@ -84,7 +84,6 @@ def test_show_gives_a_picture_that_displays_itself() -> None:
             dsmooth.show(wrong)
 
 
-@pytest.mark.quick
 def test_help_says_what_there_is_and_its_example_runs() -> None:
     text = dsmooth.__doc__ or ""
     missing = [n for n in dsmooth.__all__ if not re.search(rf"\b{n}\b", text)]
