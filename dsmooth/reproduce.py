@@ -20,17 +20,17 @@ from .evaluate.batches import labels_for_model
 from .evaluate.comparison import Reference, compare_images
 from .evaluate.features import CLASSIFIER, make_extractor
 from .evaluate.likelihood import measure_bits
-from .evaluate.probe import PIXELS, make_probing
+from .evaluate.probe import PIXELS, Probing, make_probing
 from .evaluate.receptive_field import receptive_fields
 from .machine import has_fast_bfloat16
 from .pair import draw
 from .pictures import is_diverged, save_grid
-from .pretrained import Loaded
+from .pretrained import DEFAULT, Loaded, packaged
 from .progress import progress
-from .record import Record, has_files, read_result
+from .record import Record, has_files, read_parts, read_result
 from .report.contents import Report, ReportData, SampleCount
 from .report.describe import describe_machine, describe_model, packaged_numbers
-from .results import FLOOR, BitsResult, FrechetResult, ProbeResult, ReceptiveFields
+from .results import FLOOR, BitsResult, BlockScores, FrechetResult, ProbeResult, ReceptiveFields
 from .sampling.output import gather, write_images
 from .sampling.request import Request, digest_of
 from .smoothing import GaussianSmoothing
@@ -42,6 +42,8 @@ DENOISED_IMAGES = 10  # held-out images whose denoising the report shows
 # Networks that are probed. The plain model never saw noise, and one untrained network is control
 # enough.
 PROBED = ("noisy", "denoiser", PIXELS, "untrained-noisy")
+# The probes of the controls for the packaged models and images, by `python tools/controls.py`.
+CONTROLS = packaged()[DEFAULT] / "controls.json"
 # Pictures whose distance to real images is measured.
 COMPARED = ("two-step", "single-step", "guided", "plain")
 
@@ -251,16 +253,24 @@ class Stages:
 
     def probe(self) -> ProbeResult | None:
         """Accuracies of linear probes."""
-        path, pair = self.folder / "probes.json", self.models.pair
+        path = self.folder / "probes.json"
         if self.only not in (None, "probes"):
             return read_result(path, ProbeResult, self.identity) if path.exists() else None
+        probing, again = self.probing(), self.only is not None
+        request, known = read_parts(CONTROLS, BlockScores)
+        if again or request != probing.controls_request():
+            known = {}
+        return probing.run(path, known=known, replace=True, again=again)
+
+    def probing(self) -> Probing:
+        """The networks that are probed, and the images."""
         fast = self.precision == "auto" and has_fast_bfloat16(self.models.device)
         # With 500 + 500 images, five of the noisy model's seven probes were as accurate in
         # bfloat16. Two differed by one image.
         precision = "bfloat16" if fast else self.precision
         sets: dict[Split, ImageDataset] = {"train": self.train_set, "test": self.test_set}
-        probing = make_probing(pair, sets, self.probes, self.folder, None, PROBED, precision)
-        return probing.run(path, replace=True, again=self.only is not None)
+        pair = self.models.pair
+        return make_probing(pair, sets, self.probes, self.folder, None, PROBED, precision)
 
 
 def bytes_to_compare(pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:

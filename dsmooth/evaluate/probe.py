@@ -8,6 +8,7 @@ until their probe is trained: for all 70,000 images of MNIST at F = 40 they take
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import tempfile
 from collections import defaultdict
@@ -152,13 +153,22 @@ class Probing:
     subjects: Mapping[str, Subject] = field(default_factory=dict)
     digests: Mapping[Split, str] = field(default_factory=dict)
 
-    def run(self, path: Path, *, replace: bool = False, again: bool = False) -> ProbeResult:
+    def run(
+        self,
+        path: Path,
+        *,
+        known: Mapping[str, BlockScores] | None = None,
+        replace: bool = False,
+        again: bool = False,
+    ) -> ProbeResult:
         """The probes of all subjects by the record `path`, where those of an earlier call are kept.
 
-        replace: take over the record of another request. again: also compute a result of this one.
+        known: probes that need not be computed. replace: take over the record of another request.
+        again: also compute a result of this one.
         """
         train_images, test_images = (len(data) for data in self.splits.values())
         settings = replace_fields(self.settings, train_images=train_images, test_images=test_images)
+        known = known or {}
         trained = {
             name: weights_digest(subject.network)
             for name, subject in self.subjects.items()
@@ -182,13 +192,27 @@ class Probing:
 
         def probe_all() -> ProbeResult:
             accuracy = {
-                name: record.part(name, partial(probe, name, subject))
+                name: known.get(name) or record.part(name, partial(probe, name, subject))
                 for name, subject in self.subjects.items()
             }
             return ProbeResult(accuracy, settings)
 
         path.parent.mkdir(parents=True, exist_ok=True)
         return record.obtain(probe_all, again=again)
+
+    def controls_request(self) -> Mapping[str, object]:
+        """All that decides the probes of the pixels and of the untrained noisy model, but rounding,
+        as JSON; the images by the digests of the first ones."""
+        noisy = self.subjects["untrained-noisy"].network
+        assert noisy is not None
+        request = {
+            **asdict(self.settings),
+            "data_sha256": {split: data.digest for split, data in self.splits.items()},
+            "smoothing": {"kind": self.smoothing.kind, "scale": self.smoothing.scale},
+            "network": asdict(noisy.config),
+        }
+        as_json: Mapping[str, object] = json.loads(json.dumps(request))
+        return as_json
 
     def untrained(self, network: PixelCNNpp) -> PixelCNNpp:
         """An untrained network of the same shape, its scales and biases set from a first batch."""
