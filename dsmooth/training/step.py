@@ -44,6 +44,10 @@ class NonFiniteLoss(ArithmeticError):
     """The loss became infinite or NaN."""
 
 
+class StepTooLarge(SettingError, torch.OutOfMemoryError):
+    """A step takes more memory than the device has."""
+
+
 class Reading(NamedTuple):
     """One step: its number, its loss in bits/dim, its gradient's norm before clipping, its rate."""
 
@@ -230,11 +234,11 @@ class TrainState:
             with exchange():
                 self._run()
         except torch.OutOfMemoryError as error:
-            gates = "" if self.config.keep_gates == "off" else "`keep_gates=off`, or "
-            raise torch.OutOfMemoryError(
-                f"not enough memory for a step of {self.share:,} images: take {gates}divide it by "
-                f"`accumulate={2 * self.config.accumulate}`. {error}"
-            ) from error
+            gates = {} if self.config.keep_gates == "off" else {"keep_gates": "off"}
+            reason = str(error).partition("\n")[0]
+            words = f"not enough memory for a step of {self.share:,} images ({reason}): set"
+            remedy = {**gates, "accumulate": 2 * self.config.accumulate}
+            raise StepTooLarge((), words, **remedy) from error
         self.steps += 1
         self.images_seen += self.config.batch_size
 

@@ -262,7 +262,9 @@ def test_paper_presets_are_the_papers() -> None:
     assert (noisy.learning_rate, noisy.learning_rate_decay) == (2e-4, 0.999995)
     assert (denoiser.model.conditioning, denoiser.clean_noise) == ("stack", 0.01)
     refuses("steps", preset, "mnist", "noisy", error=TypeError, steps=64)
-    refuses("`smoothing_scale` follows from the noise", preset, "mnist", "noisy", smoothing_scale=0.3)
+    refuses(
+        "`smoothing_scale` follows from the scale", preset, "mnist", "noisy", smoothing_scale=0.3
+    )
 
 
 @pytest.mark.parametrize(
