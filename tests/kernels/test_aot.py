@@ -25,11 +25,11 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 # Every number of filters with every kernel would be nine times as many; between them these have
 # each kernel, dtype and kind of float32, with dropout and without, many images and few.
 BLOCKS = [
-    Block(160, (2, 3), skips=2, size=(64, 32, 32)),
+    Block(40, (2, 2), skips=1, dropout=False, size=(80, 28, 28), keep=True),
     Block(24, (2, 2), skips=1, dtype=FP32, tf32=True, size=(4, 8, 8)),
 ]
 MORE_BLOCKS = [
-    Block(40, (2, 2), skips=1, dropout=False, size=(80, 28, 28), keep=True),
+    Block(160, (2, 3), skips=2, size=(64, 32, 32)),
     Block(24, (3, 3), skips=0, dtype=FP16),
     Block(160, (2, 2), skips=1, dtype=FP32, tf32=True, size=(4, 8, 8)),
     Block(40, (3, 3), skips=0, size=(2, 8, 8)),
