@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from dsmooth.files import lock_folder
 from dsmooth.sampling.output import Pictures, Shards, fill, write_adm_npz
 from dsmooth.sampling.request import Progress, Request
 from tests.helpers.data_makers import refuses
+from tests.helpers.kills import is_killed, kill_at
 
 pytestmark = pytest.mark.quick
 
@@ -86,6 +88,27 @@ def test_a_stopped_call_goes_on(tmp_path: Path, before: int, stop: int, left: in
     assert sum(draw_into(tmp_path / "stopped", 20)) == left
     draw_into(tmp_path / "whole", 20)
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("before", [0, 3])
+def test_killed_at_any_change_of_a_file_the_folder_is_completed(tmp_path: Path, before: int):
+    """With the same files as of one call."""
+    draw_into(tmp_path / "whole", 16)
+    for change in itertools.count(1):
+        folder = tmp_path / str(change)
+        if before:
+            draw_into(folder, before)
+
+        def killed(change: int = change, folder: Path = folder) -> None:
+            kill_at(change)
+            draw_into(folder, 16)
+
+        was_killed = is_killed(killed)
+        draw_into(folder, 16)
+        assert contents(folder) == contents(tmp_path / "whole")
+        if not was_killed:
+            break
+    assert change > 20
 
 
 def test_files_between_others_that_are_missing(tmp_path: Path) -> None:
