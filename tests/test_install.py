@@ -128,7 +128,7 @@ def check_wheel(folder: Path, clone: Path) -> zipfile.ZipFile:
     assert python <= names
     data = [path for path in (clone / "dsmooth" / "data").iterdir() if path.suffix != ".py"]
     assert {f"dsmooth/data/{path.name}" for path in data if path.is_file()} <= names
-    others = {"py.typed", "_build_info.json", "report/page.html", "report/words.jinja"}
+    others = {"py.typed", "_build_info.json", "report/page.html"}
     others |= {"evaluate/mnist_classifier.safetensors"}
     assert {f"dsmooth/{name}" for name in others} <= names
     assert not [name for name in names if name.startswith(("csrc", "tests", "kernels", "bench"))]
