@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..data import ImageDataset, to_float
-from ..data.order import ImagesOnDevice, flips, hide_labels, send
+from ..data.batches import ImagesOnDevice, flips, hide_labels, send
 from ..distributed import EXCHANGE, exchange, rank_and_size
 from ..errors import SettingError
 from ..files import check_tensors

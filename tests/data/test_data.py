@@ -30,7 +30,7 @@ from dsmooth.data import (
     to_bytes,
     to_float,
 )
-from dsmooth.data.order import ImagesOnDevice, flips
+from dsmooth.data.batches import ImagesOnDevice, flips
 from dsmooth.data.published import PUBLISHED, SUBSET_PATH
 from dsmooth.philox import Stream, image_words
 from tests.helpers.data_makers import random_bytes, refuses, write_images

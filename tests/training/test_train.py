@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import dsmooth
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import load_dataset
-from dsmooth.data.order import hide_labels
+from dsmooth.data.batches import hide_labels
 from dsmooth.presets import preset
 from dsmooth.pretrained import load_models
 from dsmooth.runs import RunFolder

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dsmooth import philox
-from dsmooth.data.order import flips
+from dsmooth.data.batches import flips
 from dsmooth.functional import use_impl
 from dsmooth.functional.image_words import image_words
 from dsmooth.functional.shifted_conv import fold_weight_norm

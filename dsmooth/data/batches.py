@@ -1,0 +1,83 @@
+"""Batches of training images on a device; their flips and hidden labels are functions of (seed,
+images seen)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..functional.image_words import image_words
+from ..philox import Stream
+from .dataset import ImageDataset
+from .order import indices_at, transformed
+
+
+def flips(
+    first: int | Tensor, count: int, *, seed: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Fair coins of stream positions first .. first + count - 1: (count,) bool, True for a flip.
+
+    They are the highest bits of Philox's first words at (0, position low, position high, FLIP).
+    """
+    words = image_words(count, 1, seed=seed, first_index=first, stream=Stream.FLIP, device=device)
+    return words[:, 0, 0] >= 1 << 31
+
+
+def hide_labels(
+    labels: Tensor, fraction: float, n_classes: int, first: int | Tensor, seed: int
+) -> Tensor:
+    """labels (B,) int64 as one-hot vectors (B, n_classes), zeros for a `fraction` of the images.
+
+    The label at stream position first + b is hidden if Philox's first word at (0, position low,
+    position high, LABEL) is below fraction * 2**32.
+    """
+    words = image_words(
+        len(labels), 1, seed=seed, first_index=first, stream=Stream.LABEL, device=labels.device
+    )
+    shown = words[:, 0, 0] >= int(fraction * 2**32)
+    return F.one_hot(labels, n_classes) * shown[:, None].float()
+
+
+def send(source: Tensor, target: Tensor) -> None:
+    """Copy from the host to a device, without waiting."""
+    # From pinned memory a copy is queued behind a GPU's earlier work.
+    target.copy_(source.pin_memory() if target.is_cuda else source, non_blocking=True)
+
+
+class ImagesOnDevice:
+    """The batches of training images on a device, one at a time."""
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        labels: Tensor | None,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.n, self.batch_size, self.seed = len(dataset), batch_size, seed
+        self.dataset, self.labels = dataset, labels
+        self.buffers = [
+            part.new_zeros((batch_size, *part.shape[1:]), device=device)
+            for part in self.batch_at(0, 1)
+        ]
+
+    def batch_at(self, images_seen: int, count: int) -> list[Tensor]:
+        """Images at positions from images_seen on, and their labels if there are any."""
+        indices = indices_at(self.n, images_seen, count, self.seed)
+        x = self.dataset.images.index_select(0, indices)
+        if self.dataset.transform is not None:
+            x = transformed(x, self.dataset.transform, seed=self.seed, first=images_seen)
+        return [x] if self.labels is None else [x, self.labels.index_select(0, indices)]
+
+    def prepare(self, images_seen: int) -> None:
+        """Send the batch at a position, without waiting."""
+        batch = self.batch_at(images_seen, self.batch_size)
+        for x, buffer in zip(batch, self.buffers, strict=True):
+            send(x, buffer)
+
+    def part(self, first: int, count: int) -> tuple[Tensor, Tensor | None]:
+        """Images first .. first + count - 1 of the prepared batch, and their labels."""
+        images, *labels = (buffer[first : first + count].clone() for buffer in self.buffers)
+        return images, labels[0] if labels else None
