@@ -1,6 +1,6 @@
 """The native extension `dsmooth._C`: its only import, and the reason if it is missing.
 
-The record `_build_info.json` is written by setup.py beside the package. A source tree without a
+The record `_build_info.json` is written by setup.py next to the package. A source tree without a
 built extension has neither: the message then says what to do.
 """
 

@@ -43,14 +43,14 @@ VERBS: Mapping[str, Any] = {
     "reproduce": verbs.Reproduce,
     "doctor": verbs.Doctor,
 }
-# Options of other programs that tyro finds no similar one for, and ours for the same.
+# Options of other programs for which tyro suggests nothing, and the options here.
 HINTS = {
     "--lr": "learning_rate",
     "--epochs": "images",
     "--num-samples": "count",
     "--output": "out",
 }
-# Errors of a machine that has not enough of something.
+# Errors of a machine that lacks memory or threads.
 EXHAUSTED = ("can't start new thread", "can't allocate memory", "out of memory")
 # GOMP_SPINCOUNT, read when torch is loaded: libgomp's default of 300,000 spins for milliseconds and
 # starves a shared machine (150 forward passes by two threads took 1.7 times as long).
@@ -203,7 +203,7 @@ def _union(kinds: Mapping[str, Any]) -> Any:
         about = "Measure models and samples." if group else kind.__doc__.partition("\n")[0]
         kind = _union(kind) if group else kind
         members.append(Annotated[kind, subcommand(name, description=about)])
-    # Union, because the members are known when the program runs: no `|` stands between them.
+    # Union, because the members are known when the program runs: `|` cannot join them.
     return Union[tuple(members)]  # noqa: UP007
 
 

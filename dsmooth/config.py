@@ -242,7 +242,7 @@ Switch = Literal["auto", "on", "off"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """How a training run is carried out: settings that decide no weights."""
+    """How a training run is computed: settings without effect on the weights."""
 
     download: bool = False
     """Whether to download the files into data_dir if they are not there."""
@@ -260,7 +260,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class TrainConfig(RunSettings):
-    """Everything that decides the weights of a training run, and how it is carried out.
+    """Everything that determines the weights of a training run, and how it is computed.
 
     Raises ValueError for a field out of range or fields that contradict each other.
     """
@@ -321,7 +321,7 @@ class TrainConfig(RunSettings):
     """Largest decay of the moving average of weights; 0 for no average. The average reaches back
     1 / (1 - ema) steps, which should be fewer than the steps over which the rate falls."""
     schedule_from: Natural = 0
-    """Images after which the schedule began again: where a finished run was prolonged."""
+    """Images already seen when a finished run was extended; the schedule restarts there."""
     init: str | None = None
     """Begin with the weights of this run or pair, and with a new optimiser. Its network but
     for classes, its smoothing and its scale become the defaults."""
@@ -405,7 +405,7 @@ class ProbeSettings:
     together: Natural = 4
     """One more probe sees both streams of all the blocks, averaged over n x n parts; 0 for none."""
     input: Literal["noisy", "clean"] = "noisy"
-    """noisy: the networks see x~ alone, as in the paper; clean: x (the denoiser x given x~)."""
+    """noisy: the networks see only x~, as in the paper; clean: x (the denoiser x given x~)."""
     train_images: Positive | None = None
     """Training images, the first ones; by default all."""
     test_images: Positive | None = None

@@ -65,7 +65,7 @@ _QUICK = {
 }
 
 # Plain keys are fields of TrainConfig; "model" has fields of ModelConfig. A key that starts with a
-# role is for that role alone.
+# role is only for that role.
 PRESETS: dict[str, Json] = {
     "mnist-quick": {**_OURS_MNIST, **_MNIST, "model": _QUICK, "batch_size": 16},
     "mnist": {**_OURS_MNIST, **_MNIST, "model": _F40, "images": 3_000_000},

@@ -151,7 +151,7 @@ class Stages:
     def draw(self) -> dict[str, Tensor]:
         """Draw samples and denoise held-out images, into samples/.
 
-        "noisy", "two-step", "single-step" and "plain" are samples; the same x~ is behind the first
+        "noisy", "two-step", "single-step" and "plain" are samples; the same x~ underlies the first
         three. Names with "held-out" are of test images, with noise, and denoised.
         """
         models, pair, seed = self.models, self.models.pair, self.seed

@@ -73,7 +73,7 @@ class RunFolder:
         return self.checkpoint, self.earlier_checkpoint
 
     def can_resume(self) -> bool:
-        """Whether the folder holds a run to go on with."""
+        """Whether the folder holds a run that can be resumed."""
         return self.config.exists() and any(map(Path.exists, self.checkpoints()))
 
     def is_finished(self) -> bool:

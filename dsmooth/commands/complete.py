@@ -28,7 +28,7 @@ from .shared import check_outputs, choose_data, prepare, request_of, say_drawn
 
 
 def complete(options: Complete) -> None:
-    """Carry out `dsmooth complete`. Raises ValueError or FileNotFoundError before any work."""
+    """Run `dsmooth complete`. Raises ValueError or FileNotFoundError before any work."""
     check_number("count", options.count)
     check_number("draws", options.draws)
     if options.mask is not None and options.keep_top is not None:

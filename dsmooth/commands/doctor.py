@@ -22,7 +22,7 @@ _PHILOX_ZERO = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)  # counter and k
 
 
 def doctor(options: Doctor | None = None) -> int:
-    """Carry out `dsmooth doctor`; 1 if the self-test failed, not for a missing extension."""
+    """Run `dsmooth doctor`; 1 if the self-test failed, not for a missing extension."""
     for line in describe():
         print(line)
     checks = {"Philox": _check_philox, "256 masses sum to 1": _check_masses}
@@ -95,7 +95,7 @@ def _check_masses() -> str | None:
 
 
 def _check_native() -> str | None:
-    """Compare the native op with its reference in float64: they may differ by rounding alone."""
+    """Compare the native op with its reference in float64: they may differ only by rounding."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(2, 3, 8, 9, generator=generator, dtype=torch.float64) * 2 - 1
     x[0], x[1, :, :4] = -1, 1  # at the two atoms

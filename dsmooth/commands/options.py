@@ -40,12 +40,12 @@ TRAIN_PRESET_HELP = (
 
 @dataclass(frozen=True)
 class OnDevice:
-    """How the command runs. Devices, threads and precisions change results by rounding alone."""
+    """How the command runs. Devices, threads and precisions change results only by rounding."""
 
     threads: int | None = None
     """CPU threads; by default all cores."""
     quiet: Flag = False
-    """Print errors alone."""
+    """Print only errors."""
     device: str = "auto"
     """cpu, cuda or cuda:N; auto takes a CUDA device if there is one. Drawing needs
     compute capability 8.0 for that: with an older one auto draws on the CPU and says so."""
@@ -74,7 +74,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Settings that decide the images, beside the models."""
+    """Settings that determine the images, together with the models."""
 
     seed: int | None = 0
     """Decides the images; None draws a seed and prints it."""
@@ -128,16 +128,16 @@ class Train:
     """Train one model: noisy p(x~), denoiser p(x | x~), or plain p(x); or a pair.
 
     A pair is a noisy model and its denoiser, trained one after the other into the folders noisy and
-    denoiser of --out, each for half of --budget. FOLDER stands for --data folder --data-dir FOLDER.
+    denoiser of --out, each for half of --budget. FOLDER means --data folder --data-dir FOLDER.
     Writes config.json, log.jsonl, checkpoint.safetensors, model.safetensors and samples-*.png into
-    the folder --out. Ctrl-C saves and leaves; --resume goes on, bitwise as if nothing had happened.
+    the folder --out. Ctrl-C saves and exits; --resume continues, bit for bit as without the stop.
     Under torchrun several processes (and GPUs) train together.
     """
 
     role: Positional[Literal[Role, "pair"]]
     """Which model."""
     settings: OmitArgPrefixes[TrainOptions]
-    """The settings that decide the weights, and how the run is carried out."""
+    """The settings that determine the weights, and how they are computed."""
     model: OmitArgPrefixes[ModelOptions]
     """The network."""
     folder: Annotated[Positional[Path | None], arg(metavar="FOLDER")] = None
@@ -151,22 +151,21 @@ class Train:
         ),
     ] = None
     clusters: int | None = None
-    """For a pair: name the images by so many clusters of a first noisy model's features, and tell
-    the noisy model its image's cluster. The first one takes a quarter of --budget, or half of the
+    """For a pair: label the images by this many clusters of a first noisy model's features, and
+    condition the noisy model on them. The first model takes a quarter of --budget, or half of the
     noisy model's --images."""
     out: Path | None = None
     """Folder of the run; by default runs/ROLE, of a pair runs/pair."""
     resume: Flag = False
-    """Go on with the run in --out, with its settings as the defaults, or begin it if there is none.
-    More --images prolong a finished run: its schedule begins again over the images that are
-    added."""
+    """Continue the run in --out, with its settings as the defaults, or start it if there is none.
+    More --images extend a finished run: its schedule restarts over the added images."""
     force: Flag = False
     """With --resume: take settings that differ from the run's, from here on."""
     tensorboard: Flag = False
     """Also write event files of the evaluations (needs the extra "tensorboard")."""
     config: Path | None = None
     """JSON file with the settings to start from, instead of a preset: the config.json of a run, or
-    what --print-config prints. It takes settings that are no options here, too."""
+    what --print-config prints. It may have settings that are not options of the command."""
     print_config: Flag = False
     """Print the settings for grey images as JSON and stop; no image is read."""
     execution: OmitArgPrefixes[OnDevice] = OnDevice()
@@ -176,7 +175,7 @@ class Train:
 class Sample:
     """Draw images from a pair, or from one trained model, into files.
 
-    A long call with a folder as --out can be stopped and repeated: it goes on where it was. Under
+    A long call with a folder as --out can be stopped and repeated: it continues where it was. Under
     torchrun several processes (and GPUs) draw the same images together.
     """
 
@@ -273,7 +272,7 @@ class BitsOptions(Measure):
     """
 
     plain: Path | None = None
-    """Plain PixelCNN++ to measure beside the pair: mnist-plain, or the folder of a run."""
+    """Plain PixelCNN++ to compare with the pair: mnist-plain, or the folder of a run."""
     per_class: Flag = False
     """Also the number of each class of the data."""
     out: Path = Path("bits_per_dim.json")
@@ -285,7 +284,7 @@ class BitsOptions(Measure):
 class FrechetOptions:
     """Fréchet distance of samples to real images.
 
-    Called FID only with the 2015 Inception network. Beside it stands the distance of other real
+    Called FID only with the 2015 Inception network. The table also has the distance of other real
     images to the same reference. The extra "fid" adds kernel distance, Inception score, precision
     and recall. Values in [-1, 1] become bytes by rounding and clamping. Prints a table and writes
     JSON.
@@ -338,9 +337,9 @@ class Probe:
     """Train linear probes on the features of both networks of a pair.
 
     Writes probes.json with the test accuracy after each block and of all blocks together, and a
-    PNG per network. Controls are the pixels, a plain model if named, and untrained networks. A
-    part of the training images chooses the best probe. A stopped call can be repeated: it goes on
-    where it was. Under torchrun several processes (and GPUs) compute the features together.
+    PNG per network. Controls are the pixels, a plain model if given, and untrained networks. A
+    part of the training images chooses the best probe. A stopped call can be repeated: it
+    continues where it was. Under torchrun several processes (and GPUs) compute the features together.
     """
 
     models: Folders

@@ -19,7 +19,7 @@ from .shared import check_outputs, draw_into, prepare, request_of, say_drawn
 
 
 def sample(options: Sample) -> None:
-    """Carry out `dsmooth sample`. Raises ValueError or FileNotFoundError before any work."""
+    """Run `dsmooth sample`. Raises ValueError or FileNotFoundError before any work."""
     check_number("count", options.count)
     check_outputs(options.out, options.count, png=options.png, adm=options.adm)
     folder = None if suffix_of(options.out[0]) else options.out[0]

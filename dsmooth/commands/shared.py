@@ -89,7 +89,7 @@ def request_of(
     own_labels: of the images of known pixels, in place of the option's.
     """
     if models.smoothed is None:
-        # A noisy model alone gives x~, as a pair does by the method "noisy".
+        # A single noisy model draws x~, as a pair does with the method "noisy".
         methods = ("two-step", "noisy") if "noisy" in models.networks else ("two-step",)
         if drawing.method not in methods:
             raise ValueError("--method is for a pair, not for a single model: leave it out")
@@ -124,7 +124,7 @@ def draw_into(
 ) -> None:
     """Draw the images that a folder of `Shards`, or with `png` of `Pictures`, lacks.
 
-    By default it goes on in the precision that it was begun in.
+    By default it keeps the precision in which it was started.
     """
     started, kind = time.monotonic(), Pictures if png else Shards
     manifest = path / kind.manifest
@@ -145,16 +145,16 @@ def draw_into(
         drawn, diverged = fill(folder, draw_part, models.chunk, done)
     name = printable(path)
     print(f"wrote {name}" if drawn else f"nothing to draw: {name} has them all")
-    say_drawn(drawn, diverged, started, beside=request.count - drawn)
+    say_drawn(drawn, diverged, started, existing=request.count - drawn)
 
 
-def say_drawn(drawn: int, diverged: int, started: float, *, beside: int = 0) -> None:
+def say_drawn(drawn: int, diverged: int, started: float, *, existing: int = 0) -> None:
     """Print how many images were drawn, how fast, and how many diverged; ValueError if all did.
 
-    started: when, by time.monotonic(). beside: images that were there before.
+    started: when, by time.monotonic(). existing: number of images found in the folder.
     """
     seconds = time.monotonic() - started
-    before = f", beside {beside:,} that were there" if beside else ""
+    before = f" ({existing:,} already existed)" if existing else ""
     rate = f" ({drawn / seconds:.2f} img/s)" if drawn else ""
     print(f"{drawn:,} image{'s' * (drawn != 1)} in {seconds:.1f} s{rate}{before}")
     line = f"{diverged:,} of {drawn:,} images diverged, which happens with a hardly trained model"

@@ -227,24 +227,24 @@ def _opened(path: Path) -> Iterator[Image]:
 
 
 def _held_out_folder(folder: Path, paths: list[Path]) -> str | None:
-    """The subfolder of the held-out images beside "train"; None where there are no such two.
+    """The subfolder of the held-out images, if the folder also has "train"; else None.
 
-    Raises ValueError for other images beside the two.
+    Raises ValueError for images outside the two.
     """
     tops = {path.relative_to(folder).parts[0] for path in paths}
     held_out = next((name for name in HELD_OUT_FOLDERS if name in tops), None)
     if held_out is None or "train" not in tops:
         return None
-    if beside := sorted(tops - {"train", *HELD_OUT_FOLDERS}):
+    if others := sorted(tops - {"train", *HELD_OUT_FOLDERS}):
         raise InvalidFile(
             f"{printable(folder)} holds train and {held_out}, so it must hold no other images, "
-            f"found {printable(beside[0])}: move it, or rename the two if they are classes"
+            f"found {printable(others[0])}: move it, or rename the two if they are classes"
         )
     return held_out
 
 
 def _hash_of(folder: Path, path: Path) -> int:
-    """64 bits that depend on the path in the folder alone."""
+    """64 bits that depend only on the path in the folder."""
     name = path.relative_to(folder).as_posix().encode(errors="surrogateescape")
     return int.from_bytes(sha256(name).digest()[:8], "big")
 

@@ -16,7 +16,7 @@ from ..pair import SmoothedPair
 
 
 def check_dataset(dataset: object) -> None:
-    """Raise TypeError for images that are no `ImageDataset`, with the line that makes it."""
+    """Raise TypeError for images that are not an `ImageDataset`, with the line that makes one."""
     if not isinstance(dataset, ImageDataset):
         raise TypeError(
             f"dataset must be an ImageDataset, got a {type(dataset).__name__}: "

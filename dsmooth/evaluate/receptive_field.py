@@ -22,7 +22,7 @@ FILTERS = 4
 
 
 def masked_stack(layers: int) -> nn.Sequential:
-    """The naive network: 3 x 3 convolutions that see the past alone, (B, 1, H, W) -> (B, 4, H, W).
+    """The naive network: 3 x 3 convolutions that see only the past, (B, 1, H, W) -> (B, 4, H, W).
 
     The first is blind for the pixel itself (mask A), the others are not (mask B).
     Source: van den Oord et al., Pixel recurrent neural networks (2016).

@@ -63,8 +63,8 @@ def train(
     takes, one in ten of which is held out; a tuple (training images, held-out images); or splits by
     name. labels: whole numbers (N,), one-hot or names, for a dataset that is one array. transform:
     a function from an image of the dataset, uint8 (C, H, W), to another, applied at each visit in
-    training; its random numbers, from torch, numpy or random, depend on the seed and the visit
-    alone. Held-out images are not transformed and must have the size that it makes. match_channels:
+    training; its random numbers, from torch, numpy or random, depend only on the seed and the
+    visit. Held-out images are not transformed and must have the size that it makes. match_channels:
     take the model's image_channels from the data. device: "auto" (a CUDA device if there is one),
     "cpu", "cuda" or "cuda:N". threads: CPU threads, None for torch's setting; their number changes
     roundings. on_evaluation: a function that rank 0 calls with each `Evaluation`, such as
@@ -249,7 +249,7 @@ def catch_signals() -> Iterator[Callable[[], int | None]]:
     """Inside the block the yielded function returns the first SIGINT, SIGTERM or SIGHUP, if any."""
     received: list[int] = []
     with contextlib.ExitStack() as stack:
-        if threading.current_thread() is threading.main_thread():  # nobody sends them to others
+        if threading.current_thread() is threading.main_thread():  # signals reach only this thread
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 previous = signal.signal(number, lambda number, frame: received.append(number))
                 stack.callback(signal.signal, number, previous)

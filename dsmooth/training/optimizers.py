@@ -157,7 +157,7 @@ def shape_of(conv: WeightNormConv) -> Shape:
 class Muon:
     """Momentum on a model's kernels, its polar factor as a step, filters kept at length 1.
 
-    `kernels`, from `kernels_of`, lie behind each other in `flat`. A step adds to each filter a
+    `kernels`, from `kernels_of`, are adjacent in `flat`. A step adds to each filter a
     vector whose length is the angle, root mean square over the filters of a kernel. It reads
     nothing back, and computes kernels of one shape together.
     """
