@@ -338,8 +338,8 @@ class Probe:
 
     Writes probes.json with the test accuracy after each block and of all blocks together, and a
     PNG per network. Controls are the pixels, a plain model if given, and untrained networks. A
-    part of the training images chooses the best probe. A stopped call can be repeated: it
-    continues where it was. Under torchrun several processes (and GPUs) compute the features together.
+    part of the training images chooses the best probe. A stopped call can be repeated: it continues
+    where it was. Under torchrun several processes (and GPUs) compute the features together.
     """
 
     models: Folders
