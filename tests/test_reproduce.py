@@ -136,7 +136,7 @@ def test_other_folders_are_refused_and_left_alone(finished: Path, data: Path, tm
     refuses("is not a reproduction", reproduce, tmp_path, *tiny_runs(data))
     out, nowhere = tmp_path / "out", tiny_runs(tmp_path / "nowhere")
     refuses("data_dir", reproduce, out, *nowhere, error=FileNotFoundError)
-    words = "`only=probes` needs trained models, and noisy, denoiser, plain in"
+    words = "`only` needs trained models, and noisy, denoiser, plain in"
     refuses(words, reproduce, out, *tiny_runs(data), only="probes")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -72,20 +72,7 @@ def train_linear(
             torch.sum(slope, 1, out=gradient[:, -1])
             done = (epoch * steps + first // batch) / (epochs * steps)
             rate = STEP_OF_A_LOGIT / len(mean) * (1 + math.cos(math.pi * done)) / 2
-            # As torch.optim.Adam, a class that imports torch's compiler, which takes two seconds.
-            adam(
-                *moved,
-                [],
-                counts,
-                lr=rate,
-                beta1=0.9,
-                beta2=0.999,
-                eps=1e-8,
-                weight_decay=0.0,
-                amsgrad=False,
-                maximize=False,
-                fused=True,
-            )
+            adam_step(moved, counts, rate)
 
     def accuracy(data: Labelled) -> float:
         parts = torch.from_numpy(data[0]).split(STEP_IMAGES)
@@ -94,6 +81,26 @@ def train_linear(
 
     right, m = accuracy(test), len(test[1])
     return right, (right * (1 - right) / m) ** 0.5, accuracy(train)
+
+
+def adam_step(moved: tuple[list[Tensor], ...], counts: list[Tensor], rate: float) -> None:
+    """A step of torch.optim.Adam, a class that imports torch's compiler, which takes two seconds.
+
+    moved: parameters, gradients, first and second moments. counts: of steps.
+    """
+    adam(
+        *moved,
+        [],
+        counts,
+        lr=rate,
+        beta1=0.9,
+        beta2=0.999,
+        eps=1e-8,
+        weight_decay=0.0,
+        amsgrad=False,
+        maximize=False,
+        fused=True,
+    )
 
 
 def moments(features: FeatureMatrix, device: torch.device | str) -> tuple[Tensor, Tensor]:
