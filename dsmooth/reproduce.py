@@ -159,7 +159,7 @@ class Stages:
         if isinstance(pair.smoothing, GaussianSmoothing):
             methods = ("two-step", "single-step")
         clean = self.test_set.batch(torch.arange(min(DENOISED_IMAGES, len(self.test_set))))
-        labels = labels_for_model(self.test_set, models.n_classes, models.class_names)
+        labels = labels_for_model(self.test_set, models.classes)
         held_out = Request(len(clean), seed, label=None if labels is None else labels[: len(clean)])
         noised = pair.smoothing.sample(clean, seed=seed, first_index=0, repeat=0)
         drawn = Request(self.count, seed, label="each" if models.n_classes else None)

@@ -17,6 +17,7 @@ import dsmooth
 from dsmooth.config import Classes, ModelConfig
 from dsmooth.data import ImageDataset, load_dataset
 from dsmooth.evaluate.classes import classify
+from dsmooth.evaluate.likelihood import score_plain
 from dsmooth.nn.layers import GatedResnet
 from dsmooth.nn.pixelcnnpp import gradient_of
 from dsmooth.philox import Stream, image_words
@@ -235,6 +236,17 @@ def test_a_run_begins_without_the_projections_of_other_clusters() -> None:
         state = initial_state(model, initial)
         projections = [value for key, value in state.items() if key.endswith("condition_weight")]
         assert all(bool(value.any()) == kept for value in projections)
+
+
+def test_a_label_of_zeros_that_was_not_trained_gets_a_warning(caplog) -> None:
+    data = random_dataset(3, labels=torch.tensor([2, 1, 0]))
+    data = replace(data, class_names=("cat", "dog", "eel"))
+    model = network("none", likelihood="discretized", n_classes=CLASSES)
+    for dropout, warns in ((None, False), (0.1, False), (0.0, True)):
+        named = replace(model.config, class_names=("a", "b", "c"), label_dropout=dropout)
+        model.config = named
+        score_plain(model, data)
+        assert ("the label of zeros" in caplog.text) == warns
 
 
 def test_the_classes_of_a_pair_are_the_same() -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..config import Classes
 from ..data import ImageDataset
 from ..distributed import in_batches
 from ..fields import check_number
 from ..nn import PixelCNNpp
 from ..nn.condition import zero_label
 from ..pair import SmoothedPair
+from ..progress import LOG
 
 
 def check_dataset(dataset: object) -> None:
@@ -35,18 +37,23 @@ def check_images(pair: SmoothedPair, dataset: ImageDataset) -> None:
         )
 
 
-def labels_for_model(
-    dataset: ImageDataset, n_classes: int, class_names: Sequence[str]
-) -> Tensor | None:
-    """The labels (N,) for a model, None for one without classes.
+def labels_for_model(dataset: ImageDataset, classes: Classes) -> Tensor | None:
+    """The labels (N,) for a model with `classes`, None for one without classes.
 
-    Where the images have no labels of its classes, a label of zeros: (N, n_classes) float32.
-    Raises ValueError for a model whose classes have no names and images without labels.
+    Where the images have no labels of its classes, a label of zeros: (N, n_classes) float32; a
+    warning says where the model did not learn it. Raises ValueError for a model whose classes have
+    no names and images without labels.
     """
     check_dataset(dataset)
-    if n_classes and class_names and not dataset.has_classes(class_names):
-        return zero_label(1, n_classes).expand(len(dataset), -1)
-    return dataset.labels_for(n_classes)
+    if not classes.number or not classes.names or dataset.has_classes(classes.names):
+        return dataset.labels_for(classes.number)
+    if classes.label_dropout == 0:
+        LOG.warning(
+            "%s: no labels of the model's classes, and it was trained without label dropout: the "
+            "label of zeros, which these numbers are of, was never trained",
+            dataset.source,
+        )
+    return zero_label(1, classes.number).expand(len(dataset), -1)
 
 
 def nats_of_images(

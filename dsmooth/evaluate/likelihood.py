@@ -212,7 +212,7 @@ def score_pair(
             nats["mixture"] = summed["noisy"] + nats["smoothing"] + summed["discretized"]
         return nats
 
-    labels = labels_for_model(dataset, pair.n_classes, pair.class_names)
+    labels = labels_for_model(dataset, pair.classes)
     nats = nats_of_images(
         nats_of, dataset, pair.noisy, labels, limit, batch_size, progress, rows=n_noise
     )
@@ -245,7 +245,7 @@ def score_plain(
         params = model(x, label=label)
         return {form: _log_prob(model, x, params, form) for form in forms}
 
-    labels = labels_for_model(dataset, model.config.condition_size, model.config.class_names)
+    labels = labels_for_model(dataset, model.config.classes)
     nats = nats_of_images(nats_of, dataset, model, labels, limit, batch_size, progress)
     return _scores(nats, dataset, labels)
 
