@@ -22,7 +22,15 @@ LARGEST = 4096
 FILE_ONLY = frozenset(
     (
         *("conditioning", "fourier_features", "head_filters", "smoothing_scale", "context_filters"),
-        *("class_names", "class_shares", "labels_sha256", "role", "clean_noise", "betas"),
+        *(
+            "class_names",
+            "class_shares",
+            "labels_sha256",
+            "hidden_labels",
+            "role",
+            "clean_noise",
+            "betas",
+        ),
         *("cooldown", "learning_rate_decay", "clip_norm", "schedule_from", "data_init"),
     )
 )
@@ -121,8 +129,8 @@ class ModelConfig:
     unknown: equal shares."""
     labels_sha256: str | None = None
     """Digest of the file of labels that the classes come from, such as clusters."""
-    label_dropout: Probability | None = None
-    """The fraction of the training images whose class was hidden; None if unknown."""
+    hidden_labels: Probability | None = None
+    """The label dropout of its training, see `TrainConfig`; None if unknown."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -206,7 +214,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of one or several models: number, names, shares and label dropout.
+    """The classes of one or several models: number, names, shares and hidden labels.
 
     The last three are as in `ModelConfig`.
     """
@@ -214,13 +222,13 @@ class Classes:
     number: int = 0
     names: tuple[str, ...] = ()
     shares: tuple[float, ...] = ()
-    label_dropout: float | None = None
+    hidden_labels: float | None = None
 
 
 def classes_of(*configs: ModelConfig) -> Classes:
     """The classes of models that belong together; those that have none do not count."""
     conditional = [config for config in configs if config.condition_size]
-    dropouts = [c.label_dropout for c in conditional if c.label_dropout is not None]
+    dropouts = [c.hidden_labels for c in conditional if c.hidden_labels is not None]
     return Classes(
         max((config.condition_size for config in conditional), default=0),
         next((config.class_names for config in conditional if config.class_names), ()),
@@ -374,7 +382,7 @@ class TrainConfig(RunSettings):
             model = replace(self.model, smoothing_scale=self.scale)
             object.__setattr__(self, "model", model)
         if self.model.n_classes:
-            model = replace(self.model, label_dropout=self.label_dropout)
+            model = replace(self.model, hidden_labels=self.label_dropout)
             object.__setattr__(self, "model", model)
 
     @classmethod

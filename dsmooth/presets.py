@@ -136,7 +136,7 @@ def train_command(config: TrainConfig) -> str:
     named = {"data_dir": "--data-dir FOLDER", "init": "--init RUN", "labels": "--labels FILE"}
     # Some follow from the scale, the data and prolonging, images from a budget.
     skipped = {"role", "model.smoothing_scale", "model.class_names", "schedule_from", *named}
-    skipped |= {f"model.{name}" for name in ("class_shares", "labels_sha256", "label_dropout")}
+    skipped |= {f"model.{name}" for name in ("class_shares", "labels_sha256", "hidden_labels")}
     skipped |= {"data"} if config.data == OWN else set()
     skipped |= {"budget"} if config.images is not None else set()
     starts = []

@@ -103,7 +103,7 @@ class RunFolder:
         and for a folder with the log or a checkpoint of a run, which would be of other weights.
         """
         # The settings of the run say how many labels were hidden.
-        own = replace(model.config, label_dropout=config.model.label_dropout)
+        own = replace(model.config, hidden_labels=config.model.hidden_labels)
         if own != config.model:
             raise ValueError(f"config.model must be the model's own {model.config}")
         with lock_folder(self.path, "a training run"):

@@ -208,7 +208,10 @@ def test_training_counts_the_classes(tmp_path: Path) -> None:
     train(config, tmp_path / "run", dataset=(data, data))
     model = dsmooth.PixelCNNpp.from_pretrained(tmp_path / "run")
     assert model.config.class_shares == (0.625, 0.25, 0.125)
-    assert model.config.label_dropout == 0.25
+    assert model.config.hidden_labels == 0.25
+    # A preset's label dropout is the training's, which the model's follows.
+    settings = dsmooth.preset("mnist-quick", "noisy", n_classes=3, label_dropout=0.25)
+    assert (settings.label_dropout, settings.model.hidden_labels) == (0.25, 0.25)
     dsmooth.save(model, tmp_path / "saved")
     assert dsmooth.load(tmp_path / "saved").plain.config == model.config
 
@@ -217,9 +220,9 @@ def test_guidance_needs_label_dropout() -> None:
     """Where the folder states it; of older models it is unknown."""
     pair = tiny_pair(classes=(CLASSES, 0))
     pair.sample(1, guidance=0.5)
-    pair.noisy.config = replace(pair.noisy.config, label_dropout=0.1)
+    pair.noisy.config = replace(pair.noisy.config, hidden_labels=0.1)
     pair.sample(1, guidance=0.5)
-    pair.noisy.config = replace(pair.noisy.config, label_dropout=0.0)
+    pair.noisy.config = replace(pair.noisy.config, hidden_labels=0.0)
     words = "`guidance` needs a model that also learned images without a class"
     for call in (pair.sample, lambda n, **o: sample_images(pair.noisy, n, height=8, width=8, **o)):
         refuses(words, call, 1, guidance=0.5)
@@ -243,7 +246,7 @@ def test_a_label_of_zeros_that_was_not_trained_gets_a_warning(caplog) -> None:
     data = replace(data, class_names=("cat", "dog", "eel"))
     model = network("none", likelihood="discretized", n_classes=CLASSES)
     for dropout, warns in ((None, False), (0.1, False), (0.0, True)):
-        named = replace(model.config, class_names=("a", "b", "c"), label_dropout=dropout)
+        named = replace(model.config, class_names=("a", "b", "c"), hidden_labels=dropout)
         model.config = named
         score_plain(model, data)
         assert ("the label of zeros" in caplog.text) == warns

@@ -47,7 +47,7 @@ def labels_for_model(dataset: ImageDataset, classes: Classes) -> Tensor | None:
     check_dataset(dataset)
     if not classes.number or not classes.names or dataset.has_classes(classes.names):
         return dataset.labels_for(classes.number)
-    if classes.label_dropout == 0:
+    if classes.hidden_labels == 0:
         LOG.warning(
             "%s: no labels of the model's classes, and it was trained without label dropout: the "
             "label of zeros, which these numbers are of, was never trained",

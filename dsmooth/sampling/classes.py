@@ -40,7 +40,7 @@ def draw_classes(
     is_prefix = (pixels[:, 1:] <= pixels[:, :-1]).all(1)
     if bool(is_prefix.all()):
         return drawn
-    if not classes.label_dropout:
+    if not classes.hidden_labels:
         return torch.where(is_prefix, drawn, request.prior_classes(classes, network.device))
     labels = zero_label(len(drawn), classes.number, network.head.bias)
     labels[is_prefix, drawn[is_prefix]] = 1

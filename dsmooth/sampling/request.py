@@ -240,7 +240,7 @@ def check_guidance(config: ModelConfig) -> None:
     """Raise ValueError for a model that guidance cannot extrapolate: it takes two passes."""
     if config.condition_size == 0:
         raise SettingError("guidance", "needs a model with classes; this one has none")
-    if config.label_dropout == 0:
+    if config.hidden_labels == 0:
         raise SettingError(
             "guidance",
             "needs a model that also learned images without a class; this one was "

@@ -41,7 +41,7 @@ def check_initial(model: ModelConfig, initial: ModelConfig, source: str) -> None
     """Raise ValueError, naming the settings, for weights of a network of another architecture."""
     # Classes that are not the other run's begin with its label of zeros.
     free = {"dropout", "likelihood", "smoothing_scale", "n_classes", "class_names", *model.unused}
-    free |= {"class_shares", "labels_sha256", "label_dropout"}
+    free |= {"class_shares", "labels_sha256", "hidden_labels"}
     new, old = flatten(asdict(model)), flatten(asdict(initial))
     other = [name for name in new if name not in free and new[name] != old[name]]
     if other:

@@ -27,7 +27,7 @@ from .step import TrainState, total_images
 # what it knows of its classes from the data.
 CHANGEABLE = {"images", "schedule_from", "data_dir", "labels", "model.smoothing_scale"}
 CHANGEABLE |= {f"model.{name}" for name in ("class_names", "class_shares", "labels_sha256")}
-CHANGEABLE |= {"model.label_dropout", *(setting.name for setting in fields(RunSettings))}
+CHANGEABLE |= {"model.hidden_labels", *(setting.name for setting in fields(RunSettings))}
 
 
 class Checkpoint(NamedTuple):

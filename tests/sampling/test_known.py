@@ -188,7 +188,7 @@ def test_the_class_of_a_completion_is_drawn_given_the_known_pixels() -> None:
     pair, n = tiny_pair(classes=(CLASSES, CLASSES)), 3000
     shares = (0.5, 0.3, 0.2)
     for model in (pair.noisy, pair.denoiser):
-        model.config = replace(model.config, class_shares=shares, label_dropout=0.1)
+        model.config = replace(model.config, class_shares=shares, hidden_labels=0.1)
     x, mask = images(1), keep_top(0.25, (8, 8))
     request = Request(n, seed=2, label="known", known=known_pixels(x, mask, n))
     assert request.known is not None
@@ -212,13 +212,13 @@ def test_the_class_of_a_completion_is_drawn_given_the_known_pixels() -> None:
     assert torch.equal(pair.complete(x, mask, draws=4, seed=5), expected)
 
 
-@pytest.mark.parametrize("label_dropout", [None, 0.0, 0.1])
-def test_known_pixels_elsewhere_give_no_class(label_dropout: float | None) -> None:
+@pytest.mark.parametrize("hidden_labels", [None, 0.0, 0.1])
+def test_known_pixels_elsewhere_give_no_class(hidden_labels: float | None) -> None:
     """Then the label is zeros if the network learned it, else the class is of the prior."""
     pair = tiny_pair(classes=(CLASSES, CLASSES))
     for model in (pair.noisy, pair.denoiser):
-        model.config = replace(model.config, label_dropout=label_dropout)
+        model.config = replace(model.config, hidden_labels=hidden_labels)
     x, mask = images(2), torch.eye(8, dtype=torch.bool)[None]
-    label: object = torch.zeros(2, CLASSES) if label_dropout else "prior"
+    label: object = torch.zeros(2, CLASSES) if hidden_labels else "prior"
     expected = pair.sample(2, known=x, mask=mask, seed=1, label=label)
     assert torch.equal(pair.complete(x, mask, seed=1), expected)
