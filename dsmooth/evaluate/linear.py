@@ -15,6 +15,9 @@ from ..data import epoch_order
 FeatureMatrix = NDArray[np.float16]  # features (N, D), writable, possibly on disk
 Labelled = tuple[FeatureMatrix, Tensor]  # and labels (N,) int64
 
+# Parameters, gradients, first and second moments.
+Moved = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
+
 # Images read at a time, and of a step. A step takes fewer if an epoch would otherwise have
 # fewer than STEPS_PER_EPOCH steps.
 STEP_IMAGES = 100
@@ -83,10 +86,10 @@ def train_linear(
     return right, (right * (1 - right) / m) ** 0.5, accuracy(train)
 
 
-def adam_step(moved: tuple[list[Tensor], ...], counts: list[Tensor], rate: float) -> None:
+def adam_step(moved: Moved, counts: list[Tensor], rate: float) -> None:
     """A step of torch.optim.Adam, a class that imports torch's compiler, which takes two seconds.
 
-    moved: parameters, gradients, first and second moments. counts: of steps.
+    counts: of steps.
     """
     adam(
         *moved,
