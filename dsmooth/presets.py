@@ -94,8 +94,8 @@ def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
     """The settings of one role of a preset, some of them replaced.
 
     settings: fields of `TrainConfig` or of its model: `preset("mnist", "noisy", images=64)`. A
-    budget replaces the preset's images. Raises ValueError for an unknown name and for images beside
-    a budget, TypeError for an unknown field.
+    budget replaces the preset's images. Raises ValueError for an unknown name and for both images
+    and a budget, TypeError for an unknown field.
     """
     if name not in PRESETS:
         raise SettingError("preset", f"must be one of {', '.join(PRESETS)}, got {name!r}")

@@ -23,7 +23,7 @@ from .driver import CudaError, Image
 
 OLDEST = (8, 0)  # compute capability: mma.sync of bfloat16
 PACKAGED = PACKAGE / "cuda" / "images"
-# The files that the kernel is compiled of, in the package or, in a source tree, beside it.
+# The sources of the kernel, in the package or, in a source tree, next to it.
 SOURCES = next((f for f in (PACKAGE / "csrc", PACKAGE.parent / "csrc") if f.is_dir()), PACKAGE)
 MAIN, STANDARD = Path("sampler/cuda/sample.cu"), Path("sampler/cuda/standard.h")
 PATTERNS = (

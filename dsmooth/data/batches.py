@@ -41,7 +41,7 @@ def hide_labels(
 
 def send(source: Tensor, target: Tensor) -> None:
     """Copy from the host to a device, without waiting."""
-    # From pinned memory a copy is queued behind a GPU's earlier work.
+    # A copy from pinned memory is queued after the GPU's earlier work.
     target.copy_(source.pin_memory() if target.is_cuda else source, non_blocking=True)
 
 
