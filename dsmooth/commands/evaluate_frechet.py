@@ -174,7 +174,7 @@ def collect_samples(
 ) -> tuple[ImageSet, Mapping[str, object], Tensor | None]:
     """The images to measure, drawn or read, how they were drawn, and their labels if any."""
     if models is None:
-        return read_images(options.samples[0], options.count), {}, None
+        return read_images(options.samples[0], options.count, at_random=True), {}, None
     count = 1000 if options.count is None else options.count
     label = options.label if models.n_classes or options.label != "each" else None
     request = request_of(models, Drawing(seed=options.seed, label=label), count)

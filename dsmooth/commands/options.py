@@ -28,6 +28,8 @@ from ..presets import DESCRIPTIONS, PRESETS, preset
 Flag = FlagCreatePairsOff[bool]
 MODELS_HELP = """mnist, the pair that comes with the package; a saved pair; the run folders of a
 noisy model and of its denoiser, or a folder with both; or one run folder."""
+SAMPLES_HELP = """Samples in a .npz, a .npy, a folder of .npy shards or of image files, of any
+program; or models to draw them from, as `dsmooth sample` takes them."""
 Folders = Annotated[Positional[tuple[Path, ...]], arg(help=MODELS_HELP, help_behavior_hint="")]
 DEFAULT_PRESET = "mnist-quick"
 RGB_PRESET = "photos"
@@ -290,11 +292,10 @@ class FrechetOptions:
     JSON.
     """
 
-    samples: Folders
-    """Images to measure: those of a .npz, a .npy, a folder of .npy shards or of image files; or
-    models, to draw some as `dsmooth sample` does without further options."""
+    samples: Annotated[Positional[tuple[Path, ...]], arg(help=SAMPLES_HELP, help_behavior_hint="")]
     count: Annotated[int | None, arg(aliases=["-n"])] = None
-    """Samples to draw (1,000 by default), or the first of a file (all by default)."""
+    """Samples to draw (1,000 by default), or to take of a file or folder at random (all by
+    default)."""
     extractor: str = "mnist-classifier"
     """mnist-classifier, which comes with the package; or a name that torch-fidelity has (needs the
     extra "fid"): inception-v3-compat for FID, dinov2-vit-l-14, clip-vit-b-32, vgg16 and others."""

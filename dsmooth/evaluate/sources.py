@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..data import to_bytes
 from ..data.dataset import channels_first, warn_of_range
 from ..data.folder import SUFFIXES, image_paths, read_pictures
+from ..data.order import epoch_order
 from ..data.reading import guarded, read_npz
 from ..files import open_regular
 from ..pictures import is_diverged
@@ -22,6 +24,10 @@ from .frechet import FeatureStatistics
 
 # Names of an array of images in a .npz: ours, two that are common, and savez's first.
 ARRAY_NAMES = ("x", "images", "samples", "arr_0")
+# Arrays that only the files of `dsmooth sample` and `dsmooth complete` have.
+OWN_ARRAYS = {"first_index", "original"}
+# Images of values in [-1, 1] have some near both ends, and few beyond them.
+NEAR_END, BEYOND_END, MOST_BEYOND = 0.75, 1.1, 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +54,52 @@ def as_grey(images: Tensor) -> Tensor:
     return first if images.shape[1] == 3 and bool((images == first).all()) else images
 
 
-def read_images(path: str | Path, limit: int | None = None) -> ImageSet:
+@dataclass
+class ValueRange:
+    """The range of the floating-point values of images, and how many lie beyond -1.1 .. 1.1."""
+
+    low: float = math.inf
+    high: float = -math.inf
+    beyond: int = 0
+    count: int = 0
+
+    def add(self, x: Tensor) -> None:
+        """Count the values of some images."""
+        if x.numel():
+            low, high = map(float, x.aminmax())
+            self.low, self.high = min(self.low, low), max(self.high, high)
+            self.beyond += int((x.abs() > BEYOND_END).sum())
+            self.count += x.numel()
+
+    def check(self, path: Path) -> None:
+        """Raise ValueError for values that are not those of images in [-1, 1]."""
+        if self.count == 0:
+            return
+        if 0 <= self.low < self.high <= 1:
+            raise ValueError(
+                f"{path} must hold values in [-1, 1], got none below 0: images in [0, 1] would be "
+                "pale; store 2 * x - 1, or bytes as uint8"
+            )
+        share = self.beyond / self.count
+        if self.low > -NEAR_END or self.high < NEAR_END or share > MOST_BEYOND:
+            raise ValueError(
+                f"{path} must hold values in [-1, 1], black -1 and white 1, got {self.low:.3g} .. "
+                f"{self.high:.3g}, {100 * share:.0f} % of them beyond {BEYOND_END}: scale them, or "
+                "store bytes as uint8"
+            )
+
+
+def read_images(path: str | Path, limit: int | None = None, *, at_random: bool = False) -> ImageSet:
     """The first `limit` images (all by default) of a file or folder.
+
+    at_random: the first in a fixed random order instead, since files are often sorted by class;
+    not of the shards of `dsmooth sample`, which has no such order.
 
     A .npy or .npz (array x, images, samples or arr_0), a folder of .npy shards as `dsmooth sample`
     writes it, a folder of image files, in any subfolders, or one such file. Arrays are (N, C, H,
     W), (N, H, W, C) or (N, H, W), of bytes or of floating point in [-1, 1]. `dsmooth.data.to_bytes`
     turns the latter into bytes.
+    Values of another range are refused, except those that dsmooth drew.
 
     Raises FileNotFoundError or ValueError, naming the file and what it must hold.
     """
@@ -67,19 +112,20 @@ def read_images(path: str | Path, limit: int | None = None) -> ImageSet:
                 f"{path} must hold an array {', '.join(ARRAY_NAMES)}, got "
                 f"{', '.join(arrays) or 'none'}"
             )
-        return _collect([arrays[name]], path, limit, ours="first_index" in arrays)
+        drawn = not OWN_ARRAYS.isdisjoint(arrays)
+        return _collect([arrays[name]], path, limit, at_random, drawn=drawn)
     if path.suffix == ".npy":
-        return _collect([_load_npy(path)], path, limit)
+        return _collect([_load_npy(path)], path, limit, at_random)
     if path.suffix.lower() in SUFFIXES and path.is_file():
         return ImageSet(read_pictures(path, [path]), str(path), torch.ones(1, dtype=torch.bool))
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder, image file, .npz or .npy {path}")
     check_folder(path)
     if shards := sorted(path.glob("*.npy")):
-        ours = (path / Shards.manifest).exists()
-        return _collect(map(_load_npy, shards), path, limit, ours=ours)
+        drawn = (path / Shards.manifest).exists()
+        return _collect(map(_load_npy, shards), path, limit, at_random and not drawn, drawn=drawn)
     if paths := image_paths(path):
-        images = read_pictures(path, paths[:limit])
+        images = read_pictures(path, [paths[i] for i in _chosen(len(paths), limit, at_random)])
         kept = torch.ones(len(images), dtype=torch.bool)
         return ImageSet(images, f"{path} ({len(images):,} image files)", kept)
     raise ValueError(f"{path} holds neither a model, nor .npy shards, nor image files")
@@ -100,39 +146,48 @@ def _load_npy(path: Path) -> NDArray[np.generic]:
         return np.lib.format.open_memmap(path, mode="r")
 
 
-def _collect(
-    arrays: Iterable[NDArray[np.generic]], path: Path, limit: int | None, *, ours: bool = False
-) -> ImageSet:
-    """One set of the first `limit` images in `arrays`, a thousand at a time.
+def _chosen(count: int, limit: int | None, at_random: bool) -> NDArray[np.int64]:
+    """The numbers of the images to take, in rising order."""
+    order = epoch_order(count, 0, 0) if at_random and count else torch.arange(count)
+    return order[:limit].sort().values.numpy()
 
-    ours: whether dsmooth drew them, whose range is known.
+
+def _collect(
+    arrays: Iterable[NDArray[np.generic]],
+    path: Path,
+    limit: int | None,
+    at_random: bool = False,
+    *,
+    drawn: bool = False,
+) -> ImageSet:
+    """One set of `limit` images in `arrays`, a thousand at a time.
+
+    drawn: whether dsmooth drew them, whose range is known.
     """
     parts: list[tuple[Tensor, Tensor]] = []
-    count, floating = 0, False
-    for array in map(np.atleast_1d, arrays):
-        floating |= array.dtype.kind == "f"
-        taken = array if limit is None else array[: limit - count]
-        for first in range(0, max(1, len(taken)), 1000):
-            parts.append(_to_bytes(np.asarray(taken[first : first + 1000]), path))
-        count += len(taken)
-        if count == limit:
-            break
+    arrays = [*map(np.atleast_1d, arrays)]
+    rows = _chosen(sum(map(len, arrays)), limit, at_random)
+    first, values = 0, ValueRange()
+    for array in arrays:
+        own = rows[(rows >= first) & (rows < first + len(array))] - first
+        for begin in range(0, max(1, len(own)), 1000):
+            parts.append(_to_bytes(array[own[begin : begin + 1000]], path, values))
+        first += len(array)
     shapes = {tuple(part.shape[1:]) for part, _ in parts}
     if len(shapes) > 1:
         raise ValueError(f"{path} holds images of different shapes: {sorted(shapes)}")
     images, kept = map(torch.cat, zip(*parts, strict=True))
-    if not ours and images.numel():
-        if floating and 127 < int(images.min()) < int(images.max()):
-            raise ValueError(
-                f"{path} must hold values in [-1, 1], got none below 0: images in [0, 1] would be "
-                "pale; store 2 * x - 1, or bytes as uint8"
-            )
+    if not drawn and images.numel():
+        values.check(path)
         warn_of_range(images, f"the images of {path}")
-    return ImageSet(images, f"{path} ({count:,} images)", kept)
+    return ImageSet(images, f"{path} ({len(rows):,} images)", kept)
 
 
-def _to_bytes(array: NDArray[np.generic], path: Path) -> tuple[Tensor, Tensor]:
-    """Bytes (N, C, H, W) of the images of an array that did not diverge, and which: (M,) bool."""
+def _to_bytes(array: NDArray[np.generic], path: Path, values: ValueRange) -> tuple[Tensor, Tensor]:
+    """Bytes (N, C, H, W) of the images of an array that did not diverge, and which: (M,) bool.
+
+    values: gets the values that are floating-point numbers.
+    """
     is_bytes = array.dtype == np.uint8
     if not is_bytes and array.dtype.kind != "f":
         raise ValueError(f"{path} must hold bytes or floating-point values, got {array.dtype}")
@@ -142,10 +197,5 @@ def _to_bytes(array: NDArray[np.generic], path: Path) -> tuple[Tensor, Tensor]:
         return x, torch.ones(len(x), dtype=torch.bool)
     kept = ~is_diverged(x)
     x = x[kept]
-    outside = float((x.abs() > 4).float().mean()) if x.numel() else 0.0
-    if outside > 0.02:
-        raise ValueError(
-            f"{path} must hold values in [-1, 1], got {100 * outside:.0f} % beyond 4: store bytes "
-            "as uint8"
-        )
+    values.add(x)
     return to_bytes(x), kept

@@ -14,10 +14,10 @@ import torch
 
 import dsmooth
 from dsmooth.data import ImageDataset, load_dataset
-from dsmooth.data.order import choose_images
+from dsmooth.data.order import choose_images, epoch_order
 from dsmooth.evaluate.comparison import has_fidelity
 from dsmooth.evaluate.likelihood import Scores, conventions, score_pair, score_plain
-from dsmooth.evaluate.sources import as_grey, read_images
+from dsmooth.evaluate.sources import as_grey, read_images, read_reference
 from dsmooth.results import FLOOR, Bits
 from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import complains, measured, request_measured, run, save_run
@@ -192,14 +192,45 @@ def test_images_come_in_many_forms(tmp_path: Path, caplog) -> None:
 
 def test_values_become_bytes_and_diverged_images_are_counted(tmp_path: Path) -> None:
     x = torch.tensor([[-3.5, -1, -0.999, 0, 0.001, 0.9999, 1, 3], [0, 0, 0, torch.inf, 0, 0, 0, 0]])
-    np.save(tmp_path / "x.npy", x.view(2, 1, 2, 4).numpy())
-    found = read_images(tmp_path / "x.npy")
+    np.savez(tmp_path / "x.npz", x=x.view(2, 1, 2, 4).numpy(), first_index=0)
+    found = read_images(tmp_path / "x.npz")
     assert (found.diverged, found.kept.tolist()) == (1, [True, False])
     assert found.images.flatten().tolist() == [0, 0, 0, 128, 128, 255, 255, 255]
-    pale = np.full((2, 1, 4, 8), 0.5)
-    pale[0, 0, 0, 0] = 0.6
-    np.savez(tmp_path / "ours.npz", x=pale, first_index=0)
-    assert len(read_images(tmp_path / "ours.npz").images) == 2
-    pale[0, 0, :2, :2] = 5  # 4 of 64 values
-    np.savez(tmp_path / "ours.npz", x=pale, first_index=0)
-    refuses("got 6 % beyond 4: store bytes as uint8", read_images, tmp_path / "ours.npz")
+
+
+def test_values_of_another_range_are_refused_unless_dsmooth_drew_them(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    grey = load_dataset("mnist", "test").images[:50].double() / 255
+    unbounded = 2 * grey - 1 + 0.02 * torch.randn(grey.shape, generator=torch.manual_seed(0))
+    for x in (2 * grey - 1, unbounded):
+        np.savez(path, x=x)
+        assert len(read_images(path).images) == 50
+    for x, got in (
+        ((grey - 0.1307) / 0.3081, r"got -0.424 .. 2.82, 1\d % of them beyond 1.1: scale them"),
+        (grey - 0.5, r"got -0.5 .. 0.5, 0 % of them"),
+        (3 * (grey - 0.5), r"got -1.5 .. 1.5, 9\d % of them"),
+        (255 * grey, "got 0 .. 255, .* or store bytes as uint8"),
+        (grey, "got none below 0"),
+    ):
+        np.savez(path, x=x)
+        for read in (read_images, read_reference):
+            refuses(got, read, path)
+        np.savez(path, x=x, first_index=0)
+        assert len(read_images(path).images) == 50
+
+
+def test_some_images_of_a_file_are_taken_at_random(tmp_path: Path) -> None:
+    """Files are often sorted by class: here by number, which is the colour."""
+    x = torch.arange(100).byte().view(100, 1, 1, 1).expand(100, 1, 4, 4).numpy()
+    write_images(tmp_path / "files", {f"{i:02}.png": image for i, image in enumerate(x[:, 0])})
+    np.savez(tmp_path / "x.npz", x=x)
+    (tmp_path / "shards").mkdir()
+    for number in range(4):
+        np.save(tmp_path / "shards" / f"{number}.npy", x[25 * number :][:25])
+    expected = sorted(epoch_order(100, 0, 0)[:20].tolist())
+    assert expected[10] > 30
+    for name in ("files", "x.npz", "shards"):
+        found = read_images(tmp_path / name, 20, at_random=True)
+        assert found.images[:, 0, 0, 0].tolist() == expected, name
+        assert "(20 image" in found.source
+        assert read_images(tmp_path / name, 20).images[:, 0, 0, 0].tolist() == [*range(20)]

@@ -250,7 +250,7 @@ def test_extractors_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     fail = Mock(side_effect=OSError("no route\nto host"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    message = f"cannot load {INCEPTION} .no route to host.*{tmp_path}, or take .extractor=mnist"
+    message = f"cannot load {INCEPTION} .no route to host.*{tmp_path}, or use the extractor mnist"
     refuses(message, make_extractor, INCEPTION, error=ConnectionError)
     refuses(r"must be mnist-classifier, inception-v3-compat, .*got 'vgg'", make_extractor, "vgg")
 
