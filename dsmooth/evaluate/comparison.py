@@ -7,12 +7,18 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
-import torch
 from torch import Tensor
 
 from ..data import epoch_order
 from ..results import FLOOR, Distance, FidelityScores, FrechetResult
-from .features import FeatureExtractor, Features, extract_features
+from .features import (
+    FeatureExtractor,
+    Features,
+    extract_features,
+    probe_image,
+    probe_output,
+    same_outputs,
+)
 from .frechet import BOOTSTRAPS, FeatureStatistics, StatisticsSource, bootstrap_error
 
 # Called with (title, total, unit); yields a function that takes the number done.
@@ -46,10 +52,13 @@ class Reference:
     ) -> Reference:
         """The reference of bytes (N, C, H, W), N >= 2; source: which images they are."""
         features = measure_images(extractor, "real images", images, progress=progress)
+        shape = tuple(images.shape[1:])
+        probe = probe_output(extract_features(probe_image(shape), extractor).features)
         described = replace(
             source or StatisticsSource(),
             extractor=extractor.describe(),
-            image_shape=tuple(images.shape[1:]),
+            image_shape=shape,
+            probe=probe,
         )
         batches = features.features.split(1000)
         return cls(FeatureStatistics.of_batches(batches, described), features.features)
@@ -132,8 +141,7 @@ def check_comparable(
     other = image_shape(reference)
     if other not in (None, shape):
         raise ValueError(f"reference must have the samples' shape {shape} (C, H, W), got {other}")
-    empty = torch.zeros(1, *shape, dtype=torch.uint8)
-    dimension = extract_features(empty, extractor).features.shape[1]
+    features = extract_features(probe_image(shape), extractor).features
     if isinstance(reference, Tensor):
         return
     made_with = reference.source.extractor
@@ -141,10 +149,16 @@ def check_comparable(
         raise ValueError(
             f"the saved statistics were made with {made_with}, not with {extractor.describe()}"
         )
-    if len(reference.mean) != dimension:
+    if len(reference.mean) != features.shape[1]:
         raise ValueError(
-            f"the saved statistics must have dimension {dimension}, as {extractor.name} has, "
-            f"got {len(reference.mean)}"
+            f"the saved statistics must have dimension {features.shape[1]}, as {extractor.name} "
+            f"has, got {len(reference.mean)}"
+        )
+    probe = reference.source.probe
+    if probe is not None and not same_outputs(probe, probe_output(features)):
+        raise ValueError(
+            f"the saved statistics were made with another {extractor.name}: of the same image it "
+            "had other features"
         )
 
 

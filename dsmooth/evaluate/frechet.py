@@ -125,7 +125,11 @@ def _factor(name: str, cov: Tensor, d: int) -> Tensor:
 @dataclass(frozen=True)
 class StatisticsSource:
     """The extractor, and the images by their shape (C, H, W), data set, split and label; None for
-    what a file does not say."""
+    what a file does not say.
+
+    probe: what the extractor makes of a fixed image of that shape (`features.probe_output`), since
+    networks of the same weights, or of none, may differ in what they compute.
+    """
 
     extractor: Extractor | None = None
     image_shape: tuple[int, ...] | None = None
@@ -133,6 +137,7 @@ class StatisticsSource:
     split: str | None = None
     source: str | None = None
     label: str | None = None
+    probe: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -346,6 +346,31 @@ def test_statistics_of_other_weights_or_images_are_refused(digits: ImageDataset)
     refuses(words, compare_images, {"x": SMALL}, reference, other)
 
 
+def test_extractors_without_weights_are_told_apart(digits: ImageDataset, tmp_path: Path) -> None:
+    few = digits.images[:60]
+    mean, largest = (nn.Sequential(pool(7), nn.Flatten()) for pool in (nn.AvgPool2d, nn.MaxPool2d))
+    reference = Reference.of_images(few, make_extractor(mean))
+    reference.statistics.save(tmp_path / "mean.npz")
+    saved = Reference(FeatureStatistics.load(tmp_path / "mean.npz"))
+    for known in (reference, saved):
+        again = compare_images({"x": few}, known, make_extractor(mean)).distances["x"]
+        assert again.value == pytest.approx(0, abs=1e-9)
+        words = "were made with another Sequential: of the same image it had other features"
+        refuses(words, compare_images, {"x": few}, known, make_extractor(largest))
+
+
+def test_a_network_of_ones_own_stays_as_it_is() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(16, 2)).train()
+    extractor = make_extractor(network)
+    assert all(module.training for module in network.modules())
+    assert all(weight.requires_grad for weight in network.parameters())
+    before = extract_features(SMALL, extractor).features
+    with torch.no_grad():
+        network[2].weight.add_(1)
+    assert torch.equal(extract_features(SMALL, extractor).features, before)
+    assert make_extractor(network).sha256 != extractor.sha256
+
+
 def test_paths_may_be_strings(tmp_path: Path) -> None:
     statistics = of_batches([torch.rand(5, 2)])
     path = str(tmp_path / "a.npz")
