@@ -73,7 +73,10 @@ MISTAKES = [
     (f"{FID} large.npy -n 1", "a covariance needs at least 2 images, got 1"),
     (f"{FID} x.npy --label 3 {FOLDER}", "--label needs labelled images, but"),
     (f"{FID} x.npy --reference none.npz", "there is no none.npz"),
-    (f"{FID} x.npy --reference fid.npz --data mnist", "floor must have the samples' shape"),
+    (
+        f"{FID} x.npy --reference fid.npz --data mnist",
+        "needs images of shape (1, 28, 28), got (1, 8",
+    ),
     (f"{FID} x.npy --reference fid.npz --save-reference r.npz", "needs real images, not the stat"),
     (f"{FID} x.npy --save-reference r.txt", "--save-reference must end in .npz, got r.txt"),
     (f"{FID} bad.npz", "must hold an array x, images, samples, arr_0, got text"),
