@@ -72,7 +72,11 @@ def load_splits(
     """The splits of a data set, as `load_dataset` returns each; image files are opened once."""
     if name == OWN:
         raise SettingError(
-            "data", "must be a name: these images were given to dsmooth.train in Python"
+            "data",
+            "must name a data set: the images of this run were given to dsmooth.train in Python. "
+            "Measure it there (dsmooth.evaluate), or write the images to measure to a folder "
+            "(dsmooth.to_pil), name that folder, and set",
+            data="folder",
         )
     check_one_of("data", name, DATASETS)
     for split in splits:

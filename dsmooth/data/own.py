@@ -16,10 +16,10 @@ from ..config import OWN
 from ..progress import LOG
 from .dataset import ImageDataset, Transform, channels_first, warn_of_range
 from .folder import obstacle, upright
-from .order import transformed
+from .order import epoch_order, transformed
 from .reading import check_memory
 
-HELD_OUT = 10  # the last of ten images is held out of a data set without a test set
+HELD_OUT = 10  # one in ten images is held out of a data set without a test set
 # Names that data sets of the Hugging Face Hub give to a column of images, and to one of labels.
 IMAGES = ("image", "img", "images", "pixel_values")
 LABELS = ("label", "labels", "fine_label")
@@ -37,8 +37,9 @@ def own_images(dataset: Any, split: str = "train", labels: Any = None) -> ImageD
     perhaps a label. An image is a PIL image or an array (C, H, W), (H, W, C) or (H, W). PIL images
     of any mode become grey or RGB, each by its mode. Arrays are whole numbers in 0 .. 255, or bool;
     `dsmooth.to_bytes` makes bytes of floating point. labels: whole numbers (N,), one-hot (N, K), or
-    names, whose classes are in sorted order. Raises ValueError, with the item's number, for
-    anything else and for images of several shapes.
+    names, whose classes are in sorted order. Numbers among the items have the names that the data
+    set gives them, as `classes` (torchvision) or `features` (Hugging Face). Raises ValueError, with
+    the item's number, for anything else and for images of several shapes.
     """
     if _has_labels(dataset):
         if labels is not None:
@@ -51,9 +52,14 @@ def own_images(dataset: Any, split: str = "train", labels: Any = None) -> ImageD
         images = ImageDataset(pixels, None, OWN, split, "images given in Python")
     else:
         images, item_labels = _read_items(dataset, split)
+        if labels is not None:  # the data set's names are of its own labels
+            images = replace(images, class_names=())
         labels = item_labels if labels is None else labels
     if not len(images):
         raise ValueError(f"the {split} data set must have a length and hold images, got none")
+    if not images.images.numel():
+        height, width = images.image_size
+        raise ValueError(f"the {split} images must have pixels, got {height} x {width}")
     warn_of_range(images.images, f"the {images.split} images")
     if labels is None:
         return images
@@ -67,8 +73,8 @@ def split_own(
 ) -> tuple[ImageDataset, ImageDataset]:
     """Training and held-out images from the arguments of `dsmooth.train`.
 
-    Of images that come without held-out ones, one in HELD_OUT is held out. transform: of the
-    training images, if it is not that of their `ImageDataset`.
+    Of images that come without held-out ones, one in HELD_OUT is held out, as `_is_held_out` says.
+    transform: of the training images, if it is not that of their `ImageDataset`.
     """
     parts = [dataset]
     if isinstance(dataset, Mapping):
@@ -99,7 +105,7 @@ def split_own(
                 f"the data set must hold {HELD_OUT} images or more, one of which is held out, got "
                 f"{len(whole)}; or give (training images, held-out images)"
             )
-        held_out = torch.arange(len(whole)) % HELD_OUT == HELD_OUT - 1
+        held_out = _is_held_out(whole)
         train, test = whole.part(~held_out), replace(whole.part(held_out), split="test")
     if None not in (train.transform, transform):
         raise ValueError("transform= was given beside that of an ImageDataset: leave one out")
@@ -120,6 +126,24 @@ def split_own(
             f"{shape[2]}: crop, pad or resize them"
         )
     return train, test
+
+
+def _is_held_out(dataset: ImageDataset) -> Tensor:
+    """Whether each image is held out: (N,) bool, a function of N and the labels.
+
+    The choice is pseudo-random, with the same share of each class as nearly as possible. A class
+    keeps a training image, unless most classes have only one image.
+    """
+    n = len(dataset)
+    order = epoch_order(n, 0, 0)
+    labels = torch.zeros(n).long() if dataset.labels is None else dataset.labels[order]
+    _, numbers, counts = labels.unique(return_inverse=True, return_counts=True)
+    by_class = numbers.argsort(stable=True)
+    rank = torch.empty(n, dtype=torch.float64)  # among the images of its class
+    rank[by_class] = (torch.arange(n) - (counts.cumsum(0) - counts)[numbers[by_class]]).double()
+    quantile = (rank + 0.5) / counts[numbers]
+    highest = quantile.argsort(stable=True, descending=True)[: n // HELD_OUT]
+    return torch.zeros(n, dtype=torch.bool).index_fill(0, order[highest], True)
 
 
 def _has_labels(dataset: Any) -> bool:
@@ -164,12 +188,20 @@ def _read_items(dataset: Any, split: str) -> tuple[ImageDataset, list[object] | 
                 number,
             )
             break
+    source, without_labels = f"a {kind} given in Python", all(label is None for label in labels)
+    whole = ImageDataset(images, None, OWN, split, source, class_names=_names_of(dataset))
+    return whole, None if without_labels else labels
+
+
+def _names_of(dataset: Any) -> tuple[str, ...]:
+    """The names that a data set gives to its numbers of classes; () if it gives none."""
+    while isinstance(dataset, loaders.Subset):
+        dataset = dataset.dataset
     features = getattr(dataset, "features", None) or {}  # of the Hugging Face Hub
     column = next((features[name] for name in LABELS if name in features), None)
-    names, source = tuple(getattr(column, "names", None) or ()), f"a {kind} given in Python"
-    without_labels = all(label is None for label in labels)
-    whole = ImageDataset(images, None, OWN, split, source, class_names=names)
-    return whole, None if without_labels else labels
+    names: Any = getattr(column, "names", None) or getattr(dataset, "classes", ())  # of torchvision
+    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return tuple(names) if is_list else ()
 
 
 def _pixels_and_label(item: Any, name: str) -> tuple[Tensor, object]:
@@ -202,11 +234,11 @@ def _classes(labels: Any, count: int) -> tuple[Tensor, tuple[str, ...]]:
     if len(values) == count and all(isinstance(value, str) for value in values):
         names = tuple(sorted(set(map(str, values))))
         return torch.tensor([names.index(str(value)) for value in values]), names
-    if len(values) == count and all(
-        isinstance(value, int | float) and float(value).is_integer() for value in values
-    ):
-        return torch.tensor(values).long(), ()
-    kinds = {type(value): repr(value) for value in values}
+    numbers = [value for value in values if isinstance(value, int | float)]
+    wrong = [x for x in numbers if not (abs(x) < 2**63 and float(x).is_integer())]
+    if len(numbers) == len(values) == count and not wrong:
+        return torch.tensor([int(number) for number in numbers]), ()
+    kinds = {type(value): repr(value) for value in [*values, *wrong]}
     raise ValueError(
         f"labels must be whole numbers, one-hot vectors or names of {count} images, got "
         f"{len(values)} such as {' and '.join(kinds.values())}"
@@ -222,7 +254,8 @@ def _pixels(values: Any, name: str) -> Tensor:
         values = np.asarray(upright(values))
     if not isinstance(values, Tensor | np.ndarray):
         raise ValueError(f"{name} must be an image, got a {type(values).__name__}")
-    kind = str(values.dtype).removeprefix("torch.")
+    # The name of numpy's type does not depend on the order of its bytes.
+    kind = getattr(values.dtype, "name", None) or str(values.dtype).removeprefix("torch.")
     if not re.fullmatch(r"bool|u?int\d+", kind):
         raise ValueError(
             f"{name} must be bytes, got {kind}: dsmooth.to_bytes(x) makes them of a tensor in "

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dsmooth.config import OWN
 from tests.helpers.command_runs import complains, save_run
 from tests.helpers.data_makers import random_bytes
 
@@ -62,6 +63,8 @@ MISTAKES = [
     ("evaluate bpd noisy denoiser --per-class", "--per-class needs labelled images, but"),
     (f"evaluate bpd noisy denoiser {FOLDER} --limit 0", "--limit must be at least 1, got"),
     ("evaluate bpd noisy denoiser --threads 0", "--threads must be at least 1, got 0"),
+    ("evaluate bpd own", "Measure it there (dsmooth.evaluate), or write the images to measure to"),
+    ("evaluate bpd own --data-dir images", "name that folder, and set --data folder"),
     ("evaluate bpd noisy denoiser --data-dir nowhere", "nowhere is not a folder"),
     ("evaluate bpd noisy denoiser --out log.json/x.json", "log.json must be a folder to write"),
     ("evaluate bpd noisy denoiser --out x.txt", "--out must end in .json, got x.txt"),
@@ -101,6 +104,7 @@ def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = shutil.copytree(made, tmp_path_factory.mktemp("mistakes") / "copy")
     pixels = random_bytes((20, 8, 8))
     save_run(folder / "other", "denoiser", scale=0.3)
+    save_run(folder / "own", "plain", data=OWN)
     save_run(folder / "half" / "denoiser", "denoiser")
     save_run(folder / "swapped" / "denoiser", "noisy")
     arrays = {

@@ -16,7 +16,7 @@ from torch.utils import data as loaders
 
 import dsmooth
 from dsmooth.config import OWN
-from dsmooth.data import ImageDataset, own_images, to_float
+from dsmooth.data import ImageDataset, epoch_order, own_images, to_float
 from dsmooth.data.dataset import Transform
 from dsmooth.data.order import transformed
 from dsmooth.data.own import split_own
@@ -160,7 +160,9 @@ def test_labels_in_every_form(names: tuple[str, ...]) -> None:
     ):
         train_set, held_out = split_own(dataset, apart)
         assert train_set.class_names == held_out.class_names == names
-        assert torch.equal(torch.cat([train_set.labels[:9], held_out.labels[:1]]), numbers[:10])
+        for part in (train_set, held_out):
+            rows = [int((image == PIXELS).all((1, 2, 3)).nonzero()) for image in part.images]
+            assert torch.equal(part.labels, numbers[rows])
     assert train_set.digest != replace(train_set, labels=2 - train_set.labels).digest
     for no_class in (torch.tensor([1, 1, 0]), {"boxes": []}, None):
         assert own_images([(image, no_class) for image in PIXELS]).labels is None
@@ -169,8 +171,50 @@ def test_labels_in_every_form(names: tuple[str, ...]) -> None:
     assert parts[1].labels.tolist() == [2, 2]
 
 
+def held_out_places(n: int, labels: torch.Tensor | None) -> torch.Tensor:
+    """The places of the held-out images among n."""
+    digits = torch.stack([torch.arange(n) // 250, torch.arange(n) % 250], 1).byte()
+    pixels = digits.repeat(1, 8).view(n, 1, 4, 4)
+    train_set, held_out = split_own(pixels, labels)
+    assert len(train_set) == n - n // 10
+    return held_out.images[:, 0, 0, :2].long() @ torch.tensor([250, 1])
+
+
+UNEQUAL = torch.arange(5).repeat_interleave(torch.tensor([90, 900, 14, 6, 3]))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        *(torch.arange(n) % k for n in (40, 120, 1000) for k in (2, 5, 10, 20)),
+        *(UNEQUAL, UNEQUAL[epoch_order(len(UNEQUAL), 0, 5)]),
+        torch.tensor([-(2**62), 2**62]).repeat(50),
+    ],
+)
+def test_held_out_images_have_the_shares_of_the_classes(labels: torch.Tensor) -> None:
+    """Of classes in turn, too. No class is held out entirely."""
+    n = len(labels)
+    places = held_out_places(n, labels)
+    assert torch.equal(places, held_out_places(n, labels.clone()))
+    assert len(places) == n // 10
+    for label, count in zip(*labels.unique(return_counts=True), strict=True):
+        held_out = int((labels[places] == label).sum())
+        assert abs(held_out - count / 10) <= 1
+        assert held_out < count
+
+
+@pytest.mark.parametrize("labels", [None, torch.arange(2500) // 10 % 10])
+def test_held_out_images_are_at_no_regular_places(labels: torch.Tensor | None) -> None:
+    places = held_out_places(2500, labels)
+    assert torch.equal(places, places.unique())  # in the order of the data
+    # Five standard deviations: of the mean of 250 uniform numbers, and of a binomial.
+    assert abs(places.double().mean() / 2500 - 0.5) < 5 * (1 / 12 / 250) ** 0.5
+    assert ((places % 10).bincount(minlength=10) - 25).abs().max() < 5 * (250 * 0.09) ** 0.5
+
+
 def test_ranges_of_pixels(caplog: pytest.LogCaptureFixture) -> None:
-    for same in (PIXELS.long(), PIXELS.numpy().astype(np.uint16), [*PIXELS.int()]):
+    arrays = [PIXELS.numpy().astype(kind) for kind in (np.uint16, ">i4", ">u8")]
+    for same in (PIXELS.long(), *arrays, [*PIXELS.int()], [*arrays[1]]):
         assert torch.equal(own_images(same).images, PIXELS)
     assert torch.equal(own_images(PIXELS > 99).images, (PIXELS > 99).byte() * 255)
     assert not caplog.messages
@@ -183,6 +227,27 @@ class Hub(list):
     """As a data set of the Hugging Face Hub with names of its classes."""
 
     features: ClassVar = {"image": None, "label": SimpleNamespace(names=["dog", "cat"])}
+
+
+class ClassFolders(list):
+    """As an ImageFolder of torchvision."""
+
+    classes: ClassVar = ["dog", "cat"]
+
+
+def test_names_of_the_classes_of_torchvision() -> None:
+    labels = torch.arange(40) % 2
+    folders = ClassFolders(zip(PIXELS, labels.tolist(), strict=True))
+    for dataset in (folders, loaders.Subset(folders, range(40)), (folders, folders)):
+        for part in split_own(dataset):
+            assert part.class_names == ("dog", "cat")
+    assert own_images(folders, labels=labels).class_names == ()  # labels of another kind
+    assert own_images(folders, labels=["a", "b"] * 20).class_names == ("a", "b")
+    named_items = ClassFolders(zip(PIXELS, ["emu", "ape"] * 20, strict=True))
+    assert own_images(named_items).class_names == ("ape", "emu")
+    counted = ClassFolders(folders)
+    counted.classes = 2
+    assert own_images(counted).class_names == ()
 
 
 def test_forms_of_images_of_ones_own() -> None:
@@ -239,6 +304,9 @@ NO_ITEMS = "must have a length and numbers of its items, got a {}: give the .dat
         ([{"pixels": 3}], "item 0 must have an entry image, img, .*, got pixels"),
         (torch.zeros(20, 8, 8, 2).byte(), r"images must hold .* got shape \(20, 8, 8, 2\)"),
         ([], "train data set must have a length and hold images, got none"),
+        (torch.zeros(20, 1, 0, 0).byte(), "train images must have pixels, got 0 x 0$"),
+        ([np.zeros((0, 8), np.uint8)] * 20, "train images must have pixels, got 0 x 8$"),
+        ((BLACK, BLACK[:, :, :, :0]), "test images must have pixels, got 8 x 0$"),
         ((BLACK, BLACK[:0]), "test data set must have a length and hold images, got none"),
         ((BLACK, BLACK, BLACK), r"\(training images, held-out images\), .* got 3$"),
         ({"a": PIXELS, "b": PIXELS}, "has no split 'train', but a, b"),
@@ -267,6 +335,9 @@ def test_given_labels_come_before_those_of_items() -> None:
         (PIXELS, LABELS[:3], "of 40 images, got 3 such as 2$"),
         (PIXELS, LABELS + 0.5, "must be whole numbers, one-hot vectors or names of 40 images, got"),
         (PIXELS, ["cat", 3] * 20, "got 40 such as 'cat' and 3$"),
+        (PIXELS, [1e30, *[0.0] * 39], r"labels must be whole numbers, .* got 40 such as 1e\+30$"),
+        (PIXELS, [0, 10**400, *[0] * 38], "labels must be whole numbers, .* got 40 such as 10+$"),
+        (PIXELS, [float("nan"), *[0] * 39], "got 40 such as nan and 0$"),
         ((PIXELS, PIXELS), LABELS, r"\(images, labels\)\), got 2 and labels="),
         ((PIXELS, LABELS), LABELS, r"beside \(images, labels\): leave one out"),
         ([(PIXELS[0], None), (PIXELS[1], 1)], None, "got 2 such as None and 1"),

@@ -204,7 +204,8 @@ def test_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert (stored.data, stored.model.image_channels, size) == ("own", 3, (8, 12))
     opening = "noisy: own: 18 images to train on and 2 held out, RGB, 8 x 12; from "
     assert capsys.readouterr().out.startswith(opening)
-    refuses(r"`data` must .* given to dsmooth\.train in Python", load_dataset, "own", "test")
+    words = r"`data` must .* \(dsmooth\.evaluate\), or write the images .* set `data=folder`$"
+    refuses(words, load_dataset, "own", "test")
 
 
 def test_a_loop_of_ones_own_writes_a_run(tmp_path: Path) -> None:
