@@ -56,7 +56,10 @@ def evaluate_frechet(options: FrechetOptions) -> tuple[Mapping[str, object], Fre
     if models is not None and floor is not None:  # a misfit is refused before anything is drawn
         for images in (real_images, floor.images):
             check_comparable(models.image_shape, images, extractor)
-    samples, drawing, labels = collect_samples(options, models)
+    samples, drawing = collect_samples(options, models)
+    names = next((x.class_names for x in (real, floor) if isinstance(x, ImageDataset)), ())
+    label = class_number(options.label, names) if samples.labels is not None else "each"
+    samples = samples if label == "each" else samples.of_class(label)
     samples = fit_channels(samples, image_shape(real_images if floor is None else floor.images))
     if models is None and options.dataset.data is None and options.reference is None:
         check_default_data(real_images, samples.images)
@@ -70,8 +73,9 @@ def evaluate_frechet(options: FrechetOptions) -> tuple[Mapping[str, object], Fre
     result = compare_images(sets, reference, extractor, seed=options.seed, progress=progress)
     result = result.leave_out({"samples": samples.diverged})
     print_comparison(result, samples.source, source)
-    if options.per_class and isinstance(real, ImageDataset) and floor and labels is not None:
-        labelled = replace(real, images=samples.images, labels=labels[samples.kept])
+    if options.per_class and isinstance(real, ImageDataset) and floor:
+        assert samples.labels is not None
+        labelled = replace(real, images=samples.images, labels=samples.labels[samples.kept])
         classes = frechet_by_class(labelled, real, floor, extractor, progress=progress)
         result = replace(result, classes=classes)
         class_distances_table(classes).show()
@@ -99,7 +103,7 @@ def load_drawing_models(options: FrechetOptions) -> Loaded | None:
         raise ValueError("--per-class needs --label each and a data set, not --reference")
     is_drawn = len(options.samples) != 1 or is_model(options.samples[0])
     models = load_models(options.samples) if is_drawn else None
-    if options.per_class and (models is None or models.n_classes == 0):
+    if options.per_class and models is not None and models.n_classes == 0:
         raise ValueError("--per-class needs samples of models with classes")
     return models
 
@@ -171,10 +175,16 @@ def fit_channels(samples: ImageSet, shape: tuple[int, ...] | None) -> ImageSet:
 
 def collect_samples(
     options: FrechetOptions, models: Loaded | None
-) -> tuple[ImageSet, Mapping[str, object], Tensor | None]:
-    """The images to measure, drawn or read, how they were drawn, and their labels if any."""
+) -> tuple[ImageSet, Mapping[str, object]]:
+    """The images to measure, drawn or read, with their labels if any; and how they were drawn."""
     if models is None:
-        return read_images(options.samples[0], options.count, at_random=True), {}, None
+        samples = read_images(options.samples[0], options.count, at_random=True)
+        if options.per_class and samples.labels is None:
+            raise ValueError(
+                f"--per-class needs labelled samples, but {samples.source} has none: a .npz holds "
+                "them as integers `label` (N,)"
+            )
+        return samples, {}
     count = 1000 if options.count is None else options.count
     label = options.label if models.n_classes or options.label != "each" else None
     request = request_of(models, Drawing(seed=options.seed, label=label), count)
@@ -186,7 +196,7 @@ def collect_samples(
     prepare(options.execution, models)
     draw_into(folder, models, request, precision)
     barrier()
-    return read_images(folder), drawing, request.labels(models.classes)
+    return replace(read_images(folder), labels=request.labels(models.classes)), drawing
 
 
 def print_comparison(result: FrechetResult, samples: str, source: StatisticsSource) -> None:

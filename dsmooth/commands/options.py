@@ -308,10 +308,11 @@ class FrechetOptions:
     save_reference: Path | None = None
     """Save mu and sigma of the real images as .npz."""
     label: str = "each"
-    """For models with classes: the class of all samples, which is compared with the real images of
-    that class; or each for classes in turn."""
+    """The class of the samples, which are compared with the real images of that class: models draw
+    it, it is chosen by the `label` of a .npz, and other files hold no other class. Or each for
+    all classes."""
     per_class: Flag = False
-    """Also the distance of each class, of models with classes."""
+    """Also the distance of each class, of models with classes or a .npz with `label`."""
     seed: int = 0
     """Decides the samples and the bootstrap."""
     out: Path = Path("frechet.json")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..data.dataset import channels_first, warn_of_range
 from ..data.folder import SUFFIXES, image_paths, read_pictures
 from ..data.order import epoch_order
 from ..data.reading import guarded, read_npz
+from ..errors import SettingError
 from ..files import open_regular
 from ..pictures import is_diverged
 from ..sampling.output import Shards, check_folder
@@ -24,6 +25,8 @@ from .frechet import FeatureStatistics
 
 # Names of an array of images in a .npz: ours, two that are common, and savez's first.
 ARRAY_NAMES = ("x", "images", "samples", "arr_0")
+# Names of an array of labels: ours, two that are common, and the one of guided-diffusion.
+LABEL_NAMES = ("label", "labels", "y", "arr_1")
 # Arrays that only the files of `dsmooth sample` and `dsmooth complete` have.
 OWN_ARRAYS = {"first_index", "original"}
 # Images of values in [-1, 1] have some near both ends, and few beyond them.
@@ -35,17 +38,32 @@ class ImageSet:
     """Images as bytes (N, C, H, W), and where they come from.
 
     kept: (M,) bool, M >= N; False for images that are left out, since NaN and infinite values have
-    no bytes.
+    no bytes. labels: (M,) int64, None where the file has none.
     """
 
     images: Tensor
     source: str
     kept: Tensor
+    labels: Tensor | None = None
 
     @property
     def diverged(self) -> int:
         """M - N: how many images were left out."""
         return len(self.kept) - len(self.images)
+
+    def of_class(self, number: int) -> ImageSet:
+        """The images with that label; all of them where there are no labels or no others."""
+        if self.labels is None or bool((self.labels == number).all()):
+            return self
+        chosen = self.labels == number
+        count = int(chosen.sum())
+        if count < 2:
+            held = ", ".join(map(str, self.labels.unique().tolist()))
+            raise SettingError(
+                "label", f"{number} is of {count} images of {self.source}, whose labels are {held}"
+            )
+        images, source = self.images[chosen[self.kept]], f"{count:,} of {self.source}"
+        return ImageSet(images, source, self.kept[chosen], self.labels[chosen])
 
 
 def as_grey(images: Tensor) -> Tensor:
@@ -113,7 +131,10 @@ def read_images(path: str | Path, limit: int | None = None, *, at_random: bool =
                 f"{', '.join(arrays) or 'none'}"
             )
         drawn = not OWN_ARRAYS.isdisjoint(arrays)
-        return _collect([arrays[name]], path, limit, at_random, drawn=drawn)
+        found = _collect([arrays[name]], path, limit, at_random, drawn=drawn)
+        labels = _labels(arrays, len(np.atleast_1d(arrays[name])))
+        rows = _chosen(len(labels), limit, at_random)
+        return replace(found, labels=torch.from_numpy(labels[rows])) if len(labels) else found
     if path.suffix == ".npy":
         return _collect([_load_npy(path)], path, limit, at_random)
     if path.suffix.lower() in SUFFIXES and path.is_file():
@@ -144,6 +165,14 @@ def read_reference(path: Path) -> Tensor | FeatureStatistics:
 def _load_npy(path: Path) -> NDArray[np.generic]:
     with open_regular(path), guarded(path, "a .npy without pickled objects"):
         return np.lib.format.open_memmap(path, mode="r")
+
+
+def _labels(arrays: Mapping[str, NDArray[np.generic]], count: int) -> NDArray[np.int64]:
+    """The labels (count,) among the arrays of a file, or (0,)."""
+    for name in LABEL_NAMES:
+        if name in arrays and arrays[name].dtype.kind in "iu" and arrays[name].shape == (count,):
+            return arrays[name].astype(np.int64)
+    return np.zeros(0, np.int64)
 
 
 def _chosen(count: int, limit: int | None, at_random: bool) -> NDArray[np.int64]:

@@ -234,3 +234,22 @@ def test_some_images_of_a_file_are_taken_at_random(tmp_path: Path) -> None:
         assert found.images[:, 0, 0, 0].tolist() == expected, name
         assert "(20 image" in found.source
         assert read_images(tmp_path / name, 20).images[:, 0, 0, 0].tolist() == [*range(20)]
+
+
+def test_the_labels_in_a_file_of_samples_are_used(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    digits = load_dataset("mnist", "test").part(slice(300))
+    np.savez("each.npz", x=digits.images, label=digits.labels)
+    np.savez("sevens.npz", x=digits.images[digits.labels == 7])
+    np.savez("none.npz", x=digits.images)
+    chosen = measured("fid", "each.npz", "--label", "7")
+    assert chosen.distances == measured("fid", "sevens.npz", "--label", "7").distances
+    by_class = {row.label: row for row in measured("fid", "each.npz", "--per-class").classes}
+    assert [*by_class] == [*range(10)]
+    assert by_class[7].distances["samples"].value == chosen.distances["samples"].value
+    capsys.readouterr()
+    words = ["evaluate", "fid", "none.npz", "--per-class"]
+    complains(capsys, "--per-class needs labelled samples, but none.npz (300 images) has", *words)
+    np.savez("no-sevens.npz", x=digits.images[:9], label=np.arange(9) % 7)
+    words = ["evaluate", "fid", "no-sevens.npz", "--label", "7"]
+    complains(capsys, "--label 7 is of 0 images of no-sevens.npz (9 images)", *words)
