@@ -50,7 +50,7 @@ OTHER = "other operations"
 OPERATORS = "gated resnets and likelihood"
 # Where launches belong: "module:attribute" of functions whose calls are counted together.
 SECTIONS = {
-    "Muon": "dsmooth.training.optimizers:Muon.step",
+    "Muon": "dsmooth.training.optimizers:FlatMuon.step",
     "average": "dsmooth.training.optimizers:EMA.update",
     "noise": "dsmooth.smoothing:Smoothing.sample",
     "seed of dropout": "dsmooth.training.step:dropout_seed",

@@ -154,7 +154,7 @@ def shape_of(conv: WeightNormConv) -> Shape:
     return Shape(rows.shape[0], rows[0].numel(), conv.transposed)
 
 
-class Muon:
+class FlatMuon:
     """Momentum on a model's kernels, its polar factor as a step, filters kept at length 1.
 
     `kernels`, from `kernels_of`, are adjacent in `flat`. A step adds to each filter a
@@ -210,6 +210,26 @@ class Muon:
         }
 
 
+class Muon:
+    """Muon for a model in a custom training loop (docs/recipes.md).
+
+    It trains the directions of all layers with weight norm, which it moves into one buffer: move
+    the model to its device first. rest: the other parameters by name, for another optimiser.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        kernels = kernels_of(model)
+        named = model.named_parameters()
+        self.rest = {name: parameter for name, parameter in named if name not in kernels}
+        self.flat = FlatParameters({name: conv.weight_v for name, conv in kernels.items()})
+        self.kernels = FlatMuon(kernels, self.flat)
+
+    def step(self, angle: Tensor | float) -> None:
+        """Turn all kernels by their gradients, which are None afterwards; angle: radians."""
+        self.flat.gather_gradients()
+        self.kernels.step(angle)
+
+
 def wide(x: Tensor) -> Tensor:
     """x (N, D, C) or its transpose, with no more rows than columns."""
     return x.mT if x.shape[1] > x.shape[2] else x
@@ -243,7 +263,7 @@ class Optimizer:
         kernels = kernels_of(model) if config.optimizer == "muon" else {}
         self.by_adam = [name for name in named if name not in kernels]
         self.flat = FlatParameters({name: named[name] for name in (*self.by_adam, *kernels)})
-        self.muon = Muon(kernels, self.flat) if kernels else None
+        self.muon = FlatMuon(kernels, self.flat) if kernels else None
         end = self.muon.start if self.muon else len(self.flat.values)
         self.values = nn.Parameter(self.flat.values[:end])
         self.values.grad = self.flat.gradient[:end]

@@ -26,13 +26,13 @@ from dsmooth.functional import use_impl
 from dsmooth.nn.layers import WeightNormConv
 from dsmooth.philox import Stream, image_words
 from dsmooth.runs import RunFolder
-from dsmooth.training import NonFiniteLoss, beginning, graph, train
+from dsmooth.training import Muon, NonFiniteLoss, beginning, graph, train
 from dsmooth.training.checkpoint import read_checkpoint, restore
 from dsmooth.training.flat import FlatParameters
 from dsmooth.training.optimizers import (
     MOMENTUM,
+    FlatMuon,
     Group,
-    Muon,
     Shape,
     filters,
     gram_sizes,
@@ -273,10 +273,28 @@ def convolutions(shapes: Iterable[tuple[int, int, tuple[int, int], bool]]) -> li
     return layers
 
 
-def muon_of(*layers: WeightNormConv) -> Muon:
+def test_muon_of_a_custom_loop_turns_the_kernels_and_leaves_the_rest() -> None:
+    model = dsmooth.PixelCNNpp(dsmooth.ModelConfig(n_filters=4, n_resnet=1, n_mix=2))
+    muon = Muon(model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.log_prob(torch.zeros(2, 1, 8, 8)).sum().backward()
+    muon.step(0.1)
+    after = dict(model.named_parameters())
+    assert {name for name in after if not torch.equal(after[name], before[name])} == (
+        after.keys() - muon.rest.keys()
+    )
+    for name in after.keys() - muon.rest.keys():
+        conv = model.get_submodule(name.removesuffix(".weight_v"))
+        rows = filters(after[name], conv.transposed).flatten(1)
+        assert torch.allclose(rows.norm(dim=1), torch.ones(len(rows)))
+
+
+def muon_of(*layers: WeightNormConv) -> FlatMuon:
     """An optimiser of the kernels of some layers, whose gradients it takes."""
     kernels = kernels_of(nn.ModuleList(layers))
-    return Muon(kernels, FlatParameters({name: conv.weight_v for name, conv in kernels.items()}))
+    return FlatMuon(
+        kernels, FlatParameters({name: conv.weight_v for name, conv in kernels.items()})
+    )
 
 
 SHAPES = [(4, 6, (2, 3), False), (4, 6, (2, 3), False), (6, 4, (2, 2), True), (2, 9, (1, 1), False)]
