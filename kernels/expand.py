@@ -1,6 +1,6 @@
 """The left operands of a gated resnet's matmuls: images as rows (`geometry.PaddedImages`).
 
-concat_elu(x) is F channels of elu(x) and then F of elu(-x); of h it has dropout.
+concat_elu(x) is F channels of elu(x), then F of elu(-x). Dropout applies to that of h only.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ BLOCK_P = 32  # rows of a program of operands_kernel
 
 @triton.jit
 def widen(v):
-    """v in float32, or in float64 as it is: the dtype of every sum and elementwise function."""
+    """Cast v to float32, or keep float64: the dtype of every sum and elementwise function."""
     return v if v.dtype == tl.float64 else v.to(tl.float32)
 
 
 @triton.jit
 def elu_pair(v):
-    """elu(v) and elu(-v), not narrower than float32, with one exponential."""
+    """elu(v) and elu(-v) in at least float32, from one exponential."""
     x = widen(v)
     a = tl.abs(x)
     m = tl.exp(-a) - 1
     if v.dtype == tl.float32:
-        # Near 0 the difference cancels; six terms of the series are exact to 2e-7 below 0.3. Other
-        # dtypes round the result more coarsely than this error, or have digits to spare.
+        # Near 0 the difference cancels; below 0.3 six terms of the series have an error of 2e-7.
+        # Shorter dtypes round the result more coarsely, and float64 has digits to spare.
         series = -a * (1 - a / 2 * (1 - a / 3 * (1 - a / 4 * (1 - a / 5 * (1 - a / 6)))))
         m = tl.where(a < 0.3, series, m)
     return tl.where(x > 0, x, m), tl.where(x > 0, m, -x)
@@ -57,7 +57,7 @@ def deinterleave(v):
 
 @triton.jit
 def drop(positive, negative, kept, SCALE: tl.constexpr):
-    """Dropout of elu(h) and elu(-h): bits 0 and 1 of `kept` say which of the two stay."""
+    """Dropout of elu(h) and elu(-h): bits 0 and 1 of `kept` are set where they are kept."""
     return (
         tl.where((kept & 1) != 0, positive * SCALE, 0.0),
         tl.where((kept & 2) != 0, negative * SCALE, 0.0),
@@ -89,7 +89,7 @@ def is_kept(word, keep_from):
 
 @triton.jit
 def draw_kept(seed_ptr, layer, keep_from, pixel, first_f, F: tl.constexpr, BLOCK_F: tl.constexpr):
-    """Bits 0 and 1 say whether elu(h) and elu(-h) stay: (P, BLOCK_F) uint8, of channels first_f ..
+    """Dropout bits of channels first_f ..: (P, BLOCK_F) uint8, bit 0 for elu(h), bit 1 for elu(-h).
 
     Element i, in (B, H, W, 2F) order of the whole batch, has word i % 4 of Philox call i // 4.
     Where 4 divides F, a call serves four neighbouring channels. pixel: (P,) int64.
@@ -124,10 +124,10 @@ def word_of(element, seed, layer):
 
 @triton.jit
 def pixels_of_rows(first, size, ABOVE: tl.constexpr, BEFORE: tl.constexpr, BLOCK: tl.constexpr):
-    """The pixels (in B, H, W order) at BLOCK rows from `first` on, and which rows are pixels.
+    """The pixels (in B, H, W order) of BLOCK rows starting at `first`, and which rows are pixels.
 
     size: (batch, height, width). Returns (base int64, int32 offsets from it (BLOCK,), mask
-    (BLOCK,)); for the width of an offset see `matmul.rows_of_pixels`.
+    (BLOCK,)); `matmul.rows_of_pixels` says why offsets are 32-bit.
     """
     batch, height, width = size
     s = first.to(tl.int32) + tl.arange(0, BLOCK)
@@ -150,7 +150,7 @@ def expand_block(
     BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """Write channels first_c + first_f .. of an image of C channels to columns first_f .. of its
-    plane; zeros to rows that are no pixels and for channels that the image lacks."""
+    plane. Padding rows and channels beyond C get zeros."""
     offs_f = first_f + tl.arange(0, BLOCK_F)
     mask_f = (offs_f < F) & (first_c + offs_f < C)
     v = tl.load(
@@ -169,7 +169,7 @@ def expand_block(
 
 @triton.jit
 def clear_block(ptr, offs_a, mask, first, C: tl.constexpr, BLOCK: tl.constexpr):
-    """Zeros to columns first .. of rows of C."""
+    """Write zeros to columns first .. of rows of C."""
     offs = first + tl.arange(0, BLOCK)
     zero = tl.zeros((offs_a.shape[0], BLOCK), dtype=ptr.dtype.element_ty)
     ptrs = ptr + offs_a.to(tl.int64)[:, None] * C + offs[None, :]
@@ -181,7 +181,7 @@ def store_gate_gradients(
     gates_ptr, dy_ptr, d_gates_ptr, sums_ptr, pixel, is_pixel, offs_a, mask_a, block, first_f,
     F: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """Channels first_f .. of the gradients of A and G, rows of 2F, and sums over the block."""
+    """Write channels first_f .. of the gradients of A and G (rows of 2F), and their block sums."""
     offs_f = first_f + tl.arange(0, BLOCK_F)
     mask_f = offs_f < F
     mask = is_pixel[:, None] & mask_f[None, :]
@@ -204,10 +204,10 @@ def expand_inputs(
     x, e_ptrs, pixel, is_pixel, mask_a, plane, first_f,
     CHANNELS: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """Channels first_f .. of a plane of x: x, skip and skip, which have CHANNELS."""
+    """Write channels first_f .. of a plane of x = (x, skip, skip_2), which have CHANNELS."""
     F: tl.constexpr = CHANNELS[0]
     for i in tl.static_range(3):
-        if CHANNELS[i] > 0:  # noqa: SIM102 - a constant, without which the rest is not compiled
+        if CHANNELS[i] > 0:  # noqa: SIM102 - a constexpr: if false, the body is not compiled
             if (plane >= 0) & (plane * F < CHANNELS[i]):
                 expand_block(
                     x[i], e_ptrs, pixel, is_pixel, mask_a, plane * F, first_f, None,
@@ -224,14 +224,14 @@ def operands_kernel(
     DROPOUT: tl.constexpr, BACKWARD: tl.constexpr, GATES: tl.constexpr, SCALE: tl.constexpr,
     ABOVE: tl.constexpr, BEFORE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """All rows that the matmuls of a gated resnet read. Programs (rows, planes), by plane in order:
+    """Write all rows that the matmuls of a gated resnet read. Grid: (rows, planes). The planes:
 
-        X: of x, then of the skips, as many as their channels take, F each
-        of h: the bits of dropout. Forward also the zeros around the rows that another kernel
-            writes. With BACKWARD E(h), the zeros of dh (total, F) and, without GATES, of d_gates
-        GATES: of A and G, d_gates (total, 2F) and sums (blocks, 2F)
+        X: x, then the skips, in planes of F channels
+        h: the dropout bits. Forward: also zeros around the rows, which hidden_kernel writes.
+            BACKWARD: E(h), the padding of dh (total, F) and, without GATES, of d_gates
+        GATES: the gradients of A and G, d_gates (total, 2F), and sums (blocks, 2F)
 
-    e: (planes, total, 2F); kept: (total, F), from pixel first_pixel of a larger batch on.
+    e: (planes, total, 2F); kept: (total, F). first_pixel: index in the larger batch.
     """
     planes_x: tl.constexpr = 1 + (CHANNELS[1] + F - 1) // F + (CHANNELS[2] + F - 1) // F if X else 0
     chunks: tl.constexpr = (F + BLOCK_F - 1) // BLOCK_F
@@ -252,8 +252,8 @@ def operands_kernel(
         expand_inputs(
             x, e_ptrs, pixel, is_pixel, mask_a, plane, first_f, CHANNELS=CHANNELS, BLOCK_F=BLOCK_F
         )
-    of_h = plane == planes_x
-    if of_h:
+    is_h = plane == planes_x
+    if is_h:
         kept = None
         if DROPOUT:
             kept = draw_kept(
@@ -276,8 +276,8 @@ def operands_kernel(
         else:
             clear_block(e_plane, offs_a, outside, 2 * first_f, C=2 * F, BLOCK=2 * BLOCK_F)
     if GATES:
-        of_gates = plane > planes_x
-        if of_gates:
+        is_gates = plane > planes_x
+        if is_gates:
             store_gate_gradients(
                 gates_ptr, dy_ptr, d_gates_ptr, sums_ptr, pixel, is_pixel, offs_a, mask_a, block,
                 first_f, F=F, BLOCK_F=BLOCK_F,
@@ -294,7 +294,7 @@ def prepare_expand(
     backward: bool = False,
     gates: bool = False,
 ) -> Prepared:
-    """The launch of `expand`. inputs, gates: X and GATES of operands_kernel."""
+    """Prepare the launch of `expand`. inputs, gates: X and GATES of operands_kernel."""
     planes = 1 + (1 + planes_of(skip_channels, filters)) * inputs
     block_f = 32 if filters % 32 == 0 else min(64, max(16, triton.next_power_of_2(filters)))
     first_pixel = settings.first_image * rows.height * rows.width
@@ -319,26 +319,27 @@ def expand(
     dy: Tensor | None = None,
     sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """concat_elu of x and the skips, then of h with dropout; and the bits of dropout, if any.
+    """concat_elu of x and the skips, then of h with dropout; and the dropout bits, or None.
 
-    (planes, length, 2F), x's plane first and h's last, of which forward only the margins are
-    written. Bits (1, length, F). Backward, the margins of d_gates and dh are written; given gates
-    (B, 2F, H, W) and dy, d_gates whole, and its sums over each BLOCK_P rows, (blocks, 2F).
+    Returns (planes, length, 2F), x's plane first and h's last, and bits (1, length, F). The forward
+    writes only the margins of h's plane. The backward also writes the margins of d_gates and dh.
+    Given gates (B, 2F, H, W) and dy, it writes all of d_gates, and its sums over each BLOCK_P rows,
+    (blocks, 2F).
     """
-    x, named = operands.x, prepared.arguments
-    planes, total, f = prepared.grid[1] - named["GATES"], named["total"], named["F"]
-    room = torch.empty((planes, total, 2 * f), dtype=x.dtype, device=x.device)
+    x, arguments = operands.x, prepared.arguments
+    planes, total, f = prepared.grid[1] - arguments["GATES"], arguments["total"], arguments["F"]
+    expanded = torch.empty((planes, total, 2 * f), dtype=x.dtype, device=x.device)
     kept = None
-    if named["DROPOUT"]:
+    if arguments["DROPOUT"]:
         kept = torch.empty((1, total, f), dtype=torch.uint8, device=x.device)
-    # x stands in for tensors that are not read.
+    # Unused pointers get x; the kernel does not access them.
     kept_bits, seed, gates, dy, d_gates, dh, sums = (
         x if tensor is None else tensor
         for tensor in (kept, operands.seed, gates, dy, d_gates, dh, sums)
     )
     launch(
         operands_kernel, prepared, x.device,
-        x=(x, *operands.skips, x, x)[:3], h_ptr=h, e_ptr=room, kept_ptr=kept_bits, seed_ptr=seed,
-        gates_ptr=gates, dy_ptr=dy, d_gates_ptr=d_gates, dh_ptr=dh, sums_ptr=sums,
+        x=(x, *operands.skips, x, x)[:3], h_ptr=h, e_ptr=expanded, kept_ptr=kept_bits,
+        seed_ptr=seed, gates_ptr=gates, dy_ptr=dy, d_gates_ptr=d_gates, dh_ptr=dh, sums_ptr=sums,
     )  # fmt: skip
-    return room, kept
+    return expanded, kept

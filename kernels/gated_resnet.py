@@ -3,10 +3,10 @@
     h = conv_in(E(x)) + nin(E(a)) + biases           hidden_kernel
     y = x + A sigmoid(G), (A, G) = conv_out(D E(h))  gate_kernel
 
-with E = concat_elu and dropout D. `expand` writes E(x), hidden_kernel also D E(h). The backward
-writes E again, and each data gradient ends with the slopes of elu. The forward saves h, the packed
-weights and, with `keep`, A and G, which gate_kernel with GRAD else computes again. Launches are
-prepared once for each shape.
+with E = concat_elu and dropout D. `expand` writes E(x), and hidden_kernel writes D E(h). The
+backward recomputes E, and the epilogue of each data gradient applies the slopes of elu. The forward
+saves h and the packed weights. With `keep` it also saves A and G; otherwise gate_kernel with GRAD
+recomputes them. Launches are prepared once per shape.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from .weights import BLOCK_D, Strides, Unpacked, pack, pad_to_three, strides_of,
 
 
 class Needs(NamedTuple):
-    """Which gradients are wanted: of x, of the skips, of all parameters."""
+    """Which gradients to compute: of x, of the skips, of all parameters."""
 
     x: bool = True
     skips: bool = True
@@ -54,7 +54,7 @@ class Needs(NamedTuple):
 
 
 class ResnetShape(NamedTuple):
-    """The shape of a gated resnet, which its launches follow from."""
+    """The shape of a gated resnet, which determines its launches."""
 
     rows: PaddedImages
     filters: int
@@ -78,7 +78,7 @@ class ResnetShape(NamedTuple):
         return planes_of(self.skip_channels, self.filters)
 
     def geometry(self, taps: Taps, tiling: tilings.MatmulTiling) -> Geometry:
-        """The constants of a matmul by these taps."""
+        """The constants of a matmul with these taps."""
         wide = tl.float64 if self.dtype == torch.float64 else tl.float32
         precision: Literal["tf32", "ieee"] = "tf32" if self.numbers == "tf32" else "ieee"
         return Geometry(taps, self.rows.above, self.rows.before, wide, precision, *tiling[:4])
@@ -89,7 +89,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, h (B, F, H, W), the packed weights, and A and G (B, 2F, H, W), channels_last.
 
-    Without `save` the packed weights, without `keep` A and G have no elements.
+    The packed weights are empty without `save`, A and G without `keep`.
     """
     x, f = operands.x, operands.x.shape[1]
     shape = ResnetShape.of(operands, settings)
@@ -107,7 +107,7 @@ def forward(
         kept_ptr=x if kept is None else rows.first(kept), eh_ptr=eh,
     )  # fmt: skip
     bias = operands.bias_out
-    launch(  # y stands in for tensors that are not written
+    launch(  # unused pointers get y; the kernel never writes them
         gate_kernel, gate, x.device, e_ptr=eh, w_ptr=w_out, bias_ptr=bias,
         image_bias_ptr=bias if operands.image_bias is None else operands.image_bias,
         x_ptr=x, out_ptr=y, gates_ptr=gates if keep else y, sums_ptr=y,
@@ -118,7 +118,7 @@ def forward(
 def backward(
     grad_y: Tensor, saved: Sequence[Tensor], operands: Operands, settings: Settings, needs: Needs
 ) -> dict[str, Tensor]:
-    """Needed gradients by the names of the operands. saved: what `forward` returned after y."""
+    """Needed gradients by operand name. saved: the results of `forward` after y."""
     h, packed, gates = saved
     x, h, grad_y = operands.x, channels_last(h), channels_last(grad_y)
     kept_gates = channels_last(gates) if gates.numel() > 0 else None
@@ -131,15 +131,15 @@ def backward(
     _, w_out, w_out_adjoint, w_in_adjoint, w_nin_adjoint = packed.contiguous().split(
         packed_sizes(operands, True)
     )
-    gates_room, dh_room = rows.empty(x, 2 * f), rows.empty(x, f)
-    d_gates, dh = rows.first(gates_room), rows.first(dh_room)
+    gates_rows, dh_rows = rows.empty(x, 2 * f), rows.empty(x, f)
+    d_gates, dh = rows.first(gates_rows), rows.first(dh_rows)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     out_sums, in_sums, hidden_parts, out_parts = (
         torch.empty(size, dtype=wide, device=x.device) for size in sizes
     )
     e, kept = expand(
         expanded, operands, h,
-        d_gates=gates_room, dh=dh_room, gates=kept_gates, dy=grad_y, sums=out_sums,
+        d_gates=gates_rows, dh=dh_rows, gates=kept_gates, dy=grad_y, sums=out_sums,
     )  # fmt: skip
     eh = rows.first(e, -1)
     if kept_gates is None:
@@ -163,11 +163,11 @@ def backward(
         )  # fmt: skip
         grads, unpacked = unpacking((hidden_parts, out_parts), (in_sums, out_sums), operands)
         if operands.image_bias is not None:
-            # The rows of an image follow one another, with zeros where there is no pixel.
+            # The rows of an image are contiguous, and the padding between its pixels is zero.
             size = rows.batch, (rows.height + rows.above) * rows.pitch, 2 * f
-            of_images = d_gates[: size[0] * size[1]].view(size)
-            grads["image_bias"] = of_images.sum(1, dtype=operands.image_bias.dtype)
-    # x stands in for absent images and gradients.
+            per_image = d_gates[: size[0] * size[1]].view(size)
+            grads["image_bias"] = per_image.sum(1, dtype=operands.image_bias.dtype)
+    # Absent images and gradients are replaced by x, which the kernel does not access.
     images = [x, *operands.skips]
     results = [
         empty_channels_last(image, image.shape[1]) if wanted else image
@@ -205,7 +205,8 @@ def prepare_backward(
 ) -> tuple[Prepared, Prepared, Prepared, Prepared, Prepared, tuple[tuple[int, ...], ...]]:
     """Launches of operands_kernel, gate_kernel, hidden_gradient_kernel, parameter_gradient_kernel
     and last_gradients_kernel; and the sizes of the partial sums of the gradients of bias_out,
-    bias_in, the weights of h and conv_out. kept: whether A and G are; normed: by weight norm."""
+    bias_in, the weights of h and conv_out. kept: whether A and G were saved; normed: by weight
+    norm."""
     f, rows, t = shape.filters, shape.rows, shape.taps.kh * shape.taps.kw
     gate = prepare_matmul(
         shape, shape.taps, 2 * f, 2 * f, GRAD=True, KEEP=False, IMAGE_BIAS=shape.image_bias
@@ -216,7 +217,7 @@ def prepare_backward(
     )  # fmt: skip
     ks = (2 * f * (t + shape.planes), 2 * f * t)
     divided = tilings.divide_gradients(rows.total, ks, f, shape.numbers, shape.capability)
-    # Kept preactivations have sums over the blocks of rows of operands_kernel.
+    # With saved A and G, operands_kernel computes the sums, over its own blocks of rows.
     gate_blocks = cdiv(rows.pixels, gate.arguments["G"].block_p)
     gate_blocks = cdiv(rows.length, BLOCK_P) if kept else gate_blocks
     hidden_blocks = cdiv(rows.pixels, hidden.arguments["G"].block_p)
@@ -234,7 +235,7 @@ def prepare_backward(
 def prepare_matmul(
     shape: ResnetShape, taps: Taps, channels: int, columns: int, planes: int = 0, **constants: Any
 ) -> Prepared:
-    """The launch of a matmul of pixels by `columns`. constants: of its epilogue."""
+    """The launch of a matmul of pixels x `columns`. constants: constexprs of its epilogue."""
     rows, k = shape.rows, (taps.kh * taps.kw + planes) * channels
     tiling = tilings.matmul_tiling(rows.pixels, columns, k, shape.numbers, shape.capability)
     return Prepared(
@@ -275,15 +276,15 @@ def prepare_last(
     filters = BLOCK_D.value
     first = cdiv(2 * f, filters) + cdiv(f, filters) * (2 if planes else 1)
     first = first if finish else 0
-    one = prepare_matmul(shape, shape.taps.adjoint(), f, 2 * f)
-    geometry = one.arguments["G"]
+    matmul = prepare_matmul(shape, shape.taps.adjoint(), f, 2 * f)
+    geometry = matmul.arguments["G"]
     if not needs.x and not skips:
-        one.arguments["num_warps"] = 8  # for the gradients of the parameters alone
+        matmul.arguments["num_warps"] = 8  # only gradients of parameters
     return Prepared(
-        (first + one.programs * (needs.x + skips * planes),),
-        programs=max(1, one.programs), first_program=first, X=needs.x, SKIPS=skips, UNPACK=finish,
-        CHANNELS=(f, *shape.skip_channels, 0, 0)[:3], PLANES=planes,
+        (first + matmul.programs * (needs.x + skips * planes),),
+        programs=max(1, matmul.programs), first_program=first, X=needs.x, SKIPS=skips,
+        UNPACK=finish, CHANNELS=(f, *shape.skip_channels, 0, 0)[:3], PLANES=planes,
         POINT=geometry._replace(taps=POINT), point_steps=cdiv(f, geometry.block_k),
         counts=counts if finish else None, strides=strides if finish else None,
-        NORMED=normed and finish, **one.arguments,
+        NORMED=normed and finish, **matmul.arguments,
     )  # fmt: skip

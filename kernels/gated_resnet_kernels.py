@@ -1,6 +1,6 @@
-"""The kernels of the gated resnet: each one a matmul of rows and its epilogue.
+"""The kernels of the gated resnet: matmuls of rows with their epilogues.
 
-An epilogue is a function of some of a program's columns, called for one part after the other.
+A program calls its epilogue for one group of columns after another.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from .expand import deinterleave, drop, elu_pair, elu_slopes, gate_gradients, wi
 from .matmul import matmul, parts_of, weight_gradient_tile
 from .weights import unpack_block
 
-# Channels that an epilogue takes at a time: 64 bytes of a row, and few registers.
+# Channels per call of an epilogue: 64 bytes of a row, and few registers.
 CHANNELS = tl.constexpr(32)
 
 
 @triton.jit
 def add_bias(acc, bias_ptr, offs, N: tl.constexpr):
-    """acc (P, columns) + bias, of columns offs of N."""
+    """acc (P, columns) + bias[offs], with N biases in all."""
     return acc + widen(tl.load(bias_ptr + offs, mask=offs < N, other=0.0))[None, :]
 
 
@@ -27,7 +27,7 @@ def store_hidden(
     acc, bias_ptr, nin_bias_ptr, h_ptr, kept_ptr, eh_ptr, rows, is_pixel, first_n,
     F: tl.constexpr, SKIP: tl.constexpr, DROPOUT: tl.constexpr, SCALE: tl.constexpr,
 ):  # fmt: skip
-    """Columns first_n .. of h (P, F) = acc + biases, and of D concat_elu(h), `rows` of 2F."""
+    """Store columns first_n .. of h (P, F) = acc + biases, and D concat_elu(h), `rows` of 2F."""
     offs_n = first_n + tl.arange(0, acc.shape[1])
     if SKIP:
         acc = add_bias(acc, nin_bias_ptr, offs_n, N=F)
@@ -50,9 +50,9 @@ def hidden_kernel(
     F: tl.constexpr, PLANES: tl.constexpr, DROPOUT: tl.constexpr, SCALE: tl.constexpr,
     G: tl.constexpr,
 ):  # fmt: skip
-    """h (P, F) from e, planes of 2F channels: concat_elu of x, then of the skips; and
-    eh = D concat_elu(h), rows of 2F of pixels alone. w: (F, (taps + PLANES) 2F). kept: bits of
-    dropout, rows of F."""
+    """Compute h (P, F) from e, planes of 2F channels: concat_elu of x, then of the skips. Also
+    write eh = D concat_elu(h), rows of 2F, for pixels only. w: (F, (taps + PLANES) 2F). kept:
+    dropout bits, rows of F."""
     acc, acc2, block, first_n, base, rows, is_pixel = matmul(
         e_ptr, w_ptr, tl.program_id(0), size, plane_stride, steps, C=2 * F, N=F, PLANES=PLANES, G=G
     )
@@ -73,7 +73,7 @@ def store_gate(
     acc, bias_ptr, image_bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, rows, is_pixel, image,
     first_f, F: tl.constexpr, GRAD: tl.constexpr, KEEP: tl.constexpr, IMAGE_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """The results of gate_kernel for channels first_f .., whose A and G alternate in acc."""
+    """Store the results of gate_kernel for channels first_f ..; A and G alternate in acc."""
     offs_f = first_f + tl.arange(0, acc.shape[1] // 2)
     mask_f = offs_f < F
     a, g = deinterleave(acc)
@@ -111,8 +111,8 @@ def gate_kernel(
 ):  # fmt: skip
     """y (P, F) = x + A sigmoid(G), with (A, G) = conv_out(e) + bias, e of 2F channels.
 
-    KEEP: A and G go to gates (P, 2F) too. GRAD: x is dy, and out the gradients of A and of G, rows
-    of 2F; sums (blocks, 2F) are theirs. w: (2F, taps 2F), filters A_0, G_0, A_1, ...
+    KEEP: also write A and G to gates (P, 2F). GRAD: x is dy, out gets the gradients of A and G,
+    rows of 2F, and sums (blocks, 2F) their sums. w: (2F, taps 2F), filters A_0, G_0, A_1, ...
     """
     acc, acc2, block, first_n, base, rows, is_pixel = matmul(
         e_ptr, w_ptr, tl.program_id(0), size, 0, steps, C=2 * F, N=2 * F, PLANES=0, G=G
@@ -142,7 +142,7 @@ def store_data_gradient(
     F: tl.constexpr, C: tl.constexpr, DROPOUT: tl.constexpr, SCALE: tl.constexpr,
     ADD: tl.constexpr, HIDDEN: tl.constexpr,
 ):  # fmt: skip
-    """The results of data_gradient_tile for channels first_c + first_f .. of a plane."""
+    """Store the results of data_gradient_tile for channels first_c + first_f .. of a plane."""
     offs_f = first_f + tl.arange(0, acc.shape[1] // 2)
     mask_f = (offs_f < F) & (first_c + offs_f < C)
     mask = is_pixel[:, None] & mask_f[None, :]
@@ -172,9 +172,10 @@ def data_gradient_tile(
 ):  # fmt: skip
     """dx of conv(D E(x)), given the gradient g of that convolution's output, rows of D.
 
-    dx = elu'(x) dE+ - elu'(-x) dE-, plus an image (ADD), of F channels from first_c on of an image
-    (P, C). HIDDEN: x is h, and dx goes to rows of F of pixels alone, its sums over each block to
-    (blocks, F). G has the adjoint's taps. w: (2F, taps D), dE+_0, dE-_0, dE+_1, ...
+    dx = elu'(x) dE+ - elu'(-x) dE-, plus an image (ADD), for F channels of an image (P, C),
+    starting at first_c. HIDDEN: x is h, dx goes to rows of F, for pixels only, and its sums over
+    each block go to (blocks, F). G has the adjoint's taps. w: (2F, taps D), dE+_0, dE-_0, dE+_1,
+    ...
     """
     acc, acc2, block, first_n, base, rows, is_pixel = matmul(
         g_ptr, w_ptr, pid, size, 0, steps, C=D, N=2 * F, PLANES=0, G=G
@@ -212,11 +213,11 @@ def input_gradient_tile(
     CHANNELS: tl.constexpr, X: tl.constexpr, SKIPS: tl.constexpr,
     G: tl.constexpr, POINT: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the gradients dx of a gated resnet's inputs x, (x, skip, skip), from dh, rows of F.
+    """A tile of the gradients dx of a gated resnet's inputs (x, skip, skip_2), from dh, rows of F.
 
-    CHANNELS: of x, F, and of the skips, 0 of an absent one. First (X) the gradient of x, then
-    (SKIPS) planes of F channels of the skips. own: number of the tile, none if negative; programs:
-    tiles of one plane; nin: weights of the planes, by POINT.
+    CHANNELS: F of x, then those of the skips, 0 if absent. Tiles are in this order: the gradient of
+    x (X), then planes of F channels of the skips (SKIPS). own: index of the tile, negative for
+    none; programs: tiles per plane; nin: weights of the planes, with the taps of POINT.
     """
     F: tl.constexpr = CHANNELS[0]
     plane = own // programs
@@ -248,9 +249,9 @@ def last_gradients_kernel(
     UNPACK: tl.constexpr, PLANES: tl.constexpr, NORMED: tl.constexpr,
     G: tl.constexpr, POINT: tl.constexpr,
 ):  # fmt: skip
-    """The gradients that nothing else waits for. With UNPACK the programs before first_program
-    finish those of the parameters, the others compute those of the inputs."""
-    if UNPACK:  # noqa: SIM102 - alone a constant, without which the rest is not compiled
+    """The gradients that no other kernel reads. With UNPACK the programs before first_program
+    finish those of the parameters; the other programs compute those of the inputs."""
+    if UNPACK:  # noqa: SIM102 - a constexpr: if false, the body is not compiled
         if tl.program_id(0) < first_program:
             unpack_block(
                 tl.program_id(0), parts, sums, v, gain, grad_v, grad_gain, grad_bias,
@@ -270,10 +271,10 @@ def parameter_gradient_kernel(
     F: tl.constexpr, PLANES: tl.constexpr, PART: tl.constexpr,
     HIDDEN: tl.constexpr, OUT: tl.constexpr,
 ):  # fmt: skip
-    """Parts of the gradients of packed weights (see `weight_gradient_tile`).
+    """Partial sums of the gradients of packed weights (see `weight_gradient_tile`).
 
-    The first hidden_programs: of conv_in and the skips', from e, planes of 2F channels, and dh. The
-    others: of conv_out, from eh = D concat_elu(h) and the gradients of A and G.
+    The first hidden_programs programs compute those of conv_in and nin_skip, from e, planes of 2F
+    channels, and dh. The others compute those of conv_out, from eh = D concat_elu(h) and d_gates.
     """
     pid = tl.program_id(0)
     if pid < hidden_programs:
@@ -282,7 +283,7 @@ def parameter_gradient_kernel(
             plane_stride, hidden_blocks, hidden_steps,
             C=2 * F, D=F, PART=PART, PLANES=PLANES, G=HIDDEN,
         )  # fmt: skip
-    # No else: branches that are alike would get shared memory of their own, each.
+    # No else: Triton would allocate separate shared memory for each branch.
     if pid >= hidden_programs:
         pid -= hidden_programs
         weight_gradient_tile(

@@ -1,4 +1,4 @@
-"""Operands and settings of a gated resnet, taps, and images as rows. Needs no Triton."""
+"""Operands and settings of a gated resnet, taps, and images as rows. Does not import Triton."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 Shift = Literal["down", "down_right", "none"]
-MAX_PIXELS = 2**31 - 2**10  # positions are 32-bit; the last block may be partly beyond the end
-ROW_BLOCK = 128  # the largest number of rows that a program multiplies; smaller ones divide it
+MAX_PIXELS = 2**31 - 2**10  # positions are 32-bit; the last block may extend beyond the end
+ROW_BLOCK = 128  # largest number of rows per program; smaller block sizes divide it
 
 
 class Operands(NamedTuple):
-    """The inputs of a gated resnet, in the order of the field table. Absent ones are None."""
+    """The inputs of a gated resnet, in the order of the field table; None if absent."""
 
     x: Tensor
     skip: Tensor | None
@@ -34,7 +34,7 @@ class Operands(NamedTuple):
 
     @property
     def skips(self) -> list[Tensor]:
-        """The skips, two at most."""
+        """The skips, at most two."""
         return [skip for skip in (self.skip, self.skip_2) if skip is not None]
 
     @property
@@ -55,7 +55,7 @@ class Operands(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The arguments of `functional.gated_resnet` that are no tensors."""
+    """The arguments of `functional.gated_resnet` other than tensors."""
 
     shift: Shift
     dropout: float = 0.0
@@ -64,12 +64,12 @@ class Settings(NamedTuple):
 
     @property
     def keep_from(self) -> int:
-        """The least n = word >> 9 that is kept. Its uniform (n + 1/2) 2**-23 is >= dropout."""
+        """The least n = word >> 9 that is kept: its uniform (n + 1/2) 2**-23 is >= dropout."""
         return math.ceil(self.dropout * 2**23 - 0.5)
 
     @property
     def scale(self) -> float:
-        """The factor of kept elements."""
+        """The factor by which dropout multiplies kept elements."""
         return 1 / (1 - self.dropout)
 
 
@@ -83,13 +83,13 @@ class Taps(NamedTuple):
 
     @classmethod
     def of(cls, weight: Tensor, shift: str) -> Taps:
-        """The taps of a shifted convolution by weight (D, C, kh, kw)."""
+        """The taps of a shifted convolution with weight (D, C, kh, kw)."""
         kh, kw = weight.shape[2:]
         top = (kh - 1) // 2 if shift == "none" else kh - 1
         return cls(kh, kw, top, kw - 1 if shift == "down_right" else (kw - 1) // 2)
 
     def adjoint(self) -> Taps:
-        """Taps of the adjoint, whose kernel is turned around."""
+        """Taps of the adjoint, whose kernel is flipped."""
         return Taps(self.kh, self.kw, self.kh - 1 - self.top, self.kw - 1 - self.left)
 
 
@@ -97,9 +97,9 @@ POINT = Taps(1, 1, 0, 0)  # of a 1x1 convolution
 
 
 class Geometry(NamedTuple):
-    """Constants of a matmul, one constexpr of a kernel.
+    """Constants of a matmul, passed to a kernel as one constexpr.
 
-    above, before: of `PaddedImages`; acc: dtype of the accumulators; the rest as in
+    above, before: see `PaddedImages`; acc: dtype of the accumulators; other fields: see
     `tilings.MatmulTiling`.
     """
 
@@ -117,10 +117,11 @@ class Geometry(NamedTuple):
 class PaddedImages(NamedTuple):
     """Images as rows of a matmul: pixels in order, with zeros between them.
 
-    Each image has `above` rows of zeros above it, each of its rows `before` zeros before it: image
-    b's pixel (r, c) is row ((height + above) b + r + above) pitch + c + before. There are as many
-    zeros as the farthest tap reaches, and they serve both sides: right of a row are the next row's
-    zeros. So each tap reads a constant distance away, and a zero outside the image.
+    Each image has `above` rows of zeros above it, and each of its rows has `before` zeros before
+    it: pixel (r, c) of image b is row ((height + above) b + r + above) pitch + c + before. The
+    padding is as wide as the farthest tap reaches. It serves both sides: the zeros to the right of
+    a row are those before the next row. So each tap reads at a constant distance, and reads zero
+    outside the image.
     """
 
     batch: int
@@ -131,7 +132,7 @@ class PaddedImages(NamedTuple):
 
     @classmethod
     def of(cls, size: Sequence[int], taps: Taps) -> PaddedImages:
-        """The rows of a (B, C, H, W) tensor. Raises ValueError for more than 32 bits can number."""
+        """The rows of a (B, C, H, W) tensor. Raises ValueError for more than MAX_PIXELS rows."""
         batch, _, height, width = size
         above = max(taps.top, taps.kh - 1 - taps.top)
         before = max(taps.left, taps.kw - 1 - taps.left)
@@ -145,12 +146,12 @@ class PaddedImages(NamedTuple):
 
     @property
     def pitch(self) -> int:
-        """Rows from a pixel to the one below."""
+        """Distance in rows from a pixel to the pixel below."""
         return self.width + self.before
 
     @property
     def margin(self) -> int:
-        """The farthest that a tap reads; as many rows lie before the first and after the last."""
+        """The largest distance of a tap: the number of rows before the first and after the last."""
         return self.above * self.pitch + self.before
 
     @property
@@ -159,13 +160,13 @@ class PaddedImages(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All rows up to the last pixel and a margin, in whole blocks."""
+        """Number of rows up to the last pixel and a margin, rounded up to whole blocks."""
         last = self.batch * (self.height + self.above) * self.pitch + self.margin
         return cdiv(last, ROW_BLOCK) * ROW_BLOCK
 
     @property
     def length(self) -> int:
-        """All rows with a margin on both sides."""
+        """Number of rows with a margin on both sides."""
         return self.total + 2 * self.margin
 
     @property
@@ -173,12 +174,12 @@ class PaddedImages(NamedTuple):
         return self.batch, self.height, self.width
 
     def empty(self, like: Tensor, channels: int) -> Tensor:
-        """Uninitialised room (1, margin + total + margin, channels) of the dtype of `like`."""
+        """Uninitialised rows (1, margin + total + margin, channels) of the dtype of `like`."""
         return torch.empty((1, self.length, channels), dtype=like.dtype, device=like.device)
 
-    def first(self, room: Tensor, plane: int = 0) -> Tensor:
-        """A plane of room (planes, margin + total + margin, channels), from row 0 on."""
-        return room[plane, self.margin :]
+    def first(self, buffer: Tensor, plane: int = 0) -> Tensor:
+        """A plane of a buffer (planes, margin + total + margin, channels), starting at row 0."""
+        return buffer[plane, self.margin :]
 
 
 def cdiv(a: int, b: int) -> int:
@@ -187,12 +188,12 @@ def cdiv(a: int, b: int) -> int:
 
 
 def channels_last(image: Tensor) -> Tensor:
-    """The image itself if its memory order is channels_last, else a copy that is."""
+    """The image in channels_last memory order, copied only if needed."""
     return image.contiguous(memory_format=torch.channels_last)
 
 
 def empty_channels_last(like: Tensor, channels: int) -> Tensor:
-    """Uninitialised, with the batch, extent, dtype and device of `like`."""
+    """An uninitialised image with the batch, height, width, dtype and device of `like`."""
     return torch.empty(
         (like.shape[0], channels, *like.shape[2:]),
         dtype=like.dtype,
@@ -202,21 +203,21 @@ def empty_channels_last(like: Tensor, channels: int) -> Tensor:
 
 
 def empty_weight(like: Tensor) -> Tensor:
-    """Uninitialised, with the strides of `like`, or channels_last where that has gaps."""
-    last = torch.channels_last  # DistributedDataParallel compares strides, also of single rows
+    """An uninitialised tensor with the strides of `like`, or channels_last if `like` has gaps."""
+    last = torch.channels_last  # DistributedDataParallel also compares strides of size-1 dimensions
     kept = like.ndim != 4 or like.is_contiguous() or like.is_contiguous(memory_format=last)
     return torch.empty_like(like, memory_format=torch.preserve_format if kept else last)
 
 
 def planes_of(skip_channels: Sequence[int], filters: int) -> int:
-    """How many planes of `filters` channels the skips of a gated resnet take."""
+    """Number of planes of `filters` channels that hold the skips of a gated resnet."""
     return sum(-(-channels // filters) for channels in skip_channels)
 
 
 def packed_sizes(operands: Operands, adjoint: bool) -> list[int]:
-    """Sizes of the parts of the packed weights: (F, (T + planes) 2F), conv_in and then the skips';
-    (2F, T 2F), conv_out; the adjoints (2F, T 2F) of conv_out, (2F, T F) of conv_in and, a plane,
-    (2F, F) of the skips'."""
+    """Sizes of the parts of the packed weights: (F, (T + planes) 2F) for conv_in, then nin_skip;
+    (2F, T 2F) for conv_out; the adjoints (2F, T 2F) of conv_out, (2F, T F) of conv_in and, per
+    plane, (2F, F) of nin_skip."""
     f, _, kh, kw = operands.conv_in.shape
     t, planes = kh * kw, planes_of(operands.skip_channels, f)
     forward = [2 * f * f * (t + planes), 4 * f * f * t]

@@ -1,4 +1,4 @@
-"""Launching: the arithmetic of float32, the device's capability, and the launch itself."""
+"""Kernel launches, the arithmetic of float32, and the compute capability of a device."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor
 
 from .tilings import Format
 
-Argument = Tensor | tuple[Tensor, ...] | None  # of a kernel, in place of its pointers
+Argument = Tensor | tuple[Tensor, ...] | None  # a kernel's pointer arguments
 
-# Whether Triton's interpreter runs the kernels: it reads TRITON_INTERPRET as it decorates them.
+# Whether Triton's interpreter runs the kernels: Triton reads TRITON_INTERPRET at decoration.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 def allows_tf32() -> bool:
-    """Whether float32 convolutions on CUDA may round their operands to TF32, as torch's own do."""
+    """Whether torch lets float32 convolutions on CUDA round their operands to TF32."""
     precision: Any = torch.backends.cudnn
     return precision.conv.fp32_precision == "tf32"
 
 
 def capability_of(device: torch.device) -> int:
-    """Compute capability as one number; interpreted kernels are sized as for 8.0."""
+    """Compute capability as one number; 80 for interpreted kernels."""
     if device.type != "cuda":
         return 80
     major, minor = torch.cuda.get_device_capability(device)
@@ -34,7 +34,7 @@ def capability_of(device: torch.device) -> int:
 
 
 def arithmetic_of(like: Tensor) -> tuple[Format, int]:
-    """How numbers of the dtype of `like` are multiplied, and the capability of its device."""
+    """The multiplication format of the dtype of `like`, and the capability of its device."""
     exact: Format = "tf32" if like.dtype == torch.float32 and allows_tf32() else "ieee"
     return "half" if like.dtype.itemsize == 2 else exact, capability_of(like.device)
 
@@ -42,7 +42,7 @@ def arithmetic_of(like: Tensor) -> tuple[Format, int]:
 class Prepared:
     """A launch without its tensors: the grid and the arguments that follow from the shapes.
 
-    It remembers what was compiled: Triton's own search takes 35 µs, and a pass has 500 launches.
+    It caches the compiled kernel: Triton's own lookup takes 35 µs, and a pass has 500 launches.
     """
 
     __slots__ = ("arguments", "compiled", "grid", "programs")
@@ -54,12 +54,12 @@ class Prepared:
         self.compiled: dict[tuple[Any, ...], Any] = {}
 
 
-# The prepared launch, kept by its grid and arguments.
+# The prepared launch, cached by grid and arguments.
 prepare = functools.lru_cache(maxsize=4096, typed=True)(Prepared)
 
 
 def launch(kernel: Any, prepared: Prepared, device: torch.device, **tensors: Argument) -> None:
-    """Run a kernel on the current stream of `device`; an empty grid is no launch."""
+    """Run a kernel on the current stream of `device`; do nothing if the grid is empty."""
     if prepared.programs == 0:
         return
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
@@ -67,15 +67,16 @@ def launch(kernel: Any, prepared: Prepared, device: torch.device, **tensors: Arg
         addresses, kinds = ({}, []) if interpreted else _addresses(tensors)
         key = (id(kernel), device.index, *kinds)
         if interpreted or key not in prepared.compiled:
-            named = tensors | prepared.arguments
-            prepared.compiled[key] = kernel[prepared.grid](enable_fp_fusion=True, **named)
+            arguments = tensors | prepared.arguments
+            prepared.compiled[key] = kernel[prepared.grid](enable_fp_fusion=True, **arguments)
             return
-        named = prepared.arguments | addresses
-        prepared.compiled[key][prepared.grid](*[named[name] for name in kernel.arg_names])
+        values = prepared.arguments | addresses
+        prepared.compiled[key][prepared.grid](*[values[name] for name in kernel.arg_names])
 
 
 def _addresses(tensors: dict[str, Argument]) -> tuple[dict[str, object], list[object]]:
-    """Addresses of tensors by name, and what Triton compiles for: dtypes, multiples of 16, None."""
+    """Addresses of tensors by name, and Triton's specialisation: dtypes, 16-byte alignment,
+    None."""
     addresses: dict[str, object] = {}
     kinds: list[object] = []
     for name, argument in tensors.items():

@@ -1,9 +1,9 @@
 """The logistic mixture's log-likelihood and its gradient in one pass over the parameters.
 
 A program owns BLOCK_P neighbouring pixels of an image and all K components of each. Its tiles are
-(BLOCK_P, BLOCK_K), where BLOCK_K is the power of two that holds K. Every parameter of a component
-is read once and every derivative written once. The logits of atoms come in tiles of the same shape
-and are read again for each use, from a cache: registers suffice for any number of them.
+(BLOCK_P, BLOCK_K), where BLOCK_K is the smallest power of two >= K. Every parameter of a component
+is read once and every derivative is written once. The logits of atoms come in tiles of the same
+shape and are read again for each use, from the cache: so registers suffice for any number of them.
 Equations: docs/math.md, section 2. Arithmetic is float32 for every dtype.
 """
 
@@ -23,20 +23,20 @@ from .mixture_terms import byte_of, colour_terms, index_among, shift_of, tanh_pa
 
 @triton.jit
 def load_group(ptrs, mask, stride_k, group: tl.constexpr, N_MIX: tl.constexpr):
-    """The K parameters of a group, (BLOCK_P, BLOCK_K) in float32; lanes without one are 0."""
+    """The K parameters of a group, (BLOCK_P, BLOCK_K) in float32, padded with 0."""
     return tl.load(ptrs + group * N_MIX * stride_k, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def store_group(ptrs, value, mask, stride_k, group: tl.constexpr, N_MIX: tl.constexpr):
-    """Write a group that `load_group` reads."""
+    """Write a group in the layout of `load_group`."""
     tl.store(ptrs + group * N_MIX * stride_k, value.to(ptrs.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def load_atoms(ptrs, mask_p, stride_k, first, N_ATOMS: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The logits of atoms `first`, ... of every pixel, (BLOCK_P, BLOCK_K) in float32, -inf where
-    none is; and their indices, (1, BLOCK_K), as floats. ptrs: of the lanes of atom 0."""
+    """The logits of atoms first .. of every pixel, (BLOCK_P, BLOCK_K) in float32, padded with -inf;
+    and their indices, (1, BLOCK_K), as floats. ptrs: pointers for first = 0."""
     atom = first + tl.arange(0, BLOCK_K)[None, :]
     mask = mask_p[:, None] & (atom < N_ATOMS)
     logit = tl.load(ptrs + first * stride_k, mask=mask, other=float("-inf")).to(tl.float32)
@@ -48,25 +48,25 @@ def log_prob_kernel(
     x_ptr,  # (B, C, H, W)
     params_ptr,  # (B, P, H, W)
     log_prob_ptr,  # (B, H, W), contiguous, float32
-    grad_x_ptr,  # (B, C, H, W), contiguous; None: not wanted
-    grad_params_ptr,  # (B, P, H, W); None: not wanted
+    grad_x_ptr,  # (B, C, H, W), contiguous; or None
+    grad_params_ptr,  # (B, P, H, W), or None
     pixels,  # H W
     width,
     blocks,  # programs per image
     x_strides,  # image, channel, row, column
     params_strides,
-    grad_strides,  # image, channel, column of grad_params, whose rows follow each other
-    noise,  # standard deviation and its logarithm; read by "gaussian" alone
+    grad_strides,  # image, channel, column of grad_params, whose rows are adjacent
+    noise,  # standard deviation and its logarithm; only for "gaussian"
     log_noise,
     N_MIX: tl.constexpr,
     CHANNELS: tl.constexpr,
     LIKELIHOOD: tl.constexpr,
     N_ATOMS: tl.constexpr,
-    BYTES: tl.constexpr,  # tuple of their bytes; None: all 256 in order
-    ROWS_FOLLOW: tl.constexpr,  # in x and params too: an image is then one row of pixels
+    BYTES: tl.constexpr,  # bytes of the atoms; None: all 256 in order
+    ROWS_FOLLOW: tl.constexpr,  # rows of x and params are adjacent too: an image is one long row
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    UNROLL: tl.constexpr,  # tiles of atoms that are loaded before the first is needed
+    UNROLL: tl.constexpr,  # tiles of atoms that are loaded ahead
 ):
     image = (tl.program_id(0) // blocks).to(tl.int64)
     block = (tl.program_id(0) % blocks).to(tl.int64)
@@ -74,7 +74,7 @@ def log_prob_kernel(
     offs_k = tl.arange(0, BLOCK_K).to(tl.int64)
     mask_p = offs_p < pixels
     mask_k = offs_k < N_MIX
-    mask = mask_p[:, None] & mask_k[None, :]  # (BLOCK_P, BLOCK_K), as all tiles
+    mask = mask_p[:, None] & mask_k[None, :]  # (BLOCK_P, BLOCK_K), like all tiles
     if ROWS_FOLLOW:
         x_offs = offs_p * x_strides[3]
         params_offs = offs_p * params_strides[3]
@@ -113,10 +113,10 @@ def log_prob_kernel(
             x2, mean2, scale2, noise, log_noise, LIKELIHOOD
         )
         exponent = exponent + exponent1 + exponent2
-        factor = factor * factor1 * factor2  # > 1e-5: a sum scaled by exponents alone is safe
+        factor = factor * factor1 * factor2  # > 1e-5: scaling a sum by exponents is enough
 
     # log sum_k pi_k p_k = log sum_k factor_k e^(logit_k + exponent_k) - log sum_k e^logit_k, where
-    # an atom has p = 1 at its byte, else 0.
+    # an atom has p = 1 at its byte and 0 elsewhere.
     logit = tl.where(mask_k[None, :], logit, float("-inf"))
     top_logit = logit
     if N_ATOMS > 0:
@@ -137,7 +137,7 @@ def log_prob_kernel(
     joint = (logit - shift) + exponent
     top_joint = joint
     if N_ATOMS > 0:
-        atom_joint = atom_here - shift  # of the only one that may be possible; -inf elsewhere
+        atom_joint = atom_here - shift  # -inf except at the only atom with p > 0
         top_joint = tl.maximum(top_joint, atom_joint)
     max_joint = tl.max(top_joint, axis=1)[:, None]
     weight = tl.exp(logit - max_logit)
@@ -206,10 +206,10 @@ def log_prob_kernel(
 
 
 def log_prob_tiling(n_mix: int, channels: int, likelihood: str) -> tuple[int, int, int]:
-    """Tiles of (block_p, block_k), and the number of warps that share them.
+    """(block_p, block_k, num_warps): the size of the tiles, and the warps that share them.
 
-    Of RGB some 20 tiles are alive at a time. With 4 numbers of each in a thread the discretized
-    likelihood spills.
+    For RGB about 20 tiles are live at a time. With 4 elements of each per thread, the discretized
+    likelihood spills registers.
     """
     numbers, num_warps = (2, 8) if channels == 3 and likelihood == "discretized" else (4, 4)
     block_k = triton.next_power_of_2(n_mix)
@@ -227,11 +227,11 @@ def log_prob(
     atoms: Sequence[int] = (),
     smoothing_scale: float = 0.0,
 ) -> None:
-    """Write log_prob, and the gradients of its sum where there is a tensor for them.
+    """Write log_prob, and the gradients of its sum into those tensors that are not None.
 
     x: (B, C, H, W) and params (B, P, H, W), float32 or shorter, with any strides. log_prob:
     (B, H, W) float32, contiguous. grad_x: as x, contiguous. grad_params: as params, contiguous or
-    channels_last. Every set of atoms is compiled for itself.
+    channels_last. Each set of atoms compiles a kernel of its own.
     """
     batch, channels, height, width = x.shape
     n_mix = (params.shape[1] - len(atoms)) // (3 if channels == 1 else 10)

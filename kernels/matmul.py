@@ -1,16 +1,16 @@
-"""The matmuls behind every convolution, forward and backward.
+"""The matmuls that compute every convolution, forward and backward.
 
 A convolution is a matmul of rows by weights. Rows are as in `geometry.PaddedImages`: pixels in
-order, with zeros between the images and between their rows. So each tap is a constant distance
-away, and nothing is masked or divided in a loop. Both operands go from memory to shared memory as
-they are: on Hopper a matrix instruction with an operand in registers runs on while the program
-does, and some versions of Triton overwrite those registers too early.
+order, with zeros between the images and between their rows. So each tap is at a constant distance,
+and the loop needs no masks or divisions. Both operands go from global to shared memory unchanged:
+on Hopper a matrix instruction with an operand in registers is asynchronous, and some versions of
+Triton overwrite those registers too early.
 
 The contracted index K, the last dimension of weights, runs over KH rows of taps of KW x C numbers,
-then over PLANES images of C channels that are read at the pixel (a skip's 1x1 convolution).
+then over PLANES images of C channels that are read at the pixel (the 1x1 convolution of a skip).
 
-A program has block_p rows that are pixels by n1 + n2 columns, as two accumulators: 160 = 128 + 32
-columns cost no padding. A weight gradient contracts all rows, with the zeros.
+A program computes block_p pixels by n1 + n2 columns, in two accumulators: 160 = 128 + 32 columns
+need no padding. A weight gradient contracts all rows, including the zeros.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Columns of the accumulator that n2 = 0 leaves unused; no instruction comes of it.
+# Columns of the second accumulator if n2 = 0; the compiler removes it.
 UNUSED = tl.constexpr(16)
 
 
@@ -33,10 +33,10 @@ def row_of(pixel, size, G: tl.constexpr):
 
 @triton.jit
 def rows_of_pixels(first, size, G: tl.constexpr):
-    """Rows (`geometry.PaddedImages`) of block_p pixels from `first` on, in B, H, W order.
+    """Rows (`geometry.PaddedImages`) of block_p pixels starting at `first`, in B, H, W order.
 
-    Returns (row of the first int64, int32 offsets from it (block_p,), which exist (block_p,)):
-    64-bit division is slow, and 64-bit offsets take twice the registers.
+    Returns (row of the first int64, int32 offsets from it (block_p,), mask (block_p,)): 64-bit
+    division is slow, and 64-bit offsets take twice the registers.
     """
     base = row_of(first, size, G)
     pixel = first + tl.arange(0, G.block_p)
@@ -48,7 +48,7 @@ def rows_of_pixels(first, size, G: tl.constexpr):
 @triton.jit
 def zeros(ROWS: tl.constexpr, G: tl.constexpr):
     """Two accumulators, (ROWS, n1) and (ROWS, n2)."""
-    # Triton 3.6 takes no number of a geometry in a tuple.
+    # Triton 3.6 does not accept a field of a geometry in a tuple.
     first: tl.constexpr = G.n1
     second: tl.constexpr = G.n2 if G.n2 > 0 else UNUSED
     return tl.zeros((ROWS, first), dtype=G.acc), tl.zeros((ROWS, second), dtype=G.acc)
@@ -61,10 +61,10 @@ def matmul(
 ):  # fmt: skip
     """The tile of program `pid` in a product of pixels and N columns.
 
-    Returns the accumulators (block_p, n1) and (block_p, n2), the number of the block of pixels, the
-    first column, and what `rows_of_pixels` returns for the block. a: planes of rows of C channels;
-    w: (N, K). size: (batch, height, width). steps: of block_k numbers; no constant, or the compiler
-    unrolls the loop.
+    Returns the accumulators (block_p, n1) and (block_p, n2), the index of the block of pixels, the
+    first column, and the result of `rows_of_pixels` for the block. a: planes of rows of C channels;
+    w: (N, K). size: (batch, height, width). steps: number of steps of block_k; not a constexpr, or
+    the compiler unrolls the loop.
     """
     KH: tl.constexpr = G.taps.kh
     BLOCK_N: tl.constexpr = G.n1 + G.n2
@@ -77,7 +77,7 @@ def matmul(
     acc, acc2 = zeros(G.block_p, G)
     a_ptr += base * C
     pitch = size[2] + G.before
-    first_tap = G.taps.top * pitch + G.taps.left  # rows that the first tap lies before the pixel
+    first_tap = G.taps.top * pitch + G.taps.left  # rows from the first tap to the pixel
     RUN: tl.constexpr = G.taps.kw * C
     TAPS: tl.constexpr = KH * G.taps.kw
     K: tl.constexpr = (TAPS + PLANES) * C
@@ -95,7 +95,7 @@ def matmul(
     for step in range(steps):
         first_k = step * BLOCK_K
         if IN_ONE_TAP:
-            # All taps of some channels, then the next: their rows overlap, and lie in L1 by then.
+            # All taps of some channels, then of the next: the taps' rows overlap, so L1 has them.
             part = step // TAPS
             tapped = (step - part * TAPS) * C + part * BLOCK_K
             first_k = tl.where(first_k < TAPS * C, tapped, first_k)
@@ -110,7 +110,7 @@ def matmul(
             at_pixel = first_tap * C + over - plane * C
             at_pixel += (plane + 1).to(tl.int64) * plane_stride
             offset = tl.where(over >= 0, at_pixel, offset)
-        # Zeros in the last step keep out the numbers behind K, even a NaN.
+        # Zeros in the last step mask the numbers after K, even a NaN.
         mask_k = (first_k + offs_k < K)[None, :]
         if WHOLE:
             a = tl.load(a_ptrs + offset, cache_modifier=".ca")
@@ -126,7 +126,7 @@ def matmul(
 
 @triton.jit
 def slices(acc, WIDTH: tl.constexpr):
-    """The columns of acc as blocks of WIDTH, or acc alone if it has no more."""
+    """The columns of acc in blocks of WIDTH; acc itself if it has at most WIDTH columns."""
     if acc.shape[1] <= WIDTH:
         return (acc,)
     else:
@@ -137,9 +137,9 @@ def slices(acc, WIDTH: tl.constexpr):
 
 @triton.jit
 def parts_of(acc, acc2, WIDTH: tl.constexpr, G: tl.constexpr):
-    """The columns of both accumulators in blocks of WIDTH, of which the last may be narrower.
+    """The columns of both accumulators in blocks of WIDTH; the last one may be narrower.
 
-    An epilogue takes one after the other: the temporaries of all at once would spill.
+    An epilogue processes one block at a time: the temporaries of all blocks would spill.
     """
     parts = slices(acc, WIDTH)
     if G.n2 > 0:
@@ -149,7 +149,7 @@ def parts_of(acc, acc2, WIDTH: tl.constexpr, G: tl.constexpr):
 
 @triton.jit
 def load_weights(ptrs, mask_k, offs_n, N: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
-    """A block of weights (columns, K), masked only where it may end in the middle."""
+    """A block of weights (columns, K), masked only if it may extend beyond the end."""
     if N % BLOCK != 0:
         w = tl.load(ptrs, mask=mask_k & (offs_n < N)[:, None], other=0.0)
     elif WHOLE:
@@ -166,10 +166,10 @@ def weight_gradient_tile(
 ):  # fmt: skip
     """A tile of partial (splits, K, D): sums over a split's rows of E[row + tap] x g[row].
 
-    E has C channels a row and K = (taps + PLANES) C columns of the matmul, g D channels and zeros
-    in rows that are no pixels. A split has `steps` blocks of block_p rows, the last one the rest.
-    A tile has block_k of K: all taps of PART channels, then of the next, whose rows overlap and lie
-    in L1.
+    E has C channels per row and K = (taps + PLANES) C columns; g has D channels, and zeros in
+    padding rows. A split has `steps` blocks of block_p rows; the last split has the remaining
+    blocks. A tile has block_k columns: all taps of PART channels, then of the next, so that
+    overlapping rows come from L1.
     """
     KH: tl.constexpr = G.taps.kh
     BLOCK_M: tl.constexpr = G.block_k
@@ -193,7 +193,7 @@ def weight_gradient_tile(
         at_pixel = (over // C + 1).to(tl.int64) * plane_stride + over % C
         offset = tl.where(over >= 0, at_pixel, offset)
     if PART < C:
-        # The compiler does not see that a part lies in one piece.
+        # The compiler does not see that the columns of a part are contiguous.
         offset = tl.max_contiguous(tl.multiple_of(offset, 8), 8)
     first_n = tile % blocks_n * BLOCK_N
     offs_n = first_n + tl.arange(0, G.n1)
@@ -228,6 +228,6 @@ def weight_gradient_tile(
 
 @triton.jit
 def load_columns(ptrs, offs_n, N: tl.constexpr, BLOCK: tl.constexpr):
-    """A block (rows, columns), masked only where the columns may end in the middle."""
+    """A block (rows, columns), masked only if the columns may extend beyond the end."""
     mask = (offs_n < N)[None, :]
     return tl.load(ptrs, mask=mask, other=0.0) if N % BLOCK != 0 else tl.load(ptrs)

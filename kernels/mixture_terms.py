@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 MIN_LOG_SCALE = tl.constexpr(-7.0)
-HALF_STEP = tl.constexpr(1 / 255)  # delta, half the distance of neighbouring bytes in [-1, 1]
+HALF_STEP = tl.constexpr(1 / 255)  # delta, half the distance between neighbouring bytes
 LOG_STEP = tl.constexpr(-4.848116364598481)  # log(2 delta)
 OUTER_BYTE = tl.constexpr(0.999)  # beyond it, the outer bytes take the tails
 LARGE_LOGIT = tl.constexpr(256.0)
@@ -34,8 +34,8 @@ EXP_4 = tl.constexpr(0.0013926184)
 
 @triton.jit
 def exp_pair(y):
-    """exp(y) and exp(y) - 1 for y <= 88, within 2 ulp; exp is never under 1.2e-38. NaN for NaN."""
-    # The hardware's has an error of 1e-5 at -80, and minus 1 it has no digit of a small y.
+    """exp(y) and exp(y) - 1 for y <= 88, within 2 ulp; exp is at least 1.2e-38. NaN for NaN."""
+    # The hardware's exp has an error of 1e-5 at -80, and exp(y) - 1 cancels for small y.
     y = tl.where(y < LEAST_EXP, LEAST_EXP, y)
     shifted = y * LOG2_E + ROUND
     n = shifted - ROUND
@@ -63,12 +63,12 @@ def colour_density(distance, log_scale, inverse_scale):
 
 @triton.jit
 def colour_mass(x, distance, log_scale, inverse_scale):
-    """As colour_density, for the probability of the byte of x.
+    """Like colour_density, for the probability of the byte of x.
 
     With a, b = (x - mean +- delta) / s and D = a - b, that is sigma(a) - sigma(b), for byte 0
     sigma(a), for byte 255 sigma(-b). One edge of the byte is far, |z| + D/2, and one near,
     |z| - D/2: sigma(far) sigma(-near) (1 - e^-D) whatever the sign of z. And 1 - e^-D = D phi(D),
-    log D = log(2 delta) - log s: no small difference, and no underflow at any scale.
+    log D = log(2 delta) - log s: nothing cancels, and nothing underflows at any scale.
     """
     z = distance * inverse_scale
     half = HALF_STEP * inverse_scale  # D / 2 <= 4.3
@@ -86,7 +86,7 @@ def colour_mass(x, distance, log_scale, inverse_scale):
     phi = one_less / width
     d_width = exp_half * exp_half * width / one_less  # D / (e^D - 1)
 
-    # The outermost bytes keep one edge: byte 0 the upper, a, which is the far one if z >= 0.
+    # The outermost bytes have one edge: byte 0 the upper one, a, which is far if z >= 0.
     is_first = x < -OUTER_BYTE
     is_last = x > OUTER_BYTE
     outer = is_first | is_last
@@ -107,9 +107,9 @@ def colour_mass(x, distance, log_scale, inverse_scale):
 
 @triton.jit
 def colour_gaussian(distance, log_scale, inverse_scale, noise, log_noise):
-    """As colour_density, for a Gaussian of variance v = noise^2 + s^2.
+    """Like colour_density, for a Gaussian of variance v = noise^2 + s^2.
 
-    With q = noise / s, v = s^2 (1 + q^2), which overflows at no scale.
+    With q = noise / s, v = s^2 (1 + q^2), which does not overflow at any scale.
     """
     z = distance * inverse_scale
     ratio = noise * inverse_scale
@@ -124,8 +124,9 @@ def colour_gaussian(distance, log_scale, inverse_scale, noise, log_noise):
 
 @triton.jit
 def colour_terms(x, mean, raw_log_scale, noise, log_noise, LIKELIHOOD: tl.constexpr):
-    """p = factor exp(exponent) of one colour, 0.02 < factor <= 1, and the derivatives of log p by
-    x and by the raw log-scale; all (BLOCK_P, BLOCK_K) but x (BLOCK_P, 1). noise: of "gaussian"."""
+    """p = factor exp(exponent) of one colour, 0.02 < factor <= 1, and the derivatives of log p with
+    respect to x and the raw log-scale. All are (BLOCK_P, BLOCK_K), except x (BLOCK_P, 1). noise:
+    for "gaussian"."""
     clamped = raw_log_scale < MIN_LOG_SCALE
     log_scale = tl.where(clamped, MIN_LOG_SCALE, raw_log_scale)
     inverse_scale, _ = exp_pair(-log_scale)
@@ -151,15 +152,15 @@ def tanh_pair(w):
 
 @triton.jit
 def byte_of(x):
-    """The nearest whole number to (x + 1) 127.5, as a float; NaN for NaN."""
+    """The integer nearest to (x + 1) 127.5, as a float; NaN for NaN."""
     return ((x + 1.0) * 127.5 + ROUND) - ROUND
 
 
 @triton.jit
 def index_among(byte, BYTES: tl.constexpr):
-    """Index of `byte` in the tuple BYTES, as a float; if it is absent, a number that is no index.
+    """Index of `byte` in the tuple BYTES, as a float; if absent, a number that is not an index.
 
-    BYTES: None for all 256 in their order.
+    BYTES: None for all 256 in order.
     """
     if BYTES is None:
         index = byte
@@ -173,5 +174,5 @@ def index_among(byte, BYTES: tl.constexpr):
 @triton.jit
 def shift_of(max_logit):
     """The number to subtract from all logits before an exponent is added: a large logit would round
-    the exponent away. It is 0 for small logits, whose sums keep their bits."""
+    the exponent away. It is 0 for small logits, whose sums do not change."""
     return tl.where(tl.abs(max_logit) > LARGE_LOGIT, max_logit, 0.0)

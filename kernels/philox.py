@@ -1,4 +1,4 @@
-"""Philox words of images, as `philox.image_words` makes them, and the noise that they choose."""
+"""Philox words of images, as in `philox.image_words`, and noise drawn from them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 from .geometry import cdiv
 from .launch import launch, prepare
 
-BLOCK = 256  # calls of Philox in a program
+BLOCK = 256  # Philox calls per program
 
 
 @triton.jit
 def words_of(
     call, seed_ptr, seed, first_index_ptr, last_word, CALLS: tl.constexpr,
 ):  # fmt: skip
-    """The four words of call number `call` (int64): number call % CALLS of an image."""
+    """The four words of Philox call `call` (int64), which is call % CALLS of its image."""
     if seed_ptr is None:
         key = tl.full((1,), seed, tl.int64)
     else:
@@ -33,11 +33,11 @@ def words_of(
 @triton.jit
 def image_words_kernel(
     words_ptr,  # (images, CALLS, 4) int64
-    seed_ptr, first_index_ptr,  # int64 without dimensions; without a seed_ptr `seed` is taken
+    seed_ptr, first_index_ptr,  # int64 scalars; if seed_ptr is None, `seed` is used
     seed, last_word, total,
     CALLS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write the words of `total` calls of Philox."""
+    """Write the words of `total` Philox calls."""
     call = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = call < total
     w0, w1, w2, w3 = words_of(call, seed_ptr, seed, first_index_ptr, last_word, CALLS=CALLS)
@@ -49,7 +49,7 @@ def image_words_kernel(
 
 @triton.jit
 def store_chosen(out_ptr, table_ptr, word, offset, mask):
-    """The entry of the table that the upper 23 bits of a word choose."""
+    """Store the table's entry at the upper 23 bits of a word."""
     value = tl.load(table_ptr + (word >> 9).to(tl.int32), mask=mask, other=0.0)
     tl.store(out_ptr + offset, value, mask=mask)
 
@@ -61,7 +61,7 @@ def noise_kernel(
     seed_ptr, first_index_ptr, seed, last_word, total,
     SIZE: tl.constexpr, CALLS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write the noise of each number of an image: that of word i is element i."""
+    """Write the noise of images: word i of an image selects element i."""
     call = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = call < total
     w0, w1, w2, w3 = words_of(call, seed_ptr, seed, first_index_ptr, last_word, CALLS=CALLS)
@@ -76,7 +76,7 @@ def noise_kernel(
 def image_words(
     n_images: int, n_counters: int, seed: int | Tensor, first_index: Tensor, last_word: int
 ) -> Tensor:
-    """As `philox.image_words`: (n_images, n_counters, 4) int64, on first_index's device."""
+    """`philox.image_words`: (n_images, n_counters, 4) int64, on first_index's device."""
     words = torch.empty((n_images, n_counters, 4), dtype=torch.int64, device=first_index.device)
     _launch(image_words_kernel, n_images, n_counters, seed, first_index, last_word, words_ptr=words)
     return words
@@ -85,7 +85,7 @@ def image_words(
 def noise(
     n_images: int, size: int, table: Tensor, seed: int | Tensor, first_index: Tensor, last_word: int
 ) -> Tensor:
-    """(n_images, size) entries of a table (2**23,), each chosen by a word of its image."""
+    """(n_images, size) entries of a table (2**23,), each selected by a word of its image."""
     chosen = torch.empty((n_images, size), dtype=table.dtype, device=table.device)
     _launch(
         noise_kernel, n_images, cdiv(size, 4), seed, first_index, last_word,
@@ -95,7 +95,7 @@ def noise(
 
 
 def as_int64(seed: int) -> int:
-    """The signed number with the bits of a seed in 0 .. 2**64 - 1."""
+    """The int64 with the bits of a seed in 0 .. 2**64 - 1."""
     return seed - 2**64 if seed >= 2**63 else seed
 
 

@@ -1,7 +1,7 @@
 """Block sizes: pure functions of shape, dtype and compute capability.
 
-Not tuned on a card: the sizes keep accumulators in registers and the stages of loads in shared
-memory. The ahead-of-time tests verify that.
+The sizes are not tuned on a GPU: they keep accumulators in registers and the stages of loads in
+shared memory. The ahead-of-time tests verify that.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 Format = Literal["half", "tf32", "ieee"]
-# Multiprocessors that work is divided among. A constant, so that the order of a sum depends on the
-# shape alone, not on the card: an H100 has these; an A100 has 108.
+# Multiprocessors among which work is divided: those of an H100 (an A100 has 108). It is a constant
+# so that the order of a sum depends only on the shape, not on the GPU.
 PROCESSORS = 132
 
 
 class MatmulTiling(NamedTuple):
-    """A program has block_p rows by n1 + n2 columns and contracts block_k numbers a step.
+    """A program computes block_p rows by n1 + n2 columns and contracts block_k numbers per step.
 
     In a weight gradient block_p rows are contracted and the output has block_k rows.
     """
@@ -34,8 +34,8 @@ class MatmulTiling(NamedTuple):
 
 def columns_of(n: int, widest: int, narrowest: int = 16) -> tuple[int, int]:
     """Two powers of two, the second possibly 0, for programs that share n columns evenly: 160 is
-    128 + 32, 40 is 32 + 16 or before Hopper 32 + 8. A program has 16 to `widest` columns, its
-    second part at least `narrowest`."""
+    128 + 32, 40 is 32 + 16 (before Hopper 32 + 8). A program has 16 to `widest` columns; its second
+    part has at least `narrowest`."""
     programs = -(-n // widest)
     share = max(16, -(-n // programs))
     first = 1 << (share.bit_length() - 1)
@@ -48,7 +48,7 @@ def columns_of(n: int, widest: int, narrowest: int = 16) -> tuple[int, int]:
 def matmul_tiling(
     rows: int, columns: int, k: int, numbers: Format, capability: int
 ) -> MatmulTiling:
-    """The tiling of rows x columns sums over k numbers. capability: 80, 86, 90, ..."""
+    """The tiling of a (rows x k) by (k x columns) matmul. capability: 80, 86, 90, ..."""
     if numbers == "ieee":
         return MatmulTiling(32, *columns_of(columns, 32), 16, 4, 2)
     size = 2 if numbers == "half" else 4
@@ -59,7 +59,7 @@ def matmul_tiling(
 
     def clocks(height: int) -> float:
         programs = -(-rows // height) * -(-columns // (n1 + n2))
-        # A row is read once for some three taps.
+        # A row is read once for about three taps.
         read = height / 3 + n1 + n2
         return -(-programs // PROCESSORS) * tile_clocks(height * (n1 + n2), read)
 
@@ -71,7 +71,7 @@ def matmul_tiling(
     def tiling(n1: int, n2: int, largest: int) -> MatmulTiling:
         # Each thread then has 16 bytes to load of the smaller block of weights.
         smallest = min(16 * 32 * warps // ((n2 or n1) * size), largest)
-        # The largest step that wastes at most a tenth, or the one that wastes least.
+        # The largest step that wastes at most a tenth, else the step that wastes least.
         blocks = [block for block in (128, 64, 32, 16) if smallest <= block <= largest]
         useful = {block: k / (-(-k // block) * block) for block in blocks}
         good = [block for block in blocks if useful[block] >= 0.9]
@@ -84,24 +84,24 @@ def matmul_tiling(
 
     best = tiling(n1, n2, 128 // size)
     if numbers == "half" and warps == 4 and capability < 90:
-        # Eight columns need longer steps to have those 16 bytes. On Hopper Triton 3.6 multiplies
-        # eight columns by another instruction, and would wait for each of Hopper's own.
+        # Eight columns need longer steps to load those 16 bytes. On Hopper, Triton 3.6 uses another
+        # instruction for eight columns, and would wait for each of Hopper's own.
         best = min(best, tiling(*columns_of(columns, 160, 8), 128), key=padded_products)
     return best
 
 
 def tile_clocks(products: int, read: float) -> float:
-    """Approximate clocks of an H100 for each contracted number of a tile: of tensor cores at 4096
-    FLOP a clock, or of the second-level cache at 28 bytes, 2 a number."""
+    """Approximate H100 clocks per contracted number of a tile: the larger of tensor cores at 4096
+    FLOP per clock and L2 cache at 28 bytes per clock, with 2 bytes per number."""
     return max(products / 2048, read / 14)
 
 
 def gradient_tiling(k: int, columns: int, numbers: Format, capability: int) -> MatmulTiling:
-    """The tiling of a weight gradient of k x columns sums over rows. capability: 80, 86, 90, ..."""
+    """The tiling of a weight gradient (k x columns), summed over rows. capability: 80, 86, ..."""
     if numbers == "ieee":
         return MatmulTiling(16, *columns_of(columns, 32), 32, 4, 2)
     if numbers == "tf32":
-        # Two warps: Hopper's own instruction takes TF32 only in the other memory order.
+        # Two warps: Hopper's own instruction supports TF32 only in the other memory order.
         return MatmulTiling(32, *columns_of(columns, 64), 64, 2, 3)
     if k < 128:
         return MatmulTiling(64, *columns_of(columns, 128), 64, 4, 3)
@@ -117,7 +117,7 @@ def gradient_tiling(k: int, columns: int, numbers: Format, capability: int) -> M
 class DividedGradient(NamedTuple):
     """How a weight gradient is divided: tiles of the result, and splits of the rows into parts.
 
-    A split has `steps` blocks of rows, the last one the rest of all `blocks`.
+    A split has `steps` of the `blocks` blocks of rows; the last split has the remaining ones.
     """
 
     tiling: MatmulTiling
@@ -128,7 +128,7 @@ class DividedGradient(NamedTuple):
 
 
 def divide(tiling: MatmulTiling, rows: int, k: int, columns: int, programs: int) -> DividedGradient:
-    """A weight gradient divided among `programs`, or among its tiles if these are more."""
+    """Divide a weight gradient among `programs`, or among its tiles if there are more tiles."""
     tiles = -(-k // tiling.block_k) * -(-columns // tiling.block_n)
     blocks = rows // tiling.block_p
     steps = -(-blocks // max(1, min(blocks, programs // tiles)))
@@ -138,8 +138,8 @@ def divide(tiling: MatmulTiling, rows: int, k: int, columns: int, programs: int)
 def divide_gradients(
     rows: int, ks: tuple[int, int], filters: int, numbers: Format, capability: int
 ) -> tuple[DividedGradient, DividedGradient]:
-    """The weight gradients of a gated resnet's two convolutions, divided so that the programs of
-    both, in one wave, end together. They are ks by `filters` and by twice as many."""
+    """Divide the weight gradients of a gated resnet's two convolutions so that the programs of both
+    run in one wave and end together. They are ks[0] x filters and ks[1] x 2 filters."""
     shapes = tuple(zip(ks, (filters, 2 * filters), strict=True))
     tilings = [gradient_tiling(k, columns, numbers, capability) for k, columns in shapes]
     warps = max(tiling.num_warps for tiling in tilings)
@@ -155,9 +155,9 @@ def divide_gradients(
         return hidden, out
 
     def waves_and_clocks(pair: tuple[DividedGradient, DividedGradient]) -> tuple[int, float]:
-        """Waves of the programs of both, and about the clocks of the longest program."""
+        """Waves of the programs of both, and the approximate clocks of the longest program."""
         tiles = ((p.tiling.block_k, p.tiling.block_n, p.steps * p.tiling.block_p) for p in pair)
         longest = max(rows * tile_clocks(k * n, k + n) for k, n, rows in tiles)
-        return -(-sum(one.tiles * one.splits for one in pair) // PROCESSORS), longest
+        return -(-sum(gradient.tiles * gradient.splits for gradient in pair) // PROCESSORS), longest
 
     return min(map(share, range(1, PROCESSORS)), key=waves_and_clocks)

@@ -11,12 +11,12 @@ from torch import Tensor
 from .geometry import cdiv
 from .launch import launch, prepare
 
-BLOCK_D = tl.constexpr(4)  # filters of a program
+BLOCK_D = tl.constexpr(4)  # filters per program
 BLOCK_K = tl.constexpr(256)
 
 
 class Rows(NamedTuple):
-    """Filters of a channels_last kernel as a matrix: their number, their elements, and strides."""
+    """A channels_last kernel as a matrix of filters: filters, elements per filter, strides."""
 
     filters: int
     size: int
@@ -25,7 +25,7 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, v: Tensor, transposed: bool) -> Rows:
-        """Of v (D, C, kh, kw), or (C, D, kh, kw) if it is transposed; both channels_last."""
+        """The rows of v (D, C, kh, kw), or (C, D, kh, kw) if transposed; both channels_last."""
         filters = v.shape[1 if transposed else 0]
         size = v.numel() // max(filters, 1)
         return cls(filters, size, *((1, filters) if transposed else (size, 1)))
@@ -102,7 +102,7 @@ def fold_gradient(
     grads: tuple[Tensor, Tensor],
     transposed: bool,
 ) -> None:
-    """Write the gradients of v and of the gains. dw: of any dtype, channels_last."""
+    """Write the gradients of v and of the gains. dw: any dtype, channels_last."""
     rows = Rows.of(v, transposed)
     prepared = prepare((cdiv(rows.filters, BLOCK_D.value),), rows=tuple(rows), num_warps=4)
     launch(

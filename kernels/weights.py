@@ -1,11 +1,11 @@
-"""Weights into the order that the matmuls read, and their gradients back.
+"""Packing of weights into the order that the matmuls read, and unpacking of their gradients.
 
-A packed weight is (D, T C) for a convolution, by tap and then channel, and for the adjoint
-(C, T D) with the taps turned around. Columns that an epilogue takes in pairs lie side by side: A_i
-and G_i of a gate, the gradients of elu(x_i) and elu(-x_i). Weight norm is folded on the way.
+A packed weight is (D, T C) for a convolution, ordered by tap, then channel, and (C, T D) for the
+adjoint, with the taps flipped. Columns that an epilogue combines are adjacent: A_i and G_i of a
+gate, the gradients of elu(x_i) and elu(-x_i). Packing also folds weight norm.
 
-Back, programs of last_gradients_kernel add the parts of a weight gradient, differentiate weight
-norm and sum the biases' gradients.
+Programs of last_gradients_kernel add the partial sums of a weight gradient, differentiate weight
+norm and sum the gradients of the biases.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from .launch import launch, prepare
 
 Value = TypeVar("Value")
 Strides = tuple[int, int, int]  # of filter, channel and tap
-BLOCK_D = tl.constexpr(8)  # filters of a program
+BLOCK_D = tl.constexpr(8)  # filters per program
 BLOCK_K = tl.constexpr(256)
-BLOCK_S = tl.constexpr(4)  # parts of a gradient that are added at once
+BLOCK_S = tl.constexpr(4)  # partial sums of a gradient that are added at once
 
 
 @triton.jit
 def source_of(k, stride_c, stride_t, T, C, S0, S1):
-    """Offsets in their filter of the numbers k = (tap, channel) of a packed row, and a mask.
+    """Offsets, within a filter, of the elements k = (tap, channel) of a packed row, and a mask.
 
-    With S0 > 0 of the skips', of S0 and S1 channels: a "tap" is a plane of C / 2 channels of one.
+    S0 > 0 means nin_skip, for skips of S0 and S1 channels: a "tap" is then a plane of C / 2
+    channels of one skip.
     """
     tap = k // C
     channel = k % C
@@ -57,7 +58,7 @@ def offset_of(layout, d, c, t):
 
 @triton.jit
 def interleaved(n, count, half):
-    """Index of n once the two halves are interleaved: 0, half, 1, half + 1, ..."""
+    """New index of n when the two halves are interleaved: 0, half, 1, half + 1, ..."""
     return n % half * (count // half) + n // half
 
 
@@ -66,11 +67,11 @@ def pack_filters(
     v_ptr, gain_ptr, packed_ptr, block, source, forward, adjoint,
     NORMED: tl.constexpr, ADJOINT: tl.constexpr,
 ):  # fmt: skip
-    """Write BLOCK_D filters, g v / |v| or (without NORMED) v, for the convolution and, with
-    ADJOINT, for its adjoint.
+    """Write BLOCK_D filters, g v / |v| (NORMED) or v, for the convolution and, with ADJOINT, for
+    its adjoint.
 
     source: taps, channels, filters, channels of two skips, and strides of filter, channel and tap.
-    forward, adjoint: a layout (see `offset_of`), and the size of each of the interleaved halves.
+    forward, adjoint: a layout (see `offset_of`), and the size of the interleaved halves.
     """
     T, C, D, S0, S1, stride_d, stride_c, stride_t = source
     d = block * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -110,7 +111,7 @@ def pack_kernel(
     v, gain, sources, forwards, adjoints, packed_ptr,
     NORMED: tl.constexpr, ADJOINT: tl.constexpr,
 ):  # fmt: skip
-    """Up to three weights v with their gains, one after the other."""
+    """Pack up to three weights v with their gains."""
     pid = tl.program_id(0)
     for i in tl.static_range(3):
         blocks = (sources[i][2] + BLOCK_D - 1) // BLOCK_D
@@ -135,7 +136,7 @@ def pad_to_three(values: Sequence[Value]) -> tuple[Value, ...]:
 
 
 def pack(operands: Operands, *, adjoint: bool) -> Tensor:
-    """The weights of a gated resnet in one tensor of x's dtype (see `geometry.packed_sizes`)."""
+    """Pack a gated resnet's weights into one tensor of x's dtype (see `geometry.packed_sizes`)."""
     x, weights, gains = operands.x, operands.weights, operands.gains
     f, _, kh, kw = operands.conv_in.shape
     channels = operands.skip_channels
@@ -173,7 +174,7 @@ def pack(operands: Operands, *, adjoint: bool) -> Tensor:
 
 @triton.jit
 def sum_parts(part_ptr, splits, offset, mask, part_stride, ACC: tl.constexpr):
-    """(BLOCK_K, BLOCK_D): the sum over splits of the numbers at `offset` of each."""
+    """(BLOCK_K, BLOCK_D): the sum over splits of the elements at `offset`."""
     total = tl.zeros((BLOCK_K, BLOCK_D), dtype=ACC)
     for first in range(0, splits, BLOCK_S):
         s = first + tl.arange(0, BLOCK_S)
@@ -193,9 +194,9 @@ def unpack_filters(
     T: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr,
     NORMED: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """From dw = the sum of parts (T C, D): dg = <dw, v> / |v| and dv = g / |v|
-    (dw - v <dw, v> / |v|^2) per filter, or dv = dw without NORMED; and the bias's, the sum of
-    `sums` (n_sums, D). v and dv share their strides."""
+    """With dw = the sum of parts (T C, D), write dg = <dw, v> / |v| and dv = g / |v|
+    (dw - v <dw, v> / |v|^2) per filter, or dv = dw without NORMED; and the gradient of the bias,
+    the sum of `sums` (n_sums, D). v and dv have the same strides."""
     d = block * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_d = d < D
     filter_ = d.to(tl.int64)[None, :] * stride_d
@@ -244,9 +245,10 @@ def unpack_block(
 ):  # fmt: skip
     """One program of the parameters' gradients: filters of conv_out, conv_in or nin_skip.
 
-    parts: (splits, (T + PLANES) 2F, F) of conv_in and the skips', (splits, T 2F, 2F) of conv_out;
-    sums of the biases' gradients, (blocks, F) and (blocks, 2F). counts: of parts, of sums. The
-    other tuples are of conv_in, conv_out and nin_skip, whose bias has conv_in's gradient.
+    parts: (splits, (T + PLANES) 2F, F) for conv_in and nin_skip, (splits, T 2F, 2F) for conv_out;
+    sums: partial sums of the biases' gradients, (blocks, F) and (blocks, 2F). counts: numbers of
+    parts, then of sums. The other tuples are for conv_in, conv_out and nin_skip. The biases of
+    conv_in and nin_skip have the same gradient.
     """
     T: tl.constexpr = G.taps.kh * G.taps.kw
     HIDDEN: tl.constexpr = (T + PLANES) * 2 * F * F
@@ -290,11 +292,11 @@ class Unpacked(NamedTuple):
 def unpacking(
     parts: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], operands: Operands
 ) -> tuple[dict[str, Tensor], Unpacked]:
-    """Room for the gradients of the parameters, by name, and the tensors of `unpack_block`, which
-    writes them. parts, sums: as there."""
+    """Uninitialised gradients of the parameters, by name, and the tensors of `unpack_block`, which
+    writes them. parts, sums: see `unpack_block`."""
     names = Operands._fields[3:12]  # weight and bias of each convolution, then the gains
     grads = {n: empty_weight(t) for n in names if (t := getattr(operands, n)) is not None}
-    of_weights, of_biases, of_gains = (
+    weight_grads, bias_grads, gain_grads = (
         [grads[name] for name in group if name in grads]
         for group in (names[0:6:2], names[1:6:2], names[6:])
     )
@@ -303,7 +305,7 @@ def unpacking(
         sums,
         v=pad_to_three(operands.weights),
         gain=pad_to_three(operands.gains or operands.weights),
-        grad_v=pad_to_three(of_weights),
-        grad_gain=pad_to_three(of_gains or of_weights),
-        grad_bias=pad_to_three(of_biases),
+        grad_v=pad_to_three(weight_grads),
+        grad_gain=pad_to_three(gain_grads or weight_grads),
+        grad_bias=pad_to_three(bias_grads),
     )
