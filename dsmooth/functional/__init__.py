@@ -1,4 +1,4 @@
-"""Ops as functions: each in plain PyTorch (impl="reference"), and most in faster ways too."""
+"""Functional ops: a PyTorch reference of each (impl="reference"), and native code of most."""
 
 from .dispatch import Impl, use_impl
 from .gated_resnet import gated_resnet

@@ -1,4 +1,4 @@
-"""Checks of tensors that several ops share."""
+"""Tensor checks that several ops share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def check_floating(name: str, tensor: object) -> None:
-    """Raise TypeError for what is no floating-point tensor."""
+    """Raise TypeError unless `tensor` is a floating-point tensor."""
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
@@ -22,9 +22,9 @@ def check_tensor(
     device: torch.device | None = None,
     dtypes: Collection[torch.dtype] = (),
 ) -> None:
-    """Raise TypeError for what is no tensor, ValueError for another shape, device or dtype.
+    """Raise TypeError unless `tensor` is a tensor, ValueError for a wrong shape, device or dtype.
 
-    shape: numbers, and letters for what may be any. dtypes: of several; any if there are none.
+    shape: numbers, or letters for dimensions of any size. dtypes: the allowed ones; empty for any.
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")

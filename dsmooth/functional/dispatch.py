@@ -1,4 +1,4 @@
-"""The choice of an implementation, where each can run, and the registration of operators."""
+"""Selection of an implementation, the conditions under which it runs, and operator registration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Impl = Literal["auto", "reference", "triton", "native"]
 _IMPLS = get_args(Impl)
 MIN_CAPABILITY = (8, 0)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Asked once: torch.compile of torch 2.11 cannot trace the question.
+# Computed once: torch.compile of torch 2.11 cannot trace is_autocast_available.
 _AUTOCAST_DEVICES = frozenset(
     device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)
 )
@@ -38,9 +38,9 @@ def resolve_impl(impl: Impl) -> Impl:
 
 @contextmanager
 def use_impl(impl: Impl) -> Iterator[None]:
-    """Make `impl` the choice of every op inside the block whose own `impl` is "auto".
+    """Context manager that sets the `impl` of every op whose own `impl` is "auto".
 
-    The setting belongs to the process, not to the thread.
+    The setting applies to the whole process, not only to the current thread.
     """
     global _current
     previous = _current
@@ -57,8 +57,8 @@ def choose(
 ) -> Impl:
     """The implementation of an op; "auto" is "triton" on cuda, else "native", else "reference".
 
-    obstacle: why an implementation cannot run, None if it can. Raises RuntimeError if an explicit
-    choice cannot run.
+    obstacle: returns the reason why an implementation cannot run, or None. Raises RuntimeError if
+    an explicit `impl` cannot run.
     """
     impl = resolve_impl(impl)
     chosen: Impl = impl if impl != "auto" else "triton" if device.type == "cuda" else "native"
@@ -73,21 +73,21 @@ def choose(
 
 
 def forward_mode_obstacle() -> str | None:
-    """Why an operator cannot compute in a block of forward-mode derivatives; None outside."""
-    # Not by tangents: in an inner `torch.func.jvp` the tensors of an outer one show none.
+    """The reason why an operator cannot run under forward-mode differentiation; None outside."""
+    # The level, not tangents: inside an inner `torch.func.jvp` the outer tensors show no tangents.
     inside = forward_ad._current_level >= 0
-    return "it has no forward-mode derivative, impl='reference' has" if inside else None
+    return "it has no forward-mode derivative; use impl='reference'" if inside else None
 
 
 def transform_obstacle() -> str | None:
-    """Why an operator cannot compute inside `torch.func.grad` or `vmap`; None outside."""
+    """The reason why an operator cannot run inside `torch.func.grad` or `vmap`; None outside."""
     if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
         return None
-    return "torch.func cannot transform it, impl='reference' it can"
+    return "torch.func cannot transform it; use impl='reference'"
 
 
 def constant_when_compiled(function: Function) -> Function:
-    """Mark a function whose result torch.compile may take as a constant."""
+    """Mark a function whose result torch.compile may treat as a constant."""
     # torch.compiler.assume_constant_result does the same, but imports the compiler: two seconds.
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -95,10 +95,11 @@ def constant_when_compiled(function: Function) -> Function:
 
 @constant_when_compiled
 def triton_obstacle(device: torch.device, *dtypes: torch.dtype, matmul: bool = True) -> str | None:
-    """Why Triton kernels cannot compute on tensors of this device and dtypes; None if they can.
+    """The reason why Triton kernels cannot run on tensors of this device and dtypes, or None.
 
-    Interpreted (TRITON_INTERPRET=1 before Triton was imported), for tests, they run on CPU tensors.
-    matmul: whether they multiply matrices; interpreted these take float64 but not bfloat16.
+    Under Triton's interpreter (TRITON_INTERPRET=1 before its import), for tests, they run on CPU
+    tensors. matmul: whether they multiply matrices; the interpreter supports float64 matmuls, but
+    not bfloat16.
     """
     if device.type not in ("cuda", "cpu"):
         return f"Triton runs on cuda tensors, got {device.type}"
@@ -108,14 +109,14 @@ def triton_obstacle(device: torch.device, *dtypes: torch.dtype, matmul: bool = T
         return "Triton is not installed"
     if INTERPRETED and matmul and torch.bfloat16 in dtypes:
         return "Triton's interpreter multiplies bfloat16 matrices wrongly"
-    taken = (*TRITON_DTYPES, *[torch.float64] * (INTERPRETED and matmul))
+    supported = (*TRITON_DTYPES, *[torch.float64] * (INTERPRETED and matmul))
     for dtype in dtypes:
-        if dtype not in taken:
-            return f"its kernels take {', '.join(map(str, taken))}, got {dtype}"
+        if dtype not in supported:
+            return f"its kernels support {', '.join(map(str, supported))}, got {dtype}"
     if (device.type == "cuda") == INTERPRETED:
         return (
             f"Triton runs on cuda tensors, got {device.type} (in a process started with "
-            "TRITON_INTERPRET=1 on cpu tensors alone)"
+            "TRITON_INTERPRET=1 only on cpu tensors)"
         )
     if device.type == "cpu":
         return None
@@ -125,8 +126,8 @@ def triton_obstacle(device: torch.device, *dtypes: torch.dtype, matmul: bool = T
 
 
 def takes_triton(device: torch.device, *dtypes: torch.dtype) -> bool:
-    """Whether Triton computes what has no `impl` and multiplies no matrices: on CUDA, or where
-    `use_impl` says so."""
+    """Whether Triton computes elementwise ops without an `impl` argument: on CUDA, or if `use_impl`
+    selects it."""
     impl = resolve_impl("auto")
     if impl != "triton" and (impl != "auto" or device.type != "cuda"):
         return False
@@ -136,19 +137,19 @@ def takes_triton(device: torch.device, *dtypes: torch.dtype) -> bool:
 
 @constant_when_compiled
 def native_obstacle(device_type: str, dtype: torch.dtype | None = None) -> str | None:
-    """Why the extension cannot compute on a device of this type, and in a dtype; None if it can."""
+    """The reason why the extension cannot compute on this device type, or in `dtype`; or None."""
     if device_type != "cpu":
-        return f"the extension computes it on cpu tensors, got {device_type}"
+        return f"the extension runs on cpu tensors, got {device_type}"
     if dtype not in (None, torch.float32, torch.float64, torch.bfloat16):
-        return f"it computes in float32, float64 and bfloat16, got {dtype}"
+        return f"the extension supports float32, float64 and bfloat16, got {dtype}"
     reason = _extension.unavailable_reason()
     if reason is not None:
-        _extension.warn_once("operations run in PyTorch, slower: %s", reason)
+        _extension.warn_once("operations run in PyTorch, which is slower: %s", reason)
     return reason
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype that autocast has an op compute x in, None where it does not."""
+    """The dtype to which autocast casts x for an op, or None."""
     device = x.device.type
     if x.dtype == torch.float64 or device not in _AUTOCAST_DEVICES:
         return None
@@ -156,7 +157,7 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def wanted_gradients(tensors: Iterable[Tensor | None]) -> list[bool]:
-    """Whether autograd will ask for the gradient of each of some tensors."""
+    """For each tensor, whether autograd needs its gradient."""
     graded = torch.is_grad_enabled()
     return [graded and tensor is not None and tensor.requires_grad for tensor in tensors]
 
@@ -171,17 +172,18 @@ def register_op(
     keep_inputs: bool = True,
     group: Callable[[tuple[Any, ...]], tuple[Any, ...]] = lambda arguments: arguments,
 ) -> tuple[Callable[..., Tensor], OpOverload, OpOverload]:
-    """A differentiable function, and its two operators.
+    """Register an op; return a differentiable function and its two operators.
 
-    dsmooth::NAME gives a result and `saved` tensors for the backward, dsmooth::NAME_backward the
-    gradients, on every device. Unlike `torch.library.custom_op` this does not import torch's
-    compiler. Each tensor is an argument: lists of them are taken apart in Python at every call.
+    dsmooth::NAME returns a result and `saved` tensors for the backward, dsmooth::NAME_backward the
+    gradients, on every device. Unlike `torch.library.custom_op`, this does not import torch's
+    compiler. Each tensor is an argument: torch unpacks lists of tensors in Python at every call.
 
-    tensors, options: declarations of the arguments. forward(compute, *tensors, *options): the
-    results; without `compute` uninitialised, for torch's tracers. backward(compute, grad, *saved,
-    *tensors, *options, needs): a gradient of each tensor or None; without keep_inputs it gets no
-    tensors. group: makes of tensors and options what they take instead. The function, called with
-    (graded, *tensors, *options), returns the first result; graded: whether it will have a gradient.
+    tensors, options: declarations of the arguments. forward(compute, *tensors, *options) returns
+    the results; without `compute` they are uninitialised, for torch's tracers. backward(compute,
+    grad, *saved, *tensors, *options, needs) returns the gradient of each tensor, or None; without
+    keep_inputs it does not get `tensors`. group: converts tensors and options to the arguments of
+    forward and backward. The function, called with (graded, *tensors, *options), returns the first
+    result; graded: whether its gradient is needed.
     """
     kept = [*(f"Tensor saved_{i}" for i in range(saved)), *(tensors if keep_inputs else ())]
     results, grads = (", ".join(["Tensor"] * n) for n in (1 + saved, len(tensors)))
@@ -190,7 +192,7 @@ def register_op(
     declared = f"(Tensor grad, {', '.join(kept)}, {options}, bool[] needs) -> ({grads})"
 
     def filled(compute: bool, grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        """The gradients, with a tensor without elements for None."""
+        """The gradients, with an empty tensor in place of None."""
         grads = backward(compute, grad, *args[:saved], *group(args[saved:-1]), args[-1])
         return tuple([grad.new_empty(0) if tensor is None else tensor for tensor in grads])
 
@@ -209,7 +211,7 @@ def register_op(
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-            if torch.is_grad_enabled() and not keep_inputs:  # saved tensors know no inputs
+            if torch.is_grad_enabled() and not keep_inputs:  # saved tensors do not depend on inputs
                 _refuse(name)
             needs = list(ctx.needs_input_grad[:count])
             grads = backward_op(grad, *ctx.saved_tensors, *ctx.options, needs)
@@ -240,7 +242,7 @@ def _refuse(name: str) -> NoReturn:
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Inside the block, operations compute in the dtype of their inputs."""
+    """Context manager that disables autocast on a device type."""
     if device_type in _AUTOCAST_DEVICES:
         return torch.autocast(device_type, enabled=False)
     return nullcontext()

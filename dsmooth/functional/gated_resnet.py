@@ -38,36 +38,38 @@ def gated_resnet(
         (A, G) = split(conv_out(dropout(concat_elu(h))) [+ image_bias])
 
     x: (B, F, H, W). conv_in: weight (F, 2F, kh, kw), bias (F,). conv_out: weight (2F, 2F, kh, kw),
-    bias (2F,). skip: (B, S, H, W), or a tuple of two that stands for their concatenation. nin_skip:
-    weight (F, 2S, 1, 1), bias (F,); given with a skip, and only then. gains: none, or g (D,) of
-    each of these convolutions, whose weights are then v of a weight norm w = g v / |v| per output
-    filter. image_bias: (B, 2F), added at every pixel of its image. dropout: the probability of an
-    element of concat_elu(h) to be zeroed. The choice is a function of `seed` (int64, no dimensions;
-    by default drawn from torch's generator), `layer` (of 32 bits) and the element's index, the same
-    in every implementation (see `dropout_factors`). first_image: where x
-    begins in a larger batch whose dropout it shares. With probability 0 nothing is drawn.
-    keep_gates: whether "triton" keeps A and G for the backward, two more images of x's size and
-    dtype, rather than to compute them again; "native" always does. Returns (B, F, H, W), in the
+    bias (2F,). skip: (B, S, H, W), or a tuple of two tensors to concatenate along channels.
+    nin_skip: weight (F, 2S, 1, 1), bias (F,), required if there is a skip. gains: empty, or the
+    gain g (D,) of each of these convolutions; their weights are then the v of weight norm, w = g v
+    / |v| per output filter. image_bias: (B, 2F), added at every pixel of its image. dropout:
+    probability of zeroing an element of concat_elu(h). Its mask is a function of `seed` (int64
+    scalar; by default drawn from torch's generator), `layer` (32 bits) and the element's index, the
+    same in every implementation (see `dropout_factors`). With probability 0 no seed is drawn.
+    first_image: index of x's first image in a larger batch whose dropout mask it shares.
+    keep_gates: whether "triton" saves A and G for the backward (two more images of x's size and
+    dtype) instead of recomputing them; "native" always saves them. Returns (B, F, H, W), in the
     autocast dtype under autocast.
 
     impl: "native" is the C++ extension on the CPU, for float32, float64 and bfloat16; "triton" the
-    Triton kernels on CUDA, for float32, bfloat16 and float16; "reference" plain PyTorch (which
-    alone can be differentiated twice); "auto" takes "native" or "triton" if it can run, else
+    Triton kernels on CUDA, for float32, bfloat16 and float16; "reference" plain PyTorch, the only
+    one that can be differentiated twice; "auto" is "native" or "triton" if it can run, else
     "reference". The first two return channels_last, and copy an x or skip that is not
     channels_last.
 
-    Without autocast all tensors but the seed have x's dtype; all are on its device. Raises
-    ValueError for a shape, dtype, device or shift that does not fit, TypeError for an x of
-    integers, and RuntimeError, with the reason, for an explicit impl that cannot run. Errors call
-    the biases bias_in, bias_out and bias_nin, the gains gain_in, gain_out and gain_nin.
-    Source: Salimans et al., PixelCNN++ (2017).
+    Without autocast all tensors except the seed have x's dtype; all are on x's device. Raises
+    ValueError for a shape, dtype, device or shift that does not fit, TypeError for an integer x,
+    and RuntimeError, with the reason, for an explicit impl that cannot run. In errors the biases
+    are bias_in, bias_out and bias_nin, the gains gain_in, gain_out and gain_nin. Source: Salimans
+    et al., PixelCNN++ (2017).
     """
     skips = () if skip is None else skip if isinstance(skip, tuple) else (skip,)
     if len(skips) > 2:
-        raise ValueError(f"skip must be a tensor or two, got {len(skips)}")
+        raise ValueError(f"skip must be one or two tensors, got {len(skips)}")
     count = 2 if nin_skip is None else 3
     if len(gains) not in (0, count):
-        raise ValueError(f"gains must be none, or {count} for as many weights, got {len(gains)}")
+        raise ValueError(
+            f"gains must be empty or {count} tensors, one per weight, got {len(gains)}"
+        )
     weights = (*conv_in, *conv_out, *(nin_skip or (None, None)), *(*gains, None, None, None)[:3])
     operands = Operands._make((x, *(*skips, None, None)[:2], *weights, image_bias, seed))
     settings = Settings(shift, dropout, layer, first_image)
@@ -80,7 +82,7 @@ def gated_resnet(
             return triton_obstacle(x.device, dtype)
         taps = conv_in[0].shape[2] * conv_in[0].shape[3]
         if taps > MAX_TAPS:
-            return f"it takes kernels of at most {MAX_TAPS} taps, got {taps}"
+            return f"the extension supports kernels of at most {MAX_TAPS} taps, got {taps}"
         return native_obstacle(x.device.type, dtype)
 
     chosen = choose("gated_resnet", impl, x.device, obstacle)
@@ -125,9 +127,9 @@ def _reference(operands: Operands, settings: Settings) -> Tensor:
 
 
 def dropout_factors(shape: torch.Size, settings: Settings, seed: Tensor) -> Tensor:
-    """The factors of dropout, for concat_elu(h) of `shape` (B, 2F, H, W): 0 or 1 / (1 - dropout).
+    """The dropout factors of concat_elu(h) of `shape` (B, 2F, H, W): 0 or 1 / (1 - dropout).
 
-    Element i, in (B, H, W, 2F) order of the larger batch, takes word i % 4 of the Philox call at
+    Element i, in (B, H, W, 2F) order of the larger batch, uses word i % 4 of the Philox call at
     counter (i // 4 low, i // 4 high, layer, Stream.DROPOUT), key `seed`. It is kept if that word's
     uniform is at least `dropout`. Returns float64 of that shape, on the seed's device.
     """

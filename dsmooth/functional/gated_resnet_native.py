@@ -1,4 +1,4 @@
-"""The native op of the gated resnet; `gated_resnet` checks arguments and chooses it."""
+"""The native op of the gated resnet; `gated_resnet` checks the arguments and selects it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def gated_resnet_native(operands: Operands, settings: Settings) -> Tensor:
 def _forward(
     compute: bool, operands: Operands, settings: Settings, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, h (B, F, H, W) and gates (B, 2F, H, W), channels_last; without `save` y alone."""
+    """y, h (B, F, H, W) and gates (B, 2F, H, W), channels_last; only y without `save`."""
     x, f = operands.x, operands.x.shape[1]
     y, h, gates = empty_channels_last(x, f), x.new_empty(0), x.new_empty(0)
     written = {"y": y}
@@ -67,7 +67,7 @@ def _backward(
         if tensor is not None and FIELDS[name].gradient and not (frozen and name in WEIGHTS)
     }
     if compute:
-        # Hooks on saved tensors may have brought them back in another memory order.
+        # Hooks on saved tensors may return them in another memory order.
         for name, tensor in (("grad_y", grad_y), ("h", h), ("gates", gates)):
             tensors[name] = tensor.contiguous(memory_format=torch.channels_last)
         tensors |= {f"grad_{name}": grad for name, grad in grads.items()}

@@ -1,4 +1,4 @@
-"""The operands of a gated resnet: the field table, their check, and their order in ops."""
+"""The operands of a gated resnet: the field table, checks, and the arguments of operators."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from .checks import check_floating, check_tensor
 from .dispatch import autocast_dtype
 from .shifted_conv import check_kernel
 
-_AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that autocast casts
+_AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # cast by autocast
 
 
 class Field(NamedTuple):
-    """A line of `gated_resnet.def`, which explains the columns. C++ reads the same file."""
+    """A line of `gated_resnet.def`, which explains the columns. C++ includes the same file."""
 
     shape: str
     dtype: str
     layout: str
-    conditions: tuple[str, ...]  # the fields it comes with
+    conditions: tuple[str, ...]  # the fields that it requires
     optional: bool
     gradient: bool
-    of_weights: bool  # whether the backward writes its gradient with all weights' or not at all
+    of_weights: bool  # whether the backward writes its gradient together with those of all weights
     group: str
 
 
 def _read_fields() -> dict[str, Field]:
-    """The table by the names of its tensors; "k" and "2 * " leave the words of C++."""
+    """The table by tensor name; the "k" of C++ constants and the "* " of "2 * F" are removed."""
     text = Path(__file__).with_name("gated_resnet.def").read_text()
-    beside = {
+    required = {
         "0": (),
         "Skip": ("skip",),
         "Gains": ("gain_in",),
@@ -47,7 +47,7 @@ def _read_fields() -> dict[str, Field]:
             shape.replace("2 * ", "2").replace(",", ""),
             dtype,
             layout,
-            beside[conditions],
+            required[conditions],
             optional=presence == "Optional",
             gradient=gradient != "None",
             of_weights=gradient == "OfWeights",
@@ -60,28 +60,28 @@ FIELDS = _read_fields()
 
 
 def ordered(operands: Operands) -> Operands:
-    """The operands in the memory orders of the field table."""
+    """The operands in the memory formats of the field table."""
     kernels = (operands.conv_in, operands.conv_out)
     last = all(conv.is_contiguous(memory_format=torch.channels_last) for conv in kernels)
-    of_layout = {
+    formats = {
         "ChannelsLast": torch.channels_last,
         "Kernel": torch.channels_last if last else torch.contiguous_format,
         "Contiguous": torch.contiguous_format,
     }
     return Operands._make(
-        None if tensor is None else tensor.contiguous(memory_format=of_layout[FIELDS[name].layout])
+        None if tensor is None else tensor.contiguous(memory_format=formats[FIELDS[name].layout])
         for name, tensor in operands._asdict().items()
     )
 
 
 def empty_gradient(name: str, tensor: Tensor) -> Tensor:
-    """Uninitialised, in the memory order that a backward writes."""
+    """An uninitialised gradient in the memory format that the backward writes."""
     if FIELDS[name].layout == "ChannelsLast":
         return empty_channels_last(tensor, tensor.shape[1])
     return empty_weight(tensor)
 
 
-# Declarations of the operands and settings of an operator. save: whether a backward will follow.
+# Declarations of an operator's operands and settings. save: whether a backward follows.
 TENSORS = [
     f"Tensor{'?' * (FIELDS[name].optional or bool(FIELDS[name].conditions))} {name}"
     for name in Operands._fields
@@ -90,7 +90,7 @@ SETTINGS = "str shift, float dropout, int layer, int first_image, bool save"
 
 
 def grouped(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Operands, settings and the rest, from an operator's arguments."""
+    """Group an operator's arguments into operands, settings and the rest."""
     first, end = len(Operands._fields), len(Operands._fields) + len(Settings._fields)
     return Operands(*arguments[:first]), Settings(*arguments[first:end]), *arguments[end:]
 
@@ -98,8 +98,8 @@ def grouped(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 def check_operands(operands: Operands, settings: Settings) -> None:
     """Raise ValueError unless every operand has the expected shape and x's dtype and device.
 
-    Raises ValueError also for settings out of range, TypeError for an operand that is no tensor
-    or an x of integers. Messages have the names of the field table, and the extension has the same.
+    Also raises ValueError for settings out of range, TypeError for an operand that is not a tensor
+    and for an integer x. Messages use the names of the field table, like those of the extension.
     """
     x, conv = operands.x, operands.conv_in
     check_floating("x", x)
@@ -114,13 +114,15 @@ def check_operands(operands: Operands, settings: Settings) -> None:
     for name, tensor in tensors.items():
         field = FIELDS[name]
         expected = present.issuperset(field.conditions)
-        beside = " and ".join(field.conditions)
+        required = " and ".join(field.conditions)
         if tensor is None:
             if expected and not field.optional:
-                raise ValueError(f"{name} must be given{beside and f' with {beside}'}, got None")
+                raise ValueError(
+                    f"{name} must be given{required and f' with {required}'}, got None"
+                )
             continue
         if not expected:
-            raise ValueError(f"{name} must be None without {beside}, got a tensor")
+            raise ValueError(f"{name} must be None without {required}, got a tensor")
         shape = [extents.get(extent, extent) for extent in field.shape.split()]
         check_tensor(
             name, tensor, shape, x.device, (torch.int64,) if field.dtype == "Int64" else dtypes

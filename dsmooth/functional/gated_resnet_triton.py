@@ -1,4 +1,4 @@
-"""The Triton op of the gated resnet; `gated_resnet` checks arguments and chooses it."""
+"""The Triton op of the gated resnet; `gated_resnet` checks the arguments and selects it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .gated_resnet_operands import (
 
 
 def gated_resnet_triton(operands: Operands, settings: Settings, keep: bool = False) -> Tensor:
-    """y (B, F, H, W), channels_last. keep: whether A and G are kept for the backward."""
+    """y (B, F, H, W), channels_last. keep: whether to save A and G for the backward."""
     save = any(wanted_gradients(operands))
     return differentiable(save, *operands, *settings, save, keep)
 
@@ -28,7 +28,7 @@ def gated_resnet_triton(operands: Operands, settings: Settings, keep: bool = Fal
 def _forward(
     compute: bool, operands: Operands, settings: Settings, save: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, h, the packed weights and the gates: see `kernels.forward`."""
+    """The results of `kernels.forward`: y, h, the packed weights and the gates."""
     if compute:
         from ..kernels import gated_resnet as kernels
 

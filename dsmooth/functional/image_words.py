@@ -1,4 +1,4 @@
-"""Random words of images by `dsmooth.philox`, on a CUDA device by one kernel with the same bits."""
+"""Random words of images (`dsmooth.philox`); on CUDA one kernel computes the same words."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def image_noise(
     stream: Stream,
     repeat: int = 0,
 ) -> Tensor:
-    """Entries of `table` (2**23,), by the upper 23 bits of the first `size` words of each image.
+    """Entries of `table` (2**23,) at the upper 23 bits of the first `size` words of each image.
 
-    Returns (n_images, size). By Triton: ask `takes_triton` of the table's device before.
+    Returns (n_images, size). Uses Triton: check `takes_triton` for the table's device first.
     """
     from ..kernels import philox as kernels
 
@@ -56,7 +56,7 @@ def image_noise(
 def _checked(
     n_images: int, seed: int | Tensor, first_index: int | Tensor, device: torch.device
 ) -> Tensor:
-    """The index of the first image as a tensor; ValueError for a number out of range."""
+    """The index of the first image as a tensor. Raises ValueError for a number out of range."""
     seed_words(seed)
     if isinstance(first_index, Tensor):
         return first_index

@@ -1,8 +1,8 @@
-"""The likelihood of a pixel under a mixture of logistics or Gaussians, and the draw of one.
+"""Likelihood and sampling of pixels under a mixture of logistics or Gaussians.
 
 Parameters of a pixel (Salimans et al., PixelCNN++, 2017), P channels: K mixture logits, then one
 logit for each of J atoms; then per colour K means, K log-scales and, for RGB, K coefficient logits.
-Through tanh the coefficients are g|r in red's slot, b|r in green's and b|g in blue's; they move the
+Their tanh are the coefficients g|r (in red's slot), b|r (green's) and b|g (blue's), which shift the
 means:
 
     mean_g += c_gr x_r        mean_b += c_br x_r + c_bg x_g
@@ -28,7 +28,7 @@ from .logistic_mixture_native import log_prob_native
 from .logistic_mixture_triton import log_prob_triton
 
 MIN_LOG_SCALE = -7.0
-HALF_STEP = 1 / 255  # half the distance of neighbouring bytes in [-1, 1]
+HALF_STEP = 1 / 255  # half the distance between neighbouring bytes in [-1, 1]
 
 
 def logistic_mixture_log_prob(
@@ -45,18 +45,18 @@ def logistic_mixture_log_prob(
     likelihood: "continuous" gives the log of a density of logistics; "discretized" the log of the
     probability of a byte; "gaussian" the log of a density of Gaussians whose variance is
     smoothing_scale**2 + exp(log_scale)**2, for images with Gaussian noise of that scale.
-    x: (B, C, H, W), C = 1 or 3; for "discretized" one of the 256 bytes, byte/127.5 - 1, else
+    x: (B, C, H, W), C = 1 or 3; for "discretized" byte/127.5 - 1 of a byte 0 .. 255, else
     real-valued and never clamped. params: (B, P, H, W) on x's device, P = 3K + J for C = 1 and
-    10K + J for C = 3, J = len(atoms). atoms: distinct bytes, for "discretized" alone; each is
-    one more component, a point mass at that byte in all colours. "all": the 256 of grey images.
-    Returns (B, H, W), the sum over colours inside one mixture. Half and bfloat16 inputs are
-    computed and returned in float32, also under autocast; gradients come in each input's dtype.
+    10K + J for C = 3, J = len(atoms). atoms: distinct bytes, only for "discretized"; each adds
+    a component, a point mass at that byte in all colours. "all" means all 256, for grey images.
+    Returns (B, H, W), summed over colours inside one mixture. Half and bfloat16 inputs are computed
+    and returned in float32, also under autocast; each gradient has its input's dtype.
     A NaN in x or in params gives NaN at that pixel.
 
     impl: "triton" is one kernel for value and gradient, on cuda; "native" the C++ extension, on
-    cpu; "reference" plain PyTorch (which alone can be differentiated twice). "auto" takes the first
-    of the three that can run, but "triton" only on cuda. Under "triton" the gradient of the plain
-    sum is kept in each input's dtype, so in float16 it must not pass 65504.
+    cpu; "reference" plain PyTorch, the only one that can be differentiated twice. "auto" is the
+    first of the three that can run, but "triton" only on cuda. "triton" saves the gradient of the
+    sum of all log-likelihoods in each input's dtype, so in float16 it must not exceed 65504.
 
     Raises ValueError for shapes or bytes that do not fit, TypeError for integer tensors, and
     RuntimeError with the reason for an explicit impl that cannot run.
@@ -87,8 +87,8 @@ def logistic_mixture_log_prob_ref(
     atoms: Sequence[int] | Literal["all"] = (),
     smoothing_scale: float = 0.0,
 ) -> Tensor:
-    """The reference of `logistic_mixture_log_prob`: the equation in PyTorch, any number of times
-    differentiable."""
+    """The reference of `logistic_mixture_log_prob` in PyTorch, differentiable any number of
+    times."""
     atoms = check_mixture(x, params, likelihood, atoms, smoothing_scale)
     x, params = _at_least_float32(x, params)
     with without_autocast(x.device.type):
@@ -102,7 +102,7 @@ def logistic_mixture_log_prob_ref(
             per_colour = _log_gaussian(value, means, log_scales, smoothing_scale)
         else:
             per_colour = _log_mass(value, means, log_scales)
-        log_weights = F.log_softmax(mixture.logits, dim=1)  # of components, then of atoms
+        log_weights = F.log_softmax(mixture.logits, dim=1)  # components, then atoms
         joint = log_weights[:, : means.shape[2]] + per_colour.sum(1)
         if atoms:
             log_atoms = log_weights[:, means.shape[2] :]
@@ -120,15 +120,15 @@ def logistic_mixture_sample(
     atoms: Sequence[int] | Literal["all"] = (),
     smoothing_scale: float = 0.0,
 ) -> Tensor:
-    """Draw every pixel from its mixture, as a function of four uniforms each.
+    """Sample every pixel from its mixture, as a function of four uniforms per pixel.
 
-    params: (B, P, H, W) float. uniforms: (B, 4, H, W) in (0, 1). The first picks the component, or
-    the atom, by the cumulative softmax. The others give x_c = mean_c + scale_c * logit(u_c), for
-    "gaussian" mean_c + sqrt(smoothing_scale**2 + scale_c**2) * ndtri(u_c). Colours are drawn in
-    turn, and a drawn colour moves the means of the next. With "discretized" a colour is clamped to
-    [-1, 1] and snapped to the nearest byte before it moves a mean, and an atom gives its byte in
-    all colours. Other pixels are real-valued and not clamped. temperature > 0 divides the logits
-    and multiplies the scales.
+    params: (B, P, H, W) float. uniforms: (B, 4, H, W) in (0, 1). The first selects a component or
+    an atom by the cumulative softmax. The others give x_c = mean_c + scale_c * logit(u_c), for
+    "gaussian" mean_c + sqrt(smoothing_scale**2 + scale_c**2) * ndtri(u_c). Colours are sampled in
+    order, and each shifts the means of the next ones. With "discretized" a colour is clamped to
+    [-1, 1] and rounded to the nearest byte before it shifts a mean, and an atom gives its byte in
+    all colours. Other likelihoods give real-valued pixels, not clamped. temperature > 0 divides the
+    logits and multiplies the scales.
 
     Returns (B, C, H, W), float32 at least. Raises ValueError for arguments that do not fit,
     TypeError for integer tensors.
@@ -144,11 +144,11 @@ def logistic_mixture_sample(
     params, uniforms = _at_least_float32(params, uniforms)
 
     mixture = Mixture.of(params, image_channels, len(atoms))
-    # A quotient of another logit than the largest may leave float32, to minus infinity.
+    # The quotient of a logit other than the largest may overflow to minus infinity.
     logits = mixture.logits - mixture.logits.amax(1, keepdim=True)
     temperature = max(temperature, torch.finfo(torch.float32).tiny)
     cumulative = F.softmax(logits / temperature, dim=1).cumsum(1)
-    # The last boundary is 1 up to rounding: left out, so that the index stays below K + J.
+    # The last boundary is 1 up to rounding; without it the index stays below K + J.
     chosen = (uniforms[:, :1] >= cumulative[:, :-1]).sum(1, keepdim=True)  # (B, 1, H, W)
     component = chosen.clamp(max=n_mix - 1)
     index = component.unsqueeze(1).expand(-1, image_channels, -1, -1, -1)
@@ -176,21 +176,21 @@ def logistic_mixture_sample(
 
 
 def snap_to_bytes(x: Tensor) -> Tensor:
-    """The nearest of the 256 values byte/127.5 - 1, of any shape."""
+    """Round to the nearest of the 256 values byte/127.5 - 1; any shape."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
 class Mixture(NamedTuple):
     """The groups of channels of `params`."""
 
-    logits: Tensor  # (B, K + J, H, W), of the components and then of the atoms
+    logits: Tensor  # (B, K + J, H, W), components, then atoms
     means: Tensor  # (B, C, K, H, W)
     log_scales: Tensor  # (B, C, K, H, W), not clamped
     coefficients: Tensor  # (B, 3, K, H, W) after tanh: g|r, b|r, b|g; (B, 0, K, H, W) for grey
 
     @classmethod
     def of(cls, params: Tensor, image_channels: int, n_atoms: int = 0) -> Mixture:
-        """The groups of params (B, P, H, W); views but for the coefficients."""
+        """The groups of params (B, P, H, W); all but the coefficients are views."""
         n_mix = _n_mix(params, image_channels, n_atoms)
         per_colour = 2 if image_channels == 1 else 3
         rest = params[:, n_mix + n_atoms :].unflatten(1, (image_channels, per_colour, n_mix))
@@ -204,7 +204,7 @@ def extrapolate(
 ) -> Tensor:
     """Mixture parameters (B, P, H, W) start + weight (end - start), with log-scales of at least -7.
 
-    Lower log-scales mean the same and have no derivative. Source: docs/math.md, section 8.
+    Lower log-scales are equivalent to -7 and have no derivative. Source: docs/math.md, section 8.
     """
     start, end = start.clone(), end.clone()
     for params in (start, end):
@@ -219,7 +219,7 @@ def check_mixture(
     atoms: Sequence[int] | Literal["all"],
     smoothing_scale: float,
 ) -> tuple[int, ...]:
-    """The bytes of atoms. Raise ValueError or TypeError unless x and params fit this kind."""
+    """Return the atoms' bytes. Raise ValueError or TypeError unless x and params fit."""
     check_floating("x", x)
     check_floating("params", params)
     if x.ndim != 4 or x.shape[1] not in (1, 3):
@@ -246,22 +246,24 @@ def _n_mix(params: Tensor, image_channels: int, n_atoms: int = 0) -> int:
 
 
 def _at_least_float32(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in their common dtype, and not below float32: sums of a loss reach 1e5."""
+    """Both in their common dtype, at least float32: sums of a loss reach 1e5."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, params.dtype), torch.float32)
     return x.to(dtype), params.to(dtype)
 
 
 def _mean_shifts(coefficients: Tensor, colour: int) -> list[tuple[int, Tensor]]:
-    """(earlier colour, coefficient) of the terms that move the mean of a colour of RGB."""
+    """(earlier colour, coefficient) of the terms that shift the mean of a colour of RGB."""
     if colour == 1:
         return [(0, coefficients[:, 0])]
     return [(0, coefficients[:, 1]), (1, coefficients[:, 2])]
 
 
 def _conditional_means(mixture: Mixture, x: Tensor) -> Tensor:
-    """(B, C, K, H, W): the means after the observed earlier colours moved them."""
+    """(B, C, K, H, W): the means, shifted by the observed earlier colours."""
     means = list(mixture.means.unbind(1))
-    seen = [x[:, i : i + 1] for i in range(x.shape[1] - 1)]  # each once: so are its gradients added
+    seen = [
+        x[:, i : i + 1] for i in range(x.shape[1] - 1)
+    ]  # one view each: fixes the order of gradient sums
     for colour in range(1, x.shape[1]):
         for earlier, coefficient in _mean_shifts(mixture.coefficients, colour):
             means[colour] = means[colour] + coefficient * seen[earlier]
@@ -276,7 +278,7 @@ def _log_density(x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
 
 def _log_gaussian(x: Tensor, means: Tensor, log_scales: Tensor, smoothing_scale: float) -> Tensor:
     """log N(x; mean, smoothing_scale^2 + s^2)."""
-    # The square of e^40 is near the end of float32: the rest of a scale stands apart.
+    # (e^40)^2 is near the largest float32, so the rest of a larger scale is applied separately.
     wide = log_scales > 40
     rest = torch.where(wide, log_scales - 40, 0)
     variance = smoothing_scale**2 + torch.exp(2 * torch.where(wide, 40, log_scales))
@@ -286,7 +288,7 @@ def _log_gaussian(x: Tensor, means: Tensor, log_scales: Tensor, smoothing_scale:
 
 def _at_atoms(x: Tensor, atoms: Sequence[int]) -> Tensor:
     """(B, J, H, W): whether all colours of a pixel of x (B, C, H, W) have the byte of an atom."""
-    # Made where x is: a list would be sent from the host, which a CUDA graph cannot record.
+    # Created on x's device: a CUDA graph cannot capture a copy of a list from the host.
     if tuple(atoms) == tuple(range(256)):
         values = torch.arange(256, dtype=x.dtype, device=x.device)
     else:
@@ -299,8 +301,8 @@ def _log_mass(x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
     inverse_scale = torch.exp(-log_scales)
     a = (x - means + HALF_STEP) * inverse_scale
     b = (x - means - HALF_STEP) * inverse_scale
-    # sigma(a) - sigma(b) = sigma(a) sigma(-b) (1 - e^-D), D = a - b. An infinite value in the
-    # branch that torch.where drops would still make the gradient NaN: its argument is clamped.
+    # sigma(a) - sigma(b) = sigma(a) sigma(-b) (1 - e^-D), D = a - b. The argument is clamped: an
+    # infinity in the branch that torch.where drops would still make the gradient NaN.
     width = 2 * HALF_STEP * inverse_scale
     tiny = 1e-30
     log_gap = torch.where(

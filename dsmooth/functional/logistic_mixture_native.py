@@ -27,7 +27,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """log_prob (B, H, W), and a state (B, 4, H, W): two sums and their maxima.
 
-    Unit gradients kept from the forward, as large as params, take longer to write and read.
+    Saving the gradients themselves, which are as large as params, would take longer.
     """
     batch, _, height, width = x.shape
     log_prob, state = x.new_empty((batch, height, width)), x.new_empty((batch, 4, height, width))
@@ -54,7 +54,9 @@ def _backward(
     )
     if compute:
         mixture = likelihood, atoms, smoothing_scale, torch.get_num_threads()
-        grad = grad.contiguous()  # of a sum it has strides of 0, which no vector load can read
+        grad = (
+            grad.contiguous()
+        )  # a sum's gradient has strides of 0, which vector loads cannot read
         _extension.extension().logistic_mixture(
             x, params, state, *mixture, grad=grad, grad_x=grad_x, grad_params=grad_params
         )

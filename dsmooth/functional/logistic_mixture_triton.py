@@ -26,11 +26,11 @@ def _forward(
     needs_x: bool,
     needs_params: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """log_prob (B, H, W) in float32, and the gradients of its sum by x and by params, each in its
-    input's dtype; one that is not needed has no elements.
+    """log_prob (B, H, W) in float32, and the gradients of its sum with respect to x and params,
+    each in its input's dtype, and empty if not needed.
 
-    Evaluating the components again in the backward would cost as much arithmetic, which in bfloat16
-    is the limit.
+    Recomputing the components in the backward would double the arithmetic, which is the bottleneck
+    in bfloat16.
     """
     batch, _, height, width = x.shape
     log_prob = x.new_empty((batch, height, width), dtype=torch.float32)
@@ -47,8 +47,7 @@ def _forward(
 
 
 def _empty_gradient(params: Tensor) -> Tensor:
-    """channels_last for channels_last parameters, which then want such a gradient; else
-    contiguous."""
+    """An uninitialised gradient: channels_last for channels_last parameters, else contiguous."""
     batch, channels, height, width = params.shape
     if params.is_contiguous() or not params.is_contiguous(memory_format=torch.channels_last):
         return params.new_empty(params.shape)

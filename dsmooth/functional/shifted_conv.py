@@ -1,4 +1,4 @@
-"""Convolutions that see only what lies above, or above and to the left.
+"""Causal convolutions, whose output depends only on pixels above, or above and to the left.
 
 The output at (r, c) is a function of rows <= r ("down"), or of rows <= r and columns <= c
 ("down_right"). Source: Salimans et al., PixelCNN++ (2017), section 2.4.
@@ -26,13 +26,13 @@ def concat_elu(x: Tensor) -> Tensor:
 
 
 def down_shift(x: Tensor) -> Tensor:
-    """Move (B, C, H, W) down by one row; row 0 becomes exactly zero."""
+    """Shift (B, C, H, W) down by one row; row 0 becomes zero."""
     check_tensor("x", x, ("B", "C", "H", "W"))
     return F.pad(x, (0, 0, 1, -1))
 
 
 def right_shift(x: Tensor) -> Tensor:
-    """Move (B, C, H, W) right by one column; column 0 becomes exactly zero."""
+    """Shift (B, C, H, W) right by one column; column 0 becomes zero."""
     check_tensor("x", x, ("B", "C", "H", "W"))
     return F.pad(x, (1, -1, 0, 0))
 
@@ -46,10 +46,9 @@ def shifted_conv2d(
         "down_right" pads kh-1 rows on top and kw-1 columns on the left;
         "none" pads symmetrically (kh and kw odd): an ordinary, unmasked convolution.
     stride: 1 or 2. Returns (B, D, H/stride, W/stride), in the autocast dtype under autocast.
-    torch's own convolution computes it.
 
-    Raises ValueError for a shape that does not fit, and TypeError for weights that are no
-    floating-point numbers.
+    Raises ValueError for a shape that does not fit, TypeError for weights that are not floating
+    point.
     """
     check_kernel(weight, shift)
     _check_operands(x, weight, bias, weight.shape[1], weight.shape[0])
@@ -67,11 +66,11 @@ def shifted_conv_transpose2d(
 ) -> Tensor:
     """Transposed convolution of stride 2 that keeps the causal order: doubles H and W.
 
-    x: (B, C, H, W); weight: (C, D, 2, kw), kw odd for "down". Returns (B, D, 2H, 2W), the full
-    output (output_padding 1) without its last row and without the columns that would look ahead.
-    For "down" these are the first and the last ones, for "down_right" the last.
+    x: (B, C, H, W); weight: (C, D, 2, kw), kw odd for "down". Returns (B, D, 2H, 2W): the full
+    output (output_padding 1) without its last row and its non-causal columns, the first and the
+    last ones for "down", the last ones for "down_right".
 
-    Raises as `shifted_conv2d` does.
+    Raises the errors of `shifted_conv2d`.
     """
     check_kernel(weight, shift)
     if shift == "none":
@@ -79,7 +78,7 @@ def shifted_conv_transpose2d(
     check_tensor("weight", weight, ("C", "D", 2, "kw"))
     _check_operands(x, weight, bias, *weight.shape[:2])
     rows, columns = 2 * x.shape[2], 2 * x.shape[3]
-    # The bias comes last: oneDNN's gradient of a transposed convolution's bias is a plain loop.
+    # The bias is added separately: oneDNN computes its gradient in a plain loop.
     y = F.conv_transpose2d(x, weight, stride=2, output_padding=1)
     first = (weight.shape[3] - 1) // 2 if shift == "down" else 0
     y = y[:, :, :rows, first : first + columns]
@@ -87,9 +86,9 @@ def shifted_conv_transpose2d(
 
 
 def fold_weight_norm(v: Tensor, gain: Tensor | None, over: Sequence[int] = (1, 2, 3)) -> Tensor:
-    """The weight g v / |v| of a weight norm, or v without a gain g.
+    """The weight g v / |v| of weight norm, or v if `gain` is None.
 
-    over: dimensions of a norm, by default of each output filter of v (D, C, kh, kw).
+    over: dimensions of the norm; by default those of an output filter of v (D, C, kh, kw).
     """
     if gain is None:
         return v
@@ -108,12 +107,12 @@ def _check_operands(
 
 
 def check_kernel(weight: Tensor, shift: str, name: str = "weight") -> None:
-    """Raises ValueError unless the shift is one and fits the kernel of `weight` (D, C, kh, kw)."""
+    """Raise ValueError unless `shift` is valid and fits the kernel of `weight` (D, C, kh, kw)."""
     if shift not in SHIFTS:
         raise ValueError(f"shift must be one of {', '.join(SHIFTS)}, got {shift!r}")
     check_tensor(name, weight, ("D", "C", "kh", "kw"))
     kh, kw = weight.shape[2:]
     if kh < 1 or kw < 1:
-        raise ValueError(f"a kernel must have rows and columns, got {kh}x{kw}")
+        raise ValueError(f"a kernel must have at least one row and column, got {kh}x{kw}")
     if (shift != "down_right" and kw % 2 == 0) or (shift == "none" and kh % 2 == 0):
         raise ValueError(f"a kernel of {kh}x{kw} has no centre for shift={shift!r}")

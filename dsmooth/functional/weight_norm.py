@@ -1,4 +1,4 @@
-"""Weight norm of a layer in training: the equation in PyTorch, or on CUDA one kernel each way."""
+"""Weight norm of a layer: in PyTorch, or in training on CUDA by one kernel in each direction."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .shifted_conv import fold_weight_norm
 
 
 def weight_norm(v: Tensor, gain: Tensor, *, transposed: bool = False) -> Tensor:
-    """g v / |v| for each filter of v (D, C, kh, kw), or (C, D, kh, kw) if it is transposed.
+    """g v / |v| for each filter of v (D, C, kh, kw), or (C, D, kh, kw) if transposed.
 
-    Where a gradient will be asked for, a Triton kernel computes it on CUDA, and returns the dtype
-    that autocast has a convolution compute in.
+    If autograd needs a gradient, a Triton kernel computes it on CUDA, and returns the dtype to
+    which autocast casts a convolution's weight.
     """
     last = v.is_contiguous(memory_format=torch.channels_last)
     if (

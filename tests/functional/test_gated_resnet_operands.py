@@ -125,7 +125,7 @@ def test_every_tensor_is_checked(name: str, fault: str) -> None:
         ({"layer": 2**32}, r"layer must be an int in .*, got 4294967296"),
         ({"nin_skip": None}, "nin_skip must be given with skip, got None"),
         ({"skip": None, "skip_2": None}, "nin_skip must be None without skip, got a tensor"),
-        ({"gain_nin": None}, "gains must be none, or 3"),
+        ({"gain_nin": None}, "gains must be empty or 3 tensors"),
         ({"x": torch.ones(2, 5, 0, 7)}, r"must have a channel, a row and a column, got \(2, 5, 0"),
     ],
 )
@@ -187,7 +187,7 @@ def test_hooks_that_change_the_memory_order_change_no_gradient(impl, dtype) -> N
 def test_native_says_why_it_cannot_run() -> None:
     x, _, _, *w = make_case().operands(torch.float32)
     args = ((w[0], w[1]), (w[2], w[3]))
-    refuses("skip must be a tensor or two, got 3", gated_resnet, x, *args, (x, x, x), shift="down")
+    refuses("skip must be one or two tensors", gated_resnet, x, *args, (x, x, x), shift="down")
     native = partial(gated_resnet, shift="down", impl="native")
     halves = [(weight.half(), bias.half()) for weight, bias in args]
     refuses("float16", native, x.half(), *halves, error=RuntimeError)

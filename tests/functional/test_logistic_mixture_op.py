@@ -295,7 +295,7 @@ ON_CPU = "Triton is not installed" if NO_TRITON else "on cuda tensors, got cpu .
         ("triton", "cpu", torch.float32, f"with impl='triton': .*{ON_CPU}"),
         ("triton", "cpu", torch.float64, ON_CPU if NO_TRITON else r"got torch\.float64"),
         ("triton", "meta", torch.float32, "runs on cuda tensors, got meta"),
-        ("native", "meta", torch.float32, "computes it on cpu tensors, got meta"),
+        ("native", "meta", torch.float32, "the extension runs on cpu tensors, got meta"),
     ],
 )
 def test_an_implementation_says_why_it_cannot_run(impl: Any, device, dtype, reason) -> None:

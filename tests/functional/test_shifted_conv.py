@@ -94,7 +94,7 @@ def test_concat_elu_is_elu_of_both_signs() -> None:
         (CONV, {"x": draw(1, 1, 4, 4)}, r"x must have shape \(B, 2, H, W\)"),
         (CONV, {"weight": draw(3, 2, 2, 2)}, "has no centre"),
         (CONV, {"weight": draw(3, 2, 2, 3), "shift": "none"}, "a kernel of 2x3 has no centre"),
-        (CONV, {"weight": draw(3, 2, 0, 3)}, "a kernel must have rows and columns, got 0x3"),
+        (CONV, {"weight": draw(3, 2, 0, 3)}, "at least one row and column, got 0x3"),
         (CONV, {"stride": 3}, "stride must be 1 or 2"),
         (CONV, {"bias": draw(1)}, r"bias must have shape \(3,\), got \(1,\)"),
         (CONV, {"bias": torch.ones(3).bool()}, "bias must be a floating-point tensor, got torch."),
