@@ -1,5 +1,5 @@
-# The instruction sets that code is compiled for, and the recipe that compiles a source for some of
-# them. To be included where a target dsmooth_flags is. common/isa.h has the choice at run time.
+# The instruction sets that code is compiled for, and a function that compiles a source for some of
+# them. Needs a target dsmooth_flags. common/isa.h selects a set at run time.
 include_guard()
 include(CheckCXXSourceCompiles)
 
@@ -32,7 +32,7 @@ foreach(row IN LISTS instruction_set_table)
     list(APPEND flags -fno-schedule-insns)  # else it loads so far ahead that a tile's sums spill
   endif()
   # Asked of the compiler, not of the processor's name: a universal build of macOS, which compiles
-  # for two processors at once, has the generic set alone.
+  # for two processors at once, has only the generic set.
   list(JOIN flags " " CMAKE_REQUIRED_FLAGS)
   list(TRANSFORM row REPLACE "(.+)" " && HAS(\\1)")
   list(JOIN row "" asked)
@@ -57,8 +57,8 @@ foreach(row IN LISTS instruction_set_table)
   set(flags_${name} ${flags})
 endforeach()
 
-# Products and sums become FMA in code of an instruction set alone: what else is computed has the
-# same bits on every processor.
+# Products and sums are contracted to FMA only in code of an instruction set: all other code gives
+# the same bits on every processor.
 target_compile_options(dsmooth_flags INTERFACE
   "-ffp-contract=$<IF:$<BOOL:$<TARGET_PROPERTY:DSMOOTH_FMA>>,fast,off>")
 
@@ -68,8 +68,8 @@ target_link_libraries(dsmooth_isa PRIVATE dsmooth_flags)
 
 # Adds `source` to `target` once for each of the sets ARGN that is built, with DSMOOTH_ISA its name,
 # for a namespace, DSMOOTH_ISA_NAME the same as a string, DSMOOTH_VECTOR_BYTES and
-# DSMOOTH_VECTOR_REGISTERS. The source `chooser` sees them as the macro `list`: DSMOOTH_SET(name) for
-# each.
+# DSMOOTH_VECTOR_REGISTERS. The source `chooser` sees them as the macro `list`: DSMOOTH_SET(name)
+# for each.
 function(compile_for_instruction_sets target source chooser list)
   cmake_path(GET source STEM stem)
   cmake_path(GET source PARENT_PATH folder)

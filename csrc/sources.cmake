@@ -31,8 +31,8 @@ function(add_logistic_mixture target)
     generic avx2 avx512 neon)
 endfunction()
 
-# The sampler. Its tiles are compiled per instruction set, which AVX-512 has for bfloat16 in its BF16
-# extension alone; all else is portable.
+# The sampler. Its tiles are compiled per instruction set (AVX-512 supports bfloat16 only with its
+# BF16 extension); all other code is portable.
 function(add_sampler target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/sampler)
   target_sources(${target} PRIVATE ${here}/program/program.cpp ${here}/program/skeleton.cpp

@@ -1,5 +1,5 @@
-// A torch tensor of Python's as memory to borrow, without linking torch: by DLPack's C exchange
-// interface, which torch.Tensor offers.
+// Borrows the memory of a torch tensor from Python without linking torch, by DLPack's C exchange
+// interface, which torch.Tensor provides.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -15,7 +15,8 @@ namespace {
 
 namespace py = pybind11;
 
-// The used part of dlpack.h of DLPack 1.x (github.com/dmlc/dlpack), whose layout is stable.
+// The part of DLPack 1.x's dlpack.h that is used here (github.com/dmlc/dlpack), whose layout is
+// stable.
 struct DlTensor {
   void* data;
   int32_t device_type, device_index;
@@ -56,14 +57,14 @@ const Torch& torch() {
     }
     throw std::runtime_error(
         "the extension reads tensors by version 1 of DLPack's C exchange interface "
-        "(torch.Tensor.__dlpack_c_exchange_api__), which this torch does not offer");
+        "(torch.Tensor.__dlpack_c_exchange_api__), which this torch does not provide");
   }();
   return interface;
 }
 
-// The tensor's description; for None, of an absent tensor. It holds while the tensor lives and
-// keeps its shape, and the name does. Throws std::invalid_argument, naming the tensor, for anything
-// else and where memory does not hold the numbers: a meta tensor, a sparse one, a negative view.
+// The tensor's description; None gives an absent tensor. It is valid as long as the tensor and the
+// name live and the shape does not change. Throws std::invalid_argument, naming the tensor, for any
+// other object and for a tensor without plain memory: meta, sparse, or a negative view.
 Borrowed borrow(const char* name, const py::object& object) {
   Borrowed borrowed{};
   borrowed.name = name;
@@ -80,7 +81,7 @@ Borrowed borrow(const char* name, const py::object& object) {
   if (tensor.n_dims > 0 && (tensor.shape == nullptr || tensor.strides == nullptr))
     refuse(name, "be a strided tensor", "one without strides");
   if (object.attr("is_neg")().cast<bool>())
-    refuse(name, "hold its numbers", "a negative view: resolve_neg() gives its numbers");
+    refuse(name, "not be a negative view", "one: call resolve_neg() on it");
   return {name,
           true,
           tensor.data == nullptr ? nullptr : static_cast<char*>(tensor.data) + tensor.byte_offset,

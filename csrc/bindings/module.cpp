@@ -1,5 +1,5 @@
-// The Python module dsmooth._C, which converts arguments and has each tensor checked. It is one
-// file and its headers, since pybind11's own headers take five seconds to compile.
+// The Python module dsmooth._C, which converts arguments and checks each tensor. It is one source
+// file with headers, since pybind11's own headers take five seconds to compile.
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -37,7 +37,7 @@ void logistic_mixture(const py::object& x, const py::object& params, const py::o
   run_logistic_mixture(tensors, {likelihood, atoms, smoothing_scale}, threads, instruction_set);
 }
 
-// The tensors live, in the caller's map, while the interpreter is free to run something else.
+// The caller's dict keeps the tensors alive while the GIL is released.
 template <bool kBackward>
 void run_gated_resnet(const std::map<std::string, py::object>& tensors, int pad_top, int pad_left,
                       uint32_t layer, int64_t first_image, uint32_t keep_from, double scale,
@@ -81,22 +81,21 @@ PYBIND11_MODULE(_C, module) {
   module.attr("has_openmp") = has_openmp();
 
   module.def("instruction_sets", &instruction_sets,
-             "Names of the instruction sets built that this CPU has, the best last.");
+             "Names of the built instruction sets that this CPU has, the best last.");
   module.def("logistic_mixture", &logistic_mixture, py::arg("x"), py::arg("params"),
              py::arg("state"), py::arg("likelihood"), py::arg("atoms"), py::arg("smoothing_scale"),
              py::arg("threads") = 1, py::arg("instruction_set") = "auto", py::kw_only(),
              py::arg("log_prob") = py::none(), py::arg("grad") = py::none(),
              py::arg("grad_x") = py::none(), py::arg("grad_params") = py::none(),
              "Without grad, writes log_prob (B, H, W), and state (B, 4, H, W) for the backward. "
-             "With grad (B, H, W), writes the gradients by x and params, each unless None, of the "
-             "sum of grad times log_prob.");
+             "With grad (B, H, W), writes the gradients of the sum of grad times log_prob to "
+             "grad_x and grad_params, each unless None.");
   define_gated_resnet<false>(
       module, "gated_resnet_forward",
-      "Writes y and, where they are given, h and gates. tensors: by the names of the "
+      "Writes y and, if given, h and gates. tensors: named as in the "
       "field table in dsmooth/functional/gated_resnet.def. The others: see GatedDropout.");
-  define_gated_resnet<true>(
-      module, "gated_resnet_backward",
-      "Writes the gradients (grad_x, ...) by the tensors given, from grad_y, h and gates.");
+  define_gated_resnet<true>(module, "gated_resnet_backward",
+                            "Writes the given gradients (grad_x, ...), from grad_y, h and gates.");
   sampler::register_sampler(module);
   module.def("philox4x32_10", &philox, py::arg("counter"), py::arg("key"),
              "The 4 words of a Philox4x32-10 block.");

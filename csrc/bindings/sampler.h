@@ -82,12 +82,12 @@ void check_presence(const Borrowed& tensor, bool needed) {
 // The tensors of a call, borrowed while they live.
 struct Tensors {
   Borrowed out, context;  // both (N, C, H, W) float32; context may be absent
-  Borrowed mask;          // (N, H, W) uint8, or absent; known pixels stand in out
+  Borrowed mask;          // (N, H, W) uint8, or absent; out holds the known pixels
   Borrowed condition;     // (N, condition_size) float32, or absent
   Borrowed workspace{};   // absent on the CPU
 
   // The images to draw, and their number. Throws std::invalid_argument, naming the argument, unless
-  // the call reads and writes inside its tensors and asks for something that can be drawn.
+  // the tensors have the right sizes and the settings are valid.
   std::pair<int64_t, Slice> check(const NetworkView& network, Device device, uint64_t seed,
                                   uint64_t first_index, float temperature, float guidance) const {
     const int64_t channels = network.image_channels;
@@ -115,8 +115,8 @@ struct Tensors {
   }
 };
 
-// The GIL is free while the workers run. Between polls it is taken for a moment: for signals, so
-// that Ctrl-C ends the call, and for the caller's progress.
+// The GIL is released while the workers run. Each poll acquires it briefly: for signals, so that
+// Ctrl-C ends the call, and for the progress callback.
 void sample(const CpuSampler& sampler, const py::object& out, const py::object& context,
             const py::object& mask, const py::object& condition, uint64_t seed,
             uint64_t first_index, float temperature, float guidance, int threads, int slice,
@@ -143,7 +143,7 @@ Device device_of(const CudaSampler& sampler) { return {Device::kCuda, sampler.de
 float* device_words(const Borrowed& tensor, int64_t words, Device device) {
   float* data = contiguous<float>(tensor, {words}, device);
   if (reinterpret_cast<uintptr_t>(data) % 128 != 0)
-    refuse(tensor.name, "be aligned to 128 bytes", "a tensor that is not");
+    refuse(tensor.name, "be aligned to 128 bytes", "an unaligned tensor");
   return data;
 }
 
@@ -153,7 +153,7 @@ int64_t weight_words(const CudaSampler& sampler) {
 
 void write_weights(CudaSampler& sampler, const py::object& host, const py::object& device) {
   const int64_t words = weight_words(sampler);
-  if (words == 0) throw std::invalid_argument("the weights were written before");
+  if (words == 0) throw std::invalid_argument("the weights can be written only once");
   float* const image = contiguous<float>(borrow("host", host), {words});
   const float* address = device_words(borrow("device", device), words, device_of(sampler));
   sampler.write(image, reinterpret_cast<uintptr_t>(address));
@@ -176,7 +176,7 @@ py::bytes argument_of_launch(const CudaSampler& sampler, const py::object& out,
                              const py::object& workspace, const Partition& partition,
                              int64_t launch, uint64_t seed, uint64_t first_index, float temperature,
                              float guidance, const py::object& condition) {
-  if (weight_words(sampler) != 0) throw std::invalid_argument("the weights must be written before");
+  if (weight_words(sampler) != 0) throw std::invalid_argument("write_weights must be called first");
   const Device device = device_of(sampler);
   const Tensors tensors{borrow("out", out), borrow("context", context), borrow("mask", mask),
                         borrow("condition", condition), borrow("workspace", workspace)};
@@ -185,7 +185,7 @@ py::bytes argument_of_launch(const CudaSampler& sampler, const py::object& out,
   const int64_t passes = all.passes(), drawn = n / passes;
   if (drawn < partition.slices ||
       (drawn + partition.slices - 1) / partition.slices * passes > partition.largest) {
-    refuse("partition", "be of as many images as out has", std::to_string(n));
+    refuse("partition", "have as many images as out", std::to_string(n));
   }
   if (launch < 0 || launch >= sampler.launches(partition, all.height))
     refuse("launch", "be one of launches()", std::to_string(launch));
@@ -210,7 +210,7 @@ void register_cuda_sampler(py::module_& module) {
       .def_property_readonly("weight_words", &weight_words)
       .def("write_weights", &write_weights, py::arg("host"), py::arg("device"),
            py::keep_alive<1, 3>(),
-           "Writes to `host`, once, what `device` is to hold; `device` lives as long as this.")
+           "Writes the content of `device` to `host`, once; `device` must outlive this object.")
       .def("bytes_per_image", &CudaSampler::bytes_per_image, py::arg("height"), py::arg("width"))
       .def("partition", &partition, py::arg("n"), py::arg("height"), py::arg("width"),
            py::arg("memory"), py::arg("max_slice"), py::arg("passes"))
@@ -235,9 +235,9 @@ void register_sampler(py::module_& module) {
       .def("sample", &sample, py::kw_only(), py::arg("out"), py::arg("context"), py::arg("mask"),
            py::arg("condition"), py::arg("seed"), py::arg("first_index"), py::arg("temperature"),
            py::arg("guidance"), py::arg("threads"), py::arg("slice"), py::arg("progress"),
-           "mask: (N, H, W) uint8, not 0 where a pixel of out is known and stays; or None. "
-           "condition: (N, condition_size), the vectors of the images; None if that is 0. "
-           "guidance: 0, or of images 2i and 2i + 1, which are drawn as one.")
+           "mask: (N, H, W) uint8, nonzero where a pixel of out is known and kept; or None. "
+           "condition: (N, condition_size), the vectors of the images; None if the size is 0. "
+           "guidance: 0, or the weight for images 2i and 2i + 1, which are drawn as one.")
       .def_property_readonly("instruction_set",
                              [](const CpuSampler& s) { return s.kernels().instruction_set; })
       .def("bytes_per_image", &CpuSampler::bytes_per_image, py::arg("height"), py::arg("width"));

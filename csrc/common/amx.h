@@ -1,5 +1,5 @@
 // The matrix registers of AMX: an instruction multiplies 16 rows by 16 columns over 16 words of k,
-// pairs of bfloat16. To be compiled for that instruction set.
+// pairs of bfloat16. Must be compiled for AMX.
 #pragma once
 
 #include <cstddef>
@@ -29,8 +29,8 @@ DSMOOTH_INLINE void multiply_add() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kRow), "i"(kColumn));
 }
 
-// Gives the registers `rows` rows, and operands `words` words of k. Those from `first_column` on
-// hold columns. It takes as long as multiplying 15 times.
+// Configures the registers: `rows` rows, and `words` words of k for operands. Registers from
+// `first_column` hold columns. Takes as long as 15 multiplications.
 inline void shape_registers(int rows, int words, int first_column) {
   struct alignas(64) {
     uint8_t palette = 1, reserved[15] = {};

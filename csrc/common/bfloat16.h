@@ -9,8 +9,8 @@ namespace dsmooth {
 
 using bfloat16 = uint16_t;  // its bits
 
-// The bits of the nearest bfloat16, ties to even; a NaN stays one. V is float and Bits uint32_t, or
-// they are vectors of them.
+// The bits of the nearest bfloat16, ties to even; a NaN stays a NaN. V is float and Bits uint32_t,
+// or both are vectors of these.
 template <class Bits, class V>
 DSMOOTH_INLINE Bits nearest_bfloat16(V value) {
   const Bits bits = __builtin_bit_cast(Bits, value);

@@ -1,9 +1,8 @@
-// Micro-kernels of matrix products. The gated resnet's convolutions and the sampler's tiles share
-// some; the others are the convolutions' own. Compiled once per instruction set: see vector_math.h
-// for what that forbids.
+// Micro-kernels of matrix products. The gated resnet's convolutions use all of them, the sampler's
+// tiles some. Compiled once per instruction set: see vector_math.h for the restrictions.
 //
-// Operands are counted in cells. A cell is what one multiplication takes of the summed index: one
-// number of float or double, a pair of bfloat16 where the CPU multiplies pairs. A tile of M rows
+// Operands are counted in cells. A cell is the part of the summed index that one multiplication
+// covers: one float or double, or a pair of bfloat16 if the CPU multiplies pairs. A tile of M rows
 // and NV vectors of columns stays in registers; a row's cell is broadcast against the columns'
 // vectors.
 #pragma once
@@ -15,7 +14,7 @@
 namespace dsmooth::DSMOOTH_ISA {
 
 #if defined(__AVX512F__)
-// Half a vector: a CPU that computes 512 bits in two halves spends half the time on it.
+// Half a vector: on a CPU that computes 512 bits in two halves it takes half the time.
 struct HalfFloat {
   static constexpr bool kExists = true;
   using Sum = __m256;
@@ -122,7 +121,7 @@ struct MatrixDot : PairDot {
 #endif
 #endif
 
-// A row of a tile: whole vectors, and half a one if kHalf.
+// A row of a tile: whole vectors, and half a vector if kHalf.
 template <class D, int kWhole, bool kHalf>
 struct TileRow {
   static constexpr int kVectors = kWhole > 0 ? kWhole : 1;
@@ -181,7 +180,7 @@ inline constexpr int kMaxRows[3] = {8, 6, 4};
 inline constexpr int kMaxVectors = 3;
 
 // kAdjacent: the rows' cells are neighbours (a_row = 1); else the inner steps' are (a_step = 1).
-// kHalf: the last of the NV vectors is half a one.
+// kHalf: the last of the NV vectors is half a vector.
 template <class D, int M, int NV, bool kHalf, bool kAdjacent>
 void run_tile(const TileArgs<D>& t) {
   using Row = TileRow<D, kHalf ? NV - 1 : NV, kHalf>;
@@ -230,7 +229,7 @@ void run_any_tile(const TileArgs<D>& t, int64_t rows, int vectors, bool half) {
   if constexpr (NV > 1) run_any_tile<D, kAdjacent, NV - 1>(t, rows, vectors, half);
 }
 
-// Vectors of columns of the next tile: two, or three if two would leave one over.
+// Vectors of columns of the next tile: two, or three if one would remain.
 DSMOOTH_INLINE int next_vectors(int vectors) { return vectors == 1 || vectors == 3 ? vectors : 2; }
 
 // The product over all rows and `columns`, a multiple of kColumns; `t` describes its upper left

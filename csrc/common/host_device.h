@@ -1,7 +1,7 @@
-// Macros that mean something to CUDA and nothing, or little, to other compilers. HOST_DEVICE: the
-// function runs on both. DEVICE_ONCE: a large function stays one copy, where all else is inlined.
-// UNROLL: a short loop whose arrays are to stay in registers; DEVICE_UNROLL, on the device alone.
-// DEVICE_ROLL: a loop that is left as it is.
+// Macros for CUDA, which other compilers ignore or almost ignore. HOST_DEVICE: the function runs on
+// both. DEVICE_ONCE: a large function is not inlined, unlike all others. UNROLL: unrolls a short
+// loop so that its arrays stay in registers; DEVICE_UNROLL: only on the device. DEVICE_ROLL: does
+// not unroll.
 #pragma once
 
 #if defined(__CUDACC__)

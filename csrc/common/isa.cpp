@@ -16,8 +16,8 @@ struct InstructionSet {
   bool is_here;
 };
 
-// Whether the system lets this process use the registers of a set that the CPU has. Linux gives
-// those of AMX to one that asks: ARCH_REQ_XCOMP_PERM for XFEATURE_XTILE_DATA.
+// Whether the system lets this process use the registers of a set that the CPU has. On Linux a
+// process must request those of AMX: ARCH_REQ_XCOMP_PERM for XFEATURE_XTILE_DATA.
 bool is_permitted(const char* set) {
   if (std::strcmp(set, "amx") != 0) return true;
 #if defined(__linux__) && defined(__x86_64__)

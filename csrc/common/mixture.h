@@ -1,4 +1,4 @@
-// Checks of the kind of a pixel's distribution: for the loss and the sampler.
+// Checks of a pixel's distribution, for the loss and the sampler.
 #pragma once
 
 #include <cmath>
@@ -19,8 +19,8 @@ inline Likelihood likelihood_named(const std::string& name) {
                               name);
 }
 
-// Throws std::invalid_argument, which names the setting, if the settings contradict one another.
-// atoms: bytes, for kDiscretized alone. smoothing_scale: for kGaussian alone.
+// Throws std::invalid_argument, naming the setting, if the settings contradict each other. atoms:
+// bytes, only for kDiscretized. smoothing_scale: only for kGaussian.
 template <class Byte>
 void check_mixture(Likelihood likelihood, const std::vector<Byte>& atoms, double smoothing_scale) {
   if (!atoms.empty() && likelihood != Likelihood::kDiscretized)

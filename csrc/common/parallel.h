@@ -1,5 +1,5 @@
-// Work shared among threads: of the process's OpenMP runtime, else std::thread. And the
-// unit of memory that they do not share.
+// Parallel loops on the threads of the process's OpenMP runtime, else on std::thread; and the cache
+// line, which threads do not share.
 #pragma once
 
 #include <atomic>
@@ -13,9 +13,9 @@
 #include <xmmintrin.h>
 #endif
 
-// The interface that GNU's compiler calls for `#pragma omp parallel`; the runtimes of GNU, LLVM and
-// Intel have it. Nothing is linked: the loader finds the functions in the runtime that PyTorch has
-// loaded, so that the two share its threads, and else leaves null.
+// The function that GCC calls for `#pragma omp parallel`; the runtimes of GNU, LLVM and Intel
+// export it. Nothing is linked: the loader finds it in the runtime that PyTorch has loaded, so both
+// share its threads. Without such a runtime the pointer is null.
 #if defined(__linux__)
 extern "C" {
 [[gnu::weak]] void GOMP_parallel(void (*work)(void*), void* data, unsigned threads, unsigned flags);
@@ -41,9 +41,9 @@ inline bool has_openmp() {
 #endif
 }
 
-// While one lives, operations of its thread take denormal numbers for 0 and give 0 instead of them.
-// elu' of a deep negative is one, so a trained network's gradients have some percent of them.
-// Intel's processors are so slow at them that a training step took 1.65 times as long.
+// During its lifetime, operations of its thread treat denormal inputs and results as 0. elu' of a
+// large negative number is denormal, so a few percent of a trained network's gradients are. Intel's
+// processors compute them so slowly that a training step took 1.65 times as long.
 class FlushDenormals {
  public:
 #if defined(__SSE2__)
@@ -56,7 +56,7 @@ class FlushDenormals {
   }
   ~FlushDenormals() { write(before_); }
 #else
-  FlushDenormals() {}  // so that a variable of it is used
+  FlushDenormals() {}  // avoids a warning about unused variables
 #endif
   FlushDenormals(const FlushDenormals&) = delete;
   FlushDenormals& operator=(const FlushDenormals&) = delete;
@@ -70,8 +70,8 @@ class FlushDenormals {
 #endif
 };
 
-// Calls work(share) for each of [0, shares), on a thread each, without denormal numbers. work must
-// not throw.
+// Calls work(share) for each share in [0, shares), each on its own thread, without denormal
+// numbers. work must not throw.
 template <class Work>
 void parallel_for(int64_t shares, const Work& work) {
   auto every = [&](int64_t step, int64_t first) {
@@ -92,15 +92,15 @@ void parallel_for(int64_t shares, const Work& work) {
   int64_t begun = 1;
   try {
     for (; begun < shares; ++begun) threads.emplace_back(every, shares, begun);
-  } catch (const std::exception&) {  // there are no more threads, or no memory for them
+  } catch (const std::exception&) {  // too few threads or too little memory
   }
   every(shares, 0);
   for (; begun < shares; ++begun) every(shares, begun);
   for (std::thread& thread : threads) thread.join();
 }
 
-// Calls body(item, worker) for every item of [0, count), on the one of [0, workers) that is free
-// first; each works on one item at a time.
+// Calls body(item, worker) for every item in [0, count), on the first free worker in [0, workers).
+// Each worker processes one item at a time.
 template <class Body>
 void parallel_for_each(int64_t count, int64_t workers, const Body& body) {
   std::atomic<int64_t> next{0};

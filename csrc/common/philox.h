@@ -9,7 +9,7 @@
 
 namespace dsmooth {
 
-// Uses of random words here: the low byte of the counter's last word. dsmooth/philox.py has all.
+// Streams used in C++: the low byte of the counter's last word. dsmooth/philox.py has all streams.
 enum class Stream : uint32_t { kSample = 0, kSampleConditioned = 1, kDropout = 5 };
 
 struct PhiloxWords {

@@ -1,5 +1,5 @@
-// Borrowed tensors, described for the time of a call, and their check. Every error of shape, dtype,
-// device or memory is raised here.
+// Descriptions of borrowed tensors for the duration of a call, and their checks. All errors of
+// shape, dtype, device and memory are raised here.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@
 
 namespace dsmooth {
 
-// The type of an element as DLPack counts it.
+// The type of an element, as in DLPack.
 struct ElementType {
   enum Code : uint8_t { kInt = 0, kUnsigned = 1, kFloat = 2, kBFloat = 4, kComplex = 5, kBool = 6 };
   uint8_t code = kFloat;
@@ -65,10 +65,10 @@ inline std::string to_string(Device device) {
          std::to_string(device.index);
 }
 
-// An extent that may be anything.
+// An extent of any size.
 inline constexpr int64_t kAny = std::numeric_limits<int64_t>::min();
 
-// As Python writes a tuple, with * for kAny.
+// Formatted like a Python tuple, with * for kAny.
 inline std::string to_string(const int64_t* extents, int count) {
   std::string text = "(";
   for (int i = 0; i < count; ++i)
@@ -86,7 +86,7 @@ inline bool is_empty(const Borrowed& tensor) {
   return false;
 }
 
-// Whether the elements lie one after the other, the dimensions from the fastest on in `order`.
+// Whether the elements are dense; `order` lists the dimensions from the fastest.
 inline bool is_dense(const Borrowed& tensor, const int* order) {
   if (is_empty(tensor)) return true;
   int64_t stride = 1;
@@ -110,8 +110,8 @@ inline bool is_channels_last(const Borrowed& tensor) {
   return tensor.n_dims == 4 && is_dense(tensor, kOrder);
 }
 
-// Addresses of the first element and behind the last; both null of an absent or empty tensor.
-// Strides are not negative: torch has none.
+// Addresses of the first element and past the last; both null if the tensor is absent or empty.
+// Strides are not negative: torch has no negative strides.
 inline std::pair<uintptr_t, uintptr_t> range_of(const Borrowed& tensor) {
   if (!tensor.given || is_empty(tensor)) return {};
   uintptr_t last = 0;
@@ -121,8 +121,8 @@ inline std::pair<uintptr_t, uintptr_t> range_of(const Borrowed& tensor) {
   return {begin, begin + (last + 1) * bytes_of(tensor.type)};
 }
 
-// Whether two elements may share memory, as in an expanded tensor: whether a step along a dimension
-// is no longer than the reach of the dimensions with smaller steps.
+// Whether elements may overlap, as in an expanded tensor: whether the stride of a dimension is
+// within the range that the dimensions with smaller strides cover.
 inline bool repeats_elements(const Borrowed& tensor) {
   if (!tensor.given || is_empty(tensor)) return false;
   const int64_t *shape = tensor.shape, *strides = tensor.strides;
@@ -143,8 +143,8 @@ inline bool repeats_elements(const Borrowed& tensor) {
   throw std::invalid_argument(name + " must " + expected + ", got " + got);
 }
 
-// Throws std::invalid_argument, which names the tensor, unless it is given with this shape (kAny:
-// any extent), type and device, and has memory that is aligned to its elements.
+// Throws std::invalid_argument, naming the tensor, unless it is given with this shape (kAny: any
+// extent), type and device, and its memory is aligned to its elements.
 inline void check_tensor(const Borrowed& t, const std::vector<int64_t>& shape, ElementType type,
                          Device device = {}) {
   if (!t.given) refuse(t.name, "be a tensor", "None");
@@ -158,16 +158,16 @@ inline void check_tensor(const Borrowed& t, const std::vector<int64_t>& shape, E
   if (!(t.type == type)) refuse(t.name, "be " + to_string(type), to_string(t.type));
   if (!(t.device == device)) refuse(t.name, "be on " + to_string(device), to_string(t.device));
   if (is_empty(t)) return;
-  if (t.data == nullptr) refuse(t.name, "have memory", "a tensor without");
+  if (t.data == nullptr) refuse(t.name, "have memory", "a tensor without memory");
   if (reinterpret_cast<uintptr_t>(t.data) % bytes_of(type) != 0)
-    refuse(t.name, "be aligned to its elements", "a tensor that is not");
+    refuse(t.name, "be aligned to its elements", "an unaligned tensor");
 }
 
 template <class T>
 inline constexpr ElementType kTypeOf{
     std::is_same_v<T, uint8_t> ? ElementType::kUnsigned : ElementType::kFloat, 8 * sizeof(T)};
 
-// The memory of a tensor that passes check_tensor and whose elements follow one another.
+// The memory of a contiguous tensor that passes check_tensor.
 template <class T>
 T* contiguous(const Borrowed& tensor, std::initializer_list<int64_t> shape, Device device = {}) {
   check_tensor(tensor, shape, kTypeOf<T>, device);
@@ -176,13 +176,13 @@ T* contiguous(const Borrowed& tensor, std::initializer_list<int64_t> shape, Devi
   return static_cast<T*>(tensor.data);
 }
 
-// Throws std::invalid_argument if elements of a written tensor share memory, or if it reaches into
-// the memory between the first and the last element of another tensor.
+// Throws std::invalid_argument if elements of a written tensor overlap, or if it overlaps the range
+// from the first to the last element of another tensor.
 inline void check_apart(const std::vector<const Borrowed*>& written,
                         const std::vector<const Borrowed*>& read) {
   for (const Borrowed* tensor : written) {
     if (repeats_elements(*tensor)) {
-      refuse(tensor->name, "have an element's memory for each",
+      refuse(tensor->name, "have no overlapping elements",
              "strides " + to_string(tensor->strides, tensor->n_dims));
     }
     const auto [begin, end] = range_of(*tensor);
@@ -196,7 +196,7 @@ inline void check_apart(const std::vector<const Borrowed*>& written,
   }
 }
 
-// Throws std::invalid_argument unless a call can have this number of threads.
+// Throws std::invalid_argument unless the number of threads is valid.
 inline void check_threads(int threads) {
   constexpr int kMostThreads = 1 << 12;
   if (threads >= 1 && threads <= kMostThreads) return;

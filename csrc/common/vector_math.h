@@ -102,7 +102,7 @@ struct VectorMath {
   }
 
   // The nearest whole number, halves to even, for |v| < 2^22 (float) or 2^51 (double); beyond, some
-  // number outside of that range.
+  // number outside that range.
   DSMOOTH_INLINE static V round(V v) { return (v + Format::kRound) - Format::kRound; }
 
   // 1 / v for 2^-100 < v < 2^100, within 2 ulp.
@@ -117,7 +117,7 @@ struct VectorMath {
     return static_cast<T>(1) / v;
   }
 
-  // The larger one; a NaN in v stays.
+  // The larger one; keeps a NaN in v.
   DSMOOTH_INLINE static V at_least(V v, T low) {
 #if defined(__AVX512F__)
     // The instruction returns its second operand if one is NaN.
@@ -128,7 +128,7 @@ struct VectorMath {
 
   DSMOOTH_INLINE static V minus_abs(V v) { return from_bits(bits(v) | ~(~Word{0} >> 1)); }
 
-  // One rounding where the instruction set has FMA. On x86 a compiler may leave some sums unfused,
+  // One rounding if the instruction set has FMA. On x86 a compiler may leave some sums unfused,
   // which makes long chains shorter: it is told.
   DSMOOTH_INLINE static V multiply_add(V a, V b, V c) {
 #if defined(__AVX512F__)

@@ -1,6 +1,6 @@
-// The layout of a gated resnet's images, weights and sums. Its convolutions and the gradients of
-// their weights, as products over padded images.
-// Compiled once per instruction set: see vector_math.h for what that forbids.
+// The layout of a gated resnet's images, weights and sums; its convolutions and their weight
+// gradients as matrix products over padded images. Compiled once per instruction set: see
+// vector_math.h for the restrictions.
 #pragma once
 
 #include "../common/gemm.h"
@@ -19,12 +19,12 @@ DSMOOTH_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 DSMOOTH_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The extents of a gated resnet's images, packed weights and sums. A padded image has the
-// convolution's rows and columns of zeros around it. There are more columns on the right: then
-// every tap finds whole pairs of columns, from an even or an odd column on. Gradients of a
+// convolution's rows and columns of zeros around it. There are extra columns on the right, so that
+// every tap reads whole pairs of columns, starting at an even or an odd column. Gradients of a
 // convolution's outputs are padded on the opposite sides.
 //
-// A padded image is also one line of pixels, in which a tap is a constant distance away. Matrix
-// registers multiply runs of this line, zeros included: a row of pixels does not fill them.
+// A padded image is also one line of pixels, in which each tap is at a constant distance. Matrix
+// registers multiply runs of this line, including zeros, since a row of pixels does not fill them.
 template <class D>
 struct Layout : GatedShape {
   int64_t cols, pairs;                  // of a padded image; pairs of columns
@@ -40,7 +40,7 @@ struct Layout : GatedShape {
   int64_t skip_rows, skip_pixels;         // of the skips in memory at once
 
   static constexpr int64_t kPiece = 16, kLine = 128;  // cells, pixels of the line
-  // Cells of a channel in a chunk: its operands then fit the first cache.
+  // Cells of a channel in a chunk, so that its operands fit the L1 cache.
   static constexpr int64_t kChunkCells = D::kMatrix ? 64 : 56;
 
   explicit Layout(const GatedShape& shape) : GatedShape(shape) {
@@ -87,13 +87,13 @@ struct PaddedImage {
   int64_t pixels, stride, cols;
   int64_t top, left;  // rows and columns before the image
 
-  // Where the first tap of the first pixel of row r lies, and where that pixel does.
+  // The addresses of the first tap of row r's first pixel, and of that pixel.
   typename D::Element* row(int64_t r) const { return data + r * cols * stride; }
   typename D::Element* inside(int64_t r) const { return row(r + top) + left * stride; }
   int64_t pixel_cells() const { return stride / D::kPair; }
 };
 
-// A thread's memory, handed out piece by piece. With no memory it only counts the bytes.
+// Allocates pieces of a thread's memory. Without memory it only counts the bytes.
 struct Scratch {
   char* start = nullptr;
   int64_t used = 0;
@@ -101,7 +101,7 @@ struct Scratch {
   template <class T>
   T* take(int64_t count) {
     T* piece = start == nullptr ? nullptr : reinterpret_cast<T*>(start + used);
-    // One vector of slack: a row's last vector may be read beyond the row.
+    // One extra vector: a row's last vector may extend beyond the row.
     used += round_up(count * static_cast<int64_t>(sizeof(T)) + 64, 64);
     return piece;
   }
@@ -113,7 +113,7 @@ void fill_zero(T* p, int64_t count) {
 }
 
 // out[q][c] = the cell of in[2q][c] and in[2q + 1][c]. Products that sum over pixels read
-// neighbouring columns side by side.
+// neighbouring columns together.
 template <class D>
 void pair_columns(const typename D::Element* in, int64_t stride, int64_t pairs, int channels,
                   typename D::Cell* out, int64_t out_stride) {
@@ -125,7 +125,7 @@ void pair_columns(const typename D::Element* in, int64_t stride, int64_t pairs, 
   }
 }
 
-// Operands of products over pixels, where these take other orders than convolutions do.
+// Operands of products over pixels, in an order that differs from that of convolutions.
 template <class D>
 struct PixelOperands {
   typename D::Cell *even, *odd;  // an image in pairs of columns, from an even and an odd one on
@@ -136,7 +136,7 @@ struct PixelOperands {
     const int64_t image = D::kPair == 2 ? p.pixels / 2 * p.f2_pad : 0;
     even = scratch.take<typename D::Cell>(image);
     odd = scratch.take<typename D::Cell>(p.kernel_w > 1 ? image : 0);
-    // An odd number of lines of the cache: the rows of a tile then lie in as many of its sets.
+    // An odd number of cache lines, so that the rows of a tile fall into different sets.
     gradient_row = (p.units | 1) * p.unit_cells;
     const int64_t channels =
         D::kMatrix ? p.rows_of(p.f2) * gradient_row : p.units * p.unit_cells * p.f2;
@@ -144,7 +144,7 @@ struct PixelOperands {
   }
 };
 
-// `sums` take those of the pixels that are convolved at once.
+// `sums` holds the sums of the pixels that are convolved at once.
 template <class D>
 class Convolutions {
   using Scalar = typename D::Scalar;
@@ -156,7 +156,7 @@ class Convolutions {
   Convolutions(const Layout<D>& layout, const PixelOperands<D>& operands, Scalar* sums)
       : layout_(layout), operands_(operands), sums_(sums) {}
 
-  // The sums of the i-th of the rows that were convolved.
+  // The sums of the i-th convolved row.
   const Scalar* row_sums(int64_t i, int64_t n_pad) const {
     return sums_ + i * layout_.cols * n_pad;
   }
@@ -196,7 +196,7 @@ class Convolutions {
                layout_.run_of(rows), n_pad);
   }
 
-  // Takes the gradient of an image of outputs, in the order that products over pixels read.
+  // Stores the gradient of an image of outputs, in the order that products over pixels read.
   void take_gradient(const PaddedImage<D>& image, int channels) {
     const Layout<D>& p = layout_;
     channels_ = channels;
@@ -215,7 +215,7 @@ class Convolutions {
   }
 
   // sums[tap][n][k] += the gradient of a convolution's weights over an image, given its input and
-  // the gradient that was taken; = if `first_image`.
+  // the stored gradient; = if `first_image`.
   void add_conv_gradient(const PaddedImage<D>& input, bool first_image, Scalar* sums) {
     const Layout<D>& p = layout_;
     const int64_t step = kPairs ? p.f2_pad : p.f2, tap_sums = p.rows_of(channels_) * p.f2_pad;
@@ -235,8 +235,8 @@ class Convolutions {
     }
   }
 
-  // sums[n][k] (+)= the sum over the pixels of a chunk, from unit u on, of the gradient that was
-  // taken, [pixel][n], times b[pixel][k].
+  // sums[n][k] (+)= the sum over the pixels of a chunk, from unit u on, of the stored
+  // gradient, [pixel][n], times b[pixel][k].
   void add_weight_gradient(const Cell* b, int64_t step, int64_t k_pad, int64_t u, bool add,
                            Scalar* sums) {
     run<!D::kMatrix>({.a = gradient_.start + u * gradient_.unit,

@@ -1,8 +1,8 @@
 // The gated resnet over a range of images with the vectors of one instruction set. Compiled once
-// per set, each time with its own DSMOOTH_ISA; see vector_math.h for what this forbids.
+// per set, each time with its own DSMOOTH_ISA; see vector_math.h for the restrictions.
 //
-// An image goes through the whole gated resnet before the next one starts. So everything between
-// the inputs and the outputs stays in the second-level cache.
+// Each image passes through the whole gated resnet before the next one starts, so intermediate
+// results stay in the L2 cache.
 #include "convolution.h"
 #include "passes.h"
 #include "weights.h"
@@ -85,13 +85,13 @@ class GatedResnet {
         dropout_(dropout),
         buffers_(layout_, scratch),
         convolutions_(layout_, buffers_.operands, buffers_.sums) {
-    // The zeros around the images stay: passes write the inside alone.
+    // The zeros around the images remain: passes write only the interior.
     fill_margins(buffers_.x, layout_.height);
     fill_margins(buffers_.h, layout_.height);
     fill_margins(buffers_.grad_gates, layout_.height);
     if (buffers_.grad_h.stride == layout_.f)
       fill_margins(buffers_.grad_h, layout_.height);
-    else  // the last channel's partner is zero, too
+    else  // the last channel's partner is zero
       fill_zero(buffers_.grad_h.data, buffers_.grad_h.pixels * buffers_.grad_h.stride);
     fill_margins(buffers_.skip, layout_.skip_rows);
     conv_out_ = static_cast<const Cell*>(packed);
@@ -108,7 +108,7 @@ class GatedResnet {
     fill_zero(zeros, image.data + image.pixels * image.stride - zeros);
   }
 
-  // body(first, count) for the rows that are convolved at once, of [first, last).
+  // Calls body(first, count) for the rows in [first, last) that are convolved at once.
   template <class Body>
   void for_rows(int64_t first, int64_t last, const Body& body) const {
     for (int64_t r = first; r < last; r += layout_.rows_at_once)
@@ -169,7 +169,7 @@ class GatedResnet {
     Scalar* sums_nin = frozen ? nullptr : sums_in + p.conv_in_sums();
     Scalar* sums_bias_out = frozen ? nullptr : sums_nin + p.nin_sums();
     Scalar* sums_bias_in = frozen ? nullptr : sums_bias_out + p.f2_pad;
-    // The sums of an image with a bias of its own are that bias's gradient first.
+    // With image_bias, an image's sums are first the gradient of its bias.
     Scalar* image_sums = row_of<Scalar>(call.grads.image_bias, image);
     if (image_sums != nullptr) fill_zero(image_sums, p.f2);
     Scalar* gate_sums = image_sums == nullptr ? sums_bias_out : image_sums;
@@ -216,7 +216,7 @@ class GatedResnet {
       backward_skips(call, first, r, smaller(p.skip_rows, p.height - r), first_image, sums_nin);
   }
 
-  // Of some rows from `row` on.
+  // For some rows starting at `row`.
   void backward_skips(const GatedCall& call, int64_t first, int64_t row, int64_t count,
                       bool first_image, Scalar* sums) {
     const void* const skips[kMaxSkips] = {call.tensors.skip, call.tensors.skip_2};
@@ -257,7 +257,7 @@ class GatedResnet {
     }
   }
 
-  // The 2F numbers of an image in (B, 2F); null where there are none.
+  // An image's 2F numbers in (B, 2F), or null.
   template <class Number>
   Number* row_of(void* numbers, int64_t image) const {
     return numbers == nullptr ? nullptr : static_cast<Number*>(numbers) + image * layout_.f2;
@@ -273,8 +273,8 @@ class GatedResnet {
     return dropout_.active ? buffers_.keep + r * layout_.width * layout_.f2 : nullptr;
   }
 
-  // concat_elu of some rows of the skips, from `pixel` on. `slope` has rows of a skip after
-  // another.
+  // concat_elu of some rows of the skips, starting at `pixel`. `slope` has the rows of one skip,
+  // then of the other.
   void write_skip_rows(const GatedTensors& tensors, int64_t pixel, int64_t rows, Element* out,
                        Element* slope) {
     const Layout<D>& p = layout_;
@@ -308,7 +308,7 @@ GatedKernels kernels_of() {
       &W::add_sums, &W::write_gradients};
 }
 
-// float64 is for checks, and one set is enough: its code would take a third of the compiler's time.
+// float64 is for tests, and one set is enough: more would take a third of the compile time.
 template <bool kWanted>
 GatedKernels float64_kernels() {
   if constexpr (kWanted) return kernels_of<PlainDot<double>, double>();

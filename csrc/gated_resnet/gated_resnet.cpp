@@ -1,5 +1,5 @@
-// The check of a gated resnet's tensors against its extents; its choice of the instruction set, and
-// the sharing of the images among threads.
+// Checks a gated resnet's tensors against its extents, selects the instruction set, and divides the
+// images among threads.
 #include "gated_resnet.h"
 
 #include <algorithm>
@@ -80,7 +80,7 @@ class Checker {
   }
 
  private:
-  // A tensor of this direction: one of the table, or its gradient.
+  // A tensor of the forward or backward: one of the table, or its gradient.
   struct Slot {
     const char* name;
     const GatedField* field;
@@ -100,14 +100,14 @@ class Checker {
       known += (known.empty() ? "" : ", ") + std::string(name);
       count += operands_.count(name);
       if (gradient && field->gradient == GatedField::kOfWeights && tensor(name).given)
-        given_of_weights_ = name;
+        given_weight_gradient_ = name;
     }
     for (const auto& [name, tensor] : operands_)
       names += (names.empty() ? "'" : ", '") + name + "'";
     if (count != operands_.size()) refuse("tensors", "be among " + known, "[" + names + "]");
   }
 
-  // The shape of a tensor that extents are read from.
+  // The shape of a tensor that determines extents.
   const int64_t* shape_of(const char* name, const char* expected) const {
     const Borrowed& t = tensor(name);
     if (!t.given) refuse(name, "be given", "None");
@@ -122,7 +122,7 @@ class Checker {
       return tensor(name).given ? shape_of(name, "have 4 dimensions")[1] : 0;
     };
     const int64_t s_1 = channels_of("skip"), s_2 = channels_of("skip_2");
-    // An empty tensor may have any: sizes of products must fit an int64.
+    // An empty tensor may have any extents, but sizes of products must fit an int64.
     check_most({conv[0], s_1, s_2}, kMaxChannels, "channels");
     check_most({x[2], x[3]}, INT32_MAX, "rows and columns");
     for (const char* name : {"x", "skip", "skip_2"}) {
@@ -159,11 +159,11 @@ class Checker {
 
   void check_presence(const Slot& slot, bool given) const {
     const GatedField& f = *slot.field;
-    const bool of_weights = slot.gradient && f.gradient == GatedField::kOfWeights;
+    const bool is_weight_gradient = slot.gradient && f.gradient == GatedField::kOfWeights;
     bool allowed = true, needed = true;
     if (f.group == GatedField::kInput && slot.gradient) {
       allowed = tensor(f.name).given;
-      needed = !of_weights || given_of_weights_ != nullptr;
+      needed = !is_weight_gradient || given_weight_gradient_ != nullptr;
     } else if (f.group == GatedField::kInput) {
       const unsigned met = (tensor("skip").given ? GatedField::kSkip : 0u) |
                            (tensor("gain_in").given ? GatedField::kGains : 0u);
@@ -174,9 +174,9 @@ class Checker {
     }
     if (given && !allowed) refuse(slot.name, "be None", "a tensor");
     if (given || !allowed || !needed) return;
-    const std::string all = of_weights ? " with " + std::string(given_of_weights_) +
-                                             " (all gradients of weights are, or none)"
-                                       : "";
+    const std::string all = is_weight_gradient ? " with " + std::string(given_weight_gradient_) +
+                                                     " (all gradients of weights are, or none)"
+                                               : "";
     refuse(slot.name, "be given" + all, "None");
   }
 
@@ -195,7 +195,7 @@ class Checker {
   const std::map<std::string, Borrowed>& operands_;
   const bool backward_;
   std::vector<Slot> slots_;
-  const char* given_of_weights_ = nullptr;  // a weight's gradient that is given
+  const char* given_weight_gradient_ = nullptr;  // a given gradient of a weight
   GatedField::Extents extents_{};
   GatedCall call_;
 };
@@ -210,7 +210,7 @@ const GatedKernels& find_kernels(ElementType type, const std::string& instructio
   return type == kFloat64Type ? float32_sets.find("generic").float64 : kernels.float32;
 }
 
-// Memory that stays with the calling thread: a fresh page costs more than the computation in it.
+// Memory that the calling thread keeps: a new page costs more than the computation in it.
 Line* take(size_t count) {
   thread_local std::unique_ptr<Line[]> memory;
   thread_local size_t size = 0;
@@ -223,12 +223,12 @@ Line* take(size_t count) {
   return memory.get();
 }
 
-// Pixels, about, of one thread's next piece of work.
+// Approximate number of pixels per work item.
 constexpr int64_t kPixels = 784;
 
-// Groups of images whose weight gradients are summed apart. They are a function of the shape alone,
-// so that the sum is the same for every thread count. Each has about kPixels, so that adding up the
-// sums is cheap beside computing them.
+// Groups of images whose weight gradients are summed separately. They depend only on the shape, so
+// that the sum is the same for every thread count. Each has about kPixels, so that adding the sums
+// is cheap compared with computing them.
 int64_t count_groups(const GatedShape& s, size_t sums_bytes) {
   constexpr int64_t kFewest = 4, kMostBytes = 64 << 20;
   const int64_t by_pixels = std::max(s.batch * s.height * s.width / kPixels, kFewest);
@@ -267,12 +267,12 @@ void gated_resnet_backward(const GatedCall& call, int threads, const std::string
   const int64_t batch = call.shape.batch;
   const GatedSizes sizes = kernels.sizes(call.shape);
   const size_t scratch_lines = lines_of(sizes.scratch), packed_lines = lines_of(sizes.packed);
-  const bool frozen = call.grads.conv_in == nullptr;  // no gradient of a weight is wanted
+  const bool frozen = call.grads.conv_in == nullptr;  // no weight gradient is needed
   const size_t sums_lines = frozen ? 0 : lines_of(sizes.sums);
   const int64_t groups = count_groups(call.shape, sums_lines * sizeof(Line));
-  const int64_t rooms = std::max<int64_t>(groups, 1);  // for the sums, zeros of an empty batch too
-  const int64_t workers = std::clamp<int64_t>(threads, 1, rooms);
-  Line* const packed = take(packed_lines + scratch_lines * workers + sums_lines * rooms);
+  const int64_t n_sums = std::max<int64_t>(groups, 1);  // an empty batch has sums of zero
+  const int64_t workers = std::clamp<int64_t>(threads, 1, n_sums);
+  Line* const packed = take(packed_lines + scratch_lines * workers + sums_lines * n_sums);
   Line* const scratch = packed + packed_lines;
   Line* const sums = scratch + scratch_lines * workers;
   if (groups > 0) kernels.pack_backward(call, packed);

@@ -1,5 +1,4 @@
-// The products of the gated resnet in the matrix registers of AMX. To be compiled for that
-// instruction set.
+// The products of the gated resnet in the matrix registers of AMX. Must be compiled for AMX.
 #pragma once
 
 #include "../common/amx.h"
@@ -8,8 +7,8 @@
 namespace dsmooth::DSMOOTH_ISA {
 namespace {
 
-// Products whose rows and columns come in multiples of 16. They keep the registers while they live:
-// other code of the thread, oneDNN's for one, has shapes of its own.
+// Products whose rows and columns are multiples of 16. They own the register configuration during
+// their lifetime: other code of the thread, such as oneDNN's, uses its own.
 class MatrixTiles {
   using Args = TileArgs<MatrixDot>;
   static constexpr int kRowOperands = amx::kSums, kColumnOperands = kRowOperands + 2;
@@ -20,14 +19,14 @@ class MatrixTiles {
   MatrixTiles& operator=(const MatrixTiles&) = delete;
   ~MatrixTiles() { amx::release_registers(); }
 
-  // As run_tiles, with a_step = 1.
+  // Like run_tiles, with a_step = 1.
   void run(const Args& product, int64_t rows, int64_t columns) {
     int64_t pieces = (product.inner + amx::kWords - 1) / amx::kWords;
-    while (product.inner % pieces != 0) ++pieces;  // what lies behind a row must not be read
+    while (product.inner % pieces != 0) ++pieces;  // never reads past the end of a row
     const auto words = static_cast<int>(product.inner / pieces);
     if (words != words_) amx::shape_registers(amx::kRows, words, kColumnOperands);
     words_ = words;
-    // Four sums at once hide the time that one takes.
+    // Four sums at once hide the latency of each.
     for (int64_t n = 0; n < columns;) {
       const bool wide = columns - n >= 2 * amx::kColumns;
       for (int64_t m = 0; m < rows;) {
@@ -44,7 +43,7 @@ class MatrixTiles {
   }
 
  private:
-  // Sums in M by N registers, from row m0 and column n0 on. Returns the number of rows.
+  // Sums in M by N registers, starting at row m0 and column n0. Returns the number of rows.
   template <int M, int N>
   int64_t tile(const Args& t, int64_t m0, int64_t n0) const {
     const int64_t a_row = t.a_row, b_step = t.b_step, out_row = t.out_row, words = words_;
@@ -76,7 +75,7 @@ class MatrixTiles {
     return M * amx::kRows;
   }
 
-  int words_ = 0;  // that the registers have; 0 if another's shapes
+  int words_ = 0;  // of the register configuration; 0 if it is not ours
 };
 
 // out[c][q] = the pair of pixels 2q and 2q + 1 of channel c, in blocks of 16 by 16 cells.

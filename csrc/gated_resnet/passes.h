@@ -1,7 +1,7 @@
 // Elementwise passes of the gated resnet over rows of pixels, between its convolutions. Compiled
-// once per instruction set: vector_math.h says what that forbids.
+// once per instruction set: see vector_math.h for the restrictions.
 //
-// D is the arithmetic of the convolutions (common/gemm.h), T the activations in memory.
+// D is the arithmetic of the convolutions (common/gemm.h), T the type of activations in memory.
 #pragma once
 
 #include "../common/gemm.h"
@@ -22,7 +22,7 @@ struct Passes {
   static constexpr int kLanes = D::kLanes;
   static constexpr bool kRough = sizeof(T) == 2;  // activations have 8 bits of precision
 
-  // body(first, count) for the vectors of n numbers; full vectors are compiled apart.
+  // Calls body(first, count) for the vectors of n numbers; full vectors are compiled separately.
   template <class Body>
   DSMOOTH_INLINE static void for_vectors(int n, const Body& body) {
     int i = 0;
@@ -31,13 +31,13 @@ struct Passes {
   }
 
   // elu(v) = v > 0 ? v : m and elu(-v) = v > 0 ? m : -v with m = exp(-|v|) - 1; in the
-  // derivatives 1 stands for v and e = exp(-|v|) for m.
+  // derivatives v becomes 1 and m becomes e = exp(-|v|).
   DSMOOTH_INLINE static ExpPair<V> exp_minus_abs(V v) {
     return kRough ? M::rough_exp_pair(-M::abs(v)) : M::exp_pair(-M::abs(v));
   }
 
-  // v times the factors at `keep + at`, which drop even a NaN where they are zero; v without
-  // dropout, when `keep` is null.
+  // v times the factors at `keep + at`; a zero factor gives 0 even for a NaN. Without dropout
+  // `keep` is null and the result is v.
   DSMOOTH_INLINE static V kept(V v, const Scalar* keep, int64_t at, int count) {
     if (keep == nullptr) return v;
     const V factor = M::load(keep + at, count);

@@ -1,5 +1,5 @@
-// A gated resnet's weights in the order that its products read, and their gradients back in
-// torch's. Compiled once per instruction set: see vector_math.h for what that forbids.
+// Packs a gated resnet's weights in the order that its products read, and unpacks their gradients
+// into torch's order. Compiled once per instruction set: see vector_math.h for the restrictions.
 #pragma once
 
 #include "convolution.h"
@@ -105,7 +105,7 @@ class Weights {
   using Cell = typename D::Cell;
 
  public:
-  // The packed weights, and behind them the scales of their outputs.
+  // The packed weights, followed by the scales of their outputs.
   template <bool kBackward>
   static void pack(const GatedCall& call, void* packed) {
     const Layout<D> layout(call.shape);

@@ -1,5 +1,5 @@
 // Log-likelihood of one pixel under a mixture of logistics or Gaussians, and its gradient in closed
-// form. Compiled once per instruction set: see vector_math.h for what that forbids.
+// form. Compiled once per instruction set: see vector_math.h for the restrictions.
 //
 // A vector V holds several pixels. Channels of a pixel: K logits of components, J logits of atoms;
 // per colour K means, K log-scales and, for RGB, K coefficient logits. An atom is a component that
@@ -36,10 +36,10 @@ struct Channels {
 };
 
 // Density of one component at one pixel, over all colours and without the weight, and the
-// derivatives of log p by the raw parameters and by x.
+// derivatives of log p with respect to the raw parameters and x.
 //
-// p = factor * exp(exponent), where 1e-5 < factor <= 1. The range is so small that sums over k are
-// scaled by their largest exponent alone: no component needs a logarithm.
+// p = factor * exp(exponent), where 1e-5 < factor <= 1. The range is so small that it suffices to
+// scale sums over k by their largest exponent: no component needs a logarithm.
 template <class V, int C>
 struct Component {
   V exponent, factor;
@@ -77,10 +77,10 @@ DSMOOTH_INLINE Colour<typename M::V> colour_density(typename M::V distance,
 
 // With a, b = (x - mean +- delta) / s and D = a - b = 2 delta / s, the probability of a byte is
 //   sigma(a) - sigma(b) = sigma(a) sigma(-b) (1 - e^-D);  sigma(a) at byte 0, sigma(-b) at 255.
-// Seen from the mean, one edge of the byte is far, |z| + D/2, and one is near, |z| - D/2:
+// Relative to the mean, one edge of the byte is far, |z| + D/2, and one is near, |z| - D/2:
 //   sigma(a) - sigma(b) = sigma(far) sigma(-near) (1 - e^-D), whatever the sign of z,
 // so two exponentials, of |z| and D/2, serve all. And 1 - e^-D = D phi(D), log D = log(2 delta) -
-// log s: no small difference, and no underflow at any scale.
+// log s: nothing cancels, and nothing underflows at any scale.
 template <class M>
 DSMOOTH_INLINE Colour<typename M::V> colour_mass(typename M::V x, typename M::V distance,
                                                  typename M::V log_scale) {
@@ -104,7 +104,7 @@ DSMOOTH_INLINE Colour<typename M::V> colour_mass(typename M::V x, typename M::V 
   const V phi = one_less * M::reciprocal(width);
   const V d_width = exp_half.e * exp_half.e * width * M::reciprocal(one_less);  // D / (e^D - 1)
 
-  // The outermost bytes keep one edge: byte 0 the upper, a, which is the far one if z >= 0.
+  // The outermost bytes have one edge: byte 0 the upper one, a, which is far if z >= 0.
   const auto is_first = x < static_cast<T>(-kOuterByte);
   const auto is_last = x > static_cast<T>(kOuterByte);
   const auto negative = z < 0, positive = z >= 0;
@@ -215,7 +215,7 @@ DSMOOTH_INLINE Component<typename M::V, C> evaluate_component(const typename M::
   return out;
 }
 
-// The byte that all colours of a pixel share, or a number that is no byte.
+// The byte that all colours of a pixel share, or a number that is not a byte.
 template <class M, int C>
 DSMOOTH_INLINE typename M::V common_byte(const typename M::V (&x)[C]) {
   using V = typename M::V;
@@ -230,7 +230,7 @@ DSMOOTH_INLINE typename M::V common_byte(const typename M::V (&x)[C]) {
 }
 
 // Subtracted from every logit before an exponent is added: a large logit would round the exponent
-// away. 0 for small logits, whose sums keep their bits.
+// away. 0 for small logits, whose sums do not change.
 template <class M>
 DSMOOTH_INLINE typename M::V shift_of(typename M::V max_logit) {
   using T = typename M::Scalar;
@@ -252,7 +252,7 @@ struct AtomHere {
     }
   }
 
-  // Its logit, -inf for none. first: the channel of atom 0; columns are adjacent.
+  // The atom's logit, -inf for none. first: the channel of atom 0; columns are adjacent.
   DSMOOTH_INLINE typename M::V logit(const Planes<const typename M::Scalar>& params,
                                      const Position& at, int64_t first) const {
     typename M::V logit = M::splat(-kInfinity);
@@ -261,7 +261,7 @@ struct AtomHere {
     return logit;
   }
 
-  // Writes a value at that atom, and at no other.
+  // Writes a value only at that atom.
   DSMOOTH_INLINE void store(typename M::V value, const Planes<typename M::Scalar>& params,
                             const Position& at, int64_t first) const {
     for (int lane = 0; lane < M::kLanes; ++lane)

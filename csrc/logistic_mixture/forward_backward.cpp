@@ -1,5 +1,5 @@
 // The loss over many pixels with the vectors of one instruction set. Compiled once per set, each
-// time with its own DSMOOTH_ISA; see vector_math.h for what this forbids.
+// time with its own DSMOOTH_ISA; see vector_math.h for the restrictions.
 #include <type_traits>
 
 #include "equations.h"
@@ -13,7 +13,7 @@ struct PixelVector {
   using M = VectorMath<T>;
   using V = typename M::V;
 
-  // Begins to fetch the next cache line of a channel: a processor does not foresee as many planes
+  // Prefetches the next cache line of a channel: hardware prefetchers do not follow as many planes
   // as a pixel with hundreds of atoms has.
   template <class U>
   DSMOOTH_INLINE static void prefetch(const Planes<U>& planes, Position at, int64_t channel) {
@@ -119,8 +119,7 @@ struct PixelVector {
       }
       const AtomHere<M> here(args, x);
       const V logit = here.logit(args.params, at, args.n_mix);
-      // Selected, so that it is the weight's product that fuses with the difference, as in the
-      // loop.
+      // A select, so that the weight's product fuses with the difference, as in the loop.
       const V responsibility =
           M::select(logit > -kInfinity, M::exp((logit - shift) - max_joint) * scale_joint, V{});
       const V gradient = responsibility - M::exp(logit - max_logit) * scale_logit;
@@ -137,8 +136,8 @@ template <class T>
 using RunVector = void (*)(const LogisticMixtureArgs<T>& args, Position at,
                            typename VectorMath<T>::V* scratch);
 
-// Runs a vector at the end of a row, or of columns that are not adjacent, in a small buffer where
-// it is a full one of adjacent columns. So every pixel goes through the same instructions.
+// Copies a vector at the end of a row, or of columns that are not adjacent, to a small buffer as a
+// full vector of adjacent columns. So every pixel is computed by the same instructions.
 template <class T>
 void run_gathered(RunVector<T> run, bool backward, const LogisticMixtureArgs<T>& args, Position at,
                   int count, T* scratch) {
@@ -164,7 +163,7 @@ void run_gathered(RunVector<T> run, bool backward, const LogisticMixtureArgs<T>&
     free += channels * kLanes;
     copy = {memory, 0, kLanes, 0, 1};
     if (!is_read) return;
-    // Lanes without a pixel repeat the last one, so that they meet nothing unusual.
+    // Lanes without a pixel repeat the last pixel, so that they compute ordinary values.
     for (int lane = 0; lane < kLanes; ++lane) {
       const T* pixel = planes.at(at) + (lane < count ? lane : count - 1) * planes.stride_col;
       for (int64_t c = 0; c < channels; ++c) memory[c * kLanes + lane] = pixel[c * planes.stride_c];
@@ -222,8 +221,7 @@ void run_range(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last, 
   }
 }
 
-// float64 is for checks, and the generic set is enough: its code would take half of the compiler's
-// time.
+// float64 is for tests, and the generic set is enough: more would take half of the compile time.
 template <class T, bool kWanted>
 MixtureKernel<T> kernel() {
   if constexpr (kWanted) return {VectorMath<T>::kLanes, &run_range<T, false>, &run_range<T, true>};

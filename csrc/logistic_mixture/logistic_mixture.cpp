@@ -1,5 +1,5 @@
-// The check of the loss's tensors against the extents of x; its choice of the instruction set, and
-// the sharing of the pixels among threads.
+// Checks the loss's tensors against the extents of x, selects the instruction set, and divides the
+// pixels among threads.
 #include "logistic_mixture.h"
 
 #include <algorithm>
@@ -47,7 +47,7 @@ int64_t count_components(int64_t n_params, int64_t channels, int64_t n_atoms) {
   return rest / per_component;
 }
 
-// If rows follow each other in every tensor, an image is one long row: no remainder per row.
+// If rows are adjacent in every tensor, an image is one long row, without a remainder per row.
 template <class T>
 void collapse_rows(LogisticMixtureArgs<T>& args) {
   const auto follows = [&](const auto& p) {
@@ -70,7 +70,8 @@ LogisticMixtureArgs<T> check_operands(const MixtureTensors& t, const MixtureSett
   const int64_t n_params = t.params.shape[1];
   args.likelihood = likelihood_named(mixture.likelihood);
   check_mixture(args.likelihood, mixture.atoms, mixture.smoothing_scale);
-  // A sigma under 1e-12 vanishes beside the narrowest s, e^-7, and 1 / sigma^2 must fit a float.
+  // A sigma under 1e-12 is negligible next to the smallest s, e^-7, and 1 / sigma^2 must fit a
+  // float.
   const double sigma = std::fmax(mixture.smoothing_scale, 1e-12);
   args.smoothing = {std::log(sigma), 1 / (sigma * sigma)};
   std::fill_n(args.atom_of_byte, kBytes, int16_t{-1});
@@ -100,13 +101,13 @@ void run(const MixtureKernel<T>& kernel, const MixtureTensors& tensors,
          const MixtureSettings& settings, int threads) {
   const bool backward = tensors.grad.given;
   LogisticMixtureArgs<T> args = check_operands<T>(tensors, settings, backward);
-  // An empty tensor may have extents whose products fit no int64.
+  // An empty tensor may have extents whose product overflows an int64.
   if (args.batch == 0 || args.rows == 0 || args.cols == 0) return;
   collapse_rows(args);
   const int64_t vectors_per_row = (args.cols + kernel.lanes - 1) / kernel.lanes;
   const int64_t vectors = args.batch * args.rows * vectors_per_row;
   const int64_t shares = std::min<int64_t>(threads, vectors);
-  // Memory is taken here, where failing may throw, and not in the threads.
+  // Memory is allocated here, where a failure may throw, not in the threads.
   const size_t scratch_size = static_cast<size_t>(kScratchPerComponent * args.n_mix +
                                                   kScratchPerAtom * args.n_atoms + kScratchFixed) *
                               kernel.lanes;

@@ -12,7 +12,7 @@
 
 namespace dsmooth {
 
-inline constexpr int kMaxComponents = 1 << 24;  // so that sizes of scratch fit an int64
+inline constexpr int kMaxComponents = 1 << 24;  // scratch sizes fit an int64
 
 // The smoothing's own scale sigma, whose square is added to the variance of every Gaussian.
 struct Smoothing {
@@ -43,14 +43,14 @@ struct LogisticMixtureArgs {
   // (B, 4, H, W), see State: written by the forward, read by the backward.
   Planes<T> state;
   Planes<const T> grad;   // (B, 1, H, W): d loss / d log_prob; from here on backward only
-  Planes<T> grad_x;       // (B, C, H, W), or data == nullptr: not wanted
-  Planes<T> grad_params;  // (B, P, H, W), or data == nullptr: not wanted
+  Planes<T> grad_x;       // (B, C, H, W), data is null if not needed
+  Planes<T> grad_params;  // (B, P, H, W), data is null if not needed
   int64_t batch = 0, rows = 0, cols = 0, n_mix = 0;
   int channels = 0;
   Likelihood likelihood = Likelihood::kContinuous;
   Smoothing smoothing;             // of kGaussian
-  int64_t n_atoms = 0;             // not 0 for kDiscretized alone
-  int16_t atom_of_byte[kBytes]{};  // of each byte, -1 where it is no atom
+  int64_t n_atoms = 0;             // 0 except for kDiscretized
+  int16_t atom_of_byte[kBytes]{};  // by byte, -1 if it is not an atom
 
   // Whether f holds for every tensor.
   template <class F>
@@ -64,21 +64,21 @@ struct LogisticMixtureArgs {
 // atom has factor 1, and joint = logit - shift at its byte, else -inf.
 enum State { kMaxJoint, kSumJoint, kMaxLogit, kSumLogit, kStateChannels };
 
-// The tensors of a call, by the names of LogisticMixtureArgs; some are absent.
+// The tensors of a call, named as in LogisticMixtureArgs; some are absent.
 struct MixtureTensors {
   Borrowed x, params, log_prob, state, grad, grad_x, grad_params;
 };
 
-// The kind of the pixels' distribution, apart from its parameters.
+// The kind of the pixels' distribution, without its parameters.
 struct MixtureSettings {
   std::string likelihood;
   std::vector<int64_t> atoms;
   double smoothing_scale;
 };
 
-// The forward, or with `grad` the backward, of all pixels, shared among threads, after a check of
-// every tensor: shape, dtype, device, memory, and that no output overlaps another tensor. Throws
-// std::invalid_argument, which names the tensor or the setting, what was expected and what came.
+// Computes the forward, or with `grad` the backward, of all pixels, divided among threads. First
+// checks every tensor: shape, dtype, device, memory, and that no output overlaps another tensor.
+// Throws std::invalid_argument with the tensor or setting, the expected value and the actual one.
 // instruction_set: as for find_instruction_set.
 void run_logistic_mixture(const MixtureTensors& tensors, const MixtureSettings& settings,
                           int threads, const std::string& instruction_set);

@@ -1,8 +1,8 @@
-// The component of a mixture that a uniform picks by the cumulative softmax of the logits.
+// Selects the component of a mixture for a uniform, by the cumulative softmax of the logits.
 //
-// Few components are taken one after the other. A network with an atom for every byte takes them by
-// groups. Each exponential is computed once and replaces its logit. The sum of a group is a tree of
-// additions, so vectors of any width, and lanes that share the groups, give the same bits.
+// A few components are processed one by one. With an atom for every byte they are processed in
+// groups: each exponential is computed once and replaces its logit. The sum of a group is a tree of
+// additions, so that vectors of any width, and any number of lanes, give the same bits.
 #pragma once
 
 #include <cmath>
@@ -16,7 +16,7 @@ constexpr int kGroupSize = 16;
 
 DSMOOTH_INLINE int groups_of(int components) { return (components + kGroupSize - 1) / kGroupSize; }
 
-// The component that u picks; they are taken one after the other.
+// The component that u selects, processing them one by one.
 DSMOOTH_HOST_DEVICE inline int pick_component(const float* logits, int n, float u,
                                               float temperature) {
   float top = logits[0];
@@ -41,7 +41,7 @@ DSMOOTH_HOST_DEVICE inline float top_of_group(const float* logits, int n, int gr
   return top;
 }
 
-// Turns the logits of a group to e^((logit - top) / temperature); returns their sum.
+// Replaces the logits of a group by e^((logit - top) / temperature); returns their sum.
 DSMOOTH_HOST_DEVICE inline float weigh_group(float* logits, int n, int group, float top,
                                              float temperature) {
   const int first = group * kGroupSize;
@@ -60,7 +60,7 @@ DSMOOTH_HOST_DEVICE inline float weigh_group(float* logits, int n, int group, fl
   return sums[0];
 }
 
-// The component that u picks by weights in groups of these sums.
+// The component that u selects, given weights in groups and the groups' sums.
 DSMOOTH_HOST_DEVICE inline int pick_by_groups(const float* weights, const float* sums, int n,
                                               float u) {
   const int groups = groups_of(n);
@@ -68,7 +68,7 @@ DSMOOTH_HOST_DEVICE inline int pick_by_groups(const float* weights, const float*
   for (int i = 0; i < groups; ++i) total += sums[i];
   const float threshold = u * total;
   int group = 0;
-  float before = 0, next = sums[0];  // weights of the groups before the picked one, and with it
+  float before = 0, next = sums[0];  // total weight before and including the selected group
   while (group < groups - 1 && threshold >= next) {
     before = next;
     next += sums[++group];

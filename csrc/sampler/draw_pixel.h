@@ -1,4 +1,5 @@
-// One pixel from the parameters of its mixture (math.md section 3), and how it enters the network.
+// Draws one pixel from its mixture's parameters (math.md section 3) and writes it to the network's
+// cache.
 #pragma once
 
 #include <cmath>
@@ -39,8 +40,9 @@ DSMOOTH_HOST_DEVICE inline int byte_of(float x) {
   return byte > 0.0f ? byte < 255.0f ? static_cast<int>(byte) : 255 : 0;
 }
 
-// Uses four uniforms: for the component, or from n_mix on the atom, then for each colour. With
-// groups, params hold the weights of components, and behind the last parameter the sums of groups.
+// Uses four uniforms: one for the component (an index from n_mix is an atom), one for each colour.
+// With groups, params hold the weights of components, and the sums of groups follow the last
+// parameter.
 DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline Pixel draw_pixel(const NetworkView& p,
                                                                 const float* params, uint64_t seed,
                                                                 uint64_t index, uint32_t position,
@@ -79,7 +81,7 @@ DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline Pixel draw_pixel(const NetworkVie
   return pixel;
 }
 
-// Writes the channels of a pixel that every image has: its colours, in two addends also their
+// Writes the channels of a pixel that every image has: its colours, with two addends also their
 // remainders after rounding to bfloat16, and a one.
 DSMOOTH_HOST_DEVICE inline void store_pixel(const NetworkView& p, const Pixel& pixel, float* to) {
   const int colours = p.image_channels;
@@ -103,9 +105,9 @@ DSMOOTH_HOST_DEVICE inline void store_pixel(const NetworkView& p, const Pixel& p
   memcpy(to, channels, static_cast<size_t>(ones + 1 + (ones + 1) % 2) * sizeof(bfloat16));
 }
 
-// Writes the channels that the modelled image alone has: the features of each colour's byte and, if
-// a layer sees that image alone, colours and one again. Zeros unless the image is `known`, as in a
-// prompt.
+// Writes the channels that only the modelled image has: the features of each colour's byte and, if
+// a layer sees only that image, colours and one again. Writes zeros unless the image is `known`, as
+// in a prompt.
 DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline void store_image_channels(const NetworkView& p,
                                                                          Pixel pixel, bool known,
                                                                          float* to) {

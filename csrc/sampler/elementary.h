@@ -1,8 +1,8 @@
 // elu and sigmoid, with the same roundings for a float and for vectors, and the quantile of the
 // normal distribution. For host and device.
 //
-// The loss and the gated resnet have an exp of their own (vector_math.h). One for both would change
-// the bits of images or of trained weights.
+// The loss and the gated resnet use another exp (vector_math.h). Sharing one would change the bits
+// of images or of trained weights.
 #pragma once
 
 #include <cmath>
@@ -12,7 +12,7 @@
 
 namespace dsmooth::sampler {
 
-// The arithmetic of one float, by the names of VectorMath.
+// Arithmetic of one float, with the interface of VectorMath.
 struct ScalarMath {
   using V = float;
 
@@ -23,7 +23,7 @@ struct ScalarMath {
   DSMOOTH_INLINE static V at_least(V x, float low) { return low > x ? low : x; }
   DSMOOTH_INLINE static V round(V x) { return rintf(x); }
   DSMOOTH_INLINE static V power_of_two(V whole) {
-    // A NaN has no exponent; it stays in e^r - 1.
+    // A NaN has no exponent; e^r - 1 keeps it.
     const int n = whole >= -126.0f ? static_cast<int>(whole) : 0;
     return __builtin_bit_cast(float, static_cast<uint32_t>(n + 127) << 23);
   }
@@ -55,7 +55,7 @@ struct Elementary {
   };
   DSMOOTH_INLINE static Exponential exponential(V x) {
     const auto multiply_add = [](V a, V b, float c) { return M::multiply_add(a, b, M::splat(c)); };
-    // e^-87 is the last normal float; from there on e^x - 1 is -1 anyhow.
+    // e^-87 is the last normal float; below it e^x - 1 rounds to -1.
     x = M::at_least(x, -87.0f);
     const V n = M::round(multiply_add(x, M::splat(0x1.715476p+0f), 0.0f));
     V r = M::multiply_add(n, M::splat(-0x1.62e4p-1f), x);

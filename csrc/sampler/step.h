@@ -1,23 +1,23 @@
-// The incremental network, written once: which sums to form at which position, in which order.
+// The incremental network, written once: which sums to compute at which position, in which order.
 //
-// A Worker carries it out: lanes that share the work of a slice of the batch.
-//   worker.begin_row(row)     all that follows belongs to this row
+// A Worker runs it: lanes that share the work of a slice of the batch.
+//   worker.begin_row(row)     all later calls belong to this row
 //   worker.matmul(state, op, part, row, column, count)  lanes share the tiles of a product: a part
 //                             of an operation at `count` columns of a row, which are those of the
 //                             operation's resolution; the epilogue follows each tile. Rows of the
 //                             product are the images of the first column, of the next, and so on;
 //                             a sum over k runs over the terms and their taps in order
-//   worker.pixel(state, row, column)  all operations at a pixel, with a sync behind each
+//   worker.pixel(state, row, column)  all operations at a pixel, with a sync after each
 //   worker.weigh(state, row, column, temperature)  a pixel's logits become weights, with the sums
 //                             of their groups, for the lane that draws the image next
 //   worker.for_each(n, f)     lanes share f(0) .. f(n - 1)
 //   worker.sync()             all lanes see what any lane wrote before
 //   worker.end_row(images)    a sync at the end of a row, which counts it as done
-//   worker.stop()             whether to leave early: the same in all lanes between two syncs
-//   Worker::kStops            whether it ever does: then lanes meet within a row part, too
+//   worker.stop()             whether to return early: the same in all lanes between two syncs
+//   Worker::kStops            whether it ever does: then lanes also sync within a row part
 //   Worker::kMasksAndConditions  whether it has the code for masks, conditions and guidance
-// Every lane runs the whole of `draw`. A lane is a thread on the CPU, a thread of the block on a
-// GPU; all functions here are compiled for both.
+// Every lane runs all of `draw`. A lane is a thread on the CPU, or a thread of a block on a GPU;
+// all functions here are compiled for both.
 #pragma once
 
 #include <cstdint>
@@ -31,13 +31,13 @@ template <class Worker>
 class Step {
  public:
   // The state must outlive the step. Each lane needs its own copy if the owner may prepare the next
-  // slice while another lane still leaves.
+  // slice while another lane is still returning.
   DSMOOTH_HOST_DEVICE Step(const NetworkView& network, const Slice& slice, const StateView& state,
                            Worker& worker)
       : n_(network), s_(slice), state_(state), w_(worker) {}
 
-  // Draws rows first .. end - 1, when all before them are drawn; the rows of a prompt come first.
-  // False if it was stopped.
+  // Draws rows first .. end - 1, after all rows before them; the rows of a prompt come first.
+  // Returns false if it was stopped.
   DSMOOTH_HOST_DEVICE bool draw(int first, int end) {
     if (first == 0 && Worker::kMasksAndConditions && n_.condition_size > 0) project();
     if (first == 0 && n_.context != kNone && !encode()) return false;
@@ -87,7 +87,7 @@ class Step {
     w_.sync();
   }
 
-  // The context's encoder: operation after operation over the whole image. False if it was stopped.
+  // The context's encoder: each operation over the whole image. Returns false if it was stopped.
   DSMOOTH_HOST_DEVICE bool encode() {
     w_.for_each(s_.batch * s_.height, [&](int i) {
       const int b = i / s_.height, row = i % s_.height;
@@ -106,8 +106,8 @@ class Step {
     return true;
   }
 
-  // The parameters of a pixel, extrapolated from the pass without the condition. Its log-scales
-  // begin at the least value; from there a lower one of the other pass leads to lower ones.
+  // Extrapolates a pixel's parameters from the pass without the condition. That pass's log-scales
+  // are clamped at the minimum; lower ones in the other pass still give lower results.
   DSMOOTH_HOST_DEVICE void guide(int row, int column) {
     const int weights = n_.n_mix + n_.n_atoms, per_colour = n_.image_channels == 1 ? 2 : 3;
     w_.for_each(s_.batch / 2 * n_.n_params, [&](int i) {
@@ -120,8 +120,8 @@ class Step {
     w_.sync();
   }
 
-  // A stream's operations over a row of pixels; false if it was stopped. No operation in a row part
-  // of the horizontal stream reads an output of another one there, so it needs no sync.
+  // A stream's operations over a row of pixels; returns false if it was stopped. In the row part of
+  // the horizontal stream no operation reads the output of another, so it needs no sync.
   DSMOOTH_HOST_DEVICE bool run_stream(Phase phase, Part part, int row) {
     for (int i = n_.begin(phase); i < n_.end(phase); ++i) {
       const OpView& op = n_.ops[i];
@@ -142,7 +142,7 @@ class Step {
         w_.matmul(state_, i, part, row >> op.resolution, column, at_once);
   }
 
-  // The output images if they hold every pixel of a row, else null.
+  // The output images if every pixel of a row is known, else null.
   DSMOOTH_HOST_DEVICE const float* known_row(int image_row) const {
     for (int i = 0; i < s_.batch * s_.width; ++i)
       if (!is_known(i % s_.batch, image_row, i / s_.batch)) return nullptr;
@@ -154,8 +154,9 @@ class Step {
            s_.mask[(int64_t{b} * s_.height + image_row) * s_.width + column] != 0;
   }
 
-  // Writes the pixels of a row that images hold, or zeros if `known` is null, and the ones that
-  // tell the image from its padding. No pixel to the right is read, so ones may come before pixels.
+  // Writes the pixels of a row, or zeros if `known` is null, and the channel of ones that
+  // distinguishes the image from its padding. No pixel to the right is read, so ones may be written
+  // before pixels.
   DSMOOTH_HOST_DEVICE void begin_row(int row, const float* known) {
     const int image_row = row % s_.height;
     const bool is_known = known == s_.out;

@@ -1,5 +1,5 @@
-// exp, exp - 1 and log of vector_math.h. Compiled once per instruction set: see there for what that
-// forbids.
+// exp, exp - 1 and log of vector_math.h. Compiled once per instruction set: see vector_math.h for
+// the restrictions.
 #include "../common/vector_math.h"
 
 namespace dsmooth::DSMOOTH_ISA {

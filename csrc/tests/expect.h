@@ -1,4 +1,4 @@
-// How a law reports that it does not hold.
+// Reports invariants that do not hold.
 #pragma once
 
 #include <cstdio>
@@ -28,7 +28,7 @@ bool throws(F f, const std::string& message = "") {
 
 // The exit status of a test.
 inline int report() {
-  std::printf(failures ? "%d failures\n" : "all laws hold\n", failures);
+  std::printf(failures ? "%d failures\n" : "all invariants hold\n", failures);
   return failures != 0;
 }
 

@@ -76,15 +76,17 @@ void check(const Case& c) {
   for (const std::string& set : instruction_sets())
     for (const auto& [type, tolerance] :
          {std::pair{kFloat64Type, 1e-13}, {kFloat32Type, 1e-5}, {kBFloat16Type, 0.03}}) {
-      const Numbers alone = compute(c, type, 1, set), shared = compute(c, type, 3, set);
+      const Numbers single = compute(c, type, 1, set), threaded = compute(c, type, 3, set);
       for (const auto& [name, expected] : exact) {
         const std::string what = set + ", " + to_string(type) + ", " + name + ": ";
-        expect(distance(alone.at(name), expected) < (name == "y" ? 1 : 4) * tolerance,
-               what + "other numbers");
-        expect(distance(alone.at(name), shared.at(name)) == 0, what + "other bits with threads");
+        expect(distance(single.at(name), expected) < (name == "y" ? 1 : 4) * tolerance,
+               what + "different numbers");
+        expect(distance(single.at(name), threaded.at(name)) == 0,
+               what + "different bits with threads");
       }
       for (const auto& [name, got] : compute(c, type, 3, set, true))
-        expect(distance(got, alone.at(name)) == 0, set + ", " + name + ": other bits if frozen");
+        expect(distance(got, single.at(name)) == 0,
+               set + ", " + name + ": different bits if frozen");
     }
 }
 

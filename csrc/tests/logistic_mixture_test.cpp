@@ -1,4 +1,4 @@
-// Laws of the loss on the CPU that need no Python, run under the sanitizers (run.sh).
+// Invariants of the loss on the CPU that need no Python, run under the sanitizers (run.sh).
 #include "../logistic_mixture/logistic_mixture.h"
 
 #include <algorithm>
@@ -68,10 +68,10 @@ void fill(Tensor& tensor, int64_t channels, const Value& value) {
     tensor.set(i, value(i / plane / channels * plane + i % plane, i / plane % channels));
 }
 
-// As log-scales they meet the clamp, its edge, and scales at which exponentials vanish.
+// As log-scales they cover the clamp, its edge, and scales at which exponentials vanish.
 constexpr double kNumbers[] = {-100, -7, -6.99, -2, 0.3, 5, 40, 95, -0.9, 1.5, 0.1};
 
-// log_prob and the gradients by x and params.
+// log_prob and the gradients with respect to x and params.
 std::vector<Tensor> compute(const Case& c, ElementType type, int threads, const std::string& set) {
   const auto image = [&](int64_t channels) {
     return Tensor(type, {c.batch, channels, c.rows, c.cols}, c.layout);
@@ -105,18 +105,19 @@ std::vector<Tensor> compute(const Case& c, ElementType type, int threads, const 
   return results;
 }
 
-// Every pixel is written, with the same bits however many threads share them.
+// Every pixel is written, with the same bits for any number of threads.
 void results_are_whole(const Case& c) {
   for (const std::string& set : instruction_sets())
     for (const ElementType type : {kFloat32Type, kFloat64Type}) {
-      const std::vector<Tensor> alone = compute(c, type, 1, set), shared = compute(c, type, 3, set);
-      for (size_t r = 0; r < alone.size(); ++r)
-        expect(distance(shared[r], alone[r]) == 0,
-               set + ", columns " + std::to_string(c.cols) + ": other bits, or not finite");
+      const std::vector<Tensor> single = compute(c, type, 1, set),
+                                threaded = compute(c, type, 3, set);
+      for (size_t r = 0; r < single.size(); ++r)
+        expect(distance(threaded[r], single[r]) == 0,
+               set + ", columns " + std::to_string(c.cols) + ": different bits, or not finite");
     }
 }
 
-// A tensor of another device is refused before its memory is touched.
+// A tensor on another device is refused before its memory is accessed.
 void devices_are_checked() {
   MixtureTensors tensors;
   const Tensor x(kFloat32Type, {2, 1, 3, 4});

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The C++ tests under AddressSanitizer with UndefinedBehaviorSanitizer, then under ThreadSanitizer,
-# which must also find a sync that is left out on purpose. With them the Python module _C under
-# AddressSanitizer, for tests/faults, where there is pybind11: its folder is BUILD/extension.
+# which must also find a deliberately omitted sync. If pybind11 is installed, also builds the Python
+# module _C under AddressSanitizer in BUILD/extension, for tests/faults.
 #   csrc/tests/run.sh [build folder]
-#   csrc/tests/run.sh BUILD short     the tests under AddressSanitizer alone
+#   csrc/tests/run.sh BUILD short     only the tests under AddressSanitizer
 #   csrc/tests/run.sh BUILD arm64     the tests as a cross compiler builds them for 64-bit Arm, under
 #                                     QEMU; with AVX2 here, the images must be the same bits there
 set -euo pipefail

@@ -1,9 +1,9 @@
-// Thread blocks played on the host: lanes that run the worker of CUDA, each with its share of every
-// product, and meet at sync().
+// Thread blocks emulated on the host: lanes that run the CUDA worker, each with its share of every
+// product, and wait for each other at sync().
 //
-// Two modes. kThreads: every lane a thread of its own; a missing sync is a data race, which
-// ThreadSanitizer reports. kTurns: one lane at a time runs from sync to sync, in shuffled order; a
-// missing sync lets a lane read what another has not yet written, and the image changes.
+// Two modes. kThreads: every lane is a thread; a missing sync is a data race, which ThreadSanitizer
+// reports. kTurns: one lane at a time runs from sync to sync, in shuffled order; with a missing
+// sync a lane reads a value that another has not yet written, and the image changes.
 #pragma once
 
 #include <algorithm>
@@ -44,8 +44,8 @@ class Block {
   }
 
  private:
-  // Only the last to arrive releases the others. A barrier that lets its waiters sleep has counters
-  // of its own, through which ThreadSanitizer sees an order that the missing sync would have made.
+  // Only the last lane to arrive releases the others. A barrier whose waiters sleep has internal
+  // counters, which ThreadSanitizer would take for the ordering of the missing sync.
   void await_all() {
     const unsigned met = met_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == lanes_) {
@@ -104,15 +104,15 @@ class HostBlock {
   int64_t count_ = 0, round_ = 0;
 };
 
-// The limits of a GPU, for a call that is played.
+// The limits of a GPU, for an emulated call.
 struct Card {
   int processors;
   int shared_bytes;
   int rows_per_launch = 0;  // 0: all
 };
 
-// Draws n images as CudaSampler does, launch after launch and block after block. omit: the number
-// of a sync to leave out in the first block of each launch, -1 for none. Returns the workspace.
+// Draws n images like CudaSampler, one launch and one block at a time. omit: the index of a sync to
+// leave out in the first block of each launch, -1 for none. Returns the workspace.
 template <class T, int kWarps, int kWarpLanes>
 std::vector<Granule> draw_as_cuda(Program program, const Slice& all, int64_t n, const Card& device,
                                   int max_slice, Mode mode, int64_t omit = -1) {

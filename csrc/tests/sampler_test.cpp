@@ -1,8 +1,8 @@
-// Laws of the sampler that need no Python, run under the sanitizers (run.sh):
-//   sampler_test          all laws
-//   sampler_test plant N  draws as CUDA does with sync N left out, threads as lanes:
-//                         ThreadSanitizer must object
-//   sampler_test images   writes images drawn with FMA, which are the same bits on all processors
+// Invariants of the sampler that need no Python, run under the sanitizers (run.sh):
+//   sampler_test          all invariants
+//   sampler_test plant N  draws like CUDA without sync N, with threads as lanes:
+//                         ThreadSanitizer must report it
+//   sampler_test images   writes images drawn with FMA, which have the same bits on all processors
 #include "../sampler/cpu/sampler.h"
 
 #include <algorithm>
@@ -29,7 +29,7 @@ const std::vector<int> kAll = Bytes::all();
 struct Case {
   Program program;
   bool completes = false;  // some pixels are known
-  float guidance = 0.0f;   // then of two images at a time, which have other contexts too
+  float guidance = 0.0f;   // if nonzero, of pairs of images with different contexts
   int64_t images(int64_t n) const { return guidance > 0 ? 2 * n : n; }
   int64_t size(int64_t n) const { return images(n) * program.image_channels * kHeight * kWidth; }
 };
@@ -78,10 +78,10 @@ void same_bits_however_shared(const Case& c, const std::string& set, bool bf16) 
   } ways[] = {{0, 9, 2, 0}, {0, 9, 3, 1}, {0, 1, 3, 0}, {8, 1, 2, 0}, {2, 2, 4, 0}, {1, 7, 1, 3}};
   for (const auto& w : ways)
     expect(same(draw(sampler, c, w.first, w.n, w.threads, w.slice), all.data() + c.size(w.first)),
-           set + ": other bits with " + std::to_string(w.threads) + " threads");
+           set + ": different bits with " + std::to_string(w.threads) + " threads");
 }
 
-// The images of a call of the CUDA sampler, played.
+// The images of an emulated call of the CUDA sampler.
 template <class T, int kWarps, int kWarpLanes>
 std::vector<float> draw_as_cuda(const Case& c, int n, const Card& device, int max_slice, Mode mode,
                                 int64_t omit = -1) {
@@ -91,15 +91,15 @@ std::vector<float> draw_as_cuda(const Case& c, int n, const Card& device, int ma
   return drawing.out;
 }
 
-// The set of vectors with FMA and no other arithmetic; empty where there is none.
+// The instruction set with FMA and no other arithmetic; empty if there is none.
 std::string fma_set() {
   for (const char* set : {"avx2", "neon"})
     if (has_instruction_set(set)) return set;
   return "";
 }
 
-// Sums in the order of CUDA's emulated fragments, one rounding per product, are those of the CPU
-// where it has FMA: the images are then the same bits.
+// Sums in the order of CUDA's emulated fragments, with one rounding per product, equal those of the
+// CPU if it has FMA: the images then have the same bits.
 template <class T, int kWarps, int kWarpLanes>
 void cuda_equals_cpu(const Case& c, const Card& device, int max_slice, Mode mode) {
   constexpr int kImages = 5;
@@ -107,9 +107,9 @@ void cuda_equals_cpu(const Case& c, const Card& device, int max_slice, Mode mode
   const std::vector<float> expected = draw(sampler, c, 0, kImages, 1, 0);
   const auto out = draw_as_cuda<T, kWarps, kWarpLanes>(c, kImages, device, max_slice, mode);
   expect(same(out, expected.data()),
-         "the worker of CUDA gives other bits than the CPU, " + std::to_string(c.program.ops[0].n) +
-             " filters, " + std::to_string(sizeof(T)) + " bytes, " +
-             std::to_string(device.shared_bytes) + " bytes of shared memory");
+         "the CUDA worker gives different bits than the CPU, " +
+             std::to_string(c.program.ops[0].n) + " filters, " + std::to_string(sizeof(T)) +
+             " bytes, " + std::to_string(device.shared_bytes) + " bytes of shared memory");
 }
 
 void cuda_equals_cpu_on_all_shapes() {
@@ -180,7 +180,7 @@ void epilogues_are_accurate(const CpuKernels& kernels) {
   expect(elu_error < 2.4e-7 && gate_error < 2.4e-7, "elementary functions are inaccurate");
 }
 
-// Through the inverse in double precision, at every uniform that a word gives.
+// Compared with the inverse in double precision, at every uniform that a word gives.
 void ndtri_inverts_the_normal_distribution() {
   double error = 0;
   for (uint32_t word = 0; word < 1u << 23; ++word) {
@@ -211,7 +211,7 @@ void batches_are_shared_out() {
                        static_cast<size_t>(s.workers * s.largest) <= fit && s.largest <= most,
                    "slices of " + std::to_string(n) + " images");
           }
-  // The processors of an H100 all busy, in one round if slices of 32 suffice.
+  // All processors of an H100 are busy, in one round if slices of 32 suffice.
   const Partition s = partition_batch(2112, 132, 1, 1 << 20, 0);
   expect(s.workers == 132 && s.slices == 132 && s.largest == 16, "2112 images on 132 processors");
   expect(partition_batch(5, 132, 1, 1 << 20, 0).workers == 5, "five images on five blocks");
@@ -230,7 +230,7 @@ void blocks_fit_into_shared_memory() {
         const SharedLayout l = lay_out(limit);
         expect(l.bytes <= limit && l.tall == (limit >= roomy), "shared memory overflows");
         for (int at : {l.addresses, l.ops, l.rows, l.near, l.near_stride, l.near_raw, l.scratch})
-          expect(at % kGranule == 0, "what is read by granules is not aligned");
+          expect(at % kGranule == 0, "an area that is read in granules is not aligned");
       }
     }
 }
@@ -265,7 +265,7 @@ void bad_programs_are_refused() {
          }),
          "a projection that is not a number");
   expect(refused([](Program& p) { p.ops[1].terms[0].channels += 2; }), "channels of another cache");
-  expect(refused([](Program& p) { p.features = 2; }), "features of pixels that are no bytes");
+  expect(refused([](Program& p) { p.features = 2; }), "features without a discretized likelihood");
   expect(refused([](Program& p) { p.image_again = true; }), "an image's cache without the second");
   expect(refused([](Program& p) { p.feature_table.resize(1); }), "a table without features");
   expect(refused([](Program& p) { p.ops.back().terms[0].dcol = 1; }), "a pixel to the right");
@@ -288,7 +288,7 @@ void an_exception_stops_the_workers() {
   const Slice all{0, 4096, 64, 0, 0, 1.0f, nullptr, out.data()};
   const auto stop = [](double) { throw std::runtime_error("stop"); };
   for (int threads : {2, 3})
-    expect(throws([&] { sampler.sample({2, all, threads, 0}, stop); }), "the call went on");
+    expect(throws([&] { sampler.sample({2, all, threads, 0}, stop); }), "the call continued");
 }
 
 void pixels_enter_to_16_bits() {

@@ -1,5 +1,5 @@
 // A small program with every kind of operation: both streams, two resolutions, gates, skips, an
-// encoder, a hidden layer of the head; and images to draw by a program.
+// encoder, a hidden layer of the head; and images to draw with it.
 #pragma once
 
 #include <cmath>
@@ -14,11 +14,11 @@ namespace dsmooth::sampler {
 
 enum class Conditioning { kNone, kStack, kConcat };
 
-// How a toy sees a byte and the pixels around, and which bytes it names.
+// A toy's features, hidden layer and atoms.
 struct Bytes {
   std::vector<int> atoms = {};
   int features = 0;  // of a colour's byte
-  int hidden = 0;    // channels of the head's hidden layer, 0: there is none
+  int hidden = 0;    // channels of the head's hidden layer; 0: none
 
   static std::vector<int> all() {
     std::vector<int> bytes(kBytes);
@@ -155,8 +155,8 @@ class Toy {
   uint64_t state_ = 1;
 };
 
-// Memory of images 0 .. n - 1, and the images to draw in it. completes: the upper row is known in
-// all images, and other pixels image by image.
+// Memory of images 0 .. n - 1, and the images to draw in it. completes: the first row is known in
+// all images, other pixels in some images.
 struct Drawing {
   std::vector<float> context, condition, known, out;  // known: NaN where a pixel is not
   std::vector<uint8_t> mask;

@@ -1,5 +1,5 @@
-// A tensor of a call, in a heap block that ends with its last element, so that an access behind it
-// is caught.
+// A tensor of a call, in a heap block that ends with its last element, so that an access past the
+// end is caught.
 #pragma once
 
 #include <algorithm>
@@ -20,10 +20,10 @@ enum class Layout { kContiguous, kChannelsLast, kEveryOther };
 // Elements are float32, float64 or bfloat16, and counted in the order of the dimensions.
 class Tensor {
  public:
-  // Full of NaN.
+  // Filled with NaN.
   Tensor(ElementType type, std::vector<int64_t> shape, Layout layout = Layout::kContiguous)
       : type_(type), shape_(std::move(shape)), strides_(shape_.size()) {
-    std::vector<size_t> order(shape_.size());  // from the fastest dimension on
+    std::vector<size_t> order(shape_.size());  // starting at the fastest dimension
     for (size_t i = 0; i < order.size(); ++i) order[i] = order.size() - 1 - i;
     if (layout == Layout::kChannelsLast && order.size() == 4) order = {1, 3, 2, 0};
     int64_t stride = layout == Layout::kEveryOther ? 2 : 1;

@@ -1,4 +1,4 @@
-// Tiles of bfloat16 in the matrix registers of AMX. To be compiled for that instruction set.
+// Tiles of bfloat16 in the matrix registers of AMX. Must be compiled for AMX.
 #pragma once
 
 #include "../../common/amx.h"
@@ -11,10 +11,10 @@ namespace amx = dsmooth::DSMOOTH_ISA::amx;
 using amx::kColumns, amx::kRows, amx::kSums;
 
 constexpr int kUnits = kColumns / kUnit;
-// One register holds the operands of rows, three those of columns in turn.
+// One register holds the operands of rows; three alternate for those of columns.
 constexpr int kRowOperands = kSums, kColumnOperands = kSums + 1;
 
-// Shapes the registers unless this thread did so last. Nothing else in the thread may shape them.
+// Configures the registers unless this thread already did. No other code of the thread may do so.
 inline void shape_registers(int rows, int piece) {
   static thread_local int rows_now = 0, piece_now = 0;
   if (rows == rows_now && piece == piece_now) return;
@@ -32,7 +32,7 @@ void tile(const Job& job, const Panel& first, int units, int m0, int rows, float
   }
   const ptrdiff_t piece = first.piece, step = first.step;
   shape_registers(rows, first.piece);
-  // Initial sums are loaded from where they lie, unless they begin again within the tile.
+  // Initial sums are loaded in place, unless they repeat within the tile.
   const int begin = m0 % job.init_rows;
   const bool again = job.init_rows > 1 && begin + rows > job.init_rows;
   for (int m = 0; again && m < rows; ++m)

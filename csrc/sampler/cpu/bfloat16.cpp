@@ -23,7 +23,7 @@ constexpr CpuKernels kBfloat16Kernels = {
 #if defined(__AVX512BF16__)
 using Dot = isa::PairDot;
 #else
-// Pairs of bfloat16 in the bits of a float, multiplied as floats, one after the other.
+// Pairs of bfloat16 in the bits of a float, multiplied one by one as floats.
 struct Dot : isa::PlainDot<float> {
   using Half = isa::NoHalf;
 

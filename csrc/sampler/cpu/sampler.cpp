@@ -41,8 +41,8 @@ const CpuKernels& find_cpu_kernels(const std::string& instruction_set, bool bf16
 
 namespace {
 
-// Panels as even as possible; at least two, so that two threads can share a single image, unless
-// one vector has all channels; of whole vectors, where no tile takes all columns.
+// Panels are as even as possible. There are at least two, so that two threads can share a single
+// image, unless one vector holds all channels. They are whole vectors if no tile holds all columns.
 std::vector<Panel> cut(const Op& op, const CpuKernels& kernels) {
   const int most = kernels.max_units, least = kernels.unit_step;
   const int units = (op.n + least * kUnit - 1) / (least * kUnit) * least;
@@ -70,7 +70,7 @@ int count_columns(const std::vector<Panel>& panels) {
   return panels.back().column + panels.back().units * kUnit;
 }
 
-// Calls f(column, output) for each column of a panel that is no padding.
+// Calls f(column, output) for each column of a panel that is not padding.
 template <class F>
 void each_output(const Op& op, const Panel& panel, F f) {
   const int half = panel.units * kUnit / 2;
@@ -81,7 +81,7 @@ void each_output(const Op& op, const Panel& panel, F f) {
   }
 }
 
-// Memory of the caches of a slice, or of a smaller one.
+// Memory of the caches of a slice of up to a given size.
 class State {
  public:
   State(const NetworkView& network, int batch, int height, int width) : network_(network) {
@@ -108,7 +108,7 @@ class State {
   std::vector<float*> pointers_;
 };
 
-// One call: its slices, and the teams of threads that take them.
+// One call: its slices, and the teams of threads that draw them.
 class Run {
  public:
   Run(const CpuSampler& sampler, const CpuCall& call)
@@ -156,7 +156,7 @@ class Run {
   void stop() { control_.stop.store(true, std::memory_order_relaxed); }
 
  private:
-  // The next slice for a team; an empty one when there is none.
+  // The next slice for a team; an empty slice if there are no more.
   void take(int team) {
     const int64_t i = next_.fetch_add(1, std::memory_order_relaxed);
     const int64_t slices = partition_.slices;
@@ -198,8 +198,8 @@ CpuSampler::CpuSampler(Program unchecked, const std::string& instruction_set, bo
   }
 }
 
-// Weights are read once per slice and pixel, so a slice of a large network should be large. Its own
-// memory is read once per pixel, so it should stay in a near cache.
+// Weights are read once per slice and pixel, so a slice of a large network should be large. The
+// slice's memory is read once per pixel, so it should fit a fast cache.
 int CpuSampler::slice() const {
   constexpr size_t kFewWeights = size_t{4} << 20;
   size_t bytes = 0;
@@ -221,8 +221,8 @@ MatrixView CpuSampler::pack(const Op& op, Part part, Panels panels) {
   size_t depth = 0;
   for (const Term* term : terms) depth += length_of(*term) / per_word;
   float* const b = keep(depth * columns);
-  // A wide panel is packed alone where rows read it again and again, so that it keeps to the first
-  // cache, and where it comes from afar, so that all of a line is of use.
+  // A wide panel is packed separately if rows read it repeatedly, so that it stays in the L1 cache,
+  // and if it comes from a slow cache, so that whole lines are used.
   constexpr size_t kNearWords = 32 << 10;
   const bool paired = columns <= kernels_.max_units * kUnit ||
                       (part == Part::kPixel && depth * columns <= kNearWords);
@@ -261,10 +261,10 @@ const float* CpuSampler::pack_columns(const Op& op, const Panels& panels,
   return packed;
 }
 
-// The threads start first: the system may give fewer than wanted, and the images are the same.
+// The threads start first: the system may provide fewer than requested, with the same images.
 void CpuSampler::sample(const CpuCall& call, const std::function<void(double)>& poll) const {
   if (call.n == 0) return;
-  std::promise<Run*> ready;  // null: there is nothing to do
+  std::promise<Run*> ready;  // null: nothing to do
   const std::shared_future<Run*> run_of_all = ready.get_future().share();
   std::vector<std::thread> threads;
   threads.reserve(call.threads);
@@ -274,7 +274,8 @@ void CpuSampler::sample(const CpuCall& call, const std::function<void(double)>& 
         if (Run* const run = run_of_all.get()) run->work(i);
       });
   } catch (const std::exception&) {
-    if (threads.empty()) throw std::runtime_error("the system lets this process start no thread");
+    if (threads.empty())
+      throw std::runtime_error("the system does not let this process start a thread");
   }
   CpuCall now = call;
   now.threads = static_cast<int>(threads.size());

@@ -1,4 +1,4 @@
-// Draws images on the CPU: the batch in slices, slices over workers, workers on threads.
+// Draws images on the CPU: workers, each a team of threads, draw the slices of the batch.
 #pragma once
 
 #include <cstdint>
@@ -29,14 +29,14 @@ class CpuSampler {
  public:
   CpuSampler(Program program, const std::string& instruction_set, bool bf16);
 
-  // Fills call.all.out, but for the known pixels. Calls `poll` with the fraction done some ten
-  // times a second from the calling thread; if it throws, the workers stop and the exception goes
-  // on to the caller. Throws std::bad_alloc if the caches do not fit into memory.
+  // Fills call.all.out, except for the known pixels. Calls `poll` with the fraction done about ten
+  // times a second from the calling thread; if it throws, the workers stop and the exception is
+  // rethrown to the caller. Throws std::bad_alloc if the caches do not fit into memory.
   void sample(const CpuCall& call, const std::function<void(double)>& poll) const;
 
   const NetworkView& network() const { return skeleton_.network; }
   const CpuKernels& kernels() const { return kernels_; }
-  int slice() const;  // images that a worker best draws at a time
+  int slice() const;  // best number of images per worker
   size_t bytes_per_image(int height, int width) const {
     return sampler::bytes_per_image(network(), height, width);
   }

@@ -1,6 +1,6 @@
 // The matrix product of a tile and its epilogue, and the weights of a pixel's components, written
 // once over the vectors of an instruction set. Compiled once per instruction set and type of
-// operands: see vector_math.h for what that forbids.
+// operands: see vector_math.h for the restrictions.
 #pragma once
 
 #include "../../common/gemm.h"
@@ -15,8 +15,8 @@ using M = isa::VectorMath<float>;
 using Vec = M::V;
 constexpr int kLanes = M::kLanes;
 
-// Registers hold the sums of a tile, a row of columns and a broadcast. Of two panels that are too
-// wide for them together, a tile is one row.
+// Registers hold the sums of a tile, a row of columns and a broadcast. If two panels together
+// are too wide for them, a tile is one row.
 constexpr int kRegisterBytes = DSMOOTH_VECTOR_BYTES * DSMOOTH_VECTOR_REGISTERS;
 constexpr int kMaxPanelUnits = kRegisterBytes == 2048 ? 6 : kRegisterBytes == 512 ? 3 : 2;
 constexpr int max_tile_rows(int units) {
@@ -85,13 +85,13 @@ template <class T>
       if (e.residual_out.begin) M::store(v, e.residual_out.row(m) + channel, n);
       if (e.raw_out.begin) M::store(v, reinterpret_cast<T*>(e.raw_out.row(m)) + channel, n);
       if (e.act_out.begin) {
-        // One of elu(v) and elu(-v) is |v|, the other e^-|v| - 1.
+        // One of elu(v) and elu(-v) is |v|, the other is e^-|v| - 1.
         const Vec small = Elementary<M>::expm1_negative(M::minus_abs(v));
         T* act = reinterpret_cast<T*>(e.act_out.row(m)) + channel;
         Vec elu = M::select(v > 0, v, small);
         M::store(elu, act, n);
         if (!e.split) M::store(M::select(v > 0, small, 0.0f - v), act + e.channels, n);
-        // Each addend is the rounded remainder of elu(v) after the addends before.
+        // Each addend is the rounded remainder of elu(v) after the previous addends.
         for (int addend = 1; e.split && addend < kAddends; ++addend, act += e.channels) {
           elu = elu - M::load(act, n);
           M::store(elu, act + e.channels, n);

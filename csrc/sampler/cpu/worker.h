@@ -1,4 +1,4 @@
-// A worker that is a team of threads on one slice of the batch.
+// A worker: a team of threads that draws one slice of the batch.
 #pragma once
 
 #include <algorithm>
@@ -30,7 +30,7 @@ inline Job make_job(const StateView& state, int index, Part part, int row, int c
           state.at(term.cache, in_cache(row) + term.drow, in_cache(column) + term.dcol + tap),
           cache.stride, network.bf16 ? term.channels / 2 : term.channels};
   }
-  // The initial sums: sums that waited, the biases of the images, or one bias.
+  // The initial sums: partial sums, the image biases, or the bias.
   job.init_stride = op.row.columns;
   if (op.two_parts() && part == Part::kPixel) {
     job.init = state.partial(index, column);
@@ -63,8 +63,8 @@ struct Control {
   std::atomic<int64_t> image_rows{0};  // done
 };
 
-// A barrier of few threads that meet every microsecond. They spin, and sleep when one is late: it
-// has lost its core to another process.
+// A barrier for a few threads that sync every microsecond. They spin, and sleep when a thread is
+// late, because it has lost its core to another process.
 class Barrier {
  public:
   explicit Barrier(int n) : n_(n) {}
@@ -93,7 +93,7 @@ class Barrier {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
-    asm volatile("isb");  // which waits about as long; yield does nothing
+    asm volatile("isb");  // waits about as long; yield does nothing
 #endif
   }
 
@@ -102,14 +102,14 @@ class Barrier {
   alignas(64) std::atomic<unsigned> round_{0};
 };
 
-// State that the lanes of a team share. Lanes meet 30 times per pixel. On a busy machine that is
-// slower than one lane alone by an order of magnitude: then the first lane works solo for some
-// rows, and the others sleep. Results do not change.
+// State that the lanes of a team share. Lanes sync 30 times per pixel. On a busy machine that is an
+// order of magnitude slower than a single lane: then the first lane works solo for some rows, and
+// the others sleep. Results do not change.
 struct Team {
   Team(int lanes, Control& shared) : control(shared), barrier(lanes) {}
 
-  // The first lane decides before a barrier, and all lanes read the decision behind it. There are
-  // two in turn, as the first lane may come to the next barrier while another still reads.
+  // The first lane decides before a barrier, and all lanes read the decision after it. Two
+  // decisions alternate, as the first lane may reach the next barrier while another still reads.
   struct Decision {
     bool stop = false;
     bool solo = false;
@@ -143,7 +143,8 @@ class CpuWorker {
     if (now_.solo && lane_ != 0) return;
     const Job job = make_job(state, op, part, row, column, count);
     const int lanes = now_.solo ? 1 : lanes_;
-    // Enough rows: each lane takes some, with all panels. Else the lanes share the panels.
+    // With enough rows each lane computes some, with all panels. Otherwise the lanes share the
+    // panels.
     if (job.m >= 4 * lanes)
       tiles(job, job.m * lane_ / lanes, job.m * (lane_ + 1) / lanes, 0, 1);
     else
@@ -169,7 +170,7 @@ class CpuWorker {
     for (int i = lane_; i < n; i += step) f(i);
   }
 
-  // A lane that works solo comes to a barrier before the end of the row only to say that it stops.
+  // A solo lane reaches a barrier before the end of the row only when it stops.
   void sync() {
     if (!now_.solo)
       wait_at_barrier(lanes_ > 1 && team_.late.load(std::memory_order_relaxed) > kLate);
@@ -177,13 +178,13 @@ class CpuWorker {
       wait_at_barrier(true);
   }
 
-  // The end of a row of `images` images, where all lanes meet.
+  // The end of a row of `images` images, where all lanes sync.
   void end_row(int images) {
     if (now_.stop) return;
     if (lane_ != 0) return wait_at_barrier(false);
     team_.control.image_rows.fetch_add(images, std::memory_order_relaxed);
     if (now_.solo && --solo_rows_ > 0) return wait_at_barrier(true);
-    // Lanes that were late again wait for twice as many rows.
+    // If lanes were late again, they sleep for twice as many rows.
     if (team_.late.load(std::memory_order_relaxed) > kLate)
       patience_ = std::min(2 * patience_, kMostPatience);
     else if (!now_.solo)
@@ -193,15 +194,15 @@ class CpuWorker {
     wait_at_barrier(false);
   }
 
-  // Whether to leave early: the same in all lanes.
+  // Whether to return early: the same in all lanes.
   bool stop() const { return now_.stop; }
 
  private:
-  // Rows of activations that stay in the first cache while the panels go by.
+  // Rows of activations that stay in the L1 cache while all panels are read.
   static constexpr int kRowsAtATime = 48;
 
-  // A lane's share of rows begin .. end - 1: pairs of panels in turn or, where they do not
-  // lie side by side or there are fewer pairs than lanes, panels.
+  // A lane's share of rows begin .. end - 1: pairs of panels in turn or, if they are not
+  // interleaved or there are fewer pairs than lanes, panels.
   void tiles(const Job& job, int begin, int end, int lane, int lanes) const {
     const bool paired = job.panels->step > job.panels->units * kUnit;
     const int most = paired && (job.n_panels + 1) / 2 >= lanes ? 2 : 1;
@@ -222,8 +223,8 @@ class CpuWorker {
     return panels[0].units + (count == 2 ? panels[1].units : 0);
   }
 
-  // The columns of one panel, or of two side by side at once. Alone, the few sums of a row would
-  // wait for one another, and few columns fill half a vector.
+  // The columns of one panel, or of two interleaved panels at once. With one panel the few sums of
+  // a row would wait for each other, and a few columns would fill only half a vector.
   void tiles_of(const Job& job, const Panel* panels, int count, int begin, int end) const {
     alignas(64) float sums[kMaxSums];
     const int units = units_of(panels, count), stride = units * kUnit;

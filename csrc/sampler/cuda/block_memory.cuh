@@ -1,9 +1,9 @@
-// The data of the CUDA worker, made by device_program.cpp: operations, addresses, the layout of a
-// block's shared memory. And the addresses there of all that a product reads and writes.
+// The data of the CUDA worker, created by device_program.cpp: operations, addresses, the layout of
+// a block's shared memory; and the addresses of everything that a product reads and writes.
 //
-// A Block gives its lanes: Block::kWarps and Block::kWarpLanes, powers of two, lane(), sync() and
-// shared(), the memory that they share. On the device that is a thread block (block_run.cuh);
-// tests play one on the host. It may be copied.
+// A Block provides to its lanes: Block::kWarps and Block::kWarpLanes, powers of two, lane(), sync()
+// and shared(), the memory that they share. On the device it is a thread block (block_run.cuh);
+// tests emulate it on the host. It may be copied.
 #pragma once
 
 #include <cstddef>
@@ -17,14 +17,14 @@ namespace dsmooth::sampler {
 // The rows of a cache that an operation may read: two above its own to one below.
 constexpr int kRowsInReach = 4, kRowAbove = -2;
 
-// A row of a cache or a column in it, counted in granules: where it begins in the workspace, and
-// how far it is from one image to the next.
+// A row of a cache, or a column in it, in granules: its offset in the workspace, and the distance
+// from one image to the next.
 struct RowAddress {
   uint32_t offset, stride;
 };
 
 // Index of a column that a pixel part may read: the pixel's own of each cache, and the one to its
-// left. Index 0 is no column: its address is {0, 0}.
+// left. Index 0 means no column: its address is {0, 0}.
 DSMOOTH_INLINE int own_column(int cache) { return 2 * cache + 2; }  // 0 of kNone
 DSMOOTH_INLINE int left_column(int cache) { return 2 * cache + 1; }
 
@@ -40,8 +40,8 @@ struct alignas(8) Source {
 
 // The address of a granule of k for a pixel part: in a column of a cache, `within` granules from
 // the beginning of an image; or in shared memory, if the operation before has just written it
-// there. Both are halves of one word: two fields would be split right after the load, and wait for
-// it.
+// there. Both are halves of one word: two fields would be split right after the load, which would
+// wait for it.
 struct alignas(8) PixelSource {
   uint32_t column_and_near;
   uint32_t within;
@@ -91,12 +91,12 @@ DSMOOTH_INLINE T load_constant(const T* from) {
 
 // The granules of k come in steps of kStepGranules; the last ones may be zeros. Outputs come in
 // units of kColumns columns; in a gate A and G of a channel are neighbours. The weights of a unit
-// follow one another, step after step (weight_offset). Biases and waiting sums have the order of
+// follow one another, step after step (weight_offset). Biases and partial sums are in the order of
 // the columns. Part is the index of an array of two.
 struct alignas(16) CudaOp {
   const Granule* weights[2];
   const Source* sources[2];
-  const float* bias;  // in the shared copy, the biases of the slice's images if `projected`
+  const float* bias;  // in the shared copy, the slice's image biases if `projected`
   // Initial values of the pixel part's sums at column 0 and image 0, bias or row part, and floats
   // from one image to the next. A block sets them (block_run.cuh).
   const float* begin;
@@ -108,7 +108,7 @@ struct alignas(16) CudaOp {
   int16_t added, residual_out, act_out, raw_out;
   uint8_t gate, split, two_parts;
   uint8_t units_per_tile;  // of a row part
-  uint8_t projected;       // whether the sums of a row begin with biases of images
+  uint8_t projected;       // whether the sums of a row start from image biases
 
   DSMOOTH_HOST_DEVICE int columns() const { return units * kColumns; }
   DSMOOTH_HOST_DEVICE bool is_even() const { return channels % 2 == 0; }
@@ -120,8 +120,8 @@ constexpr int kMostImages = 2 * kRows;  // of a slice
 
 // Areas of a block's shared memory, in bytes from its beginning.
 struct SharedLayout {
-  int addresses;    // addresses of the slice's caches, and behind them
-  int partials;     // addresses of the waiting sums of each operation
+  int addresses;    // addresses of the slice's caches, and past their end
+  int partials;     // addresses of the partial sums of each operation
   int ops;          // the operations, copied
   int rows;         // addresses of the caches' rows in reach
   int columns;      // addresses of the columns that a pixel part can read
@@ -129,13 +129,13 @@ struct SharedLayout {
   int near_stride;  // of a row in a buffer
   int near_raw;     // from act_out to raw_out in a row
   int scratch;      // sums of row tiles, each lane's own
-  bool tall;        // whether it has room for tall tiles
-  int bytes;        // in all
+  bool tall;        // whether there is space for tall tiles
+  int bytes;        // in total
 
   DSMOOTH_HOST_DEVICE int near_bytes() const { return kMostImages * near_stride; }
 };
 
-// Head of a block's shared memory.
+// The start of a block's shared memory.
 struct BlockHead {
   StateView state;
   SharedLayout layout;
@@ -143,8 +143,8 @@ struct BlockHead {
   unsigned char* base;  // of the workspace, which begins with zeros
 };
 
-// Words of memory that a block needs. Zeros come first, to be read as padding, then the caches,
-// then sums that wait.
+// Words of memory that a block needs: first zeros, read as padding, then the caches, then the
+// partial sums.
 struct Workspace {
   size_t words, cache_words;
 };
@@ -153,7 +153,7 @@ constexpr size_t kZeroWords = 32;
 template <class Block>
 class BlockMemory {
  public:
-  // Copies where everything lies, once.
+  // Copies the addresses once.
   DSMOOTH_HOST_DEVICE explicit BlockMemory(const Block& block)
       : block_(block),
         layout_(head_of(block).layout),
@@ -190,10 +190,10 @@ class BlockMemory {
     return base_ + static_cast<size_t>(i) * kGranule;
   }
 
-  // The sums that wait between the parts of each operation.
+  // The partial sums between the parts of each operation.
   DSMOOTH_HOST_DEVICE float** partials() const { return at<float*>(layout_.partials); }
 
-  // The row of a cache that entry i of rows() addresses, when the step has come to `row`.
+  // The row of a cache that entry i of rows() addresses at step row `row`.
   DSMOOTH_HOST_DEVICE RowAddress find_row(int i, int row) const {
     const StateView& state = head().state;
     if (i == state.network->n_caches * kRowsInReach) return {0, 0};

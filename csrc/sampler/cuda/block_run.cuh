@@ -1,5 +1,5 @@
-// A thread block as a worker, and its work in a launch: some rows of one slice of the batch. No
-// block waits for another.
+// A thread block as a worker, and its work in a launch: some rows of one slice of the batch. Blocks
+// do not wait for each other.
 #pragma once
 
 #include <cstddef>
@@ -11,8 +11,8 @@
 
 namespace dsmooth::sampler {
 
-// Turns the logits of a pixel to weights, with the sums of their groups. The largest logit of each
-// group stands behind the sums. Ends with a sync.
+// Replaces the logits of a pixel by weights, and stores the sums of their groups, followed by the
+// largest logit of each group. Ends with a sync.
 template <class Block>
 DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE void weigh_components(Block& block, const StateView& state,
                                                               int row, int column,
@@ -39,8 +39,8 @@ DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE void weigh_components(Block& block, cons
   });
 }
 
-// A worker that is one thread block. The sum of an output runs over k in the same steps whatever
-// the batch, so images do not depend on the slice. T: float, or Bf16 with sums in float.
+// A thread block as a worker. The sum of an output runs over k in the same steps for any batch, so
+// images do not depend on the slice. T: float, or Bf16 with sums in float.
 template <class T, class Block, bool kFull>
 class CudaWorker {
  public:
@@ -68,7 +68,7 @@ class CudaWorker {
         BlockMemory<Block>::head_of(block_).stages + state.network->ops_at(row, column, n);
     state.batch <= kRows ? draw_stages<T, 1>(block_, list, n, column)
                          : draw_stages<T, 2>(block_, list, n, column);
-    find_columns(column + 1);  // the sync that follows the drawing of the pixel serves them, too
+    find_columns(column + 1);  // visible after the sync that follows the pixel
   }
 
   DSMOOTH_HOST_DEVICE void weigh(const StateView& state, int row, int column, float temperature) {
@@ -95,7 +95,7 @@ class CudaWorker {
   static_assert((Block::kWarps & (Block::kWarps - 1)) == 0);
 
   Block& block_;
-  int turn_ = 0;  // the warp that takes the next tile of a row part
+  int turn_ = 0;  // the warp for the next tile of a row part
 };
 
 struct CudaCall {
@@ -132,7 +132,7 @@ DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch
         reinterpret_cast<unsigned char*>(base)};
   block.sync();
   const BlockMemory<Block> memory(block);
-  // The lanes find the sizes, which takes long. Then one lane adds them up.
+  // The lanes compute the sizes in parallel, which is slow; then one lane adds them.
   uint32_t* const words = reinterpret_cast<uint32_t*>(memory.near());
   for (int i = lane; i < n_addresses; i += kLanes)
     words[i] = static_cast<uint32_t>(
@@ -157,7 +157,7 @@ DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch
     op.begin = op.two_parts ? memory.addresses()[network.n_caches + i] : op.bias;
     op.begin_stride = op.two_parts ? op.columns() : 0;
   }
-  // Zeros, so that no lane reads a NaN.
+  // Zeroed, so that no lane reads a NaN.
   for (int i = lane; i < 2 * run.shared.near_bytes() / 4; i += kLanes) words[i] = 0;
 }
 
@@ -180,8 +180,8 @@ DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& 
     const StateView& state = BlockMemory<Block>::head_of(block).state;
     Step<decltype(worker)>(network, slice, state, worker).draw(run.first_row, run.end_row);
   };
-  // The code for known pixels takes registers, and a tenth of the time of a stage: so it is a
-  // branch of its own. The assembler compiles all that a kernel calls for it, so there is one.
+  // The code for known pixels needs registers, and a tenth of a stage's time, so it has its own
+  // branch. It is in the same kernel, since each kernel compiles everything that it calls.
   if (slice.mask != nullptr || slice.condition != nullptr)
     draw(CudaWorker<T, Block, true>(block));
   else

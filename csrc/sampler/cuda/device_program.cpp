@@ -45,7 +45,7 @@ CudaOp without_matrices(const Op& op) {
   to.raw_out = op.raw_out;
   to.gate = op.gate;
   to.split = op.split;
-  // As few tiles as hold the units, as even as possible.
+  // The fewest tiles that hold the units, as even as possible.
   const int across = ceil_of(to.units, kWide);
   to.units_per_tile = ceil_of(to.units, across);
   to.tiles_across = ceil_of(to.units, to.units_per_tile);
@@ -117,7 +117,7 @@ std::vector<PixelStage> DeviceProgram::list_stages(const Program& program) {
       const int added = now.gate ? now.residual_in : now.add;
       if (before && added != kNone && added == before->residual_out)
         throw std::invalid_argument("sampler program, operation " + std::to_string(op) +
-                                    ": adds what the one before it has just written");
+                                    ": adds a value that the previous operation has just written");
       if (is_new) entry->second = append(pixel_sources(program.ops[op], before));
       stages.push_back({entry->second, op, now.resolution});
       before = &network.ops[op];
@@ -171,9 +171,10 @@ DeviceProgram::DeviceProgram(Program unchecked, bool bf16) {
     to.two_parts = skeleton_.ops[i].two_parts();
     to.bias = append(pack_columns(op, op.bias, 1, to));
     if (!op.projection.empty()) {
-      // The biases of images begin the sums of a row, of which a part waits for the pixel.
+      // The sums of a row part start from the image biases.
       if (to.steps[static_cast<int>(Part::kRow)] == 0)
-        throw std::invalid_argument("a projection of an operation without a row part");
+        throw std::invalid_argument(
+            "sampler program: an operation with a projection needs a row part");
       to.projected = true;
       skeleton_.ops[i].by_column = true;
       skeleton_.ops[i].bias = to.bias;
@@ -246,7 +247,7 @@ SharedLayout DeviceProgram::shared(int warps, int limit) const {
   layout.ops = take(network.n_ops * static_cast<int>(sizeof(CudaOp)));
   layout.rows = take((network.n_caches * kRowsInReach + 1) * static_cast<int>(sizeof(RowAddress)));
   layout.columns = take((2 * network.n_caches + 1) * static_cast<int>(sizeof(RowAddress)));
-  // Two rows that lanes read at once lie in different banks.
+  // Two rows that lanes read at once are in different banks.
   layout.near_raw = widest(&OpView::act_out);
   layout.near_stride =
       padded(layout.near_raw + widest(&OpView::raw_out)) + kStepGranules * kGranule;
@@ -257,7 +258,7 @@ SharedLayout DeviceProgram::shared(int warps, int limit) const {
   layout.bytes = end;
   if (end > limit)
     throw std::runtime_error("the network is too wide for this device: a block needs " +
-                             std::to_string(end) + " bytes of shared memory, and has " +
+                             std::to_string(end) + " bytes of shared memory, but has " +
                              std::to_string(limit));
   return layout;
 }
@@ -285,7 +286,7 @@ Partition partition_batch(int64_t n, int processors, size_t image_bytes, size_t 
   const int64_t fit = static_cast<int64_t>(memory / image_bytes);
   if (fit < 1)
     throw std::runtime_error("the caches of one image take " + std::to_string(image_bytes) +
-                             " bytes, and " + std::to_string(memory) + " are free");
+                             " bytes, but only " + std::to_string(memory) + " are free");
   const int64_t blocks = std::min<int64_t>({n / passes, processors, fit});
   int64_t most = std::min<int64_t>(kMostImages, fit / blocks * passes);
   if (max_slice > 0) most = std::min<int64_t>(most, max_slice);

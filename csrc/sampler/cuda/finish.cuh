@@ -11,7 +11,7 @@ namespace dsmooth::sampler {
 // A column of a cache: where image 0 begins, and bytes from one image to the next.
 struct Column {
   unsigned char* begin;
-  uint32_t stride;  // 0: nowhere
+  uint32_t stride;  // 0: no destination
 
   DSMOOTH_HOST_DEVICE bool there() const { return stride != 0; }
   DSMOOTH_HOST_DEVICE unsigned char* at(int m) const {
@@ -35,8 +35,8 @@ struct Columns {
   }
 };
 
-// Moves the two sums one by one. A product's registers do not hold them as pairs, and moves of
-// pairs would make the compiler copy them at every step.
+// Moves the two sums one by one: a product's registers do not hold them as pairs, so the compiler
+// would copy moved pairs at every step.
 DSMOOTH_INLINE void load_sums(Pair& to, const float* from, bool there) {
   load_one(to.x, from, there);
   load_one(to.y, from + 1, there);
@@ -93,14 +93,15 @@ template <>
 struct Curves<Bf16> : ShortCurves {};
 #endif
 
-// Results of a pair of sums: one channel of a gate, in .x alone, or two channels, the second zero
-// if it lies beyond the last one. kOdd: two of an odd number, so elu(-v) does not begin at a pair.
+// Results of a pair of sums: one channel of a gate, only in .x, or two channels, the second zero if
+// it is beyond the last one. kOdd: the number of channels is odd, so elu(-v) does not begin at a
+// pair.
 enum class Results { kGate, kPairs, kOdd };
 
 template <class T, Results kResults>
 class Finish {
  public:
-  // column: of the first sum; there: whether there is such an image.
+  // column: of the first sum; there: whether the image exists.
   DSMOOTH_HOST_DEVICE Finish(const CudaOp& op, int column, bool there)
       : channels_(op.channels),
         channel_(kGate ? column / 2 : column),
@@ -126,7 +127,7 @@ class Finish {
     activation<Space>(image + channel_, positive, there_ && wanted);
     activation<Space>(image + channels_ + channel_, negative, there_ && wanted);
   }
-  // elu(v) alone, in kAddends operands.
+  // Only elu(v), in kAddends operands.
   template <class Space>
   DSMOOTH_HOST_DEVICE void split(T* image, Pair positive, bool wanted) const {
     DSMOOTH_DEVICE_UNROLL

@@ -11,7 +11,7 @@ namespace dsmooth::sampler {
 // A warp takes a unit of output columns, loads its weights into the registers where they are
 // multiplied, and finishes the sums there. kHigh: fragments of 8 images. docs/sampler.md says why.
 //
-// After the products of a window, the weights, rows and summands of the next one are loaded, all
+// After the products of a window, the weights, rows and summands of the next window are loaded, all
 // at once, and the sources of the window after that. Nothing reads them before the next products.
 // Rows that this operation writes come from shared memory. A summand was written by an earlier
 // operation (device_program.cpp).
@@ -21,13 +21,13 @@ class PixelStages {
   DSMOOTH_HOST_DEVICE PixelStages(const Block& block, const PixelStage* list, int n, int column)
       : memory_(block), list_(list), n_(n), column_(column) {}
 
-  // The operations of the list, with a sync behind each.
+  // Runs the operations of the list, with a sync after each.
   DSMOOTH_HOST_DEVICE void draw(Block& block) {
     if (n_ == 0) return;
     Window now{stage_at(0), 0, memory_.warp(), 0};
     Sources sources = load_sources(now);
     fetch(now, addresses_of(now), sources);
-    Window next = behind(now, stage_at(1));
+    Window next = window_after(now, stage_at(1));
     sources = load_sources(next);
     PixelStage third = stage_at(next.index + 1);
     Sums odd{};
@@ -36,7 +36,7 @@ class PixelStages {
       const int steps = op.steps[kPixelPart] - now.step;
       const bool mine = now.unit < op.units, whole = mine && steps <= kWindow;
       const Addresses addresses = addresses_of(next);
-      const Window after = behind(next, third);
+      const Window after = window_after(next, third);
       Sums values{};
       if (mine) multiply(steps, odd);
       if (whole)
@@ -73,20 +73,20 @@ class PixelStages {
   // The steps of a unit that are multiplied at once.
   struct Window {
     PixelStage stage;
-    int index;       // of the stage in the list; from n_ on the window is not used
+    int index;       // of the stage in the list; the window is unused if it is n_ or more
     int unit, step;  // the first ones
   };
   struct Sources {
     PixelSource of[kWindow][W::kLoadedGranules];
   };
-  // Addresses of a window's operands, but for its rows.
+  // Addresses of a window's operands, except its rows.
   struct Addresses {
-    int unit, steps;    // left in the unit; 0 if there is no such unit
+    int unit, steps;    // remaining in the unit; 0 if the unit does not exist
     bool begins, ends;  // the sums of the unit
     const Granule* weights;
     Column added;
   };
-  // The operands of the window that is next, and the sums of its unit.
+  // The operands of the next window, and the sums of its unit.
   struct Held {
     Granule weights[kWindow][W::kLoadedWeights], rows[kWindow][kHigh * kFragmentGranules];
     int near[kWindow][W::kLoadedGranules];  // where granules come from shared memory, or kNone
@@ -96,20 +96,20 @@ class PixelStages {
   DSMOOTH_HOST_DEVICE PixelStage stage_at(int index) const {
     return load_constant(list_ + (index < n_ ? index : n_ - 1));
   }
-  // The window behind another; `stage` is the one behind that window's.
-  DSMOOTH_HOST_DEVICE Window behind(const Window& window, const PixelStage& stage) const {
+  // The window after another; `stage` is the one after that window's stage.
+  DSMOOTH_HOST_DEVICE Window window_after(const Window& window, const PixelStage& stage) const {
     const CudaOp& op = memory_.ops()[window.stage.op];
-    const bool goes_on = window.unit < op.units && op.steps[kPixelPart] - window.step > kWindow;
-    const int unit = goes_on ? window.unit : window.unit + Block::kWarps;
+    const bool same_unit = window.unit < op.units && op.steps[kPixelPart] - window.step > kWindow;
+    const int unit = same_unit ? window.unit : window.unit + Block::kWarps;
     if (unit < op.units)
-      return {window.stage, window.index, unit, goes_on ? window.step + kWindow : 0};
+      return {window.stage, window.index, unit, same_unit ? window.step + kWindow : 0};
     return {stage, window.index + 1, memory_.warp(), 0};
   }
 
   DSMOOTH_HOST_DEVICE int image(int high, int slot) const {
     return high * kRows + W::slot_row(memory_.lane(), slot);
   }
-  // A missing image is replaced by image 0, whose results are then not stored.
+  // A missing image is replaced by image 0, and its results are not stored.
   DSMOOTH_HOST_DEVICE int loaded_image(int i) const {
     const int m = i / W::kLoadedRows * kRows + W::row(memory_.lane(), i % W::kLoadedRows);
     return m < memory_.batch() ? m : 0;
@@ -138,7 +138,7 @@ class PixelStages {
             columns_of(op).added};
   }
 
-  // Loads the operands of a window, without the rows that the operation before writes. The first
+  // Loads the operands of a window, except the rows that the previous operation writes. The first
   // step also loads the initial values of the sums, the last one their summands.
   DSMOOTH_HOST_DEVICE void fetch(const Window& window, const Addresses& addresses,
                                  const Sources& sources) {
@@ -177,7 +177,7 @@ class PixelStages {
     });
   }
 
-  // Steps behind the last one have zeros for rows.
+  // After the last step, rows are zeros.
   DSMOOTH_HOST_DEVICE void multiply(int steps, Sums& odd) {
     multiply_steps<0, kFirst>(odd);
     if (steps > kFirst) multiply_steps<kFirst, kWindow>(odd);
@@ -197,7 +197,7 @@ class PixelStages {
     }
   }
 
-  // The operands that the operation before has written by now.
+  // Loads the operands that the previous operation has written.
   template <int kBegin, int kEnd>
   DSMOOTH_HOST_DEVICE void take_near() {
     const unsigned char* from = memory_.near() + (buffer_ ^ 1) * memory_.layout().near_bytes();
@@ -211,7 +211,7 @@ class PixelStages {
     });
   }
 
-  // The results of the held sums, plus the sums of odd fragments of k where a lane has those.
+  // The results of the held sums, plus the sums of odd fragments of k if a lane has them.
   template <Results kResults>
   DSMOOTH_HOST_DEVICE Sums values_of(const Sums& odd) const {
     Sums values;
@@ -231,7 +231,7 @@ class PixelStages {
                        [&](int cache) { return memory_.columns()[own_column(cache)]; });
   }
 
-  // To the caches, and for the next operation to shared memory.
+  // Stores to the caches and, for the next operation, to shared memory.
   template <Results kResults>
   DSMOOTH_HOST_DEVICE void store(const CudaOp& op, int unit, const Sums& values) const {
     using F = Finish<T, kResults>;
@@ -291,11 +291,11 @@ class PixelStages {
   const BlockMemory<Block> memory_;
   const PixelStage* const list_;
   const int n_, column_;
-  int buffer_ = 0;  // of the results of the present operation in shared memory
-  Held held_{};     // finite, whatever is multiplied by zeros
+  int buffer_ = 0;  // of the current operation's results in shared memory
+  Held held_{};     // always finite, since zeros multiply it
 };
 
-// All operations of a pixel. A function of its own, so that no register holds anything else.
+// All operations of a pixel, in a separate function so that registers hold nothing else.
 template <class T, int kHigh, class Block>
 DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE void draw_stages(Block& block, const PixelStage* list,
                                                          int n, int column) {

@@ -11,12 +11,12 @@ namespace dsmooth::sampler {
 // A tile is drawn by one warp: kHigh fragments of rows by up to kWide units of columns. It loads
 // operands from memory into the registers where they are multiplied (docs/sampler.md).
 //
-// A turn is kTurn steps of k. Its loads are issued together, before the products of the turn before
-// it, which hide them. Their addresses come from sources that were loaded a step earlier.
+// A turn is kTurn steps of k. Its loads are issued together, before the products of the previous
+// turn, which hide them. Their addresses come from sources that were loaded a step earlier.
 template <class T, class Block, int kHigh>
 class RowTile {
  public:
-  // m_all: rows of the product, of which the tile's begin with m0. unit: its first, of n.
+  // m_all: rows of the product; the tile starts at row m0. unit: the tile's first unit, of n.
   DSMOOTH_HOST_DEVICE RowTile(const Block& block, int index, Part part, int column, int m_all,
                               int m0, int unit, int n)
       : memory_(block),
@@ -56,7 +56,7 @@ class RowTile {
         for (int j = 0; j < kTurn; ++j) multiply(turn * kTurn + j);
       }
     }
-    // Every register that is read below was written, else it would be held from call to call.
+    // Writes every register that is read below; otherwise it would stay live between calls.
     static_assert(kTurn <= 2);
     const int left = steps_ - s;
     if (kTurn > 1 && left > kTurn) {
@@ -102,7 +102,7 @@ class RowTile {
     });
   }
 
-  // A step that is not there is replaced by the first one.
+  // A missing step is replaced by the first one.
   DSMOOTH_HOST_DEVICE void load_sources(int s) {
     DSMOOTH_DEVICE_UNROLL
     for (int q = 0; q < W::kLoadedGranules; ++q)
@@ -122,8 +122,8 @@ class RowTile {
     load_sources(s);
   }
 
-  // Loads step s, whose rows were found, if it is there, and finds the rows of the next one. A
-  // missing unit or row is replaced by the first one, whose results are then not stored.
+  // Loads step s, whose rows were found, if it exists, and finds the rows of the next step. A
+  // missing unit or row is replaced by the first one, and its results are not stored.
   DSMOOTH_HOST_DEVICE void load(int j, int s, bool there) {
     DSMOOTH_DEVICE_UNROLL
     for (int q = 0; q < W::kLoadedGranules; ++q) {
@@ -170,7 +170,7 @@ class RowTile {
     });
   }
 
-  // Goes through the lane's own memory, so that the code of an output is there once.
+  // Uses the lane's own memory, so that the code of an output exists only once.
   template <Results kResults>
   DSMOOTH_HOST_DEVICE void finish() {
     using F = Finish<T, kResults>;
@@ -258,8 +258,8 @@ class RowTile {
   Pair sums_[kHigh][kWide][W::kSlots];
 };
 
-// Draws a product of `count` columns. Tiles are dealt to the warps from warp `turn` on; returns
-// whose turn it is after that, so that products without a sync between them share the warps.
+// Computes a product of `count` columns. Tiles are assigned to the warps in turn, starting at warp
+// `turn`; returns the next warp, so that products without a sync between them share the warps.
 template <class T, class Block>
 DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE int draw_rows(Block block, int index, Part part, int column,
                                                       int count, int turn) {

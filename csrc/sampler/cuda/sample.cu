@@ -17,7 +17,7 @@ struct ThreadBlock {
 
 }  // namespace
 
-// One block per multiprocessor: shared memory holds no second one.
+// One block per multiprocessor: shared memory has no space for a second one.
 extern "C" __global__ void __launch_bounds__(kKernelWarps * 32, 1)
     sample(const __grid_constant__ BlockRun run) {
   ThreadBlock block;

@@ -1,5 +1,5 @@
-// The host's side of drawing on a CUDA device: packed weights, slices and the arguments of
-// launches. The caller owns all memory, and launches (dsmooth/cuda/driver.py): nothing here calls
+// The host side of drawing on a CUDA device: packed weights, slices and the arguments of launches.
+// The caller owns all memory and launches the kernels (dsmooth/cuda/driver.py): nothing here calls
 // CUDA.
 #pragma once
 
@@ -13,8 +13,8 @@
 
 namespace dsmooth::sampler {
 
-// A program made ready for a device: one image of memory that holds the views, the biases and the
-// packed matrices, to be copied there as it is.
+// A program prepared for a device: one memory image with the views, the biases and the packed
+// matrices, to be copied to the device unchanged.
 //
 // The channels of a tap are padded to whole granules, and a sum to whole steps. The padding is zero
 // in caches and weights.
@@ -23,35 +23,35 @@ class DeviceProgram {
   DeviceProgram(Program program, bool bf16);
 
   size_t bytes() const { return image_.size(); }
-  // Writes the image of bytes() for a device that holds it at `address`, a multiple of 128. From
-  // then on network(), ops() and stages() are addresses of the device. Call it once: the host's
-  // copy goes.
+  // Writes the image of bytes() for the device address `address`, a multiple of 128. Afterwards
+  // network(), ops() and stages() are device addresses. Call it only once: it frees the host's
+  // copy.
   void write(void* to, uintptr_t address);
   const NetworkView& network() const { return network_; }
   const CudaOp* ops() const { return ops_; }
   const PixelStage* stages() const { return stages_; }  // in the order of at_pixel
 
-  // The shared memory of a block. Throws std::runtime_error with both numbers if `limit` bytes do
-  // not hold it.
+  // The shared memory of a block. Throws std::runtime_error with both numbers if it exceeds `limit`
+  // bytes.
   SharedLayout shared(int warps, int limit) const;
   // Bytes of the caches and partial sums of one image.
   size_t bytes_per_image(int height, int width) const {
     return sampler::bytes_per_image(skeleton_.network, height, width);
   }
-  // Throws as check_size does, and std::runtime_error if 32 bits do not count its granules or the
-  // words of a cache, or an int an operation's waiting sums.
+  // Throws as check_size does, and std::runtime_error if its granules or the words of a cache
+  // overflow 32 bits, or an operation's partial sums an int.
   Workspace workspace(int images, int height, int width) const;
 
  private:
   // Appends an array and returns its offset in the image, as a pointer. Pointers in the image are
-  // offsets, too, until it is written.
+  // also offsets until it is written.
   template <class T>
   const T* append(const std::vector<T>& values);
   template <class F>
   void each_granule(const std::vector<const Term*>& terms, F f) const;
   MatrixView pack(const Op& op, Part part, CudaOp& to);
   std::vector<Source> sources(const Op& op, const std::vector<const Term*>& terms) const;
-  // before: the operation that comes before it at a pixel, or null.
+  // before: the previous operation at a pixel, or null.
   std::vector<PixelSource> pixel_sources(const Op& op, const OpView* before) const;
   std::vector<PixelStage> list_stages(const Program& program);
   // Bytes of the widest results that a pixel part stores for an image.
@@ -67,9 +67,9 @@ class DeviceProgram {
 
 // Slices for n images on `processors` streaming multiprocessors, one block each, when the caches of
 // an image take `image_bytes` of at most `memory` bytes. Each block streams all weights for its
-// slice whatever its size, so slices are as few as keep every processor busy; `max_slice` (0: none)
-// bounds them. Throws std::runtime_error with both numbers if not even one image fits, or `passes`
-// of them, which are drawn as one.
+// slice, whatever its size, so there are the fewest slices that keep every processor busy;
+// `max_slice` (0: none) bounds their size. Throws std::runtime_error with both numbers if `passes`
+// images, which are drawn as one, do not fit.
 Partition partition_batch(int64_t n, int processors, size_t image_bytes, size_t memory,
                           int max_slice, int passes = 1);
 
@@ -88,8 +88,8 @@ class CudaSampler : public DeviceProgram {
   int shared_bytes() const { return shared_.bytes; }  // of a block
   int64_t workspace_words(const Partition& partition, int height, int width) const;
 
-  // Number of launches that draw a batch: each block draws one slice after the other, a few rows in
-  // each launch, so that none takes long. A slice's state stays in the workspace between launches.
+  // Number of launches that draw a batch: each block draws its slices in order, a few rows per
+  // launch, so that no launch takes long. A slice's state stays in the workspace between launches.
   // They must run in order, after the copy of the weights.
   int64_t launches(const Partition& partition, int height) const;
   // The argument of a launch of partition.workers blocks of kKernelWarps warps.

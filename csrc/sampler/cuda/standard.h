@@ -1,5 +1,5 @@
-// What the kernel needs of <cstddef>, <cstdint>, <cstring>, <cmath> and <cassert>, for NVRTC, which
-// has the functions built in and no headers. dsmooth/cuda/images.py gives this file those names.
+// Replaces <cstddef>, <cstdint>, <cstring>, <cmath> and <cassert> for NVRTC, which has the
+// functions built in but no headers. dsmooth/cuda/images.py provides this file under those names.
 #pragma once
 
 using size_t = decltype(sizeof 0);

@@ -1,5 +1,5 @@
-// The few intrinsics of the CUDA worker: fragments in the registers of a warp, their product, and
-// loads and stores that name their memory. Each has an emulation that does the same on the host.
+// The intrinsics of the CUDA worker: fragments in the registers of a warp, their product, and loads
+// and stores for a given memory space. Each has an equivalent emulation on the host.
 #pragma once
 
 #include <cassert>
@@ -36,7 +36,7 @@ struct alignas(8) Pair {
 // float32. Lane 4r + q of 32 loads granule q of row r and two granules of weights, and holds the
 // sums of columns 2r and 2r + 1 in rows 2q and 2q + 1. mma.sync expects other operands in a lane.
 // But a sum may run over k in any order that rows and columns share, and in this order the operands
-// of a lane lie together in memory.
+// of a lane are contiguous in memory.
 constexpr int kRows = 8, kColumns = 16;  // of a fragment
 constexpr int kStepGranules = 4;
 constexpr int kWeightGranules = 2 * 32;  // of a fragment and step
@@ -47,8 +47,8 @@ DSMOOTH_INLINE int weight_offset(int column, int k) {
   constexpr int kPerGranule = kGranule / static_cast<int>(sizeof(T));
   const int lane = column / 2 * 4 + k / kPerGranule, i = k % kPerGranule, odd = column % 2;
   if (sizeof(T) == sizeof(float)) return (odd * 32 + lane) * kGranule + i * 4;
-  // The first mma.sync of a step takes the first half of each granule; in a register of its left
-  // side are two operands of one column.
+  // The first mma.sync of a step uses the first half of each granule; a register of its left side
+  // holds two operands of one column.
   return (i / 4 * 32 + lane) * kGranule + (i % 4 / 2 * 2 + odd) * 4 + i % 2 * 2;
 }
 
@@ -72,8 +72,8 @@ struct Warp {
   static int slot_column(int lane, int slot) { return (lane + slot * kLanes) % 32 / 4 * 2; }
 
   // Adds weights times rows. A lane may have two sums for each output, `even` and `odd`, to be
-  // added. The caller takes the kRounds of a product in order, in a loop: unrolled, the rounds of
-  // float32 are thousands of instructions, on which the compiler spends most of its time.
+  // added. The caller runs the kRounds of a product in order, in a loop: unrolled, the rounds of
+  // float32 are thousands of instructions, which take most of the compile time.
   static void multiply(const Granule* weights, const Granule* rows, Pair* even, Pair*, int lane,
                        int /*round*/) {
     constexpr int kDepth = kStepGranules * kGranule / static_cast<int>(sizeof(T));
@@ -127,7 +127,7 @@ struct Warp<Bf16, 32> : WarpLanes {
   }
 };
 
-// In float32 the lanes pass their operands round, and add in the order of k, one rounding each.
+// In float32 the lanes exchange their operands, and add in the order of k, with one rounding each.
 template <>
 struct Warp<float, 32> : WarpLanes {
   static constexpr bool kTwoSums = false;
@@ -172,9 +172,8 @@ DSMOOTH_INLINE void check_aligned([[maybe_unused]] const void* p) {
 #endif
 }
 
-// Loads and stores that clobber memory stay on their side of a barrier; on the host they load when
-// they are called. They do nothing unless `there`, by a predicate: a branch costs more than it
-// saves.
+// Loads and stores that clobber memory are not moved across a barrier; on the host they load when
+// called. They do nothing unless `there`, by a predicate: a branch costs more than it saves.
 #if defined(__CUDA_ARCH__)
 #define DSMOOTH_IF_THERE(argument, code) \
   "{ .reg .pred %%there; setp.ne.b32 %%there, %" #argument ", 0; @%%there " code "; }"
@@ -193,7 +192,7 @@ DSMOOTH_INLINE void load_global(Granule& to, const unsigned char* from, bool the
 #endif
 }
 
-// Loads memory that no kernel writes; in the first cache it makes way for the activations.
+// Loads memory that no kernel writes; L1 evicts it before the activations.
 DSMOOTH_INLINE void load_weights(Granule& to, const Granule* from, bool there) {
 #if defined(__CUDA_ARCH__)
   asm volatile(DSMOOTH_IF_THERE(5, "ld.global.nc.L1::evict_first.v4.b32 {%0, %1, %2, %3}, [%4]")

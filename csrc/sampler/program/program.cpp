@@ -43,7 +43,7 @@ class Checker {
     for (size_t i = 0; i < p_.caches.size(); ++i) check_cache(p_.caches[i], std::to_string(i));
     check_features();
     check_use(p_.image, 0, p_.seen_channels(), true, "image");
-    require(p_.context == kNone || p_.conditioned, "context", "of a model that is not conditioned");
+    require(p_.context == kNone || p_.conditioned, "context", "the model is not conditioned");
     if (p_.context != kNone) check_use(p_.context, 0, p_.pixel_channels(), true, "context");
     const int n_params = cache(p_.params, "params").channels;
     require(n_params == p_.n_params(), "params",
@@ -71,10 +71,10 @@ class Checker {
     require(p_.features >= 0 && p_.features <= kMostFeatures && p_.features % 2 == 0, "features",
             "number out of range");
     require(p_.features == 0 || p_.likelihood == Likelihood::kDiscretized, "features",
-            "of pixels that are no bytes");
+            "need a discretized likelihood");
     require(p_.feature_table.size() == static_cast<size_t>(kBytes) * p_.features, "features",
             "size of the table");
-    require(all_finite(p_.feature_table), "features", "one is not finite");
+    require(all_finite(p_.feature_table), "features", "a feature is not finite");
   }
 
   const Cache& cache(int index, const std::string& where) const {
@@ -113,42 +113,45 @@ class Checker {
     for (const Term& term : op.terms) check_term(op, term, where);
     if (op.phase == Phase::kEncoder) {  // it runs at every pixel
       const bool everywhere = op.row_parity == kNone && op.column_parity == kNone;
-      require(op.resolution == 0 && everywhere, where, "an encoder's operation misses pixels");
+      require(op.resolution == 0 && everywhere, where,
+              "an encoder operation must run at every pixel");
     }
     const auto in_pixel_part = [](const Term& term) { return !term.row_part; };
     require(std::any_of(op.terms.begin(), op.terms.end(), in_pixel_part), where,
-            "all terms are of the row part");
+            "all terms belong to the row part");
   }
 
   void check_term(const Op& op, const Term& term, const std::string& where) const {
     const Cache& c = cache(term.cache, where);
-    require(c.operand, where, "the cache of a term");
+    require(c.operand, where, "a term reads a cache that holds no operands");
     require(term.channels >= 1 && term.channels <= c.channels && term.channels % 2 == 0, where,
             "channels of a term");
-    require(std::abs(c.resolution - op.resolution) <= 1, where, "a term jumps a resolution");
+    require(std::abs(c.resolution - op.resolution) <= 1, where, "a term skips a resolution");
     require(term.taps >= 1 && term.taps <= 3, where, "number of taps");
     require(term.dcol >= -1 && term.dcol <= 2 - term.taps, where, "a tap beyond the padding");
     require(term.weight.size() == static_cast<size_t>(op.n) * term.taps * term.channels, where,
             "size of a weight");
     require(all_finite(term.weight), where, "a weight is not finite");
-    // Lanes share the positions and the outputs of an operation, in no order.
+    // Lanes share the positions and outputs of an operation in any order.
     require(term.cache != op.act_out && term.cache != op.raw_out, where, "reads what it writes");
-    require(!term.row_part || op.phase == Phase::kHorizontal, where, "a row part elsewhere");
+    require(!term.row_part || op.phase == Phase::kHorizontal, where,
+            "a row part outside the horizontal stream");
     if (op.phase == Phase::kEncoder) {
       require(c.resolution == 0 && c.rows == 0 && term.drow >= -1 && term.drow <= 1, where,
               "a row outside the context");
       return;
     }
-    require(term.drow <= 0 && term.drow >= -2, where, "a row that is not there yet");
+    require(term.drow <= 0 && term.drow >= -2, where, "reads a row before it is written");
     const bool row_known = op.phase == Phase::kVertical || term.row_part;
-    if (row_known && term.cache == p_.image)  // of which only the rows above are there
-      require(term.drow < 0, where, "a row that is not there yet");
-    // The row part of the horizontal stream runs before its own caches move on to the row. The
-    // image moves on beside it.
+    if (row_known && term.cache == p_.image)  // only the rows above are written
+      require(term.drow < 0, where, "reads a row before it is written");
+    // The row part of the horizontal stream runs before its own caches advance to the row; the
+    // image's cache has advanced.
     const int rows = c.rows + (term.row_part && term.cache != p_.image ? 1 : 0);
-    require(c.rows == 0 || -term.drow < rows, where, "a row that is gone");
+    require(c.rows == 0 || -term.drow < rows, where, "reads a row that is overwritten");
     if (!row_known)
-      require(term.drow == 0 && term.dcol <= 1 - term.taps, where, "a pixel that is not there yet");
+      require(term.drow == 0 && term.dcol <= 1 - term.taps, where,
+              "reads a pixel before it is drawn");
   }
 
   const Program& p_;

@@ -39,14 +39,14 @@ struct Op : OpSpec {
 };
 
 struct Program : ProgramSpec {
-  std::vector<int> atoms;  // bytes, kDiscretized alone
+  std::vector<int> atoms;  // bytes, only for kDiscretized
   std::vector<Cache> caches;
   std::vector<Op> ops;
   std::vector<float> feature_table;  // (kBytes, features)
 
   // Channels of a pixel in a cache of images: the colours' addends and a one, an even number.
   int pixel_channels() const { return (image_channels * image_addends + 2) / 2 * 2; }
-  // The same with the channels that the modelled image alone has.
+  // The same with the channels that only the modelled image has.
   int seen_channels() const {
     return pixel_channels() * (image_again ? 2 : 1) + image_channels * features;
   }
@@ -56,10 +56,10 @@ struct Program : ProgramSpec {
   }
 };
 
-// The program with its operations in the order of their phases. Throws std::invalid_argument: it
-// names the argument if the mixture contradicts itself. It names the operation if an index, a size
-// or a tap is out of range, if an operation reads a value before it is written, or if a weight is
-// not finite.
+// The program with its operations sorted by phase. Throws std::invalid_argument, naming the
+// argument if the mixture settings contradict each other, and naming the operation if an index, a
+// size or a tap is out of range, if it reads a value before it is written, or if a weight is not
+// finite.
 Program checked(Program program);
 
 // The views of a program, without its matrices. Pointers go to the vectors and survive a move.
@@ -68,21 +68,21 @@ struct Skeleton {
   std::vector<TermSpec> terms;
   std::vector<OpView> ops;
   std::vector<int16_t> at_pixel;
-  std::vector<float> features;  // as NetworkView has them
+  std::vector<float> features;  // as in NetworkView
   NetworkView network{};
 
   Skeleton() = default;
-  // The program's operations must be in the order of their phases. The words of an image are padded
+  // The program's operations must be sorted by phase. The words of an image are padded
   // to a multiple of `stride_words`.
   Skeleton(const Program& program, bool bf16, int stride_words);
   Skeleton(Skeleton&&) = default;
   Skeleton& operator=(Skeleton&&) = default;
 
-  // Gives an operation that has its matrices its packed projection.
+  // Packs the projection of an operation that has its matrices.
   void add_projection(size_t op, const float* projection);
 };
 
-// Writes operand i of an array of words. Inline: packing writes every weight of a network.
+// Writes operand i of an array of words. Inline, since packing calls it for every weight.
 inline void put_operand(float* words, size_t i, float value, bool bf16) {
   if (!bf16) {
     words[i] = value;
@@ -92,17 +92,17 @@ inline void put_operand(float* words, size_t i, float value, bool bf16) {
   std::memcpy(reinterpret_cast<char*>(words) + i * sizeof half, &half, sizeof half);
 }
 
-// The terms of one part of an operation; outside the horizontal stream there is one part only.
+// The terms of one part of an operation; outside the horizontal stream there is only one part.
 std::vector<const Term*> terms_of(const Op& op, Part part);
 
-// As few slices, of at most `most` images, as keep every worker busy. `passes` images, which are
-// drawn as one, stay together.
+// The fewest slices, of at most `most` images, that keep every worker busy. `passes` images, which
+// are drawn as one, are in the same slice.
 Partition partition_among(int64_t n, int64_t workers, int64_t most, int passes);
 
-// Throws std::invalid_argument unless images may have this size.
+// Throws std::invalid_argument unless the size is valid.
 void check_size(int64_t height, int64_t width);
 
-// Bytes of the caches and waiting sums of one image. Throws as check_size does.
+// Bytes of one image's caches and partial sums. Throws as check_size does.
 size_t bytes_per_image(const NetworkView& network, int height, int width);
 
 }  // namespace dsmooth::sampler

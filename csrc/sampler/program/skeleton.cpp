@@ -14,14 +14,14 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
   for (size_t i = 0; i < p.caches.size(); ++i) {
     const Cache& c = p.caches[i];
     const int words = c.operand && bf16 ? c.channels / 2 : c.channels;
-    // Behind the parameters there is room for two numbers per group.
+    // After the parameters there is space for two numbers per group.
     const int used = words + (static_cast<int>(i) == p.params ? 2 * groups : 0);
     caches.push_back(
         {c.resolution, c.rows, words, (used + stride_words - 1) / stride_words * stride_words});
   }
   size_t n_terms = 0;
   for (const Op& op : p.ops) n_terms += op.terms.size();
-  terms.reserve(n_terms);  // from here on pointers into it hold
+  terms.reserve(n_terms);  // pointers into it stay valid
   for (const Op& op : p.ops) {
     OpView view{};
     static_cast<OpSpec&>(view) = op;

@@ -1,5 +1,5 @@
 // Views: a program, its state and a slice of images as plain data, which the step reads on host and
-// device alike.
+// device.
 #pragma once
 
 #include <cstddef>
@@ -12,17 +12,17 @@ namespace dsmooth::sampler {
 
 constexpr int kNone = -1;
 constexpr int kResolutions = 3;  // full, half and quarter resolution
-constexpr int kAddends = 3;      // operands whose sum a split value is
+constexpr int kAddends = 3;      // operands that sum to a split value
 
 enum class Phase { kEncoder, kVertical, kHorizontal, kHead };
 
-// Plain fields, which a term, an operation and a program (program.h) share with their views.
+// Fields that a term, an operation and a program (program.h) share with their views.
 struct TermSpec {
   int cache;
   int drow, dcol;
   int taps;
   bool row_part;
-  int channels;  // of the cache, from its first on; an even number
+  int channels;  // the first channels of the cache; an even number
 };
 
 struct OpSpec {
@@ -30,21 +30,21 @@ struct OpSpec {
   int resolution;
   int row_parity, column_parity;
   bool gate;
-  bool split;  // act_out gets elu alone, in kAddends operands
+  bool split;  // act_out gets only elu(v), in kAddends operands
   int residual_in, add, residual_out, act_out, raw_out;
 };
 
 struct ProgramSpec {
   int image_channels;
-  int image_addends;  // operands whose sum a pixel is
+  int image_addends;  // operands that sum to a pixel
   int n_mix;
   Likelihood likelihood;
-  float smoothing_scale;       // kGaussian alone
-  bool conditioned;            // decides the stream of the noise
+  float smoothing_scale;       // only for kGaussian
+  bool conditioned;            // selects the stream of the noise
   int image, context, params;  // caches
   int condition_size = 0;      // length of the vector that each image is conditioned on
-  int features = 0;            // of each colour's byte; they follow the pixel in the image's cache
-  bool image_again = false;    // pixels of the image, not of a prompt, stand there a second time
+  int features = 0;            // per colour's byte, after the pixel in the image's cache
+  bool image_again = false;    // the cache holds the image's pixels twice, a prompt's once
 };
 
 // Activations and weights are counted in 32-bit words: one float, or a pair of bfloat16 (channels
@@ -54,7 +54,7 @@ constexpr int kUnit = 8;  // outputs; panels are whole units wide
 enum class Part { kRow, kPixel };
 
 // Some output columns of a packed matrix. In the matrix of a gate, the first half of the columns
-// are A, the second half G, of the same channels. Panels 2i and 2i + 1 may lie side by side: at
+// are A, the second half G, of the same channels. Panels 2i and 2i + 1 may be interleaved: at
 // each k, first the columns of one, then of the other.
 struct Panel {
   const float* b;
@@ -73,24 +73,24 @@ struct MatrixView {
 };
 
 struct OpView : OpSpec {
-  bool by_column;  // one column at a time: it reads another resolution, writes every second column,
-                   // or on a device begins with biases of images
+  bool by_column;  // one column at a time: reads another resolution, writes every second column,
+                   // or, on a device, starts from image biases
   int channels;    // of the result
   int n_terms;
   const TermSpec* terms;
   MatrixView row, pixel;
   const float* bias;                  // packed columns
   const float* projection = nullptr;  // (condition_size, packed columns) or null
-  int image_bias = 0;                 // columns of an image's biases for the operations before
+  int image_bias = 0;                 // image bias columns of the operations before it
 
   DSMOOTH_HOST_DEVICE const MatrixView& matrix(Part part) const {
     return part == Part::kRow ? row : pixel;
   }
-  // Layers of lower resolution run at every second (fourth) row and column. There their inputs are
+  // Layers of lower resolution run at every second (fourth) row and column. There, their inputs are
   // complete, and nothing reads them earlier.
   DSMOOTH_HOST_DEVICE bool runs_at_row(int row) const { return runs(row_parity, row); }
   DSMOOTH_HOST_DEVICE bool runs_at_column(int column) const { return runs(column_parity, column); }
-  // Whether the sums wait between a row part and a pixel part.
+  // Whether partial sums are stored between the row part and the pixel part.
   DSMOOTH_HOST_DEVICE bool two_parts() const {
     return phase == Phase::kHorizontal && row.n_panels > 0;
   }
@@ -106,7 +106,7 @@ struct CacheView {
   int resolution;
   int rows;    // of the ring; 0: the whole image
   int words;   // of an image at a position
-  int stride;  // from one image to the next; what lies beyond the words stays zero
+  int stride;  // from one image to the next; words beyond `words` stay zero
 
   DSMOOTH_HOST_DEVICE int rows_of(int height) const {
     return rows ? rows : (height >> resolution) + 2;
@@ -121,9 +121,9 @@ constexpr int kPixelPeriod = 1 << kResolutions;
 
 struct NetworkView : ProgramSpec {
   int n_atoms, n_params;
-  int groups;       // of components (components.h); 0 if they are taken one after the other
-  int pixel_words;  // of a pixel in a cache of images, without channels of the modelled image alone
-  int feature_words;      // of a colour's byte
+  int groups;         // of components (components.h); 0 if they are processed one by one
+  int pixel_words;    // of a pixel in a cache of images, without the modelled image's own channels
+  int feature_words;  // of a colour's byte
   const float* features;  // (kBytes, feature_words)
   bool bf16;              // operands
   int n_caches, n_ops;
@@ -153,7 +153,7 @@ struct NetworkView : ProgramSpec {
   DSMOOTH_HOST_DEVICE int end(Phase phase) const {
     return first_of_phase[static_cast<int>(phase) + 1];
   }
-  // Words of the sums of one image that wait between the parts of an operation.
+  // Words of one image's partial sums between the parts of an operation.
   DSMOOTH_HOST_DEVICE size_t partial_words(const OpView& op, int width) const {
     if (!op.two_parts()) return 0;
     return static_cast<size_t>(width >> op.resolution) * op.row.columns;
@@ -162,15 +162,15 @@ struct NetworkView : ProgramSpec {
 
 // The caches of a slice.
 //
-// A row of a cache is column after column, and a column is image after image. So a product over the
-// images of a column, or over a whole row, reads memory in order. One column of zeros on either
-// side is the padding of the convolutions; rows above the image are zero, too.
+// A row of a cache consists of columns, and a column of images. So a product over the images of a
+// column, or over a whole row, reads memory in order. One column of zeros on either side is the
+// padding of the convolutions; rows above the image are also zero.
 struct StateView {
   const NetworkView* network;
   float* const* caches;
   float* const* partials;  // by operation
   int batch, height, width;
-  float* image_biases = nullptr;  // of one operation after the other
+  float* image_biases = nullptr;  // operation by operation
 
   DSMOOTH_HOST_DEVICE int width_at(int resolution) const { return width >> resolution; }
 
@@ -193,8 +193,8 @@ struct StateView {
   }
 };
 
-// Images first_index .. of a stream of noise, in memory of the caller. Known pixels stand in `out`
-// and stay there; the others are drawn.
+// Images first_index .. of a stream of noise, in the caller's memory. `out` holds the known pixels,
+// which are kept; the others are drawn.
 struct Slice {
   int batch;
   int height, width;
@@ -205,8 +205,8 @@ struct Slice {
   float* out;                        // (batch, C, H, W)
   const uint8_t* mask = nullptr;     // (batch, H, W), not 0 where a pixel is known; null: none is
   const float* condition = nullptr;  // (batch, condition_size) or null
-  // If it is not 0, image 2i + 1 is image 2i again, with another condition. Their parameters p and
-  // q become q + (1 + guidance)(p - q), and one pixel is drawn for both (math.md section 8).
+  // If nonzero, image 2i + 1 is a copy of image 2i with another condition. Their parameters p and q
+  // become q + (1 + guidance)(p - q), and one pixel is drawn for both (math.md section 8).
   float guidance = 0.0f;
 
   // Images of the batch that are drawn as one.
@@ -230,15 +230,15 @@ struct Slice {
   }
 };
 
-// A batch in `slices` of at most `largest` images, which `workers` take in turn.
+// A batch in `slices` of at most `largest` images, which `workers` process in turn.
 struct Partition {
   int64_t slices;
   int largest;
   int workers;
 };
 
-// Words of area i of a workspace for `images` images. The areas are the caches, then the waiting
-// sums of each operation, then the biases of images.
+// Words of area i of a workspace for `images` images. The areas are the caches, then the partial
+// sums of each operation, then the image biases.
 DSMOOTH_HOST_DEVICE inline size_t workspace_words(const NetworkView& network, int i, int images,
                                                   int height, int width) {
   const size_t words = i < network.n_caches ? network.caches[i].words_per_image(height, width)
