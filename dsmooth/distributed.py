@@ -1,6 +1,6 @@
-"""Collectives of the processes that torchrun started, connected through the CPU (gloo).
+"""Collectives of the processes that torchrun started, over gloo on the CPU.
 
-When one ends, its connections close, and the others find that out at their next exchange.
+When a process ends, its connections close, and the others notice at their next exchange.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
 # How long a process waits for the others: until all have started, and at an exchange, which some
-# reach later than others. It does not wait for a process that has ended.
+# processes reach later. It does not wait for a process that has ended.
 START = timedelta(minutes=5)
 EXCHANGE = timedelta(minutes=30)
 
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 
 class ProcessLost(ConnectionError):
-    """Another process of this call has ended, or does not answer."""
+    """Another process of this call has ended or does not respond."""
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -47,7 +47,7 @@ def rank_and_size() -> tuple[int, int]:
 
 
 def from_torchrun(name: str, default: int | None = None) -> int:
-    """The number in an environment variable of torchrun; ValueError if it is none."""
+    """An integer environment variable of torchrun. Raises ValueError for other values."""
     text = os.environ.get(name, str(default))
     if not text.isdecimal():
         raise ValueError(f"{name}, which torchrun sets, must be a number, got {text!r}")
@@ -55,7 +55,7 @@ def from_torchrun(name: str, default: int | None = None) -> int:
 
 
 def launch() -> str | None:
-    """The name that torchrun gave to its processes and gives them again; None without it."""
+    """The name of this torchrun launch, which restarts keep; None without torchrun."""
     # It is in TORCHELASTIC_ERROR_FILE: FOLDER/NAME/attempt_1/0/error.json. TORCHELASTIC_RUN_ID may
     # be the same for several launches.
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
@@ -66,7 +66,7 @@ def launch() -> str | None:
 def process_group() -> Iterator[None]:
     """Connect the processes that torchrun started, until the outermost such block ends.
 
-    Enter it before what may fail in one process alone.
+    Enter it before code that may fail in a single process.
     """
     import torch.distributed as dist
 
@@ -84,7 +84,7 @@ def process_group() -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         raise ProcessLost(
             f"rank {rank}: the {size} processes did not all start within "
-            f"{START.total_seconds():.0f} s; one that failed says why"
+            f"{START.total_seconds():.0f} s; the failed process reports the reason"
         ) from error
     try:
         yield
@@ -93,10 +93,10 @@ def process_group() -> Iterator[None]:
 
 
 def _name_of_this_start(store: Store, rank: int, size: int, deadline: float) -> str:
-    """A name for the processes of this start, once all are here; RuntimeError if one is not.
+    """A name for this start, once all processes have started; RuntimeError if one has not.
 
     torchrun's store outlives a restart, and its count of restarts differs between machines. So
-    every process says hello by a name of its own, and rank 0 answers by that name.
+    every process registers with a unique name, and rank 0 answers under that name.
     """
     name = uuid.uuid4().hex
     if rank:
@@ -107,7 +107,7 @@ def _name_of_this_start(store: Store, rank: int, size: int, deadline: float) -> 
         return name
     for other in range(1, size):
         while not store.check([f"{name}/here/{other}"]):
-            # A guest of an earlier start may have left it, and does not answer.
+            # It may be from a process of an earlier start, which does not respond.
             store.set(f"welcome/{store.get(f'hello/{other}').decode()}", name)
             if time.monotonic() > deadline:
                 raise RuntimeError(f"rank {other} did not start")
@@ -119,7 +119,7 @@ def _name_of_this_start(store: Store, rank: int, size: int, deadline: float) -> 
 def _wait_for_rank_0(deadline: float) -> None:
     """Raise OSError if rank 0 does not listen; torch would print a page of text."""
     if "MASTER_ADDR" not in os.environ:
-        raise ValueError("MASTER_ADDR, which torchrun sets, is not set, but WORLD_SIZE is")
+        raise ValueError("MASTER_ADDR must be set if WORLD_SIZE is (torchrun sets both)")
     address = os.environ["MASTER_ADDR"], from_torchrun("MASTER_PORT")
     while True:
         try:
@@ -136,17 +136,17 @@ def exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # gloo's RuntimeError names a file of its sources. NCCL raises a class of its own.
+        # gloo's RuntimeError mentions a source file. NCCL raises its own exception class.
         if type(error).__name__.startswith("Dist") or "/gloo/" in str(error):
             raise ProcessLost(
-                f"rank {rank_and_size()[0]}: another process ended or did not answer; one that "
-                "failed says why. Repeat the command to go on"
+                f"rank {rank_and_size()[0]}: another process ended or did not respond; the failed "
+                "process reports the reason. Repeat the command to resume"
             ) from error
         raise
 
 
 def all_reduce_max(*numbers: int) -> list[int]:
-    """The largest of each of these numbers over all processes, which all call this."""
+    """The maximum of each number over all processes. All processes call this."""
     if rank_and_size()[1] == 1:
         return list(numbers)
     import torch
@@ -159,26 +159,27 @@ def all_reduce_max(*numbers: int) -> list[int]:
 
 
 def all_same(number: int) -> bool:
-    """Whether all processes, which all call this, have the same number."""
+    """Whether all processes have the same number. All processes call this."""
     most, least = all_reduce_max(number, -number)
     return most == -least
 
 
 def barrier() -> None:
-    """Wait until all processes are here: what rank 0 wrote before is there for all then."""
+    """Wait for all processes. Afterwards all see the files that rank 0 wrote before."""
     all_reduce_max(0)
 
 
 def broadcast_int(number: int) -> int:
-    """A number, 0 or more, that rank 0 decides. All processes call this."""
+    """The number of rank 0, at least 0, on all processes. All processes call this."""
     return all_reduce_max(number if rank_and_size()[0] == 0 else 0)[0]
 
 
 def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """work(item) of each in order, as many at once as torch has threads, each with one thread.
+    """Yield work(item) in order; as many items run at once as torch has threads, on one thread
+    each.
 
-    So results do not depend on the number of threads, and no thread waits for another within an
-    operation. Gradients, autocast and context variables are as where the call began.
+    So results do not depend on the number of threads, and threads do not wait for each other within
+    an operation. Gradient mode, autocast and context variables are those of the caller.
     """
     import torch
 
@@ -200,7 +201,7 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
         while waiting:
             yield waiting.popleft().result()
     except (KeyboardInterrupt, GeneratorExit):
-        stopped = True  # nobody waits for the items at work, which may take a minute
+        stopped = True  # does not wait for running items, which may take a minute
         raise
     finally:
         pool.shutdown(wait=not stopped, cancel_futures=True)
@@ -210,10 +211,10 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
 def distributed_map(
     items: Sequence[Item], work: Callable[[Item], Result], *, to_all: bool = True
 ) -> Iterator[Result]:
-    """work(item) of all items, in order, as one process would give them.
+    """work(item) of all items, in order, as from a single process.
 
-    Each process does every size-th item. Results travel pickled, tensors among them on the CPU, to
-    all processes or to rank 0 alone.
+    Each process computes every size-th item. Results are pickled, with tensors on the CPU, and sent
+    to all processes or only to rank 0.
     """
     rank, size = rank_and_size()
     if size == 1:
@@ -244,8 +245,8 @@ def in_batches(
 ) -> Iterator[Result]:
     """work(first) of the batches of n images, in order, by `distributed_map`.
 
-    On a CPU a process that is alone computes them `side_by_side`. progress: called with the number
-    of images done.
+    A single process on a CPU computes them `side_by_side`. progress: called with the number of
+    images done.
     """
     firsts = range(0, n, size)
     alone = on_cpu and rank_and_size()[1] == 1

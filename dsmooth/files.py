@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: JSON, tensors as safetensors, arrays as .npz.
+"""Atomically written files: JSON, tensors as safetensors, arrays as .npz.
 
 `dsmooth.data.reading` reads the arrays.
 """
@@ -27,31 +27,31 @@ PARTIAL = ".partial"
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Replace `path` by `data`; after a crash or a full disk the old content is still there."""
+    """Replace the content of `path`; after a crash or a full disk the old content remains."""
     with replacing(path, data):
         pass
 
 
 @contextmanager
 def replacing(path: str | Path, data: bytes) -> Iterator[None]:
-    """Write `data` beside `path`, and at the end of the `with` block rename it to `path`.
+    """Write `data` to a temporary file, and rename it to `path` at the end of the `with` block.
 
-    The block begins once all data are on the disk, and an error in it leaves the old content.
+    The block starts once all data are on the disk; an error in it keeps the old content.
     """
     path = Path(path)
-    # The name is unique, should another process write the same file.
+    # The name is unique, in case another process writes the same file.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
             with suppress(OSError):  # network file systems without locks
-                fcntl.flock(file, fcntl.LOCK_EX)  # until the end, for `lock_folder` to see
+                fcntl.flock(file, fcntl.LOCK_EX)  # held until the end, checked by `lock_folder`
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
             yield
             os.replace(temporary, path)
-    except BaseException as error:  # Ctrl-C too leaves no part behind
+    except BaseException as error:  # also after Ctrl-C no partial file remains
         with suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
@@ -60,7 +60,7 @@ def replacing(path: str | Path, data: bytes) -> Iterator[None]:
 
 
 def open_to_append(path: Path) -> TextIO:
-    """Open a regular file, made if need be; links and pipes of strangers are refused."""
+    """Open a regular file, created if missing; links and pipes are refused."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise ValueError(f"{path} must be a regular file, found a link, a folder or a device")
     return open(path, "a", buffering=1)
@@ -72,7 +72,7 @@ def lock_folder(folder: Path, holder: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         file = stack.enter_context(open_to_append(folder / ".lock"))
-        # The folder too: that file may be removed. Network file systems lock files alone.
+        # Also the folder, as that file may be removed. Network file systems lock only files.
         descriptor = os.open(folder, os.O_RDONLY)
         stack.callback(os.close, descriptor)
         try:
@@ -82,10 +82,10 @@ def lock_folder(folder: Path, holder: str) -> Iterator[None]:
             raise ValueError(
                 f"{holder} is at work in {folder}; wait for it, or choose another folder"
             ) from None
-        except OSError:  # the folder cannot be locked; if it is the file, that says so again
+        except OSError:  # the folder cannot be locked; for the file the error repeats
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for left in folder.glob(f".*{PARTIAL}"):
-            # The lock of a file whose writer lives cannot be had.
+            # A file whose writer is alive is locked.
             with suppress(OSError), open(left, "r+b") as half_written:
                 fcntl.flock(half_written, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 left.unlink()
@@ -98,7 +98,7 @@ def suffix_of(path: Path) -> str:
 
 
 def check_writable(path: Path) -> None:
-    """Raise ValueError, before any work, unless `path` can be made, with its folders."""
+    """Raise ValueError, before any work, unless `path` and its folders can be created."""
     above = next(p for p in (*path.absolute().parents, Path("/")) if p.exists())
     if not above.is_dir():
         raise ValueError(f"{above} must be a folder to write {path} into")
@@ -112,7 +112,7 @@ def check_writable(path: Path) -> None:
 
 
 def json_text(value: Mapping[str, object]) -> str:
-    """The text of a file of JSON. Raises ValueError for a number that is not finite."""
+    """The text of a JSON file. Raises ValueError for a number that is not finite."""
     try:
         return json.dumps(value, indent=2, allow_nan=False) + "\n"
     except ValueError as error:
@@ -120,17 +120,17 @@ def json_text(value: Mapping[str, object]) -> str:
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
-    """Write `value` as `json_text` has it."""
+    """Write `json_text` of a value."""
     write_atomically(path, json_text(value).encode())
 
 
 def printable(path: Path | str) -> str:
-    r"""Return `path` as `escape_control` has it; bytes that are not UTF-8 become \xNN."""
+    r"""`escape_control` of a path; bytes that are not UTF-8 become \xNN."""
     return escape_control(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file: a named pipe would wait for a writer, a device may act on it."""
+    """Open a regular file: a named pipe would wait for a writer, a device may have side effects."""
     if path.is_file():
         return open(path, "rb")
     if not path.exists():
@@ -157,7 +157,7 @@ def read_json(path: Path) -> Json:
 
 
 def parse_json(text: str | bytes, source: Path) -> Json:
-    """The JSON object of a text. Raises ValueError, naming the source."""
+    """Parse a JSON object. Raises ValueError, naming the source."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -184,7 +184,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read tensors (on the CPU) and metadata. Raises FileNotFoundError or ValueError."""
     from safetensors import SafetensorError, safe_open
 
-    # By its descriptor: safetensors takes no path that is not UTF-8.
+    # By its descriptor: safetensors does not accept a path that is not UTF-8.
     with open_regular(path) as file:
         try:
             with safe_open(f"/dev/fd/{file.fileno()}", framework="pt") as opened:
@@ -209,7 +209,7 @@ def check_tensors(
     source: str,
     what: str = "a model of another shape",
 ) -> None:
-    """Raise ValueError, naming `source`, where keys, shapes or kinds of numbers differ."""
+    """Raise ValueError, naming `source`, if keys, shapes or kinds of dtypes differ."""
     different = sorted(expected.keys() ^ tensors.keys()) or sorted(
         name
         for name, tensor in expected.items()

@@ -41,7 +41,7 @@ def choose_device(name: str | torch.device) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which networks compute in bfloat16 if `precision` says so, else in float32."""
+    """The context in which networks compute in `precision`, bfloat16 or float32."""
     import torch
 
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
@@ -50,8 +50,8 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether a device trains and draws faster in bfloat16 than in float32.
 
-    A processor does by AMX, and by AVX512-BF16 if it is AMD's: 1.8 times as fast. An Intel Xeon
-    (Emerald Rapids) is 0.66 times as fast by AVX512-BF16.
+    A processor does with AMX, and an AMD processor with AVX512-BF16, which is 1.8 times as fast. On
+    an Intel Xeon (Emerald Rapids) AVX512-BF16 is 0.66 times as fast.
     """
     import torch
 
@@ -63,7 +63,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def use_threads(threads: int | None) -> None:
-    """Make torch use `threads` CPU threads, None for its setting. ValueError for less than 1."""
+    """Make torch use `threads` CPU threads; None keeps its setting. ValueError for less than 1."""
     import torch
 
     if threads is None:
@@ -74,7 +74,7 @@ def use_threads(threads: int | None) -> None:
 
 @contextmanager
 def torch_threads(threads: int | None) -> Iterator[None]:
-    """Inside the block torch uses so many CPU threads, as by `use_threads`."""
+    """Context manager for `use_threads`."""
     import torch
 
     before = torch.get_num_threads()
@@ -87,9 +87,9 @@ def torch_threads(threads: int | None) -> Iterator[None]:
 
 @contextmanager
 def torch_seed(seed: int) -> Iterator[None]:
-    """Inside the block torch's CPU generator begins at `seed`; after it, it goes on as before.
+    """Context manager that seeds torch's CPU generator, and restores its state afterwards.
 
-    torch.manual_seed would also seed those of all devices.
+    torch.manual_seed would also seed the generators of all devices.
     """
     import torch
 
@@ -99,28 +99,28 @@ def torch_seed(seed: int) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Make this process keep freed memory for its next tensors, where the C library is glibc.
+    """Make this process keep freed memory for its next tensors, if the C library is glibc.
 
-    glibc gives large blocks back to the system at once. A training step then takes thousands of
-    pages anew, which the system fills with zeros: 2 to 13 % of its time on a CPU. Variables of the
-    environment that begin with MALLOC_ decide instead.
+    By default glibc returns large blocks to the system at once. A training step then requests
+    thousands of new pages, which the system fills with zeros: 2 to 13 % of its time on a CPU.
+    Environment variables that begin with MALLOC_ take precedence.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return
-    trim_threshold, mmap_threshold = -1, -3  # names of malloc.h
+    trim_threshold, mmap_threshold = -1, -3  # constants of malloc.h
     mallopt(trim_threshold, 2**31 - 1)
-    # Older versions refuse more than 32 MiB.
+    # Older versions reject more than 32 MiB.
     _ = mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)
 
 
 @cache
 def memory_bytes(root: Path = Path("/")) -> int:
-    """Memory that this process may use: the machine's, or less by the limits of its cgroups.
+    """Memory that this process may use: the machine's memory, or the limit of its cgroups.
 
-    root: of the file system with /proc and /sys. Linux states limits of cgroup v2 and of v1.
+    root: of the file system with /proc and /sys. Supports cgroup v1 and v2 on Linux.
     """
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     cgroups = root / "proc/self/cgroup"
@@ -129,7 +129,10 @@ def memory_bytes(root: Path = Path("/")) -> int:
         if controllers not in ("", "memory"):
             continue
         name = "memory.limit_in_bytes" if controllers else "memory.max"
-        for folder in (Path(path), *Path(path).parents):  # in a container it is the last
+        for folder in (
+            Path(path),
+            *Path(path).parents,
+        ):  # containers use the last one
             file = root / "sys/fs/cgroup" / controllers / folder.relative_to("/") / name
             with suppress(OSError, ValueError):  # none, or "max"
                 limits.append(int(file.read_text()))
@@ -138,7 +141,7 @@ def memory_bytes(root: Path = Path("/")) -> int:
 
 @cache
 def cpu_name() -> str:
-    """The processor's own name where Linux tells it, else its architecture."""
+    """The processor's name on Linux, else its architecture."""
     if sys.platform == "linux":
         with open("/proc/cpuinfo") as file:
             for line in file:

@@ -1,8 +1,8 @@
 """Philox4x32-10: random words as a pure function of a key and a counter.
 
 Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011). Every random number
-that decides a result comes from here, so a result depends on its seed and on nothing else: not on
-batch size, order, thread count or rank.
+that determines a result comes from here, so a result depends only on its seed, not on batch size,
+order, thread count or rank.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Stream(IntEnum):
 def seed_words(seed: SupportsIndex | Tensor) -> tuple[int, int] | tuple[Tensor, Tensor]:
     """The key (low word, high word) of a seed.
 
-    seed: a number, with ValueError outside 0 <= seed < 2**64; or int64 without dimensions, which is
-    not read: that would wait for a GPU.
+    seed: a number, with ValueError outside 0 <= seed < 2**64; or an int64 scalar tensor, which is
+    not checked: that would sync with the GPU.
     """
     if isinstance(seed, Tensor):
         return seed & _MASK, seed >> 32 & _MASK
@@ -56,12 +56,12 @@ def seed_words(seed: SupportsIndex | Tensor) -> tuple[int, int] | tuple[Tensor, 
 
 
 def draw_seed(device: torch.device) -> Tensor:
-    """A seed from torch's generator of a device: int64 without dimensions, which is not read."""
+    """A seed from torch's generator of a device, as an int64 scalar tensor, without a sync."""
     return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
 
 
 def whole_index(first_index: SupportsIndex, n_images: int) -> int:
-    """The number of the first of some images. Raises ValueError where one is out of range."""
+    """The index of the first image as an int. Raises ValueError if an index is out of range."""
     check_number("first_index", first_index, 0, 2**63 - 1 - n_images)
     return first_index.__index__()
 
@@ -82,7 +82,7 @@ def philox4x32(counter: Tensor, key: tuple[int, int] | tuple[Tensor, Tensor]) ->
     c0, c1, c2, c3 = (counter & _MASK).unbind(-1)
     k0, k1 = key
     for _ in range(10):
-        # The low 64 bits of a product are right even where int64 wraps; >> is arithmetic, hence &.
+        # The low 64 bits of a product are correct even if int64 wraps; >> is arithmetic, hence &.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (
             ((p1 >> 32) & _MASK) ^ c1 ^ k0,
@@ -112,8 +112,8 @@ def image_words(
     """Random words of images first_index .. first_index + n_images - 1.
 
     The counter is (i, image index low, image index high, stream | repeat << 8) for i = 0 ..
-    n_counters - 1. seed, first_index: numbers, or int64 without dimensions on `device`,
-    which are not read back, and so not checked. Returns (n_images, n_counters, 4) int64.
+    n_counters - 1. seed, first_index: numbers, or int64 scalar tensors on `device`, which are
+    not checked. Returns (n_images, n_counters, 4) int64.
     Raises ValueError for a seed, an index, a stream or a repeat out of range.
     """
     if not isinstance(first_index, Tensor):

@@ -1,4 +1,4 @@
-"""Lines of the logger `dsmooth`, and progress: bars on a terminal and in a notebook, else lines."""
+"""Output of the logger `dsmooth`, and progress: bars in a terminal or notebook, else lines."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ LOG = logging.getLogger("dsmooth")
 
 
 def shows_bars() -> bool:
-    """Whether the output is a terminal, or a notebook with the widgets that rich draws bars by."""
+    """Whether the output is a terminal, or a notebook with the widgets that rich needs for bars."""
     if type(sys.stdout).__module__ == "ipykernel.iostream":
         return find_spec("ipywidgets") is not None
     return sys.stdout.isatty()
 
 
 class _Lines(logging.Handler):
-    """Prints news to stdout, and warnings to stderr with the program's name before them."""
+    """Prints information to stdout, and warnings to stderr, prefixed by the program's name."""
 
     def emit(self, record: logging.LogRecord) -> None:
         line = escape_control(record.getMessage())
@@ -41,7 +41,7 @@ class _Lines(logging.Handler):
 
 @contextmanager
 def lines_shown(level: int = logging.INFO) -> Iterator[None]:
-    """Inside the outermost such block the lines of `LOG` are printed, from `level` up."""
+    """Print the messages of `LOG` from `level` up, inside the outermost such block."""
     if any(isinstance(handler, _Lines) for handler in LOG.handlers):
         yield
         return
@@ -57,7 +57,7 @@ def lines_shown(level: int = logging.INFO) -> Iterator[None]:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Print nothing inside the block, but errors."""
+    """Silence stdout inside the block."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         yield
 
@@ -91,8 +91,8 @@ def progress(title: str, total: int, unit: str = "images") -> Iterator[Callable[
 def progress_of(
     choice: bool | Callable[[float], None], title: str, total: int
 ) -> Iterator[Callable[[float], None]]:
-    """Show how many of `total` images are done, as an argument `progress` says: True, by
-    `progress`; a function is called with the fraction that is done."""
+    """Show how many of `total` images are done. choice: True to use `progress`, or a function
+    that is called with the fraction done."""
     if choice is True:
         with progress(title, total) as show:
             yield show
@@ -101,7 +101,7 @@ def progress_of(
 
 
 def time_left(started: float, fraction: float) -> str:
-    """The time that the rest takes if it is as fast, in words; "" before anything is done."""
+    """The estimated remaining time, as text; "" before anything is done."""
     if fraction <= 0:
         return ""
     return f", {clock((time.monotonic() - started) * (1 - fraction) / fraction)} left"
@@ -120,7 +120,7 @@ def make_bar(name: str, total: int, completed: int = 0, text: str = "starting") 
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """A number to so many significant digits, large ones without exponent: 12,800."""
+    """A number with `digits` significant digits, without an exponent if large: 12,800."""
     rounded = float(f"{value:.{digits}g}")
     return f"{rounded:,.0f}" if abs(rounded) >= 10**digits else f"{rounded:.{digits}g}"
 

@@ -28,18 +28,18 @@ class Smoothing:
     kind: ClassVar[SmoothingKind]
     scale: float
     stream: Stream = Stream.SMOOTHING
-    """The stream of random words that the noise comes from."""
+    """The stream of random words for the noise."""
 
     def __post_init__(self) -> None:
         if not (isinstance(self.scale, Real) and 0 < self.scale < math.inf):
             raise ValueError(f"scale must be positive and finite, got {self.scale}")
 
     def quantile(self, u: Tensor) -> Tensor:
-        """The noise below which a fraction `u` of its distribution lies; any shape."""
+        """Inverse distribution function of the noise at `u`; any shape."""
         raise NotImplementedError
 
     def log_density(self, noise: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """log of the density at `noise`, elementwise, nats. dtype: of the two images whose
+        """log density at `noise`, elementwise, nats. dtype: dtype of the two images whose
         difference is the noise; by default the noise's."""
         raise NotImplementedError
 
@@ -57,10 +57,10 @@ class Smoothing:
     ) -> Tensor:
         """Draw x~ for x (B, C, H, W); same shape, dtype and device.
 
-        Each call draws fresh noise from torch's generator, unless `seed` or `first_index` is given.
-        Then the noise of row b is a pure function of (seed, first_index + b, repeat), and the one
-        that is not given is 0. first_index: a number, or int64 without dimensions on x's device.
-        Raises ValueError for numbers out of range, TypeError for bytes and arrays of numpy.
+        Each call draws new noise from torch's generator, unless `seed` or `first_index` is given:
+        then the noise of row b is a pure function of (seed, first_index + b, repeat), with 0 for
+        the missing one. first_index: a number, or an int64 scalar tensor on x's device. Raises
+        ValueError for numbers out of range, TypeError for bytes and numpy arrays.
         """
         check_images("x", x)
         fresh = seed is None and first_index is None
@@ -133,7 +133,7 @@ class UniformSmoothing(Smoothing):
         return self.scale * (2 * u - 1)
 
     def log_density(self, noise: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        # A rounding of x + noise - x can leave the interval by a few units in the last place.
+        # Rounding of x + noise - x can exceed the interval by a few units in the last place.
         slack = 8 * torch.finfo(dtype or noise.dtype).eps * max(1.0, self.scale)
         inside = noise.abs() <= self.scale + slack
         return torch.where(inside, -math.log(2 * self.scale), -math.inf).to(noise.dtype)
@@ -142,10 +142,10 @@ class UniformSmoothing(Smoothing):
         return d * (math.log(2) + math.log(self.scale))
 
 
-@cache  # for as long as the process runs: a CUDA graph reads it by its address
+@cache  # never freed: a CUDA graph reads it by its address
 @torch.inference_mode(False)
 def quantiles(smoothing: Smoothing, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The noise that each of the 2**23 uniforms chooses: 32 MB in float32."""
+    """The noise for each of the 2**23 uniforms: 32 MB in float32."""
     words = torch.arange(2**23, device=device) << 9
     return smoothing.quantile(to_uniform(words)).to(dtype)
 

@@ -1,4 +1,4 @@
-"""Changes of a network that a sampler must honour: hooks, subclasses, replaced methods."""
+"""Changes of a network that samplers must respect: hooks, subclasses, replaced methods."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ LAYERS = (
 
 
 def changed_layer(model: PixelCNNpp) -> str | None:
-    """The first layer that may compute something else than its class here does, in a sentence."""
+    """A sentence about the first layer that may differ from the library's class; None without
+    one."""
     layers: list[nn.Module] = [model]
     for layer in layers:  # grows; named_modules takes as long as drawing some pixels
         if (change := change_of(layer)) is not None:
@@ -33,7 +34,7 @@ def changed_layer(model: PixelCNNpp) -> str | None:
 
 
 def change_of(layer: nn.Module) -> str | None:
-    """The reason why a layer may compute something else than one of the library does, or None."""
+    """The reason why a layer may compute something other than the library's layer, or None."""
     if (kind := type(layer)) not in LAYERS:
         return f"is a {kind.__name__}, not the library's own"
     if layer._forward_hooks or layer._forward_pre_hooks:

@@ -16,24 +16,24 @@ from .images import check_like
 
 
 def zero_label(count: int, n_classes: int, like: Tensor | None = None) -> Tensor:
-    """The label of images without a class, (count, n_classes), as label dropout trains it.
+    """The label of images without a class, (count, n_classes), as in label dropout.
 
-    like: gives the dtype and device, by default float32 on the CPU.
+    like: tensor with the dtype and device, by default float32 on the CPU.
     """
     dtype, device = (torch.float32, None) if like is None else (like.dtype, like.device)
     return torch.zeros(count, n_classes, dtype=dtype, device=device)
 
 
 def log_prior(classes: Classes, device: torch.device | None = None) -> Tensor:
-    """log p(class) of each class, by their shares in the training images: (K,) float64."""
+    """log p(class) of each class, from frequencies in the training images: (K,) float64."""
     shares = classes.shares or [1 / max(classes.number, 1)] * classes.number
     return torch.tensor(shares, dtype=torch.float64, device=device).log()
 
 
 def class_number(label: str | int, names: Sequence[str]) -> int | Literal["each"]:
-    """The number of a class by its name or number; "each" stays. ValueError for another label.
+    """The number of a class, given its name or number; "each" is kept. ValueError for other labels.
 
-    A name comes before a number. Where both exist and differ, "name:10" or "number:10" says which.
+    A name takes precedence over a number. If both exist and differ, use "name:10" or "number:10".
     """
     if isinstance(label, int):
         return label
@@ -66,7 +66,7 @@ def label_vectors(label: Tensor | None, n_classes: int, batch: int, like: Tensor
 
 
 def check_context(context: Tensor | None, conditioning: Conditioning, like: Tensor) -> None:
-    """Raise ValueError or TypeError unless a model gets the context that it takes, like `like`."""
+    """Raise ValueError or TypeError unless the context fits the model, and is like `like`."""
     if conditioning == "none":
         if context is not None:
             raise ValueError('context was given, but the model has conditioning="none"')
@@ -79,9 +79,9 @@ def check_context(context: Tensor | None, conditioning: Conditioning, like: Tens
 def check_label(
     label: Tensor | None, n_classes: int, batch: int, device: torch.device | None = None
 ) -> None:
-    """Raise ValueError or TypeError unless `label` has the classes of `batch` images.
+    """Raise ValueError or TypeError unless `label` holds the classes of `batch` images.
 
-    It must be None for a model without classes. Values on a GPU are not read: that would wait.
+    It must be None for a model without classes. Values on a GPU are not checked, to avoid a sync.
     """
     if n_classes == 0:
         if label is not None:

@@ -1,4 +1,4 @@
-"""Images as a network takes them: their scale, their size, their Fourier features."""
+"""Checks of a network's input images (scale and size), and their Fourier features."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from ..errors import SettingError
 from ..functional.checks import check_tensor
 from ..functional.logistic_mixture import snap_to_bytes
 
-# In steps between neighbouring bytes; the rounding of half precision comes on top.
+# In steps between neighbouring bytes, in addition to the rounding of half precision.
 OFF_THE_GRID = 1e-3
 
 
 def snap_half_precision(x: Tensor) -> Tensor:
-    """Images of bytes, in float32 at least, as they were before a rounding to half precision, which
-    moves a byte by up to a quarter of a step. The derivative is 1."""
+    """Undo the rounding of byte images to half precision, which is up to a quarter of a step.
+
+    Returns at least float32. The derivative is 1."""
     if torch.finfo(x.dtype).bits > 16:
         return x
     exact = x.float()
@@ -26,7 +27,7 @@ def snap_half_precision(x: Tensor) -> Tensor:
 
 
 def check_images(name: str, x: object) -> None:
-    """Raise TypeError for an array of numpy and for whole numbers, with the line that converts."""
+    """Raise TypeError for numpy arrays and integers, with the call that converts them."""
     if not isinstance(x, Tensor):
         raise TypeError(
             f"{name} must be a torch.Tensor, got a {type(x).__name__}: torch.from_numpy makes one "
@@ -58,9 +59,10 @@ def check_like(name: str, values: Tensor, like: Tensor) -> None:
 
 
 def check_scale(name: str, x: Tensor, *, as_bytes: bool) -> None:
-    """Raise ValueError for values outside [-1, 1], and with `as_bytes` for values that are no byte.
+    """Raise ValueError for values outside [-1, 1], and with `as_bytes` for values that are not
+    bytes.
 
-    NaN passes: the likelihood of such an image is NaN.
+    NaN is accepted: the likelihood of such an image is NaN.
     """
     if not x.numel():
         return
@@ -93,7 +95,7 @@ def fourier_features(x: Tensor, octaves: int) -> Tensor:
     """
     byte = 127.5 * (snap_half_precision(x) + 1)
     scales = [2.0**k / 256 for k in range(octaves)]
-    # Whole turns leave first: they would cost the angle digits.
+    # Whole turns are removed first, since they would cost the angle precision.
     turns = torch.stack([byte * scale for scale in scales], dim=2).remainder(1)
     angle = 2 * math.pi * turns
     return torch.stack([angle.cos(), angle.sin()], dim=3).flatten(1, 3).to(x.dtype)

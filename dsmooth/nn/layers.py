@@ -18,7 +18,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def listed(layers: Iterable[Layer]) -> Sequence[Layer]:
-    """Layers as a module; torch's list does not declare the type of its elements."""
+    """A ModuleList with a typed interface: torch's does not declare the type of its elements."""
     return cast("Sequence[Layer]", nn.ModuleList(layers))
 
 
@@ -47,7 +47,7 @@ class WeightNormConv(nn.Module):
         v = torch.empty(*channels, *kernel_size)
         fan_in = in_channels * kernel_size[0] * kernel_size[1]
         g = torch.empty(out_channels)
-        if not v.is_meta:  # without memory there is nothing to draw, and torch imports its compiler
+        if not v.is_meta:  # a meta tensor has no values, and torch would import its compiler
             nn.init.normal_(v, std=fan_in**-0.5)
             g = self.norm(v)
         self.weight_v = nn.Parameter(v)
@@ -74,17 +74,16 @@ class WeightNormConv(nn.Module):
         with torch.no_grad():
             output = self.forward(x).float()
             variance, mean = torch.var_mean(output, dim=(0, 2, 3), correction=0)
-            # A filter that is constant on the batch has no scale to set; leave its gain alone.
+            # A filter that is constant on the batch has no scale to set, so its gain is kept.
             gain = torch.where(variance > 1e-10, scale * variance.clamp(min=1e-10).rsqrt(), 1.0)
             self.weight_g.mul_(gain)
             self.bias.sub_(mean).mul_(gain)
 
 
 class Conv1x1(WeightNormConv):
-    """A 1x1 convolution as a product of matrices: on a CPU in less than half the time.
+    """A 1x1 convolution as a matrix product, which takes less than half the time on a CPU.
 
-    On CUDA its operands are not rounded to TF32, unless `torch.set_float32_matmul_precision` says
-    so.
+    On CUDA its operands are rounded to TF32 only if `torch.set_float32_matmul_precision` allows it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,9 +97,9 @@ class GatedResnet(nn.Module):
     """The module of `functional.gated_resnet`.
 
     skip_channels: channels of the skip input, 0 without one. condition_size: D of the vector that
-    each image is conditioned on, 0 without one; its projection begins at zero. Attributes: index,
-    different for each gated resnet of a network, and keep_gates are arguments of the function
-    (`layer`, `keep_gates`).
+    each image is conditioned on, 0 without one; its projection is initialized to zero. Attributes:
+    index, unique for each gated resnet of a network, and keep_gates are the arguments `layer` and
+    `keep_gates` of the function.
     """
 
     def __init__(
@@ -134,13 +133,13 @@ class GatedResnet(nn.Module):
     ) -> Tensor:
         """(B, F, H, W), skip (B, skip_channels, H, W) or its parts -> (B, F, H, W).
 
-        condition: (B, D) in the dtype of the weights. seed, first_image: as of the function.
+        condition: (B, D) in the dtype of the weights. seed, first_image: see the function.
         """
         convs = [self.conv_in, self.conv_out] + ([self.nin_skip] if self.nin_skip else [])
         conv_in, conv_out, *nin = [(conv.weight_v, conv.bias) for conv in convs]
         image_bias = None
         if self.condition_weight is not None and condition is not None:
-            # In the dtype of the weights, under autocast too: it joins a bias, and those are exact.
+            # In the dtype of the weights even under autocast, like the bias to which it is added.
             with without_autocast(condition.device.type):
                 image_bias = F.linear(condition, self.condition_weight)
         return gated_resnet(
@@ -160,7 +159,8 @@ class GatedResnet(nn.Module):
         )
 
     def initialize(self, x: Tensor, skip: Skip = None) -> None:
-        """Data-dependent init; the second convolution starts at scale 0.1, the condition aside."""
+        """Data-dependent init; without the condition, the second convolution's output has scale
+        0.1."""
         self.conv_in.initialize(concat_elu(x))
         h = self.conv_in(concat_elu(x))
         if self.nin_skip is not None and skip is not None:

@@ -1,4 +1,4 @@
-"""PixelCNN++, conditioned on a second image or a class if asked (docs/math.md, 1 and 2)."""
+"""PixelCNN++, optionally conditioned on a second image or a class (docs/math.md, 1 and 2)."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Encoded(NamedTuple):
 
     stacked: Tensor | None = None  # (B, C, H, W), the context of conditioning="stack"
     streams: Streams | None = None  # e_u and e_ul of "concat"
-    vector: Tensor | None = None  # (B, D), which enters every gated resnet
+    vector: Tensor | None = None  # (B, D), an input of every gated resnet
 
 
 class Dropout(NamedTuple):
     """The dropout of one forward pass."""
 
-    seed: Tensor | None = None  # int64 without dimensions; drawn from torch's generator if None
+    seed: Tensor | None = None  # int64 scalar; drawn from torch's generator if None
     first_image: int = 0  # index of the first image in a larger batch whose dropout is shared
 
 
@@ -58,14 +58,14 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, n_layers: int, *, down: bool) -> None:
         super().__init__()
         f = config.n_filters
-        # On the way up ul takes u; on the way down u takes a skip, and ul takes u and a skip.
+        # Skip inputs: upward, u for ul; downward, a skip for u, and u and a skip for ul.
         u_skip, ul_skip = (f, 2 * f) if down else (0, f)
         layers = range(n_layers)
         self.u = listed(_resnet(config, f, (2, 3), "down", u_skip) for _ in layers)
         self.ul = listed(_resnet(config, f, (2, 2), "down_right", ul_skip) for _ in layers)
 
     def __iter__(self) -> Iterator[tuple[GatedResnet, GatedResnet]]:
-        """The layers (u, ul) in the order in which they run."""
+        """The layers (u, ul) in execution order."""
         return iter(zip(self.u, self.ul, strict=True))
 
 
@@ -90,7 +90,7 @@ class ContextEncoder(nn.Module):
 
 
 class HeadHidden(nn.Module):
-    """The hidden layer of the head, which sees the streams and the four pixels around a pixel."""
+    """The hidden layer of the head, with the streams and four neighbouring pixels as input."""
 
     def __init__(self, channels: int, n_filters: int, hidden: int) -> None:
         super().__init__()
@@ -108,8 +108,8 @@ class PixelCNNpp(Pretrained):
     """An autoregressive model of images, conditioned on a context image, a class, both or nothing.
 
     The distribution of a pixel is a mixture of K logistics. Its parameters are a function of the
-    pixels before it in raster order, and of the whole context and the class. The class enters as a
-    vector, by a projection in every gated resnet. Source: Salimans et al. (2017).
+    pixels before it in raster order, the whole context and the class. The class is a vector, which
+    every gated resnet projects. Source: Salimans et al. (2017).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -117,7 +117,7 @@ class PixelCNNpp(Pretrained):
         if not isinstance(config, ModelConfig):
             raise TypeError(f"config must be a ModelConfig, got a {type(config).__name__}")
         self.config = config
-        self.role: Role | None = None  # what it was trained for, where that is known
+        self.role: Role | None = None  # the role that it was trained for, if known
         channels, f, r = config.input_channels, config.n_filters, config.n_resnet
         self.stem_u = WeightNormConv(channels, f, (2, 3), shift="down")
         self.stem_ul_above = WeightNormConv(channels, f, (1, 3), shift="down")
@@ -133,7 +133,7 @@ class PixelCNNpp(Pretrained):
         self.head = Conv1x1(f + 2 * hidden, config.n_params, (1, 1))
         self.hidden = HeadHidden(channels, f, hidden) if hidden else None
         self.encoder = ContextEncoder(config) if config.conditioning == "concat" else None
-        # One seed per forward pass serves all dropout, since each gated resnet has its own number.
+        # One seed per forward pass suffices for all dropout, since each gated resnet has its index.
         layers = [layer for block in (*self.up, *self.down) for pair in block for layer in pair]
         for number, layer in enumerate([*layers, *(self.encoder.layers if self.encoder else ())]):
             layer.index = number
@@ -145,7 +145,7 @@ class PixelCNNpp(Pretrained):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights."""
+        """Dtype of the weights."""
         return self.head.bias.dtype
 
     def forward(
@@ -159,17 +159,17 @@ class PixelCNNpp(Pretrained):
     ) -> Tensor:
         """Mixture parameters of every pixel.
 
-        x: (B, C, H, W) in [-1, 1] (noisy images go beyond), H and W multiples of 4.
-        context: (B, C, H, W), like x, for a conditioned model only. label: (B,) int64 in
-        0 .. n_classes - 1, or (B, n_classes) floating point for soft classes; for a model with
-        classes only. seed, first_image: see `Dropout`. Returns (B, P, H, W) for x alone: logits,
-        then means, log-scales and coefficients per colour, as in docs/math.md, section 1.
+        x: (B, C, H, W) in [-1, 1] (noisy images may exceed it), H and W multiples of 4.
+        context: (B, C, H, W), like x, only for a conditioned model. label: (B,) int64 in
+        0 .. n_classes - 1, or (B, n_classes) floating point for soft classes; only for a model with
+        classes. seed, first_image: see `Dropout`. Returns (B, P, H, W), for x without the context:
+        logits, then means, log-scales and coefficients per colour, as in docs/math.md, section 1.
 
-        Raises ValueError for a wrong shape and for a context or label missing or superfluous,
+        Raises ValueError for a wrong shape and for a missing or unexpected context or label,
         TypeError for a wrong dtype.
         """
         if seed is None and self.training and self.config.dropout > 0:
-            seed = draw_seed(x.device)  # one for all gated resnets, where they would draw their own
+            seed = draw_seed(x.device)  # one seed for all gated resnets
         dropout = Dropout(seed, first_image)
         return self.decode(x, self.encode_context(x, context, label, dropout), dropout)
 
@@ -180,7 +180,7 @@ class PixelCNNpp(Pretrained):
         label: Tensor | None = None,
         dropout: Dropout | None = None,
     ) -> Encoded:
-        """Check `x`, its context and its label; returns the two as `decode` takes them."""
+        """Check `x`, its context and its label; return the encoded condition for `decode`."""
         self._check(x, context)
         vector = label_vectors(label, self.config.condition_size, x.shape[0], self.head.bias)
         if self.encoder is None or context is None:
@@ -188,24 +188,24 @@ class PixelCNNpp(Pretrained):
         return Encoded(None, self.encoder(context, vector, dropout or Dropout()), vector)
 
     def decode(self, x: Tensor, encoded: Encoded, dropout: Dropout | None = None) -> Tensor:
-        """`forward` for an encoded context, which a sampler computes once for many calls."""
+        """`forward` for an encoded condition, which a sampler computes once for many calls."""
         seen, dtype = self._seen(x), self.dtype
         _, ul = self._streams(seen, encoded, dropout or Dropout())[-1]
         value = F.elu(ul[:, :, -x.shape[2] :].to(dtype))
         if self.hidden is not None:
             hidden = self.hidden(seen, value).to(dtype)
             value = torch.cat([concat_elu(hidden), value], dim=1)
-        # Rounded to bfloat16, a log-scale or a logit would be off by more than it can learn.
+        # Rounding to bfloat16 would change a log-scale or a logit by more than it can learn.
         with without_autocast(value.device.type):
             return self.head(value)
 
     def log_prob(
         self, x: Tensor, context: Tensor | None = None, label: Tensor | None = None
     ) -> Tensor:
-        """log p(x) given the condition of x, by the model's likelihood: (B,), nats.
+        """log p(x) given the condition of x, under the model's likelihood: (B,), nats.
 
-        "continuous" is a density in units of [-1, 1]; "discretized" the probability of bytes, with
-        ValueError for other values. Arguments and errors else as of `forward`.
+        "continuous" gives a density in units of [-1, 1]; "discretized" the probability of bytes,
+        and raises ValueError for other values. Other arguments and errors: see `forward`.
         """
         if not torch.compiler.is_compiling():
             check_images("x", x)
@@ -226,7 +226,8 @@ class PixelCNNpp(Pretrained):
     def features(
         self, x: Tensor, context: Tensor | None = None, label: Tensor | None = None
     ) -> dict[str, Streams]:
-        """The streams (u, ul) after each block, of x alone; arguments as in `forward`.
+        """The streams (u, ul) after each block, for x without the context; arguments: see
+        `forward`.
 
         Keys up0, up1, up2, down0, down1, down2; each stream (B, F, H/s, W/s) with s = 1, 2, 4, 4,
         2, 1; up_i is taken before its stride-2 convolution.
@@ -243,17 +244,18 @@ class PixelCNNpp(Pretrained):
     def initialize(
         self, x: Tensor, context: Tensor | None = None, label: Tensor | None = None
     ) -> None:
-        """Data-dependent init: set g and b of every layer on a first batch, as `forward` takes it.
+        """Data-dependent init: set g and b of every layer on a first batch; arguments: see
+        `forward`.
 
-        Each pre-activation gets mean 0 and variance 1, layer after layer, with the already
-        corrected input. For the second convolution of a gated resnet the standard deviation is 0.1.
+        Each preactivation gets mean 0 and variance 1, layer by layer, given the already normalized
+        input. For the second convolution of a gated resnet the standard deviation is 0.1.
         Source: Salimans & Kingma, Weight normalization (2016), section 3.
         """
 
         def before(layer: Any, inputs: tuple[Tensor, ...]) -> None:
             layer.initialize(*inputs)
 
-        # A gated resnet initialises its own convolutions.
+        # A gated resnet initializes its own convolutions.
         inside = {c for m in self.modules() if isinstance(m, GatedResnet) for c in m.children()}
         kinds = (GatedResnet, WeightNormConv)
         layers = [m for m in self.modules() if isinstance(m, kinds) and m not in inside]
@@ -274,7 +276,7 @@ class PixelCNNpp(Pretrained):
         return _with_ones(x)
 
     def _streams(self, x: Tensor, encoded: Encoded, dropout: Dropout) -> list[Streams]:
-        """The outputs of the six blocks for what `_seen` gives, below a stacked context."""
+        """The outputs of the six blocks for the result of `_seen`, below a stacked context."""
 
         def run(layer: GatedResnet, *inputs: Skip) -> Tensor:
             seed, first_image = dropout
@@ -329,17 +331,17 @@ class PixelCNNpp(Pretrained):
 
 
 def _with_ones(x: Tensor) -> Tensor:
-    """Append a channel of ones, which tells the image from its zero padding."""
+    """Append a channel of ones, which distinguishes the image from its zero padding."""
     return torch.cat([x, x.new_ones(x.shape[0], 1, *x.shape[2:])], dim=1)
 
 
 def gradient_of(
     model: PixelCNNpp, x: Tensor, label: Tensor | None = None, guidance: float = 0.0
 ) -> Tensor:
-    """The gradient of log p(x) by x (B, C, H, W): same shape, nats per unit of x.
+    """The gradient of log p(x) with respect to x (B, C, H, W): same shape, nats per unit of x.
 
-    guidance: extrapolates from the gradient without a class through that with the label. Raises
-    NotImplementedError inside a forward-mode derivative, for it has none.
+    guidance: weight of the extrapolation from the gradient without a class through that with the
+    label. Raises NotImplementedError under forward-mode differentiation, which is not supported.
     """
     if guidance and label is not None:
         no_class = zero_label(len(x), model.config.condition_size, x)
@@ -351,19 +353,19 @@ def gradient_of(
 def label_gradient(
     model: PixelCNNpp, label: Tensor, x: Tensor, context: Tensor | None = None
 ) -> Tensor:
-    """The gradient of log p(x) by soft classes `label` (B, n_classes): same shape, nats."""
+    """The gradient of log p(x) with respect to soft classes (B, n_classes): same shape, nats."""
     return _gradient(model, "label", {"x": x, "context": context, "label": label})
 
 
 def _gradient(model: PixelCNNpp, name: str, inputs: Mapping[str, Tensor | None]) -> Tensor:
-    """The gradient of log p(x) by the input `name` of the model's forward pass."""
+    """The gradient of log p(x) with respect to the input `name` of the model's forward pass."""
     if forward_mode_obstacle():
-        raise NotImplementedError("the slope of a log-density has no forward-mode derivative")
+        raise NotImplementedError("the gradient of a log-density has no forward-mode derivative")
     with torch.inference_mode(False), torch.enable_grad():
-        # Autograd neither differentiates nor keeps a tensor of inference mode.
+        # Autograd can neither differentiate nor save an inference tensor.
         copies = {k: t.detach().clone() for k, t in inputs.items() if t is not None}
         variable = copies[name].requires_grad_(True)
-        # Frozen: the gradients of the weights would cost a third of all.
+        # Frozen: gradients of the weights would take a third of the time.
         frozen = {
             name: weight.clone() if weight.is_inference() else weight.detach()
             for name, weight in model.named_parameters()

@@ -1,6 +1,7 @@
-"""Short forms of `dsmooth.load` and `dsmooth.save`, as users of transformers and diffusers expect.
+"""`from_pretrained` and `save_pretrained`, as in transformers and diffusers.
 
-Networks know no files: these methods find the functions by name when they are called.
+They wrap `dsmooth.load` and `dsmooth.save`, which they import when called: this package does not
+depend on files.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class HubOptions(TypedDict, total=False):
-    """Of the Hugging Face Hub, as `huggingface_hub.snapshot_download` takes them."""
+    """Arguments of `huggingface_hub.snapshot_download`."""
 
     revision: str | None
     cache_dir: str | Path | None
@@ -30,9 +31,9 @@ class Pretrained(nn.Module):
     """Base of `PixelCNNpp` and `SmoothedPair`."""
 
     image_size: tuple[int, int] | None = None
-    """(H, W) of the images that it learned; commands draw such images. A network's may be None."""
+    """(H, W) of the training images, the default size for commands. May be None for a network."""
     record: Callable[[], Any] | None = None
-    """Reads the training record of a network's weights, for the model card; None if unknown."""
+    """Function that reads the network's training record, for the model card; None if unknown."""
 
     @classmethod
     def from_pretrained(
@@ -45,8 +46,8 @@ class Pretrained(nn.Module):
     ) -> Self:
         """Read a pair or a network by its name or folder, in evaluation mode.
 
-        name, device, dtype, hub (revision, cache_dir, token, local_files_only) and errors: as of
-        `dsmooth.load`. Raises ValueError for a pair in place of a network, and the other way.
+        name, device, dtype, hub (revision, cache_dir, token, local_files_only) and errors: see
+        `dsmooth.load`. Raises ValueError for a pair in place of a network, and vice versa.
         """
         loaded = pretrained().load(name, device=device, dtype=dtype, kind=cls, **hub)
         return loaded.of_kind(cls)
@@ -59,7 +60,7 @@ class Pretrained(nn.Module):
         name: str | None = None,
         license: str | None = None,
     ) -> None:
-        """Write the weights, their settings and a model card; arguments and errors as of
+        """Write the weights, their settings and a model card; arguments and errors: see
         `dsmooth.save`."""
         pretrained().save(self, folder, scores=scores, name=name, license=license)
 
@@ -73,14 +74,14 @@ class Pretrained(nn.Module):
         license: str | None = None,
         commit_message: str = "Upload weights of dsmooth",
     ) -> str:
-        """Write what `save_pretrained` writes into the model `repo_id` of the Hugging Face Hub.
+        """Write the files of `save_pretrained` to the model `repo_id` on the Hugging Face Hub.
 
-        Arguments, result and errors as of `dsmooth.pretrained.push`.
+        Arguments, result and errors: see `dsmooth.pretrained.push`.
         """
         options = {"private": private, "token": token, "scores": scores, "license": license}
         return str(pretrained().push(self, repo_id, **options, commit_message=commit_message))
 
 
 def pretrained() -> Any:
-    """`dsmooth.pretrained`, by name: it imports the networks that it reads and writes."""
+    """Import `dsmooth.pretrained`, which itself imports the networks."""
     return import_module("dsmooth.pretrained")

@@ -1,4 +1,4 @@
-"""Networks by their weights: a file's tensors decide the memory, not the settings beside it."""
+"""Build networks from weights: a file's tensors determine the memory, not its settings."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def load_network(
     network = outline(config, tensors, str(source), kind)
     outlines = network.state_dict()
     check_tensors(outlines, tensors, str(source))
-    # Not copied into an emptied network: to empty one, torch imports sympy.
+    # Assigned, not copied into an empty network: torch would import sympy for that.
     copies = {name: tensor.to(outlines[name].dtype, copy=True) for name, tensor in tensors.items()}
     network.load_state_dict(copies, assign=True)
     return network.eval()
 
 
-# Tensors that one more gated resnet per block, or one more in the encoder, adds.
+# Tensors of one additional gated resnet per block, and of one in the encoder.
 TENSORS_PER_RESNET, TENSORS_PER_CONTEXT_LAYER = 99, 6
 
 
@@ -47,9 +47,9 @@ def outline(
     source: str,
     kind: type[PixelCNNpp] = PixelCNNpp,
 ) -> PixelCNNpp:
-    """A network without memory, on the device "meta".
+    """A network on the device "meta", without memory.
 
-    Raises ValueError, naming `source`, where `tensors` are too few for its layers.
+    Raises ValueError, naming `source`, if there are too few `tensors` for its layers.
     """
     least = TENSORS_PER_RESNET * config.n_resnet
     if config.conditioning == "concat":
@@ -64,23 +64,23 @@ def outline(
 
 
 def check_weights(network: PixelCNNpp) -> None:
-    """Raise ValueError for a network whose weights could not be read again by its settings."""
+    """Raise ValueError for a network that cannot be loaded again from its weights and settings."""
     try:
         with torch.device("meta"):
             expected = type(network)(network.config).state_dict()
-    except TypeError:  # a subclass with further arguments
+    except TypeError:  # a subclass with additional arguments
         return
     check_tensors(
         expected,
         network.state_dict(),
         "the network",
-        "weights that its settings do not have (torch.nn.utils.parametrize."
+        "weights that its settings do not describe (torch.nn.utils.parametrize."
         "remove_parametrizations merges parametrized ones)",
     )
 
 
 def in_evaluation(model: Network) -> Network:
-    """The model or the pair without dropout: itself, or a copy that shares its weights."""
+    """The model or pair in evaluation mode: itself, or a copy that shares its weights."""
     if not any(module.training for module in model.modules()):
         return model
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}

@@ -1,4 +1,4 @@
-"""Cached incremental sampling in the native extension, and the sampler that takes it if it can."""
+"""Cached incremental sampling in the native extension, with forward passes as the fallback."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 InstructionSet = Literal["auto", "generic", "avx2", "avx512", "avx512bf16", "amx", "neon"]
 
-# Share of the device's free memory that the caches of one call may take.
+# Fraction of the device's free memory that the caches of one call may use.
 MEMORY_FRACTION = 0.8
-# Launches, of a few rows each, that may be on their way: about as much work as Ctrl-C waits for.
+# Launches, of a few rows each, that may be queued: about as much work as Ctrl-C waits for.
 LAUNCHES_AHEAD = 8
 POLL_SECONDS = 0.001
 
@@ -42,24 +42,24 @@ POLL_SECONDS = 0.001
 class CachedSampler:
     """Draws images from a PixelCNNpp on its device; each activation is computed once per image.
 
-    It draws the images of `sequential_sample`, up to rounding, from the same noise (see there). On
-    one dtype and instruction set they are bitwise the same for any batch size, first_index, slicing
-    and number of threads.
+    It draws the images of `sequential_sample`, up to rounding, from the same noise. For a given
+    dtype and instruction set they are bitwise the same for any batch size, first_index, slicing and
+    number of threads.
 
     model: on the CPU or a CUDA device, in evaluation or training mode (it samples without dropout).
-    Its weights are copied and packed here, once: later changes do not reach the sampler. dtype:
-    torch.float32, or torch.bfloat16 for weights and activations. Sums and the head are float32 in
-    either. On a CUDA device bfloat16 is the fast one, on tensor cores. instruction_set: of the CPU;
-    "auto" is the best that the CPU has. For bfloat16 "avx512" includes "avx512bf16".
+    Its weights are copied and packed once, here: later changes do not affect the sampler. dtype:
+    torch.float32, or torch.bfloat16 for weights and activations; sums and the head are always
+    float32. On a CUDA device bfloat16 is faster, since it uses tensor cores. instruction_set: of
+    the CPU; "auto" is the best that the CPU has. For bfloat16 "avx512" includes "avx512bf16".
 
-    Raises TypeError for a model that is not a PixelCNNpp, for one with a layer that is not the
-    library's own or has forward hooks, and for another dtype. Raises ValueError for a model on
-    several or on other devices, for a parameter that is not finite and for an instruction set on a
-    CUDA device. Raises RuntimeError, with the reason, if the extension is missing or cannot use the
+    Raises TypeError for a model that is not a PixelCNNpp, for a layer that is not the library's own
+    or has forward hooks, and for another dtype. Raises ValueError for a model on several devices or
+    on an unsupported one, for a parameter that is not finite and for an instruction set on a CUDA
+    device. Raises RuntimeError, with the reason, if the extension is missing or cannot use the
     device, or if the CPU lacks the instruction set.
 
-    On a CUDA device whose machine code is not packaged, the first sampler compiles it, which takes
-    some 20 seconds, and keeps it in ~/.cache/dsmooth.
+    For a CUDA device without packaged machine code, the first sampler compiles it, which takes
+    about 20 seconds, and stores it in ~/.cache/dsmooth.
     """
 
     def __init__(
@@ -92,13 +92,13 @@ class CachedSampler:
         self.device = device
         bf16 = dtype == torch.bfloat16
         program = Program(model, bf16=bf16)
-        self._native: Any  # a class of the extension
+        self._native: Any  # CpuSampler or CudaSampler
         if device.type == "cpu":
             self._native = extension().CpuSampler(program, bf16, instruction_set)
             return
         self._kernel = sampler_kernel(device, str(dtype).removeprefix("torch."))
         card = self._kernel.card
-        # torch makes the former device current again without making a context there.
+        # torch restores the previous device without creating a context there.
         with torch.cuda.device(device):
             self._native = extension().CudaSampler(
                 program, bf16, card.index, card.processors, card.shared_limit
@@ -108,12 +108,12 @@ class CachedSampler:
             self._weights = torch.empty_like(host, device=device)
             self._native.write_weights(host, self._weights)
             self._weights.copy_(host)
-            # Then every stream may read them, the one that captures a graph too.
+            # Then every stream may read them, including one that captures a graph.
             torch.cuda.current_stream(device).synchronize()
             self._free = _free_memory()
 
     def bytes_per_image(self, height: int, width: int) -> int:
-        """Memory that the caches of one image take, in bytes."""
+        """Bytes of the caches of one image."""
         return int(self._native.bytes_per_image(height, width))
 
     def sample(
@@ -132,18 +132,18 @@ class CachedSampler:
 
         height, width: multiples of 4. context: (n, C, height, width) for a conditioned model, on
         the model's device. threads: None for torch's setting. progress: called with the fraction
-        done, some ten times a second, and with 1.0 at the end. max_slice: images at most that a
-        thread (a thread block) draws at a time, which bounds the memory. choices: see `Choices`;
-        known is float32, and both it and mask are on the model's device.
+        done, about ten times a second, and with 1.0 at the end. max_slice: maximal number of images
+        that a thread (a thread block) draws at a time, which bounds the memory. choices: see
+        `Choices`; known is float32, and known and mask are on the model's device.
         Returns (n, C, height, width) float32 on the sampler's device; the value of a byte for a
         discretized likelihood, unclamped for the others.
 
         On the CPU, Ctrl-C ends the call within a second. On a CUDA device the call launches a
-        kernel for every few rows on the current stream, and returns while the last ones are on
-        their way. It uses neither threads nor progress. A context that is not finite gives images
-        that are not finite. A CUDA graph can capture the call, as long as the sampler lives.
+        kernel for every few rows on the current stream, and returns before the last kernels finish.
+        It ignores threads and progress. A context that is not finite gives images that are not
+        finite. A CUDA graph can capture the call; the sampler must outlive the graph.
 
-        Raises ValueError for what is out of range, before any work; MemoryError, or
+        Raises ValueError for arguments out of range, before any work; MemoryError, or
         torch.cuda.OutOfMemoryError, if the caches do not fit.
         """
         for name, value in (("threads", threads), ("max_slice", max_slice)):
@@ -161,7 +161,7 @@ class CachedSampler:
         threads: int | None = None,
         max_slice: int | None = None,
     ) -> Tensor:
-        """Draw a request for images of `size` (H, W), as `sample` does."""
+        """Draw a request for images of `size` (H, W), like `sample`."""
         shape = checked_shape(request.count, self.config.image_channels, *size)
         out, mask = torch.empty(shape, dtype=torch.float32, device=self.device), None
         check_context(context, self.config.conditioning, out)
@@ -173,7 +173,7 @@ class CachedSampler:
         labels = (label_vectors(label, n_classes, n, out) for label in passes)
         vectors = [vector for vector in labels if vector is not None]
 
-        def repeated(values: Tensor) -> Tensor:  # the passes of an image lie one behind the other
+        def repeated(values: Tensor) -> Tensor:  # the passes of an image are adjacent
             return values.repeat_interleave(len(passes), dim=0) if len(passes) > 1 else values
 
         def plain(name: str, values: Tensor) -> Tensor:
@@ -218,14 +218,14 @@ class CachedSampler:
     ) -> None:
         """Launch a kernel for every few rows, on the caller's current stream.
 
-        It waits only while more than LAUNCHES_AHEAD launches are on their way, and never in the
+        It waits only while more than LAUNCHES_AHEAD launches are queued, and never during the
         capture of a CUDA graph.
         """
         n, _, height, width = shape
         with torch.cuda.device(self.device):
             stream = torch.cuda.current_stream()
             capturing = torch.cuda.is_current_stream_capturing()
-            if not capturing:  # the driver is not asked in a capture
+            if not capturing:  # a capture may not query the driver
                 self._free = _free_memory()
             partition = self._native.partition(
                 n, height, width, int(MEMORY_FRACTION * self._free), max_slice, passes
@@ -247,11 +247,11 @@ class CachedSampler:
                     ahead.append(stream.record_event())
                 if len(ahead) > LAUNCHES_AHEAD:
                     oldest = ahead.popleft()
-                    while not oldest.query():  # a wait in which Ctrl-C is heard
+                    while not oldest.query():  # Ctrl-C can interrupt this wait
                         time.sleep(POLL_SECONDS)
 
 
-# A copy of each model as it was packed last, and its sampler.
+# For each model a copy of the packed weights, and the sampler.
 _PACKED: WeakKeyDictionary[PixelCNNpp, tuple[PixelCNNpp, CachedSampler]] = WeakKeyDictionary()
 
 
@@ -263,36 +263,38 @@ def draw_network(
     progress: Progress | None = None,
     precision: Precision = "auto",
 ) -> Tensor:
-    """The images (count, C, H, W) of a request, by `CachedSampler` where it runs.
+    """The images (count, C, H, W) of a request, drawn by `CachedSampler` if it can run.
 
-    Elsewhere they take forward passes: one per pixel, or on a GPU Jacobi iterations of whole
-    images, since a single pixel would leave a GPU idle. precision: as in `sample_images`.
+    Otherwise they are drawn by forward passes: one per pixel, or on a GPU Jacobi iterations of
+    whole images, since a single pixel would leave a GPU idle. precision: see `sample_images`.
     """
     check_network(model)
     weight, own = model.head.bias, changed_layer(model)
     dtype = getattr(torch, precision_on(weight.device, precision))
-    if own is None and weight.dtype == torch.float64:  # float32 would not be what was asked for
+    if (
+        own is None and weight.dtype == torch.float64
+    ):  # drawing in float32 would reduce the precision
         own = "the weights are float64: .float() rounds"
     if weight.is_cuda:
         reason = own or cuda_obstacle(weight.device, str(dtype).removeprefix("torch."))
     else:
         reason = own or unavailable_reason()
     if reason is None and weight.device.type not in ("cpu", "cuda"):
-        reason = f"there is no code for {weight.device.type}"
+        reason = f"it does not run on {weight.device.type}"
     if context is not None and context.is_floating_point():
         context = context.to(torch.float32 if reason is None else weight.dtype)
     if reason is None:
         packed, sampler = _PACKED.get(model, (None, None))
         # Comparing all weights takes a tenth of the time of packing them.
         if packed is None or sampler is None or not _same(packed, model) or sampler.dtype != dtype:
-            # The copy is packed: another thread may change the weights and set them back.
+            # The copy is packed, as another thread may change the weights and restore them.
             packed = copy.deepcopy(model)
             sampler = CachedSampler(packed, dtype)
             _PACKED[model] = packed, sampler
         return sampler.run(request, size, context, progress)
     if precision == "bfloat16":
         raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
-    # Half precision would end the iterations too early.
+    # In half precision the iterations would stop too early.
     on_gpu = weight.is_cuda and weight.dtype in (torch.float32, torch.float64)
     way = "Jacobi iterations of whole images" if on_gpu else "one forward pass per pixel"
     warn_once("%s: %s%s", way, reason, "" if own else "; `dsmooth doctor` says more")
@@ -321,11 +323,11 @@ def sample_images(
     progress: Progress | None = None,
     **choices: Unpack[Choices],
 ) -> Tensor:
-    """Draw n images: `CachedSampler` where it runs, else `sequential_sample`, or `jacobi_sample`.
+    """Draw n images by `CachedSampler` if it can run, else `sequential_sample` or `jacobi_sample`.
 
-    precision: of the cached sampler; "auto" is bfloat16 where that is faster, on a CUDA device and
-    on processors of AMD with AVX512-BF16, else float32. Other arguments, result and errors as of
-    `CachedSampler.sample`. A network is packed again where one of its weights has changed.
+    precision: of the cached sampler; "auto" is bfloat16 where it is faster, on a CUDA device and on
+    AMD processors with AVX512-BF16, else float32. Other arguments, result and errors: see
+    `CachedSampler.sample`. A network is packed again if its weights have changed.
     """
     request = Request.make(n, choices)
     with torch_threads(threads):
@@ -333,13 +335,13 @@ def sample_images(
 
 
 def _free_memory() -> int:
-    """Bytes that torch can still hand out on the current CUDA device."""
+    """Bytes that torch can still allocate on the current CUDA device."""
     free, _ = torch.cuda.mem_get_info()
     return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
 
 
 def check_network(model: PixelCNNpp) -> None:
-    """Raise TypeError for another model, such as a pair."""
+    """Raise TypeError unless `model` is a PixelCNNpp."""
     if not isinstance(model, PixelCNNpp):
-        hint = ": give model._orig_mod" * hasattr(model, "_orig_mod")
+        hint = ": pass model._orig_mod" * hasattr(model, "_orig_mod")
         raise TypeError(f"model must be a PixelCNNpp, got {type(model).__name__}{hint}")

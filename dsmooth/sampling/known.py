@@ -1,4 +1,4 @@
-"""Images of which a part is known."""
+"""Partially known images."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from ..nn.images import check_images, check_like, check_scale
 
 @dataclass(frozen=True, eq=False)
 class KnownPixels:
-    """Images (n, C, H, W), 0 where no pixel is known; mask (n, H, W) bool, True where one is."""
+    """Images (n, C, H, W), 0 at unknown pixels; mask (n, H, W) bool, True at known pixels."""
 
     images: Tensor
     mask: Tensor
 
     @property
     def values(self) -> Tensor:
-        """The pixels that are known: (number, C)."""
+        """The known pixels: (number, C)."""
         return self.images.movedim(1, -1)[self.mask]
 
     def keep(self, x: Tensor, *, as_bytes: bool = False) -> Tensor:
-        """x (n, C, H, W) with the known pixels put in, in new memory, contiguous.
+        """A contiguous copy of x (n, C, H, W) with the known pixels inserted.
 
-        as_bytes: for a model that sees which byte a pixel is. Known pixels that are no bytes then
-        raise ValueError.
+        as_bytes: for a model that depends on each pixel's byte: raises ValueError for known pixels
+        that are not bytes.
         """
         images = self.images
         if images.dtype == torch.promote_types(x.dtype, torch.float32):
-            images = images.to(x.dtype)  # rounded, where x has half precision
+            images = images.to(x.dtype)  # rounded if x has half precision
         check_like("known", images, x)
         if as_bytes:
             check_scale("known", self.values, as_bytes=True)
@@ -39,7 +39,7 @@ class KnownPixels:
 
 
 def known_pixels(known: Tensor, mask: Tensor, count: int, name: str = "known") -> KnownPixels:
-    """The known pixels of `count` images, see `Choices`; an error calls the images `name`."""
+    """The known pixels of `count` images (see `Choices`). name: of the images, for errors."""
     check_images(name, known)
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = mask.dtype if isinstance(mask, Tensor) else f"a {type(mask).__name__}"

@@ -1,4 +1,4 @@
-"""Operations of the cached sampler on caches, and the weights that they take.
+"""Operations of the cached sampler on caches, and their weights.
 
 An operation computes one layer at one position (or one row of positions) from cached activations:
 a sum of matrix products, one per tap of a convolution, then an activation or the gate.
@@ -18,7 +18,7 @@ from ..nn.layers import WeightNormConv
 
 Array = np.ndarray
 NONE = -1  # no cache
-ADDENDS = 3  # bfloat16 values that a float32 is the sum of
+ADDENDS = 3  # bfloat16 values that sum to a float32
 
 
 class Phase(IntEnum):
@@ -34,7 +34,7 @@ class Phase(IntEnum):
 class Cache:
     """A ring of `rows` rows at 1/2**resolution of the image's size; rows = 0 keeps the whole image.
 
-    operand: activations in the matmul's dtype, else float32.
+    operand: whether it holds activations in the matmul's dtype; otherwise float32.
     """
 
     resolution: int
@@ -48,8 +48,8 @@ class Term:
     """A run of taps in one row of a cache: weight (n, taps, channels), float64.
 
     It reads the first channels of the cache, an even number. Tap t reads row + drow, column + dcol
-    + t, in the coordinates of the cache's resolution. row_part: computed for the whole row when it
-    begins, from rows and streams that are complete by then.
+    + t, in the coordinates of the cache's resolution. row_part: whether it is computed for the
+    whole row when the row begins, from rows and streams that are complete by then.
     """
 
     cache: int
@@ -61,13 +61,13 @@ class Term:
 
 @dataclass
 class Op:
-    """One layer: bias plus terms, then where the result goes (cache indices or NONE).
+    """One layer: bias plus terms, and the destinations of the result (cache indices or NONE).
 
     With `gate` the 2n sums are (A, G) and the value is residual_in + A * sigmoid(G); else the value
-    is the sum. The cache `add` is added to the value. It is stored as float32 (residual_out), as
-    concat_elu of itself (act_out) and as operand (raw_out). split: act_out gets elu of the value
-    alone, as ADDENDS operands that add up to it. projection: (n, D) or None; its product with
-    the vector of an image is added to the bias. row_parity, column_parity: the positions where the
+    is the sum. The cache `add` is added to the value. The value is stored as float32 (residual_out)
+    and as an operand (raw_out), its concat_elu in act_out. split: act_out gets only elu of the
+    value, as ADDENDS operands that sum to it. projection: (n, D) or None; its product with the
+    vector of an image is added to the bias. row_parity, column_parity: the positions where the
     operation runs, NONE for all.
     """
 
@@ -88,7 +88,7 @@ class Op:
 
 
 def widened(weight: Array, channels: int) -> Array:
-    """Weights (n, c, kh, kw) with zeros for the further channels of a cache."""
+    """Pad weights (n, c, kh, kw) with zeros to `channels` channels."""
     return np.pad(weight, ((0, 0), (0, channels - weight.shape[1]), (0, 0), (0, 0)))
 
 
@@ -101,7 +101,7 @@ def feature_table(octaves: int) -> Array:
 
 
 def as_numpy(parameter: Tensor) -> Array:
-    """A parameter in numpy: on a busy machine torch's threads would wait for one another."""
+    """A parameter as a numpy array: on a busy machine torch's threads would wait for each other."""
     values = parameter.detach()
     if values.dtype not in (torch.float32, torch.float64):
         values = values.float()
@@ -111,7 +111,8 @@ def as_numpy(parameter: Tensor) -> Array:
 def folded(layer: WeightNormConv) -> tuple[Array, Array]:
     """(weight, bias) with weight norm folded in float64.
 
-    A filter is NaN, which no sampler takes, where the network's own dtype does not hold its norm.
+    If the network's dtype cannot represent a filter's norm, the filter is NaN, which samplers
+    refuse.
     """
     parameters = [as_numpy(p) for p in (layer.weight_v, layer.weight_g, layer.bias)]
     v, g, bias = (values.astype(np.float64) for values in parameters)

@@ -1,4 +1,4 @@
-"""The images of a request, drawn by all processes, and into a file or a folder that goes on."""
+"""Draw the images of a request on all processes, into a file or a folder that can be extended."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def draw_parts(
     progress: Progress | None = None,
     done: int = 0,
 ) -> Iterator[T]:
-    """Draw parts on all ranks; rank 0 alone yields keep(part, images) of each, in order.
+    """Draw parts on all ranks; only rank 0 yields keep(part, images) of each part, in order.
 
-    progress: called with the number of images so far, `done` before the first.
+    progress: called with the number of images done, starting at `done`.
     """
     size = rank_and_size()[1]
     starts = list(accumulate((part.count for part in parts), initial=done))
 
     def work(number: int) -> T:
-        # The other processes draw the parts behind this one meanwhile.
+        # Meanwhile the other processes draw the next parts.
         first, last = starts[number], starts[min(number + size, len(parts))]
 
         def report(fraction: float) -> None:
@@ -62,7 +62,8 @@ def draw_parts(
 def gather(
     draw: DrawPart, request: Request, chunk: int, progress: Progress | None = None
 ) -> Tensor | None:
-    """The images of a request on the CPU, None at other ranks than 0; `chunk` at a time at most."""
+    """The images of a request on the CPU, None except on rank 0; drawn at most `chunk` at a
+    time."""
     chunk = min(chunk, -(-request.count // rank_and_size()[1]))
     parts = list(draw_parts(draw, request.parts(chunk), lambda _, x: x.cpu(), progress))
     return torch.cat(parts) if parts else None
@@ -71,7 +72,7 @@ def gather(
 def write_images(path: Path, x: Tensor, request: Request, classes: Classes) -> None:
     """Write the images x (N, C, H, W) of a request as one compressed .npz, with seed and labels.
 
-    classes: of the models, whose labels are kept as `label`.
+    classes: of the models; the labels are stored as `label`.
     """
     arrays = {
         "x": x.numpy(force=True),
@@ -85,8 +86,8 @@ def write_images(path: Path, x: Tensor, request: Request, classes: Classes) -> N
 
 
 def write_adm_npz(path: Path, x: Tensor) -> None:
-    """Write the finite images of x (N, C, H, W) as uint8 RGB, the form that ADM
-    (guided-diffusion) reads."""
+    """Write the finite images of x (N, C, H, W) as uint8 RGB, the format of ADM
+    (guided-diffusion)."""
     pixels = nhwc_bytes(x[~is_diverged(x)])
     write_npz(path, {"arr_0": pixels.repeat(3, axis=3) if pixels.shape[3] == 1 else pixels})
 
@@ -94,14 +95,14 @@ def write_adm_npz(path: Path, x: Tensor) -> None:
 def fill(
     folder: Folder, draw: DrawPart, chunk: int, progress: Progress | None = None
 ) -> tuple[int, int]:
-    """Draw the images that a folder lacks; each process writes the files that it draws.
+    """Draw the images that are missing in a folder; each process writes the files that it draws.
 
-    Returns how many were drawn, and how many of these diverged.
+    Returns the number of drawn images, and how many of them diverged.
     """
     rank, size = rank_and_size()
     holder = "another process that draws into it"
     with process_group(), lock_folder(folder.path, holder) if rank == 0 else nullcontext():
-        (missing,) = distributed_map([folder], type(folder).missing)  # which rank 0 looks up
+        (missing,) = distributed_map([folder], type(folder).missing)  # found by rank 0
         parts = folder.parts(missing, chunk, size)
         drawn, diverged = sum(part.count for part in parts), 0
         before = folder.request.count - drawn
@@ -115,14 +116,14 @@ def fill(
 
 
 class Folder:
-    """The images of a request in numbered files of `size` images, each written whole or not at all.
+    """The images of a request in numbered files of `size` images, each written atomically.
 
-    description: all that decides the images except their numbers, as JSON. The record lists the
-    files with their digests, "" for one to draw.
+    description: everything that determines the images except their indices, as JSON. The record
+    lists the files with their digests, "" for a file to draw.
     """
 
     manifest: ClassVar[str]
-    filename: ClassVar[str]  # of a file by its number; of a picture by its image's index
+    filename: ClassVar[str]  # format string: of a file's number, or an image's index
     pattern: ClassVar[str]
     size: ClassVar[int]
 
@@ -153,9 +154,9 @@ class Folder:
         return self.path / self.filename.format(number=number, index=index)
 
     def missing(self) -> list[int]:
-        """Numbers of the files to draw: a file of fewer images than now is drawn again.
+        """Numbers of the files to draw, including a file that now has more images.
 
-        Raises ValueError for a folder of something else, and for files that were changed.
+        Raises ValueError for a folder with other content, and for files that were changed.
         """
         record = self._open_record()
         n, size, digests = self.request.count, self.size, record.parts
@@ -167,7 +168,7 @@ class Folder:
         needed, free = (n - before) * LEAST_BYTES, shutil.disk_usage(self.path).free
         if needed > free:
             raise ValueError(
-                f"{n - before:,} images take {needed:,} bytes or more, and {self.path} has {free:,}"
+                f"{n - before:,} images take {needed:,} bytes or more, but {self.path} has {free:,}"
             )
         for file in map(self.file, range(min(files, len(digests)))):
             if size == 1 and not file.exists():
@@ -177,12 +178,13 @@ class Folder:
         names = [self.file(number).name for number in range(files)]
         if before < n:
             if before % size:
-                digests[names[before // size]] = ""  # its file gets more images
+                digests[names[before // size]] = ""  # its file will have more images
             record.keep({name: digests.get(name, "") for name in names})
         return [number for number, name in enumerate(names) if not digests[name]]
 
     def parts(self, missing: list[int], chunk: int, ranks: int) -> list[Request]:
-        """The missing files in parts of about `chunk` images, smaller if a rank would get none."""
+        """The missing files in parts of about `chunk` images, smaller if some rank would get
+        none."""
         most = max(1, min(chunk // self.size, -(-len(missing) // ranks)))
         runs: list[list[int]] = []
         for number in missing:
@@ -195,7 +197,7 @@ class Folder:
         return [self.request.part(a, b - a) for a, b in zip(firsts, ends, strict=True)]
 
     def keep(self, part: Request, images: Tensor) -> tuple[dict[str, str], int]:
-        """Write a part's images (N, C, H, W); its files with their digests, how many diverged."""
+        """Write a part's images (N, C, H, W). Returns digests by file, and how many diverged."""
         digests = {}
         first = (part.first_index - self.request.first_index) // self.size
         for number, x in enumerate(images.detach().float().cpu().split(self.size), first):
@@ -205,13 +207,13 @@ class Folder:
         return digests, int(is_diverged(images).sum())
 
     def enter(self, digests: Mapping[str, str]) -> None:
-        """Enter files in the record; after a crash the others are drawn again."""
+        """Add files to the record; after a crash files that are not in it are drawn again."""
         if not all((self.path / name).exists() for name in digests):
             raise ValueError(f"{self.path} must be a folder that all machines share")
         self.record.keep(digests)
 
     def _open_record(self) -> Record[None, str]:
-        """The record, `self.record`. Raises as `missing` does."""
+        """Open `self.record`. Raises the errors of `missing`."""
         path = self.path / self.manifest
         if RunFolder(self.path).config.exists():
             raise ValueError(f"{self.path} is the folder of a run or a pair: choose another one")
@@ -231,7 +233,7 @@ class Folder:
 
 
 class Shards(Folder):
-    """Files shard_00000.npy, ..., float32 (size, C, H, W), the last one with the rest."""
+    """Files shard_00000.npy, ..., float32 (size, C, H, W); the last one has the rest."""
 
     manifest = "shards.json"
     filename, pattern = "shard_{number:05d}.npy", "shard_*.npy"
@@ -245,9 +247,9 @@ class Shards(Folder):
 
 
 class Pictures(Folder):
-    """PNG files of one image, 8 bits a channel, named after its number: 00000000.png is image 0.
+    """PNG files of one image each, 8 bits per channel; 00000000.png is image 0.
 
-    Images that diverged are grey.
+    Diverged images are grey.
     """
 
     manifest = "images.json"
@@ -260,7 +262,7 @@ class Pictures(Folder):
 
 
 def check_file(path: Path, digest: str) -> None:
-    """Raise ValueError unless a file has that SHA-256."""
+    """Raise ValueError unless the file's SHA-256 is `digest`."""
     if file_sha256(path) != digest:
         raise ValueError(
             f"{path} does not hold the images that were drawn into it: remove its folder to draw "
@@ -269,7 +271,7 @@ def check_file(path: Path, digest: str) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ValueError unless a folder with a record holds all of its files, unchanged."""
+    """Raise ValueError unless a folder with a record has all its files, unchanged."""
     for kind in (Shards, Pictures):
         if (folder / kind.manifest).exists():
             digests = read_digests(folder / kind.manifest, kind)
@@ -282,7 +284,7 @@ def check_folder(folder: Path) -> None:
 
 
 def read_digests(path: Path, kind: type[Folder]) -> dict[str, str]:
-    """The files that the record of a folder lists. Raises ValueError if they are not its images."""
+    """Digests by file in a folder's record. Raises ValueError if they are not its images."""
     request, digests = read_parts(path, str)
     count, size, first = (request.get(name) for name in ("count", "shard_size", "first_index"))
     if isinstance(count, int) and isinstance(size, int) and isinstance(first, int) and size > 0:

@@ -32,11 +32,11 @@ NO_RAWS = (NONE, NONE)
 
 
 class _Stream(NamedTuple):
-    """A stream of the network, or the encoder: when it runs, and the caches that it has.
+    """A stream of the network, or the encoder: its phase and its caches.
 
-    rows: of each cache, 0 for the whole image. reach: the rows that a kernel sees, from the current
-    one. residual: at each resolution, the value of the layer last computed at a position, to which
-    the next one adds.
+    rows: rows of each cache, 0 for the whole image. reach: the rows that a kernel reads, relative
+    to the current one. residual: for each resolution, the cache with the value of the last layer,
+    to which the next layer adds.
     """
 
     phase: Phase
@@ -46,14 +46,16 @@ class _Stream(NamedTuple):
 
 
 class Program:
-    """The whole network, with a copy of its weights; `image`, `context`, `params` name caches.
+    """The whole network, with a copy of its weights; `image`, `context`, `params` are cache
+    indices.
 
     features: (256, 2 octaves), the Fourier features of each byte. In the image's cache they follow
-    pixel and one. image_again: pixel and one follow once more, for the head's hidden layer, which
-    sees the modelled image alone. In a prompt both are zeros. bf16: operands will be bfloat16. A
-    pixel then enters as two of them (image_addends), or it would lose the low bits of its noise.
-    The head multiplies split operands and weights, or a log-scale or a logit would be off by more
-    than it can learn. condition_size: D, length of the vector that an image is conditioned on.
+    the pixel and a one. image_again: whether the pixel and the one are repeated after them, for the
+    head's hidden layer, which sees only the modelled image; in a prompt both are zeros. bf16:
+    whether operands are bfloat16. A pixel is then the sum of two operands (image_addends), to keep
+    the low bits of its noise. The head multiplies split operands and weights, since rounding would
+    change a log-scale or a logit by more than it can learn. condition_size: D, length of the vector
+    that an image is conditioned on.
     """
 
     def __init__(self, model: PixelCNNpp, *, bf16: bool = False) -> None:
@@ -69,8 +71,8 @@ class Program:
         self.caches: list[Cache] = []
         self.ops: list[Op] = []
         self._model, self._f = model, config.n_filters
-        # Row r of u needs rows r - 1 and r of its inputs. ul needs one row only: the row part has
-        # consumed the row above before the row itself is overwritten.
+        # Row r of u needs rows r - 1 and r of its inputs. ul needs only one row: the row part has
+        # read the row above before it is overwritten.
         self._u, self._ul = (
             _Stream(phase, rows, (-1, 0), [self._values(resolution) for resolution in range(3)])
             for phase, rows in ((Phase.VERTICAL, 2), (Phase.HORIZONTAL, 1))
@@ -82,7 +84,7 @@ class Program:
         self.image = self._cache(0, self._pixel_width + more, 3)
         stack = [self._stem(e_u, e_ul)]
         for resolution in range(3):
-            # The stride-2 convolutions read a block's last value as it is.
+            # The stride-2 convolutions read a block's last value without an activation.
             last = resolution == 2
             raws = NO_RAWS if last else (self._raw(resolution, 2), self._raw(resolution))
             stack.extend(self._block(model.up[resolution], stack[-1], raws))
@@ -92,7 +94,7 @@ class Program:
 
         acts = stack.pop()
         for resolution in (2, 1, 0):
-            # Only the current row of a block's end is read by the transposed convolutions.
+            # The transposed convolutions read only the current row of a block's last value.
             raws = (self._raw(resolution), self._raw(resolution)) if resolution else NO_RAWS
             *_, acts = self._block(model.down[2 - resolution], acts, raws, stack)
             if resolution:
@@ -107,9 +109,9 @@ class Program:
         raws: tuple[int, int],
         stack: list[tuple[int, int]] | None = None,
     ) -> Iterator[tuple[int, int]]:
-        """The caches of u and ul behind each layer of a block; the last one writes `raws`, too.
+        """The caches of u and ul after each layer of a block; the last layer also writes `raws`.
 
-        stack: on the way down, caches whose last pair are the skips of the next layer.
+        stack: in the downward blocks, caches whose last pair are the skips of the next layer.
         """
         layers = list(block)
         for i, (res_u, res_ul) in enumerate(layers, 1):
@@ -121,7 +123,8 @@ class Program:
 
     @property
     def _pixel_width(self) -> int:
-        """Pixel (in one or two parts), one; an even number, for operands come in pairs."""
+        """Channels of a pixel (one or two addends) and a one; even, since operands come in
+        pairs."""
         n = self.image_channels * self.image_addends + 1
         return n + n % 2
 
@@ -137,18 +140,18 @@ class Program:
         return self._cache(resolution, self._f, rows, operand=False)
 
     def _act(self, stream: _Stream, resolution: int) -> int:
-        """A new cache of concat_elu of the values of a layer."""
+        """Add a cache for concat_elu of a layer's values."""
         return self._cache(resolution, 2 * self._f, stream.rows)
 
     def _add(self, op: Op) -> int:
-        """Add an operation; the cache of its value's concat_elu."""
+        """Add an operation; return the cache of its value's concat_elu."""
         self.ops.append(op)
         return op.act_out
 
     def _terms(
         self, stream: _Stream, cache: int, weight: Array, rows: tuple[int, ...] | None = None
     ) -> list[Term]:
-        """The terms of a convolution (n, c, kh, kw) over `rows`, by default all that it sees."""
+        """The terms of a convolution (n, c, kh, kw) over `rows`, by default all rows it reads."""
         weight = widened(weight, self.caches[cache].channels)
         horizontal = stream.phase == Phase.HORIZONTAL
         return [
@@ -161,22 +164,22 @@ class Program:
         even = weight.shape[1] + weight.shape[1] % 2
         return Term(cache, 0, 0, widened(weight, even)[:, None, :, 0, 0])
 
-    def _on_image(self, weight: Array, *, alone: bool = False) -> Array:
-        """(n, c, kh, kw) on pixels, ones and features, for the channels of an image's cache.
+    def _on_image(self, weight: Array, *, skip_prompt: bool = False) -> Array:
+        """Extend (n, c, kh, kw) on pixels, ones and features to the channels of an image's cache.
 
-        alone: without the channels of a prompt.
+        skip_prompt: give weight 0 to the channels that a prompt also has.
         """
         colours, ones = weight[:, : self.image_channels], self.image_channels
         pixel = [*[colours] * self.image_addends, weight[:, ones : ones + 1]]
         on_pixel = widened(np.concatenate(pixel, axis=1), self._pixel_width)
         features = weight[:, ones + 1 :]
-        if alone and self.image_again:
+        if skip_prompt and self.image_again:
             return np.concatenate([0 * on_pixel, features, on_pixel], axis=1)
         return np.concatenate([on_pixel, features], axis=1)
 
     def _stem(self, e_u: int, e_ul: int) -> tuple[int, int]:
-        """u0 and ul0. Their biases enter through the channel of ones at a tap that lies inside the
-        image exactly where the shifted branch is not zero."""
+        """u0 and ul0. The channel of ones adds their biases, at a tap that is inside the image
+        exactly where the shifted branch is not zero."""
         model, ones, zero = self._model, self.image_channels, np.zeros(self._f)
         weight, bias = folded(model.stem_u)
         weight[:, ones, 1, 1] += bias
@@ -204,7 +207,7 @@ class Program:
         raw_out: int,
         caches: tuple[int, int] | None = None,
     ) -> int:
-        """caches: of h and of the result, by default new ones."""
+        """Add a gated resnet. caches: those of h and of the result, by default new ones."""
         resolution = self.caches[x].resolution
         weight, bias = folded(layer.conv_in)
         terms = self._terms(stream, x, weight)
@@ -215,7 +218,7 @@ class Program:
             skip_weight = skip_weight.reshape(self._f, 2, len(skips), self._f)
             for i, skip in enumerate(skips):
                 weight = skip_weight[:, :, i].reshape(self._f, 1, 2 * self._f)
-                # The first skip of ul is u, of which the whole row is known.
+                # The first skip of ul is u, whose whole row is known.
                 row_part = stream.phase == Phase.HORIZONTAL and i == 0
                 terms.append(Term(skip, 0, 0, weight, row_part))
         h, act = caches or (self._act(stream, resolution), self._act(stream, resolution))
@@ -236,7 +239,7 @@ class Program:
         return self._add(op)
 
     def _upsize(self, stream: _Stream, layer: WeightNormConv, raw: int) -> int:
-        """One operation per parity of row and column, each with the taps that fall there."""
+        """One operation per parity of row and column, with the taps for that parity."""
         resolution = self.caches[raw].resolution - 1
         weight, bias = folded(layer)  # (c, n, 2, kw)
         weight = widened(weight.swapaxes(0, 1), self.caches[raw].channels)
@@ -257,7 +260,7 @@ class Program:
         on_hidden, on_ul = np.split(weight, [weight.shape[1] - self._f], axis=1)
         weights = [on_ul]  # elu(ul) is the first half of concat_elu(ul)
         if self.image_addends == 2:
-            # Addend i of a weight times addend j of elu(ul): where i + j > 2 it is below rounding.
+            # Addend i of a weight times addend j of elu(ul): for i + j > 2 it is below rounding.
             channels = ADDENDS * self._f
             self.ops[-1].split = True
             self.caches[ul] = Cache(0, channels + channels % 2, self._ul.rows, operand=True)
@@ -268,22 +271,23 @@ class Program:
         terms = [self._point(ul, w) for w in weights]
         if self._model.hidden is not None:
             hidden = self._hidden(self._model.hidden, ul)
-            # The layer itself is in bfloat16, so its operands have one addend; weights have two.
+            # The hidden layer is in bfloat16: its operands have one addend, the weights have two.
             addends = addends_of(on_hidden)[:2] if self.image_addends == 2 else [on_hidden]
             terms = [*(self._point(hidden, addend) for addend in addends), *terms]
         self.params = self._cache(0, self._model.config.n_params, 1, operand=False)
         self._add(Op(Phase.HEAD, 0, bias, terms, residual_out=self.params))
 
     def _hidden(self, layer: HeadHidden, ul: int) -> int:
-        """The hidden layer of the head: like the stem of ul, with elu(ul) for one more term."""
+        """The hidden layer of the head: like the stem of ul, with an additional term for
+        elu(ul)."""
         ones = self.image_channels
         above, bias = folded(layer.above)
         above[:, ones, 0, 1] += bias
         left, bias = folded(layer.left)
         left[:, ones, 0, 0] += bias
         on_ul, bias = folded(layer.ul)
-        terms = self._terms(self._ul, self.image, self._on_image(above, alone=True), (-1,))
-        terms += self._terms(self._ul, self.image, self._on_image(left, alone=True), (0,))
+        terms = self._terms(self._ul, self.image, self._on_image(above, skip_prompt=True), (-1,))
+        terms += self._terms(self._ul, self.image, self._on_image(left, skip_prompt=True), (0,))
         act = self._cache(0, 2 * len(bias), self._ul.rows)
         terms.append(self._point(ul, on_ul))
         return self._add(Op(Phase.HORIZONTAL, 0, bias, terms, act_out=act))
@@ -296,7 +300,7 @@ class Program:
         residual = self._cache(0, width, 0, operand=False)
         raw = self._cache(0, width + width % 2, 0)
         stream = _Stream(Phase.ENCODER, 0, (-1, 0, 1), [residual])
-        # The last value also goes to the two nin as it is.
+        # Both 1x1 convolutions read the last value without an activation.
         raws = [NONE] * len(encoder.layers) + [raw]
         weight, bias = folded(encoder.stem)
         terms = self._terms(stream, self.context, self._on_image(weight))

@@ -1,4 +1,4 @@
-"""A request for images: all that decides them, beside the weights."""
+"""A request for images: everything that determines them, except the weights."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ from ..philox import Stream, image_words, seed_words, whole_index
 from ..progress import LOG
 from .known import KnownPixels, known_pixels
 
-# One class for all images; the classes in turn; each drawn from the prior, or given the known
+# One class for all images; the classes in turn; classes drawn from the prior, or given the known
 # pixels; or (n,) int64, or (n, n_classes) soft classes.
 Label = int | Literal["each", "prior", "known"] | Tensor | None
-# Called with the fraction that is done.
+# Called with the fraction done.
 Progress = Callable[[float], None]
 
 
 class Choices(TypedDict, total=False):
-    """Keyword arguments of every sampler. With the weights they decide the images.
+    """Keyword arguments of every sampler. With the weights they determine the images.
 
-    seed: 0 by default. None draws one, and a warning of the logger `dsmooth` states it. generator:
-    a torch.Generator that gives the seed instead, a new one at each call.
-    first_index: number of the first image in the stream that `seed` names, 0 by default.
-    temperature: > 0, 1 by default; divides the logits and multiplies the scales.
+    seed: 0 by default. None draws a seed, which a warning of the logger `dsmooth` reports.
+    generator: a torch.Generator that gives the seed instead, a new one at each call. first_index:
+    index of the first image in the stream of `seed`, 0 by default. temperature: > 0, 1 by default;
+    divides the logits and multiplies the scales.
 
-    label: for models with classes. A number is the class of all images. "each" makes image i one of
-    class i modulo the number of classes. "prior" draws the class of each image by the shares of the
-    classes in the training images (all as likely where they are unknown), as a function of the seed
-    and the image's number. A pair draws the class given the known pixels, "known", if there are
-    some (docs/math.md, section 4). A tensor, or an array of numpy, has a class (n,) int64, or
-    weights of classes (n, n_classes), for every image. guidance: >= 0, 0 by default; for models
-    with classes that were trained with a label_dropout. The parameters p0 of a pixel without a
-    class and p1 with it become p0 + (1 + guidance) (p1 - p0) (docs/math.md, section 8).
+    label: for models with classes. A number is the class of all images. "each" gives image i the
+    class i modulo the number of classes. "prior" draws the class of each image by the frequencies
+    of the classes in the training images (uniform if unknown), as a function of the seed and the
+    image's index. "known", only for a pair with known pixels, draws the class given these pixels
+    (docs/math.md, section 4). A tensor or numpy array has a class (n,) int64, or weights of classes
+    (n, n_classes), for every image. guidance: >= 0, 0 by default; for models with classes that were
+    trained with label_dropout. A pixel's parameters p0 without a class and p1 with the class become
+    p0 + (1 + guidance) (p1 - p0) (docs/math.md, section 8).
 
-    known: (n or 1, C, H, W), images whose pixels where mask, (n or 1, H, W) bool, is True are kept.
-    Each of the others is drawn given all pixels before it, with its own noise. Known pixels do not
-    influence those before them: unless they come first in raster order, the distribution may be far
-    off the model's conditional one.
+    known: (n or 1, C, H, W); its pixels are kept where mask, (n or 1, H, W) bool, is True. Every
+    other pixel is drawn given all pixels before it, with its own noise. Known pixels do not
+    influence the pixels before them: unless they come first in raster order, the distribution may
+    differ much from the model's conditional distribution.
     """
 
     seed: int | None
@@ -68,10 +68,10 @@ class Choices(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Request:
-    """Images first_index .. first_index + count - 1 of the stream that `seed` names.
+    """Images first_index .. first_index + count - 1 of the stream of `seed`.
 
-    method: of `SmoothedPair.sample`. x_tilde: (count, C, H, W), noisy images for a
-    pair to denoise; by default it draws them. Other fields: see `Choices`.
+    method: see `SmoothedPair.sample`. x_tilde: (count, C, H, W), noisy images for a pair to
+    denoise; by default the pair draws them. Other fields: see `Choices`.
     """
 
     count: int
@@ -88,7 +88,7 @@ class Request:
         if isinstance(self.label, np.ndarray) and self.label.ndim:
             object.__setattr__(self, "label", torch.from_numpy(self.label.copy()))
         elif isinstance(self.label, SupportsIndex) and not isinstance(self.label, bool | Tensor):
-            object.__setattr__(self, "label", self.label.__index__())  # numpy's numbers too
+            object.__setattr__(self, "label", self.label.__index__())  # also numpy integers
         check_number("count", self.count)
         seed_words(self.seed)
         whole_index(self.first_index, self.count)
@@ -122,10 +122,12 @@ class Request:
         method: Method = "two-step",
         x_tilde: Tensor | None = None,
     ) -> Request:
-        """The request of a user's choices."""
+        """Make a request from a user's choices."""
         names = Choices.__annotations__
         if unknown := [*choices.keys() - names.keys()]:
-            raise TypeError(f"there is no argument {unknown[0]!r}; see {', '.join(names)}")
+            raise TypeError(
+                f"unknown argument {unknown[0]!r}; the arguments are {', '.join(names)}"
+            )
         seed, images, mask = choices.get("seed", 0), choices.get("known"), choices.get("mask")
         if (images is None) != (mask is None):
             raise ValueError("known and mask must be given together")
@@ -171,12 +173,12 @@ class Request:
             if 0 < n_classes <= label:
                 raise SettingError("label", f"must lie in 0 .. {n_classes - 1}, got {label}")
             label = torch.full((self.count,), label, device=device)
-        elif isinstance(label, Tensor):  # before it moves to a GPU, where its values are not read
+        elif isinstance(label, Tensor):  # before the copy to a GPU, where values are not checked
             check_label(label, n_classes, self.count)
         return None if label is None else label.to(device)
 
     def class_words(self, device: torch.device | str = "cpu") -> Tensor:
-        """A random word of each image, which draws its class: (count,) int64."""
+        """The random word from which each image's class is drawn: (count,) int64."""
         first, stream = self.first_index, Stream.CLASS
         words = image_words(
             self.count, 1, seed=self.seed, first_index=first, stream=stream, device=device
@@ -184,18 +186,18 @@ class Request:
         return words[:, 0, 0]
 
     def prior_classes(self, classes: Classes, device: torch.device | str = "cpu") -> Tensor:
-        """A class of the prior for each image: (count,) int64."""
+        """A class drawn from the prior for each image: (count,) int64."""
         word = self.class_words(device)
         if not classes.shares:
             return word * max(classes.number, 1) >> 32
-        # A class has the words between its limits.
+        # A class owns the words between two limits.
         limits = (round(2**32 * share) for share in accumulate(classes.shares[:-1]))
         return sum(((word >= limit).long() for limit in limits), torch.zeros_like(word))
 
     def passes(self, config: ModelConfig, like: Tensor) -> list[Tensor | None]:
-        """The labels of every image in each pass of a model; with guidance a second, of no class.
+        """The labels of all images for each pass of a model; guidance adds a pass without a class.
 
-        Raises ValueError for guidance of a model without classes, and as `labels` does.
+        Raises ValueError for guidance with a model without classes, and the errors of `labels`.
         """
         labels = self.labels(config.classes, like.device)
         if not self.guidance:
@@ -204,7 +206,7 @@ class Request:
         return [labels, zero_label(self.count, config.condition_size, like)]
 
     def part(self, offset: int, count: int) -> Request:
-        """The `count` images behind the first `offset` ones, drawn the same way."""
+        """The request for `count` of these images, after the first `offset` ones."""
         span = slice(offset, offset + count)
         known, label = self.known, self.label
         return replace(
@@ -217,12 +219,13 @@ class Request:
         )
 
     def parts(self, chunk: int) -> list[Request]:
-        """This request in parts of `chunk` images, the last one the rest."""
+        """Split this request into parts of `chunk` images; the last part has the rest."""
         starts = range(0, self.count, chunk)
         return [self.part(start, min(chunk, self.count - start)) for start in starts]
 
     def identity(self) -> Json:
-        """The settings that decide an image beside its number and the weights, as JSON."""
+        """The settings that determine an image, in addition to its index and the weights, as
+        JSON."""
         label, known, x_tilde = self.label, self.known, self.x_tilde
         identity = {
             "seed": self.seed,
@@ -237,7 +240,7 @@ class Request:
 
 
 def check_guidance(config: ModelConfig) -> None:
-    """Raise ValueError for a model that guidance cannot extrapolate: it takes two passes."""
+    """Raise ValueError unless the model supports guidance: a pass with a class and one without."""
     if config.condition_size == 0:
         raise SettingError("guidance", "needs a model with classes; this one has none")
     if config.hidden_labels == 0:
@@ -249,14 +252,14 @@ def check_guidance(config: ModelConfig) -> None:
 
 
 def drawn_seed() -> int:
-    """A seed of 32 bits that the logger `dsmooth` states."""
+    """Draw a 32-bit seed, and report it by the logger `dsmooth`."""
     seed = secrets.randbits(32)
     LOG.warning("drew seed %d; seed=%d gives the same images again", seed, seed)
     return seed
 
 
 def precision_on(device: torch.device, precision: Precision) -> Precision:
-    """The precision of the cached sampler on `device`: "auto" is bfloat16 where that is faster.
+    """The precision of the cached sampler on `device`: "auto" is bfloat16 where it is faster.
 
     Raises ValueError for another precision.
     """
@@ -267,15 +270,15 @@ def precision_on(device: torch.device, precision: Precision) -> Precision:
 
 
 def draws_faster_in_bfloat16(device: torch.device) -> bool:
-    """Whether the cached sampler does on `device`."""
+    """Whether the cached sampler is faster in bfloat16 on `device`."""
     obstacle = cuda_obstacle(device) if device.type == "cuda" else unavailable_reason()
     return obstacle is None and has_fast_bfloat16(device)
 
 
 def normal_float(name: str, value: object, *, or_zero: bool = False) -> float:
-    """A temperature, or a weight of guidance, as a float. Raises ValueError for one out of range.
+    """A temperature or guidance weight as a float. Raises ValueError if it is out of range.
 
-    The samplers compute in float32. A number that is 0 there, or may be, must be 0 everywhere.
+    The samplers compute in float32, so a number that may round to 0 there is refused.
     """
     normal = torch.finfo(torch.float32)
     number = float(value) if isinstance(value, Real) else math.nan
@@ -294,7 +297,8 @@ def digest_of(*tensors: Tensor) -> str:
 
 
 def checked_shape(count: int, channels: int, height: int, width: int) -> tuple[int, int, int, int]:
-    """The shape of images to draw; ValueError for one that no network or no memory here has."""
+    """The shape of images to draw. Raises ValueError for a bad size, or if memory cannot hold
+    them."""
     for name, value in (("height", height), ("width", width)):
         if value < 4 or value % 4:
             raise ValueError(f"{name} must be a positive multiple of 4, got {value}")
@@ -302,7 +306,7 @@ def checked_shape(count: int, channels: int, height: int, width: int) -> tuple[i
     needed, memory = 4 * math.prod(shape), memory_bytes()
     if needed > memory:
         raise ValueError(
-            f"{count:,} images take {needed:,} bytes, and the machine has {memory:,}: draw fewer "
+            f"{count:,} images take {needed:,} bytes, but the machine has {memory:,}: draw fewer "
             "at a time, or into a folder of shards"
         )
     return shape

@@ -1,4 +1,4 @@
-"""Sampling by forward passes: one per pixel, which is the specification, or Jacobi iterations."""
+"""Sampling by forward passes: one per pixel (the specification), or Jacobi iterations."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .request import Choices, Progress, Request, checked_shape
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-# Seconds of drawing above which they are stated.
+# Drawing times above this many seconds are reported.
 LEAST_STATED = 30.0
-# A continuous pixel has settled when it moves by no more than this, in roundings of its dtype.
+# A continuous pixel has converged when it changes by at most this many roundings of its dtype.
 ROUNDINGS = 8
 
 
 class JacobiSamples(NamedTuple):
-    """Images, and the number of forward passes that each of them took."""
+    """Images, and the number of forward passes for each image."""
 
     images: Tensor  # (n, C, H, W)
     iterations: Tensor  # (n,) int64
@@ -43,17 +43,17 @@ def sequential_sample(
     context: Tensor | None = None,
     **choices: Unpack[Choices],
 ) -> Tensor:
-    """Draw n images pixel by pixel in raster order, by one forward pass per pixel.
+    """Draw n images pixel by pixel in raster order, with one forward pass per pixel.
 
     The noise of pixel (r, c) of image i is Philox4x32-10 with key `seed` and counter
     (r * width + c, first_index + i low, high, stream), stream 0 without context and 1 with one. So
-    an image depends on its index and on the seed. Its batch only changes the rounding of the
-    forward pass. The model samples in evaluation mode, without dropout.
+    an image depends only on its index and the seed, up to the rounding of the forward pass, which
+    the batch may change. The model samples in evaluation mode, without dropout.
 
     context: (n, C, height, width) for a conditioned model. choices: see `Choices`.
-    Returns (n, C, height, width) in the model's dtype and device; pixels that are drawn are
-    unclamped for a continuous likelihood, the value of a byte for a discretized one. Raises
-    ValueError for what is out of range or does not fit. Source: docs/math.md, section 3.
+    Returns (n, C, height, width) in the model's dtype and device; drawn pixels are unclamped for a
+    continuous likelihood, the value of a byte for a discretized one. Raises ValueError for
+    arguments that are out of range or do not fit. Source: docs/math.md, section 3.
     """
     return draw_sequentially(model, Request.make(n, choices), (height, width), context)
 
@@ -66,13 +66,13 @@ def draw_sequentially(
     context: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Draw a request as `sequential_sample` does. progress: called after each row.
+    """Draw a request like `sequential_sample`. progress: called after each row.
 
-    The logger `dsmooth` states how long it takes, where that is more than LEAST_STATED seconds.
+    The logger `dsmooth` reports the time left if it is more than LEAST_STATED seconds.
     """
     canvas = _Canvas(model, request, size, context)
     complete = canvas.mask.all(0)[0].tolist()
-    # A pass takes as long as it sees rows.
+    # The time of a pass is proportional to its rows.
     work = [row.count(False) * (r + 4) for r, row in enumerate(complete)]
     height, width = size
     started, is_stated = time.monotonic(), False
@@ -102,14 +102,14 @@ def jacobi_sample(
 ) -> JacobiSamples:
     """Draw the images of `sequential_sample` as the fixed point of drawing all pixels in parallel.
 
-    With the noise of every pixel fixed, a pixel is a function of those before it. So an image is a
-    function F of itself, and the sampled image is the only fixed point x = F(x). From zeros the
-    sampler iterates x <- F(x), one forward pass each. After t iterations the first t pixels are
-    exact, so it ends; it ends sooner where pixels depend little on others. An image leaves the
-    batch after an iteration that did not move its pixels: not by a bit for a discretized
-    likelihood, by at most 8 roundings for a continuous one. That iteration counts too.
+    With fixed noise, every pixel is a function of the pixels before it. So an image is a function F
+    of itself, and the sampled image is the only fixed point x = F(x). The sampler starts from zeros
+    and iterates x <- F(x), one forward pass each. After t iterations the first t pixels are exact,
+    so it terminates; it stops earlier where pixels depend little on others. An image leaves the
+    batch after an iteration that did not change its pixels: by not a single bit for a discretized
+    likelihood, by at most 8 roundings for a continuous one. The count includes that iteration.
 
-    Arguments and errors as of `sequential_sample`. Source: Song, Meng et al., Accelerating
+    Arguments and errors: see `sequential_sample`. Source: Song, Meng et al., Accelerating
     feedforward computation via parallel nonlinear equation solving (2021).
     """
     return draw_by_jacobi(model, Request.make(n, choices), (height, width), context)
@@ -123,7 +123,7 @@ def draw_by_jacobi(
     context: Tensor | None = None,
     progress: Progress | None = None,
 ) -> JacobiSamples:
-    """Draw a request as `jacobi_sample` does; progress follows the images that settled."""
+    """Draw a request like `jacobi_sample`; progress counts the images that have converged."""
     canvas, n, (height, width) = _Canvas(model, request, size, context), request.count, size
     x, exact = canvas.x, model.config.likelihood == "discretized"
     rounding = 0.0 if exact else ROUNDINGS * torch.finfo(x.dtype).eps
@@ -144,7 +144,7 @@ def draw_by_jacobi(
 
 
 class _Canvas:
-    """Images x (n, C, H, W) that are drawn; known pixels (mask, (n, 1, H, W)) stand in them."""
+    """Images x (n, C, H, W) to draw, with known pixels at mask (n, 1, H, W)."""
 
     def __init__(
         self,
@@ -172,15 +172,19 @@ class _Canvas:
         self.uniforms = uniforms.view(-1, *size, 4).permute(0, 3, 1, 2)
         self.model, self.request = in_evaluation(model), request
         self.context, self.labels = context, request.passes(model.config, like)
-        self.whole = change_of(model) is not None  # its own forward may not encode and decode
+        self.whole = (
+            change_of(model) is not None
+        )  # a replaced forward may not use encode and decode
         self.passes = [
             self.model.encode_context(self.x, context, label)
             for label in ([] if self.whole else self.labels)
         ]
 
     def redrawn(self, images: Tensor | slice, rows: slice, columns: slice) -> Tensor:
-        """Some pixels of some images, drawn given the images; known ones as they are."""
-        visible = (rows.stop + 3) // 4 * 4  # rows below cannot matter; it takes a multiple of 4
+        """Draw some pixels of some images, given the images; known pixels are kept."""
+        visible = (
+            (rows.stop + 3) // 4 * 4
+        )  # later rows have no influence; H must be a multiple of 4
         outputs = [
             self.model(self.x[images], *(e if e is None else e[images] for e in (self.context, y)))
             for y in (self.labels if self.whole else ())

@@ -49,7 +49,7 @@ MISTAKES = [
     ("complete pair images --draws 0", "--draws must be at least 1, got 0"),
     ("complete pair images --out rows", "--out must end in .png or .npz, got rows"),
     ("complete pair images --keep-top 0.2 --mask mask.png", "--keep-top and --mask both say"),
-    ("complete pair images --draws 40000000 -n 4 --out x.npz", "and the machine has"),
+    ("complete pair images --draws 40000000 -n 4 --out x.npz", "but the machine has"),
     ("complete pair images -n 50 --draws 8", "at most 400 images, got 500"),
     ("complete pair", "pair does not say where its images are: name some by --images"),
     ("complete pair large.png", "(C, H, W) = (1, 8, 8), got 1 of (1, 8, 12) from"),

@@ -315,7 +315,7 @@ def test_weights_that_could_not_be_read_again_are_refused(tmp_path: Path) -> Non
             return 2 * weight
 
     torch.nn.utils.parametrize.register_parametrization(pair.noisy.head, "weight_v", Twice())
-    words = "the network holds weights that its settings do not have .*remove_param.*2 tensors"
+    words = "the network holds weights that its settings do not describe .*remove_param.*2 tensors"
     refuses(words, dsmooth.save, pair, tmp_path / "pair")
     assert not (tmp_path / "pair").exists()
     torch.nn.utils.parametrize.remove_parametrizations(pair.noisy.head, "weight_v")
