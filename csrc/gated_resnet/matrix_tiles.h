@@ -75,7 +75,7 @@ class MatrixTiles {
     return M * amx::kRows;
   }
 
-  int words_ = 0;  // of the register configuration; 0 if it is not ours
+  int words_ = 0;  // of the current configuration; 0 if other code set it
 };
 
 // out[c][q] = the pair of pixels 2q and 2q + 1 of channel c, in blocks of 16 by 16 cells.

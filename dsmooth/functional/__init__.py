@@ -1,4 +1,4 @@
-"""Functional ops: a PyTorch reference of each (impl="reference"), and native code of most."""
+"""Functional ops: each has a PyTorch reference (impl="reference"), most also faster code."""
 
 from .dispatch import Impl, use_impl
 from .gated_resnet import gated_resnet
