@@ -90,7 +90,7 @@ class ContextEncoder(nn.Module):
 
 
 class HeadHidden(nn.Module):
-    """The hidden layer of the head, a function of elu(ul), three pixels above and one to the left."""
+    """The hidden layer of the head: a function of elu(ul), three pixels above and the left one."""
 
     def __init__(self, channels: int, n_filters: int, hidden: int) -> None:
         super().__init__()
