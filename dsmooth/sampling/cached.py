@@ -280,7 +280,7 @@ def draw_network(
     else:
         reason = own or unavailable_reason()
     if reason is None and weight.device.type not in ("cpu", "cuda"):
-        reason = f"it does not run on {weight.device.type}"
+        reason = f"the cached sampler does not run on {weight.device.type}"
     if context is not None and context.is_floating_point():
         context = context.to(torch.float32 if reason is None else weight.dtype)
     if reason is None:
