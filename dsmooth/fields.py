@@ -8,6 +8,7 @@ import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
+from decimal import Decimal
 from typing import Any, Literal, SupportsIndex, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -33,9 +34,13 @@ def check(settings: object) -> None:
     Numbers and arrays of numpy, iterables and paths become numbers, tuples and text.
     """
     for name, hint in get_type_hints(type(settings), include_extras=True).items():
-        value = _plain(getattr(settings, name))
-        if expected := _expected(value, hint):
-            raise SettingError(name, f"must be {expected}, got {value!r}")
+        try:
+            value = _plain(getattr(settings, name))
+            wrong = (expected := _expected(value, hint)) and f"must be {expected}, got {value!r}"
+        except RecursionError:
+            wrong = "must not be nested so deeply"
+        if wrong:
+            raise SettingError(name, wrong)
         object.__setattr__(settings, name, value)
 
 
@@ -43,6 +48,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     value = value.tolist() if hasattr(value, "tolist") else value
+    value = float(value) if isinstance(value, Decimal) else value  # JSON has no Decimal
     whole = isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable)
     return value if whole else tuple(map(_plain, value))
 

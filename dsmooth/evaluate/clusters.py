@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from ..data import ImageDataset, own_images, to_bytes
 from ..data.reading import write_labels
 from ..distributed import in_batches, rank_and_size
 from ..errors import SettingError
-from ..fields import check_number
+from ..fields import check_number, check_one_of
 from ..files import printable
 from ..machine import autocast
 from ..nn import PixelCNNpp
@@ -83,7 +84,7 @@ def cluster(
     takes them, of the model's channels. The clusters have N / n_clusters members, to within one or
     two. precision: of the network; "auto" is float32. progress: called with the number of images
     done. The labels are a function of the model, the images, their order and the seed.
-    Raises ValueError for images or a number that do not fit, and for a model with context.
+    Raises ValueError for an argument that does not fit, and for a model with context.
     """
     if isinstance(images, Tensor) and images.is_floating_point():
         images = to_bytes(images)
@@ -103,7 +104,12 @@ def find_clusters(
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Clusters, Tensor]:
     """The clusters of images and each image's (N,) int64. Arguments and errors as of `cluster`."""
+    if not isinstance(model, PixelCNNpp):
+        kind = type(model).__name__
+        raise SettingError("model", f"must be one network, such as pair.noisy, got a {kind}")
     check_number("n_clusters", n_clusters, 2)
+    check_number("seed", seed, 0, 2**64 - 1)
+    check_one_of("precision", precision, get_args(Precision))
     n = len(images)
     if n < n_clusters:
         raise SettingError("n_clusters", f"must be at most the {n} images, got {n_clusters}")

@@ -127,6 +127,20 @@ def test_what_cannot_be_clustered_is_refused(model, count, n_clusters, words):
     refuses(words, cluster, network(**model), bars(count)[0], n_clusters)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"precision": "fp16"}, "`precision` must be one of .*bfloat16.*, got 'fp16'"),
+        ({"seed": "x"}, "`seed` must be a whole number, got 'x'"),
+        ({"seed": -1}, r"`seed` must lie in 0 \.\. "),
+        ({"model": object()}, "`model` must be one network, such as pair.noisy, got a object"),
+    ],
+)
+def test_arguments_of_another_kind(arguments, words):
+    request = {"model": network(), "images": bars(8)[0], "n_clusters": 2, **arguments}
+    refuses(words, cluster, **request)
+
+
 def test_a_file_of_labels_is_of_its_images_alone(tmp_path: Path):
     data, place = bars(12)
     labelled = replace(data, labels=place, class_names=("a", "b", "c", "d"))

@@ -7,7 +7,8 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,22 @@ def test_settings_bring_no_memory(tmp_path: Path, name: str) -> None:
 def test_json_that_python_refuses(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     refuses(r"config\.json (is not|must hold a) JSON", RunFolder(tmp_path).read_config)
+
+
+def test_a_decimal_becomes_a_number_of_json() -> None:
+    config = ModelConfig(dropout=Decimal("0.25"))
+    assert json.loads(json.dumps(asdict(config)))["dropout"] == 0.25
+
+
+def test_settings_that_are_nested_without_end() -> None:
+    deep: list[Any] = []
+    for _ in range(3000):
+        deep = [deep]
+    in_itself: list[Any] = []
+    in_itself.append(in_itself)
+    for value in (deep, in_itself):
+        refuses("^`atoms` must not be nested so deeply$", ModelConfig, atoms=value)
+        refuses("^`scale` must not be nested so deeply$", TrainConfig, role="noisy", scale=value)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
