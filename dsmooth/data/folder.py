@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -44,6 +44,8 @@ _MAX_BYTES = 1 << 28  # of a file: four uncompressed bytes a pixel
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 _CHUNK = 64  # pictures that wait for a thread
 _MOST_NAMED = 10  # images in an error
+_MOST_SIZES = 4  # in an error
+_MOST_COUNTED = 1000  # images whose sizes are counted, should they differ
 _SUGGESTED_SIZE = 64
 _CROP = "to crop and resize them to a multiple of 4, set"
 
@@ -139,7 +141,7 @@ def read_pictures(
     """
     images: NDArray[np.uint8] | None = None
     refused, enlarged = list[str](), 0
-    sizes: list[int] = []  # heights and widths of images of several sizes
+    sizes: dict[tuple[int, int], list[Path]] = defaultdict(list)  # by height and width
     work = partial(_read_picture, size=size, crop=crop)
     bar = progress("reading images", len(paths)) if show_progress else nullcontext(lambda _: None)
     with bar as show:
@@ -154,28 +156,37 @@ def read_pictures(
                     images = np.empty((len(paths), *picture.shape), np.uint8)
                 elif len(picture) > images.shape[1]:
                     images = images.repeat(3, axis=1)  # all before were grey
-                (height, width), (h, w) = images.shape[2:], picture.shape[1:]
-                if (h, w) == (height, width):
+                height, width = picture.shape[1:]
+                sizes[height, width].append(paths[row])
+                if len(sizes) == 1:
                     images[row] = picture
-                else:
-                    refused.append(
-                        f"the images must have one size, got {height} x {width} and {h} x {w} in "
-                        f"{printable(paths[row])}"
-                    )
-                    sizes += [height, width, h, w]
             show(row + 1)
-            if len(refused) == _MOST_NAMED:
+            if len(refused) == _MOST_NAMED or (len(sizes) > 1 and row + 1 >= _MOST_COUNTED):
                 break
     if len(refused) > 1:
         count = f"{len(refused)} of the first {row + 1:,} images"
         refused = ["\n  ".join([f"{count} cannot be used:", *refused])]
-    if sizes:
-        raise InvalidFile(f"{refused[0]}; {_CROP}", image_size=_usable_size(sizes))
+    if len(sizes) > 1:
+        counts = f"the first {row + 1:,} images must have one size, got {_describe_sizes(sizes)}"
+        usable = _usable_size([side for size_found in sizes for side in size_found])
+        raise InvalidFile("\n".join([*refused, f"{counts}; {_CROP}"]), image_size=usable)
     if refused:
         raise InvalidFile(refused[0])
     if enlarged:
         LOG.warning("%d of %d images are enlarged to %d x %d", enlarged, len(paths), size, size)
     return torch.from_numpy(images)
+
+
+def _describe_sizes(sizes: Mapping[tuple[int, int], Sequence[Path]]) -> str:
+    """How many images have each size; the name of one that is the only one of its size."""
+    by_count = sorted(sizes.items(), key=lambda item: -len(item[1]))
+    words = [
+        f"{len(paths):,} of {height} x {width}" + f" ({printable(paths[0])})" * (len(paths) == 1)
+        for (height, width), paths in by_count[:_MOST_SIZES]
+    ]
+    if rest := by_count[_MOST_SIZES:]:
+        words.append(f"{sum(len(paths) for _, paths in rest):,} of other sizes")
+    return ", ".join(words)
 
 
 def _read_picture(

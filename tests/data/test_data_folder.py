@@ -115,7 +115,7 @@ def test_image_size_crops_the_centre(tmp_path: Path, monkeypatch, capsys) -> Non
         (
             {"a": (30, 31), "b": (11, 12)},
             None,
-            r"one size, got 30 x 31 and 11 x 12 in FOLDER/b\.png; .* `image_size=8`$",
+            r"one size, got .*30 x 31 .*11 x 12 \(FOLDER/b\.png\).* `image_size=8`$",
         ),
         ({"a": (8, 8), "b": (8, 8)}, 30, "`image_size` must be a positive multiple of 4, got 30"),
     ],
@@ -132,6 +132,23 @@ def test_images_that_are_enlarged_are_counted(tmp_path: Path, caplog) -> None:
     for image_size, words in ((8, []), (12, ["1 of 5 images are enlarged to 12 x 12"])):
         load_splits("folder", SPLITS, tmp_path, False, image_size, False)
         assert caplog.messages == words
+
+
+def test_sizes_that_differ_are_counted_in_one_line(tmp_path: Path) -> None:
+    sizes = [(48, 64)] * 9 + [(40, 40)] * 6 + [(33, 50)] * 3 + [(80, 90)] * 2 + [(64, 64)]
+    write_images(tmp_path, {f"{i}.png": random_bytes(size) for i, size in enumerate(sizes)})
+    counts = "9 of 48 x 64, 6 of 40 x 40, 3 of 33 x 50, 2 of 80 x 90, 1 of other sizes"
+    words = f"^the first 21 images must have one size, got {counts}; to .* set `image_size=32`$"
+    error = refuses(words, load_dataset, "folder", "all", tmp_path)
+    assert "\n" not in error
+    assert len(load_dataset("folder", "all", tmp_path, image_size=32)) == 21
+    for i in range(18, 21):
+        (tmp_path / f"{i}.png").unlink()
+    (tmp_path / "18.png").write_bytes(b"not a picture")
+    (tmp_path / "33.png").symlink_to(tmp_path / "0.png")
+    error = refuses(r"18\.png cannot be read", load_dataset, "folder", "all", tmp_path)
+    assert error.endswith("set `image_size=32`")
+    assert "got 10 of 48 x 64, 6 of 40 x 40, 3 of 33 x 50;" in error
 
 
 def test_what_cannot_be_used_is_named_all_at_once(tmp_path: Path) -> None:
