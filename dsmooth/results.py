@@ -99,10 +99,22 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class ClassBits:
-    """Bits/dim of the bytes of the images of a class, for a pair by its bound."""
+class OfClass:
+    """The class of some numbers; name: empty if it is unknown."""
 
     label: int
+    name: str = field(default="", kw_only=True)
+
+    @property
+    def title(self) -> str:
+        """The name of the class, or its number."""
+        return self.name or str(self.label)
+
+
+@dataclass(frozen=True)
+class ClassBits(OfClass):
+    """Bits/dim of the bytes of the images of a class, for a pair by its bound."""
+
     n_images: int
     value: float
     error: float | None
@@ -182,12 +194,12 @@ class Distance:
 
 
 @dataclass(frozen=True)
-class ClassDistances:
+class ClassDistances(OfClass):
     """Distances of the images of a class to `n_reference` real images of it."""
 
-    label: int
     n_reference: int
     distances: dict[str, Distance]
+    warnings: tuple[str, ...] = ()
 
 
 # The entry of real images that are not in the reference: what a perfect model would get.

@@ -62,7 +62,7 @@ def class_bits_table(result: BitsResult) -> Table:
     rows = []
     for same in zip(*result.classes.values(), strict=True):
         values = (decimals(row.value, error=row.error) for row in same)
-        rows.append([str(same[0].label), f"{same[0].n_images:,}", *values])
+        rows.append([same[0].title, f"{same[0].n_images:,}", *values])
     head = ["class", "images", *(f"{name}: bits/dim" for name in result.classes)]
     return Table(head, rows, "bits/dim of each class")
 
@@ -100,7 +100,7 @@ def class_distances_table(classes: Sequence[ClassDistances]) -> Table:
         samples, floor = row.distances["samples"], row.distances.get(FLOOR)
         counts = f"{samples.n_images:,}", f"{row.n_reference:,}"
         values = _distance(samples), decimals(floor.value if floor else None)
-        rows.append([str(row.label), *counts, *values])
+        rows.append([row.title, *counts, *values])
     head = ["class", "samples", "real images", "distance", "of other real images"]
     return Table(head, rows, "distances of classes")
 

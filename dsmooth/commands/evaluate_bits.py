@@ -35,7 +35,8 @@ def evaluate_bits(options: BitsOptions) -> tuple[Mapping[str, object], BitsResul
     )
     if options.per_class:
         labels = dataset.known_labels()[: result.data.n_images]
-        classes = {name: bits_by_class(score, labels) for name, score in scores.items()}
+        names = dataset.class_names
+        classes = {name: bits_by_class(score, labels, names) for name, score in scores.items()}
         result = replace(result, classes=classes)
     print_bits(result, dataset.source, models.class_names)
     request = {

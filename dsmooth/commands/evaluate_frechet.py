@@ -19,7 +19,7 @@ from ..evaluate.comparison import (
     has_fidelity,
     image_shape,
 )
-from ..evaluate.features import make_extractor
+from ..evaluate.features import extract_features, make_extractor, probe_image
 from ..evaluate.frechet import FeatureStatistics, StatisticsSource
 from ..evaluate.sources import ImageSet, as_grey, read_images, read_reference
 from ..fields import check_number
@@ -31,6 +31,7 @@ from ..progress import progress
 from ..record import request_digest
 from ..results import FLOOR, FrechetResult
 from ..tables import class_distances_table, frechet_table
+from ..text import escape_control
 from .options import Drawing, FrechetOptions
 from .shared import (
     DataChoice,
@@ -49,11 +50,13 @@ def evaluate_frechet(options: FrechetOptions) -> tuple[Mapping[str, object], Fre
     """Draw or read samples, compare and print; what decides the numbers, and the numbers."""
     models = load_drawing_models(options)
     extractor = make_extractor(options.extractor, device=choose_device(options.execution.device))
+    if models is not None:  # a misfit is refused before any image is read
+        extract_features(probe_image(models.image_shape), extractor)
     real, source, floor = load_real(options, choose_data(models, options.dataset), models)
     real_images = real.images if isinstance(real, ImageDataset) else real
     if options.save_reference and isinstance(real_images, FeatureStatistics):
         raise ValueError("--save-reference needs real images, not the statistics of --reference")
-    if models is not None and floor is not None:  # a misfit is refused before anything is drawn
+    if models is not None and floor is not None:  # and before anything is drawn
         for images in (real_images, floor.images):
             check_comparable(models.image_shape, images, extractor)
     samples, drawing = collect_samples(options, models)
@@ -79,6 +82,9 @@ def evaluate_frechet(options: FrechetOptions) -> tuple[Mapping[str, object], Fre
         classes = frechet_by_class(labelled, real, floor, extractor, progress=progress)
         result = replace(result, classes=classes)
         class_distances_table(classes).show()
+        for row in classes:
+            for warning in row.warnings:
+                print(f"warning: class {escape_control(row.title)}: {warning}")
     if options.save_reference and rank_and_size()[0] == 0:
         reference.statistics.save(options.save_reference)
         print(f"wrote {printable(options.save_reference)}")
@@ -135,11 +141,15 @@ def load_real(
 
     other_split = next(split for split in SPLITS if split != options.split)
     if options.reference is None:
-        dataset = load(options.split)
+        dataset, floor = load(options.split), load(other_split)
         source = StatisticsSource(
-            name=dataset.name, split=dataset.split, source=dataset.source, label=options.label
+            name=dataset.name,
+            split=dataset.split,
+            source=dataset.source,
+            label=options.label,
+            floor_sha256=floor.digest,
         )
-        return dataset, source, load(other_split)
+        return dataset, source, floor
     reference = read_reference(options.reference)
     saved = reference.source if isinstance(reference, FeatureStatistics) else StatisticsSource()
     for argument, stored, given in (
@@ -153,7 +163,16 @@ def load_real(
             )
     known = options.dataset.data is not None or models is not None or saved.name is not None
     source = replace(saved, source=saved.source or str(options.reference))
-    return reference, source, load(other_split) if known else None
+    if not known:
+        return reference, source, None
+    floor = load(other_split)
+    if saved.floor_sha256 not in (None, floor.digest):
+        raise SettingError(
+            "data_dir",
+            f"must name the data set that {options.reference} was saved with: the {other_split} "
+            f"images of {floor.source} are others",
+        )
+    return reference, source, floor
 
 
 def check_default_data(reference: Tensor | FeatureStatistics, samples: Tensor) -> None:

@@ -17,6 +17,7 @@ from ..config import Precision
 from ..cuda import cuda_obstacle
 from ..data import ImageDataset, load_dataset
 from ..distributed import broadcast_int, rank_and_size
+from ..errors import SettingError
 from ..files import check_writable, printable, suffix_of
 from ..machine import choose_device, use_threads
 from ..nn.condition import class_number
@@ -52,23 +53,42 @@ class DataChoice:
 
 
 def choose_data(models: Loaded | None, options: DataOptions) -> DataChoice:
-    """The data set of the options, else the one that the first of the models was trained on.
+    """The data set of the options, else the one that the models were trained on.
 
-    A run knows its folder too. Without models it is mnist.
+    A run knows its folder too. Without models it is mnist. Raises SettingError where runs of
+    different data leave the choice open.
     """
-    name, image_size, trained_on = options.data, options.image_size, None
-    folder = None if options.data_dir is None else str(options.data_dir)
-    run = next(iter(models.runs.values()), None) if models is not None else None
-    settings = run.read_config()[0] if run is not None else None
-    if settings is not None and name in (None, settings.data):
-        name, trained_on = settings.data, settings.data_dir
-        folder, image_size = folder or trained_on, image_size or settings.image_size
+    name, image_size = options.data, options.image_size
+    folder = None if options.data_dir is None else realpath(options.data_dir)
+    runs = () if models is None else models.runs.values()
+    trained = [
+        settings
+        for run in runs
+        if (settings := run.read_config()[0]).data == (name or settings.data)
+    ]
+    places = {
+        (settings.data, folder or realpath(settings.data_dir or "")): settings
+        for settings in trained
+    }
+    if len(places) > 1:
+        first, other = (f"{s.data} {s.data_dir or ''}".strip() for s in [*places.values()][:2])
+        differ = "data" if len({data for data, _ in places}) > 1 else "data_dir"
+        raise SettingError(
+            (),
+            f"the models were trained on different data, {first} and {other}: to say which images "
+            "to take, set",
+            **{differ: None},
+        )
+    is_known = any(folder in (None, realpath(settings.data_dir or "")) for settings in trained)
+    data_dir = None if options.data_dir is None else str(options.data_dir)
+    if trained:
+        name, data_dir = trained[0].data, data_dir or trained[0].data_dir
+        image_size = image_size or trained[0].image_size
     if name is None:
         records = map(models.record, models.networks) if models is not None else ()
         name = next((record.data for record in records if record is not None), "mnist")
-    is_known = trained_on is not None and realpath(trained_on) == realpath(folder or "")
     measured = "all" if name == "folder" and not is_known else "test"
-    return DataChoice(name, folder, image_size, measured)
+    return DataChoice(name, data_dir, image_size, measured)
 
 
 def describe_data(dataset: ImageDataset) -> dict[str, str]:

@@ -4,7 +4,7 @@ with a class-conditional model (docs/math.md, section 8)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,10 +21,13 @@ from .features import FeatureExtractor
 from .likelihood import Scores, standard_error
 
 
-def bits_by_class(scores: Scores, labels: Tensor) -> tuple[ClassBits, ...]:
+def bits_by_class(
+    scores: Scores, labels: Tensor, names: Sequence[str] = ()
+) -> tuple[ClassBits, ...]:
     """Bits/dim of the bytes of each class that occurs, for a pair by its bound.
 
-    labels: (N,), of the images that `scores` has. Raises ValueError for another number of labels.
+    labels: (N,), of the images that `scores` has. names: of the classes, if known. Raises
+    ValueError for another number of labels.
     """
     if labels.shape != (scores.n_images,):
         raise ValueError(
@@ -34,9 +37,16 @@ def bits_by_class(scores: Scores, labels: Tensor) -> tuple[ClassBits, ...]:
     bits = scores.bits(scores.log_weights("discretized")).mean(0)
     classes = {label: bits[labels == label] for label in labels.unique().tolist()}
     return tuple(
-        ClassBits(label, len(part), float(part.mean()), standard_error(part))
+        ClassBits(
+            label, len(part), float(part.mean()), standard_error(part), name=_name(label, names)
+        )
         for label, part in classes.items()
     )
+
+
+def _name(label: int, names: Sequence[str]) -> str:
+    """The name of a class, empty if it is unknown."""
+    return names[label] if label < len(names) else ""
 
 
 def frechet_by_class(
@@ -62,7 +72,10 @@ def frechet_by_class(
             if min(len(drawn), len(real)) > 1:
                 sets = {"samples": drawn} | ({FLOOR: floor} if len(floor) > 1 else {})
                 result = compare_images(sets, Reference.of_images(real, extractor), extractor)
-                results.append(ClassDistances(label, len(real), result.distances))
+                name = _name(label, reference.class_names)
+                results.append(
+                    ClassDistances(label, len(real), result.distances, result.warnings, name=name)
+                )
             done(number)
     return tuple(results)
 

@@ -186,7 +186,8 @@ def _mnist_classifier() -> FeatureExtractor:
             raise SettingError(
                 (),
                 f"{CLASSIFIER} needs images of shape (1, 28, 28), got {tuple(images.shape[1:])}: "
-                "for other images pip install 'dsmooth[fid]' and set",
+                "for other images give a network of yours to make_extractor(module) in Python, or "
+                "pip install 'dsmooth[fid]' and, to download weights, set",
                 extractor=INCEPTION,
             )
         return model(to_float(images))

@@ -128,7 +128,8 @@ class StatisticsSource:
     what a file does not say.
 
     probe: what the extractor makes of a fixed image of that shape (`features.probe_output`), since
-    networks of the same weights, or of none, may differ in what they compute.
+    networks of the same weights, or of none, may differ in what they compute. floor_sha256: digest
+    of the other images of the data set, which the floor is of.
     """
 
     extractor: Extractor | None = None
@@ -138,6 +139,7 @@ class StatisticsSource:
     source: str | None = None
     label: str | None = None
     probe: tuple[float, ...] | None = None
+    floor_sha256: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

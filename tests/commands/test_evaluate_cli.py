@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -253,3 +254,44 @@ def test_the_labels_in_a_file_of_samples_are_used(tmp_path: Path, monkeypatch, c
     np.savez("no-sevens.npz", x=digits.images[:9], label=np.arange(9) % 7)
     words = ["evaluate", "fid", "no-sevens.npz", "--label", "7"]
     complains(capsys, "--label 7 is of 0 images of no-sevens.npz (9 images)", *words)
+
+
+def test_a_floor_of_other_images_than_the_reference_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pixels = random_bytes((40, 28, 28))
+    for folder, images in (("a", pixels), ("b", 255 - pixels)):
+        for label in (0, 1):
+            for number, split in enumerate(("train", "test")):
+                part = images[2 * number + label :: 4]
+                named = {f"{i}.png": image for i, image in enumerate(part)}
+                write_images(Path(folder, split, ("cat", "dog")[label]), named)
+    np.savez("x.npz", x=pixels, label=np.arange(40) % 2)
+    words = ["x.npz", "--data", "folder", "--data-dir"]
+    saved = measured("fid", *words, "a", "--save-reference", "s.npz").distances
+    again = measured("fid", *words, "a", "--reference", "s.npz").distances
+    assert again[FLOOR].value == saved[FLOOR].value
+    message = "--data-dir must name the data set that s.npz was saved with: the test images of b"
+    complains(capsys, message, "evaluate", "fid", *words, "b", "--reference", "s.npz")
+
+    # The table of classes has their names, and warnings as that of all images.
+    cat, dog = measured("fid", *words, "a", "--per-class").classes
+    assert (cat.name, dog.name) == ("cat", "dog")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "warning: class dog: 20 samples are fewer than the 128 features" in printed
+    assert re.search(r"cat\W+20\W", printed)
+
+
+def test_runs_of_different_data_leave_the_choice_to_the_user(place: Path, capsys) -> None:
+    shutil.copytree("images", "others")
+    save_run(place / "d2", "denoiser", data="folder", data_dir="others")
+    quick = ["--n-noise", "1", "--limit", "3"]
+    for runs in (["noisy", "d2"], ["d2", "noisy"]):
+        message = "the models were trained on different data, folder "
+        complains(capsys, message, "evaluate", "bpd", *runs, *quick)
+        # Each folder has images that were held out of one of the trainings.
+        for folder in ("images", "others"):
+            assert measured("bpd", *runs, "--data-dir", folder, *quick).data.split == "test"
+    save_run(place / "d3", "denoiser", data="mnist")
+    message = "folder images and mnist: to say which images to take, set --data\n"
+    complains(capsys, message, "evaluate", "bpd", "noisy", "d3", *quick)
+    assert measured("bpd", "noisy", "d3", "--data", "folder", *quick).data.name == "folder"

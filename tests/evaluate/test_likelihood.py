@@ -312,6 +312,7 @@ def test_distances_are_those_of_each_class_alone() -> None:
     alone = compare_images({"samples": sevens, FLOOR: floor}, reference, extractor)
     assert by_label[7].distances == alone.distances
     assert by_label[7].n_reference == len(real)
+    assert by_label[7].warnings == alone.warnings != ()
 
 
 def test_the_commands_classify_and_give_each_class(tmp_path: Path, monkeypatch, capsys) -> None:
