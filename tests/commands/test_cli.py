@@ -186,7 +186,7 @@ def test_folders_grow_and_rates_are_of_what_was_drawn(capsys: pytest.CaptureFixt
     for count, words in (("2", "wrote x\n2 images in "), ("5", "wrote x\n3 images in ")):
         assert run("sample", "plain", "--png", "--out", "x", "-n", count) == 0
         assert words in (said := capsys.readouterr().out)
-    assert said.endswith(" img/s), beside 2 that were there\n")
+    assert said.endswith(" img/s) (2 already existed)\n")
     assert run("sample", "plain", "--png", "--out", "x", "-n", "5") == 0
     assert "nothing to draw: x has them all" in capsys.readouterr().out
 

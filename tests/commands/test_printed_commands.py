@@ -12,6 +12,7 @@ import sys
 import time
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +24,6 @@ from dsmooth.commands.options import DataOptions, Reproduce
 from dsmooth.commands.reproduce import longer_training, runs_to_train
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.errors import SettingError
-from dsmooth.pretrained import TITLE
 from dsmooth.progress import (
     LOG,
     lines_shown,
@@ -93,13 +93,21 @@ def test_every_printed_command_runs(tmp_path, monkeypatch, capsys) -> None:
 
     longer = [
         command
-        for title, budget, options in (
-            (TITLE, None, Reproduce()),
-            ("mnist-quick", 0.1, Reproduce()),
-            ("photos", 8.0, Reproduce(seed=3, dataset=DataOptions(data_dir=Path("images")))),
+        for name, budget, packaged, options in (
+            ("the packaged models", None, True, Reproduce()),
+            ("mnist-quick", 0.1, None, Reproduce()),
+            ("photos", 8.0, None, Reproduce(seed=3, dataset=DataOptions(data_dir=Path("images")))),
         )
         for embedded in (True, False)
-        for command in longer_training(title, budget, options, embedded)
+        for command in longer_training(
+            SimpleNamespace(
+                name=name,
+                budget_minutes=budget,
+                packaged=packaged,
+                data=SimpleNamespace(embedded=embedded),
+            ),
+            options,
+        )
     ]
     every = {own, *longer}.union(*map(commands_in, (printed, *cards)))
     assert len(every) >= 10
@@ -133,6 +141,11 @@ def test_errors_speak_python() -> None:
                 assert not spoken, f"{path} line {part.lineno}"
 
 
+def result(text: str) -> object:
+    """The numbers in a record."""
+    return json.loads(text)["result"]
+
+
 def test_silence_numbers_and_folders(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     options = ["--limit", "2", "--n-noise", "1", "--device", "cpu", "--quiet"]
@@ -145,11 +158,11 @@ def test_silence_numbers_and_folders(tmp_path, monkeypatch, capsys) -> None:
         words = ["bpd", "mnist", *options, "--out", "-", "--precision", precision]
         assert run("evaluate", *words) == 0
         numbers[precision] = capsys.readouterr().out
-    assert numbers["float32"] == Path("a/b/bits.json").read_text()
+    assert result(numbers["float32"]) == result(Path("a/b/bits.json").read_text())
     assert numbers["bfloat16"] != numbers["float32"]
     assert run("evaluate", "bpd", "mnist", *options[:-1], "--out", "-") == 0
     shown = capsys.readouterr()
-    assert shown.out == numbers["float32"]
+    assert result(shown.out) == result(numbers["float32"])
     assert "discrete bound" in shown.err
     assert not Path("-").exists()
 

@@ -188,7 +188,7 @@ def test_the_coldest_draw_is_the_likeliest_component(shared: float, temperature:
         ({"temperature": math.inf}, "temperature must be positive and finite, got inf"),
         ({"likelihood": "other"}, "`likelihood` must be one of"),
         ({"atoms": (0, 0)}, "atoms"),
-        ({"atoms": "all", "image_channels": 3}, "grey images alone.*got 3 image channels"),
+        ({"atoms": "all", "image_channels": 3}, "grey images only.*got 3 image channels"),
         ({"likelihood": "gaussian", "smoothing_scale": -1.0}, "smoothing_scale"),
     ],
 )

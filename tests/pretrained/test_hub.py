@@ -18,7 +18,7 @@ import torch
 
 import dsmooth
 from dsmooth.cli import parse
-from dsmooth.commands.train import runs_of
+from dsmooth.commands.train import request_of
 from dsmooth.config import TrainConfig
 from dsmooth.presets import PRESETS, preset, train_command
 from dsmooth.pretrained import is_model, load_models, training_record
@@ -26,6 +26,7 @@ from dsmooth.pretrained.card import CARD_FILE
 from dsmooth.record import read_result
 from dsmooth.results import BitsResult
 from dsmooth.runs import TrainingRecord
+from dsmooth.training.plan import plan
 from tests.helpers.command_runs import run
 from tests.helpers.data_makers import refuses
 from tests.helpers.networks import network, tiny_pair
@@ -243,7 +244,8 @@ def test_the_command_of_a_run_gives_its_settings(tmp_path: Path, name: str, role
     for option, path in (("--data-dir FOLDER", "/a/path"), ("--config CONFIG", file)):
         command = command.replace(option, f"{option.split()[0]} {path}")
     words = shlex.split(command)
-    (parsed,) = runs_of(parse(words[1:]))
-    assert parsed.settings == config
+    options = parse(words[1:])
+    (run_plan,) = plan(options.role, options.out)
+    assert request_of(options, run_plan).settings() == config
     if name != "changed":
         assert command == f"dsmooth train {role} --preset {name}"
