@@ -40,7 +40,7 @@ from tests.helpers.networks import (
     tiny_pair,
     with_classes,
 )
-from tests.helpers.tiny_runs import ROLES, tiny
+from tests.helpers.tiny_runs import ROLES, resolved, tiny
 
 GOLDEN = Path(__file__).parent / "golden"
 CONDITIONINGS = ("none", "stack", "concat")
@@ -214,6 +214,12 @@ def test_training_counts_the_classes(tmp_path: Path) -> None:
     assert (settings.label_dropout, settings.model.hidden_labels) == (0.25, 0.25)
     dsmooth.save(model, tmp_path / "saved")
     assert dsmooth.load(tmp_path / "saved").plain.config == model.config
+
+
+def test_classes_without_training_images_are_counted() -> None:
+    data = replace(random_dataset(8, labels=torch.arange(8) % 2), class_names=("a", "b", "c"))
+    model = resolved(tiny("plain", n_classes="auto"), data, data).model
+    assert (model.n_classes, model.class_shares) == (3, (0.5, 0.5, 0.0))
 
 
 def test_guidance_needs_label_dropout() -> None:

@@ -1,8 +1,8 @@
-"""python tools/mutants.py [--check] [ROOM or FILE ...]: which changes of sources do tests notice?
+"""python tools/mutants.py [--check] [PART or FILE ...]: which changes of sources do tests notice?
 
 Each line of mutants.txt changes one place of a file. In a copy of the checkout, with that change
 alone, the tests of its heading, of the default tier, must fail. Nothing is learned where they fail
-without a change. C++ is built anew for each change. Prints every mutant and the sums by room.
+without a change. C++ is built anew for each change. Prints every mutant and the sums by part.
 
 With --check nothing runs: each place must be there once, and each name among the tests.
 """
@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 600  # after which tests that a change keeps from ending have noticed it
-# Headings: room, file, tests, and the names among them that `-k` takes. Below each, changes of the
+# Headings: part, file, tests, and the names among them that `-k` takes. Below each, changes of the
 # file: old => new, where "~" is nothing.
 TABLE = Path(__file__).with_suffix(".txt")
 # Most tests import these, beside the package: here, not in every child.
@@ -35,7 +35,7 @@ IMPORTED = ("torch", "torch.func", "torch._dynamo", "jinja2", "numpy", "PIL.Imag
 
 
 class Mutant(NamedTuple):
-    room: str
+    part: str
     file: str
     tests: tuple[str, ...]
     names: str
@@ -44,15 +44,15 @@ class Mutant(NamedTuple):
 
 
 def mutants(chosen: list[str]) -> Iterator[Mutant]:
-    room = file = names = ""
+    part = file = names = ""
     tests: tuple[str, ...] = ()
     for line in filter(None, TABLE.read_text().splitlines()):
         if line.startswith("# "):
-            room, file, of, names = line[2:].split(" | ")
+            part, file, of, names = line[2:].split(" | ")
             tests = tuple(of.split())
-        elif not chosen or {room, file} & {*chosen}:
-            old, new = (part.replace("\\n", "\n") for part in line.split(" => "))
-            yield Mutant(room, file, tests, names, old, new.strip("~"))
+        elif not chosen or {part, file} & {*chosen}:
+            old, new = (text.replace("\\n", "\n") for text in line.split(" => "))
+            yield Mutant(part, file, tests, names, old, new.strip("~"))
 
 
 def faults(mutant: Mutant) -> Iterator[str]:
@@ -145,10 +145,10 @@ def main(*arguments: str) -> None:
             word = judge(copy, mutant)
             seconds = time.monotonic() - started
             print(f"{word:8} {seconds:5.0f} s  {mutant.file}: {mutant.old!r}", flush=True)
-            made[mutant.room] += word != "unjudged"
-            killed[mutant.room] += word == "killed"
-    for room, count in made.items():
-        print(f"{room}: {killed[room]} of {count}")
+            made[mutant.part] += word != "unjudged"
+            killed[mutant.part] += word == "killed"
+    for part, count in made.items():
+        print(f"{part}: {killed[part]} of {count}")
     print(f"all: {killed.total()} of {made.total()}")
 
 

@@ -167,7 +167,7 @@ def start_of(options: Train, role: Role, default: str) -> TrainConfig:
             changes |= {"smoothing": noise.kind, "scale": noise.scale}
         # The data decide the classes, the scale that of the smoothing.
         decided = {"n_classes", "class_names", "smoothing_scale"}
-        decided |= {"class_shares", "labels_sha256", "label_dropout"}
+        decided |= {"class_shares", "labels_sha256", "hidden_labels"}
         network = vars(initial.networks[role].config).items()
         changes |= {field: value for field, value in network if field not in decided}
     return preset(name, role, **changes)

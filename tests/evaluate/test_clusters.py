@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import dsmooth
-from dsmooth.data import ImageDataset
+from dsmooth.data import ImageDataset, own_images
 from dsmooth.data.reading import with_labels, write_labels
 from dsmooth.evaluate import clusters
 from dsmooth.evaluate.classes import classify
@@ -63,6 +63,17 @@ def test_images_that_look_alike_share_a_cluster(monkeypatch, fitted):
     found, labels = find_clusters(noisy, data, 4)
     assert agreement(labels, place)[0] == 1.0
     assert torch.equal(found.labels(noisy, data.part(slice(10, 160))), labels[10:])
+
+
+def test_directions_without_variation_count_for_nothing():
+    """Two groups of equal images are two clusters; rounding is not whitened."""
+    noisy = network()
+    data = own_images(dsmooth.to_bytes(images(2).repeat_interleave(20, 0)))
+    found, labels = find_clusters(noisy, data, 2)
+    assert agreement(labels, torch.arange(40) // 20)[0] == 1.0
+    (features,) = clusters._features(noisy, data, torch.arange(40), "auto", None)
+    z = found.whiten(features)
+    torch.testing.assert_close(z.square().sum(1), torch.ones(40))
 
 
 class Allocations(TorchDispatchMode):

@@ -225,6 +225,14 @@ def test_weights_of_all_bytes_follow_the_temperature() -> None:
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize("mixture", [ATOMS, BYTES])
+def test_guidance_extrapolates_the_logits_of_atoms(mixture: dict[str, Any]) -> None:
+    model = network(n_classes=3, **mixture)
+    sampler = CachedSampler(model)
+    check_teacher_forced(sampler, model, (8, 8), label=labels_of(3, 3), guidance=3.0)
+
+
+@pytest.mark.quick
 def test_guidance_away_from_the_same_class_changes_nothing() -> None:
     """Bitwise. And guidance towards a class goes on from the image of that class."""
     sampler, label = CachedSampler(network(n_classes=3)), labels_of(5, 3)

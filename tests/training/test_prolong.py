@@ -244,6 +244,17 @@ def test_the_command_takes_network_and_smoothing_of_the_weights(tmp_path, capsys
     assert "has n_filters 4, not 6: set --n-filters 4" in capsys.readouterr().err
 
 
+def test_the_data_decide_the_classes_of_a_run_from_weights(tmp_path) -> None:
+    """Weights with classes begin a run without any."""
+    data = replace(random_dataset(8, labels=torch.arange(8) % 2), class_names=("a", "b"))
+    config = tiny(n_classes="auto", label_dropout=0.25, images=8)
+    train(config, tmp_path / "first", dataset=(data, data))
+    options = "--images 16 --batch-size 8 --evaluations 1 --evaluation-images 4"
+    init = ["--init", str(tmp_path / "first")]
+    assert call("train", "noisy", *init, "--out", str(tmp_path / "second"), *options.split()) == 0
+    assert RunFolder(tmp_path / "second").read_config()[0].model == tiny().model
+
+
 @pytest.mark.quick
 def test_settings_that_the_network_does_not_use_fit_whatever_they_are() -> None:
     """To begin from weights, and to go on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import signal
 import sys
 from collections.abc import Iterable
@@ -23,7 +24,7 @@ from dsmooth.presets import preset
 from dsmooth.pretrained import load_models
 from dsmooth.runs import RunFolder
 from dsmooth.training import Evaluation, loop, tensorboard, train
-from dsmooth.training.evaluation import EVALUATION_REPEAT
+from dsmooth.training.evaluation import EVALUATION_REPEAT, evaluate
 from dsmooth.training.flat import FlatParameters
 from dsmooth.training.optimizers import EMA
 from dsmooth.training.step import TrainState, make_inputs, scheduled
@@ -166,6 +167,28 @@ def test_ema_is_the_average_it_says() -> None:
         ema.update(flat.values, torch.tensor(ema.weight(n)))
     assert ema.model.weight.item() == pytest.approx(expected, rel=1e-5)
     assert not ema.model.weight.requires_grad
+
+
+def test_the_average_counts_updates() -> None:
+    """Not images: the model has the weights 9/10, 9/11, .. in it."""
+    state = TrainState(tiny(learning_rate=0.1), random_dataset(20), torch.device("cpu"))
+    average = state.ema.flat.values.clone()
+    for n in range(3):
+        state.step()
+        average.lerp_(state.optimizer.flat.values, 9 / (10 + n))
+        torch.testing.assert_close(state.ema.flat.values, average)
+
+
+def test_held_out_images_have_the_noise_of_their_index() -> None:
+    """As one by one, past the first 100, which are computed together, too."""
+    config, data = tiny(evaluation_images=103), random_dataset(103)
+    state = TrainState(config, data, torch.device("cpu"))
+    nats = 0.0
+    for i in range(103):
+        x = data.batch(torch.tensor([i]))
+        noisy = make_inputs(x, config, first_index=i, repeat=EVALUATION_REPEAT).target
+        nats -= float(state.averaged.log_prob(noisy))
+    assert evaluate(state, data) == pytest.approx(nats / (math.log(2) * 103 * 64), rel=1e-6)
 
 
 def test_budget_becomes_a_number_of_images(tmp_path: Path) -> None:
