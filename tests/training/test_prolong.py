@@ -173,6 +173,17 @@ def test_where_nothing_is_left_to_train_no_setting_changes(tmp_path, lost: bool,
     assert read_tensors(run.checkpoint)[1]["settings"] == before
 
 
+def test_a_finished_run_gets_no_record_of_its_images(tmp_path) -> None:
+    data = {"dataset": (random_dataset(20), random_dataset(4)), "transform": torch.clone}
+    config = tiny(images=16, data=OWN)
+    train(config, tmp_path, **data)
+    others = {"dataset": (random_dataset(24), random_dataset(4))}
+    for images in (data, others):  # a record says that the transform is unchecked, or of a change
+        train(config, tmp_path, resume=True, force=True, **images)
+    assert not entries(tmp_path, "unchecked", "what")
+    assert not entries(tmp_path, "change", "setting")
+
+
 def test_settings_change_with_the_first_checkpoint(tmp_path) -> None:
     """A run that is killed before it is the run with the settings of its weights."""
 
