@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..config import TrainConfig
+from ..config import LARGEST, TrainConfig
 from ..data import ImageDataset
 from ..distributed import all_same, broadcast_int, rank_and_size
 from ..errors import SettingError
-from ..fields import Json
+from ..fields import Json, check_number
 from ..machine import has_fast_bfloat16
 from ..nn import PixelCNNpp
 from ..progress import LOG
@@ -190,6 +190,7 @@ def classes(config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset
                 "n_classes", f'cannot be "auto": {train_set.source} has no labels to count'
             )
         n_classes = len(names) or 1 + int(train_set.labels.max())
+        check_number("n_classes", n_classes, 0, LARGEST)
     names = names if n_classes else ()
     if len(names) not in (0, n_classes):
         raise SettingError(

@@ -346,3 +346,19 @@ def test_given_labels_come_before_those_of_items() -> None:
 def test_labels_that_are_none(dataset: object, labels: object, message: str) -> None:
     refuses(message, split_own, dataset, labels)
     refuses("labels= is for images given by dataset=", dsmooth.train, tiny(), labels=LABELS)
+
+
+def test_more_classes_than_a_network_has_are_refused_before_they_are_counted(
+    tmp_path: Path,
+) -> None:
+    labels = torch.zeros(40, dtype=torch.int64)
+    labels[3] = 10**12
+    config = tiny("plain", n_classes="auto")
+    refuses(
+        "n_classes.*4096.*got 1000000000001",
+        dsmooth.train,
+        config,
+        tmp_path / "run",
+        dataset=PIXELS,
+        labels=labels,
+    )
