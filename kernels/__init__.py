@@ -5,4 +5,4 @@ copy with its own compile caches.
 """
 
 if __name__ != "dsmooth.kernels":
-    raise ImportError(f"the kernels must be imported as dsmooth.kernels, got {__name__}")
+    raise ImportError(f"the kernels are part of dsmooth, got {__name__}: import dsmooth.kernels")
