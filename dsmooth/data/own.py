@@ -43,7 +43,7 @@ def own_images(dataset: Any, split: str = "train", labels: Any = None) -> ImageD
     """
     if _has_labels(dataset):
         if labels is not None:
-            raise ValueError("labels= was given beside (images, labels): leave one out")
+            raise ValueError("labels= and (images, labels) were both given: leave one out")
         dataset, labels = dataset
     if isinstance(dataset, ImageDataset):
         images = dataset
@@ -108,7 +108,9 @@ def split_own(
         held_out = _is_held_out(whole)
         train, test = whole.part(~held_out), replace(whole.part(held_out), split="test")
     if None not in (train.transform, transform):
-        raise ValueError("transform= was given beside that of an ImageDataset: leave one out")
+        raise ValueError(
+            "transform= and the transform of an ImageDataset were both given: leave one out"
+        )
     transform = transform or train.transform
     train, test = replace(train, transform=transform), replace(test, transform=None)
     shape, made = train.images.shape[1:], ""
