@@ -113,7 +113,7 @@ print("exit code", doctor())
     printed, errors = python("-c", ALONE + code, cwd=tmp_path, PYTHONPATH=str(site))
     first, second, *lines = printed.splitlines()
     assert first == "torch.Size([1, 4, 4])"
-    (said,) = [line for line in errors.splitlines() if "run in PyTorch, slower" in line]
+    (said,) = [line for line in errors.splitlines() if "run in PyTorch, which is slower" in line]
     assert "`pip install --no-deps --no-cache-dir --force-reinstall .`" in said
     assert re.match("refused: .*DSMOOTH_EXTENSION=0", second)
     assert lines[-1] == "exit code 0"

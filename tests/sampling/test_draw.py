@@ -65,7 +65,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         {"seed": 0, "generator": torch.Generator()},
         "seed and generator were both given: leave one out",
     ),
-    ({"temprature": 1}, "no argument 'temprature'; see seed, "),
+    ({"temprature": 1}, "unknown argument 'temprature'; the arguments are seed, "),
 ]
 OF_A_REQUEST = {"seed", "first_index", "temperature", "guidance", "method"}
 
