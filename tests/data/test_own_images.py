@@ -339,7 +339,7 @@ def test_given_labels_come_before_those_of_items() -> None:
         (PIXELS, [0, 10**400, *[0] * 38], "labels must be whole numbers, .* got 40 such as 10+$"),
         (PIXELS, [float("nan"), *[0] * 39], "got 40 such as nan and 0$"),
         ((PIXELS, PIXELS), LABELS, r"\(images, labels\)\), got 2 and labels="),
-        ((PIXELS, LABELS), LABELS, r"beside \(images, labels\): leave one out"),
+        ((PIXELS, LABELS), LABELS, r"\(images, labels\) were both given: leave one out"),
         ([(PIXELS[0], None), (PIXELS[1], 1)], None, "got 2 such as None and 1"),
     ],
 )
