@@ -7,10 +7,9 @@ gradients, moments and average are flat buffers, each updated by one operation.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -188,16 +187,15 @@ class FlatMuon:
         gradient, average = self.flat.gradient[self.start :], self.average[self.start :]
         average.lerp_(gradient, 1 - MOMENTUM)
         gradient.lerp_(average, MOMENTUM)  # Nesterov's momentum
-        with tensor_cores():
-            for places, matrices, factors in self.grams:
-                for group, place in places:
-                    x = wide(group.rows(self.flat.gradient))
-                    torch.bmm(x, x.mT, out=matrices[place])
-                operators = polar_operator(matrices) * (factors * angle)
-                for group, place in places:
-                    buffers = self.flat.gradient, self.flat.values
-                    x, v = (wide(group.rows(buffer)) for buffer in buffers)
-                    v.baddbmm_(operators[place], x, alpha=-1)
+        for places, matrices, factors in self.grams:
+            for group, place in places:
+                x = wide(group.rows(self.flat.gradient))
+                torch.bmm(x, x.mT, out=matrices[place])
+            operators = polar_operator(matrices) * (factors * angle)
+            for group, place in places:
+                buffers = self.flat.gradient, self.flat.values
+                x, v = (wide(group.rows(buffer)) for buffer in buffers)
+                v.baddbmm_(operators[place], x, alpha=-1)
         for group in self.groups:
             normalize_rows(group.rows(self.flat.values))
 
@@ -238,18 +236,6 @@ def wide(x: Tensor) -> Tensor:
 def normalize_rows(rows: Tensor) -> None:
     """Bring the rows of (N, D, C) to length 1."""
     rows /= torch.linalg.vector_norm(rows, dim=2, keepdim=True)
-
-
-@contextlib.contextmanager
-def tensor_cores() -> Iterator[None]:
-    """Inside the block products in float32 on CUDA round their operands to TF32."""
-    settings = torch.backends.cuda.matmul
-    before = settings.fp32_precision
-    settings.fp32_precision = "tf32"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
 
 
 class Optimizer:
