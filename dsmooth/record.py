@@ -60,6 +60,7 @@ class Record(Generic[T, P]):
                 return
             raise ValueError(f"{path} is of another request: {other}; choose another folder")
         self.earlier = stored["request"]
+        # mypy takes a class that is a value for a variable, not for a type.
         self.parts = _structure(stored["parts"], dict[str, part], path)  # type: ignore[valid-type]
         if stored["result"] is not None:
             self.result = _structure(stored["result"], result, path)
@@ -158,6 +159,7 @@ def _is_unchanged(path: Path, digest: object) -> bool:
 def read_parts(path: Path, part: type[P]) -> tuple[Mapping[str, Any], dict[str, P]]:
     """The request and the parts in a record. Raises as `read_result` does."""
     stored = _read(path)
+    # mypy takes a class that is a value for a variable, not for a type.
     return stored["request"], _structure(stored["parts"], dict[str, part], path)  # type: ignore[valid-type]
 
 

@@ -160,6 +160,7 @@ class Loaded:
 
     def of_kind(self, kind: type[P]) -> P:
         """The pair or the only network, of a class. Raises ValueError for the other one."""
+        # mypy does not narrow a type variable by issubclass.
         if issubclass(kind, SmoothedPair):
             return self.pair  # type: ignore[return-value]
         if self.smoothed is not None:
