@@ -1,9 +1,9 @@
-"""Run benchmark suites, keep the results, draw them, and compare them with saved ones.
+"""Run benchmark suites, save and draw the results, and compare them with saved ones.
 
 python benchmarks                              every suite, about half an hour
 python benchmarks sampler logistic_mixture --quick
 python benchmarks --compare benchmarks/results/epyc-zen4-2-cores.json
-python benchmarks --write-docs                 docs/benchmarks.md, from benchmarks/results/
+python benchmarks --write-docs                 docs/benchmarks.md and the README's table
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ class Options:
     """Run benchmark suites against the installed dsmooth."""
 
     suites: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Which suites; all of them if none is named."""
+    """Suites to run; all of them by default."""
     quick: bool = False
     """Only the cases that take seconds."""
     cases: str | None = None
-    """Only cases whose name fits this expression, as for pytest's -k."""
+    """Only cases whose name matches this expression, as for pytest's -k."""
     out: Path = Path("benchmark-results")
-    """Folder for the figures and results.json; what it has of other cases is kept."""
+    """Folder for the figure and results.json; results of other cases in it are kept."""
     compare: Path | None = None
-    """A results.json of before, to say which differences exceed the spread."""
+    """An earlier results.json: print which differences exceed the spread."""
     write_docs: bool = False
     """Write docs/benchmarks.md and the README's table from the committed results, and stop."""
 
 
 def main() -> int:
-    """Parse the command line and do what it says; returns the exit status."""
+    """Run the suites of the command line; returns the exit status."""
     options = tyro.cli(Options, prog="python benchmarks", config=(tyro.conf.FlagCreatePairsOff,))
     if options.write_docs:
         write_docs.write()
@@ -67,11 +67,11 @@ def main() -> int:
     path = options.out / FILE
     for suite in options.suites or SUITES:
         found, ended = run(suite, options)
-        # Kept whatever ends the next suite.
+        # Saved at once: the next suite may be interrupted.
         results.save(path, results.merge(results.load(path) if path.exists() else [], found))
         measured += found
         status = status or (0 if ended == NO_CASES else ended)
-    if measured:  # a suite that counts has no times
+    if measured:  # the suite `launches` counts and has no times
         show(measured, options.out)
     if saved is not None:
         print(*results.compare(saved, measured), sep="\n")
@@ -82,7 +82,7 @@ def run(suite: str, options: Options) -> tuple[list[results.Result], int]:
     """A suite's results, and pytest's exit status; after Ctrl-C those of the finished cases."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pytest-benchmark.json"
-        # In this folder no source tree hides the installed package from `python -m`.
+        # Run in this folder, where no source tree hides the installed package.
         command = [
             *(sys.executable, "-m", "pytest", "-q", "-s", "--no-header", "--benchmark-quiet"),
             f"bench_{suite}.py",
@@ -99,7 +99,7 @@ def run(suite: str, options: Options) -> tuple[list[results.Result], int]:
 
 
 def show(measured: list[results.Result], folder: Path) -> None:
-    """Print a table of results, and draw the figures of all that the folder has."""
+    """Print a table of results, and draw the figure of all results in the folder."""
     table = results.table(measured)
     if sys.stdout.isatty():
         table.show()
@@ -111,10 +111,10 @@ def show(measured: list[results.Result], folder: Path) -> None:
         print(
             f"Warning: the load exceeded the {worst['cores']} cores in {len(busy)} of "
             f"{len(measured)} cases (up to {worst['load']:.1f}, in {results.name_of(worst)}): "
-            "other work ran beside them."
+            "other programs ran at the same time."
         )
-    for figure in figures.draw_all(results.load(folder / FILE), folder):
-        print(f"Figure:  {figure}")
+    if figures.draw(results.load(folder / FILE), folder / "speedup.png"):
+        print(f"Figure:  {folder / 'speedup.png'}")
     print(f"Results: {folder / FILE}")
 
 

@@ -32,7 +32,7 @@ def save(path: Path, results: list[Result]) -> None:
 
 
 def merge(before: list[Result], after: list[Result]) -> list[Result]:
-    """`before` with its cases replaced by those of `after`, others behind them; by suite."""
+    """`before` with its cases replaced by those of `after`, and with new ones; by suite."""
     merged = {name_of(result): result for result in (*before, *after)}
     return sorted(merged.values(), key=lambda result: result["suite"])
 
@@ -42,14 +42,14 @@ def name_of(result: Result) -> str:
 
 
 def table(results: list[Result]) -> Table:
-    """Time, rate, what it was compared with, and how near it came to the machine's limit."""
+    """Time, rate, ratios to the other contenders, and the share of the machine's limit."""
     return Table(COLUMNS, [cells(result) for result in results], "Benchmarks: medians")
 
 
 def cells(result: Result) -> tuple[str, ...]:
-    """A row of the table: the spread are quartiles against the median, of more than one round.
+    """A row of the table. The spread: quartiles compared with the median, of several rounds.
 
-    The memory is the rise of what is resident, and what a formula says where there is one.
+    The memory: the rise of resident memory, and the value of a formula where there is one.
     """
     seconds, q1, q3 = result["seconds"][result["ours"]]
     several = result.get("rounds", 2) > 1
@@ -59,13 +59,18 @@ def cells(result: Result) -> tuple[str, ...]:
     return (
         name_of(result),
         str(result["threads"]),
-        f"{significant(seconds)} s" if seconds >= 1 else f"{significant(seconds * 1e3)} ms",
+        time_text(result),
         f"{q1 / seconds - 1:+.0%} {q3 / seconds - 1:+.0%}" if several else "",
         rate_text(result),
         ratios_text(result),
-        limits_text(result),
+        limit_text(result),
         "" if peak is None else memory,
     )
+
+
+def time_text(result: Result) -> str:
+    seconds = result["seconds"][result["ours"]][0]
+    return f"{significant(seconds)} s" if seconds >= 1 else f"{significant(seconds * 1e3)} ms"
 
 
 def rate_text(result: Result) -> str:
@@ -73,7 +78,7 @@ def rate_text(result: Result) -> str:
 
 
 def ratios_text(result: Result) -> str:
-    """How often faster than each other contender; below 1 is a loss, and is shown like a win."""
+    """How many times as fast as each other contender; below 1 is slower."""
     medians = {name: median for name, (median, *_) in result["ratios"].items()}
     return ", ".join(
         f"{median:,.0f}x {name}" if median >= 100 else f"{median:.3g}x {name}"
@@ -81,21 +86,19 @@ def ratios_text(result: Result) -> str:
     )
 
 
-def limits_text(result: Result) -> str:
-    """The share of the limit that was reached; of each, where several stand for the arithmetic."""
-    rates = {name: rate for name, (unit, rate) in result["limits"].items() if unit == "flops"}
-    if len(rates) < 2:
-        return f"{result['fraction_of_limit']:.0%}" if result["fraction_of_limit"] else ""
-    reached = result["flops"] / result["seconds"][result["ours"]][0]
-    shares = (f"{reached / rate:.0%} of {name}" for name, rate in rates.items())
-    return f"{reached / 1e9:.0f} GFLOP/s: {', '.join(shares)}"
+def limit_text(result: Result) -> str:
+    """The share reached of what this machine can do: FLOP by a large torch.mm, bytes by a copy."""
+    limits = [limit for name, limit in result["limits"].items() if name in ("torch.mm", "copy")]
+    seconds = result["seconds"][result["ours"]][0]
+    shares = [result[unit] / rate / seconds for unit, rate in limits]
+    return f"{max(shares):.0%}" if shares else ""
 
 
 def compare(before: list[Result], after: list[Result]) -> Iterator[str]:
-    """Sentences on what changed beyond the spread, that is, where the quartiles do not overlap.
+    """Yield a sentence for each number that changed beyond the spread: the quartiles are disjoint.
 
-    Times are compared on the same device with as many threads; ratios always, for both contenders
-    ran on the same machine.
+    Times are compared on the same device and number of threads; ratios always, because both
+    contenders ran on one machine.
     """
     old = {name_of(result): result for result in before}
     compared = changed = 0
