@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 import dsmooth
-from dsmooth.config import Classes, ModelConfig
+from dsmooth.config import Classes, ModelConfig, ProbeSettings
 from dsmooth.data import ImageDataset, load_dataset
 from dsmooth.evaluate.classes import classify
 from dsmooth.evaluate.likelihood import score_plain
+from dsmooth.evaluate.probe import probe_pair
+from dsmooth.nn.condition import warn_untrained_zero_label
 from dsmooth.nn.layers import GatedResnet
 from dsmooth.nn.pixelcnnpp import gradient_of
 from dsmooth.philox import Stream, image_words
@@ -247,15 +249,29 @@ def test_a_run_begins_without_the_projections_of_other_clusters() -> None:
         assert all(bool(value.any()) == kept for value in projections)
 
 
-def test_a_label_of_zeros_that_was_not_trained_gets_a_warning(caplog) -> None:
+def test_a_label_of_zeros_that_was_not_trained_gets_a_warning(caplog, tmp_path) -> None:
     data = random_dataset(3, labels=torch.tensor([2, 1, 0]))
     data = replace(data, class_names=("cat", "dog", "eel"))
     model = network("none", likelihood="discretized", n_classes=CLASSES)
+    pair, x, zeros = tiny_pair(classes=(CLASSES, 0)), images(2), torch.zeros(2, CLASSES)
+    settings = ProbeSettings(train_images=2, test_images=1, epochs=1)
+    calls = (
+        lambda: score_plain(model, data),
+        lambda: model.log_prob(x, label=zeros),
+        lambda: pair.elbo(x, label=zeros),
+        lambda: probe_pair(pair, data, data, settings, tmp_path / "probes.json", only=["noisy"]),
+    )
     for dropout, warns in ((None, False), (0.1, False), (0.0, True)):
-        named = replace(model.config, class_names=("a", "b", "c"), hidden_labels=dropout)
-        model.config = named
-        score_plain(model, data)
-        assert ("the label of zeros" in caplog.text) == warns
+        for one in (model, pair.noisy):
+            one.config = replace(one.config, class_names=("a", "b", "c"), hidden_labels=dropout)
+        for call in calls:
+            warn_untrained_zero_label.cache_clear()
+            caplog.clear()
+            (tmp_path / "probes.json").unlink(missing_ok=True)
+            call()
+            assert ("label of zeros was never trained" in caplog.text) == warns
+            model.log_prob(x, label=zeros.index_fill(1, torch.tensor(0), 1.0))  # a class
+            assert caplog.text.count("label of zeros") == warns  # once
 
 
 def test_the_classes_of_a_pair_are_the_same() -> None:

@@ -61,7 +61,8 @@ def evaluate_frechet(options: FrechetOptions) -> tuple[Mapping[str, object], Fre
             check_comparable(models.image_shape, images, extractor)
     samples, drawing = collect_samples(options, models)
     names = next((x.class_names for x in (real, floor) if isinstance(x, ImageDataset)), ())
-    label = class_number(options.label, names) if samples.labels is not None else "each"
+    is_labelled = samples.labels is not None or samples.drawn_with is not None
+    label = class_number(options.label, names) if is_labelled else "each"
     samples = samples if label == "each" else samples.of_class(label)
     samples = fit_channels(samples, image_shape(real_images if floor is None else floor.images))
     if models is None and options.dataset.data is None and options.reference is None:

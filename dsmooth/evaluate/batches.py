@@ -12,9 +12,8 @@ from ..data import ImageDataset
 from ..distributed import in_batches
 from ..fields import check_number
 from ..nn import PixelCNNpp
-from ..nn.condition import zero_label
+from ..nn.condition import warn_untrained_zero_label, zero_label
 from ..pair import SmoothedPair
-from ..progress import LOG
 
 
 def check_dataset(dataset: object) -> None:
@@ -48,11 +47,7 @@ def labels_for_model(dataset: ImageDataset, classes: Classes) -> Tensor | None:
     if not classes.number or not classes.names or dataset.has_classes(classes.names):
         return dataset.labels_for(classes.number)
     if classes.hidden_labels == 0:
-        LOG.warning(
-            "%s: no labels of the model's classes, and it was trained without label dropout: the "
-            "label of zeros, which these numbers are of, was never trained",
-            dataset.source,
-        )
+        warn_untrained_zero_label()
     return zero_label(1, classes.number).expand(len(dataset), -1)
 
 

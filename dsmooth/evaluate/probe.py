@@ -31,7 +31,7 @@ from ..errors import SettingError
 from ..fields import check_one_of
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
-from ..nn.condition import zero_label
+from ..nn.condition import warn_untrained_zero_label, zero_label
 from ..nn.pixelcnnpp import Streams
 from ..nn.weights import in_evaluation, weights_digest
 from ..pair import SmoothedPair
@@ -348,6 +348,8 @@ def joined_features(streams: Iterable[Streams], parts: int) -> Tensor:
 def hidden_label(network: PixelCNNpp, x: Tensor) -> Tensor | None:
     """A label of zeros for images x, which names no class; None for a network without classes."""
     size = network.config.condition_size
+    if size and network.config.hidden_labels == 0:
+        warn_untrained_zero_label()
     return zero_label(x.shape[0], size, x) if size else None
 
 

@@ -20,7 +20,8 @@ from ..data.reading import guarded, read_npz
 from ..errors import SettingError
 from ..files import open_regular
 from ..pictures import is_diverged
-from ..sampling.output import Shards, check_folder
+from ..record import read_parts
+from ..sampling.output import Pictures, Shards, check_folder
 from .frechet import FeatureStatistics
 
 # Names of an array of images in a .npz: ours, two that are common, and savez's first.
@@ -38,13 +39,15 @@ class ImageSet:
     """Images as bytes (N, C, H, W), and where they come from.
 
     kept: (M,) bool, M >= N; False for images that are left out, since NaN and infinite values have
-    no bytes. labels: (M,) int64, None where the file has none.
+    no bytes. labels: (M,) int64, None where the file has none. drawn_with: the label of a folder
+    that dsmooth drew, as its record has it.
     """
 
     images: Tensor
     source: str
     kept: Tensor
     labels: Tensor | None = None
+    drawn_with: str | int | None = None
 
     @property
     def diverged(self) -> int:
@@ -52,7 +55,17 @@ class ImageSet:
         return len(self.kept) - len(self.images)
 
     def of_class(self, number: int) -> ImageSet:
-        """The images with that label; all of them where there are no labels or no others."""
+        """The images with that label; all of them where there are no labels or no others.
+
+        Raises SettingError where fewer than two have it, or images were drawn with another label.
+        """
+        if self.drawn_with not in (None, number):
+            raise SettingError(
+                "label",
+                f"{number} is not the label of {self.source}, which was drawn with label "
+                f"{self.drawn_with}: draw that class into a folder of its own, or into a .npz, "
+                "which has labels",
+            )
         if self.labels is None or bool((self.labels == number).all()):
             return self
         chosen = self.labels == number
@@ -142,13 +155,17 @@ def read_images(path: str | Path, limit: int | None = None, *, at_random: bool =
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder, image file, .npz or .npy {path}")
     check_folder(path)
+    records = [path / kind.manifest for kind in (Shards, Pictures)]
+    drawn_with = next((read_parts(r, str)[0].get("label") for r in records if r.exists()), None)
     if shards := sorted(path.glob("*.npy")):
         drawn = (path / Shards.manifest).exists()
-        return _collect(map(_load_npy, shards), path, limit, at_random and not drawn, drawn=drawn)
+        found = _collect(map(_load_npy, shards), path, limit, at_random and not drawn, drawn=drawn)
+        return replace(found, drawn_with=drawn_with)
     if paths := image_paths(path):
         images = read_pictures(path, [paths[i] for i in _chosen(len(paths), limit, at_random)])
         kept = torch.ones(len(images), dtype=torch.bool)
-        return ImageSet(images, f"{path} ({len(images):,} image files)", kept)
+        source = f"{path} ({len(images):,} image files)"
+        return ImageSet(images, source, kept, drawn_with=drawn_with)
     raise ValueError(f"{path} holds neither a model, nor .npy shards, nor image files")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..config import Classes, Conditioning
 from ..errors import SettingError
 from ..functional.checks import check_tensor
+from ..progress import LOG
 from .images import check_like
 
 
@@ -22,6 +24,15 @@ def zero_label(count: int, n_classes: int, like: Tensor | None = None) -> Tensor
     """
     dtype, device = (torch.float32, None) if like is None else (like.dtype, like.device)
     return torch.zeros(count, n_classes, dtype=dtype, device=device)
+
+
+@cache
+def warn_untrained_zero_label() -> None:
+    """Warn, once in a process, of a label of zeros for a model with hidden_labels 0."""
+    LOG.warning(
+        "the label of zeros was never trained: the model was trained without label dropout, so "
+        "numbers and images with it mean little; give a class"
+    )
 
 
 def log_prior(classes: Classes, device: torch.device | None = None) -> Tensor:
@@ -56,13 +67,26 @@ def class_number(label: str | int, names: Sequence[str]) -> int | Literal["each"
     return number
 
 
-def label_vectors(label: Tensor | None, n_classes: int, batch: int, like: Tensor) -> Tensor | None:
-    """The classes (B, n_classes) of a batch, one-hot or soft, in the dtype of `like`, or None."""
+def label_vectors(
+    label: Tensor | None,
+    n_classes: int,
+    batch: int,
+    like: Tensor,
+    hidden_labels: float | None = None,
+) -> Tensor | None:
+    """The classes (B, n_classes) of a batch, one-hot or soft, in the dtype of `like`, or None.
+
+    hidden_labels: of the model; with 0 a label of zeros gives a warning, except on a GPU.
+    """
     check_label(label, n_classes, batch, like.device)
     if label is None:
         return None
-    vectors = label if label.is_floating_point() else F.one_hot(label, n_classes)
-    return vectors.to(like.dtype)
+    if not label.is_floating_point():
+        return F.one_hot(label, n_classes).to(like.dtype)
+    is_checked = label.device.type == "cpu" and not torch.compiler.is_compiling()
+    if hidden_labels == 0 and is_checked and not label.any(1).all():
+        warn_untrained_zero_label()
+    return label.to(like.dtype)
 
 
 def check_context(context: Tensor | None, conditioning: Conditioning, like: Tensor) -> None:

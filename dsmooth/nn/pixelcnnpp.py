@@ -182,7 +182,8 @@ class PixelCNNpp(Pretrained):
     ) -> Encoded:
         """Check `x`, its context and its label; return the encoded condition for `decode`."""
         self._check(x, context)
-        vector = label_vectors(label, self.config.condition_size, x.shape[0], self.head.bias)
+        n_classes, hidden_labels = self.config.condition_size, self.config.hidden_labels
+        vector = label_vectors(label, n_classes, x.shape[0], self.head.bias, hidden_labels)
         if self.encoder is None or context is None:
             return Encoded(context, None, vector)
         return Encoded(None, self.encoder(context, vector, dropout or Dropout()), vector)

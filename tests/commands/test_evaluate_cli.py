@@ -210,6 +210,7 @@ def test_values_of_another_range_are_refused_unless_dsmooth_drew_them(tmp_path: 
         ((grey - 0.1307) / 0.3081, r"got -0.424 .. 2.82, 1\d % of them beyond 1.1: scale them"),
         (grey - 0.5, r"got -0.5 .. 0.5, 0 % of them"),
         (3 * (grey - 0.5), r"got -1.5 .. 1.5, 9\d % of them"),
+        (2 * grey - 1 + 0.4 * (grey > 0.9), r"got -1 .. 1.4, \d % of them beyond 1.1"),
         (255 * grey, "got 0 .. 255, .* or store bytes as uint8"),
         (grey, "got none below 0"),
     ):
@@ -254,6 +255,20 @@ def test_the_labels_in_a_file_of_samples_are_used(tmp_path: Path, monkeypatch, c
     np.savez("no-sevens.npz", x=digits.images[:9], label=np.arange(9) % 7)
     words = ["evaluate", "fid", "no-sevens.npz", "--label", "7"]
     complains(capsys, "--label 7 is of 0 images of no-sevens.npz (9 images)", *words)
+
+
+def test_folders_that_were_drawn_with_another_label_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_run(tmp_path / "plain", "plain", size=28, n_classes=10)
+    for kind in ([], ["--png"]):
+        for label in ("each", "7"):
+            words = ["sample", "plain", "-n", "20", "--label", label, *kind, "--out", f"of{label}"]
+            assert run(*words) == 0
+        assert len(measured("fid", "of7", "--label", "7").distances) == 2
+        words = ["evaluate", "fid", "ofeach", "--label", "7"]
+        complains(capsys, "--label 7 is not the label of ofeach (20 image", *words)
+        for folder in ("of7", "ofeach"):
+            shutil.rmtree(folder)
 
 
 def test_a_floor_of_other_images_than_the_reference_is_refused(tmp_path, monkeypatch, capsys):
