@@ -1,10 +1,8 @@
 """The cached sampler against plain sampling, one forward of the network per pixel.
 
-Plain sampling would take minutes per image: a few eager forwards of the same batch by the reference
-operations are timed and multiplied by H W, the number of pixels. They, the sampler and its limits
-take turns within a round. `bench_exact` runs plain sampling for real, where
-it is small enough, beside fixed-point sampling. Images are checked against the network before a
-time is.
+Plain sampling would take minutes per image: one eager forward of the reference is timed and
+multiplied by H W, the number of pixels. `bench_exact` runs plain sampling for real, where it is
+small enough, and fixed-point sampling. Images are checked against the network before the timing.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.measure import Bench, Work, full, quick, smoke
+from benchmarks.measure import Bench, Work, full, matmul, quick, smoke
 from benchmarks.networks import (
     CIFAR,
     MNIST,
@@ -22,7 +20,6 @@ from benchmarks.networks import (
     Network,
     check_samples,
     flops_of_forward,
-    limits_of,
     plain_pass,
 )
 from dsmooth.machine import torch_threads
@@ -62,10 +59,14 @@ def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype
     cached_images, shape = min(batch, 16 * torch.get_num_threads()), network.shape(batch)
     # A forward that takes ten seconds needs no warming up.
     rounds, warmup = (3, 0) if flops > 1e12 else (7, 1)
+    contenders = {"plain": plain_pass(model, shape), "cached": cached}
+    if bench.case in ("mnist-1", "mnist-64"):
+        contenders["one thread"] = lambda: sampler.sample(batch, size, size, threads=1)
+        assert torch.equal(contenders["one thread"](), cached())
     turns = bench.compare(
-        {"plain": plain_pass(model, network.shape(batch)), "cached": cached},
+        contenders,
         "cached",
-        limits=limits_of([model], dtype, network.shape(batch)),
+        limits={"torch.mm": lambda: matmul(dtype)},
         rounds=rounds,
         warmup=warmup,
         calls={"plain": size**2},
@@ -76,26 +77,6 @@ def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype
     )
     if turns and bench.case == "mnist-16":  # on a busy machine, too
         assert turns.ratio("plain", "cached").median >= 300
-
-
-@pytest.mark.parametrize(
-    ("network", "batch"),
-    [
-        smoke(SMALL, 2, id="small"),
-        quick(MNIST, 1, id="threads-mnist-1"),
-        quick(MNIST, 64, id="threads-mnist-64"),
-    ],
-)
-def bench_threads(bench: Bench, network: Network, batch: int) -> None:
-    """One thread against two."""
-    sampler, size = CachedSampler(network.build()), network.size
-    contenders = {
-        f"{n} thread(s)": lambda n=n: sampler.sample(batch, size, size, threads=n) for n in (1, 2)
-    }
-    one, two = (run() for run in contenders.values())
-    assert torch.equal(one, two)
-    settings = {"shape": network.shape(batch), "work": Work(images=batch)}
-    bench.compare(contenders, "2 thread(s)", rounds=5, **settings)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
-"""The waits of a newcomer: the command's help, the import, the installation."""
+"""The waits of a newcomer: the command's help, the import, the first sample."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.measure import Bench, announce, full, quick, smoke
+from benchmarks.measure import Bench, quick, smoke
 
-PROJECT = Path(__file__).resolve().parents[1]
 COMMANDS = {
     "dsmooth --help": ["-m", "dsmooth", "--help"],
     "import dsmooth": ["-c", "import dsmooth"],
@@ -53,23 +50,3 @@ def bench_sample(bench: Bench, native: None, case: None, tmp_path: Path) -> None
     }
     turns = bench.compare(contenders, name, rounds=5, shape=(1, 1, 28, 28))
     assert turns is None or turns.of(name).median - turns.of("import torch").median <= 3.0
-
-
-@pytest.mark.parametrize("cuda", [full("0", id="without-cuda"), full("1", id="with-cuda")])
-def bench_install(bench: Bench, cuda: str, tmp_path: Path) -> None:
-    """`pip install .` with its dependencies already there: the build of the extension, mostly."""
-    if cuda == "1" and shutil.which("nvcc") is None:
-        # DSMOOTH_CUDA=1 is then an error, on purpose.
-        pytest.skip("no nvcc on the PATH")
-    source = tmp_path / "source"
-    subprocess.run(["git", "clone", "-q", str(PROJECT), str(source)], check=True)
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target"]
-
-    def install() -> None:
-        announce("building the extension: a minute or two" + ", CUDA included" * (cuda == "1"))
-        target = tempfile.mkdtemp(dir=tmp_path)
-        env = os.environ | {"DSMOOTH_CUDA": cuda}
-        subprocess.run([*pip, target, str(source)], env=env, check=True)
-
-    how = {"rounds": 1, "warmup": 0, "memory": False, "shape": ()}
-    bench.compare({"pip install": install}, "pip install", **how)

@@ -1,24 +1,19 @@
 """A training step of the whole network: native against eager PyTorch and torch.compile.
 
 Batch 32 of 28x28 grey images, channels_last: forward, backward, clipping, Adam. "one-thread" counts
-the thread's CPU seconds; "two-threads" wall-clock seconds, true only on an idle machine. Compiling
-takes minutes: it is left out of --quick.
-
-Cases with the name of a preset are `TrainState.step` as a run has it, with noise, dropout, Muon and
-the average of weights; next to them, the same network without these.
+the thread's CPU seconds; "two-threads" wall-clock seconds, which need an idle machine. Compiling
+takes minutes, so --quick leaves it out.
 """
 
 from __future__ import annotations
 
 import time
-from copy import deepcopy
 
 import pytest
 import torch
 
 from benchmarks.measure import CPU, Bench, Work, full, matmul, quick, smoke
-from benchmarks.networks import Network, flops_of_forward, make_state, make_step
-from dsmooth.functional import use_impl
+from benchmarks.networks import Network, flops_of_forward, make_step
 from dsmooth.machine import has_fast_bfloat16, torch_threads
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -64,40 +59,3 @@ def bench_training_step(bench: Bench, f: int, r: int, threads: int, compiled: bo
             dtype=chosen,
             work=Work(BATCH, 3 * flops_of_forward(network.build(), network.shape(BATCH))),
         )
-
-
-@pytest.mark.parametrize(
-    ("preset", "role"),
-    [
-        smoke("mnist-quick", "noisy", id="small-preset"),
-        *(quick("mnist-quick", role, id=f"mnist-quick-{role}") for role in ("noisy", "denoiser")),
-        *(full("mnist", role, id=f"mnist-{role}") for role in ("noisy", "denoiser")),
-    ],
-)
-@pytest.mark.usefixtures("one_thread")
-def bench_preset(bench: Bench, preset: str, role: str) -> None:
-    precision = "bfloat16" if has_fast_bfloat16(CPU) else "float32"
-    settings = {"precision": precision, "batch_size": BATCH, "size": 8 if bench.smoke else 28}
-    ours, eager = (make_state(preset, role, CPU, **settings) for _ in range(2))
-
-    def step_eagerly() -> None:
-        with use_impl("reference"):
-            eager.step()
-
-    inputs, model = ours.inputs(0), deepcopy(ours.model)
-    layers = make_step(model, inputs.target, "native", getattr(torch, precision), inputs.context)
-    contenders = {"TrainState.step": ours.step, "eager": step_eagerly, "layers and Adam": layers}
-    for step in (ours.step, step_eagerly):
-        step()
-    assert abs(ours.read()[0].loss / eager.read()[0].loss - 1) < 5e-3
-    flops = flops_of_forward(model, inputs.target.shape)
-    bench.compare(
-        contenders,
-        "TrainState.step",
-        limits={"torch.mm": lambda: matmul(getattr(torch, precision))},
-        rounds=5,
-        clock=time.thread_time,
-        shape=inputs.target.shape,
-        dtype=getattr(torch, precision),
-        work=Work(BATCH, 3 * flops),
-    )

@@ -186,11 +186,6 @@ class Work:
     flops: float = 0
     bytes: float = 0
 
-    def least_seconds(self, turns: Turns) -> float:
-        """The time below which it cannot be done: of arithmetic, of memory."""
-        amounts = {"flops": self.flops, "bytes": self.bytes}
-        return max((amounts[u] / rate for u, rate in turns.rates().values()), default=0.0)
-
 
 @dataclass
 class Bench:
@@ -248,7 +243,6 @@ class Bench:
             "flops": work.flops,
             "bytes": work.bytes,
             "limits": {n: [unit, _round(rate)] for n, (unit, rate) in turns.rates().items()},
-            "fraction_of_limit": _round(work.least_seconds(turns) / seconds),
             "shape": list(shape),
             "dtype": str(dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),

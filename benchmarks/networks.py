@@ -1,9 +1,8 @@
-"""The networks of the benchmarks, and the check of images that a sampler draws from them."""
+"""The networks of the benchmarks, and the check of samples that were drawn from them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -12,14 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import Limit, matmul
 from dsmooth import GaussianSmoothing, ModelConfig, PixelCNNpp, SmoothedPair, preset
 from dsmooth.data import ImageDataset
 from dsmooth.functional import logistic_mixture_sample, use_impl
-from dsmooth.machine import torch_threads
 from dsmooth.philox import Stream, image_words, to_uniform
-from dsmooth.sampling.operations import NONE, Phase
-from dsmooth.sampling.program import Program
 from dsmooth.training.step import TrainState
 
 
@@ -33,7 +28,7 @@ class Network:
     size: int = 28
 
     def build(self, conditioning: Any = "none", n_mix: int = 10) -> PixelCNNpp:
-        """With random weights whose samples stay in the range of images, in evaluation mode."""
+        """In evaluation mode, with random weights whose samples stay in the range of images."""
         torch.manual_seed(0)
         config = ModelConfig(
             image_channels=self.channels,
@@ -66,14 +61,14 @@ def make_pair(network: Network, conditioning: Any) -> SmoothedPair:
 
 
 def plain_pass(model: PixelCNNpp, shape: tuple[int, ...]) -> Callable[[], None]:
-    """A function that does the work of plain sampling for one pixel of every image.
+    """Return a function that does the work of plain sampling for one pixel of every image.
 
-    A context is encoded here, once for all pixels.
+    The context is encoded here, once for all pixels.
     """
     context = None if model.config.conditioning == "none" else torch.zeros(shape)
     x = torch.zeros(shape)
     with torch.no_grad(), use_impl("reference"):
-        # Models with classes are told none: the work is the same.
+        # A label of zeros: the work is the same for every label.
         n_classes = model.config.condition_size
         label = torch.zeros(shape[0], n_classes) if n_classes else None
         encoded = model.encode_context(x, context, label)
@@ -94,7 +89,7 @@ def make_step(
     *,
     compiled: bool = False,
 ) -> Callable[[], Tensor]:
-    """A function that makes one update by Adam, with clipping, and returns its loss."""
+    """Return a function that makes one update by Adam, with clipping, and returns its loss."""
     model.to(x.device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True, capturable=x.is_cuda)
     log_prob = model.log_prob
@@ -116,9 +111,9 @@ def make_step(
 
 
 def make_state(name: str, role: Any, device: torch.device, **settings: Any) -> TrainState:
-    """A run of a preset at its beginning, on random images of its data's size.
+    """The initial state of a preset's run on random images.
 
-    settings: fields of the preset; `size`: of other images.
+    settings: fields of the preset, and `size`: side of the images instead of the data's.
     """
     size = settings.pop("size", None)
     config = preset(name, role, **{"images": 10**6, "data_init": False, **settings})
@@ -130,64 +125,22 @@ def make_state(name: str, role: Any, device: torch.device, **settings: Any) -> T
 
 
 def never_fall_back() -> None:
-    """Have torch.compile fail where it would run eagerly after many shapes."""
+    """Make torch.compile fail where it would fall back to eager after many shapes."""
     dynamo = import_module("torch._dynamo.config")
     dynamo.recompile_limit = 64
     dynamo.fail_on_recompile_limit_hit = True
 
 
 def flops_of_forward(model: PixelCNNpp, shape: tuple[int, ...]) -> int:
-    """Also those of cached sampling: every activation is computed once."""
+    """FLOP of a forward pass, and of cached sampling, which computes each activation once."""
     with FlopCounterMode(display=False) as counter:
         plain_pass(model, (1, *shape[1:]))()
     return shape[0] * int(counter.get_total_flops())
 
 
-def limits_of(
-    models: Sequence[PixelCNNpp], dtype: torch.dtype, shape: tuple[int, ...]
-) -> dict[str, Callable[[], Limit]]:
-    """Limits of sampling: torch.mm at large, and of the same products."""
-    images = min(shape[0], 8)  # of a slice
-    return {
-        "torch.mm": lambda: matmul(dtype),
-        "torch.mm of the same products": lambda: same_products(models, shape[3], dtype, images),
-    }
-
-
-def same_products(
-    models: Sequence[PixelCNNpp], width: int, dtype: torch.dtype, images: int
-) -> Limit:
-    """torch.mm of the products that samplers make for four rows of a slice of images, by one
-    thread; as many as torch have are taken to be as fast."""
-    products = []
-    for op in (op for model in models for op in Program(model).ops):
-        at_once = op.phase in (Phase.ENCODER, Phase.VERTICAL)
-        columns = sum(_runs_at(op.resolution, op.column_parity, column) for column in range(width))
-        rows = sum(_runs_at(op.resolution, op.row_parity, row) for row in range(4))
-        for term in op.terms:
-            n, *inner = term.weight.shape
-            whole_row, k = at_once or term.row_part, math.prod(inner)
-            operands = torch.randn(images * (columns if whole_row else 1), k), torch.randn(k, n)
-            products += [[one.to(dtype) for one in operands]] * rows * (1 if whole_row else columns)
-
-    def run() -> None:
-        with torch_threads(1):
-            for a, b in products:
-                torch.mm(a, b)
-
-    flops = sum(2 * a.numel() * b.shape[1] for a, b in products)
-    return Limit(run, torch.get_num_threads() * flops, "flops")
-
-
-def _runs_at(resolution: int, parity: int, at: int) -> bool:
-    if at % 2**resolution:
-        return False
-    return parity == NONE or (at >> resolution) % 2 == parity
-
-
 @torch.no_grad()
 def check_samples(model: PixelCNNpp, x: Tensor, dtype: torch.dtype = torch.float32) -> None:
-    """The images are those of the network: redraw their pixels from a forward on themselves."""
+    """Check the images against the network: redraw their pixels from a forward pass on them."""
     n = min(4, x.shape[0])
     height, width = x.shape[2:]
     words = image_words(n, height * width, seed=0, stream=Stream.SAMPLE)

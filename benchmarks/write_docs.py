@@ -23,9 +23,8 @@ BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 FIGURE, DRAWN = PROJECT / "docs" / "figures" / "speedup.png", "epyc-zen4-2-cores"
 # Cases that the page leaves out: those between others in size, and those like another.
 OMITTED = re.compile(
-    r"sampler (mnist-(2|4|8|16|32|128)|cifar-4|size-(16|28|40|56)x.*)|.*-forward|.*-7x7-.*"
-    r"|gated_resnet F(16|24)-.*|logistic_mixture mnist-(continuous|discretized)-.*"
-    r"|two_step mnist-classes-.*"
+    r"sampler (mnist-(2|4|8|16|32|128)|cifar-4|size-(16|28|40|56)x.*)|.*-forward"
+    r"|logistic_mixture mnist-(continuous|discretized)-.*"
 )
 # The rows of the README's table: (suite, case, words).
 HIGHLIGHTS = (

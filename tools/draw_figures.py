@@ -101,44 +101,6 @@ def streams() -> Figure:
     return figure
 
 
-def atoms() -> Figure:
-    """The masses of 256 bytes under two logistics and two atoms, on a logarithmic scale."""
-    figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
-    edges = np.concatenate(([-np.inf], np.arange(255) + 0.5, [np.inf]))
-    masses = sum(
-        weight * np.diff(1 / (1 + np.exp(-(edges - mean) / scale)))
-        for weight, mean, scale in ((0.10, 130.0, 40.0), (0.05, 240.0, 8.0))  # in bytes
-    )
-    for byte, weight in ((0, 0.81), (253, 0.04)):
-        axes.bar(byte, masses[byte] + weight, width=1.8, color=NOTED)
-    axes.bar(range(256), masses, width=0.8, color=NOW)
-    axes.set(
-        title="probability of a byte", xlabel="byte", yscale="log", ylim=(1e-5, 1),
-        xlim=(-2, 257), xticks=[0, 64, 128, 192, 253],
-    )  # fmt: skip
-    axes.grid(axis="y", color=KNOWN)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    legend(figure, {"masses of two logistics": NOW, "atoms at 0 and 253": NOTED})
-    return figure
-
-
-def fourier() -> Figure:
-    """Cosines and sines of three octaves over the bytes."""
-    figure, panels = plt.subplots(1, 3, figsize=(8.6, 2.6), layout="constrained", sharey=True)
-    byte = np.arange(256)
-    for axes, octave in zip(panels, (0, 3, 7), strict=True):
-        shown = byte if octave < 6 else byte[:16]  # single bytes
-        angle = 2 * np.pi * 2**octave * shown / 256
-        marker = "" if octave < 6 else "o"
-        axes.plot(shown, np.cos(angle), color=NOW, marker=marker)
-        axes.plot(shown, np.sin(angle), color=NOTED, marker=marker)
-        axes.set(title=f"octave {octave}", xlabel="byte", ylim=(-1.1, 1.1), yticks=[-1, 0, 1])
-        axes.spines[["top", "right"]].set_visible(False)
-    legend(figure, {"cos": NOW, "sin": NOTED})
-    return figure
-
-
 def sampling() -> Figure:
     """Activations that plain and cached sampling compute for one pixel."""
     figure, panels = plt.subplots(1, 3, figsize=(8.6, 3.2), layout="constrained")
@@ -194,7 +156,7 @@ def gated_resnet() -> Figure:
 
 
 def main() -> None:
-    for draw in (two_step, streams, fourier, atoms, sampling, gated_resnet):
+    for draw in (two_step, streams, sampling, gated_resnet):
         about = {"Date": None, "Title": draw.__doc__}
         with mpl.rc_context(STYLE):
             draw().savefig(FOLDER / f"{draw.__name__}.svg", metadata=about)
