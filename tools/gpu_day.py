@@ -1,20 +1,19 @@
-"""Everything that waits for a GPU, what settles most first: python tools/gpu_day.py
+"""Run the tests and measurements that need a GPU, the most important first.
 
-A call takes at most --minutes. Each step is a command whose output goes to a log; one that should
-take longer than is left is skipped, for the next call, which does again what failed and not what
-is done. After each step the folder $OUT, else --state, holds day.json, day.md, measured.json,
-logs.tar.gz and, of training, noisy.tar.gz and denoiser.tar.gz, each smaller than 16 MiB. To
-continue on another machine, put day.json and measured.json into build/gpu-day there.
+    python tools/gpu_day.py
 
-A wrong number in the smoke tests of a family (block, loss, training, sampler) leaves out what is
-timed of it, and of no other; benchmarks/on_gpu.py times all the same.
+A call takes at most --minutes and runs the steps that are not done. A step is a command with a log;
+one that would take longer than the remaining time is skipped until the next call. After each step
+the folder $OUT, or --state, holds day.json, day.md, measured.json, logs.tar.gz and, of training,
+noisy.tar.gz and denoiser.tar.gz, each smaller than 16 MiB. To continue on another machine, copy
+day.json and measured.json to build/gpu-day there.
 
-The tool itself needs Python alone. Where there is a network, `--wheels` gathers what a GPU's
-machine may lack into build/wheels, and tools/triton_cache.py compiles kernels ahead, some minutes
-of the first steps, into build/triton; take both along, the kernels packed as build/triton.tar.xz. A
-wheel of dsmooth in build/wheels, made of these sources by that machine's version of Python, is
-installed where else the extension would be built. --rehearse does on the CPU, with the smallest
-sizes, what needs no GPU. The exit status is 1 if a step failed.
+If a smoke test of a family (block, loss, training, sampler) fails, that family is not timed.
+
+The tool needs only Python. It installs the wheels in build/wheels, if any, and unpacks compiled
+kernels from build/triton.tar.xz (tools/triton_cache.py); CONTRIBUTING.md says how to make both.
+--rehearse runs the steps that need no GPU on the CPU, with the smallest sizes. The exit status is 1
+if a step failed.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ BUILD = ROOT / "build"
 WHEELS = BUILD / "wheels"
 KERNELS = BUILD / "triton.tar.xz"
 LIMIT = 500.0  # seconds of one step
-MOST_BYTES = 15 * 2**20  # of a file that comes back; 8 files of 16 MiB do
+MOST_BYTES = 15 * 2**20  # of a file in $OUT, which may take 8 files of 16 MiB
 OF_A_RUN = ("config.json", "log.jsonl", "model.safetensors")  # weights of F40 take 13.5 MB
-GRACE = 20.0  # seconds from the word to stop to the end
+GRACE = 20.0  # seconds between SIGTERM and SIGKILL
 STOPPED = 128 + signal.SIGTERM  # the exit status of training that saved and stopped
 PYTHON = sys.executable
 FAILED = ("failed", "too long")
@@ -51,14 +50,6 @@ ENVIRONMENT = {
     "TRITON_CACHE_DIR": "build/triton",
     "TORCHINDUCTOR_CACHE_DIR": str(BUILD / "inductor"),
 }
-
-# Wheels that a machine with torch may lack, of dsmooth, its build and its tests: 2.8 MB together.
-CARRIED = [
-    *("msgspec>=0.19", "tyro>=0.9", "docstring_parser>=0.16", "typeguard>=4.0", "safetensors>=0.4"),
-    *("pytest>=9.0.3", "pluggy>=1.6", "iniconfig>=2", "pytest-xdist>=3.6", "execnet>=2.1"),
-    *("sortedcontainers>=2.1", "setuptools>=78.1.1"),
-]
-PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 ON_GPU = (PYTHON, "benchmarks/on_gpu.py")
 TINY = ("--device=cpu", "--tiny")  # of on_gpu.py
 # In bash, with Python as $0. Versions, packages and clocks of the machine:
@@ -66,10 +57,14 @@ DESCRIBE = """
 "$0" -VV; "$0" -m pip list; nvcc --version; nvidia-smi --format=csv \
 --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit; true
 """
+# Packages that the machine lacks:
+PACKAGES = """
+"$0" -m pip install -q --no-deps --no-index $(ls build/wheels/*.whl | grep -v /dsmooth-)
+"""
 # Kernels, which must be of this machine's build of Triton:
 UNPACK = f'"$0" -m tarfile -e build/{KERNELS.name} && "$0" tools/triton_cache.py --check'
-# The extension of the sources with the digest $1, where it is not installed: from a wheel that was
-# built before, or built, which takes minutes.
+# The extension of the sources with the digest $1, if it is not installed: from a wheel, or built,
+# which takes minutes.
 INSTALL = """
 pip=("$0" -m pip install -q --no-deps)
 { [ "$(cat build/built)" = "$1" ] && "$0" -P -c "from dsmooth import _C"; } ||
@@ -80,12 +75,11 @@ pip=("$0" -m pip install -q --no-deps)
 
 @dataclass(frozen=True)
 class Step:
-    """A command, how many seconds it should take, and more arguments to rehearse it with (None: it
-    needs a GPU).
+    """A command and the seconds that it should take.
 
-    In the command STATE stands for the folder of logs, results and runs. A step is told to stop
-    after LIMIT seconds; training saves then, and goes on later. always: it prepares the machine, in
-    each call.
+    tiny: further arguments to rehearse it with; None if it needs a GPU. STATE in the command is the
+    folder of logs, results and runs. A step is stopped after LIMIT seconds; training then saves and
+    continues in the next call. always: run in each call, to prepare the machine.
     """
 
     name: str
@@ -96,8 +90,8 @@ class Step:
 
 
 PREPARES = ("install", "build")  # if one of these fails, the call ends
-# The tests of a family, and which of them are its smoke tests; in all some thirty: each kind of
-# kernel, dtype and conditioning against its reference; eight warps; streams and graphs.
+# The tests of each family, and the expression (-k) that chooses its smoke tests, thirty in all:
+# each kernel, dtype and conditioning against its reference; eight warps; streams and graphs.
 FAMILIES = {
     "block": (
         ["tests/functional/test_gpu_gated_resnet.py"],
@@ -119,7 +113,7 @@ FAMILIES = {
     ),
 }
 PROVING = [file for files, _ in FAMILIES.values() for file in files]
-# The families that a step times, by the first word of its name, behind "ncu-".
+# The families that a step times, by the first word of its name after "ncu-".
 TIMED = {
     "ceiling": (),
     "plain": (),
@@ -138,16 +132,14 @@ SANITIZED = (
 
 def steps() -> list[Step]:
     """In the order in which they run."""
-    install = [PYTHON, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
-    carried = [*install, f"--find-links={WHEELS}", *CARRIED]
-    unpack = ["bash", "-c", UNPACK, PYTHON]
+    install, unpack = ["bash", "-c", PACKAGES, PYTHON], ["bash", "-c", UNPACK, PYTHON]
     return [
         Step("preflight", ["bash", "-c", DESCRIBE, PYTHON], 10, (), always=True),
-        *([Step("install", carried, 10, always=True)] if WHEELS.is_dir() else []),
+        *([Step("install", install, 10, always=True)] if WHEELS.is_dir() else []),
         *([Step("kernels", unpack, 10, (), always=True)] if KERNELS.is_file() else []),
         Step("build", ["bash", "-c", INSTALL, PYTHON, digest()], 180, always=True),
         Step("doctor", [PYTHON, "-m", "dsmooth", "doctor"], 20, ()),
-        # First what settles most: 2,112 images of F40, then the step of a preset.
+        # The most important first: 2,112 images of F40, then the step of a preset.
         smoke("sampler"),
         measure("sampler-mnist-2112", 30, TINY),
         *(smoke(family) for family in ("block", "loss", "training")),
@@ -188,13 +180,13 @@ def digest() -> str:
 
 
 def proofs_of(name: str) -> list[str]:
-    """The steps without which the time of this one means nothing."""
+    """The steps that must not have failed for this one to be timed."""
     word = name.removeprefix("ncu-").partition("-")[0]
     return ["doctor", *(f"smoke-{family}" for family in TIMED[word])] if word in TIMED else []
 
 
 def measure(case: str, seconds: float, tiny: Sequence[str] | None = None) -> Step:
-    """Cases of benchmarks/on_gpu.py that begin so; each is written as soon as it is measured."""
+    """Cases of benchmarks/on_gpu.py with this beginning; each is saved once it is measured."""
     return Step(case, [*ON_GPU, case, "--out=STATE/measured.json"], seconds, tiny)
 
 
@@ -206,17 +198,14 @@ def trace(network: str, tiny: Sequence[str] | None = None) -> Step:
 
 
 def ncu(family: str, case: str, kernel: str, *launches: str) -> Step:
-    """Nsight Compute on launches of kernels named so, in one warm call."""
+    """Nsight Compute on launches of the kernels with these names, in one warm call."""
     program = ["ncu", "--profile-from-start=off", "--clock-control=none", "--set=full"]
     program += [f"--kernel-name=regex:{kernel}$", *launches]
     return Step(f"ncu-{family}", [*program, *ON_GPU, case, "--once"], 120)
 
 
 def gpu_tests(*arguments: str) -> list[str]:
-    """The GPU tests, their outcomes printed one by one; a warning is no failure here.
-
-    PYTHONSAFEPATH: of the installed package, wherever its extension was built.
-    """
+    """The GPU tests of the installed package (PYTHONSAFEPATH); warnings are not failures here."""
     pytest = ["env", "PYTHONSAFEPATH=1", PYTHON, "-m", "pytest"]
     return [*pytest, "-v", "-m", "gpu", "-W", "default", *arguments]
 
@@ -235,14 +224,14 @@ def check(name: str, seconds: float, *arguments: str, tiny: Sequence[str] | None
 
 
 def sanitize(tool: str) -> Step:
-    """A tool of compute-sanitizer, to which torch's cache of memory would hide the bounds."""
+    """A tool of compute-sanitizer, without torch's memory cache, which would hide the bounds."""
     program = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", f"--tool={tool}"]
     command = [*program, "--error-exitcode=9", *gpu_tests("-n0", "-k", SANITIZED, *PROVING)]
     return Step(tool, command, 120)
 
 
 def train(role: str) -> Step:
-    """Training with the settings of the pair of digits, not prolonged but by one schedule."""
+    """Training with the settings of the packaged pair `mnist-classes`, in one schedule."""
     config = ROOT / "dsmooth" / "pretrained" / "mnist-classes" / role / "config.json"
     command = [PYTHON, "-m", "dsmooth", "train", role, f"--out=STATE/runs/{role}", "--resume"]
     tiny = ("--n-filters=4", "--n-resnet=1", "--images=16", "--evaluations=1")
@@ -251,7 +240,7 @@ def train(role: str) -> Step:
 
 
 def run(command: Sequence[str], environment: Any, log: Path, limit: float) -> int | None:
-    """The exit status, None if it had to be killed; SIGTERM is its word to stop in time."""
+    """The exit status, or None if SIGTERM did not stop the command and it was killed."""
     with log.open("a") as file:
         print("$", *command, file=file, flush=True)
         try:
@@ -279,7 +268,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def pack(archive: Path, folder: Path, files: Sequence[Path]) -> None:
-    """Pack files, the small ones first; those with which it might pass MOST_BYTES are left out."""
+    """Pack files, small ones first, and leave out those that might exceed MOST_BYTES."""
     content = io.BytesIO()
     found = sorted((file.stat().st_size, file) for file in files if file.is_file())
     with tarfile.open(fileobj=content, mode="w:gz") as tar:
@@ -292,7 +281,7 @@ def pack(archive: Path, folder: Path, files: Sequence[Path]) -> None:
 
 
 class Day:
-    """Record of what was done so far, in a folder of state, and its copy for whoever asked."""
+    """The outcomes of the steps so far, in a folder of state, and their copy in $OUT."""
 
     def __init__(self, state: Path) -> None:
         self.state, self.out = state, Path(os.environ.get("OUT") or state).resolve()
@@ -305,11 +294,11 @@ class Day:
         return dict(json.loads(path.read_text())[key]) if path.exists() else {}
 
     def failed(self, *names: str) -> list[str]:
-        """The steps of these that failed."""
+        """Those of these steps that failed."""
         return [name for name in names if self.steps.get(name, {}).get("outcome") in FAILED]
 
     def note(self, name: str, outcome: str, seconds: float = 0, text: str = "") -> None:
-        """Note a step, and bring the output folder up to date."""
+        """Record the outcome of a step, and update the output folder."""
         self.steps[name] = {"outcome": outcome, "seconds": round(seconds, 1), "text": text}
         write(self.state / "day.json", json.dumps({"steps": self.steps}, indent=1).encode())
         write(self.out / "day.md", self.table().encode())
@@ -322,7 +311,7 @@ class Day:
         print(f"{name}: {outcome}, {seconds:.0f} s. {text}", flush=True)
 
     def table(self) -> str:
-        """The steps, and what benchmarks/on_gpu.py measured."""
+        """The steps and the results of benchmarks/on_gpu.py, in Markdown."""
         rows = [["step", "outcome", "seconds", "last line"], ["---"] * 4]
         for name, step in self.steps.items():
             text = step["text"].replace("|", "/")
@@ -335,7 +324,7 @@ class Day:
 
 
 def attempt(step: Step, day: Day, left: float, rehearse: bool) -> None:
-    """Run a step and note its outcome, unless it must be left out."""
+    """Run a step, or skip it, and record the outcome."""
     wrong = day.failed(*proofs_of(step.name))
     reason = ""
     if rehearse and step.tiny is None:
@@ -353,7 +342,7 @@ def attempt(step: Step, day: Day, left: float, rehearse: bool) -> None:
     started = time.monotonic()
     status = run(command, os.environ | ENVIRONMENT, log, limit)
     took = time.monotonic() - started
-    outcome = {0: "done", STOPPED: "to be continued"}.get(status, "failed")
+    outcome = {0: "done", STOPPED: "unfinished"}.get(status, "failed")
     if outcome == "failed" and took >= limit:
         outcome = "too long"
     last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
@@ -362,21 +351,15 @@ def attempt(step: Step, day: Day, left: float, rehearse: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--minutes", type=float, default=9, help="what this call may take")
+    parser.add_argument("--minutes", type=float, default=9, help="time limit of this call")
     parser.add_argument("--state", type=Path, default=BUILD / "gpu-day", help="results; $OUT too")
-    parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone")
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="run only these steps")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on the CPU")
-    parser.add_argument("--wheels", action="store_true", help=f"gather {WHEELS}, and stop")
     options = parser.parse_args(arguments)
-    if options.wheels:  # for CPython 3.12 on x86-64 Linux
-        command = [PYTHON, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d"]
-        command += [str(WHEELS), "--implementation=cp", "--python-version=3.12"]
-        command += [f"--platform={platform}" for platform in PLATFORMS]
-        return subprocess.run([*command, *CARRIED]).returncode
     planned = {step.name: step for step in steps()}
     for name in options.only or ():
         if name not in planned:
-            parser.error(f"{name!r} is no step: they are {', '.join(planned)}")
+            parser.error(f"{name!r} is not a step: the steps are {', '.join(planned)}")
     day, end = Day(options.state.resolve()), time.monotonic() + 60 * options.minutes
     for name, step in planned.items():
         done = day.steps.get(name, {}).get("outcome") == "done" and not step.always
