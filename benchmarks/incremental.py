@@ -393,9 +393,8 @@ class IncrementalPair:
         self.denoiser = IncrementalSampler(pair.denoiser, compiled)
 
     def sample(self, n: int, seed: int = 0, label: Tensor | None = None) -> Tensor:
-        labels = [
-            self.pair.conditioning_label(m, label) for m in (self.pair.noisy, self.pair.denoiser)
-        ]
+        models = self.pair.noisy, self.pair.denoiser
+        labels = [label if model.config.condition_size else None for model in models]
         size = self.pair.image_size
         x_tilde = self.noisy.sample(n, size, seed=seed, label=labels[0])
         return self.denoiser.sample(n, size, seed=seed, context=x_tilde, label=labels[1])

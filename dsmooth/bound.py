@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .fields import check_number
 from .nn import PixelCNNpp
-from .nn.pixelcnnpp import label_gradient
+from .nn.gradients import label_gradient
 
 # Classes of each draw that a bound sums over by default, and passes of a network that choosing them
 # takes, at least.

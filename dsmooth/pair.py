@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self, Unpack
 
 from .bound import TOP_CLASSES, bound_terms, log_mean_exp
 from .config import Classes, Method, Precision, classes_of
-from .errors import SettingError
 from .fields import check_number
+from .functional.checks import check_tensor
 from .machine import torch_threads
 from .nn import PixelCNNpp
 from .nn.condition import check_label, log_prior
 from .nn.images import check_images, check_scale, check_size, snap_half_precision
-from .nn.pixelcnnpp import gradient_of
 from .nn.pretrained import Pretrained, pretrained
 from .nn.weights import in_evaluation
-from .pictures import is_diverged
-from .progress import progress as bar
 from .progress import progress_of
 from .sampling.cached import draw_network
 from .sampling.classes import draw_classes
-from .sampling.known import KnownPixels, known_pixels
 from .sampling.known import keep_top as top_rows
-from .sampling.request import Choices, Progress, Request, check_guidance, normal_float
-from .smoothing import GaussianSmoothing, Smoothing
-
-if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
-
+from .sampling.known import known_pixels
+from .sampling.request import Choices, Progress, Request, normal_float
+from .sampling.two_step import conditioning_label, draw_two_steps, posterior_mean
+from .smoothing import Smoothing
 
 BOUND_IMAGES = 64  # images that `elbo` computes at a time
 
@@ -72,9 +66,9 @@ class SmoothedPair(Pretrained):
         if second.conditioning == "none":
             raise ValueError('the denoiser must have conditioning="stack" or "concat", got "none"')
         for name in ("image_channels", "n_classes", "class_names", "labels_sha256"):
-            one, other = getattr(config, name), getattr(second, name)
-            if one and other and one != other:  # a model may have no classes, or unknown names
-                raise ValueError(f"the models must have the same {name}, got {one} and {other}")
+            a, b = getattr(config, name), getattr(second, name)
+            if a and b and a != b:  # a model may have no classes, or unknown names
+                raise ValueError(f"the models must have the same {name}, got {a} and {b}")
         contains = config.smoothing_scale if config.likelihood == "gaussian" else 0
         if contains and (smoothing.kind != "gaussian" or smoothing.scale < contains):
             raise ValueError(
@@ -123,26 +117,20 @@ class SmoothedPair(Pretrained):
         with classes draws the class of each image: from the "prior", or given its "known" pixels.
 
         Returns (n, C, H, W); x~ is not clamped, nor is x from a continuous denoiser. An image whose
-        x~ diverged is NaN. Raises ValueError or TypeError for arguments out of range or that do not
-        fit.
+        x~ diverged is NaN. Raises ValueError or TypeError for arguments that do not fit.
         """
         if self.n_classes and choices.get("label") is None:
             choices["label"] = "prior" if choices.get("known") is None else "known"
         request, drawn = Request.make(n, choices, method), []
         if batch_size is not None:
             check_number("batch_size", batch_size)
-        show_bar = bar("drawing", n) if progress is True else nullcontext()
-        with torch_threads(threads), show_bar as show:
-
-            def report(fraction: float) -> None:
-                images = part.first_index - request.first_index + fraction * part.count
-                if show is not None:
-                    show(images)
-                elif not isinstance(progress, bool):
-                    progress(images / n)
-
+        with torch_threads(threads), progress_of(progress, "drawing", n) as done:
             for part in request.parts(batch_size or n):
-                drawn.append(draw(self, part, report if progress else None, precision))
+
+                def report(fraction: float, part: Request = part) -> None:
+                    done(part.first_index - request.first_index + fraction * part.count)
+
+                drawn.append(draw(self, part, report, precision))
         return torch.cat(drawn)
 
     @torch.no_grad()
@@ -158,9 +146,8 @@ class SmoothedPair(Pretrained):
         """Draw the missing part of images x (B, C, H, W) in [-1, 1], `draws` times for each.
 
         mask: (1, H, W) or (B, H, W) bool, True where a pixel is known; by default the upper rows,
-        the fraction `keep_top` of them. options: of `sample`, which says what this draws
-        from; a label for every image has B rows. Returns (B * draws, C, H, W), the completions of
-        an image one after the other.
+        the fraction `keep_top` of them. options: of `sample`; a label for every image has B rows.
+        Returns (B * draws, C, H, W), the completions of an image one after the other.
         """
         self._check_images("x", x)
         check_number("draws", draws)
@@ -170,10 +157,11 @@ class SmoothedPair(Pretrained):
         self.check_scale("x", visible.values)
         if self.denoiser.config.likelihood == "discretized":
             x = snap_half_precision(x)
-        exact = x.to(torch.promote_types(self.dtype, torch.float32))
-        known, mask = (each.repeat_interleave(draws, dim=0) for each in (exact, visible.mask))
+        x = x.to(torch.promote_types(self.dtype, torch.float32))
+        repeat = partial(torch.repeat_interleave, repeats=draws, dim=0)
         if isinstance(label := options.get("label"), Tensor | np.ndarray) and label.ndim:
-            options["label"] = torch.as_tensor(label).repeat_interleave(draws, dim=0)
+            options["label"] = repeat(torch.as_tensor(label))
+        known, mask = repeat(x), repeat(visible.mask)
         return self.sample(len(known), known=known, mask=mask, **options)
 
     @torch.no_grad()
@@ -204,19 +192,10 @@ class SmoothedPair(Pretrained):
         passes, not their parameters. The result has no derivative.
         Raises ValueError for smoothing that is not Gaussian.
         """
-        if not isinstance(self.smoothing, GaussianSmoothing):
-            raise ValueError(
-                f"single-step denoising needs gaussian smoothing, got {self.smoothing.kind}"
-            )
         self._check_images("x_tilde", x_tilde)
         guidance = normal_float("guidance", guidance, or_zero=True)
-        if guidance and not self.n_classes:
-            raise SettingError("guidance", "needs a model with classes; this pair has none")
-        if guidance and self.noisy.config.condition_size:
-            check_guidance(self.noisy.config)
-        label = self.conditioning_label(self.noisy, label)
-        gradient = gradient_of(in_evaluation(self.noisy), x_tilde, label, guidance)
-        return x_tilde + self.smoothing.scale**2 * gradient
+        models = self.noisy, self.denoiser
+        return posterior_mean(models, self.smoothing, x_tilde, label, guidance)
 
     @torch.no_grad()
     def elbo(
@@ -254,21 +233,13 @@ class SmoothedPair(Pretrained):
         self._check_images("x", x)
         if label is not None and self.n_classes:
             check_label(label, self.n_classes, len(x))
-        bounds = []
+        bound = partial(self.forward, seed=seed, n_noise=n_noise, top_classes=top_classes)
+        bound, bounds = partial(bound, importance_weighted=importance_weighted), []
         with progress_of(progress, "bound", len(x)) as done:
             for first in range(0, max(1, len(x)), BOUND_IMAGES):
                 part = slice(first, first + BOUND_IMAGES)
-                bounds.append(
-                    self.forward(
-                        x[part],
-                        label=None if label is None else label[part],
-                        n_noise=n_noise,
-                        importance_weighted=importance_weighted,
-                        seed=seed,
-                        first_index=first_index + first,
-                        top_classes=top_classes,
-                    )
-                )
+                labels = None if label is None else label[part]
+                bounds.append(bound(x[part], label=labels, first_index=first_index + first))
                 done(min(part.stop, len(x)))
         return torch.cat(bounds)
 
@@ -293,7 +264,7 @@ class SmoothedPair(Pretrained):
         self._check_images("x", x)
         self.check_scale("x", x)
         pair, draws = in_evaluation(self), []
-        self.conditioning_label(self.noisy, label)  # refuses a label of a pair without classes
+        conditioning_label(self.noisy, self.classes, label)  # refuses a label that does not fit
         for i in range(n_noise):
             x_tilde = self.smoothing.sample(x, seed=seed, first_index=first_index, repeat=i)
             terms = bound_terms(
@@ -310,22 +281,11 @@ class SmoothedPair(Pretrained):
         dtype = torch.promote_types(self.dtype, torch.float32)
         return log_prior(self.classes, self.device).to(dtype)
 
-    def conditioning_label(self, model: PixelCNNpp, label: Tensor | None) -> Tensor | None:
-        """`label` as one of the two models takes it: None for a model without classes."""
-        if label is not None and not self.n_classes:
-            raise ValueError("label was given, but neither model of the pair has classes")
-        return label if model.config.condition_size else None
-
     def _check_images(self, name: str, x: Tensor) -> None:
         """Raise TypeError or ValueError unless x has the pair's shape of images and its device."""
         check_images(name, x)
-        shape = (self.noisy.config.image_channels, *self.image_size)
-        if tuple(x.shape[1:]) != shape:
-            raise ValueError(
-                f"{name} must have shape (B, {', '.join(map(str, shape))}), got {tuple(x.shape)}"
-            )
-        if x.device != self.device:
-            raise ValueError(f"{name} must be on {self.device}, as the pair is, got {x.device}")
+        shape = "B", self.noisy.config.image_channels, *self.image_size
+        check_tensor(name, x, shape, self.device)
 
     def check_scale(self, name: str, x: Tensor) -> None:
         """Raise ValueError for images outside [-1, 1], or that are not bytes where they must be."""
@@ -360,8 +320,8 @@ class SmoothedPair(Pretrained):
         """Both networks, the smoothing and the images in a few lines; not every layer."""
         shape = " x ".join(map(str, (self.noisy.config.image_channels, *self.image_size)))
         return (
-            f"SmoothedPair(\n  noisy: {_describe(self.noisy)}\n"
-            f"  denoiser: {_describe(self.denoiser)}\n"
+            f"SmoothedPair(\n  noisy: {self.noisy.summary()}\n"
+            f"  denoiser: {self.denoiser.summary()}\n"
             f"  smoothing: {self.smoothing.kind} of scale {self.smoothing.scale}\n"
             f"  images: {shape}, on {self.device}\n)"
         )
@@ -386,60 +346,5 @@ def draw(
             label = draw_classes(model, request, request.known, model.config.classes)
             request = replace(request, label=label)
         return draw_network(model, request, model.image_size, None, progress, precision)
-    pair, x_tilde, known = model, request.x_tilde, request.known
-    labels: Tensor | None = None
-    if not request.class_of_known:
-        labels = request.labels(pair.classes, pair.device)
-    if known is not None:
-        pair.check_scale("known", known.values)
-    steps = 2 if x_tilde is None and request.method == "two-step" else 1
-
-    def step(
-        network: PixelCNNpp, known: KnownPixels | None, context: Tensor | None = None
-    ) -> Tensor:
-        nonlocal labels
-        if request.class_of_known and labels is None and known and network.config.condition_size:
-            labels = draw_classes(network, request, known, pair.classes, context)
-        # Without classes both models refuse guidance, and one without gets no label.
-        guided = network.config.condition_size or not pair.n_classes
-        guidance = request.guidance if guided else 0.0
-        label = pair.conditioning_label(network, labels)
-        model_request = replace(request, known=known, label=label, guidance=guidance)
-        done_before = 0 if context is None else steps - 1
-        report = progress and (lambda done: progress((done_before + done) / steps))
-        return draw_network(network, model_request, pair.image_size, context, report, precision)
-
-    if x_tilde is None:
-        noisy = known
-        if known is not None:  # they have the smoothing's noise
-            seed, first = request.seed, request.first_index
-            images = pair.smoothing.sample(known.images, seed=seed, first_index=first)
-            noisy = KnownPixels(images, known.mask)
-        x_tilde = step(pair.noisy, noisy)
-    if request.method == "noisy":
-        return x_tilde
-    diverged = is_diverged(x_tilde).view(-1, *[1] * (x_tilde.ndim - 1))
-    x_tilde = torch.where(diverged, 0.0, x_tilde)
-    if request.method == "single-step":
-        x_tilde, guidance = x_tilde.to(pair.dtype), request.guidance
-        x = pair.single_step(x_tilde, label=labels, guidance=guidance)
-        x = x if known is None else known.keep(x)
-    else:
-        x = step(pair.denoiser, known, x_tilde)
-    return torch.where(diverged, math.nan, x)
-
-
-def _describe(model: PixelCNNpp) -> str:
-    """The settings of a network that matter most, in one line."""
-    config = model.config
-    further = (
-        (f" with {len(config.atom_bytes)} atoms", config.atoms),
-        (f", {config.fourier_features} octaves", config.fourier_features),
-        (f", M {config.head_filters}", config.head_filters),
-        (f", {config.n_classes} classes", config.n_classes),
-    )
-    return (
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, F {config.n_filters}, "
-        f"R {config.n_resnet}, K {config.n_mix}, {config.conditioning}, {config.likelihood}"
-        + "".join(words for words, stated in further if stated)
-    )
+    models = model.noisy, model.denoiser
+    return draw_two_steps(models, model.smoothing, model.image_size, request, progress, precision)

@@ -162,7 +162,7 @@ class Stages:
         labels = labels_for_model(self.test_set, models.classes)
         held_out = Request(len(clean), seed, label=None if labels is None else labels[: len(clean)])
         noised = pair.smoothing.sample(clean, seed=seed, first_index=0, repeat=0)
-        drawn = Request(self.count, seed, label="each" if models.n_classes else None)
+        drawn = Request(self.count, seed, label="each" if models.classes.number else None)
 
         pictures = {
             "held-out": self.images("held-out", models, held_out, clean),
@@ -186,7 +186,7 @@ class Stages:
 
         They are x, or drawn from `models`.
         """
-        if not models.n_classes:
+        if not models.classes.number:
             request = replace(request, label=None)
         path = self.folder / "samples" / f"{name}.npz"
         picture = path.with_suffix(".png")
@@ -297,7 +297,7 @@ def make_report(
     training_images = len(train_set) if trained_here else None
     if card is not None:
         training_images = card.train_images
-    hidden = models.class_names and not test_set.has_classes(models.class_names)
+    hidden = models.classes.names and not test_set.has_classes(models.classes.names)
     return Report(
         name=name,
         packaged=card,
@@ -316,7 +316,7 @@ def make_report(
             role: describe_model(role, models, test_set, training_images)
             for role in models.networks
         },
-        hidden_classes=models.n_classes if hidden else 0,
+        hidden_classes=models.classes.number if hidden else 0,
         seed=stages.seed,
         samples={
             name: SampleCount(len(x), int(is_diverged(x).sum()))

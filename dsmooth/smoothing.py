@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from numbers import Real
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .config import SmoothingKind
 from .functional.dispatch import takes_triton
-from .functional.image_words import image_noise, image_words
+from .functional.image_words import Place, image_noise, image_words
 from .nn.images import check_images
 from .philox import Stream, draw_seed, to_uniform
 
@@ -65,7 +65,7 @@ class Smoothing:
         check_images("x", x)
         fresh = seed is None and first_index is None
         n, d = x.shape[0], math.prod(x.shape[1:])
-        chosen: dict[str, Any] = {
+        place: Place = {
             "seed": draw_seed(x.device) if fresh else seed or 0,
             "first_index": 0 if first_index is None else first_index,
             "stream": self.stream,
@@ -73,8 +73,8 @@ class Smoothing:
         }
         if takes_triton(x.device, x.dtype):
             table = quantiles(self, x.dtype, x.device)
-            return x + image_noise(table, n, d, **chosen).view(x.shape)
-        words = image_words(n, -(-d // 4), **chosen, device=x.device)
+            return x + image_noise(table, n, d, **place).view(x.shape)
+        words = image_words(n, -(-d // 4), **place, device=x.device)
         u = to_uniform(words).flatten(1)[:, :d].view(x.shape)
         return x + self.quantile(u).to(x.dtype)
 

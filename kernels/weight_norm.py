@@ -32,25 +32,29 @@ class Rows(NamedTuple):
 
 
 @triton.jit
+def elements_of(rows, d, first):
+    """Offsets (BLOCK_D, BLOCK_K) of the elements first .. of filters d, and a mask."""
+    D, K, stride_d, stride_k = rows
+    k = first + tl.arange(0, BLOCK_K)
+    offset = d.to(tl.int64)[:, None] * stride_d + k[None, :] * stride_k
+    return offset, (d < D)[:, None] & (k < K)[None, :]
+
+
+@triton.jit
 def fold_kernel(v_ptr, gain_ptr, w_ptr, norm_ptr, rows):
     """Write w in its own dtype, with the strides of v, and |v| (D,)."""
-    D, K, stride_d, stride_k = rows
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
-    mask_d = d < D
+    mask_d = d < rows[0]
     square = tl.zeros((BLOCK_D,), dtype=tl.float32)
-    for first in range(0, K, BLOCK_K):
-        k = first + tl.arange(0, BLOCK_K)
-        mask = mask_d[:, None] & (k < K)[None, :]
-        offset = d.to(tl.int64)[:, None] * stride_d + k[None, :] * stride_k
+    for first in range(0, rows[1], BLOCK_K):
+        offset, mask = elements_of(rows, d, first)
         v = tl.load(v_ptr + offset, mask=mask, other=0.0)
         square += tl.sum(v * v, axis=1)
     norm = tl.sqrt(square)
     tl.store(norm_ptr + d, norm, mask=mask_d)
     factor = tl.load(gain_ptr + d, mask=mask_d, other=0.0) / tl.where(mask_d, norm, 1.0)
-    for first in range(0, K, BLOCK_K):
-        k = first + tl.arange(0, BLOCK_K)
-        mask = mask_d[:, None] & (k < K)[None, :]
-        offset = d.to(tl.int64)[:, None] * stride_d + k[None, :] * stride_k
+    for first in range(0, rows[1], BLOCK_K):
+        offset, mask = elements_of(rows, d, first)
         v = tl.load(v_ptr + offset, mask=mask, other=0.0)
         tl.store(w_ptr + offset, (v * factor[:, None]).to(w_ptr.dtype.element_ty), mask=mask)
 
@@ -60,14 +64,11 @@ def fold_gradient_kernel(
     dw_ptr, v_ptr, gain_ptr, norm_ptr, grad_v_ptr, grad_gain_ptr, rows,
 ):  # fmt: skip
     """dg = <dw, v> / |v| and dv = g / |v| (dw - v <dw, v> / |v|^2) per filter."""
-    D, K, stride_d, stride_k = rows
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
-    mask_d = d < D
+    mask_d = d < rows[0]
     product = tl.zeros((BLOCK_D,), dtype=tl.float32)
-    for first in range(0, K, BLOCK_K):
-        k = first + tl.arange(0, BLOCK_K)
-        mask = mask_d[:, None] & (k < K)[None, :]
-        offset = d.to(tl.int64)[:, None] * stride_d + k[None, :] * stride_k
+    for first in range(0, rows[1], BLOCK_K):
+        offset, mask = elements_of(rows, d, first)
         v = tl.load(v_ptr + offset, mask=mask, other=0.0)
         dw = tl.load(dw_ptr + offset, mask=mask, other=0.0).to(tl.float32)
         product += tl.sum(dw * v, axis=1)
@@ -75,10 +76,8 @@ def fold_gradient_kernel(
     gain = tl.load(gain_ptr + d, mask=mask_d, other=0.0)
     tl.store(grad_gain_ptr + d, product / norm, mask=mask_d)
     along = product / (norm * norm)
-    for first in range(0, K, BLOCK_K):
-        k = first + tl.arange(0, BLOCK_K)
-        mask = mask_d[:, None] & (k < K)[None, :]
-        offset = d.to(tl.int64)[:, None] * stride_d + k[None, :] * stride_k
+    for first in range(0, rows[1], BLOCK_K):
+        offset, mask = elements_of(rows, d, first)
         v = tl.load(v_ptr + offset, mask=mask, other=0.0)
         dw = tl.load(dw_ptr + offset, mask=mask, other=0.0).to(tl.float32)
         dv = (gain / norm)[:, None] * (dw - v * along[:, None])

@@ -20,8 +20,8 @@ from dsmooth.evaluate.classes import classify
 from dsmooth.evaluate.likelihood import score_plain
 from dsmooth.evaluate.probe import probe_pair
 from dsmooth.nn.condition import warn_untrained_zero_label
+from dsmooth.nn.gradients import input_gradient
 from dsmooth.nn.layers import GatedResnet
-from dsmooth.nn.pixelcnnpp import gradient_of
 from dsmooth.philox import Stream, image_words
 from dsmooth.runs import RunFolder
 from dsmooth.sampling import sample_images, sequential_sample
@@ -374,7 +374,7 @@ def test_either_or_both_of_a_pair_have_classes(tmp_path: Path, noisy: int, denoi
     assert torch.equal(
         pair.sample(3, seed=4, first_index=1), pair.sample(3, seed=4, first_index=1, label=drawn)
     )
-    expected = x + 0.25 * gradient_of(pair.noisy, x, label if noisy else None)
+    expected = x + 0.25 * input_gradient(pair.noisy, x, label if noisy else None)
     torch.testing.assert_close(pair.denoise(x, method="single-step", label=label), expected)
 
 

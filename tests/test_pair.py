@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 import dsmooth
 from dsmooth._extension import warn_once
 from dsmooth.evaluate import classify, score_pair, score_plain
-from dsmooth.nn.pixelcnnpp import gradient_of
+from dsmooth.nn.gradients import input_gradient
 from dsmooth.sampling import (
     CachedSampler,
     jacobi_sample,
@@ -85,7 +85,7 @@ def test_single_step_is_the_posterior_mean_of_a_gaussian() -> None:
 def test_the_gradient_is_that_of_the_whole_network() -> None:
     model = tiny_pair().noisy.double()
     x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
-    gradient, step = gradient_of(model, x), 1e-6
+    gradient, step = input_gradient(model, x), 1e-6
     for i in (0, 13, 40):
         moved = step * torch.eye(64)[i].view(8, 8)
         with torch.no_grad():
@@ -94,7 +94,7 @@ def test_the_gradient_is_that_of_the_whole_network() -> None:
     cast = tiny_pair().single_step(x.float().requires_grad_())
     assert not cast.requires_grad
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
-        gradient_of(model, x)
+        input_gradient(model, x)
 
 
 def test_draws_as_people_write_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,7 +242,7 @@ def test_bytes_arrays_and_other_devices_are_refused() -> None:
         for score in (pair.elbo, pair.complete, pair.single_step, *networks):
             refuses(hint, score, wrong, error=TypeError)
     for score in (pair.elbo, pair.complete, pair.denoise):
-        refuses(r"^x\w* must be on cpu, as the pair is, got meta", score, X.to("meta"))
+        refuses(r"^x\w* must be on cpu, got meta", score, X.to("meta"))
     rounded = dsmooth.round_to_bytes(X + 0.3 / 127.5)
     torch.testing.assert_close(pair.elbo(rounded), pair.elbo(X))
     assert density.elbo(OFF_GRID).isfinite().all()

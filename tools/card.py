@@ -118,10 +118,10 @@ def write_card(
     models = load_models([folder, *filter(Path.exists, [folder / "plain"])])
     stages = Stages(work, models, train_set, test_set, count=count, scored_images=count)
     pictures = stages.draw()
-    if models.n_classes:
+    if models.classes.number:
         guided = Request(count, label="each", guidance=GUIDANCE)
         pictures["guided"] = stages.images("guided", models.of("noisy", "denoiser"), guided)
-    told = models.n_classes > 0 and test_set.has_classes(models.class_names)
+    told = models.classes.number > 0 and test_set.has_classes(models.classes.names)
     sets = {"train": train_set, "test": test_set}
     probes = {}
     for kind, only in {} if told else PROBED.items():
@@ -150,17 +150,17 @@ def write_card(
         probes=probes,
         classes=keep("classes", ClassNumbers, lambda: measure_classes(stages)) if told else None,
         clusters=keep("clusters", ClusterNumbers, lambda: measure_clusters(stages))
-        if models.n_classes and not told
+        if models.classes.number and not told
         else None,
     )
     # The kinds next to one another, with a column for each class of labelled images.
     shown = ("noisy", "two-step", "guided") if told else ("plain", "noisy", "two-step")
     kinds = [pictures[kind] for kind in shown if kind in pictures]
-    n, gap = models.n_classes if told else 8, torch.full_like(kinds[0][:1], BORDER / 127.5 - 1)
+    n, gap = models.classes.number if told else 8, torch.full_like(kinds[0][:1], BORDER / 127.5 - 1)
     rows = [[part for x in kinds for part in (x[i * n :][:n], gap)] for i in range(min(n, 10))]
     write_atomically(folder / "samples.png", grid(*(torch.cat(row[:-1]) for row in rows)))
     if card.clusters is not None:  # a row of each cluster
-        k = models.n_classes
+        k = models.classes.number
         clusters = [pictures["two-step"][i::k][:16] for i in range(k)]
         save_grid(torch.cat(clusters), folder / "clusters.png", columns=16)
     write_json(folder / "card.json", record_of({"weights_sha256": models.digests()}, card))

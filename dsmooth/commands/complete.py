@@ -86,7 +86,7 @@ def choose_images(source: Path | None, count: int, models: Loaded) -> tuple[Tens
                 f"{models.source} does not say where its images are: name some by --images"
             ) from None
         images, words = data.images[:count], data.source
-        if data.has_classes(models.class_names):
+        if data.has_classes(models.classes.names):
             labels = data.known_labels()[:count]
     else:
         originals = read_images(source, count)

@@ -38,7 +38,7 @@ def evaluate_bits(options: BitsOptions) -> tuple[Mapping[str, object], BitsResul
         names = dataset.class_names
         classes = {name: bits_by_class(score, labels, names) for name, score in scores.items()}
         result = replace(result, classes=classes)
-    print_bits(result, dataset.source, models.class_names)
+    print_bits(result, dataset.source, models.classes.names)
     request = {
         "data": describe_data(dataset),
         "n_images": result.data.n_images,

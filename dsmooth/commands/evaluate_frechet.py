@@ -110,7 +110,7 @@ def load_drawing_models(options: FrechetOptions) -> Loaded | None:
         raise ValueError("--per-class needs --label each and a data set, not --reference")
     is_drawn = len(options.samples) != 1 or is_model(options.samples[0])
     models = load_models(options.samples) if is_drawn else None
-    if options.per_class and models is not None and models.n_classes == 0:
+    if options.per_class and models is not None and models.classes.number == 0:
         raise ValueError("--per-class needs samples of models with classes")
     return models
 
@@ -128,8 +128,8 @@ def load_real(
         dataset = choice.load(split)
         if options.per_class or options.label != "each":
             dataset.known_labels("per_class" if options.per_class else "label")
-            if models is not None and not dataset.has_classes(models.class_names):
-                names = ", ".join(models.class_names)
+            if models is not None and not dataset.has_classes(models.classes.names):
+                names = ", ".join(models.classes.names)
                 raise ValueError(f"{dataset.source} has labels of other classes than {names}")
         label = class_number(options.label, dataset.class_names)
         if label == "each":
@@ -206,7 +206,7 @@ def collect_samples(
             )
         return samples, {}
     count = 1000 if options.count is None else options.count
-    label = options.label if models.n_classes or options.label != "each" else None
+    label = options.label if models.classes.number or options.label != "each" else None
     request = request_of(models, Drawing(seed=options.seed, label=label), count)
     precision = options.execution.precision
     drawing = {**request.identity(), "weights_sha256": models.digests(), "precision": precision}

@@ -113,10 +113,10 @@ def request_of(
         methods = ("two-step", "noisy") if "noisy" in models.networks else ("two-step",)
         if drawing.method not in methods:
             raise ValueError("--method is for a pair, not for a single model: leave it out")
-    n_classes = models.n_classes
+    n_classes = models.classes.number
     label: Label = own_labels
     if label is None and drawing.label is not None:
-        label = class_number(drawing.label, models.class_names)
+        label = class_number(drawing.label, models.classes.names)
     if n_classes == 0 and (label is not None or drawing.guidance):
         option = "--guidance" if label is None else "--label"
         raise ValueError(f"{option} needs a model with classes; these have none")

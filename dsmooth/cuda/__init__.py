@@ -10,15 +10,13 @@ driver.py loads and launches it. `_C.CudaSampler` makes the argument of a launch
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+
+import torch
 
 from .._extension import unavailable_reason
 from .compiler import nvrtc
 from .driver import Card, CudaError, Kernel
 from .images import OLDEST, images_for, origin_of
-
-if TYPE_CHECKING:
-    import torch
 
 # Names of the types of operands in Python and in C++.
 OPERANDS = {"bfloat16": "Bf16", "float32": "float"}

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..config import ModelConfig, Role
 from ..functional import Shift, concat_elu, down_shift, logistic_mixture_log_prob, right_shift
 from ..functional.checks import check_tensor
-from ..functional.dispatch import forward_mode_obstacle, without_autocast
+from ..functional.dispatch import without_autocast
 from ..philox import draw_seed
-from .condition import check_context, label_vectors, zero_label
+from .condition import check_context, label_vectors
 from .images import check_images, check_scale, fourier_features, snap_half_precision
 from .layers import Conv1x1, GatedResnet, Skip, WeightNormConv, listed
 from .pretrained import Pretrained
@@ -270,6 +269,21 @@ class PixelCNNpp(Pretrained):
                 handle.remove()
             self.train(was_training)
 
+    def summary(self) -> str:
+        """The settings that matter most, in one line."""
+        config = self.config
+        optional = (
+            (f" with {len(config.atom_bytes)} atoms", config.atoms),
+            (f", {config.fourier_features} octaves", config.fourier_features),
+            (f", M {config.head_filters}", config.head_filters),
+            (f", {config.n_classes} classes", config.n_classes),
+        )
+        return (
+            f"{sum(p.numel() for p in self.parameters()):,} parameters, F {config.n_filters}, "
+            f"R {config.n_resnet}, K {config.n_mix}, {config.conditioning}, {config.likelihood}"
+            + "".join(words for words, is_set in optional if is_set)
+        )
+
     def _seen(self, x: Tensor) -> Tensor:
         """The input of the first layers: the colours of x, ones and Fourier features."""
         if octaves := self.config.fourier_features:
@@ -334,43 +348,3 @@ class PixelCNNpp(Pretrained):
 def _with_ones(x: Tensor) -> Tensor:
     """Append a channel of ones, which distinguishes the image from its zero padding."""
     return torch.cat([x, x.new_ones(x.shape[0], 1, *x.shape[2:])], dim=1)
-
-
-def gradient_of(
-    model: PixelCNNpp, x: Tensor, label: Tensor | None = None, guidance: float = 0.0
-) -> Tensor:
-    """The gradient of log p(x) with respect to x (B, C, H, W): same shape, nats per unit of x.
-
-    guidance: weight of the extrapolation from the gradient without a class through that with the
-    label. Raises NotImplementedError under forward-mode differentiation, which is not supported.
-    """
-    if guidance and label is not None:
-        no_class = zero_label(len(x), model.config.condition_size, x)
-        unconditional, conditional = (gradient_of(model, x, y) for y in (no_class, label))
-        return torch.lerp(unconditional, conditional, 1 + guidance)
-    return _gradient(model, "x", {"x": x, "label": label})
-
-
-def label_gradient(
-    model: PixelCNNpp, label: Tensor, x: Tensor, context: Tensor | None = None
-) -> Tensor:
-    """The gradient of log p(x) with respect to soft classes (B, n_classes): same shape, nats."""
-    return _gradient(model, "label", {"x": x, "context": context, "label": label})
-
-
-def _gradient(model: PixelCNNpp, name: str, inputs: Mapping[str, Tensor | None]) -> Tensor:
-    """The gradient of log p(x) with respect to the input `name` of the model's forward pass."""
-    if forward_mode_obstacle():
-        raise NotImplementedError("the gradient of a log-density has no forward-mode derivative")
-    with torch.inference_mode(False), torch.enable_grad():
-        # Autograd can neither differentiate nor save an inference tensor.
-        copies = {k: t.detach().clone() for k, t in inputs.items() if t is not None}
-        variable = copies[name].requires_grad_(True)
-        # Frozen: gradients of the weights would take a third of the time.
-        frozen = {
-            name: weight.clone() if weight.is_inference() else weight.detach()
-            for name, weight in model.named_parameters()
-        }
-        params = functional_call(model, frozen, (), copies)
-        (gradient,) = torch.autograd.grad(model.log_prob_given(copies["x"], params).sum(), variable)
-    return gradient

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
-
-if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+from typing_extensions import Self, Unpack
 
 
 class HubOptions(TypedDict, total=False):
@@ -25,6 +23,24 @@ class HubOptions(TypedDict, total=False):
     cache_dir: str | Path | None
     token: str | bool | None
     local_files_only: bool
+
+
+class CardOptions(TypedDict, total=False):
+    """Arguments of `dsmooth.save`."""
+
+    scores: str | Path | None
+    name: str | None
+    license: str | None
+
+
+class UploadOptions(TypedDict, total=False):
+    """Arguments of `dsmooth.pretrained.push`."""
+
+    private: bool
+    token: str | None
+    scores: str | Path | None
+    license: str | None
+    commit_message: str
 
 
 class Pretrained(nn.Module):
@@ -52,34 +68,20 @@ class Pretrained(nn.Module):
         loaded = pretrained().load(name, device=device, dtype=dtype, kind=cls, **hub)
         return loaded.of_kind(cls)
 
-    def save_pretrained(
-        self,
-        folder: str | Path,
-        *,
-        scores: str | Path | None = None,
-        name: str | None = None,
-        license: str | None = None,
-    ) -> None:
-        """Write the weights, their settings and a model card; arguments and errors: see
-        `dsmooth.save`."""
-        pretrained().save(self, folder, scores=scores, name=name, license=license)
+    def save_pretrained(self, folder: str | Path, **card: Unpack[CardOptions]) -> None:
+        """Write the weights, their settings and a model card.
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool = False,
-        token: str | None = None,
-        scores: str | Path | None = None,
-        license: str | None = None,
-        commit_message: str = "Upload weights of dsmooth",
-    ) -> str:
+        card (scores, name, license) and errors: see `dsmooth.save`.
+        """
+        pretrained().save(self, folder, **card)
+
+    def push_to_hub(self, repo_id: str, **options: Unpack[UploadOptions]) -> str:
         """Write the files of `save_pretrained` to the model `repo_id` on the Hugging Face Hub.
 
-        Arguments, result and errors: see `dsmooth.pretrained.push`.
+        options (private, token, scores, license, commit_message), result and errors: see
+        `dsmooth.pretrained.push`.
         """
-        options = {"private": private, "token": token, "scores": scores, "license": license}
-        return str(pretrained().push(self, repo_id, **options, commit_message=commit_message))
+        return str(pretrained().push(self, repo_id, **options))
 
 
 def pretrained() -> Any:

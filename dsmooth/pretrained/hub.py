@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+
+from typing_extensions import Unpack
 
 from ..errors import SettingError
+from ..nn.pretrained import HubOptions
 from ..progress import LOG
 from ..text import escape_control
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from ..nn.pretrained import HubOptions
 
 # "owner/name", as the Hub allows it.
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")

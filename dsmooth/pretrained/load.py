@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..config import Role
 from ..fields import Json, difference, structure
 from ..files import parse_json, read_json, read_tensors
 from ..nn import PixelCNNpp
-from ..nn.pretrained import Pretrained
+from ..nn.pretrained import HubOptions, Pretrained
 from ..nn.weights import load_network, tensors_digest
 from ..pair import SmoothedPair
 from ..progress import LOG
@@ -24,11 +25,6 @@ from ..smoothing import SMOOTHINGS, Smoothing
 from .folders import CONFIG_KEY, HERE, PAIR, SavedSettings, has_runs, holds_networks, packaged
 from .hub import download, may_be_on_hub
 from .loaded import EXPECTED_MODELS, Loaded
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from ..nn.pretrained import HubOptions
 
 
 @dataclass(frozen=True)
@@ -78,9 +74,10 @@ def load(
     """
     if not isinstance(dtype, torch.dtype | None):
         raise TypeError(f"dtype must be a torch.dtype, such as torch.bfloat16, got {dtype!r}")
-    of_network = kind if kind is not None and issubclass(kind, PixelCNNpp) else PixelCNNpp
-    of_pair = kind if kind is not None and issubclass(kind, SmoothedPair) else SmoothedPair
-    found = [each for name in names for each in networks_in(find(name, **hub), of_network)]
+    network_kind = kind if kind is not None and issubclass(kind, PixelCNNpp) else PixelCNNpp
+    pair_kind = kind if kind is not None and issubclass(kind, SmoothedPair) else SmoothedPair
+    folders = [find(name, **hub) for name in names]
+    found = [network for folder in folders for network in read_networks(folder, network_kind)]
     by_role: dict[Role, _Network] = {}
     for network in found:
         other = by_role.setdefault(network.role, network)
@@ -93,7 +90,7 @@ def load(
         raise ValueError(f"{EXPECTED_MODELS}; got nothing")
     loaded = Loaded(
         {role: by_role[role].network for role in get_args(Role) if role in by_role},
-        _pair(of_pair, by_role),
+        _pair(pair_kind, by_role),
         found[0].smoothing,
         {network.role: network.folder for network in found},
         {network.role: network.run for network in found if network.run is not None},
@@ -139,52 +136,33 @@ def find(name: str | Path, **hub: Unpack[HubOptions]) -> Path:
     )
 
 
-def networks_in(folder: Path, kind: type[PixelCNNpp] = PixelCNNpp) -> list[_Network]:
+def read_networks(folder: Path, kind: type[PixelCNNpp] = PixelCNNpp) -> list[_Network]:
     """The networks of a run, of what `save` wrote, or of the runs `noisy` and `denoiser` in a
     folder, in the order of the roles.
 
-    A file says what it is: weights of a run have no settings in their metadata. Each file is opened
-    once, so both networks of a pair are of one save. Raises FileNotFoundError or ValueError, naming
-    the file.
+    Each file is opened once, so both networks of a pair are of one save. Raises FileNotFoundError
+    or ValueError, naming the file.
     """
     run = RunFolder(folder)
     if not run.config.exists() and not run.weights.exists():
         if has_runs(folder):
-            return [network for role in PAIR for network in networks_in(folder / role, kind)]
+            return [network for role in PAIR for network in read_networks(folder / role, kind)]
         names = sorted(config.parent.name for config in folder.glob(f"*/{run.config.name}"))
         hint = f"folders in {folder}, which has {', '.join(names)}"
         hint = hint if names else "a saved pair, or the folder of a run"
         raise FileNotFoundError(f"there is no {run.config}: give {hint}")
-    tensors, settings = _read_weights(run)
-    if settings is not None:
-        return _saved_networks(folder, tensors, settings, kind)
-    training, size = run.read_config()
-    network = load_network(training.model, tensors, run.weights, kind)
-    network.image_size = size
-    smoothing = SMOOTHINGS[training.smoothing](training.scale)
-    return [_described(_Network(network, training.role, folder, smoothing, run))]
-
-
-def _described(found: _Network) -> _Network:
-    """The same, its network with a role and a record that is read when it is asked for."""
-    found.network.role = found.role
-    found.network.record = partial(read_record, found.folder, found.role)
-    return found
-
-
-def _saved_networks(
-    folder: Path, tensors: Mapping[str, Tensor], settings: SavedSettings, kind: type[PixelCNNpp]
-) -> list[_Network]:
-    saved: list[_Network] = []
+    tensors, settings, is_run = _read_weights(run)
     smoothing = None
     if settings.smoothing is not None and settings.scale is not None:
         smoothing = SMOOTHINGS[settings.smoothing](settings.scale)
+    found = []
     for role in sorted(settings.networks, key=get_args(Role).index):
         weights = _tensors_of(role, tensors, settings)
-        network = load_network(settings.networks[role], weights, folder / WEIGHTS_FILE, kind)
-        network.image_size = settings.image_size
-        saved.append(_described(_Network(network, role, folder, smoothing)))
-    return saved
+        network = load_network(settings.networks[role], weights, run.weights, kind)
+        network.role, network.image_size = role, settings.image_size
+        network.record = partial(read_record, folder, role)
+        found.append(_Network(network, role, folder, smoothing, run if is_run else None))
+    return found
 
 
 def _tensors_of(
@@ -199,15 +177,21 @@ def _tensors_of(
     }
 
 
-def _read_weights(run: RunFolder) -> tuple[dict[str, Tensor], SavedSettings | None]:
-    """The tensors of a folder, and their settings unless they are of a run."""
-    before = _config_beside(run)
+def _read_weights(run: RunFolder) -> tuple[dict[str, Tensor], SavedSettings, bool]:
+    """The tensors of a folder, their settings, and whether they are of a run.
+
+    A file says what it is: weights of a run have no settings in their metadata.
+    """
+    before = _read_config(run)
     tensors, metadata = read_tensors(run.weights)
     if CONFIG_KEY not in metadata:
-        return tensors, None
+        training, size = run.read_config()
+        networks = {training.role: training.model}
+        settings = SavedSettings(networks, training.smoothing, training.scale, size, {})
+        return tensors, settings, True
     stated = parse_json(metadata[CONFIG_KEY], run.weights)
     # A config.json that changes meanwhile is being saved.
-    unchanged = before is not None and before == _config_beside(run)
+    unchanged = before is not None and before == _read_config(run)
     if unchanged and (words := difference(before, stated)):
         raise ValueError(
             f"{run.config} does not state the settings of {WEIGHTS_FILE} next to it: "
@@ -220,10 +204,10 @@ def _read_weights(run: RunFolder) -> tuple[dict[str, Tensor], SavedSettings | No
         raise ValueError(f"{run.weights} is not of a pair or a network: {error}") from None
     if not settings.networks:
         raise ValueError(f"{run.weights} states no network")
-    return tensors, settings
+    return tensors, settings, False
 
 
-def _config_beside(run: RunFolder) -> Json | None:
+def _read_config(run: RunFolder) -> Json | None:
     """The content of config.json, None where there is none: a save removes it for a moment."""
     try:
         return read_json(run.config)
@@ -254,14 +238,11 @@ def _pair(kind: type[SmoothedPair], found: Mapping[Role, _Network]) -> SmoothedP
 def read_record(folder: Path, role: Role) -> TrainingRecord | None:
     """The record in a folder of networks, with the digest of the weights that it describes."""
     run = RunFolder(folder)
-    tensors, settings = _read_weights(run)
-    if settings is not None:
-        record = settings.origin.get(role)
-        tensors = _tensors_of(role, tensors, settings)
-    else:
-        record = run.record()
-        if folder.is_relative_to(HERE):  # trained on whole data sets
-            record = replace(record, command=f"{record.command} --data-dir FOLDER")
+    tensors, settings, is_run = _read_weights(run)
+    record = run.record() if is_run else settings.origin.get(role)
+    if is_run and record is not None and folder.is_relative_to(HERE):  # trained on whole data sets
+        record = replace(record, command=f"{record.command} --data-dir FOLDER")
     if record is None or record.weights_sha256 is not None:
         return record
-    return replace(record, weights_sha256=tensors_digest(tensors))
+    digest = tensors_digest(_tensors_of(role, tensors, settings))
+    return replace(record, weights_sha256=digest)

@@ -106,16 +106,6 @@ class Loaded:
         return classes_of(*(network.config for network in self.networks.values()))
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, empty if they are unknown."""
-        return self.classes.names
-
-    @property
-    def n_classes(self) -> int:
-        """Classes of the models that have some, 0 where none has."""
-        return self.classes.number
-
-    @property
     def clean_noise(self) -> float:
         """Noise on the target that the denoiser was trained with; 0 where no run states it."""
         run = self.runs.get("denoiser")

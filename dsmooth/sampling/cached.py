@@ -7,12 +7,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from .._extension import extension, unavailable_reason, warn_once
 from ..config import Precision
@@ -26,9 +27,6 @@ from .operations import as_numpy
 from .program import Program
 from .request import Choices, Progress, Request, checked_shape, precision_on
 from .sequential import draw_by_jacobi, draw_sequentially
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 InstructionSet = Literal["auto", "generic", "avx2", "avx512", "avx512bf16", "amx", "neon"]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..functional import logistic_mixture_sample
 from ..functional.logistic_mixture import extrapolate
@@ -17,9 +18,6 @@ from ..nn.weights import in_evaluation
 from ..philox import Stream, image_words, to_uniform
 from ..progress import LOG, clock
 from .request import Choices, Progress, Request, checked_shape
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 # Drawing times above this many seconds are reported.
 LEAST_STATED = 30.0

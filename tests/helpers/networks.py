@@ -83,11 +83,12 @@ def log_weight(
 ) -> dict[str, Tensor]:
     """The terms of one draw's log-weight: each (B,), nats."""
     x_tilde = pair.smoothing.sample(x, seed=seed, repeat=repeat)
-    own = [pair.conditioning_label(model, label) for model in (pair.noisy, pair.denoiser)]
+    models = pair.noisy, pair.denoiser
+    noisy, denoiser = (label if model.config.condition_size else None for model in models)
     return {
-        "noisy": pair.noisy.log_prob(x_tilde, label=own[0]),
+        "noisy": pair.noisy.log_prob(x_tilde, label=noisy),
         "smoothing": -pair.smoothing.log_prob(x_tilde, x),
-        "denoiser": pair.denoiser.log_prob(x, x_tilde, own[1]),
+        "denoiser": pair.denoiser.log_prob(x, x_tilde, denoiser),
     }
 
 

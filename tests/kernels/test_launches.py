@@ -20,7 +20,7 @@ from dsmooth.functional import use_impl
 from dsmooth.kernels import expand, gated_resnet, logistic_mixture, weights
 from dsmooth.kernels import launch as launching
 from dsmooth.kernels.launch import Prepared
-from dsmooth.nn.pixelcnnpp import gradient_of
+from dsmooth.nn.gradients import input_gradient
 from dsmooth.training.step import set_keep_gates
 from tests.helpers.triton_tools import let_triton_run
 
@@ -123,7 +123,7 @@ def test_nothing_is_launched_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
             model.log_prob(x)
         assert counts == forward
         counts.clear()
-        gradient_of(model, x)
+        input_gradient(model, x)
         scored = Counter(counts)
         counts.clear()
         model.requires_grad_(False)

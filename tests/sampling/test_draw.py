@@ -16,14 +16,19 @@ import torch
 
 import dsmooth
 from dsmooth import cuda
-from dsmooth import pair as module
 from dsmooth._extension import warn_once
 from dsmooth.commands import shared as command
 from dsmooth.commands.options import Drawing
 from dsmooth.pair import draw
 from dsmooth.pictures import grid_png
 from dsmooth.pretrained import Loaded
-from dsmooth.sampling import CachedSampler, jacobi_sample, sample_images, sequential_sample
+from dsmooth.sampling import (
+    CachedSampler,
+    jacobi_sample,
+    sample_images,
+    sequential_sample,
+    two_step,
+)
 from dsmooth.sampling.known import known_pixels
 from dsmooth.sampling.output import gather
 from dsmooth.sampling.request import Request
@@ -158,7 +163,7 @@ def test_the_sequential_sampler_reports_rows() -> None:
 
 def let_diverge(monkeypatch: pytest.MonkeyPatch, images: list[int]) -> None:
     """Let x~ of these images diverge."""
-    draw_network = module.draw_network
+    draw_network = two_step.draw_network
 
     def diverge(model: Any, request: Any, size: Any, context: Any, *rest: Any) -> torch.Tensor:
         x = draw_network(model, request, size, context, *rest)
@@ -166,7 +171,7 @@ def let_diverge(monkeypatch: pytest.MonkeyPatch, images: list[int]) -> None:
             x[images, 0, 0, 0] = torch.inf
         return x
 
-    monkeypatch.setattr(module, "draw_network", diverge)
+    monkeypatch.setattr(two_step, "draw_network", diverge)
 
 
 def test_places_of_files_and_folders(tmp_path: Path) -> None:
