@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .config import Method, Precision, ProbeSettings, ReproductionStage, Split
 from .data import ImageDataset, to_bytes
-from .data.order import choose_images
+from .data.order import choose_images, epoch_order
 from .data.reading import read_npz
 from .distributed import barrier, broadcast_int, rank_and_size
 from .evaluate.batches import labels_for_model
@@ -46,6 +46,7 @@ PROBED = ("noisy", "denoiser", PIXELS, "untrained-noisy")
 CONTROLS = packaged()[DEFAULT] / "controls.json"
 # Pictures whose distance to real images is measured.
 COMPARED = ("two-step", "single-step", "guided", "plain")
+TEST_IMAGES = "test images"  # the name of their distance
 
 
 @dataclass(frozen=True)
@@ -227,26 +228,38 @@ class Stages:
         return CLASSIFIER if is_mnist else None
 
     def compare(self, pictures: Mapping[str, Tensor]) -> FrechetResult | None:
-        """Fréchet distances of samples, and of equally many test images, to the training images."""
+        """Fréchet distances to the training images: of samples, of equally many test images, and of
+        held-out training images, which are the floor."""
         samples = {k: x for k, x in bytes_to_compare(pictures).items() if len(x) > 1}
-        name = self.extractor_name
+        name, train_set = self.extractor_name, self.train_set
         if name is None or not samples:
             return None
+        count = max(map(len, samples.values()))
+        # As evenly as the samples: these have equally many of each class of the models, which may
+        # be classes of the images, or groups of about equal size.
+        labels = train_set.labels if self.models.classes.number else None
+        held_out = choose_evenly(
+            torch.zeros(len(train_set)) if labels is None else labels,
+            min(count, len(train_set) // 2),
+            equal=train_set.has_classes(self.models.classes.names),
+        )
         needed = self.only in (None, "frechet")
         network = make_extractor(name, device=self.models.device) if needed else None
 
         def compute() -> FrechetResult:
             assert network is not None
-            real = self.train_set.images
+            others = torch.ones(len(train_set), dtype=torch.bool).index_fill(0, held_out, False)
+            real = train_set.images[others]
             # Only the statistics: scores by features of the real images take longer than the rest.
             statistics = Reference.of_images(real, network, progress).statistics
-            floor = choose_images(self.test_set, max(map(len, samples.values())))
-            sets = {**samples, FLOOR: floor}
+            test_images = choose_images(self.test_set, count)
+            sets = {**samples, TEST_IMAGES: test_images, FLOOR: train_set.images[held_out]}
             result = compare_images(sets, Reference(statistics), network, progress=progress)
             return result.leave_out({k: len(pictures[k]) - len(x) for k, x in samples.items()})
 
         settings = {
             "extractor": network and asdict(network.describe()),
+            "held_out_sha256": digest_of(held_out),
             "samples_sha256": {kind: digest_of(images) for kind, images in samples.items()},
         }
         return self.stage("frechet", FrechetResult, settings, compute)
@@ -277,6 +290,20 @@ def bytes_to_compare(pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Samples whose distance to real images is measured, as bytes, without diverged ones."""
     kept = {name: pictures[name] for name in COMPARED if name in pictures}
     return {name: to_bytes(x[~is_diverged(x)]) for name, x in kept.items()}
+
+
+def choose_evenly(labels: Tensor, count: int, *, equal: bool) -> Tensor:
+    """The numbers of `count` images in a fixed random order, with a fixed share of each class.
+
+    labels: (N,), of all images. equal: whether the shares are equal, else those of the labels.
+    """
+    order = epoch_order(len(labels), 0, 0)
+    _, classes, sizes = labels[order].unique(return_inverse=True, return_counts=True)
+    shares = torch.ones(len(sizes)) if equal else sizes
+    ends = (count * shares.cumsum(0) / shares.sum()).round().int().tolist()
+    parts = zip([0, *ends], ends, strict=False)
+    chosen = [order[classes == k][: last - first] for k, (first, last) in enumerate(parts)]
+    return torch.cat(chosen)
 
 
 def make_report(

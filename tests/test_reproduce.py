@@ -21,7 +21,7 @@ from dsmooth.commands.options import DataOptions, Reproduce
 from dsmooth.commands.reproduce import run_stages, runs_to_train
 from dsmooth.config import ReproductionStage, TrainConfig
 from dsmooth.data import to_float
-from dsmooth.data.order import choose_images
+from dsmooth.data.order import choose_images, epoch_order
 from dsmooth.data.published import load_embedded_mnist
 from dsmooth.evaluate.comparison import black_share
 from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
@@ -30,7 +30,7 @@ from dsmooth.machine import has_fast_bfloat16
 from dsmooth.pretrained import TITLE, load_models
 from dsmooth.record import read_result
 from dsmooth.report.contents import Report
-from dsmooth.reproduce import PROBED, Stages
+from dsmooth.reproduce import PROBED, TEST_IMAGES, Stages, choose_evenly
 from dsmooth.results import FLOOR, ProbeResult
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.request import Request
@@ -199,7 +199,9 @@ def test_given_models_are_measured_and_reported(reported: Path) -> None:
     report = reported_in(reported)
     assert set(FILES) == set(get_args(ReproductionStage))
     assert report.data.embedded
-    assert {"two-step", "single-step", "plain", FLOOR} == report.frechet.distances.keys()
+    kinds = {"two-step", "single-step", "plain", TEST_IMAGES, FLOOR}
+    assert kinds == report.frechet.distances.keys()
+    assert report.frechet.n_reference == report.data.train_images - 9  # without the floor's
     assert "mnist-classifier" in report.frechet.name
     assert list(report.probes.accuracy) == [*PROBED]
     fast = has_fast_bfloat16(torch.device("cpu"))
@@ -241,12 +243,25 @@ def test_numbers_are_of_their_images_and_seed(given: tuple[Path, ...], tmp_path:
         x = to_float(choose_images(every.part(slice(6)), 3))
         plain = replace(one, only="samples").images("plain", models.of("plain"), Request(3), x)
         distances = one.compare({"plain": plain}).distances
-        same = distances["plain"].value == distances[FLOOR].value
-        assert same == (first == 0)  # the floor is of such images
+        same = distances["plain"].value == distances[TEST_IMAGES].value
+        assert same == (first == 0)
         assert one.compare({"plain": -plain}).distances["plain"] != distances["plain"]
     later = replace(one, only="probes")
     assert later.compare({"plain": plain}) is not None
     assert replace(later, test_set=every).compare({"plain": plain}) is None  # of other images
+
+
+@pytest.mark.quick
+def test_the_floor_has_a_fixed_share_of_each_class() -> None:
+    data = load_embedded_mnist("train")
+    labels, order = data.known_labels(), epoch_order(5000, 0, 0)
+    assert torch.equal(choose_evenly(torch.zeros(5000), 50, equal=True), order[:50])
+    for equal, shares in ((True, [0.1] * 10), (False, data.class_shares(10))):
+        numbers = choose_evenly(labels, 700, equal=equal)
+        assert len(numbers) == len(numbers.unique()) == 700
+        assert (labels[numbers].bincount() - 700 * torch.tensor(shares)).abs().max() <= 1
+    few = labels[labels != 3]  # a class without images has no share
+    assert few[choose_evenly(few, 90, equal=True)].bincount().tolist() == [10] * 3 + [0] + [10] * 6
 
 
 def test_results_of_other_weights_and_damaged_ones_are_not_reported(given, again) -> None:

@@ -36,6 +36,11 @@ DATA_NAMES = {
 NOISE = {"gaussian": "Gaussian", "laplace": "Laplace"}
 POOLING = {"flat": "every value of the map", "mean": "each filter's mean over the map"}
 STREAMS = {"ul": "stream ul", "u": "stream u", "both": "streams u and ul"}
+FLOOR_WORDS = (
+    "The held-out training images, which are left out of the reference and chosen as evenly as the "
+    "samples, are the floor: about what a perfect model would get; test images are another set, in "
+    "MNIST by other writers, so samples can be nearer than they are."
+)
 FIELDS = {"masked-stack": "One stack of masked convolutions", "two-streams": "Two streams"}
 
 
@@ -181,11 +186,12 @@ def frechet(report: Report) -> list[Block]:
     subset = " of the embedded subset" if report.data.embedded else ""
     extractor = result.extractor
     text = (
-        f"{result.name} to the {result.n_reference:,} training images{subset}. Extractor: "
+        f"{result.name} to {result.n_reference:,} training images{subset}. Extractor: "
         f"{extractor.name}, SHA-256 {extractor.sha256[:16]}…, resize: {extractor.resize}. Values "
         "become bytes by rounding and clamping; ± is the standard error over images, by the "
         "bootstrap."
     )
+    text += f" {FLOOR_WORDS}"
     notes = [SINGLE_STEP] if "single-step" in result.distances else []
     notes += map(sentence, result.warnings)
     if card is not None and report.data.embedded:

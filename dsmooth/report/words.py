@@ -17,7 +17,8 @@ TITLES = {
     "two-step": "Two-step samples",
     "single-step": "Single-step samples",
     "guided": "Guided samples",
-    "real": "Test images, the floor",
+    "test images": "Test images",
+    "real": "Held-out training images",
 }
 # Accuracy of the reproduction paper's linear probes.
 PAPER_PROBE = "98.5 %"

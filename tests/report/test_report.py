@@ -43,7 +43,10 @@ def made_up_report(**data: str) -> Report:
         models[role] = replace(model, parameters=100_001 + i, training=training)
     first, *others = BITS.pair.conventions
     pair = replace(BITS.pair, conventions=(replace(first, meaning="a < b"), *others))
-    distances = {FLOOR: Distance(0.321, 0.125, 900, 0.5)}
+    distances = {
+        FLOOR: Distance(0.321, 0.125, 900, 0.5),
+        "test images": Distance(2.625, 0.125, 900, 0.5),
+    }
     for i, name in enumerate(METHODS[1:]):
         distances[name] = Distance(3.125 + i, 0.25, 991 + i, 0.807, left_out=i)
     return Report(
@@ -104,6 +107,7 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
         *(f"{terms.discretized:.4f} (denoiser)", f"{BOUND} ± {pair.error:.3f}"),
         "3.125 ± 0.250 80.7 %",
         *("reproduce --budget 64", "100,001 parameters", "630,000 images", "10.5 passes"),
+        *("Test images 900 images 2.625", "Held-out training images 900 images 0.321"),
         *("changed\\x1b[2J\\ud800.", "4.125", "5.125", "0.321", "0123456789abcdef"),
         *("Abacus <IX> & sons", "2 plain left out", "993 samples", "0.9, 0.99 0.9, 0.99 0.9, 0.99"),
         *("5,000 training images", "0.5 0.5 –", "in 80.0 minutes, 131 images/s"),
