@@ -1,10 +1,10 @@
 """Kernel launches of a training step on a card, counted on the CPU.
 
-`TrainState.step` of a preset runs on CPU tensors, in bfloat16 with gates kept, by the operators
-that a card takes. Launches of this package's Triton kernels are counted, not run. An operation of
-torch counts as its CUDA implementation launches: views and allocations none, most others one,
-operations on lists of tensors by the limits of their fast route, or one a tensor where it is
-refused. Copies of images and rates from the host, before the step, are not counted.
+`TrainState.step` of a preset runs on CPU tensors in bfloat16 with gates kept, with the operators of
+a GPU. Launches of this package's Triton kernels are counted, not run. An operation of torch counts
+as many launches as its CUDA implementation makes: none for views and allocations, one for most
+others; operations on lists of tensors by the limits of their fast route, or one for each tensor
+without it. Copies of images and rates from the host, before the step, are not counted.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ NOTHING = {
 TWICE = {"constant_pad_nd"}
 OTHER = "other operations"
 OPERATORS = "gated resnets and likelihood"
-# Where launches belong: "module:attribute" of functions whose calls are counted together.
+# Sections of the count: "module:attribute" of the function whose launches belong to it.
 SECTIONS = {
     "Muon": "dsmooth.training.optimizers:FlatMuon.step",
     "average": "dsmooth.training.optimizers:EMA.update",
@@ -71,7 +71,7 @@ class Launches(TorchDispatchMode):
 
     @contextlib.contextmanager
     def inside(self, section: str) -> Iterator[None]:
-        """Count what follows in this section, unless another has begun."""
+        """Count launches inside the block in this section, unless it is inside another one."""
         outer = self.section
         if outer == OTHER:
             self.section = section
@@ -90,7 +90,7 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         namespace, _, name = func._schema.name.partition("::")
-        if namespace == "dsmooth":  # what it does inside is counted by itself
+        if namespace == "dsmooth":  # its operations are counted one by one
             with self.inside(OTHER if name.startswith("weight_norm") else OPERATORS):
                 if name == "logistic_mixture_triton_backward":  # a product for each gradient
                     self.add("mul", sum(args[-1]))
@@ -121,7 +121,7 @@ def launches_of(name: str, func: Any, args: Sequence[Any]) -> int:
 
 
 def takes_fast_route(lists: Sequence[Sequence[Tensor]]) -> bool:
-    """Whether all tensors have one dtype, and those at one place of the lists one dense layout."""
+    """Whether all tensors have one dtype, and those at the same index one dense layout."""
     first = lists[0]
     dense = torch._prims_common.is_non_overlapping_and_dense_or_false
     return all(
@@ -138,7 +138,7 @@ def takes_fast_route(lists: Sequence[Sequence[Tensor]]) -> bool:
 
 
 def multi_tensor_launches(lists: Sequence[Sequence[Tensor]]) -> int:
-    """Launches over lists of tensors, as multi_tensor_apply divides them."""
+    """Launches over lists of tensors, divided as by multi_tensor_apply."""
     limit, launches, tensors, chunks = TENSORS_PER_LAUNCH[len(lists)], 0, 0, 0
     for tensor in lists[0]:
         left = math.ceil(tensor.numel() / CHUNK)
@@ -154,14 +154,14 @@ def multi_tensor_launches(lists: Sequence[Sequence[Tensor]]) -> int:
 
 @contextlib.contextmanager
 def counted() -> Iterator[Launches]:
-    """Inside the block operators take impl="triton" on the CPU, whose kernels are not run."""
+    """Inside the block operators use impl="triton" on the CPU, without running its kernels."""
     launches = Launches()
 
     def launch(kernel: Any, prepared: Prepared, device: torch.device, **tensors: Any) -> None:
         launches.add(kernel.__name__, int(prepared.programs > 0))
 
     def seen(function: Callable[..., Any]) -> Callable[..., Any]:
-        """Inside an operator torch calls no mode."""
+        """Count inside an operator, where torch disables the dispatch mode."""
 
         def run(*args: Any, **named: Any) -> Any:
             with launches:

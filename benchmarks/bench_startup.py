@@ -29,7 +29,7 @@ def python(*args: str) -> str:
 
 @pytest.mark.parametrize("case", [smoke(None, id="small"), quick(None, id="python")])
 def bench_startup(bench: Bench, case: None) -> None:
-    """`dsmooth --help` in at most half a second; torch's import, which it must not wait for."""
+    """`dsmooth --help` takes at most half a second: it does not import torch."""
     assert "train" in python(*COMMANDS["dsmooth --help"])
     contenders = {name: lambda args=args: python(*args) for name, args in COMMANDS.items()}
     turns = bench.compare(contenders, "dsmooth --help", rounds=7, shape=())
@@ -38,7 +38,7 @@ def bench_startup(bench: Bench, case: None) -> None:
 
 @pytest.mark.parametrize("case", [smoke(None, id="sample-small"), quick(None, id="sample")])
 def bench_sample(bench: Bench, native: None, case: None, tmp_path: Path) -> None:
-    """`dsmooth sample -n 1`, of the packaged pair: at most 3 s beyond torch's import."""
+    """`dsmooth sample -n 1` takes at most 3 s more than torch's import."""
     out = tmp_path / "samples.png"
     sample = ["-m", "dsmooth", "sample", "-n", "1", "--out", str(out)]
     assert "1 image in" in python(*sample)

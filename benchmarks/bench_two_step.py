@@ -58,7 +58,7 @@ def bench_two_step(
         for one_pixel in passes:
             one_pixel()
 
-    if not pair.noisy.config.condition_size:  # else the class of an image is drawn, too
+    if not pair.noisy.config.condition_size:  # with classes, images have random classes
         x_tilde = pair.sample(batch, method="noisy", precision=precision)
         check_samples(models[0], x_tilde, dtype)
     assert torch.isfinite(pair.sample(batch, precision=precision)).all()

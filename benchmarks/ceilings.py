@@ -1,4 +1,4 @@
-"""Ceilings of a CUDA device: a copy, a product, the second cache, both tensor-core instructions."""
+"""Ceilings of a CUDA device: a copy, a matmul, the L2 cache, both tensor-core instructions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NETWORKS = {"mnist": MNIST, "cifar": CIFAR}
 
 @dataclass(frozen=True)
 class Card:
-    """The device, and whether the cases have their smallest size."""
+    """The device, and whether cases have their smallest size."""
 
     device: torch.device
     tiny: bool
@@ -31,7 +31,7 @@ class Card:
 
     @property
     def ours(self) -> Any:
-        """The implementation of ops that is meant for the device."""
+        """The fast implementation of ops on the device."""
         return "triton" if self.is_cuda else "native"
 
     def size(self, name: str, batch: int) -> tuple[Network, int]:
@@ -47,8 +47,8 @@ class Card:
 class Case:
     """A contender and the work of one call.
 
-    check: fails if the contender is wrong. calls: how many calls do the whole work, of which one is
-    timed.
+    check: fails if the contender is wrong. calls: number of calls that do the whole work, of which
+    one is timed.
     """
 
     run: Run
@@ -60,7 +60,7 @@ class Case:
 
 
 def torch_ceiling(make: Callable[[], Limit], card: Card) -> Case:
-    """A limit as benchmarks/measure.py has it, on the device."""
+    """A limit of benchmarks/measure.py on the device."""
     with card.device:
         limit = make()
     return Case(limit, Work(**{limit.unit: limit.amount}))
@@ -68,7 +68,7 @@ def torch_ceiling(make: Callable[[], Limit], card: Card) -> Case:
 
 @triton.jit
 def read_kernel(source_ptr, target_ptr, n_blocks, repeats, BLOCK: tl.constexpr):
-    """Each program reads all of the source again and again, past the first cache."""
+    """Each program reads the whole source repeatedly, bypassing the L1 cache."""
     offs = tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     for i in range(n_blocks * repeats):
@@ -82,7 +82,7 @@ def multiprocessors(card: Card) -> int:
 
 
 def l2_ceiling(everywhere: bool, card: Card) -> Case:
-    """Reading 4 MB, which lie in the second cache, by one multiprocessor or by all."""
+    """Reading 4 MB, which fit in the L2 cache, by one multiprocessor or by all."""
     block, n_blocks, repeats = 16384, 64, 8
     programs = multiprocessors(card) if everywhere else 1
     source = torch.ones(n_blocks * block, device=card.device)
@@ -98,7 +98,7 @@ def l2_ceiling(everywhere: bool, card: Card) -> Case:
 
 @triton.jit
 def mma_kernel(sums_ptr, repeats, BLOCK: tl.constexpr):
-    """Each warp adds products of 16x16 and 16x8 ones in its registers by mma.sync."""
+    """Each warp multiplies 16x16 by 16x8 ones in its registers by mma.sync, and adds."""
     pair = tl.full((BLOCK,), 0x3F803F80, tl.int32)  # of ones in bfloat16
     c0 = tl.zeros((BLOCK,), tl.float32)
     c1, c2, c3 = c0, c0, c0
@@ -118,7 +118,7 @@ def mma_kernel(sums_ptr, repeats, BLOCK: tl.constexpr):
 
 @triton.jit
 def wgmma_kernel(a_ptr, b_ptr, sums_ptr, repeats, M: tl.constexpr, N: tl.constexpr):
-    """Each program adds products of the same (M, M) and (M, N) in shared memory."""
+    """Each program adds products of the same (M, M) and (M, N) matrices in shared memory."""
     offs_m, offs_n = tl.arange(0, M), tl.arange(0, N)
     a = tl.load(a_ptr + offs_m[:, None] * M + offs_m[None, :])
     b = tl.load(b_ptr + offs_m[:, None] * N + offs_n[None, :])
@@ -143,7 +143,7 @@ def mma_ceiling(card: Card) -> Case:
 
 
 def wgmma_ceiling(card: Card) -> Case:
-    """wgmma in bfloat16, where the device has it."""
+    """wgmma in bfloat16, if the device has it."""
     programs, m, n, repeats = multiprocessors(card), 128, 256, 1 << 12
     a, b = (torch.ones(m, k, device=card.device, dtype=BF16) for k in (m, n))
     sums = torch.empty(programs, m, n, device=card.device)

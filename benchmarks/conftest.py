@@ -1,4 +1,4 @@
-"""The fixture `bench`, and what benchmarks need."""
+"""The fixtures of the benchmarks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dsmooth.machine import torch_threads
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """No workers: what is timed has the machine for itself."""
+    """Run without workers, so that nothing else runs during a measurement."""
     return 0
 
 
@@ -21,7 +21,7 @@ def pytest_xdist_auto_num_workers() -> int:
 def bench(
     benchmark: Any, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> Bench:
-    """The tools that a benchmark measures with."""
+    """The measuring tools of one case."""
     suite = request.path.stem.removeprefix("bench_")
     name = request.node.name
     case = name[name.index("[") + 1 : -1] if "[" in name else name.removeprefix("bench_")
@@ -32,13 +32,13 @@ def bench(
 
 @pytest.fixture
 def native() -> None:
-    """Without a C++ compiler there is no extension, and nothing to compare."""
+    """Skip a benchmark of the extension if it is not built."""
     if not _extension.is_available():
         pytest.skip(str(_extension.unavailable_reason()))
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """torch computes with one thread."""
+    """Compute with one thread of torch."""
     with torch_threads(1):
         yield

@@ -1,11 +1,12 @@
 """Cached sampling in plain PyTorch: the strongest contender that a user could write in Python.
 
-As Fast PixelCNN++ (Ramachandran et al., 2017): the stream of the rows above is computed a row at a
-time, the other stream a pixel at a time, and what later rows and pixels see again is kept. The
-products with the row above are made for a whole row. A convolution of a pixel is one product for
-all images. `compiled` has torch.compile fuse the operations of a row and of a pixel.
+As in Fast PixelCNN++ (Ramachandran et al., 2017), stream u is computed row by row and ul pixel by
+pixel, and activations that later rows and pixels read are kept. Products with the row above are
+computed for a whole row. A convolution at a pixel is one product for all images. With `compiled`,
+torch.compile fuses the operations of a row and of a pixel. Models with classes draw with a label of
+zeros.
 
-Rows are (W, B, C). Level l has the resolution of 1 / 2**l.
+Rows are (W, B, C). Level l has the resolution 1 / 2**l.
 """
 
 from __future__ import annotations
@@ -34,12 +35,11 @@ class Product(NamedTuple):
 
 
 class Resnet(NamedTuple):
-    """A gated resnet; skip: of a pixel the weights of u, of a row those of its skip if any."""
+    """A gated resnet; skip: the weights of u in stream ul, of the skip (if any) in stream u."""
 
     conv_in: Product
     conv_out: Product
     skip: Tensor | None
-    condition: Tensor | None
 
 
 def concat_elu(x: Tensor) -> Tensor:
@@ -58,33 +58,33 @@ def columns(row: Tensor) -> Tensor:
 
 
 def product(conv: WeightNormConv) -> Product:
-    """Of a kernel (D, C, 1 or 2, kw)."""
+    """The convolution of a kernel (D, C, 1 or 2, kw)."""
     weight, bias = conv.affine()
     rows = [row.transpose(1, 2).flatten(1).contiguous() for row in weight.unbind(2)]
     return Product(rows[0], rows[-1], bias)
 
 
-def resnet(layer: GatedResnet, *, of_rows: bool) -> Resnet:
+def resnet(layer: GatedResnet, *, in_rows: bool) -> Resnet:
     conv_in, conv_out, skip = product(layer.conv_in), product(layer.conv_out), None
     if layer.nin_skip is not None:
         nin = product(layer.nin_skip)
         conv_in, skip = conv_in._replace(bias=conv_in.bias + nin.bias), nin.here
-        if not of_rows:  # u is the first skip: concat_elu has both signs of both
+        if not in_rows:  # u is the first skip: concat_elu has both signs of both
             signs = skip.unflatten(1, (2, -1, len(nin.bias)))
             skip = signs[:, :, 0].flatten(1).contiguous()
             conv_in = conv_in._replace(
                 here=torch.cat([conv_in.here, signs[:, :, 1:].flatten(1)], 1)
             )
-    return Resnet(conv_in, conv_out, skip, layer.condition_weight)
+    return Resnet(conv_in, conv_out, skip)
 
 
 class Weights:
-    """The folded weights of a network, as the sampler multiplies by them; blocks by level."""
+    """The folded weights of a network; blocks by level."""
 
     def __init__(self, model: PixelCNNpp) -> None:
         def blocks(which: int) -> list[list[list[Resnet]]]:
             return [
-                [[resnet(layer[which], of_rows=not which) for layer in block] for block in side]
+                [[resnet(layer[which], in_rows=not which) for layer in block] for block in side]
                 for side in (model.up, [*model.down][::-1])
             ]
 
@@ -92,7 +92,7 @@ class Weights:
         self.up, self.down = blocks(1)
         self.shrink_rows = [product(conv) for conv in model.downsize_u]
         self.shrink = [product(conv) for conv in model.downsize_ul]
-        # To a level from the next: weights (2 rows, taps, D, C).
+        # From the next level to this one: weights (2 rows, taps, D, C).
         self.grow_rows, self.grow = (
             [(w.permute(2, 3, 1, 0).contiguous(), bias) for w, bias in (c.affine() for c in convs)]
             for convs in ([*model.upsize_u][::-1], [*model.upsize_ul][::-1])
@@ -107,7 +107,7 @@ Blocks = list[list[Tensor]]  # tensors by level
 
 
 def levels_at(index: int) -> int:
-    """How many levels have a row, or a column, of this index."""
+    """The number of levels that have a row, or a column, with this index."""
     return 1 if index % 2 else 2 if index % 4 else 3
 
 
@@ -117,7 +117,7 @@ def pairs(row: Tensor) -> Tensor:
 
 
 class IncrementalSampler:
-    """Draws grey images from a network without context, or with an encoded one."""
+    """Draws grey images from a network without context, or with an encoded context."""
 
     def __init__(self, model: PixelCNNpp, compiled: bool = False) -> None:
         config = model.config
@@ -127,8 +127,8 @@ class IncrementalSampler:
         with torch.no_grad():
             self.weights = w = Weights(model)
         f, layers = self.f, [len(up) + len(down) for up, down in zip(w.up, w.down, strict=True)]
-        # What a pixel keeps at each level: u before its stride, and concat_elu of x and of h. What
-        # the row above gives it: the entry of the level, and both sums of each gated resnet.
+        # Channels that a pixel keeps at each level: ul before its stride, concat_elu of x and of h;
+        # and that the row above gives it: the level's input, both sums of each gated resnet.
         self.kept = [[f, *[2 * f] * (2 * n)] for n in layers]
         self.given = [[f, *[f, 2 * f] * n] for n in layers]
         if config.head_filters:
@@ -149,16 +149,16 @@ class IncrementalSampler:
         *,
         seed: int = 0,
         context: Tensor | None = None,
-        label: Tensor | None = None,
     ) -> Tensor:
         """The images of `sequential_sample`: (n, 1, H, W)."""
         (height, width), f = size, self.f
         x = torch.zeros(n, 1, height, width)
+        classes = self.model.config.condition_size
+        label = torch.zeros(n, classes) if classes else None
         encoded = self.model.encode_context(x, context, label)
         streams = [torch.zeros(height, width, n, f)] * 2
         if encoded.streams is not None:
             streams = [e.permute(2, 3, 0, 1).contiguous() for e in encoded.streams]
-        biases = self._biases(encoded.vector)
         component, noise = self._noise(n, size, seed)
         widths = [width >> level for level in range(LEVELS)]
         seen = torch.zeros(2, width + 1, n, self.model.config.input_channels)  # a column before
@@ -173,7 +173,7 @@ class IncrementalSampler:
             levels, e = levels_at(i), (streams[0][i], streams[1][i])
             started = torch.full((), float(i > 0))
             given, rows[:levels], grown_rows[: levels - 1] = self.row(
-                levels, seen, started, e, rows[:levels], kept[:levels], grown_rows[:levels], biases
+                levels, seen, started, e, rows[:levels], kept[:levels], grown_rows[:levels]
             )
             kept[:levels] = [torch.zeros_like(k) for k in kept[:levels]]
             seen = torch.stack([seen[1], torch.zeros_like(seen[1])])
@@ -195,20 +195,6 @@ class IncrementalSampler:
                     grown[level][:, at[level] : at[level] + 2] = values
         return x
 
-    def _biases(self, vector: Tensor | None) -> list[list[Blocks]]:
-        """The biases of the second convolutions, (B, 2F) with a class, as weights are nested."""
-
-        def bias(layer: Resnet) -> Tensor:
-            if layer.condition is None or vector is None:
-                return layer.conv_out.bias
-            return F.linear(vector, layer.condition, layer.conv_out.bias)
-
-        w = self.weights
-        return [
-            [[[bias(layer) for layer in block] for block in blocks] for blocks in sides]
-            for sides in ((w.rows_up, w.rows_down), (w.up, w.down))
-        ]
-
     def _noise(self, n: int, size: tuple[int, int], seed: int) -> tuple[Tensor, Tensor]:
         """The uniforms that choose components, and the noise: each (H, W, B, 1)."""
         config = self.model.config
@@ -227,9 +213,8 @@ class IncrementalSampler:
         rows: Blocks,
         kept: list[Tensor],
         grown: list[Tensor],
-        biases: list[list[Blocks]],
     ) -> tuple[list[Tensor], Blocks, list[Tensor]]:
-        """What the pixels of a row are given by the rows above, and what later rows need."""
+        """The inputs that rows above give the pixels of a row, and the state for later rows."""
         w = self.weights
         above = [iter(k.split(s, -1)) for k, s in zip(kept, self.kept, strict=False)]
         raw = [pairs(next(parts)) for parts in above]
@@ -239,7 +224,7 @@ class IncrementalSampler:
         raw_rows = [next(row) for row in old]
 
         def run(side: int, level: int, k: int, u: Tensor, skip: Tensor | None = None) -> Tensor:
-            """A layer of u, and what the layer of ul beside it is given."""
+            """A layer of u, and the inputs that it gives the same layer of ul."""
             layer = (w.rows_up, w.rows_down)[side][level][k]
             seen_u = columns(concat_elu(u))
             h = F.linear(next(old[level]), layer.conv_in.above, layer.conv_in.bias)
@@ -247,15 +232,15 @@ class IncrementalSampler:
             if skip is not None and layer.skip is not None:
                 h = h + F.linear(concat_elu(skip), layer.skip)
             seen_h = columns(concat_elu(h))
-            gates = F.linear(next(old[level]), layer.conv_out.above) + biases[0][side][level][k]
+            gates = F.linear(next(old[level]), layer.conv_out.above, layer.conv_out.bias)
             u = gated(u, gates + F.linear(seen_h, layer.conv_out.here))
             new[level] += [seen_u, seen_h]
             layer = (w.up, w.down)[side][level][k]
             given_in = F.linear(pairs(next(above[level])), layer.conv_in.above, layer.conv_in.bias)
             assert layer.skip is not None
             given[level].append(given_in + F.linear(concat_elu(u), layer.skip))
-            given_out = F.linear(pairs(next(above[level])), layer.conv_out.above)
-            given[level].append(given_out + biases[1][side][level][k])
+            out = layer.conv_out
+            given[level].append(F.linear(pairs(next(above[level])), out.above, out.bias))
             return u
 
         before, last = columns(seen[0, 1:]), columns(seen[1, 1:])
@@ -267,9 +252,9 @@ class IncrementalSampler:
         left = F.linear(seen[1, :-1], w.stem_left.above) + later * w.stem_left.bias
         given[0].append(entry + left)
         if w.hidden is not None:
-            over, beside, own = w.hidden
+            over, left_weights, own = w.hidden
             hidden = F.linear(last, over.here, own.bias) + started * over.bias
-            given[0].append(hidden + later * beside.bias)
+            given[0].append(hidden + later * left_weights.bias)
         stacks: Blocks = []
         for level in range(levels):
             if level > 0:
@@ -312,9 +297,9 @@ class IncrementalSampler:
         component: Tensor,
         noise: Tensor,
     ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-        """A pixel, as drawn and as later ones see it; what is kept of it, and rows of levels.
+        """The pixel, its channels as network input, its kept activations, and rows of lower levels.
 
-        left: what is kept of the pixel on its left, seen: the same of its input.
+        left: kept activations of the pixel on the left; seen: its channels as network input.
         """
         w, levels = self.weights, len(given)
         above = [iter(g.split(s, -1)) for g, s in zip(given, self.given, strict=False)]
@@ -358,8 +343,8 @@ class IncrementalSampler:
                 ul = run(level, layer, ul, stacks[level].pop())
         value = F.elu(ul)
         if hidden is not None:
-            _, beside, own = w.hidden
-            hidden = hidden + F.linear(seen, beside.here) + F.linear(value, own.here)
+            _, left_weights, own = w.hidden
+            hidden = hidden + F.linear(seen, left_weights.here) + F.linear(value, own.here)
             value = torch.cat([concat_elu(hidden), value], -1)
         x = self._draw(F.linear(value, w.head.here, w.head.bias), component, noise)
         seen = self.model._seen(x[:, :, None, None]).flatten(1)
@@ -388,13 +373,10 @@ class IncrementalPair:
     """Draws from a pair in two steps, as `SmoothedPair.sample` does."""
 
     def __init__(self, pair: SmoothedPair, compiled: bool = False) -> None:
-        self.pair = pair
+        self.size = pair.image_size
         self.noisy = IncrementalSampler(pair.noisy, compiled)
         self.denoiser = IncrementalSampler(pair.denoiser, compiled)
 
-    def sample(self, n: int, seed: int = 0, label: Tensor | None = None) -> Tensor:
-        models = self.pair.noisy, self.pair.denoiser
-        labels = [label if model.config.condition_size else None for model in models]
-        size = self.pair.image_size
-        x_tilde = self.noisy.sample(n, size, seed=seed, label=labels[0])
-        return self.denoiser.sample(n, size, seed=seed, context=x_tilde, label=labels[1])
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        x_tilde = self.noisy.sample(n, self.size, seed=seed)
+        return self.denoiser.sample(n, self.size, seed=seed, context=x_tilde)

@@ -1,7 +1,7 @@
 """Measuring: turns within rounds, limits of the machine, the record of a result.
 
-A benchmark takes the fixture `bench`, a `Bench`: it checks its contenders, lets them take turns and
-records the result. pytest-benchmark writes that to its JSON file, for `python benchmarks` to read.
+A benchmark uses the fixture `bench`, a `Bench`: it checks its contenders, lets them take turns and
+records the result, which pytest-benchmark writes to its JSON file for `python benchmarks`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from dsmooth.progress import LINE_SECONDS
 
 Run = Callable[[], object]
 CPU = torch.device("cpu")
-# Parameters: of the smallest case, which `pytest --benchmark-disable -m smoke` runs; those that
-# --quick keeps; those that it leaves out.
+# Parameters of the smallest case, for `pytest --benchmark-disable -m smoke`; of cases that --quick
+# keeps; and of cases that it leaves out.
 smoke = partial(pytest.param, marks=pytest.mark.smoke)
 quick = partial(pytest.param, marks=pytest.mark.quick)
 full = pytest.param
@@ -52,7 +52,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Limit:
-    """A contender whose rate is a limit of the machine: `amount` FLOP or bytes in one call."""
+    """A contender whose rate is a limit of the machine: `amount` FLOP or bytes per call."""
 
     run: Run
     amount: float
@@ -63,7 +63,7 @@ class Limit:
 
 
 def matmul(dtype: torch.dtype, size: int = 1536) -> Limit:
-    """A large matrix product, whose rate stands for the peak of `dtype`."""
+    """A large matrix product, whose rate is taken as the peak of `dtype`."""
     a = torch.randn(size, size).to(dtype)
     return Limit(lambda: a @ a, 2 * size**3, "flops")
 
@@ -86,7 +86,7 @@ class Turns:
         return Spread.of(self.seconds[name])
 
     def ratio(self, slow: str, fast: str) -> Spread:
-        """Ratio of times that are neighbours in a round."""
+        """Ratio of the times in each round."""
         pairs = zip(self.seconds[slow], self.seconds[fast], strict=True)
         return Spread.of([a / b for a, b in pairs])
 
@@ -104,18 +104,18 @@ def take_turns(
     calls: Mapping[str, int] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Turns:
-    """Time each contender once in every round, after `warmup` rounds that do not count.
+    """Time each contender once in every round, after `warmup` untimed rounds.
 
-    before: untimed calls of a contender right before its timed one, which fill the caches with its
-    data. calls: how many calls of a contender do the whole work, of which one is timed. clock:
-    time.thread_time counts the CPU seconds of this thread; contenders may count seconds themselves.
+    before: untimed calls right before the timed one, which fill the caches. calls: number of calls
+    that do a contender's whole work, of which one is timed. clock: such as time.thread_time, CPU
+    seconds of this thread.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    told = time.monotonic()
+    announced = time.monotonic()
     for i in range(rounds + warmup):
         for name, run in contenders.items():
-            if time.monotonic() - told > LINE_SECONDS:
-                told = time.monotonic()
+            if time.monotonic() - announced > LINE_SECONDS:
+                announced = time.monotonic()
                 announce(f"round {i + 1} of {rounds + warmup}: {name}")
             for _ in range(before):
                 run()
@@ -127,16 +127,16 @@ def take_turns(
 
 
 def announce(text: str) -> None:
-    """A line on the terminal at once, past the capture of the running case."""
+    """Print a line on the terminal at once, despite pytest's capture."""
     print(f"    {text}", file=sys.__stderr__, flush=True)
 
 
 def peak_memory_of(run: Run) -> int | None:
-    """Bytes by which the resident memory of this process rises at most during `run`; None where
-    the system does not say."""
+    """Maximal rise of this process's resident memory during `run`, in bytes; None if the system
+    cannot tell."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:
-        # Memory that earlier calls freed would be used again, and not be seen to rise.
+        # Freed memory that is reused would not count as a rise.
         ctypes.CDLL(None).malloc_trim(0)
         reset.write_text("5")
     except (OSError, AttributeError):
@@ -180,7 +180,7 @@ def _commit() -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """The work of one call of the contender under test, as far as it can be counted."""
+    """The work of one call of the contender under test."""
 
     images: int = 0
     flops: float = 0
@@ -189,7 +189,7 @@ class Work:
 
 @dataclass
 class Bench:
-    """One case of a benchmark: pytest-benchmark's fixture, and how to print."""
+    """One case of a benchmark, with pytest-benchmark's fixture."""
 
     benchmark: Any
     capsys: pytest.CaptureFixture[str]
@@ -198,11 +198,11 @@ class Bench:
 
     @property
     def smoke(self) -> bool:
-        """Whether the case only has to run: with --benchmark-disable."""
+        """Whether the case only has to run (--benchmark-disable)."""
         return bool(self.benchmark.disabled)
 
     def require(self, dtype: torch.dtype, fast: Callable[[torch.device], bool]) -> None:
-        """Skip a case of bfloat16, unless it is `fast` here: no user would choose it."""
+        """Skip a bfloat16 case on a processor where bfloat16 is not fast."""
         if dtype == torch.bfloat16 and not self.smoke and not fast(CPU):
             pytest.skip("this processor is not faster in bfloat16")
 
@@ -219,10 +219,10 @@ class Bench:
         memory_formula: int | None = None,
         **timing: Any,
     ) -> Turns | None:
-        """Let contenders and limits take turns; keep and print what that says of `ours`, and the
-        memory that it takes. In a smoke test only run `ours`.
+        """Let contenders and limits take turns; record and print the result for `ours`, with its
+        memory if it runs in this process. In a smoke test only run `ours`.
 
-        memory: whether `ours` takes it in this process. timing: arguments of `take_turns`.
+        timing: arguments of `take_turns`.
         """
         if self.smoke:
             self.benchmark.pedantic(contenders[ours], rounds=1)

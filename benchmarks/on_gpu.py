@@ -2,10 +2,9 @@
 
     python benchmarks/on_gpu.py ceiling sampler-mnist step-cifar-kept --out on-gpu.json
 
-A name stands for all cases that begin with it. A case is checked, then timed, the device idle
-before and after each call, and written before the next begins; a case that the file has is not
-measured again. --once and --trace run a case for a profiler instead. --device cpu and --tiny
-rehearse where there is no GPU.
+A name means all cases that begin with it. A case is checked, timed on an otherwise idle device, and
+saved before the next one starts; a case in the file is not measured again. --once and --trace run a
+case for a profiler instead. --device cpu --tiny tries the program without a GPU.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def plain(name: str, batch: int, card: Card) -> Case:
 
 
 def two_step(conditioning: str, card: Card) -> Case:
-    """x~ and then x."""
+    """Two-step sampling."""
     network, batch = card.size("mnist", 1056)
     pair = make_pair(network, conditioning)
     models = pair.noisy, pair.denoiser
@@ -89,10 +88,9 @@ def two_step(conditioning: str, card: Card) -> Case:
 def training_step(name: str, batch: int, mode: str, card: Card) -> Case:
     """Forward, backward, clipping and Adam in bfloat16, replayed as a CUDA graph.
 
-    mode: "kept" and "again" are our kernels, the gates kept or computed again; "eager" and
-    "compile", by max-autotune, are the reference. "-uncaptured" behind it: without a graph.
-    Without dropout, whose random words are made for kernels: as tensors they would slow the
-    others.
+    mode: "kept" and "again" use this package's kernels, with gates kept or recomputed; "eager" and
+    "compile" (max-autotune) the reference. The suffix "-uncaptured": without a graph. There is no
+    dropout, because its random words are made for the kernels and slow the reference.
     """
     network, batch = card.size(name, batch)
     torch.manual_seed(0)
@@ -104,7 +102,7 @@ def training_step(name: str, batch: int, mode: str, card: Card) -> Case:
     step = make_step(model, x, impl, BF16)
 
     def check() -> None:
-        """Loss and gradient, whose norm a step clips to 1, are the reference's to bfloat16."""
+        """Compare loss and clipped gradient with the reference, to the precision of bfloat16."""
         with use_impl("reference"), torch.autocast(card.device.type, BF16):
             want = -model.log_prob(x).sum() / x.numel()
         slopes = flat(torch.autograd.grad(want, [*model.parameters()]))
@@ -123,7 +121,7 @@ def training_step(name: str, batch: int, mode: str, card: Card) -> Case:
 
 
 def preset_step(name: str, role: str, mode: str, card: Card) -> Case:
-    """`TrainState.step` of a preset, with noise, dropout, Muon and the average, as a run has it.
+    """`TrainState.step` of a preset, with noise, dropout, Muon and the moving average.
 
     mode: "replayed", or "uncaptured": without a graph.
     """
@@ -138,12 +136,12 @@ def preset_step(name: str, role: str, mode: str, card: Card) -> Case:
             state.step()
 
     def check() -> None:
-        """The loss of the first step is the reference's to bfloat16."""
+        """Compare the loss of the first step with the reference, to the precision of bfloat16."""
         reference = make_state(name, role, card.device, **settings | {"graph": "off"})
         with use_impl("reference"):
             reference.step()
         run()
-        losses = [one.read()[0].loss for one in (state, reference)]
+        losses = [s.read()[0].loss for s in (state, reference)]
         assert abs(losses[0] - losses[1]) < 2e-2 * abs(losses[1]), losses
 
     images = state.config.batch_size
@@ -156,11 +154,11 @@ def flat(tensors: Sequence[Any]) -> Tensor:
 
 
 def compile_blocks(model: PixelCNNpp) -> None:
-    """Compile each gated resnet for its shapes, and fail where one cannot be.
+    """Compile each gated resnet for its shapes; fail instead of falling back.
 
-    All get one layer number, which only dropout reads: by their own each is compiled anew.
+    All get the same layer index, which only dropout reads; different ones are compiled separately.
     """
-    # By name: a mode would capture graphs of its own inside ours.
+    # Set directly: torch.compile's mode would capture graphs of its own inside this one.
     import_module("torch._inductor.config").max_autotune = True
     never_fall_back()
     for module in model.modules():
@@ -170,8 +168,7 @@ def compile_blocks(model: PixelCNNpp) -> None:
 
 
 def block(name: str, card: Card) -> Case:
-    """A gated resnet with a skip and dropout, forward and backward: every kernel, for a
-    profiler."""
+    """Every kernel of a gated resnet with a skip and dropout, for a profiler."""
     network, batch = card.size(name, TRAINED[name])
     torch.manual_seed(0)
     sizes = {"skip_channels": network.n_filters, "dropout": 0.5}
@@ -195,7 +192,7 @@ def block(name: str, card: Card) -> Case:
 
 
 def loss(shape: tuple[int, int, int, int], likelihood: Any, contender: str, card: Card) -> Case:
-    """Value and gradient of the mixture's log-likelihood, by our kernels or "eager"."""
+    """Value and gradient of the mixture's log-likelihood; contender: "ours" or "eager"."""
     if card.tiny:
         shape = (2, shape[1], 8, 8)
     x, params = images_and_params(shape, likelihood, gradient=False)
@@ -241,7 +238,7 @@ CASES: dict[str, Callable[[Card], Case]] = {
 
 
 def cases_of(words: str) -> list[str]:
-    """The cases whose names begin with these words."""
+    """The cases whose names start with these words."""
     return [name for name in CASES if f"{name}-".startswith(f"{words}-")]
 
 
@@ -269,7 +266,7 @@ def measure(name: str, card: Card) -> dict[str, Any]:
 
 
 def profile(name: str, card: Card, trace: Path | None) -> None:
-    """Run a case once, warm: between the marks that ncu waits for, or for a trace of torch's."""
+    """Run a warm case once: between the marks that ncu waits for, or under torch's profiler."""
     case = CASES[name](card)
     case.check()
     for _ in range(case.warmup):

@@ -30,13 +30,13 @@ def test_a_case_differs_where_the_quartiles_do_not_overlap() -> None:
         after = copy.deepcopy(saved)
         seconds = after[0]["seconds"]
         seconds[after[0]["ours"]] = [change * value for value in seconds[after[0]["ours"]]]
-        told, total = results.compare(saved, after)
-        assert told.startswith(f"{results.name_of(saved[0])}: seconds ")
-        assert f"({word}, {change - 1:+.0%})" in told
+        change_text, total = results.compare(saved, after)
+        assert change_text.startswith(f"{results.name_of(saved[0])}: seconds ")
+        assert f"({word}, {change - 1:+.0%})" in change_text
         assert ", 1 differ beyond the spread." in total
 
 
-def test_contenders_take_turns_and_timed_calls_alone_count() -> None:
+def test_contenders_take_turns_and_only_timed_calls_count() -> None:
     seen: list[str] = []
     contenders = {name: lambda name=name: seen.append(name) for name in "ab"}
     ticks, count = itertools.count(), {"before": 1, "calls": {"b": 10}}
@@ -69,7 +69,7 @@ def test_a_compiled_step_that_would_run_eagerly_fails(monkeypatch: pytest.Monkey
         make_step(model, x, "reference", torch.float32, compiled=True)()
 
 
-# Launches of a training step: all, of Muon, of the average, of a batch's noise, of dropout's seed.
+# Launches of a training step: in all, by Muon, the average, the noise and the seed of dropout.
 LAUNCHES = {
     ("mnist", "noisy"): (881, 110, 1, 2, 3),
     ("mnist", "denoiser"): (1068, 166, 1, 2, 3),

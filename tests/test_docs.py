@@ -1,4 +1,4 @@
-"""The documents are true: their commands run, their paths and names are there."""
+"""The documentation is true: its commands run, its paths and names exist."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from tests.helpers.rank_processes import (
 )
 
 ROOT = Path(__file__).parent.parent
-# Pages and sections whose code and commands run, those of a row in one folder. Each other section
-# of DIVIDED has a folder of its own, with small runs in `runs`.
+# Pages and sections whose code and commands run; those of a row share a folder. Each other section
+# of DIVIDED has its own folder, with small runs in `runs`.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("README.md",),
     ("docs/own_images.md",),
@@ -44,12 +44,12 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("docs/guide.md", "Measure a pair: bits/dim", "Reproduce the paper"),
 )
 DIVIDED = ("docs/guide.md", "docs/recipes.md")
-# Options for data and weights that are not here.
+# Options for data and weights that the tests do not have.
 ELSEWHERE = re.compile(r"--(preset|data|data-dir|extractor) \S+ ?")
 
 
 def sections(page: str) -> dict[str, str]:
-    """The text below each heading of the second level, and that before them."""
+    """The text below each second-level heading, and the text before the first."""
     first, *rest = re.split(r"^## (.*)\n", (ROOT / page).read_text(), flags=re.M)
     return {"": first, **dict(zip(rest[::2], rest[1::2], strict=True))}
 
@@ -62,7 +62,7 @@ def blocks(page: str, *headings: str) -> Iterator[tuple[str, str]]:
 
 
 def rows() -> list[tuple[str, ...]]:
-    """ROWS, and each other section of DIVIDED that has something to run."""
+    """ROWS, and each other section of DIVIDED with code or commands."""
     chained = {(page, heading) for page, *headings in ROWS for heading in headings}
 
     def has_something(page: str, heading: str) -> bool:
@@ -76,12 +76,12 @@ def rows() -> list[tuple[str, ...]]:
 
 
 def shrink(line: str) -> list[str]:
-    """The documented command with a tiny network and few images."""
+    """The arguments of the documented command, with a tiny network and few images."""
     command = smaller(line.replace("--image-size 32", "--image-size 8"))
     if "--image-size" in command:  # colours, whose samples diverge for longer
         return [*command, "--images", "480"]
     if "--resume" in command:
-        return [*command, "--images", "104"]  # a step more
+        return [*command, "--images", "104"]  # one more step
     if "--init" in command:
         few = "--images 16 --evaluations 1 --evaluation-images 4"
         return [*shlex.split(line)[1:], *few.split()]
@@ -126,7 +126,7 @@ def test_documented_commands_and_code_run(
             exec(compile(text, "documentation", "exec"), {})
             continue
         for line in text.splitlines():
-            # `reproduce` and the test command are walked from a clean clone, not from here.
+            # CI runs `reproduce` and the tests; other programs do not run here.
             if line.startswith("dsmooth "):
                 assert run(*shrink(line)) == 0, line
             elif line.startswith("torchrun "):
@@ -141,7 +141,7 @@ def test_paths_in_the_pages_exist() -> None:
     old = {*(ROOT / "docs").glob("decisions/*.md"), *(ROOT / "docs").glob("experiments/*.md")}
     for page in {ROOT / "README.md", *(ROOT / "docs").rglob("*.md")} - old:
         for path in re.findall(rf"`((?:{top})/[\w./*-]+)`", page.read_text()):
-            assert list(ROOT.glob(path)), f"{page.name} names {path}, which is not there"
+            assert list(ROOT.glob(path)), f"{page.name} mentions {path}, which does not exist"
 
 
 @pytest.mark.quick
@@ -167,7 +167,7 @@ def on_many_machines(language: str) -> Iterator[str]:
 
 
 def follow(command: str, folder: Path) -> None:
-    """Start torchrun as the page does, of two machines twice here, with two processes in all."""
+    """Run a command of the page with two processes; for two machines, start torchrun twice."""
     start, arguments = command.partition("dsmooth ")[0], smaller(command)
     machines = 2 if "--nnodes 2" in start else 1
     start = re.sub(r"--nproc-per-node \d+", f"--nproc-per-node {2 // machines}", start)
@@ -195,13 +195,13 @@ def follow(command: str, folder: Path) -> None:
 @pytest.mark.full
 def test_the_commands_of_many_machines_run(tmp_path: Path) -> None:
     """At their smallest sizes, with gloo."""
-    alone, *calls = (ELSEWHERE.sub("", command) for command in on_many_machines("bash"))
-    (tmp_path / "alone").mkdir()
-    wait_for_all([ForkedPython(COMMAND, smaller(alone), tmp_path / "alone")])
+    single, *calls = (ELSEWHERE.sub("", command) for command in on_many_machines("bash"))
+    (tmp_path / "single").mkdir()
+    wait_for_all([ForkedPython(COMMAND, smaller(single), tmp_path / "single")])
     for command in calls:
         follow(command, tmp_path)
     assert len(calls) == 9
-    for folder in ("alone/runs/noisy", "runs/noisy", "runs/denoiser", "runs/two", "runs/plain"):
+    for folder in ("single/runs/noisy", "runs/noisy", "runs/denoiser", "runs/two", "runs/plain"):
         assert RunFolder(tmp_path / folder).is_finished()
     for made in ("samples", "bits.json", "frechet.json", "probes/probes.json"):
         assert (tmp_path / made).exists()

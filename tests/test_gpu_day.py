@@ -1,4 +1,4 @@
-"""The plan for a day with a GPU: what it skips, stops and writes; and a rehearsal."""
+"""The plan of a day with a GPU: skipped and stopped steps, results, and a rehearsal."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def test_cases_are_there(tool: SimpleNamespace, on_gpu: ModuleType) -> None:
 
 
 @pytest.mark.quick
-def test_it_needs_python_alone(tmp_path: Path) -> None:
-    """As on a machine without the packages: no site-packages, and no dsmooth beside the script."""
+def test_it_needs_only_python(tmp_path: Path) -> None:
+    """Without site-packages, and without dsmooth on the path."""
     out = tmp_path / "out"
-    alone = [sys.executable, "-I", "-S", str(SCRIPT), "--only", "preflight"]
+    command = [sys.executable, "-I", "-S", str(SCRIPT), "--only", "preflight"]
     environment = {**os.environ, "OUT": str(out)}
-    subprocess.run([*alone, f"--state={tmp_path / 'state'}"], env=environment, check=True)
+    subprocess.run([*command, f"--state={tmp_path / 'state'}"], env=environment, check=True)
     assert {path.name for path in out.iterdir()} == {"day.json", "day.md", "logs.tar.gz"}
     with tarfile.open(out / "logs.tar.gz") as tar:
         log = tar.extractfile("logs/preflight.log")
@@ -55,7 +55,7 @@ def test_it_needs_python_alone(tmp_path: Path) -> None:
 def test_rehearsal(
     tool: SimpleNamespace, on_gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the CPU, of each kind of command one."""
+    """One command of each kind, on the CPU."""
     state, out = tmp_path / "state", tmp_path / "out"
     only = ["build", "sampler-mnist-2112", "smoke-loss", "preset-mnist-noisy", "step-mnist-kept"]
     only += ["loss", "trace-mnist", "train-noisy"]
@@ -77,7 +77,7 @@ def test_rehearsal(
     assert max(path.stat().st_size for path in out.iterdir()) < 16 * 2**20
 
 
-def test_what_would_not_come_back_is_left_out(
+def test_files_over_the_limit_are_left_out(
     tool: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     large, small = tmp_path / "a.bin", tmp_path / "b.log"
@@ -89,8 +89,8 @@ def test_what_would_not_come_back_is_left_out(
     assert "a.bin of 15,728,640 bytes is left out" in capsys.readouterr().out
 
 
-def test_the_first_numbers_are_those_that_settle_most(tool: SimpleNamespace) -> None:
-    """2,112 images of F40, then the step of a preset; before them what prepares and proves."""
+def test_the_most_important_numbers_come_first(tool: SimpleNamespace) -> None:
+    """2,112 images of F40, then the step of a preset, each after its smoke tests."""
     names = [
         step.name for step in tool.steps() if step.name in tool.TIMED or tool.proofs_of(step.name)
     ]
@@ -98,7 +98,7 @@ def test_the_first_numbers_are_those_that_settle_most(tool: SimpleNamespace) -> 
     assert max(step.seconds for step in tool.steps()) <= tool.LIMIT <= 9 * 60
 
 
-def test_a_wrong_number_stops_its_family_alone(tool: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_wrong_number_stops_only_its_family(tool: SimpleNamespace, tmp_path: Path) -> None:
     day = tool.Day(tmp_path)
     day.note("smoke-training", "failed")
     timed = {step.name: step for step in tool.steps() if tool.proofs_of(step.name)}
@@ -114,7 +114,7 @@ def test_a_wrong_number_stops_its_family_alone(tool: SimpleNamespace, tmp_path: 
 
 @pytest.mark.full
 def test_chosen_tests_are_there(tool: SimpleNamespace) -> None:
-    """Some are there with a device alone."""
+    """Some exist only with a device."""
 
     def collected(chosen: str, *files: str) -> int:
         command = [*tool.gpu_tests("-n0", "-k", chosen, *files), "--collect-only"]

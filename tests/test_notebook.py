@@ -1,4 +1,4 @@
-"""The notebook of the documentation runs, and so does the example of the package's help."""
+"""The notebook of the documentation and the example in the package's help run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FEWER = {
 
 
 def run_cell(source: str, names: dict[str, object]) -> object:
-    """Run a cell; the value of its last line, which a notebook displays."""
+    """Run a cell and return the value of its last line, which a notebook displays."""
     tree = ast.parse(source)
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else ast.Expr(ast.Constant(None))
     exec(compile(tree, "cell", "exec"), names)
@@ -35,9 +35,9 @@ def run_cell(source: str, names: dict[str, object]) -> object:
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not NOTEBOOK.exists(), reason="the documentation is not here")
+@pytest.mark.skipif(not NOTEBOOK.exists(), reason="the documentation is not installed")
 def test_the_notebook_runs_and_shows_what_is_stored(tmp_path, monkeypatch) -> None:
-    """With a few steps in place of a minute of training, and fewer images."""
+    """With a few training steps instead of a minute, and fewer images."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     cells = json.loads(NOTEBOOK.read_text())["cells"]
@@ -72,8 +72,8 @@ def test_show_gives_a_picture_that_displays_itself() -> None:
         dsmooth.show(bytes_.int())
     for name in ("columns", "zoom"):
         refuses(f"`{name}` must be at least 1, got 0", dsmooth.show, x, **{name: 0})
-    for one in (x[0], x[0, 0], x[:1, :1].numpy()):
-        assert dsmooth.show(one).size == (2 * 12 + 4, 2 * 8 + 4)
+    for image in (x[0], x[0, 0], x[:1, :1].numpy()):
+        assert dsmooth.show(image).size == (2 * 12 + 4, 2 * 8 + 4)
     assert dsmooth.show([*x[:3, 0]]).tobytes() == dsmooth.show(x[:3, :1]).tobytes()
     for wrong in (x[:0], x[:, :2], x[:, 0]):
         refuses("x must have shape", dsmooth.show, wrong)

@@ -1,10 +1,10 @@
-"""The card of packaged models: README.md, card.json and samples.png, measured from their weights.
+"""Measure packaged models and write their README.md, card.json and samples.png.
 
     python tools/card.py MNIST mnist [RUNS [BEFORE]]
 
-MNIST is the folder of the full data. The models are packed from the folder RUNS first, if it is
-named (`pack`). What was drawn and measured lies in build/card, where a repeated call goes on. The
-table of the package's README is printed.
+MNIST is the folder of the full data. With RUNS, the models are first packed from that folder
+(`pack`). Samples and results are kept in build/card, so a repeated call continues. Prints the table
+of the package's README.
 """
 
 from __future__ import annotations
@@ -55,18 +55,18 @@ from dsmooth.training.step import total_images
 
 T = TypeVar("T")
 GUIDANCE = 0.1  # of guided samples of a pair with classes
-FEW = 1000  # images that are classified, or counted where a classifier is sure
-# Networks that are probed, by their input: on clean images also those to compare with.
+FEW = 1000  # images for classification and the classifier's confidence
+# Networks that are probed, by their input; on clean images with baselines.
 PROBED = {"noisy": ("noisy", "pixels"), "clean": ("noisy", "pixels", "plain", "untrained-noisy")}
-STEPS = 300  # entries of a run's training steps that are packed, evenly spread
-UNTOLD = ("kernel_rate", "cooldown")  # they belong to Muon, or have no effect
+STEPS = 300  # log entries of training steps that are packed, evenly spread
+OMITTED = ("kernel_rate", "cooldown")  # settings of Muon, or without effect
 
 
 def pack(runs: Path, folder: Path, before: Path | None = None) -> None:
     """Write float16 weights, settings without paths and thinned logs of runs that are finished.
 
-    before: the packaged models that some began with (`dsmooth train ROLE --init mnist`): their logs
-    and settings then are of one run, which was prolonged. Raises ValueError if it is needed.
+    before: the packaged models that runs were initialised from (`dsmooth train ROLE --init mnist`);
+    their logs are joined to those of the runs. Raises ValueError if it is missing.
     """
     for role in ("noisy", "denoiser", *["plain"] * (runs / "plain").exists()):
         source, target = RunFolder(runs / role), RunFolder(folder / role)
@@ -79,8 +79,8 @@ def pack(runs: Path, folder: Path, before: Path | None = None) -> None:
         entries = [entry for entry in entries if entry["event"] != "step" or entry in kept]
         if config.init is not None:
             if before is None:
-                raise ValueError(f"{source.path} began with the weights {config.init}: name BEFORE")
-            config, entries = prolonged(RunFolder(before / role), config, entries)
+                raise ValueError(f"{source.path} was initialised from {config.init}: give BEFORE")
+            config, entries = join(RunFolder(before / role), config, entries)
         target.path.mkdir(parents=True, exist_ok=True)
         target.write_config(config, size)
         tensors, metadata = read_tensors(source.weights)
@@ -88,15 +88,15 @@ def pack(runs: Path, folder: Path, before: Path | None = None) -> None:
         write_atomically(target.log, "".join(json.dumps(e) + "\n" for e in entries).encode())
 
 
-def prolonged(
+def join(
     before: RunFolder, config: TrainConfig, entries: Sequence[Mapping[str, Any]]
 ) -> tuple[TrainConfig, list[dict[str, Any]]]:
-    """Settings and log of a run that began with the weights of `before`, after its own."""
+    """Settings and log of `before` and of the run initialised from it, as one run."""
     old = before.read_config()[0]
     seen = total_images(old)
     new = replace(config, init=None, images=seen + total_images(config), schedule_from=seen)
     changed = differences(old, new).items()
-    settings = [f"{name} {value}" for name, (value, _) in changed if name not in UNTOLD]
+    settings = [f"{name} {value}" for name, (value, _) in changed if name not in OMITTED]
     words = f"up to {seen:,} images {', '.join(settings)}; then the optimizer began again"
     note = {"event": "restart", "images": seen, "seconds": 0.0, "what": "optimizer"}
     note |= {"before": seen, "after": new.images, "text": words}
@@ -114,7 +114,7 @@ def prolonged(
 def write_card(
     folder: Path, work: Path, train_set: ImageDataset, test_set: ImageDataset, count: int = 10_000
 ) -> Card:
-    """Measure a pair by `count` samples and test images, write its card, and return it."""
+    """Measure a pair on `count` samples and test images; write and return its card."""
     models = load_models([folder, *filter(Path.exists, [folder / "plain"])])
     stages = Stages(work, models, train_set, test_set, count=count, scored_images=count)
     pictures = stages.draw()
@@ -153,7 +153,7 @@ def write_card(
         if models.classes.number and not told
         else None,
     )
-    # The kinds next to one another, with a column for each class of labelled images.
+    # The kinds of samples next to each other, with a column for each class if there are classes.
     shown = ("noisy", "two-step", "guided") if told else ("plain", "noisy", "two-step")
     kinds = [pictures[kind] for kind in shown if kind in pictures]
     n, gap = models.classes.number if told else 8, torch.full_like(kinds[0][:1], BORDER / 127.5 - 1)
@@ -169,7 +169,7 @@ def write_card(
 
 
 def measure_samples(stages: Stages, pictures: Mapping[str, Tensor]) -> dict[str, SampleQuality]:
-    """Fréchet distances of the first samples, and the classifier's confidence in their digits."""
+    """Fréchet distances of the first samples, and the classifier's confidence in them."""
     network, count = make_extractor(CLASSIFIER), stages.count
     others = choose_images(stages.test_set, count)
     real = Reference.of_images(stages.train_set.images, network, progress).statistics
@@ -189,7 +189,7 @@ def measure_samples(stages: Stages, pictures: Mapping[str, Tensor]) -> dict[str,
 
 
 def measure_classes(stages: Stages) -> ClassNumbers:
-    """Test images classified by Bayes' rule, and their bits/dim given their class and without."""
+    """Accuracy of classification by Bayes' rule, and bits/dim with and without the class."""
     data = stages.test_set.part(slice(FEW))
     found = classify(stages.models.pair, data)
     return ClassNumbers(
@@ -202,7 +202,7 @@ def measure_classes(stages: Stages) -> ClassNumbers:
 
 
 def measure_clusters(stages: Stages) -> ClusterNumbers:
-    """Bits/dim of test images by the sum over the clusters, and by a label of zeros."""
+    """Bits/dim of test images: the sum over the clusters, and with a label of zeros."""
     scores = score_pair(stages.models.pair, stages.test_set, limit=FEW, n_noise=2, mixture=True)
     assert scores.mixture is not None
     return ClusterNumbers(
@@ -220,9 +220,9 @@ def read_card(name: str) -> Card:
 
 
 def text(name: str, **cards: Card) -> str:
-    """README.md of a folder, or the table of the package's, from a template and cards."""
+    """Fill a template with cards: README.md of a folder, or the table of the package's README."""
     functions = best_probe, best_block, bits_table, settings_table, difference_sentence
-    words = {each.__name__: each for each in (*functions, terms_sentence)}
+    words = {f.__name__: f for f in (*functions, terms_sentence)}
     words |= {"TITLES": TITLES, "SINGLE_STEP": SINGLE_STEP, "PAPER_PROBE": PAPER_PROBE}
     values = {**words, **cards, "COMPARABLE": COMPARABLE, "FEW": FEW, "FLOOR": FLOOR}
     return render(Path(__file__).with_name(name), **values, log2=math.log2)

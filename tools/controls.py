@@ -1,7 +1,7 @@
-"""Probes of `dsmooth reproduce` that are constants of the package: `python tools/controls.py`.
+"""Measure the control probes of `dsmooth reproduce`: python tools/controls.py
 
-The pixels and the untrained network of the packaged models' shape, on the embedded images, in
-float32. The file is dsmooth/pretrained/mnist/controls.json.
+Probes of the pixels and of the untrained network on the embedded images, in float32. They are
+constants of the packaged models and are written to dsmooth/pretrained/mnist/controls.json.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Lay out docstrings for the API pages: an item per argument, a paragraph for results and errors.
 
-A docstring here is prose. It explains arguments in sentences that begin "name: ...", which a page
-shows as a list.
+Docstrings explain arguments in sentences that begin "name: ..."; a page shows them as a list.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ import griffe
 
 
 class ArgumentLists(griffe.Extension):
-    """Rewrites the docstrings of functions and classes once they are read."""
+    """Rewrites the docstrings of functions and classes."""
 
     def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **kwargs: Any) -> None:
-        """Read the folder kernels/ as the module dsmooth.kernels, which it is when installed."""
+        """Load the folder kernels/ as the module dsmooth.kernels, its name when installed."""
         if pkg.name == "dsmooth":
             kernels = loader.load("kernels")
             kernels.parent = pkg
@@ -27,7 +26,7 @@ class ArgumentLists(griffe.Extension):
         itemise(func, (parameter.name for parameter in func.parameters))
 
     def on_class_members(self, *, cls: griffe.Class, **kwargs: Any) -> None:
-        """A class explains its own fields and the arguments of `__init__`."""
+        """Include the arguments of `__init__`, which the docstring of the class explains."""
         names = [*cls.members]
         if isinstance(init := cls.members.get("__init__"), griffe.Function):
             names += [parameter.name for parameter in init.parameters]

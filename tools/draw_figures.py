@@ -93,8 +93,8 @@ def two_step() -> Figure:
 def streams() -> Figure:
     """Pixels that the streams u and ul see."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(5.6, 2.9), layout="constrained")
-    for axes, name, beside in ((left, "stream u", PAPER), (right, "stream ul", READ)):
-        row = [beside] * 4 + [NOTED] + [PAPER] * 3
+    for axes, name, before in ((left, "stream u", PAPER), (right, "stream ul", READ)):
+        row = [before] * 4 + [NOTED] + [PAPER] * 3
         grid(axes, name, [[NOW] * 8] * 4 + [row] + [[PAPER] * 8] * 3)
     arrow(right, (-1.6, 4), (-0.1, 4))
     legend(figure, {"the pixel": NOTED, "rows above": NOW, "left in its row": READ})
@@ -110,7 +110,7 @@ def sampling() -> Figure:
         ("plain", [[NOW] * 8] * 8, "for every pixel:\nthe whole image again"),
         (
             *("cached: a row begins", [known] * 2 + [read] * 2 + [[NOW] * 8] + [paper] * 3),
-            "once per row: all that depends\non the rows above alone",
+            "once per row: all that depends\nonly on the rows above",
         ),
         (
             *("cached: a pixel", [known] * 4 + row + [paper] * 3),

@@ -1,10 +1,10 @@
-"""python tools/mutants.py [--check] [PART or FILE ...]: which changes of sources do tests notice?
+"""Test the tests: python tools/mutants.py [--check] [PART or FILE ...]
 
-Each line of mutants.txt changes one place of a file. In a copy of the checkout, with that change
-alone, the tests of its heading, of the default tier, must fail. Nothing is learned where they fail
-without a change. C++ is built anew for each change. Prints every mutant and the sums by part.
+Each line of mutants.txt changes one place of a file. With this change the tests under its heading
+must fail, in a copy of the checkout; a mutant is "unjudged" if they fail without it. C++ is rebuilt
+for each change. Prints every mutant and the sums by part.
 
-With --check nothing runs: each place must be there once, and each name among the tests.
+--check runs nothing: it checks that each place occurs once and that the tests exist.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 600  # after which tests that a change keeps from ending have noticed it
-# Headings: part, file, tests, and the names among them that `-k` takes. Below each, changes of the
-# file: old => new, where "~" is nothing.
+SECONDS = 600  # tests that take longer have noticed the change
+# A heading has a part, a file, its tests and an expression for -k. The lines below are changes of
+# the file: old => new, where "~" is an empty text.
 TABLE = Path(__file__).with_suffix(".txt")
-# Most tests import these, beside the package: here, not in every child.
+# Imported once, in the parent, because most tests need them.
 IMPORTED = ("torch", "torch.func", "torch._dynamo", "jinja2", "numpy", "PIL.Image", "rich", "tyro")
 
 
@@ -56,10 +56,10 @@ def mutants(chosen: list[str]) -> Iterator[Mutant]:
 
 
 def faults(mutant: Mutant) -> Iterator[str]:
-    """Why a line of the table tells nothing."""
+    """Errors in a line of the table."""
     absent = [file for file in (mutant.file, *mutant.tests) if not (ROOT / file).exists()]
     if absent:
-        yield f"there is no {absent[0]}"
+        yield f"{absent[0]} does not exist"
         return
     count = (ROOT / mutant.file).read_text().count(mutant.old)
     if count != 1:
@@ -71,7 +71,7 @@ def faults(mutant: Mutant) -> Iterator[str]:
 
 
 def run(copy: Path, tests: tuple[str, ...], names: str) -> int:
-    """Exit status of pytest in the copy, in silence."""
+    """Run pytest in the copy without output; returns its exit status."""
     import pytest
 
     os.chdir(copy)
@@ -84,7 +84,7 @@ def run(copy: Path, tests: tuple[str, ...], names: str) -> int:
 
 
 def passes(copy: Path, tests: tuple[str, ...], names: str) -> bool:
-    """Whether the tests pass in a fork of this process, in time."""
+    """Whether the tests pass in time, in a fork of this process."""
     child = os.fork()
     if not child:
         signal.alarm(SECONDS)
@@ -106,7 +106,7 @@ def build(copy: Path, file: str) -> None:
 
 
 def judge(copy: Path, mutant: Mutant) -> str:
-    """The word for a mutant."""
+    """The verdict on a mutant."""
     judges = copy, mutant.tests, mutant.names
     if not pass_unchanged(*judges):
         return "unjudged"
@@ -122,14 +122,14 @@ def judge(copy: Path, mutant: Mutant) -> str:
 
 
 def main(*arguments: str) -> None:
-    every = list(mutants([word for word in arguments if word != "--check"]))
-    wrong = sorted({fault for mutant in every for fault in faults(mutant)})
+    chosen = list(mutants([word for word in arguments if word != "--check"]))
+    wrong = sorted({fault for mutant in chosen for fault in faults(mutant)})
     if wrong or "--check" in arguments:
         sys.exit("\n".join(wrong) or None)
     for name in IMPORTED:
         importlib.import_module(name)
     made, killed = Counter[str](), Counter[str]()
-    # Beside the checkout, so that a compiler's cache knows the files.
+    # Next to the checkout, so that the compiler's cache recognises the files.
     with tempfile.TemporaryDirectory(dir=ROOT.parent) as folder:
         copy = Path(folder) / "copy"
         unused = shutil.ignore_patterns(".git", "build", "__pycache__", "*.egg-info")
@@ -141,7 +141,7 @@ def main(*arguments: str) -> None:
         sys.path.insert(0, str(copy))
         os.environ["PYTHONPATH"] = str(copy)  # of processes that tests start
         started = time.monotonic()
-        for mutant in every:
+        for mutant in chosen:
             word = judge(copy, mutant)
             seconds = time.monotonic() - started
             print(f"{word:8} {seconds:5.0f} s  {mutant.file}: {mutant.old!r}", flush=True)

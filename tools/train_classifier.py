@@ -2,9 +2,9 @@
 
     python -m tools.train_classifier OUT.safetensors FOLDER
 
-FOLDER has the files of MNIST. Adam, ten passes, a cosine schedule; images are moved by up to two
-pixels, and dropout keeps features of training images like those of others. On one machine with one
-number of threads the weights are a function of the seed.
+FOLDER has the files of MNIST. Adam, ten epochs, a cosine schedule; images are shifted by up to two
+pixels, and dropout keeps the features of training images similar to those of other images. On one
+machine with a fixed number of threads the weights are a function of the seed.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ EPOCHS = 10
 BATCH_SIZE = 100
 LEARNING_RATE = 2e-3
 SCALING_IMAGES = 5000
-SHIFTED = RandomCrop(28, padding=2)  # moves by up to 2 pixels, and fills with black
+SHIFTED = RandomCrop(28, padding=2)  # shifts by up to 2 pixels, and fills with black
 
 
 def train_classifier(train_set: ImageDataset, epochs: int = EPOCHS, seed: int = 0) -> nn.Module:
-    """A trained classifier, its features scaled to a mean variance of 1, its logits kept."""
+    """Train a classifier and scale its features to a mean variance of 1, with the same logits."""
     labels, n = train_set.known_labels(), len(train_set)
     steps = math.ceil(epochs * n / BATCH_SIZE)
     with torch_seed(seed), progress("training the classifier", steps, "steps") as done:
@@ -64,7 +64,7 @@ def train_classifier(train_set: ImageDataset, epochs: int = EPOCHS, seed: int = 
 def main() -> None:
     out, folder = map(Path, sys.argv[1:])
     train_set, test_set = (load_dataset("mnist", split, folder) for split in SPLITS)
-    model = train_classifier(train_set).half().float()  # as the file has them
+    model = train_classifier(train_set).half().float()  # rounded as in the file
     _, logits = model(to_float(test_set.images))
     right = float((logits.argmax(1) == test_set.known_labels()).double().mean())
     metadata = {

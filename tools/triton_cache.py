@@ -1,13 +1,12 @@
-"""Compile Triton's kernels for an H100 that is elsewhere: python tools/triton_cache.py
+"""Compile Triton kernels for an H100 in another machine: python tools/triton_cache.py
 
-Triton itself compiles what a step would launch, for a driver that launches nothing, into the folder
-build/triton, where it goes on from what is there. It finds them again on the other machine, in a
-folder of that relative path. The name of a kernel in its cache is a hash of Triton's files with
-libtriton.so, which is built for one version of Python; ptxas's version; the architecture; the
-source of the kernel and of all that it calls, with the lines where they begin; the types and
-alignments of the arguments, constants and options. So both machines need the same versions of
-Python and Triton and the same kernels; torch and the folders may differ. There `--check` says
-whether it is the same build of Triton, which else would compile all of them again.
+Triton compiles the kernels that a step launches, with a driver that launches nothing, into the
+folder build/triton; kernels that are there are kept. On the other machine it finds them in a folder
+with the same relative path. The key of a kernel in this cache is a hash of Triton's files and its
+version of Python; the version of ptxas; the architecture; the source and line numbers of the kernel
+and of the functions that it calls; the types, alignments, constants and options of the arguments.
+So both machines need the same versions of Python and Triton and the same kernels; torch and the
+folders may differ. On the other machine `--check` compares the builds of Triton.
 """
 
 from __future__ import annotations
@@ -25,25 +24,25 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURE = 90  # compute capability of an H100
 CACHE = Path("build/triton")  # relative: Triton lists the files of a kernel by their paths
-KEY = CACHE / "triton-key"  # says which build of Triton compiled them
+KEY = CACHE / "triton-key"  # the build of Triton that compiled the kernels
 
 
 def key() -> str:
-    """Hash that the names of all kernels share."""
+    """The hash of the build of Triton, which is part of the key of each kernel."""
     from triton.runtime.cache import triton_key
 
     return hashlib.sha256(triton_key().encode()).hexdigest()
 
 
 def check() -> None:
-    """Exit with a message if this Triton will not find the kernels that are there."""
+    """Exit with a message if this build of Triton will not find the kernels."""
     if not KEY.exists() or KEY.read_text() != key():
         sys.exit(f"the kernels in {CACHE} were compiled by another build of Triton")
     print(len(list(CACHE.glob("*/*.cubin"))), "kernels in", CACHE)
 
 
 def pretend() -> None:
-    """Have this process compute with the Triton kernels on the CPU, for a stand-in of a GPU."""
+    """Make this process use the Triton kernels on CPU tensors, with a fake GPU driver."""
     import torch
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
@@ -56,14 +55,14 @@ def pretend() -> None:
         get_device_properties=lambda device: {"max_shared_mem": 227 * 1024},
         load_binary=lambda *args: (1, 1, 0, 0, 1024),
     )
-    stand_in = types.SimpleNamespace(
+    fake_driver = types.SimpleNamespace(
         get_current_target=lambda: GPUTarget("cuda", ARCHITECTURE, 32),
         get_current_device=lambda: 0,
         get_current_stream=lambda device: 0,
         launcher_cls=lambda src, metadata: lambda *args: None,
         utils=utils,
     )
-    driver.set_active(stand_in)
+    driver.set_active(fake_driver)
     launch.capability_of = lambda device: ARCHITECTURE
     for op in ("dispatch", "gated_resnet", "logistic_mixture"):
         module: Any = import_module(f"dsmooth.functional.{op}")
@@ -72,7 +71,7 @@ def pretend() -> None:
 
 
 def benchmarked(name: str, tiny: bool = False) -> None:
-    """A case of benchmarks/on_gpu.py, unchecked."""
+    """Run a case of benchmarks/on_gpu.py without its check."""
     import torch
 
     from benchmarks.on_gpu import CASES, Card
@@ -81,10 +80,10 @@ def benchmarked(name: str, tiny: bool = False) -> None:
 
 
 def tested() -> None:
-    """The cases of the GPU tests in bfloat16."""
+    """Run the cases of the GPU tests in bfloat16."""
     import torch
 
-    # A namespace, which a package of this name among the installed ones would hide.
+    # A namespace package, which an installed package `tests` would hide.
     tests = types.ModuleType("tests")
     tests.__path__ = [str(ROOT / "tests")]
     sys.modules["tests"] = tests
@@ -119,7 +118,7 @@ BENCHMARKED = (
 
 
 def fill(cases: Mapping[str, Callable[[], None]]) -> int:
-    """Compile what the cases launch; returns how many kernels that made."""
+    """Compile the kernels that the cases launch; returns the number of new ones."""
     from triton import knobs
 
     knobs.cache.dir = str(CACHE)
