@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
+from functools import cache
 from html import escape
 from pathlib import Path
 
@@ -44,11 +46,16 @@ def sentence(text: str) -> str:
 
 def render(template: Path, **values: object) -> str:
     """The text of a Jinja template; values are escaped in HTML. Missing values are errors."""
+    return _renderer(template)(values)
+
+
+@cache
+def _renderer(path: Path) -> Callable[..., str]:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     pages = Environment(
-        loader=FileSystemLoader(template.parent),
-        autoescape=template.suffix == ".html",
+        loader=FileSystemLoader(path.parent),
+        autoescape=path.suffix == ".html",
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -63,4 +70,4 @@ def render(template: Path, **values: object) -> str:
         "plain": plain_text,
         "escape_control": escape_control,
     }
-    return pages.get_template(template.name).render(values)
+    return pages.get_template(path.name).render

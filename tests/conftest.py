@@ -33,9 +33,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The quick tier leaves out the cases of full grids, as the default one does."""
+    """The quick tier leaves out long tests, and cases of full grids as the default one does."""
     if config.option.markexpr == "quick":
-        config.option.markexpr = "quick and not full"
+        config.option.markexpr = "quick and not full and not long"
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks

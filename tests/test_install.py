@@ -72,6 +72,7 @@ def pip(*arguments: str | Path, cwd: Path, **environment: str) -> None:
 ALONE = "import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in str(f)]\n"
 
 
+@pytest.mark.full
 def test_sdist_builds_a_complete_wheel_without_an_extension(clone: Path, tmp_path: Path) -> None:
     """And the installed package says what it lacks and why."""
     code = "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1]))"

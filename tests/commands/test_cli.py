@@ -24,7 +24,7 @@ from tests.helpers.data_makers import random_bytes, write_images
 TINY = ["--n-filters=4", "--n-resnet=1", "--n-mix=2", "--images=16", "--batch-size=8"]
 
 
-@pytest.mark.quick
+@pytest.mark.long
 def test_the_command_imports_what_it_needs(tmp_path: Path) -> None:
     """torch._dynamo, Triton, torchvision and sympy take as long to import as torch itself."""
     plain = save_run(tmp_path / "plain", "plain")

@@ -315,6 +315,7 @@ def test_distances_are_those_of_each_class_alone() -> None:
     assert by_label[7].warnings == alone.warnings != ()
 
 
+@pytest.mark.long
 def test_the_commands_classify_and_give_each_class(tmp_path: Path, monkeypatch, capsys) -> None:
     """A plain model of the ten digits."""
     monkeypatch.chdir(tmp_path)

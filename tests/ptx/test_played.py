@@ -53,11 +53,11 @@ CASES: dict[str, dict[str, Any]] = {
         "filters": 5, "channels": 3, "conditioning": "stack", "likelihood": "gaussian",
         "bf16": True, "n": 1,
     },
+}  # fmt: skip
+FULL_CASES: dict[str, dict[str, Any]] = {
     "grey discretized in float32, completed": {
         "filters": 3, "n": 1, "completes": True, **DISCRETIZED,
     },
-}  # fmt: skip
-FULL_CASES: dict[str, dict[str, Any]] = {
     "grey completed": {"filters": 4, "bf16": True, "n": 3, "max_slice": 2, "completes": True},
     "grey in float32": {"filters": 4, "n": 1},
     "grey, two fragments of images": {"filters": 4, "bf16": True, "n": 9},

@@ -137,7 +137,7 @@ def test_checkpoints_are_minutes_apart(tmp_path, monkeypatch) -> None:
     assert set(saved) == {0, 24, 48, 72}
 
 
-@pytest.mark.quick
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # the EMA's copy
 def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a pretended GPU, without numbers; torch's own backward and Adam would need a driver."""

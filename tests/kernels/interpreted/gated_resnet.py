@@ -41,6 +41,7 @@ assert INTERPRETED, "run with TRITON_INTERPRET=1"
 # Each launches all kernels several times; the native op is their witness in the default tier.
 for several in (
     test_a_gradient_does_not_depend_on_which_others_are_wanted,
+    test_nothing_is_written_or_read_beside_a_tensor,
     test_the_memory_order_of_parameters_does_not_matter,
 ):
     pytest.mark.full(several)
@@ -52,7 +53,7 @@ CASES = [
     ("down", (1, 5, 7), 5, (5, 3), 0.5),
     ("down_right", (2, 5, 7), 4, (4,), 0.5),
     ("none", (2, 3, 17), 5, (), 0.3),  # a block begins inside an image and ends in the next
-    ("down_right", (1, 1, 3), 40, (40, 40), 0.5),
+    full(("down_right", (1, 1, 3), 40, (40, 40), 0.5)),
     full(("down_right", (1, 1, 2), 160, (160,), 0.5)),
 ]
 pytestmark = pytest.mark.grid

@@ -122,6 +122,7 @@ def test_weight_norm_without_gradients_and_elsewhere_is_the_equation() -> None:
 
 # opcheck reads .grad of the clones that it makes; the warning is about its own tensors
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.full
 def test_opcheck() -> None:
     v = torch.randn(3, 2, 2, 2).to(memory_format=torch.channels_last)
     gain = torch.rand(3)
