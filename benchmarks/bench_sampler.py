@@ -7,8 +7,6 @@ small enough, and fixed-point sampling. Images are checked against the network b
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
@@ -55,8 +53,7 @@ def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype
 
     check_samples(model, cached(), dtype)
     flops = flops_of_forward(model, network.shape(batch))
-    # Two workers with caches for 16 images each, and the images.
-    cached_images, shape = min(batch, 16 * torch.get_num_threads()), network.shape(batch)
+    shape = network.shape(batch)
     # A forward that takes ten seconds needs no warming up.
     rounds, warmup = (3, 0) if flops > 1e12 else (7, 1)
     contenders = {"plain": plain_pass(model, shape), "cached": cached}
@@ -73,7 +70,6 @@ def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype
         shape=shape,
         dtype=dtype,
         work=Work(batch, flops),
-        memory_formula=cached_images * sampler.bytes_per_image(size, size) + 4 * math.prod(shape),
     )
     if turns and bench.case == "mnist-16":  # on a busy machine, too
         assert turns.ratio("plain", "cached").median >= 300

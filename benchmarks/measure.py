@@ -6,7 +6,6 @@ records the result, which pytest-benchmark writes to its JSON file for `python b
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import subprocess
@@ -131,26 +130,6 @@ def announce(text: str) -> None:
     print(f"    {text}", file=sys.__stderr__, flush=True)
 
 
-def peak_memory_of(run: Run) -> int | None:
-    """Maximal rise of this process's resident memory during `run`, in bytes; None if the system
-    cannot tell."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    try:
-        # Freed memory that is reused would not count as a rise.
-        ctypes.CDLL(None).malloc_trim(0)
-        reset.write_text("5")
-    except (OSError, AttributeError):
-        run()
-        return None
-
-    def kilobytes(field_name: str) -> int:
-        return int(status.read_text().partition(f"{field_name}:")[2].split()[0])
-
-    before = kilobytes("VmRSS")
-    run()
-    return 1024 * max(0, kilobytes("VmHWM") - before)
-
-
 @lru_cache(maxsize=1)
 def machine() -> dict[str, Any]:
     """Device, versions and commit of a measurement."""
@@ -212,26 +191,22 @@ class Bench:
         ours: str,
         *,
         limits: Mapping[str, Callable[[], Limit]] | None = None,
-        memory: bool = True,
         shape: Sequence[int],
         dtype: torch.dtype = torch.float32,
         work: Work | None = None,
-        memory_formula: int | None = None,
         **timing: Any,
     ) -> Turns | None:
-        """Let contenders and limits take turns; record and print the result for `ours`, with its
-        memory if it runs in this process. In a smoke test only run `ours`.
+        """Let contenders and limits take turns; record and print the result for `ours`. In a smoke
+        test only run `ours`.
 
         timing: arguments of `take_turns`.
         """
+        self.benchmark.pedantic(contenders[ours], rounds=1)
         if self.smoke:
-            self.benchmark.pedantic(contenders[ours], rounds=1)
             return None
         made = {name: make() for name, make in (limits or {}).items()}
         turns = take_turns({**contenders, **made}, **timing)
         work, seconds = work or Work(), turns.of(ours).median
-        measure_memory = peak_memory_of if memory else lambda run: None
-        peak = self.benchmark.pedantic(measure_memory, [contenders[ours]], rounds=1)
         result = {
             "suite": self.suite,
             "case": self.case,
@@ -247,8 +222,6 @@ class Bench:
             "dtype": str(dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "load": _round(os.getloadavg()[0]),
-            "peak_memory": peak,
-            "memory_formula": memory_formula,
             **machine(),
         }
         self.benchmark.extra_info.update(result)

@@ -14,7 +14,7 @@ from dsmooth.progress import significant
 from dsmooth.tables import Table
 
 Result = dict[str, Any]
-COLUMNS = ("case", "threads", "time", "spread", "rate", "against", "of the limit", "memory")
+COLUMNS = ("case", "threads", "time", "spread", "rate", "against", "of the limit")
 
 
 def load(path: Path) -> list[Result]:
@@ -47,30 +47,18 @@ def table(results: list[Result]) -> Table:
 
 
 def cells(result: Result) -> tuple[str, ...]:
-    """A row of the table. The spread: quartiles compared with the median, of several rounds.
-
-    The memory: the rise of resident memory, and the value of a formula where there is one.
-    """
+    """A row of the table. The spread: quartiles compared with the median, of several rounds."""
     seconds, q1, q3 = result["seconds"][result["ours"]]
     several = result.get("rounds", 2) > 1
-    peak, formula = result["peak_memory"], result.get("memory_formula")
-    memory = "< 1 MiB" if (peak or 0) < 2**20 else f"{significant(peak / 2**20)} MiB"
-    memory += "" if formula is None else f" (formula {significant(formula / 2**20)})"
     return (
         name_of(result),
         str(result["threads"]),
-        time_text(result),
+        f"{significant(seconds)} s" if seconds >= 1 else f"{significant(seconds * 1e3)} ms",
         f"{q1 / seconds - 1:+.0%} {q3 / seconds - 1:+.0%}" if several else "",
         rate_text(result),
         ratios_text(result),
         limit_text(result),
-        "" if peak is None else memory,
     )
-
-
-def time_text(result: Result) -> str:
-    seconds = result["seconds"][result["ours"]][0]
-    return f"{significant(seconds)} s" if seconds >= 1 else f"{significant(seconds * 1e3)} ms"
 
 
 def rate_text(result: Result) -> str:

@@ -96,7 +96,7 @@ def table(
     def cell(result: Result | None) -> str:
         if result is None:
             return "–"
-        rate = results.rate_text(result) or results.time_text(result)
+        rate = results.rate_text(result)
         rate += "" if result["dtype"] == "float32" else f" ({result['dtype']})"
         limit = results.limit_text(result) if share else ""
         return ", ".join(filter(None, (rate, results.ratios_text(result), limit)))
