@@ -28,8 +28,8 @@ from .pictures import is_diverged, save_grid
 from .pretrained import DEFAULT, Loaded, packaged
 from .progress import progress
 from .record import Record, has_files, read_parts, read_result
-from .report.contents import Report, ReportData, SampleCount
-from .report.describe import describe_machine, describe_model, packaged_numbers
+from .report.contents import Origin, Report
+from .report.describe import describe_images, describe_machine, describe_model, packaged_card
 from .results import FLOOR, BitsResult, BlockScores, FrechetResult, ProbeResult, ReceptiveFields
 from .sampling.output import gather, write_images
 from .sampling.request import Request, digest_of
@@ -47,21 +47,6 @@ CONTROLS = packaged()[DEFAULT] / "controls.json"
 # Pictures whose distance to real images is measured.
 COMPARED = ("two-step", "single-step", "guided", "plain")
 TEST_IMAGES = "test images"  # the name of their distance
-
-
-@dataclass(frozen=True)
-class Measurements:
-    """Results of the stages, None for one that was not run or had nothing to measure.
-
-    pictures: (N, C, H, W) by name. skipped: why a stage had nothing to measure.
-    """
-
-    pictures: Mapping[str, Tensor]
-    bits: BitsResult | None
-    frechet: FrechetResult | None
-    receptive_fields: ReceptiveFields | None
-    probes: ProbeResult | None
-    skipped: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -88,25 +73,44 @@ class Stages:
     only: ReproductionStage | None = None
     precision: Precision = "auto"
 
-    def run(self) -> Measurements:
-        """Results of the stages: stored ones of the same request, else computed.
+    def report(
+        self, name: str, origin: Origin, budget: float | None = None
+    ) -> tuple[Report, dict[str, Tensor]]:
+        """The report of all stages, without paths of this machine; images (N, C, H, W) by name.
 
-        With `only` the other stages give what is stored of the same models and images.
+        Results are stored ones of the same request, else computed; with `only` the other stages
+        give what is stored of the same models and images. name: of the models or of their settings.
+        budget: minutes of their training in all.
         """
+        models, train_set, test_set = self.models, self.train_set, self.test_set
         skipped = {}
         if self.extractor_name is None:
             skipped["frechet"] = "the package's classifier is for MNIST; name another extractor"
-        if self.train_set.labels is None or self.test_set.labels is None:
+        if train_set.labels is None or test_set.labels is None:
             skipped["probes"] = "the images have no labels"
-        drawn = self.draw() if self.only in (None, "samples") else self.stored_pictures()
-        return Measurements(
-            drawn,
-            self.bits_per_dim(),
-            None if "frechet" in skipped else self.compare(drawn),
-            self.stage("receptive-field", ReceptiveFields, {}, receptive_fields),
-            None if "probes" in skipped else self.probe(),
-            skipped,
+        pictures = self.pictures() if self.only in (None, "samples") else self.stored_pictures()
+        sizes = {"packaged": packaged_card().train_images, "trained": len(train_set), "given": None}
+        is_hidden = models.classes.names and not test_set.has_classes(models.classes.names)
+        report = Report(
+            name=name,
+            origin=origin,
+            budget_minutes=budget,
+            data=describe_images(train_set, test_set),
+            machine=describe_machine(models.device),
+            models={
+                role: describe_model(role, models, test_set, sizes[origin])
+                for role in models.networks
+            },
+            hidden_classes=models.classes.number if is_hidden else 0,
+            seed=self.seed,
+            diverged={kind: int(is_diverged(x).sum()) for kind, x in sorted(pictures.items())},
+            bits=self.result("bits-per-dim", BitsResult, self.bits_per_dim),
+            frechet=self.result("frechet", FrechetResult, lambda: self.compare(pictures)),
+            probes=None if "probes" in skipped else self.result("probes", ProbeResult, self.probe),
+            receptive_fields=self.result("receptive-field", ReceptiveFields, self.reach),
+            skipped=skipped,
         )
+        return report, pictures
 
     @cached_property
     def identity(self) -> Mapping[str, object]:
@@ -116,41 +120,47 @@ class Stages:
             "data_sha256": {"train": self.train_set.digest, "test": self.test_set.digest},
         }
 
-    def request(self, **settings: object) -> Mapping[str, object]:
+    def request(self, **choices: object) -> Mapping[str, object]:
         """All that decides the result of a stage."""
         return {
             **self.identity,
             "settings": self.models.identity(),
             "clean_noise": self.models.clean_noise,
             "seed": self.seed,
-            **settings,
+            **choices,
         }
 
-    def stage(
-        self,
-        name: ReproductionStage,
-        kind: type[T],
-        settings: Mapping[str, object],
-        compute: Callable[[], T],
+    def path(self, stage: ReproductionStage) -> Path:
+        """The record of a stage other than samples."""
+        return self.folder / f"{stage.replace('-', '_')}.json"
+
+    def result(
+        self, stage: ReproductionStage, kind: type[T], measure: Callable[[], T | None]
     ) -> T | None:
-        """The result of a stage with these settings, in the record of its name."""
-        path = self.folder / f"{name.replace('-', '_')}.json"
-        if self.only not in (None, name):
-            return read_result(path, kind, self.identity) if path.exists() else None
-        record = Record(path, self.request(**settings), kind, str, replace=True)
+        """The result of a stage by `measure`, or what is stored if another stage is wanted."""
+        if self.only in (None, stage):
+            return measure()
+        path = self.path(stage)
+        return read_result(path, kind, self.identity) if path.exists() else None
+
+    def obtain(
+        self, stage: ReproductionStage, kind: type[T], compute: Callable[[], T], **choices: object
+    ) -> T:
+        """The stored result of a stage with these choices, else what `compute` gives."""
+        record = Record(self.path(stage), self.request(**choices), kind, str, replace=True)
         return record.obtain(compute, again=self.only is not None)
 
     def stored_pictures(self) -> dict[str, Tensor]:
         """The images in samples/ of these weights and images."""
         paths = sorted(self.folder.glob("samples/*.json"))
-        return {path.stem: self.read(path.stem) for path in paths if has_files(path, self.identity)}
+        return {x.stem: self.load(x.stem) for x in paths if has_files(x, self.identity)}
 
-    def read(self, name: str) -> Tensor:
+    def load(self, name: str) -> Tensor:
         """The images in samples/NAME.npz: (N, C, H, W)."""
         return torch.from_numpy(read_npz(self.folder / "samples" / f"{name}.npz")["x"])
 
-    def draw(self) -> dict[str, Tensor]:
-        """Draw samples and denoise held-out images, into samples/.
+    def pictures(self) -> dict[str, Tensor]:
+        """Samples, and held-out images denoised, in samples/.
 
         "noisy", "two-step", "single-step" and "plain" are samples; the same x~ underlies the first
         three. Names with "held-out" are of test images, with noise, and denoised.
@@ -206,17 +216,18 @@ class Stages:
                 write_images(path, images, request, models.classes)
             record.keep_files(path.name, picture.name)
         barrier()
-        return self.read(name)
+        return self.load(name)
 
-    def bits_per_dim(self, n_noise: int = 1) -> BitsResult | None:
+    def bits_per_dim(self, n_noise: int = 1) -> BitsResult:
         """Bits/dim on held-out images, of the pair by `n_noise` draws of x~ per image."""
-        n, precision = min(self.scored_images, len(self.test_set)), self.precision
-        measure = partial(measure_bits, self.models, self.test_set, limit=n, n_noise=n_noise)
-        return self.stage(
+        data, precision = self.test_set.part(slice(self.scored_images)), self.precision
+        measure = partial(measure_bits, self.models, data, seed=self.seed)
+        choices = {"n_images": len(data), "n_noise": n_noise, "precision": precision}
+        return self.obtain(
             "bits-per-dim",
             BitsResult,
-            {"n_images": n, "n_noise": n_noise, "precision": precision},
-            lambda: measure(seed=self.seed, precision=precision)[0],
+            lambda: measure(n_noise=n_noise, precision=precision)[0],
+            **choices,
         )
 
     @property
@@ -231,49 +242,49 @@ class Stages:
         """Fréchet distances to the training images: of samples, of equally many test images, and of
         held-out training images, which are the floor."""
         samples = {k: x for k, x in bytes_to_compare(pictures).items() if len(x) > 1}
-        name, train_set = self.extractor_name, self.train_set
+        name, train_set, classes = self.extractor_name, self.train_set, self.models.classes
         if name is None or not samples:
             return None
         count = max(map(len, samples.values()))
         # As evenly as the samples: these have equally many of each class of the models, which may
         # be classes of the images, or groups of about equal size.
-        labels = train_set.labels if self.models.classes.number else None
+        labels = train_set.labels if classes.number else None
         held_out = choose_evenly(
             torch.zeros(len(train_set)) if labels is None else labels,
             min(count, len(train_set) // 2),
-            equal=train_set.has_classes(self.models.classes.names),
+            equal=train_set.has_classes(classes.names),
         )
-        needed = self.only in (None, "frechet")
-        network = make_extractor(name, device=self.models.device) if needed else None
+        network = make_extractor(name, device=self.models.device)
 
         def compute() -> FrechetResult:
-            assert network is not None
             others = torch.ones(len(train_set), dtype=torch.bool).index_fill(0, held_out, False)
-            real = train_set.images[others]
             # Only the statistics: scores by features of the real images take longer than the rest.
-            statistics = Reference.of_images(real, network, progress).statistics
+            real = Reference.of_images(train_set.images[others], network, progress).statistics
             test_images = choose_images(self.test_set, count)
             sets = {**samples, TEST_IMAGES: test_images, FLOOR: train_set.images[held_out]}
-            result = compare_images(sets, Reference(statistics), network, progress=progress)
+            result = compare_images(sets, Reference(real), network, progress=progress)
             return result.leave_out({k: len(pictures[k]) - len(x) for k, x in samples.items()})
 
-        settings = {
-            "extractor": network and asdict(network.describe()),
-            "held_out_sha256": digest_of(held_out),
-            "samples_sha256": {kind: digest_of(images) for kind, images in samples.items()},
-        }
-        return self.stage("frechet", FrechetResult, settings, compute)
+        return self.obtain(
+            "frechet",
+            FrechetResult,
+            compute,
+            extractor=asdict(network.describe()),
+            held_out_sha256=digest_of(held_out),
+            samples_sha256={kind: digest_of(images) for kind, images in samples.items()},
+        )
 
-    def probe(self) -> ProbeResult | None:
+    def reach(self) -> ReceptiveFields:
+        """The receptive fields of small networks of both kinds."""
+        return self.obtain("receptive-field", ReceptiveFields, receptive_fields)
+
+    def probe(self) -> ProbeResult:
         """Accuracies of linear probes."""
-        path = self.folder / "probes.json"
-        if self.only not in (None, "probes"):
-            return read_result(path, ProbeResult, self.identity) if path.exists() else None
         probing, again = self.probing(), self.only is not None
         request, known = read_parts(CONTROLS, BlockScores)
         if again or request != probing.controls_request():
             known = {}
-        return probing.run(path, known=known, replace=True, again=again)
+        return probing.run(self.path("probes"), known=known, replace=True, again=again)
 
     def probing(self) -> Probing:
         """The networks that are probed, and the images."""
@@ -304,54 +315,3 @@ def choose_evenly(labels: Tensor, count: int, *, equal: bool) -> Tensor:
     parts = zip([0, *ends], ends, strict=False)
     chosen = [order[classes == k][: last - first] for k, (first, last) in enumerate(parts)]
     return torch.cat(chosen)
-
-
-def make_report(
-    stages: Stages,
-    measured: Measurements,
-    name: str,
-    budget: float | None,
-    *,
-    is_packaged: bool = False,
-    trained_here: bool = False,
-) -> Report:
-    """The report of `measured`; nothing in it is a path of this machine.
-
-    name: of the models or of their settings. budget: minutes of their training in all.
-    """
-    models, train_set, test_set = stages.models, stages.train_set, stages.test_set
-    card = packaged_numbers() if is_packaged else None
-    training_images = len(train_set) if trained_here else None
-    if card is not None:
-        training_images = card.train_images
-    hidden = models.classes.names and not test_set.has_classes(models.classes.names)
-    return Report(
-        name=name,
-        packaged=card,
-        budget_minutes=budget,
-        trained_here=trained_here,
-        data=ReportData(
-            test_set.name,
-            test_set.embedded,
-            len(train_set),
-            len(test_set),
-            test_set.image_size,
-            test_set.image_channels,
-        ),
-        machine=describe_machine(models.device),
-        models={
-            role: describe_model(role, models, test_set, training_images)
-            for role in models.networks
-        },
-        hidden_classes=models.classes.number if hidden else 0,
-        seed=stages.seed,
-        samples={
-            name: SampleCount(len(x), int(is_diverged(x).sum()))
-            for name, x in sorted(measured.pictures.items())
-        },
-        bits=measured.bits,
-        frechet=measured.frechet,
-        probes=measured.probes,
-        receptive_fields=measured.receptive_fields,
-        skipped=dict(measured.skipped),
-    )

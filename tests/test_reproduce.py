@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from dsmooth.pretrained import TITLE, load_models
 from dsmooth.record import read_result
 from dsmooth.report.contents import Report
 from dsmooth.reproduce import PROBED, TEST_IMAGES, Stages, choose_evenly
-from dsmooth.results import FLOOR, ProbeResult
+from dsmooth.results import FLOOR, FrechetResult, ProbeResult
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.request import Request
 from dsmooth.training.step import TrainState
@@ -238,7 +239,7 @@ def test_numbers_are_of_their_images_and_seed(given: tuple[Path, ...], tmp_path:
     for seed, first in ((7, 0), (7, 4), (8, 4)):
         data = every.part(slice(first, first + 6))
         one = Stages(tmp_path, models, every, data, count=9, scored_images=4, seed=seed)
-        pair = bits_per_dim(score_pair(models.pair, data, seed=seed, limit=4))
+        pair = bits_per_dim(score_pair(models.pair, data.part(slice(4)), seed=seed))
         assert one.bits_per_dim().pair.value == pair.value
         x = to_float(choose_images(every.part(slice(6)), 3))
         plain = replace(one, only="samples").images("plain", models.of("plain"), Request(3), x)
@@ -246,9 +247,11 @@ def test_numbers_are_of_their_images_and_seed(given: tuple[Path, ...], tmp_path:
         same = distances["plain"].value == distances[TEST_IMAGES].value
         assert same == (first == 0)
         assert one.compare({"plain": -plain}).distances["plain"] != distances["plain"]
-    later = replace(one, only="probes")
-    assert later.compare({"plain": plain}) is not None
-    assert replace(later, test_set=every).compare({"plain": plain}) is None  # of other images
+    later, never = replace(one, only="probes"), Mock()
+    assert later.result("frechet", FrechetResult, never) is not None
+    other = replace(later, test_set=every)
+    assert other.result("frechet", FrechetResult, never) is None  # of other images
+    never.assert_not_called()
 
 
 @pytest.mark.quick
@@ -372,7 +375,7 @@ def test_packaged_models_are_meant_and_named_whatever_folder_is_here(
         out = Path(f"out{len(models)}")
         assert reproduce(out, models=models, only="receptive-field") == 0
         report = reported_in(out)
-        assert (report.name, report.packaged is None) == (title, bool(models))
+        assert (report.name, report.origin == "given") == (title, bool(models))
         assert (report.models["noisy"].settings["model.n_filters"] == 4) == bool(models)
 
 

@@ -32,9 +32,9 @@ from dsmooth.files import read_tensors, write_atomically, write_json, write_tens
 from dsmooth.pictures import BORDER, save_grid
 from dsmooth.pretrained import find, load_models
 from dsmooth.progress import progress
-from dsmooth.record import Record, read_result, record_of
+from dsmooth.record import Record, record_of
 from dsmooth.report.contents import Card, ClassNumbers, ClusterNumbers, SampleQuality
-from dsmooth.report.describe import describe_machine, describe_model
+from dsmooth.report.describe import describe_machine, describe_model, packaged_card
 from dsmooth.report.page import grid
 from dsmooth.report.words import (
     PAPER_PROBE,
@@ -117,7 +117,7 @@ def write_card(
     """Measure a pair on `count` samples and test images; write and return its card."""
     models = load_models([folder, *filter(Path.exists, [folder / "plain"])])
     stages = Stages(work, models, train_set, test_set, count=count, scored_images=count)
-    pictures = stages.draw()
+    pictures = stages.pictures()
     if models.classes.number:
         guided = Request(count, label="each", guidance=GUIDANCE)
         pictures["guided"] = stages.images("guided", models.of("noisy", "denoiser"), guided)
@@ -203,20 +203,14 @@ def measure_classes(stages: Stages) -> ClassNumbers:
 
 def measure_clusters(stages: Stages) -> ClusterNumbers:
     """Bits/dim of test images: the sum over the clusters, and with a label of zeros."""
-    scores = score_pair(stages.models.pair, stages.test_set, limit=FEW, n_noise=2, mixture=True)
+    data = stages.test_set.part(slice(FEW))
+    scores = score_pair(stages.models.pair, data, n_noise=2, mixture=True)
     assert scores.mixture is not None
     return ClusterNumbers(
         n_images=scores.n_images,
         bits_summed=float(scores.bits(scores.mixture).mean()),
         bits_hidden=float(scores.bits(scores.log_weights("discretized")).mean()),
     )
-
-
-def read_card(name: str) -> Card:
-    """The card of packaged models."""
-    card = read_result(find(name) / "card.json", Card)
-    assert card is not None
-    return card
 
 
 def text(name: str, **cards: Card) -> str:
@@ -234,7 +228,7 @@ def main() -> None:
     if packed:
         pack(Path(packed[0]), folder, *map(Path, packed[1:]))
     write_card(folder, Path("build", "card", name), train_set, test_set)
-    print(text("summary.md", card=read_card("mnist"), told=read_card("mnist-classes")))
+    print(text("summary.md", card=packaged_card("mnist"), told=packaged_card("mnist-classes")))
 
 
 if __name__ == "__main__":

@@ -20,13 +20,12 @@ def evaluate_bits(options: BitsOptions) -> tuple[Mapping[str, object], BitsResul
     """Measure and print bits/dim; what decides the numbers, and the numbers."""
     device = choose_device(options.execution.device)
     models = load_models([*options.models, *filter(None, [options.plain])])
-    dataset = choose_data(models, options.dataset).load(options.split)
+    dataset = choose_data(models, options.dataset).load(options.split, options.limit)
     if options.per_class:
         dataset.known_labels("per_class")  # refused before any work
     result, scores = measure_bits(
         models.to(device),
         dataset,
-        limit=options.limit,
         n_noise=options.n_noise,
         batch_size=options.batch_size,
         seed=options.seed,
@@ -34,8 +33,7 @@ def evaluate_bits(options: BitsOptions) -> tuple[Mapping[str, object], BitsResul
         mixture=True,
     )
     if options.per_class:
-        labels = dataset.known_labels()[: result.data.n_images]
-        names = dataset.class_names
+        labels, names = dataset.known_labels(), dataset.class_names
         classes = {name: bits_by_class(score, labels, names) for name, score in scores.items()}
         result = replace(result, classes=classes)
     print_bits(result, dataset.source, models.classes.names)

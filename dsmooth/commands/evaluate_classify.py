@@ -21,13 +21,12 @@ def evaluate_classify(options: ClassifyOptions) -> tuple[Mapping[str, object], C
     models = load_models(options.models).to(device)
     if models.smoothed is not None and models.plain is not None:
         raise ValueError("name a pair or a plain model: one of them classifies at a time")
-    dataset = choose_data(models, options.dataset).load(options.split)
-    n = len(dataset) if options.limit is None else min(options.limit, len(dataset))
+    dataset = choose_data(models, options.dataset).load(options.split, options.limit)
+    n = len(dataset)
     with progress("classifying", n) as done, autocast(device, options.execution.precision):
         found = classify(
             models.model,
             dataset,
-            limit=options.limit,
             n_noise=options.n_noise,
             batch_size=options.batch_size,
             seed=options.seed,

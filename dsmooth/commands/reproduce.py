@@ -27,11 +27,11 @@ from ..machine import choose_device, use_threads
 from ..presets import preset
 from ..pretrained import DEFAULT, TITLE, Loaded, load_models, packaged
 from ..record import Record
-from ..report.contents import Report
+from ..report.contents import Origin, Report
 from ..report.describe import curve_of
 from ..report.sections import write_report
 from ..report.words import advice, bound_sentence
-from ..reproduce import Stages, make_report
+from ..reproduce import Stages
 from ..runs import RunFolder
 from ..training import train
 from ..training.beginning import load_data
@@ -109,10 +109,8 @@ def run_stages(options: Reproduce, runs: Sequence[TrainConfig]) -> int:
         if runs:
             title = options.preset or DEFAULT_PRESET
             train_set, test_set = load_data(runs[0], progress=True)
-            request: dict[str, object] = {
-                "budget": budget,
-                "runs": {run.role: asdict(run) for run in runs},
-            }
+            settings = {run.role: asdict(run) for run in runs}
+            request: dict[str, object] = {"budget": budget, "runs": settings}
         else:
             title = "models that were given" if options.models else TITLE
             models, train_set, test_set = load_requested_models(options, device)
@@ -128,23 +126,20 @@ def run_stages(options: Reproduce, runs: Sequence[TrainConfig]) -> int:
             if runs:
                 models = load_models([out / config.role for config in runs]).to(device)
             stages = make_stages(options, models, train_set, test_set)
-            measured = stages.run()
+            origin: Origin = "trained" if runs else "given" if options.models else "packaged"
+            report, pictures = stages.report(title, origin, budget)
         except KeyboardInterrupt:
             print(f"\nstopped; finished results are in {out}; repeat the same command to resume")
             return -130  # at once, without the threads at work
-        is_packaged = not runs and not options.models
-        report = make_report(
-            stages, measured, title, budget, is_packaged=is_packaged, trained_here=bool(runs)
-        )
         record.finish(report)
         if rank_and_size()[0] == 0:
             commands = longer_training(report, options)
             curves = {
                 str(role): curve_of(run) for role, run in models.runs.items() if run.is_finished()
             }
-            write_report(out / "report.html", report, curves, measured.pictures, commands)
+            write_report(out / "report.html", report, curves, pictures, commands)
             print(f"\n{bound_sentence(report)}")
-            if measured.pictures:
+            if pictures:
                 print(f"Pictures: {out / 'samples'}/*.png")
             print(f"Report:   {out / 'report.html'} (open it in a browser; it needs no network)")
             for sentence in advice(report, commands):
@@ -231,7 +226,7 @@ def train_one(config: TrainConfig, run: RunFolder, options: Reproduce) -> int | 
 
 def longer_training(report: Report, options: Reproduce) -> list[str]:
     """Commands that train such models for longer, or the pair that comes with the package anew."""
-    if report.packaged is not None:
+    if report.origin == "packaged":
         return ["dsmooth reproduce --from-scratch --out from-scratch"]
     if report.budget_minutes is None:
         return []

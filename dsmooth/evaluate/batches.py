@@ -56,26 +56,21 @@ def nats_of_images(
     dataset: ImageDataset,
     model: PixelCNNpp,
     labels: Tensor | None,
-    limit: int | None,
     batch_size: int,
     progress: Callable[[float], None] | None,
     rows: int = 1,
 ) -> dict[str, Tensor]:
-    """The nats (rows, N) float64 of the first `limit` images, by the names that `nats_of` gives.
+    """The nats (rows, N) float64 of images, by the names that `nats_of` gives.
 
     nats_of(batch, its labels or None, index of its first image, row): one row of a batch (B,), on
-    the model's device. labels: of all images, as `labels_for_model` gives them. progress: called
+    the model's device. labels: of the images, as `labels_for_model` gives them. progress: called
     with the number of images done, after each row of a batch.
     Under torchrun the processes share the rows of batches, and all have the rows of all.
     """
-    n = len(dataset)
-    if limit is not None:
-        check_number("limit", limit)
-        n = min(limit, n)
     check_number("batch_size", batch_size)
+    n, parameter = len(dataset), model.head.bias
     if n < 1:
         raise ValueError(f"{dataset.name} has no images to measure")
-    parameter = model.head.bias
 
     def work(number: int) -> dict[str, Tensor]:
         batch, row = divmod(number, rows)

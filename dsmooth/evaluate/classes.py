@@ -144,13 +144,12 @@ def classify(
     model: PixelCNNpp | SmoothedPair,
     dataset: ImageDataset,
     *,
-    limit: int | None = None,
     n_noise: int = 1,
     batch_size: int = 100,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> Classification:
-    """Classify the first `limit` images (all by default) by the likelihoods of their classes.
+    """Classify images by the likelihoods of their classes.
 
     model: a model without context, with exact log p(x | label); or a pair, at least one of whose
     models has classes. A pair is judged by its importance-weighted bound from `n_noise` draws of
@@ -182,11 +181,9 @@ def classify(
         return {"nats": bound}
 
     labels = dataset.labels_for(n_classes)
-    rows = nats_of_images(
-        nats_of, dataset, network, labels, limit, batch_size, progress, rows=n_classes
-    )
+    rows = nats_of_images(nats_of, dataset, network, labels, batch_size, progress, rows=n_classes)
     nats = rows["nats"].mT.contiguous()
     shares = network.config.class_shares if pair is None else pair.classes.shares
     prior = torch.tensor(shares or [1 / n_classes] * n_classes, dtype=nats.dtype).log()
     dimensions = dataset.images[0].numel()
-    return Classification(nats, dataset.known_labels()[: len(nats)], prior, dimensions)
+    return Classification(nats, dataset.known_labels(), prior, dimensions)

@@ -162,7 +162,6 @@ def score_pair(
     pair: SmoothedPair,
     dataset: ImageDataset,
     *,
-    limit: int | None = None,
     n_noise: int = 1,
     batch_size: int = 100,
     seed: int = 0,
@@ -170,7 +169,7 @@ def score_pair(
     mixture: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> Scores:
-    """Nats of the first `limit` images (all by default), each with `n_noise` draws of x~.
+    """Nats of images, each with `n_noise` draws of x~.
 
     The noise of an image depends on (seed, its index, draw), so the result does not depend on
     batch_size beyond rounding. clean_noise: standard deviation of the noise on the target of the
@@ -213,9 +212,7 @@ def score_pair(
         return nats
 
     labels = labels_for_model(dataset, pair.classes)
-    nats = nats_of_images(
-        nats_of, dataset, pair.noisy, labels, limit, batch_size, progress, rows=n_noise
-    )
+    nats = nats_of_images(nats_of, dataset, pair.noisy, labels, batch_size, progress, rows=n_noise)
     return _scores(nats, dataset, labels, clean_noise if of_density else 0.0)
 
 
@@ -224,11 +221,10 @@ def score_plain(
     model: PixelCNNpp,
     dataset: ImageDataset,
     *,
-    limit: int | None = None,
     batch_size: int = 100,
     progress: Callable[[float], None] | None = None,
 ) -> Scores:
-    """Nats of the first `limit` images by a model without context: exact, no bound.
+    """Nats of images by a model without context: exact, no bound.
 
     A model with classes gives log p(x | label). Arguments and errors as for `score_pair`.
     """
@@ -246,7 +242,7 @@ def score_plain(
         return {form: _log_prob(model, x, params, form) for form in forms}
 
     labels = labels_for_model(dataset, model.config.classes)
-    nats = nats_of_images(nats_of, dataset, model, labels, limit, batch_size, progress)
+    nats = nats_of_images(nats_of, dataset, model, labels, batch_size, progress)
     return _scores(nats, dataset, labels)
 
 
@@ -283,7 +279,6 @@ def measure_bits(
     models: Loaded,
     dataset: ImageDataset,
     *,
-    limit: int | None = None,
     n_noise: int = 1,
     batch_size: int = 100,
     seed: int = 0,
@@ -294,7 +289,7 @@ def measure_bits(
 
     Arguments and errors as for `score_pair`; the bars say how many images are done.
     """
-    n = len(dataset) if limit is None else min(limit, len(dataset))
+    n = len(dataset)
     scores: dict[str, Scores] = {}
     with autocast(models.device, precision):
         if models.smoothed is not None or models.plain is None:
@@ -302,7 +297,6 @@ def measure_bits(
                 scores["pair"] = score_pair(
                     models.pair,
                     dataset,
-                    limit=limit,
                     n_noise=n_noise,
                     batch_size=batch_size,
                     seed=seed,
@@ -313,7 +307,7 @@ def measure_bits(
         if models.plain is not None:
             with progress("bits/dim of the plain model", n) as done:
                 scores["plain"] = score_plain(
-                    models.plain, dataset, limit=limit, batch_size=batch_size, progress=done
+                    models.plain, dataset, batch_size=batch_size, progress=done
                 )
     digests = models.digests()
     roles: dict[str, tuple[Role, ...]] = {"pair": ("noisy", "denoiser"), "plain": ("plain",)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ..results import BitsResult, FrechetResult, ProbeResult, ReceptiveFields
 
@@ -67,46 +68,28 @@ class ReportData:
     image_channels: int
 
 
-@dataclass(frozen=True)
-class SampleCount:
-    """Samples of a kind, and how many of them have infinite values."""
-
-    n_images: int
-    diverged: int
-
-
-@dataclass(frozen=True)
-class PackagedNumbers:
-    """Numbers from the card of the packaged models, measured with all of MNIST.
-
-    distances: of two-step samples, by their number. probes: accuracy by block of the noisy model.
-    """
-
-    train_images: int
-    distances: dict[str, float]
-    probes: dict[str, float]
+Origin = Literal["packaged", "given", "trained"]
 
 
 @dataclass(frozen=True)
 class Report:
     """All numbers of a reproduction, None for those that were not measured.
 
-    name: of the settings or models. packaged: for the packaged models. budget_minutes: of the
-    training in all. trained_here: whether the models were trained by this reproduction.
-    hidden_classes: classes of the models that the images have no labels of. skipped: why a stage
-    measured nothing.
+    name: of the settings or models. origin: whether the models come with the package, were given,
+    or were trained by this reproduction, in `budget_minutes` in all. hidden_classes: classes of the
+    models that the images have no labels of. diverged: number of images with infinite values, by
+    kind of picture. skipped: why a stage measured nothing.
     """
 
     name: str
-    packaged: PackagedNumbers | None
+    origin: Origin
     budget_minutes: float | None
-    trained_here: bool
     data: ReportData
     machine: Machine
     models: dict[str, ModelSummary]
     hidden_classes: int
     seed: int
-    samples: dict[str, SampleCount]
+    diverged: dict[str, int]
     bits: BitsResult | None
     frechet: FrechetResult | None
     probes: ProbeResult | None

@@ -17,7 +17,7 @@ from ..pretrained import DEFAULT, Loaded, packaged
 from ..record import read_result
 from ..runs import RunFolder
 from ..training.step import kernel_rate
-from .contents import Card, Machine, ModelSummary, PackagedNumbers, TrainingSummary
+from .contents import Card, Machine, ModelSummary, ReportData, TrainingSummary
 from .plots import Curve
 
 
@@ -53,26 +53,27 @@ def describe_model(
 
 
 def curve_of(run: RunFolder) -> Curve:
-    """The curve of a run's log."""
+    """The curve of a run's log; restarts are those of its schedule or its optimiser."""
+    history = run.history()
     points = {
-        event: [(e["images"], e["bits_per_dim"]) for e in run.history() if e["event"] == event]
+        event: [(e["images"], e["bits_per_dim"]) for e in history if e["event"] == event]
         for event in ("step", "evaluation")
     }
-    return Curve(points["step"], points["evaluation"], new_schedules(run))
+    restarts = [entry["images"] for entry in history if entry["event"] == "restart"]
+    return Curve(points["step"], points["evaluation"], restarts)
 
 
-def new_schedules(run: RunFolder) -> list[int]:
-    """The images after which a run's schedule, or its optimiser, restarted."""
-    return [entry["images"] for entry in run.history() if entry["event"] == "restart"]
-
-
-def packaged_numbers() -> PackagedNumbers:
-    """Numbers of the packaged models' card, which were measured with the whole of MNIST."""
-    card = read_result(packaged()[DEFAULT] / "card.json", Card)
+def packaged_card(name: str = DEFAULT) -> Card:
+    """The card of packaged models, measured with the whole of MNIST."""
+    card = read_result(packaged()[name] / "card.json", Card)
     assert card is not None
-    noisy = card.probes["noisy"].accuracy["noisy"]
-    probes = {block: score.accuracy for block, score in noisy.items()}
-    return PackagedNumbers(card.train_images, card.samples["two-step"].distance, probes)
+    return card
+
+
+def describe_images(train_set: ImageDataset, test_set: ImageDataset) -> ReportData:
+    """The images of a reproduction."""
+    counts, shape = (len(train_set), len(test_set)), (test_set.image_size, test_set.image_channels)
+    return ReportData(test_set.name, test_set.embedded, *counts, *shape)
 
 
 def describe_machine(device: torch.device) -> Machine:

@@ -11,7 +11,8 @@ from ..evaluate.probe import best_block, best_probe
 from ..results import BlockScores
 from ..tables import COMPARABLE, Table, bits_table
 from ..text import decimals, percent, sentence
-from .contents import ModelSummary, Report
+from .contents import Card, ModelSummary, Report
+from .describe import packaged_card
 from .page import Block, Figure, Section, grid, picture, write_page
 from .plots import Curve, curve_png, probe_png, receptive_png
 from .words import (
@@ -63,27 +64,24 @@ def write_report(
         f"{noise} (pixels lie in [−1, 1]); the second, p(x | x̃), removes the noise. Sampling is "
         "two-step: draw x̃ from the first model, then x from the second."
     )
+    data = DATA_NAMES.get(report.data.name, "your images")
+    card = packaged_card() if report.origin == "packaged" else None
     blocks = {
         "Samples": samples(report, pictures),
         "Denoising": denoising(pictures),
         "Bits per dimension": bits_per_dim(report),
-        "Fréchet distance": frechet(report),
+        "Fréchet distance": frechet(report, card),
         "Linear probes": probes(report),
         "Receptive fields": receptive_fields(report),
-        "Compared with the paper": comparison_with_paper(report),
+        "Compared with the paper": comparison_with_paper(report, card),
         "Training curves": training_curves(report, curves),
         "Better samples": [Block(text) for text in advice(report, commands)],
-        "How this was made": how_it_was_made(report),
+        "How this was made": how_it_was_made(report, data),
         "Settings": [Block(table=settings_table(report.models))],
     }
     sections = [Section(title, content) for title, content in blocks.items() if content]
-    title = f"Distribution smoothing on {data_name(report)}"
+    title = f"Distribution smoothing on {data}"
     write_page(path, title, bound_sentence(report), intro, sections, report.machine.dsmooth)
-
-
-def data_name(report: Report) -> str:
-    """The data set as people write it."""
-    return DATA_NAMES.get(report.data.name, "your images")
 
 
 def samples(report: Report, pictures: Mapping[str, Tensor]) -> list[Block]:
@@ -114,9 +112,9 @@ def samples(report: Report, pictures: Mapping[str, Tensor]) -> list[Block]:
     for name, (title, text) in kinds.items():
         if name not in pictures:
             continue
-        x, count = pictures[name][:SHOWN], report.samples[name]
-        if count.diverged:
-            text += f" {count.diverged} of {count.n_images:,} diverged and are shown in plain grey."
+        x, diverged = pictures[name][:SHOWN], report.diverged[name]
+        if diverged:
+            text += f" {diverged} of {len(pictures[name]):,} diverged and are shown in plain grey."
         figures.append(Figure(picture(grid(x)), f"Grid of {len(x)} images. {title}.", title, text))
     return [Block(figures=figures, layout="samples")] if figures else []
 
@@ -169,9 +167,9 @@ def bits_per_dim(report: Report) -> list[Block]:
     return [Block(table=bits_table(report.bits)), Block(text)]
 
 
-def frechet(report: Report) -> list[Block]:
-    """Distances of samples and of the floor."""
-    result, card = report.frechet, report.packaged
+def frechet(report: Report, card: Card | None) -> list[Block]:
+    """Distances of samples and of real images. card: of the packaged models."""
+    result = report.frechet
     if result is None:
         reason = report.skipped.get("frechet")
         return [Block(f"Not measured: {reason}.")] if reason else []
@@ -195,7 +193,8 @@ def frechet(report: Report) -> list[Block]:
     notes = [SINGLE_STEP] if "single-step" in result.distances else []
     notes += map(sentence, result.warnings)
     if card is not None and report.data.embedded:
-        listed = ", ".join(f"{d:.2f} for {int(n):,}" for n, d in card.distances.items())
+        distances = card.samples["two-step"].distance.items()
+        listed = ", ".join(f"{distance:.2f} for {int(n):,}" for n, distance in distances)
         notes.append(
             f"To all {card.train_images:,} training images, of which the subset is a part, the "
             f"distance of two-step samples is {listed} samples."
@@ -272,8 +271,8 @@ def receptive_fields(report: Report) -> list[Block]:
     return [Block(figures=figures), Block(text)]
 
 
-def comparison_with_paper(report: Report) -> list[Block]:
-    """The reproduction paper's numbers for MNIST."""
+def comparison_with_paper(report: Report, card: Card | None) -> list[Block]:
+    """The reproduction paper's numbers for MNIST. card: of the packaged models."""
     noisy = report.probes.accuracy.get("noisy") if report.probes is not None else None
     if report.data.name != "mnist" or not (report.bits or noisy):
         return []
@@ -283,13 +282,14 @@ def comparison_with_paper(report: Report) -> list[Block]:
         f"{PAPER_PROBE} of the test images correctly."
     )
     if noisy and report.probes is not None:
-        block, card = best_block(noisy), report.packaged
+        block = best_block(noisy)
         text += (
             f" Here the probe after {block} is right on {percent(noisy[block].accuracy)}, trained "
             f"on {report.probes.settings.train_images:,} images"
         )
         if card is not None and report.data.embedded:
-            text += f", and on {percent(card.probes[block])} by all {card.train_images:,} images"
+            of_all = card.probes["noisy"].accuracy["noisy"][block].accuracy
+            text += f", and on {percent(of_all)} by all {card.train_images:,} images"
         text += "."
     text += (
         " Its 3.23 bits/dim is of a density of x + 0.01 n, and does not compare with the numbers "
@@ -319,8 +319,8 @@ def training_curves(report: Report, curves: Mapping[str, Curve]) -> list[Block]:
     return [Block(figures=figures)] if figures else []
 
 
-def how_it_was_made(report: Report) -> list[Block]:
-    """Data, models and machine."""
+def how_it_was_made(report: Report, name: str) -> list[Block]:
+    """Data, whose name is given, models and machine."""
     data, machine = report.data, report.machine
     source = "the subset that comes with dsmooth" if data.embedded else "the files given"
     size = " x ".join(map(str, data.image_size))
@@ -328,7 +328,7 @@ def how_it_was_made(report: Report) -> list[Block]:
     gpu = f", {machine.gpu}" if machine.gpu else ""
     return [
         Block(
-            f"Settings: {report.name}. Data: {data_name(report)}, {source}: "
+            f"Settings: {report.name}. Data: {name}, {source}: "
             f"{data.train_images:,} training and {data.test_images:,} test images of {size} pixels."
         ),
         *(Block(model_sentence(report, role, model)) for role, model in report.models.items()),
@@ -350,7 +350,7 @@ def model_sentence(report: Report, role: str, model: ModelSummary) -> str:
         notes = "".join(f" {sentence(note)}" for note in training.notes if note)
         if training.passes is not None:
             text += f": {training.passes:.1f} passes over {training.training_images:,} images"
-        if report.trained_here:
+        if report.origin == "trained":
             rate = training.images / max(training.seconds, 0.1)
             text += f" in {training.seconds / 60:.1f} minutes, {rate:.0f} images/s"
     return f"{TITLES[role]}: {model.parameters:,} parameters, {text}.{notes}"

@@ -131,7 +131,7 @@ def bound_sentence(report: Report) -> str:
 
 def advice(report: Report, commands: Sequence[str]) -> list[str]:
     """Sentences on the training so far and on `commands` that train for longer."""
-    if report.packaged is not None:
+    if report.origin == "packaged":
         card = (
             "These models come with dsmooth. The README.md in their folder, pretrained/mnist in "
             "the package's (`dsmooth doctor` prints it), is their card, with the numbers of all "

@@ -60,7 +60,7 @@ def test_bits_of_runs_and_of_a_saved_pair(place: Path, capsys, monkeypatch) -> N
 def test_a_plain_model_is_scored_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stored = measured("bpd", "plain", "--limit", "3")
     plain, _, _ = RunFolder(Path("plain")).load_model()
-    has_numbers_of(stored.plain, score_plain(plain, held_out(), limit=3))
+    has_numbers_of(stored.plain, score_plain(plain, held_out().part(slice(3))))
     assert "denoiser" not in capsys.readouterr().out
     assert stored.pair is None
     plain.head.bias.data *= math.nan
@@ -100,7 +100,7 @@ def test_the_noise_of_the_target_is_that_of_training(place: Path) -> None:
     save_run(place / "dense", "denoiser", data="folder", data_dir="images", **kind)
     pair = dsmooth.SmoothedPair.from_runs("noisy", "dense")
     found = measured("bpd", "noisy", "dense", "--n-noise", "1", "--limit", "3")
-    has_numbers_of(found.pair, score_pair(pair, held_out(), clean_noise=0.1, limit=3))
+    has_numbers_of(found.pair, score_pair(pair, held_out().part(slice(3)), clean_noise=0.1))
 
 
 def test_frechet_of_drawn_samples_is_that_of_their_files(tmp_path, monkeypatch, capsys) -> None:

@@ -14,11 +14,9 @@ import torch
 from matplotlib.colors import to_rgb
 
 from dsmooth.evaluate.receptive_field import receptive_fields
-from dsmooth.pretrained import DEFAULT, find
-from dsmooth.record import read_result
 from dsmooth.report import plots
-from dsmooth.report.contents import Card, Report, ReportData, SampleCount
-from dsmooth.report.describe import packaged_numbers
+from dsmooth.report.contents import Report, ReportData
+from dsmooth.report.describe import packaged_card
 from dsmooth.report.page import TEMPLATE
 from dsmooth.report.plots import Curve, curve_png, running_mean
 from dsmooth.report.sections import write_report
@@ -29,7 +27,7 @@ from tests.helpers.report_checks import check_self_contained
 
 METHODS = ("noisy", "two-step", "single-step", "plain")
 
-CARD = read_result(find(DEFAULT) / "card.json", Card)
+CARD = packaged_card()
 BITS = CARD.bits
 BOUND = f"{BITS.pair.value:.3f}"
 
@@ -51,15 +49,14 @@ def made_up_report(**data: str) -> Report:
         distances[name] = Distance(3.125 + i, 0.25, 991 + i, 0.807, left_out=i)
     return Report(
         name="mnist-quick",
-        packaged=None,
+        origin="trained",
         budget_minutes=8.0,
-        trained_here=True,
         data=replace(ReportData("mnist", True, 5000, 1000, (28, 28), 1), **data),
         machine=replace(CARD.machine, processor="Abacus <IX> & sons", cpu_threads=2),
         models=models,
         hidden_classes=0,
         seed=0,
-        samples=dict.fromkeys(METHODS, SampleCount(64, 0)),
+        diverged=dict.fromkeys(METHODS, 0),
         bits=replace(BITS, models={**BITS.models, "pair": pair}),
         frechet=FrechetResult(
             "Fréchet distance on mnist-classifier",
@@ -128,7 +125,7 @@ def test_other_data_a_density_and_diverged_samples_are_called_so(tmp_path, no_pl
     report = replace(
         report,
         bits=replace(report.bits, models={"pair": pair}),
-        samples={**report.samples, "noisy": SampleCount(64, 2)},
+        diverged={**report.diverged, "noisy": 2},
         hidden_classes=30,
     )
     seen = read(tmp_path, report, pictures)
@@ -158,7 +155,7 @@ def test_sections_without_numbers_are_left_out(tmp_path: Path, no_plots: None) -
         frechet=None,
         skipped={"probes": "the images have no labels", "frechet": "nothing suits"},
         budget_minutes=None,
-        trained_here=False,
+        origin="given",
     )
     kept = {k: v for k, v in made_up_pictures().items() if "single" not in k and k != "plain"}
     seen = read(tmp_path, report, kept)
@@ -168,9 +165,7 @@ def test_sections_without_numbers_are_left_out(tmp_path: Path, no_plots: None) -
 
 
 def test_packaged_models_are_told_with_the_numbers_of_their_card(tmp_path, no_plots: None) -> None:
-    report = replace(
-        made_up_report(), packaged=packaged_numbers(), budget_minutes=None, trained_here=False
-    )
+    report = replace(made_up_report(), origin="packaged", budget_minutes=None)
     seen = read(tmp_path, report)
     assert "trained on 630,000 images, repeats counted: 10.5 passes over 60,000 images" in seen
     assert "To all 60,000 training images, of which the subset is a part" in seen
