@@ -97,7 +97,7 @@ def join(
     new = replace(config, init=None, images=seen + total_images(config), schedule_from=seen)
     changed = differences(old, new).items()
     settings = [f"{name} {value}" for name, (value, _) in changed if name not in OMITTED]
-    words = f"up to {seen:,} images {', '.join(settings)}; then the optimizer began again"
+    words = f"up to {seen:,} images {', '.join(settings)}; then the optimizer restarted"
     note = {"event": "restart", "images": seen, "seconds": 0.0, "what": "optimizer"}
     note |= {"before": seen, "after": new.images, "text": words}
     log = [entry for entry in before.history() if entry["event"] != "end"]

@@ -66,10 +66,10 @@ def tiny_models(
 
 
 @with_tool
-def test_packaged_runs_are_told_with_those_they_began_with(
+def test_packed_runs_include_those_they_were_initialised_from(
     tool: SimpleNamespace, tmp_path: Path
 ) -> None:
-    """One run by its settings and log, of all images, with a note on what changed."""
+    """Settings and log are of one run on all images, with a note on the changes."""
     before = tiny_models(tmp_path / "before")
     runs = tiny_models(tmp_path / "runs")
     for role in ("noisy", "denoiser", "plain"):
@@ -77,9 +77,9 @@ def test_packaged_runs_are_told_with_those_they_began_with(
         config = replace(config, init="mnist", batch_size=8, data_dir="a/folder")
         RunFolder(runs / role).write_config(config, size)
     target = tmp_path / "packed"
-    with pytest.raises(ValueError, match="began with the weights mnist: name BEFORE"):
+    with pytest.raises(ValueError, match="was initialised from mnist: give BEFORE"):
         tool.pack(runs, target)
-    for _ in range(2):  # as often as one likes
+    for _ in range(2):  # repeatable
         tool.pack(runs, target, before)
         run = RunFolder(target / "denoiser")
         config = run.read_config()[0]
@@ -90,7 +90,7 @@ def test_packaged_runs_are_told_with_those_they_began_with(
         assert entries[:3] == [("start", 0), ("evaluation", 1), ("start", 1)]
         assert entries[3:] == [("restart", 1), ("evaluation", 2), ("end", 2)]
         assert run.record().seconds == 2
-        note = "up to 1 images batch_size 16; then the optimizer began again"
+        note = "up to 1 images batch_size 16; then the optimizer restarted"
         assert run.record().notes == (note,)
     saved = load_file(run.weights)
     assert {tensor.dtype for tensor in saved.values()} == {torch.float16}
