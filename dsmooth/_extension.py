@@ -12,18 +12,36 @@ import os
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-
-from .fields import Json
+from typing import TypedDict
 
 # The folder that this dsmooth was imported from.
 PACKAGE = Path(__file__).resolve().parent
 
 
+class CudaBuild(TypedDict):
+    """The GPU architectures with packaged kernel images, and the reason for that choice."""
+
+    images: list[str]
+    reason: str
+
+
+class BuildInfo(TypedDict):
+    """The record of a build by setup.py; reason: why it has no extension."""
+
+    extension: bool
+    reason: str | None
+    compiler: str
+    flags: str
+    instruction_sets: list[str]
+    cuda: CudaBuild
+
+
 @cache
-def build_info() -> Json | None:
+def build_info() -> BuildInfo | None:
     """The record of the build, or None in a source tree that was never built."""
     try:
-        return json.loads((PACKAGE / "_build_info.json").read_text())
+        info: BuildInfo = json.loads((PACKAGE / "_build_info.json").read_text())
+        return info
     except FileNotFoundError:
         return None
 

@@ -15,7 +15,17 @@ from dataclasses import is_dataclass
 from functools import partial
 from importlib import import_module
 from shutil import get_terminal_size
-from typing import Annotated, Any, Union, cast, get_type_hints, is_typeddict
+from typing import (
+    Annotated,
+    Any,
+    TypeGuard,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 import tyro
 from tyro.conf import subcommand
@@ -148,15 +158,22 @@ def as_option(name: str, value: object, options: Collection[str]) -> str:
     return as_flag(name) if value is None else as_flag(name, value)
 
 
-def option_types(kind: type) -> dict[str, Any]:
+def option_types(kind: type) -> dict[str, object]:
     """The types of a verb's options, by their names in Python."""
-    types: dict[str, Any] = {}
-    for name, hint in get_type_hints(kind).items():
-        if is_dataclass(hint) or is_typeddict(hint):
-            types |= option_types(cast(type, hint))
+    types: dict[str, object] = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        described, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        inner = next((extra for extra in (described, *extras) if is_group(extra)), None)
+        if inner is not None:
+            types |= option_types(inner)
         elif name not in POSITIONAL:
-            types[name] = hint
+            types[name] = described
     return types
+
+
+def is_group(kind: object) -> TypeGuard[type]:
+    """Whether a type's fields are options."""
+    return is_typeddict(kind) or (isinstance(kind, type) and is_dataclass(kind))
 
 
 def parse(args: Sequence[str]) -> object:
@@ -183,7 +200,7 @@ def parse(args: Sequence[str]) -> object:
     )
 
 
-def _mistake(words: Sequence[str], options: Mapping[str, Any]) -> str | None:
+def _mistake(words: Sequence[str], options: Mapping[str, object]) -> str | None:
     """What is wrong with an option that tyro takes for another, or has no advice on."""
     for word in words:
         flag, _, value = word.partition("=")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, TypedDict, get_args
 
 from msgspec import Meta
 
 from .errors import SettingError
-from .fields import Json, check, check_number, check_one_of, structure
+from .fields import check, check_number, check_one_of, structure
 
 # Name of a data set that was given in Python, in the settings of a run.
 OWN = "own"
@@ -79,6 +79,14 @@ def check_likelihood(
     whole = all(isinstance(byte, int) and 0 <= byte <= 255 for byte in atoms)
     if not whole or len(set(atoms)) != len(atoms):
         raise SettingError("atoms", f"must be distinct bytes 0 .. 255, got {tuple(atoms)}")
+
+
+class MixtureOptions(TypedDict):
+    """Arguments of the functional ops that say which distribution a pixel has."""
+
+    likelihood: Likelihood
+    atoms: tuple[int, ...]
+    smoothing_scale: float
 
 
 @dataclass(frozen=True)
@@ -188,13 +196,13 @@ class ModelConfig:
         return (3 if self.image_channels == 1 else 10) * self.n_mix + len(self.atom_bytes)
 
     @property
-    def mixture(self) -> Json:
+    def mixture(self) -> MixtureOptions:
         """The kind of a pixel's distribution, as the functional ops take it."""
-        return {
-            "likelihood": self.likelihood,
-            "atoms": self.atom_bytes,
-            "smoothing_scale": self.smoothing_scale,
-        }
+        return MixtureOptions(
+            likelihood=self.likelihood,
+            atoms=self.atom_bytes,
+            smoothing_scale=self.smoothing_scale,
+        )
 
     @property
     def unused(self) -> set[str]:

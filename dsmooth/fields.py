@@ -6,7 +6,7 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from decimal import Decimal
 from typing import Any, Literal, SupportsIndex, TypeVar, get_args, get_origin, get_type_hints
@@ -17,11 +17,11 @@ from .errors import SettingError
 from .text import escape_control
 
 T = TypeVar("T")
-# A JSON object, as a file holds it.
-Json = dict[str, Any]
+# The value of a setting, as JSON has it.
+Setting = bool | int | float | str | list[bool | int | float | str] | None
 
 
-def check_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
+def check_one_of(name: str, value: object, allowed: Collection[object]) -> None:
     """Raise SettingError unless `value` is one of `allowed`."""
     if value not in allowed:
         names = ", ".join(map(str, allowed))
@@ -116,13 +116,13 @@ def difference(theirs: object, mine: object) -> str:
     return next((f"its {key} is {_short(old, key)}, not {_short(new, key)}" for key in changed), "")
 
 
-def _short(values: Json, key: str) -> str:
+def _short(values: Mapping[str, object], key: str) -> str:
     """A value for a message; a long one, such as a digest, without its middle."""
     text = str(value := values.get(key))
     return text if len(text) < 64 else reprlib.repr(value)
 
 
-def flatten(value: object, name: str = "") -> Json:
+def flatten(value: Any, name: str = "") -> dict[str, Setting]:
     """Nested dictionaries as one, with dotted keys; tuples as lists, as JSON has them."""
     if not isinstance(value, dict):
         return {name: list(value) if isinstance(value, tuple) else value}

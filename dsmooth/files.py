@@ -17,13 +17,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
-from .fields import Json
 from .text import escape_control
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PARTIAL = ".partial"
+Json = dict[str, Any]  # an object of a JSON file
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:

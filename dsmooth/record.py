@@ -17,7 +17,7 @@ import msgspec
 from ._version import __version__
 from .distributed import barrier, broadcast_int, rank_and_size
 from .fields import difference, flatten, structure
-from .files import file_sha256, printable, read_json, write_json
+from .files import Json, file_sha256, printable, read_json, write_json
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -163,7 +163,7 @@ def read_parts(path: Path, part: type[P]) -> tuple[Mapping[str, Any], dict[str, 
     return stored["request"], _structure(stored["parts"], dict[str, part], path)  # type: ignore[valid-type]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Json:
     content = read_json(path)
     if content.get("version") != VERSION:
         raise ValueError(

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._version import __version__
 from .config import Role, TrainConfig
-from .fields import Json, structure
+from .fields import structure
 from .files import (
-    json_text,
     lock_folder,
     read_json,
     read_tensors,
     replacing,
     tensor_bytes,
-    write_atomically,
+    write_json,
 )
 from .presets import train_command
+from .runlog import End, HeldOut, LogEntry, Start, read_entry
 
 if TYPE_CHECKING:
     from .nn import PixelCNNpp
 
 # Files of a run, and of a network or pair that `save_pretrained` wrote.
+SIZE = "height_and_width"  # in the settings of a run
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-DATASET = "dataset"  # of a change in the log: the images themselves
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,16 @@ class RunFolder:
         if not self.log.is_file() or not self.weights.exists():
             return False
         entries = self.read_log()
-        return bool(entries) and entries[-1]["event"] == "end"
+        return bool(entries) and isinstance(entries[-1], End)
 
     def is_evaluated(self, images_seen: int) -> bool:
         """Whether the weights exist and are of `images_seen` training images, by the log."""
-        seen = [entry["images"] for entry in self.read_log() if entry["event"] == "evaluation"]
+        seen = [entry.images for entry in self.read_log() if isinstance(entry, HeldOut)]
         return self.weights.exists() and seen[-1:] == [images_seen]
 
     def write_config(self, config: TrainConfig, image_size: tuple[int, int]) -> None:
         """Write the settings, the version of dsmooth and the image size."""
-        values = {"dsmooth": __version__, "height_and_width": list(image_size), **asdict(config)}
-        write_atomically(self.config, json_text(values).encode())
+        write_json(self.config, {"dsmooth": __version__, SIZE: image_size, **asdict(config)})
 
     def write_model(
         self, model: PixelCNNpp, config: TrainConfig, image_size: tuple[int, int]
@@ -121,17 +120,17 @@ class RunFolder:
         """
         return run_config(read_json(self.config), self.config)
 
-    def read_log(self) -> list[Json]:
+    def read_log(self) -> list[LogEntry]:
         """The entries of the log, in order, without lines that were cut by a crash or damaged."""
         lines = self.log.read_bytes().splitlines()
         return [entry for entry in map(read_entry, lines) if entry is not None]
 
-    def history(self) -> list[Json]:
+    def history(self) -> list[LogEntry]:
         """The log without steps that a later start took back (those after the last checkpoint)."""
-        kept: list[Json] = []
+        kept: list[LogEntry] = []
         for entry in self.read_log():
-            if entry["event"] == "start":
-                kept = [e for e in kept if e["images"] <= entry["images"]]
+            if isinstance(entry, Start):
+                kept = [earlier for earlier in kept if earlier.images <= entry.images]
             kept.append(entry)
         return kept
 
@@ -139,23 +138,24 @@ class RunFolder:
         """The training of the weights, by the settings and the log."""
         config, _ = self.read_config()
         entries = self.history() if self.log.is_file() else []
-        evaluations = [entry["bits_per_dim"] for entry in entries if entry["event"] == "evaluation"]
-        losses = [entry["loss"] for entry in entries if entry["event"] == "start"]
+        bits = [entry.bits_per_dim for entry in entries if isinstance(entry, HeldOut)]
+        losses = [entry.loss for entry in entries if isinstance(entry, Start)]
         total = last = 0.0
         for entry in entries:
-            if entry["event"] == "start":  # each counts its seconds from 0
+            if isinstance(entry, Start):  # each counts its seconds from 0
                 total, last = total + last, 0.0
-            last = max(last, entry["seconds"])
+            last = max(last, entry.seconds)
+        sentences = (entry.sentence() for entry in entries)
         return TrainingRecord(
             command=train_command(config),
             data=config.data,
-            images=max((entry["images"] for entry in entries), default=config.images),
+            images=max((entry.images for entry in entries), default=config.images),
             seed=config.seed,
             seconds=round(total + last, 1) if entries else None,
             loss=losses[-1] if losses else None,
-            bits_per_dim=evaluations[-1] if evaluations else None,
+            bits_per_dim=bits[-1] if bits else None,
             # A run that is killed before its first checkpoint notes the same again.
-            notes=tuple({text: None for text in map(describe, entries) if text is not None}),
+            notes=tuple({text: None for text in sentences if text is not None}),
         )
 
     def load_model(self) -> tuple[PixelCNNpp, TrainConfig, tuple[int, int]]:
@@ -176,63 +176,20 @@ class _ImageSize:
     height_and_width: tuple[int, int]
 
 
-# Further fields of a log entry, and their types, by its event.
-_NUMBER, _TEXT = (int, float), (str,)
-_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
-    "start": {"total": _NUMBER, "loss": _TEXT},
-    "step": {"bits_per_dim": _NUMBER, "images_per_second": _NUMBER},
-    "evaluation": {"bits_per_dim": _NUMBER},
-    "note": {"text": _TEXT},  # older versions wrote it
-    "restart": {"what": _TEXT, "before": (int,), "after": (int,)},
-    "change": {"setting": _TEXT},
-    "unchecked": {"what": _TEXT},
-}
-
-
-def read_entry(line: bytes) -> Json | None:
-    """Parse a log line; None if it is not an entry."""
-    try:
-        entry = json.loads(line)
-        further = _FIELDS.get(entry["event"], {})
-        fields = {"event": _TEXT, "images": (int,), "seconds": _NUMBER, **further}
-        whole = all(type(entry[name]) in kinds for name, kinds in fields.items())
-    except (ValueError, RecursionError, KeyError, TypeError):  # not JSON, not UTF-8, no entry
-        return None
-    return entry if whole else None
-
-
-def describe(entry: Json) -> str | None:
-    """A sentence on a log entry of what changed on the way; None for the others."""
-    seen, setting = f"{entry['images']:,}", entry.get("setting")
-    if "text" in entry:  # of an older log, or of runs that were joined
-        return str(entry["text"])
-    if entry["event"] == "restart":
-        lengths = f"{entry['before']:,} to {entry['after']:,}"
-        return f"extended from {lengths} images, its {entry['what']} restarted"
-    if setting == DATASET:
-        return f"other images, another order or another transform, from {seen} images on"
-    if setting is not None:
-        old, new = entry.get("before"), entry.get("after")
-        return f"{setting} {old} up to {seen} images, {new} from then on"
-    if entry["event"] == "unchecked":
-        return f"{entry['what']}= is assumed to be the one of before: nothing compares it"
-    return None
-
-
 def default_folder(role: Role) -> Path:
     """Folder of a run if none is named."""
     return Path("runs") / role
 
 
-def run_config(values: Json, path: Path) -> tuple[TrainConfig, tuple[int, int]]:
+def run_config(values: Mapping[str, object], path: Path) -> tuple[TrainConfig, tuple[int, int]]:
     """The settings and image size in `values`, the content of `path`."""
-    values.pop("dsmooth", None)
-    missing = [key for key in ("role", "model", "height_and_width") if key not in values]
+    missing = [key for key in ("role", "model", SIZE) if key not in values]
     if missing:
         keys = f"key{'s' * (len(missing) > 1)} {', '.join(missing)}"
         raise ValueError(f"{path} is not the {CONFIG_FILE} of a run: {keys} missing")
+    settings = {key: value for key, value in values.items() if key not in ("dsmooth", SIZE)}
     try:
-        size = structure({"height_and_width": values.pop("height_and_width")}, _ImageSize)
-        return structure(values, TrainConfig), size.height_and_width
+        size = structure({SIZE: values[SIZE]}, _ImageSize)
+        return structure(settings, TrainConfig), size.height_and_width
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -14,16 +14,11 @@ import torch
 
 import dsmooth
 from dsmooth.config import TrainConfig
-from dsmooth.presets import DESCRIPTIONS, PRESETS, preset, train_command
+from dsmooth.presets import PRESETS, preset, train_command
 from dsmooth.training.evaluation import evaluate
 from dsmooth.training.step import TrainState
 from tests.helpers.data_makers import random_dataset
 from tests.helpers.tiny_runs import ROLES
-
-
-@pytest.mark.quick
-def test_every_preset_is_described() -> None:
-    assert PRESETS.keys() == DESCRIPTIONS.keys()
 
 
 @pytest.mark.quick

@@ -33,6 +33,7 @@ from dsmooth.record import read_result
 from dsmooth.report.contents import Report
 from dsmooth.reproduce import PROBED, TEST_IMAGES, Stages, choose_evenly
 from dsmooth.results import FLOOR, FrechetResult, ProbeResult
+from dsmooth.runlog import Start, Step, entry_line
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.request import Request
 from dsmooth.training.step import TrainState
@@ -181,17 +182,14 @@ def test_runs_share_the_budget() -> None:
 
 @pytest.mark.quick
 def test_history_forgets_steps_that_a_later_start_took_back(tmp_path: Path) -> None:
-    logged = ("start", 0, 0.0), ("step", 8, 1.0), ("step", 24, 3.0), ("start", 8, 0.0)
-    rest = {"total": 24, "loss": "bits", "bits_per_dim": 1.5, "images_per_second": 8.0}
-    lines = [
-        json.dumps({"event": event, "images": images, "seconds": seconds, **rest})
-        for event, images, seconds in (*logged, ("step", 16, 1.5))
-    ]
-    (tmp_path / "log.jsonl").write_text("\n".join([*lines, '{"event": "st']))
+    starts = [Start(images, 0.0, 24, "bits") for images in (0, 8)]
+    steps = [Step(8 * n, float(n), 1.5, 8.0) for n in (1, 3)]
+    entries = [starts[0], *steps, starts[1], Step(16, 1.5, 1.5, 8.0)]
+    (tmp_path / "log.jsonl").write_text("".join(map(entry_line, entries)) + '{"event": "st')
     run = RunFolder(tmp_path)
     run.write_config(TrainConfig(images=24), (8, 8))
     kept = run.history()
-    assert [e["images"] for e in kept if e["event"] == "step"] == [8, 16]
+    assert [entry.images for entry in kept if isinstance(entry, Step)] == [8, 16]
     assert run.record().seconds == 2.5
 
 

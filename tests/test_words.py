@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 from PIL import Image
 
-from dsmooth import runs
 from dsmooth.data import load_dataset, own, own_images
 from dsmooth.errors import SettingError
 from dsmooth.report.describe import curve_of
 from dsmooth.report.plots import curve_png
+from dsmooth.runlog import Restart
 from dsmooth.runs import RunFolder
-from dsmooth.training import log, train
 from dsmooth.training import plan as plans
+from dsmooth.training import train
 from tests.helpers.command_runs import run
 from tests.helpers.tiny_runs import assert_same_end, tiny
 
@@ -53,13 +54,13 @@ def test_restarts_of_a_schedule_are_plotted(tmp_path: Path, monkeypatch, small_r
     histories, curves = [], []
     for name in ("a", "b"):
         if name == "b":
-            for module in (runs, log):
-                monkeypatch.setattr(module, "describe", lambda entry: "x")
+            monkeypatch.setattr(Restart, "sentence", lambda entry: "x")
         train(tiny(images=16), tmp_path / name)
         train(replace(tiny(), images=32), tmp_path / name, resume=True)
         rows = RunFolder(tmp_path / name).history()
         timed = ("seconds", "images_per_second")
-        histories.append([{k: v for k, v in row.items() if k not in timed} for row in rows])
+        fields = [structs.asdict(row) for row in rows]
+        histories.append([{k: v for k, v in row.items() if k not in timed} for row in fields])
         curves.append(curve_of(RunFolder(tmp_path / name)))
     assert histories[0] == histories[1]
     assert curves[0].restarts == curves[1].restarts == [16]

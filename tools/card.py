@@ -9,15 +9,15 @@ of the package's README.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from dsmooth.config import ProbeSettings, TrainConfig
@@ -46,6 +46,7 @@ from dsmooth.report.words import (
 )
 from dsmooth.reproduce import Stages, bytes_to_compare
 from dsmooth.results import FLOOR
+from dsmooth.runlog import End, LogEntry, Note, Restart, Start, Step, entry_line
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.request import Request
 from dsmooth.tables import COMPARABLE, bits_table
@@ -74,9 +75,9 @@ def pack(runs: Path, folder: Path, before: Path | None = None) -> None:
             raise ValueError(f"{source.path} is not the folder of a finished run")
         config, size = source.read_config()
         config, entries = replace(config, data_dir=None, download=False), source.history()
-        steps = [entry for entry in entries if entry["event"] == "step"]
+        steps = [entry for entry in entries if isinstance(entry, Step)]
         kept = steps[:: max(1, len(steps) // STEPS)]
-        entries = [entry for entry in entries if entry["event"] != "step" or entry in kept]
+        entries = [entry for entry in entries if not isinstance(entry, Step) or entry in kept]
         if config.init is not None:
             if before is None:
                 raise ValueError(f"{source.path} was initialised from {config.init}: give BEFORE")
@@ -85,12 +86,12 @@ def pack(runs: Path, folder: Path, before: Path | None = None) -> None:
         target.write_config(config, size)
         tensors, metadata = read_tensors(source.weights)
         write_tensors(target.weights, {name: t.half() for name, t in tensors.items()}, metadata)
-        write_atomically(target.log, "".join(json.dumps(e) + "\n" for e in entries).encode())
+        write_atomically(target.log, "".join(map(entry_line, entries)).encode())
 
 
 def join(
-    before: RunFolder, config: TrainConfig, entries: Sequence[Mapping[str, Any]]
-) -> tuple[TrainConfig, list[dict[str, Any]]]:
+    before: RunFolder, config: TrainConfig, entries: Sequence[LogEntry]
+) -> tuple[TrainConfig, list[LogEntry]]:
     """Settings and log of `before` and of the run initialised from it, as one run."""
     old = before.read_config()[0]
     seen = total_images(old)
@@ -98,16 +99,15 @@ def join(
     changed = differences(old, new).items()
     settings = [f"{name} {value}" for name, (value, _) in changed if name not in OMITTED]
     words = f"up to {seen:,} images {', '.join(settings)}; then the optimizer restarted"
-    note = {"event": "restart", "images": seen, "seconds": 0.0, "what": "optimizer"}
-    note |= {"before": seen, "after": new.images, "text": words}
-    log = [entry for entry in before.history() if entry["event"] != "end"]
+    restart = Restart(seen, 0.0, "optimizer", seen, total_images(new), words)
+    log = [entry for entry in before.history() if not isinstance(entry, End)]
     for entry in entries:
-        shifted = {**entry, "images": seen + entry["images"]}
-        if entry["event"] == "start":
-            shifted["total"] = new.images
-        elif entry["event"] == "note":
-            shifted["text"] = f"{entry['text']}, counted from {seen:,} on"
-        log += [shifted, note] if entry is entries[0] else [shifted]
+        shifted = structs.replace(entry, images=seen + entry.images)
+        if isinstance(shifted, Start):
+            shifted = structs.replace(shifted, total=new.images)
+        elif isinstance(shifted, Note):
+            shifted = structs.replace(shifted, text=f"{shifted.text}, counted from {seen:,} on")
+        log += [shifted, restart] if entry is entries[0] else [shifted]
     return new, log
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, cast, get_args, get_type_hints
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
@@ -22,7 +23,7 @@ from ..config import (
     Split,
     TrainConfig,
 )
-from ..presets import DESCRIPTIONS, PRESETS, preset
+from ..presets import PRESETS
 
 # A flag that defaults to False; hides --no-X from the help.
 Flag = FlagCreatePairsOff[bool]
@@ -33,7 +34,9 @@ program; or models to draw them from, as `dsmooth sample` takes them."""
 Folders = Annotated[Positional[tuple[Path, ...]], arg(help=MODELS_HELP, help_behavior_hint="")]
 DEFAULT_PRESET = "mnist-quick"
 RGB_PRESET = "photos"
-PRESET_HELP = "Settings to start from: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
+PRESET_HELP = "Settings to start from: " + "; ".join(
+    f"{name}: {preset.description}" for name, preset in PRESETS.items()
+)
 TRAIN_PRESET_HELP = (
     f"{PRESET_HELP}. RGB images are trained by {RGB_PRESET} unless a preset is given; the channels "
     "and classes of a network are those of the images"
@@ -105,7 +108,7 @@ def _options(kind: type[ModelConfig | TrainConfig]) -> Any:
         for line, text in pairwise(lines)
         if isinstance(line, ast.AnnAssign) and isinstance(text, ast.Expr)
     }
-    starts = [preset(name, role) for name, role in product(PRESETS, get_args(Role))]
+    starts = [getattr(*pair) for pair in product(PRESETS.values(), get_args(Role))]
     configs = [start.model if kind is ModelConfig else start for start in starts]
     options = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
@@ -117,12 +120,7 @@ def _options(kind: type[ModelConfig | TrainConfig]) -> Any:
     return cast(Any, TypedDict)(kind.__name__, options, total=False)
 
 
-if TYPE_CHECKING:
-    TrainOptions = dict[str, Any]
-    ModelOptions = dict[str, Any]
-else:
-    TrainOptions = _options(TrainConfig)
-    ModelOptions = _options(ModelConfig)
+_TRAIN, _MODEL = _options(TrainConfig), _options(ModelConfig)
 
 
 @dataclass(frozen=True)
@@ -138,9 +136,9 @@ class Train:
 
     role: Positional[Literal[Role, "pair"]]
     """Which model."""
-    settings: OmitArgPrefixes[TrainOptions]
+    settings: OmitArgPrefixes[Annotated[Mapping[str, Any], arg(constructor=_TRAIN), _TRAIN]]
     """The settings that determine the weights, and how they are computed."""
-    model: OmitArgPrefixes[ModelOptions]
+    model: OmitArgPrefixes[Annotated[Mapping[str, Any], arg(constructor=_MODEL), _MODEL]]
     """The network."""
     folder: Annotated[Positional[Path | None], arg(metavar="FOLDER")] = None
     """Folder of images to train on."""

@@ -8,17 +8,16 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 from ..config import Role, TrainConfig
 from ..data.reading import LABELS_FILE, read_npz
 from ..distributed import barrier, broadcast_int, process_group
 from ..errors import SettingError
 from ..evaluate.clusters import write_clusters
-from ..fields import Json, check_number
+from ..fields import check_number
 from ..files import check_writable, read_json
 from ..machine import choose_device, use_threads
-from ..presets import PRESETS, check_one_length, preset
+from ..presets import check_one_length, preset
 from ..runs import RunFolder, run_config
 from ..training import tensorboard
 from ..training.beginning import (
@@ -128,7 +127,7 @@ def request_of(options: Train, run: RunPlan) -> Request:
         raise ValueError(
             f"{run.folder} holds another run: its role is {resumed.role}, not {run.role}"
         )
-    given: Json = {**options.settings, "role": run.role}
+    given = {**options.settings, "role": run.role}
     if options.folder is not None:
         given |= {"data": "folder", "data_dir": str(options.folder)}
     if run.labels is not None:
@@ -156,9 +155,9 @@ def request_of(options: Train, run: RunPlan) -> Request:
 
 def start_of(options: Train, role: Role, default: str) -> TrainConfig:
     """The settings of the preset given, or of a default one, with the network of --init."""
-    name, changes = options.preset or default, dict[str, Any]()
+    name, changes = options.preset or default, dict[str, object]()
     data = "folder" if options.folder is not None else options.settings.get("data")
-    data = data or PRESETS.get(name, {}).get("data")
+    data = data or preset(name, role).data
     if data != "celeba" and not (data == "folder" and options.preset is not None):
         changes["image_size"] = None  # these have a size of their own
     if (source := options.settings.get("init")) is not None:

@@ -269,7 +269,7 @@ def _scores(
 
 def _log_prob(model: PixelCNNpp, x: Tensor, params: Tensor, likelihood: Likelihood) -> Tensor:
     """log p(x) by a likelihood and the parameters `params`: (B,), nats, summed in float64."""
-    mixture = {**model.config.mixture, "likelihood": likelihood}
+    mixture = model.config.mixture | {"likelihood": likelihood}
     if likelihood == "discretized":
         x = snap_half_precision(x)
     return logistic_mixture_log_prob(x, params, **mixture).double().sum((1, 2))

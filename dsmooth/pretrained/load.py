@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..config import Role
-from ..fields import Json, difference, structure
+from ..fields import difference, structure
 from ..files import parse_json, read_json, read_tensors
 from ..nn import PixelCNNpp
 from ..nn.pretrained import HubOptions, Pretrained
@@ -207,7 +207,7 @@ def _read_weights(run: RunFolder) -> tuple[dict[str, Tensor], SavedSettings, boo
     return tensors, settings, False
 
 
-def _read_config(run: RunFolder) -> Json | None:
+def _read_config(run: RunFolder) -> Mapping[str, object] | None:
     """The content of config.json, None where there is none: a save removes it for a moment."""
     try:
         return read_json(run.config)

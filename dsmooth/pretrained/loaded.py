@@ -11,7 +11,6 @@ import torch
 
 from ..config import Classes, Role, classes_of
 from ..cuda import cuda_obstacle
-from ..fields import Json
 from ..nn import PixelCNNpp
 from ..nn.pretrained import Pretrained
 from ..nn.weights import weights_digest
@@ -135,9 +134,9 @@ class Loaded:
         """`weights_digest` of each network."""
         return {role: weights_digest(network) for role, network in self.networks.items()}
 
-    def identity(self) -> Json:
+    def identity(self) -> Mapping[str, object]:
         """The settings that decide images in addition to the weights, as JSON."""
-        settings: Json = {role: asdict(network.config) for role, network in self.networks.items()}
+        settings = {str(role): asdict(network.config) for role, network in self.networks.items()}
         if self.smoothed is not None:
             smoothing = self.smoothed.smoothing
             settings["smoothing"] = {"kind": smoothing.kind, "scale": smoothing.scale}

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..fields import Setting
 from ..results import BitsResult, FrechetResult, ProbeResult, ReceptiveFields
-
-# A value of a setting, as JSON has it.
-Setting = bool | int | float | str | list[bool | int | float | str] | None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ..fields import flatten
 from ..machine import cpu_name
 from ..pretrained import DEFAULT, Loaded, packaged
 from ..record import read_result
+from ..runlog import HeldOut, Restart, Step
 from ..runs import RunFolder
 from ..training.step import kernel_rate
 from .contents import Card, Machine, ModelSummary, ReportData, TrainingSummary
@@ -54,13 +55,11 @@ def describe_model(
 
 def curve_of(run: RunFolder) -> Curve:
     """The curve of a run's log; restarts are those of its schedule or its optimiser."""
-    history = run.history()
-    points = {
-        event: [(e["images"], e["bits_per_dim"]) for e in history if e["event"] == event]
-        for event in ("step", "evaluation")
-    }
-    restarts = [entry["images"] for entry in history if entry["event"] == "restart"]
-    return Curve(points["step"], points["evaluation"], restarts)
+    entries = run.history()
+    steps = [(entry.images, entry.bits_per_dim) for entry in entries if isinstance(entry, Step)]
+    scores = [(entry.images, entry.bits_per_dim) for entry in entries if isinstance(entry, HeldOut)]
+    restarts = [entry.images for entry in entries if isinstance(entry, Restart)]
+    return Curve(steps, scores, restarts)
 
 
 def packaged_card(name: str = DEFAULT) -> Card:

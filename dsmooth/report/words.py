@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..evaluate.probe import PIXELS, best_probe
+from ..fields import Setting
 from ..results import Bits, BlockScores, Difference
 from ..tables import Table
 from ..text import decimals, percent
-from .contents import ModelSummary, Report, Setting
+from .contents import ModelSummary, Report
 
 TITLES = {
     "noisy": "Noisy model",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from numbers import Real
@@ -19,7 +19,7 @@ from .._extension import unavailable_reason
 from ..config import Classes, Method, ModelConfig, Precision
 from ..cuda import cuda_obstacle
 from ..errors import SettingError
-from ..fields import Json, check_number, check_one_of
+from ..fields import check_number, check_one_of
 from ..machine import has_fast_bfloat16, memory_bytes
 from ..nn.condition import check_label, zero_label
 from ..philox import Stream, image_words, seed_words, whole_index
@@ -223,7 +223,7 @@ class Request:
         starts = range(0, self.count, chunk)
         return [self.part(start, min(chunk, self.count - start)) for start in starts]
 
-    def identity(self) -> Json:
+    def identity(self) -> Mapping[str, object]:
         """The settings that determine an image, in addition to its index and the weights, as
         JSON."""
         label, known, x_tilde = self.label, self.known, self.x_tilde

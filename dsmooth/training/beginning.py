@@ -16,6 +16,7 @@ from ..fields import flatten
 from ..files import check_writable
 from ..nn import PixelCNNpp
 from ..pretrained import Loaded, load
+from ..runlog import Start
 from ..runs import RunFolder
 
 
@@ -24,7 +25,7 @@ def is_restart(run: RunFolder) -> bool:
     restarted = from_torchrun("TORCHELASTIC_RESTART_COUNT", 0) > 0
     if not (restarted and run.can_resume() and run.log.is_file()):
         return False
-    starts = [entry.get("launch") for entry in run.read_log() if entry["event"] == "start"]
+    starts = [entry.launch for entry in run.read_log() if isinstance(entry, Start)]
     return starts[-1:] == [launch()]
 
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from ..config import RunSettings, TrainConfig
 from ..distributed import all_same, rank_and_size
 from ..errors import SettingError
-from ..fields import Json, flatten
+from ..fields import flatten
 from ..files import read_tensors, replacing, tensor_bytes
 from ..progress import LOG
-from ..runs import DATASET, RunFolder
+from ..runlog import DATASET, Change, LogEntry, Restart, Unchecked
+from ..runs import RunFolder
 from .step import TrainState, total_images
 
 # Settings that may change at any time. `resume_settings` checks the length of a run; `restore`
@@ -105,24 +106,22 @@ def differences(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[obje
     }
 
 
-def restore(checkpoint: Checkpoint, state: TrainState, *, force: bool = False) -> list[Json]:
+def restore(checkpoint: Checkpoint, state: TrainState, *, force: bool = False) -> list[LogEntry]:
     """Continue from a checkpoint, which must be the same for all processes.
 
-    Returns records for the log, of what changes from here on. Raises ValueError for other images
+    Returns entries for the log, of what changes from here on. Raises ValueError for other images
     without `force`, and for a state of another network or optimizer.
     """
     path, seen = checkpoint.path, checkpoint.images_seen
+    place = seen, 0.0
     before, after, images = checkpoint.settings, state.config, state.train_set
-    changed, records = differences(before, after), list[Json]()
+    changed, entries = differences(before, after), list[LogEntry]()
     if before.schedule_from != after.schedule_from:
-        lengths = {"before": before.images, "after": after.images}
-        records.append({"event": "restart", "what": "schedule", **lengths})
+        lengths = total_images(before), total_images(after)
+        entries.append(Restart(*place, "schedule", *lengths))
     elif before.images != after.images:
         changed["images"] = before.images, after.images
-    records += [
-        {"event": "change", "setting": name, "before": old, "after": new}
-        for name, (old, new) in changed.items()
-    ]
+    entries += [Change(*place, name, old, new) for name, (old, new) in changed.items()]
     if checkpoint.data != images.digest:
         if not force:
             raise SettingError(
@@ -131,9 +130,9 @@ def restore(checkpoint: Checkpoint, state: TrainState, *, force: bool = False) -
                 "in another order, or without or with transform=; to continue with these, set",
                 force=True,
             )
-        records.append({"event": "change", "setting": DATASET})
+        entries.append(Change(*place, DATASET))
     elif images.transform is not None:
-        records.append({"event": "unchecked", "what": "transform"})
+        entries.append(Unchecked(*place, "transform"))
     state.restore(checkpoint.tensors, seen, checkpoint.steps, str(path))
     if not all_same(seen):
         raise ValueError(
@@ -143,4 +142,4 @@ def restore(checkpoint: Checkpoint, state: TrainState, *, force: bool = False) -
     newest = RunFolder(path.parent).checkpoint
     if rank_and_size()[0] == 0 and path != newest:
         os.replace(path, newest)  # all have read it; a damaged one is not kept
-    return records if seen < total_images(state.config) else []
+    return entries if seen < total_images(after) else []

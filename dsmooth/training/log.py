@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -15,12 +14,12 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..data import ImageDataset
 from ..distributed import launch, rank_and_size
-from ..fields import Json
 from ..files import open_to_append
 from ..nn import PixelCNNpp
 from ..pictures import save_grid
 from ..progress import LINE_SECONDS, LOG, clock, make_bar, significant
-from ..runs import RunFolder, describe
+from ..runlog import End, HeldOut, Interrupted, LogEntry, Start, Step, entry_line
+from ..runs import RunFolder
 from .step import Reading, TrainState, total_images
 
 
@@ -70,12 +69,7 @@ def tensorboard(folder: str | Path) -> OnEvaluation:
 
 
 class RunLog(ExitStack):
-    """Writes log and pictures of a run, and tells the logger or a bar.
-
-    The log holds an object a line with an "event": start; step (about one a second, its loss
-    averaged since the last); evaluation; restart, of the schedule; change, of a setting; unchecked;
-    interrupted or end. `dsmooth.runs.describe` makes sentences of them.
-    """
+    """Writes log and pictures of a run, and tells the logger or a bar."""
 
     def __init__(
         self,
@@ -93,23 +87,28 @@ class RunLog(ExitStack):
         self.file = self.enter_context(open_to_append(folder.log))
         if folder.log.read_bytes()[-1:] not in (b"", b"\n"):
             self.file.write("\n")  # a line was cut by a crash
-        self.record("start", total=self.total, loss=self.loss_name, launch=launch())
+        self.write(Start(*self.place(), self.total, self.loss_name, launch()))
         role = state.config.role
         self.bar = make_bar(role, self.total, self.first_image) if progress else None
         if self.bar is not None:
             self.enter_context(self.bar)
 
-    def begin(self, test_set: ImageDataset, changes: Sequence[Json]) -> None:
+    def begin(self, test_set: ImageDataset, changes: Sequence[LogEntry]) -> None:
         """Tell what is trained, and record what a resumed run changes."""
         for line in run_header(self.state, test_set):
             self.say(line)
         for change in changes:
-            entry = self.record(**change)
-            self.say(str(describe(entry)))
+            self.write(change)
+            self.say(str(change.sentence()))
+
+    def interrupt(self) -> None:
+        """Record that a signal stopped the run, which is saved."""
+        self.write(Interrupted(*self.place()))
+        self.say(f"stopped at {self.state.images_seen:,} of {self.total:,} images and saved")
 
     def end(self) -> None:
         """Record that the run has finished."""
-        self.record("end")
+        self.write(End(*self.place()))
         weights = self.folder.weights
         self.say(f"wrote {weights} ({weights.stat().st_size / 1e6:.1f} MB)")
 
@@ -124,13 +123,8 @@ class RunLog(ExitStack):
         left = max(0, self.total - seen) / speed
         self.losses.clear()
         self.recorded = now
-        self.record(
-            "step",
-            bits_per_dim=round(mean, 5),
-            gradient_norm=round(readings[-1].gradient_norm, 4),
-            learning_rate=readings[-1].learning_rate,
-            images_per_second=round(speed, 4),
-        )
+        norm, rate = round(readings[-1].gradient_norm, 4), readings[-1].learning_rate
+        self.write(Step(*self.place(), round(mean, 5), round(speed, 4), norm, rate))
         text = f"{mean:.3f} {self.loss_name} · {significant(speed)} img/s · {clock(left)} left"
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=seen, text=text)
@@ -141,7 +135,7 @@ class RunLog(ExitStack):
     def evaluation(self, evaluation: Evaluation) -> None:
         """Note an evaluation of held-out images, draw its samples, and tell `on_evaluation`."""
         seen, bits = evaluation.images_seen, evaluation.bits_per_dim
-        self.record("evaluation", bits_per_dim=round(bits, 5))
+        self.write(HeldOut(*self.place(), round(bits, 5)))
         self.say(f"{seen:,} images · held out: {bits:.3f} {self.loss_name}")
         if evaluation.samples.isfinite().all():
             save_grid(evaluation.samples, self.folder.grid(seen))
@@ -154,12 +148,13 @@ class RunLog(ExitStack):
         """Tell the logger a line; a bar stays below the lines."""
         LOG.info("%s: %s", self.state.config.role, text)
 
-    def record(self, event: str, **values: object) -> Json:
-        """Write an entry with the images that the run has seen, and return it."""
-        seconds = round(time.monotonic() - self.started, 2)
-        entry = {"event": event, "images": self.state.images_seen, "seconds": seconds, **values}
-        self.file.write(json.dumps(entry) + "\n")
-        return entry
+    def place(self) -> tuple[int, float]:
+        """The images that the run has seen, and the seconds of this call."""
+        return self.state.images_seen, round(time.monotonic() - self.started, 2)
+
+    def write(self, entry: LogEntry) -> None:
+        """Add an entry to the log."""
+        self.file.write(entry_line(entry))
 
 
 def run_header(state: TrainState, test_set: ImageDataset) -> Iterator[str]:

@@ -18,10 +18,10 @@ from ..data import ImageDataset
 from ..data.dataset import Transform
 from ..data.own import split_own
 from ..distributed import all_reduce_max, barrier, broadcast_int, process_group, rank_and_size
-from ..fields import Json
 from ..files import lock_folder, write_tensors
 from ..machine import choose_device, keep_freed_memory, use_threads
 from ..progress import LOG, lines_shown
+from ..runlog import LogEntry
 from ..runs import RunFolder, default_folder
 from .beginning import check_new_run, is_restart, load_data
 from .checkpoint import newest_checkpoint, restore, save_checkpoint
@@ -139,7 +139,7 @@ def train_run(
 
         config, train_set, test_set, initial = resolve(request, load, target, checkpoint)
         stop = stack.enter_context(catch_signals())
-        state, changes = TrainState(config, train_set, target, initial), list[Json]()
+        state, changes = TrainState(config, train_set, target, initial), list[LogEntry]()
         if checkpoint is not None:
             changes = restore(checkpoint, state, force=request.force)
             del checkpoint  # which is as large as the weights and their moments
@@ -218,8 +218,7 @@ def run_loop(
             saved = now
         if interrupted:
             if log:
-                log.record("interrupted")
-                log.say(f"stopped at {state.images_seen:,} of {total:,} images and saved")
+                log.interrupt()
             return TrainResult(state.images_seen, bits, interrupted)
     # With nothing left to train the weights may be of fewer images, or have been removed.
     if broadcast_int(log is not None and not run.is_evaluated(state.images_seen)):

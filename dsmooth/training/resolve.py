@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..config import LARGEST, TrainConfig
+from ..config import LARGEST, ModelConfig, TrainConfig
 from ..data import ImageDataset
 from ..distributed import all_same, broadcast_int, rank_and_size
 from ..errors import SettingError
-from ..fields import Json, check_number
+from ..fields import check_number
 from ..machine import has_fast_bfloat16
 from ..nn import PixelCNNpp
 from ..progress import LOG
@@ -94,7 +94,7 @@ def resolve(
     if precision == "auto":
         fast = broadcast_int(has_fast_bfloat16(device))  # machines may differ
         precision = "bfloat16" if fast else "float32"
-    model = replace(config.model, **classes(config, train_set, test_set))
+    model = with_classes(config, train_set, test_set)
     config = replace(config, model=model, precision=precision)
     initial = initial_network(config) if checkpoint is None else None
     if config.images is None:
@@ -181,8 +181,10 @@ def check_channels(config: TrainConfig, test_set: ImageDataset) -> None:
         )
 
 
-def classes(config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset) -> Json:
-    """What the network knows of the classes. Raises ValueError for labels that are not of them."""
+def with_classes(
+    config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset
+) -> ModelConfig:
+    """The network, with the classes of its images. Raises ValueError for labels of others."""
     n_classes, names = config.model.n_classes, train_set.class_names
     if n_classes == "auto":
         if train_set.labels is None:
@@ -200,8 +202,8 @@ def classes(config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset
         )
     for dataset in (train_set, test_set):
         dataset.labels_for(n_classes)
-    known: Json = {"n_classes": n_classes, "class_names": names}
-    if n_classes:
-        known["class_shares"] = train_set.class_shares(n_classes)
-        known["labels_sha256"] = train_set.labels_sha256
-    return known
+    model = replace(config.model, n_classes=n_classes, class_names=names)
+    if n_classes == 0:
+        return model
+    shares, digest = train_set.class_shares(n_classes), train_set.labels_sha256
+    return replace(model, class_shares=shares, labels_sha256=digest)

@@ -21,6 +21,7 @@ from dsmooth.config import TrainConfig
 from dsmooth.fields import flatten
 from dsmooth.files import read_tensors, write_tensors
 from dsmooth.presets import preset
+from dsmooth.runlog import read_entry
 from dsmooth.runs import RunFolder
 from dsmooth.smoothing import GaussianSmoothing
 from tests.helpers.data_makers import refuses
@@ -165,6 +166,7 @@ def test_lines_of_a_log(tmp_path: Path) -> None:
         for damaged in (*mutated, line[:-3], b"\xff" + line, b"[1]", b"3"):
             run.log.write_bytes(b"\n".join([*whole, damaged, *whole]) + b"\n")
             found = run.history()
-            assert found[-4:] == entries
-            assert all(type(each["images"]) is int for each in found)
+            assert found[-4:] == [*map(read_entry, whole)]
+            assert None not in found
+            assert all(type(entry.images) is int for entry in found)
             run.is_finished()

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from dsmooth.files import lock_folder, read_tensors, replacing, write_atomically, write_tensors
+from dsmooth.runlog import Start
 from dsmooth.runs import RunFolder
 from dsmooth.training import NonFiniteLoss, beginning, train
 from dsmooth.training.checkpoint import digest, read_checkpoint, restore, save_checkpoint
@@ -191,7 +192,7 @@ def test_a_cut_line_of_the_log_does_not_swallow_the_next(run: RunFolder) -> None
     train(CONFIG, run.path, resume=True)
     again = run.read_log()
     assert again[: len(entries)] == entries
-    assert again[len(entries)]["event"] == "start"
+    assert isinstance(again[len(entries)], Start)
     assert run.is_finished()
 
 

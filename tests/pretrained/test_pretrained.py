@@ -24,6 +24,7 @@ from dsmooth.pair import SmoothedPair
 from dsmooth.pretrained import DEFAULT, find, is_model, load, load_models, packaged
 from dsmooth.record import read_result
 from dsmooth.report.contents import Card
+from dsmooth.runlog import End, HeldOut, Restart, Start
 from dsmooth.runs import RunFolder
 from dsmooth.sampling import CachedSampler
 from tests.helpers.command_runs import run, save_run
@@ -86,9 +87,9 @@ def test_packed_runs_include_those_they_were_initialised_from(
         assert (config.images, config.schedule_from) == (2, 1)
         assert (config.init, config.data_dir) == (None, None)
         assert run.is_finished()
-        entries = [(entry["event"], entry["images"]) for entry in run.history()]
-        assert entries[:3] == [("start", 0), ("evaluation", 1), ("start", 1)]
-        assert entries[3:] == [("restart", 1), ("evaluation", 2), ("end", 2)]
+        entries = [(type(entry), entry.images) for entry in run.history()]
+        assert entries[:3] == [(Start, 0), (HeldOut, 1), (Start, 1)]
+        assert entries[3:] == [(Restart, 1), (HeldOut, 2), (End, 2)]
         assert run.record().seconds == 2
         note = "up to 1 images batch_size 16; then the optimizer restarted"
         assert run.record().notes == (note,)

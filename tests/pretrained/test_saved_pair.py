@@ -19,6 +19,7 @@ from dsmooth.files import lock_folder, read_tensors, write_tensors
 from dsmooth.nn.weights import weights_digest
 from dsmooth.presets import preset
 from dsmooth.pretrained import is_model, load_models
+from dsmooth.runlog import End, Start, entry_line
 from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import save_run
 from tests.helpers.data_makers import refuses
@@ -276,12 +277,12 @@ def test_a_run_is_finished_when_its_log_says_so(folders: dict[str, Path], tmp_pa
     record = run.record()
     assert (record.seconds, record.loss, record.bits_per_dim) == (None, None, None)
     run.log.unlink()
-    entry = {"event": "start", "images": 0, "seconds": 0.0, "total": 1, "loss": "nats"}
-    run.log.write_text(json.dumps(entry) + "\n")
+    entry = Start(0, 0.0, 1, "nats")
+    run.log.write_text(entry_line(entry))
     assert run.read_log() == [entry]
     assert not run.is_finished()
     with open(run.log, "a") as file:
-        file.write(json.dumps({"event": "end", "images": 1, "seconds": 1.0}) + "\n")
+        file.write(entry_line(End(1, 1.0)))
     assert run.is_finished()
     run.weights.unlink()
     assert not run.is_finished()

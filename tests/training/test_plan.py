@@ -83,7 +83,7 @@ def place(trained: Path, tmp_path: Path) -> Path:
 
 
 def steps(folder: Path) -> int:
-    return RunFolder(folder).read_log()[-1]["images"]
+    return RunFolder(folder).read_log()[-1].images
 
 
 @pytest.mark.parametrize("begun", [True, False])

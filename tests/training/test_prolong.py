@@ -15,6 +15,7 @@ import dsmooth
 from dsmooth.config import OWN, TrainConfig
 from dsmooth.data import load_dataset
 from dsmooth.files import read_tensors
+from dsmooth.runlog import Change, HeldOut, LogEntry, Restart, Step, Unchecked
 from dsmooth.runs import RunFolder
 from dsmooth.training import train
 from dsmooth.training.beginning import check_initial, find_initial
@@ -30,8 +31,9 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("small_runs")
 
 
-def entries(folder: Path, event: str, field: str) -> list[Any]:
-    return [each[field] for each in RunFolder(folder).read_log() if each["event"] == event]
+def entries(folder: Path, event: type[LogEntry], field: str) -> list[Any]:
+    log = RunFolder(folder).read_log()
+    return [getattr(entry, field) for entry in log if isinstance(entry, event)]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "cooldown"])
@@ -52,9 +54,9 @@ def test_a_finished_run_is_prolonged(tmp_path) -> None:
     train(longer, one, resume=True)
     assert RunFolder(one).read_config()[0] == replace(longer, schedule_from=24)
     text = "extended from 24 to 56 images, its schedule restarted"
-    assert entries(one, "restart", "after") == [56]
+    assert entries(one, Restart, "after") == [56]
     assert RunFolder(one).record().notes == (text,)
-    assert entries(one, "evaluation", "images") == [24, 40, 56]
+    assert entries(one, HeldOut, "images") == [24, 40, 56]
     # Interrupted on the way, it goes on by itself to the same end.
     train_until(40, longer, two, resume=True)
     RunFolder(two).write_config(config, (8, 8))  # killed behind its checkpoint
@@ -180,8 +182,8 @@ def test_a_finished_run_gets_no_record_of_its_images(tmp_path) -> None:
     others = {"dataset": (random_dataset(24), random_dataset(4))}
     for images in (data, others):  # a record says that the transform is unchecked, or of a change
         train(config, tmp_path, resume=True, force=True, **images)
-    assert not entries(tmp_path, "unchecked", "what")
-    assert not entries(tmp_path, "change", "setting")
+    assert not entries(tmp_path, Unchecked, "what")
+    assert not entries(tmp_path, Change, "setting")
 
 
 def test_settings_change_with_the_first_checkpoint(tmp_path) -> None:
@@ -206,7 +208,7 @@ def test_settings_change_with_the_first_checkpoint(tmp_path) -> None:
     refuses(words, train, replace(config, images=48), run.path, resume=True, **data)
     train(other, run.path, resume=True, **data)  # now they are its settings
     assert run.read_config()[0] == replace(other, schedule_from=16)
-    assert entries(run.path, "step", "learning_rate")[-1] == pytest.approx(1e-4)
+    assert entries(run.path, Step, "learning_rate")[-1] == pytest.approx(1e-4)
     notes = run.record().notes
     assert notes[0] == "extended from 16 to 48 images, its schedule restarted"
     assert "seed 0 up to 16 images, 5 from then on" in notes

@@ -22,6 +22,7 @@ from dsmooth.data import load_dataset
 from dsmooth.data.batches import hide_labels
 from dsmooth.presets import preset
 from dsmooth.pretrained import load_models
+from dsmooth.runlog import End, HeldOut, Start, Step
 from dsmooth.runs import RunFolder
 from dsmooth.training import Evaluation, loop, tensorboard, train
 from dsmooth.training.evaluation import EVALUATION_REPEAT, evaluate
@@ -51,9 +52,8 @@ def test_resumed_run_is_the_uninterrupted_run(tmp_path, role, optimizer) -> None
     assert weights.keys() == dsmooth.PixelCNNpp(config.model).state_dict().keys()
     assert all(torch.equal(value, checkpoint[f"ema.{key}"]) for key, value in weights.items())
     log = whole.read_log()
-    assert [entry["event"] for entry in log[:2]] == ["start", "step"]
-    assert [entry["event"] for entry in log[-2:]] == ["evaluation", "end"]
-    assert log[-2]["bits_per_dim"] == pytest.approx(result.bits_per_dim, abs=1e-5)
+    assert [*map(type, log[:2]), *map(type, log[-2:])] == [Start, Step, HeldOut, End]
+    assert log[-2].bits_per_dim == pytest.approx(result.bits_per_dim, abs=1e-5)
     assert whole.grid(40).is_file()
 
     train_until(24, config, parts.path)

@@ -21,6 +21,7 @@ import dsmooth
 from dsmooth.config import TrainConfig
 from dsmooth.files import read_tensors
 from dsmooth.machine import choose_device
+from dsmooth.runlog import Interrupted, Start
 from dsmooth.runs import RunFolder
 from dsmooth.training import beginning, train
 from dsmooth.training.graph import uses_graph
@@ -161,7 +162,7 @@ def test_a_killed_rank_ends_the_other_and_a_restart_goes_on(tmp_path: Path) -> N
         patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
         wait_for_all(start_ranks(2, arguments, tmp_path))
     log = RunFolder(tmp_path / "killed").read_log()
-    starts = [entry["images"] for entry in log if entry["event"] == "start"]
+    starts = [entry.images for entry in log if isinstance(entry, Start)]
     assert len(starts) == 2
     assert starts[1] >= 16
     wait_for_all(start_ranks(2, [*command, "--out=whole"], tmp_path))
@@ -197,17 +198,17 @@ def test_control_c_saves_once_and_one_process_goes_on(tmp_path, monkeypatch) -> 
     assert [rank.returncode for rank in ranks] == [128 + signal.SIGINT] * 2
     hint = "noisy: the same command with --resume continues"
     assert sum(output.count(hint) for output, _ in written) == 1, written
-    events = [entry["event"] for entry in run.read_log()]
-    assert events.count("interrupted") == 1
-    assert events[-1] == "interrupted"
+    *entries, last = run.read_log()
+    assert isinstance(last, Interrupted)
+    assert not any(isinstance(entry, Interrupted) for entry in entries)
     seen = images_saved(run)
-    assert seen == run.read_log()[-1]["images"] > 0
+    assert seen == last.images > 0
     soon = int(seen / 0.75) + 8  # before the rate falls
     monkeypatch.chdir(tmp_path)
     arguments = ["train", "noisy", "--resume", "--force", f"--images={soon}", "--out=run"]
     assert call(*arguments, "--threads=1") == 0
     assert run.is_finished()
-    starts = [entry["images"] for entry in run.read_log() if entry["event"] == "start"]
+    starts = [entry.images for entry in run.read_log() if isinstance(entry, Start)]
     assert starts == [0, seen]
 
 
