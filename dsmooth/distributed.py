@@ -18,6 +18,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .progress import Progress
+
 if TYPE_CHECKING:
     from torch.distributed import Store
 
@@ -240,7 +242,7 @@ def in_batches(
     work: Callable[[int], Result],
     *,
     on_cpu: bool,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     to_all: bool = True,
 ) -> Iterator[Result]:
     """work(first) of the batches of n images, in order, by `distributed_map`.

@@ -23,12 +23,12 @@ from .nn.condition import check_label, log_prior
 from .nn.images import check_images, check_scale, check_size, snap_half_precision
 from .nn.pretrained import Pretrained, pretrained
 from .nn.weights import in_evaluation
-from .progress import progress_of
+from .progress import Progress, progress_of
 from .sampling.cached import draw_network
 from .sampling.classes import draw_classes
 from .sampling.known import keep_top as top_rows
 from .sampling.known import known_pixels
-from .sampling.request import Choices, Progress, Request, normal_float
+from .sampling.request import Choices, Request, normal_float
 from .sampling.two_step import conditioning_label, draw_two_steps, posterior_mean
 from .smoothing import Smoothing
 

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 from .text import escape_control
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
+# Called with how much is done, in the unit of the work.
+Progress = Callable[[float], object]
+# Shows how much is done, and a text.
+Bar = Callable[[float, str], None]
 LINE_SECONDS = 10.0
 # INFO is for lines that a command prints, WARNING for lines that every user should see.
 LOG = logging.getLogger("dsmooth")
@@ -63,16 +63,18 @@ def silence() -> Iterator[None]:
 
 
 @contextmanager
-def progress(title: str, total: int, unit: str = "images") -> Iterator[Callable[[float], None]]:
+def progress(title: str, total: int, unit: str = "images") -> Iterator[Progress]:
     """Show how many of `total` images are done: a bar, or lines with seconds."""
     started = printed = time.monotonic()
-    bar = make_bar(title, total, text=unit)
-    if bar is not None:
-        with bar:
-            yield lambda done: bar.update(
-                bar.task_ids[0], completed=done, text=unit + time_left(started, done / total)
-            )
-        return
+
+    def left(done: float) -> str:
+        """The estimated remaining time, as text; "" before anything is done."""
+        return f", {clock((time.monotonic() - started) * (total / done - 1))} left" if done else ""
+
+    with progress_bar(title, total, text=unit) as bar:
+        if bar is not None:
+            yield lambda done: bar(done, unit + left(done))
+            return
     print(f"{title}: {total:,} {unit.removesuffix('s') if total == 1 else unit}", flush=True)
 
     def show(done: float) -> None:
@@ -80,17 +82,14 @@ def progress(title: str, total: int, unit: str = "images") -> Iterator[Callable[
         if time.monotonic() - printed >= LINE_SECONDS and done < total:
             printed = time.monotonic()
             part = f" ({100 * done / total:.0f} %)" * (done != int(done))
-            left = time_left(started, done / total)
-            print(f"{title}: {int(done):,}/{total:,}{part}{left}", flush=True)
+            print(f"{title}: {int(done):,}/{total:,}{part}{left(done)}", flush=True)
 
     yield show
     print(f"{title}: done in {time.monotonic() - started:.1f} s", flush=True)
 
 
 @contextmanager
-def progress_of(
-    choice: bool | Callable[[float], None], title: str, total: int
-) -> Iterator[Callable[[float], None]]:
+def progress_of(choice: bool | Progress, title: str, total: int) -> Iterator[Progress]:
     """Show how many of `total` images are done. choice: True to use `progress`, or a function
     that is called with the fraction done."""
     if choice is True:
@@ -100,23 +99,20 @@ def progress_of(
         yield lambda done: choice(done / max(total, 1)) if choice else None
 
 
-def time_left(started: float, fraction: float) -> str:
-    """The estimated remaining time, as text; "" before anything is done."""
-    if fraction <= 0:
-        return ""
-    return f", {clock((time.monotonic() - started) * (1 - fraction) / fraction)} left"
-
-
-def make_bar(name: str, total: int, completed: int = 0, text: str = "starting") -> Progress | None:
-    """A rich progress bar with a field `text`, or None where the output shows no bars."""
+@contextmanager
+def progress_bar(
+    name: str, total: int, completed: int = 0, text: str = "starting"
+) -> Iterator[Bar | None]:
+    """Show a bar with a text inside the block; None where the output shows no bars."""
     if not shows_bars():
-        return None
+        yield None
+        return
     from rich import progress as rich
 
     columns = rich.BarColumn(bar_width=24), rich.MofNCompleteColumn(), rich.TimeElapsedColumn()
-    bar = rich.Progress("{task.description}", *columns, "{task.fields[text]}")
-    bar.add_task(name, total=total, completed=completed, text=text)
-    return bar
+    with rich.Progress("{task.description}", *columns, "{task.fields[text]}") as bar:
+        task = bar.add_task(name, total=total, completed=completed, text=text)
+        yield lambda done, text: bar.update(task, completed=done, text=text)
 
 
 def significant(value: float, digits: int = 3) -> str:

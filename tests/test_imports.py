@@ -28,7 +28,7 @@ FLOORS = (
     ("functional", "kernels"),
     (
         *("cuda", "record", "tables", "results"),
-        *("machine", "runlog", "distributed", "presets", "philox", "files", "config"),
+        *("machine", "pixels", "runlog", "distributed", "presets", "philox", "files", "config"),
         *("_extension", "fields", "progress", "text", "errors", "_version", "_C"),
     ),
 )

@@ -18,6 +18,7 @@ from ..fields import check_number
 from ..files import printable, write_npz
 from ..pair import draw
 from ..pictures import BORDER, is_diverged, save_grid
+from ..pixels import value_of
 from ..pretrained import Loaded, is_model, load_models
 from ..progress import progress
 from ..sampling.known import keep_top, known_pixels
@@ -117,6 +118,6 @@ def write_completions(path: Path, x: Tensor, mask: Tensor, completed: Tensor, se
         named = {name: tensor.numpy(force=True) for name, tensor in arrays.items()}
         write_npz(path, {**named, "seed": np.uint64(seed)})
         return
-    given = torch.where(mask[:, None], x, BORDER / 127.5 - 1)
+    given = torch.where(mask[:, None], x, value_of(BORDER))
     rows = torch.cat([x[:, None], given[:, None], completed.unflatten(0, (len(x), -1))], dim=1)
     save_grid(rows.flatten(0, 1), path, columns=rows.shape[1])

@@ -16,6 +16,7 @@ from ..cuda import describe_compiler, describe_cuda
 from ..functional import logistic_mixture_log_prob
 from ..machine import cpu_name
 from ..philox import philox4x32
+from ..pixels import value_of
 from .options import Doctor
 
 _PHILOX_ZERO = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)  # counter and key all zero
@@ -85,7 +86,7 @@ def _check_philox() -> str | None:
 
 
 def _check_masses() -> str | None:
-    bytes_ = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    bytes_ = value_of(torch.arange(256, dtype=torch.float64))
     params = torch.tensor([0.3, -0.2, -0.5, 0.4, -7.0, -1.0], dtype=torch.float64)
     log_prob = logistic_mixture_log_prob(
         bytes_.view(1, 1, 1, 256), params.view(1, 6, 1, 1).expand(1, 6, 1, 256), "discretized"

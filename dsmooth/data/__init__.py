@@ -11,6 +11,7 @@ from pathlib import Path
 from ..config import OWN
 from ..errors import SettingError
 from ..fields import check_one_of
+from ..pixels import are_sides
 from .dataset import ImageDataset, round_to_bytes, to_bytes, to_float
 from .folder import load_folder
 from .order import epoch_order, indices_at
@@ -83,7 +84,7 @@ def load_splits(
         check_one_of("split", split, (*SPLITS, "all") if name == "folder" else SPLITS)
     if image_size is not None and name not in ("celeba", "folder"):
         raise SettingError("image_size", f"is for celeba and folder, got it for {name}")
-    if image_size is not None and (image_size < 4 or image_size % 4):
+    if image_size is not None and not are_sides(image_size):
         raise SettingError("image_size", f"must be a positive multiple of 4, got {image_size}")
     if download and (data_dir is None or name not in PUBLISHED):
         raise SettingError("download", f"is for {', '.join(PUBLISHED)} and needs", data_dir=None)

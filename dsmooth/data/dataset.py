@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError
+from ..pixels import byte_of, value_of
 from ..progress import LOG
 
 # Bytes that are all below the first, or not below the second, are taken for a mistaken range.
@@ -28,7 +29,7 @@ def to_float(images: Tensor) -> Tensor:
     _check_tensor("images", images)
     if images.dtype != torch.uint8:
         raise ValueError(f"images must have dtype torch.uint8, got {images.dtype}")
-    return images.to(torch.float32) / 127.5 - 1
+    return value_of(images.to(torch.float32))
 
 
 def to_bytes(x: Tensor) -> Tensor:
@@ -44,7 +45,7 @@ def to_bytes(x: Tensor) -> Tensor:
     if x.isnan().any():
         raise ValueError(f"x must be free of NaN, got {int(x.isnan().sum())} among {x.numel()}")
     # (x + 1) * 127.5 in bfloat16, with its 8 significant bits, would round before round() does.
-    byte = (x.to(torch.promote_types(x.dtype, torch.float32)) + 1) * 127.5
+    byte = byte_of(x.to(torch.promote_types(x.dtype, torch.float32)))
     return byte.round().clamp(0, 255).to(torch.uint8)
 
 

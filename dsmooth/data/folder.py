@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..files import open_regular, printable
+from ..pixels import are_sides
 from ..progress import LOG, progress
 from .dataset import ImageDataset
 from .reading import InvalidFile, check_memory, guarded, missing
@@ -70,7 +71,7 @@ def load_folder(
     chosen = [path for part in parts for path in part]
     images = read_pictures(folder, chosen, image_size, show_progress=show_progress)
     height, width = images.shape[2:]
-    if height % 4 or width % 4:
+    if not are_sides(height, width):
         raise InvalidFile(
             f"the images must have a height and width that are multiples of 4, got {height} x "
             f"{width} in {printable(chosen[0])}; {_CROP}",

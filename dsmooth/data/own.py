@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import data as loaders
 
 from ..config import OWN
+from ..pixels import are_sides
 from ..progress import LOG
 from .dataset import ImageDataset, Transform, channels_first, warn_of_range
 from .folder import obstacle, upright
@@ -122,7 +123,7 @@ def split_own(
             f"held-out images must have the shape {tuple(shape)} of the training images{made}, got "
             f"{tuple(test.images.shape[1:])}; (training images, held-out images) names both"
         )
-    if shape[1] % 4 or shape[2] % 4:
+    if not are_sides(*shape[1:]):
         raise ValueError(
             f"images must have a height and width that are multiples of 4, got {shape[1]} x "
             f"{shape[2]}: crop, pad or resize them"

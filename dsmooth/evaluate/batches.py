@@ -14,6 +14,7 @@ from ..fields import check_number
 from ..nn import PixelCNNpp
 from ..nn.condition import warn_untrained_zero_label, zero_label
 from ..pair import SmoothedPair
+from ..progress import Progress
 
 
 def check_dataset(dataset: object) -> None:
@@ -57,7 +58,7 @@ def nats_of_images(
     model: PixelCNNpp,
     labels: Tensor | None,
     batch_size: int,
-    progress: Callable[[float], None] | None,
+    progress: Progress | None,
     rows: int = 1,
 ) -> dict[str, Tensor]:
     """The nats (rows, N) float64 of images, by the names that `nats_of` gives.
@@ -81,7 +82,7 @@ def nats_of_images(
         nats = nats_of(x, label, first, row)
         return {name: values.double().cpu() for name, values in nats.items()}
 
-    def done(number: int) -> None:
+    def done(number: float) -> None:
         if progress is not None:
             progress(min(number * batch_size / rows, n))
 

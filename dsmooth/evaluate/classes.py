@@ -4,7 +4,7 @@ with a class-conditional model (docs/math.md, section 8)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from ..data import ImageDataset
 from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
+from ..progress import Progress
 from ..results import FLOOR, ClassBits, ClassDistances
 from .batches import check_dataset, nats_of_images
 from .comparison import Reference, ShowProgress, compare_images, no_progress
@@ -147,7 +148,7 @@ def classify(
     n_noise: int = 1,
     batch_size: int = 100,
     seed: int = 0,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
 ) -> Classification:
     """Classify images by the likelihoods of their classes.
 

@@ -28,7 +28,7 @@ from ..machine import autocast
 from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation
 from ..pictures import save_grid
-from ..progress import progress
+from ..progress import Progress, progress
 from ..tables import Table
 from .probe import CALL_IMAGES, TOGETHER_PARTS, hidden_label, joined_features
 
@@ -59,7 +59,7 @@ class Clusters:
         model: PixelCNNpp,
         images: ImageDataset,
         *,
-        progress: Callable[[int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Tensor:
         """The cluster of each image: (N,) int64. Other images than those that were clustered may
         be spread unevenly."""
@@ -75,7 +75,7 @@ def cluster(
     *,
     seed: int = 0,
     precision: Precision = "auto",
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Labels of images by clusters of a model's features: (N,) int64 in 0 .. n_clusters - 1.
 
@@ -101,7 +101,7 @@ def find_clusters(
     *,
     seed: int = 0,
     precision: Precision = "auto",
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Clusters, Tensor]:
     """The clusters of images and each image's (N,) int64. Arguments and errors as of `cluster`."""
     if not isinstance(model, PixelCNNpp):
@@ -118,7 +118,7 @@ def find_clusters(
         fitted = torch.linspace(0, n - 1, FITTED_IMAGES, dtype=torch.float64).long()
     rest = torch.ones(n, dtype=torch.bool).index_fill(0, fitted, False).nonzero()[:, 0]
 
-    def done(first: int) -> Callable[[int], None] | None:
+    def done(first: int) -> Progress | None:
         return None if progress is None else lambda count: progress(first + count)
 
     whiten, z = _fit_whitening(
@@ -174,7 +174,7 @@ def _features(
     images: ImageDataset,
     indices: Tensor,
     precision: Precision,
-    progress: Callable[[int], None] | None,
+    progress: Progress | None,
 ) -> Iterator[Tensor]:
     """Features (B, D) float32 of the images `indices`, batch by batch, by all processes."""
     model, parameter = in_evaluation(model), model.head.bias

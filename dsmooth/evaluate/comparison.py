@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from torch import Tensor
 
 from ..data import epoch_order
+from ..progress import Progress
 from ..results import FLOOR, Distance, FidelityScores, FrechetResult
 from .features import (
     FeatureExtractor,
@@ -22,12 +23,12 @@ from .features import (
 from .frechet import BOOTSTRAPS, FeatureStatistics, StatisticsSource, bootstrap_error
 
 # Called with (title, total, unit); yields a function that takes the number done.
-ShowProgress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
+ShowProgress = Callable[[str, int, str], AbstractContextManager[Progress]]
 # Settings of torch-fidelity and of the authors, for as many images.
 SUBSET_SIZE, SPLITS, NEIGHBOURS = 1000, 10, 3
 
 
-def no_progress(*words: object) -> AbstractContextManager[Callable[[int], None]]:
+def no_progress(*words: object) -> AbstractContextManager[Progress]:
     """Shows nothing."""
     return nullcontext(lambda done: None)
 

@@ -18,7 +18,7 @@ from ..distributed import in_batches
 from ..errors import SettingError
 from ..files import file_sha256, read_tensors
 from ..nn.weights import weights_digest
-from ..progress import shows_bars
+from ..progress import Progress, shows_bars
 from ..results import Extractor
 
 # The network that FID is named after, as torch-fidelity calls it.
@@ -118,7 +118,7 @@ def extract_features(
     extractor: FeatureExtractor,
     *,
     batch_size: int = 100,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Features:
     """Features of images (N, C, H, W), bytes. N >= 1.
 

@@ -7,7 +7,7 @@ network; features.py has others.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ..data.reading import guarded, read_npz
 from ..distributed import side_by_side
 from ..fields import structure
 from ..files import write_npz
+from ..progress import Progress
 from ..results import Extractor
 
 # How far from symmetric and from positive semi-definite a covariance may be, relative to its
@@ -64,7 +65,7 @@ def bootstrap_error(
     *,
     seed: int = 0,
     repeats: int = BOOTSTRAPS,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Progress = lambda done: None,
 ) -> float:
     """Standard error of the Fréchet distance of features (N, D) to `other`, over the N images.
 

@@ -8,7 +8,6 @@ with.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,14 +25,15 @@ from ..nn.images import snap_half_precision
 from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
 from ..philox import Stream
+from ..pixels import PER_UNIT
 from ..pretrained import Loaded
-from ..progress import progress
+from ..progress import Progress, progress
 from ..results import Bits, BitsResult, Convention, Difference, MeasuredImages, Terms
 from ..smoothing import GaussianSmoothing
 from .batches import check_images, labels_for_model, nats_of_images
 
 # A density in units of [-1, 1] becomes one per byte by adding this many bits/dim.
-BYTE_BITS = math.log2(127.5)
+BYTE_BITS = math.log2(PER_UNIT)
 # The fewest draws of noise whose scatter gives the error of their mean.
 ENOUGH_DRAWS = 10
 
@@ -85,7 +85,7 @@ class Scores:
         """
         image = self.discretized
         if likelihood == "continuous":
-            spread = self.discretized + self.dimensions * math.log(127.5)
+            spread = self.discretized + self.dimensions * math.log(PER_UNIT)
             image = spread if self.continuous is None else self.continuous
         if self.noisy is None or self.smoothing is None:
             return image
@@ -108,7 +108,7 @@ def conventions(scores: Scores) -> list[Convention]:
         return Convention(name, value, error, repeats, comparable, meaning)
 
     discrete, density = (scores.log_weights(form) for form in ("discretized", "continuous"))
-    per_byte = density - scores.dimensions * math.log(127.5)
+    per_byte = density - scores.dimensions * math.log(PER_UNIT)
     bytes_, condition = "bytes", ""
     if scores.classes == "given":
         bytes_, condition = "bytes | class", " given the class"
@@ -167,7 +167,7 @@ def score_pair(
     seed: int = 0,
     clean_noise: float = 0.0,
     mixture: bool = False,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
 ) -> Scores:
     """Nats of images, each with `n_noise` draws of x~.
 
@@ -222,7 +222,7 @@ def score_plain(
     dataset: ImageDataset,
     *,
     batch_size: int = 100,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
 ) -> Scores:
     """Nats of images by a model without context: exact, no bound.
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import Likelihood, bytes_of, check_likelihood
+from ..pixels import byte_of, value_of
 from .checks import check_floating, check_tensor
 from .dispatch import Impl, choose, native_obstacle, triton_obstacle, without_autocast
 from .logistic_mixture_native import log_prob_native
@@ -170,14 +171,14 @@ def logistic_mixture_sample(
         colours.append(snap_to_bytes(colour) if likelihood == "discretized" else colour)
     x = torch.stack(colours, dim=1)
     if atoms:
-        values = params.new_tensor([0.0] * n_mix + list(atoms)) / 127.5 - 1
+        values = value_of(params.new_tensor([0.0] * n_mix + list(atoms)))
         x = x.where(chosen < n_mix, values[chosen])
     return x
 
 
 def snap_to_bytes(x: Tensor) -> Tensor:
     """Round to the nearest of the 256 values byte/127.5 - 1; any shape."""
-    return ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+    return value_of(byte_of(x.clamp(-1, 1)).round())
 
 
 class Mixture(NamedTuple):
@@ -293,7 +294,7 @@ def _at_atoms(x: Tensor, atoms: Sequence[int]) -> Tensor:
         values = torch.arange(256, dtype=x.dtype, device=x.device)
     else:
         values = torch.stack([x.new_full((), byte) for byte in atoms])
-    return (torch.round((x.unsqueeze(2) + 1) * 127.5) == values.view(1, 1, -1, 1, 1)).all(1)
+    return (torch.round(byte_of(x.unsqueeze(2))) == values.view(1, 1, -1, 1, 1)).all(1)
 
 
 def _log_mass(x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:

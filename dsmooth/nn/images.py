@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import SettingError
 from ..functional.checks import check_tensor
 from ..functional.logistic_mixture import snap_to_bytes
+from ..pixels import PER_UNIT, are_sides, byte_of
 
 # In steps between neighbouring bytes, in addition to the rounding of half precision.
 OFF_THE_GRID = 1e-3
@@ -44,7 +45,7 @@ def check_images(name: str, x: object) -> None:
 def check_size(image_size: Sequence[int]) -> tuple[int, int]:
     """(H, W). Raises ValueError unless both are multiples of 4."""
     sizes = tuple(image_size) if hasattr(image_size, "__len__") else ()
-    if len(sizes) != 2 or any(size < 4 or size % 4 for size in sizes):
+    if len(sizes) != 2 or not are_sides(*sizes):
         raise SettingError(
             "image_size", f"must be a height and a width, multiples of 4, got {image_size}"
         )
@@ -68,7 +69,7 @@ def check_scale(name: str, x: Tensor, *, as_bytes: bool) -> None:
         return
     values = x.detach().nan_to_num(0.0, posinf=math.inf, neginf=-math.inf)
     low, high = (float(bound) for bound in values.aminmax())
-    slack = OFF_THE_GRID / 127.5 + torch.finfo(x.dtype).eps
+    slack = OFF_THE_GRID / PER_UNIT + torch.finfo(x.dtype).eps
     if low < -1 - slack or high > 1 + slack:
         raise ValueError(
             f"{name} must lie in [-1, 1], got {low:g} to {high:g}: dsmooth.to_float makes it of "
@@ -76,9 +77,9 @@ def check_scale(name: str, x: Tensor, *, as_bytes: bool) -> None:
         )
     if not as_bytes:
         return
-    byte = (x.detach().to(torch.promote_types(x.dtype, torch.float32)) + 1) * 127.5
+    byte = byte_of(x.detach().to(torch.promote_types(x.dtype, torch.float32)))
     off = float((byte - byte.round()).abs().nan_to_num().max())
-    if off > OFF_THE_GRID + 127.5 * torch.finfo(x.dtype).eps / 4:  # half a spacing below 1
+    if off > OFF_THE_GRID + PER_UNIT * torch.finfo(x.dtype).eps / 4:  # half a spacing below 1
         scale = f", or 2 * {name} - 1 if these are images in [0, 1]" * (low >= 0)
         raise ValueError(
             f"{name} must have values of bytes, byte / 127.5 - 1, for a discretized likelihood, "
@@ -93,7 +94,7 @@ def fourier_features(x: Tensor, octaves: int) -> Tensor:
     n = 127.5 (x + 1) the byte of the pixel. Computed in float32 at least, returned in the
     dtype of x. Source: Kingma et al., Variational diffusion models (2021).
     """
-    byte = 127.5 * (snap_half_precision(x) + 1)
+    byte = byte_of(snap_half_precision(x))
     scales = [2.0**k / 256 for k in range(octaves)]
     # Whole turns are removed first, since they would cost the angle precision.
     turns = torch.stack([byte * scale for scale in scales], dim=2).remainder(1)

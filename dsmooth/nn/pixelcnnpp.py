@@ -15,6 +15,7 @@ from ..functional import Shift, concat_elu, down_shift, logistic_mixture_log_pro
 from ..functional.checks import check_tensor
 from ..functional.dispatch import without_autocast
 from ..philox import draw_seed
+from ..pixels import are_sides
 from .condition import check_context, label_vectors
 from .images import check_images, check_scale, fourier_features, snap_half_precision
 from .layers import Conv1x1, GatedResnet, Skip, WeightNormConv, listed
@@ -333,7 +334,7 @@ class PixelCNNpp(Pretrained):
         check_images("x", x)
         channels = self.config.image_channels
         check_tensor("x", x, ("B", channels, "H", "W"))
-        if x.shape[2] % 4 or x.shape[3] % 4 or 0 in x.shape[2:]:
+        if not are_sides(*x.shape[2:]):
             raise ValueError(
                 f"H and W must be positive multiples of 4, got {x.shape[2]} x {x.shape[3]}: "
                 "pad or crop the images"

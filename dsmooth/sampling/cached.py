@@ -23,9 +23,10 @@ from ..machine import torch_threads
 from ..nn import PixelCNNpp
 from ..nn.changes import changed_layer
 from ..nn.condition import check_context, label_vectors
+from ..progress import Progress
 from .operations import as_numpy
 from .program import Program
-from .request import Choices, Progress, Request, checked_shape, precision_on
+from .request import Choices, Request, checked_shape, precision_on
 from .sequential import draw_by_jacobi, draw_sequentially
 
 InstructionSet = Literal["auto", "generic", "avx2", "avx512", "avx512bf16", "amx", "neon"]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..nn.images import fourier_features
 from ..nn.layers import WeightNormConv
+from ..pixels import value_of
 
 Array = np.ndarray
 NONE = -1  # no cache
@@ -96,7 +97,7 @@ def feature_table(octaves: int) -> Array:
     """The Fourier features of each byte, (256, 2 octaves) float32."""
     if octaves == 0:
         return np.zeros((256, 0), np.float32)
-    bytes = torch.arange(256, dtype=torch.float32) / 127.5 - 1
+    bytes = value_of(torch.arange(256, dtype=torch.float32))
     return as_numpy(fourier_features(bytes.view(256, 1, 1, 1), octaves)[:, :, 0, 0])
 
 

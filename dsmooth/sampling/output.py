@@ -19,9 +19,10 @@ from ..config import Classes
 from ..distributed import distributed_map, process_group, rank_and_size
 from ..files import file_sha256, lock_folder, write_atomically, write_npz
 from ..pictures import is_diverged, nhwc_bytes, png
+from ..progress import Progress
 from ..record import Record, read_parts
 from ..runs import RunFolder
-from .request import Progress, Request
+from .request import Request
 
 T = TypeVar("T")
 LEAST_BYTES = 67  # of an image: a PNG of one pixel

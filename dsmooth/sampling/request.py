@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from numbers import Real
@@ -23,6 +23,7 @@ from ..fields import check_number, check_one_of
 from ..machine import has_fast_bfloat16, memory_bytes
 from ..nn.condition import check_label, zero_label
 from ..philox import Stream, image_words, seed_words, whole_index
+from ..pixels import are_sides
 from ..progress import LOG
 from .known import KnownPixels, known_pixels
 
@@ -30,7 +31,6 @@ from .known import KnownPixels, known_pixels
 # pixels; or (n,) int64, or (n, n_classes) soft classes.
 Label = int | Literal["each", "prior", "known"] | Tensor | None
 # Called with the fraction done.
-Progress = Callable[[float], None]
 
 
 class Choices(TypedDict, total=False):
@@ -300,7 +300,7 @@ def checked_shape(count: int, channels: int, height: int, width: int) -> tuple[i
     """The shape of images to draw. Raises ValueError for a bad size, or if memory cannot hold
     them."""
     for name, value in (("height", height), ("width", width)):
-        if value < 4 or value % 4:
+        if not are_sides(value):
             raise ValueError(f"{name} must be a positive multiple of 4, got {value}")
     shape = (count, channels, height, width)
     needed, memory = 4 * math.prod(shape), memory_bytes()

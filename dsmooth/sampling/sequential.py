@@ -16,8 +16,8 @@ from ..nn.changes import change_of
 from ..nn.pixelcnnpp import Encoded
 from ..nn.weights import in_evaluation
 from ..philox import Stream, image_words, to_uniform
-from ..progress import LOG, clock
-from .request import Choices, Progress, Request, checked_shape
+from ..progress import LOG, Progress, clock
+from .request import Choices, Request, checked_shape
 
 # Drawing times above this many seconds are reported.
 LEAST_STATED = 30.0

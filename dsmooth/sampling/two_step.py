@@ -15,11 +15,12 @@ from ..nn.gradients import input_gradient
 from ..nn.images import check_scale
 from ..nn.weights import in_evaluation
 from ..pictures import is_diverged
+from ..progress import Progress
 from ..smoothing import GaussianSmoothing, Smoothing
 from .cached import draw_network
 from .classes import draw_classes
 from .known import KnownPixels
-from .request import Progress, Request, check_guidance
+from .request import Request, check_guidance
 
 
 def draw_two_steps(

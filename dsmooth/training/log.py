@@ -17,7 +17,7 @@ from ..distributed import launch, rank_and_size
 from ..files import open_to_append
 from ..nn import PixelCNNpp
 from ..pictures import save_grid
-from ..progress import LINE_SECONDS, LOG, clock, make_bar, significant
+from ..progress import LINE_SECONDS, LOG, Bar, clock, progress_bar, significant
 from ..runlog import End, HeldOut, Interrupted, LogEntry, Start, Step, entry_line
 from ..runs import RunFolder
 from .step import Reading, TrainState, total_images
@@ -89,9 +89,9 @@ class RunLog(ExitStack):
             self.file.write("\n")  # a line was cut by a crash
         self.write(Start(*self.place(), self.total, self.loss_name, launch()))
         role = state.config.role
-        self.bar = make_bar(role, self.total, self.first_image) if progress else None
-        if self.bar is not None:
-            self.enter_context(self.bar)
+        self.bar: Bar | None = None
+        if progress:
+            self.bar = self.enter_context(progress_bar(role, self.total, self.first_image))
 
     def begin(self, test_set: ImageDataset, changes: Sequence[LogEntry]) -> None:
         """Tell what is trained, and record what a resumed run changes."""
@@ -127,7 +127,7 @@ class RunLog(ExitStack):
         self.write(Step(*self.place(), round(mean, 5), round(speed, 4), norm, rate))
         text = f"{mean:.3f} {self.loss_name} · {significant(speed)} img/s · {clock(left)} left"
         if self.bar is not None:
-            self.bar.update(self.bar.task_ids[0], completed=seen, text=text)
+            self.bar(seen, text)
         elif now - self.printed >= LINE_SECONDS or seen >= self.total:
             self.printed = now
             self.say(f"{seen:,}/{self.total:,} images · {text}")

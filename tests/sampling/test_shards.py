@@ -16,8 +16,9 @@ from dsmooth.data import to_bytes
 from dsmooth.evaluate.sources import read_images
 from dsmooth.fields import difference
 from dsmooth.files import lock_folder
+from dsmooth.progress import Progress
 from dsmooth.sampling.output import Pictures, Shards, fill, write_adm_npz
-from dsmooth.sampling.request import Progress, Request
+from dsmooth.sampling.request import Request
 from tests.helpers.data_makers import refuses
 from tests.helpers.kills import is_killed, kill_at
 
