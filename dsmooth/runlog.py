@@ -77,7 +77,7 @@ class Unchecked(LogEntry, frozen=True):
     what: str
 
     def sentence(self) -> str:
-        return f"{self.what}= is assumed to be the one of before: nothing compares it"
+        return f"the {self.what} is assumed to be the one of before: nothing compares it"
 
 
 class Note(LogEntry, frozen=True):

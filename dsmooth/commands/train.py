@@ -45,6 +45,7 @@ def train(options: Train) -> int:
     if options.print_config:
         print_plan(runs, requests)
         return 0
+    use_threads(options.execution.threads)
     for run in runs:
         check_writable(RunFolder(run.folder).config)
     if len(runs) > 1:
@@ -56,7 +57,6 @@ def train(options: Train) -> int:
             RunFolder(run.folder),
             resume=options.resume,
             device=options.execution.device,
-            threads=options.execution.threads,
             on_evaluation=tensorboard(run.folder / "tensorboard") if options.tensorboard else None,
             progress=True,
         )
@@ -194,7 +194,6 @@ def cluster_data(options: Train, run: RunPlan, n_clusters: int) -> None:
         path = run.folder.parent / CLUSTERS / LABELS_FILE
         if broadcast_int(path.exists()):
             return
-        use_threads(options.execution.threads)
         model, config, _ = RunFolder(run.folder).load_model()
         model.to(choose_device(options.execution.device))
         write_clusters(model, load_data(config), n_clusters, config.seed, path)

@@ -29,7 +29,9 @@ HELD_OUT_SPLITS = ("validation", "valid", "val", "test")
 READ_AGAIN = 8  # items that are read twice, which shows transforms that draw random numbers
 
 
-def own_images(dataset: Any, split: str = "train", labels: Any = None) -> ImageDataset:
+def own_images(
+    dataset: Any, split: str = "train", labels: Any = None, transform: Transform | None = None
+) -> ImageDataset:
     """The images of a data set of one's own, as bytes.
 
     dataset: an `ImageDataset`; an array or tensor (N, C, H, W), (N, H, W, C) or (N, H, W), or a
@@ -39,9 +41,14 @@ def own_images(dataset: Any, split: str = "train", labels: Any = None) -> ImageD
     of any mode become grey or RGB, each by its mode. Arrays are whole numbers in 0 .. 255, or bool;
     `dsmooth.to_bytes` makes bytes of floating point. labels: whole numbers (N,), one-hot (N, K), or
     names, whose classes are in sorted order. Numbers among the items have the names that the data
-    set gives them, as `classes` (torchvision) or `features` (Hugging Face). Raises ValueError, with
-    the item's number, for anything else and for images of several shapes.
+    set gives them, as `classes` (torchvision) or `features` (Hugging Face). transform: a function
+    from an image, uint8 (C, H, W), to another, applied at each visit in training; its random
+    numbers, from torch, numpy or random, depend only on the seed and the visit. Held-out images are
+    not transformed and must have the size that it makes. Raises ValueError, with the item's number,
+    for anything else and for images of several shapes.
     """
+    if transform is not None and not callable(transform):
+        raise TypeError(f"transform must be a function, got a {type(transform).__name__}")
     if _has_labels(dataset):
         if labels is not None:
             raise ValueError("labels= and (images, labels) were both given: leave one out")
@@ -61,7 +68,9 @@ def own_images(dataset: Any, split: str = "train", labels: Any = None) -> ImageD
     if not images.images.numel():
         height, width = images.image_size
         raise ValueError(f"the {split} images must have pixels, got {height} x {width}")
-    warn_of_range(images.images, f"the {images.split} images")
+    if images is not dataset:
+        warn_of_range(images.images, f"the {images.split} images")
+    images = replace(images, transform=transform or images.transform)
     if labels is None:
         return images
     numbers, names = _classes(labels, len(images))
@@ -69,13 +78,10 @@ def own_images(dataset: Any, split: str = "train", labels: Any = None) -> ImageD
     return replace(images, labels=numbers, class_names=names or known)
 
 
-def split_own(
-    dataset: Any, labels: Any = None, transform: Transform | None = None
-) -> tuple[ImageDataset, ImageDataset]:
-    """Training and held-out images from the arguments of `dsmooth.train`.
+def split_own(dataset: Any) -> tuple[ImageDataset, ImageDataset]:
+    """Training and held-out images from the data set of `dsmooth.train`.
 
     Of images that come without held-out ones, one in HELD_OUT is held out, as `_is_held_out` says.
-    transform: of the training images, if it is not that of their `ImageDataset`.
     """
     parts = [dataset]
     if isinstance(dataset, Mapping):
@@ -87,10 +93,10 @@ def split_own(
         parts = [*dataset]
     elif isinstance(dataset, list) and isinstance(next(iter(dataset), None), loaders.Dataset):
         parts = dataset  # of random_split
-    if len(parts) > 2 or (len(parts) == 2 and labels is not None):
+    if len(parts) > 2:
         raise ValueError(
             "data sets must be (training images, held-out images), with labels ((images, labels), "
-            f"(images, labels)), got {len(parts)}{' and labels=' * (labels is not None)}"
+            f"(images, labels)), got {len(parts)}"
         )
     if len(parts) == 2:
         train, test = own_images(parts[0]), own_images(parts[1], "test")
@@ -100,7 +106,7 @@ def split_own(
             train = replace(train, class_names=class_names)
             test = replace(test, labels=numbers[test.labels], class_names=class_names)
     else:
-        whole = own_images(parts[0], "train", labels)
+        whole = own_images(parts[0])
         if len(whole) < HELD_OUT:
             raise ValueError(
                 f"the data set must hold {HELD_OUT} images or more, one of which is held out, got "
@@ -108,12 +114,7 @@ def split_own(
             )
         held_out = _is_held_out(whole)
         train, test = whole.part(~held_out), replace(whole.part(held_out), split="test")
-    if None not in (train.transform, transform):
-        raise ValueError(
-            "transform= and the transform of an ImageDataset were both given: leave one out"
-        )
-    transform = transform or train.transform
-    train, test = replace(train, transform=transform), replace(test, transform=None)
+    transform, test = train.transform, replace(test, transform=None)
     shape, made = train.images.shape[1:], ""
     if transform is not None:
         made = " that transform makes"
@@ -187,7 +188,7 @@ def _read_items(dataset: Any, split: str) -> tuple[ImageDataset, list[object] | 
         if not torch.equal(_pixels_and_label(dataset[number], "item")[0], images[number]):
             LOG.warning(
                 "item %d of the data set differs at a second read: images are read once, so its "
-                "random transforms are frozen; transform= applies them at each visit",
+                "random transforms are frozen; own_images(transform=) applies them",
                 number,
             )
             break

@@ -127,7 +127,7 @@ def restore(checkpoint: Checkpoint, state: TrainState, *, force: bool = False) -
             raise SettingError(
                 (),
                 f"{path} was trained on other images than the {len(images):,} of {images.source}, "
-                "in another order, or without or with transform=; to continue with these, set",
+                "in another order, or without or with a transform; to continue with these, set",
                 force=True,
             )
         entries.append(Change(*place, DATASET))

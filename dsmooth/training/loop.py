@@ -15,11 +15,10 @@ import torch
 
 from ..config import OWN, TrainConfig
 from ..data import ImageDataset
-from ..data.dataset import Transform
 from ..data.own import split_own
 from ..distributed import all_reduce_max, barrier, broadcast_int, process_group, rank_and_size
 from ..files import lock_folder, write_tensors
-from ..machine import choose_device, keep_freed_memory, use_threads
+from ..machine import choose_device, keep_freed_memory
 from ..progress import LOG, lines_shown
 from ..runlog import LogEntry
 from ..runs import RunFolder, default_folder
@@ -47,29 +46,20 @@ def train(
     folder: str | Path | None = None,
     *,
     dataset: Sized | None = None,
-    labels: object = None,
-    transform: Transform | None = None,
-    match_channels: bool = False,
     resume: bool = False,
     force: bool = False,
     device: str | torch.device = "auto",
-    threads: int | None = None,
     on_evaluation: OnEvaluation | None = None,
     progress: bool = False,
 ) -> TrainResult:
     """Train one model, or continue with `resume`, and write a `RunFolder`, by default runs/ROLE.
 
     dataset: images to train on instead of `config.data`: anything that `dsmooth.data.own_images`
-    takes, one in ten of which is held out; a tuple (training images, held-out images); or splits by
-    name. labels: whole numbers (N,), one-hot or names, for a dataset that is one array. transform:
-    a function from an image of the dataset, uint8 (C, H, W), to another, applied at each visit in
-    training; its random numbers, from torch, numpy or random, depend only on the seed and the
-    visit. Held-out images are not transformed and must have the size that it makes. match_channels:
-    take the model's image_channels from the data. device: "auto" (a CUDA device if there is one),
-    "cpu", "cuda" or "cuda:N". threads: CPU threads, None for torch's setting; their number changes
-    roundings. on_evaluation: a function that rank 0 calls with each `Evaluation`, such as
-    `dsmooth.training.tensorboard(FOLDER)`. progress: print what the logger `dsmooth` gets as INFO,
-    and a bar.
+    takes, or returns with labels or a transform, one in ten of which is held out; a tuple (training
+    images, held-out images); or splits by name. device: "auto" (a CUDA device if there is one),
+    "cpu", "cuda" or "cuda:N". on_evaluation: a function that rank 0 calls with each `Evaluation`,
+    such as `dsmooth.training.tensorboard(FOLDER)`. progress: print what the logger `dsmooth` gets
+    as INFO, and a bar.
 
     SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. `resume` begins a run where the
     folder has none. A resumed run must have the same settings and images, except `RunSettings`; of
@@ -85,17 +75,26 @@ def train(
     Raises ValueError or FileNotFoundError for data, settings or a folder that do not fit,
     NonFiniteLoss, naming step and seed, and ProcessLost if another process is gone.
     """
-    check_arguments(config, dataset, labels, transform, on_evaluation)
-    own = {"data": OWN, "data_dir": None, "download": False, "image_size": None}
+    if not isinstance(config, TrainConfig):
+        raise TypeError(
+            f"the first argument must be settings, got a {type(config).__name__}: dsmooth.train("
+            'dsmooth.preset("mnist-quick", "noisy", images=20_000), dataset=IMAGES)'
+        )
+    if on_evaluation is not None and not callable(on_evaluation):
+        raise TypeError(f"on_evaluation must be a function, got a {type(on_evaluation).__name__}")
+    given = dict[str, object]()
+    if dataset is not None:
+        if config.labels is not None:
+            raise ValueError(
+                "config.labels is for images that config.data names: give (images, labels)"
+            )
+        given = {"data": OWN, "data_dir": None, "download": False, "image_size": None}
     return train_run(
-        Request(config, {} if dataset is None else own, match_channels=match_channels, force=force),
-        partial(load_data, progress=progress)
-        if dataset is None
-        else lambda _: split_own(dataset, labels, transform),
+        Request(config, given, force=force),
+        partial(load_data, progress=progress) if dataset is None else lambda _: split_own(dataset),
         RunFolder(default_folder(config.role) if folder is None else folder),
         resume=resume,
         device=device,
-        threads=threads,
         on_evaluation=on_evaluation,
         progress=progress,
     )
@@ -108,7 +107,6 @@ def train_run(
     *,
     resume: bool,
     device: str | torch.device,
-    threads: int | None,
     on_evaluation: OnEvaluation | None,
     progress: bool,
 ) -> TrainResult:
@@ -118,7 +116,6 @@ def train_run(
         stack.enter_context(process_group())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())  # a notebook that draws may have turned them off
-        use_threads(threads)
         keep_freed_memory()
         if target.type == "cuda":
             torch.cuda.set_device(target)
@@ -153,30 +150,6 @@ def train_run(
             log = stack.enter_context(RunLog(run, state, on_evaluation, progress))
             log.begin(test_set, changes)
         return run_loop(state, test_set, run, log, stop)
-
-
-def check_arguments(
-    config: object, dataset: object, labels: object, transform: object, on_evaluation: object
-) -> None:
-    """Raise TypeError or ValueError for arguments of `train` that do not go together."""
-    if not isinstance(config, TrainConfig):
-        raise TypeError(
-            f"the first argument must be settings, got a {type(config).__name__}: dsmooth.train("
-            'dsmooth.preset("mnist-quick", "noisy", images=20_000), dataset=IMAGES)'
-        )
-    for name, function in (("transform", transform), ("on_evaluation", on_evaluation)):
-        if function is not None and not callable(function):
-            raise TypeError(f"{name} must be a function, got a {type(function).__name__}")
-    if dataset is None and (labels is not None or transform is not None):
-        name = "labels" if transform is None else "transform"
-        raise ValueError(
-            f"{name}= is for images given by dataset=, such as tuple(dsmooth.data.load_dataset("
-            '"mnist", split) for split in dsmooth.data.SPLITS)'
-        )
-    if dataset is not None and config.labels is not None:
-        raise ValueError(
-            "config.labels is for images that config.data names: give (images, labels)"
-        )
 
 
 def run_loop(

@@ -167,7 +167,7 @@ def check_same(train_set: ImageDataset, test_set: ImageDataset) -> None:
             raise ValueError(
                 f"rank {rank_and_size()[0]}: the processes read different {dataset.split} images, "
                 f"here {len(dataset):,} of {dataset.source}: all must see the same (a random "
-                "transform of images given in Python belongs into transform=)"
+                "transform of images given in Python belongs into own_images(transform=))"
             )
 
 

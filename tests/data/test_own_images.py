@@ -122,9 +122,9 @@ def test_a_transform_is_a_function_of_seed_and_visit() -> None:
     plain = replace(train_set, transform=None)
     assert plain.digest != train_set.digest  # a run is not resumed without its transform
     assert torch.equal(test_set.images, held_out)
-    of_the_argument = split_own((plain, replace(test_set, transform=crop)), transform=crop)
-    assert [part.transform for part in of_the_argument] == [crop, None]
-    refuses("transform= and the", split_own, (train_set, held_out), transform=crop)
+    parts = split_own((own_images(plain, transform=crop), replace(test_set, transform=crop)))
+    assert [part.transform for part in parts] == [crop, None]
+    refuses("must be a function, got a int", own_images, pixels, transform=3, error=TypeError)
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,9 @@ def test_a_transform_is_a_function_of_seed_and_visit() -> None:
 )
 def test_transforms_that_cannot_be(transform: Transform, message: str) -> None:
     pixels = torch.arange(8, 0, -1).byte().view(8, 1, 1, 1).expand(-1, -1, 8, 8)
+    own = own_images(pixels, transform=transform)
     with pytest.raises(ValueError, match=message):
-        TrainState(tiny(), split_own((pixels, pixels), transform=transform)[0], CPU).inputs(0)
+        TrainState(tiny(), split_own((own, pixels))[0], CPU).inputs(0)
 
 
 @pytest.mark.parametrize("names", [(), ("cat", "dog", "emu")])
@@ -158,7 +159,9 @@ def test_labels_in_every_form(names: tuple[str, ...]) -> None:
         *(((PIXELS, array), None) for array in arrays),
         *((loaders.TensorDataset(PIXELS, array), None) for array in arrays),
     ):
-        train_set, held_out = split_own(dataset, apart)
+        train_set, held_out = split_own(
+            dataset if apart is None else own_images(dataset, labels=apart)
+        )
         assert train_set.class_names == held_out.class_names == names
         for part in (train_set, held_out):
             rows = [int((image == PIXELS).all((1, 2, 3)).nonzero()) for image in part.images]
@@ -175,7 +178,7 @@ def held_out_places(n: int, labels: torch.Tensor | None) -> torch.Tensor:
     """The places of the held-out images among n."""
     digits = torch.stack([torch.arange(n) // 250, torch.arange(n) % 250], 1).byte()
     pixels = digits.repeat(1, 8).view(n, 1, 4, 4)
-    train_set, held_out = split_own(pixels, labels)
+    train_set, held_out = split_own(own_images(pixels, labels=labels))
     assert len(train_set) == n - n // 10
     return held_out.images[:, 0, 0, :2].long() @ torch.tensor([250, 1])
 
@@ -338,14 +341,12 @@ def test_given_labels_come_before_those_of_items() -> None:
         (PIXELS, [1e30, *[0.0] * 39], r"labels must be whole numbers, .* got 40 such as 1e\+30$"),
         (PIXELS, [0, 10**400, *[0] * 38], "labels must be whole numbers, .* got 40 such as 10+$"),
         (PIXELS, [float("nan"), *[0] * 39], "got 40 such as nan and 0$"),
-        ((PIXELS, PIXELS), LABELS, r"\(images, labels\)\), got 2 and labels="),
         ((PIXELS, LABELS), LABELS, r"\(images, labels\) were both given: leave one out"),
         ([(PIXELS[0], None), (PIXELS[1], 1)], None, "got 2 such as None and 1"),
     ],
 )
 def test_labels_that_are_none(dataset: object, labels: object, message: str) -> None:
-    refuses(message, split_own, dataset, labels)
-    refuses("labels= is for images given by dataset=", dsmooth.train, tiny(), labels=LABELS)
+    refuses(message, own_images, dataset, labels=labels)
 
 
 def test_more_classes_than_a_network_has_are_refused_before_they_are_counted(
@@ -359,6 +360,5 @@ def test_more_classes_than_a_network_has_are_refused_before_they_are_counted(
         dsmooth.train,
         config,
         tmp_path / "run",
-        dataset=PIXELS,
-        labels=labels,
+        dataset=(PIXELS, labels),
     )

@@ -14,6 +14,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from dsmooth.data import own_images
 from dsmooth.files import lock_folder, read_tensors, replacing, write_atomically, write_tensors
 from dsmooth.runlog import Start
 from dsmooth.runs import RunFolder
@@ -83,23 +84,26 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     """Nor without the transform that it began with, or with one if it had none."""
     images = torch.randint(0, 256, (40, 1, 8, 8)).byte()
 
-    def train_to(upto: int, folder: str = "a", other: bool = False, **options: Any) -> list[str]:
+    def train_to(
+        upto: int, folder: str = "a", other: bool = False, transform: Any = None, **options: Any
+    ) -> list[str]:
         config = replace(CONFIG, images=upto, evaluations=1, evaluation_images=2)
-        data, run = 255 - images if other else images, RunFolder(tmp_path / folder)
+        data = own_images(255 - images if other else images, transform=transform)
+        run = RunFolder(tmp_path / folder)
         train(config, run.path, dataset=data, resume=run.config.exists(), **options)
         return [*run.record().notes]
 
     train_to(8)
     assert not train_to(8, other=True, force=True)  # which trains nothing
     refuses(r"other images than the 36 of .* `force=True`$", train_to, 16, other=True)
-    refuses("with transform=; .* `force=True`$", train_to, 16, transform=torch.clone)
+    refuses("with a transform; .* `force=True`$", train_to, 16, transform=torch.clone)
     train_to(16)
     note = "other images, another order or another transform, from 16 images on"
     assert train_to(24, other=True, force=True)[-1] == note
     train_to(8, "b", transform=torch.clone)
-    refuses("with transform=; .* `force=True`$", train_to, 16, "b")
+    refuses("with a transform; .* `force=True`$", train_to, 16, "b")
     notes = train_to(16, "b", transform=torch.negative)
-    assert notes[-1].startswith("transform= is assumed to be the one of before")
+    assert notes[-1].startswith("the transform is assumed to be the one of before")
 
 
 @pytest.mark.parametrize("name", [".lock", "log.jsonl"])
@@ -249,7 +253,7 @@ def test_a_run_survives_being_killed_anywhere(finished, tmp_path, every, least) 
         run = RunFolder(tmp_path / str(kills))
 
         def resume(run: RunFolder = run) -> None:
-            train(CONFIG, run.path, resume=run.can_resume(), threads=1)
+            train(CONFIG, run.path, resume=run.can_resume())
 
         def begin(change: int = 1 + kills * every) -> None:
             kill_at(change)

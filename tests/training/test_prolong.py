@@ -176,7 +176,8 @@ def test_where_nothing_is_left_to_train_no_setting_changes(tmp_path, lost: bool,
 
 
 def test_a_finished_run_gets_no_record_of_its_images(tmp_path) -> None:
-    data = {"dataset": (random_dataset(20), random_dataset(4)), "transform": torch.clone}
+    changed = replace(random_dataset(20), transform=torch.clone)
+    data = {"dataset": (changed, random_dataset(4))}
     config = tiny(images=16, data=OWN)
     train(config, tmp_path, **data)
     others = {"dataset": (random_dataset(24), random_dataset(4))}
@@ -192,21 +193,23 @@ def test_settings_change_with_the_first_checkpoint(tmp_path) -> None:
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    own = {"dataset": (random_dataset(20), random_dataset(4))}
-    data = {**own, "transform": torch.clone}
+    stopped, changed = (
+        {"dataset": (replace(random_dataset(20), transform=visit), random_dataset(4))}
+        for visit in (killed, torch.clone)
+    )
     config, run = tiny(images=16, data=OWN, data_init=False), RunFolder(tmp_path / "run")
     other = replace(config, images=48, seed=5, schedule="exponential", learning_rate=1e-4)
     other = replace(other, warmup_images=0, evaluations=2)
-    train(config, run.path, **data)
+    train(config, run.path, **changed)
     # In the first batch, and in the first evaluation, behind its checkpoint.
-    for killed_by in ({**own, "transform": killed}, {**data, "on_evaluation": killed}):
+    for killed_by in (stopped, {**changed, "on_evaluation": killed}):
         assert run.read_config()[0] == config
         with pytest.raises(KeyboardInterrupt):
             train(other, run.path, resume=True, force=True, **killed_by)
     run.write_config(config, (8, 8))
     words = r"another run: its learning_rate is 0\.0001, not 0\.002; .* `force"
-    refuses(words, train, replace(config, images=48), run.path, resume=True, **data)
-    train(other, run.path, resume=True, **data)  # now they are its settings
+    refuses(words, train, replace(config, images=48), run.path, resume=True, **changed)
+    train(other, run.path, resume=True, **changed)  # now they are its settings
     assert run.read_config()[0] == replace(other, schedule_from=16)
     assert entries(run.path, Step, "learning_rate")[-1] == pytest.approx(1e-4)
     notes = run.record().notes

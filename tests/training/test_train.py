@@ -219,7 +219,8 @@ def test_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     words = r"`image_channels` must fit .* 3 channels, not 1"
     refuses(words, dsmooth.train, config, tmp_path / "no", dataset=dataset)
     seen: list[Evaluation] = []
-    options = {"dataset": dataset, "match_channels": True, "on_evaluation": seen.append}
+    config = replace(config, model=replace(config.model, image_channels=3))
+    options = {"dataset": dataset, "on_evaluation": seen.append}
     result = dsmooth.train(config, tmp_path / "a", **options, progress=True)
     assert [each[:2] for each in seen] == [(16, result.bits_per_dim)]
     assert (len(seen[0].samples), seen[0].model.config.image_channels) == (2, 3)
@@ -275,7 +276,6 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
         refuses(r"config\.json must be a folder to write .*config\.json", train, config, path)
     refuses("`images` and `budget` are both missing", train, replace(config, images=None), other)
     words = "must be a function, got a int"
-    refuses(words, train, config, other, transform=3, error=TypeError)
     refuses(words, train, config, other, on_evaluation=3, error=TypeError)
     refuses("settings, got a Tensor", dsmooth.train, torch.zeros(3, 1, 8, 8), error=TypeError)
 

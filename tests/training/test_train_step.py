@@ -133,7 +133,8 @@ def test_checkpoints_are_minutes_apart(tmp_path, monkeypatch) -> None:
         return image
 
     config = tiny(images=80, checkpoint_minutes=1.0, data_init=False)
-    train(config, run.path, dataset=(random_dataset(20), random_dataset(4)), transform=visit)
+    train_set = replace(random_dataset(20), transform=visit)
+    train(config, run.path, dataset=(train_set, random_dataset(4)))
     assert set(saved) == {0, 24, 48, 72}
 
 
