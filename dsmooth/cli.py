@@ -34,7 +34,7 @@ from ._version import __version__
 from .commands import options as verbs
 from .distributed import rank_and_size
 from .errors import SettingError, in_python
-from .machine import keep_freed_memory
+from .memory import keep_freed_memory
 from .presets import as_flag
 from .progress import lines_shown, silence
 from .text import escape_control

@@ -15,12 +15,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
 
 from .text import escape_control
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 PARTIAL = ".partial"
 Json = dict[str, Any]  # an object of a JSON file
@@ -174,16 +176,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """The content of a safetensors file."""
-    from safetensors.torch import save
-
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     return save(plain, dict(metadata))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read tensors (on the CPU) and metadata. Raises FileNotFoundError or ValueError."""
-    from safetensors import SafetensorError, safe_open
-
     # By its descriptor: safetensors does not accept a path that is not UTF-8.
     with open_regular(path) as file:
         try:
@@ -196,8 +194,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:
     """Write numpy arrays and scalars as one .npz."""
-    import numpy as np
-
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomically(path, buffer.getvalue())

@@ -1,30 +1,23 @@
-"""The machine: the device for networks, CPU threads and memory, the processor's name."""
+"""The machine: the device for networks, its number formats, CPU threads, the processor's name."""
 
 from __future__ import annotations
 
-import ctypes
-import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from ._extension import instruction_sets
 from .distributed import from_torchrun
 from .errors import SettingError
 from .fields import check_number
 
-if TYPE_CHECKING:
-    import torch
-
 
 def choose_device(name: str | torch.device) -> torch.device:
     """The device that "auto", "cpu", "cuda" (LOCAL_RANK's) or "cuda:1" means."""
-    import torch
-
     name = str(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,8 +35,6 @@ def choose_device(name: str | torch.device) -> torch.device:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which networks compute in `precision`, bfloat16 or float32."""
-    import torch
-
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
@@ -53,8 +44,6 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     A processor does with AMX, and an AMD processor with AVX512-BF16, which is 1.8 times as fast. On
     an Intel Xeon (Emerald Rapids) AVX512-BF16 is 0.66 times as fast.
     """
-    import torch
-
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -64,8 +53,6 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 def use_threads(threads: int | None) -> None:
     """Make torch use `threads` CPU threads; None keeps its setting. ValueError for less than 1."""
-    import torch
-
     if threads is None:
         return
     check_number("threads", threads)
@@ -75,8 +62,6 @@ def use_threads(threads: int | None) -> None:
 @contextmanager
 def torch_threads(threads: int | None) -> Iterator[None]:
     """Context manager for `use_threads`."""
-    import torch
-
     before = torch.get_num_threads()
     use_threads(threads)
     try:
@@ -91,52 +76,9 @@ def torch_seed(seed: int) -> Iterator[None]:
 
     torch.manual_seed would also seed the generators of all devices.
     """
-    import torch
-
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
-
-
-def keep_freed_memory() -> None:
-    """Make this process keep freed memory for its next tensors, if the C library is glibc.
-
-    By default glibc returns large blocks to the system at once. A training step then requests
-    thousands of new pages, which the system fills with zeros: 2 to 13 % of its time on a CPU.
-    Environment variables that begin with MALLOC_ take precedence.
-    """
-    if any(name.startswith("MALLOC_") for name in os.environ):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return
-    trim_threshold, mmap_threshold = -1, -3  # constants of malloc.h
-    mallopt(trim_threshold, 2**31 - 1)
-    # Older versions reject more than 32 MiB.
-    _ = mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)
-
-
-@cache
-def memory_bytes(root: Path = Path("/")) -> int:
-    """Memory that this process may use: the machine's memory, or the limit of its cgroups.
-
-    root: of the file system with /proc and /sys. Supports cgroup v1 and v2 on Linux.
-    """
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    cgroups = root / "proc/self/cgroup"
-    for line in cgroups.read_text().splitlines() if cgroups.exists() else ():
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        name = "memory.limit_in_bytes" if controllers else "memory.max"
-        for folder in (
-            Path(path),
-            *Path(path).parents,
-        ):  # containers use the last one
-            file = root / "sys/fs/cgroup" / controllers / folder.relative_to("/") / name
-            with suppress(OSError, ValueError):  # none, or "max"
-                limits.append(int(file.read_text()))
-    return min(limits)
 
 
 @cache

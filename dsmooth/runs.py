@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ._version import __version__
 from .config import Role, TrainConfig
@@ -18,11 +17,10 @@ from .files import (
     tensor_bytes,
     write_json,
 )
+from .nn import PixelCNNpp
+from .nn.weights import load_network
 from .presets import train_command
 from .runlog import End, HeldOut, LogEntry, Start, read_entry
-
-if TYPE_CHECKING:
-    from .nn import PixelCNNpp
 
 # Files of a run, and of a network or pair that `save_pretrained` wrote.
 SIZE = "height_and_width"  # in the settings of a run
@@ -163,8 +161,6 @@ class RunFolder:
 
         Raises FileNotFoundError or ValueError, naming the file, without finished weights.
         """
-        from .nn.weights import load_network
-
         config, image_size = self.read_config()
         network = load_network(config.model, read_tensors(self.weights)[0], self.weights)
         network.image_size, network.role = image_size, config.role

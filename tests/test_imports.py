@@ -28,7 +28,17 @@ FLOORS = (
     ("functional", "kernels"),
     (
         *("cuda", "record", "tables", "results"),
-        *("machine", "pixels", "runlog", "distributed", "presets", "philox", "files", "config"),
+        *(
+            "machine",
+            "memory",
+            "pixels",
+            "runlog",
+            "distributed",
+            "presets",
+            "philox",
+            "files",
+            "config",
+        ),
         *("_extension", "fields", "progress", "text", "errors", "_version", "_C"),
     ),
 )

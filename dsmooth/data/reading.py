@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import SettingError
 from ..files import file_sha256, open_regular, printable, write_npz
-from ..machine import memory_bytes
+from ..memory import memory_bytes
 from .dataset import ImageDataset
 
 LABELS_FILE = "labels.npz"  # in a folder of clusters

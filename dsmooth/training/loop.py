@@ -18,7 +18,8 @@ from ..data import ImageDataset
 from ..data.own import split_own
 from ..distributed import all_reduce_max, barrier, broadcast_int, process_group, rank_and_size
 from ..files import lock_folder, write_tensors
-from ..machine import choose_device, keep_freed_memory
+from ..machine import choose_device
+from ..memory import keep_freed_memory
 from ..progress import LOG, lines_shown
 from ..runlog import LogEntry
 from ..runs import RunFolder, default_folder

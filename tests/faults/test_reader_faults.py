@@ -19,7 +19,7 @@ from dsmooth.data.folder import read_pictures
 from dsmooth.data.published import SUBSET_PATH
 from dsmooth.data.reading import read_npz
 from dsmooth.evaluate.sources import read_images
-from dsmooth.machine import memory_bytes
+from dsmooth.memory import memory_bytes
 from tests.helpers.data_makers import random_bytes, refuses, write_images
 
 
