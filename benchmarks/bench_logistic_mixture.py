@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Bench, Work, copy, full, quick, smoke
-from dsmooth.config import bytes_of
 from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_prob_ref
+from dsmooth.likelihoods import bytes_of
 from dsmooth.memory import keep_freed_memory
 
 pytestmark = pytest.mark.usefixtures("native", "one_thread")

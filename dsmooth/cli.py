@@ -32,6 +32,7 @@ from tyro.conf import subcommand
 
 from ._version import __version__
 from .commands import options as verbs
+from .commands.options_train import Train
 from .distributed import rank_and_size
 from .errors import SettingError, in_python
 from .memory import keep_freed_memory
@@ -40,7 +41,7 @@ from .progress import lines_shown, silence
 from .text import escape_control
 
 VERBS: Mapping[str, Any] = {
-    "train": verbs.Train,
+    "train": Train,
     "sample": verbs.Sample,
     "complete": verbs.Complete,
     "cluster": verbs.Cluster,

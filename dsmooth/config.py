@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal, TypedDict, get_args
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from .errors import SettingError
-from .fields import check, check_number, check_one_of, structure
+from .fields import check, check_number, structure
+from .likelihoods import Atoms, Likelihood, MixtureOptions, bytes_of, check_likelihood
 
 # Name of a data set that was given in Python, in the settings of a run.
 OWN = "own"
@@ -19,25 +20,11 @@ OCTAVES = 8
 # Upper bound of every size, so that a damaged config.json cannot ask for terabytes.
 LARGEST = 4096
 # Settings that are not options of the command: config.json has them.
-FILE_ONLY = frozenset(
-    (
-        *("conditioning", "fourier_features", "head_filters", "smoothing_scale", "context_filters"),
-        *(
-            "class_names",
-            "class_shares",
-            "labels_sha256",
-            "hidden_labels",
-            "role",
-            "clean_noise",
-            "betas",
-        ),
-        *("cooldown", "learning_rate_decay", "clip_norm", "schedule_from", "data_init"),
-    )
-)
+_OF_NETWORK = ("conditioning", "fourier_features", "head_filters", "context_filters", "class_names")
+_OF_DATA = ("smoothing_scale", "class_shares", "labels_sha256", "hidden_labels", "clean_noise")
+_OF_RUN = ("role", "betas", "cooldown", "learning_rate_decay", "clip_norm", "schedule_from")
+FILE_ONLY = frozenset((*_OF_NETWORK, *_OF_DATA, *_OF_RUN, "data_init"))
 
-Likelihood = Literal["continuous", "discretized", "gaussian"]
-# Bytes with a probability of their own.
-Atoms = tuple[int, ...] | Literal["all"]
 Conditioning = Literal["none", "stack", "concat"]
 Size = Annotated[int, Meta(ge=1, le=LARGEST)]
 SizeOrNone = Annotated[int, Meta(ge=0, le=LARGEST)]
@@ -46,47 +33,6 @@ Natural = Annotated[int, Meta(ge=0)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 Probability = Annotated[float, Meta(ge=0, lt=1)]
 Share = Annotated[float, Meta(gt=0, le=1)]
-
-
-def bytes_of(atoms: Sequence[int] | Literal["all"], image_channels: int = 1) -> tuple[int, ...]:
-    """The bytes of atoms. Raises ValueError for "all" of images that are not grey."""
-    if isinstance(atoms, str):
-        check_one_of("atoms", atoms, ("all",))
-        if image_channels != 1:
-            raise SettingError(
-                "atoms",
-                'can be "all" for grey images only, for an atom is one byte in all colours; list '
-                f"the bytes: got {image_channels} image channels",
-            )
-        return tuple(range(256))
-    return tuple(atoms)
-
-
-def check_likelihood(
-    likelihood: str, atoms: Sequence[int] = (), smoothing_scale: float = 0.0
-) -> None:
-    """Raise ValueError for an unknown likelihood, or atoms or a scale that do not go with it."""
-    check_one_of("likelihood", likelihood, get_args(Likelihood))
-    if likelihood == "gaussian" and not 0 < smoothing_scale < math.inf:
-        raise SettingError(
-            "smoothing_scale",
-            f'must be positive for likelihood "gaussian", got {smoothing_scale}',
-        )
-    if not atoms:
-        return
-    if likelihood != "discretized":
-        raise SettingError("atoms", f'need likelihood "discretized", got {likelihood!r}')
-    whole = all(isinstance(byte, int) and 0 <= byte <= 255 for byte in atoms)
-    if not whole or len(set(atoms)) != len(atoms):
-        raise SettingError("atoms", f"must be distinct bytes 0 .. 255, got {tuple(atoms)}")
-
-
-class MixtureOptions(TypedDict):
-    """Arguments of the functional ops that say which distribution a pixel has."""
-
-    likelihood: Likelihood
-    atoms: tuple[int, ...]
-    smoothing_scale: float
 
 
 @dataclass(frozen=True)
@@ -397,40 +343,3 @@ class TrainConfig(RunSettings):
     def from_dict(cls, values: Mapping[str, object]) -> TrainConfig:
         """Rebuild a config from `dataclasses.asdict` or JSON. Raises ValueError for other keys."""
         return structure(values, cls)
-
-
-Block = Literal["up0", "up1", "up2", "down0", "down1", "down2"]
-BLOCKS: tuple[Block, ...] = get_args(Block)
-Pooling = Literal["flat", "mean"]
-
-
-@dataclass(frozen=True)
-class ProbeSettings:
-    """The input of linear probes and the length of their training.
-
-    Raises ValueError for a field out of range.
-    """
-
-    blocks: Annotated[tuple[Block, ...], Meta(min_length=1)] = BLOCKS
-    """Blocks that are probed."""
-    stream: Literal["ul", "u", "both"] = "ul"
-    """Which stream of a block: ul, u, or both."""
-    pooling: Pooling | Positive = "flat"
-    """flat: every value of the map is a feature, as in the paper; mean: each filter's average; a
-    number n: averages over n x n parts of the map."""
-    together: Natural = 4
-    """One more probe sees both streams of all the blocks, averaged over n x n parts; 0 for none."""
-    input: Literal["noisy", "clean"] = "noisy"
-    """noisy: the networks see only x~, as in the paper; clean: x (the denoiser x given x~)."""
-    train_images: Positive | None = None
-    """Training images, the first ones; by default all."""
-    test_images: Positive | None = None
-    """Test images, the first ones; by default all."""
-    epochs: Positive = 20
-    """Passes of a probe over the training images."""
-    seed: int = 0
-    """Decides the noise, the order of images and the untrained networks."""
-
-    def __post_init__(self) -> None:
-        check(self)
-        check_number("seed", self.seed, 0, 2**64 - 1)

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .config import Method, Precision, ProbeSettings, ReproductionStage, Split
+from .config import Method, Precision, ReproductionStage, Split
 from .data import ImageDataset, to_bytes
 from .data.order import choose_images, epoch_order
 from .data.reading import read_npz
@@ -26,6 +26,7 @@ from .machine import has_fast_bfloat16
 from .pair import draw
 from .pictures import is_diverged, save_grid
 from .pretrained import DEFAULT, Loaded, packaged
+from .probe_settings import ProbeSettings
 from .progress import progress
 from .record import Record, has_files, read_parts, read_result
 from .report.contents import Origin, Report

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 import dsmooth
-from dsmooth.config import ProbeSettings
 from dsmooth.data import SPLITS, ImageDataset
 from dsmooth.data.published import load_embedded_mnist
+from dsmooth.probe_settings import ProbeSettings
 from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import run, save_run, smaller
 from tests.helpers.data_makers import random_bytes, write_images

@@ -36,6 +36,8 @@ FLOORS = (
             "distributed",
             "presets",
             "philox",
+            "probe_settings",
+            "likelihoods",
             "files",
             "config",
         ),
@@ -48,7 +50,7 @@ PLACE = {name: number for number, name in enumerate(NAMES)}
 # which know no files, the functions `load` and `save` that their methods call.
 FIND_BY_NAME = {"", "cli", "nn.pretrained"}
 # The command's options are read before any torch is there; they know the settings and their names.
-OPTIONS = {"config", "presets"}
+OPTIONS = {"config", "presets", "probe_settings"}
 IMPLEMENTATION_IMPORTS = {"checks", "shifted_conv", "dispatch", "gated_resnet_operands"}
 FILE_NAMES = (
     "config.json",
@@ -135,6 +137,7 @@ def test_no_module_seeds_the_generators_of_all_devices() -> None:
 
 def test_the_options_know_settings_alone() -> None:
     assert imports("commands.options") == OPTIONS
+    assert imports("commands.options_train") == {"config", "presets", "commands.options"}
 
 
 @pytest.mark.parametrize("name", [n for n in MODULES if n != "runs"])

@@ -20,7 +20,7 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
-from dsmooth.config import ProbeSettings, TrainConfig
+from dsmooth.config import TrainConfig
 from dsmooth.data import SPLITS, ImageDataset, load_dataset
 from dsmooth.data.order import choose_images
 from dsmooth.evaluate.classes import classify
@@ -31,6 +31,7 @@ from dsmooth.evaluate.probe import best_block, best_probe, make_probing
 from dsmooth.files import read_tensors, write_atomically, write_json, write_tensors
 from dsmooth.pictures import BORDER, save_grid
 from dsmooth.pretrained import find, load_models
+from dsmooth.probe_settings import ProbeSettings
 from dsmooth.progress import progress
 from dsmooth.record import Record, record_of
 from dsmooth.report.contents import Card, ClassNumbers, ClusterNumbers, SampleQuality

@@ -11,9 +11,9 @@ import torch
 
 from .. import _extension
 from .._version import __version__
-from ..config import Atoms, Likelihood
 from ..cuda import describe_compiler, describe_cuda
 from ..functional import logistic_mixture_log_prob
+from ..likelihoods import Atoms, Likelihood
 from ..machine import cpu_name
 from ..philox import philox4x32
 from ..pixels import value_of

@@ -1,29 +1,24 @@
-"""The command line: a class per verb, whose fields are its options. Nothing here imports torch."""
+"""The command line: a class per verb, whose fields are its options; without torch.
+
+`options_train` has those of `dsmooth train`.
+"""
 
 from __future__ import annotations
 
-import ast
-import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise, product
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, cast, get_args, get_type_hints
+from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from ..config import (
-    FILE_ONLY,
     Method,
-    ModelConfig,
     Precision,
-    ProbeSettings,
     ReproductionStage,
-    Role,
     Split,
-    TrainConfig,
 )
 from ..presets import PRESETS
+from ..probe_settings import ProbeSettings
 
 # A flag that defaults to False; hides --no-X from the help.
 Flag = FlagCreatePairsOff[bool]
@@ -33,13 +28,8 @@ SAMPLES_HELP = """Samples in a .npz, a .npy, a folder of .npy shards or of image
 program; or models to draw them from, as `dsmooth sample` takes them."""
 Folders = Annotated[Positional[tuple[Path, ...]], arg(help=MODELS_HELP, help_behavior_hint="")]
 DEFAULT_PRESET = "mnist-quick"
-RGB_PRESET = "photos"
 PRESET_HELP = "Settings to start from: " + "; ".join(
     f"{name}: {preset.description}" for name, preset in PRESETS.items()
-)
-TRAIN_PRESET_HELP = (
-    f"{PRESET_HELP}. RGB images are trained by {RGB_PRESET} unless a preset is given; the channels "
-    "and classes of a network are those of the images"
 )
 
 
@@ -93,82 +83,6 @@ class Drawing:
     """Above 0 for images that are more typical of their class, of models with classes."""
     temperature: float = 1.0
     """Below 1 for likelier pixels, above 1 for more varied ones."""
-
-
-def _options(kind: type[ModelConfig | TrainConfig]) -> Any:
-    """A dictionary type of the options that a command line gives: fields of a dataclass.
-
-    tyro leaves out an option that is not given, and shows the docstring under a field as its help.
-    """
-    sources = (inspect.getsource(base) for base in reversed(kind.__mro__[:-1]))
-    classes = (cast(ast.ClassDef, ast.parse(source).body[0]) for source in sources)
-    lines = [line for body in classes for line in body.body]
-    docs = {
-        ast.unparse(line.target): " ".join(ast.literal_eval(text.value).split())
-        for line, text in pairwise(lines)
-        if isinstance(line, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
-    starts = [getattr(*pair) for pair in product(PRESETS.values(), get_args(Role))]
-    configs = [start.model if kind is ModelConfig else start for start in starts]
-    options = {}
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        if name in FILE_ONLY or name == "model" or (kind, name) == (ModelConfig, "label_dropout"):
-            continue
-        values = {getattr(each, name) for each in configs}
-        default = "by preset" if len(values) > 1 else f"default: {values.pop()}"
-        options[name] = Annotated[hint, arg(help=docs[name], help_behavior_hint=f"({default})")]
-    return cast(Any, TypedDict)(kind.__name__, options, total=False)
-
-
-_TRAIN, _MODEL = _options(TrainConfig), _options(ModelConfig)
-
-
-@dataclass(frozen=True)
-class Train:
-    """Train one model: noisy p(x~), denoiser p(x | x~), or plain p(x); or a pair.
-
-    A pair is a noisy model and its denoiser, trained one after the other into the folders noisy and
-    denoiser of --out, each for half of --budget. FOLDER means --data folder --data-dir FOLDER.
-    Writes config.json, log.jsonl, checkpoint.safetensors, model.safetensors and samples-*.png into
-    the folder --out. Ctrl-C saves and exits; --resume continues, bit for bit as without the stop.
-    Under torchrun several processes (and GPUs) train together.
-    """
-
-    role: Positional[Literal[Role, "pair"]]
-    """Which model."""
-    settings: OmitArgPrefixes[Annotated[Mapping[str, Any], arg(constructor=_TRAIN), _TRAIN]]
-    """The settings that determine the weights, and how they are computed."""
-    model: OmitArgPrefixes[Annotated[Mapping[str, Any], arg(constructor=_MODEL), _MODEL]]
-    """The network."""
-    folder: Annotated[Positional[Path | None], arg(metavar="FOLDER")] = None
-    """Folder of images to train on."""
-    preset: Annotated[
-        str | None,
-        arg(
-            help=TRAIN_PRESET_HELP,
-            metavar="|".join(PRESETS),
-            help_behavior_hint=f"(default: {DEFAULT_PRESET})",
-        ),
-    ] = None
-    clusters: int | None = None
-    """For a pair: label the images by this many clusters of a first noisy model's features, and
-    condition the noisy model on them. The first model takes a quarter of --budget, or half of the
-    noisy model's --images."""
-    out: Path | None = None
-    """Folder of the run; by default runs/ROLE, of a pair runs/pair."""
-    resume: Flag = False
-    """Continue the run in --out, with its settings as the defaults, or start it if there is none.
-    More --images extend a finished run: its schedule restarts over the added images."""
-    force: Flag = False
-    """With --resume: take settings that differ from the run's, from here on."""
-    tensorboard: Flag = False
-    """Also write event files of the evaluations (needs the extra "tensorboard")."""
-    config: Path | None = None
-    """JSON file with the settings to start from, instead of a preset: the config.json of a run, or
-    what --print-config prints. It may have settings that are not options of the command."""
-    print_config: Flag = False
-    """Print the settings for grey images as JSON and stop; no image is read."""
-    execution: OmitArgPrefixes[OnDevice] = OnDevice()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ..config import ProbeSettings, Role, TrainConfig
+from ..config import Role, TrainConfig
 from ..data import ImageDataset
 from ..distributed import barrier, broadcast_int, process_group, rank_and_size
 from ..errors import SettingError
@@ -26,6 +26,7 @@ from ..files import check_writable, lock_folder
 from ..machine import choose_device, use_threads
 from ..presets import preset
 from ..pretrained import DEFAULT, TITLE, Loaded, load_models, packaged
+from ..probe_settings import ProbeSettings
 from ..record import Record
 from ..report.contents import Origin, Report
 from ..report.describe import curve_of

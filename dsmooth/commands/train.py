@@ -30,7 +30,8 @@ from ..training.beginning import (
 from ..training.loop import train_run
 from ..training.plan import CLUSTERS, RunPlan, plan
 from ..training.resolve import Request
-from .options import DEFAULT_PRESET, RGB_PRESET, Train
+from .options import DEFAULT_PRESET
+from .options_train import RGB_PRESET, Train
 
 # No published data set, nor the subset in the package, has fewer training images.
 LEAST_PUBLISHED = 5000

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from ..bound import bound_terms, log_mean_exp
-from ..config import Likelihood, Precision, Role
+from ..config import Precision, Role
 from ..data import ImageDataset
 from ..fields import check_number
 from ..functional import logistic_mixture_log_prob
+from ..likelihoods import Likelihood
 from ..machine import autocast
 from ..nn import PixelCNNpp
 from ..nn.images import snap_half_precision

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import Pooling, Precision, ProbeSettings, Split
+from ..config import Precision, Split
 from ..data import ImageDataset
 from ..distributed import in_batches, rank_and_size, side_by_side
 from ..errors import SettingError
@@ -35,6 +35,7 @@ from ..nn.condition import warn_untrained_zero_label, zero_label
 from ..nn.pixelcnnpp import Streams
 from ..nn.weights import in_evaluation, weights_digest
 from ..pair import SmoothedPair
+from ..probe_settings import Pooling, ProbeSettings
 from ..progress import progress
 from ..record import Record
 from ..results import BlockScores, ProbeResult, ProbeScore

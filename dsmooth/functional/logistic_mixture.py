@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import Likelihood, bytes_of, check_likelihood
+from ..likelihoods import Likelihood, bytes_of, check_likelihood
 from ..pixels import byte_of, value_of
 from .checks import check_floating, check_tensor
 from .dispatch import Impl, choose, native_obstacle, triton_obstacle, without_autocast

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import LARGEST, Conditioning, Likelihood, ModelConfig
+from ..config import LARGEST, Conditioning, ModelConfig
 from ..fields import check_one_of
 from ..files import read_tensors
 from ..functional.shifted_conv import fold_weight_norm
+from ..likelihoods import Likelihood
 from ..nn import PixelCNNpp
 from ..nn.layers import GatedResnet, WeightNormConv
 from ..nn.weights import outline

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 import dsmooth
-from dsmooth.config import Likelihood
 from dsmooth.data import ImageDataset, load_dataset
 from dsmooth.evaluate.classes import Classification, bits_by_class, classify, frechet_by_class
 from dsmooth.evaluate.comparison import Reference, compare_images
@@ -29,6 +28,7 @@ from dsmooth.evaluate.likelihood import (
 )
 from dsmooth.files import file_sha256, read_json, write_json
 from dsmooth.functional import logistic_mixture_log_prob
+from dsmooth.likelihoods import Likelihood
 from dsmooth.machine import torch_threads
 from dsmooth.philox import Stream
 from dsmooth.results import FLOOR

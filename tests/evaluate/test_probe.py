@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 import dsmooth
-from dsmooth.config import BLOCKS, ProbeSettings
 from dsmooth.data import ImageDataset, epoch_order
 from dsmooth.evaluate.linear import moments, train_linear
 from dsmooth.evaluate.probe import PIXELS, Probing, best_probe, make_probing, probe_pair
 from dsmooth.machine import torch_threads
+from dsmooth.probe_settings import BLOCKS, ProbeSettings
 from dsmooth.record import read_result
 from dsmooth.results import ProbeResult, ProbeScore
 from tests.helpers.command_runs import complains, run, save_run

@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 
 import dsmooth
-from dsmooth.config import ProbeSettings, TrainConfig
+from dsmooth.config import TrainConfig
 from dsmooth.data import ImageDataset
 from dsmooth.distributed import process_group, rank_and_size
 from dsmooth.evaluate.features import extract_features, make_extractor
 from dsmooth.evaluate.frechet import FeatureStatistics
 from dsmooth.evaluate.likelihood import score_pair
 from dsmooth.evaluate.probe import probe_pair
+from dsmooth.probe_settings import ProbeSettings
 from dsmooth.training.step import TrainState
 
 
