@@ -27,20 +27,8 @@ FLOORS = (
     ("smoothing", "data", "nn"),
     ("functional", "kernels"),
     (
-        *("cuda", "record", "tables", "results"),
-        *(
-            "machine",
-            "memory",
-            "pixels",
-            "runlog",
-            "distributed",
-            "presets",
-            "philox",
-            "probe_settings",
-            "likelihoods",
-            "files",
-            "config",
-        ),
+        *("cuda", "record", "tables", "results", "machine", "memory", "pixels", "runlog"),
+        *("distributed", "presets", "probe_settings", "philox", "files", "config", "likelihoods"),
         *("_extension", "fields", "progress", "text", "errors", "_version", "_C"),
     ),
 )
