@@ -251,8 +251,10 @@ def in_batches(
     images done.
     """
     firsts = range(0, n, size)
-    alone = on_cpu and rank_and_size()[1] == 1
-    results = side_by_side(work, firsts) if alone else distributed_map(firsts, work, to_all=to_all)
+    in_threads = on_cpu and rank_and_size()[1] == 1
+    results = (
+        side_by_side(work, firsts) if in_threads else distributed_map(firsts, work, to_all=to_all)
+    )
     for result, first in zip(results, firsts, strict=False):
         yield result
         if progress:

@@ -109,9 +109,9 @@ def _unknown(values: Any, known: Any) -> Iterator[str]:
             yield from (f"{key}.{name}" if name else key for name in inner)
 
 
-def difference(theirs: object, mine: object) -> str:
+def difference(stored: object, current: object) -> str:
     """The first field that differs between two nested dictionaries, in words; "" for none."""
-    old, new = flatten(theirs), flatten(mine)
+    old, new = flatten(stored), flatten(current)
     changed = (key for key in {**new, **old} if old.get(key) != new.get(key))
     return next((f"its {key} is {_short(old, key)}, not {_short(new, key)}" for key in changed), "")
 

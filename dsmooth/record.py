@@ -1,4 +1,4 @@
-"""The record of a request: a JSON file that holds what was asked for and how far it is done.
+"""The record of a request: a JSON file with the request and its results so far.
 
 Its form, in the keys `version`, `dsmooth`, `request`, `parts` and `result`, is that of every result
 of `evaluate`, `probe` and `reproduce`, of folders of drawn images, and of the packaged cards.
@@ -54,8 +54,8 @@ class Record(Generic[T, P]):
         if not path.exists():
             return
         stored = _read(path)
-        asked = {**stored["request"], **{name: self.request[name] for name in free}}
-        if other := difference(asked, self.request):
+        compared = {**stored["request"], **{name: self.request[name] for name in free}}
+        if other := difference(compared, self.request):
             if replace:
                 return
             raise ValueError(f"{path} is of another request: {other}; choose another folder")

@@ -1,4 +1,4 @@
-"""Class-conditional models: golden values, and laws of labels in networks, pairs and training."""
+"""Class-conditional models: golden values; labels in networks, pairs and training."""
 
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ def test_a_label_of_zeros_that_was_not_trained_gets_a_warning(caplog, tmp_path) 
 
 
 def test_the_classes_of_a_pair_are_the_same() -> None:
-    """Names, their order, and the clusters behind equal names."""
+    """Names, their order, and the clusters of equal names."""
 
     def make(noisy: ModelConfig, denoiser: ModelConfig) -> dsmooth.SmoothedPair:
         networks = dsmooth.PixelCNNpp(noisy), dsmooth.PixelCNNpp(denoiser)
@@ -389,7 +389,7 @@ def test_a_pair_draws_each_model_with_the_label() -> None:
 
 
 def test_the_command_draws_a_class_or_each(tmp_path, monkeypatch, capsys) -> None:
-    """Image i of a class is the same image beside others of its own class and of others."""
+    """Image i of a class is the same next to images of its own class and of others."""
     monkeypatch.chdir(tmp_path)
     pair = tiny_pair(classes=(CLASSES, 0))
     with torch.no_grad():
@@ -411,7 +411,7 @@ def test_the_command_draws_a_class_or_each(tmp_path, monkeypatch, capsys) -> Non
     assert len(set(prior["label"].tolist())) > 1
     for i, label in enumerate(prior["label"].tolist()):
         assert (draw(label, "own.npz")["x"][i] == prior["x"][i]).all()
-    for count in (2, 5):  # the larger call goes on with the folder
+    for count in (2, 5):  # the larger call extends the folder
         draw("each", "folder", count)
     assert (np.load("folder/shard_00000.npy") == each["x"]).all()
     for label, message in (("1", "label is each, not 1"), ("3", "--label must lie in 0 .. 2")):

@@ -1,4 +1,4 @@
-"""The house: who imports whom, without circles, who spells files' names, who includes pybind11."""
+"""The layers: who imports whom, without circles, who spells files' names, who includes pybind11."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ pytestmark = pytest.mark.quick
 
 PACKAGE = Path(dsmooth.__file__).parent
 
-# From the verbs down to the ground. A module imports from lower floors, from later names of its own
-# floor, and from its package. Lazy imports count, those for type checkers too.
-FLOORS = (
+# From the verbs down to the ground. A module imports from lower layers, from later names of its own
+# layer, and from its package. Lazy imports count, those for type checkers too.
+LAYERS = (
     ("__main__", "cli", "commands"),
     ("reproduce", "report"),
     ("evaluate",),
@@ -32,7 +32,7 @@ FLOORS = (
         *("_extension", "fields", "progress", "text", "errors", "_version", "_C"),
     ),
 )
-NAMES = [name for floor in FLOORS for name in floor]
+NAMES = [name for layer in LAYERS for name in layer]
 PLACE = {name: number for number, name in enumerate(NAMES)}
 # Modules that find others by name: the package its public names, the command its verbs; networks,
 # which know no files, the functions `load` and `save` that their methods call.
@@ -82,8 +82,8 @@ def imports(name: str) -> set[str]:
                 inner = f"{base}.{alias.name}"
                 known = inner.partition(".")[2] in MODULES.keys() | PLACE.keys()
                 found.add(inner if known else base)
-    ours = {t.partition(".")[2] for t in found if t.split(".")[0] == "dsmooth"}
-    return ours - {name}
+    own = {t.partition(".")[2] for t in found if t.split(".")[0] == "dsmooth"}
+    return own - {name}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name])
@@ -123,7 +123,7 @@ def test_no_module_seeds_the_generators_of_all_devices() -> None:
         assert "torch.manual_seed" not in map(ast.unparse, ast.walk(tree)), name
 
 
-def test_the_options_know_settings_alone() -> None:
+def test_the_options_know_only_settings() -> None:
     assert imports("commands.options") == OPTIONS
     assert imports("commands.options_train") == {"config", "presets", "commands.options"}
 

@@ -28,7 +28,7 @@ def test_known_answers(case: dict[str, list[str]]) -> None:
 
 
 def test_counter_is_position_index_stream_and_repeat() -> None:
-    """Whatever images stand beside it."""
+    """Whatever the other images are."""
     seed, first = 0x0123456789ABCDEF, 0x1_0000_0000
     words = image_words(3, 8, seed=seed, first_index=first, stream=Stream.CLEAN_NOISE, repeat=9)
     counter = torch.tensor([7, 2, 1, int(Stream.CLEAN_NOISE) | 9 << 8])

@@ -57,7 +57,7 @@ def test_fields_of_a_model_that_is_given_are_replaced() -> None:
     ],
 )
 def test_settings_are_what_json_has(name: str, given: object, value: object) -> None:
-    """Tuples stand for lists; numpy's numbers are Python's."""
+    """Lists become tuples, numpy's numbers Python's."""
     made, expected = (replace(TrainConfig(), **{name: x}) for x in (given, value))
     assert (made, hash(made)) == (expected, hash(expected))
     assert json.dumps(asdict(made)) == json.dumps(asdict(expected))

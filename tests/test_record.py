@@ -98,7 +98,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_killed_at_any_change_the_files_are_those_of_the_last_request(
     tmp_path: Path, before: int | None, after: int
 ) -> None:
-    """Killed while it draws 6, over nothing or over 4; then 4 or 6 are asked for."""
+    """Killed while it draws 6, over nothing or over 4; then 4 or 6 are requested."""
     whole = tmp_path / "whole"
     draw(whole, after)
     expected = contents(whole)

@@ -22,7 +22,7 @@ STDOUT = Path("-")
 
 
 def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions) -> None:
-    """Run one command. Raises ValueError, OSError or ImportError for what does not fit."""
+    """Run a command. Raises ValueError, OSError or ImportError for what does not fit."""
     use_threads(options.execution.threads)
     screen, to_screen, first = sys.stdout, options.out == STDOUT, rank_and_size()[0] == 0
     if not to_screen:

@@ -213,7 +213,7 @@ class FrechetOptions:
     extra "fid"): inception-v3-compat for FID, dinov2-vit-l-14, clip-vit-b-32, vgg16 and others."""
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()
     split: Split = "train"
-    """Real images to compare with; the other split gives the floor."""
+    """Real images to compare with; the other split shows the distance of real images."""
     reference: Path | None = None
     """Another reference: a .npz with mean mu and covariance sigma of the extractor's features, of
     an earlier call or another program; or a file or folder of images."""
@@ -290,7 +290,7 @@ class Reproduce:
     """Download the data set into --data-dir if it is not there."""
     # The error of the Fréchet distance doubles from 1,000 to 500, and hardly grows to 700.
     count: Annotated[int, arg(aliases=["-n"])] = 700
-    """Samples of each kind: the first 64 are shown, all count for the Fréchet distance."""
+    """Samples of each kind: the first 64 for the pictures, all for the Fréchet distance."""
     scored_images: int = 500
     """Held-out images whose bits/dim are measured."""
     probe_train_images: int = 1000

@@ -113,7 +113,7 @@ def clusters_of_pair(options: Train) -> tuple[int | None, bool]:
             raise SettingError("clusters", f"must be {made}, as in {labels}, got {clusters}")
         return made, True
     if options.clusters is None and has_first:
-        words = f"must be given: {first.folder} has not finished, and nothing tells how many"
+        words = f"must be given: {first.folder} has not finished, and no file says how many"
         raise SettingError("clusters", words)
     if options.clusters is not None and RunFolder(noisy.folder).config.exists() and not has_first:
         raise SettingError("clusters", f"is for a new pair: {noisy.folder} was trained without")
@@ -202,13 +202,13 @@ def cluster_data(options: Train, run: RunPlan, n_clusters: int) -> None:
 
 def next_step(runs: Sequence[RunPlan]) -> str:
     """What to do with the trained models."""
-    run = runs[-1]
     if len(runs) > 1:
-        seconds = {each.folder.name: RunFolder(each.folder).record().seconds for each in runs}
+        seconds = {run.folder.name: RunFolder(run.folder).record().seconds for run in runs}
         minutes = ", ".join(f"{name} {(spent or 0) / 60:.1f}" for name, spent in seconds.items())
-        path = shlex.quote(str(run.folder.parent))
+        path = shlex.quote(str(runs[-1].folder.parent))
         return f"minutes of training: {minutes}; next: `dsmooth sample {path}`"
     # NOISY and DENOISER are the folders of other runs.
+    (run,) = runs
     path, config = shlex.quote(str(run.folder)), RunFolder(run.folder).read_config()[0]
     label = " --label each" * bool(config.model.n_classes)
     step = {

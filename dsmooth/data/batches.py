@@ -1,4 +1,4 @@
-"""Batches of training images on a device; their flips and hidden labels are functions of (seed,
+"""Batches of training images on a device; their flips and dropped labels are functions of (seed,
 images seen)."""
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ def flips(
     return words[:, 0, 0] >= 1 << 31
 
 
-def hide_labels(
+def drop_labels(
     labels: Tensor, fraction: float, n_classes: int, first: int | Tensor, seed: int
 ) -> Tensor:
     """labels (B,) int64 as one-hot vectors (B, n_classes), zeros for a `fraction` of the images.
 
-    The label at stream position first + b is hidden if Philox's first word at (0, position low,
+    The label at stream position first + b is dropped if Philox's first word at (0, position low,
     position high, LABEL) is below fraction * 2**32.
     """
     words = image_words(
         len(labels), 1, seed=seed, first_index=first, stream=Stream.LABEL, device=labels.device
     )
-    shown = words[:, 0, 0] >= int(fraction * 2**32)
-    return F.one_hot(labels, n_classes) * shown[:, None].float()
+    kept = words[:, 0, 0] >= int(fraction * 2**32)
+    return F.one_hot(labels, n_classes) * kept[:, None].float()
 
 
 def send(source: Tensor, target: Tensor) -> None:

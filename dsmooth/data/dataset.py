@@ -14,7 +14,7 @@ from ..errors import SettingError
 from ..pixels import byte_of, value_of
 from ..progress import LOG
 
-# Bytes that are all below the first, or not below the second, are taken for a mistaken range.
+# Bytes that are all below the first, or not below the second, are suspected of another range.
 DARK, PALE = 32, 127
 # An image (C, H, W), bytes, -> the image that one visit in training sees, bytes.
 Transform = Callable[[Tensor], Tensor]

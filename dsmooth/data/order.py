@@ -1,6 +1,6 @@
 """The order of training images and their transforms, as functions of (seed, images seen).
 
-Nothing here has a state. A resumed run asks for the positions that it has not seen yet, and gets
+Nothing here has a state. A resumed run requests the positions that it has not seen yet, and gets
 the same images as an uninterrupted run. The permutation is made of Philox words, not of a library's
 generator. So it stays the same over versions of torch and numpy.
 """

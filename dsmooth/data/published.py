@@ -91,6 +91,6 @@ def load_published(
         images = read_pictures(folder, paths, image_size or _CELEBA_SIZE, _CELEBA_CROP, progress)
         return ImageDataset(images, None, name, split, source)
     images = channels_first(torch.as_tensor(published.data), name).contiguous()
-    names = tuple(each.partition(" - ")[0] for each in published.classes)  # of MNIST "0 - zero"
+    names = tuple(label.partition(" - ")[0] for label in published.classes)  # of MNIST "0 - zero"
     labels = torch.as_tensor(published.targets)
     return ImageDataset(images, labels, name, split, source, class_names=names)

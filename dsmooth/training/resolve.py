@@ -138,10 +138,10 @@ def resume_settings(
     changed = differences(stored, config)
     for name, (old, new) in changed.items():
         words = f"{folder} holds another run: its {name} is {old}, not {new}"
-        of_network = name.startswith("model.") and name != "model.dropout"
-        of_network |= name == "scale" and stored.model.likelihood == "gaussian"
-        of_network |= name == "ema" and 0 in (old, new)
-        if of_network or name in ("role", "init", "optimizer"):
+        is_fixed = name.startswith("model.") and name != "model.dropout"
+        is_fixed |= name == "scale" and stored.model.likelihood == "gaussian"
+        is_fixed |= name == "ema" and 0 in (old, new)
+        if is_fixed or name in ("role", "init", "optimizer"):
             raise ValueError(words)
         if not force:
             raise SettingError((), f"{words}; to change it from here on, set", force=True)

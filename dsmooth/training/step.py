@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..data import ImageDataset, to_float
-from ..data.batches import ImagesOnDevice, flips, hide_labels, send
+from ..data.batches import ImagesOnDevice, drop_labels, flips, send
 from ..distributed import EXCHANGE, exchange, rank_and_size
 from ..errors import SettingError
 from ..files import check_tensors
@@ -273,9 +273,9 @@ class TrainState:
         if self.config.flip:
             coins = flips(position, count, seed=self.config.seed, device=self.device)
             x = torch.where(coins.view(-1, 1, 1, 1), x.flip(3), x)
-        if label is not None and (hidden := self.config.label_dropout):
+        if label is not None and (dropout := self.config.label_dropout):
             n_classes = self.config.model.condition_size
-            label = hide_labels(label, hidden, n_classes, position, self.config.seed)
+            label = drop_labels(label, dropout, n_classes, position, self.config.seed)
         return make_inputs(x, self.config, label, first_index=position)
 
     def _update(self) -> None:

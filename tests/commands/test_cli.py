@@ -241,8 +241,8 @@ def test_a_pair_of_a_folder_by_one_command(tmp_path, monkeypatch, capsys, small_
     command = ["train", "pair", str(tmp_path / "images"), "--out", str(tmp_path / "mine"), *TINY]
     assert run(*command) == 0
     said = capsys.readouterr().out
-    told = r"pair: minutes of training: noisy \d+\.\d, denoiser \d+\.\d; next: `dsmooth sample "
-    assert re.search(told, said)
+    line = r"pair: minutes of training: noisy \d+\.\d, denoiser \d+\.\d; next: `dsmooth sample "
+    assert re.search(line, said)
     assert said.count("next:") == 1
     pair = dsmooth.SmoothedPair.from_pretrained(tmp_path / "mine")
     assert pair.denoiser.config.conditioning == "concat"
@@ -258,17 +258,17 @@ def test_a_pair_of_a_folder_by_one_command(tmp_path, monkeypatch, capsys, small_
 def test_a_pair_divides_named_minutes_alone_and_may_be_called_pair(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run that goes on has its half in its settings."""
+    """A resumed run has its half in its settings."""
     monkeypatch.chdir(tmp_path)
     for role in ("noisy", "denoiser"):
         trained = RunFolder(save_run(Path("pair") / role, role))
         config, size = trained.read_config()
         trained.write_config(replace(config, budget=1.0), size)
     for words, minutes in (("", 1.0), ("--budget 8", 4.0)):
-        shown = settings_of(capsys, f"--out pair pair --data-dir pair --resume {words}")
+        plan = settings_of(capsys, f"--out pair pair --data-dir pair --resume {words}")
         for role in ("noisy", "denoiser"):
-            settings = shown[role]["settings"]
-            assert (shown[role]["role"], settings["role"]) == (role, role)
+            settings = plan[role]["settings"]
+            assert (plan[role]["role"], settings["role"]) == (role, role)
             assert (settings["budget"], settings["data_dir"]) == (minutes, "pair")
 
 

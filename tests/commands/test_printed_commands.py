@@ -108,9 +108,9 @@ def test_every_printed_command_runs(tmp_path, monkeypatch, capsys) -> None:
             options,
         )
     ]
-    every = {own, *longer}.union(*map(commands_in, (printed, *cards)))
-    assert len(every) >= 10
-    for command in sorted(every):
+    commands = {own, *longer}.union(*map(commands_in, (printed, *cards)))
+    assert len(commands) >= 10
+    for command in sorted(commands):
         follow(command)
 
 
@@ -131,7 +131,7 @@ def test_the_command_names_its_options_in_an_error(error: ValueError, line: str)
 
 def test_errors_speak_python() -> None:
     for path in sorted(PACKAGE.rglob("*.py")):
-        if {*path.parts, path.stem} & {"cli", "commands"}:  # they speak to readers of these alone
+        if {*path.parts, path.stem} & {"cli", "commands"}:  # only readers of the command see them
             continue
         raised = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Raise)]
         for part in (part for node in raised for part in ast.walk(node)):
@@ -160,9 +160,9 @@ def test_silence_numbers_and_folders(tmp_path, monkeypatch, capsys) -> None:
     assert result(numbers["float32"]) == result(Path("a/b/bits.json").read_text())
     assert numbers["bfloat16"] != numbers["float32"]
     assert run("evaluate", "bpd", "mnist", *options[:-1], "--out", "-") == 0
-    shown = capsys.readouterr()
-    assert result(shown.out) == result(numbers["float32"])
-    assert "discrete bound" in shown.err
+    printed = capsys.readouterr()
+    assert result(printed.out) == result(numbers["float32"])
+    assert "discrete bound" in printed.err
     assert not Path("-").exists()
 
 
@@ -205,9 +205,9 @@ def test_words_of_a_strangers_file_do_nothing_to_a_terminal(tmp_path, capsys) ->
         LOG.info("a note: %s", evil[:-1])
         LOG.warning(evil[:-1])
     Table([""], [[evil]], evil).show()
-    told = "".join(capsys.readouterr())
-    assert not set(evil) & set(told) - set("[2J")
-    assert told.count(r"\x1b[2J") > 6
+    printed = "".join(capsys.readouterr())
+    assert not set(evil) & set(printed) - set("[2J")
+    assert printed.count(r"\x1b[2J") > 6
 
 
 def test_a_closed_or_narrow_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +215,7 @@ def test_a_closed_or_narrow_standard_output(monkeypatch: pytest.MonkeyPatch) -> 
     for stream in (narrow, None):
         monkeypatch.setattr("sys.stdout", stream)
         assert run("evaluate", "bpd", "mnist", "--limit", "1", "--out", "-") == 0
-    sys.stdout.close()  # what stands for the closed one
+    sys.stdout.close()  # the replacement of the closed one
     narrow.flush()
     assert b"discrete bound" in narrow.buffer.getvalue()  # type: ignore[attr-defined]
 

@@ -1,7 +1,7 @@
 """Wrong calls of native functions, drawn by hypothesis and made in a process of their own.
 
-The law: a call raises, or gives the right answer, and touches nothing outside its tensors; it never
-ends the process. A file wrong_*.py of this folder has a test of its functions that calls `run`;
+A call raises, or gives the right answer, and touches nothing outside its tensors; it never ends
+the process. A file wrong_*.py of this folder has a test of its functions that calls `run`;
 test_wrong_calls.py runs each of these files.
 """
 
@@ -39,8 +39,8 @@ Odd = dict[str, list[Any]]
 class Target:
     """A function to call wrongly.
 
-    arguments: fresh ones, by name, with which `call` succeeds. call: returns tensors, beside those
-    arguments that it writes. refused: odd values of arguments that are no tensors; accepted: such
+    arguments: fresh ones, by name, with which `call` succeeds. call: returns tensors; it may
+    also write arguments. refused: odd values of arguments that are not tensors; accepted: such
     as need not be refused. plain: arguments with which the same call says what is right. free: a
     tensor of any number of images. is_raw: the function reads memory itself and converts nothing.
     """
@@ -141,7 +141,7 @@ class WrongCall:
 
     words: str
     arguments: Arguments
-    alone: bool = True  # but one is as it should be
+    only_one: bool = True  # argument is wrong
     guards: Sequence[Tensor] = ()
 
     def __repr__(self) -> str:
@@ -170,10 +170,10 @@ def wrong_calls(draw: st.DrawFn, target: Target) -> WrongCall:
     return WrongCall(f"{target.name} with {', '.join(words)}", arguments, len(chosen) == 1, tensors)
 
 
-def plain_of(target: Target, arguments: Arguments, alone: bool) -> Arguments | None:
+def plain_of(target: Target, arguments: Arguments, only_one: bool) -> Arguments | None:
     """The same arguments in memory of their own, of the dtypes and memory orders of right ones.
 
-    None if one has to be refused: what is no such tensor, or `alone` has another shape.
+    None if one has to be refused: not such a tensor, or with `only_one` of another shape.
     """
     plain = target.arguments()
     for name, value in arguments.items():
@@ -186,19 +186,19 @@ def plain_of(target: Target, arguments: Arguments, alone: bool) -> Arguments | N
         kind = (lambda t: t.dtype) if target.is_raw else Tensor.is_floating_point
         fits = value.shape == right.shape
         is_lost = value.numel() > 0 and value.untyped_storage().nbytes() == 0
-        if kind(value) != kind(right) or is_lost or (alone and not fits and name != target.free):
+        if kind(value) != kind(right) or is_lost or (only_one and not fits and name != target.free):
             return None
         copy = right if fits else right.new_empty(value.shape)
         plain[name] = copy.copy_(value.detach()).requires_grad_(value.requires_grad)
     return plain | target.plain
 
 
-def judge(target: Target, arguments: Arguments, alone: bool = True) -> bool:
+def judge(target: Target, arguments: Arguments, only_one: bool = True) -> bool:
     """Whether the call raised; asserts that its answer is right if it did not.
 
-    alone: one argument at most is not as it should be.
+    only_one: at most one argument is wrong.
     """
-    plain = plain_of(target, arguments, alone)
+    plain = plain_of(target, arguments, only_one)
     try:
         got = target.call(arguments)
     except (AssertionError, SystemError):
@@ -207,7 +207,7 @@ def judge(target: Target, arguments: Arguments, alone: bool = True) -> bool:
         return True
     if plain is None:
         devices = {str(getattr(value, "device", value)) for value in arguments.values()}
-        assert not target.is_raw, "an answer to what is no right tensor"
+        assert not target.is_raw, "an answer to a wrong tensor"
         assert "meta" in devices
         assert all(t.is_meta for t in got)  # no values from no values
         return False
@@ -249,10 +249,10 @@ def run(target: Target, examples: int) -> None:
     @seed(SEED)
     @settings_of(examples)
     @given(wrong_calls(target))
-    def law(wrong: WrongCall) -> None:
+    def check(wrong: WrongCall) -> None:
         Path(NOTE).write_text(wrong.words)
-        judge(target, wrong.arguments, wrong.alone)
+        judge(target, wrong.arguments, wrong.only_one)
         for guard in wrong.guards:
             assert_untouched(guard)
 
-    law()
+    check()

@@ -152,7 +152,7 @@ def test_a_pipe_is_not_opened(tmp_path: Path, name: str) -> None:
 
 
 def test_lines_of_a_log(tmp_path: Path) -> None:
-    """Lines that are no entries are left out; the others stand."""
+    """Lines that are not entries are left out; the others are kept."""
     run = RunFolder(tmp_path)
     entries = [
         {"event": "start", "images": 0, "seconds": 0.0, "total": 8, "loss": "bits/dim"},

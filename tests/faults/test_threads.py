@@ -50,7 +50,7 @@ def test_a_forked_process_computes_what_its_parent_does(tmp_path: Path) -> None:
 
     process = ForkedPython(RUN.format(__file__), ["fork_in_two_ways"], tmp_path)
     (output,) = wait_for_all([process])
-    assert output.splitlines() == ["before 2 threads", "os.fork 0", "beside a sampler 0"]
+    assert output.splitlines() == ["before 2 threads", "os.fork 0", "next to a sampler 0"]
 
 
 def test_ctrl_c_does_not_wait_for_the_items_at_work() -> None:
@@ -134,7 +134,7 @@ def fork_in_two_ways() -> None:
 
     thread = threading.Thread(target=draw_on)
     thread.start()
-    print("beside a sampler", fork(model, expected))
+    print("next to a sampler", fork(model, expected))
     done.set()
     thread.join()
     assert torch.get_num_threads() == 2

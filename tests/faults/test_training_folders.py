@@ -126,7 +126,7 @@ def test_a_run_is_not_among_its_data(tmp_path: Path) -> None:
 
 
 def test_a_run_keeps_its_weights_and_its_folder(run: RunFolder, tmp_path: Path) -> None:
-    """No model stands over the log or the checkpoint of another, or beside a run at work."""
+    """No model is written over the log or the checkpoint of another, or into a run at work."""
     model, config, size = run.load_model()
     for gone in (run.log, run.checkpoint, run.checkpoint):
         before = contents(run.path)

@@ -33,7 +33,7 @@ REFUSED: Odd = {
     "seed": [-1, 2**64, 1.5, "x"],
     "first_index": [-1, 2**64, 0.5],
     "temperature": [0.0, -1.0, float("nan"), float("inf"), "x"],
-    "guidance": [-1.0, float("nan"), float("inf"), "x", 0.5],  # the images are no pairs
+    "guidance": [-1.0, float("nan"), float("inf"), "x", 0.5],  # these models are not pairs
     "threads": [0, -1, 2**31, 2**40, 1.5],
     "slice": [-1, 2**31, 1.5],
     "height": [-4, 0, 6, 2**15 + 4, 2**31, 8.0, "x"],
@@ -181,7 +181,7 @@ WEIGHTS = [
     "abc",
     None,
 ]
-# Odd values beside ODD.
+# Odd values in addition to ODD.
 VALUES_OF: dict[str, list[Any]] = {
     "likelihood": ["continuous", "gaussian", "bogus", ""],
     "atoms": [(0, 0), (256, 1), (-1, 2), (2**70, 1)],
@@ -235,7 +235,7 @@ def test_a_wrong_program_is_refused_or_draws_the_same_by_any_threads(
     @seed(SEED)
     @settings_of(150)
     @given(wrong_programs(right))
-    def law(wrong: WrongCall) -> None:
+    def check(wrong: WrongCall) -> None:
         nonlocal calls, refused
         Path(NOTE).write_text(wrong.words)
         calls += 1
@@ -259,6 +259,6 @@ def test_a_wrong_program_is_refused_or_draws_the_same_by_any_threads(
             sampler.sample(**{**drawing, "threads": threads})
         torch.testing.assert_close(*images, rtol=0, atol=0, equal_nan=True)
 
-    law()
+    check()
     print(f"_C.CpuSampler.__init__, {conditioning}: {calls} calls, {refused} refused")
     assert refused > calls // 2

@@ -1,4 +1,4 @@
-"""Runs that begin with the weights of others, are prolonged, or go on with changed settings."""
+"""Runs that begin with the weights of others, are extended, or continue with changed settings."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_prolonged_schedule_is_a_new_one_over_what_is_added(schedule: Any) -> 
 
 
 def test_a_finished_run_is_prolonged(tmp_path) -> None:
-    """Its weights, moments and order go on, its schedule begins again; and it can be stopped."""
+    """Its weights, moments and order continue, its schedule restarts; and it can be stopped."""
     one, two = tmp_path / "one", tmp_path / "two"
     config = tiny(images=24)
     longer = replace(config, images=56, evaluations=2)
@@ -57,9 +57,9 @@ def test_a_finished_run_is_prolonged(tmp_path) -> None:
     assert entries(one, Restart, "after") == [56]
     assert RunFolder(one).record().notes == (text,)
     assert entries(one, HeldOut, "images") == [24, 40, 56]
-    # Interrupted on the way, it goes on by itself to the same end.
+    # Interrupted on the way, it continues to the same end.
     train_until(40, longer, two, resume=True)
-    RunFolder(two).write_config(config, (8, 8))  # killed behind its checkpoint
+    RunFolder(two).write_config(config, (8, 8))  # killed after its checkpoint
     assert train(longer, two, resume=True).images_seen == 56
     assert RunFolder(two).record().notes == (text,)
     assert_same_end(one, two)
@@ -70,11 +70,11 @@ def test_a_finished_run_is_prolonged(tmp_path) -> None:
 
 def test_a_new_run_with_the_settings_of_a_prolonged_one_begins_its_schedule(tmp_path: Path) -> None:
     config, path = tiny(images=24), tmp_path / "given.json"
-    prolonged = replace(config, schedule_from=16)
+    extended = replace(config, schedule_from=16)
     train(config, tmp_path / "one")
-    train(prolonged, tmp_path / "two")
+    train(extended, tmp_path / "two")
     assert_same_end(tmp_path / "one", tmp_path / "two")
-    path.write_text(json.dumps(asdict(prolonged)))
+    path.write_text(json.dumps(asdict(extended)))
     out = ["--out", str(tmp_path / "three"), "--config", str(path)]
     assert call("train", "noisy", *out, "--images", "16") == 0  # fewer than schedule_from
     assert RunFolder(tmp_path / "three").read_config()[0] == replace(config, images=16)
@@ -201,7 +201,7 @@ def test_settings_change_with_the_first_checkpoint(tmp_path) -> None:
     other = replace(config, images=48, seed=5, schedule="exponential", learning_rate=1e-4)
     other = replace(other, warmup_images=0, evaluations=2)
     train(config, run.path, **changed)
-    # In the first batch, and in the first evaluation, behind its checkpoint.
+    # In the first batch, and in the first evaluation, after its checkpoint.
     for killed_by in (stopped, {**changed, "on_evaluation": killed}):
         assert run.read_config()[0] == config
         with pytest.raises(KeyboardInterrupt):
@@ -273,7 +273,7 @@ def test_the_data_decide_the_classes_of_a_run_from_weights(tmp_path) -> None:
 
 @pytest.mark.quick
 def test_settings_that_the_network_does_not_use_fit_whatever_they_are() -> None:
-    """To begin from weights, and to go on."""
+    """To begin from weights, and to continue."""
     noisy = tiny()
     other = replace(noisy, model=replace(noisy.model, context_layers=9, smoothing_scale=0.7))
     check_initial(noisy.model, other.model, "other")

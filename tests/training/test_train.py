@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import dsmooth
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import load_dataset
-from dsmooth.data.batches import hide_labels
+from dsmooth.data.batches import drop_labels
 from dsmooth.presets import preset
 from dsmooth.pretrained import load_models
 from dsmooth.runlog import End, HeldOut, Start, Step
@@ -90,11 +90,11 @@ def test_half_of_the_images_are_mirrored() -> None:
 def test_the_label_of_a_fraction_of_the_images_is_hidden() -> None:
     state, hidden = (made(batch_size=400, n_classes=10, label_dropout=part) for part in (0.0, 0.25))
     label, vectors = state.inputs(400).label, hidden.inputs(400).label
-    shown = vectors.sum(1) > 0
-    assert torch.equal(vectors[shown], torch.nn.functional.one_hot(label, 10)[shown].float())
-    assert 70 < (~shown).sum() < 130
-    assert torch.equal(vectors[200:], hide_labels(label[200:], 0.25, 10, 600, seed=0))
-    assert not torch.equal(shown, hidden.inputs(800).label.sum(1) > 0)
+    kept = vectors.sum(1) > 0
+    assert torch.equal(vectors[kept], torch.nn.functional.one_hot(label, 10)[kept].float())
+    assert 70 < (~kept).sum() < 130
+    assert torch.equal(vectors[200:], drop_labels(label[200:], 0.25, 10, 600, seed=0))
+    assert not torch.equal(kept, hidden.inputs(800).label.sum(1) > 0)
 
 
 def test_what_each_role_is_trained_on() -> None:
@@ -196,7 +196,7 @@ def test_budget_becomes_a_number_of_images(tmp_path: Path) -> None:
     config = replace(tiny("noisy", budget=0.005), images=None)
 
     def evaluated(evaluation: Evaluation) -> None:
-        assert sum(type(each) is TrainState for each in gc.get_objects()) == 1
+        assert sum(type(thing) is TrainState for thing in gc.get_objects()) == 1
 
     gc.disable()
     try:
@@ -222,7 +222,7 @@ def test_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     config = replace(config, model=replace(config.model, image_channels=3))
     options = {"dataset": dataset, "on_evaluation": seen.append}
     result = dsmooth.train(config, tmp_path / "a", **options, progress=True)
-    assert [each[:2] for each in seen] == [(16, result.bits_per_dim)]
+    assert [evaluation[:2] for evaluation in seen] == [(16, result.bits_per_dim)]
     assert (len(seen[0].samples), seen[0].model.config.image_channels) == (2, 3)
     stored, size = RunFolder(tmp_path / "a").read_config()
     assert (stored.data, stored.model.image_channels, size) == ("own", 3, (8, 12))

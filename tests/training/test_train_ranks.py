@@ -277,7 +277,7 @@ def test_two_processes_write_the_images_of_one(tmp_path, monkeypatch) -> None:
 @pytest.mark.quick
 @pytest.mark.parametrize(("rank", "local", "turn"), [(0, 0, 0), (2, 0, 1), (1, 1, 2), (3, 1, 2)])
 def test_one_process_at_a_time_downloads_into_a_folder(monkeypatch, rank, local, turn) -> None:
-    """Two machines of two processes: rank 0, the first of the other machine, then those beside."""
+    """Two machines of two processes: rank 0, the first of the other machine, then the rest."""
     done: list[str] = []
     for name, value in (("RANK", rank), ("WORLD_SIZE", 4), ("LOCAL_RANK", local)):
         monkeypatch.setenv(name, str(value))
