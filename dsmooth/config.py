@@ -253,8 +253,8 @@ class TrainConfig(RunSettings):
     images: Positive | None = None
     """Training images to visit, repeats counted. One of images and budget must be given."""
     budget: PositiveFloat | None = None
-    """Minutes of the whole run, its evaluations included; the first seconds measure the rate, which
-    fixes images."""
+    """Minutes of the whole run, from reading its images to its last evaluation; the first seconds
+    measure the rate, which fixes images."""
     batch_size: Positive = 32
     """Images per step."""
     accumulate: Positive = 1

@@ -1,6 +1,6 @@
 """Data sets: readers, the embedded MNIST subset, and the order in which training visits images.
 
-torchvision is imported only to read published data sets.
+Pillow is imported only to decode image files, and torchvision only to read published data sets.
 """
 
 from __future__ import annotations

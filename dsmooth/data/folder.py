@@ -16,12 +16,11 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..files import open_regular, printable
@@ -29,6 +28,9 @@ from ..pixels import are_sides
 from ..progress import LOG, progress
 from .dataset import ImageDataset
 from .reading import InvalidFile, check_memory, guarded, missing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 T = TypeVar("T")
 
@@ -192,6 +194,8 @@ def _read_picture(
     path: Path, size: int | None, crop: int | None
 ) -> tuple[NDArray[np.uint8], int] | str:
     """The pixels (C, H, W) of a file and the side of its square, or why it cannot be used."""
+    from PIL.Image import Resampling
+
     try:
         with _opened(path) as image:
             picture = upright(image)
@@ -207,13 +211,15 @@ def _read_picture(
         left, top = ((extent - side) // 2 for extent in picture.size)
         picture = picture.crop((left, top, left + side, top + side))
         if side != size:  # by a filter that widens with the scale: it averages
-            picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+            picture = picture.resize((size, size), Resampling.BILINEAR)
     return np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1), side
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Iterator[Image]:
     """Open one opaque picture of 8 bits a channel; errors inside name the file."""
+    from PIL import Image
+
     with open_regular(path) as file, guarded(path, "an image"):
         if (size := os.fstat(file.fileno()).st_size) > _MAX_BYTES:
             raise InvalidFile(
@@ -285,7 +291,7 @@ class Obstacle(NamedTuple):
     conversion: str = ""
 
 
-def obstacle(image: Image.Image) -> Obstacle | None:
+def obstacle(image: Image) -> Obstacle | None:
     """Why a picture cannot be used; None for one opaque picture of 8 bits a channel."""
     # Phones put a second, smaller picture after a JPEG's own: Pillow calls that MPO.
     if getattr(image, "is_animated", False) and image.format != "MPO":
@@ -313,8 +319,10 @@ def obstacle(image: Image.Image) -> Obstacle | None:
     return None
 
 
-def upright(image: Image.Image) -> Image.Image:
+def upright(image: Image) -> Image:
     """The picture turned as its EXIF data says, in mode L if it is grey, else RGB."""
+    from PIL import ImageOps
+
     return ImageOps.exif_transpose(image).convert("L" if image.mode in GREY_MODES else "RGB")
 
 

@@ -46,6 +46,14 @@ def save_checkpoint(run: RunFolder, state: TrainState, image_size: tuple[int, in
     The checkpoint before it is kept, should the newest one be damaged.
     """
     state.check_finite()
+    with replacing(run.checkpoint, checkpoint_bytes(state)):
+        if run.checkpoint.exists():
+            os.replace(run.checkpoint, run.earlier_checkpoint)
+    run.write_config(state.config, image_size)
+
+
+def checkpoint_bytes(state: TrainState) -> bytes:
+    """The content of a checkpoint."""
     tensors = state.tensors()
     metadata = {
         "images_seen": str(state.images_seen),
@@ -54,10 +62,7 @@ def save_checkpoint(run: RunFolder, state: TrainState, image_size: tuple[int, in
         "data": state.train_set.digest,
     }
     metadata["sha256"] = digest(tensors, metadata)
-    with replacing(run.checkpoint, tensor_bytes(tensors, metadata)):
-        if run.checkpoint.exists():
-            os.replace(run.checkpoint, run.earlier_checkpoint)
-    run.write_config(state.config, image_size)
+    return tensor_bytes(tensors, metadata)
 
 
 def newest_checkpoint(run: RunFolder) -> Checkpoint:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
-import statistics
 import time
 from dataclasses import replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,6 +14,7 @@ from ..config import TrainConfig
 from ..data import ImageDataset
 from ..distributed import broadcast_int, distributed_map, rank_and_size
 from ..sampling import sample_images
+from .checkpoint import checkpoint_bytes
 from .step import TrainState, make_inputs
 
 # Noise of evaluations never repeats a training draw: training uses repeat 0.
@@ -64,28 +63,38 @@ def sample_grid(state: TrainState, test_set: ImageDataset) -> Tensor:
 
 
 def images_within_budget(
-    config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset, device: torch.device
+    config: TrainConfig,
+    train_set: ImageDataset,
+    test_set: ImageDataset,
+    device: torch.device,
+    started: float,
 ) -> tuple[int, int]:
-    """Images and evaluations that fit into a budget of minutes, by timing steps of another state.
+    """Images and evaluations that fit into a budget of minutes, by timing another state.
 
-    The rates of a run depend on its number of images, so its own steps come too late.
+    The rates of a run depend on its number of images, so its own steps come too late. started: when
+    the run began, by time.monotonic(); its images are read since.
     """
     assert config.budget is not None
-    started = time.monotonic()
+    began = time.monotonic()
     scratch = TrainState(replace(config, images=10**9), train_set, device)
-    ends: list[float] = []  # of steps; the first step compiles and fills caches
-    while broadcast_int(len(ends) < 4 or time.monotonic() - started < min(5.0, 3 * config.budget)):
+    ends = [time.monotonic()]
+    beginning = ends[0] - began
+    # The first step compiles and fills caches.
+    while broadcast_int(len(ends) < 5 or ends[-1] - began < min(5.0, 3 * config.budget)):
         scratch.step()
         scratch.read()
         ends.append(time.monotonic())
     evaluate(scratch, test_set)
     if rank_and_size()[0] == 0:
         sample_grid(scratch, test_set)
+        checkpoint_bytes(scratch)
     cost = time.monotonic() - ends[-1]
+    # Their mean, not their median: on a busy machine a few steps take much of the time.
+    step = (ends[-1] - ends[1]) / (len(ends) - 2)
     evaluations = max(1, min(config.evaluations, int(60 * config.budget / (5 * cost))))
-    left = 60 * config.budget - evaluations * cost - (time.monotonic() - started)
+    left = 60 * config.budget - beginning - evaluations * cost - (time.monotonic() - started)
     evaluations = broadcast_int(evaluations)
-    steps = broadcast_int(max(1, int(left / statistics.median(b - a for a, b in pairwise(ends)))))
+    steps = broadcast_int(max(1, round(left / step)))
     del scratch
     gc.collect()  # it refers to itself, and a GPU may not hold two states
     return steps * config.batch_size, evaluations

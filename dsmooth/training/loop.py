@@ -112,7 +112,7 @@ def train_run(
     progress: bool,
 ) -> TrainResult:
     """Begin or resume a run in its folder, with the images that `load` reads, and train it."""
-    target = choose_device(device)
+    target, started = choose_device(device), time.monotonic()
     with contextlib.ExitStack() as stack:
         stack.enter_context(process_group())
         stack.enter_context(torch.inference_mode(False))
@@ -135,7 +135,7 @@ def train_run(
                 role = request.settings().role
                 LOG.info("%s: no run in %s to resume: it begins here", role, run.path)
 
-        config, train_set, test_set, initial = resolve(request, load, target, checkpoint)
+        config, train_set, test_set, initial = resolve(request, load, target, checkpoint, started)
         stop = stack.enter_context(catch_signals())
         state, changes = TrainState(config, train_set, target, initial), list[LogEntry]()
         if checkpoint is not None:

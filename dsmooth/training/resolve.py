@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -73,14 +74,17 @@ def resolve(
     load: LoadImages,
     device: torch.device,
     checkpoint: Checkpoint | None = None,
+    started: float | None = None,
 ) -> Resolved:
     """Complete the settings of a new run, or of one that continues from a checkpoint.
 
     The checkpoint decides what the request leaves open. The images, which `load` reads, decide the
     channels and the classes, the device the precision; the speed of this machine turns a budget of
     minutes into a number of images. All processes call this. Raises ValueError or FileNotFoundError
-    for what does not fit, before the images are read if they are not to blame.
+    for what does not fit, before the images are read if they are not to blame. started: when the
+    run began, by time.monotonic(), for a budget; by default now.
     """
+    started = time.monotonic() if started is None else started
     config = request.settings()
     if checkpoint is not None:
         config = request.settings(checkpoint.settings.model.image_channels)
@@ -98,7 +102,7 @@ def resolve(
     config = replace(config, model=model, precision=precision)
     initial = initial_network(config) if checkpoint is None else None
     if config.images is None:
-        images, evaluations = images_within_budget(config, train_set, test_set, device)
+        images, evaluations = images_within_budget(config, train_set, test_set, device, started)
         config = replace(config, images=images, evaluations=evaluations)
     return Resolved(config, train_set, test_set, initial)
 

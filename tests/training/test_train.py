@@ -7,9 +7,11 @@ import itertools
 import math
 import signal
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
@@ -24,11 +26,11 @@ from dsmooth.presets import preset
 from dsmooth.pretrained import load_models
 from dsmooth.runlog import End, HeldOut, Start, Step
 from dsmooth.runs import RunFolder
-from dsmooth.training import Evaluation, loop, tensorboard, train
+from dsmooth.training import Evaluation, checkpoint, evaluation, loop, tensorboard, train
 from dsmooth.training.evaluation import EVALUATION_REPEAT, evaluate
 from dsmooth.training.flat import FlatParameters
 from dsmooth.training.optimizers import EMA
-from dsmooth.training.step import TrainState, make_inputs, scheduled
+from dsmooth.training.step import Reading, TrainState, make_inputs, scheduled
 from tests.helpers.data_makers import random_bytes, random_dataset, refuses
 from tests.helpers.tiny_runs import ROLES, assert_same_end, tiny, train_until
 
@@ -208,6 +210,40 @@ def test_budget_becomes_a_number_of_images(tmp_path: Path) -> None:
     train(replace(config, budget=None, images=stored.images), tmp_path / "again")
     a, b = ((tmp_path / run / "model.safetensors").read_bytes() for run in ("run", "again"))
     assert a == b
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("minutes", [0.5, 2.0, 10.0])
+def test_a_budget_is_the_time_of_the_whole_run(minutes, tmp_path, monkeypatch) -> None:
+    """By a clock of its own: reading images, building states and saving take time, too, and steps
+    take 0.1 or 0.4 s, the first one more."""
+    now, step_seconds = 0.0, itertools.cycle([0.1, 0.1, 0.4])
+
+    def take(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def after(seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **options: (take(seconds), function(*args, **options))[1]
+
+    def step(self: TrainState) -> None:
+        take(next(step_seconds) + (self.steps == 0))
+        self.steps += 1
+        self.images_seen += self.config.batch_size
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(TrainState, "__init__", after(0.8, TrainState.__init__))
+    monkeypatch.setattr(TrainState, "step", step)
+    monkeypatch.setattr(TrainState, "read", lambda self: [Reading(self.steps - 1, 1.0, 1.0, 0.1)])
+    grid = torch.zeros(4, 1, 8, 8)
+    for module in (evaluation, loop):
+        monkeypatch.setattr(module, "evaluate", after(0.7, lambda *_: 1.0))
+        monkeypatch.setattr(module, "sample_grid", after(0.2, lambda *_: grid))
+    for module in (evaluation, checkpoint):
+        monkeypatch.setattr(module, "checkpoint_bytes", after(0.1, lambda _: b"checkpoint"))
+    monkeypatch.setattr(loop, "load_data", after(1.5, loop.load_data))
+    train(replace(tiny(evaluations=8), images=None, budget=minutes), tmp_path)
+    assert now == pytest.approx(60 * minutes, rel=0.05)
 
 
 def test_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
