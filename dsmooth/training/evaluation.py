@@ -75,26 +75,29 @@ def images_within_budget(
     the run began, by time.monotonic(); its images are read since.
     """
     assert config.budget is not None
-    began = time.monotonic()
+    began, first = time.monotonic(), rank_and_size()[0] == 0
     scratch = TrainState(replace(config, images=10**9), train_set, device)
-    ends = [time.monotonic()]
-    beginning = ends[0] - began
-    # The first step compiles and fills caches.
-    while broadcast_int(len(ends) < 5 or ends[-1] - began < min(5.0, 3 * config.budget)):
+    ends: list[float] = []  # of steps
+    while broadcast_int(len(ends) < 4 or ends[-1] - began < min(5.0, 3 * config.budget)):
         scratch.step()
         scratch.read()
         ends.append(time.monotonic())
+    # Both the first step and the first picture take longer: they compile and fill caches. The mean
+    # of the others, not their median, as on a busy machine a few steps take much of the time.
+    step = (ends[-1] - ends[0]) / (len(ends) - 1)
+    if first:
+        sample_grid(scratch, test_set)
+    before = time.monotonic()
     evaluate(scratch, test_set)
-    if rank_and_size()[0] == 0:
+    if first:
         sample_grid(scratch, test_set)
         checkpoint_bytes(scratch)
-    cost = time.monotonic() - ends[-1]
-    # Their mean, not their median: on a busy machine a few steps take much of the time.
-    step = (ends[-1] - ends[1]) / (len(ends) - 2)
+    cost = time.monotonic() - before
     evaluations = max(1, min(config.evaluations, int(60 * config.budget / (5 * cost))))
-    left = 60 * config.budget - beginning - evaluations * cost - (time.monotonic() - started)
+    left = 60 * config.budget - evaluations * cost - (time.monotonic() - started)
     evaluations = broadcast_int(evaluations)
-    steps = broadcast_int(max(1, round(left / step)))
+    # The state of the run takes about a step.
+    steps = broadcast_int(max(1, round(left / step) - 1))
     del scratch
     gc.collect()  # it refers to itself, and a GPU may not hold two states
     return steps * config.batch_size, evaluations

@@ -17,6 +17,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 import dsmooth
 from dsmooth.config import ModelConfig, TrainConfig
@@ -216,8 +217,9 @@ def test_budget_becomes_a_number_of_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize("minutes", [0.5, 2.0, 10.0])
 def test_a_budget_is_the_time_of_the_whole_run(minutes, tmp_path, monkeypatch) -> None:
     """By a clock of its own: reading images, building states and saving take time, too, and steps
-    take 0.1 or 0.4 s, the first one more."""
+    take 0.1 or 0.4 s. The first step and the first picture take longer."""
     now, step_seconds = 0.0, itertools.cycle([0.1, 0.1, 0.4])
+    picture_seconds = itertools.chain([1.2], itertools.repeat(0.2))
 
     def take(seconds: float) -> None:
         nonlocal now
@@ -232,13 +234,17 @@ def test_a_budget_is_the_time_of_the_whole_run(minutes, tmp_path, monkeypatch) -
         self.images_seen += self.config.batch_size
 
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    monkeypatch.setattr(TrainState, "__init__", after(0.8, TrainState.__init__))
+    monkeypatch.setattr(TrainState, "__init__", after(0.3, TrainState.__init__))
     monkeypatch.setattr(TrainState, "step", step)
     monkeypatch.setattr(TrainState, "read", lambda self: [Reading(self.steps - 1, 1.0, 1.0, 0.1)])
-    grid = torch.zeros(4, 1, 8, 8)
+
+    def grid(*_: object) -> Tensor:
+        take(next(picture_seconds))
+        return torch.zeros(4, 1, 8, 8)
+
     for module in (evaluation, loop):
         monkeypatch.setattr(module, "evaluate", after(0.7, lambda *_: 1.0))
-        monkeypatch.setattr(module, "sample_grid", after(0.2, lambda *_: grid))
+        monkeypatch.setattr(module, "sample_grid", grid)
     for module in (evaluation, checkpoint):
         monkeypatch.setattr(module, "checkpoint_bytes", after(0.1, lambda _: b"checkpoint"))
     monkeypatch.setattr(loop, "load_data", after(1.5, loop.load_data))
