@@ -89,8 +89,8 @@ def training_step(name: str, batch: int, mode: str, card: Card) -> Case:
     """Forward, backward, clipping and Adam in bfloat16, replayed as a CUDA graph.
 
     mode: "kept" and "again" use this package's kernels, with gates kept or recomputed; "eager" and
-    "compile" (max-autotune) the reference. The suffix "-uncaptured": without a graph. There is no
-    dropout, because its random words are made for the kernels and slow the reference.
+    "compile" (max-autotune) the reference. The suffix "-uncaptured": without a graph. The
+    network has no dropout, whose random words are made for the kernels and slow the reference.
     """
     network, batch = card.size(name, batch)
     torch.manual_seed(0)
