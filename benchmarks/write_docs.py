@@ -32,7 +32,7 @@ HIGHLIGHTS = (
     ("incremental", "mnist-64", "the same, 64 images"),
     ("sampler", "mnist-64", "sampling, MNIST F40 R5, 64 images"),
     ("training_step", "F40-R5-one-thread", "training step, MNIST F40 R5, batch 32, one thread"),
-    ("logistic_mixture", "cifar-continuous-gradient", "likelihood and gradient, 16 RGB images of 32x32"),
+    ("logistic_mixture", "cifar-continuous-gradient", "likelihood and gradient, 16 RGB 32x32"),
 )
 
 
