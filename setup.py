@@ -135,8 +135,8 @@ def compile_images(folder: Path) -> dict[str, Any]:
         raise BuildError(f"DSMOOTH_CUDA must be auto, 0 or 1, got {wish!r}")
     if wish == "0":
         return {"images": [], "reason": "DSMOOTH_CUDA=0"}
-    nvcc, asked = find_nvcc(), os.environ.get("CUDACXX")
-    reason = f"nvcc not found at CUDACXX={asked}" if asked else "nvcc not found"
+    nvcc, cudacxx = find_nvcc(), os.environ.get("CUDACXX")
+    reason = f"nvcc not found at CUDACXX={cudacxx}" if cudacxx else "nvcc not found"
     if nvcc is not None:
         folder.mkdir(parents=True)
         ptx = folder / "bfloat16.compute_80.ptx"
@@ -183,9 +183,9 @@ def pybind11_dir() -> str:
 
 def find_nvcc() -> str | None:
     """nvcc of CUDACXX, CUDA_HOME, PATH or /usr/local/cuda, in this order."""
-    asked = os.environ.get("CUDACXX")
-    if asked:
-        return shutil.which(asked)
+    cudacxx = os.environ.get("CUDACXX")
+    if cudacxx:
+        return shutil.which(cudacxx)
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     candidates = [os.path.join(home, "bin") for home in homes if home]
     for path in [*candidates, os.environ.get("PATH", ""), "/usr/local/cuda/bin"]:
@@ -229,13 +229,13 @@ def readme(repository: str) -> str:
 
 def project_urls(repository: str) -> dict[str, str]:
     """Addresses that an index shows."""
-    own = {
+    repository_urls = {
         "Repository": repository,
         "Issues": f"{repository}/issues",
         "Changelog": f"{repository}/blob/main/CHANGELOG.md",
     }
     return {
-        **(own if repository else {}),
+        **(repository_urls if repository else {}),
         "Paper": "https://arxiv.org/abs/2103.15089",
         "Code of the paper": f"https://github.com/chenlin9/{PAPER_CODE}",
     }

@@ -5,8 +5,8 @@ include(CheckCXXSourceCompiles)
 
 # The table, the least set first: its name, the bytes of a vector and the number of its registers, a
 # macro that the compiler has where it knows the set, and the features of a CPU that it is made of.
-# The compiler is told -m<feature>, the CPU asked __builtin_cpu_supports("<feature>"): a compiler
-# that does not know the question does not build the set.
+# The compiler gets -m<feature>; at run time __builtin_cpu_supports("<feature>") queries the CPU. A
+# compiler that does not know that query does not build the set.
 set(instruction_set_table
   "generic    16 16 __cplusplus"
   "avx2       32 16 __AVX2__       avx2 fma"
@@ -35,13 +35,13 @@ foreach(row IN LISTS instruction_set_table)
   # for two processors at once, has only the generic set.
   list(JOIN flags " " CMAKE_REQUIRED_FLAGS)
   list(TRANSFORM row REPLACE "(.+)" " && HAS(\\1)")
-  list(JOIN row "" asked)
+  list(JOIN row "" query)
   check_cxx_source_compiles("
     #if !defined(${macro})
     #error not here
     #endif
     #define HAS(feature) __builtin_cpu_supports(#feature)
-    int main() { return true${asked}; }" DSMOOTH_COMPILES_${name})
+    int main() { return true${query}; }" DSMOOTH_COMPILES_${name})
   unset(CMAKE_REQUIRED_FLAGS)
   set(builds ${DSMOOTH_COMPILES_${name}})
   if(DSMOOTH_INSTRUCTION_SETS AND NOT name IN_LIST DSMOOTH_INSTRUCTION_SETS)
@@ -49,7 +49,7 @@ foreach(row IN LISTS instruction_set_table)
   endif()
   if(builds)
     list(APPEND instruction_sets ${name})
-    string(APPEND known_sets " DSMOOTH_SET(${name}, true${asked})")
+    string(APPEND known_sets " DSMOOTH_SET(${name}, true${query})")
   else()
     string(APPEND known_sets " DSMOOTH_SET(${name}, false)")
   endif()

@@ -81,9 +81,9 @@ def store_gate(
     g = add_bias(g, bias_ptr + F, offs_f, N=F)
     mask = is_pixel[:, None] & mask_f[None, :]
     if IMAGE_BIAS:
-        own = image_bias_ptr + image[:, None] * (2 * F) + offs_f[None, :]
-        a += widen(tl.load(own, mask=mask, other=0.0))
-        g += widen(tl.load(own + F, mask=mask, other=0.0))
+        bias_ptrs = image_bias_ptr + image[:, None] * (2 * F) + offs_f[None, :]
+        a += widen(tl.load(bias_ptrs, mask=mask, other=0.0))
+        g += widen(tl.load(bias_ptrs + F, mask=mask, other=0.0))
     offs = tl.arange(0, acc.shape[0])[:, None] * F + offs_f[None, :]
     x = widen(tl.load(x_ptr + offs, mask=mask, other=0.0))
     if GRAD:
@@ -209,21 +209,21 @@ def hidden_gradient_kernel(
 
 @triton.jit
 def input_gradient_tile(
-    own, g_ptr, w_ptr, nin_ptr, x, dy_ptr, dx, programs, size, steps, point_steps,
+    tile, g_ptr, w_ptr, nin_ptr, x, dy_ptr, dx, programs, size, steps, point_steps,
     CHANNELS: tl.constexpr, X: tl.constexpr, SKIPS: tl.constexpr,
     G: tl.constexpr, POINT: tl.constexpr,
 ):  # fmt: skip
     """A tile of the gradients dx of a gated resnet's inputs (x, skip, skip_2), from dh, rows of F.
 
     CHANNELS: F of x, then those of the skips, 0 if absent. Tiles are in this order: the gradient of
-    x (X), then planes of F channels of the skips (SKIPS). own: index of the tile, negative for
+    x (X), then planes of F channels of the skips (SKIPS). tile: its index, negative for
     none; programs: tiles per plane; nin: weights of the planes, with the taps of POINT.
     """
     F: tl.constexpr = CHANNELS[0]
-    plane = own // programs
-    pid = own % programs
+    plane = tile // programs
+    pid = tile % programs
     if X:
-        if (own >= 0) & (plane == 0):
+        if (tile >= 0) & (plane == 0):
             data_gradient_tile(
                 g_ptr, w_ptr, x[0], g_ptr, dy_ptr, dx[0], g_ptr, pid, size, steps, 0,
                 F=F, C=F, D=F, DROPOUT=False, SCALE=1.0, ADD=True, HIDDEN=False, G=G,
@@ -232,7 +232,7 @@ def input_gradient_tile(
     nin_ptr += plane * (2 * F * F)
     for i in tl.static_range(1, 3):
         if SKIPS and CHANNELS[i] > 0:  # noqa: SIM102 - as in `expand_inputs`
-            if (own >= 0) & (plane >= 0) & (plane * F < CHANNELS[i]):
+            if (tile >= 0) & (plane >= 0) & (plane * F < CHANNELS[i]):
                 data_gradient_tile(
                     g_ptr, nin_ptr, x[i], g_ptr, g_ptr, dx[i], g_ptr, pid, size, point_steps,
                     plane * F, F=F, C=CHANNELS[i], D=F, DROPOUT=False, SCALE=1.0, ADD=False,

@@ -116,7 +116,7 @@ def test_the_ops_resolve_negative_views() -> None:
 
 @pytest.fixture
 def without_extension(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Pretends that `import dsmooth._C` fails; takes the build record to find beside it."""
+    """Pretends that `import dsmooth._C` fails; takes the build record to find there."""
 
     def hide(info: dict[str, Any] | None) -> None:
         monkeypatch.setitem(sys.modules, "dsmooth._C", None)

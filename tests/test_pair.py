@@ -49,8 +49,8 @@ def test_importance_weighting_is_tighter_over_all_subsets() -> None:
     assert (torch.stack(bounds).diff(dim=0) > 0).all()
     iw = pair.elbo(x, n_noise=5, seed=4, importance_weighted=True)
     torch.testing.assert_close(iw, bounds[-1])
-    alone = [pair.elbo(x[i : i + 1], n_noise=5, seed=4, first_index=i) for i in range(3)]
-    torch.testing.assert_close(torch.cat(alone), bounds[0])
+    singles = [pair.elbo(x[i : i + 1], n_noise=5, seed=4, first_index=i) for i in range(3)]
+    torch.testing.assert_close(torch.cat(singles), bounds[0])
 
 
 class GaussianModel(dsmooth.PixelCNNpp):
@@ -227,7 +227,7 @@ def test_wrong_arguments_are_refused(call: Any, words: str) -> None:
 
 
 def test_bytes_arrays_and_other_devices_are_refused() -> None:
-    """With the line that converts. A number near a byte is rounded by the user alone."""
+    """With the line that converts. A number near a byte is rounded only by the user."""
     pair, density = PAIR(), DENSITY()
     uniform = dsmooth.SmoothedPair(*pair.children(), dsmooth.UniformSmoothing(0.5), SIZE)
     refuses("single-step denoising needs gaussian smoothing", uniform.denoise, X, **STEPS)
@@ -269,15 +269,15 @@ def test_half_weights_are_packed_as_float32(caplog: pytest.LogCaptureFixture) ->
 def test_a_completion_is_a_sample_with_known_pixels() -> None:
     """Every draw of it has the label of its image."""
     pair, x, label = tiny_pair(classes=(3, 3)), images(2), torch.tensor([2, 1])
-    known, every = x.repeat_interleave(3, 0), torch.zeros(2, 8, 8, dtype=torch.bool)
-    every[0, :4] = True
+    known, whole = x.repeat_interleave(3, 0), torch.zeros(2, 8, 8, dtype=torch.bool)
+    whole[0, :4] = True
     for labels in (label, label.numpy(), torch.nn.functional.one_hot(label, 3).float()):
         repeated = torch.as_tensor(labels).repeat_interleave(3, 0)
         expected = pair.sample(6, seed=5, known=known, mask=UPPER, label=repeated)
         completed = pair.complete(x, draws=3, seed=5, label=labels)
         assert torch.equal(completed, expected)
         assert torch.equal(completed[:, :, :4], known[:, :, :4])
-    by_mask = pair.complete(x, every, draws=3, seed=5, label=label)
+    by_mask = pair.complete(x, whole, draws=3, seed=5, label=label)
     assert torch.equal(by_mask[:3], expected[:3])
     assert torch.equal(pair.complete(x, label=2), pair.complete(x, label=torch.tensor([2, 2])))
     assert pair.double().complete(x).dtype == torch.float64

@@ -74,28 +74,28 @@ class FlushDenormals {
 // numbers. work must not throw.
 template <class Work>
 void parallel_for(int64_t shares, const Work& work) {
-  auto every = [&](int64_t step, int64_t first) {
+  auto run_shares = [&](int64_t step, int64_t first) {
     const FlushDenormals flush;
     for (int64_t share = first; share < shares; share += step) work(share);
   };
-  if (shares == 1) return every(1, 0);
+  if (shares == 1) return run_shares(1, 0);
 #if defined(__linux__)
   if (has_openmp()) {
     // The runtime may give fewer threads than shares.
     const auto on_thread = [](void* data) {
-      (*static_cast<decltype(every)*>(data))(omp_get_num_threads(), omp_get_thread_num());
+      (*static_cast<decltype(run_shares)*>(data))(omp_get_num_threads(), omp_get_thread_num());
     };
-    return GOMP_parallel(on_thread, &every, static_cast<unsigned>(shares), 0);
+    return GOMP_parallel(on_thread, &run_shares, static_cast<unsigned>(shares), 0);
   }
 #endif
   std::vector<std::thread> threads;
-  int64_t begun = 1;
+  int64_t started = 1;
   try {
-    for (; begun < shares; ++begun) threads.emplace_back(every, shares, begun);
+    for (; started < shares; ++started) threads.emplace_back(run_shares, shares, started);
   } catch (const std::exception&) {  // too few threads or too little memory
   }
-  every(shares, 0);
-  for (; begun < shares; ++begun) every(shares, begun);
+  run_shares(shares, 0);
+  for (; started < shares; ++started) run_shares(shares, started);
   for (std::thread& thread : threads) thread.join();
 }
 

@@ -129,7 +129,7 @@ struct VectorMath {
   DSMOOTH_INLINE static V minus_abs(V v) { return from_bits(bits(v) | ~(~Word{0} >> 1)); }
 
   // One rounding if the instruction set has FMA. On x86 a compiler may leave some sums unfused,
-  // which makes long chains shorter: it is told.
+  // which makes long chains shorter: intrinsics prevent that.
   DSMOOTH_INLINE static V multiply_add(V a, V b, V c) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) return V(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));

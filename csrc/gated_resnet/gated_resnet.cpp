@@ -99,7 +99,7 @@ class Checker {
     for (const auto& [name, field, gradient, written] : slots_) {
       known += (known.empty() ? "" : ", ") + std::string(name);
       count += operands_.count(name);
-      if (gradient && field->gradient == GatedField::kOfWeights && tensor(name).given)
+      if (gradient && field->gradient == GatedField::kParameter && tensor(name).given)
         given_weight_gradient_ = name;
     }
     for (const auto& [name, tensor] : operands_)
@@ -159,7 +159,7 @@ class Checker {
 
   void check_presence(const Slot& slot, bool given) const {
     const GatedField& f = *slot.field;
-    const bool is_weight_gradient = slot.gradient && f.gradient == GatedField::kOfWeights;
+    const bool is_weight_gradient = slot.gradient && f.gradient == GatedField::kParameter;
     bool allowed = true, needed = true;
     if (f.group == GatedField::kInput && slot.gradient) {
       allowed = tensor(f.name).given;

@@ -70,7 +70,7 @@ struct GatedField {
   enum Condition : unsigned { kSkip = 1, kGains = 2 };
   enum DtypeRule { kImage, kWeight, kInt64 };
   enum Layout { kChannelsLast, kKernel, kContiguous };
-  enum Gradient { kNone, kGradient, kOfWeights };
+  enum Gradient { kNone, kGradient, kParameter };
   // Extents by the letters of the shapes.
   struct Extents {
     int64_t B, F, H, W, KH, KW, S, S_1, S_2;

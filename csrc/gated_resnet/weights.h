@@ -49,11 +49,11 @@ void pack_kernel(const void* weight, const KernelLayout& layout, const typename 
   const int64_t other_step = kBackward ? layout.in : layout.out;
   const int64_t pad = round_up(outer, D::kColumns);
   for (int t = 0; t < taps; ++t) {
-    const auto* of_tap = static_cast<const typename D::Scalar*>(weight) +
+    const auto* tap_weights = static_cast<const typename D::Scalar*>(weight) +
                          (kBackward ? taps - 1 - t : t) * layout.tap;
     for (int k = 0; k < summed; k += D::kPair, packed += pad) {
       const bool second = D::kPair == 2 && k + 1 < summed;  // an odd last one has no partner
-      const auto* at = of_tap + k * step;
+      const auto* at = tap_weights + k * step;
       for (int n = 0; n < outer; ++n, at += other_step) {
         packed[n] = D::cell(at[0] * scale[kBackward ? k : n],
                             second ? at[step] * scale[kBackward ? k + 1 : n] : 0);

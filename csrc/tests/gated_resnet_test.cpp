@@ -56,7 +56,7 @@ Numbers compute(const Case& c, ElementType type, int threads, const std::string&
     forward[f.name] = tensor.borrow();
     if (f.group != GatedField::kOutput) backward[f.name] = tensor.borrow();
     if (f.gradient == GatedField::kNone) continue;
-    if (frozen && f.gradient == GatedField::kOfWeights) continue;
+    if (frozen && f.gradient == GatedField::kParameter) continue;
     Tensor& grad = add(f.gradient_name);
     for (int64_t i = 0; !is_input && i < grad.size(); ++i)
       grad.set(i, std::cos(static_cast<double>(i)));

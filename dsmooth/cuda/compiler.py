@@ -43,7 +43,7 @@ class Nvrtc:
     def target_for(self, capability: tuple[int, int]) -> str:
         """The best architecture for a card: "sm_90", or "compute_90" if only PTX will serve."""
         card = 10 * capability[0] + capability[1]
-        best = max((one for one in self.architectures if one <= card), default=0)
+        best = max((number for number in self.architectures if number <= card), default=0)
         return f"{'sm' if best // 10 == capability[0] else 'compute'}_{best}"
 
     def compile(

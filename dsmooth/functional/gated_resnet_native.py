@@ -22,7 +22,7 @@ from .gated_resnet_operands import (
 )
 
 MAX_TAPS = 64
-WEIGHTS = {*(name for name, field in FIELDS.items() if field.of_weights), "bias_nin"}
+WEIGHTS = {*(name for name, field in FIELDS.items() if field.is_parameter), "bias_nin"}
 
 
 def gated_resnet_native(operands: Operands, settings: Settings) -> Tensor:

@@ -26,7 +26,7 @@ class Field(NamedTuple):
     conditions: tuple[str, ...]  # the fields that it requires
     optional: bool
     gradient: bool
-    of_weights: bool  # whether the backward writes its gradient together with those of all weights
+    is_parameter: bool  # the backward writes the gradients of all parameters, or of none
     group: str
 
 
@@ -50,7 +50,7 @@ def _read_fields() -> dict[str, Field]:
             required[conditions],
             optional=presence == "Optional",
             gradient=gradient != "None",
-            of_weights=gradient == "OfWeights",
+            is_parameter=gradient == "Parameter",
             group=group,
         )
     return fields

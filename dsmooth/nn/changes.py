@@ -27,7 +27,7 @@ def changed_layer(model: PixelCNNpp) -> str | None:
     layers: list[nn.Module] = [model]
     for layer in layers:  # grows; named_modules takes as long as drawing some pixels
         if (change := change_of(layer)) is not None:
-            name = next(name for name, one in model.named_modules() if one is layer)
+            name = next(name for name, module in model.named_modules() if module is layer)
             return f"{name or 'the model'} {change}"
         layers += filter(None, layer._modules.values())
     return None

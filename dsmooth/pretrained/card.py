@@ -32,7 +32,7 @@ def render_card(
     digests: of the weights. Those that differ from the record's were changed after the training.
     scores: of these weights only.
     """
-    counts = {role: sum(p.numel() for p in one.parameters()) for role, one in networks.items()}
+    counts = {role: sum(p.numel() for p in model.parameters()) for role, model in networks.items()}
     records = settings.origin.items()
     changed = [role for role, run in records if run.weights_sha256 not in (None, digests[role])]
     held_out = {

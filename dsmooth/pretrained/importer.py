@@ -18,7 +18,7 @@ from ..nn import PixelCNNpp
 from ..nn.layers import GatedResnet, WeightNormConv
 from ..nn.weights import outline
 
-# Parts of our module names, and theirs.
+# Patterns in the names of modules, and what the ports have in their place.
 _RENAMES = (
     (r"^stem_u$", "u_init.conv"),
     (r"^stem_ul_above$", "ul_init.0.conv"),
@@ -61,7 +61,7 @@ def load_pixelcnnpp(
     """
     check_one_of("conditioning", conditioning, ("none", "stack"))
     check_one_of("likelihood", likelihood, ("continuous", "discretized"))
-    state = _with_their_names(_read(Path(source)) if isinstance(source, (str, Path)) else source)
+    state = _with_port_names(_read(Path(source)) if isinstance(source, (str, Path)) else source)
     model = outline(_config_of(state, conditioning, likelihood), state, "the checkpoint")
     weights: dict[str, Tensor] = {}
 
@@ -79,8 +79,8 @@ def load_pixelcnnpp(
 
     for name, layer in model.named_modules():
         old = name
-        for ours, theirs in _RENAMES:
-            old = re.sub(ours, theirs, old)
+        for pattern, replacement in _RENAMES:
+            old = re.sub(pattern, replacement, old)
         if isinstance(layer, WeightNormConv):
             v = take(f"{old}.weight_v", layer.weight_v.shape)
             g = take(f"{old}.weight_g", torch.Size([len(v), 1, 1, 1]))
@@ -97,7 +97,7 @@ def load_pixelcnnpp(
     return model.eval()
 
 
-def _with_their_names(source: Mapping[str, Tensor] | Sequence[object]) -> dict[str, Tensor]:
+def _with_port_names(source: Mapping[str, Tensor] | Sequence[object]) -> dict[str, Tensor]:
     """The state dict of a checkpoint with the ports' names: weights as `weight_g`, `weight_v`."""
     saved = source if isinstance(source, Mapping) else next(iter(source), None)
     if not isinstance(saved, Mapping) or not all(isinstance(t, Tensor) for t in saved.values()):

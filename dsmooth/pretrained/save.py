@@ -71,7 +71,7 @@ def save(
             "folder"
         )
     text = json_text({"dsmooth": __version__, **asdict(settings)})
-    tensors = nn.ModuleDict({str(role): each for role, each in networks.items()}).state_dict()
+    tensors = nn.ModuleDict({str(role): network for role, network in networks.items()}).state_dict()
     with lock_folder(folder, "another process that saves weights"):
         # The rename saves: before it the folder has the old weights, after it the new ones.
         with replacing(folder / WEIGHTS_FILE, tensor_bytes(tensors, {CONFIG_KEY: text})):

@@ -268,16 +268,16 @@ def draw_network(
     whole images, since a single pixel would leave a GPU idle. precision: see `sample_images`.
     """
     check_network(model)
-    weight, own = model.head.bias, changed_layer(model)
+    weight, change = model.head.bias, changed_layer(model)
     dtype = getattr(torch, precision_on(weight.device, precision))
     if (
-        own is None and weight.dtype == torch.float64
+        change is None and weight.dtype == torch.float64
     ):  # drawing in float32 would reduce the precision
-        own = "the weights are float64: .float() rounds"
+        change = "the weights are float64: .float() rounds"
     if weight.is_cuda:
-        reason = own or cuda_obstacle(weight.device, str(dtype).removeprefix("torch."))
+        reason = change or cuda_obstacle(weight.device, str(dtype).removeprefix("torch."))
     else:
-        reason = own or unavailable_reason()
+        reason = change or unavailable_reason()
     if reason is None and weight.device.type not in ("cpu", "cuda"):
         reason = f"the cached sampler does not run on {weight.device.type}"
     if context is not None and context.is_floating_point():
@@ -296,7 +296,7 @@ def draw_network(
     # In half precision the iterations would stop too early.
     on_gpu = weight.is_cuda and weight.dtype in (torch.float32, torch.float64)
     way = "Jacobi iterations of whole images" if on_gpu else "one forward pass per pixel"
-    warn_once("%s: %s%s", way, reason, "" if own else "; `dsmooth doctor` says more")
+    warn_once("%s: %s%s", way, reason, "" if change else "; `dsmooth doctor` says more")
     if on_gpu:
         return draw_by_jacobi(model, request, size, context, progress).images
     return draw_sequentially(model, request, size, context, progress)

@@ -68,8 +68,8 @@ def test_there_must_be_a_driver_and_a_card(stub: StubDriver, monkeypatch, capsys
     """The obstacle is a line, which `dsmooth doctor` prints."""
 
     def obstacle() -> str:
-        for one in (driver.driver, cuda._load):
-            one.cache_clear()
+        for cached in (driver.driver, cuda._load):
+            cached.cache_clear()
         found = cuda.cuda_obstacle(FIRST)
         assert found is not None
         assert "\n" not in found
@@ -91,7 +91,7 @@ def test_a_card_that_is_not_there_is_an_obstacle(stub: StubDriver) -> None:  # n
 
 def test_turing_is_too_old(stub: StubDriver, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """compute capability 7.5: nothing is compiled, and the next best way draws."""
-    monkeypatch.setattr(compiler, "nvrtc", lambda: pytest.fail("asked for a compiler"))
+    monkeypatch.setattr(compiler, "nvrtc", lambda: pytest.fail("looked for a compiler"))
     stub.set_card(7, 5, 64 << 10)
     words = "cuda:0 has compute capability 7.5, and the sampler needs 8.0"
     assert cuda.cuda_obstacle(FIRST) == cuda.describe_cuda(0) == words

@@ -26,7 +26,7 @@ needs_nvrtc = pytest.mark.skipif(nvrtc() is None, reason="torch brings no NVRTC"
 
 
 class FakeNvrtc(Nvrtc):
-    """Compiles to a line of text, in no time or as long as it is told."""
+    """Compiles to a line of text, at once or after the given time."""
 
     def __init__(self, version: str = "13.2", seconds: float = 0, notes: Path | None = None):
         self.path, self.version, self.seconds, self.notes = "fake", version, seconds, notes

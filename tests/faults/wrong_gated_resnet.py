@@ -77,7 +77,7 @@ def backward_arguments(frozen: bool) -> Arguments:
     given, values = inputs(), saved()
     values["grad_y"] = 0.5 * values.pop("y")
     fields = [(name, FIELDS[name]) for name in Operands._fields]
-    named = [name for name, f in fields if f.gradient and not (frozen and f.of_weights)]
+    named = [name for name, f in fields if f.gradient and not (frozen and f.is_parameter)]
     grads = {f"grad_{name}": unwritten(given[name]) for name in named}
     return given | {name: guarded(t) for name, t in values.items()} | grads | NUMBERS
 

@@ -100,7 +100,7 @@ def test_an_empty_batch_gives_empty_outputs_and_zero_gradients(dtype, impl) -> N
 
 @pytest.mark.parametrize("op", OPS)
 def test_the_memory_order_of_parameters_does_not_matter(op: Any) -> None:
-    """Weights in channels_last, all, or one of them beside strided biases and gains."""
+    """All weights in channels_last, or one of them with strided biases and gains."""
     case = make_case("down", (2, 3, 4), 4, (4,), gains=True)
     given = case.operands(torch.float64)
     last = {
@@ -334,8 +334,8 @@ def test_a_gradient_does_not_depend_on_which_others_are_wanted(op: Any) -> None:
         leaves = [getattr(given, name) for name in wanted]
         return dict(zip(wanted, torch.autograd.grad((y * case.grad_y).sum(), leaves), strict=True))
 
-    every = gradients(names)
+    together = gradients(names)
     images = ["x", "skip", "skip_2", "image_bias"]
     for wanted in (["skip_2", "conv_out"], ["x", "gain_nin"], ["bias_nin"], images, images[3:]):
         for name, grad in gradients(wanted).items():
-            assert torch.equal(grad, every[name])
+            assert torch.equal(grad, together[name])

@@ -64,16 +64,16 @@ def test_gradients_of_weights_are_all_given_or_none() -> None:
     _, h, gates = forward_op(*given, *settings, True)
     tensors = {**given._asdict(), "h": h, "gates": gates, "grad_y": h}
     grads = {n: torch.empty_like(tensors[n]) for n in given._fields if FIELDS[n].gradient}
-    of_weights = [n for n in grads if FIELDS[n].of_weights]
+    parameters = [n for n in grads if FIELDS[n].is_parameter]
 
     def run(names: Collection[str]) -> None:
         written = {f"grad_{name}": grads[name] for name in names}
         numbers = 1, 1, settings.layer, 0, settings.keep_from, settings.scale
         _extension.extension().gated_resnet_backward(tensors | written, *numbers)
 
-    images = grads.keys() - of_weights
+    images = grads.keys() - parameters
     run(images)
-    for name in of_weights:
+    for name in parameters:
         mixture = r"must be given with grad_\w+ \(all gradients of weights are, or none\), got None"
         refuses(f"^grad_{name} {mixture}", run, grads.keys() - {name})
         refuses(f"with grad_{name} ", run, images | {name})
@@ -162,10 +162,10 @@ def test_the_dropout_is_computed_in_float64() -> None:
     x, _, _, *w = make_case().operands(torch.float64)
     seed, p = torch.tensor(3), np.float32(0.3)
     reference = partial(gated_resnet, shift="down", impl="reference")
-    ours, exact = (
+    result, exact = (
         reference(x, (w[0], w[1]), (w[2], w[3]), dropout=q, seed=seed) for q in (p, float(p))
     )
-    assert torch.equal(ours, exact)
+    assert torch.equal(result, exact)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

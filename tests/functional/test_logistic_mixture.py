@@ -176,13 +176,13 @@ def red_green_log_prob(x: Tensor, params: Tensor, **options: Any) -> Tensor:
     for colour, mean, log_scale in zip(
         (red, green), means, mixture.log_scales.unbind(1)[:2], strict=True
     ):
-        of_components = [
+        component_masses = [
             logistic_mixture_log_prob_ref(
                 colour, torch.stack([torch.zeros_like(m), m, s], dim=1), **options
             )
             for m, s in zip(mean.unbind(1), log_scale.unbind(1), strict=True)
         ]
-        total = total + torch.stack(of_components, dim=1)
+        total = total + torch.stack(component_masses, dim=1)
     return total.logsumexp(1)
 
 

@@ -115,8 +115,8 @@ def test_discretized_draws_are_levels_and_condition_as_such() -> None:
     blue = 0.1 + coefficients[1] * x[:, 0] + coefficients[2] * x[:, 1] + scale[:, 3]
     torch.testing.assert_close(x[:, 1], snap_to_bytes(green), rtol=0, atol=1e-12)
     torch.testing.assert_close(x[:, 2], snap_to_bytes(blue), rtol=0, atol=1e-12)
-    for every in (LEVELS, torch.arange(256, dtype=torch.float32) / 127.5 - 1):
-        assert torch.equal(snap_to_bytes(every), every)
+    for values in (LEVELS, torch.arange(256, dtype=torch.float32) / 127.5 - 1):
+        assert torch.equal(snap_to_bytes(values), values)
 
 
 def test_samples_have_the_atoms_weights_and_the_gaussians_quantiles() -> None:

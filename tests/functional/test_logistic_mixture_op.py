@@ -91,10 +91,10 @@ def test_nothing_is_written_or_read_beside_a_tensor(channels, mixture, run) -> N
 def test_thread_count_changes_no_bit(mixture: str, dtype: torch.dtype) -> None:
     x, params = random_case(3, mixture, size=(3, 7, 13))
     x, params = x.to(dtype), params.to(dtype)
-    alone = run_native(x, params, mixture, threads=1)
+    single = run_native(x, params, mixture, threads=1)
     for threads in (2, 3, 5, 64):
         shared = run_native(x, params, mixture, threads=threads)
-        assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(single, shared, strict=True))
 
 
 @both_impls
@@ -174,13 +174,13 @@ def test_gradient_of_a_weighted_sum(dtype: torch.dtype, impl: Any) -> None:
 def test_only_the_wanted_gradient_is_computed(mixture: str, impl: Any) -> None:
     x, params = widest_case(1, mixture)
     log_prob = log_prob_of(mixture, impl)
-    every = value_and_gradients(log_prob, x, params)
+    both = value_and_gradients(log_prob, x, params)
     leaf = params.clone().requires_grad_()
     (grad,) = torch.autograd.grad(log_prob(x, leaf).sum(), leaf)
-    assert torch.equal(grad, every[2])
+    assert torch.equal(grad, both[2])
     with torch.no_grad():
         assert not log_prob(x, leaf).requires_grad
-    options, ones = native_mixture(mixture).values(), torch.ones_like(every[0])
+    options, ones = native_mixture(mixture).values(), torch.ones_like(both[0])
     for needs in ((True, False), (False, True), (False, False)):
         if impl == "native":
             _, state = native_forward(x, params, *options)

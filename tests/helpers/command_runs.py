@@ -19,7 +19,7 @@ from dsmooth.record import read_result
 from dsmooth.results import BitsResult, ClassifyResult, FrechetResult
 from dsmooth.runs import RunFolder
 
-# Options behind those of a documented command, whose place they take: a tiny network, twelve quick
+# Options after those of a documented command, which they override: a tiny network, twelve quick
 # steps, after which samples do not diverge, and few images.
 SMALLER = {
     "train": "--n-filters 4 --n-resnet 1 --n-mix 2 --context-layers 1 --dropout 0 --images 96"

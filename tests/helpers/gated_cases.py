@@ -108,14 +108,14 @@ class Case:
         return {name: t.detach().cpu() for name, t in {"y": y, **grads}.items()}
 
     def operands(self, dtype: torch.dtype) -> Operands:
-        """The operands beside images of `dtype`, which are channels_last."""
+        """The operands for images of `dtype`, which are channels_last."""
         last = torch.channels_last
         return Operands(**self._cast(lambda t: t.to(dtype).clone(memory_format=last), dtype))
 
     def _cast(
         self, image: Callable[[Tensor], Tensor], dtype: torch.dtype, device: str = "cpu"
     ) -> dict[str, Any]:
-        """Copies of the operands by name: images by `image`, weights beside those of `dtype`."""
+        """Copies of the operands by name: images by `image`, weights for images of `dtype`."""
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         casts = dict.fromkeys(IMAGES, image) | {"seed": lambda t: t.to(device)}
         return {

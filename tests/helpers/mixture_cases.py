@@ -40,7 +40,7 @@ INSTRUCTION_SETS = _extension.instruction_sets()
 each_fast_impl = pytest.mark.parametrize("impl", ["triton"] if INTERPRETED else [NATIVE])
 both_impls = pytest.mark.parametrize("impl", ["triton"] if INTERPRETED else ["reference", NATIVE])
 each_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
-# The interpreter takes seconds for each tile of atoms: there one law has them all by default.
+# The interpreter takes seconds for each tile of atoms: there one test has them all by default.
 each_mixture = pytest.mark.parametrize(
     "mixture",
     [pytest.param(m, marks=[pytest.mark.full] * (INTERPRETED and m == "all")) for m in MIXTURES],
@@ -85,7 +85,7 @@ def random_case(
     channels: int, mixture: Mixture, *, n_mix=4, size=(2, 5, 7), seed=0
 ) -> tuple[Tensor, Tensor]:
     """x and params in float64 of a mixture that meet every branch: edges, far tails, clamped
-    and wide scales, pixels at an atom and beside it in one colour."""
+    and wide scales, pixels at an atom and next to it in one colour."""
     generator = torch.Generator().manual_seed(seed)
     batch, height, width = size
     shape = (batch, n_params(channels, n_mix) + n_atoms(mixture), height, width)

@@ -1,4 +1,4 @@
-"""The law of every sampler: each pixel is the one that its network draws."""
+"""The invariant of every sampler: each pixel is the one that its network draws."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def teacher_forced(
         params = model(*given, label)
         if guidance:
             other = model(*given, torch.zeros(n, model.config.n_classes))
-            for each in (params, other):  # log-scales below the least one mean the same
-                parts = Mixture.of(each, channels, len(model.config.atom_bytes))
+            for mixture in (params, other):  # log-scales below the least one mean the same
+                parts = Mixture.of(mixture, channels, len(model.config.atom_bytes))
                 parts.log_scales.clamp_(min=MIN_LOG_SCALE)
             params = other + (1 + guidance) * (params - other)
     conditioned = model.config.conditioning != "none"

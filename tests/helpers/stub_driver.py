@@ -86,8 +86,8 @@ def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StubDriver
     monkeypatch.setattr(images, "PACKAGED", tmp_path / "packaged")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "packaged").mkdir()
-    for one in CACHES:
-        one.cache_clear()
+    for function in CACHES:
+        function.cache_clear()
     yield stub
-    for one in CACHES:
-        one.cache_clear()
+    for function in CACHES:
+        function.cache_clear()

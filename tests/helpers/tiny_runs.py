@@ -65,9 +65,9 @@ def train_until(images: int, config: TrainConfig, folder: Path, **options: objec
 def assert_same_end(first: Path, second: Path) -> None:
     """Two runs have the same checkpoint and weights, bit for bit."""
     for name in ("checkpoint", "weights"):
-        one, other = (load_file(getattr(RunFolder(run), name)) for run in (first, second))
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[key], other[key]) for key in one), name
+        a, b = (load_file(getattr(RunFolder(run), name)) for run in (first, second))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a), name
 
 
 def use_small_runs(patch: pytest.MonkeyPatch) -> None:

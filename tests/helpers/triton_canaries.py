@@ -1,4 +1,4 @@
-"""New tensors in memory of one's own; between canaries, reading and writing beside it show."""
+"""New tensors between canaries, which show reads and writes out of bounds."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def guarded_memory() -> Iterator[list[Tensor]]:
     """Inside the block new memory lies between canaries and starts as they are: NaN, or 255 for
     uint8. Afterwards the canaries must be as they were.
 
-    Yields the list of what was allocated, each with its canaries. A number read beside its tensor
+    Yields the list of what was allocated, each with its canaries. A number read outside its tensor
     makes a sum NaN even if it is multiplied by zero.
     """
     allocated: list[Tensor] = []

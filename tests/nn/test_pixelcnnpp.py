@@ -184,7 +184,7 @@ def test_bytes_in_half_precision_are_those_bytes(dtype: torch.dtype) -> None:
 
 
 def test_the_hidden_layer_sees_the_four_pixels_around() -> None:
-    """With the streams cut off, the parameters of a pixel are a function of those pixels alone."""
+    """With the streams cut off, the parameters of a pixel are a function of those pixels only."""
     model = network(**BYTES, atoms="all").double()
     with torch.no_grad():
         model.hidden.ul.weight_g.zero_()
@@ -319,7 +319,7 @@ def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match="config must be a ModelConfig, got a dict"):
         dsmooth.PixelCNNpp(settings)
     refuses(message, dsmooth.ModelConfig, **settings)
-    if settings.keys() & {"likelihood", "atoms"}:  # the op is told of a mixture with the same words
+    if settings.keys() & {"likelihood", "atoms"}:  # the op has arguments of the same names
         x, params = ZEROS(1, settings.pop("image_channels", 1), 1, 1), ZEROS(1, 270, 1, 1)
         refuses(message, dsmooth.functional.logistic_mixture_log_prob, x, params, **settings)
 

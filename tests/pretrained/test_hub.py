@@ -38,7 +38,7 @@ class FakeHub(ModuleType):
     def __init__(self, store: Path | None) -> None:
         super().__init__("huggingface_hub")
         self.store = store
-        self.asked: list[tuple[Any, ...]] = []
+        self.calls: list[tuple[Any, ...]] = []
 
     def reach(self) -> Path:
         if self.store is None:
@@ -46,16 +46,16 @@ class FakeHub(ModuleType):
         return self.store
 
     def snapshot_download(self, repo_id: str, *, allow_patterns: list[str], **options: Any) -> str:
-        self.asked.append((repo_id, options))
+        self.calls.append((repo_id, options))
         assert not any(pattern in ("*", "*.py", "*.pt") for pattern in allow_patterns)
         return str(self.reach() / repo_id)
 
     def HfApi(self, token: str | None) -> Any:
-        self.asked.append(("token", token))
+        self.calls.append(("token", token))
         return self
 
     def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
-        self.asked.append((repo_id, private))
+        self.calls.append((repo_id, private))
         (self.reach() / repo_id).mkdir(parents=True, exist_ok=exist_ok)
 
     def upload_folder(
@@ -79,14 +79,14 @@ def test_a_pair_goes_to_the_hub_and_comes_back(tmp_path, monkeypatch, caplog) ->
     pair = tiny_pair()
     address = pair.push_to_hub("someone/digits", private=True, token="secret")
     assert address == "https://hub/someone/digits/commit/1"
-    assert hub.asked == [("token", "secret"), ("someone/digits", True)]
+    assert hub.calls == [("token", "secret"), ("someone/digits", True)]
     card = (tmp_path / "store" / "someone" / "digits" / CARD_FILE).read_text()
     assert 'from_pretrained("someone/digits")' in card
-    hub.asked.clear()
+    hub.calls.clear()
     options = {"revision": "v1", "cache_dir": "x", "token": "secret", "local_files_only": True}
     back = dsmooth.SmoothedPair.from_pretrained("someone/digits", **options)
     assert same(back, pair)
-    assert hub.asked == [("someone/digits", options)]
+    assert hub.calls == [("someone/digits", options)]
     said = "no folder someone/digits here: reading someone/digits of the Hugging Face Hub"
     assert said in caplog.text
     # Commands take the name too, and `evaluate fid` draws from it.
@@ -111,7 +111,7 @@ def test_a_name_with_a_folder_behind_it_is_a_path(tmp_path, monkeypatch) -> None
     for name in ("runs/typo", "typo", "a/b/c", "../typo"):
         with pytest.raises(FileNotFoundError, match=f"there is no {name}"):
             dsmooth.SmoothedPair.from_pretrained(name)
-    assert hub.asked == []
+    assert hub.calls == []
 
 
 def test_without_the_extra_or_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

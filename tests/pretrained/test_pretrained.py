@@ -32,7 +32,7 @@ from tests.helpers.command_runs import run, save_run
 PAIRS = [name for name in packaged() if not name.endswith("-plain")]
 README = Path(__file__).parents[2] / "README.md"
 TOOL = Path(__file__).parents[2] / "tools" / "card.py"
-with_tool = pytest.mark.skipif(not TOOL.exists(), reason="the tools are not beside the tests")
+with_tool = pytest.mark.skipif(not TOOL.exists(), reason="there are no tools next to the tests")
 LARGEST = 10e6  # bytes of all packaged models
 
 
@@ -95,20 +95,20 @@ def test_packed_runs_include_those_they_were_initialised_from(
         assert run.record().notes == (note,)
     saved = load_file(run.weights)
     assert {tensor.dtype for tensor in saved.values()} == {torch.float16}
-    theirs = load_file(RunFolder(runs / "denoiser").weights)
-    assert all(torch.equal(saved[name], tensor.half()) for name, tensor in theirs.items())
+    trained = load_file(RunFolder(runs / "denoiser").weights)
+    assert all(torch.equal(saved[name], tensor.half()) for name, tensor in trained.items())
 
 
 def test_a_pair_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The name stands for both runs, and is the default of the command; networks go before it."""
+    """The name means both runs, and is the default of the command; networks go before it."""
     folder = find(DEFAULT)
     x = SmoothedPair.from_pretrained(DEFAULT).sample(2, seed=0)
     assert x.shape == (2, 1, 28, 28)
     assert torch.equal(SmoothedPair.from_pretrained(folder).sample(2, seed=0), x)
     assert run("sample", "-n", "2", "--device", "cpu", "--out", str(tmp_path / "x.npz")) == 0
     assert np.array_equal(np.load(tmp_path / "x.npz")["x"], x.numpy())
-    own = load(DEFAULT).folders
-    assert own == {"noisy": folder / "noisy", "denoiser": folder / "denoiser"}
+    packaged_folders = load(DEFAULT).folders
+    assert packaged_folders == {"noisy": folder / "noisy", "denoiser": folder / "denoiser"}
     assert is_model(Path(DEFAULT))
     assert not is_model(Path("no-such-models"))
     plain = PixelCNNpp.from_pretrained("mnist-plain")
@@ -163,15 +163,15 @@ def test_readme_has_the_numbers_of_the_cards(tool: SimpleNamespace) -> None:
 @with_tool
 def test_the_summary_follows_the_cards(tool: SimpleNamespace) -> None:
     """The bound of the pair conditioned on the digit includes the bits of the digit."""
-    card, told = cards().values()
-    bound = told.bits.pair.conventions[0].value + math.log2(10) / 784
-    summary = tool.text("summary.md", card=card, told=told)
+    card, with_classes = cards().values()
+    bound = with_classes.bits.pair.conventions[0].value + math.log2(10) / 784
+    summary = tool.text("summary.md", card=card, told=with_classes)
     assert f"≤ {bound:.3f} ±" in summary
     distance = f"{card.samples['two-step'].distance['10000']:.2f}"
     better = replace(card.samples["two-step"], distance={"10000": 0.01}, error={"10000": 0.0})
     changed = replace(card, samples={**card.samples, "two-step": better})
     assert distance in summary
-    assert distance not in tool.text("summary.md", card=changed, told=told)
+    assert distance not in tool.text("summary.md", card=changed, told=with_classes)
 
 
 @with_tool

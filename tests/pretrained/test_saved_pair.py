@@ -256,14 +256,14 @@ def test_other_combinations_are_refused(folders, names, message) -> None:
 @pytest.mark.quick
 def test_a_saved_pair_has_the_weights_of_its_runs(folders: dict[str, Path], tmp_path: Path) -> None:
     """The first named run tells the data."""
-    one = load_models([folders["denoiser"], folders["noisy"]])
+    runs = load_models([folders["denoiser"], folders["noisy"]])
     two = load_models([folders["pair"]])
-    assert one.digests() == two.digests()
-    assert len(set(one.digests().values())) == 2
-    assert (list(one.runs), two.runs) == (["denoiser", "noisy"], {})
+    assert runs.digests() == two.digests()
+    assert len(set(runs.digests().values())) == 2
+    assert (list(runs.runs), two.runs) == (["denoiser", "noisy"], {})
     with torch.no_grad():
         two.pair.noisy.head.bias[0] += 1
-    assert weights_digest(two.pair.noisy) != one.digests()["noisy"]
+    assert weights_digest(two.pair.noisy) != runs.digests()["noisy"]
     assert [is_model(path) for path in (folders["noisy"], folders["pair"], tmp_path)] == [1, 1, 0]
 
 
@@ -325,7 +325,7 @@ def test_weights_that_could_not_be_read_again_are_refused(tmp_path: Path) -> Non
 
 
 def test_a_card_says_that_weights_were_changed(folders: dict[str, Path], tmp_path: Path) -> None:
-    """The record is of other weights: its scores are not theirs, here and in copies."""
+    """The record is of other weights: its scores are not shown here or in copies."""
     log = {"event": "evaluation", "images": 1, "seconds": 1.0, "bits_per_dim": 1.5}
     for role in ("noisy", "denoiser"):
         RunFolder(folders[role]).log.write_text(json.dumps(log) + "\n")

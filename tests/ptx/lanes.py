@@ -225,7 +225,7 @@ def _form_of(name: str) -> tuple[Form, tuple[str, ...]]:
 
 
 def translate(instruction: Instruction, registers: Registers) -> Action:
-    """How an instruction that is no branch, call or barrier is played, its predicate included."""
+    """How an instruction other than a branch, call or barrier is played, with its predicate."""
     try:
         make, groups = _form_of(instruction.name)
         action = make(instruction, registers, *groups)

@@ -1,6 +1,6 @@
 """Memory of a played kernel: one array of bytes, and for every byte what may be done to it.
 
-Windows of the array stand for shared memory, the kernel's parameters and each lane's local memory;
+Windows of the array are shared memory, the kernel's parameters and each lane's local memory;
 the rest holds tensors, whose addresses in the process are the addresses that the kernel gets. So a
 generic address needs no case distinction.
 """
@@ -33,7 +33,7 @@ READABLE = INSIDE | WRITTEN | SETTLED
 WRITABLE = INSIDE | SETTLED | OPEN
 
 GAP = 256  # bytes between tensors, that belong to none
-REMEMBERED = 1 << 14  # accesses; behind more of them everything is cleared
+MOST_ACCESSES = 1 << 14  # accesses; after more of them everything is cleared
 
 
 class Trap(Exception):
@@ -73,7 +73,7 @@ class Races:
 
     def clear(self) -> None:
         everything = [(1, slice(None))]
-        for size, word in everything if len(self.touched) == REMEMBERED else self.touched:
+        for size, word in everything if len(self.touched) == MOST_ACCESSES else self.touched:
             for bits in self.views[size]:
                 bits[word] = 0
         self.touched.clear()
@@ -102,7 +102,7 @@ class Races:
 
     def _touch(self, bits: np.ndarray, word: np.ndarray, own: np.ndarray, size: int) -> None:
         np.bitwise_or.at(bits, word, own)
-        if len(self.touched) < REMEMBERED:
+        if len(self.touched) < MOST_ACCESSES:
             self.touched.append((size, word))
 
     @staticmethod
@@ -184,7 +184,7 @@ class Memory:
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
-        """Free behind the block the tensors that are made inside."""
+        """Free, after the block, the tensors that are made inside."""
         before = self._next
         yield
         self.state[before : self._next] = 0

@@ -65,7 +65,7 @@ class Code:
 
     So the lowest number among lanes that parted is the deepest call and there the place that lies
     furthest back: who runs it first lets them meet again. arrive: what a barrier does with the
-    lanes that reach it, given its instruction and the block behind.
+    lanes that reach it, given its instruction and the block after it.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Code:
         self.functions, self.registers, self.arrive = functions, registers, arrive
         self.blocks: list[Block] = []
         self.starts: dict[str, dict[int, int]] = {}  # of a function: index into its code, block
-        self.returns: dict[str, np.ndarray] = {}  # for each lane the block to go on with
+        self.returns: dict[str, np.ndarray] = {}  # for each lane the block to continue with
         self.landings: dict[int, Action] = {}  # what fetches a result before that block
         for function in order:
             starts = {0, *function.labels.values(), len(function.code)}
@@ -156,17 +156,17 @@ class Code:
         lists = [operand.parts for operand in instruction.operands if operand.kind == "parts"]
         results = lists.pop(0) if callee.results else ()
         arguments = lists.pop(0) if lists else ()
-        own, theirs = self.registers[function.name].formal, self.registers[callee.name].formal
+        own, formals = self.registers[function.name].formal, self.registers[callee.name].formal
         given = [
-            (own[a.name], theirs[p.name], p.size)
+            (own[a.name], formals[p.name], p.size)
             for a, p in zip(arguments, callee.parameters, strict=True)
         ]
-        taken = [
-            (theirs[p.name], own[r.name], p.size)
+        results = [
+            (formals[p.name], own[r.name], p.size)
             for r, p in zip(results, callee.results, strict=True)
         ]
         first, back = self.starts[callee.name][0], self.returns[callee.name]
-        self.landings[following] = lambda group: _copy(taken, group)
+        self.landings[following] = lambda group: _copy(results, group)
 
         def call(group: Group) -> Outcome:
             _copy(given, group)
@@ -200,7 +200,7 @@ def _branch(targets: np.ndarray, index: np.ndarray, group: Group) -> Outcome:
 
 
 def _apart(group: Group, blocks: np.ndarray) -> list[tuple[int, Group]]:
-    """Parts of a group by the block where each lane goes on."""
+    """Parts of a group by the block where each lane continues."""
     chosen = ((int(block), group.narrowed(blocks == block)) for block in np.unique(blocks))
     return [(block, part) for block, part in chosen if part is not None]
 
@@ -359,7 +359,7 @@ def place_variables(
 ) -> tuple[int, dict[str, tuple[str, int]]]:
     """Bytes of static shared memory, and the space and place of variables and parameters by name.
 
-    functions: the kernel is the last. Open arrays of shared memory are behind the rest.
+    functions: the kernel is the last. Open arrays of shared memory come last.
     """
     inside = [v for function in functions for v in function.variables]
     shared = [v for v in [*outside, *inside] if v.space == "shared"]

@@ -125,7 +125,7 @@ def test_gated_block(dropout: float, dtype: torch.dtype) -> None:
     case = make_block(*shape, dropout, dtype, gains=dropout > 0)
     with played(KERNELS, Memory(1 << 22)) as recorded:
         got = case.run("triton", dtype, keep_gates=dropout > 0)
-    launches = [launch.kernel.__name__ for of_module in recorded for launch in of_module]
+    launches = [launch.kernel.__name__ for launches_ in recorded for launch in launches_]
     matmuls = {"hidden_kernel", "hidden_gradient_kernel", "last_gradients_kernel"}
     assert matmuls | {"gate_kernel", "parameter_gradient_kernel"} <= set(launches)
     assert launches.count("gate_kernel") == (1 if dropout else 2)
@@ -176,7 +176,7 @@ class Noted(NamedTuple):
     blocks: int
     lanes: int
     shared: int
-    rows: tuple[int, int, int]  # round, first row, row behind the last
+    rows: tuple[int, int, int]  # round, first row, row after the last
 
 
 class Launches:

@@ -1,4 +1,4 @@
-"""Each trap of the player springs for a fault, and not for the near miss beside it."""
+"""Each trap of the player springs for a fault, and not for the near miss."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def played(kernels: dict[ModuleType, list[str]], memory: Memory) -> Iterator[lis
 
 
 def _flat(value: Any, type_: Any) -> list[Any]:
-    """Values passed for an argument: tuples taken apart, constants left out."""
+    """Values passed for an argument: tuples flattened, constants left out."""
     if not isinstance(type_, tuple):
         return [] if type_ == "constexpr" else [value]
     return [part for pair in zip(value, type_, strict=True) for part in _flat(*pair)]

@@ -226,14 +226,14 @@ def copy(instruction: Instruction, registers: Registers) -> Action:
     to, source, count, *given = instruction.operands
     size, memory = count.value, registers.memory
     target, origin = registers.place(to, "shared", size), registers.place(source, "global", size)
-    taken = registers.read(given[0] if given else count, "u32")
+    counts = registers.read(given[0] if given else count, "u32")
     word = min(size, 8)
 
     def run(group: Group) -> None:
-        if not np.isin(taken[group.lanes], (0, size)).all():
+        if not np.isin(counts[group.lanes], (0, size)).all():
             raise UnknownForm(f"a copy of a part of {size} bytes")
         data = np.zeros((registers.count, size), np.uint8)
-        if readers := group.narrowed(taken > 0):
+        if readers := group.narrowed(counts > 0):
             index = origin(readers)
             for part in range(0, size, word):
                 values = memory.load(index + part, word, readers.lanes)

@@ -38,7 +38,7 @@ from tests.helpers.sampler_checks import (
     teacher_forced,
 )
 
-# A CUDA device runs the same laws as an instruction set.
+# A CUDA device runs the same tests as an instruction set.
 DTYPES = [torch.float32, torch.bfloat16]
 CUDA = [pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else []
 # Instruction sets with code of their own for the dtype.
@@ -167,7 +167,7 @@ def test_head_of_bfloat16_is_in_float32(code: str, n_filters: int, head_filters:
 def test_same_bits_however_the_work_is_shared(
     guidance, completes, conditioning, channels, fields, dtype, code
 ) -> None:
-    """And whatever labels stand beside an image's; a row known in all is computed at once."""
+    """And whatever labels the other images have; a row known in all is computed at once."""
     model = network(conditioning, channels=channels, n_filters=9, **fields)
     sampler = make_sampler(model, dtype, code)
     n, size = 600 if code == "cuda" else 64, (4, 8)
@@ -200,9 +200,9 @@ def test_same_bits_however_the_work_is_shared(
     if classes is not None:
         others = classes.roll(1, 0)
         others[7] = classes[7]
-        beside = draw(label=others, threads=1)
-        assert torch.equal(beside[7], expected[7])
-        assert not torch.equal(beside[8], expected[8])
+        mixed = draw(label=others, threads=1)
+        assert torch.equal(mixed[7], expected[7])
+        assert not torch.equal(mixed[8], expected[8])
 
 
 @pytest.mark.quick
@@ -234,7 +234,7 @@ def test_guidance_extrapolates_the_logits_of_atoms(mixture: dict[str, Any]) -> N
 
 @pytest.mark.quick
 def test_guidance_away_from_the_same_class_changes_nothing() -> None:
-    """Bitwise. And guidance towards a class goes on from the image of that class."""
+    """Bitwise. And guidance towards a class starts from the image of that class."""
     sampler, label = CachedSampler(network(n_classes=3)), labels_of(5, 3)
     none = torch.zeros(5, 3)
     x = sampler.sample(5, 8, 8, label=none)
@@ -350,10 +350,10 @@ def test_ctrl_c_ends_a_call(
     """Within a second of the CPU, whatever else a machine does."""
     model = network(conditioning, **fields)
     sampler, context = make_sampler(model, torch.float32, "generic"), context_for(model, n, *size)
-    begun, sent = time.process_time(), []
+    started, sent = time.process_time(), []
 
     def interrupt() -> None:
-        while time.process_time() < begun + 0.5:
+        while time.process_time() < started + 0.5:
             time.sleep(0.01)
         sent.append(time.process_time())
         os.kill(os.getpid(), signal.SIGINT)
@@ -399,7 +399,7 @@ def test_every_instruction_set_has_code_of_its_own_or_of_one_below(instruction_s
     model = network()
     own = INSTRUCTION_SETS[: here.index(instruction_set) + 1][-1]
     assert CachedSampler(model, instruction_set=instruction_set)._native.instruction_set == own
-    # AVX-512 multiplies bfloat16 in its extension alone, where the CPU has that.
+    # AVX-512 multiplies bfloat16 only in its BF16 extension, where the CPU has it.
     own = "avx512bf16" if instruction_set == "avx512" else instruction_set
     own = own if own in here else BF16_INSTRUCTION_SETS[-1]
     sampler = CachedSampler(model, torch.bfloat16, instruction_set=instruction_set)

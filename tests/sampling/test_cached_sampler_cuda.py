@@ -19,7 +19,7 @@ def test_other_devices_are_refused() -> None:
     refuses(r"on one device, got stem_u\.\w+ on meta and head", CachedSampler, model)
 
 
-# From here on: laws on a device.
+# From here on: tests on a device.
 
 
 @pytest.mark.gpu

@@ -107,8 +107,8 @@ def test_one_image_and_one_mask_serve_all() -> None:
     model = network()
     known, mask = images(1), random_mask(1)
     x = sample_images(model, N, **SETTINGS, known=known, mask=mask)
-    every = {"known": known.expand(N, -1, -1, -1), "mask": mask.expand(N, -1, -1)}
-    assert torch.equal(x, sample_images(model, N, **SETTINGS, **every))
+    expanded = {"known": known.expand(N, -1, -1, -1), "mask": mask.expand(N, -1, -1)}
+    assert torch.equal(x, sample_images(model, N, **SETTINGS, **expanded))
     drawn = x[:, :, ~mask[0]]
     assert not torch.equal(drawn[0], drawn[1])
 
@@ -127,7 +127,7 @@ def test_a_pair_keeps_pixels_and_their_smoothed_ones(method: Any) -> None:
     assert torch.equal(x_tilde, noisy_alone)
     assert torch.equal(completed, pair.denoise(x_tilde, **given, known=x, mask=mask))
     assert torch.equal(completed[kept], (smoothed if method == "noisy" else x)[kept])
-    # The law of both ends.
+    # At both ends.
     everywhere = torch.ones(1, *SIZE, dtype=torch.bool)
     known = pair.sample(N, **given, known=x, mask=everywhere)
     assert torch.equal(known, smoothed if method == "noisy" else x)
@@ -136,7 +136,7 @@ def test_a_pair_keeps_pixels_and_their_smoothed_ones(method: Any) -> None:
 
 
 def test_what_is_known_decides_the_images() -> None:
-    """A folder of shards must not go on with another completion."""
+    """A folder of shards must not be continued with another completion."""
     x, mask = images(), random_mask()
     masks = mask, ~mask, torch.ones_like(mask)
     requests = [Request(N, known=known_pixels(x, own, N)) for own in masks]
@@ -169,8 +169,8 @@ def test_the_probability_of_known_pixels_is_exact_where_they_come_first(
     model = network(conditioning, likelihood=likelihood, n_classes=CLASSES)
     x, context, _ = inputs(conditioning)
     classes = model.config.classes
-    every = torch.ones(1, 8, 8, dtype=torch.bool)
-    found = log_known(model, known_pixels(x, every, 3), classes, context)
+    whole = torch.ones(1, 8, 8, dtype=torch.bool)
+    found = log_known(model, known_pixels(x, whole, 3), classes, context)
     for number in range(CLASSES):
         expected = model.log_prob(x, context, torch.full((3,), number))
         torch.testing.assert_close(found[:, number].float(), expected)

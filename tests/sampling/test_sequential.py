@@ -57,8 +57,8 @@ def test_images_settle_one_by_one() -> None:
     x, iterations = jacobi_sample(model, 6, height=8, width=8, first_index=10)
     assert len(iterations.unique()) > 1
     assert (iterations > 2).all()  # the last one only confirms
-    alone, count = jacobi_sample(model, 1, height=8, width=8, first_index=13)
-    assert torch.equal(alone[0], x[3])
+    single, count = jacobi_sample(model, 1, height=8, width=8, first_index=13)
+    assert torch.equal(single[0], x[3])
     assert count == iterations[3]
     model.head.weight_g.data.zero_()  # pixels that ignore one another
     assert jacobi_sample(model, 2, height=8, width=8).iterations.tolist() == [2, 2]

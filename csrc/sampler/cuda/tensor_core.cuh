@@ -177,14 +177,16 @@ DSMOOTH_INLINE void check_aligned([[maybe_unused]] const void* p) {
 #if defined(__CUDA_ARCH__)
 #define DSMOOTH_IF_THERE(argument, code) \
   "{ .reg .pred %%there; setp.ne.b32 %%there, %" #argument ", 0; @%%there " code "; }"
+// Loads a granule at an address `from` of the instruction's memory.
+#define DSMOOTH_LOAD(instruction, to, address, from, there, ...)                        \
+  asm volatile(DSMOOTH_IF_THERE(5, instruction ".v4.b32 {%0, %1, %2, %3}, [%4]")        \
+               : "+r"(to.word[0]), "+r"(to.word[1]), "+r"(to.word[2]), "+r"(to.word[3]) \
+               : address(from), "r"(int{there}) __VA_ARGS__)
 #endif
 
-DSMOOTH_INLINE void load_global(Granule& to, const unsigned char* from, bool there) {
+DSMOOTH_INLINE void load_global(Granule& to, const void* from, bool there) {
 #if defined(__CUDA_ARCH__)
-  asm volatile(DSMOOTH_IF_THERE(5, "ld.global.v4.b32 {%0, %1, %2, %3}, [%4]")
-               : "+r"(to.word[0]), "+r"(to.word[1]), "+r"(to.word[2]), "+r"(to.word[3])
-               : "l"(from), "r"(int{there})
-               : "memory");
+  DSMOOTH_LOAD("ld.global", to, "l", from, there, : "memory");
 #else
   if (!there) return;
   check_aligned<Granule>(from);
@@ -195,26 +197,18 @@ DSMOOTH_INLINE void load_global(Granule& to, const unsigned char* from, bool the
 // Loads memory that no kernel writes; L1 evicts it before the activations.
 DSMOOTH_INLINE void load_weights(Granule& to, const Granule* from, bool there) {
 #if defined(__CUDA_ARCH__)
-  asm volatile(DSMOOTH_IF_THERE(5, "ld.global.nc.L1::evict_first.v4.b32 {%0, %1, %2, %3}, [%4]")
-               : "+r"(to.word[0]), "+r"(to.word[1]), "+r"(to.word[2]), "+r"(to.word[3])
-               : "l"(from), "r"(int{there}));
+  DSMOOTH_LOAD("ld.global.nc.L1::evict_first", to, "l", from, there);
 #else
-  if (!there) return;
-  check_aligned<Granule>(from);
-  to = *from;
+  load_global(to, from, there);
 #endif
 }
 
 DSMOOTH_INLINE void load_shared(Granule& to, const unsigned char* from, bool there) {
 #if defined(__CUDA_ARCH__)
-  asm volatile(DSMOOTH_IF_THERE(5, "ld.shared.v4.b32 {%0, %1, %2, %3}, [%4]")
-               : "+r"(to.word[0]), "+r"(to.word[1]), "+r"(to.word[2]), "+r"(to.word[3])
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(from))), "r"(int{there})
-               : "memory");
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(from));
+  DSMOOTH_LOAD("ld.shared", to, "r", at, there, : "memory");
 #else
-  if (!there) return;
-  check_aligned<Granule>(from);
-  memcpy(&to, from, sizeof to);
+  load_global(to, from, there);
 #endif
 }
 

@@ -17,7 +17,7 @@ from dsmooth.kernels import gated_resnet as kernels
 from dsmooth.kernels.expand import expand, prepare_expand
 from dsmooth.kernels.geometry import PaddedImages, Settings, Taps
 from dsmooth.nn.layers import GatedResnet
-from tests.functional.test_gated_resnet import (  # noqa: F401 - laws of every implementation
+from tests.functional.test_gated_resnet import (  # noqa: F401 - invariants of every implementation
     test_a_gradient_does_not_depend_on_which_others_are_wanted,
     test_a_second_derivative_is_refused,
     test_an_empty_batch_gives_empty_outputs_and_zero_gradients,
@@ -84,22 +84,22 @@ def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
         d_gates, dh = rows.empty(h, 2 * filters), rows.empty(h, filters)
         prepared = prepare_expand(rows, filters, (), settings, inputs=False, backward=True)
         given = case.operands(torch.float32)._replace(x=h, seed=seed_tensor)
-        room, bits = expand(prepared, given, h, d_gates=d_gates, dh=dh)
-        e, kept = rows.first(room), rows.first(bits)
+        buffer, bits = expand(prepared, given, h, d_gates=d_gates, dh=dh)
+        e, kept = rows.first(buffer), rows.first(bits)
         expected = dropout_factors(shape, settings, seed_tensor) > 0
         bits = torch.cat([kept & 1, kept >> 1], dim=-1)
         assert torch.equal(pixels(bits, rows) > 0, expected)
         assert torch.equal(pixels(e, rows) != 0, expected)
         assert e.count_nonzero() == expected.count_nonzero()
-        for room in (d_gates, dh):
-            margins = room[:, : rows.margin], room[:, rows.margin + rows.total :]
+        for buffer in (d_gates, dh):
+            margins = buffer[:, : rows.margin], buffer[:, rows.margin + rows.total :]
             assert not any(margin.count_nonzero() for margin in margins)
 
 
-def pixels(room: Tensor, rows: PaddedImages) -> Tensor:
+def pixels(buffer: Tensor, rows: PaddedImages) -> Tensor:
     """The pixels (B, C, H, W) of rows (count + margin, C)."""
     lines = rows.batch * (rows.height + rows.above)
-    image = room[: lines * rows.pitch].view(rows.batch, -1, rows.pitch, room.shape[1])
+    image = buffer[: lines * rows.pitch].view(rows.batch, -1, rows.pitch, buffer.shape[1])
     return image[:, rows.above :, rows.before :].permute(0, 3, 1, 2)
 
 
@@ -120,8 +120,8 @@ def test_elu_keeps_its_digits_near_0() -> None:
     x[1] *= -1
     rows, settings = PaddedImages.of(x.shape, Taps(1, 1, 0, 0)), Settings("none")
     given = make_case(filters=1).operands(torch.float32)._replace(x=x)
-    room, _ = expand(prepare_expand(rows, 1, (), settings), given, x)
-    got = pixels(rows.first(room), rows)
+    buffer, _ = expand(prepare_expand(rows, 1, (), settings), given, x)
+    got = pixels(rows.first(buffer), rows)
     torch.testing.assert_close(got.double(), concat_elu(x.double()), rtol=1e-6, atol=0)
 
 

@@ -15,10 +15,10 @@ import torch
 
 from dsmooth.functional.logistic_mixture_triton import triton_backward, triton_forward
 from dsmooth.kernels.launch import INTERPRETED
-from tests.functional.test_logistic_mixture import (  # noqa: F401 - a law of every implementation
+from tests.functional.test_logistic_mixture import (  # noqa: F401 - an invariant of every implementation
     test_what_all_logits_share_changes_nothing,
 )
-from tests.functional.test_logistic_mixture_op import (  # noqa: F401 - laws of every implementation
+from tests.functional.test_logistic_mixture_op import (  # noqa: F401 - invariants of every implementation
     test_a_graph_that_is_kept_gives_its_gradient_again,
     test_any_size,
     test_any_strides_give_the_same,

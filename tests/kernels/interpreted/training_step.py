@@ -39,8 +39,8 @@ def test_words_are_those_of_philox(images, counters, first, seed) -> None:
         got = image_words(images, counters, seed=seed, **where)
         assert torch.equal(got, expected)
         if seed < 2**63:
-            of_tensor = image_words(images, counters, seed=torch.tensor(seed), **where)
-            assert torch.equal(of_tensor, expected)
+            words = image_words(images, counters, seed=torch.tensor(seed), **where)
+            assert torch.equal(words, expected)
 
 
 def test_what_is_out_of_range_is_refused_as_by_philox() -> None:
