@@ -31,6 +31,7 @@ from dsmooth.sampling import (
 )
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import images, log_weight, network, tiny_config, tiny_pair
+from tests.helpers.tiny_runs import tiny
 
 
 @torch.no_grad()
@@ -207,6 +208,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: PAIR().complete(X, draws=0), "^`draws` must be at least 1, got 0"),
     (lambda: PAIR().sample(2, batch_size=1.5), "^`batch_size` must be a whole"),
     (lambda: dsmooth.show(X, zoom=0), "^`zoom` must be at least 1, got 0"),
+    (lambda: dsmooth.train(tiny(), "no-run", threads=0), "^`threads` must be at least 1, got 0"),
     (lambda: PAIR().denoiser.log_prob(OFF_GRID, X), "values of bytes"),
     (lambda: PAIR().denoise(LARGE, **STEPS), r"x_tilde must have shape \(B, 1, 8, 8\)"),
     (lambda: DENSITY().elbo(WIDE), "x must lie in"),

@@ -70,6 +70,10 @@ def own_images(
         raise ValueError(f"the {split} images must have pixels, got {height} x {width}")
     if images is not dataset:
         warn_of_range(images.images, f"the {images.split} images")
+    if None not in (transform, images.transform):
+        raise ValueError(
+            "transform= and the transform of an ImageDataset were both given: leave one out"
+        )
     images = replace(images, transform=transform or images.transform)
     if labels is None:
         return images
@@ -78,8 +82,10 @@ def own_images(
     return replace(images, labels=numbers, class_names=names or known)
 
 
-def split_own(dataset: Any) -> tuple[ImageDataset, ImageDataset]:
-    """Training and held-out images from the data set of `dsmooth.train`.
+def split_own(
+    dataset: Any, labels: Any = None, transform: Transform | None = None
+) -> tuple[ImageDataset, ImageDataset]:
+    """Training and held-out images from the arguments of `dsmooth.train`.
 
     Of images that come without held-out ones, one in HELD_OUT is held out, as `_is_held_out` says.
     """
@@ -93,20 +99,20 @@ def split_own(dataset: Any) -> tuple[ImageDataset, ImageDataset]:
         parts = [*dataset]
     elif isinstance(dataset, list) and isinstance(next(iter(dataset), None), loaders.Dataset):
         parts = dataset  # of random_split
-    if len(parts) > 2:
+    if len(parts) > 2 or (len(parts) == 2 and labels is not None):
         raise ValueError(
             "data sets must be (training images, held-out images), with labels ((images, labels), "
-            f"(images, labels)), got {len(parts)}"
+            f"(images, labels)), got {len(parts)}{' and labels=' * (labels is not None)}"
         )
     if len(parts) == 2:
-        train, test = own_images(parts[0]), own_images(parts[1], "test")
+        train, test = own_images(parts[0], transform=transform), own_images(parts[1], "test")
         if test.labels is not None and train.class_names and test.class_names:
             class_names = tuple(dict.fromkeys((*train.class_names, *test.class_names)))
             numbers = torch.tensor([class_names.index(name) for name in test.class_names])
             train = replace(train, class_names=class_names)
             test = replace(test, labels=numbers[test.labels], class_names=class_names)
     else:
-        whole = own_images(parts[0])
+        whole = own_images(parts[0], "train", labels, transform)
         if len(whole) < HELD_OUT:
             raise ValueError(
                 f"the data set must hold {HELD_OUT} images or more, one of which is held out, got "

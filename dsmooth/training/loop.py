@@ -10,15 +10,18 @@ from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
+from typing_extensions import Unpack
 
 from ..config import OWN, TrainConfig
 from ..data import ImageDataset
+from ..data.dataset import Transform
 from ..data.own import split_own
 from ..distributed import all_reduce_max, barrier, broadcast_int, process_group, rank_and_size
 from ..files import lock_folder, write_tensors
-from ..machine import choose_device
+from ..machine import choose_device, use_threads
 from ..memory import keep_freed_memory
 from ..progress import LOG, lines_shown
 from ..runlog import LogEntry
@@ -42,25 +45,40 @@ class TrainResult:
     interrupted: int | None = None
 
 
+class OwnImages(TypedDict, total=False):
+    """Images to train on in place of `config.data`: arguments of `train`.
+
+    dataset: anything that `dsmooth.data.own_images` takes or returns, one in ten of which is held
+    out; a tuple (training images, held-out images); or splits by name. labels, transform: as in
+    `own_images`, labels for a dataset that is one array. match_channels: take the model's
+    image_channels from the images.
+    """
+
+    dataset: Sized | None
+    labels: Any
+    transform: Transform | None
+    match_channels: bool
+
+
 def train(
     config: TrainConfig,
     folder: str | Path | None = None,
     *,
-    dataset: Sized | None = None,
     resume: bool = False,
     force: bool = False,
     device: str | torch.device = "auto",
+    threads: int | None = None,
     on_evaluation: OnEvaluation | None = None,
     progress: bool = False,
+    **images: Unpack[OwnImages],
 ) -> TrainResult:
     """Train one model, or continue with `resume`, and write a `RunFolder`, by default runs/ROLE.
 
-    dataset: images to train on instead of `config.data`: anything that `dsmooth.data.own_images`
-    takes, or returns with labels or a transform, one in ten of which is held out; a tuple (training
-    images, held-out images); or splits by name. device: "auto" (a CUDA device if there is one),
-    "cpu", "cuda" or "cuda:N". on_evaluation: a function that rank 0 calls with each `Evaluation`,
-    such as `dsmooth.training.tensorboard(FOLDER)`. progress: print what the logger `dsmooth` gets
-    as INFO, and a bar.
+    images (dataset, labels, transform, match_channels): see `OwnImages`. device: "auto" (a CUDA
+    device if there is one), "cpu", "cuda" or "cuda:N". threads: CPU threads, None for torch's
+    setting; their number changes roundings. on_evaluation: a function that rank 0 calls with each
+    `Evaluation`, such as `dsmooth.training.tensorboard(FOLDER)`. progress: print what the logger
+    `dsmooth` gets as INFO, and a bar.
 
     SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. `resume` begins a run where the
     folder has none. A resumed run must have the same settings and images, except `RunSettings`; of
@@ -83,22 +101,44 @@ def train(
         )
     if on_evaluation is not None and not callable(on_evaluation):
         raise TypeError(f"on_evaluation must be a function, got a {type(on_evaluation).__name__}")
-    given = dict[str, object]()
-    if dataset is not None:
-        if config.labels is not None:
-            raise ValueError(
-                "config.labels is for images that config.data names: give (images, labels)"
-            )
-        given = {"data": OWN, "data_dir": None, "download": False, "image_size": None}
+    use_threads(threads)
+    request, load = _request(config, force, progress, **images)
     return train_run(
-        Request(config, given, force=force),
-        partial(load_data, progress=progress) if dataset is None else lambda _: split_own(dataset),
+        request,
+        load,
         RunFolder(default_folder(config.role) if folder is None else folder),
         resume=resume,
         device=device,
         on_evaluation=on_evaluation,
         progress=progress,
     )
+
+
+def _request(
+    config: TrainConfig,
+    force: bool,
+    progress: bool,
+    dataset: Sized | None = None,
+    labels: Any = None,
+    transform: Transform | None = None,
+    match_channels: bool = False,
+) -> tuple[Request, LoadImages]:
+    """The settings that `train` was given, and the function that reads the images."""
+    if dataset is None:
+        if labels is not None or transform is not None:
+            name = "labels" if transform is None else "transform"
+            raise ValueError(
+                f"{name}= is for images given by dataset=, such as tuple(dsmooth.data.load_dataset("
+                '"mnist", split) for split in dsmooth.data.SPLITS)'
+            )
+        return Request(config, force=force), partial(load_data, progress=progress)
+    if config.labels is not None:
+        raise ValueError(
+            "config.labels is for images that config.data names: give (images, labels)"
+        )
+    own = {"data": OWN, "data_dir": None, "download": False, "image_size": None}
+    request = Request(config, own, match_channels=match_channels, force=force)
+    return request, lambda _: split_own(dataset, labels, transform)
 
 
 def train_run(

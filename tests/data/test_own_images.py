@@ -124,6 +124,9 @@ def test_a_transform_is_a_function_of_seed_and_visit() -> None:
     assert torch.equal(test_set.images, held_out)
     parts = split_own((own_images(plain, transform=crop), replace(test_set, transform=crop)))
     assert [part.transform for part in parts] == [crop, None]
+    of_the_argument = split_own((plain, replace(test_set, transform=crop)), transform=crop)
+    assert [part.transform for part in of_the_argument] == [crop, None]
+    refuses("transform= and the", split_own, (train_set, held_out), transform=crop)
     refuses("must be a function, got a int", own_images, pixels, transform=3, error=TypeError)
 
 
@@ -159,9 +162,7 @@ def test_labels_in_every_form(names: tuple[str, ...]) -> None:
         *(((PIXELS, array), None) for array in arrays),
         *((loaders.TensorDataset(PIXELS, array), None) for array in arrays),
     ):
-        train_set, held_out = split_own(
-            dataset if apart is None else own_images(dataset, labels=apart)
-        )
+        train_set, held_out = split_own(dataset, apart)
         assert train_set.class_names == held_out.class_names == names
         for part in (train_set, held_out):
             rows = [int((image == PIXELS).all((1, 2, 3)).nonzero()) for image in part.images]
@@ -178,7 +179,7 @@ def held_out_places(n: int, labels: torch.Tensor | None) -> torch.Tensor:
     """The places of the held-out images among n."""
     digits = torch.stack([torch.arange(n) // 250, torch.arange(n) % 250], 1).byte()
     pixels = digits.repeat(1, 8).view(n, 1, 4, 4)
-    train_set, held_out = split_own(own_images(pixels, labels=labels))
+    train_set, held_out = split_own(pixels, labels)
     assert len(train_set) == n - n // 10
     return held_out.images[:, 0, 0, :2].long() @ torch.tensor([250, 1])
 
@@ -341,12 +342,15 @@ def test_given_labels_come_before_those_of_items() -> None:
         (PIXELS, [1e30, *[0.0] * 39], r"labels must be whole numbers, .* got 40 such as 1e\+30$"),
         (PIXELS, [0, 10**400, *[0] * 38], "labels must be whole numbers, .* got 40 such as 10+$"),
         (PIXELS, [float("nan"), *[0] * 39], "got 40 such as nan and 0$"),
+        ((PIXELS, PIXELS), LABELS, r"\(images, labels\)\), got 2 and labels="),
         ((PIXELS, LABELS), LABELS, r"\(images, labels\) were both given: leave one out"),
         ([(PIXELS[0], None), (PIXELS[1], 1)], None, "got 2 such as None and 1"),
     ],
 )
 def test_labels_that_are_none(dataset: object, labels: object, message: str) -> None:
-    refuses(message, own_images, dataset, labels=labels)
+    refuses(message, split_own, dataset, labels)
+    refuses("labels= is for images given by dataset=", dsmooth.train, tiny(), labels=LABELS)
+    refuses("unexpected keyword argument 'label'", dsmooth.train, tiny(), label=3, error=TypeError)
 
 
 def test_more_classes_than_a_network_has_are_refused_before_they_are_counted(
@@ -360,5 +364,6 @@ def test_more_classes_than_a_network_has_are_refused_before_they_are_counted(
         dsmooth.train,
         config,
         tmp_path / "run",
-        dataset=(PIXELS, labels),
+        dataset=PIXELS,
+        labels=labels,
     )
