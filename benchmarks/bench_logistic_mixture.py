@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Bench, Work, copy, full, quick, smoke
+from benchmarks.measure import Bench, Work, full, quick, smoke
 from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_prob_ref
 from dsmooth.likelihoods import bytes_of
 from dsmooth.memory import keep_freed_memory
@@ -56,7 +56,7 @@ def bench_loss(bench: Bench, shape: str, kind: str, gradient: bool) -> None:
     turns = bench.compare(
         contenders,
         "native",
-        limits={"copy": copy},
+        limits=["copy"],
         rounds=15,
         warmup=2,
         before=2,

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
@@ -79,7 +79,6 @@ class Turns:
     """Seconds of every contender in every round."""
 
     seconds: dict[str, list[float]]
-    limits: dict[str, Limit] = field(default_factory=dict)
 
     def of(self, name: str) -> Spread:
         return Spread.of(self.seconds[name])
@@ -88,10 +87,6 @@ class Turns:
         """Ratio of the times in each round."""
         pairs = zip(self.seconds[slow], self.seconds[fast], strict=True)
         return Spread.of([a / b for a, b in pairs])
-
-    def rates(self) -> dict[str, tuple[str, float]]:
-        """(unit, amount per second) of the limits."""
-        return {k: (m.unit, m.amount / self.of(k).median) for k, m in self.limits.items()}
 
 
 def take_turns(
@@ -122,7 +117,7 @@ def take_turns(
             run()
             if i >= warmup:
                 seconds[name].append((clock() - start) * (calls or {}).get(name, 1))
-    return Turns(seconds, {k: run for k, run in contenders.items() if isinstance(run, Limit)})
+    return Turns(seconds)
 
 
 def announce(text: str) -> None:
@@ -190,7 +185,7 @@ class Bench:
         contenders: Mapping[str, Run],
         ours: str,
         *,
-        limits: Mapping[str, Callable[[], Limit]] | None = None,
+        limits: Sequence[Literal["torch.mm", "copy"]] = (),
         shape: Sequence[int],
         dtype: torch.dtype = torch.float32,
         work: Work | None = None,
@@ -204,8 +199,9 @@ class Bench:
         self.benchmark.pedantic(contenders[ours], rounds=1)
         if self.smoke:
             return None
-        made = {name: make() for name, make in (limits or {}).items()}
+        made = {name: matmul(dtype) if name == "torch.mm" else copy() for name in limits}
         turns = take_turns({**contenders, **made}, **timing)
+        rates = {n: [m.unit, _round(m.amount / turns.of(n).median)] for n, m in made.items()}
         work, seconds = work or Work(), turns.of(ours).median
         result = {
             "suite": self.suite,
@@ -217,7 +213,7 @@ class Bench:
             "img_per_s": _round(work.images / seconds),
             "flops": work.flops,
             "bytes": work.bytes,
-            "limits": {n: [unit, _round(rate)] for n, (unit, rate) in turns.rates().items()},
+            "limits": rates,
             "shape": list(shape),
             "dtype": str(dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
