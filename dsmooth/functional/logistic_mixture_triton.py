@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -55,22 +57,14 @@ def _empty_gradient(params: Tensor) -> Tensor:
 
 
 def _backward(
-    compute: bool,
-    grad: Tensor,
-    unit_x: Tensor,
-    unit_params: Tensor,
-    likelihood: str,
-    atoms: list[int],
-    smoothing_scale: float,
-    needs_x: bool,
-    needs_params: bool,
-    needs: list[bool],
+    compute: bool, grad: Tensor, unit_x: Tensor, unit_params: Tensor, *settings: Any
 ) -> Grads:
     """The gradients of the sum of log_prob, unit_x and unit_params, times grad (B, H, W) per pixel.
 
-    torch multiplies in float32 and rounds each product once.
+    torch multiplies in float32 and rounds each product once. settings: those of the forward pass,
+    and last which gradients are needed.
     """
-    units = zip((unit_x, unit_params), needs, strict=True)
+    units = zip((unit_x, unit_params), settings[-1], strict=True)
     grads = [_empty_gradient(unit) if need else None for unit, need in units]
     for unit, out in zip((unit_x, unit_params), grads, strict=True):
         if compute and out is not None:
