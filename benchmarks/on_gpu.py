@@ -141,7 +141,7 @@ def preset_step(name: str, role: str, mode: str, card: Card) -> Case:
         with use_impl("reference"):
             reference.step()
         run()
-        losses = [s.read()[0].loss for s in (state, reference)]
+        losses = [s.results()[0].loss for s in (state, reference)]
         assert abs(losses[0] - losses[1]) < 2e-2 * abs(losses[1]), losses
 
     images = state.config.batch_size

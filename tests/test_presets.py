@@ -75,7 +75,7 @@ def test_preset_trains_a_step(name: str, role: str) -> None:
     data = random_dataset(16, channels=config.model.image_channels)
     state = TrainState(config, data, torch.device("cpu"))
     state.step()
-    (reading,) = state.read()
+    (reading,) = state.results()
     assert math.isfinite(reading.loss)
     assert reading.gradient_norm > 0
     assert (state.ema is None) == (config.ema == 0)

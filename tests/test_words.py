@@ -80,9 +80,9 @@ def test_images_are_converted_and_known(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_folders_names_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    named = plans.plan("pair", Path("p"), 3)
+    named = plans.plan_runs("pair", Path("p"), 3)
     monkeypatch.setattr(plans, "FIRST_NOISY", "x")
-    other = plans.plan("pair", Path("p"), 3)
+    other = plans.plan_runs("pair", Path("p"), 3)
     assert [run.clusters for run in other] == [run.clusters for run in named] == [3, None, None]
     assert [run.budget_fraction for run in other] == [run.budget_fraction for run in named]
     assert other[1].init == other[0].folder

@@ -28,8 +28,8 @@ from ..training.beginning import (
     load_data,
 )
 from ..training.loop import train_run
-from ..training.plan import CLUSTERS, RunPlan, plan
-from ..training.resolve import Request
+from ..training.plan import CLUSTERS, RunPlan, plan_runs
+from ..training.resolve import RunRequest
 from .options import DEFAULT_PRESET
 from .options_train import RGB_PRESET, Train
 
@@ -41,41 +41,41 @@ def train(options: Train) -> int:
     """Run `dsmooth train`; returns the exit status, 128 + the signal's number if stopped."""
     check_options(options)
     clusters, labelled = clusters_of_pair(options)
-    runs = plan(options.role, options.out, clusters, labelled=labelled)
-    requests = [request_of(options, run) for run in runs]
+    plans = plan_runs(options.role, options.out, clusters, labelled=labelled)
+    requests = [run_request(options, plan) for plan in plans]
     if options.print_config:
-        print_plan(runs, requests)
+        print_plan(plans, requests)
         return 0
     use_threads(options.execution.threads)
-    for run in runs:
-        check_writable(RunFolder(run.folder).config)
-    if len(runs) > 1:
-        check_pair(options, runs, requests)
-    for run, request in zip(runs, requests, strict=True):
+    for plan in plans:
+        check_writable(RunFolder(plan.folder).config)
+    if len(plans) > 1:
+        check_pair(options, plans, requests)
+    for plan, request in zip(plans, requests, strict=True):
         result = train_run(
             request,
             partial(load_data, progress=True),
-            RunFolder(run.folder),
+            RunFolder(plan.folder),
             resume=options.resume,
             device=options.execution.device,
-            on_evaluation=tensorboard(run.folder / "tensorboard") if options.tensorboard else None,
+            on_evaluation=tensorboard(plan.folder / "tensorboard") if options.tensorboard else None,
             progress=True,
         )
         if result.interrupted:
             print(f"{options.role}: the same command with --resume continues")
             return 128 + result.interrupted
-        if run.clusters is not None:
-            cluster_data(options, run, run.clusters)
-    print(f"{options.role}: {next_step(runs)}")
+        if plan.clusters is not None:
+            cluster_data(options, plan, plan.clusters)
+    print(f"{options.role}: {next_step(plans)}")
     return 0
 
 
-def print_plan(runs: Sequence[RunPlan], requests: Sequence[Request]) -> None:
+def print_plan(plans: Sequence[RunPlan], requests: Sequence[RunRequest]) -> None:
     """Print the settings of a run as JSON, or the plan of several with the settings of each."""
-    settings = [asdict(request.settings()) for request in requests]
-    pairs = zip(runs, settings, strict=True)
-    plans = {run.folder.name: {**asdict(run), "settings": values} for run, values in pairs}
-    print(json.dumps(plans if len(runs) > 1 else settings[0], indent=2, default=str))
+    settings = [asdict(request.config()) for request in requests]
+    pairs = zip(plans, settings, strict=True)
+    printed = {plan.folder.name: {**asdict(plan), "settings": values} for plan, values in pairs}
+    print(json.dumps(printed if len(plans) > 1 else settings[0], indent=2, default=str))
 
 
 def check_options(options: Train) -> None:
@@ -104,7 +104,7 @@ def clusters_of_pair(options: Train) -> tuple[int | None, bool]:
     """
     if options.role != "pair" or not options.resume:
         return options.clusters, False
-    first, noisy, _ = plan("pair", options.out, clusters := options.clusters or 2)
+    first, noisy, _ = plan_runs("pair", options.out, clusters := options.clusters or 2)
     labels = noisy.labels
     has_first = RunFolder(first.folder).config.exists()
     if labels is not None and labels.exists() and (has_first or options.clusters is not None):
@@ -120,21 +120,21 @@ def clusters_of_pair(options: Train) -> tuple[int | None, bool]:
     return options.clusters, False
 
 
-def request_of(options: Train, run: RunPlan) -> Request:
+def run_request(options: Train, plan: RunPlan) -> RunRequest:
     """The settings given, over those of --config, of the run to resume, or of a preset."""
-    stored = RunFolder(run.folder)
+    stored = RunFolder(plan.folder)
     resumed = stored.read_config()[0] if options.resume and stored.config.exists() else None
-    if resumed is not None and resumed.role != run.role:
+    if resumed is not None and resumed.role != plan.role:
         raise ValueError(
-            f"{run.folder} holds another run: its role is {resumed.role}, not {run.role}"
+            f"{plan.folder} holds another run: its role is {resumed.role}, not {plan.role}"
         )
-    given = {**options.settings, "role": run.role}
+    given = {**options.settings, "role": plan.role}
     if options.folder is not None:
         given |= {"data": "folder", "data_dir": str(options.folder)}
-    if run.labels is not None:
-        given["labels"] = str(run.labels)
-    if run.init is not None and resumed is None:
-        given |= {"label_dropout": run.label_dropout, "init": str(run.init)}
+    if plan.labels is not None:
+        given["labels"] = str(plan.labels)
+    if plan.init is not None and resumed is None:
+        given |= {"label_dropout": plan.label_dropout, "init": str(plan.init)}
     rgb = None
     if options.config is not None:  # --print-config prints no size
         values = {"height_and_width": (0, 0), **read_json(options.config)}
@@ -143,15 +143,15 @@ def request_of(options: Train, run: RunPlan) -> Request:
         start = resumed
     else:
         colours = given.get("data") in ("cifar10", "celeba")
-        start = start_of(options, run.role, RGB_PRESET if colours else DEFAULT_PRESET)
-        rgb = start_of(options, run.role, RGB_PRESET)
+        start = start_of(options, plan.role, RGB_PRESET if colours else DEFAULT_PRESET)
+        rgb = start_of(options, plan.role, RGB_PRESET)
     if "budget" in given:
-        given["budget"] = given["budget"] and given["budget"] * run.budget_fraction
+        given["budget"] = given["budget"] and given["budget"] * plan.budget_fraction
         given["images"] = None
     elif images := given.get("images", start.images if resumed is None else None):
-        given["images"] = math.ceil(images * run.images_fraction)
+        given["images"] = math.ceil(images * plan.images_fraction)
     keeps_channels = "image_channels" in options.model or "init" in options.settings
-    return Request(start, given, options.model, rgb, not keeps_channels, options.force)
+    return RunRequest(start, given, options.model, rgb, not keeps_channels, options.force)
 
 
 def start_of(options: Train, role: Role, default: str) -> TrainConfig:
@@ -173,14 +173,14 @@ def start_of(options: Train, role: Role, default: str) -> TrainConfig:
     return preset(name, role, **changes)
 
 
-def check_pair(options: Train, runs: Sequence[RunPlan], requests: Sequence[Request]) -> None:
+def check_pair(options: Train, plans: Sequence[RunPlan], requests: Sequence[RunRequest]) -> None:
     """Raise ValueError, before the first run is trained, if a later one cannot begin."""
     with process_group():
-        for run, request in zip(runs, requests, strict=True):
-            stored = RunFolder(run.folder)
+        for plan, request in zip(plans, requests, strict=True):
+            stored = RunFolder(plan.folder)
             if not (options.resume or broadcast_int(is_restart(stored))):
-                check_new_run(stored, request.settings())
-        clusters, config = runs[0].clusters, requests[0].settings()
+                check_new_run(stored, request.config())
+        clusters, config = plans[0].clusters, requests[0].config()
         if clusters is not None and (clusters > LEAST_PUBLISHED or config.data == "folder"):
             count = count_training_images(config)
             if clusters > count:
@@ -189,31 +189,31 @@ def check_pair(options: Train, runs: Sequence[RunPlan], requests: Sequence[Reque
         barrier()  # if one process refuses, none of them trains
 
 
-def cluster_data(options: Train, run: RunPlan, n_clusters: int) -> None:
+def cluster_data(options: Train, plan: RunPlan, n_clusters: int) -> None:
     """Write the clusters that a trained run makes of its images, unless they exist."""
     with process_group():
-        path = run.folder.parent / CLUSTERS / LABELS_FILE
+        path = plan.folder.parent / CLUSTERS / LABELS_FILE
         if broadcast_int(path.exists()):
             return
-        model, config, _ = RunFolder(run.folder).load_model()
+        model, config, _ = RunFolder(plan.folder).load_model()
         model.to(choose_device(options.execution.device))
         write_clusters(model, load_data(config), n_clusters, config.seed, path)
 
 
-def next_step(runs: Sequence[RunPlan]) -> str:
+def next_step(plans: Sequence[RunPlan]) -> str:
     """What to do with the trained models."""
-    if len(runs) > 1:
-        seconds = {run.folder.name: RunFolder(run.folder).record().seconds for run in runs}
+    if len(plans) > 1:
+        seconds = {plan.folder.name: RunFolder(plan.folder).record().seconds for plan in plans}
         minutes = ", ".join(f"{name} {(spent or 0) / 60:.1f}" for name, spent in seconds.items())
-        path = shlex.quote(str(runs[-1].folder.parent))
+        path = shlex.quote(str(plans[-1].folder.parent))
         return f"minutes of training: {minutes}; next: `dsmooth sample {path}`"
     # NOISY and DENOISER are the folders of other runs.
-    (run,) = runs
-    path, config = shlex.quote(str(run.folder)), RunFolder(run.folder).read_config()[0]
+    (plan,) = plans
+    path, config = shlex.quote(str(plan.folder)), RunFolder(plan.folder).read_config()[0]
     label = " --label each" * bool(config.model.n_classes)
     step = {
         "noisy": f"train its denoiser, then `dsmooth sample {path} DENOISER{label}`",
         "denoiser": f"`dsmooth sample NOISY {path}{label}`, with the folder of its noisy model",
         "plain": f"`dsmooth sample {path}{label}`, or `dsmooth evaluate bpd {path}`",
-    }[run.role]
+    }[plan.role]
     return f"next: {step}"

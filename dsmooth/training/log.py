@@ -20,7 +20,7 @@ from ..pictures import save_grid
 from ..progress import LINE_SECONDS, LOG, Bar, clock, progress_bar, significant
 from ..runlog import End, HeldOut, Interrupted, LogEntry, Start, Step, entry_line
 from ..runs import RunFolder
-from .step import Reading, TrainState, total_images
+from .step import StepResult, TrainState, total_images
 
 
 class Evaluation(NamedTuple):
@@ -112,9 +112,9 @@ class RunLog(ExitStack):
         weights = self.folder.weights
         self.say(f"wrote {weights} ({weights.stat().st_size / 1e6:.1f} MB)")
 
-    def steps(self, readings: Sequence[Reading]) -> None:
+    def steps(self, results: Sequence[StepResult]) -> None:
         """Note the updates since the last call."""
-        self.losses += [reading.loss for reading in readings]
+        self.losses += [result.loss for result in results]
         now, seen = time.monotonic(), self.state.images_seen
         if now - self.recorded < RECORD_SECONDS and seen < self.total:
             return
@@ -123,7 +123,7 @@ class RunLog(ExitStack):
         left = max(0, self.total - seen) / speed
         self.losses.clear()
         self.recorded = now
-        norm, rate = round(readings[-1].gradient_norm, 4), readings[-1].learning_rate
+        norm, rate = round(results[-1].gradient_norm, 4), results[-1].learning_rate
         self.write(Step(*self.place(), round(mean, 5), round(speed, 4), norm, rate))
         text = f"{mean:.3f} {self.loss_name} · {significant(speed)} img/s · {clock(left)} left"
         if self.bar is not None:

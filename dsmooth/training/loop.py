@@ -30,7 +30,7 @@ from .beginning import check_new_run, is_restart, load_data
 from .checkpoint import newest_checkpoint, restore, save_checkpoint
 from .evaluation import evaluate, sample_grid
 from .log import RECORD_SECONDS, Evaluation, OnEvaluation, RunLog
-from .resolve import LoadImages, Request, resolve
+from .resolve import LoadImages, RunRequest, resolve
 from .step import READ_STEPS, TrainState, total_images
 
 HOLDER = "another training run"  # of the lock of a folder
@@ -122,7 +122,7 @@ def _request(
     labels: Any = None,
     transform: Transform | None = None,
     match_channels: bool = False,
-) -> tuple[Request, LoadImages]:
+) -> tuple[RunRequest, LoadImages]:
     """The settings that `train` was given, and the function that reads the images."""
     if dataset is None:
         if labels is not None or transform is not None:
@@ -131,18 +131,18 @@ def _request(
                 f"{name}= is for images given by dataset=, such as tuple(dsmooth.data.load_dataset("
                 '"mnist", split) for split in dsmooth.data.SPLITS)'
             )
-        return Request(config, force=force), partial(load_data, progress=progress)
+        return RunRequest(config, force=force), partial(load_data, progress=progress)
     if config.labels is not None:
         raise ValueError(
             "config.labels is for images that config.data names: give (images, labels)"
         )
     own = {"data": OWN, "data_dir": None, "download": False, "image_size": None}
-    request = Request(config, own, match_channels=match_channels, force=force)
+    request = RunRequest(config, own, match_channels=match_channels, force=force)
     return request, lambda _: split_own(dataset, labels, transform)
 
 
 def train_run(
-    request: Request,
+    request: RunRequest,
     load: LoadImages,
     run: RunFolder,
     *,
@@ -170,9 +170,9 @@ def train_run(
                 stack.enter_context(lock_folder(run.path, HOLDER))
             checkpoint = newest_checkpoint(run)
         else:
-            check_new_run(run, request.settings())
+            check_new_run(run, request.config())
             if resume:
-                role = request.settings().role
+                role = request.config().role
                 LOG.info("%s: no run in %s to resume: it begins here", role, run.path)
 
         config, train_set, test_set, initial = resolve(request, load, target, checkpoint, started)
@@ -221,9 +221,9 @@ def run_loop(
             continue
 
         looked = now
-        readings = state.read()
+        results = state.results()
         if log:
-            log.steps(readings)
+            log.steps(results)
         if evaluated:
             bits = _evaluate(state, test_set, run, log)
         elif log and (interrupted or save):

@@ -34,7 +34,7 @@ class RunPlan:
     clusters: int | None = None
 
 
-def plan(
+def plan_runs(
     role: Role | Literal["pair"],
     folder: Path | None = None,
     clusters: int | None = None,

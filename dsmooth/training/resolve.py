@@ -27,7 +27,7 @@ LoadImages = Callable[[TrainConfig], tuple[ImageDataset, ImageDataset]]
 
 
 @dataclass(frozen=True)
-class Request:
+class RunRequest:
     """The settings that a user wants, before images, device and checkpoint complete them.
 
     start: settings of a preset, a file or a run. given, model: settings, and those of the network,
@@ -42,7 +42,7 @@ class Request:
     match_channels: bool = False
     force: bool = False
 
-    def settings(self, channels: int | None = None) -> TrainConfig:
+    def config(self, channels: int | None = None) -> TrainConfig:
         """The settings for images of so many channels, None while that is unknown."""
         start = self.rgb if self.rgb is not None and channels == 3 else self.start
         values = {**vars(start), **self.given}
@@ -70,7 +70,7 @@ class Resolved(NamedTuple):
 
 
 def resolve(
-    request: Request,
+    request: RunRequest,
     load: LoadImages,
     device: torch.device,
     checkpoint: Checkpoint | None = None,
@@ -85,14 +85,14 @@ def resolve(
     run began, by time.monotonic(), for a budget; by default now.
     """
     started = time.monotonic() if started is None else started
-    config = request.settings()
+    config = request.config()
     if checkpoint is not None:
-        config = request.settings(checkpoint.settings.model.image_channels)
+        config = request.config(checkpoint.settings.model.image_channels)
         config = resume_settings(config, checkpoint, force=request.force)
     train_set, test_set = load(config)
     check_same(train_set, test_set)
     if checkpoint is None:
-        config = request.settings(test_set.image_channels)
+        config = request.config(test_set.image_channels)
     check_channels(config, test_set)
     precision = config.precision
     if precision == "auto":

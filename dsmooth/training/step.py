@@ -48,7 +48,7 @@ class StepTooLarge(SettingError, torch.OutOfMemoryError):
     """A step takes more memory than the device has."""
 
 
-class Reading(NamedTuple):
+class StepResult(NamedTuple):
     """One step: its number, its loss in bits/dim, its gradient's norm before clipping, its rate."""
 
     step: int
@@ -179,9 +179,9 @@ class TrainState:
         self.rates = torch.zeros(3, dtype=torch.float64, device=device)
         # Loss, norm of the gradient and rate of step n in row n % READ_STEPS.
         self.rows = torch.zeros(READ_STEPS, 3, dtype=torch.float64, device=device)
-        self._run: Callable[[], None] = self._update
+        self._take_step: Callable[[], None] = self._update
         if uses_graph(config, device):
-            self._run = ReplayedStep(self._update, device)
+            self._take_step = ReplayedStep(self._update, device)
 
         with torch_seed(config.seed):
             model = PixelCNNpp(config.model)
@@ -221,7 +221,7 @@ class TrainState:
         return self._inputs_of(position, 0, self.config.batch_size)
 
     def step(self) -> None:
-        """One update by all processes, which may still run when this returns: `read` waits."""
+        """One update by all processes, which may still run when this returns: `results` waits."""
         self.images.prepare(self.images_seen)
         send(torch.tensor([self.images_seen, self.steps % READ_STEPS]), self.place)
         rates = [
@@ -232,7 +232,7 @@ class TrainState:
         send(torch.tensor(rates, dtype=torch.float64), self.rates)
         try:
             with exchange():
-                self._run()
+                self._take_step()
         except torch.OutOfMemoryError as error:
             gates = {} if self.config.keep_gates == "off" else {"keep_gates": "off"}
             reason = str(error).partition("\n")[0]
@@ -242,7 +242,7 @@ class TrainState:
         self.steps += 1
         self.images_seen += self.config.batch_size
 
-    def read(self) -> list[Reading]:
+    def results(self) -> list[StepResult]:
         """The steps since the last call, at most READ_STEPS; all processes call this together.
 
         Raises NonFiniteLoss if a loss or a gradient norm is not finite. Call it before saving.
@@ -254,17 +254,17 @@ class TrainState:
                 dist.all_reduce(losses)
             rows[:, 0] = losses
         steps = range(max(self.steps_read, self.steps - READ_STEPS), self.steps)
-        readings = [Reading(step, *rows[step % READ_STEPS].tolist()) for step in steps]
+        results = [StepResult(step, *rows[step % READ_STEPS].tolist()) for step in steps]
         self.steps_read = self.steps
-        for reading in readings:
-            if not (math.isfinite(reading.loss) and math.isfinite(reading.gradient_norm)):
-                images = self.images_seen - (self.steps - reading.step) * self.config.batch_size
+        for result in results:
+            if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
+                images = self.images_seen - (self.steps - result.step) * self.config.batch_size
                 raise NonFiniteLoss(
-                    f"the loss is {reading.loss} and its gradient's norm {reading.gradient_norm} "
-                    f"at step {reading.step} ({images:,} images) with seed {self.config.seed}; "
+                    f"the loss is {result.loss} and its gradient's norm {result.gradient_norm} "
+                    f"at step {result.step} ({images:,} images) with seed {self.config.seed}; "
                     "lower learning_rate, or resume from the last checkpoint with another setting"
                 )
-        return readings
+        return results
 
     def _inputs_of(self, position: Tensor, first: int, count: int) -> Inputs:
         """Images first .. first + count - 1 of the batch that begins at a stream position."""

@@ -36,7 +36,7 @@ def steps(out: str, *settings: str) -> None:
         state = TrainState(TrainConfig.from_dict(json.loads(text)), data, torch.device("cpu"))
         for _ in range(2):
             state.step()
-        readings = state.read()
+        readings = state.results()
         if rank_and_size()[0] == 0:
             losses, norms = ([r[i] for r in readings] for i in (1, 2))
             torch.save((losses, norms, state.tensors()), Path(out, f"{number}.pt"))

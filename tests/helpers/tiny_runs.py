@@ -14,7 +14,7 @@ from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import ImageDataset, load_splits
 from dsmooth.runs import RunFolder
 from dsmooth.training import Evaluation, beginning, train
-from dsmooth.training.resolve import Request, resolve
+from dsmooth.training.resolve import RunRequest, resolve
 
 ROLES = ("noisy", "denoiser", "plain")
 
@@ -47,7 +47,7 @@ def tiny(
 
 def resolved(config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset) -> TrainConfig:
     """The settings of a new run on these images."""
-    return resolve(Request(config), lambda _: (train_set, test_set), torch.device("cpu")).config
+    return resolve(RunRequest(config), lambda _: (train_set, test_set), torch.device("cpu")).config
 
 
 def train_until(images: int, config: TrainConfig, folder: Path, **options: object) -> None:

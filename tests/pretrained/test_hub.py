@@ -18,7 +18,7 @@ import torch
 
 import dsmooth
 from dsmooth.cli import parse
-from dsmooth.commands.train import request_of
+from dsmooth.commands.train import run_request
 from dsmooth.config import TrainConfig
 from dsmooth.presets import PRESETS, preset, train_command
 from dsmooth.pretrained import is_model, load_models, training_record
@@ -26,7 +26,7 @@ from dsmooth.pretrained.card import CARD_FILE
 from dsmooth.record import read_result
 from dsmooth.results import BitsResult
 from dsmooth.runs import TrainingRecord
-from dsmooth.training.plan import plan
+from dsmooth.training.plan import plan_runs
 from tests.helpers.command_runs import run
 from tests.helpers.data_makers import refuses
 from tests.helpers.networks import network, tiny_pair
@@ -245,7 +245,7 @@ def test_the_command_of_a_run_gives_its_settings(tmp_path: Path, name: str, role
         command = command.replace(option, f"{option.split()[0]} {path}")
     words = shlex.split(command)
     options = parse(words[1:])
-    (run_plan,) = plan(options.role, options.out)
-    assert request_of(options, run_plan).settings() == config
+    (run_plan,) = plan_runs(options.role, options.out)
+    assert run_request(options, run_plan).config() == config
     if name != "changed":
         assert command == f"dsmooth train {role} --preset {name}"

@@ -9,7 +9,7 @@ import pytest
 
 from dsmooth.runs import RunFolder
 from dsmooth.training import resolve
-from dsmooth.training.plan import LABEL_DROPOUT, RunPlan, plan
+from dsmooth.training.plan import LABEL_DROPOUT, RunPlan, plan_runs
 from tests.helpers.command_runs import complains, run, settings_of
 from tests.helpers.data_makers import random_bytes, write_images
 from tests.helpers.tiny_runs import assert_same_end
@@ -44,7 +44,7 @@ HALF = {role: RunPlan(PAIR / role, role, 1 / 2) for role in ("noisy", "denoiser"
     ],
 )
 def test_the_runs_of_a_command(arguments: tuple, labelled: bool, runs: list[RunPlan]) -> None:
-    assert list(plan(*arguments, labelled=labelled)) == runs
+    assert list(plan_runs(*arguments, labelled=labelled)) == runs
     assert labelled or sum(run.budget_fraction for run in runs) == 1
 
 

@@ -31,7 +31,7 @@ from dsmooth.training import Evaluation, checkpoint, evaluation, loop, tensorboa
 from dsmooth.training.evaluation import EVALUATION_REPEAT, evaluate
 from dsmooth.training.flat import FlatParameters
 from dsmooth.training.optimizers import EMA
-from dsmooth.training.step import Reading, TrainState, make_inputs, scheduled
+from dsmooth.training.step import StepResult, TrainState, make_inputs, scheduled
 from tests.helpers.data_makers import random_bytes, random_dataset, refuses
 from tests.helpers.tiny_runs import ROLES, assert_same_end, tiny, train_until
 
@@ -236,7 +236,9 @@ def test_a_budget_is_the_time_of_the_whole_run(minutes, tmp_path, monkeypatch) -
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(TrainState, "__init__", after(0.3, TrainState.__init__))
     monkeypatch.setattr(TrainState, "step", step)
-    monkeypatch.setattr(TrainState, "read", lambda self: [Reading(self.steps - 1, 1.0, 1.0, 0.1)])
+    monkeypatch.setattr(
+        TrainState, "results", lambda self: [StepResult(self.steps - 1, 1.0, 1.0, 0.1)]
+    )
 
     def grid(*_: object) -> Tensor:
         take(next(picture_seconds))

@@ -80,7 +80,7 @@ def test_steps_read_nothing_back(role: str, optimizer: str) -> None:
     with NoReadBack():
         for _ in range(3):
             trained.step()
-    assert len(trained.read()) == 3
+    assert len(trained.results()) == 3
     with NoReadBack(), pytest.raises(AssertionError, match="_local_scalar_dense"):
         float(trained.place[0])
 
@@ -90,10 +90,10 @@ def test_the_gradient_of_a_batch_is_clipped_and_reported_as_it_was() -> None:
     state = TrainState(tiny(clip_norm=1e-3, betas=(0.5, 0.7)), random_dataset(12), CPU)
     state.step()
     assert float(state.optimizer.flat.gradient.norm()) == pytest.approx(1e-3, rel=1e-3)
-    assert state.read()[0].gradient_norm > 0.01
+    assert state.results()[0].gradient_norm > 0.01
     assert [group["betas"] for group in state.optimizer.adam.param_groups] == [(0.5, 0.7)]
     state.rows[1, 1], state.steps = torch.inf, 2
-    refuses("gradient's norm inf", state.read, error=NonFiniteLoss)
+    refuses("gradient's norm inf", state.results, error=NonFiniteLoss)
 
 
 @pytest.mark.parametrize("keep_gates", ["auto", "off"])
@@ -101,7 +101,7 @@ def test_a_step_that_takes_too_much_memory_says_what_takes_less(monkeypatch, kee
     config = tiny(keep_gates=keep_gates, accumulate=2)
     state = TrainState(config, random_dataset(12), CPU)
     full = MagicMock(side_effect=torch.OutOfMemoryError("CUDA out of memory. Tried to"))
-    monkeypatch.setattr(state, "_run", full)
+    monkeypatch.setattr(state, "_take_step", full)
     with pytest.raises(torch.OutOfMemoryError, match=r"8 images.*CUDA.*`accumulate=4`$") as caught:
         state.step()
     line = explain(caught.value, ["keep_gates", "accumulate"])
@@ -214,7 +214,7 @@ def test_replayed_steps_are_the_steps(role: str) -> None:
         trained = TrainState(replace(config, graph=how), random_dataset(12), CUDA)
         for _ in range(10):
             trained.step()
-        runs[how] = [reading.loss for reading in trained.read()], trained.tensors()
+        runs[how] = [reading.loss for reading in trained.results()], trained.tensors()
     assert runs["on"][0] == pytest.approx(runs["off"][0], rel=1e-5)
     for name, tensor in runs["on"][1].items():
         torch.testing.assert_close(tensor, runs["off"][1][name], rtol=1e-3, atol=1e-4)
@@ -451,7 +451,7 @@ def test_the_loss_falls(optimizer: str) -> None:
     state = TrainState(config, replace(digits, images=digits.images[:, :, 8:20, 8:20]), CPU)
     for _ in range(50):
         state.step()
-    losses = [reading.loss for reading in state.read()]
+    losses = [reading.loss for reading in state.results()]
     assert sum(losses[-10:]) < sum(losses[:10]) - 3
 
 

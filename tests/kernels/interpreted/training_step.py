@@ -143,7 +143,7 @@ def test_steps_of_a_run_are_those_of_the_reference(role: str) -> None:
         with use_impl(impl):
             for _ in range(2):
                 states[impl].step()
-    losses = [[reading.loss for reading in state.read()] for state in states.values()]
+    losses = [[reading.loss for reading in state.results()] for state in states.values()]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     expected = states["reference"].tensors()
     for name, tensor in states["triton"].tensors().items():
