@@ -12,9 +12,9 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
+from collections.abc import Iterator, Sequence
 from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 from unittest import mock
 
@@ -36,38 +36,40 @@ CHUNKS_PER_LAUNCH, CHUNK = 320, 65536
 CAT_INPUTS = 128  # of one launch (ATen/native/cuda/Shape.cu)
 NOTHING = {
     *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh"),
-    *(
-        "_unsafe_view",
-        "_local_scalar_dense",
-        "set_",
-        "_record_function_enter_new",
-        "_record_function_exit",
-    ),
+    *("_unsafe_view", "_local_scalar_dense", "set_"),
+    *("_record_function_enter_new", "_record_function_exit"),
 }
 # Padding fills a new tensor and copies into it.
 TWICE = {"constant_pad_nd"}
 OTHER = "other operations"
 OPERATORS = "gated resnets and likelihood"
-# Sections of the count: "module:attribute" of the function whose launches belong to it.
+# Sections of the count: the function whose launches belong to it.
 SECTIONS = {
-    "Muon": "dsmooth.training.optimizers:FlatMuon.step",
-    "average": "dsmooth.training.optimizers:EMA.update",
-    "noise": "dsmooth.smoothing:Smoothing.sample",
-    "seed of dropout": "dsmooth.training.step:dropout_seed",
+    "Muon": "dsmooth.training.optimizers.FlatMuon.step",
+    "average": "dsmooth.training.optimizers.EMA.update",
+    "noise": "dsmooth.smoothing.Smoothing.sample",
+    "seed of dropout": "dsmooth.training.step.dropout_seed",
 }
+KERNELS = ("expand", "gated_resnet", "logistic_mixture", "weights", "philox", "weight_norm")
+# Operators inside which torch disables the dispatch mode.
+INSIDE = (
+    "dsmooth.functional.gated_resnet_triton.ordered",
+    *("dsmooth.kernels.gated_resnet.forward", "dsmooth.kernels.gated_resnet.backward"),
+)
 
 
 class Launches(TorchDispatchMode):
-    """Counts launches inside the block: `counts` by section and operation."""
+    """Counts launches inside the block by section."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.counts: Counter[tuple[str, str]] = Counter()
+        self.counts: Counter[str] = Counter()
         self.section = OTHER
 
-    def add(self, operation: str, launches: int) -> None:
-        if launches:
-            self.counts[self.section, operation] += launches
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        with self:
+            yield
 
     @contextlib.contextmanager
     def inside(self, section: str) -> Iterator[None]:
@@ -80,22 +82,15 @@ class Launches(TorchDispatchMode):
         finally:
             self.section = outer
 
-    def totals(self) -> Counter[str]:
-        """Launches by section."""
-        totals: Counter[str] = Counter()
-        for (section, _), launches in self.counts.items():
-            totals[section] += launches
-        return totals
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         namespace, _, name = func._schema.name.partition("::")
         if namespace == "dsmooth":  # its operations are counted one by one
             with self.inside(OTHER if name.startswith("weight_norm") else OPERATORS):
                 if name == "logistic_mixture_triton_backward":  # a product for each gradient
-                    self.add("mul", sum(args[-1]))
+                    self.counts[self.section] += sum(args[-1])
                 return func(*args, **kwargs)
-        self.add(name, launches_of(name, func, args))
+        self.counts[self.section] += launches_of(name, func, args)
         return func(*args, **kwargs)
 
 
@@ -158,58 +153,27 @@ def counted() -> Iterator[Launches]:
     launches = Launches()
 
     def launch(kernel: Any, prepared: Prepared, device: torch.device, **tensors: Any) -> None:
-        launches.add(kernel.__name__, int(prepared.programs > 0))
+        launches.counts[launches.section] += prepared.programs > 0
 
-    def seen(function: Callable[..., Any]) -> Callable[..., Any]:
-        """Count inside an operator, where torch disables the dispatch mode."""
-
-        def run(*args: Any, **named: Any) -> Any:
-            with launches:
-                return function(*args, **named)
-
-        return run
-
-    def in_section(section: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def run(*args: Any, **named: Any) -> Any:
-            with launches.inside(section):
-                return function(*args, **named)
-
-        return run
-
+    patches = {f"dsmooth.kernels.{name}.launch": launch for name in KERNELS}
+    patches |= {path: launches.counting()(resolve_name(path)) for path in INSIDE}
+    patches |= {path: launches.inside(s)(resolve_name(path)) for s, path in SECTIONS.items()}
     with contextlib.ExitStack() as stack:
-        for name in (
-            "expand",
+        for path, replacement in patches.items():
+            stack.enter_context(mock.patch(path, replacement))
+        for op in (
             "gated_resnet",
             "logistic_mixture",
-            "weights",
-            "philox",
-            "weight_norm",
-        ):
-            module = import_module(f"dsmooth.kernels.{name}")
-            stack.enter_context(mock.patch.object(module, "launch", launch))
-        operators = import_module("dsmooth.functional.gated_resnet_triton")
-        stack.enter_context(mock.patch.object(operators, "ordered", seen(operators.ordered)))
-        module = import_module("dsmooth.kernels.gated_resnet")
-        for name in ("forward", "backward"):
-            stack.enter_context(mock.patch.object(module, name, seen(getattr(module, name))))
-        for op in ("gated_resnet", "logistic_mixture", "dispatch"):
+            "dispatch",
+        ):  # functions have these names too
             module = import_module(f"dsmooth.functional.{op}")
             stack.enter_context(mock.patch.object(module, "triton_obstacle", return_value=None))
-        for section, place in SECTIONS.items():
-            module_name, _, path = place.partition(":")
-            *owners, attribute = path.split(".")
-            owner: Any = import_module(module_name)
-            for part in owners:
-                owner = getattr(owner, part)
-            wrapped = in_section(section, getattr(owner, attribute))
-            stack.enter_context(mock.patch.object(owner, attribute, wrapped))
         stack.enter_context(use_impl("triton"))
         yield launches
 
 
-def launches_of_step(name: str, role: dsmooth.config.Role) -> Launches:
-    """The launches of the second step of a preset."""
+def launches_of_step(name: str, role: dsmooth.config.Role) -> Counter[str]:
+    """The launches of the second step of a preset, by section."""
     settings: dict[str, Any] = {"batch_size": 2, "precision": "bfloat16", "keep_gates": "on"}
     with counted() as launches:
         state = make_state(name, role, torch.device("cpu"), **settings)
@@ -217,7 +181,7 @@ def launches_of_step(name: str, role: dsmooth.config.Role) -> Launches:
         launches.counts.clear()
         with launches:
             state.step()
-    return launches
+    return launches.counts
 
 
 @pytest.mark.parametrize(
@@ -233,8 +197,7 @@ def launches_of_step(name: str, role: dsmooth.config.Role) -> Launches:
 )
 def bench_launches(bench: Bench, preset: str, role: dsmooth.config.Role) -> None:
     """Print the launches of a step: all, and by section."""
-    launches = bench.benchmark.pedantic(launches_of_step, [preset, role], rounds=1)
-    totals = launches.totals()
+    totals = bench.benchmark.pedantic(launches_of_step, [preset, role], rounds=1)
     sections = ", ".join(f"{section} {count}" for section, count in totals.most_common())
     with bench.capsys.disabled():
         print(f"\n  {preset} {role}: {totals.total()} launches a step: {sections}", flush=True)

@@ -82,7 +82,7 @@ LAUNCHES = {
 def test_a_step_launches_no_more_than_it_did(preset: str, role: str) -> None:
     pytest.importorskip("triton")
     launches = importlib.import_module("benchmarks.bench_launches")
-    totals = launches.launches_of_step(preset, role).totals()
+    totals = launches.launches_of_step(preset, role)
     sections = [totals[name] for name in ("Muon", "average", "noise", "seed of dropout")]
     for count, most in zip((totals.total(), *sections), LAUNCHES[preset, role], strict=True):
         assert count <= most, totals
