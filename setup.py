@@ -35,7 +35,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 BUILD_INFO = "_build_info.json"
-IMAGES = Path("cuda", "images")  # below dsmooth
+IMAGES = Path("cuda", "images")  # in the folder dsmooth
 PAPER_CODE = "Autoregressive-Modeling-with-Distribution-Smoothing"
 COMPILER_HINT = (
     "apt install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora) or xcode-select --install "
@@ -56,7 +56,7 @@ class BuildExtension(build_ext):
 
     def run(self) -> None:
         super().run()
-        if self.inplace:  # an editable install imports from the source tree: all goes there
+        if self.inplace:  # an editable install imports from the source tree
             package = ROOT / "dsmooth"
             if not self.get_output_path().is_file():
                 for stale in package.glob("_C.*.so"):
@@ -69,7 +69,7 @@ class BuildExtension(build_ext):
     def build_extension(self, ext: Extension) -> None:
         target = self.get_output_path()
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)  # what an earlier build left is not this build's
+        target.unlink(missing_ok=True)  # of an earlier build
         info = build_native(target, Path(self.build_temp).resolve() / "native")
         self.get_info_path().write_text(json.dumps(info, indent=2) + "\n")
 
@@ -246,14 +246,14 @@ def say(message: str) -> None:
 
 
 if __name__ == "__main__":
-    # Folders of the top that are installed in the package. Of csrc, what a GPU's compiler reads.
+    # Top-level folders that are installed in the package; of csrc, the files that NVRTC compiles.
     elsewhere = {"dsmooth.kernels": "kernels", "dsmooth.csrc": "csrc"}
     repository = os.environ.get("DSMOOTH_REPOSITORY", "").rstrip("/")
     setup(
         long_description=readme(repository),
         long_description_content_type="text/markdown",
         project_urls=project_urls(repository),
-        # optional: copying into the source tree passes over an extension that was not built
+        # optional: an extension that was not built is not copied into the source tree
         ext_modules=[Extension("dsmooth._C", sources=[], optional=True)],
         cmdclass={"build_ext": BuildExtension},
         packages=[*find_namespace_packages(include=["dsmooth", "dsmooth.*"]), *elsewhere],

@@ -6,7 +6,7 @@ trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$work"' EXIT
 
 step() { printf '\n== %s (%ss)\n' "$1" "$SECONDS"; }
 
-# The requirements of dsmooth or of its extras: installing them alone builds no dsmooth.
+# The requirements of dsmooth or of its extras, to install them without building dsmooth.
 requirements() {
   python3 - "$@" <<'END'
 import sys, tomllib
