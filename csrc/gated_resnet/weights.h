@@ -50,7 +50,7 @@ void pack_kernel(const void* weight, const KernelLayout& layout, const typename 
   const int64_t pad = round_up(outer, D::kColumns);
   for (int t = 0; t < taps; ++t) {
     const auto* tap_weights = static_cast<const typename D::Scalar*>(weight) +
-                         (kBackward ? taps - 1 - t : t) * layout.tap;
+                              (kBackward ? taps - 1 - t : t) * layout.tap;
     for (int k = 0; k < summed; k += D::kPair, packed += pad) {
       const bool second = D::kPair == 2 && k + 1 < summed;  // an odd last one has no partner
       const auto* at = tap_weights + k * step;

@@ -270,9 +270,7 @@ def draw_network(
     check_network(model)
     weight, change = model.head.bias, changed_layer(model)
     dtype = getattr(torch, precision_on(weight.device, precision))
-    if (
-        change is None and weight.dtype == torch.float64
-    ):  # drawing in float32 would reduce the precision
+    if change is None and weight.dtype == torch.float64:
         change = "the weights are float64: .float() rounds"
     if weight.is_cuda:
         reason = change or cuda_obstacle(weight.device, str(dtype).removeprefix("torch."))

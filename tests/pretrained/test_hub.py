@@ -42,7 +42,7 @@ class FakeHub(ModuleType):
 
     def reach(self) -> Path:
         if self.store is None:
-            raise RuntimeError("no network.\nA trace of many lines.")
+            raise RuntimeError("no \x1b[2Jnetwork.\nA trace of many lines.")
         return self.store
 
     def snapshot_download(self, repo_id: str, *, allow_patterns: list[str], **options: Any) -> str:
@@ -122,8 +122,9 @@ def test_without_the_extra_or_a_network(tmp_path: Path, monkeypatch: pytest.Monk
     refuses(r"no folder a/b here.*pip install 'dsmooth\[hub", read, "a/b", **lacking)
     refuses(r"to write a/b .*pip install 'dsmooth\[hub\]'", push, "a/b", **lacking)
     monkeypatch.setitem(sys.modules, "huggingface_hub", FakeHub(None))
-    refuses(r"no folder a/b here.*no network\. What was read once", read, "a/b", error=OSError)
-    words = r"could not write a/b on the .*: no network\. Writing needs a"
+    words = r"no folder a/b here.*no \\x1b\[2Jnetwork\. What was read once"
+    refuses(words, read, "a/b", error=OSError)
+    words = r"could not write a/b on the .*: no \\x1b\[2Jnetwork\. Writing needs a"
     refuses(words, push, "a/b", error=OSError)
     refuses("`repo_id` must be \"owner/name\", got 'digits'", push, "digits")
 

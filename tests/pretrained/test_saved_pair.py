@@ -235,6 +235,8 @@ def test_networks_come_in_the_order_of_the_roles(folders, names, roles) -> None:
         refuses("is a single model: give a saved pair", lambda: models.pair)
     else:
         assert models.pair.noisy is models.networks["noisy"]
+    if len(roles) == 3:
+        refuses("one model draws at a time, got noisy, denoiser, plain", lambda: models.model)
 
 
 @pytest.mark.quick
@@ -257,14 +259,17 @@ def test_other_combinations_are_refused(folders, names, message) -> None:
 def test_a_saved_pair_has_the_weights_of_its_runs(folders: dict[str, Path], tmp_path: Path) -> None:
     """The first named run tells the data."""
     runs = load_models([folders["denoiser"], folders["noisy"]])
-    two = load_models([folders["pair"]])
-    assert runs.digests() == two.digests()
+    saved = load_models([folders["pair"]])
+    assert runs.digests() == saved.digests()
     assert len(set(runs.digests().values())) == 2
-    assert (list(runs.runs), two.runs) == (["denoiser", "noisy"], {})
+    assert (list(runs.runs), saved.runs) == (["denoiser", "noisy"], {})
     with torch.no_grad():
-        two.pair.noisy.head.bias[0] += 1
-    assert weights_digest(two.pair.noisy) != runs.digests()["noisy"]
-    assert [is_model(path) for path in (folders["noisy"], folders["pair"], tmp_path)] == [1, 1, 0]
+        saved.pair.noisy.head.bias[0] += 1
+    assert weights_digest(saved.pair.noisy) != runs.digests()["noisy"]
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "noisy").symlink_to(folders["noisy"])
+    paths = folders["noisy"], folders["pair"], folders["pair"].parent, tmp_path / "half", tmp_path
+    assert [is_model(path) for path in paths] == [1, 1, 1, 0, 0]
 
 
 @pytest.mark.quick

@@ -181,7 +181,7 @@ DSMOOTH_INLINE void check_aligned([[maybe_unused]] const void* p) {
 #define DSMOOTH_LOAD(instruction, to, address, from, there, ...)                        \
   asm volatile(DSMOOTH_IF_THERE(5, instruction ".v4.b32 {%0, %1, %2, %3}, [%4]")        \
                : "+r"(to.word[0]), "+r"(to.word[1]), "+r"(to.word[2]), "+r"(to.word[3]) \
-               : address(from), "r"(int{there}) __VA_ARGS__)
+               : address(from), "r"(int{there})__VA_ARGS__)
 #endif
 
 DSMOOTH_INLINE void load_global(Granule& to, const void* from, bool there) {
