@@ -89,11 +89,13 @@ def progress(title: str, total: int, unit: str = "images") -> Iterator[Progress]
 
 
 @contextmanager
-def progress_of(choice: bool | Progress, title: str, total: int) -> Iterator[Progress]:
+def progress_of(
+    choice: bool | Progress, title: str, total: int, unit: str = "images"
+) -> Iterator[Progress]:
     """Show how many of `total` images are done. choice: True to use `progress`, or a function
     that is called with the fraction done."""
     if choice is True:
-        with progress(title, total) as show:
+        with progress(title, total, unit) as show:
             yield show
     else:
         yield lambda done: choice(done / max(total, 1)) if choice else None

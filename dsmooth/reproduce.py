@@ -22,6 +22,7 @@ from .evaluate.features import CLASSIFIER, make_extractor
 from .evaluate.likelihood import measure_bits
 from .evaluate.probe import PIXELS, Probing, make_probing
 from .evaluate.receptive_field import receptive_fields
+from .fields import difference
 from .machine import has_fast_bfloat16
 from .pair import draw
 from .pictures import is_diverged, save_grid
@@ -260,10 +261,10 @@ class Stages:
         def compute() -> FrechetResult:
             others = torch.ones(len(train_set), dtype=torch.bool).index_fill(0, held_out, False)
             # Only the statistics: scores by features of the real images take longer than the rest.
-            real = Reference.of_images(train_set.images[others], network, progress).statistics
+            real = Reference.of_images(train_set.images[others], network, progress=True).statistics
             test_images = choose_images(self.test_set, count)
             sets = {**samples, TEST_IMAGES: test_images, FLOOR: train_set.images[held_out]}
-            result = compare_images(sets, Reference(real), network, progress=progress)
+            result = compare_images(sets, Reference(real), network, progress=True)
             return result.leave_out({k: len(pictures[k]) - len(x) for k, x in samples.items()})
 
         return self.obtain(
@@ -283,7 +284,7 @@ class Stages:
         """Accuracies of linear probes."""
         probing, again = self.probing(), self.only is not None
         request, known = read_parts(CONTROLS, BlockScores)
-        if again or request != probing.controls_request():
+        if again or difference(request, probing.controls_request()):
             known = {}
         return probing.run(self.path("probes"), known=known, replace=True, again=again)
 

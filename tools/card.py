@@ -32,7 +32,6 @@ from dsmooth.files import read_tensors, write_atomically, write_json, write_tens
 from dsmooth.pictures import BORDER, save_grid
 from dsmooth.pretrained import find, load_models
 from dsmooth.probe_settings import ProbeSettings
-from dsmooth.progress import progress
 from dsmooth.record import Record, record_of
 from dsmooth.report.contents import Card, ClassNumbers, ClusterNumbers, SampleQuality
 from dsmooth.report.describe import describe_machine, describe_model, packaged_card
@@ -173,12 +172,12 @@ def measure_samples(stages: Stages, pictures: Mapping[str, Tensor]) -> dict[str,
     """Fréchet distances of the first samples, and the classifier's confidence in them."""
     network, count = make_extractor(CLASSIFIER), stages.count
     others = choose_images(stages.test_set, count)
-    real = Reference.of_images(stages.train_set.images, network, progress).statistics
+    real = Reference.of_images(stages.train_set.images, network, progress=True).statistics
     results = {}
     for name, x in {**bytes_to_compare(pictures), FLOOR: others}.items():
         counts = sorted({min(count * tenths // 10, len(x)) for tenths in (1, 2, 4, 7, 10)})
         sets = {str(n): x[:n] for n in counts}
-        found = compare_images(sets, Reference(real), network, progress=progress).distances
+        found = compare_images(sets, Reference(real), network, progress=True).distances
         confidence = extract_features(x[:FEW], network).logits.softmax(1).amax(1)
         results[name] = SampleQuality(
             distance={n: distance.value for n, distance in found.items()},

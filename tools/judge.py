@@ -106,7 +106,7 @@ def distances(sets: Mapping[str, Tensor], train: Tensor, labels: Tensor) -> Tabl
             extractor = make_extractor(module)
             reference = Reference.of_images(real, extractor)
             variance = float(reference.statistics.covariance.diagonal().mean())
-            result = compare_images(every, reference, extractor, progress=progress)
+            result = compare_images(every, reference, extractor, progress=True)
             for name, distance in result.distances.items():
                 row, scores = cells[name][-1], distance.scores
                 row.append((distance.value / variance, distance.error / variance))

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from ..evaluate.classes import classify
 from ..machine import autocast, choose_device
 from ..pretrained import load_models
-from ..progress import progress
 from ..results import ClassifyResult, MeasuredImages
 from ..text import percent
 from .options import ClassifyOptions
@@ -23,14 +22,14 @@ def evaluate_classify(options: ClassifyOptions) -> tuple[Mapping[str, object], C
         raise ValueError("name a pair or a plain model: one of them classifies at a time")
     dataset = choose_data(models, options.dataset).load(options.split, options.limit)
     n = len(dataset)
-    with progress("classifying", n) as done, autocast(device, options.execution.precision):
+    with autocast(device, options.execution.precision):
         found = classify(
             models.model,
             dataset,
             n_noise=options.n_noise,
             batch_size=options.batch_size,
             seed=options.seed,
-            progress=done,
+            progress=True,
         )
     result = ClassifyResult(
         data=MeasuredImages(dataset.name, dataset.split, n),

@@ -27,7 +27,6 @@ from ..files import check_writable, printable
 from ..machine import choose_device
 from ..nn.condition import class_number
 from ..pretrained import Loaded, is_model, load_models
-from ..progress import progress
 from ..record import request_digest
 from ..results import FLOOR, FrechetResult
 from ..tables import class_distances_table, frechet_table
@@ -70,17 +69,17 @@ def evaluate_frechet(options: FrechetOptions) -> tuple[Mapping[str, object], Fre
     if isinstance(real_images, FeatureStatistics):
         reference = Reference(real_images)
     else:
-        reference = Reference.of_images(real_images, extractor, progress, source)
+        reference = Reference.of_images(real_images, extractor, progress=True, source=source)
     sets = {"samples": samples.images}
     if floor is not None:
         sets[FLOOR] = choose_images(floor, len(samples.images))
-    result = compare_images(sets, reference, extractor, seed=options.seed, progress=progress)
+    result = compare_images(sets, reference, extractor, seed=options.seed, progress=True)
     result = result.leave_out({"samples": samples.diverged})
     print_comparison(result, samples.source, source)
     if options.per_class and isinstance(real, ImageDataset) and floor:
         assert samples.labels is not None
         labelled = replace(real, images=samples.images, labels=samples.labels[samples.kept])
-        classes = frechet_by_class(labelled, real, floor, extractor, progress=progress)
+        classes = frechet_by_class(labelled, real, floor, extractor, progress=True)
         result = replace(result, classes=classes)
         class_distances_table(classes).show()
         for row in classes:

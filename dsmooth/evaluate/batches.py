@@ -58,7 +58,7 @@ def nats_of_images(
     model: PixelCNNpp,
     labels: Tensor | None,
     batch_size: int,
-    progress: Progress | None,
+    progress: Progress,
     rows: int = 1,
 ) -> dict[str, Tensor]:
     """The nats (rows, N) float64 of images, by the names that `nats_of` gives.
@@ -83,8 +83,7 @@ def nats_of_images(
         return {name: values.double().cpu() for name, values in nats.items()}
 
     def done(number: float) -> None:
-        if progress is not None:
-            progress(min(number * batch_size / rows, n))
+        progress(min(number * batch_size / rows, n))
 
     count, on_cpu = -(-n // batch_size) * rows, parameter.device.type == "cpu"
     parts = list(in_batches(count, 1, work, on_cpu=on_cpu, progress=done))

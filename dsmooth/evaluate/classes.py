@@ -14,10 +14,10 @@ from ..data import ImageDataset
 from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
-from ..progress import Progress
+from ..progress import Progress, progress_of
 from ..results import FLOOR, ClassBits, ClassDistances
 from .batches import check_dataset, nats_of_images
-from .comparison import Reference, ShowProgress, compare_images, no_progress
+from .comparison import Reference, compare_images
 from .features import FeatureExtractor
 from .likelihood import Scores, standard_error
 
@@ -56,7 +56,7 @@ def frechet_by_class(
     others: ImageDataset,
     extractor: FeatureExtractor,
     *,
-    progress: ShowProgress = no_progress,
+    progress: bool = False,
 ) -> tuple[ClassDistances, ...]:
     """`compare_images` of each class that has two samples and two real images.
 
@@ -64,7 +64,7 @@ def frechet_by_class(
     fewer images, so its distance is larger than the distance of all: compare it with its floor.
     """
     classes, results = samples.known_labels().unique().tolist(), []
-    with progress("distances of classes", len(classes), "classes") as done:
+    with progress_of(progress, "distances of classes", len(classes), "classes") as done:
         for number, label in enumerate(classes, 1):
             drawn, real, floor = (
                 dataset.images[dataset.known_labels() == label]
@@ -148,14 +148,14 @@ def classify(
     n_noise: int = 1,
     batch_size: int = 100,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: bool | Progress = False,
 ) -> Classification:
     """Classify images by the likelihoods of their classes.
 
     model: a model without context, with exact log p(x | label); or a pair, at least one of whose
     models has classes. A pair is judged by its importance-weighted bound from `n_noise` draws of
-    x~, the same noise for all classes. seed: decides the noise. Raises ValueError for a model or
-    data without classes, and as `score_pair` does.
+    x~, the same noise for all classes. seed: decides the noise. progress: as in `score_pair`.
+    Raises ValueError for a model or data without classes, and as `score_pair` does.
     """
     pair: SmoothedPair | None = None
     if isinstance(model, SmoothedPair):
@@ -182,7 +182,8 @@ def classify(
         return {"nats": bound}
 
     labels = dataset.labels_for(n_classes)
-    rows = nats_of_images(nats_of, dataset, network, labels, batch_size, progress, rows=n_classes)
+    with progress_of(progress, "classifying", len(dataset)) as done:
+        rows = nats_of_images(nats_of, dataset, network, labels, batch_size, done, rows=n_classes)
     nats = rows["nats"].mT.contiguous()
     shares = network.config.class_shares if pair is None else pair.classes.shares
     prior = torch.tensor(shares or [1 / n_classes] * n_classes, dtype=nats.dtype).log()

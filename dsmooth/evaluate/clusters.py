@@ -28,7 +28,7 @@ from ..machine import autocast
 from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation
 from ..pictures import save_grid
-from ..progress import Progress, progress
+from ..progress import Progress, progress_of
 from ..tables import Table
 from .probe import CALL_IMAGES, TOGETHER_PARTS, hidden_label, joined_features
 
@@ -59,12 +59,14 @@ class Clusters:
         model: PixelCNNpp,
         images: ImageDataset,
         *,
-        progress: Progress | None = None,
+        progress: bool | Progress = False,
     ) -> Tensor:
         """The cluster of each image: (N,) int64. Other images than those that were clustered may
         be spread unevenly."""
-        features = _features(model, images, torch.arange(len(images)), "auto", progress)
-        z = torch.cat([self.whiten(rows) for rows in features])
+        n = len(images)
+        with progress_of(progress, f"features of {images.split} images", n) as done:
+            features = _features(model, images, torch.arange(n), "auto", done)
+            z = torch.cat([self.whiten(rows) for rows in features])
         return _costs(z, self.centres, self.prices).argmin(1)
 
 
@@ -75,15 +77,16 @@ def cluster(
     *,
     seed: int = 0,
     precision: Precision = "auto",
-    progress: Progress | None = None,
+    progress: bool | Progress = False,
 ) -> Tensor:
     """Labels of images by clusters of a model's features: (N,) int64 in 0 .. n_clusters - 1.
 
     model: a model without context, such as the noisy model of a pair; of one with classes the
     features are those of a label of zeros. images: x in [-1, 1], or as `dsmooth.data.own_images`
     takes them, of the model's channels. The clusters have N / n_clusters members, to within one or
-    two. precision: of the network; "auto" is float32. progress: called with the number of images
-    done. The labels are a function of the model, the images, their order and the seed.
+    two. precision: of the network; "auto" is float32. progress: True shows a bar; a function is
+    called with the fraction done. The labels are a function of the model, the images, their order
+    and the seed.
     Raises ValueError for an argument that does not fit, and for a model with context.
     """
     if isinstance(images, Tensor) and images.is_floating_point():
@@ -101,7 +104,7 @@ def find_clusters(
     *,
     seed: int = 0,
     precision: Precision = "auto",
-    progress: Progress | None = None,
+    progress: bool | Progress = False,
 ) -> tuple[Clusters, Tensor]:
     """The clusters of images and each image's (N,) int64. Arguments and errors as of `cluster`."""
     if not isinstance(model, PixelCNNpp):
@@ -118,13 +121,11 @@ def find_clusters(
         fitted = torch.linspace(0, n - 1, FITTED_IMAGES, dtype=torch.float64).long()
     rest = torch.ones(n, dtype=torch.bool).index_fill(0, fitted, False).nonzero()[:, 0]
 
-    def done(first: int) -> Progress | None:
-        return None if progress is None else lambda count: progress(first + count)
-
-    whiten, z = _fit_whitening(
-        _features(model, images, fitted, precision, done(0)), len(fitted), seed
-    )
-    parts = [z, *map(whiten, _features(model, images, rest, precision, done(len(fitted))))]
+    with progress_of(progress, f"features of {images.split} images", n) as done:
+        features = _features(model, images, fitted, precision, done)
+        whiten, z = _fit_whitening(features, len(fitted), seed)
+        others = _features(model, images, rest, precision, lambda count: done(len(fitted) + count))
+        parts = [z, *map(whiten, others)]
     z = torch.cat(parts)[torch.cat([fitted, rest]).argsort()]
     generator = torch.Generator().manual_seed(seed)
     starts = (_equal_clusters(z, n_clusters, generator) for _ in range(STARTS))
@@ -141,10 +142,8 @@ def write_clusters(
     for each cluster. All processes call this; rank 0 writes and prints.
     """
     train, test = datasets
-    with progress("features of training images", len(train)) as done:
-        clusters, labels = find_clusters(noisy, train, n_clusters, seed=seed, progress=done)
-    with progress("features of held-out images", len(test)) as done:
-        held_out = clusters.labels(noisy, test, progress=done)
+    clusters, labels = find_clusters(noisy, train, n_clusters, seed=seed, progress=True)
+    held_out = clusters.labels(noisy, test, progress=True)
     if rank_and_size()[0] > 0:
         return
     names = tuple(f"cluster {number}" for number in range(n_clusters))
@@ -174,7 +173,7 @@ def _features(
     images: ImageDataset,
     indices: Tensor,
     precision: Precision,
-    progress: Progress | None,
+    progress: Progress | None = None,
 ) -> Iterator[Tensor]:
     """Features (B, D) float32 of the images `indices`, batch by batch, by all processes."""
     model, parameter = in_evaluation(model), model.head.bias

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from torch import Tensor
 
 from ..data import epoch_order
-from ..progress import Progress
+from ..progress import progress_of
 from ..results import FLOOR, Distance, FidelityScores, FrechetResult
 from .features import (
     FeatureExtractor,
@@ -20,17 +19,10 @@ from .features import (
     probe_output,
     same_outputs,
 )
-from .frechet import BOOTSTRAPS, FeatureStatistics, StatisticsSource, bootstrap_error
+from .frechet import FeatureStatistics, StatisticsSource, bootstrap_error
 
-# Called with (title, total, unit); yields a function that takes the number done.
-ShowProgress = Callable[[str, int, str], AbstractContextManager[Progress]]
 # Settings of torch-fidelity and of the authors, for as many images.
 SUBSET_SIZE, SPLITS, NEIGHBOURS = 1000, 10, 3
-
-
-def no_progress(*words: object) -> AbstractContextManager[Progress]:
-    """Shows nothing."""
-    return nullcontext(lambda done: None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,21 +40,17 @@ class Reference:
         cls,
         images: Tensor,
         extractor: FeatureExtractor,
-        progress: ShowProgress = no_progress,
+        *,
+        progress: bool = False,
         source: StatisticsSource | None = None,
     ) -> Reference:
         """The reference of bytes (N, C, H, W), N >= 2; source: which images they are."""
-        features = measure_images(extractor, "real images", images, progress=progress)
+        features = extract_features(images, extractor, progress=progress, title="real images")[0]
         shape = tuple(images.shape[1:])
         probe = probe_output(extract_features(probe_image(shape), extractor).features)
-        described = replace(
-            source or StatisticsSource(),
-            extractor=extractor.describe(),
-            image_shape=shape,
-            probe=probe,
-        )
-        batches = features.features.split(1000)
-        return cls(FeatureStatistics.of_batches(batches, described), features.features)
+        source, facts = source or StatisticsSource(), extractor.describe()
+        source = replace(source, extractor=facts, image_shape=shape, probe=probe)
+        return cls(FeatureStatistics.of_batches(features.split(1000), source), features)
 
 
 def compare_images(
@@ -71,14 +59,14 @@ def compare_images(
     extractor: FeatureExtractor,
     *,
     seed: int = 0,
-    progress: ShowProgress = no_progress,
+    progress: bool = False,
 ) -> FrechetResult:
     """Compare sets of images with `reference` by the features of `extractor`.
 
     sets: bytes (N, C, H, W), N >= 2, by name. "real" are images of the data that are not in the
     reference: their distance, the floor, is what a perfect model would get with as many samples.
-    seed: of the bootstrap. progress: such as `dsmooth.progress.progress`. Features of all images of
-    a set are kept in memory: 4 N D bytes.
+    seed: of the bootstrap. progress: whether to show bars. Features of all images of a set are kept
+    in memory: 4 N D bytes.
 
     Raises ValueError for images that do not fit together and statistics of another extractor.
     """
@@ -87,18 +75,15 @@ def compare_images(
     measured = {name: x for name, x in sets.items() if name != FLOOR or len(x) > 1}
 
     def distance(name: str, images: Tensor) -> Distance:
-        title = "the floor" if name == FLOOR else name
-        features = measure_images(extractor, title, images, progress=progress)
-        with progress(f"{extractor.distance_name} of {title}", BOOTSTRAPS, "resamples") as done:
-            error = bootstrap_error(
-                features.features, reference.statistics, seed=seed, progress=done
-            )
+        title, real = "the floor" if name == FLOOR else name, reference.statistics
+        features = extract_features(images, extractor, progress=progress, title=title)
+        rows = features.features
+        error = bootstrap_error(rows, real, seed=seed, progress=progress, title=title)
         scores = None
         if has_fidelity():
-            with progress(f"other scores of {title}", len(images), "images"):
+            with progress_of(progress, f"other scores of {title}", len(images)):
                 scores = fidelity_scores(features, reference.features)
-        statistics = FeatureStatistics.of_batches(features.features.split(1000))
-        value = statistics.distance(reference.statistics)
+        value = FeatureStatistics.of_batches(rows.split(1000)).distance(real)
         return Distance(value, error, len(images), black_share(images), scores=scores)
 
     return FrechetResult(
@@ -114,18 +99,6 @@ def compare_images(
 def black_share(images: Tensor) -> float:
     """The share of pixels of bytes (N, C, H, W) that are black in every colour."""
     return float((images.amax(1) == 0).double().mean())
-
-
-def measure_images(
-    extractor: FeatureExtractor,
-    title: str,
-    images: Tensor,
-    *,
-    progress: ShowProgress = no_progress,
-) -> Features:
-    """Features of images, with a bar of that title."""
-    with progress(f"features of {title}", len(images), "images") as done:
-        return extract_features(images, extractor, progress=done)
 
 
 def image_shape(images: Tensor | FeatureStatistics) -> tuple[int, ...] | None:

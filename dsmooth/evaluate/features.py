@@ -18,7 +18,7 @@ from ..distributed import in_batches
 from ..errors import SettingError
 from ..files import file_sha256, read_tensors
 from ..nn.weights import weights_digest
-from ..progress import Progress, shows_bars
+from ..progress import Progress, progress_of, shows_bars
 from ..results import Extractor
 
 # The network that FID is named after, as torch-fidelity calls it.
@@ -118,13 +118,15 @@ def extract_features(
     extractor: FeatureExtractor,
     *,
     batch_size: int = 100,
-    progress: Progress | None = None,
+    progress: bool | Progress = False,
+    title: str = "images",
 ) -> Features:
     """Features of images (N, C, H, W), bytes. N >= 1.
 
-    progress: called with the number of images done. Raises ValueError for other images, and for a
-    network that returns something else than it should or values that are not finite. Under torchrun
-    each process applies the network to its batches, and all have all features.
+    progress: True shows a bar for the `title`; a function is called with the fraction done. Raises
+    ValueError for other images, and for a network that returns something else than it should or
+    values that are not finite. Under torchrun each process applies the network to its batches, and
+    all have all features.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or len(images) < 1:
         raise ValueError(
@@ -154,8 +156,9 @@ def extract_features(
         return [rows.float().cpu() for rows in outputs]
 
     on_cpu = extractor.small and device.type == "cpu"
-    parts = in_batches(len(images), batch_size, apply, on_cpu=on_cpu, progress=progress)
-    features, *logits = map(torch.cat, zip(*parts, strict=True))
+    with progress_of(progress, f"features of {title}", len(images)) as done:
+        parts = in_batches(len(images), batch_size, apply, on_cpu=on_cpu, progress=done)
+        features, *logits = map(torch.cat, zip(*parts, strict=True))
     return Features(features, logits[0] if logits else None)
 
 

@@ -20,7 +20,7 @@ from ..data.reading import guarded, read_npz
 from ..distributed import side_by_side
 from ..fields import structure
 from ..files import write_npz
-from ..progress import Progress
+from ..progress import Progress, progress_of
 from ..results import Extractor
 
 # How far from symmetric and from positive semi-definite a covariance may be, relative to its
@@ -65,13 +65,14 @@ def bootstrap_error(
     *,
     seed: int = 0,
     repeats: int = BOOTSTRAPS,
-    progress: Progress = lambda done: None,
+    progress: bool | Progress = False,
+    title: str = "images",
 ) -> float:
     """Standard error of the Fréchet distance of features (N, D) to `other`, over the N images.
 
     It is the standard deviation of the distances of `repeats` resamples of the images, drawn with
-    replacement as a function of the seed. progress: called with the number of resamples done.
-    ValueError for fewer than 2 images.
+    replacement as a function of the seed. progress, title: as in `extract_features`. ValueError for
+    fewer than 2 images.
     """
     generator, n = torch.Generator().manual_seed(seed), len(features)
 
@@ -81,9 +82,10 @@ def bootstrap_error(
 
     drawn = (torch.randint(n, (n,), generator=generator) for _ in range(repeats))
     distances = []
-    for value in side_by_side(distance, drawn):
-        distances.append(value)
-        progress(len(distances))
+    with progress_of(progress, f"error of the distance of {title}", repeats, "resamples") as done:
+        for value in side_by_side(distance, drawn):
+            distances.append(value)
+            done(len(distances))
     return float(torch.tensor(distances, dtype=torch.float64).std())
 
 

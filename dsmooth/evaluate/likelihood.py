@@ -28,7 +28,7 @@ from ..pair import SmoothedPair
 from ..philox import Stream
 from ..pixels import PER_UNIT
 from ..pretrained import Loaded
-from ..progress import Progress, progress
+from ..progress import Progress, progress_of
 from ..results import Bits, BitsResult, Convention, Difference, MeasuredImages, Terms
 from ..smoothing import GaussianSmoothing
 from .batches import check_images, labels_for_model, nats_of_images
@@ -95,6 +95,23 @@ class Scores:
     def bits(self, nats: Tensor) -> Tensor:
         """-nats / (d ln 2)."""
         return -nats / (self.dimensions * math.log(2))
+
+    def summary(self, *weights_sha256: str) -> Bits:
+        """The numbers of these scores, of networks with these digests."""
+        trained = bits_per_dim(self)
+        return Bits(
+            likelihood="discretized" if self.continuous is None else "continuous",
+            value=trained.value,
+            error=trained.error,
+            terms=self.terms,
+            n_images=self.n_images,
+            n_noise=self.n_noise,
+            dimensions=self.dimensions,
+            clean_noise=self.clean_noise,
+            classes=self.classes,
+            conventions=tuple(conventions(self)),
+            weights_sha256=weights_sha256,
+        )
 
 
 def conventions(scores: Scores) -> list[Convention]:
@@ -168,7 +185,7 @@ def score_pair(
     seed: int = 0,
     clean_noise: float = 0.0,
     mixture: bool = False,
-    progress: Progress | None = None,
+    progress: bool | Progress = False,
 ) -> Scores:
     """Nats of images, each with `n_noise` draws of x~.
 
@@ -177,7 +194,8 @@ def score_pair(
     density, 0.01 for a denoiser trained as the paper's. A pair with classes sees the images'
     labels and bounds log p(x | label), or sees a label of zeros where the images' classes have
     other names than its own. mixture: also bound log p(x) by the sum over its classes, as
-    `SmoothedPair.elbo` does without a label. progress is called with the number of images done.
+    `SmoothedPair.elbo` does without a label. progress: True shows a bar; a function is called with
+    the fraction done.
     Raises ValueError for counts below 1 and for images, or labels, that are not the pair's.
     """
     check_number("n_noise", n_noise)
@@ -207,13 +225,14 @@ def score_pair(
             )
 
         nats = terms(label) | {"smoothing": -pair.smoothing.log_prob(x_tilde, x)}
-        if mixture:
+        if mixture and pair.n_classes:
             summed = terms(None)
             nats["mixture"] = summed["noisy"] + nats["smoothing"] + summed["discretized"]
         return nats
 
     labels = labels_for_model(dataset, pair.classes)
-    nats = nats_of_images(nats_of, dataset, pair.noisy, labels, batch_size, progress, rows=n_noise)
+    with progress_of(progress, "bits/dim of the pair", len(dataset)) as done:
+        nats = nats_of_images(nats_of, dataset, pair.noisy, labels, batch_size, done, rows=n_noise)
     return _scores(nats, dataset, labels, clean_noise if of_density else 0.0)
 
 
@@ -223,7 +242,7 @@ def score_plain(
     dataset: ImageDataset,
     *,
     batch_size: int = 100,
-    progress: Progress | None = None,
+    progress: bool | Progress = False,
 ) -> Scores:
     """Nats of images by a model without context: exact, no bound.
 
@@ -243,29 +262,19 @@ def score_plain(
         return {form: _log_prob(model, x, params, form) for form in forms}
 
     labels = labels_for_model(dataset, model.config.classes)
-    nats = nats_of_images(nats_of, dataset, model, labels, batch_size, progress)
+    with progress_of(progress, "bits/dim of the plain model", len(dataset)) as done:
+        nats = nats_of_images(nats_of, dataset, model, labels, batch_size, done)
     return _scores(nats, dataset, labels)
 
 
 def _scores(
-    nats: dict[str, Tensor],
-    dataset: ImageDataset,
-    labels: Tensor | None,
-    clean_noise: float = 0.0,
+    nats: dict[str, Tensor], dataset: ImageDataset, labels: Tensor | None, clean_noise: float = 0.0
 ) -> Scores:
     classes: Literal["none", "given", "hidden"] = "none"
     if labels is not None:
         classes = "hidden" if labels.is_floating_point() else "given"
-    return Scores(
-        discretized=nats["discretized"],
-        dimensions=dataset.images[0].numel(),
-        continuous=nats.get("continuous"),
-        noisy=nats.get("noisy"),
-        smoothing=nats.get("smoothing"),
-        clean_noise=clean_noise,
-        classes=classes,
-        mixture=nats.get("mixture"),
-    )
+    dimensions = dataset.images[0].numel()
+    return Scores(**nats, dimensions=dimensions, clean_noise=clean_noise, classes=classes)
 
 
 def _log_prob(model: PixelCNNpp, x: Tensor, params: Tensor, likelihood: Likelihood) -> Tensor:
@@ -288,56 +297,31 @@ def measure_bits(
 ) -> tuple[BitsResult, dict[str, Scores]]:
     """Bits/dim of a pair, a plain model or both, and their scores by "pair" and "plain".
 
-    Arguments and errors as for `score_pair`; the bars say how many images are done.
+    Arguments and errors as for `score_pair`; bars show the progress.
     """
-    n = len(dataset)
     scores: dict[str, Scores] = {}
     with autocast(models.device, precision):
         if models.smoothed is not None or models.plain is None:
-            with progress("bits/dim of the pair", n) as done:
-                scores["pair"] = score_pair(
-                    models.pair,
-                    dataset,
-                    n_noise=n_noise,
-                    batch_size=batch_size,
-                    seed=seed,
-                    clean_noise=models.clean_noise,
-                    mixture=mixture and models.pair.n_classes > 0,
-                    progress=done,
-                )
+            scores["pair"] = score_pair(
+                models.pair,
+                dataset,
+                n_noise=n_noise,
+                batch_size=batch_size,
+                seed=seed,
+                clean_noise=models.clean_noise,
+                mixture=mixture,
+                progress=True,
+            )
         if models.plain is not None:
-            with progress("bits/dim of the plain model", n) as done:
-                scores["plain"] = score_plain(
-                    models.plain, dataset, batch_size=batch_size, progress=done
-                )
+            scores["plain"] = score_plain(
+                models.plain, dataset, batch_size=batch_size, progress=True
+            )
     digests = models.digests()
     roles: dict[str, tuple[Role, ...]] = {"pair": ("noisy", "denoiser"), "plain": ("plain",)}
-    bits = {
-        name: summarize(score, tuple(digests[role] for role in roles[name]))
-        for name, score in scores.items()
-    }
     result = BitsResult(
-        MeasuredImages(dataset.name, dataset.split, n),
+        MeasuredImages(dataset.name, dataset.split, len(dataset)),
         seed,
-        bits,
-        difference=paired_difference(scores["pair"], scores["plain"]) if len(bits) > 1 else None,
+        {name: score.summary(*(digests[r] for r in roles[name])) for name, score in scores.items()},
+        difference=paired_difference(*scores.values()) if len(scores) > 1 else None,
     )
     return result, scores
-
-
-def summarize(scores: Scores, weights_sha256: tuple[str, ...]) -> Bits:
-    """The numbers of scores of networks with these digests."""
-    trained = bits_per_dim(scores)
-    return Bits(
-        likelihood="discretized" if scores.continuous is None else "continuous",
-        value=trained.value,
-        error=trained.error,
-        terms=scores.terms,
-        n_images=scores.n_images,
-        n_noise=scores.n_noise,
-        dimensions=scores.dimensions,
-        clean_noise=scores.clean_noise,
-        classes=scores.classes,
-        conventions=tuple(conventions(scores)),
-        weights_sha256=weights_sha256,
-    )

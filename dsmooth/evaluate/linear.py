@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,9 +16,6 @@ from ..data import epoch_order
 FeatureMatrix = NDArray[np.float16]  # features (N, D), writable, possibly on disk
 Labelled = tuple[FeatureMatrix, Tensor]  # and labels (N,) int64
 
-# Parameters, gradients, first and second moments.
-Moved = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
-
 # Images read at a time, and of a step. A step takes fewer if an epoch would otherwise have
 # fewer than STEPS_PER_EPOCH steps.
 STEP_IMAGES = 100
@@ -25,6 +23,17 @@ STEPS_PER_EPOCH = 10
 # A step of Adam moves every weight by about its rate, and so a sum over D scaled features by up to
 # about D / 2 rates: the rate that suits every D is this number over D.
 STEP_OF_A_LOGIT = 3.0
+# torch.optim.Adam without the class, which imports torch's compiler and so takes two seconds.
+adam_step = partial(
+    adam,
+    beta1=0.9,
+    beta2=0.999,
+    eps=1e-8,
+    weight_decay=0.0,
+    amsgrad=False,
+    maximize=False,
+    fused=True,
+)
 
 
 def train_linear(
@@ -48,7 +57,7 @@ def train_linear(
         4, classes, len(mean) + 1, device=device
     )
     weight, bias = parameters[:, :-1], parameters[:, -1]
-    moved = [parameters], [gradient], [first_moment], [second_moment]
+    moments_of_adam = [first_moment], [second_moment]
     counts = [torch.zeros((), device=device)]  # of steps
     space = torch.empty(STEP_IMAGES, len(mean), device=device)
 
@@ -75,7 +84,7 @@ def train_linear(
             torch.sum(slope, 1, out=gradient[:, -1])
             done = (epoch * steps + first // batch) / (epochs * steps)
             rate = STEP_OF_A_LOGIT / len(mean) * (1 + math.cos(math.pi * done)) / 2
-            adam_step(moved, counts, rate)
+            adam_step([parameters], [gradient], *moments_of_adam, [], counts, lr=rate)
 
     def accuracy(data: Labelled) -> float:
         parts = torch.from_numpy(data[0]).split(STEP_IMAGES)
@@ -84,26 +93,6 @@ def train_linear(
 
     right, m = accuracy(test), len(test[1])
     return right, (right * (1 - right) / m) ** 0.5, accuracy(train)
-
-
-def adam_step(moved: Moved, counts: list[Tensor], rate: float) -> None:
-    """A step of torch.optim.Adam, a class that imports torch's compiler, which takes two seconds.
-
-    counts: of steps.
-    """
-    adam(
-        *moved,
-        [],
-        counts,
-        lr=rate,
-        beta1=0.9,
-        beta2=0.999,
-        eps=1e-8,
-        weight_decay=0.0,
-        amsgrad=False,
-        maximize=False,
-        fused=True,
-    )
 
 
 def moments(features: FeatureMatrix, device: torch.device | str) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ until their probe is trained: for all 70,000 images of MNIST at F = 40 they take
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import tempfile
 from collections import defaultdict
@@ -76,14 +75,12 @@ def probe_pair(
     sixth of the training images, after training on the others, by which `best_probe` chooses. A
     model with classes sees a label of zeros.
     only: the networks to probe (noisy, denoiser, pixels, plain, untrained-noisy,
-    untrained-denoiser), by default all of these. precision: that networks compute features in;
-    "auto" is float32.
+    untrained-denoiser), by default all of these. precision: of the networks; "auto" is float32.
 
-    The result is kept in the record `path`, and the probes of each network until all are done: a
-    later call resumes there. Features lie in the folder of `path`, in files without a name, so
-    nothing is left however the call ends. Under torchrun all processes call this; the result is
-    rank 0's. Raises ValueError for data without labels or of another shape than the pair's, for
-    another request in `path`, and where `only` has an unknown network.
+    The record `path` keeps the result, and until all are done the probes of each network: a later
+    call resumes there. Features are in nameless files in the folder of `path`. Under torchrun all
+    processes call this; the result is rank 0's. Raises ValueError for data without labels or of
+    another shape than the pair's, for another request in `path`, and for an unknown network.
     """
     sets: dict[Split, ImageDataset] = {"train": train_set, "test": test_set}
     return make_probing(pair, sets, settings, path.parent, plain, only, precision).run(path)
@@ -169,21 +166,20 @@ class Probing:
         """
         train_images, test_images = (len(data) for data in self.splits.values())
         settings = replace_fields(self.settings, train_images=train_images, test_images=test_images)
-        known = known or {}
-        trained = {
-            name: weights_digest(subject.network)
-            for name, subject in self.subjects.items()
-            if subject.network is not None and subject.trained
-        }
         request = {
-            **asdict(settings),
+            **self.request(settings, self.digests),
             "networks": [*self.subjects],
-            "data_sha256": self.digests,
-            "smoothing": {"kind": self.smoothing.kind, "scale": self.smoothing.scale},
-            "weights_sha256": trained,
+            "weights_sha256": {
+                name: weights_digest(subject.network)
+                for name, subject in self.subjects.items()
+                if subject.network is not None and subject.trained
+            },
             "precision": self.precision,
         }
-        record = Record(path, request, ProbeResult, BlockScores, replace=replace)
+        record, known = (
+            Record(path, request, ProbeResult, BlockScores, replace=replace),
+            known or {},
+        )
 
         def probe(name: str, subject: Subject) -> BlockScores:
             network = subject.network
@@ -201,19 +197,20 @@ class Probing:
         path.parent.mkdir(parents=True, exist_ok=True)
         return record.obtain(probe_all, again=again)
 
+    def request(
+        self, settings: ProbeSettings, data_sha256: Mapping[Split, str]
+    ) -> Mapping[str, object]:
+        """The part of a request that all subjects share."""
+        smoothing = {"kind": self.smoothing.kind, "scale": self.smoothing.scale}
+        return {**asdict(settings), "data_sha256": data_sha256, "smoothing": smoothing}
+
     def controls_request(self) -> Mapping[str, object]:
-        """All that decides the probes of the pixels and of the untrained noisy model, but rounding,
-        as JSON; the images by the digests of the first ones."""
+        """All that decides the probes of the pixels and of the untrained noisy model, but rounding;
+        the images by the digests of the first ones."""
         noisy = self.subjects["untrained-noisy"].network
         assert noisy is not None
-        request = {
-            **asdict(self.settings),
-            "data_sha256": {split: data.digest for split, data in self.splits.items()},
-            "smoothing": {"kind": self.smoothing.kind, "scale": self.smoothing.scale},
-            "network": asdict(noisy.config),
-        }
-        as_json: Mapping[str, object] = json.loads(json.dumps(request))
-        return as_json
+        digests = {split: data.digest for split, data in self.splits.items()}
+        return {**self.request(self.settings, digests), "network": asdict(noisy.config)}
 
     def untrained(self, network: PixelCNNpp) -> PixelCNNpp:
         """An untrained network of the same shape, its scales and biases set from a first batch."""
@@ -251,20 +248,19 @@ class Probing:
             with autocast(x.device, self.precision):
                 streams = network.features(*inputs, hidden_label(network, x))
             settings, blocks = self.settings, {}
-            for one in settings.blocks:
-                u, ul = streams[one]
+            for block in settings.blocks:
+                u, ul = streams[block]
                 maps = {"u": u, "ul": ul, "both": torch.cat((u, ul), 1)}[settings.stream]
-                blocks[one] = pool(maps, settings.pooling)
+                blocks[block] = pool(maps, settings.pooling)
             if settings.together:
-                every = [streams[one] for one in settings.blocks]
-                blocks[TOGETHER] = joined_features(every, settings.together)
+                chosen = [streams[block] for block in settings.blocks]
+                blocks[TOGETHER] = joined_features(chosen, settings.together)
         rows = {block: values[:count].flatten(1).half().cpu() for block, values in blocks.items()}
-        for block, values in rows.items():
-            if not values.isfinite().all():
-                raise ArithmeticError(
-                    f"block {block} of {name} has values beyond float16 for {split} images "
-                    f"{first} to {first + count - 1}: the network diverged"
-                )
+        if diverged := [key for key, values in rows.items() if not values.isfinite().all()]:
+            raise ArithmeticError(
+                f"block {diverged[0]} of {name} has values beyond float16 for {split} images "
+                f"{first} to {first + count - 1}: the network diverged"
+            )
         return rows
 
     def probe(self, name: str, network: PixelCNNpp | None) -> BlockScores:

@@ -16,11 +16,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 
 import dsmooth
 from dsmooth.data import ImageDataset, epoch_order
-from dsmooth.evaluate.linear import moments, train_linear
+from dsmooth.evaluate.linear import adam_step, moments, train_linear
 from dsmooth.evaluate.probe import PIXELS, Probing, best_probe, make_probing, probe_pair
 from dsmooth.machine import torch_threads
 from dsmooth.probe_settings import BLOCKS, ProbeSettings
@@ -321,9 +320,9 @@ def test_each_gradient_is_that_of_the_cross_entropy(monkeypatch: pytest.MonkeyPa
         rates.append(how["lr"])
         halves = [t.clone().split([7, 1], dim=1) for t in (*parameters, *gradients)]
         seen.append(tuple(part.squeeze(1) for pair in zip(*halves, strict=True) for part in pair))
-        adam(parameters, gradients, *state, **how)
+        adam_step(parameters, gradients, *state, **how)
 
-    monkeypatch.setattr("dsmooth.evaluate.linear.adam", step)
+    monkeypatch.setattr("dsmooth.evaluate.linear.adam_step", step)
     data = features, labels
     train_linear(data, data, 3, epochs=2, seed=4)
     falling = [3 / 7 * (1 + math.cos(math.pi * step / 22)) / 2 for step in range(22)]
