@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from ..evaluate.probe import best_block, best_probe
+from ..files import write_atomically
 from ..results import BlockScores
 from ..tables import COMPARABLE, Table, bits_table
-from ..text import decimals, percent, sentence
-from .contents import Card, ModelSummary, Report
+from ..text import decimals, escape_control, percent, render, sentence
+from .contents import Card, Report
 from .describe import packaged_card
-from .page import Block, Figure, Section, grid, picture, write_page
+from .page import Block, Figure, grid
 from .plots import Curve, curve_png, probe_png, receptive_png
 from .words import (
     PAPER_PROBE,
@@ -23,10 +25,12 @@ from .words import (
     below_controls,
     bound_sentence,
     difference_sentence,
+    how_it_was_made,
     settings_table,
     terms_sentence,
 )
 
+TEMPLATE = Path(__file__).with_name("page.html")
 SHOWN = 64  # samples of a grid
 DATA_NAMES = {
     "mnist": "MNIST",
@@ -76,12 +80,21 @@ def write_report(
         "Compared with the paper": comparison_with_paper(report, card),
         "Training curves": training_curves(report, curves),
         "Better samples": [Block(text) for text in advice(report, commands)],
-        "How this was made": how_it_was_made(report, data),
+        "How this was made": [Block(text) for text in how_it_was_made(report, data)],
         "Settings": [Block(table=settings_table(report.models))],
     }
-    sections = [Section(title, content) for title, content in blocks.items() if content]
-    title = f"Distribution smoothing on {data}"
-    write_page(path, title, bound_sentence(report), intro, sections, report.machine.dsmooth)
+    page = render(
+        TEMPLATE,
+        title=f"Distribution smoothing on {data}",
+        lead=bound_sentence(report),
+        intro=intro,
+        sections={title: content for title, content in blocks.items() if content},
+        version=report.machine.dsmooth,
+    )
+    # p(x | x~) must not break at the bar: after one, only a word joiner forbids it.
+    page = page.replace(" | ", "\u00a0|\u2060\u00a0")
+    page = re.sub(r"(?<![\w-])-(?=\d)", "\u2212", page)  # the minus sign of a number
+    write_atomically(path, escape_control(page).encode())
 
 
 def samples(report: Report, pictures: Mapping[str, Tensor]) -> list[Block]:
@@ -115,28 +128,28 @@ def samples(report: Report, pictures: Mapping[str, Tensor]) -> list[Block]:
         x, diverged = pictures[name][:SHOWN], report.diverged[name]
         if diverged:
             text += f" {diverged} of {len(pictures[name]):,} diverged and are shown in plain grey."
-        figures.append(Figure(picture(grid(x)), f"Grid of {len(x)} images. {title}.", title, text))
+        figures.append(Figure(grid(x), f"Grid of {len(x)} images. {title}.", title, text))
     return [Block(figures=figures, layout="samples")] if figures else []
 
 
 def denoising(pictures: Mapping[str, Tensor]) -> list[Block]:
     """Held-out images, noisy and denoised, a row each."""
+    if "held-out-two-step" not in pictures:
+        return []
     rows = {
         "held-out": "held-out images x",
         "held-out-noisy": "x̃ = x + noise",
         "held-out-two-step": "a draw from p(x | x̃)",
         "held-out-single-step": "the mean E[x | x̃]",
     }
-    if "held-out-two-step" not in pictures:
-        return []
     names = [name for name in rows if name in pictures]
     words = "; ".join(rows[name] for name in names)
     figure = Figure(
-        picture(grid(*(pictures[name] for name in names))),
+        grid(*(pictures[name] for name in names)),
         f"Held-out images, their noisy versions and the results of denoising; rows: {words}.",
         "Denoising images the models have not seen",
-        f"Rows from top to bottom: {words}. The draw need not be the original: it is one image "
-        "that the noisy one could have come from.",
+        f"Rows from top to bottom: {words}. The draw is one image that the noisy one could have "
+        "come from, not always the original.",
     )
     return [Block(figures=[figure], layout="wide")]
 
@@ -146,33 +159,32 @@ def bits_per_dim(report: Report) -> list[Block]:
     if report.bits is None or report.bits.pair is None:
         return []
     pair, difference = report.bits.pair, report.bits.difference
-    draws = "one draw" if pair.n_noise == 1 else f"{pair.n_noise} draws"
-    text = (
-        f"Averages over the first {pair.n_images:,} held-out images, {draws} of x̃ per image. "
-        f"{terms_sentence(pair)} {COMPARABLE}: of the same 8-bit images, but published numbers are "
-        "over full test sets, by models trained on full training sets. A uniform guess costs 8."
-    )
+    text = [
+        f"Averages over the first {pair.n_images:,} held-out images, {pair.n_noise} draw"
+        f"{'s' * (pair.n_noise > 1)} of x̃ per image. {terms_sentence(pair)} {COMPARABLE}: of the "
+        "same 8-bit images, but published numbers are over full test sets, by models trained on "
+        "full training sets. A uniform guess costs 8.",
+    ]
     if difference is not None:
-        text += f" {difference_sentence(difference)}"
+        text.append(difference_sentence(difference))
     if pair.classes == "hidden":
-        text += (
-            " The models saw a label of zeros, which means all of their classes; samples come from "
+        text.append(
+            "The models saw a label of zeros, which means all of their classes; samples come from "
             "the mixture of the classes."
         )
     if pair.likelihood == "continuous":
-        text += (
-            " This denoiser was trained on a density; its own bound is that in units of [−1, 1], "
+        text.append(
+            "This denoiser was trained on a density; its own bound is that in units of [−1, 1], "
             "which is not comparable with discrete bits/dim."
         )
-    return [Block(table=bits_table(report.bits)), Block(text)]
+    return [Block(table=bits_table(report.bits)), Block(" ".join(text))]
 
 
 def frechet(report: Report, card: Card | None) -> list[Block]:
     """Distances of samples and of real images. card: of the packaged models."""
     result = report.frechet
     if result is None:
-        reason = report.skipped.get("frechet")
-        return [Block(f"Not measured: {reason}.")] if reason else []
+        return not_measured(report, "frechet")
     rows = [
         [
             f"{TITLES[name]}\n{distance.n_images:,} images",
@@ -183,33 +195,34 @@ def frechet(report: Report, card: Card | None) -> list[Block]:
     ]
     subset = " of the embedded subset" if report.data.embedded else ""
     extractor = result.extractor
-    text = (
+    text = [
         f"{result.name} to {result.n_reference:,} training images{subset}. Extractor: "
         f"{extractor.name}, SHA-256 {extractor.sha256[:16]}…, resize: {extractor.resize}. Values "
         "become bytes by rounding and clamping; ± is the standard error over images, by the "
-        "bootstrap."
-    )
-    text += f" {FLOOR_WORDS}"
-    notes = [SINGLE_STEP] if "single-step" in result.distances else []
-    notes += map(sentence, result.warnings)
+        f"bootstrap. {FLOOR_WORDS}"
+    ]
+    text += [SINGLE_STEP] if "single-step" in result.distances else []
+    text += map(sentence, result.warnings)
     if card is not None and report.data.embedded:
         distances = card.samples["two-step"].distance.items()
         listed = ", ".join(f"{distance:.2f} for {int(n):,}" for n, distance in distances)
-        notes.append(
+        text.append(
             f"To all {card.train_images:,} training images, of which the subset is a part, the "
             f"distance of two-step samples is {listed} samples."
         )
-    return [
-        Block(table=Table(["Images", "distance", "black pixels"], rows)),
-        Block(" ".join([text, *notes])),
-    ]
+    table = Table(["Images", "distance", "black pixels"], rows)
+    return [Block(table=table), Block(" ".join(text))]
+
+
+def not_measured(report: Report, stage: str) -> list[Block]:
+    """Why a stage has no numbers; nothing for one that was not run."""
+    return [Block(f"Not measured: {report.skipped[stage]}.")] if stage in report.skipped else []
 
 
 def probes(report: Report) -> list[Block]:
     """Accuracies of linear probes."""
     if report.probes is None:
-        reason = report.skipped.get("probes")
-        return [Block(f"Not measured: {reason}.")] if reason else []
+        return not_measured(report, "probes")
     accuracy, settings = report.probes.accuracy, report.probes.settings
     names = [name for name in ("noisy", "denoiser") if name in accuracy]
     pooling = settings.pooling
@@ -218,20 +231,20 @@ def probes(report: Report) -> list[Block]:
     if settings.input == "noisy":
         seen = "Both networks see only x̃"
     plain = "the plain model, " if "plain" in accuracy else ""
-    text = (
+    text = [
         f"Linear softmax classifiers on frozen features: {maps}, {STREAMS[settings.stream]}, "
         f"{settings.train_images:,} training and {settings.test_images:,} test images, "
         f"{settings.epochs} passes. {seen}, with one draw of noise per image. Controls: the noisy "
-        f"model untrained, {plain}and the pixels. Bars are standard errors over test images."
-    )
+        f"model untrained, {plain}and the pixels. Bars are standard errors over test images.",
+    ]
     if settings.together:
-        text += (
-            " “together”, in the figures “all”: one classifier sees both streams of all blocks, "
+        text.append(
+            "“together”, in the figures “all”: one classifier sees both streams of all blocks, "
             f"averaged over {settings.together} x {settings.together} parts."
         )
-    notes = filter(None, (below_controls(accuracy, name) for name in names))
+    text += filter(None, (below_controls(accuracy, name) for name in names))
     figures = [probe_figure(accuracy, name) for name in names]
-    return [Block(figures=figures), Block(" ".join([text, *notes]))]
+    return [Block(figures=figures), Block(" ".join(text))]
 
 
 def probe_figure(accuracy: Mapping[str, BlockScores], name: str) -> Figure:
@@ -240,7 +253,7 @@ def probe_figure(accuracy: Mapping[str, BlockScores], name: str) -> Figure:
     best = best_probe(scores)
     listed = ", ".join(f"{block} {100 * score.accuracy:.1f}" for block, score in scores.items())
     return Figure(
-        picture(probe_png(accuracy, name)),
+        probe_png(accuracy, name),
         f"Test accuracy of linear probes after the blocks of the {name} network, in per cent: "
         f"{listed}.",
         TITLES[name],
@@ -261,12 +274,12 @@ def receptive_fields(report: Report) -> list[Block]:
             f"are not; of the later pixels {field.leaks} are."
         )
         alt = f"Map of the pixels that the middle one depends on. {FIELDS[name]}: {text}"
-        figures.append(Figure(picture(receptive_png(fields, name)), alt, FIELDS[name], text))
+        figures.append(Figure(receptive_png(fields, name), alt, FIELDS[name], text))
     text = (
         f"Gradients of small untrained networks on {fields.size} x {fields.size} pixels: what the "
-        "distribution of the marked pixel depends on. A masked stack goes up and to the right by "
-        "equal steps at most, so it never sees what lies flatter to the right, however deep it is. "
-        "PixelCNN++ carries the rows above in a stream of their own."
+        "distribution of the marked pixel depends on. A masked stack goes as far to the right as "
+        "up, so part of the past stays unseen, however deep it is. PixelCNN++ carries the rows "
+        "above in a stream of their own."
     )
     return [Block(figures=figures), Block(text)]
 
@@ -277,9 +290,8 @@ def comparison_with_paper(report: Report, card: Card | None) -> list[Block]:
     if report.data.name != "mnist" or not (report.bits or noisy):
         return []
     text = (
-        "The reproduction on MNIST by Karlsson, Eriksson Möllerstedt and Bonde has a linear probe "
-        "of one block of its own noisy model that classifies "
-        f"{PAPER_PROBE} of the test images correctly."
+        "In the reproduction on MNIST by Karlsson, Eriksson Möllerstedt and Bonde a linear probe "
+        f"of one block of the noisy model classifies {PAPER_PROBE} of the test images correctly."
     )
     if noisy and report.probes is not None:
         block = best_block(noisy)
@@ -291,25 +303,20 @@ def comparison_with_paper(report: Report, card: Card | None) -> list[Block]:
             of_all = card.probes["noisy"].accuracy["noisy"][block].accuracy
             text += f", and on {percent(of_all)} by all {card.train_images:,} images"
         text += "."
-    text += (
-        " Its 3.23 bits/dim is of a density of x + 0.01 n, and does not compare with the numbers "
-        "above."
-    )
-    return [Block(text)]
+    return [Block(f"{text} Its 3.23 bits/dim is of a density of x + 0.01 n, and does not compare.")]
 
 
 def training_curves(report: Report, curves: Mapping[str, Curve]) -> list[Block]:
     """The curves of finished runs."""
     figures = []
     for role, curve in curves.items():
-        training = report.models[role].training
-        if training is None:
+        if (training := report.models[role].training) is None:
             continue
         last, loss = decimals(training.held_out_bits, 3), training.loss.replace("x~", "x̃")
         figures.append(
             Figure(
-                picture(curve_png(curve)),
-                f"Training curve of the {role} run: {loss} against images seen, ending at {last} "
+                curve_png(curve),
+                f"Training curve of the {role} run: {loss} against images seen, {last} at the end "
                 "on held-out images.",
                 TITLES[role],
                 f"Loss: {loss}. Line: training, with dropout if any, smoothed; dots: the averaged "
@@ -317,40 +324,3 @@ def training_curves(report: Report, curves: Mapping[str, Curve]) -> list[Block]:
             )
         )
     return [Block(figures=figures)] if figures else []
-
-
-def how_it_was_made(report: Report, name: str) -> list[Block]:
-    """Data, whose name is given, models and machine."""
-    data, machine = report.data, report.machine
-    source = "the subset that comes with dsmooth" if data.embedded else "the files given"
-    size = " x ".join(map(str, data.image_size))
-    processes = f"{machine.processes} processes of " if machine.processes > 1 else ""
-    gpu = f", {machine.gpu}" if machine.gpu else ""
-    return [
-        Block(
-            f"Settings: {report.name}. Data: {name}, {source}: "
-            f"{data.train_images:,} training and {data.test_images:,} test images of {size} pixels."
-        ),
-        *(Block(model_sentence(report, role, model)) for role, model in report.models.items()),
-        Block(
-            f"Measured on: {machine.processor}, {processes}{machine.cpu_threads} CPU "
-            f"thread{'s' * (machine.cpu_threads != 1)}{gpu}, {machine.system}, Python "
-            f"{machine.python}, torch {machine.torch}, dsmooth {machine.dsmooth}."
-        ),
-    ]
-
-
-def model_sentence(report: Report, role: str, model: ModelSummary) -> str:
-    """A model's size and training."""
-    training = model.training
-    text = "how it was trained is not recorded"
-    notes = ""
-    if training is not None:
-        text = f"trained on {training.images:,} images, repeats counted"
-        notes = "".join(f" {sentence(note)}" for note in training.notes if note)
-        if training.passes is not None:
-            text += f": {training.passes:.1f} passes over {training.training_images:,} images"
-        if report.origin == "trained":
-            rate = training.images / max(training.seconds, 0.1)
-            text += f" in {training.seconds / 60:.1f} minutes, {rate:.0f} images/s"
-    return f"{TITLES[role]}: {model.parameters:,} parameters, {text}.{notes}"

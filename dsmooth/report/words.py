@@ -8,7 +8,7 @@ from ..evaluate.probe import PIXELS, best_probe
 from ..fields import Setting
 from ..results import Bits, BlockScores, Difference
 from ..tables import Table
-from ..text import decimals, percent
+from ..text import decimals, percent, sentence
 from .contents import ModelSummary, Report
 
 TITLES = {
@@ -56,15 +56,18 @@ OF_PAIRS = ("smoothing", "scale", "clean_noise")
 
 
 def settings_table(models: Mapping[str, ModelSummary]) -> Table:
-    """Settings of the models; a dash where one is not recorded."""
-
-    def words(role: str, name: str) -> str:
-        settings = models[role].settings
-        is_hidden = role == "plain" and name in OF_PAIRS
-        return "–" if is_hidden or name not in settings else setting_words(settings[name])
-
-    rows = [[title, *(words(role, name) for role in models)] for name, title in SETTINGS.items()]
-    return Table(["Setting", *models], [row for row in rows if {*row[1:]} != {"–"}])
+    """Settings of the models; a dash where one is not recorded, or a plain model has none."""
+    rows = []
+    for name, title in SETTINGS.items():
+        words = [
+            setting_words(model.settings[name])
+            if name in model.settings and (role != "plain" or name not in OF_PAIRS)
+            else "–"
+            for role, model in models.items()
+        ]
+        if {*words} != {"–"}:
+            rows.append([title, *words])
+    return Table(["Setting", *models], rows)
 
 
 def setting_words(value: Setting) -> str:
@@ -157,3 +160,34 @@ def advice(report: Report, commands: Sequence[str]) -> list[str]:
             f"{data.train_images:,} images would memorize them."
         )
     return sentences
+
+
+def how_it_was_made(report: Report, name: str) -> list[str]:
+    """Data, whose name is given, models and machine."""
+    data, machine = report.data, report.machine
+    source = "the subset that comes with dsmooth" if data.embedded else "the files given"
+    size = " x ".join(map(str, data.image_size))
+    processes = f"{machine.processes} processes of " if machine.processes > 1 else ""
+    gpu = f", {machine.gpu}" if machine.gpu else ""
+    return [
+        f"Settings: {report.name}. Data: {name}, {source}: {data.train_images:,} training and "
+        f"{data.test_images:,} test images of {size} pixels.",
+        *(model_sentence(report, role, model) for role, model in report.models.items()),
+        f"Measured on: {machine.processor}, {processes}{machine.cpu_threads} CPU "
+        f"thread{'s' * (machine.cpu_threads != 1)}{gpu}, {machine.system}, Python "
+        f"{machine.python}, torch {machine.torch}, dsmooth {machine.dsmooth}.",
+    ]
+
+
+def model_sentence(report: Report, role: str, model: ModelSummary) -> str:
+    """A model's size and training."""
+    training, text, notes = model.training, "how it was trained is not recorded", ""
+    if training is not None:
+        text = f"trained on {training.images:,} images, repeats counted"
+        notes = "".join(f" {sentence(note)}" for note in training.notes if note)
+        if training.passes is not None:
+            text += f": {training.passes:.1f} passes over {training.training_images:,} images"
+        if report.origin == "trained":
+            rate = training.images / max(training.seconds, 0.1)
+            text += f" in {training.seconds / 60:.1f} minutes, {rate:.0f} images/s"
+    return f"{TITLES[role]}: {model.parameters:,} parameters, {text}.{notes}"

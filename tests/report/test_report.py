@@ -17,9 +17,8 @@ from dsmooth.evaluate.receptive_field import receptive_fields
 from dsmooth.report import plots
 from dsmooth.report.contents import Report, ReportData
 from dsmooth.report.describe import packaged_card
-from dsmooth.report.page import TEMPLATE
 from dsmooth.report.plots import Curve, curve_png, running_mean
-from dsmooth.report.sections import write_report
+from dsmooth.report.sections import TEMPLATE, write_report
 from dsmooth.report.words import below_controls, settings_table
 from dsmooth.results import FLOOR, Distance, Extractor, FrechetResult, ProbeScore
 from dsmooth.tables import Table
