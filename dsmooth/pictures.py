@@ -5,26 +5,23 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from .data import to_bytes, to_float
 from .fields import check_number
 from .files import write_atomically
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 BORDER = 96  # grey between the images of a grid
 
 
 def show(
     x: Tensor | NDArray[np.generic] | list[Tensor], *, columns: int | None = None, zoom: int = 2
-) -> Image:
+) -> Image.Image:
     """A picture of images x (B, C, H, W) in [-1, 1] or of bytes, which a notebook displays.
 
     x may be one image too, (C, H, W) or (H, W), or a list of images (C, H, W). columns: images per
@@ -40,7 +37,7 @@ def show(
     return _image(_grid(_batch(x), columns, zoom))
 
 
-def to_pil(x: Tensor | NDArray[np.generic] | list[Tensor]) -> list[Image]:
+def to_pil(x: Tensor | NDArray[np.generic] | list[Tensor]) -> list[Image.Image]:
     """A Pillow image of each of x, which is as `show` takes it. Raises as `show` does."""
     return [_image(pixels) for pixels in nhwc_bytes(_batch(x))]
 
@@ -105,10 +102,8 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _image(pixels: NDArray[np.uint8]) -> Image:
+def _image(pixels: NDArray[np.uint8]) -> Image.Image:
     """Bytes (H, W, 1 or 3) as a Pillow image."""
-    from PIL import Image
-
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 

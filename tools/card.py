@@ -163,9 +163,14 @@ def write_card(
         k = models.classes.number
         clusters = [pictures["two-step"][i::k][:16] for i in range(k)]
         save_grid(torch.cat(clusters), folder / "clusters.png", columns=16)
-    write_json(folder / "card.json", record_of({"weights_sha256": models.digests()}, card))
-    write_atomically(folder / "README.md", text("card.md", card=card).encode())
+    save_card(folder, card)
     return card
+
+
+def save_card(folder: Path, card: Card) -> None:
+    """Write card.json and README.md."""
+    write_json(folder / "card.json", record_of({"weights_sha256": card.weights_sha256}, card))
+    write_atomically(folder / "README.md", text("card.md", card=card).encode())
 
 
 def measure_samples(stages: Stages, pictures: Mapping[str, Tensor]) -> dict[str, SampleQuality]:

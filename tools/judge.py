@@ -4,7 +4,7 @@
 
 MNIST is the folder of the full data. COUNT samples of each of the packaged models NAME are drawn
 with seed 0 as `pair.sample` draws them, so the cluster or digit of each is drawn too. Prints three
-tables in Markdown, with real images to compare with:
+tables, which have real images too, and puts them into the card of the first NAME:
 
 - Fréchet distances by a small classifier, which saw half of the training images, and by principal
   components of pixels, both to images of the other half; precision and recall;
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -29,11 +30,15 @@ from dsmooth.evaluate.features import extract_features, make_extractor
 from dsmooth.evaluate.likelihood import standard_error
 from dsmooth.machine import torch_seed
 from dsmooth.pair import draw
+from dsmooth.pretrained import find
 from dsmooth.progress import progress
+from dsmooth.report.describe import packaged_card
 from dsmooth.sampling.output import gather
 from dsmooth.sampling.request import Request
 from dsmooth.tables import Table
 from dsmooth.text import decimals, percent
+
+from .card import save_card
 
 SEEDS = range(3)  # of the networks, and of the halves of the training images
 REFERENCE = 20_000  # training images to compare with, which a classifier did not see
@@ -160,10 +165,11 @@ def nearest(sets: Mapping[str, Tensor], train: Tensor) -> Table:
     return Table(["nearest training image", "mean distance", "1 % quantile", "least"], rows)
 
 
-def main(folder: str, count: str = "4000", *names: str) -> None:
+def main(folder: str, count: str = "4000", *others: str) -> None:
     train, test = (load_dataset("mnist", split, folder) for split in SPLITS)
     sets, n = {}, int(count)
-    for name in names or ("mnist", "mnist-plain"):
+    names = others or ("mnist", "mnist-plain")
+    for name in names:
         models = dsmooth.load(name)
         request = Request(n, seed=0, label="prior" if models.classes.number else None)
         with progress(f"drawing samples of {name}", n) as done:
@@ -171,9 +177,13 @@ def main(folder: str, count: str = "4000", *names: str) -> None:
         assert x is not None
         sets[f"samples of {name}"] = to_bytes(x)
     sets[TEST] = choose_images(test, n)
-    print(distances(sets, train.images, train.known_labels()).markdown(), flush=True)
-    print(two_samples({**sets, TRAIN: choose_images(train, n)}).markdown(), flush=True)
-    print(nearest(sets, train.images).markdown())
+    tables = (
+        distances(sets, train.images, train.known_labels()),
+        two_samples({**sets, TRAIN: choose_images(train, n)}),
+        nearest(sets, train.images),
+    )
+    print("\n\n".join(table.markdown() for table in tables))
+    save_card(find(names[0]), replace(packaged_card(names[0]), judges=tables))
 
 
 if __name__ == "__main__":

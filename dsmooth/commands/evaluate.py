@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
@@ -30,18 +29,14 @@ def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions) -> None:
     redirected = redirect_stdout(sys.stderr) if to_screen and first else nullcontext()
     with silence() if options.execution.quiet else redirected:
         with process_group():
-            record = measure(options)
+            if isinstance(options, BitsOptions):
+                record = record_of(*evaluate_bits(options))
+            elif isinstance(options, FrechetOptions):
+                record = record_of(*evaluate_frechet(options))
+            else:
+                record = record_of(*evaluate_classify(options))
         if first and to_screen:
             print(json_text(record), end="", file=screen)
         elif first:
             write_json(options.out, record)
             print(f"wrote {printable(options.out)}")
-
-
-def measure(options: BitsOptions | FrechetOptions | ClassifyOptions) -> Mapping[str, object]:
-    """The record of a measure, which is printed too."""
-    if isinstance(options, BitsOptions):
-        return record_of(*evaluate_bits(options))
-    if isinstance(options, FrechetOptions):
-        return record_of(*evaluate_frechet(options))
-    return record_of(*evaluate_classify(options))

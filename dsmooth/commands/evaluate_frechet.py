@@ -63,9 +63,13 @@ def evaluate_frechet(options: FrechetOptions) -> tuple[Mapping[str, object], Fre
     is_labelled = samples.labels is not None or samples.drawn_with is not None
     label = class_number(options.label, names) if is_labelled else "each"
     samples = samples if label == "each" else samples.of_class(label)
-    samples = fit_channels(samples, image_shape(real_images if floor is None else floor.images))
-    if models is None and options.dataset.data is None and options.reference is None:
-        check_default_data(real_images, samples.images)
+    shape = image_shape(real_images if floor is None else floor.images)
+    if shape is not None and shape[0] == 1:  # grey images may be stored as RGB
+        samples = replace(samples, images=as_grey(samples.images))
+    is_default = models is None and options.dataset.data is None and options.reference is None
+    if is_default and shape != (found := tuple(samples.images.shape[1:])):
+        words = "was not given, so mnist was used, of images"
+        raise SettingError("data", f"{words} {shape} (C, H, W): the samples are {found}")
     if isinstance(real_images, FeatureStatistics):
         reference = Reference(real_images)
     else:
@@ -119,8 +123,8 @@ def load_real(
 ) -> tuple[ImageDataset | Tensor | FeatureStatistics, StatisticsSource, ImageDataset | None]:
     """The reference and its source; the images of the floor.
 
-    There is no floor if neither the file, --data nor the models say which data set the reference is
-    of. Statistics that were saved here are of the floor's data set, split and label.
+    There is no floor if nothing says which data set the reference is of. Statistics that were saved
+    here are of the floor's data set, split and label.
     """
 
     def load(split: str) -> ImageDataset:
@@ -173,23 +177,6 @@ def load_real(
             f"images of {floor.source} are others",
         )
     return reference, source, floor
-
-
-def check_default_data(reference: Tensor | FeatureStatistics, samples: Tensor) -> None:
-    """Raise ValueError for samples that are not of the shape of mnist, which is the default."""
-    shape = image_shape(reference)
-    if shape != tuple(samples.shape[1:]):
-        raise SettingError(
-            "data",
-            f"was not given, so mnist was used, of images {shape} (C, H, W): the samples "
-            f"are {tuple(samples.shape[1:])}",
-        )
-
-
-def fit_channels(samples: ImageSet, shape: tuple[int, ...] | None) -> ImageSet:
-    """The samples as grey images where the images to compare with, (C, H, W), are grey."""
-    is_grey = shape is not None and shape[0] == 1
-    return replace(samples, images=as_grey(samples.images)) if is_grey else samples
 
 
 def collect_samples(

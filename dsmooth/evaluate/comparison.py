@@ -78,7 +78,8 @@ def compare_images(
         title, real = "the floor" if name == FLOOR else name, reference.statistics
         features = extract_features(images, extractor, progress=progress, title=title)
         rows = features.features
-        error = bootstrap_error(rows, real, seed=seed, progress=progress, title=title)
+        words = f"{extractor.distance_name} of {title}"
+        error = bootstrap_error(rows, real, seed=seed, progress=progress, title=words)
         scores = None
         if has_fidelity():
             with progress_of(progress, f"other scores of {title}", len(images)):

@@ -20,7 +20,7 @@ from ..data.reading import guarded, read_npz
 from ..distributed import side_by_side
 from ..fields import structure
 from ..files import write_npz
-from ..progress import Progress, progress_of
+from ..progress import progress_of
 from ..results import Extractor
 
 # How far from symmetric and from positive semi-definite a covariance may be, relative to its
@@ -66,7 +66,7 @@ def bootstrap_error(
     seed: int = 0,
     repeats: int = BOOTSTRAPS,
     progress: bool | Progress = False,
-    title: str = "images",
+    title: str = "resamples of images",
 ) -> float:
     """Standard error of the Fréchet distance of features (N, D) to `other`, over the N images.
 
@@ -82,7 +82,7 @@ def bootstrap_error(
 
     drawn = (torch.randint(n, (n,), generator=generator) for _ in range(repeats))
     distances = []
-    with progress_of(progress, f"error of the distance of {title}", repeats, "resamples") as done:
+    with progress_of(progress, title, repeats, "resamples") as done:
         for value in side_by_side(distance, drawn):
             distances.append(value)
             done(len(distances))

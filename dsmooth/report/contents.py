@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..fields import Setting
 from ..results import BitsResult, FrechetResult, ProbeResult, ReceptiveFields
+from ..tables import Table
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ class ClusterNumbers:
 class Card:
     """The numbers of packaged models (card.json). guidance: of the samples "guided".
 
-    classes: of models of labelled classes; clusters: of models of their own clusters.
+    classes: of models of labelled classes; clusters: of models of their own clusters. judges: the
+    tables of `python -m tools.judge`.
     """
 
     machine: Machine
@@ -146,3 +148,4 @@ class Card:
     probes: dict[str, ProbeResult]
     classes: ClassNumbers | None = None
     clusters: ClusterNumbers | None = None
+    judges: tuple[Table, ...] = ()

@@ -5,17 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import EngFormatter
 
 from ..evaluate.probe import PIXELS, TOGETHER
 from ..evaluate.receptive_field import causal
 from ..results import BlockScores, ReceptiveFields
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Colours of plots on a light page. A dark one turns their lightness around, see page.html.
 TEXT, LINE, DOTS, THIRD = "#333333", "#2f6fd0", "#b34700", "#1e7d4f"
@@ -35,8 +35,6 @@ class Curve:
 
 def new_plot() -> tuple[Figure, Axes]:
     """An empty plot, and its axes."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(3.6, 2.7), dpi=220, layout="constrained")
     axes = figure.add_subplot()
     axes.tick_params(which="both", colors=TEXT)
@@ -59,8 +57,6 @@ def png(figure: Figure, transparent: bool = True) -> bytes:
 
 def curve_png(curve: Curve) -> bytes:
     """Loss in bits/dim against images seen; dots for held-out images, lines for restarts."""
-    from matplotlib.ticker import EngFormatter
-
     figure, axes = new_plot()
     means = running_mean(curve.steps)
     if means:
@@ -130,9 +126,6 @@ def receptive_png(fields: ReceptiveFields, name: str) -> bytes:
 
     The shade is the logarithm of the gradient.
     """
-    from matplotlib.colors import LinearSegmentedColormap, ListedColormap
-    from matplotlib.patches import Patch
-
     figure, axes = new_plot()
     influence = np.array(fields.networks[name].influence)
     row, column = fields.pixel
