@@ -20,7 +20,7 @@ from ..data.reading import guarded, read_npz
 from ..distributed import side_by_side
 from ..fields import structure
 from ..files import write_npz
-from ..progress import progress_of
+from ..progress import Progress, progress_of
 from ..results import Extractor
 
 # How far from symmetric and from positive semi-definite a covariance may be, relative to its
