@@ -286,7 +286,7 @@ class Stages:
         request, known = read_parts(CONTROLS, BlockScores)
         if again or difference(request, probing.controls_request()):
             known = {}
-        return probing.run(self.path("probes"), known=known, replace=True, again=again)
+        return probing.result(self.path("probes"), known=known, replace=True, again=again)
 
     def probing(self) -> Probing:
         """The networks that are probed, and the images."""

@@ -39,7 +39,7 @@ def test_the_controls_are_what_their_networks_give(tmp_path: Path) -> None:
     probing = packaged_probing()
     subjects = {name: probing.subjects[name] for name in known}
     own = replace(probing, subjects=subjects, folder=tmp_path, precision="float32")
-    measured = own.run(tmp_path / "probes.json").accuracy
+    measured = own.result(tmp_path / "probes.json").accuracy
     images = len(probing.splits["test"])
     for name, blocks in known.items():
         assert measured[name].keys() == blocks.keys()

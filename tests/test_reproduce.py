@@ -161,8 +161,8 @@ def test_stopped_and_resumed_is_the_uninterrupted_run(
     assert (out / "denoiser" / "checkpoint.safetensors").exists()
     assert reproduce(out, *runs) == 0
     for role in ("noisy", "denoiser", "plain"):
-        one, two = (folder / role / "model.safetensors" for folder in (finished, out))
-        assert one.read_bytes() == two.read_bytes()
+        first, second = (folder / role / "model.safetensors" for folder in (finished, out))
+        assert first.read_bytes() == second.read_bytes()
     assert reported_in(finished).bits == reported_in(out).bits
 
 
@@ -172,7 +172,11 @@ def test_runs_share_the_budget() -> None:
     assert [config.role for config in runs] == ["noisy", "denoiser", "plain"]
     assert [config.budget for config in runs] == pytest.approx([4, 4, 2])
     assert {(config.seed, config.images) for config in runs} == {(3, None)}
-    for budget, evaluations in ((0.1, 1), (2.0, 2), (600.0, 8)):  # a short run is scored less often
+    for budget, evaluations in (
+        (0.1, 1),
+        (2.0, 2),
+        (600.0, 8),
+    ):  # a short run has fewer evaluations
         runs = runs_to_train(Reproduce(budget=budget, dataset=DataOptions(data_dir=Path("x"))))
         assert [config.evaluations for config in runs[:2]] == [evaluations] * 2
         assert runs[0].data_dir == "x"
@@ -233,13 +237,13 @@ def test_no_finished_stage_is_repeated_but_the_one_that_is_asked_for(given, agai
 
 
 def test_numbers_are_of_their_images_and_seed(given: tuple[Path, ...], tmp_path: Path) -> None:
-    models, every = load_models(given), load_embedded_mnist("test")
+    models, images = load_models(given), load_embedded_mnist("test")
     for seed, first in ((7, 0), (7, 4), (8, 4)):
-        data = every.part(slice(first, first + 6))
-        one = Stages(tmp_path, models, every, data, count=9, scored_images=4, seed=seed)
+        data = images.part(slice(first, first + 6))
+        one = Stages(tmp_path, models, images, data, count=9, scored_images=4, seed=seed)
         pair = bits_per_dim(score_pair(models.pair, data.part(slice(4)), seed=seed))
         assert one.bits_per_dim().pair.value == pair.value
-        x = to_float(choose_images(every.part(slice(6)), 3))
+        x = to_float(choose_images(images.part(slice(6)), 3))
         plain = replace(one, only="samples").images("plain", models.of("plain"), Request(3), x)
         distances = one.compare({"plain": plain}).distances
         same = distances["plain"].value == distances[TEST_IMAGES].value
@@ -247,7 +251,7 @@ def test_numbers_are_of_their_images_and_seed(given: tuple[Path, ...], tmp_path:
         assert one.compare({"plain": -plain}).distances["plain"] != distances["plain"]
     later, never = replace(one, only="probes"), Mock()
     assert later.result("frechet", FrechetResult, never) is not None
-    other = replace(later, test_set=every)
+    other = replace(later, test_set=images)
     assert other.result("frechet", FrechetResult, never) is None  # of other images
     never.assert_not_called()
 
@@ -297,8 +301,8 @@ def test_one_stage_alone_and_of_a_saved_pair(given, reported, tmp_path, no_plots
     out = tmp_path / "out"
     assert reproduce(out, models=(tmp_path / "pair", plain), only="bits-per-dim") == 0
     assert stamps(out).keys() == {"bits-per-dim"}
-    one, two = ((path / "bits_per_dim.json").read_bytes() for path in (reported, out))
-    assert one == two
+    first, second = ((path / "bits_per_dim.json").read_bytes() for path in (reported, out))
+    assert first == second
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Bits per dimension" in page
     assert "Linear probes" not in page

@@ -121,13 +121,13 @@ def write_card(
     if models.classes.number:
         guided = Request(count, label="each", guidance=GUIDANCE)
         pictures["guided"] = stages.images("guided", models.of("noisy", "denoiser"), guided)
-    told = models.classes.number > 0 and test_set.has_classes(models.classes.names)
+    is_labelled = models.classes.number > 0 and test_set.has_classes(models.classes.names)
     sets = {"train": train_set, "test": test_set}
     probes = {}
-    for kind, only in {} if told else PROBED.items():
+    for kind, only in {} if is_labelled else PROBED.items():
         settings = ProbeSettings(input=kind, train_images=6 * count, test_images=count)
         probing = make_probing(models.pair, sets, settings, work, models.plain, only)
-        probes[kind] = probing.run(work / f"probes-{kind}.json", replace=True)
+        probes[kind] = probing.result(work / f"probes-{kind}.json", replace=True)
 
     def keep(name: str, kind: type[T], compute: Callable[[], T]) -> T:
         request = stages.request(count=count)
@@ -148,15 +148,20 @@ def write_card(
             "samples", dict[str, SampleQuality], lambda: measure_samples(stages, pictures)
         ),
         probes=probes,
-        classes=keep("classes", ClassNumbers, lambda: measure_classes(stages)) if told else None,
+        classes=keep("classes", ClassNumbers, lambda: measure_classes(stages))
+        if is_labelled
+        else None,
         clusters=keep("clusters", ClusterNumbers, lambda: measure_clusters(stages))
-        if models.classes.number and not told
+        if models.classes.number and not is_labelled
         else None,
     )
     # The kinds of samples next to each other, with a column for each class if there are classes.
-    shown = ("noisy", "two-step", "guided") if told else ("plain", "noisy", "two-step")
+    shown = ("noisy", "two-step", "guided") if is_labelled else ("plain", "noisy", "two-step")
     kinds = [pictures[kind] for kind in shown if kind in pictures]
-    n, gap = models.classes.number if told else 8, torch.full_like(kinds[0][:1], BORDER / 127.5 - 1)
+    n, gap = (
+        models.classes.number if is_labelled else 8,
+        torch.full_like(kinds[0][:1], BORDER / 127.5 - 1),
+    )
     rows = [[part for x in kinds for part in (x[i * n :][:n], gap)] for i in range(min(n, 10))]
     write_atomically(folder / "samples.png", grid(*(torch.cat(row[:-1]) for row in rows)))
     if card.clusters is not None:  # a row of each cluster

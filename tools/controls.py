@@ -27,7 +27,7 @@ def measure() -> dict[str, object]:
     subjects = {name: probing.subjects[name] for name in (PIXELS, "untrained-noisy")}
     with tempfile.TemporaryDirectory() as folder:
         own = replace(probing, subjects=subjects, folder=Path(folder), precision="float32")
-        scores = own.run(Path(folder, "probes.json")).accuracy
+        scores = own.result(Path(folder, "probes.json")).accuracy
     return dict(record_of(probing.controls_request(), None, scores))
 
 

@@ -103,15 +103,15 @@ def distances(sets: Mapping[str, Tensor], train: Tensor, labels: Tensor) -> Tabl
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
         half, others = order.split(len(train) // 2)
         real, rest = train[others[:REFERENCE]], train[others[REFERENCE:]]
-        every = {**sets, TRAIN: rest[: len(sets[TEST])]}
-        for name in every:
+        judged = {**sets, TRAIN: rest[: len(sets[TEST])]}
+        for name in judged:
             cells.setdefault(name, []).append([])
         classifier = fit(train[half], labels[half], 3, seed).body
         for module in (classifier, principal_components(train[half])):
             extractor = make_extractor(module)
             reference = Reference.of_images(real, extractor)
             variance = float(reference.statistics.covariance.diagonal().mean())
-            result = compare_images(every, reference, extractor, progress=True)
+            result = compare_images(judged, reference, extractor, progress=True)
             for name, distance in result.distances.items():
                 row, scores = cells[name][-1], distance.scores
                 row.append((distance.value / variance, distance.error / variance))
@@ -125,7 +125,7 @@ def distances(sets: Mapping[str, Tensor], train: Tensor, labels: Tensor) -> Tabl
 
     head = ["images", "n", "by a classifier", "precision", "recall", "by pixels"]
     rows = [
-        [name, f"{len(every[name]):,}", *map(words, zip(*rows, strict=True))]
+        [name, f"{len(judged[name]):,}", *map(words, zip(*rows, strict=True))]
         for name, rows in cells.items()
     ]
     return Table(head, rows)
@@ -152,7 +152,7 @@ def two_samples(sets: Mapping[str, Tensor]) -> Table:
             share, deviation = float(shares.mean()), float(shares.std())
             error = (share * (1 - share) / (2 * TWO_SAMPLE[1])) ** 0.5
             rows.append([name, percent(share, 1, error), percent(deviation)])
-    return Table(["told from test images", "accuracy", "deviation over seeds"], rows)
+    return Table(["compared with test images", "accuracy", "deviation over seeds"], rows)
 
 
 def nearest(sets: Mapping[str, Tensor], train: Tensor) -> Table:

@@ -1,4 +1,4 @@
-"""`dsmooth reproduce`: the paper's experiments in one folder that remembers what is done.
+"""`dsmooth reproduce`: the paper's experiments in one folder, where a stopped call resumes.
 
 Train or take models, draw samples, measure bits/dim and Fréchet distances, train linear probes,
 and report.

@@ -87,8 +87,8 @@ def nats_of_images(
 
     count, on_cpu = -(-n // batch_size) * rows, parameter.device.type == "cpu"
     parts = list(in_batches(count, 1, work, on_cpu=on_cpu, progress=done))
-    every = [parts[row::rows] for row in range(rows)]
+    by_row = [parts[row::rows] for row in range(rows)]
     return {
-        name: torch.stack([torch.cat([part[name] for part in row]) for row in every])
+        name: torch.stack([torch.cat([part[name] for part in row]) for row in by_row])
         for name in parts[0]
     }

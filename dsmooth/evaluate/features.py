@@ -163,7 +163,7 @@ def extract_features(
 
 
 def probe_image(shape: tuple[int, ...]) -> Tensor:
-    """The image (1, C, H, W), bytes, by whose features extractors are told apart."""
+    """The image (1, C, H, W), bytes, whose features identify an extractor."""
     values = torch.arange(math.prod(shape)) * 97 % 256
     return values.to(torch.uint8).view(1, *shape)
 
@@ -189,7 +189,7 @@ def _mnist_classifier() -> FeatureExtractor:
             raise SettingError(
                 (),
                 f"{CLASSIFIER} needs images of shape (1, 28, 28), got {tuple(images.shape[1:])}: "
-                "for other images give a network of yours to make_extractor(module) in Python, or "
+                "for other images pass your own network to make_extractor(module) in Python, or "
                 "pip install 'dsmooth[fid]' and, to download weights, set",
                 extractor=INCEPTION,
             )

@@ -127,20 +127,20 @@ def conventions(scores: Scores) -> list[Convention]:
 
     discrete, density = (scores.log_weights(form) for form in ("discretized", "continuous"))
     per_byte = density - scores.dimensions * math.log(PER_UNIT)
-    bytes_, condition = "bytes", ""
+    event, condition = "bytes", ""
     if scores.classes == "given":
-        bytes_, condition = "bytes | class", " given the class"
+        event, condition = "bytes | class", " given the class"
     if scores.continuous is None:
-        of_density = "the mass of each byte spread evenly over it, in units of [-1, 1]"
-        of_byte = "the same per grey level, so the discrete number again"
+        density_words = "the mass of each byte spread evenly over it, in units of [-1, 1]"
+        byte_words = "the same per grey level, so the discrete number again"
     else:
         target = f"x + {scores.clean_noise:g} n" if scores.clean_noise else "x"
-        of_density = f"density of {target}{condition} in units of [-1, 1]"
-        of_byte = "the same per grey level; not a probability of bytes"
+        density_words = f"density of {target}{condition} in units of [-1, 1]"
+        byte_words = "the same per grey level; not a probability of bytes"
     if scores.noisy is None:
-        rows = [row("discrete", discrete, f"exactly -log2 P({bytes_}) / d")]
+        rows = [row("discrete", discrete, f"exactly -log2 P({event}) / d")]
     else:
-        rows = [row("discrete bound", discrete, f"upper bound on -log2 P({bytes_}) / d")]
+        rows = [row("discrete bound", discrete, f"upper bound on -log2 P({event}) / d")]
         if scores.n_noise > 1:
             name = f"discrete bound, importance-weighted, n = {scores.n_noise}"
             meaning = "the same by the log of the mean weight, which is tighter"
@@ -151,8 +151,8 @@ def conventions(scores: Scores) -> list[Convention]:
             rows.append(row(name, scores.mixture, meaning))
     return [
         *rows,
-        row("density", density, of_density, comparable=False),
-        row(f"density + {BYTE_BITS:.3f}", per_byte, of_byte, comparable=False),
+        row("density", density, density_words, comparable=False),
+        row(f"density + {BYTE_BITS:.3f}", per_byte, byte_words, comparable=False),
     ]
 
 
@@ -202,7 +202,7 @@ def score_pair(
     check_images(pair, dataset)
     pair = in_evaluation(pair)
     noise = GaussianSmoothing(clean_noise, Stream.CLEAN_NOISE) if clean_noise else None
-    of_density = pair.denoiser.config.likelihood == "continuous"
+    is_density = pair.denoiser.config.likelihood == "continuous"
 
     def nats_of(x: Tensor, label: Tensor | None, first: int, draw: int) -> dict[str, Tensor]:
         x_tilde = pair.smoothing.sample(x, seed=seed, first_index=first, repeat=draw)
@@ -210,7 +210,7 @@ def score_pair(
         def denoiser_terms(label: Tensor | None) -> dict[str, Tensor]:
             params = pair.denoiser(x, x_tilde, label)
             nats = {"discretized": _log_prob(pair.denoiser, x, params, "discretized")}
-            if of_density:
+            if is_density:
                 target = x
                 if noise is not None:
                     target = noise.sample(x, seed=seed, first_index=first, repeat=draw)
@@ -233,7 +233,7 @@ def score_pair(
     labels = labels_for_model(dataset, pair.classes)
     with progress_of(progress, "bits/dim of the pair", len(dataset)) as done:
         nats = nats_of_images(nats_of, dataset, pair.noisy, labels, batch_size, done, rows=n_noise)
-    return _scores(nats, dataset, labels, clean_noise if of_density else 0.0)
+    return _scores(nats, dataset, labels, clean_noise if is_density else 0.0)
 
 
 @torch.no_grad()

@@ -12,8 +12,7 @@ import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from dataclasses import replace as replace_fields
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -83,7 +82,7 @@ def probe_pair(
     another shape than the pair's, for another request in `path`, and for an unknown network.
     """
     sets: dict[Split, ImageDataset] = {"train": train_set, "test": test_set}
-    return make_probing(pair, sets, settings, path.parent, plain, only, precision).run(path)
+    return make_probing(pair, sets, settings, path.parent, plain, only, precision).result(path)
 
 
 def make_probing(
@@ -104,6 +103,8 @@ def make_probing(
             raise SettingError(f"{split}_images", f"must be at least {least}, got {len(data)}")
         if (data.known_labels() < 0).any():
             raise ValueError(f"probes need labels of 0 or more, but {data.source} has others")
+    train_images, test_images = map(len, splits.values())
+    settings = replace(settings, train_images=train_images, test_images=test_images)
     pair = in_evaluation(pair)
     subjects = {"noisy": Subject(pair.noisy), "denoiser": Subject(pair.denoiser)}
     subjects[PIXELS] = Subject(None)
@@ -151,7 +152,7 @@ class Probing:
     subjects: Mapping[str, Subject] = field(default_factory=dict)
     digests: Mapping[Split, str] = field(default_factory=dict)
 
-    def run(
+    def result(
         self,
         path: Path,
         *,
@@ -164,10 +165,8 @@ class Probing:
         known: probes that need not be computed. replace: take over the record of another request.
         again: also compute a result of this one.
         """
-        train_images, test_images = (len(data) for data in self.splits.values())
-        settings = replace_fields(self.settings, train_images=train_images, test_images=test_images)
         request = {
-            **self.request(settings, self.digests),
+            **self.request(self.digests),
             "networks": [*self.subjects],
             "weights_sha256": {
                 name: weights_digest(subject.network)
@@ -176,10 +175,7 @@ class Probing:
             },
             "precision": self.precision,
         }
-        record, known = (
-            Record(path, request, ProbeResult, BlockScores, replace=replace),
-            known or {},
-        )
+        record = Record(path, request, ProbeResult, BlockScores, replace=replace)
 
         def probe(name: str, subject: Subject) -> BlockScores:
             network = subject.network
@@ -188,21 +184,19 @@ class Probing:
             return self.probe(name, network)
 
         def probe_all() -> ProbeResult:
-            accuracy = {
-                name: known.get(name) or record.part(name, partial(probe, name, subject))
-                for name, subject in self.subjects.items()
-            }
-            return ProbeResult(accuracy, settings)
+            scores = dict(known or {})
+            for name, subject in self.subjects.items():
+                if name not in scores:
+                    scores[name] = record.part(name, partial(probe, name, subject))
+            return ProbeResult({name: scores[name] for name in self.subjects}, self.settings)
 
         path.parent.mkdir(parents=True, exist_ok=True)
         return record.obtain(probe_all, again=again)
 
-    def request(
-        self, settings: ProbeSettings, data_sha256: Mapping[Split, str]
-    ) -> Mapping[str, object]:
+    def request(self, data_sha256: Mapping[Split, str]) -> Mapping[str, object]:
         """The part of a request that all subjects share."""
         smoothing = {"kind": self.smoothing.kind, "scale": self.smoothing.scale}
-        return {**asdict(settings), "data_sha256": data_sha256, "smoothing": smoothing}
+        return {**asdict(self.settings), "data_sha256": data_sha256, "smoothing": smoothing}
 
     def controls_request(self) -> Mapping[str, object]:
         """All that decides the probes of the pixels and of the untrained noisy model, but rounding;
@@ -210,7 +204,7 @@ class Probing:
         noisy = self.subjects["untrained-noisy"].network
         assert noisy is not None
         digests = {split: data.digest for split, data in self.splits.items()}
-        return {**self.request(self.settings, digests), "network": asdict(noisy.config)}
+        return {**self.request(digests), "network": asdict(noisy.config)}
 
     def untrained(self, network: PixelCNNpp) -> PixelCNNpp:
         """An untrained network of the same shape, its scales and biases set from a first batch."""
@@ -310,10 +304,10 @@ class Probing:
             files: dict[str, IO[bytes]] = defaultdict(
                 lambda: stack.enter_context(tempfile.TemporaryFile(dir=self.folder))  # noqa: SIM115
             )
-            n, of_call = len(data), partial(self.features, name, network, split)
+            n, features = len(data), partial(self.features, name, network, split)
             with progress(f"features of {name}, {split}", n) as done:
                 for rows in in_batches(
-                    n, CALL_IMAGES, of_call, on_cpu=on_cpu, progress=done, to_all=False
+                    n, CALL_IMAGES, features, on_cpu=on_cpu, progress=done, to_all=False
                 ):
                     for block, values in rows.items():
                         files[block].write(values.numpy().tobytes())

@@ -24,9 +24,9 @@ from ..record import read_parts
 from ..sampling.output import Pictures, Shards, check_folder
 from .frechet import FeatureStatistics
 
-# Names of an array of images in a .npz: ours, two that are common, and savez's first.
+# Names of an array of images in a .npz: dsmooth's, two that are common, and savez's first.
 ARRAY_NAMES = ("x", "images", "samples", "arr_0")
-# Names of an array of labels: ours, two that are common, and the one of guided-diffusion.
+# Names of an array of labels: dsmooth's, two that are common, and the one of guided-diffusion.
 LABEL_NAMES = ("label", "labels", "y", "arr_1")
 # Arrays that only the files of `dsmooth sample` and `dsmooth complete` have.
 OWN_ARRAYS = {"first_index", "original"}

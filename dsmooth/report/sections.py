@@ -300,8 +300,8 @@ def comparison_with_paper(report: Report, card: Card | None) -> list[Block]:
             f"on {report.probes.settings.train_images:,} images"
         )
         if card is not None and report.data.embedded:
-            of_all = card.probes["noisy"].accuracy["noisy"][block].accuracy
-            text += f", and on {percent(of_all)} by all {card.train_images:,} images"
+            with_all = card.probes["noisy"].accuracy["noisy"][block].accuracy
+            text += f", and on {percent(with_all)} by all {card.train_images:,} images"
         text += "."
     return [Block(f"{text} Its 3.23 bits/dim is of a density of x + 0.01 n, and does not compare.")]
 

@@ -69,7 +69,7 @@ def test_a_plain_model_is_scored_alone(place: Path, capsys: pytest.CaptureFixtur
         assert run("evaluate", "bpd", "nan", "--limit", "3", "--out", out) == 1
         assert "a number to write is not finite: " in capsys.readouterr().err
     assert not Path("nan.json").exists()
-    # Beside a pair it gives the same number, whether named with the pair or by --plain.
+    # With a pair it gives the same number, as a model of its own or by --plain.
     for words in (["noisy", "denoiser", "plain"], ["noisy", "denoiser", "--plain", "plain"]):
         both = measured("bpd", *words, "--n-noise", "1", "--limit", "3")
         assert both.plain == stored.plain
@@ -147,8 +147,8 @@ def test_frechet_of_drawn_samples_is_that_of_their_files(tmp_path, monkeypatch, 
         words = f"evaluate fid x.npz --reference reference.npz {wrong}"
         complains(capsys, message, *words.split())
     # Images of another's file as the reference; nothing says of which data they are.
-    alone = measured("fid", "x.npz", "--reference", "x.npz")
-    assert (alone.n_reference, [*alone.distances]) == (12, ["samples"])
+    found = measured("fid", "x.npz", "--reference", "x.npz")
+    assert (found.n_reference, [*found.distances]) == (12, ["samples"])
     assert request_measured()["floor"] is None
 
 
@@ -157,9 +157,9 @@ def test_grey_images_that_are_kept_as_rgb_are_grey_on_both_sides(tmp_path, monke
     pixels = random_bytes((9, 28, 28, 1))
     np.savez("grey.npz", arr_0=pixels)
     np.savez("rgb.npz", arr_0=pixels.repeat(3, 3))
-    for one, other in itertools.permutations(["grey.npz", "rgb.npz"]):
-        for reference in ([other, "--save-reference", "saved.npz"], ["saved.npz"]):
-            grey = measured("fid", one, "--reference", *reference)
+    for samples, real in itertools.permutations(["grey.npz", "rgb.npz"]):
+        for reference in ([real, "--save-reference", "saved.npz"], ["saved.npz"]):
+            grey = measured("fid", samples, "--reference", *reference)
             assert grey.distances["samples"].value == pytest.approx(0, abs=1e-9)
 
 

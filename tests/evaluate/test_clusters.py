@@ -110,9 +110,9 @@ def test_the_features_are_held_once():
 
 def test_a_model_with_classes_shows_a_label_of_zeros():
     data, _ = bars(80)
-    noisy, told = network(), network(n_classes=3)
-    told.load_state_dict({**told.state_dict(), **noisy.state_dict()})
-    assert torch.equal(cluster(told, data, 4), cluster(noisy, data, 4))
+    noisy, conditional = network(), network(n_classes=3)
+    conditional.load_state_dict({**conditional.state_dict(), **noisy.state_dict()})
+    assert torch.equal(cluster(conditional, data, 4), cluster(noisy, data, 4))
 
 
 def test_agreement_of_known_tables():
@@ -183,17 +183,17 @@ def test_the_file_of_labels_is_written_last(tmp_path: Path, monkeypatch) -> None
 
 
 def test_labels_of_other_classes_are_not_a_models() -> None:
-    """Digits are no clusters, however many there are: a label of zeros stands for those."""
+    """Digits are not clusters, however many there are: a label of zeros is used for them."""
     names, labels = ("cluster 0", "cluster 1", "cluster 2"), torch.arange(6) % 3
     digits = replace(random_dataset(6, labels=labels), class_names=("0", "1", "2"))
     same = replace(digits, class_names=names)
     pair = tiny_pair(classes=(3, 0))
     pair.noisy.config = replace(pair.noisy.config, class_names=names)
     assert pair.class_names == names
-    hidden, told = (score_pair(pair, data) for data in (digits, same))
-    assert (hidden.classes, told.classes) == ("hidden", "given")
+    hidden, given = (score_pair(pair, data) for data in (digits, same))
+    assert (hidden.classes, given.classes) == ("hidden", "given")
     x, zeros = digits.batch(torch.arange(6)), torch.zeros(6, 3)
-    for scores, label in ((hidden, zeros), (told, labels)):
+    for scores, label in ((hidden, zeros), (given, labels)):
         weights = scores.log_weights("discretized")[0].float()
         torch.testing.assert_close(weights, pair.elbo(x, label=label), rtol=1e-6, atol=0)
     classify(pair, same)
@@ -218,15 +218,15 @@ def test_training_takes_classes_from_its_data() -> None:
 
 def test_weights_of_other_classes_begin_with_the_label_of_zeros() -> None:
     """--init of a run with classes gives the same network to a run with others, or with none."""
-    told = network(n_classes=3)
+    initial = network(n_classes=3)
     x, zeros = images(), torch.zeros(3, 3)
     for classes in ({}, {"n_classes": 5}, {"n_classes": 3, "class_names": ("a", "b", "c")}):
         if "class_names" in classes:
-            told.config = replace(told.config, class_names=("d", "e", "f"))
+            initial.config = replace(initial.config, class_names=("d", "e", "f"))
         model = network(**classes)
-        model.load_state_dict(initial_state(model, told))
+        model.load_state_dict(initial_state(model, initial))
         label = None if not classes else torch.arange(3)
-        assert torch.equal(model(x, label=label), told(x, label=zeros))
+        assert torch.equal(model(x, label=label), initial(x, label=zeros))
     same = network(n_classes=3)
-    same.load_state_dict(initial_state(same, told))
-    assert torch.equal(same(x, label=torch.arange(3)), told(x, label=torch.arange(3)))
+    same.load_state_dict(initial_state(same, initial))
+    assert torch.equal(same(x, label=torch.arange(3)), initial(x, label=torch.arange(3)))

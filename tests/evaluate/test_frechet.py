@@ -39,7 +39,7 @@ from dsmooth.machine import torch_threads
 from dsmooth.results import FLOOR, INCEPTION_SHA256, Extractor
 from tests.helpers.data_makers import random_bytes, refuses
 
-of_batches = FeatureStatistics.of_batches
+statistics_of = FeatureStatistics.of_batches
 ZERO, EYE, X = torch.zeros(3), torch.eye(3), torch.zeros(4, 3)
 SMALL = torch.zeros(2, 1, 4, 4).byte()
 seeds = st.integers(0, 2**31)
@@ -105,7 +105,7 @@ def test_statistics_do_not_depend_on_batches_or_order(seed: int, sizes: list[int
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     expected = torch.from_numpy(np.cov(x.numpy(), rowvar=False))
     for batches in ([x], x[order].split([*sizes, 2])):
-        statistics = of_batches(batches)
+        statistics = statistics_of(batches)
         assert statistics.count == len(x)
         torch.testing.assert_close(statistics.mean, x.mean(0), rtol=1e-14, atol=0)
         torch.testing.assert_close(statistics.covariance, expected, rtol=1e-10, atol=1e-10)
@@ -113,7 +113,7 @@ def test_statistics_do_not_depend_on_batches_or_order(seed: int, sizes: list[int
 
 def test_statistics_come_back_from_a_file(tmp_path: Path) -> None:
     source = StatisticsSource(Extractor("é", "0" * 64, "none"), (1, 4, 4), name="mnist")
-    statistics = of_batches([normal(10, 3)], source)
+    statistics = statistics_of([normal(10, 3)], source)
     statistics.save(tmp_path / "reference.npz")
     again = FeatureStatistics.load(tmp_path / "reference.npz")
     assert (again.source, again.count) == (source, 10)
@@ -136,10 +136,10 @@ def test_files_that_are_no_statistics_are_named(tmp_path: Path, arrays, words: s
 
 
 def test_the_bootstrap_gives_the_scatter_of_independent_samples() -> None:
-    real, distances = of_batches([normal(5000, 3)]), []
+    real, distances = statistics_of([normal(5000, 3)]), []
     for seed in range(60):
         samples = 0.7 + normal(300, 3, seed=seed + 1)
-        distances.append(of_batches([samples]).distance(real))
+        distances.append(statistics_of([samples]).distance(real))
     error = bootstrap_error(samples, real, repeats=100)
     assert error == pytest.approx(float(np.std(distances)), rel=0.4)
     seen: list[float] = []
@@ -165,9 +165,9 @@ REFUSED = [
     (frechet_distance, (ZERO, EYE + EYE.roll(1, 0), ZERO, EYE), "cov1 must be symmetric, got e"),
     (frechet_distance, (ZERO, EYE, ZERO, -EYE), "cov2 must be .*, got an eigenvalue of -1"),
     (frechet_distance, (ZERO, EYE * 1j, ZERO, EYE), "cov1 must be real"),
-    (of_batches, ([X, X[:, :2]],), r"must have shape \(B, 3\), got \(4, 2\)"),
-    (of_batches, ([X[0]],), r"must have shape \(B, D\), got \(3,\)"),
-    (of_batches, ([X[:1], X[:0]],), "at least 2 images, got 1"),
+    (statistics_of, ([X, X[:, :2]],), r"must have shape \(B, 3\), got \(4, 2\)"),
+    (statistics_of, ([X[0]],), r"must have shape \(B, D\), got \(3,\)"),
+    (statistics_of, ([X[:1], X[:0]],), "at least 2 images, got 1"),
 ]
 
 
@@ -213,8 +213,9 @@ def test_a_network_of_ones_own_gives_features() -> None:
     assert extractor.distance_name == "Fréchet distance on Flatten"
     features, logits = extract_features(images, extractor)
     assert (features.tolist(), logits) == ([[-1, 1], [1, -1]], None)
-    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
-    assert make_extractor(one).sha256 == make_extractor(one).sha256 != make_extractor(other).sha256
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    assert make_extractor(first).sha256 == make_extractor(first).sha256
+    assert make_extractor(first).sha256 != make_extractor(second).sha256
 
 
 def test_only_the_published_weights_of_inception_give_a_fid(tmp_path: Path, monkeypatch) -> None:
@@ -236,8 +237,8 @@ def test_only_the_published_weights_of_inception_give_a_fid(tmp_path: Path, monk
     assert "299 x 299" in extractor.resize
     grey = torch.from_numpy(random_bytes((1, 1, 28, 28)))
     layers = ["2048", "logits_unbiased"]
-    theirs = type(extractor.network)(INCEPTION, layers)(grey.repeat(1, 3, 1, 1))
-    torch.testing.assert_close(tuple(extract_features(grey, extractor)), theirs)
+    expected = type(extractor.network)(INCEPTION, layers)(grey.repeat(1, 3, 1, 1))
+    torch.testing.assert_close(tuple(extract_features(grey, extractor)), expected)
     assert replace(extractor, sha256=INCEPTION_SHA256).distance_name == "FID"
 
 
@@ -372,7 +373,7 @@ def test_a_network_of_ones_own_stays_as_it_is() -> None:
 
 
 def test_paths_may_be_strings(tmp_path: Path) -> None:
-    statistics = of_batches([torch.rand(5, 2)])
+    statistics = statistics_of([torch.rand(5, 2)])
     path = str(tmp_path / "a.npz")
     statistics.save(path)
     assert torch.equal(FeatureStatistics.load(path).mean, statistics.mean)

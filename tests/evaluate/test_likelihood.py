@@ -83,7 +83,7 @@ def test_conventions_differ_by_exactly_their_constants(likelihood: str) -> None:
 
 
 def test_the_noise_of_the_target_is_independent_of_the_smoothing() -> None:
-    """And changes the density alone."""
+    """It changes only the density."""
     seen: list[Tensor] = []
     pair, data = tiny_pair("continuous"), random_dataset(50)
     clean = score_pair(pair, data)
@@ -310,10 +310,10 @@ def test_distances_are_those_of_each_class_alone() -> None:
     assert list(by_label) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
     sevens, real, floor = (data.images[data.labels == 7] for data in sets)
     reference = Reference.of_images(real, extractor)
-    alone = compare_images({"samples": sevens, FLOOR: floor}, reference, extractor)
-    assert by_label[7].distances == alone.distances
+    single = compare_images({"samples": sevens, FLOOR: floor}, reference, extractor)
+    assert by_label[7].distances == single.distances
     assert by_label[7].n_reference == len(real)
-    assert by_label[7].warnings == alone.warnings != ()
+    assert by_label[7].warnings == single.warnings != ()
 
 
 @pytest.mark.long
@@ -329,9 +329,9 @@ def test_the_commands_classify_and_give_each_class(tmp_path: Path, monkeypatch, 
     assert "Bayes' rule over 10 classes of equal prior probability, by exact likelihoods" in text
     bits = measured("bpd", plain, "--limit", "20", "--per-class")
     assert sum(row.n_images for row in bits.classes["plain"]) == 20
-    each = measured("fid", plain, "--count", "20", "--per-class")
-    assert [row.label for row in each.classes] == list(range(10))
-    assert {row.distances["samples"].n_images for row in each.classes} == {2}
+    by_class = measured("fid", plain, "--count", "20", "--per-class")
+    assert [row.label for row in by_class.classes] == list(range(10))
+    assert {row.distances["samples"].n_images for row in by_class.classes} == {2}
     # The labels of the images that are left are their own.
     (shard,) = tmp_path.glob("samples-20-*/shard_00000.npy")
     x = np.load(shard)
@@ -341,7 +341,7 @@ def test_the_commands_classify_and_give_each_class(tmp_path: Path, monkeypatch, 
     record = read_json(manifest)
     write_json(manifest, {**record, "parts": {shard.name: file_sha256(shard)}})
     fewer = measured("fid", plain, "--count", "20", "--per-class")
-    assert fewer.classes == each.classes[1:]
+    assert fewer.classes == by_class.classes[1:]
     assert fewer.distances["samples"].left_out == 1
     three = measured("fid", plain, "--count", "20", "--label", "3")
     assert three.n_reference == int((load_dataset("mnist", "train").labels == 3).sum())

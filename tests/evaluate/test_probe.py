@@ -124,11 +124,11 @@ def test_the_best_probe_is_chosen_without_the_test_set(tmp_path: Path) -> None:
     other_test = replace(TEST, labels=1 - TEST.labels)
     last = torch.arange(23) >= 19
     other_train = replace(TRAIN, labels=torch.where(last, 1 - TRAIN.labels, TRAIN.labels))
-    one, swapped, flipped = (
+    found, swapped, flipped = (
         probe_pair(tiny_pair(), train, test, SETTINGS, tmp_path / f"{i}.json", only=["noisy"])
         for i, (train, test) in enumerate(((TRAIN, TEST), (TRAIN, other_test), (other_train, TEST)))
     )
-    for block, score in one.accuracy["noisy"].items():
+    for block, score in found.accuracy["noisy"].items():
         assert swapped.accuracy["noisy"][block].held_out == score.held_out
         mirrored = pytest.approx(1 - score.accuracy)
         assert swapped.accuracy["noisy"][block].accuracy == mirrored
@@ -245,7 +245,7 @@ def test_other_settings_do_not_mix_with_stored_ones(whole: Path, tmp_path: Path)
         refuses(message, probe_pair, pair, TRAIN, test_set, settings, stored, plain=pair.noisy)
     assert stored.read_bytes() == whole.read_bytes()
     probing = make_probing(tiny_pair(), {"train": TRAIN, "test": TEST}, longer, tmp_path)
-    assert probing.run(stored, replace=True).settings.epochs == 3
+    assert probing.result(stored, replace=True).settings.epochs == 3
 
 
 def test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -210,8 +210,8 @@ def test_a_network_below_its_control_is_told() -> None:
     accuracy = {name: {"up0": low} for name in ("noisy", "untrained-noisy", "pixels")}
     assert below_controls(accuracy, "noisy") == ""
     accuracy["untrained-noisy"]["up1"] = high
-    told = below_controls(accuracy, "noisy")
-    assert all(part in told for part in ("90.0 %", "the same network untrained (95.0 %)"))
+    words = below_controls(accuracy, "noisy")
+    assert all(part in words for part in ("90.0 %", "the same network untrained (95.0 %)"))
 
 
 def test_running_mean_keeps_lines_and_few_points() -> None:
