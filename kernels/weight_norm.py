@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .geometry import cdiv
-from .launch import launch, prepare
+from .launch import Prepared, launch, prepare
 
 BLOCK_D = tl.constexpr(4)  # filters per program
 BLOCK_K = tl.constexpr(256)
-
-
-class Rows(NamedTuple):
-    """A channels_last kernel as a matrix of filters: filters, elements per filter, strides."""
-
-    filters: int
-    size: int
-    stride_d: int
-    stride_k: int
-
-    @classmethod
-    def of(cls, v: Tensor, transposed: bool) -> Rows:
-        """The rows of v (D, C, kh, kw), or (C, D, kh, kw) if transposed; both channels_last."""
-        filters = v.shape[1 if transposed else 0]
-        size = v.numel() // max(filters, 1)
-        return cls(filters, size, *((1, filters) if transposed else (size, 1)))
 
 
 @triton.jit
@@ -84,13 +66,21 @@ def fold_gradient_kernel(
         tl.store(grad_v_ptr + offset, dv, mask=mask)
 
 
+def prepare_rows(v: Tensor, transposed: bool) -> Prepared:
+    """The launch over the filters of v (D, C, kh, kw), or (C, D, kh, kw) if transposed.
+
+    rows: filters, elements of a filter, and the strides of both.
+    """
+    filters = v.shape[1 if transposed else 0]
+    size = v.numel() // max(filters, 1)
+    strides = (1, filters) if transposed else (size, 1)
+    return prepare((cdiv(filters, BLOCK_D.value),), rows=(filters, size, *strides), num_warps=4)
+
+
 def fold(v: Tensor, gain: Tensor, w: Tensor, norm: Tensor, transposed: bool) -> None:
     """Write w, in any dtype, and the norms (D,). v, w: float32 kernels, channels_last."""
-    rows = Rows.of(v, transposed)
-    prepared = prepare((cdiv(rows.filters, BLOCK_D.value),), rows=tuple(rows), num_warps=4)
-    launch(
-        fold_kernel, prepared, v.device, v_ptr=v, gain_ptr=gain, w_ptr=w, norm_ptr=norm
-    )  # fmt: skip
+    tensors = {"v_ptr": v, "gain_ptr": gain, "w_ptr": w, "norm_ptr": norm}
+    launch(fold_kernel, prepare_rows(v, transposed), v.device, **tensors)
 
 
 def fold_gradient(
@@ -102,10 +92,8 @@ def fold_gradient(
     transposed: bool,
 ) -> None:
     """Write the gradients of v and of the gains. dw: any dtype, channels_last."""
-    rows = Rows.of(v, transposed)
-    prepared = prepare((cdiv(rows.filters, BLOCK_D.value),), rows=tuple(rows), num_warps=4)
     launch(
-        fold_gradient_kernel, prepared, v.device,
+        fold_gradient_kernel, prepare_rows(v, transposed), v.device,
         dw_ptr=dw, v_ptr=v, gain_ptr=gain, norm_ptr=norm,
         grad_v_ptr=grads[0], grad_gain_ptr=grads[1],
     )  # fmt: skip

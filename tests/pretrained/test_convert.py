@@ -54,6 +54,14 @@ def test_other_names_of_the_same_weights(names: str) -> None:
         torch.testing.assert_close(found[name], expected, rtol=1e-12, atol=1e-15)
 
 
+def test_a_folded_float32_weight_is_exact() -> None:
+    layer = "module.u_init.conv.weight"
+    weight = torch._weight_norm(STATE[f"{layer}_v"].float(), STATE[f"{layer}_g"].float(), 0)
+    rest = {key: t for key, t in STATE.items() if not key.startswith(layer)}
+    model = dsmooth.load_pixelcnnpp({**rest, layer: weight}, torch.float64)
+    torch.testing.assert_close(model.stem_u.affine()[0], weight.double(), rtol=1e-14, atol=0)
+
+
 def test_a_denoiser_and_a_likelihood_are_named() -> None:
     denoiser = dsmooth.load_pixelcnnpp(STATE, conditioning="stack", likelihood="discretized")
     x = torch.rand(2, 1, 8, 8) * 2 - 1
