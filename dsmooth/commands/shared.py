@@ -18,7 +18,6 @@ from ..cuda import cuda_obstacle
 from ..data import ImageDataset, load_dataset
 from ..distributed import broadcast_int, rank_and_size
 from ..errors import SettingError
-from ..fields import check_number
 from ..files import check_writable, printable, suffix_of
 from ..machine import choose_device, use_threads
 from ..nn.condition import class_number
@@ -49,11 +48,9 @@ class DataChoice:
 
     def load(self, split: str | None = None, limit: int | None = None) -> ImageDataset:
         """The images of a split, or the first `limit`, showing how many files are decoded."""
-        if limit is not None:
-            check_number("limit", limit)
         split, size = split or self.measured, self.image_size
         images = load_dataset(self.name, split, self.data_dir, image_size=size, progress=True)
-        return images if limit is None else images.part(slice(limit))
+        return images.first(limit)
 
 
 def choose_data(models: Loaded | None, options: DataOptions) -> DataChoice:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError
+from ..fields import check_number
 from ..pixels import byte_of, value_of
 from ..progress import LOG
 
@@ -154,6 +155,13 @@ class ImageDataset:
         """The images, and labels, that a mask, numbers or a slice choose."""
         labels = None if self.labels is None else self.labels[chosen]
         return replace(self, images=self.images[chosen], labels=labels)
+
+    def first(self, limit: int | None) -> ImageDataset:
+        """The first `limit` images, all for None. Raises ValueError for a limit below 1."""
+        if limit is None:
+            return self
+        check_number("limit", limit)
+        return self.part(slice(limit))
 
     def known_labels(self, needed_by: str | None = None) -> Tensor:
         """The labels (N,). Without any raises SettingError, of the argument that needs them."""

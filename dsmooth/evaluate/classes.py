@@ -145,12 +145,13 @@ def classify(
     model: PixelCNNpp | SmoothedPair,
     dataset: ImageDataset,
     *,
+    limit: int | None = None,
     n_noise: int = 1,
     batch_size: int = 100,
     seed: int = 0,
     progress: bool | Progress = False,
 ) -> Classification:
-    """Classify images by the likelihoods of their classes.
+    """Classify the first `limit` images (all by default) by the likelihoods of their classes.
 
     model: a model without context, with exact log p(x | label); or a pair, at least one of whose
     models has classes. A pair is judged by its importance-weighted bound from `n_noise` draws of
@@ -166,6 +167,7 @@ def classify(
     if n_classes == 0:
         raise ValueError("only a model with classes classifies: its n_classes is 0")
     check_dataset(dataset)
+    dataset = dataset.first(limit)
     if dataset.labels is not None and not dataset.has_classes(names):
         raise ValueError(
             f"the labels of {dataset.source} are of other classes than the model's "

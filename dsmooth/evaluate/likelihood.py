@@ -31,7 +31,7 @@ from ..pretrained import Loaded
 from ..progress import Progress, progress_of
 from ..results import Bits, BitsResult, Convention, Difference, MeasuredImages, Terms
 from ..smoothing import GaussianSmoothing
-from .batches import check_images, labels_for_model, nats_of_images
+from .batches import check_dataset, check_images, labels_for_model, nats_of_images
 
 # A density in units of [-1, 1] becomes one per byte by adding this many bits/dim.
 BYTE_BITS = math.log2(PER_UNIT)
@@ -180,6 +180,7 @@ def score_pair(
     pair: SmoothedPair,
     dataset: ImageDataset,
     *,
+    limit: int | None = None,
     n_noise: int = 1,
     batch_size: int = 100,
     seed: int = 0,
@@ -187,7 +188,7 @@ def score_pair(
     mixture: bool = False,
     progress: bool | Progress = False,
 ) -> Scores:
-    """Nats of images, each with `n_noise` draws of x~.
+    """Nats of the first `limit` images (all by default), each with `n_noise` draws of x~.
 
     The noise of an image depends on (seed, its index, draw), so the result does not depend on
     batch_size beyond rounding. clean_noise: standard deviation of the noise on the target of the
@@ -200,7 +201,7 @@ def score_pair(
     """
     check_number("n_noise", n_noise)
     check_images(pair, dataset)
-    pair = in_evaluation(pair)
+    pair, dataset = in_evaluation(pair), dataset.first(limit)
     noise = GaussianSmoothing(clean_noise, Stream.CLEAN_NOISE) if clean_noise else None
     is_density = pair.denoiser.config.likelihood == "continuous"
 
@@ -241,10 +242,11 @@ def score_plain(
     model: PixelCNNpp,
     dataset: ImageDataset,
     *,
+    limit: int | None = None,
     batch_size: int = 100,
     progress: bool | Progress = False,
 ) -> Scores:
-    """Nats of images by a model without context: exact, no bound.
+    """Nats of the first `limit` images by a model without context: exact, no bound.
 
     A model with classes gives log p(x | label). Arguments and errors as for `score_pair`.
     """
@@ -261,6 +263,8 @@ def score_plain(
         params = model(x, label=label)
         return {form: _log_prob(model, x, params, form) for form in forms}
 
+    check_dataset(dataset)
+    dataset = dataset.first(limit)
     labels = labels_for_model(dataset, model.config.classes)
     with progress_of(progress, "bits/dim of the plain model", len(dataset)) as done:
         nats = nats_of_images(nats_of, dataset, model, labels, batch_size, done)

@@ -165,8 +165,7 @@ def test_batches_change_nothing_and_the_last_one_counts() -> None:
     pair, data = tiny_pair(), random_dataset(7)
     whole = score_pair(pair, data, n_noise=2, seed=3)
     for batch_size, limit in ((1, 7), (3, 7), (100, 7), (2, 5), (100, 5)):
-        first = data.part(slice(limit))
-        parts = score_pair(pair, first, n_noise=2, seed=3, batch_size=batch_size)
+        parts = score_pair(pair, data, limit=limit, n_noise=2, seed=3, batch_size=batch_size)
         for form in ("discretized", "continuous"):
             expected = whole.log_weights(form)[:, :limit]
             torch.testing.assert_close(parts.log_weights(form), expected, rtol=2e-6, atol=0)
@@ -183,6 +182,7 @@ def test_a_plain_model_is_scored_exactly(likelihood: Likelihood) -> None:
     scores = score_plain(model, data)
     # Sums are not rounded to float32.
     assert torch.equal(getattr(scores, likelihood)[0], pixels.double().sum((1, 2)))
+    assert score_plain(model, data, limit=2).n_images == 2
     exact = bits_per_dim(score_plain(model, data, batch_size=2))
     assert exact.name == ("discrete" if likelihood == "discretized" else "density")
     assert exact.value == pytest.approx(-float(log_p.mean()) / (64 * math.log(2)), rel=1e-6)
@@ -193,6 +193,7 @@ def test_a_plain_model_is_scored_exactly(likelihood: Likelihood) -> None:
     [
         (DATA, {"n_noise": 0}, "`n_noise` must be at least 1, got 0"),
         (DATA.part(slice(0)), {}, "noise has no images to measure"),
+        (DATA, {"limit": 0}, "`limit` must be at least 1, got 0"),
         (DATA, {"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
         (DATA, {"clean_noise": -1}, "scale must be positive and finite, got -1"),
         (random_dataset(2, 12), {}, r"\(1, 8, 8\), got noise of \(1, 12, 12\): 2 images"),
