@@ -20,6 +20,11 @@ function(add_gated_resnet target)
   # For bfloat16: all else would be the code of AVX-512 again.
   compile_for_instruction_sets(${target} ${here}/forward_backward.cpp ${here}/gated_resnet.cpp PAIR_SETS
     avx512bf16 amx)
+  foreach(name avx2 avx512 avx512bf16 amx neon)  # a tenth faster; the generic set is not
+    if(TARGET gated_resnet_forward_backward_${name})
+      target_compile_options(gated_resnet_forward_backward_${name} PRIVATE $<$<CONFIG:Release>:-O3>)
+    endif()
+  endforeach()
 endfunction()
 
 # The loss on the CPU.
