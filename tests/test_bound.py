@@ -17,6 +17,7 @@ from tests.helpers.networks import images, tiny_pair
 
 pytestmark = pytest.mark.quick
 CLASSES, X = 8, images(4)
+ALL = torch.arange(CLASSES)[:, None].expand(-1, len(X))  # each class, of all images
 KINDS = [(CLASSES, 0), (0, CLASSES), (CLASSES, CLASSES)]
 
 
@@ -36,17 +37,11 @@ def chosen_classes(pair: dsmooth.SmoothedPair, x: Tensor, count: int) -> Tensor:
     return likely_classes(models, x, x_tilde, pair.log_prior, count)
 
 
-def by_class(pair: dsmooth.SmoothedPair) -> Tensor:
-    """The bound given each class: (CLASSES, B)."""
-    labels = torch.arange(CLASSES)[:, None].expand(-1, len(X))
-    return torch.stack([pair.elbo(X, label=label) for label in labels])
-
-
 @pytest.mark.parametrize("seed", [0, 2])
 @pytest.mark.parametrize("classes", KINDS)
 def test_a_sum_over_fewer_classes_is_lower(classes: tuple[int, int], seed: int) -> None:
     pair = random_pair(classes, seed)
-    nats = by_class(pair)
+    nats = torch.stack([pair.elbo(X, label=label) for label in ALL])
     whole = nats.logsumexp(0) - math.log(CLASSES)
     torch.testing.assert_close(pair.elbo(X, top_classes=None), whole)
     previous = torch.full((len(X),), -torch.inf)
@@ -71,8 +66,7 @@ def test_the_classes_that_matter_are_chosen() -> None:
     pair = pair.double()
     x = X.double()
     x_tilde = pair.smoothing.sample(x, seed=0)
-    labels = torch.arange(CLASSES)[:, None].expand(-1, len(x))
-    nats = torch.stack([pair.noisy.log_prob(x_tilde, label=label) for label in labels])
+    nats = torch.stack([pair.noisy.log_prob(x_tilde, label=label) for label in ALL])
     assert torch.equal(chosen_classes(pair, x, 3), nats.topk(3, 0).indices)
 
 
@@ -106,9 +100,8 @@ def test_images_are_divided() -> None:
 
 @pytest.mark.parametrize("classes", KINDS)
 def test_the_gradients_are_of_the_chosen_classes(classes: tuple[int, int]) -> None:
-    pair, x, weights = random_pair(classes, 1).double(), X.double(), []
-    for label in chosen_classes(pair, x, 3):
-        weights.append(pair(x, label=label, seed=0))
+    pair, x = random_pair(classes, 1).double(), X.double()
+    weights = [pair(x, label=label, seed=0) for label in chosen_classes(pair, x, 3)]
     expected = torch.autograd.grad(torch.stack(weights).logsumexp(0).sum(), [*pair.parameters()])
     found = torch.autograd.grad(pair(x, seed=0).sum(), [*pair.parameters()])
     torch.testing.assert_close(found, expected)

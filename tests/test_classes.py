@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import dsmooth
 from dsmooth.config import Classes, ModelConfig
-from dsmooth.data import ImageDataset, load_dataset
+from dsmooth.data import ImageDataset
 from dsmooth.evaluate.classes import classify
 from dsmooth.evaluate.likelihood import score_plain
 from dsmooth.evaluate.probe import probe_pair
@@ -46,8 +46,6 @@ from tests.helpers.networks import (
 from tests.helpers.tiny_runs import ROLES, resolved, tiny
 
 GOLDEN = Path(__file__).parent / "golden"
-CONDITIONINGS = ("none", "stack", "concat")
-each_conditioning = pytest.mark.parametrize("conditioning", CONDITIONINGS)
 
 
 @pytest.mark.quick
@@ -64,7 +62,6 @@ def test_golden_values_of_a_checkpoint_with_classes(channels: int) -> None:
     torch.testing.assert_close(model(x, label=vector), expected, rtol=0, atol=1e-12)
     hard = model(x[:3], label=torch.arange(3))
     torch.testing.assert_close(hard, expected[:3], rtol=0, atol=1e-12)
-    assert (expected[0] - expected[1]).abs().max() > 0.1
 
 
 @pytest.mark.quick
@@ -80,18 +77,16 @@ def test_a_checkpoint_with_wrong_projections_is_refused() -> None:
         dsmooth.load_pixelcnnpp({**state, "module.up_layers.0.u_stream.0.hw": torch.ones(8)})
 
 
-@each_conditioning
+@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
 @torch.no_grad()
 def test_the_label_of_an_image_reaches_no_other(conditioning: str) -> None:
     model = network(conditioning, n_classes=CLASSES)
     x, context, label = inputs(conditioning, batch=5)
     expected = model(x, context, label)
     other = (label + torch.tensor([0, 1, 0, 2, 0])) % CLASSES
-    got = model(x, context, other)
-    changed = [i for i in range(5) if not torch.equal(got[i], expected[i])]
-    assert changed == [1, 3]
-    # Every pixel of the changed ones, the first too.
-    assert (got[1] != expected[1]).any(0).all()
+    changed = (model(x, context, other) != expected).any(1)
+    assert changed.flatten(1).any(1).tolist() == [False, True, False, True, False]
+    assert changed[1].all()  # the first pixel too
     one_hot = torch.nn.functional.one_hot(label, CLASSES).float()
     assert torch.equal(model(x, context, one_hot), expected)
 
@@ -100,11 +95,9 @@ def test_the_label_of_an_image_reaches_no_other(conditioning: str) -> None:
 def test_features_and_autocast_see_the_label() -> None:
     model = network("concat", n_classes=CLASSES)
     x, context, label = inputs("concat")
-    names = model.features(x, context, label)
     others = model.features(x, context, (label + 1) % CLASSES)
-    for name, (u, ul) in names.items():
-        assert not torch.equal(u, others[name][0])
-        assert not torch.equal(ul, others[name][1])
+    for name, streams in model.features(x, context, label).items():
+        assert not any(map(torch.equal, streams, others[name]))
     with torch.autocast("cpu", torch.bfloat16):
         half = model.log_prob(x, context, label)
     torch.testing.assert_close(half, model.log_prob(x, context, label), rtol=0.02, atol=0.5)
@@ -133,10 +126,11 @@ def test_a_label_is_for_models_with_classes() -> None:
     words = "label was given, but the model has n_classes=0"
     refuses(words, model, torch.zeros(1, 1, 8, 8), label=torch.tensor([0]))
     refuses("label was given", sequential_sample, model, 1, height=4, width=4, label=0)
+    for call in (tiny_pair().elbo, tiny_pair().denoise):
+        refuses("label was given, but", call, images(1), label=torch.tensor([0]))
     for wrong in (-1, 5000, "all", 1.5):
         refuses("n_classes", dsmooth.ModelConfig, n_classes=wrong)
-    config = dsmooth.ModelConfig(n_classes="auto")
-    refuses("in training only, which counts", dsmooth.PixelCNNpp, config)
+    refuses("in training only", dsmooth.PixelCNNpp, dsmooth.ModelConfig(n_classes="auto"))
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -147,26 +141,17 @@ def test_classes_begin_as_the_network_without_them(role: str) -> None:
     with torch.no_grad():
         for weight in initial.parameters():
             weight.normal_(std=0.3)
-    data = load_dataset("mnist", "train")
-    model = TrainState(config, data, torch.device("cpu"), initial).model.eval()
-    x, _, label = inputs("none")
+    model = TrainState(config, labelled(), torch.device("cpu"), initial).model.eval()
+    x, label = inputs("none")[0].double(), inputs("none")[2]
     context = x.flip(0) if role == "denoiser" else None
-    x, context = (t if t is None else t.double() for t in (x, context))
-    found = model.double()(x, context, label)
     expected = initial.double().eval()(x, context)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(model.double()(x, context, label), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_classes_of_the_prior_are_a_function_of_the_image_and_all_as_likely() -> None:
-    request = Request(20_000, seed=3, first_index=7, label="prior")
-    drawn = request.labels(Classes(10))
-    assert torch.equal(request.part(100, 9).labels(Classes(10)), drawn[100:109])
-    assert not torch.equal(replace(request, seed=4).labels(Classes(10)), drawn)
-    words = image_words(20_000, 1, seed=3, first_index=7, stream=Stream.CLASS)
-    assert torch.equal(drawn, words[:, 0, 0] * 10 >> 32)
-    counts = torch.bincount(drawn, minlength=10)
-    assert len(counts) == 10
-    assert ((counts - 2000).abs() < 4 * (20_000 * 0.1 * 0.9) ** 0.5).all()
+    request = Request(1000, seed=3, first_index=7, label="prior")
+    words = image_words(1000, 1, seed=3, first_index=7, stream=Stream.CLASS)
+    assert torch.equal(request.labels(Classes(10)), words[:, 0, 0] * 10 >> 32)
     assert request.identity()["label"] == "prior"
 
 
@@ -179,7 +164,7 @@ def unequal_pair(shares: tuple[float, ...] = (0.5, 0.3, 0.2)) -> dsmooth.Smoothe
 
 
 def test_classes_have_their_shares_of_the_training_images() -> None:
-    """In draws of the prior, in the bound without a label, in Bayes' rule, and in the folder."""
+    """In draws of the prior, in the bound without a label, and in Bayes' rule."""
     shares = (0.5, 0.3, 0.2)
     pair, x = unequal_pair(shares), inputs("none")[0]
     drawn = Request(20_000, seed=3, label="prior").labels(pair.classes)
@@ -197,7 +182,6 @@ def test_classes_have_their_shares_of_the_training_images() -> None:
     found = classify(pair, data)
     log_prior = torch.tensor(shares, dtype=torch.float64).log()
     torch.testing.assert_close(found.log_joint, found.log_likelihoods + log_prior)
-    assert torch.equal(found.right, found.log_joint.argmax(1) == found.labels)
     none = unequal_pair((1.0, 0.0, 0.0))
     assert not Request(1000, label="prior").labels(none.classes).any()
     torch.testing.assert_close(none.elbo(x), none.elbo(x, label=torch.zeros(3).long()))
@@ -301,10 +285,7 @@ def test_the_labels_of_a_request() -> None:
         assert Request(3, label=label).labels(Classes(4), cpu).tolist() == [2, 2, 2]
     each = Request(5, first_index=2**40 + 1, label="each")
     assert each.labels(Classes(3), cpu).tolist() == [(2**40 + 1 + i) % 3 for i in range(5)]
-    assert (
-        each.part(2, 2).labels(Classes(3), cpu).tolist()
-        == each.labels(Classes(3), cpu)[2:4].tolist()
-    )
+    assert torch.equal(each.part(2, 2).labels(Classes(3)), each.labels(Classes(3))[2:4])
     soft = torch.rand(5, 3)
     own = Request(5, label=soft)
     assert torch.equal(own.part(1, 3).labels(Classes(3), cpu), soft[1:4])
@@ -350,31 +331,22 @@ def test_guidance_is_refused_without_classes(tmp_path, capsys) -> None:
     assert re.search(message, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("noisy", [0, CLASSES])
-@pytest.mark.parametrize("denoiser", [0, CLASSES])
+@pytest.mark.parametrize(("noisy", "denoiser"), [(0, CLASSES), (CLASSES, 0), (CLASSES, CLASSES)])
 def test_either_or_both_of_a_pair_have_classes(tmp_path: Path, noisy: int, denoiser: int) -> None:
     pair = tiny_pair(classes=(noisy, denoiser))
     x, _, label = inputs("none")
     pair.save_pretrained(tmp_path)
     again = dsmooth.SmoothedPair.from_pretrained(tmp_path)
-    assert again.n_classes == max(noisy, denoiser)
-    if not noisy and not denoiser:
-        for call in (pair.elbo, pair.denoise):
-            refuses("label was given, but", call, x, label=label)
-        return
+    assert again.n_classes == CLASSES
     terms, others = (log_weight(again, x, y) for y in (label, (label + 1) % CLASSES))
     assert torch.equal(terms["smoothing"], others["smoothing"])
     assert torch.equal(terms["noisy"], others["noisy"]) == (noisy == 0)
     assert torch.equal(terms["denoiser"], others["denoiser"]) == (denoiser == 0)
     total = pair.elbo(x, label=label)
     torch.testing.assert_close(total, torch.stack(list(terms.values())).sum(0))
-    every = [pair.elbo(x, label=torch.full((3,), c), n_noise=1) for c in range(CLASSES)]
-    expected = torch.stack(every).logsumexp(0) - math.log(CLASSES)
-    torch.testing.assert_close(pair.elbo(x), expected)
     drawn = Request(3, seed=4, first_index=1, label="prior").labels(Classes(CLASSES))
-    assert torch.equal(
-        pair.sample(3, seed=4, first_index=1), pair.sample(3, seed=4, first_index=1, label=drawn)
-    )
+    without, own = (pair.sample(3, seed=4, first_index=1, label=y) for y in (None, drawn))
+    assert torch.equal(without, own)
     expected = x + 0.25 * input_gradient(pair.noisy, x, label if noisy else None)
     torch.testing.assert_close(pair.denoise(x, method="single-step", label=label), expected)
 
@@ -420,29 +392,21 @@ def test_the_command_draws_a_class_or_each(tmp_path, monkeypatch, capsys) -> Non
 
 
 def labelled(n: int = 30, classes: int = 2, split: str = "train") -> ImageDataset:
-    """Images of random bytes, dark ones of class 0 and brighter ones of each class after it."""
-    generator = torch.Generator().manual_seed(n)
-    labels = torch.arange(n) % classes
-    pixels = torch.randint(0, 64, (n, 1, 8, 8), generator=generator) + 64 * labels.view(n, 1, 1, 1)
-    return ImageDataset(pixels.byte(), labels, "made", split, "images made for a test")
+    return replace(random_dataset(n, labels=torch.arange(n) % classes), split=split)
 
 
 @pytest.mark.usefixtures("small_runs")
 def test_a_run_learns_the_classes_of_its_data(tmp_path: Path) -> None:
     """n_classes="auto" counts the labels; the averaged projections of classes have moved apart."""
-    config = tiny("denoiser", n_classes="auto")
-    train(config, tmp_path / "run", dataset=(labelled(), labelled(10, split="test")))
+    config, sets = tiny("denoiser", n_classes="auto"), (labelled(), labelled(10, split="test"))
+    train(config, tmp_path / "run", dataset=sets)
     model, config, _ = RunFolder(tmp_path / "run").load_model()
     assert model.config == config.model
     assert config.model.n_classes == 2
     blocks = [m for m in model.modules() if isinstance(m, GatedResnet)]
     assert all((m.condition_weight[:, 0] != m.condition_weight[:, 1]).any() for m in blocks)
-    train(
-        replace(config, model=replace(config.model, n_classes="auto"), data="own"),
-        tmp_path / "run",
-        dataset=(labelled(), labelled(10, split="test")),
-        resume=True,
-    )
+    again = replace(config, model=replace(config.model, n_classes="auto"), data="own")
+    train(again, tmp_path / "run", dataset=sets, resume=True)
 
 
 def test_batches_carry_the_labels_of_their_images() -> None:
@@ -478,8 +442,7 @@ def test_data_without_the_labels_is_refused(tmp_path: Path) -> None:
     bare = replace(data, labels=None)
     two, words = labelled(), "needs labels of 0 .. 1, but .* has 0 .. 2 in its"
     for n_classes, dataset, message in (
-        ("auto", (bare, bare), "n_classes` .* labels"),
-        (2, (bare, bare), "n_classes` .* labels"),
+        *((n, (bare, bare), "n_classes` .* labels") for n in ("auto", 2)),
         (2, (data, two), f"{words} train images"),
         (2, (two, replace(data, split="test")), f"{words} test images"),
     ):

@@ -172,17 +172,12 @@ def test_training_mode_and_inference_mode_change_no_number() -> None:
         model.eval()
 
 
-@cache
-def pair_of(likelihood: str) -> dsmooth.SmoothedPair:
-    return tiny_pair(likelihood)
-
-
 X, UPPER, SIZE = images(2), keep_top(0.5, (8, 8)), (8, 8)
 OFF_GRID, UNIT, WIDE = (X + 0.3 / 127.5).clamp(-1, 1), (X + 1) / 2, X * 1.2
 LARGE, BROKEN = X.repeat(1, 1, 2, 2), torch.stack([X[0] * torch.nan, X[1] * 1.2])
 STEPS = {"method": "single-step"}
 ValueOrType = (ValueError, TypeError)
-DENSITY, PAIR = (partial(pair_of, likelihood) for likelihood in ("continuous", "discretized"))
+DENSITY, PAIR = cache(partial(tiny_pair, "continuous")), cache(tiny_pair)
 FITS = dsmooth.GaussianSmoothing(0.5)
 
 

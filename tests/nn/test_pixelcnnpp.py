@@ -16,21 +16,17 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth.config import TrainConfig
-from dsmooth.data import ImageDataset
 from dsmooth.evaluate.likelihood import score_pair, score_plain
 from dsmooth.functional import concat_elu, use_impl
 from dsmooth.nn.images import check_scale, fourier_features
 from dsmooth.nn.layers import GatedResnet, WeightNormConv
 from dsmooth.nn.pixelcnnpp import Dropout
-from tests.helpers.data_makers import refuses
+from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.gated_cases import NATIVE
-from tests.helpers.networks import CLASSES, inputs, network
+from tests.helpers.networks import BYTES, CLASSES, inputs, network
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CONDITIONINGS = ("none", "stack", "concat")
-
-# A network that sees bytes and names them; no four of its numbers are equal.
-BYTES: dict[str, Any] = {"likelihood": "discretized", "fourier_features": 3, "head_filters": 5}
 
 
 @pytest.mark.quick
@@ -185,7 +181,7 @@ def test_bytes_in_half_precision_are_those_bytes(dtype: torch.dtype) -> None:
 
 def test_the_hidden_layer_sees_the_four_pixels_around() -> None:
     """With the streams cut off, the parameters of a pixel are a function of those pixels only."""
-    model = network(**BYTES, atoms="all").double()
+    model = network(**BYTES).double()
     with torch.no_grad():
         model.hidden.ul.weight_g.zero_()
         model.head.weight_v[:, 2 * model.config.head_filters :] = 0
@@ -207,12 +203,11 @@ def test_a_stacked_context_has_no_features() -> None:
 
 
 def test_all_atoms_are_the_256_bytes() -> None:
-    model = network(**BYTES, atoms="all")
-    listed = dsmooth.ModelConfig.from_dict(asdict(model.config) | {"atoms": tuple(range(256))})
+    model = network(**BYTES)
+    values = asdict(model.config)
+    listed = dsmooth.ModelConfig.from_dict(values | {"atoms": tuple(range(256))})
     assert model.config.n_params == listed.n_params == 9 + 256
-    assert (
-        dsmooth.ModelConfig.from_dict(json.loads(json.dumps(asdict(model.config)))) == model.config
-    )
+    assert dsmooth.ModelConfig.from_dict(json.loads(json.dumps(values))) == model.config
     same = dsmooth.PixelCNNpp(listed).eval()
     same.load_state_dict(model.state_dict())
     x = torch.arange(256).view(1, 1, 16, 16) / 127.5 - 1
@@ -334,27 +329,19 @@ def test_a_gaussian_model_takes_the_scale_of_its_run() -> None:
 
 @torch.no_grad()
 def test_scores_are_those_of_the_models_own_mixtures() -> None:
-    """A gaussian model's is of one scale: no pair of another smoothing takes it."""
     noisy = network(likelihood="gaussian", smoothing_scale=0.5)
     denoiser = network("concat", likelihood="discretized", atoms=(0, 252, 253, 254, 255))
-    for smoothing in (dsmooth.GaussianSmoothing(0.3), dsmooth.LaplaceSmoothing(0.5)):
-        words = f"noise of scale 0.5, got {smoothing.kind} smoothing "
-        refuses(words, dsmooth.SmoothedPair, noisy, denoiser, smoothing, (8, 8))
     pair = dsmooth.SmoothedPair(noisy, denoiser, dsmooth.GaussianSmoothing(0.5), (8, 8))
-    images = torch.zeros(6, 1, 8, 8, dtype=torch.uint8)
-    images[3:, :, ::2] = 253
-    data = ImageDataset(images, None, "made", "test", "made for a test")
-    scores = score_pair(pair, data, n_noise=2, seed=1)
+    data = random_dataset(6)
+    data.images[:3], data.images[3:, :, ::2] = 0, 253  # atoms
     x = data.batch(torch.arange(6))
-    expected = pair.elbo(x, n_noise=2, seed=1)
-    torch.testing.assert_close(
-        scores.log_weights("discretized").mean(0).float(), expected, rtol=1e-5, atol=1e-3
-    )
     plain = dsmooth.PixelCNNpp(replace(denoiser.config, conditioning="none")).eval()
-    exact = score_plain(plain, data)
-    torch.testing.assert_close(
-        exact.discretized[0].float(), plain.log_prob(x), rtol=1e-5, atol=1e-3
-    )
+    bound = score_pair(pair, data, n_noise=2, seed=1).log_weights("discretized").mean(0)
+    for scores, nats in (
+        (bound, pair.elbo(x, n_noise=2, seed=1)),
+        (score_plain(plain, data).discretized[0], plain.log_prob(x)),
+    ):
+        torch.testing.assert_close(scores.float(), nats, rtol=1e-5, atol=1e-3)
 
 
 @torch.no_grad()
@@ -398,36 +385,35 @@ def test_exports_for_any_batch(conditioning: str, impl: Any) -> None:
             torch.testing.assert_close(program.module()(*other), model(*other))
 
 
-def gated_loss() -> tuple[Any, list[Tensor], list[Tensor]]:
-    """A gated resnet with two skips and a condition: its loss, arguments and parameters."""
+def gated_loss(block: GatedResnet, condition: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return block(x, (a, b), condition=condition).square().mean()
+
+
+def network_loss(model: dsmooth.PixelCNNpp, *given: Tensor) -> Tensor:
+    return -model.log_prob(*given).mean()
+
+
+def block_with_all() -> tuple[GatedResnet, list[Tensor]]:
     block = GatedResnet(4, (2, 3), shift="down", skip_channels=8, condition_size=3, dropout=0.5)
-    x, *skip = torch.randn(3, 2, 4, 5, 6)
-
-    def loss(x: Tensor, a: Tensor, b: Tensor, condition: Tensor) -> Tensor:
-        return block(x, (a, b), condition=condition).square().mean()
-
-    return loss, [x, *skip, torch.randn(2, 3)], list(block.train().parameters())
+    return block, [torch.randn(2, 3), *torch.randn(3, 2, 4, 5, 6)]
 
 
-def network_loss() -> tuple[Any, list[Tensor], list[Tensor]]:
-    """A whole network with a context and classes."""
-    model = network("concat", n_classes=CLASSES, dropout=0.5).train()
-
-    def loss(x: Tensor, context: Tensor, label: Tensor) -> Tensor:
-        return -model.log_prob(x, context, label).mean()
-
-    return loss, list(inputs("concat")), list(model.parameters())
+def network_with_all() -> tuple[dsmooth.PixelCNNpp, tuple[Tensor, ...]]:
+    return network("concat", n_classes=CLASSES, dropout=0.5), inputs("concat")
 
 
 @each_impl
-@pytest.mark.parametrize("make", [gated_loss, full(network_loss)])
-def test_a_training_step_compiles_as_one_graph(make: Any, impl: Any) -> None:
+@pytest.mark.parametrize(
+    ("loss", "make"), [(gated_loss, block_with_all), full(network_loss, network_with_all)]
+)
+def test_a_training_step_compiles_as_one_graph(loss: Any, make: Any, impl: Any) -> None:
     """Loss and every gradient, with dropout."""
-    loss, arguments, parameters = make()
+    module, arguments = make()
+    parameters = list(module.train().parameters())
 
     def gradients(function: Any) -> list[Tensor]:
         torch.manual_seed(2)
-        value = function(*arguments)
+        value = function(module, *arguments)
         return [value.detach(), *torch.autograd.grad(value, parameters)]
 
     with use_impl(impl):
