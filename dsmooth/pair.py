@@ -38,10 +38,10 @@ BOUND_IMAGES = 64  # images that `elbo` computes at a time
 class SmoothedPair(Pretrained):
     """p(x~) and p(x | x~) with the smoothing q(x~ | x) that they were trained for.
 
-    It draws and measures without dropout, in training mode too.
+    Its samples and bounds never use dropout, even in training mode.
     noisy: a model with conditioning "none" and likelihood "continuous", or "gaussian" with the
-    smoothing's scale. denoiser: a model with conditioning "stack" or "concat". Either may have
-    classes, or both as many. image_size: (H, W), multiples of 4.
+    smoothing's scale. denoiser: a model with conditioning "stack" or "concat". Either or both may
+    have classes; if both, equally many. image_size: (H, W), multiples of 4.
     Raises ValueError for models that do not fit together. Source: Meng et al. (ICLR 2021).
     """
 
@@ -55,7 +55,7 @@ class SmoothedPair(Pretrained):
         super().__init__()
         if not isinstance(smoothing, Smoothing):
             raise TypeError(
-                f"smoothing must be a Smoothing, as GaussianSmoothing(0.5), got {smoothing}"
+                f"smoothing must be a Smoothing, such as GaussianSmoothing(0.5), got {smoothing}"
             )
         config, second = noisy.config, denoiser.config
         if config.conditioning != "none" or config.likelihood == "discretized":
@@ -67,7 +67,7 @@ class SmoothedPair(Pretrained):
             raise ValueError('the denoiser must have conditioning="stack" or "concat", got "none"')
         for name in ("image_channels", "n_classes", "class_names", "labels_sha256"):
             a, b = getattr(config, name), getattr(second, name)
-            if a and b and a != b:  # a model may have no classes, or unknown names
+            if a and b and a != b:  # either may have no classes or no names
                 raise ValueError(f"the models must have the same {name}, got {a} and {b}")
         contains = config.smoothing_scale if config.likelihood == "gaussian" else 0
         if contains and (smoothing.kind != "gaussian" or smoothing.scale < contains):
@@ -83,7 +83,7 @@ class SmoothedPair(Pretrained):
 
     @classmethod
     def from_runs(cls, noisy: str | Path, denoiser: str | Path) -> Self:
-        """Make a pair of two run folders of `dsmooth train`.
+        """Load a pair from two run folders of `dsmooth train`.
 
         Short form of `dsmooth.load(noisy, denoiser).pair`. Raises FileNotFoundError or ValueError
         for folders that are not runs or do not form a pair.
@@ -111,8 +111,8 @@ class SmoothedPair(Pretrained):
         save memory; the cached sampler's images do not depend on it. progress: True shows a bar; a
         function is called with the fraction that is done.
 
-        choices: see `dsmooth.sampling.Choices`. The known pixels of x~ are known plus the
-        smoothing's noise, a function of (seed, image index); method "noisy" returns these.
+        choices: see `dsmooth.sampling.Choices`. The known pixels of x~ are `known` plus the
+        smoothing's noise, a function of (seed, image index); method "noisy" returns them.
         docs/math.md, section 4, says which distribution this draws from. Without a label a pair
         with classes draws the class of each image: from the "prior", or given its "known" pixels.
 
@@ -146,7 +146,7 @@ class SmoothedPair(Pretrained):
         """Draw the missing part of images x (B, C, H, W) in [-1, 1], `draws` times for each.
 
         mask: (1, H, W) or (B, H, W) bool, True where a pixel is known; by default the upper rows,
-        the fraction `keep_top` of them. options: of `sample`; a label for every image has B rows.
+        the fraction `keep_top` of them. options: those of `sample`; a label tensor has B rows.
         Returns (B * draws, C, H, W), the completions of an image one after the other.
         """
         self._check_images("x", x)
@@ -189,7 +189,7 @@ class SmoothedPair(Pretrained):
         """The posterior mean E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula).
 
         label: as in `elbo`. guidance: as in `Choices`, but it extrapolates the gradients of the two
-        passes, not their parameters. The result has no derivative.
+        passes, not their parameters. The result carries no gradient.
         Raises ValueError for smoothing that is not Gaussian.
         """
         self._check_images("x_tilde", x_tilde)
@@ -219,16 +219,17 @@ class SmoothedPair(Pretrained):
         (seed, first_index + b, draw).
 
         label: for a pair with classes, as in `PixelCNNpp.forward`; it then bounds log p(x | label).
-        Without one a weight is a sum over classes, by their shares in training. top_classes: the
-        sum has this many classes of each draw, by `dsmooth.bound.likely_classes`; None: all. A sum
-        over fewer classes is a lower bound of the whole. With 3 it takes as long as 5.4 passes of
-        the noisy model, and is lower by 0.00034 bits/dim (`mnist`, 30 classes) and 0.00014
-        (`mnist-classes`, 10), measured on 1,000 test images.
+        Without one a weight is a sum over classes, weighted by their shares of the training images.
+        top_classes: how many classes the sum has, chosen for each draw by
+        `dsmooth.bound.likely_classes`; None: all. A sum over fewer classes is a lower bound of the
+        whole sum. With 3 it takes as long as 5.4 passes of the noisy model, and is lower by 0.00034
+        bits/dim (`mnist`, 30 classes) and 0.00014 (`mnist-classes`, 10), measured on 1,000 test
+        images.
 
         Images are computed in batches, so that memory does not grow with B. progress: as in
         `sample`. Raises ValueError for images of another size or outside [-1, 1], and for a
-        discretized denoiser for values that are not bytes. It has no derivative; `pair(x)` is the
-        same bound with gradients.
+        discretized denoiser for values that are not bytes. The result carries no gradient;
+        `pair(x)` is the same bound with gradients.
         """
         self._check_images("x", x)
         if label is not None and self.n_classes:
@@ -257,14 +258,14 @@ class SmoothedPair(Pretrained):
         """The bound of `elbo` with gradients in the weights of both models and in x: (B,), nats.
 
         Each call draws fresh noise from torch's generator, unless `seed` or `first_index` is given
-        (then the other one is 0, and the noise is that of `elbo`). Without dropout, in training
-        mode too: `(-pair(x)).mean().backward()` tunes both models.
+        (then the other one is 0, and the noise is that of `elbo`). Dropout is never used, even in
+        training mode. `(-pair(x)).mean().backward()` tunes both models.
         """
         check_number("n_noise", n_noise)
         self._check_images("x", x)
         self.check_scale("x", x)
         pair, draws = in_evaluation(self), []
-        conditioning_label(self.noisy, self.classes, label)  # refuses a label that does not fit
+        conditioning_label(self.noisy, self.classes, label)  # raises for a label that does not fit
         for i in range(n_noise):
             x_tilde = self.smoothing.sample(x, seed=seed, first_index=first_index, repeat=i)
             terms = bound_terms(
@@ -288,7 +289,7 @@ class SmoothedPair(Pretrained):
         check_tensor(name, x, shape, self.device)
 
     def check_scale(self, name: str, x: Tensor) -> None:
-        """Raise ValueError for images outside [-1, 1], or that are not bytes where they must be."""
+        """Raise ValueError for images outside [-1, 1], or not bytes where they must be."""
         check_scale(name, x, as_bytes=self.denoiser.config.likelihood == "discretized")
 
     @property
@@ -298,12 +299,12 @@ class SmoothedPair(Pretrained):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the models' weights."""
+        """Data type of the models' weights."""
         return self.noisy.dtype
 
     @property
     def classes(self) -> Classes:
-        """The classes of the models that have some."""
+        """The classes of whichever model has some."""
         return classes_of(self.noisy.config, self.denoiser.config)
 
     @property
@@ -313,7 +314,7 @@ class SmoothedPair(Pretrained):
 
     @property
     def n_classes(self) -> int:
-        """Classes of the models that have some, 0 for a pair without."""
+        """Number of classes, 0 for a pair without classes."""
         return self.classes.number
 
     def __repr__(self) -> str:
@@ -341,7 +342,7 @@ def draw(
     `SmoothedPair.sample`.
     """
     if isinstance(model, PixelCNNpp):
-        assert model.image_size is not None  # or it was refused
+        assert model.image_size is not None  # checked earlier
         if request.class_of_known and request.known is not None:
             label = draw_classes(model, request, request.known, model.config.classes)
             request = replace(request, label=label)

@@ -20,31 +20,31 @@ from .philox import Stream, draw_seed, to_uniform
 
 @dataclass(frozen=True)
 class Smoothing:
-    """x~ = x + noise, the noise independent and identical for every pixel.
+    """x~ = x + noise, where the noise of the pixels is independent and identically distributed.
 
-    scale: in units of [-1, 1] pixels. Raises ValueError unless it is positive and finite.
+    scale: in units of pixel values in [-1, 1]. Raises ValueError unless positive and finite.
     """
 
     kind: ClassVar[SmoothingKind]
     scale: float
     stream: Stream = Stream.SMOOTHING
-    """The stream of random words for the noise."""
+    """Which stream of the random generator the noise comes from."""
 
     def __post_init__(self) -> None:
         if not (isinstance(self.scale, Real) and 0 < self.scale < math.inf):
             raise ValueError(f"scale must be positive and finite, got {self.scale}")
 
     def quantile(self, u: Tensor) -> Tensor:
-        """Inverse distribution function of the noise at `u`; any shape."""
+        """Inverse cumulative distribution function of the noise at `u`, of any shape."""
         raise NotImplementedError
 
     def log_density(self, noise: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """log density at `noise`, elementwise, nats. dtype: dtype of the two images whose
+        """Log density at each element of `noise`, in nats. dtype: that of the two images whose
         difference is the noise; by default the noise's."""
         raise NotImplementedError
 
     def entropy(self, d: int) -> float:
-        """Differential entropy of d independent pixels, nats."""
+        """Differential entropy of the noise of d pixels, in nats."""
         raise NotImplementedError
 
     def sample(
@@ -57,10 +57,11 @@ class Smoothing:
     ) -> Tensor:
         """Draw x~ for x (B, C, H, W); same shape, dtype and device.
 
-        Each call draws new noise from torch's generator, unless `seed` or `first_index` is given:
-        then the noise of row b is a pure function of (seed, first_index + b, repeat), with 0 for
-        the missing one. first_index: a number, or an int64 scalar tensor on x's device. Raises
-        ValueError for numbers out of range, TypeError for bytes and numpy arrays.
+        Each call draws new noise from torch's generator, unless `seed` or `first_index` is given
+        (the other one is then 0): the noise of row b is then a pure function of
+        (seed, first_index + b, repeat). first_index: a number, or an int64 scalar tensor on x's
+        device. repeat: numbers the draws for the same image. Raises ValueError for numbers out of
+        range, TypeError for integer tensors and numpy arrays.
         """
         check_images("x", x)
         fresh = seed is None and first_index is None
@@ -79,7 +80,7 @@ class Smoothing:
         return x + self.quantile(u).to(x.dtype)
 
     def log_prob(self, x_tilde: Tensor, x: Tensor) -> Tensor:
-        """log q(x~ | x) of a batch: (B, C, H, W) twice -> (B,), nats, float32 at least."""
+        """log q(x~ | x) of two batches (B, C, H, W): (B,), in nats, in float32 or float64."""
         if x_tilde.shape != x.shape:
             raise ValueError(
                 f"x_tilde must have x's shape {tuple(x.shape)}, got {tuple(x_tilde.shape)}"
@@ -133,7 +134,7 @@ class UniformSmoothing(Smoothing):
         return self.scale * (2 * u - 1)
 
     def log_density(self, noise: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        # Rounding of x + noise - x can exceed the interval by a few units in the last place.
+        # By rounding, (x + noise) - x can leave the interval by a few units in the last place.
         slack = 8 * torch.finfo(dtype or noise.dtype).eps * max(1.0, self.scale)
         inside = noise.abs() <= self.scale + slack
         return torch.where(inside, -math.log(2 * self.scale), -math.inf).to(noise.dtype)
@@ -145,7 +146,7 @@ class UniformSmoothing(Smoothing):
 @cache  # never freed: a CUDA graph reads it by its address
 @torch.inference_mode(False)
 def quantiles(smoothing: Smoothing, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The noise for each of the 2**23 uniforms: 32 MB in float32."""
+    """The noise for each of the 2**23 possible uniform numbers: 32 MB in float32."""
     words = torch.arange(2**23, device=device) << 9
     return smoothing.quantile(to_uniform(words)).to(dtype)
 

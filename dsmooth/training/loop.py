@@ -33,7 +33,7 @@ from .log import RECORD_SECONDS, Evaluation, OnEvaluation, RunLog
 from .resolve import LoadImages, RunRequest, resolve
 from .step import READ_STEPS, TrainState, total_images
 
-HOLDER = "another training run"  # of the lock of a folder
+HOLDER = "another training run"  # names the holder of a folder's lock in error messages
 
 
 @dataclass
@@ -48,7 +48,7 @@ class TrainResult:
 class OwnImages(TypedDict, total=False):
     """Images to train on in place of `config.data`: arguments of `train`.
 
-    dataset: anything that `dsmooth.data.own_images` takes or returns, one in ten of which is held
+    dataset: anything that `dsmooth.data.own_images` takes or returns, with one image in ten held
     out; a tuple (training images, held-out images); or splits by name. labels, transform: as in
     `own_images`, labels for a dataset that is one array. match_channels: take the model's
     image_channels from the images.
@@ -72,31 +72,31 @@ def train(
     progress: bool = False,
     **images: Unpack[OwnImages],
 ) -> TrainResult:
-    """Train one model, or continue with `resume`, and write a `RunFolder`, by default runs/ROLE.
+    """Train one model, or resume its run, and write a `RunFolder`, by default runs/ROLE.
 
     images (dataset, labels, transform, match_channels): see `OwnImages`. device: "auto" (a CUDA
     device if there is one), "cpu", "cuda" or "cuda:N". threads: CPU threads, None for torch's
-    setting; their number changes roundings. on_evaluation: a function that rank 0 calls with each
-    `Evaluation`, such as `dsmooth.training.tensorboard(FOLDER)`. progress: print what the logger
-    `dsmooth` gets as INFO, and a bar.
+    setting; their number changes results by rounding. on_evaluation: a function that rank 0 calls
+    with each `Evaluation`, such as `dsmooth.training.tensorboard(FOLDER)`. progress: print the INFO
+    messages of the logger `dsmooth`, and a progress bar.
 
-    SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. `resume` begins a run where the
-    folder has none. A resumed run must have the same settings and images, except `RunSettings`; of
-    a transform only its presence is compared. A finished run can be extended with more images: its
-    schedule, with the warm-up, restarts over the added images. force: use another length of a run
-    that has not finished, and other settings, from here on. `config.init` names a run or a pair: a
-    new run begins with its weights and a new optimiser.
+    SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. `resume` starts a run if the
+    folder has none. A resumed run must have the same images and settings, except those in
+    `RunSettings`; of a transform only its presence is compared. A finished run can be extended with
+    more images: its schedule, with the warm-up, restarts over the added images. force: from here
+    on, use another length for an unfinished run, or other settings. `config.init` names a run or a
+    pair: a new run begins with its weights and a new optimiser.
 
     Under torchrun all processes call this and train together: each computes its share of every
-    batch, and rank 0 writes. All of them need `folder` and the data. A run whose processes torchrun
-    restarts continues from its last checkpoint, whatever `resume` says.
+    batch, and rank 0 writes. All need access to `folder` and the data. A run whose processes
+    torchrun restarts continues from its last checkpoint, whatever `resume` says.
 
     Raises ValueError or FileNotFoundError for data, settings or a folder that do not fit,
     NonFiniteLoss, naming step and seed, and ProcessLost if another process is gone.
     """
     if not isinstance(config, TrainConfig):
         raise TypeError(
-            f"the first argument must be settings, got a {type(config).__name__}: dsmooth.train("
+            f"config must be a TrainConfig, got a {type(config).__name__}: dsmooth.train("
             'dsmooth.preset("mnist-quick", "noisy", images=20_000), dataset=IMAGES)'
         )
     if on_evaluation is not None and not callable(on_evaluation):
@@ -134,7 +134,7 @@ def _request(
         return RunRequest(config, force=force), partial(load_data, progress=progress)
     if config.labels is not None:
         raise ValueError(
-            "config.labels is for images that config.data names: give (images, labels)"
+            "config.labels is for images that config.data names: use dataset=(images, labels)"
         )
     own = {"data": OWN, "data_dir": None, "download": False, "image_size": None}
     request = RunRequest(config, own, match_channels=match_channels, force=force)
@@ -156,7 +156,7 @@ def train_run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(process_group())
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())  # a notebook that draws may have turned them off
+        stack.enter_context(torch.enable_grad())  # a notebook may have turned gradients off
         keep_freed_memory()
         if target.type == "cuda":
             torch.cuda.set_device(target)
@@ -200,7 +200,7 @@ def run_loop(
     log: RunLog | None,
     stop: Callable[[], int | None],
 ) -> TrainResult:
-    """All processes run this in step; only rank 0 has a `log` and writes files."""
+    """All processes run this in lockstep; only rank 0 has a `log` and writes files."""
     config = state.config
     total, begun, n = total_images(config), config.schedule_from, config.evaluations
     marks = [begun + (total - begun) * (i + 1) // n for i in range(n)]
@@ -210,8 +210,9 @@ def run_loop(
         before = state.images_seen
         state.step()
         now = time.monotonic()
-        evaluated = any(before < mark <= state.images_seen for mark in marks)  # the last is the end
-        # What one process finds due is due for all.
+        # The last mark is the end.
+        evaluated = any(before < mark <= state.images_seen for mark in marks)
+        # If any process finds something due, all do it.
         interrupted, save, look = all_reduce_max(
             stop() or 0,
             now - saved > 60 * config.checkpoint_minutes,
@@ -234,12 +235,12 @@ def run_loop(
             if log:
                 log.interrupt()
             return TrainResult(state.images_seen, bits, interrupted)
-    # With nothing left to train the weights may be of fewer images, or have been removed.
+    # If nothing was left to train, the saved weights may be of an earlier step, or be missing.
     if broadcast_int(log is not None and not run.is_evaluated(state.images_seen)):
         bits = _evaluate(state, test_set, run, log)
     if log:
         log.end()
-    barrier()  # the others leave when all is written
+    barrier()  # the other processes wait until all is written
     return TrainResult(state.images_seen, bits)
 
 
