@@ -132,6 +132,7 @@ def test_settings_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
         ("--preset photos --data folder", {"image_size": 32}),
         ("--preset photos --data celeba", {"image_size": 32}),
         ("--data cifar10", {"image_size": None, "scale": 0.3}),
+        ("--data celeba", {"image_size": 32, "scale": 0.3}),
         ("--preset mnist --budget 2", {"images": None, "budget": 2.0}),
         ("--preset mnist-paper --no-flip --seed 3", {"optimizer": "adam", "seed": 3}),
     ],

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from dsmooth.commands.train import next_step
+from dsmooth.config import Role
+from dsmooth.presets import preset
 from dsmooth.runs import RunFolder
 from dsmooth.training import resolve
 from dsmooth.training.plan import LABEL_DROPOUT, RunPlan, plan_runs
 from tests.helpers.command_runs import complains, run, settings_of
 from tests.helpers.data_makers import random_bytes, write_images
-from tests.helpers.tiny_runs import assert_same_end
+from tests.helpers.tiny_runs import ROLES, assert_same_end
 
 TINY = [
     *("--n-filters=4", "--n-resnet=1", "--n-mix=2", "--context-layers=1", "--dropout=0"),
@@ -59,6 +63,17 @@ def test_the_plan_is_printed_without_images(capsys: pytest.CaptureFixture[str]) 
     assert noisy["settings"]["label_dropout"] == LABEL_DROPOUT
     budgets = settings_of(capsys, "pair nowhere --out p --clusters 3 --budget 8")
     assert [planned["settings"]["budget"] for planned in budgets.values()] == [2.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("n_classes", [0, 2])
+def test_the_next_command_draws_each_class_of_a_model(tmp_path, role: Role, n_classes: int) -> None:
+    """Where a command draws."""
+    model = replace(preset("mnist-quick", role).model, n_classes=n_classes)
+    RunFolder(tmp_path).write_config(preset("mnist-quick", role, model=model), (8, 8))
+    advice = next_step([RunPlan(tmp_path, role)])
+    assert str(tmp_path) in advice
+    assert ("--label each" in advice) == (n_classes > 0)
 
 
 @pytest.fixture(scope="module")

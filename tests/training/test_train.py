@@ -249,9 +249,11 @@ def test_a_budget_is_the_time_of_the_whole_run(minutes, tmp_path, monkeypatch) -
         monkeypatch.setattr(module, "sample_grid", grid)
     for module in (evaluation, checkpoint):
         monkeypatch.setattr(module, "checkpoint_bytes", after(0.1, lambda _: b"checkpoint"))
-    monkeypatch.setattr(loop, "load_data", after(1.5, loop.load_data))
+    monkeypatch.setattr(loop, "load_data", after(3.0, loop.load_data))
     train(replace(tiny(evaluations=8), images=None, budget=minutes), tmp_path)
     assert now == pytest.approx(60 * minutes, rel=0.05)
+    evaluations = RunFolder(tmp_path).read_config()[0].evaluations
+    assert evaluations == min(8, int(60 * minutes / 5))  # of a second each, a fifth of the time
 
 
 def test_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
