@@ -137,7 +137,9 @@ def test_settings_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
         ("--preset mnist-paper --no-flip --seed 3", {"optimizer": "adam", "seed": 3}),
     ],
 )
-def test_words_alone_decide_the_settings(words: str, values: dict[str, object], capsys) -> None:
+def test_only_the_options_decide_the_settings(
+    words: str, values: dict[str, object], capsys
+) -> None:
     settings = settings_of(capsys, f"noisy {words}")
     assert {name: settings[name] for name in values} == values
 
@@ -216,7 +218,7 @@ def test_channels_follow_a_folder(tmp_path, monkeypatch, capsys) -> None:
         complains(capsys, f"{option} must fit the images of folder, which have 3 channels", *words)
 
 
-def test_a_folder_stands_for_two_options_wherever_it_is_named(
+def test_a_folder_means_two_options_wherever_it_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -256,7 +258,7 @@ def test_a_pair_of_a_folder_by_one_command(tmp_path, monkeypatch, capsys, small_
     assert [path.read_bytes() for path in weights] == before
 
 
-def test_a_pair_divides_named_minutes_alone_and_may_be_called_pair(
+def test_a_pair_divides_only_given_minutes_and_may_be_called_pair(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A resumed run has its half in its settings."""

@@ -57,7 +57,9 @@ def test_bits_of_runs_and_of_a_saved_pair(place: Path, capsys, monkeypatch) -> N
 
 
 @pytest.mark.quick
-def test_a_plain_model_is_scored_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plain_model_is_scored_without_a_pair(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stored = measured("bpd", "plain", "--limit", "3")
     plain, _, _ = RunFolder(Path("plain")).load_model()
     has_numbers_of(stored.plain, score_plain(plain, held_out().part(slice(3))))

@@ -254,7 +254,7 @@ def test_names_of_the_classes_of_torchvision() -> None:
     assert own_images(counted).class_names == ()
 
 
-def test_forms_of_images_of_ones_own() -> None:
+def test_forms_of_images_in_python() -> None:
     pixels = torch.from_numpy(random_bytes((20, 3, 8, 12)))
     last = pixels.permute(0, 2, 3, 1)
     for dataset in (last, last.numpy(), list(last.numpy()), loaders.TensorDataset(pixels)):
@@ -347,7 +347,7 @@ def test_given_labels_come_before_those_of_items() -> None:
         ([(PIXELS[0], None), (PIXELS[1], 1)], None, "got 2 such as None and 1"),
     ],
 )
-def test_labels_that_are_none(dataset: object, labels: object, message: str) -> None:
+def test_labels_that_are_refused(dataset: object, labels: object, message: str) -> None:
     refuses(message, split_own, dataset, labels)
     refuses("labels= is for images given by dataset=", dsmooth.train, tiny(), labels=LABELS)
     refuses("unexpected keyword argument 'label'", dsmooth.train, tiny(), label=3, error=TypeError)

@@ -164,7 +164,7 @@ def test_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:
     str(error.value).encode()
 
 
-def test_pages_of_another_picture_after_a_jpeg_are_left_alone(tmp_path: Path) -> None:
+def test_pages_of_another_picture_after_a_jpeg_are_not_read(tmp_path: Path) -> None:
     images = read(tmp_path / "a.jpg", pages("MPO"))
     assert images.shape == (1, 3, 8, 8)
     assert (images.int() - 3).abs().max() <= 2

@@ -80,7 +80,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(run, finished, damage, caps
     assert run.weights.read_bytes() == weights
 
 
-def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
+def test_a_run_is_not_resumed_with_other_images(tmp_path: Path) -> None:
     """Nor without the transform that it began with, or with one if it had none."""
     images = torch.randint(0, 256, (40, 1, 8, 8)).byte()
 
@@ -157,7 +157,7 @@ def test_writes_that_end_early_leave_the_old_files(tmp_path, monkeypatch, error,
     assert contents(tmp_path) == {"file": b"old", "other": b""}
 
 
-def test_a_lock_removes_half_written_files_of_dead_writers_alone(tmp_path: Path) -> None:
+def test_a_lock_removes_half_written_files_only_of_dead_writers(tmp_path: Path) -> None:
     def write_half() -> None:
         with replacing(tmp_path / "dead", b"half"):
             os.kill(os.getpid(), signal.SIGKILL)

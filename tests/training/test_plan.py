@@ -117,7 +117,7 @@ def test_a_pair_without_clusters_gets_none(place: Path, capsys) -> None:
     complains(capsys, message, "train", *words(place, "3"), *TINY, "--resume")
 
 
-def test_clusters_are_asked_for_where_nothing_tells_how_many(place: Path, capsys) -> None:
+def test_the_number_of_clusters_is_required_where_no_file_has_it(place: Path, capsys) -> None:
     shutil.rmtree(place / "p" / "clusters")
     message = "--clusters must be given: "
     complains(capsys, message, "train", *words(place), *TINY, "--resume")

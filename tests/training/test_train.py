@@ -256,7 +256,7 @@ def test_a_budget_is_the_time_of_the_whole_run(minutes, tmp_path, monkeypatch) -
     assert evaluations == min(8, int(60 * minutes / 5))  # of a second each, a fifth of the time
 
 
-def test_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_given_in_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`dsmooth.train` is public; one in ten images is held out."""
     pixels = torch.from_numpy(random_bytes((20, 3, 8, 12)))
     dataset = torch.utils.data.TensorDataset(pixels, torch.arange(20))
@@ -278,7 +278,7 @@ def test_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     refuses(words, load_dataset, "own", "test")
 
 
-def test_a_loop_of_ones_own_writes_a_run(tmp_path: Path) -> None:
+def test_a_custom_loop_writes_a_run(tmp_path: Path) -> None:
     config = tiny("plain", images=1)
     model = dsmooth.PixelCNNpp(config.model)
     run = dsmooth.RunFolder(str(tmp_path / "deep" / "run"))

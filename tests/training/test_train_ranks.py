@@ -151,7 +151,7 @@ TrainState.step = step_or_die
 """
 
 
-def test_a_killed_rank_ends_the_other_and_a_restart_goes_on(tmp_path: Path) -> None:
+def test_a_killed_rank_ends_the_other_and_a_restart_continues(tmp_path: Path) -> None:
     command = ["train", "noisy", *TINY.split(), "--images=48", "--checkpoint-minutes=1e-9"]
     arguments = [*command, "--out=killed"]
     first, second = start_ranks(2, arguments, tmp_path, DIES + COMMAND)
@@ -169,7 +169,7 @@ def test_a_killed_rank_ends_the_other_and_a_restart_goes_on(tmp_path: Path) -> N
     assert_same_end(tmp_path / "killed", tmp_path / "whole")
 
 
-def test_a_restart_goes_on_with_a_run_of_its_own_launch(tmp_path, small_runs, monkeypatch) -> None:
+def test_a_restart_continues_a_run_of_its_own_launch(tmp_path, small_runs, monkeypatch) -> None:
     """And not with one that was there before, which its first start refused."""
 
     def start(launch: str, count: int) -> None:
@@ -184,7 +184,7 @@ def test_a_restart_goes_on_with_a_run_of_its_own_launch(tmp_path, small_runs, mo
     assert train(tiny(images=24), tmp_path).images_seen == 24
 
 
-def test_control_c_saves_once_and_one_process_goes_on(tmp_path, monkeypatch) -> None:
+def test_control_c_saves_once_and_one_process_resumes(tmp_path, monkeypatch) -> None:
     """A terminal sends it to torchrun and to its processes, to which torchrun sends one more."""
     command = ["train", "noisy", *TINY.split(), "--images=100000", "--schedule=cooldown"]
     command += ["--kernel-rate=0.02", "--out=run"]  # an angle that does not follow from the images
@@ -227,7 +227,7 @@ def test_numbers_are_those_of_one_process(tmp_path: Path) -> None:
     assert probes_of_two == probes
 
 
-def test_a_process_that_is_alone_does_not_wait_for_ever(tmp_path: Path) -> None:
+def test_a_process_whose_peers_are_missing_does_not_wait_for_ever(tmp_path: Path) -> None:
     """As where rank 0 failed before it met the others."""
     impatient = "import datetime; from dsmooth import distributed\n"
     impatient += "distributed.START = datetime.timedelta(seconds=0.5)\n"

@@ -318,7 +318,7 @@ def stepped(
 
 
 @pytest.mark.quick
-def test_kernels_of_one_shape_step_as_if_alone_whatever_the_size_of_their_gradients() -> None:
+def test_kernels_of_one_shape_step_independently_of_each_other_and_of_gradient_size() -> None:
     expected = stepped(convolutions(SHAPES), together=False)
     for scale in (1.0, 1e-6, 1e6):
         for v, other in zip(

@@ -37,14 +37,14 @@ def entries(folder: Path, event: type[LogEntry], field: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "cooldown"])
-def test_a_prolonged_schedule_is_a_new_one_over_what_is_added(schedule: Any) -> None:
+def test_an_extended_schedule_is_a_new_one_over_the_added_images(schedule: Any) -> None:
     whole = tiny(images=64, schedule=schedule)
     later = replace(whole, images=40 + 64, schedule_from=40)
     for seen in range(0, 65, 8):
         assert scheduled(1.0, later, seen + 40, 0) == scheduled(1.0, whole, seen, 0)
 
 
-def test_a_finished_run_is_prolonged(tmp_path) -> None:
+def test_a_finished_run_is_extended(tmp_path) -> None:
     """Its weights, moments and order continue, its schedule restarts; and it can be stopped."""
     one, two = tmp_path / "one", tmp_path / "two"
     config = tiny(images=24)
@@ -68,7 +68,7 @@ def test_a_finished_run_is_prolonged(tmp_path) -> None:
     refuses("`images` must be at least 72, which .* has seen", train, config, one, resume=True)
 
 
-def test_a_new_run_with_the_settings_of_a_prolonged_one_begins_its_schedule(tmp_path: Path) -> None:
+def test_a_new_run_with_the_settings_of_an_extended_one_begins_its_schedule(tmp_path: Path) -> None:
     config, path = tiny(images=24), tmp_path / "given.json"
     extended = replace(config, schedule_from=16)
     train(config, tmp_path / "one")
@@ -236,7 +236,7 @@ def test_a_run_begins_with_weights(tmp_path: Path) -> None:
         assert not any(moment.any() for moment in state.optimizer.tensors().values())
 
 
-def test_a_run_from_weights_goes_on_without_them(tmp_path) -> None:
+def test_a_run_from_weights_resumes_without_them(tmp_path) -> None:
     train(tiny(images=16), tmp_path / "first")
     config = replace(tiny(images=24), init=str(tmp_path / "first"))
     train(config, tmp_path / "whole")
