@@ -52,7 +52,7 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.mark.parametrize("channels", [1, 3])
 def test_golden_values_of_a_checkpoint_with_classes(channels: int) -> None:
     """The importer and the network give the values that the equations gave in float64."""
-    stem = GOLDEN / f"network_c{channels}_8x8_f4_r1_k2"
+    stem = GOLDEN / f"labelled_networkc{channels}_8x8_f4_r1_k2"
     state = with_classes(load_file(f"{stem}.safetensors"))
     golden = load_file(f"{stem}.classes.safetensors")
     x = load_file(f"{stem}.io.safetensors")["x"].repeat(4, 1, 1, 1)
@@ -66,7 +66,7 @@ def test_golden_values_of_a_checkpoint_with_classes(channels: int) -> None:
 
 @pytest.mark.quick
 def test_a_checkpoint_with_wrong_projections_is_refused() -> None:
-    state = with_classes(load_file(GOLDEN / "network_c1_8x8_f4_r1_k2.safetensors"))
+    state = with_classes(load_file(GOLDEN / "labelled_networkc1_8x8_f4_r1_k2.safetensors"))
     key = "module.down_layers.0.u_stream.0.hw"
     with pytest.raises(ValueError, match=r"lacks 'down_layers\.0\.u_stream\.0\.hw'"):
         dsmooth.load_pixelcnnpp({name: t for name, t in state.items() if name != key})
@@ -134,7 +134,7 @@ def test_a_label_is_for_models_with_classes() -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_classes_begin_as_the_network_without_them(role: str) -> None:
+def test_classes_begin_as_the_labelled_networkwithout_them(role: str) -> None:
     config = tiny(role, n_classes=10)
     torch.manual_seed(1)
     initial = dsmooth.PixelCNNpp(replace(config.model, n_classes=0))
@@ -247,8 +247,10 @@ def test_a_label_of_zeros_that_was_not_trained_gets_a_warning(caplog, tmp_path) 
         lambda: probe_pair(pair, data, data, settings, tmp_path / "probes.json", only=["noisy"]),
     )
     for dropout, warns in ((None, False), (0.1, False), (0.0, True)):
-        for one in (model, pair.noisy):
-            one.config = replace(one.config, class_names=("a", "b", "c"), hidden_labels=dropout)
+        for labelled_network in (model, pair.noisy):
+            labelled_network.config = replace(
+                labelled_network.config, class_names=("a", "b", "c"), hidden_labels=dropout
+            )
         for call in calls:
             warn_untrained_zero_label.cache_clear()
             caplog.clear()
@@ -416,7 +418,7 @@ def test_batches_carry_the_labels_of_their_images() -> None:
     x, _, label = state.inputs(24)  # over the end of an epoch
     one_more = TrainState(tiny("plain", n_classes=4), data, torch.device("cpu"))
     line = "classes without training images: 3"
-    assert [line in run_header(each, data) for each in (state, one_more)] == [False, True]
+    assert [line in run_header(run_state, data) for run_state in (state, one_more)] == [False, True]
     for image, number in zip(x, label.tolist(), strict=True):
         found = (data.batch(torch.arange(30)) == image).flatten(1).all(1).nonzero().item()
         assert data.labels[found] == number

@@ -204,7 +204,9 @@ def test_celeba_is_cropped_to_140_in_the_official_split(tmp_path, monkeypatch) -
         header = "5\nnames\n" * leaf.startswith(("list_attr", "list_bbox", "list_land"))
         lines = [f"{name} {part}\n" for name, part in zip(leaves, (0, 1, 2, 0, 2), strict=True)]
         (root / leaf).write_text(header + "".join(lines))
-    monkeypatch.setattr(CelebA, "file_list", [(*one[:1], None, one[2]) for one in CelebA.file_list])
+    monkeypatch.setattr(
+        CelebA, "file_list", [(*file[:1], None, file[2]) for file in CelebA.file_list]
+    )
 
     train, test = (load_dataset("celeba", split, tmp_path, image_size=140) for split in SPLITS)
     centres = [frame[39:179, 19:159].transpose(2, 0, 1) for frame in frames]
