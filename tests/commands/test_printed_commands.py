@@ -90,19 +90,20 @@ def test_every_printed_command_runs(tmp_path, monkeypatch, capsys) -> None:
     assert "--data own" not in own
     assert "dataset=IMAGES" in own
 
+    photos = DataOptions(data_dir=Path("images"))
     longer = [
         command
-        for name, budget, packaged, options in (
-            ("the packaged models", None, True, Reproduce()),
-            ("mnist-quick", 0.1, None, Reproduce()),
-            ("photos", 8.0, None, Reproduce(seed=3, dataset=DataOptions(data_dir=Path("images")))),
+        for name, budget, origin, options in (
+            ("the packaged models", None, "packaged", Reproduce()),
+            ("mnist-quick", 0.1, "trained", Reproduce()),
+            ("photos", 8.0, "trained", Reproduce(seed=3, dataset=photos)),
         )
         for embedded in (True, False)
         for command in longer_training(
             SimpleNamespace(
                 name=name,
                 budget_minutes=budget,
-                packaged=packaged,
+                origin=origin,
                 data=SimpleNamespace(embedded=embedded),
             ),
             options,

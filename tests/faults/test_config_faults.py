@@ -163,7 +163,7 @@ def test_lines_of_a_log(tmp_path: Path) -> None:
     whole = [json.dumps(entry).encode() for entry in entries]
     for entry, line in zip(entries, whole, strict=True):
         mutated = [json.dumps(mutant).encode() for _, mutant in mutants(entry)]
-        for damaged in (*mutated, line[:-3], b"\xff" + line, b"[1]", b"3"):
+        for damaged in (*mutated, line[:-3], b"\xff" + line, b"[1]", b"3", b"[" * 10**5):
             run.log.write_bytes(b"\n".join([*whole, damaged, *whole]) + b"\n")
             found = run.history()
             assert found[-4:] == [*map(read_entry, whole)]
