@@ -51,8 +51,8 @@ class Computing(OnDevice):
     __doc__ = OnDevice.__doc__
 
     precision: Precision = "auto"
-    """Number format of the networks; auto draws by bfloat16 where that is faster, on a CUDA device
-    and on AMD's processors with AVX512-BF16, and takes float32 for all else."""
+    """Number format of the networks; auto draws in bfloat16 where that is faster (a CUDA device, a
+    processor with AMX, an AMD processor with AVX512-BF16), and uses float32 otherwise."""
 
 
 @dataclass(frozen=True)

@@ -322,9 +322,9 @@ def sample_images(
 ) -> Tensor:
     """Draw n images by `CachedSampler` if it can run, else `sequential_sample` or `jacobi_sample`.
 
-    precision: of the cached sampler; "auto" is bfloat16 where it is faster, on a CUDA device and on
-    AMD processors with AVX512-BF16, else float32. Other arguments, result and errors: see
-    `CachedSampler.sample`. A network is packed again if its weights have changed.
+    precision: of the cached sampler; "auto" is bfloat16 where it is faster (a CUDA device, a
+    processor with AMX, an AMD processor with AVX512-BF16), else float32. Other arguments, result
+    and errors: see `CachedSampler.sample`. A network is packed again if its weights have changed.
     """
     request = Request.make(n, choices)
     with torch_threads(threads):
