@@ -39,9 +39,9 @@ class SmoothedPair(Pretrained):
     """p(x~) and p(x | x~) with the smoothing q(x~ | x) that they were trained for.
 
     Its samples and bounds never use dropout, even in training mode.
-    noisy: a model with conditioning "none" and likelihood "continuous", or "gaussian" with at
-    most the smoothing's scale. denoiser: a model with conditioning "stack" or "concat". Either or both may
-    have classes; if both, equally many. image_size: (H, W), multiples of 4.
+    noisy: a model with conditioning "none" and likelihood "continuous", or "gaussian" with at most
+    the smoothing's scale. denoiser: a model with conditioning "stack" or "concat". Either or both
+    may have classes; if both, equally many. image_size: (H, W), multiples of 4.
     Raises ValueError for models that do not fit together. Source: Meng et al. (ICLR 2021).
     """
 

@@ -84,8 +84,8 @@ def train(
     folder has none. A resumed run must have the same images and settings, except those in
     `RunSettings`; of a transform only its presence is compared. A finished run can be extended with
     more images: its schedule, with the warm-up, restarts over the added images. force: from here
-    on, use another length for an unfinished run, other settings or other images. `config.init` names a run or a
-    pair: a new run begins with its weights and a new optimiser.
+    on, use another length for an unfinished run, other settings or other images. `config.init`
+    names a run or a pair: a new run begins with its weights and a new optimiser.
 
     Under torchrun all processes call this and train together: each computes its share of every
     batch, and rank 0 writes. All need access to `folder` and the data. A run whose processes
