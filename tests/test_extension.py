@@ -22,7 +22,7 @@ from tests.helpers.rank_processes import ForkedPython, wait_for_all
 pytestmark = pytest.mark.quick
 
 
-def test_extension_is_there_unless_the_build_was_told() -> None:
+def test_the_extension_is_there_unless_the_build_left_it_out() -> None:
     """Its record says so; wherever it is missing for another reason, this fails."""
     info = _extension.build_info()
     assert info is not None, _extension.unavailable_reason()

@@ -171,7 +171,7 @@ def test_denormal_gradients_are_zero(threads: int) -> None:
     ("impl", "keep"),
     [("triton", True), ("triton", False)] if INTERPRETED else [(name, False) for name in SETS],
 )
-def test_nothing_is_written_or_read_beside_a_tensor(impl, keep, dtype) -> None:
+def test_no_access_is_out_of_bounds(impl, keep, dtype) -> None:
     """Nor before it is written: new memory is NaN, and so are canaries around all that is used."""
     case = make_case("down", (2, 3, 5), 5, (5, 2), 0.5, dtype, gains=True, image_bias=True)
     plain = case.run(impl, dtype, keep_gates=keep)
@@ -264,7 +264,7 @@ def test_a_part_of_a_batch_has_the_dropout_of_the_batch(impl: str) -> None:
 
 
 @each_impl
-def test_what_is_dropped_is_zero_whatever_it_was(impl: str) -> None:
+def test_dropped_values_are_zero_even_if_not_finite(impl: str) -> None:
     case = make_case("down", (1, 1, 1), 1, (), 0.9)
     seeds = map(torch.tensor, itertools.count())
     shape = torch.Size((1, 2, 1, 1))

@@ -276,7 +276,9 @@ def test_an_infinite_pixel_is_impossible(mixture, sign, dtype, channels, instruc
 @each_instruction_set
 @each_channels
 @each_mixture
-def test_a_logit_of_minus_infinity_is_no_component(mixture, channels, instruction_set) -> None:
+def test_a_logit_of_minus_infinity_removes_its_component(
+    mixture, channels, instruction_set
+) -> None:
     """The first component and the first atom, whatever the pixel."""
     n_mix, atoms = 4, n_atoms(mixture)
     x, params = random_case(channels, mixture, n_mix=n_mix)

@@ -71,7 +71,7 @@ def test_nan_is_never_hidden(channels: int, mixture: str, run: Callable[..., Gra
 @each_run
 @each_mixture
 @each_channels
-def test_nothing_is_written_or_read_beside_a_tensor(channels, mixture, run) -> None:
+def test_no_access_is_out_of_bounds(channels, mixture, run) -> None:
     """Nor before it is written: new memory is NaN, and so are canaries around all tensors."""
     for width in (11, 33) if INTERPRETED else (1, 3, 15, 16, 17, 33):
         x, params = widest_case(channels, mixture, size=(2, 2, width))

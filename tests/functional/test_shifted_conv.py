@@ -113,5 +113,5 @@ def test_wrong_arguments_are_refused(op: Any, changes: dict[str, Any], message: 
 
 
 @pytest.mark.parametrize("function", [down_shift, right_shift, concat_elu])
-def test_what_is_no_batch_of_images_is_refused(function: Any) -> None:
+def test_other_shapes_than_a_batch_of_images_are_refused(function: Any) -> None:
     refuses(r"x must have shape \(B, C, H, W\), got \(2, 4, 4\)", function, draw(2, 4, 4))

@@ -70,7 +70,7 @@ def test_every_matmul_elsewhere(block: Block, arch: int) -> None:
 @pytest.mark.parametrize(
     "forms", [(), full(("X", "BACKWARD", "GATES", "ADJOINT", "GRAD", "DROPOUT"))]
 )
-def test_what_is_no_matmul_neither_spills_nor_fails(forms: tuple[str, ...]) -> None:
+def test_elementwise_kernels_neither_spill_nor_fail(forms: tuple[str, ...]) -> None:
     """Each kernel in one of its forms, and in all."""
     launches = Block(40, skips=2).launches(90) + Block(40, skips=2, keep=True).launches(90)
     launches += PARAMETERS_ALONE.launches(90)

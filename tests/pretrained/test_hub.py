@@ -102,7 +102,7 @@ def test_a_pair_goes_to_the_hub_and_comes_back(tmp_path, monkeypatch, caplog) ->
     refuses("two does not say how large its images are", load_models, ["two"])
 
 
-def test_a_name_with_a_folder_behind_it_is_a_path(tmp_path, monkeypatch) -> None:
+def test_a_name_whose_owner_is_a_folder_is_a_path(tmp_path, monkeypatch) -> None:
     hub = FakeHub(None)
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     monkeypatch.chdir(tmp_path)

@@ -176,7 +176,7 @@ def test_the_summary_follows_the_cards(tool: SimpleNamespace) -> None:
 
 @with_tool
 @pytest.mark.long
-def test_a_card_is_measured_and_goes_on(tool: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_card_is_measured_and_resumed(tool: SimpleNamespace, tmp_path: Path) -> None:
     folder, work = tiny_models(tmp_path / "models"), tmp_path / "work"
     sets = [load_dataset("mnist", split).part(slice(60)) for split in ("train", "test")]
     card = tool.write_card(folder, work, *sets, count=20)

@@ -164,7 +164,7 @@ def test_head_of_bfloat16_is_in_float32(code: str, n_filters: int, head_filters:
 )
 @pytest.mark.parametrize("completes", [False, True])
 @pytest.mark.parametrize("guidance", [0.0, 0.4])
-def test_same_bits_however_the_work_is_shared(
+def test_the_division_of_the_work_changes_no_bit(
     guidance, completes, conditioning, channels, fields, dtype, code
 ) -> None:
     """And whatever labels the other images have; a row known in all is computed at once."""

@@ -97,7 +97,7 @@ def test_numbers_of_numpy_and_torch_are_those_numbers() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
-def test_every_door_checks(pair, arguments, message) -> None:
+def test_every_entry_point_checks(pair, arguments, message) -> None:
     names = set(arguments)
     model, given = pair.noisy, {"n": 2, "height": 8, "width": 8, **arguments}
     doors: list[Any] = []
@@ -210,7 +210,7 @@ def test_a_diverged_image_costs_no_other(method: str, monkeypatch, capsys) -> No
 
 
 @pytest.mark.usefixtures("place")
-def test_auto_is_bfloat16_where_it_is_faster_and_what_a_folder_was_begun_in(
+def test_auto_is_bfloat16_where_it_is_faster_and_what_a_folder_was_started_in(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def draw(fast: bool, *words: str) -> None:

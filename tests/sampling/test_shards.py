@@ -80,7 +80,7 @@ def test_every_image_once(tmp_path: Path, n: int, chunk: int) -> None:
 @pytest.mark.parametrize(
     ("before", "stop", "left"), [(0, 0, 20), (0, 2, 6), (3, 0, 20), (3, 1, 13), (8, 0, 13)]
 )
-def test_a_stopped_call_goes_on(tmp_path: Path, before: int, stop: int, left: int) -> None:
+def test_a_stopped_call_is_resumed(tmp_path: Path, before: int, stop: int, left: int) -> None:
     """Files are then as if nobody stopped it. A larger call draws a file anew that gets more."""
     if before:
         draw_into(tmp_path / "stopped", before)

@@ -25,7 +25,7 @@ from tests.functional.test_logistic_mixture_op import (  # noqa: F401 - invarian
     test_compiles_without_a_break,
     test_gradient_of_a_weighted_sum,
     test_nan_is_never_hidden,
-    test_nothing_is_written_or_read_beside_a_tensor,
+    test_no_access_is_out_of_bounds,
     test_only_the_wanted_gradient_is_computed,
     test_second_derivative_is_refused_not_lost,
 )
