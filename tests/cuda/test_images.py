@@ -251,7 +251,7 @@ KERNELS = [(card, operands) for card in CARDS for operands in ("bfloat16", "floa
 @needs_nvrtc
 @pytest.mark.parametrize(
     ("card", "operands"),
-    [pytest.param(*one, marks=[pytest.mark.full] * (one != ("90", "bfloat16"))) for one in KERNELS],
+    [pytest.param(*k, marks=[pytest.mark.full] * (k != ("90", "bfloat16"))) for k in KERNELS],
 )
 def test_kernels_keep_to_registers(card: str, operands: str) -> None:
     """A sum that leaves its register costs more than the product that made it."""

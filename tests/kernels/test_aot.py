@@ -35,7 +35,7 @@ MORE_BLOCKS = [
     Block(40, (3, 3), skips=0, size=(2, 8, 8)),
 ]
 PARAMETERS_ALONE = Block(40, needs=Needs(x=False, skips=False))
-OF_WEIGHTS = {"pack_kernel", "last_gradients_kernel"}
+WEIGHT_KERNELS = {"pack_kernel", "last_gradients_kernel"}
 # Images, filters and skips.
 SIZES = [
     ((1, 1, 1), 1, 0), ((3, 5, 7), 5, 2), ((4, 8, 8), 24, 1), ((2, 28, 28), 40, 1),
@@ -75,7 +75,7 @@ def test_elementwise_kernels_neither_spill_nor_fail(forms: tuple[str, ...]) -> N
     launches = Block(40, skips=2).launches(90) + Block(40, skips=2, keep=True).launches(90)
     launches += PARAMETERS_ALONE.launches(90)
     others = [launch for launch in launches if not is_matmul(launch)]
-    assert {launch.kernel.__name__ for launch in others} >= {"operands_kernel", *OF_WEIGHTS}
+    assert {launch.kernel.__name__ for launch in others} >= {"operands_kernel", *WEIGHT_KERNELS}
     for launch in distinct(others, *forms):
         check(launch, compile_launch(launch, 90), 90)
 
@@ -87,8 +87,8 @@ def test_weights_are_packed_and_unpacked_in_registers(size, filters, skips, dtyp
     """At all numbers of filters that are trained or run on a GPU by the tests."""
     block = Block(filters, skips=skips, size=size, dtype=dtype)
     launches = block.launches(90) + replace(block, needs=PARAMETERS_ALONE.needs).launches(90)
-    launches = [one for one in distinct(launches, "X") if one.kernel.__name__ in OF_WEIGHTS]
-    assert {launch.kernel.__name__ for launch in launches} == OF_WEIGHTS
+    launches = [x for x in distinct(launches, "X") if x.kernel.__name__ in WEIGHT_KERNELS]
+    assert {launch.kernel.__name__ for launch in launches} == WEIGHT_KERNELS
     for launch in launches:
         check(launch, compile_launch(launch, 90), 90)
 

@@ -237,7 +237,7 @@ def move(instruction: Instruction, registers: Registers, type_: str) -> Action:
     part = f"b{8 * SIZES[type_] // len(target.parts or source.parts)}"
     if target.parts:
         a = registers.read(source, type_)
-        outputs = [registers.write(one, part) for one in target.parts]
+        outputs = [registers.write(operand, part) for operand in target.parts]
 
         def split(group: Group) -> None:
             pieces = np.array(a).view(DTYPES[part]).reshape(-1, len(outputs))
@@ -246,7 +246,7 @@ def move(instruction: Instruction, registers: Registers, type_: str) -> Action:
 
         return split
     d = registers.write(target, type_)
-    inputs = [registers.read(one, part) for one in source.parts]
+    inputs = [registers.read(operand, part) for operand in source.parts]
     return lambda group: put(d, np.stack(inputs, 1).reshape(-1).view(d.dtype), group)
 
 

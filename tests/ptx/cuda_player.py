@@ -70,9 +70,9 @@ class HostLibrary:
 
         def call(function: str, *arguments: Tensor | int | None, result: Any = None) -> Any:
             places = (
-                c_int64(one) if isinstance(one, int)
-                else ctypes.c_void_p(None if one is None else one.data_ptr())
-                for one in arguments
+                c_int64(value) if isinstance(value, int)
+                else ctypes.c_void_p(None if value is None else value.data_ptr())
+                for value in arguments
             )  # fmt: skip
             return self.call(function, made, *places, result=result)
 

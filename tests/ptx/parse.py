@@ -126,8 +126,8 @@ def _parse_body(function: Function, body: str, line: int) -> None:
             _, type_, *rest = re.split(r"[\s.,]+", statement[1:])
             for name in rest:
                 row = re.fullmatch(r"([\w$%]+)<(\d+)>", name)
-                for one in [f"{row[1]}{i}" for i in range(int(row[2]))] if row else [name]:
-                    function.registers[declare(one)] = type_
+                for register in [f"{row[1]}{i}" for i in range(int(row[2]))] if row else [name]:
+                    function.registers[declare(register)] = type_
         elif statement.startswith((".local", ".shared", ".param")):
             (v,) = _variables(statement)
             function.variables.append(Variable(declare(v.name), v.space, v.size, v.alignment))

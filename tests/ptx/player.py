@@ -82,7 +82,7 @@ class Code:
         self.landings: dict[int, Action] = {}  # what fetches a result before that block
         for function in order:
             starts = {0, *function.labels.values(), len(function.code)}
-            starts |= {i + 1 for i, one in enumerate(function.code) if one.name in ENDS}
+            starts |= {i + 1 for i, code in enumerate(function.code) if code.name in ENDS}
             first = len(self.blocks)
             self.starts[function.name] = {s: first + i for i, s in enumerate(sorted(starts))}
             self.blocks += [Block() for _ in starts]
@@ -118,8 +118,8 @@ class Code:
         elif name == "call.uni":
             end = self._call(function, instruction, following)
         elif name == "bar.sync":
-            one = len(instruction.operands) == 1 and instruction.operands[0].kind == "number"
-            if instruction.predicate or not one:
+            whole = len(instruction.operands) == 1 and instruction.operands[0].kind == "number"
+            if instruction.predicate or not whole:
                 raise UnknownForm(f"{instruction.text} (line {instruction.line})")
             end = lambda group: self.arrive(instruction, following, group)  # noqa: E731
         else:
@@ -338,7 +338,7 @@ class Kernel:
         if sum(len(there.lanes) for _, there in sites.values()) < self.count:
             return []
         if len(sites) > 1:
-            lines = sorted(one.line for one, _ in sites.values())
+            lines = sorted(barrier.line for barrier, _ in sites.values())
             raise Trap(f"lanes meet at different barriers, of the lines {lines}")
         sites.clear()
         self.memory.races.clear()

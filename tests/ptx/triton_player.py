@@ -52,7 +52,7 @@ class TritonPlayer:
                 player = Player(compiled.asm["ptx"], self.memory)
                 self._compiled[key] = player, compiled.metadata.shared
             player, shared = self._compiled[key]
-            arguments = [one for name, type_ in types.items() for one in _flat(values[name], type_)]
+            arguments = [x for name, type_ in types.items() for x in _flat(values[name], type_)]
             lanes = WARP * launch.options["num_warps"]
             player.launch(launch.kernel.__name__, launch.grid, (lanes,), arguments, shared)
 

@@ -132,7 +132,7 @@ def shfl(instruction: Instruction, registers: Registers, mode: str) -> Action:
     value, step, bound, names = (registers.read(operand, "u32") for operand in sources)
     first, *second = target.parts or (target,)
     d = registers.write(first, "b32")
-    predicates = [registers.write(one, "pred") for one in second]
+    predicates = [registers.write(operand, "pred") for operand in second]
 
     def run(group: Group) -> None:
         check_members(names, group)

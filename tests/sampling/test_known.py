@@ -139,7 +139,7 @@ def test_what_is_known_decides_the_images() -> None:
     """A folder of shards must not be continued with another completion."""
     x, mask = images(), random_mask()
     masks = mask, ~mask, torch.ones_like(mask)
-    requests = [Request(N, known=known_pixels(x, own, N)) for own in masks]
+    requests = [Request(N, known=known_pixels(x, m, N)) for m in masks]
     requests += [Request(N), Request(N, known=known_pixels(-x, mask, N))]
     identities = [request.identity() for request in requests]
     assert all(identities[i] != identities[j] for i in range(5) for j in range(i))
