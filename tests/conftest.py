@@ -9,6 +9,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # The tests' tensors are too small to share among threads, and tests run side by side (-n auto): on
 # a busy machine threads only wait for each other. Read when torch is imported, here and in the
@@ -18,6 +19,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.helpers.stub_driver import StubDriver
 
 torch.set_num_threads(1)
 
@@ -95,6 +99,15 @@ def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StubDriver]:
+    """A CUDA driver without a card, which the package uses."""
+    from tests.helpers.stub_driver import stub_driver
+
+    with stub_driver(monkeypatch, tmp_path) as stub:
+        yield stub
 
 
 @pytest.fixture

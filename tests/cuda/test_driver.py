@@ -12,7 +12,7 @@ from dsmooth.commands import doctor
 from dsmooth.cuda import compiler, driver
 from dsmooth.cuda.driver import Card, CudaError, Image, Kernel
 from dsmooth.machine import has_fast_bfloat16
-from tests.helpers.stub_driver import StubDriver, stub  # noqa: F401 - a fixture
+from tests.helpers.stub_driver import StubDriver
 
 pytestmark = pytest.mark.quick
 
@@ -24,7 +24,7 @@ def launch(kernel: Kernel, argument: bytes = b"argument") -> None:
     kernel.launch(blocks=5, lanes=256, shared_bytes=4096, argument=argument, stream=99)
 
 
-def test_a_launch_arrives_as_it_was_asked_for(stub: StubDriver) -> None:  # noqa: F811
+def test_a_launch_arrives_as_it_was_asked_for(stub: StubDriver) -> None:
     seen = []
     stub.launched = lambda *launch: seen.append((*launch[:3], ctypes.string_at(launch[3], 3000)))
     argument = bytes(range(250)) * 12
@@ -42,10 +42,7 @@ CALLS += ["cuDeviceGet", "cuDeviceGetAttribute", "cuDevicePrimaryCtxRetain", "cu
 
 
 @pytest.mark.parametrize("function", CALLS)
-def test_a_call_that_fails_is_one_line_and_leaves_no_context(
-    function: str,
-    stub: StubDriver,  # noqa: F811
-) -> None:
+def test_a_call_that_fails_is_one_line_and_leaves_no_context(function, stub) -> None:
     """So is a card that vanishes: from then on every call fails."""
     stub.fail(function, 46)
     with pytest.raises(CudaError, match=rf"\A{function}: an error\Z"):
@@ -55,16 +52,13 @@ def test_a_call_that_fails_is_one_line_and_leaves_no_context(
 
 
 @pytest.mark.parametrize("status", sorted(driver.NOT_UNDERSTOOD))
-def test_code_that_a_driver_cannot_read_is_said_with_its_version(
-    status: int,
-    stub: StubDriver,  # noqa: F811
-) -> None:
+def test_code_that_a_driver_cannot_read_is_said_with_its_version(status, stub) -> None:
     stub.refused[b""] = status
     with pytest.raises(CudaError, match=r"cuModuleLoadData: .*; the driver is of CUDA 12\.4"):
         Kernel(Card(0), CODE)
 
 
-def test_there_must_be_a_driver_and_a_card(stub: StubDriver, monkeypatch, capsys) -> None:  # noqa: F811
+def test_there_must_be_a_driver_and_a_card(stub: StubDriver, monkeypatch, capsys) -> None:
     """The obstacle is a line, which `dsmooth doctor` prints."""
 
     def obstacle() -> str:
@@ -75,6 +69,7 @@ def test_there_must_be_a_driver_and_a_card(stub: StubDriver, monkeypatch, capsys
         assert "\n" not in found
         return found
 
+    assert cuda.cuda_obstacle(torch.device("cuda", 100)) == "cuDeviceGet: an error"
     stub.fail("cuInit", 100)
     assert obstacle() == "cuInit: no CUDA-capable device is detected"
     assert doctor.doctor() == 0
@@ -85,11 +80,7 @@ def test_there_must_be_a_driver_and_a_card(stub: StubDriver, monkeypatch, capsys
     assert obstacle().startswith("the NVIDIA driver is too old (")
 
 
-def test_a_card_that_is_not_there_is_an_obstacle(stub: StubDriver) -> None:  # noqa: F811
-    assert cuda.cuda_obstacle(torch.device("cuda", 100)) == "cuDeviceGet: an error"
-
-
-def test_turing_is_too_old(stub: StubDriver, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_turing_is_too_old(stub: StubDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     """compute capability 7.5: nothing is compiled, and the next best way draws."""
     monkeypatch.setattr(compiler, "nvrtc", lambda: pytest.fail("looked for a compiler"))
     stub.set_card(7, 5, 64 << 10)

@@ -19,7 +19,7 @@ from dsmooth.cuda.compiler import Compiled, CompilerError, Nvrtc, nvrtc
 from dsmooth.sampling.program import Program
 from tests.helpers.builds import kept
 from tests.helpers.networks import network
-from tests.helpers.stub_driver import StubDriver, stub  # noqa: F401 - a fixture
+from tests.helpers.stub_driver import StubDriver
 
 FIRST = torch.device("cuda", 0)
 needs_nvrtc = pytest.mark.skipif(nvrtc() is None, reason="torch brings no NVRTC")
@@ -46,7 +46,7 @@ class FakeNvrtc(Nvrtc):
 
 
 @pytest.fixture
-def fake(stub: StubDriver, monkeypatch: pytest.MonkeyPatch) -> FakeNvrtc:  # noqa: F811
+def fake(stub: StubDriver, monkeypatch: pytest.MonkeyPatch) -> FakeNvrtc:
     fake = FakeNvrtc()
     monkeypatch.setattr(images, "nvrtc", lambda: fake)
     monkeypatch.setattr(images, "LINE_SECONDS", 0.01)
@@ -80,7 +80,7 @@ def test_packaged_code_of_the_card_comes_first_and_ptx_last(fake: FakeNvrtc) -> 
 
 @pytest.mark.quick
 @pytest.mark.parametrize("way", ["packaged", "compiled", "cached", "PTX", "none"])
-def test_the_origin_is_that_of_the_loaded_kernel(way, fake, stub, monkeypatch, caplog) -> None:  # noqa: F811
+def test_the_origin_is_that_of_the_loaded_kernel(way, fake, stub, monkeypatch, caplog) -> None:
     stub.set_card(10, 0)
     if way == "packaged":
         package("bfloat16.sm_100.cubin")
@@ -108,7 +108,7 @@ def test_the_origin_is_that_of_the_loaded_kernel(way, fake, stub, monkeypatch, c
 
 
 @pytest.mark.quick
-def test_code_of_a_newer_toolkit_gives_way_to_torchs_own(fake, stub) -> None:  # noqa: F811
+def test_code_of_a_newer_toolkit_gives_way_to_torchs_own(fake, stub) -> None:
     """And what no origin can mend is said, with the driver's version."""
     package("bfloat16.sm_90.cubin")
     stub.refused[b"bflo"] = 200
@@ -122,7 +122,7 @@ def test_code_of_a_newer_toolkit_gives_way_to_torchs_own(fake, stub) -> None:  #
 
 
 @pytest.mark.quick
-def test_an_error_of_the_compiler_is_an_obstacle(fake, stub) -> None:  # noqa: F811
+def test_an_error_of_the_compiler_is_an_obstacle(fake, stub) -> None:
     fake.failure = CompilerError("NVRTC 13.2: sample.cu(3): error: no")
     assert cuda.cuda_obstacle(FIRST) == "NVRTC 13.2: sample.cu(3): error: no"
 
@@ -278,9 +278,7 @@ FRAGMENT = 8 * 2 * 8 * 16 * 4  # bytes of a warp's sums, two units wide, for eig
 
 
 @pytest.mark.parametrize("capability", SHARED)
-def test_wide_networks_take_low_tiles_where_shared_memory_is_small(
-    capability: tuple[int, int],
-) -> None:
+def test_wide_networks_take_low_tiles_where_shared_memory_is_small(capability) -> None:
     """Tall tiles of rows, six fragments high, need 32 KB more than low ones, of two."""
     limit = SHARED[capability] << 10
 

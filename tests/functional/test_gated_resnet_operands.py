@@ -39,22 +39,6 @@ def arguments(case: Case, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
 def test_the_operands_are_the_inputs_of_the_table() -> None:
     inputs = [name for name, field in FIELDS.items() if field.group == "Input"]
     assert list(Operands._fields) == inputs
-    arguments = forward_op._schema.arguments
-    assert [a.name for a in arguments][:-1] == [*inputs, *Settings._fields]
-    optional = {a.name for a in arguments if str(a.type).startswith("Optional")}
-    assert optional == {n for n in inputs if FIELDS[n].optional or FIELDS[n].conditions}
-
-
-@needs_extension
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_the_extension_was_built_with_the_same_table(direction: str) -> None:
-    names = [n for n, f in FIELDS.items() if direction == "forward" or f.group != "Output"]
-    if direction == "backward":
-        names += [f"grad_{n}" for n, f in FIELDS.items() if f.gradient]
-    function = getattr(_extension.extension(), f"gated_resnet_{direction}")
-    error = refuses(r"got \['bogus'\]", function, {"bogus": torch.ones(1)}, 0, 0, 0, 0, 0, 1.0)
-    listed = error.removeprefix("tensors must be among ").split(", got ")[0]
-    assert sorted(listed.split(", ")) == sorted(names)
 
 
 @needs_extension
@@ -159,12 +143,8 @@ def test_an_image_comes_back_in_the_dtype_of_autocast(impl: str) -> None:
 
 def test_the_dropout_is_computed_in_float64() -> None:
     """A number of another kind of floating point is the same probability."""
-    x, _, _, *w = make_case().operands(torch.float64)
-    seed, p = torch.tensor(3), np.float32(0.3)
-    reference = partial(gated_resnet, shift="down", impl="reference")
-    result, exact = (
-        reference(x, (w[0], w[1]), (w[2], w[3]), dropout=q, seed=seed) for q in (p, float(p))
-    )
+    given, p = arguments(full_case(), torch.float64), np.float32(0.3)
+    result, exact = (call(given | {"dropout": q}, impl="reference") for q in (p, float(p)))
     assert torch.equal(result, exact)
 
 

@@ -40,24 +40,18 @@ def conditional_cdf(x: Tensor, params: Tensor, likelihood: str, place: float) ->
     for c in range(channels):
         value = x[:, c : c + 1]
         mean = mixture.means[:, c]
-        if c == 1:
-            mean = mean + mixture.coefficients[:, 0] * x[:, 0:1]
-        if c == 2:
-            mean = mean + mixture.coefficients[:, 1] * x[:, 0:1]
-            mean = mean + mixture.coefficients[:, 2] * x[:, 1:2]
+        for earlier, number in enumerate(((), (0,), (1, 2))[c]):
+            mean = mean + mixture.coefficients[:, number] * x[:, earlier : earlier + 1]
         log_scale = mixture.log_scales[:, c].clamp(min=-7)
-        if likelihood == "continuous":
-            cdf = torch.sigmoid((value - mean) * torch.exp(-log_scale))
-            z = (value - mean) * torch.exp(-log_scale)
-            log_p = torch.nn.functional.logsigmoid(z) + torch.nn.functional.logsigmoid(-z)
-            log_p = log_p - log_scale
-        else:
-            lower = torch.sigmoid((value - 1 / 255 - mean) * torch.exp(-log_scale))
-            upper = torch.sigmoid((value + 1 / 255 - mean) * torch.exp(-log_scale))
-            lower = torch.where(value < -0.999, torch.zeros_like(lower), lower)
-            upper = torch.where(value > 0.999, torch.ones_like(upper), upper)
-            cdf = lower + place * (upper - lower)
-            log_p = torch.log(upper - lower)
+        lower, cdf, upper = (
+            torch.sigmoid((value + step / 255 - mean) * torch.exp(-log_scale))
+            for step in (-1, 0, 1)
+        )
+        log_p = torch.log(cdf * (1 - cdf)) - log_scale
+        if likelihood == "discretized":
+            lower = torch.where(value < -0.999, 0, lower)
+            upper = torch.where(value > 0.999, 1, upper)
+            cdf, log_p = lower + place * (upper - lower), torch.log(upper - lower)
         transformed.append((torch.softmax(log_weights, 1) * cdf).sum(1).flatten())
         log_weights = log_weights + log_p
     return transformed
@@ -125,21 +119,18 @@ def test_samples_have_the_atoms_weights_and_the_gaussians_quantiles() -> None:
     generator = torch.Generator().manual_seed(0)
     params = torch.randn(1, 10 * 2 + 2, 1, 1, generator=generator, dtype=torch.float64)
     params[:, 4:] *= 0.2
-    x = logistic_mixture_sample(
-        params.expand(n, -1, -1, -1), uniforms, 3, "discretized", 0.7, atoms=(3, 200)
-    )
+    params_of_all = params.expand(n, -1, -1, -1)
+    x = logistic_mixture_sample(params_of_all, uniforms, 3, "discretized", 0.7, atoms=(3, 200))
     weights = torch.softmax(params[0, :4, 0, 0] / 0.7, 0)
-    chosen = torch.bucketize(
-        uniforms[:, 0].flatten().contiguous(), weights.cumsum(0)[:3], right=True
-    )
+    choices = uniforms[:, 0].flatten().contiguous()
+    chosen = torch.bucketize(choices, weights.cumsum(0)[:3], right=True)
     for index, level in ((2, 3), (3, 200)):
         at_level = (x == level / 127.5 - 1).flatten(1).all(1)
         assert at_level[chosen == index].all()
         assert at_level.double().mean() == pytest.approx(float(weights[index]), abs=0.01)
     params = torch.tensor([0.0, 0.4, math.log(0.3)], dtype=torch.float64).view(1, 3, 1, 1)
-    x = logistic_mixture_sample(
-        params.expand(n, -1, -1, -1), uniforms, 1, "gaussian", 0.5, smoothing_scale=0.4
-    )
+    params_of_all = params.expand(n, -1, -1, -1)
+    x = logistic_mixture_sample(params_of_all, uniforms, 1, "gaussian", 0.5, smoothing_scale=0.4)
     expected = 0.4 + 0.5 * 0.5 * torch.special.ndtri(uniforms[:, 1:2])
     torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12)
 
@@ -152,12 +143,9 @@ def test_temperature_divides_logits_and_widens_scales(channels: int) -> None:
     warm = params.clone()
     warm[:, : params.shape[1] // (3 if channels == 1 else 10)] /= 0.7
     raw_parts(warm, channels)[:, :, 1] += math.log(0.7)
-    torch.testing.assert_close(
-        logistic_mixture_sample(params, uniforms, channels, temperature=0.7),
-        logistic_mixture_sample(warm, uniforms, channels),
-        rtol=1e-12,
-        atol=1e-12,
-    )
+    expected = logistic_mixture_sample(warm, uniforms, channels)
+    x = logistic_mixture_sample(params, uniforms, channels, temperature=0.7)
+    torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_ends_of_float32_draw_something_finite() -> None:

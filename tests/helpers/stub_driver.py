@@ -78,14 +78,14 @@ class StubDriver:
             raise failure
 
 
-@pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StubDriver]:
-    """The package's driver for a test, with a cache and packaged images of the test's own."""
+@contextmanager
+def stub_driver(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[StubDriver]:
+    """Inside the block it is the package's driver, with a cache and packaged images in a folder."""
     stub = StubDriver()
-    monkeypatch.setattr(driver, "LIBRARY", str(stub.path))
-    monkeypatch.setattr(images, "PACKAGED", tmp_path / "packaged")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "packaged").mkdir()
+    patch.setattr(driver, "LIBRARY", str(stub.path))
+    patch.setattr(images, "PACKAGED", folder / "packaged")
+    patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    (folder / "packaged").mkdir()
     for function in CACHES:
         function.cache_clear()
     yield stub

@@ -86,19 +86,16 @@ def test_a_kernel_is_compiled_once_for_each_kind_of_arguments(monkeypatch) -> No
     assert launch(x, None) == launch(x, None) == 1
 
 
-def make(**settings: Any) -> tuple[dsmooth.PixelCNNpp, Tensor]:
+def make(conditioning: Any = "none") -> tuple[dsmooth.PixelCNNpp, Tensor]:
     torch.manual_seed(0)
-    model = dsmooth.PixelCNNpp(dsmooth.ModelConfig(**settings))
-    return model.to(memory_format=torch.channels_last), torch.rand(1, 1, 4, 4)
+    config = dsmooth.ModelConfig(n_filters=4, n_resnet=1, n_mix=1, conditioning=conditioning)
+    model = dsmooth.PixelCNNpp(config).to(memory_format=torch.channels_last)
+    return model, torch.rand(3, 1, 8, 4)
 
 
 @pytest.mark.parametrize("conditioning", ["none", "concat"])
-def test_kept_gates_are_not_computed_again(
-    monkeypatch: pytest.MonkeyPatch, conditioning: Any
-) -> None:
-    settings = dsmooth.ModelConfig(n_filters=4, n_resnet=2, n_mix=1, conditioning=conditioning)
-    model = dsmooth.PixelCNNpp(settings).to(memory_format=torch.channels_last)
-    x = torch.rand(3, 1, 8, 4)
+def test_kept_gates_are_not_computed_again(monkeypatch, conditioning: Any) -> None:
+    model, x = make(conditioning)
     launched: dict[bool, Counter[str]] = {}
     for keep in (False, True):
         set_keep_gates(model, keep)
@@ -112,7 +109,7 @@ def test_kept_gates_are_not_computed_again(
 
 @pytest.mark.quick
 def test_nothing_is_launched_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = make(n_filters=4, n_resnet=1, n_mix=1)
+    model, x = make()
     with counted(monkeypatch) as counts:
         loss = model.log_prob(x).sum()
         forward = Counter(counts)

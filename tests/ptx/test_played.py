@@ -27,7 +27,7 @@ from tests.helpers.mixture_cases import (
     random_case,
     value_and_gradients,
 )
-from tests.helpers.stub_driver import StubDriver, stub  # noqa: F401 - a fixture
+from tests.helpers.stub_driver import StubDriver
 from tests.ptx.cuda_player import (
     Case,
     CudaPlayer,
@@ -85,7 +85,7 @@ FULL_CASES: dict[str, dict[str, Any]] = {
         *(pytest.param(case, id=name, marks=pytest.mark.full) for name, case in FULL_CASES.items()),
     ],
 )
-def test_images_are_those_of_the_host(settings: dict[str, Any], stub: StubDriver) -> None:  # noqa: F811
+def test_images_are_those_of_the_host(settings: dict[str, Any], stub: StubDriver) -> None:
     """To rounding; where pixels are snapped to levels, all activations too, bit for bit."""
     case = make_case(**settings)
     player = CudaPlayer(stub, case)
@@ -199,7 +199,7 @@ class Launches:
 
 
 @pytest.fixture
-def launches(stub: StubDriver) -> Launches:  # noqa: F811
+def launches(stub: StubDriver) -> Launches:
     return Launches(stub)
 
 

@@ -56,8 +56,8 @@ def make_sampler(model: PixelCNNpp, dtype: torch.dtype, code: str) -> CachedSamp
 @pytest.mark.grid
 @pytest.mark.parametrize("code", [*INSTRUCTION_SETS, *CUDA])
 @pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
-@pytest.mark.parametrize(("channels", "temperature"), [(1, 1.0), (3, 0.7)])
-@pytest.mark.parametrize("classes", ["none", "hard", "soft", "guided"])
+@pytest.mark.parametrize(("channels", "temperature"), [(1, 0.7), (3, 1.0)])
+@pytest.mark.parametrize("classes", ["none", "hard", "guided", "soft"])
 @pytest.mark.parametrize(
     "mixture", [*MIXTURES.values(), {"head_filters": 3}], ids=[*MIXTURES, "hidden"]
 )
@@ -219,29 +219,11 @@ def test_nothing_sees_log_scales_below_the_least(channels: int, shift: float) ->
 
 
 @pytest.mark.quick
-def test_weights_of_all_bytes_follow_the_temperature() -> None:
-    model = network(**BYTES)
-    check_teacher_forced(CachedSampler(model), model, (8, 8), temperature=0.7)
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize("mixture", [ATOMS, BYTES])
-def test_guidance_extrapolates_the_logits_of_atoms(mixture: dict[str, Any]) -> None:
-    model = network(n_classes=3, **mixture)
-    sampler = CachedSampler(model)
-    check_teacher_forced(sampler, model, (8, 8), label=labels_of(3, 3), guidance=3.0)
-
-
-@pytest.mark.quick
 def test_guidance_away_from_the_same_class_changes_nothing() -> None:
-    """Bitwise. And guidance towards a class starts from the image of that class."""
-    sampler, label = CachedSampler(network(n_classes=3)), labels_of(5, 3)
-    none = torch.zeros(5, 3)
-    x = sampler.sample(5, 8, 8, label=none)
-    assert torch.equal(sampler.sample(5, 8, 8, label=none, guidance=3.0), x)
-    towards = [sampler.sample(5, 8, 8, label=label, guidance=w) for w in (0.0, 1e-7, 0.5)]
-    torch.testing.assert_close(towards[1], towards[0], rtol=0, atol=1e-4)
-    assert (towards[2] - towards[0]).abs().mean() > 1e-3
+    """Bitwise."""
+    sampler, none = CachedSampler(network(n_classes=3)), torch.zeros(5, 3)
+    x, guided = (sampler.sample(5, 8, 8, label=none, guidance=w) for w in (0.0, 3.0))
+    assert torch.equal(guided, x)
 
 
 def test_the_seed_and_the_weights_it_was_made_of_decide() -> None:
@@ -289,9 +271,7 @@ def test_a_model_is_packed_again_only_where_a_weight_or_the_type_changed() -> No
     assert torch.equal(half.sample(2, 4, 4), CachedSampler(model).sample(2, 4, 4))
 
 
-def test_weights_that_change_while_they_are_packed_and_change_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_weights_that_change_while_they_are_packed_and_change_back(monkeypatch) -> None:
     """As where another thread swaps averaged weights in and out again."""
     model, others = network(), network()
     draw = partial(sample_images, n=2, height=4, width=4, precision="float32")
@@ -306,8 +286,7 @@ def test_weights_that_change_while_they_are_packed_and_change_back(
     monkeypatch.setattr(cached, "CachedSampler", Swapped)
     for _ in range(2):
         assert torch.equal(draw(model), before)
-    settings = {"likelihood": "gaussian", "smoothing_scale": 0.3}
-    model.config = others.config = dataclasses.replace(model.config, **settings)
+    model.config = others.config = dataclasses.replace(model.config, **GAUSSIAN)
     x = draw(model)
     assert not torch.equal(x, before)
     assert torch.equal(x, CachedSampler(others).sample(2, 4, 4))
@@ -344,9 +323,7 @@ def test_progress_grows_to_one_and_an_error_in_it_ends_the_call() -> None:
         (1, (128, 128), "concat", {"context_layers": 3, "context_filters": 80}),  # and an encoder
     ],
 )
-def test_ctrl_c_ends_a_call(
-    n: int, size: tuple[int, int], conditioning: str, fields: dict[str, Any]
-) -> None:
+def test_ctrl_c_ends_a_call(n, size, conditioning, fields) -> None:
     """Within a second of the CPU, whatever else a machine does."""
     model = network(conditioning, **fields)
     sampler, context = make_sampler(model, torch.float32, "generic"), context_for(model, n, *size)

@@ -122,17 +122,10 @@ def test_a_pair_keeps_pixels_and_their_smoothed_ones(method: Any) -> None:
     kept = mask[:, None]
     x_tilde = pair.sample(N, **{**given, "method": "noisy"}, known=x, mask=mask)
     smoothed = pair.smoothing.sample(x, seed=5, first_index=9)
-    at = {"height": 8, "width": 8, "seed": 5, "first_index": 9}
-    noisy_alone = sample_images(pair.noisy, N, **at, known=smoothed, mask=mask)
-    assert torch.equal(x_tilde, noisy_alone)
+    at = SETTINGS | {"seed": 5, "first_index": 9}
+    assert torch.equal(x_tilde, sample_images(pair.noisy, N, **at, known=smoothed, mask=mask))
     assert torch.equal(completed, pair.denoise(x_tilde, **given, known=x, mask=mask))
     assert torch.equal(completed[kept], (smoothed if method == "noisy" else x)[kept])
-    # At both ends.
-    everywhere = torch.ones(1, *SIZE, dtype=torch.bool)
-    known = pair.sample(N, **given, known=x, mask=everywhere)
-    assert torch.equal(known, smoothed if method == "noisy" else x)
-    plain = pair.sample(N, **given)
-    assert torch.equal(pair.sample(N, **given, known=x, mask=~everywhere), plain)
 
 
 def test_what_is_known_decides_the_images() -> None:
@@ -190,24 +183,23 @@ def test_the_class_of_a_completion_is_drawn_given_the_known_pixels() -> None:
     for model in (pair.noisy, pair.denoiser):
         model.config = replace(model.config, class_shares=shares, hidden_labels=0.1)
     x, mask = images(1), keep_top(0.25, (8, 8))
-    request = Request(n, seed=2, label="known", known=known_pixels(x, mask, n))
-    assert request.known is not None
-    drawn = draw_classes(pair.noisy, request, request.known, pair.classes)
+    known = known_pixels(x, mask, n)
+    request = Request(n, seed=2, label="known", known=known)
+    drawn = draw_classes(pair.noisy, request, known, pair.classes)
     log_joint = log_known(pair.noisy, known_pixels(x, mask, 1), pair.classes)[0]
     expected = (log_joint + torch.tensor(shares).log()).softmax(0)
     assert (expected - torch.tensor(shares)).abs().max() > 0.01  # the pixels say something
     counts = drawn.bincount(minlength=CLASSES)
     error = (n * expected * (1 - expected)).sqrt()
     assert ((counts - n * expected).abs() < 4 * error + 1).all()
-    part = request.part(7, 5)
-    assert part.known is not None
-    assert torch.equal(draw_classes(pair.noisy, part, part.known, pair.classes), drawn[7:12])
+    part = draw_classes(pair.noisy, request.part(7, 5), known_pixels(x, mask, 5), pair.classes)
+    assert torch.equal(part, drawn[7:12])
     # The pair draws by it: of the noisy known pixels that the noisy model sees.
-    known = known_pixels(x, mask, 4)
-    noisy = pair.smoothing.sample(known.images, seed=5)
-    own = Request(4, seed=5, label="known", known=known_pixels(noisy, mask, 4))
-    assert own.known is not None
-    label = draw_classes(pair.noisy, own, own.known, pair.classes)
+    noisy = pair.smoothing.sample(x.expand(4, -1, -1, -1), seed=5)
+    known = known_pixels(noisy, mask, 4)
+    label = draw_classes(
+        pair.noisy, Request(4, seed=5, label="known", known=known), known, pair.classes
+    )
     expected = pair.sample(4, seed=5, known=x, mask=mask, label=label)
     assert torch.equal(pair.complete(x, mask, draws=4, seed=5), expected)
 
