@@ -85,8 +85,7 @@ class SmoothedPair(Pretrained):
     def from_runs(cls, noisy: str | Path, denoiser: str | Path) -> Self:
         """Load a pair from two run folders of `dsmooth train`.
 
-        Short form of `dsmooth.load(noisy, denoiser).pair`. Raises FileNotFoundError or ValueError
-        for folders that are not runs or do not form a pair.
+        Short form of `dsmooth.load(noisy, denoiser).pair`, which describes the errors.
         """
         return pretrained().load(noisy, denoiser, kind=cls).of_kind(cls)
 

@@ -262,9 +262,8 @@ def _mean_shifts(coefficients: Tensor, colour: int) -> list[tuple[int, Tensor]]:
 def _conditional_means(mixture: Mixture, x: Tensor) -> Tensor:
     """(B, C, K, H, W): the means, shifted by the observed earlier colours."""
     means = list(mixture.means.unbind(1))
-    seen = [
-        x[:, i : i + 1] for i in range(x.shape[1] - 1)
-    ]  # one view each: fixes the order of gradient sums
+    # Each colour is viewed once: that fixes the order of gradient sums.
+    seen = [x[:, i : i + 1] for i in range(x.shape[1] - 1)]
     for colour in range(1, x.shape[1]):
         for earlier, coefficient in _mean_shifts(mixture.coefficients, colour):
             means[colour] = means[colour] + coefficient * seen[earlier]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,14 +19,7 @@ def log_prob_native(
     return differentiable(graded, x, params, likelihood, atoms, smoothing_scale)
 
 
-def _forward(
-    compute: bool,
-    x: Tensor,
-    params: Tensor,
-    likelihood: str,
-    atoms: list[int],
-    smoothing_scale: float,
-) -> tuple[Tensor, Tensor]:
+def _forward(compute: bool, x: Tensor, params: Tensor, *mixture: Any) -> tuple[Tensor, Tensor]:
     """log_prob (B, H, W), and a state (B, 4, H, W): two sums and their maxima.
 
     Saving the gradients themselves, which are as large as params, would take longer.
@@ -32,34 +27,25 @@ def _forward(
     batch, _, height, width = x.shape
     log_prob, state = x.new_empty((batch, height, width)), x.new_empty((batch, 4, height, width))
     if compute:
-        mixture = likelihood, atoms, smoothing_scale, torch.get_num_threads()
-        _extension.extension().logistic_mixture(x, params, state, *mixture, log_prob=log_prob)
+        arguments = x, params, state, *mixture, torch.get_num_threads()
+        _extension.extension().logistic_mixture(*arguments, log_prob=log_prob)
     return log_prob, state
 
 
 def _backward(
-    compute: bool,
-    grad: Tensor,
-    state: Tensor,
-    x: Tensor,
-    params: Tensor,
-    likelihood: str,
-    atoms: list[int],
-    smoothing_scale: float,
-    needs: list[bool],
+    compute: bool, grad: Tensor, state: Tensor, x: Tensor, params: Tensor, *settings: Any
 ) -> Grads:
+    """settings: those of the mixture, and last which gradients are needed."""
+    *mixture, needs = settings
     grad_x, grad_params = (
         tensor.new_empty(tensor.shape) if need else None
         for tensor, need in zip((x, params), needs, strict=True)
     )
     if compute:
-        mixture = likelihood, atoms, smoothing_scale, torch.get_num_threads()
-        grad = (
-            grad.contiguous()
-        )  # a sum's gradient has strides of 0, which vector loads cannot read
-        _extension.extension().logistic_mixture(
-            x, params, state, *mixture, grad=grad, grad_x=grad_x, grad_params=grad_params
-        )
+        # A sum's gradient has strides of 0, which vector loads cannot read.
+        results = {"grad": grad.contiguous(), "grad_x": grad_x, "grad_params": grad_params}
+        arguments = x, params, state, *mixture, torch.get_num_threads()
+        _extension.extension().logistic_mixture(*arguments, **results)
     return [grad_x, grad_params]
 
 

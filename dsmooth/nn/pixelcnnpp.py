@@ -227,8 +227,7 @@ class PixelCNNpp(Pretrained):
     def features(
         self, x: Tensor, context: Tensor | None = None, label: Tensor | None = None
     ) -> dict[str, Streams]:
-        """The streams (u, ul) after each block, for x without the context; arguments: see
-        `forward`.
+        """The streams (u, ul) after each block, for x only; arguments: see `forward`.
 
         Keys up0, up1, up2, down0, down1, down2; each stream (B, F, H/s, W/s) with s = 1, 2, 4, 4,
         2, 1; up_i is taken before its stride-2 convolution.
@@ -245,8 +244,7 @@ class PixelCNNpp(Pretrained):
     def initialize(
         self, x: Tensor, context: Tensor | None = None, label: Tensor | None = None
     ) -> None:
-        """Data-dependent init: set g and b of every layer on a first batch; arguments: see
-        `forward`.
+        """Data-dependent init of g and b in every layer; arguments, of a batch: see `forward`.
 
         Each preactivation gets mean 0 and variance 1, layer by layer, given the already normalized
         input. For the second convolution of a gated resnet the standard deviation is 0.1.

@@ -170,9 +170,8 @@ class _Canvas:
         self.uniforms = uniforms.view(-1, *size, 4).permute(0, 3, 1, 2)
         self.model, self.request = in_evaluation(model), request
         self.context, self.labels = context, request.passes(model.config, like)
-        self.whole = (
-            change_of(model) is not None
-        )  # a replaced forward may not use encode and decode
+        # A replaced forward may not use encode and decode.
+        self.whole = change_of(model) is not None
         self.passes = [
             self.model.encode_context(self.x, context, label)
             for label in ([] if self.whole else self.labels)
@@ -180,9 +179,7 @@ class _Canvas:
 
     def redrawn(self, images: Tensor | slice, rows: slice, columns: slice) -> Tensor:
         """Draw some pixels of some images, given the images; known pixels are kept."""
-        visible = (
-            (rows.stop + 3) // 4 * 4
-        )  # later rows have no influence; H must be a multiple of 4
+        visible = (rows.stop + 3) // 4 * 4  # later rows do not matter; H is a multiple of 4
         outputs = [
             self.model(self.x[images], *(e if e is None else e[images] for e in (self.context, y)))
             for y in (self.labels if self.whole else ())
