@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -39,18 +39,9 @@ def _forward(
     return empty_channels_last(x, f), empty_channels_last(x, f), packed, gates
 
 
-def _backward(
-    compute: bool,
-    grad_y: Tensor,
-    h: Tensor,
-    packed: Tensor,
-    gates: Tensor,
-    operands: Operands,
-    settings: Settings,
-    save: bool,
-    keep: bool,
-    needs: Sequence[bool],
-) -> Grads:
+def _backward(compute: bool, grad_y: Tensor, *arguments: Any) -> Grads:
+    """arguments: the results of `_forward` but y, its arguments, and which gradients are needed."""
+    *saved, operands, settings, _, _, needs = arguments
     operands = ordered(operands)
     if not compute:
         return [
@@ -60,7 +51,7 @@ def _backward(
     from ..kernels import gated_resnet as kernels
 
     groups = kernels.Needs(needs[0], any(needs[1:3]), any(needs[3:]))
-    grads = kernels.backward(grad_y, (h, packed, gates), operands, settings, groups)
+    grads = kernels.backward(grad_y, saved, operands, settings, groups)
     return [
         grads.get(name) if need else None
         for name, need in zip(Operands._fields, needs, strict=True)
