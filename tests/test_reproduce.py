@@ -7,10 +7,10 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 from unittest.mock import Mock
 
 import numpy as np
@@ -64,6 +64,22 @@ def stamps(out: Path) -> dict[str, int]:
 
 def reported_in(out: Path) -> Report:
     return read_result(out / "results.json", Report)
+
+
+def stopped_before(
+    monkeypatch: pytest.MonkeyPatch, out: Path, models: tuple[Path, ...], file: int, **options: Any
+) -> None:
+    """`reproduce` with Ctrl-C before file number `file` is written."""
+    real, calls = os.replace, itertools.count()
+
+    def stop(*paths: Path) -> None:
+        if next(calls) == file:
+            raise KeyboardInterrupt
+        real(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", stop)
+        assert reproduce(out, models=models, **options) == -130
 
 
 def tiny_runs(data: Path, images: int = IMAGES, seed: int = 0) -> tuple[TrainConfig, ...]:
@@ -311,22 +327,9 @@ def test_one_stage_alone_and_of_a_saved_pair(given, reported, tmp_path, no_plots
 def test_what_is_stopped_leaves_the_earlier_probes_and_no_picture_missing(
     given: tuple[Path, ...], again: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, before, others = os.replace, (again / "probes.json").read_bytes(), stamps(again)
-
-    def reproduce_until(file: int, stage: str | None) -> None:
-        """Ctrl-C before so many files are written."""
-        calls = itertools.count()
-
-        def stop(*files: Path) -> None:
-            if next(calls) == file:
-                raise KeyboardInterrupt
-            real(*files)
-
-        with monkeypatch.context() as patch:
-            patch.setattr("os.replace", stop)
-            assert reproduce(again, models=given, only=stage) == -130
-
-    reproduce_until(1, "probes")
+    before, others = (again / "probes.json").read_bytes(), stamps(again)
+    reproduce_until = partial(stopped_before, monkeypatch, again, given)
+    reproduce_until(1, only="probes")
     stopped = read_json(again / "probes.json")
     assert [*stopped["parts"]] == ["noisy"]
     assert read_result(again / "probes.json", ProbeResult) is not None  # the earlier one
@@ -334,7 +337,7 @@ def test_what_is_stopped_leaves_the_earlier_probes_and_no_picture_missing(
     assert (again / "probes.json").read_bytes() == before
     for first in (0, 1):  # of the three files of a kind of samples
         shutil.rmtree(again / "samples")
-        reproduce_until(first, None)
+        reproduce_until(first)
         assert reproduce(again, models=given) == 0
         names = {path.stem for path in (again / "samples").glob("*.npz")}
         assert {path.stem for path in (again / "samples").glob("*.png")} == names
@@ -349,19 +352,10 @@ def test_killed_within_another_request_the_report_is_of_the_first_one(
     given: tuple[Path, ...], again: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before, after and between the three files of the first samples that the other one draws."""
-    real, results = os.replace, (again / "results.json").read_bytes()
+    results = (again / "results.json").read_bytes()
     expected = {path.name: path.read_bytes() for path in (again / "samples").iterdir()}
     for file in range(4):
-        calls = itertools.count()
-
-        def stop(*files: Path, calls: Iterator[int] = calls, last: int = file) -> None:
-            if next(calls) == last:
-                raise KeyboardInterrupt
-            real(*files)
-
-        with monkeypatch.context() as patch:
-            patch.setattr("os.replace", stop)
-            assert reproduce(again, models=given, count=6) == -130
+        stopped_before(monkeypatch, again, given, file, count=6)
         assert reproduce(again, models=given) == 0
         assert (again / "results.json").read_bytes() == results
         assert {path.name: path.read_bytes() for path in (again / "samples").iterdir()} == expected

@@ -13,7 +13,7 @@ from ..results import BitsResult
 from ..tables import COMPARABLE, bits_table, class_bits_table
 from ..text import decimals, escape_control
 from .options import BitsOptions
-from .shared import choose_data, describe_data
+from .shared import choose_data, request_of_measure
 
 
 def evaluate_bits(options: BitsOptions) -> tuple[Mapping[str, object], BitsResult]:
@@ -37,15 +37,7 @@ def evaluate_bits(options: BitsOptions) -> tuple[Mapping[str, object], BitsResul
         classes = {name: bits_by_class(score, labels, names) for name, score in scores.items()}
         result = replace(result, classes=classes)
     print_bits(result, dataset.source, models.classes.names)
-    request = {
-        "data": describe_data(dataset),
-        "n_images": result.data.n_images,
-        "n_noise": options.n_noise,
-        "seed": options.seed,
-        "precision": options.execution.precision,
-        "weights_sha256": models.digests(),
-    }
-    return request, result
+    return request_of_measure(options, dataset, models, options.n_noise), result
 
 
 def print_bits(result: BitsResult, source: str, class_names: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ from ..pretrained import load_models
 from ..results import ClassifyResult, MeasuredImages
 from ..text import percent
 from .options import ClassifyOptions
-from .shared import choose_data, describe_data
+from .shared import choose_data, request_of_measure
 
 
 def evaluate_classify(options: ClassifyOptions) -> tuple[Mapping[str, object], ClassifyResult]:
@@ -57,12 +57,4 @@ def evaluate_classify(options: ClassifyOptions) -> tuple[Mapping[str, object], C
     )
     prior = "by their shares in training" if models.classes.shares else "of equal prior probability"
     print(f"Bayes' rule over {k} classes {prior}, {rule}")
-    request = {
-        "data": describe_data(dataset),
-        "n_images": n,
-        "n_noise": result.n_noise,
-        "seed": options.seed,
-        "precision": options.execution.precision,
-        "weights_sha256": models.digests(),
-    }
-    return request, result
+    return request_of_measure(options, dataset, models, result.n_noise), result

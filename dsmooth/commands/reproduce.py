@@ -57,12 +57,9 @@ def runs_to_train(options: Reproduce) -> tuple[TrainConfig, ...]:
 
     Raises ValueError for options that do not fit together, and for an unknown preset.
     """
-    training = {
-        "--from-scratch": options.from_scratch,
-        "--preset": options.preset is not None,
-        "--budget": options.budget is not None,
-    }
-    chosen = [name for name, is_set in training.items() if is_set]
+    chosen = ["--from-scratch"] if options.from_scratch else []
+    chosen += ["--preset"] if options.preset is not None else []
+    chosen += ["--budget"] if options.budget is not None else []
     if chosen and options.models:
         raise ValueError(f"{chosen[0]} is for training, and with --models nothing is trained")
     if not chosen:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from os.path import realpath
@@ -28,7 +28,7 @@ from ..record import read_parts
 from ..sampling.known import KnownPixels
 from ..sampling.output import Pictures, Shards, fill
 from ..sampling.request import Label, Request, drawn_seed, precision_on
-from .options import Computing, DataOptions, Drawing
+from .options import BitsOptions, ClassifyOptions, Computing, DataOptions, Drawing
 
 # The most images that one PNG shows.
 GRID_LIMIT = 400
@@ -95,6 +95,23 @@ def choose_data(models: Loaded | None, options: DataOptions) -> DataChoice:
 def describe_data(dataset: ImageDataset) -> dict[str, str]:
     """The images that numbers are of."""
     return {"name": dataset.name, "split": dataset.split, "source": dataset.source}
+
+
+def request_of_measure(
+    options: BitsOptions | ClassifyOptions,
+    dataset: ImageDataset,
+    models: Loaded,
+    n_noise: int | None,
+) -> Mapping[str, object]:
+    """All that decides the numbers of a measure."""
+    return {
+        "data": describe_data(dataset),
+        "n_images": len(dataset),
+        "n_noise": n_noise,
+        "seed": options.seed,
+        "precision": options.execution.precision,
+        "weights_sha256": models.digests(),
+    }
 
 
 def request_of(

@@ -172,15 +172,14 @@ def fidelity_scores(samples: Features, real: Tensor | None) -> FidelityScores:
 
     real: features (M, D) of real images, None if these are not known. Needs torch-fidelity.
 
-    kernel_distance, kernel_distance_deviation: squared maximum mean discrepancy under the kernel
-    (x'y / D + 1)^3, mean and standard deviation over 100 subsets of 1,000 images, or of all if
-    there are fewer (Binkowski et al., ICLR 2018).
-    precision, recall: fractions of the samples near real images, and of real images near samples.
-    An image is near a set if it is as near to one of its images as that one's third-nearest
-    neighbour in the set (Kynkäänniemi et al., NeurIPS 2019). At most as many real images as samples
-    are taken, in a fixed random order; there must be four.
-    inception_score, inception_score_deviation: exp E[KL(p(y | x) || p(y))] over the classes y, mean
-    and standard deviation over ten parts (Salimans et al., 2016).
+    kernel_distance: squared maximum mean discrepancy under the kernel (x'y / D + 1)^3, mean and
+    deviation over 100 subsets of 1,000 images, or of all if there are fewer (Binkowski et al., ICLR
+    2018). precision, recall: fractions of the samples near real images, and of real images near
+    samples. An image is near a set if it is as near to one of its images as that one's
+    third-nearest neighbour in the set (Kynkäänniemi et al., NeurIPS 2019). At most as many real
+    images as samples are taken, in a fixed random order; there must be four. inception_score: exp
+    E[KL(p(y | x) || p(y))] over the classes y, mean and deviation over ten parts (Salimans et al.,
+    2016).
     """
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric

@@ -192,13 +192,9 @@ class FeatureStatistics:
 
     def save(self, path: str | Path) -> None:
         """Write a .npz with `mu` and `sigma`, as other programs do, `n` and `description`."""
-        arrays = {
-            "mu": self.mean.numpy(),
-            "sigma": self.covariance.numpy(),
-            "n": np.int64(self.count or 0),
-            "description": np.str_(json.dumps(asdict(self.source))),
-        }
-        write_npz(path, arrays)
+        arrays = {"mu": self.mean.numpy(), "sigma": self.covariance.numpy()}
+        description = np.str_(json.dumps(asdict(self.source)))
+        write_npz(path, {**arrays, "n": np.int64(self.count or 0), "description": description})
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureStatistics:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -124,13 +124,12 @@ def read_images(path: str | Path, limit: int | None = None, *, at_random: bool =
     """The first `limit` images (all by default) of a file or folder.
 
     at_random: the first in a fixed random order instead, since files are often sorted by class;
-    not of the shards of `dsmooth sample`, which has no such order.
+    not of the shards of `dsmooth sample`.
 
     A .npy or .npz (array x, images, samples or arr_0), a folder of .npy shards as `dsmooth sample`
     writes it, a folder of image files, in any subfolders, or one such file. Arrays are (N, C, H,
-    W), (N, H, W, C) or (N, H, W), of bytes or of floating point in [-1, 1]. `dsmooth.data.to_bytes`
-    turns the latter into bytes.
-    Values of another range are refused, except those that dsmooth drew.
+    W), (N, H, W, C) or (N, H, W), of bytes or of floating point in [-1, 1], which
+    `dsmooth.data.to_bytes` turns into bytes; another range is refused, unless dsmooth drew them.
 
     Raises FileNotFoundError or ValueError, naming the file and what it must hold.
     """
@@ -145,9 +144,12 @@ def read_images(path: str | Path, limit: int | None = None, *, at_random: bool =
             )
         drawn = not OWN_ARRAYS.isdisjoint(arrays)
         found = _collect([arrays[name]], path, limit, at_random, drawn=drawn)
-        labels = _labels(arrays, len(np.atleast_1d(arrays[name])))
-        rows = _chosen(len(labels), limit, at_random)
-        return replace(found, labels=torch.from_numpy(labels[rows])) if len(labels) else found
+        count = len(np.atleast_1d(arrays[name]))
+        for labels in (arrays[key] for key in LABEL_NAMES if key in arrays):
+            if labels.dtype.kind in "iu" and labels.shape == (count,):
+                rows = labels.astype(np.int64)[_chosen(count, limit, at_random)]
+                return replace(found, labels=torch.from_numpy(rows))
+        return found
     if path.suffix == ".npy":
         return _collect([_load_npy(path)], path, limit, at_random)
     if path.suffix.lower() in SUFFIXES and path.is_file():
@@ -184,14 +186,6 @@ def _load_npy(path: Path) -> NDArray[np.generic]:
         return np.lib.format.open_memmap(path, mode="r")
 
 
-def _labels(arrays: Mapping[str, NDArray[np.generic]], count: int) -> NDArray[np.int64]:
-    """The labels (count,) among the arrays of a file, or (0,)."""
-    for name in LABEL_NAMES:
-        if name in arrays and arrays[name].dtype.kind in "iu" and arrays[name].shape == (count,):
-            return arrays[name].astype(np.int64)
-    return np.zeros(0, np.int64)
-
-
 def _chosen(count: int, limit: int | None, at_random: bool) -> NDArray[np.int64]:
     """The numbers of the images to take, in rising order."""
     order = epoch_order(count, 0, 0) if at_random and count else torch.arange(count)
@@ -210,38 +204,31 @@ def _collect(
 
     drawn: whether dsmooth drew them, whose range is known.
     """
-    parts: list[tuple[Tensor, Tensor]] = []
+    parts: list[Tensor] = []
+    kept: list[Tensor] = []
     arrays = [*map(np.atleast_1d, arrays)]
     rows = _chosen(sum(map(len, arrays)), limit, at_random)
     first, values = 0, ValueRange()
     for array in arrays:
+        is_bytes = array.dtype == np.uint8
+        if not is_bytes and array.dtype.kind != "f":
+            raise ValueError(f"{path} must hold bytes or floating-point values, got {array.dtype}")
         own = rows[(rows >= first) & (rows < first + len(array))] - first
         for begin in range(0, max(1, len(own)), 1000):
-            parts.append(_to_bytes(array[own[begin : begin + 1000]], path, values))
+            pixels = array[own[begin : begin + 1000]]
+            x = torch.from_numpy(np.array(pixels, np.uint8 if is_bytes else np.float32))
+            x = channels_first(x, str(path))
+            kept.append(torch.ones(len(x), dtype=torch.bool) if is_bytes else ~is_diverged(x))
+            if not is_bytes:
+                x = x[kept[-1]]
+                values.add(x)
+            parts.append(x if is_bytes else to_bytes(x))
         first += len(array)
-    shapes = {tuple(part.shape[1:]) for part, _ in parts}
+    shapes = {tuple(part.shape[1:]) for part in parts}
     if len(shapes) > 1:
         raise ValueError(f"{path} holds images of different shapes: {sorted(shapes)}")
-    images, kept = map(torch.cat, zip(*parts, strict=True))
+    images = torch.cat(parts)
     if not drawn and images.numel():
         values.check(path)
         warn_of_range(images, f"the images of {path}")
-    return ImageSet(images, f"{path} ({len(rows):,} images)", kept)
-
-
-def _to_bytes(array: NDArray[np.generic], path: Path, values: ValueRange) -> tuple[Tensor, Tensor]:
-    """Bytes (N, C, H, W) of the images of an array that did not diverge, and which: (M,) bool.
-
-    values: gets the values that are floating-point numbers.
-    """
-    is_bytes = array.dtype == np.uint8
-    if not is_bytes and array.dtype.kind != "f":
-        raise ValueError(f"{path} must hold bytes or floating-point values, got {array.dtype}")
-    x = torch.from_numpy(np.array(array, np.uint8 if is_bytes else np.float32))
-    x = channels_first(x, str(path))
-    if is_bytes:
-        return x, torch.ones(len(x), dtype=torch.bool)
-    kept = ~is_diverged(x)
-    x = x[kept]
-    values.add(x)
-    return to_bytes(x), kept
+    return ImageSet(images, f"{path} ({len(rows):,} images)", torch.cat(kept))
