@@ -52,7 +52,7 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.mark.parametrize("channels", [1, 3])
 def test_golden_values_of_a_checkpoint_with_classes(channels: int) -> None:
     """The importer and the network give the values that the equations gave in float64."""
-    stem = GOLDEN / f"labelled_networkc{channels}_8x8_f4_r1_k2"
+    stem = GOLDEN / f"network_c{channels}_8x8_f4_r1_k2"
     state = with_classes(load_file(f"{stem}.safetensors"))
     golden = load_file(f"{stem}.classes.safetensors")
     x = load_file(f"{stem}.io.safetensors")["x"].repeat(4, 1, 1, 1)
@@ -66,7 +66,7 @@ def test_golden_values_of_a_checkpoint_with_classes(channels: int) -> None:
 
 @pytest.mark.quick
 def test_a_checkpoint_with_wrong_projections_is_refused() -> None:
-    state = with_classes(load_file(GOLDEN / "labelled_networkc1_8x8_f4_r1_k2.safetensors"))
+    state = with_classes(load_file(GOLDEN / "network_c1_8x8_f4_r1_k2.safetensors"))
     key = "module.down_layers.0.u_stream.0.hw"
     with pytest.raises(ValueError, match=r"lacks 'down_layers\.0\.u_stream\.0\.hw'"):
         dsmooth.load_pixelcnnpp({name: t for name, t in state.items() if name != key})
@@ -134,13 +134,12 @@ def test_a_label_is_for_models_with_classes() -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_classes_begin_as_the_labelled_networkwithout_them(role: str) -> None:
+def test_classes_begin_as_the_network_without_them(role: str) -> None:
     config = tiny(role, n_classes=10)
     torch.manual_seed(1)
     initial = dsmooth.PixelCNNpp(replace(config.model, n_classes=0))
-    with torch.no_grad():
-        for weight in initial.parameters():
-            weight.normal_(std=0.3)
+    for weight in initial.parameters():
+        weight.data.normal_(std=0.3)
     model = TrainState(config, labelled(), torch.device("cpu"), initial).model.eval()
     x, label = inputs("none")[0].double(), inputs("none")[2]
     context = x.flip(0) if role == "denoiser" else None
@@ -247,9 +246,9 @@ def test_a_label_of_zeros_that_was_not_trained_gets_a_warning(caplog, tmp_path) 
         lambda: probe_pair(pair, data, data, settings, tmp_path / "probes.json", only=["noisy"]),
     )
     for dropout, warns in ((None, False), (0.1, False), (0.0, True)):
-        for labelled_network in (model, pair.noisy):
-            labelled_network.config = replace(
-                labelled_network.config, class_names=("a", "b", "c"), hidden_labels=dropout
+        for learner in (model, pair.noisy):
+            learner.config = replace(
+                learner.config, class_names=("a", "b", "c"), hidden_labels=dropout
             )
         for call in calls:
             warn_untrained_zero_label.cache_clear()
@@ -366,9 +365,8 @@ def test_the_command_draws_a_class_or_each(tmp_path, monkeypatch, capsys) -> Non
     """Image i of a class is the same next to images of its own class and of others."""
     monkeypatch.chdir(tmp_path)
     pair = tiny_pair(classes=(CLASSES, 0))
-    with torch.no_grad():
-        for model in (pair.noisy, pair.denoiser):
-            model.head.weight_g.mul_(0.1)
+    for model in (pair.noisy, pair.denoiser):
+        model.head.weight_g.data.mul_(0.1)
     pair.save_pretrained("pair")
 
     def draw(label: object, out: str, count: int = 5) -> dict[str, np.ndarray]:
@@ -430,10 +428,9 @@ def test_batches_carry_the_labels_of_their_images() -> None:
 def test_held_out_images_are_scored_with_their_labels(role: str) -> None:
     config = tiny(role, n_classes=2)
     state = TrainState(config, labelled(), torch.device("cpu"))
-    with torch.no_grad():
-        for name, weight in state.averaged.named_parameters():
-            if name.endswith("condition_weight"):
-                weight.normal_(generator=torch.Generator().manual_seed(len(name)))
+    for name, weight in state.averaged.named_parameters():
+        if name.endswith("condition_weight"):
+            weight.data.normal_(generator=torch.Generator().manual_seed(len(name)))
     test_set = labelled(10, split="test")
     swapped = replace(test_set, labels=1 - test_set.labels)
     assert evaluate(state, test_set) != evaluate(state, swapped)

@@ -87,11 +87,15 @@ def tested() -> None:
     tests = types.ModuleType("tests")
     tests.__path__ = [str(ROOT / "tests")]
     sys.modules["tests"] = tests
-    from dsmooth.functional import logistic_mixture_log_prob
     from tests.functional.test_gpu_gated_resnet import SIZES as BLOCKS
     from tests.functional.test_gpu_logistic_mixture import SIZES as MIXED
     from tests.helpers.gated_cases import KERNELS, STRIDES, make_case
-    from tests.helpers.mixture_cases import MIXTURES, float_case, value_and_gradients
+    from tests.helpers.mixture_cases import (
+        MIXTURES,
+        log_prob_of,
+        random_case,
+        value_and_gradients,
+    )
 
     bf16 = torch.bfloat16
     for shift in KERNELS:
@@ -102,8 +106,8 @@ def tested() -> None:
     for mixture in MIXTURES:
         for channels in (1, 3):
             for size, n_mix in MIXED:
-                x, params, options = float_case(channels, mixture, n_mix=n_mix, size=size)
-                function = partial(logistic_mixture_log_prob, impl="triton", **options)
+                x, params = random_case(channels, mixture, n_mix=n_mix, size=size)
+                function = log_prob_of(mixture, "triton")
                 for order in (torch.contiguous_format, torch.channels_last):
                     value_and_gradients(function, x.to(bf16), params.to(bf16, memory_format=order))
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 
-from dsmooth.functional import logistic_mixture_log_prob
 from tests.helpers.mixture_cases import (
     MIXTURES,
     assert_as_exact_as_eager,
     avoid_kink,
-    float_case,
+    log_prob_of,
     n_atoms,
+    random_case,
     value_and_gradients,
 )
 
@@ -28,11 +26,10 @@ SIZES = [((5, 28, 28), 10), ((3, 9, 11), 5), ((1, 1, 1), 1)]  # images, and comp
 @pytest.mark.parametrize("impl", ["triton", "auto"])
 def test_as_exact_as_eager(impl, channels, mixture, dtype, last) -> None:
     for size, n_mix in SIZES:
-        x, params, options = float_case(channels, mixture, n_mix=n_mix, size=size)
-        x, params = x.to("cuda", dtype), params.to("cuda", dtype)
+        case = random_case(channels, mixture, n_mix=n_mix, size=size)
+        x, params = (t.to("cuda", dtype) for t in case)
         avoid_kink(params, channels, n_atoms(mixture))
         if last:
             params = params.to(memory_format=torch.channels_last)
-        function = partial(logistic_mixture_log_prob, impl=impl, **options)
-        got = value_and_gradients(function, x, params)
-        assert_as_exact_as_eager(got, x, params, **options)
+        got = value_and_gradients(log_prob_of(mixture, impl), x, params)
+        assert_as_exact_as_eager(got, x, params, **MIXTURES[mixture])

@@ -27,11 +27,11 @@ from tests.helpers.mixture_cases import (
     each_channels,
     each_likelihood,
     each_mixture,
-    float_case,
     golden_inputs,
     log_prob_of,
     n_atoms,
     n_params,
+    options_of,
     random_case,
     raw_parts,
     run_native,
@@ -218,14 +218,14 @@ def test_each_instruction_set_is_as_exact_as_eager(
     channels: int, mixture: Mixture, last: bool, dtype: torch.dtype, instruction_set: str
 ) -> None:
     """Beside atoms scales are moderate: at narrow ones the rounding of a mean hides all else."""
-    x, params, options = float_case(channels, mixture, n_mix=5, size=(3, 9, 19))
+    case = random_case(channels, mixture, n_mix=5, size=(3, 9, 19))
+    x, params = (t.float().to(dtype) for t in case)
     if n_atoms(mixture):
         raw_parts(params, channels, n_atoms(mixture))[:, :, 1].clamp_(-1, 1)
-    x, params = x.to(dtype), params.to(dtype)
     if last:
         params = params.to(memory_format=torch.channels_last)
-    got = run_native(x, params, options, instruction_set=instruction_set)
-    assert_as_exact_as_eager(got, x, params, **options)
+    got = run_native(x, params, mixture, instruction_set=instruction_set)
+    assert_as_exact_as_eager(got, x, params, **options_of(mixture))
 
 
 @both_impls

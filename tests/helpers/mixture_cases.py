@@ -107,14 +107,6 @@ def random_case(
     return x, params
 
 
-def float_case(
-    channels: int, mixture: Mixture, **options: Any
-) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """random_case in float32, and the op's keyword arguments for it."""
-    x, params = random_case(channels, mixture, **options)
-    return x.float(), params.float(), options_of(mixture)
-
-
 def avoid_kink(params: Tensor, channels: int, n_atoms: int = 0) -> None:
     """At the kink itself, which half precision meets, versions of PyTorch differ in the
     derivative."""
@@ -124,7 +116,7 @@ def avoid_kink(params: Tensor, channels: int, n_atoms: int = 0) -> None:
 
 def value_and_gradients(
     function: Callable[[Tensor, Tensor], Tensor], x: Tensor, params: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     x, params = x.detach().requires_grad_(), params.detach().requires_grad_()
     log_prob = function(x, params)
     grad_x, grad_params = torch.autograd.grad(log_prob.sum(), (x, params))
@@ -132,9 +124,8 @@ def value_and_gradients(
 
 
 def golden_inputs(case: dict[str, Any], narrow: bool) -> tuple[Tensor, Tensor]:
-    batch, channels, height, width = (
-        case[key] for key in ("batch", "image_channels", "height", "width")
-    )
+    names = ("batch", "image_channels", "height", "width")
+    batch, channels, height, width = (case[name] for name in names)
     shape = (batch, n_params(channels, case["n_mix"]), height, width)
     index = torch.arange(math.prod(shape), dtype=torch.float64)
     params = (-2 + 4 * (0.5 + 0.5 * torch.sin(0.7 * index + 0.3))).view(shape)

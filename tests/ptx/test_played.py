@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,7 +17,6 @@ import torch
 
 from dsmooth.cuda.compiler import nvrtc
 from dsmooth.cuda.driver import Card, Image, Kernel
-from dsmooth.functional import logistic_mixture_log_prob
 from tests.helpers.gated_cases import EPS, assert_as_good
 from tests.helpers.gated_cases import make_case as make_block
 from tests.helpers.mixture_cases import (
@@ -25,7 +25,7 @@ from tests.helpers.mixture_cases import (
     avoid_kink,
     n_atoms,
     random_case,
-    value_and_gradients,
+    run_triton,
 )
 from tests.helpers.stub_driver import StubDriver
 from tests.ptx.cuda_player import (
@@ -48,13 +48,18 @@ DISCRETIZED: dict[str, Any] = {"likelihood": "discretized", "atoms": [0, 255, 17
 BYTES: dict[str, Any] = {
     "likelihood": "discretized", "atoms": range(256), "features": 6, "hidden": 5,
 }  # fmt: skip
+
+
+def tiered(cases: Iterable[tuple[Any, ...]], default: list[tuple[Any, ...]]) -> list[Any]:
+    """The cases; those that are not in `default` are of the full tier."""
+    return [pytest.param(*c, marks=[pytest.mark.full] * (c not in default)) for c in cases]
+
+
 CASES: dict[str, dict[str, Any]] = {
     "rgb stack gaussian": {
         "filters": 5, "channels": 3, "conditioning": "stack", "likelihood": "gaussian",
         "bf16": True, "n": 1,
     },
-}  # fmt: skip
-FULL_CASES: dict[str, dict[str, Any]] = {
     "grey discretized in float32, completed": {
         "filters": 3, "n": 1, "completes": True, **DISCRETIZED,
     },
@@ -78,15 +83,10 @@ FULL_CASES: dict[str, dict[str, Any]] = {
 
 
 @needs_nvrtc
-@pytest.mark.parametrize(
-    "settings",
-    [
-        *(pytest.param(case, id=name) for name, case in CASES.items()),
-        *(pytest.param(case, id=name, marks=pytest.mark.full) for name, case in FULL_CASES.items()),
-    ],
-)
-def test_images_are_those_of_the_host(settings: dict[str, Any], stub: StubDriver) -> None:
+@pytest.mark.parametrize("name", tiered([(name,) for name in CASES], [("rgb stack gaussian",)]))
+def test_images_are_those_of_the_host(name: str, stub: StubDriver) -> None:
     """To rounding; where pixels are snapped to levels, all activations too, bit for bit."""
+    settings = CASES[name]
     case = make_case(**settings)
     player = CudaPlayer(stub, case)
     expected, drawn = draw_on_host(player), draw(player)
@@ -110,11 +110,7 @@ BLOCKS = [(dropout, dtype) for dropout in (0.0, 0.5) for dtype in DTYPES]
 DEFAULT_BLOCKS = [(0.0, torch.float32), (0.5, torch.bfloat16)]
 
 
-@pytest.mark.parametrize(
-    ("dropout", "dtype"),
-    [pytest.param(*b, marks=[pytest.mark.full] * (b not in DEFAULT_BLOCKS)) for b in BLOCKS],
-    ids=str,
-)
+@pytest.mark.parametrize(("dropout", "dtype"), tiered(BLOCKS, DEFAULT_BLOCKS), ids=str)
 def test_gated_block(dropout: float, dtype: torch.dtype) -> None:
     """Forward and backward: packing, both convolutions, gate, dropout, every gradient."""
     pytest.importorskip("triton")
@@ -145,9 +141,7 @@ PLAYED = [
 
 
 @pytest.mark.parametrize(
-    ("channels", "mixture", "dtype"),
-    [pytest.param(*c, marks=[pytest.mark.full] * (c not in DEFAULT_MIXTURES)) for c in PLAYED],
-    ids=str,
+    ("channels", "mixture", "dtype"), tiered(PLAYED, DEFAULT_MIXTURES), ids=str
 )
 def test_logistic_mixture(channels: int, mixture: str, dtype: torch.dtype) -> None:
     pytest.importorskip("triton")
@@ -156,14 +150,9 @@ def test_logistic_mixture(channels: int, mixture: str, dtype: torch.dtype) -> No
 
     x, params = (t.to(dtype) for t in random_case(channels, mixture, size=(1, 4, 6)))
     avoid_kink(params, channels, n_atoms(mixture))
-    options = dict(MIXTURES[mixture])
-    likelihood: Any = options.pop("likelihood")
     with played({kernels: ["log_prob_kernel"]}, Memory(1 << 22)):
-        got = value_and_gradients(
-            lambda x, p: logistic_mixture_log_prob(x, p, likelihood, impl="triton", **options),
-            x, params,
-        )  # fmt: skip
-    assert_as_exact_as_eager(got, x, params, likelihood, **options)
+        got = run_triton(x, params, mixture)
+    assert_as_exact_as_eager(got, x, params, **MIXTURES[mixture])
 
 
 CASE: dict[str, Any] = {"filters": 6, "bf16": True, "height": 12, "n": 3, "max_slice": 2}

@@ -39,13 +39,13 @@ from tests.helpers.mixture_cases import (
     each_channels,
     each_likelihood,
     each_mixture,
-    float_case,
     log_prob_of,
     n_atoms,
     native_mixture,
     random_case,
     some_atoms,
     value_and_gradients,
+    widest_case,
 )
 from tests.helpers.mixture_cases import run_triton as run
 
@@ -80,7 +80,7 @@ def test_as_exact_as_eager(size, n_mix, dtype, channels, mixture) -> None:
 
 @each_likelihood
 def test_inputs_of_two_dtypes(likelihood: Any) -> None:
-    x, params, _ = float_case(3, likelihood, size=(1, 2, 3))
+    x, params = widest_case(3, likelihood, size=(1, 2, 3))
     got = run(x, params.bfloat16(), likelihood)
     assert [g.dtype for g in got] == [torch.float32, torch.float32, torch.bfloat16]
     assert_as_exact_as_eager(got, x, params.bfloat16(), likelihood)
@@ -130,7 +130,7 @@ def test_an_atom_far_above_the_components_neither_overflows_nor_vanishes() -> No
 @each_mixture
 def test_a_pixel_does_not_see_its_neighbours(mixture: str, n_mix: int, channels: int) -> None:
     """A part of an image, down to one pixel, gets the bits that it gets in the whole."""
-    x, params, _ = float_case(channels, mixture, n_mix=n_mix, size=(2, 3, 13))
+    x, params = widest_case(channels, mixture, n_mix=n_mix, size=(2, 3, 13))
     whole = run(x, params, mixture)
     for part in ((slice(1), ..., slice(1), slice(1)), (slice(2), ..., slice(1, 3), slice(4, 11))):
         for got, want in zip(run(x[part], params[part], mixture), whole, strict=True):
@@ -142,7 +142,7 @@ def test_a_pixel_does_not_see_its_neighbours(mixture: str, n_mix: int, channels:
 @pytest.mark.full
 @each_mixture
 def test_opcheck(mixture: str) -> None:
-    x, params, _ = float_case(3, mixture, n_mix=2, size=(2, 1, 3))
+    x, params = widest_case(3, mixture, n_mix=2, size=(2, 1, 3))
     x, params = x.bfloat16(), params.bfloat16()
     last = params.to(memory_format=torch.channels_last)
     what = native_mixture(mixture).values()
