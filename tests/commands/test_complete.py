@@ -13,6 +13,7 @@ import dsmooth
 from dsmooth.data import load_dataset, to_float
 from dsmooth.data.reading import read_npz
 from dsmooth.evaluate.sources import read_images
+from dsmooth.pictures import BORDER
 from dsmooth.sampling import keep_top
 from tests.helpers.command_runs import run
 
@@ -26,6 +27,9 @@ def test_completions_of_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert "wrote rows.png" in capsys.readouterr().out
     with Image.open("rows.png") as picture:
         assert picture.size == (4 * 18 + 2, 3 * 18 + 2)  # 8 pixels twice as large, and a border
+        whole, part = (np.array(picture)[2:18, 2 + 18 * i :][:, :16] for i in (0, 1))
+    assert np.array_equal(part[:4], whole[:4])  # the given rows; the others are missing
+    assert (part[4:] == BORDER).all()
     stored = read_npz(Path("x.npz"))
     original = to_float(read_images(Path("images"), 3).images)
     mask = keep_top(0.25, (8, 8))
@@ -50,7 +54,7 @@ def test_one_file_in_rgb_and_a_mask() -> None:
     with Image.open(sorted(Path("images").iterdir())[5]) as picture:
         grey = np.array(picture)
         picture.convert("RGB").save("digit.png")
-    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save("mask.png")
+    Image.fromarray(100 + 155 * np.eye(8, dtype=np.uint8)).save("mask.png")  # grey is missing
     options = ["--mask", "mask.png", "--draws", "3", "--out", "folder/x.npz"]
     assert run("complete", "noisy", "denoiser", "--images", "digit.png", *options) == 0
     stored = read_npz(Path("folder/x.npz"))

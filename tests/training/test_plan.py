@@ -125,10 +125,11 @@ def test_the_number_of_clusters_is_required_where_no_file_has_it(place: Path, ca
 
 @pytest.mark.parametrize("clusters", [None, "3"])
 def test_a_pair_with_clusters_is_resumed_and_extended(place: Path, clusters: str | None) -> None:
-    """With or without --clusters; the first noisy model is not trained further."""
+    """With or without --clusters, and --images; the first noisy model is not trained further."""
     weights = [(place / "p" / name / "model.safetensors") for name in ("noisy", "denoiser")]
     before = [path.read_bytes() for path in weights]
-    assert run("train", *words(place, clusters), *TINY, "--resume") == 0
+    for images in (TINY, []):
+        assert run("train", *words(place, clusters), *images, "--resume") == 0
     assert [path.read_bytes() for path in weights] == before
     assert run("train", *words(place, clusters), "--images=64", "--resume") == 0
     seen = {name: steps(place / "p" / name) for name in ("noisy-unnamed", "noisy", "denoiser")}
