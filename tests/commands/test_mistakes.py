@@ -88,7 +88,7 @@ MISTAKES = [
     (f"{FID} integers.npy", "must hold bytes or floating-point values, got int64"),
     (f"{FID} x.npy", "--data was not given, so mnist was used, of images (1, 28, 28)"),
     (f"{FID} noisy denoiser", "classifier needs images of"),
-    (f"{FID} noisy denoiser --data-dir nowhere", "a network of yours to make_extractor(module)"),
+    (f"{FID} noisy denoiser --data-dir nowhere", "pass your own network to make_extractor(module)"),
     (f"{FID} x.npy --extractor Pixels", "extractor"),
     ("probe noisy denoiser --data mnist", "the pair is for images (C, H, W) = (1, 8, 8)"),
     (f"{REPRODUCE} --budget 1", "--budget is for training"),
