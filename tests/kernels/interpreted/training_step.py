@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from dsmooth import philox
-from dsmooth.data.batches import flips
 from dsmooth.functional import use_impl
 from dsmooth.functional.image_words import image_words
 from dsmooth.functional.shifted_conv import fold_weight_norm
@@ -62,12 +61,6 @@ def test_noise_has_the_bits_of_the_cpu(kind: str, shape: tuple[int, ...]) -> Non
         assert torch.equal(got, expected)
         (slope,) = torch.autograd.grad(got.sum(), x)
     assert torch.equal(slope, torch.ones_like(x))
-
-
-def test_flips_are_those_of_the_cpu() -> None:
-    expected = flips(torch.tensor(5), 100, seed=1)
-    with use_impl("triton"):
-        assert torch.equal(flips(torch.tensor(5), 100, seed=1), expected)
 
 
 KERNELS = [
