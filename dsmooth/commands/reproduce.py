@@ -131,16 +131,16 @@ def run_stages(options: Reproduce, runs: Sequence[TrainConfig]) -> int:
             return -130  # at once, without the threads at work
         record.finish(report)
         if rank_and_size()[0] == 0:
-            commands = longer_training(report, options)
+            command = longer_training(report, options)
             curves = {
                 str(role): curve_of(run) for role, run in models.runs.items() if run.is_finished()
             }
-            write_report(out / "report.html", report, curves, pictures, commands)
+            write_report(out / "report.html", report, curves, pictures, command)
             print(f"\n{bound_sentence(report)}")
             if pictures:
                 print(f"Pictures: {out / 'samples'}/*.png")
             print(f"Report:   {out / 'report.html'} (open it in a browser; it needs no network)")
-            for sentence in advice(report, commands):
+            for sentence in advice(report, command):
                 print(sentence)
     return 0
 
@@ -222,12 +222,13 @@ def train_one(config: TrainConfig, run: RunFolder, options: Reproduce) -> int | 
     return train(config, run.path, resume=resume, device=device, progress=True).interrupted
 
 
-def longer_training(report: Report, options: Reproduce) -> list[str]:
-    """Commands that train such models for longer, or the pair that comes with the package anew."""
+def longer_training(report: Report, options: Reproduce) -> str:
+    """The command that trains such models for longer, or the pair of the package anew; "" for given
+    models."""
     if report.origin == "packaged":
-        return ["dsmooth reproduce --from-scratch --out from-scratch"]
+        return "dsmooth reproduce --from-scratch --out from-scratch"
     if report.budget_minutes is None:
-        return []
+        return ""
     minutes = max(60, round(8 * report.budget_minutes))
     words = ["dsmooth", "reproduce", "--preset", report.name, "--budget", str(minutes)]
     words += ["--out", f"reproduction-{minutes}", "--seed", str(options.seed)]
@@ -235,4 +236,4 @@ def longer_training(report: Report, options: Reproduce) -> list[str]:
         words += ["--data-dir", "data", "--download"]
     elif options.dataset.data_dir is not None:
         words += ["--data-dir", str(options.dataset.data_dir)]
-    return [shlex.join(words)]
+    return shlex.join(words)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -54,12 +54,11 @@ def write_report(
     report: Report,
     curves: Mapping[str, Curve],
     pictures: Mapping[str, Tensor],
-    commands: Sequence[str] = (),
+    command: str = "",
 ) -> None:
     """Write the page of a report to `path`; a section without content is left out.
 
-    curves: of each role's run. pictures: (N, C, H, W) images by name. commands: for longer
-    training.
+    curves: of each role's run. pictures: (N, C, H, W) images by name. command: trains for longer.
     """
     settings = report.models["noisy"].settings
     noise = f"{NOISE[str(settings['smoothing'])]} noise of scale {settings['scale']:g}"
@@ -79,7 +78,7 @@ def write_report(
         "Receptive fields": receptive_fields(report),
         "Compared with the paper": comparison_with_paper(report, card),
         "Training curves": training_curves(report, curves),
-        "Better samples": [Block(text) for text in advice(report, commands)],
+        "Better samples": [Block(text) for text in advice(report, command)],
         "How this was made": [Block(text) for text in how_it_was_made(report, data)],
         "Settings": [Block(table=settings_table(report.models))],
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from ..evaluate.probe import PIXELS, best_probe
 from ..fields import Setting
@@ -133,28 +133,26 @@ def bound_sentence(report: Report) -> str:
     )
 
 
-def advice(report: Report, commands: Sequence[str]) -> list[str]:
-    """Sentences on the training so far and on `commands` that train for longer."""
+def advice(report: Report, command: str) -> list[str]:
+    """Sentences on the training so far and on the command that trains for longer."""
     if report.origin == "packaged":
         card = (
             "These models come with dsmooth. The README.md in their folder, pretrained/mnist in "
             "the package's (`dsmooth doctor` prints it), is their card, with the numbers of all "
             "test images."
         )
-        return [card, *(f"`{command}` trains a pair here." for command in commands)]
-    sentences, budget, data = [], report.budget_minutes, report.data
+        return [card, f"`{command}` trains a pair here."]
+    budget, data = report.budget_minutes, report.data
+    if budget is None:
+        return []
     training = [report.models[role].training for role in ("noisy", "denoiser")]
-    if budget:
-        fewest = min(summary.images for summary in training if summary is not None)
-        sentences.append(
-            f"In {budget:.3g} minutes of training in all, each model of the pair saw {fewest:,} "
-            f"images or more ({fewest / data.train_images:.1f} passes over the training set)."
-        )
-    if commands:
-        verb = "trains" if len(commands) == 1 else "train"
-        listed = "` and `".join(commands)
-        sentences.append(f"Quality depends on images seen: `{listed}` {verb} for longer.")
-    if commands and budget and data.embedded:
+    fewest = min(summary.images for summary in training if summary is not None)
+    sentences = [
+        f"In {budget:.3g} minutes of training in all, each model of the pair saw {fewest:,} "
+        f"images or more ({fewest / data.train_images:.1f} passes over the training set).",
+        f"Quality depends on images seen: `{command}` trains for longer.",
+    ]
+    if data.embedded:
         sentences.append(
             "That fetches the full training set of MNIST: a long run on the embedded "
             f"{data.train_images:,} images would memorize them."

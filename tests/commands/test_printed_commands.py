@@ -92,14 +92,7 @@ def test_every_printed_command_runs(tmp_path, monkeypatch, capsys) -> None:
 
     photos = DataOptions(data_dir=Path("images"))
     longer = [
-        command
-        for name, budget, origin, options in (
-            ("the packaged models", None, "packaged", Reproduce()),
-            ("mnist-quick", 0.1, "trained", Reproduce()),
-            ("photos", 8.0, "trained", Reproduce(seed=3, dataset=photos)),
-        )
-        for embedded in (True, False)
-        for command in longer_training(
+        longer_training(
             SimpleNamespace(
                 name=name,
                 budget_minutes=budget,
@@ -108,6 +101,12 @@ def test_every_printed_command_runs(tmp_path, monkeypatch, capsys) -> None:
             ),
             options,
         )
+        for name, budget, origin, options in (
+            ("the packaged models", None, "packaged", Reproduce()),
+            ("mnist-quick", 0.1, "trained", Reproduce()),
+            ("photos", 8.0, "trained", Reproduce(seed=3, dataset=photos)),
+        )
+        for embedded in (True, False)
     ]
     commands = {own, *longer}.union(*map(commands_in, (printed, *cards)))
     assert len(commands) >= 10

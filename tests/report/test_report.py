@@ -85,7 +85,7 @@ def read(folder: Path, report: Report, pictures: dict[str, torch.Tensor] | None 
     """The words of a report, white space collapsed."""
     curves = dict.fromkeys(report.models, CURVE)
     path, pictures = folder / "report.html", pictures or made_up_pictures()
-    write_report(path, report, curves, pictures, ["dsmooth reproduce --budget 64"])
+    write_report(path, report, curves, pictures, "dsmooth reproduce --budget 64")
     text = path.read_text(encoding="utf-8")
     check_self_contained(text)
     return " ".join(" ".join(ElementTree.fromstring(text)[1].itertext()).split())
