@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -85,39 +84,26 @@ def as_grey(images: Tensor) -> Tensor:
     return first if images.shape[1] == 3 and bool((images == first).all()) else images
 
 
-@dataclass
-class ValueRange:
-    """The range of the floating-point values of images, and how many lie beyond -1.1 .. 1.1."""
+def check_range(path: Path, ranges: Sequence[tuple[float, float, int, int]]) -> None:
+    """Raise ValueError for values that are not those of images in [-1, 1].
 
-    low: float = math.inf
-    high: float = -math.inf
-    beyond: int = 0
-    count: int = 0
-
-    def add(self, x: Tensor) -> None:
-        """Count the values of some images."""
-        if x.numel():
-            low, high = map(float, x.aminmax())
-            self.low, self.high = min(self.low, low), max(self.high, high)
-            self.beyond += int((x.abs() > BEYOND_END).sum())
-            self.count += x.numel()
-
-    def check(self, path: Path) -> None:
-        """Raise ValueError for values that are not those of images in [-1, 1]."""
-        if self.count == 0:
-            return
-        if 0 <= self.low < self.high <= 1:
-            raise ValueError(
-                f"{path} must hold values in [-1, 1], got none below 0: images in [0, 1] would be "
-                "pale; store 2 * x - 1, or bytes as uint8"
-            )
-        share = self.beyond / self.count
-        if self.low > -NEAR_END or self.high < NEAR_END or share > MOST_BEYOND:
-            raise ValueError(
-                f"{path} must hold values in [-1, 1], black -1 and white 1, got {self.low:.3g} .. "
-                f"{self.high:.3g}, {100 * share:.0f} % of them beyond {BEYOND_END}: scale them, or "
-                "store bytes as uint8"
-            )
+    ranges: of parts: least and largest value, number beyond -1.1 .. 1.1, and number of values.
+    """
+    if not ranges:
+        return
+    lows, highs, beyond, counts = zip(*ranges, strict=True)
+    low, high, share = min(lows), max(highs), sum(beyond) / sum(counts)
+    if 0 <= low < high <= 1:
+        raise ValueError(
+            f"{path} must hold values in [-1, 1], got none below 0: images in [0, 1] would be "
+            "pale; store 2 * x - 1, or bytes as uint8"
+        )
+    if low > -NEAR_END or high < NEAR_END or share > MOST_BEYOND:
+        raise ValueError(
+            f"{path} must hold values in [-1, 1], black -1 and white 1, got {low:.3g} .. "
+            f"{high:.3g}, {100 * share:.0f} % of them beyond {BEYOND_END}: scale them, or store "
+            "bytes as uint8"
+        )
 
 
 def read_images(path: str | Path, limit: int | None = None, *, at_random: bool = False) -> ImageSet:
@@ -208,7 +194,7 @@ def _collect(
     kept: list[Tensor] = []
     arrays = [*map(np.atleast_1d, arrays)]
     rows = _chosen(sum(map(len, arrays)), limit, at_random)
-    first, values = 0, ValueRange()
+    first, ranges = 0, []
     for array in arrays:
         is_bytes = array.dtype == np.uint8
         if not is_bytes and array.dtype.kind != "f":
@@ -221,7 +207,9 @@ def _collect(
             kept.append(torch.ones(len(x), dtype=torch.bool) if is_bytes else ~is_diverged(x))
             if not is_bytes:
                 x = x[kept[-1]]
-                values.add(x)
+                if x.numel():
+                    beyond = int((x.abs() > BEYOND_END).sum())
+                    ranges.append((float(x.min()), float(x.max()), beyond, x.numel()))
             parts.append(x if is_bytes else to_bytes(x))
         first += len(array)
     shapes = {tuple(part.shape[1:]) for part in parts}
@@ -229,6 +217,6 @@ def _collect(
         raise ValueError(f"{path} holds images of different shapes: {sorted(shapes)}")
     images = torch.cat(parts)
     if not drawn and images.numel():
-        values.check(path)
+        check_range(path, ranges)
         warn_of_range(images, f"the images of {path}")
     return ImageSet(images, f"{path} ({len(rows):,} images)", torch.cat(kept))
