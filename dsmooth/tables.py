@@ -73,16 +73,12 @@ def frechet_table(result: FrechetResult, title: str) -> Table:
     words = f"{result.name}, ± standard error by the bootstrap"
     rows = [[words, *(_distance(distance) for distance in sets)]]
     scores = [(distance and distance.scores) or FidelityScores() for distance in sets]
-    fid = result.extractor.is_fid
+    kid, inception = "Kernel distance", "Inception-style score"
+    if result.extractor.is_fid:
+        kid, inception = "KID", "Inception score"
     for words, values in (
-        (
-            "KID" if fid else "Kernel distance",
-            [(s.kernel_distance, s.kernel_distance_deviation) for s in scores],
-        ),
-        (
-            "Inception score" if fid else "Inception-style score",
-            [(s.inception_score, s.inception_score_deviation) for s in scores],
-        ),
+        (kid, [(s.kernel_distance, s.kernel_distance_deviation) for s in scores]),
+        (inception, [(s.inception_score, s.inception_score_deviation) for s in scores]),
         ("Precision", [(s.precision, None) for s in scores]),
         ("Recall", [(s.recall, None) for s in scores]),
     ):
