@@ -27,7 +27,7 @@ SIZES = [((5, 28, 28), 10), ((3, 9, 11), 5), ((1, 1, 1), 1)]  # images, and comp
 def test_as_exact_as_eager(impl, channels, mixture, dtype, last) -> None:
     for size, n_mix in SIZES:
         case = random_case(channels, mixture, n_mix=n_mix, size=size)
-        x, params = (t.to("cuda", dtype) for t in case)
+        x, params = (t.float().to("cuda", dtype) for t in case)
         avoid_kink(params, channels, n_atoms(mixture))
         if last:
             params = params.to(memory_format=torch.channels_last)
