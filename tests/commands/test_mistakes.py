@@ -38,6 +38,7 @@ MISTAKES = [
     ("sample noisy -n 0", "--count must be at least 1, got 0"),
     ("sample noisy --png", "--png is for a folder: give --out a path without a"),
     ("sample noisy --adm", "--adm is for a .npz: give --out one"),
+    ("sample noisy --out x.npz folder", "a folder must be the only --out, got folder among others"),
     ("sample noisy -n 401", "or a folder with --png for one PNG per image"),
     ("sample noisy --out -", "or be a folder without a suffix, got -"),
     ("sample x.npy", "there is no x.npy/config.json: give a saved pair, or the folder of a run"),
