@@ -19,14 +19,9 @@ def cluster(options: Cluster) -> None:
     with process_group():
         use_threads(options.execution.threads)
         models = load_models(options.models)
-        if "noisy" not in models.networks:
-            raise ValueError(
-                f"{options.models[0]} is not a noisy model; clustering uses the noisy model's "
-                "features"
-            )
-        choice = choose_data(models, options.dataset)
+        noisy, choice = models.noisy, choose_data(models, options.dataset)
         models.to(choose_device(options.execution.device))
         datasets = [choice.load(split) for split in ("train", "test")]
-        write_clusters(models.noisy, datasets, options.clusters, options.seed, path)
+        write_clusters(noisy, datasets, options.clusters, options.seed, path)
     if rank_and_size()[0] == 0:
         print(f"next: `dsmooth train noisy --labels {path} --label-dropout 0.1`")

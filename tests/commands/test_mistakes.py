@@ -58,6 +58,7 @@ MISTAKES = [
     ("complete pair nan.npy", "nan.npy holds images that are not finite (1 of the first 8): leave"),
     ("complete noisy images", "noisy is a noisy model: name the pair that it is of"),
     ("train noisy --clusters 3", "--clusters is for a pair"),
+    ("cluster plain", "plain has a plain model, not a noisy one"),
     ("train pair --clusters 3 --labels x.npz", "--labels and --clusters both label the images"),
     ("evaluate bpd", "give a saved pair"),
     ("evaluate bpd plain --plain plain", "plain and plain both hold a plain model"),
