@@ -21,7 +21,7 @@ from ..nn.weights import load_network, tensors_digest
 from ..pair import SmoothedPair
 from ..progress import LOG
 from ..runs import WEIGHTS_FILE, RunFolder, TrainingRecord
-from ..smoothing import SMOOTHINGS, Smoothing
+from ..smoothing import Smoothing
 from .folders import CONFIG_KEY, HERE, PAIR, SavedSettings, has_runs, holds_networks, packaged
 from .hub import download, may_be_on_hub
 from .loaded import EXPECTED_MODELS, Loaded
@@ -152,16 +152,13 @@ def read_networks(folder: Path, kind: type[PixelCNNpp] = PixelCNNpp) -> list[_Ne
         hint = hint if names else "a saved pair, or the folder of a run"
         raise FileNotFoundError(f"there is no {run.config}: give {hint}")
     tensors, settings, is_run = _read_weights(run)
-    smoothing = None
-    if settings.smoothing is not None and settings.scale is not None:
-        smoothing = SMOOTHINGS[settings.smoothing](settings.scale)
     found = []
     for role in sorted(settings.networks, key=get_args(Role).index):
         weights = _tensors_of(role, tensors, settings)
         network = load_network(settings.networks[role], weights, run.weights, kind)
         network.role, network.image_size = role, settings.image_size
         network.record = partial(read_record, folder, role)
-        found.append(_Network(network, role, folder, smoothing, run if is_run else None))
+        found.append(_Network(network, role, folder, settings.noise, run if is_run else None))
     return found
 
 

@@ -305,4 +305,4 @@ def test_a_compiled_model_is_sampled_by_its_own() -> None:
         lambda: sample_images(compiled, 1, height=4, width=4),
         lambda: CachedSampler(compiled),
     ):
-        refuses(r"got OptimizedModule: give model\._orig_mod$", use, error=TypeError)
+        refuses(r"got OptimizedModule: pass model\._orig_mod$", use, error=TypeError)
