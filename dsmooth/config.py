@@ -247,7 +247,7 @@ class TrainConfig(RunSettings):
     smoothing: SmoothingKind = "gaussian"
     """The distribution of x~ given x."""
     scale: PositiveFloat = 0.5
-    """Its scale (for gaussian the standard deviation), in units of [-1, 1] pixels."""
+    """Its scale (for gaussian the standard deviation), in units of pixel values in [-1, 1]."""
     clean_noise: Annotated[float, Meta(ge=0)] = 0.0
     """Standard deviation of noise added to the denoiser's target (the paper uses 0.01)."""
     images: Positive | None = None

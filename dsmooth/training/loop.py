@@ -173,7 +173,7 @@ def train_run(
             check_new_run(run, request.config())
             if resume:
                 role = request.config().role
-                LOG.info("%s: no run in %s to resume: it begins here", role, run.path)
+                LOG.info("%s: no run in %s to resume: starting a new one", role, run.path)
 
         config, train_set, test_set, initial = resolve(request, load, target, checkpoint, started)
         stop = stack.enter_context(catch_signals())
@@ -205,7 +205,7 @@ def run_loop(
     total, begun, n = total_images(config), config.schedule_from, config.evaluations
     marks = [begun + (total - begun) * (i + 1) // n for i in range(n)]
     bits = None
-    saved = looked = time.monotonic()
+    saved = last_read = time.monotonic()
     while state.images_seen < total:
         before = state.images_seen
         state.step()
@@ -213,15 +213,15 @@ def run_loop(
         # The last mark is the end.
         evaluated = any(before < mark <= state.images_seen for mark in marks)
         # If any process finds something due, all do it.
-        interrupted, save, look = all_reduce_max(
+        interrupted, save, is_read_due = all_reduce_max(
             stop() or 0,
             now - saved > 60 * config.checkpoint_minutes,
-            now - looked > RECORD_SECONDS or state.steps - state.steps_read == READ_STEPS,
+            now - last_read > RECORD_SECONDS or state.steps - state.steps_read == READ_STEPS,
         )
-        if not (evaluated or interrupted or save or look):
+        if not (evaluated or interrupted or save or is_read_due):
             continue
 
-        looked = now
+        last_read = now
         results = state.results()
         if log:
             log.steps(results)

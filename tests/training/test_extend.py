@@ -92,7 +92,7 @@ def test_force_moves_the_end_of_an_unfinished_run(tmp_path, caplog) -> None:
     assert RunFolder(folder).record().notes == ("images 40 up to 24 images, 80 from then on",)
     caplog.set_level("INFO", "dsmooth")
     train(longer, whole, resume=True)
-    assert f"noisy: no run in {whole} to resume: it begins here" in caplog.text
+    assert f"noisy: no run in {whole} to resume: starting a new one" in caplog.text
     assert_same_end(whole, folder)
     assert RunFolder(folder).read_config()[0] == longer
 

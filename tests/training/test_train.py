@@ -323,7 +323,12 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     refuses("`images` and `budget` are both missing", train, replace(config, images=None), other)
     words = "must be a function, got a int"
     refuses(words, train, config, other, on_evaluation=3, error=TypeError)
-    refuses("config must be a TrainConfig, got a Tensor", dsmooth.train, torch.zeros(3, 1, 8, 8), error=TypeError)
+    refuses(
+        "config must be a TrainConfig, got a Tensor",
+        dsmooth.train,
+        torch.zeros(3, 1, 8, 8),
+        error=TypeError,
+    )
 
 
 def test_paper_presets_are_the_papers() -> None:
