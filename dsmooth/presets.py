@@ -45,9 +45,8 @@ def _paper(description: str, noisy: TrainConfig) -> Preset:
     stack = replace(noisy.model, conditioning="stack")
     denoiser = replace(noisy, role="denoiser", model=stack, batch_size=50, clean_noise=0.01)
     plain = replace(noisy, role="plain", model=replace(noisy.model, likelihood="discretized"))
-    return Preset(
-        f"the paper's {description} settings (stack, continuous, no EMA)", *(noisy, denoiser, plain)
-    )
+    words = f"the paper's {description} settings (stack, continuous, no EMA)"
+    return Preset(words, noisy, denoiser, plain)
 
 
 def _ours(description: str, noisy: TrainConfig) -> Preset:
