@@ -1,18 +1,16 @@
-"""A step stays on the device, and can be replayed; what Muon does to kernels."""
+"""A step stays on the device, and can be replayed; parameters are parts of one buffer."""
 
 from __future__ import annotations
 
 import itertools
-import math
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, get_args
 from unittest.mock import MagicMock
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -23,24 +21,11 @@ from dsmooth.cli import explain
 from dsmooth.config import OptimizerName
 from dsmooth.data import load_dataset
 from dsmooth.functional import use_impl
-from dsmooth.nn.layers import WeightNormConv
 from dsmooth.philox import Stream, image_words
 from dsmooth.runs import RunFolder
-from dsmooth.training import Muon, NonFiniteLoss, beginning, graph, train
+from dsmooth.training import NonFiniteLoss, beginning, graph, train
 from dsmooth.training.checkpoint import read_checkpoint, restore
-from dsmooth.training.flat import FlatParameters
-from dsmooth.training.optimizers import (
-    MOMENTUM,
-    FlatMuon,
-    Group,
-    Shape,
-    filters,
-    gram_sizes,
-    kernels_of,
-    polar_operator,
-    wide,
-)
-from dsmooth.training.step import READ_STEPS, TrainState, kernel_rate
+from dsmooth.training.step import READ_STEPS, TrainState
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.tiny_runs import ROLES, resolved, tiny
 
@@ -239,138 +224,6 @@ def test_bfloat16_is_chosen_where_it_is_faster(monkeypatch, processor, sets, fas
     assert settings.precision == ("bfloat16" if fast else "float32")
 
 
-def random_matrices(n: int, rows: int, columns: int, smallest: float) -> Tensor:
-    """(n, rows, columns) with singular values from 1 down to `smallest`."""
-    generator = torch.Generator().manual_seed(rows + columns)
-    u, _, vh = torch.linalg.svd(
-        torch.randn(n, rows, columns, generator=generator), full_matrices=False
-    )
-    values = torch.logspace(0, math.log10(smallest), min(rows, columns))
-    return u * values @ vh
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24), (1, 7), (7, 1)])
-def test_the_polar_factor_keeps_singular_vectors_and_sets_values_to_one(shape) -> None:
-    x = wide(random_matrices(3, *shape, smallest=0.005))
-    factor = polar_operator(x @ x.mT) @ x
-    u, _, vh = torch.linalg.svd(x, full_matrices=False)
-    values = u.mT @ factor @ vh.mT
-    diagonal = values.diagonal(dim1=1, dim2=2)
-    assert (values - torch.diag_embed(diagonal)).abs().max() < 1e-3
-    assert 0.87 < diagonal.min() <= diagonal.max() < 1.13
-    assert polar_operator(torch.zeros(2, 3, 3)).isfinite().all()
-
-
-def convolutions(shapes: Iterable[tuple[int, int, tuple[int, int], bool]]) -> list[WeightNormConv]:
-    """Layers with gradients, channels_last as those of a network in training."""
-    torch.manual_seed(5)
-    layers = []
-    for fan_in, fan_out, size, transposed in shapes:
-        layer = WeightNormConv(fan_in, fan_out, size, transposed=transposed)
-        layer = layer.to(memory_format=torch.channels_last)
-        layer.weight_v.grad = torch.randn_like(layer.weight_v)
-        layers.append(layer)
-    return layers
-
-
-def test_muon_of_a_custom_loop_turns_the_kernels_and_leaves_the_rest() -> None:
-    model = dsmooth.PixelCNNpp(dsmooth.ModelConfig(n_filters=4, n_resnet=1, n_mix=2))
-    muon = Muon(model)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    model.log_prob(torch.zeros(2, 1, 8, 8)).sum().backward()
-    muon.step(0.1)
-    after = dict(model.named_parameters())
-    assert {name for name in after if not torch.equal(after[name], before[name])} == (
-        after.keys() - muon.rest.keys()
-    )
-    for name in after.keys() - muon.rest.keys():
-        conv = model.get_submodule(name.removesuffix(".weight_v"))
-        rows = filters(after[name], conv.transposed).flatten(1)
-        assert torch.allclose(rows.norm(dim=1), torch.ones(len(rows)))
-
-
-def muon_of(*layers: WeightNormConv) -> FlatMuon:
-    """An optimiser of the kernels of some layers, whose gradients it takes."""
-    kernels = kernels_of(nn.ModuleList(layers))
-    return FlatMuon(
-        kernels, FlatParameters({name: conv.weight_v for name, conv in kernels.items()})
-    )
-
-
-SHAPES = [(4, 6, (2, 3), False), (4, 6, (2, 3), False), (6, 4, (2, 2), True), (2, 9, (1, 1), False)]
-
-
-def stepped(
-    layers: list[WeightNormConv], together: bool, steps: int = 2, scale: float = 1.0
-) -> list[Tensor]:
-    """Kernels after some steps of one gradient, all by one Muon or each by its own."""
-    groups = [layers] if together else [[layer] for layer in layers]
-    optimizers = [muon_of(*group) for group in groups]
-    gradients = [scale * layer.weight_v.grad for layer in layers]
-    for _ in range(steps):
-        for layer, gradient in zip(layers, gradients, strict=True):
-            layer.weight_v.grad = gradient.clone()
-        for optimizer in optimizers:
-            optimizer.flat.gather_gradients()
-            optimizer.step(torch.tensor(0.1))
-    return [layer.weight_v.detach() for layer in layers]
-
-
-@pytest.mark.quick
-def test_kernels_of_one_shape_step_independently_of_each_other_and_of_gradient_size() -> None:
-    expected = stepped(convolutions(SHAPES), together=False)
-    for scale in (1.0, 1e-6, 1e6):
-        for v, other in zip(
-            stepped(convolutions(SHAPES), together=True, scale=scale), expected, strict=True
-        ):
-            torch.testing.assert_close(v, other, rtol=0, atol=2e-6)
-
-
-def test_filters_have_length_one_and_turn_by_the_angle() -> None:
-    """A filter moves by the angle, root mean square; nearly at right angles, as gradients are."""
-    layers = convolutions(SHAPES)
-    weights = [layer.affine()[0].detach() for layer in layers]
-    muon_of(*layers)
-    for layer, weight in zip(layers, weights, strict=True):
-        torch.testing.assert_close(layer.affine()[0], weight)  # the function is the same
-    before = [filters(layer.weight_v.detach().clone(), layer.transposed) for layer in layers]
-    after = stepped(layers, together=True, steps=1)
-    for old, layer, v in zip(before, layers, after, strict=True):
-        new = filters(v, layer.transposed)
-        torch.testing.assert_close(new.flatten(1).norm(dim=1), torch.ones(len(new)))
-        angles = (new * old).flatten(1).sum(dim=1).clamp(max=1).acos()
-        assert 0.05 < angles.square().mean().sqrt() < 0.1 * 1.13
-
-
-def test_a_frozen_kernel_keeps_still() -> None:
-    layers = convolutions(SHAPES[:2])
-    layers[1].requires_grad_(False)
-    before = layers[1].weight_v.clone()
-    muon = muon_of(*layers)
-    muon.flat.gather_gradients()
-    muon.step(0.1)
-    assert torch.equal(layers[1].weight_v, before)
-    assert set(muon.kernels) == {"0.weight_v"}
-
-
-def test_a_step_has_the_momentum_of_nesterov() -> None:
-    (layer,) = convolutions(SHAPES[:1])
-    muon, average = muon_of(layer), torch.zeros(1)
-    for _ in range(2):
-        v = filters(layer.weight_v.detach().clone(), False).flatten(1)
-        layer.weight_v.grad = torch.randn_like(layer.weight_v)
-        gradient = filters(layer.weight_v.grad, False).flatten(1).clone()
-        average = torch.lerp(gradient, average, MOMENTUM)
-        x = torch.lerp(gradient, average, MOMENTUM)[None]
-        turned = (polar_operator(x @ x.mT) @ x)[0]
-        v -= 0.1 * max(1.0, v.shape[0] / v.shape[1]) ** 0.5 * turned
-        muon.flat.gather_gradients()
-        muon.step(torch.tensor(0.1))
-        new = filters(layer.weight_v.detach(), False).flatten(1)
-        torch.testing.assert_close(new, v / v.norm(dim=1, keepdim=True), rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("optimizer", get_args(OptimizerName))
 def test_parameters_are_parts_of_one_buffer_and_stay_what_they_are(optimizer: str) -> None:
     """Values, and memory order; an update of the buffer is one of the network."""
@@ -390,58 +243,6 @@ def test_parameters_are_parts_of_one_buffer_and_stay_what_they_are(optimizer: st
         view.fill_(1)
     buffers = flat.values, flat.gradient, state.ema.flat.values
     assert all(not buffer[used == 0].any() for buffer in buffers)
-
-
-def test_gradients_are_gathered_whatever_their_memory_order() -> None:
-    layers = convolutions(SHAPES)
-    muon = muon_of(*layers)
-    expected = {name: torch.randn_like(conv.weight_v) for name, conv in muon.kernels.items()}
-    for number, (name, conv) in enumerate(muon.kernels.items()):
-        conv.weight_v.grad = expected[name].contiguous() if number % 2 else expected[name].clone()
-    views = muon.flat.views(muon.flat.gather_gradients())
-    for name, conv in muon.kernels.items():
-        assert torch.equal(views[name], expected[name])
-        assert conv.weight_v.grad is None
-
-
-def test_a_checkpoint_has_a_row_of_moments_for_every_filter() -> None:
-    """Transposed or not: (D, kh kw C), in the order of a kernel (D, kh, kw, C); and is restored."""
-    config = tiny("denoiser", optimizer="muon")
-    one, other = (TrainState(config, random_dataset(12), CPU) for _ in range(2))
-    one.step()
-    tensors = {name: tensor.clone() for name, tensor in one.tensors().items()}
-    averages = one.optimizer.flat.views(one.optimizer.muon.average)
-    for name, conv in one.optimizer.muon.kernels.items():
-        stored = tensors[f"muon.{name.removesuffix('.weight_v')}"]
-        rows = filters(averages[name], conv.transposed)
-        assert torch.equal(stored, rows.flatten(1))
-    assert sum(name.startswith("muon.") for name in tensors) == len(one.optimizer.muon.kernels)
-    other.restore(tensors, one.images_seen, one.steps, "x")
-    for state in (one, other):
-        state.step()
-    for name, tensor in one.tensors().items():
-        assert torch.equal(tensor, other.tensors()[name]), name
-
-
-def test_gram_matrices_of_few_kernels_are_padded_to_the_next_size() -> None:
-    def groups(*sizes: tuple[int, int]) -> list[Group]:
-        return [Group(Shape(d, 1000, False), count, 0) for d, count in sizes]
-
-    assert gram_sizes(groups((40, 90), (80, 60), (30, 1), (4, 1))) == {
-        4: 40, 30: 40, 40: 40, 80: 80
-    }  # fmt: skip
-    assert gram_sizes(groups((160, 90), (320, 60), (100, 1))) == {100: 100, 160: 160, 320: 320}
-    assert gram_sizes([]) == {}
-
-
-def test_the_angle_follows_from_the_number_of_steps() -> None:
-    config = tiny(optimizer="muon", images=8000, batch_size=8)
-    assert kernel_rate(replace(config, kernel_rate=0.03)) == 0.03
-    quarter = kernel_rate(replace(config, images=32_000))
-    assert kernel_rate(config) == pytest.approx(2 * quarter)
-    extended = replace(config, images=40_000, schedule_from=8000)
-    assert kernel_rate(extended) == pytest.approx(quarter)
-    assert kernel_rate(replace(config, images=8)) == kernel_rate(replace(config, images=80))
 
 
 @pytest.mark.parametrize("optimizer", get_args(OptimizerName))
