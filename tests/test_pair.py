@@ -340,3 +340,21 @@ def test_the_bound_has_the_gradients_of_its_terms(training: bool) -> None:
     assert not score_pair(pair, data).discretized.requires_grad
     assert not classify(pair, data).log_likelihoods.requires_grad
     assert not pair.sample(1).requires_grad
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_bound_runs_the_hooks_of_the_pair_itself(training: bool) -> None:
+    """Also in training mode, where a copy without dropout computes the bound."""
+
+    class Adapter(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def hook(self, layer: torch.nn.Module, inputs: object, output: Tensor) -> Tensor:
+            return output * self.scale
+
+    pair, adapter = tiny_pair().train(training), Adapter()
+    pair.noisy.head.register_forward_hook(adapter.hook)
+    pair(images()).sum().backward()
+    assert adapter.scale.grad is not None

@@ -93,6 +93,9 @@ def check_options(options: Train) -> None:
             check_number("clusters", options.clusters, 2)
             if "labels" in given:
                 raise SettingError(("labels", "clusters"), "both label the images: leave one out")
+            if options.model.get("n_classes"):
+                words = "both say what the classes are: leave one out"
+                raise SettingError(("n_classes", "clusters"), words)
     elif options.clusters is not None:
         raise ValueError("--clusters is for a pair: for one model give --labels a file of clusters")
 

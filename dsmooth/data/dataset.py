@@ -136,9 +136,11 @@ class ImageDataset:
     def __getitem__(self, index: int) -> Tensor | tuple[Tensor, int]:
         """Image `index`, (C, H, W) float32 in [-1, 1]; with labels a pair of image and label.
 
-        A `torch.utils.data.DataLoader` takes it. Raises IndexError beyond the last image.
+        The image is that of a visit in training, with `transform`. A `torch.utils.data.DataLoader`
+        takes it. Raises IndexError beyond the last image.
         """
-        x = to_float(self.images[index])
+        image = self.images[index]
+        x = to_float(image if self.transform is None else self.transform(image.clone()))
         return x if self.labels is None else (x, int(self.labels[index]))
 
     @property
@@ -209,5 +211,6 @@ class ImageDataset:
         return sha.hexdigest()
 
     def batch(self, indices: Tensor) -> Tensor:
-        """Return images `indices` ((B,) int64): (B, C, H, W) float32 in [-1, 1]."""
+        """Return images `indices` ((B,) int64), without `transform`: (B, C, H, W) float32 in
+        [-1, 1]."""
         return to_float(self.images[indices])

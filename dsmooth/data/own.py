@@ -204,9 +204,14 @@ def _read_items(dataset: Any, split: str) -> tuple[ImageDataset, list[object] | 
 
 
 def _names_of(dataset: Any) -> tuple[str, ...]:
-    """The names that a data set gives to its numbers of classes; () if it gives none."""
+    """The names that a data set gives to its numbers of classes; () if it gives none.
+
+    The names are of the numbers before a `target_transform`.
+    """
     while isinstance(dataset, loaders.Subset):
         dataset = dataset.dataset
+    if getattr(dataset, "target_transform", None) is not None:
+        return ()
     features = getattr(dataset, "features", None) or {}  # of the Hugging Face Hub
     column = next((features[name] for name in LABELS if name in features), None)
     names: Any = getattr(column, "names", None) or getattr(dataset, "classes", ())  # of torchvision

@@ -80,10 +80,17 @@ def check_weights(network: PixelCNNpp) -> None:
 
 
 def in_evaluation(model: Network) -> Network:
-    """The model or pair in evaluation mode: itself, or a copy that shares its weights."""
+    """The model or pair in evaluation mode: itself, or a copy that shares its weights and hooks."""
     if not any(module.training for module in model.modules()):
         return model
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    # A hook may be a method of an object that has weights, or keeps what it sees.
+    hooks = (
+        hook
+        for module in model.modules()
+        for table in (module._forward_hooks, module._forward_pre_hooks)
+        for hook in table.values()
+    )
+    shared = {id(kept): kept for kept in (*model.parameters(), *model.buffers(), *hooks)}
     return copy.deepcopy(model, shared).eval()
 
 

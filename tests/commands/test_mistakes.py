@@ -60,6 +60,7 @@ MISTAKES = [
     ("train noisy --clusters 3", "--clusters is for a pair"),
     ("cluster plain", "plain has a plain model, not a noisy one"),
     ("train pair --clusters 3 --labels x.npz", "--labels and --clusters both label the images"),
+    ("train pair --clusters 3 --n-classes auto", "--n-classes and --clusters both say what the"),
     ("evaluate bpd", "give a saved pair"),
     ("evaluate bpd plain --plain plain", "plain and plain both hold a plain model"),
     ("evaluate bpd noisy denoiser --per-class", "--per-class needs labelled images, but"),

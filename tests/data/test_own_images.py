@@ -249,6 +249,9 @@ def test_names_of_the_classes_of_torchvision() -> None:
     assert own_images(folders, labels=["a", "b"] * 20).class_names == ("a", "b")
     named_items = ClassFolders(zip(PIXELS, ["emu", "ape"] * 20, strict=True))
     assert own_images(named_items).class_names == ("ape", "emu")
+    renumbered = ClassFolders(folders)
+    renumbered.target_transform = lambda number: 1 - number
+    assert own_images(renumbered).class_names == ()
     counted = ClassFolders(folders)
     counted.classes = 2
     assert own_images(counted).class_names == ()
