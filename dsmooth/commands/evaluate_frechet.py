@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 from torch import Tensor
@@ -59,7 +59,10 @@ def evaluate_frechet(options: FrechetOptions) -> tuple[Mapping[str, object], Fre
         for images in (real_images, floor.images):
             check_comparable(models.image_shape, images, extractor)
     samples, drawing = collect_samples(options, models)
-    names = next((x.class_names for x in (real, floor) if isinstance(x, ImageDataset)), ())
+    dataset = next((x for x in (real, floor) if isinstance(x, ImageDataset)), None)
+    names = () if dataset is None else dataset.class_names
+    if dataset is not None and (options.per_class or options.label != "each"):
+        check_classes(dataset, samples.class_names)
     is_labelled = samples.labels is not None or samples.drawn_with is not None
     label = class_number(options.label, names) if is_labelled else "each"
     samples = samples if label == "each" else samples.of_class(label)
@@ -102,6 +105,12 @@ def evaluate_frechet(options: FrechetOptions) -> tuple[Mapping[str, object], Fre
     return request, result
 
 
+def check_classes(dataset: ImageDataset, names: Sequence[str]) -> None:
+    """Raise ValueError for real images with labels of other classes than those of the samples."""
+    if not dataset.has_classes(names):
+        raise ValueError(f"{dataset.source} has labels of other classes than {', '.join(names)}")
+
+
 def load_drawing_models(options: FrechetOptions) -> Loaded | None:
     """The models to draw from, None where the samples are images. Checks the options."""
     if options.count is not None:
@@ -131,9 +140,8 @@ def load_real(
         dataset = choice.load(split)
         if options.per_class or options.label != "each":
             dataset.known_labels("per_class" if options.per_class else "label")
-            if models is not None and not dataset.has_classes(models.classes.names):
-                names = ", ".join(models.classes.names)
-                raise ValueError(f"{dataset.source} has labels of other classes than {names}")
+            if models is not None:
+                check_classes(dataset, models.classes.names)
         label = class_number(options.label, dataset.class_names)
         if label == "each":
             return dataset

@@ -39,7 +39,7 @@ class ImageSet:
 
     kept: (M,) bool, M >= N; False for images that are left out, since NaN and infinite values have
     no bytes. labels: (M,) int64, None where the file has none. drawn_with: the label of a folder
-    that dsmooth drew, as its record has it.
+    that dsmooth drew, as its record has it. class_names: of the models that drew them, if known.
     """
 
     images: Tensor
@@ -47,6 +47,7 @@ class ImageSet:
     kept: Tensor
     labels: Tensor | None = None
     drawn_with: str | int | None = None
+    class_names: tuple[str, ...] = ()
 
     @property
     def diverged(self) -> int:
@@ -75,7 +76,8 @@ class ImageSet:
                 "label", f"{number} is of {count} images of {self.source}, whose labels are {held}"
             )
         images, source = self.images[chosen[self.kept]], f"{count:,} of {self.source}"
-        return ImageSet(images, source, self.kept[chosen], self.labels[chosen])
+        kept, labels = self.kept[chosen], self.labels[chosen]
+        return replace(self, images=images, source=source, kept=kept, labels=labels)
 
 
 def as_grey(images: Tensor) -> Tensor:
@@ -134,7 +136,8 @@ def read_images(path: str | Path, limit: int | None = None, *, at_random: bool =
         for labels in (arrays[key] for key in LABEL_NAMES if key in arrays):
             if labels.dtype.kind in "iu" and labels.shape == (count,):
                 rows = labels.astype(np.int64)[_chosen(count, limit, at_random)]
-                return replace(found, labels=torch.from_numpy(rows))
+                names = tuple(map(str, np.atleast_1d(arrays.get("class_names", ()))))
+                return replace(found, labels=torch.from_numpy(rows), class_names=names)
         return found
     if path.suffix == ".npy":
         return _collect([_load_npy(path)], path, limit, at_random)
@@ -144,16 +147,20 @@ def read_images(path: str | Path, limit: int | None = None, *, at_random: bool =
         raise FileNotFoundError(f"there is no folder, image file, .npz or .npy {path}")
     check_folder(path)
     records = [path / kind.manifest for kind in (Shards, Pictures)]
-    drawn_with = next((read_parts(r, str)[0].get("label") for r in records if r.exists()), None)
+    request = next((read_parts(r, str)[0] for r in records if r.exists()), {})
+    with guarded(path, "images that dsmooth drew"):
+        networks = request.get("models", {}).values()
+        names = next(filter(None, (network.get("class_names") for network in networks)), ())
+        label, names = request.get("label"), tuple(names)
     if shards := sorted(path.glob("*.npy")):
         drawn = (path / Shards.manifest).exists()
         found = _collect(map(_load_npy, shards), path, limit, at_random and not drawn, drawn=drawn)
-        return replace(found, drawn_with=drawn_with)
+        return replace(found, drawn_with=label, class_names=names)
     if paths := image_paths(path):
         images = read_pictures(path, [paths[i] for i in _chosen(len(paths), limit, at_random)])
         kept = torch.ones(len(images), dtype=torch.bool)
         source = f"{path} ({len(images):,} image files)"
-        return ImageSet(images, source, kept, drawn_with=drawn_with)
+        return ImageSet(images, source, kept, drawn_with=label, class_names=names)
     raise ValueError(f"{path} holds neither a model, nor .npy shards, nor image files")
 
 

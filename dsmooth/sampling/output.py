@@ -73,7 +73,7 @@ def gather(
 def write_images(path: Path, x: Tensor, request: Request, classes: Classes) -> None:
     """Write the images x (N, C, H, W) of a request as one compressed .npz, with seed and labels.
 
-    classes: of the models; the labels are stored as `label`.
+    classes: of the models; the labels are stored as `label`, with the names of the classes.
     """
     arrays = {
         "x": x.numpy(force=True),
@@ -83,6 +83,8 @@ def write_images(path: Path, x: Tensor, request: Request, classes: Classes) -> N
     labels = request.labels(classes)
     if labels is not None:
         arrays["label"] = labels.numpy(force=True)
+        if classes.names:
+            arrays["class_names"] = np.array(classes.names)
     write_npz(path, arrays)
 
 

@@ -273,6 +273,20 @@ def test_folders_that_were_drawn_with_another_label_are_refused(tmp_path, monkey
             shutil.rmtree(folder)
 
 
+def test_labels_of_other_classes_than_the_real_images_are_refused(tmp_path, monkeypatch, capsys):
+    """A number is another class for a model of clusters than for MNIST."""
+    monkeypatch.chdir(tmp_path)
+    names = tuple(f"cluster {number}" for number in range(10))
+    save_run(tmp_path / "plain", "plain", size=28, n_classes=10, class_names=names)
+    for label, out in (("each", "each.npz"), ("3", "shards"), ("3", "pictures")):
+        png = ["--png"] * (out == "pictures")
+        assert run("sample", "plain", "-n", "20", "--label", label, "--out", out, *png) == 0
+        by_class = ["--per-class"] if label == "each" else ["--label", label]
+        message = "has labels of other classes than cluster 0, cluster 1"
+        complains(capsys, message, "evaluate", "fid", out, *by_class)
+        assert len(measured("fid", out).distances) == 2
+
+
 def test_a_floor_of_other_images_than_the_reference_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     pixels = random_bytes((40, 28, 28))
