@@ -197,7 +197,6 @@ def launches_of_step(name: str, role: dsmooth.config.Role) -> Counter[str]:
 )
 def bench_launches(bench: Bench, preset: str, role: dsmooth.config.Role) -> None:
     """Print the launches of a step: all, and by section."""
-    totals = bench.benchmark.pedantic(launches_of_step, [preset, role], rounds=1)
+    totals = launches_of_step(preset, role)
     sections = ", ".join(f"{section} {count}" for section, count in totals.most_common())
-    with bench.capsys.disabled():
-        print(f"\n  {preset} {role}: {totals.total()} launches a step: {sections}", flush=True)
+    bench.show(f"{preset} {role}: {totals.total()} launches a step: {sections}")

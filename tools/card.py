@@ -14,13 +14,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from msgspec import structs
 from torch import Tensor
 
-from dsmooth.config import TrainConfig
+from dsmooth.config import Split, TrainConfig
 from dsmooth.data import SPLITS, ImageDataset, load_dataset
 from dsmooth.data.order import choose_images
 from dsmooth.evaluate.classes import classify
@@ -45,7 +45,7 @@ from dsmooth.report.words import (
     terms_sentence,
 )
 from dsmooth.reproduce import Stages, bytes_to_compare
-from dsmooth.results import FLOOR
+from dsmooth.results import FLOOR, ProbeResult
 from dsmooth.runlog import End, LogEntry, Note, Restart, Start, Step, entry_line
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.request import Request
@@ -58,7 +58,10 @@ T = TypeVar("T")
 GUIDANCE = 0.1  # of guided samples of a pair with classes
 FEW = 1000  # images for classification and the classifier's confidence
 # Networks that are probed, by their input; on clean images with baselines.
-PROBED = {"noisy": ("noisy", "pixels"), "clean": ("noisy", "pixels", "plain", "untrained-noisy")}
+PROBED: dict[Literal["noisy", "clean"], tuple[str, ...]] = {
+    "noisy": ("noisy", "pixels"),
+    "clean": ("noisy", "pixels", "plain", "untrained-noisy"),
+}
 STEPS = 300  # log entries of training steps that are packed, evenly spread
 OMITTED = ("kernel_rate", "cooldown")  # settings of Muon, or without effect
 
@@ -122,8 +125,8 @@ def write_card(
         guided = Request(count, label="each", guidance=GUIDANCE)
         pictures["guided"] = stages.images("guided", models.of("noisy", "denoiser"), guided)
     is_labelled = models.classes.number > 0 and test_set.has_classes(models.classes.names)
-    sets = {"train": train_set, "test": test_set}
-    probes = {}
+    sets: dict[Split, ImageDataset] = {"train": train_set, "test": test_set}
+    probes: dict[str, ProbeResult] = {}
     for kind, only in {} if is_labelled else PROBED.items():
         settings = ProbeSettings(input=kind, train_images=6 * count, test_images=count)
         probing = make_probing(models.pair, sets, settings, work, models.plain, only)
@@ -135,7 +138,7 @@ def write_card(
 
     card = Card(
         machine=describe_machine(models.device),
-        weights_sha256=models.digests(),
+        weights_sha256={str(role): digest for role, digest in models.digests().items()},
         train_images=len(train_set),
         test_images=len(test_set),
         models={
@@ -188,7 +191,9 @@ def measure_samples(stages: Stages, pictures: Mapping[str, Tensor]) -> dict[str,
         counts = sorted({min(count * tenths // 10, len(x)) for tenths in (1, 2, 4, 7, 10)})
         sets = {str(n): x[:n] for n in counts}
         found = compare_images(sets, Reference(real), network, progress=True).distances
-        confidence = extract_features(x[:FEW], network).logits.softmax(1).amax(1)
+        logits = extract_features(x[:FEW], network).logits
+        assert logits is not None
+        confidence = logits.softmax(1).amax(1)
         results[name] = SampleQuality(
             distance={n: distance.value for n, distance in found.items()},
             error={n: distance.error for n, distance in found.items()},
@@ -225,11 +230,11 @@ def measure_clusters(stages: Stages) -> ClusterNumbers:
 
 def text(name: str, **cards: Card) -> str:
     """Fill a template with cards: README.md of a folder, or the table of the package's README."""
-    functions = best_probe, best_block, bits_table, settings_table, difference_sentence
-    words = {f.__name__: f for f in (*functions, terms_sentence)}
-    words |= {"TITLES": TITLES, "SINGLE_STEP": SINGLE_STEP, "PAPER_PROBE": PAPER_PROBE}
-    values = {**words, **cards, "COMPARABLE": COMPARABLE, "FEW": FEW, "FLOOR": FLOOR}
-    return render(Path(__file__).with_name(name), **values, log2=math.log2)
+    functions = math.log2, best_probe, best_block, bits_table, settings_table
+    words = {f.__name__: f for f in (*functions, difference_sentence, terms_sentence)}
+    texts = {"TITLES": TITLES, "SINGLE_STEP": SINGLE_STEP, "PAPER_PROBE": PAPER_PROBE}
+    values = {"COMPARABLE": COMPARABLE, "FEW": FEW, "FLOOR": FLOOR}
+    return render(Path(__file__).with_name(name), **words, **texts, **values, **cards)
 
 
 def main() -> None:

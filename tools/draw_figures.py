@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -19,7 +20,7 @@ from matplotlib.patches import Patch
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "figures"
 INK, GREY, PAPER = "#222222", "#8a8a8a", "#ffffff"
 KNOWN, NOW, READ, NOTED = "#d9dde3", "#2f6db3", "#f2c14e", "#d9622b"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": ["DejaVu Sans", "sans-serif"],
     "font.size": 9,
     "axes.titlesize": 11,
@@ -63,8 +64,10 @@ def two_step() -> Figure:
     figure, panels = plt.subplots(1, 3, figsize=(9, 2.6), layout="constrained")
     peaks = ((-0.75, 0.30), (-0.45, 0.12), (0.15, 0.22), (0.5, 0.26), (0.8, 0.10))
     t, narrow, sigma, x_tilde, x = np.linspace(-1.5, 1.5, 401), 0.02, 0.3, 0.3, 0.15
-    data = sum(w * normal(t - m, narrow) for m, w in peaks)
-    noisy = sum(w * normal(t - m, np.hypot(narrow, sigma)) for m, w in peaks)
+    data, noisy = (
+        np.sum([w * normal(t - m, width) for m, w in peaks], axis=0)
+        for width in (narrow, np.hypot(narrow, sigma))
+    )
     shown = (
         ("data  p(x)", "steep peaks", data, GREY, None),
         ("noisy model  p(x~)", "smooth: easy to learn", noisy, NOW, (x_tilde, "1. draw x~")),
@@ -128,8 +131,7 @@ def sampling() -> Figure:
 def gated_resnet() -> Figure:
     """The gated resnet, step by step: what eager PyTorch writes, and what the kernels do."""
     figure, axes = plt.subplots(figsize=(9, 2.5), layout="constrained")
-    steps = ("concat_elu", "conv 1", "+ nin(skip)", "concat_elu", "dropout")
-    steps += ("conv 2", "gate", "+ x")
+    steps = "concat_elu", "conv 1", "+ nin(skip)", "concat_elu", "dropout", "conv 2", "gate", "+ x"
     rows = (
         (1, "eager PyTorch: every step writes its result", range(8), PAPER),
         (0, "Triton kernels: operands of products, h and y are written", (0, 2, 4, 7), KNOWN),

@@ -234,8 +234,8 @@ def train(role: str) -> Step:
     """Training with the settings of the packaged pair `mnist-classes`, in one schedule."""
     config = ROOT / "dsmooth" / "pretrained" / "mnist-classes" / role / "config.json"
     command = [PYTHON, "-m", "dsmooth", "train", role, f"--out=STATE/runs/{role}", "--resume"]
-    tiny = ("--n-filters=4", "--n-resnet=1", "--images=16", "--evaluations=1")
-    tiny = (*tiny, "--evaluation-images=4")
+    tiny = ["--n-filters=4", "--n-resnet=1", "--images=16", "--evaluations=1"]
+    tiny += ["--evaluation-images=4"]
     return Step(f"train-{role}", [*command, f"--config={config}"], 120, tiny)
 
 
@@ -342,9 +342,8 @@ def attempt(step: Step, day: Day, left: float, rehearse: bool) -> None:
     started = time.monotonic()
     status = run(command, os.environ | ENVIRONMENT, log, limit)
     took = time.monotonic() - started
-    outcome = {0: "done", STOPPED: "unfinished"}.get(status, "failed")
-    if outcome == "failed" and took >= limit:
-        outcome = "too long"
+    failure = "failed" if took < limit else "too long"
+    outcome = "done" if status == 0 else "unfinished" if status == STOPPED else failure
     last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
     day.note(step.name, outcome, took, last[:200])
 

@@ -38,8 +38,8 @@ def train_classifier(train_set: ImageDataset, epochs: int = EPOCHS, seed: int = 
     steps = math.ceil(epochs * n / BATCH_SIZE)
     with torch_seed(seed), progress("training the classifier", steps, "steps") as done:
         model = MnistClassifier()
-        for weight in (*(conv.weight for conv in model.convs), model.hidden.weight):
-            nn.init.kaiming_normal_(weight, nonlinearity="relu")
+        for layer in (*model.convs, model.hidden):
+            nn.init.kaiming_normal_(layer.get_parameter("weight"), nonlinearity="relu")
         optimizer = torch.optim.Adam(model.parameters())
         for step in range(steps):
             for group in optimizer.param_groups:

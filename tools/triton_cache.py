@@ -20,6 +20,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURE = 90  # compute capability of an H100
@@ -67,7 +68,7 @@ def pretend() -> None:
     for op in ("dispatch", "gated_resnet", "logistic_mixture"):
         module: Any = import_module(f"dsmooth.functional.{op}")
         module.triton_obstacle = lambda *args, **named: None
-    Card.ours = "triton"
+    mock.patch.object(Card, "ours", "triton").start()
 
 
 def benchmarked(name: str, tiny: bool = False) -> None:
