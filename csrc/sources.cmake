@@ -41,7 +41,7 @@ endfunction()
 function(add_sampler target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/sampler)
   target_sources(${target} PRIVATE ${here}/program/program.cpp ${here}/program/skeleton.cpp
-    ${here}/cuda/device_program.cpp ${here}/cpu/sampler.cpp)
+    ${here}/cuda/sampler.cpp ${here}/cpu/sampler.cpp)
   optimize_little(${here}/program/program.cpp ${here}/program/skeleton.cpp)
   compile_for_instruction_sets(${target} ${here}/cpu/float32.cpp ${here}/cpu/sampler.cpp
     FLOAT32_SETS generic avx2 avx512 neon)

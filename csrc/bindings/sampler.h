@@ -137,7 +137,7 @@ void sample(const CpuSampler& sampler, const py::object& out, const py::object& 
   });
 }
 
-Device device_of(const CudaSampler& sampler) { return {Device::kCuda, sampler.device()}; }
+Device device_of(const CudaSampler& sampler) { return {Device::kCuda, sampler.card().device}; }
 
 // A contiguous tensor of `words` floats on the device, aligned for the kernels.
 float* device_words(const Borrowed& tensor, int64_t words, Device device) {
@@ -159,69 +159,68 @@ void write_weights(CudaSampler& sampler, const py::object& host, const py::objec
   sampler.write(image, reinterpret_cast<uintptr_t>(address));
 }
 
-Partition partition(const CudaSampler& sampler, int64_t n, int height, int width, size_t memory,
-                    int max_slice, int passes) {
+CudaPlan plan(const CudaSampler& sampler, int64_t n, int height, int width, size_t memory,
+              int max_slice, int passes) {
   constexpr int64_t kMostImages = int64_t{1} << 40;
   if (n < 1 || n > kMostImages) refuse("n", "lie in 1 .. 2**40", std::to_string(n));
   if (max_slice < 0) refuse("max_slice", "not be negative", std::to_string(max_slice));
   if ((passes != 1 && passes != 2) || n % passes != 0)
     refuse("passes", "be 1, or 2 for pairs of images", std::to_string(passes));
-  const size_t image_bytes = sampler.bytes_per_image(height, width);
-  return partition_batch(n, sampler.processors(), image_bytes, memory, max_slice, passes);
+  return sampler.plan(n, height, width, memory, max_slice, passes);
 }
 
 // The bytes of the kernel's argument. The caller keeps the tensors until the launch is done.
 py::bytes argument_of_launch(const CudaSampler& sampler, const py::object& out,
                              const py::object& context, const py::object& mask,
-                             const py::object& workspace, const Partition& partition,
-                             int64_t launch, uint64_t seed, uint64_t first_index, float temperature,
-                             float guidance, const py::object& condition) {
+                             const py::object& workspace, const CudaPlan& plan, int64_t launch,
+                             uint64_t seed, uint64_t first_index, float temperature, float guidance,
+                             const py::object& condition) {
   if (weight_words(sampler) != 0) throw std::invalid_argument("write_weights must be called first");
   const Device device = device_of(sampler);
   const Tensors tensors{borrow("out", out), borrow("context", context), borrow("mask", mask),
                         borrow("condition", condition), borrow("workspace", workspace)};
   const auto [n, all] =
       tensors.check(sampler.network(), device, seed, first_index, temperature, guidance);
-  const int64_t passes = all.passes(), drawn = n / passes;
-  if (drawn < partition.slices ||
-      (drawn + partition.slices - 1) / partition.slices * passes > partition.largest) {
-    refuse("partition", "have as many images as out", std::to_string(n));
-  }
-  if (launch < 0 || launch >= sampler.launches(partition, all.height))
-    refuse("launch", "be one of launches()", std::to_string(launch));
-  const int64_t words = sampler.workspace_words(partition, all.height, all.width);
-  const BlockRun run =
-      sampler.argument({n, all, partition, device_words(tensors.workspace, words, device)}, launch);
+  if (n != plan.n || all.height != plan.height || all.width != plan.width ||
+      all.passes() != plan.passes)
+    refuse("plan", "be of these images", "another plan");
+  if (launch < 0 || launch >= plan.launches)
+    refuse("launch", "be one of the plan's launches", std::to_string(launch));
+  float* const memory = device_words(tensors.workspace, plan.workspace_words(), device);
+  const BlockRun run = sampler.argument(plan, all, memory, launch);
   return {reinterpret_cast<const char*>(&run), sizeof run};
 }
 
 void register_cuda_sampler(py::module_& module) {
-  py::class_<Partition>(module, "Partition").def_readonly("blocks", &Partition::workers);
+  py::class_<CudaPlan>(module, "CudaPlan")
+      .def_property_readonly("blocks", [](const CudaPlan& p) { return p.partition.workers; })
+      .def_property_readonly("workspace_words", &CudaPlan::workspace_words)
+      .def_readonly("launches", &CudaPlan::launches);
   py::class_<CudaSampler>(module, "CudaSampler")
       .def(py::init([](const py::object& program, bool bf16, int device, int processors,
                        int shared_limit) {
              if (processors < 1) refuse("processors", "be positive", std::to_string(processors));
-             return CudaSampler(to_program(program), bf16, device, processors, shared_limit);
+             const Card card{
+                 .processors = processors, .shared_limit = shared_limit, .device = device};
+             return CudaSampler(to_program(program), bf16, card);
            }),
            py::arg("program"), py::arg("bf16"), py::arg("device"), py::arg("processors"),
            py::arg("shared_limit"))
       .def_property_readonly_static("lanes", [](const py::object&) { return kKernelWarps * 32; })
-      .def_property_readonly("shared_bytes", &CudaSampler::shared_bytes)
+      .def_property_readonly("shared_bytes",
+                             [](const CudaSampler& sampler) { return sampler.shared().bytes; })
       .def_property_readonly("weight_words", &weight_words)
       .def("write_weights", &write_weights, py::arg("host"), py::arg("device"),
            py::keep_alive<1, 3>(),
            "Writes the content of `device` to `host`, once; `device` must outlive this object.")
       .def("bytes_per_image", &CudaSampler::bytes_per_image, py::arg("height"), py::arg("width"))
-      .def("partition", &partition, py::arg("n"), py::arg("height"), py::arg("width"),
-           py::arg("memory"), py::arg("max_slice"), py::arg("passes"))
-      .def("workspace_words", &CudaSampler::workspace_words, py::arg("partition"),
-           py::arg("height"), py::arg("width"))
-      .def("launches", &CudaSampler::launches, py::arg("partition"), py::arg("height"))
+      .def("plan", &plan, py::arg("n"), py::arg("height"), py::arg("width"), py::arg("memory"),
+           py::arg("max_slice"), py::arg("passes"))
       .def("argument", &argument_of_launch, py::kw_only(), py::arg("out"), py::arg("context"),
-           py::arg("mask"), py::arg("workspace"), py::arg("partition"), py::arg("launch"),
+           py::arg("mask"), py::arg("workspace"), py::arg("plan"), py::arg("launch"),
            py::arg("seed"), py::arg("first_index"), py::arg("temperature"), py::arg("guidance"),
            py::arg("condition"),
-           "The argument of a launch of partition.blocks blocks of `lanes` lanes.");
+           "The argument of a launch of plan.blocks blocks of `lanes` lanes.");
 }
 
 // The classes CpuSampler and CudaSampler: see dsmooth/sampling/cached.py.

@@ -104,55 +104,39 @@ class HostBlock {
   int64_t count_ = 0, round_ = 0;
 };
 
-// The limits of a GPU, for an emulated call.
-struct Card {
-  int processors;
-  int shared_bytes;
-  int rows_per_launch = 0;  // 0: all
-};
-
 // Draws n images like CudaSampler, one launch and one block at a time. omit: the index of a sync to
 // leave out in the first block of each launch, -1 for none. Returns the workspace.
 template <class T, int kWarps, int kWarpLanes>
-std::vector<Granule> draw_as_cuda(Program program, const Slice& all, int64_t n, const Card& device,
+std::vector<Granule> draw_as_cuda(Program program, const Slice& all, int64_t n, Card card,
                                   int max_slice, Mode mode, int64_t omit = -1) {
   using Lanes = HostBlock<kWarps, kWarpLanes>;
-  DeviceProgram packed(std::move(program), sizeof(T) == sizeof(Bf16));
-  std::vector<Granule> weights(packed.bytes() / kGranule);
-  packed.write(weights.data(), reinterpret_cast<uintptr_t>(weights.data()));
-  const Partition partition =
-      partition_batch(n, device.processors, packed.bytes_per_image(all.height, all.width),
-                      size_t{1} << 30, max_slice, all.passes());
-  const Workspace workspace = packed.workspace(partition.largest, all.height, all.width);
-  const SharedLayout layout = packed.shared(kWarps, device.shared_bytes);
+  card.warps = kWarps;
+  CudaSampler sampler(std::move(program), sizeof(T) == sizeof(Bf16), card);
+  std::vector<Granule> weights(sampler.bytes() / kGranule);
+  sampler.write(weights.data(), reinterpret_cast<uintptr_t>(weights.data()));
+  const CudaPlan plan =
+      sampler.plan(n, all.height, all.width, size_t{1} << 30, max_slice, all.passes());
   constexpr uint32_t kNaN = ~0u;  // as a float and as two bfloat16
   const Granule not_numbers{{kNaN, kNaN, kNaN, kNaN}};
-  std::vector<Granule> memory(partition.workers * workspace.words * sizeof(float) / kGranule,
-                              not_numbers);
-  const int rows = packed.network().rows(all.height);
-  const int per_launch = device.rows_per_launch ? device.rows_per_launch : rows;
-  const CudaCall call{n, all, partition, reinterpret_cast<float*>(memory.data())};
-  for (int64_t round = 0; round * partition.workers < partition.slices; ++round)
-    for (int row = 0; row < rows; row += per_launch) {
-      const int end = std::min(row + per_launch, rows);
-      const BlockRun run{call,   packed.network(), packed.ops(), packed.stages(),
-                         layout, workspace,        round,        row,
-                         end};
-      for (int i = 0; i < partition.workers; ++i) {
-        std::vector<Granule> shared(layout.bytes / kGranule, not_numbers);
-        Block block(kWarps * kWarpLanes, mode);
-        std::vector<std::thread> threads;
-        for (int lane = 0; lane < block.lanes(); ++lane)
-          threads.emplace_back([&, lane] {
-            Lanes lanes(block, lane, reinterpret_cast<unsigned char*>(shared.data()),
-                        i == 0 ? omit : -1);
-            block.begin(lane);
-            run_block<T>(run, i, lanes);
-            block.end();
-          });
-        for (std::thread& thread : threads) thread.join();
-      }
+  std::vector<Granule> memory(plan.workspace_words() * sizeof(float) / kGranule, not_numbers);
+  for (int64_t launch = 0; launch < plan.launches; ++launch) {
+    const BlockRun run =
+        sampler.argument(plan, all, reinterpret_cast<float*>(memory.data()), launch);
+    for (int i = 0; i < plan.partition.workers; ++i) {
+      std::vector<Granule> shared(run.shared.bytes / kGranule, not_numbers);
+      Block block(kWarps * kWarpLanes, mode);
+      std::vector<std::thread> threads;
+      for (int lane = 0; lane < block.lanes(); ++lane)
+        threads.emplace_back([&, lane] {
+          Lanes lanes(block, lane, reinterpret_cast<unsigned char*>(shared.data()),
+                      i == 0 ? omit : -1);
+          block.begin(lane);
+          run_block<T>(run, i, lanes);
+          block.end();
+        });
+      for (std::thread& thread : threads) thread.join();
     }
+  }
   return memory;
 }
 

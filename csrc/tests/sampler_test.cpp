@@ -22,7 +22,7 @@
 namespace dsmooth::sampler {
 namespace {
 
-constexpr int kHeight = 4, kWidth = 8;
+constexpr int kHeight = 4, kWidth = 8, kAllRows = 2 * kHeight;
 constexpr Likelihood kDiscretized = Likelihood::kDiscretized;
 const std::vector<int> kAll = Bytes::all();
 
@@ -109,12 +109,12 @@ void cuda_equals_cpu(const Case& c, const Card& device, int max_slice, Mode mode
   expect(same(out, expected.data()),
          "the CUDA worker gives different bits than the CPU, " +
              std::to_string(c.program.ops[0].n) + " filters, " + std::to_string(sizeof(T)) +
-             " bytes, " + std::to_string(device.shared_bytes) + " bytes of shared memory");
+             " bytes, " + std::to_string(device.shared_limit) + " bytes of shared memory");
 }
 
 void cuda_equals_cpu_on_all_shapes() {
   if (fma_set().empty()) return;
-  constexpr Card kRoomy{2, 227 << 10, 3}, kTight{1, 40 << 10};
+  constexpr Card kRoomy{2, 227 << 10, 3}, kTight{1, 40 << 10, kAllRows};
 #if defined(__SANITIZE_THREAD__)
   // Lanes that run at the same time mostly wait, so there are few of them.
   for (const Case& c : kCases) {
@@ -131,7 +131,7 @@ void cuda_equals_cpu_on_all_shapes() {
   cuda_equals_cpu<float, 8, 32>(kCases[0], kRoomy, 0, Mode::kTurns);
   // Three panels for the row part of a gate, one of 18 fragments for its pixel part.
   const Case wide{Toy(136, 1, Conditioning::kNone)};
-  cuda_equals_cpu<Bf16, 4, 1>(wide, {1, 227 << 10}, 0, Mode::kTurns);
+  cuda_equals_cpu<Bf16, 4, 1>(wide, {1, 227 << 10, kAllRows}, 0, Mode::kTurns);
 #endif
 }
 
@@ -221,8 +221,9 @@ void batches_are_shared_out() {
 void blocks_fit_into_shared_memory() {
   for (bool bf16 : {false, true})
     for (int filters : {3, 40, 160, 400}) {
-      const DeviceProgram packed(Toy(filters, 3, Conditioning::kNone), bf16);
-      const auto lay_out = [&](int limit) { return packed.shared(8, limit); };
+      const auto lay_out = [&](int limit) {
+        return CudaSampler(Toy(filters, 3, Conditioning::kNone), bf16, {1, limit}).shared();
+      };
       const int roomy = lay_out(1 << 20).bytes, smallest = lay_out(roomy - 1).bytes;
       expect(throws([&] { lay_out(smallest - 1); }), "a block that does not fit");
       for (int limit : {smallest, 227 << 10, roomy}) {
@@ -237,10 +238,10 @@ void blocks_fit_into_shared_memory() {
 
 // One image of 39 GB with a cache of 19 GB has few enough granules, but 2^32 words in that cache.
 void caches_are_counted_by_32_bits() {
-  const DeviceProgram packed(Toy(64, 1, Conditioning::kConcat), false);
-  expect(packed.workspace(1, 4096, 4096).words > 0, "an image that fits");
-  expect(throws([&] { packed.workspace(1, 6144, 6144); }),
-         "a cache whose words 32 bits do not count");
+  const CudaSampler sampler(Toy(64, 1, Conditioning::kConcat), false, {1, 227 << 10});
+  const auto plan = [&](int side) { return sampler.plan(1, side, side, SIZE_MAX, 0, 1); };
+  expect(plan(4096).workspace.words > 0, "an image that fits");
+  expect(throws([&] { plan(6144); }), "a cache whose words 32 bits do not count");
 }
 
 // In addition to those of tests/faults and tests/sampling/test_cached_sampler.py.
@@ -248,7 +249,7 @@ void bad_programs_are_refused() {
   const auto refused = [](auto change) {
     Program program = Toy(4, 1, Conditioning::kNone);
     change(program);
-    return throws([&] { DeviceProgram(program, true); });
+    return throws([&] { CudaSampler(program, true, {1, 227 << 10}); });
   };
   const auto projected = [&](int size, int missing) {
     return refused([&](Program& p) {
@@ -340,7 +341,8 @@ int main(int argc, char** argv) {
   using namespace dsmooth::sampler;
   const std::string mode = argc > 1 ? argv[1] : "";
   if (mode == "plant")
-    draw_as_cuda<float, 4, 1>(kCases[0], 3, {1, 64 << 10}, 0, Mode::kThreads, std::atoll(argv[2]));
+    draw_as_cuda<float, 4, 1>(kCases[0], 3, {1, 64 << 10, kAllRows}, 0, Mode::kThreads,
+                              std::atoll(argv[2]));
   else if (mode == "images")
     write_images();
   else

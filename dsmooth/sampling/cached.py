@@ -226,20 +226,19 @@ class CachedSampler:
             capturing = torch.cuda.is_current_stream_capturing()
             if not capturing:  # a capture may not query the driver
                 self._free = _free_memory()
-            partition = self._native.partition(
+            plan = self._native.plan(
                 n, height, width, int(MEMORY_FRACTION * self._free), max_slice, passes
             )
-            words = self._native.workspace_words(partition, height, width)
-            workspace = torch.empty(words, dtype=torch.float32, device=self.device)
+            workspace = torch.empty(plan.workspace_words, dtype=torch.float32, device=self.device)
             for tensor in (*inputs, self._weights):
                 tensor.record_stream(stream)
             ahead: deque[torch.cuda.Event] = deque()
-            for launch in range(self._native.launches(partition, height)):
+            for launch in range(plan.launches):
                 self._kernel.launch(
-                    partition.blocks,
+                    plan.blocks,
                     self._native.lanes,
                     self._native.shared_bytes,
-                    argument(workspace=workspace, partition=partition, launch=launch),
+                    argument(workspace=workspace, plan=plan, launch=launch),
                     stream.cuda_stream,
                 )
                 if not capturing:

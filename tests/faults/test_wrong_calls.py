@@ -25,17 +25,12 @@ CPU_SECONDS = 60  # of a process, whatever else the machine does
 FILES = sorted(path.name for path in Path(__file__).parent.glob("wrong_*.py"))
 # For tensors on a device; their wrong calls are made there (test_cached_sampler_cuda.py).
 ON_A_DEVICE = {
-    "_C.Partition.__init__",
-    "_C.Partition.blocks",
-    "_C.CudaSampler.__init__",
+    *(f"_C.CudaPlan.{name}" for name in ("__init__", "blocks", "workspace_words", "launches")),
     *(
         f"_C.CudaSampler.{name}"
-        for name in ("bytes_per_image", "launches", "argument", "partition")
+        for name in ("__init__", "bytes_per_image", "plan", "argument", "write_weights")
     ),
-    *(
-        f"_C.CudaSampler.{name}"
-        for name in ("weight_words", "workspace_words", "write_weights", "lanes", "shared_bytes")
-    ),
+    *(f"_C.CudaSampler.{name}" for name in ("weight_words", "lanes", "shared_bytes")),
 }
 
 

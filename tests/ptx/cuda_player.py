@@ -46,7 +46,7 @@ class HostLibrary:
 
     def __init__(self) -> None:
         source = ROOT / "csrc" / "sampler"
-        parts = ("program/program.cpp", "program/skeleton.cpp", "cuda/device_program.cpp")
+        parts = ("program/program.cpp", "program/skeleton.cpp", "cuda/sampler.cpp")
         files = [HOST / "sampler.cpp", *(source / part for part in parts)]
         self.library = ctypes.CDLL(str(library("sampler.so", "-std=c++20", "-O1", sources=files)))
 

@@ -1,4 +1,4 @@
-// The data of the CUDA worker, created by device_program.cpp: operations, addresses, the layout of
+// The data of the CUDA worker, created by sampler.cpp: operations, addresses, the layout of
 // a block's shared memory; and the addresses of everything that a product reads and writes.
 //
 // A Block provides to its lanes: Block::kWarps and Block::kWarpLanes, powers of two, lane(), sync()

@@ -98,21 +98,17 @@ class CudaWorker {
   int turn_ = 0;  // the warp for the next tile of a row part
 };
 
-struct CudaCall {
+// The argument of a launch, the same for all blocks. Block b draws slice round * blocks + b.
+struct BlockRun {
   int64_t n;
   Slice all;  // the n images, in memory of the device; its batch is not used
   Partition partition;
   float* memory;  // Workspace::words for each worker, aligned to 128 bytes
-};
-
-// The argument of a launch, the same for all blocks. Block b draws slice round * blocks + b.
-struct BlockRun {
-  CudaCall call;
+  Workspace workspace;
   NetworkView network;
   const CudaOp* ops;
   const PixelStage* stages;
   SharedLayout shared;
-  Workspace workspace;
   int64_t round;
   int first_row, end_row;  // the rows of a prompt come first
 };
@@ -121,7 +117,7 @@ struct BlockRun {
 template <class Block>
 DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch, Block& block) {
   const NetworkView& network = run.network;
-  const Slice& all = run.call.all;
+  const Slice& all = run.all;
   const int lane = block.lane(), n_addresses = network.n_caches + network.n_ops;
   constexpr int kLanes = BlockMemory<Block>::kLanes;
   if (lane == 0)
@@ -136,7 +132,7 @@ DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch
   uint32_t* const words = reinterpret_cast<uint32_t*>(memory.near());
   for (int i = lane; i < n_addresses; i += kLanes)
     words[i] = static_cast<uint32_t>(
-        workspace_words(network, i, run.call.partition.largest, all.height, all.width));
+        workspace_words(network, i, run.partition.largest, all.height, all.width));
   const uint32_t* const ops = reinterpret_cast<const uint32_t*>(run.ops);
   uint32_t* const copy = reinterpret_cast<uint32_t*>(memory.ops());
   for (int i = lane; i < network.n_ops * static_cast<int>(sizeof(CudaOp) / 4); i += kLanes)
@@ -164,13 +160,12 @@ DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch
 template <class T, class Block>
 DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& block) {
   const NetworkView& network = run.network;
-  const CudaCall& call = run.call;
-  const int64_t slices = call.partition.slices;
-  const int64_t i = run.round * call.partition.workers + block_index;
+  const int64_t slices = run.partition.slices;
+  const int64_t i = run.round * run.partition.workers + block_index;
   if (i >= slices) return;
-  const int64_t first = call.all.begin(call.n, i, slices);
-  const Slice slice = call.all.images(network, first, call.all.begin(call.n, i + 1, slices));
-  float* const base = call.memory + static_cast<size_t>(block_index) * run.workspace.words;
+  const int64_t first = run.all.begin(run.n, i, slices);
+  const Slice slice = run.all.images(network, first, run.all.begin(run.n, i + 1, slices));
+  float* const base = run.memory + static_cast<size_t>(block_index) * run.workspace.words;
   if (run.first_row == 0)
     for (size_t word = static_cast<size_t>(block.lane()); word < run.workspace.cache_words;
          word += static_cast<size_t>(BlockMemory<Block>::kLanes))

@@ -14,7 +14,7 @@ namespace dsmooth::sampler {
 // After the products of a window, the weights, rows and summands of the next window are loaded, all
 // at once, and the sources of the window after that. Nothing reads them before the next products.
 // Rows that this operation writes come from shared memory. A summand was written by an earlier
-// operation (device_program.cpp).
+// operation (sampler.cpp).
 template <class T, class Block, int kHigh>
 class PixelStages {
  public:

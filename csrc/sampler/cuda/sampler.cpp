@@ -1,3 +1,5 @@
+#include "sampler.h"
+
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -7,15 +9,10 @@
 #include <type_traits>
 #include <utility>
 
-#include "sampler.h"
-
 namespace dsmooth::sampler {
 namespace {
 
 constexpr size_t kAlignment = 128;
-
-// About 12 ms of MNIST or 80 ms of CIFAR-10, by docs/benchmarks.md.
-constexpr int kRowsPerLaunch = 4;
 
 int ceil_of(int n, int d) { return (n + d - 1) / d; }
 
@@ -55,7 +52,7 @@ CudaOp without_matrices(const Op& op) {
 }  // namespace
 
 template <class T>
-const T* DeviceProgram::append(const std::vector<T>& values) {
+const T* CudaSampler::append(const std::vector<T>& values) {
   const size_t offset = (image_.size() + kAlignment - 1) / kAlignment * kAlignment;
   image_.resize(offset + values.size() * sizeof(T));
   if (!values.empty())
@@ -65,14 +62,14 @@ const T* DeviceProgram::append(const std::vector<T>& values) {
 
 // Calls f(term, tap, granule) for every granule of k.
 template <class F>
-void DeviceProgram::each_granule(const std::vector<const Term*>& terms, F f) const {
+void CudaSampler::each_granule(const std::vector<const Term*>& terms, F f) const {
   for (const Term* term : terms)
     for (int tap = 0; tap < term->taps; ++tap)
       for (int i = 0; i < ceil_of(term->channels, per_granule()); ++i) f(*term, tap, i);
 }
 
-std::vector<Source> DeviceProgram::sources(const Op& op,
-                                           const std::vector<const Term*>& terms) const {
+std::vector<Source> CudaSampler::sources(const Op& op,
+                                         const std::vector<const Term*>& terms) const {
   std::vector<Source> sources;
   each_granule(terms, [&](const Term& term, int tap, int i) {
     const CacheView& cache = skeleton_.caches[term.cache];
@@ -87,7 +84,7 @@ std::vector<Source> DeviceProgram::sources(const Op& op,
   return sources;
 }
 
-std::vector<PixelSource> DeviceProgram::pixel_sources(const Op& op, const OpView* before) const {
+std::vector<PixelSource> CudaSampler::pixel_sources(const Op& op, const OpView* before) const {
   std::vector<PixelSource> sources;
   each_granule(terms_of(op, Part::kPixel), [&](const Term& term, int tap, int i) {
     const bool own = term.dcol + tap == 0;
@@ -103,7 +100,7 @@ std::vector<PixelSource> DeviceProgram::pixel_sources(const Op& op, const OpView
   return sources;
 }
 
-std::vector<PixelStage> DeviceProgram::list_stages(const Program& program) {
+std::vector<PixelStage> CudaSampler::list_stages(const Program& program) {
   std::vector<PixelStage> stages;
   std::map<std::array<int, 3>, const PixelSource*> known;  // operation, near caches
   const NetworkView& network = skeleton_.network;
@@ -126,7 +123,7 @@ std::vector<PixelStage> DeviceProgram::list_stages(const Program& program) {
   return stages;
 }
 
-MatrixView DeviceProgram::pack(const Op& op, Part part, CudaOp& to) {
+MatrixView CudaSampler::pack(const Op& op, Part part, CudaOp& to) {
   const std::vector<const Term*> terms = terms_of(op, part);
   if (terms.empty()) return {nullptr, 0, to.columns()};
   const std::vector<Source> from = sources(op, terms);
@@ -158,7 +155,7 @@ MatrixView DeviceProgram::pack(const Op& op, Part part, CudaOp& to) {
   return {nullptr, 1, to.columns()};
 }
 
-DeviceProgram::DeviceProgram(Program unchecked, bool bf16) {
+CudaSampler::CudaSampler(Program unchecked, bool bf16, const Card& card) : card_(card) {
   const Program program = checked(std::move(unchecked));
   skeleton_ = Skeleton(program, bf16, kGranule / static_cast<int>(sizeof(float)));
   network_ = skeleton_.network;
@@ -193,9 +190,10 @@ DeviceProgram::DeviceProgram(Program unchecked, bool bf16) {
   stages_ = append(list_stages(program));
   ops_ = append(cuda_ops);
   image_.resize((image_.size() + kAlignment - 1) / kAlignment * kAlignment);
+  shared_ = lay_out();
 }
 
-void DeviceProgram::write(void* to, uintptr_t address) {
+void CudaSampler::write(void* to, uintptr_t address) {
   const auto move = [address](auto& pointer) {
     using Pointer = std::remove_reference_t<decltype(pointer)>;
     pointer = reinterpret_cast<Pointer>(reinterpret_cast<uintptr_t>(pointer) + address);
@@ -226,7 +224,7 @@ void DeviceProgram::write(void* to, uintptr_t address) {
   move(stages_);
 }
 
-int DeviceProgram::widest(int OpView::* cache) const {
+int CudaSampler::widest(int OpView::* cache) const {
   int bytes = 0;
   const NetworkView& network = skeleton_.network;
   for (int i = network.begin(Phase::kHorizontal); i < network.end(Phase::kHead); ++i)
@@ -235,7 +233,7 @@ int DeviceProgram::widest(int OpView::* cache) const {
   return bytes;
 }
 
-SharedLayout DeviceProgram::shared(int warps, int limit) const {
+SharedLayout CudaSampler::lay_out() const {
   const NetworkView& network = skeleton_.network;
   const auto padded = [](int bytes) { return (bytes + 127) / 128 * 128; };
   SharedLayout layout{};
@@ -252,18 +250,18 @@ SharedLayout DeviceProgram::shared(int warps, int limit) const {
   layout.near_stride =
       padded(layout.near_raw + widest(&OpView::raw_out)) + kStepGranules * kGranule;
   layout.near = take(2 * layout.near_bytes());
-  const int fragments = warps * kWide * kRows * kColumns * static_cast<int>(sizeof(float));
-  layout.tall = end + kTall * fragments <= limit;
+  const int fragments = card_.warps * kWide * kRows * kColumns * static_cast<int>(sizeof(float));
+  layout.tall = end + kTall * fragments <= card_.shared_limit;
   layout.scratch = take((layout.tall ? kTall : kLow) * fragments);
   layout.bytes = end;
-  if (end > limit)
+  if (end > card_.shared_limit)
     throw std::runtime_error("the network is too wide for this device: a block needs " +
                              std::to_string(end) + " bytes of shared memory, but has " +
-                             std::to_string(limit));
+                             std::to_string(card_.shared_limit));
   return layout;
 }
 
-Workspace DeviceProgram::workspace(int images, int height, int width) const {
+Workspace CudaSampler::workspace(int images, int height, int width) const {
   check_size(height, width);
   const NetworkView& network = skeleton_.network;
   Workspace workspace{kZeroWords, 0};
@@ -293,30 +291,27 @@ Partition partition_batch(int64_t n, int processors, size_t image_bytes, size_t 
   return partition_among(n, blocks, most, passes);
 }
 
-int64_t CudaSampler::workspace_words(const Partition& partition, int height, int width) const {
-  return partition.workers *
-         static_cast<int64_t>(workspace(partition.largest, height, width).words);
+int CudaSampler::launches_per_slice(int height) const {
+  return ceil_of(network_.rows(height), card_.rows_per_launch);
 }
 
-int64_t CudaSampler::launches(const Partition& partition, int height) const {
-  check_size(height, height);
+CudaPlan CudaSampler::plan(int64_t n, int height, int width, size_t memory, int max_slice,
+                           int passes) const {
+  const Partition partition = partition_batch(n, card_.processors, bytes_per_image(height, width),
+                                              memory, max_slice, passes);
   const int64_t rounds = (partition.slices + partition.workers - 1) / partition.workers;
-  return rounds * ceil_of(network().rows(height), kRowsPerLaunch);
+  const Workspace needed = workspace(partition.largest, height, width);
+  return {n, height, width, passes, partition, needed, rounds * launches_per_slice(height)};
 }
 
-BlockRun CudaSampler::argument(const CudaCall& call, int64_t launch) const {
-  const int rows = network().rows(call.all.height), per_slice = ceil_of(rows, kRowsPerLaunch);
-  const int first = static_cast<int>(launch % per_slice) * kRowsPerLaunch;
-  const Workspace needed = workspace(call.partition.largest, call.all.height, call.all.width);
-  return {call,
-          network(),
-          ops(),
-          stages(),
-          shared_,
-          needed,
-          launch / per_slice,
-          first,
-          std::min(first + kRowsPerLaunch, rows)};
+BlockRun CudaSampler::argument(const CudaPlan& plan, const Slice& all, float* memory,
+                               int64_t launch) const {
+  const int per_slice = launches_per_slice(plan.height);
+  const int first = static_cast<int>(launch % per_slice) * card_.rows_per_launch;
+  const int end = std::min(first + card_.rows_per_launch, network_.rows(plan.height));
+  return {plan.n,   all,  plan.partition, memory,  plan.workspace,
+          network_, ops_, stages_,        shared_, launch / per_slice,
+          first,    end};
 }
 
 }  // namespace dsmooth::sampler

@@ -10,7 +10,7 @@
 namespace dsmooth::sampler {
 namespace {
 
-// Sums and products of these fit in int, and the 16 bits of a DeviceProgram hold them.
+// Sums and products of these fit in int, and the 16 bits of a CudaSampler hold them.
 constexpr int kMostChannels = (1 << 16) - 1;  // of a cache, outputs of an operation, components
 constexpr int kMostFeatures = 1 << 10;        // of a colour
 constexpr size_t kMostOperations = (1 << 15) - 1;  // and caches

@@ -46,13 +46,12 @@ Slice images(const Case& c, const float* context, float* out, const uint8_t* mas
 struct Sampler {
   Case c;
   CudaSampler sampler;
-  Partition partition;
-  Sampler(const Case& given, int processors, int shared_limit)
+  CudaPlan plan;
+  Sampler(const Case& given, const Card& card)
       : c(given),
-        sampler(program(given), given.bf16 != 0, 0, processors, shared_limit),
-        partition(partition_batch(c.n, sampler.processors(),
-                                  sampler.bytes_per_image(c.height, c.width), size_t{1} << 30,
-                                  c.max_slice, c.guidance > 0 ? 2 : 1)) {}
+        sampler(program(given), given.bf16 != 0, card),
+        plan(sampler.plan(c.n, c.height, c.width, size_t{1} << 30, c.max_slice,
+                          c.guidance > 0 ? 2 : 1)) {}
 };
 
 std::string words;  // of the last call's error
@@ -75,7 +74,7 @@ const char* error_of_last_call() { return words.c_str(); }
 
 void* make_sampler(const Case* c, int processors, int shared_limit) {
   Sampler* sampler = nullptr;
-  attempt([&] { sampler = new Sampler(*c, processors, shared_limit); });
+  attempt([&] { sampler = new Sampler(*c, {processors, shared_limit}); });
   return sampler;
 }
 void free_sampler(void* s) { delete static_cast<Sampler*>(s); }
@@ -85,23 +84,17 @@ int64_t weight_bytes(void* s) {
 void write_weights(void* s, void* to) {
   static_cast<Sampler*>(s)->sampler.write(to, reinterpret_cast<uintptr_t>(to));
 }
-int64_t workspace_bytes(void* s) {
-  auto& sampler = *static_cast<Sampler*>(s);
-  return 4 * sampler.sampler.workspace_words(sampler.partition, sampler.c.height, sampler.c.width);
-}
-int64_t blocks(void* s) { return static_cast<Sampler*>(s)->partition.workers; }
-int64_t shared_bytes(void* s) { return static_cast<Sampler*>(s)->sampler.shared_bytes(); }
+int64_t workspace_bytes(void* s) { return 4 * static_cast<Sampler*>(s)->plan.workspace_words(); }
+int64_t blocks(void* s) { return static_cast<Sampler*>(s)->plan.partition.workers; }
+int64_t shared_bytes(void* s) { return static_cast<Sampler*>(s)->sampler.shared().bytes; }
 int64_t argument_bytes(void*) { return sizeof(BlockRun); }
-int64_t launches(void* s) {
-  auto& made = *static_cast<Sampler*>(s);
-  return made.sampler.launches(made.partition, made.c.height);
-}
+int64_t launches(void* s) { return static_cast<Sampler*>(s)->plan.launches; }
 void write_argument(void* s, int64_t launch, const float* context, float* out, const uint8_t* mask,
                     const float* condition, float* workspace, void* to) {
   const Sampler& made = *static_cast<Sampler*>(s);
   const Slice all = images(made.c, context, out, mask, condition);
   attempt([&] {
-    const BlockRun run = made.sampler.argument({made.c.n, all, made.partition, workspace}, launch);
+    const BlockRun run = made.sampler.argument(made.plan, all, workspace, launch);
     std::memcpy(to, &run, sizeof run);
   });
 }
