@@ -23,7 +23,7 @@ LARGEST = 4096
 _OF_NETWORK = ("conditioning", "fourier_features", "head_filters", "context_filters", "class_names")
 _OF_DATA = ("smoothing_scale", "class_shares", "labels_sha256", "hidden_labels", "clean_noise")
 _OF_RUN = ("role", "betas", "cooldown", "learning_rate_decay", "clip_norm", "schedule_from")
-FILE_ONLY = frozenset((*_OF_NETWORK, *_OF_DATA, *_OF_RUN, "data_init"))
+FILE_ONLY = frozenset((*_OF_NETWORK, *_OF_DATA, *_OF_RUN, "data_init", "earlier_images"))
 
 Conditioning = Literal["none", "stack", "concat"]
 Size = Annotated[int, Meta(ge=1, le=LARGEST)]
@@ -253,8 +253,8 @@ class TrainConfig(RunSettings):
     images: Positive | None = None
     """Training images to visit, repeats counted. One of images and budget must be given."""
     budget: PositiveFloat | None = None
-    """Minutes of the whole run, from reading its images to its last evaluation; the first seconds
-    measure the rate, which fixes images."""
+    """Minutes of the whole run, from the start of the command or call to its last evaluation; the
+    speed of its steps becomes a number of images, which is corrected on the way."""
     batch_size: Positive = 32
     """Images per step."""
     accumulate: Positive = 1
@@ -297,10 +297,15 @@ class TrainConfig(RunSettings):
     """Decides weights, order, noise and dropout."""
     evaluation_images: Positive = 500
     """Held-out images of each evaluation, always the same with the same noise."""
+    earlier_images: tuple[tuple[Natural, Positive], ...] = ()
+    """Pairs (seen, images) of a run with a budget: until it had seen so many images, it was to end
+    after so many, and its schedule was one of that length."""
 
     def __post_init__(self) -> None:
         check(self)
         check_number("seed", self.seed, 0, 2**64 - 1)
+        if self.images is None:
+            object.__setattr__(self, "earlier_images", ())
         if self.kernel_rate is not None and self.optimizer != "muon":
             raise SettingError("kernel_rate", f'needs optimizer "muon", got "{self.optimizer}"')
         if self.schedule_from >= (self.images or math.inf):

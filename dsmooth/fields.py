@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from decimal import Decimal
-from typing import Any, Literal, SupportsIndex, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -19,6 +19,8 @@ from .text import escape_control
 T = TypeVar("T")
 # The value of a setting, as JSON has it.
 Setting = bool | int | float | str | list[bool | int | float | str] | None
+_TYPES = {int: "a whole number", float: "a number", str: "text"}
+_TYPES |= {bool: "True or False", NoneType: "None"}
 
 
 def check_one_of(name: str, value: object, allowed: Collection[object]) -> None:
@@ -61,26 +63,31 @@ def _expected(value: object, hint: object) -> str:
         return "finite"
     try:
         msgspec.convert(value, hint, strict=True)
-    except msgspec.ValidationError as error:
-        if str(error).startswith("Invalid enum"):
-            return f"one of {', '.join(_words(hint))}"
-        expected = re.split(", got| - at", str(error).removeprefix("Expected "))[0]
-        words = {"int": "a whole number", "float": "a number", "str": "text", "null": "None"}
-        words |= {"array": "a list", "|": "or"}
-        return " ".join(words.get(word, word) for word in expected.replace("`", "").split())
+    except msgspec.ValidationError:
+        return _allowed(hint)
     return ""
 
 
-def _words(hint: object) -> list[str]:
-    """The values of every Literal in a type."""
-    if get_origin(hint) is Literal:
-        return list(get_args(hint))
-    return [word for inner in get_args(hint) for word in _words(inner)]
+def _allowed(hint: Any) -> str:
+    """The values of a type, in words."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(inner)}" if len(inner) > 1 else f'"{inner[0]}"'
+    if origin is tuple:
+        length = "" if inner[-1] is Ellipsis else f" of length {len(inner)}"
+        return f"a list{length}, each item {_allowed(inner[0])}"
+    if origin is Annotated:
+        kind, meta = inner
+        bounds = {">=": meta.ge, ">": meta.gt, "<=": meta.le, "<": meta.lt}
+        bounds["with length >="] = meta.min_length
+        words = (f"{sign} {bound}" for sign, bound in bounds.items() if bound is not None)
+        return f"{_allowed(kind)} {' and '.join(words)}"
+    return " or ".join(map(_allowed, inner)) if inner else _TYPES[hint]
 
 
 def check_number(name: str, value: object, least: int | None = 1, most: int | None = None) -> None:
     """Raise SettingError for what is not a whole number within bounds."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise SettingError(name, f"must be a whole number, got {value!r}")
     number = value.__index__()
     if (least is not None and number < least) or (most is not None and number > most):

@@ -127,7 +127,8 @@ def train_command(config: TrainConfig) -> str:
     values = flatten(asdict(config))
     paths = {"data_dir": "--data-dir FOLDER", "init": "--init RUN", "labels": "--labels FILE"}
     # Some follow from the scale, the data and an extension, images from a budget.
-    skipped = {"role", "model.smoothing_scale", "model.class_names", "schedule_from", *paths}
+    skipped = {"role", "model.smoothing_scale", "model.class_names", *paths}
+    skipped |= {"schedule_from", "earlier_images"}
     skipped |= {f"model.{name}" for name in ("class_shares", "labels_sha256", "hidden_labels")}
     skipped |= {"data"} if config.data == OWN else set()
     skipped |= {"budget"} if config.images is not None else set()

@@ -14,8 +14,8 @@ from .text import escape_control
 
 # Called with how much is done, in the unit of the work.
 Progress = Callable[[float], object]
-# Shows how much is done, and a text.
-Bar = Callable[[float, str], None]
+# Shows how much of a total is done, and a text.
+Bar = Callable[[float, float, str], None]
 LINE_SECONDS = 10.0
 # INFO is for lines that a command prints, WARNING for lines that every user should see.
 LOG = logging.getLogger("dsmooth")
@@ -73,7 +73,7 @@ def progress(title: str, total: int, unit: str = "images") -> Iterator[Progress]
 
     with progress_bar(title, total, text=unit) as bar:
         if bar is not None:
-            yield lambda done: bar(done, unit + left(done))
+            yield lambda done: bar(done, total, unit + left(done))
             return
     print(f"{title}: {total:,} {unit.removesuffix('s') if total == 1 else unit}", flush=True)
 
@@ -114,7 +114,7 @@ def progress_bar(
     columns = rich.BarColumn(bar_width=24), rich.MofNCompleteColumn(), rich.TimeElapsedColumn()
     with rich.Progress("{task.description}", *columns, "{task.fields[text]}") as bar:
         task = bar.add_task(name, total=total, completed=completed, text=text)
-        yield lambda done, text: bar.update(task, completed=done, text=text)
+        yield lambda done, total, text: bar.update(task, completed=done, total=total, text=text)
 
 
 def significant(value: float, digits: int = 3) -> str:

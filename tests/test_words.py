@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from msgspec import structs
 from PIL import Image
 
+from dsmooth.config import TrainConfig
 from dsmooth.data import load_dataset, own, own_images
 from dsmooth.errors import SettingError
 from dsmooth.report.describe import curve_of
@@ -86,3 +89,28 @@ def test_folders_names_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [run.clusters for run in other] == [run.clusters for run in named] == [3, None, None]
     assert [run.budget_fraction for run in other] == [run.budget_fraction for run in named]
     assert other[1].init == other[0].folder
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("flip", 1, "True or False"),
+        ("role", "x", "one of noisy, denoiser, plain"),
+        ("data_dir", 3, "text or None"),
+        ("kernel_rate", 1.0, "a number > 0 and < 1 or None"),
+        ("betas", (0.9,), "a list of length 2, each item a number >= 0 and < 1"),
+    ],
+)
+def test_a_field_is_described_by_its_type(name, value, allowed, monkeypatch) -> None:
+    """Not by the error of the library that checks it."""
+    convert = msgspec.convert
+
+    def without_words(*arguments: Any, **options: Any) -> object:
+        try:
+            return convert(*arguments, **options)
+        except msgspec.ValidationError:
+            raise msgspec.ValidationError("x") from None
+
+    monkeypatch.setattr(msgspec, "convert", without_words)
+    with pytest.raises(SettingError, match=f"^`{name}` must be {allowed}, got "):
+        TrainConfig(**{name: value})

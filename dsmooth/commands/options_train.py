@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise, product
@@ -97,3 +98,5 @@ class Train:
     print_config: Flag = False
     """Print the settings for grey images as JSON and stop; no image is read."""
     execution: OmitArgPrefixes[OnDevice] = field(default_factory=OnDevice)
+    # Before torch is imported, which takes seconds of a budget.
+    started: float = field(init=False, compare=False, default_factory=time.monotonic)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -60,6 +61,7 @@ def train(options: Train) -> int:
             device=options.execution.device,
             on_evaluation=tensorboard(plan.folder / "tensorboard") if options.tensorboard else None,
             progress=True,
+            started=options.started if plan is plans[0] else time.monotonic(),
         )
         if result.interrupted:
             print(f"{options.role}: the same command with --resume continues")

@@ -26,9 +26,10 @@ from .step import TrainState, total_images
 # Settings that may change at any time. `resume_settings` checks the length of a run; `restore`
 # compares the images and labels themselves. The network's smoothing_scale follows from the scale,
 # what it knows of its classes from the data.
-CHANGEABLE = {"images", "schedule_from", "data_dir", "labels", "model.smoothing_scale"}
+CHANGEABLE = {"images", "earlier_images", "schedule_from", "data_dir", "labels"}
 CHANGEABLE |= {f"model.{name}" for name in ("class_names", "class_shares", "labels_sha256")}
-CHANGEABLE |= {"model.hidden_labels", *(setting.name for setting in fields(RunSettings))}
+CHANGEABLE |= {"model.smoothing_scale", "model.hidden_labels"}
+CHANGEABLE |= {*(setting.name for setting in fields(RunSettings))}
 
 
 class Checkpoint(NamedTuple):

@@ -80,7 +80,7 @@ class RunLog(ExitStack):
     ) -> None:
         super().__init__()
         self.folder, self.state, self.on_evaluation = folder, state, on_evaluation
-        self.total, self.loss_name = total_images(state.config), loss_name(state.config)
+        self.loss_name = loss_name(state.config)
         self.first_image = state.images_seen
         self.losses: list[float] = []
         self.started = self.recorded = self.printed = time.monotonic()
@@ -92,6 +92,11 @@ class RunLog(ExitStack):
         self.bar: Bar | None = None
         if progress:
             self.bar = self.enter_context(progress_bar(role, self.total, self.first_image))
+
+    @property
+    def total(self) -> int:
+        """The images after which the run ends, by now."""
+        return total_images(self.state.config)
 
     def begin(self, test_set: ImageDataset, changes: Sequence[LogEntry]) -> None:
         """Tell what is trained, and record what a resumed run changes."""
@@ -127,7 +132,7 @@ class RunLog(ExitStack):
         self.write(Step(*self.place(), round(mean, 5), round(speed, 4), norm, rate))
         text = f"{mean:.3f} {self.loss_name} · {significant(speed)} img/s · {clock(left)} left"
         if self.bar is not None:
-            self.bar(seen, text)
+            self.bar(seen, self.total, text)
         elif now - self.printed >= LINE_SECONDS or seen >= self.total:
             self.printed = now
             self.say(f"{seen:,}/{self.total:,} images · {text}")

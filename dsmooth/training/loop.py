@@ -27,6 +27,7 @@ from ..progress import LOG, lines_shown
 from ..runlog import LogEntry
 from ..runs import RunFolder, default_folder
 from .beginning import check_new_run, is_restart, load_data
+from .budget import Deadline
 from .checkpoint import newest_checkpoint, restore, save_checkpoint
 from .evaluation import evaluate, sample_grid
 from .log import RECORD_SECONDS, Evaluation, OnEvaluation, RunLog
@@ -101,6 +102,7 @@ def train(
         )
     if on_evaluation is not None and not callable(on_evaluation):
         raise TypeError(f"on_evaluation must be a function, got a {type(on_evaluation).__name__}")
+    started = time.monotonic()
     use_threads(threads)
     request, load = _request(config, force, progress, **images)
     return train_run(
@@ -111,6 +113,7 @@ def train(
         device=device,
         on_evaluation=on_evaluation,
         progress=progress,
+        started=started,
     )
 
 
@@ -150,9 +153,13 @@ def train_run(
     device: str | torch.device,
     on_evaluation: OnEvaluation | None,
     progress: bool,
+    started: float,
 ) -> TrainResult:
-    """Begin or resume a run in its folder, with the images that `load` reads, and train it."""
-    target, started = choose_device(device), time.monotonic()
+    """Begin or resume a run in its folder, with the images that `load` reads, and train it.
+
+    started: when its budget began, by time.monotonic().
+    """
+    target = choose_device(device)
     with contextlib.ExitStack() as stack:
         stack.enter_context(process_group())
         stack.enter_context(torch.inference_mode(False))
@@ -175,7 +182,9 @@ def train_run(
                 role = request.config().role
                 LOG.info("%s: no run in %s to resume: starting a new one", role, run.path)
 
-        config, train_set, test_set, initial = resolve(request, load, target, checkpoint, started)
+        config, train_set, test_set, initial, deadline = resolve(
+            request, load, target, started, checkpoint
+        )
         stop = stack.enter_context(catch_signals())
         state, changes = TrainState(config, train_set, target, initial), list[LogEntry]()
         if checkpoint is not None:
@@ -190,7 +199,7 @@ def train_run(
         if first:
             log = stack.enter_context(RunLog(run, state, on_evaluation, progress))
             log.begin(test_set, changes)
-        return run_loop(state, test_set, run, log, stop)
+        return run_loop(state, test_set, run, log, stop, deadline)
 
 
 def run_loop(
@@ -199,34 +208,37 @@ def run_loop(
     run: RunFolder,
     log: RunLog | None,
     stop: Callable[[], int | None],
+    deadline: Deadline | None,
 ) -> TrainResult:
     """All processes run this in lockstep; only rank 0 has a `log` and writes files."""
-    config = state.config
-    total, begun, n = total_images(config), config.schedule_from, config.evaluations
-    marks = [begun + (total - begun) * (i + 1) // n for i in range(n)]
-    bits = None
+    evaluations, bits = evaluations_due(state), None
     saved = last_read = time.monotonic()
-    while state.images_seen < total:
-        before = state.images_seen
+    while state.images_seen < total_images(state.config):
         state.step()
         now = time.monotonic()
-        # The last mark is the end.
-        evaluated = any(before < mark <= state.images_seen for mark in marks)
+        evaluated = evaluations_due(state) > evaluations
+        evaluations = max(evaluations, evaluations_due(state))
         # If any process finds something due, all do it.
-        interrupted, save, is_read_due = all_reduce_max(
+        interrupted, save, correct, is_read_due = all_reduce_max(
             stop() or 0,
-            now - saved > 60 * config.checkpoint_minutes,
+            now - saved > 60 * state.config.checkpoint_minutes,
+            deadline is not None and deadline.is_due(),
             now - last_read > RECORD_SECONDS or state.steps - state.steps_read == READ_STEPS,
         )
-        if not (evaluated or interrupted or save or is_read_due):
+        if not (evaluated or interrupted or save or correct or is_read_due):
             continue
 
         last_read = now
         results = state.results()
         if log:
             log.steps(results)
+        if correct and deadline and not evaluated:
+            deadline.correct(state, state.config.evaluations - evaluations)
         if evaluated:
+            before = time.monotonic()
             bits = _evaluate(state, test_set, run, log)
+            if deadline:
+                deadline.evaluated(time.monotonic() - before)
         elif log and (interrupted or save):
             save_checkpoint(run, state, test_set.image_size)
         if save:
@@ -242,6 +254,13 @@ def run_loop(
         log.end()
     barrier()  # the other processes wait until all is written
     return TrainResult(state.images_seen, bits)
+
+
+def evaluations_due(state: TrainState) -> int:
+    """The number of evaluations that a run has made by now; the last one is at its end."""
+    begun, n = state.config.schedule_from, state.config.evaluations
+    length, seen = total_images(state.config) - begun, state.images_seen - begun
+    return sum(length * (i + 1) // n <= seen for i in range(n))
 
 
 def _evaluate(

@@ -1,8 +1,10 @@
-"""The only place that completes or replaces the settings of a run: afterwards they are fixed."""
+"""The only place that completes or replaces the settings of a run.
+
+Afterwards they are fixed, but for the number of images of a run with a budget (`Deadline`).
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -18,8 +20,8 @@ from ..machine import has_fast_bfloat16
 from ..nn import PixelCNNpp
 from ..progress import LOG
 from .beginning import initial_network
+from .budget import Deadline, images_within_budget
 from .checkpoint import Checkpoint, differences
-from .evaluation import images_within_budget
 from .step import total_images
 
 # Reads the training and the held-out images of a run.
@@ -57,34 +59,41 @@ class RunRequest:
             model["n_classes"] = "auto"
         network = replace(start.model, **model)
         # A run that is resumed has its own schedule.
-        return replace(start, **{**self.given, "schedule_from": 0, "model": network})
+        past = start.earlier_images if values["images"] == start.images else ()
+        return replace(
+            start,
+            **{**self.given, "schedule_from": 0, "earlier_images": past, "model": network},
+        )
 
 
 class Resolved(NamedTuple):
-    """The settings of a run, its images, and the network that a new run begins with, if any."""
+    """The settings of a run and its images.
+
+    initial: the network that a new run begins with, if any. deadline: for a new run with a budget.
+    """
 
     config: TrainConfig
     train_set: ImageDataset
     test_set: ImageDataset
     initial: PixelCNNpp | None
+    deadline: Deadline | None
 
 
 def resolve(
     request: RunRequest,
     load: LoadImages,
     device: torch.device,
+    started: float,
     checkpoint: Checkpoint | None = None,
-    started: float | None = None,
 ) -> Resolved:
     """Complete the settings of a new run, or of one that continues from a checkpoint.
 
     The checkpoint decides what the request leaves open. The images, which `load` reads, decide the
     channels and the classes, the device the precision; the speed of this machine turns a budget of
     minutes into a number of images. All processes call this. Raises ValueError or FileNotFoundError
-    for what does not fit, before the images are read if they are not to blame. started: when the
-    run began, by time.monotonic(), for a budget; by default now.
+    for what does not fit, before the images are read if they are not to blame. started: when a
+    budget began, by time.monotonic().
     """
-    started = time.monotonic() if started is None else started
     config = request.config()
     if checkpoint is not None:
         config = request.config(checkpoint.settings.model.image_channels)
@@ -101,10 +110,13 @@ def resolve(
     model = with_classes(config, train_set, test_set)
     config = replace(config, model=model, precision=precision)
     initial = initial_network(config) if checkpoint is None else None
+    deadline = None
     if config.images is None:
-        images, evaluations = images_within_budget(config, train_set, test_set, device, started)
+        images, evaluations, deadline = images_within_budget(
+            config, train_set, test_set, device, started
+        )
         config = replace(config, images=images, evaluations=evaluations)
-    return Resolved(config, train_set, test_set, initial)
+    return Resolved(config, train_set, test_set, initial, deadline)
 
 
 def resume_settings(
@@ -119,6 +131,9 @@ def resume_settings(
     stored, seen, folder = checkpoint.settings, checkpoint.images_seen, checkpoint.path.parent
     before = total_images(stored)
     images = config.images or before  # a budget has become a number of images
+    past = {total for _, total in (*stored.earlier_images, *config.earlier_images)}
+    if {images, before} & past:  # the settings and the checkpoint are of two moments of the run
+        images = before
     if images < min(seen, before):
         raise SettingError("images", f"must be at least {seen:,}, which {folder} has seen")
     if config.budget not in (None, stored.budget):
@@ -135,6 +150,7 @@ def resume_settings(
         model=model,
         images=images,
         budget=stored.budget,
+        earlier_images=stored.earlier_images,
         schedule_from=seen if extended else stored.schedule_from,
         evaluations=config.evaluations if config.images else stored.evaluations,
         precision=stored.precision if config.precision == "auto" else config.precision,

@@ -31,7 +31,7 @@ MISTAKES = [
     (f"train pair {TINY} --out swapped --resume", "another run: its role is noisy, not denoiser"),
     ("train pair --config noisy/config.json", "has the settings of one"),
     ("train pair empty --out new", "--images and --budget are both missing"),
-    ("train noisy --images 0", "error: --images must be a whole number >= 1, got 0"),
+    ("train noisy --images 0", "error: --images must be a whole number >= 1 or None, got 0"),
     (f"train noisy --budget 1 {TINY}", "--images and --budget both say how long the run is"),
     ("train noisy --config log.json", "is not the config.json of a run: keys role, model missing"),
     ("sample noisy other", "the runs do not fit together"),

@@ -47,7 +47,8 @@ def tiny(
 
 def resolved(config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset) -> TrainConfig:
     """The settings of a new run on these images."""
-    return resolve(RunRequest(config), lambda _: (train_set, test_set), torch.device("cpu")).config
+    cpu = torch.device("cpu")
+    return resolve(RunRequest(config), lambda _: (train_set, test_set), cpu, started=0).config
 
 
 def train_until(images: int, config: TrainConfig, folder: Path, **options: object) -> None:

@@ -298,9 +298,9 @@ def test_bad_images_are_named(conditioning, x, context, error, message) -> None:
     ("settings", "message"),
     [
         ({"image_channels": 2}, "`image_channels` must be 1 or 3"),
-        ({"n_filters": 0}, "`n_filters` must be a whole number >= 1, got 0"),
-        ({"fourier_features": 9}, "`fourier_features` must be a whole number <= 8, got 9"),
-        ({"atoms": "each"}, "`atoms` must be one of"),
+        ({"n_filters": 0}, "`n_filters` must be a whole number >= 1 and <= 4096, got 0"),
+        ({"fourier_features": 9}, "`fourier_features` must be a whole number >= 0 and <= 8, got 9"),
+        ({"atoms": "each"}, "`atoms` must be .*all.*, got 'each'"),
         ({"likelihood": "discretized", "atoms": (0, 256)}, "`atoms` must be distinct bytes"),
         ({"likelihood": "discretized", "atoms": (3, 3)}, r"got \(3, 3\)"),
         ({"likelihood": "gaussian", "smoothing_scale": 0.0}, "`smoothing_scale` must be positive"),

@@ -154,6 +154,18 @@ def test_what_is_left_open_is_the_checkpoints() -> None:
         assert resumed(stored, change, 0) == stored
 
 
+def test_settings_and_checkpoint_may_be_of_two_moments_of_a_run_with_a_budget() -> None:
+    """After a kill, or where the newest checkpoint is damaged."""
+    first = tiny(budget=2.0, images=400)
+    second = replace(first, images=320, earlier_images=((80, 400),))
+    third = replace(first, images=480, earlier_images=((80, 400), (160, 320)))
+    for stored, other in itertools.permutations((first, second, third), 2):
+        assert resumed(stored, vars(other), 40) == stored
+    more = {"images": 800}
+    refuses("`images` can be 800 instead of 320 once", resumed, second, more, 40)
+    assert resumed(second, more, 320) == replace(second, schedule_from=320, **more)
+
+
 @pytest.mark.parametrize("lost", [False, True])
 def test_where_nothing_is_left_to_train_no_setting_changes(tmp_path, lost: bool, caplog) -> None:
     """Neither are there notes of one: no weights have seen it."""

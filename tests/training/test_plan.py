@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dsmooth.commands.train import next_step
+from dsmooth.cli import parse
+from dsmooth.commands.train import cluster_data, next_step
 from dsmooth.config import Role
 from dsmooth.presets import preset
 from dsmooth.runs import RunFolder
@@ -158,6 +159,21 @@ def test_a_moved_pair_ends_like_one_that_stayed(place: Path) -> None:
         assert_same_end(place / "p" / role, place / "q" / role)
 
 
+@pytest.mark.parametrize("exist", [True, False])
+def test_clusters_that_exist_are_kept(place: Path, exist: bool) -> None:
+    """A run that torchrun restarts has them already, and its noisy model may have begun."""
+    labels = place / "p" / "clusters" / "labels.npz"
+    before = labels.read_bytes()
+    if exist:
+        labels.write_bytes(b"")
+    else:
+        labels.unlink()
+    options = parse(["train", *words(place, "3")])
+    first, *_ = plan_runs("pair", place / "p", 3)
+    cluster_data(options, first, 3)
+    assert labels.read_bytes() == (b"" if exist else before)
+
+
 def test_too_many_clusters_are_refused_before_any_training(place: Path, capsys) -> None:
     out = words(place, "1000", "new")
     complains(capsys, "--clusters must be at most the 2", "train", *out, *TINY)
@@ -165,8 +181,9 @@ def test_too_many_clusters_are_refused_before_any_training(place: Path, capsys) 
 
 
 def test_settings_are_completed_in_one_place() -> None:
-    """No other module of training replaces a setting: they are what `resolve` returned."""
+    """No other module of training replaces a setting: they are what `resolve` returned, but for
+    the end of a run with a budget."""
     package = Path(resolve.__file__).parent
     for path in package.glob("*.py"):
-        if path.stem not in ("resolve", "evaluation"):
+        if path.stem not in ("resolve", "budget"):
             assert "replace(" not in path.read_text().replace("os.replace(", "")
