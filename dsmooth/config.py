@@ -19,11 +19,12 @@ OWN = "own"
 OCTAVES = 8
 # Upper bound of every size, so that a damaged config.json cannot ask for terabytes.
 LARGEST = 4096
+# Fields of a network that follow from the noise and the data of its training.
+DERIVED = ("smoothing_scale", "class_names", "class_shares", "labels_sha256", "hidden_labels")
 # Settings that are not options of the command: config.json has them.
-_OF_NETWORK = ("conditioning", "fourier_features", "head_filters", "context_filters", "class_names")
-_OF_DATA = ("smoothing_scale", "class_shares", "labels_sha256", "hidden_labels", "clean_noise")
-_OF_RUN = ("role", "betas", "cooldown", "learning_rate_decay", "clip_norm", "schedule_from")
-FILE_ONLY = frozenset((*_OF_NETWORK, *_OF_DATA, *_OF_RUN, "data_init", "earlier_images"))
+_OF_NETWORK = ("conditioning", "fourier_features", "head_filters", "context_filters", *DERIVED)
+_OF_RUN = ("role", "clean_noise", "data_init", "schedule_from", "earlier_images")
+FILE_ONLY = {*_OF_NETWORK, *_OF_RUN, "betas", "cooldown", "learning_rate_decay", "clip_norm"}
 
 Conditioning = Literal["none", "stack", "concat"]
 Size = Annotated[int, Meta(ge=1, le=LARGEST)]

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, get_args
 
-from .config import FILE_ONLY, OWN, ModelConfig, Role, TrainConfig
+from .config import DERIVED, FILE_ONLY, OWN, ModelConfig, Role, TrainConfig
 from .errors import SettingError
 from .fields import check_one_of, flatten
 
@@ -127,9 +127,8 @@ def train_command(config: TrainConfig) -> str:
     values = flatten(asdict(config))
     paths = {"data_dir": "--data-dir FOLDER", "init": "--init RUN", "labels": "--labels FILE"}
     # Some follow from the scale, the data and an extension, images from a budget.
-    skipped = {"role", "model.smoothing_scale", "model.class_names", *paths}
-    skipped |= {"schedule_from", "earlier_images"}
-    skipped |= {f"model.{name}" for name in ("class_shares", "labels_sha256", "hidden_labels")}
+    skipped = {"role", "schedule_from", "earlier_images", *paths}
+    skipped |= {f"model.{name}" for name in DERIVED}
     skipped |= {"data"} if config.data == OWN else set()
     skipped |= {"budget"} if config.images is not None else set()
     starts = []

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 
-from ..config import Role, TrainConfig
+from ..config import DERIVED, Role, TrainConfig
 from ..data.reading import LABELS_FILE, read_npz
 from ..distributed import barrier, broadcast_int, process_group
 from ..errors import SettingError
@@ -170,11 +170,9 @@ def start_of(options: Train, role: Role, default: str) -> TrainConfig:
         initial = find_initial(source, role)
         if (noise := initial.smoothing) is not None:
             changes |= {"smoothing": noise.kind, "scale": noise.scale}
-        # The data decide the classes, the scale that of the smoothing.
-        decided = {"n_classes", "class_names", "smoothing_scale"}
-        decided |= {"class_shares", "labels_sha256", "hidden_labels"}
+        # The data decide the classes.
         network = vars(initial.networks[role].config).items()
-        changes |= {field: value for field, value in network if field not in decided}
+        changes |= {k: value for k, value in network if k not in ("n_classes", *DERIVED)}
     return preset(name, role, **changes)
 
 

@@ -38,7 +38,7 @@ DATA_NAMES = {
     "cifar10": "CIFAR-10",
     "celeba": "CelebA",
 }
-NOISE = {"gaussian": "Gaussian", "laplace": "Laplace"}
+NOISE = {"gaussian": "Gaussian", "laplace": "Laplace", "uniform": "uniform"}
 POOLING = {"flat": "every value of the map", "mean": "each filter's mean over the map"}
 STREAMS = {"ul": "stream ul", "u": "stream u", "both": "streams u and ul"}
 FLOOR_WORDS = (

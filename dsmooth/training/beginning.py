@@ -6,7 +6,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from ..config import ModelConfig, Role, TrainConfig
+from ..config import DERIVED, ModelConfig, Role, TrainConfig
 from ..data import SPLITS, ImageDataset, load_splits
 from ..data.folder import image_paths, paths_of_split
 from ..data.reading import with_labels
@@ -41,8 +41,7 @@ def initial_network(config: TrainConfig) -> PixelCNNpp | None:
 def check_initial(model: ModelConfig, initial: ModelConfig, source: str) -> None:
     """Raise ValueError, naming the settings, for weights of a network of another architecture."""
     # Classes that are not the other run's begin with its label of zeros.
-    free = {"dropout", "likelihood", "smoothing_scale", "n_classes", "class_names", *model.unused}
-    free |= {"class_shares", "labels_sha256", "hidden_labels"}
+    free = {"dropout", "likelihood", "n_classes", *DERIVED, *model.unused}
     new, old = flatten(asdict(model)), flatten(asdict(initial))
     other = [name for name in new if name not in free and new[name] != old[name]]
     if other:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..config import RunSettings, TrainConfig
+from ..config import DERIVED, RunSettings, TrainConfig
 from ..distributed import all_same, rank_and_size
 from ..errors import SettingError
 from ..fields import flatten
@@ -24,12 +24,10 @@ from ..runs import RunFolder
 from .step import TrainState, total_images
 
 # Settings that may change at any time. `resume_settings` checks the length of a run; `restore`
-# compares the images and labels themselves. The network's smoothing_scale follows from the scale,
-# what it knows of its classes from the data.
+# compares the images and labels themselves.
 CHANGEABLE = {"images", "earlier_images", "schedule_from", "data_dir", "labels"}
-CHANGEABLE |= {f"model.{name}" for name in ("class_names", "class_shares", "labels_sha256")}
-CHANGEABLE |= {"model.smoothing_scale", "model.hidden_labels"}
-CHANGEABLE |= {*(setting.name for setting in fields(RunSettings))}
+CHANGEABLE |= {f"model.{name}" for name in DERIVED}
+CHANGEABLE |= {setting.name for setting in fields(RunSettings)}
 
 
 class Checkpoint(NamedTuple):

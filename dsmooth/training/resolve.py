@@ -59,11 +59,10 @@ class RunRequest:
             model["n_classes"] = "auto"
         network = replace(start.model, **model)
         # A run that is resumed has its own schedule.
-        past = start.earlier_images if values["images"] == start.images else ()
-        return replace(
-            start,
-            **{**self.given, "schedule_from": 0, "earlier_images": past, "model": network},
-        )
+        given = {**self.given, "schedule_from": 0, "model": network}
+        if values["images"] != start.images:
+            given["earlier_images"] = ()
+        return replace(start, **given)
 
 
 class Resolved(NamedTuple):

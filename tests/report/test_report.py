@@ -21,6 +21,7 @@ from dsmooth.report.plots import Curve, curve_png, running_mean
 from dsmooth.report.sections import TEMPLATE, write_report
 from dsmooth.report.words import below_controls, settings_table
 from dsmooth.results import FLOOR, Distance, Extractor, FrechetResult, ProbeScore
+from dsmooth.smoothing import SMOOTHINGS
 from dsmooth.tables import Table
 from tests.helpers.report_checks import check_self_contained
 
@@ -172,6 +173,17 @@ def test_packaged_models_are_told_with_the_numbers_of_their_card(tmp_path, no_pl
     assert f"{distance:.2f} for 10,000 samples" in seen
     assert "on 98.4 % by all 60,000 images" in seen
     assert "dsmooth/pretrained" not in seen
+
+
+@pytest.mark.parametrize("kind", SMOOTHINGS)
+def test_the_noise_of_every_smoothing_is_named(kind: str, tmp_path: Path, no_plots: None) -> None:
+    report = made_up_report()
+    noisy = report.models["noisy"]
+    models = {
+        **report.models,
+        "noisy": replace(noisy, settings={**noisy.settings, "smoothing": kind}),
+    }
+    assert f"{kind} noise of scale" in read(tmp_path, replace(report, models=models)).lower()
 
 
 def test_every_value_reaches_the_page_escaped(tmp_path: Path, no_plots: None) -> None:
