@@ -124,8 +124,8 @@ class ClassBits(OfClass):
 class BitsResult:
     """Bits/dim of models, by "pair" and "plain". seed: of the noise.
 
-    difference: of the pair minus the plain model, None for one of them. classes: of each class, by
-    "pair" and "plain"; empty where they were not measured.
+    difference: of the pair minus the plain model, None for one of them, and if only one is given
+    the classes. classes: of each class, by "pair" and "plain"; empty where they were not measured.
     """
 
     data: MeasuredImages

@@ -26,13 +26,15 @@ def check_dataset(dataset: object) -> None:
         )
 
 
-def check_images(pair: SmoothedPair, dataset: ImageDataset) -> None:
-    """Raise ValueError for images of another shape than the pair's."""
+def check_images(model: SmoothedPair | PixelCNNpp, dataset: ImageDataset) -> None:
+    """Raise ValueError for images of another shape than a pair's, or than a network's if known."""
     check_dataset(dataset)
-    wanted = (pair.noisy.config.image_channels, *pair.image_size)
+    network = model.noisy if isinstance(model, SmoothedPair) else model
+    wanted = (network.config.image_channels, *(model.image_size or dataset.image_size))
     if tuple(dataset.images.shape[1:]) != wanted:
+        kind = "pair" if isinstance(model, SmoothedPair) else "model"
         raise ValueError(
-            f"the pair is for images (C, H, W) = {wanted}, got {dataset.name} of "
+            f"the {kind} is for images (C, H, W) = {wanted}, got {dataset.name} of "
             f"{tuple(dataset.images.shape[1:])}: {dataset.source}"
         )
 

@@ -16,7 +16,7 @@ from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
 from ..progress import Progress, progress_of
 from ..results import FLOOR, ClassBits, ClassDistances
-from .batches import check_dataset, nats_of_images
+from .batches import check_images, nats_of_images
 from .comparison import Reference, compare_images
 from .features import FeatureExtractor
 from .likelihood import Scores, standard_error
@@ -166,7 +166,7 @@ def classify(
         n_classes, names = model.config.condition_size, model.config.class_names
     if n_classes == 0:
         raise ValueError("only a model with classes classifies: its n_classes is 0")
-    check_dataset(dataset)
+    check_images(model, dataset)
     dataset = dataset.first(limit)
     if dataset.labels is not None and not dataset.has_classes(names):
         raise ValueError(

@@ -31,7 +31,7 @@ from ..pretrained import Loaded
 from ..progress import Progress, progress_of
 from ..results import Bits, BitsResult, Convention, Difference, MeasuredImages, Terms
 from ..smoothing import GaussianSmoothing
-from .batches import check_dataset, check_images, labels_for_model, nats_of_images
+from .batches import check_images, labels_for_model, nats_of_images
 
 # A density in units of [-1, 1] becomes one per byte by adding this many bits/dim.
 BYTE_BITS = math.log2(PER_UNIT)
@@ -168,8 +168,13 @@ def standard_error(values: Tensor) -> float | None:
     return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
 
 
-def paired_difference(scores: Scores, other: Scores) -> Difference:
-    """Bits/dim that `scores` need more than `other` for the bytes of the same images."""
+def paired_difference(scores: Scores, other: Scores) -> Difference | None:
+    """Bits/dim that `scores` need more than `other` for the bytes of the same images.
+
+    None if only one of them is given the classes.
+    """
+    if (scores.classes == "given") != (other.classes == "given"):
+        return None
     bits, others = (s.bits(s.log_weights("discretized").mean(0)) for s in (scores, other))
     difference = bits - others
     return Difference(float(difference.mean()), standard_error(difference), scores.n_images)
@@ -263,7 +268,7 @@ def score_plain(
         params = model(x, label=label)
         return {form: _log_prob(model, x, params, form) for form in forms}
 
-    check_dataset(dataset)
+    check_images(model, dataset)
     dataset = dataset.first(limit)
     labels = labels_for_model(dataset, model.config.classes)
     with progress_of(progress, "bits/dim of the plain model", len(dataset)) as done:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from functools import partial
@@ -39,6 +40,13 @@ from tests.helpers.networks import CLASSES, GAUSSIAN, network, tiny_config, tiny
 pytestmark = pytest.mark.quick
 DATA = random_dataset(2)
 LABELLED = random_dataset(12, labels=(torch.arange(12) * 2 + 1) % CLASSES)
+
+
+def sized(side: int, **settings: int) -> dsmooth.PixelCNNpp:
+    """A network that was trained on images of side x side."""
+    model = copy.deepcopy(network(**settings))
+    model.image_size = side, side
+    return model
 
 
 def test_half_precision_scores_the_bytes_themselves() -> None:
@@ -113,6 +121,10 @@ def test_a_paired_difference_has_the_error_of_the_differences() -> None:
     bits = (2 - (one.discretized - hard).mean(0)) / (16 * math.log(2))
     assert found.value == pytest.approx(float(bits.mean()), rel=1e-9)
     assert found.error == pytest.approx(float(bits.std()) / 50**0.5, rel=1e-9)
+    given = replace(other, classes="given")
+    assert paired_difference(one, given) is None  # one of them is given bits of the image
+    assert paired_difference(replace(one, classes="given"), given) == found
+    assert paired_difference(replace(one, classes="hidden"), other) == found
 
 
 def test_the_error_over_repeats_needs_enough_of_them() -> None:
@@ -222,6 +234,8 @@ def test_what_cannot_be_scored_is_named(images: ImageDataset, options, words: st
             r"got a Tensor: dsmooth\.data\.own_images",
         ),
         (score_plain, network(n_classes=3), DATA, "`n_classes` needs labelled images, but "),
+        (score_plain, sized(12), DATA, r"the model is for images .* \(1, 12, 12\), got noise of"),
+        (classify, sized(12, n_classes=3), LABELLED, r"images .* \(1, 12, 12\), got noise of"),
         (classify, network(n_classes=0), LABELLED, "only a model with classes classifies"),
         (classify, network("concat", n_classes=3), LABELLED, "context is missing"),
         (classify, network(n_classes=2), LABELLED, r"needs labels of 0 .. 1, but .* has 0 .. 2"),
