@@ -26,8 +26,8 @@ from .step import StepResult, TrainState, total_images
 class Evaluation(NamedTuple):
     """Bits/dim of held-out images during a run, as `on_evaluation` gets them.
 
-    model: the averaged weights. samples: images that it drew, (N, C, H, W). Early in training some
-    diverge and are not finite.
+    model: the averaged weights, which training changes afterwards: copy.deepcopy keeps them.
+    samples: images that it drew, (N, C, H, W). Early in training some diverge and are not finite.
     """
 
     images_seen: int

@@ -21,7 +21,7 @@ from ..data.dataset import Transform
 from ..data.own import split_own
 from ..distributed import all_reduce_max, barrier, broadcast_int, process_group, rank_and_size
 from ..files import lock_folder, write_tensors
-from ..machine import choose_device, use_threads
+from ..machine import choose_device, torch_threads
 from ..memory import keep_freed_memory
 from ..progress import LOG, lines_shown
 from ..runlog import LogEntry
@@ -103,18 +103,18 @@ def train(
     if on_evaluation is not None and not callable(on_evaluation):
         raise TypeError(f"on_evaluation must be a function, got a {type(on_evaluation).__name__}")
     started = time.monotonic()
-    use_threads(threads)
     request, load = _request(config, force, progress, **images)
-    return train_run(
-        request,
-        load,
-        RunFolder(default_folder(config.role) if folder is None else folder),
-        resume=resume,
-        device=device,
-        on_evaluation=on_evaluation,
-        progress=progress,
-        started=started,
-    )
+    with torch_threads(threads):
+        return train_run(
+            request,
+            load,
+            RunFolder(default_folder(config.role) if folder is None else folder),
+            resume=resume,
+            device=device,
+            on_evaluation=on_evaluation,
+            progress=progress,
+            started=started,
+        )
 
 
 def _request(

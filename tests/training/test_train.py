@@ -201,7 +201,9 @@ def test_images_given_in_python(tmp_path: Path, capsys: pytest.CaptureFixture[st
     seen: list[Evaluation] = []
     config = replace(config, model=replace(config.model, image_channels=3))
     options = {"dataset": dataset, "on_evaluation": seen.append}
-    result = dsmooth.train(config, tmp_path / "a", **options, progress=True)
+    threads = torch.get_num_threads()
+    result = dsmooth.train(config, tmp_path / "a", **options, progress=True, threads=threads + 1)
+    assert torch.get_num_threads() == threads
     assert [evaluation[:2] for evaluation in seen] == [(16, result.bits_per_dim)]
     assert (len(seen[0].samples), seen[0].model.config.image_channels) == (2, 3)
     stored, size = RunFolder(tmp_path / "a").read_config()
