@@ -96,13 +96,8 @@ def in_evaluation(model: Network) -> Network:
 
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 of a model's weights as float32, in the order of their names."""
-    return tensors_digest(model.state_dict())
-
-
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors as float32, in the order of their names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

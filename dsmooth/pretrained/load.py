@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from torch import Tensor
 from typing_extensions import Unpack
 
 from ..config import Role
@@ -17,10 +16,10 @@ from ..fields import difference, structure
 from ..files import parse_json, read_json, read_tensors
 from ..nn import PixelCNNpp
 from ..nn.pretrained import HubOptions, Pretrained
-from ..nn.weights import load_network, tensors_digest
+from ..nn.weights import load_network, weights_digest
 from ..pair import SmoothedPair
 from ..progress import LOG
-from ..runs import WEIGHTS_FILE, RunFolder, TrainingRecord
+from ..runs import WEIGHTS_FILE, RunFolder, TrainingRecord, run_config
 from ..smoothing import Smoothing
 from .folders import CONFIG_KEY, HERE, PAIR, SavedSettings, has_runs, holds_networks, packaged
 from .hub import download, may_be_on_hub
@@ -28,17 +27,17 @@ from .loaded import EXPECTED_MODELS, Loaded
 
 
 @dataclass(frozen=True)
-class _Network:
-    """A network of a folder and the smoothing that it was trained for.
+class _Found:
+    """A network of a folder, the smoothing that it was trained for, and its saved record.
 
     run: None for what `save` wrote.
     """
 
     network: PixelCNNpp
-    role: Role
     folder: Path
     smoothing: Smoothing | None
-    run: RunFolder | None = None
+    run: RunFolder | None
+    origin: TrainingRecord | None
 
     @property
     def noise(self) -> str:
@@ -76,43 +75,33 @@ def load(
         raise TypeError(f"dtype must be a torch.dtype, such as torch.bfloat16, got {dtype!r}")
     network_kind = kind if kind is not None and issubclass(kind, PixelCNNpp) else PixelCNNpp
     pair_kind = kind if kind is not None and issubclass(kind, SmoothedPair) else SmoothedPair
-    folders = [find(name, **hub) for name in names]
-    found = [network for folder in folders for network in read_networks(folder, network_kind)]
-    by_role: dict[Role, _Network] = {}
-    for network in found:
-        other = by_role.setdefault(network.role, network)
-        if other is not network:
-            raise ValueError(
-                f"{other.folder} and {network.folder} both hold a {network.role} model; "
-                f"{EXPECTED_MODELS}"
-            )
+    found: dict[Role, _Found] = {}
+    for folder in [find(name, **hub) for name in names]:
+        for role, network in read_networks(folder, network_kind).items():
+            if role in found:
+                raise ValueError(
+                    f"{found[role].folder} and {network.folder} both hold a {role} model; "
+                    f"{EXPECTED_MODELS}"
+                )
+            found[role] = network
     if not found:
         raise ValueError(f"{EXPECTED_MODELS}; got nothing")
     loaded = Loaded(
-        {role: by_role[role].network for role in get_args(Role) if role in by_role},
-        _pair(pair_kind, by_role),
-        found[0].smoothing,
-        {network.role: network.folder for network in found},
-        {network.role: network.run for network in found if network.run is not None},
+        {role: found[role].network for role in get_args(Role) if role in found},
+        _pair(pair_kind, found),
+        next(iter(found.values())).smoothing,
+        {role: network.folder for role, network in found.items()},
+        {role: network.run for role, network in found.items() if network.run is not None},
     )
     return loaded.to(device, dtype)
 
 
 def load_models(names: Sequence[str | Path]) -> Loaded:
-    """Read a pair and optionally a plain model, or a single model that can draw, for a command."""
-    loaded = load(*names)
-    roles = [*loaded.networks]
-    if roles == ["denoiser"]:
-        raise ValueError(f"{loaded.source} is a denoiser: give the run of its noisy model too")
-    if loaded.smoothed is None and len(roles) > 1:
-        raise ValueError(f"{EXPECTED_MODELS}; got {', '.join(map(str, names))}")
-    size, plain = loaded.image_size, loaded.plain
-    if plain is not None and plain.image_size != size:
-        raise ValueError(
-            f"the plain model of {loaded.folders['plain']} is for images of {plain.image_size}, "
-            f"the pair for {size}"
-        )
-    return loaded
+    """Read a pair and optionally a plain model, or a single model that can draw, for a command.
+
+    Short form of `load(*names).checked()`.
+    """
+    return load(*names).checked()
 
 
 def find(name: str | Path, **hub: Unpack[HubOptions]) -> Path:
@@ -136,57 +125,56 @@ def find(name: str | Path, **hub: Unpack[HubOptions]) -> Path:
     )
 
 
-def read_networks(folder: Path, kind: type[PixelCNNpp] = PixelCNNpp) -> list[_Network]:
+def read_networks(folder: Path, kind: type[PixelCNNpp] = PixelCNNpp) -> dict[Role, _Found]:
     """The networks of a run, of what `save` wrote, or of the runs `noisy` and `denoiser` in a
     folder, in the order of the roles.
 
-    Each file is opened once, so both networks of a pair are of one save. Raises FileNotFoundError
-    or ValueError, naming the file.
+    Each file is opened once, so both networks of a pair are of one save. A file says what it is:
+    weights of a run have no settings in their metadata. Raises FileNotFoundError or ValueError,
+    naming the file.
     """
     run = RunFolder(folder)
     if not run.config.exists() and not run.weights.exists():
         if has_runs(folder):
-            return [network for role in PAIR for network in read_networks(folder / role, kind)]
+            return {role: read_networks(folder / role, kind)[role] for role in PAIR}
         names = sorted(config.parent.name for config in folder.glob(f"*/{run.config.name}"))
         hint = f"folders in {folder}, which has {', '.join(names)}"
         hint = hint if names else "a saved pair, or the folder of a run"
         raise FileNotFoundError(f"there is no {run.config}: give {hint}")
-    tensors, settings, is_run = _read_weights(run)
-    found = []
+    before = _read_config(run)
+    tensors, metadata = read_tensors(run.weights)
+    is_run = CONFIG_KEY not in metadata
+    if is_run:
+        training, size = run_config(read_json(run.config), run.config)
+        networks = {training.role: training.model}
+        settings = SavedSettings(networks, training.smoothing, training.scale, size, {})
+    else:
+        settings = _saved_settings(run, metadata[CONFIG_KEY], before)
+    found: dict[Role, _Found] = {}
     for role in sorted(settings.networks, key=get_args(Role).index):
-        weights = _tensors_of(role, tensors, settings)
+        # Weights that no role claims are refused.
+        others = settings.networks.keys() - {role}
+        weights = {
+            name.removeprefix(f"{role}."): tensor
+            for name, tensor in tensors.items()
+            if name.partition(".")[0] not in others
+        }
         network = load_network(settings.networks[role], weights, run.weights, kind)
         network.role, network.image_size = role, settings.image_size
         network.record = partial(read_record, folder, role)
-        found.append(_Network(network, role, folder, settings.noise, run if is_run else None))
+        origin = settings.origin.get(role)
+        found[role] = _Found(network, folder, settings.noise, run if is_run else None, origin)
     return found
 
 
-def _tensors_of(
-    role: Role, tensors: Mapping[str, Tensor], settings: SavedSettings
-) -> dict[str, Tensor]:
-    """The weights of a role, and those that no role claims, which `load_network` refuses."""
-    others = settings.networks.keys() - {role}
-    return {
-        name.removeprefix(f"{role}."): tensor
-        for name, tensor in tensors.items()
-        if name.partition(".")[0] not in others
-    }
+def _saved_settings(
+    run: RunFolder, text: str, before: Mapping[str, object] | None
+) -> SavedSettings:
+    """The settings in the metadata of saved weights. ValueError if config.json has others.
 
-
-def _read_weights(run: RunFolder) -> tuple[dict[str, Tensor], SavedSettings, bool]:
-    """The tensors of a folder, their settings, and whether they are of a run.
-
-    A file says what it is: weights of a run have no settings in their metadata.
+    before: the content of config.json before the weights were read.
     """
-    before = _read_config(run)
-    tensors, metadata = read_tensors(run.weights)
-    if CONFIG_KEY not in metadata:
-        training, size = run.read_config()
-        networks = {training.role: training.model}
-        settings = SavedSettings(networks, training.smoothing, training.scale, size, {})
-        return tensors, settings, True
-    stated = parse_json(metadata[CONFIG_KEY], run.weights)
+    stated = parse_json(text, run.weights)
     # A config.json that changes meanwhile is being saved.
     unchanged = before is not None and before == _read_config(run)
     if unchanged and (words := difference(before, stated)):
@@ -201,7 +189,7 @@ def _read_weights(run: RunFolder) -> tuple[dict[str, Tensor], SavedSettings, boo
         raise ValueError(f"{run.weights} is not of a pair or a network: {error}") from None
     if not settings.networks:
         raise ValueError(f"{run.weights} states no network")
-    return tensors, settings, False
+    return settings
 
 
 def _read_config(run: RunFolder) -> Mapping[str, object] | None:
@@ -212,7 +200,7 @@ def _read_config(run: RunFolder) -> Mapping[str, object] | None:
         return None
 
 
-def _pair(kind: type[SmoothedPair], found: Mapping[Role, _Network]) -> SmoothedPair | None:
+def _pair(kind: type[SmoothedPair], found: Mapping[Role, _Found]) -> SmoothedPair | None:
     """The pair of a noisy model and its denoiser, None without both.
 
     Raises ValueError for networks that were trained for different smoothing or image sizes.
@@ -234,12 +222,10 @@ def _pair(kind: type[SmoothedPair], found: Mapping[Role, _Network]) -> SmoothedP
 
 def read_record(folder: Path, role: Role) -> TrainingRecord | None:
     """The record in a folder of networks, with the digest of the weights that it describes."""
-    run = RunFolder(folder)
-    tensors, settings, is_run = _read_weights(run)
-    record = run.record() if is_run else settings.origin.get(role)
-    if is_run and record is not None and folder.is_relative_to(HERE):  # trained on whole data sets
+    found = read_networks(folder)[role]
+    record = found.run.record() if found.run else found.origin
+    if found.run and record is not None and folder.is_relative_to(HERE):  # trained on whole data
         record = replace(record, command=f"{record.command} --data-dir FOLDER")
     if record is None or record.weights_sha256 is not None:
         return record
-    digest = tensors_digest(_tensors_of(role, tensors, settings))
-    return replace(record, weights_sha256=digest)
+    return replace(record, weights_sha256=weights_digest(found.network))

@@ -120,6 +120,21 @@ class Loaded:
         """Images that a process draws at a time."""
         return CHUNK["cpu" if self.device.type == "cpu" or cuda_obstacle(self.device) else "cuda"]
 
+    def checked(self) -> Loaded:
+        """The same. Raises ValueError unless it is a pair, with or without a plain model, or one
+        model that can draw."""
+        if [*self.networks] == ["denoiser"]:
+            raise ValueError(f"{self.source} is a denoiser: give the run of its noisy model too")
+        if self.smoothed is None and len(self.networks) > 1:
+            raise ValueError(f"{EXPECTED_MODELS}; got {', '.join(map(str, self.folders.values()))}")
+        size, plain = self.image_size, self.plain
+        if plain is not None and plain.image_size != size:
+            raise ValueError(
+                f"the plain model of {self.folders['plain']} is for images of {plain.image_size}, "
+                f"the pair for {size}"
+            )
+        return self
+
     def record(self, role: Role) -> TrainingRecord | None:
         """The training record of a network's weights, read now; None if it is unknown."""
         return training_record(self.networks[role])
