@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import io
 import logging
@@ -11,6 +10,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import is_dataclass
 from functools import partial
 from importlib import import_module
@@ -18,7 +18,6 @@ from shutil import get_terminal_size
 from typing import (
     Annotated,
     Any,
-    TypeGuard,
     Union,
     cast,
     get_args,
@@ -75,7 +74,53 @@ ABOUT = """Autoregressive image modelling with distribution smoothing, made fast
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command with `args`, by default those of the process; exits with its status."""
+    """Run the command with `args`, by default those of the process; exits with its status.
+
+    An error is printed in a line.
+    """
+    prepare_process()
+    args = list(sys.argv[1:] if args is None else args)
+    options: Collection[str] = ()
+    status, size = 0, 1  # a negative status: the process must leave at once
+    try:
+        rank, size = rank_and_size()
+        with ExitStack() as stack:
+            if rank > 0:
+                stack.enter_context(silence())
+            command = parse(args)
+            options = option_types(type(command))
+            quiet = command.execution.quiet if hasattr(command, "execution") else False
+            # With --quiet `evaluate` still prints the numbers of --out -, and silences the rest
+            # itself.
+            if quiet and args[0] != "evaluate":
+                stack.enter_context(silence())
+            stack.enter_context(lines_shown(logging.ERROR if quiet else logging.INFO))
+            # A verb is imported when it is called, and torch with it.
+            verb = getattr(import_module(f".commands.{args[0]}", __package__), args[0])
+            status = verb(command) or 0
+    except BrokenPipeError:  # the reader of a pipe left
+        status = 141
+    except KeyboardInterrupt:
+        print("dsmooth: stopped", file=sys.stderr)
+        status = -130
+    except Exception as error:
+        line = explain(error, options)
+        if line is None:
+            raise
+        if os.environ.get("DSMOOTH_TRACEBACK") == "1":
+            traceback.print_exc()
+        status = _fail(line)
+    if size > 1 or status < 0:
+        # Python's own way out waits for threads at work, and a thread of torch's process group may
+        # abort it.
+        with suppress(BrokenPipeError):
+            sys.stdout.flush()
+        os._exit(abs(status))
+    sys.exit(status)
+
+
+def prepare_process() -> None:
+    """Set the standard streams, the threads' spinning and the memory of this process."""
     if sys.stdout is None:  # it is closed
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -84,49 +129,6 @@ def main(args: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # the locale may lack a letter
-    try:
-        rank, size = rank_and_size()
-    except ValueError as error:
-        sys.exit(_fail(str(error)))
-    with silence() if rank > 0 else contextlib.nullcontext():
-        status = _call(list(sys.argv[1:] if args is None else args))
-    if size > 1 or status < 0:
-        # Python's own way out waits for threads at work, and a thread of torch's process group may
-        # abort it.
-        with contextlib.suppress(BrokenPipeError):
-            sys.stdout.flush()
-        os._exit(abs(status))
-    sys.exit(status)
-
-
-def _call(args: list[str]) -> int:
-    """Run the command; an error is printed in a line.
-
-    Returns the exit status, negative where the process must leave at once.
-    """
-    options: Collection[str] = ()
-    try:
-        command = parse(args)
-        options = option_types(type(command))
-        quiet = command.execution.quiet if hasattr(command, "execution") else False
-        # With --quiet `evaluate` still prints the numbers of --out -, and silences the rest itself.
-        silent = silence() if quiet and args[0] != "evaluate" else contextlib.nullcontext()
-        with lines_shown(logging.ERROR if quiet else logging.INFO), silent:
-            # A verb is imported when it is called, and torch with it.
-            verb = getattr(import_module(f".commands.{args[0]}", __package__), args[0])
-            return verb(command) or 0
-    except BrokenPipeError:  # the reader of a pipe left
-        return 141
-    except KeyboardInterrupt:
-        print("dsmooth: stopped", file=sys.stderr)
-        return -130  # at once
-    except Exception as error:
-        line = explain(error, options)
-        if line is None:
-            raise
-        if os.environ.get("DSMOOTH_TRACEBACK") == "1":
-            traceback.print_exc()
-        return _fail(line)
 
 
 def explain(error: Exception, options: Collection[str] = ()) -> str | None:
@@ -163,18 +165,14 @@ def option_types(kind: type) -> dict[str, object]:
     """The types of a verb's options, by their names in Python."""
     types: dict[str, object] = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
-        described, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        inner = next((extra for extra in (described, *extras) if is_group(extra)), None)
-        if inner is not None:
-            types |= option_types(inner)
+        parts = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        kinds = (part for part in parts if isinstance(part, type))
+        group = next((part for part in kinds if is_typeddict(part) or is_dataclass(part)), None)
+        if group is not None:
+            types |= option_types(group)
         elif name not in POSITIONAL:
-            types[name] = described
+            types[name] = parts[0]
     return types
-
-
-def is_group(kind: object) -> TypeGuard[type]:
-    """Whether a type's fields are options."""
-    return is_typeddict(kind) or (isinstance(kind, type) and is_dataclass(kind))
 
 
 def parse(args: Sequence[str]) -> object:

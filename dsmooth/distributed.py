@@ -210,30 +210,36 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
         torch.set_num_threads(count)
 
 
+def gather_results(result: object, *, to_all: bool) -> list[Any]:
+    """The results of all processes, by rank; on other ranks than 0 only with `to_all`, else none.
+
+    They are pickled, with tensors on the CPU. All processes call this.
+    """
+    rank, size = rank_and_size()
+    if size == 1:
+        return [result]
+    import torch.distributed as dist
+
+    results: list[Any] = [None] * size
+    with exchange():
+        if to_all:
+            dist.all_gather_object(results, result)
+        else:
+            dist.gather_object(result, results if rank == 0 else None)
+    return results if to_all or rank == 0 else []
+
+
 def distributed_map(
     items: Sequence[Item], work: Callable[[Item], Result], *, to_all: bool = True
 ) -> Iterator[Result]:
     """work(item) of all items, in order, as from a single process.
 
-    Each process computes every size-th item. Results are pickled, with tensors on the CPU, and sent
-    to all processes or only to rank 0.
+    Each process computes every size-th item. to_all: see `gather_results`.
     """
     rank, size = rank_and_size()
-    if size == 1:
-        yield from map(work, items)
-        return
-    import torch.distributed as dist
-
     for first in range(0, len(items), size):
         result = work(items[first + rank]) if first + rank < len(items) else None
-        results: list[Any] = [None] * size
-        with exchange():
-            if to_all:
-                dist.all_gather_object(results, result)
-            else:
-                dist.gather_object(result, results if rank == 0 else None)
-        if to_all or rank == 0:
-            yield from results[: len(items) - first]
+        yield from gather_results(result, to_all=to_all)[: len(items) - first]
 
 
 def in_batches(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,11 @@ from .nn.condition import check_label, log_prior
 from .nn.images import check_images, check_scale, check_size, snap_half_precision
 from .nn.pretrained import Pretrained, pretrained
 from .nn.weights import in_evaluation
-from .progress import Progress, progress_of
-from .sampling.cached import draw_network
-from .sampling.classes import draw_classes
+from .progress import Progress, part_of, progress_of
 from .sampling.known import keep_top as top_rows
 from .sampling.known import known_pixels
 from .sampling.request import Choices, Request, normal_float
-from .sampling.two_step import conditioning_label, draw_two_steps, posterior_mean
+from .sampling.two_step import conditioning_label, draw, posterior_mean
 from .smoothing import Smoothing
 
 BOUND_IMAGES = 64  # images that `elbo` computes at a time
@@ -120,16 +117,14 @@ class SmoothedPair(Pretrained):
         """
         if self.n_classes and choices.get("label") is None:
             choices["label"] = "prior" if choices.get("known") is None else "known"
-        request, drawn = Request.make(n, choices, method), []
+        request, drawn, first = Request.make(n, choices, method), [], 0
         if batch_size is not None:
             check_number("batch_size", batch_size)
         with torch_threads(threads), progress_of(progress, "drawing", n) as done:
             for part in request.parts(batch_size or n):
-
-                def report(fraction: float, part: Request = part) -> None:
-                    done(part.first_index - request.first_index + fraction * part.count)
-
-                drawn.append(draw(self, part, report, precision))
+                last = first + part.count
+                drawn.append(draw(self, part, part_of(done, first, last), precision))
+                first = last
         return torch.cat(drawn)
 
     @torch.no_grad()
@@ -193,8 +188,7 @@ class SmoothedPair(Pretrained):
         """
         self._check_images("x_tilde", x_tilde)
         guidance = normal_float("guidance", guidance, or_zero=True)
-        models = self.noisy, self.denoiser
-        return posterior_mean(models, self.smoothing, x_tilde, label, guidance)
+        return posterior_mean(self, x_tilde, label, guidance)
 
     @torch.no_grad()
     def elbo(
@@ -264,7 +258,8 @@ class SmoothedPair(Pretrained):
         self._check_images("x", x)
         self.check_scale("x", x)
         pair, draws = in_evaluation(self), []
-        conditioning_label(self.noisy, self.classes, label)  # raises for a label that does not fit
+        # Raises for a label that does not fit.
+        conditioning_label(self.noisy.config, self.classes, label)
         for i in range(n_noise):
             x_tilde = self.smoothing.sample(x, seed=seed, first_index=first_index, repeat=i)
             terms = bound_terms(
@@ -325,26 +320,3 @@ class SmoothedPair(Pretrained):
             f"  smoothing: {self.smoothing.kind} of scale {self.smoothing.scale}\n"
             f"  images: {shape}, on {self.device}\n)"
         )
-
-
-@torch.no_grad()
-def draw(
-    model: SmoothedPair | PixelCNNpp,
-    request: Request,
-    progress: Progress | None = None,
-    precision: Precision = "auto",
-) -> Tensor:
-    """The images (count, C, H, W) of a request, of a pair or of one network with an image size.
-
-    A pair draws x~ ~ p(x~), unless the request gives x~, and then x of each x~. An image is NaN
-    where its x~ diverged. progress: called with the fraction done. precision: as in
-    `SmoothedPair.sample`.
-    """
-    if isinstance(model, PixelCNNpp):
-        assert model.image_size is not None  # checked earlier
-        if request.class_of_known and request.known is not None:
-            label = draw_classes(model, request, request.known, model.config.classes)
-            request = replace(request, label=label)
-        return draw_network(model, request, model.image_size, None, progress, precision)
-    models = model.noisy, model.denoiser
-    return draw_two_steps(models, model.smoothing, model.image_size, request, progress, precision)

@@ -88,6 +88,11 @@ def progress(title: str, total: int, unit: str = "images") -> Iterator[Progress]
     print(f"{title}: done in {time.monotonic() - started:.1f} s", flush=True)
 
 
+def part_of(progress: Progress | None, first: float, last: float) -> Progress:
+    """The progress of a part, by the fraction of it done: from `first` to `last` of the whole."""
+    return lambda done: progress(first + done * (last - first)) if progress else None
+
+
 @contextmanager
 def progress_of(
     choice: bool | Progress, title: str, total: int, unit: str = "images"

@@ -24,7 +24,6 @@ from .evaluate.probe import PIXELS, Probing, make_probing
 from .evaluate.receptive_field import receptive_fields
 from .fields import difference
 from .machine import has_fast_bfloat16
-from .pair import draw
 from .pictures import is_diverged, save_grid
 from .pretrained import DEFAULT, Loaded, packaged
 from .probe_settings import ProbeSettings
@@ -33,8 +32,9 @@ from .record import Record, has_files, read_parts, read_result
 from .report.contents import Origin, Report
 from .report.describe import describe_images, describe_machine, describe_model, packaged_card
 from .results import FLOOR, BitsResult, BlockScores, FrechetResult, ProbeResult, ReceptiveFields
-from .sampling.output import gather, write_images
+from .sampling.output import draw_parts, on_cpu, write_images
 from .sampling.request import Request, digest_of
+from .sampling.two_step import draw
 from .smoothing import GaussianSmoothing
 
 T = TypeVar("T")
@@ -208,14 +208,15 @@ class Stages:
             path.with_suffix(".json"), self.request(**settings), type(None), str, replace=True
         )
         if broadcast_int(self.only is not None or bool(record.missing([path.name, picture.name]))):
-            images = x
-            if images is None:
+            rank, size = rank_and_size()
+            if x is None:
                 with progress(f"drawing {name}", request.count) as done:
                     draw_part = partial(draw, models.model, precision=self.precision)
-                    images = gather(draw_part, request, CHUNK, done)
-            if images is not None and rank_and_size()[0] == 0:
-                save_grid(images[:GRID_IMAGES], picture)
-                write_images(path, images, request, models.classes)
+                    images = [*draw_parts(draw_part, request.parts(CHUNK, size), on_cpu, done)]
+                    x = torch.cat(images) if images else None
+            if x is not None and rank == 0:
+                save_grid(x[:GRID_IMAGES], picture)
+                write_images(path, x, request, models.classes)
             record.keep_files(path.name, picture.name)
         barrier()
         return self.load(name)

@@ -29,12 +29,12 @@ from dsmooth.evaluate.comparison import Reference, compare_images
 from dsmooth.evaluate.features import extract_features, make_extractor
 from dsmooth.evaluate.likelihood import standard_error
 from dsmooth.machine import torch_seed
-from dsmooth.pair import draw
 from dsmooth.pretrained import find
 from dsmooth.progress import progress
 from dsmooth.report.describe import packaged_card
-from dsmooth.sampling.output import gather
+from dsmooth.sampling.output import draw_parts, on_cpu
 from dsmooth.sampling.request import Request
+from dsmooth.sampling.two_step import draw
 from dsmooth.tables import Table
 from dsmooth.text import decimals, percent
 
@@ -173,9 +173,8 @@ def main(folder: str, count: str = "4000", *others: str) -> None:
         models = dsmooth.load(name)
         request = Request(n, seed=0, label="prior" if models.classes.number else None)
         with progress(f"drawing samples of {name}", n) as done:
-            x = gather(partial(draw, models.model), request, 100, done)
-        assert x is not None
-        sets[f"samples of {name}"] = to_bytes(x)
+            parts = draw_parts(partial(draw, models.model), request.parts(100), on_cpu, done)
+            sets[f"samples of {name}"] = to_bytes(torch.cat([*parts]))
     sets[TEST] = choose_images(test, n)
     tables = (
         distances(sets, train.images, train.known_labels()),

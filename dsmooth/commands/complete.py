@@ -12,20 +12,20 @@ from torch import Tensor
 
 from ..data import to_float
 from ..data.folder import read_pictures
-from ..distributed import process_group
+from ..distributed import process_group, rank_and_size
 from ..evaluate.sources import as_grey, read_images
 from ..fields import check_number
 from ..files import printable, write_npz
-from ..pair import draw
 from ..pictures import BORDER, is_diverged, save_grid
 from ..pixels import value_of
-from ..pretrained import Loaded, is_model, load_models
+from ..pretrained import Loaded, is_model, load
 from ..progress import progress
 from ..sampling.known import keep_top, known_pixels
-from ..sampling.output import gather
+from ..sampling.output import draw_parts, on_cpu
 from ..sampling.request import checked_shape
+from ..sampling.two_step import draw
 from .options import Complete, DataOptions
-from .shared import check_outputs, choose_data, prepare, request_of, say_drawn
+from .shared import check_outputs, choose_data, drawing_device, request_of, say_drawn
 
 
 def complete(options: Complete) -> None:
@@ -41,7 +41,7 @@ def complete(options: Complete) -> None:
     if source is None and len(names) > 1 and not is_model(names[-1]):
         source = names.pop()
     with process_group():
-        models = load_models(names)
+        models = load(*names, device=drawing_device(options.execution)).checked()
         if models.smoothed is None and "noisy" in models.networks:
             raise ValueError(f"{names[0]} is a noisy model: name the pair that it is of")
         x, labels = choose_images(source, options.count, models)
@@ -58,15 +58,16 @@ def complete(options: Complete) -> None:
             mask = read_pictures(options.mask, [options.mask]).float().mean(1) >= 128
         cells = len(x) * options.draws
         checked_shape(cells, *models.image_shape)
-        prepare(options.execution, models)
         given = x.to(models.device).repeat_interleave(options.draws, dim=0)
         known = known_pixels(given, mask.to(models.device), cells)
         request = request_of(models, options.drawing, cells, known=known, own_labels=labels)
         started = time.monotonic()
         with progress("completing", request.count) as done:
             draw_part = partial(draw, models.model, precision=options.execution.precision)
-            completed = gather(draw_part, request, models.chunk, done)
-    if completed is not None:
+            parts = request.parts(models.chunk, rank_and_size()[1])
+            images = [*draw_parts(draw_part, parts, on_cpu, done)]
+    if images:
+        completed = torch.cat(images)
         for path in options.out:
             write_completions(path, x, mask, completed, request.seed)
             print(f"wrote {printable(path)}")

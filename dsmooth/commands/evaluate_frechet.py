@@ -26,7 +26,7 @@ from ..fields import check_number
 from ..files import check_writable, printable
 from ..machine import choose_device
 from ..nn.condition import class_number
-from ..pretrained import Loaded, is_model, load_models
+from ..pretrained import Loaded, is_model, load
 from ..record import request_digest
 from ..results import FLOOR, FrechetResult
 from ..tables import class_distances_table, frechet_table
@@ -38,7 +38,7 @@ from .shared import (
     choose_data,
     describe_data,
     draw_into,
-    prepare,
+    drawing_device,
     request_of,
 )
 
@@ -121,7 +121,9 @@ def load_drawing_models(options: FrechetOptions) -> Loaded | None:
     if options.per_class and (options.label != "each" or options.reference is not None):
         raise ValueError("--per-class needs --label each and a data set, not --reference")
     is_drawn = len(options.samples) != 1 or is_model(options.samples[0])
-    models = load_models(options.samples) if is_drawn else None
+    models = None
+    if is_drawn:
+        models = load(*options.samples, device=drawing_device(options.execution)).checked()
     if options.per_class and models is not None and models.classes.number == 0:
         raise ValueError("--per-class needs samples of models with classes")
     return models
@@ -207,7 +209,6 @@ def collect_samples(
     # Other settings or weights go to another folder, so that nothing has to be deleted.
     folder = options.out.parent / f"samples-{count}-{request_digest(drawing)}"
     check_writable(folder)
-    prepare(options.execution, models)
     draw_into(folder, models, request, precision)
     barrier()
     return replace(read_images(folder), labels=request.labels(models.classes)), drawing

@@ -21,13 +21,13 @@ from ..errors import SettingError
 from ..files import check_writable, printable, suffix_of
 from ..machine import choose_device, use_threads
 from ..nn.condition import class_number
-from ..pair import draw
 from ..pretrained import Loaded
 from ..progress import LOG, progress
 from ..record import read_parts
 from ..sampling.known import KnownPixels
 from ..sampling.output import Pictures, Shards, fill
 from ..sampling.request import Label, Request, drawn_seed, precision_on
+from ..sampling.two_step import draw
 from .options import BitsOptions, ClassifyOptions, Computing, DataOptions, Drawing
 
 # The most images that one PNG shows.
@@ -234,8 +234,8 @@ def check_output(path: Path, suffix: str, option: str = "--out") -> None:
     check_writable(path)
 
 
-def prepare(options: Computing, models: Loaded) -> None:
-    """Set threads, and move models to the device that draws.
+def drawing_device(options: Computing) -> torch.device:
+    """Set threads, and choose the device that draws.
 
     By default that is a GPU only if the cached sampler runs there. Else images need many forward
     passes each.
@@ -245,5 +245,5 @@ def prepare(options: Computing, models: Loaded) -> None:
     undecided = options.device == "auto" and device.type != "cpu" and is_available()
     if undecided and (reason := cuda_obstacle(device)) is not None:
         LOG.info("drawing on the CPU: %s; --device %s draws by Jacobi iterations", reason, device)
-        device = torch.device("cpu")
-    models.to(device)
+        return torch.device("cpu")
+    return device

@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 import io
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from itertools import accumulate
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..config import Classes
-from ..distributed import distributed_map, process_group, rank_and_size
+from ..distributed import distributed_map, gather_results, process_group, rank_and_size
 from ..files import file_sha256, lock_folder, write_atomically, write_npz
 from ..pictures import is_diverged, nhwc_bytes, png
-from ..progress import Progress
+from ..progress import Progress, part_of
 from ..record import Record, read_parts
 from ..runs import RunFolder
 from .request import Request
@@ -30,9 +28,14 @@ LEAST_BYTES = 67  # of an image: a PNG of one pixel
 DrawPart = Callable[[Request, Progress], Tensor]
 
 
+def on_cpu(_: Request, images: Tensor) -> Tensor:
+    """Keep drawn images in the CPU's memory."""
+    return images.cpu()
+
+
 def draw_parts(
     draw: DrawPart,
-    parts: list[Request],
+    parts: Sequence[Request],
     keep: Callable[[Request, Tensor], T],
     progress: Progress | None = None,
     done: int = 0,
@@ -41,33 +44,19 @@ def draw_parts(
 
     progress: called with the number of images done, starting at `done`.
     """
-    size = rank_and_size()[1]
-    starts = list(accumulate((part.count for part in parts), initial=done))
-
-    def work(number: int) -> T:
-        # Meanwhile the other processes draw the next parts.
-        first, last = starts[number], starts[min(number + size, len(parts))]
-
-        def report(fraction: float) -> None:
-            if progress is not None:
-                progress(first + fraction * (last - first))
-
-        images = draw(parts[number], report)
-        report(1.0)
-        return keep(parts[number], images)
-
+    rank, size = rank_and_size()
     with process_group():
-        yield from distributed_map(range(len(parts)), work, to_all=False)
-
-
-def gather(
-    draw: DrawPart, request: Request, chunk: int, progress: Progress | None = None
-) -> Tensor | None:
-    """The images of a request on the CPU, None except on rank 0; drawn at most `chunk` at a
-    time."""
-    chunk = min(chunk, -(-request.count // rank_and_size()[1]))
-    parts = list(draw_parts(draw, request.parts(chunk), lambda _, x: x.cpu(), progress))
-    return torch.cat(parts) if parts else None
+        for first in range(0, len(parts), size):
+            turn = parts[first : first + size]  # the processes draw them at the same time
+            last = done + sum(part.count for part in turn)
+            kept = None
+            if rank < len(turn):
+                images = draw(turn[rank], part_of(progress, done, last))
+                if progress is not None:
+                    progress(last)
+                kept = keep(turn[rank], images)
+            yield from gather_results(kept, to_all=False)[: len(turn)]
+            done = last
 
 
 def write_images(path: Path, x: Tensor, request: Request, classes: Classes) -> None:
@@ -111,8 +100,7 @@ def fill(
         before = folder.request.count - drawn
         if progress is not None:
             progress(before)
-        results = draw_parts(draw, parts, folder.keep, progress, before)
-        for digests, lost in results:
+        for digests, lost in draw_parts(draw, parts, folder.keep, progress, before):
             folder.enter(digests)
             diverged += lost
     return drawn, diverged

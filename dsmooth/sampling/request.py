@@ -219,8 +219,12 @@ class Request:
             x_tilde=None if self.x_tilde is None else self.x_tilde[span],
         )
 
-    def parts(self, chunk: int) -> list[Request]:
-        """Split this request into parts of `chunk` images; the last part has the rest."""
+    def parts(self, chunk: int, ranks: int = 1) -> list[Request]:
+        """Split this request into parts of `chunk` images; the last part has the rest.
+
+        They are smaller if some of `ranks` processes would get none.
+        """
+        chunk = min(chunk, -(-self.count // ranks))
         starts = range(0, self.count, chunk)
         return [self.part(start, min(chunk, self.count - start)) for start in starts]
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..config import Classes, Precision, classes_of
+from ..config import Classes, ModelConfig, Precision, classes_of
 from ..errors import SettingError
 from ..nn import PixelCNNpp
 from ..nn.gradients import input_gradient
 from ..nn.images import check_scale
 from ..nn.weights import in_evaluation
 from ..pictures import is_diverged
-from ..progress import Progress
+from ..progress import Progress, part_of
 from ..smoothing import GaussianSmoothing, Smoothing
 from .cached import draw_network
 from .classes import draw_classes
@@ -23,86 +24,99 @@ from .known import KnownPixels
 from .request import Request, check_guidance
 
 
-def draw_two_steps(
-    models: tuple[PixelCNNpp, PixelCNNpp],
-    smoothing: Smoothing,
-    size: tuple[int, int],
+class Pair(Protocol):
+    """The parts of a `SmoothedPair` that draw."""
+
+    noisy: PixelCNNpp
+    denoiser: PixelCNNpp
+    smoothing: Smoothing
+    image_size: tuple[int, int]
+
+
+@torch.no_grad()
+def draw(
+    model: Pair | PixelCNNpp,
     request: Request,
     progress: Progress | None = None,
     precision: Precision = "auto",
 ) -> Tensor:
-    """The images (count, C, H, W) of a request, by a noisy model and a denoiser.
+    """The images (count, C, H, W) of a request, of a pair or of one network with an image size.
 
-    x~ ~ p(x~), unless the request gives x~, and then x of each x~. An image is NaN where its x~
-    diverged. Other arguments: see `pair.draw`.
+    A pair draws x~ ~ p(x~), unless the request gives x~, and then x of each x~. An image is NaN
+    where its x~ diverged. progress: called with the fraction done. precision: as in
+    `SmoothedPair.sample`.
     """
-    (noisy, denoiser), x_tilde, known = models, request.x_tilde, request.known
-    classes = classes_of(noisy.config, denoiser.config)
-    labels = None if request.class_of_known else request.labels(classes, noisy.device)
+    pair = None if isinstance(model, PixelCNNpp) else model
+    first = model if isinstance(model, PixelCNNpp) else model.noisy
+    last = first if pair is None else pair.denoiser
+    classes, size = classes_of(first.config, last.config), model.image_size
+    assert size is not None  # checked earlier
+    known, x_tilde, labels = request.known, request.x_tilde, None
+    if not request.class_of_known:
+        labels = request.labels(classes, first.device)
     if known is not None:
-        as_bytes = denoiser.config.likelihood == "discretized"
-        check_scale("known", known.values, as_bytes=as_bytes)
-    steps = 2 if x_tilde is None and request.method == "two-step" else 1
-
-    def step(
-        network: PixelCNNpp, known: KnownPixels | None, context: Tensor | None = None
-    ) -> Tensor:
-        nonlocal labels
-        if request.class_of_known and labels is None and known and network.config.condition_size:
-            labels = draw_classes(network, request, known, classes, context)
-        # Without classes both models refuse guidance, and one without gets no label.
-        guided = network.config.condition_size or not classes.number
-        model_request = replace(
-            request,
-            known=known,
-            label=conditioning_label(network, classes, labels),
-            guidance=request.guidance if guided else 0.0,
-        )
-        done_before = 0 if context is None else steps - 1
-        report = progress and (lambda done: progress((done_before + done) / steps))
-        return draw_network(network, model_request, size, context, report, precision)
-
+        check_scale("known", known.values, as_bytes=last.config.likelihood == "discretized")
+    middle = 0.5 if pair is not None and request.method == "two-step" else 1.0
     if x_tilde is None:
-        noisy_known = known
-        if known is not None:
-            seed, first = request.seed, request.first_index
-            images = smoothing.sample(known.images, seed=seed, first_index=first)
-            noisy_known = KnownPixels(images, known.mask)
-        x_tilde = step(noisy, noisy_known)
-    if request.method == "noisy":
+        seen = known
+        if known is not None and pair is not None:
+            seed, index = request.seed, request.first_index
+            images = pair.smoothing.sample(known.images, seed=seed, first_index=index)
+            seen = KnownPixels(images, known.mask)
+        if request.class_of_known and seen and first.config.condition_size:
+            labels = draw_classes(first, request, seen, classes)
+        step = request_of_step(request, first.config, classes, seen, labels)
+        x_tilde = draw_network(first, step, size, None, part_of(progress, 0, middle), precision)
+    if pair is None or request.method == "noisy":
         return x_tilde
     diverged = is_diverged(x_tilde).view(-1, *[1] * (x_tilde.ndim - 1))
     x_tilde = torch.where(diverged, 0.0, x_tilde)
     if request.method == "single-step":
-        x = posterior_mean(models, smoothing, x_tilde.to(noisy.dtype), labels, request.guidance)
+        x = posterior_mean(pair, x_tilde.to(first.dtype), labels, request.guidance)
         x = x if known is None else known.keep(x)
     else:
-        x = step(denoiser, known, x_tilde)
+        if request.class_of_known and labels is None and known and last.config.condition_size:
+            labels = draw_classes(last, request, known, classes, x_tilde)
+        step = request_of_step(request, last.config, classes, known, labels)
+        done = 0 if request.x_tilde is not None else middle
+        x = draw_network(last, step, size, x_tilde, part_of(progress, done, 1), precision)
     return torch.where(diverged, math.nan, x)
 
 
-def posterior_mean(
-    models: tuple[PixelCNNpp, PixelCNNpp],
-    smoothing: Smoothing,
-    x_tilde: Tensor,
-    label: Tensor | None,
-    guidance: float,
-) -> Tensor:
+def request_of_step(
+    request: Request,
+    config: ModelConfig,
+    classes: Classes,
+    known: KnownPixels | None,
+    labels: Tensor | None,
+) -> Request:
+    """A request as one of the models takes it, with the known pixels and the labels of its step.
+
+    classes: of all models. A model without classes gets no label, and no guidance if another model
+    has classes.
+    """
+    guidance = request.guidance if config.condition_size or not classes.number else 0.0
+    label = conditioning_label(config, classes, labels)
+    return replace(request, known=known, label=label, guidance=guidance)
+
+
+def posterior_mean(pair: Pair, x_tilde: Tensor, label: Tensor | None, guidance: float) -> Tensor:
     """E[x | x~] of x~ (B, C, H, W); arguments and errors: see `SmoothedPair.single_step`."""
-    noisy, classes = models[0], classes_of(*(model.config for model in models))
+    noisy, smoothing = pair.noisy, pair.smoothing
+    classes = classes_of(noisy.config, pair.denoiser.config)
     if not isinstance(smoothing, GaussianSmoothing):
         raise ValueError(f"single-step denoising needs gaussian smoothing, got {smoothing.kind}")
     if guidance and not classes.number:
         raise SettingError("guidance", "needs a model with classes; this pair has none")
     if guidance and noisy.config.condition_size:
         check_guidance(noisy.config)
-    label = conditioning_label(noisy, classes, label)
+    label = conditioning_label(noisy.config, classes, label)
     gradient = input_gradient(in_evaluation(noisy), x_tilde, label, guidance)
     return x_tilde + smoothing.scale**2 * gradient
 
 
 def conditioning_label(
-    network: PixelCNNpp, classes: Classes, label: Tensor | None
+    config: ModelConfig, classes: Classes, label: Tensor | None
 ) -> Tensor | None:
     """`label` as one of the two models takes it: None for a model without classes.
 
@@ -110,4 +124,4 @@ def conditioning_label(
     """
     if label is not None and not classes.number:
         raise ValueError("label was given, but neither model of the pair has classes")
-    return label if network.config.condition_size else None
+    return label if config.condition_size else None

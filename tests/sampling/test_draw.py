@@ -19,7 +19,6 @@ from dsmooth import cuda
 from dsmooth._extension import warn_once
 from dsmooth.commands import shared as command
 from dsmooth.commands.options import Drawing
-from dsmooth.pair import draw
 from dsmooth.pictures import grid_png
 from dsmooth.pretrained import Loaded
 from dsmooth.sampling import (
@@ -30,8 +29,9 @@ from dsmooth.sampling import (
     two_step,
 )
 from dsmooth.sampling.known import known_pixels
-from dsmooth.sampling.output import gather
+from dsmooth.sampling.output import draw_parts, on_cpu
 from dsmooth.sampling.request import Request
+from dsmooth.sampling.two_step import draw
 from tests.helpers.command_runs import run
 from tests.helpers.data_makers import refuses
 from tests.helpers.networks import network, tiny_pair
@@ -122,16 +122,18 @@ def test_equal_weights_with_other_settings_add_no_images(pair, tmp_path) -> None
 
 
 def test_parts_of_what_is_given_are_of_their_images(pair: dsmooth.SmoothedPair) -> None:
-    models = models_of(pair)
+    def in_parts(request: Request) -> torch.Tensor:
+        return torch.cat([*draw_parts(partial(draw, pair), request.parts(2), on_cpu)])
+
     x, mask = torch.rand(5, 1, 8, 8), torch.rand(5, 8, 8) < 0.5
     denoised, first = Request(5, seed=1, first_index=2**32 - 4, x_tilde=x), 2**32 - 4
     assert [p.first_index for p in denoised.parts(4)] == [first, 2**32]
     assert all(p.identity()["seed"] == 1 for p in denoised.parts(4))
     completed = replace(denoised, known=known_pixels(x, mask, 5), x_tilde=None)
     whole = pair.sample(5, seed=1, first_index=first, known=x, mask=mask)
-    assert torch.equal(gather(partial(draw, models.model), completed, chunk=2), whole)
+    assert torch.equal(in_parts(completed), whole)
     whole = pair.denoise(x, seed=1, first_index=first)
-    assert torch.equal(gather(partial(draw, models.model), denoised, chunk=2), whole)
+    assert torch.equal(in_parts(denoised), whole)
     for other in (replace(denoised, x_tilde=None), replace(denoised, x_tilde=-x)):
         assert denoised.identity() != other.identity()
 
