@@ -225,7 +225,7 @@ def test_a_run_begins_without_the_projections_of_other_clusters() -> None:
     """Their names are equal; the file of labels that they come from is not."""
     initial = network("none", n_classes=CLASSES)
     names = tuple(f"cluster {number}" for number in range(CLASSES))
-    for old, new, kept in (("a", "a", True), ("a", "b", False), (None, "b", True)):
+    for old, new, kept in (("a", "a", True), ("a", "b", False), (None, "b", False)):
         initial.config = replace(initial.config, class_names=names, labels_sha256=old)
         model = dsmooth.PixelCNNpp(replace(initial.config, labels_sha256=new))
         state = initial_state(model, initial)

@@ -237,8 +237,9 @@ class ClassifyOptions(Measure):
     """Classify images by Bayes' rule: p(label | x) from a model of each class's images.
 
     A plain model with classes gives exact likelihoods, a pair importance-weighted bounds by the
-    same noise for all classes. All classes have the same prior probability. Prints the accuracy and
-    writes JSON. Under torchrun several processes (and GPUs) share the images.
+    same noise for all classes. The prior probabilities are the shares of the classes in training.
+    Prints the accuracy and writes JSON. Under torchrun several processes (and GPUs) share the
+    images.
     """
 
     out: Path = Path("classified.json")

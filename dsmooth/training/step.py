@@ -145,11 +145,14 @@ def set_keep_gates(model: PixelCNNpp, keep: bool) -> None:
 
 
 def initial_state(model: PixelCNNpp, initial: PixelCNNpp) -> dict[str, Tensor]:
-    """The weights of `initial` for `model`; projections of other classes than its own are zero."""
+    """The weights of `initial` for `model`; projections of other classes than its own are zero.
+
+    Clusters of an unknown file of labels, such as those of the packaged models, are others.
+    """
     weights, config = initial.state_dict(), initial.config
     names = {config.class_names, model.config.class_names} - {()}
-    files = {config.labels_sha256, model.config.labels_sha256} - {None}
-    if model.config.n_classes == config.n_classes and len(names) < 2 and len(files) < 2:
+    same_file = config.labels_sha256 == model.config.labels_sha256
+    if model.config.n_classes == config.n_classes and len(names) < 2 and same_file:
         return weights
     return {
         key: torch.zeros_like(value) if key.endswith("condition_weight") else weights[key]
