@@ -130,9 +130,8 @@ def resume_settings(
     stored, seen, folder = checkpoint.settings, checkpoint.images_seen, checkpoint.path.parent
     before = total_images(stored)
     images = config.images or before  # a budget has become a number of images
-    past = {total for _, total in (*stored.earlier_images, *config.earlier_images)}
-    if {images, before} & past:  # the settings and the checkpoint are of two moments of the run
-        images = before
+    if continues(config, stored) or continues(stored, config):
+        images = before  # the settings and the checkpoint are of two moments of the run
     if images < min(seen, before):
         raise SettingError("images", f"must be at least {seen:,}, which {folder} has seen")
     if config.budget not in (None, stored.budget):
@@ -177,6 +176,13 @@ def resume_settings(
             force=True,
         )
     return config
+
+
+def continues(earlier: TrainConfig, later: TrainConfig) -> bool:
+    """Whether settings are of a later moment of the same run, whose budget moved its end."""
+    old, new = earlier.earlier_images, later.earlier_images
+    first_move = new[len(old) : len(old) + 1]
+    return new[: len(old)] == old and [total for _, total in first_move] == [earlier.images]
 
 
 def check_same(train_set: ImageDataset, test_set: ImageDataset) -> None:

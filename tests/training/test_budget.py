@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from torch import Tensor
 from dsmooth.runlog import HeldOut
 from dsmooth.runs import RunFolder
 from dsmooth.training import Evaluation, budget, checkpoint, loop, train
+from dsmooth.training.checkpoint import Checkpoint
+from dsmooth.training.resolve import resume_settings
 from dsmooth.training.step import StepResult, TrainState
 from tests.helpers.tiny_runs import assert_same_end, tiny
 
@@ -122,3 +125,19 @@ def test_the_stored_settings_determine_the_weights(clock, tmp_path, monkeypatch)
         assert stored.images < min(images for _, images in corrections)
         train(replace(stored, budget=None), again)
         assert_same_end(run, again)
+
+
+def test_a_run_is_extended_though_its_end_was_the_same_before() -> None:
+    """The settings in the folder may be of another moment than the checkpoint; those of a user are
+    not."""
+    moves = (8, 80), (16, 64)
+    stored = tiny(images=80, budget=1.0, earlier_images=moves)
+    finished = Checkpoint(Path("run") / "checkpoint", {}, stored, 80, 10, "")
+    for images, earlier, expected in (
+        (160, (), 160),  # from a user
+        (80, moves, 80),  # from the folder, as the next two
+        (64, moves[:1], 80),
+        (96, (*moves, (24, 80)), 80),
+    ):
+        config = replace(stored, images=images, earlier_images=earlier)
+        assert resume_settings(config, finished).images == expected
