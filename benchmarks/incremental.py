@@ -79,17 +79,13 @@ def resnet(layer: GatedResnet, *, in_rows: bool) -> Resnet:
 
 
 class Weights:
-    """The folded weights of a network; blocks by level."""
+    """The folded weights of a network; by level the layers of a block, each in u and in ul."""
 
     def __init__(self, model: PixelCNNpp) -> None:
-        def blocks(which: int) -> list[list[list[Resnet]]]:
-            return [
-                [[resnet(layer[which], in_rows=not which) for layer in block] for block in side]
-                for side in (model.up, [*model.down][::-1])
-            ]
-
-        self.rows_up, self.rows_down = blocks(0)
-        self.up, self.down = blocks(1)
+        self.up, self.down = (
+            [[(resnet(u, in_rows=True), resnet(ul, in_rows=False)) for u, ul in b] for b in blocks]
+            for blocks in (model.up, [*model.down][::-1])
+        )
         self.shrink_rows = [product(conv) for conv in model.downsize_u]
         self.shrink = [product(conv) for conv in model.downsize_ul]
         # From the next level to this one: weights (2 rows, taps, D, C).
@@ -223,9 +219,10 @@ class IncrementalSampler:
         old = [iter(row) for row in rows]
         raw_rows = [next(row) for row in old]
 
-        def run(side: int, level: int, k: int, u: Tensor, skip: Tensor | None = None) -> Tensor:
+        def run(
+            level: int, layer: Resnet, fed: Resnet, u: Tensor, skip: Tensor | None = None
+        ) -> Tensor:
             """A layer of u, and the inputs that it gives the same layer of ul."""
-            layer = (w.rows_up, w.rows_down)[side][level][k]
             seen_u = columns(concat_elu(u))
             h = F.linear(next(old[level]), layer.conv_in.above, layer.conv_in.bias)
             h = h + F.linear(seen_u, layer.conv_in.here)
@@ -235,12 +232,11 @@ class IncrementalSampler:
             gates = F.linear(next(old[level]), layer.conv_out.above, layer.conv_out.bias)
             u = gated(u, gates + F.linear(seen_h, layer.conv_out.here))
             new[level] += [seen_u, seen_h]
-            layer = (w.up, w.down)[side][level][k]
-            given_in = F.linear(pairs(next(above[level])), layer.conv_in.above, layer.conv_in.bias)
-            assert layer.skip is not None
-            given[level].append(given_in + F.linear(concat_elu(u), layer.skip))
-            out = layer.conv_out
-            given[level].append(F.linear(pairs(next(above[level])), out.above, out.bias))
+            conv_in, conv_out, from_u = fed
+            assert from_u is not None
+            given_in = F.linear(pairs(next(above[level])), conv_in.above, conv_in.bias)
+            given[level].append(given_in + F.linear(concat_elu(u), from_u))
+            given[level].append(F.linear(pairs(next(above[level])), conv_out.above, conv_out.bias))
             return u
 
         before, last = columns(seen[0, 1:]), columns(seen[1, 1:])
@@ -264,8 +260,8 @@ class IncrementalSampler:
                 u = F.linear(was, shrink_row.above, shrink_row.bias)
                 u = u + F.linear(now, shrink_row.here)
             stacks.append([u])
-            for k in range(len(w.up[level])):
-                u = run(0, level, k, u)
+            for layers in w.up[level]:
+                u = run(level, *layers, u)
                 stacks[level].append(u)
             new[level].insert(0, u)
         left_over = []
@@ -284,8 +280,8 @@ class IncrementalSampler:
                     two.append(torch.stack([even, odd], 1).flatten(0, 1))
                 u = two[0]
                 left_over.insert(0, two[1])
-            for k in range(len(w.down[level])):
-                u = run(1, level, k, u, stacks[level].pop())
+            for layers in w.down[level]:
+                u = run(level, *layers, u, stacks[level].pop())
         return [torch.cat(parts, -1) for parts in given], new, left_over
 
     def _pixel(
@@ -323,7 +319,7 @@ class IncrementalSampler:
                 both = torch.cat([raw[level - 1], ul], -1)
                 ul = next(above[level]) + F.linear(both, w.shrink[level - 1].here)
             stacks.append([ul])
-            for layer in w.up[level]:
+            for _, layer in w.up[level]:
                 ul = run(level, layer, ul)
                 stacks[level].append(ul)
             kept[level].insert(0, ul)
@@ -339,7 +335,7 @@ class IncrementalSampler:
                 taps = F.linear(ul, weight.flatten(0, 2)).unflatten(-1, (2, 2, self.f)) + bias
                 grown.insert(0, taps.permute(1, 2, 0, 3))
                 ul = taps[:, 0, 0]
-            for layer in w.down[level]:
+            for _, layer in w.down[level]:
                 ul = run(level, layer, ul, stacks[level].pop())
         value = F.elu(ul)
         if hidden is not None:
