@@ -112,6 +112,27 @@ def test_a_wrong_number_stops_only_its_family(tool: SimpleNamespace, tmp_path: P
     assert stopped == {name for name in timed if name.startswith(words)}
 
 
+OUTCOMES = {
+    "done": ["true"],
+    "failed": ["no-such-program"],
+    "too long": ["bash", "-c", "trap '' TERM; while :; do sleep 0.2; done"],
+    "unfinished": ["bash", "-c", "trap 'exit 143' TERM; sleep 60 & wait", "--resume"],
+}
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_a_step_ends_in_time(
+    tool: SimpleNamespace, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training continues in the next call; a program that ignores SIGTERM is killed."""
+    for name in ("LIMIT", "GRACE"):
+        monkeypatch.setitem(tool.attempt.__globals__, name, 1)
+    day = tool.Day(tmp_path)
+    tool.attempt(tool.Step("step", OUTCOMES[outcome], 1), day, 1000, False)
+    assert day.steps["step"]["outcome"] == outcome
+    assert day.steps["step"]["seconds"] < 20
+
+
 @pytest.mark.full
 def test_chosen_tests_are_there(tool: SimpleNamespace) -> None:
     """Some exist only with a device."""

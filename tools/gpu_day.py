@@ -40,8 +40,8 @@ KERNELS = BUILD / "triton.tar.xz"
 LIMIT = 500.0  # seconds of one step
 MOST_BYTES = 15 * 2**20  # of a file in $OUT, which may take 8 files of 16 MiB
 OF_A_RUN = ("config.json", "log.jsonl", "model.safetensors")  # weights of F40 take 13.5 MB
-GRACE = 20.0  # seconds between SIGTERM and SIGKILL
-STOPPED = 128 + signal.SIGTERM  # the exit status of training that saved and stopped
+GRACE = 20  # seconds between SIGTERM and SIGKILL
+STOPPED, KILLED = 124, -signal.SIGKILL  # exit statuses of `timeout`
 PYTHON = sys.executable
 FAILED = ("failed", "too long")
 ENVIRONMENT = {
@@ -239,25 +239,15 @@ def train(role: str) -> Step:
     return Step(f"train-{role}", [*command, f"--config={config}"], 120, tiny)
 
 
-def run(command: Sequence[str], environment: Any, log: Path, limit: float) -> int | None:
-    """The exit status, or None if SIGTERM did not stop the command and it was killed."""
+def run(command: Sequence[str], environment: Any, log: Path, limit: float) -> int:
+    """The exit status; after `limit` seconds that of `timeout`, which stops all its processes."""
+    limited = ["timeout", f"--kill-after={GRACE}", f"{limit:.0f}", *command]
     with log.open("a") as file:
         print("$", *command, file=file, flush=True)
-        try:
-            process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
-                stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            print(error, file=file)
-            return 127
-        for sign, seconds in ((signal.SIGTERM, limit), (signal.SIGKILL, GRACE)):
-            try:
-                return process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, sign)
-        process.wait()
-    return None
+        return subprocess.run(
+            limited, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
+            stdout=file, stderr=subprocess.STDOUT,
+        ).returncode  # fmt: skip
 
 
 def write(path: Path, content: bytes) -> None:
@@ -342,8 +332,8 @@ def attempt(step: Step, day: Day, left: float, rehearse: bool) -> None:
     started = time.monotonic()
     status = run(command, os.environ | ENVIRONMENT, log, limit)
     took = time.monotonic() - started
-    failure = "failed" if took < limit else "too long"
-    outcome = "done" if status == 0 else "unfinished" if status == STOPPED else failure
+    stopped = "unfinished" if "--resume" in step.command else "too long"
+    outcome = {0: "done", STOPPED: stopped, KILLED: "too long"}.get(status, "failed")
     last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
     day.note(step.name, outcome, took, last[:200])
 
