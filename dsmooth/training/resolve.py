@@ -57,6 +57,8 @@ class RunRequest:
                 model |= {"atoms": (), "fourier_features": 0}
         if values["labels"] is not None and model.get("n_classes", start.model.n_classes) == 0:
             model["n_classes"] = "auto"
+        if "n_classes" in model:  # the images decide what else is known of the classes
+            model |= {"class_names": (), "class_shares": (), "labels_sha256": None}
         network = replace(start.model, **model)
         # A run that is resumed has its own schedule.
         given = {**self.given, "schedule_from": 0, "model": network}

@@ -23,7 +23,7 @@ from dsmooth.training.checkpoint import Checkpoint, differences
 from dsmooth.training.resolve import resume_settings
 from dsmooth.training.step import TrainState, scheduled
 from tests.helpers.command_runs import run as call
-from tests.helpers.data_makers import random_dataset, refuses
+from tests.helpers.data_makers import random_bytes, random_dataset, refuses, write_images
 from tests.helpers.tiny_runs import assert_same_end, tiny, train_until
 
 CPU = torch.device("cpu")
@@ -281,6 +281,25 @@ def test_the_data_decide_the_classes_of_a_run_from_weights(tmp_path) -> None:
     init = ["--init", str(tmp_path / "first")]
     assert call("train", "noisy", *init, "--out", str(tmp_path / "second"), *options.split()) == 0
     assert RunFolder(tmp_path / "second").read_config()[0].model == tiny().model
+
+
+def test_the_same_command_resumes_a_run_that_counts_its_classes(tmp_path, capsys) -> None:
+    """And --config begins a run with other classes, or with none."""
+    folder, run, again = (str(tmp_path / name) for name in ("images", "run", "again"))
+    pixels = random_bytes((20, 8, 8))
+    write_images(Path(folder), {f"{'ab'[i % 2]}/{i}.png": x for i, x in enumerate(pixels)})
+    words = "--n-filters 4 --n-mix 2 --batch-size 8 --evaluations 1 --evaluation-images 4"
+    same = ["train", "plain", folder, "--n-classes", "auto", "--out", run, *words.split()]
+    assert call(*same, "--images", "8") == 0
+    assert call(*same, "--images", "16", "--resume") == 0
+    assert entries(Path(run), HeldOut, "images") == [8, 16]
+    assert RunFolder(run).read_config()[0].model.class_names == ("a", "b")
+    config = ["train", "plain", "--config", f"{run}/config.json", "--out", again, "--n-classes"]
+    assert call(*config, "0") == 0
+    assert RunFolder(again).read_config()[0].model.n_classes == 0
+    capsys.readouterr()
+    assert call(*config[:-3], "--n-classes", "3", "--out", f"{again}-3") == 1
+    assert "--n-classes must be 2, for the classes a, b" in capsys.readouterr().err
 
 
 @pytest.mark.quick
