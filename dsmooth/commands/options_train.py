@@ -99,4 +99,4 @@ class Train:
     """Print the settings for grey images as JSON and stop; no image is read."""
     execution: OmitArgPrefixes[OnDevice] = field(default_factory=OnDevice)
     # Before torch is imported, which takes seconds of a budget.
-    started: float = field(init=False, compare=False, default_factory=time.monotonic)
+    started: float = field(init=False, compare=False, default_factory=lambda: time.monotonic())

@@ -169,6 +169,36 @@ def test_a_killed_rank_ends_the_other_and_a_restart_continues(tmp_path: Path) ->
     assert_same_end(tmp_path / "killed", tmp_path / "whole")
 
 
+# Before the command: a step takes rank 0 a second, then two, and rank 1 more.
+CLOCKS = """
+import os, time
+from dsmooth.training.step import TrainState
+step, now = TrainState.step, 0.0
+def clock():
+    global now
+    now += 0.01
+    return now
+def slow_step(state):
+    global now
+    now += (1 + int(os.environ["RANK"])) * (1 + (now > 15))
+    step(state)
+TrainState.step, time.monotonic = slow_step, clock
+"""
+
+
+def test_ranks_with_a_budget_end_together(tmp_path: Path) -> None:
+    """Whatever their clocks say; and the settings that they store give the same weights."""
+    run = RunFolder(tmp_path / "run")
+    command = ["train", "noisy", *TINY.split(), "--optimizer=muon", "--budget=0.5", "--out=run"]
+    wait_for_all(start_ranks(2, command, tmp_path, CLOCKS + COMMAND))
+    config, size = run.read_config()
+    assert config.earlier_images
+    again = ["train", "noisy", "--config=run/config.json", "--threads=1", "--out=again"]
+    wait_for_all(start_ranks(2, again, tmp_path))
+    assert RunFolder(tmp_path / "again").read_config() == (config, size)
+    assert_same_end(run.path, tmp_path / "again")
+
+
 def test_a_restart_continues_a_run_of_its_own_launch(tmp_path, small_runs, monkeypatch) -> None:
     """And not with one that was there before, which its first start refused."""
 
