@@ -8,8 +8,10 @@ python benchmarks --write-docs                 docs/benchmarks.md and the README
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -25,14 +27,13 @@ FOLDER = Path(__file__).resolve().parent
 FILE = "results.json"
 NO_CASES = 5  # pytest's exit status where -k leaves none
 SUITES = sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
-Suite = tyro.extras.literal_type_from_choices(SUITES)
 
 
 @dataclass(frozen=True)
 class Options:
     """Run benchmark suites against the installed dsmooth."""
 
-    suites: Annotated[tuple[Suite, ...], tyro.conf.Positional] = ()
+    suites: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Suites to run; all of them by default."""
     quick: bool = False
     """Only the cases that take seconds."""
@@ -52,38 +53,53 @@ def main() -> int:
     if options.write_docs:
         write_docs.write()
         return 0
-    path = options.out.resolve() / FILE
+    unknown = [suite for suite in options.suites if suite not in SUITES]
+    if unknown:
+        print(f"unknown suite {unknown[0]!r}: the suites are {', '.join(SUITES)}", file=sys.stderr)
+        return 2
     try:
         saved = None if options.compare is None else results.load(options.compare)
-        before = results.load(path) if path.exists() else []
     except (OSError, ValueError) as error:
         print(f"python benchmarks: error: {error}", file=sys.stderr)
         return 2
-    path.parent.mkdir(parents=True, exist_ok=True)
-    statuses = [run(suite, path, options) for suite in options.suites or SUITES]
-    after = results.load(path) if path.exists() else []
-    measured = [result for result in after if result not in before]
+    measured, status = [], 0
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / FILE
+    for suite in options.suites or SUITES:
+        found, ended = run(suite, options)
+        # Saved at once: the next suite may be interrupted.
+        results.save(path, results.merge(results.load(path) if path.exists() else [], found))
+        measured += found
+        status = status or (0 if ended == NO_CASES else ended)
     if measured:  # the suite `launches` counts and has no times
-        show(measured, path)
+        show(measured, options.out)
     if saved is not None:
         print(*results.compare(saved, measured), sep="\n")
-    return max(status for status in (0, *statuses) if status != NO_CASES)
+    return status
 
 
-def run(suite: str, path: Path, options: Options) -> int:
-    """Run a suite, which adds its results to a file, and return pytest's exit status."""
-    command = [
-        *(sys.executable, "-m", "pytest", "-q", "-s", "--no-header", f"--results={path}"),
-        f"bench_{suite}.py",
-        *("-m", "quick" if options.quick else "not smoke"),
-        *([f"-k={options.cases}"] if options.cases else []),
-    ]
-    # In this folder no source tree hides the installed package.
-    return subprocess.run(command, cwd=FOLDER).returncode
+def run(suite: str, options: Options) -> tuple[list[results.Result], int]:
+    """A suite's results, and pytest's exit status; after Ctrl-C those of the finished cases."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pytest-benchmark.json"
+        # Run in this folder, where no source tree hides the installed package.
+        command = [
+            *(sys.executable, "-m", "pytest", "-q", "-s", "--no-header", "--benchmark-quiet"),
+            f"bench_{suite}.py",
+            f"--benchmark-json={path}",
+            # If -k leaves no case there is nothing to save.
+            *("-W", "ignore::pytest_benchmark.logger.PytestBenchmarkWarning"),
+            *("-m", "quick" if options.quick else "not smoke"),
+            *([f"-k={options.cases}"] if options.cases else []),
+        ]
+        status = subprocess.run(command, cwd=FOLDER).returncode
+        text = path.read_text() if path.exists() else ""
+    records = json.loads(text)["benchmarks"] if text else []
+    return [record["extra_info"] for record in records if record["extra_info"]], status
 
 
-def show(measured: list[results.Result], path: Path) -> None:
-    """Print a table of results, and draw the figure of all results in the file."""
+def show(measured: list[results.Result], folder: Path) -> None:
+    """Print a table of results, and draw the figure of all results in the folder."""
     table = results.table(measured)
     if sys.stdout.isatty():
         table.show()
@@ -97,10 +113,9 @@ def show(measured: list[results.Result], path: Path) -> None:
             f"{len(measured)} cases (up to {worst['load']:.1f}, in {results.name_of(worst)}): "
             "other programs ran at the same time."
         )
-    figure = path.with_name("speedup.png")
-    if figures.draw(results.load(path), figure):
-        print(f"Figure:  {figure}")
-    print(f"Results: {path}")
+    if figures.draw(results.load(folder / FILE), folder / "speedup.png"):
+        print(f"Figure:  {folder / 'speedup.png'}")
+    print(f"Results: {folder / FILE}")
 
 
 if __name__ == "__main__":

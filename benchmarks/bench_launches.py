@@ -197,6 +197,7 @@ def launches_of_step(name: str, role: dsmooth.config.Role) -> Counter[str]:
 )
 def bench_launches(bench: Bench, preset: str, role: dsmooth.config.Role) -> None:
     """Print the launches of a step: all, and by section."""
-    totals = launches_of_step(preset, role)
+    totals = bench.benchmark.pedantic(launches_of_step, [preset, role], rounds=1)
     sections = ", ".join(f"{section} {count}" for section, count in totals.most_common())
-    bench.show(f"{preset} {role}: {totals.total()} launches a step: {sections}")
+    with bench.capsys.disabled():
+        print(f"\n  {preset} {role}: {totals.total()} launches a step: {sections}", flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,18 +17,17 @@ def pytest_xdist_auto_num_workers() -> int:
     return 0
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--results", type=Path, help="file to which each case adds its result")
-
-
 @pytest.fixture
-def bench(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> Bench:
+def bench(
+    benchmark: Any, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> Bench:
     """The measuring tools of one case."""
-    suite, case = request.path.stem.removeprefix("bench_"), request.node.callspec.id
-    smoke = request.node.get_closest_marker("smoke") is not None
-    if not smoke:
+    suite = request.path.stem.removeprefix("bench_")
+    name = request.node.name
+    case = name[name.index("[") + 1 : -1] if "[" in name else name.removeprefix("bench_")
+    if not benchmark.disabled:
         announce(f"{suite} {case} ...")
-    return Bench(capsys, suite, case, smoke, request.config.getoption("--results"))
+    return Bench(benchmark, capsys, suite, case)
 
 
 @pytest.fixture

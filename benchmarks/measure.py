@@ -1,7 +1,7 @@
 """Measuring: turns within rounds, limits of the machine, the record of a result.
 
-A benchmark uses the fixture `bench`, a `Bench`: it checks its contenders, lets them take turns,
-prints the result and adds it to a file.
+A benchmark uses the fixture `bench`, a `Bench`: it checks its contenders, lets them take turns and
+records the result, which pytest-benchmark writes to its JSON file for `python benchmarks`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from dsmooth.progress import LINE_SECONDS
 
 Run = Callable[[], object]
 CPU = torch.device("cpu")
-# Parameters of the smallest case, which only runs (`pytest -m smoke`); of cases that --quick keeps;
-# and of cases that it leaves out.
+# Parameters of the smallest case, for `pytest --benchmark-disable -m smoke`; of cases that --quick
+# keeps; and of cases that it leaves out.
 smoke = partial(pytest.param, marks=pytest.mark.smoke)
 quick = partial(pytest.param, marks=pytest.mark.quick)
 full = pytest.param
@@ -163,13 +163,17 @@ class Work:
 
 @dataclass
 class Bench:
-    """One case of a benchmark. smoke: it is only run; results: the file that its result goes to."""
+    """One case of a benchmark, with pytest-benchmark's fixture."""
 
+    benchmark: Any
     capsys: pytest.CaptureFixture[str]
     suite: str
     case: str
-    smoke: bool
-    results: Path | None
+
+    @property
+    def smoke(self) -> bool:
+        """Whether the case only has to run (--benchmark-disable)."""
+        return bool(self.benchmark.disabled)
 
     def require(self, dtype: torch.dtype, fast: Callable[[torch.device], bool]) -> None:
         """Skip a bfloat16 case on a processor where bfloat16 is not fast."""
@@ -187,12 +191,12 @@ class Bench:
         work: Work | None = None,
         **timing: Any,
     ) -> Turns | None:
-        """Let contenders and limits take turns; print and save the result for `ours`. In a smoke
+        """Let contenders and limits take turns; record and print the result for `ours`. In a smoke
         test only run `ours`.
 
         timing: arguments of `take_turns`.
         """
-        contenders[ours]()
+        self.benchmark.pedantic(contenders[ours], rounds=1)
         if self.smoke:
             return None
         made = {name: matmul(dtype) if name == "torch.mm" else copy() for name in limits}
@@ -216,15 +220,10 @@ class Bench:
             "load": _round(os.getloadavg()[0]),
             **machine(),
         }
-        if self.results is not None:
-            results.add(self.results, result)
-        self.show("  ".join(filter(None, results.cells(result))))
-        return turns
-
-    def show(self, line: str) -> None:
-        """Print a line despite pytest's capture."""
+        self.benchmark.extra_info.update(result)
         with self.capsys.disabled():
-            print(f"\n  {line}", flush=True)
+            print("\n  " + "  ".join(filter(None, results.cells(result))), flush=True)
+        return turns
 
 
 def _round(value: float) -> float:

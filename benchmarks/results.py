@@ -31,11 +31,6 @@ def save(path: Path, results: list[Result]) -> None:
     path.write_text(f'{{"results": [\n{lines}\n]}}\n')
 
 
-def add(path: Path, result: Result) -> None:
-    """Save a result with those in the file, which may not exist."""
-    save(path, merge(load(path) if path.exists() else [], [result]))
-
-
 def merge(before: list[Result], after: list[Result]) -> list[Result]:
     """`before` with its cases replaced by those of `after`, and with new ones; by suite."""
     merged = {name_of(result): result for result in (*before, *after)}
