@@ -18,8 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
+from dsmooth.commands import reproduce as command
 from dsmooth.commands.options import DataOptions, Reproduce
-from dsmooth.commands.reproduce import run_stages, runs_to_train
+from dsmooth.commands.reproduce import runs_to_train
 from dsmooth.config import ReproductionStage, TrainConfig
 from dsmooth.data import to_float
 from dsmooth.data.order import choose_images, epoch_order
@@ -54,7 +55,7 @@ FILES = {
 
 def reproduce(out: Path, *runs: TrainConfig, **options: object) -> int:
     sizes = {"count": 9, "scored_images": 12, "probe_train_images": 12, "probe_test_images": 6}
-    return run_stages(Reproduce(out=out, **{**sizes, **options}), runs)
+    return command.reproduce(Reproduce(out=out, **{**sizes, **options}), runs)
 
 
 def stamps(out: Path) -> dict[str, int]:

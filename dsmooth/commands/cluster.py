@@ -7,7 +7,7 @@ from ..distributed import process_group, rank_and_size
 from ..evaluate.clusters import write_clusters
 from ..files import check_writable
 from ..machine import choose_device, use_threads
-from ..pretrained import load_models
+from ..pretrained import load
 from .options import Cluster
 from .shared import choose_data
 
@@ -18,9 +18,9 @@ def cluster(options: Cluster) -> None:
     check_writable(path)
     with process_group():
         use_threads(options.execution.threads)
-        models = load_models(options.models)
+        device = choose_device(options.execution.device)
+        models = load(*options.models, device=device).checked()
         noisy, choice = models.noisy, choose_data(models, options.dataset)
-        models.to(choose_device(options.execution.device))
         datasets = [choice.load(split) for split in ("train", "test")]
         write_clusters(noisy, datasets, options.clusters, options.seed, path)
     if rank_and_size()[0] == 0:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ..evaluate.classes import bits_by_class
 from ..evaluate.likelihood import measure_bits
 from ..machine import choose_device
-from ..pretrained import load_models
+from ..pretrained import load
 from ..results import BitsResult
 from ..tables import COMPARABLE, bits_table, class_bits_table
 from ..text import decimals, escape_control
@@ -18,13 +18,13 @@ from .shared import choose_data, request_of_measure
 
 def evaluate_bits(options: BitsOptions) -> tuple[Mapping[str, object], BitsResult]:
     """Measure and print bits/dim; what decides the numbers, and the numbers."""
-    device = choose_device(options.execution.device)
-    models = load_models([*options.models, *filter(None, [options.plain])])
+    folders = [*options.models, *filter(None, [options.plain])]
+    models = load(*folders, device=choose_device(options.execution.device)).checked()
     dataset = choose_data(models, options.dataset).load(options.split, options.limit)
     if options.per_class:
         dataset.known_labels("per_class")  # refused before any work
     result, scores = measure_bits(
-        models.to(device),
+        models,
         dataset,
         n_noise=options.n_noise,
         batch_size=options.batch_size,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ..evaluate.classes import classify
 from ..machine import autocast, choose_device
-from ..pretrained import load_models
+from ..pretrained import load
 from ..results import ClassifyResult, MeasuredImages
 from ..text import percent
 from .options import ClassifyOptions
@@ -17,7 +17,7 @@ from .shared import choose_data, request_of_measure
 def evaluate_classify(options: ClassifyOptions) -> tuple[Mapping[str, object], ClassifyResult]:
     """Classify and print; what decides the numbers, and the numbers."""
     device = choose_device(options.execution.device)
-    models = load_models(options.models).to(device)
+    models = load(*options.models, device=device).checked()
     if models.smoothed is not None and models.plain is not None:
         raise ValueError("name a pair or a plain model: one of them classifies at a time")
     dataset = choose_data(models, options.dataset).load(options.split, options.limit)

@@ -6,7 +6,7 @@ from ..distributed import process_group, rank_and_size
 from ..evaluate.probe import PIXELS, best_probe, probe_pair
 from ..files import check_writable, printable, write_atomically
 from ..machine import choose_device, use_threads
-from ..pretrained import load_models
+from ..pretrained import load
 from ..report.plots import probe_png
 from ..results import ProbeScore
 from ..tables import Table
@@ -21,7 +21,7 @@ def probe(options: Probe) -> None:
     check_writable(path)
     with process_group():
         use_threads(execution.threads)
-        models = load_models(options.models).to(choose_device(execution.device))
+        models = load(*options.models, device=choose_device(execution.device)).checked()
         pair, choice = models.pair, choose_data(models, options.dataset)
         sets = choice.load("train"), choice.load("test")
         results = probe_pair(

@@ -25,7 +25,7 @@ from ..fields import check_number
 from ..files import check_writable, lock_folder
 from ..machine import choose_device, use_threads
 from ..presets import preset
-from ..pretrained import DEFAULT, TITLE, Loaded, load_models, packaged
+from ..pretrained import DEFAULT, TITLE, Loaded, load, packaged
 from ..probe_settings import ProbeSettings
 from ..record import Record
 from ..report.contents import Origin, Report
@@ -46,10 +46,63 @@ EVALUATION_MINUTES = 0.4
 BUDGET_MINUTES = 8.0
 
 
-def reproduce(options: Reproduce) -> int:
-    """Run `dsmooth reproduce`; returns the exit status."""
+def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> int:
+    """Run `dsmooth reproduce`: train, or load models; then run the stages that are not done.
+
+    Writes a run folder for each model that it trains, the records of the stages, results.json with
+    all numbers, and report.html. runs: the models to train, by default those of the options.
+    Returns the exit status, negative where the process must leave at once: 0, or 128 + the signal's
+    number if it was stopped; the same call then resumes. Under torchrun all processes work together
+    in every stage, and rank 0 writes.
+    """
     check_writable(options.out / "report.html")
-    return run_stages(options, runs_to_train(options))
+    runs = runs_to_train(options) if runs is None else runs
+    check_options(options, runs)
+    out = options.out
+    with process_group(), contextlib.ExitStack() as stack:
+        use_threads(options.execution.threads)
+        device = choose_device(options.execution.device)
+        budget = sum(config.budget or 0.0 for config in runs) or None
+        if runs:
+            title = options.preset or DEFAULT_PRESET
+            train_set, test_set = load_data(runs[0], progress=True)
+            settings = {run.role: asdict(run) for run in runs}
+            request: dict[str, object] = {"budget": budget, "runs": settings}
+        else:
+            title = "models that were given" if options.models else TITLE
+            models, train_set, test_set = load_requested_models(options, device)
+            request = {"data": test_set.source, "weights_sha256": models.digests()}
+        request = {"name": title, "seed": options.seed, **request}
+        record = stack.enter_context(own_folder(out, request))
+        try:
+            for config in runs:
+                interrupted = train_one(config, RunFolder(out / config.role), options)
+                if interrupted:
+                    print(f"stopped and saved in {out}; repeat the same command to resume")
+                    return 128 + interrupted
+            if runs:
+                folders = [out / config.role for config in runs]
+                models = load(*folders, device=device).checked()
+            stages = make_stages(options, models, train_set, test_set)
+            origin: Origin = "trained" if runs else "given" if options.models else "packaged"
+            report, pictures = stages.report(title, origin, budget)
+        except KeyboardInterrupt:
+            print(f"\nstopped; finished results are in {out}; repeat the same command to resume")
+            return -130  # at once, without the threads at work
+        record.finish(report)
+        if rank_and_size()[0] == 0:
+            command = longer_training(report, options)
+            curves = {
+                str(role): curve_of(run) for role, run in models.runs.items() if run.is_finished()
+            }
+            write_report(out / "report.html", report, curves, pictures, command)
+            print(f"\n{bound_sentence(report)}")
+            if pictures:
+                print(f"Pictures: {out / 'samples'}/*.png")
+            print(f"Report:   {out / 'report.html'} (open it in a browser; it needs no network)")
+            for sentence in advice(report, command):
+                print(sentence)
+    return 0
 
 
 def runs_to_train(options: Reproduce) -> tuple[TrainConfig, ...]:
@@ -90,61 +143,6 @@ def runs_to_train(options: Reproduce) -> tuple[TrainConfig, ...]:
     return tuple(runs)
 
 
-def run_stages(options: Reproduce, runs: Sequence[TrainConfig]) -> int:
-    """Train `runs` into the folder, or load models; then run the stages that are not done.
-
-    Writes a run folder for each model that it trains, the records of the stages, results.json with
-    all numbers, and report.html. Returns the exit status, negative where the process must leave at
-    once: 0, or 128 + the signal's number if it was stopped; the same call then resumes. Under
-    torchrun all processes work together in every stage, and rank 0 writes.
-    """
-    check_options(options, runs)
-    out = options.out
-    with process_group(), contextlib.ExitStack() as stack:
-        use_threads(options.execution.threads)
-        device = choose_device(options.execution.device)
-        budget = sum(config.budget or 0.0 for config in runs) or None
-        if runs:
-            title = options.preset or DEFAULT_PRESET
-            train_set, test_set = load_data(runs[0], progress=True)
-            settings = {run.role: asdict(run) for run in runs}
-            request: dict[str, object] = {"budget": budget, "runs": settings}
-        else:
-            title = "models that were given" if options.models else TITLE
-            models, train_set, test_set = load_requested_models(options, device)
-            request = {"data": test_set.source, "weights_sha256": models.digests()}
-        request = {"name": title, "seed": options.seed, **request}
-        record = stack.enter_context(own_folder(out, request))
-        try:
-            for config in runs:
-                interrupted = train_one(config, RunFolder(out / config.role), options)
-                if interrupted:
-                    print(f"stopped and saved in {out}; repeat the same command to resume")
-                    return 128 + interrupted
-            if runs:
-                models = load_models([out / config.role for config in runs]).to(device)
-            stages = make_stages(options, models, train_set, test_set)
-            origin: Origin = "trained" if runs else "given" if options.models else "packaged"
-            report, pictures = stages.report(title, origin, budget)
-        except KeyboardInterrupt:
-            print(f"\nstopped; finished results are in {out}; repeat the same command to resume")
-            return -130  # at once, without the threads at work
-        record.finish(report)
-        if rank_and_size()[0] == 0:
-            command = longer_training(report, options)
-            curves = {
-                str(role): curve_of(run) for role, run in models.runs.items() if run.is_finished()
-            }
-            write_report(out / "report.html", report, curves, pictures, command)
-            print(f"\n{bound_sentence(report)}")
-            if pictures:
-                print(f"Pictures: {out / 'samples'}/*.png")
-            print(f"Report:   {out / 'report.html'} (open it in a browser; it needs no network)")
-            for sentence in advice(report, command):
-                print(sentence)
-    return 0
-
-
 def check_options(options: Reproduce, runs: Sequence[TrainConfig]) -> None:
     """Raise ValueError for options that do not fit, before any work."""
     for name in ("count", "scored_images", "probe_train_images", "probe_test_images"):
@@ -167,7 +165,7 @@ def load_requested_models(
     """The models that are named, or the packaged ones, and their training and test images."""
     # By its folder: one of the user's that is named like the packaged models is not meant.
     names = options.models or (packaged()[DEFAULT], packaged()[f"{DEFAULT}-plain"])
-    models = load_models(names).to(device)
+    models = load(*names, device=device).checked()
     choice = choose_data(models, options.dataset)
     train_set, test_set = choice.load("train"), choice.load("test")
     check_images(models.pair, test_set)

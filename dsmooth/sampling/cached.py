@@ -171,9 +171,8 @@ class CachedSampler:
         n, n_classes = request.count, self.config.condition_size
         labels = (label_vectors(label, n_classes, n, out) for label in passes)
         vectors = [vector for vector in labels if vector is not None]
-
-        def repeated(values: Tensor) -> Tensor:  # the passes of an image are adjacent
-            return values.repeat_interleave(len(passes), dim=0) if len(passes) > 1 else values
+        # The passes of an image are adjacent.
+        repeat = partial(torch.repeat_interleave, repeats=len(passes), dim=0)
 
         def plain(name: str, values: Tensor) -> Tensor:
             values = values.detach().resolve_neg().contiguous()
@@ -181,9 +180,9 @@ class CachedSampler:
                 raise ValueError(f"{name} must be finite, got a NaN or an infinity")
             return values
 
-        out = repeated(out)
-        context = None if context is None else plain("context", repeated(context))
-        mask = None if mask is None else repeated(mask)
+        out = repeat(out)
+        context = None if context is None else plain("context", repeat(context))
+        mask = None if mask is None else repeat(mask)
         condition = plain("label", torch.stack(vectors, 1).flatten(0, 1)) if vectors else None
         on_cuda = self.device.type == "cuda"
         sample = partial(

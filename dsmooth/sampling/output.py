@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ..config import Classes
-from ..distributed import distributed_map, gather_results, process_group, rank_and_size
+from ..distributed import distributed_map, gather_results, rank_and_size
 from ..files import file_sha256, lock_folder, write_atomically, write_npz
 from ..pictures import is_diverged, nhwc_bytes, png
 from ..progress import Progress, part_of
@@ -42,21 +42,21 @@ def draw_parts(
 ) -> Iterator[T]:
     """Draw parts on all ranks; only rank 0 yields keep(part, images) of each part, in order.
 
-    progress: called with the number of images done, starting at `done`.
+    All processes of a `process_group` call this. progress: called with the number of images done,
+    starting at `done`.
     """
     rank, size = rank_and_size()
-    with process_group():
-        for first in range(0, len(parts), size):
-            turn = parts[first : first + size]  # the processes draw them at the same time
-            last = done + sum(part.count for part in turn)
-            kept = None
-            if rank < len(turn):
-                images = draw(turn[rank], part_of(progress, done, last))
-                if progress is not None:
-                    progress(last)
-                kept = keep(turn[rank], images)
-            yield from gather_results(kept, to_all=False)[: len(turn)]
-            done = last
+    for first in range(0, len(parts), size):
+        turn = parts[first : first + size]  # the processes draw them at the same time
+        last = done + sum(part.count for part in turn)
+        kept = None
+        if rank < len(turn):
+            report = part_of(progress, done, last)
+            images = draw(turn[rank], report)
+            report(1.0)
+            kept = keep(turn[rank], images)
+        yield from gather_results(kept, to_all=False)[: len(turn)]
+        done = last
 
 
 def write_images(path: Path, x: Tensor, request: Request, classes: Classes) -> None:
@@ -89,11 +89,12 @@ def fill(
 ) -> tuple[int, int]:
     """Draw the images that are missing in a folder; each process writes the files that it draws.
 
-    Returns the number of drawn images, and how many of them diverged.
+    All processes of a `process_group` call this. Returns the number of drawn images, and how many
+    of them diverged.
     """
     rank, size = rank_and_size()
     holder = "another process that draws into it"
-    with process_group(), lock_folder(folder.path, holder) if rank == 0 else nullcontext():
+    with lock_folder(folder.path, holder) if rank == 0 else nullcontext():
         (missing,) = distributed_map([folder], type(folder).missing)  # found by rank 0
         parts = folder.parts(missing, chunk, size)
         drawn, diverged = sum(part.count for part in parts), 0

@@ -31,7 +31,6 @@ from .known import KnownPixels, known_pixels
 # One class for all images; the classes in turn; classes drawn from the prior, or given the known
 # pixels; or (n,) int64, or (n, n_classes) soft classes.
 Label = int | Literal["each", "prior", "known"] | Tensor | None
-# Called with the fraction done.
 
 
 class Choices(TypedDict, total=False):
