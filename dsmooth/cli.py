@@ -15,16 +15,7 @@ from dataclasses import is_dataclass
 from functools import partial
 from importlib import import_module
 from shutil import get_terminal_size
-from typing import (
-    Annotated,
-    Any,
-    Union,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
-    is_typeddict,
-)
+from typing import Annotated, Any, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 import tyro
 from tyro.conf import subcommand

@@ -11,12 +11,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
-from ..config import (
-    Method,
-    Precision,
-    ReproductionStage,
-    Split,
-)
+from ..config import Method, Precision, ReproductionStage, Split
 from ..presets import PRESETS
 from ..probe_settings import ProbeSettings
 

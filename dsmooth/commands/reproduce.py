@@ -106,7 +106,7 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
 
 
 def runs_to_train(options: Reproduce) -> tuple[TrainConfig, ...]:
-    """The pair, then the plain baseline, in the budget together; none where models are taken.
+    """The pair, then the plain baseline, in the budget together; none where models are given.
 
     Raises ValueError for options that do not fit together, and for an unknown preset.
     """
@@ -162,8 +162,8 @@ def check_options(options: Reproduce, runs: Sequence[TrainConfig]) -> None:
 def load_requested_models(
     options: Reproduce, device: torch.device
 ) -> tuple[Loaded, ImageDataset, ImageDataset]:
-    """The models that are named, or the packaged ones, and their training and test images."""
-    # By its folder: one of the user's that is named like the packaged models is not meant.
+    """The models of the options, or the packaged ones, and their training and test images."""
+    # By folder: a folder of the user's may have the name of the packaged models.
     names = options.models or (packaged()[DEFAULT], packaged()[f"{DEFAULT}-plain"])
     models = load(*names, device=device).checked()
     choice = choose_data(models, options.dataset)

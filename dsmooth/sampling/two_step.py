@@ -46,40 +46,42 @@ def draw(
     where its x~ diverged. progress: called with the fraction done. precision: as in
     `SmoothedPair.sample`.
     """
-    pair = None if isinstance(model, PixelCNNpp) else model
-    first = model if isinstance(model, PixelCNNpp) else model.noisy
-    last = first if pair is None else pair.denoiser
-    classes, size = classes_of(first.config, last.config), model.image_size
-    assert size is not None  # checked earlier
-    known, x_tilde, labels = request.known, request.x_tilde, None
-    if not request.class_of_known:
-        labels = request.labels(classes, first.device)
+    if isinstance(model, PixelCNNpp):
+        assert model.image_size is not None  # checked earlier
+        if request.class_of_known and request.known is not None:
+            label = draw_classes(model, request, request.known, model.config.classes)
+            request = replace(request, label=label)
+        return draw_network(model, request, model.image_size, None, progress, precision)
+    noisy, denoiser, size = model.noisy, model.denoiser, model.image_size
+    classes = classes_of(noisy.config, denoiser.config)
+    known, x_tilde = request.known, request.x_tilde
+    labels = None if request.class_of_known else request.labels(classes, noisy.device)
     if known is not None:
-        check_scale("known", known.values, as_bytes=last.config.likelihood == "discretized")
-    middle = 0.5 if pair is not None and request.method == "two-step" else 1.0
+        check_scale("known", known.values, as_bytes=denoiser.config.likelihood == "discretized")
+    done = 0.0
     if x_tilde is None:
         seen = known
-        if known is not None and pair is not None:
+        if known is not None:
             seed, index = request.seed, request.first_index
-            images = pair.smoothing.sample(known.images, seed=seed, first_index=index)
+            images = model.smoothing.sample(known.images, seed=seed, first_index=index)
             seen = KnownPixels(images, known.mask)
-        if request.class_of_known and seen and first.config.condition_size:
-            labels = draw_classes(first, request, seen, classes)
-        step = request_of_step(request, first.config, classes, seen, labels)
-        x_tilde = draw_network(first, step, size, None, part_of(progress, 0, middle), precision)
-    if pair is None or request.method == "noisy":
+        if request.class_of_known and seen and noisy.config.condition_size:
+            labels = draw_classes(noisy, request, seen, classes)
+        step = request_of_step(request, noisy.config, classes, seen, labels)
+        done = 0.5 if request.method == "two-step" else 1.0
+        x_tilde = draw_network(noisy, step, size, None, part_of(progress, 0.0, done), precision)
+    if request.method == "noisy":
         return x_tilde
     diverged = is_diverged(x_tilde).view(-1, *[1] * (x_tilde.ndim - 1))
     x_tilde = torch.where(diverged, 0.0, x_tilde)
     if request.method == "single-step":
-        x = posterior_mean(pair, x_tilde.to(first.dtype), labels, request.guidance)
+        x = posterior_mean(model, x_tilde.to(noisy.dtype), labels, request.guidance)
         x = x if known is None else known.keep(x)
     else:
-        if request.class_of_known and labels is None and known and last.config.condition_size:
-            labels = draw_classes(last, request, known, classes, x_tilde)
-        step = request_of_step(request, last.config, classes, known, labels)
-        done = 0 if request.x_tilde is not None else middle
-        x = draw_network(last, step, size, x_tilde, part_of(progress, done, 1), precision)
+        if request.class_of_known and labels is None and known and denoiser.config.condition_size:
+            labels = draw_classes(denoiser, request, known, classes, x_tilde)
+        step = request_of_step(request, denoiser.config, classes, known, labels)
+        x = draw_network(denoiser, step, size, x_tilde, part_of(progress, done, 1.0), precision)
     return torch.where(diverged, math.nan, x)
 
 
@@ -90,9 +92,9 @@ def request_of_step(
     known: KnownPixels | None,
     labels: Tensor | None,
 ) -> Request:
-    """A request as one of the models takes it, with the known pixels and the labels of its step.
+    """A request as one model of a pair takes it, with the known pixels and the labels of its step.
 
-    classes: of all models. A model without classes gets no label, and no guidance if another model
+    classes: of the pair. A model without classes gets no label, and no guidance if the other model
     has classes.
     """
     guidance = request.guidance if config.condition_size or not classes.number else 0.0
