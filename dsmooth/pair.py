@@ -14,6 +14,7 @@ from typing_extensions import Self, Unpack
 
 from .bound import TOP_CLASSES, bound_terms, log_mean_exp
 from .config import Classes, Method, Precision, classes_of
+from .errors import SettingError
 from .fields import check_number
 from .functional.checks import check_tensor
 from .machine import torch_threads
@@ -147,6 +148,8 @@ class SmoothedPair(Pretrained):
         check_number("draws", draws)
         if mask is None:
             mask = top_rows(keep_top, self.image_size).to(x.device)
+        elif keep_top != 0.5:  # its default
+            raise SettingError(("mask", "keep_top"), "both say what is known: leave one out")
         visible = known_pixels(x, mask, len(x), "x")
         self.check_scale("x", visible.values)
         if self.denoiser.config.likelihood == "discretized":
