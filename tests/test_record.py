@@ -11,7 +11,7 @@ import pytest
 from dsmooth.files import read_json, write_atomically, write_json
 from dsmooth.record import Record, has_files, read_result
 from tests.helpers.data_makers import refuses
-from tests.helpers.kills import is_killed, kill_at
+from tests.helpers.kills import as_killed, contents, states_of_kills
 
 pytestmark = pytest.mark.quick
 REQUEST = {"seed": 0, "sizes": (8, 8), "weights_sha256": {"noisy": "0" * 64}}
@@ -89,32 +89,20 @@ def draw(folder: Path, count: int) -> None:
         images.keep_files("x.npz", "x.png")
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 @pytest.mark.parametrize("before", [None, 4])
 @pytest.mark.parametrize("after", [4, 6])
 def test_killed_at_any_change_the_files_are_those_of_the_last_request(
     tmp_path: Path, before: int | None, after: int
 ) -> None:
     """Killed while it draws 6, over nothing or over 4; then 4 or 6 are requested."""
-    whole = tmp_path / "whole"
-    draw(whole, after)
-    expected = contents(whole)
-
-    def killed(change: int) -> None:
-        kill_at(change)
-        draw(folder, 6)
-
-    for change in itertools.count(1):
-        folder = tmp_path / str(change)
-        if before is not None:
-            draw(folder, before)
-        was_killed = is_killed(lambda change=change: killed(change))
+    draw(tmp_path / "whole", after)
+    expected = contents(tmp_path / "whole")
+    if before is not None:
+        draw(tmp_path / "killed", before)
+    states = states_of_kills(lambda: draw(tmp_path / "killed", 6), tmp_path / "killed")
+    for number, state in enumerate(states):
+        folder = as_killed(tmp_path / str(number), state)
         draw(folder, after)
         assert {k: v for k, v in contents(folder).items() if k in expected} == expected
         assert has_files(folder / "x.json", {"count": after})
-        if not was_killed:
-            break
-    assert change > 10
+    assert len(states) > 5  # two of each file

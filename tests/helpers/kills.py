@@ -1,44 +1,58 @@
-"""Processes that are killed at a change of a file."""
+"""What a kill leaves of a folder."""
 
 from __future__ import annotations
 
 import builtins
-import itertools
 import os
-import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 # Every step of writing a file goes through one of these.
 CHANGES = ((os, "open"), (os, "replace"), (os, "fsync"), (os, "unlink"), (builtins, "open"))
+Files = dict[str, bytes]
 
 
-def kill_at(change: int) -> None:
-    """This process ends just before its `change`-th change of a file."""
-    changes = itertools.count(1)
+def contents(folder: Path) -> Files:
+    """The files of a folder; none if it is missing."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+
+def states_of_kills(work: Callable[[], object], folder: Path) -> list[Files]:
+    """The different states of a folder before each change of a file by `work`, and its last one.
+
+    A kill leaves one of them: data that are not flushed are lost.
+    """
+    states: list[Files] = []
+
+    def note() -> None:
+        state = contents(folder)
+        if state not in states[-1:]:
+            states.append(state)
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **keywords: Any) -> Any:
-            if next(changes) == change:
-                os.kill(os.getpid(), signal.SIGKILL)
+            note()
             return function(*args, **keywords)
 
         return call
 
-    for module, name in CHANGES:
-        setattr(module, name, counted(getattr(module, name)))
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in CHANGES:
+            patch.setattr(module, name, noted(getattr(module, name)))
+        work()
+    note()
+    return states
 
 
-def is_killed(work: Callable[[], object]) -> bool:
-    """Whether a forked process that does `work` is killed; it must not fail."""
-    child = os.fork()
-    if not child:
-        try:
-            work()
-        except BaseException as error:
-            os.write(2, f"{type(error).__name__}: {error}\n".encode())
-            os._exit(1)
-        os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status in (0, -signal.SIGKILL), "the work failed"
-    return status != 0
+def as_killed(folder: Path, state: Files) -> Path:
+    """The folder with these files, none of them locked: locks end with their process."""
+    folder.mkdir()
+    for name, data in state.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    return folder

@@ -23,7 +23,7 @@ from dsmooth.runlog import End, Start, entry_line
 from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import save_run
 from tests.helpers.data_makers import refuses
-from tests.helpers.kills import is_killed, kill_at
+from tests.helpers.kills import as_killed, contents, states_of_kills
 from tests.helpers.networks import network, tiny_pair
 
 read_pair, read_network = dsmooth.SmoothedPair.from_pretrained, dsmooth.PixelCNNpp.from_pretrained
@@ -80,7 +80,7 @@ def save(kind: str, folder: Path, number: int) -> None:
         config = replace(config, model=pair.noisy.config)
         RunFolder(folder).write_model(pair.noisy, config, (8, 8))
     else:
-        pair.save_pretrained(folder)
+        pair.save_pretrained(folder, name="a test")  # or the folder, in its card
 
 
 def read(kind: str, folder: Path) -> set[float]:
@@ -100,28 +100,23 @@ def read(kind: str, folder: Path) -> set[float]:
 @pytest.mark.parametrize("kind", ["pair", "run"])
 def test_a_save_that_ends_anywhere_leaves_the_old_or_the_new(tmp_path, monkeypatch, kind) -> None:
     """Killed at any change of a file, or on a full disk; and the next save leaves nothing over."""
-    save(kind, tmp_path, 0)
-    files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    for change in itertools.count(1):
-
-        def work(change: int = change) -> None:
-            kill_at(change)
-            save(kind, tmp_path, 1)
-
-        killed = is_killed(work)
-        numbers = read(kind, tmp_path)
+    saved = tmp_path / "saved"
+    save(kind, saved, 0)
+    files = contents(saved)
+    states = states_of_kills(lambda: save(kind, saved, 1), saved)
+    for number, state in enumerate(states):
+        folder = as_killed(tmp_path / str(number), state)
+        numbers = read(kind, folder)
         # The settings of a run are not in its weights: they leave before others come.
         assert numbers in [{0}, {1}] or (kind == "run" and not numbers)
-        save(kind, tmp_path, 0)
-        assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
-        if not killed:
-            break
+        save(kind, folder, 0)
+        assert contents(folder) == files
     assert numbers == {1}
-    assert change > 8
+    assert len(states) > 5  # two of each file
     monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
     words = r"could not write .*model\.safetensors: No space"
-    refuses(words, save, kind, tmp_path, 1, error=OSError)
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
+    refuses(words, save, kind, folder, 1, error=OSError)
+    assert contents(folder) == files
 
 
 @pytest.mark.parametrize("moment", [1, 2, 3])

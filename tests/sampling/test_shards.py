@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from dsmooth.progress import Progress
 from dsmooth.sampling.output import Pictures, Shards, fill, write_adm_npz
 from dsmooth.sampling.request import Request
 from tests.helpers.data_makers import refuses
-from tests.helpers.kills import is_killed, kill_at
+from tests.helpers.kills import as_killed, contents, states_of_kills
 
 pytestmark = pytest.mark.quick
 
@@ -62,10 +61,6 @@ def read(folder: Path) -> np.ndarray:
     return np.concatenate([np.load(path) for path in sorted(folder.glob("*.npy"))])
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 @pytest.mark.parametrize(("n", "chunk"), [(1, 3), (7, 3), (16, 21), (20, 64)])
 def test_every_image_once(tmp_path: Path, n: int, chunk: int) -> None:
     seen: list[float] = []
@@ -95,21 +90,14 @@ def test_a_stopped_call_is_resumed(tmp_path: Path, before: int, stop: int, left:
 def test_killed_at_any_change_of_a_file_the_folder_is_completed(tmp_path: Path, before: int):
     """With the same files as of one call."""
     draw_into(tmp_path / "whole", 16)
-    for change in itertools.count(1):
-        folder = tmp_path / str(change)
-        if before:
-            draw_into(folder, before)
-
-        def killed(change: int = change, folder: Path = folder) -> None:
-            kill_at(change)
-            draw_into(folder, 16)
-
-        was_killed = is_killed(killed)
+    if before:
+        draw_into(tmp_path / "killed", before)
+    states = states_of_kills(lambda: draw_into(tmp_path / "killed", 16), tmp_path / "killed")
+    for number, state in enumerate(states):
+        folder = as_killed(tmp_path / str(number), state)
         draw_into(folder, 16)
         assert contents(folder) == contents(tmp_path / "whole")
-        if not was_killed:
-            break
-    assert change > 20
+    assert len(states) > 12
 
 
 def test_files_between_others_that_are_missing(tmp_path: Path) -> None:
