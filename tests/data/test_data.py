@@ -1,4 +1,7 @@
-"""Data sets at large: bytes and floats, missing data, published files; the order of images."""
+"""Data sets at large: bytes and floats, missing data, published files; the order of images.
+
+torchvision, which imports torch._dynamo, is imported by the tests that read published files.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,8 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchvision.datasets import CIFAR10, CelebA
 
 from dsmooth.data import (
     DATASETS,
@@ -130,7 +131,7 @@ def test_missing_data_says_the_ways_out(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("failure", [URLError("no name"), RuntimeError("x:\ny"), TimeoutError()])
 def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch, failure: Exception) -> None:
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Mock(side_effect=failure))
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Mock(side_effect=failure))
     reason = " ".join(str(failure).split()) or "TimeoutError"
     load = partial(load_dataset, download=True)
     words = f"^could not download cifar10 to {tmp_path}: {reason}\n.*/cifar.html by hand"
@@ -174,6 +175,8 @@ def test_idx_datasets_are_read_back(tmp_path: Path, name: str, root: str) -> Non
 
 
 def test_cifar10_is_read_if_it_is_the_published(tmp_path, monkeypatch) -> None:
+    from torchvision.datasets import CIFAR10
+
     pixels, mark = random_bytes((12, 3072)), tmp_path / "ran"
     (tmp_path / CIFAR10.base_folder).mkdir()
     batches: list[list[str]] = []
@@ -199,6 +202,8 @@ def test_cifar10_is_read_if_it_is_the_published(tmp_path, monkeypatch) -> None:
 
 
 def test_celeba_is_cropped_to_140_in_the_official_split(tmp_path, monkeypatch) -> None:
+    from torchvision.datasets import CelebA
+
     frames = [random_bytes((218, 178, 3), seed) for seed in range(5)]
     frames[0][39:179, 19:159] = (10, 20, 30)  # the centre; the noise around it must not be seen
     leaves = [f"{i}.png" for i in range(5)]
