@@ -2,6 +2,9 @@
 set -euo pipefail
 
 work=$(mktemp -d)
+# Each module is compiled once, not by each process, and nothing is written into the tree.
+export PYTHONPYCACHEPREFIX="$work/bytecode"
+unset PYTHONDONTWRITEBYTECODE
 trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$work"' EXIT
 
 step() { printf '\n== %s (%ss)\n' "$1" "$SECONDS"; }
