@@ -38,10 +38,12 @@ from tests.helpers.gated_cases import (
 
 assert INTERPRETED, "run with TRITON_INTERPRET=1"
 
-# Each launches all kernels several times; the native op is their witness in the default tier.
+# Each launches all kernels several times; the native op, whose operands are laid out by the same
+# function, is their witness in the default tier.
 for several in (
     test_a_gradient_does_not_depend_on_which_others_are_wanted,
     test_no_access_is_out_of_bounds,
+    test_strides_do_not_matter,
     test_the_memory_order_of_parameters_does_not_matter,
 ):
     pytest.mark.full(several)
