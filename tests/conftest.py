@@ -8,22 +8,21 @@ import signal
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# The tests' tensors are too small to share among threads, and tests run side by side (-n auto): on
-# a busy machine threads only wait for each other. Read when torch is imported, here and in the
-# processes that tests start; tests about thread counts set their own.
-os.environ["OMP_NUM_THREADS"] = "1"
-
 import pytest
-import torch
 from hypothesis import settings
 
 if TYPE_CHECKING:
     from tests.helpers.stub_driver import StubDriver
 
-torch.set_num_threads(1)
+# The tests' tensors are too small to share among threads, and tests run side by side (-n auto): on
+# a busy machine threads only wait for each other. Read when torch is imported, which this module
+# does not: the process that starts the workers needs no torch. Tests about thread counts set their
+# own.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # The same examples in every run and every worker; nothing is remembered from run to run.
 settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
@@ -77,6 +76,34 @@ def small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     use_small_runs(monkeypatch)
 
 
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded subset of MNIST has 300 images of each split: features of more take longer."""
+    from tests.helpers.data_makers import few_digits
+
+    monkeypatch.setattr("dsmooth.data.load_embedded_mnist", few_digits)
+
+
+@pytest.fixture
+def no_fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch-fidelity is missing: its import takes longer than most tests of Fréchet distances."""
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+
+
+@pytest.fixture(scope="session")
+def small_packaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.helpers.command_runs import write_small_packaged
+
+    return write_small_packaged(tmp_path_factory.mktemp("packaged"))
+
+
+@pytest.fixture
+def small_models(small_packaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packaged models have small untrained networks."""
+    for module in ("folders", "load"):
+        monkeypatch.setattr(import_module(f"dsmooth.pretrained.{module}"), "HERE", small_packaged)
+
+
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images of 8 x 8, the runs of small models of them, and the saved pair."""
@@ -121,5 +148,8 @@ def no_plots() -> Iterator[None]:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests marked gpu run where there is a device."""
-    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")

@@ -17,8 +17,6 @@ from typing import Any
 import pytest
 
 import dsmooth
-from dsmooth.data import SPLITS, ImageDataset
-from dsmooth.data.published import load_embedded_mnist
 from dsmooth.probe_settings import ProbeSettings
 from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import run, save_run, smaller
@@ -44,6 +42,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("docs/guide.md", "Measure a pair: bits/dim", "Reproduce the paper"),
 )
 DIVIDED = ("docs/guide.md", "docs/recipes.md")
+# Sections that need the packaged models as they were trained.
+TRAINED = {"Reproduce the paper", "A likelihood for every pixel"}
 # Options for data and weights that the tests do not have.
 ELSEWHERE = re.compile(r"--(preset|data|data-dir|extractor) \S+ ?")
 
@@ -89,11 +89,6 @@ def shrink(line: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def few_digits() -> dict[str, ImageDataset]:
-    return {split: load_embedded_mnist(split).part(slice(300)) for split in SPLITS}
-
-
-@pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images, networks of older ports, and runs of a pair of small networks."""
     folder = tmp_path_factory.mktemp("ground")
@@ -107,14 +102,14 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("few_digits", "no_fidelity", "no_plots")
 @pytest.mark.parametrize("row", rows(), ids=" ".join)
-def test_documented_commands_and_code_run(
-    row, ground, few_digits, tmp_path, monkeypatch, no_plots: None
-) -> None:
+def test_documented_commands_and_code_run(row, ground, tmp_path, monkeypatch, request) -> None:
+    if not TRAINED & {*row}:
+        request.getfixturevalue("small_models")
     monkeypatch.chdir(shutil.copytree(ground, tmp_path, dirs_exist_ok=True))
     if len(row) == 1:  # a whole page, which trains its own
         shutil.rmtree("runs")
-    monkeypatch.setattr("dsmooth.data.load_embedded_mnist", few_digits.get)
     one_pass = partial(ProbeSettings, epochs=1)
     monkeypatch.setattr("dsmooth.commands.reproduce.ProbeSettings", one_pass)
     for language, text in blocks(*row):

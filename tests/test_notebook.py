@@ -35,6 +35,7 @@ def run_cell(source: str, names: dict[str, object]) -> object:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("few_digits", "small_models")
 @pytest.mark.skipif(not NOTEBOOK.exists(), reason="the documentation is not installed")
 def test_the_notebook_runs_and_shows_what_is_stored(tmp_path, monkeypatch) -> None:
     """With a few training steps instead of a minute, and fewer images."""
@@ -84,6 +85,7 @@ def test_show_gives_a_picture_that_displays_itself() -> None:
             dsmooth.show(wrong)
 
 
+@pytest.mark.usefixtures("small_models")
 def test_help_says_what_there_is_and_its_example_runs() -> None:
     text = dsmooth.__doc__ or ""
     missing = [n for n in dsmooth.__all__ if not re.search(rf"\b{n}\b", text)]

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -88,6 +90,14 @@ def tiny_runs(data: Path, images: int = IMAGES, seed: int = 0) -> tuple[TrainCon
     sizes = {"warmup_images": 0, "evaluations": 2, "evaluation_images": 4}
     counts = {"noisy": images, "denoiser": images, "plain": 32}
     return tuple(tiny(role, images=count, **settings, **sizes) for role, count in counts.items())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_fidelity() -> Iterator[None]:
+    """Without the scores of torch-fidelity, whose import takes longer than these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torch_fidelity", None)
+        yield
 
 
 @pytest.fixture(scope="module")

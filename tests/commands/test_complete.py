@@ -64,6 +64,7 @@ def test_one_file_in_rgb_and_a_mask() -> None:
         assert np.array_equal(np.diagonal(x), np.diagonal(level))
 
 
+@pytest.mark.usefixtures("small_models")
 def test_the_labels_of_the_images_by_themselves() -> None:
     """`--label own` takes them; by default the class is drawn given the known pixels."""
     command = ["complete", "mnist-classes", "-n", "2", "--draws", "2", "--precision", "float32"]

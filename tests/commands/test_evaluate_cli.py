@@ -24,6 +24,8 @@ from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import complains, measured, request_measured, run, save_run
 from tests.helpers.data_makers import random_bytes, refuses, write_images
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 
 def held_out() -> ImageDataset:
     return load_dataset("folder", "test", "images")
@@ -118,7 +120,7 @@ def test_frechet_of_drawn_samples_is_that_of_their_files(tmp_path, monkeypatch, 
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)  # as if it were not installed
     counts = [distance.n_images for distance in stored.distances.values()]
     assert ([*stored.distances], counts) == (["samples", FLOOR], [12, 12])
-    assert stored.n_reference == 5000
+    assert stored.n_reference == 300
     request = request_measured()
     assert (request["reference"]["split"], request["floor"]["split"]) == ("train", "test")
     assert [*request["samples"]["weights_sha256"]] == ["plain"]
@@ -137,7 +139,7 @@ def test_frechet_of_drawn_samples_is_that_of_their_files(tmp_path, monkeypatch, 
     assert statistics.distances["samples"].scores is None
     missing = "Kernel distance, Inception score, precision, recall: pip install 'dsmooth[fid]'"
     assert missing in capsys.readouterr().out
-    np.savez("few.npz", x=choose_images(load_dataset("mnist", "test"), 999))
+    np.savez("few.npz", x=choose_images(load_dataset("mnist", "test"), 299))
     few = measured("fid", "few.npz")
     # The floor is of such images.
     assert few.distances[FLOOR].value == few.distances["samples"].value
@@ -154,6 +156,7 @@ def test_frechet_of_drawn_samples_is_that_of_their_files(tmp_path, monkeypatch, 
     assert request_measured()["floor"] is None
 
 
+@pytest.mark.usefixtures("no_fidelity")
 def test_grey_images_that_are_kept_as_rgb_are_grey_on_both_sides(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     pixels = random_bytes((9, 28, 28, 1))
@@ -240,9 +243,10 @@ def test_some_images_of_a_file_are_taken_at_random(tmp_path: Path) -> None:
         assert read_images(tmp_path / name, 20).images[:, 0, 0, 0].tolist() == [*range(20)]
 
 
+@pytest.mark.usefixtures("no_fidelity")
 def test_the_labels_in_a_file_of_samples_are_used(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    digits = load_dataset("mnist", "test").part(slice(300))
+    digits = load_dataset("mnist", "test")
     np.savez("each.npz", x=digits.images, label=digits.labels)
     np.savez("sevens.npz", x=digits.images[digits.labels == 7])
     np.savez("none.npz", x=digits.images)
@@ -259,6 +263,7 @@ def test_the_labels_in_a_file_of_samples_are_used(tmp_path: Path, monkeypatch, c
     complains(capsys, "--label 7 is of 0 images of no-sevens.npz (9 images)", *words)
 
 
+@pytest.mark.usefixtures("no_fidelity")
 def test_folders_that_were_drawn_with_another_label_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save_run(tmp_path / "plain", "plain", size=28, n_classes=10)
@@ -273,6 +278,7 @@ def test_folders_that_were_drawn_with_another_label_are_refused(tmp_path, monkey
             shutil.rmtree(folder)
 
 
+@pytest.mark.usefixtures("no_fidelity")
 def test_labels_of_other_classes_than_the_real_images_are_refused(tmp_path, monkeypatch, capsys):
     """A number is another class for a model of clusters than for MNIST."""
     monkeypatch.chdir(tmp_path)
@@ -287,6 +293,7 @@ def test_labels_of_other_classes_than_the_real_images_are_refused(tmp_path, monk
         assert len(measured("fid", out).distances) == 2
 
 
+@pytest.mark.usefixtures("no_fidelity")
 def test_a_floor_of_other_images_than_the_reference_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     pixels = random_bytes((40, 28, 28))

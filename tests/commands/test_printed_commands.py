@@ -66,6 +66,7 @@ def follow(command: str) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("few_digits", "small_models")
 def test_every_printed_command_runs(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     pixels = random_bytes((30, 8, 8, 3))
@@ -145,6 +146,7 @@ def result(text: str) -> object:
     return json.loads(text)["result"]
 
 
+@pytest.mark.usefixtures("small_models")
 def test_silence_numbers_and_folders(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     options = ["--limit", "2", "--n-noise", "1", "--device", "cpu", "--quiet"]
@@ -210,6 +212,7 @@ def test_words_of_a_strangers_file_do_nothing_to_a_terminal(tmp_path, capsys) ->
     assert printed.count(r"\x1b[2J") > 6
 
 
+@pytest.mark.usefixtures("small_models")
 def test_a_closed_or_narrow_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = io.TextIOWrapper(io.BytesIO(), "ascii")
     for stream in (narrow, None):

@@ -95,7 +95,7 @@ def test_the_features_are_held_once():
     """They are most of the memory: 2.5 GB for F = 160. The labels are those of their formula."""
     noisy, (data, _) = network(), bars(600)
     with Allocations(1_000_000) as seen:
-        labels = cluster(noisy, data, 5)
+        found, labels = find_clusters(noisy, data, 5)
     (kept,) = seen.storages.values()
     features = torch.cat([*clusters._features(noisy, data, torch.arange(600), "auto", None)])
     assert kept.untyped_storage().nbytes() == features.numel() * 4 > 2_000_000
@@ -103,7 +103,6 @@ def test_the_features_are_held_once():
         torch.manual_seed(0)
         _, scales, directions = torch.pca_lowrank(features, 60, niter=4)
     projection = directions[:, :50] * (600**0.5 / scales[:50])
-    found = find_clusters(noisy, data, 5)[0]
     assert torch.equal(found.whiten(features), (features - features.mean(0)) @ projection)
     assert torch.equal(found.labels(noisy, data), labels)
 

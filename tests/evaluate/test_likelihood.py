@@ -332,6 +332,7 @@ def test_distances_are_those_of_each_class_alone() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("few_digits", "no_fidelity")
 def test_the_commands_classify_and_give_each_class(tmp_path: Path, monkeypatch, capsys) -> None:
     """A plain model of the ten digits."""
     monkeypatch.chdir(tmp_path)

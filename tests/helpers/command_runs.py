@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ import torch
 
 import dsmooth
 from dsmooth.cli import main
+from dsmooth.config import TrainConfig
 from dsmooth.files import read_json
 from dsmooth.presets import preset
+from dsmooth.pretrained.folders import HERE
 from dsmooth.record import read_result
 from dsmooth.results import BitsResult, ClassifyResult, FrechetResult
 from dsmooth.runs import RunFolder
@@ -34,6 +38,9 @@ SMALLER = {
     "reproduce": "-n 4 --scored-images 4 --probe-train-images 4 --probe-test-images 4",
     "doctor": "",
 }
+
+
+SMALL = {"n_filters": 4, "n_resnet": 1, "n_mix": 2, "context_layers": 1}
 
 
 def smaller(command: str) -> list[str]:
@@ -81,11 +88,25 @@ def request_measured() -> dict[str, Any]:
 
 def save_run(folder: Path, role: str, *, size: int = 8, **settings: object) -> Path:
     """A run folder as training leaves it, of a small untrained network that does not diverge."""
-    small = {"n_filters": 4, "n_resnet": 1, "n_mix": 2, "context_layers": 1, "images": 1}
-    config = preset("mnist-quick", role, **small, **settings)
+    config = preset("mnist-quick", role, images=1, **SMALL, **settings)
+    return write_untrained(folder, config, (size, size))
+
+
+def write_untrained(folder: Path, config: TrainConfig, size: tuple[int, int]) -> Path:
     torch.manual_seed(0)
     model = dsmooth.PixelCNNpp(config.model)
     with torch.no_grad():
         model.head.weight_g.mul_(0.1)
-    RunFolder(folder).write_model(model, config, (size, size))
+    RunFolder(folder).write_model(model, config, size)
+    return folder
+
+
+def write_small_packaged(folder: Path) -> Path:
+    """The packaged models with small untrained networks, which draw and score in less time."""
+    for path in HERE.glob("*/*/config.json"):
+        config, size = RunFolder(path.parent).read_config()
+        target = folder / path.parent.relative_to(HERE)
+        write_untrained(target, replace(config, model=replace(config.model, **SMALL)), size)
+        shutil.copy(RunFolder(path.parent).log, target)
+        shutil.copy(path.parents[1] / "card.json", target.parent)
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from dsmooth.data import ImageDataset
+from dsmooth.data.published import load_embedded_mnist
 
 Bytes = NDArray[np.uint8]
 
@@ -25,6 +27,12 @@ def random_dataset(
 ) -> ImageDataset:
     images = torch.from_numpy(random_bytes((n, channels, size, size), seed=n))
     return ImageDataset(images, labels, "noise", "test", f"{n} images of noise")
+
+
+@cache
+def few_digits(split: str) -> ImageDataset:
+    """300 images of the embedded subset."""
+    return load_embedded_mnist(split).part(slice(300))
 
 
 def write_images(folder: Path, images: Mapping[str, Bytes]) -> None:

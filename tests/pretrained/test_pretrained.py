@@ -176,6 +176,7 @@ def test_the_summary_follows_the_cards(tool: SimpleNamespace) -> None:
 
 @with_tool
 @pytest.mark.long
+@pytest.mark.usefixtures("no_fidelity")
 def test_a_card_is_measured_and_resumed(tool: SimpleNamespace, tmp_path: Path) -> None:
     folder, work = tiny_models(tmp_path / "models"), tmp_path / "work"
     sets = [load_dataset("mnist", split).part(slice(60)) for split in ("train", "test")]
@@ -192,6 +193,7 @@ def test_a_card_is_measured_and_resumed(tool: SimpleNamespace, tmp_path: Path) -
 
 @with_tool
 @pytest.mark.long
+@pytest.mark.usefixtures("no_fidelity")
 def test_a_card_of_a_pair_with_classes(tool: SimpleNamespace, tmp_path: Path) -> None:
     """It has no plain model and no probes; the bounds of its classes sum to that without."""
     folder = tiny_models(
