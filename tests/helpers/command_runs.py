@@ -108,5 +108,6 @@ def write_small_packaged(folder: Path) -> Path:
         target = folder / path.parent.relative_to(HERE)
         write_untrained(target, replace(config, model=replace(config.model, **SMALL)), size)
         shutil.copy(RunFolder(path.parent).log, target)
-        shutil.copy(path.parents[1] / "card.json", target.parent)
+        for card in path.parents[1].glob("card.json"):
+            shutil.copy(card, target.parent)
     return folder
