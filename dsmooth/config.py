@@ -267,6 +267,9 @@ class TrainConfig(RunSettings):
     kernel_rate: Annotated[float, Meta(gt=0, lt=1)] | None = None
     """Muon's peak step: the angle in radians by which a step turns kernels. None for one that falls
     with the square root of the number of steps."""
+    rate_factor: PositiveFloat = 1.0
+    """Factor of both peak rates. The command line and `preset` set it to 0.15 for a run with init,
+    unless they are given a rate: full rates undo what the weights have learned."""
     betas: tuple[Probability, Probability] = (0.9, 0.99)
     """Adam's decay rates."""
     schedule: LearningRateSchedule = "cosine"

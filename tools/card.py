@@ -175,10 +175,10 @@ def write_card(
     return card
 
 
-def save_card(folder: Path, card: Card) -> None:
+def save_card(folder: Path, card: Card, template: str = "card.md") -> None:
     """Write card.json and README.md."""
     write_json(folder / "card.json", record_of({"weights_sha256": card.weights_sha256}, card))
-    write_atomically(folder / "README.md", text("card.md", card=card).encode())
+    write_atomically(folder / "README.md", text(template, card=card).encode())
 
 
 def measure_samples(stages: Stages, pictures: Mapping[str, Tensor]) -> dict[str, SampleQuality]:

@@ -15,7 +15,7 @@ tables, which have real images too, and puts them into the card of the first NAM
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -48,15 +48,16 @@ TEST, TRAIN = "test images", "other training images"
 
 
 class Network(nn.Module):
-    """Three convolutions with batch norm: x (B, 1, 28, 28) -> features (B, 64), logits (B, K)."""
+    """Three convolutions with batch norm: x (B, C, H, W) -> features (B, 64), logits (B, K)."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, channels: int, height: int, width: int, classes: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for inputs, outputs in ((1, 16), (16, 32), (32, 64)):
+        for inputs, outputs in ((channels, 16), (16, 32), (32, 64)):
             conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
             layers += [conv, nn.BatchNorm2d(outputs), nn.SiLU(), nn.AvgPool2d(2)]
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 3 * 3, 64), nn.SiLU())
+        last = nn.Linear(64 * (height // 8) * (width // 8), 64)
+        self.body = nn.Sequential(*layers, nn.Flatten(), last, nn.SiLU())
         self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(64, classes))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,11 +66,12 @@ class Network(nn.Module):
 
 
 def fit(images: Tensor, labels: Tensor, epochs: int, seed: int) -> Network:
-    """A network trained on bytes (N, 1, 28, 28), which move by up to a pixel, and labels (N,)."""
+    """A network trained on bytes (N, C, H, W), which move by up to a pixel, and labels (N,)."""
     n, batch = len(images), 100
     steps = epochs * n // batch
     with torch_seed(seed), progress("training a network", steps, "steps") as done:
-        network = Network(int(labels.max()) + 1)
+        channels, height, width = images.shape[1:]
+        network = Network(channels, height, width, int(labels.max()) + 1)
         optimizer = torch.optim.Adam(network.parameters(), 2e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for step in range(steps):
@@ -87,27 +89,41 @@ def principal_components(images: Tensor) -> nn.Module:
     """The projection of pixels onto the 64 leading principal components of bytes."""
     with torch_seed(0):
         directions = torch.pca_lowrank(to_float(images).flatten(1), 64, niter=4)[2]
-    projection = nn.Linear(784, 64, bias=False)
+    projection = nn.Linear(images[0].numel(), 64, bias=False)
     projection.weight.data = directions.T.contiguous()
     return nn.Sequential(nn.Flatten(), projection)
 
 
-def distances(sets: Mapping[str, Tensor], train: Tensor, labels: Tensor) -> Table:
+BY_PIXELS = {"by pixels": principal_components}
+
+
+def thumbnails(images: Tensor) -> nn.Module:
+    """The means of images in squares of 8 x 8 pixels."""
+    return nn.Sequential(nn.AvgPool2d(8), nn.Flatten())
+
+
+def distances(
+    sets: Mapping[str, Tensor],
+    train: Tensor,
+    labels: Tensor,
+    features: Mapping[str, Callable[[Tensor], nn.Module]] = BY_PIXELS,
+) -> Table:
     """The sets against half of the training images, by features made from the other half.
 
-    Features are scaled to a mean variance of 1. An error is of the images, by the bootstrap, and of
-    the halves.
+    features: by column, a function of these images that makes a network; the columns follow those
+    of a classifier. Features are scaled to a mean variance of 1. An error is of the images, by the
+    bootstrap, and of the halves.
     """
     cells: dict[str, list[list[tuple[float, float]]]] = {}  # values and errors, a row for each seed
     for seed in SEEDS:
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-        half, others = order.split(len(train) // 2)
+        half, others = order[: len(train) // 2], order[len(train) // 2 :]
         real, rest = train[others[:REFERENCE]], train[others[REFERENCE:]]
         judged = {**sets, TRAIN: rest[: len(sets[TEST])]}
         for name in judged:
             cells.setdefault(name, []).append([])
         classifier = fit(train[half], labels[half], 3, seed).body
-        for module in (classifier, principal_components(train[half])):
+        for module in (classifier, *(make(train[half]) for make in features.values())):
             extractor = make_extractor(module)
             reference = Reference.of_images(real, extractor)
             variance = float(reference.statistics.covariance.diagonal().mean())
@@ -123,7 +139,7 @@ def distances(sets: Mapping[str, Tensor], train: Tensor, labels: Tensor) -> Tabl
         error = (values.var() + errors.square().mean()).sqrt()
         return decimals(float(values.mean()), 3, float(error))
 
-    head = ["images", "n", "by a classifier", "precision", "recall", "by pixels"]
+    head = ["images", "n", "by a classifier", "precision", "recall", *features]
     rows = [
         [name, f"{len(judged[name]):,}", *map(words, zip(*rows, strict=True))]
         for name, rows in cells.items()

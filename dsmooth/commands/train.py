@@ -18,7 +18,7 @@ from ..evaluate.clusters import write_clusters
 from ..fields import check_number
 from ..files import check_writable, read_json
 from ..machine import choose_device, use_threads
-from ..presets import check_one_length, preset
+from ..presets import check_one_length, fine_tuning, preset
 from ..runs import RunFolder, run_config
 from ..training import tensorboard
 from ..training.beginning import (
@@ -138,6 +138,8 @@ def run_request(options: Train, plan: RunPlan) -> RunRequest:
         given |= {"data": "folder", "data_dir": str(options.folder)}
     if plan.labels is not None:
         given["labels"] = str(plan.labels)
+    if resumed is None and options.config is None:
+        given |= fine_tuning(given)
     if plan.init is not None and resumed is None:
         given |= {"label_dropout": plan.label_dropout, "init": str(plan.init)}
     rgb = None

@@ -60,11 +60,11 @@ def load(
         loaded = dsmooth.load("mnist")
         loaded.pair.sample(64)
 
-    names: the packaged pairs "mnist" and "mnist-classes" and the network "mnist-plain"; a folder
-    that `save` wrote; the folder of a run; a folder with the runs `noisy` and `denoiser` in it,
-    such as that of `dsmooth reproduce`; or, by the extra "hub", the "owner/name" of such a folder
-    on the Hugging Face Hub. Several names, in any order, are those of a noisy model, its denoiser
-    and a plain model. device, dtype: by default the CPU and float32. kind: a subclass of
+    names: the packaged pairs "mnist", "mnist-classes" and "photos" and the network "mnist-plain"; a
+    folder that `save` wrote; the folder of a run; a folder with the runs `noisy` and `denoiser` in
+    it, such as that of `dsmooth reproduce`; or, by the extra "hub", the "owner/name" of such a
+    folder on the Hugging Face Hub. Several names, in any order, are those of a noisy model, its
+    denoiser and a plain model. device, dtype: by default the CPU and float32. kind: a subclass of
     `PixelCNNpp` or `SmoothedPair` to make. hub: revision, cache_dir, token and local_files_only, as
     `huggingface_hub.snapshot_download` takes them.
 

@@ -106,6 +106,7 @@ def kernel_rate(config: TrainConfig, images_seen: int | None = None) -> float:
 def scheduled(peak: float, config: TrainConfig, images_seen: int, steps: int) -> float:
     """A rate of the step after `images_seen` and `steps`."""
     seen = images_seen - config.schedule_from
+    peak *= config.rate_factor
     rate = peak * min(1.0, (seen + config.batch_size) / max(1, config.warmup_images))
     if config.schedule == "exponential":
         return rate * config.learning_rate_decay**steps

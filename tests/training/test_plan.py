@@ -11,10 +11,11 @@ import pytest
 from dsmooth.cli import parse
 from dsmooth.commands.train import cluster_data, next_step
 from dsmooth.config import Role
-from dsmooth.presets import preset
+from dsmooth.presets import FINE_TUNING, preset
 from dsmooth.runs import RunFolder
 from dsmooth.training import resolve
 from dsmooth.training.plan import LABEL_DROPOUT, RunPlan, plan_runs
+from dsmooth.training.step import scheduled
 from tests.helpers.command_runs import complains, run, settings_of
 from tests.helpers.data_makers import random_bytes, write_images
 from tests.helpers.tiny_runs import ROLES, assert_same_end
@@ -64,6 +65,29 @@ def test_the_plan_is_printed_without_images(capsys: pytest.CaptureFixture[str]) 
     assert noisy["settings"]["label_dropout"] == LABEL_DROPOUT
     budgets = settings_of(capsys, "pair nowhere --out p --clusters 3 --budget 8")
     assert [planned["settings"]["budget"] for planned in budgets.values()] == [2.0, 2.0, 4.0]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("words", "factors"),
+    [
+        ("pair nowhere", [1.0, 1.0]),
+        ("pair nowhere --init mnist", [FINE_TUNING, FINE_TUNING]),
+        ("pair nowhere --init mnist --learning-rate 0.032", [1.0, 1.0]),
+        ("pair nowhere --clusters 3", [1.0, 1.0, 1.0]),  # the second begins with the first
+    ],
+)
+def test_a_run_from_given_weights_has_smaller_rates(
+    capsys: pytest.CaptureFixture[str], words: str, factors: list[float]
+) -> None:
+    """Unless it is given rates: in the command, and in Python."""
+    printed = settings_of(capsys, f"{words} --images 9")
+    assert [planned["settings"]["rate_factor"] for planned in printed.values()] == factors
+    assert preset("mnist", "noisy", init="mnist").rate_factor == FINE_TUNING
+    assert preset("mnist", "noisy", init="mnist", kernel_rate=0.02).rate_factor == 1
+    config = preset("mnist", "noisy", images=9)
+    slow = replace(config, rate_factor=FINE_TUNING)
+    assert scheduled(2.0, slow, 4, 1) == pytest.approx(FINE_TUNING * scheduled(2.0, config, 4, 1))
 
 
 @pytest.mark.parametrize("role", ROLES)
