@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 from ..config import DERIVED, Role, TrainConfig
 from ..data.reading import LABELS_FILE, read_npz
@@ -185,6 +186,11 @@ def check_pair(options: Train, plans: Sequence[RunPlan], requests: Sequence[RunR
             stored = RunFolder(plan.folder)
             if not (options.resume or broadcast_int(is_restart(stored))):
                 check_new_run(stored, request.config())
+            labels = labels_of_clusters(plan)
+            if plan.clusters is not None and labels.exists() and not stored.config.exists():
+                raise ValueError(
+                    f"{labels} has the clusters of a model that is not in {plan.folder}: delete it"
+                )
         clusters, config = plans[0].clusters, requests[0].config()
         if clusters is not None and (clusters > LEAST_PUBLISHED or config.data == "folder"):
             count = count_training_images(config)
@@ -194,10 +200,15 @@ def check_pair(options: Train, plans: Sequence[RunPlan], requests: Sequence[RunR
         barrier()  # if one process refuses, none of them trains
 
 
+def labels_of_clusters(plan: RunPlan) -> Path:
+    """The file with the clusters that the run of a pair makes of its images."""
+    return plan.folder.parent / CLUSTERS / LABELS_FILE
+
+
 def cluster_data(options: Train, plan: RunPlan, n_clusters: int) -> None:
     """Write the clusters that a trained run makes of its images, unless they exist."""
     with process_group():
-        path = plan.folder.parent / CLUSTERS / LABELS_FILE
+        path = labels_of_clusters(plan)
         if broadcast_int(path.exists()):
             return
         model, config, _ = RunFolder(plan.folder).load_model()

@@ -105,7 +105,8 @@ def jacobi_sample(
     and iterates x <- F(x), one forward pass each. After t iterations the first t pixels are exact,
     so it terminates; it stops earlier where pixels depend little on others. An image leaves the
     batch after an iteration that did not change its pixels: by not a single bit for a discretized
-    likelihood, by at most 8 roundings for a continuous one. The count includes that iteration.
+    likelihood and in half precision, else by at most 8 roundings. The count includes that
+    iteration.
 
     Arguments and errors: see `sequential_sample`. Source: Song, Meng et al., Accelerating
     feedforward computation via parallel nonlinear equation solving (2021).
@@ -123,8 +124,9 @@ def draw_by_jacobi(
 ) -> JacobiSamples:
     """Draw a request like `jacobi_sample`; progress counts the images that have converged."""
     canvas, n, (height, width) = _Canvas(model, request, size, context), request.count, size
-    x, exact = canvas.x, model.config.likelihood == "discretized"
-    rounding = 0.0 if exact else ROUNDINGS * torch.finfo(x.dtype).eps
+    x, precision = canvas.x, torch.finfo(canvas.x.dtype)
+    exact = model.config.likelihood == "discretized" or precision.bits <= 16
+    rounding = 0.0 if exact else ROUNDINGS * precision.eps
     iterations = torch.zeros(n, dtype=torch.int64, device=x.device)
     active = torch.arange(n, device=x.device)
     for _ in range(height * width + 1):

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..config import Classes, ModelConfig, Precision, classes_of
-from ..errors import SettingError
 from ..nn import PixelCNNpp
 from ..nn.gradients import input_gradient
 from ..nn.images import check_scale
@@ -54,6 +53,8 @@ def draw(
         return draw_network(model, request, model.image_size, None, progress, precision)
     noisy, denoiser, size = model.noisy, model.denoiser, model.image_size
     classes = classes_of(noisy.config, denoiser.config)
+    if request.guidance and request.method != "two-step":
+        check_guidance(noisy.config)  # the only model that these use
     known, x_tilde = request.known, request.x_tilde
     labels = None if request.class_of_known else request.labels(classes, noisy.device)
     if known is not None:
@@ -108,9 +109,7 @@ def posterior_mean(pair: Pair, x_tilde: Tensor, label: Tensor | None, guidance: 
     classes = classes_of(noisy.config, pair.denoiser.config)
     if not isinstance(smoothing, GaussianSmoothing):
         raise ValueError(f"single-step denoising needs gaussian smoothing, got {smoothing.kind}")
-    if guidance and not classes.number:
-        raise SettingError("guidance", "needs a model with classes; this pair has none")
-    if guidance and noisy.config.condition_size:
+    if guidance:
         check_guidance(noisy.config)
     label = conditioning_label(noisy.config, classes, label)
     gradient = input_gradient(in_evaluation(noisy), x_tilde, label, guidance)

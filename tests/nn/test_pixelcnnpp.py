@@ -18,12 +18,12 @@ import dsmooth
 from dsmooth.config import TrainConfig
 from dsmooth.evaluate.likelihood import score_pair, score_plain
 from dsmooth.functional import concat_elu, use_impl
-from dsmooth.nn.images import check_scale, fourier_features
+from dsmooth.nn.images import check_scale, fourier_features, warn_unit_interval
 from dsmooth.nn.layers import GatedResnet, WeightNormConv
 from dsmooth.nn.pixelcnnpp import Dropout
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.gated_cases import NATIVE
-from tests.helpers.networks import BYTES, CLASSES, inputs, network
+from tests.helpers.networks import BYTES, CLASSES, images, inputs, network, tiny_pair
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CONDITIONINGS = ("none", "stack", "concat")
@@ -177,6 +177,18 @@ def test_bytes_in_half_precision_are_those_bytes(dtype: torch.dtype) -> None:
     check_scale("x", half, as_bytes=True)
     for wrong in between.to(dtype).flatten():
         refuses("x must have values of bytes", check_scale, "x", wrong, as_bytes=True)
+
+
+def test_images_between_0_and_1_are_warned_of_once(caplog) -> None:
+    """A continuous likelihood takes any numbers in [-1, 1]; bytes on another scale are refused."""
+    pair, x = tiny_pair("continuous"), images()
+    pair.elbo(x)
+    assert not caplog.messages
+    warn_unit_interval.cache_clear()
+    for _ in range(2):
+        pair.elbo((x + 1) / 2)
+    (message,) = caplog.messages
+    assert "no value of x is below 0: images must be in [-1, 1], 2 * x - 1 if" in message
 
 
 def test_the_hidden_layer_sees_the_four_pixels_around() -> None:

@@ -64,6 +64,17 @@ def test_images_settle_one_by_one() -> None:
     assert jacobi_sample(model, 2, height=8, width=8).iterations.tolist() == [2, 2]
 
 
+def test_images_in_half_precision_settle_exactly() -> None:
+    """Eight roundings of bfloat16 would be 6 % of a pixel."""
+    model, size = network(likelihood="continuous").bfloat16(), {"height": 8, "width": 8}
+    x = sequential_sample(model, 16, **size)
+    images = x.flatten(1).isfinite().all(1)  # others diverge: the model is not trained
+    assert images.sum() > 4
+    settled, iterations = jacobi_sample(model, 16, **size)
+    assert torch.equal(settled[images], x[images])
+    assert (iterations[images] < 65).all()
+
+
 def test_the_mode_of_the_model_is_never_touched() -> None:
     """Another thread may be training it; samples are drawn without dropout."""
     model, modes = network().train().float(), set[tuple[bool, bool]]()

@@ -148,6 +148,16 @@ def test_the_number_of_clusters_is_required_where_no_file_has_it(place: Path, ca
     complains(capsys, message, "train", *words(place), *TINY, "--resume")
 
 
+def test_clusters_of_a_model_that_is_gone_are_refused(place: Path, capsys) -> None:
+    for name in ("noisy-unnamed", "noisy", "denoiser"):
+        shutil.rmtree(place / "p" / name)
+    labels = place / "p" / "clusters" / "labels.npz"
+    message = f"{labels} has the clusters of a model that is not in {place / 'p'}/noisy-unnamed"
+    complains(capsys, message, "train", *words(place, "3"), *TINY)
+    labels.unlink()
+    assert run("train", *words(place, "3"), *TINY) == 0
+
+
 @pytest.mark.parametrize("clusters", [None, "3"])
 def test_a_pair_with_clusters_is_resumed_and_extended(place: Path, clusters: str | None) -> None:
     """With or without --clusters, and --images; the first noisy model is not trained further."""
