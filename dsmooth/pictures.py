@@ -98,7 +98,7 @@ def nhwc_bytes(x: Tensor) -> NDArray[np.uint8]:
 def png(pixels: NDArray[np.uint8]) -> bytes:
     """PNG bytes of one image (H, W, 1 or 3) of bytes."""
     buffer = io.BytesIO()
-    _image(pixels).save(buffer, format="PNG", optimize=True)
+    _image(pixels).save(buffer, format="PNG")  # optimize=True: 8 times as long, 3 % smaller
     return buffer.getvalue()
 
 

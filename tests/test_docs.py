@@ -79,7 +79,7 @@ def shrink(line: str) -> list[str]:
     """The arguments of the documented command, with a tiny network and few images."""
     command = smaller(line.replace("--image-size 32", "--image-size 8"))
     if "--image-size" in command:  # colours, whose samples diverge for longer
-        return [*command, "--images", "480"]
+        return [*command, "--images", "240"]
     if "--resume" in command:
         return [*command, "--images", "104"]  # one more step
     if "--init" in command:

@@ -52,6 +52,7 @@ SOURCES = Path(__file__).parents[1] / "csrc"
 INCLUDES_PYBIND11 = re.compile(r"^\s*#\s*include\s*[<\"]pybind11\b", re.MULTILINE)
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     """Every module of the package by its dotted name below dsmooth ("" is the package itself)."""
     kernels = Path(dsmooth.kernels.__path__[0])  # in a source tree not below PACKAGE
@@ -65,9 +66,6 @@ def modules() -> dict[str, ast.Module]:
     return found
 
 
-MODULES = modules()
-
-
 @cache
 def imports(name: str) -> set[str]:
     """The modules of dsmooth that `name` imports anywhere, in functions too, as dotted names."""
@@ -75,21 +73,21 @@ def imports(name: str) -> set[str]:
     if name and not (PACKAGE / name.replace(".", "/") / "__init__.py").exists():
         package.pop()
     found = set()
-    for node in ast.walk(MODULES[name]):
+    for node in ast.walk(modules()[name]):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = resolve_name("." * node.level + (node.module or ""), ".".join(package))
             for alias in node.names:
                 inner = f"{base}.{alias.name}"
-                known = inner.partition(".")[2] in MODULES.keys() | PLACE.keys()
+                known = inner.partition(".")[2] in modules().keys() | PLACE.keys()
                 found.add(inner if known else base)
     own = {t.partition(".")[2] for t in found if t.split(".")[0] == "dsmooth"}
     return own - {name}
 
 
 def test_imports_go_down() -> None:
-    for name in filter(None, MODULES):
+    for name in filter(None, modules()):
         for target in imports(name):
             top, other = name.split(".")[0], target.split(".")[0]
             assert target, f"{name} imports the package itself, which names everything"
@@ -98,13 +96,13 @@ def test_imports_go_down() -> None:
 
 def test_there_are_no_circles() -> None:
     """Inside a package too; a package's __init__ counts as importing what it re-exports."""
-    TopologicalSorter({name: imports(name) for name in MODULES if name}).prepare()
+    TopologicalSorter({name: imports(name) for name in modules() if name}).prepare()
 
 
 def test_no_other_module_finds_modules_by_name() -> None:
     """Such imports are not in the graph, so they could close a circle."""
     names = ("import_module", "__import__")
-    for name, tree in MODULES.items():
+    for name, tree in modules().items():
         called = {ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
         found = {call for call in called if call.endswith(names)}
         assert not found or name in FIND_BY_NAME, f"{name} calls {found}"
@@ -112,7 +110,7 @@ def test_no_other_module_finds_modules_by_name() -> None:
 
 @pytest.mark.parametrize("kind", ["native", "triton"])
 def test_implementations_of_an_op_know_neither_the_op_nor_each_other(kind: str) -> None:
-    files = [name for name in MODULES if name.startswith("functional.") and name.endswith(kind)]
+    files = [name for name in modules() if name.startswith("functional.") and name.endswith(kind)]
     assert files
     for name in files:
         within = {t.split(".")[1] for t in imports(name) if t.startswith("functional.")}
@@ -120,7 +118,7 @@ def test_implementations_of_an_op_know_neither_the_op_nor_each_other(kind: str) 
 
 
 def test_no_module_seeds_the_generators_of_all_devices() -> None:
-    for name, tree in MODULES.items():
+    for name, tree in modules().items():
         attributes = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute))
         seeding = [ast.unparse(node) for node in attributes if node.attr == "manual_seed"]
         assert "torch.manual_seed" not in seeding, name
@@ -133,8 +131,8 @@ def test_the_options_know_only_settings() -> None:
 
 def test_only_runs_spells_the_names_of_its_files() -> None:
     """In code; docstrings and help texts may name them."""
-    for name in MODULES.keys() - {"runs"}:
-        nodes = [*ast.walk(MODULES[name])]
+    for name in modules().keys() - {"runs"}:
+        nodes = [*ast.walk(modules()[name])]
         prose = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
         for node in (node for node in nodes if isinstance(node, ast.Constant)):
             if isinstance(node.value, str) and id(node) not in prose:

@@ -32,6 +32,7 @@ from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
 from dsmooth.files import lock_folder, read_json, write_json
 from dsmooth.machine import has_fast_bfloat16
 from dsmooth.pretrained import TITLE, load_models
+from dsmooth.probe_settings import ProbeSettings
 from dsmooth.record import read_result
 from dsmooth.report.contents import Report
 from dsmooth.reproduce import PROBED, TEST_IMAGES, Stages, choose_evenly
@@ -93,10 +94,12 @@ def tiny_runs(data: Path, images: int = IMAGES, seed: int = 0) -> tuple[TrainCon
 
 
 @pytest.fixture(scope="module", autouse=True)
-def without_fidelity() -> Iterator[None]:
-    """Without the scores of torch-fidelity, whose import takes longer than these tests."""
+def quickly() -> Iterator[None]:
+    """Without the scores of torch-fidelity, whose import takes longer than these tests; probes are
+    trained for one epoch."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "torch_fidelity", None)
+        patch.setattr(command, "ProbeSettings", partial(ProbeSettings, epochs=1))
         yield
 
 

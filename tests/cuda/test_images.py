@@ -290,8 +290,7 @@ def test_wide_networks_take_low_tiles_where_shared_memory_is_small() -> None:
     tall = shared_bytes(160, 227 << 10)
     assert shared_bytes(160, tall - 1) == tall - 4 * FRAGMENT
     assert 99 << 10 < tall <= 163 << 10
-    for capability, kilobytes in SHARED.items():
-        limit = kilobytes << 10
+    for limit in {kilobytes << 10 for kilobytes in SHARED.values()}:
         expected = tall if limit >= tall else tall - 4 * FRAGMENT
-        assert shared_bytes(160, limit) == expected <= limit, capability
-        assert shared_bytes(40, limit) <= limit, capability
+        assert shared_bytes(160, limit) == expected <= limit
+        assert shared_bytes(40, limit) <= limit

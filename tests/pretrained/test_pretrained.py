@@ -7,6 +7,7 @@ import math
 import runpy
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from dsmooth.nn import PixelCNNpp
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pair import SmoothedPair
 from dsmooth.pretrained import DEFAULT, find, is_model, load, load_models, packaged
+from dsmooth.probe_settings import ProbeSettings
 from dsmooth.record import read_result
 from dsmooth.report.contents import Card
 from dsmooth.runlog import End, HeldOut, Restart, Start
@@ -39,8 +41,11 @@ LARGEST = 15e6  # bytes of all packaged models
 
 @pytest.fixture(scope="module")
 def tool() -> SimpleNamespace:
-    """The names of tools/card.py."""
-    return SimpleNamespace(**runpy.run_path(str(TOOL)))
+    """The names of tools/card.py; its probes are trained for one epoch."""
+    with pytest.MonkeyPatch.context() as patch:
+        one_epoch = partial(ProbeSettings, epochs=1)
+        patch.setattr("dsmooth.probe_settings.ProbeSettings", one_epoch)
+        return SimpleNamespace(**runpy.run_path(str(TOOL)))
 
 
 def read_card(name: str) -> Card:

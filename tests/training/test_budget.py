@@ -74,7 +74,8 @@ PACES: dict[str, Callable[[float], float]] = {
 }
 
 
-@pytest.mark.parametrize("minutes", [pytest.param(0.5, marks=pytest.mark.quick), 2.0, 10.0])
+@pytest.mark.grid
+@pytest.mark.parametrize("minutes", [0.5, 2.0, 10.0])
 @pytest.mark.parametrize("pace", PACES)
 def test_a_run_ends_with_its_budget(minutes, pace, clock, tmp_path, monkeypatch) -> None:
     """Within 5 %, whatever its steps take. One in three takes four times as long as the others, and
@@ -101,13 +102,13 @@ def test_a_run_ends_with_its_budget(minutes, pace, clock, tmp_path, monkeypatch)
 def test_the_stored_settings_determine_the_weights(clock, tmp_path, monkeypatch) -> None:
     """Of a run whose end was corrected, stopped or not. The state that measured the speed is gone,
     from a GPU's memory too, before that of the run."""
-    slower = clock.after(lambda: 5.0 if clock.now < 60 else 10.0, TrainState.step)
+    slower = clock.after(lambda: 5.0 if clock.now < 30 else 10.0, TrainState.step)
     monkeypatch.setattr(TrainState, "step", slower)
-    config = tiny(evaluations=2, images=None, budget=3.0, optimizer="muon")
+    config = tiny(evaluations=2, images=None, budget=1.5, optimizer="muon")
 
     def middle(evaluation: Evaluation) -> None:
         assert sum(type(thing) is TrainState for thing in gc.get_objects()) == 1
-        if stops and clock.now < 150:
+        if stops and clock.now < 75:
             signal.raise_signal(signal.SIGTERM)
 
     for stops in (False, True):
