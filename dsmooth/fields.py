@@ -8,6 +8,7 @@ import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from decimal import Decimal
+from functools import cache
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -35,7 +36,7 @@ def check(settings: object) -> None:
 
     Numbers and arrays of numpy, iterables and paths become numbers, tuples and text.
     """
-    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+    for name, hint in _hints(type(settings)).items():
         try:
             value = _plain(getattr(settings, name))
             wrong = (expected := _expected(value, hint)) and f"must be {expected}, got {value!r}"
@@ -44,6 +45,11 @@ def check(settings: object) -> None:
         if wrong:
             raise SettingError(name, wrong)
         object.__setattr__(settings, name, value)
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
 
 
 def _plain(value: Any) -> Any:

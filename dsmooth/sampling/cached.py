@@ -289,11 +289,9 @@ def draw_network(
         return sampler.run(request, size, context, progress)
     if precision == "bfloat16":
         raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
-    # In half precision the iterations would stop too early.
-    on_gpu = weight.is_cuda and weight.dtype in (torch.float32, torch.float64)
-    way = "Jacobi iterations of whole images" if on_gpu else "one forward pass per pixel"
+    way = "Jacobi iterations of whole images" if weight.is_cuda else "one forward pass per pixel"
     warn_once("%s: %s%s", way, reason, "" if change else "; `dsmooth doctor` says more")
-    if on_gpu:
+    if weight.is_cuda:
         return draw_by_jacobi(model, request, size, context, progress).images
     return draw_sequentially(model, request, size, context, progress)
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from ..config import TrainConfig
 from ..data import ImageDataset, to_float
@@ -325,7 +326,11 @@ class TrainState:
 
     def check_finite(self) -> None:
         """Raise NonFiniteLoss if a weight or an average is infinite or NaN."""
-        for name, tensor in self.tensors().items():
+        tensors = self.tensors()
+        # A GPU answers this once, not for each tensor.
+        if get_total_norm([t for t in tensors.values() if t.numel()], math.inf).isfinite():
+            return
+        for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise NonFiniteLoss(
                     f"{name} is not finite after step {self.steps} ({self.images_seen:,} images) "

@@ -70,6 +70,25 @@ def test_steps_read_nothing_back(role: str, optimizer: str) -> None:
         float(trained.place[0])
 
 
+class CountReads(TorchDispatchMode):
+    """Counts what reads a value of a tensor."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func._schema.name == "aten::_local_scalar_dense"
+        return func(*args, **(kwargs or {}))
+
+
+def test_one_number_says_that_all_weights_are_finite() -> None:
+    state = TrainState(tiny(), random_dataset(12), CPU)
+    with CountReads() as reads:
+        state.check_finite()
+    assert reads.count == 1
+    state.ema.model.head.bias.data[1] = torch.nan
+    refuses("ema.head.bias is not finite", state.check_finite, error=NonFiniteLoss)
+
+
 def test_the_gradient_of_a_batch_is_clipped_and_reported_as_it_was() -> None:
     """And Adam has the decay rates of the settings."""
     state = TrainState(tiny(clip_norm=1e-3, betas=(0.5, 0.7)), random_dataset(12), CPU)
