@@ -37,6 +37,7 @@ def chosen_classes(pair: dsmooth.SmoothedPair, x: Tensor, count: int) -> Tensor:
     return likely_classes(models, x, x_tilde, pair.log_prior, count)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("seed", [0, 2])
 @pytest.mark.parametrize("classes", KINDS)
 def test_a_sum_over_fewer_classes_is_lower(classes: tuple[int, int], seed: int) -> None:

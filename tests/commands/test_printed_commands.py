@@ -37,7 +37,7 @@ from tests.helpers.command_runs import SMALLER, run
 from tests.helpers.data_makers import random_bytes, write_images
 
 PACKAGE = Path(dsmooth.__file__).parent
-TINY = f"--data folder --data-dir images {SMALLER['train']} --images 192"
+TINY = f"--data folder --data-dir images {SMALLER['train']}"
 # Folders that a reader is to name.
 PLACES = {"NOISY": "runs/noisy", "DENOISER": "runs/denoiser", "FOLDER": "images"}
 

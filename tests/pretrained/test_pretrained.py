@@ -223,10 +223,10 @@ def test_a_card_of_a_pair_with_classes(tool: SimpleNamespace, tmp_path: Path) ->
     folder = tiny_models(
         tmp_path / "models", ("noisy", "denoiser"), n_classes=10, label_dropout=0.1
     )
-    train_set, test_set = (load_dataset("mnist", s).part(slice(30)) for s in ("train", "test"))
+    train_set, test_set = (load_dataset("mnist", s).part(slice(20)) for s in ("train", "test"))
     card = tool.write_card(folder, tmp_path / "work", train_set, test_set, count=20)
     assert card.probes == {}
-    x = test_set.batch(torch.arange(30))
+    x = test_set.batch(torch.arange(20))
     without = -SmoothedPair.from_pretrained(folder).elbo(x, top_classes=None).mean() / (
         784 * math.log(2)
     )
