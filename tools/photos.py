@@ -2,7 +2,8 @@
 
     python -m tools.photos PHOTOS RUNS STARTS [PLAIN]
 
-PHOTOS is the folder of pictures that the pair in RUNS was trained on; the pair is packed from RUNS.
+PHOTOS has the folders of pictures `train`, which the pair in RUNS was trained on but for the part
+that training holds out, and `test`; the pair is packed from RUNS.
 STARTS has pairs trained on other pictures: NAME-scratch from nothing, NAME-init from this one, and
 NAME-full from this one at full rates.
 PLAIN is a plain model of the same pictures, which is only compared. Samples and bits/dim are kept
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 import dsmooth
-from dsmooth.data import SPLITS, load_dataset
+from dsmooth.data import SPLITS, load_dataset, to_float
 from dsmooth.data.order import choose_images, epoch_order
 from dsmooth.evaluate.likelihood import score_pair, standard_error
 from dsmooth.files import write_atomically
@@ -104,21 +105,29 @@ def judge(stages: Stages, pictures: Mapping[str, Tensor]) -> tuple[Table, Table]
     )
 
 
-def failures(noisy: Tensor, clean: Tensor, scale: float) -> Table:
-    """How many samples become noise: in some row, they are far from the image they denoise.
+def failures(noisy: Tensor, clean: Tensor, real: Tensor, scale: float) -> Table:
+    """How many samples become noise, and how many have a pixel with bytes 0 and 255 in two colours.
 
-    noisy, clean: (N, C, H, W). A row of a denoised image differs from it by about 0.8 `scale`.
+    noisy, clean, real: (N, C, H, W); a sample becomes noise where a row of it is far from that of
+    the noisy image, from which it differs by about 0.8 `scale` elsewhere.
     """
-    rows = (clean - noisy).abs().mean((1, 3))
-    share = (rows > 1.5 * scale).any(1).double()
-    cells = [f"{len(clean):,}", percent(float(share.mean()), 1, standard_error(share))]
-    return Table(["samples", "n", "become noise"], [["two-step", *cells]])
+    noise = ((clean - noisy).abs().mean((1, 3)) > 1.5 * scale).any(1)
+    rows = []
+    for name, x in (
+        ("samples that become noise", clean[noise]),
+        ("other samples", clean[~noise]),
+        (TEST, real),
+    ):
+        extreme = ((x.amin(1) == -1) & (x.amax(1) == 1)).flatten(1).any(1)
+        rows.append([name, f"{len(x):,}", percent(float(extreme.double().mean()), 2)])
+    return Table(["pictures", "n", "with 0 and 255 in a pixel"], rows)
 
 
 def main(photos: str, runs: str, starts: str, plain: str | None = None) -> None:
     folder, work = HERE / NAME, Path("build", "card", NAME)
     pack(Path(runs), folder)
     train_set, test_set = (load_dataset("folder", split, photos) for split in SPLITS)
+    trained_on = len(load_dataset("folder", "train", Path(photos) / "train"))
     # A folder is read class by class.
     test_set = test_set.part(epoch_order(len(test_set), 0, 0))
     models = load_models([folder])
@@ -133,14 +142,14 @@ def main(photos: str, runs: str, starts: str, plain: str | None = None) -> None:
     shown = [pictures[name] for name in ("plain", "noisy", "two-step") if name in pictures]
     write_atomically(folder / "samples.png", side_by_side(*(x[:64] for x in shown)))
     write_atomically(FIGURE, draw_starts(Path(starts)))
-    scale = models.pair.smoothing.scale
+    scale, held_out = models.pair.smoothing.scale, to_float(choose_images(test_set, COUNT))
     card = Card(
         machine=describe_machine(models.device),
         weights_sha256={str(k): v for k, v in models.of("noisy", "denoiser").digests().items()},
-        train_images=len(train_set),
+        train_images=trained_on,
         test_images=len(test_set),
         models={
-            role: describe_model(role, models, test_set, len(train_set)) for role in models.networks
+            role: describe_model(role, models, test_set, trained_on) for role in models.networks
         },
         bits=stages.bits_per_dim(),
         distance_name="",
@@ -150,7 +159,7 @@ def main(photos: str, runs: str, starts: str, plain: str | None = None) -> None:
         judges=(
             compare_starts(Path(starts)),
             *judge(stages, pictures),
-            failures(pictures["noisy"], pictures["two-step"], scale),
+            failures(pictures["noisy"], pictures["two-step"], held_out, scale),
         ),
     )
     save_card(folder, card, "photos.md")
