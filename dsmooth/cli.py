@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import inspect
 import io
 import logging
@@ -120,6 +122,13 @@ def prepare_process() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # the locale may lack a letter
+    atexit.register(skip_last_search)
+
+
+def skip_last_search() -> None:
+    """At its end Python searches all that torch imported for garbage, which takes half a second."""
+    if "triton" not in sys.modules:  # it reports objects that outlive the interpreter
+        gc.freeze()
 
 
 def explain(error: Exception, options: Collection[str] = ()) -> str | None:

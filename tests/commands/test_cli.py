@@ -29,7 +29,8 @@ def test_the_command_imports_what_it_needs(tmp_path: Path) -> None:
     """torch._dynamo, Triton, torchvision and sympy take as long to import as torch itself."""
     plain = save_run(tmp_path / "plain", "plain")
     code = (
-        "import sys; from dsmooth.cli import main\n"
+        "import atexit, gc, sys; from dsmooth.cli import main\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 100_000))\n"  # the last one to run
         "for verb in (['train'], ['sample'], ['complete'], ['evaluate'], ['probe'],"
         " ['reproduce'], ['doctor'], []):\n"
         "    try: main([*verb, '--help'])\n"
@@ -47,6 +48,7 @@ def test_the_command_imports_what_it_needs(tmp_path: Path) -> None:
     )
     assert done.stdout.splitlines().count("set()") == 3
     assert done.stdout.count("usage: dsmooth") == 8
+    assert done.stdout.splitlines()[-1] == "True"  # its end searches no garbage
     assert all(name in done.stdout for name in PRESETS)
 
 
