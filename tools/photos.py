@@ -105,19 +105,16 @@ def judge(stages: Stages, pictures: Mapping[str, Tensor]) -> tuple[Table, Table]
     )
 
 
-def failures(noisy: Tensor, clean: Tensor, real: Tensor, scale: float) -> Table:
+def failures(noisy: Tensor, clean: Tensor, others: Mapping[str, Tensor], scale: float) -> Table:
     """How many samples become noise, and how many have a pixel with bytes 0 and 255 in two colours.
 
-    noisy, clean, real: (N, C, H, W); a sample becomes noise where a row of it is far from that of
+    noisy, clean, others: (N, C, H, W); a sample becomes noise where a row of it is far from that of
     the noisy image, from which it differs by about 0.8 `scale` elsewhere.
     """
     noise = ((clean - noisy).abs().mean((1, 3)) > 1.5 * scale).any(1)
     rows = []
-    for name, x in (
-        ("samples that become noise", clean[noise]),
-        ("other samples", clean[~noise]),
-        (TEST, real),
-    ):
+    samples = {"samples that become noise": clean[noise], "other samples": clean[~noise]}
+    for name, x in {**samples, **others}.items():
         extreme = ((x.amin(1) == -1) & (x.amax(1) == 1)).flatten(1).any(1)
         rows.append([name, f"{len(x):,}", percent(float(extreme.double().mean()), 2)])
     return Table(["pictures", "n", "with 0 and 255 in a pixel"], rows)
@@ -142,7 +139,9 @@ def main(photos: str, runs: str, starts: str, plain: str | None = None) -> None:
     shown = [pictures[name] for name in ("plain", "noisy", "two-step") if name in pictures]
     write_atomically(folder / "samples.png", side_by_side(*(x[:64] for x in shown)))
     write_atomically(FIGURE, draw_starts(Path(starts)))
-    scale, held_out = models.pair.smoothing.scale, to_float(choose_images(test_set, COUNT))
+    scale, others = models.pair.smoothing.scale, {TEST: to_float(choose_images(test_set, COUNT))}
+    if plain is not None:
+        others["samples, plain"] = pictures["plain"]
     card = Card(
         machine=describe_machine(models.device),
         weights_sha256={str(k): v for k, v in models.of("noisy", "denoiser").digests().items()},
@@ -159,7 +158,7 @@ def main(photos: str, runs: str, starts: str, plain: str | None = None) -> None:
         judges=(
             compare_starts(Path(starts)),
             *judge(stages, pictures),
-            failures(pictures["noisy"], pictures["two-step"], held_out, scale),
+            failures(pictures["noisy"], pictures["two-step"], others, scale),
         ),
     )
     save_card(folder, card, "photos.md")
