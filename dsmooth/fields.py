@@ -31,7 +31,7 @@ def check_one_of(name: str, value: object, allowed: Collection[object]) -> None:
         raise SettingError(name, f"must be one of {names}, got {value!r}")
 
 
-def check(settings: object) -> None:
+def check(settings: Any) -> None:
     """Raise SettingError for a value that its annotation refuses.
 
     Numbers and arrays of numpy, iterables and paths become numbers, tuples and text.
