@@ -31,12 +31,12 @@ def check_one_of(name: str, value: object, allowed: Collection[object]) -> None:
         raise SettingError(name, f"must be one of {names}, got {value!r}")
 
 
-def check(settings: Any) -> None:
+def check(settings: object) -> None:
     """Raise SettingError for a value that its annotation refuses.
 
     Numbers and arrays of numpy, iterables and paths become numbers, tuples and text.
     """
-    for name, hint in _hints(type(settings)).items():
+    for name, hint in _hints(type(settings)).items():  # type: ignore[arg-type]
         try:
             value = _plain(getattr(settings, name))
             wrong = (expected := _expected(value, hint)) and f"must be {expected}, got {value!r}"
