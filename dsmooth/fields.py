@@ -36,6 +36,7 @@ def check(settings: object) -> None:
 
     Numbers and arrays of numpy, iterables and paths become numbers, tuples and text.
     """
+    # For mypy a type is not hashable, as its __hash__ has another signature.
     for name, hint in _hints(type(settings)).items():  # type: ignore[arg-type]
         try:
             value = _plain(getattr(settings, name))
@@ -49,6 +50,7 @@ def check(settings: object) -> None:
 
 @cache
 def _hints(kind: type) -> dict[str, Any]:
+    """The annotations of a dataclass, evaluated once: that takes a millisecond."""
     return get_type_hints(kind, include_extras=True)
 
 

@@ -314,7 +314,7 @@ def test_guidance_of_a_pair_is_for_the_models_with_classes(noisy: int, denoiser:
     ):
         if noisy or changes:
             assert torch.equal(draw(guidance=0.5), draw()) == (not changes)
-        else:  # the noisy model alone draws
+        else:  # these use no other model than the noisy one
             refuses("`guidance` needs a model with classes; this one has", draw, guidance=0.5)
     if not noisy:
         return
