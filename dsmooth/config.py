@@ -195,7 +195,6 @@ def classes_of(*configs: ModelConfig) -> Classes:
 Role = Literal["noisy", "denoiser", "plain"]
 Split = Literal["train", "test"]
 Method = Literal["two-step", "single-step", "noisy"]
-ReproductionStage = Literal["samples", "bits-per-dim", "frechet", "probes", "receptive-field"]
 SmoothingKind = Literal["gaussian", "laplace", "uniform"]
 Precision = Literal["auto", "float32", "bfloat16"]
 OptimizerName = Literal["adam", "muon"]

@@ -16,7 +16,7 @@ import msgspec
 
 from ._version import __version__
 from .distributed import barrier, broadcast_int, rank_and_size
-from .fields import difference, flatten, structure
+from .fields import difference, structure
 from .files import Json, file_sha256, printable, read_json, write_json
 
 T = TypeVar("T")
@@ -95,9 +95,9 @@ class Record(Generic[T, P]):
         barrier()
         return self.parts[name]
 
-    def obtain(self, compute: Callable[[], T], *, again: bool = False) -> T:
-        """The result, which is computed unless there is one; with `again` in any case."""
-        if broadcast_int(again or self.result is None):
+    def obtain(self, compute: Callable[[], T]) -> T:
+        """The result, which is computed unless there is one."""
+        if broadcast_int(self.result is None):
             self.finish(compute())
         barrier()
         assert self.result is not None
@@ -126,30 +126,15 @@ def request_digest(request: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(request).encode()).hexdigest()[:8]
 
 
-def read_result(path: Path, kind: type[T], request: Mapping[str, object] | None = None) -> T | None:
-    """The result in a record; None for one without, or whose request differs from `request`.
+def read_result(path: Path, kind: type[T]) -> T | None:
+    """The result in a record; None for one without.
 
-    request: some fields; of a field that is an object the stored one may have a part. Raises
-    FileNotFoundError or ValueError, naming the file.
+    Raises FileNotFoundError or ValueError, naming the file.
     """
     stored = _read(path)
-    if stored["result"] is None or not _agrees(stored["request"], request or {}):
+    if stored["result"] is None:
         return None
     return _structure(stored["result"], kind, path)
-
-
-def has_files(path: Path, request: Mapping[str, object]) -> bool:
-    """Whether the files in a record are unchanged, of a request as `read_result` takes it."""
-    stored = _read(path)
-    return _agrees(stored["request"], request) and all(
-        _is_unchanged(path.with_name(name), digest) for name, digest in stored["parts"].items()
-    )
-
-
-def _agrees(stored: Mapping[str, object], request: Mapping[str, object]) -> bool:
-    wanted = flatten(json.loads(json.dumps(request)))
-    part = flatten({name: stored.get(name) for name in request})
-    return all(wanted.get(name) == value for name, value in part.items())
 
 
 def _is_unchanged(path: Path, digest: object) -> bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from .config import Method, Precision, ReproductionStage, Split
+from .config import Method, Precision, Split
 from .data import ImageDataset, to_bytes
 from .data.order import choose_images, epoch_order
 from .data.reading import read_npz
@@ -28,7 +28,7 @@ from .pictures import is_diverged, save_grid
 from .pretrained import DEFAULT, Loaded, packaged
 from .probe_settings import ProbeSettings
 from .progress import progress
-from .record import Record, has_files, read_parts, read_result
+from .record import Record, read_parts
 from .report.contents import Origin, Report
 from .report.describe import describe_images, describe_machine, describe_model, packaged_card
 from .results import FLOOR, BitsResult, BlockScores, FrechetResult, ProbeResult, ReceptiveFields
@@ -57,10 +57,10 @@ class Stages:
 
     count: samples of each kind; the first are shown, all are compared with real images.
     scored_images: held-out images whose bits/dim are measured. extractor: as `make_extractor`
-    takes it; auto: the package's classifier for MNIST, none for other data. only: run this stage
-    again and no other. precision: of networks, as of `dsmooth sample`; "auto" also computes the
-    features of probes in bfloat16 where the device is fast at it. Under torchrun all processes
-    compute together, and rank 0 writes.
+    takes it; auto: the package's classifier for MNIST, none for other data. precision: of networks,
+    as of `dsmooth sample`; "auto" also computes the features of probes in bfloat16 where the device
+    is fast at it. A result that is stored with the same request is taken; delete its file to
+    compute it again. Under torchrun all processes compute together, and rank 0 writes.
     """
 
     folder: Path
@@ -72,7 +72,6 @@ class Stages:
     probes: ProbeSettings = field(default_factory=ProbeSettings)
     extractor: str = "auto"
     seed: int = 0
-    only: ReproductionStage | None = None
     precision: Precision = "auto"
 
     def report(
@@ -80,9 +79,7 @@ class Stages:
     ) -> tuple[Report, dict[str, Tensor]]:
         """The report of all stages, without paths of this machine; images (N, C, H, W) by name.
 
-        Results are stored ones of the same request, else computed; with `only` the other stages
-        give what is stored of the same models and images. name: of the models or of their settings.
-        budget: minutes of their training in all.
+        name: of the models or of their settings. budget: minutes of their training in all.
         """
         models, train_set, test_set = self.models, self.train_set, self.test_set
         skipped = {}
@@ -90,7 +87,7 @@ class Stages:
             skipped["frechet"] = "the package's classifier is for MNIST; name another extractor"
         if train_set.labels is None or test_set.labels is None:
             skipped["probes"] = "the images have no labels"
-        pictures = self.pictures() if self.only in (None, "samples") else self.stored_pictures()
+        pictures = self.pictures()
         sizes = {"packaged": packaged_card().train_images, "trained": len(train_set), "given": None}
         is_hidden = models.classes.names and not test_set.has_classes(models.classes.names)
         report = Report(
@@ -106,56 +103,29 @@ class Stages:
             hidden_classes=models.classes.number if is_hidden else 0,
             seed=self.seed,
             diverged={kind: int(is_diverged(x).sum()) for kind, x in sorted(pictures.items())},
-            bits=self.result("bits-per-dim", BitsResult, self.bits_per_dim),
-            frechet=self.result("frechet", FrechetResult, lambda: self.compare(pictures)),
-            probes=None if "probes" in skipped else self.result("probes", ProbeResult, self.probe),
-            receptive_fields=self.result("receptive-field", ReceptiveFields, self.reach),
+            bits=self.bits_per_dim(),
+            frechet=self.compare(pictures),
+            probes=None if "probes" in skipped else self.probe(),
+            receptive_fields=self.reach(),
             skipped=skipped,
         )
         return report, pictures
 
-    @cached_property
-    def identity(self) -> Mapping[str, object]:
-        """The weights and images that every stage measures."""
-        return {
-            "weights_sha256": self.models.digests(),
-            "data_sha256": {"train": self.train_set.digest, "test": self.test_set.digest},
-        }
-
     def request(self, **choices: object) -> Mapping[str, object]:
         """All that decides the result of a stage."""
         return {
-            **self.identity,
+            "weights_sha256": self.models.digests(),
+            "data_sha256": {"train": self.train_set.digest, "test": self.test_set.digest},
             "settings": self.models.identity(),
             "clean_noise": self.models.clean_noise,
             "seed": self.seed,
             **choices,
         }
 
-    def path(self, stage: ReproductionStage) -> Path:
-        """The record of a stage other than samples."""
-        return self.folder / f"{stage.replace('-', '_')}.json"
-
-    def result(
-        self, stage: ReproductionStage, kind: type[T], measure: Callable[[], T | None]
-    ) -> T | None:
-        """The result of a stage by `measure`, or what is stored if another stage is wanted."""
-        if self.only in (None, stage):
-            return measure()
-        path = self.path(stage)
-        return read_result(path, kind, self.identity) if path.exists() else None
-
-    def obtain(
-        self, stage: ReproductionStage, kind: type[T], compute: Callable[[], T], **choices: object
-    ) -> T:
-        """The stored result of a stage with these choices, else what `compute` gives."""
-        record = Record(self.path(stage), self.request(**choices), kind, str, replace=True)
-        return record.obtain(compute, again=self.only is not None)
-
-    def stored_pictures(self) -> dict[str, Tensor]:
-        """The images in samples/ of these weights and images."""
-        paths = sorted(self.folder.glob("samples/*.json"))
-        return {x.stem: self.load(x.stem) for x in paths if has_files(x, self.identity)}
+    def obtain(self, name: str, kind: type[T], compute: Callable[[], T], **choices: object) -> T:
+        """The stored result NAME.json of a stage with these choices, else what `compute` gives."""
+        path = self.folder / f"{name}.json"
+        return Record(path, self.request(**choices), kind, str, replace=True).obtain(compute)
 
     def load(self, name: str) -> Tensor:
         """The images in samples/NAME.npz: (N, C, H, W)."""
@@ -207,7 +177,7 @@ class Stages:
         record = Record(
             path.with_suffix(".json"), self.request(**settings), type(None), str, replace=True
         )
-        if broadcast_int(self.only is not None or bool(record.missing([path.name, picture.name]))):
+        if broadcast_int(bool(record.missing([path.name, picture.name]))):
             rank, size = rank_and_size()
             if x is None:
                 with progress(f"drawing {name}", request.count) as done:
@@ -227,7 +197,7 @@ class Stages:
         measure = partial(measure_bits, self.models, data, seed=self.seed)
         choices = {"n_images": len(data), "n_noise": n_noise, "precision": precision}
         return self.obtain(
-            "bits-per-dim",
+            "bits_per_dim",
             BitsResult,
             lambda: measure(n_noise=n_noise, precision=precision)[0],
             **choices,
@@ -279,15 +249,15 @@ class Stages:
 
     def reach(self) -> ReceptiveFields:
         """The receptive fields of small networks of both kinds."""
-        return self.obtain("receptive-field", ReceptiveFields, receptive_fields)
+        return self.obtain("receptive_field", ReceptiveFields, receptive_fields)
 
     def probe(self) -> ProbeResult:
         """Accuracies of linear probes."""
-        probing, again = self.probing(), self.only is not None
+        probing = self.probing()
         request, known = read_parts(CONTROLS, BlockScores)
-        if again or difference(request, probing.controls_request()):
+        if difference(request, probing.controls_request()):
             known = {}
-        return probing.result(self.path("probes"), known=known, replace=True, again=again)
+        return probing.result(self.folder / "probes.json", known=known, replace=True)
 
     def probing(self) -> Probing:
         """The networks that are probed, and the images."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dsmooth.files import read_json, write_atomically, write_json
-from dsmooth.record import Record, has_files, read_result
+from dsmooth.record import Record, read_result
 from tests.helpers.data_makers import refuses
 from tests.helpers.kills import as_killed, contents, states_of_kills
 
@@ -30,21 +30,16 @@ def record(path: Path, request: dict[str, object] = REQUEST, **options: object) 
 def test_a_result_is_computed_once_for_each_request(tmp_path: Path) -> None:
     path, calls = tmp_path / "result.json", itertools.count(1)
 
-    def obtain(seed: int = 0, *, again: bool = False, **options: object) -> int:
+    def obtain(seed: int = 0, **options: object) -> int:
         request = {**REQUEST, "seed": seed}
-        return (
-            record(path, request, **options).obtain(lambda: Result(next(calls)), again=again).value
-        )
+        return record(path, request, **options).obtain(lambda: Result(next(calls))).value
 
-    assert [obtain(), obtain(), obtain(again=True), obtain()] == [1, 1, 2, 2]
+    assert [obtain(), obtain()] == [1, 1]
     words = r"result.json is of another request: its seed is 0, not 1; choose another folder"
     refuses(words, obtain, 1)
-    assert record(path, {**REQUEST, "seed": 7}, free=["seed"]).result == Result(2)
-    assert read_result(path, Result) == Result(2)
-    assert read_result(path, Result, {"weights_sha256": {"noisy": "1" * 64}}) is None
-    wider = {"weights_sha256": {"noisy": "0" * 64, "plain": "2" * 64}}
-    assert read_result(path, Result, wider) == Result(2)
-    assert obtain(1, replace=True) == 3
+    assert record(path, {**REQUEST, "seed": 7}, free=["seed"]).result == Result(1)
+    assert read_result(path, Result) == Result(1)
+    assert obtain(1, replace=True) == 2
     refuses("its seed is 1, not 0", obtain)
 
 
@@ -104,5 +99,7 @@ def test_killed_at_any_change_the_files_are_those_of_the_last_request(
         folder = as_killed(tmp_path / str(number), state)
         draw(folder, after)
         assert {k: v for k, v in contents(folder).items() if k in expected} == expected
-        assert has_files(folder / "x.json", {"count": after})
+        assert not Record(folder / "x.json", {"count": after}, Result, str).missing(
+            ["x.npz", "x.png"]
+        )
     assert len(states) > 5  # two of each file

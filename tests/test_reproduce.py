@@ -9,11 +9,9 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
-from unittest.mock import Mock
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +20,8 @@ from PIL import Image
 
 from dsmooth.commands import reproduce as command
 from dsmooth.commands.options import DataOptions, Reproduce
-from dsmooth.commands.reproduce import runs_to_train
-from dsmooth.config import ReproductionStage, TrainConfig
+from dsmooth.commands.reproduce import load_requested_models, runs_to_train
+from dsmooth.config import TrainConfig
 from dsmooth.data import to_float
 from dsmooth.data.order import choose_images, epoch_order
 from dsmooth.data.published import load_embedded_mnist
@@ -31,12 +29,12 @@ from dsmooth.evaluate.comparison import black_share
 from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
 from dsmooth.files import lock_folder, read_json, write_json
 from dsmooth.machine import has_fast_bfloat16
-from dsmooth.pretrained import TITLE, load_models
+from dsmooth.pretrained import load_models
 from dsmooth.probe_settings import ProbeSettings
 from dsmooth.record import read_result
 from dsmooth.report.contents import Report
 from dsmooth.reproduce import PROBED, TEST_IMAGES, Stages, choose_evenly
-from dsmooth.results import FLOOR, FrechetResult, ProbeResult
+from dsmooth.results import FLOOR
 from dsmooth.runlog import Start, Step, entry_line
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.request import Request
@@ -168,8 +166,6 @@ def test_other_folders_are_refused_and_left_alone(finished: Path, data: Path, tm
     refuses("is not a reproduction", reproduce, tmp_path, *tiny_runs(data))
     out, nowhere = tmp_path / "out", tiny_runs(tmp_path / "nowhere")
     refuses("data_dir", reproduce, out, *nowhere, error=FileNotFoundError)
-    words = "`only` needs trained models, and noisy, denoiser, plain in"
-    refuses(words, reproduce, out, *tiny_runs(data), only="probes")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -230,7 +226,6 @@ def test_history_forgets_steps_that_a_later_start_took_back(tmp_path: Path) -> N
 @pytest.mark.quick
 def test_given_models_are_measured_and_reported(reported: Path) -> None:
     report = reported_in(reported)
-    assert set(FILES) == set(get_args(ReproductionStage))
     assert report.data.embedded
     kinds = {"two-step", "single-step", "plain", TEST_IMAGES, FLOOR}
     assert kinds == report.frechet.distances.keys()
@@ -256,11 +251,13 @@ def test_given_models_are_measured_and_reported(reported: Path) -> None:
 
 @pytest.mark.quick
 @pytest.mark.parametrize("stage", [None, "samples", "frechet"])
-def test_no_finished_stage_is_repeated_but_the_one_that_is_asked_for(given, again, stage) -> None:
-    """Samples are read whatever their number."""
+def test_no_finished_stage_is_repeated_but_the_one_whose_file_was_deleted(
+    given, again, stage
+) -> None:
     before, results = stamps(again), (again / "results.json").read_bytes()
-    count = 9 if stage in (None, "samples") else 5
-    assert reproduce(again, models=given, count=count, only=stage) == 0
+    if stage is not None:
+        (again / FILES[stage]).unlink()
+    assert reproduce(again, models=given) == 0
     after = stamps(again)
     assert {name for name in after if after[name] != before[name]} == {stage} - {None}
     assert (again / "results.json").read_bytes() == results
@@ -274,16 +271,11 @@ def test_numbers_are_of_their_images_and_seed(given: tuple[Path, ...], tmp_path:
         pair = bits_per_dim(score_pair(models.pair, data.part(slice(4)), seed=seed))
         assert one.bits_per_dim().pair.value == pair.value
         x = to_float(choose_images(images.part(slice(6)), 3))
-        plain = replace(one, only="samples").images("plain", models.of("plain"), Request(3), x)
+        plain = one.images("plain", models.of("plain"), Request(3), x)
         distances = one.compare({"plain": plain}).distances
         same = distances["plain"].value == distances[TEST_IMAGES].value
         assert same == (first == 0)
         assert one.compare({"plain": -plain}).distances["plain"] != distances["plain"]
-    later, never = replace(one, only="probes"), Mock()
-    assert later.result("frechet", FrechetResult, never) is not None
-    other = replace(later, test_set=images)
-    assert other.result("frechet", FrechetResult, never) is None  # of other images
-    never.assert_not_called()
 
 
 @pytest.mark.quick
@@ -300,54 +292,47 @@ def test_the_floor_has_a_fixed_share_of_each_class() -> None:
 
 
 def test_results_of_other_weights_and_damaged_ones_are_not_reported(given, again) -> None:
-    probes, bits = (read_json(again / FILES[stage]) for stage in ("probes", "bits-per-dim"))
-    probes["request"]["weights_sha256"]["noisy"] = "0" * 64
-    write_json(again / "probes.json", probes)
-    assert reproduce(again, models=given, only="receptive-field") == 0
-    assert reported_in(again).probes is None
-    models, digits = load_models(given), load_embedded_mnist("test")
-    models.pair.noisy.head.bias.data += 0.1
-    assert Stages(again, models, digits, digits, 9, 12).stored_pictures() == {}
+    fields, bits = (read_json(again / FILES[x]) for x in ("receptive-field", "bits-per-dim"))
+    before = (again / "results.json").read_bytes()
+    fields["request"]["weights_sha256"]["noisy"] = "0" * 64
+    fields["result"]["causal"] = 1
+    write_json(again / FILES["receptive-field"], fields)
+    assert reproduce(again, models=given) == 0
+    assert (again / "results.json").read_bytes() == before
     write_json(again / "bits_per_dim.json", {**bits, "result": {"models": {}}})
     words = r"bits_per_dim\.json is damaged: .*`data`; remove it"
-    refuses(words, reproduce, again, models=given, only="receptive-field")
+    refuses(words, reproduce, again, models=given)
 
 
 def test_models_with_classes(tmp_path: Path, no_plots: None) -> None:
     for role in ("noisy", "denoiser", "plain"):
         save_run(tmp_path / role, role, size=28, n_classes=10)
-    for stage in ("samples", "probes"):
-        models = tmp_path, tmp_path / "plain"
-        assert reproduce(tmp_path / "out", models=models, only=stage) == 0
+    assert reproduce(tmp_path / "out", models=(tmp_path, tmp_path / "plain")) == 0
     accuracy = reported_in(tmp_path / "out").probes.accuracy
     assert {"noisy", "denoiser"} <= accuracy.keys()  # by a label of zeros
     x = np.load(tmp_path / "out" / "samples" / "plain.npz")
     assert x["label"].tolist() == list(range(9))
 
 
-def test_one_stage_alone_and_of_a_saved_pair(given, reported, tmp_path, no_plots) -> None:
+def test_a_saved_pair_has_the_numbers_of_its_runs(given, reported, tmp_path) -> None:
     denoiser, plain, noisy = given
     load_models([noisy, denoiser]).pair.save_pretrained(tmp_path / "pair")
-    out = tmp_path / "out"
-    assert reproduce(out, models=(tmp_path / "pair", plain), only="bits-per-dim") == 0
-    assert stamps(out).keys() == {"bits-per-dim"}
-    first, second = ((path / "bits_per_dim.json").read_bytes() for path in (reported, out))
+    models = load_models([tmp_path / "pair", plain])
+    train_set, test_set = (load_embedded_mnist(split) for split in ("train", "test"))
+    Stages(tmp_path, models, train_set, test_set, 9, 12).bits_per_dim()
+    first, second = ((path / "bits_per_dim.json").read_bytes() for path in (reported, tmp_path))
     assert first == second
-    page = (out / "report.html").read_text(encoding="utf-8")
-    assert "Bits per dimension" in page
-    assert "Linear probes" not in page
 
 
-def test_what_is_stopped_leaves_the_earlier_probes_and_no_picture_missing(
+def test_what_is_stopped_keeps_its_probes_and_leaves_no_picture_missing(
     given: tuple[Path, ...], again: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, others = (again / "probes.json").read_bytes(), stamps(again)
     reproduce_until = partial(stopped_before, monkeypatch, again, given)
-    reproduce_until(1, only="probes")
-    stopped = read_json(again / "probes.json")
-    assert [*stopped["parts"]] == ["noisy"]
-    assert read_result(again / "probes.json", ProbeResult) is not None  # the earlier one
-    assert reproduce(again, models=given, only="probes") == 0
+    (again / "probes.json").unlink()
+    reproduce_until(1)
+    assert [*read_json(again / "probes.json")["parts"]] == ["noisy"]
+    assert reproduce(again, models=given) == 0
     assert (again / "probes.json").read_bytes() == before
     for first in (0, 1):  # of the three files of a kind of samples
         shutil.rmtree(again / "samples")
@@ -375,18 +360,15 @@ def test_killed_within_another_request_the_report_is_of_the_first_one(
         assert {path.name: path.read_bytes() for path in (again / "samples").iterdir()} == expected
 
 
-def test_packaged_models_are_meant_and_named_whatever_folder_is_here(
-    given: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_plots: None
+def test_packaged_models_are_meant_whatever_folder_is_here(
+    given: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in given:
         shutil.copytree(folder, tmp_path / "mnist" / folder.name)
-    for models, title in (((), TITLE), ((Path("mnist"),), "models that were given")):
-        out = Path(f"out{len(models)}")
-        assert reproduce(out, models=models, only="receptive-field") == 0
-        report = reported_in(out)
-        assert (report.name, report.origin == "given") == (title, bool(models))
-        assert (report.models["noisy"].settings["model.n_filters"] == 4) == bool(models)
+    for names in ((), (Path("mnist"),)):
+        models, _, _ = load_requested_models(Reproduce(models=names), torch.device("cpu"))
+        assert (models.noisy.config.n_filters == 4) == bool(names)
 
 
 def test_black_pixels_are_black_in_every_colour() -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
-from ..config import Method, Precision, ReproductionStage, Split
+from ..config import Method, Precision, Split
 from ..presets import PRESETS
 from ..probe_settings import ProbeSettings
 
@@ -266,8 +266,9 @@ class Reproduce:
     """The paper's experiments in one command: draw, measure, probe, and write report.html.
 
     Takes the models that come with the package, or --models, or trains a pair and a plain baseline
-    --from-scratch. Stages whose results are in the folder already are skipped, so a stopped call
-    can be repeated. Under torchrun several processes (and GPUs) share every stage.
+    --from-scratch. A stage whose results are in the folder already is skipped, so a stopped call
+    can be repeated; delete the file of a stage to repeat it. Under torchrun several processes (and
+    GPUs) share every stage.
     """
 
     out: Path = Path("reproduction")
@@ -279,8 +280,6 @@ class Reproduce:
     """Minutes of training in all (8 by default)."""
     models: Annotated[tuple[Path, ...], arg(help_behavior_hint="")] = ()
     """Take these models, as `dsmooth evaluate` does, and perhaps the folder of a plain model."""
-    only: ReproductionStage | None = None
-    """Do one stage again, whether done before or not, and no other."""
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()
     download: Flag = False
     """Download the data set into --data-dir if it is not there."""

@@ -57,7 +57,7 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
     """
     check_writable(options.out / "report.html")
     runs = runs_to_train(options) if runs is None else runs
-    check_options(options, runs)
+    check_options(options)
     out = options.out
     with process_group(), contextlib.ExitStack() as stack:
         use_threads(options.execution.threads)
@@ -143,18 +143,10 @@ def runs_to_train(options: Reproduce) -> tuple[TrainConfig, ...]:
     return tuple(runs)
 
 
-def check_options(options: Reproduce, runs: Sequence[TrainConfig]) -> None:
+def check_options(options: Reproduce) -> None:
     """Raise ValueError for options that do not fit, before any work."""
     for name in ("count", "scored_images", "probe_train_images", "probe_test_images"):
         check_number(name, getattr(options, name))
-    out = options.out
-    untrained = [run.role for run in runs if not RunFolder(out / run.role).is_finished()]
-    if untrained and options.only:
-        raise SettingError(
-            "only",
-            f"needs trained models, and {', '.join(untrained)} in {out} "
-            "did not finish training: repeat the call without it first",
-        )
     if options.extractor != "auto":
         make_extractor(options.extractor)
 
@@ -187,7 +179,6 @@ def make_stages(
         probes=ProbeSettings(train_images=train, test_images=test, seed=seed),
         extractor=options.extractor,
         seed=seed,
-        only=options.only,
         precision=options.execution.precision,
     )
 

@@ -158,12 +158,10 @@ class Probing:
         *,
         known: Mapping[str, BlockScores] | None = None,
         replace: bool = False,
-        again: bool = False,
     ) -> ProbeResult:
         """The probes of all subjects by the record `path`, where those of an earlier call are kept.
 
         known: probes that need not be computed. replace: take over the record of another request.
-        again: also compute a result of this one.
         """
         request = {
             **self.request(self.digests),
@@ -191,7 +189,7 @@ class Probing:
             return ProbeResult({name: scores[name] for name in self.subjects}, self.settings)
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        return record.obtain(probe_all, again=again)
+        return record.obtain(probe_all)
 
     def request(self, data_sha256: Mapping[Split, str]) -> Mapping[str, object]:
         """The part of a request that all subjects share."""
