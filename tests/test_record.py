@@ -99,7 +99,6 @@ def test_killed_at_any_change_the_files_are_those_of_the_last_request(
         folder = as_killed(tmp_path / str(number), state)
         draw(folder, after)
         assert {k: v for k, v in contents(folder).items() if k in expected} == expected
-        assert not Record(folder / "x.json", {"count": after}, Result, str).missing(
-            ["x.npz", "x.png"]
-        )
+        kept = Record(folder / "x.json", {"count": after}, Result, str)
+        assert not kept.missing(["x.npz", "x.png"])
     assert len(states) > 5  # two of each file

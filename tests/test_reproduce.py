@@ -251,9 +251,7 @@ def test_given_models_are_measured_and_reported(reported: Path) -> None:
 
 @pytest.mark.quick
 @pytest.mark.parametrize("stage", [None, "samples", "frechet"])
-def test_no_finished_stage_is_repeated_but_the_one_whose_file_was_deleted(
-    given, again, stage
-) -> None:
+def test_only_a_stage_whose_file_was_deleted_is_repeated(given, again, stage) -> None:
     before, results = stamps(again), (again / "results.json").read_bytes()
     if stage is not None:
         (again / FILES[stage]).unlink()
