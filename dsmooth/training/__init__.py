@@ -2,7 +2,6 @@
 
 from .log import Evaluation, tensorboard
 from .loop import TrainResult, train
-from .optimizers import Muon
 from .step import NonFiniteLoss
 
-__all__ = ["Evaluation", "Muon", "NonFiniteLoss", "TrainResult", "tensorboard", "train"]
+__all__ = ["Evaluation", "NonFiniteLoss", "TrainResult", "tensorboard", "train"]

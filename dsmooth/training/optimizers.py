@@ -208,39 +208,6 @@ class FlatMuon:
         }
 
 
-class Muon:
-    """Muon for a model in a custom training loop (docs/recipes.md).
-
-    It trains the directions of all layers with weight norm, which it moves into one buffer: move
-    the model to its device first. rest: the other parameters by name, for another optimiser. Raises
-    TypeError for a model that is not float32.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        kernels = kernels_of(model)
-        for name, conv in kernels.items():
-            if conv.weight_v.dtype != torch.float32:
-                raise TypeError(f"model must be float32, got {conv.weight_v.dtype} for {name}")
-        named = model.named_parameters()
-        self.rest = {name: parameter for name, parameter in named if name not in kernels}
-        self.flat = FlatParameters({name: conv.weight_v for name, conv in kernels.items()})
-        self.kernels = FlatMuon(kernels, self.flat)
-
-    def step(self, angle: Tensor | float) -> None:
-        """Turn all kernels by their gradients, which are None afterwards; angle: radians.
-
-        Raises RuntimeError if the model's weights are not those in the buffer any more.
-        """
-        for name, view in self.flat.views(self.flat.values).items():
-            if self.kernels.kernels[name].weight_v.data_ptr() != view.data_ptr():
-                raise RuntimeError(
-                    f"{name} was moved or replaced after Muon was made, so a step would not train "
-                    "it: make Muon after .to() and load_state_dict(assign=True)"
-                )
-        self.flat.gather_gradients()
-        self.kernels.step(angle)
-
-
 def wide(x: Tensor) -> Tensor:
     """x (N, D, C) or its transpose, with no more rows than columns."""
     return x.mT if x.shape[1] > x.shape[2] else x

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import dsmooth
 from dsmooth.nn.layers import WeightNormConv
-from dsmooth.training import Muon
 from dsmooth.training.flat import FlatParameters
 from dsmooth.training.optimizers import (
     MOMENTUM,
@@ -66,39 +63,6 @@ def convolutions(shapes: Iterable[tuple[int, int, tuple[int, int], bool]]) -> li
         layer.weight_v.grad = torch.randn_like(layer.weight_v)
         layers.append(layer)
     return layers
-
-
-def test_muon_of_a_custom_loop_turns_the_kernels_and_leaves_the_rest() -> None:
-    model = dsmooth.PixelCNNpp(dsmooth.ModelConfig(n_filters=4, n_resnet=1, n_mix=2))
-    muon = Muon(model)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    model.log_prob(torch.zeros(2, 1, 8, 8)).sum().backward()
-    muon.step(0.1)
-    after = dict(model.named_parameters())
-    assert {name for name in after if not torch.equal(after[name], before[name])} == (
-        after.keys() - muon.rest.keys()
-    )
-    for name in after.keys() - muon.rest.keys():
-        conv = model.get_submodule(name.removesuffix(".weight_v"))
-        rows = filters(after[name], conv.transposed).flatten(1)
-        assert torch.allclose(rows.norm(dim=1), torch.ones(len(rows)))
-
-
-@pytest.mark.parametrize(
-    "move",
-    [
-        lambda model: model.double(),
-        lambda model: model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True),
-    ],
-)
-def test_muon_refuses_weights_that_it_would_not_train(move: Callable[[nn.Module], object]) -> None:
-    model = dsmooth.PixelCNNpp(dsmooth.ModelConfig(n_filters=4, n_resnet=1, n_mix=2))
-    muon = Muon(model)
-    move(model)
-    with pytest.raises(RuntimeError, match="weight_v was moved or replaced after Muon was made"):
-        muon.step(0.1)
-    with pytest.raises(TypeError, match="model must be float32"):
-        Muon(model.double())
 
 
 def muon_of(*layers: WeightNormConv) -> FlatMuon:
