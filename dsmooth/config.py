@@ -294,8 +294,6 @@ class TrainConfig(RunSettings):
     """Whether to set scales and biases from the first batch (data-dependent init)."""
     precision: Precision = "auto"
     """auto: bfloat16 autocast where the machine is fast at it, else float32."""
-    compile: bool = False
-    """Whether to compile the gated resnets with torch.compile."""
     seed: int = 0
     """Decides weights, order, noise and dropout."""
     evaluation_images: Positive = 500

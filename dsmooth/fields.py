@@ -15,11 +15,14 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import msgspec
 
 from .errors import SettingError
+from .progress import LOG
 from .text import escape_control
 
 T = TypeVar("T")
 # The value of a setting, as JSON has it.
 Setting = bool | int | float | str | list[bool | int | float | str] | None
+# Settings of earlier versions that are gone, and the value that each had if nobody set it.
+GONE: Mapping[str, object] = {"compile": False}
 _TYPES = {int: "a whole number", float: "a number", str: "text"}
 _TYPES |= {bool: "True or False", NoneType: "None"}
 
@@ -104,24 +107,42 @@ def check_number(name: str, value: object, least: int | None = 1, most: int | No
 
 
 def structure(values: object, kind: type[T]) -> T:
-    """The dataclass from what `asdict` or JSON gave, strictly; ValueError names the field."""
+    """The dataclass from what `asdict` or JSON gave, strictly; ValueError names the field.
+
+    A setting that is gone is ignored, with a line in the log, if it had its default value.
+    """
     try:
         made = msgspec.convert(values, kind, strict=True)
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$")
         field = path.strip("`.")
         raise ValueError(escape_control(f"{field}: {reason}" if field else reason)) from None
-    if unknown := sorted(_unknown(values, msgspec.to_builtins(made))):
-        raise ValueError(escape_control(f"{kind.__name__} has no field {', '.join(unknown)}"))
+    unknown = dict(_unknown(values, msgspec.to_builtins(made)))
+    gone = [name for name, value in unknown.items() if _is_gone(name, value)]
+    if other := sorted(unknown.keys() - gone):
+        raise ValueError(escape_control(f"{kind.__name__} has no field {', '.join(other)}"))
+    if gone:
+        LOG.info("ignored settings of an earlier version at their defaults: %s", ", ".join(gone))
     return made
 
 
-def _unknown(values: Any, known: Any) -> Iterator[str]:
-    """The keys of nested dictionaries that `known` does not have, those of inner ones with dots."""
+def _is_gone(name: str, value: object) -> bool:
+    """Whether a setting is gone and had its default value. Raises ValueError for another value."""
+    own = name.rpartition(".")[2]
+    if own in GONE and value != GONE[own]:
+        words = f"{name} = {value!r} is a setting of an earlier version; only {GONE[own]!r} is left"
+        raise ValueError(escape_control(words))
+    return own in GONE
+
+
+def _unknown(values: Any, known: Any) -> Iterator[tuple[str, Any]]:
+    """Items of nested dictionaries that `known` does not have, keys of inner ones with dots."""
     if isinstance(values, dict) and isinstance(known, dict):
         for key, value in values.items():
-            inner = _unknown(value, known[key]) if key in known else [""]
-            yield from (f"{key}.{name}" if name else key for name in inner)
+            if key not in known:
+                yield key, value
+            else:
+                yield from ((f"{key}.{name}", v) for name, v in _unknown(value, known[key]))
 
 
 def difference(stored: object, current: object) -> str:

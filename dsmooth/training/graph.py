@@ -16,14 +16,10 @@ WARM_UP = 3
 
 def uses_graph(config: TrainConfig, device: torch.device) -> bool:
     """Whether the steps of a run are replayed. Raises ValueError if they must be and cannot."""
-    obstacle = None
-    if device.type != "cuda":
-        obstacle = f"it needs a CUDA device, and this run computes on {device.type}"
-    elif config.compile:
-        obstacle = "compile=True launches kernels of its own, which are not recorded"
-    if config.graph == "on" and obstacle is not None:
-        raise SettingError("graph", f"cannot be on: {obstacle}; use auto or off")
-    return config.graph != "off" and obstacle is None
+    if config.graph == "on" and device.type != "cuda":
+        words = f"cannot be on: it needs a CUDA device, and this run computes on {device.type}"
+        raise SettingError("graph", f"{words}; use auto or off")
+    return config.graph != "off" and device.type == "cuda"
 
 
 class ReplayedStep:

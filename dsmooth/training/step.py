@@ -209,12 +209,6 @@ class TrainState:
             with exchange():
                 dist.broadcast(self.optimizer.flat.values, 0, self.group)
         self.ema = EMA(self.model, self.optimizer.flat, config.ema) if config.ema else None
-        if config.compile:  # each by itself: equal shapes share one compilation of seconds
-            # They differ in `layer`, which the compiler else takes for a constant.
-            torch._dynamo.config.allow_unspec_int_on_nn_module = True
-            for module in self.model.modules():
-                if isinstance(module, GatedResnet):
-                    module.compile()
 
     @property
     def averaged(self) -> PixelCNNpp:

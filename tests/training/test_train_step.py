@@ -186,9 +186,6 @@ def test_a_graph_that_must_be_and_cannot_says_why() -> None:
     assert not graph.uses_graph(tiny(), CPU)
     assert graph.uses_graph(tiny(), CUDA)
     assert not graph.uses_graph(tiny(graph="off"), CUDA)
-    assert not graph.uses_graph(tiny(compile=True), CUDA)
-    config = tiny(graph="on", compile=True)
-    refuses("compile=True launches kernels of its own", graph.uses_graph, config, CUDA)
 
 
 def test_each_call_of_a_replayed_step_is_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
