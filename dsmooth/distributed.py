@@ -12,13 +12,14 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .progress import Progress
+from .files import writing_nothing
+from .progress import Progress, silence
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -29,6 +30,7 @@ START = timedelta(minutes=5)
 EXCHANGE = timedelta(minutes=30)
 
 
+T = TypeVar("T")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -68,7 +70,8 @@ def launch() -> str | None:
 def process_group() -> Iterator[None]:
     """Connect the processes that torchrun started, until the outermost such block ends.
 
-    Enter it before code that may fail in a single process.
+    Enter it before code that may fail in a single process. The first process writes files and
+    prints, the others do neither.
     """
     import torch.distributed as dist
 
@@ -89,7 +92,8 @@ def process_group() -> Iterator[None]:
             f"{START.total_seconds():.0f} s; the failed process reports the reason"
         ) from error
     try:
-        yield
+        with writing_nothing() if rank else nullcontext(), silence() if rank else nullcontext():
+            yield
     finally:
         dist.destroy_process_group()
 
@@ -208,6 +212,28 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
     finally:
         pool.shutdown(wait=not stopped, cancel_futures=True)
         torch.set_num_threads(count)
+
+
+def gather(value: T) -> list[T]:
+    """The values of all processes, by rank. They are pickled. All processes call this."""
+    return gather_results(value, to_all=True)
+
+
+def from_first(compute: Callable[[], T]) -> T:
+    """What `compute` returns, or raises, in the first process. All processes call this."""
+    rank, size = rank_and_size()
+    if size == 1:
+        return compute()
+    answer: tuple[T | None, Exception | None] = None, None
+    if rank == 0:
+        try:
+            answer = compute(), None
+        except (OSError, ValueError) as error:
+            answer = None, error
+    value, raised = gather(answer)[0]
+    if raised is not None:
+        raise raised
+    return value  # type: ignore[return-value] # it is what `compute` returned
 
 
 def gather_results(result: object, *, to_all: bool) -> list[Any]:

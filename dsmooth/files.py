@@ -26,6 +26,21 @@ from .text import escape_control
 
 PARTIAL = ".partial"
 Json = dict[str, Any]  # an object of a JSON file
+_is_writer = True  # of the processes of one call, one writes
+
+
+@contextmanager
+def writing_nothing() -> Iterator[None]:
+    """Inside the block the functions of this module write and lock nothing.
+
+    For a process of a group, another of which writes the same files.
+    """
+    global _is_writer
+    before, _is_writer = _is_writer, False
+    try:
+        yield
+    finally:
+        _is_writer = before
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
@@ -40,6 +55,9 @@ def replacing(path: str | Path, data: bytes) -> Iterator[None]:
 
     The block starts once all data are on the disk; an error in it keeps the old content.
     """
+    if not _is_writer:
+        yield
+        return
     path = Path(path)
     # The name is unique, in case another process writes the same file.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
@@ -65,12 +83,15 @@ def open_to_append(path: Path) -> TextIO:
     """Open a regular file, created if missing; links and pipes are refused."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise ValueError(f"{path} must be a regular file, found a link, a folder or a device")
-    return open(path, "a", buffering=1)
+    return open(path if _is_writer else os.devnull, "a", buffering=1)
 
 
 @contextmanager
 def lock_folder(folder: Path, holder: str) -> Iterator[None]:
     """Keep other processes out of a folder, and remove half-written files of dead writers."""
+    if not _is_writer:
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         file = stack.enter_context(open_to_append(folder / ".lock"))

@@ -1,13 +1,20 @@
-"""Output of the logger `dsmooth`, and progress: bars in a terminal or notebook, else lines."""
+"""Output of the logger `dsmooth`, and progress: bars in a terminal or notebook, else lines.
+
+Progress is a context. What calls opens one, `with progress("drawing", 64):`, and what works says
+how far it is, `advance_to(0.5)`; without an open one that does nothing. A part of the work, with
+`portion`, is again a whole to what it calls.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from importlib.util import find_spec
 
 from .text import escape_control
@@ -62,9 +69,70 @@ def silence() -> Iterator[None]:
         yield
 
 
+class _Portion:
+    """A part of some work, `share` of the whole that it belongs to."""
+
+    def __init__(self, whole: _Portion | None, share: float, show: Progress | None = None) -> None:
+        self.whole, self.share, self.show = whole, share, show
+        self.done = 0.0
+        self._lock = threading.Lock()  # parts run in threads
+
+    def add(self, amount: float) -> None:
+        with self._lock:
+            self.done += amount
+            if self.show is not None:
+                self.show(self.done)
+        if self.whole is not None:
+            self.whole.add(amount * self.share)
+
+
+_CURRENT: ContextVar[_Portion | None] = ContextVar("progress", default=None)
+
+
+def advance_to(fraction: float) -> None:
+    """Say how much of the current work is done, from 0 to 1; it never goes back."""
+    current = _CURRENT.get()
+    if current is not None and fraction > current.done:
+        current.add(min(fraction, 1.0) - current.done)
+
+
+@contextmanager
+def portion(share: float) -> Iterator[None]:
+    """Inside the block, work that is `share` of the current one; afterwards it is done."""
+    current = _CURRENT.get()
+    if current is None:
+        yield
+        return
+    token = _CURRENT.set(_Portion(current, share))
+    try:
+        yield
+        advance_to(1.0)
+    finally:
+        _CURRENT.reset(token)
+
+
 @contextmanager
 def progress(title: str, total: int, unit: str = "images") -> Iterator[Progress]:
-    """Show how many of `total` images are done: a bar, or lines with seconds."""
+    """Show how much of the work inside the block is done: a bar, or lines with seconds.
+
+    total: the work in `unit`. Inside another such block it shows nothing of its own.
+    """
+    if _CURRENT.get() is not None:
+        with portion(1.0):
+            yield lambda done: advance_to(done / max(total, 1))
+        return
+    with _shown(title, total, unit) as show:
+        # Sums of portions are round numbers again.
+        token = _CURRENT.set(_Portion(None, 1.0, lambda done: show(round(done * total, 3))))
+        try:
+            yield lambda done: advance_to(done / max(total, 1))
+        finally:
+            _CURRENT.reset(token)
+
+
+@contextmanager
+def _shown(title: str, total: int, unit: str) -> Iterator[Progress]:
+    """Show how many of `total` units are done."""
     started = printed = time.monotonic()
 
     def left(done: float) -> str:

@@ -28,7 +28,7 @@ LAYERS = (
     ("smoothing", "data", "nn"),
     ("functional", "kernels"),
     (
-        *("cuda", "record", "tables", "results", "machine", "memory", "pixels", "runlog"),
+        *("cuda", "work", "record", "tables", "results", "machine", "memory", "pixels", "runlog"),
         *("distributed", "presets", "probe_settings", "philox", "files", "config", "likelihoods"),
         *("_extension", "fields", "progress", "text", "errors", "_version", "_C"),
     ),

@@ -1,0 +1,194 @@
+"""Work in parts: who computes them, what is shown, what is kept. Nothing else knows of it.
+
+A verb, a measure or a sampler is a function from a part to a value; `map_parts` returns the values
+of all parts, in order. Parts run side by side: on the threads of a CPU, each on one thread, or on
+the processes that torchrun started, each part on one process. A value depends on its part only, so
+the values are the same for any number of threads and processes.
+
+A `Record` keeps what is done: a JSON file with a request, its finished parts and its result. Its
+form, in the keys `version`, `dsmooth`, `request`, `parts` and `result`, is that of every result of
+`evaluate`, `probe` and `reproduce`, of folders of drawn images, and of the packaged cards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import torch
+
+from ._version import __version__
+from .distributed import from_first, gather, process_group, rank_and_size
+from .fields import difference, structure
+from .files import Json, printable, read_json, write_json
+from .progress import portion
+
+P = TypeVar("P")
+T = TypeVar("T")
+R = TypeVar("R")
+VERSION = 1  # of the form of records
+
+
+def map_parts(
+    compute: Callable[[P], T],
+    parts: Sequence[P],
+    *,
+    in_threads: bool = True,
+    record: Record[T, Any] | None = None,
+) -> Iterator[T]:
+    """Yield compute(part) of all parts, in order. All processes of a group call this.
+
+    in_threads: whether parts may run on threads, which a GPU and the native sampler do not need.
+    record: keeps the value of each part, under the name str(part); those that it has are not
+    computed again.
+    """
+    kept = {} if record is None else record.parts
+    missing = [part for part in parts if str(part) not in kept]
+    with process_group():
+        several = rank_and_size()[1] > 1
+        run = _in_processes if several else _in_threads if in_threads else _one_by_one
+        computed = run(compute, missing)
+        for part in parts:
+            if record is None:
+                yield next(computed)
+                continue
+            if str(part) not in kept:
+                record.keep(str(part), next(computed))
+            yield kept[str(part)]
+
+
+def batches(n: int, size: int) -> list[range]:
+    """The numbers of n images in parts of at most `size`."""
+    return [range(first, min(first + size, n)) for first in range(0, n, size)]
+
+
+def _one_by_one(compute: Callable[[P], T], parts: Sequence[P]) -> Iterator[T]:
+    for part in parts:
+        with portion(1 / len(parts)):
+            value = compute(part)
+        yield value
+
+
+def _in_processes(compute: Callable[[P], T], parts: Sequence[P]) -> Iterator[T]:
+    """Each process computes every size-th part, and all have all values."""
+    rank, size = rank_and_size()
+    for first in range(0, len(parts), size):
+        turn, value = parts[first : first + size], None
+        with portion(len(turn) / len(parts)):
+            if rank < len(turn):
+                value = compute(turn[rank])
+        yield from gather(value)[: len(turn)]  # type: ignore[misc] # None is cut off
+
+
+def _in_threads(compute: Callable[[P], T], parts: Sequence[P]) -> Iterator[T]:
+    """As many parts run at once as torch has threads, on one thread each.
+
+    So threads do not wait for each other within an operation. Gradient mode, autocast and context
+    variables are those of the caller.
+    """
+    count, gradients = torch.get_num_threads(), torch.is_grad_enabled()
+    half, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+    def in_context(part: P) -> T:
+        cast = torch.autocast("cpu", dtype, enabled=half)
+        with torch.set_grad_enabled(gradients), cast, portion(1 / len(parts)):
+            return compute(part)
+
+    waiting: deque[Future[T]] = deque()
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    stopped = False
+    try:
+        for part in parts:
+            waiting.append(pool.submit(copy_context().run, in_context, part))
+            if len(waiting) > count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except (KeyboardInterrupt, GeneratorExit):
+        stopped = True  # does not wait for running parts, which may take a minute
+        raise
+    finally:
+        pool.shutdown(wait=not stopped, cancel_futures=True)
+        torch.set_num_threads(count)
+
+
+class Record(Generic[P, R]):
+    """The record in `path` of a request: its parts, of type `part`, and its result.
+
+    request: all that decides the result, as JSON. Without parts `part` is `type(None)`. `result` is
+    None until it is known; then the parts are no longer kept. All processes of a group make the
+    same record and call its methods together. Raises ValueError for a record of another request,
+    naming the first field that differs, and for a file of another form.
+    """
+
+    def __init__(
+        self, path: Path, request: Mapping[str, object], part: type[P], result: type[R]
+    ) -> None:
+        self.path = path
+        self.request: Mapping[str, object] = json.loads(json.dumps(request))
+        self.parts: dict[str, P] = {}
+        self.result: R | None = None
+        # As the first process sees it: the others may come after its first write.
+        stored = from_first(lambda: read_record(path) if path.exists() else None)
+        if stored is None:
+            return
+        if other := difference(stored["request"], self.request):
+            raise ValueError(
+                f"{printable(path)} is of another request: {other}; choose another folder, or "
+                "remove it"
+            )
+        # mypy takes a class that is a value for a variable, not for a type.
+        self.parts = structured(stored["parts"], dict[str, part], path)  # type: ignore[valid-type]
+        if stored["result"] is not None:
+            self.result = structured(stored["result"], result, path)
+
+    def keep(self, name: str, part: P) -> None:
+        """Enter a part."""
+        self.parts[name] = part
+        self.write()
+
+    def obtain(self, compute: Callable[[], R]) -> R:
+        """The result, which is computed unless it is known."""
+        if self.result is None:
+            self.result, self.parts = compute(), {}
+            self.write()
+        return self.result
+
+    def write(self) -> None:
+        """Write the record as it is."""
+        write_json(self.path, record_of(self.request, self.result, self.parts))
+
+
+def record_of(
+    request: Mapping[str, object], result: object, parts: Mapping[str, object] | None = None
+) -> Mapping[str, object]:
+    """The content of a record."""
+    content = {"request": request, "parts": parts or {}, "result": result}
+    return msgspec.to_builtins({"version": VERSION, "dsmooth": __version__, **content})
+
+
+def read_record(path: Path) -> Json:
+    """The content of a record. Raises FileNotFoundError or ValueError, naming the file."""
+    content = read_json(path)
+    if content.get("version") != VERSION:
+        raise ValueError(
+            f"{printable(path)} is not a record of dsmooth {__version__}: remove it, or choose "
+            "another folder"
+        )
+    if not all(isinstance(content.get(name), dict) for name in ("request", "parts")):
+        raise ValueError(f"{printable(path)} is damaged: it needs a request and parts; remove it")
+    return {"result": None, **content}
+
+
+def structured(values: Any, kind: type[R], path: Path) -> R:
+    """A value of a record as a type. Raises ValueError, naming the file."""
+    try:
+        return structure(values, kind)
+    except ValueError as error:
+        raise ValueError(f"{printable(path)} is damaged: {error}; remove it") from None
