@@ -174,7 +174,7 @@ def counted() -> Iterator[Launches]:
 
 def launches_of_step(name: str, role: dsmooth.config.Role) -> Counter[str]:
     """The launches of the second step of a preset, by section."""
-    settings: dict[str, Any] = {"batch_size": 2, "precision": "bfloat16", "keep_gates": "on"}
+    settings: dict[str, Any] = {"batch_size": 2, "precision": "bfloat16"}
     with counted() as launches:
         state = make_state(name, role, torch.device("cpu"), **settings)
         state.step()

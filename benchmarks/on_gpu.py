@@ -1,6 +1,6 @@
 """Ceilings, sampling, training steps and the loss on a CUDA device, one contender a case.
 
-    python benchmarks/on_gpu.py ceiling sampler-mnist step-cifar-kept --out on-gpu.json
+    python benchmarks/on_gpu.py ceiling sampler-mnist step-cifar-ours --out on-gpu.json
 
 A name means all cases that begin with it. A case is checked, timed on an otherwise idle device, and
 saved before the next one starts; a case in the file is not measured again. --once and --trace run a
@@ -44,7 +44,6 @@ from dsmooth.functional import use_impl
 from dsmooth.nn.layers import GatedResnet
 from dsmooth.sampling import CachedSampler
 from dsmooth.training.graph import ReplayedStep
-from dsmooth.training.step import set_keep_gates
 
 GRADIENT_ERROR = 5e-2  # of its norm
 
@@ -88,17 +87,16 @@ def two_step(conditioning: str, card: Card) -> Case:
 def training_step(name: str, batch: int, mode: str, card: Card) -> Case:
     """Forward, backward, clipping and Adam in bfloat16, replayed as a CUDA graph.
 
-    mode: "kept" and "again" use this package's kernels, with gates kept or recomputed; "eager" and
-    "compile" (max-autotune) the reference. The suffix "-uncaptured": without a graph. The
-    network has no dropout, whose random words are made for the kernels and slow the reference.
+    mode: "ours" uses this package's kernels; "eager" and "compile" (max-autotune) the reference.
+    The suffix "-uncaptured": without a graph. The network has no dropout, whose random words are
+    made for the kernels and slow the reference.
     """
     network, batch = card.size(name, batch)
     torch.manual_seed(0)
     x = torch.rand(network.shape(batch), device=card.device) * 2 - 1
     kind = mode.removesuffix("-uncaptured")
-    impl: Any = card.ours if kind in ("kept", "again") else "reference"
+    impl: Any = card.ours if kind == "ours" else "reference"
     model = network.build()
-    set_keep_gates(model, kind == "kept")
     step = make_step(model, x, impl, BF16)
 
     def check() -> None:
@@ -125,7 +123,7 @@ def preset_step(name: str, role: str, mode: str, card: Card) -> Case:
 
     mode: "replayed", or "uncaptured": without a graph.
     """
-    settings: dict[str, Any] = {"precision": "bfloat16", "keep_gates": "on"}
+    settings: dict[str, Any] = {"precision": "bfloat16"}
     settings["graph"] = "auto" if mode == "replayed" else "off"
     if card.tiny:
         settings |= {"size": 8, "batch_size": 2, "n_filters": 4, "n_resnet": 1}
@@ -209,9 +207,9 @@ def loss(shape: tuple[int, int, int, int], likelihood: Any, contender: str, card
 SAMPLED = {"mnist": (1, 64, 132, 1056, 2112), "cifar": (1, 132, 1056, 2112)}
 TRAINED = {"mnist": 80, "cifar": 64}
 LOSSES = {"mnist": (1024, 1, 28, 28), "cifar": (256, 3, 32, 32)}
-UNCAPTURED = tuple(f"{mode}-uncaptured" for mode in ("kept", "again", "eager"))
+UNCAPTURED = tuple(f"{mode}-uncaptured" for mode in ("ours", "eager"))
 PRESETS = (("mnist", "noisy"), ("mnist", "denoiser"), ("cifar10", "noisy"))
-MODES = ("kept", "again", "eager", *UNCAPTURED, "compile")
+MODES = ("ours", "eager", *UNCAPTURED, "compile")
 CASES: dict[str, Callable[[Card], Case]] = {
     **CEILINGS,
     **{f"sampler-{k}-{n}": partial(sampler, k, n) for k, sizes in SAMPLED.items() for n in sizes},

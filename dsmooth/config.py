@@ -211,9 +211,6 @@ class RunSettings:
     graph: Switch = "auto"
     """Replay a step as one CUDA graph: auto where that is possible; on, or an error that says why
     not; off."""
-    keep_gates: Switch = "auto"
-    """Keep the preactivations of gated resnets in memory for the backward pass instead of computing
-    them again; auto: on a GPU."""
     evaluations: Positive = 8
     """How often the held-out images are evaluated, the end included."""
     checkpoint_minutes: PositiveFloat = 2.0

@@ -65,14 +65,6 @@ def drop(positive, negative, kept, SCALE: tl.constexpr):
 
 
 @triton.jit
-def gate_gradients(dy, a, g, mask):
-    """The gradients of A and G of y = x + A sigmoid(G); 0 outside of the mask."""
-    gate = 1 / (1 + tl.exp(-g))
-    da = tl.where(mask, dy * gate, 0.0)
-    return da, tl.where(mask, da * a * (1 - gate), 0.0)
-
-
-@triton.jit
 def philox_words(group, seed, layer):
     """The four words of counter (group low, group high, layer, Stream.DROPOUT)."""
     low = group.to(tl.uint32)
@@ -181,7 +173,8 @@ def store_gate_gradients(
     gates_ptr, dy_ptr, d_gates_ptr, sums_ptr, pixel, is_pixel, offs_a, mask_a, block, first_f,
     F: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """Write channels first_f .. of the gradients of A and G (rows of 2F), and their block sums."""
+    """Write channels first_f .. of the gradients of A and G (rows of 2F), y = x + A sigmoid(G),
+    and their block sums."""
     offs_f = first_f + tl.arange(0, BLOCK_F)
     mask_f = offs_f < F
     mask = is_pixel[:, None] & mask_f[None, :]
@@ -189,7 +182,9 @@ def store_gate_gradients(
     gates = gates_ptr + pixel[:, None] * (2 * F) + offs_f[None, :]
     a = widen(tl.load(gates, mask=mask, other=0.0))
     g = widen(tl.load(gates + F, mask=mask, other=0.0))
-    da, dg = gate_gradients(dy, a, g, mask)
+    gate = 1 / (1 + tl.exp(-g))
+    da = tl.where(mask, dy * gate, 0.0)
+    dg = tl.where(mask, da * a * (1 - gate), 0.0)
     out = d_gates_ptr + offs_a.to(tl.int64)[:, None] * (2 * F) + offs_f[None, :]
     rows = mask_a[:, None] & mask_f[None, :]
     tl.store(out, da.to(d_gates_ptr.dtype.element_ty), mask=rows)
@@ -221,15 +216,15 @@ def operands_kernel(
     x, h_ptr, e_ptr, kept_ptr, gates_ptr, dy_ptr, d_gates_ptr, dh_ptr, sums_ptr,
     seed_ptr, layer, keep_from, first_pixel, margin, total, size,
     F: tl.constexpr, CHANNELS: tl.constexpr, X: tl.constexpr,
-    DROPOUT: tl.constexpr, BACKWARD: tl.constexpr, GATES: tl.constexpr, SCALE: tl.constexpr,
+    DROPOUT: tl.constexpr, BACKWARD: tl.constexpr, SCALE: tl.constexpr,
     ABOVE: tl.constexpr, BEFORE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """Write all rows that the matmuls of a gated resnet read. Grid: (rows, planes). The planes:
 
         X: x, then the skips, in planes of F channels
         h: the dropout bits. Forward: also zeros around the rows, which hidden_kernel writes.
-            BACKWARD: E(h), the padding of dh (total, F) and, without GATES, of d_gates
-        GATES: the gradients of A and G, d_gates (total, 2F), and sums (blocks, 2F)
+            BACKWARD: E(h), and the padding of dh (total, F)
+        BACKWARD: the gradients of A and G, d_gates (total, 2F), and sums (blocks, 2F)
 
     e: (planes, total, 2F); kept: (total, F). first_pixel: index in the larger batch.
     """
@@ -271,11 +266,9 @@ def operands_kernel(
                 C=F, F=F, DROPOUT=DROPOUT, SCALE=SCALE, BLOCK_F=BLOCK_F,
             )  # fmt: skip
             clear_block(dh_ptr, offs_a, outside, first_f, C=F, BLOCK=BLOCK_F)
-            if not GATES:
-                clear_block(d_gates_ptr, offs_a, outside, 2 * first_f, C=2 * F, BLOCK=2 * BLOCK_F)
         else:
             clear_block(e_plane, offs_a, outside, 2 * first_f, C=2 * F, BLOCK=2 * BLOCK_F)
-    if GATES:
+    if BACKWARD:
         is_gates = plane > planes_x
         if is_gates:
             store_gate_gradients(
@@ -292,18 +285,17 @@ def prepare_expand(
     *,
     inputs: bool = True,
     backward: bool = False,
-    gates: bool = False,
 ) -> Prepared:
-    """Prepare the launch of `expand`. inputs, gates: X and GATES of operands_kernel."""
+    """Prepare the launch of `expand`. inputs: X of operands_kernel."""
     planes = 1 + (1 + planes_of(skip_channels, filters)) * inputs
     block_f = 32 if filters % 32 == 0 else min(64, max(16, triton.next_power_of_2(filters)))
     first_pixel = settings.first_image * rows.height * rows.width
     return Prepared(
-        (cdiv(rows.length, BLOCK_P) * cdiv(filters, block_f), planes + gates),
+        (cdiv(rows.length, BLOCK_P) * cdiv(filters, block_f), planes + backward),
         layer=settings.layer, keep_from=settings.keep_from, first_pixel=first_pixel,
         margin=rows.margin, total=rows.length, size=rows.size, ABOVE=rows.above, BEFORE=rows.before,
         F=filters, CHANNELS=(filters, *skip_channels, 0, 0)[:3], X=inputs, BACKWARD=backward,
-        GATES=gates, DROPOUT=settings.dropout > 0, SCALE=settings.scale,
+        DROPOUT=settings.dropout > 0, SCALE=settings.scale,
         BLOCK_P=BLOCK_P, BLOCK_F=block_f, num_warps=4,
     )  # fmt: skip
 
@@ -322,12 +314,11 @@ def expand(
     """concat_elu of x and the skips, then of h with dropout; and the dropout bits, or None.
 
     Returns (planes, length, 2F), x's plane first and h's last, and bits (1, length, F). The forward
-    writes only the margins of h's plane. The backward also writes the margins of d_gates and dh.
-    Given gates (B, 2F, H, W) and dy, it writes all of d_gates, and its sums over each BLOCK_P rows,
-    (blocks, 2F).
+    writes only the margins of h's plane. The backward, from gates (B, 2F, H, W) and dy, also writes
+    the margins of dh, all of d_gates, and its sums over each BLOCK_P rows, (blocks, 2F).
     """
     x, arguments = operands.x, prepared.arguments
-    planes, total, f = prepared.grid[1] - arguments["GATES"], arguments["total"], arguments["F"]
+    planes, total, f = prepared.grid[1] - arguments["BACKWARD"], arguments["total"], arguments["F"]
     expanded = torch.empty((planes, total, 2 * f), dtype=x.dtype, device=x.device)
     kept = None
     if arguments["DROPOUT"]:

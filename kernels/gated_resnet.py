@@ -5,8 +5,7 @@
 
 with E = concat_elu and dropout D. `expand` writes E(x), and hidden_kernel writes D E(h). The
 backward recomputes E, and the epilogue of each data gradient applies the slopes of elu. The forward
-saves h and the packed weights. With `keep` it also saves A and G; otherwise gate_kernel with GRAD
-recomputes them. Launches are prepared once per shape.
+saves h, A and G, and the packed weights. Launches are prepared once per shape.
 """
 
 from __future__ import annotations
@@ -85,19 +84,19 @@ class ResnetShape(NamedTuple):
 
 
 def forward(
-    operands: Operands, settings: Settings, save: bool = True, keep: bool = False
+    operands: Operands, settings: Settings, save: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, h (B, F, H, W), the packed weights, and A and G (B, 2F, H, W), channels_last.
 
-    The packed weights are empty without `save`, A and G without `keep`.
+    save: whether a backward follows; without it the packed weights, A and G are empty.
     """
     x, f = operands.x, operands.x.shape[1]
     shape = ResnetShape.of(operands, settings)
-    rows, (expanded, hidden, gate) = shape.rows, prepare_forward(shape, keep)
+    rows, (expanded, hidden, gate) = shape.rows, prepare_forward(shape, save)
     packed = pack(operands, adjoint=save)
     w_hidden, w_out = packed.split(packed_sizes(operands, save))[:2]
     h, y = (empty_channels_last(x, f) for _ in range(2))
-    gates = empty_channels_last(x, 2 * f) if keep else x.new_empty(0)
+    gates = empty_channels_last(x, 2 * f) if save else x.new_empty(0)
     e, kept = expand(expanded, operands, x)
     eh = rows.first(e, -1)
     launch(
@@ -107,10 +106,10 @@ def forward(
         kept_ptr=x if kept is None else rows.first(kept), eh_ptr=eh,
     )  # fmt: skip
     bias = operands.bias_out
-    launch(  # unused pointers get y; the kernel never writes them
+    launch(  # an unused pointer gets y; the kernel never writes there
         gate_kernel, gate, x.device, e_ptr=eh, w_ptr=w_out, bias_ptr=bias,
         image_bias_ptr=bias if operands.image_bias is None else operands.image_bias,
-        x_ptr=x, out_ptr=y, gates_ptr=gates if keep else y, sums_ptr=y,
+        x_ptr=x, y_ptr=y, gates_ptr=gates if save else y,
     )  # fmt: skip
     return y, h, packed if save else x.new_empty(0), gates
 
@@ -120,15 +119,14 @@ def backward(
 ) -> dict[str, Tensor]:
     """Needed gradients by operand name. saved: the results of `forward` after y."""
     h, packed, gates = saved
-    x, h, grad_y = operands.x, channels_last(h), channels_last(grad_y)
-    kept_gates = channels_last(gates) if gates.numel() > 0 else None
+    x, h, gates, grad_y = operands.x, *map(channels_last, (h, gates, grad_y))
     shape = ResnetShape.of(operands, settings)
     strides = tuple([strides_of(weight) for weight in pad_to_three(operands.weights)])
-    expanded, gate, hidden, parameters, last, sizes = prepare_backward(
-        shape, needs, kept_gates is not None, strides, operands.gain_in is not None
+    expanded, hidden, parameters, last, sizes = prepare_backward(
+        shape, needs, strides, operands.gain_in is not None
     )
     f, rows = shape.filters, shape.rows
-    _, w_out, w_out_adjoint, w_in_adjoint, w_nin_adjoint = packed.contiguous().split(
+    _, _, w_out_adjoint, w_in_adjoint, w_nin_adjoint = packed.contiguous().split(
         packed_sizes(operands, True)
     )
     gates_rows, dh_rows = rows.empty(x, 2 * f), rows.empty(x, f)
@@ -139,16 +137,9 @@ def backward(
     )
     e, kept = expand(
         expanded, operands, h,
-        d_gates=gates_rows, dh=dh_rows, gates=kept_gates, dy=grad_y, sums=out_sums,
+        d_gates=gates_rows, dh=dh_rows, gates=gates, dy=grad_y, sums=out_sums,
     )  # fmt: skip
     eh = rows.first(e, -1)
-    if kept_gates is None:
-        bias = operands.bias_out
-        launch(
-            gate_kernel, gate, x.device, e_ptr=eh, w_ptr=w_out, bias_ptr=bias,
-            image_bias_ptr=bias if operands.image_bias is None else operands.image_bias,
-            x_ptr=grad_y, out_ptr=d_gates, gates_ptr=d_gates, sums_ptr=out_sums,
-        )  # fmt: skip
     launch(
         hidden_gradient_kernel, hidden, x.device,
         g_ptr=d_gates, w_ptr=w_out_adjoint, h_ptr=h,
@@ -185,7 +176,7 @@ def backward(
 
 
 @functools.lru_cache(maxsize=4096)
-def prepare_forward(shape: ResnetShape, keep: bool) -> tuple[Prepared, Prepared, Prepared]:
+def prepare_forward(shape: ResnetShape, save: bool) -> tuple[Prepared, Prepared, Prepared]:
     """Launches of operands_kernel, hidden_kernel and gate_kernel."""
     f = shape.filters
     hidden = prepare_matmul(
@@ -193,43 +184,34 @@ def prepare_forward(shape: ResnetShape, keep: bool) -> tuple[Prepared, Prepared,
         PLANES=shape.planes, plane_stride=shape.rows.length * 2 * f,
         DROPOUT=shape.settings.dropout > 0, SCALE=shape.settings.scale,
     )  # fmt: skip
-    gate = prepare_matmul(
-        shape, shape.taps, 2 * f, 2 * f, GRAD=False, KEEP=keep, IMAGE_BIAS=shape.image_bias
-    )
+    gate = prepare_matmul(shape, shape.taps, 2 * f, 2 * f, SAVE=save, IMAGE_BIAS=shape.image_bias)
     return prepare_expand(shape.rows, f, shape.skip_channels, shape.settings), hidden, gate
 
 
 @functools.lru_cache(maxsize=4096)
 def prepare_backward(
-    shape: ResnetShape, needs: Needs, kept: bool, strides: tuple[Strides, ...], normed: bool
-) -> tuple[Prepared, Prepared, Prepared, Prepared, Prepared, tuple[tuple[int, ...], ...]]:
-    """Launches of operands_kernel, gate_kernel, hidden_gradient_kernel, parameter_gradient_kernel
-    and last_gradients_kernel; and the sizes of the partial sums of the gradients of bias_out,
-    bias_in, the weights of h and conv_out. kept: whether A and G were saved; normed: by weight
-    norm."""
+    shape: ResnetShape, needs: Needs, strides: tuple[Strides, ...], normed: bool
+) -> tuple[Prepared, Prepared, Prepared, Prepared, tuple[tuple[int, ...], ...]]:
+    """Launches of operands_kernel, hidden_gradient_kernel, parameter_gradient_kernel and
+    last_gradients_kernel; and the sizes of the partial sums of the gradients of bias_out, bias_in,
+    the weights of h and conv_out. normed: by weight norm."""
     f, rows, t = shape.filters, shape.rows, shape.taps.kh * shape.taps.kw
-    gate = prepare_matmul(
-        shape, shape.taps, 2 * f, 2 * f, GRAD=True, KEEP=False, IMAGE_BIAS=shape.image_bias
-    )
     hidden = prepare_matmul(
         shape, shape.taps.adjoint(), 2 * f, 2 * f,
         DROPOUT=shape.settings.dropout > 0, SCALE=shape.settings.scale,
     )  # fmt: skip
     ks = (2 * f * (t + shape.planes), 2 * f * t)
     divided = tilings.divide_gradients(rows.total, ks, f, shape.numbers, shape.capability)
-    # With saved A and G, operands_kernel computes the sums, over its own blocks of rows.
-    gate_blocks = cdiv(rows.pixels, gate.arguments["G"].block_p)
-    gate_blocks = cdiv(rows.length, BLOCK_P) if kept else gate_blocks
+    gate_blocks = cdiv(rows.length, BLOCK_P)
     hidden_blocks = cdiv(rows.pixels, hidden.arguments["G"].block_p)
     splits = divided[0].splits, divided[1].splits
     sums = (gate_blocks, 2 * f), (hidden_blocks, f)
     sizes = (*sums, (splits[0], ks[0], f), (splits[1], ks[1], 2 * f))
     expanded = prepare_expand(
-        rows, f, shape.skip_channels, shape.settings,
-        inputs=needs.parameters, backward=True, gates=kept,
-    )  # fmt: skip
+        rows, f, shape.skip_channels, shape.settings, inputs=needs.parameters, backward=True
+    )
     last = prepare_last(shape, needs, (*splits, hidden_blocks, gate_blocks), strides, normed)
-    return expanded, gate, hidden, prepare_parameters(shape, *divided), last, sizes
+    return expanded, hidden, prepare_parameters(shape, *divided), last, sizes
 
 
 def prepare_matmul(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .expand import deinterleave, drop, elu_pair, elu_slopes, gate_gradients, widen
+from .expand import deinterleave, drop, elu_pair, elu_slopes, widen
 from .matmul import matmul, parts_of, weight_gradient_tile
 from .weights import unpack_block
 
@@ -70,8 +70,8 @@ def hidden_kernel(
 
 @triton.jit
 def store_gate(
-    acc, bias_ptr, image_bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, rows, is_pixel, image,
-    first_f, F: tl.constexpr, GRAD: tl.constexpr, KEEP: tl.constexpr, IMAGE_BIAS: tl.constexpr,
+    acc, bias_ptr, image_bias_ptr, x_ptr, y_ptr, gates_ptr, is_pixel, image, first_f,
+    F: tl.constexpr, SAVE: tl.constexpr, IMAGE_BIAS: tl.constexpr,
 ):  # fmt: skip
     """Store the results of gate_kernel for channels first_f ..; A and G alternate in acc."""
     offs_f = first_f + tl.arange(0, acc.shape[1] // 2)
@@ -86,42 +86,30 @@ def store_gate(
         g += widen(tl.load(bias_ptrs + F, mask=mask, other=0.0))
     offs = tl.arange(0, acc.shape[0])[:, None] * F + offs_f[None, :]
     x = widen(tl.load(x_ptr + offs, mask=mask, other=0.0))
-    if GRAD:
-        da, dg = gate_gradients(x, a, g, mask)
-        out = out_ptr + rows[:, None] * (2 * F) + offs_f[None, :]
-        tl.store(out, da.to(out_ptr.dtype.element_ty), mask=mask)
-        tl.store(out + F, dg.to(out_ptr.dtype.element_ty), mask=mask)
-        sums = sums_ptr + offs_f
-        tl.store(sums, tl.sum(da, axis=0), mask=mask_f)
-        tl.store(sums + F, tl.sum(dg, axis=0), mask=mask_f)
-    else:
-        y = x + a / (1 + tl.exp(-g))
-        tl.store(out_ptr + offs, y.to(out_ptr.dtype.element_ty), mask=mask)
-        if KEEP:
-            gates = gates_ptr + tl.arange(0, acc.shape[0])[:, None] * (2 * F) + offs_f[None, :]
-            tl.store(gates, a.to(gates_ptr.dtype.element_ty), mask=mask)
-            tl.store(gates + F, g.to(gates_ptr.dtype.element_ty), mask=mask)
+    y = x + a / (1 + tl.exp(-g))
+    tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
+    if SAVE:
+        gates = gates_ptr + tl.arange(0, acc.shape[0])[:, None] * (2 * F) + offs_f[None, :]
+        tl.store(gates, a.to(gates_ptr.dtype.element_ty), mask=mask)
+        tl.store(gates + F, g.to(gates_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def gate_kernel(
-    e_ptr, w_ptr, bias_ptr, image_bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, size, steps,
-    F: tl.constexpr, GRAD: tl.constexpr, KEEP: tl.constexpr, IMAGE_BIAS: tl.constexpr,
-    G: tl.constexpr,
+    e_ptr, w_ptr, bias_ptr, image_bias_ptr, x_ptr, y_ptr, gates_ptr, size, steps,
+    F: tl.constexpr, SAVE: tl.constexpr, IMAGE_BIAS: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """y (P, F) = x + A sigmoid(G), with (A, G) = conv_out(e) + bias, e of 2F channels.
 
-    KEEP: also write A and G to gates (P, 2F). GRAD: x is dy, out gets the gradients of A and G,
-    rows of 2F, and sums (blocks, 2F) their sums. w: (2F, taps 2F), filters A_0, G_0, A_1, ...
+    SAVE: also write A and G to gates (P, 2F). w: (2F, taps 2F), filters A_0, G_0, A_1, ...
     """
-    acc, acc2, block, first_n, base, rows, is_pixel = matmul(
+    acc, acc2, block, first_n, _, _, is_pixel = matmul(
         e_ptr, w_ptr, tl.program_id(0), size, 0, steps, C=2 * F, N=2 * F, PLANES=0, G=G
     )
     first = block * G.block_p
     x_ptr += first.to(tl.int64) * F
-    out_ptr += base * (2 * F) if GRAD else first.to(tl.int64) * F
+    y_ptr += first.to(tl.int64) * F
     gates_ptr += first.to(tl.int64) * (2 * F)
-    sums_ptr += block.to(tl.int64) * (2 * F)
     image = first
     if IMAGE_BIAS:
         pixels = size[1] * size[2]
@@ -130,9 +118,8 @@ def gate_kernel(
     parts = parts_of(acc, acc2, 2 * CHANNELS, G)
     for i in tl.static_range(len(parts)):
         store_gate(
-            parts[i], bias_ptr, image_bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, rows, is_pixel,
-            image, (first_n + i * parts[0].shape[1]) // 2,
-            F=F, GRAD=GRAD, KEEP=KEEP, IMAGE_BIAS=IMAGE_BIAS,
+            parts[i], bias_ptr, image_bias_ptr, x_ptr, y_ptr, gates_ptr, is_pixel, image,
+            (first_n + i * parts[0].shape[1]) // 2, F=F, SAVE=SAVE, IMAGE_BIAS=IMAGE_BIAS,
         )  # fmt: skip
 
 

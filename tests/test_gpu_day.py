@@ -57,7 +57,7 @@ def test_rehearsal(
 ) -> None:
     """One command of each kind, on the CPU."""
     state, out = tmp_path / "state", tmp_path / "out"
-    only = ["build", "sampler-mnist-2112", "smoke-loss", "preset-mnist-noisy", "step-mnist-kept"]
+    only = ["build", "sampler-mnist-2112", "smoke-loss", "preset-mnist-noisy", "step-mnist-ours"]
     only += ["loss", "trace-mnist", "train-noisy"]
     arguments = ["--rehearse", "--minutes", "20", "--state", str(state)]
     monkeypatch.setenv("OUT", str(out))
@@ -66,7 +66,7 @@ def test_rehearsal(
     outcomes = {name: found["outcome"] for name, found in written.items()}
     assert outcomes == {"build": "skipped"} | dict.fromkeys(only[1:], "done")
     results = json.loads((out / "measured.json").read_text())["results"]
-    timed = ("sampler-mnist-2112", "preset-mnist-noisy", "step-mnist-kept", "loss")
+    timed = ("sampler-mnist-2112", "preset-mnist-noisy", "step-mnist-ours", "loss")
     assert set(results) == {case for name in timed for case in on_gpu.cases_of(name)}
     assert "| loss-mnist-continuous-ours |" in (out / "day.md").read_text()
     with tarfile.open(out / "logs.tar.gz") as tar:

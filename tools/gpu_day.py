@@ -150,10 +150,10 @@ def steps() -> list[Step]:
         measure("preset-mnist-denoiser", 60),
         measure("preset-cifar10", 150),
         # The first step of a network compiles those of its kernels that were not carried.
-        measure("step-mnist-kept", 150, TINY),
-        *(measure(f"step-mnist-{mode}", 45) for mode in ("again", "eager")),
-        measure("step-cifar-kept", 250),
-        *(measure(f"step-cifar-{mode}", 60) for mode in ("again", "eager")),
+        measure("step-mnist-ours", 150, TINY),
+        measure("step-mnist-eager", 45),
+        measure("step-cifar-ours", 250),
+        measure("step-cifar-eager", 60),
         measure("loss", 90, TINY),
         measure("two-step", 60),
         measure("plain", 60),
@@ -193,7 +193,7 @@ def measure(case: str, seconds: float, tiny: Sequence[str] | None = None) -> Ste
 def trace(network: str, tiny: Sequence[str] | None = None) -> Step:
     """A trace of one warm training step by torch.profiler."""
     file = f"STATE/logs/trace-{network}.json.gz"
-    command = [*ON_GPU, f"step-{network}-kept-uncaptured", f"--trace={file}"]
+    command = [*ON_GPU, f"step-{network}-ours-uncaptured", f"--trace={file}"]
     return Step(f"trace-{network}", command, 60, tiny)
 
 

@@ -114,7 +114,8 @@ def tested() -> None:
 
 
 BENCHMARKED = (
-    *("step-cifar-kept", "step-cifar-again", "step-mnist-kept", "step-mnist-again"),
+    "step-cifar-ours",
+    "step-mnist-ours",
     *("preset-mnist-noisy-uncaptured", "preset-mnist-denoiser-uncaptured"),
     "preset-cifar10-noisy-uncaptured",
     *("loss-cifar-continuous-ours", "loss-cifar-discretized-ours"),

@@ -29,7 +29,6 @@ def gated_resnet(
     seed: Tensor | None = None,
     layer: int = 0,
     first_image: int = 0,
-    keep_gates: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
     """x + A * sigmoid(G), where (A, G) come from two convolutions with concat_elu before each.
@@ -45,10 +44,8 @@ def gated_resnet(
     probability of zeroing an element of concat_elu(h). Its mask is a function of `seed` (int64
     scalar; by default drawn from torch's generator), `layer` (32 bits) and the element's index, the
     same in every implementation (see `dropout_factors`). With probability 0 no seed is drawn.
-    first_image: index of x's first image in a larger batch whose dropout mask it shares.
-    keep_gates: whether "triton" saves A and G for the backward (two more images of x's size and
-    dtype) instead of recomputing them; "native" always saves them. Returns (B, F, H, W), in the
-    autocast dtype under autocast.
+    first_image: index of x's first image in a larger batch whose dropout mask it shares. Returns
+    (B, F, H, W), in the autocast dtype under autocast.
 
     impl: "native" is the C++ extension on the CPU, for float32, float64 and bfloat16; "triton" the
     Triton kernels on CUDA, for float32, bfloat16 and float16; "reference" plain PyTorch, the only
@@ -101,7 +98,7 @@ def gated_resnet(
     if chosen == "triton":
         from .gated_resnet_triton import gated_resnet_triton
 
-        return gated_resnet_triton(operands, settings, keep_gates)
+        return gated_resnet_triton(operands, settings)
     return gated_resnet_native(operands, settings)
 
 

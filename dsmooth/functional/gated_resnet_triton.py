@@ -19,29 +19,29 @@ from .gated_resnet_operands import (
 )
 
 
-def gated_resnet_triton(operands: Operands, settings: Settings, keep: bool = False) -> Tensor:
-    """y (B, F, H, W), channels_last. keep: whether to save A and G for the backward."""
+def gated_resnet_triton(operands: Operands, settings: Settings) -> Tensor:
+    """y (B, F, H, W), channels_last."""
     save = any(wanted_gradients(operands))
-    return differentiable(save, *operands, *settings, save, keep)
+    return differentiable(save, *operands, *settings, save)
 
 
 def _forward(
-    compute: bool, operands: Operands, settings: Settings, save: bool, keep: bool
+    compute: bool, operands: Operands, settings: Settings, save: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The results of `kernels.forward`: y, h, the packed weights and the gates."""
     if compute:
         from ..kernels import gated_resnet as kernels
 
-        return kernels.forward(ordered(operands), settings, save, keep)
+        return kernels.forward(ordered(operands), settings, save)
     x, f = operands.x, operands.x.shape[1]
     packed = x.new_empty(sum(packed_sizes(operands, True)) if save else 0)
-    gates = empty_channels_last(x, 2 * f) if keep else x.new_empty(0)
+    gates = empty_channels_last(x, 2 * f) if save else x.new_empty(0)
     return empty_channels_last(x, f), empty_channels_last(x, f), packed, gates
 
 
 def _backward(compute: bool, grad_y: Tensor, *arguments: Any) -> Grads:
     """arguments: the results of `_forward` but y, its arguments, and which gradients are needed."""
-    *saved, operands, settings, _, _, needs = arguments
+    *saved, operands, settings, _, needs = arguments
     operands = ordered(operands)
     if not compute:
         return [
@@ -61,7 +61,7 @@ def _backward(compute: bool, grad_y: Tensor, *arguments: Any) -> Grads:
 differentiable, forward_op, backward_op = register_op(
     "gated_resnet_triton",
     TENSORS,
-    f"{SETTINGS}, bool keep",
+    SETTINGS,
     3,
     _forward,
     _backward,

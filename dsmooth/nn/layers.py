@@ -97,9 +97,8 @@ class GatedResnet(nn.Module):
     """The module of `functional.gated_resnet`.
 
     skip_channels: channels of the skip input, 0 without one. condition_size: D of the vector that
-    each image is conditioned on, 0 without one; its projection is initialized to zero. Attributes:
-    index, unique for each gated resnet of a network, and keep_gates are the arguments `layer` and
-    `keep_gates` of the function.
+    each image is conditioned on, 0 without one; its projection is initialized to zero. Attribute:
+    index, unique for each gated resnet of a network, is the argument `layer` of the function.
     """
 
     def __init__(
@@ -115,7 +114,6 @@ class GatedResnet(nn.Module):
         super().__init__()
         self.dropout = dropout
         self.index = 0
-        self.keep_gates = False
         f, size = n_filters, condition_size
         self.conv_in = WeightNormConv(2 * f, f, kernel_size, shift=shift)
         self.nin_skip = WeightNormConv(2 * skip_channels, f, (1, 1)) if skip_channels else None
@@ -155,7 +153,6 @@ class GatedResnet(nn.Module):
             seed=seed,
             layer=self.index,
             first_image=first_image,
-            keep_gates=self.keep_gates,
         )
 
     def initialize(self, x: Tensor, skip: Skip = None) -> None:

@@ -139,13 +139,6 @@ def share_of_batch(config: TrainConfig) -> tuple[int, int]:
     return rank * count, count
 
 
-def set_keep_gates(model: PixelCNNpp, keep: bool) -> None:
-    """Have all gated resnets of a model keep A and G, or not."""
-    for module in model.modules():
-        if isinstance(module, GatedResnet):
-            module.keep_gates = keep
-
-
 def initial_state(model: PixelCNNpp, initial: PixelCNNpp) -> dict[str, Tensor]:
     """The weights of `initial` for `model`; projections of other classes than its own are zero.
 
@@ -193,8 +186,6 @@ class TrainState:
         with torch_seed(config.seed):
             model = PixelCNNpp(config.model)
         self.model = model.to(device, torch.float32).to(memory_format=torch.channels_last)
-        keeps = device.type == "cuda" if config.keep_gates == "auto" else config.keep_gates == "on"
-        set_keep_gates(self.model, keeps)
         if initial is not None:
             self.model.load_state_dict(initial_state(self.model, initial))
         elif config.data_init:
@@ -238,11 +229,9 @@ class TrainState:
             with exchange():
                 self._take_step()
         except torch.OutOfMemoryError as error:
-            gates = {} if self.config.keep_gates == "off" else {"keep_gates": "off"}
             reason = str(error).partition("\n")[0]
             words = f"not enough memory for a step of {self.share:,} images ({reason}): set"
-            remedy = {**gates, "accumulate": 2 * self.config.accumulate}
-            raise StepTooLarge((), words, **remedy) from error
+            raise StepTooLarge((), words, accumulate=2 * self.config.accumulate) from error
         self.steps += 1
         self.images_seen += self.config.batch_size
 

@@ -57,7 +57,6 @@ class Block:
     tf32: bool = False
     size: tuple[int, int, int] = (16, 32, 32)
     needs: gated_resnet.Needs = EVERYTHING
-    keep: bool = False
 
     def launches(self, arch: int) -> list[Launch]:
         """On a GPU of this capability."""
@@ -77,7 +76,7 @@ class Block:
         shift: Shift = "none" if kh == 3 else "down" if kw == 3 else "down_right"
         settings = Settings(shift, 0.5, 3) if self.dropout else Settings(shift)
         with recorded(arch, self.tf32) as lists:
-            y, *saved = gated_resnet.forward(given, settings, keep=self.keep)
+            y, *saved = gated_resnet.forward(given, settings)
             gated_resnet.backward(y, saved, given, settings, self.needs)
         return [launch for launches in lists for launch in launches]
 

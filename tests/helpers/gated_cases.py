@@ -84,9 +84,7 @@ class Case:
     settings: Settings
     grad_y: Tensor
 
-    def run(
-        self, impl: str, dtype, prepare=lambda t: t, device="cpu", keep_gates=False
-    ) -> dict[str, Tensor]:
+    def run(self, impl: str, dtype, prepare=lambda t: t, device="cpu") -> dict[str, Tensor]:
         """The output and all gradients by the names of the operands, on the CPU."""
         given = self._cast(lambda t: t.to(device, dtype, copy=True), dtype, device)
         images = {n: t for n, t in given.items() if n in IMAGES and t is not None}
@@ -102,7 +100,7 @@ class Case:
                 pinned = _PinnedExtension(_extension.extension(), instruction_set)
                 patch.setattr(_extension, "extension", lambda: pinned)
             settings = self.settings._asdict()
-            y = call(given | settings, impl=impl, keep_gates=keep_gates)
+            y = call(given | settings, impl=impl)
             y.backward(self.grad_y.to(device, y.dtype))
         grads = {name: leaf.grad for name, leaf in leaves.items()}
         return {name: t.detach().cpu() for name, t in {"y": y, **grads}.items()}

@@ -40,7 +40,6 @@ def tiny(
         "evaluation_images": 10,
         "warmup_images": 16,
         "precision": "float32",
-        "keep_gates": "off",
     }
     return TrainConfig(role=role, model=config, **{**defaults, **settings})
 

@@ -21,7 +21,6 @@ from dsmooth.kernels import expand, gated_resnet, logistic_mixture, weights
 from dsmooth.kernels import launch as launching
 from dsmooth.kernels.launch import Prepared
 from dsmooth.nn.gradients import input_gradient
-from dsmooth.training.step import set_keep_gates
 from tests.helpers.triton_tools import let_triton_run
 
 MODULES = (expand, gated_resnet, logistic_mixture, weights)
@@ -91,20 +90,6 @@ def make(conditioning: Any = "none") -> tuple[dsmooth.PixelCNNpp, Tensor]:
     config = dsmooth.ModelConfig(n_filters=4, n_resnet=1, n_mix=1, conditioning=conditioning)
     model = dsmooth.PixelCNNpp(config).to(memory_format=torch.channels_last)
     return model, torch.rand(3, 1, 8, 4)
-
-
-@pytest.mark.parametrize("conditioning", ["none", "concat"])
-def test_kept_gates_are_not_computed_again(monkeypatch, conditioning: Any) -> None:
-    model, x = make(conditioning)
-    launched: dict[bool, Counter[str]] = {}
-    for keep in (False, True):
-        set_keep_gates(model, keep)
-        with counted(monkeypatch) as counts:
-            model.log_prob(x, x if conditioning == "concat" else None).sum().backward()
-        launched[keep] = Counter(counts)
-    blocks = launched[True].pop("gate_kernel")
-    assert launched[False].pop("gate_kernel") == 2 * blocks
-    assert launched[True] == launched[False]
 
 
 @pytest.mark.quick

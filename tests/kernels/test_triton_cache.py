@@ -18,7 +18,7 @@ STEP = f"""
 import runpy, sys
 sys.path.append({str(ROOT)!r})
 tool = runpy.run_path({str(ROOT / "tools" / "triton_cache.py")!r})
-print(tool["fill"]({{"step": lambda: tool["benchmarked"]("step-mnist-again", tiny=True)}}))
+print(tool["fill"]({{"step": lambda: tool["benchmarked"]("step-mnist-ours", tiny=True)}}))
 tool["check"]()
 """
 
