@@ -22,7 +22,7 @@ T = TypeVar("T")
 # The value of a setting, as JSON has it.
 Setting = bool | int | float | str | list[bool | int | float | str] | None
 # Settings of earlier versions that are gone, and the value that each had if nobody set it.
-GONE: Mapping[str, object] = {"compile": False}
+GONE: Mapping[str, object] = {"compile": False, "keep_gates": "auto"}
 _TYPES = {int: "a whole number", float: "a number", str: "text"}
 _TYPES |= {bool: "True or False", NoneType: "None"}
 
