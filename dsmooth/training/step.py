@@ -26,7 +26,6 @@ from ..files import check_tensors
 from ..functional.image_words import image_words
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
-from ..nn.layers import GatedResnet
 from ..philox import Stream
 from ..smoothing import SMOOTHINGS, GaussianSmoothing
 from .graph import ReplayedStep, uses_graph
