@@ -21,7 +21,7 @@ from benchmarks.networks import (
     plain_pass,
 )
 from dsmooth.machine import torch_threads
-from dsmooth.sampling import CachedSampler, jacobi_sample, sequential_sample
+from dsmooth.sampling import CachedSampler, sequential_sample
 from dsmooth.sampling.request import draws_faster_in_bfloat16
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -83,13 +83,12 @@ def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype
     ],
 )
 def bench_exact(bench: Bench, network: Network, batch: int) -> None:
-    """The cached sampler, plain sampling and fixed points, each drawing whole images."""
+    """The cached sampler and one forward pass per pixel, each drawing whole images."""
     model, size = network.build(), network.size
     sampler = CachedSampler(model)
     contenders = {
         "cached": lambda: sampler.sample(batch, size, size),
         "sequential": lambda: sequential_sample(model, batch, height=size, width=size),
-        "Jacobi": lambda: jacobi_sample(model, batch, height=size, width=size).images,
     }
     samples = {name: run() for name, run in contenders.items()}
     for x in samples.values():

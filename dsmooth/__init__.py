@@ -31,7 +31,7 @@ What is here, each with a help of its own:
     show, to_pil                images as a picture, and as Pillow images
     to_bytes, to_float, round_to_bytes    images in [-1, 1] as bytes, and back
     load_pixelcnnpp             networks of older PyTorch ports
-    sampling                    samplers of one network: cached, sequential, Jacobi
+    sampling                    samplers of one network: cached, sequential
     evaluate                    bits/dim, Fréchet distances, probes
     training                    what `train` returns, tells and raises
     pretrained                  what `load` returns, and the Hub

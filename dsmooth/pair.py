@@ -26,7 +26,7 @@ from .nn.weights import in_evaluation
 from .progress import Progress, part_of, progress_of
 from .sampling.known import keep_top as top_rows
 from .sampling.known import known_pixels
-from .sampling.request import Choices, Request, normal_float
+from .sampling.request import Choices, Request, default_label, normal_float
 from .sampling.two_step import conditioning_label, draw, posterior_mean
 from .smoothing import Smoothing
 
@@ -111,13 +111,15 @@ class SmoothedPair(Pretrained):
         choices: see `dsmooth.sampling.Choices`. The known pixels of x~ are `known` plus the
         smoothing's noise, a function of (seed, image index); method "noisy" returns them.
         docs/math.md, section 4, says which distribution this draws from. Without a label a pair
-        with classes draws the class of each image: from the "prior", or given its "known" pixels.
+        with classes draws the class of each image from the "prior"; with known pixels it draws
+        without a class, and ValueError asks for one where it was trained without label dropout.
 
         Returns (n, C, H, W); x~ is not clamped, nor is x from a continuous denoiser. An image whose
         x~ diverged is NaN. Raises ValueError or TypeError for arguments that do not fit.
         """
-        if self.n_classes and choices.get("label") is None:
-            choices["label"] = "prior" if choices.get("known") is None else "known"
+        if choices.get("label") is None:
+            completes = choices.get("known") is not None
+            choices["label"] = default_label(n, self.classes, completes=completes)
         request, drawn, first = Request.make(n, choices, method), [], 0
         if batch_size is not None:
             check_number("batch_size", batch_size)

@@ -22,13 +22,7 @@ import dsmooth
 from dsmooth._extension import warn_once
 from dsmooth.evaluate import classify, score_pair, score_plain
 from dsmooth.nn.gradients import input_gradient
-from dsmooth.sampling import (
-    CachedSampler,
-    jacobi_sample,
-    keep_top,
-    sample_images,
-    sequential_sample,
-)
+from dsmooth.sampling import CachedSampler, keep_top, sample_images, sequential_sample
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import images, log_weight, network, tiny_config, tiny_pair
 from tests.helpers.tiny_runs import tiny
@@ -126,7 +120,6 @@ def test_a_seed_that_was_drawn_is_reported(caplog: pytest.LogCaptureFixture) -> 
         lambda seed: pair.denoise(torch.zeros(1, 1, 8, 8), seed=seed),
         lambda seed: CachedSampler(pair.noisy).sample(1, 8, 8, seed=seed),
         lambda seed: sequential_sample(pair.noisy, 1, height=8, width=8, seed=seed),
-        lambda seed: jacobi_sample(pair.noisy, 1, height=8, width=8, seed=seed).images,
         lambda seed: sample_images(pair.noisy, 1, height=8, width=8, seed=seed),
     ]
     seeds = set()
@@ -278,7 +271,7 @@ def test_a_completion_is_a_sample_with_known_pixels() -> None:
     by_mask = pair.complete(x, whole, draws=3, seed=5, label=label)
     assert torch.equal(by_mask[:3], expected[:3])
     assert torch.equal(pair.complete(x, label=2), pair.complete(x, label=torch.tensor([2, 2])))
-    assert pair.double().complete(x).dtype == torch.float64
+    assert pair.double().complete(x, label=1).dtype == torch.float64
     refuses(r"`label` must have shape \(6,\)", pair.complete, x, draws=3, label=label[:1])
 
 

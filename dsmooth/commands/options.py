@@ -72,8 +72,8 @@ class Drawing:
     """two-step: x~ then x given x~; single-step: posterior mean of x~; noisy: x~ itself."""
     label: str | None = None
     """For models with classes: the class of all images, by its name or number, or each for classes
-    in turn; own for the labels of images to complete; by default the class of each image is drawn,
-    by the shares of the training images, or given the known pixels."""
+    in turn; own for the labels of images to complete. By default the class of each image is drawn
+    by the shares of the training images, and completions are drawn without a class."""
     guidance: float = 0.0
     """Above 0 for images that are more typical of their class, of models with classes."""
     temperature: float = 1.0

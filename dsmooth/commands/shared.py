@@ -26,7 +26,7 @@ from ..progress import LOG, progress
 from ..record import read_parts
 from ..sampling.known import KnownPixels
 from ..sampling.output import Pictures, Shards, fill
-from ..sampling.request import Label, Request, drawn_seed, precision_on
+from ..sampling.request import Label, Request, default_label, drawn_seed, precision_on
 from ..sampling.two_step import draw
 from .options import BitsOptions, ClassifyOptions, Computing, DataOptions, Drawing
 
@@ -138,8 +138,8 @@ def request_of(
     if n_classes == 0 and (label is not None or drawing.guidance):
         option = "--guidance" if label is None else "--label"
         raise ValueError(f"{option} needs a model with classes; these have none")
-    if label is None and n_classes:
-        label = "prior" if known is None else "known"
+    if label is None:
+        label = default_label(count, models.classes, completes=known is not None)
     if drawing.seed is None and rank_and_size()[1] > 1:
         raise ValueError("--seed None is for one process: give all of them the same number")
     request = Request(
@@ -244,6 +244,6 @@ def drawing_device(options: Computing) -> torch.device:
     device = choose_device(options.device)
     undecided = options.device == "auto" and device.type != "cpu" and is_available()
     if undecided and (reason := cuda_obstacle(device)) is not None:
-        LOG.info("drawing on the CPU: %s; --device %s draws by Jacobi iterations", reason, device)
+        LOG.info("drawing on the CPU: %s; --device %s draws pixel by pixel", reason, device)
         return torch.device("cpu")
     return device

@@ -27,7 +27,7 @@ from ..progress import Progress
 from .operations import as_numpy
 from .program import Program
 from .request import Choices, Request, checked_shape, precision_on
-from .sequential import draw_by_jacobi, draw_sequentially
+from .sequential import draw_sequentially
 
 InstructionSet = Literal["auto", "generic", "avx2", "avx512", "avx512bf16", "amx", "neon"]
 
@@ -262,8 +262,7 @@ def draw_network(
 ) -> Tensor:
     """The images (count, C, H, W) of a request, drawn by `CachedSampler` if it can run.
 
-    Otherwise they are drawn by forward passes: one per pixel, or on a GPU Jacobi iterations of
-    whole images, since a single pixel would leave a GPU idle. precision: see `sample_images`.
+    Otherwise they are drawn by one forward pass per pixel. precision: see `sample_images`.
     """
     check_network(model)
     weight, change = model.head.bias, changed_layer(model)
@@ -289,10 +288,8 @@ def draw_network(
         return sampler.run(request, size, context, progress)
     if precision == "bfloat16":
         raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
-    way = "Jacobi iterations of whole images" if weight.is_cuda else "one forward pass per pixel"
-    warn_once("%s: %s%s", way, reason, "" if change else "; `dsmooth doctor` says more")
-    if weight.is_cuda:
-        return draw_by_jacobi(model, request, size, context, progress).images
+    hint = "" if change else "; `dsmooth doctor` says more"
+    warn_once("one forward pass per pixel: %s%s", reason, hint)
     return draw_sequentially(model, request, size, context, progress)
 
 
@@ -316,7 +313,7 @@ def sample_images(
     progress: Progress | None = None,
     **choices: Unpack[Choices],
 ) -> Tensor:
-    """Draw n images by `CachedSampler` if it can run, else `sequential_sample` or `jacobi_sample`.
+    """Draw n images by `CachedSampler` if it can run, else by `sequential_sample`.
 
     precision: of the cached sampler; "auto" is bfloat16 where it is faster (a CUDA device, a
     processor with AMX, an AMD processor with AVX512-BF16), else float32. Other arguments, result

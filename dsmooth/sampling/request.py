@@ -28,9 +28,9 @@ from ..pixels import are_sides
 from ..progress import LOG
 from .known import KnownPixels, known_pixels
 
-# One class for all images; the classes in turn; classes drawn from the prior, or given the known
-# pixels; or (n,) int64, or (n, n_classes) soft classes.
-Label = int | Literal["each", "prior", "known"] | Tensor | None
+# One class for all images; the classes in turn; classes drawn from the prior; or (n,) int64, or
+# (n, n_classes) soft classes.
+Label = int | Literal["each", "prior"] | Tensor | None
 
 
 class Choices(TypedDict, total=False):
@@ -44,8 +44,7 @@ class Choices(TypedDict, total=False):
     label: for models with classes. A number is the class of all images. "each" gives image i the
     class i modulo the number of classes. "prior" draws the class of each image by the frequencies
     of the classes in the training images (uniform if unknown), as a function of the seed and the
-    image's index. "known", only for a pair with known pixels, draws the class given these pixels
-    (docs/math.md, section 4). A tensor or numpy array has a class (n,) int64, or weights of classes
+    image's index. A tensor or numpy array has a class (n,) int64, or weights of classes
     (n, n_classes), for every image. guidance: >= 0, 0 by default; for models with classes that were
     trained with label_dropout. A pixel's parameters p0 without a class and p1 with the class become
     p0 + (1 + guidance) (p1 - p0) (docs/math.md, section 8).
@@ -104,15 +103,12 @@ class Request:
                     f"must have shape ({self.count},) or ({self.count}, n_classes), got "
                     f"{tuple(self.label.shape)}",
                 )
-        elif self.label not in (None, "each", "prior", "known") and (
+        elif self.label not in (None, "each", "prior") and (
             type(self.label) is not int or not 0 <= self.label < 2**63
         ):
             raise SettingError(
-                "label",
-                f'must be a class, "each", "prior", "known" or a tensor, got {self.label!r}',
+                "label", f'must be a class, "each", "prior" or a tensor, got {self.label!r}'
             )
-        if self.class_of_known and self.known is None:
-            raise SettingError("label", '"known" needs known pixels (known, mask)')
 
     @classmethod
     def make(
@@ -149,11 +145,6 @@ class Request:
             x_tilde,
         )
 
-    @property
-    def class_of_known(self) -> bool:
-        """Whether the class of each image is drawn given its known pixels."""
-        return isinstance(self.label, str) and self.label == "known"
-
     def labels(self, classes: Classes, device: torch.device | str = "cpu") -> Tensor | None:
         """The label of every image for a model with `classes`; None for a model without classes.
 
@@ -162,8 +153,6 @@ class Request:
         """
         label, n_classes = self.label, classes.number
         modulus = max(n_classes, 1)
-        if self.class_of_known:
-            raise SettingError("label", '"known" is for pairs: give a class')
         if isinstance(label, str) and label == "prior":
             label = self.prior_classes(classes, device)
         elif isinstance(label, str):
@@ -177,17 +166,13 @@ class Request:
             check_label(label, n_classes, self.count)
         return None if label is None else label.to(device)
 
-    def class_words(self, device: torch.device | str = "cpu") -> Tensor:
-        """The random word from which each image's class is drawn: (count,) int64."""
+    def prior_classes(self, classes: Classes, device: torch.device | str = "cpu") -> Tensor:
+        """A class drawn from the prior for each image: (count,) int64."""
         first, stream = self.first_index, Stream.CLASS
         words = image_words(
             self.count, 1, seed=self.seed, first_index=first, stream=stream, device=device
         )
-        return words[:, 0, 0]
-
-    def prior_classes(self, classes: Classes, device: torch.device | str = "cpu") -> Tensor:
-        """A class drawn from the prior for each image: (count,) int64."""
-        word = self.class_words(device)
+        word = words[:, 0, 0]
         if not classes.shares:
             return word * max(classes.number, 1) >> 32
         # A class owns the words between two limits.
@@ -241,6 +226,25 @@ class Request:
             "given_sha256": None if x_tilde is None else digest_of(x_tilde),
         }
         return {name: value for name, value in identity.items() if value is not None}
+
+
+def default_label(count: int, classes: Classes, *, completes: bool) -> Label:
+    """The label of `count` images of models with `classes` where none is given.
+
+    completes: whether pixels are known. Their class is not: a completion is then drawn without a
+    class, which only label dropout teaches. SettingError for models trained without it.
+    """
+    if not classes.number:
+        return None
+    if not completes:
+        return "prior"
+    if not classes.hidden_labels:
+        raise SettingError(
+            "label",
+            "must be given to complete images: the model was trained without label dropout, so it "
+            "cannot draw without a class",
+        )
+    return zero_label(count, classes.number)
 
 
 def check_guidance(config: ModelConfig) -> None:

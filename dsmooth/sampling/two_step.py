@@ -18,7 +18,6 @@ from ..pictures import is_diverged
 from ..progress import Progress, part_of
 from ..smoothing import GaussianSmoothing, Smoothing
 from .cached import draw_network
-from .classes import draw_classes
 from .known import KnownPixels
 from .request import Request, check_guidance
 
@@ -47,16 +46,13 @@ def draw(
     """
     if isinstance(model, PixelCNNpp):
         assert model.image_size is not None  # checked earlier
-        if request.class_of_known and request.known is not None:
-            label = draw_classes(model, request, request.known, model.config.classes)
-            request = replace(request, label=label)
         return draw_network(model, request, model.image_size, None, progress, precision)
     noisy, denoiser, size = model.noisy, model.denoiser, model.image_size
     classes = classes_of(noisy.config, denoiser.config)
     if request.guidance and request.method != "two-step":
         check_guidance(noisy.config)  # the only model that these use
     known, x_tilde = request.known, request.x_tilde
-    labels = None if request.class_of_known else request.labels(classes, noisy.device)
+    labels = request.labels(classes, noisy.device)
     if known is not None:
         check_scale("known", known.values, as_bytes=denoiser.config.likelihood == "discretized")
     done = 0.0
@@ -66,8 +62,6 @@ def draw(
             seed, index = request.seed, request.first_index
             images = model.smoothing.sample(known.images, seed=seed, first_index=index)
             seen = KnownPixels(images, known.mask)
-        if request.class_of_known and seen and noisy.config.condition_size:
-            labels = draw_classes(noisy, request, seen, classes)
         step = request_of_step(request, noisy.config, classes, seen, labels)
         done = 0.5 if request.method == "two-step" else 1.0
         x_tilde = draw_network(noisy, step, size, None, part_of(progress, 0.0, done), precision)
@@ -79,8 +73,6 @@ def draw(
         x = posterior_mean(model, x_tilde.to(noisy.dtype), labels, request.guidance)
         x = x if known is None else known.keep(x)
     else:
-        if request.class_of_known and labels is None and known and denoiser.config.condition_size:
-            labels = draw_classes(denoiser, request, known, classes, x_tilde)
         step = request_of_step(request, denoiser.config, classes, known, labels)
         x = draw_network(denoiser, step, size, x_tilde, part_of(progress, done, 1.0), precision)
     return torch.where(diverged, math.nan, x)

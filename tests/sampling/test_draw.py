@@ -23,7 +23,6 @@ from dsmooth.pictures import grid_png
 from dsmooth.pretrained import Loaded
 from dsmooth.sampling import (
     CachedSampler,
-    jacobi_sample,
     sample_images,
     sequential_sample,
     two_step,
@@ -104,7 +103,6 @@ def test_every_entry_point_checks(pair, arguments, message) -> None:
         doors.append(lambda: pair.denoise(X, **arguments))
     if not names & {"method", "threads", "max_slice"}:
         doors.append(lambda: sequential_sample(model, **given))
-        doors.append(lambda: jacobi_sample(model, **given))
     if not names & {"method"}:
         doors.append(lambda: CachedSampler(model).sample(**given))
     for door in doors:
@@ -236,7 +234,9 @@ def test_a_gpu_without_the_sampler_leaves_the_drawing_to_the_cpu(stub, monkeypat
         cuda._load.cache_clear()
         caplog.clear()
         assert run("sample", ".", "-n", "2", "--seed", "1", "--out", f"{major}.npz") == 0
-        assert re.search(f"drawing on the CPU: .*{words}.*; --device cuda:1 draws by", caplog.text)
+        assert re.search(
+            f"drawing on the CPU: .*{words}.*; --device cuda:1 draws pixel by", caplog.text
+        )
 
 
 def white(model: dsmooth.PixelCNNpp, method: str) -> dsmooth.PixelCNNpp:
@@ -292,7 +292,6 @@ def test_every_sampler_draws_from_the_model_that_it_is_given(change, reason, cap
     (line,) = caplog.messages
     assert re.fullmatch(f"one forward pass per pixel: {reason}", line)
     assert torch.equal(x, sequential_sample(model, 2, **arguments))
-    torch.testing.assert_close(jacobi_sample(model, 2, **arguments).images, x)
     plain = sequential_sample(network("stack", n_classes=3), 2, **arguments)
     assert not torch.allclose(x, plain, atol=1e-3)
     refuses(f"cannot run this model: {reason}", CachedSampler, model, error=TypeError)

@@ -11,18 +11,11 @@ import torch
 from torch import Tensor
 
 from dsmooth.nn import PixelCNNpp
-from dsmooth.sampling import (
-    CachedSampler,
-    jacobi_sample,
-    keep_top,
-    sample_images,
-    sequential_sample,
-)
-from dsmooth.sampling.classes import draw_classes, log_known
+from dsmooth.sampling import CachedSampler, keep_top, sample_images, sequential_sample
 from dsmooth.sampling.known import known_pixels
 from dsmooth.sampling.request import Request
 from tests.helpers.data_makers import refuses
-from tests.helpers.networks import ATOMS, BYTES, CLASSES, images, inputs, network, tiny_pair
+from tests.helpers.networks import ATOMS, BYTES, CLASSES, images, network, tiny_pair
 from tests.helpers.sampler_checks import FIRST, SEED, context_for, teacher_forced
 
 N, SIZE = 3, (8, 8)
@@ -32,7 +25,7 @@ CUDA = [
     for name in ("cached cuda", "cached cuda bfloat16")
     if torch.cuda.is_available()
 ]
-SAMPLERS = ("sequential", "jacobi", "cached", "cached bfloat16", *CUDA)
+SAMPLERS = ("sequential", "cached", "cached bfloat16", *CUDA)
 CASES = [("none", 1, {}), ("stack", 3, {}), ("concat", 1, ATOMS), ("stack", 1, BYTES)]
 
 
@@ -45,8 +38,6 @@ def draw(sampler: str, model: PixelCNNpp, **given: Any) -> Tensor:
             model = copy.deepcopy(model).cuda()
             given = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in given.items()}
         return CachedSampler(model, dtype).sample(N, **given).cpu()
-    if sampler == "jacobi":
-        return jacobi_sample(model, N, **given).images
     return sequential_sample(model, N, **given)
 
 
@@ -64,21 +55,19 @@ def random_mask(n: int = N) -> Tensor:
 def test_a_sample_with_all_of_it_none_or_parts_known(
     conditioning: str, channels: int, mixture: dict[str, Any], sampler: str
 ) -> None:
-    """Bit for bit; a continuous pixel of Jacobi sampling has settled up to rounding only."""
+    """Bit for bit."""
     model = network(conditioning, channels=channels, n_filters=4, **mixture)
     own = images(channels=channels).mT  # strided
     everywhere = torch.ones(1, *SIZE, dtype=torch.bool)
     assert torch.equal(draw(sampler, model, known=own, mask=everywhere), own)
     x, nothing = draw(sampler, model), torch.full_like(own, torch.nan)
     assert torch.equal(draw(sampler, model, known=nothing, mask=~everywhere), x)
-    rounding = 1e-5 if sampler == "jacobi" and not mixture else 0.0
     for mask in (random_mask(), keep_top(0.5, SIZE)):
-        again = draw(sampler, model, known=x, mask=mask)
-        torch.testing.assert_close(again, x, rtol=rounding, atol=rounding)
+        assert torch.equal(draw(sampler, model, known=x, mask=mask), x)
 
 
 @pytest.mark.grid
-@pytest.mark.parametrize("sampler", ["sequential", "jacobi", "cached"])
+@pytest.mark.parametrize("sampler", ["sequential", "cached"])
 @pytest.mark.parametrize(("conditioning", "channels", "mixture"), CASES)
 def test_drawn_pixels_follow_from_the_pixels_before_them(
     conditioning: str, channels: int, mixture: dict[str, Any], sampler: str
@@ -150,67 +139,15 @@ def test_keep_top() -> None:
         refuses(r"`keep_top` must lie in 0 \.\. 1, got", keep_top, fraction, SIZE)
 
 
-CLASSIFIED = (("none", False), ("none", True), ("concat", True))
-
-
-@pytest.mark.parametrize(("conditioning", "discretized"), CLASSIFIED)
-def test_the_probability_of_known_pixels_is_exact_where_they_come_first(
-    conditioning: str, discretized: bool
-) -> None:
-    """Of all pixels it is the likelihood of the image; later pixels do not enter."""
-    likelihood = "discretized" if discretized else "continuous"
-    model = network(conditioning, likelihood=likelihood, n_classes=CLASSES)
-    x, context, _ = inputs(conditioning)
-    classes = model.config.classes
-    whole = torch.ones(1, 8, 8, dtype=torch.bool)
-    found = log_known(model, known_pixels(x, whole, 3), classes, context)
-    for number in range(CLASSES):
-        expected = model.log_prob(x, context, torch.full((3,), number))
-        torch.testing.assert_close(found[:, number].float(), expected)
-    # By the chain rule: pixel after pixel, each given those before it.
-    params = model(x, context, torch.full((3,), 1))
-    pixels = model.log_prob_of_pixels(x, params).flatten(1).double()
-    for count in (0, 5, 8, 35):
-        mask = (torch.arange(64) < count).view(1, 8, 8)
-        found = log_known(model, known_pixels(x, mask, 3), classes, context)
-        torch.testing.assert_close(found[:, 1], pixels[:, :count].sum(1))
-
-
-def test_the_class_of_a_completion_is_drawn_given_the_known_pixels() -> None:
-    """As often as Bayes' rule says, by a function of the image's number; else without a class."""
-    pair, n = tiny_pair(classes=(CLASSES, CLASSES)), 3000
-    shares = (0.5, 0.3, 0.2)
-    for model in (pair.noisy, pair.denoiser):
-        model.config = replace(model.config, class_shares=shares, hidden_labels=0.1)
-    x, mask = images(1), keep_top(0.25, (8, 8))
-    known = known_pixels(x, mask, n)
-    request = Request(n, seed=2, label="known", known=known)
-    drawn = draw_classes(pair.noisy, request, known, pair.classes)
-    log_joint = log_known(pair.noisy, known_pixels(x, mask, 1), pair.classes)[0]
-    expected = (log_joint + torch.tensor(shares).log()).softmax(0)
-    assert (expected - torch.tensor(shares)).abs().max() > 0.01  # the pixels say something
-    counts = drawn.bincount(minlength=CLASSES)
-    error = (n * expected * (1 - expected)).sqrt()
-    assert ((counts - n * expected).abs() < 4 * error + 1).all()
-    part = draw_classes(pair.noisy, request.part(7, 5), known_pixels(x, mask, 5), pair.classes)
-    assert torch.equal(part, drawn[7:12])
-    # The pair draws by it: of the noisy known pixels that the noisy model sees.
-    noisy = pair.smoothing.sample(x.expand(4, -1, -1, -1), seed=5)
-    known = known_pixels(noisy, mask, 4)
-    label = draw_classes(
-        pair.noisy, Request(4, seed=5, label="known", known=known), known, pair.classes
-    )
-    expected = pair.sample(4, seed=5, known=x, mask=mask, label=label)
-    assert torch.equal(pair.complete(x, mask, draws=4, seed=5), expected)
-
-
-@pytest.mark.parametrize("hidden_labels", [None, 0.0, 0.1])
-def test_known_pixels_elsewhere_give_no_class(hidden_labels: float | None) -> None:
-    """Then the label is zeros if the network learned it, else the class is of the prior."""
+@pytest.mark.parametrize("dropout", [None, 0.0, 0.1])
+def test_a_completion_without_a_label_has_no_class(dropout: float | None) -> None:
+    """If the models learned that; else the label must be given."""
     pair = tiny_pair(classes=(CLASSES, CLASSES))
     for model in (pair.noisy, pair.denoiser):
-        model.config = replace(model.config, hidden_labels=hidden_labels)
-    x, mask = images(2), torch.eye(8, dtype=torch.bool)[None]
-    label: object = torch.zeros(2, CLASSES) if hidden_labels else "prior"
-    expected = pair.sample(2, known=x, mask=mask, seed=1, label=label)
-    assert torch.equal(pair.complete(x, mask, seed=1), expected)
+        model.config = replace(model.config, hidden_labels=dropout)
+    x, upper = images(2), keep_top(0.5, SIZE)
+    if not dropout:
+        refuses("`label` must be given to complete images", pair.complete, x)
+        return
+    expected = pair.sample(2, known=x, mask=upper, label=torch.zeros(2, CLASSES))
+    assert torch.equal(pair.complete(x), expected)
