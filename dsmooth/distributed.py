@@ -6,27 +6,19 @@ When a process ends, its connections close, and the others notice at their next 
 from __future__ import annotations
 
 import os
-import socket
-import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
 from datetime import timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from .files import writing_nothing
 from .progress import Progress, silence
 
-if TYPE_CHECKING:
-    from torch.distributed import Store
-
-# How long a process waits for the others: until all have started, and at an exchange, which some
-# processes reach later. It does not wait for a process that has ended.
-START = timedelta(minutes=5)
+# How long a process waits for the others, at the start and at an exchange, which some processes
+# reach later. At an exchange it does not wait for a process that has ended.
 EXCHANGE = timedelta(minutes=30)
 
 
@@ -58,14 +50,6 @@ def from_torchrun(name: str, default: int | None = None) -> int:
     return int(text)
 
 
-def launch() -> str | None:
-    """The name of this torchrun launch, which restarts keep; None without torchrun."""
-    # It is in TORCHELASTIC_ERROR_FILE: FOLDER/NAME/attempt_1/0/error.json. TORCHELASTIC_RUN_ID may
-    # be the same for several launches.
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    return Path(file).parents[2].name if file else None
-
-
 @contextmanager
 def process_group() -> Iterator[None]:
     """Connect the processes that torchrun started, until the outermost such block ends.
@@ -79,61 +63,18 @@ def process_group() -> Iterator[None]:
     if size == 1 or dist.is_initialized():
         yield
         return
-    deadline = time.monotonic() + START.total_seconds()
     try:
-        if rank:
-            _wait_for_rank_0(deadline)
-        store = next(dist.rendezvous("env://", rank, size, timeout=START))[0]
-        store = dist.PrefixStore(_name_of_this_start(store, rank, size, deadline), store)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=EXCHANGE)
-    except (OSError, RuntimeError) as error:
+        dist.init_process_group("gloo", timeout=EXCHANGE)
+    except RuntimeError as error:
         raise ProcessLost(
-            f"rank {rank}: the {size} processes did not all start within "
-            f"{START.total_seconds():.0f} s; the failed process reports the reason"
+            f"rank {rank}: the {size} processes did not all start; the failed process reports the "
+            f"reason ({str(error).partition(chr(10))[0]})"
         ) from error
     try:
         with writing_nothing() if rank else nullcontext(), silence() if rank else nullcontext():
             yield
     finally:
         dist.destroy_process_group()
-
-
-def _name_of_this_start(store: Store, rank: int, size: int, deadline: float) -> str:
-    """A name for this start, once all processes have started; RuntimeError if one has not.
-
-    torchrun's store outlives a restart, and its count of restarts differs between machines. So
-    every process registers with a unique name, and rank 0 answers under that name.
-    """
-    name = uuid.uuid4().hex
-    if rank:
-        store.set(f"hello/{rank}", name)
-        name = store.get(f"welcome/{name}").decode()
-        store.set(f"{name}/here/{rank}", "")
-        store.wait([f"{name}/go"], START)
-        return name
-    for other in range(1, size):
-        while not store.check([f"{name}/here/{other}"]):
-            # It may be from a process of an earlier start, which does not respond.
-            store.set(f"welcome/{store.get(f'hello/{other}').decode()}", name)
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"rank {other} did not start")
-            time.sleep(0.01)
-    store.set(f"{name}/go", "")
-    return name
-
-
-def _wait_for_rank_0(deadline: float) -> None:
-    """Raise OSError if rank 0 does not listen; torch would print a page of text."""
-    if "MASTER_ADDR" not in os.environ:
-        raise ValueError("MASTER_ADDR must be set if WORLD_SIZE is (torchrun sets both)")
-    address = os.environ["MASTER_ADDR"], from_torchrun("MASTER_PORT")
-    while True:
-        try:
-            return socket.create_connection(address, timeout=START.total_seconds()).close()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
 
 
 @contextmanager

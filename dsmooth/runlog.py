@@ -22,11 +22,10 @@ class LogEntry(msgspec.Struct, frozen=True, tag_field="event", tag=str.lower, om
 
 
 class Start(LogEntry, frozen=True):
-    """A call begins. total: images of the whole run; loss: its meaning; launch: by torchrun."""
+    """A call begins. total: images of the whole run; loss: its meaning."""
 
     total: int
     loss: str
-    launch: str | None = None
 
 
 class Step(LogEntry, frozen=True):

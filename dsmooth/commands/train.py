@@ -26,7 +26,6 @@ from ..training.beginning import (
     check_new_run,
     count_training_images,
     find_initial,
-    is_restart,
     load_data,
 )
 from ..training.loop import train_run
@@ -184,7 +183,7 @@ def check_pair(options: Train, plans: Sequence[RunPlan], requests: Sequence[RunR
     with process_group():
         for plan, request in zip(plans, requests, strict=True):
             stored = RunFolder(plan.folder)
-            if not (options.resume or broadcast_int(is_restart(stored))):
+            if not options.resume:
                 check_new_run(stored, request.config())
             labels = labels_of_clusters(plan)
             if plan.clusters is not None and labels.exists() and not stored.config.exists():

@@ -10,23 +10,13 @@ from ..config import DERIVED, ModelConfig, Role, TrainConfig
 from ..data import SPLITS, ImageDataset, load_splits
 from ..data.folder import image_paths, paths_of_split
 from ..data.reading import with_labels
-from ..distributed import barrier, from_torchrun, launch, rank_and_size
+from ..distributed import barrier, from_torchrun, rank_and_size
 from ..errors import SettingError
 from ..fields import flatten
 from ..files import check_writable
 from ..nn import PixelCNNpp
 from ..pretrained import Loaded, load
-from ..runlog import Start
 from ..runs import RunFolder
-
-
-def is_restart(run: RunFolder) -> bool:
-    """Whether torchrun starts its processes again, and the run was begun by the same torchrun."""
-    restarted = from_torchrun("TORCHELASTIC_RESTART_COUNT", 0) > 0
-    if not (restarted and run.can_resume() and run.log.is_file()):
-        return False
-    starts = [entry.launch for entry in run.read_log() if isinstance(entry, Start)]
-    return starts[-1:] == [launch()]
 
 
 def initial_network(config: TrainConfig) -> PixelCNNpp | None:

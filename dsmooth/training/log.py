@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..data import ImageDataset
-from ..distributed import launch, rank_and_size
+from ..distributed import rank_and_size
 from ..files import open_to_append
 from ..nn import PixelCNNpp
 from ..pictures import save_grid
@@ -87,7 +87,7 @@ class RunLog(ExitStack):
         self.file = self.enter_context(open_to_append(folder.log))
         if folder.log.read_bytes()[-1:] not in (b"", b"\n"):
             self.file.write("\n")  # a line was cut by a crash
-        self.write(Start(*self.place(), self.total, self.loss_name, launch()))
+        self.write(Start(*self.place(), self.total, self.loss_name))
         role = state.config.role
         self.bar: Bar | None = None
         if progress:

@@ -26,7 +26,7 @@ from ..memory import keep_freed_memory
 from ..progress import LOG, lines_shown
 from ..runlog import LogEntry
 from ..runs import RunFolder, default_folder
-from .beginning import check_new_run, is_restart, load_data
+from .beginning import check_new_run, load_data
 from .budget import Deadline
 from .checkpoint import newest_checkpoint, restore, save_checkpoint
 from .evaluation import evaluate, sample_grid
@@ -89,8 +89,7 @@ def train(
     names a run or a pair: a new run begins with its weights and a new optimiser.
 
     Under torchrun all processes call this and train together: each computes its share of every
-    batch, and rank 0 writes. All need access to `folder` and the data. A run whose processes
-    torchrun restarts continues from its last checkpoint, whatever `resume` says.
+    batch, and rank 0 writes. All need access to `folder` and the data.
 
     Raises ValueError or FileNotFoundError for data, settings or a folder that do not fit,
     NonFiniteLoss, naming step and seed, and ProcessLost if another process is gone.
@@ -172,7 +171,7 @@ def train_run(
             stack.enter_context(lines_shown())
 
         checkpoint = None
-        if run.config.exists() if resume else broadcast_int(is_restart(run)):
+        if resume and run.config.exists():
             if first:
                 stack.enter_context(lock_folder(run.path, HOLDER))
             checkpoint = newest_checkpoint(run)

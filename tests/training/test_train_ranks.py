@@ -37,7 +37,7 @@ from tests.helpers.rank_processes import (
     start_ranks,
     wait_for_all,
 )
-from tests.helpers.tiny_runs import ROLES, assert_same_end, tiny, train_until
+from tests.helpers.tiny_runs import ROLES, assert_same_end, tiny
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 WORK = HELPERS / "rank_work.py"
@@ -158,9 +158,7 @@ def test_a_killed_rank_ends_the_other_and_a_restart_continues(tmp_path: Path) ->
     _, errors = first.communicate()
     assert re.fullmatch(r"dsmooth: error: rank 0: another process ended or did .*\n", errors)
     second.communicate()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-        wait_for_all(start_ranks(2, arguments, tmp_path))
+    wait_for_all(start_ranks(2, [*arguments, "--resume"], tmp_path))
     log = RunFolder(tmp_path / "killed").read_log()
     starts = [entry.images for entry in log if isinstance(entry, Start)]
     assert len(starts) == 2
@@ -197,21 +195,6 @@ def test_ranks_with_a_budget_end_together(tmp_path: Path) -> None:
     wait_for_all(start_ranks(2, again, tmp_path))
     assert RunFolder(tmp_path / "again").read_config() == (config, size)
     assert_same_end(run.path, tmp_path / "again")
-
-
-def test_a_restart_continues_a_run_of_its_own_launch(tmp_path, small_runs, monkeypatch) -> None:
-    """And not with one that was there before, which its first start refused."""
-
-    def start(launch: str, count: int) -> None:
-        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", f"/x/{launch}/attempt_{count}/0/error.json")
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(count))
-
-    start("one", 0)
-    train_until(16, tiny(images=24), tmp_path)
-    start("two", 1)
-    refuses("already holds a run", train, tiny(images=24), tmp_path)
-    start("one", 1)
-    assert train(tiny(images=24), tmp_path).images_seen == 24
 
 
 def test_control_c_saves_once_and_one_process_resumes(tmp_path, monkeypatch) -> None:
@@ -260,14 +243,15 @@ def test_numbers_are_those_of_one_process(tmp_path: Path) -> None:
 def test_a_process_whose_peers_are_missing_does_not_wait_for_ever(tmp_path: Path) -> None:
     """As where rank 0 failed before it met the others."""
     impatient = "import datetime; from dsmooth import distributed\n"
-    impatient += "distributed.START = datetime.timedelta(seconds=0.5)\n"
+    impatient += "distributed.EXCHANGE = datetime.timedelta(seconds=0.5)\n"
     variables = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     variables["MASTER_PORT"] = str(free_port())
     arguments = ["sample", "pair", "--device", "cpu"]
     second = ForkedPython(impatient + COMMAND, arguments, tmp_path, variables)
     _, errors = second.communicate(timeout=240)
     assert second.returncode == 1
-    assert re.fullmatch(r"dsmooth: error: rank 1: the 2 processes did not all start .*\n", errors)
+    last = errors.splitlines()[-1]
+    assert re.fullmatch(r"dsmooth: error: rank 1: the 2 processes did not all start; .*", last)
 
 
 def test_two_processes_write_the_images_of_one(tmp_path, monkeypatch) -> None:
