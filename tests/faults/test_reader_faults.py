@@ -19,7 +19,6 @@ from dsmooth.data.folder import read_pictures
 from dsmooth.data.published import SUBSET_PATH
 from dsmooth.data.reading import read_npz
 from dsmooth.evaluate.sources import read_images
-from dsmooth.memory import memory_bytes
 from tests.helpers.data_makers import random_bytes, refuses, write_images
 
 
@@ -123,27 +122,6 @@ def test_a_folder_of_more_images_than_memory(tmp_path, monkeypatch) -> None:
     write_images(tmp_path, {f"{i}.png": random_bytes((8, 8), seed=i) for i in range(9)})
     monkeypatch.setattr(reading, "memory_bytes", lambda: 256)
     assert str(tmp_path) in refuses("than there is mem", load_dataset, "folder", "all", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("cgroup", "limits", "expected"),
-    [
-        ("0::/", {"memory.max": "4096\n"}, 4096),
-        ("0::/jobs/7", {"jobs/7/memory.max": "max\n", "jobs/memory.max": "8192\n"}, 8192),
-        ("4:memory:/docker/a", {"memory/memory.limit_in_bytes": "4096\n"}, 4096),
-        ("2:cpu:/x\n4:memory:/x", {"memory/x/memory.limit_in_bytes": "1024"}, 1024),
-        ("4:memory:/x", {"memory/y/memory.limit_in_bytes": "1024"}, None),
-        ("0::/", {"memory.max": "max\n"}, None),
-    ],
-)
-def test_the_memory_is_that_of_the_container(tmp_path: Path, cgroup, limits, expected) -> None:
-    files = {f"sys/fs/cgroup/{name}": limit for name, limit in limits.items()}
-    for name, content in {**files, "proc/self/cgroup": cgroup}.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
-    machine = memory_bytes(tmp_path / "nowhere")
-    assert machine > 1 << 28
-    assert memory_bytes(tmp_path) == (expected or machine)
 
 
 def test_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:
