@@ -37,11 +37,7 @@ VERBS: Mapping[str, Any] = {
     "sample": verbs.Sample,
     "complete": verbs.Complete,
     "cluster": verbs.Cluster,
-    "evaluate": {
-        "bpd": verbs.BitsOptions,
-        "fid": verbs.FrechetOptions,
-        "classify": verbs.ClassifyOptions,
-    },
+    "evaluate": {"bpd": verbs.BitsOptions, "fid": verbs.FrechetOptions},
     "probe": verbs.Probe,
     "reproduce": verbs.Reproduce,
     "doctor": verbs.Doctor,

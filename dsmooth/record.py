@@ -6,7 +6,6 @@ of `evaluate`, `probe` and `reproduce`, of folders of drawn images, and of the p
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -119,11 +118,6 @@ def record_of(
     """The content of a record."""
     content = {"request": request, "parts": parts or {}, "result": result}
     return msgspec.to_builtins({"version": VERSION, "dsmooth": __version__, **content})
-
-
-def request_digest(request: Mapping[str, object]) -> str:
-    """Eight hexadecimal digits that differ between requests, for the name of a folder."""
-    return hashlib.sha256(json.dumps(request).encode()).hexdigest()[:8]
 
 
 def read_result(path: Path, kind: type[T]) -> T | None:

@@ -232,10 +232,11 @@ class Stages:
         def compute() -> FrechetResult:
             others = torch.ones(len(train_set), dtype=torch.bool).index_fill(0, held_out, False)
             # Only the statistics: scores by features of the real images take longer than the rest.
-            real = Reference.of_images(train_set.images[others], network, progress=True).statistics
+            real = Reference.of_images(train_set.images[others], network, progress=True)
+            reference = replace(real, features=None)
             test_images = choose_images(self.test_set, count)
             sets = {**samples, TEST_IMAGES: test_images, FLOOR: train_set.images[held_out]}
-            result = compare_images(sets, Reference(real), network, progress=True)
+            result = compare_images(sets, reference, progress=True)
             return result.leave_out({k: len(pictures[k]) - len(x) for k, x in samples.items()})
 
         return self.obtain(

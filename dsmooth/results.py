@@ -7,7 +7,7 @@ None where a single image gives none.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .probe_settings import ProbeSettings
@@ -99,40 +99,17 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class OfClass:
-    """The class of some numbers; name: empty if it is unknown."""
-
-    label: int
-    name: str = field(default="", kw_only=True)
-
-    @property
-    def title(self) -> str:
-        """The name of the class, or its number."""
-        return self.name or str(self.label)
-
-
-@dataclass(frozen=True)
-class ClassBits(OfClass):
-    """Bits/dim of the bytes of the images of a class, for a pair by its bound."""
-
-    n_images: int
-    value: float
-    error: float | None
-
-
-@dataclass(frozen=True)
 class BitsResult:
     """Bits/dim of models, by "pair" and "plain". seed: of the noise.
 
     difference: of the pair minus the plain model, None for one of them, and if only one is given
-    the classes. classes: of each class, by "pair" and "plain"; empty where they were not measured.
+    the classes.
     """
 
     data: MeasuredImages
     seed: int
     models: dict[str, Bits]
     difference: Difference | None = None
-    classes: dict[str, tuple[ClassBits, ...]] = field(default_factory=dict)
 
     @property
     def pair(self) -> Bits | None:
@@ -193,15 +170,6 @@ class Distance:
     scores: FidelityScores | None = None
 
 
-@dataclass(frozen=True)
-class ClassDistances(OfClass):
-    """Distances of the images of a class to `n_reference` real images of it."""
-
-    n_reference: int
-    distances: dict[str, Distance]
-    warnings: tuple[str, ...] = ()
-
-
 # The entry of real images that are not in the reference: what a perfect model would get.
 FLOOR = "real"
 
@@ -221,7 +189,6 @@ class FrechetResult:
     n_reference: int | None
     distances: dict[str, Distance]
     warnings: tuple[str, ...] = ()
-    classes: tuple[ClassDistances, ...] = ()
 
     def leave_out(self, counts: Mapping[str, int]) -> FrechetResult:
         """This result of sets without so many images that had infinite values."""
@@ -235,27 +202,6 @@ class FrechetResult:
             if count
         )
         return replace(self, distances=distances, warnings=(*self.warnings, *notes))
-
-
-@dataclass(frozen=True)
-class ClassifyResult:
-    """Images classified by Bayes' rule.
-
-    accuracy: fraction in 0 .. 1. bits: mean of -log2 p(true label | x). bits_given_class,
-    bits_of_mixture: bits/dim of the images given their class, and by the mixture of the classes.
-    confusion: how many images of each class (rows) are taken for each class (columns). n_noise:
-    draws of x~ for a pair's importance-weighted bound, None for exact likelihoods.
-    """
-
-    data: MeasuredImages
-    accuracy: float
-    error: float | None
-    bits: float
-    bits_given_class: float
-    bits_of_mixture: float
-    confusion: tuple[tuple[int, ...], ...]
-    n_noise: int | None
-    seed: int
 
 
 @dataclass(frozen=True)

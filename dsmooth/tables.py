@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .progress import significant
-from .results import FLOOR, BitsResult, ClassDistances, Distance, FidelityScores, FrechetResult
+from .results import FLOOR, BitsResult, Distance, FidelityScores, FrechetResult
 from .text import decimals, escape_control
 
 COMPARABLE = "* comparable with discrete bits/dim of the literature"
@@ -57,16 +57,6 @@ def bits_table(result: BitsResult, title: str = "") -> Table:
     return Table(["", *columns], cells, title)
 
 
-def class_bits_table(result: BitsResult) -> Table:
-    """Bits/dim of each class."""
-    rows = []
-    for same in zip(*result.classes.values(), strict=True):
-        values = (decimals(row.value, error=row.error) for row in same)
-        rows.append([same[0].title, f"{same[0].n_images:,}", *values])
-    head = ["class", "images", *(f"{name}: bits/dim" for name in result.classes)]
-    return Table(head, rows, "bits/dim of each class")
-
-
 def frechet_table(result: FrechetResult, title: str) -> Table:
     """The distance of the samples, other scores if there are some, and those of the floor."""
     sets = [result.distances["samples"], result.distances.get(FLOOR)]
@@ -87,18 +77,6 @@ def frechet_table(result: FrechetResult, title: str) -> Table:
             rows.append([words + deviation, *(_spread(*value) for value in values)])
     counts = [0 if distance is None else distance.n_images for distance in sets]
     return Table(["", f"{counts[0]:,} samples", f"{counts[1]:,} real images"], rows, title)
-
-
-def class_distances_table(classes: Sequence[ClassDistances]) -> Table:
-    """The distance of each class."""
-    rows = []
-    for row in classes:
-        samples, floor = row.distances["samples"], row.distances.get(FLOOR)
-        counts = f"{samples.n_images:,}", f"{row.n_reference:,}"
-        values = _distance(samples), decimals(floor.value if floor else None)
-        rows.append([row.title, *counts, *values])
-    head = ["class", "samples", "real images", "distance", "of other real images"]
-    return Table(head, rows, "distances of classes")
 
 
 def _distance(distance: Distance | None) -> str:

@@ -127,7 +127,7 @@ def distances(
             extractor = make_extractor(module)
             reference = Reference.of_images(real, extractor)
             variance = float(reference.statistics.covariance.diagonal().mean())
-            result = compare_images(judged, reference, extractor, progress=True)
+            result = compare_images(judged, reference, progress=True)
             for name, distance in result.distances.items():
                 row, scores = cells[name][-1], distance.scores
                 row.append((distance.value / variance, distance.error / variance))

@@ -12,15 +12,14 @@ from ..machine import use_threads
 from ..progress import silence
 from ..record import record_of
 from .evaluate_bits import evaluate_bits
-from .evaluate_classify import evaluate_classify
 from .evaluate_frechet import evaluate_frechet
-from .options import BitsOptions, ClassifyOptions, FrechetOptions
+from .options import BitsOptions, FrechetOptions
 from .shared import check_output
 
 STDOUT = Path("-")
 
 
-def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions) -> None:
+def evaluate(options: BitsOptions | FrechetOptions) -> None:
     """Run a command. Raises ValueError, OSError or ImportError for what does not fit."""
     use_threads(options.execution.threads)
     screen, to_screen, first = sys.stdout, options.out == STDOUT, rank_and_size()[0] == 0
@@ -31,10 +30,8 @@ def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions) -> None:
         with process_group():
             if isinstance(options, BitsOptions):
                 record = record_of(*evaluate_bits(options))
-            elif isinstance(options, FrechetOptions):
-                record = record_of(*evaluate_frechet(options))
             else:
-                record = record_of(*evaluate_classify(options))
+                record = record_of(*evaluate_frechet(options))
         if first and to_screen:
             print(json_text(record), end="", file=screen)
         elif first:

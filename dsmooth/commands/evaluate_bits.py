@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
-from ..evaluate.classes import bits_by_class
 from ..evaluate.likelihood import measure_bits
 from ..machine import choose_device
 from ..pretrained import load
 from ..results import BitsResult
-from ..tables import COMPARABLE, bits_table, class_bits_table
+from ..tables import COMPARABLE, bits_table
 from ..text import decimals, escape_control
 from .options import BitsOptions
 from .shared import choose_data, request_of_measure
@@ -21,9 +19,7 @@ def evaluate_bits(options: BitsOptions) -> tuple[Mapping[str, object], BitsResul
     folders = [*options.models, *filter(None, [options.plain])]
     models = load(*folders, device=choose_device(options.execution.device)).checked()
     dataset = choose_data(models, options.dataset).load(options.split, options.limit)
-    if options.per_class:
-        dataset.known_labels("per_class")  # refused before any work
-    result, scores = measure_bits(
+    result, _ = measure_bits(
         models,
         dataset,
         n_noise=options.n_noise,
@@ -32,12 +28,8 @@ def evaluate_bits(options: BitsOptions) -> tuple[Mapping[str, object], BitsResul
         precision=options.execution.precision,
         mixture=True,
     )
-    if options.per_class:
-        labels, names = dataset.known_labels(), dataset.class_names
-        classes = {name: bits_by_class(score, labels, names) for name, score in scores.items()}
-        result = replace(result, classes=classes)
     print_bits(result, dataset.source, models.classes.names)
-    return request_of_measure(options, dataset, models, options.n_noise), result
+    return request_of_measure(options, dataset, models), result
 
 
 def print_bits(result: BitsResult, source: str, class_names: tuple[str, ...]) -> None:
@@ -57,5 +49,3 @@ def print_bits(result: BitsResult, source: str, class_names: tuple[str, ...]) ->
     if (difference := result.difference) is not None:
         value = decimals(difference.value, error=difference.error)
         print(f"pair minus plain, paired over images: {value}")
-    if result.classes:
-        class_bits_table(result).show()

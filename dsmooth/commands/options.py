@@ -19,8 +19,6 @@ from ..probe_settings import ProbeSettings
 Flag = FlagCreatePairsOff[bool]
 MODELS_HELP = """mnist, the pair that comes with the package; a saved pair; the run folders of a
 noisy model and of its denoiser, or a folder with both; or one run folder."""
-SAMPLES_HELP = """Samples in a .npz, a .npy, a folder of .npy shards or of image files, of any
-program; or models to draw them from, as `dsmooth sample` takes them."""
 Folders = Annotated[Positional[tuple[Path, ...]], arg(help=MODELS_HELP, help_behavior_hint="")]
 DEFAULT_PRESET = "mnist-quick"
 PRESET_HELP = "Settings to start from: " + "; ".join(
@@ -152,8 +150,13 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Measure:
-    """Images of a data set, seen by models."""
+class BitsOptions:
+    """Bits/dim of held-out images, in every convention.
+
+    A pair gives a bound by Monte Carlo over noise, a plain model the exact number. Prints a table
+    and writes JSON. Numbers that compare with the literature are marked. Under torchrun several
+    processes (and GPUs) share the images.
+    """
 
     models: Folders
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()
@@ -169,21 +172,8 @@ class Measure:
     """Images at a time; does not change the result."""
     seed: int = 0
     """Decides the noise."""
-
-
-@dataclass(frozen=True)
-class BitsOptions(Measure):
-    """Bits/dim of held-out images, in every convention.
-
-    A pair gives a bound by Monte Carlo over noise, a plain model the exact number. Prints a table
-    and writes JSON. Numbers that compare with the literature are marked. Under torchrun several
-    processes (and GPUs) share the images.
-    """
-
     plain: Path | None = None
     """Plain PixelCNN++ to compare with the pair: mnist-plain, or the folder of a run."""
-    per_class: Flag = False
-    """Also the number of each class of the data."""
     out: Path = Path("bits_per_dim.json")
     """File for the numbers; - for the standard output."""
     execution: OmitArgPrefixes[Computing] = Computing()
@@ -199,10 +189,11 @@ class FrechetOptions:
     JSON.
     """
 
-    samples: Annotated[Positional[tuple[Path, ...]], arg(help=SAMPLES_HELP, help_behavior_hint="")]
+    samples: Annotated[Positional[Path], arg(help_behavior_hint="")]
+    """Samples of any program in a .npz, a .npy or a folder of image files; draw some by `dsmooth
+    sample MODELS -n 1000 --out samples.npz`."""
     count: Annotated[int | None, arg(aliases=["-n"])] = None
-    """Samples to draw (1,000 by default), or to take of a file or folder at random (all by
-    default)."""
+    """Take as many of the samples, at random; by default all."""
     extractor: str = "mnist-classifier"
     """mnist-classifier, which comes with the package; or a name that torch-fidelity has (needs the
     extra "fid"): inception-v3-compat for FID, dinov2-vit-l-14, clip-vit-b-32, vgg16 and others."""
@@ -210,36 +201,13 @@ class FrechetOptions:
     split: Split = "train"
     """Real images to compare with; the other split shows the distance of real images."""
     reference: Path | None = None
-    """Another reference: a .npz with mean mu and covariance sigma of the extractor's features, of
-    an earlier call or another program; or a file or folder of images."""
-    save_reference: Path | None = None
-    """Save mu and sigma of the real images as .npz."""
-    label: str = "each"
-    """The class of the samples, which are compared with the real images of that class: models draw
-    it, it is chosen by the `label` of a .npz, and other files hold no other class. Or each for
-    all classes."""
-    per_class: Flag = False
-    """Also the distance of each class, of models with classes or a .npz with `label`."""
+    """Another reference: a file or folder of images; or a .npz with mean mu and covariance sigma of
+    the extractor's features, as pytorch-fid writes it."""
     seed: int = 0
-    """Decides the samples and the bootstrap."""
+    """Decides the bootstrap."""
     out: Path = Path("frechet.json")
     """File for the numbers; - for the standard output."""
-    execution: OmitArgPrefixes[Computing] = Computing()
-
-
-@dataclass(frozen=True)
-class ClassifyOptions(Measure):
-    """Classify images by Bayes' rule: p(label | x) from a model of each class's images.
-
-    A plain model with classes gives exact likelihoods, a pair importance-weighted bounds by the
-    same noise for all classes. The prior probabilities are the shares of the classes in training.
-    Prints the accuracy and writes JSON. Under torchrun several processes (and GPUs) share the
-    images.
-    """
-
-    out: Path = Path("classified.json")
-    """File for the numbers; - for the standard output."""
-    execution: OmitArgPrefixes[Computing] = Computing()
+    execution: OmitArgPrefixes[OnDevice] = OnDevice()
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from ..sampling.known import KnownPixels
 from ..sampling.output import Pictures, Shards, fill
 from ..sampling.request import Label, Request, default_label, drawn_seed, precision_on
 from ..sampling.two_step import draw
-from .options import BitsOptions, ClassifyOptions, Computing, DataOptions, Drawing
+from .options import BitsOptions, Computing, DataOptions, Drawing
 
 # The most images that one PNG shows.
 GRID_LIMIT = 400
@@ -98,16 +98,13 @@ def describe_data(dataset: ImageDataset) -> dict[str, str]:
 
 
 def request_of_measure(
-    options: BitsOptions | ClassifyOptions,
-    dataset: ImageDataset,
-    models: Loaded,
-    n_noise: int | None,
+    options: BitsOptions, dataset: ImageDataset, models: Loaded
 ) -> Mapping[str, object]:
     """All that decides the numbers of a measure."""
     return {
         "data": describe_data(dataset),
         "n_images": len(dataset),
-        "n_noise": n_noise,
+        "n_noise": options.n_noise,
         "seed": options.seed,
         "precision": options.execution.precision,
         "weights_sha256": models.digests(),

@@ -1,6 +1,6 @@
 """Measures: bits/dim, distances and scores of samples, linear probes, receptive fields."""
 
-from .classes import bits_by_class, classify, frechet_by_class
+from .classes import classify
 from .clusters import cluster
 from .comparison import compare_images
 from .features import extract_features, make_extractor
@@ -10,14 +10,12 @@ from .probe import probe_pair
 from .receptive_field import receptive_fields
 
 __all__ = [
-    "bits_by_class",
     "bits_per_dim",
     "classify",
     "cluster",
     "compare_images",
     "conventions",
     "extract_features",
-    "frechet_by_class",
     "frechet_distance",
     "make_extractor",
     "probe_pair",

@@ -1,10 +1,8 @@
-"""Measures of classes: bits/dim and the Fréchet distance of each, and classification by Bayes' rule
-with a class-conditional model (docs/math.md, section 8)."""
+"""Classification by Bayes' rule with a class-conditional model (docs/math.md, section 8)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,70 +13,8 @@ from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
 from ..progress import Progress, progress_of
-from ..results import FLOOR, ClassBits, ClassDistances
 from .batches import check_images, nats_of_images
-from .comparison import Reference, compare_images
-from .features import FeatureExtractor
-from .likelihood import Scores, standard_error
-
-
-def bits_by_class(
-    scores: Scores, labels: Tensor, names: Sequence[str] = ()
-) -> tuple[ClassBits, ...]:
-    """Bits/dim of the bytes of each class that occurs, for a pair by its bound.
-
-    labels: (N,), of the images that `scores` has. names: of the classes, if known. Raises
-    ValueError for another number of labels.
-    """
-    if labels.shape != (scores.n_images,):
-        raise ValueError(
-            f"labels must have shape ({scores.n_images},), one for each image that was scored, got "
-            f"{tuple(labels.shape)}"
-        )
-    bits = scores.bits(scores.log_weights("discretized")).mean(0)
-    classes = {label: bits[labels == label] for label in labels.unique().tolist()}
-    return tuple(
-        ClassBits(
-            label, len(part), float(part.mean()), standard_error(part), name=_name(label, names)
-        )
-        for label, part in classes.items()
-    )
-
-
-def _name(label: int, names: Sequence[str]) -> str:
-    """The name of a class, empty if it is unknown."""
-    return names[label] if label < len(names) else ""
-
-
-def frechet_by_class(
-    samples: ImageDataset,
-    reference: ImageDataset,
-    others: ImageDataset,
-    extractor: FeatureExtractor,
-    *,
-    progress: bool = False,
-) -> tuple[ClassDistances, ...]:
-    """`compare_images` of each class that has two samples and two real images.
-
-    others: real images that are not in the reference, for the floor. All have labels. A class has
-    fewer images, so its distance is larger than the distance of all: compare it with its floor.
-    """
-    classes, results = samples.known_labels().unique().tolist(), []
-    with progress_of(progress, "distances of classes", len(classes), "classes") as done:
-        for number, label in enumerate(classes, 1):
-            drawn, real, floor = (
-                dataset.images[dataset.known_labels() == label]
-                for dataset in (samples, reference, others)
-            )
-            if min(len(drawn), len(real)) > 1:
-                sets = {"samples": drawn} | ({FLOOR: floor} if len(floor) > 1 else {})
-                result = compare_images(sets, Reference.of_images(real, extractor), extractor)
-                name = _name(label, reference.class_names)
-                results.append(
-                    ClassDistances(label, len(real), result.distances, result.warnings, name=name)
-                )
-            done(number)
-    return tuple(results)
+from .likelihood import standard_error
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,29 +32,18 @@ class Classification:
 
     @property
     def log_joint(self) -> Tensor:
-        """log p(x, label): (N, K)."""
+        """log p(x, label): (N, K). The likeliest class of an image has the largest."""
         return self.log_likelihoods + self.log_prior
 
     @property
-    def right(self) -> Tensor:
-        """Whether the likeliest class is the true one: (N,) bool."""
-        return self.log_joint.argmax(1) == self.labels
-
-    @property
     def accuracy(self) -> float:
-        """The fraction of images classified correctly."""
-        return float(self.right.double().mean())
+        """The fraction of images whose likeliest class is the true one."""
+        return float(self._right.mean())
 
     @property
     def accuracy_error(self) -> float | None:
         """The standard error of the accuracy, over images."""
-        return standard_error(self.right.double())
-
-    @property
-    def bits(self) -> float:
-        """The mean of -log2 p(true label | x) by Bayes' rule, in bits."""
-        chosen = self.log_joint.log_softmax(1).gather(1, self.labels[:, None])
-        return -float(chosen.mean()) / math.log(2)
+        return standard_error(self._right)
 
     @property
     def bits_given_class(self) -> float:
@@ -130,14 +55,12 @@ class Classification:
         """The mean of -log2 p(x) / d by the mixture of the classes, which the model draws from."""
         return self._bits_per_dim(self.log_joint.logsumexp(1))
 
+    @property
+    def _right(self) -> Tensor:
+        return (self.log_joint.argmax(1) == self.labels).double()
+
     def _bits_per_dim(self, nats: Tensor) -> float:
         return -float(nats.mean()) / (self.dimensions * math.log(2))
-
-    def confusion(self) -> Tensor:
-        """How many images of each class (rows) are taken for each class (columns): (K, K)."""
-        k = self.log_likelihoods.shape[1]
-        pairs = self.labels * k + self.log_joint.argmax(1)
-        return torch.bincount(pairs, minlength=k * k).view(k, k)
 
 
 @torch.no_grad()

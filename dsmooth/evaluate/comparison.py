@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 from torch import Tensor
@@ -11,15 +11,8 @@ from torch import Tensor
 from ..data import epoch_order
 from ..progress import progress_of
 from ..results import FLOOR, Distance, FidelityScores, FrechetResult
-from .features import (
-    FeatureExtractor,
-    Features,
-    extract_features,
-    probe_image,
-    probe_output,
-    same_outputs,
-)
-from .frechet import FeatureStatistics, StatisticsSource, bootstrap_error
+from .features import FeatureExtractor, Features, extract_features
+from .frechet import FeatureStatistics, bootstrap_error
 
 # Settings of torch-fidelity and of the authors, for as many images.
 SUBSET_SIZE, SPLITS, NEIGHBOURS = 1000, 10, 3
@@ -27,57 +20,57 @@ SUBSET_SIZE, SPLITS, NEIGHBOURS = 1000, 10, 3
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Real images to compare with: statistics of their features, and the features (M, D) if known.
+    """Real images to compare with, as the `extractor` sees them.
 
-    Without the features there is no kernel distance, precision or recall.
+    statistics: of their features. features: (M, D), None if unknown: then there is no kernel
+    distance, precision or recall. image_shape: (C, H, W), None if unknown.
     """
 
+    extractor: FeatureExtractor
     statistics: FeatureStatistics
     features: Tensor | None = None
+    image_shape: tuple[int, ...] | None = None
 
     @classmethod
     def of_images(
-        cls,
-        images: Tensor,
-        extractor: FeatureExtractor,
-        *,
-        progress: bool = False,
-        source: StatisticsSource | None = None,
+        cls, images: Tensor, extractor: FeatureExtractor, *, progress: bool = False
     ) -> Reference:
-        """The reference of bytes (N, C, H, W), N >= 2; source: which images they are."""
+        """The reference of bytes (N, C, H, W), N >= 2."""
         features = extract_features(images, extractor, progress=progress, title="real images")[0]
-        shape = tuple(images.shape[1:])
-        probe = probe_output(extract_features(probe_image(shape), extractor).features)
-        source, facts = source or StatisticsSource(), extractor.describe()
-        source = replace(source, extractor=facts, image_shape=shape, probe=probe)
-        return cls(FeatureStatistics.of_batches(features.split(1000), source), features)
+        statistics = FeatureStatistics.of_batches(features.split(1000))
+        return cls(extractor, statistics, features, tuple(images.shape[1:]))
 
 
 def compare_images(
-    sets: Mapping[str, Tensor],
-    reference: Reference,
-    extractor: FeatureExtractor,
-    *,
-    seed: int = 0,
-    progress: bool = False,
+    sets: Mapping[str, Tensor], reference: Reference, *, seed: int = 0, progress: bool = False
 ) -> FrechetResult:
-    """Compare sets of images with `reference` by the features of `extractor`.
+    """Compare sets of images with `reference`, by the features of its extractor.
 
     sets: bytes (N, C, H, W), N >= 2, by name. "real" are images of the data that are not in the
     reference: their distance, the floor, is what a perfect model would get with as many samples.
     seed: of the bootstrap. progress: whether to show bars. Features of all images of a set are kept
     in memory: 4 N D bytes.
 
-    Raises ValueError for images that do not fit together and statistics of another extractor.
+    Raises ValueError for images of another shape, and for statistics of another dimension.
     """
+    extractor, real, wanted = reference.extractor, reference.statistics, reference.image_shape
     for images in sets.values():
-        check_comparable(tuple(images.shape[1:]), reference.statistics, extractor)
+        if wanted not in (None, tuple(images.shape[1:])):
+            raise ValueError(
+                f"images must have the shape of the real ones {wanted} (C, H, W), got "
+                f"{tuple(images.shape[1:])}"
+            )
     measured = {name: x for name, x in sets.items() if name != FLOOR or len(x) > 1}
 
     def distance(name: str, images: Tensor) -> Distance:
-        title, real = "the floor" if name == FLOOR else name, reference.statistics
+        title = "the floor" if name == FLOOR else name
         features = extract_features(images, extractor, progress=progress, title=title)
         rows = features.features
+        if rows.shape[1] != len(real.mean):
+            raise ValueError(
+                f"statistics must have dimension {rows.shape[1]}, as the features of "
+                f"{extractor.name} have, got {len(real.mean)}"
+            )
         words = f"{extractor.distance_name} of {title}"
         error = bootstrap_error(rows, real, seed=seed, progress=progress, title=words)
         scores = None
@@ -90,51 +83,16 @@ def compare_images(
     return FrechetResult(
         name=extractor.distance_name,
         extractor=extractor.describe(),
-        dimension=len(reference.statistics.mean),
-        n_reference=reference.statistics.count,
+        dimension=len(real.mean),
+        n_reference=real.count,
         distances={name: distance(name, images) for name, images in measured.items()},
-        warnings=tuple(warn(sets, reference.statistics)),
+        warnings=tuple(warn(sets, real)),
     )
 
 
 def black_share(images: Tensor) -> float:
     """The share of pixels of bytes (N, C, H, W) that are black in every colour."""
     return float((images.amax(1) == 0).double().mean())
-
-
-def image_shape(images: Tensor | FeatureStatistics) -> tuple[int, ...] | None:
-    """(C, H, W) of images, or of those that statistics are of, None if they do not say."""
-    if isinstance(images, Tensor):
-        return tuple(images.shape[1:])
-    return images.source.image_shape
-
-
-def check_comparable(
-    shape: tuple[int, ...], reference: Tensor | FeatureStatistics, extractor: FeatureExtractor
-) -> None:
-    """Raise ValueError unless samples (C, H, W) can be compared: by shape and by extractor."""
-    other = image_shape(reference)
-    if other not in (None, shape):
-        raise ValueError(f"reference must have the samples' shape {shape} (C, H, W), got {other}")
-    features = extract_features(probe_image(shape), extractor).features
-    if isinstance(reference, Tensor):
-        return
-    made_with = reference.source.extractor
-    if made_with not in (None, extractor.describe()):
-        raise ValueError(
-            f"the saved statistics were made with {made_with}, not with {extractor.describe()}"
-        )
-    if len(reference.mean) != features.shape[1]:
-        raise ValueError(
-            f"the saved statistics must have dimension {features.shape[1]}, as {extractor.name} "
-            f"has, got {len(reference.mean)}"
-        )
-    probe = reference.source.probe
-    if probe is not None and not same_outputs(probe, probe_output(features)):
-        raise ValueError(
-            f"the saved statistics were made with another {extractor.name}: of the same image it "
-            "had other features"
-        )
 
 
 def warn(sets: Mapping[str, Tensor], reference: FeatureStatistics) -> Iterator[str]:
@@ -155,7 +113,7 @@ def warn(sets: Mapping[str, Tensor], reference: FeatureStatistics) -> Iterator[s
     elif n_floor and others:
         numbers = " and ".join(f"{n:,}" for n in others)
         yield f"the floor is of {n_floor:,} images, not {numbers}: fewer images, larger distance"
-    if reference.source.extractor is None:
+    if reference.count is None:
         yield (
             "the statistics of the reference state neither their extractor nor the number of "
             "images and their resize, and the distance depends on all of them"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,24 +159,6 @@ def extract_features(
         parts = in_batches(len(images), batch_size, apply, on_cpu=on_cpu, progress=done)
         features, *logits = map(torch.cat, zip(*parts, strict=True))
     return Features(features, logits[0] if logits else None)
-
-
-def probe_image(shape: tuple[int, ...]) -> Tensor:
-    """The image (1, C, H, W), bytes, whose features identify an extractor."""
-    values = torch.arange(math.prod(shape)) * 97 % 256
-    return values.to(torch.uint8).view(1, *shape)
-
-
-def probe_output(features: Tensor) -> tuple[float, ...]:
-    """Four sums of the features (1, D) of `probe_image`, weighted by cosines."""
-    weights = torch.outer(torch.arange(4), torch.arange(features.shape[1])).double().cos()
-    return tuple((weights @ features[0].double()).tolist())
-
-
-def same_outputs(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    """Whether two outputs of `probe_output` agree up to the rounding of devices."""
-    first, second = torch.tensor(a), torch.tensor(b)
-    return len(a) == len(b) and bool((first - second).abs().max() <= 3e-3 * first.abs().max())
 
 
 def _mnist_classifier() -> FeatureExtractor:

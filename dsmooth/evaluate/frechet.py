@@ -6,9 +6,8 @@ network; features.py has others.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..data.reading import guarded, read_npz
+from ..data.reading import read_npz
 from ..distributed import side_by_side
-from ..fields import structure
-from ..files import write_npz
 from ..progress import Progress, progress_of
-from ..results import Extractor
 
 # How far from symmetric and from positive semi-definite a covariance may be, relative to its
 # largest entry: one that was accumulated in float32 stays well inside.
@@ -125,26 +121,6 @@ def _factor(name: str, cov: Tensor, d: int) -> Tensor:
     return vectors[:, kept] * values[kept].sqrt()
 
 
-@dataclass(frozen=True)
-class StatisticsSource:
-    """The extractor, and the images by their shape (C, H, W), data set, split and label; None for
-    what a file does not say.
-
-    probe: what the extractor makes of a fixed image of that shape (`features.probe_output`), since
-    networks of the same weights, or of none, may differ in what they compute. floor_sha256: digest
-    of the other images of the data set, which the floor is of.
-    """
-
-    extractor: Extractor | None = None
-    image_shape: tuple[int, ...] | None = None
-    name: str | None = None
-    split: str | None = None
-    source: str | None = None
-    label: str | None = None
-    probe: tuple[float, ...] | None = None
-    floor_sha256: str | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
     """Mean (D,) and covariance (D, D) of features, float64.
@@ -155,12 +131,9 @@ class FeatureStatistics:
     mean: Tensor
     covariance: Tensor
     count: int | None
-    source: StatisticsSource = StatisticsSource()
 
     @classmethod
-    def of_batches(
-        cls, batches: Iterable[Tensor], source: StatisticsSource = StatisticsSource()
-    ) -> FeatureStatistics:
+    def of_batches(cls, batches: Iterable[Tensor]) -> FeatureStatistics:
         """Statistics of features in batches (B, D), floating point, on any device; B may be 0.
 
         Batches are merged by the update of Chan, Golub & LeVeque (1983). So batch size and order
@@ -184,27 +157,19 @@ class FeatureStatistics:
                 count += n
         if count < 2:
             raise ValueError(f"a covariance needs at least 2 images, got {count}")
-        return cls(mean, scatter / (count - 1), count, source)
+        return cls(mean, scatter / (count - 1), count)
 
     def distance(self, other: FeatureStatistics) -> float:
         """The Fréchet distance to `other`."""
         return frechet_distance(self.mean, self.covariance, other.mean, other.covariance)
 
-    def save(self, path: str | Path) -> None:
-        """Write a .npz with `mu` and `sigma`, as other programs do, `n` and `description`."""
-        arrays = {"mu": self.mean.numpy(), "sigma": self.covariance.numpy()}
-        description = np.str_(json.dumps(asdict(self.source)))
-        write_npz(path, {**arrays, "n": np.int64(self.count or 0), "description": description})
-
     @classmethod
     def load(cls, path: str | Path) -> FeatureStatistics:
-        """Read `mu` and `sigma` of a .npz, and what else `save` wrote; nothing in it is unpickled.
+        """Read `mu` and `sigma` of a .npz, as pytorch-fid and ADM write it.
 
         Raises FileNotFoundError or ValueError, naming the file.
         """
-        arrays = read_npz(Path(path))
-        if absent := {"mu", "sigma"} - arrays.keys():
-            raise ValueError(f"{path} must hold mu, sigma, found no {', '.join(sorted(absent))}")
+        arrays = read_npz(Path(path), ("mu", "sigma"))
         mean, covariance = (_as_float64(f"{path}: {key}", arrays[key]) for key in ("mu", "sigma"))
         d = mean.numel()
         if mean.ndim != 1 or covariance.shape != (d, d):
@@ -212,7 +177,4 @@ class FeatureStatistics:
                 f"{path} must hold mu (D,), sigma (D, D), got {tuple(mean.shape)} and "
                 f"{tuple(covariance.shape)}"
             )
-        with guarded(path, "saved statistics"):
-            count = int(arrays.get("n", 0)) or None
-            source = structure(json.loads(str(arrays.get("description", "{}"))), StatisticsSource)
-        return cls(mean, covariance, count, source)
+        return cls(mean, covariance, None)

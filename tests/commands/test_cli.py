@@ -90,7 +90,7 @@ def test_large_blocks_stay_in_the_heap(variables: dict[str, str], stays: bool) -
 VERBS = ("train", "sample", "complete", "cluster", "probe", "reproduce", "doctor", "evaluate", "")
 
 
-@pytest.mark.parametrize("command", [*VERBS, "evaluate bpd", "evaluate fid", "evaluate classify"])
+@pytest.mark.parametrize("command", [*VERBS, "evaluate bpd", "evaluate fid"])
 def test_help_is_for_people(capsys, monkeypatch, command: str) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert run(*command.split(), "--help") == 0

@@ -6,18 +6,14 @@ import copy
 import math
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import dsmooth
-from dsmooth.data import ImageDataset, load_dataset
-from dsmooth.evaluate.classes import Classification, bits_by_class, classify, frechet_by_class
-from dsmooth.evaluate.comparison import Reference, compare_images
-from dsmooth.evaluate.features import make_extractor
+from dsmooth.data import ImageDataset
+from dsmooth.evaluate.classes import Classification, classify
 from dsmooth.evaluate.likelihood import (
     BYTE_BITS,
     Scores,
@@ -27,13 +23,10 @@ from dsmooth.evaluate.likelihood import (
     score_pair,
     score_plain,
 )
-from dsmooth.files import file_sha256, read_json, write_json
 from dsmooth.functional import logistic_mixture_log_prob
 from dsmooth.likelihoods import Likelihood
 from dsmooth.machine import torch_threads
 from dsmooth.philox import Stream
-from dsmooth.results import FLOOR
-from tests.helpers.command_runs import complains, measured, request_measured, save_run
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import CLASSES, GAUSSIAN, network, tiny_config, tiny_pair
 
@@ -264,33 +257,25 @@ def test_scores_are_those_of_the_images_labels() -> None:
     torch.testing.assert_close(scores.discretized[0].float(), log_p)
 
 
-def test_the_classes_make_up_the_whole() -> None:
-    data = LABELLED
+def test_the_words_say_whether_the_class_was_given() -> None:
     plain, pair = network(n_classes=CLASSES), tiny_pair(classes=(CLASSES, CLASSES))
-    for scores in (score_plain(plain, data), score_pair(pair, data, n_noise=2)):
+    for scores in (score_plain(plain, LABELLED), score_pair(pair, LABELLED, n_noise=2)):
         whole, *_, density, _ = conventions(scores)
         assert "P(bytes | class)" in whole.meaning
         assert ("given the class" in density.meaning) == (scores.continuous is not None)
-        rows = bits_by_class(scores, data.labels)
-        assert [(row.label, row.n_images) for row in rows] == [(0, 4), (1, 4), (2, 4)]
-        assert sum(row.value for row in rows) / CLASSES == pytest.approx(whole.value)
-        assert len({row.value for row in rows}) == 3
-    (one,) = bits_by_class(score_plain(plain, data.part(slice(1))), data.labels[:1])
-    assert one.error is None
-    words = r"labels must have shape \(12,\), .* got \(13,\)"
-    refuses(words, bits_by_class, scores, torch.zeros(13))
 
 
 def test_bayes_rule() -> None:
     nats = torch.tensor([[0.0, 1.0, -5.0], [2.0, 2.5, 2.0], [-900.0, -901.0, -902.0]]).double()
-    prior = torch.full((3,), 1 / 3).double().log()
-    result = Classification(nats, torch.tensor([1, 2, 0]), prior, dimensions=4)
-    assert result.right.tolist() == [True, False, True]
-    assert result.accuracy == pytest.approx(2 / 3)
-    assert result.confusion().tolist() == [[1, 0, 0], [0, 1, 0], [0, 1, 0]]
-    p = torch.stack([nats[0], nats[1], nats[2] + 900]).exp()
-    chosen = (p / p.sum(1, keepdim=True))[[0, 1, 2], [1, 2, 0]]
-    assert result.bits == pytest.approx(-chosen.log2().mean().item())
+    prior = torch.tensor([0.2, 0.2, 0.6]).double().log()
+    result = Classification(nats, torch.tensor([1, 1, 0]), prior, dimensions=4)
+    assert result.accuracy == pytest.approx(2 / 3)  # by its prior class 2 is the second image's
+    assert result.accuracy_error == pytest.approx((2 / 9 / 2) ** 0.5)
+    assert result.bits_given_class == pytest.approx(-(1 + 2.5 - 900) / 3 / 4 / math.log(2))
+    mixture = (nats.double().exp() @ torch.tensor([0.2, 0.2, 0.6]).double())[:2].log()
+    third = -900 + math.log(0.2 + 0.2 * math.exp(-1) + 0.6 * math.exp(-2))
+    expected = -(float(mixture.sum()) + third) / 3 / 4 / math.log(2)
+    assert result.bits_of_mixture == pytest.approx(expected)
 
 
 @torch.no_grad()
@@ -312,60 +297,3 @@ def test_images_are_classified_by_their_likelihoods(classes: tuple[int, int] | N
         nats = log_likelihood(x, label=torch.full((5,), label))
         torch.testing.assert_close(result.log_likelihoods[:, label].float(), nats)
     assert torch.equal(result.labels, data.labels[:5])
-
-
-def test_distances_are_those_of_each_class_alone() -> None:
-    extractor = make_extractor("mnist-classifier")
-    test, train = (load_dataset("mnist", split) for split in ("test", "train"))
-    drawn = test.part(slice(200))
-    kept = (drawn.labels != 4) | ((drawn.labels == 4).cumsum(0) == 1)  # one four, which is too few
-    sets = drawn.part(kept), train.part(slice(200)), train.part(slice(200, 300))
-    rows = frechet_by_class(*sets, extractor)
-    by_label = {row.label: row for row in rows}
-    assert list(by_label) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
-    sevens, real, floor = (data.images[data.labels == 7] for data in sets)
-    reference = Reference.of_images(real, extractor)
-    single = compare_images({"samples": sevens, FLOOR: floor}, reference, extractor)
-    assert by_label[7].distances == single.distances
-    assert by_label[7].n_reference == len(real)
-    assert by_label[7].warnings == single.warnings != ()
-
-
-@pytest.mark.long
-@pytest.mark.usefixtures("few_digits", "no_fidelity")
-def test_the_commands_classify_and_give_each_class(tmp_path: Path, monkeypatch, capsys) -> None:
-    """A plain model of the ten digits."""
-    monkeypatch.chdir(tmp_path)
-    plain = str(save_run(tmp_path / "run", "plain", size=28, n_classes=10))
-    found = measured("classify", plain, "--limit", "6")
-    assert found.n_noise is None
-    assert sum(map(sum, found.confusion)) == found.data.n_images == 6
-    text = capsys.readouterr().out
-    assert f"{100 * found.accuracy:.2f} ± {100 * found.error:.2f} % of 6 images" in text
-    assert "Bayes' rule over 10 classes of equal prior probability, by exact likelihoods" in text
-    bits = measured("bpd", plain, "--limit", "20", "--per-class")
-    assert sum(row.n_images for row in bits.classes["plain"]) == 20
-    by_class = measured("fid", plain, "--count", "20", "--per-class")
-    assert [row.label for row in by_class.classes] == list(range(10))
-    assert {row.distances["samples"].n_images for row in by_class.classes} == {2}
-    # The labels of the images that are left are their own.
-    (shard,) = tmp_path.glob("samples-20-*/shard_00000.npy")
-    x = np.load(shard)
-    x[0, 0, 0, 0] = np.inf
-    np.save(shard, x)
-    manifest = shard.with_name("shards.json")
-    record = read_json(manifest)
-    write_json(manifest, {**record, "parts": {shard.name: file_sha256(shard)}})
-    fewer = measured("fid", plain, "--count", "20", "--per-class")
-    assert fewer.classes == by_class.classes[1:]
-    assert fewer.distances["samples"].left_out == 1
-    three = measured("fid", plain, "--count", "20", "--label", "3")
-    assert three.n_reference == int((load_dataset("mnist", "train").labels == 3).sum())
-    assert request_measured()["samples"]["label"] == 3
-    for wrong, message in (
-        (["fid", plain, "--label", "10"], "fewer than two images of class 10"),
-        (["fid", plain, "--label", "3", "--per-class"], "--per-class needs --label each"),
-        (["fid", plain, "--per-class", "--reference", "r.npz"], "not --reference"),
-        (["fid", "mnist", "--label", "3"], "has labels of other classes than cluster 0, cluster 1"),
-    ):
-        complains(capsys, message, "evaluate", *wrong, "--count", "2")

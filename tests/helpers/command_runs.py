@@ -20,7 +20,7 @@ from dsmooth.files import read_json
 from dsmooth.presets import preset
 from dsmooth.pretrained.folders import HERE
 from dsmooth.record import read_result
-from dsmooth.results import BitsResult, ClassifyResult, FrechetResult
+from dsmooth.results import BitsResult, FrechetResult
 from dsmooth.runs import RunFolder
 
 # Options after those of a documented command, which they override: a tiny network, twelve quick
@@ -33,7 +33,6 @@ SMALLER = {
     "complete": "--draws 2",
     "bpd": "--limit 4 --n-noise 2",
     "fid": "-n 4",
-    "classify": "--limit 4",
     "probe": "--train-images 4 --test-images 4 --epochs 1",
     "reproduce": "-n 4 --scored-images 4 --probe-train-images 4 --probe-test-images 4",
     "doctor": "",
@@ -72,7 +71,7 @@ def settings_of(capsys: pytest.CaptureFixture[str], words: str) -> dict[str, Any
     return json.loads(capsys.readouterr().out)
 
 
-RESULTS = {"bpd": BitsResult, "fid": FrechetResult, "classify": ClassifyResult}
+RESULTS = {"bpd": BitsResult, "fid": FrechetResult}
 
 
 def measured(measure: str, *words: str) -> Any:
