@@ -1,4 +1,4 @@
-"""Run benchmark suites, save and draw the results, and compare them with saved ones.
+"""Run benchmark suites, save the results, and compare them with saved ones.
 
 python benchmarks                              every suite, about half an hour
 python benchmarks sampler logistic_mixture --quick
@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
-from benchmarks import figures, results, write_docs
+from benchmarks import results, write_docs
 
 FOLDER = Path(__file__).resolve().parent
 FILE = "results.json"
@@ -40,7 +40,7 @@ class Options:
     cases: str | None = None
     """Only cases whose name matches this expression, as for pytest's -k."""
     out: Path = Path("benchmark-results")
-    """Folder for the figure and results.json; results of other cases in it are kept."""
+    """Folder for results.json; results of other cases in it are kept."""
     compare: Path | None = None
     """An earlier results.json: print which differences exceed the spread."""
     write_docs: bool = False
@@ -99,7 +99,7 @@ def run(suite: str, options: Options) -> tuple[list[results.Result], int]:
 
 
 def show(measured: list[results.Result], folder: Path) -> None:
-    """Print a table of results, and draw the figure of all results in the folder."""
+    """Print a table of results."""
     table = results.table(measured)
     if sys.stdout.isatty():
         table.show()
@@ -113,8 +113,6 @@ def show(measured: list[results.Result], folder: Path) -> None:
             f"{len(measured)} cases (up to {worst['load']:.1f}, in {results.name_of(worst)}): "
             "other programs ran at the same time."
         )
-    if figures.draw(results.load(folder / FILE), folder / "speedup.png"):
-        print(f"Figure:  {folder / 'speedup.png'}")
     print(f"Results: {folder / FILE}")
 
 

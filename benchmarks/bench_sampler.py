@@ -2,7 +2,7 @@
 
 Plain sampling would take minutes per image: one eager forward of the reference is timed and
 multiplied by H W, the number of pixels. `bench_exact` runs plain sampling for real, where it is
-small enough, and fixed-point sampling. Images are checked against the network before the timing.
+small enough. Images are checked against the network before the timing.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype
     ],
 )
 def bench_exact(bench: Bench, network: Network, batch: int) -> None:
-    """The cached sampler and one forward pass per pixel, each drawing whole images."""
+    """The cached sampler and plain sampling, both drawing whole images."""
     model, size = network.build(), network.size
     sampler = CachedSampler(model)
     contenders = {

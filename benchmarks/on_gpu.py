@@ -1,6 +1,6 @@
-"""Ceilings, sampling, training steps and the loss on a CUDA device, one contender a case.
+"""Sampling, training steps and the loss on a CUDA device, one contender a case.
 
-    python benchmarks/on_gpu.py ceiling sampler-mnist step-cifar-ours --out on-gpu.json
+    python benchmarks/on_gpu.py sampler-mnist step-cifar-ours --out on-gpu.json
 
 A name means all cases that begin with it. A case is checked, timed on an otherwise idle device, and
 saved before the next one starts; a case in the file is not measured again. --once and --trace run a
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -27,9 +28,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench_logistic_mixture import check, images_and_params, make_contenders
-from benchmarks.ceilings import BF16, CEILINGS, Card, Case
-from benchmarks.measure import Work, machine, take_turns
+from benchmarks.measure import Run, Work, machine, take_turns
 from benchmarks.networks import (
+    CIFAR,
+    MNIST,
+    SMALL,
+    Network,
     check_samples,
     flops_of_forward,
     make_pair,
@@ -45,7 +49,50 @@ from dsmooth.nn.layers import GatedResnet
 from dsmooth.sampling import CachedSampler
 from dsmooth.training.graph import ReplayedStep
 
+BF16 = torch.bfloat16
+NETWORKS = {"mnist": MNIST, "cifar": CIFAR}
 GRADIENT_ERROR = 5e-2  # of its norm
+
+
+@dataclass(frozen=True)
+class Card:
+    """The device, and whether cases have their smallest size."""
+
+    device: torch.device
+    tiny: bool
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def ours(self) -> Any:
+        """The fast implementation of ops on the device."""
+        return "triton" if self.is_cuda else "native"
+
+    def size(self, name: str, batch: int) -> tuple[Network, int]:
+        return (SMALL, 2) if self.tiny else (NETWORKS[name], batch)
+
+    def wait(self) -> None:
+        """Return once the device is idle."""
+        if self.is_cuda:
+            torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A contender and the work of one call.
+
+    check: fails if the contender is wrong. calls: number of calls that do the whole work, of which
+    one is timed.
+    """
+
+    run: Run
+    work: Work = field(default_factory=Work)
+    check: Run = lambda: None
+    rounds: int = 10
+    warmup: int = 1
+    calls: int = 1
 
 
 def sampler(name: str, batch: int, card: Card) -> Case:
@@ -87,15 +134,14 @@ def two_step(conditioning: str, card: Card) -> Case:
 def training_step(name: str, batch: int, mode: str, card: Card) -> Case:
     """Forward, backward, clipping and Adam in bfloat16, replayed as a CUDA graph.
 
-    mode: "ours" uses this package's kernels; "eager" and "compile" (max-autotune) the reference.
-    The suffix "-uncaptured": without a graph. The network has no dropout, whose random words are
-    made for the kernels and slow the reference.
+    mode: "ours" uses this package's kernels, "eager" and "compile" (max-autotune) the reference;
+    "uncaptured" is ours without a graph. The network has no dropout, whose random words are made
+    for the kernels and slow the reference.
     """
     network, batch = card.size(name, batch)
     torch.manual_seed(0)
     x = torch.rand(network.shape(batch), device=card.device) * 2 - 1
-    kind = mode.removesuffix("-uncaptured")
-    impl: Any = card.ours if kind == "ours" else "reference"
+    impl: Any = "reference" if mode in ("eager", "compile") else card.ours
     model = network.build()
     step = make_step(model, x, impl, BF16)
 
@@ -105,14 +151,14 @@ def training_step(name: str, batch: int, mode: str, card: Card) -> Case:
             want = -model.log_prob(x).sum() / x.numel()
         slopes = flat(torch.autograd.grad(want, [*model.parameters()]))
         slopes /= slopes.norm().clamp(min=1)
-        if kind == "compile":
+        if mode == "compile":
             compile_blocks(model)
         got = step()
         assert (got - want).abs() < 2e-2 * want.abs(), (got, want)
         off = (flat([p.grad for p in model.parameters()]) - slopes).norm() / slopes.norm()
         assert off < GRADIENT_ERROR, off
 
-    captured = card.is_cuda and kind == mode
+    captured = card.is_cuda and mode != "uncaptured"
     work = Work(images=batch, flops=3 * flops_of_forward(network.build(), network.shape(batch)))
     run = ReplayedStep(step, card.device) if captured else step
     return Case(run, work, check, warmup=6)
@@ -165,30 +211,6 @@ def compile_blocks(model: PixelCNNpp) -> None:
             module.compile(dynamic=False, fullgraph=True)
 
 
-def block(name: str, card: Card) -> Case:
-    """Every kernel of a gated resnet with a skip and dropout, for a profiler."""
-    network, batch = card.size(name, TRAINED[name])
-    torch.manual_seed(0)
-    sizes = {"skip_channels": network.n_filters, "dropout": 0.5}
-    module = GatedResnet(network.n_filters, (2, 3), shift="down", **sizes).to(card.device, BF16)
-    shape = (batch, network.n_filters, network.size, network.size)
-    x, skip, grad_y = (
-        torch.randn(shape, device=card.device, dtype=BF16)
-        .to(memory_format=torch.channels_last)
-        .requires_grad_()
-        for _ in range(3)
-    )
-    leaves = [x, skip, *module.parameters()]
-    seed = torch.zeros((), dtype=torch.int64, device=card.device)
-
-    def run() -> list[Tensor]:
-        with use_impl(card.ours):
-            y = module(x, skip, seed=seed)
-        return [y, *torch.autograd.grad(y, leaves, grad_y)]
-
-    return Case(run)
-
-
 def loss(shape: tuple[int, int, int, int], likelihood: Any, contender: str, card: Card) -> Case:
     """Value and gradient of the mixture's log-likelihood; contender: "ours" or "eager"."""
     if card.tiny:
@@ -207,11 +229,9 @@ def loss(shape: tuple[int, int, int, int], likelihood: Any, contender: str, card
 SAMPLED = {"mnist": (1, 64, 132, 1056, 2112), "cifar": (1, 132, 1056, 2112)}
 TRAINED = {"mnist": 80, "cifar": 64}
 LOSSES = {"mnist": (1024, 1, 28, 28), "cifar": (256, 3, 32, 32)}
-UNCAPTURED = tuple(f"{mode}-uncaptured" for mode in ("ours", "eager"))
 PRESETS = (("mnist", "noisy"), ("mnist", "denoiser"), ("cifar10", "noisy"))
-MODES = ("ours", "eager", *UNCAPTURED, "compile")
+MODES = ("ours", "uncaptured", "eager", "compile")
 CASES: dict[str, Callable[[Card], Case]] = {
-    **CEILINGS,
     **{f"sampler-{k}-{n}": partial(sampler, k, n) for k, sizes in SAMPLED.items() for n in sizes},
     **{f"plain-{k}-{n}": partial(plain, k, n) for k, sizes in SAMPLED.items() for n in sizes},
     **{f"two-step-{how}": partial(two_step, how) for how in ("stack", "concat")},
@@ -225,7 +245,6 @@ CASES: dict[str, Callable[[Card], Case]] = {
         for name, role in PRESETS
         for mode in ("replayed", "uncaptured")
     },
-    **{f"block-{name}": partial(block, name) for name in TRAINED},
     **{
         f"loss-{name}-{likelihood}-{contender}": partial(loss, shape, likelihood, contender)
         for name, shape in LOSSES.items()

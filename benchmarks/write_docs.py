@@ -1,4 +1,4 @@
-"""Write the tables of docs/benchmarks.md and of the README, and the figure of the former.
+"""Write the tables of docs/benchmarks.md and of the README.
 
 They come from the committed results, by `python benchmarks --write-docs` after a file was added to
 benchmarks/results/. A test fails where they are not what the results give.
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import figures, results
+from benchmarks import results
 from benchmarks.results import Result
 from dsmooth.tables import Table
 
@@ -19,8 +19,6 @@ SAVED = PROJECT / "benchmarks" / "results"
 PAGE = PROJECT / "docs" / "benchmarks.md"
 README = PROJECT / "README.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
-# The figure shows the machine whose results have every batch size.
-FIGURE, DRAWN = PROJECT / "docs" / "figures" / "speedup.png", "epyc-zen4-2-cores"
 # Cases that the page leaves out: those between others in size, and those like another.
 OMITTED = re.compile(
     r"sampler (mnist-(2|4|8|16|32|128)|cifar-4|size-(16|28|40|56)x.*)|.*-forward"
@@ -53,7 +51,6 @@ def texts() -> dict[Path, str]:
 def write() -> None:
     for path, text in texts().items():
         path.write_text(text)
-    figures.draw(results.load(SAVED / f"{DRAWN}.json"), FIGURE)
 
 
 def between_marks(page: str, generated: str) -> str:

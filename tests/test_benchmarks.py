@@ -82,31 +82,8 @@ def test_a_compiled_step_that_would_run_eagerly_fails(monkeypatch: pytest.Monkey
         make_step(model, x, "reference", torch.float32, compiled=True)()
 
 
-# Launches of a training step: in all, by Muon, the average, the noise and the seed of dropout.
-LAUNCHES = {
-    ("mnist", "noisy"): (881, 110, 1, 2, 3),
-    ("mnist", "denoiser"): (1068, 166, 1, 2, 3),
-    ("mnist-quick", "noisy"): (440, 110, 1, 2, 0),
-    ("mnist-quick", "denoiser"): (639, 194, 1, 2, 0),
-}
-
-
-@pytest.mark.parametrize(("preset", "role"), LAUNCHES)
-def test_a_step_launches_no_more_than_it_did(preset: str, role: str) -> None:
+@pytest.mark.parametrize(("role", "most"), [("noisy", 881), ("denoiser", 1068)])
+def test_a_step_launches_no_more_than_it_did(role: str, most: int) -> None:
     pytest.importorskip("triton")
     launches = importlib.import_module("benchmarks.bench_launches")
-    totals = launches.launches_of_step(preset, role)
-    sections = [totals[name] for name in ("Muon", "average", "noise", "seed of dropout")]
-    for count, most in zip((totals.total(), *sections), LAUNCHES[preset, role], strict=True):
-        assert count <= most, totals
-
-
-@pytest.mark.parametrize(
-    ("sizes", "lists", "launches"),
-    [([1] * 110, 1, 1), ([1] * 111, 1, 2), ([1] * 64, 2, 1), ([2**16 * 321], 1, 2), ([], 1, 0)],
-)
-def test_lists_of_tensors_are_divided_into_launches(sizes, lists, launches) -> None:
-    pytest.importorskip("triton")
-    counting = importlib.import_module("benchmarks.bench_launches")
-    tensors = [torch.empty(size, device="meta") for size in sizes]
-    assert counting.multi_tensor_launches([tensors] * lists) == launches
+    assert 0 < launches.launches_of_step("mnist", role) <= most
