@@ -29,8 +29,8 @@ from .pretrained import DEFAULT, Loaded, packaged
 from .probe_settings import ProbeSettings
 from .progress import progress
 from .record import Record, read_parts
-from .report.contents import Origin, Report
-from .report.describe import describe_images, describe_machine, describe_model, packaged_card
+from .report.contents import Report
+from .report.describe import describe_images, describe_machine, describe_model
 from .results import FLOOR, BitsResult, BlockScores, FrechetResult, ProbeResult, ReceptiveFields
 from .sampling.output import draw_parts, on_cpu, write_images
 from .sampling.request import Request, digest_of
@@ -74,40 +74,25 @@ class Stages:
     seed: int = 0
     precision: Precision = "auto"
 
-    def report(
-        self, name: str, origin: Origin, budget: float | None = None
-    ) -> tuple[Report, dict[str, Tensor]]:
+    def report(self, name: str) -> tuple[Report, dict[str, Tensor]]:
         """The report of all stages, without paths of this machine; images (N, C, H, W) by name.
 
-        name: of the models or of their settings. budget: minutes of their training in all.
+        name: of the models or of their settings.
         """
         models, train_set, test_set = self.models, self.train_set, self.test_set
-        skipped = {}
-        if self.extractor_name is None:
-            skipped["frechet"] = "the package's classifier is for MNIST; name another extractor"
-        if train_set.labels is None or test_set.labels is None:
-            skipped["probes"] = "the images have no labels"
+        has_labels = train_set.labels is not None and test_set.labels is not None
         pictures = self.pictures()
-        sizes = {"packaged": packaged_card().train_images, "trained": len(train_set), "given": None}
-        is_hidden = models.classes.names and not test_set.has_classes(models.classes.names)
         report = Report(
             name=name,
-            origin=origin,
-            budget_minutes=budget,
             data=describe_images(train_set, test_set),
             machine=describe_machine(models.device),
-            models={
-                role: describe_model(role, models, test_set, sizes[origin])
-                for role in models.networks
-            },
-            hidden_classes=models.classes.number if is_hidden else 0,
+            models={role: describe_model(role, models, test_set) for role in models.networks},
             seed=self.seed,
             diverged={kind: int(is_diverged(x).sum()) for kind, x in sorted(pictures.items())},
             bits=self.bits_per_dim(),
             frechet=self.compare(pictures),
-            probes=None if "probes" in skipped else self.probe(),
+            probes=self.probe() if has_labels else None,
             receptive_fields=self.reach(),
-            skipped=skipped,
         )
         return report, pictures
 

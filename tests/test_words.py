@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from msgspec import structs
 from PIL import Image
 
 from dsmooth.config import TrainConfig
 from dsmooth.data import load_dataset, own, own_images
 from dsmooth.errors import SettingError
-from dsmooth.report.describe import curve_of
-from dsmooth.report.plots import curve_png
-from dsmooth.runlog import Restart
-from dsmooth.runs import RunFolder
 from dsmooth.training import plan as plans
-from dsmooth.training import train
 from tests.helpers.command_runs import run
-from tests.helpers.tiny_runs import assert_same_end, tiny
 
 pytestmark = pytest.mark.quick
 
@@ -50,25 +42,6 @@ def test_an_error_names_its_options(command, line, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(SettingError, "__init__", without_words)
     assert run(*command.split()) == 1
     assert capsys.readouterr().err == f"dsmooth: error: {line}\n"
-
-
-def test_restarts_of_a_schedule_are_plotted(tmp_path: Path, monkeypatch, small_runs: None) -> None:
-    """And its files are the same."""
-    histories, curves = [], []
-    for name in ("a", "b"):
-        if name == "b":
-            monkeypatch.setattr(Restart, "sentence", lambda entry: "x")
-        train(tiny(images=16), tmp_path / name)
-        train(replace(tiny(), images=32), tmp_path / name, resume=True)
-        rows = RunFolder(tmp_path / name).history()
-        timed = ("seconds", "images_per_second")
-        fields = [structs.asdict(row) for row in rows]
-        histories.append([{k: v for k, v in row.items() if k not in timed} for row in fields])
-        curves.append(curve_of(RunFolder(tmp_path / name)))
-    assert histories[0] == histories[1]
-    assert curves[0].restarts == curves[1].restarts == [16]
-    assert curve_png(curves[0]) == curve_png(curves[1])
-    assert_same_end(tmp_path / "a", tmp_path / "b")
 
 
 def test_images_are_converted_and_known(monkeypatch: pytest.MonkeyPatch) -> None:

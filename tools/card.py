@@ -36,14 +36,7 @@ from dsmooth.record import Record, record_of
 from dsmooth.report.contents import Card, ClassNumbers, ClusterNumbers, SampleQuality
 from dsmooth.report.describe import describe_machine, describe_model, packaged_card
 from dsmooth.report.page import grid
-from dsmooth.report.words import (
-    PAPER_PROBE,
-    SINGLE_STEP,
-    TITLES,
-    difference_sentence,
-    settings_table,
-    terms_sentence,
-)
+from dsmooth.report.sections import TITLES, settings_table
 from dsmooth.reproduce import Stages, bytes_to_compare
 from dsmooth.results import FLOOR, ProbeResult
 from dsmooth.runlog import End, LogEntry, Note, Restart, Start, Step, entry_line
@@ -232,10 +225,9 @@ def measure_clusters(stages: Stages) -> ClusterNumbers:
 def text(name: str, **cards: Card) -> str:
     """Fill a template with cards: README.md of a folder, or the table of the package's README."""
     functions = math.log2, best_probe, best_block, bits_table, settings_table
-    words = {f.__name__: f for f in (*functions, difference_sentence, terms_sentence)}
-    texts = {"TITLES": TITLES, "SINGLE_STEP": SINGLE_STEP, "PAPER_PROBE": PAPER_PROBE}
-    values = {"COMPARABLE": COMPARABLE, "FEW": FEW, "FLOOR": FLOOR}
-    return render(Path(__file__).with_name(name), **words, **texts, **values, **cards)
+    words = {f.__name__: f for f in functions}
+    values = {"COMPARABLE": COMPARABLE, "FEW": FEW, "FLOOR": FLOOR, "TITLES": TITLES}
+    return render(Path(__file__).with_name(name), **words, **values, **cards)
 
 
 def main() -> None:

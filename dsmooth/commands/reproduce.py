@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,12 +27,12 @@ from ..presets import preset
 from ..pretrained import DEFAULT, TITLE, Loaded, load, packaged
 from ..probe_settings import ProbeSettings
 from ..record import Record
-from ..report.contents import Origin, Report
+from ..report.contents import Report
 from ..report.describe import curve_of
 from ..report.sections import write_report
-from ..report.words import advice, bound_sentence
 from ..reproduce import Stages
 from ..runs import RunFolder
+from ..tables import bits_table
 from ..training import train
 from ..training.beginning import load_data
 from .options import DEFAULT_PRESET, Reproduce
@@ -84,24 +83,19 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
                 folders = [out / config.role for config in runs]
                 models = load(*folders, device=device).checked()
             stages = make_stages(options, models, train_set, test_set)
-            origin: Origin = "trained" if runs else "given" if options.models else "packaged"
-            report, pictures = stages.report(title, origin, budget)
+            report, pictures = stages.report(title)
         except KeyboardInterrupt:
             print(f"\nstopped; finished results are in {out}; repeat the same command to resume")
             return -130  # at once, without the threads at work
         record.finish(report)
         if rank_and_size()[0] == 0:
-            command = longer_training(report, options)
             curves = {
                 str(role): curve_of(run) for role, run in models.runs.items() if run.is_finished()
             }
-            write_report(out / "report.html", report, curves, pictures, command)
-            print(f"\n{bound_sentence(report)}")
-            if pictures:
-                print(f"Pictures: {out / 'samples'}/*.png")
+            write_report(out / "report.html", report, curves, pictures)
+            bits_table(report.bits).show()
+            print(f"Pictures: {out / 'samples'}/*.png")
             print(f"Report:   {out / 'report.html'} (open it in a browser; it needs no network)")
-            for sentence in advice(report, command):
-                print(sentence)
     return 0
 
 
@@ -209,20 +203,3 @@ def train_one(config: TrainConfig, run: RunFolder, options: Reproduce) -> int | 
     print(f"{config.role}: {'resuming' if resume else 'training'}{minutes}", flush=True)
     device = options.execution.device
     return train(config, run.path, resume=resume, device=device, progress=True).interrupted
-
-
-def longer_training(report: Report, options: Reproduce) -> str:
-    """The command that trains such models for longer, or the pair of the package anew; "" for given
-    models."""
-    if report.origin == "packaged":
-        return "dsmooth reproduce --from-scratch --out from-scratch"
-    if report.budget_minutes is None:
-        return ""
-    minutes = max(60, round(8 * report.budget_minutes))
-    words = ["dsmooth", "reproduce", "--preset", report.name, "--budget", str(minutes)]
-    words += ["--out", f"reproduction-{minutes}", "--seed", str(options.seed)]
-    if report.data.embedded:
-        words += ["--data-dir", "data", "--download"]
-    elif options.dataset.data_dir is not None:
-        words += ["--data-dir", str(options.dataset.data_dir)]
-    return shlex.join(words)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from ..fields import Setting
 from ..results import BitsResult, FrechetResult, ProbeResult, ReceptiveFields
@@ -64,36 +63,27 @@ class ReportData:
     train_images: int
     test_images: int
     image_size: tuple[int, int]
-    image_channels: int
-
-
-Origin = Literal["packaged", "given", "trained"]
 
 
 @dataclass(frozen=True)
 class Report:
-    """All numbers of a reproduction, None for those that were not measured.
+    """All numbers of a reproduction.
 
-    name: of the settings or models. origin: whether the models come with the package, were given,
-    or were trained by this reproduction, in `budget_minutes` in all. hidden_classes: classes of the
-    models that the images have no labels of. diverged: number of images with infinite values, by
-    kind of picture. skipped: why a stage measured nothing.
+    name: of the settings or models. diverged: number of images with infinite values, by kind of
+    picture. frechet: None without an extractor for these images. probes: None for images without
+    labels.
     """
 
     name: str
-    origin: Origin
-    budget_minutes: float | None
     data: ReportData
     machine: Machine
     models: dict[str, ModelSummary]
-    hidden_classes: int
     seed: int
     diverged: dict[str, int]
-    bits: BitsResult | None
+    bits: BitsResult
     frechet: FrechetResult | None
     probes: ProbeResult | None
-    receptive_fields: ReceptiveFields | None
-    skipped: dict[str, str]
+    receptive_fields: ReceptiveFields
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..fields import flatten
 from ..machine import cpu_name
 from ..pretrained import DEFAULT, Loaded, packaged
 from ..record import read_result
-from ..runlog import HeldOut, Restart, Step
+from ..runlog import HeldOut, Step
 from ..runs import RunFolder
 from ..training.step import kernel_rate
 from .contents import Card, Machine, ModelSummary, ReportData, TrainingSummary
@@ -54,12 +54,11 @@ def describe_model(
 
 
 def curve_of(run: RunFolder) -> Curve:
-    """The curve of a run's log; restarts are those of its schedule or its optimiser."""
+    """The curve of a run's log."""
     entries = run.history()
     steps = [(entry.images, entry.bits_per_dim) for entry in entries if isinstance(entry, Step)]
     scores = [(entry.images, entry.bits_per_dim) for entry in entries if isinstance(entry, HeldOut)]
-    restarts = [entry.images for entry in entries if isinstance(entry, Restart)]
-    return Curve(steps, scores, restarts)
+    return Curve(steps, scores)
 
 
 def packaged_card(name: str = DEFAULT) -> Card:
@@ -71,8 +70,8 @@ def packaged_card(name: str = DEFAULT) -> Card:
 
 def describe_images(train_set: ImageDataset, test_set: ImageDataset) -> ReportData:
     """The images of a reproduction."""
-    counts, shape = (len(train_set), len(test_set)), (test_set.image_size, test_set.image_channels)
-    return ReportData(test_set.name, test_set.embedded, *counts, *shape)
+    counts = len(train_set), len(test_set)
+    return ReportData(test_set.name, test_set.embedded, *counts, test_set.image_size)
 
 
 def describe_machine(device: torch.device) -> Machine:

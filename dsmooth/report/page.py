@@ -1,28 +1,33 @@
-"""The building blocks of report.html: one file, with pictures inline, without script or network."""
+"""The page report.html: one file, with pictures inline, without script or network."""
 
 from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from .._version import __version__
+from ..files import write_atomically
 from ..pictures import grid_png
 from ..tables import Table
+from ..text import escape_control, render
 
+TEMPLATE = Path(__file__).with_name("page.html")
 MIN_WIDTH = 600  # pixels of a grid
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture as PNG, with its description, title and caption."""
+    """A picture as PNG, with its title and caption."""
 
     png: bytes
-    alt: str
     title: str
     text: str
 
@@ -33,13 +38,24 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Block:
-    """A paragraph, in which `backquotes` mark code; figures, laid out by `layout`; or a table."""
+class Section:
+    """Figures, tables and the words below them, in which `backquotes` mark code."""
 
-    text: str = ""
+    title: str
+    text: str
     figures: Sequence[Figure] = ()
-    layout: Literal["samples", "curves", "wide"] = "curves"
-    table: Table | None = None
+    tables: Sequence[Table] = ()
+    layout: Literal["samples", "plots", "wide"] = "plots"
+
+
+def write_page(path: Path, title: str, intro: str, sections: Sequence[Section]) -> None:
+    """Write the sections that have figures or tables, with a list of contents."""
+    kept = [section for section in sections if section.figures or section.tables]
+    page = render(TEMPLATE, title=title, intro=intro, sections=kept, version=__version__)
+    # p(x | x~) must not break at the bar: after one, only a word joiner forbids it.
+    page = page.replace(" | ", "\u00a0|\u2060\u00a0")
+    page = re.sub(r"(?<![\w-])-(?=\d)", "\u2212", page)  # the minus sign of a number
+    write_atomically(path, escape_control(page).encode())
 
 
 def grid(*rows: Tensor) -> bytes:

@@ -25,12 +25,10 @@ Points = Sequence[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Curve:
-    """A run by its log: bits/dim of training steps and of held-out images against images seen, and
-    the images after which its schedule or its optimiser restarted."""
+    """A run by its log: bits/dim of training steps and of held-out images against images seen."""
 
     steps: Points
     held_out: Points
-    restarts: Sequence[int] = ()
 
 
 def new_plot() -> tuple[Figure, Axes]:
@@ -56,7 +54,7 @@ def png(figure: Figure, transparent: bool = True) -> bytes:
 
 
 def curve_png(curve: Curve) -> bytes:
-    """Loss in bits/dim against images seen; dots for held-out images, lines for restarts."""
+    """Loss in bits/dim against images seen; dots for held-out images."""
     figure, axes = new_plot()
     means = running_mean(curve.steps)
     if means:
@@ -65,9 +63,6 @@ def curve_png(curve: Curve) -> bytes:
     if curve.held_out:
         held_out = zip(*curve.held_out, strict=True)
         axes.plot(*held_out, "o", color=DOTS, markersize=4, zorder=3, label="held out")
-    for number, images in enumerate(curve.restarts):
-        label = "schedule restarts" if number == 0 else None
-        axes.axvline(images, color=QUIET, linewidth=1, linestyle="--", label=label)
     # The first steps start so high that they would flatten the rest.
     values = sorted(v for _, v in [*means, *curve.held_out])
     if values:
