@@ -76,7 +76,7 @@ marked pixel depends. A masked stack goes as far to the right as up, so part of 
 unseen, however deep it is. PixelCNN++ carries the rows above in a stream of their own."""
 CURVES_TEXT = """Bits/dim against images seen. Line: training, with dropout if any, smoothed; dots:
 the averaged weights on held-out images."""
-MADE_TEXT = """Settings by their names in config.json. The numbers are in results.json in the same
+MADE_TEXT = """Settings by their names in a run. The numbers are in results.json in the same
 folder; `dsmooth reproduce --from-scratch --budget MINUTES` trains models for longer."""
 # Settings of the table.
 NOISE = ("smoothing", "scale")
@@ -97,6 +97,7 @@ def write_report(
     shown = [name for name in DENOISED if name in pictures]
     rows = "; ".join(DENOISED[name] for name in shown)
     denoising = Figure(grid(*(pictures[name] for name in shown)), "Rows from top to bottom", rows)
+    made = models_table(report.models), settings_table(report.models), facts(report)
     sections = (
         Section("Samples", SAMPLES_TEXT, samples(pictures), layout="samples"),
         Section("Denoising", DENOISING_TEXT, [denoising], layout="wide"),
@@ -105,9 +106,7 @@ def write_report(
         Section("Linear probes", PROBES_TEXT, *probes(report.probes)),
         Section("Receptive fields", FIELDS_TEXT, receptive_fields(report.receptive_fields)),
         Section("Training curves", CURVES_TEXT, training_curves(report, curves)),
-        Section(
-            "How this was made", MADE_TEXT, tables=[settings_table(report.models), facts(report)]
-        ),
+        Section("How this was made", MADE_TEXT, tables=made),
     )
     write_page(path, f"Distribution smoothing on {report.data.name}", INTRO, sections)
 
@@ -203,14 +202,20 @@ def training_curves(report: Report, curves: Mapping[str, Curve]) -> list[Figure]
     return figures
 
 
+def models_table(models: Mapping[str, ModelSummary]) -> Table:
+    """Sizes and training of the models; a dash for a model whose training is not recorded."""
+    rows = []
+    for role, model in models.items():
+        run = model.training
+        seen = [f"{run.images:,}", f"{run.seconds / 60:.1f}"] if run else ["–", "–"]
+        rows.append([TITLES[role], f"{model.parameters:,}", *seen])
+    head = ["Model", "parameters", "images seen, repeats counted", "minutes of training"]
+    return Table(head, rows)
+
+
 def settings_table(models: Mapping[str, ModelSummary]) -> Table:
-    """Sizes, training and settings of the models; a dash for what is not recorded."""
-    trained = [model.training for model in models.values()]
-    rows = [
-        ["parameters", *(f"{model.parameters:,}" for model in models.values())],
-        ["images seen, repeats counted", *(f"{run.images:,}" if run else "–" for run in trained)],
-        ["minutes of training", *(f"{run.seconds / 60:.1f}" if run else "–" for run in trained)],
-    ]
+    """Settings of the models by their names in config.json; a dash for one not recorded."""
+    rows = []
     for name in SETTINGS:
         # A plain model ignores the settings of the noise.
         values = [
