@@ -37,6 +37,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("README.md",),
     ("docs/own_images.md",),
     ("docs/api/training.md",),
+    ("docs/unlabelled.md",),
     ("docs/guide.md", "Train on my images", "Follow, stop and resume a run"),
     ("docs/guide.md", "Draw samples", "Complete images", "Measure samples: Fréchet distance"),
     ("docs/guide.md", "Measure a pair: bits/dim", "Reproduce the paper"),

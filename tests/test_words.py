@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,7 +12,6 @@ from PIL import Image
 from dsmooth.config import TrainConfig
 from dsmooth.data import load_dataset, own, own_images
 from dsmooth.errors import SettingError
-from dsmooth.training import plan as plans
 from tests.helpers.command_runs import run
 
 pytestmark = pytest.mark.quick
@@ -53,15 +51,6 @@ def test_images_are_converted_and_known(monkeypatch: pytest.MonkeyPatch) -> None
             own_images([image])
     assert load_dataset("mnist", "test").embedded
     assert not own_images(np.zeros((2, 8, 8), np.uint8)).embedded
-
-
-def test_folders_names_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    named = plans.plan_runs("pair", Path("p"), 3)
-    monkeypatch.setattr(plans, "FIRST_NOISY", "x")
-    other = plans.plan_runs("pair", Path("p"), 3)
-    assert [run.clusters for run in other] == [run.clusters for run in named] == [3, None, None]
-    assert [run.budget_fraction for run in other] == [run.budget_fraction for run in named]
-    assert other[1].init == other[0].folder
 
 
 @pytest.mark.parametrize(

@@ -79,10 +79,6 @@ class Train:
             help_behavior_hint=f"(default: {DEFAULT_PRESET})",
         ),
     ] = None
-    clusters: int | None = None
-    """For a pair: label the images by this many clusters of a first noisy model's features, and
-    condition the noisy model on them. The first model takes a quarter of --budget, or half of the
-    noisy model's --images."""
     out: Path | None = None
     """Folder of the run; by default runs/ROLE, of a pair runs/pair."""
     resume: Flag = False

@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 from ..config import DERIVED, Role, TrainConfig
-from ..data.reading import LABELS_FILE, read_npz
-from ..distributed import barrier, broadcast_int, process_group
-from ..errors import SettingError
-from ..evaluate.clusters import write_clusters
-from ..fields import check_number
+from ..distributed import barrier, process_group
 from ..files import check_writable, read_json
-from ..machine import choose_device, use_threads
+from ..machine import use_threads
 from ..presets import check_one_length, fine_tuning, preset
 from ..runs import RunFolder, run_config
 from ..training import tensorboard
 from ..training.beginning import (
     check_new_run,
-    count_training_images,
     find_initial,
     load_data,
 )
 from ..training.loop import train_run
-from ..training.plan import CLUSTERS, RunPlan, plan_runs
+from ..training.plan import RunPlan, plan_runs
 from ..training.resolve import RunRequest
 from .options import DEFAULT_PRESET
 from .options_train import RGB_PRESET, Train
-
-# No published data set, nor the subset in the package, has fewer training images.
-LEAST_PUBLISHED = 5000
 
 
 def train(options: Train) -> int:
     """Run `dsmooth train`; returns the exit status, 128 + the signal's number if stopped."""
     check_options(options)
-    clusters, labelled = clusters_of_pair(options)
-    plans = plan_runs(options.role, options.out, clusters, labelled=labelled)
+    plans = plan_runs(options.role, options.out)
     requests = [run_request(options, plan) for plan in plans]
     if options.print_config:
         print_plan(plans, requests)
@@ -66,8 +55,6 @@ def train(options: Train) -> int:
         if result.interrupted:
             print(f"{options.role}: the same command with --resume continues")
             return 128 + result.interrupted
-        if plan.clusters is not None:
-            cluster_data(options, plan, plan.clusters)
     print(f"{options.role}: {next_step(plans)}")
     return 0
 
@@ -88,41 +75,8 @@ def check_options(options: Train) -> None:
         raise ValueError("--force is for --resume: a new run has no settings to change")
     if options.folder is not None and {"data", "data_dir"} & given:
         raise ValueError(f"{options.folder} is a folder of images: leave --data and --data-dir out")
-    if options.role == "pair":
-        if options.config is not None:
-            raise ValueError("--config has the settings of one run, and a pair is two: give a role")
-        if options.clusters is not None:
-            check_number("clusters", options.clusters, 2)
-            if "labels" in given:
-                raise SettingError(("labels", "clusters"), "both label the images: leave one out")
-            if options.model.get("n_classes"):
-                words = "both say what the classes are: leave one out"
-                raise SettingError(("n_classes", "clusters"), words)
-    elif options.clusters is not None:
-        raise ValueError("--clusters is for a pair: for one model give --labels a file of clusters")
-
-
-def clusters_of_pair(options: Train) -> tuple[int | None, bool]:
-    """The number of clusters of a pair, None for one without, and whether they exist already.
-
-    Raises SettingError if a pair that is resumed has others.
-    """
-    if options.role != "pair" or not options.resume:
-        return options.clusters, False
-    first, noisy, _ = plan_runs("pair", options.out, clusters := options.clusters or 2)
-    labels = noisy.labels
-    has_first = RunFolder(first.folder).config.exists()
-    if labels is not None and labels.exists() and (has_first or options.clusters is not None):
-        made = len(read_npz(labels, ("names",))["names"])
-        if options.clusters not in (None, made):
-            raise SettingError("clusters", f"must be {made}, as in {labels}, got {clusters}")
-        return made, True
-    if options.clusters is None and has_first:
-        words = f"must be given: {first.folder} has not finished, and no file says how many"
-        raise SettingError("clusters", words)
-    if options.clusters is not None and RunFolder(noisy.folder).config.exists() and not has_first:
-        raise SettingError("clusters", f"is for a new pair: {noisy.folder} was trained without")
-    return options.clusters, False
+    if options.role == "pair" and options.config is not None:
+        raise ValueError("--config has the settings of one run, and a pair is two: give a role")
 
 
 def run_request(options: Train, plan: RunPlan) -> RunRequest:
@@ -136,12 +90,8 @@ def run_request(options: Train, plan: RunPlan) -> RunRequest:
     given = {**options.settings, "role": plan.role}
     if options.folder is not None:
         given |= {"data": "folder", "data_dir": str(options.folder)}
-    if plan.labels is not None:
-        given["labels"] = str(plan.labels)
     if resumed is None and options.config is None:
         given |= fine_tuning(given)
-    if plan.init is not None and resumed is None:
-        given |= {"label_dropout": plan.label_dropout, "init": str(plan.init)}
     rgb = None
     if options.config is not None:  # --print-config prints no size
         values = {"height_and_width": (0, 0), **read_json(options.config)}
@@ -155,8 +105,6 @@ def run_request(options: Train, plan: RunPlan) -> RunRequest:
     if "budget" in given:
         given["budget"] = given["budget"] and given["budget"] * plan.budget_fraction
         given["images"] = None
-    elif images := given.get("images", start.images if resumed is None else None):
-        given["images"] = math.ceil(images * plan.images_fraction)
     keeps_channels = "image_channels" in options.model or "init" in options.settings
     return RunRequest(start, given, options.model, rgb, not keeps_channels, options.force)
 
@@ -185,34 +133,7 @@ def check_pair(options: Train, plans: Sequence[RunPlan], requests: Sequence[RunR
             stored = RunFolder(plan.folder)
             if not options.resume:
                 check_new_run(stored, request.config())
-            labels = labels_of_clusters(plan)
-            if plan.clusters is not None and labels.exists() and not stored.config.exists():
-                raise ValueError(
-                    f"{labels} has the clusters of a model that is not in {plan.folder}: delete it"
-                )
-        clusters, config = plans[0].clusters, requests[0].config()
-        if clusters is not None and (clusters > LEAST_PUBLISHED or config.data == "folder"):
-            count = count_training_images(config)
-            if clusters > count:
-                words = f"must be at most the {count:,} training images, got {clusters:,}"
-                raise SettingError("clusters", words)
         barrier()  # if one process refuses, none of them trains
-
-
-def labels_of_clusters(plan: RunPlan) -> Path:
-    """The file with the clusters that the run of a pair makes of its images."""
-    return plan.folder.parent / CLUSTERS / LABELS_FILE
-
-
-def cluster_data(options: Train, plan: RunPlan, n_clusters: int) -> None:
-    """Write the clusters that a trained run makes of its images, unless they exist."""
-    with process_group():
-        path = labels_of_clusters(plan)
-        if broadcast_int(path.exists()):
-            return
-        model, config, _ = RunFolder(plan.folder).load_model()
-        model.to(choose_device(options.execution.device))
-        write_clusters(model, load_data(config), n_clusters, config.seed, path)
 
 
 def next_step(plans: Sequence[RunPlan]) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ..config import DERIVED, ModelConfig, Role, TrainConfig
 from ..data import SPLITS, ImageDataset, load_splits
-from ..data.folder import image_paths, paths_of_split
 from ..data.reading import with_labels
 from ..distributed import barrier, from_torchrun, rank_and_size
 from ..errors import SettingError
@@ -90,12 +89,3 @@ def load_data(config: TrainConfig, *, progress: bool = False) -> tuple[ImageData
     if config.labels is None:
         return train, test
     return with_labels(train, Path(config.labels)), with_labels(test, Path(config.labels))
-
-
-def count_training_images(config: TrainConfig) -> int:
-    """The number of training images of the data set that `config` names; files are not decoded."""
-    folder = Path(config.data_dir) if config.data == "folder" and config.data_dir else None
-    paths = [] if folder is None else image_paths(folder)
-    if folder is None or not paths:
-        return len(load_data(config)[0])  # or the error of that
-    return len(paths_of_split(folder, paths, "train"))

@@ -30,6 +30,7 @@ SMALLER = {
     " --batch-size 8 --ema 0 --learning-rate 2e-2 --warmup-images 0 --evaluations 1"
     " --evaluation-images 4",
     "sample": "-n 4",
+    "cluster": "",
     "complete": "--draws 2",
     "bpd": "--limit 4 --n-noise 2",
     "fid": "-n 4",
