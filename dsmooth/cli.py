@@ -16,7 +16,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import is_dataclass
 from functools import partial
 from importlib import import_module
-from shutil import get_terminal_size
 from typing import Annotated, Any, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 import tyro
@@ -25,7 +24,7 @@ from tyro.conf import subcommand
 from ._version import __version__
 from .commands import options as verbs
 from .commands.options_train import Train
-from .distributed import rank_and_size
+from .distributed import process_group, rank_and_size
 from .errors import SettingError, in_python
 from .memory import keep_freed_memory
 from .presets import as_flag
@@ -42,20 +41,13 @@ VERBS: Mapping[str, Any] = {
     "reproduce": verbs.Reproduce,
     "doctor": verbs.Doctor,
 }
-# Options of other programs for which tyro suggests nothing, and the options here.
-HINTS = {
-    "--lr": "learning_rate",
-    "--epochs": "images",
-    "--num-samples": "count",
-    "--output": "out",
-}
 # Errors of a machine that lacks memory or threads.
 EXHAUSTED = ("can't start new thread", "can't allocate memory", "out of memory")
 # GOMP_SPINCOUNT, read when torch is loaded: libgomp's default of 300,000 spins for milliseconds and
 # starves a shared machine (150 forward passes by two threads took 1.7 times as long).
 SPINS = "10000"
 POSITIONAL = ("role", "models", "samples")
-HELP_WIDTH, NARROWEST = 80, 40  # columns
+HELP_WIDTH = 80  # columns
 ABOUT = """Autoregressive image modelling with distribution smoothing, made fast.
 
 `dsmooth VERB --help` describes a verb, `dsmooth --version` prints the version, and `dsmooth
@@ -72,10 +64,8 @@ def main(args: Sequence[str] | None = None) -> None:
     options: Collection[str] = ()
     status, size = 0, 1  # a negative status: the process must leave at once
     try:
-        rank, size = rank_and_size()
+        size = rank_and_size()[1]
         with ExitStack() as stack:
-            if rank > 0:
-                stack.enter_context(silence())
             command = parse(args)
             options = option_types(type(command))
             quiet = command.execution.quiet if hasattr(command, "execution") else False
@@ -84,6 +74,7 @@ def main(args: Sequence[str] | None = None) -> None:
             if quiet and args[0] != "evaluate":
                 stack.enter_context(silence())
             stack.enter_context(lines_shown(logging.ERROR if quiet else logging.INFO))
+            stack.enter_context(process_group())
             # A verb is imported when it is called, and torch with it.
             verb = getattr(import_module(f".commands.{args[0]}", __package__), args[0])
             status = verb(command) or 0
@@ -179,13 +170,8 @@ def parse(args: Sequence[str]) -> object:
     prog, kind, rest = "dsmooth", cast(Any, VERBS), list(args)
     while isinstance(kind, dict) and rest and rest[0] in kind:
         prog, kind, rest = f"{prog} {rest[0]}", kind[rest[0]], rest[1:]
-    if get_terminal_size().columns < NARROWEST:
-        os.environ["COLUMNS"] = str(NARROWEST)  # tyro's layout does not end in a narrower terminal
     if isinstance(kind, dict):  # help, a completion, or an error
         return tyro.cli(_union(VERBS), prog="dsmooth", description=_wrapped(ABOUT), args=args)
-    if mistake := _mistake(rest, option_types(kind)):
-        _fail(mistake)
-        sys.exit(2)
     return tyro.cli(
         kind,
         args=rest,
@@ -195,24 +181,12 @@ def parse(args: Sequence[str]) -> object:
     )
 
 
-def _mistake(words: Sequence[str], options: Mapping[str, object]) -> str | None:
-    """What is wrong with an option that tyro takes for another, or has no advice on."""
-    for word in words:
-        flag, _, value = word.partition("=")
-        if HINTS.get(flag) in options:
-            return f"there is no {flag}: did you mean {as_flag(HINTS[flag])}?"
-        name = flag.removeprefix("--").replace("-", "_")
-        if value and flag.startswith("--") and options.get(name.removeprefix("no_")) is bool:
-            return f"{flag} takes no value, got {value}: give it or leave it out"
-    return None
-
-
 def _union(kinds: Mapping[str, Any]) -> Any:
     """One type of several verbs, by their names, as tyro takes it."""
     members = []
     for name, kind in kinds.items():
         group = isinstance(kind, dict)
-        about = "Measure models and samples." if group else kind.__doc__.partition("\n")[0]
+        about = "Measure models and samples." if group else (kind.__doc__ or "").partition("\n")[0]
         kind = _union(kind) if group else kind
         members.append(Annotated[kind, subcommand(name, description=about)])
     # Union, because the members are known when the program runs: `|` cannot join them.
