@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .config import Method, Precision, Split
+from .config import Method, Precision
 from .data import ImageDataset, to_bytes
 from .data.order import choose_images, epoch_order
 from .data.reading import read_npz
@@ -20,18 +20,17 @@ from .evaluate.batches import labels_for_model
 from .evaluate.comparison import Reference, compare_images
 from .evaluate.features import CLASSIFIER, make_extractor
 from .evaluate.likelihood import measure_bits
-from .evaluate.probe import PIXELS, Probing, make_probing
+from .evaluate.probe import probe_pair
 from .evaluate.receptive_field import receptive_fields
-from .fields import difference
 from .machine import has_fast_bfloat16
 from .pictures import is_diverged, save_grid
-from .pretrained import DEFAULT, Loaded, packaged
+from .pretrained import Loaded
 from .probe_settings import ProbeSettings
 from .progress import progress
-from .record import Record, read_parts
+from .record import Record
 from .report.contents import Report
 from .report.describe import describe_images, describe_machine, describe_model
-from .results import FLOOR, BitsResult, BlockScores, FrechetResult, ProbeResult, ReceptiveFields
+from .results import FLOOR, BitsResult, FrechetResult, ProbeResult, ReceptiveFields
 from .sampling.output import draw_parts, on_cpu, write_images
 from .sampling.request import Request, digest_of
 from .sampling.two_step import draw
@@ -41,11 +40,6 @@ T = TypeVar("T")
 CHUNK = 64  # images drawn at a time
 GRID_IMAGES = 64  # samples in the picture of a grid
 DENOISED_IMAGES = 10  # held-out images whose denoising the report shows
-# Networks that are probed. The plain model never saw noise, and one untrained network is control
-# enough.
-PROBED = ("noisy", "denoiser", PIXELS, "untrained-noisy")
-# The probes of the controls for the packaged models and images, by `python tools/controls.py`.
-CONTROLS = packaged()[DEFAULT] / "controls.json"
 # Pictures whose distance to real images is measured.
 COMPARED = ("two-step", "single-step", "guided", "plain")
 TEST_IMAGES = "test images"  # the name of their distance
@@ -239,21 +233,13 @@ class Stages:
 
     def probe(self) -> ProbeResult:
         """Accuracies of linear probes."""
-        probing = self.probing()
-        request, known = read_parts(CONTROLS, BlockScores)
-        if difference(request, probing.controls_request()):
-            known = {}
-        return probing.result(self.folder / "probes.json", known=known, replace=True)
-
-    def probing(self) -> Probing:
-        """The networks that are probed, and the images."""
         fast = self.precision == "auto" and has_fast_bfloat16(self.models.device)
         # With 500 + 500 images, five of the noisy model's seven probes were as accurate in
         # bfloat16. Two differed by one image.
         precision = "bfloat16" if fast else self.precision
-        sets: dict[Split, ImageDataset] = {"train": self.train_set, "test": self.test_set}
-        pair = self.models.pair
-        return make_probing(pair, sets, self.probes, self.folder, None, PROBED, precision)
+        sets, path = (self.train_set, self.test_set), self.folder / "probes.json"
+        with progress("probes", 4, "networks"):
+            return probe_pair(self.models.pair, *sets, self.probes, path, precision=precision)
 
 
 def bytes_to_compare(pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:

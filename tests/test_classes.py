@@ -238,12 +238,12 @@ def test_a_label_of_zeros_that_was_not_trained_gets_a_warning(caplog, tmp_path) 
     data = replace(data, class_names=("cat", "dog", "eel"))
     model = network("none", likelihood="discretized", n_classes=CLASSES)
     pair, x, zeros = tiny_pair(classes=(CLASSES, 0)), images(2), torch.zeros(2, CLASSES)
-    settings = ProbeSettings(train_images=2, test_images=1, epochs=1)
+    settings = ProbeSettings(train_images=2, test_images=2, epochs=1)
     calls = (
         lambda: score_plain(model, data),
         lambda: model.log_prob(x, label=zeros),
         lambda: pair.elbo(x, label=zeros),
-        lambda: probe_pair(pair, data, data, settings, tmp_path / "probes.json", only=["noisy"]),
+        lambda: probe_pair(pair, data, data, settings, tmp_path / "probes.json"),
     )
     for dropout, warns in ((None, False), (0.1, False), (0.0, True)):
         for learner in (model, pair.noisy):

@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -20,14 +21,21 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
-from dsmooth.config import Split, TrainConfig
+from dsmooth.config import TrainConfig
 from dsmooth.data import SPLITS, ImageDataset, load_dataset
 from dsmooth.data.order import choose_images
 from dsmooth.evaluate.classes import classify
 from dsmooth.evaluate.comparison import Reference, black_share, compare_images
 from dsmooth.evaluate.features import CLASSIFIER, extract_features, make_extractor
 from dsmooth.evaluate.likelihood import score_pair
-from dsmooth.evaluate.probe import best_block, best_probe, make_probing
+from dsmooth.evaluate.probe import (
+    PIXELS,
+    ProbeInputs,
+    best_block,
+    best_probe,
+    probe_network,
+    untrained,
+)
 from dsmooth.files import read_tensors, write_atomically, write_json, write_tensors
 from dsmooth.pictures import BORDER, save_grid
 from dsmooth.pretrained import find, load_models
@@ -50,11 +58,6 @@ from dsmooth.training.step import total_images
 T = TypeVar("T")
 GUIDANCE = 0.1  # of guided samples of a pair with classes
 FEW = 1000  # images for classification and the classifier's confidence
-# Networks that are probed, by their input; on clean images with baselines.
-PROBED: dict[Literal["noisy", "clean"], tuple[str, ...]] = {
-    "noisy": ("noisy", "pixels"),
-    "clean": ("noisy", "pixels", "plain", "untrained-noisy"),
-}
 STEPS = 300  # log entries of training steps that are packed, evenly spread
 OMITTED = ("kernel_rate", "cooldown")  # settings of Muon, or without effect
 
@@ -118,17 +121,12 @@ def write_card(
         guided = Request(count, label="each", guidance=GUIDANCE)
         pictures["guided"] = stages.images("guided", models.of("noisy", "denoiser"), guided)
     is_labelled = models.classes.number > 0 and test_set.has_classes(models.classes.names)
-    sets: dict[Split, ImageDataset] = {"train": train_set, "test": test_set}
-    probes: dict[str, ProbeResult] = {}
-    for kind, only in {} if is_labelled else PROBED.items():
-        settings = ProbeSettings(input=kind, train_images=6 * count, test_images=count)
-        probing = make_probing(models.pair, sets, settings, work, models.plain, only)
-        probes[kind] = probing.result(work / f"probes-{kind}.json", replace=True)
 
     def keep(name: str, kind: type[T], compute: Callable[[], T]) -> T:
         request = stages.request(count=count)
         return Record(work / f"{name}.json", request, kind, str, replace=True).obtain(compute)
 
+    kinds: tuple[Literal["noisy", "clean"], ...] = () if is_labelled else ("noisy", "clean")
     card = Card(
         machine=describe_machine(models.device),
         weights_sha256={str(role): digest for role, digest in models.digests().items()},
@@ -143,7 +141,10 @@ def write_card(
         samples=keep(
             "samples", dict[str, SampleQuality], lambda: measure_samples(stages, pictures)
         ),
-        probes=probes,
+        probes={
+            kind: keep(f"probes-{kind}", ProbeResult, partial(measure_probes, stages, kind))
+            for kind in kinds
+        },
         classes=keep("classes", ClassNumbers, lambda: measure_classes(stages))
         if is_labelled
         else None,
@@ -172,6 +173,19 @@ def save_card(folder: Path, card: Card, template: str = "card.md") -> None:
     """Write card.json and README.md."""
     write_json(folder / "card.json", record_of({"weights_sha256": card.weights_sha256}, card))
     write_atomically(folder / "README.md", text(template, card=card).encode())
+
+
+def measure_probes(stages: Stages, kind: Literal["noisy", "clean"]) -> ProbeResult:
+    """Probes of the noisy model and of the pixels; on clean images with baselines."""
+    models, count = stages.models, stages.count
+    settings = ProbeSettings(input=kind, train_images=6 * count, test_images=count)
+    sets = stages.train_set.first(6 * count), stages.test_set.first(count)
+    inputs, noisy = ProbeInputs(*sets, models.pair.smoothing, settings), models.pair.noisy
+    networks = {"noisy": noisy, PIXELS: None}
+    if kind == "clean":
+        networks |= {"plain": models.plain, "untrained-noisy": untrained(noisy, inputs)}
+    scores = {name: probe_network(name, network, inputs) for name, network in networks.items()}
+    return ProbeResult(scores, settings)
 
 
 def measure_samples(stages: Stages, pictures: Mapping[str, Tensor]) -> dict[str, SampleQuality]:

@@ -225,7 +225,7 @@ class Probe:
     """Input of the probes, and the length of their training."""
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()
     out: Path = Path("probes")
-    """Folder for the results; also for features meanwhile, up to 13 GB for all of MNIST at F 40."""
+    """Folder for the results."""
     execution: OmitArgPrefixes[Computing] = Computing()
 
 

@@ -7,6 +7,7 @@ from ..evaluate.probe import PIXELS, best_probe, probe_pair
 from ..files import check_writable, printable, write_atomically
 from ..machine import choose_device, use_threads
 from ..pretrained import load
+from ..progress import progress
 from ..report.plots import probe_png
 from ..results import ProbeScore
 from ..tables import Table
@@ -24,9 +25,12 @@ def probe(options: Probe) -> None:
         models = load(*options.models, device=choose_device(execution.device)).checked()
         pair, choice = models.pair, choose_data(models, options.dataset)
         sets = choice.load("train"), choice.load("test")
-        results = probe_pair(
-            pair, *sets, options.settings, path, plain=models.plain, precision=execution.precision
-        )
+        with progress("probes", 4 if models.plain is None else 5, "networks"):
+            results = probe_pair(
+                *(pair, *sets, options.settings, path),
+                plain=models.plain,
+                precision=execution.precision,
+            )
     if rank_and_size()[0] > 0:
         return
     accuracy, count = results.accuracy, results.settings.test_images

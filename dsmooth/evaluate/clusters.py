@@ -30,7 +30,7 @@ from ..nn.weights import in_evaluation
 from ..pictures import save_grid
 from ..progress import Progress, progress_of
 from ..tables import Table
-from .probe import CALL_IMAGES, TOGETHER_PARTS, hidden_label, joined_features
+from .probe import CALL_IMAGES, hidden_label, joined_features
 
 # Principal components of the features, the least number of images for each, and images that they
 # are computed from, since the features of all would fill the memory.
@@ -184,7 +184,7 @@ def _features(
         x = images.batch(rows).to(parameter.device, parameter.dtype)
         with autocast(x.device, precision):
             streams = model.features(x, label=hidden_label(model, x))
-        joined = joined_features(streams.values(), TOGETHER_PARTS)
+        joined = joined_features(streams.values())
         return joined[: len(indices) - first].float().cpu()
 
     on_cpu = parameter.device.type == "cpu"

@@ -1,22 +1,23 @@
-"""A linear softmax classifier on features that need not fit into memory."""
+"""A linear softmax classifier on features, and its accuracy on others."""
 
 from __future__ import annotations
 
 import math
 from functools import partial
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.adam import adam
 
 from ..data import epoch_order
+from ..results import ProbeScore
 
-FeatureMatrix = NDArray[np.float16]  # features (N, D), writable, possibly on disk
-Labelled = tuple[FeatureMatrix, Tensor]  # and labels (N,) int64
+Labelled = tuple[Tensor, Tensor]  # features (N, D) float16 on the CPU, and labels (N,) int64
 
-# Images read at a time, and of a step. A step takes fewer if an epoch would otherwise have
+# The last training images choose among probes. HELD_OUT is their share of all training images,
+# HELD_OUT_PASSES the share of the passes after which probes are compared on them.
+HELD_OUT, HELD_OUT_PASSES = 1 / 6, 1 / 4
+# Images at a time, and of a step. A step takes fewer if an epoch would otherwise have
 # fewer than STEPS_PER_EPOCH steps.
 STEP_IMAGES = 100
 STEPS_PER_EPOCH = 10
@@ -34,6 +35,29 @@ adam_step = partial(
     maximize=False,
     fused=True,
 )
+
+
+def probe_features(
+    train: Labelled,
+    test: Labelled,
+    classes: int,
+    *,
+    epochs: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> ProbeScore:
+    """The accuracy of a linear classifier of labels 0 .. classes - 1 by features. N >= 2."""
+    fit = partial(train_linear, classes=classes, seed=seed, device=device)
+    accuracy, error, train_accuracy = fit(train, test, epochs=epochs)
+    features, labels = train
+    n = len(labels)
+    first = n - max(1, round(HELD_OUT * n))
+    held_out, _, _ = fit(
+        (features[:first], labels[:first]),
+        (features[first:], labels[first:]),
+        epochs=math.ceil(HELD_OUT_PASSES * epochs),
+    )
+    return ProbeScore(accuracy, error, train_accuracy, features.shape[1], held_out)
 
 
 def train_linear(
@@ -67,14 +91,14 @@ def train_linear(
     def logits(z: Tensor) -> Tensor:  # (classes, B), faster than its transpose
         return torch.addmm(bias.unsqueeze(1), weight * scale, z.T)
 
-    features, labels = torch.from_numpy(train[0]), train[1]
+    features, labels = train
     n = len(labels)
     batch = max(1, min(STEP_IMAGES, n // STEPS_PER_EPOCH))
     steps = -(-n // batch)
     for epoch in range(epochs):
         order = epoch_order(n, epoch, seed)
         for first in range(0, n, batch):
-            rows = order[first : first + batch].sort().values  # so that a disk is read forwards
+            rows = order[first : first + batch].sort().values  # memory is read forwards
             z = centred(features.index_select(0, rows))
             # Gradient of the mean cross-entropy: (softmax - one-hot) / B times the scaled features.
             slope = logits(z).softmax(0)
@@ -87,7 +111,7 @@ def train_linear(
             adam_step([parameters], [gradient], *moments_of_adam, [], counts, lr=rate)
 
     def accuracy(data: Labelled) -> float:
-        parts = torch.from_numpy(data[0]).split(STEP_IMAGES)
+        parts = data[0].split(STEP_IMAGES)
         chosen = torch.cat([logits(centred(part)).argmax(0).cpu() for part in parts])
         return float((chosen == data[1]).double().mean())
 
@@ -95,7 +119,7 @@ def train_linear(
     return right, (right * (1 - right) / m) ** 0.5, accuracy(train)
 
 
-def moments(features: FeatureMatrix, device: torch.device | str) -> tuple[Tensor, Tensor]:
+def moments(features: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Mean and scale of each feature, (D,) float32 on `device`.
 
     The scale is 1 / sqrt(variance + mean variance of all features), half-way between standardised
@@ -105,7 +129,7 @@ def moments(features: FeatureMatrix, device: torch.device | str) -> tuple[Tensor
     total = torch.zeros(features.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(total)
     # Float32 is enough for the sums of a part about a mean that is nearly the mean of all.
-    parts = torch.from_numpy(features).split(STEP_IMAGES)
+    parts = features.split(STEP_IMAGES)
     near = parts[0].float().mean(0)
     for part in parts:
         values = part.float().sub_(near)

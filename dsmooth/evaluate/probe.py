@@ -1,49 +1,38 @@
 """Linear probes: how well a linear classifier tells classes apart by a network's features.
 
-The frozen features of a block are the input of a linear softmax classifier (docs/math.md, section
-6). The six blocks of a network come from one pass over the images. They wait on disk as float16
-until their probe is trained: for all 70,000 images of MNIST at F = 40 they take 12.6 GB.
+The frozen features of a block, its flattened map of stream ul, are the input of a linear softmax
+classifier (docs/math.md, section 7). The six blocks of a network come from one pass over the
+images, and are held in memory as float16: for all 70,000 images of MNIST at F = 40 12.6 GB.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
-import tempfile
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import Precision, Split
+from ..config import Precision
 from ..data import ImageDataset
-from ..distributed import in_batches, rank_and_size, side_by_side
-from ..errors import SettingError
-from ..fields import check_one_of
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
 from ..nn.condition import warn_untrained_zero_label, zero_label
 from ..nn.pixelcnnpp import Streams
 from ..nn.weights import in_evaluation, weights_digest
 from ..pair import SmoothedPair
-from ..probe_settings import Pooling, ProbeSettings
-from ..progress import progress
-from ..record import Record
+from ..probe_settings import ProbeSettings
+from ..progress import portion
 from ..results import BlockScores, ProbeResult, ProbeScore
 from ..smoothing import Smoothing
+from ..work import Record, batches, map_parts
 from .batches import check_images
-from .linear import FeatureMatrix, train_linear
+from .linear import probe_features
 
 PIXELS, TOGETHER = "pixels", "together"
-# Training image i and test image i get different draws of noise.
-REPEATS: dict[Split, int] = {"train": 0, "test": 1}
 # Parts of a map a side, over which both streams of all blocks are averaged; for clusters too.
 TOGETHER_PARTS = 4
 # Images of every network call; the last call is filled up. So the sums of an image are rounded
@@ -51,9 +40,34 @@ TOGETHER_PARTS = 4
 CALL_IMAGES = 50
 # Training images that set the scales and biases of an untrained network.
 FIRST_BATCH = 25
-# The last training images choose among probes. HELD_OUT is their share of all training images,
-# HELD_OUT_PASSES the share of the passes after which probes are compared on them.
-HELD_OUT, HELD_OUT_PASSES = 1 / 6, 1 / 4
+
+
+@dataclass(frozen=True)
+class ProbeInputs:
+    """The images of probes, and how a network sees them.
+
+    train, test: with labels of 0 or more. Training image i and test image i get different draws of
+    noise. precision: of the networks; "auto" is float32.
+    """
+
+    train: ImageDataset
+    test: ImageDataset
+    smoothing: Smoothing
+    settings: ProbeSettings
+    precision: Precision = "auto"
+
+    def of(
+        self, network: PixelCNNpp | None, x: Tensor, first: int, repeat: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """(input, context) of a network for clean images x (B, C, H, W), numbered from `first`.
+
+        repeat: 0 for training images, 1 for test images.
+        """
+        seed = self.settings.seed
+        x_tilde = self.smoothing.sample(x, seed=seed, first_index=first, repeat=repeat)
+        seen = x_tilde if self.settings.input == "noisy" else x
+        has_context = network is not None and network.config.conditioning != "none"
+        return seen, x_tilde if has_context else None
 
 
 def probe_pair(
@@ -64,59 +78,58 @@ def probe_pair(
     path: Path,
     *,
     plain: PixelCNNpp | None = None,
-    only: Collection[str] | None = None,
     precision: Precision = "auto",
 ) -> ProbeResult:
     """Accuracy of a linear probe after each block of both networks, and of the controls.
 
-    The controls are the pixels, the model `plain` if given, and untrained networks of the pair's
-    shapes. One more probe sees the blocks together. Each probe also has an accuracy on the last
-    sixth of the training images, after training on the others, by which `best_probe` chooses. A
-    model with classes sees a label of zeros.
-    only: the networks to probe (noisy, denoiser, pixels, plain, untrained-noisy,
-    untrained-denoiser), by default all of these. precision: of the networks; "auto" is float32.
+    The controls are the pixels, the model `plain` if given, and an untrained network of the noisy
+    model's shape. One more probe sees both streams of all blocks. Each probe also has an accuracy
+    on the last sixth of the training images, after training on the others, by which `best_probe`
+    chooses. A model with classes sees a label of zeros. precision: of the networks; "auto" is
+    float32.
 
     The record `path` keeps the result, and until all are done the probes of each network: a later
-    call resumes there. Features are in nameless files in the folder of `path`. Under torchrun all
-    processes call this; the result is rank 0's. Raises ValueError for data without labels or of
-    another shape than the pair's, for another request in `path`, and for an unknown network.
+    call resumes there. Raises ValueError for data without labels or of another shape than the
+    pair's, and for another request in `path`.
     """
-    sets: dict[Split, ImageDataset] = {"train": train_set, "test": test_set}
-    return make_probing(pair, sets, settings, path.parent, plain, only, precision).result(path)
-
-
-def make_probing(
-    pair: SmoothedPair,
-    sets: Mapping[Split, ImageDataset],
-    settings: ProbeSettings,
-    folder: Path,
-    plain: PixelCNNpp | None = None,
-    only: Collection[str] | None = None,
-    precision: Precision = "auto",
-) -> Probing:
-    """The probes of `probe_pair`, with its arguments and errors."""
-    counts = {"train": settings.train_images, "test": settings.test_images}
-    splits = {split: data.part(slice(counts[split])) for split, data in sets.items()}
-    for (split, data), least in zip(splits.items(), (2, 1), strict=True):  # one is held out
+    train, test = train_set.first(settings.train_images), test_set.first(settings.test_images)
+    for data in (train, test):
         check_images(pair, data)
-        if len(data) < least:
-            raise SettingError(f"{split}_images", f"must be at least {least}, got {len(data)}")
+        if len(data) < 2:  # one of the training images is held out
+            raise ValueError(f"probes need two images or more, but {data.source} has {len(data)}")
         if (data.known_labels() < 0).any():
             raise ValueError(f"probes need labels of 0 or more, but {data.source} has others")
-    train_images, test_images = map(len, splits.values())
-    settings = replace(settings, train_images=train_images, test_images=test_images)
     pair = in_evaluation(pair)
-    subjects = {"noisy": Subject(pair.noisy), "denoiser": Subject(pair.denoiser)}
-    subjects[PIXELS] = Subject(None)
+    settings = replace(settings, train_images=len(train), test_images=len(test))
+    inputs = ProbeInputs(train, test, pair.smoothing, settings, precision)
+    networks: dict[str, PixelCNNpp | None] = {"noisy": pair.noisy, "denoiser": pair.denoiser}
+    networks[PIXELS] = None
     if plain is not None:
-        subjects["plain"] = Subject(in_evaluation(plain))
-    subjects["untrained-noisy"] = Subject(pair.noisy, trained=False)
-    subjects["untrained-denoiser"] = Subject(pair.denoiser, trained=False)
-    for name in only or ():
-        check_one_of("only", name, [*subjects])
-    chosen = {name: subject for name, subject in subjects.items() if name in (only or subjects)}
-    digests = {split: data.digest for split, data in sets.items()}
-    return Probing(pair.smoothing, splits, settings, folder, precision, chosen, digests)
+        networks["plain"] = in_evaluation(plain)
+    smoothing = {"kind": pair.smoothing.kind, "scale": pair.smoothing.scale}
+    request = {
+        **asdict(settings),
+        "data_sha256": {"train": train_set.digest, "test": test_set.digest},
+        "smoothing": smoothing,
+        "weights_sha256": {k: weights_digest(net) for k, net in networks.items() if net},
+        "precision": precision,
+    }
+    record = Record(path, request, BlockScores, ProbeResult)
+    compute: dict[str, Callable[[], BlockScores]] = {
+        name: partial(probe_network, name, network, inputs) for name, network in networks.items()
+    }
+    compute["untrained-noisy"] = lambda: probe_network(
+        "untrained-noisy", untrained(pair.noisy, inputs), inputs
+    )
+
+    def probe_all() -> ProbeResult:
+        for name, probe in compute.items():
+            with portion(1 / len(compute)):
+                if name not in record.parts:
+                    record.keep(name, probe())
+        return ProbeResult({name: record.parts[name] for name in compute}, settings)
+
+    return record.obtain(probe_all)
 
 
 def best_probe(scores: BlockScores) -> str:
@@ -129,209 +142,85 @@ def best_block(scores: BlockScores) -> str:
     return best_probe({block: score for block, score in scores.items() if block != TOGETHER})
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A network to probe, None for the pixels; or an untrained one of its shape."""
+def untrained(network: PixelCNNpp, inputs: ProbeInputs) -> PixelCNNpp:
+    """An untrained network of the same shape, its scales and biases set from a first batch."""
+    with torch_seed(inputs.settings.seed):
+        fresh = PixelCNNpp(network.config).eval()
+    x = inputs.train.batch(torch.arange(min(FIRST_BATCH, len(inputs.train))))
+    fresh.initialize(*inputs.of(fresh, x, 0, repeat=0), hidden_label(fresh, x))
+    return fresh.to(network.head.bias)
 
-    network: PixelCNNpp | None
-    trained: bool = True
 
+def probe_network(name: str, network: PixelCNNpp | None, inputs: ProbeInputs) -> BlockScores:
+    """The probe after each block of a network in evaluation mode, of the pixels for None."""
+    with portion(0.8):
+        train = block_features(name, network, inputs, inputs.train, repeat=0)
+    with portion(0.1):
+        test = block_features(name, network, inputs, inputs.test, repeat=1)
+    labels = [data.known_labels() for data in (inputs.train, inputs.test)]
 
-@dataclass(frozen=True)
-class Probing:
-    """The images, the noise, the settings and the folder of features that all subjects share.
-
-    digests: of the sets of images whose first ones the splits are.
-    """
-
-    smoothing: Smoothing
-    splits: Mapping[Split, ImageDataset]
-    settings: ProbeSettings
-    folder: Path
-    precision: Precision = "auto"
-    subjects: Mapping[str, Subject] = field(default_factory=dict)
-    digests: Mapping[Split, str] = field(default_factory=dict)
-
-    def result(
-        self,
-        path: Path,
-        *,
-        known: Mapping[str, BlockScores] | None = None,
-        replace: bool = False,
-    ) -> ProbeResult:
-        """The probes of all subjects by the record `path`, where those of an earlier call are kept.
-
-        known: probes that need not be computed. replace: take over the record of another request.
-        """
-        request = {
-            **self.request(self.digests),
-            "networks": [*self.subjects],
-            "weights_sha256": {
-                name: weights_digest(subject.network)
-                for name, subject in self.subjects.items()
-                if subject.network is not None and subject.trained
-            },
-            "precision": self.precision,
-        }
-        record = Record(path, request, ProbeResult, BlockScores, replace=replace)
-
-        def probe(name: str, subject: Subject) -> BlockScores:
-            network = subject.network
-            if network is not None and not subject.trained:
-                network = self.untrained(network)
-            return self.probe(name, network)
-
-        def probe_all() -> ProbeResult:
-            scores = dict(known or {})
-            for name, subject in self.subjects.items():
-                if name not in scores:
-                    scores[name] = record.part(name, partial(probe, name, subject))
-            return ProbeResult({name: scores[name] for name in self.subjects}, self.settings)
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return record.obtain(probe_all)
-
-    def request(self, data_sha256: Mapping[Split, str]) -> Mapping[str, object]:
-        """The part of a request that all subjects share."""
-        smoothing = {"kind": self.smoothing.kind, "scale": self.smoothing.scale}
-        return {**asdict(self.settings), "data_sha256": data_sha256, "smoothing": smoothing}
-
-    def controls_request(self) -> Mapping[str, object]:
-        """All that decides the probes of the pixels and of the untrained noisy model, but rounding;
-        the images by the digests of the first ones."""
-        noisy = self.subjects["untrained-noisy"].network
-        assert noisy is not None
-        digests = {split: data.digest for split, data in self.splits.items()}
-        return {**self.request(digests), "network": asdict(noisy.config)}
-
-    def untrained(self, network: PixelCNNpp) -> PixelCNNpp:
-        """An untrained network of the same shape, its scales and biases set from a first batch."""
-        with torch_seed(self.settings.seed):
-            fresh = PixelCNNpp(network.config).eval()
-        first = torch.arange(min(FIRST_BATCH, len(self.splits["train"])))
-        x = self.splits["train"].batch(first)
-        fresh.initialize(*self.inputs(fresh, x, 0, "train"), hidden_label(fresh, x))
-        return fresh.to(parameter_of(network))
-
-    def inputs(
-        self, network: PixelCNNpp | None, x: Tensor, first: int, split: Split
-    ) -> tuple[Tensor, Tensor | None]:
-        """(input, context) for clean images x (B, C, H, W), numbers first .. first + B - 1."""
-        x_tilde = self.smoothing.sample(
-            x, seed=self.settings.seed, first_index=first, repeat=REPEATS[split]
+    def probe(block: str) -> ProbeScore:
+        return probe_features(
+            (train[block], labels[0]),
+            (test[block], labels[1]),
+            classes=1 + max(int(values.max()) for values in labels),
+            epochs=inputs.settings.epochs,
+            seed=inputs.settings.seed,
+            device=parameter_of(network).device,
         )
-        conditioned = network is not None and network.config.conditioning != "none"
-        seen = x_tilde if self.settings.input == "noisy" else x
-        return seen, x_tilde if conditioned else None
 
-    @torch.no_grad()
-    def features(
-        self, name: str, network: PixelCNNpp | None, split: Split, first: int
-    ) -> dict[str, Tensor]:
-        """Rows (B, D), float16, of CALL_IMAGES images from `first` on, after each block."""
-        data = self.splits[split]
-        indices = torch.arange(first, first + CALL_IMAGES)
-        x = data.batch(indices.clamp(max=len(data) - 1)).to(parameter_of(network))
-        count = min(CALL_IMAGES, len(data) - first)
-        inputs = self.inputs(network, x, first, split)
-        if network is None:
-            blocks = {PIXELS: inputs[0]}
-        else:
-            with autocast(x.device, self.precision):
-                streams = network.features(*inputs, hidden_label(network, x))
-            settings, blocks = self.settings, {}
-            for block in settings.blocks:
-                u, ul = streams[block]
-                maps = {"u": u, "ul": ul, "both": torch.cat((u, ul), 1)}[settings.stream]
-                blocks[block] = pool(maps, settings.pooling)
-            if settings.together:
-                chosen = [streams[block] for block in settings.blocks]
-                blocks[TOGETHER] = joined_features(chosen, settings.together)
-        rows = {block: values[:count].flatten(1).half().cpu() for block, values in blocks.items()}
-        if diverged := [key for key, values in rows.items() if not values.isfinite().all()]:
+    # The widest first, so that the last ones are short.
+    order = sorted(train, key=lambda block: -train[block].shape[1])
+    with portion(0.1):
+        scores = dict(zip(order, map_parts(probe, order), strict=True))
+    return {block: scores[block] for block in train}
+
+
+@torch.no_grad()
+def block_features(
+    name: str, network: PixelCNNpp | None, inputs: ProbeInputs, data: ImageDataset, repeat: int
+) -> dict[str, Tensor]:
+    """The features (N, D) float16 of images after each block, and of all blocks together.
+
+    Of the pixels for None. Raises ArithmeticError, with the network's name, for values beyond
+    float16.
+    """
+    n, parameter = len(data), parameter_of(network)
+
+    def compute(batch: range) -> dict[str, Tensor]:
+        indices = torch.arange(batch.start, batch.start + CALL_IMAGES)
+        x = data.batch(indices.clamp(max=n - 1)).to(parameter)
+        seen = inputs.of(network, x, batch.start, repeat)
+        blocks = {PIXELS: seen[0]}
+        if network is not None:
+            with autocast(x.device, inputs.precision):
+                streams = network.features(*seen, hidden_label(network, x))
+            blocks = {block: ul for block, (_, ul) in streams.items()}
+            blocks[TOGETHER] = joined_features(streams.values())
+        rows = {block: v[: len(batch)].flatten(1).half().cpu() for block, v in blocks.items()}
+        if diverged := [block for block, values in rows.items() if not values.isfinite().all()]:
             raise ArithmeticError(
-                f"block {diverged[0]} of {name} has values beyond float16 for {split} images "
-                f"{first} to {first + count - 1}: the network diverged"
+                f"block {diverged[0]} of {name} has values beyond float16 for {data.split} images "
+                f"{batch.start} to {batch.stop - 1}: the network diverged"
             )
         return rows
 
-    def probe(self, name: str, network: PixelCNNpp | None) -> BlockScores:
-        """Write all features in one pass, then train each block's probe; empty except at rank 0."""
-        labels = {split: data.known_labels() for split, data in self.splits.items()}
-        fit = partial(
-            train_linear,
-            classes=1 + max(int(values.max()) for values in labels.values()),
-            seed=self.settings.seed,
-            device=parameter_of(network).device,
-        )
-        n, epochs = len(labels["train"]), self.settings.epochs
-        first = n - max(1, round(HELD_OUT * n))
-        with contextlib.ExitStack() as stack:
-            maps = self.extract(name, network, stack)
-            if rank_and_size()[0] > 0:
-                return {}
-            train, test = maps["train"], maps["test"]
-
-            def probe_block(block: str) -> ProbeScore:
-                rows = train[block]
-                accuracy, error, train_accuracy = fit(
-                    (rows, labels["train"]), (test[block], labels["test"]), epochs=epochs
-                )
-                held_out, _, _ = fit(
-                    (rows[:first], labels["train"][:first]),
-                    (rows[first:], labels["train"][first:]),
-                    epochs=math.ceil(HELD_OUT_PASSES * epochs),
-                )
-                return ProbeScore(accuracy, error, train_accuracy, rows.shape[1], held_out)
-
-            # The widest first, so that the last ones are short.
-            order, results = sorted(train, key=lambda block: -train[block].shape[1]), {}
-            with progress(f"probes of {name}", len(order), "blocks") as done:
-                for block, result in zip(order, side_by_side(probe_block, order), strict=True):
-                    results[block] = result
-                    done(len(results))
-        return {block: results[block] for block in train}
-
-    def extract(
-        self, name: str, network: PixelCNNpp | None, stack: contextlib.ExitStack
-    ) -> dict[Split, dict[str, FeatureMatrix]]:
-        """The features of all images by split and block, as maps of files that `stack` closes."""
-        maps: dict[Split, dict[str, FeatureMatrix]] = {}
-        on_cpu = parameter_of(network).device.type == "cpu"
-        for split, data in self.splits.items():
-            files: dict[str, IO[bytes]] = defaultdict(
-                lambda: stack.enter_context(tempfile.TemporaryFile(dir=self.folder))  # noqa: SIM115
-            )
-            n, features = len(data), partial(self.features, name, network, split)
-            with progress(f"features of {name}, {split}", n) as done:
-                for rows in in_batches(
-                    n, CALL_IMAGES, features, on_cpu=on_cpu, progress=done, to_all=False
-                ):
-                    for block, values in rows.items():
-                        files[block].write(values.numpy().tobytes())
-            for file in files.values():
-                file.flush()
-            maps[split] = {
-                block: np.memmap(file, np.float16, "c").reshape(n, -1)
-                for block, file in files.items()
-            }
-        return maps
+    features: dict[str, Tensor] = {}
+    parts = batches(n, CALL_IMAGES)
+    in_threads = parameter.device.type == "cpu"
+    for batch, rows in zip(parts, map_parts(compute, parts, in_threads=in_threads), strict=True):
+        for block, values in rows.items():
+            whole = features.setdefault(block, values.new_empty(n, values.shape[1]))
+            whole[batch.start : batch.stop] = values
+    return features
 
 
-def pool(values: Tensor, pooling: Pooling | int) -> Tensor:
-    """values (B, F, H, W): flat, their mean (B, F), or averages over n x n parts of the map."""
-    if pooling == "flat":
-        return values
-    if pooling == "mean":
-        return values.mean((2, 3))
-    height, width = values.shape[2:]
-    return F.adaptive_avg_pool2d(values, (min(pooling, height), min(pooling, width)))
-
-
-def joined_features(streams: Iterable[Streams], parts: int) -> Tensor:
-    """Features (B, D) of several blocks: both streams of each, averaged over parts x parts."""
+def joined_features(streams: Iterable[Streams]) -> Tensor:
+    """Features (B, D) of several blocks: both streams of each, averaged over 4 x 4 parts."""
     maps = [values for block in streams for values in block]
-    return torch.cat([pool(values, parts).flatten(1) for values in maps], 1)
+    sizes = [(min(TOGETHER_PARTS, m.shape[2]), min(TOGETHER_PARTS, m.shape[3])) for m in maps]
+    pooled = (F.adaptive_avg_pool2d(m, size) for m, size in zip(maps, sizes, strict=True))
+    return torch.cat([values.flatten(1) for values in pooled], 1)
 
 
 def hidden_label(network: PixelCNNpp, x: Tensor) -> Tensor | None:
