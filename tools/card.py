@@ -126,7 +126,7 @@ def write_card(
         request = stages.request(count=count)
         return Record(work / f"{name}.json", request, kind, str, replace=True).obtain(compute)
 
-    kinds: tuple[Literal["noisy", "clean"], ...] = () if is_labelled else ("noisy", "clean")
+    probed: tuple[Literal["noisy", "clean"], ...] = () if is_labelled else ("noisy", "clean")
     card = Card(
         machine=describe_machine(models.device),
         weights_sha256={str(role): digest for role, digest in models.digests().items()},
@@ -143,7 +143,7 @@ def write_card(
         ),
         probes={
             kind: keep(f"probes-{kind}", ProbeResult, partial(measure_probes, stages, kind))
-            for kind in kinds
+            for kind in probed
         },
         classes=keep("classes", ClassNumbers, lambda: measure_classes(stages))
         if is_labelled
