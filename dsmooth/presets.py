@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
-from .config import DERIVED, FILE_ONLY, OWN, ModelConfig, Role, TrainConfig
+from .config import ModelConfig, Role, TrainConfig
 from .errors import SettingError
-from .fields import check_one_of, flatten
+from .fields import check_one_of
 
 _F32 = ModelConfig(3, n_filters=32, n_resnet=2, dropout=0.0, context_layers=2)
 _F40 = ModelConfig(1, n_filters=40, n_resnet=5, dropout=0.5)
@@ -130,27 +130,3 @@ def as_flag(name: str, value: object = True) -> str:
     if isinstance(value, bool):
         return f"--{option}" if value else f"--no-{option}"
     return shlex.join([f"--{option}", *map(str, value if isinstance(value, list) else [value])])
-
-
-def train_command(config: TrainConfig) -> str:
-    """The `dsmooth train` that begins with these settings, without a path of this machine."""
-    values = flatten(asdict(config))
-    paths = {"data_dir": "--data-dir FOLDER", "init": "--init RUN", "labels": "--labels FILE"}
-    # Some follow from the scale, the data and an extension, images from a budget.
-    skipped = {"role", "schedule_from", "earlier_images", *paths}
-    skipped |= {f"model.{name}" for name in DERIVED}
-    skipped |= {"data"} if config.data == OWN else set()
-    skipped |= {"budget"} if config.images is not None else set()
-    starts = []
-    for name in PRESETS:
-        start = flatten(asdict(preset(name, config.role)))
-        keys = [key for key in values if key not in skipped and values[key] != start[key]]
-        options = {key.rpartition(".")[2]: values[key] for key in keys}
-        if not options.keys() & FILE_ONLY:
-            starts.append([f"--preset {name}", *map(as_flag, options, options.values())])
-    first, *changes = min(starts, key=len, default=["--config CONFIG"])
-    folders = [option for name, option in paths.items() if values[name] is not None]
-    words = ["dsmooth train", config.role, first, *folders, *changes]
-    if config.data == OWN:
-        words.append("--print-config  # for dsmooth.train(settings, dataset=IMAGES)")
-    return " ".join(words)

@@ -19,7 +19,6 @@ from .files import (
 )
 from .nn import PixelCNNpp
 from .nn.weights import load_network
-from .presets import train_command
 from .runlog import End, HeldOut, LogEntry, Start, read_entry
 
 # Files of a run, and of a network or pair that `save_pretrained` wrote.
@@ -31,19 +30,16 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 class TrainingRecord:
     """The training of weights, for the model card. Fields are None if the run has no log.
 
-    command: the `dsmooth train` that begins such a run. bits_per_dim: of held-out images at the
-    last evaluation, whose meaning is `loss`. notes: of settings that were changed on the way.
+    bits_per_dim: of held-out images at the last evaluation, whose meaning is `loss`.
     weights_sha256: `weights_digest` of the weights, None where it was not recorded.
     """
 
-    command: str
     data: str
     images: int | None
     seed: int
     seconds: float | None
     loss: str | None
     bits_per_dim: float | None
-    notes: tuple[str, ...] = ()
     weights_sha256: str | None = None
 
 
@@ -143,17 +139,13 @@ class RunFolder:
             if isinstance(entry, Start):  # each counts its seconds from 0
                 total, last = total + last, 0.0
             last = max(last, entry.seconds)
-        sentences = (entry.sentence() for entry in entries)
         return TrainingRecord(
-            command=train_command(config),
             data=config.data,
             images=max((entry.images for entry in entries), default=config.images),
             seed=config.seed,
             seconds=round(total + last, 1) if entries else None,
             loss=losses[-1] if losses else None,
             bits_per_dim=bits[-1] if bits else None,
-            # A run that is killed before its first checkpoint notes the same again.
-            notes=tuple({text: None for text in sentences if text is not None}),
         )
 
     def load_model(self) -> tuple[PixelCNNpp, TrainConfig, tuple[int, int]]:

@@ -14,7 +14,7 @@ import torch
 
 import dsmooth
 from dsmooth.config import TrainConfig
-from dsmooth.presets import PRESETS, preset, train_command
+from dsmooth.presets import PRESETS, preset
 from dsmooth.training.evaluation import evaluate
 from dsmooth.training.step import TrainState
 from tests.helpers.data_makers import random_dataset
@@ -28,8 +28,6 @@ def test_a_budget_takes_the_place_of_the_images() -> None:
     assert preset("mnist", "noisy", budget=2.0).images is None
     with pytest.raises(ValueError, match="`images` and `budget` both say how long the run is"):
         preset("mnist", "noisy", budget=2.0, images=64)
-    trained = replace(preset("mnist", "noisy", budget=2.0), images=64)  # as a run stores it
-    assert train_command(trained) == "dsmooth train noisy --preset mnist --images 64"
 
 
 @pytest.mark.quick

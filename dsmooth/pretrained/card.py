@@ -22,22 +22,15 @@ MARK = "<!-- Written by dsmooth. Without this line the file is yours, and stays.
 def render_card(
     settings: SavedSettings,
     networks: Mapping[Role, PixelCNNpp],
-    digests: Mapping[Role, str],
     name: str,
     scores: BitsResult | None,
     license: str | None,
 ) -> str:
     """The model card of saved weights, Markdown with the Hub's front matter.
 
-    digests: of the weights. Those that differ from the record's were changed after the training.
     scores: of these weights only.
     """
     counts = {role: sum(p.numel() for p in model.parameters()) for role, model in networks.items()}
-    records = settings.origin.items()
-    changed = [role for role, run in records if run.weights_sha256 not in (None, digests[role])]
-    held_out = {
-        role: run for role, run in records if run.bits_per_dim is not None and role not in changed
-    }
     table = ""
     if scores is not None:  # their names are those of a file
         models = {
@@ -56,8 +49,6 @@ def render_card(
         name=name,
         license=license,
         parameters=counts,
-        changed=changed,
-        held_out=held_out,
         scores=scores,
         table=table,
         MARK=MARK,

@@ -21,7 +21,7 @@ from ..pair import SmoothedPair
 from ..progress import LOG
 from ..runs import WEIGHTS_FILE, RunFolder, TrainingRecord, run_config
 from ..smoothing import Smoothing
-from .folders import CONFIG_KEY, HERE, PAIR, SavedSettings, has_runs, holds_networks, packaged
+from .folders import CONFIG_KEY, PAIR, SavedSettings, has_runs, holds_networks, packaged
 from .hub import download, may_be_on_hub
 from .loaded import EXPECTED_MODELS, Loaded
 
@@ -224,8 +224,6 @@ def read_record(folder: Path, role: Role) -> TrainingRecord | None:
     """The record in a folder of networks, with the digest of the weights that it describes."""
     found = read_networks(folder)[role]
     record = found.run.record() if found.run else found.origin
-    if found.run and record is not None and folder.is_relative_to(HERE):  # trained on whole data
-        record = replace(record, command=f"{record.command} --data-dir FOLDER")
     if record is None or record.weights_sha256 is not None:
         return record
     return replace(record, weights_sha256=weights_digest(found.network))

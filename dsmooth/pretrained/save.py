@@ -45,7 +45,7 @@ def save(
 
     One rename of the weights' file, which has the settings in its metadata, saves them. Files whose
     config.json was edited are not read. The card shows the training of networks that were read from
-    run folders, and says where weights were changed since. scores: the file that
+    run folders and not changed since. scores: the file that
     `dsmooth evaluate bpd` wrote for these weights, whose table the card shows. name: in the card's
     example, by default the folder's. license: of the weights, by its name on the Hub, such as
     "mit". A README.md that dsmooth did not write stays.
@@ -58,12 +58,12 @@ def save(
     if folder.is_file():
         raise ValueError(f"{folder} is a file: give a folder")
     networks = _networks_of(model)
-    settings = _settings_of(model, networks)
     for network in networks.values():
         check_weights(network)
     digests = {role: weights_digest(network) for role, network in networks.items()}
+    settings = _settings_of(model, networks, digests)
     measured = None if scores is None else _read_scores(Path(scores), settings, digests)
-    card = render_card(settings, networks, digests, name or str(folder), measured, license)
+    card = render_card(settings, networks, name or str(folder), measured, license)
     config, readme = folder / CONFIG_FILE, folder / CARD_FILE
     if config.exists() and "networks" not in read_json(config):
         raise ValueError(
@@ -114,7 +114,9 @@ def _networks_of(model: Pretrained) -> dict[Role, PixelCNNpp]:
     return {"plain" if model.config.conditioning == "none" else "denoiser": model}
 
 
-def _settings_of(model: Pretrained, networks: dict[Role, PixelCNNpp]) -> SavedSettings:
+def _settings_of(
+    model: Pretrained, networks: dict[Role, PixelCNNpp], digests: dict[Role, str]
+) -> SavedSettings:
     pair = model if isinstance(model, SmoothedPair) else None
     records = {role: training_record(network) for role, network in networks.items()}
     return SavedSettings(
@@ -122,7 +124,11 @@ def _settings_of(model: Pretrained, networks: dict[Role, PixelCNNpp]) -> SavedSe
         None if pair is None else pair.smoothing.kind,
         None if pair is None else pair.smoothing.scale,
         None if model.image_size is None else check_size(model.image_size),
-        {role: record for role, record in records.items() if record is not None},
+        {
+            role: record
+            for role, record in records.items()
+            if record is not None and record.weights_sha256 == digests[role]
+        },
     )
 
 

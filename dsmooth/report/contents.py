@@ -27,8 +27,7 @@ class Machine:
 class TrainingSummary:
     """A finished run: images seen, seconds of training, bits/dim of held-out images at the end.
 
-    loss: what these bits/dim are. notes: of settings that changed on the way. training_images: size
-    of the training set, None if unknown.
+    loss: what these bits/dim are. training_images: size of the training set, None if unknown.
     """
 
     images: int
@@ -36,7 +35,6 @@ class TrainingSummary:
     loss: str
     held_out_bits: float | None
     held_out_images: int
-    notes: tuple[str, ...]
     training_images: int | None = None
 
     @property

@@ -47,7 +47,6 @@ def describe_model(
             loss=record.loss or "",
             held_out_bits=record.bits_per_dim,
             held_out_images=min(config.evaluation_images, len(test_set)),
-            notes=record.notes,
             training_images=training_images,
         )
     return ModelSummary(parameters, flatten(settings), training)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 import sys
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,16 +15,12 @@ import pytest
 import torch
 
 import dsmooth
-from dsmooth.cli import parse
-from dsmooth.commands.train import run_request
-from dsmooth.config import TrainConfig
-from dsmooth.presets import PRESETS, preset, train_command
+from dsmooth.nn.weights import weights_digest
 from dsmooth.pretrained import is_model, load_models, training_record
 from dsmooth.pretrained.card import CARD_FILE
 from dsmooth.record import read_result
 from dsmooth.results import BitsResult
 from dsmooth.runs import TrainingRecord
-from dsmooth.training.plan import plan_runs
 from tests.helpers.command_runs import run
 from tests.helpers.data_makers import refuses
 from tests.helpers.networks import network, tiny_pair
@@ -156,9 +150,8 @@ def test_the_card_is_filled_from_the_runs_and_the_scores(tmp_path, monkeypatch) 
     card = Path("pair", CARD_FILE).read_text()
     assert card.startswith("---\nlibrary_name: dsmooth\n")
     assert "- mnist\n---\n" in card
-    assert f"| noisy model, p(x~) | bits/dim of x~ (gaussian) | {origin.bits_per_dim:.4f} |" in card
-    assert f"| noisy model, p(x~) | mnist | 48 | {origin.seconds / 3600:.2f} | 3 |" in card
-    assert origin.command in card
+    row = f"| noisy model, p(x~) | mnist | 48 | {origin.seconds / 3600:.2f} | 3 |"
+    assert f"{row} {origin.bits_per_dim:.4f} | bits/dim of x~ (gaussian) |" in card
     assert "runs/" not in card  # no path of this machine
     # The folder knows it too, and a pair of the folder.
     again = dsmooth.SmoothedPair.from_pretrained("pair")
@@ -189,14 +182,14 @@ def test_the_card_is_filled_from_the_runs_and_the_scores(tmp_path, monkeypatch) 
 def test_words_of_a_stranger_mean_nothing_in_a_card(tmp_path: Path) -> None:
     pair = tiny_pair()
     evil = "\x1b[2J\ud800mnist\nlicense: evil\n```\n# Head\n<script>x</script> [a](http://b) | *c*"
-    record = TrainingRecord(f"```\n{evil}", evil, 1, 0, 1.0, evil, 1.0, (evil,))
-    pair.noisy.record = pair.denoiser.record = lambda: record
+    record = TrainingRecord(evil, 1, 0, 1.0, evil, 1.0, weights_digest(pair.noisy))
+    pair.noisy.record = lambda: record
     pair.save_pretrained(tmp_path, name=f'x")\n{evil}', license=f"mit\n{evil}")
     card = (tmp_path / CARD_FILE).read_text()
     body = card.split("---\n", 2)[2]
     assert "\x1b" not in card
     lines = body.splitlines()
-    assert [line for line in lines if line.startswith("```")] == ["```python", "```"] + ["```"] * 2
+    assert [line for line in lines if line.startswith("```")] == ["```python", "```"]
     assert "# Head" not in lines
     outside = "".join(re.split("^```.*$", body, flags=re.M)[::2])
     assert "<script>" not in outside
@@ -207,7 +200,7 @@ def test_the_library_of_the_hub_reads_a_card(tmp_path: Path) -> None:
     hub = pytest.importorskip("huggingface_hub")
     pair, names = tiny_pair(), ["mnist", "no", "1.5", 'a: b\n# "c"\n---', "é\u2028", "[x]", "'"]
     for name in names:
-        record = TrainingRecord("dsmooth train noisy", name, 1, 0, 1.0, "loss", 1.0, ())
+        record = TrainingRecord(name, 1, 0, 1.0, "loss", 1.0, weights_digest(pair.noisy))
         pair.noisy.record = lambda record=record: record
         pair.save_pretrained(tmp_path, license=name)
         data = hub.ModelCard.load(tmp_path / CARD_FILE).data
@@ -219,7 +212,7 @@ def test_the_library_of_the_hub_reads_a_card(tmp_path: Path) -> None:
 def test_a_card_that_a_person_wrote_stays(tmp_path: Path) -> None:
     pair, card = tiny_pair(), tmp_path / "pair" / CARD_FILE
     pair.save_pretrained(card.parent)
-    assert "Not recorded: the weights were not read from run folders" in card.read_text()
+    assert "Not recorded: the weights are not those of a training run" in card.read_text()
     assert "Not measured" in card.read_text()
     card.write_text(card.read_text() + "An older one.\n")
     pair.save_pretrained(card.parent)
@@ -227,26 +220,3 @@ def test_a_card_that_a_person_wrote_stays(tmp_path: Path) -> None:
     card.write_text("My own words.\n")
     pair.save_pretrained(card.parent)
     assert card.read_text() == "My own words.\n"
-
-
-@pytest.mark.parametrize("role", ["noisy", "denoiser", "plain"])
-@pytest.mark.parametrize("name", [*PRESETS, "changed"])
-def test_the_command_of_a_run_gives_its_settings(tmp_path: Path, name: str, role: Any) -> None:
-    config = preset("mnist-quick" if name == "changed" else name, role)
-    if name == "changed":
-        values = json.loads(json.dumps(asdict(config)))
-        values |= {"images": 640, "betas": [0.8, 0.9], "data_init": False, "data_dir": "/a/path"}
-        values["model"] |= {"n_filters": 7, "atoms": [3, 9] if role != "noisy" else []}
-        config = TrainConfig.from_dict({**values, "clip_norm": 1.5, "scale": 0.3})
-    command = train_command(config)
-    assert "/a/path" not in command
-    file = tmp_path / "settings.json"
-    file.write_text(json.dumps({**asdict(config), "data_dir": None}))
-    for option, path in (("--data-dir FOLDER", "/a/path"), ("--config CONFIG", file)):
-        command = command.replace(option, f"{option.split()[0]} {path}")
-    words = shlex.split(command)
-    options = parse(words[1:])
-    (run_plan,) = plan_runs(options.role, options.out)
-    assert run_request(options, run_plan).config() == config
-    if name != "changed":
-        assert command == f"dsmooth train {role} --preset {name}"

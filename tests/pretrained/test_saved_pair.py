@@ -324,8 +324,8 @@ def test_weights_that_could_not_be_read_again_are_refused(tmp_path: Path) -> Non
     assert torch.equal(read_pair(tmp_path / "pair").sample(1), pair.sample(1))
 
 
-def test_a_card_says_that_weights_were_changed(folders: dict[str, Path], tmp_path: Path) -> None:
-    """The record is of other weights: its scores are not shown here or in copies."""
+def test_a_card_has_no_numbers_of_other_weights(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The record is of other weights: it is not shown here or in copies."""
     log = {"event": "evaluation", "images": 1, "seconds": 1.0, "bits_per_dim": 1.5}
     for role in ("noisy", "denoiser"):
         RunFolder(folders[role]).log.write_text(json.dumps(log) + "\n")
@@ -338,7 +338,6 @@ def test_a_card_says_that_weights_were_changed(folders: dict[str, Path], tmp_pat
         pair = read_pair(tmp_path / name)
     cards = [(tmp_path / name / "README.md").read_text() for name in ("same", "tuned", "copy")]
     assert [card.count("| 1.5000 |") for card in cards] == [2, 1, 1]
-    assert ["fine-tuned from" in card for card in cards] == [False, True, True]
     assert cards[1] == cards[2]
     for role in ("noisy", "denoiser"):
         RunFolder(folders[role]).log.unlink()
