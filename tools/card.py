@@ -1,6 +1,6 @@
 """Measure packaged models and write their README.md, card.json and samples.png.
 
-    python tools/card.py MNIST mnist [RUNS [BEFORE]]
+    python tools/card.py MNIST mnist [RUNS]
 
 MNIST is the folder of the full data. With RUNS, the models are first packed from that folder
 (`pack`). Samples and results are kept in build/card, so a repeated call continues. Prints the table
@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
-from msgspec import structs
 from torch import Tensor
 
-from dsmooth.config import TrainConfig
 from dsmooth.data import SPLITS, ImageDataset, load_dataset
 from dsmooth.data.order import choose_images
 from dsmooth.evaluate.classes import classify
@@ -47,67 +45,34 @@ from dsmooth.report.page import grid
 from dsmooth.report.sections import TITLES, settings_table
 from dsmooth.reproduce import Stages, bytes_to_compare
 from dsmooth.results import FLOOR, ProbeResult
-from dsmooth.runlog import End, LogEntry, Note, Restart, Start, Step, entry_line
+from dsmooth.runlog import Step, entry_line
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.request import Request
 from dsmooth.tables import COMPARABLE, bits_table
 from dsmooth.text import render
-from dsmooth.training.checkpoint import differences
-from dsmooth.training.step import total_images
 
 T = TypeVar("T")
 GUIDANCE = 0.1  # of guided samples of a pair with classes
 FEW = 1000  # images for classification and the classifier's confidence
 STEPS = 300  # log entries of training steps that are packed, evenly spread
-OMITTED = ("kernel_rate", "cooldown")  # settings of Muon, or without effect
 
 
-def pack(runs: Path, folder: Path, before: Path | None = None) -> None:
-    """Write float16 weights, settings without paths and thinned logs of runs that are finished.
-
-    before: the packaged models that runs were initialised from (`dsmooth train ROLE --init mnist`);
-    their logs are joined to those of the runs. Raises ValueError if it is missing.
-    """
+def pack(runs: Path, folder: Path) -> None:
+    """Write float16 weights, settings without paths and thinned logs of runs that are finished."""
     for role in ("noisy", "denoiser", *["plain"] * (runs / "plain").exists()):
         source, target = RunFolder(runs / role), RunFolder(folder / role)
         if not source.is_finished():
             raise ValueError(f"{source.path} is not the folder of a finished run")
         config, size = source.read_config()
-        config, entries = replace(config, data_dir=None, download=False), source.history()
+        entries = source.history()
         steps = [entry for entry in entries if isinstance(entry, Step)]
         kept = steps[:: max(1, len(steps) // STEPS)]
         entries = [entry for entry in entries if not isinstance(entry, Step) or entry in kept]
-        if config.init is not None:
-            if before is None:
-                raise ValueError(f"{source.path} was initialised from {config.init}: give BEFORE")
-            config, entries = join(RunFolder(before / role), config, entries)
         target.path.mkdir(parents=True, exist_ok=True)
-        target.write_config(config, size)
+        target.write_config(replace(config, data_dir=None, download=False), size)
         tensors, metadata = read_tensors(source.weights)
         write_tensors(target.weights, {name: t.half() for name, t in tensors.items()}, metadata)
         write_atomically(target.log, "".join(map(entry_line, entries)).encode())
-
-
-def join(
-    before: RunFolder, config: TrainConfig, entries: Sequence[LogEntry]
-) -> tuple[TrainConfig, list[LogEntry]]:
-    """Settings and log of `before` and of the run initialised from it, as one run."""
-    old = before.read_config()[0]
-    seen = total_images(old)
-    new = replace(config, init=None, images=seen + total_images(config), schedule_from=seen)
-    changed = differences(old, new).items()
-    settings = [f"{name} {value}" for name, (value, _) in changed if name not in OMITTED]
-    words = f"up to {seen:,} images {', '.join(settings)}; then the optimizer restarted"
-    restart = Restart(seen, 0.0, "optimizer", seen, total_images(new), words)
-    log = [entry for entry in before.history() if not isinstance(entry, End)]
-    for entry in entries:
-        shifted = structs.replace(entry, images=seen + entry.images)
-        if isinstance(shifted, Start):
-            shifted = structs.replace(shifted, total=new.images)
-        elif isinstance(shifted, Note):
-            shifted = structs.replace(shifted, text=f"{shifted.text}, counted from {seen:,} on")
-        log += [shifted, restart] if entry is entries[0] else [shifted]
-    return new, log
 
 
 def write_card(
@@ -248,7 +213,7 @@ def main() -> None:
     data, name, *packed = sys.argv[1:]
     folder, (train_set, test_set) = find(name), (load_dataset("mnist", s, data) for s in SPLITS)
     if packed:
-        pack(Path(packed[0]), folder, *map(Path, packed[1:]))
+        pack(Path(*packed), folder)
     write_card(folder, Path("build", "card", name), train_set, test_set)
     print(text("summary.md", card=packaged_card("mnist"), told=packaged_card("mnist-classes")))
 
