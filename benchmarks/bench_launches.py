@@ -3,7 +3,7 @@
 `TrainState.step` of a preset runs on CPU tensors in bfloat16 with the operators of a GPU. Launches
 of this package's Triton kernels are counted, not run. An operation of torch counts as many launches
 as its CUDA implementation makes: none for views and allocations, one for most others; operations on
-lists of tensors by the limits of their fast route, or one for each tensor without it. Copies of
+lists of tensors by the limits of their fast route. Copies of
 images and rates from the host, before the step, are not counted.
 """
 
@@ -75,7 +75,7 @@ def launches_of(name: str, func: Any, args: Sequence[Any]) -> int:
         return 2 * list_launches(lists)
     if name.startswith("_foreach_"):
         outputs = [] if name.endswith("_") else lists[:1]
-        return list_launches([*lists, *outputs]) if takes_fast_route(lists) else len(lists[0])
+        return list_launches([*lists, *outputs])
     if name in ("cat", "stack"):
         return math.ceil(len(lists[0]) / CAT_INPUTS)
     if name == "convolution_backward":
@@ -86,23 +86,6 @@ def launches_of(name: str, func: Any, args: Sequence[Any]) -> int:
 def list_launches(lists: Sequence[Sequence[Tensor]]) -> int:
     """Launches over lists of tensors, all of them small."""
     return math.ceil(len(lists[0]) / TENSORS_PER_LAUNCH[len(lists)])
-
-
-def takes_fast_route(lists: Sequence[Sequence[Tensor]]) -> bool:
-    """Whether all tensors have one dtype, and those at the same index one dense layout."""
-    first = lists[0]
-    dense = torch._prims_common.is_non_overlapping_and_dense_or_false
-    return all(
-        len(tensors) == len(first)
-        and all(
-            a.dtype == first[0].dtype
-            and a.shape == b.shape
-            and a.stride() == b.stride()
-            and dense(a)
-            for a, b in zip(tensors, first, strict=True)
-        )
-        for tensors in lists
-    )
 
 
 @contextlib.contextmanager

@@ -3,8 +3,8 @@
     python benchmarks/on_gpu.py sampler-mnist step-cifar-ours --out on-gpu.json
 
 A name means all cases that begin with it. A case is checked, timed on an otherwise idle device, and
-saved before the next one starts; a case in the file is not measured again. --once and --trace run a
-case for a profiler instead. --device cpu --tiny tries the program without a GPU.
+saved before the next one starts; a case in the file is not measured again. --trace runs a
+case once for a profiler instead. --device cpu --tiny tries the program without a GPU.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +37,9 @@ from benchmarks.networks import (
     make_pair,
     make_state,
     make_step,
-    never_fall_back,
-    plain_pass,
 )
-from dsmooth import PixelCNNpp
 from dsmooth.files import write_atomically
 from dsmooth.functional import use_impl
-from dsmooth.nn.layers import GatedResnet
 from dsmooth.sampling import CachedSampler
 from dsmooth.training.graph import ReplayedStep
 
@@ -105,21 +99,6 @@ def sampler(name: str, batch: int, card: Card) -> Case:
     return Case(lambda: on_card.sample(batch, side, side), work, rounds=3)
 
 
-def plain(name: str, batch: int, card: Card) -> Case:
-    """Plain sampling in bfloat16: a forward by the reference for every pixel."""
-    network, batch = card.size(name, batch)
-    model = network.build().to(card.device, memory_format=torch.channels_last)
-
-    with card.device:
-        one_pixel = plain_pass(model, network.shape(batch))
-
-    def run() -> None:
-        with torch.autocast(card.device.type, BF16):
-            one_pixel()
-
-    return Case(run, Work(images=batch), rounds=3, calls=network.size**2)
-
-
 def two_step(conditioning: str, card: Card) -> Case:
     """Two-step sampling."""
     network, batch = card.size("mnist", 1056)
@@ -134,14 +113,14 @@ def two_step(conditioning: str, card: Card) -> Case:
 def training_step(name: str, batch: int, mode: str, card: Card) -> Case:
     """Forward, backward, clipping and Adam in bfloat16, replayed as a CUDA graph.
 
-    mode: "ours" uses this package's kernels, "eager" and "compile" (max-autotune) the reference;
-    "uncaptured" is ours without a graph. The network has no dropout, whose random words are made
+    mode: "ours" uses this package's kernels, "eager" the reference; "uncaptured" is ours without
+    a graph. The network has no dropout, whose random words are made
     for the kernels and slow the reference.
     """
     network, batch = card.size(name, batch)
     torch.manual_seed(0)
     x = torch.rand(network.shape(batch), device=card.device) * 2 - 1
-    impl: Any = "reference" if mode in ("eager", "compile") else card.ours
+    impl: Any = "reference" if mode == "eager" else card.ours
     model = network.build()
     step = make_step(model, x, impl, BF16)
 
@@ -151,8 +130,6 @@ def training_step(name: str, batch: int, mode: str, card: Card) -> Case:
             want = -model.log_prob(x).sum() / x.numel()
         slopes = flat(torch.autograd.grad(want, [*model.parameters()]))
         slopes /= slopes.norm().clamp(min=1)
-        if mode == "compile":
-            compile_blocks(model)
         got = step()
         assert (got - want).abs() < 2e-2 * want.abs(), (got, want)
         off = (flat([p.grad for p in model.parameters()]) - slopes).norm() / slopes.norm()
@@ -197,20 +174,6 @@ def flat(tensors: Sequence[Any]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def compile_blocks(model: PixelCNNpp) -> None:
-    """Compile each gated resnet for its shapes; fail instead of falling back.
-
-    All get the same layer index, which only dropout reads; different ones are compiled separately.
-    """
-    # Set directly: torch.compile's mode would capture graphs of its own inside this one.
-    import_module("torch._inductor.config").max_autotune = True
-    never_fall_back()
-    for module in model.modules():
-        if isinstance(module, GatedResnet):
-            module.index = 0
-            module.compile(dynamic=False, fullgraph=True)
-
-
 def loss(shape: tuple[int, int, int, int], likelihood: Any, contender: str, card: Card) -> Case:
     """Value and gradient of the mixture's log-likelihood; contender: "ours" or "eager"."""
     if card.tiny:
@@ -230,10 +193,9 @@ SAMPLED = {"mnist": (1, 64, 132, 1056, 2112), "cifar": (1, 132, 1056, 2112)}
 TRAINED = {"mnist": 80, "cifar": 64}
 LOSSES = {"mnist": (1024, 1, 28, 28), "cifar": (256, 3, 32, 32)}
 PRESETS = (("mnist", "noisy"), ("mnist", "denoiser"), ("cifar10", "noisy"))
-MODES = ("ours", "uncaptured", "eager", "compile")
+MODES = ("ours", "uncaptured", "eager")
 CASES: dict[str, Callable[[Card], Case]] = {
     **{f"sampler-{k}-{n}": partial(sampler, k, n) for k, sizes in SAMPLED.items() for n in sizes},
-    **{f"plain-{k}-{n}": partial(plain, k, n) for k, sizes in SAMPLED.items() for n in sizes},
     **{f"two-step-{how}": partial(two_step, how) for how in ("stack", "concat")},
     **{
         f"step-{name}-{mode}": partial(training_step, name, batch, mode)
@@ -282,28 +244,25 @@ def measure(name: str, card: Card) -> dict[str, Any]:
     }
 
 
-def profile(name: str, card: Card, trace: Path | None) -> None:
-    """Run a warm case once: between the marks that ncu waits for, or under torch's profiler."""
+def profile(name: str, card: Card, trace: Path) -> None:
+    """Run a warm case once under torch's profiler."""
     case = CASES[name](card)
     case.check()
     for _ in range(case.warmup):
         case.run()
     card.wait()
-    marks = torch.cuda.profiler.profile if card.is_cuda else nullcontext
-    with (torch.profiler.profile if trace is not None else marks)() as profiler:
+    with torch.profiler.profile() as profiler:
         case.run()
         card.wait()
-    if trace is not None:
-        trace.parent.mkdir(parents=True, exist_ok=True)
-        profiler.export_chrome_trace(str(trace))
-        print(profiler.key_averages().table(f"self_{card.device.type}_time_total", row_limit=40))
+    trace.parent.mkdir(parents=True, exist_ok=True)
+    profiler.export_chrome_trace(str(trace))
+    print(profiler.key_averages().table(f"self_{card.device.type}_time_total", row_limit=40))
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("cases", nargs="+", metavar="CASE", help="the first words of cases")
     parser.add_argument("--out", type=Path, default=Path("on-gpu.json"))
-    parser.add_argument("--once", action="store_true", help="run once, for ncu; nothing is written")
     parser.add_argument("--trace", type=Path, help="run once and write a trace, .json or .json.gz")
     parser.add_argument("--device", type=torch.device, default="cuda")
     parser.add_argument("--tiny", action="store_true", help="the smallest sizes: a rehearsal")
@@ -313,7 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"no case begins with {case!r}: they are {', '.join(CASES)}")
     chosen = [name for case in options.cases for name in cases_of(case)]
     card = Card(options.device, options.tiny)
-    if options.once or options.trace:
+    if options.trace:
         for name in chosen:
             profile(name, card, options.trace)
         return

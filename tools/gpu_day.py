@@ -77,7 +77,6 @@ def steps(state: Path) -> list[Step]:
         measure("step-cifar", 400, *OF_A_STEP),
         measure("loss", 90, "ops"),
         measure("two-step", 60, "sampler"),
-        measure("plain", 60),
         Step("trace", 60, trace, OF_A_STEP),
         Step("tests-ops", 400, [*TESTS, "tests/functional"]),
         Step("tests-others", 300, [*TESTS, "--ignore=tests/functional"]),
