@@ -1,40 +1,49 @@
-"""The paper's experiments in one folder: stages that keep their results, and their report."""
+"""The paper's experiments in one folder: models, stages that keep their results, one report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from .config import Method, Precision
+from .config import Method, Precision, Role, TrainConfig
 from .data import ImageDataset, to_bytes
 from .data.order import choose_images, epoch_order
 from .data.reading import read_npz
-from .distributed import barrier, broadcast_int, rank_and_size
+from .distributed import from_first
+from .errors import SettingError
 from .evaluate.batches import labels_for_model
 from .evaluate.comparison import Reference, compare_images
 from .evaluate.features import CLASSIFIER, make_extractor
 from .evaluate.likelihood import measure_bits
 from .evaluate.probe import probe_pair
 from .evaluate.receptive_field import receptive_fields
+from .fields import check_number
+from .files import lock_folder
 from .machine import has_fast_bfloat16
 from .pictures import is_diverged, save_grid
+from .presets import preset
 from .pretrained import Loaded
 from .probe_settings import ProbeSettings
 from .progress import progress
-from .record import Record
 from .report.contents import Report
 from .report.describe import describe_images, describe_machine, describe_model
 from .results import FLOOR, BitsResult, FrechetResult, ProbeResult, ReceptiveFields
-from .sampling.output import draw_parts, on_cpu, write_images
-from .sampling.request import Request, digest_of
+from .runs import RunFolder
+from .sampling.output import write_images
+from .sampling.request import Request
 from .sampling.two_step import draw
 from .smoothing import GaussianSmoothing
+from .training import train
+from .work import Record, map_parts
 
 T = TypeVar("T")
 CHUNK = 64  # images drawn at a time
@@ -43,150 +52,204 @@ DENOISED_IMAGES = 10  # held-out images whose denoising the report shows
 # Pictures whose distance to real images is measured.
 COMPARED = ("two-step", "single-step", "guided", "plain")
 TEST_IMAGES = "test images"  # the name of their distance
+# Each model's part of the training time; the pair matters most.
+SHARES: dict[Role, float] = {"noisy": 0.4, "denoiser": 0.4, "plain": 0.2}
+# The least training between two evaluations of held-out images.
+EVALUATION_MINUTES = 0.4
+
+
+def planned_runs(name: str, minutes: float, **changes: Any) -> tuple[TrainConfig, ...]:
+    """The settings of a pair and of the plain baseline, trained for `minutes` in all.
+
+    name: of a preset, of which `changes` replace fields. Raises SettingError for another name, for
+    a value that does not fit, and for a number of minutes that is not positive.
+    """
+    if not 0 < minutes < math.inf:
+        raise SettingError("budget", f"must be a positive number of minutes, got {minutes}")
+    runs = []
+    for role, share in SHARES.items():
+        settings, budget = preset(name, role), share * minutes
+        # A short run must not spend its time on evaluations.
+        evaluations = max(1, min(settings.evaluations, int(budget / EVALUATION_MINUTES)))
+        length = {"images": None, "budget": budget, "evaluations": evaluations}
+        runs.append(replace(settings, **length, **changes))
+    return tuple(runs)
+
+
+def train_runs(runs: Sequence[TrainConfig], folder: Path, device: str) -> int | None:
+    """Train the models that are not finished, each in the folder of its role.
+
+    Returns the number of the signal that stopped one, if any.
+    """
+    for config in runs:
+        run = RunFolder(folder / config.role)
+        if from_first(run.is_finished):
+            print(f"{config.role}: trained already")
+            continue
+        resume = from_first(run.can_resume)
+        print(f"{config.role}: {'resuming' if resume else 'training'}", flush=True)
+        done = train(config, run.path, resume=resume, device=device, progress=True)
+        if done.interrupted:
+            return done.interrupted
+    return None
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is measured, in addition to the models and the images.
+
+    count: samples of each kind; the first are shown, all are compared with real images.
+    scored_images: held-out images whose bits/dim are measured, by n_noise draws of x~ each.
+    extractor: as `make_extractor` takes it; auto: the package's classifier for MNIST, none for
+    other data. precision: of networks, as of `dsmooth sample`; "auto" also computes the features
+    of probes in bfloat16 where the device is fast at it.
+    """
+
+    count: int = 700
+    scored_images: int = 500
+    n_noise: int = 1
+    probes: ProbeSettings = field(default_factory=ProbeSettings)
+    extractor: str = "auto"
+    seed: int = 0
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("count", "scored_images", "n_noise"):
+            check_number(name, getattr(self, name))
+
+
+@contextlib.contextmanager
+def own_folder(
+    folder: Path, choices: Choices, runs: Sequence[TrainConfig]
+) -> Iterator[Record[None, Report]]:
+    """Keep other processes, and other reproductions, out of a folder; its record of the report.
+
+    Raises ValueError for a folder of something else.
+    """
+    path = folder / "results.json"
+
+    def check() -> None:
+        names = os.listdir(folder) if folder.exists() else []
+        # A kill may have left the lock, or half of the first file.
+        if not path.exists() and not all(name.startswith(".") for name in names):
+            raise ValueError(f"{folder} exists and is not a reproduction; choose another folder")
+
+    from_first(check)
+    with lock_folder(folder, "another dsmooth reproduce"):
+        request = {**asdict(choices), "runs": {run.role: asdict(run) for run in runs}}
+        record = Record(path, request, type(None), Report)
+        record.write()
+        yield record
 
 
 @dataclass(frozen=True)
 class Stages:
-    """The experiments with loaded models, as the verbs do them, in one folder.
+    """The experiments with loaded models, each with its file in one folder.
 
-    count: samples of each kind; the first are shown, all are compared with real images.
-    scored_images: held-out images whose bits/dim are measured. extractor: as `make_extractor`
-    takes it; auto: the package's classifier for MNIST, none for other data. precision: of networks,
-    as of `dsmooth sample`; "auto" also computes the features of probes in bfloat16 where the device
-    is fast at it. A result that is stored with the same request is taken; delete its file to
-    compute it again. Under torchrun all processes compute together, and rank 0 writes.
+    A stage whose file is there is not computed again; ValueError names what differs in a file of
+    other models, images or choices. Under torchrun all processes call the methods together.
     """
 
     folder: Path
     models: Loaded
     train_set: ImageDataset
     test_set: ImageDataset
-    count: int
-    scored_images: int
-    probes: ProbeSettings = field(default_factory=ProbeSettings)
-    extractor: str = "auto"
-    seed: int = 0
-    precision: Precision = "auto"
+    choices: Choices = field(default_factory=Choices)
 
-    def report(self, name: str) -> tuple[Report, dict[str, Tensor]]:
-        """The report of all stages, without paths of this machine; images (N, C, H, W) by name.
+    def report(self, name: str, pictures: Mapping[str, Tensor]) -> Report:
+        """The results of all stages, without paths of this machine.
 
-        name: of the models or of their settings.
+        name: of the models or of their settings. pictures: by `draw_all`.
         """
         models, train_set, test_set = self.models, self.train_set, self.test_set
         has_labels = train_set.labels is not None and test_set.labels is not None
-        pictures = self.pictures()
-        report = Report(
+        return Report(
             name=name,
             data=describe_images(train_set, test_set),
             machine=describe_machine(models.device),
             models={role: describe_model(role, models, test_set) for role in models.networks},
-            seed=self.seed,
+            seed=self.choices.seed,
             diverged={kind: int(is_diverged(x).sum()) for kind, x in sorted(pictures.items())},
             bits=self.bits_per_dim(),
             frechet=self.compare(pictures),
             probes=self.probe() if has_labels else None,
             receptive_fields=self.reach(),
         )
-        return report, pictures
 
-    def request(self, **choices: object) -> Mapping[str, object]:
-        """All that decides the result of a stage."""
+    @cached_property
+    def request(self) -> Mapping[str, object]:
+        """All that decides the results."""
         return {
             "weights_sha256": self.models.digests(),
             "data_sha256": {"train": self.train_set.digest, "test": self.test_set.digest},
             "settings": self.models.identity(),
             "clean_noise": self.models.clean_noise,
-            "seed": self.seed,
-            **choices,
+            **asdict(self.choices),
         }
 
-    def obtain(self, name: str, kind: type[T], compute: Callable[[], T], **choices: object) -> T:
-        """The stored result NAME.json of a stage with these choices, else what `compute` gives."""
-        path = self.folder / f"{name}.json"
-        return Record(path, self.request(**choices), kind, str, replace=True).obtain(compute)
+    def obtain(self, name: str, kind: type[T], compute: Callable[[], T]) -> T:
+        """The result in NAME.json, else what `compute` gives."""
+        record = Record(self.folder / f"{name}.json", self.request, type(None), kind)
+        return record.obtain(compute)
 
-    def load(self, name: str) -> Tensor:
-        """The images in samples/NAME.npz: (N, C, H, W)."""
-        return torch.from_numpy(read_npz(self.folder / "samples" / f"{name}.npz")["x"])
-
-    def pictures(self) -> dict[str, Tensor]:
-        """Samples, and held-out images denoised, in samples/.
+    def draw_all(self) -> dict[str, Tensor]:
+        """Samples, and held-out images denoised, (N, C, H, W) by name.
 
         "noisy", "two-step", "single-step" and "plain" are samples; the same x~ underlies the first
         three. Names with "held-out" are of test images, with noise, and denoised.
         """
-        models, pair, seed = self.models, self.models.pair, self.seed
-        methods: tuple[Method, ...] = ("two-step",)
-        if isinstance(pair.smoothing, GaussianSmoothing):
-            methods = ("two-step", "single-step")
+        Record(self.folder / "samples.json", self.request, type(None), type(None)).write()
+        models, pair, seed = self.models, self.models.pair, self.choices.seed
+        methods: tuple[Method, ...] = ("two-step", "single-step")
+        if not isinstance(pair.smoothing, GaussianSmoothing):
+            methods = ("two-step",)
         clean = self.test_set.batch(torch.arange(min(DENOISED_IMAGES, len(self.test_set))))
         labels = labels_for_model(self.test_set, models.classes)
         held_out = Request(len(clean), seed, label=None if labels is None else labels[: len(clean)])
         noised = pair.smoothing.sample(clean, seed=seed, first_index=0, repeat=0)
-        drawn = Request(self.count, seed, label="each" if models.classes.number else None)
+        drawn = Request(self.choices.count, seed, label="each" if models.classes.number else None)
 
-        pictures = {
-            "held-out": self.images("held-out", models, held_out, clean),
-            "held-out-noisy": self.images("held-out-noisy", models, held_out, noised),
-        }
-        noisy = self.images("noisy", models.of("noisy"), replace(drawn, method="noisy"))
-        pictures["noisy"] = noisy
+        noisy = self.draw("noisy", replace(drawn, method="noisy"), "noisy")
+        pictures = {"held-out": clean, "held-out-noisy": noised, "noisy": noisy}
         for prefix, request, x_tilde in (("", drawn, noisy), ("held-out-", held_out, noised)):
             for method in methods:
+                step = replace(request, method=method, x_tilde=x_tilde.to(models.device))
                 name = f"{prefix}{method}"
-                denoising = replace(request, method=method, x_tilde=x_tilde.to(models.device))
-                pictures[name] = self.images(name, models.of("noisy", "denoiser"), denoising)
+                pictures[name] = self.draw(name, step, "noisy", "denoiser")
         if models.plain is not None:
-            pictures["plain"] = self.images("plain", models.of("plain"), drawn)
+            pictures["plain"] = self.draw("plain", drawn, "plain")
         return pictures
 
-    def images(
-        self, name: str, models: Loaded, request: Request, x: Tensor | None = None
-    ) -> Tensor:
-        """The images of a request in samples/NAME.npz, and a picture of the first ones.
-
-        They are x, or drawn from `models`.
-        """
-        if not models.classes.number:
-            request = replace(request, label=None)
+    def draw(self, name: str, request: Request, *roles: Role) -> Tensor:
+        """The images (N, C, H, W) of samples/NAME.npz, drawn by the networks of `roles` unless the
+        file is there; NAME.png shows the first ones."""
         path = self.folder / "samples" / f"{name}.npz"
-        picture = path.with_suffix(".png")
-        settings = {"count": request.count, "precision": self.precision, **request.identity()}
-        record = Record(
-            path.with_suffix(".json"), self.request(**settings), type(None), str, replace=True
-        )
-        if broadcast_int(bool(record.missing([path.name, picture.name]))):
-            rank, size = rank_and_size()
-            if x is None:
-                with progress(f"drawing {name}", request.count) as done:
-                    draw_part = partial(draw, models.model, precision=self.precision)
-                    images = [*draw_parts(draw_part, request.parts(CHUNK, size), on_cpu, done)]
-                    x = torch.cat(images) if images else None
-            if x is not None and rank == 0:
-                save_grid(x[:GRID_IMAGES], picture)
-                write_images(path, x, request, models.classes)
-            record.keep_files(path.name, picture.name)
-        barrier()
-        return self.load(name)
+        if from_first(path.exists):
+            return torch.from_numpy(read_npz(path)["x"])
+        models = self.models.of(*roles)
+        request = request if models.classes.number else replace(request, label=None)
 
-    def bits_per_dim(self, n_noise: int = 1) -> BitsResult:
-        """Bits/dim on held-out images, of the pair by `n_noise` draws of x~ per image."""
-        data, precision = self.test_set.part(slice(self.scored_images)), self.precision
-        measure = partial(measure_bits, self.models, data, seed=self.seed)
-        choices = {"n_images": len(data), "n_noise": n_noise, "precision": precision}
-        return self.obtain(
-            "bits_per_dim",
-            BitsResult,
-            lambda: measure(n_noise=n_noise, precision=precision)[0],
-            **choices,
-        )
+        def draw_part(part: Request) -> Tensor:
+            return draw(models.model, part, precision=self.choices.precision).cpu()
+
+        with progress(f"drawing {name}", request.count):
+            x = torch.cat([*map_parts(draw_part, request.parts(CHUNK), in_threads=False)])
+        save_grid(x[:GRID_IMAGES], path.with_suffix(".png"))
+        write_images(path, x, request, models.classes)
+        return x
+
+    def bits_per_dim(self) -> BitsResult:
+        """Bits/dim on the first held-out images."""
+        data, choices = self.test_set.part(slice(self.choices.scored_images)), self.choices
+        options = {"seed": choices.seed, "n_noise": choices.n_noise}
+        measure = partial(measure_bits, self.models, data, precision=choices.precision, **options)
+        return self.obtain("bits_per_dim", BitsResult, lambda: measure()[0])
 
     @property
     def extractor_name(self) -> str | None:
         """The extractor of Fréchet distances, None where "auto" has none for these images."""
-        if self.extractor != "auto":
-            return self.extractor
+        if self.choices.extractor != "auto":
+            return self.choices.extractor
         is_mnist = self.train_set.name == "mnist" and self.train_set.images.shape[1:] == (1, 28, 28)
         return CLASSIFIER if is_mnist else None
 
@@ -197,19 +260,19 @@ class Stages:
         name, train_set, classes = self.extractor_name, self.train_set, self.models.classes
         if name is None or not samples:
             return None
-        count = max(map(len, samples.values()))
-        # As evenly as the samples: these have equally many of each class of the models, which may
-        # be classes of the images, or groups of about equal size.
-        labels = train_set.labels if classes.number else None
-        held_out = choose_evenly(
-            torch.zeros(len(train_set)) if labels is None else labels,
-            min(count, len(train_set) // 2),
-            equal=train_set.has_classes(classes.names),
-        )
-        network = make_extractor(name, device=self.models.device)
 
         def compute() -> FrechetResult:
+            count = max(map(len, samples.values()))
+            # As evenly as the samples: these have equally many of each class of the models, which
+            # may be classes of the images, or groups of about equal size.
+            labels = train_set.labels if classes.number else None
+            held_out = choose_evenly(
+                torch.zeros(len(train_set)) if labels is None else labels,
+                min(count, len(train_set) // 2),
+                equal=train_set.has_classes(classes.names),
+            )
             others = torch.ones(len(train_set), dtype=torch.bool).index_fill(0, held_out, False)
+            network = make_extractor(name, device=self.models.device)
             # Only the statistics: scores by features of the real images take longer than the rest.
             real = Reference.of_images(train_set.images[others], network, progress=True)
             reference = replace(real, features=None)
@@ -218,14 +281,7 @@ class Stages:
             result = compare_images(sets, reference, progress=True)
             return result.leave_out({k: len(pictures[k]) - len(x) for k, x in samples.items()})
 
-        return self.obtain(
-            "frechet",
-            FrechetResult,
-            compute,
-            extractor=asdict(network.describe()),
-            held_out_sha256=digest_of(held_out),
-            samples_sha256={kind: digest_of(images) for kind, images in samples.items()},
-        )
+        return self.obtain("frechet", FrechetResult, compute)
 
     def reach(self) -> ReceptiveFields:
         """The receptive fields of small networks of both kinds."""
@@ -233,13 +289,15 @@ class Stages:
 
     def probe(self) -> ProbeResult:
         """Accuracies of linear probes."""
-        fast = self.precision == "auto" and has_fast_bfloat16(self.models.device)
+        fast = self.choices.precision == "auto" and has_fast_bfloat16(self.models.device)
         # With 500 + 500 images, five of the noisy model's seven probes were as accurate in
         # bfloat16. Two differed by one image.
-        precision = "bfloat16" if fast else self.precision
+        precision = "bfloat16" if fast else self.choices.precision
         sets, path = (self.train_set, self.test_set), self.folder / "probes.json"
         with progress("probes", 4, "networks"):
-            return probe_pair(self.models.pair, *sets, self.probes, path, precision=precision)
+            return probe_pair(
+                self.models.pair, *sets, self.choices.probes, path, precision=precision
+            )
 
 
 def bytes_to_compare(pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from dsmooth.commands import reproduce as command
 from dsmooth.commands.options import DataOptions, Reproduce
-from dsmooth.commands.reproduce import load_requested_models, runs_to_train
+from dsmooth.commands.reproduce import runs_of
 from dsmooth.config import TrainConfig
 from dsmooth.data import to_float
 from dsmooth.data.order import choose_images, epoch_order
@@ -33,11 +33,10 @@ from dsmooth.pretrained import load_models
 from dsmooth.probe_settings import ProbeSettings
 from dsmooth.record import read_result
 from dsmooth.report.contents import Report
-from dsmooth.reproduce import TEST_IMAGES, Stages, choose_evenly
+from dsmooth.reproduce import TEST_IMAGES, Choices, Stages, choose_evenly, own_folder
 from dsmooth.results import FLOOR
 from dsmooth.runlog import Start, Step, entry_line
 from dsmooth.runs import RunFolder
-from dsmooth.sampling.request import Request
 from dsmooth.training.step import TrainState
 from tests.helpers.command_runs import save_run
 from tests.helpers.data_makers import refuses
@@ -81,7 +80,8 @@ def stopped_before(
 
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", stop)
-        assert reproduce(out, models=models, **options) == -130
+        with pytest.raises(KeyboardInterrupt):
+            reproduce(out, models=models, **options)
 
 
 def tiny_runs(data: Path, images: int = IMAGES, seed: int = 0) -> tuple[TrainConfig, ...]:
@@ -158,13 +158,19 @@ def test_everything_is_there_and_names_no_path(finished: Path, data: Path) -> No
 def test_other_folders_are_refused_and_left_alone(finished: Path, data: Path, tmp_path) -> None:
     for name, runs in (("images", tiny_runs(data, images=128)), ("seed", tiny_runs(data, seed=1))):
         refuses(f"is of another request: its .*{name} is", reproduce, finished, *runs)
+    refuses("its count is 9, not 5", reproduce, finished, *tiny_runs(data), count=5)
     with lock_folder(finished, "someone"):
         refuses("is at work in", reproduce, finished, *tiny_runs(data))
     (tmp_path / "thesis.tex").write_text("words")
     refuses("is not a reproduction", reproduce, tmp_path, *tiny_runs(data))
-    out, nowhere = tmp_path / "out", tiny_runs(tmp_path / "nowhere")
-    refuses("data_dir", reproduce, out, *nowhere, error=FileNotFoundError)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_killed_before_its_first_file_it_can_be_repeated(given, tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".results.json.0a1b2c3d.partial").touch()
+    with own_folder(tmp_path, Choices(), ()) as record:
+        assert record.path.exists()
 
 
 def test_stopped_and_resumed_is_the_uninterrupted_run(
@@ -192,20 +198,18 @@ def test_stopped_and_resumed_is_the_uninterrupted_run(
 
 @pytest.mark.quick
 def test_runs_share_the_budget() -> None:
-    runs = runs_to_train(Reproduce(budget=10, seed=3))
+    runs = runs_of(Reproduce(budget=10, seed=3))
     assert [config.role for config in runs] == ["noisy", "denoiser", "plain"]
     assert [config.budget for config in runs] == pytest.approx([4, 4, 2])
     assert {(config.seed, config.images) for config in runs} == {(3, None)}
-    for budget, evaluations in (
-        (0.1, 1),
-        (2.0, 2),
-        (600.0, 8),
-    ):  # a short run has fewer evaluations
-        runs = runs_to_train(Reproduce(budget=budget, dataset=DataOptions(data_dir=Path("x"))))
+    # A short run has fewer evaluations.
+    for budget, evaluations in ((0.1, 1), (2.0, 2), (600.0, 8)):
+        runs = runs_of(Reproduce(budget=budget, dataset=DataOptions(data_dir=Path("x"))))
         assert [config.evaluations for config in runs[:2]] == [evaluations] * 2
         assert runs[0].data_dir == "x"
+    assert runs_of(Reproduce()) == ()
     for budget in (0.0, -1.0, float("nan"), float("inf")):
-        refuses("budget", runs_to_train, Reproduce(budget=budget))
+        refuses("budget", runs_of, Reproduce(budget=budget))
 
 
 @pytest.mark.quick
@@ -258,16 +262,14 @@ def test_only_a_stage_whose_file_was_deleted_is_repeated(given, again, stage) ->
 def test_numbers_are_of_their_images_and_seed(given: tuple[Path, ...], tmp_path: Path) -> None:
     models, images = load_models(given), load_embedded_mnist("test")
     for seed, first in ((7, 0), (7, 4), (8, 4)):
-        data = images.part(slice(first, first + 6))
-        one = Stages(tmp_path, models, images, data, count=9, scored_images=4, seed=seed)
+        data, folder = images.part(slice(first, first + 6)), tmp_path / f"{seed}-{first}"
+        one = Stages(folder, models, images, data, Choices(scored_images=4, seed=seed))
         pair = bits_per_dim(score_pair(models.pair, data.part(slice(4)), seed=seed))
         assert one.bits_per_dim().pair.value == pair.value
         x = to_float(choose_images(images.part(slice(6)), 3))
-        plain = one.images("plain", models.of("plain"), Request(3), x)
-        distances = one.compare({"plain": plain}).distances
+        distances = one.compare({"plain": x}).distances
         same = distances["plain"].value == distances[TEST_IMAGES].value
         assert same == (first == 0)
-        assert one.compare({"plain": -plain}).distances["plain"] != distances["plain"]
 
 
 @pytest.mark.quick
@@ -284,13 +286,12 @@ def test_the_floor_has_a_fixed_share_of_each_class() -> None:
 
 
 def test_results_of_other_weights_and_damaged_ones_are_not_reported(given, again) -> None:
-    fields, bits = (read_json(again / FILES[x]) for x in ("receptive-field", "bits-per-dim"))
-    before = (again / "results.json").read_bytes()
-    fields["request"]["weights_sha256"]["noisy"] = "0" * 64
-    fields["result"]["causal"] = 1
-    write_json(again / FILES["receptive-field"], fields)
-    assert reproduce(again, models=given) == 0
-    assert (again / "results.json").read_bytes() == before
+    samples, bits = (read_json(again / name) for name in ("samples.json", "bits_per_dim.json"))
+    samples["request"]["weights_sha256"]["noisy"] = "0" * 64
+    write_json(again / "samples.json", samples)
+    words = r"samples\.json is of another request: its weights_sha256.noisy is '0"
+    refuses(words, reproduce, again, models=given)
+    (again / "samples.json").unlink()
     write_json(again / "bits_per_dim.json", {**bits, "result": {"models": {}}})
     words = r"bits_per_dim\.json is damaged: .*`data`; remove it"
     refuses(words, reproduce, again, models=given)
@@ -311,9 +312,8 @@ def test_a_saved_pair_has_the_numbers_of_its_runs(given, reported, tmp_path) -> 
     load_models([noisy, denoiser]).pair.save_pretrained(tmp_path / "pair")
     models = load_models([tmp_path / "pair", plain])
     train_set, test_set = (load_embedded_mnist(split) for split in ("train", "test"))
-    Stages(tmp_path, models, train_set, test_set, 9, 12).bits_per_dim()
-    first, second = ((path / "bits_per_dim.json").read_bytes() for path in (reported, tmp_path))
-    assert first == second
+    stages = Stages(tmp_path, models, train_set, test_set, Choices(scored_images=12))
+    assert stages.bits_per_dim() == reported_in(reported).bits
 
 
 def test_what_is_stopped_keeps_its_probes_and_leaves_no_picture_missing(
@@ -322,11 +322,11 @@ def test_what_is_stopped_keeps_its_probes_and_leaves_no_picture_missing(
     before, others = (again / "probes.json").read_bytes(), stamps(again)
     reproduce_until = partial(stopped_before, monkeypatch, again, given)
     (again / "probes.json").unlink()
-    reproduce_until(1)
+    reproduce_until(3)  # after results.json, samples.json and the first probes
     assert [*read_json(again / "probes.json")["parts"]] == ["noisy"]
     assert reproduce(again, models=given) == 0
     assert (again / "probes.json").read_bytes() == before
-    for first in (0, 1):  # of the three files of a kind of samples
+    for first in (2, 3):  # the picture and the array of the noisy samples
         shutil.rmtree(again / "samples")
         reproduce_until(first)
         assert reproduce(again, models=given) == 0
@@ -337,30 +337,6 @@ def test_what_is_stopped_keeps_its_probes_and_leaves_no_picture_missing(
     assert (again / "samples" / "plain.npz").exists()
     kept = "bits-per-dim", "frechet", "receptive-field"
     assert {name: stamps(again)[name] for name in kept} == {name: others[name] for name in kept}
-
-
-def test_killed_within_another_request_the_report_is_of_the_first_one(
-    given: tuple[Path, ...], again: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before, after and between the three files of the first samples that the other one draws."""
-    results = (again / "results.json").read_bytes()
-    expected = {path.name: path.read_bytes() for path in (again / "samples").iterdir()}
-    for file in range(4):
-        stopped_before(monkeypatch, again, given, file, count=6)
-        assert reproduce(again, models=given) == 0
-        assert (again / "results.json").read_bytes() == results
-        assert {path.name: path.read_bytes() for path in (again / "samples").iterdir()} == expected
-
-
-def test_packaged_models_are_meant_whatever_folder_is_here(
-    given: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for folder in given:
-        shutil.copytree(folder, tmp_path / "mnist" / folder.name)
-    for names in ((), (Path("mnist"),)):
-        models, _, _ = load_requested_models(Reproduce(models=names), torch.device("cpu"))
-        assert (models.noisy.config.n_filters == 4) == bool(names)
 
 
 def test_black_pixels_are_black_in_every_colour() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,12 +38,12 @@ from dsmooth.files import read_tensors, write_atomically, write_json, write_tens
 from dsmooth.pictures import BORDER, save_grid
 from dsmooth.pretrained import find, load_models
 from dsmooth.probe_settings import ProbeSettings
-from dsmooth.record import Record, record_of
+from dsmooth.record import record_of
 from dsmooth.report.contents import Card, ClassNumbers, ClusterNumbers, SampleQuality
 from dsmooth.report.describe import describe_machine, describe_model, packaged_card
 from dsmooth.report.page import grid
 from dsmooth.report.sections import TITLES, settings_table
-from dsmooth.reproduce import Stages, bytes_to_compare
+from dsmooth.reproduce import Choices, Stages, bytes_to_compare
 from dsmooth.results import FLOOR, ProbeResult
 from dsmooth.runlog import Step, entry_line
 from dsmooth.runs import RunFolder
@@ -80,16 +80,13 @@ def write_card(
 ) -> Card:
     """Measure a pair on `count` samples and test images; write and return its card."""
     models = load_models([folder, *filter(Path.exists, [folder / "plain"])])
-    stages = Stages(work, models, train_set, test_set, count=count, scored_images=count)
-    pictures = stages.pictures()
+    choices = Choices(count=count, scored_images=count, n_noise=2)
+    stages = Stages(work, models, train_set, test_set, choices)
+    pictures = stages.draw_all()
     if models.classes.number:
         guided = Request(count, label="each", guidance=GUIDANCE)
-        pictures["guided"] = stages.images("guided", models.of("noisy", "denoiser"), guided)
+        pictures["guided"] = stages.draw("guided", guided, "noisy", "denoiser")
     is_labelled = models.classes.number > 0 and test_set.has_classes(models.classes.names)
-
-    def keep(name: str, kind: type[T], compute: Callable[[], T]) -> T:
-        request = stages.request(count=count)
-        return Record(work / f"{name}.json", request, kind, str, replace=True).obtain(compute)
 
     probed: tuple[Literal["noisy", "clean"], ...] = () if is_labelled else ("noisy", "clean")
     card = Card(
@@ -100,20 +97,22 @@ def write_card(
         models={
             role: describe_model(role, models, test_set, len(train_set)) for role in models.networks
         },
-        bits=stages.bits_per_dim(n_noise=2),
+        bits=stages.bits_per_dim(),
         distance_name=make_extractor(CLASSIFIER).distance_name,
         guidance=GUIDANCE,
-        samples=keep(
-            "samples", dict[str, SampleQuality], lambda: measure_samples(stages, pictures)
+        samples=stages.obtain(
+            "quality", dict[str, SampleQuality], lambda: measure_samples(stages, pictures)
         ),
         probes={
-            kind: keep(f"probes-{kind}", ProbeResult, partial(measure_probes, stages, kind))
+            kind: stages.obtain(
+                f"probes-{kind}", ProbeResult, partial(measure_probes, stages, kind)
+            )
             for kind in probed
         },
-        classes=keep("classes", ClassNumbers, lambda: measure_classes(stages))
+        classes=stages.obtain("classes", ClassNumbers, lambda: measure_classes(stages))
         if is_labelled
         else None,
-        clusters=keep("clusters", ClusterNumbers, lambda: measure_clusters(stages))
+        clusters=stages.obtain("clusters", ClusterNumbers, lambda: measure_clusters(stages))
         if models.classes.number and not is_labelled
         else None,
     )
@@ -142,7 +141,7 @@ def save_card(folder: Path, card: Card, template: str = "card.md") -> None:
 
 def measure_probes(stages: Stages, kind: Literal["noisy", "clean"]) -> ProbeResult:
     """Probes of the noisy model and of the pixels; on clean images with baselines."""
-    models, count = stages.models, stages.count
+    models, count = stages.models, stages.choices.count
     settings = ProbeSettings(input=kind, train_images=6 * count, test_images=count)
     sets = stages.train_set.first(6 * count), stages.test_set.first(count)
     inputs, noisy = ProbeInputs(*sets, models.pair.smoothing, settings), models.pair.noisy
@@ -155,7 +154,7 @@ def measure_probes(stages: Stages, kind: Literal["noisy", "clean"]) -> ProbeResu
 
 def measure_samples(stages: Stages, pictures: Mapping[str, Tensor]) -> dict[str, SampleQuality]:
     """Fréchet distances of the first samples, and the classifier's confidence in them."""
-    network, count = make_extractor(CLASSIFIER), stages.count
+    network, count = make_extractor(CLASSIFIER), stages.choices.count
     others = choose_images(stages.test_set, count)
     real = Reference.of_images(stages.train_set.images, network, progress=True)
     real = replace(real, features=None)

@@ -25,7 +25,7 @@ from dsmooth.pictures import save_grid
 from dsmooth.pretrained.folders import HERE, PAIR
 from dsmooth.report.contents import Card
 from dsmooth.report.describe import describe_machine, describe_model
-from dsmooth.reproduce import Stages, bytes_to_compare
+from dsmooth.reproduce import Choices, Stages, bytes_to_compare
 from dsmooth.tables import Table
 from dsmooth.text import decimals, percent
 from dsmooth.training.step import total_images
@@ -85,10 +85,9 @@ def main(photos: str, runs: str, starts: str, plain: str) -> None:
     test = test.part(epoch_order(len(test), 0, 0))  # a folder is read class by class
     trained_on = len(load_dataset("folder", "train", Path(photos) / "train"))
     models = dsmooth.load(folder, plain)
-    stages = Stages(
-        Path("build/card", NAME), models, train, test, count=COUNT, scored_images=SCORED
-    )
-    pictures = stages.pictures()
+    choices = Choices(count=COUNT, scored_images=SCORED)
+    stages = Stages(Path("build/card", NAME), models, train, test, choices)
+    pictures = stages.draw_all()
     shown = [pictures[name] for name in ("plain", "noisy", "two-step")]
     rows = [x[first : first + 8] for first in range(0, 64, 8) for x in shown]
     save_grid(torch.cat(rows), folder / "samples.png", columns=24)

@@ -233,24 +233,22 @@ class Probe:
 class Reproduce:
     """The paper's experiments in one command: draw, measure, probe, and write report.html.
 
-    Takes the models that come with the package, or --models, or trains a pair and a plain baseline
-    --from-scratch. A stage whose results are in the folder already is skipped, so a stopped call
-    can be repeated; delete the file of a stage to repeat it. Under torchrun several processes (and
-    GPUs) share every stage.
+    Takes the models that come with the package, or --models, or with --budget trains a pair and a
+    plain baseline first. A stage whose file is in the folder is skipped, so a stopped call can be
+    repeated; delete the file of a stage to repeat it. Under torchrun several processes (and GPUs)
+    share every stage.
     """
 
     out: Path = Path("reproduction")
     """Folder for runs, pictures, results.json and report.html."""
-    from_scratch: Flag = False
-    """Train all models first; so do --preset and --budget."""
-    preset: Annotated[str | None, arg(help=PRESET_HELP, metavar="|".join(PRESETS))] = None
     budget: float | None = None
-    """Minutes of training in all (8 by default)."""
+    """Train models first, for so many minutes in all."""
+    preset: Annotated[str | None, arg(help=PRESET_HELP, metavar="|".join(PRESETS))] = None
     models: Annotated[tuple[Path, ...], arg(help_behavior_hint="")] = ()
     """Take these models, as `dsmooth evaluate` does, and perhaps the folder of a plain model."""
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()
     download: Flag = False
-    """Download the data set into --data-dir if it is not there."""
+    """Download the data set into --data-dir if it is not there, and train on it."""
     # The error of the Fréchet distance doubles from 1,000 to 500, and hardly grows to 700.
     count: Annotated[int, arg(aliases=["-n"])] = 700
     """Samples of each kind: the first 64 for the pictures, all for the Fréchet distance."""

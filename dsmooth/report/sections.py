@@ -77,7 +77,7 @@ unseen, however deep it is. PixelCNN++ carries the rows above in a stream of the
 CURVES_TEXT = """Bits/dim against images seen. Line: training, with dropout if any, smoothed; dots:
 the averaged weights on held-out images."""
 MADE_TEXT = """Settings by their names in a run. The numbers are in results.json in the same
-folder; `dsmooth reproduce --from-scratch --budget MINUTES` trains models for longer."""
+folder; `dsmooth reproduce --budget MINUTES` trains models for longer."""
 # Settings of the table.
 NOISE = ("smoothing", "scale")
 SETTINGS = (

@@ -84,10 +84,7 @@ MISTAKES = [
     (f"{FID} x.npy {FOLDER}", "pass your own network to make_extractor(module)"),
     (f"{FID} x.npy --extractor Pixels", "extractor"),
     ("probe noisy denoiser --data mnist", "the pair is for images (C, H, W) = (1, 8, 8)"),
-    (f"{REPRODUCE} --budget 1", "--budget is for training"),
-    (f"{REPRODUCE} --from-scratch", "--from-scratch is for training"),
-    ("reproduce --download", "--download is for training: add --from-scratch"),
-    ("reproduce --from-scratch --data mnist", "--data goes with --models"),
+    (f"{REPRODUCE} --budget 1", "--models are trained: leave out --budget"),
     ("reproduce --count 0", "count must be at least 1, got 0"),
 ]
 

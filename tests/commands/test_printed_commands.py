@@ -19,7 +19,7 @@ import torch
 import dsmooth
 from dsmooth._extension import warn_once
 from dsmooth.cli import explain, parse
-from dsmooth.commands.reproduce import runs_to_train
+from dsmooth.commands.reproduce import runs_of
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.errors import SettingError
 from dsmooth.progress import (
@@ -55,7 +55,7 @@ def follow(command: str) -> None:
     words = [PLACES.get(word, word) for word in shlex.split(command, comments=True)]
     arguments = words[words.index("dsmooth") + 1 :]
     if arguments[0] == "reproduce":
-        assert runs_to_train(parse(arguments))
+        assert runs_of(parse(arguments))
         return
     if arguments[0] == "train" and not {"--resume", "--print-config"} & {*arguments}:
         arguments.append("--print-config")
