@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,8 +71,8 @@ def planned_runs(name: str, minutes: float, **changes: Any) -> tuple[TrainConfig
         settings, budget = preset(name, role), share * minutes
         # A short run must not spend its time on evaluations.
         evaluations = max(1, min(settings.evaluations, int(budget / EVALUATION_MINUTES)))
-        length = {"images": None, "budget": budget, "evaluations": evaluations}
-        runs.append(replace(settings, **length, **changes))
+        timed = replace(settings, images=None, budget=budget, evaluations=evaluations)
+        runs.append(replace(timed, **changes))
     return tuple(runs)
 
 
@@ -198,7 +198,10 @@ class Stages:
         "noisy", "two-step", "single-step" and "plain" are samples; the same x~ underlies the first
         three. Names with "held-out" are of test images, with noise, and denoised.
         """
-        Record(self.folder / "samples.json", self.request, type(None), type(None)).write()
+        # A kill leaves images, of which the record says what they are of.
+        record = Record(self.folder / "samples.json", self.request, type(None), type(None))
+        if not from_first(record.path.exists):
+            record.write()
         models, pair, seed = self.models, self.models.pair, self.choices.seed
         methods: tuple[Method, ...] = ("two-step", "single-step")
         if not isinstance(pair.smoothing, GaussianSmoothing):
@@ -241,9 +244,14 @@ class Stages:
     def bits_per_dim(self) -> BitsResult:
         """Bits/dim on the first held-out images."""
         data, choices = self.test_set.part(slice(self.choices.scored_images)), self.choices
-        options = {"seed": choices.seed, "n_noise": choices.n_noise}
-        measure = partial(measure_bits, self.models, data, precision=choices.precision, **options)
-        return self.obtain("bits_per_dim", BitsResult, lambda: measure()[0])
+
+        def compute() -> BitsResult:
+            n_noise, seed, precision = choices.n_noise, choices.seed, choices.precision
+            return measure_bits(self.models, data, n_noise=n_noise, seed=seed, precision=precision)[
+                0
+            ]
+
+        return self.obtain("bits_per_dim", BitsResult, compute)
 
     @property
     def extractor_name(self) -> str | None:

@@ -68,4 +68,5 @@ def _native_is_right() -> bool:
     for impl in ("native", "reference"):
         log_prob = logistic_mixture_log_prob(x, params, "discretized", impl)
         results.append((log_prob, *torch.autograd.grad(log_prob.sum(), (x, params))))
-    return all(torch.allclose(*pair, 1e-10, 1e-10) for pair in zip(*results, strict=True))
+    pairs = zip(*results, strict=True)
+    return all(torch.allclose(a, b, 1e-10, 1e-10) for a, b in pairs)

@@ -48,7 +48,7 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
         pictures, title = stages.draw_all(), "models that were given" if options.models else TITLE
         record.result = stages.report(options.preset or DEFAULT_PRESET if runs else title, pictures)
         record.write()
-    curves = {role: curve_of(run) for role, run in models.runs.items() if run.is_finished()}
+    curves = {str(role): curve_of(run) for role, run in models.runs.items() if run.is_finished()}
     write_report(out / "report.html", record.result, curves, pictures)
     bits_table(record.result.bits).show()
     print(f"Pictures: {out / 'samples'}/*.png")

@@ -165,10 +165,11 @@ def probes(result: ProbeResult | None) -> tuple[list[Figure], list[Table]]:
     accuracy, settings = result.accuracy, result.settings
     figures = []
     for name in ("noisy", "denoiser"):
-        scores = accuracy[name].items()
-        listed = ", ".join(f"{block} {100 * score.accuracy:.1f}" for block, score in scores)
+        values = [f"{block} {100 * x.accuracy:.1f}" for block, x in accuracy[name].items()]
         figures.append(
-            Figure(probe_png(accuracy, name), TITLES[name], f"Per cent by block: {listed}.")
+            Figure(
+                probe_png(accuracy, name), TITLES[name], f"Per cent by block: {', '.join(values)}."
+            )
         )
     rows = []
     for name, scores in accuracy.items():
