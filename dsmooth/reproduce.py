@@ -35,7 +35,7 @@ from .pretrained import Loaded
 from .probe_settings import ProbeSettings
 from .progress import progress
 from .report.contents import Report
-from .report.describe import describe_images, describe_machine, describe_model
+from .report.describe import describe_machine, describe_model
 from .results import FLOOR, BitsResult, FrechetResult, ProbeResult, ReceptiveFields
 from .runs import RunFolder
 from .sampling.output import write_images
@@ -165,7 +165,11 @@ class Stages:
         has_labels = train_set.labels is not None and test_set.labels is not None
         return Report(
             name=name,
-            data=describe_images(train_set, test_set),
+            data=test_set.name,
+            embedded=test_set.embedded,
+            train_images=len(train_set),
+            test_images=len(test_set),
+            image_size=test_set.image_size,
             machine=describe_machine(models.device),
             models={role: describe_model(role, models, test_set) for role in models.networks},
             seed=self.choices.seed,

@@ -150,7 +150,7 @@ def test_everything_is_there_and_names_no_path(finished: Path, data: Path) -> No
     pair = report.bits.pair
     terms = pair.terms.noisy + pair.terms.smoothing + pair.terms.discretized
     assert pair.value == pytest.approx(terms, rel=1e-6)
-    assert report.bits.plain.n_images == min(12, report.data.test_images)
+    assert report.bits.plain.n_images == min(12, report.test_images)
     assert (report.probes, report.frechet) == (None, None)
     assert report.models["noisy"].training.images == IMAGES
 
@@ -228,10 +228,10 @@ def test_history_forgets_steps_that_a_later_start_took_back(tmp_path: Path) -> N
 @pytest.mark.quick
 def test_given_models_are_measured_and_reported(reported: Path) -> None:
     report = reported_in(reported)
-    assert report.data.embedded
+    assert report.embedded
     kinds = {"two-step", "single-step", "plain", TEST_IMAGES, FLOOR}
     assert kinds == report.frechet.distances.keys()
-    assert report.frechet.n_reference == report.data.train_images - 9  # without the floor's
+    assert report.frechet.n_reference == report.train_images - 9  # without the floor's
     assert "mnist-classifier" in report.frechet.name
     names = ["noisy", "denoiser", "pixels", "untrained-noisy"]
     assert list(report.probes.accuracy) == names
@@ -322,11 +322,11 @@ def test_what_is_stopped_keeps_its_probes_and_leaves_no_picture_missing(
     before, others = (again / "probes.json").read_bytes(), stamps(again)
     reproduce_until = partial(stopped_before, monkeypatch, again, given)
     (again / "probes.json").unlink()
-    reproduce_until(3)  # after results.json, samples.json and the first probes
+    reproduce_until(2)  # after results.json and the first probes
     assert [*read_json(again / "probes.json")["parts"]] == ["noisy"]
     assert reproduce(again, models=given) == 0
     assert (again / "probes.json").read_bytes() == before
-    for first in (2, 3):  # the picture and the array of the noisy samples
+    for first in (1, 2):  # the picture and the array of the noisy samples
         shutil.rmtree(again / "samples")
         reproduce_until(first)
         assert reproduce(again, models=given) == 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -38,23 +38,84 @@ from dsmooth.files import read_tensors, write_atomically, write_json, write_tens
 from dsmooth.pictures import BORDER, save_grid
 from dsmooth.pretrained import find, load_models
 from dsmooth.probe_settings import ProbeSettings
-from dsmooth.record import record_of
-from dsmooth.report.contents import Card, ClassNumbers, ClusterNumbers, SampleQuality
-from dsmooth.report.describe import describe_machine, describe_model, packaged_card
+from dsmooth.report.contents import Machine, ModelSummary
+from dsmooth.report.describe import describe_machine, describe_model
 from dsmooth.report.page import grid
 from dsmooth.report.sections import TITLES, settings_table
 from dsmooth.reproduce import Choices, Stages, bytes_to_compare
-from dsmooth.results import FLOOR, ProbeResult
+from dsmooth.results import FLOOR, BitsResult, ProbeResult
 from dsmooth.runlog import Step, entry_line
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.request import Request
-from dsmooth.tables import COMPARABLE, bits_table
+from dsmooth.tables import COMPARABLE, Table, bits_table
 from dsmooth.text import render
+from dsmooth.work import read_record, record_of, structured
 
 T = TypeVar("T")
 GUIDANCE = 0.1  # of guided samples of a pair with classes
 FEW = 1000  # images for classification and the classifier's confidence
 STEPS = 300  # log entries of training steps that are packed, evenly spread
+
+
+@dataclass(frozen=True)
+class SampleQuality:
+    """Samples of a card: Fréchet distances of the first N samples with their errors, by N; the
+    share of black pixels; and the share of images that a classifier assigns at least a
+    probability, by that probability."""
+
+    distance: dict[str, float]
+    error: dict[str, float]
+    black: float
+    confident: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ClassNumbers:
+    """Test images classified by Bayes' rule, and bits/dim given their class and without it."""
+
+    n_images: int
+    accuracy: float
+    error: float | None
+    bits_given_class: float
+    bits_without: float
+
+
+@dataclass(frozen=True)
+class ClusterNumbers:
+    """Bits/dim of test images by the sum over all clusters, and by a label of zeros."""
+
+    n_images: int
+    bits_summed: float
+    bits_hidden: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """The numbers of packaged models (card.json). guidance: of the samples "guided".
+
+    classes: of models of labelled classes; clusters: of models of their own clusters. judges: the
+    tables of `python -m tools.judge`.
+    """
+
+    machine: Machine
+    weights_sha256: dict[str, str]
+    train_images: int
+    test_images: int
+    models: dict[str, ModelSummary]
+    bits: BitsResult
+    distance_name: str
+    guidance: float
+    samples: dict[str, SampleQuality]
+    probes: dict[str, ProbeResult]
+    classes: ClassNumbers | None = None
+    clusters: ClusterNumbers | None = None
+    judges: tuple[Table, ...] = ()
+
+
+def packaged_card(name: str) -> Card:
+    """The card of packaged models."""
+    path = find(name) / "card.json"
+    return structured(read_record(path)["result"], Card, path)
 
 
 def pack(runs: Path, folder: Path) -> None:
@@ -94,9 +155,7 @@ def write_card(
         weights_sha256={str(role): digest for role, digest in models.digests().items()},
         train_images=len(train_set),
         test_images=len(test_set),
-        models={
-            role: describe_model(role, models, test_set, len(train_set)) for role in models.networks
-        },
+        models={role: describe_model(role, models, test_set) for role in models.networks},
         bits=stages.bits_per_dim(),
         distance_name=make_extractor(CLASSIFIER).distance_name,
         guidance=GUIDANCE,

@@ -22,11 +22,10 @@ from dsmooth.evaluate.comparison import Reference, compare_images
 from dsmooth.evaluate.features import make_extractor
 from dsmooth.machine import torch_seed
 from dsmooth.pretrained import find
-from dsmooth.report.describe import packaged_card
 from dsmooth.tables import Table
 from dsmooth.text import decimals, percent
 
-from .card import save_card
+from .card import packaged_card, save_card
 
 SEEDS = range(3)  # of the networks, and of the halves of the training images
 COUNT, REFERENCE = 4000, 20_000  # samples; training images that no features were made from

@@ -23,14 +23,13 @@ from dsmooth.data.order import choose_images, epoch_order
 from dsmooth.evaluate.likelihood import score_pair, standard_error
 from dsmooth.pictures import save_grid
 from dsmooth.pretrained.folders import HERE, PAIR
-from dsmooth.report.contents import Card
 from dsmooth.report.describe import describe_machine, describe_model
 from dsmooth.reproduce import Choices, Stages, bytes_to_compare
 from dsmooth.tables import Table
 from dsmooth.text import decimals, percent
 from dsmooth.training.step import total_images
 
-from .card import pack, save_card
+from .card import Card, pack, save_card
 from .judge import TEST, TRAIN, distances, two_samples
 
 NAME, COUNT = "photos", 4000  # samples of each kind
@@ -99,7 +98,7 @@ def main(photos: str, runs: str, starts: str, plain: str) -> None:
         weights_sha256={role: models.digests()[role] for role in PAIR},
         train_images=trained_on,
         test_images=len(test),
-        models={role: describe_model(role, models, test, trained_on) for role in models.networks},
+        models={role: describe_model(role, models, test) for role in models.networks},
         bits=stages.bits_per_dim(),
         distance_name="",
         guidance=0.0,

@@ -1,4 +1,4 @@
-"""Facts of a report: models, machine, training curves, and numbers of the packaged card."""
+"""Facts of a report: models, machine and training curves."""
 
 from __future__ import annotations
 
@@ -13,22 +13,16 @@ from ..data import ImageDataset
 from ..distributed import rank_and_size
 from ..fields import flatten
 from ..machine import cpu_name
-from ..pretrained import DEFAULT, Loaded, packaged
-from ..record import read_result
+from ..pretrained import Loaded
 from ..runlog import HeldOut, Step
 from ..runs import RunFolder
 from ..training.step import kernel_rate
-from .contents import Card, Machine, ModelSummary, ReportData, TrainingSummary
+from .contents import Machine, ModelSummary, TrainingSummary
 from .plots import Curve
 
 
-def describe_model(
-    role: Role, models: Loaded, test_set: ImageDataset, training_images: int | None = None
-) -> ModelSummary:
-    """A model's settings and size, and its training if the run is finished.
-
-    training_images: size of its training set, where that is known.
-    """
+def describe_model(role: Role, models: Loaded, test_set: ImageDataset) -> ModelSummary:
+    """A model's settings and size, and its training if the run is finished."""
     network, run = models.networks[role], models.runs.get(role)
     parameters = sum(p.numel() for p in network.parameters())
     if run is None:
@@ -47,7 +41,6 @@ def describe_model(
             loss=record.loss or "",
             held_out_bits=record.bits_per_dim,
             held_out_images=min(config.evaluation_images, len(test_set)),
-            training_images=training_images,
         )
     return ModelSummary(parameters, flatten(settings), training)
 
@@ -58,19 +51,6 @@ def curve_of(run: RunFolder) -> Curve:
     steps = [(entry.images, entry.bits_per_dim) for entry in entries if isinstance(entry, Step)]
     scores = [(entry.images, entry.bits_per_dim) for entry in entries if isinstance(entry, HeldOut)]
     return Curve(steps, scores)
-
-
-def packaged_card(name: str = DEFAULT) -> Card:
-    """The card of packaged models, measured with the whole of MNIST."""
-    card = read_result(packaged()[name] / "card.json", Card)
-    assert card is not None
-    return card
-
-
-def describe_images(train_set: ImageDataset, test_set: ImageDataset) -> ReportData:
-    """The images of a reproduction."""
-    counts = len(train_set), len(test_set)
-    return ReportData(test_set.name, test_set.embedded, *counts, test_set.image_size)
 
 
 def describe_machine(device: torch.device) -> Machine:

@@ -108,7 +108,7 @@ def write_report(
         Section("Training curves", CURVES_TEXT, training_curves(report, curves)),
         Section("How this was made", MADE_TEXT, tables=made),
     )
-    write_page(path, f"Distribution smoothing on {report.data.name}", INTRO, sections)
+    write_page(path, f"Distribution smoothing on {report.data}", INTRO, sections)
 
 
 def samples(pictures: Mapping[str, Tensor]) -> list[Figure]:
@@ -165,12 +165,9 @@ def probes(result: ProbeResult | None) -> tuple[list[Figure], list[Table]]:
     accuracy, settings = result.accuracy, result.settings
     figures = []
     for name in ("noisy", "denoiser"):
-        values = [f"{block} {100 * x.accuracy:.1f}" for block, x in accuracy[name].items()]
-        figures.append(
-            Figure(
-                probe_png(accuracy, name), TITLES[name], f"Per cent by block: {', '.join(values)}."
-            )
-        )
+        blocks = (f"{block} {100 * x.accuracy:.1f}" for block, x in accuracy[name].items())
+        text = f"Per cent by block: {', '.join(blocks)}."
+        figures.append(Figure(probe_png(accuracy, name), TITLES[name], text))
     rows = []
     for name, scores in accuracy.items():
         best = scores[block := best_probe(scores)]
@@ -236,13 +233,12 @@ def setting_words(value: Setting) -> str:
 
 def facts(report: Report) -> Table:
     """Data, seed and machine."""
-    data, machine = report.data, report.machine
-    size = " x ".join(map(str, data.image_size))
-    source = "the subset in the package" if data.embedded else "files"
+    machine, size = report.machine, " x ".join(map(str, report.image_size))
+    source = "the subset in the package" if report.embedded else "files"
     rows = {
         "models": report.name,
-        "data": f"{data.name}, {source}",
-        "images": f"{data.train_images:,} training, {data.test_images:,} test, {size} pixels",
+        "data": f"{report.data}, {source}",
+        "images": f"{report.train_images:,} training, {report.test_images:,} test, {size} pixels",
         "seed": report.seed,
         "diverged samples": ", ".join(f"{kind} {n}" for kind, n in report.diverged.items()),
         "processor": machine.processor,

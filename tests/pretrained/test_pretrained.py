@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import runpy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,10 +26,9 @@ from dsmooth.nn.weights import weights_digest
 from dsmooth.pair import SmoothedPair
 from dsmooth.pretrained import DEFAULT, find, is_model, load, load_models, packaged
 from dsmooth.probe_settings import ProbeSettings
-from dsmooth.record import read_result
-from dsmooth.report.contents import Card
 from dsmooth.runs import RunFolder
 from dsmooth.sampling import CachedSampler
+from dsmooth.work import read_record, structured
 from tests.helpers.command_runs import run, save_run
 
 PAIRS = [name for name in packaged() if not name.endswith("-plain")]
@@ -39,20 +39,15 @@ LARGEST = 15e6  # bytes of all packaged models
 
 
 @pytest.fixture(scope="module")
-def tool() -> SimpleNamespace:
-    """The names of tools/card.py; its probes are trained for one epoch."""
+def tool() -> Iterator[ModuleType]:
+    """tools/card.py; its probes are trained for one epoch."""
     with pytest.MonkeyPatch.context() as patch:
-        one_epoch = partial(ProbeSettings, epochs=1)
-        patch.setattr("dsmooth.probe_settings.ProbeSettings", one_epoch)
-        return SimpleNamespace(**runpy.run_path(str(TOOL)))
+        patch.setattr("tools.card.ProbeSettings", partial(ProbeSettings, epochs=1))
+        yield import_module("tools.card")
 
 
-def read_card(name: str) -> Card:
-    return read_result(find(name) / "card.json", Card)
-
-
-def cards() -> dict[str, Card]:
-    return {"card": read_card(DEFAULT), "told": read_card("mnist-classes")}
+def cards(tool: ModuleType) -> dict[str, Any]:
+    return {"card": tool.packaged_card(DEFAULT), "told": tool.packaged_card("mnist-classes")}
 
 
 def tiny_models(
@@ -72,9 +67,7 @@ def tiny_models(
 
 
 @with_tool
-def test_packed_runs_have_half_the_weights_and_no_path(
-    tool: SimpleNamespace, tmp_path: Path
-) -> None:
+def test_packed_runs_have_half_the_weights_and_no_path(tool: ModuleType, tmp_path: Path) -> None:
     runs, target = tiny_models(tmp_path / "runs"), tmp_path / "packed"
     for role in ("noisy", "denoiser", "plain"):
         config, size = RunFolder(runs / role).read_config()
@@ -147,33 +140,37 @@ def test_packaged_models_are_small_and_know_no_path() -> None:
 def test_the_card_is_of_these_weights(name: str) -> None:
     """Some images have its bits/dim, within four standard errors of their mean."""
     folder = find(name)
-    card = read_card(name)
+    card = read_record(folder / "card.json")["result"]
     models = load_models([folder, *filter(Path.exists, [folder / "plain"])])
-    assert models.digests() == card.weights_sha256
+    assert models.digests() == card["weights_sha256"]
     if name == "photos":  # whose images are not in the package
         return
     bits = bits_per_dim(score_pair(models.pair, load_dataset("mnist", "test").part(slice(100))))
-    assert bits.value == pytest.approx(card.bits.pair.value, abs=4 * (bits.error or 0))
+    assert bits.value == pytest.approx(
+        card["bits"]["models"]["pair"]["value"], abs=4 * (bits.error or 0)
+    )
 
 
 @with_tool
 @pytest.mark.parametrize("name", PAIRS)
-def test_a_card_has_the_words_of_its_template(tool: SimpleNamespace, name: str) -> None:
+def test_a_card_has_the_words_of_its_template(tool: ModuleType, name: str) -> None:
     template = "photos.md" if name == "photos" else "card.md"
-    assert (find(name) / "README.md").read_text() == tool.text(template, card=read_card(name))
+    assert (find(name) / "README.md").read_text() == tool.text(
+        template, card=tool.packaged_card(name)
+    )
 
 
 @with_tool
 @pytest.mark.skipif(not README.exists(), reason="the README is not here: tests of an installation")
-def test_readme_has_the_numbers_of_the_cards(tool: SimpleNamespace) -> None:
-    summary = tool.text("summary.md", **cards()).strip()
+def test_readme_has_the_numbers_of_the_cards(tool: ModuleType) -> None:
+    summary = tool.text("summary.md", **cards(tool)).strip()
     assert summary in README.read_text()
 
 
 @with_tool
-def test_the_summary_follows_the_cards(tool: SimpleNamespace) -> None:
+def test_the_summary_follows_the_cards(tool: ModuleType) -> None:
     """The bound of the pair conditioned on the digit includes the bits of the digit."""
-    card, with_classes = cards().values()
+    card, with_classes = cards(tool).values()
     bound = with_classes.bits.pair.conventions[0].value + math.log2(10) / 784
     summary = tool.text("summary.md", card=card, told=with_classes)
     assert f"≤ {bound:.3f} ±" in summary
@@ -187,11 +184,12 @@ def test_the_summary_follows_the_cards(tool: SimpleNamespace) -> None:
 @with_tool
 @pytest.mark.long
 @pytest.mark.usefixtures("no_fidelity")
-def test_a_card_is_measured_and_resumed(tool: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_card_is_measured_and_resumed(tool: ModuleType, tmp_path: Path) -> None:
     folder, work = tiny_models(tmp_path / "models"), tmp_path / "work"
     sets = [load_dataset("mnist", split).part(slice(60)) for split in ("train", "test")]
     card = tool.write_card(folder, work, *sets, count=20)
-    assert card == read_result(folder / "card.json", Card)
+    path = folder / "card.json"
+    assert card == structured(read_record(path)["result"], tool.Card, path)
     text = (folder / "README.md").read_text()
     assert f"| pair: discrete bound * | {card.bits.pair.value:.4f} |" in text
     assert f"{card.samples['plain'].distance['20']:.3f}" in text
@@ -204,7 +202,7 @@ def test_a_card_is_measured_and_resumed(tool: SimpleNamespace, tmp_path: Path) -
 @with_tool
 @pytest.mark.long
 @pytest.mark.usefixtures("no_fidelity")
-def test_a_card_of_a_pair_with_classes(tool: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_card_of_a_pair_with_classes(tool: ModuleType, tmp_path: Path) -> None:
     """It has no plain model and no probes; the bounds of its classes sum to that without."""
     folder = tiny_models(
         tmp_path / "models", ("noisy", "denoiser"), n_classes=10, label_dropout=0.1

@@ -13,24 +13,30 @@ import torch
 from matplotlib.colors import to_rgb
 
 from dsmooth.evaluate.receptive_field import receptive_fields
+from dsmooth.fields import structure
+from dsmooth.pretrained import packaged
 from dsmooth.report import plots
-from dsmooth.report.contents import Report, ReportData
-from dsmooth.report.describe import packaged_card
+from dsmooth.report.contents import Machine, ModelSummary, Report
 from dsmooth.report.page import TEMPLATE
 from dsmooth.report.plots import Curve, curve_png, running_mean
 from dsmooth.report.sections import write_report
-from dsmooth.results import FLOOR, Distance, Extractor, FrechetResult
+from dsmooth.results import FLOOR, BitsResult, Distance, Extractor, FrechetResult, ProbeResult
 from dsmooth.tables import Table
+from dsmooth.work import read_record
 from tests.helpers.report_checks import check_self_contained
 
 METHODS = ("noisy", "two-step", "single-step", "plain")
-CARD = packaged_card()
+# Numbers of the packaged models.
+CARD = read_record(packaged()["mnist"] / "card.json")["result"]
+BITS = structure(CARD["bits"], BitsResult)
+MODELS = structure(CARD["models"], dict[str, ModelSummary])
+PROBES = structure(CARD["probes"]["noisy"], ProbeResult)
+MACHINE = structure(CARD["machine"], Machine)
 
 
 def made_up_report() -> Report:
-    """The report of a reproduction with numbers of the packaged models' card."""
-    probes = CARD.probes["noisy"]
-    accuracy = {**probes.accuracy, "denoiser": probes.accuracy["noisy"]}
+    """The report of a reproduction."""
+    accuracy = {**PROBES.accuracy, "denoiser": PROBES.accuracy["noisy"]}
     distances = {
         FLOOR: Distance(0.321, 0.125, 900, 0.5),
         "test images": Distance(2.625, 0.125, 900, 0.5),
@@ -39,12 +45,16 @@ def made_up_report() -> Report:
         distances[name] = Distance(3.125 + i, 0.25, 991 + i, 0.807)
     return Report(
         name="mnist-quick",
-        data=ReportData("mnist", True, 5000, 1000, (28, 28)),
-        machine=replace(CARD.machine, processor="Abacus <IX> & sons", cpu_threads=2),
-        models=CARD.models,
+        data="mnist",
+        embedded=True,
+        train_images=5000,
+        test_images=1000,
+        image_size=(28, 28),
+        machine=replace(MACHINE, processor="Abacus <IX> & sons", cpu_threads=2),
+        models=MODELS,
         seed=3,
         diverged={"noisy": 2, "plain": 0},
-        bits=CARD.bits,
+        bits=BITS,
         frechet=FrechetResult(
             "Fréchet distance on mnist-classifier",
             Extractor("mnist-classifier", "0123456789abcdef", "-"),
@@ -53,7 +63,7 @@ def made_up_report() -> Report:
             distances,
             ("993 samples are fewer than the 1,024 features", "2 plain left out"),
         ),
-        probes=replace(probes, accuracy=accuracy),
+        probes=replace(PROBES, accuracy=accuracy),
         receptive_fields=receptive_fields(),
     )
 
@@ -79,9 +89,8 @@ def read(folder: Path, report: Report, pictures: dict[str, torch.Tensor] | None 
 
 def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     page = read(tmp_path, made_up_report())
-    bits, models = CARD.bits, CARD.models
-    pair, plain = (bits.models[name].conventions[0] for name in ("pair", "plain"))
-    difference, terms = bits.difference, bits.pair.terms
+    pair, plain = (BITS.models[name].conventions[0] for name in ("pair", "plain"))
+    difference, terms = BITS.difference, BITS.pair.terms
     for part in (
         f"{pair.value:.4f} {pair.error:.4f}",
         f"{plain.value:.4f} {plain.error:.4f}",
@@ -92,8 +101,8 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
         *("0123456789abcdef", "2 plain left out", "993 samples", "5,000 training images"),
         *("noisy 2, plain 0", "Abacus <IX> & sons", "seed 3"),
         *("98.5 %", "down1 98.4", "scale 0.5 0.5 –", "best block"),
-        *(f"{model.parameters:,}" for model in models.values()),
-        *(f"{model.training.images:,}" for model in models.values()),
+        *(f"{model.parameters:,}" for model in MODELS.values()),
+        *(f"{model.training.images:,}" for model in MODELS.values()),
     ):
         assert part in page
     assert "FID" not in page
@@ -119,7 +128,7 @@ def test_every_value_reaches_the_page_escaped(tmp_path: Path, no_plots: None) ->
     report = replace(
         plain,
         name=hostile,
-        data=replace(plain.data, name=hostile),
+        data=hostile,
         frechet=replace(result, extractor=extractor),
     )
     read(tmp_path, plain)
