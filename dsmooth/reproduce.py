@@ -37,7 +37,6 @@ from .progress import progress
 from .report.contents import Report
 from .report.describe import describe_machine, describe_model
 from .results import FLOOR, BitsResult, FrechetResult, ProbeResult, ReceptiveFields
-from .runs import RunFolder
 from .sampling.output import write_images
 from .sampling.request import Request
 from .sampling.two_step import draw
@@ -77,18 +76,13 @@ def planned_runs(name: str, minutes: float, **changes: Any) -> tuple[TrainConfig
 
 
 def train_runs(runs: Sequence[TrainConfig], folder: Path, device: str) -> int | None:
-    """Train the models that are not finished, each in the folder of its role.
+    """Train the models, each in the folder of its role, or resume what was stopped.
 
     Returns the number of the signal that stopped one, if any.
     """
     for config in runs:
-        run = RunFolder(folder / config.role)
-        if from_first(run.is_finished):
-            print(f"{config.role}: trained already")
-            continue
-        resume = from_first(run.can_resume)
-        print(f"{config.role}: {'resuming' if resume else 'training'}", flush=True)
-        done = train(config, run.path, resume=resume, device=device, progress=True)
+        path = folder / config.role
+        done = train(config, path, resume=True, device=device, progress=True)
         if done.interrupted:
             return done.interrupted
     return None

@@ -35,7 +35,7 @@ def probe(options: Probe) -> None:
         return
     accuracy, count = results.accuracy, results.settings.test_images
     for name in ("noisy", "denoiser"):
-        picture = probe_png(accuracy, name, transparent=False)
+        picture = probe_png(accuracy, name)
         write_atomically(options.out / f"{name}.png", picture)
     networks = [name for name in accuracy if name != PIXELS]
     rows = [

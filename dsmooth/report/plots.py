@@ -13,11 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
 
-from ..evaluate.probe import PIXELS, TOGETHER
+from ..evaluate.probe import PIXELS
 from ..evaluate.receptive_field import causal
 from ..results import BlockScores, ReceptiveFields
 
-# Colours of plots on a light page. A dark one turns their lightness around, see page.html.
 TEXT, LINE, DOTS, THIRD = "#333333", "#2f6fd0", "#b34700", "#1e7d4f"
 QUIET, PALE, FAINT = "#6b7480", "#a8c2e4", "#eceef1"
 Points = Sequence[tuple[int, float]]
@@ -35,21 +34,17 @@ def new_plot() -> tuple[Figure, Axes]:
     """An empty plot, and its axes."""
     figure = Figure(figsize=(3.6, 2.7), dpi=220, layout="constrained")
     axes = figure.add_subplot()
-    axes.tick_params(which="both", colors=TEXT)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(TEXT)
-    axes.xaxis.label.set_color(TEXT)
-    axes.yaxis.label.set_color(TEXT)
     return figure, axes
 
 
-def png(figure: Figure, transparent: bool = True) -> bytes:
+def png(figure: Figure) -> bytes:
     """The plot as PNG, with the names of its lines above: the same bytes for the same content."""
     if figure.axes[0].get_legend_handles_labels()[0]:
-        figure.legend(loc="outside upper center", ncols=2, frameon=False, labelcolor=TEXT)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", transparent=transparent, metadata={"Software": None})
+    figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -82,38 +77,32 @@ def running_mean(points: Points) -> list[tuple[int, float]]:
     return [(images, mean) for (images, _), mean in zip(points, means, strict=True)]
 
 
-def probe_png(accuracy: Mapping[str, BlockScores], name: str, transparent: bool = True) -> bytes:
-    """Accuracy of the probe after each block of network `name`, and of its controls.
-
-    Bars are standard errors; "all" is the probe of the blocks together, to which no line leads.
-    """
+def probe_png(accuracy: Mapping[str, BlockScores], name: str) -> bytes:
+    """Accuracy of the probe after each block of network `name`, of all blocks together, and of its
+    controls. Bars are standard errors."""
     figure, axes = new_plot()
-    lines = (
-        (name, "trained", "o", "-", LINE),
-        ("plain", "plain model", "^", "-.", THIRD),
-        (f"untrained-{name}", "untrained", "s", "--", QUIET),
+    networks = (
+        (name, "trained", "o", LINE),
+        ("plain", "plain model", "^", THIRD),
+        (f"untrained-{name}", "untrained", "s", QUIET),
     )
-    for subject, label, marker, line, colour in lines:
-        blocks = dict(accuracy.get(subject, {}))
-        joint = {"all": blocks.pop(TOGETHER)} if TOGETHER in blocks else {}
-        for scores, fmt, words in ((blocks, marker + line, label), (joint, marker, None)):
-            if scores:
-                axes.errorbar(
-                    [*scores],
-                    [100 * score.accuracy for score in scores.values()],
-                    [100 * score.error for score in scores.values()],
-                    fmt=fmt,
-                    color=colour,
-                    label=words,
-                    markersize=4,
-                    capsize=2,
-                )
-    if PIXELS in accuracy:
-        height = 100 * accuracy[PIXELS][PIXELS].accuracy
-        axes.axhline(height, color=DOTS, linewidth=1, linestyle=":", label="pixels")
+    for network, label, marker, colour in networks:
+        if scores := accuracy.get(network):
+            axes.errorbar(
+                [*scores],
+                [100 * score.accuracy for score in scores.values()],
+                [100 * score.error for score in scores.values()],
+                fmt=marker,
+                color=colour,
+                label=label,
+                markersize=4,
+                capsize=2,
+            )
+    height = 100 * accuracy[PIXELS][PIXELS].accuracy
+    axes.axhline(height, color=DOTS, linewidth=1, linestyle=":", label="pixels")
     axes.set(xlabel="after block", ylabel="test accuracy, %")
-    axes.tick_params(axis="x", labelsize="small")
-    return png(figure, transparent)
+    axes.tick_params(axis="x", labelsize="small", rotation=30)
+    return png(figure)
 
 
 def receptive_png(fields: ReceptiveFields, name: str) -> bytes:
@@ -138,6 +127,5 @@ def receptive_png(fields: ReceptiveFields, name: str) -> bytes:
         handles=[Patch(color=colour, label=label) for colour, label in marks],
         loc="outside right upper",
         frameon=False,
-        labelcolor=TEXT,
     )
     return png(figure)

@@ -66,8 +66,8 @@ are the floor: about what a perfect model would get. Test images are another set
 writers, so samples can be nearer than they are. Single-step samples are averages of images, so
 fewer of their pixels are exactly black, which the distance does not notice."""
 PROBES_TEXT = """Accuracy of linear softmax classifiers on the frozen features of each block, with
-one draw of noise per image. “all”: one classifier sees both streams of all blocks. The best probe
-is chosen by the last sixth of the training images. Controls: the noisy model untrained, and the
+one draw of noise per image. “together”: both streams of all blocks at once. The best probe is
+chosen by the last sixth of the training images. Controls: the noisy model untrained, and the
 pixels. Bars and ± are standard errors over test images. In the reproduction on MNIST by Karlsson,
 Eriksson Möllerstedt and Bonde, which trains on 60,000 images, a probe of one block of the noisy
 model classifies 98.5 % of the test images correctly."""

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_rgb
 
 from dsmooth.evaluate.receptive_field import receptive_fields
 from dsmooth.fields import structure
 from dsmooth.pretrained import packaged
-from dsmooth.report import plots
 from dsmooth.report.contents import Machine, ModelSummary, Report
-from dsmooth.report.page import TEMPLATE
 from dsmooth.report.plots import Curve, curve_png, running_mean
 from dsmooth.report.sections import write_report
 from dsmooth.results import FLOOR, BitsResult, Distance, Extractor, FrechetResult, ProbeResult
@@ -150,26 +145,6 @@ def test_running_mean_keeps_lines_and_few_points() -> None:
     assert running_mean([(5, 1.5)]) == [(5, 1.5)]
     for curve in (Curve([], []), Curve([(320, 4.0)], []), CURVE):
         assert curve_png(curve).startswith(b"\x89PNG")
-
-
-def test_plots_are_legible_on_light_and_on_dark_pages() -> None:
-    """Contrasts of WCAG 2; invert(1) and hue-rotate(180deg) as Filter Effects Module 1 has them."""
-    page = TEMPLATE.read_text()
-    assert ".plots img { filter: invert(1) hue-rotate(180deg); }" in page
-    luma = np.array([0.213, 0.715, 0.072])
-    turn = 2 * np.tile(luma, (3, 1)) - np.eye(3)
-
-    def luminance(rgb: object) -> float:
-        rgb = np.asarray(rgb)
-        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-        return float(linear @ [0.2126, 0.7152, 0.0722])
-
-    light, dark = (luminance(to_rgb(card)) for card in re.findall(r"--card: (#\w+);", page))
-    for colour in ("TEXT", "LINE", "DOTS", "THIRD", "QUIET"):
-        rgb = np.array(to_rgb(getattr(plots, colour)))
-        turned = np.clip(turn @ (1 - rgb), 0, 1)
-        assert (light + 0.05) / (luminance(rgb) + 0.05) > 4.5
-        assert (luminance(turned) + 0.05) / (dark + 0.05) > 4.5
 
 
 def test_a_table_in_markdown_and_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
