@@ -29,6 +29,7 @@ from .sampling.known import known_pixels
 from .sampling.request import Choices, Request, default_label, normal_float
 from .sampling.two_step import conditioning_label, draw, posterior_mean
 from .smoothing import Smoothing
+from .work import batches
 
 BOUND_IMAGES = 64  # images that `elbo` computes at a time
 
@@ -120,14 +121,13 @@ class SmoothedPair(Pretrained):
         if choices.get("label") is None:
             completes = choices.get("known") is not None
             choices["label"] = default_label(n, self.classes, completes=completes)
-        request, drawn, first = Request.make(n, choices, method), [], 0
+        request, drawn = Request.make(n, choices, method), []
         if batch_size is not None:
             check_number("batch_size", batch_size)
         with torch_threads(threads), progress_of(progress, "drawing", n) as done:
-            for part in request.parts(batch_size or n):
-                last = first + part.count
-                drawn.append(draw(self, part, part_of(done, first, last), precision))
-                first = last
+            for part in batches(n, batch_size or n):
+                show = part_of(done, part.start, part.stop)
+                drawn.append(draw(self, request.part(part), show, precision))
         return torch.cat(drawn)
 
     @torch.no_grad()

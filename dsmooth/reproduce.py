@@ -37,15 +37,13 @@ from .progress import progress
 from .report.contents import Report
 from .report.describe import describe_machine, describe_model
 from .results import FLOOR, BitsResult, FrechetResult, ProbeResult, ReceptiveFields
-from .sampling.output import write_images
+from .sampling.output import draw_all, write_images
 from .sampling.request import Request
-from .sampling.two_step import draw
 from .smoothing import GaussianSmoothing
 from .training import train
-from .work import Record, map_parts
+from .work import Record
 
 T = TypeVar("T")
-CHUNK = 64  # images drawn at a time
 GRID_IMAGES = 64  # samples in the picture of a grid
 DENOISED_IMAGES = 10  # held-out images whose denoising the report shows
 # Pictures whose distance to real images is measured.
@@ -229,12 +227,8 @@ class Stages:
             return torch.from_numpy(read_npz(path)["x"])
         models = self.models.of(*roles)
         request = request if models.classes.number else replace(request, label=None)
-
-        def draw_part(part: Request) -> Tensor:
-            return draw(models.model, part, precision=self.choices.precision).cpu()
-
         with progress(f"drawing {name}", request.count):
-            x = torch.cat([*map_parts(draw_part, request.parts(CHUNK), in_threads=False)])
+            x = draw_all(models.model, request, self.choices.precision)
         save_grid(x[:GRID_IMAGES], path.with_suffix(".png"))
         write_images(path, x, request, models.classes)
         return x

@@ -68,6 +68,14 @@ def batches(n: int, size: int) -> list[range]:
     return [range(first, min(first + size, n)) for first in range(0, n, size)]
 
 
+def fair_size(n: int, most: int) -> int:
+    """The size of parts of n images: `most`, or less so that no process is without a part.
+
+    For values that do not depend on the size of parts.
+    """
+    return max(1, min(most, -(-n // rank_and_size()[1])))
+
+
 def _one_by_one(compute: Callable[[P], T], parts: Sequence[P]) -> Iterator[T]:
     for part in parts:
         with portion(1 / len(parts)):

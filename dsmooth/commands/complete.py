@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ..data import to_float
 from ..data.folder import read_pictures
-from ..distributed import process_group, rank_and_size
+from ..distributed import process_group
 from ..evaluate.sources import as_grey, read_images
 from ..fields import check_number
 from ..files import printable, write_npz
@@ -21,9 +20,8 @@ from ..pixels import value_of
 from ..pretrained import Loaded, is_model, load
 from ..progress import progress
 from ..sampling.known import keep_top, known_pixels
-from ..sampling.output import draw_parts, on_cpu
+from ..sampling.output import draw_all
 from ..sampling.request import checked_shape
-from ..sampling.two_step import draw
 from .options import Complete, DataOptions
 from .shared import check_outputs, choose_data, drawing_device, request_of, say_drawn
 
@@ -62,12 +60,8 @@ def complete(options: Complete) -> None:
         known = known_pixels(given, mask.to(models.device), cells)
         request = request_of(models, options.drawing, cells, known=known, own_labels=labels)
         started = time.monotonic()
-        with progress("completing", request.count) as done:
-            draw_part = partial(draw, models.model, precision=options.execution.precision)
-            parts = request.parts(models.chunk, rank_and_size()[1])
-            images = [*draw_parts(draw_part, parts, on_cpu, done)]
-    if images:
-        completed = torch.cat(images)
+        with progress("completing", request.count):
+            completed = draw_all(models.model, request, options.execution.precision)
         for path in options.out:
             write_completions(path, x, mask, completed, request.seed)
             print(f"wrote {printable(path)}")

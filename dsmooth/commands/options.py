@@ -91,11 +91,7 @@ class Sample:
     """Number of images."""
     out: tuple[Path, ...] = (Path("samples.png"),)
     """Files to write: .png for a grid, .npz for an array `x` (N, C, H, W) float32 in [-1, 1]; or a
-    folder, a path without suffix, for numbered .npy shards. A larger --count adds to a folder."""
-    png: Flag = False
-    """Fill the folder with one numbered PNG per image, instead of .npy shards."""
-    adm: Flag = False
-    """Write the .npz as ADM's and similar evaluators read it: `arr_0`, uint8 (N, H, W, 3)."""
+    folder, a path without suffix, for a numbered PNG of each image. A larger --count adds to it."""
     first_index: int = 0
     """Number of the first image in the stream that --seed names."""
     drawing: OmitArgPrefixes[Drawing] = Drawing()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from os.path import realpath
 from pathlib import Path
 
@@ -13,21 +12,17 @@ import torch
 from torch import Tensor
 
 from .._extension import is_available
-from ..config import Precision
 from ..cuda import cuda_obstacle
 from ..data import ImageDataset, load_dataset
-from ..distributed import broadcast_int, rank_and_size
+from ..distributed import rank_and_size
 from ..errors import SettingError
-from ..files import check_writable, printable, suffix_of
+from ..files import check_writable, suffix_of
 from ..machine import choose_device, use_threads
 from ..nn.condition import class_number
 from ..pretrained import Loaded
-from ..progress import LOG, progress
-from ..record import read_parts
+from ..progress import LOG
 from ..sampling.known import KnownPixels
-from ..sampling.output import Pictures, Shards, fill
-from ..sampling.request import Label, Request, default_label, drawn_seed, precision_on
-from ..sampling.two_step import draw
+from ..sampling.request import Label, Request, default_label, drawn_seed
 from .options import BitsOptions, Computing, DataOptions, Drawing
 
 # The most images that one PNG shows.
@@ -154,35 +149,6 @@ def request_of(
     return request
 
 
-def draw_into(
-    path: Path, models: Loaded, request: Request, precision: Precision, *, png: bool = False
-) -> None:
-    """Draw the images that a folder of `Shards`, or with `png` of `Pictures`, lacks.
-
-    By default it keeps the precision in which it was started.
-    """
-    started, kind = time.monotonic(), Pictures if png else Shards
-    manifest = path / kind.manifest
-    if precision == "auto":
-        earlier = read_parts(manifest, str)[0] if manifest.exists() else {}
-        chosen = earlier.get("precision", precision_on(models.device, precision))
-        precision = "bfloat16" if broadcast_int(chosen == "bfloat16") else "float32"
-    description = {
-        **request.identity(),
-        "device": models.device.type,
-        "precision": precision,
-        "weights_sha256": list(models.digests().values()),
-        "models": models.identity(),
-    }
-    folder = kind(path, request, models.image_shape, description)
-    with progress("drawing", request.count) as done:
-        draw_part = partial(draw, models.model, precision=precision)
-        drawn, diverged = fill(folder, draw_part, models.chunk, done)
-    name = printable(path)
-    print(f"wrote {name}" if drawn else f"nothing to draw: {name} has them all")
-    say_drawn(drawn, diverged, started, existing=request.count - drawn)
-
-
 def say_drawn(drawn: int, diverged: int, started: float, *, existing: int = 0) -> None:
     """Print how many images were drawn, how fast, and how many diverged; ValueError if all did.
 
@@ -196,19 +162,13 @@ def say_drawn(drawn: int, diverged: int, started: float, *, existing: int = 0) -
     if diverged and diverged == drawn:
         raise ValueError(f"{line}: train longer")
     if diverged:
-        print(f"{line}: they are grey in pictures, not finite in arrays, and not in --adm files")
+        print(f"{line}: they are grey in pictures and not finite in arrays")
 
 
-def check_outputs(
-    outputs: Sequence[Path], count: int, *, png: bool = False, adm: bool = False
-) -> None:
+def check_outputs(outputs: Sequence[Path], count: int) -> None:
     """Raise ValueError for files that `sample` cannot write `count` images to."""
     if not outputs:
         raise ValueError("--out must name a file or a folder")
-    if png and all(map(suffix_of, outputs)):
-        raise ValueError("--png is for a folder: give --out a path without a suffix")
-    if adm and not any(path.suffix == ".npz" for path in outputs):
-        raise ValueError("--adm is for a .npz: give --out one")
     for path in outputs:
         if not suffix_of(path) and len(outputs) > 1:
             raise ValueError(f"a folder must be the only --out, got {path} among others")
@@ -218,8 +178,8 @@ def check_outputs(
             )
         if path.suffix == ".png" and count > GRID_LIMIT:
             raise ValueError(
-                f"a .png shows at most {GRID_LIMIT} images, got {count}: use .npz, or a folder "
-                "with --png for one PNG per image"
+                f"a .png shows at most {GRID_LIMIT} images, got {count}: use .npz, or a folder, "
+                "a path without a suffix, for one PNG per image"
             )
         check_writable(path)
 

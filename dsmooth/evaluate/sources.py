@@ -17,7 +17,6 @@ from ..data.order import epoch_order
 from ..data.reading import guarded, read_npz
 from ..files import open_regular
 from ..pictures import is_diverged
-from ..sampling.output import check_folder
 from .frechet import FeatureStatistics
 
 # Names of an array of images in a .npz: dsmooth's, two that are common, and savez's first.
@@ -82,7 +81,6 @@ def read_images(path: str | Path, limit: int | None = None, *, at_random: bool =
         return ImageSet(read_pictures(path, [path]), str(path))
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder, image file, .npz or .npy {path}")
-    check_folder(path)
     if paths := image_paths(path):
         images = read_pictures(path, [paths[i] for i in chosen(len(paths))])
         return ImageSet(images, f"{path} ({len(images):,} image files)")

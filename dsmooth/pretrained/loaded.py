@@ -10,7 +10,6 @@ from typing import TypeVar
 import torch
 
 from ..config import Classes, Role, classes_of
-from ..cuda import cuda_obstacle
 from ..nn import PixelCNNpp
 from ..nn.pretrained import Pretrained
 from ..nn.weights import weights_digest
@@ -20,8 +19,6 @@ from ..runs import RunFolder, TrainingRecord
 from ..smoothing import Smoothing
 
 P = TypeVar("P", bound=Pretrained)
-# Images that a process draws at a time: enough to fill the device, few enough to lie in memory.
-CHUNK = {"cpu": 256, "cuda": 4096}
 EXPECTED_MODELS = (
     "give a saved pair, or the run folders of a noisy model and of its denoiser, and optionally "
     "that of a plain model"
@@ -114,11 +111,6 @@ class Loaded:
     def device(self) -> torch.device:
         """Device of the networks."""
         return self.first.device
-
-    @property
-    def chunk(self) -> int:
-        """Images that a process draws at a time."""
-        return CHUNK["cpu" if self.device.type == "cpu" or cuda_obstacle(self.device) else "cuda"]
 
     def checked(self) -> Loaded:
         """The same. Raises ValueError unless it is a pair, with or without a plain model, or one

@@ -190,27 +190,18 @@ class Request:
         check_guidance(config)
         return [labels, zero_label(self.count, config.condition_size, like)]
 
-    def part(self, offset: int, count: int) -> Request:
-        """The request for `count` of these images, after the first `offset` ones."""
-        span = slice(offset, offset + count)
+    def part(self, part: range) -> Request:
+        """The request for some of these images, by their numbers 0 .. count - 1."""
+        span = slice(part.start, part.stop)
         known, label = self.known, self.label
         return replace(
             self,
-            first_index=self.first_index + offset,
-            count=count,
+            first_index=self.first_index + part.start,
+            count=len(part),
             known=known and KnownPixels(known.images[span], known.mask[span]),
             label=label[span] if isinstance(label, Tensor) else label,
             x_tilde=None if self.x_tilde is None else self.x_tilde[span],
         )
-
-    def parts(self, chunk: int, ranks: int = 1) -> list[Request]:
-        """Split this request into parts of `chunk` images; the last part has the rest.
-
-        They are smaller if some of `ranks` processes would get none.
-        """
-        chunk = min(chunk, -(-self.count // ranks))
-        starts = range(0, self.count, chunk)
-        return [self.part(start, min(chunk, self.count - start)) for start in starts]
 
     def identity(self) -> Mapping[str, object]:
         """The settings that determine an image, in addition to its index and the weights, as
@@ -315,6 +306,6 @@ def checked_shape(count: int, channels: int, height: int, width: int) -> tuple[i
     if needed > memory:
         raise ValueError(
             f"{count:,} images take {needed:,} bytes, but the machine has {memory:,}: draw fewer "
-            "at a time, or into a folder of shards"
+            "at a time, or into a folder"
         )
     return shape

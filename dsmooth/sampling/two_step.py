@@ -31,9 +31,12 @@ class Pair(Protocol):
     image_size: tuple[int, int]
 
 
+Model = Pair | PixelCNNpp
+
+
 @torch.no_grad()
 def draw(
-    model: Pair | PixelCNNpp,
+    model: Model,
     request: Request,
     progress: Progress | None = None,
     precision: Precision = "auto",
