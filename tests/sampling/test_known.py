@@ -118,7 +118,7 @@ def test_a_pair_keeps_pixels_and_their_smoothed_ones(method: Any) -> None:
 
 
 def test_what_is_known_decides_the_images() -> None:
-    """A folder of shards must not be continued with another completion."""
+    """And so two requests are told apart by their identity."""
     x, mask = images(), random_mask()
     masks = mask, ~mask, torch.ones_like(mask)
     requests = [Request(N, known=known_pixels(x, m, N)) for m in masks]

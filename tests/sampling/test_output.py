@@ -1,0 +1,93 @@
+"""Folders of pictures: the same files however often the call was stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dsmooth.commands.sample import check_outputs
+from dsmooth.data import to_bytes
+from dsmooth.evaluate.sources import read_images
+from dsmooth.files import lock_folder
+from dsmooth.sampling import output
+from dsmooth.sampling.request import Request
+from tests.helpers.data_makers import refuses
+from tests.helpers.kills import as_killed, contents, states_of_kills
+from tests.helpers.networks import network
+
+pytestmark = pytest.mark.quick
+
+MODEL = network()
+X = torch.linspace(-1, 1, 40).view(40, 1, 1, 1).expand(40, 1, 4, 4).clone()
+X[3] = torch.nan
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let image i be X[i], and a call draw at most three; the numbers of those that were drawn."""
+    numbers: list[int] = []
+
+    def draw(_: object, request: Request, **options: object) -> Tensor:
+        part = range(request.first_index, request.first_index + request.count)
+        numbers.extend(part)
+        return X[part.start : part.stop]
+
+    monkeypatch.setattr(output, "draw", draw)
+    monkeypatch.setitem(output.CHUNK, "cpu", 3)
+    return numbers
+
+
+def fill(folder: Path, n: int, seed: int = 0, first: int = 0) -> tuple[int, int]:
+    request = Request(n, seed, first_index=first)
+    return output.draw_folder(folder, MODEL, request, {"seed": seed, "first_index": first})
+
+
+def test_numbered_pictures(tmp_path: Path, drawn: list[int]) -> None:
+    """A larger call adds to them, and one that is missing is drawn again."""
+    assert [fill(tmp_path, n, first=2) for n in (1, 5, 3)] == [(1, 0), (4, 1), (0, 0)]
+    names = [f"{i:08d}.png" for i in range(2, 7)]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == names
+    for i in (2, 5):
+        (tmp_path / f"{i:08d}.png").unlink()
+    drawn.clear()
+    assert fill(tmp_path, 5, first=2) == (2, 0)
+    assert drawn == [2, 5]
+    expected = X[2:7].nan_to_num()  # the image that diverged is grey
+    pixels = np.stack([np.asarray(Image.open(tmp_path / name)) for name in names])
+    assert np.array_equal(pixels, to_bytes(expected)[:, 0].numpy())
+    assert torch.equal(read_images(tmp_path).images, to_bytes(expected))
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_killed_at_any_change_of_a_file_the_folder_is_completed(
+    tmp_path: Path, before: int, drawn: list[int]
+) -> None:
+    """With the same files as of one call."""
+    fill(tmp_path / "whole", 5)
+    if before:
+        fill(tmp_path / "killed", before)
+    states = states_of_kills(lambda: fill(tmp_path / "killed", 5), tmp_path / "killed")
+    for number, state in enumerate(states):
+        folder = as_killed(tmp_path / str(number), state)
+        fill(folder, 5)
+        assert contents(folder) == contents(tmp_path / "whole")
+    assert len(states) > 2 * (5 - before)
+
+
+def test_another_folder_is_refused(tmp_path: Path, drawn: list[int]) -> None:
+    check_outputs([tmp_path / "samples-0.9"], 10**6)  # a folder, for all its dot
+    refuses(r"--out must end in \.png or \.npz, or be a folder", check_outputs, [Path("x.txt")], 1)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    refuses("run holds other files: choose a new folder", fill, tmp_path / "run", 3)
+    fill(tmp_path / "x", 3)
+    with lock_folder(tmp_path / "x", "a test"):
+        refuses("draws into it is at w", fill, tmp_path / "x", 4)
+    refuses("of another request: its seed is 0, not 1;", fill, tmp_path / "x", 3, seed=1)
+    (tmp_path / "x" / "images.json").unlink()
+    refuses("x holds other files", fill, tmp_path / "x", 3)
