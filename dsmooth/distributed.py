@@ -14,7 +14,6 @@ from contextvars import copy_context
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from .files import writing_nothing
 from .progress import Progress, silence
 
 # How long a process waits for the others, at the start and at an exchange, which some processes
@@ -58,6 +57,8 @@ def process_group() -> Iterator[None]:
     prints, the others do neither.
     """
     import torch.distributed as dist
+
+    from .files import writing_nothing  # it imports torch
 
     rank, size = rank_and_size()
     if size == 1 or dist.is_initialized():

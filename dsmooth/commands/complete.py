@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..data import to_float
 from ..data.folder import read_pictures
-from ..distributed import process_group
 from ..evaluate.sources import as_grey, read_images
 from ..fields import check_number
 from ..files import printable, write_npz
@@ -38,34 +37,33 @@ def complete(options: Complete) -> None:
     names, source = list(options.models), options.images
     if source is None and len(names) > 1 and not is_model(names[-1]):
         source = names.pop()
-    with process_group():
-        models = load(*names, device=drawing_device(options.execution)).checked()
-        if models.smoothed is None and "noisy" in models.networks:
-            raise ValueError(f"{names[0]} is a noisy model: name the pair that it is of")
-        x, labels = choose_images(source, options.count, models)
-        if options.drawing.label == "own":
-            if labels is None:
-                raise ValueError("--label own needs images with labels of the model's classes")
-            labels = labels.repeat_interleave(options.draws)
-        else:
-            labels = None
-        if options.mask is None:
-            fraction = 0.5 if options.keep_top is None else options.keep_top
-            mask = keep_top(fraction, models.image_size)
-        else:
-            mask = read_pictures(options.mask, [options.mask]).float().mean(1) >= 128
-        cells = len(x) * options.draws
-        checked_shape(cells, *models.image_shape)
-        given = x.to(models.device).repeat_interleave(options.draws, dim=0)
-        known = known_pixels(given, mask.to(models.device), cells)
-        request = request_of(models, options.drawing, cells, known=known, own_labels=labels)
-        started = time.monotonic()
-        with progress("completing", request.count):
-            completed = draw_all(models.model, request, options.execution.precision)
-        for path in options.out:
-            write_completions(path, x, mask, completed, request.seed)
-            print(f"wrote {printable(path)}")
-        say_drawn(len(completed), int(is_diverged(completed).sum()), started)
+    models = load(*names, device=drawing_device(options.execution)).checked()
+    if models.smoothed is None and "noisy" in models.networks:
+        raise ValueError(f"{names[0]} is a noisy model: name the pair that it is of")
+    x, labels = choose_images(source, options.count, models)
+    if options.drawing.label == "own":
+        if labels is None:
+            raise ValueError("--label own needs images with labels of the model's classes")
+        labels = labels.repeat_interleave(options.draws)
+    else:
+        labels = None
+    if options.mask is None:
+        fraction = 0.5 if options.keep_top is None else options.keep_top
+        mask = keep_top(fraction, models.image_size)
+    else:
+        mask = read_pictures(options.mask, [options.mask]).float().mean(1) >= 128
+    cells = len(x) * options.draws
+    checked_shape(cells, *models.image_shape)
+    given = x.to(models.device).repeat_interleave(options.draws, dim=0)
+    known = known_pixels(given, mask.to(models.device), cells)
+    request = request_of(models, options.drawing, cells, known=known, own_labels=labels)
+    started = time.monotonic()
+    with progress("completing", request.count):
+        completed = draw_all(models.model, request, options.execution.precision)
+    for path in options.out:
+        write_completions(path, x, mask, completed, request.seed)
+        print(f"wrote {printable(path)}")
+    say_drawn(len(completed), int(is_diverged(completed).sum()), started)
 
 
 def choose_images(source: Path | None, count: int, models: Loaded) -> tuple[Tensor, Tensor | None]:

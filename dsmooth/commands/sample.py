@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from ..distributed import process_group
 from ..fields import check_number
 from ..files import printable, suffix_of
 from ..pictures import is_diverged, save_grid
@@ -20,34 +19,33 @@ def sample(options: Sample) -> None:
     """Run `dsmooth sample`. Raises ValueError or FileNotFoundError before any work."""
     check_number("count", options.count)
     check_outputs(options.out, options.count)
-    with process_group():
-        models = load(*options.models, device=drawing_device(options.execution)).checked()
-        request = request_of(models, options.drawing, options.count, options.first_index)
-        precision = precision_on(models.device, options.execution.precision)
-        started = time.monotonic()
-        if not suffix_of(options.out[0]):
-            settings = {
-                **request.identity(),
-                "first_index": request.first_index,
-                "device": models.device.type,
-                "precision": precision,
-                "weights_sha256": list(models.digests().values()),
-                "models": models.identity(),
-            }
-            with progress("drawing", request.count):
-                drawn, diverged = draw_folder(
-                    options.out[0], models.model, request, settings, precision
-                )
-        else:
-            checked_shape(request.count, *models.image_shape)
-            with progress("drawing", request.count):
-                x = draw_all(models.model, request, precision)
-            drawn, diverged = len(x), int(is_diverged(x).sum())
-            for path in options.out:
-                if path.suffix == ".png":
-                    save_grid(x, path)
-                else:
-                    write_images(path, x, request, models.classes)
+    models = load(*options.models, device=drawing_device(options.execution)).checked()
+    request = request_of(models, options.drawing, options.count, options.first_index)
+    precision = precision_on(models.device, options.execution.precision)
+    started = time.monotonic()
+    if not suffix_of(options.out[0]):
+        settings = {
+            **request.identity(),
+            "first_index": request.first_index,
+            "device": models.device.type,
+            "precision": precision,
+            "weights_sha256": list(models.digests().values()),
+            "models": models.identity(),
+        }
+        with progress("drawing", request.count):
+            drawn, diverged = draw_folder(
+                options.out[0], models.model, request, settings, precision
+            )
+    else:
+        checked_shape(request.count, *models.image_shape)
+        with progress("drawing", request.count):
+            x = draw_all(models.model, request, precision)
+        drawn, diverged = len(x), int(is_diverged(x).sum())
         for path in options.out:
-            print(f"wrote {printable(path)}")
-        say_drawn(drawn, diverged, started, existing=request.count - drawn)
+            if path.suffix == ".png":
+                save_grid(x, path)
+            else:
+                write_images(path, x, request, models.classes)
+    for path in options.out:
+        print(f"wrote {printable(path)}")
+    say_drawn(drawn, diverged, started, existing=request.count - drawn)

@@ -66,9 +66,9 @@ def draw_sequentially(
         pixel = (..., slice(r, r + 1), slice(c, c + 1))
         seen = x[:, :, : (r + 4) // 4 * 4] if context is None else x  # later rows do not matter
         params, *without_class = (model(seen, context, label)[pixel] for label in labels)
-        if without_class:
+        for other in without_class:
             weight, n_atoms = 1 + request.guidance, len(config.atom_bytes)
-            params = extrapolate(*without_class, params, weight, x.shape[1], n_atoms)
+            params = extrapolate(other, params, weight, x.shape[1], n_atoms)
         drawn = logistic_mixture_sample(
             params,
             uniforms[pixel],
