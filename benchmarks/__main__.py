@@ -3,7 +3,7 @@
 python benchmarks                              every suite, about half an hour
 python benchmarks sampler logistic_mixture --quick
 python benchmarks --compare benchmarks/results/epyc-zen4-2-cores.json
-python benchmarks --write-docs                 docs/benchmarks.md and the README's table
+python benchmarks --write-docs                 docs/benchmarks.md and the README's sentence
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Options:
     compare: Path | None = None
     """An earlier results.json: print which differences exceed the spread."""
     write_docs: bool = False
-    """Write docs/benchmarks.md and the README's table from the committed results, and stop."""
+    """Write docs/benchmarks.md and the README's sentence from the committed results, and stop."""
 
 
 def main() -> int:
