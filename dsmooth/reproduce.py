@@ -273,12 +273,13 @@ class Stages:
             )
             others = torch.ones(len(train_set), dtype=torch.bool).index_fill(0, held_out, False)
             network = make_extractor(name, device=self.models.device)
-            # Only the statistics: scores by features of the real images take longer than the rest.
-            real = Reference.of_images(train_set.images[others], network, progress=True)
-            reference = replace(real, features=None)
             test_images = choose_images(self.test_set, count)
             sets = {**samples, TEST_IMAGES: test_images, FLOOR: train_set.images[held_out]}
-            result = compare_images(sets, reference, progress=True)
+            with progress("real images", int(others.sum())):
+                real = Reference.of(train_set.images[others], network)
+            # Only the statistics: scores by features of the real images take longer than the rest.
+            with progress("comparing images", sum(map(len, sets.values()))):
+                result = compare_images(sets, replace(real, features=None))
             return result.leave_out({k: len(pictures[k]) - len(x) for k, x in samples.items()})
 
         return self.obtain("frechet", FrechetResult, compute)

@@ -135,6 +135,11 @@ class Extractor:
         """Whether these are the Inception weights of 2015, which FID is named after."""
         return self.sha256 == INCEPTION_SHA256
 
+    @property
+    def distance_name(self) -> str:
+        """FID for the Inception weights of 2015; else the Fréchet distance on this extractor."""
+        return "FID" if self.is_fid else f"Fréchet distance on {self.name}"
+
 
 @dataclass(frozen=True)
 class FidelityScores:

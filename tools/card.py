@@ -157,7 +157,7 @@ def write_card(
         test_images=len(test_set),
         models={role: describe_model(role, models, test_set) for role in models.networks},
         bits=stages.bits_per_dim(),
-        distance_name=make_extractor(CLASSIFIER).distance_name,
+        distance_name=make_extractor(CLASSIFIER).facts.distance_name,
         guidance=GUIDANCE,
         samples=stages.obtain(
             "quality", dict[str, SampleQuality], lambda: measure_samples(stages, pictures)
@@ -215,13 +215,13 @@ def measure_samples(stages: Stages, pictures: Mapping[str, Tensor]) -> dict[str,
     """Fréchet distances of the first samples, and the classifier's confidence in them."""
     network, count = make_extractor(CLASSIFIER), stages.choices.count
     others = choose_images(stages.test_set, count)
-    real = Reference.of_images(stages.train_set.images, network, progress=True)
+    real = Reference.of(stages.train_set.images, network)
     real = replace(real, features=None)
     results = {}
     for name, x in {**bytes_to_compare(pictures), FLOOR: others}.items():
         counts = sorted({min(count * tenths // 10, len(x)) for tenths in (1, 2, 4, 7, 10)})
         sets = {str(n): x[:n] for n in counts}
-        found = compare_images(sets, real, progress=True).distances
+        found = compare_images(sets, real).distances
         logits = extract_features(x[:FEW], network).logits
         assert logits is not None
         confidence = logits.softmax(1).amax(1)

@@ -74,7 +74,7 @@ def distances(sets: Mapping[str, Tensor], train: Tensor, labels: Tensor) -> Tabl
         judged = {**sets, TRAIN: train[others[REFERENCE:]][: len(sets[TEST])]}
         networks = fit(train[half], labels[half], 3, seed)[0], principal_components(train[half])
         for column, network in enumerate(networks):
-            reference = Reference.of_images(train[others[:REFERENCE]], make_extractor(network))
+            reference = Reference.of(train[others[:REFERENCE]], make_extractor(network))
             variance = float(reference.statistics.covariance.diagonal().mean())
             for name, one in compare_images(judged, reference).distances.items():
                 pair = one.value / variance, one.error / variance

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext
 from pathlib import Path
 
-from ..distributed import process_group, rank_and_size
 from ..files import json_text, printable, write_json
 from ..machine import use_threads
 from ..progress import silence
-from ..record import record_of
+from ..work import record_of
 from .evaluate_bits import evaluate_bits
 from .evaluate_frechet import evaluate_frechet
 from .options import BitsOptions, FrechetOptions
@@ -22,18 +21,16 @@ STDOUT = Path("-")
 def evaluate(options: BitsOptions | FrechetOptions) -> None:
     """Run a command. Raises ValueError, OSError or ImportError for what does not fit."""
     use_threads(options.execution.threads)
-    screen, to_screen, first = sys.stdout, options.out == STDOUT, rank_and_size()[0] == 0
+    screen, to_screen = sys.stdout, options.out == STDOUT
     if not to_screen:
         check_output(options.out, ".json")
-    redirected = redirect_stdout(sys.stderr) if to_screen and first else nullcontext()
-    with silence() if options.execution.quiet else redirected:
-        with process_group():
-            if isinstance(options, BitsOptions):
-                record = record_of(*evaluate_bits(options))
-            else:
-                record = record_of(*evaluate_frechet(options))
-        if first and to_screen:
-            print(json_text(record), end="", file=screen)
-        elif first:
-            write_json(options.out, record)
-            print(f"wrote {printable(options.out)}")
+    with silence() if to_screen else nullcontext():
+        if isinstance(options, BitsOptions):
+            record = record_of(*evaluate_bits(options))
+        else:
+            record = record_of(*evaluate_frechet(options))
+    if to_screen:
+        print(json_text(record), end="", file=screen)
+    else:
+        write_json(options.out, record)
+        print(f"wrote {printable(options.out)}")

@@ -6,15 +6,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..data import SPLITS, ImageDataset
 from ..data.order import choose_images
-from ..errors import SettingError
 from ..evaluate.comparison import Reference, compare_images, has_fidelity
 from ..evaluate.features import make_extractor
-from ..evaluate.frechet import FeatureStatistics
-from ..evaluate.sources import as_grey, read_images, read_reference
+from ..evaluate.sources import read_images, read_reference
 from ..fields import check_number
 from ..machine import choose_device
+from ..progress import progress
 from ..results import FLOOR, FrechetResult
 from ..tables import frechet_table
 from .options import FrechetOptions
@@ -25,27 +23,24 @@ BYTES = "x in [-1, 1] to round((x + 1) * 127.5), clamped to 0 .. 255"
 
 def evaluate_frechet(options: FrechetOptions) -> tuple[Mapping[str, object], FrechetResult]:
     """Read samples, compare and print; what decides the numbers, and the numbers."""
-    if options.count is not None:
-        check_number("count", options.count)
     check_number("seed", options.seed, 0, 2**64 - 1)
     extractor = make_extractor(options.extractor, device=choose_device(options.execution.device))
-    real, source, floor = load_real(options)
     samples = read_images(options.samples, options.count, at_random=True)
-    images = samples.images
-    if isinstance(real, FeatureStatistics):
-        reference = Reference(extractor, real)
-        images = as_grey(images)
+    choice, floor = choose_data(None, options.dataset), None
+    if options.reference is None:
+        data = choice.load(options.split)
+        real, source = data.images, describe_data(data)
     else:
-        shape = tuple(real.shape[1:])
-        if shape[0] == 1:  # grey images may be stored as RGB
-            images = as_grey(images)
-        if options.dataset.data is None and options.reference is None:
-            check_default(shape, tuple(images.shape[1:]))
-        reference = Reference.of_images(real, extractor, progress=True)
-    sets = {"samples": images}
+        real, source = read_reference(options.reference), {"source": str(options.reference)}
+    if options.reference is None or options.dataset.data is not None:
+        floor = choice.load("test" if options.split == "train" else "train")
+    with progress("features of real images", len(real) if isinstance(real, Tensor) else 1):
+        reference = Reference.of(real, extractor)
+    sets = {"samples": samples.images}
     if floor is not None:
-        sets[FLOOR] = choose_images(floor, len(images))
-    result = compare_images(sets, reference, seed=options.seed, progress=True)
+        sets[FLOOR] = choose_images(floor, len(samples.images))
+    with progress("comparing images", sum(map(len, sets.values()))):
+        result = compare_images(sets, reference, seed=options.seed)
     result = result.leave_out({"samples": samples.diverged})
     print_comparison(result, samples.source, source)
     request = {
@@ -57,26 +52,6 @@ def evaluate_frechet(options: FrechetOptions) -> tuple[Mapping[str, object], Fre
         "seed": options.seed,
     }
     return request, result
-
-
-def load_real(
-    options: FrechetOptions,
-) -> tuple[Tensor | FeatureStatistics, Mapping[str, str], ImageDataset | None]:
-    """The reference and what it is; the images of the floor, None if no data set is known."""
-    choice = choose_data(None, options.dataset)
-    others = next(split for split in SPLITS if split != options.split)
-    if options.reference is None:
-        real = choice.load(options.split)
-        return real.images, describe_data(real), choice.load(others)
-    floor = None if options.dataset.data is None else choice.load(others)
-    return read_reference(options.reference), {"source": str(options.reference)}, floor
-
-
-def check_default(real: tuple[int, ...], samples: tuple[int, ...]) -> None:
-    """Raise SettingError if samples (C, H, W) are not like the images of the default data set."""
-    if samples != real:
-        words = "was not given, so mnist was used, of images"
-        raise SettingError("data", f"{words} {real} (C, H, W): the samples are {samples}")
 
 
 def print_comparison(result: FrechetResult, samples: str, source: Mapping[str, str]) -> None:

@@ -6,16 +6,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from ..data import epoch_order
-from ..progress import progress_of
+from ..progress import portion
 from ..results import FLOOR, Distance, FidelityScores, FrechetResult
+from ..work import map_parts
 from .features import FeatureExtractor, Features, extract_features
 from .frechet import FeatureStatistics, bootstrap_error
+from .sources import as_grey
 
 # Settings of torch-fidelity and of the authors, for as many images.
-SUBSET_SIZE, SPLITS, NEIGHBOURS = 1000, 10, 3
+SUBSETS, SUBSET_SIZE, SUBSET_SEED, SPLITS, NEIGHBOURS = 100, 1000, 2020, 10, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,60 +36,64 @@ class Reference:
     image_shape: tuple[int, ...] | None = None
 
     @classmethod
-    def of_images(
-        cls, images: Tensor, extractor: FeatureExtractor, *, progress: bool = False
-    ) -> Reference:
-        """The reference of bytes (N, C, H, W), N >= 2."""
-        features = extract_features(images, extractor, progress=progress, title="real images")[0]
+    def of(cls, real: Tensor | FeatureStatistics, extractor: FeatureExtractor) -> Reference:
+        """The reference of bytes (N, C, H, W), N >= 2; or of statistics by the same extractor."""
+        if isinstance(real, FeatureStatistics):
+            return cls(extractor, real)
+        features = extract_features(real, extractor).features
         statistics = FeatureStatistics.of_batches(features.split(1000))
-        return cls(extractor, statistics, features, tuple(images.shape[1:]))
+        return cls(extractor, statistics, features, tuple(real.shape[1:]))
 
 
 def compare_images(
-    sets: Mapping[str, Tensor], reference: Reference, *, seed: int = 0, progress: bool = False
+    sets: Mapping[str, Tensor], reference: Reference, *, seed: int = 0
 ) -> FrechetResult:
     """Compare sets of images with `reference`, by the features of its extractor.
 
-    sets: bytes (N, C, H, W), N >= 2, by name. "real" are images of the data that are not in the
+    sets: bytes (N, C, H, W), N >= 2, by name; grey ones that are stored as RGB may be compared with
+    grey ones. "real" are images of the data that are not in the
     reference: their distance, the floor, is what a perfect model would get with as many samples.
-    seed: of the bootstrap. progress: whether to show bars. Features of all images of a set are kept
-    in memory: 4 N D bytes.
+    seed: of the bootstrap. Features of all images of a set are kept in memory: 4 N D bytes.
 
     Raises ValueError for images of another shape, and for statistics of another dimension.
     """
-    extractor, real, wanted = reference.extractor, reference.statistics, reference.image_shape
+    facts, real, wanted = reference.extractor.facts, reference.statistics, reference.image_shape
+    if wanted is None or wanted[0] == 1:
+        sets = {name: as_grey(images) for name, images in sets.items()}
     for images in sets.values():
         if wanted not in (None, tuple(images.shape[1:])):
             raise ValueError(
                 f"images must have the shape of the real ones {wanted} (C, H, W), got "
                 f"{tuple(images.shape[1:])}"
             )
-    measured = {name: x for name, x in sets.items() if name != FLOOR or len(x) > 1}
 
-    def distance(name: str, images: Tensor) -> Distance:
-        title = "the floor" if name == FLOOR else name
-        features = extract_features(images, extractor, progress=progress, title=title)
+    def distance(images: Tensor) -> Distance:
+        with portion(0.2):
+            features = extract_features(images, reference.extractor)
         rows = features.features
         if rows.shape[1] != len(real.mean):
             raise ValueError(
-                f"statistics must have dimension {rows.shape[1]}, as the features of "
-                f"{extractor.name} have, got {len(real.mean)}"
+                f"statistics must have dimension {rows.shape[1]}, as the features of {facts.name} "
+                f"have, got {len(real.mean)}"
             )
-        words = f"{extractor.distance_name} of {title}"
-        error = bootstrap_error(rows, real, seed=seed, progress=progress, title=words)
-        scores = None
-        if has_fidelity():
-            with progress_of(progress, f"other scores of {title}", len(images)):
-                scores = fidelity_scores(features, reference.features)
         value = FeatureStatistics.of_batches(rows.split(1000)).distance(real)
+        with portion(0.3):
+            error = bootstrap_error(rows, real, seed=seed)
+        with portion(0.5):
+            scores = fidelity_scores(features, reference.features) if has_fidelity() else None
         return Distance(value, error, len(images), black_share(images), scores=scores)
 
+    distances = {}
+    for name, images in sets.items():
+        if name != FLOOR or len(images) > 1:
+            with portion(1 / len(sets)):
+                distances[name] = distance(images)
     return FrechetResult(
-        name=extractor.distance_name,
-        extractor=extractor.describe(),
+        name=facts.distance_name,
+        extractor=facts,
         dimension=len(real.mean),
         n_reference=real.count,
-        distances={name: distance(name, images) for name, images in measured.items()},
+        distances=distances,
         warnings=tuple(warn(sets, real)),
     )
 
@@ -130,27 +138,22 @@ def fidelity_scores(samples: Features, real: Tensor | None) -> FidelityScores:
 
     real: features (M, D) of real images, None if these are not known. Needs torch-fidelity.
 
-    kernel_distance: squared maximum mean discrepancy under the kernel (x'y / D + 1)^3, mean and
-    deviation over 100 subsets of 1,000 images, or of all if there are fewer (Binkowski et al., ICLR
-    2018). precision, recall: fractions of the samples near real images, and of real images near
-    samples. An image is near a set if it is as near to one of its images as that one's
-    third-nearest neighbour in the set (Kynkäänniemi et al., NeurIPS 2019). At most as many real
-    images as samples are taken, in a fixed random order; there must be four. inception_score: exp
-    E[KL(p(y | x) || p(y))] over the classes y, mean and deviation over ten parts (Salimans et al.,
-    2016).
+    kernel_distance: see there. precision, recall: fractions of the samples near real images, and of
+    real images near samples. An image is near a set if it is as near to one of its images as that
+    one's third-nearest neighbour in the set (Kynkäänniemi et al., NeurIPS 2019). At most as many
+    real images as samples are taken, in a fixed random order; there must be four. inception_score:
+    exp E[KL(p(y | x) || p(y))] over the classes y, mean and deviation over ten parts (Salimans et
+    al., 2016).
     """
     from torch_fidelity.metric_isc import isc_features_to_metric
-    from torch_fidelity.metric_kid import kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     scores: dict[str, float] = {}
     if real is not None:
         x, y = samples.features.double(), real.double()
-        size = min(SUBSET_SIZE, len(x), len(y))
-        kernel = kid_features_to_metric(x, y, kid_subset_size=size, verbose=False)
-        scores["kernel_distance"] = kernel["kernel_inception_distance_mean"]
-        scores["kernel_distance_deviation"] = kernel["kernel_inception_distance_std"]
-        if size > NEIGHBOURS:
+        mean, deviation = kernel_distance(x, y)
+        scores |= {"kernel_distance": mean, "kernel_distance_deviation": deviation}
+        if min(len(x), len(y)) > NEIGHBOURS:
             y = y[epoch_order(len(y), 0, 0)[: len(x)]]
             # 1,000 rows of a matrix of distances at a time: of 50,000 columns that is 0.4 GB.
             near = prc_features_to_metric(
@@ -162,3 +165,25 @@ def fidelity_scores(samples: Features, real: Tensor | None) -> FidelityScores:
         scores["inception_score"] = score["inception_score_mean"]
         scores["inception_score_deviation"] = score["inception_score_std"]
     return FidelityScores(**scores)
+
+
+def kernel_distance(x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Squared maximum mean discrepancy of features (N, D) and (M, D) float64, N, M >= 2.
+
+    By the kernel (x'y / D + 1)^3, unbiased; mean and deviation over 100 subsets of 1,000 images, or
+    of all if there are fewer. The subsets are those of torch-fidelity, whose numpy is slower and
+    takes threads of its own. Source: Binkowski et al., ICLR 2018.
+    """
+    size, random = min(SUBSET_SIZE, len(x), len(y)), np.random.RandomState(SUBSET_SEED)
+    subsets = [[random.choice(len(z), size, replace=False) for z in (x, y)] for _ in range(SUBSETS)]
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def discrepancy(number: int) -> float:
+        a, b = (z[torch.from_numpy(rows)] for z, rows in zip((x, y), subsets[number], strict=True))
+        within = sum(k.sum() - k.diagonal().sum() for k in (kernel(a, a), kernel(b, b)))
+        return float(within / (size * (size - 1)) - 2 * kernel(a, b).mean())
+
+    found = torch.tensor([*map_parts(discrepancy, range(SUBSETS))], dtype=torch.float64)
+    return float(found.mean()), float(found.std(correction=0))

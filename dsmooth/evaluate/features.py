@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..data import to_float
-from ..distributed import in_batches
 from ..errors import SettingError
 from ..files import file_sha256, read_tensors
 from ..nn.weights import weights_digest
-from ..progress import Progress, progress_of, shows_bars
+from ..progress import shows_bars
 from ..results import Extractor
+from ..work import batches, map_parts
 
 # The network that FID is named after, as torch-fidelity calls it.
 INCEPTION = "inception-v3-compat"
@@ -38,27 +38,16 @@ class Features(NamedTuple):
 class FeatureExtractor:
     """A frozen network, and the facts that every number computed with it must state.
 
-    sha256: of the file of weights for mnist-classifier and inception-v3-compat, else of the weights
-    themselves. resize: the change of an image before the network, in words.
-    apply: bytes (B, C, H, W) on the network's device -> features (B, D), or these and logits.
-    small: whether a CPU computes several batches at a time rather than parts of one.
+    facts: the digest is of the file of weights for mnist-classifier and inception-v3-compat, else
+    of the weights themselves. apply: bytes (B, C, H, W) on the network's device -> features (B, D),
+    or these and logits. small: whether a CPU computes several batches at a time rather than parts
+    of one.
     """
 
-    name: str
-    sha256: str
-    resize: str
+    facts: Extractor
     network: nn.Module
     apply: Callable[[Tensor], object]
     small: bool = False
-
-    @property
-    def distance_name(self) -> str:
-        """FID for the Inception weights of 2015; else the Fréchet distance on this extractor."""
-        return "FID" if self.describe().is_fid else f"Fréchet distance on {self.name}"
-
-    def describe(self) -> Extractor:
-        """The facts that saved numbers and statistics must agree on."""
-        return Extractor(self.name, self.sha256, self.resize)
 
 
 class MnistClassifier(nn.Module):
@@ -113,19 +102,12 @@ def make_extractor(
 
 @torch.no_grad()
 def extract_features(
-    images: Tensor,
-    extractor: FeatureExtractor,
-    *,
-    batch_size: int = 100,
-    progress: bool | Progress = False,
-    title: str = "images",
+    images: Tensor, extractor: FeatureExtractor, *, batch_size: int = 100
 ) -> Features:
     """Features of images (N, C, H, W), bytes. N >= 1.
 
-    progress: True shows a bar for the `title`; a function is called with the fraction done. Raises
-    ValueError for other images, and for a network that returns something else than it should or
-    values that are not finite. Under torchrun each process applies the network to its batches, and
-    all have all features.
+    Raises ValueError for other images, and for a network that returns something else than it should
+    or values that are not finite.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or len(images) < 1:
         raise ValueError(
@@ -133,31 +115,26 @@ def extract_features(
             f"{tuple(images.shape)}"
         )
     weights = itertools.chain(extractor.network.parameters(), extractor.network.buffers())
-    device = next(weights, torch.empty(0)).device
+    device, name = next(weights, torch.empty(0)).device, extractor.facts.name
 
-    def apply(first: int) -> list[Tensor]:
-        batch = images[first : first + batch_size]
-        answer = extractor.apply(batch.to(device))
+    def apply(batch: range) -> list[Tensor]:
+        answer = extractor.apply(images[batch.start : batch.stop].to(device))
         outputs = answer if isinstance(answer, tuple) else (answer,)
         if len(outputs) not in (1, 2) or not all(isinstance(rows, Tensor) for rows in outputs):
             raise ValueError(
-                f"{extractor.name} must return features, or features and logits, got "
-                f"{type(answer).__name__}"
+                f"{name} must return features, or features and logits, got {type(answer).__name__}"
             )
-        for name, rows in zip(("features", "logits"), outputs, strict=False):
+        for kind, rows in zip(("features", "logits"), outputs, strict=False):
             if rows.ndim != 2 or len(rows) != len(batch):
-                shape = f"({len(batch)}, {'D' if name == 'features' else 'K'})"
-                raise ValueError(
-                    f"{extractor.name} must return {name} {shape}, got {tuple(rows.shape)}"
-                )
+                shape = f"({len(batch)}, {'D' if kind == 'features' else 'K'})"
+                raise ValueError(f"{name} must return {kind} {shape}, got {tuple(rows.shape)}")
             if not rows.isfinite().all():
-                raise ValueError(f"{extractor.name} returned {name} that are not finite")
+                raise ValueError(f"{name} returned {kind} that are not finite")
         return [rows.float().cpu() for rows in outputs]
 
-    on_cpu = extractor.small and device.type == "cpu"
-    with progress_of(progress, f"features of {title}", len(images)) as done:
-        parts = in_batches(len(images), batch_size, apply, on_cpu=on_cpu, progress=done)
-        features, *logits = map(torch.cat, zip(*parts, strict=True))
+    in_threads = extractor.small and device.type == "cpu"
+    parts = map_parts(apply, batches(len(images), batch_size), in_threads=in_threads)
+    features, *logits = map(torch.cat, zip(*parts, strict=True))
     return Features(features, logits[0] if logits else None)
 
 
@@ -176,13 +153,13 @@ def _mnist_classifier() -> FeatureExtractor:
             )
         return model(to_float(images))
 
-    digest = file_sha256(CLASSIFIER_WEIGHTS)
-    return FeatureExtractor(CLASSIFIER, digest, "none", model, apply, small=True)
+    facts = Extractor(CLASSIFIER, file_sha256(CLASSIFIER_WEIGHTS), "none")
+    return FeatureExtractor(facts, model, apply, small=True)
 
 
 def _own(network: nn.Module) -> FeatureExtractor:
-    name, digest = type(network).__name__, weights_digest(network)
-    return FeatureExtractor(name, digest, "its own", network, lambda x: network(to_float(x)))
+    facts = Extractor(type(network).__name__, weights_digest(network), "its own")
+    return FeatureExtractor(facts, network, lambda x: network(to_float(x)))
 
 
 def _registered(name: str) -> FeatureExtractor:
@@ -215,6 +192,5 @@ def _registered(name: str) -> FeatureExtractor:
     side = getattr(network, "resolution", None) or getattr(network, "INPUT_IMAGE_SIZE", None)
     size = f"bilinear to {side} x {side} as TensorFlow 1 does it (torch-fidelity)"
     resize = f"grey repeated to RGB; {size if side else 'then its own'}"
-    return FeatureExtractor(
-        name, digest, resize, network, lambda x: network(x.expand(-1, 3, -1, -1))
-    )
+    facts = Extractor(name, digest, resize)
+    return FeatureExtractor(facts, network, lambda x: network(x.expand(-1, 3, -1, -1)))

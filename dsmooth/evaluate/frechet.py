@@ -16,8 +16,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..data.reading import read_npz
-from ..distributed import side_by_side
-from ..progress import Progress, progress_of
+from ..work import map_parts
 
 # How far from symmetric and from positive semi-definite a covariance may be, relative to its
 # largest entry: one that was accumulated in float32 stays well inside.
@@ -56,32 +55,21 @@ def frechet_distance(
 
 
 def bootstrap_error(
-    features: Tensor,
-    other: FeatureStatistics,
-    *,
-    seed: int = 0,
-    repeats: int = BOOTSTRAPS,
-    progress: bool | Progress = False,
-    title: str = "resamples of images",
+    features: Tensor, other: FeatureStatistics, *, seed: int = 0, repeats: int = BOOTSTRAPS
 ) -> float:
     """Standard error of the Fréchet distance of features (N, D) to `other`, over the N images.
 
     It is the standard deviation of the distances of `repeats` resamples of the images, drawn with
-    replacement as a function of the seed. progress, title: as in `extract_features`. ValueError for
-    fewer than 2 images.
+    replacement as a function of the seed. ValueError for fewer than 2 images.
     """
     generator, n = torch.Generator().manual_seed(seed), len(features)
+    resamples = [torch.randint(n, (n,), generator=generator) for _ in range(repeats)]
 
-    def distance(rows: Tensor) -> float:
-        resampled = FeatureStatistics.of_batches(features[part] for part in rows.split(1000))
-        return resampled.distance(other)
+    def distance(number: int) -> float:
+        parts = resamples[number].split(1000)
+        return FeatureStatistics.of_batches(features[part] for part in parts).distance(other)
 
-    drawn = (torch.randint(n, (n,), generator=generator) for _ in range(repeats))
-    distances = []
-    with progress_of(progress, title, repeats, "resamples") as done:
-        for value in side_by_side(distance, drawn):
-            distances.append(value)
-            done(len(distances))
+    distances = [*map_parts(distance, range(repeats))]
     return float(torch.tensor(distances, dtype=torch.float64).std())
 
 

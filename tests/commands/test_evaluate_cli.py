@@ -109,6 +109,7 @@ def test_the_noise_of_the_target_is_that_of_training(place: Path) -> None:
 
 def test_the_distance_of_samples_comes_with_its_floor(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
     train, test = (load_dataset("mnist", split) for split in ("train", "test"))
     np.savez("x.npz", x=random_bytes((12, 1, 28, 28)))
     stored = measured("fid", "x.npz")

@@ -78,7 +78,7 @@ MISTAKES = [
     (f"{FID} pale.npy", "got none below 0: images in [0, 1] would be pale; store 2 * x - 1, or"),
     (f"{FID} shape.npy", "must hold images (N, C, H, W), (N, H, W, C) or (N, H, W)"),
     (f"{FID} integers.npy", "must hold bytes or floating-point values, got int64"),
-    (f"{FID} x.npy", "--data was not given, so mnist was used, of images (1, 28, 28)"),
+    (f"{FID} x.npy", "must have the shape of the real ones (1, 28, 28) (C, H, W), got (1, 8, 8)"),
     (f"{FID} x.npy {FOLDER}", "pass your own network to make_extractor(module)"),
     (f"{FID} x.npy --extractor Pixels", "extractor"),
     ("probe noisy denoiser --data mnist", "the pair is for images (C, H, W) = (1, 8, 8)"),

@@ -17,7 +17,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dsmooth.data import ImageDataset, load_dataset
-from dsmooth.evaluate.comparison import Reference, compare_images, fidelity_scores
+from dsmooth.evaluate.comparison import (
+    Reference,
+    compare_images,
+    fidelity_scores,
+    kernel_distance,
+)
 from dsmooth.evaluate.features import (
     CLASSIFIER,
     CLASSIFIER_WEIGHTS,
@@ -125,10 +130,8 @@ def test_the_bootstrap_gives_the_scatter_of_independent_samples() -> None:
         distances.append(statistics_of([samples]).distance(real))
     error = bootstrap_error(samples, real, repeats=100)
     assert error == pytest.approx(float(np.std(distances)), rel=0.4)
-    seen: list[float] = []
     with torch_threads(3):  # side by side
-        assert error == bootstrap_error(samples, real, repeats=100, progress=seen.append)
-    assert seen == [n / 100 for n in range(1, 101)]
+        assert error == bootstrap_error(samples, real, repeats=100)
     assert error != bootstrap_error(samples, real, repeats=100, seed=1)
 
 
@@ -186,19 +189,19 @@ def test_the_packaged_classifier_knows_digits(digits: ImageDataset) -> None:
     extractor = make_extractor(CLASSIFIER)
     _, logits = extract_features(digits.images, extractor)
     assert (logits.argmax(1) == digits.labels).double().mean() >= 0.985
-    assert extractor.sha256 == file_sha256(CLASSIFIER_WEIGHTS)
-    assert extractor.distance_name == "Fréchet distance on mnist-classifier"
+    assert extractor.facts.sha256 == file_sha256(CLASSIFIER_WEIGHTS)
+    assert extractor.facts.distance_name == "Fréchet distance on mnist-classifier"
 
 
 def test_a_network_of_ones_own_gives_features() -> None:
     images = torch.tensor([[0, 255], [255, 0]]).byte().view(2, 1, 1, 2)
     extractor = make_extractor(nn.Flatten())
-    assert extractor.distance_name == "Fréchet distance on Flatten"
+    assert extractor.facts.distance_name == "Fréchet distance on Flatten"
     features, logits = extract_features(images, extractor)
     assert (features.tolist(), logits) == ([[-1, 1], [1, -1]], None)
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
-    assert make_extractor(first).sha256 == make_extractor(first).sha256
-    assert make_extractor(first).sha256 != make_extractor(second).sha256
+    assert make_extractor(first).facts == make_extractor(first).facts
+    assert make_extractor(first).facts != make_extractor(second).facts
 
 
 def test_only_the_published_weights_of_inception_give_a_fid(tmp_path: Path, monkeypatch) -> None:
@@ -215,14 +218,14 @@ def test_only_the_published_weights_of_inception_give_a_fid(tmp_path: Path, monk
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
     extractor = make_extractor(INCEPTION)
-    assert extractor.distance_name == f"Fréchet distance on {INCEPTION}"
-    assert extractor.sha256 == file_sha256(path)
-    assert "299 x 299" in extractor.resize
+    assert extractor.facts.distance_name == f"Fréchet distance on {INCEPTION}"
+    assert extractor.facts.sha256 == file_sha256(path)
+    assert "299 x 299" in extractor.facts.resize
     grey = torch.from_numpy(random_bytes((1, 1, 28, 28)))
     layers = ["2048", "logits_unbiased"]
     expected = type(extractor.network)(INCEPTION, layers)(grey.repeat(1, 3, 1, 1))
     torch.testing.assert_close(tuple(extract_features(grey, extractor)), expected)
-    assert replace(extractor, sha256=INCEPTION_SHA256).distance_name == "FID"
+    assert replace(extractor.facts, sha256=INCEPTION_SHA256).distance_name == "FID"
 
 
 def test_extractors_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +246,7 @@ def test_a_comparison_orders_real_images_before_noise(digits: ImageDataset) -> N
     """Other digits are near, blurred ones farther, noise far."""
     extractor = make_extractor(CLASSIFIER)
     real, floor, rest = digits.images[:300], digits.images[300:450], digits.images[450:600]
-    compare = partial(compare_images, reference=Reference.of_images(real, extractor))
+    compare = partial(compare_images, reference=Reference.of(real, extractor))
     noise = torch.from_numpy(random_bytes(tuple(rest.shape)))
     blurred = nn.functional.avg_pool2d(rest.float(), 3, 1, 1).byte()
     result = compare({"others": rest, "blurred": blurred, "noise": noise, FLOOR: floor})
@@ -269,7 +272,7 @@ def test_scores_are_there_with_the_extra(digits: ImageDataset) -> None:
     pytest.importorskip("torch_fidelity")
     extractor = make_extractor(CLASSIFIER)
     real, noise = digits.images[:60], torch.from_numpy(random_bytes((20, 1, 28, 28)))
-    reference = Reference.of_images(real, extractor)
+    reference = Reference.of(real, extractor)
     sets = {"noise": noise, "few": noise[:3], FLOOR: digits.images[60:80]}
     scores = {k: d.scores for k, d in compare_images(sets, reference).distances.items()}
     assert scores["noise"].kernel_distance > scores[FLOOR].kernel_distance
@@ -282,6 +285,14 @@ def test_scores_are_there_with_the_extra(digits: ImageDataset) -> None:
         "inception_score",
         "inception_score_deviation",
     }
+
+
+def test_the_kernel_distance_is_that_of_torch_fidelity() -> None:
+    metric = pytest.importorskip("torch_fidelity.metric_kid").kid_features_to_metric
+    for n, m in ((30, 50), (1100, 1010)):
+        x, y = normal(n, 8, seed=1), 0.2 + normal(m, 8, seed=2)
+        expected = metric(x, y, kid_subset_size=min(n, m, 1000), verbose=False)
+        assert kernel_distance(x, y) == pytest.approx([*expected.values()], rel=1e-9)
 
 
 def test_precision_is_of_the_samples_and_recall_of_the_real_images() -> None:
@@ -301,7 +312,7 @@ def test_statistics_of_other_programs(tmp_path: Path) -> None:
     """The layouts of pytorch-fid and ADM."""
     x, y = torch.from_numpy(random_bytes((2, 40, 3, 8, 8))).unbind()
     extractor = make_extractor(nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()))
-    reference = Reference.of_images(y, extractor)
+    reference = Reference.of(y, extractor)
     direct = compare_images({"x": x}, reference).distances["x"]
     mu, sigma = reference.statistics.mean.numpy(), reference.statistics.covariance.numpy()
     spatial = {"mu_s": np.zeros(7), "sigma_s": np.eye(7), "arr_0": np.zeros((2, 8, 8, 3), np.uint8)}
@@ -320,7 +331,7 @@ def test_statistics_of_other_programs(tmp_path: Path) -> None:
 
 
 def test_images_of_another_shape_than_the_real_ones_are_refused(digits: ImageDataset) -> None:
-    reference = Reference.of_images(digits.images[:9], make_extractor(CLASSIFIER))
+    reference = Reference.of(digits.images[:9], make_extractor(CLASSIFIER))
     words = r"must have the shape of the real ones \(1, 28, 28\) \(C, H, W\), got \(1, 4, 4\)"
     refuses(words, compare_images, {"x": SMALL}, reference)
 
@@ -334,7 +345,7 @@ def test_a_network_of_ones_own_stays_as_it_is() -> None:
     with torch.no_grad():
         network[2].weight.add_(1)
     assert torch.equal(extract_features(SMALL, extractor).features, before)
-    assert make_extractor(network).sha256 != extractor.sha256
+    assert make_extractor(network).facts.sha256 != extractor.facts.sha256
 
 
 def test_paths_may_be_strings(tmp_path: Path) -> None:
