@@ -129,7 +129,6 @@ class IncrementalSampler:
         self.given = [[f, *[f, 2 * f] * n] for n in layers]
         if config.head_filters:
             self.given[0].insert(1, config.head_filters)
-        self.atoms = torch.tensor(config.atom_bytes) / 127.5 - 1
         self.row: Callable[..., Any] = self._row
         self.pixel: Callable[..., Any] = self._pixel
         if compiled:
@@ -349,7 +348,7 @@ class IncrementalSampler:
     def _draw(self, params: Tensor, component: Tensor, noise: Tensor) -> Tensor:
         """`logistic_mixture_sample` of a pixel of grey images: (B, 1)."""
         config = self.model.config
-        logits = params[:, : config.n_mix + len(self.atoms)]
+        logits = params[:, : config.n_mix + config.n_atoms]
         means, log_scales = params[:, logits.shape[1] :].chunk(2, -1)
         chosen = (component >= logits.softmax(1).cumsum(1)[:, :-1]).sum(1, keepdim=True)
         index = chosen.clamp(max=config.n_mix - 1)
@@ -359,9 +358,8 @@ class IncrementalSampler:
         x = means.gather(1, index) + scale * noise
         if config.likelihood == "discretized":
             x = snap_to_bytes(x)
-        if len(self.atoms):
-            atom = self.atoms[(chosen - config.n_mix).clamp(min=0)]
-            x = torch.where(chosen < config.n_mix, x, atom)
+        if config.n_atoms:
+            x = torch.where(chosen < config.n_mix, x, (chosen - config.n_mix) / 127.5 - 1)
         return x
 
 

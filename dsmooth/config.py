@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from .errors import SettingError
 from .fields import check, check_number, structure
-from .likelihoods import Atoms, Likelihood, MixtureOptions, bytes_of, check_likelihood
+from .likelihoods import N_BYTES, Atoms, Likelihood, MixtureOptions, check_likelihood
 
 # Name of a data set that was given in Python, in the settings of a run.
 OWN = "own"
@@ -59,8 +59,8 @@ class ModelConfig:
     """continuous: density of real-valued pixels under logistics; discretized: probability of the
     256 bytes; gaussian: density under Gaussians that contain the smoothing's noise."""
     atoms: Atoms = ()
-    """Bytes with a probability of their own, for likelihood=discretized; all: each of the 256, for
-    grey images."""
+    """all: each of the 256 bytes has a probability of its own, for likelihood=discretized and grey
+    images."""
     fourier_features: Annotated[int, Meta(ge=0, le=OCTAVES)] = 0
     """Octaves of Fourier features, 0 to 8. They show the network exactly which byte a pixel is; for
     likelihood=discretized."""
@@ -103,7 +103,7 @@ class ModelConfig:
                 "class_names",
                 f"must be {self.n_classes} different names, got {', '.join(self.class_names)}",
             )
-        check_likelihood(self.likelihood, self.atom_bytes, self.smoothing_scale)
+        check_likelihood(self.likelihood, self.atoms, self.smoothing_scale, self.image_channels)
         if self.fourier_features and self.likelihood != "discretized":
             raise SettingError(
                 "fourier_features",
@@ -128,9 +128,9 @@ class ModelConfig:
         return classes_of(self)
 
     @property
-    def atom_bytes(self) -> tuple[int, ...]:
-        """The bytes that have an atom, all 256 for "all"."""
-        return bytes_of(self.atoms, self.image_channels)
+    def n_atoms(self) -> int:
+        """J: the number of atoms."""
+        return N_BYTES if self.atoms else 0
 
     @property
     def input_channels(self) -> int:
@@ -140,14 +140,14 @@ class ModelConfig:
     @property
     def n_params(self) -> int:
         """P: mixture parameters per pixel, 3K for grey images and 10K for RGB, and one per atom."""
-        return (3 if self.image_channels == 1 else 10) * self.n_mix + len(self.atom_bytes)
+        return (3 if self.image_channels == 1 else 10) * self.n_mix + self.n_atoms
 
     @property
     def mixture(self) -> MixtureOptions:
         """The kind of a pixel's distribution, as the functional ops take it."""
         return MixtureOptions(
             likelihood=self.likelihood,
-            atoms=self.atom_bytes,
+            atoms=self.atoms,
             smoothing_scale=self.smoothing_scale,
         )
 

@@ -84,6 +84,8 @@ def _allowed(hint: Any) -> str:
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(inner)}" if len(inner) > 1 else f'"{inner[0]}"'
+    if origin is tuple and not inner:
+        return "()"
     if origin is tuple:
         length = "" if inner[-1] is Ellipsis else f" of length {len(inner)}"
         return f"a list{length}, each item {_allowed(inner[0])}"

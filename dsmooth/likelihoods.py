@@ -3,53 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal, TypedDict, get_args
 
 from .errors import SettingError
 from .fields import check_one_of
 
 Likelihood = Literal["continuous", "discretized", "gaussian"]
-# Bytes with a probability of their own.
-Atoms = tuple[int, ...] | Literal["all"]
+# Which bytes have a probability of their own: none, or each of the 256.
+Atoms = tuple[()] | Literal["all"]
+N_BYTES = 256
 
 
 class MixtureOptions(TypedDict):
     """Arguments of the functional ops that say which distribution a pixel has."""
 
     likelihood: Likelihood
-    atoms: tuple[int, ...]
+    atoms: Atoms
     smoothing_scale: float
 
 
-def bytes_of(atoms: Sequence[int] | Literal["all"], image_channels: int = 1) -> tuple[int, ...]:
-    """The bytes of atoms. Raises ValueError for "all" of images that are not grey."""
-    if isinstance(atoms, str):
-        check_one_of("atoms", atoms, ("all",))
-        if image_channels != 1:
-            raise SettingError(
-                "atoms",
-                'can be "all" for grey images only, for an atom is one byte in all colours; list '
-                f"the bytes: got {image_channels} image channels",
-            )
-        return tuple(range(256))
-    return tuple(atoms)
-
-
 def check_likelihood(
-    likelihood: str, atoms: Sequence[int] = (), smoothing_scale: float = 0.0
-) -> None:
-    """Raise ValueError for an unknown likelihood, or atoms or a scale that do not go with it."""
+    likelihood: str, atoms: Atoms = (), smoothing_scale: float = 0.0, image_channels: int = 1
+) -> int:
+    """J, the number of atoms: 0 or 256.
+
+    Raises ValueError for an unknown likelihood, or for atoms or a scale that do not go with it.
+    """
     check_one_of("likelihood", likelihood, get_args(Likelihood))
     if likelihood == "gaussian" and not 0 < smoothing_scale < math.inf:
         raise SettingError(
             "smoothing_scale",
             f'must be positive for likelihood "gaussian", got {smoothing_scale}',
         )
-    if not atoms:
-        return
+    if atoms == ():
+        return 0
+    if atoms != "all":
+        raise SettingError("atoms", f'must be () or "all", got {atoms!r}')
     if likelihood != "discretized":
         raise SettingError("atoms", f'need likelihood "discretized", got {likelihood!r}')
-    whole = all(isinstance(byte, int) and 0 <= byte <= 255 for byte in atoms)
-    if not whole or len(set(atoms)) != len(atoms):
-        raise SettingError("atoms", f"must be distinct bytes 0 .. 255, got {tuple(atoms)}")
+    if image_channels != 1:
+        raise SettingError("atoms", f"are for grey images only, got {image_channels} channels")
+    return N_BYTES

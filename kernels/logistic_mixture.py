@@ -10,7 +10,6 @@ Equations: docs/math.md, section 2. Arithmetic is float32 for every dtype.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import triton
 import triton.language as tl
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from .geometry import cdiv
 from .launch import launch, prepare
-from .mixture_terms import byte_of, colour_terms, index_among, shift_of, tanh_pair
+from .mixture_terms import byte_of, colour_terms, shift_of, tanh_pair
 
 
 @triton.jit
@@ -36,7 +35,7 @@ def store_group(ptrs, value, mask, stride_k, group: tl.constexpr, N_MIX: tl.cons
 @triton.jit
 def load_atoms(ptrs, mask_p, stride_k, first, N_ATOMS: tl.constexpr, BLOCK_K: tl.constexpr):
     """The logits of atoms first .. of every pixel, (BLOCK_P, BLOCK_K) in float32, padded with -inf;
-    and their indices, (1, BLOCK_K), as floats. ptrs: pointers for first = 0."""
+    and their bytes, (1, BLOCK_K), as floats. ptrs: pointers for first = 0."""
     atom = first + tl.arange(0, BLOCK_K)[None, :]
     mask = mask_p[:, None] & (atom < N_ATOMS)
     logit = tl.load(ptrs + first * stride_k, mask=mask, other=float("-inf")).to(tl.float32)
@@ -62,7 +61,6 @@ def log_prob_kernel(
     CHANNELS: tl.constexpr,
     LIKELIHOOD: tl.constexpr,
     N_ATOMS: tl.constexpr,
-    BYTES: tl.constexpr,  # bytes of the atoms; None: all 256 in order
     ROWS_FOLLOW: tl.constexpr,  # rows of x and params are adjacent too: an image is one long row
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -121,17 +119,13 @@ def log_prob_kernel(
     top_logit = logit
     if N_ATOMS > 0:
         byte = byte_of(x0)
-        if CHANNELS == 3:
-            grey = (byte == byte_of(x1)) & (byte == byte_of(x2))
-            byte = tl.where(grey, byte, -1.0)
-        index = index_among(byte, BYTES)
         atom_here = tl.full(logit.shape, float("-inf"), tl.float32)
         for first in tl.range(0, N_ATOMS, BLOCK_K, loop_unroll_factor=UNROLL):
             atom_logit, atom = load_atoms(
                 atom_ptrs, mask_p, params_strides[1], first, N_ATOMS=N_ATOMS, BLOCK_K=BLOCK_K
             )
             top_logit = tl.maximum(top_logit, atom_logit)
-            atom_here = tl.where(atom == index, atom_logit, atom_here)
+            atom_here = tl.where(atom == byte, atom_logit, atom_here)
     max_logit = tl.max(top_logit, axis=1)[:, None]
     shift = shift_of(max_logit)
     joint = (logit - shift) + exponent
@@ -169,7 +163,7 @@ def log_prob_kernel(
                 atom_logit, atom = load_atoms(
                     atom_ptrs, mask_p, params_strides[1], first, N_ATOMS=N_ATOMS, BLOCK_K=BLOCK_K
                 )
-                d_atom = tl.where(atom == index, atom_responsibility, 0.0)
+                d_atom = tl.where(atom == byte, atom_responsibility, 0.0)
                 d_atom -= tl.exp(atom_logit - max_logit) / sum_weight
                 tl.store(
                     grads + (N_MIX + first) * grad_strides[1],
@@ -224,17 +218,18 @@ def log_prob(
     grad_x: Tensor | None,
     grad_params: Tensor | None,
     likelihood: str,
-    atoms: Sequence[int] = (),
+    atoms: bool = False,
     smoothing_scale: float = 0.0,
 ) -> None:
     """Write log_prob, and the gradients of its sum into those tensors that are not None.
 
     x: (B, C, H, W) and params (B, P, H, W), float32 or shorter, with any strides. log_prob:
     (B, H, W) float32, contiguous. grad_x: as x, contiguous. grad_params: as params, contiguous or
-    channels_last. Each set of atoms compiles a kernel of its own.
+    channels_last.
     """
     batch, channels, height, width = x.shape
-    n_mix = (params.shape[1] - len(atoms)) // (3 if channels == 1 else 10)
+    n_atoms = 256 if atoms else 0
+    n_mix = (params.shape[1] - n_atoms) // (3 if channels == 1 else 10)
     block_p, block_k, num_warps = log_prob_tiling(n_mix, channels, likelihood)
     blocks = cdiv(height * width, block_p)
     grad_strides = (0, 0, 0, 0) if grad_params is None else grad_params.stride()
@@ -244,10 +239,9 @@ def log_prob(
         x_strides=x.stride(), params_strides=params.stride(),
         grad_strides=(grad_strides[0], grad_strides[1], grad_strides[3]), noise=smoothing_scale,
         log_noise=math.log(smoothing_scale) if likelihood == "gaussian" else 0.0,
-        N_MIX=n_mix, CHANNELS=channels, LIKELIHOOD=likelihood, N_ATOMS=len(atoms),
-        BYTES=None if tuple(atoms) == tuple(range(256)) else tuple(atoms),
+        N_MIX=n_mix, CHANNELS=channels, LIKELIHOOD=likelihood, N_ATOMS=n_atoms,
         ROWS_FOLLOW=_rows_follow(x) and _rows_follow(params), BLOCK_P=block_p, BLOCK_K=block_k,
-        UNROLL=min(4, cdiv(len(atoms), block_k)), num_warps=num_warps,
+        UNROLL=min(4, cdiv(n_atoms, block_k)), num_warps=num_warps,
     )  # fmt: skip
     launch(
         log_prob_kernel, prepared, x.device, x_ptr=x, params_ptr=params, log_prob_ptr=log_prob,

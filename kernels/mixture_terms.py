@@ -157,21 +157,6 @@ def byte_of(x):
 
 
 @triton.jit
-def index_among(byte, BYTES: tl.constexpr):
-    """Index of `byte` in the tuple BYTES, as a float; if absent, a number that is not an index.
-
-    BYTES: None for all 256 in order.
-    """
-    if BYTES is None:
-        index = byte
-    else:
-        index = tl.full(byte.shape, -1.0, tl.float32)
-        for j in tl.static_range(len(BYTES)):
-            index = tl.where(byte == BYTES[j], 1.0 * j, index)
-    return index
-
-
-@triton.jit
 def shift_of(max_logit):
     """The number to subtract from all logits before an exponent is added: a large logit would round
     the exponent away. It is 0 for small logits, whose sums do not change."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 import shutil
 import signal
@@ -31,6 +32,12 @@ settings.load_profile("fixed")
 
 # A process in the background may inherit an ignored SIGINT; tests of Ctrl-C need Python's own.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# An extension in the place of dsmooth's own, such as a sanitized one (csrc/tests/run.sh).
+if _path := os.environ.get("DSMOOTH_TEST_EXTENSION"):
+    _spec = importlib.util.spec_from_file_location("dsmooth._C", _path)
+    sys.modules["dsmooth._C"] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules["dsmooth._C"])
 
 # For the tests of benchmarks/; last, so that an installed dsmooth is found before the source tree.
 sys.path.append(str(Path(__file__).resolve().parents[1]))

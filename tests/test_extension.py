@@ -43,7 +43,7 @@ def call(**changes: Any) -> None:
     """Call the loss of the extension."""
     shapes = {"x": (2, 1, 3, 4), "params": (2, 6, 3, 4), "state": (2, 4, 3, 4)}
     arguments = {name: ZEROS(shape) for name, shape in shapes.items()}
-    arguments |= {"log_prob": ZEROS(2, 3, 4), "likelihood": "discretized", "atoms": []}
+    arguments |= {"log_prob": ZEROS(2, 3, 4), "likelihood": "discretized", "atoms": False}
     _extension.extension().logistic_mixture(**arguments | {"smoothing_scale": 0.0} | changes)
 
 
@@ -71,7 +71,11 @@ GIVEN_BACK.untyped_storage().resize_(0)
         ({"params": ZEROS(1, 6, 3, 4)}, r"params must have shape \(2, \*, 3, 4\), got \(1, 6"),
         ({"params": ZEROS(2, 6, 3, 4).double()}, "params must be float32, got float64"),
         ({"x": ZEROS(2, 1, 3, 4).half()}, "x must be float32 or float64, got float16"),
-        ({"atoms": [0, 256, 1]}, "atoms must be distinct bytes 0 .. 255, got 256"),
+        (
+            {"atoms": True},
+            "params must have .*, and 256 for the atoms, got 6",
+        ),
+        ({"atoms": True, "likelihood": "gaussian"}, "atoms need likelihood discretized and grey"),
         ({"likelihood": "gaussian"}, "smoothing_scale must be positive and finite, got 0"),
         ({"likelihood": "normal"}, "likelihood must be one of continuous, .*, got normal"),
         ({"instruction_set": "mmx"}, "instruction_set must be auto or one of generic, avx2, .*mmx"),

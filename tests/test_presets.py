@@ -60,8 +60,6 @@ def test_settings_are_what_json_has(name: str, given: object, value: object) -> 
     assert (made, hash(made)) == (expected, hash(expected))
     assert json.dumps(asdict(made)) == json.dumps(asdict(expected))
     assert TrainConfig.from_dict(asdict(made)) == made
-    tuples = dsmooth.ModelConfig(likelihood="discretized", atoms=(0, 1))
-    assert replace(tuples, atoms=range(2)) == tuples
 
 
 @pytest.mark.grid

@@ -22,9 +22,9 @@ namespace dsmooth {
 namespace {
 
 void logistic_mixture(const py::object& x, const py::object& params, const py::object& state,
-                      const std::string& likelihood, const std::vector<int64_t>& atoms,
-                      double smoothing_scale, int threads, const std::string& instruction_set,
-                      const py::object& log_prob, const py::object& grad, const py::object& grad_x,
+                      const std::string& likelihood, bool atoms, double smoothing_scale,
+                      int threads, const std::string& instruction_set, const py::object& log_prob,
+                      const py::object& grad, const py::object& grad_x,
                       const py::object& grad_params) {
   const MixtureTensors tensors{borrow("x", x),
                                borrow("params", params),

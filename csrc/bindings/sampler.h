@@ -54,11 +54,10 @@ Op to_op(const py::handle& o) {
 
 Program to_program(const py::object& p) {
   Program program{{integer(p, "image_channels"), integer(p, "image_addends"), integer(p, "n_mix"),
-                   likelihood_named(p.attr("likelihood").cast<std::string>()),
+                   integer(p, "n_atoms"), likelihood_named(p.attr("likelihood").cast<std::string>()),
                    p.attr("smoothing_scale").cast<float>(), p.attr("conditioned").cast<bool>(),
                    integer(p, "image"), integer(p, "context"), integer(p, "params"),
                    integer(p, "condition_size"), 0, p.attr("image_again").cast<bool>()},
-                  p.attr("atoms").cast<std::vector<int>>(),
                   {},
                   {},
                   {}};

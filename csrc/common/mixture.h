@@ -2,9 +2,9 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "likelihood.h"
 
@@ -20,18 +20,11 @@ inline Likelihood likelihood_named(const std::string& name) {
 }
 
 // Throws std::invalid_argument, naming the setting, if the settings contradict each other. atoms:
-// bytes, only for kDiscretized. smoothing_scale: only for kGaussian.
-template <class Byte>
-void check_mixture(Likelihood likelihood, const std::vector<Byte>& atoms, double smoothing_scale) {
-  if (!atoms.empty() && likelihood != Likelihood::kDiscretized)
-    throw std::invalid_argument("atoms need likelihood discretized");
-  bool seen[kBytes] = {};
-  for (const Byte byte : atoms) {
-    if (byte < 0 || byte >= kBytes || seen[byte])
-      throw std::invalid_argument("atoms must be distinct bytes 0 .. 255, got " +
-                                  std::to_string(byte));
-    seen[byte] = true;
-  }
+// only for kDiscretized and grey images. smoothing_scale: only for kGaussian.
+inline void check_mixture(Likelihood likelihood, bool atoms, double smoothing_scale,
+                          int64_t image_channels) {
+  if (atoms && (likelihood != Likelihood::kDiscretized || image_channels != 1))
+    throw std::invalid_argument("atoms need likelihood discretized and grey images");
   if (likelihood == Likelihood::kGaussian &&
       !(std::isfinite(smoothing_scale) && smoothing_scale > 0))
     throw std::invalid_argument("smoothing_scale must be positive and finite, got " +

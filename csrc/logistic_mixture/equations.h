@@ -3,7 +3,7 @@
 //
 // A vector V holds several pixels. Channels of a pixel: K logits of components, J logits of atoms;
 // per colour K means, K log-scales and, for RGB, K coefficient logits. An atom is a component that
-// puts all its probability on one byte, the same in all colours.
+// puts all its probability on one byte; grey images have J = 0 or 256, RGB images none.
 #pragma once
 
 #include <cstdint>
@@ -215,20 +215,6 @@ DSMOOTH_INLINE Component<typename M::V, C> evaluate_component(const typename M::
   return out;
 }
 
-// The byte that all colours of a pixel share, or a number that is not a byte.
-template <class M, int C>
-DSMOOTH_INLINE typename M::V common_byte(const typename M::V (&x)[C]) {
-  using V = typename M::V;
-  using T = typename M::Scalar;
-  V byte = M::round((x[0] + 1) * static_cast<T>(127.5));
-  DSMOOTH_UNROLL
-  for (int c = 1; c < C; ++c) {
-    const V other = M::round((x[c] + 1) * static_cast<T>(127.5));
-    byte = M::select(other == byte, byte, M::splat(-1));
-  }
-  return byte;
-}
-
 // Subtracted from every logit before an exponent is added: a large logit would round the exponent
 // away. 0 for small logits, whose sums do not change.
 template <class M>
@@ -237,18 +223,16 @@ DSMOOTH_INLINE typename M::V shift_of(typename M::V max_logit) {
   return M::select(M::abs(max_logit) > static_cast<T>(kLargeLogit), max_logit, M::splat(0));
 }
 
-// The index of the atom at each pixel, -1 for none. No other atom has a joint above -inf.
+// The atom at each pixel, its byte; -1 for none. No other atom has a joint above -inf.
 template <class M>
 struct AtomHere {
   int atom[M::kLanes];
 
-  template <int C>
-  DSMOOTH_INLINE AtomHere(const LogisticMixtureArgs<typename M::Scalar>& args,
-                          const typename M::V (&x)[C]) {
-    const typename M::V byte = common_byte<M, C>(x);
+  DSMOOTH_INLINE explicit AtomHere(typename M::V x) {
+    const typename M::V byte = M::round((x + 1) * static_cast<typename M::Scalar>(127.5));
     for (int lane = 0; lane < M::kLanes; ++lane) {
       const bool is_byte = byte[lane] >= 0 && byte[lane] <= 255;  // false for NaN
-      atom[lane] = is_byte ? args.atom_of_byte[static_cast<int>(byte[lane])] : -1;
+      atom[lane] = is_byte ? static_cast<int>(byte[lane]) : -1;
     }
   }
 

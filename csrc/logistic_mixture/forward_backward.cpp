@@ -12,6 +12,7 @@ template <class T, int C, Likelihood kLikelihood>
 struct PixelVector {
   using M = VectorMath<T>;
   using V = typename M::V;
+  static constexpr bool kMayHaveAtoms = C == 1 && kLikelihood == Likelihood::kDiscretized;
 
   // Prefetches the next cache line of a channel: hardware prefetchers do not follow as many planes
   // as a pixel with hundreds of atoms has.
@@ -51,10 +52,10 @@ struct PixelVector {
       scratch[3 * k + 2] = component.factor;
     }
     const V impossible = M::splat(-kInfinity);
-    const bool has_atoms = kLikelihood == Likelihood::kDiscretized && args.n_atoms > 0;
+    const bool has_atoms = kMayHaveAtoms && args.n_atoms > 0;
     V atom = impossible;
     if (has_atoms) {
-      atom = AtomHere<M>(args, x).logit(args.params, at, args.n_mix) - shift;
+      atom = AtomHere<M>(x[0]).logit(args.params, at, args.n_mix) - shift;
       max_joint = M::select(atom > max_joint, atom, max_joint);
     }
     // If no component is possible, as for x = inf, every exp(joint - base) is 0, and log_prob -inf.
@@ -110,14 +111,14 @@ struct PixelVector {
           set(channel.coefficient(c, k), responsibility * component.d_coefficient[c]);
       }
     }
-    const bool has_atoms = kLikelihood == Likelihood::kDiscretized && args.n_atoms > 0;
+    const bool has_atoms = kMayHaveAtoms && args.n_atoms > 0;
     if (has_atoms && args.grad_params.data != nullptr) {
       for (int64_t j = args.n_mix; j < args.n_mix + args.n_atoms; ++j) {
         prefetch(args.params, at, j);
         prefetch(args.grad_params, at, j);
         set(j, V{} - M::exp(M::load(args.params.at(at, j)) - max_logit) * scale_logit);
       }
-      const AtomHere<M> here(args, x);
+      const AtomHere<M> here(x[0]);
       const V logit = here.logit(args.params, at, args.n_mix);
       // A select, so that the weight's product fuses with the difference, as in the loop.
       const V responsibility =

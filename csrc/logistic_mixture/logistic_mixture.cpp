@@ -69,14 +69,12 @@ LogisticMixtureArgs<T> check_operands(const MixtureTensors& t, const MixtureSett
   args.params = planes<const T>(t.params, {batch, kAny, rows, cols});
   const int64_t n_params = t.params.shape[1];
   args.likelihood = likelihood_named(mixture.likelihood);
-  check_mixture(args.likelihood, mixture.atoms, mixture.smoothing_scale);
+  check_mixture(args.likelihood, mixture.atoms, mixture.smoothing_scale, channels);
+  args.n_atoms = mixture.atoms ? kBytes : 0;
   // A sigma under 1e-12 is negligible next to the smallest s, e^-7, and 1 / sigma^2 must fit a
   // float.
   const double sigma = std::fmax(mixture.smoothing_scale, 1e-12);
   args.smoothing = {std::log(sigma), 1 / (sigma * sigma)};
-  std::fill_n(args.atom_of_byte, kBytes, int16_t{-1});
-  for (const int64_t byte : mixture.atoms)
-    args.atom_of_byte[byte] = static_cast<int16_t>(args.n_atoms++);
   args.state = planes<T>(t.state, {batch, kStateChannels, rows, cols});
   args.batch = batch, args.rows = rows, args.cols = cols;
   args.n_mix = count_components(n_params, channels, args.n_atoms);

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "../common/host_device.h"
 #include "../common/mixture.h"
@@ -48,9 +47,8 @@ struct LogisticMixtureArgs {
   int64_t batch = 0, rows = 0, cols = 0, n_mix = 0;
   int channels = 0;
   Likelihood likelihood = Likelihood::kContinuous;
-  Smoothing smoothing;             // of kGaussian
-  int64_t n_atoms = 0;             // 0 except for kDiscretized
-  int16_t atom_of_byte[kBytes]{};  // by byte, -1 if it is not an atom
+  Smoothing smoothing;  // of kGaussian
+  int64_t n_atoms = 0;  // kBytes or 0; 0 except for grey images and kDiscretized
 
   // Whether f holds for every tensor.
   template <class F>
@@ -72,7 +70,7 @@ struct MixtureTensors {
 // The kind of the pixels' distribution, without its parameters.
 struct MixtureSettings {
   std::string likelihood;
-  std::vector<int64_t> atoms;
+  bool atoms;  // one for each byte
   double smoothing_scale;
 };
 

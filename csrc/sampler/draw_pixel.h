@@ -59,8 +59,7 @@ DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline Pixel draw_pixel(const NetworkVie
                                      : pick_component(params, n, u, temperature);
   Pixel pixel{};
   if (component >= k) {
-    const float value = static_cast<float>(p.atoms[component - k]) / 127.5f - 1.0f;
-    for (int c = 0; c < colours; ++c) pixel.value[c] = value;
+    pixel.value[0] = static_cast<float>(component - k) / 127.5f - 1.0f;
     return pixel;
   }
 

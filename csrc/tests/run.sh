@@ -3,7 +3,10 @@
 # which must also find a deliberately omitted sync. If pybind11 is installed, also builds the Python
 # module _C under AddressSanitizer in BUILD/extension, for tests/faults.
 #   csrc/tests/run.sh [build folder]
-#   csrc/tests/run.sh BUILD short     only the tests under AddressSanitizer
+#   csrc/tests/run.sh BUILD short     only the C++ tests under AddressSanitizer
+#   csrc/tests/run.sh BUILD python [ARGUMENTS OF PYTEST]
+#                                     Python tests on that module; by default those of the gated
+#                                     resnet and the logistic mixture
 #   csrc/tests/run.sh BUILD arm64     the tests as a cross compiler builds them for 64-bit Arm, under
 #                                     QEMU; with AVX2 here, the images must be the same bits there
 set -euo pipefail
@@ -24,21 +27,15 @@ run_tests() {  # sanitizers
     check "$build/$1"
 }
 
-tests=(sampler_test logistic_mixture_test)
-
 check() {  # folder, emulator
-    cmake --build "$1" --target "${tests[@]}"
-    for test in "${tests[@]}"; do
-        "${@:2}" "$1/$test"
-    done
+    cmake --build "$1" --target sampler_test
+    "${@:2}" "$1/sampler_test"
 }
 
 if [ "$part" = short ]; then
     run_tests address,undefined
     exit
 fi
-
-tests+=(gated_resnet_test)  # it takes long to compile
 
 if [ "$part" = arm64 ]; then
     emulator=(qemu-aarch64 -L /usr/aarch64-linux-gnu)
@@ -63,6 +60,20 @@ if pybind11=$("$python" -m pybind11 --cmakedir 2>/dev/null); then
         -DPython_EXECUTABLE="$python" -Dpybind11_DIR="$pybind11" \
         -DDSMOOTH_INSTRUCTION_SETS=generic
     cmake --build "$build/extension" --target _C
+fi
+
+if [ "$part" = python ]; then
+    arguments=("${@:3}")
+    root=$here/../..
+    if [ ${#arguments[@]} = 0 ]; then
+        arguments=("$root"/tests/functional/test_{gated_resnet,logistic_mixture}*.py)
+    fi
+    # Python is not instrumented. The C++ library comes first too: AddressSanitizer looks for its
+    # functions when it starts.
+    export LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so.6)"
+    export ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=32 UBSAN_OPTIONS=print_stacktrace=1
+    DSMOOTH_TEST_EXTENSION=$(realpath "$build"/extension/_C.*.so) \
+        exec "$python" -m pytest -q -n0 -p no:cacheprovider "${arguments[@]}"
 fi
 
 run_tests address,undefined

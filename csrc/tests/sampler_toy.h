@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -16,15 +15,9 @@ enum class Conditioning { kNone, kStack, kConcat };
 
 // A toy's features, hidden layer and atoms.
 struct Bytes {
-  std::vector<int> atoms = {};
-  int features = 0;  // of a colour's byte
-  int hidden = 0;    // channels of the head's hidden layer; 0: none
-
-  static std::vector<int> all() {
-    std::vector<int> bytes(kBytes);
-    std::iota(bytes.begin(), bytes.end(), 0);
-    return bytes;
-  }
+  bool atoms = false;  // one for each byte
+  int features = 0;    // of a colour's byte
+  int hidden = 0;      // channels of the head's hidden layer; 0: none
 };
 
 class Toy {
@@ -33,10 +26,9 @@ class Toy {
       Likelihood likelihood = Likelihood::kContinuous, const Bytes& bytes = {})
       : f_(filters),
         hidden_(bytes.hidden),
-        p_{{image_channels, 2, 2, likelihood, 0.25f, conditioning != Conditioning::kNone, kNone,
+        p_{{image_channels, 2, 2, bytes.atoms ? kBytes : 0, likelihood, 0.25f, conditioning != Conditioning::kNone, kNone,
             kNone, kNone, condition_size, bytes.features,
             bytes.hidden > 0 && conditioning == Conditioning::kStack},
-           bytes.atoms,
            {},
            {},
            {}} {

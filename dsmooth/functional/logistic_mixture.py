@@ -1,27 +1,26 @@
 """Likelihood and sampling of pixels under a mixture of logistics or Gaussians.
 
 Parameters of a pixel (Salimans et al., PixelCNN++, 2017), P channels: K mixture logits, then one
-logit for each of J atoms; then per colour K means, K log-scales and, for RGB, K coefficient logits.
-Their tanh are the coefficients g|r (in red's slot), b|r (green's) and b|g (blue's), which shift the
-means:
+logit for each of J atoms, J = 0 or 256; then per colour K means, K log-scales and, for RGB, K
+coefficient logits. Their tanh are the coefficients g|r (in red's slot), b|r (green's) and b|g
+(blue's), which shift the means:
 
     mean_g += c_gr x_r        mean_b += c_br x_r + c_bg x_g
 
 One component index serves all colours of a pixel. An atom is a component that puts all its
-probability on one byte, the same in all colours. Equations: docs/math.md, sections 2 and 3.
+probability on one byte, for grey images. Equations: docs/math.md, sections 2 and 3.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..likelihoods import Likelihood, bytes_of, check_likelihood
+from ..likelihoods import Atoms, Likelihood, check_likelihood
 from ..pixels import byte_of, value_of
 from .checks import check_floating, check_tensor
 from .dispatch import Impl, choose, native_obstacle, triton_obstacle, without_autocast
@@ -38,7 +37,7 @@ def logistic_mixture_log_prob(
     likelihood: Likelihood = "continuous",
     impl: Impl = "auto",
     *,
-    atoms: Sequence[int] | Literal["all"] = (),
+    atoms: Atoms = (),
     smoothing_scale: float = 0.0,
 ) -> Tensor:
     """Log-likelihood of every pixel, in nats.
@@ -48,8 +47,8 @@ def logistic_mixture_log_prob(
     smoothing_scale**2 + exp(log_scale)**2, for images with Gaussian noise of that scale.
     x: (B, C, H, W), C = 1 or 3; for "discretized" byte/127.5 - 1 of a byte 0 .. 255, else
     real-valued and never clamped. params: (B, P, H, W) on x's device, P = 3K + J for C = 1 and
-    10K + J for C = 3, J = len(atoms). atoms: distinct bytes, only for "discretized"; each adds
-    a component, a point mass at that byte in all colours. "all" means all 256, for grey images.
+    10K for C = 3. atoms: "all" adds J = 256 components, a point mass at each byte; only for
+    "discretized" and grey images.
     Returns (B, H, W), summed over colours inside one mixture. Half and bfloat16 inputs are computed
     and returned in float32, also under autocast; each gradient has its input's dtype.
     A NaN in x or in params gives NaN at that pixel.
@@ -62,7 +61,7 @@ def logistic_mixture_log_prob(
     Raises ValueError for shapes or bytes that do not fit, TypeError for integer tensors, and
     RuntimeError with the reason for an explicit impl that cannot run.
     """
-    atoms = check_mixture(x, params, likelihood, atoms, smoothing_scale)
+    check_mixture(x, params, likelihood, atoms, smoothing_scale)
 
     def obstacle(chosen: Impl) -> str | None:
         if chosen == "triton":
@@ -75,9 +74,9 @@ def logistic_mixture_log_prob(
             x, params, likelihood, atoms=atoms, smoothing_scale=smoothing_scale
         )
     if chosen == "triton":
-        return log_prob_triton(x, params, likelihood, list(atoms), float(smoothing_scale))
+        return log_prob_triton(x, params, likelihood, bool(atoms), float(smoothing_scale))
     x, params = _at_least_float32(x, params)
-    return log_prob_native(x, params, likelihood, list(atoms), float(smoothing_scale))
+    return log_prob_native(x, params, likelihood, bool(atoms), float(smoothing_scale))
 
 
 def logistic_mixture_log_prob_ref(
@@ -85,15 +84,15 @@ def logistic_mixture_log_prob_ref(
     params: Tensor,
     likelihood: Likelihood = "continuous",
     *,
-    atoms: Sequence[int] | Literal["all"] = (),
+    atoms: Atoms = (),
     smoothing_scale: float = 0.0,
 ) -> Tensor:
     """The reference of `logistic_mixture_log_prob` in PyTorch, differentiable any number of
     times."""
-    atoms = check_mixture(x, params, likelihood, atoms, smoothing_scale)
+    n_atoms = check_mixture(x, params, likelihood, atoms, smoothing_scale)
     x, params = _at_least_float32(x, params)
     with without_autocast(x.device.type):
-        mixture = Mixture.of(params, x.shape[1], len(atoms))
+        mixture = Mixture.of(params, x.shape[1], n_atoms)
         means = _conditional_means(mixture, x)
         log_scales = mixture.log_scales.clamp(min=MIN_LOG_SCALE)
         value = x.unsqueeze(2)
@@ -107,7 +106,9 @@ def logistic_mixture_log_prob_ref(
         joint = log_weights[:, : means.shape[2]] + per_colour.sum(1)
         if atoms:
             log_atoms = log_weights[:, means.shape[2] :]
-            joint = torch.cat([joint, log_atoms.where(_at_atoms(x, atoms), -math.inf)], dim=1)
+            byte = torch.arange(n_atoms, dtype=x.dtype, device=x.device).view(-1, 1, 1)
+            at_byte = torch.round(byte_of(x)) == byte  # (B, J, H, W)
+            joint = torch.cat([joint, log_atoms.where(at_byte, -math.inf)], dim=1)
         return torch.logsumexp(joint, dim=1)
 
 
@@ -118,7 +119,7 @@ def logistic_mixture_sample(
     likelihood: Likelihood = "continuous",
     temperature: float = 1.0,
     *,
-    atoms: Sequence[int] | Literal["all"] = (),
+    atoms: Atoms = (),
     smoothing_scale: float = 0.0,
 ) -> Tensor:
     """Sample every pixel from its mixture, as a function of four uniforms per pixel.
@@ -127,8 +128,8 @@ def logistic_mixture_sample(
     an atom by the cumulative softmax. The others give x_c = mean_c + scale_c * logit(u_c), for
     "gaussian" mean_c + sqrt(smoothing_scale**2 + scale_c**2) * ndtri(u_c). Colours are sampled in
     order, and each shifts the means of the next ones. With "discretized" a colour is clamped to
-    [-1, 1] and rounded to the nearest byte before it shifts a mean, and an atom gives its byte in
-    all colours. Other likelihoods give real-valued pixels, not clamped. temperature > 0 divides the
+    [-1, 1] and rounded to the nearest byte before it shifts a mean, and an atom gives its byte.
+    Other likelihoods give real-valued pixels, not clamped. temperature > 0 divides the
     logits and multiplies the scales.
 
     Returns (B, C, H, W), float32 at least. Raises ValueError for arguments that do not fit,
@@ -136,15 +137,14 @@ def logistic_mixture_sample(
     """
     check_floating("params", params)
     check_floating("uniforms", uniforms)
-    atoms = bytes_of(atoms, image_channels)
-    check_likelihood(likelihood, atoms, smoothing_scale)
-    n_mix = _n_mix(params, image_channels, len(atoms))
+    n_atoms = check_likelihood(likelihood, atoms, smoothing_scale, image_channels)
+    n_mix = _n_mix(params, image_channels, n_atoms)
     check_tensor("uniforms", uniforms, (params.shape[0], 4, *params.shape[2:]), params.device)
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
     params, uniforms = _at_least_float32(params, uniforms)
 
-    mixture = Mixture.of(params, image_channels, len(atoms))
+    mixture = Mixture.of(params, image_channels, n_atoms)
     # The quotient of a logit other than the largest may overflow to minus infinity.
     logits = mixture.logits - mixture.logits.amax(1, keepdim=True)
     temperature = max(temperature, torch.finfo(torch.float32).tiny)
@@ -171,8 +171,7 @@ def logistic_mixture_sample(
         colours.append(snap_to_bytes(colour) if likelihood == "discretized" else colour)
     x = torch.stack(colours, dim=1)
     if atoms:
-        values = value_of(params.new_tensor([0.0] * n_mix + list(atoms)))
-        x = x.where(chosen < n_mix, values[chosen])
+        x = x.where(chosen < n_mix, value_of((chosen - n_mix).to(x.dtype)))
     return x
 
 
@@ -217,19 +216,18 @@ def check_mixture(
     x: Tensor,
     params: Tensor,
     likelihood: str,
-    atoms: Sequence[int] | Literal["all"],
+    atoms: Atoms,
     smoothing_scale: float,
-) -> tuple[int, ...]:
-    """Return the atoms' bytes. Raise ValueError or TypeError unless x and params fit."""
+) -> int:
+    """J, the number of atoms. Raises ValueError or TypeError unless x and params fit."""
     check_floating("x", x)
     check_floating("params", params)
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"x must have shape (B, C, H, W) with C = 1 or 3, got {tuple(x.shape)}")
-    values = bytes_of(atoms, x.shape[1])
-    check_likelihood(likelihood, values, smoothing_scale)
-    _n_mix(params, x.shape[1], len(values))
+    n_atoms = check_likelihood(likelihood, atoms, smoothing_scale, x.shape[1])
+    _n_mix(params, x.shape[1], n_atoms)
     check_tensor("params", params, (x.shape[0], params.shape[1], *x.shape[2:]), x.device)
-    return values
+    return n_atoms
 
 
 def _n_mix(params: Tensor, image_channels: int, n_atoms: int = 0) -> int:
@@ -284,16 +282,6 @@ def _log_gaussian(x: Tensor, means: Tensor, log_scales: Tensor, smoothing_scale:
     variance = smoothing_scale**2 + torch.exp(2 * torch.where(wide, 40, log_scales))
     square = (x - means) ** 2 / variance * torch.exp(-2 * rest)
     return -0.5 * (square + torch.log(2 * math.pi * variance)) - rest
-
-
-def _at_atoms(x: Tensor, atoms: Sequence[int]) -> Tensor:
-    """(B, J, H, W): whether all colours of a pixel of x (B, C, H, W) have the byte of an atom."""
-    # Created on x's device: a CUDA graph cannot capture a copy of a list from the host.
-    if tuple(atoms) == tuple(range(256)):
-        values = torch.arange(256, dtype=x.dtype, device=x.device)
-    else:
-        values = torch.stack([x.new_full((), byte) for byte in atoms])
-    return (torch.round(byte_of(x.unsqueeze(2))) == values.view(1, 1, -1, 1, 1)).all(1)
 
 
 def _log_mass(x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from .dispatch import Grads, register_op, wanted_gradients
 
 
 def log_prob_native(
-    x: Tensor, params: Tensor, likelihood: str, atoms: list[int], smoothing_scale: float
+    x: Tensor, params: Tensor, likelihood: str, atoms: bool, smoothing_scale: float
 ) -> Tensor:
     """log_prob (B, H, W) of float32 or float64 tensors."""
     graded = any(wanted_gradients((x, params)))
@@ -52,7 +52,7 @@ def _backward(
 differentiable, native_forward, native_backward = register_op(
     "logistic_mixture",
     ("Tensor x", "Tensor params"),
-    "str likelihood, int[] atoms, float smoothing_scale",
+    "str likelihood, bool atoms, float smoothing_scale",
     1,
     _forward,
     _backward,

@@ -11,7 +11,7 @@ from .dispatch import Grads, register_op, wanted_gradients
 
 
 def log_prob_triton(
-    x: Tensor, params: Tensor, likelihood: str, atoms: list[int], smoothing_scale: float
+    x: Tensor, params: Tensor, likelihood: str, atoms: bool, smoothing_scale: float
 ) -> Tensor:
     """log_prob (B, H, W) in float32."""
     needs = wanted_gradients((x, params))
@@ -23,7 +23,7 @@ def _forward(
     x: Tensor,
     params: Tensor,
     likelihood: str,
-    atoms: list[int],
+    atoms: bool,
     smoothing_scale: float,
     needs_x: bool,
     needs_params: bool,
@@ -75,7 +75,7 @@ def _backward(
 differentiable, triton_forward, triton_backward = register_op(
     "logistic_mixture_triton",
     ("Tensor x", "Tensor params"),
-    "str likelihood, int[] atoms, float smoothing_scale, bool needs_x, bool needs_params",
+    "str likelihood, bool atoms, float smoothing_scale, bool needs_x, bool needs_params",
     2,
     _forward,
     _backward,

@@ -272,7 +272,7 @@ class PixelCNNpp(Pretrained):
         """The settings that matter most, in one line."""
         config = self.config
         optional = (
-            (f" with {len(config.atom_bytes)} atoms", config.atoms),
+            (f" with {config.n_atoms} atoms", config.atoms),
             (f", {config.fourier_features} octaves", config.fourier_features),
             (f", M {config.head_filters}", config.head_filters),
             (f", {config.n_classes} classes", config.n_classes),

@@ -112,15 +112,17 @@ def as_numpy(parameter: Tensor) -> Array:
 def folded(layer: WeightNormConv) -> tuple[Array, Array]:
     """(weight, bias) with weight norm folded in float64.
 
-    If the network's dtype cannot represent a filter's norm, the filter is NaN, which samplers
-    refuse.
+    Raises ValueError if the network's dtype cannot represent a filter's norm, or float32 a weight.
     """
     parameters = [as_numpy(p) for p in (layer.weight_v, layer.weight_g, layer.bias)]
     v, g, bias = (values.astype(np.float64) for values in parameters)
     norm = np.sqrt(np.square(v).sum(layer.filter_dims, keepdims=True))
     limits = np.finfo(parameters[0].dtype)
-    norm[(norm < limits.tiny) | (norm > limits.max)] = np.nan
-    return v * (g.reshape(norm.shape) / norm), bias
+    if (norm >= limits.tiny).all() and (norm <= limits.max).all():
+        weight = v * (g.reshape(norm.shape) / norm)
+        if np.abs(weight).max() <= np.finfo(np.float32).max:
+            return weight, bias
+    raise ValueError("a filter has a norm or a weight that its dtype cannot represent")
 
 
 def addends_of(values: Array) -> list[Array]:

@@ -61,7 +61,7 @@ class Program:
     def __init__(self, model: PixelCNNpp, *, bf16: bool = False) -> None:
         config = model.config
         self.image_channels, self.n_mix = config.image_channels, config.n_mix
-        self.likelihood, self.atoms = config.likelihood, config.atom_bytes
+        self.likelihood, self.n_atoms = config.likelihood, config.n_atoms
         self.smoothing_scale = config.smoothing_scale
         self.conditioned = config.conditioning != "none"
         self.condition_size = config.condition_size

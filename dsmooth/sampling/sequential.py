@@ -67,7 +67,7 @@ def draw_sequentially(
         seen = x[:, :, : (r + 4) // 4 * 4] if context is None else x  # later rows do not matter
         params, *without_class = (model(seen, context, label)[pixel] for label in labels)
         for other in without_class:
-            weight, n_atoms = 1 + request.guidance, len(config.atom_bytes)
+            weight, n_atoms = 1 + request.guidance, config.n_atoms
             params = extrapolate(other, params, weight, x.shape[1], n_atoms)
         drawn = logistic_mixture_sample(
             params,

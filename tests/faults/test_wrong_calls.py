@@ -1,7 +1,7 @@
 """No wrong call ends the process, and none answers wrongly: see harness.py.
 
-With DSMOOTH_SANITIZED, the folder of an extension built with AddressSanitizer (csrc/tests/run.sh
-builds one), the calls are made with that.
+`csrc/tests/run.sh BUILD python tests/faults/test_wrong_calls.py` makes the calls with an extension
+built with AddressSanitizer.
 """
 
 from __future__ import annotations
@@ -34,29 +34,6 @@ ON_A_DEVICE = {
 }
 
 
-def variables_of_python() -> dict[str, str]:
-    """Variables for a Python, itself not instrumented, that loads a sanitized extension.
-
-    The C++ library comes first too: AddressSanitizer looks for its functions when it starts.
-    """
-    folder = os.environ.get("DSMOOTH_SANITIZED")
-    if folder is None:
-        return {"PYTHONFAULTHANDLER": "1"}
-    (path,) = Path(folder).glob("_C.*.so")
-    libraries = [
-        subprocess.run(
-            ["g++", f"-print-file-name={library}"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        for library in ("libasan.so", "libstdc++.so.6")
-    ]
-    return {
-        "LD_PRELOAD": " ".join(libraries),
-        "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=32",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-        "DSMOOTH_TEST_EXTENSION": str(path),
-    }
-
-
 @pytest.mark.long
 @needs_extension
 @pytest.mark.budget(60)
@@ -72,10 +49,11 @@ def test_wrong_calls(names: list[str], part: int, tmp_path: Path) -> None:
         *(str(ROOT / "tests" / "faults" / name) for name in names),
     ]
     env = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
+    env |= {"DSMOOTH_WRONG_CALLS_PART": str(part), "PYTHONFAULTHANDLER": "1"}
     done = subprocess.run(
         command,
         cwd=tmp_path,  # not the source tree: an installed dsmooth comes first
-        env=env | variables_of_python() | {"DSMOOTH_WRONG_CALLS_PART": str(part)},
+        env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -9,6 +9,7 @@ from tests.helpers.mixture_cases import (
     MIXTURES,
     assert_as_exact_as_eager,
     avoid_kink,
+    each_mixture,
     log_prob_of,
     n_atoms,
     random_case,
@@ -21,8 +22,7 @@ SIZES = [((5, 28, 28), 10), ((3, 9, 11), 5), ((1, 1, 1), 1)]  # images, and comp
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("mixture", MIXTURES)
-@pytest.mark.parametrize("channels", [1, 3])
+@each_mixture
 @pytest.mark.parametrize("impl", ["triton", "auto"])
 def test_as_exact_as_eager(impl, channels, mixture, dtype, last) -> None:
     for size, n_mix in SIZES:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dsmooth.functional import logistic_mixture_sample
 from dsmooth.functional.logistic_mixture import Mixture, snap_to_bytes
+from dsmooth.pixels import value_of
 from tests.helpers.data_makers import refuses
 from tests.helpers.mixture_cases import (
     LEVELS,
@@ -117,17 +118,17 @@ def test_samples_have_the_atoms_weights_and_the_gaussians_quantiles() -> None:
     n = 40_000
     uniforms = uniforms_of(n).permute(3, 1, 2, 0)
     generator = torch.Generator().manual_seed(0)
-    params = torch.randn(1, 10 * 2 + 2, 1, 1, generator=generator, dtype=torch.float64)
-    params[:, 4:] *= 0.2
+    params = torch.randn(1, 3 * 2 + 256, 1, 1, generator=generator, dtype=torch.float64)
+    params[:, [2 + 3, 2 + 200]] += 6
     params_of_all = params.expand(n, -1, -1, -1)
-    x = logistic_mixture_sample(params_of_all, uniforms, 3, "discretized", 0.7, atoms=(3, 200))
-    weights = torch.softmax(params[0, :4, 0, 0] / 0.7, 0)
+    x = logistic_mixture_sample(params_of_all, uniforms, 1, "discretized", 0.7, atoms="all")
+    weights = torch.softmax(params[0, : 2 + 256, 0, 0] / 0.7, 0)
     choices = uniforms[:, 0].flatten().contiguous()
-    chosen = torch.bucketize(choices, weights.cumsum(0)[:3], right=True)
-    for index, level in ((2, 3), (3, 200)):
-        at_level = (x == level / 127.5 - 1).flatten(1).all(1)
-        assert at_level[chosen == index].all()
-        assert at_level.double().mean() == pytest.approx(float(weights[index]), abs=0.01)
+    chosen = torch.bucketize(choices, weights.cumsum(0)[:-1], right=True)
+    for level in (3, 200):
+        at_level = (x == value_of(torch.tensor(level, dtype=x.dtype))).flatten()
+        assert at_level[chosen == 2 + level].all()
+        assert at_level.double().mean() == pytest.approx(float(weights[2 + level]), abs=0.01)
     params = torch.tensor([0.0, 0.4, math.log(0.3)], dtype=torch.float64).view(1, 3, 1, 1)
     params_of_all = params.expand(n, -1, -1, -1)
     x = logistic_mixture_sample(params_of_all, uniforms, 1, "gaussian", 0.5, smoothing_scale=0.4)
@@ -175,8 +176,8 @@ def test_the_coldest_draw_is_the_likeliest_component(shared: float, temperature:
         ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
         ({"temperature": math.inf}, "temperature must be positive and finite, got inf"),
         ({"likelihood": "other"}, "`likelihood` must be one of"),
-        ({"atoms": (0, 0)}, "atoms"),
-        ({"atoms": "all", "image_channels": 3}, "grey images only.*got 3 image channels"),
+        ({"atoms": (0, 1)}, r'`atoms` must be \(\) or "all", got \(0, 1\)'),
+        ({"atoms": "all", "image_channels": 3}, "grey images only, got 3 channels"),
         ({"likelihood": "gaussian", "smoothing_scale": -1.0}, "smoothing_scale"),
     ],
 )

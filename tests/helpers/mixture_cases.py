@@ -21,14 +21,12 @@ from tests.helpers.gated_cases import INTERPRETED, NATIVE
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "logistic_mixture.json").read_text())
 GOLDEN_CASES = ["rgb_base", "rgb_narrow", "grey_base", "grey_narrow"]
 LIKELIHOODS = ["continuous", "discretized"]
-ATOMS = (0, 255, 17)
-# Keyword arguments of the op; "atoms" and "all" are the discretized likelihood with them.
+# Keyword arguments of the op; "atoms" is the discretized likelihood with them, for grey images.
 MIXTURES: dict[str, dict[str, Any]] = {
     "continuous": {"likelihood": "continuous"},
     "discretized": {"likelihood": "discretized"},
     "gaussian": {"likelihood": "gaussian", "smoothing_scale": 0.3},
-    "atoms": {"likelihood": "discretized", "atoms": ATOMS},
-    "all": {"likelihood": "discretized", "atoms": tuple(range(256))},
+    "atoms": {"likelihood": "discretized", "atoms": "all"},
 }
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 # Times that an error may be eager PyTorch's. The interpreter's exp and log are NumPy's: without
@@ -40,26 +38,24 @@ INSTRUCTION_SETS = _extension.instruction_sets()
 each_fast_impl = pytest.mark.parametrize("impl", ["triton"] if INTERPRETED else [NATIVE])
 both_impls = pytest.mark.parametrize("impl", ["triton"] if INTERPRETED else ["reference", NATIVE])
 each_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
-# The interpreter takes seconds for each tile of atoms: there one test has them all by default.
-each_mixture = pytest.mark.parametrize(
-    "mixture",
-    [pytest.param(m, marks=[pytest.mark.full] * (INTERPRETED and m == "all")) for m in MIXTURES],
-)
+CASES = [(c, m) for c in (1, 3) for m in MIXTURES if (c, m) != (3, "atoms")]
+
+
+def _each_case(is_full: Callable[[str], bool]) -> pytest.MarkDecorator:
+    """Channels and mixtures that go together. is_full: whether a mixture is of the full tier."""
+    cases = [pytest.param(*case, marks=[pytest.mark.full] * is_full(case[1])) for case in CASES]
+    return pytest.mark.parametrize(("channels", "mixture"), cases)
+
+
+# The interpreter takes seconds for all tiles of atoms.
+each_mixture = _each_case(lambda mixture: INTERPRETED and mixture == "atoms")
 # For checks that take seconds: one of them in the default tier, none where kernels are interpreted.
-each_mixture_in_full = pytest.mark.parametrize(
-    "mixture",
-    [pytest.param(m, marks=[pytest.mark.full] * (INTERPRETED or m != "atoms")) for m in MIXTURES],
-)
+each_mixture_in_full = _each_case(lambda mixture: INTERPRETED or mixture != "atoms")
 each_channels = pytest.mark.parametrize("channels", [1, 3])
 # At scales of e^40 the reference's slopes cancel to nothing even in float64.
 CANCELLED = 1e-30
 Mixture = str | dict[str, Any]  # one of MIXTURES, or its like
 Gradients = tuple[Tensor, Tensor, Tensor]  # log_prob, and its sum's gradients by x and by params
-
-
-def some_atoms(n: int) -> list[int]:
-    """Bytes in no order."""
-    return [97 * i % 256 for i in range(n)]
 
 
 def n_params(channels: int, n_mix: int) -> int:
@@ -71,7 +67,7 @@ def options_of(mixture: Mixture) -> dict[str, Any]:
 
 
 def n_atoms(mixture: Mixture) -> int:
-    return len(options_of(mixture).get("atoms", ()))
+    return 256 if options_of(mixture).get("atoms") else 0
 
 
 def raw_parts(params: Tensor, channels: int, n_atoms: int = 0) -> Tensor:
@@ -85,7 +81,7 @@ def random_case(
     channels: int, mixture: Mixture, *, n_mix=4, size=(2, 5, 7), seed=0
 ) -> tuple[Tensor, Tensor]:
     """x and params in float64 of a mixture that meet every branch: edges, far tails, clamped
-    and wide scales, pixels at an atom and next to it in one colour."""
+    and wide scales."""
     generator = torch.Generator().manual_seed(seed)
     batch, height, width = size
     shape = (batch, n_params(channels, n_mix) + n_atoms(mixture), height, width)
@@ -96,11 +92,6 @@ def random_case(
     x[torch.rand(x.shape, generator=generator) < 0.1] = 0
     x[torch.rand(x.shape, generator=generator) < 0.1] = 255
     options = options_of(mixture)
-    for level in options.get("atoms", ()):
-        here = torch.rand(batch, 1, height, width, generator=generator) < 0.2
-        x = torch.where(here, float(level), x)
-    if n_atoms(mixture):
-        x[:, -1:][torch.rand(batch, 1, height, width, generator=generator) < 0.1] = 100
     x = x / 127.5 - 1
     if options["likelihood"] != "discretized":
         x = x + 0.3 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
@@ -180,7 +171,7 @@ def native_mixture(mixture: Mixture) -> dict[str, Any]:
     options = options_of(mixture)
     return {
         "likelihood": options["likelihood"],
-        "atoms": list(options.get("atoms", ())),
+        "atoms": bool(options.get("atoms")),
         "smoothing_scale": options.get("smoothing_scale", 0.0),
     }
 

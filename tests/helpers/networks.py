@@ -14,16 +14,14 @@ import dsmooth
 
 CLASSES = 3
 # Distributions of a pixel, as fields of a ModelConfig.
-# A network that sees bytes and, of grey images, names them all.
+# A network that sees bytes and, of grey images, has an atom for each.
 BYTES: dict[str, Any] = {
     "likelihood": "discretized", "atoms": "all", "fourier_features": 8, "head_filters": 5,
 }  # fmt: skip
-ATOMS: dict[str, Any] = {"likelihood": "discretized", "atoms": (255, 0, 77)}
 GAUSSIAN: dict[str, Any] = {"likelihood": "gaussian", "smoothing_scale": 0.3}
 MIXTURES: dict[str, dict[str, Any]] = {
     "continuous": {},
     "discretized": {"likelihood": "discretized"},
-    "atoms": ATOMS,
     "gaussian": GAUSSIAN,
     "bytes": BYTES,
 }
@@ -33,8 +31,8 @@ def tiny_config(
     conditioning: str = "none", likelihood: str = "continuous", channels: int = 1, **settings: Any
 ) -> dsmooth.ModelConfig:
     settings = {"n_filters": 6, "n_resnet": 1, "n_mix": 3, "context_layers": 1, **settings}
-    if channels == 3 and settings.get("atoms") == "all":
-        settings["atoms"] = ATOMS["atoms"]
+    if channels == 3:
+        settings.pop("atoms", None)
     kind = {"image_channels": channels, "conditioning": conditioning, "likelihood": likelihood}
     return dsmooth.ModelConfig(**settings, **kind)
 
@@ -62,7 +60,7 @@ def _network(config: dsmooth.ModelConfig) -> dsmooth.PixelCNNpp:
         model.head.weight_g.mul_(0.3)
         model.head.bias.mul_(0.3)
         n_mix = config.n_mix
-        components = model.head.bias[n_mix + len(config.atom_bytes) :].view(
+        components = model.head.bias[n_mix + config.n_atoms :].view(
             config.image_channels, -1, n_mix
         )
         components[:, 1] -= 2  # log-scales

@@ -50,7 +50,7 @@ def teacher_forced(
         if guidance:
             other = model(*given, torch.zeros(n, model.config.n_classes))
             for mixture in (params, other):  # log-scales below the least one mean the same
-                parts = Mixture.of(mixture, channels, len(model.config.atom_bytes))
+                parts = Mixture.of(mixture, channels, model.config.n_atoms)
                 parts.log_scales.clamp_(min=MIN_LOG_SCALE)
             params = other + (1 + guidance) * (params - other)
     conditioned = model.config.conditioning != "none"
@@ -59,7 +59,7 @@ def teacher_forced(
     u = to_uniform(words).to(dtype).view(n, height, width, 4).permute(0, 3, 1, 2)
     mixture = model.config.mixture
     drawn = logistic_mixture_sample(params, u, channels, temperature=temperature, **mixture)
-    logits = Mixture.of(params, channels, len(model.config.atom_bytes)).logits / temperature
+    logits = Mixture.of(params, channels, model.config.n_atoms).logits / temperature
     boundaries = torch.softmax(logits, dim=1).cumsum(1)[:, :-1]
     if boundaries.shape[1] == 0:
         return drawn, torch.ones_like(u[:, :1])

@@ -125,8 +125,8 @@ class Case(ctypes.Structure):
 
     _fields_ = (
         ("filters", ctypes.c_int), ("channels", ctypes.c_int), ("conditioning", ctypes.c_int),
-        ("likelihood", ctypes.c_int), ("n_atoms", ctypes.c_int), ("features", ctypes.c_int),
-        ("hidden", ctypes.c_int), ("atoms", ctypes.c_int * 8),
+        ("likelihood", ctypes.c_int), ("atoms", ctypes.c_int), ("features", ctypes.c_int),
+        ("hidden", ctypes.c_int),
         ("bf16", ctypes.c_int), ("height", ctypes.c_int), ("width", ctypes.c_int),
         ("n", c_int64), ("seed", ctypes.c_uint64), ("first_index", ctypes.c_uint64),
         ("temperature", ctypes.c_float), ("max_slice", ctypes.c_int),
@@ -138,13 +138,11 @@ class Case(ctypes.Structure):
 def make_case(
     conditioning: str = "none",
     likelihood: str = "continuous",
-    atoms: Sequence[int] = (),
     **fields: float,
 ) -> Case:
     named = {
         "conditioning": CONDITIONING.index(conditioning),
         "likelihood": LIKELIHOOD.index(likelihood),
-        "n_atoms": len(atoms), "atoms": (ctypes.c_int * 8)(*(atoms if len(atoms) <= 8 else ())),
     }  # fmt: skip
     return Case(**USUAL | fields | named)
 

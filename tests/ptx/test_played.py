@@ -8,7 +8,6 @@ PyTorch and a rounding. The player holds every access to what memory.py allows.
 from __future__ import annotations
 
 import ctypes
-import itertools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -19,6 +18,9 @@ from dsmooth.cuda.compiler import nvrtc
 from dsmooth.cuda.driver import Card, Image, Kernel
 from tests.helpers.gated_cases import EPS, assert_as_good
 from tests.helpers.gated_cases import make_case as make_block
+from tests.helpers.mixture_cases import (
+    CASES as MIXTURE_CASES,
+)
 from tests.helpers.mixture_cases import (
     MIXTURES,
     assert_as_exact_as_eager,
@@ -44,9 +46,9 @@ from tests.ptx.parse import parse
 needs_nvrtc = pytest.mark.skipif(nvrtc() is None, reason="torch brings no NVRTC")
 # A pixel is drawn by the device's exp, log and tanh. Images are of the order of 1.
 ROUNDING = 1e-6
-DISCRETIZED: dict[str, Any] = {"likelihood": "discretized", "atoms": [0, 255, 17]}
+DISCRETIZED: dict[str, Any] = {"likelihood": "discretized"}
 BYTES: dict[str, Any] = {
-    "likelihood": "discretized", "atoms": range(256), "features": 6, "hidden": 5,
+    "likelihood": "discretized", "atoms": True, "features": 6, "hidden": 5,
 }  # fmt: skip
 
 
@@ -131,11 +133,12 @@ def test_gated_block(dropout: float, dtype: torch.dtype) -> None:
 
 # One dtype is enough for most pairs of channels and mixture.
 DEFAULT_MIXTURES = [
-    (3, "atoms", torch.bfloat16), (1, "gaussian", torch.float32), (1, "all", torch.bfloat16),
+    (3, "discretized", torch.bfloat16), (1, "gaussian", torch.float32),
+    (1, "atoms", torch.bfloat16),
 ]  # fmt: skip
 PLAYED = [
     case
-    for case in itertools.product((1, 3), MIXTURES, DTYPES)
+    for case in ((*kind, dtype) for kind in MIXTURE_CASES for dtype in DTYPES)
     if case[2] == torch.bfloat16 or (case[0] == 1) == (case[1] in ("continuous", "gaussian"))
 ]
 

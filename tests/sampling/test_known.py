@@ -15,7 +15,7 @@ from dsmooth.sampling import CachedSampler, keep_top, sample_images, sequential_
 from dsmooth.sampling.known import known_pixels
 from dsmooth.sampling.request import Request
 from tests.helpers.data_makers import refuses
-from tests.helpers.networks import ATOMS, BYTES, CLASSES, images, network, tiny_pair
+from tests.helpers.networks import BYTES, CLASSES, images, network, tiny_pair
 from tests.helpers.sampler_checks import FIRST, SEED, context_for, teacher_forced
 
 N, SIZE = 3, (8, 8)
@@ -26,7 +26,7 @@ CUDA = [
     if torch.cuda.is_available()
 ]
 SAMPLERS = ("sequential", "cached", "cached bfloat16", *CUDA)
-CASES = [("none", 1, {}), ("stack", 3, {}), ("concat", 1, ATOMS), ("stack", 1, BYTES)]
+CASES = [("none", 1, {}), ("stack", 3, {}), ("concat", 1, BYTES), ("stack", 1, BYTES)]
 
 
 def draw(sampler: str, model: PixelCNNpp, **given: Any) -> Tensor:

@@ -111,10 +111,6 @@ std::vector<PixelStage> CudaSampler::list_stages(const Program& program) {
       const auto [entry, is_new] = known.insert(
           {{op, before ? before->act_out : kNone, before ? before->raw_out : kNone}, nullptr});
       const OpView& now = network.ops[op];
-      const int added = now.gate ? now.residual_in : now.add;
-      if (before && added != kNone && added == before->residual_out)
-        throw std::invalid_argument("sampler program, operation " + std::to_string(op) +
-                                    ": adds a value that the previous operation has just written");
       if (is_new) entry->second = append(pixel_sources(program.ops[op], before));
       stages.push_back({entry->second, op, now.resolution});
       before = &network.ops[op];

@@ -39,7 +39,6 @@ struct Op : OpSpec {
 };
 
 struct Program : ProgramSpec {
-  std::vector<int> atoms;  // bytes, only for kDiscretized
   std::vector<Cache> caches;
   std::vector<Op> ops;
   std::vector<float> feature_table;  // (kBytes, features)
@@ -51,15 +50,11 @@ struct Program : ProgramSpec {
     return pixel_channels() * (image_again ? 2 : 1) + image_channels * features;
   }
   // Parameters of a pixel's mixture.
-  int n_params() const {
-    return (image_channels == 1 ? 3 : 10) * n_mix + static_cast<int>(atoms.size());
-  }
+  int n_params() const { return (image_channels == 1 ? 3 : 10) * n_mix + n_atoms; }
 };
 
 // The program with its operations sorted by phase. Throws std::invalid_argument, naming the
-// argument if the mixture settings contradict each other, and naming the operation if an index, a
-// size or a tap is out of range, if it reads a value before it is written, or if a weight is not
-// finite.
+// operation, if an index, a size or a tap is out of range.
 Program checked(Program program);
 
 // The views of a program, without its matrices. Pointers go to the vectors and survive a move.

@@ -9,8 +9,7 @@ namespace dsmooth::sampler {
 
 Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
   const auto resolution_of = [&](const Term& term) { return p.caches[term.cache].resolution; };
-  const int components = p.n_mix + static_cast<int>(p.atoms.size());
-  const int groups = p.atoms.size() == kBytes ? groups_of(components) : 0;
+  const int groups = p.n_atoms > 0 ? groups_of(p.n_mix + p.n_atoms) : 0;
   for (size_t i = 0; i < p.caches.size(); ++i) {
     const Cache& c = p.caches[i];
     const int words = c.operand && bf16 ? c.channels / 2 : c.channels;
@@ -36,7 +35,6 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
     ops.push_back(view);
   }
   static_cast<ProgramSpec&>(network) = p;
-  network.n_atoms = static_cast<int>(p.atoms.size());
   network.n_params = p.n_params();
   network.groups = groups;
   network.pixel_words = p.pixel_channels() / (bf16 ? 2 : 1);
@@ -45,7 +43,6 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
   for (size_t i = 0; i < p.feature_table.size(); ++i)
     put_operand(features.data(), i, p.feature_table[i], bf16);
   network.features = features.data();
-  std::copy(p.atoms.begin(), p.atoms.end(), network.atoms);
   network.bf16 = bf16;
   network.n_caches = static_cast<int>(caches.size());
   network.n_ops = static_cast<int>(ops.size());

@@ -38,6 +38,7 @@ struct ProgramSpec {
   int image_channels;
   int image_addends;  // operands that sum to a pixel
   int n_mix;
+  int n_atoms;  // kBytes or 0; 0 except for grey images and kDiscretized
   Likelihood likelihood;
   float smoothing_scale;       // only for kGaussian
   bool conditioned;            // selects the stream of the noise
@@ -120,7 +121,7 @@ struct CacheView {
 constexpr int kPixelPeriod = 1 << kResolutions;
 
 struct NetworkView : ProgramSpec {
-  int n_atoms, n_params;
+  int n_params;
   int groups;         // of components (components.h); 0 if they are processed one by one
   int pixel_words;    // of a pixel in a cache of images, without the modelled image's own channels
   int feature_words;  // of a colour's byte
@@ -134,7 +135,6 @@ struct NetworkView : ProgramSpec {
   // kPixelPeriod: first_at_pixel[i] .. first_at_pixel[i + 1] - 1 of at_pixel.
   const int16_t* at_pixel;
   int first_at_pixel[kPixelPeriod * kPixelPeriod + 1];
-  uint8_t atoms[kBytes];       // bytes, the first n_atoms
   int image_bias_columns = 0;  // of all operations with a projection
 
   // Index in at_pixel of the first of the n operations at a pixel.

@@ -18,8 +18,7 @@ namespace {
 using namespace dsmooth::sampler;
 
 struct Case {
-  int filters, channels, conditioning, likelihood, n_atoms, features, hidden;
-  int atoms[8];  // n_atoms of 256: not used, each byte is one
+  int filters, channels, conditioning, likelihood, atoms, features, hidden;
   int bf16, height, width;
   int64_t n;
   uint64_t seed, first_index;
@@ -31,10 +30,8 @@ struct Case {
 };
 
 Program program(const Case& c) {
-  const auto atoms =
-      c.n_atoms == dsmooth::kBytes ? Bytes::all() : std::vector<int>(c.atoms, c.atoms + c.n_atoms);
   return Toy(c.filters, c.channels, static_cast<Conditioning>(c.conditioning), c.condition_size,
-             static_cast<dsmooth::Likelihood>(c.likelihood), {atoms, c.features, c.hidden});
+             static_cast<dsmooth::Likelihood>(c.likelihood), {c.atoms != 0, c.features, c.hidden});
 }
 
 Slice images(const Case& c, const float* context, float* out, const uint8_t* mask,
