@@ -8,9 +8,8 @@ classes is uniform (docs/math.md, section 9).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Sized
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sized
+from dataclasses import dataclass
 from typing import get_args
 
 import torch
@@ -19,17 +18,13 @@ from torch import Tensor
 
 from ..config import Precision
 from ..data import ImageDataset, own_images, to_bytes
-from ..data.reading import write_labels
-from ..distributed import in_batches, rank_and_size
 from ..errors import SettingError
 from ..fields import check_number, check_one_of
-from ..files import printable
 from ..machine import autocast
 from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation
-from ..pictures import save_grid
-from ..progress import Progress, progress_of
-from ..tables import Table
+from ..progress import portion
+from ..work import batches, map_parts
 from .probe import CALL_IMAGES, hidden_label, joined_features
 
 # Principal components of the features, the least number of images for each, and images that they
@@ -38,8 +33,6 @@ COMPONENTS, IMAGES_PER_COMPONENT, FITTED_IMAGES = 50, 10, 20_000
 # k-means: starts, of which the closest clusters are taken; rounds of a start; and steps of the
 # prices in a round and after the last one.
 STARTS, ROUNDS, PRICE_STEPS, LAST_PRICE_STEPS = 10, 40, 20, 60
-
-SHOWN = 16  # images of a cluster in the picture, black where it has fewer
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,19 +47,11 @@ class Clusters:
     prices: Tensor
 
     @torch.no_grad()
-    def labels(
-        self,
-        model: PixelCNNpp,
-        images: ImageDataset,
-        *,
-        progress: bool | Progress = False,
-    ) -> Tensor:
+    def labels(self, model: PixelCNNpp, images: ImageDataset) -> Tensor:
         """The cluster of each image: (N,) int64. Other images than those that were clustered may
         be spread unevenly."""
-        n = len(images)
-        with progress_of(progress, f"features of {images.split} images", n) as done:
-            features = _features(model, images, torch.arange(n), "auto", done)
-            z = torch.cat([self.whiten(rows) for rows in features])
+        features = _features(model, images, torch.arange(len(images)), "auto")
+        z = torch.cat([self.whiten(rows) for rows in features])
         return _costs(z, self.centres, self.prices).argmin(1)
 
 
@@ -77,23 +62,20 @@ def cluster(
     *,
     seed: int = 0,
     precision: Precision = "auto",
-    progress: bool | Progress = False,
 ) -> Tensor:
     """Labels of images by clusters of a model's features: (N,) int64 in 0 .. n_clusters - 1.
 
     model: a model without context, such as the noisy model of a pair; of one with classes the
     features are those of a label of zeros. images: x in [-1, 1], or as `dsmooth.data.own_images`
     takes them, of the model's channels. The clusters have N / n_clusters members, to within one or
-    two. precision: of the network; "auto" is float32. progress: True shows a bar; a function is
-    called with the fraction done. The labels are a function of the model, the images, their order
-    and the seed.
-    Raises ValueError for an argument that does not fit, and for a model with context.
+    two. precision: of the network; "auto" is float32. The labels are a function of the model, the
+    images, their order and the seed.
+    Raises ValueError for an argument that does not fit, and for a model with context;
+    ArithmeticError for features that are not finite.
     """
     if isinstance(images, Tensor) and images.is_floating_point():
         images = to_bytes(images)
-    return find_clusters(
-        model, own_images(images), n_clusters, seed=seed, precision=precision, progress=progress
-    )[1]
+    return find_clusters(model, own_images(images), n_clusters, seed=seed, precision=precision)[1]
 
 
 @torch.no_grad()
@@ -104,7 +86,6 @@ def find_clusters(
     *,
     seed: int = 0,
     precision: Precision = "auto",
-    progress: bool | Progress = False,
 ) -> tuple[Clusters, Tensor]:
     """The clusters of images and each image's (N,) int64. Arguments and errors as of `cluster`."""
     if not isinstance(model, PixelCNNpp):
@@ -121,11 +102,10 @@ def find_clusters(
         fitted = torch.linspace(0, n - 1, FITTED_IMAGES, dtype=torch.float64).long()
     rest = torch.ones(n, dtype=torch.bool).index_fill(0, fitted, False).nonzero()[:, 0]
 
-    with progress_of(progress, f"features of {images.split} images", n) as done:
-        features = _features(model, images, fitted, precision, done)
-        whiten, z = _fit_whitening(features, len(fitted), seed)
-        others = _features(model, images, rest, precision, lambda count: done(len(fitted) + count))
-        parts = [z, *map(whiten, others)]
+    with portion(len(fitted) / n):
+        whiten, z = _fit_whitening(_features(model, images, fitted, precision), len(fitted), seed)
+    with portion(len(rest) / n):
+        parts = [z, *map(whiten, _features(model, images, rest, precision))]
     z = torch.cat(parts)[torch.cat([fitted, rest]).argsort()]
     generator = torch.Generator().manual_seed(seed)
     starts = (_equal_clusters(z, n_clusters, generator) for _ in range(STARTS))
@@ -133,62 +113,25 @@ def find_clusters(
     return Clusters(whiten, centres, prices), _costs(z, centres, prices).argmin(1)
 
 
-def write_clusters(
-    noisy: PixelCNNpp, datasets: Sequence[ImageDataset], n_clusters: int, seed: int, path: Path
-) -> None:
-    """Cluster the training images, give the held-out ones the same clusters, and write both.
-
-    path: of the file of labels, which is written last; clusters.png next to it has a row of images
-    for each cluster. All processes call this; rank 0 writes and prints.
-    """
-    train, test = datasets
-    clusters, labels = find_clusters(noisy, train, n_clusters, seed=seed, progress=True)
-    held_out = clusters.labels(noisy, test, progress=True)
-    if rank_and_size()[0] > 0:
-        return
-    names = tuple(f"cluster {number}" for number in range(n_clusters))
-    images = (train.batch((labels == k).nonzero()[:SHOWN, 0]) for k in range(n_clusters))
-    rows_of_images = [F.pad(x, (0, 0) * 3 + (0, SHOWN - len(x)), value=-1.0) for x in images]
-    save_grid(torch.cat(rows_of_images), path.with_name("clusters.png"), columns=SHOWN)
-    labelled = [
-        replace(dataset, labels=numbers, class_names=names)
-        for dataset, numbers in zip(datasets, (labels, held_out), strict=True)
-    ]
-    write_labels(path, labelled, names)
-    sizes = [numbers.bincount(minlength=n_clusters).tolist() for numbers in (labels, held_out)]
-    rows = [[name, *map(str, counts)] for name, *counts in zip(names, *sizes, strict=True)]
-    Table(["", "training images", "held-out images"], rows).show()
-    if train.labels is not None:
-        purity, information = agreement(labels, train.labels)
-        print(
-            f"compared with the labels of {train.name}, which were not used: purity {purity:.3f}, "
-            f"normalized mutual information {information:.3f}"
-        )
-    name = printable(path.parent)
-    print(f"wrote {name}/{path.name} and {name}/clusters.png, a row for each cluster")
-
-
 def _features(
-    model: PixelCNNpp,
-    images: ImageDataset,
-    indices: Tensor,
-    precision: Precision,
-    progress: Progress | None = None,
+    model: PixelCNNpp, images: ImageDataset, indices: Tensor, precision: Precision
 ) -> Iterator[Tensor]:
-    """Features (B, D) float32 of the images `indices`, batch by batch, by all processes."""
+    """Features (B, D) float32 of the images `indices`, batch by batch."""
     model, parameter = in_evaluation(model), model.head.bias
 
-    def features_of(first: int) -> Tensor:
+    def features_of(batch: range) -> Tensor:
         # The last call is filled up, so that an image's sums are rounded alike in any batch.
-        rows = indices[torch.arange(first, first + CALL_IMAGES).clamp(max=len(indices) - 1)]
-        x = images.batch(rows).to(parameter.device, parameter.dtype)
+        numbers = torch.arange(batch.start, batch.start + CALL_IMAGES).clamp(max=len(indices) - 1)
+        x = images.batch(indices[numbers]).to(parameter.device, parameter.dtype)
         with autocast(x.device, precision):
             streams = model.features(x, label=hidden_label(model, x))
-        joined = joined_features(streams.values())
-        return joined[: len(indices) - first].float().cpu()
+        rows = joined_features(streams.values())[: len(batch)].float().cpu()
+        if not rows.isfinite().all():
+            raise ArithmeticError("the model has features that are not finite: it diverged")
+        return rows
 
-    on_cpu = parameter.device.type == "cpu"
-    return in_batches(len(indices), CALL_IMAGES, features_of, on_cpu=on_cpu, progress=progress)
+    in_threads = parameter.device.type == "cpu"
+    return map_parts(features_of, batches(len(indices), CALL_IMAGES), in_threads=in_threads)
 
 
 def _fit_whitening(

@@ -56,6 +56,8 @@ MISTAKES = [
     ("complete pair nan.npy", "nan.npy holds images that are not finite (1 of the first 8): leave"),
     ("complete noisy images", "noisy is a noisy model: name the pair that it is of"),
     ("cluster plain", "plain has a plain model, not a noisy one"),
+    ("cluster noisy --clusters 0", "--clusters must be at least 2, got 0"),
+    (f"cluster noisy {FOLDER} --out images/clusters", "--out must not be inside images"),
     ("evaluate bpd", "give a saved pair"),
     ("evaluate bpd plain --plain plain", "plain and plain both hold a plain model"),
     (f"evaluate bpd noisy denoiser {FOLDER} --limit 0", "--limit must be at least 1, got"),

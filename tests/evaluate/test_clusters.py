@@ -14,15 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import dsmooth
-from dsmooth.data import ImageDataset, own_images
+from dsmooth.data import ImageDataset, load_dataset, own_images
 from dsmooth.data.reading import with_labels, write_labels
 from dsmooth.evaluate import clusters
 from dsmooth.evaluate.classes import classify
-from dsmooth.evaluate.clusters import agreement, cluster, find_clusters, write_clusters
+from dsmooth.evaluate.clusters import agreement, cluster, find_clusters
 from dsmooth.evaluate.likelihood import score_pair
 from dsmooth.evaluate.probe import CALL_IMAGES
 from dsmooth.nn.condition import class_number
 from dsmooth.training.step import initial_state
+from tests.helpers.command_runs import complains, run, save_run
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import images, network, tiny_pair
 from tests.helpers.tiny_runs import resolved
@@ -71,7 +72,7 @@ def test_directions_without_variation_count_for_nothing():
     data = own_images(dsmooth.to_bytes(images(2).repeat_interleave(20, 0)))
     found, labels = find_clusters(noisy, data, 2)
     assert agreement(labels, torch.arange(40) // 20)[0] == 1.0
-    (features,) = clusters._features(noisy, data, torch.arange(40), "auto", None)
+    (features,) = clusters._features(noisy, data, torch.arange(40), "auto")
     z = found.whiten(features)
     torch.testing.assert_close(z.square().sum(1), torch.ones(40))
 
@@ -97,7 +98,7 @@ def test_the_features_are_held_once():
     with Allocations(1_000_000) as seen:
         found, labels = find_clusters(noisy, data, 5)
     (kept,) = seen.storages.values()
-    features = torch.cat([*clusters._features(noisy, data, torch.arange(600), "auto", None)])
+    features = torch.cat([*clusters._features(noisy, data, torch.arange(600), "auto")])
     assert kept.untyped_storage().nbytes() == features.numel() * 4 > 2_000_000
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -157,19 +158,27 @@ def test_a_file_of_labels_is_of_its_images_alone(tmp_path: Path):
     refuses(words, with_labels(data, file).labels_for, 3)
 
 
-def test_the_file_of_labels_is_written_last(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.usefixtures("few_digits")
+def test_the_command_writes_the_file_of_labels_last(tmp_path: Path, monkeypatch, capsys) -> None:
     """Where it exists, nothing is missing."""
-    train, place = bars(30)
-    sets = replace(train, labels=place), replace(bars(8)[0], split="test")
+    monkeypatch.chdir(tmp_path)
+    save_run(tmp_path / "noisy", "noisy", size=28)
+    words = ["cluster", "noisy", "--clusters", "4", "--out", "labels"]
     with monkeypatch.context() as patch:
-        patch.setattr("dsmooth.evaluate.clusters.save_grid", Mock(side_effect=KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            write_clusters(network(), sets, 4, 0, tmp_path / "labels.npz")
-    assert list(tmp_path.iterdir()) == []
-    write_clusters(network(), sets, 4, 0, tmp_path / "labels.npz")
-    assert {path.name for path in tmp_path.iterdir()} == {"labels.npz", "clusters.png"}
-    labels = with_labels(sets[1], tmp_path / "labels.npz").known_labels()
-    assert labels.shape == (8,)
+        patch.setattr("dsmooth.commands.cluster.write_labels", Mock(side_effect=OSError("full")))
+        complains(capsys, "full", *words)
+    assert {path.name for path in (tmp_path / "labels").iterdir()} == {"clusters.png"}
+    assert run(*words) == 0
+    assert {path.name for path in (tmp_path / "labels").iterdir()} == {"labels.npz", "clusters.png"}
+    test = load_dataset("mnist", "test")
+    labels = with_labels(test, tmp_path / "labels" / "labels.npz").known_labels()
+    assert torch.equal(labels.unique(), torch.arange(4))
+
+
+def test_a_model_that_diverged_has_no_clusters() -> None:
+    model = network()
+    model.stem_u.weight_g.data.fill_(torch.nan)
+    refuses("features that are not finite", cluster, model, bars(8)[0], 2, error=ArithmeticError)
 
 
 def test_labels_of_other_classes_are_not_a_models() -> None:
