@@ -9,43 +9,44 @@ driver.py loads and launches it. `_C.CudaSampler` makes the argument of a launch
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 
 import torch
 
 from .._extension import unavailable_reason
-from .compiler import nvrtc
+from .compiler import CompilerError, nvrtc
 from .driver import Card, CudaError, Kernel
-from .images import OLDEST, images_for, origin_of
-
-# Names of the types of operands in Python and in C++.
-OPERANDS = {"bfloat16": "Bf16", "float32": "float"}
+from .images import NO_COMPILER, OLDEST, sources
 
 
 def cuda_obstacle(device: torch.device, operands: str = "bfloat16") -> str | None:
-    """Why the sampler cannot run on a CUDA device; None if it can.
+    """Why the sampler cannot run on a CUDA device; None if it can. operands: or float32.
 
     The first call for a device and type of operands loads the kernel, and may compile it.
     """
     if (reason := unavailable_reason()) is not None:
         return reason
-    found = _load(device.index or 0, operands)
-    return found if isinstance(found, str) else None
+    try:
+        _load(_index_of(device), operands)
+    except CudaError as error:
+        return str(error)
+    return None
 
 
 def sampler_kernel(device: torch.device, operands: str) -> Kernel:
     """The kernel, loaded on a CUDA device. Raises RuntimeError with the obstacle."""
-    found = _load(device.index or 0, operands)
-    if isinstance(found, str):
-        raise RuntimeError(f"the cached sampler cannot run on {device}: {found}")
-    return found
+    try:
+        return _load(_index_of(device), operands)
+    except CudaError as error:
+        raise RuntimeError(f"the cached sampler cannot run on {device}: {error}") from None
 
 
 def describe_cuda(index: int) -> str:
     """Where the kernel of a CUDA device comes from, or why there is none, without compiling it."""
     try:
-        card = Card(index)
-        return too_old(card) or origin_of(card.capability, "bfloat16")
+        first = next(sources(checked_card(index).capability, "bfloat16"), None)
+        return NO_COMPILER if first is None else first.words
     except CudaError as error:
         return str(error)
 
@@ -56,29 +57,36 @@ def describe_compiler() -> str:
     return "none (torch brings none)" if found is None else f"NVRTC {found.version} ({found.path})"
 
 
-@cache
-def _load(index: int, operands: str) -> Kernel | str:
-    """The kernel of one type of operands on a card, or the reason why there is none."""
-    reason = ""
-    try:
-        card = Card(index)
-        if reason := too_old(card):
-            return reason
-        for image in images_for(card.capability, operands, OPERANDS[operands]):
-            try:
-                return Kernel(card, image)
-            except CudaError as error:  # such as code of a toolkit that is newer than the driver
-                reason = f"{image.origin}: {error}"
-    except CudaError as error:
-        return str(error)
-    return reason
+def _index_of(device: torch.device) -> int:
+    if device.index is None:
+        with suppress(RuntimeError, AssertionError):  # without a card or a CUDA build of torch
+            return torch.cuda.current_device()
+    return device.index or 0
 
 
-def too_old(card: Card) -> str:
-    """Why a card is too old for the kernel, or ""."""
-    if card.capability >= OLDEST:
-        return ""
-    return (
-        f"cuda:{card.index} has compute capability {card.capability[0]}.{card.capability[1]}, "
-        f"and the sampler needs {OLDEST[0]}.{OLDEST[1]}"
-    )
+@cache  # of kernels: an error is not kept, so a later call tries again
+def _load(index: int, operands: str) -> Kernel:
+    """The kernel of one type of operands on a card. Raises CudaError if there is none."""
+    card, reason = checked_card(index), NO_COMPILER
+    for source in sources(card.capability, operands):
+        try:
+            image = source.get()
+            reason = image.origin
+            return Kernel(card, image)
+        except CudaError as error:  # such as code of a toolkit that is newer than the driver
+            reason = f"{reason}: {error}"
+        except CompilerError as error:
+            reason = str(error)
+    raise CudaError(reason)
+
+
+def checked_card(index: int) -> Card:
+    """A card that is not too old for the kernel; otherwise raises CudaError."""
+    card = Card(index)
+    if card.capability < OLDEST:
+        major, minor = card.capability
+        raise CudaError(
+            f"cuda:{index} has compute capability {major}.{minor}, and the sampler needs "
+            f"{OLDEST[0]}.{OLDEST[1]}"
+        )
+    return card

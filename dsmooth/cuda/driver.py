@@ -26,8 +26,9 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuDevicePrimaryCtxRetain": (POINTER(c_void_p), c_int),
     "cuCtxPushCurrent_v2": (c_void_p,),
     "cuCtxPopCurrent_v2": (POINTER(c_void_p),),
-    "cuModuleLoadData": (POINTER(c_void_p), c_char_p),
+    "cuModuleLoadDataEx": (POINTER(c_void_p), c_char_p, c_uint, POINTER(c_int), POINTER(c_void_p)),
     "cuModuleGetFunction": (POINTER(c_void_p), c_void_p, c_char_p),
+    "cuFuncGetAttribute": (POINTER(c_int), c_int, c_void_p),
     "cuFuncSetAttribute": (c_void_p, c_int, c_int),
     "cuLaunchKernel": (c_void_p, *[c_uint] * 7, c_void_p, POINTER(c_void_p), POINTER(c_void_p)),
 }
@@ -36,7 +37,9 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
 PROCESSORS, MAJOR, MINOR = 16, 75, 76
 SHARED_PER_PROCESSOR, SHARED_PER_BLOCK, RESERVED_SHARED = 81, 97, 111
 # CUfunction_attribute
-MOST_DYNAMIC_SHARED, SHARED_CARVE_OUT = 8, 9
+STATIC_SHARED, MOST_DYNAMIC_SHARED, SHARED_CARVE_OUT = 1, 8, 9
+# CUjit_option: a buffer for the errors of compiling PTX, and its size
+JIT_ERRORS, JIT_ERRORS_SIZE = 5, 6
 # CUresult that a newer driver would mend: no code for the device, an image or PTX it cannot read
 NOT_UNDERSTOOD = {200, 209, 218, 222}
 
@@ -71,13 +74,14 @@ class Driver:
         status = getattr(self._library, name)(*arguments)
         if status == 0:
             return
-        words = c_char_p()
+        words, version, advice = c_char_p(), c_int(), ""
         self._library.cuGetErrorString(status, ctypes.byref(words))
-        advice = ""
+        self._library.cuDriverGetVersion(ctypes.byref(version))
         if status in NOT_UNDERSTOOD:
-            version = self.get(c_int, "cuDriverGetVersion")
-            advice = f"; the driver is of CUDA {version // 1000}.{version % 1000 // 10}"
-        raise CudaError(f"{name}: {(words.value or b'error %d' % status).decode()}{advice}")
+            major, minor = version.value // 1000, version.value % 1000 // 10
+            advice = f"; the driver is of CUDA {major}.{minor}"
+        said = (words.value or b"error %d" % status).decode(errors="replace")
+        raise CudaError(f"{name}: {said}{advice}")
 
     def get(self, kind: Any, name: str, *arguments: Any) -> Any:
         """What a function writes to its first argument, of a ctypes type."""
@@ -100,7 +104,7 @@ class Card:
         self._device = driver().get(c_int, "cuDeviceGet", index)
         self.capability = self.attribute(MAJOR), self.attribute(MINOR)
         self.processors = self.attribute(PROCESSORS)
-        self.shared_limit = self.attribute(SHARED_PER_BLOCK)  # bytes that a block may have
+        self.shared_per_block = self.attribute(SHARED_PER_BLOCK)
 
     def attribute(self, number: int) -> int:
         """A number that the driver knows of the device."""
@@ -123,14 +127,29 @@ def _primary_context(device: int) -> int:
 
 
 class Kernel:
-    """The sampler's kernel on a card. Raises CudaError if the card cannot load the image."""
+    """The sampler's kernel on a card. Raises CudaError if the card cannot load the image.
+
+    shared_limit: bytes of shared memory that a launch may ask for.
+    """
 
     def __init__(self, card: Card, image: Image) -> None:
         self.card, self.origin = card, image.origin
+        errors = ctypes.create_string_buffer(1 << 12)
+        options = (c_int * 2)(JIT_ERRORS, JIT_ERRORS_SIZE)
+        values = (c_void_p * 2)(ctypes.addressof(errors), len(errors))
         with card.current():
-            module = driver().get(c_void_p, "cuModuleLoadData", image.data)
+            try:
+                module = driver().get(
+                    c_void_p, "cuModuleLoadDataEx", image.data, len(options), options, values
+                )
+            except CudaError as error:
+                log = " ".join(errors.value.decode(errors="replace").split())
+                raise CudaError(f"{error}{log and f' ({log})'}") from None
             self._function = driver().get(c_void_p, "cuModuleGetFunction", module, ENTRY)
-            self._set(MOST_DYNAMIC_SHARED, card.shared_limit)
+            # Code of CUDA 13 for sm_90 and later has 1,024 bytes of its own.
+            static = driver().get(c_int, "cuFuncGetAttribute", STATIC_SHARED, self._function)
+            self.shared_limit = card.shared_per_block - static
+            self._set(MOST_DYNAMIC_SHARED, self.shared_limit)
 
     def prefer_shared(self, block_bytes: int) -> None:
         """Leave to the first cache, through which rows of pixels are read, what a block leaves.
@@ -138,7 +157,8 @@ class Kernel:
         That is a hint. A kernel that needs more shared memory gets it.
         """
         card = self.card
-        needed = block_bytes + card.attribute(RESERVED_SHARED)
+        needed = block_bytes + card.shared_per_block - self.shared_limit
+        needed += card.attribute(RESERVED_SHARED)
         percent = 100 * needed // card.attribute(SHARED_PER_PROCESSOR) + 1
         with card.current():
             self._set(SHARED_CARVE_OUT, min(percent, 100))

@@ -6,22 +6,23 @@ use, for exactly this card, and kept in ~/.cache/dsmooth.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from .._extension import PACKAGE
 from ..files import write_atomically
-from ..progress import LINE_SECONDS, LOG
-from .compiler import Compiled, CompilerError, Nvrtc, nvrtc
-from .driver import CudaError, Image
+from ..progress import LOG
+from .compiler import Compiled, Nvrtc, nvrtc
+from .driver import Image
 
 OLDEST = (8, 0)  # compute capability: mma.sync of bfloat16
+# Names of the types of operands in Python and in C++.
+OPERANDS = {"bfloat16": "Bf16", "float32": "float"}
 PACKAGED = PACKAGE / "cuda" / "images"
 # The sources of the kernel, in the package or, in a source tree, next to it.
 SOURCES = next((f for f in (PACKAGE / "csrc", PACKAGE.parent / "csrc") if f.is_dir()), PACKAGE)
@@ -37,42 +38,30 @@ NO_COMPILER = (
     "torch's NVRTC, which compiles the sampler for this card, is not installed: "
     "`pip install nvidia-cuda-nvrtc` brings it"
 )
+KEPT_SECONDS = 30 * 24 * 3600.0  # how long images of other sources stay in the cache
 
 
-def images_for(capability: tuple[int, int], operands: str, type_name: str) -> Iterator[Image]:
-    """Images that a card may load, the best first. Raises CudaError if nothing can make one.
+class Source(NamedTuple):
+    """A place that an image may come from, in words, and the function that gets it from there."""
 
-    operands: bfloat16 or float32; type_name: the same in C++.
-    """
+    words: str
+    get: Callable[[], Image]
+
+
+def sources(capability: tuple[int, int], operands: str) -> Iterator[Source]:
+    """Where a card may have its image from, the best first. operands: bfloat16 or float32."""
     if (path := packaged_code(capability, operands)) is not None:
-        yield Image(path.read_bytes(), f"packaged {path.name}")
-    failure = NO_COMPILER
-    if (compiler := nvrtc()) is not None:
-        try:
-            yield compiled(compiler, compiler.target_for(capability), operands, type_name)
-            failure = ""
-        except CompilerError as error:
-            failure = str(error)
-    if (path := packaged_ptx(operands)) is not None:
-        LOG.warning("the driver compiles the sampler from packaged PTX; that may take a minute")
-        yield Image(path.read_bytes(), f"packaged {path.name}")
-    elif failure:
-        raise CudaError(failure)
-
-
-def origin_of(capability: tuple[int, int], operands: str) -> str:
-    """In words, where `images_for` takes its first image from. Raises CudaError if from nowhere."""
-    if (path := packaged_code(capability, operands)) is not None:
-        return f"packaged {path.name}"
+        yield Source(f"packaged {path.name}", partial(packaged, path))
     if (compiler := nvrtc()) is not None:
         target = compiler.target_for(capability)
         file = cached_file(compiler, target, operands)
+        words = f"NVRTC {compiler.version} compiles it for {target} at the first use"
         if read_checked(file) is not None:
-            return f"compiled for {target}, in {file}"
-        return f"NVRTC {compiler.version} compiles it for {target} at the first use"
-    if (path := packaged_ptx(operands)) is not None:
-        return f"packaged {path.name}, which the driver compiles"
-    raise CudaError(NO_COMPILER)
+            words = f"compiled for {target}, in {file}"
+        yield Source(words, partial(compiled, compiler, target, operands))
+    # Every card that is not too old can have PTX compiled.
+    if (path := next(PACKAGED.glob(f"{operands}.*.ptx"), None)) is not None:
+        yield Source(f"packaged {path.name}, which the driver compiles", partial(packaged, path))
 
 
 def packaged_code(capability: tuple[int, int], operands: str) -> Path | None:
@@ -82,27 +71,31 @@ def packaged_code(capability: tuple[int, int], operands: str) -> Path | None:
     return next((path for name in names if (path := PACKAGED / name).exists()), None)
 
 
-def packaged_ptx(operands: str) -> Path | None:
-    """The packaged PTX; every card that is not too old can have it compiled."""
-    return next(PACKAGED.glob(f"{operands}.*.ptx"), None)
+def packaged(path: Path) -> Image:
+    """A packaged image."""
+    if path.suffix == ".ptx":
+        LOG.warning("the driver compiles the sampler from packaged PTX; that may take a minute")
+    return Image(path.read_bytes(), f"packaged {path.name}")
 
 
-def compiled(compiler: Nvrtc, target: str, operands: str, type_name: str) -> Image:
-    """The image from the cache, or compiled and kept there.
-
-    Of several processes that need it at the same time one compiles and the others wait.
-    """
+def compiled(compiler: Nvrtc, target: str, operands: str) -> Image:
+    """The image from the cache, or compiled and kept there. Raises CompilerError."""
     path = cached_file(compiler, target, operands)
     if (data := read_checked(path)) is not None:
         return Image(data, f"cached {path.name}")
-    with only_process(path.with_suffix(".lock"), target):
-        if (data := read_checked(path)) is not None:
-            return Image(data, f"cached {path.name}")
-        data = compile_aloud(compiler, target, type_name)
-        try:
-            write_atomically(path, hashlib.sha256(data).digest() + data)
-        except OSError as error:
-            LOG.warning("%s: the next process compiles the sampler again", error)
+    LOG.warning("compiling the sampler for %s, once: it takes some 20 seconds", target)
+    started = time.monotonic()
+    data = compile_kernel(compiler, target, OPERANDS[operands]).data
+    LOG.warning("compiled in %.0f seconds", time.monotonic() - started)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Another process may do the same; each replaces the file by a whole one.
+        write_atomically(path, hashlib.sha256(data).digest() + data)
+        for other in path.parent.glob(f"sampler-{operands}-{target}-*"):
+            if other != path and time.time() - other.stat().st_mtime > KEPT_SECONDS:
+                other.unlink(missing_ok=True)
+    except OSError as error:
+        LOG.warning("the sampler is not kept, so the next process compiles it again: %s", error)
     return Image(data, f"compiled for {target} by NVRTC {compiler.version}")
 
 
@@ -112,30 +105,6 @@ def compile_kernel(compiler: Nvrtc, target: str, type_name: str, *more: str) -> 
     folder = (SOURCES / MAIN).parent
     options = [*OPTIONS, f"-arch={target}", f"-DDSMOOTH_OPERAND={type_name}", f"-I{folder}", *more]
     return compiler.compile(SOURCES / MAIN, headers, options, ptx=target.startswith("compute"))
-
-
-def compile_aloud(compiler: Nvrtc, target: str, type_name: str) -> bytes:
-    """Compile the kernel in a thread, and say so as long as it takes."""
-    outcome: list[bytes | Exception] = []
-
-    def run() -> None:
-        try:
-            outcome.append(compile_kernel(compiler, target, type_name).data)
-        except Exception as error:
-            outcome.append(error)
-
-    LOG.warning("compiling the sampler for %s, once: it takes some 20 seconds", target)
-    started = time.monotonic()
-    thread = threading.Thread(target=run, daemon=True)  # Ctrl-C does not wait for it
-    thread.start()
-    while thread.is_alive():
-        thread.join(LINE_SECONDS)
-        words = "compiling, %.0f seconds" if thread.is_alive() else "compiled in %.0f seconds"
-        LOG.warning(words, time.monotonic() - started)
-    (result,) = outcome
-    if isinstance(result, Exception):
-        raise result
-    return result
 
 
 def cached_file(compiler: Nvrtc, target: str, operands: str) -> Path:
@@ -158,24 +127,3 @@ def read_checked(path: Path) -> bytes | None:
         return data
     LOG.warning("%s is damaged and is made again", path)
     return None
-
-
-@contextmanager
-def only_process(path: Path, target: str) -> Iterator[None]:
-    """Inside the block no other process has the lock `path`, where the folder can hold one."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError as error:
-        LOG.warning("the sampler is not kept: %s", error)
-        yield
-        return
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            LOG.warning("another process compiles the sampler for %s: waiting for it", target)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass  # a network file system without locks
-        yield

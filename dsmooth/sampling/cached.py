@@ -100,7 +100,7 @@ class CachedSampler:
         # torch restores the previous device without creating a context there.
         with torch.cuda.device(device):
             self._native = extension().CudaSampler(
-                program, bf16, card.index, card.processors, card.shared_limit
+                program, bf16, card.index, card.processors, self._kernel.shared_limit
             )
             self._kernel.prefer_shared(self._native.shared_bytes)
             host = torch.empty(self._native.weight_words, dtype=torch.float32)

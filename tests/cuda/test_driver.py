@@ -9,7 +9,7 @@ import torch
 
 from dsmooth import cuda
 from dsmooth.commands import doctor
-from dsmooth.cuda import compiler, driver
+from dsmooth.cuda import compiler, driver, images
 from dsmooth.cuda.driver import Card, CudaError, Image, Kernel
 from dsmooth.machine import has_fast_bfloat16
 from tests.helpers.stub_driver import StubDriver
@@ -29,7 +29,8 @@ def test_a_launch_arrives_as_it_was_asked_for(stub: StubDriver) -> None:
     stub.launched = lambda *launch: seen.append((*launch[:3], ctypes.string_at(launch[3], 3000)))
     argument = bytes(range(250)) * 12
     kernel = Kernel(Card(1), CODE)
-    assert stub.state.most_dynamic_shared == 227 << 10
+    # Code for sm_90 has shared memory of its own; the driver takes no more than the rest.
+    assert kernel.shared_limit == stub.state.most_dynamic_shared == (227 << 10) - 1024
     with stub.raised():
         launch(kernel, argument)
     assert seen == [([5, 1, 1], [256, 1, 1], 4096, argument)]
@@ -37,7 +38,8 @@ def test_a_launch_arrives_as_it_was_asked_for(stub: StubDriver) -> None:
     assert stub.state.contexts == 0
 
 
-CALLS = ["cuModuleLoadData", "cuModuleGetFunction", "cuFuncSetAttribute", "cuLaunchKernel"]
+CALLS = ["cuModuleLoadDataEx", "cuModuleGetFunction", "cuFuncGetAttribute", "cuFuncSetAttribute"]
+CALLS += ["cuLaunchKernel"]
 CALLS += ["cuDeviceGet", "cuDeviceGetAttribute", "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent_v2"]
 
 
@@ -54,16 +56,33 @@ def test_a_call_that_fails_is_one_line_and_leaves_no_context(function, stub) -> 
 @pytest.mark.parametrize("status", sorted(driver.NOT_UNDERSTOOD))
 def test_code_that_a_driver_cannot_read_is_said_with_its_version(status, stub) -> None:
     stub.refused[b""] = status
-    with pytest.raises(CudaError, match=r"cuModuleLoadData: .*; the driver is of CUDA 12\.4"):
+    stub.fail("cuDriverGetVersion", status)  # as everything of a driver without a card
+    message = r"cuModuleLoadDataEx: .*; the driver is of CUDA 12\.4"
+    message += r" \(ptxas fatal: no\)\Z" * (status == 218)  # what the compiler of PTX says
+    with pytest.raises(CudaError, match=message):
         Kernel(Card(0), CODE)
+
+
+def test_a_card_that_could_not_load_is_tried_again(stub: StubDriver) -> None:
+    (images.PACKAGED / "bfloat16.sm_90.cubin").write_bytes(b"code")
+    stub.fail("cuCtxPushCurrent_v2", 2)
+    assert cuda.cuda_obstacle(FIRST) is not None
+    stub.state.failing = None
+    assert cuda.cuda_obstacle(FIRST) is None
+    assert cuda.sampler_kernel(FIRST, "bfloat16") is cuda.sampler_kernel(FIRST, "bfloat16")
+
+
+def test_a_device_without_an_index_is_the_current_one(stub: StubDriver, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    (images.PACKAGED / "bfloat16.sm_90.cubin").write_bytes(b"code")
+    assert cuda.sampler_kernel(torch.device("cuda"), "bfloat16").card.index == 1
 
 
 def test_there_must_be_a_driver_and_a_card(stub: StubDriver, monkeypatch, capsys) -> None:
     """The obstacle is a line, which `dsmooth doctor` prints."""
 
     def obstacle() -> str:
-        for cached in (driver.driver, cuda._load):
-            cached.cache_clear()
+        driver.driver.cache_clear()
         found = cuda.cuda_obstacle(FIRST)
         assert found is not None
         assert "\n" not in found

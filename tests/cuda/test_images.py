@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
+import os
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,10 @@ needs_nvrtc = pytest.mark.skipif(nvrtc() is None, reason="torch brings no NVRTC"
 
 
 class FakeNvrtc(Nvrtc):
-    """Compiles to a line of text, at once or after the given time."""
+    """Compiles to a line of text."""
 
-    def __init__(self, version: str = "13.2", seconds: float = 0, notes: Path | None = None):
-        self.path, self.version, self.seconds, self.notes = "fake", version, seconds, notes
+    def __init__(self, version: str = "13.2"):
+        self.path, self.version = "fake", version
         self.architectures = [75, 80, 86, 89, 90, 100, 120]
         self.failure: Exception | None = None
         self.compiled = 0
@@ -38,10 +37,6 @@ class FakeNvrtc(Nvrtc):
     def compile(self, path: Any, headers: Any, options: Any, *, ptx: bool) -> Compiled:
         if self.failure is not None:
             raise self.failure
-        if self.notes is not None:
-            with self.notes.open("a") as file:
-                file.write("compiled\n")
-        time.sleep(self.seconds)
         self.compiled += 1
         return Compiled(f"{'PTX' if ptx else 'code'} {' '.join(options)}".encode(), "")
 
@@ -50,7 +45,6 @@ class FakeNvrtc(Nvrtc):
 def fake(stub: StubDriver, monkeypatch: pytest.MonkeyPatch) -> FakeNvrtc:
     fake = FakeNvrtc()
     monkeypatch.setattr(images, "nvrtc", lambda: fake)
-    monkeypatch.setattr(images, "LINE_SECONDS", 0.01)
     return fake
 
 
@@ -60,7 +54,7 @@ def package(*names: str) -> None:
 
 
 def origins(major: int, minor: int, operands: str = "bfloat16") -> list[str]:
-    found = images.images_for((major, minor), operands, cuda.OPERANDS[operands])
+    found = [source.get() for source in images.sources((major, minor), operands)]
     return [image.origin.removeprefix("packaged ").partition(" by")[0] for image in found]
 
 
@@ -86,7 +80,7 @@ def test_the_origin_is_that_of_the_loaded_kernel(way, fake, stub, monkeypatch, c
     if way == "packaged":
         package("bfloat16.sm_100.cubin")
     if way == "cached":
-        images.compiled(fake, "sm_100", "bfloat16", "Bf16")
+        images.compiled(fake, "sm_100", "bfloat16")
         caplog.clear()
     if way in ("PTX", "none"):
         monkeypatch.setattr(images, "nvrtc", lambda: None)
@@ -129,7 +123,7 @@ def test_an_error_of_the_compiler_is_an_obstacle(fake, stub) -> None:
 
 
 def make(fake: Nvrtc, target: str = "sm_90", operands: str = "bfloat16") -> bytes:
-    return images.compiled(fake, target, operands, cuda.OPERANDS[operands]).data
+    return images.compiled(fake, target, operands).data
 
 
 @pytest.mark.quick
@@ -172,7 +166,7 @@ def test_a_cache_that_cannot_be_written_costs_a_line(fake, monkeypatch, tmp_path
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     first = make(fake)
-    assert "the sampler is not kept: " in caplog.text
+    assert "the sampler is not kept, so the next process compiles it again: " in caplog.text
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
 
     def full(path: Path, data: bytes) -> None:
@@ -181,41 +175,24 @@ def test_a_cache_that_cannot_be_written_costs_a_line(fake, monkeypatch, tmp_path
     with monkeypatch.context() as patched:
         patched.setattr(images, "write_atomically", full)
         assert make(fake) == first
-    assert "No space left on device: the next process compiles the sampler again" in caplog.text
+    assert "could not write" in caplog.text
     assert make(fake) == first
     assert fake.compiled == 3
 
 
-def compile_in_a_process(notes: Path, results: Any) -> None:
-    results.put(make(FakeNvrtc(seconds=0.5, notes=notes)))
-
-
-def test_of_several_processes_one_compiles(fake: FakeNvrtc, tmp_path: Path) -> None:
-    """As torchrun starts them. All get the whole image."""
-    context = multiprocessing.get_context("fork")
-    notes, results = tmp_path / "notes", context.Queue()
-    processes = [
-        context.Process(target=compile_in_a_process, args=(notes, results)) for _ in range(3)
-    ]
-    for process in processes:
-        process.start()
-    images_made = {results.get(timeout=60) for _ in processes}
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
-    assert images_made == {make(fake)}
-    assert notes.read_text() == "compiled\n"
-    assert fake.compiled == 0
-
-
 @pytest.mark.quick
-def test_long_compiles_say_that_they_run(fake: FakeNvrtc, caplog) -> None:
-    fake.seconds = 0.1
+def test_old_images_of_other_sources_go(fake: FakeNvrtc) -> None:
     make(fake)
-    lines = [record.getMessage() for record in caplog.records]
-    assert lines[0] == "compiling the sampler for sm_90, once: it takes some 20 seconds"
-    assert lines[1] == "compiling, 0 seconds"
-    assert lines[-1] == "compiled in 0 seconds"
+    first = images.cached_file(fake, "sm_90", "bfloat16")
+    recent, other = (first.with_name(f"{first.name[:-16]}{digit * 16}") for digit in "01")
+    for path in (recent, other, first.with_name("sampler-float32-sm_90-0")):
+        path.write_bytes(b"older")
+    kept = {path.name for path in first.parent.iterdir()} - {other.name}
+    os.utime(other, (0, 0))
+    os.utime(first.with_name("sampler-float32-sm_90-0"), (0, 0))  # of other operands
+    first.unlink()
+    make(fake)
+    assert {path.name for path in first.parent.iterdir()} == kept
 
 
 @needs_nvrtc
@@ -236,7 +213,7 @@ def report(target: str, operands: str) -> str:
     assert found is not None
 
     def write(folder: Path) -> None:
-        compiled = images.compile_kernel(found, target, cuda.OPERANDS[operands], "-Xptxas=-v")
+        compiled = images.compile_kernel(found, target, images.OPERANDS[operands], "-Xptxas=-v")
         assert compiled.data.startswith(b"\x7fELF")
         (folder / "said.txt").write_text(compiled.log)
 

@@ -13,7 +13,7 @@ from dsmooth.functional import logistic_mixture_log_prob
 from tests.faults.harness import Arguments, Odd, Target, guarded, run
 
 REFUSED: Odd = {
-    "likelihood": ["continuous", "gaussian", "bogus", "", 3],
+    "likelihood": ["gaussian", "bogus", "", 3],
     "atoms": ["x", (0,), ()],
     "smoothing_scale": ["x"],
     "threads": [2**40, "x"],
@@ -21,6 +21,7 @@ REFUSED: Odd = {
     "impl": ["triton", "bogus"],
 }
 ACCEPTED: Odd = {
+    "likelihood": ["continuous"],
     "smoothing_scale": [0.5, -1.0, float("nan"), float("inf")],
     "threads": [0, -3, 2, 10**9],
     "instruction_set": ["generic"],

@@ -9,7 +9,7 @@ struct {
   const char* failing;  // the name of the function that fails, and with which status
   int failure;
   int contexts;  // pushed and not popped
-  int most_dynamic_shared, carve_out;
+  int static_shared, most_dynamic_shared, carve_out;
   void* stream;  // of the last launch
   int (*loaded)(const char* image);
   void (*launched)(const unsigned* grid, const unsigned* block, unsigned shared,
@@ -23,10 +23,13 @@ static int done(const char* name) {
 static int done_there(const char* name) { return state.contexts > 0 ? done(name) : 201; }
 
 int cuInit(unsigned flags) { return flags ? 1 : done("cuInit"); }
-int cuDriverGetVersion(int* version) { return *version = state.version, 0; }
+int cuDriverGetVersion(int* version) {
+  return *version = state.version, done("cuDriverGetVersion");
+}
 int cuGetErrorString(int status, const char** words) {
   *words = status == 100   ? "no CUDA-capable device is detected"
            : status == 201 ? "invalid device context"
+           : status == 209 ? "not UTF-8: \xff"
            : status == 222 ? "the provided PTX was compiled with an unsupported toolchain."
                            : "an error";
   return 0;
@@ -58,16 +61,26 @@ int cuCtxPopCurrent_v2(void** context) {
   *context = NULL;
   return state.contexts-- > 0 ? 0 : 201;
 }
-int cuModuleLoadData(void** module, const char* image) {
+// Options 5 and 6 are the buffer of the compiler's errors and its size.
+int cuModuleLoadDataEx(void** module, const char* image, unsigned count, const int* options,
+                       void** values) {
   *module = (void*)image;
-  const int status = done_there("cuModuleLoadData");
-  return status ? status : state.loaded(image);
+  int status = done_there("cuModuleLoadDataEx");
+  if (status == 0) status = state.loaded(image);
+  if (count != 2 || options[0] != 5 || options[1] != 6) return 1;
+  if (status == 218) strncpy(values[0], "ptxas fatal:\n  no", (size_t)values[1]);
+  return status;
+}
+int cuFuncGetAttribute(int* value, int attribute, void* function) {
+  *value = state.static_shared;
+  return function && attribute == 1 ? done_there("cuFuncGetAttribute") : 1;
 }
 int cuModuleGetFunction(void** function, void* module, const char* name) {
   *function = module;
   return strcmp(name, "sample") ? 500 : done_there("cuModuleGetFunction");
 }
 int cuFuncSetAttribute(void* function, int attribute, int value) {
+  if (attribute == 8 && value + state.static_shared > state.shared_per_block) return 1;
   *(attribute == 8 ? &state.most_dynamic_shared : &state.carve_out) = value;
   return function ? done_there("cuFuncSetAttribute") : 1;
 }

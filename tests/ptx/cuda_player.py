@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dsmooth.cuda import OPERANDS
 from dsmooth.cuda.compiler import nvrtc
 from dsmooth.cuda.driver import Card, Image, Kernel
-from dsmooth.cuda.images import compile_kernel
+from dsmooth.cuda.images import OPERANDS, compile_kernel
 from tests.helpers.builds import ROOT, kept, library
 from tests.helpers.stub_driver import StubDriver
 from tests.ptx.memory import Memory, Trap
@@ -63,7 +62,7 @@ class HostLibrary:
         """Functions of a sampler of the case on a card, to be called by name."""
         made = ctypes.c_void_p(
             self.call(
-                "make_sampler", ctypes.byref(case), card.processors, card.shared_limit,
+                "make_sampler", ctypes.byref(case), card.processors, card.shared_per_block,
                 result=ctypes.c_void_p,
             )
         )  # fmt: skip
