@@ -14,7 +14,7 @@ from tests.faults.harness import Arguments, Odd, Target, guarded, run
 
 REFUSED: Odd = {
     "likelihood": ["gaussian", "bogus", "", 3],
-    "atoms": ["x", (0,), ()],
+    "atoms": ["x", (0,)],
     "smoothing_scale": ["x"],
     "threads": [2**40, "x"],
     "instruction_set": ["sse9", "", 3],
