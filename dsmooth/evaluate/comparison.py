@@ -15,7 +15,7 @@ from ..progress import portion
 from ..results import FLOOR, Distance, FidelityScores, FrechetResult
 from ..work import map_parts
 from .features import FeatureExtractor, Features, extract_features
-from .frechet import FeatureStatistics, bootstrap_error
+from .frechet import FeatureStatistics, distance_with_error
 from .sources import as_grey
 
 # Settings of torch-fidelity and of the authors, for as many images.
@@ -76,9 +76,8 @@ def compare_images(
                 f"statistics must have dimension {rows.shape[1]}, as the features of {facts.name} "
                 f"have, got {len(real.mean)}"
             )
-        value = FeatureStatistics.of_batches(rows.split(1000)).distance(real)
         with portion(0.3):
-            error = bootstrap_error(rows, real, seed=seed)
+            value, error = distance_with_error(rows, real, seed=seed)
         with portion(0.5):
             scores = fidelity_scores(features, reference.features) if has_fidelity() else None
         return Distance(value, error, len(images), black_share(images), scores=scores)

@@ -54,23 +54,23 @@ def frechet_distance(
     return max(0.0, float(squares - 2 * root))
 
 
-def bootstrap_error(
+def distance_with_error(
     features: Tensor, other: FeatureStatistics, *, seed: int = 0, repeats: int = BOOTSTRAPS
-) -> float:
-    """Standard error of the Fréchet distance of features (N, D) to `other`, over the N images.
+) -> tuple[float, float]:
+    """The Fréchet distance of features (N, D) to `other`, and its standard error over the N images.
 
-    It is the standard deviation of the distances of `repeats` resamples of the images, drawn with
-    replacement as a function of the seed. ValueError for fewer than 2 images.
+    The error is the standard deviation of the distances of `repeats` resamples of the images, drawn
+    with replacement as a function of the seed. ValueError for fewer than 2 images.
     """
     generator, n = torch.Generator().manual_seed(seed), len(features)
     resamples = [torch.randint(n, (n,), generator=generator) for _ in range(repeats)]
 
-    def distance(number: int) -> float:
-        parts = resamples[number].split(1000)
-        return FeatureStatistics.of_batches(features[part] for part in parts).distance(other)
+    def distance(rows: Tensor) -> float:
+        batches = (features[part] for part in rows.split(1000))
+        return FeatureStatistics.of_batches(batches).distance(other)
 
-    distances = [*map_parts(distance, range(repeats))]
-    return float(torch.tensor(distances, dtype=torch.float64).std())
+    value, *others = map_parts(distance, [torch.arange(n), *resamples])
+    return value, float(torch.tensor(others, dtype=torch.float64).std())
 
 
 def _as_float64(name: str, value: Tensor | ArrayLike) -> Tensor:

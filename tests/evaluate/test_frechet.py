@@ -31,7 +31,7 @@ from dsmooth.evaluate.features import (
     extract_features,
     make_extractor,
 )
-from dsmooth.evaluate.frechet import FeatureStatistics, bootstrap_error, frechet_distance
+from dsmooth.evaluate.frechet import FeatureStatistics, distance_with_error, frechet_distance
 from dsmooth.evaluate.sources import read_images, read_reference
 from dsmooth.files import file_sha256
 from dsmooth.machine import torch_threads
@@ -128,11 +128,13 @@ def test_the_bootstrap_gives_the_scatter_of_independent_samples() -> None:
     for seed in range(60):
         samples = 0.7 + normal(300, 3, seed=seed + 1)
         distances.append(statistics_of([samples]).distance(real))
-    error = bootstrap_error(samples, real, repeats=100)
+    found = distance_with_error(samples, real, repeats=100)
+    assert found[0] == distances[-1]
+    error = found[1]
     assert error == pytest.approx(float(np.std(distances)), rel=0.4)
     with torch_threads(3):  # side by side
-        assert error == bootstrap_error(samples, real, repeats=100)
-    assert error != bootstrap_error(samples, real, repeats=100, seed=1)
+        assert found == distance_with_error(samples, real, repeats=100)
+    assert error != distance_with_error(samples, real, repeats=100, seed=1)[1]
 
 
 class Always(nn.Module):

@@ -25,7 +25,6 @@ from dsmooth.evaluate.likelihood import (
 )
 from dsmooth.functional import logistic_mixture_log_prob
 from dsmooth.likelihoods import Likelihood
-from dsmooth.machine import torch_threads
 from dsmooth.philox import Stream
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import CLASSES, GAUSSIAN, network, tiny_config, tiny_pair
@@ -236,17 +235,6 @@ def test_what_cannot_be_scored_is_named(images: ImageDataset, options, words: st
 )
 def test_models_that_cannot_score_or_classify_are_named(call, model, data, words: str) -> None:
     refuses(words, call, model, data, error=(TypeError, ValueError))
-
-
-def test_scores_do_not_depend_on_the_number_of_threads() -> None:
-    """Batches are scored side by side, in the contexts of the caller."""
-    pair, data, seen = tiny_pair(), random_dataset(9), []
-    for threads in (1, 3):
-        with torch_threads(threads), torch.autocast("cpu", torch.bfloat16):
-            seen.append(score_pair(pair, data, batch_size=2).discretized)
-            assert torch.get_num_threads() == threads
-    assert torch.equal(*seen)
-    assert not torch.equal(seen[0], score_pair(pair, data, batch_size=2).discretized)
 
 
 @torch.no_grad()

@@ -28,7 +28,6 @@ from dsmooth.evaluate.probe import (
     probe_pair,
     untrained,
 )
-from dsmooth.machine import torch_threads
 from dsmooth.probe_settings import ProbeSettings
 from dsmooth.record import read_result
 from dsmooth.results import ProbeResult, ProbeScore
@@ -55,18 +54,6 @@ TRAIN, TEST = squares(23, "train"), squares(11, "test")
 
 def inputs_of(settings: ProbeSettings = SETTINGS) -> ProbeInputs:
     return ProbeInputs(TRAIN, TEST, dsmooth.GaussianSmoothing(0.3), settings)
-
-
-@pytest.mark.quick
-def test_probes_do_not_depend_on_the_number_of_threads() -> None:
-    """Each has one thread, and the caller keeps its own."""
-    probes = []
-    for threads in (1, 3):
-        with torch_threads(threads):
-            for name, network in (("pixels", None), ("noisy", tiny_pair().noisy)):
-                probes.append(probe_network(name, network, inputs_of()))
-            assert torch.get_num_threads() == threads
-    assert probes[:2] == probes[2:]
 
 
 @pytest.mark.parametrize(

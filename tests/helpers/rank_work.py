@@ -11,15 +11,9 @@ from pathlib import Path
 
 import torch
 
-import dsmooth
 from dsmooth.config import TrainConfig
 from dsmooth.data import ImageDataset
 from dsmooth.distributed import process_group, rank_and_size
-from dsmooth.evaluate.features import extract_features, make_extractor
-from dsmooth.evaluate.frechet import FeatureStatistics
-from dsmooth.evaluate.likelihood import score_pair
-from dsmooth.evaluate.probe import probe_pair
-from dsmooth.probe_settings import ProbeSettings
 from dsmooth.training.step import TrainState
 
 
@@ -40,29 +34,6 @@ def steps(out: str, *settings: str) -> None:
         if rank_and_size()[0] == 0:
             losses, norms = ([r[i] for r in readings] for i in (1, 2))
             torch.save((losses, norms, state.tensors()), Path(out, f"{number}.pt"))
-
-
-def measures(pair_folder: str, out: str) -> None:
-    """Bits/dim, features with their statistics, and probes: OUT/numbers.pt."""
-    pair = dsmooth.SmoothedPair.from_pretrained(pair_folder)
-    data, digits = made_images(13), made_images(33, 28).images
-    extractor = make_extractor("mnist-classifier")
-    scores = score_pair(pair, data, batch_size=5, n_noise=2)
-    features, logits = extract_features(digits, extractor, batch_size=10)
-    statistics = FeatureStatistics.of_batches([features])
-    settings = ProbeSettings(epochs=1)
-    probes = probe_pair(pair, made_images(120), data, settings, Path(out, "probes.json"))
-    if rank_and_size()[0] == 0:
-        numbers = {
-            "noisy": scores.noisy,
-            "smoothing": scores.smoothing,
-            "discretized": scores.discretized,
-            "features": features,
-            "logits": logits,
-            "mean": statistics.mean,
-            "covariance": statistics.covariance,
-        }
-        torch.save((numbers, repr(probes.accuracy)), Path(out, "numbers.pt"))
 
 
 if __name__ == "__main__":

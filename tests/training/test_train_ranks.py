@@ -28,7 +28,7 @@ from dsmooth.training.graph import uses_graph
 from dsmooth.training.step import share_of_batch
 from tests.helpers.command_runs import run as call
 from tests.helpers.data_makers import refuses
-from tests.helpers.networks import BYTES, network, tiny_pair
+from tests.helpers.networks import BYTES, network
 from tests.helpers.rank_processes import (
     COMMAND,
     ForkedPython,
@@ -223,21 +223,6 @@ def test_control_c_saves_once_and_one_process_resumes(tmp_path, monkeypatch) -> 
     assert run.is_finished()
     starts = [entry.images for entry in run.read_log() if isinstance(entry, Start)]
     assert starts == [0, seen]
-
-
-def test_numbers_are_those_of_one_process(tmp_path: Path) -> None:
-    """Bit for bit: each batch is whole, and sums are in the order of one process."""
-    tiny_pair().save_pretrained(tmp_path / "pair")
-    results = []
-    for size in (1, 2):
-        out = tmp_path / str(size)
-        out.mkdir()
-        run_script(WORK, size, ["measures", str(tmp_path / "pair"), str(out)], tmp_path)
-        results.append(torch.load(out / "numbers.pt"))
-    (one, probes), (two, probes_of_two) = results
-    for name, tensor in one.items():
-        assert torch.equal(two[name], tensor), name
-    assert probes_of_two == probes
 
 
 def test_a_process_whose_peers_are_missing_does_not_wait_for_ever(tmp_path: Path) -> None:
