@@ -33,7 +33,7 @@ PACKAGED = partial(SmoothedPair.from_pretrained, "mnist")
 def bench_incremental(bench: Bench, make: Callable[[], SmoothedPair], batch: int) -> None:
     """Two-step sampling in float32 by one thread, in CPU seconds of the process."""
     pair = make()
-    label = torch.zeros(batch, pair.n_classes) if pair.n_classes else None
+    label = torch.full((batch,), -1) if pair.classes else None
     eager = IncrementalPair(pair)
     contenders: dict[str, Run] = {"cached PyTorch": partial(eager.sample, batch)}
     if bench.smoke:

@@ -148,8 +148,7 @@ class IncrementalSampler:
         """The images of `sequential_sample`: (n, 1, H, W)."""
         (height, width), f = size, self.f
         x = torch.zeros(n, 1, height, width)
-        classes = self.model.config.condition_size
-        label = torch.zeros(n, classes) if classes else None
+        label = torch.full((n,), -1) if self.model.config.classes else None
         encoded = self.model.encode_context(x, context, label)
         streams = [torch.zeros(height, width, n, f)] * 2
         if encoded.streams is not None:

@@ -69,8 +69,7 @@ def plain_pass(model: PixelCNNpp, shape: tuple[int, ...]) -> Callable[[], None]:
     x = torch.zeros(shape)
     with torch.no_grad(), use_impl("reference"):
         # A label of zeros: the work is the same for every label.
-        n_classes = model.config.condition_size
-        label = torch.zeros(shape[0], n_classes) if n_classes else None
+        label = torch.full(shape[:1], -1) if model.config.classes else None
         encoded = model.encode_context(x, context, label)
 
     def run() -> None:

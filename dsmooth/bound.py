@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .fields import check_number
 from .nn import PixelCNNpp
-from .nn.gradients import label_gradient
+from .nn.gradients import class_gradient
 
 # Classes of each draw that a bound sums over by default, and passes of a network that choosing them
 # takes, at least.
@@ -52,7 +52,7 @@ def bound_terms(
 
     terms: dict[str, Tensor] = {}
     for model, terms_of in ((noisy, noisy_terms), (denoiser, denoiser_terms or image_terms)):
-        if not model.config.condition_size:
+        if not model.config.n_classes:
             terms |= terms_of(None)
             continue
         rows = [terms_of(label) for label in labels]
@@ -72,19 +72,19 @@ def likely_classes(
 ) -> Tensor:
     """`count` classes of each image that probably contribute most to its weight: (count, B).
 
-    They have the largest derivatives of log p(x~ | label) by the label at the mean label of the
-    prior, which lies between the labels that any model with classes was trained with; of a noisy
-    model without classes, those of log p(x | x~, label). All classes, in order, if count is None or
-    if the gradient and `count` passes take as long.
+    They have the largest derivatives of log p(x~ | vector) by the one-hot vector of the class, at
+    the mean of the prior, which lies between the vectors that any model with classes was trained
+    with; of a noisy model without classes, those of log p(x | x~, vector). All classes, in order,
+    if count is None or if the gradient and `count` passes take as long.
     """
     noisy, denoiser = models
     if count is not None:
         check_number("top_classes", count)
     if count is None or count + GRADIENT_PASSES >= len(log_prior):
         return torch.arange(len(log_prior), device=x.device)[:, None].expand(-1, len(x))
-    mean_label = log_prior.exp().expand(len(x), -1)
-    if noisy.config.condition_size:
-        gradient = label_gradient(noisy, mean_label, x_tilde)
+    mean = log_prior.exp().expand(len(x), -1)
+    if noisy.config.n_classes:
+        gradient = class_gradient(noisy, mean, x_tilde)
     else:
-        gradient = label_gradient(denoiser, mean_label, x, x_tilde)
+        gradient = class_gradient(denoiser, mean, x, x_tilde)
     return (log_prior + gradient).topk(count).indices.mT

@@ -15,14 +15,18 @@ from .likelihoods import N_BYTES, Atoms, Likelihood, MixtureOptions, check_likel
 
 # Name of a data set that was given in Python, in the settings of a run.
 OWN = "own"
+# Labels of samplers that are not names of classes.
+RESERVED = frozenset(("each", "prior", "known"))
 # Octave k of a pixel's Fourier features has 2^k periods over the 256 bytes; the last is the parity.
 OCTAVES = 8
 # Upper bound of every size, so that a damaged config.json cannot ask for terabytes.
 LARGEST = 4096
 # Fields of a network that follow from the noise and the data of its training.
-DERIVED = ("smoothing_scale", "class_names", "class_shares", "labels_sha256", "hidden_labels")
+DERIVED = ("smoothing_scale", "classes")
 # Settings that are not options of the command: config.json has them.
-_OF_NETWORK = ("conditioning", "fourier_features", "head_filters", "context_filters", *DERIVED)
+_OF_NETWORK = (
+    "conditioning", "fourier_features", "head_filters", "context_filters", "smoothing_scale",
+)  # fmt: skip
 _OF_RUN = ("role", "clean_noise", "data_init", "schedule_from", "earlier_images")
 FILE_ONLY = {*_OF_NETWORK, *_OF_RUN, "betas", "cooldown", "learning_rate_decay", "clip_norm"}
 
@@ -34,6 +38,36 @@ Natural = Annotated[int, Meta(ge=0)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 Probability = Annotated[float, Meta(ge=0, lt=1)]
 Share = Annotated[float, Meta(gt=0, le=1)]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of images that a model is conditioned on.
+
+    Raises ValueError for a field out of range.
+    """
+
+    names: Annotated[tuple[str, ...], Meta(min_length=1, max_length=LARGEST)]
+    """Their names, in the order of their numbers 0, 1, .."""
+    shares: tuple[float, ...] = ()
+    """The share of each among the training images, which is its prior probability; none: equal."""
+    dropout: Probability = 0.0
+    """The fraction of the training images that were seen without their class. Unless it is 0, the
+    model has learned images of no class, -1, which guidance needs."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        if len({*self.names}) < len(self.names) or not RESERVED.isdisjoint(self.names):
+            words = f"must be different, and not {' or '.join(sorted(RESERVED))}"
+            raise SettingError("names", f"{words}, got {', '.join(self.names)}")
+        if self.shares and not (
+            len(self.shares) == len(self.names)
+            and min(self.shares) >= 0
+            and 0.999 < sum(self.shares) < 1.001
+        ):
+            raise SettingError(
+                "shares", f"must be {len(self.names)} numbers with the sum 1, got {self.shares}"
+            )
 
 
 @dataclass(frozen=True)
@@ -74,35 +108,13 @@ class ModelConfig:
     """Gated resnets in the encoder of conditioning="concat"."""
     context_filters: Size | None = None
     """Channels of that encoder; None for n_filters."""
-    n_classes: SizeOrNone | Literal["auto"] = 0
-    """Classes of images that the model is conditioned on, 0 for none; auto: as many as the labels
-    of the training data."""
-    class_names: tuple[str, ...] = ()
-    """Names of the classes in their order; training takes those of its data. None if unknown."""
-    class_shares: tuple[float, ...] = ()
-    """Share of each class among the training images, which is its prior probability; none if
-    unknown: equal shares."""
-    labels_sha256: str | None = None
-    """Digest of the file of labels that the classes come from, such as clusters."""
-    hidden_labels: Probability | None = None
-    """The label dropout of its training, see `TrainConfig`; None if unknown."""
+    classes: Classes | None = None
+    """The classes that it is conditioned on; training takes those of its images."""
 
     def __post_init__(self) -> None:
         check(self)
-        shares = self.class_shares
-        if self.n_classes == "auto":  # training counts them
-            object.__setattr__(self, "class_shares", ())
-        elif shares and (len(shares) != self.n_classes or not 0.999 < sum(shares) < 1.001):
-            raise SettingError(
-                "class_shares", f"must be {self.n_classes} numbers with the sum 1, got {shares}"
-            )
         if self.image_channels not in (1, 3):
             raise SettingError("image_channels", f"must be 1 or 3, got {self.image_channels}")
-        if self.class_names and len({*self.class_names}) != self.n_classes:
-            raise SettingError(
-                "class_names",
-                f"must be {self.n_classes} different names, got {', '.join(self.class_names)}",
-            )
         check_likelihood(self.likelihood, self.atoms, self.smoothing_scale, self.image_channels)
         if self.fourier_features and self.likelihood != "discretized":
             raise SettingError(
@@ -111,21 +123,9 @@ class ModelConfig:
             )
 
     @property
-    def condition_size(self) -> int:
-        """The number of classes that each image is conditioned on, 0 for none.
-
-        Raises ValueError while n_classes is "auto".
-        """
-        if self.n_classes == "auto":
-            raise SettingError(
-                "n_classes", 'can be "auto" in training only, which counts the labels of its data'
-            )
-        return self.n_classes
-
-    @property
-    def classes(self) -> Classes:
-        """The classes, as `Classes`."""
-        return classes_of(self)
+    def n_classes(self) -> int:
+        """The number of classes, 0 without any."""
+        return len(self.classes.names) if self.classes else 0
 
     @property
     def n_atoms(self) -> int:
@@ -165,31 +165,6 @@ class ModelConfig:
     def from_dict(cls, values: Mapping[str, object]) -> ModelConfig:
         """Rebuild a config from `dataclasses.asdict` or JSON. Raises ValueError for other keys."""
         return structure(values, cls)
-
-
-@dataclass(frozen=True)
-class Classes:
-    """The classes of one or several models: number, names, shares and hidden labels.
-
-    The last three are as in `ModelConfig`.
-    """
-
-    number: int = 0
-    names: tuple[str, ...] = ()
-    shares: tuple[float, ...] = ()
-    hidden_labels: float | None = None
-
-
-def classes_of(*configs: ModelConfig) -> Classes:
-    """The classes of models that belong together; those that have none do not count."""
-    conditional = [config for config in configs if config.condition_size]
-    dropouts = [c.hidden_labels for c in conditional if c.hidden_labels is not None]
-    return Classes(
-        max((config.condition_size for config in conditional), default=0),
-        next((config.class_names for config in conditional if config.class_names), ()),
-        next((config.class_shares for config in conditional if config.class_shares), ()),
-        min(dropouts, default=None),
-    )
 
 
 Role = Literal["noisy", "denoiser", "plain"]
@@ -236,11 +211,13 @@ class TrainConfig(RunSettings):
     """Pixels a side for celeba and folder; None for the data set's own."""
     labels: str | None = None
     """File of labels, as `dsmooth cluster` writes it, in place of the data set's own."""
+    classes: bool = False
+    """Condition the network on the classes of the images; implied by labels."""
     flip: bool = False
     """Mirror half of the training images left to right, drawn anew at each visit."""
     label_dropout: Probability = 0.0
     """The fraction of the training images whose class is hidden, drawn anew at each visit: the
-    network also learns the images of all classes, for a label of zeros."""
+    network also learns the images of all classes, which have the label -1."""
     smoothing: SmoothingKind = "gaussian"
     """The distribution of x~ given x."""
     scale: PositiveFloat = 0.5
@@ -312,8 +289,10 @@ class TrainConfig(RunSettings):
                 f"must be more than the {self.schedule_from} after which the schedule restarts "
                 f"(schedule_from), got {self.images}",
             )
-        if self.label_dropout and self.model.n_classes == 0 and self.labels is None:
-            raise SettingError("label_dropout", "needs a model with classes: set", n_classes=None)
+        if self.labels is not None or self.model.classes is not None:
+            object.__setattr__(self, "classes", True)
+        if self.label_dropout and not self.classes:
+            raise SettingError("label_dropout", "needs a model with classes: set", classes=True)
         if self.batch_size % self.accumulate:
             raise SettingError(
                 "batch_size",
@@ -337,9 +316,6 @@ class TrainConfig(RunSettings):
                     f'"{self.role}" with {self.smoothing} smoothing; take "continuous"'
                 )
             model = replace(self.model, smoothing_scale=self.scale)
-            object.__setattr__(self, "model", model)
-        if self.model.n_classes:
-            model = replace(self.model, hidden_labels=self.label_dropout)
             object.__setattr__(self, "model", model)
 
     @classmethod

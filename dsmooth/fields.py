@@ -22,7 +22,15 @@ T = TypeVar("T")
 # The value of a setting, as JSON has it.
 Setting = bool | int | float | str | list[bool | int | float | str] | None
 # Settings of earlier versions that are gone, and the value that each had if nobody set it.
-GONE: Mapping[str, object] = {"compile": False, "keep_gates": "auto"}
+GONE: Mapping[str, object] = {
+    "compile": False,
+    "keep_gates": "auto",
+    "n_classes": 0,
+    "class_names": [],
+    "class_shares": [],
+    "labels_sha256": None,
+    "hidden_labels": None,
+}
 _TYPES = {int: "a whole number", float: "a number", str: "text"}
 _TYPES |= {bool: "True or False", NoneType: "None"}
 
@@ -95,7 +103,7 @@ def _allowed(hint: Any) -> str:
         bounds["with length >="] = meta.min_length
         words = (f"{sign} {bound}" for sign, bound in bounds.items() if bound is not None)
         return f"{_allowed(kind)} {' and '.join(words)}"
-    return " or ".join(map(_allowed, inner)) if inner else _TYPES[hint]
+    return " or ".join(map(_allowed, inner)) if inner else _TYPES.get(hint, f"a {hint.__name__}")
 
 
 def check_number(name: str, value: object, least: int | None = 1, most: int | None = None) -> None:

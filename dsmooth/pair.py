@@ -13,13 +13,13 @@ from torch import Tensor
 from typing_extensions import Self, Unpack
 
 from .bound import TOP_CLASSES, bound_terms, log_mean_exp
-from .config import Classes, Method, Precision, classes_of
+from .config import Classes, Method, Precision
 from .errors import SettingError
 from .fields import check_number
 from .functional.checks import check_tensor
 from .machine import torch_threads
 from .nn import PixelCNNpp
-from .nn.condition import check_label, log_prior
+from .nn.condition import ClassLabel, labels_of, log_prior
 from .nn.images import check_images, check_scale, check_size, snap_half_precision
 from .nn.pretrained import Pretrained, pretrained
 from .nn.weights import in_evaluation
@@ -27,7 +27,7 @@ from .progress import Progress, part_of, progress_of
 from .sampling.known import keep_top as top_rows
 from .sampling.known import known_pixels
 from .sampling.request import Choices, Request, default_label, normal_float
-from .sampling.two_step import conditioning_label, draw, posterior_mean
+from .sampling.two_step import draw, posterior_mean
 from .smoothing import Smoothing
 from .work import batches
 
@@ -40,7 +40,7 @@ class SmoothedPair(Pretrained):
     Its samples and bounds never use dropout, even in training mode.
     noisy: a model with conditioning "none" and likelihood "continuous", or "gaussian" with at most
     the smoothing's scale. denoiser: a model with conditioning "stack" or "concat". Either or both
-    may have classes; if both, equally many. image_size: (H, W), multiples of 4.
+    may have classes; if both, the same. image_size: (H, W), multiples of 4.
     Raises ValueError for models that do not fit together. Source: Meng et al. (ICLR 2021).
     """
 
@@ -64,10 +64,12 @@ class SmoothedPair(Pretrained):
             )
         if second.conditioning == "none":
             raise ValueError('the denoiser must have conditioning="stack" or "concat", got "none"')
-        for name in ("image_channels", "n_classes", "class_names", "labels_sha256"):
-            a, b = getattr(config, name), getattr(second, name)
-            if a and b and a != b:  # either may have no classes or no names
-                raise ValueError(f"the models must have the same {name}, got {a} and {b}")
+        if config.image_channels != second.image_channels:
+            channels = f"{config.image_channels} and {second.image_channels}"
+            raise ValueError(f"the models must have the same image_channels, got {channels}")
+        if config.classes and second.classes and config.classes.names != second.classes.names:
+            names = (", ".join(classes.names) for classes in (config.classes, second.classes))
+            raise ValueError(f"the models must have the same classes, got {' and '.join(names)}")
         contains = config.smoothing_scale if config.likelihood == "gaussian" else 0
         if contains and (smoothing.kind != "gaussian" or smoothing.scale < contains):
             raise ValueError(
@@ -120,7 +122,7 @@ class SmoothedPair(Pretrained):
         """
         if choices.get("label") is None:
             completes = choices.get("known") is not None
-            choices["label"] = default_label(n, self.classes, completes=completes)
+            choices["label"] = default_label(self.classes, completes=completes)
         request, drawn = Request.make(n, choices, method), []
         if batch_size is not None:
             check_number("batch_size", batch_size)
@@ -143,7 +145,7 @@ class SmoothedPair(Pretrained):
         """Draw the missing part of images x (B, C, H, W) in [-1, 1], `draws` times for each.
 
         mask: (1, H, W) or (B, H, W) bool, True where a pixel is known; by default the upper rows,
-        the fraction `keep_top` of them. options: those of `sample`; a label tensor has B rows.
+        the fraction `keep_top` of them. options: those of `sample`; labels of each image are B.
         Returns (B * draws, C, H, W), the completions of an image one after the other.
         """
         self._check_images("x", x)
@@ -158,8 +160,9 @@ class SmoothedPair(Pretrained):
             x = snap_half_precision(x)
         x = x.to(torch.promote_types(self.dtype, torch.float32))
         repeat = partial(torch.repeat_interleave, repeats=draws, dim=0)
-        if isinstance(label := options.get("label"), Tensor | np.ndarray) and label.ndim:
-            options["label"] = repeat(torch.as_tensor(label))
+        label: Any = options.get("label")
+        if isinstance(label, Tensor | np.ndarray | list | tuple):
+            options["label"] = repeat(self._labels(label, len(x)))
         known, mask = repeat(x), repeat(visible.mask)
         return self.sample(len(known), known=known, mask=mask, **options)
 
@@ -183,7 +186,7 @@ class SmoothedPair(Pretrained):
 
     @torch.no_grad()
     def single_step(
-        self, x_tilde: Tensor, *, label: Tensor | None = None, guidance: float = 0.0
+        self, x_tilde: Tensor, *, label: ClassLabel | None = None, guidance: float = 0.0
     ) -> Tensor:
         """The posterior mean E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula).
 
@@ -193,14 +196,14 @@ class SmoothedPair(Pretrained):
         """
         self._check_images("x_tilde", x_tilde)
         guidance = normal_float("guidance", guidance, or_zero=True)
-        return posterior_mean(self, x_tilde, label, guidance)
+        return posterior_mean(self, x_tilde, self._labels(label, len(x_tilde)), guidance)
 
     @torch.no_grad()
     def elbo(
         self,
         x: Tensor,
         *,
-        label: Tensor | None = None,
+        label: ClassLabel | None = None,
         n_noise: int = 1,
         importance_weighted: bool = False,
         seed: int = 0,
@@ -230,14 +233,13 @@ class SmoothedPair(Pretrained):
         `pair(x)` is the same bound with gradients.
         """
         self._check_images("x", x)
-        if label is not None and self.n_classes:
-            check_label(label, self.n_classes, len(x))
+        numbers = self._labels(label, len(x))
         bound = partial(self.forward, seed=seed, n_noise=n_noise, top_classes=top_classes)
         bound, bounds = partial(bound, importance_weighted=importance_weighted), []
         with progress_of(progress, "bound", len(x)) as done:
             for first in range(0, max(1, len(x)), BOUND_IMAGES):
                 part = slice(first, first + BOUND_IMAGES)
-                labels = None if label is None else label[part]
+                labels = None if numbers is None else numbers[part]
                 bounds.append(bound(x[part], label=labels, first_index=first_index + first))
                 done(min(part.stop, len(x)))
         return torch.cat(bounds)
@@ -246,7 +248,7 @@ class SmoothedPair(Pretrained):
         self,
         x: Tensor,
         *,
-        label: Tensor | None = None,
+        label: ClassLabel | None = None,
         n_noise: int = 1,
         importance_weighted: bool = False,
         seed: int | None = None,
@@ -263,8 +265,7 @@ class SmoothedPair(Pretrained):
         self._check_images("x", x)
         self.check_scale("x", x)
         pair, draws = in_evaluation(self), []
-        # Raises for a label that does not fit.
-        conditioning_label(self.noisy.config, self.classes, label)
+        label = self._labels(label, len(x))
         for i in range(n_noise):
             x_tilde = self.smoothing.sample(x, seed=seed, first_index=first_index, repeat=i)
             terms = bound_terms(
@@ -280,6 +281,10 @@ class SmoothedPair(Pretrained):
         """log p(class) of each class, by the shares in the training images: (n_classes,)."""
         dtype = torch.promote_types(self.dtype, torch.float32)
         return log_prior(self.classes, self.device).to(dtype)
+
+    def _labels(self, label: ClassLabel | None, batch: int) -> Tensor | None:
+        """The labels (B,) int64 of `batch` images on the device, None if they are not given."""
+        return None if label is None else labels_of(label, self.classes, batch, self.device)
 
     def _check_images(self, name: str, x: Tensor) -> None:
         """Raise TypeError or ValueError unless x has the pair's shape of images and its device."""
@@ -302,19 +307,19 @@ class SmoothedPair(Pretrained):
         return self.noisy.dtype
 
     @property
-    def classes(self) -> Classes:
+    def classes(self) -> Classes | None:
         """The classes of whichever model has some."""
-        return classes_of(self.noisy.config, self.denoiser.config)
+        return self.noisy.config.classes or self.denoiser.config.classes
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, empty if they are unknown."""
-        return self.classes.names
+        """Names of the classes, empty for a pair without classes."""
+        return self.classes.names if self.classes else ()
 
     @property
     def n_classes(self) -> int:
         """Number of classes, 0 for a pair without classes."""
-        return self.classes.number
+        return len(self.class_names)
 
     def __repr__(self) -> str:
         """Both networks, the smoothing and the images in a few lines; not every layer."""

@@ -84,7 +84,7 @@ PRESETS = {
 # Factor of the rates of a run that begins with given weights, measured in the card of `photos`.
 FINE_TUNING = 0.15
 
-_MODEL_FIELDS = {field.name for field in fields(ModelConfig)}
+_MODEL_FIELDS = {field.name for field in fields(ModelConfig)} - {"classes"}
 
 
 def preset(name: str, role: Role, **settings: Any) -> TrainConfig:

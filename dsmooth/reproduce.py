@@ -206,7 +206,7 @@ class Stages:
         labels = labels_for_model(self.test_set, models.classes)
         held_out = Request(len(clean), seed, label=None if labels is None else labels[: len(clean)])
         noised = pair.smoothing.sample(clean, seed=seed, first_index=0, repeat=0)
-        drawn = Request(self.choices.count, seed, label="each" if models.classes.number else None)
+        drawn = Request(self.choices.count, seed, label="each" if models.classes else None)
 
         noisy = self.draw("noisy", replace(drawn, method="noisy"), "noisy")
         pictures = {"held-out": clean, "held-out-noisy": noised, "noisy": noisy}
@@ -226,7 +226,7 @@ class Stages:
         if from_first(path.exists):
             return torch.from_numpy(read_npz(path)["x"])
         models = self.models.of(*roles)
-        request = request if models.classes.number else replace(request, label=None)
+        request = request if models.classes else replace(request, label=None)
         with progress(f"drawing {name}", request.count):
             x = draw_all(models.model, request, self.choices.precision)
         save_grid(x[:GRID_IMAGES], path.with_suffix(".png"))
@@ -265,11 +265,11 @@ class Stages:
             count = max(map(len, samples.values()))
             # As evenly as the samples: these have equally many of each class of the models, which
             # may be classes of the images, or groups of about equal size.
-            labels = train_set.labels if classes.number else None
+            labels = train_set.labels if classes else None
             held_out = choose_evenly(
                 torch.zeros(len(train_set)) if labels is None else labels,
                 min(count, len(train_set) // 2),
-                equal=train_set.has_classes(classes.names),
+                equal=classes is not None and train_set.has_classes(classes.names),
             )
             others = torch.ones(len(train_set), dtype=torch.bool).index_fill(0, held_out, False)
             network = make_extractor(name, device=self.models.device)

@@ -63,7 +63,7 @@ class Bits:
     value, error: in the likelihood that the model was trained with. n_noise: draws of x~ per image.
     dimensions: sub-pixels of an image. clean_noise: standard deviation of the noise on the target
     of a density. classes: "given" for bits/dim given the class of each image, "hidden" where the
-    images have no labels of the model's classes, so that it saw a label of zeros. weights_sha256:
+    images have no labels of the model's classes, so that it saw none. weights_sha256:
     of the networks.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ._version import __version__
@@ -95,9 +95,7 @@ class RunFolder:
         image_size: (H, W). Raises ValueError if the model is not the one that the config describes,
         and for a folder with the log or a checkpoint of a run, which would be of other weights.
         """
-        # The settings of the run say how many labels were hidden.
-        own = replace(model.config, hidden_labels=config.model.hidden_labels)
-        if own != config.model:
+        if model.config != config.model:
             raise ValueError(f"config.model must be the model's own {model.config}")
         with lock_folder(self.path, "a training run"):
             if any(map(Path.exists, (self.log, *self.checkpoints()))):

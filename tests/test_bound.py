@@ -78,7 +78,7 @@ def test_how_many_passes_a_bound_takes(top_classes: dict[str, None], passes: int
     decode = dsmooth.PixelCNNpp.decode
 
     def counted(model: dsmooth.PixelCNNpp, x: Tensor, *rest: object) -> Tensor:
-        seen.append((model.config.condition_size, len(x)))
+        seen.append((model.config.n_classes, len(x)))
         return decode(model, x, *rest)
 
     with patch.object(dsmooth.PixelCNNpp, "decode", counted):

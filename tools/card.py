@@ -144,10 +144,11 @@ def write_card(
     choices = Choices(count=count, scored_images=count, n_noise=2)
     stages = Stages(work, models, train_set, test_set, choices)
     pictures = stages.draw_all()
-    if models.classes.number:
+    if models.classes:
         guided = Request(count, label="each", guidance=GUIDANCE)
         pictures["guided"] = stages.draw("guided", guided, "noisy", "denoiser")
-    is_labelled = models.classes.number > 0 and test_set.has_classes(models.classes.names)
+    class_names = models.classes.names if models.classes else ()
+    is_labelled = models.classes is not None and test_set.has_classes(models.classes.names)
 
     probed: tuple[Literal["noisy", "clean"], ...] = () if is_labelled else ("noisy", "clean")
     card = Card(
@@ -172,20 +173,20 @@ def write_card(
         if is_labelled
         else None,
         clusters=stages.obtain("clusters", ClusterNumbers, lambda: measure_clusters(stages))
-        if models.classes.number and not is_labelled
+        if models.classes and not is_labelled
         else None,
     )
     # The kinds of samples next to each other, with a column for each class if there are classes.
     shown = ("noisy", "two-step", "guided") if is_labelled else ("plain", "noisy", "two-step")
     kinds = [pictures[kind] for kind in shown if kind in pictures]
     n, gap = (
-        models.classes.number if is_labelled else 8,
+        len(class_names) if is_labelled else 8,
         torch.full_like(kinds[0][:1], BORDER / 127.5 - 1),
     )
     rows = [[part for x in kinds for part in (x[i * n :][:n], gap)] for i in range(min(n, 10))]
     write_atomically(folder / "samples.png", grid(*(torch.cat(row[:-1]) for row in rows)))
     if card.clusters is not None:  # a row of each cluster
-        k = models.classes.number
+        k = len(class_names)
         clusters = [pictures["two-step"][i::k][:16] for i in range(k)]
         save_grid(torch.cat(clusters), folder / "clusters.png", columns=16)
     save_card(folder, card)

@@ -80,8 +80,8 @@ def choose_images(source: Path | None, count: int, models: Loaded) -> tuple[Tens
                 f"{models.source} does not say where its images are: name some by --images"
             ) from None
         images, words = data.images[:count], data.source
-        if data.has_classes(models.classes.names):
-            labels = data.known_labels()[:count]
+        if models.classes is not None and data.has_classes(models.classes.names):
+            labels = data.labels_of(models.classes.names)[:count]
     else:
         originals = read_images(source, count)
         if originals.diverged:

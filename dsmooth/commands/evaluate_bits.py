@@ -28,7 +28,8 @@ def evaluate_bits(options: BitsOptions) -> tuple[Mapping[str, object], BitsResul
         precision=options.execution.precision,
         mixture=True,
     )
-    print_bits(result, dataset.source, models.classes.names)
+    names = models.classes.names if models.classes else ()
+    print_bits(result, dataset.source, names)
     return request_of_measure(options, dataset, models), result
 
 
@@ -38,8 +39,7 @@ def print_bits(result: BitsResult, source: str, class_names: tuple[str, ...]) ->
     if class_names and any(bits.classes == "hidden" for bits in result.models.values()):
         names = escape_control(f"{class_names[0]} to {class_names[-1]}")
         print(
-            f"{data.name} has no labels of the model's classes {names}: a label of zeros means "
-            "all of them"
+            f"{data.name} has no labels of the model's classes {names}: their label is -1, no class"
         )
     bits_table(result, f"bits/dim · {source}, {data.split}: {data.n_images:,} images").show()
     print(COMPARABLE)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypedDict, cast, get_args, get_type_
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from ..config import FILE_ONLY, ModelConfig, Role, TrainConfig
+from ..config import FILE_ONLY, Classes, ModelConfig, Role, TrainConfig
 from ..presets import PRESETS
 from .options import DEFAULT_PRESET, PRESET_HELP, Flag, OnDevice
 
@@ -41,7 +41,7 @@ def _options(kind: type[ModelConfig | TrainConfig]) -> Any:
     configs = [start.model if kind is ModelConfig else start for start in starts]
     options = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
-        if name in FILE_ONLY or name == "model":
+        if name in FILE_ONLY or hint in (ModelConfig, Classes | None):
             continue
         values = {getattr(config, name) for config in configs}
         default = "by preset" if len(values) > 1 else f"default: {values.pop()}"

@@ -18,7 +18,6 @@ from ..distributed import rank_and_size
 from ..errors import SettingError
 from ..files import check_writable, suffix_of
 from ..machine import choose_device, use_threads
-from ..nn.condition import class_number
 from ..pretrained import Loaded
 from ..progress import LOG
 from ..sampling.known import KnownPixels
@@ -123,15 +122,12 @@ def request_of(
         methods = ("two-step", "noisy") if "noisy" in models.networks else ("two-step",)
         if drawing.method not in methods:
             raise ValueError("--method is for a pair, not for a single model: leave it out")
-    n_classes = models.classes.number
-    label: Label = own_labels
-    if label is None and drawing.label is not None:
-        label = class_number(drawing.label, models.classes.names)
-    if n_classes == 0 and (label is not None or drawing.guidance):
+    label: Label = drawing.label if own_labels is None else own_labels
+    if models.classes is None and (label is not None or drawing.guidance):
         option = "--guidance" if label is None else "--label"
         raise ValueError(f"{option} needs a model with classes; these have none")
     if label is None:
-        label = default_label(count, models.classes, completes=known is not None)
+        label = default_label(models.classes, completes=known is not None)
     if drawing.seed is None and rank_and_size()[1] > 1:
         raise ValueError("--seed None is for one process: give all of them the same number")
     request = Request(
@@ -144,8 +140,7 @@ def request_of(
         label,
         drawing.guidance,
     )
-    if isinstance(label, int):
-        request.labels(models.classes)  # refused before any work
+    request.labels(models.classes)  # refused before any work
     return request
 
 

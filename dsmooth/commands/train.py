@@ -122,7 +122,7 @@ def start_of(options: Train, role: Role, default: str) -> TrainConfig:
             changes |= {"smoothing": noise.kind, "scale": noise.scale}
         # The data decide the classes.
         network = vars(initial.networks[role].config).items()
-        changes |= {k: value for k, value in network if k not in ("n_classes", *DERIVED)}
+        changes |= {k: value for k, value in network if k not in DERIVED}
     return preset(name, role, **changes)
 
 
@@ -146,7 +146,7 @@ def next_step(plans: Sequence[RunPlan]) -> str:
     # NOISY and DENOISER are the folders of other runs.
     (plan,) = plans
     path, config = shlex.quote(str(plan.folder)), RunFolder(plan.folder).read_config()[0]
-    label = " --label each" * bool(config.model.n_classes)
+    label = " --label each" * bool(config.classes)
     step = {
         "noisy": f"train its denoiser, then `dsmooth sample {path} DENOISER{label}`",
         "denoiser": f"`dsmooth sample NOISY {path}{label}`, with the folder of its noisy model",

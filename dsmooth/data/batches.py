@@ -4,7 +4,6 @@ images seen)."""
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..functional.image_words import image_words
@@ -24,10 +23,8 @@ def flips(
     return words[:, 0, 0] >= 1 << 31
 
 
-def drop_labels(
-    labels: Tensor, fraction: float, n_classes: int, first: int | Tensor, seed: int
-) -> Tensor:
-    """labels (B,) int64 as one-hot vectors (B, n_classes), zeros for a `fraction` of the images.
+def drop_labels(labels: Tensor, fraction: float, first: int | Tensor, seed: int) -> Tensor:
+    """labels (B,) int64, -1 for a `fraction` of the images.
 
     The label at stream position first + b is dropped if Philox's first word at (0, position low,
     position high, LABEL) is below fraction * 2**32.
@@ -36,7 +33,7 @@ def drop_labels(
         len(labels), 1, seed=seed, first_index=first, stream=Stream.LABEL, device=labels.device
     )
     kept = words[:, 0, 0] >= int(fraction * 2**32)
-    return F.one_hot(labels, n_classes) * kept[:, None].float()
+    return torch.where(kept, labels, -1)
 
 
 def send(source: Tensor, target: Tensor) -> None:

@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..config import Classes
 from ..errors import SettingError
 from ..fields import check_number
 from ..pixels import byte_of, value_of
@@ -101,9 +102,8 @@ class ImageDataset:
     split: "train", "test", or "all" of a folder.
     source: where the images come from, in words for a person.
     transform: applied to an image whenever training visits it, see `dsmooth.train`.
-    class_names: of the classes 0, 1, ..; empty if unknown.
+    class_names: of the classes 0, 1, ..; by default their numbers; empty without labels.
     embedded: whether these are images of the MNIST subset inside the package.
-    labels_sha256: digest of the file that the labels were read from, if they were.
     Raises ValueError for another shape or dtype.
     """
 
@@ -115,7 +115,6 @@ class ImageDataset:
     transform: Transform | None = None
     class_names: tuple[str, ...] = ()
     embedded: bool = False
-    labels_sha256: str | None = None
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -129,6 +128,14 @@ class ImageDataset:
                 f"labels must be int64 of shape ({len(images)},), "
                 f"got {labels.dtype} of shape {tuple(labels.shape)}"
             )
+        names = self.class_names if labels is not None else ()
+        if labels is not None and len(labels):
+            low, high = map(int, labels.aminmax())
+            names = names or tuple(map(str, range(high + 1)))
+            if low < 0 or high >= len(names):
+                expected = f"0 .. {len(names) - 1}, for the classes {', '.join(names)}"
+                raise ValueError(f"labels must lie in {expected}, got {low} .. {high}")
+        object.__setattr__(self, "class_names", names)
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -172,32 +179,34 @@ class ImageDataset:
             raise SettingError(subject, f"needs labelled images, but {self.source} has no labels")
         return self.labels
 
-    def has_classes(self, names: Sequence[str]) -> bool:
-        """Whether the labels may be of a model's classes: of the same names, or of unknown ones."""
-        return self.labels is not None and (
-            not names or not self.class_names or tuple(names) == self.class_names
-        )
+    def labels_of(self, names: Sequence[str]) -> Tensor:
+        """The labels (N,) as numbers of a model's classes, which are matched by their names.
 
-    def labels_for(self, n_classes: int) -> Tensor | None:
-        """The labels (N,) for a model of `n_classes`, None for one without classes.
-
-        Raises ValueError for a data set that has none, or others than the model's classes.
+        Raises SettingError, naming one, for images of another class, and for images without labels.
         """
-        if n_classes == 0:
-            return None
-        low, high = map(int, self.known_labels("n_classes").aminmax())
-        if low < 0 or high >= n_classes:
-            raise SettingError(
-                "n_classes",
-                f"{n_classes} needs labels of 0 .. {n_classes - 1}, but {self.source} has {low} .. "
-                f"{high} in its {self.split} images",
-            )
-        return self.labels
+        labels = self.known_labels("classes")
+        for number in labels.unique().tolist():
+            if (name := self.class_names[number]) not in names:
+                raise SettingError(
+                    (),
+                    f"{self.source} has images of class {name}, which is none of the model's "
+                    f"classes {', '.join(names)}",
+                )
+        numbers = {name: number for number, name in enumerate(names)}
+        return torch.tensor([numbers.get(name, -1) for name in self.class_names])[labels]
 
-    def class_shares(self, n_classes: int) -> tuple[float, ...]:
-        """The share of each of `n_classes` classes among the labels."""
-        counts = self.known_labels().bincount(minlength=n_classes)
-        return tuple((counts.double() / counts.sum()).tolist())
+    def has_classes(self, names: Sequence[str]) -> bool:
+        """Whether some image is of one of these classes."""
+        if self.labels is None:
+            return False
+        return any(self.class_names[number] in names for number in self.labels.unique().tolist())
+
+    def classes(self, dropout: float = 0.0) -> Classes:
+        """The classes that have images, with their shares, and the label dropout of a training."""
+        counts = self.known_labels("classes").bincount(minlength=len(self.class_names))
+        kept = counts.nonzero()[:, 0].tolist()
+        shares = tuple((counts[kept].double() / counts.sum()).tolist())
+        return Classes(tuple(self.class_names[number] for number in kept), shares, dropout)
 
     @cached_property
     def digest(self) -> str:

@@ -53,6 +53,7 @@ def own_images(
         if labels is not None:
             raise ValueError("labels= and (images, labels) were both given: leave one out")
         dataset, labels = dataset
+    names: tuple[str, ...] = ()
     if isinstance(dataset, ImageDataset):
         images = dataset
     elif isinstance(dataset, Tensor | np.ndarray):
@@ -60,9 +61,8 @@ def own_images(
         images = ImageDataset(pixels, None, OWN, split, "images given in Python")
     else:
         images, item_labels = _read_items(dataset, split)
-        if labels is not None:  # the data set's names are of its own labels
-            images = replace(images, class_names=())
-        labels = item_labels if labels is None else labels
+        if labels is None:  # the data set's names are of its own labels
+            labels, names = item_labels, _names_of(dataset)
     if not len(images):
         raise ValueError(f"the {split} data set must have a length and hold images, got none")
     if not images.images.numel():
@@ -77,9 +77,8 @@ def own_images(
     images = replace(images, transform=transform or images.transform)
     if labels is None:
         return images
-    numbers, names = _classes(labels, len(images))
-    known = images.class_names if images.labels is None else ()
-    return replace(images, labels=numbers, class_names=names or known)
+    numbers, names = _classes(labels, len(images), names)
+    return replace(images, labels=numbers, class_names=names)
 
 
 def split_own(
@@ -108,9 +107,8 @@ def split_own(
         train, test = own_images(parts[0], transform=transform), own_images(parts[1], "test")
         if test.labels is not None and train.class_names and test.class_names:
             class_names = tuple(dict.fromkeys((*train.class_names, *test.class_names)))
-            numbers = torch.tensor([class_names.index(name) for name in test.class_names])
             train = replace(train, class_names=class_names)
-            test = replace(test, labels=numbers[test.labels], class_names=class_names)
+            test = replace(test, labels=test.labels_of(class_names), class_names=class_names)
     else:
         whole = own_images(parts[0], "train", labels, transform)
         if len(whole) < HELD_OUT:
@@ -199,7 +197,7 @@ def _read_items(dataset: Any, split: str) -> tuple[ImageDataset, list[object] | 
             )
             break
     source, without_labels = f"a {kind} given in Python", all(label is None for label in labels)
-    whole = ImageDataset(images, None, OWN, split, source, class_names=_names_of(dataset))
+    whole = ImageDataset(images, None, OWN, split, source)
     return whole, None if without_labels else labels
 
 
@@ -243,16 +241,25 @@ def _number_of(label: Any) -> object:
     return value.index(1) if is_one_hot else value
 
 
-def _classes(labels: Any, count: int) -> tuple[Tensor, tuple[str, ...]]:
-    """Numbers (N,) int64 of labels in any form, and the names of the classes if they are names."""
+def _classes(
+    labels: Any, count: int, names: tuple[str, ...] = ()
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Numbers (N,) int64 of labels in any form, and the names of their classes.
+
+    names: of the numbers, if the labels are numbers that have names.
+    """
     values = [_number_of(label) for label in labels]
     if len(values) == count and all(isinstance(value, str) for value in values):
         names = tuple(sorted(set(map(str, values))))
         return torch.tensor([names.index(str(value)) for value in values]), names
     numbers = [value for value in values if isinstance(value, int | float)]
-    wrong = [x for x in numbers if not (abs(x) < 2**63 and float(x).is_integer())]
+    wrong = [x for x in numbers if not (0 <= x < 2**63 and float(x).is_integer())]
     if len(numbers) == len(values) == count and not wrong:
-        return torch.tensor([int(number) for number in numbers]), ()
+        whole = torch.tensor([int(number) for number in numbers])
+        if names and int(whole.max()) < len(names):
+            return whole, names
+        found, places = whole.unique(return_inverse=True)
+        return places, tuple(map(str, found.tolist()))
     kinds = {type(value): repr(value) for value in [*values, *wrong]}
     raise ValueError(
         f"labels must be whole numbers, one-hot vectors or names of {count} images, got "

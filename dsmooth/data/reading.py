@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import SettingError
-from ..files import file_sha256, open_regular, printable, write_npz
+from ..files import open_regular, printable, write_npz
 from ..memory import memory_bytes
 from .dataset import ImageDataset
 
@@ -115,5 +115,4 @@ def with_labels(dataset: ImageDataset, path: Path) -> ImageDataset:
             labels=torch.from_numpy(arrays[split]),
             class_names=tuple(map(str, arrays["names"])),
             source=f"{dataset.source}, labels of {printable(path)}",
-            labels_sha256=file_sha256(path),
         )

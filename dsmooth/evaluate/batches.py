@@ -12,7 +12,7 @@ from ..data import ImageDataset
 from ..distributed import in_batches
 from ..fields import check_number
 from ..nn import PixelCNNpp
-from ..nn.condition import warn_untrained_zero_label, zero_label
+from ..nn.condition import NO_CLASS, warn_untrained_no_class
 from ..pair import SmoothedPair
 from ..progress import Progress
 
@@ -39,19 +39,20 @@ def check_images(model: SmoothedPair | PixelCNNpp, dataset: ImageDataset) -> Non
         )
 
 
-def labels_for_model(dataset: ImageDataset, classes: Classes) -> Tensor | None:
-    """The labels (N,) for a model with `classes`, None for one without classes.
+def labels_for_model(dataset: ImageDataset, classes: Classes | None) -> Tensor | None:
+    """The labels (N,) int64 for a model with `classes`, None for one without.
 
-    Where the images have no labels of its classes, a label of zeros: (N, n_classes) float32; a
-    warning says where the model did not learn it. Raises ValueError for a model whose classes have
-    no names and images without labels.
+    They are -1, no class, where no image is of any of its classes, such as clusters; a warning says
+    where the model did not learn it. Raises ValueError if only some images are of its classes.
     """
     check_dataset(dataset)
-    if not classes.number or not classes.names or dataset.has_classes(classes.names):
-        return dataset.labels_for(classes.number)
-    if classes.hidden_labels == 0:
-        warn_untrained_zero_label()
-    return zero_label(1, classes.number).expand(len(dataset), -1)
+    if classes is None:
+        return None
+    if dataset.has_classes(classes.names):
+        return dataset.labels_of(classes.names)
+    if classes.dropout == 0:
+        warn_untrained_no_class()
+    return torch.full((len(dataset),), NO_CLASS)
 
 
 def nats_of_images(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..data import ImageDataset
 from ..nn import PixelCNNpp
+from ..nn.condition import log_prior
 from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
 from ..progress import Progress, progress_of
@@ -83,19 +84,15 @@ def classify(
     """
     pair: SmoothedPair | None = None
     if isinstance(model, SmoothedPair):
-        pair, network, n_classes, names = model, model.noisy, model.n_classes, model.class_names
+        pair, network, classes = model, model.noisy, model.classes
     else:
         network = in_evaluation(model)
-        n_classes, names = model.config.condition_size, model.config.class_names
-    if n_classes == 0:
-        raise ValueError("only a model with classes classifies: its n_classes is 0")
+        classes = model.config.classes
+    if classes is None:
+        raise ValueError("only a model with classes classifies: this one has none")
     check_images(model, dataset)
     dataset = dataset.first(limit)
-    if dataset.labels is not None and not dataset.has_classes(names):
-        raise ValueError(
-            f"the labels of {dataset.source} are of other classes than the model's "
-            f"{', '.join(names)}"
-        )
+    labels, n_classes = dataset.labels_of(classes.names), len(classes.names)
 
     def nats_of(x: Tensor, _: Tensor | None, first: int, number: int) -> dict[str, Tensor]:
         label = torch.full((len(x),), number, device=x.device)
@@ -106,11 +103,9 @@ def classify(
         )
         return {"nats": bound}
 
-    labels = dataset.labels_for(n_classes)
     with progress_of(progress, "classifying", len(dataset)) as done:
         rows = nats_of_images(nats_of, dataset, network, labels, batch_size, done, rows=n_classes)
     nats = rows["nats"].mT.contiguous()
-    shares = network.config.class_shares if pair is None else pair.classes.shares
-    prior = torch.tensor(shares or [1 / n_classes] * n_classes, dtype=nats.dtype).log()
+    prior = log_prior(classes)
     dimensions = dataset.images[0].numel()
-    return Classification(nats, dataset.known_labels(), prior, dimensions)
+    return Classification(nats, labels, prior, dimensions)

@@ -66,7 +66,7 @@ def cluster(
     """Labels of images by clusters of a model's features: (N,) int64 in 0 .. n_clusters - 1.
 
     model: a model without context, such as the noisy model of a pair; of one with classes the
-    features are those of a label of zeros. images: x in [-1, 1], or as `dsmooth.data.own_images`
+    features are those of no class. images: x in [-1, 1], or as `dsmooth.data.own_images`
     takes them, of the model's channels. The clusters have N / n_clusters members, to within one or
     two. precision: of the network; "auto" is float32. The labels are a function of the model, the
     images, their order and the seed.

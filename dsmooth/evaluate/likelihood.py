@@ -22,6 +22,7 @@ from ..functional import logistic_mixture_log_prob
 from ..likelihoods import Likelihood
 from ..machine import autocast
 from ..nn import PixelCNNpp
+from ..nn.condition import NO_CLASS
 from ..nn.images import snap_half_precision
 from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
@@ -48,7 +49,7 @@ class Scores:
     bytes: its density is not meaningful. noisy, smoothing: log p(x~) and -log q(x~ | x) of a pair;
     None for a plain model, which has one row. dimensions: d, sub-pixels of an image. clean_noise:
     standard deviation of the noise on the target of the density. classes: whether all is given the
-    class of the image, or a label of zeros ("hidden"). mixture: log-weights for the bytes by the
+    class of the image, or no class ("hidden"). mixture: log-weights for the bytes by the
     sum over the pair's classes, which the pair draws from; None where it was not computed.
     """
 
@@ -198,7 +199,7 @@ def score_pair(
     The noise of an image depends on (seed, its index, draw), so the result does not depend on
     batch_size beyond rounding. clean_noise: standard deviation of the noise on the target of the
     density, 0.01 for a denoiser trained as the paper's. A pair with classes sees the images'
-    labels and bounds log p(x | label), or sees a label of zeros where the images' classes have
+    labels and bounds log p(x | label), or sees no class where the images' classes have
     other names than its own. mixture: also bound log p(x) by the sum over its classes, as
     `SmoothedPair.elbo` does without a label. progress: True shows a bar; a function is called with
     the fraction done.
@@ -281,7 +282,7 @@ def _scores(
 ) -> Scores:
     classes: Literal["none", "given", "hidden"] = "none"
     if labels is not None:
-        classes = "hidden" if labels.is_floating_point() else "given"
+        classes = "hidden" if bool((labels == NO_CLASS).all()) else "given"
     dimensions = dataset.images[0].numel()
     return Scores(**nats, dimensions=dimensions, clean_noise=clean_noise, classes=classes)
 

@@ -20,7 +20,7 @@ from ..config import Precision
 from ..data import ImageDataset
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
-from ..nn.condition import warn_untrained_zero_label, zero_label
+from ..nn.condition import NO_CLASS, warn_untrained_no_class
 from ..nn.pixelcnnpp import Streams
 from ..nn.weights import in_evaluation, weights_digest
 from ..pair import SmoothedPair
@@ -85,8 +85,7 @@ def probe_pair(
     The controls are the pixels, the model `plain` if given, and an untrained network of the noisy
     model's shape. One more probe sees both streams of all blocks. Each probe also has an accuracy
     on the last sixth of the training images, after training on the others, by which `best_probe`
-    chooses. A model with classes sees a label of zeros. precision: of the networks; "auto" is
-    float32.
+    chooses. A model with classes sees no class. precision: of the networks; "auto" is float32.
 
     The record `path` keeps the result, and until all are done the probes of each network: a later
     call resumes there. Raises ValueError for data without labels or of another shape than the
@@ -224,11 +223,12 @@ def joined_features(streams: Iterable[Streams]) -> Tensor:
 
 
 def hidden_label(network: PixelCNNpp, x: Tensor) -> Tensor | None:
-    """A label of zeros for images x, which names no class; None for a network without classes."""
-    size = network.config.condition_size
-    if size and network.config.hidden_labels == 0:
-        warn_untrained_zero_label()
-    return zero_label(x.shape[0], size, x) if size else None
+    """The labels of images x, which name no class; None for a network without classes."""
+    if network.config.classes is None:
+        return None
+    if network.config.classes.dropout == 0:
+        warn_untrained_no_class()
+    return torch.full((len(x),), NO_CLASS, device=x.device)
 
 
 def parameter_of(network: PixelCNNpp | None) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal
+from typing import SupportsIndex
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,77 +17,80 @@ from ..functional.checks import check_tensor
 from ..progress import LOG
 from .images import check_like
 
-
-def zero_label(count: int, n_classes: int, like: Tensor | None = None) -> Tensor:
-    """The label of images without a class, (count, n_classes), as in label dropout.
-
-    like: tensor with the dtype and device, by default float32 on the CPU.
-    """
-    dtype, device = (torch.float32, None) if like is None else (like.dtype, like.device)
-    return torch.zeros(count, n_classes, dtype=dtype, device=device)
+# The label of an image without a class, as in label dropout.
+NO_CLASS = -1
+# The class of all images, by number or name, or that of each: (B,), names or int64.
+ClassLabel = int | str | Sequence[int] | Sequence[str] | Tensor
 
 
 @cache
-def warn_untrained_zero_label() -> None:
-    """Warn, once in a process, of a label of zeros for a model with hidden_labels 0."""
+def warn_untrained_no_class() -> None:
+    """Warn, once in a process, of images without a class for a model that learned none."""
     LOG.warning(
-        "the label of zeros was never trained: the model was trained without label dropout, so "
-        "numbers and images with it mean little; give a class"
+        "images without a class were never trained: the model was trained without label dropout, "
+        "so numbers and images with the label -1 mean little; give a class"
     )
 
 
-def log_prior(classes: Classes, device: torch.device | None = None) -> Tensor:
+def log_prior(classes: Classes | None, device: torch.device | None = None) -> Tensor:
     """log p(class) of each class, from frequencies in the training images: (K,) float64."""
-    shares = classes.shares or [1 / max(classes.number, 1)] * classes.number
+    count = len(classes.names) if classes else 0
+    shares = classes.shares if classes and classes.shares else [1 / count] * count if count else []
     return torch.tensor(shares, dtype=torch.float64, device=device).log()
 
 
-def class_number(label: str | int, names: Sequence[str]) -> int | Literal["each"]:
-    """The number of a class, given its name or number; "each" is kept. ValueError for other labels.
-
-    A name takes precedence over a number. If both exist and differ, use "name:10" or "number:10".
-    """
-    if isinstance(label, int):
-        return label
-    if label == "each":
-        return "each"
-    kind, colon, value = label.partition(":")
-    kind, value = (kind, value) if colon and kind in ("name", "number") else ("", label)
-    by_name = names.index(value) if kind != "number" and value in names else None
-    by_number = int(value) if kind != "name" and value.isdecimal() else None
-    if by_name is not None and by_number is not None and by_name != by_number < len(names):
-        raise SettingError(
-            "label",
-            f"{value} is the name of class {by_name} and the number of class "
-            f"{names[by_number]}: write name:{value} or number:{value}",
-        )
-    number = by_number if by_name is None else by_name
-    if number is None:
-        known = f" or one of {', '.join(names)}" if names else ""
-        raise SettingError("label", f"must be each, a number{known}, got {label}")
+def class_number(label: object, classes: Classes) -> int:
+    """The number of a class, given that or its name; -1 stays. SettingError for other labels."""
+    if isinstance(label, str):
+        if label not in classes.names:
+            words = f"must be one of {', '.join(classes.names)}, got {label}"
+            raise SettingError("label", words)
+        return classes.names.index(label)
+    if isinstance(label, bool) or not isinstance(label, SupportsIndex):
+        raise SettingError("label", f"must be a class, its number or its name, got {label!r}")
+    if not NO_CLASS <= (number := label.__index__()) < len(classes.names):
+        raise SettingError("label", f"must lie in 0 .. {len(classes.names) - 1}, got {number}")
     return number
 
 
-def label_vectors(
-    label: Tensor | None,
-    n_classes: int,
+def labels_of(
+    label: ClassLabel | None,
+    classes: Classes | None,
     batch: int,
-    like: Tensor,
-    hidden_labels: float | None = None,
+    device: torch.device | str | None = None,
 ) -> Tensor | None:
-    """The classes (B, n_classes) of a batch, one-hot or soft, in the dtype of `like`, or None.
+    """The labels (B,) int64 of `batch` images, -1 for no class; None for a model without classes.
 
-    hidden_labels: of the model; with 0 a label of zeros gives a warning, except on a GPU.
+    label: one class for all images or one for each, by numbers or by names. A tensor must be on the
+    device; what is on a GPU is not checked, to avoid a sync. Raises ValueError or TypeError for
+    other labels, for a label of a model without classes, and for none of a model with some.
     """
-    check_label(label, n_classes, batch, like.device)
-    if label is None:
+    if classes is None:
+        if label is not None:
+            raise SettingError("label", "was given, but the model has no classes")
         return None
-    if not label.is_floating_point():
-        return F.one_hot(label, n_classes).to(like.dtype)
-    is_checked = label.device.type == "cpu" and not torch.compiler.is_compiling()
-    if hidden_labels == 0 and is_checked and not label.any(1).all():
-        warn_untrained_zero_label()
-    return label.to(like.dtype)
+    if label is None:
+        raise SettingError("label", f"is missing: the model has {len(classes.names)} classes")
+    if isinstance(label, np.ndarray):
+        label = torch.from_numpy(label.copy()) if label.ndim else label.item()
+    if isinstance(label, list | tuple):
+        label = torch.tensor([class_number(one, classes) for one in label], device=device).long()
+    if not isinstance(label, Tensor) or label.ndim == 0:
+        return torch.full((batch,), class_number(label, classes), device=device)
+    check_tensor("label", label, (batch,), None if device is None else torch.device(device))
+    if label.dtype != torch.int64:
+        raise TypeError(f"label must be int64, got {label.dtype}")
+    if label.device.type == "cpu" and len(label) and not torch.compiler.is_compiling():
+        for number in map(int, label.aminmax()):
+            class_number(number, classes)
+        if classes.dropout == 0 and bool((label == NO_CLASS).any()):
+            warn_untrained_no_class()
+    return label
+
+
+def one_hot(label: Tensor | None, n_classes: int, like: Tensor) -> Tensor | None:
+    """The vectors (B, n_classes) of labels (B,), zeros for no class, in the dtype of `like`."""
+    return None if label is None else F.one_hot(label + 1, n_classes + 1)[:, 1:].to(like.dtype)
 
 
 def check_context(context: Tensor | None, conditioning: Conditioning, like: Tensor) -> None:
@@ -98,30 +102,3 @@ def check_context(context: Tensor | None, conditioning: Conditioning, like: Tens
         raise ValueError(f'context is missing: the model has conditioning="{conditioning}"')
     else:
         check_like("context", context, like)
-
-
-def check_label(
-    label: Tensor | None, n_classes: int, batch: int, device: torch.device | None = None
-) -> None:
-    """Raise ValueError or TypeError unless `label` holds the classes of `batch` images.
-
-    It must be None for a model without classes. Values on a GPU are not checked, to avoid a sync.
-    """
-    if n_classes == 0:
-        if label is not None:
-            raise ValueError("label was given, but the model has n_classes=0")
-        return
-    if label is None:
-        raise ValueError(f"label is missing: the model has n_classes={n_classes}")
-    soft = isinstance(label, Tensor) and label.is_floating_point()
-    if isinstance(label, Tensor) and label.ndim == 2 and not soft:
-        raise TypeError(f"label of shape (B, n_classes) must be floating point, got {label.dtype}")
-    check_tensor("label", label, (batch, n_classes) if soft else (batch,), device)
-    if soft:
-        return
-    if label.dtype != torch.int64:
-        raise TypeError(f"label must be int64 or floating point, got {label.dtype}")
-    if label.device.type == "cpu" and len(label) and not torch.compiler.is_compiling():
-        low, high = int(label.min()), int(label.max())
-        if low < 0 or high >= n_classes:
-            raise ValueError(f"label must lie in 0 .. {n_classes - 1}, got {low} .. {high}")

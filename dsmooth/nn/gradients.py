@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..functional.dispatch import forward_mode_obstacle
-from .condition import zero_label
+from .condition import NO_CLASS
 from .pixelcnnpp import PixelCNNpp
 
 
@@ -22,32 +22,55 @@ def input_gradient(
     label. Raises NotImplementedError under forward-mode differentiation, which is not supported.
     """
     if guidance and label is not None:
-        no_class = zero_label(len(x), model.config.condition_size, x)
+        no_class = torch.full_like(label, NO_CLASS)
         unconditional, conditional = (input_gradient(model, x, y) for y in (no_class, label))
         return torch.lerp(unconditional, conditional, 1 + guidance)
     return _gradient(model, "x", {"x": x, "label": label})
 
 
-def label_gradient(
-    model: PixelCNNpp, label: Tensor, x: Tensor, context: Tensor | None = None
+def class_gradient(
+    model: PixelCNNpp, vector: Tensor, x: Tensor, context: Tensor | None = None
 ) -> Tensor:
-    """The gradient of log p(x) with respect to soft classes (B, n_classes): same shape, nats."""
-    return _gradient(model, "label", {"x": x, "context": context, "label": label})
+    """The gradient of log p(x) with respect to class vectors (B, n_classes): same shape, nats."""
+    inputs = {"x": x, "context": context, "vector": vector}
+    return _gradient(model, "vector", inputs)
+
+
+class _LogProb(nn.Module):
+    """log p(x) of a model, whose weights are the parameters of this module."""
+
+    def __init__(self, model: PixelCNNpp) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        x: Tensor,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        vector: Tensor | None = None,
+    ) -> Tensor:
+        """With a label, or with the vectors of classes, which may be of no single class."""
+        if vector is None:
+            return self.model.log_prob_given(x, self.model(x, label=label))
+        encoded = self.model.encode(context, vector.to(self.model.dtype))
+        return self.model.log_prob_given(x, self.model.decode(x, encoded))
 
 
 def _gradient(model: PixelCNNpp, name: str, inputs: Mapping[str, Tensor | None]) -> Tensor:
-    """The gradient of log p(x) with respect to the input `name` of the model's forward pass."""
+    """The gradient of log p(x) with respect to one of the inputs of `_LogProb`."""
     if forward_mode_obstacle():
         raise NotImplementedError("the gradient of a log-density has no forward-mode derivative")
     with torch.inference_mode(False), torch.enable_grad():
         # Autograd can neither differentiate nor save an inference tensor.
         copies = {key: t.detach().clone() for key, t in inputs.items() if t is not None}
         variable = copies[name].requires_grad_(True)
+        log_prob = _LogProb(model)
         # Frozen: gradients of the weights would take a third of the time.
         frozen = {
             key: weight.clone() if weight.is_inference() else weight.detach()
-            for key, weight in model.named_parameters()
+            for key, weight in log_prob.named_parameters()
         }
-        params = functional_call(model, frozen, (), copies)
-        (gradient,) = torch.autograd.grad(model.log_prob_given(copies["x"], params).sum(), variable)
+        nats = functional_call(log_prob, frozen, (), copies)
+        (gradient,) = torch.autograd.grad(nats.sum(), variable)
     return gradient

@@ -16,7 +16,7 @@ from ..functional.checks import check_tensor
 from ..functional.dispatch import without_autocast
 from ..philox import draw_seed
 from ..pixels import are_sides
-from .condition import check_context, label_vectors
+from .condition import ClassLabel, check_context, labels_of, one_hot
 from .images import check_images, check_scale, fourier_features, snap_half_precision
 from .layers import Conv1x1, GatedResnet, Skip, WeightNormConv, listed
 from .pretrained import Pretrained
@@ -47,7 +47,7 @@ def _resnet(
         kernel,
         shift=shift,
         skip_channels=skip_channels,
-        condition_size=config.condition_size,
+        condition_size=config.n_classes,
         dropout=config.dropout,
     )
 
@@ -152,7 +152,7 @@ class PixelCNNpp(Pretrained):
         self,
         x: Tensor,
         context: Tensor | None = None,
-        label: Tensor | None = None,
+        label: ClassLabel | None = None,
         *,
         seed: Tensor | None = None,
         first_image: int = 0,
@@ -160,10 +160,11 @@ class PixelCNNpp(Pretrained):
         """Mixture parameters of every pixel.
 
         x: (B, C, H, W) in [-1, 1] (noisy images may exceed it), H and W multiples of 4.
-        context: (B, C, H, W), like x, only for a conditioned model. label: (B,) int64 in
-        0 .. n_classes - 1, or (B, n_classes) floating point for soft classes; only for a model with
-        classes. seed, first_image: see `Dropout`. Returns (B, P, H, W), for x without the context:
-        logits, then means, log-scales and coefficients per colour, as in docs/math.md, section 1.
+        context: (B, C, H, W), like x, only for a conditioned model. label: only for a model with
+        classes: (B,) int64, -1 for an image without one, a list of such numbers or of names of
+        classes, or one class of all images. seed, first_image: see `Dropout`. Returns (B, P, H, W),
+        for x without the context: logits, then means, log-scales and coefficients per colour, as in
+        docs/math.md, section 1.
 
         Raises ValueError for a wrong shape and for a missing or unexpected context or label,
         TypeError for a wrong dtype.
@@ -177,13 +178,19 @@ class PixelCNNpp(Pretrained):
         self,
         x: Tensor,
         context: Tensor | None = None,
-        label: Tensor | None = None,
+        label: ClassLabel | None = None,
         dropout: Dropout | None = None,
     ) -> Encoded:
         """Check `x`, its context and its label; return the encoded condition for `decode`."""
         self._check(x, context)
-        n_classes, hidden_labels = self.config.condition_size, self.config.hidden_labels
-        vector = label_vectors(label, n_classes, x.shape[0], self.head.bias, hidden_labels)
+        numbers = labels_of(label, self.config.classes, len(x), x.device)
+        vector = one_hot(numbers, self.config.n_classes, self.head.bias)
+        return self.encode(context, vector, dropout)
+
+    def encode(
+        self, context: Tensor | None, vector: Tensor | None, dropout: Dropout | None = None
+    ) -> Encoded:
+        """The encoded condition of a context and of class vectors (B, n_classes), unchecked."""
         if self.encoder is None or context is None:
             return Encoded(context, None, vector)
         return Encoded(None, self.encoder(context, vector, dropout or Dropout()), vector)
@@ -201,7 +208,7 @@ class PixelCNNpp(Pretrained):
             return self.head(value)
 
     def log_prob(
-        self, x: Tensor, context: Tensor | None = None, label: Tensor | None = None
+        self, x: Tensor, context: Tensor | None = None, label: ClassLabel | None = None
     ) -> Tensor:
         """log p(x) given the condition of x, under the model's likelihood: (B,), nats.
 
@@ -225,7 +232,7 @@ class PixelCNNpp(Pretrained):
         return logistic_mixture_log_prob(x, params, **self.config.mixture)
 
     def features(
-        self, x: Tensor, context: Tensor | None = None, label: Tensor | None = None
+        self, x: Tensor, context: Tensor | None = None, label: ClassLabel | None = None
     ) -> dict[str, Streams]:
         """The streams (u, ul) after each block, for x only; arguments: see `forward`.
 
@@ -242,7 +249,7 @@ class PixelCNNpp(Pretrained):
 
     @torch.no_grad()
     def initialize(
-        self, x: Tensor, context: Tensor | None = None, label: Tensor | None = None
+        self, x: Tensor, context: Tensor | None = None, label: ClassLabel | None = None
     ) -> None:
         """Data-dependent init of g and b in every layer; arguments, of a batch: see `forward`.
 

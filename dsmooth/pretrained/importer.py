@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import LARGEST, Conditioning, ModelConfig
+from ..config import LARGEST, Classes, Conditioning, ModelConfig
 from ..fields import check_one_of
 from ..files import read_tensors
 from ..functional.shifted_conv import fold_weight_norm
@@ -149,13 +149,14 @@ def _config_of(
     projection = state.get(_PROJECTION, torch.empty(0, 0)).shape
     if len(projection) != 2 or projection[0] > LARGEST:
         raise ValueError(f"{_PROJECTION} must have shape (classes, 2F), got {tuple(projection)}")
+    count = projection[0]
     return ModelConfig(
         image_channels=inputs - 1,
         n_filters=n_filters,
         n_resnet=n_resnet,
         n_mix=n_params // per_component,
         dropout=0.0,
-        n_classes=projection[0],
+        classes=Classes(tuple(map(str, range(count)))) if count else None,
         conditioning=conditioning,
         likelihood=likelihood,
     )

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from ..config import Classes, Role, classes_of
+from ..config import Classes, Role
 from ..nn import PixelCNNpp
 from ..nn.pretrained import Pretrained
 from ..nn.weights import weights_digest
@@ -97,9 +97,10 @@ class Loaded:
         return (self.first.config.image_channels, *self.image_size)
 
     @property
-    def classes(self) -> Classes:
+    def classes(self) -> Classes | None:
         """The classes of the models that have some."""
-        return classes_of(*(network.config for network in self.networks.values()))
+        known = (network.config.classes for network in self.networks.values())
+        return next(filter(None, known), None)
 
     @property
     def clean_noise(self) -> float:

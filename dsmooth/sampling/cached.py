@@ -22,7 +22,7 @@ from ..fields import check_number
 from ..machine import torch_threads
 from ..nn import PixelCNNpp
 from ..nn.changes import changed_layer
-from ..nn.condition import check_context, label_vectors
+from ..nn.condition import check_context, one_hot
 from ..progress import Progress
 from .operations import as_numpy
 from .program import Program
@@ -168,8 +168,7 @@ class CachedSampler:
             out = request.known.keep(out, as_bytes=self.config.fourier_features > 0)
             mask = request.known.mask.contiguous().view(torch.uint8)
         passes = request.passes(self.config, out)
-        n, n_classes = request.count, self.config.condition_size
-        labels = (label_vectors(label, n_classes, n, out) for label in passes)
+        labels = (one_hot(label, self.config.n_classes, out) for label in passes)
         vectors = [vector for vector in labels if vector is not None]
         # The passes of an image are adjacent.
         repeat = partial(torch.repeat_interleave, repeats=len(passes), dim=0)

@@ -37,7 +37,7 @@ def draw_all(model: Model, request: Request, precision: Precision = "auto") -> T
     return torch.cat([*map_parts(drawn, parts, in_threads=False)])
 
 
-def write_images(path: Path, x: Tensor, request: Request, classes: Classes) -> None:
+def write_images(path: Path, x: Tensor, request: Request, classes: Classes | None) -> None:
     """Write the images x (N, C, H, W) of a request as one compressed .npz, with seed and labels.
 
     classes: of the models; the labels are stored as `label`, with the names of the classes.
@@ -48,10 +48,9 @@ def write_images(path: Path, x: Tensor, request: Request, classes: Classes) -> N
         "first_index": np.int64(request.first_index),
     }
     labels = request.labels(classes)
-    if labels is not None:
+    if labels is not None and classes is not None:
         arrays["label"] = labels.numpy(force=True)
-        if classes.names:
-            arrays["class_names"] = np.array(classes.names)
+        arrays["class_names"] = np.array(classes.names)
     write_npz(path, arrays)
 
 

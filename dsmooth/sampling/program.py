@@ -64,7 +64,7 @@ class Program:
         self.likelihood, self.n_atoms = config.likelihood, config.n_atoms
         self.smoothing_scale = config.smoothing_scale
         self.conditioned = config.conditioning != "none"
-        self.condition_size = config.condition_size
+        self.condition_size = config.n_classes
         self.image_addends = 2 if bf16 else 1
         self.features = feature_table(config.fourier_features)
         self.image_again = model.hidden is not None and config.conditioning == "stack"

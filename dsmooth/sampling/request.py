@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from numbers import Real
-from typing import Literal, SupportsIndex, TypedDict, get_args
+from typing import TypedDict, get_args
 
 import numpy as np
 import torch
@@ -22,15 +22,14 @@ from ..errors import SettingError
 from ..fields import check_number, check_one_of
 from ..machine import has_fast_bfloat16
 from ..memory import memory_bytes
-from ..nn.condition import check_label, zero_label
+from ..nn.condition import NO_CLASS, ClassLabel, labels_of
 from ..philox import Stream, image_words, seed_words, whole_index
 from ..pixels import are_sides
 from ..progress import LOG
 from .known import KnownPixels, known_pixels
 
-# One class for all images; the classes in turn; classes drawn from the prior; or (n,) int64, or
-# (n, n_classes) soft classes.
-Label = int | Literal["each", "prior"] | Tensor | None
+# The class of all images or of each; "each", the classes in turn; "prior", classes drawn from it.
+Label = ClassLabel | None
 
 
 class Choices(TypedDict, total=False):
@@ -41,11 +40,11 @@ class Choices(TypedDict, total=False):
     index of the first image in the stream of `seed`, 0 by default. temperature: > 0, 1 by default;
     divides the logits and multiplies the scales.
 
-    label: for models with classes. A number is the class of all images. "each" gives image i the
-    class i modulo the number of classes. "prior" draws the class of each image by the frequencies
-    of the classes in the training images (uniform if unknown), as a function of the seed and the
-    image's index. A tensor or numpy array has a class (n,) int64, or weights of classes
-    (n, n_classes), for every image. guidance: >= 0, 0 by default; for models with classes that were
+    label: for models with classes. A number or a name is the class of all images. "each" gives
+    image i the class i modulo the number of classes. "prior" draws the class of each image by the
+    frequencies of the classes in the training images (uniform if unknown), as a function of the
+    seed and the image's index. A tensor (n,) int64, or a list of numbers or names, has the class of
+    every image, -1 for none. guidance: >= 0, 0 by default; for models with classes that were
     trained with label_dropout. A pixel's parameters p0 without a class and p1 with the class become
     p0 + (1 + guidance) (p1 - p0) (docs/math.md, section 8).
 
@@ -84,10 +83,9 @@ class Request:
     x_tilde: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.label, np.ndarray) and self.label.ndim:
-            object.__setattr__(self, "label", torch.from_numpy(self.label.copy()))
-        elif isinstance(self.label, SupportsIndex) and not isinstance(self.label, bool | Tensor):
-            object.__setattr__(self, "label", self.label.__index__())  # also numpy integers
+        if isinstance(self.label, np.ndarray):
+            label = torch.from_numpy(self.label.copy()) if self.label.ndim else self.label.item()
+            object.__setattr__(self, "label", label)
         check_number("count", self.count)
         seed_words(self.seed)
         whole_index(self.first_index, self.count)
@@ -96,19 +94,8 @@ class Request:
         check_one_of("method", self.method, get_args(Method))
         object.__setattr__(self, "temperature", normal_float("temperature", self.temperature))
         object.__setattr__(self, "guidance", normal_float("guidance", self.guidance, or_zero=True))
-        if isinstance(self.label, Tensor):
-            if self.label.ndim not in (1, 2) or len(self.label) != self.count:
-                raise SettingError(
-                    "label",
-                    f"must have shape ({self.count},) or ({self.count}, n_classes), got "
-                    f"{tuple(self.label.shape)}",
-                )
-        elif self.label not in (None, "each", "prior") and (
-            type(self.label) is not int or not 0 <= self.label < 2**63
-        ):
-            raise SettingError(
-                "label", f'must be a class, "each", "prior" or a tensor, got {self.label!r}'
-            )
+        if isinstance(self.label, Tensor | list | tuple) and len(self.label) != self.count:
+            raise SettingError("label", f"must have {self.count} classes, got {len(self.label)}")
 
     @classmethod
     def make(
@@ -145,26 +132,21 @@ class Request:
             x_tilde,
         )
 
-    def labels(self, classes: Classes, device: torch.device | str = "cpu") -> Tensor | None:
-        """The label of every image for a model with `classes`; None for a model without classes.
+    def labels(self, classes: Classes | None, device: torch.device | str = "cpu") -> Tensor | None:
+        """The label (count,) int64 of every image for a model with `classes`; None without classes.
 
-        (count,) int64 or (count, n_classes) floating point, made on `device`, so that a CUDA graph
-        can capture it.
+        It is made on `device`, so that a CUDA graph can capture it.
         """
-        label, n_classes = self.label, classes.number
-        modulus = max(n_classes, 1)
-        if isinstance(label, str) and label == "prior":
-            label = self.prior_classes(classes, device)
-        elif isinstance(label, str):
-            first = self.first_index % modulus
-            label = (torch.arange(self.count, device=device) + first) % modulus
-        elif isinstance(label, int):
-            if 0 < n_classes <= label:
-                raise SettingError("label", f"must lie in 0 .. {n_classes - 1}, got {label}")
-            label = torch.full((self.count,), label, device=device)
-        elif isinstance(label, Tensor):  # before the copy to a GPU, where values are not checked
-            check_label(label, n_classes, self.count)
-        return None if label is None else label.to(device)
+        label = self.label
+        if classes is not None and isinstance(label, str) and label == "prior":
+            return self.prior_classes(classes, device)
+        if classes is not None and isinstance(label, str) and label == "each":
+            count = len(classes.names)
+            return (torch.arange(self.count, device=device) + self.first_index % count) % count
+        if isinstance(label, Tensor):  # checked before the copy to a GPU, where values are not
+            checked = labels_of(label, classes, self.count)
+            return None if checked is None else checked.to(device)
+        return labels_of(label, classes, self.count, device)
 
     def prior_classes(self, classes: Classes, device: torch.device | str = "cpu") -> Tensor:
         """A class drawn from the prior for each image: (count,) int64."""
@@ -174,7 +156,7 @@ class Request:
         )
         word = words[:, 0, 0]
         if not classes.shares:
-            return word * max(classes.number, 1) >> 32
+            return word * len(classes.names) >> 32
         # A class owns the words between two limits.
         limits = (round(2**32 * share) for share in accumulate(classes.shares[:-1]))
         return sum(((word >= limit).long() for limit in limits), torch.zeros_like(word))
@@ -188,7 +170,8 @@ class Request:
         if not self.guidance:
             return [labels]
         check_guidance(config)
-        return [labels, zero_label(self.count, config.condition_size, like)]
+        assert labels is not None  # the model has classes
+        return [labels, torch.full_like(labels, NO_CLASS)]
 
     def part(self, part: range) -> Request:
         """The request for some of these images, by their numbers 0 .. count - 1."""
@@ -199,7 +182,7 @@ class Request:
             first_index=self.first_index + part.start,
             count=len(part),
             known=known and KnownPixels(known.images[span], known.mask[span]),
-            label=label[span] if isinstance(label, Tensor) else label,
+            label=label[span] if isinstance(label, Tensor | list | tuple) else label,
             x_tilde=None if self.x_tilde is None else self.x_tilde[span],
         )
 
@@ -219,30 +202,30 @@ class Request:
         return {name: value for name, value in identity.items() if value is not None}
 
 
-def default_label(count: int, classes: Classes, *, completes: bool) -> Label:
-    """The label of `count` images of models with `classes` where none is given.
+def default_label(classes: Classes | None, *, completes: bool) -> Label:
+    """The label of images of models with `classes` where none is given.
 
     completes: whether pixels are known. Their class is not: a completion is then drawn without a
     class, which only label dropout teaches. SettingError for models trained without it.
     """
-    if not classes.number:
+    if classes is None:
         return None
     if not completes:
         return "prior"
-    if not classes.hidden_labels:
+    if not classes.dropout:
         raise SettingError(
             "label",
             "must be given to complete images: the model was trained without label dropout, so it "
             "cannot draw without a class",
         )
-    return zero_label(count, classes.number)
+    return NO_CLASS
 
 
 def check_guidance(config: ModelConfig) -> None:
     """Raise ValueError unless the model supports guidance: a pass with a class and one without."""
-    if config.condition_size == 0:
+    if config.classes is None:
         raise SettingError("guidance", "needs a model with classes; this one has none")
-    if config.hidden_labels == 0:
+    if config.classes.dropout == 0:
         raise SettingError(
             "guidance",
             "needs a model that also learned images without a class; this one was "

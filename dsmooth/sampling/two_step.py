@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..config import Classes, ModelConfig, Precision, classes_of
+from ..config import Classes, ModelConfig, Precision
 from ..nn import PixelCNNpp
 from ..nn.gradients import input_gradient
 from ..nn.images import check_scale
@@ -51,7 +51,7 @@ def draw(
         assert model.image_size is not None  # checked earlier
         return draw_network(model, request, model.image_size, None, progress, precision)
     noisy, denoiser, size = model.noisy, model.denoiser, model.image_size
-    classes = classes_of(noisy.config, denoiser.config)
+    classes = noisy.config.classes or denoiser.config.classes
     if request.guidance and request.method != "two-step":
         check_guidance(noisy.config)  # the only model that these use
     known, x_tilde = request.known, request.x_tilde
@@ -84,7 +84,7 @@ def draw(
 def request_of_step(
     request: Request,
     config: ModelConfig,
-    classes: Classes,
+    classes: Classes | None,
     known: KnownPixels | None,
     labels: Tensor | None,
 ) -> Request:
@@ -93,7 +93,7 @@ def request_of_step(
     classes: of the pair. A model without classes gets no label, and no guidance if the other model
     has classes.
     """
-    guidance = request.guidance if config.condition_size or not classes.number else 0.0
+    guidance = request.guidance if config.classes or not classes else 0.0
     label = conditioning_label(config, classes, labels)
     return replace(request, known=known, label=label, guidance=guidance)
 
@@ -101,7 +101,7 @@ def request_of_step(
 def posterior_mean(pair: Pair, x_tilde: Tensor, label: Tensor | None, guidance: float) -> Tensor:
     """E[x | x~] of x~ (B, C, H, W); arguments and errors: see `SmoothedPair.single_step`."""
     noisy, smoothing = pair.noisy, pair.smoothing
-    classes = classes_of(noisy.config, pair.denoiser.config)
+    classes = noisy.config.classes or pair.denoiser.config.classes
     if not isinstance(smoothing, GaussianSmoothing):
         raise ValueError(f"single-step denoising needs gaussian smoothing, got {smoothing.kind}")
     if guidance:
@@ -112,12 +112,12 @@ def posterior_mean(pair: Pair, x_tilde: Tensor, label: Tensor | None, guidance: 
 
 
 def conditioning_label(
-    config: ModelConfig, classes: Classes, label: Tensor | None
+    config: ModelConfig, classes: Classes | None, label: Tensor | None
 ) -> Tensor | None:
     """`label` as one of the two models takes it: None for a model without classes.
 
     classes: of the pair. Raises ValueError for a label where neither model has classes.
     """
-    if label is not None and not classes.number:
+    if label is not None and classes is None:
         raise ValueError("label was given, but neither model of the pair has classes")
-    return label if config.condition_size else None
+    return label if config.classes else None

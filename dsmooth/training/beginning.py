@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..config import DERIVED, ModelConfig, Role, TrainConfig
@@ -29,9 +29,9 @@ def initial_network(config: TrainConfig) -> PixelCNNpp | None:
 
 def check_initial(model: ModelConfig, initial: ModelConfig, source: str) -> None:
     """Raise ValueError, naming the settings, for weights of a network of another architecture."""
-    # Classes that are not the other run's begin with its label of zeros.
-    free = {"dropout", "likelihood", "n_classes", *DERIVED, *model.unused}
-    new, old = flatten(asdict(model)), flatten(asdict(initial))
+    # Classes that are not the other run's begin as images without a class.
+    free = {"dropout", "likelihood", *DERIVED, *model.unused}
+    new, old = (flatten(asdict(replace(c, classes=None))) for c in (model, initial))
     other = [name for name in new if name not in free and new[name] != old[name]]
     if other:
         values = ", ".join(f"{name} {old[name]}, not {new[name]}" for name in other)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from os.path import realpath
 from pathlib import Path
 from typing import NamedTuple
@@ -101,7 +101,10 @@ def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 
 def differences(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[object, object]]:
     """Settings that differ, by name, without the ones that may change at any time."""
-    old, new = flatten(asdict(before)), flatten(asdict(after))
+    old, new = (
+        flatten(asdict(replace(config, model=replace(config.model, classes=None))))
+        for config in (before, after)
+    )
     if before.init and after.init and realpath(before.init) == realpath(after.init):
         new["init"] = old["init"]  # a folder is the same however it is spelled
     free = CHANGEABLE | {f"model.{name}" for name in before.model.unused & after.model.unused}

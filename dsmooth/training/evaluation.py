@@ -23,7 +23,8 @@ def evaluate(state: TrainState, test_set: ImageDataset) -> float:
     config = state.config
     n = min(config.evaluation_images, len(test_set))
     model = state.averaged.eval()
-    labels = test_set.labels_for(config.model.condition_size)
+    classes = config.model.classes
+    labels = test_set.labels_of(classes.names) if classes else None
 
     def nats_of(first: int) -> float:
         indices = torch.arange(first, min(first + 100, n))
@@ -45,7 +46,8 @@ def sample_grid(state: TrainState, test_set: ImageDataset) -> Tensor:
     height, width = test_set.image_size
     x = test_set.batch(torch.arange(min(GRID_IMAGES, len(test_set)))).to(state.device)
     context = make_inputs(x, config, first_index=0, repeat=EVALUATION_REPEAT).context
-    labels = test_set.labels_for(config.model.condition_size)
+    classes = config.model.classes
+    labels = test_set.labels_of(classes.names) if classes else None
     return sample_images(
         state.averaged,
         x.shape[0],

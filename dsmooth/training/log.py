@@ -171,13 +171,8 @@ def run_header(state: TrainState, test_set: ImageDataset) -> Iterator[str]:
         f"{train_set.name}: {len(train_set):,} images to train on and {len(test_set):,} held out, "
         f"{kind}, {height} x {width}; from {train_set.source}"
     )
-    if config.model.n_classes:
-        numbered = enumerate(config.model.class_names)
-        names = ", ".join(name if name == str(n) else f"{n} {name}" for n, name in numbered)
-        yield f"{config.model.n_classes} classes: {names or 'without names'}"
-        labels = set(train_set.known_labels().tolist())
-        if empty := [str(n) for n in range(config.model.condition_size) if n not in labels]:
-            yield f"classes without training images: {', '.join(empty)}"
+    if classes := config.model.classes:
+        yield f"{len(classes.names)} classes: {', '.join(classes.names)}"
     threads = f" (threads: {torch.get_num_threads()})" if device.type == "cpu" else ""
     size = rank_and_size()[1]
     machine = f"{device}{threads}" if size == 1 else f"{size} processes on {device.type}{threads}"

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..config import LARGEST, ModelConfig, TrainConfig
+from ..config import ModelConfig, TrainConfig
 from ..data import ImageDataset
 from ..distributed import all_same, broadcast_int, rank_and_size
 from ..errors import SettingError
-from ..fields import check_number
 from ..machine import has_fast_bfloat16
 from ..nn import PixelCNNpp
 from ..progress import LOG
@@ -55,10 +54,8 @@ class RunRequest:
                 # Colour has no atom for every byte; with features and without those atoms its
                 # networks are worse (docs/experiments/013-bytes.md).
                 model |= {"atoms": (), "fourier_features": 0}
-        if values["labels"] is not None and model.get("n_classes", start.model.n_classes) == 0:
-            model["n_classes"] = "auto"
-        if "n_classes" in model:  # the images decide what else is known of the classes
-            model |= {"class_names": (), "class_shares": (), "labels_sha256": None}
+        if "classes" in self.given:  # the images decide which
+            model["classes"] = None
         network = replace(start.model, **model)
         # A run that is resumed has its own schedule.
         given = {**self.given, "schedule_from": 0, "model": network}
@@ -143,8 +140,8 @@ def resume_settings(
             images=None,
         )
     extended, model = before <= seen < images, config.model
-    if model.n_classes == "auto":
-        model = replace(model, n_classes=stored.model.n_classes)
+    if config.classes and model.classes is None:
+        model = replace(model, classes=stored.model.classes)
     config = replace(
         config,
         model=model,
@@ -212,25 +209,8 @@ def with_classes(
     config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset
 ) -> ModelConfig:
     """The network, with the classes of its images. Raises ValueError for labels of others."""
-    n_classes, names = config.model.n_classes, train_set.class_names
-    if n_classes == "auto":
-        if train_set.labels is None:
-            raise SettingError(
-                "n_classes", f'cannot be "auto": {train_set.source} has no labels to count'
-            )
-        n_classes = len(names) or 1 + int(train_set.labels.max())
-        check_number("n_classes", n_classes, 0, LARGEST)
-    names = names if n_classes else ()
-    if len(names) not in (0, n_classes):
-        raise SettingError(
-            "n_classes",
-            f"must be {len(names)}, for the classes {', '.join(names)} of {train_set.source}, or "
-            f"0, got {n_classes}",
-        )
-    for dataset in (train_set, test_set):
-        dataset.labels_for(n_classes)
-    model = replace(config.model, n_classes=n_classes, class_names=names)
-    if n_classes == 0:
-        return model
-    shares, digest = train_set.class_shares(n_classes), train_set.labels_sha256
-    return replace(model, class_shares=shares, labels_sha256=digest)
+    if not config.classes:
+        return config.model
+    classes = train_set.classes(config.label_dropout)
+    test_set.labels_of(classes.names)
+    return replace(config.model, classes=classes)

@@ -139,14 +139,10 @@ def share_of_batch(config: TrainConfig) -> tuple[int, int]:
 
 
 def initial_state(model: PixelCNNpp, initial: PixelCNNpp) -> dict[str, Tensor]:
-    """The weights of `initial` for `model`; projections of other classes than its own are zero.
-
-    Clusters of an unknown file of labels, such as those of the packaged models, are others.
-    """
-    weights, config = initial.state_dict(), initial.config
-    names = {config.class_names, model.config.class_names} - {()}
-    same_file = config.labels_sha256 == model.config.labels_sha256
-    if model.config.n_classes == config.n_classes and len(names) < 2 and same_file:
+    """The weights of `initial` for `model`; projections of other classes than its own are zero."""
+    weights = initial.state_dict()
+    old, new = initial.config.classes, model.config.classes
+    if (old and old.names) == (new and new.names):
         return weights
     return {
         key: torch.zeros_like(value) if key.endswith("condition_weight") else weights[key]
@@ -169,7 +165,8 @@ class TrainState:
         self.device = device
         self.images_seen = self.steps = self.steps_read = 0
         self.autocast = autocast(device, config.precision)
-        labels = train_set.labels_for(config.model.condition_size)
+        classes = config.model.classes
+        labels = train_set.labels_of(classes.names) if classes else None
         self.first_image, self.share = share_of_batch(config)
         self.images = ImagesOnDevice(train_set, labels, config.batch_size, config.seed, device)
         # What a step takes from the host: `images_seen` and its row in `rows`; the rates of Adam
@@ -266,8 +263,7 @@ class TrainState:
             coins = flips(position, count, seed=self.config.seed, device=self.device)
             x = torch.where(coins.view(-1, 1, 1, 1), x.flip(3), x)
         if label is not None and (dropout := self.config.label_dropout):
-            n_classes = self.config.model.condition_size
-            label = drop_labels(label, dropout, n_classes, position, self.config.seed)
+            label = drop_labels(label, dropout, position, self.config.seed)
         return make_inputs(x, self.config, label, first_index=position)
 
     def _update(self) -> None:

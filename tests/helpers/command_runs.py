@@ -22,6 +22,7 @@ from dsmooth.pretrained.folders import HERE
 from dsmooth.record import read_result
 from dsmooth.results import BitsResult, FrechetResult
 from dsmooth.runs import RunFolder
+from tests.helpers.networks import numbered
 
 # Options after those of a documented command, which they override: a tiny network, twelve quick
 # steps, after which samples do not diverge, and few images.
@@ -86,9 +87,13 @@ def request_measured() -> dict[str, Any]:
     return read_json(Path("numbers.json"))["request"]
 
 
-def save_run(folder: Path, role: str, *, size: int = 8, **settings: object) -> Path:
+def save_run(
+    folder: Path, role: str, *, size: int = 8, n_classes: int = 0, **settings: object
+) -> Path:
     """A run folder as training leaves it, of a small untrained network that does not diverge."""
-    config = preset("mnist-quick", role, images=1, **SMALL, **settings)
+    config = preset("mnist-quick", role, images=1, classes=n_classes > 0, **SMALL, **settings)
+    classes = numbered(n_classes, config.label_dropout)
+    config = replace(config, model=replace(config.model, classes=classes))
     return write_untrained(folder, config, (size, size))
 
 

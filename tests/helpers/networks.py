@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import dsmooth
+from dsmooth.config import Classes
 
 CLASSES = 3
 # Distributions of a pixel, as fields of a ModelConfig.
@@ -27,9 +28,20 @@ MIXTURES: dict[str, dict[str, Any]] = {
 }
 
 
+def numbered(count: int, dropout: float = 0.1) -> Classes | None:
+    """Classes with their numbers as names; None for 0."""
+    return Classes(tuple(map(str, range(count))), (), dropout) if count else None
+
+
 def tiny_config(
-    conditioning: str = "none", likelihood: str = "continuous", channels: int = 1, **settings: Any
+    conditioning: str = "none",
+    likelihood: str = "continuous",
+    channels: int = 1,
+    *,
+    n_classes=0,
+    **settings: Any,
 ) -> dsmooth.ModelConfig:
+    settings.setdefault("classes", numbered(n_classes))
     settings = {"n_filters": 6, "n_resnet": 1, "n_mix": 3, "context_layers": 1, **settings}
     if channels == 3:
         settings.pop("atoms", None)
@@ -82,7 +94,7 @@ def log_weight(
     """The terms of one draw's log-weight: each (B,), nats."""
     x_tilde = pair.smoothing.sample(x, seed=seed, repeat=repeat)
     models = pair.noisy, pair.denoiser
-    noisy, denoiser = (label if model.config.condition_size else None for model in models)
+    noisy, denoiser = (label if model.config.classes else None for model in models)
     return {
         "noisy": pair.noisy.log_prob(x_tilde, label=noisy),
         "smoothing": -pair.smoothing.log_prob(x_tilde, x),

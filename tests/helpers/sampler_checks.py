@@ -20,13 +20,12 @@ from tests.helpers.networks import network
 SEED, FIRST = 2**40 + 5, 2**32 - 2
 
 
-def labels_of(n: int, n_classes: int, *, soft: bool = False) -> Tensor | None:
-    """Classes in turn; soft: weights of any sign, and of any sum; None without classes."""
+def labels_of(n: int, n_classes: int, *, hidden: bool = False) -> Tensor | None:
+    """Classes in turn; hidden: no class for every second image; None without classes."""
     if n_classes == 0:
         return None
-    if soft:
-        return torch.randn(n, n_classes, generator=torch.Generator().manual_seed(3))
-    return (torch.arange(n) * 2 + 1) % n_classes
+    labels = (torch.arange(n) * 2 + 1) % n_classes
+    return torch.where(torch.arange(n) % 2 == 0, labels, -1) if hidden else labels
 
 
 def context_for(model: PixelCNNpp, n: int, height: int, width: int) -> Tensor | None:
@@ -48,7 +47,7 @@ def teacher_forced(
         given = (x.to(dtype), None if context is None else context.to(dtype))
         params = model(*given, label)
         if guidance:
-            other = model(*given, torch.zeros(n, model.config.n_classes))
+            other = model(*given, -1)
             for mixture in (params, other):  # log-scales below the least one mean the same
                 parts = Mixture.of(mixture, channels, model.config.n_atoms)
                 parts.log_scales.clamp_(min=MIN_LOG_SCALE)

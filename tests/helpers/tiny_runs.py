@@ -15,12 +15,13 @@ from dsmooth.data import ImageDataset, load_splits
 from dsmooth.runs import RunFolder
 from dsmooth.training import Evaluation, beginning, train
 from dsmooth.training.resolve import RunRequest, resolve
+from tests.helpers.networks import numbered
 
 ROLES = ("noisy", "denoiser", "plain")
 
 
 def tiny(
-    role: str = "noisy", dropout: float = 0.3, n_classes: int | str = 0, **settings: object
+    role: str = "noisy", dropout: float = 0.3, n_classes: int = 0, **settings: object
 ) -> TrainConfig:
     """40 images in batches of 8 through the smallest network; settings: of TrainConfig."""
     model = {
@@ -29,7 +30,7 @@ def tiny(
         "plain": {"likelihood": "discretized"},
     }[role]
     config = ModelConfig(
-        n_filters=4, n_resnet=1, n_mix=2, dropout=dropout, n_classes=n_classes, **model
+        n_filters=4, n_resnet=1, n_mix=2, dropout=dropout, classes=numbered(n_classes), **model
     )
     defaults = {
         "images": 40,

@@ -15,7 +15,7 @@ from dsmooth.sampling import CachedSampler, keep_top, sample_images, sequential_
 from dsmooth.sampling.known import known_pixels
 from dsmooth.sampling.request import Request
 from tests.helpers.data_makers import refuses
-from tests.helpers.networks import BYTES, CLASSES, images, network, tiny_pair
+from tests.helpers.networks import BYTES, CLASSES, images, network, numbered, tiny_pair
 from tests.helpers.sampler_checks import FIRST, SEED, context_for, teacher_forced
 
 N, SIZE = 3, (8, 8)
@@ -139,15 +139,15 @@ def test_keep_top() -> None:
         refuses(r"`keep_top` must lie in 0 \.\. 1, got", keep_top, fraction, SIZE)
 
 
-@pytest.mark.parametrize("dropout", [None, 0.0, 0.1])
-def test_a_completion_without_a_label_has_no_class(dropout: float | None) -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_completion_without_a_label_has_no_class(dropout: float) -> None:
     """If the models learned that; else the label must be given."""
     pair = tiny_pair(classes=(CLASSES, CLASSES))
     for model in (pair.noisy, pair.denoiser):
-        model.config = replace(model.config, hidden_labels=dropout)
+        model.config = replace(model.config, classes=numbered(CLASSES, dropout))
     x, upper = images(2), keep_top(0.5, SIZE)
     if not dropout:
         refuses("`label` must be given to complete images", pair.complete, x)
         return
-    expected = pair.sample(2, known=x, mask=upper, label=torch.zeros(2, CLASSES))
+    expected = pair.sample(2, known=x, mask=upper, label=-1)
     assert torch.equal(pair.complete(x), expected)

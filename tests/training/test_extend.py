@@ -145,7 +145,7 @@ def test_what_force_and_no_force_makes_of_a_checkpoint(stored, change, message) 
 @pytest.mark.quick
 def test_what_is_left_open_is_the_checkpoints() -> None:
     stored = tiny("plain", budget=2.0, n_classes=3, evaluations=5)
-    open_model = replace(stored.model, n_classes="auto")
+    open_model = replace(stored.model, classes=None)
     for change in (
         {"images": None, "evaluations": 8},
         {"budget": None},
@@ -275,7 +275,7 @@ def test_the_command_takes_network_and_smoothing_of_the_weights(tmp_path, capsys
 def test_the_data_decide_the_classes_of_a_run_from_weights(tmp_path) -> None:
     """Weights with classes begin a run without any."""
     data = replace(random_dataset(8, labels=torch.arange(8) % 2), class_names=("a", "b"))
-    config = tiny(n_classes="auto", label_dropout=0.25, images=8)
+    config = tiny(classes=True, label_dropout=0.25, images=8)
     train(config, tmp_path / "first", dataset=(data, data))
     options = "--images 16 --batch-size 8 --evaluations 1 --evaluation-images 4"
     init = ["--init", str(tmp_path / "first")]
@@ -289,13 +289,13 @@ def test_the_same_command_resumes_a_run_that_counts_its_classes(tmp_path, capsys
     pixels = random_bytes((20, 8, 8))
     write_images(Path(folder), {f"{'ab'[i % 2]}/{i}.png": x for i, x in enumerate(pixels)})
     words = "--n-filters 4 --n-mix 2 --batch-size 8 --evaluations 1 --evaluation-images 4"
-    same = ["train", "plain", folder, "--n-classes", "auto", "--out", run, *words.split()]
+    same = ["train", "plain", folder, "--classes", "--out", run, *words.split()]
     assert call(*same, "--images", "8") == 0
     assert call(*same, "--images", "16", "--resume") == 0
     assert entries(Path(run), HeldOut, "images") == [8, 16]
-    assert RunFolder(run).read_config()[0].model.class_names == ("a", "b")
-    config = ["train", "plain", "--config", f"{run}/config.json", "--out", again, "--n-classes"]
-    assert call(*config, "0") == 0
+    assert RunFolder(run).read_config()[0].model.classes.names == ("a", "b")
+    config = ["train", "plain", "--config", f"{run}/config.json", "--out", again]
+    assert call(*config, "--no-classes") == 0
     assert RunFolder(again).read_config()[0].model.n_classes == 0
     capsys.readouterr()
     assert call(*config[:-3], "--n-classes", "3", "--out", f"{again}-3") == 1

@@ -15,6 +15,7 @@ from dsmooth.training import resolve
 from dsmooth.training.plan import RunPlan
 from dsmooth.training.step import scheduled
 from tests.helpers.command_runs import settings_of
+from tests.helpers.networks import numbered
 from tests.helpers.tiny_runs import ROLES
 
 
@@ -44,7 +45,7 @@ def test_a_run_from_given_weights_has_smaller_rates(
 @pytest.mark.parametrize("n_classes", [0, 2])
 def test_the_next_command_draws_each_class_of_a_model(tmp_path, role: Role, n_classes: int) -> None:
     """Where a command draws."""
-    model = replace(preset("mnist-quick", role).model, n_classes=n_classes)
+    model = replace(preset("mnist-quick", role).model, classes=numbered(n_classes))
     RunFolder(tmp_path).write_config(preset("mnist-quick", role, model=model), (8, 8))
     advice = next_step([RunPlan(tmp_path, role)])
     assert str(tmp_path) in advice
