@@ -239,9 +239,10 @@ class Stages:
 
         def compute() -> BitsResult:
             n_noise, seed, precision = choices.n_noise, choices.seed, choices.precision
-            return measure_bits(self.models, data, n_noise=n_noise, seed=seed, precision=precision)[
-                0
-            ]
+            with progress("bits/dim", len(data)):
+                return measure_bits(
+                    self.models, data, n_noise=n_noise, seed=seed, precision=precision
+                )
 
         return self.obtain("bits_per_dim", BitsResult, compute)
 

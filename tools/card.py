@@ -242,7 +242,7 @@ def measure_classes(stages: Stages) -> ClassNumbers:
     return ClassNumbers(
         n_images=len(data),
         accuracy=found.accuracy,
-        error=found.accuracy_error,
+        error=found.error,
         bits_given_class=found.bits_given_class,
         bits_without=found.bits_of_mixture,
     )

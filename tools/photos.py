@@ -53,7 +53,7 @@ def compare_starts(folder: Path) -> Table:
             loaded = dsmooth.load(path)
             config = loaded.runs["noisy"].read_config()[0]
             train, test = (load_dataset("folder", split, config.data_dir) for split in SPLITS)
-            scores = score_pair(loaded.pair, test, progress=True)
+            scores = score_pair(loaded.pair, test)
             bits = scores.bits(scores.log_weights("discretized"))[0]
             words = decimals(float(bits.mean()), 3, standard_error(bits))
             cells.append(f"{words}, {total_images(config):,}")

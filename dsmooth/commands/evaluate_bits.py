@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ..evaluate.likelihood import measure_bits
 from ..machine import choose_device
 from ..pretrained import load
+from ..progress import progress
 from ..results import BitsResult
 from ..tables import COMPARABLE, bits_table
 from ..text import decimals, escape_control
@@ -19,15 +20,16 @@ def evaluate_bits(options: BitsOptions) -> tuple[Mapping[str, object], BitsResul
     folders = [*options.models, *filter(None, [options.plain])]
     models = load(*folders, device=choose_device(options.execution.device)).checked()
     dataset = choose_data(models, options.dataset).load(options.split, options.limit)
-    result, _ = measure_bits(
-        models,
-        dataset,
-        n_noise=options.n_noise,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        precision=options.execution.precision,
-        mixture=True,
-    )
+    with progress("bits/dim", len(dataset)):
+        result = measure_bits(
+            models,
+            dataset,
+            n_noise=options.n_noise,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            precision=options.execution.precision,
+            mixture=True,
+        )
     names = models.classes.names if models.classes else ()
     print_bits(result, dataset.source, names)
     return request_of_measure(options, dataset, models), result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -9,12 +10,11 @@ from torch import Tensor
 
 from ..config import Classes
 from ..data import ImageDataset
-from ..distributed import in_batches
 from ..fields import check_number
 from ..nn import PixelCNNpp
 from ..nn.condition import NO_CLASS, warn_untrained_no_class
 from ..pair import SmoothedPair
-from ..progress import Progress
+from ..work import batches, map_parts
 
 
 def check_dataset(dataset: object) -> None:
@@ -61,37 +61,30 @@ def nats_of_images(
     model: PixelCNNpp,
     labels: Tensor | None,
     batch_size: int,
-    progress: Progress,
     rows: int = 1,
 ) -> dict[str, Tensor]:
     """The nats (rows, N) float64 of images, by the names that `nats_of` gives.
 
     nats_of(batch, its labels or None, index of its first image, row): one row of a batch (B,), on
-    the model's device. labels: of the images, as `labels_for_model` gives them. progress: called
-    with the number of images done, after each row of a batch.
-    Under torchrun the processes share the rows of batches, and all have the rows of all.
+    the model's device. labels: of the images, as `labels_for_model` gives them.
     """
     check_number("batch_size", batch_size)
     n, parameter = len(dataset), model.head.bias
     if n < 1:
         raise ValueError(f"{dataset.name} has no images to measure")
 
-    def work(number: int) -> dict[str, Tensor]:
-        batch, row = divmod(number, rows)
-        first = batch * batch_size
-        indices = torch.arange(first, min(first + batch_size, n))
+    def compute(part: tuple[range, int]) -> dict[str, Tensor]:
+        batch, row = part
+        indices = torch.arange(batch.start, batch.stop)
         label = None if labels is None else labels[indices].to(parameter.device)
         x = dataset.batch(indices).to(parameter.device, parameter.dtype)
-        nats = nats_of(x, label, first, row)
+        nats = nats_of(x, label, batch.start, row)
         return {name: values.double().cpu() for name, values in nats.items()}
 
-    def done(number: float) -> None:
-        progress(min(number * batch_size / rows, n))
-
-    count, on_cpu = -(-n // batch_size) * rows, parameter.device.type == "cpu"
-    parts = list(in_batches(count, 1, work, on_cpu=on_cpu, progress=done))
-    by_row = [parts[row::rows] for row in range(rows)]
+    parts = [*itertools.product(batches(n, batch_size), range(rows))]
+    found = [*map_parts(compute, parts, in_threads=parameter.device.type == "cpu")]
+    by_row = [found[row::rows] for row in range(rows)]
     return {
         name: torch.stack([torch.cat([part[name] for part in row]) for row in by_row])
-        for name in parts[0]
+        for name in found[0]
     }

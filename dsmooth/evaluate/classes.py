@@ -13,55 +13,25 @@ from ..nn import PixelCNNpp
 from ..nn.condition import log_prior
 from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
-from ..progress import Progress, progress_of
 from .batches import check_images, nats_of_images
 from .likelihood import standard_error
 
 
 @dataclass(frozen=True, eq=False)
 class Classification:
-    """log p(x | label) of every image (rows) and class (columns): (N, K) float64, nats.
+    """Images classified by the likelihoods of their classes, log p(x | label).
 
-    For a pair a bound on it. labels: (N,), the true ones. log_prior: (K,), log p(label).
-    dimensions: d, sub-pixels of an image.
+    log_likelihoods: of every image (rows) and class (columns), (N, K) float64, nats; for a pair a
+    bound. accuracy, error: the fraction of images whose likeliest class is the true one, and its
+    standard error. bits_given_class, bits_of_mixture: the means of -log2 p(x | true label) / d and
+    -log2 p(x) / d, by the mixture of the classes, which the model draws from.
     """
 
     log_likelihoods: Tensor
-    labels: Tensor
-    log_prior: Tensor
-    dimensions: int
-
-    @property
-    def log_joint(self) -> Tensor:
-        """log p(x, label): (N, K). The likeliest class of an image has the largest."""
-        return self.log_likelihoods + self.log_prior
-
-    @property
-    def accuracy(self) -> float:
-        """The fraction of images whose likeliest class is the true one."""
-        return float(self._right.mean())
-
-    @property
-    def accuracy_error(self) -> float | None:
-        """The standard error of the accuracy, over images."""
-        return standard_error(self._right)
-
-    @property
-    def bits_given_class(self) -> float:
-        """The mean of -log2 p(x | true label) / d."""
-        return self._bits_per_dim(self.log_likelihoods.gather(1, self.labels[:, None]))
-
-    @property
-    def bits_of_mixture(self) -> float:
-        """The mean of -log2 p(x) / d by the mixture of the classes, which the model draws from."""
-        return self._bits_per_dim(self.log_joint.logsumexp(1))
-
-    @property
-    def _right(self) -> Tensor:
-        return (self.log_joint.argmax(1) == self.labels).double()
-
-    def _bits_per_dim(self, nats: Tensor) -> float:
-        return -float(nats.mean()) / (self.dimensions * math.log(2))
+    accuracy: float
+    error: float | None
+    bits_given_class: float
+    bits_of_mixture: float
 
 
 @torch.no_grad()
@@ -69,29 +39,23 @@ def classify(
     model: PixelCNNpp | SmoothedPair,
     dataset: ImageDataset,
     *,
-    limit: int | None = None,
     n_noise: int = 1,
     batch_size: int = 100,
     seed: int = 0,
-    progress: bool | Progress = False,
 ) -> Classification:
-    """Classify the first `limit` images (all by default) by the likelihoods of their classes.
+    """Classify images by Bayes' rule, with the shares of the classes in training as the prior.
 
     model: a model without context, with exact log p(x | label); or a pair, at least one of whose
     models has classes. A pair is judged by its importance-weighted bound from `n_noise` draws of
-    x~, the same noise for all classes. seed: decides the noise. progress: as in `score_pair`.
+    x~, the same noise for all classes. seed: decides the noise.
     Raises ValueError for a model or data without classes, and as `score_pair` does.
     """
-    pair: SmoothedPair | None = None
-    if isinstance(model, SmoothedPair):
-        pair, network, classes = model, model.noisy, model.classes
-    else:
-        network = in_evaluation(model)
-        classes = model.config.classes
+    pair = model if isinstance(model, SmoothedPair) else None
+    network = in_evaluation(model) if isinstance(model, PixelCNNpp) else model.noisy
+    classes = network.config.classes if pair is None else pair.classes
     if classes is None:
         raise ValueError("only a model with classes classifies: this one has none")
     check_images(model, dataset)
-    dataset = dataset.first(limit)
     labels, n_classes = dataset.labels_of(classes.names), len(classes.names)
 
     def nats_of(x: Tensor, _: Tensor | None, first: int, number: int) -> dict[str, Tensor]:
@@ -103,9 +67,18 @@ def classify(
         )
         return {"nats": bound}
 
-    with progress_of(progress, "classifying", len(dataset)) as done:
-        rows = nats_of_images(nats_of, dataset, network, labels, batch_size, done, rows=n_classes)
+    rows = nats_of_images(nats_of, dataset, network, labels, batch_size, rows=n_classes)
     nats = rows["nats"].mT.contiguous()
-    prior = log_prior(classes)
-    dimensions = dataset.images[0].numel()
-    return Classification(nats, labels, prior, dimensions)
+    joint, dimensions = nats + log_prior(classes), dataset.images[0].numel()
+    right = (joint.argmax(1) == labels).double()
+
+    def bits(values: Tensor) -> float:
+        return -float(values.mean()) / (dimensions * math.log(2))
+
+    return Classification(
+        log_likelihoods=nats,
+        accuracy=float(right.mean()),
+        error=standard_error(right),
+        bits_given_class=bits(nats.gather(1, labels[:, None])),
+        bits_of_mixture=bits(joint.logsumexp(1)),
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -29,7 +30,7 @@ from ..pair import SmoothedPair
 from ..philox import Stream
 from ..pixels import PER_UNIT
 from ..pretrained import Loaded
-from ..progress import Progress, progress_of
+from ..progress import portion
 from ..results import Bits, BitsResult, Convention, Difference, MeasuredImages, Terms
 from ..smoothing import GaussianSmoothing
 from .batches import check_images, labels_for_model, nats_of_images
@@ -186,75 +187,58 @@ def score_pair(
     pair: SmoothedPair,
     dataset: ImageDataset,
     *,
-    limit: int | None = None,
     n_noise: int = 1,
     batch_size: int = 100,
     seed: int = 0,
     clean_noise: float = 0.0,
     mixture: bool = False,
-    progress: bool | Progress = False,
 ) -> Scores:
-    """Nats of the first `limit` images (all by default), each with `n_noise` draws of x~.
+    """Nats of images, each with `n_noise` draws of x~.
 
     The noise of an image depends on (seed, its index, draw), so the result does not depend on
     batch_size beyond rounding. clean_noise: standard deviation of the noise on the target of the
     density, 0.01 for a denoiser trained as the paper's. A pair with classes sees the images'
     labels and bounds log p(x | label), or sees no class where the images' classes have
     other names than its own. mixture: also bound log p(x) by the sum over its classes, as
-    `SmoothedPair.elbo` does without a label. progress: True shows a bar; a function is called with
-    the fraction done.
+    `SmoothedPair.elbo` does without a label.
     Raises ValueError for counts below 1 and for images, or labels, that are not the pair's.
     """
     check_number("n_noise", n_noise)
     check_images(pair, dataset)
-    pair, dataset = in_evaluation(pair), dataset.first(limit)
+    pair, labels = in_evaluation(pair), labels_for_model(dataset, pair.classes)
     noise = GaussianSmoothing(clean_noise, Stream.CLEAN_NOISE) if clean_noise else None
     is_density = pair.denoiser.config.likelihood == "continuous"
 
     def nats_of(x: Tensor, label: Tensor | None, first: int, draw: int) -> dict[str, Tensor]:
-        x_tilde = pair.smoothing.sample(x, seed=seed, first_index=first, repeat=draw)
+        place = {"seed": seed, "first_index": first, "repeat": draw}
+        x_tilde = pair.smoothing.sample(x, **place)
 
-        def denoiser_terms(label: Tensor | None) -> dict[str, Tensor]:
+        def image_terms(label: Tensor | None) -> dict[str, Tensor]:
             params = pair.denoiser(x, x_tilde, label)
             nats = {"discretized": _log_prob(pair.denoiser, x, params, "discretized")}
             if is_density:
-                target = x
-                if noise is not None:
-                    target = noise.sample(x, seed=seed, first_index=first, repeat=draw)
-                    params = pair.denoiser(target, x_tilde, label)
+                target = x if noise is None else noise.sample(x, **place)
+                params = params if noise is None else pair.denoiser(target, x_tilde, label)
                 nats["continuous"] = _log_prob(pair.denoiser, target, params, "continuous")
             return nats
 
-        def terms(label: Tensor | None) -> dict[str, Tensor]:
-            models = pair.noisy, pair.denoiser
-            return bound_terms(
-                models, x, x_tilde, label, pair.log_prior, denoiser_terms=denoiser_terms
-            )
-
-        nats = terms(label) | {"smoothing": -pair.smoothing.log_prob(x_tilde, x)}
+        models = pair.noisy, pair.denoiser
+        bound = partial(bound_terms, models, x, x_tilde, denoiser_terms=image_terms)
+        nats = bound(label, pair.log_prior) | {"smoothing": -pair.smoothing.log_prob(x_tilde, x)}
         if mixture and pair.n_classes:
-            summed = terms(None)
+            summed = bound(None, pair.log_prior)
             nats["mixture"] = summed["noisy"] + nats["smoothing"] + summed["discretized"]
         return nats
 
-    labels = labels_for_model(dataset, pair.classes)
-    with progress_of(progress, "bits/dim of the pair", len(dataset)) as done:
-        nats = nats_of_images(nats_of, dataset, pair.noisy, labels, batch_size, done, rows=n_noise)
+    nats = nats_of_images(nats_of, dataset, pair.noisy, labels, batch_size, rows=n_noise)
     return _scores(nats, dataset, labels, clean_noise if is_density else 0.0)
 
 
 @torch.no_grad()
-def score_plain(
-    model: PixelCNNpp,
-    dataset: ImageDataset,
-    *,
-    limit: int | None = None,
-    batch_size: int = 100,
-    progress: bool | Progress = False,
-) -> Scores:
-    """Nats of the first `limit` images by a model without context: exact, no bound.
+def score_plain(model: PixelCNNpp, dataset: ImageDataset, *, batch_size: int = 100) -> Scores:
+    """Nats of images by a model without context: exact, no bound.
 
-    A model with classes gives log p(x | label). Arguments and errors as for `score_pair`.
+    A model with classes gives log p(x | label). Errors as of `score_pair`.
     """
     kinds = model.config.conditioning, model.config.likelihood
     if kinds[0] != "none" or kinds[1] == "gaussian":
@@ -262,19 +246,15 @@ def score_plain(
             'a plain model must have conditioning="none" and no gaussian noise in its likelihood, '
             f'got "{kinds[0]}" and "{kinds[1]}"'
         )
+    check_images(model, dataset)
     forms: set[Likelihood] = {"discretized", model.config.likelihood}
-    model = in_evaluation(model)
+    model, labels = in_evaluation(model), labels_for_model(dataset, model.config.classes)
 
     def nats_of(x: Tensor, label: Tensor | None, first: int, draw: int) -> dict[str, Tensor]:
         params = model(x, label=label)
         return {form: _log_prob(model, x, params, form) for form in forms}
 
-    check_images(model, dataset)
-    dataset = dataset.first(limit)
-    labels = labels_for_model(dataset, model.config.classes)
-    with progress_of(progress, "bits/dim of the plain model", len(dataset)) as done:
-        nats = nats_of_images(nats_of, dataset, model, labels, batch_size, done)
-    return _scores(nats, dataset, labels)
+    return _scores(nats_of_images(nats_of, dataset, model, labels, batch_size), dataset, labels)
 
 
 def _scores(
@@ -304,34 +284,30 @@ def measure_bits(
     seed: int = 0,
     precision: Precision = "auto",
     mixture: bool = False,
-) -> tuple[BitsResult, dict[str, Scores]]:
-    """Bits/dim of a pair, a plain model or both, and their scores by "pair" and "plain".
-
-    Arguments and errors as for `score_pair`; bars show the progress.
-    """
+) -> BitsResult:
+    """Bits/dim of a pair, a plain model or both. Arguments and errors as for `score_pair`."""
     scores: dict[str, Scores] = {}
+    has_pair, plain = models.smoothed is not None or models.plain is None, models.plain
     with autocast(models.device, precision):
-        if models.smoothed is not None or models.plain is None:
-            scores["pair"] = score_pair(
-                models.pair,
-                dataset,
-                n_noise=n_noise,
-                batch_size=batch_size,
-                seed=seed,
-                clean_noise=models.clean_noise,
-                mixture=mixture,
-                progress=True,
-            )
-        if models.plain is not None:
-            scores["plain"] = score_plain(
-                models.plain, dataset, batch_size=batch_size, progress=True
-            )
+        if has_pair:
+            with portion(0.5 if plain else 1.0):
+                scores["pair"] = score_pair(
+                    models.pair,
+                    dataset,
+                    n_noise=n_noise,
+                    batch_size=batch_size,
+                    seed=seed,
+                    clean_noise=models.clean_noise,
+                    mixture=mixture,
+                )
+        if plain is not None:
+            with portion(0.5 if has_pair else 1.0):
+                scores["plain"] = score_plain(plain, dataset, batch_size=batch_size)
     digests = models.digests()
     roles: dict[str, tuple[Role, ...]] = {"pair": ("noisy", "denoiser"), "plain": ("plain",)}
-    result = BitsResult(
+    return BitsResult(
         MeasuredImages(dataset.name, dataset.split, len(dataset)),
         seed,
         {name: score.summary(*(digests[r] for r in roles[name])) for name, score in scores.items()},
         difference=paired_difference(*scores.values()) if len(scores) > 1 else None,
     )
-    return result, scores
