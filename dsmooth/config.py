@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
@@ -23,12 +22,6 @@ OCTAVES = 8
 LARGEST = 4096
 # Fields of a network that follow from the noise and the data of its training.
 DERIVED = ("smoothing_scale", "classes")
-# Settings that are not options of the command: config.json has them.
-_OF_NETWORK = (
-    "conditioning", "fourier_features", "head_filters", "context_filters", "smoothing_scale",
-)  # fmt: skip
-_OF_RUN = ("role", "clean_noise", "data_init", "schedule_from", "earlier_images")
-FILE_ONLY = {*_OF_NETWORK, *_OF_RUN, "betas", "cooldown", "learning_rate_decay", "clip_norm"}
 
 Conditioning = Literal["none", "stack", "concat"]
 Size = Annotated[int, Meta(ge=1, le=LARGEST)]
@@ -227,8 +220,8 @@ class TrainConfig(RunSettings):
     images: Positive | None = None
     """Training images to visit, repeats counted. One of images and budget must be given."""
     budget: PositiveFloat | None = None
-    """Minutes of the whole run, from the start of the command or call to its last evaluation; the
-    speed of its steps becomes a number of images, which is corrected on the way."""
+    """Minutes of the whole run instead, from the call that trains to its last evaluation: a few
+    steps are timed once, which gives the number of images."""
     batch_size: Positive = 32
     """Images per step."""
     accumulate: Positive = 1
@@ -259,8 +252,6 @@ class TrainConfig(RunSettings):
     ema: Probability = 0.9995
     """Largest decay of the moving average of weights; 0 for no average. The average reaches back
     1 / (1 - ema) steps, which should be fewer than the steps over which the rate falls."""
-    schedule_from: Natural = 0
-    """Images already seen when a finished run was extended; the schedule restarts there."""
     init: str | None = None
     """Begin with the weights of this run or pair, and with a new optimiser. Its network but
     for classes, its smoothing and its scale become the defaults."""
@@ -272,23 +263,12 @@ class TrainConfig(RunSettings):
     """Decides weights, order, noise and dropout."""
     evaluation_images: Positive = 500
     """Held-out images of each evaluation, always the same with the same noise."""
-    earlier_images: tuple[tuple[Natural, Positive], ...] = ()
-    """Pairs (seen, images) of a run with a budget: until it had seen so many images, it was to end
-    after so many, and its schedule was one of that length."""
 
     def __post_init__(self) -> None:
         check(self)
         check_number("seed", self.seed, 0, 2**64 - 1)
-        if self.images is None:
-            object.__setattr__(self, "earlier_images", ())
         if self.kernel_rate is not None and self.optimizer != "muon":
             raise SettingError("kernel_rate", f'needs optimizer "muon", got "{self.optimizer}"')
-        if self.schedule_from >= (self.images or math.inf):
-            raise SettingError(
-                "images",
-                f"must be more than the {self.schedule_from} after which the schedule restarts "
-                f"(schedule_from), got {self.images}",
-            )
         if self.labels is not None or self.model.classes is not None:
             object.__setattr__(self, "classes", True)
         if self.label_dropout and not self.classes:

@@ -178,6 +178,17 @@ def from_first(compute: Callable[[], T]) -> T:
     return value  # type: ignore[return-value] # it is what `compute` returned
 
 
+def machine_by_machine(compute: Callable[[], T]) -> T:
+    """What `compute` returns in each process: the first computes alone, then the first of each
+    other machine, then the rest. All processes call this."""
+    turn = (rank_and_size()[0] > 0) + (from_torchrun("LOCAL_RANK", 0) > 0)
+    for now in range(3):
+        if now == turn:
+            value = compute()
+        gather(None)
+    return value
+
+
 def gather_results(result: object, *, to_all: bool) -> list[Any]:
     """The results of all processes, by rank; on other ranks than 0 only with `to_all`, else none.
 

@@ -24,6 +24,8 @@ Setting = bool | int | float | str | list[bool | int | float | str] | None
 # Settings of earlier versions that are gone, and the value that each had if nobody set it.
 GONE: Mapping[str, object] = {
     "compile": False,
+    "schedule_from": 0,
+    "earlier_images": [],
     "keep_gates": "auto",
     "n_classes": 0,
     "class_names": [],
@@ -48,7 +50,7 @@ def check(settings: object) -> None:
     Numbers and arrays of numpy, iterables and paths become numbers, tuples and text.
     """
     # For mypy a type is not hashable, as its __hash__ has another signature.
-    for name, hint in _hints(type(settings)).items():  # type: ignore[arg-type]
+    for name, hint in types_of(type(settings)).items():  # type: ignore[arg-type]
         try:
             value = _plain(getattr(settings, name))
             wrong = (expected := _expected(value, hint)) and f"must be {expected}, got {value!r}"
@@ -60,7 +62,7 @@ def check(settings: object) -> None:
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def types_of(kind: type) -> dict[str, Any]:
     """The annotations of a dataclass, evaluated once: that takes a millisecond."""
     return get_type_hints(kind, include_extras=True)
 

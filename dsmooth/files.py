@@ -79,6 +79,12 @@ def replacing(path: str | Path, data: bytes) -> Iterator[None]:
         raise
 
 
+def move(old: Path, new: Path) -> None:
+    """Give a file another name, in place of a file of that name, if there is one to move."""
+    if _is_writer and old.exists():
+        os.replace(old, new)
+
+
 def open_to_append(path: Path) -> TextIO:
     """Open a regular file, created if missing; links and pipes are refused."""
     if path.is_symlink() or (path.exists() and not path.is_file()):

@@ -103,12 +103,20 @@ def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
     if settings.get("budget") is not None:
         check_one_length([name for name, value in settings.items() if value is not None])
         settings["images"] = None
-    config: TrainConfig = getattr(PRESETS[name], role)
-    network = {key: settings.pop(key) for key in list(settings) if key in _MODEL_FIELDS}
-    model = settings.pop("model", config.model)
+    return with_settings(getattr(PRESETS[name], role), {**settings, **fine_tuning(settings)})
+
+
+def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
+    """The settings with some replaced, fields of `TrainConfig` or of its model.
+
+    The classes of the model are open again: training takes those of its images.
+    """
+    network = {name: value for name, value in settings.items() if name in _MODEL_FIELDS}
+    own = {name: value for name, value in settings.items() if name not in _MODEL_FIELDS}
+    model = own.pop("model", config.model)
     if isinstance(model, ModelConfig):  # else the settings say what it must be
-        model = replace(model, **network)
-    return replace(config, model=model, **{**settings, **fine_tuning(settings)})
+        model = replace(model, classes=None, **network)
+    return replace(config, model=model, **own)
 
 
 def fine_tuning(settings: Mapping[str, object]) -> dict[str, float]:

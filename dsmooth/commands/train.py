@@ -4,152 +4,179 @@ from __future__ import annotations
 
 import json
 import shlex
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
 
-from ..config import DERIVED, Role, TrainConfig
-from ..distributed import barrier, process_group
-from ..files import check_writable, read_json
-from ..machine import use_threads
-from ..presets import check_one_length, fine_tuning, preset
-from ..runs import RunFolder, run_config
+import msgspec
+
+from ..config import DERIVED, ModelConfig, Role, TrainConfig
+from ..data.folder import shows_colours
+from ..fields import types_of
+from ..files import read_json
+from ..presets import check_one_length, fine_tuning, preset, with_settings
+from ..runs import RunFolder, default_folder, run_config
 from ..training import tensorboard
-from ..training.beginning import (
-    check_new_run,
-    find_initial,
-    load_data,
-)
-from ..training.loop import train_run
-from ..training.plan import RunPlan, plan_runs
-from ..training.resolve import RunRequest
+from ..training import train as train_one
+from ..training.settings import find_initial, stored_settings
 from .options import DEFAULT_PRESET
 from .options_train import RGB_PRESET, Train
+
+# Options that are settings.
+SETTINGS = (
+    *("data", "data_dir", "image_size", "labels", "classes", "label_dropout", "flip", "images"),
+    *("budget", "init", "batch_size", "learning_rate", "n_filters", "n_resnet", "seed"),
+)
 
 
 def train(options: Train) -> int:
     """Run `dsmooth train`; returns the exit status, 128 + the signal's number if stopped."""
-    check_options(options)
-    plans = plan_runs(options.role, options.out)
-    requests = [run_request(options, plan) for plan in plans]
+    runs = runs_of(options)
     if options.print_config:
-        print_plan(plans, requests)
+        print_settings(runs)
         return 0
-    use_threads(options.execution.threads)
-    for plan in plans:
-        check_writable(RunFolder(plan.folder).config)
-    if len(plans) > 1:
-        check_pair(options, plans, requests)
-    for plan, request in zip(plans, requests, strict=True):
-        result = train_run(
-            request,
-            partial(load_data, progress=True),
-            RunFolder(plan.folder),
+    for run, config in runs.items():  # the second of a pair is refused before the first is trained
+        stored_settings(run, config, options.resume)
+    for run, config in runs.items():
+        result = train_one(
+            config,
+            run.path,
             resume=options.resume,
             device=options.execution.device,
-            on_evaluation=tensorboard(plan.folder / "tensorboard") if options.tensorboard else None,
+            threads=options.execution.threads,
+            on_evaluation=tensorboard(run.path / "tensorboard") if options.tensorboard else None,
             progress=True,
-            started=options.started if plan is plans[0] else time.monotonic(),
         )
         if result.interrupted:
             print(f"{options.role}: the same command with --resume continues")
             return 128 + result.interrupted
-    print(f"{options.role}: {next_step(plans)}")
+    print(f"{options.role}: {next_step(runs)}")
     return 0
 
 
-def print_plan(plans: Sequence[RunPlan], requests: Sequence[RunRequest]) -> None:
-    """Print the settings of a run as JSON, or the plan of several with the settings of each."""
-    settings = [asdict(request.config()) for request in requests]
-    pairs = zip(plans, settings, strict=True)
-    printed = {plan.folder.name: {**asdict(plan), "settings": values} for plan, values in pairs}
-    print(json.dumps(printed if len(plans) > 1 else settings[0], indent=2, default=str))
-
-
-def check_options(options: Train) -> None:
-    """Raise ValueError for options that do not go together."""
-    given = {*options.settings}
-    check_one_length(given)
-    if options.force and not options.resume:
-        raise ValueError("--force is for --resume: a new run has no settings to change")
-    if options.folder is not None and {"data", "data_dir"} & given:
-        raise ValueError(f"{options.folder} is a folder of images: leave --data and --data-dir out")
-    if options.role == "pair" and options.config is not None:
+def runs_of(options: Train) -> dict[RunFolder, TrainConfig]:
+    """The runs of a command, one after the other, and their settings."""
+    given = given_settings(options)
+    if options.role != "pair":
+        run = RunFolder(options.out or default_folder(options.role))
+        return {run: settings_of(options, given, options.role, run)}
+    if options.config is not None:
         raise ValueError("--config has the settings of one run, and a pair is two: give a role")
+    if given.get("budget") is not None:
+        given["budget"] /= 2
+    out = options.out or Path("runs") / "pair"
+    roles: tuple[Role, ...] = ("noisy", "denoiser")
+    pair = {role: RunFolder(out / role) for role in roles}
+    return {run: settings_of(options, given, role, run) for role, run in pair.items()}
 
 
-def run_request(options: Train, plan: RunPlan) -> RunRequest:
-    """The settings given, over those of --config, of the run to resume, or of a preset."""
-    stored = RunFolder(plan.folder)
-    resumed = stored.read_config()[0] if options.resume and stored.config.exists() else None
-    if resumed is not None and resumed.role != plan.role:
-        raise ValueError(
-            f"{plan.folder} holds another run: its role is {resumed.role}, not {plan.role}"
-        )
-    given = {**options.settings, "role": plan.role}
+def given_settings(options: Train) -> dict[str, Any]:
+    """The settings in the options, by name. Raises ValueError for some that contradict others."""
+    values = {name: getattr(options, name) for name in SETTINGS}
+    left_out = None, False  # compared as objects: 0 is a value
+    given = {k: v for k, v in values.items() if not any(v is none for none in left_out)}
+    if options.execution.precision != "auto":
+        given["precision"] = options.execution.precision
     if options.folder is not None:
+        if {"data", "data_dir"} & {*given}:
+            words = f"{options.folder} is a folder of images: leave --data and --data-dir out"
+            raise ValueError(words)
         given |= {"data": "folder", "data_dir": str(options.folder)}
-    if resumed is None and options.config is None:
-        given |= fine_tuning(given)
-    rgb = None
-    if options.config is not None:  # --print-config prints no size
-        values = {"height_and_width": (0, 0), **read_json(options.config)}
-        start = run_config(values, options.config)[0]
-    elif resumed is not None and options.preset is None:
-        start = resumed
-    else:
-        colours = given.get("data") in ("cifar10", "celeba")
-        start = start_of(options, plan.role, RGB_PRESET if colours else DEFAULT_PRESET)
-        rgb = start_of(options, plan.role, RGB_PRESET)
+    for text in options.set:
+        name, value = setting_of_text(text)
+        if name in given:
+            raise ValueError(f"{name} was given twice: leave one out")
+        given[name] = value
+    check_one_length(given)
     if "budget" in given:
-        given["budget"] = given["budget"] and given["budget"] * plan.budget_fraction
         given["images"] = None
-    keeps_channels = "image_channels" in options.model or "init" in options.settings
-    return RunRequest(start, given, options.model, rgb, not keeps_channels, options.force)
+    if "labels" in given:
+        given["classes"] = True
+    return given
 
 
-def start_of(options: Train, role: Role, default: str) -> TrainConfig:
+def setting_of_text(text: str) -> tuple[str, Any]:
+    """Name and value of NAME=VALUE. Raises ValueError for a name that no setting has."""
+    name, sign, value = text.partition("=")
+    name = name.replace("-", "_")
+    types = {**types_of(ModelConfig), **types_of(TrainConfig)}
+    names = types.keys() - {"role", "model", "smoothing_scale"}
+    if not sign or name not in names:
+        near = get_close_matches(name, names)
+        hint = f": did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"--set takes NAME=VALUE of a setting, got {text}{hint}")
+    if value == "None":
+        return name, None
+    try:
+        return name, msgspec.convert(json.loads(value), types[name])
+    except ValueError:
+        return name, value  # text, or a value that the settings refuse
+
+
+def settings_of(
+    options: Train, given: Mapping[str, Any], role: Role, run: RunFolder
+) -> TrainConfig:
+    """The settings given, over those of --config, of the run to resume, or of a preset."""
+    if options.config is not None:
+        values = {"height_and_width": (0, 0), **read_json(options.config)}  # is not printed
+        start = run_config(values, options.config)[0]
+    elif options.resume and options.preset is None and run.config.exists():
+        start = run.read_config()[0]
+        if start.role != role:
+            words = f"{run.path} holds another run: its role is {start.role}, not {role}"
+            raise ValueError(words)
+    else:
+        start, given = start_of(options, given, role), {**given, **fine_tuning(given)}
+    return with_settings(start, {**given, "role": role})
+
+
+def start_of(options: Train, given: Mapping[str, Any], role: Role) -> TrainConfig:
     """The settings of the preset given, or of a default one, with the network of --init."""
-    name, changes = options.preset or default, dict[str, object]()
-    data = "folder" if options.folder is not None else options.settings.get("data")
-    data = data or preset(name, role).data
+    name = options.preset or default_preset(given)
+    data, changes = given.get("data", preset(name, role).data), dict[str, Any]()
     if data != "celeba" and not (data == "folder" and options.preset is not None):
         changes["image_size"] = None  # these have a size of their own
-    if (source := options.settings.get("init")) is not None:
+    if (source := given.get("init")) is not None:
         initial = find_initial(source, role)
         if (noise := initial.smoothing) is not None:
             changes |= {"smoothing": noise.kind, "scale": noise.scale}
         # The data decide the classes.
         network = vars(initial.networks[role].config).items()
-        changes |= {k: value for k, value in network if k not in DERIVED}
+        changes |= {name: value for name, value in network if name not in DERIVED}
     return preset(name, role, **changes)
 
 
-def check_pair(options: Train, plans: Sequence[RunPlan], requests: Sequence[RunRequest]) -> None:
-    """Raise ValueError, before the first run is trained, if a later one cannot begin."""
-    with process_group():
-        for plan, request in zip(plans, requests, strict=True):
-            stored = RunFolder(plan.folder)
-            if not options.resume:
-                check_new_run(stored, request.config())
-        barrier()  # if one process refuses, none of them trains
+def default_preset(given: Mapping[str, Any]) -> str:
+    """The preset for images: another one for those with colours."""
+    data, data_dir = given.get("data"), given.get("data_dir")
+    colours = data in ("cifar10", "celeba")
+    if data == "folder" and data_dir is not None:
+        colours = shows_colours(Path(data_dir))
+    return RGB_PRESET if colours else DEFAULT_PRESET
 
 
-def next_step(plans: Sequence[RunPlan]) -> str:
+def print_settings(runs: Mapping[RunFolder, TrainConfig]) -> None:
+    """Print the settings of a run as JSON, or those of a pair by their roles."""
+    printed = {config.role: asdict(config) for config in runs.values()}
+    one = next(iter(printed.values()))
+    print(json.dumps(printed if len(printed) > 1 else one, indent=2))
+
+
+def next_step(runs: Mapping[RunFolder, TrainConfig]) -> str:
     """What to do with the trained models."""
-    if len(plans) > 1:
-        seconds = {plan.folder.name: RunFolder(plan.folder).record().seconds for plan in plans}
-        minutes = ", ".join(f"{name} {(spent or 0) / 60:.1f}" for name, spent in seconds.items())
-        path = shlex.quote(str(plans[-1].folder.parent))
+    if len(runs) > 1:
+        seconds = {config.role: run.record().seconds for run, config in runs.items()}
+        minutes = ", ".join(f"{role} {(spent or 0) / 60:.1f}" for role, spent in seconds.items())
+        path = shlex.quote(str(next(iter(runs)).path.parent))
         return f"minutes of training: {minutes}; next: `dsmooth sample {path}`"
     # NOISY and DENOISER are the folders of other runs.
-    (plan,) = plans
-    path, config = shlex.quote(str(plan.folder)), RunFolder(plan.folder).read_config()[0]
-    label = " --label each" * bool(config.classes)
+    ((run, config),) = runs.items()
+    path, label = shlex.quote(str(run.path)), " --label each" * config.classes
     step = {
         "noisy": f"train its denoiser, then `dsmooth sample {path} DENOISER{label}`",
         "denoiser": f"`dsmooth sample NOISY {path}{label}`, with the folder of its noisy model",
         "plain": f"`dsmooth sample {path}{label}`, or `dsmooth evaluate bpd {path}`",
-    }[plan.role]
+    }[config.role]
     return f"next: {step}"

@@ -12,7 +12,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -97,6 +97,16 @@ def image_paths(folder: Path) -> list[Path]:
     """The image files in a folder and in those inside it, but hidden ones, in the names' order."""
     paths = (path for path in _visible(folder) if path.suffix.lower() in SUFFIXES)
     return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def shows_colours(folder: Path) -> bool:
+    """Whether the first picture of a folder has colours; not if there is none that can be read."""
+    from PIL import Image, UnidentifiedImageError
+
+    for path in image_paths(folder)[:1]:
+        with suppress(OSError, UnidentifiedImageError), Image.open(path, formats=FORMATS) as image:
+            return image.mode not in GREY_MODES
+    return False
 
 
 def _visible(folder: Path) -> Iterator[Path]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..data import ImageDataset
-from ..distributed import distributed_map
 from ..sampling import sample_images
+from ..work import batches, map_parts
 from .step import TrainState, make_inputs
 
 # Noise of evaluations never repeats a training draw: training uses repeat 0.
@@ -26,17 +26,17 @@ def evaluate(state: TrainState, test_set: ImageDataset) -> float:
     classes = config.model.classes
     labels = test_set.labels_of(classes.names) if classes else None
 
-    def nats_of(first: int) -> float:
-        indices = torch.arange(first, min(first + 100, n))
+    def nats_of(part: range) -> float:
+        indices = torch.arange(part.start, part.stop)
         x = test_set.batch(indices).to(state.device)
         label = None if labels is None else labels[indices].to(state.device)
-        inputs = make_inputs(x, config, label, first_index=first, repeat=EVALUATION_REPEAT)
+        inputs = make_inputs(x, config, label, first_index=part.start, repeat=EVALUATION_REPEAT)
         with state.autocast:
             # Not log_prob: with clean_noise a target has no values of bytes.
             log_p = model.log_prob_given(inputs.target, model(*inputs))
             return -float(log_p.double().sum())
 
-    nats = sum(distributed_map(range(0, n, 100), nats_of))
+    nats = sum(map_parts(nats_of, batches(n, 100), in_threads=False))
     return nats / (math.log(2) * n * test_set.images[0].numel())
 
 

@@ -1,4 +1,4 @@
-"""The log of a training run, for programs and for people: losses, evaluations, notes, progress."""
+"""The log of a training run, for programs and for people: losses, evaluations, progress."""
 
 from __future__ import annotations
 
@@ -80,31 +80,23 @@ class RunLog(ExitStack):
     ) -> None:
         super().__init__()
         self.folder, self.state, self.on_evaluation = folder, state, on_evaluation
-        self.loss_name = loss_name(state.config)
+        self.loss_name, self.total = loss_name(state.config), total_images(state.config)
         self.first_image = state.images_seen
         self.losses: list[float] = []
         self.started = self.recorded = self.printed = time.monotonic()
+        is_cut = folder.log.is_file() and folder.log.read_bytes()[-1:] not in (b"", b"\n")
         self.file = self.enter_context(open_to_append(folder.log))
-        if folder.log.read_bytes()[-1:] not in (b"", b"\n"):
-            self.file.write("\n")  # a line was cut by a crash
+        self.file.write("\n" * is_cut)  # a line was cut by a crash
         self.write(Start(*self.place(), self.total, self.loss_name))
         role = state.config.role
         self.bar: Bar | None = None
         if progress:
             self.bar = self.enter_context(progress_bar(role, self.total, self.first_image))
 
-    @property
-    def total(self) -> int:
-        """The images after which the run ends, by now."""
-        return total_images(self.state.config)
-
-    def begin(self, test_set: ImageDataset, changes: Sequence[LogEntry]) -> None:
-        """Tell what is trained, and record what a resumed run changes."""
+    def begin(self, test_set: ImageDataset) -> None:
+        """Tell what is trained."""
         for line in run_header(self.state, test_set):
             self.say(line)
-        for change in changes:
-            self.write(change)
-            self.say(str(change.sentence()))
 
     def interrupt(self) -> None:
         """Record that a signal stopped the run, which is saved."""
@@ -114,8 +106,7 @@ class RunLog(ExitStack):
     def end(self) -> None:
         """Record that the run has finished."""
         self.write(End(*self.place()))
-        weights = self.folder.weights
-        self.say(f"wrote {weights} ({weights.stat().st_size / 1e6:.1f} MB)")
+        self.say(f"wrote {self.folder.weights}")
 
     def steps(self, results: Sequence[StepResult]) -> None:
         """Note the updates since the last call."""
@@ -146,7 +137,7 @@ class RunLog(ExitStack):
             save_grid(evaluation.samples, self.folder.grid(seen))
         else:
             self.say(f"{seen:,} images · no picture: samples diverged, as they may early in a run")
-        if self.on_evaluation is not None:
+        if self.on_evaluation is not None and rank_and_size()[0] == 0:
             self.on_evaluation(evaluation)
 
     def say(self, text: str) -> None:

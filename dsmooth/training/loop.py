@@ -1,4 +1,4 @@
-"""The loop of a training run: from a folder and settings to finished weights."""
+"""A training run: from settings and a folder to finished weights."""
 
 from __future__ import annotations
 
@@ -6,32 +6,26 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sized
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
-from typing_extensions import Unpack
 
 from ..config import OWN, TrainConfig
 from ..data import ImageDataset
-from ..data.dataset import Transform
 from ..data.own import split_own
-from ..distributed import all_reduce_max, barrier, broadcast_int, process_group, rank_and_size
+from ..distributed import all_reduce_max, from_first, gather, process_group
 from ..files import lock_folder, write_tensors
 from ..machine import choose_device, torch_threads
 from ..memory import keep_freed_memory
-from ..progress import LOG, lines_shown
-from ..runlog import LogEntry
+from ..progress import lines_shown
 from ..runs import RunFolder, default_folder
-from .beginning import check_new_run, load_data
-from .budget import Deadline
-from .checkpoint import newest_checkpoint, restore, save_checkpoint
+from .checkpoint import check_same_run, restore, save_checkpoint
 from .evaluation import evaluate, sample_grid
 from .log import RECORD_SECONDS, Evaluation, OnEvaluation, RunLog
-from .resolve import LoadImages, RunRequest, resolve
+from .settings import check_same, complete, initial_network, load_data, stored_settings
 from .step import READ_STEPS, TrainState, total_images
 
 HOLDER = "another training run"  # names the holder of a folder's lock in error messages
@@ -46,54 +40,68 @@ class TrainResult:
     interrupted: int | None = None
 
 
-class OwnImages(TypedDict, total=False):
-    """Images to train on in place of `config.data`: arguments of `train`.
-
-    dataset: anything that `dsmooth.data.own_images` takes or returns, with one image in ten held
-    out; a tuple (training images, held-out images); or splits by name. labels, transform: as in
-    `own_images`, labels for a dataset that is one array. match_channels: take the model's
-    image_channels from the images.
-    """
-
-    dataset: Sized | None
-    labels: Any
-    transform: Transform | None
-    match_channels: bool
-
-
 def train(
     config: TrainConfig,
     folder: str | Path | None = None,
     *,
+    dataset: Any = None,
+    labels: Any = None,
     resume: bool = False,
-    force: bool = False,
     device: str | torch.device = "auto",
     threads: int | None = None,
     on_evaluation: OnEvaluation | None = None,
     progress: bool = False,
-    **images: Unpack[OwnImages],
 ) -> TrainResult:
     """Train one model, or resume its run, and write a `RunFolder`, by default runs/ROLE.
 
-    images (dataset, labels, transform, match_channels): see `OwnImages`. device: "auto" (a CUDA
-    device if there is one), "cpu", "cuda" or "cuda:N". threads: CPU threads, None for torch's
-    setting; their number changes results by rounding. on_evaluation: a function that rank 0 calls
+    dataset: images in place of those that `config.data` names: anything that
+    `dsmooth.data.own_images` takes or returns, with one image in ten held out; or a tuple (training
+    images, held-out images). labels: of a dataset that is one array. device: "auto" (a CUDA device
+    if there is one), "cpu", "cuda" or "cuda:N". threads: CPU threads, None for torch's setting;
+    their number changes results by rounding. on_evaluation: a function that the first process calls
     with each `Evaluation`, such as `dsmooth.training.tensorboard(FOLDER)`. progress: print the INFO
     messages of the logger `dsmooth`, and a progress bar.
 
-    SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. `resume` starts a run if the
-    folder has none. A resumed run must have the same images and settings, except those in
-    `RunSettings`; of a transform only its presence is compared. A finished run can be extended with
-    more images: its schedule, with the warm-up, restarts over the added images. force: from here
-    on, use another length for an unfinished run, other settings or other images. `config.init`
-    names a run or a pair: a new run begins with its weights and a new optimiser.
+    The images decide the channels of the network, and its classes if `config.classes`; a budget of
+    minutes becomes a number of images. SIGINT, SIGTERM and SIGHUP save a checkpoint and return
+    early. `resume` continues the run in the folder, bit for bit, or starts one if there is none: it
+    must have the same images and settings, except those in `RunSettings`. `config.init` names a run
+    or a pair: a new run begins with its weights and a new optimiser.
 
     Under torchrun all processes call this and train together: each computes its share of every
-    batch, and rank 0 writes. All need access to `folder` and the data.
+    batch, and the first one writes. All need access to `folder` and the data.
 
     Raises ValueError or FileNotFoundError for data, settings or a folder that do not fit,
     NonFiniteLoss, naming step and seed, and ProcessLost if another process is gone.
     """
+    check_arguments(config, dataset, labels, on_evaluation)
+    started, run = time.monotonic(), RunFolder(folder or default_folder(config.role))
+    target = choose_device(device)
+    with process_group(), computing(target, threads, progress):
+        if dataset is not None:
+            config = replace(config, data=OWN, data_dir=None, download=False, image_size=None)
+        stored = stored_settings(run, config, resume)
+        data = load_data(config, progress) if dataset is None else split_own(dataset, labels)
+        check_same(*data)
+        config = complete(config, *data, target, stored, started)
+        if stored is not None:
+            check_same_run(stored, config, run.path)
+        initial = initial_network(config) if stored is None else None
+        with lock_folder(run.path, HOLDER), catch_signals() as stop:
+            state = TrainState(config, data[0], target, initial)
+            if stored is not None:
+                restore(run, state)
+            else:
+                stored_settings(run, config, resume)  # another call may have come first
+                save_checkpoint(run, state)  # from now on it can be resumed
+            run.write_config(config, data[1].image_size)
+            with RunLog(run, state, on_evaluation, progress) as log:
+                log.begin(data[1])
+                return run_loop(state, data[1], run, log, stop)
+
+
+def check_arguments(config: object, dataset: object, labels: object, on_evaluation: object) -> None:
+    """Raise TypeError or ValueError for arguments of `train` that do not fit."""
     if not isinstance(config, TrainConfig):
         raise TypeError(
             f"config must be a TrainConfig, got a {type(config).__name__}: dsmooth.train("
@@ -101,178 +109,83 @@ def train(
         )
     if on_evaluation is not None and not callable(on_evaluation):
         raise TypeError(f"on_evaluation must be a function, got a {type(on_evaluation).__name__}")
-    started = time.monotonic()
-    request, load = _request(config, force, progress, **images)
-    with torch_threads(threads):
-        return train_run(
-            request,
-            load,
-            RunFolder(default_folder(config.role) if folder is None else folder),
-            resume=resume,
-            device=device,
-            on_evaluation=on_evaluation,
-            progress=progress,
-            started=started,
+    if dataset is None and labels is not None:
+        raise ValueError(
+            "labels= is for images given by dataset=, such as tuple(dsmooth.data.load_dataset("
+            '"mnist", split) for split in dsmooth.data.SPLITS)'
         )
-
-
-def _request(
-    config: TrainConfig,
-    force: bool,
-    progress: bool,
-    dataset: Sized | None = None,
-    labels: Any = None,
-    transform: Transform | None = None,
-    match_channels: bool = False,
-) -> tuple[RunRequest, LoadImages]:
-    """The settings that `train` was given, and the function that reads the images."""
-    if dataset is None:
-        if labels is not None or transform is not None:
-            name = "labels" if transform is None else "transform"
-            raise ValueError(
-                f"{name}= is for images given by dataset=, such as tuple(dsmooth.data.load_dataset("
-                '"mnist", split) for split in dsmooth.data.SPLITS)'
-            )
-        return RunRequest(config, force=force), partial(load_data, progress=progress)
-    if config.labels is not None:
+    if dataset is not None and config.labels is not None:
         raise ValueError(
             "config.labels is for images that config.data names: use dataset=(images, labels)"
         )
-    own = {"data": OWN, "data_dir": None, "download": False, "image_size": None}
-    request = RunRequest(config, own, match_channels=match_channels, force=force)
-    return request, lambda _: split_own(dataset, labels, transform)
 
 
-def train_run(
-    request: RunRequest,
-    load: LoadImages,
-    run: RunFolder,
-    *,
-    resume: bool,
-    device: str | torch.device,
-    on_evaluation: OnEvaluation | None,
-    progress: bool,
-    started: float,
-) -> TrainResult:
-    """Begin or resume a run in its folder, with the images that `load` reads, and train it.
-
-    started: when its budget began, by time.monotonic().
-    """
-    target = choose_device(device)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(process_group())
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())  # a notebook may have turned gradients off
+@contextlib.contextmanager
+def computing(device: torch.device, threads: int | None, progress: bool) -> Iterator[None]:
+    """Inside the block torch computes as a run needs, and with `progress` messages are printed."""
+    # A notebook may have turned gradients off.
+    with torch_threads(threads), torch.inference_mode(False), torch.enable_grad():
         keep_freed_memory()
-        if target.type == "cuda":
-            torch.cuda.set_device(target)
-        first = rank_and_size()[0] == 0
-        if progress and first:
-            stack.enter_context(lines_shown())
-
-        checkpoint = None
-        if resume and run.config.exists():
-            if first:
-                stack.enter_context(lock_folder(run.path, HOLDER))
-            checkpoint = newest_checkpoint(run)
-        else:
-            check_new_run(run, request.config())
-            if resume:
-                role = request.config().role
-                LOG.info("%s: no run in %s to resume: starting a new one", role, run.path)
-
-        config, train_set, test_set, initial, deadline = resolve(
-            request, load, target, started, checkpoint
-        )
-        stop = stack.enter_context(catch_signals())
-        state, changes = TrainState(config, train_set, target, initial), list[LogEntry]()
-        if checkpoint is not None:
-            changes = restore(checkpoint, state, force=request.force)
-            del checkpoint  # which is as large as the weights and their moments
-        elif first:
-            stack.enter_context(lock_folder(run.path, HOLDER))
-            check_new_run(run, config)
-            save_checkpoint(run, state, test_set.image_size)  # from now on it can be resumed
-
-        log = None
-        if first:
-            log = stack.enter_context(RunLog(run, state, on_evaluation, progress))
-            log.begin(test_set, changes)
-        return run_loop(state, test_set, run, log, stop, deadline)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        with lines_shown() if progress else contextlib.nullcontext():
+            yield
 
 
 def run_loop(
     state: TrainState,
     test_set: ImageDataset,
     run: RunFolder,
-    log: RunLog | None,
+    log: RunLog,
     stop: Callable[[], int | None],
-    deadline: Deadline | None,
 ) -> TrainResult:
-    """All processes run this in lockstep; only rank 0 has a `log` and writes files."""
+    """Steps, evaluations and checkpoints up to the end, or a signal; all processes in lockstep."""
     evaluations, bits = evaluations_due(state), None
     saved = last_read = time.monotonic()
     while state.images_seen < total_images(state.config):
         state.step()
-        now = time.monotonic()
-        evaluated = evaluations_due(state) > evaluations
-        evaluations = max(evaluations, evaluations_due(state))
+        now, due = time.monotonic(), evaluations_due(state)
         # If any process finds something due, all do it.
-        interrupted, save, correct, is_read_due = all_reduce_max(
+        interrupted, save, is_read_due = all_reduce_max(
             stop() or 0,
             now - saved > 60 * state.config.checkpoint_minutes,
-            deadline is not None and deadline.is_due(),
             now - last_read > RECORD_SECONDS or state.steps - state.steps_read == READ_STEPS,
         )
-        if not (evaluated or interrupted or save or correct or is_read_due):
+        if due == evaluations and not (interrupted or save or is_read_due):
             continue
 
         last_read = now
-        results = state.results()
-        if log:
-            log.steps(results)
-        if correct and deadline and not evaluated:
-            deadline.correct(state, state.config.evaluations - evaluations)
-        if evaluated:
-            before = time.monotonic()
+        log.steps(state.results())
+        if due > evaluations:
             bits = _evaluate(state, test_set, run, log)
-            if deadline:
-                deadline.evaluated(time.monotonic() - before)
-        elif log and (interrupted or save):
-            save_checkpoint(run, state, test_set.image_size)
-        if save:
-            saved = now
+        elif interrupted or save:
+            save_checkpoint(run, state)
+        evaluations, saved = due, now if save else saved
         if interrupted:
-            if log:
-                log.interrupt()
+            log.interrupt()
             return TrainResult(state.images_seen, bits, interrupted)
     # If nothing was left to train, the saved weights may be of an earlier step, or be missing.
-    if broadcast_int(log is not None and not run.is_evaluated(state.images_seen)):
+    if not from_first(lambda: run.is_evaluated(state.images_seen)):
         bits = _evaluate(state, test_set, run, log)
-    if log:
-        log.end()
-    barrier()  # the other processes wait until all is written
+    log.end()
+    gather(None)  # the other processes wait until all is written
     return TrainResult(state.images_seen, bits)
 
 
 def evaluations_due(state: TrainState) -> int:
     """The number of evaluations that a run has made by now; the last one is at its end."""
-    begun, n = state.config.schedule_from, state.config.evaluations
-    length, seen = total_images(state.config) - begun, state.images_seen - begun
-    return sum(length * (i + 1) // n <= seen for i in range(n))
+    length, n = total_images(state.config), state.config.evaluations
+    return sum(length * (i + 1) // n <= state.images_seen for i in range(n))
 
 
-def _evaluate(
-    state: TrainState, test_set: ImageDataset, run: RunFolder, log: RunLog | None
-) -> float:
+def _evaluate(state: TrainState, test_set: ImageDataset, run: RunFolder, log: RunLog) -> float:
     """Bits/dim on the held-out images; the run, the averaged weights and a grid are saved."""
     state.check_finite()
     bits = evaluate(state, test_set)
-    if log is not None:
-        save_checkpoint(run, state, test_set.image_size)
-        write_tensors(run.weights, state.averaged.state_dict(), {})
-        samples = sample_grid(state, test_set)
-        log.evaluation(Evaluation(state.images_seen, bits, samples, state.averaged))
+    save_checkpoint(run, state)
+    write_tensors(run.weights, state.averaged.state_dict(), {})
+    samples = sample_grid(state, test_set)
+    log.evaluation(Evaluation(state.images_seen, bits, samples, state.averaged))
     return bits
 
 

@@ -86,31 +86,26 @@ def make_inputs(
     return Inputs(x, x_tilde, label)
 
 
-def total_images(config: TrainConfig, images_seen: int | None = None) -> int:
-    """The images after which a run ends, or was to end when it had seen so many."""
-    if config.images is None:
-        raise ValueError("images is not fixed yet")
-    seen = math.inf if images_seen is None else images_seen
-    past = config.earlier_images
-    return next((images for until, images in past if seen < until), config.images)
+def total_images(config: TrainConfig) -> int:
+    """The images after which a run ends, which a budget has become by now."""
+    assert config.images is not None
+    return config.images
 
 
-def kernel_rate(config: TrainConfig, images_seen: int | None = None) -> float:
+def kernel_rate(config: TrainConfig) -> float:
     """Muon's peak angle in radians: the run's setting, else one that follows from its steps."""
     if config.kernel_rate is not None:
         return config.kernel_rate
-    steps = (total_images(config, images_seen) - config.schedule_from) / config.batch_size
-    return KERNEL_RATE * max(LEAST_STEPS, steps) ** -0.5
+    return KERNEL_RATE * max(LEAST_STEPS, total_images(config) / config.batch_size) ** -0.5
 
 
 def scheduled(peak: float, config: TrainConfig, images_seen: int, steps: int) -> float:
     """A rate of the step after `images_seen` and `steps`."""
-    seen = images_seen - config.schedule_from
     peak *= config.rate_factor
-    rate = peak * min(1.0, (seen + config.batch_size) / max(1, config.warmup_images))
+    rate = peak * min(1.0, (images_seen + config.batch_size) / max(1, config.warmup_images))
     if config.schedule == "exponential":
         return rate * config.learning_rate_decay**steps
-    done = min(1.0, seen / (total_images(config, images_seen) - config.schedule_from))
+    done = min(1.0, images_seen / total_images(config))
     if config.schedule == "cooldown":
         return rate * min(1.0, (1 - done) / config.cooldown)
     return rate * 0.5 * (1 + math.cos(math.pi * done))
@@ -214,10 +209,7 @@ class TrainState:
         send(torch.tensor([self.images_seen, self.steps % READ_STEPS]), self.place)
         rates = [
             scheduled(peak, self.config, self.images_seen, self.steps)
-            for peak in (
-                self.config.learning_rate,
-                kernel_rate(self.config, self.images_seen),
-            )
+            for peak in (self.config.learning_rate, kernel_rate(self.config))
         ]
         rates.append(self.ema.weight(self.steps) if self.ema else 0.0)
         send(torch.tensor(rates, dtype=torch.float64), self.rates)

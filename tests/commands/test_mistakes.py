@@ -13,7 +13,7 @@ from dsmooth.config import OWN
 from tests.helpers.command_runs import complains, save_run
 from tests.helpers.data_makers import random_bytes
 
-TINY = "--n-filters=4 --n-resnet=1 --n-mix=2 --images=16 --batch-size=8"
+TINY = "--n-filters=4 --n-resnet=1 --set n_mix=2 --images=16 --batch-size=8"
 FID = "evaluate fid"
 FOLDER = "--data folder --data-dir images"
 REPRODUCE = "reproduce --models noisy denoiser"
@@ -25,7 +25,6 @@ MISTAKES = [
     (f"train plain --out loop {FOLDER} {TINY}", "loop"),
     ("sample deep", "deep"),
     (f"train noisy --out noisy {TINY}", "choose another folder or set --resume"),
-    (f"train noisy --out noisy --force {TINY}", "--force is for --resume"),
     (f"train noisy b --data-dir c {TINY}", "b is a folder of images: leave --data and --data-dir"),
     (f"train pair {TINY} --out half", "half/denoiser already holds a run"),
     (f"train pair {TINY} --out swapped --resume", "another run: its role is noisy, not denoiser"),

@@ -9,7 +9,7 @@ import pytest
 
 from dsmooth.config import TrainConfig
 from dsmooth.data import SPLITS, ImageDataset, folder, load_dataset, load_splits
-from dsmooth.training.beginning import load_data
+from dsmooth.training.settings import load_data
 from tests.helpers.data_makers import random_bytes, refuses, write_images
 
 pytestmark = pytest.mark.quick

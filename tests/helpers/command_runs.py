@@ -27,9 +27,9 @@ from tests.helpers.networks import numbered
 # Options after those of a documented command, which they override: a tiny network, twelve quick
 # steps, after which samples do not diverge, and few images.
 SMALLER = {
-    "train": "--n-filters 4 --n-resnet 1 --n-mix 2 --context-layers 1 --dropout 0 --images 96"
-    " --batch-size 8 --ema 0 --learning-rate 2e-2 --warmup-images 0 --evaluations 1"
-    " --evaluation-images 4",
+    "train": "--n-filters 4 --n-resnet 1 --set n_mix=2 --set context_layers=1 --set dropout=0"
+    " --images 96 --batch-size 8 --set ema=0 --learning-rate 2e-2 --set warmup_images=0"
+    " --set evaluations=1 --set evaluation_images=4",
     "sample": "-n 4",
     "cluster": "",
     "complete": "--draws 2",

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import ImageDataset, load_splits
 from dsmooth.runs import RunFolder
-from dsmooth.training import Evaluation, beginning, train
-from dsmooth.training.resolve import RunRequest, resolve
+from dsmooth.training import Evaluation, settings, train
+from dsmooth.training.settings import complete
 from tests.helpers.networks import numbered
 
 ROLES = ("noisy", "denoiser", "plain")
@@ -47,8 +47,7 @@ def tiny(
 
 def resolved(config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset) -> TrainConfig:
     """The settings of a new run on these images."""
-    cpu = torch.device("cpu")
-    return resolve(RunRequest(config), lambda _: (train_set, test_set), cpu, started=0).config
+    return complete(config, train_set, test_set, torch.device("cpu"))
 
 
 def train_until(images: int, config: TrainConfig, folder: Path, **options: object) -> None:
@@ -82,4 +81,4 @@ def use_small_runs(patch: pytest.MonkeyPatch) -> None:
     def load(*args: object, **options: object) -> list[ImageDataset]:
         return [middle(data) for data in load_splits(*args, **options)]
 
-    patch.setattr(beginning, "load_splits", load)
+    patch.setattr(settings, "load_splits", load)

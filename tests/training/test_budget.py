@@ -1,4 +1,4 @@
-"""A budget of minutes: a run ends with it, and is a function of the settings that it stores."""
+"""A budget of minutes becomes a number of images."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from torch import Tensor
 
 from dsmooth.runlog import HeldOut
 from dsmooth.runs import RunFolder
-from dsmooth.training import Evaluation, budget, checkpoint, loop, train
-from dsmooth.training.checkpoint import Checkpoint
-from dsmooth.training.resolve import resume_settings
+from dsmooth.training import Evaluation, loop, settings, train
 from dsmooth.training.step import StepResult, TrainState
 from tests.helpers.tiny_runs import assert_same_end, tiny
 
@@ -44,7 +42,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Reading the images, building a state, evaluating and saving take seconds; the first picture
+    """Reading the images, building a state and evaluating take seconds; the first picture
     takes longer."""
     clock, patch = Clock(), monkeypatch.setattr
     picture_seconds = itertools.chain([1.2], itertools.repeat(0.2))
@@ -55,35 +53,21 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
     patch(time, "monotonic", lambda: clock.now)
     patch(TrainState, "__init__", clock.after(0.3, TrainState.__init__))
-    for module in (budget, loop):
+    for module in (settings, loop):
         patch(module, "evaluate", clock.after(0.7, lambda *_: 1.0))
         patch(module, "sample_grid", grid)
-    for module in (budget, checkpoint):
-        patch(module, "checkpoint_bytes", clock.after(0.1, module.checkpoint_bytes))
     patch(loop, "load_data", clock.after(3.0, loop.load_data))
     return clock
 
 
-# What a step takes after a part of the budget, in tenths of a second.
-PACES: dict[str, Callable[[float], float]] = {
-    "constant": lambda part: 1,
-    "twice as slow from the middle on": lambda part: 1 + (part > 0.5),
-    "twice as slow at the end": lambda part: 1 + (part > 0.93),
-    "twice as fast from the middle on": lambda part: 1 / (1 + (part > 0.5)),
-    "slow at first": lambda part: 1 + 4 * (part < 0.3),
-}
-
-
-@pytest.mark.grid
 @pytest.mark.parametrize("minutes", [0.5, 2.0, 10.0])
-@pytest.mark.parametrize("pace", PACES)
-def test_a_run_ends_with_its_budget(minutes, pace, clock, tmp_path, monkeypatch) -> None:
-    """Within 5 %, whatever its steps take. One in three takes four times as long as the others, and
-    the first one longer."""
+def test_a_run_ends_with_its_budget(minutes, clock, tmp_path, monkeypatch) -> None:
+    """Within 15 %, though one step in three takes four times as long as the others, and the first
+    one longer. Settings that are stored give the same weights."""
     turns, seconds = itertools.cycle([0.5, 0.5, 2.0]), 60 * minutes
 
     def step(self: TrainState) -> None:
-        clock.now += 0.1 * next(turns) * PACES[pace](clock.now / seconds) + (self.steps == 0)
+        clock.now += 0.1 * next(turns) + (self.steps == 0)
         self.steps += 1
         self.images_seen += self.config.batch_size
 
@@ -91,54 +75,25 @@ def test_a_run_ends_with_its_budget(minutes, pace, clock, tmp_path, monkeypatch)
     monkeypatch.setattr(TrainState, "step", step)
     monkeypatch.setattr(TrainState, "results", lambda _: [result])
     train(tiny(evaluations=8, images=None, budget=minutes), tmp_path)
-    assert clock.now == pytest.approx(seconds, rel=0.05)
+    assert clock.now == pytest.approx(seconds, rel=0.15)
     run = RunFolder(tmp_path)
     config, images = run.read_config()[0], [e.images for e in run.read_log() if type(e) is HeldOut]
-    # Of a second each, a fifth of the time.
-    assert len(images) == config.evaluations == min(8, int(seconds / 5))
+    # Of 0.9 seconds each, a fifth of the time.
+    assert len(images) == config.evaluations == min(8, int(seconds / 5 / 0.9))
     assert images[-1] == config.images
 
 
-def test_the_stored_settings_determine_the_weights(clock, tmp_path, monkeypatch) -> None:
-    """Of a run whose end was corrected, stopped or not. The state that measured the speed is gone,
-    from a GPU's memory too, before that of the run."""
-    slower = clock.after(lambda: 5.0 if clock.now < 30 else 10.0, TrainState.step)
-    monkeypatch.setattr(TrainState, "step", slower)
-    config = tiny(evaluations=2, images=None, budget=1.5, optimizer="muon")
+def test_a_run_with_a_budget_is_like_any_other(tmp_path: Path) -> None:
+    """Stopped and resumed it is the run of its number of images; one state is in memory."""
+    config, states = tiny(images=None, budget=0.02, evaluations=2), list[int]()
 
-    def middle(evaluation: Evaluation) -> None:
-        assert sum(type(thing) is TrainState for thing in gc.get_objects()) == 1
-        if stops and clock.now < 75:
-            signal.raise_signal(signal.SIGTERM)
+    def stop(evaluation: Evaluation) -> None:
+        states.append(sum(type(thing) is TrainState for thing in gc.get_objects()))
+        signal.raise_signal(signal.SIGTERM)
 
-    for stops in (False, True):
-        clock.now, run, again = 0.0, tmp_path / f"run-{stops}", tmp_path / f"again-{stops}"
-        gc.disable()
-        try:
-            result = train(config, run, on_evaluation=middle)
-        finally:
-            gc.enable()
-        assert (result.interrupted is not None) == stops
-        corrections = RunFolder(run).read_config()[0].earlier_images
-        train(config, run, resume=True)
-        stored = RunFolder(run).read_config()[0]
-        assert stored.earlier_images == corrections
-        assert stored.images < min(images for _, images in corrections)
-        train(replace(stored, budget=None), again)
-        assert_same_end(run, again)
-
-
-def test_a_run_is_extended_though_its_end_was_the_same_before() -> None:
-    """The settings in the folder may be of another moment than the checkpoint; those of a user are
-    not."""
-    moves = (8, 80), (16, 64)
-    stored = tiny(images=80, budget=1.0, earlier_images=moves)
-    finished = Checkpoint(Path("run") / "checkpoint", {}, stored, 80, 10, "")
-    for images, earlier, expected in (
-        (160, (), 160),  # from a user
-        (80, moves, 80),  # from the folder, as the next two
-        (64, moves[:1], 80),
-        (96, (*moves, (24, 80)), 80),
-    ):
-        config = replace(stored, images=images, earlier_images=earlier)
-        assert resume_settings(config, finished).images == expected
+    train(config, tmp_path / "parts", on_evaluation=stop)
+    assert set(states) == {1}
+    train(config, tmp_path / "parts", resume=True)
+    stored = RunFolder(tmp_path / "parts").read_config()[0]
+    train(replace(stored, budget=None), tmp_path / "whole")
+    assert_same_end(tmp_path / "parts", tmp_path / "whole")

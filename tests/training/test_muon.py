@@ -193,6 +193,4 @@ def test_the_angle_follows_from_the_number_of_steps() -> None:
     assert kernel_rate(replace(config, kernel_rate=0.03)) == 0.03
     quarter = kernel_rate(replace(config, images=32_000))
     assert kernel_rate(config) == pytest.approx(2 * quarter)
-    extended = replace(config, images=40_000, schedule_from=8000)
-    assert kernel_rate(extended) == pytest.approx(quarter)
     assert kernel_rate(replace(config, images=8)) == kernel_rate(replace(config, images=80))

@@ -195,10 +195,7 @@ def test_images_given_in_python(tmp_path: Path, capsys: pytest.CaptureFixture[st
     dataset = torch.utils.data.TensorDataset(pixels, torch.arange(20))
     assert "train" in dir(dsmooth)
     config = tiny(images=16)
-    words = r"`image_channels` must fit .* 3 channels, not 1"
-    refuses(words, dsmooth.train, config, tmp_path / "no", dataset=dataset)
     seen: list[Evaluation] = []
-    config = replace(config, model=replace(config.model, image_channels=3))
     options = {"dataset": dataset, "on_evaluation": seen.append}
     threads = torch.get_num_threads()
     result = dsmooth.train(config, tmp_path / "a", **options, progress=True, threads=threads + 1)
@@ -291,7 +288,6 @@ def test_paper_presets_are_the_papers() -> None:
         ({"role": "denoiser"}, "does not go with conditioning"),
         ({"model": ModelConfig(likelihood="discretized")}, "noisy pixels are not bytes"),
         ({"images": 0}, "`images` must be a whole number >= 1 or None, got 0"),
-        ({"images": 8, "schedule_from": 32}, "`images` must be more than the 32 after which"),
         ({"optimizer": "sgd"}, "`optimizer` must be one of adam, muon, got 'sgd'"),
         ({"optimizer": "adam", "kernel_rate": 0.02}, '`kernel_rate` needs optimizer "muon", got'),
     ],

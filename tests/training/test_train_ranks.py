@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -18,12 +19,13 @@ import torch
 from safetensors.torch import load_file
 
 import dsmooth
+from dsmooth import distributed
 from dsmooth.config import TrainConfig
 from dsmooth.files import read_tensors
 from dsmooth.machine import choose_device
 from dsmooth.runlog import Interrupted, Start
 from dsmooth.runs import RunFolder
-from dsmooth.training import beginning, train
+from dsmooth.training import loop, settings, train
 from dsmooth.training.graph import uses_graph
 from dsmooth.training.step import share_of_batch
 from tests.helpers.command_runs import run as call
@@ -42,8 +44,8 @@ from tests.helpers.tiny_runs import ROLES, assert_same_end, tiny
 HELPERS = Path(__file__).parents[1] / "helpers"
 WORK = HELPERS / "rank_work.py"
 TINY = (
-    "--n-filters=4 --n-resnet=1 --n-mix=2 --dropout=0.3 --batch-size=8 --evaluations=1"
-    " --evaluation-images=8 --warmup-images=16 --precision=float32 --threads=1"
+    "--n-filters=4 --n-resnet=1 --set n_mix=2 --set dropout=0.3 --batch-size=8 --set evaluations=1"
+    " --set evaluation_images=8 --set warmup_images=16 --precision=float32 --threads=1"
 )
 
 
@@ -152,7 +154,8 @@ TrainState.step = step_or_die
 
 
 def test_a_killed_rank_ends_the_other_and_a_restart_continues(tmp_path: Path) -> None:
-    command = ["train", "noisy", *TINY.split(), "--images=48", "--checkpoint-minutes=1e-9"]
+    command = ["train", "noisy", *TINY.split(), "--images=48"]
+    command += ["--set", "checkpoint_minutes=1e-9"]
     arguments = [*command, "--out=killed"]
     first, second = start_ranks(2, arguments, tmp_path, DIES + COMMAND)
     _, errors = first.communicate()
@@ -167,40 +170,9 @@ def test_a_killed_rank_ends_the_other_and_a_restart_continues(tmp_path: Path) ->
     assert_same_end(tmp_path / "killed", tmp_path / "whole")
 
 
-# Before the command: a step takes rank 0 a second, then two, and rank 1 more.
-CLOCKS = """
-import os, time
-from dsmooth.training.step import TrainState
-step, now = TrainState.step, 0.0
-def clock():
-    global now
-    now += 0.01
-    return now
-def slow_step(state):
-    global now
-    now += (1 + int(os.environ["RANK"])) * (1 + (now > 15))
-    step(state)
-TrainState.step, time.monotonic = slow_step, clock
-"""
-
-
-def test_ranks_with_a_budget_end_together(tmp_path: Path) -> None:
-    """Whatever their clocks say; and the settings that they store give the same weights."""
-    run = RunFolder(tmp_path / "run")
-    command = ["train", "noisy", *TINY.split(), "--optimizer=muon", "--budget=0.5", "--out=run"]
-    wait_for_all(start_ranks(2, command, tmp_path, CLOCKS + COMMAND))
-    config, size = run.read_config()
-    assert config.earlier_images
-    again = ["train", "noisy", "--config=run/config.json", "--threads=1", "--out=again"]
-    wait_for_all(start_ranks(2, again, tmp_path))
-    assert RunFolder(tmp_path / "again").read_config() == (config, size)
-    assert_same_end(run.path, tmp_path / "again")
-
-
 def test_control_c_saves_once_and_one_process_resumes(tmp_path, monkeypatch) -> None:
     """A terminal sends it to torchrun and to its processes, to which torchrun sends one more."""
-    command = ["train", "noisy", *TINY.split(), "--images=100000", "--schedule=cooldown"]
-    command += ["--kernel-rate=0.02", "--out=run"]  # an angle that does not follow from the images
+    command = ["train", "noisy", *TINY.split(), "--images=100000", "--out=run"]
     ranks = start_ranks(2, command, tmp_path)
     run = RunFolder(tmp_path / "run")
     wait_for(lambda: run.log.exists() and len(run.read_log()) > 1, ranks[0])
@@ -216,13 +188,10 @@ def test_control_c_saves_once_and_one_process_resumes(tmp_path, monkeypatch) -> 
     assert not any(isinstance(entry, Interrupted) for entry in entries)
     seen = images_saved(run)
     assert seen == last.images > 0
-    soon = int(seen / 0.75) + 8  # before the rate falls
-    monkeypatch.chdir(tmp_path)
-    arguments = ["train", "noisy", "--resume", "--force", f"--images={soon}", "--out=run"]
-    assert call(*arguments, "--threads=1") == 0
-    assert run.is_finished()
-    starts = [entry.images for entry in run.read_log() if isinstance(entry, Start)]
-    assert starts == [0, seen]
+    stop = contextlib.nullcontext(lambda: signal.SIGTERM)  # after a step
+    monkeypatch.setattr(loop, "catch_signals", lambda: stop)
+    result = train(run.read_config()[0], run.path, resume=True)
+    assert (result.images_seen, result.interrupted) == (seen + 8, signal.SIGTERM)
 
 
 def test_a_process_whose_peers_are_missing_does_not_wait_for_ever(tmp_path: Path) -> None:
@@ -276,15 +245,15 @@ def test_one_process_at_a_time_downloads_into_a_folder(monkeypatch, rank, local,
     done: list[str] = []
     for name, value in (("RANK", rank), ("WORLD_SIZE", 4), ("LOCAL_RANK", local)):
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(beginning, "barrier", lambda: done.append("barrier"))
+    monkeypatch.setattr(distributed, "gather", lambda _: done.append("all"))
     monkeypatch.setattr(
-        beginning, "load_splits", lambda _, splits, *__, **___: done.extend(splits) or splits
+        settings, "load_splits", lambda _, splits, *__, **___: done.extend(splits) or splits
     )
-    beginning.load_data(TrainConfig(download=True))
-    assert done == ["barrier"] * turn + ["train", "test"] + ["barrier"] * (3 - turn)
+    settings.load_data(TrainConfig(download=True))
+    assert done == ["all"] * turn + ["train", "test"] + ["all"] * (3 - turn)
     done.clear()
-    beginning.load_data(TrainConfig())
-    assert done[:2] == ["train", "test"]  # at once
+    settings.load_data(TrainConfig())
+    assert done == ["train", "test"]  # at once
 
 
 def test_names_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from dsmooth.data import load_dataset
 from dsmooth.functional import use_impl
 from dsmooth.philox import Stream, image_words
 from dsmooth.runs import RunFolder
-from dsmooth.training import NonFiniteLoss, beginning, graph, train
+from dsmooth.training import NonFiniteLoss, graph, settings, train
 from dsmooth.training.checkpoint import read_checkpoint, restore
 from dsmooth.training.step import READ_STEPS, TrainState
 from tests.helpers.data_makers import random_dataset, refuses
@@ -124,18 +124,17 @@ def test_the_dropout_of_a_step_has_a_seed_of_64_bits() -> None:
 
 def test_checkpoints_are_minutes_apart(tmp_path, monkeypatch) -> None:
     """A batch of eight images takes 24 seconds."""
-    now, saved, run = 0.0, [], RunFolder(tmp_path)
+    now, saved, run, step = 0.0, [], RunFolder(tmp_path), TrainState.step
     monkeypatch.setattr(time, "monotonic", lambda: now)
 
-    def visit(image: Tensor) -> Tensor:
+    def slow(state: TrainState) -> None:
         nonlocal now
-        now += 3
-        saved.append(run.checkpoint.exists() and read_checkpoint(run.checkpoint).images_seen)
-        return image
+        now += 24
+        saved.append(read_checkpoint(run.checkpoint).images_seen)
+        step(state)
 
-    config = tiny(images=80, checkpoint_minutes=1.0, data_init=False)
-    train_set = replace(random_dataset(20), transform=visit)
-    train(config, run.path, dataset=(train_set, random_dataset(4)))
+    monkeypatch.setattr(TrainState, "step", slow)
+    train(tiny(images=80, checkpoint_minutes=1.0), run.path, dataset=random_dataset(20))
     assert set(saved) == {0, 24, 48, 72}
 
 
@@ -169,8 +168,8 @@ def test_a_loss_that_is_not_finite_is_found_and_spares_the_checkpoint(tmp_path, 
     config, run = tiny(images=8 * 2 * READ_STEPS, seed=7, learning_rate=1e38), RunFolder(tmp_path)
     with pytest.raises(NonFiniteLoss, match=r"loss is .* at step 1 \(8 images\) with seed 7"):
         train(config, run.path)
-    kept = TrainState(config, beginning.load_data(config)[0], CPU)
-    restore(read_checkpoint(run.checkpoint), kept)
+    kept = TrainState(config, settings.load_data(config)[0], CPU)
+    restore(run, kept)
     kept.check_finite()
     assert not run.weights.exists()
 

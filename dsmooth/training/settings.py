@@ -1,0 +1,187 @@
+"""The settings of a run, which are completed once: by its folder, its images and its device."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ..config import DERIVED, ModelConfig, Role, TrainConfig
+from ..data import SPLITS, ImageDataset, load_splits
+from ..data.reading import with_labels
+from ..distributed import from_first, gather, machine_by_machine
+from ..errors import SettingError
+from ..fields import flatten
+from ..files import check_writable
+from ..machine import has_fast_bfloat16
+from ..nn import PixelCNNpp
+from ..pretrained import Loaded, load
+from ..progress import LOG
+from ..runs import RunFolder
+from .evaluation import evaluate, sample_grid
+from .step import TrainState
+
+
+def stored_settings(run: RunFolder, config: TrainConfig, resume: bool) -> TrainConfig | None:
+    """The settings of the run to resume, or None for a new one.
+
+    Raises ValueError for a folder that has a run already, cannot be written, or is of training
+    images.
+    """
+    if resume and run.config.exists():
+        return run.read_config()[0]
+    check_writable(run.config)
+    if config.images is None and config.budget is None:
+        raise SettingError(("images", "budget"), "are both missing: give one of them")
+    if run.config.exists():
+        raise SettingError(
+            (), f"{run.path} already holds a run: choose another folder or set", resume=True
+        )
+    images = config.data_dir if config.data == "folder" else None
+    # Not Path.resolve, which fails where links go round.
+    real = Path(os.path.realpath(run.path))
+    if images is not None and real.is_relative_to(os.path.realpath(images)):
+        raise ValueError(
+            f"{run.path} lies in the data's folder {images}, where its samples would become "
+            "training images; choose another folder"
+        )
+    if resume:
+        LOG.info("%s: no run in %s to resume: starting a new one", config.role, run.path)
+    return None
+
+
+def load_data(config: TrainConfig, progress: bool = False) -> tuple[ImageDataset, ImageDataset]:
+    """Training and held-out images of the data set that `config` names. All processes call this.
+
+    progress: whether to show how far it is.
+    """
+    place = config.data_dir, config.download, config.image_size
+    read = partial(load_splits, config.data, SPLITS, *place, progress)
+    train, test = machine_by_machine(read) if config.download else read()
+    if config.labels is not None:
+        labels = Path(config.labels)
+        train, test = with_labels(train, labels), with_labels(test, labels)
+    return train, test
+
+
+def check_same(train_set: ImageDataset, test_set: ImageDataset) -> None:
+    """Raise ValueError if the processes read different images."""
+    for dataset in (train_set, test_set):
+        if len({*gather(dataset.digest)}) > 1:
+            raise ValueError(
+                f"the processes read different {dataset.split} images, here {len(dataset):,} of "
+                f"{dataset.source}: all must see the same"
+            )
+
+
+def complete(
+    config: TrainConfig,
+    train_set: ImageDataset,
+    test_set: ImageDataset,
+    device: torch.device,
+    stored: TrainConfig | None = None,
+    started: float | None = None,
+) -> TrainConfig:
+    """The settings with nothing left open. All processes call this.
+
+    The images decide the channels and the classes of the network, the device the precision, and
+    the speed of this machine makes a budget a number of images, which counts from `started`, by
+    time.monotonic(). stored: settings of the run that is resumed, in place of the last two.
+    """
+    model, channels = config.model, train_set.image_channels
+    if channels != 1 and model.atoms == "all":
+        # Colour has no atom for every byte; with features and without those atoms its networks are
+        # worse (docs/experiments/013-bytes.md).
+        model = replace(model, atoms=(), fourier_features=0)
+    model = replace(model, image_channels=channels)
+    if config.classes:
+        classes = train_set.classes(config.label_dropout)
+        test_set.labels_of(classes.names)
+        model = replace(model, classes=classes)
+    config = replace(config, model=model)
+    if config.precision == "auto" and stored is not None:
+        config = replace(config, precision=stored.precision)
+    elif config.precision == "auto":  # machines may differ
+        fast = from_first(lambda: has_fast_bfloat16(device))
+        config = replace(config, precision="bfloat16" if fast else "float32")
+    if config.images is not None:
+        return config
+    if stored is not None:
+        budget = stored.budget if config.budget is None else config.budget
+        return replace(config, images=stored.images, budget=budget, evaluations=stored.evaluations)
+    return within_budget(config, train_set, test_set, device, started or time.monotonic())
+
+
+def within_budget(
+    config: TrainConfig,
+    train_set: ImageDataset,
+    test_set: ImageDataset,
+    device: torch.device,
+    started: float,
+) -> TrainConfig:
+    """The settings with the images and evaluations that fit into a budget of minutes.
+
+    Some steps of another state and an evaluation are timed, once: the rates of a run depend on its
+    number of images, so its own steps come too late.
+    """
+    assert config.budget is not None
+    seconds = 60 * config.budget
+    scratch = TrainState(replace(config, images=10**9), train_set, device)
+    began, ends = time.monotonic(), list[float]()
+    while from_first(lambda: len(ends) < 4 or ends[-1] - began < min(5.0, seconds / 20)):
+        scratch.step()
+        scratch.results()
+        ends.append(time.monotonic())
+    # The first step and picture take longer: they compile and fill caches. The mean of the other
+    # steps, not their median, as on a busy machine a few steps take much of the time.
+    step = (ends[-1] - ends[0]) / (len(ends) - 1)
+    sample_grid(scratch, test_set)
+    before = time.monotonic()
+    evaluate(scratch, test_set)
+    sample_grid(scratch, test_set)
+    cost = time.monotonic() - before
+    evaluations = max(1, min(config.evaluations, int(seconds / (5 * cost))))
+    left = seconds - evaluations * cost - (time.monotonic() - started)
+    # The state of the run takes about a step.
+    images = max(1, round(left / step) - 1) * config.batch_size
+    images, evaluations = from_first(lambda: (images, evaluations))
+    words = "%s: a step of %s images takes %.3g s, so %.3g minutes are enough for %s images"
+    LOG.info(words, config.role, config.batch_size, step, config.budget, f"{images:,}")
+    del scratch
+    gc.collect()  # it refers to itself, and a GPU may not hold two states
+    return replace(config, images=images, evaluations=evaluations)
+
+
+def initial_network(config: TrainConfig) -> PixelCNNpp | None:
+    """The network whose weights a new run begins with, if it names one."""
+    if config.init is None:
+        return None
+    network = find_initial(config.init, config.role).networks[config.role]
+    check_initial(config.model, network.config, config.init)
+    return network
+
+
+def check_initial(model: ModelConfig, initial: ModelConfig, source: str) -> None:
+    """Raise ValueError, naming the settings, for weights of a network of another architecture."""
+    # Classes that are not the other run's begin as images without a class.
+    free = {"dropout", "likelihood", *DERIVED, *model.unused}
+    new, old = (flatten(asdict(replace(c, classes=None))) for c in (model, initial))
+    other = [name for name in new if name not in free and new[name] != old[name]]
+    if other:
+        values = ", ".join(f"{name} {old[name]}, not {new[name]}" for name in other)
+        remedy = {name: old[name] for name in other}
+        raise SettingError("init", f"{source} has {values}: set", **remedy)
+
+
+def find_initial(source: str, role: Role) -> Loaded:
+    """The networks in `source`. ValueError without one of a role, which a new run begins with."""
+    loaded = load(source)
+    if role not in loaded.networks:
+        roles = " and a ".join(loaded.networks)
+        raise ValueError(f"{source} has a {roles} model, not a {role} one to begin with")
+    return loaded

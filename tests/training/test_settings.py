@@ -1,0 +1,122 @@
+"""The settings of the runs of `dsmooth train`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsmooth.commands.train import next_step, setting_of_text
+from dsmooth.config import OWN, Role
+from dsmooth.presets import FINE_TUNING, preset, with_settings
+from dsmooth.runs import RunFolder
+from dsmooth.training.checkpoint import check_same_run
+from dsmooth.training.settings import complete
+from dsmooth.training.step import scheduled
+from tests.helpers.command_runs import complains, settings_of
+from tests.helpers.data_makers import random_dataset, refuses
+from tests.helpers.tiny_runs import ROLES, tiny
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("words", "factors"),
+    [
+        ("pair --data mnist", [1.0, 1.0]),
+        ("pair --data mnist --init mnist", [FINE_TUNING, FINE_TUNING]),
+        ("pair --data mnist --init mnist --learning-rate 0.032", [1.0, 1.0]),
+    ],
+)
+def test_a_run_from_given_weights_has_smaller_rates(
+    capsys: pytest.CaptureFixture[str], words: str, factors: list[float]
+) -> None:
+    """Unless it is given rates: in the command, and in Python."""
+    printed = settings_of(capsys, f"{words} --images 9")
+    assert [settings["rate_factor"] for settings in printed.values()] == factors
+    assert preset("mnist", "noisy", init="mnist").rate_factor == FINE_TUNING
+    assert preset("mnist", "noisy", init="mnist", kernel_rate=0.02).rate_factor == 1
+    config = preset("mnist", "noisy", images=9)
+    slow = replace(config, rate_factor=FINE_TUNING)
+    assert scheduled(2.0, slow, 4, 1) == pytest.approx(FINE_TUNING * scheduled(2.0, config, 4, 1))
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("classes", [False, True])
+def test_the_next_command_draws_each_class_of_a_model(role: Role, classes: bool) -> None:
+    """Where a command draws."""
+    config = preset("mnist-quick", role, classes=classes)
+    advice = next_step({RunFolder("the/run"): config})
+    assert "the/run" in advice
+    assert ("--label each" in advice) == classes
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("ema=0.5", "ema", 0.5),
+        ("clip-norm=2", "clip_norm", 2.0),
+        ("clip_norm=None", "clip_norm", None),
+        ("betas=[0.5, 0.7]", "betas", (0.5, 0.7)),
+        ("data_init=false", "data_init", False),
+        ("schedule=cooldown", "schedule", "cooldown"),
+        ("data_dir=7", "data_dir", "7"),
+        ("atoms=all", "atoms", "all"),
+    ],
+)
+def test_a_setting_is_read_by_its_type(text: str, name: str, value: object) -> None:
+    assert setting_of_text(text) == (name, value)
+    assert with_settings(preset("mnist", "denoiser"), dict([setting_of_text(text)]))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--set warmup=3", "got warmup=3: did you mean warmup_images?"),
+        ("--set ema", "--set takes NAME=VALUE of a setting, got ema"),
+        ("--set role=plain", "--set takes NAME=VALUE of a setting, got role=plain"),
+        ("--set ema=much", "`ema` must be a number >= 0 and < 1, got 'much'"),
+        ("--set seed=3 --seed 4", "seed was given twice: leave one out"),
+        ("--set images=3 --budget 4", "--images and --budget both say how long"),
+    ],
+)
+def test_a_wrong_setting_is_named(words: str, message: str, capsys) -> None:
+    complains(capsys, message, "train", "noisy", *words.split())
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": 64}, "its images is 40, not 64"),
+        ({"images": None, "budget": 4.0}, "its budget is 2.0, not 4.0"),
+        ({"init": "other"}, "its init is None, not other"),
+        ({"seed": 5}, r"its seed is 0, not 5; to begin a new one .* set `init=run`$"),
+        ({"model": tiny(dropout=0.0).model}, r"its model\.dropout is 0\.3, not 0\.0"),
+        ({"data": OWN}, "its data is mnist, not own"),
+    ],
+)
+def test_another_run_is_not_continued(change: dict[str, object], message: str) -> None:
+    """The first setting that differs is named, with both values."""
+    stored, data = tiny(budget=2.0), random_dataset(12)
+    config = complete(replace(stored, **change), data, data, CPU, stored)
+    refuses(f"^run holds another run: {message}", check_same_run, stored, config, Path("run"))
+
+
+@pytest.mark.quick
+def test_what_is_left_open_is_the_runs_own() -> None:
+    data = random_dataset(12)
+    stored = tiny("plain", budget=2.0, evaluations=5)
+    for change in (
+        {"images": None, "evaluations": 8},
+        {"budget": None, "images": None},
+        {"precision": "auto"},
+        {"evaluations": 3, "checkpoint_minutes": 1.0, "data_dir": "elsewhere"},
+    ):
+        config = complete(replace(stored, **change), data, data, CPU, stored)
+        check_same_run(stored, config, Path("run"))
