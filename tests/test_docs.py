@@ -81,10 +81,8 @@ def shrink(line: str) -> list[str]:
     command = smaller(line.replace("--image-size 32", "--image-size 8"))
     if "--image-size" in command:  # colours, whose samples diverge for longer
         return [*command, "--images", "240"]
-    if "--resume" in command:
-        return [*command, "--images", "104"]  # one more step
     if "--init" in command:
-        few = "--images 16 --evaluations 1 --evaluation-images 4"
+        few = "--images 16 --set evaluations=1 --set evaluation_images=4"
         return [*shlex.split(line)[1:], *few.split()]
     return command
 

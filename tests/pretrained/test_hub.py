@@ -140,8 +140,8 @@ def test_with_the_real_package_and_no_network(tmp_path, monkeypatch) -> None:
 
 def test_the_card_is_filled_from_the_runs_and_the_scores(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    tiny = "--n-filters 4 --n-resnet 1 --n-mix 2 --images 48 --batch-size 16 --seed 3"
-    tiny += " --evaluations 1 --evaluation-images 4"
+    tiny = "--n-filters 4 --n-resnet 1 --set n_mix=2 --images 48 --batch-size 16 --seed 3"
+    tiny += " --set evaluations=1 --set evaluation_images=4"
     for role in ("noisy", "denoiser"):
         assert run("train", role, *tiny.split(), "--out", f"runs/{role}") == 0
     pair = dsmooth.SmoothedPair.from_runs("runs/noisy", "runs/denoiser")

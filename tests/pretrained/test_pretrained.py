@@ -122,7 +122,7 @@ def test_photos_begin_a_run_on_other_pictures(tmp_path: Path) -> None:
     for i, picture in enumerate(dsmooth.to_pil(x)):
         picture.save(pictures / f"{i}.png")
     command = f"train noisy {pictures} --init photos --out {out} --images 8 --learning-rate 1e-9"
-    assert run(*command.split(), "--evaluations", "1", "--evaluation-images", "1") == 0
+    assert run(*command.split(), "--set", "evaluations=1", "--set", "evaluation_images=1") == 0
     folders = find("photos") / "noisy", out
     states = [PixelCNNpp.from_pretrained(folder).state_dict() for folder in folders]
     torch.testing.assert_close(*states, rtol=0, atol=2e-3)
