@@ -53,14 +53,15 @@ Op to_op(const py::handle& o) {
 }
 
 Program to_program(const py::object& p) {
-  Program program{{integer(p, "image_channels"), integer(p, "image_addends"), integer(p, "n_mix"),
-                   integer(p, "n_atoms"), likelihood_named(p.attr("likelihood").cast<std::string>()),
-                   p.attr("smoothing_scale").cast<float>(), p.attr("conditioned").cast<bool>(),
-                   integer(p, "image"), integer(p, "context"), integer(p, "params"),
-                   integer(p, "condition_size"), 0, p.attr("image_again").cast<bool>()},
-                  {},
-                  {},
-                  {}};
+  Program program{
+      {integer(p, "image_channels"), integer(p, "image_addends"), integer(p, "n_mix"),
+       integer(p, "n_atoms"), likelihood_named(p.attr("likelihood").cast<std::string>()),
+       p.attr("smoothing_scale").cast<float>(), p.attr("conditioned").cast<bool>(),
+       integer(p, "image"), integer(p, "context"), integer(p, "params"),
+       integer(p, "condition_size"), 0, p.attr("image_again").cast<bool>()},
+      {},
+      {},
+      {}};
   const auto features = py::cast<Floats>(p.attr("features"));
   if (features.ndim() != 2) throw py::value_error("features must be (256, features of a byte)");
   program.features = static_cast<int>(features.shape(1));

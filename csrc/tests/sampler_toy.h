@@ -26,9 +26,9 @@ class Toy {
       Likelihood likelihood = Likelihood::kContinuous, const Bytes& bytes = {})
       : f_(filters),
         hidden_(bytes.hidden),
-        p_{{image_channels, 2, 2, bytes.atoms ? kBytes : 0, likelihood, 0.25f, conditioning != Conditioning::kNone, kNone,
-            kNone, kNone, condition_size, bytes.features,
-            bytes.hidden > 0 && conditioning == Conditioning::kStack},
+        p_{{image_channels, 2, 2, bytes.atoms ? kBytes : 0, likelihood, 0.25f,
+            conditioning != Conditioning::kNone, kNone, kNone, kNone, condition_size,
+            bytes.features, bytes.hidden > 0 && conditioning == Conditioning::kStack},
            {},
            {},
            {}} {

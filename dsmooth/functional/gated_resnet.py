@@ -113,14 +113,24 @@ def _reference(operands: Operands, settings: Settings) -> Tensor:
         h = h + F.conv2d(concat_elu(a), nin, operands.bias_nin)
     h = concat_elu(h)
     if operands.seed is not None:
-        factors = dropout_factors(h.shape, settings, operands.seed).to(h.dtype)
-        h = torch.where(factors > 0, h * factors, 0)
+        h = drop(h, settings, operands.seed)
     conv_out = fold_weight_norm(operands.conv_out, operands.gain_out)
     gates = shifted_conv2d(h, conv_out, operands.bias_out, shift=settings.shift)
-    if operands.image_bias is not None:
-        gates = gates + operands.image_bias[:, :, None, None].to(gates.dtype)
+    return apply_gates(operands.x, gates, operands.image_bias)
+
+
+def apply_gates(x: Tensor, gates: Tensor, image_bias: Tensor | None) -> Tensor:
+    """x + A sigmoid(G) for gates (B, 2F, H, W), to which image_bias (B, 2F) is added."""
+    if image_bias is not None:
+        gates = gates + image_bias[:, :, None, None].to(gates.dtype)
     a, g = torch.chunk(gates, 2, dim=1)
-    return operands.x.to(a.dtype) + a * torch.sigmoid(g)
+    return x.to(a.dtype) + a * torch.sigmoid(g)
+
+
+def drop(h: Tensor, settings: Settings, seed: Tensor) -> Tensor:
+    """Dropout of concat_elu(h)."""
+    factors = dropout_factors(h.shape, settings, seed).to(h.dtype)
+    return torch.where(factors > 0, h * factors, 0)
 
 
 def dropout_factors(shape: torch.Size, settings: Settings, seed: Tensor) -> Tensor:

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from ..functional import Shift, concat_elu, gated_resnet, shifted_conv2d, shifted_conv_transpose2d
 from ..functional.dispatch import without_autocast
+from ..functional.gated_resnet import apply_gates, drop
+from ..functional.gated_resnet_operands import Settings
 from ..functional.weight_norm import weight_norm
+from ..philox import draw_seed
 
 Skip = Tensor | tuple[Tensor, ...] | None
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -93,8 +96,21 @@ class Conv1x1(WeightNormConv):
         return torch.baddbmm(bias[:, None], matrix, x.flatten(2)).unflatten(2, x.shape[2:])
 
 
+def _computes_its_own(conv: nn.Module) -> bool:
+    """Whether a convolution may differ from WeightNormConv: it is another class, or has hooks."""
+    return (
+        type(conv) is not WeightNormConv
+        or "forward" in conv.__dict__
+        or bool(conv._forward_hooks or conv._forward_pre_hooks)
+        or bool(conv._backward_hooks or conv._backward_pre_hooks)
+    )
+
+
 class GatedResnet(nn.Module):
     """The module of `functional.gated_resnet`.
+
+    Where one of its convolutions was replaced or has hooks, all of them are called instead, which
+    takes longer.
 
     skip_channels: channels of the skip input, 0 without one. condition_size: D of the vector that
     each image is conditioned on, 0 without one; its projection is initialized to zero. Attribute:
@@ -134,12 +150,14 @@ class GatedResnet(nn.Module):
         condition: (B, D) in the dtype of the weights. seed, first_image: see the function.
         """
         convs = [self.conv_in, self.conv_out] + ([self.nin_skip] if self.nin_skip else [])
-        conv_in, conv_out, *nin = [(conv.weight_v, conv.bias) for conv in convs]
         image_bias = None
         if self.condition_weight is not None and condition is not None:
             # In the dtype of the weights even under autocast, like the bias to which it is added.
             with without_autocast(condition.device.type):
                 image_bias = F.linear(condition, self.condition_weight)
+        if any(_computes_its_own(conv) for conv in convs):
+            return self._by_calls(x, skip, image_bias, seed, first_image)
+        conv_in, conv_out, *nin = [(conv.weight_v, conv.bias) for conv in convs]
         return gated_resnet(
             x,
             conv_in,
@@ -155,13 +173,33 @@ class GatedResnet(nn.Module):
             first_image=first_image,
         )
 
+    def _by_calls(
+        self,
+        x: Tensor,
+        skip: Skip,
+        image_bias: Tensor | None,
+        seed: Tensor | None,
+        first_image: int,
+    ) -> Tensor:
+        """The result of `forward` by calls of the convolutions."""
+        h = concat_elu(self._hidden(x, skip))
+        if self.training and self.dropout > 0:
+            settings = Settings("none", self.dropout, self.index, first_image)
+            h = drop(h, settings, draw_seed(x.device) if seed is None else seed)
+        return apply_gates(x, self.conv_out(h), image_bias)
+
+    def _hidden(self, x: Tensor, skip: Skip) -> Tensor:
+        h: Tensor = self.conv_in(concat_elu(x))
+        if self.nin_skip is not None and skip is not None:
+            skip = torch.cat(skip, dim=1) if isinstance(skip, tuple) else skip
+            h = h + self.nin_skip(concat_elu(skip))
+        return h
+
     def initialize(self, x: Tensor, skip: Skip = None) -> None:
         """Data-dependent init; without the condition, the second convolution's output has scale
         0.1."""
         self.conv_in.initialize(concat_elu(x))
-        h = self.conv_in(concat_elu(x))
         if self.nin_skip is not None and skip is not None:
-            skip = torch.cat(skip, dim=1) if isinstance(skip, tuple) else skip
-            self.nin_skip.initialize(concat_elu(skip))
-            h = h + self.nin_skip(concat_elu(skip))
-        self.conv_out.initialize(concat_elu(h), scale=0.1)
+            whole = torch.cat(skip, dim=1) if isinstance(skip, tuple) else skip
+            self.nin_skip.initialize(concat_elu(whole))
+        self.conv_out.initialize(concat_elu(self._hidden(x, skip)), scale=0.1)

@@ -53,6 +53,14 @@ def test_a_forked_process_computes_what_its_parent_does(tmp_path: Path) -> None:
     assert output.splitlines() == ["before 2 threads", "os.fork 0", "next to a sampler 0"]
 
 
+def test_a_process_may_end_while_a_daemon_thread_draws() -> None:
+    """Python unwinds a thread that asks for the GIL then, and the process aborted."""
+    result = subprocess.run(
+        [sys.executable, __file__, "end_while_drawing"], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_ctrl_c_does_not_wait_for_the_items_at_work() -> None:
     """They may take a minute."""
     release, finished = threading.Event(), []
@@ -90,6 +98,15 @@ def draw_with_few_threads() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     assert all(torch.equal(draw(model, n, 8), x) for n, x in zip(counts, expected, strict=True))
     print("the same images")
+
+
+def end_while_drawing() -> None:
+    """End this thread once another has drawn for a while."""
+    drawing = threading.Event()
+    sampler = CachedSampler(make_model())
+    options = {"height": 8, "width": 8, "threads": 2, "progress": lambda _: drawing.set()}
+    threading.Thread(target=sampler.sample, args=(10**6,), kwargs=options, daemon=True).start()
+    assert drawing.wait(SECONDS)
 
 
 def compute(model: PixelCNNpp) -> list[Tensor]:

@@ -121,19 +121,8 @@ def test_data_dependent_init_normalises_every_layer(conditioning, kind) -> None:
 
     seen: dict[str, Tensor] = {}
 
-    def convolve(layer: GatedResnet, args: tuple[Any, ...], output: Tensor) -> None:
-        """By the modules: the op has computed it from their weights."""
-        x, *skip = args
-        h = layer.conv_in(concat_elu(x))
-        if skip:
-            joined = torch.cat(skip[0], dim=1) if isinstance(skip[0], tuple) else skip[0]
-            h = h + layer.nin_skip(concat_elu(joined))
-        layer.conv_out(concat_elu(h))
-
     for name, layer in model.named_modules():
-        if isinstance(layer, GatedResnet):
-            layer.register_forward_hook(convolve)
-        elif isinstance(layer, WeightNormConv):
+        if isinstance(layer, WeightNormConv):
             layer.register_forward_hook(lambda *args, name=name: seen.update({name: args[2]}))
     model(x, context)
 
@@ -143,6 +132,43 @@ def test_data_dependent_init_normalises_every_layer(conditioning, kind) -> None:
         mean, std = output.mean((0, 2, 3)), output.std((0, 2, 3), correction=0)
         assert mean.abs().max() < 1e-3, name
         assert (std / scale - 1).abs().max() < 1e-2, name
+
+
+class Adapted(torch.nn.Module):
+    """A convolution with an addition of low rank, as adapters have it."""
+
+    def __init__(self, conv: torch.nn.Module, channels: int, filters: int) -> None:
+        super().__init__()
+        self.conv = conv
+        self.down, self.up = torch.nn.Conv2d(channels, 1, 1), torch.nn.Conv2d(1, filters, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("name", ["conv_in", "nin_skip", "conv_out"])
+def test_a_changed_convolution_inside_a_gated_resnet_is_called(name: str) -> None:
+    """One that changes nothing gives the same, with the same dropout, and gradients."""
+    model = network(dropout=0.5).train()
+    x, _, _ = inputs("none")
+    seed = torch.tensor(3)
+    layer = model.down[0].ul[0]
+    conv = getattr(layer, name)
+    expected = model(x, seed=seed)
+    watch = conv.register_forward_hook(lambda *_: None)
+    torch.testing.assert_close(model(x, seed=seed), expected, rtol=1e-4, atol=1e-5)
+    watch.remove()
+    adapted = Adapted(conv, conv.weight_v.shape[1], conv.weight_v.shape[0])
+    setattr(layer, name, adapted)
+    adapted.up.weight.data.zero_(), adapted.up.bias.data.zero_()
+    torch.testing.assert_close(model(x, seed=seed), expected, rtol=1e-4, atol=1e-5)
+    model.log_prob(x).sum().backward()
+    assert adapted.up.weight.grad.any()
+    setattr(layer, name, conv)
+    half = conv.register_forward_hook(lambda _, args, output: output / 2)
+    assert not torch.allclose(model(x, seed=seed), expected)
+    half.remove()
+    assert torch.equal(model(x, seed=seed), expected)
 
 
 def test_fourier_features_are_those_of_the_byte() -> None:

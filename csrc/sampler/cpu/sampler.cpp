@@ -1,5 +1,7 @@
 #include "sampler.h"
 
+#include <cxxabi.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -281,15 +283,27 @@ void CpuSampler::sample(const CpuCall& call, const std::function<void(double)>& 
   now.threads = static_cast<int>(threads.size());
   std::unique_ptr<Run> run;
   std::exception_ptr failure;
+  const auto stop = [&] { run ? run->stop() : ready.set_value(nullptr); };
+  const auto join = [&] {
+    for (std::thread& thread : threads) thread.join();
+  };
   try {
     run = std::make_unique<Run>(*this, now);
     ready.set_value(run.get());
     run->wait(poll);
+#if defined(__GLIBCXX__)
+  } catch (const abi::__forced_unwind&) {
+    // Python, before 3.14, ends a daemon thread that asks for the GIL while the interpreter ends.
+    // The callers' destructors would ask for it again, so this thread waits for the process's end.
+    stop();
+    join();
+    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+#endif
   } catch (...) {
     failure = std::current_exception();
-    run ? run->stop() : ready.set_value(nullptr);
+    stop();
   }
-  for (std::thread& thread : threads) thread.join();
+  join();
   if (failure) std::rethrow_exception(failure);
 }
 

@@ -42,8 +42,8 @@ class Checker {
     const int n_params = cache(p_.params, "params").channels;
     require(n_params == p_.n_params(), "params",
             "must have " + std::to_string(p_.n_params()) + " channels for n_mix " +
-                std::to_string(p_.n_mix) + " and " + std::to_string(p_.n_atoms) +
-                " atoms, got " + std::to_string(n_params));
+                std::to_string(p_.n_mix) + " and " + std::to_string(p_.n_atoms) + " atoms, got " +
+                std::to_string(n_params));
     check_use(p_.params, 0, n_params, false, "params");
     for (size_t i = 0; i < p_.ops.size(); ++i)
       check_op(p_.ops[i], "operation " + std::to_string(i));
