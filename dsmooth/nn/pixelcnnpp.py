@@ -183,7 +183,7 @@ class PixelCNNpp(Pretrained):
     ) -> Encoded:
         """Check `x`, its context and its label; return the encoded condition for `decode`."""
         self._check(x, context)
-        numbers = labels_of(label, self.config.classes, len(x), x.device)
+        numbers = labels_of(label, self.config.classes, x.shape[0], x.device)
         vector = one_hot(numbers, self.config.n_classes, self.head.bias)
         return self.encode(context, vector, dropout)
 
