@@ -15,10 +15,14 @@ class LogEntry(msgspec.Struct, frozen=True, tag_field="event", tag=str.lower, om
 
 
 class Start(LogEntry, frozen=True):
-    """A call begins. total: images of the whole run; loss: its meaning."""
+    """A call begins. total: images of the whole run; loss: its meaning.
+
+    held_out_sha256: digest of the held-out images without labels, None in older logs.
+    """
 
     total: int
     loss: str
+    held_out_sha256: str | None = None
 
 
 class Step(LogEntry, frozen=True):

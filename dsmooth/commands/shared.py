@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import realpath
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ..files import check_writable, suffix_of
 from ..machine import choose_device, use_threads
 from ..pretrained import Loaded
 from ..progress import LOG
+from ..runlog import Start
 from ..sampling.known import KnownPixels
 from ..sampling.request import Label, Request, default_label, drawn_seed
 from .options import BitsOptions, Computing, DataOptions, Drawing
@@ -33,17 +34,29 @@ class DataChoice:
     """The arguments of `load_dataset` for a data set; of the split, the one to measure.
 
     measured: "test", or "all" where the models were not trained on the folder of images.
+    held_out_sha256: of the images that the training held out, if its run knows.
     """
 
     name: str
     data_dir: str | None
     image_size: int | None
     measured: str = "test"
+    held_out_sha256: str | None = None
 
     def load(self, split: str | None = None, limit: int | None = None) -> ImageDataset:
-        """The images of a split, or the first `limit`, showing how many files are decoded."""
+        """The images of a split, or the first `limit`, showing how many files are decoded.
+
+        Raises ValueError for held-out images that are not those of the training.
+        """
         split, size = split or self.measured, self.image_size
         images = load_dataset(self.name, split, self.data_dir, image_size=size, progress=True)
+        digest = replace(images, labels=None).digest
+        if split == "test" and self.held_out_sha256 not in (None, digest):
+            raise ValueError(
+                f"the held-out images of {self.data_dir} are not those of the training: files were "
+                "renamed, added or removed, and some of these may have been trained on. To measure "
+                "all images, copy them to another folder and name it by --data-dir"
+            )
         return images.first(limit)
 
 
@@ -56,15 +69,9 @@ def choose_data(models: Loaded | None, options: DataOptions) -> DataChoice:
     name, image_size = options.data, options.image_size
     folder = None if options.data_dir is None else realpath(options.data_dir)
     runs = () if models is None else models.runs.values()
-    trained = [
-        settings
-        for run in runs
-        if (settings := run.read_config()[0]).data == (name or settings.data)
-    ]
-    places = {
-        (settings.data, folder or realpath(settings.data_dir or "")): settings
-        for settings in trained
-    }
+    trained = {run: run.read_config()[0] for run in runs}
+    trained = {run: s for run, s in trained.items() if s.data == (name or s.data)}
+    places = {(s.data, folder or realpath(s.data_dir or "")): s for s in trained.values()}
     if len(places) > 1:
         first, other = (f"{s.data} {s.data_dir or ''}".strip() for s in [*places.values()][:2])
         differ = "data" if len({data for data, _ in places}) > 1 else "data_dir"
@@ -74,16 +81,25 @@ def choose_data(models: Loaded | None, options: DataOptions) -> DataChoice:
             "to take, set",
             **{differ: None},
         )
-    is_known = any(folder in (None, realpath(settings.data_dir or "")) for settings in trained)
+    known = [run for run, s in trained.items() if folder in (None, realpath(s.data_dir or ""))]
     data_dir = None if options.data_dir is None else str(options.data_dir)
-    if trained:
-        name, data_dir = trained[0].data, data_dir or trained[0].data_dir
-        image_size = image_size or trained[0].image_size
+    for settings in [*trained.values()][:1]:
+        name, data_dir = settings.data, data_dir or settings.data_dir
+        image_size = image_size or settings.image_size
     if name is None:
         records = map(models.record, models.networks) if models is not None else ()
         name = next((record.data for record in records if record is not None), "mnist")
-    measured = "all" if name == "folder" and not is_known else "test"
-    return DataChoice(name, data_dir, image_size, measured)
+    if name != "folder":
+        return DataChoice(name, data_dir, image_size)
+    starts = (
+        entry
+        for run in known
+        if image_size == trained[run].image_size and run.log.is_file()
+        for entry in run.read_log()
+        if isinstance(entry, Start)
+    )
+    held_out = next((entry.held_out_sha256 for entry in starts), None)
+    return DataChoice(name, data_dir, image_size, "test" if known else "all", held_out)
 
 
 def describe_data(dataset: ImageDataset) -> dict[str, str]:

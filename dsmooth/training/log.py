@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,6 +76,7 @@ class RunLog(ExitStack):
         self,
         folder: RunFolder,
         state: TrainState,
+        test_set: ImageDataset,
         on_evaluation: OnEvaluation | None,
         progress: bool,
     ) -> None:
@@ -87,7 +89,8 @@ class RunLog(ExitStack):
         is_cut = folder.log.is_file() and folder.log.read_bytes()[-1:] not in (b"", b"\n")
         self.file = self.enter_context(open_to_append(folder.log))
         self.file.write("\n" * is_cut)  # a line was cut by a crash
-        self.write(Start(*self.place(), self.total, self.loss_name))
+        held_out = replace(test_set, labels=None).digest
+        self.write(Start(*self.place(), self.total, self.loss_name, held_out))
         role = state.config.role
         self.bar: Bar | None = None
         if progress:

@@ -95,7 +95,7 @@ def train(
                 stored_settings(run, config, resume)  # another call may have come first
                 save_checkpoint(run, state)  # from now on it can be resumed
             run.write_config(config, data[1].image_size)
-            with RunLog(run, state, on_evaluation, progress) as log:
+            with RunLog(run, state, data[1], on_evaluation, progress) as log:
                 log.begin(data[1])
                 return run_loop(state, data[1], run, log, stop)
 

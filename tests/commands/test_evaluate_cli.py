@@ -6,6 +6,7 @@ import itertools
 import math
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -247,3 +248,20 @@ def test_runs_of_different_data_leave_the_choice_to_the_user(place: Path, capsys
     message = "folder images and mnist: to say which images to take, set --data\n"
     complains(capsys, message, "evaluate", "bpd", "noisy", "d3", *quick)
     assert measured("bpd", "noisy", "d3", "--data", "folder", *quick).data.name == "folder"
+
+
+def test_held_out_images_are_those_of_the_training(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Files are held out by their names."""
+    monkeypatch.chdir(tmp_path)
+    pixels = random_bytes((40, 8, 12))
+    write_images(Path("images"), {f"{i}.png": picture for i, picture in enumerate(pixels)})
+    config = dsmooth.preset("mnist-quick", "plain", images=8, data="folder", data_dir="images")
+    model = replace(config.model, n_filters=4, n_resnet=1, n_mix=1)
+    dsmooth.train(replace(config, model=model, image_size=8, batch_size=8), tmp_path / "run")
+    found = measured("bpd", "run")
+    assert found.data.n_images == len(load_dataset("folder", "test", "images", image_size=8))
+    for path in [*Path("images").iterdir()]:
+        path.rename(path.with_name(f"renamed-{path.name}"))
+    message = "the held-out images of images are not those of the training: files were renamed"
+    complains(capsys, message, "evaluate", "bpd", "run")
+    assert measured("bpd", "run", "--split", "all").data.n_images == 40
