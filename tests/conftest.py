@@ -10,7 +10,6 @@ import signal
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,8 +123,7 @@ def small_packaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_models(small_packaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The packaged models have small untrained networks."""
-    for module in ("folders", "load"):
-        monkeypatch.setattr(import_module(f"dsmooth.pretrained.{module}"), "HERE", small_packaged)
+    monkeypatch.setattr("dsmooth.pretrained.folders.HERE", small_packaged)
 
 
 @pytest.fixture(scope="session")
