@@ -6,15 +6,12 @@ When a process ends, its connections close, and the others notice at their next 
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from contextvars import copy_context
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from .progress import Progress, silence
+from .progress import silence
 
 # How long a process waits for the others, at the start and at an exchange, which some processes
 # reach later. At an exchange it does not wait for a process that has ended.
@@ -22,8 +19,6 @@ EXCHANGE = timedelta(minutes=30)
 
 
 T = TypeVar("T")
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class ProcessLost(ConnectionError):
@@ -106,59 +101,20 @@ def all_reduce_max(*numbers: int) -> list[int]:
     return largest.tolist()
 
 
-def all_same(number: int) -> bool:
-    """Whether all processes have the same number. All processes call this."""
-    most, least = all_reduce_max(number, -number)
-    return most == -least
-
-
-def barrier() -> None:
-    """Wait for all processes. Afterwards all see the files that rank 0 wrote before."""
-    all_reduce_max(0)
-
-
-def broadcast_int(number: int) -> int:
-    """The number of rank 0, at least 0, on all processes. All processes call this."""
-    return all_reduce_max(number if rank_and_size()[0] == 0 else 0)[0]
-
-
-def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield work(item) in order; as many items run at once as torch has threads, on one thread
-    each.
-
-    So results do not depend on the number of threads, and threads do not wait for each other within
-    an operation. Gradient mode, autocast and context variables are those of the caller.
-    """
-    import torch
-
-    count, gradients = torch.get_num_threads(), torch.is_grad_enabled()
-    half, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
-
-    def in_context(item: Item) -> Result:
-        with torch.set_grad_enabled(gradients), torch.autocast("cpu", dtype, enabled=half):
-            return work(item)
-
-    waiting: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
-    stopped = False
-    try:
-        for item in items:
-            waiting.append(pool.submit(copy_context().run, in_context, item))
-            if len(waiting) > count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except (KeyboardInterrupt, GeneratorExit):
-        stopped = True  # does not wait for running items, which may take a minute
-        raise
-    finally:
-        pool.shutdown(wait=not stopped, cancel_futures=True)
-        torch.set_num_threads(count)
-
-
 def gather(value: T) -> list[T]:
-    """The values of all processes, by rank. They are pickled. All processes call this."""
-    return gather_results(value, to_all=True)
+    """The values of all processes, by rank. They are pickled, with tensors on the CPU.
+
+    All processes call this.
+    """
+    size = rank_and_size()[1]
+    if size == 1:
+        return [value]
+    import torch.distributed as dist
+
+    values: list[Any] = [None] * size
+    with exchange():
+        dist.all_gather_object(values, value)
+    return values
 
 
 def from_first(compute: Callable[[], T]) -> T:
@@ -187,60 +143,3 @@ def machine_by_machine(compute: Callable[[], T]) -> T:
             value = compute()
         gather(None)
     return value
-
-
-def gather_results(result: object, *, to_all: bool) -> list[Any]:
-    """The results of all processes, by rank; on other ranks than 0 only with `to_all`, else none.
-
-    They are pickled, with tensors on the CPU. All processes call this.
-    """
-    rank, size = rank_and_size()
-    if size == 1:
-        return [result]
-    import torch.distributed as dist
-
-    results: list[Any] = [None] * size
-    with exchange():
-        if to_all:
-            dist.all_gather_object(results, result)
-        else:
-            dist.gather_object(result, results if rank == 0 else None)
-    return results if to_all or rank == 0 else []
-
-
-def distributed_map(
-    items: Sequence[Item], work: Callable[[Item], Result], *, to_all: bool = True
-) -> Iterator[Result]:
-    """work(item) of all items, in order, as from a single process.
-
-    Each process computes every size-th item. to_all: see `gather_results`.
-    """
-    rank, size = rank_and_size()
-    for first in range(0, len(items), size):
-        result = work(items[first + rank]) if first + rank < len(items) else None
-        yield from gather_results(result, to_all=to_all)[: len(items) - first]
-
-
-def in_batches(
-    n: int,
-    size: int,
-    work: Callable[[int], Result],
-    *,
-    on_cpu: bool,
-    progress: Progress | None = None,
-    to_all: bool = True,
-) -> Iterator[Result]:
-    """work(first) of the batches of n images, in order, by `distributed_map`.
-
-    A single process on a CPU computes them `side_by_side`. progress: called with the number of
-    images done.
-    """
-    firsts = range(0, n, size)
-    in_threads = on_cpu and rank_and_size()[1] == 1
-    results = (
-        side_by_side(work, firsts) if in_threads else distributed_map(firsts, work, to_all=to_all)
-    )
-    for result, first in zip(results, firsts, strict=False):
-        yield result
-        if progress:
-            progress(min(first + size, n))

@@ -194,6 +194,12 @@ def read_record(path: Path) -> Json:
     return {"result": None, **content}
 
 
+def read_result(path: Path, kind: type[R]) -> R | None:
+    """The result in a record; None for one without. Raises as `read_record` does."""
+    result = read_record(path)["result"]
+    return None if result is None else structured(result, kind, path)
+
+
 def structured(values: Any, kind: type[R], path: Path) -> R:
     """A value of a record as a type. Raises ValueError, naming the file."""
     try:

@@ -31,13 +31,13 @@ from dsmooth.files import lock_folder, read_json, write_json
 from dsmooth.machine import has_fast_bfloat16
 from dsmooth.pretrained import load_models
 from dsmooth.probe_settings import ProbeSettings
-from dsmooth.record import read_result
 from dsmooth.report.contents import Report
 from dsmooth.reproduce import TEST_IMAGES, Choices, Stages, choose_evenly, own_folder
 from dsmooth.results import FLOOR
 from dsmooth.runlog import Start, Step, entry_line
 from dsmooth.runs import RunFolder
 from dsmooth.training.step import TrainState
+from dsmooth.work import read_result
 from tests.helpers.command_runs import save_run
 from tests.helpers.data_makers import refuses
 from tests.helpers.report_checks import check_self_contained, without_plots

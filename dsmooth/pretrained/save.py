@@ -24,9 +24,9 @@ from ..nn.images import check_size
 from ..nn.pretrained import Pretrained
 from ..nn.weights import check_weights, weights_digest
 from ..pair import SmoothedPair
-from ..record import read_result
 from ..results import BitsResult
 from ..runs import CONFIG_FILE, WEIGHTS_FILE
+from ..work import read_result
 from .card import CARD_FILE, MARK, render_card
 from .folders import CONFIG_KEY, SavedSettings
 from .hub import Upload

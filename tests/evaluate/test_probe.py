@@ -29,8 +29,8 @@ from dsmooth.evaluate.probe import (
     untrained,
 )
 from dsmooth.probe_settings import ProbeSettings
-from dsmooth.record import read_result
 from dsmooth.results import ProbeResult, ProbeScore
+from dsmooth.work import read_result
 from tests.helpers.command_runs import complains, run, save_run
 from tests.helpers.data_makers import refuses
 from tests.helpers.networks import tiny_pair

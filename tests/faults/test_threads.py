@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,9 @@ import torch
 from torch import Tensor
 
 from dsmooth import ModelConfig, PixelCNNpp, round_to_bytes
-from dsmooth.distributed import side_by_side
 from dsmooth.functional import use_impl
 from dsmooth.sampling import CachedSampler
+from dsmooth.work import map_parts
 
 STACK = 1 << 30  # a limit on stacks, which is then what a thread takes of the address space
 SECONDS = 120  # after which a process waits for ever, on a busy machine too
@@ -61,20 +60,18 @@ def test_a_process_may_end_while_a_daemon_thread_draws() -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_ctrl_c_does_not_wait_for_the_items_at_work() -> None:
+def test_who_leaves_does_not_wait_for_the_parts_at_work() -> None:
     """They may take a minute."""
     release, finished = threading.Event(), []
 
-    def work(item: int) -> None:
-        release.wait(SECONDS)
-        finished.append(item)
+    def work(part: int) -> None:
+        if part:
+            release.wait(SECONDS)
+            finished.append(part)
 
-    def items() -> Iterator[int]:
-        yield 0
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        list(side_by_side(work, items()))
+    values = map_parts(work, range(torch.get_num_threads() + 1))
+    next(values)
+    values.close()
     assert finished == []
     release.set()
 

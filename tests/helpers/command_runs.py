@@ -19,9 +19,9 @@ from dsmooth.config import TrainConfig
 from dsmooth.files import read_json
 from dsmooth.presets import preset
 from dsmooth.pretrained.folders import HERE
-from dsmooth.record import read_result
 from dsmooth.results import BitsResult, FrechetResult
 from dsmooth.runs import RunFolder
+from dsmooth.work import read_result
 from tests.helpers.networks import numbered
 
 # Options after those of a documented command, which they override: a tiny network, twelve quick

@@ -18,9 +18,9 @@ import dsmooth
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pretrained import is_model, load_models, training_record
 from dsmooth.pretrained.card import CARD_FILE
-from dsmooth.record import read_result
 from dsmooth.results import BitsResult
 from dsmooth.runs import TrainingRecord
+from dsmooth.work import read_result
 from tests.helpers.command_runs import run
 from tests.helpers.data_makers import refuses
 from tests.helpers.networks import network, tiny_pair
