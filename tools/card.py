@@ -208,7 +208,7 @@ def measure_probes(stages: Stages, kind: Literal["noisy", "clean"]) -> ProbeResu
     networks = {"noisy": noisy, PIXELS: None}
     if kind == "clean":
         networks |= {"plain": models.plain, "untrained-noisy": untrained(noisy, inputs)}
-    scores = {name: probe_network(name, network, inputs) for name, network in networks.items()}
+    scores = {name: probe_network(network, inputs) for name, network in networks.items()}
     return ProbeResult(scores, settings)
 
 

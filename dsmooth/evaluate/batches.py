@@ -12,7 +12,7 @@ from ..config import Classes
 from ..data import ImageDataset
 from ..fields import check_number
 from ..nn import PixelCNNpp
-from ..nn.condition import NO_CLASS, warn_untrained_no_class
+from ..nn.condition import NO_CLASS
 from ..pair import SmoothedPair
 from ..work import batches, map_parts
 
@@ -42,16 +42,14 @@ def check_images(model: SmoothedPair | PixelCNNpp, dataset: ImageDataset) -> Non
 def labels_for_model(dataset: ImageDataset, classes: Classes | None) -> Tensor | None:
     """The labels (N,) int64 for a model with `classes`, None for one without.
 
-    They are -1, no class, where no image is of any of its classes, such as clusters; a warning says
-    where the model did not learn it. Raises ValueError if only some images are of its classes.
+    They are -1, no class, where no image is of any of its classes, such as clusters. Raises
+    ValueError if only some images are of its classes.
     """
     check_dataset(dataset)
     if classes is None:
         return None
     if dataset.has_classes(classes.names):
         return dataset.labels_of(classes.names)
-    if classes.dropout == 0:
-        warn_untrained_no_class()
     return torch.full((len(dataset),), NO_CLASS)
 
 

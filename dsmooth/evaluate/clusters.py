@@ -10,17 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import Precision
 from ..data import ImageDataset, own_images, to_bytes
 from ..errors import SettingError
-from ..fields import check_number, check_one_of
-from ..machine import autocast
+from ..fields import check_number
 from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation
 from ..progress import portion
@@ -50,7 +47,7 @@ class Clusters:
     def labels(self, model: PixelCNNpp, images: ImageDataset) -> Tensor:
         """The cluster of each image: (N,) int64. Other images than those that were clustered may
         be spread unevenly."""
-        features = _features(model, images, torch.arange(len(images)), "auto")
+        features = _features(model, images, torch.arange(len(images)))
         z = torch.cat([self.whiten(rows) for rows in features])
         return _costs(z, self.centres, self.prices).argmin(1)
 
@@ -61,21 +58,19 @@ def cluster(
     n_clusters: int,
     *,
     seed: int = 0,
-    precision: Precision = "auto",
 ) -> Tensor:
     """Labels of images by clusters of a model's features: (N,) int64 in 0 .. n_clusters - 1.
 
     model: a model without context, such as the noisy model of a pair; of one with classes the
     features are those of no class. images: x in [-1, 1], or as `dsmooth.data.own_images`
     takes them, of the model's channels. The clusters have N / n_clusters members, to within one or
-    two. precision: of the network; "auto" is float32. The labels are a function of the model, the
-    images, their order and the seed.
+    two. The labels are a function of the model, the images, their order and the seed.
     Raises ValueError for an argument that does not fit, and for a model with context;
     ArithmeticError for features that are not finite.
     """
     if isinstance(images, Tensor) and images.is_floating_point():
         images = to_bytes(images)
-    return find_clusters(model, own_images(images), n_clusters, seed=seed, precision=precision)[1]
+    return find_clusters(model, own_images(images), n_clusters, seed=seed)[1]
 
 
 @torch.no_grad()
@@ -85,7 +80,6 @@ def find_clusters(
     n_clusters: int,
     *,
     seed: int = 0,
-    precision: Precision = "auto",
 ) -> tuple[Clusters, Tensor]:
     """The clusters of images and each image's (N,) int64. Arguments and errors as of `cluster`."""
     if not isinstance(model, PixelCNNpp):
@@ -93,7 +87,6 @@ def find_clusters(
         raise SettingError("model", f"must be one network, such as pair.noisy, got a {kind}")
     check_number("n_clusters", n_clusters, 2)
     check_number("seed", seed, 0, 2**64 - 1)
-    check_one_of("precision", precision, get_args(Precision))
     n = len(images)
     if n < n_clusters:
         raise SettingError("n_clusters", f"must be at most the {n} images, got {n_clusters}")
@@ -103,9 +96,9 @@ def find_clusters(
     rest = torch.ones(n, dtype=torch.bool).index_fill(0, fitted, False).nonzero()[:, 0]
 
     with portion(len(fitted) / n):
-        whiten, z = _fit_whitening(_features(model, images, fitted, precision), len(fitted), seed)
+        whiten, z = _fit_whitening(_features(model, images, fitted), len(fitted), seed)
     with portion(len(rest) / n):
-        parts = [z, *map(whiten, _features(model, images, rest, precision))]
+        parts = [z, *map(whiten, _features(model, images, rest))]
     z = torch.cat(parts)[torch.cat([fitted, rest]).argsort()]
     generator = torch.Generator().manual_seed(seed)
     starts = (_equal_clusters(z, n_clusters, generator) for _ in range(STARTS))
@@ -113,9 +106,7 @@ def find_clusters(
     return Clusters(whiten, centres, prices), _costs(z, centres, prices).argmin(1)
 
 
-def _features(
-    model: PixelCNNpp, images: ImageDataset, indices: Tensor, precision: Precision
-) -> Iterator[Tensor]:
+def _features(model: PixelCNNpp, images: ImageDataset, indices: Tensor) -> Iterator[Tensor]:
     """Features (B, D) float32 of the images `indices`, batch by batch."""
     model, parameter = in_evaluation(model), model.head.bias
 
@@ -123,8 +114,7 @@ def _features(
         # The last call is filled up, so that an image's sums are rounded alike in any batch.
         numbers = torch.arange(batch.start, batch.start + CALL_IMAGES).clamp(max=len(indices) - 1)
         x = images.batch(indices[numbers]).to(parameter.device, parameter.dtype)
-        with autocast(x.device, precision):
-            streams = model.features(x, label=hidden_label(model, x))
+        streams = model.features(x, label=hidden_label(model, x))
         rows = joined_features(streams.values())[: len(batch)].float().cpu()
         if not rows.isfinite().all():
             raise ArithmeticError("the model has features that are not finite: it diverged")

@@ -7,9 +7,8 @@ images, and are held in memory as float16: for all 70,000 images of MNIST at F =
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from ..config import Precision
 from ..data import ImageDataset
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
-from ..nn.condition import NO_CLASS, warn_untrained_no_class
+from ..nn.condition import NO_CLASS
 from ..nn.pixelcnnpp import Streams
 from ..nn.weights import in_evaluation, weights_digest
 from ..pair import SmoothedPair
@@ -32,7 +31,7 @@ from ..work import Record, batches, map_parts
 from .batches import check_images
 from .linear import probe_features
 
-PIXELS, TOGETHER = "pixels", "together"
+PIXELS, TOGETHER, UNTRAINED = "pixels", "together", "untrained-noisy"
 # Parts of a map a side, over which both streams of all blocks are averaged; for clusters too.
 TOGETHER_PARTS = 4
 # Images of every network call; the last call is filled up. So the sums of an image are rounded
@@ -104,28 +103,24 @@ def probe_pair(
     networks[PIXELS] = None
     if plain is not None:
         networks["plain"] = in_evaluation(plain)
-    smoothing = {"kind": pair.smoothing.kind, "scale": pair.smoothing.scale}
     request = {
         **asdict(settings),
         "data_sha256": {"train": train_set.digest, "test": test_set.digest},
-        "smoothing": smoothing,
+        "smoothing": {"kind": pair.smoothing.kind, "scale": pair.smoothing.scale},
         "weights_sha256": {k: weights_digest(net) for k, net in networks.items() if net},
         "precision": precision,
     }
     record = Record(path, request, BlockScores, ProbeResult)
-    compute: dict[str, Callable[[], BlockScores]] = {
-        name: partial(probe_network, name, network, inputs) for name, network in networks.items()
-    }
-    compute["untrained-noisy"] = lambda: probe_network(
-        "untrained-noisy", untrained(pair.noisy, inputs), inputs
-    )
 
     def probe_all() -> ProbeResult:
-        for name, probe in compute.items():
-            with portion(1 / len(compute)):
+        names = [*networks, UNTRAINED]
+        for name in names:
+            with portion(1 / len(names)):
                 if name not in record.parts:
-                    record.keep(name, probe())
-        return ProbeResult({name: record.parts[name] for name in compute}, settings)
+                    is_new = name == UNTRAINED
+                    network = untrained(pair.noisy, inputs) if is_new else networks[name]
+                    record.keep(name, probe_network(network, inputs))
+        return ProbeResult({name: record.parts[name] for name in names}, settings)
 
     return record.obtain(probe_all)
 
@@ -149,12 +144,12 @@ def untrained(network: PixelCNNpp, inputs: ProbeInputs) -> PixelCNNpp:
     return fresh.to(network.head.bias)
 
 
-def probe_network(name: str, network: PixelCNNpp | None, inputs: ProbeInputs) -> BlockScores:
+def probe_network(network: PixelCNNpp | None, inputs: ProbeInputs) -> BlockScores:
     """The probe after each block of a network in evaluation mode, of the pixels for None."""
     with portion(0.8):
-        train = block_features(name, network, inputs, inputs.train, repeat=0)
+        train = block_features(network, inputs, inputs.train, repeat=0)
     with portion(0.1):
-        test = block_features(name, network, inputs, inputs.test, repeat=1)
+        test = block_features(network, inputs, inputs.test, repeat=1)
     labels = [data.known_labels() for data in (inputs.train, inputs.test)]
 
     def probe(block: str) -> ProbeScore:
@@ -176,12 +171,11 @@ def probe_network(name: str, network: PixelCNNpp | None, inputs: ProbeInputs) ->
 
 @torch.no_grad()
 def block_features(
-    name: str, network: PixelCNNpp | None, inputs: ProbeInputs, data: ImageDataset, repeat: int
+    network: PixelCNNpp | None, inputs: ProbeInputs, data: ImageDataset, repeat: int
 ) -> dict[str, Tensor]:
     """The features (N, D) float16 of images after each block, and of all blocks together.
 
-    Of the pixels for None. Raises ArithmeticError, with the network's name, for values beyond
-    float16.
+    Of the pixels for None. Raises ArithmeticError for values beyond float16.
     """
     n, parameter = len(data), parameter_of(network)
 
@@ -197,9 +191,10 @@ def block_features(
             blocks[TOGETHER] = joined_features(streams.values())
         rows = {block: v[: len(batch)].flatten(1).half().cpu() for block, v in blocks.items()}
         if diverged := [block for block, values in rows.items() if not values.isfinite().all()]:
+            role = network.role if network is not None else PIXELS
             raise ArithmeticError(
-                f"block {diverged[0]} of {name} has values beyond float16 for {data.split} images "
-                f"{batch.start} to {batch.stop - 1}: the network diverged"
+                f"block {diverged[0]} of the network ({role}) has values beyond float16 for "
+                f"{data.split} images {batch.start} to {batch.stop - 1}: it diverged"
             )
         return rows
 
@@ -223,11 +218,7 @@ def joined_features(streams: Iterable[Streams]) -> Tensor:
 
 def hidden_label(network: PixelCNNpp, x: Tensor) -> Tensor | None:
     """The labels of images x, which name no class; None for a network without classes."""
-    if network.config.classes is None:
-        return None
-    if network.config.classes.dropout == 0:
-        warn_untrained_no_class()
-    return torch.full((len(x),), NO_CLASS, device=x.device)
+    return torch.full((len(x),), NO_CLASS, device=x.device) if network.config.classes else None
 
 
 def parameter_of(network: PixelCNNpp | None) -> Tensor:

@@ -134,6 +134,10 @@ def test_the_bootstrap_gives_the_scatter_of_independent_samples() -> None:
     assert error == pytest.approx(float(np.std(distances)), rel=0.4)
     with torch_threads(3):  # side by side
         assert found == distance_with_error(samples, real, repeats=100)
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(300, (300,), generator=generator) for _ in range(3)]
+    exact = np.std([statistics_of([samples[r]]).distance(real) for r in rows], ddof=1)
+    assert distance_with_error(samples, real, repeats=3)[1] == pytest.approx(float(exact))
     assert error != distance_with_error(samples, real, repeats=100, seed=1)[1]
 
 

@@ -70,7 +70,7 @@ def test_rows_are_the_features_of_the_network_in_float16(
             x = data.batch(torch.arange(len(data))).to(dtype if network else torch.float32)
             x_tilde = run.smoothing.sample(x, seed=5, first_index=0, repeat=repeat)
             seen = x_tilde if see == "noisy" else x
-            rows = block_features(name, network, run, data, repeat)
+            rows = block_features(network, run, data, repeat)
             if network is None:  # the pixels are what the networks see
                 assert torch.equal(rows[PIXELS], seen.flatten(1).half())
                 continue
@@ -100,14 +100,14 @@ def test_the_best_probe_is_chosen_without_the_test_set() -> None:
     last = torch.arange(23) >= 19
     other_train = replace(TRAIN, labels=torch.where(last, 1 - TRAIN.labels, TRAIN.labels))
     found, swapped, flipped = (
-        probe_network("noisy", tiny_pair().noisy, replace(inputs_of(), train=train, test=test))
+        probe_network(tiny_pair().noisy, replace(inputs_of(), train=train, test=test))
         for train, test in ((TRAIN, TEST), (TRAIN, other_test), (other_train, TEST))
     )
     for block, score in found.items():
         assert swapped[block].held_out == score.held_out
         assert swapped[block].accuracy == pytest.approx(1 - score.accuracy)
         assert flipped[block].held_out == pytest.approx(1 - score.held_out)
-    few = probe_network("noisy", tiny_pair().noisy, replace(inputs_of(), train=squares(2, "train")))
+    few = probe_network(tiny_pair().noisy, replace(inputs_of(), train=squares(2, "train")))
     assert all(0 <= score.held_out <= 1 for score in few.values())
 
 
@@ -197,7 +197,7 @@ def test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         refuses(message, probe_pair, pair, first, second, SETTINGS, path)
     assert list(tmp_path.iterdir()) == []
     pair.denoiser.stem_u.weight_g.data.fill_(1e30)
-    message = "block up0 of denoiser has values beyond float16"
+    message = "block up0 of the network .* has values beyond float16 for train images 0 to 8"
     refuses(message, probe_pair, pair, train, test, SETTINGS, path, error=ArithmeticError)
 
 
