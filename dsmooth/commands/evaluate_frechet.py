@@ -9,6 +9,7 @@ from torch import Tensor
 from ..data.order import choose_images
 from ..evaluate.comparison import Reference, compare_images, has_fidelity
 from ..evaluate.features import make_extractor
+from ..evaluate.frechet import FeatureStatistics
 from ..evaluate.sources import read_images, read_reference
 from ..fields import check_number
 from ..machine import choose_device
@@ -27,6 +28,7 @@ def evaluate_frechet(options: FrechetOptions) -> tuple[Mapping[str, object], Fre
     extractor = make_extractor(options.extractor, device=choose_device(options.execution.device))
     samples = read_images(options.samples, options.count, at_random=True)
     choice, floor = choose_data(None, options.dataset), None
+    real: Tensor | FeatureStatistics
     if options.reference is None:
         data = choice.load(options.split)
         real, source = data.images, describe_data(data)

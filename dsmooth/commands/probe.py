@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from ..distributed import process_group, rank_and_size
 from ..evaluate.probe import PIXELS, best_probe, probe_pair
 from ..files import check_writable, printable, write_atomically
 from ..machine import choose_device, use_threads
 from ..pretrained import load
 from ..progress import progress
 from ..report.plots import probe_png
-from ..results import ProbeScore
+from ..results import ProbeResult, ProbeScore
 from ..tables import Table
 from ..text import decimals
 from .options import Probe
@@ -20,23 +19,24 @@ def probe(options: Probe) -> None:
     """Run `dsmooth probe`: probes.json and a PNG per network."""
     path, execution = options.out / "probes.json", options.execution
     check_writable(path)
-    with process_group():
-        use_threads(execution.threads)
-        models = load(*options.models, device=choose_device(execution.device)).checked()
-        pair, choice = models.pair, choose_data(models, options.dataset)
-        sets = choice.load("train"), choice.load("test")
-        with progress("probes", 4 if models.plain is None else 5, "networks"):
-            results = probe_pair(
-                *(pair, *sets, options.settings, path),
-                plain=models.plain,
-                precision=execution.precision,
-            )
-    if rank_and_size()[0] > 0:
-        return
-    accuracy, count = results.accuracy, results.settings.test_images
+    use_threads(execution.threads)
+    models = load(*options.models, device=choose_device(execution.device)).checked()
+    pair, plain, choice = models.pair, models.plain, choose_data(models, options.dataset)
+    sets = choice.load("train"), choice.load("test")
+    with progress("probes", 4 if plain is None else 5, "networks"):
+        result = probe_pair(
+            pair, *sets, options.settings, path, plain=plain, precision=execution.precision
+        )
     for name in ("noisy", "denoiser"):
-        picture = probe_png(accuracy, name)
+        picture = probe_png(result.accuracy, name)
         write_atomically(options.out / f"{name}.png", picture)
+    print_probes(result)
+    print(f"wrote {printable(path)} and {printable(options.out)}/*.png")
+
+
+def print_probes(result: ProbeResult) -> None:
+    """Print the accuracy after each block of each network."""
+    accuracy, count = result.accuracy, result.settings.test_images
     networks = [name for name in accuracy if name != PIXELS]
     rows = [
         [block, *(in_percent(accuracy[name][block]) for name in networks)]
@@ -46,7 +46,6 @@ def probe(options: Probe) -> None:
     print(f"pixels: {in_percent(accuracy[PIXELS][PIXELS])}; ± is the standard error")
     best = ", ".join(f"{name} {best_probe(accuracy[name])}" for name in networks)
     print(f"best on the last sixth of the training images: {best}")
-    print(f"wrote {printable(path)} and {printable(options.out)}/*.png")
 
 
 def in_percent(score: ProbeScore) -> str:
