@@ -215,11 +215,21 @@ def prepare_backward(
 
 
 def prepare_matmul(
-    shape: ResnetShape, taps: Taps, channels: int, columns: int, planes: int = 0, **constants: Any
+    shape: ResnetShape,
+    taps: Taps,
+    channels: int,
+    columns: int,
+    planes: int = 0,
+    *,
+    several: bool = False,
+    **constants: Any,
 ) -> Prepared:
-    """The launch of a matmul of pixels x `columns`. constants: constexprs of its epilogue."""
+    """The launch of a matmul of pixels x `columns`. several: as `matmul_tiling` takes it;
+    constants: constexprs of its epilogue."""
     rows, k = shape.rows, (taps.kh * taps.kw + planes) * channels
-    tiling = tilings.matmul_tiling(rows.pixels, columns, k, shape.numbers, shape.capability)
+    tiling = tilings.matmul_tiling(
+        rows.pixels, columns, k, shape.numbers, shape.capability, several=several
+    )
     return Prepared(
         (cdiv(rows.pixels, tiling.block_p) * cdiv(columns, tiling.block_n),),
         steps=cdiv(k, tiling.block_k), size=rows.size, F=shape.filters,
@@ -258,7 +268,7 @@ def prepare_last(
     filters = BLOCK_D.value
     first = cdiv(2 * f, filters) + cdiv(f, filters) * (2 if planes else 1)
     first = first if finish else 0
-    matmul = prepare_matmul(shape, shape.taps.adjoint(), f, 2 * f)
+    matmul = prepare_matmul(shape, shape.taps.adjoint(), f, 2 * f, several=skips)
     geometry = matmul.arguments["G"]
     if not needs.x and not skips:
         # Only gradients of parameters. By four warps bfloat16 spills in Triton 3.9, by eight

@@ -46,9 +46,12 @@ def columns_of(n: int, widest: int, narrowest: int = 16) -> tuple[int, int]:
 
 
 def matmul_tiling(
-    rows: int, columns: int, k: int, numbers: Format, capability: int
+    rows: int, columns: int, k: int, numbers: Format, capability: int, *, several: bool = False
 ) -> MatmulTiling:
-    """The tiling of a (rows x k) by (k x columns) matmul. capability: 80, 86, 90, ..."""
+    """The tiling of a (rows x k) by (k x columns) matmul. capability: 80, 86, 90, ...
+
+    several: whether its kernel has several such matmuls, whose addresses take registers.
+    """
     if numbers == "ieee":
         return MatmulTiling(32, *columns_of(columns, 32), 16, 4, 2)
     size = 2 if numbers == "half" else 4
@@ -65,6 +68,8 @@ def matmul_tiling(
 
     # Accumulators of 256 rows are 160 registers; before Hopper operands take registers as well.
     heights = (64, 128, 256) if wide and numbers == "half" and capability >= 90 else (64, 128)
+    if several and not wide and capability < 90:
+        heights = (64,)  # 128 rows of 80 columns spill
     height = min(heights, key=clocks)
     warps = 8 if wide and height > 64 else 4
 

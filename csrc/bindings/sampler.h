@@ -57,8 +57,8 @@ Program to_program(const py::object& p) {
       {integer(p, "image_channels"), integer(p, "image_addends"), integer(p, "n_mix"),
        integer(p, "n_atoms"), likelihood_named(p.attr("likelihood").cast<std::string>()),
        p.attr("smoothing_scale").cast<float>(), p.attr("conditioned").cast<bool>(),
-       integer(p, "image"), integer(p, "context"), integer(p, "params"),
-       integer(p, "condition_size"), 0, p.attr("image_again").cast<bool>()},
+       integer(p, "image"), integer(p, "context"), integer(p, "params"), integer(p, "n_classes"), 0,
+       p.attr("image_again").cast<bool>()},
       {},
       {},
       {}};
@@ -83,7 +83,7 @@ void check_presence(const Borrowed& tensor, bool needed) {
 struct Tensors {
   Borrowed out, context;  // both (N, C, H, W) float32; context may be absent
   Borrowed mask;          // (N, H, W) uint8, or absent; out holds the known pixels
-  Borrowed condition;     // (N, condition_size) float32, or absent
+  Borrowed labels;        // (N,) int64, or absent
   Borrowed workspace{};   // absent on the CPU
 
   // The images to draw, and their number. Throws std::invalid_argument, naming the argument, unless
@@ -97,33 +97,30 @@ struct Tensors {
     check_presence(context, network.conditioned);
     if (context.given) contiguous<float>(context, {n, channels, height, width}, device);
     if (mask.given) contiguous<uint8_t>(mask, {n, height, width}, device);
-    check_presence(condition, network.condition_size > 0);
-    if (condition.given) contiguous<float>(condition, {n, network.condition_size}, device);
+    check_presence(labels, network.n_classes > 0);
+    if (labels.given) contiguous<int64_t>(labels, {n}, device);
     if (!(temperature > 0 && std::isfinite(temperature)))
       refuse("temperature", "be positive and finite", std::to_string(temperature));
-    if (!(guidance >= 0 && std::isfinite(guidance)) || (guidance > 0 && !condition.given)) {
-      refuse("guidance", "be finite and not negative, 0 without a condition",
-             std::to_string(guidance));
-    }
+    if (!(guidance >= 0 && std::isfinite(guidance)) || (guidance > 0 && !labels.given))
+      refuse("guidance", "be finite and not negative, 0 without labels", std::to_string(guidance));
     if (guidance > 0 && n % 2 != 0) refuse("out", "hold pairs of images", std::to_string(n));
-    check_apart({&out, &workspace}, {&context, &mask, &condition});
+    check_apart({&out, &workspace}, {&context, &mask, &labels});
     return {
         n,
         {0, static_cast<int>(height), static_cast<int>(width), seed, first_index, temperature,
          static_cast<const float*>(context.data), images, static_cast<const uint8_t*>(mask.data),
-         static_cast<const float*>(condition.data), guidance}};
+         static_cast<const int64_t*>(labels.data), guidance}};
   }
 };
 
 // The GIL is released while the workers run. Each poll acquires it briefly: for signals, so that
 // Ctrl-C ends the call, and for the progress callback.
 void sample(const CpuSampler& sampler, const py::object& out, const py::object& context,
-            const py::object& mask, const py::object& condition, uint64_t seed,
-            uint64_t first_index, float temperature, float guidance, int threads, int slice,
-            const py::object& progress) {
+            const py::object& mask, const py::object& labels, uint64_t seed, uint64_t first_index,
+            float temperature, float guidance, int threads, int slice, const py::object& progress) {
   constexpr int kLargestSlice = 1 << 14;
   const Tensors tensors{borrow("out", out), borrow("context", context), borrow("mask", mask),
-                        borrow("condition", condition)};
+                        borrow("labels", labels)};
   const auto [n, all] =
       tensors.check(sampler.network(), Device{}, seed, first_index, temperature, guidance);
   check_threads(threads);
@@ -174,11 +171,11 @@ py::bytes argument_of_launch(const CudaSampler& sampler, const py::object& out,
                              const py::object& context, const py::object& mask,
                              const py::object& workspace, const CudaPlan& plan, int64_t launch,
                              uint64_t seed, uint64_t first_index, float temperature, float guidance,
-                             const py::object& condition) {
+                             const py::object& labels) {
   if (weight_words(sampler) != 0) throw std::invalid_argument("write_weights must be called first");
   const Device device = device_of(sampler);
   const Tensors tensors{borrow("out", out), borrow("context", context), borrow("mask", mask),
-                        borrow("condition", condition), borrow("workspace", workspace)};
+                        borrow("labels", labels), borrow("workspace", workspace)};
   const auto [n, all] =
       tensors.check(sampler.network(), device, seed, first_index, temperature, guidance);
   if (n != plan.n || all.height != plan.height || all.width != plan.width ||
@@ -219,8 +216,7 @@ void register_cuda_sampler(py::module_& module) {
       .def("argument", &argument_of_launch, py::kw_only(), py::arg("out"), py::arg("context"),
            py::arg("mask"), py::arg("workspace"), py::arg("plan"), py::arg("launch"),
            py::arg("seed"), py::arg("first_index"), py::arg("temperature"), py::arg("guidance"),
-           py::arg("condition"),
-           "The argument of a launch of plan.blocks blocks of `lanes` lanes.");
+           py::arg("labels"), "The argument of a launch of plan.blocks blocks of `lanes` lanes.");
 }
 
 // The classes CpuSampler and CudaSampler: see dsmooth/sampling/cached.py.
@@ -232,10 +228,10 @@ void register_sampler(py::module_& module) {
            }),
            py::arg("program"), py::arg("bf16"), py::arg("instruction_set"))
       .def("sample", &sample, py::kw_only(), py::arg("out"), py::arg("context"), py::arg("mask"),
-           py::arg("condition"), py::arg("seed"), py::arg("first_index"), py::arg("temperature"),
+           py::arg("labels"), py::arg("seed"), py::arg("first_index"), py::arg("temperature"),
            py::arg("guidance"), py::arg("threads"), py::arg("slice"), py::arg("progress"),
            "mask: (N, H, W) uint8, nonzero where a pixel of out is known and kept; or None. "
-           "condition: (N, condition_size), the vectors of the images; None if the size is 0. "
+           "labels: (N,) int64, -1 for no class; None for a network without classes. "
            "guidance: 0, or the weight for images 2i and 2i + 1, which are drawn as one.")
       .def_property_readonly("instruction_set",
                              [](const CpuSampler& s) { return s.kernels().instruction_set; })

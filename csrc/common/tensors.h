@@ -164,8 +164,10 @@ inline void check_tensor(const Borrowed& t, const std::vector<int64_t>& shape, E
 }
 
 template <class T>
-inline constexpr ElementType kTypeOf{
-    std::is_same_v<T, uint8_t> ? ElementType::kUnsigned : ElementType::kFloat, 8 * sizeof(T)};
+inline constexpr ElementType kTypeOf{std::is_same_v<T, uint8_t>   ? ElementType::kUnsigned
+                                     : std::is_same_v<T, int64_t> ? ElementType::kInt
+                                                                  : ElementType::kFloat,
+                                     8 * sizeof(T)};
 
 // The memory of a contiguous tensor that passes check_tensor.
 template <class T>

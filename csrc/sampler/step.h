@@ -15,7 +15,7 @@
 //   worker.end_row(images)    a sync at the end of a row, which counts it as done
 //   worker.stop()             whether to return early: the same in all lanes between two syncs
 //   Worker::kStops            whether it ever does: then lanes also sync within a row part
-//   Worker::kMasksAndConditions  whether it has the code for masks, conditions and guidance
+//   Worker::kMasksAndClasses  whether it has the code for masks, conditions and guidance
 // Every lane runs all of `draw`. A lane is a thread on the CPU, or a thread of a block on a GPU;
 // all functions here are compiled for both.
 #pragma once
@@ -39,7 +39,7 @@ class Step {
   // Draws rows first .. end - 1, after all rows before them; the rows of a prompt come first.
   // Returns false if it was stopped.
   DSMOOTH_HOST_DEVICE bool draw(int first, int end) {
-    if (first == 0 && Worker::kMasksAndConditions && n_.condition_size > 0) project();
+    if (first == 0 && Worker::kMasksAndClasses && n_.n_classes > 0) project();
     if (first == 0 && n_.context != kNone && !encode()) return false;
     const int prompt = n_.rows(s_.height) - s_.height;
     for (int row = first; row < end; ++row) {
@@ -55,7 +55,7 @@ class Step {
       } else {
         for (int column = 0; column < s_.width; ++column) {
           w_.pixel(state_, row, column);
-          if (Worker::kMasksAndConditions && s_.guidance != 0.0f) guide(row, column);
+          if (Worker::kMasksAndClasses && s_.guidance != 0.0f) guide(row, column);
           if (n_.groups > 0) w_.weigh(state_, row, column, s_.temperature);
           w_.for_each(s_.batch, [&](int b) { draw_image(b, row - prompt, row, column); });
           w_.sync();
@@ -69,19 +69,19 @@ class Step {
   }
 
  private:
-  // The images' biases: an operation's bias plus its projection of the image's vector.
+  // The images' biases: an operation's bias plus the column of its projection for the image's
+  // class.
   DSMOOTH_HOST_DEVICE void project() {
-    for (int i = 0; Worker::kMasksAndConditions && i < n_.n_ops; ++i) {
+    for (int i = 0; Worker::kMasksAndClasses && i < n_.n_ops; ++i) {
       const OpView& op = n_.ops[i];
       if (op.projection == nullptr) continue;
       const int columns = op.row.columns;
       w_.for_each(s_.batch * columns, [&](int j) {
         const int column = j % columns;
-        const float* vector = s_.condition + int64_t{j / columns} * n_.condition_size;
-        float sum = op.bias[column];
-        for (int d = 0; d < n_.condition_size; ++d)
-          sum += op.projection[int64_t{d} * columns + column] * vector[d];
-        state_.image_bias(op)[j] = sum;
+        const int64_t label = s_.labels[j / columns];
+        const bool has_class = label >= 0 && label < n_.n_classes;
+        state_.image_bias(op)[j] =
+            op.bias[column] + (has_class ? op.projection[label * columns + column] : 0.0f);
       });
     }
     w_.sync();
@@ -106,7 +106,7 @@ class Step {
     return true;
   }
 
-  // Extrapolates a pixel's parameters from the pass without the condition. That pass's log-scales
+  // Extrapolates a pixel's parameters from the pass without a class. That pass's log-scales
   // are clamped at the minimum; lower ones in the other pass still give lower results.
   DSMOOTH_HOST_DEVICE void guide(int row, int column) {
     const int weights = n_.n_mix + n_.n_atoms, per_colour = n_.image_channels == 1 ? 2 : 3;
@@ -150,7 +150,7 @@ class Step {
   }
 
   DSMOOTH_HOST_DEVICE bool is_known(int b, int image_row, int column) const {
-    return Worker::kMasksAndConditions && s_.mask != nullptr &&
+    return Worker::kMasksAndClasses && s_.mask != nullptr &&
            s_.mask[(int64_t{b} * s_.height + image_row) * s_.width + column] != 0;
   }
 
@@ -184,7 +184,7 @@ class Step {
 
   // image_row counts from the top of the image, canvas_row from the top of the prompt.
   DSMOOTH_HOST_DEVICE void draw_image(int b, int image_row, int canvas_row, int column) {
-    const int passes = Worker::kMasksAndConditions ? s_.passes() : 1;
+    const int passes = Worker::kMasksAndClasses ? s_.passes() : 1;
     if (b % passes != 0) return;
     const float* params = address(n_.params, b, canvas_row, column);
     const uint32_t position = static_cast<uint32_t>(image_row * s_.width + column);

@@ -252,7 +252,7 @@ void bad_programs_are_refused() {
   };
   const auto projected = [&](int size, int missing) {
     return refused([&](Program& p) {
-      p.condition_size = size;
+      p.n_classes = size;
       p.ops[2].projection.resize(p.ops[2].n * 3 - missing);
     });
   };

@@ -22,13 +22,13 @@ struct Bytes {
 
 class Toy {
  public:
-  Toy(int filters, int image_channels, Conditioning conditioning, int condition_size = 0,
+  Toy(int filters, int image_channels, Conditioning conditioning, int n_classes = 0,
       Likelihood likelihood = Likelihood::kContinuous, const Bytes& bytes = {})
       : f_(filters),
         hidden_(bytes.hidden),
         p_{{image_channels, 2, 2, bytes.atoms ? kBytes : 0, likelihood, 0.25f,
-            conditioning != Conditioning::kNone, kNone, kNone, kNone, condition_size,
-            bytes.features, bytes.hidden > 0 && conditioning == Conditioning::kStack},
+            conditioning != Conditioning::kNone, kNone, kNone, kNone, n_classes, bytes.features,
+            bytes.hidden > 0 && conditioning == Conditioning::kStack},
            {},
            {},
            {}} {
@@ -74,7 +74,7 @@ class Toy {
       op.bias.push_back(phase == Phase::kHead ? -2.0f : 0.1f * random());  // narrow components
     for (Term& t : op.terms)
       for (int i = 0; i < n * t.taps * t.channels; ++i) t.weight.push_back(0.1f * random());
-    for (int i = 0; (gate || phase == Phase::kEncoder) && i < n * p_.condition_size; ++i)
+    for (int i = 0; (gate || phase == Phase::kEncoder) && i < n * p_.n_classes; ++i)
       op.projection.push_back(0.5f * random());
     p_.ops.push_back(std::move(op));
   }
@@ -150,20 +150,21 @@ class Toy {
 // Memory of images 0 .. n - 1, and the images to draw in it. completes: the first row is known in
 // all images, other pixels in some images.
 struct Drawing {
-  std::vector<float> context, condition, known, out;  // known: NaN where a pixel is not
+  std::vector<float> context, known, out;  // known: NaN where a pixel is not
   std::vector<uint8_t> mask;
+  std::vector<int64_t> labels;
   Slice all;
 
   Drawing(const Program& p, int64_t n, int height, int width, bool completes = false,
           float guidance = 0.0f)
       : context(n * p.image_channels * height * width),
-        condition(n * p.condition_size),
         known(context.size(), NAN),
-        mask(completes ? n * height * width : 0) {
+        mask(completes ? n * height * width : 0),
+        labels(p.n_classes > 0 ? n : 0) {
     const size_t plane = height * width, columns = width, channels = p.image_channels;
     for (size_t i = 0; i < context.size(); ++i) context[i] = std::sin(0.7f * static_cast<float>(i));
-    for (size_t i = 0; i < condition.size(); ++i)
-      condition[i] = std::cos(1.3f * static_cast<float>(i));
+    for (size_t i = 0; i < labels.size(); ++i)  // every class, and none
+      labels[i] = static_cast<int64_t>(i) % (p.n_classes + 1) - 1;
     for (size_t i = 0; i < mask.size(); ++i) mask[i] = i % plane < columns || (i * i / 7) % 3 == 0;
     for (size_t i = 0; completes && i < known.size(); ++i)
       if (mask[i / plane / channels * plane + i % plane]) known[i] = context[i];
@@ -172,7 +173,7 @@ struct Drawing {
     all = {0, height, width, kSeed, kFirst, 1.0f, nullptr, out.data()};
     if (p.conditioned) all.context = context.data();
     if (completes) all.mask = mask.data();
-    if (p.condition_size > 0) all.condition = condition.data();
+    if (p.n_classes > 0) all.labels = labels.data();
     all.guidance = guidance;
   }
   Drawing(const Drawing&) = delete;

@@ -22,7 +22,7 @@ from ..fields import check_number
 from ..machine import torch_threads
 from ..nn import PixelCNNpp
 from ..nn.changes import changed_layer
-from ..nn.condition import check_context, one_hot
+from ..nn.condition import check_context
 from ..progress import Progress
 from .operations import as_numpy
 from .program import Program
@@ -168,35 +168,31 @@ class CachedSampler:
             out = request.known.keep(out, as_bytes=self.config.fourier_features > 0)
             mask = request.known.mask.contiguous().view(torch.uint8)
         passes = request.passes(self.config, out)
-        labels = (one_hot(label, self.config.n_classes, out) for label in passes)
-        vectors = [vector for vector in labels if vector is not None]
+        labels = [label for label in passes if label is not None]
         # The passes of an image are adjacent.
         repeat = partial(torch.repeat_interleave, repeats=len(passes), dim=0)
 
-        def plain(name: str, values: Tensor) -> Tensor:
-            values = values.detach().resolve_neg().contiguous()
-            if self.device.type == "cpu" and not np.isfinite(values.numpy()).all():
-                raise ValueError(f"{name} must be finite, got a NaN or an infinity")
-            return values
-
         out = repeat(out)
-        context = None if context is None else plain("context", repeat(context))
+        if context is not None:
+            context = repeat(context).detach().resolve_neg().contiguous()
+            if self.device.type == "cpu" and not np.isfinite(context.numpy()).all():
+                raise ValueError("context must be finite, got a NaN or an infinity")
         mask = None if mask is None else repeat(mask)
-        condition = plain("label", torch.stack(vectors, 1).flatten(0, 1)) if vectors else None
+        label = torch.stack(labels, 1).flatten() if labels else None
         on_cuda = self.device.type == "cuda"
         sample = partial(
             self._native.argument if on_cuda else self._native.sample,
             out=out,
             context=context,
             mask=mask,
-            condition=condition,
+            labels=label,
             seed=request.seed,
             first_index=request.first_index,
             temperature=request.temperature,
             guidance=request.guidance,
         )
         if on_cuda:
-            inputs = [values for values in (context, mask, condition) if values is not None]
+            inputs = [values for values in (context, mask, label) if values is not None]
             self._launch(sample, out.shape, inputs, max_slice or 0, len(passes))
         else:
             threads = threads or torch.get_num_threads()

@@ -54,8 +54,8 @@ class Program:
     head's hidden layer, which sees only the modelled image; in a prompt both are zeros. bf16:
     whether operands are bfloat16. A pixel is then the sum of two operands (image_addends), to keep
     the low bits of its noise. The head multiplies split operands and weights, since rounding would
-    change a log-scale or a logit by more than it can learn. condition_size: D, length of the vector
-    that an image is conditioned on.
+    change a log-scale or a logit by more than it can learn. n_classes: classes of images,
+    0 without any.
     """
 
     def __init__(self, model: PixelCNNpp, *, bf16: bool = False) -> None:
@@ -64,7 +64,7 @@ class Program:
         self.likelihood, self.n_atoms = config.likelihood, config.n_atoms
         self.smoothing_scale = config.smoothing_scale
         self.conditioned = config.conditioning != "none"
-        self.condition_size = config.n_classes
+        self.n_classes = config.n_classes
         self.image_addends = 2 if bf16 else 1
         self.features = feature_table(config.fourier_features)
         self.image_again = model.hidden is not None and config.conditioning == "stack"

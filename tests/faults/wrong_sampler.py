@@ -76,7 +76,7 @@ def _arguments(conditioning: str, completes: bool = False, n_classes: int = 0) -
         "out": guarded(torch.where(mask[:, None], context.flip(0), torch.nan)),
         "context": None if conditioning == "none" else guarded(context),
         "mask": guarded(mask.view(torch.uint8)) if completes else None,
-        "condition": guarded(torch.linspace(-1, 2, 6).view(3, 2)) if n_classes else None,
+        "labels": guarded(torch.tensor([-1, 0, 1])) if n_classes else None,
         "seed": 5,
         "first_index": 2,
         "temperature": 1.0,
@@ -157,16 +157,16 @@ def test_what_is_written_has_memory_of_its_own() -> None:
     read = {
         "context": out,
         "mask": out.view(torch.uint8).flatten()[:192].view(3, 8, 8),
-        "condition": out.flatten()[-6:].view(3, 2),
+        "labels": out.flatten()[-6:].view(torch.int64),
     }
     for name, same in read.items():
         with pytest.raises(ValueError, match=f"out must have memory of its own, .* of {name}"):
             sampler.sample(**given | {name: same})
 
 
-def test_guidance_needs_a_condition() -> None:
+def test_guidance_needs_labels() -> None:
     two = {"out": guarded(torch.zeros(2, 1, 8, 8)), "guidance": 0.5}
-    with pytest.raises(ValueError, match=r"guidance must be .*, 0 without a condition, got 0\.5"):
+    with pytest.raises(ValueError, match=r"guidance must be .*, 0 without labels, got 0\.5"):
         make_sampler("none", False).sample(**_arguments("none") | two)
 
 
@@ -250,9 +250,9 @@ def test_a_wrong_program_is_refused_or_draws_within_its_memory(
         program = wrong.arguments["program"]
         shape = (3, program.image_channels, 8, 8)
         context = torch.zeros(shape) if program.conditioned else None
-        vector = torch.zeros(3, size) if (size := program.condition_size) else None
+        labels = torch.zeros(3, dtype=torch.int64) if program.n_classes else None
         for threads in (1, 4):
-            given = {"out": torch.zeros(shape), "context": context, "condition": vector}
+            given = {"out": torch.zeros(shape), "context": context, "labels": labels}
             sampler.sample(**_arguments(conditioning) | given | {"threads": threads})
 
     check()

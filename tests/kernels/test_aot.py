@@ -44,6 +44,7 @@ SIZES = [
 IEEE = Block(20, (2, 2), skips=1, dtype=FP32)
 ELSEWHERE = [
     (Block(160, (2, 3)), 80), (replace(BLOCKS[1], size=(16, 32, 32)), 80), (IEEE, 80), (IEEE, 90),
+    (Block(40, (2, 3), size=(32, 28, 28)), 80),
 ]  # fmt: skip
 
 

@@ -129,7 +129,7 @@ class Case(ctypes.Structure):
         ("bf16", ctypes.c_int), ("height", ctypes.c_int), ("width", ctypes.c_int),
         ("n", c_int64), ("seed", ctypes.c_uint64), ("first_index", ctypes.c_uint64),
         ("temperature", ctypes.c_float), ("max_slice", ctypes.c_int),
-        ("condition_size", ctypes.c_int), ("completes", ctypes.c_int),
+        ("n_classes", ctypes.c_int), ("completes", ctypes.c_int),
         ("guidance", ctypes.c_float),
     )  # fmt: skip
 
@@ -170,12 +170,9 @@ def known_of(case: Case) -> tuple[Tensor, Tensor | None]:
     return torch.where(mask[:, None], known, out), mask.view(torch.uint8)
 
 
-def condition_of(case: Case) -> Tensor | None:
-    """A vector for each image."""
-    if case.condition_size == 0:
-        return None
-    count = torch.arange(case.n * case.condition_size, dtype=torch.float32)
-    return torch.cos(1.3 * count).view(case.n, -1)
+def labels_of(case: Case) -> Tensor | None:
+    """A label for each image: every class, and none."""
+    return torch.arange(case.n) % (case.n_classes + 1) - 1 if case.n_classes else None
 
 
 class Drawn(NamedTuple):
@@ -199,11 +196,11 @@ def draw(player: CudaPlayer) -> Drawn:
             if mask is None
             else memory.place(known, writable=True)
         )
-        context, places, condition = (
+        context, places, labels = (
             None if t is None else memory.place(t)
-            for t in (context_of(case), mask, condition_of(case))
+            for t in (context_of(case), mask, labels_of(case))
         )
-        tensors = (context, out, places, condition, workspace)
+        tensors = (context, out, places, labels, workspace)
         with player.stub.raised():
             player.host.launch_all(player.kernel, call, tensors)
         if mask is None and not memory.written(out).all():
@@ -214,8 +211,8 @@ def draw(player: CudaPlayer) -> Drawn:
 def draw_on_host(player: CudaPlayer) -> Drawn:
     """The same by the worker's emulation on the host."""
     out, mask = known_of(player.case)
-    context, condition = context_of(player.case), condition_of(player.case)
+    context, labels = context_of(player.case), labels_of(player.case)
     with player.host.sampler(player.case, player.card) as call:
         workspace = torch.empty(call("workspace_bytes", result=c_int64), dtype=torch.uint8)
-        call("draw_on_host", context, out, mask, condition, workspace)
+        call("draw_on_host", context, out, mask, labels, workspace)
     return Drawn(out, workspace)

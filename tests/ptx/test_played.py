@@ -70,9 +70,9 @@ CASES: dict[str, dict[str, Any]] = {
     "grey, two fragments of images": {"filters": 4, "bf16": True, "n": 9},
     # 104 rows by 80 columns of a gate are 9 tall tiles, one for each warp and more.
     "grey, tall tiles of rows": {"filters": 34, "bf16": True, "n": 13, "width": 8, **DISCRETIZED},
-    "grey by classes": {"filters": 12, "bf16": True, "n": 2, "condition_size": 3},
+    "grey by classes": {"filters": 12, "bf16": True, "n": 2, "n_classes": 3},
     "grey guided": {
-        "filters": 4, "bf16": True, "n": 4, "max_slice": 2, "condition_size": 3, "guidance": 0.5,
+        "filters": 4, "bf16": True, "n": 4, "max_slice": 2, "n_classes": 3, "guidance": 0.5,
     },
     "rgb discretized in float32": {"filters": 3, "channels": 3, "n": 1, **DISCRETIZED},
     "grey concat": {"filters": 20, "conditioning": "concat", "bf16": True, "n": 1},

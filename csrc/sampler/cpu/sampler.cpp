@@ -196,7 +196,7 @@ CpuSampler::CpuSampler(Program unchecked, const std::string& instruction_set, bo
     skeleton_.ops[i].pixel = pack(op, Part::kPixel, panels);
     skeleton_.ops[i].bias = pack_columns(op, panels, op.bias, 1);
     if (!op.projection.empty())
-      skeleton_.add_projection(i, pack_columns(op, panels, op.projection, program.condition_size));
+      skeleton_.add_projection(i, pack_columns(op, panels, op.projection, program.n_classes));
   }
 }
 

@@ -123,7 +123,7 @@ struct Team {
 
 class CpuWorker {
  public:
-  static constexpr bool kMasksAndConditions = true, kStops = true;
+  static constexpr bool kMasksAndClasses = true, kStops = true;
 
   CpuWorker(const CpuKernels& kernels, Team& team, int lane, int lanes)
       : kernels_(kernels), team_(team), lane_(lane), lanes_(lanes) {}

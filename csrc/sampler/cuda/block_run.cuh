@@ -44,7 +44,7 @@ DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE void weigh_components(Block& block, cons
 template <class T, class Block, bool kFull>
 class CudaWorker {
  public:
-  static constexpr bool kMasksAndConditions = kFull, kStops = false;
+  static constexpr bool kMasksAndClasses = kFull, kStops = false;
 
   DSMOOTH_HOST_DEVICE explicit CudaWorker(Block& block) : block_(block) {}
 
@@ -177,7 +177,7 @@ DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& 
   };
   // The code for known pixels needs registers, and a tenth of a stage's time, so it has its own
   // branch. It is in the same kernel, since each kernel compiles everything that it calls.
-  if (slice.mask != nullptr || slice.condition != nullptr)
+  if (slice.mask != nullptr || slice.labels != nullptr)
     draw(CudaWorker<T, Block, true>(block));
   else
     draw(CudaWorker<T, Block, false>(block));

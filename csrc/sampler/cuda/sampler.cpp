@@ -171,8 +171,7 @@ CudaSampler::CudaSampler(Program unchecked, bool bf16, const Card& card) : card_
       to.projected = true;
       skeleton_.ops[i].by_column = true;
       skeleton_.ops[i].bias = to.bias;
-      skeleton_.add_projection(i,
-                               append(pack_columns(op, op.projection, program.condition_size, to)));
+      skeleton_.add_projection(i, append(pack_columns(op, op.projection, program.n_classes, to)));
     }
     cuda_ops.push_back(to);
   }

@@ -32,8 +32,7 @@ class Checker {
                 std::to_string(p_.n_mix));
     require(p_.ops.size() <= kMostOperations && p_.caches.size() <= kMostOperations, "size",
             "too many operations or caches");
-    require(p_.condition_size >= 0 && p_.condition_size <= kMostChannels, "condition",
-            "size out of range");
+    require(p_.n_classes >= 0 && p_.n_classes <= kMostChannels, "classes", "number out of range");
     for (size_t i = 0; i < p_.caches.size(); ++i) check_cache(p_.caches[i], std::to_string(i));
     check_features();
     check_use(p_.image, 0, p_.seen_channels(), true, "image");
@@ -84,9 +83,9 @@ class Checker {
     require(op.n >= 1 && op.n <= kMostChannels && (!op.gate || op.n % 2 == 0), where,
             "number of outputs");
     require(op.bias.size() == static_cast<size_t>(op.n), where, "size of the bias");
-    require(op.projection.empty() ||
-                op.projection.size() == static_cast<size_t>(op.n) * p_.condition_size,
-            where, "size of the projection");
+    require(
+        op.projection.empty() || op.projection.size() == static_cast<size_t>(op.n) * p_.n_classes,
+        where, "size of the projection");
     require(!op.gate || op.residual_in != kNone, where, "a gate needs a residual");
     const int n = op.channels();
     for (int index : {op.residual_in, op.add, op.residual_out})

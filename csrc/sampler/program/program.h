@@ -27,8 +27,8 @@ struct Op : OpSpec {
   int n;                    // outputs of the matrix product: twice the channels of a gate's result
   std::vector<float> bias;  // (n)
   std::vector<Term> terms;
-  std::vector<float> projection;  // (n, condition_size) or empty; its product with an image's
-                                  // vector is a bias of that image
+  std::vector<float> projection;  // (n, n_classes) or empty; the column of an image's class is a
+                                  // bias of that image
 
   int channels() const { return gate ? n / 2 : n; }
   // Channels of the cache of act_out, an even number.

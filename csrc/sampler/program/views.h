@@ -43,9 +43,9 @@ struct ProgramSpec {
   float smoothing_scale;       // only for kGaussian
   bool conditioned;            // selects the stream of the noise
   int image, context, params;  // caches
-  int condition_size = 0;      // length of the vector that each image is conditioned on
-  int features = 0;            // per colour's byte, after the pixel in the image's cache
-  bool image_again = false;    // the cache holds the image's pixels twice, a prompt's once
+  int n_classes = 0;
+  int features = 0;          // per colour's byte, after the pixel in the image's cache
+  bool image_again = false;  // the cache holds the image's pixels twice, a prompt's once
 };
 
 // Activations and weights are counted in 32-bit words: one float, or a pair of bfloat16 (channels
@@ -81,7 +81,7 @@ struct OpView : OpSpec {
   const TermSpec* terms;
   MatrixView row, pixel;
   const float* bias;                  // packed columns
-  const float* projection = nullptr;  // (condition_size, packed columns) or null
+  const float* projection = nullptr;  // (n_classes, packed columns) or null
   int image_bias = 0;                 // image bias columns of the operations before it
 
   DSMOOTH_HOST_DEVICE const MatrixView& matrix(Part part) const {
@@ -201,11 +201,11 @@ struct Slice {
   uint64_t seed;
   uint64_t first_index;
   float temperature;
-  const float* context;              // (batch, C, H, W) or null
-  float* out;                        // (batch, C, H, W)
-  const uint8_t* mask = nullptr;     // (batch, H, W), not 0 where a pixel is known; null: none is
-  const float* condition = nullptr;  // (batch, condition_size) or null
-  // If nonzero, image 2i + 1 is a copy of image 2i with another condition. Their parameters p and q
+  const float* context;             // (batch, C, H, W) or null
+  float* out;                       // (batch, C, H, W)
+  const uint8_t* mask = nullptr;    // (batch, H, W), not 0 where a pixel is known; null: none is
+  const int64_t* labels = nullptr;  // (batch), classes; any other number is none; or null
+  // If nonzero, image 2i + 1 is a copy of image 2i with another label. Their parameters p and q
   // become q + (1 + guidance)(p - q), and one pixel is drawn for both (math.md section 8).
   float guidance = 0.0f;
 
@@ -225,7 +225,7 @@ struct Slice {
     slice.context = context ? context + first * pixels : nullptr;
     slice.out += first * pixels;
     if (mask != nullptr) slice.mask += first * plane;
-    if (condition != nullptr) slice.condition += first * network.condition_size;
+    if (labels != nullptr) slice.labels += first;
     return slice;
   }
 };

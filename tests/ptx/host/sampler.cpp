@@ -24,20 +24,20 @@ struct Case {
   uint64_t seed, first_index;
   float temperature;
   int max_slice;
-  int condition_size;
+  int n_classes;
   int completes;  // the caller hands over known pixels and their mask
   float guidance;
 };
 
 Program program(const Case& c) {
-  return Toy(c.filters, c.channels, static_cast<Conditioning>(c.conditioning), c.condition_size,
+  return Toy(c.filters, c.channels, static_cast<Conditioning>(c.conditioning), c.n_classes,
              static_cast<dsmooth::Likelihood>(c.likelihood), {c.atoms != 0, c.features, c.hidden});
 }
 
 Slice images(const Case& c, const float* context, float* out, const uint8_t* mask,
-             const float* condition) {
+             const int64_t* labels) {
   return {0,       c.height, c.width, c.seed,    c.first_index, c.temperature,
-          context, out,      mask,    condition, c.guidance};
+          context, out,      mask,    labels, c.guidance};
 }
 
 struct Sampler {
@@ -87,9 +87,9 @@ int64_t shared_bytes(void* s) { return static_cast<Sampler*>(s)->sampler.shared(
 int64_t argument_bytes(void*) { return sizeof(BlockRun); }
 int64_t launches(void* s) { return static_cast<Sampler*>(s)->plan.launches; }
 void write_argument(void* s, int64_t launch, const float* context, float* out, const uint8_t* mask,
-                    const float* condition, float* workspace, void* to) {
+                    const int64_t* labels, float* workspace, void* to) {
   const Sampler& made = *static_cast<Sampler*>(s);
-  const Slice all = images(made.c, context, out, mask, condition);
+  const Slice all = images(made.c, context, out, mask, labels);
   attempt([&] {
     const BlockRun run = made.sampler.argument(made.plan, all, workspace, launch);
     std::memcpy(to, &run, sizeof run);
@@ -104,9 +104,9 @@ void rows_of(const void* argument, int* rows) {
 
 // The same by a lane of the host.
 void draw_on_host(void* s, const float* context, float* out, const uint8_t* mask,
-                  const float* condition, float* workspace) {
+                  const int64_t* labels, float* workspace) {
   const Case& c = static_cast<Sampler*>(s)->c;
-  const Slice all = images(c, context, out, mask, condition);
+  const Slice all = images(c, context, out, mask, labels);
   const auto draw = c.bf16 ? draw_as_cuda<DeviceBf16, 1, 1> : draw_as_cuda<float, 1, 1>;
   const auto memory = draw(program(c), all, c.n, {1, 163 << 10}, c.max_slice, Mode::kThreads, -1);
   std::memcpy(workspace, memory.data(), workspace_bytes(s));
