@@ -181,8 +181,6 @@ class RunSettings:
     not; off."""
     evaluations: Positive = 8
     """How often the held-out images are evaluated, the end included."""
-    checkpoint_minutes: PositiveFloat = 2.0
-    """Time between checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -240,9 +238,7 @@ class TrainConfig(RunSettings):
     """Adam's decay rates."""
     schedule: LearningRateSchedule = "cosine"
     """cosine: falls to 0 at the end; cooldown: constant, then falls in a line to 0 over the last
-    part of the images; exponential: each step times learning_rate_decay."""
-    cooldown: Share = 0.2
-    """The part of the images over which schedule=cooldown falls."""
+    fifth of the images; exponential: each step times learning_rate_decay."""
     learning_rate_decay: Share = 1.0
     """Factor per step, for schedule=exponential (the paper uses 0.999995)."""
     warmup_images: Natural = 1000

@@ -26,6 +26,8 @@ GONE: Mapping[str, object] = {
     "compile": False,
     "schedule_from": 0,
     "earlier_images": [],
+    "cooldown": 0.2,
+    "checkpoint_minutes": 2.0,
     "keep_gates": "auto",
     "n_classes": 0,
     "class_names": [],

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..data import ImageDataset
-from ..distributed import rank_and_size
 from ..files import open_to_append
 from ..nn import PixelCNNpp
 from ..pictures import save_grid
@@ -140,7 +139,7 @@ class RunLog(ExitStack):
             save_grid(evaluation.samples, self.folder.grid(seen))
         else:
             self.say(f"{seen:,} images · no picture: samples diverged, as they may early in a run")
-        if self.on_evaluation is not None and rank_and_size()[0] == 0:
+        if self.on_evaluation is not None:
             self.on_evaluation(evaluation)
 
     def say(self, text: str) -> None:
@@ -168,7 +167,7 @@ def run_header(state: TrainState, test_set: ImageDataset) -> Iterator[str]:
     if classes := config.model.classes:
         yield f"{len(classes.names)} classes: {', '.join(classes.names)}"
     threads = f" (threads: {torch.get_num_threads()})" if device.type == "cpu" else ""
-    size = rank_and_size()[1]
+    size = config.batch_size // state.share  # processes
     machine = f"{device}{threads}" if size == 1 else f"{size} processes on {device.type}{threads}"
     number = sum(parameter.numel() for parameter in state.parameters)
     yield f"{number:,} parameters; {machine}, {config.precision}"

@@ -16,7 +16,7 @@ import torch
 from ..config import OWN, TrainConfig
 from ..data import ImageDataset
 from ..data.own import split_own
-from ..distributed import all_reduce_max, from_first, gather, process_group
+from ..distributed import all_reduce_max, from_first, gather, process_group, rank_and_size
 from ..files import lock_folder, write_tensors
 from ..machine import choose_device, torch_threads
 from ..memory import keep_freed_memory
@@ -28,6 +28,7 @@ from .log import RECORD_SECONDS, Evaluation, OnEvaluation, RunLog
 from .settings import check_same, complete, initial_network, load_data, stored_settings
 from .step import READ_STEPS, TrainState, total_images
 
+CHECKPOINT_SECONDS = 120.0  # between checkpoints
 HOLDER = "another training run"  # names the holder of a folder's lock in error messages
 
 
@@ -78,6 +79,8 @@ def train(
     started, run = time.monotonic(), RunFolder(folder or default_folder(config.role))
     target = choose_device(device)
     with process_group(), computing(target, threads, progress):
+        if rank_and_size()[0] > 0:
+            on_evaluation = None
         if dataset is not None:
             config = replace(config, data=OWN, data_dir=None, download=False, image_size=None)
         stored = stored_settings(run, config, resume)
@@ -148,7 +151,7 @@ def run_loop(
         # If any process finds something due, all do it.
         interrupted, save, is_read_due = all_reduce_max(
             stop() or 0,
-            now - saved > 60 * state.config.checkpoint_minutes,
+            now - saved > CHECKPOINT_SECONDS,
             now - last_read > RECORD_SECONDS or state.steps - state.steps_read == READ_STEPS,
         )
         if due == evaluations and not (interrupted or save or is_read_due):

@@ -36,6 +36,7 @@ from .optimizers import EMA, Optimizer
 # take the angle of that many.
 KERNEL_RATE = 1.1
 LEAST_STEPS = 100
+COOLDOWN = 0.2  # the part of the images over which schedule=cooldown falls
 # Steps between reads of the loss, hence the latest that a NaN is noticed.
 READ_STEPS = 50
 
@@ -107,7 +108,7 @@ def scheduled(peak: float, config: TrainConfig, images_seen: int, steps: int) ->
         return rate * config.learning_rate_decay**steps
     done = min(1.0, images_seen / total_images(config))
     if config.schedule == "cooldown":
-        return rate * min(1.0, (1 - done) / config.cooldown)
+        return rate * min(1.0, (1 - done) / COOLDOWN)
     return rate * 0.5 * (1 + math.cos(math.pi * done))
 
 

@@ -15,14 +15,14 @@ import torch
 from dsmooth.files import lock_folder, read_tensors, replacing, write_atomically, write_tensors
 from dsmooth.runlog import Start
 from dsmooth.runs import RunFolder
-from dsmooth.training import NonFiniteLoss, settings, train
+from dsmooth.training import NonFiniteLoss, loop, settings, train
 from dsmooth.training.checkpoint import digest, read_checkpoint, restore, save_checkpoint
 from dsmooth.training.step import TrainState
 from tests.helpers.data_makers import refuses
 from tests.helpers.kills import as_killed, contents, states_of_kills
 from tests.helpers.tiny_runs import assert_same_end, tiny, use_small_runs
 
-CONFIG = tiny(images=32, evaluations=2, checkpoint_minutes=1e-9)
+CONFIG = tiny(images=32, evaluations=2)
 
 pytestmark = pytest.mark.usefixtures("small_runs")
 
@@ -33,8 +33,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         use_small_runs(patch)
+        patch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
         train(CONFIG, folder)
     return RunFolder(folder)
+
+
+@pytest.fixture(autouse=True)
+def save_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
 
 
 @pytest.fixture

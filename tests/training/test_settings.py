@@ -116,7 +116,7 @@ def test_what_is_left_open_is_the_runs_own() -> None:
         {"images": None, "evaluations": 8},
         {"budget": None, "images": None},
         {"precision": "auto"},
-        {"evaluations": 3, "checkpoint_minutes": 1.0, "data_dir": "elsewhere"},
+        {"evaluations": 3, "graph": "off", "data_dir": "elsewhere"},
     ):
         config = complete(replace(stored, **change), data, data, CPU, stored)
         check_same_run(stored, config, Path("run"))

@@ -146,8 +146,8 @@ def test_schedules() -> None:
     assert max(rates[1:]) == rates[1] <= 1
     assert all(a > b for a, b in itertools.pairwise(rates[1:]))
     assert rates[-1] == pytest.approx(0)
-    config = replace(config, schedule="cooldown", cooldown=0.4)
-    assert rates_at((16, 48, 56, 64, 72, 80)) == pytest.approx([1, 1, 0.75, 0.5, 0.25, 0])
+    config = replace(config, schedule="cooldown")
+    assert rates_at((16, 64, 68, 72, 76, 80)) == pytest.approx([1, 1, 0.75, 0.5, 0.25, 0])
     config = replace(config, schedule="exponential", learning_rate_decay=0.5)
     assert rates_at([32]) == pytest.approx([0.5**4])
 

@@ -23,7 +23,7 @@ from dsmooth.data import load_dataset
 from dsmooth.functional import use_impl
 from dsmooth.philox import Stream, image_words
 from dsmooth.runs import RunFolder
-from dsmooth.training import NonFiniteLoss, graph, settings, train
+from dsmooth.training import NonFiniteLoss, graph, loop, settings, train
 from dsmooth.training.checkpoint import read_checkpoint, restore
 from dsmooth.training.step import READ_STEPS, TrainState
 from tests.helpers.data_makers import random_dataset, refuses
@@ -134,7 +134,8 @@ def test_checkpoints_are_minutes_apart(tmp_path, monkeypatch) -> None:
         step(state)
 
     monkeypatch.setattr(TrainState, "step", slow)
-    train(tiny(images=80, checkpoint_minutes=1.0), run.path, dataset=random_dataset(20))
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 60.0)
+    train(tiny(images=80), run.path, dataset=random_dataset(20))
     assert set(saved) == {0, 24, 48, 72}
 
 
