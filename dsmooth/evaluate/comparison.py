@@ -50,15 +50,15 @@ def compare_images(
 ) -> FrechetResult:
     """Compare sets of images with `reference`, by the features of its extractor.
 
-    sets: bytes (N, C, H, W), N >= 2, by name; grey ones that are stored as RGB may be compared with
-    grey ones. "real" are images of the data that are not in the
-    reference: their distance, the floor, is what a perfect model would get with as many samples.
-    seed: of the bootstrap. Features of all images of a set are kept in memory: 4 N D bytes.
+    sets: bytes (N, C, H, W), N >= 2, by name; grey ones may be stored as RGB. "real" are images of
+    the data that are not in the reference: their distance, the floor, is what a perfect model would
+    get with as many samples. seed: of the bootstrap. Features of all images of a set are kept in
+    memory: 4 N D bytes.
 
     Raises ValueError for images of another shape, and for statistics of another dimension.
     """
     facts, real, wanted = reference.extractor.facts, reference.statistics, reference.image_shape
-    if wanted is None or wanted[0] == 1:
+    if wanted is not None and wanted[0] == 1:
         sets = {name: as_grey(images) for name, images in sets.items()}
     for images in sets.values():
         if wanted not in (None, tuple(images.shape[1:])):

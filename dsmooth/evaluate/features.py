@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ..nn.weights import weights_digest
 from ..progress import shows_bars
 from ..results import Extractor
 from ..work import batches, map_parts
+from .sources import as_grey
 
 # The network that FID is named after, as torch-fidelity calls it.
 INCEPTION = "inception-v3-compat"
@@ -46,7 +47,7 @@ class FeatureExtractor:
 
     facts: Extractor
     network: nn.Module
-    apply: Callable[[Tensor], object]
+    apply: Callable[[Tensor], Any]
     small: bool = False
 
 
@@ -120,16 +121,12 @@ def extract_features(
     def apply(batch: range) -> list[Tensor]:
         answer = extractor.apply(images[batch.start : batch.stop].to(device))
         outputs = answer if isinstance(answer, tuple) else (answer,)
-        if len(outputs) not in (1, 2) or not all(isinstance(rows, Tensor) for rows in outputs):
-            raise ValueError(
-                f"{name} must return features, or features and logits, got {type(answer).__name__}"
-            )
-        for kind, rows in zip(("features", "logits"), outputs, strict=False):
-            if rows.ndim != 2 or len(rows) != len(batch):
-                shape = f"({len(batch)}, {'D' if kind == 'features' else 'K'})"
-                raise ValueError(f"{name} must return {kind} {shape}, got {tuple(rows.shape)}")
-            if not rows.isfinite().all():
-                raise ValueError(f"{name} returned {kind} that are not finite")
+        shapes = [tuple(getattr(rows, "shape", "?")) for rows in outputs]
+        if len(shapes) > 2 or any(len(s) != 2 or s[0] != len(batch) for s in shapes):
+            wanted = f"features ({len(batch)}, D), or these and logits ({len(batch)}, K)"
+            raise ValueError(f"{name} must return {wanted}, got shapes {shapes}")
+        if not all(rows.isfinite().all() for rows in outputs):
+            raise ValueError(f"{name} returned values that are not finite")
         return [rows.float().cpu() for rows in outputs]
 
     in_threads = extractor.small and device.type == "cpu"
@@ -142,7 +139,8 @@ def _mnist_classifier() -> FeatureExtractor:
     model = MnistClassifier()
     model.load_state_dict(read_tensors(CLASSIFIER_WEIGHTS)[0])  # float16; computed in float32
 
-    def apply(images: Tensor) -> object:
+    def apply(images: Tensor) -> Any:
+        images = as_grey(images)
         if images.shape[1:] != (1, 28, 28):
             raise SettingError(
                 (),

@@ -176,10 +176,14 @@ def test_what_is_no_gaussian_is_refused(
         (CLASSIFIER, SMALL, r"\(1, 28, 28\), got \(1, 4, 4\): .* `extractor=inception-v3-compat`"),
         (CLASSIFIER, SMALL.float(), "images must be uint8"),
         (CLASSIFIER, SMALL[:0], r"N >= 1, got torch.uint8 of shape \(0, 1, 4, 4\)"),
-        (Always(torch.zeros(1, 3)), SMALL, r"must return features \(2, D\), got \(1, 3\)"),
-        (Always(torch.zeros(2, 3) / 0), SMALL, "returned features that are not finite"),
-        (Always((X[:2], X)), SMALL, r"must return logits \(2, K\), got \(4, 3\)"),
-        (Always("text"), SMALL, "must return features, or features and logits, got str"),
+        (
+            Always(torch.zeros(1, 3)),
+            SMALL,
+            r"return features \(2, D\), or .*, got shapes \[\(1, 3\)\]",
+        ),
+        (Always(torch.zeros(2, 3) / 0), SMALL, "returned values that are not finite"),
+        (Always((X[:2], X)), SMALL, r"and logits \(2, K\), got shapes \[\(2, 3\), \(4, 3\)\]"),
+        (Always("text"), SMALL, r"must return features .*, got shapes \[\('\?',\)\]"),
     ],
 )
 def test_images_and_networks_without_features_are_named(network, images, words: str) -> None:
