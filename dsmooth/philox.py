@@ -38,7 +38,7 @@ class Stream(IntEnum):
     FLIP = 9  # horizontal flips of training images
     CLASS = 10  # the class of an image, drawn from the prior
     # 11 is reserved.
-    TRANSFORM = 12  # of training images of one's own
+    HELD_OUT = 12  # the images of one's own that are held out
     LABEL = 13  # the training images whose class is hidden
 
 

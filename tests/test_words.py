@@ -7,10 +7,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from PIL import Image
 
 from dsmooth.config import TrainConfig
-from dsmooth.data import load_dataset, own, own_images
+from dsmooth.data import load_dataset, own_images
 from dsmooth.errors import SettingError
 from tests.helpers.command_runs import run
 
@@ -42,13 +41,7 @@ def test_an_error_names_its_options(command, line, tmp_path, monkeypatch, capsys
     assert capsys.readouterr().err == f"dsmooth: error: {line}\n"
 
 
-def test_images_are_converted_and_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    obstacle = own.obstacle
-    monkeypatch.setattr(own, "obstacle", lambda image: obstacle(image)._replace(reason="x"))
-    deep, clear = Image.fromarray(np.zeros((8, 8), np.uint16)), Image.new("RGBA", (8, 8))
-    for image, conversion in ((deep, "// 257"), (clear, "alpha_composite")):
-        with pytest.raises(ValueError, match=rf"^item 0 x; this converts it: .*{conversion}"):
-            own_images([image])
+def test_images_of_the_package_are_known() -> None:
     assert load_dataset("mnist", "test").embedded
     assert not own_images(np.zeros((2, 8, 8), np.uint8)).embedded
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..functional.image_words import image_words
 from ..philox import Stream
 from .dataset import ImageDataset
-from .order import indices_at, transformed
+from .order import indices_at
 
 
 def flips(
@@ -64,8 +64,6 @@ class ImagesOnDevice:
         """Images at positions from images_seen on, and their labels if there are any."""
         indices = indices_at(self.n, images_seen, count, self.seed)
         x = self.dataset.images.index_select(0, indices)
-        if self.dataset.transform is not None:
-            x = transformed(x, self.dataset.transform, seed=self.seed, first=images_seen)
         return [x] if self.labels is None else [x, self.labels.index_select(0, indices)]
 
     def prepare(self, images_seen: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,8 +18,6 @@ from ..progress import LOG
 
 # Bytes that are all below the first, or not below the second, are suspected of another range.
 DARK, PALE = 32, 127
-# An image (C, H, W), bytes, -> the image that one visit in training sees, bytes.
-Transform = Callable[[Tensor], Tensor]
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -70,8 +68,8 @@ def warn_of_range(images: Tensor, name: str) -> None:
     low, high = map(int, images.aminmax())
     if high < DARK or low >= PALE:
         LOG.warning(
-            "the bytes of %s are %d .. %d, where black is 0 and white 255: dsmooth.to_bytes makes "
-            "bytes of images in [-1, 1]",
+            "the bytes of %s are %d .. %d, where black is 0 and white 255: 2 * x - 1 makes images "
+            "in [-1, 1] of images in [0, 1]",
             *(name, low, high),
         )
 
@@ -101,7 +99,6 @@ class ImageDataset:
     name: the data set's name, as given to `load_dataset`.
     split: "train", "test", or "all" of a folder.
     source: where the images come from, in words for a person.
-    transform: applied to an image whenever training visits it, see `dsmooth.train`.
     class_names: of the classes 0, 1, ..; by default their numbers; empty without labels.
     embedded: whether these are images of the MNIST subset inside the package.
     Raises ValueError for another shape or dtype.
@@ -112,7 +109,6 @@ class ImageDataset:
     name: str
     split: str
     source: str
-    transform: Transform | None = None
     class_names: tuple[str, ...] = ()
     embedded: bool = False
 
@@ -143,11 +139,9 @@ class ImageDataset:
     def __getitem__(self, index: int) -> Tensor | tuple[Tensor, int]:
         """Image `index`, (C, H, W) float32 in [-1, 1]; with labels a pair of image and label.
 
-        The image is that of a visit in training, with `transform`. A `torch.utils.data.DataLoader`
-        takes it. Raises IndexError beyond the last image.
+        A `torch.utils.data.DataLoader` takes it. Raises IndexError beyond the last image.
         """
-        image = self.images[index]
-        x = to_float(image if self.transform is None else self.transform(image.clone()))
+        x = to_float(self.images[index])
         return x if self.labels is None else (x, int(self.labels[index]))
 
     @property
@@ -210,16 +204,13 @@ class ImageDataset:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the images and labels, and of whether they are transformed."""
+        """SHA-256 of the images and labels."""
         sha = hashlib.sha256(str(tuple(self.images.shape)).encode())
         for part in (self.images, self.labels):
             if part is not None:
                 sha.update(part.contiguous().numpy().data)
-        if self.transform is not None:
-            sha.update(b"transform")
         return sha.hexdigest()
 
     def batch(self, indices: Tensor) -> Tensor:
-        """Return images `indices` ((B,) int64), without `transform`: (B, C, H, W) float32 in
-        [-1, 1]."""
+        """Return images `indices` ((B,) int64): (B, C, H, W) float32 in [-1, 1]."""
         return to_float(self.images[indices])

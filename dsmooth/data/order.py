@@ -1,4 +1,4 @@
-"""The order of training images and their transforms, as functions of (seed, images seen).
+"""The order of training images, as a function of (seed, images seen), and which are held out.
 
 Nothing here has a state. A resumed run requests the positions that it has not seen yet, and gets
 the same images as an uninterrupted run. The permutation is made of Philox words, not of a library's
@@ -7,19 +7,18 @@ generator. So it stays the same over versions of torch and numpy.
 
 from __future__ import annotations
 
-import random
-from contextlib import ExitStack
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..fields import check_number
 from ..philox import Stream, image_words
-from .dataset import ImageDataset, Transform
+from .dataset import ImageDataset
 
 MOST_IMAGES = 2**32 - 1  # a word of Philox's counter
+TEST_FRACTION = 0.1
 
 
 # A batch smaller than the data set lies in at most two epochs. A permutation of a million images
@@ -68,35 +67,18 @@ def indices_at(n: int, images_seen: int, batch_size: int, seed: int) -> Tensor:
     return torch.cat(pieces)
 
 
-def transformed(images: Tensor, transform: Transform, *, seed: int, first: int) -> Tensor:
-    """images (B, C, H, W), bytes, at stream positions first .. first + B - 1, each by `transform`.
+def held_out(keys: Sequence[int], classes: Sequence[Hashable]) -> list[bool]:
+    """Whether each image is held out: about one in ten, and one at least.
 
-    The random numbers that it draws of torch, numpy and random are a function of (seed, position).
-    Raises ValueError for a transform that gives no bytes, or images of several shapes.
+    keys: 64 random bits of each image, which decide alone: an image stays as others come and go.
+    But of each class the image with the largest key is for training.
     """
-    made: list[Tensor] = []
-    words = image_words(len(images), 1, seed=seed, first_index=first, stream=Stream.TRANSFORM)
-    with ExitStack() as kept:  # the global generators are left as they were
-        kept.enter_context(torch.random.fork_rng(devices=[]))
-        kept.callback(random.setstate, random.getstate())
-        numpys = np.random.get_state()  # noqa: NPY002 - the generator that transforms draw from
-        kept.callback(np.random.set_state, numpys)
-        for image, (low, high) in zip(images, words[:, 0, :2].tolist(), strict=True):
-            torch.default_generator.manual_seed(low | high << 32)  # and no device's
-            random.seed(low | high << 32)
-            np.random.seed(low)  # noqa: NPY002 - as above
-            result = transform(image.clone())  # some write into their argument
-            if not isinstance(result, Tensor) or result.dtype != torch.uint8 or result.ndim != 3:
-                got = result.dtype if isinstance(result, Tensor) else type(result).__name__
-                shape = tuple(getattr(result, "shape", ()))
-                raise ValueError(
-                    f"transform must make uint8 (C, H, W) of uint8 {tuple(image.shape)}, got {got} "
-                    f"{shape}: leave out ToTensor, ToDtype and Normalize"
-                )
-            if made and result.shape != made[0].shape:
-                raise ValueError(
-                    f"transform must make images of one shape, got {tuple(made[0].shape)} and "
-                    f"{tuple(result.shape)}: end it with a crop or a resize"
-                )
-            made.append(result)
-    return torch.stack(made)
+    largest: dict[Hashable, int] = {}
+    for key, name in zip(keys, classes, strict=True):
+        largest[name] = max(key, largest.get(name, 0))
+    limit = int(TEST_FRACTION * 2**64)
+    pairs = zip(keys, classes, strict=True)
+    chosen = [key <= limit and key != largest[name] for key, name in pairs]
+    if not any(chosen):
+        chosen[min(range(len(keys)), key=keys.__getitem__)] = True
+    return chosen

@@ -35,14 +35,6 @@ def png(width: int, height: int, depth: int = 1, colour: int = 0) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
 
 
-def tiff(tags: dict[int, int]) -> bytes:
-    """A little-endian TIFF file of these tags and 384 zeros."""
-    entries = b"".join(
-        struct.pack("<HHLL", tag, 4, 1, value) for tag, value in sorted(tags.items())
-    )
-    return b"II*\0" + struct.pack("<LH", 8, len(tags)) + entries + bytes(4 + 384)
-
-
 def npy_header(text: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
 
@@ -57,7 +49,6 @@ def pages(kind: str) -> bytes:
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
-TAGS = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 8, 279: 64}
 ZEROS = bytes(1 << 25)
 
 # Suffix and content of a file, and a pattern of the error.
@@ -66,18 +57,15 @@ PICTURES: dict[str, tuple[str, bytes | Callable[[Path], object], str]] = {
     "a named pipe": ("png", os.mkfifo, "must be a regular file"),
     "an endless device": ("png", lambda p: p.symlink_to("/dev/zero"), "must be a regular file"),
     "a link to nothing": ("png", lambda p: p.symlink_to("gone"), "only a link to nothing"),
-    "a sparse file": ("png", lambda p: os.truncate(os.open(p, 65), 1 << 40), "is too large"),
-    "a PNG of too many pixels": ("png", png(9500, 9500), "is too large.*67108864"),
-    "a TIFF of 1 GiB tiles": (
-        "tif",
-        tiff({**TAGS, 259: 8, 322: 1 << 15, 323: 1 << 15, 324: 8, 325: 64}),
-        "is too large.* in a tile too, got 1073741824",
+    "a sparse file": (
+        "png",
+        lambda p: os.truncate(os.open(p, 65), 1 << 40),
+        "as an image .cannot identify",
     ),
+    "a PNG of too many pixels": ("png", png(9500, 9500), "is too large.*67108864"),
     "an animated PNG": ("png", pages("PNG"), "must hold one image"),
-    "a TIFF of pages": ("tif", pages("TIFF"), "must hold one image"),
-    "a PPM of 16 bits": ("ppm", b"P6 8 8 999\n" + bytes(384), "must have 8 bits"),
+    "a TIFF": ("png", pages("TIFF"), "cannot identify image"),
     "a PNG of 16 bits": ("png", png(8, 8, 16, 2), "must have 8 bits"),
-    "a grey TIFF of 16 bits": ("tif", tiff({**TAGS, 258: 16, 279: 128}), "must have 8 bits"),
 }
 
 
@@ -155,7 +143,7 @@ def sound_files() -> dict[str, bytes]:
     exif = Image.Exif()
     exif[0x0112] = 6
     files = {"subset.npz": SUBSET_PATH.read_bytes()}
-    for kind in ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP"):
+    for kind in ("PNG", "JPEG", "BMP", "WEBP"):
         buffer = io.BytesIO()
         Image.fromarray(random_bytes((8, 8, 3))).save(buffer, kind, exif=exif.tobytes())
         files[f"x.{kind.lower()}"] = buffer.getvalue()
