@@ -119,7 +119,7 @@ def check_arguments(config: object, dataset: object, labels: object, on_evaluati
         )
     if dataset is not None and config.labels is not None:
         raise ValueError(
-            "config.labels is for images that config.data names: use dataset=(images, labels)"
+            "config.labels is for images that config.data names: give those of a dataset by labels="
         )
 
 

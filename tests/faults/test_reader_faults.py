@@ -60,11 +60,11 @@ PICTURES: dict[str, tuple[str, bytes | Callable[[Path], object], str]] = {
     "a sparse file": (
         "png",
         lambda p: os.truncate(os.open(p, 65), 1 << 40),
-        "as an image .cannot identify",
+        "is too large",
     ),
     "a PNG of too many pixels": ("png", png(9500, 9500), "is too large.*67108864"),
     "an animated PNG": ("png", pages("PNG"), "must hold one image"),
-    "a TIFF": ("png", pages("TIFF"), "cannot identify image"),
+    "a TIFF": ("png", pages("TIFF"), "cannot identify"),
     "a PNG of 16 bits": ("png", png(8, 8, 16, 2), "must have 8 bits"),
 }
 
