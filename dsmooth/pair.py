@@ -160,7 +160,7 @@ class SmoothedPair(Pretrained):
             x = snap_half_precision(x)
         x = x.to(torch.promote_types(self.dtype, torch.float32))
         repeat = partial(torch.repeat_interleave, repeats=draws, dim=0)
-        label: Any = options.get("label")
+        label = options.get("label")
         if isinstance(label, Tensor | np.ndarray | list | tuple):
             options["label"] = repeat(self._labels(label, len(x)))
         known, mask = repeat(x), repeat(visible.mask)

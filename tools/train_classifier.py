@@ -19,7 +19,6 @@ from torchvision.transforms.v2 import RandomCrop
 
 from dsmooth import __version__
 from dsmooth.data import SPLITS, ImageDataset, indices_at, load_dataset, to_float
-from dsmooth.data.order import transformed
 from dsmooth.evaluate.features import MnistClassifier
 from dsmooth.files import write_tensors
 from dsmooth.machine import torch_seed
@@ -46,7 +45,7 @@ def train_classifier(train_set: ImageDataset, epochs: int = EPOCHS, seed: int = 
                 group["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * step / steps)) / 2
             first = step * BATCH_SIZE
             indices = indices_at(n, first, BATCH_SIZE, seed)
-            x = transformed(train_set.images[indices], SHIFTED, seed=seed, first=first)
+            x = torch.stack([SHIFTED(image) for image in train_set.images[indices]])
             _, logits = model(to_float(x))
             optimizer.zero_grad()
             nn.functional.cross_entropy(logits, labels[indices]).backward()

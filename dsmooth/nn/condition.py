@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import Classes, Conditioning
@@ -20,7 +21,7 @@ from .images import check_like
 # The label of an image without a class, as in label dropout.
 NO_CLASS = -1
 # The class of all images, by number or name, or that of each: (B,), names or int64.
-ClassLabel = int | str | Sequence[int] | Sequence[str] | Tensor
+ClassLabel = int | str | Sequence[int] | Sequence[str] | NDArray[Any] | Tensor
 
 
 @cache
