@@ -43,7 +43,9 @@ def cluster(options: Cluster) -> None:
         clusters, labels = find_clusters(noisy, train, options.clusters, seed=options.seed)
     with progress("features of held-out images", len(test)):
         held_out = clusters.labels(noisy, test)
-    names = tuple(f"cluster {number}" for number in range(options.clusters))
+    # Clusters of other images or of another call have other names, and never pass for these.
+    mark = replace(train, labels=labels, class_names=()).digest[:6]
+    names = tuple(f"cluster {number} of {mark}" for number in range(options.clusters))
     labelled = [
         replace(data, labels=numbers, class_names=names)
         for data, numbers in ((train, labels), (test, held_out))

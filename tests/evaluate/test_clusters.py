@@ -170,8 +170,11 @@ def test_the_command_writes_the_file_of_labels_last(tmp_path: Path, monkeypatch,
     assert run(*words) == 0
     assert {path.name for path in (tmp_path / "labels").iterdir()} == {"labels.npz", "clusters.png"}
     test = load_dataset("mnist", "test")
-    labels = with_labels(test, tmp_path / "labels" / "labels.npz").known_labels()
-    assert torch.equal(labels.unique(), torch.arange(4))
+    labelled = with_labels(test, tmp_path / "labels" / "labels.npz")
+    assert torch.equal(labelled.known_labels().unique(), torch.arange(4))
+    assert run(*words[:-1], "others", "--seed", "1") == 0
+    others = with_labels(test, tmp_path / "others" / "labels.npz")
+    assert not {*labelled.class_names} & {*others.class_names}  # they never pass for these
 
 
 def test_a_model_that_diverged_has_no_clusters() -> None:
