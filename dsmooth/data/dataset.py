@@ -14,9 +14,8 @@ from ..config import Classes
 from ..errors import SettingError
 from ..fields import check_number
 from ..pixels import byte_of, value_of
-from ..progress import LOG
 
-# Bytes that are all below the first, or not below the second, are suspected of another range.
+# Bytes that are all below the first, or not below the second, are of another range.
 DARK, PALE = 32, 127
 
 
@@ -63,15 +62,15 @@ def round_to_bytes(x: Tensor) -> Tensor:
     return to_float(to_bytes(x)).to(x.dtype)
 
 
-def warn_of_range(images: Tensor, name: str) -> None:
-    """Warn of bytes that are all dark or all pale: they are rather of another range."""
+def other_range(images: Tensor, name: str) -> str | None:
+    """A sentence on bytes that are all dark or all pale, rather of another range; else None."""
     low, high = map(int, images.aminmax())
-    if high < DARK or low >= PALE:
-        LOG.warning(
-            "the bytes of %s are %d .. %d, where black is 0 and white 255: 2 * x - 1 makes images "
-            "in [-1, 1] of images in [0, 1]",
-            *(name, low, high),
-        )
+    if low == high or (high >= DARK and low < PALE):
+        return None
+    return (
+        f"the bytes of {name} are {low} .. {high}, where black is 0 and white 255: 2 * x - 1 makes "
+        "images in [-1, 1] of images in [0, 1], and 255 * x bytes of zeros and ones"
+    )
 
 
 def channels_first(x: Tensor, name: str) -> Tensor:

@@ -44,7 +44,6 @@ HELD_OUT_FOLDERS = ("test", "testing", "val", "valid", "validation")
 
 _MAX_BYTES = 1 << 28  # of a file: four uncompressed bytes a pixel
 _CHUNK = 64  # pictures that wait for a thread
-_SUGGESTED_SIZE = 64
 _CROP = "to crop and resize them to a multiple of 4, set"
 
 
@@ -90,7 +89,7 @@ def load_folder(
         raise InvalidFile(
             f"{printable(chosen[0])} must have a height and width that are multiples of 4, got "
             f"{height} x {width}; {_CROP}",
-            image_size=_usable_size([height, width]),
+            image_size=None,
         )
     others = sorted(set(paths).difference(chosen))
     if images.shape[1] == 1 and any(_in_threads(_is_coloured, others)):
@@ -130,11 +129,8 @@ def image_paths(folder: Path) -> list[Path]:
 
 def shows_colours(folder: Path) -> bool:
     """Whether the first picture of a folder has colours; not if there is none that can be read."""
-    from PIL import Image, UnidentifiedImageError
-
-    for path in image_paths(folder)[:1]:
-        with suppress(OSError, UnidentifiedImageError), Image.open(path, formats=FORMATS) as image:
-            return image.mode not in GREY_MODES
+    with suppress(OSError, ValueError):
+        return any(map(_is_coloured, image_paths(folder)[:1]))
     return False
 
 
@@ -189,7 +185,7 @@ def read_pictures(
                     f"the images must have one size, got {height} x {width} in "
                     f"{printable(paths[0])} and {other[0]} x {other[1]} in {printable(paths[row])}"
                     f"; {_CROP}",
-                    image_size=_usable_size([height, width, *other]),
+                    image_size=None,
                 )
             if len(picture) > images.shape[1]:
                 images = images.repeat(3, axis=1)  # all before were grey
@@ -255,11 +251,6 @@ def _in_threads(work: Callable[[Path], T], paths: Sequence[Path]) -> Iterator[T]
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters is an error here
         for start in range(0, len(paths), _CHUNK):
             yield from pool.map(work, paths[start : start + _CHUNK])
-
-
-def _usable_size(sizes: Sequence[int]) -> int:
-    """A size, a multiple of 4, for images of these heights and widths."""
-    return max(4, min(_SUGGESTED_SIZE, min(sizes) // 4 * 4))
 
 
 def obstacle(image: Image) -> str | None:

@@ -15,7 +15,7 @@ from torch.utils import data as loaders
 from ..config import OWN
 from ..philox import Stream, image_words
 from ..pixels import are_sides
-from .dataset import ImageDataset, channels_first, to_bytes, warn_of_range
+from .dataset import ImageDataset, channels_first, other_range, to_bytes
 from .folder import obstacle, upright
 from .order import held_out
 from .reading import check_memory
@@ -51,8 +51,8 @@ def own_images(dataset: Any, split: str = "train", labels: Any = None) -> ImageD
     if not images.images.numel():
         shape = tuple(images.images.shape)
         raise ValueError(f"the {split} data set must hold images with pixels, got {shape}")
-    if images is not dataset:
-        warn_of_range(images.images, f"the {split} images")
+    if images is not dataset and (words := other_range(images.images, f"the {split} images")):
+        raise ValueError(words)
     if labels is None:
         return images
     numbers, names = _classes(labels, len(images), names)

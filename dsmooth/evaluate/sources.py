@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import to_bytes
-from ..data.dataset import channels_first, warn_of_range
+from ..data.dataset import channels_first, other_range
 from ..data.folder import SUFFIXES, image_paths, read_pictures
 from ..data.order import epoch_order
 from ..data.reading import guarded, read_npz
 from ..files import open_regular
 from ..pictures import is_diverged
+from ..progress import LOG
 from .frechet import FeatureStatistics
 
 # Names of an array of images in a .npz: dsmooth's, two that are common, and savez's first.
@@ -121,7 +122,8 @@ def _from_array(
     if not drawn and images.numel():
         if not is_bytes:
             check_range(path, low, high, beyond / images.numel())
-        warn_of_range(images, f"the images of {path}")
+        if words := other_range(images, f"the images of {path}"):
+            LOG.warning("%s", words)
     return ImageSet(images, f"{path} ({len(rows):,} images)", len(rows) - kept)
 
 
