@@ -19,6 +19,7 @@ import pytest
 import dsmooth
 from dsmooth.probe_settings import ProbeSettings
 from dsmooth.runs import RunFolder
+from tests.helpers import settings_table
 from tests.helpers.command_runs import run, save_run, smaller
 from tests.helpers.data_makers import random_bytes, write_images
 from tests.helpers.rank_processes import (
@@ -151,6 +152,11 @@ def test_the_reference_has_every_public_name(module: Any) -> None:
     }
     modules = {name for name in module.__all__ if isinstance(getattr(module, name), ModuleType)}
     assert set(module.__all__) - modules - {"__version__", "Shift"} <= described
+
+
+def test_the_page_has_all_settings() -> None:
+    page = settings_table.PAGE.read_text()
+    assert page == settings_table.with_tables(page), "run python tests/helpers/settings_table.py"
 
 
 def on_many_machines(language: str) -> Iterator[str]:

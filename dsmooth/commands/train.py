@@ -102,7 +102,7 @@ def setting_of_text(text: str) -> tuple[str, Any]:
     name, sign, value = text.partition("=")
     name = name.replace("-", "_")
     types = {**types_of(ModelConfig), **types_of(TrainConfig)}
-    names = types.keys() - {"role", "model", "smoothing_scale"}
+    names = types.keys() - {"role", "model", "smoothing_scale", "image_channels"}
     if not sign or name not in names:
         near = get_close_matches(name, names)
         hint = f": did you mean {' or '.join(near)}?" if near else ""
