@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from typing import Any, get_args
+
+import msgspec
 
 from .config import ModelConfig, Role, TrainConfig
 from .errors import SettingError
-from .fields import check_one_of
+from .fields import check_one_of, types_of
 
 _F32 = ModelConfig(3, n_filters=32, n_resnet=2, dropout=0.0, context_layers=2)
 _F40 = ModelConfig(1, n_filters=40, n_resnet=5, dropout=0.5)
@@ -117,6 +121,24 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
     if isinstance(model, ModelConfig):  # else the settings say what it must be
         model = replace(model, classes=None, **network)
     return replace(config, model=model, **own)
+
+
+def setting_of_text(text: str) -> tuple[str, Any]:
+    """Name and value of NAME=VALUE. Raises ValueError for a name that no setting has."""
+    name, sign, value = text.partition("=")
+    name = name.replace("-", "_")
+    types = {**types_of(ModelConfig), **types_of(TrainConfig)}
+    names = types.keys() - {"role", "model", "smoothing_scale", "image_channels"}
+    if not sign or name not in names:
+        near = get_close_matches(name, names)
+        hint = f": did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"--set takes NAME=VALUE of a setting, got {text}{hint}")
+    if value == "None":
+        return name, None
+    try:
+        return name, msgspec.convert(json.loads(value), types[name])
+    except ValueError:
+        return name, value  # text, or a value that the settings refuse
 
 
 def fine_tuning(settings: Mapping[str, object]) -> dict[str, float]:

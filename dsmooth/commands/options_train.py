@@ -1,15 +1,15 @@
-"""The options of `dsmooth train`; without torch."""
+"""The options of `dsmooth train`, and the settings that they give; without torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from ..config import Role
-from ..presets import PRESETS
+from ..presets import PRESETS, check_one_length, setting_of_text
 from .options import DEFAULT_PRESET, PRESET_HELP, Computing, Flag
 
 RGB_PRESET = "photos"
@@ -82,3 +82,35 @@ class Train:
     print_config: Flag = False
     """Print the settings as JSON and stop; what follows from the images is left open."""
     execution: OmitArgPrefixes[Computing] = field(default_factory=Computing)
+
+
+# Options that are settings.
+SETTINGS = (
+    *("data", "data_dir", "image_size", "labels", "classes", "label_dropout", "flip", "images"),
+    *("budget", "init", "batch_size", "learning_rate", "n_filters", "n_resnet", "seed"),
+)
+
+
+def given_settings(options: Train) -> dict[str, Any]:
+    """The settings in the options, by name. Raises ValueError for some that contradict others."""
+    values = {name: getattr(options, name) for name in SETTINGS}
+    left_out = None, False  # compared as objects: 0 is a value
+    given = {k: v for k, v in values.items() if not any(v is none for none in left_out)}
+    if options.execution.precision != "auto":
+        given["precision"] = options.execution.precision
+    if options.folder is not None:
+        if {"data", "data_dir"} & {*given}:
+            words = f"{options.folder} is a folder of images: leave --data and --data-dir out"
+            raise ValueError(words)
+        given |= {"data": "folder", "data_dir": str(options.folder)}
+    for text in options.set:
+        name, value = setting_of_text(text)
+        if name in given:
+            raise ValueError(f"{name} was given twice: leave one out")
+        given[name] = value
+    check_one_length(given)
+    if "budget" in given:
+        given["images"] = None
+    if "labels" in given:
+        given["classes"] = True
+    return given

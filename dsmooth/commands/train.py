@@ -6,29 +6,19 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from ..config import DERIVED, ModelConfig, Role, TrainConfig
+from ..config import DERIVED, Role, TrainConfig
 from ..data.folder import shows_colours
-from ..fields import types_of
 from ..files import read_json
-from ..presets import check_one_length, fine_tuning, preset, with_settings
+from ..presets import fine_tuning, preset, with_settings
 from ..runs import RunFolder, default_folder, run_config
 from ..training import tensorboard
 from ..training import train as train_one
 from ..training.settings import find_initial, stored_settings
 from .options import DEFAULT_PRESET
-from .options_train import RGB_PRESET, Train
-
-# Options that are settings.
-SETTINGS = (
-    *("data", "data_dir", "image_size", "labels", "classes", "label_dropout", "flip", "images"),
-    *("budget", "init", "batch_size", "learning_rate", "n_filters", "n_resnet", "seed"),
-)
+from .options_train import RGB_PRESET, Train, given_settings
 
 
 def train(options: Train) -> int:
@@ -70,49 +60,6 @@ def runs_of(options: Train) -> dict[RunFolder, TrainConfig]:
     roles: tuple[Role, ...] = ("noisy", "denoiser")
     pair = {role: RunFolder(out / role) for role in roles}
     return {run: settings_of(options, given, role, run) for role, run in pair.items()}
-
-
-def given_settings(options: Train) -> dict[str, Any]:
-    """The settings in the options, by name. Raises ValueError for some that contradict others."""
-    values = {name: getattr(options, name) for name in SETTINGS}
-    left_out = None, False  # compared as objects: 0 is a value
-    given = {k: v for k, v in values.items() if not any(v is none for none in left_out)}
-    if options.execution.precision != "auto":
-        given["precision"] = options.execution.precision
-    if options.folder is not None:
-        if {"data", "data_dir"} & {*given}:
-            words = f"{options.folder} is a folder of images: leave --data and --data-dir out"
-            raise ValueError(words)
-        given |= {"data": "folder", "data_dir": str(options.folder)}
-    for text in options.set:
-        name, value = setting_of_text(text)
-        if name in given:
-            raise ValueError(f"{name} was given twice: leave one out")
-        given[name] = value
-    check_one_length(given)
-    if "budget" in given:
-        given["images"] = None
-    if "labels" in given:
-        given["classes"] = True
-    return given
-
-
-def setting_of_text(text: str) -> tuple[str, Any]:
-    """Name and value of NAME=VALUE. Raises ValueError for a name that no setting has."""
-    name, sign, value = text.partition("=")
-    name = name.replace("-", "_")
-    types = {**types_of(ModelConfig), **types_of(TrainConfig)}
-    names = types.keys() - {"role", "model", "smoothing_scale", "image_channels"}
-    if not sign or name not in names:
-        near = get_close_matches(name, names)
-        hint = f": did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"--set takes NAME=VALUE of a setting, got {text}{hint}")
-    if value == "None":
-        return name, None
-    try:
-        return name, msgspec.convert(json.loads(value), types[name])
-    except ValueError:
-        return name, value  # text, or a value that the settings refuse
 
 
 def settings_of(
