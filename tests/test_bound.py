@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
@@ -13,6 +14,7 @@ import dsmooth
 from dsmooth.bound import likely_classes
 from dsmooth.data import own_images
 from dsmooth.evaluate import classify, score_pair
+from dsmooth.nn.gradients import class_gradient
 from tests.helpers.networks import images, tiny_pair
 
 pytestmark = pytest.mark.quick
@@ -69,6 +71,24 @@ def test_the_classes_that_matter_are_chosen() -> None:
     x_tilde = pair.smoothing.sample(x, seed=0)
     nats = torch.stack([pair.noisy.log_prob(x_tilde, label=label) for label in ALL])
     assert torch.equal(chosen_classes(pair, x, 3), nats.topk(3, 0).indices)
+
+
+def test_the_prior_counts_in_choosing_classes() -> None:
+    """Where the label moves nothing it alone decides; the derivative is taken at its mean."""
+    pair = random_pair((CLASSES, 0), 0)
+    shares = torch.rand(CLASSES, generator=torch.Generator().manual_seed(0)).double()
+    shares /= shares.sum()
+    classes = replace(pair.classes, shares=tuple(shares.tolist()))
+    pair.noisy.config = replace(pair.noisy.config, classes=classes)
+    for name, weight in pair.named_parameters():
+        weight.data.mul_(0 if name.endswith("condition_weight") else 1)
+    with patch("dsmooth.bound.class_gradient", wraps=class_gradient) as gradient:
+        chosen = chosen_classes(pair, X, 3)
+    assert torch.equal(chosen, shares.topk(3).indices[:, None].expand(-1, len(X)))
+    at = gradient.call_args.args[1]
+    torch.testing.assert_close(at, shares.float().expand(len(X), -1))
+    few = chosen_classes(pair, X, CLASSES - 2)  # all take no longer
+    assert torch.equal(few, torch.arange(CLASSES)[:, None].expand(-1, len(X)))
 
 
 @pytest.mark.parametrize(("top_classes", "passes"), [({}, 4), ({"top_classes": None}, 30)])

@@ -169,7 +169,7 @@ def _classes(
 
     names: of the numbers. Numbers without names are named by themselves.
     """
-    values = [_class_of(label) for label in labels]
+    values = [] if isinstance(labels, Mapping) else [_class_of(label) for label in labels]
     kinds = {type(value) for value in values}
     is_known = kinds in ({str}, {int}) and all(not isinstance(v, int) or v >= 0 for v in values)
     if len(values) != count or not is_known:

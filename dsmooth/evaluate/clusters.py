@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import ImageDataset, own_images, to_bytes
+from ..data import ImageDataset, own_images
 from ..errors import SettingError
 from ..fields import check_number
 from ..nn import PixelCNNpp
@@ -62,14 +62,12 @@ def cluster(
     """Labels of images by clusters of a model's features: (N,) int64 in 0 .. n_clusters - 1.
 
     model: a model without context, such as the noisy model of a pair; of one with classes the
-    features are those of no class. images: x in [-1, 1], or as `dsmooth.data.own_images`
-    takes them, of the model's channels. The clusters have N / n_clusters members, to within one or
-    two. The labels are a function of the model, the images, their order and the seed.
+    features are those of no class. images: as `dsmooth.data.own_images` takes them, of the model's
+    channels. The clusters have N / n_clusters members, to within one or two. The labels
+    are a function of the model, the images, their order and the seed.
     Raises ValueError for an argument that does not fit, and for a model with context;
     ArithmeticError for features that are not finite.
     """
-    if isinstance(images, Tensor) and images.is_floating_point():
-        images = to_bytes(images)
     return find_clusters(model, own_images(images), n_clusters, seed=seed)[1]
 
 

@@ -32,6 +32,7 @@ from dsmooth.data import (
     to_float,
 )
 from dsmooth.data.batches import ImagesOnDevice, flips
+from dsmooth.data.order import choose_images
 from dsmooth.data.published import PUBLISHED, SUBSET_PATH
 from dsmooth.philox import Stream, image_words
 from tests.helpers.data_makers import random_bytes, refuses, write_images
@@ -262,6 +263,11 @@ def test_the_stream_is_the_epochs_one_after_another(n, seen, batch, seed) -> Non
     epochs = range((seen + batch) // n + 1)
     stream = torch.cat([epoch_order(n, epoch, seed) for epoch in epochs])
     assert torch.equal(indices_at(n, seen, batch, seed), stream[seen : seen + batch])
+
+
+def test_chosen_images_are_in_a_random_order() -> None:
+    dataset = made(IMAGES)
+    assert torch.equal(choose_images(dataset, 3), IMAGES[epoch_order(7, 0, 0)[:3]])
 
 
 @pytest.mark.parametrize("get", [lambda: epoch_order(9, 3, 5), lambda: indices_at(9, 27, 9, 5)])

@@ -233,6 +233,7 @@ def test_given_labels_come_before_those_of_items() -> None:
         (PIXELS, LABELS + 0.5, "must be whole numbers from 0, or names, of 40 images, got"),
         (PIXELS, torch.eye(40), "must be whole numbers from 0, or names, of 40 images, got"),
         (PIXELS, LABELS - 1, "must be whole numbers from 0, or names, of 40 images, got"),
+        (PIXELS, dict(enumerate(range(40))), "names, of 40 images, got 0 such as "),
         (PIXELS, ["cat", 3] * 20, "got 40 such as 'cat', 3$"),
         ((PIXELS, PIXELS), LABELS, r"\(training images, held-out images\), without labels="),
         ([(PIXELS[0], None), (PIXELS[1], 1)], None, "got item 1 of another"),

@@ -19,6 +19,7 @@ import dsmooth
 from dsmooth.config import Classes, ModelConfig, TrainConfig
 from dsmooth.data import load_dataset
 from dsmooth.data.batches import drop_labels
+from dsmooth.philox import Stream, image_words
 from dsmooth.presets import preset
 from dsmooth.pretrained import load_models
 from dsmooth.runlog import End, HeldOut, Start, Step
@@ -92,6 +93,8 @@ def test_the_label_of_a_fraction_of_the_images_is_hidden() -> None:
     assert torch.equal(seen[kept], label[kept])
     assert 70 < (~kept).sum() < 130
     assert torch.equal(seen[200:], drop_labels(label[200:], 0.25, 600, seed=0))
+    words = image_words(400, 1, seed=0, first_index=400, stream=Stream.LABEL)[:, 0, 0]
+    assert torch.equal(kept, words >= 1 << 30)
     assert not torch.equal(kept, hidden.inputs(800).label >= 0)
 
 
