@@ -38,8 +38,8 @@ def test_the_command_imports_what_it_needs(tmp_path: Path) -> None:
         "print({'torch'} & {*sys.modules})\n"
         "import dsmooth.data; dsmooth.data.load_dataset('mnist', 'test')\n"
         "print({'PIL', 'torchvision', 'dsmooth.nn', 'dsmooth.functional'} & {*sys.modules})\n"
-        "import numpy, torch; from dsmooth.evaluate.linear import train_linear\n"
-        "rows = numpy.ones((2, 2), 'f2'), torch.arange(2); train_linear(rows, rows, 2, epochs=1)\n"
+        "import torch; from dsmooth.evaluate.linear import train_linear\n"
+        "rows = torch.ones(2, 2), torch.arange(2); train_linear(rows, rows, 2, epochs=1)\n"
         f"try: main(['sample', {str(plain)!r}, '-n', '1'])\n"
         "finally: print({'torch._dynamo', 'triton', 'torchvision', 'sympy'} & {*sys.modules})"
     )
