@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import Self, Unpack
+from typing_extensions import Unpack
 
 from .bound import TOP_CLASSES, bound_terms, log_mean_exp
 from .config import Classes, Method, Precision
@@ -21,7 +20,7 @@ from .machine import torch_threads
 from .nn import PixelCNNpp
 from .nn.condition import ClassLabel, labels_of, log_prior
 from .nn.images import check_images, check_scale, check_size, snap_half_precision
-from .nn.pretrained import Pretrained, pretrained
+from .nn.pretrained import Pretrained
 from .nn.weights import in_evaluation
 from .progress import Progress, part_of, progress_of
 from .sampling.known import keep_top as top_rows
@@ -81,14 +80,6 @@ class SmoothedPair(Pretrained):
         self.denoiser = denoiser
         self.smoothing = smoothing
         self.image_size: tuple[int, int] = check_size(image_size)
-
-    @classmethod
-    def from_runs(cls, noisy: str | Path, denoiser: str | Path) -> Self:
-        """Load a pair from two run folders of `dsmooth train`.
-
-        Short form of `dsmooth.load(noisy, denoiser).pair`, which describes the errors.
-        """
-        return pretrained().load(noisy, denoiser, kind=cls).of_kind(cls)
 
     @torch.no_grad()
     def sample(

@@ -3,44 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from torch import Tensor, nn
+
 from ._version import __version__
-from .config import Role, TrainConfig
+from .config import ModelConfig, Role, SmoothingKind, TrainConfig
 from .fields import structure
 from .files import (
+    json_text,
     lock_folder,
+    parse_json,
     read_json,
     read_tensors,
-    replacing,
-    tensor_bytes,
     write_json,
+    write_tensors,
 )
 from .nn import PixelCNNpp
-from .nn.weights import load_network
+from .nn.weights import weights_digest
 from .runlog import End, HeldOut, LogEntry, Start, read_entry
 
-# Files of a run, and of a network or pair that `save_pretrained` wrote.
+# Files of a run; what `dsmooth.save` writes has weights and no settings beside them.
 SIZE = "height_and_width"  # in the settings of a run
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+SETTINGS_KEY = "config"  # of the metadata of weights
 
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """The training of weights, for the model card. Fields are None if the run has no log.
+    """The training that weights come from. Fields are None where that is unknown.
 
-    bits_per_dim: of held-out images at the last evaluation, whose meaning is `loss`.
-    weights_sha256: `weights_digest` of the weights, None where it was not recorded.
+    data, data_sha256: the training images, by name and digest. images: seen in training. loss: what
+    bits_per_dim, of held-out images, are. clean_noise: as in `TrainConfig`. weights_sha256:
+    `weights_digest` of the weights.
     """
 
     data: str
-    images: int | None
     seed: int
-    seconds: float | None
-    loss: str | None
-    bits_per_dim: float | None
-    weights_sha256: str | None = None
+    clean_noise: float
+    weights_sha256: str
+    data_sha256: str | None = None
+    images: int | None = None
+    seconds: float | None = None
+    loss: str | None = None
+    bits_per_dim: float | None = None
+
+
+@dataclass(frozen=True)
+class WeightsSettings:
+    """What a file of weights says about its networks, in its metadata.
+
+    smoothing, scale: that they were trained for; None for a network that does not know it.
+    image_size: likewise. training: the records that are known.
+    """
+
+    smoothing: SmoothingKind | None
+    scale: float | None
+    image_size: tuple[int, int] | None
+    networks: dict[Role, ModelConfig]
+    training: dict[Role, TrainingRecord] = field(default_factory=dict)
+
+    @classmethod
+    def of_run(cls, config: TrainConfig, image_size: tuple[int, int]) -> WeightsSettings:
+        """Those of a run, but for its record."""
+        return cls(config.smoothing, config.scale, image_size, {config.role: config.model})
 
 
 @dataclass(init=False, unsafe_hash=True)
@@ -66,16 +93,17 @@ class RunFolder:
         """The files that may hold a checkpoint, the newest first."""
         return self.checkpoint, self.earlier_checkpoint
 
+    def has_settings(self) -> bool:
+        """Whether this is the folder of a run; saved pairs of earlier versions have such a file."""
+        return self.config.exists() and "networks" not in read_json(self.config)
+
     def can_resume(self) -> bool:
         """Whether the folder holds a run that can be resumed."""
         return self.config.exists() and any(map(Path.exists, self.checkpoints()))
 
     def is_finished(self) -> bool:
         """Whether the run came to its end, by its log."""
-        if not self.log.is_file() or not self.weights.exists():
-            return False
-        entries = self.read_log()
-        return bool(entries) and isinstance(entries[-1], End)
+        return self.weights.exists() and isinstance([None, *self.read_log()][-1], End)
 
     def is_evaluated(self, images_seen: int) -> bool:
         """Whether the weights exist and are of `images_seen` training images, by the log."""
@@ -85,6 +113,33 @@ class RunFolder:
     def write_config(self, config: TrainConfig, image_size: tuple[int, int]) -> None:
         """Write the settings, the version of dsmooth and the image size."""
         write_json(self.config, {"dsmooth": __version__, SIZE: image_size, **asdict(config)})
+
+    def write_weights(
+        self,
+        network: PixelCNNpp,
+        config: TrainConfig,
+        image_size: tuple[int, int],
+        *,
+        data_sha256: str | None = None,
+        images: int | None = None,
+        bits_per_dim: float | None = None,
+    ) -> None:
+        """Write the weights of the run with their settings and record; the log gives the time."""
+        starts = [entry for entry in self.history() if isinstance(entry, Start)]
+        record = TrainingRecord(
+            data=config.data,
+            seed=config.seed,
+            clean_noise=config.clean_noise,
+            weights_sha256=weights_digest(network),
+            data_sha256=data_sha256,
+            images=images,
+            seconds=self.seconds(),
+            loss=starts[-1].loss if starts else None,
+            bits_per_dim=bits_per_dim,
+        )
+        settings = WeightsSettings.of_run(config, image_size)
+        settings = replace(settings, training={config.role: record})
+        write_weights(self.weights, {config.role: network}, settings)
 
     def write_model(
         self, model: PixelCNNpp, config: TrainConfig, image_size: tuple[int, int]
@@ -100,9 +155,7 @@ class RunFolder:
         with lock_folder(self.path, "a training run"):
             if any(map(Path.exists, (self.log, *self.checkpoints()))):
                 raise ValueError(f"{self.path} already holds a training run; choose another folder")
-            # A kill on the way leaves no settings, rather than those of other weights.
-            with replacing(self.weights, tensor_bytes(model.state_dict(), {})):
-                self.config.unlink(missing_ok=True)
+            self.write_weights(model, config, image_size)
             self.write_config(config, image_size)
 
     def read_config(self) -> tuple[TrainConfig, tuple[int, int]]:
@@ -114,7 +167,7 @@ class RunFolder:
 
     def read_log(self) -> list[LogEntry]:
         """The entries of the log, in order, without lines that were cut by a crash or damaged."""
-        lines = self.log.read_bytes().splitlines()
+        lines = self.log.read_bytes().splitlines() if self.log.is_file() else []
         return [entry for entry in map(read_entry, lines) if entry is not None]
 
     def history(self) -> list[LogEntry]:
@@ -126,35 +179,14 @@ class RunFolder:
             kept.append(entry)
         return kept
 
-    def record(self) -> TrainingRecord:
-        """The training of the weights, by the settings and the log."""
-        config, _ = self.read_config()
-        entries = self.history() if self.log.is_file() else []
-        bits = [entry.bits_per_dim for entry in entries if isinstance(entry, HeldOut)]
-        losses = [entry.loss for entry in entries if isinstance(entry, Start)]
+    def seconds(self) -> float | None:
+        """Seconds of training by the log; None without one."""
         total = last = 0.0
-        for entry in entries:
+        for entry in self.history():
             if isinstance(entry, Start):  # each counts its seconds from 0
                 total, last = total + last, 0.0
             last = max(last, entry.seconds)
-        return TrainingRecord(
-            data=config.data,
-            images=max((entry.images for entry in entries), default=config.images),
-            seed=config.seed,
-            seconds=round(total + last, 1) if entries else None,
-            loss=losses[-1] if losses else None,
-            bits_per_dim=bits[-1] if bits else None,
-        )
-
-    def load_model(self) -> tuple[PixelCNNpp, TrainConfig, tuple[int, int]]:
-        """The trained model in evaluation mode, its settings and its image size.
-
-        Raises FileNotFoundError or ValueError, naming the file, without finished weights.
-        """
-        config, image_size = self.read_config()
-        network = load_network(config.model, read_tensors(self.weights)[0], self.weights)
-        network.image_size, network.role = image_size, config.role
-        return network, config, image_size
+        return round(total + last, 1) if self.log.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -179,3 +211,29 @@ def run_config(values: Mapping[str, object], path: Path) -> tuple[TrainConfig, t
         return structure(settings, TrainConfig), size.height_and_width
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def write_weights(
+    path: Path, networks: Mapping[Role, PixelCNNpp], settings: WeightsSettings
+) -> None:
+    """Write networks and their settings as one file, by one rename."""
+    tensors = nn.ModuleDict({str(role): network for role, network in networks.items()}).state_dict()
+    text = json_text({"dsmooth": __version__, **asdict(settings)})
+    write_tensors(path, tensors, {SETTINGS_KEY: text})
+
+
+def read_weights(run: RunFolder) -> tuple[dict[str, Tensor], WeightsSettings]:
+    """The tensors, whose names may begin with their network's role, and their settings.
+
+    Raises FileNotFoundError or ValueError, naming the file.
+    """
+    tensors, metadata = read_tensors(run.weights)
+    if SETTINGS_KEY not in metadata:  # a run of an earlier version
+        return tensors, WeightsSettings.of_run(*run.read_config())
+    stated = parse_json(metadata[SETTINGS_KEY], run.weights)
+    for name in ("dsmooth", "origin"):  # the version, and the records of an earlier one
+        stated.pop(name, None)
+    try:
+        return tensors, structure(stated, WeightsSettings)
+    except ValueError as error:
+        raise ValueError(f"{run.weights} is not of a pair or a network: {error}") from None

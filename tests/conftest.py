@@ -129,7 +129,7 @@ def small_models(small_packaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images of 8 x 8, the runs of small models of them, and the saved pair."""
-    from dsmooth.pretrained import load_models
+    import dsmooth
     from tests.helpers.command_runs import save_run
     from tests.helpers.data_makers import random_bytes, write_images
 
@@ -138,7 +138,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(folder / "images", {f"{i:03d}.png": array for i, array in enumerate(pixels)})
     for role in ("noisy", "denoiser", "plain"):
         save_run(folder / role, role, data="folder", data_dir="images")
-    load_models([folder / "noisy", folder / "denoiser"]).pair.save_pretrained(folder / "pair")
+    dsmooth.load(folder / "noisy", folder / "denoiser").pair.save_pretrained(folder / "pair")
     return folder
 
 

@@ -440,7 +440,8 @@ def test_a_run_learns_the_classes_of_its_data(tmp_path: Path) -> None:
     """The averaged projections of classes have moved apart."""
     config, sets = tiny("denoiser", classes=True), (labelled(), labelled(10, split="test"))
     train(config, tmp_path / "run", dataset=sets)
-    model, config, _ = RunFolder(tmp_path / "run").load_model()
+    model = dsmooth.load(tmp_path / "run").model
+    config, _ = RunFolder(tmp_path / "run").read_config()
     assert model.config == config.model
     assert config.model.n_classes == 2
     blocks = [m for m in model.modules() if isinstance(m, GatedResnet)]

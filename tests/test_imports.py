@@ -35,9 +35,11 @@ LAYERS = (
 )
 NAMES = [name for layer in LAYERS for name in layer]
 PLACE = {name: number for number, name in enumerate(NAMES)}
-# Modules that find others by name: the package its public names, the command its verbs; networks,
-# which know no files, the functions `load` and `save` that their methods call.
-FIND_BY_NAME = {"", "cli", "nn.pretrained"}
+# Modules that find others by name: the package its public names, the command its verbs.
+FIND_BY_NAME = {"", "cli"}
+# The one exception to the layers: the methods of networks that call `load` and `save` import them
+# inside the functions, and the type of a record for type checkers. Networks know no files.
+UP = ("nn.pretrained", {"pretrained", "runs"})
 # The command's options are read before any torch is there; they know the settings and their names.
 OPTIONS = {"config", "presets", "probe_settings"}
 IMPLEMENTATION_IMPORTS = {"checks", "shifted_conv", "dispatch", "gated_resnet_operands"}
@@ -83,7 +85,8 @@ def imports(name: str) -> set[str]:
                 known = inner.partition(".")[2] in modules().keys() | PLACE.keys()
                 found.add(inner if known else base)
     own = {t.partition(".")[2] for t in found if t.split(".")[0] == "dsmooth"}
-    return own - {name}
+    up = UP[1] if name == UP[0] else set()
+    return {target for target in own - {name} if target.split(".")[0] not in up}
 
 
 def test_imports_go_down() -> None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+import dsmooth
 from dsmooth.commands import reproduce as command
 from dsmooth.commands.options import DataOptions, Reproduce
 from dsmooth.commands.reproduce import runs_of
@@ -29,7 +30,6 @@ from dsmooth.evaluate.comparison import black_share
 from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
 from dsmooth.files import lock_folder, read_json, write_json
 from dsmooth.machine import has_fast_bfloat16
-from dsmooth.pretrained import load_models
 from dsmooth.probe_settings import ProbeSettings
 from dsmooth.report.contents import Report
 from dsmooth.reproduce import TEST_IMAGES, Choices, Stages, choose_evenly, own_folder
@@ -222,7 +222,7 @@ def test_history_forgets_steps_that_a_later_start_took_back(tmp_path: Path) -> N
     run.write_config(TrainConfig(images=24), (8, 8))
     kept = run.history()
     assert [entry.images for entry in kept if isinstance(entry, Step)] == [8, 16]
-    assert run.record().seconds == 2.5
+    assert run.seconds() == 2.5
 
 
 @pytest.mark.quick
@@ -260,7 +260,7 @@ def test_only_a_stage_whose_file_was_deleted_is_repeated(given, again, stage) ->
 
 
 def test_numbers_are_of_their_images_and_seed(given: tuple[Path, ...], tmp_path: Path) -> None:
-    models, images = load_models(given), load_embedded_mnist("test")
+    models, images = dsmooth.load(*given), load_embedded_mnist("test")
     for seed, first in ((7, 0), (7, 4), (8, 4)):
         data, folder = images.part(slice(first, first + 6)), tmp_path / f"{seed}-{first}"
         one = Stages(folder, models, images, data, Choices(scored_images=4, seed=seed))
@@ -309,8 +309,8 @@ def test_models_with_classes(tmp_path: Path, no_plots: None) -> None:
 
 def test_a_saved_pair_has_the_numbers_of_its_runs(given, reported, tmp_path) -> None:
     denoiser, plain, noisy = given
-    load_models([noisy, denoiser]).pair.save_pretrained(tmp_path / "pair")
-    models = load_models([tmp_path / "pair", plain])
+    dsmooth.load(noisy, denoiser).pair.save_pretrained(tmp_path / "pair")
+    models = dsmooth.load(tmp_path / "pair", plain)
     train_set, test_set = (load_embedded_mnist(split) for split in ("train", "test"))
     stages = Stages(tmp_path, models, train_set, test_set, Choices(scored_images=12))
     assert stages.bits_per_dim() == reported_in(reported).bits

@@ -20,6 +20,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
+import dsmooth
 from dsmooth.data import SPLITS, ImageDataset, load_dataset
 from dsmooth.data.order import choose_images
 from dsmooth.evaluate.classes import classify
@@ -34,9 +35,10 @@ from dsmooth.evaluate.probe import (
     probe_network,
     untrained,
 )
-from dsmooth.files import read_tensors, write_atomically, write_json, write_tensors
+from dsmooth.files import write_atomically, write_json
+from dsmooth.nn.weights import weights_digest
 from dsmooth.pictures import BORDER, save_grid
-from dsmooth.pretrained import find, load_models
+from dsmooth.pretrained import find
 from dsmooth.probe_settings import ProbeSettings
 from dsmooth.report.contents import Machine, ModelSummary
 from dsmooth.report.describe import describe_machine, describe_model
@@ -45,7 +47,7 @@ from dsmooth.report.sections import TITLES, settings_table
 from dsmooth.reproduce import Choices, Stages, bytes_to_compare
 from dsmooth.results import FLOOR, BitsResult, ProbeResult
 from dsmooth.runlog import Step, entry_line
-from dsmooth.runs import RunFolder
+from dsmooth.runs import RunFolder, WeightsSettings, write_weights
 from dsmooth.sampling.request import Request
 from dsmooth.tables import COMPARABLE, Table, bits_table
 from dsmooth.text import render
@@ -131,8 +133,11 @@ def pack(runs: Path, folder: Path) -> None:
         entries = [entry for entry in entries if not isinstance(entry, Step) or entry in kept]
         target.path.mkdir(parents=True, exist_ok=True)
         target.write_config(replace(config, data_dir=None, download=False), size)
-        tensors, metadata = read_tensors(source.weights)
-        write_tensors(target.weights, {name: t.half() for name, t in tensors.items()}, metadata)
+        network = dsmooth.load(source.path).networks[role].half()
+        record = network.record and replace(network.record, weights_sha256=weights_digest(network))
+        settings = WeightsSettings.of_run(config, size)
+        settings = replace(settings, training={role: record} if record else {})
+        write_weights(target.weights, {role: network}, settings)
         write_atomically(target.log, "".join(map(entry_line, entries)).encode())
 
 
@@ -140,7 +145,7 @@ def write_card(
     folder: Path, work: Path, train_set: ImageDataset, test_set: ImageDataset, count: int = 10_000
 ) -> Card:
     """Measure a pair on `count` samples and test images; write and return its card."""
-    models = load_models([folder, *filter(Path.exists, [folder / "plain"])])
+    models = dsmooth.load(folder, *filter(Path.exists, [folder / "plain"]))
     choices = Choices(count=count, scored_images=count, n_noise=2)
     stages = Stages(work, models, train_set, test_set, choices)
     pictures = stages.draw_all()

@@ -87,7 +87,8 @@ def choose_data(models: Loaded | None, options: DataOptions) -> DataChoice:
         name, data_dir = settings.data, data_dir or settings.data_dir
         image_size = image_size or settings.image_size
     if name is None:
-        records = map(models.record, models.networks) if models is not None else ()
+        networks = models.networks.values() if models is not None else ()
+        records = (network.record for network in networks)
         name = next((record.data for record in records if record is not None), "mnist")
     if name != "folder":
         return DataChoice(name, data_dir, image_size)

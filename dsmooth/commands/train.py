@@ -114,7 +114,7 @@ def print_settings(runs: Mapping[RunFolder, TrainConfig]) -> None:
 def next_step(runs: Mapping[RunFolder, TrainConfig]) -> str:
     """What to do with the trained models."""
     if len(runs) > 1:
-        seconds = {config.role: run.record().seconds for run, config in runs.items()}
+        seconds = {config.role: run.seconds() for run, config in runs.items()}
         minutes = ", ".join(f"{role} {(spent or 0) / 60:.1f}" for role, spent in seconds.items())
         path = shlex.quote(str(next(iter(runs)).path.parent))
         return f"minutes of training: {minutes}; next: `dsmooth sample {path}`"

@@ -1,46 +1,20 @@
 """`from_pretrained` and `save_pretrained`, as in transformers and diffusers.
 
-They wrap `dsmooth.load` and `dsmooth.save`, which they import when called: this package does not
+They are short for `dsmooth.load` and `dsmooth.save`, which they import when called: networks do not
 depend on files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from typing_extensions import Self, Unpack
+from typing_extensions import Self
 
-
-class HubOptions(TypedDict, total=False):
-    """Arguments of `huggingface_hub.snapshot_download`."""
-
-    revision: str | None
-    cache_dir: str | Path | None
-    token: str | bool | None
-    local_files_only: bool
-
-
-class CardOptions(TypedDict, total=False):
-    """Arguments of `dsmooth.save`."""
-
-    scores: str | Path | None
-    name: str | None
-    license: str | None
-
-
-class UploadOptions(TypedDict, total=False):
-    """Arguments of `dsmooth.pretrained.push`."""
-
-    private: bool
-    token: str | None
-    scores: str | Path | None
-    license: str | None
-    commit_message: str
+if TYPE_CHECKING:
+    from ..runs import TrainingRecord
 
 
 class Pretrained(nn.Module):
@@ -48,8 +22,8 @@ class Pretrained(nn.Module):
 
     image_size: tuple[int, int] | None = None
     """(H, W) of the training images, the default size for commands. May be None for a network."""
-    record: Callable[[], Any] | None = None
-    """Function that reads the network's training record, for the model card; None if unknown."""
+    record: TrainingRecord | None = None
+    """The training that the weights of a network come from, if it is known."""
 
     @classmethod
     def from_pretrained(
@@ -58,32 +32,36 @@ class Pretrained(nn.Module):
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
-        **hub: Unpack[HubOptions],
+        **hub: Any,
     ) -> Self:
         """Read a pair or a network by its name or folder, in evaluation mode.
 
         name, device, dtype, hub (revision, cache_dir, token, local_files_only) and errors: see
         `dsmooth.load`. Raises ValueError for a pair in place of a network, and vice versa.
         """
-        loaded = pretrained().load(name, device=device, dtype=dtype, kind=cls, **hub)
-        return loaded.of_kind(cls)
+        from ..pretrained import load
 
-    def save_pretrained(self, folder: str | Path, **card: Unpack[CardOptions]) -> None:
-        """Write the weights, their settings and a model card.
+        model = load(name, device=device, dtype=dtype, kind=cls, **hub).model
+        if not isinstance(model, cls):
+            found = type(model).__name__
+            raise ValueError(f"{name} holds a {found}, which dsmooth.{found}.from_pretrained reads")
+        return model
+
+    def save_pretrained(self, folder: str | Path, **card: Any) -> None:
+        """Write the weights with their settings, and a model card.
 
         card (scores, name, license) and errors: see `dsmooth.save`.
         """
-        pretrained().save(self, folder, **card)
+        from ..pretrained import save
 
-    def push_to_hub(self, repo_id: str, **options: Unpack[UploadOptions]) -> str:
+        save(self, folder, **card)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Write the files of `save_pretrained` to the model `repo_id` on the Hugging Face Hub.
 
         options (private, token, scores, license, commit_message), result and errors: see
         `dsmooth.pretrained.push`.
         """
-        return str(pretrained().push(self, repo_id, **options))
+        from ..pretrained import push
 
-
-def pretrained() -> Any:
-    """Import `dsmooth.pretrained`, which itself imports the networks."""
-    return import_module("dsmooth.pretrained")
+        return push(self, repo_id, **options)

@@ -6,20 +6,8 @@ the package: the runs `noisy`, `denoiser` and `plain`, a model card (README.md) 
 """
 
 from .folders import DEFAULT, TITLE, is_model, packaged
-from .load import find, load, load_models
-from .loaded import Loaded, training_record
+from .load import find, load
+from .loaded import Loaded
 from .save import push, save
 
-__all__ = [
-    "DEFAULT",
-    "TITLE",
-    "Loaded",
-    "find",
-    "is_model",
-    "load",
-    "load_models",
-    "packaged",
-    "push",
-    "save",
-    "training_record",
-]
+__all__ = ["DEFAULT", "TITLE", "Loaded", "find", "is_model", "load", "packaged", "push", "save"]

@@ -10,9 +10,9 @@ from ..config import OWN, Role
 from ..data import DATASETS
 from ..nn import PixelCNNpp
 from ..results import BitsResult
+from ..runs import WeightsSettings
 from ..tables import COMPARABLE, bits_table
 from ..text import plain_text, render
-from .folders import SavedSettings
 
 CARD_FILE = "README.md"
 # A card with this line is overwritten with the weights; one without it was written by a person.
@@ -20,7 +20,7 @@ MARK = "<!-- Written by dsmooth. Without this line the file is yours, and stays.
 
 
 def render_card(
-    settings: SavedSettings,
+    settings: WeightsSettings,
     networks: Mapping[Role, PixelCNNpp],
     name: str,
     scores: BitsResult | None,

@@ -2,46 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import ModelConfig, Role, SmoothingKind
-from ..runs import CONFIG_FILE, WEIGHTS_FILE, TrainingRecord
-from ..smoothing import SMOOTHINGS, Smoothing
+from ..config import Role
+from ..runs import CONFIG_FILE, WEIGHTS_FILE
 from .hub import may_be_on_hub
 
 DEFAULT = "mnist"
 TITLE = "models that come with dsmooth"
-
-# Key of the metadata of saved weights. Its value is the text of config.json.
-CONFIG_KEY = "config"
 HERE = Path(__file__).parent
 PAIR: tuple[Role, Role] = ("noisy", "denoiser")
-
-
-@dataclass(frozen=True)
-class SavedSettings:
-    """config.json of a saved pair or network, and the metadata of its weights.
-
-    smoothing, scale: of a pair. image_size: of a pair, and of a network that knows it. origin: the
-    training records that are known. Raises ValueError for a scale that is not positive.
-    """
-
-    networks: dict[Role, ModelConfig]
-    smoothing: SmoothingKind | None
-    scale: float | None
-    image_size: tuple[int, int] | None
-    origin: dict[Role, TrainingRecord]
-
-    def __post_init__(self) -> None:
-        _ = self.noise
-
-    @property
-    def noise(self) -> Smoothing | None:
-        """The smoothing with its scale."""
-        if self.smoothing is None or self.scale is None:
-            return None
-        return SMOOTHINGS[self.smoothing](self.scale)
 
 
 def packaged() -> dict[str, Path]:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from typing_extensions import Unpack
-
-from ..errors import SettingError
-from ..nn.pretrained import HubOptions
 from ..progress import LOG
 from ..text import escape_control
 
@@ -24,7 +21,7 @@ def may_be_on_hub(path: Path) -> bool:
     return HUB_ID.fullmatch(str(path)) is not None and not path.parent.exists()
 
 
-def download(name: str, **options: Unpack[HubOptions]) -> Path:
+def download(name: str, **options: Any) -> Path:
     """The folder in the Hub's cache. Raises OSError if the Hub does not give it."""
     missing = f"there is no folder {name} here"
     hub = _library(f"{missing}; to read it from the Hugging Face Hub")
@@ -40,31 +37,21 @@ def download(name: str, **options: Unpack[HubOptions]) -> Path:
         ) from error
 
 
-class Upload:
-    """An upload to the model `repo_id`, "owner/name". Raises ValueError for another form."""
-
-    def __init__(self, repo_id: str, token: str | None) -> None:
-        if HUB_ID.fullmatch(repo_id) is None:
-            raise SettingError("repo_id", f'must be "owner/name", got {repo_id!r}')
-        self.repo_id = repo_id
-        self.api = _library(f"to write {repo_id} on the Hugging Face Hub").HfApi(token=token)
-
-    def send(self, folder: str, *, private: bool, message: str) -> str:
-        """Upload a folder; returns the commit's address. Raises OSError if the Hub refuses it."""
-        try:
-            self.api.create_repo(self.repo_id, private=private, exist_ok=True)
-            commit = self.api.upload_folder(
-                repo_id=self.repo_id,
-                folder_path=folder,
-                allow_patterns=HUB_FILES,
-                commit_message=message,
-            )
-        except Exception as error:
-            raise OSError(
-                f"could not write {self.repo_id} on the Hugging Face Hub: {_first_line(error)}. "
-                "Writing needs a network and a token: `hf auth login`, or token="
-            ) from error
-        return str(commit.commit_url)
+def upload(folder: str, repo_id: str, *, private: bool, token: str | None, message: str) -> str:
+    """Upload a folder to the model `repo_id`; returns the commit's address. Raises OSError if the
+    Hub refuses it."""
+    api = _library(f"to write {repo_id} on the Hugging Face Hub").HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=folder, allow_patterns=HUB_FILES, commit_message=message
+        )
+    except Exception as error:
+        raise OSError(
+            f"could not write {repo_id} on the Hugging Face Hub: {_first_line(error)}. "
+            "Writing needs a network and a token: `hf auth login`, or token="
+        ) from error
+    return str(commit.commit_url)
 
 
 def _library(purpose: str) -> ModuleType:

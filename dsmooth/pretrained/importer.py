@@ -133,7 +133,7 @@ def _config_of(
     state: Mapping[str, Tensor], conditioning: Conditioning, likelihood: Likelihood
 ) -> ModelConfig:
     if "stem_u.weight_v" in state:
-        raise ValueError("this is dsmooth's own: dsmooth.RunFolder(folder).load_model() reads it")
+        raise ValueError("this is dsmooth's own: dsmooth.load(folder) reads it")
     for name, ndim in ((_STEM, 4), (_HEAD, 1)):
         if name not in state or state[name].ndim != ndim:
             raise ValueError(f"not a PixelCNN++ checkpoint: it lacks {name!r} of {ndim} dimensions")

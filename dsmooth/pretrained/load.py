@@ -2,50 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
-from typing_extensions import Unpack
 
 from ..config import Role
-from ..fields import difference, structure
-from ..files import parse_json, read_json, read_tensors
+from ..fields import difference
 from ..nn import PixelCNNpp
-from ..nn.pretrained import HubOptions, Pretrained
-from ..nn.weights import load_network, weights_digest
+from ..nn.pretrained import Pretrained
+from ..nn.weights import load_network
 from ..pair import SmoothedPair
 from ..progress import LOG
-from ..runs import WEIGHTS_FILE, RunFolder, TrainingRecord, run_config
-from ..smoothing import Smoothing
-from .folders import CONFIG_KEY, PAIR, SavedSettings, has_runs, holds_networks, packaged
+from ..runs import RunFolder, WeightsSettings, read_weights
+from ..smoothing import SMOOTHINGS, Smoothing
+from .folders import PAIR, has_runs, holds_networks, packaged
 from .hub import download, may_be_on_hub
 from .loaded import EXPECTED_MODELS, Loaded
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A network of a folder, the smoothing that it was trained for, and its saved record.
-
-    run: None for what `save` wrote.
-    """
+class _Found(NamedTuple):
+    """A network, where it was, and what its file says."""
 
     network: PixelCNNpp
-    folder: Path
-    smoothing: Smoothing | None
-    run: RunFolder | None
-    origin: TrainingRecord | None
-
-    @property
-    def noise(self) -> str:
-        """The smoothing and the image size, in words."""
-        kind, scale = (
-            (self.smoothing.kind, self.smoothing.scale) if self.smoothing else (None, None)
-        )
-        return f"{kind} noise of scale {scale} at {self.network.image_size}"
+    run: RunFolder
+    settings: WeightsSettings
 
 
 def load(
@@ -53,7 +36,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     kind: type[Pretrained] | None = None,
-    **hub: Unpack[HubOptions],
+    **hub: Any,
 ) -> Loaded:
     """Read a pair, a network, or a pair and a plain model, in evaluation mode.
 
@@ -65,46 +48,40 @@ def load(
     it, such as that of `dsmooth reproduce`; or, by the extra "hub", the "owner/name" of such a
     folder on the Hugging Face Hub. Several names, in any order, are those of a noisy model, its
     denoiser and a plain model. device, dtype: by default the CPU and float32. kind: a subclass of
-    `PixelCNNpp` or `SmoothedPair` to make. hub: revision, cache_dir, token and local_files_only, as
-    `huggingface_hub.snapshot_download` takes them.
+    `PixelCNNpp` or `SmoothedPair` to make. hub: revision, cache_dir, token and other arguments of
+    `huggingface_hub.snapshot_download`.
 
-    Raises FileNotFoundError or ValueError, naming the file, for anything else;
-    ModuleNotFoundError without the extra, and OSError if the Hub does not give the folder.
+    Raises FileNotFoundError or ValueError, naming the file, for anything else, and for networks
+    that do not fit together; ModuleNotFoundError without the extra, and OSError if the Hub does not
+    give the folder.
     """
     if not isinstance(dtype, torch.dtype | None):
         raise TypeError(f"dtype must be a torch.dtype, such as torch.bfloat16, got {dtype!r}")
-    network_kind = kind if kind is not None and issubclass(kind, PixelCNNpp) else PixelCNNpp
-    pair_kind = kind if kind is not None and issubclass(kind, SmoothedPair) else SmoothedPair
     found: dict[Role, _Found] = {}
     for folder in [find(name, **hub) for name in names]:
-        for role, network in read_networks(folder, network_kind).items():
+        for role, one in read_networks(folder, kind).items():
             if role in found:
                 raise ValueError(
-                    f"{found[role].folder} and {network.folder} both hold a {role} model; "
+                    f"{found[role].run.path} and {folder} both hold a {role} model; "
                     f"{EXPECTED_MODELS}"
                 )
-            found[role] = network
-    if not found:
-        raise ValueError(f"{EXPECTED_MODELS}; got nothing")
-    loaded = Loaded(
-        {role: found[role].network for role in get_args(Role) if role in found},
-        _pair(pair_kind, found),
-        next(iter(found.values())).smoothing,
-        {role: network.folder for role, network in found.items()},
-        {role: network.run for role, network in found.items() if network.run is not None},
+            found[role] = one
+    roles = [role for role in get_args(Role) if role in found]
+    is_pair = found.keys() >= {*PAIR}
+    if not roles or (len(roles) > 1 and not is_pair):
+        raise ValueError(f"{EXPECTED_MODELS}; got {', '.join(map(str, names)) or 'nothing'}")
+    for one in found.values():
+        one.network.to(device=device, dtype=dtype)
+    return Loaded(
+        {role: found[role].network for role in roles},
+        {role: one.run for role, one in found.items() if one.run.has_settings()},
+        str(next(iter(found.values())).run.path),
+        _smoothing(next(iter(found.values())).settings),
+        _pair(kind, found) if is_pair else None,
     )
-    return loaded.to(device, dtype)
 
 
-def load_models(names: Sequence[str | Path]) -> Loaded:
-    """Read a pair and optionally a plain model, or a single model that can draw, for a command.
-
-    Short form of `load(*names).checked()`.
-    """
-    return load(*names).checked()
-
-
-def find(name: str | Path, **hub: Unpack[HubOptions]) -> Path:
+def find(name: str | Path, **hub: Any) -> Path:
     """The folder of `name`: a path, else packaged models, else "owner/name" on the Hub.
 
     A folder with the name of packaged models that holds no networks does not hide them.
@@ -125,13 +102,12 @@ def find(name: str | Path, **hub: Unpack[HubOptions]) -> Path:
     )
 
 
-def read_networks(folder: Path, kind: type[PixelCNNpp] = PixelCNNpp) -> dict[Role, _Found]:
-    """The networks of a run, of what `save` wrote, or of the runs `noisy` and `denoiser` in a
-    folder, in the order of the roles.
+def read_networks(folder: Path, kind: type[Pretrained] | None = None) -> dict[Role, _Found]:
+    """The networks of a run, of what `save` wrote, or of the runs `noisy` and `denoiser`.
 
-    Each file is opened once, so both networks of a pair are of one save. A file says what it is:
-    weights of a run have no settings in their metadata. Raises FileNotFoundError or ValueError,
-    naming the file.
+    One file has the weights and their settings, so both networks of a pair are of one save. The
+    settings of a run, which say where its images are, must be those of its weights. Raises
+    FileNotFoundError or ValueError, naming the file.
     """
     run = RunFolder(folder)
     if not run.config.exists() and not run.weights.exists():
@@ -140,18 +116,12 @@ def read_networks(folder: Path, kind: type[PixelCNNpp] = PixelCNNpp) -> dict[Rol
         names = sorted(config.parent.name for config in folder.glob(f"*/{run.config.name}"))
         hint = f"folders in {folder}, which has {', '.join(names)}"
         hint = hint if names else "a saved pair, or the folder of a run"
-        raise FileNotFoundError(f"there is no {run.config}: give {hint}")
-    before = _read_config(run)
-    tensors, metadata = read_tensors(run.weights)
-    is_run = CONFIG_KEY not in metadata
-    if is_run:
-        training, size = run_config(read_json(run.config), run.config)
-        networks = {training.role: training.model}
-        settings = SavedSettings(networks, training.smoothing, training.scale, size, {})
-    else:
-        settings = _saved_settings(run, metadata[CONFIG_KEY], before)
+        raise FileNotFoundError(f"there is no {run.weights}: give {hint}")
+    tensors, settings = read_weights(run)
+    if run.has_settings():
+        _check_run(run, settings)
     found: dict[Role, _Found] = {}
-    for role in sorted(settings.networks, key=get_args(Role).index):
+    for role, config in settings.networks.items():
         # Weights that no role claims are refused.
         others = settings.networks.keys() - {role}
         weights = {
@@ -159,71 +129,54 @@ def read_networks(folder: Path, kind: type[PixelCNNpp] = PixelCNNpp) -> dict[Rol
             for name, tensor in tensors.items()
             if name.partition(".")[0] not in others
         }
-        network = load_network(settings.networks[role], weights, run.weights, kind)
+        is_network = kind is not None and issubclass(kind, PixelCNNpp)
+        network = load_network(config, weights, run.weights, kind if is_network else PixelCNNpp)
         network.role, network.image_size = role, settings.image_size
-        network.record = partial(read_record, folder, role)
-        origin = settings.origin.get(role)
-        found[role] = _Found(network, folder, settings.noise, run if is_run else None, origin)
+        network.record = settings.training.get(role)
+        found[role] = _Found(network, run, settings)
     return found
 
 
-def _saved_settings(
-    run: RunFolder, text: str, before: Mapping[str, object] | None
-) -> SavedSettings:
-    """The settings in the metadata of saved weights. ValueError if config.json has others.
-
-    before: the content of config.json before the weights were read.
-    """
-    stated = parse_json(text, run.weights)
-    # A config.json that changes meanwhile is being saved.
-    unchanged = before is not None and before == _read_config(run)
-    if unchanged and (words := difference(before, stated)):
+def _check_run(run: RunFolder, settings: WeightsSettings) -> None:
+    """Raise ValueError for weights of another run than the one whose settings are beside them."""
+    config, size = run.read_config()
+    asked = asdict(WeightsSettings.of_run(config, size))
+    own = asdict(replace(settings, training={}))
+    for record in settings.training.values():
+        asked |= {"data": config.data, "seed": config.seed}
+        own |= {"data": record.data, "seed": record.seed}
+    if words := difference(asked, own):
         raise ValueError(
-            f"{run.config} does not state the settings of {WEIGHTS_FILE} next to it: "
-            f"{' '.join(words.split())}; settings of weights are not edited, save them again"
+            f"{run.config} is not of the weights next to it: {words}; they are of another run, or "
+            "the settings were edited"
         )
-    stated.pop("dsmooth", None)
-    try:
-        settings = structure(stated, SavedSettings)
-    except ValueError as error:
-        raise ValueError(f"{run.weights} is not of a pair or a network: {error}") from None
-    if not settings.networks:
-        raise ValueError(f"{run.weights} states no network")
-    return settings
 
 
-def _read_config(run: RunFolder) -> Mapping[str, object] | None:
-    """The content of config.json, None where there is none: a save removes it for a moment."""
-    try:
-        return read_json(run.config)
-    except FileNotFoundError:
+def _smoothing(settings: WeightsSettings) -> Smoothing | None:
+    if settings.smoothing is None or settings.scale is None:
         return None
+    return SMOOTHINGS[settings.smoothing](settings.scale)
 
 
-def _pair(kind: type[SmoothedPair], found: Mapping[Role, _Found]) -> SmoothedPair | None:
-    """The pair of a noisy model and its denoiser, None without both.
+def _pair(kind: type[Pretrained] | None, found: Mapping[Role, _Found]) -> SmoothedPair:
+    """The pair of a noisy model and its denoiser.
 
     Raises ValueError for networks that were trained for different smoothing or image sizes.
     """
-    if not {"noisy", "denoiser"} <= found.keys():
-        return None
-    noisy, denoiser = found["noisy"], found["denoiser"]
-    size, smoothing = noisy.network.image_size, noisy.smoothing
-    named = f"noisy ({noisy.folder}), denoiser ({denoiser.folder})"
-    if noisy.noise != denoiser.noise or not smoothing or not size:
-        raise ValueError(
-            f"the runs do not fit together: {noisy.noise} and {denoiser.noise}, of {named}"
-        )
+    noisy, denoiser = (found[role] for role in PAIR)
+    named = f"{noisy.run.path} and {denoiser.run.path}"
+    noise, other = (
+        (_smoothing(one.settings), one.settings.image_size) for one in (noisy, denoiser)
+    )
+    smoothing, size = noise
+    if noise != other or smoothing is None or size is None:
+        raise ValueError(f"{named} do not fit together: {noise} and {other}")
+    records = [one.network.record for one in (noisy, denoiser) if one.network.record is not None]
+    digests = {record.data_sha256 for record in records} - {None}
+    if len(digests) > 1 or len({record.data for record in records}) > 1:
+        LOG.warning("%s were trained on different images", named)
+    pair_kind = kind if kind is not None and issubclass(kind, SmoothedPair) else SmoothedPair
     try:
-        return kind(noisy.network, denoiser.network, smoothing, size).eval()
+        return pair_kind(noisy.network, denoiser.network, smoothing, size).eval()
     except ValueError as error:
         raise ValueError(f"{named} do not form a pair: {error}") from None
-
-
-def read_record(folder: Path, role: Role) -> TrainingRecord | None:
-    """The record in a folder of networks, with the digest of the weights that it describes."""
-    found = read_networks(folder)[role]
-    record = found.run.record() if found.run else found.origin
-    if record is None or record.weights_sha256 is not None:
-        return record
-    return replace(record, weights_sha256=weights_digest(found.network))

@@ -1,36 +1,25 @@
-"""Write trained pairs and networks: their settings, weights and model card in a folder."""
+"""Write trained pairs and networks: their weights with the settings, and a model card."""
 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from torch import nn
-
-from .._version import __version__
 from ..config import Role
-from ..files import (
-    json_text,
-    lock_folder,
-    open_regular,
-    read_json,
-    replacing,
-    tensor_bytes,
-    write_atomically,
-)
+from ..errors import SettingError
+from ..files import lock_folder, open_regular, write_atomically
 from ..nn import PixelCNNpp
 from ..nn.images import check_size
 from ..nn.pretrained import Pretrained
 from ..nn.weights import check_weights, weights_digest
 from ..pair import SmoothedPair
 from ..results import BitsResult
-from ..runs import CONFIG_FILE, WEIGHTS_FILE
+from ..runs import RunFolder, WeightsSettings, write_weights
 from ..work import read_result
 from .card import CARD_FILE, MARK, render_card
-from .folders import CONFIG_KEY, SavedSettings
-from .hub import Upload
-from .loaded import training_record
+from .hub import HUB_ID, upload
 
 
 def save(
@@ -41,44 +30,33 @@ def save(
     name: str | None = None,
     license: str | None = None,
 ) -> None:
-    """Write a pair or a network: model.safetensors, config.json, and the model card README.md.
+    """Write a pair or a network: model.safetensors, and the model card README.md.
 
-    One rename of the weights' file, which has the settings in its metadata, saves them. Files whose
-    config.json was edited are not read. The card shows the training of networks that were read from
-    run folders and not changed since. scores: the file that
-    `dsmooth evaluate bpd` wrote for these weights, whose table the card shows. name: in the card's
-    example, by default the folder's. license: of the weights, by its name on the Hub, such as
-    "mit". A README.md that dsmooth did not write stays.
+    The file of the weights has the settings in its metadata, so it is complete wherever it is, and
+    one rename saves all. The card shows the training of networks that were not changed since.
+    scores: a file by `dsmooth evaluate bpd` of these weights, whose table the card shows. name: in
+    the card's example, by default the folder's. license: of the weights, by its name on the Hub,
+    such as "mit". A README.md that dsmooth did not write stays.
 
     Raises ValueError for scores of other weights, for a network whose weights are not those of its
-    settings (such as parametrized ones), and for a folder that is a file or holds settings of
-    something else.
+    settings (such as parametrized ones), and for a folder that is a file or a training run.
     """
-    folder = Path(folder)
-    if folder.is_file():
+    run = RunFolder(folder)
+    if run.path.is_file():
         raise ValueError(f"{folder} is a file: give a folder")
     networks = _networks_of(model)
     for network in networks.values():
         check_weights(network)
-    digests = {role: weights_digest(network) for role, network in networks.items()}
-    settings = _settings_of(model, networks, digests)
-    measured = None if scores is None else _read_scores(Path(scores), settings, digests)
+    settings = _settings_of(model, networks)
+    measured = None if scores is None else _read_scores(Path(scores), networks)
     card = render_card(settings, networks, name or str(folder), measured, license)
-    config, readme = folder / CONFIG_FILE, folder / CARD_FILE
-    if config.exists() and "networks" not in read_json(config):
-        raise ValueError(
-            f"{config} is not of a saved pair or network and is not overwritten: choose another "
-            "folder"
-        )
-    text = json_text({"dsmooth": __version__, **asdict(settings)})
-    tensors = nn.ModuleDict({str(role): network for role, network in networks.items()}).state_dict()
-    with lock_folder(folder, "another process that saves weights"):
-        # The rename saves: before it the folder has the old weights, after it the new ones.
-        with replacing(folder / WEIGHTS_FILE, tensor_bytes(tensors, {CONFIG_KEY: text})):
-            config.unlink(missing_ok=True)
-        write_atomically(config, text.encode())
-        if _is_own_card(readme):
-            write_atomically(readme, card.encode())
+    if run.has_settings():
+        raise ValueError(f"{folder} is the folder of a training run: choose another one")
+    with lock_folder(run.path, "another process that saves weights"):
+        write_weights(run.weights, networks, settings)
+        run.config.unlink(missing_ok=True)  # of an earlier version
+        if _is_own_card(run.path / CARD_FILE):
+            write_atomically(run.path / CARD_FILE, card.encode())
 
 
 def push(
@@ -87,21 +65,21 @@ def push(
     *,
     private: bool = False,
     token: str | None = None,
-    scores: str | Path | None = None,
-    license: str | None = None,
     commit_message: str = "Upload weights of dsmooth",
+    **card: Any,
 ) -> str:
     """Write what `save` writes into the model `repo_id` of the Hugging Face Hub.
 
     repo_id: "owner/name", created if needed, visible to you only if `private`. token: None for the
-    one of `hf auth login`. scores, license: as in `save`. Returns the commit's address. Raises
-    ModuleNotFoundError without the extra "hub", OSError if the Hub does not take it, and ValueError
-    for a repo_id or scores that do not fit.
+    one of `hf auth login`. card: scores and license, as in `save`. Returns the commit's address.
+    Raises ModuleNotFoundError without the extra "hub", OSError if the Hub does not take it, and
+    ValueError for a repo_id or scores that do not fit.
     """
-    upload = Upload(repo_id, token)
+    if HUB_ID.fullmatch(repo_id) is None:
+        raise SettingError("repo_id", f'must be "owner/name", got {repo_id!r}')
     with tempfile.TemporaryDirectory() as folder:
-        save(model, folder, scores=scores, name=repo_id, license=license)
-        return upload.send(folder, private=private, message=commit_message)
+        save(model, folder, **{"name": repo_id, **card})
+        return upload(folder, repo_id, private=private, token=token, message=commit_message)
 
 
 def _networks_of(model: Pretrained) -> dict[Role, PixelCNNpp]:
@@ -114,29 +92,28 @@ def _networks_of(model: Pretrained) -> dict[Role, PixelCNNpp]:
     return {"plain" if model.config.conditioning == "none" else "denoiser": model}
 
 
-def _settings_of(
-    model: Pretrained, networks: dict[Role, PixelCNNpp], digests: dict[Role, str]
-) -> SavedSettings:
-    pair = model if isinstance(model, SmoothedPair) else None
-    records = {role: training_record(network) for role, network in networks.items()}
-    return SavedSettings(
-        {role: network.config for role, network in networks.items()},
-        None if pair is None else pair.smoothing.kind,
-        None if pair is None else pair.smoothing.scale,
+def _settings_of(model: Pretrained, networks: dict[Role, PixelCNNpp]) -> WeightsSettings:
+    smoothing = model.smoothing if isinstance(model, SmoothedPair) else None
+    records = {role: network.record for role, network in networks.items()}
+    return WeightsSettings(
+        None if smoothing is None else smoothing.kind,
+        None if smoothing is None else smoothing.scale,
         None if model.image_size is None else check_size(model.image_size),
+        {role: network.config for role, network in networks.items()},
         {
             role: record
             for role, record in records.items()
-            if record is not None and record.weights_sha256 == digests[role]
+            if record is not None and record.weights_sha256 == weights_digest(networks[role])
         },
     )
 
 
-def _read_scores(path: Path, settings: SavedSettings, digests: dict[Role, str]) -> BitsResult:
+def _read_scores(path: Path, networks: dict[Role, PixelCNNpp]) -> BitsResult:
     """Bits/dim by `dsmooth evaluate bpd`. Raises ValueError for scores of other weights."""
-    result, model = read_result(path, BitsResult), "pair" if settings.smoothing else "plain"
+    result, model = read_result(path, BitsResult), "pair" if len(networks) > 1 else "plain"
     bits = result.models.get(model) if result is not None else None
-    if result is None or bits is None or bits.weights_sha256 != tuple(digests.values()):
+    digests = tuple(map(weights_digest, networks.values()))
+    if result is None or bits is None or bits.weights_sha256 != digests:
         raise ValueError(f"{path} does not hold the scores of these weights")
     return replace(result, models={model: bits})
 

@@ -34,8 +34,8 @@ def describe_model(role: Role, models: Loaded, test_set: ImageDataset) -> ModelS
     training = None
     if run.is_finished():
         settings["kernel_rate"] = kernel_rate(config) if config.optimizer == "muon" else None
-        record = run.record()
-        training = TrainingSummary(
+        record = network.record
+        training = record and TrainingSummary(
             images=record.images or 0,
             seconds=record.seconds or 0.0,
             loss=record.loss or "",

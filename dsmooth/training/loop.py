@@ -17,7 +17,7 @@ from ..config import OWN, TrainConfig
 from ..data import ImageDataset
 from ..data.own import split_own
 from ..distributed import all_reduce_max, from_first, gather, process_group, rank_and_size
-from ..files import lock_folder, write_tensors
+from ..files import lock_folder
 from ..machine import choose_device, torch_threads
 from ..memory import keep_freed_memory
 from ..progress import lines_shown
@@ -186,7 +186,14 @@ def _evaluate(state: TrainState, test_set: ImageDataset, run: RunFolder, log: Ru
     state.check_finite()
     bits = evaluate(state, test_set)
     save_checkpoint(run, state)
-    write_tensors(run.weights, state.averaged.state_dict(), {})
+    run.write_weights(
+        state.averaged,
+        state.config,
+        test_set.image_size,
+        data_sha256=replace(state.train_set, labels=None).digest,
+        images=state.images_seen,
+        bits_per_dim=bits,
+    )
     samples = sample_grid(state, test_set)
     log.evaluation(Evaluation(state.images_seen, bits, samples, state.averaged))
     return bits

@@ -159,7 +159,7 @@ def test_sample_from_runs_and_from_a_pair() -> None:
     assert run("sample", "denoiser", "noisy", "-n", "3", "--out", "grid.png", "x.npz") == 0
     assert Path("grid.png").read_bytes().startswith(b"\x89PNG")
     stored = np.load("x.npz")["x"]
-    assert np.array_equal(stored, dsmooth.SmoothedPair.from_runs("noisy", "denoiser").sample(3))
+    assert np.array_equal(stored, dsmooth.load("noisy", "denoiser").pair.sample(3))
     assert run("sample", "pair", "-n", "2", "--first-index", "1", "--out", "again.npz") == 0
     assert np.allclose(np.load("again.npz")["x"], stored[1:], atol=1e-5)
 

@@ -40,7 +40,7 @@ def has_numbers_of(result: Bits, scores: Scores) -> None:
 @pytest.mark.quick
 def test_bits_of_runs_and_of_a_saved_pair(place: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    pair = dsmooth.SmoothedPair.from_runs("noisy", "denoiser")
+    pair = dsmooth.load("noisy", "denoiser").pair
     numbers = ["denoiser", "noisy", "--plain", "plain", "--n-noise", "2", "--seed", "5"]
     stored = measured("bpd", *numbers)
     printed = capsys.readouterr().out
@@ -64,7 +64,7 @@ def test_a_plain_model_is_scored_without_a_pair(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stored = measured("bpd", "plain", "--limit", "3")
-    plain, _, _ = RunFolder(Path("plain")).load_model()
+    plain = dsmooth.load("plain").model
     has_numbers_of(stored.plain, score_plain(plain, held_out().part(slice(3))))
     assert "denoiser" not in capsys.readouterr().out
     assert stored.pair is None
@@ -103,7 +103,7 @@ def test_a_folder_of_other_images_is_measured_as_a_whole(place: Path, capsys) ->
 def test_the_noise_of_the_target_is_that_of_training(place: Path) -> None:
     kind = {"likelihood": "continuous", "atoms": (), "fourier_features": 0, "clean_noise": 0.1}
     save_run(place / "dense", "denoiser", data="folder", data_dir="images", **kind)
-    pair = dsmooth.SmoothedPair.from_runs("noisy", "dense")
+    pair = dsmooth.load("noisy", "dense").pair
     found = measured("bpd", "noisy", "dense", "--n-noise", "1", "--limit", "3")
     has_numbers_of(found.pair, score_pair(pair, held_out().part(slice(3)), clean_noise=0.1))
 

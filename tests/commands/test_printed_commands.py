@@ -20,7 +20,7 @@ import dsmooth
 from dsmooth._extension import warn_once
 from dsmooth.cli import explain, parse
 from dsmooth.commands.reproduce import runs_of
-from dsmooth.config import ModelConfig, TrainConfig
+from dsmooth.config import ModelConfig
 from dsmooth.errors import SettingError
 from dsmooth.progress import (
     LOG,
@@ -79,18 +79,8 @@ def test_every_printed_command_runs(tmp_path, monkeypatch, capsys) -> None:
     for pair in (dsmooth.SmoothedPair.from_pretrained(name) for name in ("runs", "mnist")):
         pair.save_pretrained("pair")
         cards.append(Path("pair/README.md").read_text())
-    assert "--data-dir FOLDER" in cards[1]  # of whole data, not of the subset
-    dsmooth.train(
-        TrainConfig(model=ModelConfig(n_filters=4, n_resnet=1, n_mix=2), images=8, batch_size=8),
-        "own",
-        dataset=torch.from_numpy(random_bytes((20, 1, 8, 8))),
-    )
-    own = dsmooth.RunFolder("own").record().command
-    assert "--data own" not in own
-    assert "dataset=IMAGES" in own
-
-    commands = {own}.union(*map(commands_in, (printed, *cards)))
-    assert len(commands) >= 6
+    commands = set().union(*map(commands_in, (printed, *cards)))
+    assert len(commands) >= 4
     for command in sorted(commands):
         follow(command)
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+import dsmooth
 from dsmooth import ModelConfig, PixelCNNpp, SmoothedPair
 from dsmooth.config import TrainConfig
 from dsmooth.fields import flatten
@@ -125,11 +126,11 @@ def test_settings_bring_no_memory(tmp_path: Path, name: str) -> None:
     run.write_config(replace(preset("mnist", "noisy"), model=SMALL), (8, 8))
     for change in (torch.Tensor.int, torch.atleast_3d):
         write_tensors(run.weights, {key: change(value) for key, value in state.items()}, {})
-        refuses(r"another shape: \d+ tensors differ", run.load_model)
+        refuses(r"another shape: \d+ tensors differ", dsmooth.load, run.path)
     values = json.loads(run.config.read_text())
     values["model"][name] = 4096
     run.config.write_text(json.dumps(values))
-    refuses(r"model\.safetensors holds a model of another shape", run.load_model)
+    refuses(r"model\.safetensors holds a model of another shape", dsmooth.load, run.path)
 
 
 def test_settings_that_are_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -174,7 +175,7 @@ def test_a_pipe_is_not_opened(tmp_path: Path, name: str) -> None:
     run.write_config(preset("mnist", "noisy"), (8, 8))
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
-    refuses(rf"{name} must be a regular file", run.load_model)
+    refuses(rf"{name} must be a regular file", dsmooth.load, run.path)
 
 
 def test_lines_of_a_log(tmp_path: Path) -> None:

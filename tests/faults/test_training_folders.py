@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+import dsmooth
 from dsmooth.files import lock_folder, read_tensors, replacing, write_atomically, write_tensors
 from dsmooth.runlog import Start
 from dsmooth.runs import RunFolder
@@ -109,7 +110,7 @@ def test_a_run_is_not_among_its_data(tmp_path: Path) -> None:
 
 def test_a_run_keeps_its_weights_and_its_folder(run: RunFolder, tmp_path: Path) -> None:
     """No model is written over the log or the checkpoint of another, or into a run at work."""
-    model, config, size = run.load_model()
+    model, (config, size) = dsmooth.load(run.path).model, run.read_config()
     for gone in (run.log, run.checkpoint, run.checkpoint):
         before = contents(run.path)
         words = "run already holds a training run; choose another"

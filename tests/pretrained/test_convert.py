@@ -89,7 +89,7 @@ def test_other_files_are_named(tmp_path: Path) -> None:
         (STATE, {"dtype": torch.int32}, r"only accepts floating point .* dtype=torch\.int32"),
         *((wrong, {}, "must be a state dict of") for wrong in ([], [3, STATE], {"epoch": 3})),
         ({"weight": torch.zeros(3)}, {}, "not a PixelCNN"),
-        ({"stem_u.weight_v": torch.zeros(3)}, {}, r"dsmooth's own: .*load_model\(\) reads it"),
+        ({"stem_u.weight_v": torch.zeros(3)}, {}, r"dsmooth's own: dsmooth\.load\(folder\) reads"),
         ({**STATE, "module.nin_out.lin_a.bias": torch.zeros(7)}, {}, "3K or 10K outputs"),
         (
             {k: v for k, v in STATE.items() if k != BIAS},

@@ -16,7 +16,7 @@ import torch
 
 import dsmooth
 from dsmooth.nn.weights import weights_digest
-from dsmooth.pretrained import is_model, load_models, training_record
+from dsmooth.pretrained import is_model
 from dsmooth.pretrained.card import CARD_FILE
 from dsmooth.results import BitsResult
 from dsmooth.runs import TrainingRecord
@@ -61,9 +61,7 @@ class FakeHub(ModuleType):
 
 
 def same(a: dsmooth.SmoothedPair, b: dsmooth.SmoothedPair) -> bool:
-    return torch.equal(a.sample(2), b.sample(2)) and training_record(a.noisy) == training_record(
-        b.noisy
-    )
+    return torch.equal(a.sample(2), b.sample(2)) and a.noisy.record == b.noisy.record
 
 
 def test_a_pair_goes_to_the_hub_and_comes_back(tmp_path, monkeypatch, caplog) -> None:
@@ -84,16 +82,16 @@ def test_a_pair_goes_to_the_hub_and_comes_back(tmp_path, monkeypatch, caplog) ->
     said = "no folder someone/digits here: reading someone/digits of the Hugging Face Hub"
     assert said in caplog.text
     # Commands take the name too, and `evaluate fid` draws from it.
-    assert load_models([Path("someone/digits")]).image_size == (8, 8)
+    assert dsmooth.load("someone/digits").image_shape == (1, 8, 8)
     assert is_model(Path("someone/digits"))
     # So does a network.
     pair.noisy.image_size = (8, 8)
     pair.noisy.push_to_hub("someone/one")
     card = (tmp_path / "store" / "someone" / "one" / CARD_FILE).read_text()
     assert 'PixelCNNpp.from_pretrained("someone/one")' in card
-    assert load_models([Path("someone/one")]).image_size == (8, 8)
+    assert dsmooth.load("someone/one").image_shape == (1, 8, 8)
     network().save_pretrained("two")
-    refuses("two does not say how large its images are", load_models, ["two"])
+    refuses("two does not say how large its images", lambda: dsmooth.load("two").image_shape)
 
 
 def test_a_name_whose_owner_is_a_folder_is_a_path(tmp_path, monkeypatch) -> None:
@@ -144,8 +142,8 @@ def test_the_card_is_filled_from_the_runs_and_the_scores(tmp_path, monkeypatch) 
     tiny += " --set evaluations=1 --set evaluation_images=4"
     for role in ("noisy", "denoiser"):
         assert run("train", role, *tiny.split(), "--out", f"runs/{role}") == 0
-    pair = dsmooth.SmoothedPair.from_runs("runs/noisy", "runs/denoiser")
-    origin = training_record(pair.noisy)
+    pair = dsmooth.load("runs/noisy", "runs/denoiser").pair
+    origin = pair.noisy.record
     pair.save_pretrained("pair")
     card = Path("pair", CARD_FILE).read_text()
     assert card.startswith("---\nlibrary_name: dsmooth\n")
@@ -155,8 +153,8 @@ def test_the_card_is_filled_from_the_runs_and_the_scores(tmp_path, monkeypatch) 
     assert "runs/" not in card  # no path of this machine
     # The folder knows it too, and a pair of the folder.
     again = dsmooth.SmoothedPair.from_pretrained("pair")
-    assert again.noisy.record() == origin
-    assert again.denoiser.record() == pair.denoiser.record()
+    assert again.noisy.record == origin
+    assert again.denoiser.record == pair.denoiser.record
     again.save_pretrained("copy", name="pair")
     assert Path("copy", CARD_FILE).read_text() == card
 
@@ -182,8 +180,8 @@ def test_the_card_is_filled_from_the_runs_and_the_scores(tmp_path, monkeypatch) 
 def test_words_of_a_stranger_mean_nothing_in_a_card(tmp_path: Path) -> None:
     pair = tiny_pair()
     evil = "\x1b[2J\ud800mnist\nlicense: evil\n```\n# Head\n<script>x</script> [a](http://b) | *c*"
-    record = TrainingRecord(evil, 1, 0, 1.0, evil, 1.0, weights_digest(pair.noisy))
-    pair.noisy.record = lambda: record
+    digest = weights_digest(pair.noisy)
+    pair.noisy.record = TrainingRecord(evil, 0, 0.0, digest, evil, loss=evil)
     pair.save_pretrained(tmp_path, name=f'x")\n{evil}', license=f"mit\n{evil}")
     card = (tmp_path / CARD_FILE).read_text()
     body = card.split("---\n", 2)[2]
@@ -200,8 +198,7 @@ def test_the_library_of_the_hub_reads_a_card(tmp_path: Path) -> None:
     hub = pytest.importorskip("huggingface_hub")
     pair, names = tiny_pair(), ["mnist", "no", "1.5", 'a: b\n# "c"\n---', "é\u2028", "[x]", "'"]
     for name in names:
-        record = TrainingRecord(name, 1, 0, 1.0, "loss", 1.0, weights_digest(pair.noisy))
-        pair.noisy.record = lambda record=record: record
+        pair.noisy.record = TrainingRecord(name, 0, 0.0, weights_digest(pair.noisy))
         pair.save_pretrained(tmp_path, license=name)
         data = hub.ModelCard.load(tmp_path / CARD_FILE).data
         assert (data.license, data.datasets, data.library_name) == (name, [name], "dsmooth")

@@ -24,7 +24,7 @@ from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
 from dsmooth.nn import PixelCNNpp
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pair import SmoothedPair
-from dsmooth.pretrained import DEFAULT, find, is_model, load, load_models, packaged
+from dsmooth.pretrained import DEFAULT, find, is_model, load, packaged
 from dsmooth.probe_settings import ProbeSettings
 from dsmooth.runs import RunFolder
 from dsmooth.sampling import CachedSampler
@@ -77,7 +77,7 @@ def test_packed_runs_have_half_the_weights_and_no_path(tool: ModuleType, tmp_pat
         run = RunFolder(target / "denoiser")
         assert run.read_config()[0].data_dir is None
         assert run.is_finished()
-        assert run.record().seconds == 1
+        assert run.seconds() == 1
     saved = load_file(run.weights)
     assert {tensor.dtype for tensor in saved.values()} == {torch.float16}
     trained = load_file(RunFolder(runs / "denoiser").weights)
@@ -92,12 +92,12 @@ def test_a_pair_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(SmoothedPair.from_pretrained(folder).sample(2, seed=0), x)
     assert run("sample", "-n", "2", "--device", "cpu", "--out", str(tmp_path / "x.npz")) == 0
     assert np.array_equal(np.load(tmp_path / "x.npz")["x"], x.numpy())
-    packaged_folders = load(DEFAULT).folders
-    assert packaged_folders == {"noisy": folder / "noisy", "denoiser": folder / "denoiser"}
+    folders = {role: run.path for role, run in load(DEFAULT).runs.items()}
+    assert folders == {"noisy": folder / "noisy", "denoiser": folder / "denoiser"}
     assert is_model(Path(DEFAULT))
     assert not is_model(Path("no-such-models"))
     plain = PixelCNNpp.from_pretrained("mnist-plain")
-    with_plain = load_models([Path(DEFAULT), Path("mnist-plain")])
+    with_plain = dsmooth.load(Path(DEFAULT), Path("mnist-plain"))
     assert weights_digest(with_plain.networks["plain"]) == weights_digest(plain)
     command = ["sample", "mnist-plain", "-n", "1", "--precision", "float32", "--out"]
     assert run(*command, str(tmp_path / "y.npz")) == 0
@@ -141,8 +141,8 @@ def test_the_card_is_of_these_weights(name: str) -> None:
     """Some images have its bits/dim, within four standard errors of their mean."""
     folder = find(name)
     card = read_record(folder / "card.json")["result"]
-    models = load_models([folder, *filter(Path.exists, [folder / "plain"])])
-    assert models.digests() == card["weights_sha256"]
+    models = dsmooth.load(folder, *filter(Path.exists, [folder / "plain"]))
+    assert models.identity()["weights_sha256"] == card["weights_sha256"]
     if name == "photos":  # whose images are not in the package
         return
     bits = bits_per_dim(score_pair(models.pair, load_dataset("mnist", "test").part(slice(100))))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from dataclasses import replace
@@ -18,9 +17,15 @@ import dsmooth
 from dsmooth.files import lock_folder, read_tensors, write_tensors
 from dsmooth.nn.weights import weights_digest
 from dsmooth.presets import preset
-from dsmooth.pretrained import is_model, load_models
+from dsmooth.pretrained import is_model
 from dsmooth.runlog import End, Start, entry_line
-from dsmooth.runs import RunFolder
+from dsmooth.runs import (
+    RunFolder,
+    TrainingRecord,
+    WeightsSettings,
+    read_weights,
+    write_weights,
+)
 from tests.helpers.command_runs import save_run
 from tests.helpers.data_makers import refuses
 from tests.helpers.kills import as_killed, contents, states_of_kills
@@ -57,14 +62,14 @@ def test_a_saved_network_is_the_same_network(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "one")
     again = Mine.from_pretrained(tmp_path / "one")
     assert (type(again), again.training, again.image_size) == (Mine, False, (8, 8))
-    assert weights_digest(again) == weights_digest(run.load_model()[0])
-    digest = weights_digest(model)
-    assert again.record() == model.record() == replace(run.record(), weights_sha256=digest)
+    assert again.record == model.record
+    assert again.record.weights_sha256 == weights_digest(again)
     network("stack").save_pretrained(tmp_path / "two")
     assert read_network(tmp_path / "two").config == network("stack").config
-    refuses("is a single model: give a saved pair", read_pair, tmp_path / "one")
+    words = r"one holds a PixelCNNpp, which dsmooth\.PixelCNNpp\.from_pretrained"
+    refuses(words, read_pair, tmp_path / "one")
     tiny_pair().save_pretrained(tmp_path / "pair")
-    refuses(r"holds a pair, which dsmooth\.SmoothedPair\.from", read_network, tmp_path / "pair")
+    refuses("pair holds a SmoothedPair, which", read_network, tmp_path / "pair")
     model.image_size = (9, 8)
     refuses("`image_size` must be a height", model.save_pretrained, tmp_path / "one")
 
@@ -84,16 +89,16 @@ def save(kind: str, folder: Path, number: int) -> None:
 
 
 def read(kind: str, folder: Path) -> set[float]:
-    """The numbers in a folder: one of a whole save, two of a mixture, none without settings."""
+    """The numbers in a folder: one of a whole save, two of a mixture, none if refused."""
     if kind == "pair":
         pair = read_pair(folder)
         models, scale = [pair.noisy, pair.denoiser], pair.smoothing.scale
     else:
         try:
-            model, config, _ = RunFolder(folder).load_model()
-        except FileNotFoundError:
+            models = [dsmooth.load(folder).model]
+        except ValueError:  # its scale differs
             return set()
-        models, scale = [model], config.scale
+        scale = read_weights(RunFolder(folder))[1].scale
     return {scale - 0.5, *(value for model in models for value in model.head.bias.tolist())}
 
 
@@ -107,35 +112,19 @@ def test_a_save_that_ends_anywhere_leaves_the_old_or_the_new(tmp_path, monkeypat
     for number, state in enumerate(states):
         folder = as_killed(tmp_path / str(number), state)
         numbers = read(kind, folder)
-        # The settings of a run are not in its weights: they leave before others come.
+        # Weights of a run are refused until its settings follow.
         assert numbers in [{0}, {1}] or (kind == "run" and not numbers)
         save(kind, folder, 0)
         assert contents(folder) == files
     assert numbers == {1}
-    assert len(states) > 5  # two of each file
+    assert len(states) > 3  # two of each file
     monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
     words = r"could not write .*model\.safetensors: No space"
     refuses(words, save, kind, folder, 1, error=OSError)
     assert contents(folder) == files
-
-
-@pytest.mark.parametrize("moment", [1, 2, 3])
-def test_a_pair_that_is_saved_meanwhile_is_read_whole(tmp_path, monkeypatch, moment: int) -> None:
-    """At whichever opening of a file."""
-    openings, opened = itertools.count(1), open
-
-    def open_late(*args: Any, **options: Any) -> Any:
-        if next(openings) == moment:
-            save("pair", tmp_path, 1)
-        return opened(*args, **options)
-
-    save("pair", tmp_path, 0)
-    with monkeypatch.context() as patch:
-        patch.setattr("builtins.open", open_late)
-        assert read("pair", tmp_path) == {float(moment < 3)}
-    assert read("pair", tmp_path) == {1}
-    with lock_folder(tmp_path, "someone"):
-        refuses("another process that saves weights is at work", save, "pair", tmp_path, 0)
+    if kind == "pair":
+        with lock_folder(folder, "someone"):
+            refuses("another process that saves weights is at work", save, "pair", folder, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
@@ -148,51 +137,90 @@ def test_a_pair_of_any_dtype_is_read_by_any_default(tmp_path: Path, dtype: torch
         assert (again.dtype, weights_digest(again)) == (default, weights_digest(pair))
 
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def rewrite(path: Path, name: str = "noisy.head.bias", **metadata: str) -> None:
-    """Rename the bias of the noisy model's head, and change the metadata."""
-    tensors, stated = read_tensors(path)
+def restate(path: Path, name: str = "noisy.head.bias", **changes: Any) -> None:
+    """Rename the bias of the noisy model's head, and change the settings in the metadata."""
+    tensors, metadata = read_tensors(path)
     tensors[name] = tensors.pop("noisy.head.bias")
-    write_tensors(path, tensors, {**stated, **metadata})
+    settings = json.loads(metadata["config"]) | changes
+    write_tensors(path, tensors, {"config": json.dumps(settings)})
 
 
 @pytest.mark.parametrize(
-    ("damage", "file", "words"),
+    ("damage", "words"),
     [
-        (
-            partial(edit, image_size=[8, 12]),
-            CONFIG,
-            r"to it: its image_size is \[8, 12\], not",
-        ),
-        (partial(edit, extra=1), CONFIG, "its extra is 1, not None"),
-        (lambda path: path.write_text("{}"), CONFIG, "its dsmooth is None, not 0"),
-        (Path.unlink, WEIGHTS, r"there is no .*model\.safetensors"),
-        (lambda path: os.truncate(path, 500), WEIGHTS, "is not a readable safetensors file"),
-        (partial(rewrite, name="other.b"), WEIGHTS, "another shape: 2 tensors differ"),
-        (partial(rewrite, config="{"), WEIGHTS, "is not JSON"),
-        (partial(rewrite, config="{}"), WEIGHTS, "its dsmooth is 0.*, not None"),
+        (Path.unlink, r"there is no .*model\.safetensors"),
+        (lambda path: os.truncate(path, 500), "is not a readable safetensors file"),
+        (lambda path: write_tensors(path, {}, {"config": "{"}), "is not JSON"),
+        (lambda path: write_tensors(path, {"x": torch.zeros(1)}, {}), r"no .*config\.json"),
+        (partial(restate, name="other.b"), "another shape: 2 tensors differ"),
+        (partial(restate, scale=-1.0), "scale must be positive"),
+        (partial(restate, networks={}), "give a saved pair"),
+        (partial(restate, smoothing=None), r"do not fit together: \(None, "),
+        (partial(restate, extra=1), "extra"),
     ],
 )
-def test_a_damaged_or_edited_pair_is_refused(tmp_path, damage, file: str, words: str) -> None:
+def test_a_damaged_pair_is_refused(tmp_path: Path, damage: Any, words: str) -> None:
     tiny_pair().save_pretrained(tmp_path)
-    damage(tmp_path / file)
+    damage(tmp_path / "model.safetensors")
     refuses(words, read_pair, tmp_path, error=(OSError, ValueError))
+
+
+def test_a_pair_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """Which had config.json beside its weights, and the records under another name."""
+    pair = tiny_pair()
+    pair.save_pretrained(tmp_path)
+    restate(tmp_path / "model.safetensors", origin={"noisy": {"command": "dsmooth train"}})
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"networks": {}}))
+    assert torch.equal(read_pair(tmp_path).sample(1), pair.sample(1))
+    pair.save_pretrained(tmp_path)
+    assert not config.exists()
+
+
+def test_weights_and_settings_of_a_run_are_of_one_training(tmp_path: Path) -> None:
+    """Weights that were copied from another run, and edited settings, are noticed."""
+    for name, seed in (("one", 0), ("two", 1)):
+        save_run(tmp_path / name, "noisy", seed=seed)
+    one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
+    two.weights.write_bytes(one.weights.read_bytes())
+    refuses("its seed is 1, not 0; they are of another run", dsmooth.load, two.path)
+    edited = json.loads(one.config.read_text()) | {"scale": 0.8}
+    one.config.write_text(json.dumps(edited))
+    refuses(r"its scale is 0\.8, not 0\.5", dsmooth.load, one.path)
+    one.config.unlink()
+    assert read_weights(one)[1].scale == 0.5
+    assert dsmooth.load(one.path).runs == {}  # complete without its settings
+
+
+@pytest.mark.parametrize("change", ["scale", "image_size", "data", "data_sha256"])
+def test_two_halves_of_different_training(tmp_path: Path, change: str, caplog: Any) -> None:
+    """Other noise or image sizes are refused, and other images are said."""
+    other = {"scale": 0.3, "image_size": [12, 8], "data": "folder", "data_sha256": "f"}[change]
+    for role, model in (("noisy", tiny_pair().noisy), ("denoiser", tiny_pair().denoiser)):
+        record = {"data": "mnist", "seed": 0, "clean_noise": 0.0, "data_sha256": "0"}
+        settings = {"scale": 0.5, "image_size": [8, 8]}
+        for values in (record, settings):
+            values |= {change: other} if change in values and role == "noisy" else {}
+        training = {role: TrainingRecord(**record, weights_sha256="")}
+        networks = {role: model.config}
+        found = WeightsSettings("gaussian", networks=networks, training=training, **settings)
+        write_weights(tmp_path / role / "model.safetensors", {role: model}, found)
+    folders = tmp_path / "noisy", tmp_path / "denoiser"
+    if change.startswith("data"):
+        dsmooth.load(*folders)
+        assert "were trained on different images" in caplog.text
+    else:
+        refuses("do not fit together: .*Smoothing", dsmooth.load, *folders)
 
 
 def test_folders_that_are_not_pairs_are_named(tmp_path: Path) -> None:
     save, mine = tiny_pair().save_pretrained, tmp_path / "mine"
-    refuses(r"there is no .*config\.json", read_pair, tmp_path, error=FileNotFoundError)
+    refuses(r"there is no .*model\.safetensors", read_pair, tmp_path, error=FileNotFoundError)
     save_run(mine, "noisy")
     refuses(r"give folders in .*, which has mine", read_pair, tmp_path, error=FileNotFoundError)
-    refuses(r"config\.json is a file: give a folder", save, mine / CONFIG)
-    refuses(r"config\.json is not of a saved pair or network", save, mine)
-    refuses("both hold a noisy model", dsmooth.SmoothedPair.from_runs, mine, mine)
+    refuses(r"config\.json is a file: give a folder", save, mine / "config.json")
+    refuses(r"mine is the folder of a training run", save, mine)
+    refuses("both hold a noisy model", dsmooth.load, mine, mine)
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +232,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     folders["large"] = save_run(base / "large", "plain", size=12)
     folders["pair"] = base / "pair"
-    load_models([folders["noisy"], folders["denoiser"]]).pair.save_pretrained(folders["pair"])
+    dsmooth.load(folders["noisy"], folders["denoiser"]).pair.save_pretrained(folders["pair"])
     return folders
 
 
@@ -220,12 +248,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ],
 )
 def test_networks_come_in_the_order_of_the_roles(folders, names, roles) -> None:
-    models = load_models([folders[name] for name in names])
+    models = dsmooth.load(*(folders[name] for name in names))
     assert list(models.networks) == roles
     assert models.image_shape == (1, 8, 8)
     assert not any(network.training for network in models.networks.values())
     assert set(models.runs) == {name for name in names if name != "pair"}
-    assert models.clean_noise == (0.25 if "denoiser" in names else 0.0)
+    noise = {role: network.record.clean_noise for role, network in models.networks.items()}
+    assert noise == {role: 0.25 if role == "denoiser" else 0.0 for role in roles}
     if len(roles) == 1:
         refuses("is a single model: give a saved pair", lambda: models.pair)
     else:
@@ -239,28 +268,27 @@ def test_networks_come_in_the_order_of_the_roles(folders, names, roles) -> None:
     ("names", "message"),
     [
         ([], "give a saved pair, .*; got nothing"),
-        (["denoiser"], "is a denoiser: give the run of its noisy model too"),
         (["denoiser", "plain"], "give a saved pair"),
         (["noisy", "noisy"], "both hold a noisy model; give a saved pair"),
         (["pair", "noisy"], "give a saved pair"),
-        (["pair", "large"], r"images of \(12, 12\), the pair for \(8, 8\)"),
+        (["pair", "large"], r"images of \(12, 12\), the pair for others"),
     ],
 )
 def test_other_combinations_are_refused(folders, names, message) -> None:
-    refuses(message, load_models, [folders[name] for name in names])
+    refuses(message, dsmooth.load, *(folders[name] for name in names))
 
 
 @pytest.mark.quick
 def test_a_saved_pair_has_the_weights_of_its_runs(folders: dict[str, Path], tmp_path: Path) -> None:
     """The first named run tells the data."""
-    runs = load_models([folders["denoiser"], folders["noisy"]])
-    saved = load_models([folders["pair"]])
-    assert runs.digests() == saved.digests()
-    assert len(set(runs.digests().values())) == 2
+    runs = dsmooth.load(folders["denoiser"], folders["noisy"])
+    saved = dsmooth.load(folders["pair"])
+    assert runs.identity() == saved.identity()
+    assert len(set(runs.identity()["weights_sha256"].values())) == 2
     assert (list(runs.runs), saved.runs) == (["denoiser", "noisy"], {})
     with torch.no_grad():
         saved.pair.noisy.head.bias[0] += 1
-    assert weights_digest(saved.pair.noisy) != runs.digests()["noisy"]
+    assert saved.identity() != runs.identity()
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "noisy").symlink_to(folders["noisy"])
     paths = folders["noisy"], folders["pair"], folders["pair"].parent, tmp_path / "half", tmp_path
@@ -274,8 +302,7 @@ def test_a_run_is_finished_when_its_log_says_so(folders: dict[str, Path], tmp_pa
     assert not run.is_finished()
     os.mkfifo(run.log)  # a stranger's, which nobody waits for
     assert not run.is_finished()
-    record = run.record()
-    assert (record.seconds, record.loss, record.bits_per_dim) == (None, None, None)
+    assert run.seconds() is None
     run.log.unlink()
     entry = Start(0, 0.0, 1, "nats")
     run.log.write_text(entry_line(entry))
@@ -300,12 +327,9 @@ def test_a_network_keeps_its_role(folders: dict[str, Path], tmp_path: Path) -> N
         model.image_size = (8, 8)
         dsmooth.save(model, tmp_path / name)
         again = dsmooth.load(tmp_path / name)
-        assert list(again.networks) == [again.first.role] == [model.role]
-    refuses("is a single model", lambda: load_models([tmp_path / "run"]).pair)
-    assert load_models([tmp_path / "run"]).plain is None
-    saved = dsmooth.load(tmp_path / "pair")
-    assert saved.noisy is saved.first
-    refuses("has a noisy model, not a denoiser one", lambda: saved.denoiser)
+        assert list(again.networks) == [again.model.role] == [model.role]
+    refuses("is a single model", lambda: dsmooth.load(tmp_path / "run").pair)
+    assert dsmooth.load(tmp_path / "run").plain is None
 
 
 def test_weights_that_could_not_be_read_again_are_refused(tmp_path: Path) -> None:
@@ -326,10 +350,10 @@ def test_weights_that_could_not_be_read_again_are_refused(tmp_path: Path) -> Non
 
 def test_a_card_has_no_numbers_of_other_weights(folders: dict[str, Path], tmp_path: Path) -> None:
     """The record is of other weights: it is not shown here or in copies."""
-    log = {"event": "evaluation", "images": 1, "seconds": 1.0, "bits_per_dim": 1.5}
     for role in ("noisy", "denoiser"):
-        RunFolder(folders[role]).log.write_text(json.dumps(log) + "\n")
-    pair = dsmooth.load(folders["noisy"], folders["denoiser"]).pair
+        run, model = RunFolder(tmp_path / role), dsmooth.load(folders[role]).model
+        run.write_weights(model, *RunFolder(folders[role]).read_config(), bits_per_dim=1.5)
+    pair = dsmooth.load(tmp_path / "noisy", tmp_path / "denoiser").pair
     for name in ("same", "tuned", "copy"):
         if name == "tuned":
             with torch.no_grad():
@@ -339,8 +363,6 @@ def test_a_card_has_no_numbers_of_other_weights(folders: dict[str, Path], tmp_pa
     cards = [(tmp_path / name / "README.md").read_text() for name in ("same", "tuned", "copy")]
     assert [card.count("| 1.5000 |") for card in cards] == [2, 1, 1]
     assert cards[1] == cards[2]
-    for role in ("noisy", "denoiser"):
-        RunFolder(folders[role]).log.unlink()
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "link"])
@@ -355,13 +377,3 @@ def test_a_card_that_is_not_a_regular_file_stays(tmp_path: Path, kind: str) -> N
     read_pair(tmp_path)
     assert card.is_symlink() or card.is_fifo()
     assert not (tmp_path / "nothing").exists()
-
-
-def test_a_loaded_pair_is_of_the_folder_at_that_time(tmp_path: Path) -> None:
-    """Its record is read when it is asked for; a folder that is gone has none."""
-    run = save_run(tmp_path / "run", "plain")
-    network = read_network(run)
-    assert network.record().data == "mnist"
-    RunFolder(run).config.unlink()
-    dsmooth.save(network, tmp_path / "saved")
-    assert "Not recorded" in (tmp_path / "saved" / "README.md").read_text()
