@@ -23,6 +23,7 @@ from .files import (
 from .nn import PixelCNNpp
 from .nn.weights import weights_digest
 from .runlog import End, HeldOut, LogEntry, Start, read_entry
+from .smoothing import SMOOTHINGS, Smoothing
 
 # Files of a run; what `dsmooth.save` writes has weights and no settings beside them.
 SIZE = "height_and_width"  # in the settings of a run
@@ -63,6 +64,16 @@ class WeightsSettings:
     image_size: tuple[int, int] | None
     networks: dict[Role, ModelConfig]
     training: dict[Role, TrainingRecord] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _ = self.noise
+
+    @property
+    def noise(self) -> Smoothing | None:
+        """The smoothing with its scale. Raises ValueError for a scale that is not positive."""
+        if self.smoothing is None or self.scale is None:
+            return None
+        return SMOOTHINGS[self.smoothing](self.scale)
 
     @classmethod
     def of_run(cls, config: TrainConfig, image_size: tuple[int, int]) -> WeightsSettings:
@@ -124,7 +135,8 @@ class RunFolder:
         images: int | None = None,
         bits_per_dim: float | None = None,
     ) -> None:
-        """Write the weights of the run with their settings and record; the log gives the time."""
+        """Write the weights of the run with their settings and record. The time stays in the log:
+        files are a function of the settings and the images."""
         starts = [entry for entry in self.history() if isinstance(entry, Start)]
         record = TrainingRecord(
             data=config.data,
@@ -133,7 +145,6 @@ class RunFolder:
             weights_sha256=weights_digest(network),
             data_sha256=data_sha256,
             images=images,
-            seconds=self.seconds(),
             loss=starts[-1].loss if starts else None,
             bits_per_dim=bits_per_dim,
         )
@@ -216,8 +227,12 @@ def run_config(values: Mapping[str, object], path: Path) -> tuple[TrainConfig, t
 def write_weights(
     path: Path, networks: Mapping[Role, PixelCNNpp], settings: WeightsSettings
 ) -> None:
-    """Write networks and their settings as one file, by one rename."""
-    tensors = nn.ModuleDict({str(role): network for role, network in networks.items()}).state_dict()
+    """Write networks and their settings as one file, by one rename.
+
+    Of several networks the names of tensors begin with the role.
+    """
+    by_role = nn.ModuleDict({str(role): network for role, network in networks.items()})
+    tensors = (by_role if len(networks) > 1 else next(iter(networks.values()))).state_dict()
     text = json_text({"dsmooth": __version__, **asdict(settings)})
     write_tensors(path, tensors, {SETTINGS_KEY: text})
 

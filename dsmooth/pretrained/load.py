@@ -17,7 +17,6 @@ from ..nn.weights import load_network
 from ..pair import SmoothedPair
 from ..progress import LOG
 from ..runs import RunFolder, WeightsSettings, read_weights
-from ..smoothing import SMOOTHINGS, Smoothing
 from .folders import PAIR, has_runs, holds_networks, packaged
 from .hub import download, may_be_on_hub
 from .loaded import EXPECTED_MODELS, Loaded
@@ -76,7 +75,7 @@ def load(
         {role: found[role].network for role in roles},
         {role: one.run for role, one in found.items() if one.run.has_settings()},
         str(next(iter(found.values())).run.path),
-        _smoothing(next(iter(found.values())).settings),
+        next(iter(found.values())).settings.noise,
         _pair(kind, found) if is_pair else None,
     )
 
@@ -132,7 +131,8 @@ def read_networks(folder: Path, kind: type[Pretrained] | None = None) -> dict[Ro
         is_network = kind is not None and issubclass(kind, PixelCNNpp)
         network = load_network(config, weights, run.weights, kind if is_network else PixelCNNpp)
         network.role, network.image_size = role, settings.image_size
-        network.record = settings.training.get(role)
+        record = settings.training.get(role)
+        network.record = record and replace(record, seconds=record.seconds or run.seconds())
         found[role] = _Found(network, run, settings)
     return found
 
@@ -152,12 +152,6 @@ def _check_run(run: RunFolder, settings: WeightsSettings) -> None:
         )
 
 
-def _smoothing(settings: WeightsSettings) -> Smoothing | None:
-    if settings.smoothing is None or settings.scale is None:
-        return None
-    return SMOOTHINGS[settings.smoothing](settings.scale)
-
-
 def _pair(kind: type[Pretrained] | None, found: Mapping[Role, _Found]) -> SmoothedPair:
     """The pair of a noisy model and its denoiser.
 
@@ -165,9 +159,7 @@ def _pair(kind: type[Pretrained] | None, found: Mapping[Role, _Found]) -> Smooth
     """
     noisy, denoiser = (found[role] for role in PAIR)
     named = f"{noisy.run.path} and {denoiser.run.path}"
-    noise, other = (
-        (_smoothing(one.settings), one.settings.image_size) for one in (noisy, denoiser)
-    )
+    noise, other = ((one.settings.noise, one.settings.image_size) for one in (noisy, denoiser))
     smoothing, size = noise
     if noise != other or smoothing is None or size is None:
         raise ValueError(f"{named} do not fit together: {noise} and {other}")

@@ -246,7 +246,8 @@ def test_runs_of_different_data_leave_the_choice_to_the_user(place: Path, capsys
             assert measured("bpd", *runs, "--data-dir", folder, *quick).data.split == "test"
     save_run(place / "d3", "denoiser", data="mnist")
     message = "folder images and mnist: to say which images to take, set --data\n"
-    complains(capsys, message, "evaluate", "bpd", "noisy", "d3", *quick)
+    assert run("evaluate", "bpd", "noisy", "d3", *quick) == 1
+    assert message in capsys.readouterr().err
     assert measured("bpd", "noisy", "d3", "--data", "folder", *quick).data.name == "folder"
 
 

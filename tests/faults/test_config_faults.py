@@ -19,12 +19,12 @@ import torch
 import dsmooth
 from dsmooth import ModelConfig, PixelCNNpp, SmoothedPair
 from dsmooth.config import TrainConfig
-from dsmooth.fields import flatten
 from dsmooth.files import read_tensors, write_tensors
 from dsmooth.presets import preset
 from dsmooth.runlog import read_entry
 from dsmooth.runs import RunFolder
 from dsmooth.smoothing import GaussianSmoothing
+from tests.helpers.command_runs import save_run
 from tests.helpers.data_makers import refuses
 
 # One of them has the right type for every field.
@@ -77,32 +77,20 @@ def test_settings_of_a_run(tmp_path: Path, name: str, role: Any) -> None:
     "every", [12, pytest.param(1, marks=[pytest.mark.full, pytest.mark.budget(90)])]
 )
 def test_settings_of_a_pair(tmp_path: Path, every: int) -> None:
-    """Settings in the weights' metadata are checked; config.json must be equal to them."""
+    """Settings in the weights' metadata are checked."""
     networks = PixelCNNpp(SMALL), PixelCNNpp(replace(SMALL, conditioning="concat"))
     pair = SmoothedPair(*networks, GaussianSmoothing(0.5), (8, 8))
     pair.save_pretrained(tmp_path)
-    path, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
-    values = json.loads(path.read_text())
+    weights, errors = tmp_path / "model.safetensors", list[str]()
     tensors, metadata = read_tensors(weights)
-    errors: list[str] = []
-
-    def stated(values: Any) -> dict[str, Any]:
-        """The fields that are not None."""
-        return {name: value for name, value in flatten(values).items() if value is not None}
-
+    values = json.loads(metadata["config"])
     for _, mutant in islice(mutants(values), None, None, every):
-        path.write_text(json.dumps(mutant))
-        write_tensors(weights, tensors, metadata)
-        for _ in range(2):
-            try:
-                SmoothedPair.from_pretrained(tmp_path)
-            except ValueError as error:
-                errors.append(str(error))
-            else:
-                assert not path.exists() or stated(mutant) == stated(values)
-            path.unlink(missing_ok=True)
-            write_tensors(weights, tensors, {"config": json.dumps(mutant)})
-    assert len(errors) > 900 // every
+        write_tensors(weights, tensors, {"config": json.dumps(mutant)})
+        try:
+            SmoothedPair.from_pretrained(tmp_path)
+        except ValueError as error:
+            errors.append(str(error))
+    assert len(errors) > 450 // every
     assert all(re.fullmatch(f".*{re.escape(str(tmp_path))}.*", error) for error in errors)
 
 
@@ -110,9 +98,8 @@ def test_settings_of_a_pair(tmp_path: Path, every: int) -> None:
 def test_the_scale_of_a_pair_is_checked(tmp_path: Path, scale: float) -> None:
     networks = PixelCNNpp(SMALL), PixelCNNpp(replace(SMALL, conditioning="concat"))
     SmoothedPair(*networks, GaussianSmoothing(0.5), (8, 8)).save_pretrained(tmp_path)
-    values = json.loads((tmp_path / "config.json").read_text()) | {"scale": scale}
-    (tmp_path / "config.json").unlink()
-    tensors, _ = read_tensors(tmp_path / "model.safetensors")
+    tensors, metadata = read_tensors(tmp_path / "model.safetensors")
+    values = json.loads(metadata["config"]) | {"scale": scale}
     write_tensors(tmp_path / "model.safetensors", tensors, {"config": json.dumps(values)})
     with pytest.raises(ValueError, match=r"model\.safetensors .*scale"):
         SmoothedPair.from_pretrained(tmp_path)
@@ -171,11 +158,10 @@ def test_settings_that_are_nested_without_end() -> None:
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_pipe_is_not_opened(tmp_path: Path, name: str) -> None:
-    run = RunFolder(tmp_path)
-    run.write_config(preset("mnist", "noisy"), (8, 8))
-    (tmp_path / name).unlink(missing_ok=True)
-    os.mkfifo(tmp_path / name)
-    refuses(rf"{name} must be a regular file", dsmooth.load, run.path)
+    path = save_run(tmp_path / "run", "noisy") / name
+    path.unlink()
+    os.mkfifo(path)
+    refuses(rf"{name} must be a regular file", dsmooth.load, path.parent)
 
 
 def test_lines_of_a_log(tmp_path: Path) -> None:

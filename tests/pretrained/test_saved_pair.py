@@ -153,7 +153,10 @@ def restate(path: Path, name: str = "noisy.head.bias", **changes: Any) -> None:
         (lambda path: write_tensors(path, {}, {"config": "{"}), "is not JSON"),
         (lambda path: write_tensors(path, {"x": torch.zeros(1)}, {}), r"no .*config\.json"),
         (partial(restate, name="other.b"), "another shape: 2 tensors differ"),
-        (partial(restate, scale=-1.0), "scale must be positive"),
+        (
+            partial(restate, scale=-1.0),
+            r"model\.safetensors is not of a pair .*: scale must be positive",
+        ),
         (partial(restate, networks={}), "give a saved pair"),
         (partial(restate, smoothing=None), r"do not fit together: \(None, "),
         (partial(restate, extra=1), "extra"),
