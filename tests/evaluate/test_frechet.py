@@ -273,6 +273,7 @@ def test_a_comparison_orders_real_images_before_noise(digits: ImageDataset) -> N
     reseeded = compare({"others": rest}, seed=1).distances["others"]
     assert reseeded.value == values[0]
     assert reseeded.error != result.distances["others"].error
+    assert compare({"enough": rest[:128]}).warnings == ()
     warnings = "\n".join(compare({"few": rest[:127], FLOOR: floor}).warnings)
     assert "127 samples are fewer than the 128 features" in warnings
     assert "the floor is of 150 images, not 127" in warnings

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth.data import ImageDataset, epoch_order
-from dsmooth.evaluate.linear import adam_step, moments, train_linear
+from dsmooth.evaluate.linear import adam_step, moments, probe_features, train_linear
 from dsmooth.evaluate.probe import (
     PIXELS,
     TOGETHER,
@@ -109,6 +109,19 @@ def test_the_best_probe_is_chosen_without_the_test_set() -> None:
         assert flipped[block].held_out == pytest.approx(1 - score.held_out)
     few = probe_network(tiny_pair().noisy, replace(inputs_of(), train=squares(2, "train")))
     assert all(0 <= score.held_out <= 1 for score in few.values())
+
+
+def test_a_probe_is_of_the_features_with_noise_of_their_own() -> None:
+    """Test images get other draws; probes are chosen after a quarter of the passes."""
+    inputs = inputs_of(ProbeSettings(epochs=8))
+    train, test = (
+        (block_features(None, inputs, data, repeat)[PIXELS], data.labels)
+        for repeat, data in enumerate((TRAIN, TEST))
+    )
+    score = probe_network(None, inputs)[PIXELS]
+    assert score == probe_features(train, test, 2, epochs=8)
+    first, last = (tuple(values[part] for values in train) for part in (slice(19), slice(19, None)))
+    assert score.held_out == train_linear(first, last, 2, epochs=2)[0]
 
 
 def test_an_untrained_network_is_new_and_leaves_the_generator_alone() -> None:
