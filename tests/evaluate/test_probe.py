@@ -113,14 +113,20 @@ def test_the_best_probe_is_chosen_without_the_test_set() -> None:
 
 def test_a_probe_is_of_the_features_with_noise_of_their_own() -> None:
     """Test images get other draws; probes are chosen after a quarter of the passes."""
-    inputs = inputs_of(ProbeSettings(epochs=8))
+    generator = torch.Generator().manual_seed(1)  # of labels that depend on nothing
+    sets = [
+        replace(squares(n, split), labels=torch.randint(0, 2, (n,), generator=generator))
+        for n, split in ((120, "train"), (99, "test"))
+    ]
+    inputs = ProbeInputs(*sets, dsmooth.GaussianSmoothing(0.3), ProbeSettings(epochs=8))
     train, test = (
         (block_features(None, inputs, data, repeat)[PIXELS], data.labels)
-        for repeat, data in enumerate((TRAIN, TEST))
+        for repeat, data in enumerate(sets)
     )
     score = probe_network(None, inputs)[PIXELS]
     assert score == probe_features(train, test, 2, epochs=8)
-    first, last = (tuple(values[part] for values in train) for part in (slice(19), slice(19, None)))
+    parts = slice(100), slice(100, None)
+    first, last = (tuple(values[part] for values in train) for part in parts)
     assert score.held_out == train_linear(first, last, 2, epochs=2)[0]
 
 
