@@ -22,7 +22,7 @@ from .nn.condition import ClassLabel, labels_of, log_prior
 from .nn.images import check_images, check_scale, check_size, snap_half_precision
 from .nn.pretrained import Pretrained
 from .nn.weights import in_evaluation
-from .progress import Progress, part_of, progress_of
+from .progress import advance_to, portion
 from .sampling.known import keep_top as top_rows
 from .sampling.known import known_pixels
 from .sampling.request import Choices, Request, default_label, normal_float
@@ -90,7 +90,6 @@ class SmoothedPair(Pretrained):
         threads: int | None = None,
         precision: Precision = "auto",
         batch_size: int | None = None,
-        progress: bool | Progress = False,
         **choices: Unpack[Choices],
     ) -> Tensor:
         """Draw n images, by default x~ ~ p(x~), then x ~ p(x | x~).
@@ -99,8 +98,7 @@ class SmoothedPair(Pretrained):
         x~ + scale**2 * grad log p(x~) (Gaussian smoothing only); "noisy" gives x~ itself.
         threads: None for torch's setting. precision: of the cached sampler; "auto" is bfloat16
         where that is faster, see `sample_images`. batch_size: images drawn at a time at most, to
-        save memory; the cached sampler's images do not depend on it. progress: True shows a bar; a
-        function is called with the fraction that is done.
+        save memory; the cached sampler's images do not depend on it.
 
         choices: see `dsmooth.sampling.Choices`. The known pixels of x~ are `known` plus the
         smoothing's noise, a function of (seed, image index); method "noisy" returns them.
@@ -117,10 +115,10 @@ class SmoothedPair(Pretrained):
         request, drawn = Request.make(n, choices, method), []
         if batch_size is not None:
             check_number("batch_size", batch_size)
-        with torch_threads(threads), progress_of(progress, "drawing", n) as done:
+        with torch_threads(threads):
             for part in batches(n, batch_size or n):
-                show = part_of(done, part.start, part.stop)
-                drawn.append(draw(self, request.part(part), show, precision))
+                with portion(len(part) / n):
+                    drawn.append(draw(self, request.part(part), precision))
         return torch.cat(drawn)
 
     @torch.no_grad()
@@ -173,7 +171,7 @@ class SmoothedPair(Pretrained):
         """
         self._check_images("x_tilde", x_tilde)
         with torch_threads(threads):
-            return draw(self, Request.make(len(x_tilde), choices, method, x_tilde), None, precision)
+            return draw(self, Request.make(len(x_tilde), choices, method, x_tilde), precision)
 
     @torch.no_grad()
     def single_step(
@@ -200,7 +198,6 @@ class SmoothedPair(Pretrained):
         seed: int = 0,
         first_index: int = 0,
         top_classes: int | None = TOP_CLASSES,
-        progress: bool | Progress = False,
     ) -> Tensor:
         """A lower bound on log p(x) from `n_noise` draws of x~ per image: (B,), nats.
 
@@ -218,21 +215,19 @@ class SmoothedPair(Pretrained):
         bits/dim (`mnist`, 30 classes) and 0.00014 (`mnist-classes`, 10), measured on 1,000 test
         images.
 
-        Images are computed in batches, so that memory does not grow with B. progress: as in
-        `sample`. Raises ValueError for images of another size or outside [-1, 1], and for a
-        discretized denoiser for values that are not bytes. The result carries no gradient;
-        `pair(x)` is the same bound with gradients.
+        Images are computed in batches, so that memory does not grow with B. Raises ValueError for
+        images of another size or outside [-1, 1], and for a discretized denoiser for values that
+        are not bytes. The result carries no gradient; `pair(x)` is the same bound with gradients.
         """
         self._check_images("x", x)
         numbers = self._labels(label, len(x))
         bound = partial(self.forward, seed=seed, n_noise=n_noise, top_classes=top_classes)
         bound, bounds = partial(bound, importance_weighted=importance_weighted), []
-        with progress_of(progress, "bound", len(x)) as done:
-            for first in range(0, max(1, len(x)), BOUND_IMAGES):
-                part = slice(first, first + BOUND_IMAGES)
-                labels = None if numbers is None else numbers[part]
-                bounds.append(bound(x[part], label=labels, first_index=first_index + first))
-                done(min(part.stop, len(x)))
+        for first in range(0, max(1, len(x)), BOUND_IMAGES):
+            part = slice(first, first + BOUND_IMAGES)
+            labels = None if numbers is None else numbers[part]
+            bounds.append(bound(x[part], label=labels, first_index=first_index + first))
+            advance_to(part.stop / max(1, len(x)))
         return torch.cat(bounds)
 
     def forward(

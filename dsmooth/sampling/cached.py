@@ -23,7 +23,7 @@ from ..machine import torch_threads
 from ..nn import PixelCNNpp
 from ..nn.changes import changed_layer
 from ..nn.condition import check_context
-from ..progress import Progress
+from ..progress import advance_to
 from .operations import as_numpy
 from .program import Program
 from .request import Choices, Request, checked_shape, precision_on
@@ -124,14 +124,12 @@ class CachedSampler:
         context: Tensor | None = None,
         threads: int | None = None,
         max_slice: int | None = None,
-        progress: Progress | None = None,
         **choices: Unpack[Choices],
     ) -> Tensor:
         """Draw n images.
 
         height, width: multiples of 4. context: (n, C, height, width) for a conditioned model, on
-        the model's device. threads: None for torch's setting. progress: called with the fraction
-        done, about ten times a second, and with 1.0 at the end. max_slice: maximal number of images
+        the model's device. threads: None for torch's setting. max_slice: maximal number of images
         that a thread (a thread block) draws at a time, which bounds the memory. choices: see
         `Choices`; known is float32, and known and mask are on the model's device.
         Returns (n, C, height, width) float32 on the sampler's device; the value of a byte for a
@@ -139,7 +137,7 @@ class CachedSampler:
 
         On the CPU, Ctrl-C ends the call within a second. On a CUDA device the call launches a
         kernel for every few rows on the current stream, and returns before the last kernels finish.
-        It ignores threads and progress. A context that is not finite gives images that are not
+        It ignores threads. A context that is not finite gives images that are not
         finite. A CUDA graph can capture the call; the sampler must outlive the graph.
 
         Raises ValueError for arguments out of range, before any work; MemoryError, or
@@ -149,14 +147,13 @@ class CachedSampler:
             if value is not None:
                 check_number(name, value)
         request = Request.make(n, choices)
-        return self.run(request, (height, width), context, progress, threads, max_slice)
+        return self.run(request, (height, width), context, threads, max_slice)
 
     def run(
         self,
         request: Request,
         size: tuple[int, int],
         context: Tensor | None = None,
-        progress: Progress | None = None,
         threads: int | None = None,
         max_slice: int | None = None,
     ) -> Tensor:
@@ -196,9 +193,8 @@ class CachedSampler:
             self._launch(sample, out.shape, inputs, max_slice or 0, len(passes))
         else:
             threads = threads or torch.get_num_threads()
-            sample(threads=threads, slice=max_slice or 0, progress=progress)
-            if progress is not None:
-                progress(1.0)
+            sample(threads=threads, slice=max_slice or 0, progress=advance_to)
+        advance_to(1.0)
         return out[:: len(passes)].contiguous()
 
     def _launch(
@@ -243,8 +239,7 @@ class CachedSampler:
                         time.sleep(POLL_SECONDS)
 
 
-# For each model a copy of the packed weights, and the sampler.
-_PACKED: WeakKeyDictionary[PixelCNNpp, tuple[PixelCNNpp, CachedSampler]] = WeakKeyDictionary()
+_PACKED: WeakKeyDictionary[PixelCNNpp, Packed] = WeakKeyDictionary()
 
 
 def draw_network(
@@ -252,7 +247,6 @@ def draw_network(
     request: Request,
     size: tuple[int, int],
     context: Tensor | None = None,
-    progress: Progress | None = None,
     precision: Precision = "auto",
 ) -> Tensor:
     """The images (count, C, H, W) of a request, drawn by `CachedSampler` if it can run.
@@ -273,27 +267,44 @@ def draw_network(
     if context is not None and context.is_floating_point():
         context = context.to(torch.float32 if reason is None else weight.dtype)
     if reason is None:
-        packed, sampler = _PACKED.get(model, (None, None))
-        # Comparing all weights takes a tenth of the time of packing them.
-        if packed is None or sampler is None or not _same(packed, model) or sampler.dtype != dtype:
-            # The copy is packed, as another thread may change the weights and restore them.
-            packed = copy.deepcopy(model)
-            sampler = CachedSampler(packed, dtype)
-            _PACKED[model] = packed, sampler
-        return sampler.run(request, size, context, progress)
+        return _packed(model, dtype).run(request, size, context)
     if precision == "bfloat16":
         raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
     hint = "" if change else "; `dsmooth doctor` says more"
     warn_once("one forward pass per pixel: %s%s", reason, hint)
-    return draw_sequentially(model, request, size, context, progress)
+    return draw_sequentially(model, request, size, context)
 
 
-def _same(a: PixelCNNpp, b: PixelCNNpp) -> bool:
-    """Whether two networks have the same settings and weights."""
-    pairs = zip(a.parameters(), b.parameters(), strict=True)
-    return a.config == b.config and all(
-        v.dtype == w.dtype and v.device == w.device and v.equal(w) for v, w in pairs
-    )
+def _packed(model: PixelCNNpp, dtype: torch.dtype) -> CachedSampler:
+    """The sampler of a network as it is now, packed again only if a weight has changed."""
+    packed = _PACKED.get(model)
+    if packed is None or model.config != packed.model.config or not packed.has_weights_of(model):
+        packed = _PACKED[model] = Packed(model)
+    if dtype not in packed.samplers:
+        packed.samplers[dtype] = CachedSampler(packed.model, dtype)
+    return packed.samplers[dtype]
+
+
+class Packed:
+    """A copy of a network, since another thread may change its weights, and a sampler per dtype."""
+
+    def __init__(self, model: PixelCNNpp) -> None:
+        self.model = copy.deepcopy(model)
+        self.weights = _all_weights(self.model)
+        self.samplers: dict[torch.dtype, CachedSampler] = {}
+
+    def has_weights_of(self, model: PixelCNNpp) -> bool:
+        """Whether a network has the same weights; changes through `.data` show as well.
+
+        They are compared at once, so that a GPU is waited for once.
+        """
+        own, other = self.weights, _all_weights(model)
+        return own.dtype == other.dtype and own.device == other.device and own.equal(other)
+
+
+@torch.no_grad()
+def _all_weights(model: PixelCNNpp) -> Tensor:
+    return torch.cat([parameter.flatten() for parameter in model.parameters()])
 
 
 def sample_images(
@@ -305,7 +316,6 @@ def sample_images(
     context: Tensor | None = None,
     threads: int | None = None,
     precision: Precision = "auto",
-    progress: Progress | None = None,
     **choices: Unpack[Choices],
 ) -> Tensor:
     """Draw n images by `CachedSampler` if it can run, else by `sequential_sample`.
@@ -316,7 +326,7 @@ def sample_images(
     """
     request = Request.make(n, choices)
     with torch_threads(threads):
-        return draw_network(model, request, (height, width), context, progress, precision)
+        return draw_network(model, request, (height, width), context, precision)
 
 
 def _free_memory() -> int:

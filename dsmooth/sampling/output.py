@@ -31,7 +31,7 @@ def draw_all(model: Model, request: Request, precision: Precision = "auto") -> T
     """The images (count, C, H, W) of a request, on the CPU."""
 
     def drawn(part: range) -> Tensor:
-        return draw(model, request.part(part), precision=precision).cpu()
+        return draw(model, request.part(part), precision).cpu()
 
     parts = batches(request.count, _chunk(model, request.count))
     return torch.cat([*map_parts(drawn, parts, in_threads=False)])
@@ -73,7 +73,7 @@ def draw_folder(
         return folder / f"{request.first_index + number:08d}.png"
 
     def drawn(part: range) -> list[tuple[bytes, bool]]:
-        x = draw(model, request.part(part), precision=precision)
+        x = draw(model, request.part(part), precision)
         return [*zip(map(png, nhwc_bytes(x)), is_diverged(x).tolist(), strict=True)]
 
     diverged = 0

@@ -13,7 +13,7 @@ from ..functional.logistic_mixture import extrapolate
 from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation
 from ..philox import Stream, image_words, to_uniform
-from ..progress import Progress
+from ..progress import advance_to
 from .request import Choices, Request, checked_shape
 
 
@@ -48,9 +48,8 @@ def draw_sequentially(
     request: Request,
     size: tuple[int, int],
     context: Tensor | None = None,
-    progress: Progress | None = None,
 ) -> Tensor:
-    """Draw a request like `sequential_sample`. progress: called after each row."""
+    """Draw a request like `sequential_sample`."""
     config, like = model.config, model.head.bias
     x = like.new_zeros(checked_shape(request.count, config.image_channels, *size))
     mask = torch.zeros_like(x[:, :1], dtype=torch.bool)
@@ -77,6 +76,6 @@ def draw_sequentially(
             **config.mixture,
         )
         x[pixel] = torch.where(mask[pixel], x[pixel], drawn.to(x.dtype))
-        if progress is not None and c + 1 == width:
-            progress((r + 1) / height)
+        if c + 1 == width:
+            advance_to((r + 1) / height)
     return x

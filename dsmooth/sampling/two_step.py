@@ -15,7 +15,7 @@ from ..nn.gradients import input_gradient
 from ..nn.images import check_scale
 from ..nn.weights import in_evaluation
 from ..pictures import is_diverged
-from ..progress import Progress, part_of
+from ..progress import portion
 from ..smoothing import GaussianSmoothing, Smoothing
 from .cached import draw_network
 from .known import KnownPixels
@@ -38,18 +38,16 @@ Model = Pair | PixelCNNpp
 def draw(
     model: Model,
     request: Request,
-    progress: Progress | None = None,
     precision: Precision = "auto",
 ) -> Tensor:
     """The images (count, C, H, W) of a request, of a pair or of one network with an image size.
 
     A pair draws x~ ~ p(x~), unless the request gives x~, and then x of each x~. An image is NaN
-    where its x~ diverged. progress: called with the fraction done. precision: as in
-    `SmoothedPair.sample`.
+    where its x~ diverged. precision: as in `SmoothedPair.sample`.
     """
     if isinstance(model, PixelCNNpp):
         assert model.image_size is not None  # checked earlier
-        return draw_network(model, request, model.image_size, None, progress, precision)
+        return draw_network(model, request, model.image_size, None, precision)
     noisy, denoiser, size = model.noisy, model.denoiser, model.image_size
     classes = noisy.config.classes or denoiser.config.classes
     if request.guidance and request.method != "two-step":
@@ -58,7 +56,6 @@ def draw(
     labels = request.labels(classes, noisy.device)
     if known is not None:
         check_scale("known", known.values, as_bytes=denoiser.config.likelihood == "discretized")
-    done = 0.0
     if x_tilde is None:
         seen = known
         if known is not None:
@@ -66,8 +63,8 @@ def draw(
             images = model.smoothing.sample(known.images, seed=seed, first_index=index)
             seen = KnownPixels(images, known.mask)
         step = request_of_step(request, noisy.config, classes, seen, labels)
-        done = 0.5 if request.method == "two-step" else 1.0
-        x_tilde = draw_network(noisy, step, size, None, part_of(progress, 0.0, done), precision)
+        with portion(0.5 if request.method == "two-step" else 1.0):
+            x_tilde = draw_network(noisy, step, size, None, precision)
     if request.method == "noisy":
         return x_tilde
     diverged = is_diverged(x_tilde).view(-1, *[1] * (x_tilde.ndim - 1))
@@ -77,7 +74,8 @@ def draw(
         x = x if known is None else known.keep(x)
     else:
         step = request_of_step(request, denoiser.config, classes, known, labels)
-        x = draw_network(denoiser, step, size, x_tilde, part_of(progress, done, 1.0), precision)
+        with portion(0.5 if request.x_tilde is None else 1.0):
+            x = draw_network(denoiser, step, size, x_tilde, precision)
     return torch.where(diverged, math.nan, x)
 
 

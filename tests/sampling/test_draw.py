@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ import torch
 
 import dsmooth
 from dsmooth import cuda
+from dsmooth import progress as progress_module
 from dsmooth._extension import warn_once
 from dsmooth.commands import shared as command
 from dsmooth.commands.options import Drawing
@@ -138,10 +140,28 @@ def test_a_generator_gives_the_seed(pair: dsmooth.SmoothedPair) -> None:
     assert not torch.equal(drawn(6)[0], first[0])
 
 
-def test_the_sequential_sampler_reports_rows() -> None:
+def test_progress_is_of_the_images_that_are_drawn(pair, monkeypatch) -> None:
+    """By rows of the sequential sampler, by batches and steps of a pair, and within a call."""
     seen: list[float] = []
-    sample_images(network().double(), 1, height=8, width=4, progress=seen.append)
-    assert seen == [i / 8 for i in range(1, 9)]
+
+    @contextmanager
+    def show(*_: object) -> Iterator[Any]:
+        yield seen.append
+
+    monkeypatch.setattr(progress_module, "_shown", show)
+    with progress_module.progress("drawing", 8):
+        sample_images(network().double(), 1, height=8, width=4)
+    assert seen == [*range(1, 9)]
+    seen.clear()
+    with progress_module.progress("drawing", 5):
+        pair.sample(5, batch_size=2)
+    assert {1, 2, 3, 4, 4.5, 5} <= {*seen}
+    seen.clear()
+    slow = CachedSampler(network(n_filters=40, n_resnet=3))
+    with progress_module.progress("drawing", 1):
+        slow.sample(24, 28, 28)
+    assert (seen, seen[-1]) == (sorted(seen), 1)
+    assert any(0 < done < 1 for done in seen)
 
 
 def let_diverge(monkeypatch: pytest.MonkeyPatch, images: list[int]) -> None:

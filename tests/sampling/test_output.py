@@ -32,7 +32,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let image i be X[i], and a call draw at most three; the numbers of those that were drawn."""
     numbers: list[int] = []
 
-    def draw(_: object, request: Request, **options: object) -> Tensor:
+    def draw(_: object, request: Request, precision: str) -> Tensor:
         part = range(request.first_index, request.first_index + request.count)
         numbers.extend(part)
         return X[part.start : part.stop]
