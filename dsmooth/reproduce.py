@@ -34,8 +34,7 @@ from .presets import preset
 from .pretrained import Loaded
 from .probe_settings import ProbeSettings
 from .progress import progress
-from .report.contents import Report
-from .report.describe import describe_machine, describe_model
+from .report.contents import Report, describe_machine, describe_model
 from .results import FLOOR, BitsResult, FrechetResult, ProbeResult, ReceptiveFields
 from .sampling.output import draw_all, write_images
 from .sampling.request import Request

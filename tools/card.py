@@ -40,8 +40,7 @@ from dsmooth.nn.weights import weights_digest
 from dsmooth.pictures import BORDER, save_grid
 from dsmooth.pretrained import find
 from dsmooth.probe_settings import ProbeSettings
-from dsmooth.report.contents import Machine, ModelSummary
-from dsmooth.report.describe import describe_machine, describe_model
+from dsmooth.report.contents import Machine, ModelSummary, describe_machine, describe_model
 from dsmooth.report.page import grid
 from dsmooth.report.sections import TITLES, settings_table
 from dsmooth.reproduce import Choices, Stages, bytes_to_compare

@@ -23,7 +23,7 @@ from dsmooth.data.order import choose_images, epoch_order
 from dsmooth.evaluate.likelihood import score_pair, standard_error
 from dsmooth.pictures import save_grid
 from dsmooth.pretrained.folders import HERE, PAIR
-from dsmooth.report.describe import describe_machine, describe_model
+from dsmooth.report.contents import describe_machine, describe_model
 from dsmooth.reproduce import Choices, Stages, bytes_to_compare
 from dsmooth.tables import Table
 from dsmooth.text import decimals, percent

@@ -12,7 +12,7 @@ from ..files import check_writable
 from ..machine import choose_device, use_threads
 from ..pretrained import DEFAULT, TITLE, load, packaged
 from ..probe_settings import ProbeSettings
-from ..report.describe import curve_of
+from ..report.plots import curve_of
 from ..report.sections import write_report
 from ..reproduce import Choices, Stages, own_folder, planned_runs, train_runs
 from ..tables import bits_table

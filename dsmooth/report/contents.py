@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import platform
+from dataclasses import asdict, dataclass
 
-from ..fields import Setting
+import torch
+
+from .._version import __version__
+from ..config import Role
+from ..data import ImageDataset
+from ..fields import Setting, flatten
+from ..machine import cpu_name
+from ..pretrained import Loaded
 from ..results import BitsResult, FrechetResult, ProbeResult, ReceptiveFields
+from ..training.step import kernel_rate
 
 
 @dataclass(frozen=True)
@@ -13,7 +22,6 @@ class Machine:
     """Where and with which versions numbers were measured. gpu: None for the CPU."""
 
     processor: str
-    processes: int
     cpu_threads: int
     gpu: str | None
     system: str
@@ -68,3 +76,39 @@ class Report:
     frechet: FrechetResult | None
     probes: ProbeResult | None
     receptive_fields: ReceptiveFields
+
+
+def describe_model(role: Role, models: Loaded, test_set: ImageDataset) -> ModelSummary:
+    """A model's settings and size, and its training if the run is finished."""
+    network, run = models.networks[role], models.runs.get(role)
+    parameters = sum(p.numel() for p in network.parameters())
+    if run is None:
+        smoothing = models.pair.smoothing
+        noise = {"smoothing": smoothing.kind, "scale": smoothing.scale}
+        return ModelSummary(parameters, flatten({"model": asdict(network.config), **noise}))
+    config = run.read_config()[0]
+    settings = {key: value for key, value in asdict(config).items() if key != "data_dir"}
+    training, record = None, network.record
+    if run.is_finished() and record is not None:
+        settings["kernel_rate"] = kernel_rate(config) if config.optimizer == "muon" else None
+        training = TrainingSummary(
+            images=record.images or 0,
+            seconds=record.seconds or 0.0,
+            loss=record.loss or "",
+            held_out_bits=record.bits_per_dim,
+            held_out_images=min(config.evaluation_images, len(test_set)),
+        )
+    return ModelSummary(parameters, flatten(settings), training)
+
+
+def describe_machine(device: torch.device) -> Machine:
+    """Processor, threads, GPU, and versions."""
+    return Machine(
+        processor=cpu_name(),
+        cpu_threads=torch.get_num_threads(),
+        gpu=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        torch=str(torch.__version__),
+        dsmooth=__version__,
+    )

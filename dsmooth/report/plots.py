@@ -16,6 +16,8 @@ from matplotlib.ticker import EngFormatter
 from ..evaluate.probe import PIXELS
 from ..evaluate.receptive_field import causal
 from ..results import BlockScores, ReceptiveFields
+from ..runlog import HeldOut, Step
+from ..runs import RunFolder
 
 TEXT, LINE, DOTS, THIRD = "#333333", "#2f6fd0", "#b34700", "#1e7d4f"
 QUIET, PALE, FAINT = "#6b7480", "#a8c2e4", "#eceef1"
@@ -28,6 +30,14 @@ class Curve:
 
     steps: Points
     held_out: Points
+
+
+def curve_of(run: RunFolder) -> Curve:
+    """The curve of a run's log."""
+    entries = run.history()
+    steps = [(entry.images, entry.bits_per_dim) for entry in entries if isinstance(entry, Step)]
+    scores = [(entry.images, entry.bits_per_dim) for entry in entries if isinstance(entry, HeldOut)]
+    return Curve(steps, scores)
 
 
 def new_plot() -> tuple[Figure, Axes]:

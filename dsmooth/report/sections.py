@@ -242,7 +242,7 @@ def facts(report: Report) -> Table:
         "seed": report.seed,
         "diverged samples": ", ".join(f"{kind} {n}" for kind, n in report.diverged.items()),
         "processor": machine.processor,
-        "processes, threads of each": f"{machine.processes}, {machine.cpu_threads}",
+        "CPU threads": machine.cpu_threads,
         "GPU": machine.gpu or "none",
         "system": machine.system,
         "versions": f"Python {machine.python}, torch {machine.torch}, dsmooth {machine.dsmooth}",
