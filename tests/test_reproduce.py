@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -65,23 +62,6 @@ def stamps(out: Path) -> dict[str, int]:
 
 def reported_in(out: Path) -> Report:
     return read_result(out / "results.json", Report)
-
-
-def stopped_before(
-    monkeypatch: pytest.MonkeyPatch, out: Path, models: tuple[Path, ...], file: int, **options: Any
-) -> None:
-    """`reproduce` with Ctrl-C before file number `file` is written."""
-    real, calls = os.replace, itertools.count()
-
-    def stop(*paths: Path) -> None:
-        if next(calls) == file:
-            raise KeyboardInterrupt
-        real(*paths)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.replace", stop)
-        with pytest.raises(KeyboardInterrupt):
-            reproduce(out, models=models, **options)
 
 
 def tiny_runs(data: Path, images: int = IMAGES, seed: int = 0) -> tuple[TrainConfig, ...]:
@@ -314,29 +294,6 @@ def test_a_saved_pair_has_the_numbers_of_its_runs(given, reported, tmp_path) -> 
     train_set, test_set = (load_embedded_mnist(split) for split in ("train", "test"))
     stages = Stages(tmp_path, models, train_set, test_set, Choices(scored_images=12))
     assert stages.bits_per_dim() == reported_in(reported).bits
-
-
-def test_what_is_stopped_keeps_its_probes_and_leaves_no_picture_missing(
-    given: tuple[Path, ...], again: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before, others = (again / "probes.json").read_bytes(), stamps(again)
-    reproduce_until = partial(stopped_before, monkeypatch, again, given)
-    (again / "probes.json").unlink()
-    reproduce_until(2)  # after results.json and the first probes
-    assert [*read_json(again / "probes.json")["parts"]] == ["noisy"]
-    assert reproduce(again, models=given) == 0
-    assert (again / "probes.json").read_bytes() == before
-    for first in (1, 2):  # the picture and the array of the noisy samples
-        shutil.rmtree(again / "samples")
-        reproduce_until(first)
-        assert reproduce(again, models=given) == 0
-        names = {path.stem for path in (again / "samples").glob("*.npz")}
-        assert {path.stem for path in (again / "samples").glob("*.png")} == names
-    (again / "samples" / "plain.npz").unlink()
-    assert reproduce(again, models=given) == 0
-    assert (again / "samples" / "plain.npz").exists()
-    kept = "bits-per-dim", "frechet", "receptive-field"
-    assert {name: stamps(again)[name] for name in kept} == {name: others[name] for name in kept}
 
 
 def test_black_pixels_are_black_in_every_colour() -> None:
