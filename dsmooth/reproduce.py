@@ -23,12 +23,13 @@ from .errors import SettingError
 from .evaluate.batches import labels_for_model
 from .evaluate.comparison import Reference, compare_images
 from .evaluate.features import CLASSIFIER, make_extractor
-from .evaluate.likelihood import measure_bits
+from .evaluate.likelihood import clean_noise_of, measure_bits
 from .evaluate.probe import probe_pair
 from .evaluate.receptive_field import receptive_fields
 from .fields import check_number
 from .files import lock_folder
 from .machine import has_fast_bfloat16
+from .pair import SmoothedPair
 from .pictures import is_diverged, save_grid
 from .presets import preset
 from .pretrained import Loaded
@@ -175,10 +176,9 @@ class Stages:
     def request(self) -> Mapping[str, object]:
         """All that decides the results."""
         return {
-            "weights_sha256": self.models.digests(),
             "data_sha256": {"train": self.train_set.digest, "test": self.test_set.digest},
             "settings": self.models.identity(),
-            "clean_noise": self.models.clean_noise,
+            "clean_noise": clean_noise_of(self.models.pair),
             **asdict(self.choices),
         }
 
@@ -224,12 +224,13 @@ class Stages:
         path = self.folder / "samples" / f"{name}.npz"
         if from_first(path.exists):
             return torch.from_numpy(read_npz(path)["x"])
-        models = self.models.of(*roles)
-        request = request if models.classes else replace(request, label=None)
+        model = self.models.pair if "noisy" in roles else self.models.networks[roles[0]]
+        classes = model.classes if isinstance(model, SmoothedPair) else model.config.classes
+        request = request if classes else replace(request, label=None)
         with progress(f"drawing {name}", request.count):
-            x = draw_all(models.model, request, self.choices.precision)
+            x = draw_all(model, request, self.choices.precision)
         save_grid(x[:GRID_IMAGES], path.with_suffix(".png"))
-        write_images(path, x, request, models.classes)
+        write_images(path, x, request, classes)
         return x
 
     def bits_per_dim(self) -> BitsResult:

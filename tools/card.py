@@ -157,7 +157,7 @@ def write_card(
     probed: tuple[Literal["noisy", "clean"], ...] = () if is_labelled else ("noisy", "clean")
     card = Card(
         machine=describe_machine(models.device),
-        weights_sha256={str(role): digest for role, digest in models.digests().items()},
+        weights_sha256={str(role): weights_digest(n) for role, n in models.networks.items()},
         train_images=len(train_set),
         test_images=len(test_set),
         models={role: describe_model(role, models, test_set) for role in models.networks},

@@ -21,6 +21,7 @@ import dsmooth
 from dsmooth.data import SPLITS, load_dataset, to_float
 from dsmooth.data.order import choose_images, epoch_order
 from dsmooth.evaluate.likelihood import score_pair, standard_error
+from dsmooth.nn.weights import weights_digest
 from dsmooth.pictures import save_grid
 from dsmooth.pretrained.folders import HERE, PAIR
 from dsmooth.report.contents import describe_machine, describe_model
@@ -95,7 +96,7 @@ def main(photos: str, runs: str, starts: str, plain: str) -> None:
     others = {TEST: to_float(real), "samples, plain": pictures["plain"]}
     card = Card(
         machine=describe_machine(models.device),
-        weights_sha256={role: models.digests()[role] for role in PAIR},
+        weights_sha256={role: weights_digest(models.networks[role]) for role in PAIR},
         train_images=trained_on,
         test_images=len(test),
         models={role: describe_model(role, models, test) for role in models.networks},

@@ -32,8 +32,10 @@ def cluster(options: Cluster) -> None:
     check_writable(path)
     check_number("clusters", options.clusters, 2)
     use_threads(options.execution.threads)
-    models = load(*options.models, device=choose_device(options.execution.device)).checked()
-    noisy, choice = models.noisy, choose_data(models, options.dataset)
+    models = load(*options.models, device=choose_device(options.execution.device))
+    if "noisy" not in models.networks:
+        raise ValueError("clusters are of features of a noisy model: name its run, or its pair")
+    noisy, choice = models.networks["noisy"], choose_data(models, options.dataset)
     if choice.data_dir and Path(realpath(choice.data_dir)) in Path(realpath(path)).parents:
         raise ValueError(
             f"--out must not be inside {choice.data_dir}: clusters.png would be an image"

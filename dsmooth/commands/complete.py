@@ -37,8 +37,8 @@ def complete(options: Complete) -> None:
     names, source = list(options.models), options.images
     if source is None and len(names) > 1 and not is_model(names[-1]):
         source = names.pop()
-    models = load(*names, device=drawing_device(options.execution)).checked()
-    if models.smoothed is None and "noisy" in models.networks:
+    models = load(*names, device=drawing_device(options.execution))
+    if [*models.networks] == ["noisy"]:
         raise ValueError(f"{names[0]} is a noisy model: name the pair that it is of")
     x, labels = choose_images(source, options.count, models)
     if options.drawing.label == "own":
@@ -49,7 +49,7 @@ def complete(options: Complete) -> None:
         labels = None
     if options.mask is None:
         fraction = 0.5 if options.keep_top is None else options.keep_top
-        mask = keep_top(fraction, models.image_size)
+        mask = keep_top(fraction, models.image_shape[1:])
     else:
         mask = read_pictures(options.mask, [options.mask]).float().mean(1) >= 128
     cells = len(x) * options.draws
@@ -77,7 +77,7 @@ def choose_images(source: Path | None, count: int, models: Loaded) -> tuple[Tens
             data = choose_data(models, DataOptions()).load("test")
         except (ValueError, FileNotFoundError):
             raise ValueError(
-                f"{models.source} does not say where its images are: name some by --images"
+                "the models do not say where their images are: name some by --images"
             ) from None
         images, words = data.images[:count], data.source
         if models.classes is not None and data.has_classes(models.classes.names):
@@ -94,7 +94,7 @@ def choose_images(source: Path | None, count: int, models: Loaded) -> tuple[Tens
         images = as_grey(images)
     if tuple(images.shape[1:]) != shape or len(images) == 0:
         raise ValueError(
-            f"{models.source} draws images of (C, H, W) = {shape}, got {len(images)} of "
+            f"the models draw images of (C, H, W) = {shape}, got {len(images)} of "
             f"{tuple(images.shape[1:])} from {words}"
         )
     return to_float(images), labels

@@ -18,7 +18,7 @@ from .shared import choose_data, request_of_measure
 def evaluate_bits(options: BitsOptions) -> tuple[Mapping[str, object], BitsResult]:
     """Measure and print bits/dim; what decides the numbers, and the numbers."""
     folders = [*options.models, *filter(None, [options.plain])]
-    models = load(*folders, device=choose_device(options.execution.device)).checked()
+    models = load(*folders, device=choose_device(options.execution.device))
     dataset = choose_data(models, options.dataset).load(options.split, options.limit)
     with progress("bits/dim", len(dataset)):
         result = measure_bits(

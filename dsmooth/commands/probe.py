@@ -20,7 +20,7 @@ def probe(options: Probe) -> None:
     path, execution = options.out / "probes.json", options.execution
     check_writable(path)
     use_threads(execution.threads)
-    models = load(*options.models, device=choose_device(execution.device)).checked()
+    models = load(*options.models, device=choose_device(execution.device))
     pair, plain, choice = models.pair, models.plain, choose_data(models, options.dataset)
     sets = choice.load("train"), choice.load("test")
     with progress("probes", 4 if plain is None else 5, "networks"):

@@ -41,7 +41,7 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
         # By folder: a folder of the user's may have the name of the packaged models.
         folders = packaged()[DEFAULT], packaged()[f"{DEFAULT}-plain"]
         names = options.models or [out / run.role for run in runs] or folders
-        models = load(*names, device=choose_device(execution.device)).checked()
+        models = load(*names, device=choose_device(execution.device))
         data = choose_data(models, options.dataset)
         stages = Stages(out, models, data.load("train"), data.load("test"), choices)
         check_images(models.pair, stages.test_set)

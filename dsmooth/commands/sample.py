@@ -19,7 +19,7 @@ def sample(options: Sample) -> None:
     """Run `dsmooth sample`. Raises ValueError or FileNotFoundError before any work."""
     check_number("count", options.count)
     check_outputs(options.out, options.count)
-    models = load(*options.models, device=drawing_device(options.execution)).checked()
+    models = load(*options.models, device=drawing_device(options.execution))
     request = request_of(models, options.drawing, options.count, options.first_index)
     precision = precision_on(models.device, options.execution.precision)
     started = time.monotonic()
@@ -29,7 +29,6 @@ def sample(options: Sample) -> None:
             "first_index": request.first_index,
             "device": models.device.type,
             "precision": precision,
-            "weights_sha256": list(models.digests().values()),
             "models": models.identity(),
         }
         with progress("drawing", request.count):

@@ -118,7 +118,7 @@ def request_of_measure(
         "n_noise": options.n_noise,
         "seed": options.seed,
         "precision": options.execution.precision,
-        "weights_sha256": models.digests(),
+        "models": models.identity(),
     }
 
 
@@ -134,7 +134,9 @@ def request_of(
 
     own_labels: of the images of known pixels, in place of the option's.
     """
-    if models.smoothed is None:
+    if [*models.networks] == ["denoiser"]:
+        raise ValueError("a denoiser draws given noisy images: name the run of its noisy model too")
+    if "denoiser" not in models.networks:
         # A single noisy model draws x~, as a pair does with the method "noisy".
         methods = ("two-step", "noisy") if "noisy" in models.networks else ("two-step",)
         if drawing.method not in methods:

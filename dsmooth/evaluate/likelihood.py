@@ -25,7 +25,7 @@ from ..machine import autocast
 from ..nn import PixelCNNpp
 from ..nn.condition import NO_CLASS
 from ..nn.images import snap_half_precision
-from ..nn.weights import in_evaluation
+from ..nn.weights import in_evaluation, weights_digest
 from ..pair import SmoothedPair
 from ..philox import Stream
 from ..pixels import PER_UNIT
@@ -275,6 +275,11 @@ def _log_prob(model: PixelCNNpp, x: Tensor, params: Tensor, likelihood: Likeliho
     return logistic_mixture_log_prob(x, params, **mixture).double().sum((1, 2))
 
 
+def clean_noise_of(pair: SmoothedPair) -> float:
+    """Noise on the target that the denoiser was trained with; 0 where no record states it."""
+    return pair.denoiser.record.clean_noise if pair.denoiser.record is not None else 0.0
+
+
 def measure_bits(
     models: Loaded,
     dataset: ImageDataset,
@@ -287,7 +292,7 @@ def measure_bits(
 ) -> BitsResult:
     """Bits/dim of a pair, a plain model or both. Arguments and errors as for `score_pair`."""
     scores: dict[str, Scores] = {}
-    has_pair, plain = models.smoothed is not None or models.plain is None, models.plain
+    has_pair, plain = models.plain is None or len(models.networks) > 1, models.plain
     with autocast(models.device, precision):
         if has_pair:
             with portion(0.5 if plain else 1.0):
@@ -297,13 +302,13 @@ def measure_bits(
                     n_noise=n_noise,
                     batch_size=batch_size,
                     seed=seed,
-                    clean_noise=models.clean_noise,
+                    clean_noise=clean_noise_of(models.pair),
                     mixture=mixture,
                 )
         if plain is not None:
             with portion(0.5 if has_pair else 1.0):
                 scores["plain"] = score_plain(plain, dataset, batch_size=batch_size)
-    digests = models.digests()
+    digests = {role: weights_digest(network) for role, network in models.networks.items()}
     roles: dict[str, tuple[Role, ...]] = {"pair": ("noisy", "denoiser"), "plain": ("plain",)}
     return BitsResult(
         MeasuredImages(dataset.name, dataset.split, len(dataset)),

@@ -74,8 +74,8 @@ def load(
     return Loaded(
         {role: found[role].network for role in roles},
         {role: one.run for role, one in found.items() if one.run.has_settings()},
+        found[roles[0]].settings.noise,
         str(next(iter(found.values())).run.path),
-        next(iter(found.values())).settings.noise,
         _pair(kind, found) if is_pair else None,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 import torch
 
@@ -25,14 +25,13 @@ class Loaded:
     """Networks in memory, in evaluation mode: a pair, a pair and a plain model, or one network.
 
     networks: in the order of the roles. runs: the folders of those that were read from runs, in the
-    order given. source: the first folder, for messages. smoothing: that the first network was
-    trained for, if that is known.
+    order given. smoothing: that the first network was trained for, if that is known.
     """
 
     networks: Mapping[Role, PixelCNNpp]
     runs: Mapping[Role, RunFolder] = field(default_factory=dict)
-    source: str = "this"
     smoothing: Smoothing | None = None
+    _source: str = "this"
     _pair: SmoothedPair | None = None
 
     def __post_init__(self) -> None:
@@ -46,7 +45,7 @@ class Loaded:
     def pair(self) -> SmoothedPair:
         """The pair. Raises ValueError for a single model."""
         if self._pair is None:
-            raise ValueError(f"{self.source} is a single model: {EXPECTED_MODELS}")
+            raise ValueError(f"{self._source} is a single model: {EXPECTED_MODELS}")
         return self._pair
 
     @property
@@ -66,7 +65,7 @@ class Loaded:
         """(C, H, W) of the images. Raises ValueError where the weights do not state it."""
         if self._first.image_size is None:
             raise ValueError(
-                f"{self.source} does not say how large its images are: save the network again with "
+                f"{self._source} does not say how large its images are: save it again with "
                 "its image_size = (H, W)"
             )
         return (self._first.config.image_channels, *self._first.image_size)
@@ -81,38 +80,6 @@ class Loaded:
     def device(self) -> torch.device:
         """Device of the networks."""
         return self._first.device
-
-    # Used by callers that are not converted yet.
-    @property
-    def smoothed(self) -> SmoothedPair | None:
-        return self._pair
-
-    @property
-    def noisy(self) -> PixelCNNpp:
-        return self.networks["noisy"]
-
-    @property
-    def first(self) -> PixelCNNpp:
-        return self._first
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self.image_shape[1:]
-
-    @property
-    def clean_noise(self) -> float:
-        network = self.networks.get("denoiser")
-        return network.record.clean_noise if network is not None and network.record else 0.0
-
-    def checked(self) -> Loaded:
-        return self
-
-    def digests(self) -> dict[Role, str]:
-        return {role: weights_digest(network) for role, network in self.networks.items()}
-
-    def of(self, *roles: Role) -> Loaded:
-        pair = self._pair if "noisy" in roles else None
-        return replace(self, networks={role: self.networks[role] for role in roles}, _pair=pair)
 
     def identity(self) -> dict[str, object]:
         """What decides images: the digests of the weights, and the settings, as JSON."""
