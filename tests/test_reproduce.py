@@ -269,7 +269,7 @@ def test_results_of_other_weights_and_damaged_ones_are_not_reported(given, again
     samples, bits = (read_json(again / name) for name in ("samples.json", "bits_per_dim.json"))
     samples["request"]["settings"]["weights_sha256"]["noisy"] = "0" * 64
     write_json(again / "samples.json", samples)
-    words = r"samples\.json is of another request: its weights_sha256.noisy is '0"
+    words = r"samples\.json is of another request: its settings.weights_sha256.noisy is '0"
     refuses(words, reproduce, again, models=given)
     (again / "samples.json").unlink()
     write_json(again / "bits_per_dim.json", {**bits, "result": {"models": {}}})
