@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,7 @@ from .nn.weights import in_evaluation
 from .progress import advance_to, portion
 from .sampling.known import keep_top as top_rows
 from .sampling.known import known_pixels
-from .sampling.request import Choices, Request, default_label, normal_float
+from .sampling.request import Choices, Request, default_label, drawn_seed, normal_float
 from .sampling.two_step import draw, posterior_mean
 from .smoothing import Smoothing
 from .work import batches
@@ -109,10 +110,10 @@ class SmoothedPair(Pretrained):
         Returns (n, C, H, W); x~ is not clamped, nor is x from a continuous denoiser. An image whose
         x~ diverged is NaN. Raises ValueError or TypeError for arguments that do not fit.
         """
-        if choices.get("label") is None:
-            completes = choices.get("known") is not None
-            choices["label"] = default_label(self.classes, completes=completes)
         request, drawn = Request.make(n, choices, method), []
+        if request.label is None:
+            label = default_label(self.classes, completes=request.known is not None)
+            request = replace(request, label=label)
         if batch_size is not None:
             check_number("batch_size", batch_size)
         with torch_threads(threads):
@@ -149,11 +150,11 @@ class SmoothedPair(Pretrained):
             x = snap_half_precision(x)
         x = x.to(torch.promote_types(self.dtype, torch.float32))
         repeat = partial(torch.repeat_interleave, repeats=draws, dim=0)
-        label = options.get("label")
+        label = options.pop("label", None)
         if isinstance(label, Tensor | np.ndarray | list | tuple):
-            options["label"] = repeat(self._labels(label, len(x)))
+            label = repeat(self._labels(label, len(x)))
         known, mask = repeat(x), repeat(visible.mask)
-        return self.sample(len(known), known=known, mask=mask, **options)
+        return self.sample(len(known), known=known, mask=mask, label=label, **options)
 
     @torch.no_grad()
     def denoise(
@@ -195,7 +196,7 @@ class SmoothedPair(Pretrained):
         label: ClassLabel | None = None,
         n_noise: int = 1,
         importance_weighted: bool = False,
-        seed: int = 0,
+        seed: int | None = 0,
         first_index: int = 0,
         top_classes: int | None = TOP_CLASSES,
     ) -> Tensor:
@@ -205,7 +206,7 @@ class SmoothedPair(Pretrained):
         the evidence lower bound; with `importance_weighted` the log of the mean weight, which is
         tighter in expectation. With a discretized denoiser it bounds the log-probability of bytes;
         with a continuous one a log-density in units of [-1, 1]. The noise of row b is a function of
-        (seed, first_index + b, draw).
+        (seed, first_index + b, draw); None draws a seed, as samplers do.
 
         label: for a pair with classes, as in `PixelCNNpp.forward`; it then bounds log p(x | label).
         Without one a weight is a sum over classes, weighted by their shares of the training images.
@@ -220,9 +221,14 @@ class SmoothedPair(Pretrained):
         are not bytes. The result carries no gradient; `pair(x)` is the same bound with gradients.
         """
         self._check_images("x", x)
-        numbers = self._labels(label, len(x))
-        bound = partial(self.forward, seed=seed, n_noise=n_noise, top_classes=top_classes)
-        bound, bounds = partial(bound, importance_weighted=importance_weighted), []
+        numbers, bounds = self._labels(label, len(x)), []
+        bound = partial(
+            self.forward,
+            n_noise=n_noise,
+            importance_weighted=importance_weighted,
+            seed=drawn_seed() if seed is None else seed,
+            top_classes=top_classes,
+        )
         for first in range(0, max(1, len(x)), BOUND_IMAGES):
             part = slice(first, first + BOUND_IMAGES)
             labels = None if numbers is None else numbers[part]

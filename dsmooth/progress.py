@@ -156,24 +156,6 @@ def _shown(title: str, total: int, unit: str) -> Iterator[Progress]:
     print(f"{title}: done in {time.monotonic() - started:.1f} s", flush=True)
 
 
-def part_of(progress: Progress | None, first: float, last: float) -> Progress:
-    """The progress of a part, by the fraction of it done: from `first` to `last` of the whole."""
-    return lambda done: progress(first + done * (last - first)) if progress else None
-
-
-@contextmanager
-def progress_of(
-    choice: bool | Progress, title: str, total: int, unit: str = "images"
-) -> Iterator[Progress]:
-    """Show how many of `total` images are done. choice: True to use `progress`, or a function
-    that is called with the fraction done."""
-    if choice is True:
-        with progress(title, total, unit) as show:
-            yield show
-    else:
-        yield lambda done: choice(done / max(total, 1)) if choice else None
-
-
 @contextmanager
 def progress_bar(
     name: str, total: int, completed: int = 0, text: str = "starting"

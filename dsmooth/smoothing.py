@@ -31,7 +31,9 @@ class Smoothing:
     """Which stream of the random generator the noise comes from."""
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.scale, Real) and 0 < self.scale < math.inf):
+        if not isinstance(self.scale, Real):
+            raise TypeError(f"scale must be a number, got a {type(self.scale).__name__}")
+        if not 0 < self.scale < math.inf:
             raise ValueError(f"scale must be positive and finite, got {self.scale}")
 
     def quantile(self, u: Tensor) -> Tensor:

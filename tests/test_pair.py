@@ -117,6 +117,7 @@ def test_a_seed_that_was_drawn_is_reported(caplog: pytest.LogCaptureFixture) -> 
     draws = [
         lambda seed: pair.sample(1, seed=seed, method="noisy"),
         lambda seed: pair.denoise(torch.zeros(1, 1, 8, 8), seed=seed),
+        lambda seed: pair.elbo(torch.ones(1, 1, 8, 8), seed=seed),
         lambda seed: CachedSampler(pair.noisy).sample(1, 8, 8, seed=seed),
         lambda seed: sequential_sample(pair.noisy, 1, height=8, width=8, seed=seed),
         lambda seed: sample_images(pair.noisy, 1, height=8, width=8, seed=seed),

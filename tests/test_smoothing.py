@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 import dsmooth
 from dsmooth.smoothing import SMOOTHINGS
 from tests.helpers.data_makers import refuses
+from tests.helpers.networks import tiny_pair
 
 pytestmark = pytest.mark.quick
 
@@ -85,5 +87,18 @@ def test_bad_scales_and_shapes() -> None:
     refuses(r"x must be floating point in \[-1, 1\], got", q.sample, x.byte(), error=TypeError)
     refuses(r"x must be a torch\.Tensor, got a ndarray", q.sample, x.numpy(), error=TypeError)
     refuses(r"x_tilde must have x's shape \(1, 1, 4, 4\)", q.log_prob, torch.cat([x, x]), x)
-    for scale in (0.0, -1.0, math.inf, math.nan, "0.5"):
+    for scale in (0.0, -1.0, math.inf, math.nan):
         refuses("scale must be positive and finite", dsmooth.GaussianSmoothing, scale)
+    number = torch.tensor(0.5)
+    refuses(
+        "scale must be a number, got a Tensor", dsmooth.GaussianSmoothing, number, error=TypeError
+    )
+
+
+def test_a_subclass_is_not_taken_for_its_base(tmp_path: Path) -> None:
+    """Its noise may be other noise: saved as its base it would change."""
+    wide = type("Wide", (dsmooth.GaussianSmoothing,), {})
+    pair = tiny_pair()
+    pair = dsmooth.SmoothedPair(pair.noisy, pair.denoiser, wide(0.5), (8, 8))
+    refuses("needs gaussian smoothing, got Wide", pair.single_step, torch.zeros(1, 1, 8, 8))
+    refuses("smoothing of the library, not with a Wide", pair.save_pretrained, tmp_path / "x")

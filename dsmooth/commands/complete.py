@@ -51,7 +51,7 @@ def complete(options: Complete) -> None:
         fraction = 0.5 if options.keep_top is None else options.keep_top
         mask = keep_top(fraction, models.image_shape[1:])
     else:
-        mask = read_pictures(options.mask, [options.mask]).float().mean(1) >= 128
+        mask = read_mask(options.mask)
     cells = len(x) * options.draws
     checked_shape(cells, *models.image_shape)
     given = x.to(models.device).repeat_interleave(options.draws, dim=0)
@@ -64,6 +64,18 @@ def complete(options: Complete) -> None:
         write_completions(path, x, mask, completed, request.seed)
         print(f"wrote {printable(path)}")
     say_drawn(len(completed), int(is_diverged(completed).sum()), started)
+
+
+def read_mask(path: Path) -> Tensor:
+    """The mask (1, H, W) bool of a picture of two values, the larger of which means known."""
+    levels = read_pictures(path, [path]).float().mean(1)
+    values = levels.unique().tolist()
+    if len(values) > 2:
+        raise ValueError(
+            f"--mask must have two values, black where pixels are missing and white where they are "
+            f"given, but {path} has {len(values)}"
+        )
+    return levels == values[-1] if len(values) == 2 else levels > 0
 
 
 def choose_images(source: Path | None, count: int, models: Loaded) -> tuple[Tensor, Tensor | None]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from .._extension import is_available
 from ..cuda import cuda_obstacle
 from ..data import ImageDataset, load_dataset
-from ..distributed import rank_and_size
+from ..distributed import from_first
 from ..errors import SettingError
 from ..files import check_writable, suffix_of
 from ..machine import choose_device, use_threads
@@ -147,11 +147,9 @@ def request_of(
         raise ValueError(f"{option} needs a model with classes; these have none")
     if label is None:
         label = default_label(models.classes, completes=known is not None)
-    if drawing.seed is None and rank_and_size()[1] > 1:
-        raise ValueError("--seed None is for one process: give all of them the same number")
     request = Request(
         count,
-        drawn_seed() if drawing.seed is None else drawing.seed,
+        from_first(drawn_seed) if drawing.seed is None else drawing.seed,
         first_index,
         drawing.method,
         drawing.temperature,

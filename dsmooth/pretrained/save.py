@@ -17,6 +17,7 @@ from ..nn.weights import check_weights, weights_digest
 from ..pair import SmoothedPair
 from ..results import BitsResult
 from ..runs import RunFolder, WeightsSettings, write_weights
+from ..smoothing import SMOOTHINGS
 from ..work import read_result
 from .card import CARD_FILE, MARK, render_card
 from .hub import HUB_ID, upload
@@ -94,6 +95,9 @@ def _networks_of(model: Pretrained) -> dict[Role, PixelCNNpp]:
 
 def _settings_of(model: Pretrained, networks: dict[Role, PixelCNNpp]) -> WeightsSettings:
     smoothing = model.smoothing if isinstance(model, SmoothedPair) else None
+    if smoothing is not None and SMOOTHINGS.get(smoothing.kind) is not type(smoothing):
+        kind = type(smoothing).__name__
+        raise ValueError(f"a pair is saved with smoothing of the library, not with a {kind}")
     records = {role: network.record for role, network in networks.items()}
     return WeightsSettings(
         None if smoothing is None else smoothing.kind,

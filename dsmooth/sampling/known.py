@@ -49,9 +49,11 @@ def known_pixels(known: Tensor, mask: Tensor, count: int, name: str = "known") -
             f"{name} must have shape ({count} or 1, C, H, W), got {tuple(known.shape)}"
         )
     height, width = known.shape[2:]
+    mask = mask[None] if mask.ndim == 2 else mask
     if mask.ndim != 3 or mask.shape[0] not in (1, count) or mask.shape[1:] != (height, width):
         raise ValueError(
-            f"mask must have shape ({count} or 1, {height}, {width}), got {tuple(mask.shape)}"
+            f"mask must have shape ({height}, {width}) or ({count} or 1, {height}, {width}), got "
+            f"{tuple(mask.shape)}"
         )
     if mask.device != known.device:
         raise ValueError(f"mask must be on {name}'s device {known.device}, got {mask.device}")

@@ -48,10 +48,10 @@ class Choices(TypedDict, total=False):
     trained with label_dropout. A pixel's parameters p0 without a class and p1 with the class become
     p0 + (1 + guidance) (p1 - p0) (docs/math.md, section 8).
 
-    known: (n or 1, C, H, W); its pixels are kept where mask, (n or 1, H, W) bool, is True. Every
-    other pixel is drawn given all pixels before it, with its own noise. Known pixels do not
-    influence the pixels before them: unless they come first in raster order, the distribution may
-    differ much from the model's conditional distribution.
+    known: (n or 1, C, H, W); its pixels are kept where mask, bool (n or 1, H, W) or (H, W), is
+    True. Every other pixel is drawn given all pixels before it, with its own noise. Known pixels do
+    not influence the pixels before them: unless they come first in raster order, the distribution
+    may differ much from the model's conditional distribution.
     """
 
     seed: int | None

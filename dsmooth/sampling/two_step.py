@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..config import Classes, ModelConfig, Precision
+from ..config import Precision
 from ..nn import PixelCNNpp
 from ..nn.gradients import input_gradient
 from ..nn.images import check_scale
@@ -35,11 +35,7 @@ Model = Pair | PixelCNNpp
 
 
 @torch.no_grad()
-def draw(
-    model: Model,
-    request: Request,
-    precision: Precision = "auto",
-) -> Tensor:
+def draw(model: Model, request: Request, precision: Precision = "auto") -> Tensor:
     """The images (count, C, H, W) of a request, of a pair or of one network with an image size.
 
     A pair draws x~ ~ p(x~), unless the request gives x~, and then x of each x~. An image is NaN
@@ -48,74 +44,71 @@ def draw(
     if isinstance(model, PixelCNNpp):
         assert model.image_size is not None  # checked earlier
         return draw_network(model, request, model.image_size, None, precision)
-    noisy, denoiser, size = model.noisy, model.denoiser, model.image_size
-    classes = noisy.config.classes or denoiser.config.classes
-    if request.guidance and request.method != "two-step":
-        check_guidance(noisy.config)  # the only model that these use
-    known, x_tilde = request.known, request.x_tilde
-    labels = request.labels(classes, noisy.device)
-    if known is not None:
-        check_scale("known", known.values, as_bytes=denoiser.config.likelihood == "discretized")
+    check_request(model, request)
+    classes = model.noisy.config.classes or model.denoiser.config.classes
+    request = replace(request, label=request.labels(classes, model.noisy.device))
+    x_tilde, steps = request.x_tilde, 1 if request.method == "noisy" else 2
     if x_tilde is None:
-        seen = known
-        if known is not None:
-            seed, index = request.seed, request.first_index
-            images = model.smoothing.sample(known.images, seed=seed, first_index=index)
-            seen = KnownPixels(images, known.mask)
-        step = request_of_step(request, noisy.config, classes, seen, labels)
-        with portion(0.5 if request.method == "two-step" else 1.0):
-            x_tilde = draw_network(noisy, step, size, None, precision)
+        with portion(1 / steps):
+            x_tilde = draw_noisy(model, request, precision)
     if request.method == "noisy":
         return x_tilde
     diverged = is_diverged(x_tilde).view(-1, *[1] * (x_tilde.ndim - 1))
-    x_tilde = torch.where(diverged, 0.0, x_tilde)
-    if request.method == "single-step":
-        x = posterior_mean(model, x_tilde.to(noisy.dtype), labels, request.guidance)
-        x = x if known is None else known.keep(x)
-    else:
-        step = request_of_step(request, denoiser.config, classes, known, labels)
-        with portion(0.5 if request.x_tilde is None else 1.0):
-            x = draw_network(denoiser, step, size, x_tilde, precision)
+    denoise = denoise_by_mean if request.method == "single-step" else draw_clean
+    with portion(1.0 if request.x_tilde is not None else 1 / steps):
+        x = denoise(model, request, torch.where(diverged, 0.0, x_tilde), precision)
     return torch.where(diverged, math.nan, x)
 
 
-def request_of_step(
-    request: Request,
-    config: ModelConfig,
-    classes: Classes | None,
-    known: KnownPixels | None,
-    labels: Tensor | None,
-) -> Request:
-    """A request as one model of a pair takes it, with the known pixels and the labels of its step.
+def check_request(pair: Pair, request: Request) -> None:
+    """Raise ValueError for guidance that no network of the pair would use, and for known pixels
+    that are not images of the pair."""
+    networks = [pair.noisy, pair.denoiser] if request.method == "two-step" else [pair.noisy]
+    if request.guidance and not any(network.config.classes for network in networks):
+        check_guidance(pair.noisy.config)
+    if request.known is not None:
+        as_bytes = pair.denoiser.config.likelihood == "discretized"
+        check_scale("known", request.known.values, as_bytes=as_bytes)
 
-    classes: of the pair. A model without classes gets no label, and no guidance if the other model
-    has classes.
-    """
-    guidance = request.guidance if config.classes or not classes else 0.0
-    label = conditioning_label(config, classes, labels)
-    return replace(request, known=known, label=label, guidance=guidance)
+
+def draw_noisy(pair: Pair, request: Request, precision: Precision) -> Tensor:
+    """x~ ~ p(x~), with the known pixels of the request plus noise of the smoothing."""
+    known = request.known
+    if known is not None:
+        seed, first_index = request.seed, request.first_index
+        noised = pair.smoothing.sample(known.images, seed=seed, first_index=first_index)
+        known = KnownPixels(noised, known.mask)
+    step = of_network(replace(request, known=known), pair.noisy)
+    return draw_network(pair.noisy, step, pair.image_size, None, precision)
+
+
+def draw_clean(pair: Pair, request: Request, x_tilde: Tensor, precision: Precision) -> Tensor:
+    """x ~ p(x | x~)."""
+    step = of_network(request, pair.denoiser)
+    return draw_network(pair.denoiser, step, pair.image_size, x_tilde, precision)
+
+
+def denoise_by_mean(pair: Pair, request: Request, x_tilde: Tensor, _: Precision) -> Tensor:
+    """E[x | x~], and the known pixels."""
+    step = of_network(request, pair.noisy)
+    label = step.labels(pair.noisy.config.classes, x_tilde.device)
+    x = posterior_mean(pair, x_tilde.to(pair.noisy.dtype), label, request.guidance)
+    return x if request.known is None else request.known.keep(x)
+
+
+def of_network(request: Request, network: PixelCNNpp) -> Request:
+    """A request as a network of a pair takes it: without classes, with no label and no guidance."""
+    return request if network.config.classes else replace(request, label=None, guidance=0.0)
 
 
 def posterior_mean(pair: Pair, x_tilde: Tensor, label: Tensor | None, guidance: float) -> Tensor:
     """E[x | x~] of x~ (B, C, H, W); arguments and errors: see `SmoothedPair.single_step`."""
     noisy, smoothing = pair.noisy, pair.smoothing
-    classes = noisy.config.classes or pair.denoiser.config.classes
-    if not isinstance(smoothing, GaussianSmoothing):
-        raise ValueError(f"single-step denoising needs gaussian smoothing, got {smoothing.kind}")
+    if type(smoothing) is not GaussianSmoothing:  # a subclass may have other noise
+        kind = type(smoothing).__name__
+        raise ValueError(f"single-step denoising needs gaussian smoothing, got {kind}")
     if guidance:
         check_guidance(noisy.config)
-    label = conditioning_label(noisy.config, classes, label)
+    label = label if noisy.config.classes else None
     gradient = input_gradient(in_evaluation(noisy), x_tilde, label, guidance)
     return x_tilde + smoothing.scale**2 * gradient
-
-
-def conditioning_label(
-    config: ModelConfig, classes: Classes | None, label: Tensor | None
-) -> Tensor | None:
-    """`label` as one of the two models takes it: None for a model without classes.
-
-    classes: of the pair. Raises ValueError for a label where neither model has classes.
-    """
-    if label is not None and classes is None:
-        raise ValueError("label was given, but neither model of the pair has classes")
-    return label if config.classes else None

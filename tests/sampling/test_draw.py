@@ -19,9 +19,7 @@ from dsmooth import cuda
 from dsmooth import progress as progress_module
 from dsmooth._extension import warn_once
 from dsmooth.commands import shared as command
-from dsmooth.commands.options import Drawing
 from dsmooth.pictures import grid_png
-from dsmooth.pretrained import Loaded
 from dsmooth.sampling import (
     CachedSampler,
     sample_images,
@@ -61,7 +59,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"known": X.byte(), "mask": MASK}, r"known must be floating point in \[-1, 1\], got torch"),
     ({"known": X[0], "mask": MASK}, r"known must have shape \(2 or 1, C, H, W\), got \(1, 8, 8\)"),
     ({"known": X.expand(2, 3, 8, 8), "mask": MASK}, r"known must have shape \(2, 1, 8, 8\), got"),
-    ({"known": X, "mask": MASK[:, :4]}, r"mask must have shape \(2 or 1, 8, 8\), got \(2, 4, 8\)"),
+    (
+        {"known": X, "mask": MASK[:, :4]},
+        r"mask must have .*\(2 or 1, 8, 8\), got \(2, 4, 8\)",
+    ),
     ({"known": X.double(), "mask": MASK}, "known must be torch.float32, got torch.float64"),
     ({"known": X.log(), "mask": MASK}, "known pixels must be finite, got a NaN or an infinity"),
     ({"known": X, "mask": MASK.to("meta")}, "mask must be on known's device cpu, got meta"),
@@ -74,11 +75,6 @@ OF_A_REQUEST = {"seed", "first_index", "temperature", "guidance", "method"}
 @pytest.fixture(scope="module")
 def pair() -> dsmooth.SmoothedPair:
     return tiny_pair("continuous", "stack")
-
-
-def models_of(pair: dsmooth.SmoothedPair) -> Loaded:
-    pair.noisy.image_size = pair.image_size
-    return Loaded({"noisy": pair.noisy, "denoiser": pair.denoiser}, pair)
 
 
 def test_numbers_of_numpy_and_torch_are_those_numbers() -> None:
@@ -183,12 +179,6 @@ def test_places_of_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "x.npz").mkdir()
     words = r"x\.npz must be a file to write, and is a folder"
     refuses(words, command.check_writable, tmp_path / "x.npz")
-
-
-def test_several_processes_draw_no_seed(pair: dsmooth.SmoothedPair, monkeypatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    words, drawing = "--seed None is for one process", Drawing(seed=None)
-    refuses(words, command.request_of, models_of(pair), drawing, 1)
 
 
 @pytest.mark.usefixtures("place")

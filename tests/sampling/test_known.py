@@ -98,6 +98,7 @@ def test_one_image_and_one_mask_serve_all() -> None:
     x = sample_images(model, N, **SETTINGS, known=known, mask=mask)
     expanded = {"known": known.expand(N, -1, -1, -1), "mask": mask.expand(N, -1, -1)}
     assert torch.equal(x, sample_images(model, N, **SETTINGS, **expanded))
+    assert torch.equal(x, sample_images(model, N, **SETTINGS, known=known, mask=mask[0]))
     drawn = x[:, :, ~mask[0]]
     assert not torch.equal(drawn[0], drawn[1])
 
