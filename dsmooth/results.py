@@ -1,4 +1,4 @@
-"""Results of every measure, as frozen dataclasses that files hold as JSON (dsmooth/record.py).
+"""Results of every measure, as frozen dataclasses that files hold as JSON (dsmooth/work.py).
 
 Tables, the report and the cards are functions of these types. An `error` is a standard error; it is
 None where a single image gives none.

@@ -28,7 +28,7 @@ PRESET_HELP = "Settings to start from: " + "; ".join(
 
 @dataclass(frozen=True)
 class OnDevice:
-    """How the command runs. Devices, threads and precisions change results only by rounding."""
+    """How the command runs. Devices and threads change results only by rounding."""
 
     threads: int | None = None
     """CPU threads; by default all cores."""
@@ -45,7 +45,8 @@ class Computing(OnDevice):
 
     precision: Precision = "auto"
     """Number format of the networks; auto draws in bfloat16 where that is faster (a CUDA device, a
-    processor with AMX, an AMD processor with AVX512-BF16), and uses float32 otherwise."""
+    processor with AMX, an AMD processor with AVX512-BF16), and uses float32 otherwise. Seeds give
+    different images in the two precisions, equally good."""
 
 
 @dataclass(frozen=True)
