@@ -12,11 +12,13 @@ Rows are (W, B, C). Level l has the resolution 1 / 2**l.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from dsmooth import PixelCNNpp, SmoothedPair
 from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE, snap_to_bytes
@@ -115,13 +117,16 @@ def pairs(row: Tensor) -> Tensor:
 class IncrementalSampler:
     """Draws grey images from a network without context, or with an encoded context."""
 
-    def __init__(self, model: PixelCNNpp, compiled: bool = False) -> None:
+    def __init__(
+        self, model: PixelCNNpp, compiled: bool = False, dtype: torch.dtype = torch.float32
+    ) -> None:
         config = model.config
         assert config.image_channels == 1
         assert config.conditioning != "stack"
-        self.model, self.f = model, config.n_filters
+        self.model, self.f, self.dtype = model, config.n_filters, dtype
         with torch.no_grad():
             self.weights = w = Weights(model)
+            vars(w).update(tree_map_only(Tensor, lambda t: t.to(dtype), vars(w)))
         f, layers = self.f, [len(up) + len(down) for up, down in zip(w.up, w.down, strict=True)]
         # Channels that a pixel keeps at each level: ul before its stride, concat_elu of x and of h;
         # and that the row above gives it: the level's input, both sums of each gated resnet.
@@ -136,7 +141,7 @@ class IncrementalSampler:
                 torch.compile(f, dynamic=False, fullgraph=True) for f in (self._row, self._pixel)
             )
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def sample(
         self,
         n: int,
@@ -147,22 +152,22 @@ class IncrementalSampler:
     ) -> Tensor:
         """The images of `sequential_sample`: (n, 1, H, W)."""
         (height, width), f = size, self.f
-        x = torch.zeros(n, 1, height, width)
+        x, zeros = torch.zeros(n, 1, height, width), partial(torch.zeros, dtype=self.dtype)
         label = torch.full((n,), -1) if self.model.config.classes else None
         encoded = self.model.encode_context(x, context, label)
-        streams = [torch.zeros(height, width, n, f)] * 2
+        streams = [zeros(height, width, n, f)] * 2
         if encoded.streams is not None:
-            streams = [e.permute(2, 3, 0, 1).contiguous() for e in encoded.streams]
+            streams = [e.permute(2, 3, 0, 1).contiguous().to(self.dtype) for e in encoded.streams]
         component, noise = self._noise(n, size, seed)
         widths = [width >> level for level in range(LEVELS)]
-        seen = torch.zeros(2, width + 1, n, self.model.config.input_channels)  # a column before
-        kept = [torch.zeros(w + 1, n, sum(c)) for w, c in zip(widths, self.kept, strict=True)]
+        seen = zeros(2, width + 1, n, self.model.config.input_channels)  # a column before
+        kept = [zeros(w + 1, n, sum(c)) for w, c in zip(widths, self.kept, strict=True)]
         rows = [
-            [torch.zeros(w, n, f), *(torch.zeros(w, n, 6 * f) for _ in self.kept[level][1:])]
+            [zeros(w, n, f), *(zeros(w, n, 6 * f) for _ in self.kept[level][1:])]
             for level, w in enumerate(widths)
         ]
-        grown = [torch.zeros(2, w, n, f) for w in widths[:-1]]
-        grown_rows = [torch.zeros(w, n, f) for w in widths[:-1]]
+        grown = [zeros(2, w, n, f) for w in widths[:-1]]
+        grown_rows = [zeros(w, n, f) for w in widths[:-1]]
         for i in range(height):
             levels, e = levels_at(i), (streams[0][i], streams[1][i])
             started = torch.full((), float(i > 0))
@@ -240,7 +245,7 @@ class IncrementalSampler:
         before, last = columns(seen[0, 1:]), columns(seen[1, 1:])
         u = F.linear(before, w.stem_u.above) + F.linear(last, w.stem_u.here)
         u = u + started * w.stem_u.bias + encoded[0]
-        later = torch.ones(len(u), 1, 1)  # columns that have one on their left
+        later = u.new_ones(len(u), 1, 1)  # columns that have one on their left
         later[0] = 0
         entry = F.linear(last, w.stem_above.here) + started * w.stem_above.bias + encoded[1]
         left = F.linear(seen[1, :-1], w.stem_left.above) + later * w.stem_left.bias
@@ -341,12 +346,12 @@ class IncrementalSampler:
             hidden = hidden + F.linear(seen, left_weights.here) + F.linear(value, own.here)
             value = torch.cat([concat_elu(hidden), value], -1)
         x = self._draw(F.linear(value, w.head.here, w.head.bias), component, noise)
-        seen = self.model._seen(x[:, :, None, None]).flatten(1)
+        seen = self.model._seen(x[:, :, None, None]).flatten(1).to(self.dtype)
         return x, seen, [torch.cat(parts, -1) for parts in kept], grown
 
     def _draw(self, params: Tensor, component: Tensor, noise: Tensor) -> Tensor:
         """`logistic_mixture_sample` of a pixel of grey images: (B, 1)."""
-        config = self.model.config
+        config, params = self.model.config, params.float()
         logits = params[:, : config.n_mix + config.n_atoms]
         means, log_scales = params[:, logits.shape[1] :].chunk(2, -1)
         chosen = (component >= logits.softmax(1).cumsum(1)[:, :-1]).sum(1, keepdim=True)
@@ -365,10 +370,12 @@ class IncrementalSampler:
 class IncrementalPair:
     """Draws from a pair in two steps, as `SmoothedPair.sample` does."""
 
-    def __init__(self, pair: SmoothedPair, compiled: bool = False) -> None:
+    def __init__(
+        self, pair: SmoothedPair, compiled: bool = False, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.size = pair.image_size
-        self.noisy = IncrementalSampler(pair.noisy, compiled)
-        self.denoiser = IncrementalSampler(pair.denoiser, compiled)
+        self.noisy = IncrementalSampler(pair.noisy, compiled, dtype)
+        self.denoiser = IncrementalSampler(pair.denoiser, compiled, dtype)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         x_tilde = self.noisy.sample(n, self.size, seed=seed)
