@@ -95,7 +95,7 @@ def train(
             if stored is not None:
                 restore(run, state)
             else:
-                stored_settings(run, config, resume)  # another call may have come first
+                stored_settings(run, config, resume=False)  # another call may have come first
                 save_checkpoint(run, state)  # from now on it can be resumed
             run.write_config(config, data[1].image_size)
             with RunLog(run, state, data[1], on_evaluation, progress) as log:
