@@ -248,13 +248,8 @@ def precision_on(device: torch.device, precision: Precision) -> Precision:
     check_one_of("precision", precision, get_args(Precision))
     if precision != "auto":
         return precision
-    return "bfloat16" if draws_faster_in_bfloat16(device) else "float32"
-
-
-def draws_faster_in_bfloat16(device: torch.device) -> bool:
-    """Whether the cached sampler is faster in bfloat16 on `device`."""
     obstacle = cuda_obstacle(device) if device.type == "cuda" else unavailable_reason()
-    return obstacle is None and has_fast_bfloat16(device)
+    return "bfloat16" if obstacle is None and has_fast_bfloat16(device) else "float32"
 
 
 def normal_float(name: str, value: object, *, or_zero: bool = False) -> float:

@@ -13,12 +13,10 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-import dsmooth
 from dsmooth import distributed
 from dsmooth.config import TrainConfig
 from dsmooth.files import read_tensors
@@ -28,9 +26,7 @@ from dsmooth.runs import RunFolder
 from dsmooth.training import loop, settings, train
 from dsmooth.training.graph import uses_graph
 from dsmooth.training.step import share_of_batch
-from tests.helpers.command_runs import run as call
 from tests.helpers.data_makers import refuses
-from tests.helpers.networks import BYTES, network
 from tests.helpers.rank_processes import (
     COMMAND,
     ForkedPython,
@@ -207,36 +203,6 @@ def test_a_process_whose_peers_are_missing_does_not_wait_for_ever(tmp_path: Path
     assert second.returncode == 1
     last = errors.splitlines()[-1]
     assert re.fullmatch(r"dsmooth: error: rank 1: the 2 processes did not all start; .*", last)
-
-
-def test_two_processes_write_the_images_of_one(tmp_path, monkeypatch) -> None:
-    """An array, and a folder, from where it was stopped, too."""
-    monkeypatch.chdir(tmp_path)
-    networks, smoothing = (network(), network("stack", **BYTES)), dsmooth.GaussianSmoothing(0.5)
-    dsmooth.SmoothedPair(*networks, smoothing, (8, 8)).save_pretrained("pair")
-    common = ["sample", "pair", "-n", "7", "--seed", "3", "--first-index", "5", "--device", "cpu"]
-    assert call(*common, "--out", "one.npz") == 0
-    spoken = wait_for_all(start_ranks(2, [*common, "--out", "two.npz"], tmp_path))
-    one, two = (np.load(tmp_path / name)["x"] for name in ("one.npz", "two.npz"))
-    assert one.shape == (7, 1, 8, 8)
-    np.testing.assert_array_equal(two, one)
-    assert "7 images" in spoken[0]
-    assert spoken[1] == ""  # the progress is rank 0's
-
-    def files(folder: str) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-
-    common = ["sample", "pair", "-n", "40", "--device", "cpu"]
-    assert call(*common, "--out", "one") == 0
-    wait_for_all(start_ranks(2, [*common, "--out", "two"], tmp_path))
-    assert len(files("one")) == 42  # the pictures, the record and the lock
-    assert files("two") == files("one")
-    for number in (3, *range(7, 40)):
-        Path("two", f"{number:08d}.png").unlink()
-    said, _ = wait_for_all(start_ranks(2, [*common, "--out", "two"], tmp_path))
-    assert "34 images" in said
-    assert "(6 already existed)" in said
-    assert files("two") == files("one")
 
 
 @pytest.mark.quick
