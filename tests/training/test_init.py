@@ -29,7 +29,7 @@ def test_a_run_begins_with_weights(tmp_path: Path) -> None:
     """The averaged ones of a run or a pair, a new optimiser, image 0."""
     for role in ("noisy", "denoiser"):
         train(tiny(role, images=16), tmp_path / role)
-    pair = dsmooth.SmoothedPair.from_runs(tmp_path / "noisy", tmp_path / "denoiser")
+    pair = dsmooth.load(tmp_path / "noisy", tmp_path / "denoiser").pair
     pair.save_pretrained(tmp_path / "pair")
     for role, place in itertools.product(("noisy", "denoiser"), ("run", "pair", "runs")):
         source = {"run": tmp_path / role, "pair": tmp_path / "pair", "runs": tmp_path}[place]
