@@ -163,15 +163,13 @@ class Distance:
     """A set of images against the reference: squared Fréchet distance in feature space.
 
     error: over the images, by the bootstrap. black: share of pixels that are black in every colour.
-    left_out: images with infinite values, which are not among the `n_images`. scores: None without
-    torch-fidelity.
+    scores: None without torch-fidelity.
     """
 
     value: float
     error: float
     n_images: int
     black: float
-    left_out: int = 0
     scores: FidelityScores | None = None
 
 
@@ -197,16 +195,9 @@ class FrechetResult:
 
     def leave_out(self, counts: Mapping[str, int]) -> FrechetResult:
         """This result of sets without so many images that had infinite values."""
-        distances = {
-            name: replace(distance, left_out=counts.get(name, 0))
-            for name, distance in self.distances.items()
-        }
-        notes = (
-            f"{count:,} {name} with infinite values were left out"
-            for name, count in counts.items()
-            if count
-        )
-        return replace(self, distances=distances, warnings=(*self.warnings, *notes))
+        words = "with infinite values were left out"
+        notes = (f"{count:,} {name} {words}" for name, count in counts.items() if count)
+        return replace(self, warnings=(*self.warnings, *notes))
 
 
 @dataclass(frozen=True)

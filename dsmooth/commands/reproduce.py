@@ -12,7 +12,6 @@ from ..files import check_writable
 from ..machine import choose_device, use_threads
 from ..pretrained import DEFAULT, TITLE, load, packaged
 from ..probe_settings import ProbeSettings
-from ..report.plots import curve_of
 from ..report.sections import write_report
 from ..reproduce import Choices, Stages, own_folder, planned_runs, train_runs
 from ..tables import bits_table
@@ -48,8 +47,7 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
         pictures, title = stages.draw_all(), "models that were given" if options.models else TITLE
         record.result = stages.report(options.preset or DEFAULT_PRESET if runs else title, pictures)
         record.write()
-    curves = {str(role): curve_of(run) for role, run in models.runs.items() if run.is_finished()}
-    write_report(out / "report.html", record.result, curves, pictures)
+    write_report(out / "report.html", record.result, pictures)
     bits_table(record.result.bits).show()
     print(f"Pictures: {out / 'samples'}/*.png")
     print(f"Report:   {out / 'report.html'} (open it in a browser; it needs no network)")
@@ -74,15 +72,12 @@ def choices_of(options: Reproduce) -> Choices:
     """What the stages measure. Raises ValueError for an unknown extractor, before any work."""
     if options.extractor != "auto":
         make_extractor(options.extractor)
-    return Choices(
-        count=options.count,
-        scored_images=options.scored_images,
-        probes=ProbeSettings(
-            train_images=options.probe_train_images,
-            test_images=options.probe_test_images,
-            seed=options.seed,
-        ),
-        extractor=options.extractor,
+    probes = ProbeSettings(
+        train_images=options.probe_train_images,
+        test_images=options.probe_test_images,
         seed=options.seed,
-        precision=options.execution.precision,
     )
+    same = {
+        name: getattr(options, name) for name in ("count", "scored_images", "extractor", "seed")
+    }
+    return Choices(probes=probes, precision=options.execution.precision, **same)

@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter
 
 from ..evaluate.probe import PIXELS
 from ..evaluate.receptive_field import causal
 from ..results import BlockScores, ReceptiveFields
-from ..runlog import HeldOut, Step
-from ..runs import RunFolder
 
 TEXT, LINE, DOTS, THIRD = "#333333", "#2f6fd0", "#b34700", "#1e7d4f"
 QUIET, PALE, FAINT = "#6b7480", "#a8c2e4", "#eceef1"
-Points = Sequence[tuple[int, float]]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A run by its log: bits/dim of training steps and of held-out images against images seen."""
-
-    steps: Points
-    held_out: Points
-
-
-def curve_of(run: RunFolder) -> Curve:
-    """The curve of a run's log."""
-    entries = run.history()
-    steps = [(entry.images, entry.bits_per_dim) for entry in entries if isinstance(entry, Step)]
-    scores = [(entry.images, entry.bits_per_dim) for entry in entries if isinstance(entry, HeldOut)]
-    return Curve(steps, scores)
 
 
 def new_plot() -> tuple[Figure, Axes]:
@@ -56,35 +35,6 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
-
-
-def curve_png(curve: Curve) -> bytes:
-    """Loss in bits/dim against images seen; dots for held-out images."""
-    figure, axes = new_plot()
-    means = running_mean(curve.steps)
-    if means:
-        axes.plot(*zip(*curve.steps, strict=True), color=LINE, linewidth=0.6, alpha=0.3)
-        axes.plot(*zip(*means, strict=True), color=LINE, linewidth=1.4, label="training")
-    if curve.held_out:
-        held_out = zip(*curve.held_out, strict=True)
-        axes.plot(*held_out, "o", color=DOTS, markersize=4, zorder=3, label="held out")
-    # The first steps start so high that they would flatten the rest.
-    values = sorted(v for _, v in [*means, *curve.held_out])
-    if values:
-        low, high = values[0], values[min(len(values) - 1, int(0.9 * len(values)))]
-        margin = 0.15 * (high - low) + 0.01
-        axes.set_ylim(low - margin, high + margin)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set(xlabel="images seen", ylabel="bits/dim")
-    return png(figure)
-
-
-def running_mean(points: Points) -> list[tuple[int, float]]:
-    """Each value replaced by the mean of the 2 % of points around it."""
-    reach = len(points) // 100
-    near = [points[max(0, i - reach) : i + reach + 1] for i in range(len(points))]
-    means = [sum(value for _, value in some) / len(some) for some in near]
-    return [(images, mean) for (images, _), mean in zip(points, means, strict=True)]
 
 
 def probe_png(accuracy: Mapping[str, BlockScores], name: str) -> bytes:

@@ -14,7 +14,7 @@ from ..tables import COMPARABLE, Table, bits_table
 from ..text import decimals, percent
 from .contents import ModelSummary, Report
 from .page import Figure, Section, grid, write_page
-from .plots import Curve, curve_png, probe_png, receptive_png
+from .plots import probe_png, receptive_png
 
 SHOWN = 64  # samples of a grid
 TITLES = {
@@ -74,8 +74,6 @@ model classifies 98.5 % of the test images correctly."""
 FIELDS_TEXT = """Gradients of small untrained networks: the pixels on which the distribution of the
 marked pixel depends. A masked stack goes as far to the right as up, so part of the past stays
 unseen, however deep it is. PixelCNN++ carries the rows above in a stream of their own."""
-CURVES_TEXT = """Bits/dim against images seen. Line: training, with dropout if any, smoothed; dots:
-the averaged weights on held-out images."""
 MADE_TEXT = """Settings by their names in a run. The numbers are in results.json in the same
 folder; `dsmooth reproduce --budget MINUTES` trains models for longer."""
 # Settings of the table.
@@ -87,12 +85,10 @@ SETTINGS = (
 )
 
 
-def write_report(
-    path: Path, report: Report, curves: Mapping[str, Curve], pictures: Mapping[str, Tensor]
-) -> None:
+def write_report(path: Path, report: Report, pictures: Mapping[str, Tensor]) -> None:
     """Write the page of a report to `path`; a section without numbers is left out.
 
-    curves: of each role's run. pictures: (N, C, H, W) images by name.
+    pictures: (N, C, H, W) images by name.
     """
     shown = [name for name in DENOISED if name in pictures]
     rows = "; ".join(DENOISED[name] for name in shown)
@@ -105,7 +101,6 @@ def write_report(
         Section("Fréchet distance", FRECHET_TEXT, tables=frechet_tables(report.frechet)),
         Section("Linear probes", PROBES_TEXT, *probes(report.probes)),
         Section("Receptive fields", FIELDS_TEXT, receptive_fields(report.receptive_fields)),
-        Section("Training curves", CURVES_TEXT, training_curves(report, curves)),
         Section("How this was made", MADE_TEXT, tables=made),
     )
     write_page(path, f"Distribution smoothing on {report.data}", INTRO, sections)
@@ -189,25 +184,17 @@ def receptive_fields(fields: ReceptiveFields) -> list[Figure]:
     ]
 
 
-def training_curves(report: Report, curves: Mapping[str, Curve]) -> list[Figure]:
-    """The curves of finished runs."""
-    figures = []
-    for role, curve in curves.items():
-        if (training := report.models[role].training) is not None:
-            last = f"{decimals(training.held_out_bits, 3)} on {training.held_out_images:,} images"
-            text = f"{training.loss.replace('x~', 'x̃')}; at the end {last}."
-            figures.append(Figure(curve_png(curve), TITLES[role], text))
-    return figures
-
-
 def models_table(models: Mapping[str, ModelSummary]) -> Table:
     """Sizes and training of the models; a dash for a model whose training is not recorded."""
     rows = []
     for role, model in models.items():
         run = model.training
-        seen = [f"{run.images:,}", f"{run.seconds / 60:.1f}"] if run else ["–", "–"]
+        seen = ["–"] * 3
+        if run is not None:
+            bits = decimals(run.held_out_bits, 3)
+            seen = [f"{run.images:,}", f"{run.seconds / 60:.1f}", f"{bits}\n{run.loss}"]
         rows.append([TITLES[role], f"{model.parameters:,}", *seen])
-    head = ["Model", "parameters", "images seen, repeats counted", "minutes of training"]
+    head = ["Model", "parameters", "images seen", "minutes", "held-out bits/dim at the end"]
     return Table(head, rows)
 
 

@@ -13,7 +13,6 @@ from dsmooth.evaluate.receptive_field import receptive_fields
 from dsmooth.fields import structure
 from dsmooth.pretrained import packaged
 from dsmooth.report.contents import Machine, ModelSummary, Report
-from dsmooth.report.plots import Curve, curve_png, running_mean
 from dsmooth.report.sections import write_report
 from dsmooth.results import FLOOR, BitsResult, Distance, Extractor, FrechetResult, ProbeResult
 from dsmooth.tables import Table
@@ -70,13 +69,10 @@ def made_up_pictures() -> dict[str, torch.Tensor]:
     return {k: 2 * torch.rand(n, 1, 8, 8, generator=generator) - 1 for k, n in shapes.items()}
 
 
-CURVE = Curve([(320 * i, 4 / i) for i in range(1, 101)], [(32_000, 1.2)])
-
-
 def read(folder: Path, report: Report, pictures: dict[str, torch.Tensor] | None = None) -> str:
     """The words of a report, white space collapsed."""
-    path, curves = folder / "report.html", dict.fromkeys(report.models, CURVE)
-    write_report(path, report, curves, pictures or made_up_pictures())
+    path = folder / "report.html"
+    write_report(path, report, pictures or made_up_pictures())
     text = path.read_text(encoding="utf-8")
     check_self_contained(text)
     return " ".join(" ".join(ElementTree.fromstring(text)[1].itertext()).split())
@@ -111,7 +107,7 @@ def test_sections_without_numbers_are_left_out(tmp_path: Path, no_plots: None) -
     report = replace(report, models=models, bits=bits, probes=None, frechet=None)
     kept = {k: v for k, v in made_up_pictures().items() if "single" not in k and k != "plain"}
     seen = read(tmp_path, report, kept)
-    for part in ("E[x | x̃]", "Plain", "probes", "Fréchet", "Training curves", "paired"):
+    for part in ("E[x | x̃]", "Plain", "probes", "Fréchet", "paired"):
         assert part not in seen
 
 
@@ -135,16 +131,6 @@ def test_every_value_reaches_the_page_escaped(tmp_path: Path, no_plots: None) ->
 def tags(path: Path) -> list[str]:
     """The elements of a page."""
     return [element.tag for element in ElementTree.fromstring(path.read_text()).iter()]
-
-
-def test_running_mean_keeps_lines_and_few_points() -> None:
-    line = [(i, 2.0 * i) for i in range(301)]
-    smooth = running_mean(line)
-    assert [i for i, _ in smooth] == list(range(301))
-    assert [v for _, v in smooth[3:-3]] == pytest.approx([v for _, v in line[3:-3]])
-    assert running_mean([(5, 1.5)]) == [(5, 1.5)]
-    for curve in (Curve([], []), Curve([(320, 4.0)], []), CURVE):
-        assert curve_png(curve).startswith(b"\x89PNG")
 
 
 def test_a_table_in_markdown_and_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
