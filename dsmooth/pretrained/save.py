@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import Role
 from ..errors import SettingError
-from ..files import lock_folder, open_regular, write_atomically
+from ..files import lock_folder, write_atomically
 from ..nn import PixelCNNpp
 from ..nn.images import check_size
 from ..nn.pretrained import Pretrained
@@ -123,14 +123,7 @@ def _read_scores(path: Path, networks: dict[Role, PixelCNNpp]) -> BitsResult:
 
 
 def _is_own_card(path: Path) -> bool:
-    """Whether a card may be written to `path`: nothing is there, or a card of dsmooth.
-
-    Of the file only as much is read as a card is long.
-    """
-    if not path.exists() and not path.is_symlink():
-        return True
-    try:
-        with open_regular(path) as file:
-            return MARK.encode() in file.read(1 << 16)
-    except (ValueError, FileNotFoundError):  # a pipe, a device, a link to nothing
-        return False
+    """Whether a card may be written to `path`: nothing is there, or a card of dsmooth."""
+    if path.is_file() and not path.is_symlink():
+        return MARK.encode() in path.read_bytes()
+    return not path.exists() and not path.is_symlink()

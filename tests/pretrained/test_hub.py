@@ -168,6 +168,7 @@ def test_the_card_is_filled_from_the_runs_and_the_scores(tmp_path, monkeypatch) 
         assert f"4 images of mnist (test){drawn}" in card
         rows = stored.models[key].conventions
         assert all(row.name in card and f"| {row.value:.4f} |" in card for row in rows)
+        assert ("| plain: " in card, "| pair: " in card) == (key == "plain", key == "pair")
     save = partial(pair.save_pretrained, "pair", scores="bits_per_dim.json")
     words = "does not hold the scores of these weights"
     refuses(words, tiny_pair().save_pretrained, "pair", scores="bits_per_dim.json")

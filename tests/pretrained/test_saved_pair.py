@@ -289,6 +289,11 @@ def test_a_saved_pair_has_the_weights_of_its_runs(folders: dict[str, Path], tmp_
     assert runs.identity() == saved.identity()
     assert len(set(runs.identity()["weights_sha256"].values())) == 2
     assert (list(runs.runs), saved.runs) == (["denoiser", "noisy"], {})
+    smoothing = saved.pair.smoothing
+    saved.pair.smoothing = dsmooth.LaplaceSmoothing(smoothing.scale)
+    assert saved.identity() != runs.identity()
+    saved.pair.smoothing = smoothing
+    assert saved.identity() == runs.identity()
     with torch.no_grad():
         saved.pair.noisy.head.bias[0] += 1
     assert saved.identity() != runs.identity()
