@@ -32,16 +32,16 @@ class MatmulTiling(NamedTuple):
         return self.n1 + self.n2
 
 
-def columns_of(n: int, widest: int, narrowest: int = 16) -> tuple[int, int]:
+def columns_of(n: int, widest: int) -> tuple[int, int]:
     """Two powers of two, the second possibly 0, for programs that share n columns evenly: 160 is
-    128 + 32, 40 is 32 + 16 (before Hopper 32 + 8). A program has 16 to `widest` columns; its second
-    part has at least `narrowest`."""
+    128 + 32, 40 is 32 + 16. A program has 16 to `widest` columns; its second part has at least
+    16."""
     programs = -(-n // widest)
     share = max(16, -(-n // programs))
     first = 1 << (share.bit_length() - 1)
     if share == first:
         return first, 0
-    second = max(narrowest, 1 << (share - first - 1).bit_length())
+    second = max(16, 1 << (share - first - 1).bit_length())
     return (first, second) if second < first else (2 * first, 0)
 
 
@@ -67,32 +67,21 @@ def matmul_tiling(
         return -(-programs // PROCESSORS) * tile_clocks(height * (n1 + n2), read)
 
     # Accumulators of 256 rows are 160 registers; before Hopper operands take registers as well.
-    heights = (64, 128, 256) if wide and numbers == "half" and capability >= 90 else (64, 128)
+    heights = [64, 128, 256] if wide and numbers == "half" and capability >= 90 else [64, 128]
     if several and not wide and capability < 90:
-        heights = (64,)  # 128 rows of 80 columns spill
+        heights = [64]  # 128 rows of 80 columns spill
     height = min(heights, key=clocks)
     warps = 8 if wide and height > 64 else 4
 
-    def tiling(n1: int, n2: int, largest: int) -> MatmulTiling:
-        # Each thread then has 16 bytes to load of the smaller block of weights.
-        smallest = min(16 * 32 * warps // ((n2 or n1) * size), largest)
-        # The largest step that wastes at most a tenth, else the step that wastes least.
-        blocks = [block for block in (128, 64, 32, 16) if smallest <= block <= largest]
-        useful = {block: k / (-(-k // block) * block) for block in blocks}
-        good = [block for block in blocks if useful[block] >= 0.9]
-        block_k = good[0] if good else max(blocks, key=lambda block: useful[block])
-        return MatmulTiling(height, n1, n2, block_k, warps, 3)
-
-    def padded_products(tiling: MatmulTiling) -> int:
-        wide = -(-columns // tiling.block_n) * tiling.block_n
-        return wide * -(-k // tiling.block_k) * tiling.block_k
-
-    best = tiling(n1, n2, 128 // size)
-    if numbers == "half" and warps == 4 and capability < 90:
-        # Eight columns need longer steps to load those 16 bytes. On Hopper, Triton 3.6 uses another
-        # instruction for eight columns, and would wait for each of Hopper's own.
-        best = min(best, tiling(*columns_of(columns, 160, 8), 128), key=padded_products)
-    return best
+    # Each thread has 16 bytes to load of the smaller block of weights.
+    largest = 128 // size
+    smallest = min(16 * 32 * warps // ((n2 or n1) * size), largest)
+    # The largest step that wastes at most a tenth, else the step that wastes least.
+    blocks = [block for block in (64, 32, 16) if smallest <= block <= largest]
+    useful = {block: k / (-(-k // block) * block) for block in blocks}
+    good = [block for block in blocks if useful[block] >= 0.9]
+    block_k = good[0] if good else max(blocks, key=lambda block: useful[block])
+    return MatmulTiling(height, n1, n2, block_k, warps, 3)
 
 
 def tile_clocks(products: int, read: float) -> float:
@@ -113,10 +102,8 @@ def gradient_tiling(k: int, columns: int, numbers: Format, capability: int) -> M
     wide = columns_of(columns, 160)
     if sum(wide) > 96:
         return MatmulTiling(64, *wide, 256 if capability >= 90 else 128, 8, 3)
-    # Eight columns by 128 rows are 16 bytes for each thread; not on Hopper (`matmul_tiling`).
-    n1, n2 = columns_of(columns, 96, 8 if capability < 90 else 16)
     block_k = 64 if -(-k // 64) * 64 < 0.95 * (-(-k // 128) * 128) else 128
-    return MatmulTiling(128 if n2 == 8 else 64, n1, n2, block_k, 4, 3)
+    return MatmulTiling(64, *columns_of(columns, 96), block_k, 4, 3)
 
 
 class DividedGradient(NamedTuple):

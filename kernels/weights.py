@@ -243,7 +243,7 @@ def unpack_block(
     F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, PLANES: tl.constexpr,
     NORMED: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
-    """One program of the parameters' gradients: filters of conv_out, conv_in or nin_skip.
+    """One program of the parameters' gradients: filters of conv_in, conv_out or nin_skip.
 
     parts: (splits, (T + PLANES) 2F, F) for conv_in and nin_skip, (splits, T 2F, 2F) for conv_out;
     sums: partial sums of the biases' gradients, (blocks, F) and (blocks, 2F). counts: numbers of
@@ -252,29 +252,18 @@ def unpack_block(
     """
     T: tl.constexpr = G.taps.kh * G.taps.kw
     HIDDEN: tl.constexpr = (T + PLANES) * 2 * F * F
-    blocks_in: tl.constexpr = (F + BLOCK_D - 1) // BLOCK_D
-    blocks_out: tl.constexpr = (2 * F + BLOCK_D - 1) // BLOCK_D
-    if pid < blocks_out:
-        unpack_filters(
-            parts[1], counts[1], 4 * F * F * T, sums[1], counts[3],
-            v[1], gain[1], grad_v[1], grad_gain[1], grad_bias[1], pid,
-            strides[1][0], strides[1][1], strides[1][2], T=T, C=2 * F, D=2 * F, S0=0, S1=0,
-            NORMED=NORMED, ACC=G.acc,
-        )  # fmt: skip
-    elif pid < blocks_out + blocks_in:
-        unpack_filters(
-            parts[0], counts[0], HIDDEN, sums[0], counts[2],
-            v[0], gain[0], grad_v[0], grad_gain[0], grad_bias[0], pid - blocks_out,
-            strides[0][0], strides[0][1], strides[0][2], T=T, C=2 * F, D=F, S0=0, S1=0,
-            NORMED=NORMED, ACC=G.acc,
-        )  # fmt: skip
-    elif PLANES > 0:
-        unpack_filters(
-            parts[0] + 2 * F * F * T, counts[0], HIDDEN, sums[0], counts[2],
-            v[2], gain[2], grad_v[2], grad_gain[2], grad_bias[2], pid - blocks_out - blocks_in,
-            strides[2][0], strides[2][1], strides[2][2], T=PLANES, C=2 * F, D=F, S0=S0, S1=S1,
-            NORMED=NORMED, ACC=G.acc,
-        )  # fmt: skip
+    for i in tl.static_range(3 if PLANES > 0 else 2):
+        blocks = ((2 * F if i == 1 else F) + BLOCK_D - 1) // BLOCK_D
+        if (pid >= 0) & (pid < blocks):
+            unpack_filters(
+                parts[i % 2] + (2 * F * F * T if i == 2 else 0), counts[i % 2],
+                4 * F * F * T if i == 1 else HIDDEN, sums[i % 2], counts[2 + i % 2],
+                v[i], gain[i], grad_v[i], grad_gain[i], grad_bias[i], pid,
+                strides[i][0], strides[i][1], strides[i][2],
+                T=PLANES if i == 2 else T, C=2 * F, D=2 * F if i == 1 else F,
+                S0=S0 if i == 2 else 0, S1=S1 if i == 2 else 0, NORMED=NORMED, ACC=G.acc,
+            )  # fmt: skip
+        pid -= blocks
 
 
 class Unpacked(NamedTuple):
