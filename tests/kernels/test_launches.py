@@ -15,7 +15,6 @@ pytest.importorskip("triton", reason="Triton is not installed: its launchers can
 
 
 import dsmooth
-from benchmarks import on_gpu
 from dsmooth.functional import use_impl
 from dsmooth.kernels import expand, gated_resnet, logistic_mixture, weights
 from dsmooth.kernels import launch as launching
@@ -115,11 +114,3 @@ def test_nothing_is_launched_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not set(scored) & WEIGHT_GRADIENTS
     assert frozen == scored
     assert scored.total() < whole.total()
-
-
-def test_the_case_for_a_profiler_runs_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(on_gpu.Card, "ours", "triton")
-    run: Any = on_gpu.CASES["block-mnist"](on_gpu.Card(torch.device("cpu"), tiny=True)).run
-    with counted(monkeypatch) as counts:
-        run()
-        assert set(counts) >= WEIGHT_GRADIENTS
