@@ -79,9 +79,9 @@ class Step {
       w_.for_each(s_.batch * columns, [&](int j) {
         const int column = j % columns;
         const int64_t label = s_.labels[j / columns];
-        const bool has_class = label >= 0 && label < n_.n_classes;
-        state_.image_bias(op)[j] =
-            op.bias[column] + (has_class ? op.projection[label * columns + column] : 0.0f);
+        float sum = op.bias[column];
+        if (label >= 0 && label < n_.n_classes) sum += op.projection[label * columns + column];
+        state_.image_bias(op)[j] = sum;
       });
     }
     w_.sync();

@@ -77,6 +77,7 @@ class CudaWorker {
 
   template <class F>
   DSMOOTH_HOST_DEVICE void for_each(int n, F f) const {
+    DSMOOTH_DEVICE_ROLL
     for (int i = block_.lane(); i < n; i += BlockMemory<Block>::kLanes) f(i);
   }
 
