@@ -16,6 +16,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import is_dataclass
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 import tyro
@@ -69,9 +70,8 @@ def main(args: Sequence[str] | None = None) -> None:
             command = parse(args)
             options = option_types(type(command))
             quiet = command.execution.quiet if hasattr(command, "execution") else False
-            # With --quiet `evaluate` still prints the numbers of --out -, and silences the rest
-            # itself.
-            if quiet and args[0] != "evaluate":
+            # `evaluate --out -` prints nothing but the numbers in any case.
+            if quiet and getattr(command, "out", None) != Path("-"):
                 stack.enter_context(silence())
             stack.enter_context(lines_shown(logging.ERROR if quiet else logging.INFO))
             stack.enter_context(process_group())

@@ -132,7 +132,7 @@ def setting_of_text(text: str) -> tuple[str, Any]:
     if not sign or name not in names:
         near = get_close_matches(name, names)
         hint = f": did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"--set takes NAME=VALUE of a setting, got {text}{hint}")
+        raise SettingError("set", f"takes NAME=VALUE of a setting, got {text}{hint}")
     if value == "None":
         return name, None
     try:
