@@ -71,7 +71,7 @@ def main() -> int:
         results.save(path, results.merge(results.load(path) if path.exists() else [], found))
         measured += found
         status = status or (0 if ended == NO_CASES else ended)
-    if measured:  # the suite `launches` counts and has no times
+    if measured:
         show(measured, options.out)
     if saved is not None:
         print(*results.compare(saved, measured), sep="\n")

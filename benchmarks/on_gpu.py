@@ -3,8 +3,8 @@
     python benchmarks/on_gpu.py sampler-mnist step-cifar-ours --out on-gpu.json
 
 A name means all cases that begin with it. A case is checked, timed on an otherwise idle device, and
-saved before the next one starts; a case in the file is not measured again. --trace runs a
-case once for a profiler instead. --device cpu --tiny tries the program without a GPU.
+saved before the next one starts; a case in the file is not measured again. --device cpu
+--tiny tries the program without a GPU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from benchmarks.networks import (
     Network,
     check_samples,
     flops_of_forward,
-    make_pair,
     make_state,
     make_step,
 )
@@ -97,17 +96,6 @@ def sampler(name: str, batch: int, card: Card) -> Case:
     check_samples(model, on_card.sample(min(batch, 4), side, side).cpu(), BF16)
     work = Work(images=batch, flops=flops_of_forward(model, network.shape(batch)))
     return Case(lambda: on_card.sample(batch, side, side), work, rounds=3)
-
-
-def two_step(conditioning: str, card: Card) -> Case:
-    """Two-step sampling."""
-    network, batch = card.size("mnist", 1056)
-    pair = make_pair(network, conditioning)
-    models = pair.noisy, pair.denoiser
-    flops = sum(flops_of_forward(model, network.shape(batch)) for model in models)
-    pair.to(card.device)
-    assert torch.isfinite(pair.sample(min(batch, 4))).all()
-    return Case(lambda: pair.sample(batch), Work(images=batch, flops=flops), rounds=3)
 
 
 def training_step(name: str, batch: int, mode: str, card: Card) -> Case:
@@ -196,7 +184,6 @@ PRESETS = (("mnist", "noisy"), ("mnist", "denoiser"), ("cifar10", "noisy"))
 MODES = ("ours", "uncaptured", "eager")
 CASES: dict[str, Callable[[Card], Case]] = {
     **{f"sampler-{k}-{n}": partial(sampler, k, n) for k, sizes in SAMPLED.items() for n in sizes},
-    **{f"two-step-{how}": partial(two_step, how) for how in ("stack", "concat")},
     **{
         f"step-{name}-{mode}": partial(training_step, name, batch, mode)
         for name, batch in TRAINED.items()
@@ -244,26 +231,10 @@ def measure(name: str, card: Card) -> dict[str, Any]:
     }
 
 
-def profile(name: str, card: Card, trace: Path) -> None:
-    """Run a warm case once under torch's profiler."""
-    case = CASES[name](card)
-    case.check()
-    for _ in range(case.warmup):
-        case.run()
-    card.wait()
-    with torch.profiler.profile() as profiler:
-        case.run()
-        card.wait()
-    trace.parent.mkdir(parents=True, exist_ok=True)
-    profiler.export_chrome_trace(str(trace))
-    print(profiler.key_averages().table(f"self_{card.device.type}_time_total", row_limit=40))
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("cases", nargs="+", metavar="CASE", help="the first words of cases")
     parser.add_argument("--out", type=Path, default=Path("on-gpu.json"))
-    parser.add_argument("--trace", type=Path, help="run once and write a trace, .json or .json.gz")
     parser.add_argument("--device", type=torch.device, default="cuda")
     parser.add_argument("--tiny", action="store_true", help="the smallest sizes: a rehearsal")
     options = parser.parse_args(arguments)
@@ -272,10 +243,6 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"no case begins with {case!r}: they are {', '.join(CASES)}")
     chosen = [name for case in options.cases for name in cases_of(case)]
     card = Card(options.device, options.tiny)
-    if options.trace:
-        for name in chosen:
-            profile(name, card, options.trace)
-        return
     found = json.loads(options.out.read_text())["results"] if options.out.exists() else {}
     for name in chosen:
         if name not in found:

@@ -85,5 +85,5 @@ def test_a_compiled_step_that_would_run_eagerly_fails(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(("role", "most"), [("noisy", 881), ("denoiser", 1068)])
 def test_a_step_launches_no_more_than_it_did(role: str, most: int) -> None:
     pytest.importorskip("triton")
-    launches = importlib.import_module("benchmarks.bench_launches")
+    launches = importlib.import_module("benchmarks.launches")
     assert 0 < launches.launches_of_step("mnist", role) <= most

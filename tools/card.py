@@ -132,11 +132,11 @@ def pack(runs: Path, folder: Path) -> None:
         entries = [entry for entry in entries if not isinstance(entry, Step) or entry in kept]
         target.path.mkdir(parents=True, exist_ok=True)
         target.write_config(replace(config, data_dir=None, download=False), size)
-        network = dsmooth.load(source.path).networks[role].half()
+        network = dsmooth.load(source.path).networks[config.role].half()
         record = network.record and replace(network.record, weights_sha256=weights_digest(network))
         settings = WeightsSettings.of_run(config, size)
-        settings = replace(settings, training={role: record} if record else {})
-        write_weights(target.weights, {role: network}, settings)
+        settings = replace(settings, training={config.role: record} if record else {})
+        write_weights(target.weights, {config.role: network}, settings)
         write_atomically(target.log, "".join(map(entry_line, entries)).encode())
 
 

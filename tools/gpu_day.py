@@ -65,7 +65,6 @@ def steps(state: Path) -> list[Step]:
     def measure(case: str, seconds: float, *families: str) -> Step:
         return Step(case, seconds, [*ON_GPU, case, f"--out={state}/measured.json"], families)
 
-    trace = [*ON_GPU, "step-mnist-uncaptured", f"--trace={state}/trace.json.gz"]
     return [
         Step("doctor", 20, [sys.executable, "-m", "dsmooth", "doctor"]),
         smoke("sampler"),
@@ -76,8 +75,6 @@ def steps(state: Path) -> list[Step]:
         measure("step-mnist", 240, *OF_A_STEP),
         measure("step-cifar", 400, *OF_A_STEP),
         measure("loss", 90, "ops"),
-        measure("two-step", 60, "sampler"),
-        Step("trace", 60, trace, OF_A_STEP),
         Step("tests-ops", 400, [*TESTS, "tests/functional"]),
         Step("tests-others", 300, [*TESTS, "--ignore=tests/functional"]),
         *(Step(t, 120, [*SANITIZER, f"--tool={t}", *SANITIZED]) for t in ("memcheck", "racecheck")),

@@ -59,7 +59,7 @@ def principal_components(images: Tensor) -> nn.Module:
     """The projection of pixels onto the 64 leading principal components of bytes."""
     with torch_seed(0):
         directions = torch.pca_lowrank(to_float(images).flatten(1), 64, niter=4)[2]
-    projection = nn.Linear(*directions.shape, bias=False)
+    projection = nn.Linear(len(directions), 64, bias=False)
     projection.weight.data = directions.T.contiguous()
     return nn.Sequential(nn.Flatten(), projection)
 

@@ -6,8 +6,7 @@ the package: the runs `noisy`, `denoiser` and `plain`, a model card (README.md) 
 """
 
 from .folders import DEFAULT, TITLE, is_model, packaged
-from .load import find, load
-from .loaded import Loaded
+from .load import Loaded, find, load
 from .save import push, save
 
 __all__ = ["DEFAULT", "TITLE", "Loaded", "find", "is_model", "load", "packaged", "push", "save"]

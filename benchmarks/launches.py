@@ -17,13 +17,11 @@ from pkgutil import resolve_name
 from typing import Any
 from unittest import mock
 
-import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dsmooth
-from benchmarks.measure import Bench, quick, smoke
 from benchmarks.networks import make_state
 from dsmooth.functional import use_impl
 from dsmooth.kernels.launch import Prepared
@@ -118,17 +116,3 @@ def launches_of_step(name: str, role: dsmooth.config.Role) -> int:
         with launches:
             state.step()
     return launches.count
-
-
-@pytest.mark.parametrize(
-    ("preset", "role"),
-    [
-        smoke("mnist-quick", "noisy", id="smoke"),
-        *(quick("mnist", role, id=f"mnist-{role}") for role in ("noisy", "denoiser")),
-    ],
-)
-def bench_launches(bench: Bench, preset: str, role: dsmooth.config.Role) -> None:
-    """Print the launches of a step."""
-    count = bench.benchmark.pedantic(launches_of_step, [preset, role], rounds=1)
-    with bench.capsys.disabled():
-        print(f"\n  {preset} {role}: {count} launches a step", flush=True)
