@@ -57,9 +57,6 @@ def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype
     # A forward that takes ten seconds needs no warming up.
     rounds, warmup = (3, 0) if flops > 1e12 else (7, 1)
     contenders = {"plain": plain_pass(model, shape), "cached": cached}
-    if bench.case in ("mnist-1", "mnist-64"):
-        contenders["one thread"] = lambda: sampler.sample(batch, size, size, threads=1)
-        assert torch.equal(contenders["one thread"](), cached())
     turns = bench.compare(
         contenders,
         "cached",

@@ -109,5 +109,3 @@ def compare(before: list[Result], after: list[Result]) -> Iterator[str]:
                 f"({'better' if better else 'WORSE'}, {new[0] / was[0] - 1:+.0%})"
             )
     yield f"{compared} numbers compared, {changed} differ beyond the spread."
-    if old:
-        yield f"Not run now: {', '.join(old)}."
