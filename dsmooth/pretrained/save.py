@@ -95,10 +95,6 @@ def _networks_of(model: Pretrained) -> dict[Role, PixelCNNpp]:
 
 def _settings_of(model: Pretrained, networks: dict[Role, PixelCNNpp]) -> WeightsSettings:
     smoothing = model.smoothing if isinstance(model, SmoothedPair) else None
-    if smoothing is not None and type(smoothing) not in SMOOTHINGS.values():
-        raise ValueError(
-            f"a {type(smoothing).__name__} cannot be saved: it would be read as another"
-        )
     if smoothing is not None and SMOOTHINGS.get(smoothing.kind) is not type(smoothing):
         kind = type(smoothing).__name__
         raise ValueError(f"a pair is saved with smoothing of the library, not with a {kind}")

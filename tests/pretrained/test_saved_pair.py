@@ -373,16 +373,6 @@ def test_a_card_has_no_numbers_of_other_weights(folders: dict[str, Path], tmp_pa
     assert cards[1] == cards[2]
 
 
-def test_a_smoothing_of_the_users_own_is_not_saved_as_another(tmp_path: Path) -> None:
-    class Wide(dsmooth.GaussianSmoothing):
-        pass
-
-    pair = tiny_pair()
-    pair.smoothing = Wide(pair.smoothing.scale)
-    refuses("a Wide cannot be saved", dsmooth.save, pair, tmp_path / "pair")
-    assert not (tmp_path / "pair").exists()
-
-
 @pytest.mark.parametrize("kind", ["pipe", "device", "link"])
 def test_a_card_that_is_not_a_regular_file_stays(tmp_path: Path, kind: str) -> None:
     """A save does not wait for a writer, nor read without an end."""
