@@ -166,13 +166,16 @@ class SmoothedPair(Pretrained):
         precision: Precision = "auto",
         **choices: Unpack[Choices],
     ) -> Tensor:
-        """Denoise images x~ (B, C, H, W): the second step of `sample`.
+        """Denoise images x~ (B, C, H, W): the second step of `sample`, with its default label.
 
         Raises ValueError for images of another size.
         """
         self._check_images("x_tilde", x_tilde)
+        request = Request.make(len(x_tilde), choices, method, x_tilde)
+        if request.label is None:
+            request = replace(request, label=default_label(self.classes, completes=False))
         with torch_threads(threads):
-            return draw(self, Request.make(len(x_tilde), choices, method, x_tilde), precision)
+            return draw(self, request, precision)
 
     @torch.no_grad()
     def single_step(
