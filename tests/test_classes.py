@@ -30,7 +30,7 @@ from dsmooth.sampling.request import Request
 from dsmooth.training import train
 from dsmooth.training.evaluation import evaluate
 from dsmooth.training.log import run_header
-from dsmooth.training.step import TrainState, initial_state
+from dsmooth.training.step import TrainState
 from tests.helpers.command_runs import run
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import (
@@ -263,15 +263,6 @@ def test_guidance_needs_label_dropout() -> None:
     for call in (pair.sample, lambda n, **o: sample_images(pair.noisy, n, height=8, width=8, **o)):
         refuses(words, call, 1, label=0, guidance=0.5)
     refuses(words, pair.denoise, images(1), label=0, guidance=0.5, method="single-step")
-
-
-def test_a_run_begins_without_the_projections_of_other_classes() -> None:
-    initial = network("none", n_classes=CLASSES)
-    for names, kept in ((("0", "1", "2"), True), (("1", "0", "2"), False), (("0", "1"), False)):
-        model = dsmooth.PixelCNNpp(replace(initial.config, classes=Classes(names)))
-        state = initial_state(model, initial)
-        projections = [value for key, value in state.items() if key.endswith("condition_weight")]
-        assert all(bool(value.any()) == kept for value in projections)
 
 
 def test_no_class_that_was_not_trained_gets_a_warning(caplog, tmp_path) -> None:

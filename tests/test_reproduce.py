@@ -286,15 +286,6 @@ def test_models_with_classes(tmp_path: Path, no_plots: None) -> None:
     assert x["label"].tolist() == list(range(9))
 
 
-def test_a_saved_pair_has_the_numbers_of_its_runs(given, reported, tmp_path) -> None:
-    denoiser, plain, noisy = given
-    dsmooth.load(noisy, denoiser).pair.save_pretrained(tmp_path / "pair")
-    models = dsmooth.load(tmp_path / "pair", plain)
-    train_set, test_set = (load_embedded_mnist(split) for split in ("train", "test"))
-    stages = Stages(tmp_path, models, train_set, test_set, Choices(scored_images=12))
-    assert stages.bits_per_dim() == reported_in(reported).bits
-
-
 def test_black_pixels_are_black_in_every_colour() -> None:
     red_and_black = torch.tensor([[255, 0], [0, 0], [0, 0]]).byte().view(1, 3, 1, 2)
     assert black_share(red_and_black) == 0.5

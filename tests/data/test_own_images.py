@@ -60,7 +60,9 @@ def test_labels_in_every_form(names: tuple[str, ...]) -> None:
     numbers = torch.arange(40) % 3
     labels = [names[i] for i in numbers] if names else numbers.tolist()
     items = [*zip(PIXELS, np.array(labels), strict=True)]
+    others = [*zip(PIXELS, 3 - numbers, strict=True)]
     for dataset, apart in (
+        (others, labels),  # which come before those of the items
         (PIXELS, labels),
         (PIXELS.numpy(), np.array(labels)),
         (items, None),
@@ -218,12 +220,6 @@ def test_data_that_cannot_be_trained_on(dataset: object, message: str) -> None:
 
 
 LABELS = torch.arange(40)
-
-
-def test_given_labels_come_before_those_of_items() -> None:
-    numbers = torch.arange(40) % 4
-    items = [*zip(PIXELS, (3 - numbers).tolist(), strict=True)]
-    assert torch.equal(own_images(items, labels=numbers).labels, numbers)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,6 @@ from dsmooth.training.step import initial_state
 from tests.helpers.command_runs import complains, run, save_run
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import images, network, numbered, tiny_pair
-from tests.helpers.tiny_runs import resolved
 
 
 def bars(count: int, size: int = 8) -> tuple[ImageDataset, Tensor]:
@@ -203,19 +202,10 @@ def test_labels_of_other_classes_are_not_a_models() -> None:
     refuses("class 0, which is none of the model's classes cluster 0", classify, pair, digits)
 
 
-def test_training_takes_classes_from_its_data() -> None:
-    data, place = bars(40)
-    named = replace(data, labels=place, class_names=("a", "b", "c", "d"))
-    held_out = replace(named, split="test")
-    config = dsmooth.preset("mnist-quick", "plain", images=8, classes=True, evaluation_images=4)
-    assert resolved(config, named, held_out).model.classes.names == named.class_names
-    assert resolved(replace(config, classes=False), named, held_out).model.classes is None
-
-
 def test_weights_of_other_classes_begin_without_them() -> None:
     """--init of a run with classes gives the same network to a run with others, or with none."""
     initial, x = network(n_classes=3), images()
-    for classes in (None, numbered(5), Classes(("a", "b", "c"))):
+    for classes in (None, numbered(5), Classes(("a", "b", "c")), Classes(("1", "0", "2"))):
         model = network(classes=classes)
         model.load_state_dict(initial_state(model, initial))
         label = None if classes is None else torch.arange(3)

@@ -55,9 +55,11 @@ def test_a_run_from_weights_resumes_without_them(tmp_path) -> None:
 
 
 def test_the_command_takes_network_and_smoothing_of_the_weights(tmp_path, capsys) -> None:
-    config = tiny(images=16, scale=0.3)
+    """Weights with classes begin a run without any."""
+    config, labels = tiny(images=16, scale=0.3), torch.arange(8) % 2
+    data = replace(random_dataset(8, labels=labels), class_names=("a", "b"))
     first, second = tmp_path / "first", tmp_path / "second"
-    train(config, first)
+    train(replace(config, classes=True, label_dropout=0.25), first, dataset=(data, data))
     options = "--images 16 --batch-size 8 --set evaluations=1 --set evaluation_images=4"
     begin = ["train", "noisy", "--init", str(first)]
     assert call(*begin, "--out", str(second), *options.split()) == 0
@@ -65,17 +67,6 @@ def test_the_command_takes_network_and_smoothing_of_the_weights(tmp_path, capsys
     assert (stored.model, stored.scale, stored.init) == (config.model, 0.3, str(first))
     assert call(*begin, "--out", str(tmp_path / "x"), "--n-filters", "6", "--images", "16") == 1
     assert "has n_filters 4, not 6: set --n-filters 4" in capsys.readouterr().err
-
-
-def test_the_data_decide_the_classes_of_a_run_from_weights(tmp_path) -> None:
-    """Weights with classes begin a run without any."""
-    data = replace(random_dataset(8, labels=torch.arange(8) % 2), class_names=("a", "b"))
-    config = tiny(classes=True, label_dropout=0.25, images=8)
-    train(config, tmp_path / "first", dataset=(data, data))
-    options = "--images 16 --batch-size 8 --set evaluations=1 --set evaluation_images=4"
-    init = ["--init", str(tmp_path / "first")]
-    assert call("train", "noisy", *init, "--out", str(tmp_path / "second"), *options.split()) == 0
-    assert RunFolder(tmp_path / "second").read_config()[0].model == tiny().model
 
 
 def test_the_same_command_resumes_a_run_with_classes(tmp_path: Path) -> None:

@@ -25,8 +25,6 @@ from dsmooth.runlog import End, HeldOut, Start, Step
 from dsmooth.runs import RunFolder
 from dsmooth.training import Evaluation, loop, tensorboard, train
 from dsmooth.training.evaluation import EVALUATION_REPEAT, evaluate
-from dsmooth.training.flat import FlatParameters
-from dsmooth.training.optimizers import EMA
 from dsmooth.training.step import TrainState, make_inputs, scheduled
 from tests.helpers.data_makers import random_bytes, random_dataset, refuses
 from tests.helpers.tiny_runs import ROLES, assert_same_end, tiny, train_until
@@ -154,29 +152,16 @@ def test_schedules() -> None:
     assert rates_at([32]) == pytest.approx([0.5**4])
 
 
-def test_ema_is_the_average_it_says() -> None:
-    model = torch.nn.Linear(1, 1, bias=False)
-    flat = FlatParameters(dict(model.named_parameters()))
-    ema = EMA(model, flat, 0.9995)
-    expected = model.weight.detach().double().item()
-    for n in range(50):
-        with torch.no_grad():
-            model.weight.fill_(float(n))
-        decay = min(0.9995, (1 + n) / (10 + n))
-        expected = decay * expected + (1 - decay) * n
-        ema.update(flat.values, torch.tensor(ema.weight(n)))
-    assert ema.model.weight.item() == pytest.approx(expected, rel=1e-5)
-    assert not ema.model.weight.requires_grad
-
-
 def test_the_average_counts_updates() -> None:
-    """Not images: the model has the weights 9/10, 9/11, .. in it."""
-    state = TrainState(tiny(learning_rate=0.1), random_dataset(20), torch.device("cpu"))
+    """Not images: the model has the weights 9/10, 9/11, .. in it, and at least 1 - ema."""
+    config = tiny(learning_rate=0.1, ema=0.25)
+    state = TrainState(config, random_dataset(20), torch.device("cpu"))
     average = state.ema.flat.values.clone()
-    for n in range(3):
+    for n in range(4):
         state.step()
-        average.lerp_(state.optimizer.flat.values, 9 / (10 + n))
+        average.lerp_(state.optimizer.flat.values, max(9 / (10 + n), 0.75))
         torch.testing.assert_close(state.ema.flat.values, average)
+    assert not any(weight.requires_grad for weight in state.averaged.parameters())
 
 
 def test_held_out_images_have_the_noise_of_their_index() -> None:

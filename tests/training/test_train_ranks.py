@@ -6,8 +6,6 @@ import contextlib
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -73,30 +71,6 @@ def test_the_same_steps_for_any_number_of_ranks(configs: list[TrainConfig], tmp_
 
 
 # Without a guard: whoever runs it again starts processes again.
-SCRIPT = f"""
-import os, sys
-from pathlib import Path
-sys.path.insert(0, {str(HELPERS)!r})
-import rank_processes
-rank_processes._CONTEXT.set_forkserver_preload([])
-def answer():
-    (output,) = rank_processes.wait_for_all([rank_processes.ForkedPython("print(2)", [], Path())])
-    print(output, end="", flush=True)
-answer()
-child = os.fork()
-answer()
-if child:
-    os.waitpid(child, 0)
-else:
-    os._exit(0)
-"""
-
-
-def test_a_script_and_its_fork_start_processes_that_do_not_run_it_again(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "script.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == "2\n" * 3
 
 
 def test_accumulation_is_the_same_run(tmp_path: Path) -> None:
