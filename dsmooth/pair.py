@@ -110,7 +110,7 @@ class SmoothedPair(Pretrained):
         Returns (n, C, H, W); x~ is not clamped, nor is x from a continuous denoiser. An image whose
         x~ diverged is NaN. Raises ValueError or TypeError for arguments that do not fit.
         """
-        request, drawn = Request.make(n, choices, method), []
+        request, drawn = Request.make(n, method, **choices), []
         if request.label is None:
             label = default_label(self.classes, completes=request.known is not None)
             request = replace(request, label=label)
@@ -171,7 +171,7 @@ class SmoothedPair(Pretrained):
         Raises ValueError for images of another size.
         """
         self._check_images("x_tilde", x_tilde)
-        request = Request.make(len(x_tilde), choices, method, x_tilde)
+        request = Request.make(len(x_tilde), method, x_tilde, **choices)
         if request.label is None:
             request = replace(request, label=default_label(self.classes, completes=False))
         with torch_threads(threads):

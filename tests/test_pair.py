@@ -205,8 +205,8 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: PAIR().sample(2, known=UNIT, mask=UPPER), "^known must have values of bytes"),
     (lambda: PAIR().complete(UNIT), "^x must have values of bytes"),
     (lambda: PAIR().complete(X, UPPER, keep_top=0.2), "^`mask` and `keep_top` both say what"),
-    (lambda: PAIR().complete(X, UPPER.numpy()), "mask must be torch.bool, .* got a nd"),
-    (lambda: PAIR().complete(X, UPPER.expand(6, -1, -1), draws=3), r"\(2 or 1, 8, 8\), got \(6, 8"),
+    (lambda: PAIR().complete(X, UPPER.numpy()), "mask must be a tensor, got ndarray"),
+    (lambda: PAIR().complete(X, UPPER.expand(6, -1, -1), draws=3), r"\(2, 8, 8\), got \(6, 8"),
     (lambda: PAIR().sample(2, precision="float16"), "must be one of auto, float32, bfloat16, got"),
     (lambda: PAIR().single_step(X.double()), "x must have the model's dtype"),
 ]

@@ -17,18 +17,8 @@ from ..pair import SmoothedPair
 from ..work import batches, map_parts
 
 
-def check_dataset(dataset: object) -> None:
-    """Raise TypeError for images that are not an `ImageDataset`, with the line that makes one."""
-    if not isinstance(dataset, ImageDataset):
-        raise TypeError(
-            f"dataset must be an ImageDataset, got a {type(dataset).__name__}: "
-            "dsmooth.data.own_images(images) makes one"
-        )
-
-
 def check_images(model: SmoothedPair | PixelCNNpp, dataset: ImageDataset) -> None:
     """Raise ValueError for images of another shape than a pair's, or than a network's if known."""
-    check_dataset(dataset)
     network = model.noisy if isinstance(model, SmoothedPair) else model
     wanted = (network.config.image_channels, *(model.image_size or dataset.image_size))
     if tuple(dataset.images.shape[1:]) != wanted:
@@ -45,7 +35,6 @@ def labels_for_model(dataset: ImageDataset, classes: Classes | None) -> Tensor |
     They are -1, no class, where no image is of any of its classes, such as clusters. Raises
     ValueError if only some images are of its classes.
     """
-    check_dataset(dataset)
     if classes is None:
         return None
     if dataset.has_classes(classes.names):
@@ -68,8 +57,7 @@ def nats_of_images(
     """
     check_number("batch_size", batch_size)
     n, parameter = len(dataset), model.head.bias
-    if n < 1:
-        raise ValueError(f"{dataset.name} has no images to measure")
+    check_number("images", n)
 
     def compute(part: tuple[range, int]) -> dict[str, Tensor]:
         batch, row = part

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import ImageDataset, own_images
-from ..errors import SettingError
 from ..fields import check_number
 from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation
@@ -80,14 +79,9 @@ def find_clusters(
     seed: int = 0,
 ) -> tuple[Clusters, Tensor]:
     """The clusters of images and each image's (N,) int64. Arguments and errors as of `cluster`."""
-    if not isinstance(model, PixelCNNpp):
-        kind = type(model).__name__
-        raise SettingError("model", f"must be one network, such as pair.noisy, got a {kind}")
-    check_number("n_clusters", n_clusters, 2)
-    check_number("seed", seed, 0, 2**64 - 1)
     n = len(images)
-    if n < n_clusters:
-        raise SettingError("n_clusters", f"must be at most the {n} images, got {n_clusters}")
+    check_number("n_clusters", n_clusters, 2, n)
+    check_number("seed", seed, 0, 2**64 - 1)
     fitted = torch.arange(n)
     if n > FITTED_IMAGES:
         fitted = torch.linspace(0, n - 1, FITTED_IMAGES, dtype=torch.float64).long()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data import epoch_order
+from ..functional.checks import check_tensor
 from ..progress import portion
 from ..results import FLOOR, Distance, FidelityScores, FrechetResult
 from ..work import map_parts
@@ -61,21 +62,13 @@ def compare_images(
     if wanted is not None and wanted[0] == 1:
         sets = {name: as_grey(images) for name, images in sets.items()}
     for images in sets.values():
-        if wanted not in (None, tuple(images.shape[1:])):
-            raise ValueError(
-                f"images must have the shape of the real ones {wanted} (C, H, W), got "
-                f"{tuple(images.shape[1:])}"
-            )
+        check_tensor("images", images, ("N", *(wanted or "CHW")))
 
     def distance(images: Tensor) -> Distance:
         with portion(0.2):
             features = extract_features(images, reference.extractor)
         rows = features.features
-        if rows.shape[1] != len(real.mean):
-            raise ValueError(
-                f"statistics must have dimension {rows.shape[1]}, as the features of {facts.name} "
-                f"have, got {len(real.mean)}"
-            )
+        check_tensor(f"features of {facts.name}", rows, ("N", len(real.mean)))
         with portion(0.3):
             value, error = distance_with_error(rows, real, seed=seed)
         with portion(0.5):

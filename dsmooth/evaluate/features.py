@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from ..data import to_float
 from ..errors import SettingError
+from ..fields import check_one_of
 from ..files import file_sha256, read_tensors
+from ..functional.checks import check_tensor
 from ..nn.weights import weights_digest
 from ..progress import shows_bars
 from ..results import Extractor
@@ -110,11 +112,7 @@ def extract_features(
     Raises ValueError for other images, and for a network that returns something else than it should
     or values that are not finite.
     """
-    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) < 1:
-        raise ValueError(
-            f"images must be uint8 of shape (N, C, H, W), N >= 1, got {images.dtype} of shape "
-            f"{tuple(images.shape)}"
-        )
+    check_tensor("images", images, ("N", "C", "H", "W"), dtypes=(torch.uint8,))
     weights = itertools.chain(extractor.network.parameters(), extractor.network.buffers())
     device, name = next(weights, torch.empty(0)).device, extractor.facts.name
 
@@ -162,16 +160,11 @@ def _own(network: nn.Module) -> FeatureExtractor:
 
 def _registered(name: str) -> FeatureExtractor:
     """An extractor of torch-fidelity, by the layers that it takes for FID and Inception score."""
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-        from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
-    except ImportError:
-        raise ModuleNotFoundError(
-            f"extractor {name} needs the extra: pip install 'dsmooth[fid]'"
-        ) from None
-    if name not in FEATURE_EXTRACTORS_REGISTRY:
-        names = ", ".join(FEATURE_EXTRACTORS_REGISTRY)
-        raise SettingError("extractor", f"must be {CLASSIFIER}, {names}, got {name!r}")
+    # The extra "fid".
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+    check_one_of("extractor", name, (CLASSIFIER, *FEATURE_EXTRACTORS_REGISTRY))
     make = FEATURE_EXTRACTORS_REGISTRY[name]
     layers = dict.fromkeys(map(make.get_default_feature_layer_for_metric, ("fid", "isc")))
     try:

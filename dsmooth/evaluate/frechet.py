@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..data.reading import read_npz
+from ..fields import check_number
+from ..functional.checks import check_tensor
 from ..work import map_parts
 
 # How far from symmetric and from positive semi-definite a covariance may be, relative to its
@@ -44,9 +46,8 @@ def frechet_distance(
     symmetric or have a negative eigenvalue. Source: Dowson & Landau (1982); Heusel et al. (2017).
     """
     first, second = _as_float64("mean1", mean1), _as_float64("mean2", mean2)
-    if first.ndim != 1 or first.shape != second.shape or not first.numel():
-        shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
-        raise ValueError(f"mean1 and mean2 must have one shape (D,), got {shapes}")
+    check_tensor("mean1", first, ("D",))
+    check_tensor("mean2", second, first.shape)
     a = _factor("cov1", _as_float64("cov1", cov1), first.numel())
     b = _factor("cov2", _as_float64("cov2", cov2), first.numel())
     root = torch.linalg.svdvals(a.T @ b).sum()
@@ -89,8 +90,7 @@ def _as_float64(name: str, value: Tensor | ArrayLike) -> Tensor:
 
 def _factor(name: str, cov: Tensor, d: int) -> Tensor:
     """A (D, rank) with A A' = cov."""
-    if cov.shape != (d, d):
-        raise ValueError(f"{name} must have shape ({d}, {d}), got {tuple(cov.shape)}")
+    check_tensor(name, cov, (d, d))
     scale = float(cov.abs().max())
     asymmetry = float((cov - cov.T).abs().max())
     if asymmetry > COVARIANCE_TOLERANCE * scale:
@@ -131,9 +131,7 @@ class FeatureStatistics:
         count, mean = 0, torch.zeros((), dtype=torch.float64)
         scatter = mean  # the sum of outer products of deviations from the mean
         for features in batches:
-            if features.ndim != 2 or (count and features.shape[1] != len(mean)):
-                d = len(mean) if count else "D"
-                raise ValueError(f"features must have shape (B, {d}), got {tuple(features.shape)}")
+            check_tensor("features", features, ("B", len(mean) if count else "D"))
             batch = _as_float64("features", features)
             n = len(batch)
             if n:
@@ -143,8 +141,7 @@ class FeatureStatistics:
                 scatter = scatter + centred.T @ centred + between
                 mean = mean + step * (n / (count + n))
                 count += n
-        if count < 2:
-            raise ValueError(f"a covariance needs at least 2 images, got {count}")
+        check_number("images", count, 2)
         return cls(mean, scatter / (count - 1), count)
 
     def distance(self, other: FeatureStatistics) -> float:
@@ -159,10 +156,6 @@ class FeatureStatistics:
         """
         arrays = read_npz(Path(path), ("mu", "sigma"))
         mean, covariance = (_as_float64(f"{path}: {key}", arrays[key]) for key in ("mu", "sigma"))
-        d = mean.numel()
-        if mean.ndim != 1 or covariance.shape != (d, d):
-            raise ValueError(
-                f"{path} must hold mu (D,), sigma (D, D), got {tuple(mean.shape)} and "
-                f"{tuple(covariance.shape)}"
-            )
+        check_tensor(f"{path}: mu", mean, ("D",))
+        check_tensor(f"{path}: sigma", covariance, 2 * mean.shape)
         return cls(mean, covariance, None)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..config import Precision
 from ..data import ImageDataset
+from ..fields import check_number
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
 from ..nn.condition import NO_CLASS
@@ -93,8 +94,7 @@ def probe_pair(
     train, test = train_set.first(settings.train_images), test_set.first(settings.test_images)
     for data in (train, test):
         check_images(pair, data)
-        if len(data) < 2:  # one of the training images is held out
-            raise ValueError(f"probes need two images or more, but {data.source} has {len(data)}")
+        check_number("images", len(data), 2)  # one of the training images is held out
         data.known_labels()  # refused before any work
     pair = in_evaluation(pair)
     settings = replace(settings, train_images=len(train), test_images=len(test))

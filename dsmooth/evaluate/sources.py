@@ -103,8 +103,6 @@ def _from_array(
 ) -> ImageSet:
     """The images `rows` of an array, a thousand at a time; drawn: by dsmooth, so in [-1, 1]."""
     is_bytes = array.dtype == np.uint8
-    if not is_bytes and array.dtype.kind != "f":
-        raise ValueError(f"{path} must hold bytes or floating-point values, got {array.dtype}")
     parts: list[Tensor] = []
     low, high, beyond, kept = np.inf, -np.inf, 0, 0
     for first in range(0, max(1, len(rows)), 1000):

@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 from .._extension import extension, unavailable_reason, warn_once
 from ..config import Precision
 from ..cuda import cuda_obstacle, sampler_kernel
-from ..fields import check_number
+from ..fields import check_number, check_one_of
 from ..machine import torch_threads
 from ..nn import PixelCNNpp
 from ..nn.changes import changed_layer
@@ -49,12 +49,11 @@ class CachedSampler:
     Its weights are copied and packed once, here: later changes do not affect the sampler. dtype:
     torch.float32, or torch.bfloat16 for weights and activations; sums and the head are always
     float32. On a CUDA device bfloat16 is faster, since it uses tensor cores. instruction_set: of
-    the CPU; "auto" is the best that the CPU has. For bfloat16 "avx512" includes "avx512bf16".
+    the CPU alone; "auto" is the best that the CPU has. For bfloat16 "avx512" includes "avx512bf16".
 
-    Raises TypeError for a model that is not a PixelCNNpp, for a layer that is not the library's own
-    or has forward hooks, and for another dtype. Raises ValueError for a model on several devices or
-    on an unsupported one, for a parameter that is not finite and for an instruction set on a CUDA
-    device. Raises RuntimeError, with the reason, if the extension is missing or cannot use the
+    Raises TypeError for a layer that is not the library's own or has forward hooks. Raises
+    ValueError for another dtype, for a model on an unsupported device and for a parameter that is
+    not finite. Raises RuntimeError, with the reason, if the extension is missing or cannot use the
     device, or if the CPU lacks the instruction set.
 
     For a CUDA device without packaged machine code, the first sampler compiles it, which takes
@@ -68,24 +67,15 @@ class CachedSampler:
         *,
         instruction_set: InstructionSet = "auto",
     ) -> None:
-        check_network(model)
         if (reason := changed_layer(model)) is not None:
             raise TypeError(f"the cached sampler cannot run this model: {reason}")
         device = model.device
         if device.type not in ("cpu", "cuda"):
             raise ValueError(f"the model must be on the CPU or a CUDA device, got {device}")
         for name, parameter in model.named_parameters():
-            if parameter.device != device:
-                raise ValueError(
-                    f"the model must be on one device, got {name} on {parameter.device} "
-                    f"and head.bias on {device}"
-                )
             if not np.isfinite(as_numpy(parameter)).all():
                 raise ValueError(f"every parameter must be finite, got a NaN or infinity in {name}")
-        if dtype not in (torch.float32, torch.bfloat16):
-            raise TypeError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
-        if device.type == "cuda" and instruction_set != "auto":
-            raise ValueError(f'instruction_set must be "auto" on {device}, got {instruction_set!r}')
+        check_one_of("dtype", dtype, (torch.float32, torch.bfloat16))
         self.config = model.config
         self.dtype = dtype
         self.device = device
@@ -146,7 +136,7 @@ class CachedSampler:
         for name, value in (("threads", threads), ("max_slice", max_slice)):
             if value is not None:
                 check_number(name, value)
-        request = Request.make(n, choices)
+        request = Request.make(n, **choices)
         return self.run(request, (height, width), context, threads, max_slice)
 
     def run(
@@ -253,7 +243,6 @@ def draw_network(
 
     Otherwise they are drawn by one forward pass per pixel. precision: see `sample_images`.
     """
-    check_network(model)
     weight, change = model.head.bias, changed_layer(model)
     dtype = getattr(torch, precision_on(weight.device, precision))
     if change is None and weight.dtype == torch.float64:
@@ -324,7 +313,7 @@ def sample_images(
     processor with AMX, an AMD processor with AVX512-BF16), else float32. Other arguments, result
     and errors: see `CachedSampler.sample`. A network is packed again if its weights have changed.
     """
-    request = Request.make(n, choices)
+    request = Request.make(n, **choices)
     with torch_threads(threads):
         return draw_network(model, request, (height, width), context, precision)
 
@@ -333,10 +322,3 @@ def _free_memory() -> int:
     """Bytes that torch can still allocate on the current CUDA device."""
     free, _ = torch.cuda.mem_get_info()
     return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
-
-
-def check_network(model: PixelCNNpp) -> None:
-    """Raise TypeError unless `model` is a PixelCNNpp."""
-    if not isinstance(model, PixelCNNpp):
-        hint = ": pass model._orig_mod" * hasattr(model, "_orig_mod")
-        raise TypeError(f"model must be a PixelCNNpp, got {type(model).__name__}{hint}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError
+from ..functional.checks import check_tensor
 from ..nn.images import check_images, check_like, check_scale
 
 
@@ -41,22 +42,10 @@ class KnownPixels:
 def known_pixels(known: Tensor, mask: Tensor, count: int, name: str = "known") -> KnownPixels:
     """The known pixels of `count` images (see `Choices`). name: of the images, for errors."""
     check_images(name, known)
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        kind = mask.dtype if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
-        raise TypeError(f"mask must be torch.bool, True where a pixel is known, got {kind}")
-    if known.ndim != 4 or known.shape[0] not in (1, count):
-        raise ValueError(
-            f"{name} must have shape ({count} or 1, C, H, W), got {tuple(known.shape)}"
-        )
-    height, width = known.shape[2:]
+    check_tensor(name, known, (1 if len(known) == 1 else count, "C", "H", "W"))
     mask = mask[None] if mask.ndim == 2 else mask
-    if mask.ndim != 3 or mask.shape[0] not in (1, count) or mask.shape[1:] != (height, width):
-        raise ValueError(
-            f"mask must have shape ({height}, {width}) or ({count} or 1, {height}, {width}), got "
-            f"{tuple(mask.shape)}"
-        )
-    if mask.device != known.device:
-        raise ValueError(f"mask must be on {name}'s device {known.device}, got {mask.device}")
+    shape = 1 if len(mask) == 1 else count, *known.shape[2:]
+    check_tensor("mask", mask, shape, known.device, (torch.bool,))
     images = torch.where(mask[:, None], known.detach(), 0)
     if not images.isfinite().all():
         raise ValueError("known pixels must be finite, got a NaN or an infinity")

@@ -36,9 +36,9 @@ class Choices(TypedDict, total=False):
     """Keyword arguments of every sampler. With the weights they determine the images.
 
     seed: 0 by default. None draws a seed, which a warning of the logger `dsmooth` reports.
-    generator: a torch.Generator that gives the seed instead, a new one at each call. first_index:
-    index of the first image in the stream of `seed`, 0 by default. temperature: > 0, 1 by default;
-    divides the logits and multiplies the scales.
+    generator: a torch.Generator that gives the seed instead, whatever `seed` is, and a new one at
+    each call. first_index: index of the first image in the stream of `seed`, 0 by default.
+    temperature: > 0, 1 by default; divides the logits and multiplies the scales.
 
     label: for models with classes. A number or a name is the class of all images. "each" gives
     image i the class i modulo the number of classes. "prior" draws the class of each image by the
@@ -101,34 +101,32 @@ class Request:
     def make(
         cls,
         count: int,
-        choices: Choices,
         method: Method = "two-step",
         x_tilde: Tensor | None = None,
+        /,
+        *,
+        seed: int | None = 0,
+        generator: torch.Generator | None = None,
+        first_index: int = 0,
+        temperature: float = 1.0,
+        label: Label = None,
+        guidance: float = 0.0,
+        known: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Request:
-        """Make a request from a user's choices."""
-        names = Choices.__annotations__
-        if unknown := [*choices.keys() - names.keys()]:
-            raise TypeError(
-                f"unknown argument {unknown[0]!r}; the arguments are {', '.join(names)}"
-            )
-        seed, images, mask = choices.get("seed", 0), choices.get("known"), choices.get("mask")
-        if (images is None) != (mask is None):
-            raise ValueError("known and mask must be given together")
-        generator = choices.get("generator")
+        """Make a request from a user's `Choices`."""
         if generator is not None:
-            if "seed" in choices:
-                raise ValueError("seed and generator were both given: leave one out")
             device = generator.device
             seed = int(torch.randint(2**63 - 1, (), generator=generator, device=device))
         return cls(
             count,
             drawn_seed() if seed is None else seed,
-            choices.get("first_index", 0),
+            first_index,
             method,
-            choices.get("temperature", 1.0),
-            None if images is None or mask is None else known_pixels(images, mask, count),
-            choices.get("label"),
-            choices.get("guidance", 0.0),
+            temperature,
+            None if known is None and mask is None else known_pixels(known, mask, count),
+            label,
+            guidance,
             x_tilde,
         )
 

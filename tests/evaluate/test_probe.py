@@ -211,7 +211,7 @@ def test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     for first, second, message in (
         (train, replace(test, labels=None), "made for a test has no labels"),
         (train, wide, r"\(1, 8, 8\), got .* of \(1, 8, .*: made for a test"),
-        (train.part(slice(1)), test, "need two images or more, but made for a test has 1"),
+        (train.part(slice(1)), test, "`images` must be at least 2, got 1"),
     ):
         refuses(message, probe_pair, pair, first, second, SETTINGS, path)
     assert list(tmp_path.iterdir()) == []
