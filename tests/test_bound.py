@@ -13,7 +13,7 @@ from torch import Tensor
 import dsmooth
 from dsmooth.bound import likely_classes
 from dsmooth.data import own_images
-from dsmooth.evaluate import classify, score_pair
+from dsmooth.evaluate import score_pair
 from dsmooth.nn.gradients import class_gradient
 from tests.helpers.networks import images, tiny_pair
 
@@ -136,9 +136,3 @@ def test_measures_have_the_mixture_that_draws() -> None:
     scores = score_pair(pair, data, mixture=True)
     torch.testing.assert_close(scores.mixture[0].float(), pair.elbo(X))
     assert scores.classes == "given"
-    found = classify(pair, data)
-    for bits, nats in (
-        (found.bits_given_class, pair.elbo(X, label=labels)),
-        (found.bits_of_mixture, pair.elbo(X, top_classes=None)),
-    ):
-        assert bits == pytest.approx(-float(nats.mean()) / (64 * math.log(2)), rel=1e-6)

@@ -145,6 +145,7 @@ SUBSET_DIGESTS = {
 def test_embedded_subset_is_itself(split: str, n: int) -> None:
     dataset = load_dataset("mnist", split)
     assert dataset.digest == SUBSET_DIGESTS[split]
+    assert dataset.embedded
     assert dataset.images.shape == (n, 1, 28, 28)
     assert dataset.source == f"embedded MNIST subset ({n:,} images)"
     text = (SUBSET_PATH.parent / "ATTRIBUTION.md").read_text()

@@ -145,6 +145,7 @@ def test_forms_of_images_in_python() -> None:
         own = own_images(dataset)
         assert torch.equal(own.images, pixels)
         assert own.labels is None
+        assert not own.embedded
     assert torch.equal(own_images(last.numpy()[::-1]).images, pixels.flip(0))  # a negative stride
     assert torch.equal(own_images(pixels[:, 0]).images, pixels[:, :1])
     pictures = enumerate(map(Image.fromarray, last.numpy()))

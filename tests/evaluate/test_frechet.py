@@ -337,12 +337,6 @@ def test_statistics_of_other_programs(tmp_path: Path) -> None:
     assert torch.equal(read_images(str(tmp_path / "images.npz")).images, y)
 
 
-def test_images_of_another_shape_than_the_real_ones_are_refused(digits: ImageDataset) -> None:
-    reference = Reference.of(digits.images[:9], make_extractor(CLASSIFIER))
-    words = r"images must have shape \(N, 1, 28, 28\), got \(2, 1, 4, 4\)"
-    refuses(words, compare_images, {"x": SMALL}, reference)
-
-
 def test_a_network_of_ones_own_stays_as_it_is() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(16, 2)).train()
     extractor = make_extractor(network)

@@ -27,7 +27,7 @@ from dsmooth.functional import logistic_mixture_log_prob
 from dsmooth.likelihoods import Likelihood
 from dsmooth.philox import Stream
 from tests.helpers.data_makers import random_dataset, refuses
-from tests.helpers.networks import CLASSES, GAUSSIAN, network, tiny_config, tiny_pair
+from tests.helpers.networks import CLASSES, GAUSSIAN, network, tiny_pair
 
 pytestmark = pytest.mark.quick
 DATA = random_dataset(2)
@@ -128,43 +128,6 @@ def test_the_error_over_repeats_needs_enough_of_them() -> None:
     repeats = enough.bits(enough.log_weights("discretized")).mean(1)
     expected = float(repeats.std()) / 10**0.5
     assert conventions(enough)[0].repeat_error == pytest.approx(expected)
-
-
-class LinearGaussian(dsmooth.PixelCNNpp):
-    """x ~ N(0, I), x~ = x + scale n: log p(x~), or log p(x | x~) with the posterior mean moved."""
-
-    def __init__(self, conditioning: str, scale: float, shift: float = 0.0) -> None:
-        super().__init__(tiny_config(conditioning, "continuous"))
-        self.variance, self.shift = scale**2, shift
-
-    def log_prob(self, x: Tensor, context: Tensor | None = None, label: object = None) -> Tensor:
-        if context is None:
-            mean, variance = torch.zeros_like(x), 1 + self.variance
-        else:
-            mean = context / (1 + self.variance) + self.shift
-            variance = self.variance / (1 + self.variance)
-        terms = -0.5 * (x - mean) ** 2 / variance - 0.5 * math.log(2 * math.pi * variance)
-        return terms.flatten(1).sum(1)
-
-
-def test_the_bound_is_tight_for_the_true_posterior_and_loose_by_the_divergence() -> None:
-    scale, shift = 0.5, 0.3
-    x = torch.randn(6, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    x = x.clamp(-1, 1)
-    exact = -0.5 * (x**2 + math.log(2 * math.pi)).flatten(1).sum(1)
-
-    def pair(shift: float) -> dsmooth.SmoothedPair:
-        noisy, denoiser = LinearGaussian("none", scale), LinearGaussian("concat", scale, shift)
-        return dsmooth.SmoothedPair(noisy, denoiser, dsmooth.GaussianSmoothing(scale), (8, 8))
-
-    # Every single draw of noise gives log p(x): the weights have no variance.
-    torch.testing.assert_close(pair(0).elbo(x), exact)
-    torch.testing.assert_close(pair(0).elbo(x, n_noise=3, importance_weighted=True), exact)
-    # At x = 0 the cross term with the shift is zero on average over x~.
-    x, exact = torch.zeros_like(x), torch.full_like(exact, -32 * math.log(2 * math.pi))
-    divergence = 64 * 0.5 * shift**2 / (scale**2 / (1 + scale**2))  # 14.4 nats
-    draws = pair(shift).elbo(x, n_noise=400)  # with a standard deviation of 0.24
-    torch.testing.assert_close(draws, exact - divergence, rtol=0, atol=1.1)
 
 
 @pytest.mark.parametrize("likelihood", ["discretized", "continuous"])

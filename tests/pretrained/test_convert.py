@@ -10,11 +10,14 @@ from safetensors.torch import load_file
 
 import dsmooth
 from tests.helpers.data_makers import refuses
+from tests.helpers.networks import with_classes
 
 pytestmark = pytest.mark.quick
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "network_c1_8x8_f4_r1_k2.safetensors"
 STATE, BIAS = load_file(GOLDEN), "module.downsize_u_stream.1.conv.bias"
+LABELLED, PROJECTION = with_classes(STATE), "module.down_layers.0.u_stream.0.hw"
+NO_PROJECTIONS = torch.ones(2, 8), torch.full((3, 8), torch.nan), torch.ones(3, 8).long()
 
 
 @pytest.mark.parametrize("listed", [False, True])
@@ -97,6 +100,16 @@ def test_other_files_are_named(tmp_path: Path) -> None:
             r"lacks 'downsize_u_stream\.1\.conv\.b",
         ),
         ({**STATE, "module.extra": torch.zeros(1)}, {}, "keys that are not"),
+        (
+            {k: v for k, v in LABELLED.items() if k != PROJECTION},
+            {},
+            r"lacks 'down_layers\.0\.u_stream\.0\.hw'",
+        ),
+        *(
+            ({**LABELLED, PROJECTION: wrong}, {}, "hw must (be finite of shape|hold floating)")
+            for wrong in NO_PROJECTIONS
+        ),
+        ({**LABELLED, "module.up_layers.0.u_stream.0.hw": torch.ones(8)}, {}, r"2F\), got \(8,\)"),
         # A file of 200 kB promised a network of 30 GB, another one a thousand million layers.
         ({**STATE, "module.u_init.conv.weight_v": torch.ones(4096, 2, 2, 3)}, {}, r"\(4096, "),
         *(

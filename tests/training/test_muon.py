@@ -113,7 +113,7 @@ def test_a_frozen_kernel_keeps_still() -> None:
     assert set(muon.kernels) == {"0.weight_v"}
 
 
-@pytest.mark.parametrize("shape", SHAPES[1:3])
+@pytest.mark.parametrize("shape", SHAPES[1:])
 def test_a_step_has_the_momentum_of_nesterov(shape) -> None:
     """The angle is the root mean square of those of the filters, which have length one."""
     (layer,) = convolutions([shape])
@@ -125,13 +125,14 @@ def test_a_step_has_the_momentum_of_nesterov(shape) -> None:
         layer.weight_v.grad = torch.randn_like(layer.weight_v)
         gradient = filters(layer.weight_v.grad, layer.transposed).flatten(1).clone()
         average = torch.lerp(gradient, average, MOMENTUM)
-        x = torch.lerp(gradient, average, MOMENTUM)[None]
+        x = wide(torch.lerp(gradient, average, MOMENTUM)[None])
         turned = (polar_operator(x @ x.mT) @ x)[0]
+        turned = turned.mT if len(turned) < len(v) else turned
         v -= 0.1 * max(1.0, v.shape[0] / v.shape[1]) ** 0.5 * turned
         muon.flat.gather_gradients()
         muon.step(torch.tensor(0.1))
         new = filters(layer.weight_v.detach(), layer.transposed).flatten(1)
-        torch.testing.assert_close(new, v / v.norm(dim=1, keepdim=True), rtol=0, atol=1e-6)
+        torch.testing.assert_close(new, v / v.norm(dim=1, keepdim=True), rtol=0, atol=2e-6)
 
 
 def test_gradients_are_gathered_whatever_their_memory_order() -> None:

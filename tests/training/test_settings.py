@@ -82,7 +82,10 @@ def test_a_setting_is_read_by_its_type(text: str, name: str, value: object) -> N
         ("--set role=plain", "--set takes NAME=VALUE of a setting, got role=plain"),
         ("--set ema=much", "`ema` must be a number >= 0 and < 1, got 'much'"),
         ("--set seed=3 --seed 4", "seed was given twice: leave one out"),
-        ("--set images=3 --budget 4", "--images and --budget both say how long"),
+        ("--label-dropout 0.5 --images 8", "--label-dropout needs a model with classes: set --cl"),
+        ("--data folder --image-size 6 --images 8", "--image-size must be a positive multiple"),
+        ("--data folder --images 8", "set --data-dir"),
+        ("--device gpu --images 8", "--device must be auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_a_wrong_setting_is_named(words: str, message: str, capsys) -> None:
