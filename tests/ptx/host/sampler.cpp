@@ -36,7 +36,7 @@ Program program(const Case& c) {
 
 Slice images(const Case& c, const float* context, float* out, const uint8_t* mask,
              const int64_t* labels) {
-  return {0,       c.height, c.width, c.seed,    c.first_index, c.temperature,
+  return {0,       c.height, c.width, c.seed, c.first_index, c.temperature,
           context, out,      mask,    labels, c.guidance};
 }
 
