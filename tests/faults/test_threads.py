@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dsmooth import ModelConfig, PixelCNNpp, round_to_bytes
 from dsmooth.functional import use_impl
-from dsmooth.sampling import CachedSampler
+from dsmooth.sampling import CachedSampler, cached
 from dsmooth.work import map_parts
 
 STACK = 1 << 30  # a limit on stacks, which is then what a thread takes of the address space
@@ -101,7 +101,8 @@ def end_while_drawing() -> None:
     """End this thread once another has drawn for a while."""
     drawing = threading.Event()
     sampler = CachedSampler(make_model())
-    options = {"height": 8, "width": 8, "threads": 2, "progress": lambda _: drawing.set()}
+    cached.advance_to = lambda _: drawing.set()
+    options = {"height": 8, "width": 8, "threads": 2}
     threading.Thread(target=sampler.sample, args=(10**6,), kwargs=options, daemon=True).start()
     assert drawing.wait(SECONDS)
 
