@@ -115,4 +115,4 @@ TARGETS = [
 
 @pytest.mark.parametrize("target", TARGETS, ids=[target.name for target in TARGETS])
 def test_a_wrong_call_raises_or_answers_rightly(target: Target) -> None:
-    run(target, examples=120)
+    run(target)

@@ -94,7 +94,7 @@ TARGETS = [
 
 @pytest.mark.parametrize("target", TARGETS, ids=[target.name for target in TARGETS])
 def test_a_wrong_call_raises_or_answers_rightly(target: Target) -> None:
-    run(target, examples=150)
+    run(target)
 
 
 def test_results_of_the_other_direction_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Folders of pictures: the same files however often the call was stopped."""
+"""Folders of pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from dsmooth.files import lock_folder
 from dsmooth.sampling import output
 from dsmooth.sampling.request import Request
 from tests.helpers.data_makers import refuses
-from tests.helpers.kills import as_killed, contents, states_of_kills
 from tests.helpers.networks import network
 
 pytestmark = pytest.mark.quick
@@ -42,9 +41,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return numbers
 
 
-def fill(folder: Path, n: int, seed: int = 0, first: int = 0) -> tuple[int, int]:
-    request = Request(n, seed, first_index=first)
-    return output.draw_folder(folder, MODEL, request, {"seed": seed, "first_index": first})
+def fill(folder: Path, n: int, first: int = 0) -> tuple[int, int]:
+    return output.draw_folder(folder, MODEL, Request(n, first_index=first), {"first_index": first})
 
 
 def test_numbered_pictures(tmp_path: Path, drawn: list[int]) -> None:
@@ -63,22 +61,6 @@ def test_numbered_pictures(tmp_path: Path, drawn: list[int]) -> None:
     assert torch.equal(read_images(tmp_path).images, to_bytes(expected))
 
 
-@pytest.mark.parametrize("before", [0, 2])
-def test_killed_at_any_change_of_a_file_the_folder_is_completed(
-    tmp_path: Path, before: int, drawn: list[int]
-) -> None:
-    """With the same files as of one call."""
-    fill(tmp_path / "whole", 5)
-    if before:
-        fill(tmp_path / "killed", before)
-    states = states_of_kills(lambda: fill(tmp_path / "killed", 5), tmp_path / "killed")
-    for number, state in enumerate(states):
-        folder = as_killed(tmp_path / str(number), state)
-        fill(folder, 5)
-        assert contents(folder) == contents(tmp_path / "whole")
-    assert len(states) > 2 * (5 - before)
-
-
 def test_another_folder_is_refused(tmp_path: Path, drawn: list[int]) -> None:
     check_outputs([tmp_path / "samples-0.9"], 10**6)  # a folder, for all its dot
     refuses(r"--out must end in \.png or \.npz, or be a folder", check_outputs, [Path("x.txt")], 1)
@@ -88,6 +70,5 @@ def test_another_folder_is_refused(tmp_path: Path, drawn: list[int]) -> None:
     fill(tmp_path / "x", 3)
     with lock_folder(tmp_path / "x", "a test"):
         refuses("draws into it is at w", fill, tmp_path / "x", 4)
-    refuses("of another request: its seed is 0, not 1;", fill, tmp_path / "x", 3, seed=1)
     (tmp_path / "x" / "images.json").unlink()
     refuses("x holds other files", fill, tmp_path / "x", 3)
