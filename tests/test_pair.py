@@ -195,7 +195,6 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: PAIR().elbo(X, n_noise=0), "^`n_noise` must be at least 1, got 0"),
     (lambda: PAIR().complete(X, draws=0), "^`draws` must be at least 1, got 0"),
     (lambda: PAIR().sample(2, batch_size=1.5), "^`batch_size` must be a whole"),
-    (lambda: dsmooth.show(X, zoom=0), "^`zoom` must be at least 1, got 0"),
     (lambda: dsmooth.train(tiny(), "no-run", threads=0), "^`threads` must be at least 1, got 0"),
     (lambda: PAIR().denoiser.log_prob(OFF_GRID, X), "values of bytes"),
     (lambda: PAIR().denoise(LARGE, **STEPS), r"x_tilde must have shape \(B, 1, 8, 8\)"),

@@ -50,9 +50,12 @@ def test_half_precision_scores_the_bytes_themselves() -> None:
 
 @pytest.mark.parametrize("likelihood", ["discretized", "continuous"])
 def test_conventions_differ_by_exactly_their_constants(likelihood: str) -> None:
-    """In batches, of which the last one is smaller."""
-    pair = tiny_pair(likelihood)
-    data = random_dataset(5)
+    """In batches, of which the last one is smaller; with the mixtures that the models have."""
+    pair, data = tiny_pair(likelihood), random_dataset(5)
+    if likelihood == "discretized":
+        bytes_and_atoms = network("concat", likelihood=likelihood, atoms="all")
+        networks = network(likelihood="gaussian", smoothing_scale=0.5), bytes_and_atoms
+        pair = dsmooth.SmoothedPair(*networks, dsmooth.GaussianSmoothing(0.5), (8, 8))
     scores = score_pair(pair, data, n_noise=3, seed=3, batch_size=2)
     rows = {row.name: row for row in conventions(scores)}
     names = ["discrete bound", "discrete bound, importance-weighted, n = 3"]
@@ -132,10 +135,12 @@ def test_the_error_over_repeats_needs_enough_of_them() -> None:
 
 @pytest.mark.parametrize("likelihood", ["discretized", "continuous"])
 def test_a_plain_model_is_scored_exactly(likelihood: Likelihood) -> None:
-    model, data = network(likelihood=likelihood), random_dataset(5)
+    atoms = "all" if likelihood == "discretized" else ()
+    model, data = network(likelihood=likelihood, atoms=atoms), random_dataset(5)
     x = data.batch(torch.arange(5))
     with torch.no_grad():
-        log_p, pixels = model.log_prob(x), logistic_mixture_log_prob(x, model(x), likelihood)
+        log_p = model.log_prob(x)
+        pixels = logistic_mixture_log_prob(x, model(x), likelihood, atoms=atoms)
     scores = score_plain(model, data)
     # Sums are not rounded to float32.
     assert torch.equal(getattr(scores, likelihood)[0], pixels.double().sum((1, 2)))

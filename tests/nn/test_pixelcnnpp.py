@@ -16,12 +16,11 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth.config import TrainConfig
-from dsmooth.evaluate.likelihood import score_pair, score_plain
 from dsmooth.functional import concat_elu, use_impl
 from dsmooth.nn.images import check_scale, fourier_features, warn_unit_interval
 from dsmooth.nn.layers import GatedResnet, WeightNormConv
 from dsmooth.nn.pixelcnnpp import Dropout
-from tests.helpers.data_makers import random_dataset, refuses
+from tests.helpers.data_makers import refuses
 from tests.helpers.gated_cases import NATIVE
 from tests.helpers.networks import BYTES, CLASSES, images, inputs, network, tiny_pair
 
@@ -359,23 +358,6 @@ def test_a_gaussian_model_takes_the_scale_of_its_run() -> None:
     assert config.model.smoothing_scale == 0.3
     assert TrainConfig.from_dict(json.loads(json.dumps(asdict(config)))) == config
     refuses('is for role "noisy" with gaussian smoothing', replace, config, smoothing="laplace")
-
-
-@torch.no_grad()
-def test_scores_are_those_of_the_models_own_mixtures() -> None:
-    noisy = network(likelihood="gaussian", smoothing_scale=0.5)
-    denoiser = network("concat", likelihood="discretized", atoms="all")
-    pair = dsmooth.SmoothedPair(noisy, denoiser, dsmooth.GaussianSmoothing(0.5), (8, 8))
-    data = random_dataset(6)
-    data.images[:3], data.images[3:, :, ::2] = 0, 253  # atoms
-    x = data.batch(torch.arange(6))
-    plain = dsmooth.PixelCNNpp(replace(denoiser.config, conditioning="none")).eval()
-    bound = score_pair(pair, data, n_noise=2, seed=1).log_weights("discretized").mean(0)
-    for scores, nats in (
-        (bound, pair.elbo(x, n_noise=2, seed=1)),
-        (score_plain(plain, data).discretized[0], plain.log_prob(x)),
-    ):
-        torch.testing.assert_close(scores.float(), nats, rtol=1e-5, atol=1e-3)
 
 
 @torch.no_grad()

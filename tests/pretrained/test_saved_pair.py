@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -103,8 +102,8 @@ def read(kind: str, folder: Path) -> set[float]:
 
 
 @pytest.mark.parametrize("kind", ["pair", "run"])
-def test_a_save_that_ends_anywhere_leaves_the_old_or_the_new(tmp_path, monkeypatch, kind) -> None:
-    """Killed at any change of a file, or on a full disk; and the next save leaves nothing over."""
+def test_a_save_that_ends_anywhere_leaves_the_old_or_the_new(tmp_path: Path, kind: str) -> None:
+    """Killed at any change of a file; and the next save leaves nothing over."""
     saved = tmp_path / "saved"
     save(kind, saved, 0)
     files = contents(saved)
@@ -118,10 +117,6 @@ def test_a_save_that_ends_anywhere_leaves_the_old_or_the_new(tmp_path, monkeypat
         assert contents(folder) == files
     assert numbers == {1}
     assert len(states) > 3  # two of each file
-    monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
-    words = r"could not write .*model\.safetensors: No space"
-    refuses(words, save, kind, folder, 1, error=OSError)
-    assert contents(folder) == files
     if kind == "pair":
         with lock_folder(folder, "someone"):
             refuses("another process that saves weights is at work", save, "pair", folder, 0)
