@@ -13,6 +13,7 @@ from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
 from .. import _extension
+from ..fields import check_one_of
 
 Function = TypeVar("Function", bound=Callable[..., object])
 Grads = list[Tensor | None]
@@ -31,8 +32,7 @@ _current: Impl = "auto"
 
 def resolve_impl(impl: Impl) -> Impl:
     """Return `impl`, or the one set by `use_impl` when `impl` is "auto"."""
-    if impl not in _IMPLS:
-        raise ValueError(f"impl must be one of {', '.join(_IMPLS)}, got {impl!r}")
+    check_one_of("impl", impl, _IMPLS)
     return _current if impl == "auto" else impl
 
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..fields import check_one_of
 from ..likelihoods import Atoms, Likelihood, check_likelihood
 from ..pixels import byte_of, value_of
 from .checks import check_floating, check_tensor
@@ -231,8 +232,7 @@ def check_mixture(
 
 
 def _n_mix(params: Tensor, image_channels: int, n_atoms: int = 0) -> int:
-    if image_channels not in (1, 3):
-        raise ValueError(f"image_channels must be 1 or 3, got {image_channels}")
+    check_one_of("image_channels", image_channels, (1, 3))
     per_component = 3 if image_channels == 1 else 10
     channels = params.shape[1] - n_atoms if params.ndim == 4 else 0
     if channels < per_component or channels % per_component:

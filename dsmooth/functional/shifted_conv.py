@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..fields import check_one_of
 from ..kernels.geometry import Shift, Taps
 from .checks import check_floating, check_tensor
 
@@ -52,8 +53,7 @@ def shifted_conv2d(
     """
     check_kernel(weight, shift)
     _check_operands(x, weight, bias, weight.shape[1], weight.shape[0])
-    if stride not in (1, 2):
-        raise ValueError(f"stride must be 1 or 2, got {stride}")
+    check_one_of("stride", stride, (1, 2))
     taps = Taps.of(weight, shift)
     right, bottom = taps.kw - 1 - taps.left, taps.kh - 1 - taps.top
     if (taps.left, taps.top) == (right, bottom):
@@ -73,8 +73,7 @@ def shifted_conv_transpose2d(
     Raises the errors of `shifted_conv2d`.
     """
     check_kernel(weight, shift)
-    if shift == "none":
-        raise ValueError('shift must be "down" or "down_right", got "none"')
+    check_one_of("shift", shift, ("down", "down_right"))
     check_tensor("weight", weight, ("C", "D", 2, "kw"))
     _check_operands(x, weight, bias, *weight.shape[:2])
     rows, columns = 2 * x.shape[2], 2 * x.shape[3]
@@ -108,8 +107,7 @@ def _check_operands(
 
 def check_kernel(weight: Tensor, shift: str, name: str = "weight") -> None:
     """Raise ValueError unless `shift` is valid and fits the kernel of `weight` (D, C, kh, kw)."""
-    if shift not in SHIFTS:
-        raise ValueError(f"shift must be one of {', '.join(SHIFTS)}, got {shift!r}")
+    check_one_of("shift", shift, SHIFTS)
     check_tensor(name, weight, ("D", "C", "kh", "kw"))
     kh, kw = weight.shape[2:]
     if kh < 1 or kw < 1:

@@ -68,11 +68,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     tensors, metadata = read_tensors(path)
     if metadata.pop("sha256", None) != digest(tensors, metadata):
         raise ValueError(f"{path} is damaged: it does not have the digest that it states")
-    try:
-        seen, steps = int(metadata["images_seen"]), int(metadata["steps"])
-        return Checkpoint(path, tensors, seen, steps, metadata["data"])
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not a training checkpoint: {error}") from None
+    seen, steps = int(metadata["images_seen"]), int(metadata["steps"])
+    return Checkpoint(path, tensors, seen, steps, metadata["data"])
 
 
 def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -51,12 +51,7 @@ def tensorboard(folder: str | Path) -> OnEvaluation:
 
     Raises ModuleNotFoundError without the extra of that name.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ModuleNotFoundError(
-            "tensorboard needs the extra: pip install 'dsmooth[tensorboard]'"
-        ) from None
+    from torch.utils.tensorboard import SummaryWriter
 
     def write(evaluation: Evaluation) -> None:
         with SummaryWriter(str(folder)) as writer:

@@ -75,7 +75,7 @@ def train(
     Raises ValueError or FileNotFoundError for data, settings or a folder that do not fit,
     NonFiniteLoss, naming step and seed, and ProcessLost if another process is gone.
     """
-    check_arguments(config, dataset, labels, on_evaluation)
+    check_labels(config, dataset, labels)
     started, run = time.monotonic(), RunFolder(folder or default_folder(config.role))
     target = choose_device(device)
     with process_group(), computing(target, threads, progress):
@@ -103,15 +103,8 @@ def train(
                 return run_loop(state, data[1], run, log, stop)
 
 
-def check_arguments(config: object, dataset: object, labels: object, on_evaluation: object) -> None:
-    """Raise TypeError or ValueError for arguments of `train` that do not fit."""
-    if not isinstance(config, TrainConfig):
-        raise TypeError(
-            f"config must be a TrainConfig, got a {type(config).__name__}: dsmooth.train("
-            'dsmooth.preset("mnist-quick", "noisy", images=20_000), dataset=IMAGES)'
-        )
-    if on_evaluation is not None and not callable(on_evaluation):
-        raise TypeError(f"on_evaluation must be a function, got a {type(on_evaluation).__name__}")
+def check_labels(config: TrainConfig, dataset: object, labels: object) -> None:
+    """Raise ValueError for labels of other images than those of `train`."""
     if dataset is None and labels is not None:
         raise ValueError(
             "labels= is for images given by dataset=, such as tuple(dsmooth.data.load_dataset("

@@ -17,7 +17,7 @@ from dsmooth.files import lock_folder, read_tensors, replacing, write_atomically
 from dsmooth.runlog import Start
 from dsmooth.runs import RunFolder
 from dsmooth.training import NonFiniteLoss, loop, settings, train
-from dsmooth.training.checkpoint import digest, read_checkpoint, restore, save_checkpoint
+from dsmooth.training.checkpoint import read_checkpoint, restore, save_checkpoint
 from dsmooth.training.step import TrainState
 from tests.helpers.data_makers import refuses
 from tests.helpers.kills import as_killed, contents, states_of_kills
@@ -201,26 +201,6 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
 def test_processes_that_do_not_read_the_same_end(run, monkeypatch, module, message) -> None:
     monkeypatch.setattr(f"dsmooth.training.{module}.gather", lambda value: [value, "other"])
     refuses(message, train, CONFIG, run.path, resume=True)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "reason"),
-    [
-        ("images_seen", "9" * 5000, ""),
-        ("images_seen", None, ""),
-        ("steps", "a", ""),
-        ("data", None, ": 'data'"),
-    ],
-)
-def test_what_a_checkpoint_states_is_checked(run, name, value, reason) -> None:
-    """With the digest of what it then holds."""
-    tensors, metadata = read_tensors(run.checkpoint)
-    del metadata["sha256"], metadata[name]
-    metadata |= {} if value is None else {name: value}
-    write_tensors(run.checkpoint, tensors, metadata | {"sha256": digest(tensors, metadata)})
-    run.earlier_checkpoint.unlink()
-    words = rf"checkpoint\.safetensors is not a training checkpoint{reason}"
-    refuses(words, train, CONFIG, run.path, resume=True)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_every_tensor_is_checked(name: str, fault: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shift": "bogus"}, "shift must be one of down, down_right, none, got 'bogus'"),
+        ({"shift": "bogus"}, "`shift` must be one of down, down_right, none, got 'bogus'"),
         ({"shift": "none"}, "a kernel of 2x3 has no centre for shift='none'"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
         ({"dropout": math.nan}, r"dropout must lie in \[0, 1\), got nan"),

@@ -172,7 +172,7 @@ def test_the_coldest_draw_is_the_likeliest_component(shared: float, temperature:
         ({"uniforms": torch.rand(1, 3, 2, 3)}, r"uniforms must have shape \(1, 4, 2, 3\)"),
         ({"uniforms": torch.ones(1, 4, 2, 3).long()}, "uniforms must be a floating-point"),
         ({"params": torch.ones(1, 7, 2, 3)}, "params must have shape"),
-        ({"image_channels": 2}, "image_channels must be 1 or 3, got 2"),
+        ({"image_channels": 2}, "`image_channels` must be one of 1, 3, got 2"),
         ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
         ({"temperature": math.inf}, "temperature must be positive and finite, got inf"),
         ({"likelihood": "other"}, "`likelihood` must be one of"),

@@ -275,7 +275,7 @@ def test_use_impl_decides_and_an_explicit_impl_wins(monkeypatch: pytest.MonkeyPa
         call(error=RuntimeError)
         assert torch.equal(logistic_mixture_log_prob(x, params, impl="reference"), reference)
     assert torch.equal(logistic_mixture_log_prob(x, params), reference)
-    words = "impl must be one of auto, .*, got 'fast'"
+    words = "`impl` must be one of auto, .*, got 'fast'"
     refuses(words, logistic_mixture_log_prob, x, params, impl="fast")
 
 

@@ -213,8 +213,6 @@ def test_a_custom_loop_writes_a_run(tmp_path: Path) -> None:
 
 
 def test_tensorboard_gets_numbers_and_pictures(tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    refuses(r"'dsmooth\[tensorboard\]'", tensorboard, tmp_path, error=ModuleNotFoundError)
     module = MagicMock()
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     evaluation = Evaluation(16, 2.5, torch.zeros(1, 1, 8, 8), dsmooth.PixelCNNpp(tiny().model))
@@ -228,18 +226,10 @@ def test_tensorboard_gets_numbers_and_pictures(tmp_path, monkeypatch) -> None:
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
-    config, other = tiny(), tmp_path / "b"
+    config = tiny()
     train(config, tmp_path)
     for path in (tmp_path / "config.json", tmp_path / "config.json" / "run"):
         refuses(r"config\.json must be a folder to write .*config\.json", train, config, path)
-    words = "must be a function, got a int"
-    refuses(words, train, config, other, on_evaluation=3, error=TypeError)
-    refuses(
-        "config must be a TrainConfig, got a Tensor",
-        dsmooth.train,
-        torch.zeros(3, 1, 8, 8),
-        error=TypeError,
-    )
 
 
 def test_paper_presets_are_the_papers() -> None:
