@@ -33,7 +33,7 @@ def complete(options: Complete) -> None:
         raise ValueError("--keep-top and --mask both say which pixels are given: leave one out")
     if any(path.suffix not in (".png", ".npz") for path in options.out):
         raise ValueError(f"--out must end in .png or .npz, got {' '.join(map(str, options.out))}")
-    check_outputs(options.out, options.count * (options.draws + 2))
+    check_outputs(options.out)
     names, source = list(options.models), options.images
     if source is None and len(names) > 1 and not is_model(names[-1]):
         source = names.pop()
@@ -41,12 +41,8 @@ def complete(options: Complete) -> None:
     if [*models.networks] == ["noisy"]:
         raise ValueError(f"{names[0]} is a noisy model: name the pair that it is of")
     x, labels = choose_images(source, options.count, models)
-    if options.drawing.label == "own":
-        if labels is None:
-            raise ValueError("--label own needs images with labels of the model's classes")
-        labels = labels.repeat_interleave(options.draws)
-    else:
-        labels = None
+    own = options.drawing.label == "own" and labels is not None
+    labels = labels.repeat_interleave(options.draws) if own else None
     if options.mask is None:
         fraction = 0.5 if options.keep_top is None else options.keep_top
         mask = keep_top(fraction, models.image_shape[1:])

@@ -98,13 +98,10 @@ def given_settings(options: Train) -> dict[str, Any]:
     given = {k: v for k, v in values.items() if not any(v is none for none in left_out)}
     if options.execution.precision != "auto":
         given["precision"] = options.execution.precision
+    more = [setting_of_text(text) for text in options.set]
     if options.folder is not None:
-        if {"data", "data_dir"} & {*given}:
-            words = f"{options.folder} is a folder of images: leave --data and --data-dir out"
-            raise ValueError(words)
-        given |= {"data": "folder", "data_dir": str(options.folder)}
-    for text in options.set:
-        name, value = setting_of_text(text)
+        more += [("data", "folder"), ("data_dir", str(options.folder))]
+    for name, value in more:
         if name in given:
             raise ValueError(f"{name} was given twice: leave one out")
         given[name] = value

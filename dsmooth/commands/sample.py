@@ -18,7 +18,7 @@ from .shared import check_outputs, drawing_device, request_of, say_drawn
 def sample(options: Sample) -> None:
     """Run `dsmooth sample`. Raises ValueError or FileNotFoundError before any work."""
     check_number("count", options.count)
-    check_outputs(options.out, options.count)
+    check_outputs(options.out)
     models = load(*options.models, device=drawing_device(options.execution))
     request = request_of(models, options.drawing, options.count, options.first_index)
     precision = precision_on(models.device, options.execution.precision)

@@ -22,11 +22,8 @@ from ..pretrained import Loaded
 from ..progress import LOG
 from ..runlog import Start
 from ..sampling.known import KnownPixels
-from ..sampling.request import Label, Request, default_label, drawn_seed
+from ..sampling.request import Label, Request, check_guidance, default_label, drawn_seed
 from .options import BitsOptions, Computing, DataOptions, Drawing
-
-# The most images that one PNG shows.
-GRID_LIMIT = 400
 
 
 @dataclass(frozen=True)
@@ -142,9 +139,6 @@ def request_of(
         if drawing.method not in methods:
             raise ValueError("--method is for a pair, not for a single model: leave it out")
     label: Label = drawing.label if own_labels is None else own_labels
-    if models.classes is None and (label is not None or drawing.guidance):
-        option = "--guidance" if label is None else "--label"
-        raise ValueError(f"{option} needs a model with classes; these have none")
     if label is None:
         label = default_label(models.classes, completes=known is not None)
     request = Request(
@@ -157,7 +151,11 @@ def request_of(
         label,
         drawing.guidance,
     )
-    request.labels(models.classes)  # refused before any work
+    # Refused before any work.
+    request.labels(models.classes)
+    if request.guidance:
+        for network in models.networks.values():
+            check_guidance(network.config)
     return request
 
 
@@ -177,8 +175,8 @@ def say_drawn(drawn: int, diverged: int, started: float, *, existing: int = 0) -
         print(f"{line}: they are grey in pictures and not finite in arrays")
 
 
-def check_outputs(outputs: Sequence[Path], count: int) -> None:
-    """Raise ValueError for files that `sample` cannot write `count` images to."""
+def check_outputs(outputs: Sequence[Path]) -> None:
+    """Raise ValueError for files that `sample` cannot write images to."""
     if not outputs:
         raise ValueError("--out must name a file or a folder")
     for path in outputs:
@@ -187,11 +185,6 @@ def check_outputs(outputs: Sequence[Path], count: int) -> None:
         if suffix_of(path) not in ("", ".png", ".npz") or path.name == "-":
             raise ValueError(
                 f"--out must end in .png or .npz, or be a folder without a suffix, got {path}"
-            )
-        if path.suffix == ".png" and count > GRID_LIMIT:
-            raise ValueError(
-                f"a .png shows at most {GRID_LIMIT} images, got {count}: use .npz, or a folder, "
-                "a path without a suffix, for one PNG per image"
             )
         check_writable(path)
 

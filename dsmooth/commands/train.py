@@ -52,8 +52,6 @@ def runs_of(options: Train) -> dict[RunFolder, TrainConfig]:
     if options.role != "pair":
         run = RunFolder(options.out or default_folder(options.role))
         return {run: settings_of(options, given, options.role, run)}
-    if options.config is not None:
-        raise ValueError("--config has the settings of one run, and a pair is two: give a role")
     if given.get("budget") is not None:
         given["budget"] /= 2
     out = options.out or Path("runs") / "pair"
@@ -71,9 +69,6 @@ def settings_of(
         start = run_config(values, options.config)[0]
     elif options.resume and options.preset is None and run.config.exists():
         start = run.read_config()[0]
-        if start.role != role:
-            words = f"{run.path} holds another run: its role is {start.role}, not {role}"
-            raise ValueError(words)
     else:
         start, given = start_of(options, given, role), {**given, **fine_tuning(given)}
     return with_settings(start, {**given, "role": role})
