@@ -27,7 +27,7 @@ MISTAKES = [
     (f"train noisy --out noisy {TINY}", "choose another folder or set --resume"),
     (f"train noisy b --data-dir c {TINY}", "data_dir was given twice: leave one out"),
     (f"train pair {TINY} --out half", "half/denoiser already holds a run"),
-    (f"train pair {TINY} --out swapped --resume", "another run: its role is noisy, not denoiser"),
+    (f"train pair {TINY} --out swapped --resume", 'does not go with conditioning "none"'),
     ("train pair --config noisy/config.json", '"denoiser" does not go with conditioning'),
     ("train pair empty --out new", "--images and --budget are both missing"),
     ("train noisy --images 0", "error: --images must be a whole number >= 1 or None, got 0"),
