@@ -33,7 +33,6 @@ from dsmooth.evaluate.features import (
 from dsmooth.evaluate.frechet import FeatureStatistics, distance_with_error, frechet_distance
 from dsmooth.evaluate.sources import read_images, read_reference
 from dsmooth.files import file_sha256
-from dsmooth.machine import torch_threads
 from dsmooth.results import FLOOR, INCEPTION_SHA256
 from tests.helpers.data_makers import random_bytes, refuses
 
@@ -131,8 +130,6 @@ def test_the_bootstrap_gives_the_scatter_of_independent_samples() -> None:
     assert found[0] == distances[-1]
     error = found[1]
     assert error == pytest.approx(float(np.std(distances)), rel=0.4)
-    with torch_threads(3):  # side by side
-        assert found == distance_with_error(samples, real, repeats=100)
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(300, (300,), generator=generator) for _ in range(3)]
     exact = np.std([statistics_of([samples[r]]).distance(real) for r in rows], ddof=1)

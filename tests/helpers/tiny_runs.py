@@ -50,7 +50,7 @@ def resolved(config: TrainConfig, train_set: ImageDataset, test_set: ImageDatase
     return complete(config, train_set, test_set, torch.device("cpu"))
 
 
-def train_until(images: int, config: TrainConfig, folder: Path, **options: object) -> None:
+def train_until(images: int, config: TrainConfig, folder: Path) -> None:
     """Train, but a signal comes before the step that ends after so many images."""
 
     def signal_before(evaluation: Evaluation) -> None:
@@ -58,7 +58,7 @@ def train_until(images: int, config: TrainConfig, folder: Path, **options: objec
             signal.raise_signal(signal.SIGTERM)
 
     every_step = replace(config, evaluations=config.images)
-    stopped = train(every_step, folder, on_evaluation=signal_before, **options)
+    stopped = train(every_step, folder, on_evaluation=signal_before)
     assert (stopped.images_seen, stopped.interrupted) == (images, signal.SIGTERM)
 
 

@@ -30,11 +30,9 @@ class Clock:
     def __init__(self) -> None:
         self.now = 0.0
 
-    def after(
-        self, seconds: float | Callable[[], float], function: Callable[..., Any]
-    ) -> Callable[..., Any]:
+    def after(self, seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: object, **options: object) -> object:
-            self.now += seconds() if callable(seconds) else seconds
+            self.now += seconds
             return function(*args, **options)
 
         return call

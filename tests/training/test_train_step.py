@@ -34,14 +34,18 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 READ_BACK = ("_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "masked_select")
 
 
-class NoReadBack(TorchDispatchMode):
-    """Refuses what would wait for a GPU."""
+class ReadBack(TorchDispatchMode):
+    """Keeps the names of operations that would wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func._schema.name.partition("::")[2], kwargs or {}
         given = torch.device(kwargs.get("device") or "cuda")
-        assert name not in READ_BACK, name
-        assert name != "_to_copy" or given.type != "cpu", name
+        if name in READ_BACK or (name == "_to_copy" and given.type == "cpu"):
+            self.names.append(name)
         return func(*args, **kwargs)
 
 
@@ -59,32 +63,21 @@ class OnCudaAlone(TorchDispatchMode):
 @pytest.mark.parametrize("optimizer", get_args(OptimizerName))
 @pytest.mark.parametrize("role", ROLES)
 def test_steps_read_nothing_back(role: str, optimizer: str) -> None:
-    """Over the end of an epoch, with all that a step can have; reading them is refused."""
+    """Over the end of an epoch, with all that a step can have."""
     config = tiny(role, accumulate=2, clip_norm=1.0, optimizer=optimizer, flip=True)
     trained = TrainState(config, random_dataset(12), CPU)
-    with NoReadBack():
+    with ReadBack() as reads:
         for _ in range(3):
             trained.step()
+    assert reads.names == []
     assert len(trained.results()) == 3
-    with NoReadBack(), pytest.raises(AssertionError, match="_local_scalar_dense"):
-        float(trained.place[0])
-
-
-class CountReads(TorchDispatchMode):
-    """Counts what reads a value of a tensor."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func._schema.name == "aten::_local_scalar_dense"
-        return func(*args, **(kwargs or {}))
 
 
 def test_one_number_says_that_all_weights_are_finite() -> None:
     state = TrainState(tiny(), random_dataset(12), CPU)
-    with CountReads() as reads:
+    with ReadBack() as reads:
         state.check_finite()
-    assert reads.count == 1
+    assert reads.names == ["_local_scalar_dense"]
     state.ema.model.head.bias.data[1] = torch.nan
     refuses("ema.head.bias is not finite", state.check_finite, error=NonFiniteLoss)
 
