@@ -41,8 +41,9 @@ def complete(options: Complete) -> None:
     if [*models.networks] == ["noisy"]:
         raise ValueError(f"{names[0]} is a noisy model: name the pair that it is of")
     x, labels = choose_images(source, options.count, models)
-    own = options.drawing.label == "own" and labels is not None
-    labels = labels.repeat_interleave(options.draws) if own else None
+    own = None
+    if options.drawing.label == "own" and labels is not None:
+        own = labels.repeat_interleave(options.draws)
     if options.mask is None:
         fraction = 0.5 if options.keep_top is None else options.keep_top
         mask = keep_top(fraction, models.image_shape[1:])
@@ -52,7 +53,7 @@ def complete(options: Complete) -> None:
     checked_shape(cells, *models.image_shape)
     given = x.to(models.device).repeat_interleave(options.draws, dim=0)
     known = known_pixels(given, mask.to(models.device), cells)
-    request = request_of(models, options.drawing, cells, known=known, own_labels=labels)
+    request = request_of(models, options.drawing, cells, known=known, own_labels=own)
     started = time.monotonic()
     with progress("completing", request.count):
         completed = draw_all(models.model, request, options.execution.precision)

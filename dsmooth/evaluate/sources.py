@@ -80,12 +80,10 @@ def read_images(path: str | Path, limit: int | None = None, *, at_random: bool =
         return _from_array(array, chosen(len(array)), path)
     if path.suffix.lower() in SUFFIXES and path.is_file():
         return ImageSet(read_pictures(path, [path]), str(path))
-    if not path.is_dir():
-        raise FileNotFoundError(f"there is no folder, image file, .npz or .npy {path}")
     if paths := image_paths(path):
         images = read_pictures(path, [paths[i] for i in chosen(len(paths))])
         return ImageSet(images, f"{path} ({len(images):,} image files)")
-    raise ValueError(f"{path} holds no image files")
+    raise ValueError(f"there are no image files in {path}, and it is no .npz or .npy")
 
 
 def read_reference(path: Path) -> Tensor | FeatureStatistics:

@@ -118,13 +118,16 @@ class Request:
         if generator is not None:
             device = generator.device
             seed = int(torch.randint(2**63 - 1, (), generator=generator, device=device))
+        pixels = None
+        if known is not None or mask is not None:
+            pixels = known_pixels(known, mask, count)  # type: ignore[arg-type]  # None is refused
         return cls(
             count,
             drawn_seed() if seed is None else seed,
             first_index,
             method,
             temperature,
-            None if known is None and mask is None else known_pixels(known, mask, count),
+            pixels,
             label,
             guidance,
             x_tilde,
