@@ -94,17 +94,6 @@ def test_settings_of_a_pair(tmp_path: Path, every: int) -> None:
     assert all(re.fullmatch(f".*{re.escape(str(tmp_path))}.*", error) for error in errors)
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf])
-def test_the_scale_of_a_pair_is_checked(tmp_path: Path, scale: float) -> None:
-    networks = PixelCNNpp(SMALL), PixelCNNpp(replace(SMALL, conditioning="concat"))
-    SmoothedPair(*networks, GaussianSmoothing(0.5), (8, 8)).save_pretrained(tmp_path)
-    tensors, metadata = read_tensors(tmp_path / "model.safetensors")
-    values = json.loads(metadata["config"]) | {"scale": scale}
-    write_tensors(tmp_path / "model.safetensors", tensors, {"config": json.dumps(values)})
-    with pytest.raises(ValueError, match=r"model\.safetensors .*scale"):
-        SmoothedPair.from_pretrained(tmp_path)
-
-
 @pytest.mark.budget(4)
 @pytest.mark.parametrize("name", ["n_filters", "n_resnet"])
 def test_settings_bring_no_memory(tmp_path: Path, name: str) -> None:
