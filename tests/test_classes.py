@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,6 +46,7 @@ from tests.helpers.networks import (
 from tests.helpers.tiny_runs import ROLES, tiny
 
 GOLDEN = Path(__file__).parent / "golden"
+SAMPLERS = sample_images, sequential_sample
 
 
 @pytest.mark.quick
@@ -232,16 +232,6 @@ def test_images_have_classes_of_a_model_by_their_names() -> None:
     assert (data.has_classes(("bee",)), data.has_classes(("ant",))) == (True, False)
 
 
-def test_guidance_needs_label_dropout() -> None:
-    pair = tiny_pair(classes=(CLASSES, 0))
-    pair.sample(1, guidance=0.5)
-    pair.noisy.config = replace(pair.noisy.config, classes=numbered(CLASSES, dropout=0.0))
-    words = "`guidance` needs a model that also learned images without a class"
-    for call in (pair.sample, lambda n, **o: sample_images(pair.noisy, n, height=8, width=8, **o)):
-        refuses(words, call, 1, label=0, guidance=0.5)
-    refuses(words, pair.denoise, images(1), label=0, guidance=0.5, method="single-step")
-
-
 def test_no_class_that_was_not_trained_gets_a_warning(caplog, tmp_path) -> None:
     data = random_dataset(3, labels=torch.tensor([2, 1, 0]))
     data = replace(data, class_names=("cat", "dog", "eel"))
@@ -328,20 +318,6 @@ def test_guidance_of_a_pair_is_for_the_models_with_classes(noisy: int, denoiser:
     assert Request(3, label=1, guidance=0.5).identity()["guidance"] == 0.5
 
 
-def test_guidance_is_refused_without_classes(tmp_path, capsys) -> None:
-    pair = tiny_pair(classes=(0, 0))
-    message = "guidance`? needs a model with classes; (this one has|this pair has|these have) none"
-    for draw in (pair.sample, partial(sequential_sample, pair.noisy, height=8, width=8)):
-        refuses(message, draw, 2, guidance=1.0)
-    refuses(message, pair.single_step, torch.zeros(2, 1, 8, 8), guidance=1.0)
-    words = "`guidance` must be 0, or positive and a normal float32"
-    refuses(words, pair.single_step, torch.zeros(2, 1, 8, 8), guidance=math.nan)
-    pair.save_pretrained(tmp_path)
-    out = str(tmp_path / "x.png")
-    assert run("sample", str(tmp_path), "-n", "2", "--guidance", "1", "--out", out) == 1
-    assert re.search(message, capsys.readouterr().err)
-
-
 @pytest.mark.parametrize(("noisy", "denoiser"), [(0, CLASSES), (CLASSES, 0), (CLASSES, CLASSES)])
 def test_either_or_both_of_a_pair_have_classes(tmp_path: Path, noisy: int, denoiser: int) -> None:
     pair = tiny_pair(classes=(noisy, denoiser))
@@ -368,7 +344,6 @@ def test_a_pair_draws_each_model_with_the_label() -> None:
     expected = sample_images(pair.denoiser, 2, height=8, width=8, context=x_tilde, label=1)
     assert torch.equal(pair.sample(2, label=1), expected)
     assert torch.equal(pair.denoise(x_tilde, label=1), expected)
-    refuses("the same classes, got 0, 1, 2 and 0, 1", tiny_pair, classes=(CLASSES, 2))
 
 
 def labelled(n: int = 30, classes: int = 2, split: str = "train") -> ImageDataset:
@@ -446,3 +421,21 @@ def test_the_command_draws_a_class_or_each(tmp_path, monkeypatch, capsys) -> Non
     assert run(*command, "folder", "--label", "each") == 0
     for label, message in (("1", "label is each, not 1"), ("3", "--label must be one of 0, 1, 2")):
         complains(capsys, message, *command, "folder", "--label", label)
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, "guidance`? needs a model with classes; (this one has|this pair has|these have) none"),
+        (CLASSES, "`guidance` needs a model that also learned images without a class"),
+    ],
+)
+def test_guidance_needs_a_model_with_and_without_classes(count: int, words: str) -> None:
+    pair, label = tiny_pair(classes=(count, 0)), 0 if count else None
+    pair.noisy.config = replace(pair.noisy.config, classes=numbered(count, dropout=0.0))
+    by_model = (partial(draw, pair.noisy, height=8, width=8) for draw in SAMPLERS)
+    for draw in (pair.sample, *by_model):
+        refuses(words, draw, 2, label=label, guidance=0.5)
+    for denoise in (pair.single_step, partial(pair.denoise, method="single-step")):
+        refuses(words, denoise, images(2), label=label, guidance=0.5)
+        refuses("`guidance` must be 0, or positive", denoise, images(2), guidance=math.nan)
