@@ -20,9 +20,10 @@ from dsmooth.evaluate.comparison import has_fidelity
 from dsmooth.evaluate.features import extract_features, make_extractor
 from dsmooth.evaluate.likelihood import Scores, conventions, score_pair, score_plain
 from dsmooth.evaluate.sources import as_grey, read_images, read_reference
+from dsmooth.files import read_json
 from dsmooth.results import FLOOR, Bits
 from dsmooth.runs import RunFolder
-from tests.helpers.command_runs import complains, measured, request_measured, run, save_run
+from tests.helpers.command_runs import complains, measured, run, save_run
 from tests.helpers.data_makers import random_bytes, refuses, write_images
 
 pytestmark = pytest.mark.usefixtures("few_digits")
@@ -122,7 +123,7 @@ def test_the_distance_of_samples_comes_with_its_floor(tmp_path, monkeypatch, cap
     counts = [distance.n_images for distance in stored.distances.values()]
     assert ([*stored.distances], counts) == (["samples", FLOOR], [12, 12])
     assert stored.n_reference == 300
-    request = request_measured()
+    request = read_json(Path("numbers.json"))["request"]
     assert (request["reference"]["split"], request["floor"]["split"]) == ("train", "test")
 
     # The same reference as images and as statistics of another program.
@@ -144,7 +145,7 @@ def test_the_distance_of_samples_comes_with_its_floor(tmp_path, monkeypatch, cap
     # Nothing says of which data another's file is.
     found = measured("fid", "x.npz", "--reference", "x.npz")
     assert (found.n_reference, [*found.distances]) == (12, ["samples"])
-    assert request_measured()["floor"] is None
+    assert read_json(Path("numbers.json"))["request"]["floor"] is None
 
 
 @pytest.mark.usefixtures("no_fidelity")

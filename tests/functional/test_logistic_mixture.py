@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +17,6 @@ from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_p
 from dsmooth.functional.logistic_mixture import Mixture as Channels
 from tests.helpers.gated_cases import needs_extension
 from tests.helpers.mixture_cases import (
-    GOLDEN,
-    GOLDEN_CASES,
     INSTRUCTION_SETS,
     LEVELS,
     LIKELIHOODS,
@@ -27,7 +27,6 @@ from tests.helpers.mixture_cases import (
     each_channels,
     each_likelihood,
     each_mixture,
-    golden_inputs,
     log_prob_of,
     n_atoms,
     n_params,
@@ -38,7 +37,22 @@ from tests.helpers.mixture_cases import (
     value_and_gradients,
 )
 
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "logistic_mixture.json").read_text())
+GOLDEN_CASES = ["rgb_base", "rgb_narrow", "grey_base", "grey_narrow"]
 each_instruction_set = pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+
+
+def golden_inputs(case: dict[str, Any], narrow: bool) -> tuple[Tensor, Tensor]:
+    names = ("batch", "image_channels", "height", "width")
+    batch, channels, height, width = (case[name] for name in names)
+    shape = (batch, n_params(channels, case["n_mix"]), height, width)
+    index = torch.arange(math.prod(shape), dtype=torch.float64)
+    params = (-2 + 4 * (0.5 + 0.5 * torch.sin(0.7 * index + 0.3))).view(shape)
+    if narrow:
+        raw_parts(params, channels)[:, :, 1] = -8
+    levels = (37 * torch.arange(batch * channels * height * width) + 11) % 256
+    levels[0], levels[1] = 0, 255
+    return (levels.double() / 127.5 - 1).view(batch, channels, height, width), params
 
 
 @pytest.mark.quick

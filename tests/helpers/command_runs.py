@@ -16,7 +16,6 @@ import torch
 import dsmooth
 from dsmooth.cli import main
 from dsmooth.config import TrainConfig
-from dsmooth.files import read_json
 from dsmooth.presets import preset
 from dsmooth.pretrained.folders import HERE
 from dsmooth.results import BitsResult, FrechetResult
@@ -80,11 +79,6 @@ def measured(measure: str, *words: str) -> Any:
     """The result of `dsmooth evaluate`, which it writes into the current folder."""
     assert run("evaluate", measure, *words, "--out", "numbers.json") == 0
     return read_result(Path("numbers.json"), RESULTS[measure])
-
-
-def request_measured() -> dict[str, Any]:
-    """The request of the last `measured`."""
-    return read_json(Path("numbers.json"))["request"]
 
 
 def save_run(

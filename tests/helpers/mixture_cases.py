@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +16,6 @@ from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_p
 from dsmooth.machine import cpu_name
 from tests.helpers.gated_cases import INTERPRETED, NATIVE
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "logistic_mixture.json").read_text())
-GOLDEN_CASES = ["rgb_base", "rgb_narrow", "grey_base", "grey_narrow"]
 LIKELIHOODS = ["continuous", "discretized"]
 # Keyword arguments of the op; "atoms" is the discretized likelihood with them, for grey images.
 MIXTURES: dict[str, dict[str, Any]] = {
@@ -112,19 +108,6 @@ def value_and_gradients(
     log_prob = function(x, params)
     grad_x, grad_params = torch.autograd.grad(log_prob.sum(), (x, params))
     return log_prob.detach(), grad_x, grad_params
-
-
-def golden_inputs(case: dict[str, Any], narrow: bool) -> tuple[Tensor, Tensor]:
-    names = ("batch", "image_channels", "height", "width")
-    batch, channels, height, width = (case[name] for name in names)
-    shape = (batch, n_params(channels, case["n_mix"]), height, width)
-    index = torch.arange(math.prod(shape), dtype=torch.float64)
-    params = (-2 + 4 * (0.5 + 0.5 * torch.sin(0.7 * index + 0.3))).view(shape)
-    if narrow:
-        raw_parts(params, channels)[:, :, 1] = -8
-    levels = (37 * torch.arange(batch * channels * height * width) + 11) % 256
-    levels[0], levels[1] = 0, 255
-    return (levels.double() / 127.5 - 1).view(batch, channels, height, width), params
 
 
 def assert_as_exact_as_eager(

@@ -136,16 +136,19 @@ def test_value_and_gradient(channels, likelihood, atoms, dtype, last, arch) -> N
     check_mixture(compile_launch(launch_of(channels, likelihood, atoms, dtype, last), arch))
 
 
-@pytest.mark.parametrize("n_mix", [1, full(100), full(1000)])
-def test_any_number_of_components(n_mix: int) -> None:
-    launch = launch_of(3, "discretized", False, torch.float32, False, n_mix=n_mix, size=(28, 28))
-    check_mixture(compile_launch(launch, 90))
-
-
-@pytest.mark.parametrize("n_mix", [5, full(1), full(10), full(100)])
-def test_atoms_with_any_number_of_components(n_mix: int) -> None:
+@pytest.mark.parametrize(
+    ("n_mix", "atoms"),
+    [
+        *((1, False), (5, True)),
+        *map(full, (100, 1000), (False, False)),
+        *map(full, (1, 10, 100), (True,) * 3),
+    ],
+)
+def test_any_number_of_components(n_mix: int, atoms: bool) -> None:
     """Tiles of atoms are read again for each use, so they do not fill the registers."""
-    launch = launch_of(1, "discretized", True, torch.bfloat16, False, n_mix=n_mix)
+    channels, dtype = (1, torch.bfloat16) if atoms else (3, torch.float32)
+    size = (32, 32) if atoms else (28, 28)
+    launch = launch_of(channels, "discretized", atoms, dtype, False, n_mix=n_mix, size=size)
     check_mixture(compile_launch(launch, 90))
 
 

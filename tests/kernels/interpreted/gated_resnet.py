@@ -8,11 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import dsmooth
-from dsmooth.functional import Shift, concat_elu, logistic_mixture_log_prob, use_impl
+from dsmooth.functional import Shift, concat_elu, use_impl
 from dsmooth.functional.gated_resnet import dropout_factors
 from dsmooth.functional.gated_resnet_triton import backward_op, forward_op
-from dsmooth.kernels import expand as expanding
 from dsmooth.kernels import gated_resnet as kernels
 from dsmooth.kernels.expand import BLOCK_P, expand, prepare_expand
 from dsmooth.kernels.geometry import PaddedImages, Settings, Taps, cdiv
@@ -144,25 +142,3 @@ def test_only_by_name_and_not_in_bfloat16() -> None:
         pytest.raises(RuntimeError, match=r"impl='triton': .* multiplies bfloat16"),
     ):
         block(x)
-
-
-@pytest.mark.full
-def test_a_step_of_a_network_is_that_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss and every gradient, with dropout, of the whole network as one graph."""
-    monkeypatch.setattr(expanding, "BLOCK_P", 256)  # for all rows, in half the time
-    config = dsmooth.ModelConfig(n_filters=2, n_resnet=1, n_mix=1, dropout=0.5)
-    model = dsmooth.PixelCNNpp(config).double().train()
-    x = torch.linspace(-1, 1, 16, dtype=torch.float64).view(1, 1, 4, 4)
-
-    def loss(x: Tensor) -> Tensor:
-        return -logistic_mixture_log_prob(x, model(x), impl="reference").mean()
-
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    results = []
-    for impl, function in (("reference", loss), ("triton", compiled)):
-        torch.manual_seed(1)
-        with use_impl(impl):
-            value = function(x)
-        results.append([value.detach(), *torch.autograd.grad(value, list(model.parameters()))])
-    for expected, got in zip(*results, strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-10)
