@@ -66,7 +66,7 @@ def made(role: str = "plain", **settings: object) -> TrainState:
 @pytest.mark.parametrize("role", ROLES)
 def test_a_step_is_a_function_of_images_seen(role: str) -> None:
     """Noise, order and targets follow from (seed, images seen), for any batch size."""
-    settings = {"clean_noise": 0.01 if role == "denoiser" else 0.0, "flip": True}
+    settings = {"clean_noise": 0.01 * (role == "denoiser"), "flip": True, "n_classes": 10}
     state, other = made(role, **settings), made(role, seed=1, **settings)
     small, whole = made(role, batch_size=4, **settings), state.inputs(16)
     assert not torch.equal(other.inputs(16).target, whole.target)
