@@ -119,10 +119,8 @@ def extract_features(
     def apply(batch: range) -> list[Tensor]:
         answer = extractor.apply(images[batch.start : batch.stop].to(device))
         outputs = answer if isinstance(answer, tuple) else (answer,)
-        shapes = [tuple(getattr(rows, "shape", "?")) for rows in outputs]
-        if len(shapes) > 2 or any(len(s) != 2 or s[0] != len(batch) for s in shapes):
-            wanted = f"features ({len(batch)}, D), or these and logits ({len(batch)}, K)"
-            raise ValueError(f"{name} must return {wanted}, got shapes {shapes}")
+        for rows in outputs:
+            check_tensor(f"what {name} returns", rows, (len(batch), "D"))
         if not all(rows.isfinite().all() for rows in outputs):
             raise ValueError(f"{name} returned values that are not finite")
         return [rows.float().cpu() for rows in outputs]

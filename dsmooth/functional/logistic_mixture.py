@@ -223,8 +223,7 @@ def check_mixture(
     """J, the number of atoms. Raises ValueError or TypeError unless x and params fit."""
     check_floating("x", x)
     check_floating("params", params)
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise ValueError(f"x must have shape (B, C, H, W) with C = 1 or 3, got {tuple(x.shape)}")
+    check_tensor("x", x, ("B", "C", "H", "W"))
     n_atoms = check_likelihood(likelihood, atoms, smoothing_scale, x.shape[1])
     _n_mix(params, x.shape[1], n_atoms)
     check_tensor("params", params, (x.shape[0], params.shape[1], *x.shape[2:]), x.device)
