@@ -94,7 +94,5 @@ def load_splits(
         raise missing(name, f"{name} needs the folder of its files")
     folder = Path(data_dir)
     if name == "folder":
-        if not folder.is_dir():
-            raise missing(name, f"{folder} is not a folder")
         return load_folder(splits, folder, image_size, progress)
     return [load_published(name, split, folder, download, image_size, progress) for split in splits]

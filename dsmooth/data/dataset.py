@@ -23,9 +23,8 @@ def to_float(images: Tensor) -> Tensor:
     """Map bytes to [-1, 1] by x = byte / 127.5 - 1.
 
     images: uint8, any shape. Returns float32 of the same shape.
-    Raises ValueError for another dtype, and TypeError for an array of numpy.
+    Raises ValueError for another dtype.
     """
-    _check_tensor("images", images)
     if images.dtype != torch.uint8:
         raise ValueError(f"images must have dtype torch.uint8, got {images.dtype}")
     return value_of(images.to(torch.float32))
@@ -35,10 +34,8 @@ def to_bytes(x: Tensor) -> Tensor:
     """Map [-1, 1] to bytes: the inverse of `to_float`, rounded to the nearest byte and clamped.
 
     x: floating point, any shape; values outside [-1, 1], infinities too, go to 0 or 255.
-    Returns uint8 of the same shape. Raises ValueError for another dtype or a NaN in x, and
-    TypeError for an array of numpy.
+    Returns uint8 of the same shape. Raises ValueError for another dtype or a NaN in x.
     """
-    _check_tensor("x", x)
     if not x.is_floating_point():
         raise ValueError(f"x must have a floating-point dtype, got {x.dtype}")
     if x.isnan().any():
@@ -46,12 +43,6 @@ def to_bytes(x: Tensor) -> Tensor:
     # (x + 1) * 127.5 in bfloat16, with its 8 significant bits, would round before round() does.
     byte = byte_of(x.to(torch.promote_types(x.dtype, torch.float32)))
     return byte.round().clamp(0, 255).to(torch.uint8)
-
-
-def _check_tensor(name: str, x: object) -> None:
-    if not isinstance(x, Tensor):
-        kind = type(x).__name__
-        raise TypeError(f"{name} must be a torch.Tensor, got a {kind}: use torch.from_numpy")
 
 
 def round_to_bytes(x: Tensor) -> Tensor:

@@ -37,12 +37,10 @@ T = TypeVar("T")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".webp"))
 GREY_MODES = ("1", "L", "LA")
-MAX_PIXELS = 1 << 26  # 8192 x 8192
 # Names of subfolders that are splits, in any case, the first of each kind before the others.
 TRAIN_FOLDERS = ("train", "training")
 HELD_OUT_FOLDERS = ("test", "testing", "val", "valid", "validation")
 
-_MAX_BYTES = 1 << 28  # of a file: four uncompressed bytes a pixel
 _CHUNK = 64  # pictures that wait for a thread
 _CROP = "to crop and resize them to a multiple of 4, set"
 
@@ -221,16 +219,14 @@ def _opened(path: Path) -> Iterator[Image]:
     """Open one opaque picture of 8 bits a channel; errors inside name the file."""
     from PIL import Image
 
-    with open_regular(path) as file, guarded(path, "an image"):
-        size, too_large = os.fstat(file.fileno()).st_size, f"{printable(path)} is too large: "
-        if size > _MAX_BYTES:
-            raise InvalidFile(f"{too_large}expected at most {_MAX_BYTES} bytes, found {size}")
-        with Image.open(file, formats=FORMATS) as image:
-            if (pixels := image.width * image.height) > MAX_PIXELS:
-                raise InvalidFile(f"{too_large}expected at most {MAX_PIXELS} pixels, got {pixels}")
-            if (reason := obstacle(image)) is not None:
-                raise InvalidFile(f"{printable(path)} {reason}")
-            yield image
+    with (
+        open_regular(path) as file,
+        guarded(path, "an image"),
+        Image.open(file, formats=FORMATS) as image,
+    ):
+        if (reason := obstacle(image)) is not None:
+            raise InvalidFile(f"{printable(path)} {reason}")
+        yield image
 
 
 def _hash_of(folder: Path, path: Path) -> int:

@@ -102,13 +102,6 @@ def split_own(dataset: Any, labels: Any = None) -> tuple[ImageDataset, ImageData
 def _read_items(dataset: Any, split: str) -> tuple[ImageDataset, list[int | str] | None]:
     """The images of a data set with a length, and the labels of its items if they have some."""
     kind = type(dataset).__name__
-    unread = isinstance(dataset, Mapping | loaders.IterableDataset)
-    if unread or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        raise ValueError(
-            f"the data set must have a length and numbers of its items, got a {kind}: give the "
-            ".dataset of a DataLoader, (training images, held-out images) of a dictionary, or "
-            "list(itertools.islice(dataset, 1000)) of a stream"
-        )
     images, labels = torch.empty(0, 1, 4, 4, dtype=torch.uint8), list[int | str]()
     for number in range(len(dataset)):
         pixels, label = _pixels_and_label(dataset[number], f"item {number}")
@@ -120,8 +113,6 @@ def _read_items(dataset: Any, split: str) -> tuple[ImageDataset, list[int | str]
                 f"images must have one shape, got {tuple(images.shape[1:])} and item {number} of "
                 f'{tuple(pixels.shape)}: image.convert("RGB") makes colour of grey Pillow images'
             )
-        if len(labels) != (0 if label is None else number):
-            raise ValueError(f"all items must have a label or none, got item {number} of another")
         images[number] = pixels
         labels += [] if label is None else [label]
     return ImageDataset(images, None, OWN, split, f"a {kind} given in Python"), labels or None
@@ -146,11 +137,7 @@ def _names_of(dataset: Any) -> tuple[str, ...]:
 def _pixels_and_label(item: Any, name: str) -> tuple[Tensor, int | str | None]:
     """The bytes (C, H, W) and the label of an item; None for a label that names no class."""
     if isinstance(item, Mapping):
-        columns = [next((n for n in names if n in item), None) for names in (IMAGES, LABELS)]
-        if columns[0] is None:
-            raise ValueError(
-                f"{name} must have an entry {', '.join(IMAGES)}, got {', '.join(item)}"
-            )
+        columns = (next((n for n in names if n in item), None) for names in (IMAGES, LABELS))
         item = tuple(item.get(column) for column in columns)
     image, label, *_ = (*item, None, None) if isinstance(item, tuple | list) else (item, None)
     return channels_first(_pixels(image, name)[None], name)[0], _class_of(label)
