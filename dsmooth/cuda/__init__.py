@@ -35,11 +35,8 @@ def cuda_obstacle(device: torch.device, operands: str = "bfloat16") -> str | Non
 
 
 def sampler_kernel(device: torch.device, operands: str) -> Kernel:
-    """The kernel, loaded on a CUDA device. Raises RuntimeError with the obstacle."""
-    try:
-        return _load(_index_of(device), operands)
-    except CudaError as error:
-        raise RuntimeError(f"the cached sampler cannot run on {device}: {error}") from None
+    """The kernel, loaded on a CUDA device. Raises CudaError with the obstacle."""
+    return _load(_index_of(device), operands)
 
 
 def describe_cuda(index: int) -> str:

@@ -63,10 +63,8 @@ class Driver:
             self._library = ctypes.CDLL(path)
             for name, types in FUNCTIONS.items():
                 getattr(self._library, name).argtypes = types
-        except OSError as error:
-            raise CudaError(f"no NVIDIA driver is installed ({error})") from None
-        except AttributeError as error:
-            raise CudaError(f"the NVIDIA driver is too old ({error})") from None
+        except (OSError, AttributeError) as error:  # a driver that is too old lacks functions
+            raise CudaError(f"no NVIDIA driver can be used ({error})") from None
         self.call("cuInit", 0)
 
     def call(self, name: str, *arguments: Any) -> None:

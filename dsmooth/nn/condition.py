@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, SupportsIndex
+from operator import index
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..config import Classes, Conditioning
 from ..errors import SettingError
+from ..fields import check_number, check_one_of
 from ..functional.checks import check_tensor
 from ..progress import LOG
 from .images import check_like
@@ -40,18 +42,13 @@ def log_prior(classes: Classes | None, device: torch.device | None = None) -> Te
     return torch.tensor(shares, dtype=torch.float64, device=device).log()
 
 
-def class_number(label: object, classes: Classes) -> int:
+def class_number(label: Any, classes: Classes) -> int:
     """The number of a class, given that or its name; -1 stays. SettingError for other labels."""
     if isinstance(label, str):
-        if label not in classes.names:
-            words = f"must be one of {', '.join(classes.names)}, got {label}"
-            raise SettingError("label", words)
+        check_one_of("label", label, classes.names)
         return classes.names.index(label)
-    if isinstance(label, bool) or not isinstance(label, SupportsIndex):
-        raise SettingError("label", f"must be a class, its number or its name, got {label!r}")
-    if not NO_CLASS <= (number := label.__index__()) < len(classes.names):
-        raise SettingError("label", f"must lie in 0 .. {len(classes.names) - 1}, got {number}")
-    return number
+    check_number("label", label, NO_CLASS, len(classes.names) - 1)
+    return index(label)
 
 
 def labels_of(
@@ -78,9 +75,8 @@ def labels_of(
         label = torch.tensor([class_number(one, classes) for one in label], device=device).long()
     if not isinstance(label, Tensor) or label.ndim == 0:
         return torch.full((batch,), class_number(label, classes), device=device)
-    check_tensor("label", label, (batch,), None if device is None else torch.device(device))
-    if label.dtype != torch.int64:
-        raise TypeError(f"label must be int64, got {label.dtype}")
+    place = None if device is None else torch.device(device)
+    check_tensor("label", label, (batch,), place, (torch.int64,))
     if label.device.type == "cpu" and len(label) and not torch.compiler.is_compiling():
         for number in map(int, label.aminmax()):
             class_number(number, classes)

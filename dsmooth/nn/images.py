@@ -54,11 +54,9 @@ def check_size(image_size: Sequence[int]) -> tuple[int, int]:
     return int(sizes[0]), int(sizes[1])
 
 
-def check_like(name: str, values: Tensor, like: Tensor) -> None:
+def check_like(name: str, values: object, like: Tensor) -> None:
     """Raise ValueError or TypeError unless `values` have the shape, dtype and device of `like`."""
-    check_tensor(name, values, tuple(like.shape), like.device)
-    if values.dtype != like.dtype:
-        raise TypeError(f"{name} must be {like.dtype}, got {values.dtype}")
+    check_tensor(name, values, tuple(like.shape), like.device, (like.dtype,))
 
 
 def check_scale(name: str, x: Tensor, *, as_bytes: bool) -> None:

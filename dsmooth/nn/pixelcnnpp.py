@@ -114,8 +114,6 @@ class PixelCNNpp(Pretrained):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        if not isinstance(config, ModelConfig):
-            raise TypeError(f"config must be a ModelConfig, got a {type(config).__name__}")
         self.config = config
         self.role: Role | None = None  # the role that it was trained for, if known
         channels, f, r = config.input_channels, config.n_filters, config.n_resnet
@@ -338,16 +336,13 @@ class PixelCNNpp(Pretrained):
     def _check(self, x: Tensor, context: Tensor | None) -> None:
         check_images("x", x)
         channels = self.config.image_channels
-        check_tensor("x", x, ("B", channels, "H", "W"))
+        dtypes = () if torch.is_autocast_enabled(x.device.type) else (self.dtype,)
+        check_tensor("x", x, ("B", channels, "H", "W"), self.device, dtypes)
         if not are_sides(*x.shape[2:]):
             raise ValueError(
                 f"H and W must be positive multiples of 4, got {x.shape[2]} x {x.shape[3]}: "
                 "pad or crop the images"
             )
-        if x.device != self.device:
-            raise ValueError(f"x must be on the model's device {self.device}, got {x.device}")
-        if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(f"x must have the model's dtype {self.dtype}, got {x.dtype}")
         check_context(context, self.config.conditioning, x)
 
 

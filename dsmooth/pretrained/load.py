@@ -135,8 +135,6 @@ def load(
     that do not fit together; ModuleNotFoundError without the extra, and OSError if the Hub does not
     give the folder.
     """
-    if not isinstance(dtype, torch.dtype | None):
-        raise TypeError(f"dtype must be a torch.dtype, such as torch.bfloat16, got {dtype!r}")
     found: dict[Role, _Found] = {}
     for folder in [find(name, **hub) for name in names]:
         for role, one in read_networks(folder, kind).items():
@@ -249,7 +247,4 @@ def _pair(kind: type[Pretrained] | None, found: Mapping[Role, _Found]) -> Smooth
     if len(digests) > 1 or len({record.data for record in records}) > 1:
         LOG.warning("%s were trained on different images", named)
     pair_kind = kind if kind is not None and issubclass(kind, SmoothedPair) else SmoothedPair
-    try:
-        return pair_kind(noisy.network, denoiser.network, smoothing, size).eval()
-    except ValueError as error:
-        raise ValueError(f"{named} do not form a pair: {error}") from None
+    return pair_kind(noisy.network, denoiser.network, smoothing, size).eval()

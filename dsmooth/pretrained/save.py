@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Role
-from ..errors import SettingError
 from ..files import lock_folder, write_atomically
 from ..nn import PixelCNNpp
 from ..nn.images import check_size
@@ -20,7 +19,7 @@ from ..runs import RunFolder, WeightsSettings, write_weights
 from ..smoothing import SMOOTHINGS
 from ..work import read_result
 from .card import CARD_FILE, MARK, render_card
-from .hub import HUB_ID, upload
+from .hub import upload
 
 
 def save(
@@ -40,11 +39,9 @@ def save(
     such as "mit". A README.md that dsmooth did not write stays.
 
     Raises ValueError for scores of other weights, for a network whose weights are not those of its
-    settings (such as parametrized ones), and for a folder that is a file or a training run.
+    settings (such as parametrized ones), and for the folder of a training run.
     """
     run = RunFolder(folder)
-    if run.path.is_file():
-        raise ValueError(f"{folder} is a file: give a folder")
     networks = _networks_of(model)
     for network in networks.values():
         check_weights(network)
@@ -74,10 +71,8 @@ def push(
     repo_id: "owner/name", created if needed, visible to you only if `private`. token: None for the
     one of `hf auth login`. card: scores and license, as in `save`. Returns the commit's address.
     Raises ModuleNotFoundError without the extra "hub", OSError if the Hub does not take it, and
-    ValueError for a repo_id or scores that do not fit.
+    ValueError for scores that do not fit.
     """
-    if HUB_ID.fullmatch(repo_id) is None:
-        raise SettingError("repo_id", f'must be "owner/name", got {repo_id!r}')
     with tempfile.TemporaryDirectory() as folder:
         save(model, folder, **{"name": repo_id, **card})
         return upload(folder, repo_id, private=private, token=token, message=commit_message)
@@ -86,8 +81,7 @@ def push(
 def _networks_of(model: Pretrained) -> dict[Role, PixelCNNpp]:
     if isinstance(model, SmoothedPair):
         return {"noisy": model.noisy, "denoiser": model.denoiser}
-    if not isinstance(model, PixelCNNpp):
-        raise TypeError(f"model must be a SmoothedPair or a PixelCNNpp, got {type(model).__name__}")
+    assert isinstance(model, PixelCNNpp)
     if model.role is not None:
         return {model.role: model}
     return {"plain" if model.config.conditioning == "none" else "denoiser": model}

@@ -94,9 +94,9 @@ def test_there_must_be_a_driver_and_a_card(stub: StubDriver, monkeypatch, capsys
     assert doctor.doctor() == 0
     assert "no CUDA device: cuInit: no CUDA-capable device is" in capsys.readouterr().out
     monkeypatch.setattr(driver, "LIBRARY", "libcuda.so.of.nobody")
-    assert obstacle().startswith("no NVIDIA driver is installed (libcuda.so.of.nobody: cannot open")
+    assert obstacle().startswith("no NVIDIA driver can be used (libcuda.so.of.nobody: cannot open")
     monkeypatch.setattr(driver, "LIBRARY", None)  # this process, which has no such functions
-    assert obstacle().startswith("the NVIDIA driver is too old (")
+    assert obstacle().startswith("no NVIDIA driver can be used (")
 
 
 def test_turing_is_too_old(stub: StubDriver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def test_turing_is_too_old(stub: StubDriver, monkeypatch: pytest.MonkeyPatch) ->
     stub.set_card(7, 5, 64 << 10)
     words = "cuda:0 has compute capability 7.5, and the sampler needs 8.0"
     assert cuda.cuda_obstacle(FIRST) == cuda.describe_cuda(0) == words
-    with pytest.raises(RuntimeError, match=f"the cached sampler cannot run on cuda:0: {words}"):
+    with pytest.raises(RuntimeError, match=words):
         cuda.sampler_kernel(FIRST, "bfloat16")
 
 

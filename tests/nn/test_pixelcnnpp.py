@@ -319,7 +319,7 @@ ZEROS = torch.zeros
         ("stack", ZEROS(2, 1, 8, 8), None, ValueError, "context is missing"),
         ("concat", ZEROS(2, 1, 8, 8), ZEROS(2, 1, 8, 4), ValueError, r"context must have shape"),
         ("none", ZEROS(1, 1, 8, 8).byte(), None, TypeError, r"in \[-1, 1\], got torch.uint8"),
-        ("none", ZEROS(1, 1, 8, 8).double(), None, TypeError, r"torch.float32, got torch.float64"),
+        ("none", ZEROS(1, 1, 8, 8).double(), None, ValueError, "x must be float32, got float64"),
     ],
 )
 def test_bad_images_are_named(conditioning, x, context, error, message) -> None:
@@ -329,10 +329,10 @@ def test_bad_images_are_named(conditioning, x, context, error, message) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"image_channels": 2}, "`image_channels` must be 1 or 3"),
+        ({"image_channels": 2}, "`image_channels` must be one of 1, 3, got 2"),
         ({"n_filters": 0}, "`n_filters` must be a whole number >= 1 and <= 4096, got 0"),
         ({"fourier_features": 9}, "`fourier_features` must be a whole number >= 0 and <= 8, got 9"),
-        ({"atoms": "each"}, r"`atoms` must be \(\) or \"all\", got 'each'"),
+        ({"atoms": "each"}, "`atoms` must be .*, got 'each'"),
         ({"likelihood": "discretized", "atoms": (0, 255)}, r"got \(0, 255\)"),
         ({"likelihood": "gaussian", "smoothing_scale": 0.0}, "`smoothing_scale` must be positive"),
         ({"fourier_features": 1}, '`fourier_features` need .*discretized".*, got "continuous"'),
@@ -344,8 +344,6 @@ def test_bad_images_are_named(conditioning, x, context, error, message) -> None:
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(TypeError, match="config must be a ModelConfig, got a dict"):
-        dsmooth.PixelCNNpp(settings)
     refuses(message, dsmooth.ModelConfig, **settings)
     if settings.keys() & {"likelihood", "atoms"}:  # the op has arguments of the same names
         x, params = ZEROS(1, settings.pop("image_channels", 1), 1, 1), ZEROS(1, 270, 1, 1)

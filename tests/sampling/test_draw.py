@@ -59,7 +59,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"known": X[0], "mask": MASK}, r"known must have shape \(1, C, H, W\), got \(1, 8, 8\)"),
     ({"known": X.expand(2, 3, 8, 8), "mask": MASK}, r"known must have shape \(2, 1, 8, 8\), got"),
     ({"known": X, "mask": MASK[:, :4]}, r"mask must have .*\(2, 8, 8\), got \(2, 4, 8\)"),
-    ({"known": X.double(), "mask": MASK}, "known must be torch.float32, got torch.float64"),
+    ({"known": X.double(), "mask": MASK}, "known must be float32, got float64"),
     ({"known": X.log(), "mask": MASK}, "known pixels must be finite, got a NaN or an infinity"),
     ({"known": X, "mask": MASK.to("meta")}, "mask must be on cpu, got meta"),
     ({"temprature": 1}, "unexpected keyword argument 'temprature'"),
