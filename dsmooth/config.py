@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from .errors import SettingError
-from .fields import check, check_number, structure
+from .fields import check, check_number, check_one_of, structure
 from .likelihoods import N_BYTES, Atoms, Likelihood, MixtureOptions, check_likelihood
 
 # Name of a data set that was given in Python, in the settings of a run.
@@ -106,8 +106,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.image_channels not in (1, 3):
-            raise SettingError("image_channels", f"must be 1 or 3, got {self.image_channels}")
+        check_one_of("image_channels", self.image_channels, (1, 3))
         check_likelihood(self.likelihood, self.atoms, self.smoothing_scale, self.image_channels)
         if self.fourier_features and self.likelihood != "discretized":
             raise SettingError(

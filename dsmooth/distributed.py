@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from .fields import check_number
 from .progress import silence
 
 # How long a process waits for the others, at the start and at an exchange, which some processes
@@ -31,17 +32,13 @@ def rank_and_size() -> tuple[int, int]:
     Raises ValueError for values that torchrun does not set.
     """
     rank, size = from_torchrun("RANK", 0), from_torchrun("WORLD_SIZE", 1)
-    if rank >= size:
-        raise ValueError(f"RANK must be less than WORLD_SIZE = {size}, got {rank}")
+    check_number("RANK", rank, 0, size - 1)
     return rank, size
 
 
 def from_torchrun(name: str, default: int | None = None) -> int:
     """An integer environment variable of torchrun. Raises ValueError for other values."""
-    text = os.environ.get(name, str(default))
-    if not text.isdecimal():
-        raise ValueError(f"{name}, which torchrun sets, must be a number, got {text!r}")
-    return int(text)
+    return int(os.environ.get(name, str(default)))
 
 
 @contextmanager

@@ -15,15 +15,18 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO, TypeVar
 
+import msgspec
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from .fields import structure
 from .text import escape_control
 
+T = TypeVar("T")
 PARTIAL = ".partial"
 Json = dict[str, Any]  # an object of a JSON file
 _is_writer = True  # of the processes of one call, one writes
@@ -129,8 +132,6 @@ def suffix_of(path: Path) -> str:
 def check_writable(path: Path) -> None:
     """Raise ValueError, before any work, unless `path` and its folders can be created."""
     above = next(p for p in (*path.absolute().parents, Path("/")) if p.exists())
-    if not above.is_dir():
-        raise ValueError(f"{above} must be a folder to write {path} into")
     if path.exists() and path.is_dir() == bool(suffix_of(path)):
         wanted, got = ("a file", "a folder") if suffix_of(path) else ("a folder", "a file")
         raise ValueError(f"{path} must be {wanted} to write, and is {got}")
@@ -142,10 +143,7 @@ def check_writable(path: Path) -> None:
 
 def json_text(value: Mapping[str, object]) -> str:
     """The text of a JSON file. Raises ValueError for a number that is not finite."""
-    try:
-        return json.dumps(value, indent=2, allow_nan=False) + "\n"
-    except ValueError as error:
-        raise ValueError(f"a number to write is not finite: {error}") from None
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
@@ -188,12 +186,17 @@ def read_json(path: Path) -> Json:
 def parse_json(text: str | bytes, source: Path) -> Json:
     """Parse a JSON object. Raises ValueError, naming the source."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{source} must hold a JSON object, got {type(value).__name__}")
-    return value
+        return msgspec.convert(json.loads(text), Json, strict=True)
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
+        raise ValueError(f"{source} is not a JSON object: {error}") from None
+
+
+def structured(values: object, kind: type[T], path: Path) -> T:
+    """`structure` of the content of a file. Raises ValueError, naming the file and the field."""
+    try:
+        return structure(values, kind)
+    except ValueError as error:
+        raise ValueError(f"{printable(path)} does not fit: {error}") from None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -37,8 +37,7 @@ def check_likelihood(
         )
     if atoms == ():
         return 0
-    if atoms != "all":
-        raise SettingError("atoms", f'must be () or "all", got {atoms!r}')
+    check_one_of("atoms", atoms, ((), "all"))
     if likelihood != "discretized":
         raise SettingError("atoms", f'need likelihood "discretized", got {likelihood!r}')
     if image_channels != 1:

@@ -14,7 +14,6 @@ from typing_extensions import Unpack
 
 from .bound import TOP_CLASSES, bound_terms, log_mean_exp
 from .config import Classes, Method, Precision
-from .errors import SettingError
 from .fields import check_number
 from .functional.checks import check_tensor
 from .machine import torch_threads
@@ -52,10 +51,6 @@ class SmoothedPair(Pretrained):
         image_size: Sequence[int],
     ) -> None:
         super().__init__()
-        if not isinstance(smoothing, Smoothing):
-            raise TypeError(
-                f"smoothing must be a Smoothing, such as GaussianSmoothing(0.5), got {smoothing}"
-            )
         config, second = noisy.config, denoiser.config
         if config.conditioning != "none" or config.likelihood == "discretized":
             raise ValueError(
@@ -142,8 +137,6 @@ class SmoothedPair(Pretrained):
         check_number("draws", draws)
         if mask is None:
             mask = top_rows(keep_top, self.image_size).to(x.device)
-        elif keep_top != 0.5:  # its default
-            raise SettingError(("mask", "keep_top"), "both say what is known: leave one out")
         visible = known_pixels(x, mask, len(x), "x")
         self.check_scale("x", visible.values)
         if self.denoiser.config.likelihood == "discretized":

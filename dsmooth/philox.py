@@ -13,7 +13,6 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from .errors import SettingError
 from .fields import check_number
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -68,8 +67,7 @@ def whole_index(first_index: SupportsIndex, n_images: int) -> int:
 
 def stream_word(stream: Stream, repeat: int) -> int:
     """The last word of a counter. Raises ValueError for a repeat or a stream out of range."""
-    if not 0 <= repeat < 2**24:
-        raise SettingError("repeat", f"must lie in 0 .. 2**24 - 1, got {repeat}")
+    check_number("repeat", repeat, 0, 2**24 - 1)
     return int(Stream(stream)) | repeat << 8
 
 

@@ -44,12 +44,6 @@ def to_pil(x: Tensor | NDArray[np.generic] | list[Tensor]) -> list[Image.Image]:
 
 def _batch(x: Tensor | NDArray[np.generic] | list[Tensor]) -> Tensor:
     """Images (B, C, H, W) in [-1, 1] from what `show` takes."""
-    for image in x if isinstance(x, list) else [x]:
-        if not hasattr(image, "__len__") or isinstance(image, str):
-            kind = type(image).__name__
-            raise TypeError(
-                f"x must be a tensor or an array of images, or a list of them, got a {kind}"
-            )
     if isinstance(x, list):
         x = torch.stack([*map(torch.as_tensor, x)])
         x = x[:, None] if x.ndim == 3 else x

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +18,6 @@ from .data import ImageDataset, to_bytes
 from .data.order import choose_images, epoch_order
 from .data.reading import read_npz
 from .distributed import from_first
-from .errors import SettingError
 from .evaluate.batches import labels_for_model
 from .evaluate.comparison import Reference, compare_images
 from .evaluate.features import CLASSIFIER, make_extractor
@@ -61,14 +59,12 @@ def planned_runs(name: str, minutes: float, **changes: Any) -> tuple[TrainConfig
     name: of a preset, of which `changes` replace fields. Raises SettingError for another name, for
     a value that does not fit, and for a number of minutes that is not positive.
     """
-    if not 0 < minutes < math.inf:
-        raise SettingError("budget", f"must be a positive number of minutes, got {minutes}")
     runs = []
     for role, share in SHARES.items():
-        settings, budget = preset(name, role), share * minutes
+        timed = replace(preset(name, role), images=None, budget=share * minutes)
         # A short run must not spend its time on evaluations.
-        evaluations = max(1, min(settings.evaluations, int(budget / EVALUATION_MINUTES)))
-        timed = replace(settings, images=None, budget=budget, evaluations=evaluations)
+        evaluations = max(1, min(timed.evaluations, int(share * minutes / EVALUATION_MINUTES)))
+        timed = replace(timed, evaluations=evaluations)
         runs.append(replace(timed, **changes))
     return tuple(runs)
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from ._version import __version__
 from .config import ModelConfig, Role, SmoothingKind, TrainConfig
-from .fields import structure
 from .files import (
     json_text,
     lock_folder,
     parse_json,
     read_json,
     read_tensors,
+    structured,
     write_json,
     write_tensors,
 )
@@ -201,7 +201,11 @@ class RunFolder:
 
 
 @dataclass(frozen=True)
-class _ImageSize:
+class _Least:
+    """What every config.json of a run has."""
+
+    role: Role
+    model: ModelConfig
     height_and_width: tuple[int, int]
 
 
@@ -212,16 +216,10 @@ def default_folder(role: Role) -> Path:
 
 def run_config(values: Mapping[str, object], path: Path) -> tuple[TrainConfig, tuple[int, int]]:
     """The settings and image size in `values`, the content of `path`."""
-    missing = [key for key in ("role", "model", SIZE) if key not in values]
-    if missing:
-        keys = f"key{'s' * (len(missing) > 1)} {', '.join(missing)}"
-        raise ValueError(f"{path} is not the {CONFIG_FILE} of a run: {keys} missing")
+    least = {key: values[key] for key in ("role", "model", SIZE) if key in values}
     settings = {key: value for key, value in values.items() if key not in ("dsmooth", SIZE)}
-    try:
-        size = structure({SIZE: values[SIZE]}, _ImageSize)
-        return structure(settings, TrainConfig), size.height_and_width
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    size = structured(least, _Least, path).height_and_width
+    return structured(settings, TrainConfig, path), size
 
 
 def write_weights(
@@ -248,7 +246,4 @@ def read_weights(run: RunFolder) -> tuple[dict[str, Tensor], WeightsSettings]:
     stated = parse_json(metadata[SETTINGS_KEY], run.weights)
     for name in ("dsmooth", "origin"):  # the version, and the records of an earlier one
         stated.pop(name, None)
-    try:
-        return tensors, structure(stated, WeightsSettings)
-    except ValueError as error:
-        raise ValueError(f"{run.weights} is not of a pair or a network: {error}") from None
+    return tensors, structured(stated, WeightsSettings, run.weights)

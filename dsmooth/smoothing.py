@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
-from numbers import Real
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .config import SmoothingKind
+from .functional.checks import check_tensor
 from .functional.dispatch import takes_triton
 from .functional.image_words import Place, image_noise, image_words
 from .nn.images import check_images
@@ -19,7 +20,7 @@ from .philox import Stream, draw_seed, to_uniform
 
 
 @dataclass(frozen=True)
-class Smoothing:
+class Smoothing(ABC):
     """x~ = x + noise, where the noise of the pixels is independent and identically distributed.
 
     scale: in units of pixel values in [-1, 1]. Raises ValueError unless positive and finite.
@@ -31,23 +32,21 @@ class Smoothing:
     """Which stream of the random generator the noise comes from."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.scale, Real):
-            raise TypeError(f"scale must be a number, got a {type(self.scale).__name__}")
         if not 0 < self.scale < math.inf:
             raise ValueError(f"scale must be positive and finite, got {self.scale}")
 
+    @abstractmethod
     def quantile(self, u: Tensor) -> Tensor:
         """Inverse cumulative distribution function of the noise at `u`, of any shape."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_density(self, noise: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Log density at each element of `noise`, in nats. dtype: that of the two images whose
         difference is the noise; by default the noise's."""
-        raise NotImplementedError
 
+    @abstractmethod
     def entropy(self, d: int) -> float:
         """Differential entropy of the noise of d pixels, in nats."""
-        raise NotImplementedError
 
     def sample(
         self,
@@ -83,10 +82,7 @@ class Smoothing:
 
     def log_prob(self, x_tilde: Tensor, x: Tensor) -> Tensor:
         """log q(x~ | x) of two batches (B, C, H, W): (B,), in nats, in float32 or float64."""
-        if x_tilde.shape != x.shape:
-            raise ValueError(
-                f"x_tilde must have x's shape {tuple(x.shape)}, got {tuple(x_tilde.shape)}"
-            )
+        check_tensor("x_tilde", x_tilde, tuple(x.shape))
         common = torch.promote_types(x_tilde.dtype, x.dtype)
         exact = torch.promote_types(common, torch.float32)
         noise = x_tilde.to(exact) - x.to(exact)

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -25,8 +26,8 @@ import torch
 
 from ._version import __version__
 from .distributed import from_first, gather, process_group, rank_and_size
-from .fields import difference, structure
-from .files import Json, printable, read_json, write_json
+from .fields import difference
+from .files import Json, printable, read_json, structured, write_json
 from .progress import portion
 
 P = TypeVar("P")
@@ -181,6 +182,15 @@ def record_of(
     return msgspec.to_builtins({"version": VERSION, "dsmooth": __version__, **content})
 
 
+@dataclass(frozen=True)
+class _Content:
+    version: int
+    dsmooth: str
+    request: Json
+    parts: Json
+    result: Any = None
+
+
 def read_record(path: Path) -> Json:
     """The content of a record. Raises FileNotFoundError or ValueError, naming the file."""
     content = read_json(path)
@@ -189,20 +199,10 @@ def read_record(path: Path) -> Json:
             f"{printable(path)} is not a record of dsmooth {__version__}: remove it, or choose "
             "another folder"
         )
-    if not all(isinstance(content.get(name), dict) for name in ("request", "parts")):
-        raise ValueError(f"{printable(path)} is damaged: it needs a request and parts; remove it")
-    return {"result": None, **content}
+    return vars(structured(content, _Content, path))
 
 
 def read_result(path: Path, kind: type[R]) -> R | None:
     """The result in a record; None for one without. Raises as `read_record` does."""
     result = read_record(path)["result"]
     return None if result is None else structured(result, kind, path)
-
-
-def structured(values: Any, kind: type[R], path: Path) -> R:
-    """A value of a record as a type. Raises ValueError, naming the file."""
-    try:
-        return structure(values, kind)
-    except ValueError as error:
-        raise ValueError(f"{printable(path)} is damaged: {error}; remove it") from None

@@ -80,9 +80,6 @@ def test_show_gives_a_picture_that_displays_itself() -> None:
         refuses("x must have shape", dsmooth.show, wrong)
     refuses(r"show\(2 \* x - 1\) shows images in \[0, 1\]", dsmooth.show, (x[:4] + 1) / 2)
     refuses(r"show\(x\.byte\(\)\) shows images in \[0, 255\]", dsmooth.show, (x[:4] + 1) * 127.5)
-    for wrong, name in (("x.png", "str"), (dsmooth.to_pil(x[:4]), "Image")):
-        with pytest.raises(TypeError, match=f"x must be a tensor or an array .*, got a {name}"):
-            dsmooth.show(wrong)
 
 
 @pytest.mark.usefixtures("small_models")

@@ -271,7 +271,7 @@ def test_results_of_other_weights_and_damaged_ones_are_not_reported(given, again
     refuses(words, reproduce, again, models=given)
     (again / "samples.json").unlink()
     write_json(again / "bits_per_dim.json", {**bits, "result": {"models": {}}})
-    words = r"bits_per_dim\.json is damaged: .*`data`; remove it"
+    words = r"bits_per_dim\.json does not fit: .*`data`"
     refuses(words, reproduce, again, models=given)
 
 

@@ -86,13 +86,9 @@ def test_bad_scales_and_shapes() -> None:
     x, q = torch.zeros(1, 1, 4, 4), dsmooth.LaplaceSmoothing(0.5)
     refuses(r"x must be floating point in \[-1, 1\], got", q.sample, x.byte(), error=TypeError)
     refuses(r"x must be a torch\.Tensor, got a ndarray", q.sample, x.numpy(), error=TypeError)
-    refuses(r"x_tilde must have x's shape \(1, 1, 4, 4\)", q.log_prob, torch.cat([x, x]), x)
+    refuses(r"x_tilde must have shape \(1, 1, 4, 4\)", q.log_prob, torch.cat([x, x]), x)
     for scale in (0.0, -1.0, math.inf, math.nan):
         refuses("scale must be positive and finite", dsmooth.GaussianSmoothing, scale)
-    number = torch.tensor(0.5)
-    refuses(
-        "scale must be a number, got a Tensor", dsmooth.GaussianSmoothing, number, error=TypeError
-    )
 
 
 def test_a_subclass_is_not_taken_for_its_base(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from dsmooth.evaluate.probe import (
     probe_network,
     untrained,
 )
-from dsmooth.files import write_atomically, write_json
+from dsmooth.files import structured, write_atomically, write_json
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pictures import BORDER, save_grid
 from dsmooth.pretrained import find
@@ -50,7 +50,7 @@ from dsmooth.runs import RunFolder, WeightsSettings, write_weights
 from dsmooth.sampling.request import Request
 from dsmooth.tables import COMPARABLE, Table, bits_table
 from dsmooth.text import render
-from dsmooth.work import read_record, record_of, structured
+from dsmooth.work import read_record, record_of
 
 T = TypeVar("T")
 GUIDANCE = 0.1  # of guided samples of a pair with classes

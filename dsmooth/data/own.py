@@ -35,8 +35,8 @@ def own_images(dataset: Any, split: str = "train", labels: Any = None) -> ImageD
     (H, W, C) or (H, W). Arrays are bytes, or floating point in [-1, 1]. labels: of an array, and in
     place of an item's: whole numbers (N,), or names. Numbers among the items have the names that
     the data set gives them, as `classes` (torchvision) or `features` (Hugging Face). Each item is
-    read once. Raises ValueError, with the item's number, for anything else and for images of
-    several shapes.
+    read once. Raises ValueError, with the item's number, for items that are no images, and for
+    images of several shapes.
     """
     names: tuple[str, ...] = ()
     if isinstance(dataset, ImageDataset):

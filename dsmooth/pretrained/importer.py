@@ -67,6 +67,8 @@ def load_pixelcnnpp(
     weights: dict[str, Tensor] = {}
 
     def take(key: str, shape: torch.Size) -> Tensor:
+        if key not in state:
+            raise ValueError(f"the checkpoint lacks {key!r}")
         tensor = state.pop(key).double()
         if tensor.ndim == 2 and len(shape) == 4:
             tensor = tensor[:, :, None, None]

@@ -111,7 +111,7 @@ def test_statistics_do_not_depend_on_batches_or_order(seed: int, sizes: list[int
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"mu": np.zeros(2)}, "must hold mu, sigma, found no sigma"),
+        ({"mu": np.zeros(2)}, "cannot be read as .*sigma"),
         ({"mu": [0.0] * 2, "sigma": np.eye(3)}, r"x\.npz: sigma must have shape \(2, 2\)"),
         ({"mu": ["a"], "sigma": np.eye(3)}, "x.npz: mu must be real, got <U1"),
     ],

@@ -118,7 +118,6 @@ def test_without_the_extra_or_a_network(tmp_path: Path, monkeypatch: pytest.Monk
     refuses(words, read, "a/b", error=OSError)
     words = r"could not write a/b on the .*: no \\x1b\[2Jnetwork\. Writing needs a"
     refuses(words, push, "a/b", error=OSError)
-    refuses("`repo_id` must be \"owner/name\", got 'digits'", push, "digits")
 
 
 def test_with_the_real_package_and_no_network(tmp_path, monkeypatch) -> None:
@@ -175,7 +174,7 @@ def test_the_card_is_filled_from_the_runs_and_the_scores(tmp_path, monkeypatch) 
     record = json.loads(Path("bits_per_dim.json").read_text())
     del record["result"]["models"]["pair"]["conventions"]
     Path("bits_per_dim.json").write_text(json.dumps(record))
-    refuses(r"bits_per_dim\.json is damaged: .*`conventions`", save)
+    refuses(r"bits_per_dim\.json does not fit: .*`conventions`", save)
 
 
 def test_words_of_a_stranger_mean_nothing_in_a_card(tmp_path: Path) -> None:

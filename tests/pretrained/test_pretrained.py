@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 import dsmooth
 from dsmooth.data import load_dataset
 from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
+from dsmooth.files import structured
 from dsmooth.nn import PixelCNNpp
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pair import SmoothedPair
@@ -28,7 +29,7 @@ from dsmooth.pretrained import DEFAULT, find, is_model, load, packaged
 from dsmooth.probe_settings import ProbeSettings
 from dsmooth.runs import RunFolder
 from dsmooth.sampling import CachedSampler
-from dsmooth.work import read_record, structured
+from dsmooth.work import read_record
 from tests.helpers.command_runs import run, save_run
 
 PAIRS = [name for name in packaged() if not name.endswith("-plain")]

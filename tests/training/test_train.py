@@ -229,7 +229,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     config = tiny()
     train(config, tmp_path)
     for path in (tmp_path / "config.json", tmp_path / "config.json" / "run"):
-        refuses(r"config\.json must be a folder to write .*config\.json", train, config, path)
+        refuses(r"config\.json cannot be written: .*config\.json: Not a dir", train, config, path)
 
 
 def test_paper_presets_are_the_papers() -> None:
