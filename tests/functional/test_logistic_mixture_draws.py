@@ -176,7 +176,7 @@ def test_the_coldest_draw_is_the_likeliest_component(shared: float, temperature:
         ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
         ({"temperature": math.inf}, "temperature must be positive and finite, got inf"),
         ({"likelihood": "other"}, "`likelihood` must be one of"),
-        ({"atoms": (0, 1)}, r'`atoms` must be \(\) or "all", got \(0, 1\)'),
+        ({"atoms": (0, 1)}, r"`atoms` must be one of \(\), all, got \(0, 1\)"),
         ({"atoms": "all", "image_channels": 3}, "grey images only, got 3 channels"),
         ({"likelihood": "gaussian", "smoothing_scale": -1.0}, "smoothing_scale"),
     ],
