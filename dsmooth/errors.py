@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 # The text of an argument, and of a value to give it (None: any).
 Spell = Callable[[str, object], str]
@@ -25,6 +26,10 @@ class SettingError(ValueError):
         self.arguments = (arguments,) if isinstance(arguments, str) else tuple(arguments)
         self.message, self.remedy = message, remedy
         super().__init__(self.text(in_python))
+
+    def __reduce__(self) -> tuple[Callable[[], SettingError], tuple[()]]:
+        """As another process gets it, by pickle."""
+        return partial(SettingError, self.arguments, self.message, **self.remedy), ()
 
     def text(self, spell: Spell) -> str:
         """The whole message, its arguments as `spell` writes them."""

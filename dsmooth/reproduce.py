@@ -36,7 +36,7 @@ from .progress import progress
 from .report.contents import Report, describe_machine, describe_model
 from .results import FLOOR, BitsResult, FrechetResult, ProbeResult, ReceptiveFields
 from .sampling.output import draw_all, write_images
-from .sampling.request import Request
+from .sampling.request import Request, precision_on
 from .smoothing import GaussianSmoothing
 from .training import train
 from .work import Record
@@ -175,6 +175,7 @@ class Stages:
             "data_sha256": {"train": self.train_set.digest, "test": self.test_set.digest},
             "settings": self.models.identity(),
             "clean_noise": clean_noise_of(self.models.pair),
+            "drawn_in": precision_on(self.models.device, self.choices.precision),
             **asdict(self.choices),
         }
 
@@ -192,6 +193,8 @@ class Stages:
         # A kill leaves images, of which the record says what they are of.
         record = Record(self.folder / "samples.json", self.request, type(None), type(None))
         if not from_first(record.path.exists):
+            if from_first(lambda: any(self.folder.glob("samples/*.npz"))):
+                raise ValueError(f"{self.folder / 'samples'} has images of an unknown request")
             record.write()
         models, pair, seed = self.models, self.models.pair, self.choices.seed
         methods: tuple[Method, ...] = ("two-step", "single-step")

@@ -164,8 +164,9 @@ class RunFolder:
         if model.config != config.model:
             raise ValueError(f"config.model must be the model's own {model.config}")
         with lock_folder(self.path, "a training run"):
-            if any(map(Path.exists, (self.log, *self.checkpoints()))):
-                raise ValueError(f"{self.path} already holds a training run; choose another folder")
+            is_saved = self.weights.exists() and not self.has_settings()
+            if is_saved or any(map(Path.exists, (self.log, *self.checkpoints()))):
+                raise ValueError(f"{self.path} already holds weights; choose another folder")
             self.write_weights(model, config, image_size)
             self.write_config(config, image_size)
 

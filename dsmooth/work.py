@@ -148,10 +148,8 @@ class Record(Generic[P, R]):
         if stored is None:
             return
         if other := difference(stored["request"], self.request):
-            raise ValueError(
-                f"{printable(path)} is of another request: {other}; choose another folder, or "
-                "remove it"
-            )
+            words = "is of another request"
+            raise ValueError(f"{printable(path)} {words}: {other}; choose another folder")
         # mypy takes a class that is a value for a variable, not for a type.
         self.parts = structured(stored["parts"], dict[str, part], path)  # type: ignore[valid-type]
         if stored["result"] is not None:

@@ -88,6 +88,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from dsmooth.distributed import from_first, process_group, rank_and_size
+from dsmooth.errors import SettingError
+from dsmooth.fields import check_number
 from dsmooth.files import write_json
 from dsmooth.work import Record, map_parts
 
@@ -103,9 +105,9 @@ with process_group():
     rank, _ = rank_and_size()
     write_json(Path("written.json"), {"rank": rank})  # the first process's stays
     try:
-        from_first(lambda: int("x"))
-    except ValueError as error:
-        assert "invalid literal" in str(error)
+        from_first(lambda: check_number("count", 0))
+    except SettingError as error:
+        assert str(error) == "`count` must be at least 1, got 0"
     else:
         raise AssertionError
     print("rank", rank)

@@ -25,6 +25,8 @@ BYTES = "x in [-1, 1] to round((x + 1) * 127.5), clamped to 0 .. 255"
 def evaluate_frechet(options: FrechetOptions) -> tuple[Mapping[str, object], FrechetResult]:
     """Read samples, compare and print; what decides the numbers, and the numbers."""
     check_number("seed", options.seed, 0, 2**64 - 1)
+    if options.count is not None:
+        check_number("count", options.count, 2)
     extractor = make_extractor(options.extractor, device=choose_device(options.execution.device))
     samples = read_images(options.samples, options.count, at_random=True)
     choice, floor = choose_data(None, options.dataset), None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,13 @@ def runs_of(options: Train) -> dict[RunFolder, TrainConfig]:
     if options.role != "pair":
         run = RunFolder(options.out or default_folder(options.role))
         return {run: settings_of(options, given, options.role, run)}
-    if given.get("budget") is not None:
-        given["budget"] /= 2
     out = options.out or Path("runs") / "pair"
     roles: tuple[Role, ...] = ("noisy", "denoiser")
     pair = {role: RunFolder(out / role) for role in roles}
-    return {run: settings_of(options, given, role, run) for role, run in pair.items()}
+    runs = {run: settings_of(options, given, role, run) for role, run in pair.items()}
+    if "budget" not in given:
+        return runs
+    return {run: replace(c, budget=c.budget and c.budget / 2) for run, c in runs.items()}
 
 
 def settings_of(

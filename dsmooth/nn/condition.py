@@ -44,6 +44,8 @@ def log_prior(classes: Classes | None, device: torch.device | None = None) -> Te
 
 def class_number(label: Any, classes: Classes) -> int:
     """The number of a class, given that or its name; -1 stays. SettingError for other labels."""
+    if isinstance(label, str) and label not in classes.names and label.isdecimal():
+        label = int(label)  # of a command
     if isinstance(label, str):
         check_one_of("label", label, classes.names)
         return classes.names.index(label)

@@ -190,7 +190,11 @@ def read_networks(folder: Path, kind: type[Pretrained] | None = None) -> dict[Ro
     run = RunFolder(folder)
     if not run.config.exists() and not run.weights.exists():
         if has_runs(folder):
-            return {role: read_networks(folder / role, kind)[role] for role in PAIR}
+            pair = {role: read_networks(folder / role, kind) for role in PAIR}
+            for role, half in pair.items():
+                if role not in half:
+                    raise ValueError(f"{folder / role} has a {', '.join(half)} model, not a {role}")
+            return {role: half[role] for role, half in pair.items()}
         names = sorted(config.parent.name for config in folder.glob(f"*/{run.config.name}"))
         hint = f"folders in {folder}, which has {', '.join(names)}"
         hint = hint if names else "a saved pair, or the folder of a run"

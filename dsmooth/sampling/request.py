@@ -86,6 +86,8 @@ class Request:
         if isinstance(self.label, np.ndarray):
             label = torch.from_numpy(self.label.copy()) if self.label.ndim else self.label.item()
             object.__setattr__(self, "label", label)
+        if isinstance(self.label, Tensor) and self.label.ndim == 0:
+            object.__setattr__(self, "label", self.label.item())
         check_number("count", self.count)
         seed_words(self.seed)
         whole_index(self.first_index, self.count)
@@ -118,9 +120,11 @@ class Request:
         if generator is not None:
             device = generator.device
             seed = int(torch.randint(2**63 - 1, (), generator=generator, device=device))
-        pixels = None
-        if known is not None or mask is not None:
-            pixels = known_pixels(known, mask, count)  # type: ignore[arg-type]  # None is refused
+        if (known is None) != (mask is None):
+            raise ValueError(
+                "known and mask go together: images, and which of their pixels to keep"
+            )
+        pixels = None if known is None or mask is None else known_pixels(known, mask, count)
         return cls(
             count,
             drawn_seed() if seed is None else seed,

@@ -84,6 +84,8 @@ def train(
         if dataset is not None:
             config = replace(config, data=OWN, data_dir=None, download=False, image_size=None)
         stored = stored_settings(run, config, resume)
+        if len({*gather(stored is None)}) > 1:
+            raise ValueError(f"{run.path} must be one folder that all processes see")
         data = load_data(config, progress) if dataset is None else split_own(dataset, labels)
         check_same(*data)
         config = complete(config, *data, target, stored, started)
@@ -96,6 +98,7 @@ def train(
                 restore(run, state)
             else:
                 stored_settings(run, config, resume=False)  # another call may have come first
+                gather(None)  # all processes have looked before one writes
                 save_checkpoint(run, state)  # from now on it can be resumed
             run.write_config(config, data[1].image_size)
             with RunLog(run, state, data[1], on_evaluation, progress) as log:
@@ -159,6 +162,7 @@ def run_loop(
         evaluations, saved = due, now if save else saved
         if interrupted:
             log.interrupt()
+            gather(None)  # as below
             return TrainResult(state.images_seen, bits, interrupted)
     # If nothing was left to train, the saved weights may be of an earlier step, or be missing.
     if not from_first(lambda: run.is_evaluated(state.images_seen)):

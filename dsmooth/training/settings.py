@@ -42,6 +42,8 @@ def stored_settings(run: RunFolder, config: TrainConfig, resume: bool) -> TrainC
         raise SettingError(
             (), f"{run.path} already holds a run: choose another folder or set", resume=True
         )
+    if run.weights.exists():
+        raise ValueError(f"{run.path} already holds saved weights: choose another folder")
     images = config.data_dir if config.data == "folder" else None
     # Not Path.resolve, which fails where links go round.
     real = Path(os.path.realpath(run.path))
@@ -174,6 +176,8 @@ def check_initial(model: ModelConfig, initial: ModelConfig, source: str) -> None
     other = [name for name in new if name not in free and new[name] != old[name]]
     if other:
         values = ", ".join(f"{name} {old[name]}, not {new[name]}" for name in other)
+        if "image_channels" in other:  # which follow from the images
+            raise SettingError("init", f"{source} has {values}: choose weights for such images")
         remedy = {name: old[name] for name in other}
         raise SettingError("init", f"{source} has {values}: set", **remedy)
 

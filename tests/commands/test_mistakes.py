@@ -46,6 +46,7 @@ MISTAKES = [
     ("sample plain --method noisy", "--method is for a pair, not for a single model: leave it out"),
     ("sample noisy --method single-step", "--method is for a pair"),
     ("sample pair --guidance 1", "--guidance needs a model with classes"),
+    (f"{FID} images -n 1", "--count must be at least 2, got 1"),
     ("complete pair images --draws 0", "--draws must be at least 1, got 0"),
     ("complete pair images --out rows", "--out must end in .png or .npz, got rows"),
     ("complete pair images --keep-top 0.2 --mask mask.png", "--keep-top and --mask both say"),
