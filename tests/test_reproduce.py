@@ -270,6 +270,8 @@ def test_results_of_other_weights_and_damaged_ones_are_not_reported(given, again
     words = r"samples\.json is of another request: its settings.weights_sha256.noisy is '0"
     refuses(words, reproduce, again, models=given)
     (again / "samples.json").unlink()
+    refuses("samples has images of an unknown request", reproduce, again, models=given)
+    shutil.rmtree(again / "samples")
     write_json(again / "bits_per_dim.json", {**bits, "result": {"models": {}}})
     words = r"bits_per_dim\.json does not fit: .*`data`"
     refuses(words, reproduce, again, models=given)

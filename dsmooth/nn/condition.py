@@ -44,8 +44,9 @@ def log_prior(classes: Classes | None, device: torch.device | None = None) -> Te
 
 def class_number(label: Any, classes: Classes) -> int:
     """The number of a class, given that or its name; -1 stays. SettingError for other labels."""
-    if isinstance(label, str) and label not in classes.names and label.isdecimal():
-        label = int(label)  # of a command
+    is_named = any(map(str.isdecimal, classes.names))
+    if isinstance(label, str) and label.isdecimal() and not is_named:
+        label = int(label)  # as a command has it; names that are numbers come first
     if isinstance(label, str):
         check_one_of("label", label, classes.names)
         return classes.names.index(label)

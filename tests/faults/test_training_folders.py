@@ -113,7 +113,7 @@ def test_a_run_keeps_its_weights_and_its_folder(run: RunFolder, tmp_path: Path) 
     model, (config, size) = dsmooth.load(run.path).model, run.read_config()
     for gone in (run.log, run.checkpoint, run.checkpoint):
         before = contents(run.path)
-        words = "run already holds a training run; choose another"
+        words = "run already holds weights; choose another"
         refuses(words, run.write_model, model, replace(config, seed=7), size)
         assert before == contents(run.path)
         gone.unlink(missing_ok=True)
