@@ -46,10 +46,15 @@ class _Lines(logging.Handler):
             print(f"dsmooth: {line}", file=sys.stderr)
 
 
+def are_lines_shown() -> bool:
+    """Whether this is inside `lines_shown`, as in a command."""
+    return any(isinstance(handler, _Lines) for handler in LOG.handlers)
+
+
 @contextmanager
 def lines_shown(level: int = logging.INFO) -> Iterator[None]:
     """Print the messages of `LOG` from `level` up, inside the outermost such block."""
-    if any(isinstance(handler, _Lines) for handler in LOG.handlers):
+    if are_lines_shown():
         yield
         return
     handler, before = _Lines(), LOG.level

@@ -108,10 +108,6 @@ class RunFolder:
         """Whether this is the folder of a run; saved pairs of earlier versions have such a file."""
         return self.config.exists() and "networks" not in read_json(self.config)
 
-    def can_resume(self) -> bool:
-        """Whether the folder holds a run that can be resumed."""
-        return self.config.exists() and any(map(Path.exists, self.checkpoints()))
-
     def is_finished(self) -> bool:
         """Whether the run came to its end, by its log."""
         return self.weights.exists() and isinstance([None, *self.read_log()][-1], End)

@@ -46,7 +46,7 @@ class DataChoice:
         Raises ValueError for held-out images that are not those of the training.
         """
         split, size = split or self.measured, self.image_size
-        images = load_dataset(self.name, split, self.data_dir, image_size=size, progress=True)
+        images = load_dataset(self.name, split, self.data_dir, image_size=size)
         digest = replace(images, labels=None).digest
         if split == "test" and self.held_out_sha256 not in (None, digest):
             raise ValueError(

@@ -43,7 +43,6 @@ def load_dataset(
     *,
     download: bool = False,
     image_size: int | None = None,
-    progress: bool = False,
 ) -> ImageDataset:
     """Return a data set's training or test images, read into memory.
 
@@ -54,12 +53,11 @@ def load_dataset(
         `source` says so.
     download: fetch the files into data_dir if they are not there (not for "folder").
     image_size: pixels a side after cropping and resizing, for "celeba" (32) and "folder" (none).
-    progress: show how many image files are decoded, by a bar or by lines.
     Raises FileNotFoundError for a missing file; ValueError for a damaged one and for an argument
     that does not fit; ConnectionError if a download fails. Each says in one or two lines which file
     and what to do.
     """
-    return load_splits(name, (split,), data_dir, download, image_size, progress)[0]
+    return load_splits(name, (split,), data_dir, download, image_size)[0]
 
 
 def load_splits(
@@ -68,7 +66,6 @@ def load_splits(
     data_dir: Path | str | None,
     download: bool,
     image_size: int | None,
-    progress: bool,
 ) -> list[ImageDataset]:
     """The splits of a data set, as `load_dataset` returns each; image files are opened once."""
     if name == OWN:
@@ -94,5 +91,5 @@ def load_splits(
         raise missing(name, f"{name} needs the folder of its files")
     folder = Path(data_dir)
     if name == "folder":
-        return load_folder(splits, folder, image_size, progress)
-    return [load_published(name, split, folder, download, image_size, progress) for split in splits]
+        return load_folder(splits, folder, image_size)
+    return [load_published(name, split, folder, download, image_size) for split in splits]

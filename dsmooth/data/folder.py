@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..files import open_regular, printable
 from ..pixels import are_sides
-from ..progress import progress
+from ..progress import advance_to, are_lines_shown, progress
 from .dataset import ImageDataset
 from .order import held_out
 from .reading import InvalidFile, check_memory, guarded, missing
@@ -62,7 +62,6 @@ def load_folder(
     splits: Sequence[str],
     folder: Path,
     image_size: int | None = None,
-    show_progress: bool = False,
 ) -> list[ImageDataset]:
     """The splits of a folder: images of one size, or cropped and resized, grey if all are.
 
@@ -81,7 +80,7 @@ def load_folder(
         words = "must hold at least 2 images, one to test with, found 1"
         raise InvalidFile(f"{printable(folder)} {words}")
     chosen = [path for part in parts for path in part]
-    images = read_pictures(folder, chosen, image_size, show_progress=show_progress)
+    images = read_pictures(folder, chosen, image_size)
     height, width = images.shape[2:]
     if not are_sides(height, width):
         raise InvalidFile(
@@ -161,7 +160,6 @@ def read_pictures(
     paths: Sequence[Path],
     size: int | None = None,
     crop: int | None = None,
-    show_progress: bool = False,
 ) -> Tensor:
     """Upright pictures of one size, grey if all are: (N, C, H, W) uint8. Each file is opened once.
 
@@ -171,8 +169,7 @@ def read_pictures(
     """
     images = np.empty((0, 1, 4, 4), np.uint8)
     work = partial(_read_picture, size=size, crop=crop)
-    bar = progress("reading images", len(paths)) if show_progress else nullcontext(lambda _: None)
-    with bar as show:
+    with progress("reading images", len(paths)) if are_lines_shown() else nullcontext():
         for row, picture in enumerate(_in_threads(work, paths)):
             if row == 0:
                 check_memory(folder, len(paths) * picture.size)
@@ -188,7 +185,7 @@ def read_pictures(
             if len(picture) > images.shape[1]:
                 images = images.repeat(3, axis=1)  # all before were grey
             images[row] = picture
-            show(row + 1)
+            advance_to((row + 1) / len(paths))
     return torch.from_numpy(images)
 
 

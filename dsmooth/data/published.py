@@ -63,7 +63,6 @@ def load_published(
     folder: Path,
     download: bool,
     image_size: int | None,
-    progress: bool,
 ) -> ImageDataset:
     """A data set of `PUBLISHED`, of whose files `folder` is torchvision's root.
 
@@ -88,7 +87,7 @@ def load_published(
     source = f"{printable(folder)} ({len(published):,} images)"
     if name == "celeba":
         paths = [folder / "celeba" / "img_align_celeba" / leaf for leaf in published.filename]
-        images = read_pictures(folder, paths, image_size or _CELEBA_SIZE, _CELEBA_CROP, progress)
+        images = read_pictures(folder, paths, image_size or _CELEBA_SIZE, _CELEBA_CROP)
         return ImageDataset(images, None, name, split, source)
     images = channels_first(torch.as_tensor(published.data), name).contiguous()
     names = tuple(label.partition(" - ")[0] for label in published.classes)  # of MNIST "0 - zero"

@@ -86,7 +86,7 @@ def train(
         stored = stored_settings(run, config, resume)
         if len({*gather(stored is None)}) > 1:
             raise ValueError(f"{run.path} must be one folder that all processes see")
-        data = load_data(config, progress) if dataset is None else split_own(dataset, labels)
+        data = load_data(config) if dataset is None else split_own(dataset, labels)
         check_same(*data)
         config = complete(config, *data, target, stored, started)
         if stored is not None:

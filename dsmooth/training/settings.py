@@ -57,13 +57,10 @@ def stored_settings(run: RunFolder, config: TrainConfig, resume: bool) -> TrainC
     return None
 
 
-def load_data(config: TrainConfig, progress: bool = False) -> tuple[ImageDataset, ImageDataset]:
-    """Training and held-out images of the data set that `config` names. All processes call this.
-
-    progress: whether to show how far it is.
-    """
+def load_data(config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:
+    """Training and held-out images of the data set that `config` names. All processes call this."""
     place = config.data_dir, config.download, config.image_size
-    read = partial(load_splits, config.data, SPLITS, *place, progress)
+    read = partial(load_splits, config.data, SPLITS, *place)
     train, test = machine_by_machine(read) if config.download else read()
     if config.labels is not None:
         labels = Path(config.labels)

@@ -12,6 +12,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from dsmooth.config import TrainConfig
 from dsmooth.data import SPLITS, ImageDataset, folder, load_dataset, load_splits
 from dsmooth.data.order import held_out
+from dsmooth.progress import lines_shown
 from dsmooth.training.settings import load_data
 from tests.helpers.data_makers import random_bytes, refuses, write_images
 
@@ -101,7 +102,8 @@ def test_image_size_crops_the_centre(tmp_path: Path, monkeypatch, capsys) -> Non
     assert [*map(rows, load_data(config))] == [*map(rows, parts)]
     assert sorted(opened) == ["a.png", "b.png"]  # once
     assert capsys.readouterr().out == ""
-    load_data(config, progress=True)
+    with lines_shown():
+        load_data(config)
     assert "reading images: 2 images\n" in capsys.readouterr().out
 
 
@@ -183,7 +185,7 @@ def test_folders_train_and_test_are_splits_each_with_its_classes(tmp_path, train
 def test_of_test_and_val_the_first_is_held_out_and_says_so(tmp_path: Path) -> None:
     names = ["train/0", "train/1", "val/2", "test/3"]
     write_images(tmp_path, {f"{name}.png": random_bytes((8, 8), i) for i, name in enumerate(names)})
-    train, test = load_splits("folder", SPLITS, tmp_path, False, None, False)
+    train, test = load_splits("folder", SPLITS, tmp_path, False, None)
     assert (len(train), len(test)) == (2, 1)
     assert test.source == f"{tmp_path} (1 images; test is held out, val left out)"
     assert rows(test) == [random_bytes((8, 8), 3).tobytes()]
@@ -197,7 +199,7 @@ def test_links_to_folders_are_followed(tmp_path: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "again").symlink_to(folder / "train")
-    train, test = load_splits("folder", SPLITS, folder, False, None, False)
+    train, test = load_splits("folder", SPLITS, folder, False, None)
     assert (len(train), len(test), train.class_names) == (12, 6, ("cat", "dog"))
 
 
