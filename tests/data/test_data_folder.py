@@ -128,7 +128,7 @@ def test_image_size_crops_the_centre(tmp_path: Path, monkeypatch, capsys) -> Non
 def test_folder_errors_name_the_file(tmp_path: Path, sizes, image_size, message: str) -> None:
     write_images(tmp_path, {f"{name}.png": random_bytes(size) for name, size in sizes.items()})
     words, errors = message.replace("FOLDER", str(tmp_path)), (ValueError, FileNotFoundError)
-    refuses(words, load_splits, "folder", SPLITS, tmp_path, False, image_size, False, error=errors)
+    refuses(words, load_splits, "folder", SPLITS, tmp_path, False, image_size, error=errors)
 
 
 def test_the_first_picture_that_cannot_be_used_is_named(tmp_path: Path) -> None:
