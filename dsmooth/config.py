@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from .errors import SettingError
-from .fields import check, check_number, check_one_of, structure
+from .fields import check, check_number, check_one_of
 from .likelihoods import N_BYTES, Atoms, Likelihood, MixtureOptions, check_likelihood
 
 # Name of a data set that was given in Python, in the settings of a run.
@@ -153,11 +152,6 @@ class ModelConfig:
             names |= {"context_layers", "context_filters"}
         return names
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, object]) -> ModelConfig:
-        """Rebuild a config from `dataclasses.asdict` or JSON. Raises ValueError for other keys."""
-        return structure(values, cls)
-
 
 Role = Literal["noisy", "denoiser", "plain"]
 Split = Literal["train", "test"]
@@ -293,7 +287,25 @@ class TrainConfig(RunSettings):
             model = replace(self.model, smoothing_scale=self.scale)
             object.__setattr__(self, "model", model)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, object]) -> TrainConfig:
-        """Rebuild a config from `dataclasses.asdict` or JSON. Raises ValueError for other keys."""
-        return structure(values, cls)
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """The input of linear probes and the length of their training.
+
+    Raises ValueError for a field out of range.
+    """
+
+    input: Literal["noisy", "clean"] = "noisy"
+    """noisy: the networks see only x~, as in the paper; clean: x (the denoiser x given x~)."""
+    train_images: Positive | None = None
+    """Training images, the first ones; by default all."""
+    test_images: Positive | None = None
+    """Test images, the first ones; by default all."""
+    epochs: Positive = 20
+    """Passes of a probe over the training images."""
+    seed: int = 0
+    """Decides the noise, the order of images and the untrained networks."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        check_number("seed", self.seed, 0, 2**64 - 1)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .config import Method, Precision, Role, TrainConfig
+from .config import Method, Precision, ProbeSettings, Role, TrainConfig
 from .data import ImageDataset, to_bytes
 from .data.order import choose_images, epoch_order
 from .data.reading import read_npz
@@ -31,7 +31,6 @@ from .pair import SmoothedPair
 from .pictures import is_diverged, save_grid
 from .presets import preset
 from .pretrained import Loaded
-from .probe_settings import ProbeSettings
 from .progress import progress
 from .report.contents import Report, describe_machine, describe_model
 from .results import FLOOR, BitsResult, FrechetResult, ProbeResult, ReceptiveFields

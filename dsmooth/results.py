@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .probe_settings import ProbeSettings
+from .config import ProbeSettings
 
 # SHA-256 of the file of the Inception weights of 2015.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import dsmooth
-from dsmooth.config import Classes, ModelConfig
+from dsmooth.config import Classes, ModelConfig, ProbeSettings
 from dsmooth.data import ImageDataset
 from dsmooth.evaluate.classes import classify
 from dsmooth.evaluate.likelihood import score_plain
@@ -22,7 +22,6 @@ from dsmooth.nn.condition import warn_untrained_no_class
 from dsmooth.nn.gradients import input_gradient
 from dsmooth.nn.layers import GatedResnet
 from dsmooth.philox import Stream, image_words
-from dsmooth.probe_settings import ProbeSettings
 from dsmooth.runs import RunFolder
 from dsmooth.sampling import sample_images, sequential_sample
 from dsmooth.sampling.request import Request

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import dsmooth
-from dsmooth.probe_settings import ProbeSettings
+from dsmooth.config import ProbeSettings
 from dsmooth.runs import RunFolder
 from tests.helpers import settings_table
 from tests.helpers.command_runs import run, save_run, smaller

@@ -29,7 +29,7 @@ LAYERS = (
     ("functional", "kernels"),
     (
         *("cuda", "work", "record", "tables", "results", "machine", "memory", "pixels", "runlog"),
-        *("distributed", "presets", "probe_settings", "philox", "files", "config", "likelihoods"),
+        *("distributed", "presets", "philox", "files", "config", "likelihoods"),
         *("_extension", "fields", "progress", "text", "errors", "_version", "_C"),
     ),
 )
@@ -41,7 +41,7 @@ FIND_BY_NAME = {"", "cli"}
 # inside the functions, and the type of a record for type checkers. Networks know no files.
 UP = ("nn.pretrained", {"pretrained", "runs"})
 # The command's options are read before any torch is there; they know the settings and their names.
-OPTIONS = {"config", "presets", "probe_settings"}
+OPTIONS = {"config", "presets"}
 IMPLEMENTATION_IMPORTS = {"checks", "shifted_conv", "dispatch", "gated_resnet_operands"}
 FILE_NAMES = (
     "config.json",

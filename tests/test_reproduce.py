@@ -19,7 +19,7 @@ import dsmooth
 from dsmooth.commands import reproduce as command
 from dsmooth.commands.options import DataOptions, Reproduce
 from dsmooth.commands.reproduce import runs_of
-from dsmooth.config import TrainConfig
+from dsmooth.config import ProbeSettings, TrainConfig
 from dsmooth.data import to_float
 from dsmooth.data.order import choose_images, epoch_order
 from dsmooth.data.published import load_embedded_mnist
@@ -27,7 +27,6 @@ from dsmooth.evaluate.comparison import black_share
 from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
 from dsmooth.files import lock_folder, read_json, write_json
 from dsmooth.machine import has_fast_bfloat16
-from dsmooth.probe_settings import ProbeSettings
 from dsmooth.report.contents import Report
 from dsmooth.reproduce import TEST_IMAGES, Choices, Stages, choose_evenly, own_folder
 from dsmooth.results import FLOOR

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import dsmooth
+from dsmooth.config import ProbeSettings
 from dsmooth.data import SPLITS, ImageDataset, load_dataset
 from dsmooth.data.order import choose_images
 from dsmooth.evaluate.classes import classify
@@ -39,7 +40,6 @@ from dsmooth.files import structured, write_atomically, write_json
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pictures import BORDER, save_grid
 from dsmooth.pretrained import find
-from dsmooth.probe_settings import ProbeSettings
 from dsmooth.report.contents import Machine, ModelSummary, describe_machine, describe_model
 from dsmooth.report.page import grid
 from dsmooth.report.sections import TITLES, settings_table

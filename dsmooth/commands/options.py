@@ -11,9 +11,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
-from ..config import Method, Precision, Split
+from ..config import Method, Precision, ProbeSettings, Split
 from ..presets import PRESETS
-from ..probe_settings import ProbeSettings
 
 # A flag that defaults to False; hides --no-X from the help.
 Flag = FlagCreatePairsOff[bool]

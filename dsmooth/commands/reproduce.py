@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from ..config import TrainConfig
+from ..config import ProbeSettings, TrainConfig
 from ..evaluate.batches import check_images
 from ..evaluate.features import make_extractor
 from ..files import check_writable
 from ..machine import choose_device, use_threads
 from ..pretrained import DEFAULT, TITLE, load, packaged
-from ..probe_settings import ProbeSettings
 from ..report.sections import write_report
 from ..reproduce import Choices, Stages, own_folder, planned_runs, train_runs
 from ..tables import bits_table

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import Precision
+from ..config import Precision, ProbeSettings
 from ..data import ImageDataset
 from ..fields import check_number
 from ..machine import autocast, torch_seed
@@ -24,7 +24,6 @@ from ..nn.condition import NO_CLASS
 from ..nn.pixelcnnpp import Streams
 from ..nn.weights import in_evaluation, weights_digest
 from ..pair import SmoothedPair
-from ..probe_settings import ProbeSettings
 from ..progress import portion
 from ..results import BlockScores, ProbeResult, ProbeScore
 from ..smoothing import Smoothing

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import dsmooth
+from dsmooth.config import ProbeSettings
 from dsmooth.data import ImageDataset, epoch_order
 from dsmooth.evaluate.linear import adam_step, moments, probe_features, train_linear
 from dsmooth.evaluate.probe import (
@@ -28,7 +29,6 @@ from dsmooth.evaluate.probe import (
     probe_pair,
     untrained,
 )
-from dsmooth.probe_settings import ProbeSettings
 from dsmooth.results import ProbeResult, ProbeScore
 from dsmooth.work import read_result
 from tests.helpers.command_runs import run, save_run

@@ -19,6 +19,7 @@ import torch
 import dsmooth
 from dsmooth import ModelConfig, PixelCNNpp, SmoothedPair
 from dsmooth.config import TrainConfig
+from dsmooth.fields import structure
 from dsmooth.files import read_tensors, write_tensors
 from dsmooth.presets import preset
 from dsmooth.runlog import read_entry
@@ -65,7 +66,7 @@ def test_settings_of_a_run(tmp_path: Path, name: str, role: Any) -> None:
         else:
             assert key != "extra"
             settings = {k: v for k, v in mutant.items() if k not in ("dsmooth", "height_and_width")}
-            assert TrainConfig.from_dict(json.loads(json.dumps(settings))) == config
+            assert structure(json.loads(json.dumps(settings)), TrainConfig) == config
             assert all(type(extent) is int for extent in size)
     assert len(errors) > 300
     for key, error in errors:  # fields that contradict each other name the other one too

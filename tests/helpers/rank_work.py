@@ -14,6 +14,7 @@ import torch
 from dsmooth.config import TrainConfig
 from dsmooth.data import ImageDataset
 from dsmooth.distributed import process_group, rank_and_size
+from dsmooth.fields import structure
 from dsmooth.training.step import TrainState
 
 
@@ -27,7 +28,7 @@ def steps(out: str, *settings: str) -> None:
     """Losses, gradients' norms and weights of two steps of training number i: OUT/i.pt."""
     data = made_images(40)
     for number, text in enumerate(settings):
-        state = TrainState(TrainConfig.from_dict(json.loads(text)), data, torch.device("cpu"))
+        state = TrainState(structure(json.loads(text), TrainConfig), data, torch.device("cpu"))
         for _ in range(2):
             state.step()
         readings = state.results()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth.config import TrainConfig
+from dsmooth.fields import structure
 from dsmooth.functional import concat_elu, use_impl
 from dsmooth.nn.images import check_scale, fourier_features, warn_unit_interval
 from dsmooth.nn.layers import GatedResnet, WeightNormConv
@@ -243,7 +244,7 @@ def test_a_stacked_context_has_no_features() -> None:
 def test_settings_with_and_without_atoms_survive_json(settings: dict[str, Any]) -> None:
     config = network(**settings).config
     assert config.n_params == 9 + 256 * bool(settings)
-    assert dsmooth.ModelConfig.from_dict(json.loads(json.dumps(asdict(config)))) == config
+    assert structure(json.loads(json.dumps(asdict(config))), dsmooth.ModelConfig) == config
 
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
@@ -354,7 +355,7 @@ def test_a_gaussian_model_takes_the_scale_of_its_run() -> None:
     model = dsmooth.ModelConfig(likelihood="gaussian")
     config = TrainConfig(model=model, scale=0.3, images=8)
     assert config.model.smoothing_scale == 0.3
-    assert TrainConfig.from_dict(json.loads(json.dumps(asdict(config)))) == config
+    assert structure(json.loads(json.dumps(asdict(config))), TrainConfig) == config
     refuses('is for role "noisy" with gaussian smoothing', replace, config, smoothing="laplace")
 
 

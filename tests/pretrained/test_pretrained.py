@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import dsmooth
+from dsmooth.config import ProbeSettings
 from dsmooth.data import load_dataset
 from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
 from dsmooth.files import structured
@@ -26,7 +27,6 @@ from dsmooth.nn import PixelCNNpp
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pair import SmoothedPair
 from dsmooth.pretrained import DEFAULT, find, is_model, load, packaged
-from dsmooth.probe_settings import ProbeSettings
 from dsmooth.runs import RunFolder
 from dsmooth.sampling import CachedSampler
 from dsmooth.work import read_record
