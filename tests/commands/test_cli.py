@@ -124,7 +124,7 @@ def test_settings_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
     assert changed == {**values, "batch_size": 3}
     for name in ("colour", "model.n_filters"):
         file.write_text(json.dumps({**values, name: 1}))
-        message = f"dsmooth: error: {file}: TrainConfig has no field {name}"
+        message = f"dsmooth: error: {file} does not fit: TrainConfig has no field {name}"
         complains(capsys, message, "train", "noisy", *config.split())
 
 
