@@ -132,7 +132,7 @@ def from_first(compute: Callable[[], T]) -> T:
 
 
 def machine_by_machine(compute: Callable[[], T]) -> T:
-    """What `compute` returns in each process: the first computes alone, then the first of each
+    """What `compute` returns in each process: the first one computes, then the first of each
     other machine, then the rest. All processes call this."""
     turn = (rank_and_size()[0] > 0) + (from_torchrun("LOCAL_RANK", 0) > 0)
     for now in range(3):

@@ -233,7 +233,7 @@ def _hash_of(folder: Path, path: Path) -> int:
 
 
 def _classes(folder: Path, paths: Sequence[Path], depth: int) -> list[str | None]:
-    """The subfolder of each path at a depth, None for a file beside such folders."""
+    """The subfolder of each path at a depth, None for a file next to such folders."""
     parts = [path.relative_to(folder).parts[depth:] for path in paths]
     return [folders[0] if len(folders) > 1 else None for folders in parts]
 

@@ -70,7 +70,7 @@ def indices_at(n: int, images_seen: int, batch_size: int, seed: int) -> Tensor:
 def held_out(keys: Sequence[int], classes: Sequence[Hashable]) -> list[bool]:
     """Whether each image is held out: about one in ten, and one at least.
 
-    keys: 64 random bits of each image, which decide alone: an image stays as others come and go.
+    keys: 64 random bits of each image. Only they decide, so an image stays when others come or go.
     But of each class the image with the largest key is for training.
     """
     largest: dict[Hashable, int] = {}

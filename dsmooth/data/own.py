@@ -35,7 +35,7 @@ def own_images(dataset: Any, split: str = "train", labels: Any = None) -> ImageD
     (H, W, C) or (H, W). Arrays are bytes, or floating point in [-1, 1]. labels: of an array, and in
     place of an item's: whole numbers (N,), or names. Numbers among the items have the names that
     the data set gives them, as `classes` (torchvision) or `features` (Hugging Face). Each item is
-    read once. Raises ValueError, with the item's number, for items that are no images, and for
+    read once. Raises ValueError, with the item's number, for items that are not images, and for
     images of several shapes.
     """
     names: tuple[str, ...] = ()
