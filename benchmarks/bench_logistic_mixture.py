@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.measure import Bench, Work, full, quick, smoke
 from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_prob_ref
-from dsmooth.memory import keep_freed_memory
+from dsmooth.machine import keep_freed_memory
 
 pytestmark = pytest.mark.usefixtures("native", "one_thread")
 SHAPES = {

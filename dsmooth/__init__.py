@@ -65,16 +65,16 @@ if TYPE_CHECKING:
     from .data import round_to_bytes as round_to_bytes
     from .data import to_bytes as to_bytes
     from .data import to_float as to_float
+    from .data.pictures import show as show
+    from .data.pictures import to_pil as to_pil
     from .evaluate import cluster as cluster
     from .nn import PixelCNNpp as PixelCNNpp
     from .pair import SmoothedPair as SmoothedPair
-    from .pictures import show as show
-    from .pictures import to_pil as to_pil
     from .presets import preset as preset
     from .pretrained.importer import load_pixelcnnpp as load_pixelcnnpp
     from .pretrained.load import load as load
+    from .pretrained.runs import RunFolder as RunFolder
     from .pretrained.save import save as save
-    from .runs import RunFolder as RunFolder
     from .smoothing import GaussianSmoothing as GaussianSmoothing
     from .smoothing import LaplaceSmoothing as LaplaceSmoothing
     from .smoothing import UniformSmoothing as UniformSmoothing
@@ -86,7 +86,7 @@ _HOME = {
     "LaplaceSmoothing": "smoothing",
     "ModelConfig": "config",
     "PixelCNNpp": "nn",
-    "RunFolder": "runs",
+    "RunFolder": "pretrained.runs",
     "SmoothedPair": "pair",
     "TrainConfig": "config",
     "UniformSmoothing": "smoothing",
@@ -96,10 +96,10 @@ _HOME = {
     "preset": "presets",
     "round_to_bytes": "data",
     "save": "pretrained.save",
-    "show": "pictures",
+    "show": "data.pictures",
     "to_bytes": "data",
     "to_float": "data",
-    "to_pil": "pictures",
+    "to_pil": "data.pictures",
     "train": "training",
 }
 _MODULES = ("data", "evaluate", "functional", "pretrained", "sampling", "training")

@@ -26,8 +26,7 @@ from ._version import __version__
 from .commands import options as verbs
 from .commands.options_train import Train
 from .distributed import process_group, rank_and_size
-from .errors import SettingError, in_python
-from .memory import keep_freed_memory
+from .fields import SettingError, in_python
 from .presets import as_flag
 from .progress import lines_shown, silence
 from .text import escape_control
@@ -77,6 +76,7 @@ def main(args: Sequence[str] | None = None) -> None:
             stack.enter_context(process_group())
             # A verb is imported when it is called, and torch with it.
             verb = getattr(import_module(f".commands.{args[0]}", __package__), args[0])
+            import_module(".machine", __package__).keep_freed_memory()
             status = verb(command) or 0
     except BrokenPipeError:  # the reader of a pipe left
         status = 141
@@ -100,12 +100,11 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def prepare_process() -> None:
-    """Set the standard streams, the threads' spinning and the memory of this process."""
+    """Set the standard streams of this process and the spinning of its threads."""
     if sys.stdout is None:  # it is closed
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-    keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # the locale may lack a letter

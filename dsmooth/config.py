@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from .errors import SettingError
-from .fields import check, check_number, check_one_of
-from .likelihoods import N_BYTES, Atoms, Likelihood, MixtureOptions, check_likelihood
+from .fields import SettingError, check, check_number, check_one_of
+from .pixels import N_BYTES, Atoms, Likelihood, MixtureOptions, check_likelihood
 
 # Name of a data set that was given in Python, in the settings of a run.
 OWN = "own"

@@ -5,18 +5,51 @@ from __future__ import annotations
 import math
 import os
 import reprlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from decimal import Decimal
-from functools import cache
+from functools import cache, partial
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from .errors import SettingError
 from .progress import LOG
 from .text import escape_control
+
+# The text of an argument, and of a value to give it (None: any).
+
+Spell = Callable[[str, object], str]
+
+
+def in_python(name: str, value: object = None) -> str:
+    """An argument as Python has it, in backquotes."""
+    return f"`{name}`" if value is None else f"`{name}={value}`"
+
+
+class SettingError(ValueError):
+    """An argument that does not fit.
+
+    arguments: its name in Python, or the names of several that contradict each other; () where it
+    is about none. remedy: arguments that help, with a value or None for any. The text is
+    "`argument` message `remedy=value`"; `text` spells the arguments as options of a command.
+    """
+
+    def __init__(self, arguments: str | Sequence[str], message: str, **remedy: object) -> None:
+        self.arguments = (arguments,) if isinstance(arguments, str) else tuple(arguments)
+        self.message, self.remedy = message, remedy
+        super().__init__(self.text(in_python))
+
+    def __reduce__(self) -> tuple[Callable[[], SettingError], tuple[()]]:
+        """As another process gets it, by pickle."""
+        return partial(SettingError, self.arguments, self.message, **self.remedy), ()
+
+    def text(self, spell: Spell) -> str:
+        """The whole message, its arguments as `spell` writes them."""
+        subject = " and ".join(spell(name, None) for name in self.arguments)
+        remedy = " or ".join(spell(name, value) for name, value in self.remedy.items())
+        return " ".join(filter(None, (subject, self.message, remedy)))
+
 
 T = TypeVar("T")
 # The value of a setting, as JSON has it.

@@ -1,12 +1,16 @@
-"""Pixels: bytes 0 .. 255, their values in [-1, 1], and the heights and widths of images."""
+"""Pixels: their bytes, values and likelihoods, and the sides of images."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+import math
+from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar, get_args
 
-from torch import Tensor
+from .fields import SettingError, check_one_of
 
-T = TypeVar("T", Tensor, float)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T", "Tensor", float)
 
 PER_UNIT = 127.5  # bytes per unit of values
 
@@ -24,3 +28,40 @@ def byte_of(value: T) -> T:
 def are_sides(*sizes: int) -> bool:
     """Whether networks take images with such sides, which they halve twice: multiples of 4."""
     return all(size >= 4 and size % 4 == 0 for size in sizes)
+
+
+Likelihood = Literal["continuous", "discretized", "gaussian"]
+# Which bytes have a probability of their own: none, or each of the 256.
+Atoms = tuple[()] | Literal["all"]
+N_BYTES = 256
+
+
+class MixtureOptions(TypedDict):
+    """Arguments of the functional ops that say which distribution a pixel has."""
+
+    likelihood: Likelihood
+    atoms: Atoms
+    smoothing_scale: float
+
+
+def check_likelihood(
+    likelihood: str, atoms: Atoms = (), smoothing_scale: float = 0.0, image_channels: int = 1
+) -> int:
+    """J, the number of atoms: 0 or 256.
+
+    Raises ValueError for an unknown likelihood, or for atoms or a scale that do not go with it.
+    """
+    check_one_of("likelihood", likelihood, get_args(Likelihood))
+    if likelihood == "gaussian" and not 0 < smoothing_scale < math.inf:
+        raise SettingError(
+            "smoothing_scale",
+            f'must be positive for likelihood "gaussian", got {smoothing_scale}',
+        )
+    if atoms == ():
+        return 0
+    check_one_of("atoms", atoms, ((), "all"))
+    if likelihood != "discretized":
+        raise SettingError("atoms", f'need likelihood "discretized", got {likelihood!r}')
+    if image_channels != 1:
+        raise SettingError("atoms", f"are for grey images only, got {image_channels} channels")
+    return N_BYTES

@@ -12,8 +12,7 @@ from typing import Any, get_args
 import msgspec
 
 from .config import ModelConfig, Role, TrainConfig
-from .errors import SettingError
-from .fields import check_one_of, types_of
+from .fields import SettingError, check_one_of, types_of
 
 _F32 = ModelConfig(3, n_filters=32, n_resnet=2, dropout=0.0, context_layers=2)
 _F40 = ModelConfig(1, n_filters=40, n_resnet=5, dropout=0.5)

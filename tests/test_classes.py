@@ -22,7 +22,7 @@ from dsmooth.nn.condition import warn_untrained_no_class
 from dsmooth.nn.gradients import input_gradient
 from dsmooth.nn.layers import GatedResnet
 from dsmooth.philox import Stream, image_words
-from dsmooth.runs import RunFolder
+from dsmooth.pretrained.runs import RunFolder
 from dsmooth.sampling import sample_images, sequential_sample
 from dsmooth.sampling.request import Request
 from dsmooth.training import train

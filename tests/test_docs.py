@@ -18,7 +18,7 @@ import pytest
 
 import dsmooth
 from dsmooth.config import ProbeSettings
-from dsmooth.runs import RunFolder
+from dsmooth.pretrained.runs import RunFolder
 from tests.helpers import settings_table
 from tests.helpers.command_runs import run, save_run, smaller
 from tests.helpers.data_makers import random_bytes, write_images

@@ -21,16 +21,25 @@ PACKAGE = Path(dsmooth.__file__).parent
 # layer, and from its package. Lazy imports count, those for type checkers too.
 LAYERS = (
     ("__main__", "cli", "commands"),
-    ("reproduce", "report"),
+    ("report",),
     ("evaluate",),
     ("training", "pretrained", "pair"),
-    ("sampling", "runs", "pictures", "bound"),
+    ("sampling", "bound"),
     ("smoothing", "data", "nn"),
     ("functional", "kernels"),
     (
-        *("cuda", "work", "record", "tables", "results", "machine", "memory", "pixels", "runlog"),
-        *("distributed", "presets", "philox", "files", "config", "likelihoods"),
-        *("_extension", "fields", "progress", "text", "errors", "_version", "_C"),
+        *("cuda", "work", "tables", "results", "machine", "distributed", "presets", "philox"),
+        *(
+            "files",
+            "config",
+            "pixels",
+            "_extension",
+            "fields",
+            "progress",
+            "text",
+            "_version",
+            "_C",
+        ),
     ),
 )
 NAMES = [name for layer in LAYERS for name in layer]
@@ -39,7 +48,7 @@ PLACE = {name: number for number, name in enumerate(NAMES)}
 FIND_BY_NAME = {"", "cli"}
 # The one exception to the layers: the methods of networks that call `load` and `save` import them
 # inside the functions, and the type of a record for type checkers. Networks know no files.
-UP = ("nn.pretrained", {"pretrained", "runs"})
+UP = ("nn.pretrained", {"pretrained"})
 # The command's options are read before any torch is there; they know the settings and their names.
 OPTIONS = {"config", "presets"}
 IMPLEMENTATION_IMPORTS = {"checks", "shifted_conv", "dispatch", "gated_resnet_operands"}
@@ -134,7 +143,7 @@ def test_the_options_know_only_settings() -> None:
 
 def test_only_runs_spells_the_names_of_its_files() -> None:
     """In code; docstrings and help texts may name them."""
-    for name in modules().keys() - {"runs"}:
+    for name in modules().keys() - {"pretrained.runs"}:
         nodes = [*ast.walk(modules()[name])]
         prose = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
         for node in (node for node in nodes if isinstance(node, ast.Constant)):

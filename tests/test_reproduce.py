@@ -27,11 +27,10 @@ from dsmooth.evaluate.comparison import black_share
 from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
 from dsmooth.files import lock_folder, read_json, write_json
 from dsmooth.machine import has_fast_bfloat16
+from dsmooth.pretrained.runs import RunFolder, Start, Step, entry_line
 from dsmooth.report.contents import Report
-from dsmooth.reproduce import TEST_IMAGES, Choices, Stages, choose_evenly, own_folder
+from dsmooth.report.reproduce import TEST_IMAGES, Choices, Stages, choose_evenly, own_folder
 from dsmooth.results import FLOOR
-from dsmooth.runlog import Start, Step, entry_line
-from dsmooth.runs import RunFolder
 from dsmooth.training.step import TrainState
 from dsmooth.work import read_result
 from tests.helpers.command_runs import save_run

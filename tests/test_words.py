@@ -10,7 +10,7 @@ import pytest
 
 from dsmooth.config import TrainConfig
 from dsmooth.data import load_dataset, own_images
-from dsmooth.errors import SettingError
+from dsmooth.fields import SettingError
 from tests.helpers.command_runs import run
 
 pytestmark = pytest.mark.quick

@@ -88,7 +88,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from dsmooth.distributed import from_first, process_group, rank_and_size
-from dsmooth.errors import SettingError
+from dsmooth.fields import SettingError
 from dsmooth.fields import check_number
 from dsmooth.files import write_json
 from dsmooth.work import Record, map_parts

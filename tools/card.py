@@ -24,6 +24,7 @@ import dsmooth
 from dsmooth.config import ProbeSettings
 from dsmooth.data import SPLITS, ImageDataset, load_dataset
 from dsmooth.data.order import choose_images
+from dsmooth.data.pictures import BORDER, save_grid
 from dsmooth.evaluate.classes import classify
 from dsmooth.evaluate.comparison import Reference, black_share, compare_images
 from dsmooth.evaluate.features import CLASSIFIER, extract_features, make_extractor
@@ -38,15 +39,13 @@ from dsmooth.evaluate.probe import (
 )
 from dsmooth.files import structured, write_atomically, write_json
 from dsmooth.nn.weights import weights_digest
-from dsmooth.pictures import BORDER, save_grid
 from dsmooth.pretrained import find
+from dsmooth.pretrained.runs import RunFolder, Step, WeightsSettings, entry_line, write_weights
 from dsmooth.report.contents import Machine, ModelSummary, describe_machine, describe_model
 from dsmooth.report.page import grid
+from dsmooth.report.reproduce import Choices, Stages, bytes_to_compare
 from dsmooth.report.sections import TITLES, settings_table
-from dsmooth.reproduce import Choices, Stages, bytes_to_compare
 from dsmooth.results import FLOOR, BitsResult, ProbeResult
-from dsmooth.runlog import Step, entry_line
-from dsmooth.runs import RunFolder, WeightsSettings, write_weights
 from dsmooth.sampling.request import Request
 from dsmooth.tables import COMPARABLE, Table, bits_table
 from dsmooth.text import render

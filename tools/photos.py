@@ -20,12 +20,12 @@ from torch import Tensor
 import dsmooth
 from dsmooth.data import SPLITS, load_dataset, to_float
 from dsmooth.data.order import choose_images, epoch_order
+from dsmooth.data.pictures import save_grid
 from dsmooth.evaluate.likelihood import score_pair, standard_error
 from dsmooth.nn.weights import weights_digest
-from dsmooth.pictures import save_grid
 from dsmooth.pretrained.folders import HERE, PAIR
 from dsmooth.report.contents import describe_machine, describe_model
-from dsmooth.reproduce import Choices, Stages, bytes_to_compare
+from dsmooth.report.reproduce import Choices, Stages, bytes_to_compare
 from dsmooth.tables import Table
 from dsmooth.text import decimals, percent
 from dsmooth.training.step import total_images

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from ..data import ImageDataset
+from ..data.pictures import save_grid
 from ..data.reading import LABELS_FILE, write_labels
 from ..evaluate.clusters import agreement, find_clusters
 from ..fields import check_number
 from ..files import check_writable, printable
 from ..machine import choose_device, use_threads
-from ..pictures import save_grid
 from ..pretrained import load
 from ..progress import progress
 from ..tables import Table

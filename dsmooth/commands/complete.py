@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..data import to_float
 from ..data.folder import read_pictures
+from ..data.pictures import BORDER, is_diverged, save_grid
 from ..evaluate.sources import as_grey, read_images
 from ..fields import check_number
 from ..files import printable, write_npz
-from ..pictures import BORDER, is_diverged, save_grid
 from ..pixels import value_of
 from ..pretrained import Loaded, is_model, load
 from ..progress import progress

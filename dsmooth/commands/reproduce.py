@@ -11,8 +11,8 @@ from ..evaluate.features import make_extractor
 from ..files import check_writable
 from ..machine import choose_device, use_threads
 from ..pretrained import DEFAULT, TITLE, load, packaged
+from ..report.reproduce import Choices, Stages, own_folder, planned_runs, train_runs
 from ..report.sections import write_report
-from ..reproduce import Choices, Stages, own_folder, planned_runs, train_runs
 from ..tables import bits_table
 from .options import DEFAULT_PRESET, Reproduce
 from .shared import choose_data

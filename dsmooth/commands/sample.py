@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
+from ..data.pictures import is_diverged, save_grid
 from ..fields import check_number
 from ..files import printable, suffix_of
-from ..pictures import is_diverged, save_grid
 from ..pretrained import load
 from ..progress import progress
 from ..sampling.output import draw_all, draw_folder, write_images

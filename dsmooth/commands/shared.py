@@ -15,12 +15,12 @@ from .._extension import is_available
 from ..cuda import cuda_obstacle
 from ..data import ImageDataset, load_dataset
 from ..distributed import from_first
-from ..errors import SettingError
+from ..fields import SettingError
 from ..files import check_writable, suffix_of
 from ..machine import choose_device, use_threads
 from ..pretrained import Loaded
+from ..pretrained.runs import Start
 from ..progress import LOG
-from ..runlog import Start
 from ..sampling.known import KnownPixels
 from ..sampling.request import Label, Request, check_guidance, default_label, drawn_seed
 from .options import BitsOptions, Computing, DataOptions, Drawing

@@ -13,7 +13,7 @@ from ..config import DERIVED, Role, TrainConfig
 from ..data.folder import shows_colours
 from ..files import read_json
 from ..presets import fine_tuning, preset, with_settings
-from ..runs import RunFolder, default_folder, run_config
+from ..pretrained.runs import RunFolder, default_folder, run_config
 from ..training import tensorboard
 from ..training import train as train_one
 from ..training.settings import find_initial, stored_settings

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import OWN
-from ..errors import SettingError
-from ..fields import check_one_of
+from ..fields import SettingError, check_one_of
 from ..pixels import are_sides
 from .dataset import ImageDataset, round_to_bytes, to_bytes, to_float
 from .folder import load_folder

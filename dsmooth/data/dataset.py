@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import Classes
-from ..errors import SettingError
-from ..fields import check_number
+from ..fields import SettingError, check_number
 from ..pixels import byte_of, value_of
 
 # Bytes that are all below the first, or not below the second, are of another range.

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import SettingError
+from ..fields import SettingError
 from ..files import open_regular, printable, write_npz
-from ..memory import memory_bytes
+from ..machine import memory_bytes
 from .dataset import ImageDataset
 
 LABELS_FILE = "labels.npz"  # in a folder of clusters

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import to_float
-from ..errors import SettingError
-from ..fields import check_one_of
+from ..fields import SettingError, check_one_of
 from ..files import file_sha256, read_tensors
 from ..functional.checks import check_tensor
 from ..nn.weights import weights_digest

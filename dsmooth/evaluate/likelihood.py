@@ -20,7 +20,6 @@ from ..config import Precision, Role
 from ..data import ImageDataset
 from ..fields import check_number
 from ..functional import logistic_mixture_log_prob
-from ..likelihoods import Likelihood
 from ..machine import autocast
 from ..nn import PixelCNNpp
 from ..nn.condition import NO_CLASS
@@ -28,7 +27,7 @@ from ..nn.images import snap_half_precision
 from ..nn.weights import in_evaluation, weights_digest
 from ..pair import SmoothedPair
 from ..philox import Stream
-from ..pixels import PER_UNIT
+from ..pixels import PER_UNIT, Likelihood
 from ..pretrained import Loaded
 from ..progress import portion
 from ..results import Bits, BitsResult, Convention, Difference, MeasuredImages, Terms

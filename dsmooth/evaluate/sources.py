@@ -14,9 +14,9 @@ from ..data import to_bytes
 from ..data.dataset import channels_first, other_range
 from ..data.folder import SUFFIXES, image_paths, read_pictures
 from ..data.order import epoch_order
+from ..data.pictures import is_diverged
 from ..data.reading import guarded, read_npz
 from ..files import open_regular
-from ..pictures import is_diverged
 from ..progress import LOG
 from .frechet import FeatureStatistics
 

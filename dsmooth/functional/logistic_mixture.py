@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..fields import check_one_of
-from ..likelihoods import Atoms, Likelihood, check_likelihood
-from ..pixels import byte_of, value_of
+from ..pixels import Atoms, Likelihood, byte_of, check_likelihood, value_of
 from .checks import check_floating, check_tensor
 from .dispatch import Impl, choose, native_obstacle, triton_obstacle, without_autocast
 from .logistic_mixture_native import log_prob_native

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import Classes, Conditioning
-from ..errors import SettingError
-from ..fields import check_number, check_one_of
+from ..fields import SettingError, check_number, check_one_of
 from ..functional.checks import check_tensor
 from ..progress import LOG
 from .images import check_like

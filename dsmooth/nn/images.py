@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..errors import SettingError
+from ..fields import SettingError
 from ..functional.checks import check_tensor
 from ..functional.logistic_mixture import snap_to_bytes
 from ..pixels import PER_UNIT, are_sides, byte_of

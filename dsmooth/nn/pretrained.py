@@ -14,7 +14,7 @@ from torch import nn
 from typing_extensions import Self
 
 if TYPE_CHECKING:
-    from ..runs import TrainingRecord
+    from ..pretrained.runs import TrainingRecord
 
 
 class Pretrained(nn.Module):

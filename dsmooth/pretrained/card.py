@@ -10,9 +10,9 @@ from ..config import OWN, Role
 from ..data import DATASETS
 from ..nn import PixelCNNpp
 from ..results import BitsResult
-from ..runs import WeightsSettings
 from ..tables import COMPARABLE, bits_table
 from ..text import plain_text, render
+from .runs import WeightsSettings
 
 CARD_FILE = "README.md"
 # A card with this line is overwritten with the weights; one without it was written by a person.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config import Role
-from ..runs import CONFIG_FILE, WEIGHTS_FILE
 from .hub import may_be_on_hub
+from .runs import CONFIG_FILE, WEIGHTS_FILE
 
 DEFAULT = "mnist"
 TITLE = "models that come with dsmooth"

@@ -14,10 +14,10 @@ from ..config import LARGEST, Classes, Conditioning, ModelConfig
 from ..fields import check_one_of
 from ..files import read_tensors
 from ..functional.shifted_conv import fold_weight_norm
-from ..likelihoods import Likelihood
 from ..nn import PixelCNNpp
 from ..nn.layers import GatedResnet, WeightNormConv
 from ..nn.weights import outline
+from ..pixels import Likelihood
 
 # Patterns in the names of modules, and what the ports have in their place.
 _RENAMES = (

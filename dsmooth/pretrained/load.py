@@ -16,10 +16,10 @@ from ..nn.pretrained import Pretrained
 from ..nn.weights import load_network, weights_digest
 from ..pair import SmoothedPair
 from ..progress import LOG
-from ..runs import RunFolder, WeightsSettings, read_weights
 from ..smoothing import Smoothing
 from .folders import PAIR, has_runs, holds_networks, packaged
 from .hub import download, may_be_on_hub
+from .runs import RunFolder, WeightsSettings, read_weights
 
 EXPECTED_MODELS = (
     "give a saved pair, or the run folders of a noisy model and of its denoiser, and optionally "

@@ -15,11 +15,11 @@ from ..nn.pretrained import Pretrained
 from ..nn.weights import check_weights, weights_digest
 from ..pair import SmoothedPair
 from ..results import BitsResult
-from ..runs import RunFolder, WeightsSettings, write_weights
 from ..smoothing import SMOOTHINGS
 from ..work import read_result
 from .card import CARD_FILE, MARK, render_card
 from .hub import upload
+from .runs import RunFolder, WeightsSettings, write_weights
 
 
 def save(

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .._version import __version__
+from ..data.pictures import grid_png
 from ..files import write_atomically
-from ..pictures import grid_png
 from ..tables import Table
 from ..text import escape_control, render
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import SettingError
+from ..fields import SettingError
 from ..functional.checks import check_tensor
 from ..nn.images import check_images, check_like, check_scale
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..config import Classes, Precision
 from ..cuda import cuda_obstacle
+from ..data.pictures import is_diverged, nhwc_bytes, png
 from ..distributed import from_first
 from ..files import lock_folder, write_atomically, write_npz
 from ..nn import PixelCNNpp
-from ..pictures import is_diverged, nhwc_bytes, png
 from ..progress import advance_to, portion
 from ..work import Record, batches, fair_size, map_parts
 from .request import Request

@@ -18,10 +18,8 @@ from torch import Tensor
 from .._extension import unavailable_reason
 from ..config import Classes, Method, ModelConfig, Precision
 from ..cuda import cuda_obstacle
-from ..errors import SettingError
-from ..fields import check_number, check_one_of
-from ..machine import has_fast_bfloat16
-from ..memory import memory_bytes
+from ..fields import SettingError, check_number, check_one_of
+from ..machine import has_fast_bfloat16, memory_bytes
 from ..nn.condition import NO_CLASS, ClassLabel, labels_of
 from ..philox import Stream, image_words, seed_words, whole_index
 from ..pixels import are_sides

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..config import Precision
+from ..data.pictures import is_diverged
 from ..nn import PixelCNNpp
 from ..nn.gradients import input_gradient
 from ..nn.images import check_scale
 from ..nn.weights import in_evaluation
-from ..pictures import is_diverged
 from ..progress import portion
 from ..smoothing import GaussianSmoothing, Smoothing
 from .cached import draw_network

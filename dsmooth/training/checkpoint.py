@@ -13,11 +13,10 @@ from torch import Tensor
 
 from ..config import RunSettings, TrainConfig
 from ..distributed import gather
-from ..errors import SettingError
-from ..fields import difference
+from ..fields import SettingError, difference
 from ..files import move, read_tensors, replacing, tensor_bytes
+from ..pretrained.runs import RunFolder
 from ..progress import LOG
-from ..runs import RunFolder
 from .step import TrainState
 
 # Settings that may change when a run is resumed: how it is computed, and where its images lie,

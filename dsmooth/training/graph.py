@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ..config import TrainConfig
-from ..errors import SettingError
+from ..fields import SettingError
 
 # Calls that run as they are before one is recorded as a CUDA graph: they choose algorithms and
 # compile kernels, neither of which may happen while a graph is recorded.

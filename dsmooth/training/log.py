@@ -14,12 +14,20 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..data import ImageDataset
+from ..data.pictures import save_grid
 from ..files import open_to_append
 from ..nn import PixelCNNpp
-from ..pictures import save_grid
+from ..pretrained.runs import (
+    End,
+    HeldOut,
+    Interrupted,
+    LogEntry,
+    RunFolder,
+    Start,
+    Step,
+    entry_line,
+)
 from ..progress import LINE_SECONDS, LOG, Bar, clock, progress_bar, significant
-from ..runlog import End, HeldOut, Interrupted, LogEntry, Start, Step, entry_line
-from ..runs import RunFolder
 from .step import StepResult, TrainState, total_images
 
 

@@ -18,10 +18,9 @@ from ..data import ImageDataset
 from ..data.own import split_own
 from ..distributed import all_reduce_max, from_first, gather, process_group, rank_and_size
 from ..files import lock_folder
-from ..machine import choose_device, torch_threads
-from ..memory import keep_freed_memory
+from ..machine import choose_device, keep_freed_memory, torch_threads
+from ..pretrained.runs import RunFolder, default_folder
 from ..progress import lines_shown
-from ..runs import RunFolder, default_folder
 from .checkpoint import check_same_run, restore, save_checkpoint
 from .evaluation import evaluate, sample_grid
 from .log import RECORD_SECONDS, Evaluation, OnEvaluation, RunLog

@@ -15,14 +15,13 @@ from ..config import DERIVED, ModelConfig, Role, TrainConfig
 from ..data import SPLITS, ImageDataset, load_splits
 from ..data.reading import with_labels
 from ..distributed import from_first, gather, machine_by_machine
-from ..errors import SettingError
-from ..fields import flatten
+from ..fields import SettingError, flatten
 from ..files import check_writable
 from ..machine import has_fast_bfloat16
 from ..nn import PixelCNNpp
 from ..pretrained import Loaded, load
+from ..pretrained.runs import RunFolder
 from ..progress import LOG
-from ..runs import RunFolder
 from .evaluation import evaluate, sample_grid
 from .step import TrainState
 

@@ -21,7 +21,7 @@ from ..config import TrainConfig
 from ..data import ImageDataset, to_float
 from ..data.batches import ImagesOnDevice, drop_labels, flips, send
 from ..distributed import EXCHANGE, exchange, rank_and_size
-from ..errors import SettingError
+from ..fields import SettingError
 from ..files import check_tensors
 from ..functional.image_words import image_words
 from ..machine import autocast, torch_seed

@@ -17,7 +17,7 @@ import pytest
 import dsmooth
 from dsmooth.data import load_dataset
 from dsmooth.presets import PRESETS
-from dsmooth.runs import RunFolder
+from dsmooth.pretrained.runs import RunFolder
 from tests.helpers.command_runs import complains, run, save_run, settings_of
 from tests.helpers.data_makers import random_bytes, write_images
 
@@ -73,7 +73,7 @@ def test_waiting_threads_sleep_soon_unless_the_user_says_how(monkeypatch) -> Non
 def test_large_blocks_stay_in_the_heap(variables: dict[str, str], stays: bool) -> None:
     """Unless the user says how."""
     code = (
-        "from dsmooth.memory import keep_freed_memory; keep_freed_memory()\n"
+        "from dsmooth.machine import keep_freed_memory; keep_freed_memory()\n"
         "import numpy; address = numpy.empty(2**26).ctypes.data\n"
         "heap = next(line for line in open('/proc/self/maps') if '[heap]' in line)\n"
         "first, end = (int(word, 16) for word in heap.split()[0].split('-'))\n"

@@ -21,8 +21,8 @@ from dsmooth.evaluate.features import extract_features, make_extractor
 from dsmooth.evaluate.likelihood import Scores, conventions, score_pair, score_plain
 from dsmooth.evaluate.sources import as_grey, read_images, read_reference
 from dsmooth.files import read_json
+from dsmooth.pretrained.runs import RunFolder
 from dsmooth.results import FLOOR, Bits
-from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import complains, measured, run, save_run
 from tests.helpers.data_makers import random_bytes, refuses, write_images
 

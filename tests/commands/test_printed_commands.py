@@ -21,7 +21,7 @@ from dsmooth._extension import warn_once
 from dsmooth.cli import explain, parse
 from dsmooth.commands.reproduce import runs_of
 from dsmooth.config import ModelConfig
-from dsmooth.errors import SettingError
+from dsmooth.fields import SettingError
 from dsmooth.progress import (
     LOG,
     lines_shown,

@@ -24,8 +24,8 @@ from dsmooth.evaluate.likelihood import (
     score_plain,
 )
 from dsmooth.functional import logistic_mixture_log_prob
-from dsmooth.likelihoods import Likelihood
 from dsmooth.philox import Stream
+from dsmooth.pixels import Likelihood
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import CLASSES, GAUSSIAN, network, tiny_pair
 

@@ -22,8 +22,7 @@ from dsmooth.config import TrainConfig
 from dsmooth.fields import structure
 from dsmooth.files import read_tensors, write_tensors
 from dsmooth.presets import preset
-from dsmooth.runlog import read_entry
-from dsmooth.runs import RunFolder
+from dsmooth.pretrained.runs import RunFolder, read_entry
 from dsmooth.smoothing import GaussianSmoothing
 from tests.helpers.command_runs import save_run
 from tests.helpers.data_makers import refuses

@@ -14,8 +14,7 @@ import torch
 
 import dsmooth
 from dsmooth.files import lock_folder, read_tensors, replacing, write_atomically, write_tensors
-from dsmooth.runlog import Start
-from dsmooth.runs import RunFolder
+from dsmooth.pretrained.runs import RunFolder, Start
 from dsmooth.training import NonFiniteLoss, loop, settings, train
 from dsmooth.training.checkpoint import read_checkpoint, restore, save_checkpoint
 from dsmooth.training.step import TrainState

@@ -18,8 +18,8 @@ from dsmooth.cli import main
 from dsmooth.config import TrainConfig
 from dsmooth.presets import preset
 from dsmooth.pretrained.folders import HERE
+from dsmooth.pretrained.runs import RunFolder
 from dsmooth.results import BitsResult, FrechetResult
-from dsmooth.runs import RunFolder
 from dsmooth.work import read_result
 from tests.helpers.networks import numbered
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dsmooth.pictures import grid_png
+from dsmooth.data.pictures import grid_png
 
 FORBIDDEN = {"script", "iframe", "object", "embed", "base", "video", "audio"}
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import ImageDataset, load_splits
-from dsmooth.runs import RunFolder
+from dsmooth.pretrained.runs import RunFolder
 from dsmooth.training import Evaluation, settings, train
 from dsmooth.training.settings import complete
 from tests.helpers.networks import numbered

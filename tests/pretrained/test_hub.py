@@ -18,8 +18,8 @@ import dsmooth
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pretrained import is_model
 from dsmooth.pretrained.card import CARD_FILE
+from dsmooth.pretrained.runs import TrainingRecord
 from dsmooth.results import BitsResult
-from dsmooth.runs import TrainingRecord
 from dsmooth.work import read_result
 from tests.helpers.command_runs import run
 from tests.helpers.data_makers import refuses

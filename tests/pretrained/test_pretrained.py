@@ -27,7 +27,7 @@ from dsmooth.nn import PixelCNNpp
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pair import SmoothedPair
 from dsmooth.pretrained import DEFAULT, find, is_model, load, packaged
-from dsmooth.runs import RunFolder
+from dsmooth.pretrained.runs import RunFolder
 from dsmooth.sampling import CachedSampler
 from dsmooth.work import read_record
 from tests.helpers.command_runs import run, save_run

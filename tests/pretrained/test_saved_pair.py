@@ -17,11 +17,13 @@ from dsmooth.files import lock_folder, read_tensors, write_tensors
 from dsmooth.nn.weights import weights_digest
 from dsmooth.presets import preset
 from dsmooth.pretrained import is_model
-from dsmooth.runlog import End, Start, entry_line
-from dsmooth.runs import (
+from dsmooth.pretrained.runs import (
+    End,
     RunFolder,
+    Start,
     TrainingRecord,
     WeightsSettings,
+    entry_line,
     read_weights,
     write_weights,
 )

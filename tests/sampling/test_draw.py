@@ -19,7 +19,7 @@ from dsmooth import cuda
 from dsmooth import progress as progress_module
 from dsmooth._extension import warn_once
 from dsmooth.commands import shared as command
-from dsmooth.pictures import grid_png
+from dsmooth.data.pictures import grid_png
 from dsmooth.sampling import (
     CachedSampler,
     sample_images,

@@ -15,8 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth.runlog import HeldOut
-from dsmooth.runs import RunFolder
+from dsmooth.pretrained.runs import HeldOut, RunFolder
 from dsmooth.training import Evaluation, loop, settings, train
 from dsmooth.training.step import StepResult, TrainState
 from tests.helpers.tiny_runs import assert_same_end, tiny

@@ -12,7 +12,7 @@ import torch
 import dsmooth
 from dsmooth.data import load_dataset
 from dsmooth.files import read_tensors
-from dsmooth.runs import RunFolder
+from dsmooth.pretrained.runs import RunFolder
 from dsmooth.training import train
 from dsmooth.training.settings import check_initial, find_initial
 from dsmooth.training.step import TrainState

@@ -11,7 +11,7 @@ import torch
 from dsmooth.commands.train import next_step
 from dsmooth.config import OWN, Role
 from dsmooth.presets import FINE_TUNING, preset, setting_of_text, with_settings
-from dsmooth.runs import RunFolder
+from dsmooth.pretrained.runs import RunFolder
 from dsmooth.training.checkpoint import check_same_run
 from dsmooth.training.settings import complete
 from dsmooth.training.step import scheduled

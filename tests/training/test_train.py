@@ -21,8 +21,7 @@ from dsmooth.data import load_dataset
 from dsmooth.data.batches import drop_labels
 from dsmooth.philox import Stream, image_words
 from dsmooth.presets import preset
-from dsmooth.runlog import End, HeldOut, Start, Step
-from dsmooth.runs import RunFolder
+from dsmooth.pretrained.runs import End, HeldOut, RunFolder, Start, Step
 from dsmooth.training import Evaluation, loop, tensorboard, train
 from dsmooth.training.evaluation import EVALUATION_REPEAT, evaluate
 from dsmooth.training.step import TrainState, make_inputs, scheduled

@@ -19,8 +19,7 @@ from dsmooth import distributed
 from dsmooth.config import TrainConfig
 from dsmooth.files import read_tensors
 from dsmooth.machine import choose_device
-from dsmooth.runlog import Interrupted, Start
-from dsmooth.runs import RunFolder
+from dsmooth.pretrained.runs import Interrupted, RunFolder, Start
 from dsmooth.training import loop, settings, train
 from dsmooth.training.graph import uses_graph
 from dsmooth.training.step import share_of_batch

@@ -22,7 +22,7 @@ from dsmooth.config import OptimizerName
 from dsmooth.data import load_dataset
 from dsmooth.functional import use_impl
 from dsmooth.philox import Stream, image_words
-from dsmooth.runs import RunFolder
+from dsmooth.pretrained.runs import RunFolder
 from dsmooth.training import NonFiniteLoss, graph, loop, settings, train
 from dsmooth.training.checkpoint import read_checkpoint, restore
 from dsmooth.training.step import READ_STEPS, TrainState

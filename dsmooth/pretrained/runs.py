@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+# Files of a run; what `dsmooth.save` writes has weights and no settings beside them.
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import msgspec
 from torch import Tensor, nn
 
-from ._version import __version__
-from .config import ModelConfig, Role, SmoothingKind, TrainConfig
-from .files import (
+from .._version import __version__
+from ..config import ModelConfig, Role, SmoothingKind, TrainConfig
+from ..files import (
     json_text,
     lock_folder,
     parse_json,
@@ -20,12 +23,68 @@ from .files import (
     write_json,
     write_tensors,
 )
-from .nn import PixelCNNpp
-from .nn.weights import weights_digest
-from .runlog import End, HeldOut, LogEntry, Start, read_entry
-from .smoothing import SMOOTHINGS, Smoothing
+from ..nn import PixelCNNpp
+from ..nn.weights import weights_digest
+from ..smoothing import SMOOTHINGS, Smoothing
 
-# Files of a run; what `dsmooth.save` writes has weights and no settings beside them.
+
+class LogEntry(msgspec.Struct, frozen=True, tag_field="event", tag=str.lower, omit_defaults=True):
+    """An event after `images` training images, `seconds` after the call that trains began."""
+
+    images: int
+    seconds: float
+
+
+class Start(LogEntry, frozen=True):
+    """A call begins. total: images of the whole run; loss: its meaning.
+
+    held_out_sha256: digest of the held-out images without labels, None in older logs.
+    """
+
+    total: int
+    loss: str
+    held_out_sha256: str | None = None
+
+
+class Step(LogEntry, frozen=True):
+    """Updates since the last such entry: mean loss; norm and rate of the last one; speed."""
+
+    bits_per_dim: float
+    images_per_second: float
+    gradient_norm: float | None = None
+    learning_rate: float | None = None
+
+
+class HeldOut(LogEntry, frozen=True, tag="evaluation"):
+    """An evaluation of held-out images."""
+
+    bits_per_dim: float
+
+
+class Interrupted(LogEntry, frozen=True):
+    """A signal stopped the run."""
+
+
+class End(LogEntry, frozen=True):
+    """The run has finished."""
+
+
+AnyEntry = Start | Step | HeldOut | Interrupted | End
+
+
+def read_entry(line: bytes) -> LogEntry | None:
+    """Parse a line; None if it is not an entry, as some of earlier versions are not."""
+    try:
+        return msgspec.convert(json.loads(line), AnyEntry)
+    except (ValueError, RecursionError):
+        return None
+
+
+def entry_line(entry: LogEntry) -> str:
+    """An entry as a line."""
+    return json.dumps(msgspec.to_builtins(entry)) + "\n"
+
+
 SIZE = "height_and_width"  # in the settings of a run
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 SETTINGS_KEY = "config"  # of the metadata of weights

@@ -13,32 +13,32 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .config import Method, Precision, ProbeSettings, Role, TrainConfig
-from .data import ImageDataset, to_bytes
-from .data.order import choose_images, epoch_order
-from .data.reading import read_npz
-from .distributed import from_first
-from .evaluate.batches import labels_for_model
-from .evaluate.comparison import Reference, compare_images
-from .evaluate.features import CLASSIFIER, make_extractor
-from .evaluate.likelihood import clean_noise_of, measure_bits
-from .evaluate.probe import probe_pair
-from .evaluate.receptive_field import receptive_fields
-from .fields import check_number
-from .files import lock_folder
-from .machine import has_fast_bfloat16
-from .pair import SmoothedPair
-from .pictures import is_diverged, save_grid
-from .presets import preset
-from .pretrained import Loaded
-from .progress import progress
-from .report.contents import Report, describe_machine, describe_model
-from .results import FLOOR, BitsResult, FrechetResult, ProbeResult, ReceptiveFields
-from .sampling.output import draw_all, write_images
-from .sampling.request import Request, precision_on
-from .smoothing import GaussianSmoothing
-from .training import train
-from .work import Record
+from ..config import Method, Precision, ProbeSettings, Role, TrainConfig
+from ..data import ImageDataset, to_bytes
+from ..data.order import choose_images, epoch_order
+from ..data.pictures import is_diverged, save_grid
+from ..data.reading import read_npz
+from ..distributed import from_first
+from ..evaluate.batches import labels_for_model
+from ..evaluate.comparison import Reference, compare_images
+from ..evaluate.features import CLASSIFIER, make_extractor
+from ..evaluate.likelihood import clean_noise_of, measure_bits
+from ..evaluate.probe import probe_pair
+from ..evaluate.receptive_field import receptive_fields
+from ..fields import check_number
+from ..files import lock_folder
+from ..machine import has_fast_bfloat16
+from ..pair import SmoothedPair
+from ..presets import preset
+from ..pretrained import Loaded
+from ..progress import progress
+from ..results import FLOOR, BitsResult, FrechetResult, ProbeResult, ReceptiveFields
+from ..sampling.output import draw_all, write_images
+from ..sampling.request import Request, precision_on
+from ..smoothing import GaussianSmoothing
+from ..training import train
+from ..work import Record
+from .contents import Report, describe_machine, describe_model
 
 T = TypeVar("T")
 GRID_IMAGES = 64  # samples in the picture of a grid

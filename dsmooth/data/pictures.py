@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from .data import to_bytes, to_float
-from .fields import check_number
-from .files import write_atomically
+from ..fields import check_number
+from ..files import write_atomically
+from . import to_bytes, to_float
 
 BORDER = 96  # grey between the images of a grid
 
