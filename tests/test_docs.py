@@ -43,7 +43,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("docs/guide.md", "Draw samples", "Complete images", "Measure samples: Fréchet distance"),
     ("docs/guide.md", "Measure a pair: bits/dim", "Reproduce the paper"),
 )
-DIVIDED = ("docs/guide.md", "docs/recipes.md")
+DIVIDED = ("docs/guide.md", "docs/own_loop.md", "docs/recipes.md")
 # A section that needs the packaged models as they were trained.
 TRAINED = "A likelihood for every pixel"
 # Options for data and weights that the tests do not have.
