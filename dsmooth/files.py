@@ -211,15 +211,21 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read tensors (on the CPU) and metadata. Raises FileNotFoundError or ValueError."""
+    """Read tensors (on the CPU) and metadata.
+
+    Raises ValueError for content that is not a safetensors file, and OSError, such as
+    FileNotFoundError, where the file cannot be read. Each names it.
+    """
     # By its descriptor: safetensors does not accept a path that is not UTF-8.
     with open_regular(path) as file:
         try:
             with safe_open(f"/dev/fd/{file.fileno()}", framework="pt") as opened:
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
                 return tensors, dict(opened.metadata() or {})
-        except (SafetensorError, OSError, RuntimeError) as error:
+        except SafetensorError as error:
             raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+        except (OSError, RuntimeError) as error:  # torch raises the latter
+            raise OSError(f"could not read {path}: {error}") from None
 
 
 def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
@@ -50,20 +51,25 @@ def save_checkpoint(run: RunFolder, state: TrainState) -> None:
 
 
 def newest_checkpoint(run: RunFolder) -> Checkpoint:
-    """The newest checkpoint of a run, or the one before it if that is damaged or missing."""
+    """The newest checkpoint of a run, or the one before it if that is missing or damaged.
+
+    A damaged file is kept under another name. Raises OSError for one that cannot be read.
+    """
     try:
         return read_checkpoint(run.checkpoint)
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         if not run.earlier_checkpoint.exists():
             raise
         earlier = read_checkpoint(run.earlier_checkpoint)
         words = "%s: %s; continuing from the checkpoint before it, at %s images"
         LOG.info(words, run.path, error, f"{earlier.images_seen:,}")
+        names = (f"checkpoint-damaged-{number}.safetensors" for number in itertools.count(1))
+        move(run.checkpoint, next(p for n in names if not (p := run.path / n).exists()))
         return earlier
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint. Raises FileNotFoundError or ValueError, naming the file."""
+    """Read a checkpoint. Raises OSError, or ValueError for a damaged one, naming the file."""
     tensors, metadata = read_tensors(path)
     if metadata.pop("sha256", None) != digest(tensors, metadata):
         raise ValueError(f"{path} is damaged: it does not have the digest that it states")
@@ -108,5 +114,3 @@ def restore(run: RunFolder, state: TrainState) -> None:
             f"the processes read different checkpoints, here at {seen:,} images: {run.path} must "
             "be one folder that all of them see"
         )
-    if path != run.checkpoint:
-        move(path, run.checkpoint)  # all have read it; a damaged one is not kept

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
 
 import dsmooth
+from dsmooth import files
 from dsmooth.files import lock_folder, read_tensors, replacing, write_atomically, write_tensors
 from dsmooth.pretrained.runs import RunFolder, Start
 from dsmooth.training import NonFiniteLoss, loop, settings, train
@@ -72,11 +75,42 @@ def test_the_checkpoint_before_a_damaged_one_is_used(run, finished, damage, caps
     assert "continuing from the checkpoint before it, at 24 images" in capsys.readouterr().out
     assert_same_end(run.path, finished.path)
     assert read_checkpoint(run.earlier_checkpoint).images_seen == 24  # not the damaged one
+    assert (run.path / "checkpoint-damaged-1.safetensors").exists() == (damage != Path.unlink)
     weights = run.weights.read_bytes()
     change(run.checkpoint)
     change(run.earlier_checkpoint)
     refuses(r"checkpoint-earlier\.safetensors is ", train, CONFIG, run.path, resume=True)
     assert run.weights.read_bytes() == weights
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES])
+def test_a_checkpoint_that_cannot_be_read_stays_and_nothing_else_is_taken(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The file is opened twice: here, and by safetensors."""
+    before = contents(run.path)
+
+    def fail(path: object, *args: object, **options: object) -> Any:
+        if path == run.checkpoint:
+            raise OSError(number, os.strerror(number), str(path))
+        return open(path, *args, **options)
+
+    def fail_inside(*_: object, **__: object) -> None:
+        raise OSError(os.strerror(number))
+
+    for name, failing in (("open", fail), ("safe_open", fail_inside)):
+        with monkeypatch.context() as patch:
+            patch.setattr(files, name, failing, raising=False)
+            said, file = os.strerror(number), r"checkpoint\.safetensors"
+            refuses(
+                rf"{said}.*{file}|{file}.*{said}",
+                train,
+                CONFIG,
+                run.path,
+                resume=True,
+                error=OSError,
+            )
+        assert contents(run.path) == before
 
 
 def test_a_run_is_not_resumed_with_other_images(tmp_path: Path) -> None:
