@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dsmooth.progress import significant
-from dsmooth.tables import Table
+from dsmooth.text import Table
 
 Result = dict[str, Any]
 COLUMNS = ("case", "threads", "time", "spread", "rate", "against", "of the limit")

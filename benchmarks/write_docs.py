@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import results
 from benchmarks.results import Result
-from dsmooth.tables import Table
+from dsmooth.text import Table
 
 PROJECT = Path(__file__).resolve().parents[1]
 SAVED = PROJECT / "benchmarks" / "results"

@@ -1,11 +1,12 @@
-"""Text for people: numbers with their errors, text of unknown origin made safe, and templates."""
+"""Text for people: numbers with errors, tables, text of unknown origin made safe, templates."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -42,6 +43,37 @@ def percent(share: float, digits: int = 1, error: float | None = None) -> str:
 def sentence(text: str) -> str:
     """Words as a sentence: a capital first, a full stop at the end."""
     return f"{text[:1].upper()}{text[1:]}."
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text cells, as Markdown and on the terminal; a report shows them as HTML.
+
+    The first column holds words, the others numbers. Further lines of a cell are small print,
+    which Markdown leaves out.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+
+    def markdown(self) -> str:
+        """The table in Markdown, without its title."""
+        rule = ["---", *["---:"] * (len(self.head) - 1)]
+        rows = [[cell.partition("\n")[0] for cell in row] for row in self.rows]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.head, rule, *rows))
+
+    def show(self) -> None:
+        """Print the table on the terminal."""
+        from rich.console import Console
+        from rich.table import Table as RichTable
+
+        table = RichTable(title=escape_control(self.title) or None)
+        for i, title in enumerate(self.head):
+            table.add_column(title, justify="right" if i else "left")
+        for row in self.rows:
+            table.add_row(*map(escape_control, row))
+        Console(highlight=False, markup=False).print(table)
 
 
 def render(template: Path, **values: object) -> str:

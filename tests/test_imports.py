@@ -28,7 +28,7 @@ LAYERS = (
     ("smoothing", "data", "nn"),
     ("functional", "kernels"),
     (
-        *("cuda", "work", "tables", "results", "machine", "distributed", "presets", "philox"),
+        *("cuda", "work", "results", "machine", "distributed", "presets", "philox"),
         *(
             "files",
             "config",

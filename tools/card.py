@@ -45,10 +45,9 @@ from dsmooth.report.contents import Machine, ModelSummary, describe_machine, des
 from dsmooth.report.page import grid
 from dsmooth.report.reproduce import Choices, Stages, bytes_to_compare
 from dsmooth.report.sections import TITLES, settings_table
-from dsmooth.results import FLOOR, BitsResult, ProbeResult
+from dsmooth.results import COMPARABLE, FLOOR, BitsResult, ProbeResult, bits_table
 from dsmooth.sampling.request import Request
-from dsmooth.tables import COMPARABLE, Table, bits_table
-from dsmooth.text import render
+from dsmooth.text import Table, render
 from dsmooth.work import read_record, record_of
 
 T = TypeVar("T")

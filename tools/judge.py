@@ -22,8 +22,7 @@ from dsmooth.evaluate.comparison import Reference, compare_images
 from dsmooth.evaluate.features import make_extractor
 from dsmooth.machine import torch_seed
 from dsmooth.pretrained import find
-from dsmooth.tables import Table
-from dsmooth.text import decimals, percent
+from dsmooth.text import Table, decimals, percent
 
 from .card import packaged_card, save_card
 

@@ -26,8 +26,7 @@ from dsmooth.nn.weights import weights_digest
 from dsmooth.pretrained.folders import HERE, PAIR
 from dsmooth.report.contents import describe_machine, describe_model
 from dsmooth.report.reproduce import Choices, Stages, bytes_to_compare
-from dsmooth.tables import Table
-from dsmooth.text import decimals, percent
+from dsmooth.text import Table, decimals, percent
 from dsmooth.training.step import total_images
 
 from .card import Card, pack, save_card

@@ -19,7 +19,7 @@ from ..files import check_writable, printable
 from ..machine import choose_device, use_threads
 from ..pretrained import load
 from ..progress import progress
-from ..tables import Table
+from ..text import Table
 from .options import Cluster
 from .shared import choose_data
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..data import to_float
+from ..data.dataset import as_grey
 from ..data.folder import read_pictures
 from ..data.pictures import BORDER, is_diverged, save_grid
-from ..evaluate.sources import as_grey, read_images
+from ..data.sources import read_images
 from ..fields import check_number
 from ..files import printable, write_npz
 from ..pixels import value_of

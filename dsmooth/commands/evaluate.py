@@ -3,34 +3,166 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
-from ..files import json_text, printable, write_json
-from ..machine import use_threads
-from ..progress import silence
+from torch import Tensor
+
+from ..data import ImageDataset
+from ..data.order import choose_images
+from ..data.sources import read_images
+from ..evaluate.comparison import Reference, compare_images, has_fidelity, read_reference
+from ..evaluate.features import make_extractor
+from ..evaluate.frechet import FeatureStatistics
+from ..evaluate.likelihood import measure_bits
+from ..fields import check_number
+from ..files import check_writable, json_text, printable, write_json
+from ..machine import choose_device, use_threads
+from ..pretrained import load
+from ..progress import progress, significant, silence
+from ..results import COMPARABLE, FLOOR, BitsResult, FrechetResult, bits_table
+from ..text import Table, decimals, escape_control
 from ..work import record_of
-from .evaluate_bits import evaluate_bits
-from .evaluate_frechet import evaluate_frechet
 from .options import BitsOptions, FrechetOptions
-from .shared import check_output
+from .shared import choose_data
 
 STDOUT = Path("-")
+# Scores by other features than those of the Inception network of 2015.
+SCORES = ("Kernel distance", "Inception-style score")
+BYTES = "x in [-1, 1] to round((x + 1) * 127.5), clamped to 0 .. 255"
 
 
 def evaluate(options: BitsOptions | FrechetOptions) -> None:
     """Run a command. Raises ValueError, OSError or ImportError for what does not fit."""
     use_threads(options.execution.threads)
-    screen, to_screen = sys.stdout, options.out == STDOUT
-    if not to_screen:
-        check_output(options.out, ".json")
-    with silence() if to_screen else nullcontext():
+    screen, out = sys.stdout, options.out
+    if out.suffix != ".json" and out != STDOUT:
+        raise ValueError(f"--out must end in .json, got {out}")
+    check_writable(out)
+    with silence() if out == STDOUT else nullcontext():
         if isinstance(options, BitsOptions):
             record = record_of(*evaluate_bits(options))
         else:
             record = record_of(*evaluate_frechet(options))
-    if to_screen:
+    if out == STDOUT:
         print(json_text(record), end="", file=screen)
     else:
-        write_json(options.out, record)
-        print(f"wrote {printable(options.out)}")
+        write_json(out, record)
+        print(f"wrote {printable(out)}")
+
+
+def evaluate_bits(options: BitsOptions) -> tuple[Mapping[str, object], BitsResult]:
+    """Measure and print bits/dim; what decides the numbers, and the numbers."""
+    folders = [*options.models, *filter(None, [options.plain])]
+    models = load(*folders, device=choose_device(options.execution.device))
+    dataset = choose_data(models, options.dataset).load(options.split, options.limit)
+    choices = {"n_noise": options.n_noise, "seed": options.seed}
+    precision = options.execution.precision
+    with progress("bits/dim", len(dataset)):
+        result = measure_bits(
+            models,
+            dataset,
+            **choices,
+            batch_size=options.batch_size,
+            precision=precision,
+            mixture=True,
+        )
+    print_bits(result, dataset.source, models.classes.names if models.classes else ())
+    request = {"data": described(dataset), "n_images": len(dataset), **choices}
+    return {**request, "precision": precision, "models": models.identity()}, result
+
+
+def evaluate_frechet(options: FrechetOptions) -> tuple[Mapping[str, object], FrechetResult]:
+    """Read samples, compare and print; what decides the numbers, and the numbers."""
+    check_number("seed", options.seed, 0, 2**64 - 1)
+    if options.count is not None:
+        check_number("count", options.count, 2)
+    extractor = make_extractor(options.extractor, device=choose_device(options.execution.device))
+    samples = read_images(options.samples, options.count, at_random=True)
+    choice, path, floor = choose_data(None, options.dataset), options.reference, None
+    real: Tensor | FeatureStatistics
+    if path is None:
+        data = choice.load(options.split)
+        real, source = data.images, described(data)
+    else:
+        real, source = read_reference(path), {"source": str(path)}
+    if path is None or options.dataset.data is not None:
+        floor = choice.load("test" if options.split == "train" else "train")
+    with progress("features of real images", len(real) if isinstance(real, Tensor) else 1):
+        reference = Reference.of(real, extractor)
+    sets = {"samples": samples.images}
+    if floor is not None:
+        sets[FLOOR] = choose_images(floor, len(samples.images))
+    with progress("comparing images", sum(map(len, sets.values()))):
+        result = compare_images(sets, reference, seed=options.seed)
+    result = result.leave_out({"samples": samples.diverged})
+    print_comparison(result, samples.source, source)
+    request = {
+        "samples": samples.source,
+        "reference": source,
+        "floor": floor and described(floor),
+        "extractor": options.extractor,
+        "bytes": BYTES,
+        "seed": options.seed,
+    }
+    return request, result
+
+
+def described(dataset: ImageDataset) -> dict[str, str]:
+    """The images that numbers are of."""
+    return {"name": dataset.name, "split": dataset.split, "source": dataset.source}
+
+
+def print_bits(result: BitsResult, source: str, class_names: tuple[str, ...]) -> None:
+    """Print the tables and what they are of."""
+    data = result.data
+    if class_names and any(bits.classes == "hidden" for bits in result.models.values()):
+        names = escape_control(f"{class_names[0]} to {class_names[-1]}")
+        print(
+            f"{data.name} has no labels of the model's classes {names}: their label is -1, no class"
+        )
+    bits_table(result, f"bits/dim · {source}, {data.split}: {data.n_images:,} images").show()
+    print(COMPARABLE)
+    if (pair := result.pair) is not None:
+        draws = f"{pair.n_noise} draw{'s' * (pair.n_noise > 1)} of noise per image"
+        print(f"The denoiser was trained as {pair.likelihood}; {draws}.")
+    if (difference := result.difference) is not None:
+        value = decimals(difference.value, error=difference.error)
+        print(f"pair minus plain, paired over images: {value}")
+
+
+def print_comparison(result: FrechetResult, samples: str, source: Mapping[str, str]) -> None:
+    """Print the distances and scores of samples and of the floor, their data and the extractor."""
+    extractor, n, sets = result.extractor, result.n_reference, [*result.distances.values()]
+    count = "" if n is None else f"{n:,} "
+    head = zip(sets, ("samples", "real images"), strict=False)
+    values = (decimals(found.value, error=found.error) for found in sets)
+    rows = [[f"{result.name}, ± standard error by the bootstrap", *values]]
+    names = ("KID", "Inception score") if extractor.is_fid else SCORES
+    for name, field, spread in (
+        (names[0], "kernel_distance", ", ± standard deviation"),
+        (names[1], "inception_score", ", ± standard deviation"),
+        ("Precision", "precision", ""),
+        ("Recall", "recall", ""),
+    ):
+        fields = (field, f"{field}_deviation")
+        numbers = [[getattr(found.scores, key, None) for key in fields] for found in sets]
+        if numbers[0][0] is not None:
+            cells = ([significant(x, 4) for x in row if x is not None] for row in numbers)
+            rows.append([name + spread, *(" ± ".join(cell) or "–" for cell in cells)])
+    Table(
+        ["", *(f"{found.n_images:,} {name}" for found, name in head)],
+        rows,
+        f"{samples} against {count}real images",
+    ).show()
+    facts = (f"{count}images", source["source"], source.get("split"))
+    print(
+        f"Reference: {', '.join(filter(None, facts))}. Extractor: {extractor.name}, sha256 "
+        f"{extractor.sha256[:16]}, {result.dimension:,} features, resize: {extractor.resize}. "
+        f"Values become bytes: {BYTES}."
+    )
+    if not has_fidelity():
+        print("Kernel distance, Inception score, precision, recall: pip install 'dsmooth[fid]'")
+    for warning in result.warnings:
+        print(f"warning: {warning}")

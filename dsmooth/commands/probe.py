@@ -9,8 +9,7 @@ from ..pretrained import load
 from ..progress import progress
 from ..report.plots import probe_png
 from ..results import ProbeResult, ProbeScore
-from ..tables import Table
-from ..text import decimals
+from ..text import Table, decimals
 from .options import Probe
 from .shared import choose_data
 

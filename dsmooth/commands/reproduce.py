@@ -13,7 +13,7 @@ from ..machine import choose_device, use_threads
 from ..pretrained import DEFAULT, TITLE, load, packaged
 from ..report.reproduce import Choices, Stages, own_folder, planned_runs, train_runs
 from ..report.sections import write_report
-from ..tables import bits_table
+from ..results import bits_table
 from .options import DEFAULT_PRESET, Reproduce
 from .shared import choose_data
 

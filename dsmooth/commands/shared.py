@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os.path import realpath
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..pretrained.runs import Start
 from ..progress import LOG
 from ..sampling.known import KnownPixels
 from ..sampling.request import Label, Request, check_guidance, default_label, drawn_seed
-from .options import BitsOptions, Computing, DataOptions, Drawing
+from .options import Computing, DataOptions, Drawing
 
 
 @dataclass(frozen=True)
@@ -100,25 +100,6 @@ def choose_data(models: Loaded | None, options: DataOptions) -> DataChoice:
     return DataChoice(name, data_dir, image_size, "test" if known else "all", held_out)
 
 
-def describe_data(dataset: ImageDataset) -> dict[str, str]:
-    """The images that numbers are of."""
-    return {"name": dataset.name, "split": dataset.split, "source": dataset.source}
-
-
-def request_of_measure(
-    options: BitsOptions, dataset: ImageDataset, models: Loaded
-) -> Mapping[str, object]:
-    """All that decides the numbers of a measure."""
-    return {
-        "data": describe_data(dataset),
-        "n_images": len(dataset),
-        "n_noise": options.n_noise,
-        "seed": options.seed,
-        "precision": options.execution.precision,
-        "models": models.identity(),
-    }
-
-
 def request_of(
     models: Loaded,
     drawing: Drawing,
@@ -187,13 +168,6 @@ def check_outputs(outputs: Sequence[Path]) -> None:
                 f"--out must end in .png or .npz, or be a folder without a suffix, got {path}"
             )
         check_writable(path)
-
-
-def check_output(path: Path, suffix: str, option: str = "--out") -> None:
-    """Raise ValueError for a file that could not be written, before any work."""
-    if path.suffix != suffix:
-        raise ValueError(f"{option} must end in {suffix}, got {path}")
-    check_writable(path)
 
 
 def drawing_device(options: Computing) -> torch.device:

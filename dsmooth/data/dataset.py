@@ -79,6 +79,12 @@ def channels_first(x: Tensor, name: str) -> Tensor:
     return images
 
 
+def as_grey(images: Tensor) -> Tensor:
+    """Grey images (N, 1, H, W) of RGB images (N, 3, H, W) with equal channels; others unchanged."""
+    first = images[:, :1]
+    return first if images.shape[1] == 3 and bool((images == first).all()) else images
+
+
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
     """Images of one size, with or without labels, held in memory as bytes.

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..data import epoch_order
+from ..data.dataset import as_grey
+from ..data.reading import read_npz
+from ..data.sources import read_images
 from ..functional.checks import check_tensor
 from ..progress import portion
 from ..results import FLOOR, Distance, FidelityScores, FrechetResult
 from ..work import map_parts
 from .features import FeatureExtractor, Features, extract_features
 from .frechet import FeatureStatistics, distance_with_error
-from .sources import as_grey
 
 # Settings of torch-fidelity and of the authors, for as many images.
 SUBSETS, SUBSET_SIZE, SUBSET_SEED, SPLITS, NEIGHBOURS = 100, 1000, 2020, 10, 3
@@ -44,6 +47,16 @@ class Reference:
         features = extract_features(real, extractor).features
         statistics = FeatureStatistics.of_batches(features.split(1000))
         return cls(extractor, statistics, features, tuple(real.shape[1:]))
+
+
+def read_reference(path: Path) -> Tensor | FeatureStatistics:
+    """The real images of a file or folder, or their statistics if a .npz has `mu` and `sigma`.
+
+    Images are bytes (N, C, H, W), grey ones that are kept as RGB with one channel.
+    """
+    if path.suffix == ".npz" and {"mu", "sigma"} <= read_npz(path).keys():
+        return FeatureStatistics.load(path)
+    return as_grey(read_images(path).images)
 
 
 def compare_images(

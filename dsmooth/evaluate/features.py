@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import to_float
+from ..data.dataset import as_grey
 from ..fields import SettingError, check_one_of
 from ..files import file_sha256, read_tensors
 from ..functional.checks import check_tensor
@@ -20,7 +21,6 @@ from ..nn.weights import weights_digest
 from ..progress import shows_bars
 from ..results import Extractor
 from ..work import batches, map_parts
-from .sources import as_grey
 
 # The network that FID is named after, as torch-fidelity calls it.
 INCEPTION = "inception-v3-compat"

@@ -9,8 +9,7 @@ from pathlib import Path
 from ..config import OWN, Role
 from ..data import DATASETS
 from ..nn import PixelCNNpp
-from ..results import BitsResult
-from ..tables import COMPARABLE, bits_table
+from ..results import COMPARABLE, BitsResult, bits_table
 from ..text import plain_text, render
 from .runs import WeightsSettings
 

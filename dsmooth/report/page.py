@@ -16,8 +16,7 @@ from torch import Tensor
 from .._version import __version__
 from ..data.pictures import grid_png
 from ..files import write_atomically
-from ..tables import Table
-from ..text import escape_control, render
+from ..text import Table, escape_control, render
 
 TEMPLATE = Path(__file__).with_name("page.html")
 MIN_WIDTH = 600  # pixels of a grid

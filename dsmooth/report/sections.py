@@ -9,9 +9,15 @@ from torch import Tensor
 
 from ..evaluate.probe import best_probe
 from ..fields import Setting
-from ..results import BitsResult, FrechetResult, ProbeResult, ReceptiveFields
-from ..tables import COMPARABLE, Table, bits_table
-from ..text import decimals, percent
+from ..results import (
+    COMPARABLE,
+    BitsResult,
+    FrechetResult,
+    ProbeResult,
+    ReceptiveFields,
+    bits_table,
+)
+from ..text import Table, decimals, percent
 from .contents import ModelSummary, Report
 from .page import Figure, Section, grid, write_page
 from .plots import probe_png, receptive_png

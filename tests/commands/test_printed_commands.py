@@ -30,7 +30,7 @@ from dsmooth.progress import (
     shows_bars,
     significant,
 )
-from dsmooth.tables import Table
+from dsmooth.text import Table
 from tests.helpers.command_runs import SMALLER, run
 from tests.helpers.data_makers import random_bytes, write_images
 

@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dsmooth.data import ImageDataset, load_dataset
+from dsmooth.data.sources import read_images
 from dsmooth.evaluate.comparison import (
     Reference,
     compare_images,
     fidelity_scores,
     kernel_distance,
+    read_reference,
 )
 from dsmooth.evaluate.features import (
     CLASSIFIER,
@@ -31,7 +33,6 @@ from dsmooth.evaluate.features import (
     make_extractor,
 )
 from dsmooth.evaluate.frechet import FeatureStatistics, distance_with_error, frechet_distance
-from dsmooth.evaluate.sources import read_images, read_reference
 from dsmooth.files import file_sha256
 from dsmooth.results import FLOOR, INCEPTION_SHA256
 from tests.helpers.data_makers import random_bytes, refuses

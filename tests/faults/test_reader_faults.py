@@ -17,7 +17,7 @@ from dsmooth.data import load_dataset, reading
 from dsmooth.data.folder import read_pictures
 from dsmooth.data.published import SUBSET_PATH
 from dsmooth.data.reading import read_npz
-from dsmooth.evaluate.sources import read_images
+from dsmooth.data.sources import read_images
 from tests.helpers.data_makers import random_bytes, refuses, write_images
 
 

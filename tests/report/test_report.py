@@ -15,7 +15,7 @@ from dsmooth.pretrained import packaged
 from dsmooth.report.contents import Machine, ModelSummary, Report
 from dsmooth.report.sections import write_report
 from dsmooth.results import FLOOR, BitsResult, Distance, Extractor, FrechetResult, ProbeResult
-from dsmooth.tables import Table
+from dsmooth.text import Table
 from dsmooth.work import read_record
 from tests.helpers.report_checks import check_self_contained
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsmooth.commands.sample import check_outputs
 from dsmooth.data import to_bytes
-from dsmooth.evaluate.sources import read_images
+from dsmooth.data.sources import read_images
 from dsmooth.files import lock_folder
 from dsmooth.sampling import output
 from dsmooth.sampling.request import Request
