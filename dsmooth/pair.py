@@ -96,6 +96,9 @@ class SmoothedPair(Pretrained):
         where that is faster, see `sample_images`. batch_size: images drawn at a time at most, to
         save memory; the cached sampler's images do not depend on it.
 
+        For Gaussian smoothing x is drawn again where a row is too far from that of x~
+        (docs/math.md, section 4), at most 16 times; if all are too far the first is kept.
+
         choices: see `dsmooth.sampling.Choices`. The known pixels of x~ are `known` plus the
         smoothing's noise, a function of (seed, image index); method "noisy" returns them.
         docs/math.md, section 4, says which distribution this draws from. Without a label a pair

@@ -69,6 +69,16 @@ def batches(n: int, size: int) -> list[range]:
     return [range(first, min(first + size, n)) for first in range(0, n, size)]
 
 
+def runs(numbers: Sequence[int], size: int) -> list[range]:
+    """Increasing numbers as ranges of at most `size`."""
+    grouped: list[list[int]] = []
+    for number in numbers:
+        if not grouped or number != grouped[-1][-1] + 1 or len(grouped[-1]) == size:
+            grouped.append([])
+        grouped[-1].append(number)
+    return [range(group[0], group[-1] + 1) for group in grouped]
+
+
 def fair_size(n: int, most: int) -> int:
     """The size of parts of n images: `most`, or less so that no process is without a part.
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import count, groupby
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from ..distributed import from_first
 from ..files import lock_folder, write_atomically, write_npz
 from ..nn import PixelCNNpp
 from ..progress import advance_to, portion
-from ..work import Record, batches, fair_size, map_parts
+from ..work import Record, batches, fair_size, map_parts, runs
 from .request import Request
 from .two_step import Model, draw
 
@@ -85,7 +84,7 @@ def draw_folder(
             record.write()
         numbers = range(request.count)
         missing = from_first(lambda: [number for number in numbers if not file(number).exists()])
-        parts = [*_runs(missing, _chunk(model, len(missing)))]
+        parts = runs(missing, _chunk(model, len(missing)))
         advance_to(1 - len(missing) / request.count)
         with portion(len(missing) / request.count):
             pictures = map_parts(drawn, parts, in_threads=False)
@@ -102,12 +101,3 @@ def _chunk(model: Model, n: int) -> int:
     device = network.device
     kind = "cpu" if device.type == "cpu" or cuda_obstacle(device) else "cuda"
     return fair_size(n, CHUNK[kind])
-
-
-def _runs(numbers: Sequence[int], size: int) -> Iterator[range]:
-    """Increasing numbers as ranges of at most `size`."""
-    position = count()
-    for _, group in groupby(numbers, lambda number: number - next(position)):
-        first, *others = group
-        for part in batches(1 + len(others), size):
-            yield range(first + part.start, first + part.stop)

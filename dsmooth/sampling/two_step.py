@@ -17,6 +17,7 @@ from ..nn.images import check_scale
 from ..nn.weights import in_evaluation
 from ..progress import portion
 from ..smoothing import GaussianSmoothing, Smoothing
+from ..work import runs
 from .cached import draw_network
 from .known import KnownPixels
 from .request import Request, check_guidance
@@ -32,6 +33,10 @@ class Pair(Protocol):
 
 
 Model = Pair | PixelCNNpp
+
+# An image that disagrees with its x~ is drawn again up to ATTEMPTS times. For a row of a true pair
+# the chance of that is CHANCE.
+ATTEMPTS, CHANCE = 16, 1e-12
 
 
 @torch.no_grad()
@@ -83,9 +88,37 @@ def draw_noisy(pair: Pair, request: Request, precision: Precision) -> Tensor:
 
 
 def draw_clean(pair: Pair, request: Request, x_tilde: Tensor, precision: Precision) -> Tensor:
-    """x ~ p(x | x~)."""
+    """x ~ p(x | x~), drawn again where it `disagrees` with x~ (docs/experiments/028).
+
+    Every attempt has a seed of its own. Where all disagree, the first one is kept: so a hardly
+    trained denoiser draws as it would without more attempts.
+    """
     step = of_network(request, pair.denoiser)
-    return draw_network(pair.denoiser, step, pair.image_size, x_tilde, precision)
+    x = draw_network(pair.denoiser, step, pair.image_size, x_tilde, precision)
+    wrong = disagrees(pair.smoothing, x, x_tilde)
+    for attempt in range(1, ATTEMPTS + 1):
+        for part in runs(wrong.nonzero().flatten().tolist(), len(x)):
+            images = slice(part.start, part.stop)
+            again = replace(step.part(part), seed=step.seed ^ attempt << 59)
+            seen = x_tilde[images]
+            drawn = draw_network(pair.denoiser, again, pair.image_size, seen, precision)
+            wrong[images] = disagrees(pair.smoothing, drawn, seen)
+            x[images] = torch.where(wrong[images].view(-1, 1, 1, 1), x[images], drawn)
+    return x
+
+
+def disagrees(smoothing: Smoothing, x: Tensor, x_tilde: Tensor) -> Tensor:
+    """Whether the noise x~ - x of a row is too large to be of gaussian smoothing: (N,) bool.
+
+    That of a true pair has a sum of squares as large with a chance of CHANCE. False for other
+    smoothing.
+    """
+    if type(smoothing) is not GaussianSmoothing:  # a subclass may have other noise
+        return x.new_zeros(len(x), dtype=torch.bool)
+    noise = (x_tilde.double() - x.double()) / smoothing.scale
+    degrees = noise.new_tensor(x.shape[1] * x.shape[3])
+    chance = torch.special.gammaincc(degrees / 2, noise.square().sum((1, 3)) / 2)
+    return (chance < CHANCE).any(1)
 
 
 def denoise_by_mean(pair: Pair, request: Request, x_tilde: Tensor, _: Precision) -> Tensor:

@@ -116,6 +116,37 @@ def test_parts_of_what_is_given_are_of_their_images(pair: dsmooth.SmoothedPair) 
         assert denoised.identity() != other.identity()
 
 
+def test_an_image_that_disagrees_with_its_noisy_one_is_drawn_again() -> None:
+    """As a function of its seed and index; the first draw is kept where all attempts disagree."""
+    pair = tiny_pair()
+    denoiser, scale = pair.denoiser, 0.15
+    pair.smoothing = replace(pair.smoothing, scale=scale)
+    torch.manual_seed(0)
+    x_tilde, n, first = torch.rand(12, 1, 8, 8) - 0.5, 12, 2**32 - 4
+    x = pair.denoise(x_tilde, seed=2**64 - 1, first_index=first)
+    expected: list[torch.Tensor] = []
+    attempts = set()
+    for i in range(n):
+        drawn: list[torch.Tensor] = []
+        for attempt in range(two_step.ATTEMPTS + 1):
+            seed, seen = (2**64 - 1) ^ attempt << 59, x_tilde[i : i + 1]
+            where = {"height": 8, "width": 8, "seed": seed, "first_index": first + i}
+            drawn.append(sample_images(denoiser, 1, context=seen, **where)[0])
+            rows = (drawn[-1] - seen[0]).div(scale).square().mean((0, 2))
+            if rows.max() < 9.18326:  # the quantile of chi-square / 8
+                break
+        expected.append(drawn[-1 if rows.max() < 9.18326 else 0])
+        attempts.add(len(drawn))
+    assert torch.equal(x, torch.stack(expected))
+    assert {1, two_step.ATTEMPTS + 1} < attempts
+    request = Request(n, 2**64 - 1, first, x_tilde=x_tilde)
+    parts = [draw(pair, request.part(part)) for part in batches(n, 5)]
+    assert torch.equal(torch.cat(parts), x)
+    pair.smoothing = dsmooth.LaplaceSmoothing(0.01)
+    again = sample_images(denoiser, n, height=8, width=8, context=x_tilde)
+    assert torch.equal(pair.denoise(x_tilde), again)
+
+
 def test_a_generator_gives_the_seed(pair: dsmooth.SmoothedPair) -> None:
     """Whatever torch's own generator is; each call takes the next number of it."""
 
@@ -204,9 +235,9 @@ def test_auto_is_bfloat16_where_it_is_faster(monkeypatch) -> None:
         assert run("sample", ".", "--device", "cpu", *words) == 0
 
     for fast, precision in ((False, "float32"), (True, "bfloat16")):
-        draw(not fast, "-n", "4", "--precision", precision, "--out", f"{precision}.npz")
+        draw(not fast, "-n", "16", "--precision", precision, "--out", f"{precision}.npz")
         images = np.load(f"{precision}.npz")["x"]
-        draw(fast, "-n", "4", "--out", f"auto-{precision}.npz")
+        draw(fast, "-n", "16", "--out", f"auto-{precision}.npz")
         assert np.array_equal(np.load(f"auto-{precision}.npz")["x"], images)
     assert Path("float32.npz").read_bytes() != Path("bfloat16.npz").read_bytes()
 
