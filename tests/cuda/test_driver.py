@@ -63,7 +63,8 @@ def test_code_that_a_driver_cannot_read_is_said_with_its_version(status, stub) -
         Kernel(Card(0), CODE)
 
 
-def test_a_card_that_could_not_load_is_tried_again(stub: StubDriver) -> None:
+def test_a_card_that_could_not_load_is_tried_again(stub: StubDriver, monkeypatch) -> None:
+    monkeypatch.setattr(images, "nvrtc", lambda: None)  # which would compile for seconds
     (images.PACKAGED / "bfloat16.sm_90.cubin").write_bytes(b"code")
     stub.fail("cuCtxPushCurrent_v2", 2)
     assert cuda.cuda_obstacle(FIRST) is not None

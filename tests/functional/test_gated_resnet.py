@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import pytest
@@ -41,6 +42,7 @@ if INTERPRETED:
     OPS = [gated_resnet_triton]
 else:
     OPS = [pytest.param(gated_resnet_native, marks=needs_extension)]
+# Images, filters, skips; of the interpreted kernels with the shift and the dropout of each.
 SHAPES = [
     ((1, 1, 1), 1, ()),
     ((2, 5, 7), 5, (5,)),
@@ -49,15 +51,24 @@ SHAPES = [
     ((2, 6, 1), 24, ()),
     ((2, 4, 30), 20, (20,)),
 ]
+full = partial(pytest.param, marks=pytest.mark.full)
+CASES = [
+    ("down", (1, 1, 1), 1, (), 0.0),
+    ("down", (1, 5, 7), 5, (5, 3), 0.5),
+    ("down_right", (2, 5, 7), 4, (4,), 0.5),
+    ("none", (2, 3, 17), 5, (), 0.3),  # a block begins inside an image and ends in the next
+    full("down_right", (1, 1, 3), 40, (40, 40), 0.5),
+    full("down_right", (1, 1, 2), 160, (160,), 0.5),
+]
+if not INTERPRETED:
+    CASES = [(s, *shape, p) for s in KERNELS for shape in SHAPES for p in (0.0, 0.3)]
 
 
 @pytest.mark.quick
 @pytest.mark.grid
-@pytest.mark.parametrize("impl", SETS)
+@pytest.mark.parametrize("impl", ["triton"] if INTERPRETED else SETS)
 @each_dtype
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize(("size", "filters", "skips"), SHAPES)
-@pytest.mark.parametrize("shift", list(KERNELS))
+@pytest.mark.parametrize(("shift", "size", "filters", "skips", "dropout"), CASES)
 def test_as_good_as_eager(shift, size, filters, skips, dropout, dtype, impl) -> None:
     dropped = dropout > 0
     case = make_case(shift, size, filters, skips, dropout, dtype, gains=dropped, image_bias=dropped)
@@ -182,7 +193,7 @@ def test_no_access_is_out_of_bounds(impl, dtype) -> None:
 @pytest.mark.parametrize("shift", ["down", "down_right"])
 def test_no_output_sees_a_later_pixel(shift: Shift, dtype: torch.dtype, impl: str) -> None:
     """Image i of the batch keeps the pixels that output i may see, and loses the others to NaN."""
-    rows, cols = 3, 4
+    rows, cols = (2, 3) if INTERPRETED else (3, 4)
     case = make_case(shift, (1, rows, cols), 5, (5,), dtype=dtype)
     x, skip, _, *weights = case.operands(dtype)
     w = [weight.to(dtype) for weight in weights[:6]]
@@ -334,3 +345,45 @@ def test_a_gradient_does_not_depend_on_which_others_are_wanted(op: Any) -> None:
     for wanted in (["skip_2", "conv_out"], ["x", "gain_nin"], ["bias_nin"], images, images[3:]):
         for name, grad in gradients(wanted).items():
             assert torch.equal(grad, together[name])
+
+
+GPU_SHAPES = [
+    ((1, 1, 1), 1, ()),
+    ((3, 5, 7), 5, (5, 3)),
+    ((2, 28, 28), 40, (40,)),
+    ((2, 8, 33), 160, (160, 160)),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("size", "filters", "skips"), GPU_SHAPES)
+@pytest.mark.parametrize("shift", list(KERNELS))
+def test_as_good_as_eager_on_a_gpu(shift, size, filters, skips, dtype) -> None:
+    case = make_case(shift, size, filters, skips, 0.5, dtype, gains=True)
+    exact = case.run("reference", torch.float64)
+    # Both in the same precision: torch's convolutions round to TF32 where the kernels do.
+    eager = case.run("reference", dtype, device="cuda")
+    is_tf32 = dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    eps = 2.0**-11 if is_tf32 else EPS[dtype]
+    for name, prepare in STRIDES.items():
+        got = case.run("triton", dtype, prepare, device="cuda")
+        assert_as_good(got, eager, exact, eps)
+        again = case.run("auto", dtype, prepare, device="cuda")
+        for key, value in got.items():
+            assert torch.equal(again[key], value), (name, key)
+
+
+@pytest.mark.gpu
+def test_tf32_where_torch_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TF32 is used where torch's own convolutions may use it, and as exactly."""
+    case = make_case("down", (2, 16, 16), 64, (64,), 0.0, torch.float32)
+    exact = case.run("reference", torch.float64)
+    errors = []
+    for precision in ("ieee", "tf32"):
+        monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", precision)
+        got = case.run("triton", torch.float32, device="cuda")
+        eager = case.run("reference", torch.float32, device="cuda")
+        assert_as_good(got, eager, exact, 2.0**-23 if precision == "ieee" else 2.0**-11)
+        errors.append((got["y"].double() - exact["y"]).abs().max().item())
+    assert errors[0] < 1e-5 < errors[1] < 1e-2

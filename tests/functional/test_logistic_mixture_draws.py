@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from dsmooth.functional import logistic_mixture_sample
-from dsmooth.functional.logistic_mixture import Mixture, snap_to_bytes
+from dsmooth.functional.logistic_mixture import Mixture
 from dsmooth.pixels import value_of
 from tests.helpers.data_makers import refuses
 from tests.helpers.mixture_cases import (
-    LEVELS,
     each_channels,
     each_likelihood,
     random_case,
@@ -84,36 +83,6 @@ def test_draws_follow_the_mixture(channels: int, likelihood: Any) -> None:
     assert max(ks_distance(u) for u in wrong) > limit  # the test can fail
 
 
-def test_a_draw_inverts_its_uniforms() -> None:
-    """One component, so the noise is known: the earlier colours moved the means as drawn."""
-    _, params = random_case(3, "continuous", n_mix=1, size=(2, 3, 4))
-    uniforms = uniforms_of(24).view(4, 2, 3, 4).transpose(0, 1)
-    x = logistic_mixture_sample(params, uniforms, 3)
-    recovered = conditional_cdf(x, params, "continuous", 0.5)
-    for c in range(3):
-        torch.testing.assert_close(recovered[c], uniforms[:, c + 1].flatten(), rtol=1e-9, atol=1e-9)
-
-
-def test_discretized_draws_are_levels_and_condition_as_such() -> None:
-    _, params = random_case(3, "discretized", n_mix=1, size=(1, 1, 1))
-    parts = raw_parts(params, 3)
-    parts[:, :, 0] = 0.1
-    parts[:, :, 1] = -12  # clamped at -7: the noise is far below a level
-    parts[:, 0, 2], parts[:, 1, 2], parts[:, 2, 2] = 0.9, 0.4, -0.3
-    params = params.expand(-1, -1, -1, 500)
-    x = logistic_mixture_sample(params, uniforms_of(500), 3, "discretized")
-    levels = (x + 1) * 127.5
-    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-9)
-    coefficients = torch.tanh(torch.tensor([0.9, 0.4, -0.3], dtype=torch.float64))
-    scale = math.exp(-7) * torch.logit(uniforms_of(500))
-    green = 0.1 + coefficients[0] * x[:, 0] + scale[:, 2]
-    blue = 0.1 + coefficients[1] * x[:, 0] + coefficients[2] * x[:, 1] + scale[:, 3]
-    torch.testing.assert_close(x[:, 1], snap_to_bytes(green), rtol=0, atol=1e-12)
-    torch.testing.assert_close(x[:, 2], snap_to_bytes(blue), rtol=0, atol=1e-12)
-    for values in (LEVELS, torch.arange(256, dtype=torch.float32) / 127.5 - 1):
-        assert torch.equal(snap_to_bytes(values), values)
-
-
 def test_samples_have_the_atoms_weights_and_the_gaussians_quantiles() -> None:
     n = 40_000
     uniforms = uniforms_of(n).permute(3, 1, 2, 0)
@@ -130,8 +99,8 @@ def test_samples_have_the_atoms_weights_and_the_gaussians_quantiles() -> None:
         assert at_level[chosen == 2 + level].all()
         assert at_level.double().mean() == pytest.approx(float(weights[2 + level]), abs=0.01)
     params = torch.tensor([0.0, 0.4, math.log(0.3)], dtype=torch.float64).view(1, 3, 1, 1)
-    params_of_all = params.expand(n, -1, -1, -1)
-    x = logistic_mixture_sample(params_of_all, uniforms, 1, "gaussian", 0.5, smoothing_scale=0.4)
+    params = params.expand(n, -1, -1, -1)
+    x = logistic_mixture_sample(params, uniforms, 1, "gaussian", 0.5, smoothing_scale=0.4)
     expected = 0.4 + 0.5 * 0.5 * torch.special.ndtri(uniforms[:, 1:2])
     torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12)
 

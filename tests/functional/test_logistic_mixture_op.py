@@ -22,6 +22,7 @@ from tests.helpers.mixture_cases import (
     MIXTURES,
     Gradients,
     assert_as_exact_as_eager,
+    avoid_kink,
     both_impls,
     each_fast_impl,
     each_mixture,
@@ -323,3 +324,22 @@ def test_bad_arguments(changes: dict[str, Any], error: type[Exception], message:
     given = {"x": ZEROS(1, 1, 4, 4), "params": ZEROS(1, 3, 4, 4), **changes}
     for log_prob in (logistic_mixture_log_prob, logistic_mixture_log_prob_ref):
         refuses(message, log_prob, error=error, **given)
+
+
+GPU_SHAPES = [((5, 28, 28), 10), ((3, 9, 11), 5), ((1, 1, 1), 1)]  # images, and components
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@each_mixture
+@pytest.mark.parametrize("impl", ["triton", "auto"])
+def test_as_exact_as_eager_on_a_gpu(impl, channels, mixture, dtype, last) -> None:
+    for size, n_mix in GPU_SHAPES:
+        case = random_case(channels, mixture, n_mix=n_mix, size=size)
+        x, params = (t.float().to("cuda", dtype) for t in case)
+        avoid_kink(params, channels, n_atoms(mixture))
+        if last:
+            params = params.to(memory_format=torch.channels_last)
+        got = value_and_gradients(log_prob_of(mixture, impl), x, params)
+        assert_as_exact_as_eager(got, x, params, **MIXTURES[mixture])

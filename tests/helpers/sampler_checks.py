@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +12,30 @@ from dsmooth.functional import logistic_mixture_sample, use_impl
 from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE, Mixture
 from dsmooth.nn import PixelCNNpp
 from dsmooth.philox import Stream, image_words, to_uniform
+from dsmooth.sampling import CachedSampler, sequential_sample
 
 SEED, FIRST = 2**40 + 5, 2**32 - 2
+
+
+class Sequential:
+    """One forward pass per pixel, with the methods of a CachedSampler."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, model: PixelCNNpp) -> None:
+        self.model = model
+
+    def sample(self, n: int, height: int, width: int, **given: Any) -> Tensor:
+        return sequential_sample(self.model, n, height=height, width=width, **given)
+
+
+def make_sampler(model: PixelCNNpp, dtype: torch.dtype, code: str) -> CachedSampler | Sequential:
+    """code: an instruction set, "cuda" or "sequential"."""
+    if code == "sequential":
+        return Sequential(model)
+    if code == "cuda":
+        return CachedSampler(copy.deepcopy(model).cuda(), dtype)
+    return CachedSampler(model, dtype, instruction_set=code)  # type: ignore[arg-type]
 
 
 def labels_of(n: int, n_classes: int, *, hidden: bool = False) -> Tensor | None:

@@ -18,61 +18,48 @@ from dsmooth.kernels import philox, weight_norm
 from dsmooth.kernels.gated_resnet import Needs
 from tests.helpers.aot_launches import KERNELS, Block, check, distinct, is_matmul
 from tests.helpers.mixture_cases import n_params
-from tests.helpers.triton_tools import Compiled, Launch, compile_launch, record_launches
+from tests.helpers.triton_tools import Launch, compile_launch, record_launches
 
 full = partial(pytest.param, marks=pytest.mark.full)
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+WEIGHT_KERNELS = {"pack_kernel", "last_gradients_kernel"}
+PARAMETERS_ALONE = Needs(x=False, skips=False)
+
+
+def launches_of(block: Block, arch: int) -> list[Launch]:
+    """With the gradients of all inputs, and of the parameters alone."""
+    return block.launches(arch) + replace(block, needs=PARAMETERS_ALONE).launches(arch)
+
+
 # Every number of filters with every kernel would be nine times as many; between them these have
 # each kernel, dtype and kind of float32, with dropout and without, many images and few.
-BLOCKS = [
-    Block(40, (2, 2), skips=1, dropout=False, size=(80, 28, 28)),
-    Block(24, (2, 2), skips=1, dtype=FP32, tf32=True, size=(4, 8, 8)),
-]
-MORE_BLOCKS = [
-    Block(160, (2, 3), skips=2, size=(64, 32, 32)),
-    Block(24, (3, 3), skips=0, dtype=FP16),
-    Block(160, (2, 2), skips=1, dtype=FP32, tf32=True, size=(4, 8, 8)),
-    Block(40, (3, 3), skips=0, size=(2, 8, 8)),
-]
-PARAMETERS_ALONE = Block(40, needs=Needs(x=False, skips=False))
-WEIGHT_KERNELS = {"pack_kernel", "last_gradients_kernel"}
-# Images, filters and skips.
-SIZES = [
-    ((1, 1, 1), 1, 0), ((3, 5, 7), 5, 2), ((4, 8, 8), 24, 1), ((2, 28, 28), 40, 1),
-    ((2, 8, 33), 160, 2),
-]  # fmt: skip
-IEEE = Block(20, (2, 2), skips=1, dtype=FP32)
-ELSEWHERE = [
-    (Block(160, (2, 3)), 80), (replace(BLOCKS[1], size=(16, 32, 32)), 80), (IEEE, 80), (IEEE, 90),
-    (Block(40, (2, 3), size=(32, 28, 28)), 80),
-]  # fmt: skip
-
-
-def matmuls(block: Block, arch: int) -> list[Launch]:
-    """One launch of each kernel that multiplies matrices, and of each of its forms."""
-    launches = [launch for launch in block.launches(arch) if is_matmul(launch)]
-    return distinct(launches)
-
-
-@pytest.mark.parametrize("block", [*BLOCKS, *map(full, MORE_BLOCKS)], ids=str)
-def test_every_matmul_on_hopper(block: Block) -> None:
-    for launch in matmuls(block, 90):
-        check(launch, compile_launch(launch, 90), 90)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(("block", "arch"), ELSEWHERE, ids=str)
-def test_every_matmul_elsewhere(block: Block, arch: int) -> None:
-    """On Ampere, and in float32 without tensor cores."""
-    for launch in matmuls(block, arch):
+@pytest.mark.parametrize(
+    ("block", "arch"),
+    [
+        (Block(40, (2, 2), skips=1, dropout=False, size=(80, 28, 28)), 90),
+        (Block(24, (2, 2), skips=1, dtype=FP32, tf32=True, size=(4, 8, 8)), 90),
+        full(Block(160, (2, 3), skips=2, size=(64, 32, 32)), 90),
+        full(Block(24, (3, 3), skips=0, dtype=FP16), 90),
+        full(Block(160, (2, 2), skips=1, dtype=FP32, tf32=True, size=(4, 8, 8)), 90),
+        full(Block(40, (3, 3), skips=0, size=(2, 8, 8)), 90),
+        full(Block(160, (2, 3)), 80, id="elsewhere"),
+        full(Block(24, (2, 2), skips=1, dtype=FP32, tf32=True), 80, id="elsewhere"),
+        full(Block(20, (2, 2), skips=1, dtype=FP32), 80, id="elsewhere"),
+        full(Block(20, (2, 2), skips=1, dtype=FP32), 90, id="elsewhere"),
+        full(Block(40, (2, 3), size=(32, 28, 28)), 80, id="elsewhere"),
+    ],
+    ids=str,
+)
+def test_every_matmul(block: Block, arch: int) -> None:
+    """On Hopper, and elsewhere: on Ampere, and in float32 without tensor cores."""
+    for launch in distinct([launch for launch in block.launches(arch) if is_matmul(launch)]):
         check(launch, compile_launch(launch, arch), arch)
 
 
 @pytest.mark.parametrize("forms", [(), full(("X", "BACKWARD", "ADJOINT", "DROPOUT"))])
 def test_elementwise_kernels_neither_spill_nor_fail(forms: tuple[str, ...]) -> None:
     """Each kernel in one of its forms, and in all."""
-    launches = Block(40, skips=2).launches(90) + PARAMETERS_ALONE.launches(90)
-    others = [launch for launch in launches if not is_matmul(launch)]
+    others = [launch for launch in launches_of(Block(40), 90) if not is_matmul(launch)]
     assert {launch.kernel.__name__ for launch in others} >= {"operands_kernel", *WEIGHT_KERNELS}
     for launch in distinct(others, *forms):
         check(launch, compile_launch(launch, 90), 90)
@@ -80,11 +67,13 @@ def test_elementwise_kernels_neither_spill_nor_fail(forms: tuple[str, ...]) -> N
 
 @pytest.mark.full
 @pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
-@pytest.mark.parametrize(("size", "filters", "skips"), SIZES)
+@pytest.mark.parametrize(
+    ("size", "filters", "skips"),
+    [((1, 1, 1), 1, 0), ((3, 5, 7), 5, 2), ((4, 8, 8), 24, 1), ((2, 8, 33), 160, 2)],
+)
 def test_weights_are_packed_and_unpacked_in_registers(size, filters, skips, dtype) -> None:
-    """At all numbers of filters that are trained or run on a GPU by the tests."""
-    block = Block(filters, skips=skips, size=size, dtype=dtype)
-    launches = block.launches(90) + replace(block, needs=PARAMETERS_ALONE.needs).launches(90)
+    """At the numbers of filters that are run on a GPU by the tests."""
+    launches = launches_of(Block(filters, skips=skips, size=size, dtype=dtype), 90)
     launches = [x for x in distinct(launches, "X") if x.kernel.__name__ in WEIGHT_KERNELS]
     assert {launch.kernel.__name__ for launch in launches} == WEIGHT_KERNELS
     for launch in launches:
@@ -92,64 +81,46 @@ def test_weights_are_packed_and_unpacked_in_registers(size, filters, skips, dtyp
 
 
 SHARED_CEILING = 4096  # bytes of a block: what the sums over components pass between warps
-ARCHS = [90, full(80)]
-# (C, likelihood, atoms, dtype, channels_last): grey is lighter in all respects, but for atoms
-CASES = [
-    (3, "discretized", False, torch.float32, False),
-    (1, "discretized", True, torch.bfloat16, True),
-    (3, "continuous", False, torch.bfloat16, False),
-]
-MORE_CASES = [
-    (3, "gaussian", False, torch.bfloat16, True),
-    (1, "discretized", True, torch.float32, True),
-    (3, "discretized", False, torch.bfloat16, True),
-    (1, "discretized", True, torch.bfloat16, False),
-    (3, "continuous", False, torch.float16, True),
-    (3, "gaussian", False, torch.float32, False),
-    (1, "continuous", False, torch.float16, False),
-]
 
 
-def launch_of(channels, likelihood, atoms, dtype, last, *, n_mix=10, size=(32, 32)) -> Launch:
-    x = torch.zeros(2, channels, *size, dtype=dtype)
-    params = torch.zeros(2, n_params(channels, n_mix) + 256 * atoms, *size, dtype=dtype)
+def launch_of(channels, likelihood, atoms, dtype, last, *, n_mix=10) -> Launch:
+    x = torch.zeros(2, channels, 28, 28, dtype=dtype)
+    params = torch.zeros(2, n_params(channels, n_mix) + 256 * atoms, 28, 28, dtype=dtype)
     if last:
         params = params.to(memory_format=torch.channels_last)
-    outputs = torch.empty(2, *size), torch.empty_like(x), torch.empty_like(params)
+    outputs = torch.empty(2, 28, 28), torch.empty_like(x), torch.empty_like(params)
     with record_launches(kernels, "log_prob_kernel") as launches:
         kernels.log_prob(x, params, *outputs, likelihood, atoms, 0.5)
     return launches[0]
 
 
-def check_mixture(compiled: Compiled) -> None:
-    assert compiled.local == compiled.stack == 0
-    assert compiled.shared <= SHARED_CEILING
-
-
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", [90, full(80)])
 @pytest.mark.parametrize(
-    ("channels", "likelihood", "atoms", "dtype", "last"),
-    [*CASES, *(full(*case) for case in MORE_CASES)],
+    ("channels", "likelihood", "atoms", "dtype", "last", "more"),
+    [  # grey is lighter in all respects, but for atoms
+        (3, "discretized", False, FP32, False, {}),
+        (1, "discretized", True, BF16, True, {}),
+        (3, "continuous", False, BF16, False, {}),
+        full(3, "gaussian", False, BF16, True, {}),
+        full(1, "discretized", True, FP32, True, {}),
+        full(3, "discretized", False, BF16, True, {}),
+        full(1, "discretized", True, BF16, False, {}),
+        full(3, "continuous", False, FP16, True, {}),
+        full(3, "gaussian", False, FP32, False, {}),
+        full(1, "continuous", False, FP16, False, {}),
+        # Tiles of atoms are read again for each use, so they do not fill the registers.
+        (3, "discretized", False, FP32, False, {"n_mix": 1}),
+        (1, "discretized", True, BF16, False, {"n_mix": 5}),
+        *(full(3, "discretized", False, FP32, False, {"n_mix": n}) for n in (100, 1000)),
+        *(full(1, "discretized", True, BF16, False, {"n_mix": n}) for n in (1, 100)),
+    ],
     ids=str,
 )
-def test_value_and_gradient(channels, likelihood, atoms, dtype, last, arch) -> None:
-    check_mixture(compile_launch(launch_of(channels, likelihood, atoms, dtype, last), arch))
-
-
-@pytest.mark.parametrize(
-    ("n_mix", "atoms"),
-    [
-        *((1, False), (5, True)),
-        *map(full, (100, 1000), (False, False)),
-        *map(full, (1, 10, 100), (True,) * 3),
-    ],
-)
-def test_any_number_of_components(n_mix: int, atoms: bool) -> None:
-    """Tiles of atoms are read again for each use, so they do not fill the registers."""
-    channels, dtype = (1, torch.bfloat16) if atoms else (3, torch.float32)
-    size = (32, 32) if atoms else (28, 28)
-    launch = launch_of(channels, "discretized", atoms, dtype, False, n_mix=n_mix, size=size)
-    check_mixture(compile_launch(launch, 90))
+def test_value_and_gradient(channels, likelihood, atoms, dtype, last, more, arch) -> None:
+    launch = launch_of(channels, likelihood, atoms, dtype, last, **more)
+    compiled = compile_launch(launch, arch)
+    assert compiled.local == compiled.stack == 0
+    assert compiled.shared <= SHARED_CEILING
 
 
 @pytest.mark.full

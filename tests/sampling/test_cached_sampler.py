@@ -10,6 +10,7 @@ import threading
 import time
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from torch import Tensor
 import dsmooth
 from dsmooth._extension import extension, instruction_sets
 from dsmooth.config import Precision
+from dsmooth.cuda.driver import Card, CudaError
 from dsmooth.functional import concat_elu
 from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE, Mixture
 from dsmooth.nn import PixelCNNpp
@@ -35,6 +37,7 @@ from tests.helpers.sampler_checks import (
     SEED,
     context_for,
     labels_of,
+    make_sampler,
     teacher_forced,
 )
 
@@ -44,50 +47,6 @@ CUDA = [pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available(
 # Instruction sets with code of their own for the dtype.
 INSTRUCTION_SETS = [name for name in instruction_sets() if name not in ("avx512bf16", "amx")]
 BF16_INSTRUCTION_SETS = [name for name in instruction_sets() if name != "avx512"]
-
-
-def make_sampler(model: PixelCNNpp, dtype: torch.dtype, code: str) -> CachedSampler:
-    """code: an instruction set, or "cuda"."""
-    if code == "cuda":
-        return CachedSampler(copy.deepcopy(model).cuda(), dtype)
-    return CachedSampler(model, dtype, instruction_set=code)  # type: ignore[arg-type]
-
-
-@torch.no_grad()
-def network_of_biases(n_filters: int, head_filters: int = 0) -> PixelCNNpp:
-    """A grey network whose layers are what its biases make, at every pixel but the first ones."""
-    model = network(n_filters=n_filters, n_mix=1, head_filters=head_filters)
-    for name, layer in model.named_modules():
-        if isinstance(layer, WeightNormConv) and layer is not model.head:
-            layer.weight_g.zero_()
-            layer.bias.normal_(std=0.0 if name.startswith("stem") else 0.5)
-    return model
-
-
-@torch.no_grad()
-def check_head_in_float32(sampler: CachedSampler, model: PixelCNNpp) -> None:
-    """The parameters of a bfloat16 sampler on `network_of_biases`, which near temperature 0 are its
-    pixels, are those of a head in float32, but for the hidden layer's rounding to bfloat16."""
-    x = sampler.sample(1, 4, 4, temperature=1e-7).cpu()
-    exact = copy.deepcopy(model).cpu().double()
-    image = torch.zeros(x.shape, dtype=torch.float64)
-    seen = exact._seen(image)
-    ul = exact._streams(seen, Encoded(), Dropout())[-1][1]
-    operands, weight = torch.nn.functional.elu(ul), exact.head.affine()[0][1].view(1, -1, 1, 1)
-    hidden = operands[:, :0]
-    if exact.hidden is not None:
-        hidden = concat_elu(exact.hidden(seen, operands))
-        operands = torch.cat([hidden, operands], 1)
-    mean = exact.head(operands)[:, 1:2]
-    rounding = 4 * torch.finfo(torch.float32).eps * ((weight * operands).abs().sum(1, True) + 1)
-    in_half = (weight[:, : hidden.shape[1]] * hidden).abs().sum(1, True)
-    rounding += torch.finfo(torch.bfloat16).eps / 2 * in_half
-    assert ((x - mean).abs() <= rounding).all()
-    if exact.hidden is not None:
-        return
-    # Operands in bfloat16 would show.
-    rounded = (operands.bfloat16().double() * weight.bfloat16().double()).sum(1, True)
-    assert (rounded + exact.head.bias[1] - mean).abs().max() > 10 * rounding.max()
 
 
 def check_teacher_forced(
@@ -118,7 +77,7 @@ def check_teacher_forced(
 
 
 @pytest.mark.grid
-@pytest.mark.parametrize("code", [*INSTRUCTION_SETS, *CUDA])
+@pytest.mark.parametrize("code", ["sequential", *INSTRUCTION_SETS, *CUDA])
 @pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
 @pytest.mark.parametrize(("channels", "temperature"), [(1, 0.7), (3, 1.0)])
 @pytest.mark.parametrize("classes", ["none", "hard", "guided", "hidden"])
@@ -197,9 +156,31 @@ def test_bfloat16_stays_near_the_network(conditioning: str, code: str) -> None:
 @pytest.mark.grid
 @pytest.mark.parametrize(("n_filters", "head_filters"), [(7, 0), (16, 0), (40, 0), (16, 9)])
 @pytest.mark.parametrize("code", [*BF16_INSTRUCTION_SETS, *CUDA])
+@torch.no_grad()
 def test_head_of_bfloat16_is_in_float32(code: str, n_filters: int, head_filters: int) -> None:
-    model = network_of_biases(n_filters, head_filters)
-    check_head_in_float32(make_sampler(model, torch.bfloat16, code), model)
+    """But for the hidden layer's rounding. Layers are what their biases make, at all pixels but the
+    first, and near temperature 0 the means are the pixels."""
+    model = network(n_filters=n_filters, n_mix=1, head_filters=head_filters)
+    for name, layer in model.named_modules():
+        if isinstance(layer, WeightNormConv) and layer is not model.head:
+            layer.weight_g.zero_()
+            layer.bias.normal_(std=0.0 if name.startswith("stem") else 0.5)
+    x = make_sampler(model, torch.bfloat16, code).sample(1, 4, 4, temperature=1e-7).cpu()
+    model.double()
+    seen = model._seen(torch.zeros(x.shape, dtype=torch.float64))
+    operands = torch.nn.functional.elu(model._streams(seen, Encoded(), Dropout())[-1][1])
+    weight, hidden = model.head.affine()[0][1].view(1, -1, 1, 1), operands[:, :0]
+    if head_filters:
+        hidden = concat_elu(model.hidden(seen, operands))
+        operands = torch.cat([hidden, operands], 1)
+    mean = model.head(operands)[:, 1:2]
+    rounding = 4 * torch.finfo(torch.float32).eps * ((weight * operands).abs().sum(1, True) + 1)
+    in_half = (weight[:, : hidden.shape[1]] * hidden).abs().sum(1, True)
+    rounding += torch.finfo(torch.bfloat16).eps / 2 * in_half
+    assert ((x - mean).abs() <= rounding).all()
+    if not head_filters:  # operands in bfloat16 would show
+        rounded = (operands.bfloat16().double() * weight.bfloat16().double()).sum(1, True)
+        assert (rounded + model.head.bias[1] - mean).abs().max() > 10 * rounding.max()
 
 
 @pytest.mark.grid
@@ -365,15 +346,6 @@ def test_context_may_be_strided_a_negative_view_or_of_a_graph() -> None:
         assert torch.equal(sampler.sample(2, 8, 4, context=same), x)
 
 
-def test_an_error_in_its_progress_ends_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(fraction: float) -> None:
-        raise RuntimeError("enough")
-
-    sampler = CachedSampler(network(n_filters=40, n_resnet=3))
-    monkeypatch.setattr(cached, "advance_to", fail)
-    refuses("enough", sampler.sample, 8, 512, 512, error=RuntimeError)
-
-
 @pytest.mark.parametrize(
     ("n", "size", "conditioning", "fields"),
     [
@@ -382,14 +354,17 @@ def test_an_error_in_its_progress_ends_a_call(monkeypatch: pytest.MonkeyPatch) -
         (1, (128, 128), "concat", {"context_layers": 3, "context_filters": 80}),  # and an encoder
     ],
 )
-def test_ctrl_c_ends_a_call(n, size, conditioning, fields) -> None:
+def test_ctrl_c_or_an_error_in_its_progress_ends_a_call(
+    n, size, conditioning, fields, monkeypatch
+) -> None:
     """Within a second of the CPU, whatever else a machine does."""
     model = network(conditioning, **fields)
-    sampler, context = make_sampler(model, torch.float32, "generic"), context_for(model, n, *size)
+    context = context_for(model, n, *size)
+    draw = partial(make_sampler(model, torch.float32, "generic").sample, n, *size, context=context)
     started, sent = time.process_time(), []
 
     def interrupt() -> None:
-        while time.process_time() < started + 0.5:
+        while time.process_time() < started + 0.2:
             time.sleep(0.01)
         sent.append(time.process_time())
         os.kill(os.getpid(), signal.SIGINT)
@@ -397,9 +372,12 @@ def test_ctrl_c_ends_a_call(n, size, conditioning, fields) -> None:
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        sampler.sample(n, *size, context=context, threads=2)
+        draw(threads=2)
     assert time.process_time() - sent[0] < 1
     thread.join()
+    monkeypatch.setattr(cached, "advance_to", Mock(side_effect=RuntimeError("enough")))
+    if n > 1:
+        refuses("enough", draw, error=RuntimeError)
 
 
 def test_bad_contexts_and_labels() -> None:
@@ -411,6 +389,12 @@ def test_bad_contexts_and_labels() -> None:
         (torch.full((1, 1, 4, 4), torch.nan), "context must be finite"),
     ):
         refuses(message, sampler.sample, 1, 4, 4, error=(ValueError, TypeError), context=context)
+    if torch.cuda.is_available():
+        words, on_gpu = (
+            "context must be on cuda:0, got cpu",
+            CachedSampler(network("concat").cuda()),
+        )
+        refuses(words, on_gpu.sample, 1, 4, 4, context=torch.zeros(1, 1, 4, 4))
     labelled = CachedSampler(network(n_classes=3))
     refuses("`label` is missing: the model has 3 classes", labelled.sample, 2, 4, 4)
 
@@ -419,6 +403,7 @@ def test_bad_models() -> None:
     linear: Any = torch.nn.Linear(1, 1)
     words, model = "the model is a Linear, not the library's own", network()
     refuses(words, CachedSampler, linear, error=TypeError)
+    refuses("on the CPU or a CUDA device, got meta", CachedSampler, network().to("meta"))
     words = r"torch.float32, torch.bfloat16, got torch.float16"
     refuses(words, CachedSampler, model, torch.float16)
     words = r"must be auto or one of generic, .*got mmx"
@@ -457,3 +442,67 @@ def test_native_code_checks_programs(part, changes, message) -> None:
     for name, value in changes.items():
         object.__setattr__(part(program), name, value)
     refuses(message, extension().CpuSampler, program, False, "auto")
+
+
+@pytest.mark.gpu
+def test_runs_on_the_current_stream_without_waiting() -> None:
+    """Behind a long kernel on a side stream the call must come back at once, and use its result."""
+    model = network("stack").cuda()
+    sampler = CachedSampler(model)
+    context = torch.randn(4, 1, 8, 8, device="cuda")
+    expected = sampler.sample(4, 8, 8, context=context)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(2_000_000_000)  # cycles: about a second
+        late = torch.zeros_like(context)
+        late.copy_(context, non_blocking=True)
+        x = sampler.sample(4, 8, 8, context=late)
+        done = stream.record_event()
+        del late  # the stream still reads it
+        torch.empty_like(context).fill_(float("nan"))
+        assert not done.query()
+    done.synchronize()
+    assert torch.equal(x, expected)
+
+
+@pytest.mark.gpu
+def test_weights_outlive_the_sampler() -> None:
+    model = network().cuda()
+    expected = CachedSampler(model).sample(2, 8, 8)
+    sampler = CachedSampler(model)  # before the sleep, which its upload would wait for
+    torch.cuda._sleep(500_000_000)
+    x = sampler.sample(2, 8, 8)
+    assert not torch.cuda.current_stream().query()
+    del sampler  # before its kernel runs
+    junk = [torch.full((1 << 20,), float("nan"), device="cuda") for _ in range(8)]
+    torch.cuda.synchronize()
+    assert len(junk) == 8
+    assert torch.equal(x, expected)
+
+
+@pytest.mark.gpu
+def test_a_graph_draws_the_same_images() -> None:
+    sampler = CachedSampler(network().cuda())
+    expected = sampler.sample(2, 8, 8)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        x = sampler.sample(2, 8, 8)
+    x.zero_()
+    graph.replay()
+    assert torch.equal(x, expected)
+
+
+@pytest.mark.gpu
+def test_a_failed_call_does_not_fail_the_next() -> None:
+    sampler = CachedSampler(network().cuda())
+    refuses(r"cuDeviceGet: \w", Card, 100, error=CudaError)
+    sampler.sample(1, 8, 8)
+    torch.cuda.synchronize()
+
+
+@pytest.mark.gpu
+def test_images_are_drawn_in_bfloat16_where_the_model_lies() -> None:
+    model = network().cuda()
+    x = sample_images(model, 3, height=8, width=8, seed=4)
+    assert torch.equal(x, CachedSampler(model, torch.bfloat16).sample(3, 8, 8, seed=4))

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from dsmooth.sampling.known import known_pixels
 from dsmooth.sampling.request import Request
 from dsmooth.sampling.two_step import draw
 from dsmooth.work import batches
-from tests.helpers.command_runs import run
+from tests.helpers.command_runs import complains, run
 from tests.helpers.data_makers import refuses
 from tests.helpers.networks import network, tiny_pair
 from tests.helpers.sampler_checks import FIRST, SEED, teacher_forced
@@ -186,19 +187,6 @@ def test_progress_is_of_the_images_that_are_drawn(pair, monkeypatch) -> None:
     assert any(0 < done < 1 for done in seen)
 
 
-def let_diverge(monkeypatch: pytest.MonkeyPatch, images: list[int]) -> None:
-    """Let x~ of these images diverge."""
-    draw_network = two_step.draw_network
-
-    def diverge(model: Any, request: Any, size: Any, context: Any, *rest: Any) -> torch.Tensor:
-        x = draw_network(model, request, size, context, *rest)
-        if context is None:  # x~
-            x[images, 0, 0, 0] = torch.inf
-        return x
-
-    monkeypatch.setattr(two_step, "draw_network", diverge)
-
-
 def test_places_of_files_and_folders(tmp_path: Path) -> None:
     with suppress(ValueError):  # of whoever may not write there
         command.check_writable(Path("/"))
@@ -210,22 +198,28 @@ def test_places_of_files_and_folders(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("method", ["two-step", "noisy", "single-step"])
 def test_a_diverged_image_costs_no_other(method: str, monkeypatch, capsys) -> None:
+    draw_network, diverged = two_step.draw_network, list[int]()
+
+    def diverge(model: Any, request: Any, size: Any, context: Any, *rest: Any) -> torch.Tensor:
+        x = draw_network(model, request, size, context, *rest)
+        if context is None:  # x~
+            x[diverged, 0, 0, 0] = torch.inf
+        return x
+
+    monkeypatch.setattr(two_step, "draw_network", diverge)
     command = ["sample", ".", "-n", "4", "--device", "cpu", "--method", method]
     assert run(*command, "--out", "right.npz") == 0
-    let_diverge(monkeypatch, [2])
-    assert run(*command, "--out", "q.png", "q.npz") == 0
-    assert "1 of 4 images diverged" in capsys.readouterr().out
+    diverged.append(2)
+    for outputs in (["q.png", "q.npz"], ["folder"]):
+        assert run(*command, "--out", *outputs) == 0
+        assert "1 of 4 images diverged" in capsys.readouterr().out
     x, expected = (np.load(f"{name}.npz")["x"] for name in ("q", "right"))
     assert np.array_equal(np.delete(x, 2, 0), np.delete(expected, 2, 0))
     assert not np.isfinite(x[2]).all()
     x[2] = 0  # grey
     assert Path("q.png").read_bytes() == grid_png(torch.from_numpy(x))
-    assert run(*command, "--out", "folder") == 0
-    assert "1 of 4 images diverged" in capsys.readouterr().out
-    let_diverge(monkeypatch, [0, 1, 2, 3])
-    assert run(*command, "--out", "none.npz") == 1
-    error = "dsmooth: error: 4 of 4 images diverged"
-    assert capsys.readouterr().err.startswith(error)
+    diverged[:] = range(4)
+    complains(capsys, "4 of 4 images diverged", *command, "--out", "none.npz")
 
 
 @pytest.mark.usefixtures("place")
@@ -259,52 +253,45 @@ def test_a_gpu_without_the_sampler_leaves_the_drawing_to_the_cpu(stub, monkeypat
         )
 
 
-def white(model: dsmooth.PixelCNNpp, method: str) -> dsmooth.PixelCNNpp:
-    """A network of a class with a method of its own, by which its pixels are white."""
-    original = getattr(dsmooth.PixelCNNpp, method)
+class White(dsmooth.PixelCNNpp):
+    """Its pixels are white."""
 
-    def own(self: dsmooth.PixelCNNpp, *inputs: Any, **options: Any) -> torch.Tensor:
-        params = original(self, *inputs, **options)
+    def decode(self, *inputs: Any) -> torch.Tensor:
+        params = super().decode(*inputs)
         return torch.where(torch.arange(params.shape[1]).view(-1, 1, 1) < 6, params * 0 + 1, -7)
 
-    model.__class__ = type("White", (dsmooth.PixelCNNpp,), {method: own})
-    return model
+
+def hook(_: object, inputs: Any) -> Any:
+    return (inputs[0] * 0 + 1, *inputs[1:])
 
 
-def hooked(model: dsmooth.PixelCNNpp, name: str = "", pre: bool = False) -> dsmooth.PixelCNNpp:
-    layer = model.get_submodule(name)
-    if pre:
-        layer.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 0 + 1, *inputs[1:]))
-    else:
-        layer.register_forward_hook(lambda _, inputs, output: output * 0 + 1)
-    return model
-
-
-def replaced(model: dsmooth.PixelCNNpp) -> dsmooth.PixelCNNpp:
-    model.stem_u = cast(Any, torch.nn.Sequential(model.stem_u, torch.nn.Tanh()))
-    return model
-
-
-def patched(model: dsmooth.PixelCNNpp) -> dsmooth.PixelCNNpp:
-    decode = model.decode
-    model.decode = lambda *inputs: 2 * decode(*inputs)  # type: ignore[method-assign]
-    return model
+def double(decode: Any, *inputs: Any) -> torch.Tensor:
+    return 2 * decode(*inputs)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda model: white(model, "decode"), "the model is a White, not the library's own"),
-        (lambda model: white(model, "forward"), "the model is a White, not the library's own"),
-        (lambda model: hooked(model, pre=True), "the model has forward hooks"),
-        (lambda model: hooked(model, "down.1.ul.0", True), r"down\.1\.ul\.0 has forward hooks"),
-        (replaced, "stem_u is a Sequential, not the library's own"),
-        (patched, "the model has a method decode of its own"),
+        (lambda m: setattr(m, "__class__", White), "the model is a White, not the library's own"),
+        (lambda m: m.register_forward_pre_hook(hook), "the model has forward hooks"),
+        (
+            lambda m: m.down[1].ul[0].register_forward_hook(lambda *args: args[2] * 0 + 1),
+            r"down\.1\.ul\.0 has forward hooks",
+        ),
+        (
+            lambda m: setattr(m, "stem_u", torch.nn.Sequential(m.stem_u, torch.nn.Tanh())),
+            "stem_u is a Sequential, not the library's own",
+        ),
+        (
+            lambda m: setattr(m, "decode", partial(double, m.decode)),
+            "the model has a method decode of its own",
+        ),
     ],
 )
 def test_every_sampler_draws_from_the_model_that_it_is_given(change, reason, caplog) -> None:
     warn_once.cache_clear()
-    model = change(network("stack", n_classes=3))
+    model = network("stack", n_classes=3)
+    change(model)
     context, label = torch.randn(2, 1, 4, 4), torch.tensor([2, 1])
     arguments: dict[str, Any] = {"height": 4, "width": 4, "seed": SEED, "first_index": FIRST}
     arguments |= {"context": context, "label": label}
@@ -327,3 +314,15 @@ def test_a_compiled_model_is_sampled_by_its_own() -> None:
         lambda: CachedSampler(compiled),
     ):
         refuses(r"got OptimizedModule: pass model\._orig_mod$", use, error=TypeError)
+
+
+def test_the_mode_of_the_model_is_never_touched() -> None:
+    """Another thread may be training it; samples are drawn without dropout."""
+    model, modes = network().train().float(), set[tuple[bool, bool]]()
+    watch = model.head.register_forward_pre_hook(
+        lambda layer, _: modes.add((model.training, layer.training))
+    )
+    x = sequential_sample(model, 1, height=4, width=4)
+    watch.remove()
+    assert modes == {(True, False)}
+    assert torch.equal(x, sequential_sample(model.eval(), 1, height=4, width=4))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import Any
 
@@ -10,86 +9,75 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth.nn import PixelCNNpp
-from dsmooth.sampling import CachedSampler, keep_top, sample_images, sequential_sample
+from dsmooth.sampling import keep_top, sample_images
 from dsmooth.sampling.known import known_pixels
 from dsmooth.sampling.request import Request
 from tests.helpers.data_makers import refuses
 from tests.helpers.networks import BYTES, CLASSES, images, network, numbered, tiny_pair
-from tests.helpers.sampler_checks import FIRST, SEED, context_for, teacher_forced
+from tests.helpers.sampler_checks import (
+    FIRST,
+    SEED,
+    context_for,
+    make_sampler,
+    teacher_forced,
+)
 
 N, SIZE = 3, (8, 8)
+DTYPES = torch.float32, torch.bfloat16
 SETTINGS: dict[str, Any] = {"height": 8, "width": 8, "seed": SEED, "first_index": FIRST}
-CUDA = [
-    pytest.param(name, marks=pytest.mark.gpu)
-    for name in ("cached cuda", "cached cuda bfloat16")
-    if torch.cuda.is_available()
-]
-SAMPLERS = ("sequential", "cached", "cached bfloat16", *CUDA)
+SAMPLERS = [(torch.float32, "sequential"), (torch.float32, "auto"), (torch.bfloat16, "auto")]
+if torch.cuda.is_available():
+    SAMPLERS += [pytest.param(dtype, "cuda", marks=pytest.mark.gpu) for dtype in DTYPES]
 CASES = [("none", 1, {}), ("stack", 3, {}), ("concat", 1, BYTES), ("stack", 1, BYTES)]
 
 
-def draw(sampler: str, model: PixelCNNpp, **given: Any) -> Tensor:
-    """N images by a sampler of this name."""
-    given = {**SETTINGS, "context": context_for(model, N, *SIZE), **given}
-    if sampler.startswith("cached"):
-        dtype = torch.bfloat16 if sampler.endswith("bfloat16") else torch.float32
-        if "cuda" in sampler:
-            model = copy.deepcopy(model).cuda()
-            given = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in given.items()}
-        return CachedSampler(model, dtype).sample(N, **given).cpu()
-    return sequential_sample(model, N, **given)
-
-
-def random_mask(n: int = N) -> Tensor:
+def random_mask(n: int = N, size: tuple[int, int] = SIZE) -> Tensor:
     """A mask of half of the pixels; the second row is known in all images, the last in none."""
-    mask = torch.rand(n, *SIZE, generator=torch.Generator().manual_seed(3)) < 0.5
+    mask = torch.rand(n, *size, generator=torch.Generator().manual_seed(3)) < 0.5
     mask[:, 1], mask[:, -1] = True, False
     return mask
 
 
 @pytest.mark.quick
 @pytest.mark.grid
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(("dtype", "code"), SAMPLERS)
 @pytest.mark.parametrize(("conditioning", "channels", "mixture"), CASES)
-def test_a_sample_with_all_of_it_none_or_parts_known(
-    conditioning: str, channels: int, mixture: dict[str, Any], sampler: str
+def test_known_pixels_stay_and_the_others_follow_from_them(
+    conditioning: str, channels: int, mixture: dict[str, Any], dtype: torch.dtype, code: str
 ) -> None:
-    """Bit for bit."""
+    """Bit for bit where all, nothing or parts of a sample are known; else by teacher forcing."""
     model = network(conditioning, channels=channels, n_filters=4, **mixture)
-    own = images(channels=channels).mT  # strided
-    everywhere = torch.ones(1, *SIZE, dtype=torch.bool)
-    assert torch.equal(draw(sampler, model, known=own, mask=everywhere), own)
-    x, nothing = draw(sampler, model), torch.full_like(own, torch.nan)
-    assert torch.equal(draw(sampler, model, known=nothing, mask=~everywhere), x)
-    for mask in (random_mask(), keep_top(0.5, SIZE)):
-        assert torch.equal(draw(sampler, model, known=x, mask=mask), x)
+    sampler, size = make_sampler(model, dtype, code), (4, 8)
+    context = context_for(model, N, *size)
+
+    def draw(**given: Any) -> Tensor:
+        given |= {"context": context, "seed": SEED, "first_index": FIRST}
+        given = {k: v.to(sampler.device) if isinstance(v, Tensor) else v for k, v in given.items()}
+        return sampler.sample(N, *size, **given).cpu()
+
+    own = images(channels=channels, size=(8, 4)).mT  # strided
+    everywhere, mask = torch.ones(1, *size, dtype=torch.bool), random_mask(size=size)
+    assert torch.equal(draw(known=own, mask=everywhere), own)
+    x, nothing = draw(), torch.full_like(own, torch.nan)
+    assert torch.equal(draw(known=nothing, mask=~everywhere), x)
+    for part in (mask, keep_top(0.5, size)):
+        assert torch.equal(draw(known=x, mask=part), x)
+    completed, kept = draw(known=own, mask=mask), mask[:, None].expand_as(x)
+    assert torch.equal(completed[kept], own[kept])
+    if dtype == torch.float32:
+        again, _ = teacher_forced(model, completed, context, torch.float64, 1.0)
+        torch.testing.assert_close(completed[~kept], again[~kept].float(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.grid
-@pytest.mark.parametrize("sampler", ["sequential", "cached"])
-@pytest.mark.parametrize(("conditioning", "channels", "mixture"), CASES)
-def test_drawn_pixels_follow_from_the_pixels_before_them(
-    conditioning: str, channels: int, mixture: dict[str, Any], sampler: str
-) -> None:
-    """Teacher forcing: one forward on the completed images, then the same noise."""
-    model = network(conditioning, channels=channels, n_filters=4, **mixture)
-    known, mask = images(channels=channels), random_mask()
-    x = draw(sampler, model, known=known, mask=mask)
-    kept = mask[:, None].expand_as(x)
-    assert torch.equal(x[kept], known[kept])
-    context = context_for(model, N, *SIZE)
-    again, _ = teacher_forced(model, x, context, torch.float64, 1.0)
-    torch.testing.assert_close(x[~kept], again[~kept].float(), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("sampler", ["sequential", "cached"])
-def test_a_network_that_sees_bytes_takes_no_other_pixels(sampler: str) -> None:
-    model, known, mask = network(**BYTES), images(), random_mask()
+@pytest.mark.parametrize("code", ["sequential", "auto"])
+def test_a_network_that_sees_bytes_takes_no_other_pixels(code: str) -> None:
+    known, mask = images(), random_mask()
+    sampler = make_sampler(network(**BYTES), torch.float32, code)
     for wrong in (0.3, 1 + 1 / 127.5, -1 - 1 / 127.5):
-        with pytest.raises(ValueError, match=r"known must (have values of bytes|lie in \[-1, 1\])"):
-            draw(sampler, model, known=torch.where(mask[:, None], wrong, known), mask=mask)
-    draw(sampler, model, known=torch.where(mask[:, None], known, 0.3), mask=mask)
+        given = {"known": torch.where(mask[:, None], wrong, known), "mask": mask}
+        words = r"known must (have values of bytes|lie in \[-1, 1\])"
+        refuses(words, sampler.sample, N, *SIZE, **given)
+    sampler.sample(N, *SIZE, known=torch.where(mask[:, None], known, 0.3), mask=mask)
 
 
 def test_one_image_and_one_mask_serve_all() -> None:
