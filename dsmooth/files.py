@@ -191,12 +191,12 @@ def parse_json(text: str | bytes, source: Path) -> Json:
         raise ValueError(f"{source} is not a JSON object: {error}") from None
 
 
-def structured(values: object, kind: type[T], path: Path) -> T:
+def structured(values: object, kind: type[T], source: Path | str) -> T:
     """`structure` of the content of a file. Raises ValueError, naming the file and the field."""
     try:
         return structure(values, kind)
     except ValueError as error:
-        raise ValueError(f"{printable(path)} does not fit: {error}") from None
+        raise ValueError(f"{printable(source)} does not fit: {error}") from None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -40,7 +40,7 @@ from dsmooth.evaluate.probe import (
 from dsmooth.files import structured, write_atomically, write_json
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pretrained import find
-from dsmooth.pretrained.runs import RunFolder, Step, WeightsSettings, entry_line, write_weights
+from dsmooth.pretrained.runs import RunFolder, Step, entry_line
 from dsmooth.report.contents import Machine, ModelSummary, describe_machine, describe_model
 from dsmooth.report.page import grid
 from dsmooth.report.reproduce import Choices, Stages, bytes_to_compare
@@ -130,12 +130,10 @@ def pack(runs: Path, folder: Path) -> None:
         entries = [entry for entry in entries if not isinstance(entry, Step) or entry in kept]
         target.path.mkdir(parents=True, exist_ok=True)
         target.write_config(replace(config, data_dir=None, download=False), size)
-        network = dsmooth.load(source.path).networks[config.role].half()
-        record = network.record and replace(network.record, weights_sha256=weights_digest(network))
-        settings = WeightsSettings.of_run(config, size)
-        settings = replace(settings, training={config.role: record} if record else {})
-        write_weights(target.weights, {config.role: network}, settings)
         write_atomically(target.log, "".join(map(entry_line, entries)).encode())
+        network = dsmooth.load(source.path).networks[config.role].half()
+        assert network.record is not None  # a run that is finished has one
+        target.write_weights(network, config, size, **asdict(network.record))
 
 
 def write_card(

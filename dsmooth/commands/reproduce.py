@@ -10,7 +10,7 @@ from ..evaluate.batches import check_images
 from ..evaluate.features import make_extractor
 from ..files import check_writable
 from ..machine import choose_device, use_threads
-from ..pretrained import DEFAULT, TITLE, load, packaged
+from ..pretrained import DEFAULT, load, packaged
 from ..report.reproduce import Choices, Stages, own_folder, planned_runs, train_runs
 from ..report.sections import write_report
 from ..results import bits_table
@@ -43,7 +43,8 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
         data = choose_data(models, options.dataset)
         stages = Stages(out, models, data.load("train"), data.load("test"), choices)
         check_images(models.pair, stages.test_set)
-        pictures, title = stages.draw_all(), "models that were given" if options.models else TITLE
+        pictures = stages.draw_all()
+        title = f"models that {'were given' if options.models else 'come with dsmooth'}"
         record.result = stages.report(options.preset or DEFAULT_PRESET if runs else title, pictures)
         record.write()
     write_report(out / "report.html", record.result, pictures)

@@ -13,7 +13,7 @@ from ..config import DERIVED, Role, TrainConfig
 from ..data.folder import shows_colours
 from ..files import read_json
 from ..presets import fine_tuning, preset, with_settings
-from ..pretrained.runs import RunFolder, default_folder, run_config
+from ..pretrained.runs import RunFolder, run_config
 from ..training import tensorboard
 from ..training import train as train_one
 from ..training.settings import find_initial, stored_settings
@@ -50,7 +50,7 @@ def runs_of(options: Train) -> dict[RunFolder, TrainConfig]:
     """The runs of a command, one after the other, and their settings."""
     given = given_settings(options)
     if options.role != "pair":
-        run = RunFolder(options.out or default_folder(options.role))
+        run = RunFolder(options.out or Path("runs") / options.role)
         return {run: settings_of(options, given, options.role, run)}
     out = options.out or Path("runs") / "pair"
     roles: tuple[Role, ...] = ("noisy", "denoiser")
@@ -66,8 +66,7 @@ def settings_of(
 ) -> TrainConfig:
     """The settings given, over those of --config, of the run to resume, or of a preset."""
     if options.config is not None:
-        values = {"height_and_width": (0, 0), **read_json(options.config)}  # is not printed
-        start = run_config(values, options.config)[0]
+        start = run_config(read_json(options.config), options.config)
     elif options.resume and options.preset is None and run.config.exists():
         start = run.read_config()[0]
     else:

@@ -5,8 +5,8 @@ the package: the runs `noisy`, `denoiser` and `plain`, a model card (README.md) 
 (card.json), which `python tools/card.py` of the sources measures again.
 """
 
-from .folders import DEFAULT, TITLE, is_model, packaged
-from .load import Loaded, find, load
+from .folders import DEFAULT, find, is_model, packaged
+from .load import Loaded, load
 from .save import push, save
 
-__all__ = ["DEFAULT", "TITLE", "Loaded", "find", "is_model", "load", "packaged", "push", "save"]
+__all__ = ["DEFAULT", "Loaded", "find", "is_model", "load", "packaged", "push", "save"]

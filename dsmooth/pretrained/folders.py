@@ -1,15 +1,16 @@
-"""The kinds of folder that hold networks, and the packaged ones."""
+"""Where networks are: the packaged models, folders, and the Hugging Face Hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..config import Role
-from .hub import may_be_on_hub
-from .runs import CONFIG_FILE, WEIGHTS_FILE
+from ..progress import LOG
+from .hub import download, may_be_on_hub
+from .runs import RunFolder
 
 DEFAULT = "mnist"
-TITLE = "models that come with dsmooth"
 HERE = Path(__file__).parent
 PAIR: tuple[Role, Role] = ("noisy", "denoiser")
 
@@ -21,17 +22,35 @@ def packaged() -> dict[str, Path]:
     return pairs | {name: folder for name, folder in plain.items() if folder.exists()}
 
 
+def runs_in(folder: Path) -> list[RunFolder]:
+    """A run or what `save` wrote; else the runs `noisy` and `denoiser`; else nothing."""
+    run, pair = RunFolder(folder), [RunFolder(folder / role) for role in PAIR]
+    if run.config.is_file() or run.weights.is_file():
+        return [run]
+    return pair if all(half.config.is_file() for half in pair) else []
+
+
 def is_model(path: Path) -> bool:
     """Whether `path` is a folder of networks, the name of a packaged model, or an id of the Hub."""
-    return holds_networks(path) or str(path) in packaged() or may_be_on_hub(path)
+    return bool(runs_in(path)) or str(path) in packaged() or may_be_on_hub(path)
 
 
-def holds_networks(folder: Path) -> bool:
-    """Whether `folder` is a run or a saved pair or network, or holds the runs of a pair."""
-    files = (folder / CONFIG_FILE, folder / WEIGHTS_FILE)
-    return any(map(Path.is_file, files)) or has_runs(folder)
+def find(name: str | Path, **hub: Any) -> Path:
+    """The folder of `name`: a path, else packaged models, else "owner/name" on the Hub.
 
-
-def has_runs(folder: Path) -> bool:
-    """Whether `folder` holds the runs `noisy` and `denoiser`."""
-    return all((folder / role / CONFIG_FILE).is_file() for role in PAIR)
+    A folder with the name of packaged models that holds no networks does not hide them.
+    """
+    path, folders = Path(name), packaged()
+    folder = folders.get(str(name))
+    if path.exists() and (folder is None or runs_in(path)):
+        if folder is not None:
+            LOG.warning("%s: the folder here, not the models that come with dsmooth", path)
+        return path
+    if folder is not None:
+        return folder
+    if may_be_on_hub(path):
+        return download(str(name), **hub)
+    raise FileNotFoundError(
+        f"there is no {path}, and the package has no models of that name (it has "
+        f"{', '.join(folders)})"
+    )

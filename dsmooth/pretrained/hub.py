@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,47 +25,42 @@ def may_be_on_hub(path: Path) -> bool:
 
 def download(name: str, **options: Any) -> Path:
     """The folder in the Hub's cache. Raises OSError if the Hub does not give it."""
-    missing = f"there is no folder {name} here"
-    hub = _library(f"{missing}; to read it from the Hugging Face Hub")
     # The name may be a path that was mistyped.
+    missing = f"there is no folder {name} here"
     LOG.warning("%s: reading %s of the Hugging Face Hub", missing, name)
-    try:
+    advice = (
+        "What was read once with a network stays in the cache of huggingface_hub; otherwise give a "
+        "folder that save_pretrained wrote"
+    )
+    with _hub(f"{missing}, and the Hugging Face Hub does not give it", advice) as hub:
         return Path(hub.snapshot_download(name, allow_patterns=HUB_FILES, **options))
-    except Exception as error:  # the Hub's own classes, and those of its HTTP library
-        raise OSError(
-            f"{missing}, and the Hugging Face Hub does not give it: {_first_line(error)}. What was "
-            "read once with a network stays in the cache of huggingface_hub; otherwise give a "
-            "folder that save_pretrained wrote"
-        ) from error
 
 
 def upload(folder: str, repo_id: str, *, private: bool, token: str | None, message: str) -> str:
     """Upload a folder to the model `repo_id`; returns the commit's address. Raises OSError if the
     Hub refuses it."""
-    api = _library(f"to write {repo_id} on the Hugging Face Hub").HfApi(token=token)
-    try:
+    advice = "Writing needs a network and a token: `hf auth login`, or token="
+    with _hub(f"could not write {repo_id} on the Hugging Face Hub", advice) as hub:
+        api = hub.HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repo_id, folder_path=folder, allow_patterns=HUB_FILES, commit_message=message
         )
-    except Exception as error:
-        raise OSError(
-            f"could not write {repo_id} on the Hugging Face Hub: {_first_line(error)}. "
-            "Writing needs a network and a token: `hf auth login`, or token="
-        ) from error
-    return str(commit.commit_url)
+        return str(commit.commit_url)
 
 
-def _library(purpose: str) -> ModuleType:
-    """The module of the extra `hub`. Raises ModuleNotFoundError, naming the purpose, without it."""
+@contextmanager
+def _hub(failure: str, advice: str) -> Iterator[ModuleType]:
+    """The module of the extra `hub`; any error inside becomes an OSError of one line.
+
+    Raises ModuleNotFoundError without the extra.
+    """
     try:
         import huggingface_hub
     except ImportError:
-        raise ModuleNotFoundError(f"{purpose}: pip install 'dsmooth[hub]'") from None
-    return huggingface_hub
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    lines = str(error).strip().splitlines()
-    return escape_control(lines[0].rstrip(".")) if lines else type(error).__name__
+        raise ModuleNotFoundError(f"{failure}: pip install 'dsmooth[hub]'") from None
+    try:
+        yield huggingface_hub
+    except Exception as error:  # the Hub's own classes, and those of its HTTP library
+        line = escape_control(str(error).strip().partition("\n")[0].rstrip("."))
+        raise OSError(f"{failure}: {line or type(error).__name__}. {advice}") from error

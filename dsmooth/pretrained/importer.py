@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import LARGEST, Classes, Conditioning, ModelConfig
-from ..fields import check_one_of
+from ..fields import check_number, check_one_of
 from ..files import read_tensors
 from ..functional.shifted_conv import fold_weight_norm
 from ..nn import PixelCNNpp
@@ -34,6 +34,7 @@ _RENAMES = (
 )
 _STEM, _HEAD = "u_init.conv.weight_v", "nin_out.lin_a.bias"
 _PROJECTION = "up_layers.0.u_stream.0.hw"
+_PICKLES = (".pth", ".pt", ".ckpt", ".pkl")
 
 
 def load_pixelcnnpp(
@@ -62,21 +63,23 @@ def load_pixelcnnpp(
     """
     check_one_of("conditioning", conditioning, ("none", "stack"))
     check_one_of("likelihood", likelihood, ("continuous", "discretized"))
-    state = _with_port_names(_read(Path(source)) if isinstance(source, (str, Path)) else source)
+    state = _with_port_names(source)
     model = outline(_config_of(state, conditioning, likelihood), state, "the checkpoint")
     weights: dict[str, Tensor] = {}
 
     def take(key: str, shape: torch.Size) -> Tensor:
         if key not in state:
             raise ValueError(f"the checkpoint lacks {key!r}")
-        tensor = state.pop(key).double()
+        tensor = state.pop(key)
         if tensor.ndim == 2 and len(shape) == 4:
             tensor = tensor[:, :, None, None]
-        if tensor.shape != shape or not tensor.isfinite().all():
+        is_usable = tensor.is_floating_point() and tensor.shape == shape
+        if not is_usable or not tensor.isfinite().all():
             raise ValueError(
-                f"{key} must be finite of shape {tuple(shape)}, got shape {tuple(tensor.shape)}"
+                f"{key} must hold finite floating-point numbers of shape {tuple(shape)}, got "
+                f"{tensor.dtype} of shape {tuple(tensor.shape)}"
             )
-        return tensor
+        return tensor.double()
 
     for name, layer in model.named_modules():
         old = name
@@ -98,13 +101,24 @@ def load_pixelcnnpp(
     return model.eval()
 
 
-def _with_port_names(source: Mapping[str, Tensor] | Sequence[object]) -> dict[str, Tensor]:
+def _with_port_names(
+    source: str | Path | Mapping[str, Tensor] | Sequence[object],
+) -> dict[str, Tensor]:
     """The state dict of a checkpoint with the ports' names: weights as `weight_g`, `weight_v`."""
-    saved: Any = source if isinstance(source, Mapping) else next(iter(source), None)
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if path.is_file() and path.suffix in _PICKLES:
+            raise ValueError(
+                f"{path} is a pickle, which can run code; convert it once, where you trust it:\n"
+                'python -c "import torch, safetensors.torch as s; '
+                f"c = torch.load('{path}', map_location='cpu', weights_only=True); "
+                "s.save_file(c if isinstance(c, dict) else c[0], "
+                f"'{path.with_suffix('.safetensors')}')\""
+            )
+        source = read_tensors(path)[0]
+    saved: Any = source if isinstance(source, Mapping) else next(iter(source))
     state: dict[str, Tensor] = {}
     for key, value in saved.items():
-        if not value.is_floating_point():
-            raise ValueError(f"{key} must hold floating-point numbers, got {value.dtype}")
         name = re.sub(r"^((module|model)\.)+", "", key)
         name = name.replace(".parametrizations.weight.original0", ".weight_g")
         name = name.replace(".parametrizations.weight.original1", ".weight_v")
@@ -116,26 +130,18 @@ def _with_port_names(source: Mapping[str, Tensor] | Sequence[object]) -> dict[st
     return state
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.is_file() and path.suffix in (".pth", ".pt", ".ckpt", ".pkl"):
-        target = path.with_suffix(".safetensors")
-        raise ValueError(
-            f"{path} is a pickle, which can run code; convert it once, where you trust it:\n"
-            'python -c "import torch, safetensors.torch as s; '
-            f"c = torch.load('{path}', map_location='cpu', weights_only=True); "
-            f"s.save_file(c if isinstance(c, dict) else c[0], '{target}')\""
-        )
-    return read_tensors(path)[0]
-
-
 def _config_of(
     state: Mapping[str, Tensor], conditioning: Conditioning, likelihood: Likelihood
 ) -> ModelConfig:
-    for name, ndim in ((_STEM, 4), (_HEAD, 1)):
-        if name not in state or state[name].ndim != ndim:
-            raise ValueError(f"not a PixelCNN++ checkpoint: it lacks {name!r} of {ndim} dimensions")
-    n_filters, inputs = state[_STEM].shape[:2]
-    n_params, per_component = len(state[_HEAD]), 3 if inputs == 2 else 10
+    try:
+        (n_filters, inputs, *_), (n_params,) = state[_STEM].shape, state[_HEAD].shape
+        count, _ = state.get(_PROJECTION, torch.empty(0, 0)).shape
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"not a PixelCNN++ checkpoint: it must have {_STEM!r} of 4 dimensions, {_HEAD!r} of 1 "
+            f"and, with classes, {_PROJECTION!r} of shape (classes, 2F)"
+        ) from None
+    per_component = 3 if inputs == 2 else 10
     layers = [re.match(r"up_layers\.0\.u_stream\.(\d{1,9})\.", key) for key in state]
     n_resnet = 1 + max((int(m[1]) for m in layers if m), default=-1)
     if inputs not in (2, 4) or n_resnet < 1 or n_params < 1 or n_params % per_component:
@@ -143,10 +149,7 @@ def _config_of(
             "not a PixelCNN++ checkpoint: expected 1 or 3 image channels and 3K or 10K outputs, "
             f"got {inputs - 1} and {n_params}"
         )
-    projection = state.get(_PROJECTION, torch.empty(0, 0)).shape
-    if len(projection) != 2 or projection[0] > LARGEST:
-        raise ValueError(f"{_PROJECTION} must have shape (classes, 2F), got {tuple(projection)}")
-    count = projection[0]
+    check_number("classes", count, 0, LARGEST)
     return ModelConfig(
         image_channels=inputs - 1,
         n_filters=n_filters,

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import torch
 
 from ..config import Classes, Role
-from ..fields import difference
 from ..nn import PixelCNNpp
 from ..nn.pretrained import Pretrained
-from ..nn.weights import load_network, weights_digest
+from ..nn.weights import weights_digest
 from ..pair import SmoothedPair
 from ..progress import LOG
 from ..smoothing import Smoothing
-from .folders import PAIR, has_runs, holds_networks, packaged
-from .hub import download, may_be_on_hub
-from .runs import RunFolder, WeightsSettings, read_weights
+from .folders import PAIR, find, runs_in
+from .runs import CONFIG_FILE, RunFolder
 
 EXPECTED_MODELS = (
     "give a saved pair, or the run folders of a noisy model and of its denoiser, and optionally "
@@ -38,21 +36,13 @@ class Loaded:
     networks: Mapping[Role, PixelCNNpp]
     runs: Mapping[Role, RunFolder] = field(default_factory=dict)
     smoothing: Smoothing | None = None
-    _source: str = "this"
     _pair: SmoothedPair | None = None
-
-    def __post_init__(self) -> None:
-        plain, sizes = self.plain, {network.image_size for network in self.networks.values()}
-        if plain is not None and len(sizes) > 1:
-            raise ValueError(
-                f"the plain model is for images of {plain.image_size}, the pair for others: {sizes}"
-            )
 
     @property
     def pair(self) -> SmoothedPair:
         """The pair. Raises ValueError for a single model."""
         if self._pair is None:
-            raise ValueError(f"{self._source} is a single model: {EXPECTED_MODELS}")
+            raise ValueError(f"this is a single {self._first.role} model: {EXPECTED_MODELS}")
         return self._pair
 
     @property
@@ -72,8 +62,8 @@ class Loaded:
         """(C, H, W) of the images. Raises ValueError where the weights do not state it."""
         if self._first.image_size is None:
             raise ValueError(
-                f"{self._source} does not say how large its images are: save it again with "
-                "its image_size = (H, W)"
+                "the network does not say how large its images are: save it again with its "
+                "image_size = (H, W)"
             )
         return (self._first.config.image_channels, *self._first.image_size)
 
@@ -103,19 +93,11 @@ class Loaded:
         return next(iter(self.networks.values()))
 
 
-class _Found(NamedTuple):
-    """A network, where it was, and what its file says."""
-
-    network: PixelCNNpp
-    run: RunFolder
-    settings: WeightsSettings
-
-
 def load(
     *names: str | Path,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
-    kind: type[Pretrained] | None = None,
+    kind: type[Pretrained] = Pretrained,
     **hub: Any,
 ) -> Loaded:
     """Read a pair, a network, or a pair and a plain model, in evaluation mode.
@@ -135,120 +117,58 @@ def load(
     that do not fit together; ModuleNotFoundError without the extra, and OSError if the Hub does not
     give the folder.
     """
-    found: dict[Role, _Found] = {}
-    for folder in [find(name, **hub) for name in names]:
-        for role, one in read_networks(folder, kind).items():
-            if role in found:
-                raise ValueError(
-                    f"{found[role].run.path} and {folder} both hold a {role} model; "
-                    f"{EXPECTED_MODELS}"
-                )
-            found[role] = one
-    roles = [role for role in get_args(Role) if role in found]
-    is_pair = found.keys() >= {*PAIR}
-    if not roles or (len(roles) > 1 and not is_pair):
-        raise ValueError(f"{EXPECTED_MODELS}; got {', '.join(map(str, names)) or 'nothing'}")
-    for one in found.values():
-        one.network.to(device=device, dtype=dtype)
-    return Loaded(
-        {role: found[role].network for role in roles},
-        {role: one.run for role, one in found.items() if one.run.has_settings()},
-        found[roles[0]].settings.noise,
-        str(next(iter(found.values())).run.path),
-        _pair(kind, found) if is_pair else None,
-    )
+    networks: dict[Role, PixelCNNpp] = {}
+    noises: dict[Role, Smoothing | None] = {}
+    runs: dict[Role, RunFolder] = {}
+    made = kind if issubclass(kind, PixelCNNpp) else PixelCNNpp
+    for run in [run for name in names for run in _runs_of(find(name, **hub))]:
+        found, settings = run.read_weights(made)
+        if both := networks.keys() & found:
+            raise ValueError(
+                f"{run.path} holds a second {' and '.join(both)} model; {EXPECTED_MODELS}"
+            )
+        networks |= found
+        noises |= dict.fromkeys(found, settings.noise)
+        runs |= dict.fromkeys(found, run) if run.config.exists() else {}
+    networks = {role: networks[role] for role in get_args(Role) if role in networks}
+    named = ", ".join(map(str, names))
+    if not networks or (len(networks) > 1 and not networks.keys() >= {*PAIR}):
+        raise ValueError(f"{EXPECTED_MODELS}; got {named or 'nothing'}")
+    for network in networks.values():
+        network.to(device=device, dtype=dtype)
+    pair = None if len(networks) == 1 else _pair(kind, networks, noises, named)
+    return Loaded(networks, runs, noises[next(iter(networks))], pair)
 
 
-def find(name: str | Path, **hub: Any) -> Path:
-    """The folder of `name`: a path, else packaged models, else "owner/name" on the Hub.
-
-    A folder with the name of packaged models that holds no networks does not hide them.
-    """
-    path, folders = Path(name), packaged()
-    folder = folders.get(str(name))
-    if path.exists() and (folder is None or holds_networks(path)):
-        if folder is not None:
-            LOG.warning("%s: the folder here, not the models that come with dsmooth", path)
-        return path
-    if folder is not None:
-        return folder
-    if may_be_on_hub(path):
-        return download(str(name), **hub)
-    raise FileNotFoundError(
-        f"there is no {path}, and the package has no models of that name (it has "
-        f"{', '.join(folders)})"
-    )
-
-
-def read_networks(folder: Path, kind: type[Pretrained] | None = None) -> dict[Role, _Found]:
-    """The networks of a run, of what `save` wrote, or of the runs `noisy` and `denoiser`.
-
-    One file has the weights and their settings, so both networks of a pair are of one save. The
-    settings of a run, which say where its images are, must be those of its weights. Raises
-    FileNotFoundError or ValueError, naming the file.
-    """
-    run = RunFolder(folder)
-    if not run.config.exists() and not run.weights.exists():
-        if has_runs(folder):
-            pair = {role: read_networks(folder / role, kind) for role in PAIR}
-            for role, half in pair.items():
-                if role not in half:
-                    raise ValueError(f"{folder / role} has a {', '.join(half)} model, not a {role}")
-            return {role: half[role] for role, half in pair.items()}
-        names = sorted(config.parent.name for config in folder.glob(f"*/{run.config.name}"))
-        hint = f"folders in {folder}, which has {', '.join(names)}"
-        hint = hint if names else "a saved pair, or the folder of a run"
-        raise FileNotFoundError(f"there is no {run.weights}: give {hint}")
-    tensors, settings = read_weights(run)
-    if run.has_settings():
-        _check_run(run, settings)
-    found: dict[Role, _Found] = {}
-    for role, config in settings.networks.items():
-        # Weights that no role claims are refused.
-        others = settings.networks.keys() - {role}
-        weights = {
-            name.removeprefix(f"{role}."): tensor
-            for name, tensor in tensors.items()
-            if name.partition(".")[0] not in others
-        }
-        made = kind if kind is not None and issubclass(kind, PixelCNNpp) else PixelCNNpp
-        network = load_network(config, weights, run.weights, made)
-        network.role, network.image_size = role, settings.image_size
-        record = settings.training.get(role)
-        network.record = record and replace(record, seconds=record.seconds or run.seconds())
-        found[role] = _Found(network, run, settings)
-    return found
-
-
-def _check_run(run: RunFolder, settings: WeightsSettings) -> None:
-    """Raise ValueError for weights of another run than the one whose settings are beside them."""
-    config, size = run.read_config()
-    asked = asdict(WeightsSettings.of_run(config, size))
-    own = asdict(replace(settings, training={}))
-    for record in settings.training.values():
-        asked |= {"data": config.data, "seed": config.seed}
-        own |= {"data": record.data, "seed": record.seed}
-    if words := difference(asked, own):
-        raise ValueError(
-            f"{run.config} is not of the weights next to it: {words}; they are of another run, or "
-            "the settings were edited"
-        )
-
-
-def _pair(kind: type[Pretrained] | None, found: Mapping[Role, _Found]) -> SmoothedPair:
+def _pair(
+    kind: type[Pretrained],
+    networks: Mapping[Role, PixelCNNpp],
+    noises: Mapping[Role, Smoothing | None],
+    named: str,
+) -> SmoothedPair:
     """The pair of a noisy model and its denoiser.
 
-    Raises ValueError for networks that were trained for different smoothing or image sizes.
+    Raises ValueError for networks that were trained for different smoothing or image sizes, the
+    size of a plain model too.
     """
-    noisy, denoiser = (found[role] for role in PAIR)
-    named = f"{noisy.run.path} and {denoiser.run.path}"
-    noise, other = ((one.settings.noise, one.settings.image_size) for one in (noisy, denoiser))
-    smoothing, size = noise
-    if noise != other or smoothing is None or size is None:
-        raise ValueError(f"{named} do not fit together: {noise} and {other}")
-    records = [one.network.record for one in (noisy, denoiser) if one.network.record is not None]
+    smoothing, size = noises["noisy"], networks["noisy"].image_size
+    sizes = {network.image_size for network in networks.values()}
+    if smoothing is None or size is None or smoothing != noises["denoiser"] or len(sizes) > 1:
+        raise ValueError(
+            f"{named} do not fit together: they are for noise {smoothing} and "
+            f"{noises['denoiser']}, and images of {' and '.join(map(str, sizes))}"
+        )
+    records = [record for role in PAIR if (record := networks[role].record) is not None]
     digests = {record.data_sha256 for record in records} - {None}
     if len(digests) > 1 or len({record.data for record in records}) > 1:
         LOG.warning("%s were trained on different images", named)
-    pair_kind = kind if kind is not None and issubclass(kind, SmoothedPair) else SmoothedPair
-    return pair_kind(noisy.network, denoiser.network, smoothing, size).eval()
+    made = kind if issubclass(kind, SmoothedPair) else SmoothedPair
+    return made(networks["noisy"], networks["denoiser"], smoothing, size).eval()
+
+
+def _runs_of(folder: Path) -> list[RunFolder]:
+    if runs := runs_in(folder):
+        return runs
+    inner = [config.parent.name for config in sorted(folder.glob(f"*/{CONFIG_FILE}"))]
+    hint = f", which has the runs {', '.join(inner)}" if inner else ""
+    raise FileNotFoundError(f"there is no network in {folder}{hint}: {EXPECTED_MODELS}")

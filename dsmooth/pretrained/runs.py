@@ -1,18 +1,22 @@
-"""The folder of a training run: its settings, its log, its weights and the record of both."""
+"""The folder of a training run: its settings, its log, and its weights with their settings.
+
+What `dsmooth.save` writes is such a folder without the first two.
+"""
 
 from __future__ import annotations
 
-# Files of a run; what `dsmooth.save` writes has weights and no settings beside them.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
-from torch import Tensor, nn
+from torch import nn
 
 from .._version import __version__
 from ..config import ModelConfig, Role, SmoothingKind, TrainConfig
+from ..fields import difference
 from ..files import (
     json_text,
     lock_folder,
@@ -24,7 +28,7 @@ from ..files import (
     write_tensors,
 )
 from ..nn import PixelCNNpp
-from ..nn.weights import weights_digest
+from ..nn.weights import load_network, weights_digest
 from ..smoothing import SMOOTHINGS, Smoothing
 
 
@@ -135,9 +139,13 @@ class WeightsSettings:
         return SMOOTHINGS[self.smoothing](self.scale)
 
     @classmethod
-    def of_run(cls, config: TrainConfig, image_size: tuple[int, int]) -> WeightsSettings:
-        """Those of a run, but for its record."""
-        return cls(config.smoothing, config.scale, image_size, {config.role: config.model})
+    def of_run(
+        cls, config: TrainConfig, image_size: tuple[int, int], **record: Any
+    ) -> WeightsSettings:
+        """Those of a run. record: what its settings do not say of a `TrainingRecord`."""
+        record |= {"data": config.data, "seed": config.seed, "clean_noise": config.clean_noise}
+        training, networks = TrainingRecord(**record), {config.role: config.model}
+        return cls(config.smoothing, config.scale, image_size, networks, {config.role: training})
 
 
 @dataclass(init=False, unsafe_hash=True)
@@ -163,10 +171,6 @@ class RunFolder:
         """The files that may hold a checkpoint, the newest first."""
         return self.checkpoint, self.earlier_checkpoint
 
-    def has_settings(self) -> bool:
-        """Whether this is the folder of a run; saved pairs of earlier versions have such a file."""
-        return self.config.exists() and "networks" not in read_json(self.config)
-
     def is_finished(self) -> bool:
         """Whether the run came to its end, by its log."""
         return self.weights.exists() and isinstance([None, *self.read_log()][-1], End)
@@ -181,31 +185,54 @@ class RunFolder:
         write_json(self.config, {"dsmooth": __version__, SIZE: image_size, **asdict(config)})
 
     def write_weights(
-        self,
-        network: PixelCNNpp,
-        config: TrainConfig,
-        image_size: tuple[int, int],
-        *,
-        data_sha256: str | None = None,
-        images: int | None = None,
-        bits_per_dim: float | None = None,
+        self, network: PixelCNNpp, config: TrainConfig, image_size: tuple[int, int], **record: Any
     ) -> None:
-        """Write the weights of the run with their settings and record. The time stays in the log:
-        files are a function of the settings and the images."""
-        starts = [entry for entry in self.history() if isinstance(entry, Start)]
-        record = TrainingRecord(
-            data=config.data,
-            seed=config.seed,
-            clean_noise=config.clean_noise,
-            weights_sha256=weights_digest(network),
-            data_sha256=data_sha256,
-            images=images,
-            loss=starts[-1].loss if starts else None,
-            bits_per_dim=bits_per_dim,
-        )
-        settings = WeightsSettings.of_run(config, image_size)
-        settings = replace(settings, training={config.role: record})
+        """Write the weights of the run with their settings and record.
+
+        record: as in `WeightsSettings.of_run`. The time stays in the log: files are a function of
+        the settings and the images.
+        """
+        record |= {"weights_sha256": weights_digest(network)}
+        settings = WeightsSettings.of_run(config, image_size, **record)
         write_weights(self.weights, {config.role: network}, settings)
+
+    def read_weights(
+        self, kind: type[PixelCNNpp] = PixelCNNpp
+    ) -> tuple[dict[Role, PixelCNNpp], WeightsSettings]:
+        """The networks, in evaluation mode on the CPU, and their settings.
+
+        The settings of a run, which say where its images are, must be those of its weights. Raises
+        FileNotFoundError or ValueError, naming the file.
+        """
+        tensors, metadata = read_tensors(self.weights)
+        if SETTINGS_KEY not in metadata:
+            raise ValueError(
+                f"{self.weights} has no settings of its networks: it is of another program or of "
+                "an earlier version of dsmooth"
+            )
+        stated = parse_json(metadata[SETTINGS_KEY], self.weights)
+        stated.pop("dsmooth", None)
+        settings = structured(stated, WeightsSettings, self.weights)
+        if self.config.exists():
+            asked = WeightsSettings.of_run(*self.read_config(), weights_sha256="")
+            told = {
+                role: TrainingRecord(record.data, record.seed, record.clean_noise, "")
+                for role, record in settings.training.items()
+            }
+            if words := difference(asdict(asked), asdict(replace(settings, training=told))):
+                raise ValueError(
+                    f"{self.config} is not of the weights next to it: {words}; they are of another "
+                    "run, or the settings were edited"
+                )
+        networks: dict[Role, PixelCNNpp] = {}
+        for role, config in settings.networks.items():
+            head = f"{role}." if len(settings.networks) > 1 else ""
+            own = {n.removeprefix(head): t for n, t in tensors.items() if n.startswith(head)}
+            network = networks[role] = load_network(config, own, self.weights, kind)
+            network.role, network.image_size = role, settings.image_size
+            if (record := settings.training.get(role)) is not None:
+                network.record = replace(record, seconds=record.seconds or self.seconds())
+        return networks, settings
 
     def write_model(
         self, model: PixelCNNpp, config: TrainConfig, image_size: tuple[int, int]
@@ -219,7 +246,7 @@ class RunFolder:
         if model.config != config.model:
             raise ValueError(f"config.model must be the model's own {model.config}")
         with lock_folder(self.path, "a training run"):
-            is_saved = self.weights.exists() and not self.has_settings()
+            is_saved = self.weights.exists() and not self.config.exists()
             if is_saved or any(map(Path.exists, (self.log, *self.checkpoints()))):
                 raise ValueError(f"{self.path} already holds weights; choose another folder")
             self.write_weights(model, config, image_size)
@@ -230,7 +257,9 @@ class RunFolder:
 
         Raises FileNotFoundError or ValueError, naming the file and the field.
         """
-        return run_config(read_json(self.config), self.config)
+        values = read_json(self.config)
+        config = run_config(values, self.config)
+        return config, structured(values.get(SIZE), tuple[int, int], f"{self.config}: {SIZE}")
 
     def read_log(self) -> list[LogEntry]:
         """The entries of the log, in order, without lines that were cut by a crash or damaged."""
@@ -256,26 +285,10 @@ class RunFolder:
         return round(total + last, 1) if self.log.is_file() else None
 
 
-@dataclass(frozen=True)
-class _Least:
-    """What every config.json of a run has."""
-
-    role: Role
-    model: ModelConfig
-    height_and_width: tuple[int, int]
-
-
-def default_folder(role: Role) -> Path:
-    """Folder of a run if none is named."""
-    return Path("runs") / role
-
-
-def run_config(values: Mapping[str, object], path: Path) -> tuple[TrainConfig, tuple[int, int]]:
-    """The settings and image size in `values`, the content of `path`."""
-    least = {key: values[key] for key in ("role", "model", SIZE) if key in values}
+def run_config(values: Mapping[str, object], path: Path) -> TrainConfig:
+    """The settings in `values`, the content of `path`, with an image size or without."""
     settings = {key: value for key, value in values.items() if key not in ("dsmooth", SIZE)}
-    size = structured(least, _Least, path).height_and_width
-    return structured(settings, TrainConfig, path), size
+    return structured(settings, TrainConfig, path)
 
 
 def write_weights(
@@ -289,17 +302,3 @@ def write_weights(
     tensors = (by_role if len(networks) > 1 else next(iter(networks.values()))).state_dict()
     text = json_text({"dsmooth": __version__, **asdict(settings)})
     write_tensors(path, tensors, {SETTINGS_KEY: text})
-
-
-def read_weights(run: RunFolder) -> tuple[dict[str, Tensor], WeightsSettings]:
-    """The tensors, whose names may begin with their network's role, and their settings.
-
-    Raises FileNotFoundError or ValueError, naming the file.
-    """
-    tensors, metadata = read_tensors(run.weights)
-    if SETTINGS_KEY not in metadata:  # a run of an earlier version
-        return tensors, WeightsSettings.of_run(*run.read_config())
-    stated = parse_json(metadata[SETTINGS_KEY], run.weights)
-    for name in ("dsmooth", "origin"):  # the version, and the records of an earlier one
-        stated.pop(name, None)
-    return tensors, structured(stated, WeightsSettings, run.weights)

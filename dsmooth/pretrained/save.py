@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import Role
+from ..config import OWN, Role
+from ..data import DATASETS
 from ..files import lock_folder, write_atomically
 from ..nn import PixelCNNpp
 from ..nn.images import check_size
 from ..nn.pretrained import Pretrained
 from ..nn.weights import check_weights, weights_digest
 from ..pair import SmoothedPair
-from ..results import BitsResult
+from ..results import COMPARABLE, BitsResult, bits_table
 from ..smoothing import SMOOTHINGS
+from ..text import render
 from ..work import read_result
-from .card import CARD_FILE, MARK, render_card
 from .hub import upload
 from .runs import RunFolder, WeightsSettings, write_weights
+
+CARD_FILE = "README.md"
+# A card with this line is overwritten with the weights; one without it was written by a person.
+MARK = "<!-- Written by dsmooth. Without this line the file is yours, and stays. -->"
 
 
 def save(
@@ -41,18 +47,28 @@ def save(
     Raises ValueError for scores of other weights, for a network whose weights are not those of its
     settings (such as parametrized ones), and for the folder of a training run.
     """
-    run = RunFolder(folder)
-    networks = _networks_of(model)
+    run, networks = RunFolder(folder), _networks_of(model)
+    if run.config.exists():
+        raise ValueError(f"{folder} is the folder of a training run: choose another one")
     for network in networks.values():
         check_weights(network)
     settings = _settings_of(model, networks)
     measured = None if scores is None else _read_scores(Path(scores), networks)
-    card = render_card(settings, networks, name or str(folder), measured, license)
-    if run.has_settings():
-        raise ValueError(f"{folder} is the folder of a training run: choose another one")
+    card = render(
+        Path(__file__).with_name("model_card.md"),
+        **asdict(settings),
+        name=name or str(folder),
+        license=license,
+        parameters={r: sum(p.numel() for p in n.parameters()) for r, n in networks.items()},
+        scores=measured,
+        table="" if measured is None else bits_table(measured).markdown(),
+        MARK=MARK,
+        COMPARABLE=COMPARABLE,
+        DATASETS=DATASETS,
+        OWN=OWN,
+    )
     with lock_folder(run.path, "another process that saves weights"):
         write_weights(run.weights, networks, settings)
-        run.config.unlink(missing_ok=True)  # of an earlier version
         if _is_own_card(run.path / CARD_FILE):
             write_atomically(run.path / CARD_FILE, card.encode())
 
@@ -82,21 +98,23 @@ def _networks_of(model: Pretrained) -> dict[Role, PixelCNNpp]:
     if isinstance(model, SmoothedPair):
         return {"noisy": model.noisy, "denoiser": model.denoiser}
     assert isinstance(model, PixelCNNpp)
-    if model.role is not None:
-        return {model.role: model}
-    return {"plain" if model.config.conditioning == "none" else "denoiser": model}
+    return {model.role or ("plain" if model.config.conditioning == "none" else "denoiser"): model}
 
 
-def _settings_of(model: Pretrained, networks: dict[Role, PixelCNNpp]) -> WeightsSettings:
-    smoothing = model.smoothing if isinstance(model, SmoothedPair) else None
-    if smoothing is not None and SMOOTHINGS.get(smoothing.kind) is not type(smoothing):
-        kind = type(smoothing).__name__
-        raise ValueError(f"a pair is saved with smoothing of the library, not with a {kind}")
+def _settings_of(model: Pretrained, networks: Mapping[Role, PixelCNNpp]) -> WeightsSettings:
+    kind = scale = None
+    if isinstance(model, SmoothedPair):
+        kind, scale, own = model.smoothing.kind, model.smoothing.scale, type(model.smoothing)
+        if SMOOTHINGS.get(kind) is not own:
+            raise ValueError(
+                f"a pair is saved with smoothing of the library, not with a {own.__name__}"
+            )
+    size = None if model.image_size is None else check_size(model.image_size)
     records = {role: network.record for role, network in networks.items()}
     return WeightsSettings(
-        None if smoothing is None else smoothing.kind,
-        None if smoothing is None else smoothing.scale,
-        None if model.image_size is None else check_size(model.image_size),
+        kind,
+        scale,
+        size,
         {role: network.config for role, network in networks.items()},
         {
             role: record
@@ -106,7 +124,7 @@ def _settings_of(model: Pretrained, networks: dict[Role, PixelCNNpp]) -> Weights
     )
 
 
-def _read_scores(path: Path, networks: dict[Role, PixelCNNpp]) -> BitsResult:
+def _read_scores(path: Path, networks: Mapping[Role, PixelCNNpp]) -> BitsResult:
     """Bits/dim by `dsmooth evaluate bpd`. Raises ValueError for scores of other weights."""
     result, model = read_result(path, BitsResult), "pair" if len(networks) > 1 else "plain"
     bits = result.models.get(model) if result is not None else None

@@ -19,7 +19,7 @@ from ..data.own import split_own
 from ..distributed import all_reduce_max, from_first, gather, process_group, rank_and_size
 from ..files import lock_folder
 from ..machine import choose_device, keep_freed_memory, torch_threads
-from ..pretrained.runs import RunFolder, default_folder
+from ..pretrained.runs import RunFolder
 from ..progress import lines_shown
 from .checkpoint import check_same_run, restore, save_checkpoint
 from .evaluation import evaluate, sample_grid
@@ -75,7 +75,7 @@ def train(
     NonFiniteLoss, naming step and seed, and ProcessLost if another process is gone.
     """
     check_labels(config, dataset, labels)
-    started, run = time.monotonic(), RunFolder(folder or default_folder(config.role))
+    started, run = time.monotonic(), RunFolder(folder or Path("runs") / config.role)
     target = choose_device(device)
     with process_group(), computing(target, threads, progress):
         if rank_and_size()[0] > 0:
@@ -188,6 +188,7 @@ def _evaluate(state: TrainState, test_set: ImageDataset, run: RunFolder, log: Ru
         test_set.image_size,
         data_sha256=replace(state.train_set, labels=None).digest,
         images=state.images_seen,
+        loss=log.loss_name,
         bits_per_dim=bits,
     )
     samples = sample_grid(state, test_set)

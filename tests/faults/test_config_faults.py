@@ -98,14 +98,16 @@ def test_settings_of_a_pair(tmp_path: Path, every: int) -> None:
 @pytest.mark.parametrize("name", ["n_filters", "n_resnet"])
 def test_settings_bring_no_memory(tmp_path: Path, name: str) -> None:
     """Beside small weights, settings of a network of terabytes had it built."""
-    run, state = RunFolder(tmp_path), PixelCNNpp(SMALL).state_dict()
-    run.write_config(replace(preset("mnist", "noisy"), model=SMALL), (8, 8))
+    run, model = RunFolder(tmp_path), PixelCNNpp(SMALL)
+    dsmooth.save(model, run.path)
+    text, state = read_tensors(run.weights)[1]["config"], model.state_dict()
     for change in (torch.Tensor.int, torch.atleast_3d):
-        write_tensors(run.weights, {key: change(value) for key, value in state.items()}, {})
+        tensors = {key: change(value) for key, value in state.items()}
+        write_tensors(run.weights, tensors, {"config": text})
         refuses(r"another shape: \d+ tensors differ", dsmooth.load, run.path)
-    values = json.loads(run.config.read_text())
-    values["model"][name] = 4096
-    run.config.write_text(json.dumps(values))
+    values = json.loads(text)
+    values["networks"]["plain"][name] = 4096
+    write_tensors(run.weights, state, {"config": json.dumps(values)})
     refuses(r"model\.safetensors holds a model of another shape", dsmooth.load, run.path)
 
 

@@ -99,10 +99,10 @@ def test_other_files_are_named(tmp_path: Path) -> None:
             r"lacks 'down_layers\.0\.u_stream\.0\.hw'",
         ),
         *(
-            ({**LABELLED, PROJECTION: wrong}, {}, "hw must (be finite of shape|hold floating)")
+            ({**LABELLED, PROJECTION: wrong}, {}, "hw must hold finite floating")
             for wrong in NO_PROJECTIONS
         ),
-        ({**LABELLED, "module.up_layers.0.u_stream.0.hw": torch.ones(8)}, {}, r"2F\), got \(8,\)"),
+        ({**LABELLED, "module.up_layers.0.u_stream.0.hw": torch.ones(8)}, {}, r"2F\)"),
         # A file of 200 kB promised a network of 30 GB, another one a thousand million layers.
         ({**STATE, "module.u_init.conv.weight_v": torch.ones(4096, 2, 2, 3)}, {}, r"\(4096, "),
         *(

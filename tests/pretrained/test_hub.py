@@ -17,8 +17,8 @@ import torch
 import dsmooth
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pretrained import is_model
-from dsmooth.pretrained.card import CARD_FILE
 from dsmooth.pretrained.runs import TrainingRecord
+from dsmooth.pretrained.save import CARD_FILE
 from dsmooth.results import BitsResult
 from dsmooth.work import read_result
 from tests.helpers.command_runs import run
@@ -91,7 +91,9 @@ def test_a_pair_goes_to_the_hub_and_comes_back(tmp_path, monkeypatch, caplog) ->
     assert 'PixelCNNpp.from_pretrained("someone/one")' in card
     assert dsmooth.load("someone/one").image_shape == (1, 8, 8)
     network().save_pretrained("two")
-    refuses("two does not say how large its images", lambda: dsmooth.load("two").image_shape)
+    refuses(
+        "the network does not say how large its images", lambda: dsmooth.load("two").image_shape
+    )
 
 
 def test_a_name_whose_owner_is_a_folder_is_a_path(tmp_path, monkeypatch) -> None:
@@ -112,7 +114,7 @@ def test_without_the_extra_or_a_network(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # not installed
     lacking = {"error": ModuleNotFoundError}
     refuses(r"no folder a/b here.*pip install 'dsmooth\[hub", read, "a/b", **lacking)
-    refuses(r"to write a/b .*pip install 'dsmooth\[hub\]'", push, "a/b", **lacking)
+    refuses(r"not write a/b .*pip install 'dsmooth\[hub\]'", push, "a/b", **lacking)
     monkeypatch.setitem(sys.modules, "huggingface_hub", FakeHub(None))
     words = r"no folder a/b here.*no \\x1b\[2Jnetwork\. What was read once"
     refuses(words, read, "a/b", error=OSError)
