@@ -1,7 +1,11 @@
-"""The documentation is true: its commands run, its paths and names exist."""
+"""The documentation is true: its commands and code run, its paths and names exist.
+
+`python tests/test_docs.py` writes the tables of all settings in docs/api/training.md.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -9,17 +13,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from functools import partial
 from pathlib import Path
+from textwrap import dedent
 from types import ModuleType
 from typing import Any
 
 import pytest
+from docstring_parser import parse_from_object
 
 import dsmooth
-from dsmooth.config import ProbeSettings
+from dsmooth.config import ModelConfig, ProbeSettings, TrainConfig
 from dsmooth.pretrained.runs import RunFolder
-from tests.helpers import settings_table
 from tests.helpers.command_runs import run, save_run, smaller
 from tests.helpers.data_makers import random_bytes, write_images
 from tests.helpers.rank_processes import (
@@ -32,9 +38,12 @@ from tests.helpers.rank_processes import (
 )
 
 ROOT = Path(__file__).parent.parent
+HELP, NOTEBOOK = "help(dsmooth)", "docs/quickstart.ipynb"
 # Pages and sections whose code and commands run; those of a row share a folder. Each other section
 # of DIVIDED has its own folder, with small runs in `runs`.
 ROWS: tuple[tuple[str, ...], ...] = (
+    (HELP,),
+    (NOTEBOOK,),
     ("README.md",),
     ("docs/own_images.md",),
     ("docs/api/training.md",),
@@ -48,10 +57,24 @@ DIVIDED = ("docs/guide.md", "docs/own_loop.md", "docs/recipes.md")
 TRAINED = "A likelihood for every pixel"
 # Options for data and weights that the tests do not have.
 ELSEWHERE = re.compile(r"--(preset|data|data-dir|extractor) \S+ ?")
+SHORTER = {"sample(64": "sample(2", "image_size=32": "image_size=8"}
+FEWER = {
+    "budget=1.0, evaluations=2": "images=48, evaluations=1, evaluation_images=8",
+    "(32": "(4", ", 32,": ", 4,", "arange(8)": "arange(2)", "leave(6,": "leave(3,",
+    "(8, 6)": "(2, 3)",
+}  # fmt: skip
 
 
 def sections(page: str) -> dict[str, str]:
     """The text below each second-level heading, and the text before the first."""
+    if page == HELP:
+        text = dsmooth.__doc__ or ""
+        example = text[text.index("    import dsmooth") : text.index("A pair of your own")]
+        return {"": f"```python\n{dedent(example)}```"}
+    if page == NOTEBOOK:
+        cells = json.loads((ROOT / page).read_text())["cells"]
+        code = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        return {"": "".join(f"```python\n{source}\n```\n" for source in code)}
     first, *rest = re.split(r"^## (.*)\n", (ROOT / page).read_text(), flags=re.M)
     return {"": first, **dict(zip(rest[::2], rest[1::2], strict=True))}
 
@@ -110,15 +133,16 @@ def test_documented_commands_and_code_run(row, ground, tmp_path, monkeypatch, re
     monkeypatch.chdir(shutil.copytree(ground, tmp_path, dirs_exist_ok=True))
     if len(row) == 1:  # a whole page, which trains its own
         shutil.rmtree("runs")
+    together: dict[str, object] = {}  # of the cells of the notebook
     one_pass = partial(ProbeSettings, epochs=1)
     monkeypatch.setattr("dsmooth.commands.reproduce.ProbeSettings", one_pass)
     for language, text in blocks(*row):
         if name := re.match(r"# (\w+\.py)\n", text):
             Path(name[1]).write_text(text)
         elif language == "python":
-            for long, short in (("sample(64", "sample(2"), ("image_size=32", "image_size=8")):
+            for long, short in (FEWER if row == (NOTEBOOK,) else SHORTER).items():
                 text = text.replace(long, short)
-            exec(compile(text, "documentation", "exec"), {})
+            exec(compile(text, "page", "exec"), together if row == (NOTEBOOK,) else {})
             continue
         for line in text.splitlines():
             # CI runs `reproduce` and the tests; other programs do not run here.
@@ -154,9 +178,38 @@ def test_the_reference_has_every_public_name(module: Any) -> None:
     assert set(module.__all__) - modules - {"__version__", "Shift"} <= described
 
 
+TABLES = ROOT / "docs" / "api" / "training.md"
+
+
+def table_of(kind: Any) -> str:
+    """A row for each field: its name, its default and its text."""
+    described = (p for base in kind.__mro__[:-1] for p in parse_from_object(base).params)
+    texts = {p.arg_name: " ".join(p.description.split()).replace("|", r"\|") for p in described}
+    rows = ["| setting | default | meaning |", "|---|---|---|"]
+    for field in fields(kind):
+        default = "" if field.default is MISSING else f"`{field.default}`"
+        rows.append(f"| `{field.name}` | {default} | {texts[field.name]} |")
+    return "\n".join(rows)
+
+
+def with_tables(page: str) -> str:
+    """The page with the tables between its marks."""
+    begin, end = "<!-- settings: begin -->", "<!-- settings: end -->"
+    parts = table_of(TrainConfig), "The network, `TrainConfig.model`:", table_of(ModelConfig)
+    tables = "\n\n".join((begin, *parts, end))
+    return page[: page.index(begin)] + tables + page[page.index(end) + len(end) :]
+
+
 def test_the_page_has_all_settings() -> None:
-    page = settings_table.PAGE.read_text()
-    assert page == settings_table.with_tables(page), "run python tests/helpers/settings_table.py"
+    page = TABLES.read_text()
+    assert page == with_tables(page), "run python tests/test_docs.py"
+
+
+@pytest.mark.quick
+def test_help_names_all_that_is_public() -> None:
+    text = dsmooth.__doc__ or ""
+    missing = [name for name in dsmooth.__all__ if not re.search(rf"\b{name}\b", text)]
+    assert missing == ["__version__"]
 
 
 def on_many_machines(language: str) -> Iterator[str]:
@@ -215,3 +268,7 @@ def test_the_slurm_script_starts_the_command_of_two_machines() -> None:
     for variable, value in {**variables, "runs/slurm": "runs/two"}.items():
         last = last.replace(variable, value)
     assert last.split() == ["srun", *two.split()]
+
+
+if __name__ == "__main__":
+    TABLES.write_text(with_tables(TABLES.read_text()))
