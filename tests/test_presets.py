@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from dataclasses import asdict, replace
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,7 @@ def test_fields_of_a_model_that_is_given_are_replaced() -> None:
         ("images", np.asarray(20_000)[()], 20_000),
         ("images", torch.tensor(20_000), 20_000),
         ("learning_rate", np.asarray(0.25)[()], 0.25),
+        ("learning_rate", Decimal("0.25"), 0.25),
         ("data_dir", Path("a"), "a"),
     ],
 )
