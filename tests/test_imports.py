@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from functools import cache
 from graphlib import TopologicalSorter
 from importlib.util import resolve_name
@@ -49,8 +48,6 @@ FIND_BY_NAME = {"", "cli"}
 # The one exception to the layers: the methods of networks that call `load` and `save` import them
 # inside the functions, and the type of a record for type checkers. Networks know no files.
 UP = ("nn.pretrained", {"pretrained"})
-# The command's options are read before any torch is there; they know the settings and their names.
-OPTIONS = {"config", "presets"}
 IMPLEMENTATION_IMPORTS = {"checks", "shifted_conv", "dispatch", "gated_resnet_operands"}
 FILE_NAMES = (
     "config.json",
@@ -58,9 +55,6 @@ FILE_NAMES = (
     "checkpoint.safetensors",
     "model.safetensors",
 )
-
-SOURCES = Path(__file__).parents[1] / "csrc"
-INCLUDES_PYBIND11 = re.compile(r"^\s*#\s*include\s*[<\"]pybind11\b", re.MULTILINE)
 
 
 @cache
@@ -136,11 +130,6 @@ def test_no_module_seeds_the_generators_of_all_devices() -> None:
         assert "torch.manual_seed" not in seeding, name
 
 
-def test_the_options_know_only_settings() -> None:
-    assert imports("commands.options") == OPTIONS
-    assert imports("commands.options_train") == {"config", "presets", "commands.options"}
-
-
 def test_only_runs_spells_the_names_of_its_files() -> None:
     """In code; docstrings and help texts may name them."""
     for name in modules().keys() - {"pretrained.runs"}:
@@ -150,10 +139,3 @@ def test_only_runs_spells_the_names_of_its_files() -> None:
             if isinstance(node.value, str) and id(node) not in prose:
                 spelled = [file for file in FILE_NAMES if file in node.value]
                 assert not spelled, f"{name} line {node.lineno} spells {spelled}"
-
-
-def test_only_the_bindings_include_pybind11() -> None:
-    files = [path for path in SOURCES.rglob("*") if path.suffix in (".h", ".cpp", ".cuh", ".cu")]
-    including = {path for path in files if INCLUDES_PYBIND11.search(path.read_text())}
-    assert len(files) > 30
-    assert {path.parent for path in including} == {SOURCES / "bindings"}
