@@ -18,7 +18,6 @@ FID = "evaluate fid"
 FOLDER = "--data folder --data-dir images"
 REPRODUCE = "reproduce --models noisy denoiser"
 MISTAKES = [
-    (f"train noisy --data cifar10 {TINY}", "--data-dir"),
     (f"train noisy --preset mnist-large {TINY}", "preset must be one of mnist-quick"),
     (f"train noisy --out /proc/a {TINY}", "config.json cannot be written: /proc"),
     ("train denoiser --out noisy --resume", '"denoiser" does not go with conditioning "none"'),
@@ -28,33 +27,19 @@ MISTAKES = [
     (f"train noisy --out pair {TINY}", "pair already holds saved weights: choose another folder"),
     (f"train noisy b --data-dir c {TINY}", "data_dir was given twice: leave one out"),
     (f"train pair {TINY} --out half", "half/denoiser already holds a run"),
-    (f"train pair {TINY} --out swapped --resume", 'does not go with conditioning "none"'),
     ("train pair --config noisy/config.json", '"denoiser" does not go with conditioning'),
-    ("train pair empty --out new", "--images and --budget are both missing"),
-    ("train noisy --images 0", "error: --images must be a whole number >= 1 or None, got 0"),
-    (f"train noisy --budget 1 {TINY}", "--images and --budget both say how long the run is"),
-    ("train noisy --config log.json", "does not fit: Object missing required field `role`"),
-    ("sample noisy other", "do not fit together"),
     ("sample noisy --out x.npz folder", "a folder must be the only --out, got folder among others"),
     ("sample noisy --out -", "or be a folder without a suffix, got -"),
-    (
-        "sample x.npy",
-        "there is no x.npy/model.safetensors: give a saved pair, or the folder of a run",
-    ),
+    ("sample x.npy", "there is no x.npy/model.safetensors: give a saved pair, or the folder of"),
     ("sample noisy --out log.json/x.png", "x.png cannot be written: "),
     ("sample noisy --out suffixless", "suffixless must be a folder to write, and is a file"),
-    ("sample noisy --out /proc/x.png", "/proc/x.png cannot be written: /proc"),
     ("sample plain --method noisy", "--method is for a pair, not for a single model: leave it out"),
-    ("sample noisy --method single-step", "--method is for a pair"),
-    ("sample pair --guidance 1", "--guidance needs a model with classes"),
     (f"{FID} large.npy -n 1", "--count must be at least 2, got 1"),
-    ("complete pair images --draws 0", "--draws must be at least 1, got 0"),
     ("complete pair images --out rows", "--out must end in .png or .npz, got rows"),
-    ("complete pair images --keep-top 0.2 --mask mask.png", "--keep-top and --mask both say"),
+    ("complete pair images --keep-top 0.2 --mask large.png", "--keep-top and --mask both say"),
     ("complete pair images --draws 40000000 -n 4 --out x.npz", "but the machine has"),
     ("complete pair", "the models do not say where their images are: name some by --images"),
     ("complete pair large.png", "(C, H, W) = (1, 8, 8), got 1 of (1, 8, 12) from"),
-    ("complete pair images --mask large.png", "mask must have shape (1, 8, 8), got (1, 8, 12)"),
     ("complete pair nan.npy", "nan.npy holds images that are not finite (1 of the first 8): leave"),
     ("complete noisy images", "noisy is a noisy model: name the pair that it is of"),
     ("cluster plain", "clusters are of features of a noisy model"),
@@ -63,14 +48,12 @@ MISTAKES = [
     ("evaluate bpd", "give a saved pair"),
     ("evaluate bpd plain --plain plain", "plain and plain both hold a plain model"),
     (f"evaluate bpd noisy denoiser {FOLDER} --limit 0", "--limit must be at least 1, got"),
-    ("evaluate bpd noisy denoiser --threads 0", "--threads must be at least 1, got 0"),
     ("evaluate bpd own", "Measure it there (dsmooth.evaluate), or write the images to measure to"),
     ("evaluate bpd own --data-dir images", "name that folder, and set --data folder"),
     ("evaluate bpd noisy denoiser --data-dir nowhere", "is in nowhere or the folders inside it"),
     ("evaluate bpd noisy denoiser --out log.json/x.json", "x.json cannot be written: "),
     ("evaluate bpd noisy denoiser --out x.txt", "--out must end in .json, got x.txt"),
     (f"{FID} nowhere", "there are no image files in nowhere, and it is no .npz or .npy"),
-    (f"{FID} empty", "there are no image files in empty"),
     (f"{FID} x.npy --seed -1", "--seed must lie in 0 .. "),
     (f"{FID} x.npy --reference none.npz", "there is no none.npz"),
     (
@@ -82,7 +65,6 @@ MISTAKES = [
     (f"{FID} integers.npy", "scale them, or store bytes as uint8"),
     (f"{FID} x.npy", "images must have shape (N, 1, 28, 28), got (20, 1, 8, 8)"),
     (f"{FID} x.npy {FOLDER}", "pass your own network to make_extractor(module)"),
-    (f"{FID} x.npy --extractor Pixels", "extractor"),
     ("probe noisy denoiser --data mnist", "the pair is for images (C, H, W) = (1, 8, 8)"),
     (f"{REPRODUCE} --budget 1", "--models are trained: leave out --budget"),
     ("reproduce --count 0", "count must be at least 1, got 0"),
@@ -94,10 +76,8 @@ def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All that is in `made`, and files that cannot be used."""
     folder = shutil.copytree(made, tmp_path_factory.mktemp("mistakes") / "copy")
     pixels = random_bytes((20, 8, 8))
-    save_run(folder / "other", "denoiser", scale=0.3)
     save_run(folder / "own", "plain", data=OWN)
     save_run(folder / "half" / "denoiser", "denoiser")
-    save_run(folder / "swapped" / "denoiser", "noisy")
     arrays = {
         "x": pixels,
         "shape": random_bytes((20, 2, 8, 8)),
@@ -109,8 +89,7 @@ def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         np.save(folder / f"{name}.npy", array)
     np.savez(folder / "bad.npz", text="text")
     np.savez(folder / "fid.npz", mu=np.zeros(6), sigma=np.eye(6))
-    for name, shape in (("mask", (8, 8)), ("large", (8, 12))):
-        Image.fromarray(np.zeros(shape, np.uint8)).save(folder / f"{name}.png")
+    Image.fromarray(np.zeros((8, 12), np.uint8)).save(folder / "large.png")
     (folder / "log.json").write_text("{}")
     (folder / "suffixless").touch()
     (folder / "empty").mkdir()
