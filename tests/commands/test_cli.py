@@ -11,7 +11,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import dsmooth
@@ -133,7 +132,6 @@ def test_settings_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
     [
         ("--preset photos --data cifar10", {"image_size": None}),
         ("--preset photos --data folder", {"image_size": 32}),
-        ("--preset photos --data celeba", {"image_size": 32}),
         ("--data cifar10", {"image_size": None, "scale": 0.3}),
         ("--data celeba", {"image_size": 32, "scale": 0.3}),
         ("--preset mnist --budget 2", {"images": None, "budget": 2.0}),
@@ -145,17 +143,6 @@ def test_only_the_options_decide_the_settings(
 ) -> None:
     settings = settings_of(capsys, f"noisy {words}")
     assert {name: settings[name] for name in values} == values
-
-
-@pytest.mark.usefixtures("place")
-def test_sample_from_runs_and_from_a_pair() -> None:
-    # Either order of the runs, PNG and NPZ from one call.
-    assert run("sample", "denoiser", "noisy", "-n", "3", "--out", "grid.png", "x.npz") == 0
-    assert Path("grid.png").read_bytes().startswith(b"\x89PNG")
-    stored = np.load("x.npz")["x"]
-    assert np.array_equal(stored, dsmooth.load("noisy", "denoiser").pair.sample(3))
-    assert run("sample", "pair", "-n", "2", "--first-index", "1", "--out", "again.npz") == 0
-    assert np.allclose(np.load("again.npz")["x"], stored[1:], atol=1e-5)
 
 
 @pytest.mark.usefixtures("place")
@@ -182,9 +169,6 @@ def test_channels_follow_a_folder(tmp_path, monkeypatch, capsys) -> None:
     assert "wrote run/model.safetensors" in lines[-2]
     assert lines[-1].endswith("`dsmooth sample run DENOISER`")
     assert (config.scale, config.image_size) == (0.3, None)
-    assert run("train", "noisy", "--out", "other", *data, "--preset", "mnist-quick") == 0
-    config, _ = RunFolder(Path("other")).read_config()
-    assert (config.model.image_channels, config.scale) == (3, 0.5)
     words = ["train", "noisy", "--out", "grey", *data[:4], "--images=8", "--init", "mnist"]
     complains(capsys, "--init mnist has image_channels 1, not 3", *words)
 

@@ -91,8 +91,10 @@ def test_a_pair_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     x = SmoothedPair.from_pretrained(DEFAULT).sample(2, seed=0)
     assert x.shape == (2, 1, 28, 28)
     assert torch.equal(SmoothedPair.from_pretrained(folder).sample(2, seed=0), x)
-    assert run("sample", "-n", "2", "--device", "cpu", "--out", str(tmp_path / "x.npz")) == 0
-    assert np.array_equal(np.load(tmp_path / "x.npz")["x"], x.numpy())
+    out = [str(tmp_path / name) for name in ("x.npz", "x.png")]
+    assert run("sample", "-n", "1", "--first-index", "1", "--device", "cpu", "--out", *out) == 0
+    assert np.array_equal(np.load(out[0])["x"], x[1:].numpy())
+    assert Path(out[1]).read_bytes().startswith(b"\x89PNG")
     folders = {role: run.path for role, run in load(DEFAULT).runs.items()}
     assert folders == {"noisy": folder / "noisy", "denoiser": folder / "denoiser"}
     assert is_model(Path(DEFAULT))
