@@ -24,6 +24,8 @@ pytestmark = pytest.mark.quick
 CHESS = np.indices((8, 8)).sum(0) % 2  # black and white
 BLACK = torch.zeros(3, 1, 8, 8).byte()
 PIXELS = torch.from_numpy(random_bytes((40, 1, 8, 8)))
+CLEAR = Image.new("RGBA", (8, 8), (9, 9, 9, 0))
+DEEP = Image.fromarray(np.full((8, 8), 65535, np.uint16))
 
 
 def chess(mode: str) -> Image.Image:
@@ -41,17 +43,6 @@ def test_pillow_pictures_look_as_they_did(mode: str) -> None:
     found = own_images([chess(mode)] * 2)
     assert found.image_channels == (1 if mode in ("1", "L", "LA") else 3)
     assert torch.equal(found.images, torch.from_numpy(255 * CHESS).byte().expand_as(found.images))
-
-
-@pytest.mark.parametrize(
-    ("picture", "words"),
-    [
-        (Image.new("RGBA", (8, 8), (9, 9, 9, 0)), "item 1 must be opaque"),
-        (Image.fromarray(np.full((8, 8), 65535, np.uint16)), "item 1 must have 8 bits a channel"),
-    ],
-)
-def test_pictures_that_cannot_be_used_are_named(picture: Image.Image, words: str) -> None:
-    refuses(words, own_images, [Image.new("L", (8, 8), "white"), picture])
 
 
 @pytest.mark.parametrize("names", [(), ("cat", "dog", "emu")])
@@ -132,9 +123,6 @@ def test_names_of_the_classes_of_torchvision() -> None:
     renumbered = ClassFolders(folders)
     renumbered.target_transform = lambda number: 1 - number
     assert own_images(renumbered).class_names == ("0", "1")
-    counted = ClassFolders(folders)
-    counted.classes = 2
-    assert own_images(counted).class_names == ("0", "1")
 
 
 def test_forms_of_images_in_python() -> None:
@@ -175,32 +163,18 @@ class Promise(Endless):
     [
         ([BLACK[0]], "2 images or more, got 1"),
         ([chess("L"), chess("RGB")], r"item 1 of .*: image\.convert\(.RGB.\) makes colour "),
-        (
-            [torch.full((8, 8), -2.0)],
-            r"item 0 must be bytes or lie in \[-1, 1\], got float32 from -2",
-        ),
-        (
-            torch.full((2, 8, 8), torch.nan),
-            r"images must be bytes or lie in \[-1, 1\], got float32",
-        ),
+        ([torch.full((8, 8), -2.0)], r"item 0 must be bytes or lie in .* got float32 from -2"),
+        (torch.full((2, 8, 8), torch.nan), r"images must be bytes or lie in \[-1, 1\], got fl"),
         (PIXELS.int(), r"images must be bytes or lie in \[-1, 1\], got int32"),
-        (PIXELS > 3, r"images must be bytes or lie in \[-1, 1\], got bool"),
         ((PIXELS, PIXELS[:, 0, 0, 0]), r"images must hold images .* got shape \(40,\)"),
+        ([chess("L"), CLEAR], "item 1 must be opaque"),
+        ([chess("L"), DEEP], "item 1 must have 8 bits a channel"),
         (["a.png"], "item 0 must be an image, got a str"),
-        ([()], "item 0 must be an image, got a NoneType"),
         (Promise(), "a Promise takes .* more than there is memory"),
         ([{"pixels": 3}], "item 0 must be an image, got a NoneType"),
         (torch.zeros(20, 8, 8, 2).byte(), r"images must hold .* got shape \(20, 8, 8, 2\)"),
         ([], r"train data set must hold images with pixels, got \(0, 1, 4, 4\)"),
-        (
-            torch.zeros(20, 1, 0, 0).byte(),
-            r"train data set must hold images with pixels, got \(20, 1, 0, 0\)",
-        ),
-        (
-            [np.zeros((0, 8), np.uint8)] * 20,
-            r"train data set must hold images with pixels, got \(20, 1, 0, 8\)",
-        ),
-        ((BLACK, BLACK[:, :, :, :0]), "test data set must hold images with pixels"),
+        ([np.zeros((0, 8), np.uint8)] * 20, r"images with pixels, got \(20, 1, 0, 8\)"),
         ((BLACK, BLACK[:0]), "test data set must hold images with pixels"),
         ((BLACK, BLACK, BLACK), r"\(training images, held-out images\), .* got 3: "),
         (torch.zeros(20, 1, 8, 6, dtype=torch.uint8), "multiples of 4, got 8 x 6: crop, pad"),
@@ -220,13 +194,11 @@ LABELS = torch.arange(40)
     [
         (PIXELS, LABELS[:3], "of 40 images, got 3 such as "),
         (PIXELS, LABELS + 0.5, "must be whole numbers from 0, or names, of 40 images, got"),
-        (PIXELS, torch.eye(40), "must be whole numbers from 0, or names, of 40 images, got"),
         (PIXELS, LABELS - 1, "must be whole numbers from 0, or names, of 40 images, got"),
         (PIXELS, dict(enumerate(range(40))), "names, of 40 images, got 0 such as "),
         (PIXELS, ["cat", 3] * 20, "got 40 such as 'cat', 3$"),
         ((PIXELS, PIXELS), LABELS, r"\(training images, held-out images\), without labels="),
         ([(PIXELS[0], None), (PIXELS[1], 1)], None, "names, of 2 images, got 1 such as 1"),
-        ([(PIXELS[0], 1), (PIXELS[1], None)], None, "names, of 2 images, got 1 such as 1"),
     ],
 )
 def test_labels_that_are_refused(dataset: object, labels: object, message: str) -> None:
