@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import dsmooth.kernels
-from dsmooth import _extension, functional
+from dsmooth import _extension
 from dsmooth.commands import doctor
 from tests.helpers.data_makers import refuses
 from tests.helpers.gated_cases import needs_extension
@@ -68,27 +68,21 @@ GIVEN_BACK.untyped_storage().resize_(0)
         ({"x": ZEROS(2, 3, 4)}, r"x must have shape \(\*, \*, \*, \*\), got \(2, 3, 4\)"),
         ({"x": ZEROS(2, 2, 3, 4)}, "x must have 1 or 3 channels, got 2"),
         ({"params": ZEROS(2, 5, 3, 4)}, "params must have a multiple of 3 channels, got 5"),
-        ({"params": ZEROS(1, 6, 3, 4)}, r"params must have shape \(2, \*, 3, 4\), got \(1, 6"),
         ({"params": ZEROS(2, 6, 3, 4).double()}, "params must be float32, got float64"),
         ({"x": ZEROS(2, 1, 3, 4).half()}, "x must be float32 or float64, got float16"),
-        (
-            {"atoms": True},
-            "params must have .*, and 256 for the atoms, got 6",
-        ),
+        ({"atoms": True}, "params must have .*, and 256 for the atoms, got 6"),
         ({"atoms": True, "likelihood": "gaussian"}, "atoms need likelihood discretized and grey"),
         ({"likelihood": "gaussian"}, "smoothing_scale must be positive and finite, got 0"),
         ({"likelihood": "normal"}, "likelihood must be one of continuous, .*, got normal"),
         ({"instruction_set": "mmx"}, "instruction_set must be auto or one of generic, avx2, .*mmx"),
         ({"x": None}, "x must be a tensor, got None"),
         ({"params": ZEROS(2, 6, 3, 4, device="meta")}, "params must be a strided tensor on cpu or"),
-        ({"params": ZEROS(2, 6, 3, 4).to_sparse()}, "params must be a strided tensor on cpu or cu"),
         ({"params": torch._neg_view(ZEROS(2, 6, 3, 4))}, "params must not be a negative view"),
         ({"threads": 2**31 - 1}, "threads must lie in 1 .. 4096, got 2147483647"),
         ({"state": expanded(2, 4, 3, 4)}, "state must have no overlapping elements"),
         ({"params": misaligned(2, 6, 3, 4)}, "params must be aligned to its elements"),
         ({"params": GIVEN_BACK}, "params must have memory, got a tensor without"),
         ({"state": SHARED, "log_prob": SHARED[:, 3]}, "log_prob must .* own, got that of state"),
-        ({"x": SHARED[:, :1], "state": SHARED}, "state must have memory of its own, got that of x"),
     ],
 )
 def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
@@ -100,22 +94,6 @@ def test_inputs_may_share_memory_and_be_expanded_or_huge_and_empty() -> None:
     call(x=expanded(2, 1, 3, 4), params=expanded(2, 6, 3, 4))
     huge = {name: ZEROS(0, n, 2**30, 2**30) for name, n in (("x", 1), ("params", 6), ("state", 4))}
     call(**huge, log_prob=ZEROS(0, 2**30, 2**30))
-
-
-@needs_extension
-def test_the_ops_resolve_negative_views() -> None:
-    """torch does, before it hands the tensors of an operator over."""
-    x, params = torch.rand(2, 3, 4, 4), torch.randn(2, 20, 4, 4)
-    weights = [torch.randn(s) for s in ((3, 6, 2, 3), (3,), (6, 6, 2, 3), (6,))]
-    log_prob, view = functional.logistic_mixture_log_prob, torch._neg_view
-    assert torch.equal(
-        log_prob(view(x), view(params), impl="native"), log_prob(-x, -params, impl="native")
-    )
-
-    def gated(x: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-        return functional.gated_resnet(x, (a, b), (c, d), shift="down", impl="native")
-
-    assert torch.equal(gated(*map(view, (x, *weights))), gated(-x, *[-w for w in weights]))
 
 
 @pytest.fixture

@@ -115,13 +115,9 @@ def test_image_size_crops_the_centre(tmp_path: Path, monkeypatch, capsys) -> Non
         (
             {"a": (6, 8), "b": (6, 8)},
             None,
-            r"FOLDER/[ab]\.png must .* multiples of 4, got 6 x 8; .* `image_size`$",
+            r"[ab]\.png must .* multiples of 4, got 6 x 8; .* `imag",
         ),
-        (
-            {"a": (30, 31), "b": (11, 12)},
-            None,
-            r"one size, got (30 x 31|11 x 12) in FOLDER/[ab]\.png and .*; .* `image_size`$",
-        ),
+        ({"a": (30, 31), "b": (11, 12)}, None, r"one size, got (30 x 31|11 x 12) in FOLDER/[ab]\."),
         ({"a": (8, 8), "b": (8, 8)}, 30, "`image_size` must be a positive multiple of 4, got 30"),
     ],
 )
@@ -129,22 +125,6 @@ def test_folder_errors_name_the_file(tmp_path: Path, sizes, image_size, message:
     write_images(tmp_path, {f"{name}.png": random_bytes(size) for name, size in sizes.items()})
     words, errors = message.replace("FOLDER", str(tmp_path)), (ValueError, FileNotFoundError)
     refuses(words, load_splits, "folder", SPLITS, tmp_path, False, image_size, error=errors)
-
-
-def test_the_first_picture_that_cannot_be_used_is_named(tmp_path: Path) -> None:
-    """Palettes, CMYK and two levels are converted."""
-    from PIL import Image
-
-    picture = Image.fromarray(random_bytes((8, 8, 3)))
-    for mode, name in (("P", "p.png"), ("CMYK", "c.jpg"), ("1", "b.png"), ("RGBA", "a.png")):
-        picture.convert(mode).save(tmp_path / name)
-    assert load_dataset("folder", "train", tmp_path).image_channels == 3
-    clear = picture.convert("RGBA")
-    clear.putalpha(128)
-    clear.save(tmp_path / "clear.png")
-    refuses(rf"{tmp_path}/clear\.png must be opaque", load_dataset, "folder", "all", tmp_path)
-    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "clear.png")
-    refuses(r"clear\.png must have 8 bits", load_dataset, "folder", "all", tmp_path)
 
 
 def test_a_jpeg_is_decoded_small_and_looks_the_same(tmp_path: Path) -> None:
