@@ -58,7 +58,7 @@ def test_steps_are_done_failed_or_skipped_and_the_next_call_continues(
     monkeypatch.setitem(tool.main.__globals__, "steps", lambda state: planned)
     monkeypatch.setenv("OUT", str(tmp_path / "out"))
     for _ in range(2):
-        assert tool.main(["--minutes=0.017", f"--state={tmp_path / 'state'}"]) == 1
+        assert tool.main(["--minutes=0.03", f"--state={tmp_path / 'state'}"]) == 1
         outcomes = json.loads((tmp_path / "out" / "day.json").read_text())
         assert outcomes == {"smoke-ops": "failed (1)", "plain": "done", "slow": "too long"}
     assert ran.read_text() == "\n"
