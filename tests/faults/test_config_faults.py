@@ -7,7 +7,6 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import dsmooth
 from dsmooth import ModelConfig, PixelCNNpp
 from dsmooth.config import TrainConfig
 from dsmooth.fields import structure
-from dsmooth.files import write_tensors
+from dsmooth.files import read_tensors, write_tensors
 from dsmooth.presets import preset
 from dsmooth.pretrained.runs import RunFolder, read_entry
 from tests.helpers.command_runs import save_run

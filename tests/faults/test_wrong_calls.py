@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 
 from dsmooth import _extension
-from dsmooth.functional import logistic_mixture_log_prob
 from dsmooth.functional.gated_resnet_native import forward_op
 from dsmooth.functional.gated_resnet_operands import FIELDS, Operands
 from dsmooth.sampling.program import Program
-from tests.helpers.gated_cases import call, make_case, needs_extension
+from tests.helpers.gated_cases import make_case, needs_extension
 from tests.helpers.networks import BYTES, network
 
 pytestmark = needs_extension
@@ -48,14 +47,11 @@ REFUSED: Odd = {
     "first_image": [-1, 2**31, 2**70, 1.5],
     "keep_from": [2**40, 0.5],
     "scale": ["x"],
-    "shift": ["none", "bogus", "", 3],
-    "dropout": [1.0, -0.5, 2.0, float("nan"), "x"],
     "likelihood": ["gaussian", "bogus", "", 3],
     "atoms": ["x", (0,)],
     "smoothing_scale": ["x"],
     "threads": [2**40, "x"],
     "instruction_set": ["sse9", "", 3],
-    "impl": ["triton", "bogus"],
     "first_index": [-1, 2**64, 0.5],
     "temperature": [0.0, -1.0, float("nan"), float("inf"), "x"],
     "guidance": [-1.0, float("nan"), float("inf"), "x", 0.5],  # these models are not pairs
@@ -73,13 +69,10 @@ ACCEPTED: Odd = {
     "first_image": [3],
     "keep_from": [-1, 0, 1],
     "scale": [0.0, float("nan")],
-    "shift": ["down_right"],
-    "dropout": [0.0, 0.25],
     "likelihood": ["continuous"],
     "smoothing_scale": [0.5, -1.0, float("nan"), float("inf")],
     "threads": [0, -3, 2, 64, 10**9],
     "instruction_set": ["generic"],
-    "impl": ["native", "reference"],
     "seed": [2**64 - 1],
     "first_index": [2**63],
     "temperature": [1e-30, 1e30],
@@ -96,7 +89,7 @@ class Target:
 
     arguments: fresh ones, by name, with which `call` succeeds. call: returns tensors; it may
     also write arguments. plain: arguments with which the same call says what is right. free: a
-    tensor of any number of images. is_raw: the function reads memory itself and converts nothing.
+    tensor of any number of images.
     """
 
     name: str  # of the function, then a comma or a space and what sets this target apart
@@ -104,7 +97,6 @@ class Target:
     call: Callable[[Arguments], Sequence[Tensor]]
     plain: Arguments = field(default_factory=dict)
     free: str | None = None
-    is_raw: bool = False
     refused: Odd = field(default_factory=lambda: REFUSED)
 
 
@@ -138,7 +130,7 @@ def misaligned(tensor: Tensor) -> Tensor:
     return torch.frombuffer(whole, dtype=tensor.dtype, offset=1).view(tensor.shape)
 
 
-def wrong_tensors(tensor: Tensor, is_raw: bool) -> Iterator[tuple[str, Any]]:
+def wrong_tensors(tensor: Tensor) -> Iterator[tuple[str, Any]]:
     """Words, and a tensor of another shape, dtype, device or memory order, or no tensor."""
     changes: dict[str, Callable[[], Any]] = {
         "None": lambda: None,
@@ -158,10 +150,9 @@ def wrong_tensors(tensor: Tensor, is_raw: bool) -> Iterator[tuple[str, Any]]:
         "transposed memory": lambda: tensor.transpose(-1, -2).contiguous().transpose(-1, -2),
         "channels_last": lambda: tensor.contiguous(memory_format=torch.channels_last),
         "contiguous": lambda: tensor.contiguous(),
+        "no memory": lambda: without_memory(tensor),
+        "misaligned": lambda: misaligned(tensor),
     }
-    if is_raw:
-        changes["no memory"] = lambda: without_memory(tensor)
-        changes["misaligned"] = lambda: misaligned(tensor)
     for dim, extent in enumerate(tensor.shape):
         before, after = tensor.shape[:dim], tensor.shape[dim + 1 :]
         changes |= {
@@ -186,12 +177,12 @@ def wrong_calls(target: Target) -> Iterator[tuple[str, Arguments, Arguments]]:
         if not isinstance(right, Tensor):
             wrong = [(repr(value), value) for value in (*ACCEPTED.get(name, []), None)]
         else:
-            wrong = [*wrong_tensors(right, target.is_raw)]
+            wrong = [*wrong_tensors(right)]
         for word, value in wrong:
             own = target.arguments()
             yield f"{name}: {word}", own, own | {name: value}
         for other in (n for n, t in target.arguments().items() if isinstance(t, Tensor)):
-            if target.is_raw and isinstance(right, Tensor) and other != name:
+            if isinstance(right, Tensor) and other != name:
                 own = target.arguments()
                 yield f"{name}: memory of {other}", own, own | {name: own[other]}
 
@@ -209,12 +200,9 @@ def plain_of(target: Target, arguments: Arguments) -> Arguments | None:
             continue
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
             return None
-        if value.is_complex():
-            return None
-        kind = (lambda t: t.dtype) if target.is_raw else Tensor.is_floating_point
         fits = value.shape == right.shape
         is_lost = value.numel() > 0 and value.untyped_storage().nbytes() == 0
-        if kind(value) != kind(right) or is_lost or not (fits or name == target.free):
+        if value.dtype != right.dtype or is_lost or not (fits or name == target.free):
             return None
         copy = right if fits else right.new_empty(value.shape)
         plain[name] = copy.copy_(value.detach()).requires_grad_(value.requires_grad)
@@ -230,11 +218,7 @@ def is_refused(target: Target, arguments: Arguments) -> bool:
         raise
     except Exception:  # by whichever error: memory faults end the process instead
         return True
-    if plain is None:
-        assert not target.is_raw, "an answer to a wrong tensor"
-        assert any(getattr(value, "is_meta", value == "meta") for value in arguments.values())
-        assert all(t.is_meta for t in got)  # no values from no values
-        return False
+    assert plain is not None, "an answer to a wrong tensor"
     # Memory that is read keeps its values, and what is written has the right ones.
     names = [name for name, value in plain.items() if isinstance(value, Tensor)]
     expected = [*target.call(plain), *(plain[name].detach() for name in names)]
@@ -287,17 +271,6 @@ def block_of_extension(direction: str, given: Arguments) -> list[Tensor]:
     return []
 
 
-def gradients(y: Tensor, given: Sequence[Any]) -> list[Tensor]:
-    """y and the gradients of its sum by the inputs that ask for one."""
-    wanted = [t for t in given if t is not None and t.requires_grad]
-    return [y.detach(), *(torch.autograd.grad(y.sum(), wanted) if wanted else ())]
-
-
-def block(given: Arguments) -> list[Tensor]:
-    torch.manual_seed(0)
-    return gradients(call(given, impl=given["impl"]), [given[name] for name in Operands._fields])
-
-
 # The logistic mixture's likelihood.
 def mixture_inputs(channels: int) -> Arguments:
     generator = torch.Generator().manual_seed(channels)
@@ -325,14 +298,6 @@ def mixture_backward(channels: int) -> Arguments:
 def mixture_of_extension(given: Arguments) -> list[Tensor]:
     _extension.extension().logistic_mixture(**given)
     return []
-
-
-def mixture_arguments(channels: int) -> Arguments:
-    return mixture_inputs(channels) | {"atoms": "all" if channels == 1 else (), "impl": "native"}
-
-
-def mixture(given: Arguments) -> list[Tensor]:
-    return gradients(logistic_mixture_log_prob(**given), [given["x"], given["params"]])
 
 
 # The sampler.
@@ -375,7 +340,7 @@ def draws(conditioning: str, bf16: bool, completes: bool, classes: int = 0, **mo
     return Target(
         f"_C.CpuSampler.sample, {conditioning}, {bf16=}, {completes=}, {classes=}, {more}",
         partial(draw_arguments, conditioning, completes, classes),
-        *(call, {"threads": 1, "slice": 0, "progress": None}, "out", True, SAMPLER),
+        *(call, {"threads": 1, "slice": 0, "progress": None}, "out", SAMPLER),
     )
 
 
@@ -383,31 +348,16 @@ def bytes_per_image(**size: int) -> int:
     return make_sampler("none", False).bytes_per_image(**size)  # whose caches are rings of rows
 
 
-raw = partial(Target, plain={"threads": 1}, is_raw=True)
+raw = partial(Target, plain={"threads": 1})
 backward = partial(block_of_extension, "backward")
 TARGETS = [
     raw("_C.gated_resnet_forward", block_forward, partial(block_of_extension, "forward")),
     raw("_C.gated_resnet_backward", partial(block_backward, False), backward),
     raw("_C.gated_resnet_backward, frozen", partial(block_backward, True), backward),
-    Target(
-        "functional.gated_resnet",
-        lambda: block_inputs() | CASE.settings._asdict() | {"impl": "native"},
-        *(block, {"impl": "reference"}),
-    ),
     *(
-        target
+        raw(f"_C.logistic_mixture, {name}, C = {c}", partial(arguments, c), mixture_of_extension)
+        for name, arguments in (("forward", mixture_forward), ("backward", mixture_backward))
         for c in (1, 3)
-        for target in (
-            Target(
-                f"functional.logistic_mixture_log_prob, C = {c}",
-                partial(mixture_arguments, c),
-                *(mixture, {"impl": "reference"}),
-            ),
-            raw(f"_C.logistic_mixture, forward, C = {c}", partial(mixture_forward, c),
-                mixture_of_extension),
-            raw(f"_C.logistic_mixture, backward, C = {c}", partial(mixture_backward, c),
-                mixture_of_extension),
-        )
     ),
     *(draws(conditioning, bf16, False) for conditioning, bf16 in
       (("none", False), ("none", True), ("stack", False), ("stack", True), ("concat", False),
