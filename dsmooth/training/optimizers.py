@@ -8,8 +8,10 @@ gradients, moments and average are flat buffers, each updated by one operation.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -18,8 +20,8 @@ from torch import Tensor, nn
 from ..config import TrainConfig
 from ..nn import PixelCNNpp
 from ..nn.layers import WeightNormConv
-from .flat import FlatParameters, slot
 
+ALIGNMENT = 32  # elements, 128 bytes: what kernels that read vectors ask of an address
 MOMENTUM = 0.9
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -39,6 +41,54 @@ LEAST_SQUARE = 1e-30
 # Gram matrices of one size are padded to the next larger size, and computed with those, if all of
 # them then have at most this many elements cubed: less time than the launches that this saves.
 LARGEST_PADDED = 2**20
+
+
+class FlatParameters:
+    """Moves parameters, all float32 on one device, into a buffer, in the order of their names.
+
+    Between them lie zeros, which an update that maps zeros to zeros leaves. Those with four
+    dimensions become channels_last.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = dict(parameters)
+        self.offsets: dict[str, int] = {}
+        size = 0
+        for name, parameter in parameters.items():
+            self.offsets[name] = size
+            size += slot(parameter.numel())
+        like = next(iter(parameters.values()), torch.empty(0))
+        self.values = torch.zeros(size, dtype=torch.float32, device=like.device)
+        for parameter in parameters.values():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.to(memory_format=torch.channels_last)
+        for name, view in self.views(self.values).items():
+            view.copy_(self.parameters[name].detach())
+            self.parameters[name].data = view
+
+    def views(self, buffer: Tensor, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """The parts of a buffer of this layout by parameters' names, by default all, in their
+        shapes."""
+        parameters = self.parameters
+        return {
+            name: buffer.as_strided(
+                parameters[name].shape, parameters[name].stride(), self.offsets[name]
+            )
+            for name in names or parameters
+        }
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """The gradients of all parameters, to which `backward` adds from now on."""
+        gradient = torch.zeros_like(self.values)
+        for name, view in self.views(gradient).items():
+            self.parameters[name].grad = view
+        return gradient
+
+
+def slot(elements: int) -> int:
+    """The elements that a parameter takes in a buffer, with the zeros after it."""
+    return -(-elements // ALIGNMENT) * ALIGNMENT
 
 
 def polar_operator(gram: Tensor) -> Tensor:
@@ -65,75 +115,57 @@ def polar_operator(gram: Tensor) -> Tensor:
     return operator * scale
 
 
-def filters(v: Tensor, transposed: bool) -> Tensor:
-    """A view of a kernel with one row per filter: (D, kh, kw, C)."""
-    return v.permute(1, 2, 3, 0) if transposed else v.permute(0, 2, 3, 1)
-
-
-class Shape(NamedTuple):
-    """Kernels of one shape are computed together: D filters of kh kw C numbers."""
+class Group(NamedTuple):
+    """Kernels of one shape, neighbours in a flat buffer: each has D filters of kh kw C numbers."""
 
     n_filters: int
     size: int
     transposed: bool
+    n_kernels: int
+    offset: int
 
     @property
     def gram_size(self) -> int:
         return min(self.n_filters, self.size)
 
-
-class Group(NamedTuple):
-    """All kernels of a shape, neighbours in a flat buffer."""
-
-    shape: Shape
-    n_kernels: int
-    offset: int
-
     def rows(self, buffer: Tensor) -> Tensor:
         """A view of these kernels in a flat buffer: (N, D, kh kw C), in some order of columns."""
-        d, size, transposed = self.shape
-        strides = (slot(d * size), 1, d) if transposed else (slot(d * size), size, 1)
+        d, size = self.n_filters, self.size
+        strides = (slot(d * size), 1, d) if self.transposed else (slot(d * size), size, 1)
         return buffer.as_strided((self.n_kernels, d, size), strides, self.offset)
 
 
-class Grams(NamedTuple):
-    """Gram matrices of one padded size, for which a polar factor is computed at once."""
+class Grams:
+    """Gram matrices of some groups, padded to one size: their polar factors are computed at once.
 
-    places: list[tuple[Group, tuple[slice, slice, slice]]]
-    matrices: Tensor  # (N, size, size), zero outside of the places
-    factors: Tensor  # (N, 1, 1), of the angle
+    matrices: (N, size, size), zero outside of the places. factors: of the angle, (N, 1, 1).
+    """
 
-    @classmethod
-    def of(cls, groups: list[Group], size: int, like: Tensor) -> Grams:
-        """Of groups with Gram matrices of at most `size`, where `like` is."""
-        places: list[tuple[Group, tuple[slice, slice, slice]]] = []
+    def __init__(self, groups: list[Group], like: Tensor) -> None:
+        self.places: list[tuple[Group, tuple[slice, slice, slice]]] = []
         factors: list[float] = []
         for group in groups:
-            d, columns, _ = group.shape
-            rows = slice(group.shape.gram_size)
-            places.append(
-                (group, (slice(len(factors), len(factors) + group.n_kernels), rows, rows))
-            )
-            factors += [math.sqrt(max(1.0, d / columns))] * group.n_kernels
-        matrices = like.new_zeros(len(factors), size, size)
-        return cls(places, matrices, like.new_tensor(factors)[:, None, None])
+            rows = slice(group.gram_size)
+            kernels = slice(len(factors), len(factors) + group.n_kernels)
+            self.places.append((group, (kernels, rows, rows)))
+            factors += [math.sqrt(max(1.0, group.n_filters / group.size))] * group.n_kernels
+        size = max(group.gram_size for group in groups)
+        self.matrices = like.new_zeros(len(factors), size, size)
+        self.factors = like.new_tensor(factors)[:, None, None]
 
 
-def gram_sizes(groups: list[Group]) -> dict[int, int]:
-    """The size to which Gram matrices of each size are padded."""
-    counts = dict.fromkeys(sorted(group.shape.gram_size for group in groups), 0)
-    for group in groups:
-        counts[group.shape.gram_size] += group.n_kernels
-    padded: dict[int, int] = {}
-    waiting: list[int] = []
-    n, sizes = 0, list(counts)
-    for i, size in enumerate(sizes):
-        waiting.append(size)
-        n += counts[size]
-        if i + 1 == len(sizes) or n * sizes[i + 1] ** 3 > LARGEST_PADDED:
-            padded |= dict.fromkeys(waiting, size)
-            waiting, n = [], 0
-    return padded
+def padded_together(groups: list[Group]) -> list[list[Group]]:
+    """The groups whose Gram matrices are padded to the size of the last ones."""
+    parts: list[list[Group]] = []
+    n = 0
+    for group in sorted(groups, key=lambda group: group.gram_size):
+        larger = parts and group.gram_size > parts[-1][-1].gram_size
+        if not parts or (larger and n * group.gram_size**3 > LARGEST_PADDED):
+            parts.append([])
+            n = 0
+        parts[-1].append(group)
+        n += group.n_kernels
+    return parts
 
 
 def kernels_of(model: nn.Module) -> dict[str, WeightNormConv]:
@@ -141,16 +173,17 @@ def kernels_of(model: nn.Module) -> dict[str, WeightNormConv]:
 
     The directions of layers with weight norm, unless they are frozen.
     """
-    by_shape: dict[Shape, dict[str, WeightNormConv]] = {}
+    by_shape: dict[object, dict[str, WeightNormConv]] = {}
     for name, conv in model.named_modules():
         if isinstance(conv, WeightNormConv) and conv.weight_v.requires_grad:
             by_shape.setdefault(shape_of(conv), {})[f"{name}.weight_v"] = conv
     return {name: conv for convs in by_shape.values() for name, conv in convs.items()}
 
 
-def shape_of(conv: WeightNormConv) -> Shape:
-    rows = filters(conv.weight_v, conv.transposed)
-    return Shape(rows.shape[0], rows[0].numel(), conv.transposed)
+def shape_of(conv: WeightNormConv) -> tuple[int, int, bool]:
+    """The filters of a kernel, their numbers, and whether it is transposed."""
+    n_filters = conv.weight_v.shape[1 if conv.transposed else 0]
+    return n_filters, conv.weight_v.numel() // n_filters, conv.transposed
 
 
 class FlatMuon:
@@ -162,22 +195,13 @@ class FlatMuon:
     """
 
     def __init__(self, kernels: Mapping[str, WeightNormConv], flat: FlatParameters) -> None:
-        self.kernels, self.flat = kernels, flat
-        shapes = [shape_of(conv) for conv in kernels.values()]
-        offsets = [flat.offsets[name] for name in kernels]
-        self.start = offsets[0]
-        self.groups = [
-            Group(shape, shapes.count(shape), offsets[shapes.index(shape)])
-            for shape in dict.fromkeys(shapes)
-        ]
+        self.flat, self.start = flat, flat.offsets[next(iter(kernels))]
+        self.groups = []
+        for shape, alike in itertools.groupby(kernels, lambda name: shape_of(kernels[name])):
+            names = list(alike)
+            self.groups.append(Group(*shape, len(names), flat.offsets[names[0]]))
         self.average = torch.zeros_like(flat.values)
-        padded = gram_sizes(self.groups)
-        self.grams = [
-            Grams.of(
-                [g for g in self.groups if padded[g.shape.gram_size] == size], size, flat.values
-            )
-            for size in dict.fromkeys(padded.values())
-        ]
+        self.grams = [Grams(part, flat.values) for part in padded_together(self.groups)]
         for group in self.groups:
             normalize_rows(group.rows(flat.values))
 
@@ -187,25 +211,17 @@ class FlatMuon:
         gradient, average = self.flat.gradient[self.start :], self.average[self.start :]
         average.lerp_(gradient, 1 - MOMENTUM)
         gradient.lerp_(average, MOMENTUM)  # Nesterov's momentum
-        for places, matrices, factors in self.grams:
-            for group, place in places:
+        for grams in self.grams:
+            for group, place in grams.places:
                 x = wide(group.rows(self.flat.gradient))
-                torch.bmm(x, x.mT, out=matrices[place])
-            operators = polar_operator(matrices) * (factors * angle)
-            for group, place in places:
+                torch.bmm(x, x.mT, out=grams.matrices[place])
+            operators = polar_operator(grams.matrices) * (grams.factors * angle)
+            for group, place in grams.places:
                 buffers = self.flat.gradient, self.flat.values
                 x, v = (wide(group.rows(buffer)) for buffer in buffers)
                 v.baddbmm_(operators[place], x, alpha=-1)
         for group in self.groups:
             normalize_rows(group.rows(self.flat.values))
-
-    def averages(self) -> dict[str, Tensor]:
-        """Views of the average gradients by the names of the layers: (D, kh, kw, C)."""
-        views = self.flat.views(self.average, self.kernels)
-        return {
-            name.removesuffix(".weight_v"): filters(views[name], conv.transposed)
-            for name, conv in self.kernels.items()
-        }
 
 
 def wide(x: Tensor) -> Tensor:
@@ -226,10 +242,10 @@ class Optimizer:
 
     def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device) -> None:
         named = dict(model.named_parameters())
-        kernels = kernels_of(model) if config.optimizer == "muon" else {}
-        self.by_adam = [name for name in named if name not in kernels]
-        self.flat = FlatParameters({name: named[name] for name in (*self.by_adam, *kernels)})
-        self.muon = FlatMuon(kernels, self.flat) if kernels else None
+        self.kernels = kernels_of(model) if config.optimizer == "muon" else {}
+        self.by_adam = [name for name in named if name not in self.kernels]
+        self.flat = FlatParameters({name: named[name] for name in (*self.by_adam, *self.kernels)})
+        self.muon = FlatMuon(self.kernels, self.flat) if self.kernels else None
         end = self.muon.start if self.muon else len(self.flat.values)
         self.values = nn.Parameter(self.flat.values[:end])
         self.values.grad = self.flat.gradient[:end]
@@ -255,28 +271,15 @@ class Optimizer:
         if self.muon:
             self.muon.step(angle)
 
-    def moments(self) -> dict[str, Tensor]:
-        """Views of what a resumed run needs, by name."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Views of the moments, by name: what a resumed run needs."""
         moments = {
             f"adam.{key}.{name}": view
             for key in ADAM_MOMENTS
             for name, view in self.flat.views(self.state[key], self.by_adam).items()
         }
-        averages = self.muon.averages() if self.muon else {}
+        averages = self.flat.views(self.muon.average, self.kernels) if self.muon else {}
         return moments | {f"muon.{name}": average for name, average in averages.items()}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The moments as checkpoints have them: an average of Muon with a row per filter."""
-        return {
-            name: moment.flatten(1) if name.startswith("muon.") else moment
-            for name, moment in self.moments().items()
-        }
-
-    def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Continue after `steps` steps from what `tensors` returned."""
-        for name, moment in self.moments().items():
-            moment.copy_(tensors[name].view(moment.shape))
-        self.state["step"].fill_(steps)
 
 
 class EMA:

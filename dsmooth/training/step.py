@@ -263,9 +263,9 @@ class TrainState:
         """One update, from tensors on the device to tensors on the device."""
         (position, row), (rate, angle, weight) = self.place, self.rates
         self.model.train()
-        loss = self._backward(position)
         flat = self.optimizer.flat
-        gradient = flat.gather_gradients()
+        gradient = flat.gradient.zero_()
+        loss = self._backward(position)
         if rank_and_size()[1] > 1:
             dist.all_reduce(gradient, group=self.group)
         norm = torch.linalg.vector_norm(gradient)
@@ -320,10 +320,8 @@ class TrainState:
     ) -> None:
         """Continue from what `tensors` returned. Raises ValueError, naming `source`, for others."""
         check_tensors(self.tensors(), tensors, source, "the state of another network or optimiser")
-        models = {"model": self.model} | ({"ema": self.ema.model} if self.ema else {})
-        for prefix, model in models.items():
-            for name, tensor in model.state_dict().items():
-                tensor.copy_(tensors[f"{prefix}.{name}"])
-        self.optimizer.restore(tensors, steps)
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
+        self.optimizer.state["step"].fill_(steps)
         self.images_seen = images_seen
         self.steps = self.steps_read = steps

@@ -11,15 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from dsmooth.nn.layers import WeightNormConv
-from dsmooth.training.flat import FlatParameters
 from dsmooth.training.optimizers import (
     MOMENTUM,
     FlatMuon,
+    FlatParameters,
     Group,
-    Shape,
-    filters,
-    gram_sizes,
     kernels_of,
+    padded_together,
     polar_operator,
     wide,
 )
@@ -68,9 +66,14 @@ def convolutions(shapes: Iterable[tuple[int, int, tuple[int, int], bool]]) -> li
 def muon_of(*layers: WeightNormConv) -> FlatMuon:
     """An optimiser of the kernels of some layers, whose gradients it takes."""
     kernels = kernels_of(nn.ModuleList(layers))
-    return FlatMuon(
-        kernels, FlatParameters({name: conv.weight_v for name, conv in kernels.items()})
-    )
+    flat = FlatParameters({name: conv.weight_v for name, conv in kernels.items()})
+    flat.gradient.normal_(generator=torch.Generator().manual_seed(3))
+    return FlatMuon(kernels, flat)
+
+
+def filters(v: Tensor, transposed: bool) -> Tensor:
+    """A kernel with one row per filter: (D, kh kw C)."""
+    return (v.permute(1, 2, 3, 0) if transposed else v.permute(0, 2, 3, 1)).flatten(1)
 
 
 SHAPES = [(4, 6, (2, 3), False), (4, 6, (2, 3), False), (6, 4, (2, 2), True), (2, 9, (1, 1), False)]
@@ -81,13 +84,12 @@ def stepped(
 ) -> list[Tensor]:
     """Kernels after some steps of one gradient, all by one Muon or each by its own."""
     groups = [layers] if together else [[layer] for layer in layers]
-    optimizers = [muon_of(*group) for group in groups]
     gradients = [scale * layer.weight_v.grad for layer in layers]
+    optimizers = [muon_of(*group) for group in groups]
     for _ in range(steps):
         for layer, gradient in zip(layers, gradients, strict=True):
-            layer.weight_v.grad = gradient.clone()
+            layer.weight_v.grad.copy_(gradient)
         for optimizer in optimizers:
-            optimizer.flat.gather_gradients()
             optimizer.step(torch.tensor(0.1))
     return [layer.weight_v.detach() for layer in layers]
 
@@ -107,10 +109,9 @@ def test_a_frozen_kernel_keeps_still() -> None:
     layers[1].requires_grad_(False)
     before = layers[1].weight_v.clone()
     muon = muon_of(*layers)
-    muon.flat.gather_gradients()
     muon.step(0.1)
     assert torch.equal(layers[1].weight_v, before)
-    assert set(muon.kernels) == {"0.weight_v"}
+    assert set(muon.flat.parameters) == {"0.weight_v"}
 
 
 @pytest.mark.parametrize("shape", SHAPES[1:])
@@ -121,44 +122,38 @@ def test_a_step_has_the_momentum_of_nesterov(shape) -> None:
     muon, average = muon_of(layer), torch.zeros(1)
     torch.testing.assert_close(layer.affine()[0], weight)  # the function is the same
     for _ in range(2):
-        v = filters(layer.weight_v.detach().clone(), layer.transposed).flatten(1)
-        layer.weight_v.grad = torch.randn_like(layer.weight_v)
-        gradient = filters(layer.weight_v.grad, layer.transposed).flatten(1).clone()
+        v = filters(layer.weight_v.detach().clone(), layer.transposed)
+        layer.weight_v.grad.normal_()
+        gradient = filters(layer.weight_v.grad, layer.transposed).clone()
         average = torch.lerp(gradient, average, MOMENTUM)
         x = wide(torch.lerp(gradient, average, MOMENTUM)[None])
         turned = (polar_operator(x @ x.mT) @ x)[0]
         turned = turned.mT if len(turned) < len(v) else turned
         v -= 0.1 * max(1.0, v.shape[0] / v.shape[1]) ** 0.5 * turned
-        muon.flat.gather_gradients()
         muon.step(torch.tensor(0.1))
-        new = filters(layer.weight_v.detach(), layer.transposed).flatten(1)
+        new = filters(layer.weight_v.detach(), layer.transposed)
         torch.testing.assert_close(new, v / v.norm(dim=1, keepdim=True), rtol=0, atol=2e-6)
 
 
-def test_gradients_are_gathered_whatever_their_memory_order() -> None:
+def test_gradients_are_parts_of_one_buffer_whatever_their_memory_order() -> None:
     layers = convolutions(SHAPES)
     muon = muon_of(*layers)
-    expected = {name: torch.randn_like(conv.weight_v) for name, conv in muon.kernels.items()}
-    for number, (name, conv) in enumerate(muon.kernels.items()):
-        conv.weight_v.grad = expected[name].contiguous() if number % 2 else expected[name].clone()
-    views = muon.flat.views(muon.flat.gather_gradients())
-    for name, conv in muon.kernels.items():
-        assert torch.equal(views[name], expected[name])
-        assert conv.weight_v.grad is None
+    muon.flat.gradient.zero_()
+    factors = {f"{i}.weight_v": torch.randn_like(c.weight_v) for i, c in enumerate(layers)}
+    for number, (name, factor) in enumerate(factors.items()):
+        factor = factor.contiguous() if number % 2 else factor
+        (layers[number].weight_v * factor).sum().backward()
+        factors[name] = factor
+    for name, view in muon.flat.views(muon.flat.gradient).items():
+        assert torch.equal(view, factors[name])
 
 
-def test_a_checkpoint_has_a_row_of_moments_for_every_filter() -> None:
-    """Transposed or not: (D, kh kw C), in the order of a kernel (D, kh, kw, C); and is restored."""
+def test_the_moments_of_a_checkpoint_are_restored() -> None:
     config = tiny("denoiser", optimizer="muon")
     one, other = (TrainState(config, random_dataset(12), CPU) for _ in range(2))
     one.step()
     tensors = {name: tensor.clone() for name, tensor in one.tensors().items()}
-    averages = one.optimizer.flat.views(one.optimizer.muon.average)
-    for name, conv in one.optimizer.muon.kernels.items():
-        stored = tensors[f"muon.{name.removesuffix('.weight_v')}"]
-        rows = filters(averages[name], conv.transposed)
-        assert torch.equal(stored, rows.flatten(1))
-    assert sum(name.startswith("muon.") for name in tensors) == len(one.optimizer.muon.kernels)
+    assert sum(name.startswith("muon.") for name in tensors) == len(one.optimizer.kernels)
     other.restore(tensors, one.images_seen, one.steps, "x")
     for state in (one, other):
         state.step()
@@ -167,14 +162,12 @@ def test_a_checkpoint_has_a_row_of_moments_for_every_filter() -> None:
 
 
 def test_gram_matrices_of_few_kernels_are_padded_to_the_next_size() -> None:
-    def groups(*sizes: tuple[int, int]) -> list[Group]:
-        return [Group(Shape(d, 1000, False), count, 0) for d, count in sizes]
+    def sizes(*groups: tuple[int, int]) -> list[list[int]]:
+        kernels = [Group(d, 1000, False, count, 0) for d, count in groups]
+        return [[group.n_filters for group in part] for part in padded_together(kernels)]
 
-    assert gram_sizes(groups((40, 90), (80, 60), (30, 1), (4, 1))) == {
-        4: 40, 30: 40, 40: 40, 80: 80
-    }  # fmt: skip
-    assert gram_sizes(groups((160, 90), (320, 60), (100, 1))) == {100: 100, 160: 160, 320: 320}
-    assert gram_sizes([]) == {}
+    assert sizes((40, 90), (80, 60), (30, 1), (4, 1)) == [[4, 30, 40], [80]]
+    assert sizes((160, 90), (320, 60), (100, 1)) == [[100], [160], [320]]
 
 
 def test_the_angle_follows_from_the_number_of_steps() -> None:
