@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from ..config import ProbeSettings, TrainConfig
-from ..evaluate.batches import check_images
 from ..evaluate.features import make_extractor
+from ..evaluate.likelihood import check_images
 from ..files import check_writable
 from ..machine import choose_device, use_threads
 from ..pretrained import DEFAULT, load, packaged

@@ -13,8 +13,7 @@ from ..nn import PixelCNNpp
 from ..nn.condition import log_prior
 from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
-from .batches import check_images, nats_of_images
-from .likelihood import standard_error
+from .likelihood import classes_of, nats_of_images, standard_error
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,35 +49,26 @@ def classify(
     x~, the same noise for all classes. seed: decides the noise.
     Raises ValueError for a model or data without classes, and as `score_pair` does.
     """
-    pair = model if isinstance(model, SmoothedPair) else None
-    network = in_evaluation(model) if isinstance(model, PixelCNNpp) else model.noisy
-    classes = network.config.classes if pair is None else pair.classes
+    model, classes = in_evaluation(model), classes_of(model)
     if classes is None:
         raise ValueError("only a model with classes classifies: this one has none")
-    check_images(model, dataset)
-    labels, n_classes = dataset.labels_of(classes.names), len(classes.names)
+    bounds = {"n_noise": n_noise, "importance_weighted": True, "seed": seed}
+    labels = dataset.labels_of(classes.names)
 
     def nats_of(x: Tensor, _: Tensor | None, first: int, number: int) -> dict[str, Tensor]:
         label = torch.full((len(x),), number, device=x.device)
-        if pair is None:
-            return {"nats": network.log_prob(x, label=label)}
-        bound = pair.elbo(
-            x, label=label, n_noise=n_noise, importance_weighted=True, seed=seed, first_index=first
-        )
-        return {"nats": bound}
+        if isinstance(model, PixelCNNpp):
+            return {"nats": model.log_prob(x, label=label)}
+        return {"nats": model.elbo(x, label=label, first_index=first, **bounds)}
 
-    rows = nats_of_images(nats_of, dataset, network, labels, batch_size, rows=n_classes)
+    rows = nats_of_images(model, dataset, nats_of, batch_size, rows=len(classes.names))
     nats = rows["nats"].mT.contiguous()
-    joint, dimensions = nats + log_prior(classes), dataset.images[0].numel()
+    joint, scale = nats + log_prior(classes), -dataset.images[0].numel() * math.log(2)
     right = (joint.argmax(1) == labels).double()
-
-    def bits(values: Tensor) -> float:
-        return -float(values.mean()) / (dimensions * math.log(2))
-
     return Classification(
         log_likelihoods=nats,
         accuracy=float(right.mean()),
         error=standard_error(right),
-        bits_given_class=bits(nats.gather(1, labels[:, None])),
-        bits_of_mixture=bits(joint.logsumexp(1)),
+        bits_given_class=float(nats.gather(1, labels[:, None]).mean()) / scale,
+        bits_of_mixture=float(joint.logsumexp(1).mean()) / scale,
     )

@@ -1,13 +1,14 @@
 """Bits per dimension of models on held-out images, in every convention (docs/math.md, section 5).
 
-`score_pair` and `score_plain` keep the nats of each image and draw; `conventions` turns them into
-the numbers that are in use. Each has a name, its errors, and a note of the numbers that it compares
-with.
+`score_pair` and `score_plain` keep the nats of each image and draw, which `conventions` turns into
+the numbers that are in use.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..bound import bound_terms, log_mean_exp
-from ..config import Precision, Role
+from ..config import Classes, Precision, Role
 from ..data import ImageDataset
 from ..fields import check_number
 from ..functional import logistic_mixture_log_prob
@@ -32,7 +33,7 @@ from ..pretrained import Loaded
 from ..progress import portion
 from ..results import Bits, BitsResult, Convention, Difference, MeasuredImages, Terms
 from ..smoothing import GaussianSmoothing
-from .batches import check_images, labels_for_model, nats_of_images
+from ..work import batches, map_parts
 
 # A density in units of [-1, 1] becomes one per byte by adding this many bits/dim.
 BYTE_BITS = math.log2(PER_UNIT)
@@ -74,10 +75,10 @@ class Scores:
 
     @property
     def terms(self) -> Terms:
-        """Each term of the bound."""
-        nats = {"continuous": self.continuous, "noisy": self.noisy, "smoothing": self.smoothing}
-        others = {k: float(self.bits(v).mean()) for k, v in nats.items() if v is not None}
-        return Terms(float(self.bits(self.discretized).mean()), **others)
+        """The terms of the bound."""
+        names = ("discretized", "continuous", "noisy", "smoothing")
+        nats = ((name, getattr(self, name)) for name in names)
+        return Terms(**{k: float(self.bits(x).mean()) for k, x in nats if x is not None})
 
     def log_weights(self, likelihood: Likelihood) -> Tensor:
         """log p(x~) - log q(x~ | x) + log p(x | x~), or log p(x) of a plain model: (R, N).
@@ -99,11 +100,11 @@ class Scores:
 
     def summary(self, *weights_sha256: str) -> Bits:
         """The numbers of these scores, of networks with these digests."""
-        trained = bits_per_dim(self)
+        best = bits_per_dim(self)
         return Bits(
             likelihood="discretized" if self.continuous is None else "continuous",
-            value=trained.value,
-            error=trained.error,
+            value=best.value,
+            error=best.error,
             terms=self.terms,
             n_images=self.n_images,
             n_noise=self.n_noise,
@@ -120,11 +121,9 @@ def conventions(scores: Scores) -> list[Convention]:
 
     def row(name: str, nats: Tensor, meaning: str, comparable: bool = True) -> Convention:
         bits = scores.bits(nats)
-        value, repeats = float(bits.mean()), None
-        if len(bits) >= ENOUGH_DRAWS:
-            repeats = standard_error(bits.mean(1))
+        repeats = standard_error(bits.mean(1)) if len(bits) >= ENOUGH_DRAWS else None
         error = standard_error(bits.mean(0))
-        return Convention(name, value, error, repeats, comparable, meaning)
+        return Convention(name, float(bits.mean()), error, repeats, comparable, meaning)
 
     discrete, density = (scores.log_weights(form) for form in ("discretized", "continuous"))
     per_byte = density - scores.dimensions * math.log(PER_UNIT)
@@ -181,6 +180,68 @@ def paired_difference(scores: Scores, other: Scores) -> Difference | None:
     return Difference(float(difference.mean()), standard_error(difference), scores.n_images)
 
 
+def check_images(model: SmoothedPair | PixelCNNpp, dataset: ImageDataset) -> None:
+    """Raise ValueError for images of another shape than a pair's, or than a network's if known."""
+    kind, network = ("pair", model.noisy) if isinstance(model, SmoothedPair) else ("model", model)
+    wanted = (network.config.image_channels, *(model.image_size or dataset.image_size))
+    if (shape := tuple(dataset.images.shape[1:])) != wanted:
+        raise ValueError(
+            f"the {kind} is for images (C, H, W) = {wanted}, got {dataset.name} of {shape}: "
+            f"{dataset.source}"
+        )
+
+
+def classes_of(model: SmoothedPair | PixelCNNpp) -> Classes | None:
+    """The classes of a pair or a network, None without."""
+    return model.classes if isinstance(model, SmoothedPair) else model.config.classes
+
+
+def labels_for_model(dataset: ImageDataset, classes: Classes | None) -> Tensor | None:
+    """The labels (N,) int64 for a model with `classes`, None for one without.
+
+    They are -1, no class, where no image is of any of its classes, such as clusters. Raises
+    ValueError if only some images are of its classes.
+    """
+    if classes is None:
+        return None
+    if dataset.has_classes(classes.names):
+        return dataset.labels_of(classes.names)
+    return torch.full((len(dataset),), NO_CLASS)
+
+
+def nats_of_images(
+    model: SmoothedPair | PixelCNNpp,
+    dataset: ImageDataset,
+    nats_of: Callable[[Tensor, Tensor | None, int, int], dict[str, Tensor]],
+    batch_size: int,
+    rows: int = 1,
+) -> dict[str, Tensor]:
+    """The nats (rows, N) float64 of images, by the names that `nats_of` gives.
+
+    nats_of(batch, its labels for the model, index of its first image, row): one row of a batch
+    (B,), on the model's device. Raises ValueError for images, or labels, that are not the model's.
+    """
+    check_number("batch_size", batch_size)
+    check_number("images", len(dataset))
+    check_images(model, dataset)
+    labels, device = labels_for_model(dataset, classes_of(model)), model.device
+
+    def compute(part: tuple[range, int]) -> dict[str, Tensor]:
+        batch, row = part
+        indices = torch.arange(batch.start, batch.stop)
+        label = None if labels is None else labels[indices].to(device)
+        nats = nats_of(dataset.batch(indices).to(device, model.dtype), label, batch.start, row)
+        return {name: values.double().cpu() for name, values in nats.items()}
+
+    parts = [*itertools.product(batches(len(dataset), batch_size), range(rows))]
+    found = [*map_parts(compute, parts, in_threads=device.type == "cpu")]
+    by_row = [found[row::rows] for row in range(rows)]
+    return {
+        name: torch.stack([torch.cat([part[name] for part in row]) for row in by_row])
+        for name in found[0]
+    }
+
+
 @torch.no_grad()
 def score_pair(
     pair: SmoothedPair,
@@ -203,8 +264,7 @@ def score_pair(
     Raises ValueError for counts below 1 and for images, or labels, that are not the pair's.
     """
     check_number("n_noise", n_noise)
-    check_images(pair, dataset)
-    pair, labels = in_evaluation(pair), labels_for_model(dataset, pair.classes)
+    pair = in_evaluation(pair)
     noise = GaussianSmoothing(clean_noise, Stream.CLEAN_NOISE) if clean_noise else None
     is_density = pair.denoiser.config.likelihood == "continuous"
 
@@ -229,8 +289,8 @@ def score_pair(
             nats["mixture"] = summed["noisy"] + nats["smoothing"] + summed["discretized"]
         return nats
 
-    nats = nats_of_images(nats_of, dataset, pair.noisy, labels, batch_size, rows=n_noise)
-    return _scores(nats, dataset, labels, clean_noise if is_density else 0.0)
+    nats = nats_of_images(pair, dataset, nats_of, batch_size, rows=n_noise)
+    return _scores(nats, dataset, pair.classes, clean_noise if is_density else 0.0)
 
 
 @torch.no_grad()
@@ -245,25 +305,28 @@ def score_plain(model: PixelCNNpp, dataset: ImageDataset, *, batch_size: int = 1
             'a plain model must have conditioning="none" and no gaussian noise in its likelihood, '
             f'got "{kinds[0]}" and "{kinds[1]}"'
         )
-    check_images(model, dataset)
     forms: set[Likelihood] = {"discretized", model.config.likelihood}
-    model, labels = in_evaluation(model), labels_for_model(dataset, model.config.classes)
+    model = in_evaluation(model)
 
     def nats_of(x: Tensor, label: Tensor | None, first: int, draw: int) -> dict[str, Tensor]:
         params = model(x, label=label)
         return {form: _log_prob(model, x, params, form) for form in forms}
 
-    return _scores(nats_of_images(nats_of, dataset, model, labels, batch_size), dataset, labels)
+    nats = nats_of_images(model, dataset, nats_of, batch_size)
+    return _scores(nats, dataset, model.config.classes)
 
 
 def _scores(
-    nats: dict[str, Tensor], dataset: ImageDataset, labels: Tensor | None, clean_noise: float = 0.0
+    nats: dict[str, Tensor],
+    dataset: ImageDataset,
+    classes: Classes | None,
+    clean_noise: float = 0.0,
 ) -> Scores:
-    classes: Literal["none", "given", "hidden"] = "none"
-    if labels is not None:
-        classes = "hidden" if bool((labels == NO_CLASS).all()) else "given"
+    seen: Literal["none", "given", "hidden"] = "none"
+    if classes is not None:
+        seen = "given" if dataset.has_classes(classes.names) else "hidden"
     dimensions = dataset.images[0].numel()
-    return Scores(**nats, dimensions=dimensions, clean_noise=clean_noise, classes=classes)
+    return Scores(**nats, dimensions=dimensions, clean_noise=clean_noise, classes=seen)
 
 
 def _log_prob(model: PixelCNNpp, x: Tensor, params: Tensor, likelihood: Likelihood) -> Tensor:
@@ -291,27 +354,25 @@ def measure_bits(
 ) -> BitsResult:
     """Bits/dim of a pair, a plain model or both. Arguments and errors as for `score_pair`."""
     scores: dict[str, Scores] = {}
-    has_pair, plain = models.plain is None or len(models.networks) > 1, models.plain
+    plain, roles = models.plain, [*models.networks]
+    share = 0.5 if plain is not None and len(roles) > 1 else 1.0
     with autocast(models.device, precision):
-        if has_pair:
-            with portion(0.5 if plain else 1.0):
-                scores["pair"] = score_pair(
-                    models.pair,
-                    dataset,
-                    n_noise=n_noise,
-                    batch_size=batch_size,
-                    seed=seed,
-                    clean_noise=clean_noise_of(models.pair),
-                    mixture=mixture,
+        if roles != ["plain"]:
+            choices = {"n_noise": n_noise, "batch_size": batch_size, "seed": seed}
+            noise = clean_noise_of(models.pair)
+            with portion(share):
+                pair = score_pair(
+                    models.pair, dataset, **choices, clean_noise=noise, mixture=mixture
                 )
+            scores["pair"] = pair
         if plain is not None:
-            with portion(0.5 if has_pair else 1.0):
+            with portion(share):
                 scores["plain"] = score_plain(plain, dataset, batch_size=batch_size)
     digests = {role: weights_digest(network) for role, network in models.networks.items()}
-    roles: dict[str, tuple[Role, ...]] = {"pair": ("noisy", "denoiser"), "plain": ("plain",)}
+    parts: dict[str, tuple[Role, ...]] = {"pair": ("noisy", "denoiser"), "plain": ("plain",)}
     return BitsResult(
         MeasuredImages(dataset.name, dataset.split, len(dataset)),
         seed,
-        {name: score.summary(*(digests[r] for r in roles[name])) for name, score in scores.items()},
+        {name: found.summary(*(digests[r] for r in parts[name])) for name, found in scores.items()},
         difference=paired_difference(*scores.values()) if len(scores) > 1 else None,
     )

@@ -28,7 +28,7 @@ from ..progress import portion
 from ..results import BlockScores, ProbeResult, ProbeScore
 from ..smoothing import Smoothing
 from ..work import Record, batches, map_parts
-from .batches import check_images
+from .likelihood import check_images
 from .linear import probe_features
 
 PIXELS, TOGETHER, UNTRAINED = "pixels", "together", "untrained-noisy"

@@ -19,10 +19,9 @@ from ..data.order import choose_images, epoch_order
 from ..data.pictures import is_diverged, save_grid
 from ..data.reading import read_npz
 from ..distributed import from_first
-from ..evaluate.batches import labels_for_model
 from ..evaluate.comparison import Reference, compare_images
 from ..evaluate.features import CLASSIFIER, make_extractor
-from ..evaluate.likelihood import clean_noise_of, measure_bits
+from ..evaluate.likelihood import clean_noise_of, labels_for_model, measure_bits
 from ..evaluate.probe import probe_pair
 from ..evaluate.receptive_field import receptive_fields
 from ..fields import check_number
