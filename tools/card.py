@@ -31,8 +31,8 @@ from dsmooth.evaluate.features import CLASSIFIER, extract_features, make_extract
 from dsmooth.evaluate.likelihood import score_pair
 from dsmooth.evaluate.probe import (
     PIXELS,
+    TOGETHER,
     ProbeInputs,
-    best_block,
     best_probe,
     probe_network,
     untrained,
@@ -45,7 +45,7 @@ from dsmooth.report.contents import Machine, ModelSummary, describe_machine, des
 from dsmooth.report.page import grid
 from dsmooth.report.reproduce import Choices, Stages, bytes_to_compare
 from dsmooth.report.sections import TITLES, settings_table
-from dsmooth.results import COMPARABLE, FLOOR, BitsResult, ProbeResult, bits_table
+from dsmooth.results import COMPARABLE, FLOOR, BitsResult, BlockScores, ProbeResult, bits_table
 from dsmooth.sampling.request import Request
 from dsmooth.text import Table, render
 from dsmooth.work import read_record, record_of
@@ -146,7 +146,7 @@ def write_card(
     pictures = stages.draw_all()
     if models.classes:
         guided = Request(count, label="each", guidance=GUIDANCE)
-        pictures["guided"] = stages.draw("guided", guided, "noisy", "denoiser")
+        pictures["guided"] = stages.draw("guided", guided, models.pair)
     class_names = models.classes.names if models.classes else ()
     is_labelled = models.classes is not None and test_set.has_classes(models.classes.names)
 
@@ -258,6 +258,11 @@ def measure_clusters(stages: Stages) -> ClusterNumbers:
         bits_summed=float(scores.bits(scores.mixture).mean()),
         bits_hidden=float(scores.bits(scores.log_weights("discretized")).mean()),
     )
+
+
+def best_block(scores: BlockScores) -> str:
+    """The best probe of a single block."""
+    return best_probe({block: score for block, score in scores.items() if block != TOGETHER})
 
 
 def text(name: str, **cards: Card) -> str:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
-from ..config import ProbeSettings, TrainConfig
+from ..config import ProbeSettings, Role, TrainConfig
 from ..evaluate.features import make_extractor
 from ..evaluate.likelihood import check_images
 from ..files import check_writable
 from ..machine import choose_device, use_threads
+from ..presets import preset
 from ..pretrained import DEFAULT, load, packaged
-from ..report.reproduce import Choices, Stages, own_folder, planned_runs, train_runs
+from ..report.reproduce import Choices, Stages, own_folder
 from ..report.sections import write_report
 from ..results import bits_table
+from ..training import train
 from .options import DEFAULT_PRESET, Reproduce
 from .shared import choose_data
 
 BUDGET_MINUTES = 8.0
+# Each model's part of the training time; the pair matters most.
+SHARES: dict[Role, float] = {"noisy": 0.4, "denoiser": 0.4, "plain": 0.2}
+# The least training between two evaluations of held-out images.
+EVALUATION_MINUTES = 0.4
 
 
 def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> int:
@@ -28,14 +34,24 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
     Returns the exit status: 0, or 128 + the signal's number if training was stopped; the same call
     then resumes.
     """
-    out, execution = options.out, options.execution
+    out, execution, seed = options.out, options.execution, options.seed
     check_writable(out / "report.html")
-    runs, choices = runs_of(options) if runs is None else runs, choices_of(options)
+    runs = runs_of(options) if runs is None else runs
+    probes = ProbeSettings(
+        train_images=options.probe_train_images, test_images=options.probe_test_images, seed=seed
+    )
+    same = {name: getattr(options, name) for name in ("count", "scored_images", "extractor")}
+    choices = Choices(probes=probes, seed=seed, precision=execution.precision, **same)
+    if choices.extractor != "auto":
+        make_extractor(choices.extractor)  # refused before any work
     use_threads(execution.threads)
     with own_folder(out, choices, runs) as record:
-        if stopped := train_runs(runs, out, execution.device):
-            print(f"stopped and saved in {out}; repeat the same command to resume")
-            return 128 + stopped
+        for config in runs:
+            path, device = out / config.role, execution.device
+            done = train(config, path, resume=True, device=device, progress=True)
+            if done.interrupted:
+                print(f"stopped and saved in {out}; repeat the same command to resume")
+                return 128 + done.interrupted
         # By folder: a folder of the user's may have the name of the packaged models.
         folders = packaged()[DEFAULT], packaged()[f"{DEFAULT}-plain"]
         names = options.models or [out / run.role for run in runs] or folders
@@ -44,8 +60,9 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
         stages = Stages(out, models, data.load("train"), data.load("test"), choices)
         check_images(models.pair, stages.test_set)
         pictures = stages.draw_all()
-        title = f"models that {'were given' if options.models else 'come with dsmooth'}"
-        record.result = stages.report(options.preset or DEFAULT_PRESET if runs else title, pictures)
+        name = f"models that {'were given' if options.models else 'come with dsmooth'}"
+        name = options.preset or DEFAULT_PRESET if runs else name
+        record.result = stages.report(name, pictures)
         record.write()
     write_report(out / "report.html", record.result, pictures)
     bits_table(record.result.bits).show()
@@ -60,24 +77,14 @@ def runs_of(options: Reproduce) -> tuple[TrainConfig, ...]:
         return ()
     if options.models:
         raise ValueError("--models are trained: leave out --budget, --preset and --download")
-    chosen = {name: x for name, x in asdict(options.dataset).items() if x is not None}
-    if "data_dir" in chosen:
-        chosen["data_dir"] = str(chosen["data_dir"])
+    changes = {name: x for name, x in asdict(options.dataset).items() if x is not None}
+    changes |= {"seed": options.seed, "download": options.download}
     minutes = BUDGET_MINUTES if options.budget is None else options.budget
-    name, chosen["download"] = options.preset or DEFAULT_PRESET, options.download
-    return planned_runs(name, minutes, seed=options.seed, **chosen)
-
-
-def choices_of(options: Reproduce) -> Choices:
-    """What the stages measure. Raises ValueError for an unknown extractor, before any work."""
-    if options.extractor != "auto":
-        make_extractor(options.extractor)
-    probes = ProbeSettings(
-        train_images=options.probe_train_images,
-        test_images=options.probe_test_images,
-        seed=options.seed,
-    )
-    same = {
-        name: getattr(options, name) for name in ("count", "scored_images", "extractor", "seed")
-    }
-    return Choices(probes=probes, precision=options.execution.precision, **same)
+    runs = []
+    for role, share in SHARES.items():
+        config, budget = preset(options.preset or DEFAULT_PRESET, role), share * minutes
+        config = replace(config, images=None, budget=budget, **changes)
+        # A short run must not spend its time on evaluations.
+        evaluations = max(1, min(config.evaluations, int(budget / EVALUATION_MINUTES)))
+        runs.append(replace(config, evaluations=evaluations))
+    return tuple(runs)

@@ -52,14 +52,14 @@ def classify(
     model, classes = in_evaluation(model), classes_of(model)
     if classes is None:
         raise ValueError("only a model with classes classifies: this one has none")
-    bounds = {"n_noise": n_noise, "importance_weighted": True, "seed": seed}
     labels = dataset.labels_of(classes.names)
 
     def nats_of(x: Tensor, _: Tensor | None, first: int, number: int) -> dict[str, Tensor]:
         label = torch.full((len(x),), number, device=x.device)
         if isinstance(model, PixelCNNpp):
             return {"nats": model.log_prob(x, label=label)}
-        return {"nats": model.elbo(x, label=label, first_index=first, **bounds)}
+        choices = {"n_noise": n_noise, "seed": seed, "first_index": first}
+        return {"nats": model.elbo(x, label=label, importance_weighted=True, **choices)}
 
     rows = nats_of_images(model, dataset, nats_of, batch_size, rows=len(classes.names))
     nats = rows["nats"].mT.contiguous()

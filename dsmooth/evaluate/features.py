@@ -41,9 +41,8 @@ class FeatureExtractor:
     """A frozen network, and the facts that every number computed with it must state.
 
     facts: the digest is of the file of weights for mnist-classifier and inception-v3-compat, else
-    of the weights themselves. apply: bytes (B, C, H, W) on the network's device -> features (B, D),
-    or these and logits. small: whether a CPU computes several batches at a time rather than parts
-    of one.
+    of the weights. apply: bytes (B, C, H, W) on the network's device -> features (B, D), or these
+    and logits. small: whether a CPU computes several batches at a time.
     """
 
     facts: Extractor
@@ -61,13 +60,12 @@ class MnistClassifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        convs = [
+        self.convs = nn.Sequential(
             nn.Conv2d(1, 16, 5, stride=2, padding=2),  # 14 x 14
             nn.Conv2d(16, 32, 3, padding=1),
             nn.Conv2d(32, 64, 3, stride=2, padding=1),  # 7 x 7
             nn.Conv2d(64, 64, 3, stride=2, padding=1),  # 4 x 4
-        ]
-        self.convs = nn.ModuleList(convs)
+        )
         self.hidden = nn.Linear(64 * 4 * 4, 128)
         self.head = nn.Linear(128, 10)
 
@@ -93,7 +91,9 @@ def make_extractor(
     Raises ValueError, ImportError or ConnectionError, saying what to do.
     """
     if isinstance(network, nn.Module):
-        extractor = _own(copy.deepcopy(network))
+        own = copy.deepcopy(network)
+        facts = Extractor(type(own).__name__, weights_digest(own), "its own")
+        extractor = FeatureExtractor(facts, own, lambda x: own(to_float(x)))
     elif network == CLASSIFIER:
         extractor = _mnist_classifier()
     else:
@@ -108,8 +108,8 @@ def extract_features(
 ) -> Features:
     """Features of images (N, C, H, W), bytes. N >= 1.
 
-    Raises ValueError for other images, and for a network that returns something else than it should
-    or values that are not finite.
+    Raises ValueError for other images, and for a network that returns something else or values
+    that are not finite.
     """
     check_tensor("images", images, ("N", "C", "H", "W"), dtypes=(torch.uint8,))
     weights = itertools.chain(extractor.network.parameters(), extractor.network.buffers())
@@ -148,11 +148,6 @@ def _mnist_classifier() -> FeatureExtractor:
 
     facts = Extractor(CLASSIFIER, file_sha256(CLASSIFIER_WEIGHTS), "none")
     return FeatureExtractor(facts, model, apply, small=True)
-
-
-def _own(network: nn.Module) -> FeatureExtractor:
-    facts = Extractor(type(network).__name__, weights_digest(network), "its own")
-    return FeatureExtractor(facts, network, lambda x: network(to_float(x)))
 
 
 def _registered(name: str) -> FeatureExtractor:

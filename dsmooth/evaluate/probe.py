@@ -129,11 +129,6 @@ def best_probe(scores: BlockScores) -> str:
     return max(scores, key=lambda block: scores[block].held_out)
 
 
-def best_block(scores: BlockScores) -> str:
-    """The best probe of a single block."""
-    return best_probe({block: score for block, score in scores.items() if block != TOGETHER})
-
-
 def untrained(network: PixelCNNpp, inputs: ProbeInputs) -> PixelCNNpp:
     """An untrained network of the same shape, its scales and biases set from a first batch."""
     with torch_seed(inputs.settings.seed):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from ..config import Method, Precision, ProbeSettings, Role, TrainConfig
+from ..config import Method, Precision, ProbeSettings, TrainConfig
 from ..data import ImageDataset, to_bytes
 from ..data.order import choose_images, epoch_order
 from ..data.pictures import is_diverged, save_grid
@@ -21,21 +20,20 @@ from ..data.reading import read_npz
 from ..distributed import from_first
 from ..evaluate.comparison import Reference, compare_images
 from ..evaluate.features import CLASSIFIER, make_extractor
-from ..evaluate.likelihood import clean_noise_of, labels_for_model, measure_bits
+from ..evaluate.likelihood import classes_of, clean_noise_of, labels_for_model, measure_bits
 from ..evaluate.probe import probe_pair
 from ..evaluate.receptive_field import receptive_fields
 from ..fields import check_number
 from ..files import lock_folder
 from ..machine import has_fast_bfloat16
+from ..nn import PixelCNNpp
 from ..pair import SmoothedPair
-from ..presets import preset
 from ..pretrained import Loaded
-from ..progress import progress
+from ..progress import portion, progress
 from ..results import FLOOR, BitsResult, FrechetResult, ProbeResult, ReceptiveFields
 from ..sampling.output import draw_all, write_images
 from ..sampling.request import Request, precision_on
 from ..smoothing import GaussianSmoothing
-from ..training import train
 from ..work import Record
 from .contents import Report, describe_machine, describe_model
 
@@ -45,39 +43,6 @@ DENOISED_IMAGES = 10  # held-out images whose denoising the report shows
 # Pictures whose distance to real images is measured.
 COMPARED = ("two-step", "single-step", "guided", "plain")
 TEST_IMAGES = "test images"  # the name of their distance
-# Each model's part of the training time; the pair matters most.
-SHARES: dict[Role, float] = {"noisy": 0.4, "denoiser": 0.4, "plain": 0.2}
-# The least training between two evaluations of held-out images.
-EVALUATION_MINUTES = 0.4
-
-
-def planned_runs(name: str, minutes: float, **changes: Any) -> tuple[TrainConfig, ...]:
-    """The settings of a pair and of the plain baseline, trained for `minutes` in all.
-
-    name: of a preset, of which `changes` replace fields. Raises SettingError for another name, for
-    a value that does not fit, and for a number of minutes that is not positive.
-    """
-    runs = []
-    for role, share in SHARES.items():
-        timed = replace(preset(name, role), images=None, budget=share * minutes)
-        # A short run must not spend its time on evaluations.
-        evaluations = max(1, min(timed.evaluations, int(share * minutes / EVALUATION_MINUTES)))
-        timed = replace(timed, evaluations=evaluations)
-        runs.append(replace(timed, **changes))
-    return tuple(runs)
-
-
-def train_runs(runs: Sequence[TrainConfig], folder: Path, device: str) -> int | None:
-    """Train the models, each in the folder of its role, or resume what was stopped.
-
-    Returns the number of the signal that stopped one, if any.
-    """
-    for config in runs:
-        path = folder / config.role
-        done = train(config, path, resume=True, device=device, progress=True)
-        if done.interrupted:
-            return done.interrupted
-    return None
 
 
 @dataclass(frozen=True)
@@ -104,7 +69,7 @@ class Choices:
             check_number(name, getattr(self, name))
 
 
-@contextlib.contextmanager
+@contextmanager
 def own_folder(
     folder: Path, choices: Choices, runs: Sequence[TrainConfig]
 ) -> Iterator[Record[None, Report]]:
@@ -113,14 +78,9 @@ def own_folder(
     Raises ValueError for a folder of something else.
     """
     path = folder / "results.json"
-
-    def check() -> None:
-        names = os.listdir(folder) if folder.exists() else []
-        # A kill may have left the lock, or half of the first file.
-        if not path.exists() and not all(name.startswith(".") for name in names):
-            raise ValueError(f"{folder} exists and is not a reproduction; choose another folder")
-
-    from_first(check)
+    # A kill may have left the lock, or half of the first file.
+    if from_first(lambda: not path.exists() and any(folder.glob("[!.]*"))):
+        raise ValueError(f"{folder} exists and is not a reproduction; choose another folder")
     with lock_folder(folder, "another dsmooth reproduce"):
         request = {**asdict(choices), "runs": {run.role: asdict(run) for run in runs}}
         record = Record(path, request, type(None), Report)
@@ -163,7 +123,7 @@ class Stages:
             bits=self.bits_per_dim(),
             frechet=self.compare(pictures),
             probes=self.probe() if has_labels else None,
-            receptive_fields=self.reach(),
+            receptive_fields=self.obtain("receptive_field", ReceptiveFields, receptive_fields),
         )
 
     @cached_property
@@ -180,7 +140,12 @@ class Stages:
     def obtain(self, name: str, kind: type[T], compute: Callable[[], T]) -> T:
         """The result in NAME.json, else what `compute` gives."""
         record = Record(self.folder / f"{name}.json", self.request, type(None), kind)
-        return record.obtain(compute)
+        with (
+            progress(name.replace("_", " "), 1, "stages")
+            if record.result is None
+            else nullcontext()
+        ):
+            return record.obtain(compute)
 
     def draw_all(self) -> dict[str, Tensor]:
         """Samples, and held-out images denoised, (N, C, H, W) by name.
@@ -190,10 +155,10 @@ class Stages:
         """
         # A kill leaves images, of which the record says what they are of.
         record = Record(self.folder / "samples.json", self.request, type(None), type(None))
-        if not from_first(record.path.exists):
-            if from_first(lambda: any(self.folder.glob("samples/*.npz"))):
-                raise ValueError(f"{self.folder / 'samples'} has images of an unknown request")
-            record.write()
+        files = self.folder.glob("samples/*.npz")
+        if from_first(lambda: not record.path.exists() and any(files)):
+            raise ValueError(f"{self.folder / 'samples'} has images of an unknown request")
+        record.write()
         models, pair, seed = self.models, self.models.pair, self.choices.seed
         methods: tuple[Method, ...] = ("two-step", "single-step")
         if not isinstance(pair.smoothing, GaussianSmoothing):
@@ -204,25 +169,25 @@ class Stages:
         noised = pair.smoothing.sample(clean, seed=seed, first_index=0, repeat=0)
         drawn = Request(self.choices.count, seed, label="each" if models.classes else None)
 
-        noisy = self.draw("noisy", replace(drawn, method="noisy"), "noisy")
+        noisy = self.draw("noisy", replace(drawn, method="noisy"), pair)
         pictures = {"held-out": clean, "held-out-noisy": noised, "noisy": noisy}
         for prefix, request, x_tilde in (("", drawn, noisy), ("held-out-", held_out, noised)):
             for method in methods:
-                step = replace(request, method=method, x_tilde=x_tilde.to(models.device))
-                name = f"{prefix}{method}"
-                pictures[name] = self.draw(name, step, "noisy", "denoiser")
+                name, x_tilde = f"{prefix}{method}", x_tilde.to(models.device)
+                pictures[name] = self.draw(
+                    name, replace(request, method=method, x_tilde=x_tilde), pair
+                )
         if models.plain is not None:
-            pictures["plain"] = self.draw("plain", drawn, "plain")
+            pictures["plain"] = self.draw("plain", drawn, models.plain)
         return pictures
 
-    def draw(self, name: str, request: Request, *roles: Role) -> Tensor:
-        """The images (N, C, H, W) of samples/NAME.npz, drawn by the networks of `roles` unless the
-        file is there; NAME.png shows the first ones."""
+    def draw(self, name: str, request: Request, model: SmoothedPair | PixelCNNpp) -> Tensor:
+        """The images (N, C, H, W) of samples/NAME.npz, which a model draws unless the file is
+        there; NAME.png shows the first ones."""
         path = self.folder / "samples" / f"{name}.npz"
         if from_first(path.exists):
             return torch.from_numpy(read_npz(path)["x"])
-        model = self.models.pair if "noisy" in roles else self.models.networks[roles[0]]
-        classes = model.classes if isinstance(model, SmoothedPair) else model.config.classes
+        classes = classes_of(model)
         request = request if classes else replace(request, label=None)
         with progress(f"drawing {name}", request.count):
             x = draw_all(model, request, self.choices.precision)
@@ -232,31 +197,19 @@ class Stages:
 
     def bits_per_dim(self) -> BitsResult:
         """Bits/dim on the first held-out images."""
-        data, choices = self.test_set.part(slice(self.choices.scored_images)), self.choices
-
-        def compute() -> BitsResult:
-            n_noise, seed, precision = choices.n_noise, choices.seed, choices.precision
-            with progress("bits/dim", len(data)):
-                return measure_bits(
-                    self.models, data, n_noise=n_noise, seed=seed, precision=precision
-                )
-
-        return self.obtain("bits_per_dim", BitsResult, compute)
-
-    @property
-    def extractor_name(self) -> str | None:
-        """The extractor of Fréchet distances, None where "auto" has none for these images."""
-        if self.choices.extractor != "auto":
-            return self.choices.extractor
-        is_mnist = self.train_set.name == "mnist" and self.train_set.images.shape[1:] == (1, 28, 28)
-        return CLASSIFIER if is_mnist else None
+        n_noise, seed, precision = self.choices.n_noise, self.choices.seed, self.choices.precision
+        measure = partial(measure_bits, n_noise=n_noise, seed=seed, precision=precision)
+        data = self.test_set.part(slice(self.choices.scored_images))
+        return self.obtain("bits_per_dim", BitsResult, partial(measure, self.models, data))
 
     def compare(self, pictures: Mapping[str, Tensor]) -> FrechetResult | None:
         """Fréchet distances to the training images: of samples, of equally many test images, and of
-        held-out training images, which are the floor."""
+        held-out training images, which are the floor. None without an extractor for the images."""
         samples = {k: x for k, x in bytes_to_compare(pictures).items() if len(x) > 1}
-        name, train_set, classes = self.extractor_name, self.train_set, self.models.classes
-        if name is None or not samples:
+        name, train_set, classes = self.choices.extractor, self.train_set, self.models.classes
+        if name == "auto" and train_set.name == "mnist":
+            name = CLASSIFIER if train_set.images.shape[1:] == (1, 28, 28) else name
+        if name == "auto" or not samples:
             return None
 
         def compute() -> FrechetResult:
@@ -270,21 +223,17 @@ class Stages:
                 equal=classes is not None and train_set.has_classes(classes.names),
             )
             others = torch.ones(len(train_set), dtype=torch.bool).index_fill(0, held_out, False)
-            network = make_extractor(name, device=self.models.device)
             test_images = choose_images(self.test_set, count)
             sets = {**samples, TEST_IMAGES: test_images, FLOOR: train_set.images[held_out]}
-            with progress("real images", int(others.sum())):
+            with portion(0.2):
+                network = make_extractor(name, device=self.models.device)
                 real = Reference.of(train_set.images[others], network)
             # Only the statistics: scores by features of the real images take longer than the rest.
-            with progress("comparing images", sum(map(len, sets.values()))):
+            with portion(0.8):
                 result = compare_images(sets, replace(real, features=None))
             return result.leave_out({k: len(pictures[k]) - len(x) for k, x in samples.items()})
 
         return self.obtain("frechet", FrechetResult, compute)
-
-    def reach(self) -> ReceptiveFields:
-        """The receptive fields of small networks of both kinds."""
-        return self.obtain("receptive_field", ReceptiveFields, receptive_fields)
 
     def probe(self) -> ProbeResult:
         """Accuracies of linear probes."""

@@ -8,13 +8,11 @@ from pathlib import Path
 from torch import Tensor
 
 from ..evaluate.probe import best_probe
-from ..fields import Setting
 from ..results import (
     COMPARABLE,
     BitsResult,
     FrechetResult,
     ProbeResult,
-    ReceptiveFields,
     bits_table,
 )
 from ..text import Table, decimals, percent
@@ -96,26 +94,34 @@ def write_report(path: Path, report: Report, pictures: Mapping[str, Tensor]) -> 
 
     pictures: (N, C, H, W) images by name.
     """
+    samples = [
+        Figure(grid(pictures[name][:SHOWN]), *words)
+        for name, words in SAMPLES.items()
+        if name in pictures
+    ]
     shown = [name for name in DENOISED if name in pictures]
     rows = "; ".join(DENOISED[name] for name in shown)
     denoising = Figure(grid(*(pictures[name] for name in shown)), "Rows from top to bottom", rows)
+    fields = [
+        Figure(
+            receptive_png(report.receptive_fields, name),
+            FIELDS[name],
+            f"Of {report.receptive_fields.causal} earlier pixels {field.reached} are reached and "
+            f"{field.blind_spot} are not; of the later pixels {field.leaks} are.",
+        )
+        for name, field in report.receptive_fields.networks.items()
+    ]
     made = models_table(report.models), settings_table(report.models), facts(report)
     sections = (
-        Section("Samples", SAMPLES_TEXT, samples(pictures), layout="samples"),
+        Section("Samples", SAMPLES_TEXT, samples, layout="samples"),
         Section("Denoising", DENOISING_TEXT, [denoising], layout="wide"),
         Section("Bits per dimension", BITS_TEXT, tables=bits_tables(report.bits)),
         Section("Fréchet distance", FRECHET_TEXT, tables=frechet_tables(report.frechet)),
         Section("Linear probes", PROBES_TEXT, *probes(report.probes)),
-        Section("Receptive fields", FIELDS_TEXT, receptive_fields(report.receptive_fields)),
+        Section("Receptive fields", FIELDS_TEXT, fields),
         Section("How this was made", MADE_TEXT, tables=made),
     )
     write_page(path, f"Distribution smoothing on {report.data}", INTRO, sections)
-
-
-def samples(pictures: Mapping[str, Tensor]) -> list[Figure]:
-    """A grid of each kind of samples."""
-    kinds = ((name, words) for name, words in SAMPLES.items() if name in pictures)
-    return [Figure(grid(pictures[name][:SHOWN]), *words) for name, words in kinds]
 
 
 def bits_tables(result: BitsResult) -> list[Table]:
@@ -177,19 +183,6 @@ def probes(result: ProbeResult | None) -> tuple[list[Figure], list[Table]]:
     return figures, [Table(["Probe", "best block", counts], rows)]
 
 
-def receptive_fields(fields: ReceptiveFields) -> list[Figure]:
-    """Maps of the pixels that one depends on (the paper's figure 10)."""
-    return [
-        Figure(
-            receptive_png(fields, name),
-            FIELDS[name],
-            f"Of {fields.causal} earlier pixels {field.reached} are reached and {field.blind_spot} "
-            f"are not; of the later pixels {field.leaks} are.",
-        )
-        for name, field in fields.networks.items()
-    ]
-
-
 def models_table(models: Mapping[str, ModelSummary]) -> Table:
     """Sizes and training of the models; a dash for a model whose training is not recorded."""
     rows = []
@@ -209,19 +202,17 @@ def settings_table(models: Mapping[str, ModelSummary]) -> Table:
     rows = []
     for name in SETTINGS:
         # A plain model ignores the settings of the noise.
-        values = [
+        values = (
             None if role == "plain" and name in NOISE else model.settings.get(name)
             for role, model in models.items()
-        ]
-        rows.append([name, *map(setting_words, values)])
+        )
+        rows.append(
+            [
+                name,
+                *("–" if x is None else f"{x:g}" if type(x) is float else str(x) for x in values),
+            ]
+        )
     return Table(["Setting", *models], rows)
-
-
-def setting_words(value: Setting) -> str:
-    """A setting's value, a dash for None."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "–" if value is None else str(value)
 
 
 def facts(report: Report) -> Table:
